@@ -1,0 +1,27 @@
+"""Who may leave, and when: evidence in, masks out. NumPy only, no torch, no clock, no model."""
+
+from offramp.policies.combine import AllOf, AnyOf, From
+from offramp.policies.evidence import PROBLEMS, Evidence
+from offramp.policies.fixed import FullDepth, StopAt
+from offramp.policies.grammar import GRAMMAR, parse
+from offramp.policies.patience import Patience
+from offramp.policies.policy import Decider, Policy
+from offramp.policies.threshold import Confidence, Entropy, Margin
+
+__all__ = [
+    "GRAMMAR",
+    "PROBLEMS",
+    "AllOf",
+    "AnyOf",
+    "Confidence",
+    "Decider",
+    "Entropy",
+    "Evidence",
+    "From",
+    "FullDepth",
+    "Margin",
+    "Patience",
+    "Policy",
+    "StopAt",
+    "parse",
+]

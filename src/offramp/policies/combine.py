@@ -1,0 +1,153 @@
+"""Policies made of policies: any of them, all of them, or not before an exit.
+
+Each part sees the evidence of every exit, whatever the others say: a counter never misses an agreement. Only what the
+grammar can say can be built, so that every policy has a text: `From` outside, then `AnyOf`, then `AllOf`, then rules.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Optional, Sequence, Tuple, Type
+
+import numpy as np
+
+from offramp.policies.evidence import Evidence
+from offramp.policies.fixed import FullDepth, refuse_missing_exit, refuse_no_exit
+from offramp.policies.policy import Decider, Policy
+
+
+@dataclass(frozen=True)
+class AbstractJoin(Policy):
+    """What `AllOf` and `AnyOf` have in common."""
+
+    parts: Tuple[Policy, ...]
+
+    sign: ClassVar[str]
+    """What the grammar puts between the parts."""
+
+    def __str__(self) -> str:
+        return self.sign.join(map(str, self.parts))
+
+    def check(self, num_exits: int, problem: Optional[str]) -> None:
+        """Check each part."""
+        for part in self.parts:
+            part.check(num_exits, problem)
+
+    @property
+    def lookback(self) -> int:
+        """That of the part that looks back the farthest."""
+        return max(part.lookback for part in self.parts)
+
+
+@dataclass(frozen=True)
+class AllOf(AbstractJoin):
+    """`A&B`: a row leaves at the first exit where every part says so at once."""
+
+    sign: ClassVar[str] = "&"
+
+    def __post_init__(self) -> None:
+        _refuse_parts(self, (FullDepth, AbstractJoin, From))
+
+    def earliest_exit(self, num_exits: int) -> int:
+        """That of the slowest part."""
+        return max(part.earliest_exit(num_exits) for part in self.parts)
+
+    def last_exit(self, num_exits: int) -> int:
+        """That of the slowest part."""
+        return max(part.last_exit(num_exits) for part in self.parts)
+
+    def start(self, num_rows: int, num_exits: int) -> Decider:
+        """The states of the parts, side by side."""
+        return _Joined([part.start(num_rows, num_exits) for part in self.parts], np.logical_and)
+
+
+@dataclass(frozen=True)
+class AnyOf(AbstractJoin):
+    """`A|B`: a row leaves at the first exit where some part says so."""
+
+    sign: ClassVar[str] = "|"
+
+    def __post_init__(self) -> None:
+        _refuse_parts(self, (FullDepth, AnyOf, From))
+
+    def earliest_exit(self, num_exits: int) -> int:
+        """That of the fastest part."""
+        return min(part.earliest_exit(num_exits) for part in self.parts)
+
+    def last_exit(self, num_exits: int) -> int:
+        """That of the fastest part."""
+        return min(part.last_exit(num_exits) for part in self.parts)
+
+    def start(self, num_rows: int, num_exits: int) -> Decider:
+        """The states of the parts, side by side."""
+        return _Joined([part.start(num_rows, num_exits) for part in self.parts], np.logical_or)
+
+
+@dataclass(frozen=True)
+class From(Policy):
+    """`from:K>A`: nobody leaves before exit K, yet A has seen what the exits before K said."""
+
+    exit_index: int
+    policy: Policy
+
+    def __post_init__(self) -> None:
+        refuse_no_exit(self, self.exit_index)
+        if isinstance(self.policy, (FullDepth, From)):
+            raise ValueError(f"{self}: from:K> goes before rules, not before {self.policy}")
+
+    def __str__(self) -> str:
+        return f"from:{self.exit_index}>{self.policy}"
+
+    def check(self, num_exits: int, problem: Optional[str]) -> None:
+        """Refuse an exit that the model does not have, and what the inner policy refuses."""
+        refuse_missing_exit(self, self.exit_index, num_exits)
+        self.policy.check(num_exits, problem)
+
+    @property
+    def lookback(self) -> int:
+        """That of the inner policy."""
+        return self.policy.lookback
+
+    def earliest_exit(self, num_exits: int) -> int:
+        """K, or later."""
+        return max(self.exit_index, self.policy.earliest_exit(num_exits))
+
+    def last_exit(self, num_exits: int) -> int:
+        """K, or later."""
+        return max(self.exit_index, self.policy.last_exit(num_exits))
+
+    def start(self, num_rows: int, num_exits: int) -> Decider:
+        """The inner state, overruled before exit K."""
+        return _NotBefore(self.exit_index, self.policy.start(num_rows, num_exits))
+
+
+class _Joined(Decider):
+    def __init__(self, deciders: Sequence[Decider], join: np.ufunc) -> None:
+        self.deciders, self.join = deciders, join
+
+    def update(self, exit_index: int, evidence: Evidence) -> np.ndarray:
+        return self.join.reduce([decider.update(exit_index, evidence) for decider in self.deciders])
+
+    def keep(self, mask_B: np.ndarray) -> None:
+        for decider in self.deciders:
+            decider.keep(mask_B)
+
+
+class _NotBefore(Decider):
+    def __init__(self, exit_index: int, decider: Decider) -> None:
+        self.exit_index, self.decider = exit_index, decider
+
+    def update(self, exit_index: int, evidence: Evidence) -> np.ndarray:
+        leaves_B = self.decider.update(exit_index, evidence)
+        return leaves_B if exit_index >= self.exit_index else np.zeros_like(leaves_B)
+
+    def keep(self, mask_B: np.ndarray) -> None:
+        self.decider.keep(mask_B)
+
+
+def _refuse_parts(policy: AbstractJoin, misplaced: Tuple[Type[Policy], ...]) -> None:
+    if len(policy.parts) < 2:
+        raise ValueError(f"expected two parts or more, got {len(policy.parts)}")
+    for part in policy.parts:
+        if isinstance(part, misplaced):
+            raise ValueError(f"{policy}: {part} cannot be a part of it")

@@ -1,0 +1,97 @@
+"""The text of a policy: what `--exit` takes, and what records keep.
+
+    EXPRESSION := [from:K>] ANY          the prefix stands once, at the very start, and holds for the whole expression
+    ANY        := ALL { "|" ALL }
+    ALL        := RULE { "&" RULE }      & binds tighter than |
+    RULE       := none | stage:K | patience:P[@TAU] | entropy:T | confidence:T | margin:T
+
+Whitespace may stand around every word, number and sign. `none` stands alone. Whether a policy fits a model is not known
+here: see `Policy.check`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Callable, Dict
+
+from offramp.errors import UsageError
+from offramp.policies.combine import AllOf, AnyOf, From
+from offramp.policies.fixed import FullDepth, StopAt
+from offramp.policies.patience import Patience
+from offramp.policies.policy import Policy
+from offramp.policies.threshold import Confidence, Entropy, Margin
+
+GRAMMAR = "[from:K>] RULES, joined by | and &: none, stage:K, patience:P[@TAU], entropy:T, confidence:T, margin:T"
+
+_PREFIX = re.compile(r"\s*from\s*:([^>|&]*)>(.*)", re.DOTALL)
+_INTEGER = re.compile(r"[+-]?[0-9]{1,9}")
+_NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
+
+
+def parse(text: str) -> Policy:
+    """Read a policy; `str` of it is an equal text, up to whitespace and the spelling of numbers.
+
+    Raises UsageError naming the piece that cannot be read.
+    """
+    if text.strip().lower().endswith(".json"):
+        raise UsageError("policy files are not readable by this version", repr(text), f"write {GRAMMAR}")
+    try:
+        return _expression(text)
+    except ValueError as error:
+        raise UsageError(f"cannot read an exit policy: {error}", repr(text), f"write {GRAMMAR}") from error
+
+
+def _expression(text: str) -> Policy:
+    prefix = _PREFIX.fullmatch(text)
+    if prefix is None:
+        return _any(text)
+    exit_text, rest = prefix.groups()
+    return From(_integer(exit_text, "from:K>"), _any(rest))
+
+
+def _any(text: str) -> Policy:
+    parts = tuple(_all(piece) for piece in text.split("|"))
+    return parts[0] if len(parts) == 1 else AnyOf(parts)
+
+
+def _all(text: str) -> Policy:
+    parts = tuple(_rule(piece) for piece in text.split("&"))
+    return parts[0] if len(parts) == 1 else AllOf(parts)
+
+
+def _rule(text: str) -> Policy:
+    rule = text.strip()
+    if rule == "none":
+        return FullDepth()
+    word, _, value = rule.partition(":")
+    if word.strip() not in _RULES:
+        raise ValueError(f"{rule!r} is no rule")
+    return _RULES[word.strip()](value, rule)
+
+
+def _patience(text: str, rule: str) -> Policy:
+    count, at, tau = text.partition("@")
+    patience = math.inf if count.strip() == "inf" else _integer(count, rule)
+    return Patience(patience, _number(tau, rule) if at else None)
+
+
+def _integer(text: str, piece: str) -> int:
+    if not _INTEGER.fullmatch(text.strip()):
+        raise ValueError(f"{piece!r}: {text.strip()!r} is no integer")
+    return int(text)
+
+
+def _number(text: str, piece: str) -> float:
+    if not _NUMBER.fullmatch(text.strip()):
+        raise ValueError(f"{piece!r}: {text.strip()!r} is no number")
+    return float(text)
+
+
+_RULES: Dict[str, Callable[[str, str], Policy]] = {
+    "stage": lambda value, rule: StopAt(_integer(value, rule)),
+    "patience": _patience,
+    "entropy": lambda value, rule: Entropy(_number(value, rule)),
+    "confidence": lambda value, rule: Confidence(_number(value, rule)),
+    "margin": lambda value, rule: Margin(_number(value, rule)),
+}

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from offramp.errors import UsageError
+from offramp.policies import (
+    GRAMMAR,
+    AllOf,
+    AnyOf,
+    Confidence,
+    Entropy,
+    From,
+    FullDepth,
+    Margin,
+    Patience,
+    StopAt,
+    parse,
+)
+from tests.policies.driver import policies, quick
+
+SAID = {
+    "none": FullDepth(),
+    "stage:3": StopAt(3),
+    "patience:3": Patience(3),
+    "patience:inf": Patience(math.inf),
+    "patience:3@0.25": Patience(3, 0.25),
+    "patience:inf@2": Patience(math.inf, 2.0),
+    "entropy:0": Entropy(0.0),
+    "confidence:0.9": Confidence(0.9),
+    "margin:1": Margin(1.0),
+    "entropy:1e-05": Entropy(1e-5),
+    "patience:3|confidence:0.9": AnyOf((Patience(3), Confidence(0.9))),
+    "patience:3&confidence:0.9&stage:2": AllOf((Patience(3), Confidence(0.9), StopAt(2))),
+    "stage:5|patience:3&margin:0.5": AnyOf((StopAt(5), AllOf((Patience(3), Margin(0.5))))),
+    "patience:3&margin:0.5|stage:5": AnyOf((AllOf((Patience(3), Margin(0.5))), StopAt(5))),
+    "from:2>patience:1": From(2, Patience(1)),
+    "from:2>patience:1|confidence:0.9": From(2, AnyOf((Patience(1), Confidence(0.9)))),
+}
+
+
+@pytest.mark.parametrize("text", SAID)
+def test_texts_and_policies_are_one_to_one(text):
+    assert parse(text) == SAID[text]
+    assert str(parse(text)) == text
+
+
+@quick
+@given(policies(9) | st.builds(Patience, st.integers(1, 99), st.floats(1e-300, 1e300)))
+def test_a_policy_reads_back_from_its_text(policy):
+    assert parse(str(policy)) == policy
+    assert str(parse(str(policy))) == str(policy)
+
+
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ("\n from : 2 >\n patience : 3 @ .5 |\tstage : 4 & margin : 1. ", "from:2>patience:3@0.5|stage:4&margin:1"),
+        (" none ", "none"),
+        ("patience: inf", "patience:inf"),
+        ("confidence:9E-1", "confidence:0.9"),
+        ("stage:+03", "stage:3"),
+    ],
+)
+def test_whitespace_and_spelling_of_numbers_do_not_matter(text, same):
+    assert str(parse(text)) == same
+
+
+@pytest.mark.parametrize(
+    ("text", "piece"),
+    [
+        ("", "''"),
+        ("patience", "'patience'"),
+        ("patience:", "'patience:': '' is no integer"),
+        ("patience:3|", "'' is no rule"),
+        ("&patience:3", "''"),
+        ("patience:three", "'patience:three': 'three' is no integer"),
+        ("patience:2.5", "'2.5'"),
+        ("patience:1 2", "'1 2'"),
+        ("patience:٣", "'٣'"),
+        ("patience:9999999999", "'9999999999'"),
+        ("patience:0", "use stage:1 for the first exit, or none"),
+        ("patience:-1", "patience:-1: expected an integer P >= 1"),
+        ("patience:3@", "''"),
+        ("patience:3@x", "'patience:3@x': 'x' is no number"),
+        ("patience:3@0", "patience:3@0: expected a finite TAU"),
+        ("patience:3@1e999", "patience:3@inf: expected a finite TAU"),
+        ("stage:0", "stage:0: expected an integer K >= 1"),
+        ("stage:inf", "'inf'"),
+        ("confidence:0", "confidence:0: expected 0 < T <= 1"),
+        ("confidence:nan", "'confidence:nan': 'nan' is no number"),
+        ("confidence:1_0", "'1_0'"),
+        ("confidence:0.9@3", "'0.9@3'"),
+        ("margin:1.5", "margin:1.5: expected 0 < T <= 1"),
+        ("entropy:1", "entropy:1: expected 0 <= T < 1"),
+        ("none:1", "'none:1'"),
+        ("none|patience:3", "none cannot be a part of it"),
+        ("patience:3&none", "none cannot be a part of it"),
+        ("from:2>none", "not before none"),
+        ("from:2", "'from:2'"),
+        ("from:0>patience:3", "exits count from 1"),
+        ("from:x>patience:3", "'from:K>': 'x' is no integer"),
+        ("from:2>", "''"),
+        ("from:2>from:3>patience:3", "'from:3>patience:3'"),
+        ("patience:3|from:2>stage:4", "'from:2>stage:4'"),
+        ("(patience:3|stage:4)&margin:1", "'(patience:3'"),
+        ("Patience:3", "'Patience:3'"),
+    ],
+)
+def test_what_cannot_be_read_is_named_beside_the_grammar(text, piece):
+    with pytest.raises(UsageError) as caught:
+        parse(text)
+    message = str(caught.value)
+    assert piece in message.split(" - ")[0] and repr(text) in message and GRAMMAR in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("text", ["policy.json", "runs/best/policy.JSON ", "patience:3.json"])
+def test_policy_files_are_not_readable_yet(text):
+    with pytest.raises(UsageError, match="policy files are not readable by this version"):
+        parse(text)
+
+
+@quick
+@given(st.text(st.sampled_from("none stagepicfdr:inf@|&>0123.e-\n"), max_size=30))
+def test_any_text_is_read_or_refused_as_usage(text):
+    try:
+        policy = parse(text)
+    except UsageError as error:
+        assert "\n" not in str(error)
+    else:
+        assert parse(str(policy)) == policy
