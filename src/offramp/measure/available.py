@@ -1,0 +1,94 @@
+"""How much memory this process may still take: the smallest of what the machine and each memory cgroup above it allow.
+
+An estimate for choosing how to read, not a promise: other processes take from the same memory.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Dict, Iterator, NamedTuple, Optional, Tuple, Union
+
+
+class _Hierarchy(NamedTuple):
+    """Where one version of Linux's memory cgroups keeps its numbers."""
+
+    mount: str
+    limits: Tuple[str, ...]
+    usage: str
+    cache: Tuple[str, ...]
+    mapped: str
+
+
+_V1 = _Hierarchy(
+    mount="sys/fs/cgroup/memory",
+    limits=("memory.limit_in_bytes",),
+    usage="memory.usage_in_bytes",
+    cache=("total_active_file", "total_inactive_file"),
+    mapped="total_mapped_file",
+)
+_V2 = _Hierarchy(
+    mount="sys/fs/cgroup",
+    limits=("memory.max", "memory.high"),
+    usage="memory.current",
+    cache=("active_file", "inactive_file"),
+    mapped="file_mapped",
+)
+
+
+def available_bytes(root: Union[str, os.PathLike] = "/") -> int:
+    """The smallest of MemAvailable and what the memory cgroups (v1, v2) of this process and those above it leave.
+
+    A cgroup leaves its limit, less its usage, plus the file cache in it that nobody maps, which the kernel gives up
+    before it refuses memory. Sources that are missing are passed over; without any, the size of the machine's memory.
+
+    Args:
+        root: the folder that holds `proc` and `sys`.
+    """
+    root = Path(root)
+    known = [room for room in (_machine_room(root), *_cgroup_rooms(root)) if room is not None]
+    return max(0, min(known)) if known else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _machine_room(root: Path) -> Optional[int]:
+    kib = _table(root / "proc/meminfo").get("MemAvailable:")
+    return None if kib is None else kib << 10
+
+
+def _cgroup_rooms(root: Path) -> Iterator[Optional[int]]:
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, controllers, group = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        hierarchy = _V1 if controllers else _V2
+        # A container may see the path of its group as the host names it, and its own group at the mount point.
+        names = [name for name in group.split("/") if name not in ("", "..")]
+        for depth in range(len(names) + 1):
+            yield _group_room(root.joinpath(hierarchy.mount, *names[:depth]), hierarchy)
+
+
+def _group_room(folder: Path, hierarchy: _Hierarchy) -> Optional[int]:
+    limits = [limit for limit in (_number(folder / name) for name in hierarchy.limits) if limit is not None]
+    usage = _number(folder / hierarchy.usage)
+    if not limits or usage is None:
+        return None
+    stat = _table(folder / "memory.stat")
+    cache = sum(stat.get(name, 0) for name in hierarchy.cache)
+    return min(limits) - usage + max(0, cache - stat.get(hierarchy.mapped, 0))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:  # absent or hidden: a source less
+        return ""
+
+
+def _number(path: Path) -> Optional[int]:
+    text = _text(path).strip()
+    return int(text) if text.isdigit() else None  # "max": no limit
+
+
+def _table(path: Path) -> Dict[str, int]:
+    rows = (line.split() for line in _text(path).splitlines())
+    return {row[0]: int(row[1]) for row in rows if len(row) >= 2}

@@ -1,0 +1,109 @@
+"""What a measurement ran on: versions, processor, memory, and the device under a path. Imports no library to ask it.
+
+It names no user, host or folder, so that a record may be published.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Any, Dict, Iterator, Optional, Tuple, Union
+
+from offramp import __version__
+
+_LIBRARIES = ("numpy", "onnxruntime", "tokenizers", "torch", "transformers", "onnx")
+
+
+def environment(path: Optional[Union[str, os.PathLike]] = None) -> Dict[str, Any]:
+    """Facts for a record, ready for JSON; control characters are escaped, what is unknown is None.
+
+    Args:
+        path: also describe the file system and the device that hold it, under `"storage"`.
+
+    Raises:
+        OSError: no such path.
+    """
+    system = os.uname()
+    facts: Dict[str, Any] = {
+        "offramp_version": __version__,
+        "python_version": platform.python_version(),
+        "platform": f"{system.sysname} {system.machine}",
+        "kernel": system.release,
+        "cpu_model": _cpu_model(),
+        "num_cores": _num_cores(),
+        "total_memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        "library_versions": dict(_library_versions()),
+    }
+    if path is not None:
+        facts["storage"] = _storage(path)
+    return _printable(facts)
+
+
+def _cpu_model() -> Optional[str]:
+    lines = [line.split(":", 1) for line in (_text("/proc/cpuinfo") or "").splitlines() if ":" in line]
+    names = {key.strip(): value.strip() for key, value in reversed(lines)}
+    for key in ("model name", "Model", "Hardware"):  # x86, then two of ARM's
+        if key in names:
+            return names[key]
+    return platform.processor() or None
+
+
+def _num_cores() -> Optional[int]:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
+
+
+def _library_versions() -> Iterator[Tuple[str, str]]:
+    from importlib import metadata  # it costs megabytes, so only when asked
+
+    for library in _LIBRARIES:
+        try:
+            yield library, metadata.version(library)
+        except metadata.PackageNotFoundError:
+            continue
+
+
+def _storage(path: Union[str, os.PathLike]) -> Dict[str, Any]:
+    device = Path(path).stat().st_dev
+    name = f"{os.major(device)}:{os.minor(device)}"
+    # A partition has no queue of its own: its disk, the folder above, has.
+    queues = (f"/sys/dev/block/{name}/queue", f"/sys/dev/block/{name}/../queue")
+    read_ahead = _first_text(f"/sys/class/bdi/{name}/read_ahead_kb", *(f"{queue}/read_ahead_kb" for queue in queues))
+    return {
+        "file_system": _file_system(Path(path).resolve(), _text("/proc/self/mountinfo") or ""),
+        "read_ahead_kb": int(read_ahead) if read_ahead else None,
+        "io_scheduler": _first_text(*(f"{queue}/scheduler" for queue in queues)),
+    }
+
+
+def _file_system(path: Path, mounts: str) -> Optional[str]:
+    """The type of the mount that holds `path`: the longest mount point above it, the last one mounted if several."""
+    kinds: Dict[Path, str] = {}
+    for line in mounts.splitlines():  # proc(5): id parent device root point options [fields ...] - type source options
+        fields = line.split()
+        point = os.fsencode(fields[4]).decode("unicode_escape").encode("latin-1")  # a space is written \040
+        kinds[Path(os.fsdecode(point))] = fields[fields.index("-", 6) + 1]
+    return next((kinds[point] for point in (path, *path.parents) if point in kinds), None)
+
+
+def _first_text(*paths: str) -> Optional[str]:
+    return next((text for text in map(_text, paths) if text), None)
+
+
+def _text(path: str) -> Optional[str]:
+    try:
+        with open(path, errors="surrogateescape") as file:
+            return file.read().strip()
+    except OSError:  # another system, or hidden: not known
+        return None
+
+
+def _printable(fact: Any) -> Any:
+    if isinstance(fact, dict):
+        return {key: _printable(value) for key, value in fact.items()}
+    if isinstance(fact, str):
+        return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in fact)
+    return fact

@@ -1,0 +1,48 @@
+"""Summaries of a few numbers, without the memory that `statistics` or NumPy would take."""
+
+from __future__ import annotations
+
+import math
+from typing import Sequence, Tuple
+
+
+def median(values: Sequence[float]) -> float:
+    """The middle value, or the mean of the two in the middle."""
+    return percentile(values, 50)
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The value below which `percent` of `values` lie, linear between neighbours.
+
+    It is definition 7 of Hyndman and Fan, "Sample quantiles in statistical packages", The American Statistician 50(4),
+    1996; NumPy's default.
+
+    Raises:
+        ValueError: no values, or `percent` outside 0..100.
+    """
+    if not values:
+        raise ValueError("expected at least one value, got none")
+    if not 0 <= percent <= 100:
+        raise ValueError(f"percent must lie in 0..100, got {percent}")
+    ordered = sorted(values)
+    position = (len(ordered) - 1) * percent / 100
+    low = math.floor(position)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
+
+
+def wilson_interval(successes: int, n: int, z: float = 1.96) -> Tuple[float, float]:
+    """The score interval of a proportion; `z=1.96` covers 95 %. It keeps to 0..1 and does not collapse at 0 or `n`.
+
+    E. B. Wilson, "Probable inference, the law of succession, and statistical inference", Journal of the American
+    Statistical Association 22(158), 1927.
+
+    Raises:
+        ValueError: `n` below 1, or `successes` outside 0..n.
+    """
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(f"expected 0 <= successes <= n with n >= 1, got successes={successes}, n={n}")
+    proportion, ratio = successes / n, z * z / n
+    centre = proportion + ratio / 2
+    half = z * math.sqrt(proportion * (1 - proportion) / n + ratio / (4 * n))
+    return max(0.0, (centre - half) / (1 + ratio)), min(1.0, (centre + half) / (1 + ratio))

@@ -1,0 +1,125 @@
+"""The timed events of a run: who waited, read or computed, for which stage, and for how long.
+
+A trace does not interpret: which kinds exist, and what a stage is, is up to those who add. It is kept in memory and
+bounded, so that a process that lives long may leave it on.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence
+
+
+class Span(NamedTuple):
+    """One event. Times are those of `time.perf_counter`."""
+
+    name: str
+    stage: int
+    kind: str
+    """`wait` (the loop, for a shard), `read`, `idle_read` (between passes), `compute`, `head`."""
+    start_seconds: float
+    end_seconds: float
+    bytes: int = 0
+    thread: str = "loop"
+    """`loop` or `reader`."""
+    pass_index: int = 0
+
+
+class Trace:
+    """An append-only list of spans that any thread may add to; it keeps the last `num_passes` passes.
+
+    With `enabled=False` it records nothing.
+    """
+
+    def __init__(self, enabled: bool = True, num_passes: int = 64) -> None:
+        if num_passes < 1:
+            raise ValueError(f"num_passes must be at least 1, got {num_passes}")
+        self.enabled, self.num_passes = enabled, num_passes
+        self._passes: Dict[int, List[Span]] = {}
+        self._opening = threading.Lock()
+
+    def add(
+        self,
+        name: str,
+        stage: int,
+        kind: str,
+        start_seconds: float,
+        end_seconds: float,
+        bytes: int = 0,
+        thread: str = "loop",
+        pass_index: int = 0,
+    ) -> None:
+        """Record one event. A pass that is older than the last `num_passes` is forgotten."""
+        if not self.enabled:
+            return
+        spans = self._passes.get(pass_index)
+        if spans is None:
+            spans = self._open(pass_index)
+        spans.append(Span(name, stage, kind, start_seconds, end_seconds, bytes, thread, pass_index))
+
+    def _open(self, pass_index: int) -> List[Span]:
+        with self._opening:
+            spans = self._passes.setdefault(pass_index, [])
+            if len(self._passes) > self.num_passes:
+                del self._passes[min(self._passes)]
+        return spans
+
+    def spans(self, pass_index: Optional[int] = None) -> List[Span]:
+        """The spans of one pass, or of all that are kept, in order of their start."""
+        with self._opening:
+            kept = list(self._passes.values()) if pass_index is None else [self._passes.get(pass_index, [])]
+        return sorted((span for spans in kept for span in list(spans)), key=lambda span: span.start_seconds)
+
+    def totals(self, kind: str, pass_index: Optional[int] = None) -> float:
+        """Seconds spent in spans of `kind`."""
+        return sum(self.by_stage(kind, pass_index).values())
+
+    def by_stage(self, kind: str, pass_index: Optional[int] = None) -> Dict[int, float]:
+        """Seconds spent in spans of `kind`, a stage at a time, in order of the stages; summed over passes."""
+        seconds: Dict[int, float] = {}
+        for span in self.spans(pass_index):
+            if span.kind == kind:
+                seconds[span.stage] = seconds.get(span.stage, 0.0) + span.end_seconds - span.start_seconds
+        return dict(sorted(seconds.items()))
+
+    def to_jsonl(self, path: Any) -> None:
+        """Write one JSON object a span, with the fields of `Span`."""
+        with open(path, "w", encoding="utf-8") as file:
+            for span in self.spans():
+                file.write(json.dumps(span._asdict()) + "\n")
+
+    def to_chrome(self, path: Any) -> None:
+        """Write the JSON object of the Trace Event Format, which Perfetto and chrome://tracing open."""
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump({"traceEvents": list(_chrome_events(self.spans())), "displayTimeUnit": "ms"}, file)
+
+
+def _chrome_events(spans: Sequence[Span]) -> Iterator[Dict[str, Any]]:
+    """The names of process and threads ("M"), then one complete event ("X", microseconds from the first) a span."""
+    threads = {name: number for number, name in enumerate(sorted({span.thread for span in spans}), start=1)}
+    yield {"ph": "M", "pid": 1, "name": "process_name", "args": {"name": "offramp"}}
+    for name, number in threads.items():
+        yield {"ph": "M", "pid": 1, "tid": number, "name": "thread_name", "args": {"name": name}}
+    for span in spans:
+        yield {
+            "ph": "X",
+            "pid": 1,
+            "tid": threads[span.thread],
+            "name": span.name,
+            "cat": span.kind,
+            "ts": (span.start_seconds - spans[0].start_seconds) * 1e6,
+            "dur": (span.end_seconds - span.start_seconds) * 1e6,
+            "args": {"kind": span.kind, "stage": span.stage, "pass_index": span.pass_index, "bytes": span.bytes},
+        }
+
+
+def bound_seconds(compute: Sequence[float], read: Sequence[float], fill_seconds: float) -> float:
+    """The least time that a pass can take when reading hides behind computing: max(sum c, sum r) + fill.
+
+    Args:
+        compute: seconds of computing, one a stage.
+        read: seconds of reading, one a shard that is read.
+        fill_seconds: what nothing can hide, such as the first read.
+    """
+    return max(sum(compute), sum(read)) + fill_seconds

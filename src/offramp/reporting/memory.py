@@ -1,0 +1,258 @@
+"""The picture of one run: memory over time under its budget, a band a stage, and below it who read and who waited.
+
+It draws what it is given: the curve is as fine as the sampler was, so the kernel may know of a higher peak.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from offramp.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from offramp.measure import MemorySample, Span
+
+_MIB = 1 << 20
+_LONGEST_LABEL = 80
+_LABEL_POINTS = 7.5
+_INK, _QUIET, _LINE = "#1f2933", "#616e7c", "#c3cad1"
+_RSS, _ANON, _BUDGET, _WAIT = "#1d4e89", "#a9c6e3", "#c62828", "#e08e45"
+_BANDS = ("#f5efdf", "#e6eee0")  # of stages with even and odd numbers
+_LANES = {"read": _RSS, "idle_read": _ANON, "wait": _WAIT}  # from the top
+_STYLE: dict[Any, Any] = {
+    "text.usetex": False,
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "text.color": _INK,
+    "axes.labelcolor": _QUIET,
+    "axes.edgecolor": _LINE,
+    "xtick.color": _LINE,
+    "ytick.color": _LINE,
+    "xtick.labelcolor": _QUIET,
+    "ytick.labelcolor": _QUIET,
+    "svg.fonttype": "none",  # text stays text: it can be searched and read aloud
+    "svg.hashsalt": "offramp",  # equal inputs give equal bytes
+}
+
+
+@dataclass(frozen=True)
+class _Band:
+    """A stage in a pass; `bars` are what the loop computed for it: (begin, width) in milliseconds of the picture."""
+
+    stage: int
+    name: str
+    bars: list[tuple[float, float]]
+
+    @property
+    def begin(self) -> float:
+        return self.bars[0][0]
+
+    @property
+    def end(self) -> float:
+        return sum(self.bars[-1])
+
+
+def draw_memory(
+    path: str | PathLike[str],
+    samples: Sequence[MemorySample],
+    spans: Sequence[Span],
+    budget_bytes: int | None,
+    title: str = "Memory of one run",
+) -> None:
+    """Draw the memory of a run to `path`, an `.svg` or a `.png`.
+
+    Args:
+        path: where to write; its suffix chooses the format.
+        samples: at least one; on the same clock as `spans`.
+        spans: `compute` and `head` of the loop become bands, `read`, `idle_read` and `wait` become lanes below.
+        budget_bytes: the dashed line; None draws none.
+        title: stands above the picture. It and the names of spans may hold any text.
+
+    Raises:
+        ValueError: another suffix, or no samples.
+        MissingExtraError: matplotlib is not installed.
+    """
+    path = Path(path)
+    if path.suffix not in (".svg", ".png"):
+        raise ValueError(f"expected a path that ends in .svg or .png, got {str(path)!r}")
+    if not samples:
+        raise ValueError("expected at least one sample, got none")
+    try:
+        import matplotlib as mpl
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("matplotlib", "report") from error
+    unstamped = {"Date": None} if path.suffix == ".svg" else {"Software": None}
+    with mpl.rc_context(_STYLE), warnings.catch_warnings():
+        # A label in a script that this font lacks: an SVG's viewer has another font, a PNG shows a box.
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
+        _figure(samples, spans, budget_bytes, title).savefig(path, dpi=160, metadata=unstamped)
+
+
+def _figure(samples: Sequence[MemorySample], spans: Sequence[Span], budget_bytes: int | None, title: str) -> Figure:
+    from matplotlib.figure import Figure
+
+    origin = min([samples[0].seconds, *(span.start_seconds for span in spans)])
+    end = max([samples[-1].seconds, *(span.end_seconds for span in spans)])
+    lanes = [kind for kind in _LANES if any(span.kind == kind for span in spans)]
+
+    figure = Figure(figsize=(9.6, 4.6))
+    edges = {"left": 0.075, "right": 0.98, "top": 0.855, "bottom": 0.105, "hspace": 0.05}
+    memory, activity = figure.subplots(2, sharex=True, height_ratios=[20, 1 + len(lanes)], gridspec_kw=edges)
+    memory.set_xlim(0, (end - origin) * 1e3 or 1)
+    _draw_curve(memory, samples, origin)
+    _draw_limits(memory, samples, origin, budget_bytes)
+    _draw_bands(memory, _bands(spans, origin))
+    _draw_exits(memory, spans, origin)
+    _draw_lanes(activity, spans, lanes, origin)
+    memory.legend(loc="lower left", bbox_to_anchor=(-0.008, 1.0), ncols=5, frameon=False, borderaxespad=0.2)
+    figure.text(0.075, 0.94, _label(title), fontsize=12, fontweight="bold", parse_math=False)
+    return figure
+
+
+def _draw_curve(axes: Axes, samples: Sequence[MemorySample], origin: float) -> None:
+    milliseconds = [(sample.seconds - origin) * 1e3 for sample in samples]
+    rss_mib = [sample.rss_bytes / _MIB for sample in samples]
+    anon_mib = [sample.anon_bytes / _MIB for sample in samples if sample.anon_bytes is not None]
+    axes.plot(milliseconds, rss_mib, color=_RSS, linewidth=1.6, label="resident set", zorder=4)
+    if len(anon_mib) == len(samples):
+        axes.fill_between(milliseconds, anon_mib, color=_ANON, alpha=0.8, lw=0, label="of it anonymous", zorder=2)
+    axes.set_ylabel("memory (MiB)")
+    axes.tick_params(axis="x", length=0, labelbottom=False)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_limits(axes: Axes, samples: Sequence[MemorySample], origin: float, budget_bytes: int | None) -> None:
+    """The peak and the budget, each with its label."""
+    top = max(samples, key=lambda sample: sample.rss_bytes)
+    peak_mib, budget_mib = top.rss_bytes / _MIB, (budget_bytes or 0) / _MIB
+    height = 1.22 * max(peak_mib, budget_mib)
+    axes.set_ylim(0, height)
+    if budget_bytes is not None:
+        axes.axhline(budget_mib, color=_BUDGET, linewidth=1.3, linestyle=(0, (5, 3)), zorder=3)
+        _note(axes, f"budget {budget_mib:.4g} MiB", (axes.get_xlim()[1], budget_mib), (-2, 4), "right", _BUDGET)
+
+    peak = (top.seconds - origin) * 1e3, peak_mib
+    over = budget_bytes is not None and top.rss_bytes > budget_bytes
+    beneath = abs(budget_mib - peak_mib) < 0.12 * height  # or the two labels would meet
+    side = "right" if peak[0] > axes.get_xlim()[1] / 2 else "left"
+    color = _BUDGET if over else _RSS
+    axes.plot(*peak, "o", color=color, markersize=5, zorder=5, clip_on=False)
+    _note(axes, f"peak {peak_mib:.1f} MiB", peak, (-6 if side == "right" else 6, -18 if beneath else 7), side, color)
+
+
+def _note(
+    axes: Axes, text: str, point: tuple[float, float], offset_points: tuple[float, float], side: str, color: str
+) -> None:
+    halo = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.75}
+    axes.annotate(
+        text, point, offset_points, textcoords="offset points", ha=side, color=color, weight="bold", bbox=halo, zorder=6
+    )
+
+
+def _bands(spans: Sequence[Span], origin: float) -> list[_Band]:
+    computed = [span for span in spans if span.kind in ("compute", "head")]
+    stages: dict[tuple[int, int], list[Span]] = {}
+    for span in sorted(computed, key=lambda span: span.start_seconds):
+        stages.setdefault((span.pass_index, span.stage), []).append(span)
+    return [
+        _Band(stage, _label(parts[0].name), [_bar(part, origin) for part in parts])
+        for (_, stage), parts in stages.items()
+    ]
+
+
+def _bar(span: Span, origin: float) -> tuple[float, float]:
+    return (span.start_seconds - origin) * 1e3, (span.end_seconds - span.start_seconds) * 1e3
+
+
+def _draw_bands(axes: Axes, bands: Sequence[_Band]) -> None:
+    """Tint the full height where the loop computed; where it waited stays white."""
+    whole_height = axes.get_xaxis_transform()
+    for parity, tint in enumerate(_BANDS):
+        bars = [bar for band in bands if band.stage % 2 == parity for bar in band.bars]
+        axes.broken_barh(bars, (0, 1), transform=whole_height, color=tint, linewidth=0, antialiased=False, zorder=0)
+    for band, text in _fitting(axes, bands):
+        middle = (band.begin + band.end) / 2
+        axes.text(
+            middle,
+            0.955,
+            text,
+            transform=whole_height,
+            fontsize=_LABEL_POINTS,
+            color=_QUIET,
+            horizontalalignment="center",
+            verticalalignment="center",
+            parse_math=False,
+            zorder=6,
+        )
+
+
+def _fitting(axes: Axes, bands: Sequence[_Band]) -> list[tuple[_Band, str]]:
+    """Labels that fit their bands: names if most of them do, else numbers."""
+    for text in (lambda band: band.name), (lambda band: str(band.stage)):
+        fitting = [(band, text(band)) for band in bands if _text_width(text(band)) < _band_width(axes, band)]
+        if 2 * len(fitting) > len(bands):
+            return fitting
+    return []
+
+
+def _text_width(text: str) -> float:
+    """In points, with some air."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    return 1.2 * text_to_path.get_text_width_height_descent(text, FontProperties(size=_LABEL_POINTS), False)[0]
+
+
+def _band_width(axes: Axes, band: _Band) -> float:
+    """In points."""
+    (begin, _), (end, _) = axes.transData.transform([(band.begin, 0), (band.end, 0)])
+    return (end - begin) * 72 / axes.figure.dpi
+
+
+def _draw_exits(axes: Axes, spans: Sequence[Span], origin: float) -> None:
+    """A mark where each exit was asked, filled where it was the last of its pass and so gave the answer."""
+    heads = sorted((span for span in spans if span.kind == "head"), key=lambda span: span.start_seconds)
+    last = {span.pass_index: span for span in heads}
+    answers = [span for span in heads if span is last[span.pass_index]]
+    asked = [span for span in heads if span is not last[span.pass_index]]
+    for exits, face, label in ((asked, "white", "exit asked"), (answers, _INK, "exit that answered")):
+        if exits:
+            axes.plot(
+                [sum(_bar(span, origin)) for span in exits],
+                [0.985] * len(exits),
+                "v",
+                transform=axes.get_xaxis_transform(),
+                markersize=6,
+                markerfacecolor=face,
+                markeredgecolor=_INK,
+                markeredgewidth=0.8,
+                label=label,
+                clip_on=False,
+                zorder=6,
+            )
+
+
+def _draw_lanes(axes: Axes, spans: Sequence[Span], lanes: Sequence[str], origin: float) -> None:
+    for height, kind in enumerate(reversed(lanes)):
+        bars = [_bar(span, origin) for span in spans if span.kind == kind]
+        seam = 0.0 if kind == "wait" else 0.3  # parts one read from the next; a short wait would vanish in it
+        axes.broken_barh(bars, (height - 0.3, 0.6), facecolor=_LANES[kind], edgecolor="white", linewidth=seam)
+    axes.set_ylim(-0.6, len(lanes) - 0.4)
+    axes.set_yticks(range(len(lanes)), [kind.replace("_", " ") for kind in reversed(lanes)])
+    axes.tick_params(axis="y", length=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.set_xlabel("time (ms)")
+
+
+def _label(text: str) -> str:
+    """`text` as one short line that XML allows. Stores name stages, and a store may come from anybody."""
+    shown = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text[: _LONGEST_LABEL + 1])
+    return shown if len(shown) <= _LONGEST_LABEL else shown[: _LONGEST_LABEL - 3] + "..."

@@ -1,0 +1,73 @@
+import ctypes
+import os
+
+import pytest
+
+from offramp.measure import cached, cached_bytes
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "weights"
+    path.write_bytes(b"w" * (4 * MIB + 100))
+    with path.open("rb") as opened:
+        os.fsync(opened.fileno())  # dirty pages cannot be dropped
+        opened.read()
+    return path
+
+
+def drop(path):
+    descriptor = os.open(path, os.O_RDONLY)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(descriptor)
+
+
+def test_a_file_that_was_read_is_cached_to_its_last_byte(file):
+    assert cached_bytes(file) == file.stat().st_size
+
+
+def test_looking_does_not_bring_dropped_pages_back(file):
+    drop(file)
+    first = cached_bytes(file)
+    if first == file.stat().st_size:
+        pytest.skip("this file system keeps its pages")
+    assert first < 1 * MIB
+    assert cached_bytes(file) == first
+
+
+def test_a_window_at_a_time_gives_the_same_sum(file, monkeypatch):
+    monkeypatch.setattr(cached, "_WINDOW_BYTES", 1 * MIB)
+    assert cached_bytes(file) == file.stat().st_size
+
+
+def test_an_empty_file_holds_nothing(tmp_path):
+    (tmp_path / "empty").touch()
+    assert cached_bytes(str(tmp_path / "empty")) == 0
+
+
+def test_the_system_does_not_tell_about_the_files_of_others(file, monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: file.stat().st_uid + 1)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert cached_bytes(file) is None
+
+
+def test_a_file_that_cannot_be_mapped_is_not_known(tmp_path):
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    try:
+        assert cached._cached_bytes(descriptor, 4096) is None
+    finally:
+        os.close(descriptor)
+
+
+def test_a_refused_look_is_not_known(file, monkeypatch):
+    libc = cached._libc()
+    libc.mincore = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p)(lambda *_: -1)
+    monkeypatch.setattr(cached, "_libc", lambda: libc)
+    assert cached_bytes(file) is None
+
+
+def test_a_missing_file_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        cached_bytes(tmp_path / "absent")
