@@ -1,0 +1,29 @@
+"""Tensor names, one file a family. Reading and writing them is the same table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from offramp.division.names.bert import BERT
+from offramp.division.names.config import shown
+from offramp.division.names.distilbert import DISTILBERT
+from offramp.division.names.electra import ELECTRA
+from offramp.division.names.family import LAYER_KINDS, Family, Place, shapes
+from offramp.division.names.roberta import ROBERTA, XLM_ROBERTA
+from offramp.errors import SourceError
+
+__all__ = ["FAMILIES", "LAYER_KINDS", "Family", "Place", "family_of", "shapes", "shown"]
+
+FAMILIES: dict[str, Family] = {
+    family.model_type: family for family in (BERT, DISTILBERT, ROBERTA, XLM_ROBERTA, ELECTRA)
+}
+
+
+def family_of(config: Mapping[str, Any]) -> Family:
+    """The family that `config["model_type"]` names. Raises SourceError naming the unknown one and the known ones."""
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        named = model_type or config.get("architectures") or "(config.json has no model_type)"
+        raise SourceError(f"unknown architecture {shown(named)}", "config.json", f"known are {', '.join(FAMILIES)}")
+    return FAMILIES[model_type]

@@ -1,0 +1,172 @@
+import math
+
+import pytest
+
+from offramp.division import plan_division
+from offramp.errors import SourceError
+from offramp.store.manifest import Stage, Step
+from tests.division.tiny import CONFIGS, config_of, entries_of
+
+
+def shard_of(division, name):
+    return next(shard for shard in division.shards if shard.name == name)
+
+
+def test_stages_and_shards_of_a_classifier():
+    config = config_of()
+    division = plan_division(config, entries_of(config))
+    assert division.stages == (
+        Stage("embedding", "embedding", (Step("embedding", ("embedding-rows", "embedding")),)),
+        *(
+            Stage(
+                f"layer.{i}",
+                "layer",
+                tuple(Step(kind, (f"layer-0{i}-{kind}",)) for kind in ("attention", "up", "down")),
+            )
+            for i in range(2)
+        ),
+        Stage("head", "head", (Step("head", ("head",)),)),
+    )
+    needed = [shard for stage in division.stages for step in stage.steps for shard in step.shards]
+    assert [shard.name for shard in division.shards] == needed
+    assert [shard.name for shard in division.shards if shard.gathered] == ["embedding-rows"]
+    assert (division.architecture, division.model_type) == ("BertForSequenceClassification", "bert")
+    assert division.widened_from is None
+
+
+def test_tensors_keep_their_order_of_use():
+    config = config_of()
+    shard = shard_of(plan_division(config, entries_of(config)), "layer-01-attention")
+    assert [tensor.role for tensor in shard.tensors] == [
+        f"{role}.{part}" for role in ("q", "k", "v", "o", "norm") for part in ("weight", "bias")
+    ]
+    assert shard.tensors[0].source_name == shard.tensors[0].canonical_name
+    assert shard.tensors[0].canonical_name == "bert.encoder.layer.1.attention.self.query.weight"
+    assert shard.tensors[0].shape == (32, 32)
+
+
+@pytest.mark.parametrize("dtype", ["F32", "F16"])
+def test_tensors_that_would_misalign_the_next_come_last(dtype):
+    config = config_of(hidden_size=36)  # a bias of 144 bytes
+    attention = shard_of(plan_division(config, entries_of(config, dtype=dtype)), "layer-00-attention")
+    assert [tensor.role for tensor in attention.tensors[:4]] == ["q.weight", "k.weight", "v.weight", "o.weight"]
+    assert [4 * math.prod(tensor.shape) % 64 for tensor in attention.tensors] == [0] * 4 + [16] * 6
+
+
+def test_more_than_a_hundred_layers_have_names_of_their_own():
+    config = config_of(num_hidden_layers=101)
+    names = [shard.name for shard in plan_division(config, entries_of(config)).shards]
+    assert "layer-100-up" in names
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("model_type", CONFIGS)
+@pytest.mark.parametrize("bare", [True, False])
+def test_a_bare_model_has_no_head_and_keeps_its_names(model_type, bare):
+    config = config_of(model_type, task="Model")
+    entries = entries_of(config, bare=bare)
+    division = plan_division(config, entries)
+    assert {tensor.canonical_name for shard in division.shards for tensor in shard.tensors} == set(entries)
+    assert [stage.role for stage in division.stages] == ["embedding", "layer", "layer"]
+    assert division.encoder.problem is None
+
+
+@pytest.mark.parametrize(
+    ("model_type", "task", "name"),
+    [
+        ("bert", "ForMaskedLM", "cls.predictions.decoder.weight"),
+        ("bert", "ForPreTraining", "cls.seq_relationship.weight"),
+        ("bert", "Model", "bert.pooler.dense.weight"),
+        ("bert", "ForTokenClassification", "classifier.weight"),
+        ("bert", "ForSequenceClassification", "cls.predictions.bias"),
+        ("roberta", "ForSequenceClassification", "roberta.pooler.dense.weight"),
+        ("roberta", "ForMaskedLM", "lm_head.dense.weight"),
+        ("distilbert", "ForMultipleChoice", "pre_classifier.weight"),
+        ("distilbert", "ForQuestionAnswering", "qa_outputs.weight"),
+        ("electra", "ForPreTraining", "discriminator_predictions.dense.weight"),
+    ],
+)
+def test_heads_of_other_tasks_are_kept_in_a_shard_that_nobody_reads(model_type, task, name):
+    config = config_of(model_type, task=task)
+    division = plan_division(config, {**entries_of(config), name: ("F32", (7, 32))})
+    assert shard_of(division, "other").tensors == ((name, name, "other", (7, 32)),)
+    assert not any("other" in step.shards for stage in division.stages for step in stage.steps)
+
+
+def test_position_buffers_are_dropped():
+    config = config_of()
+    plain = plan_division(config, entries_of(config))
+    assert plan_division(config, {**entries_of(config), "bert.embeddings.position_ids": ("I64", (1, 20))}) == plain
+
+
+def test_names_from_tensorflow_get_the_names_of_today():
+    config = config_of()
+    old = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): entry
+        for name, entry in entries_of(config).items()
+    }
+    tensors = shard_of(plan_division(config, old), "embedding").tensors
+    assert [tensor[:3] for tensor in tensors] == [
+        ("bert.embeddings.LayerNorm.gamma", "bert.embeddings.LayerNorm.weight", "norm.weight"),
+        ("bert.embeddings.LayerNorm.beta", "bert.embeddings.LayerNorm.bias", "norm.bias"),
+    ]
+    with pytest.raises(SourceError, match="same tensor"):
+        plan_division(config, {**old, "bert.embeddings.LayerNorm.weight": ("F32", (32,))})
+
+
+@pytest.mark.parametrize("dtype", ["F16", "BF16"])
+def test_a_narrow_source_is_said(dtype):
+    config = config_of()
+    assert plan_division(config, entries_of(config, dtype=dtype)).widened_from == dtype
+    mixed = {**entries_of(config), "classifier.bias": (dtype, (2,))}
+    assert plan_division(config, mixed).widened_from == dtype
+
+
+@pytest.mark.parametrize("dtype", ["F64", "I8", "U8", "F8_E4M3", "torch.complex64"])
+def test_other_dtypes_are_refused_by_name(dtype):
+    config = config_of()
+    with pytest.raises(SourceError, match=rf"tensor classifier\.bias has dtype {dtype} - the file"):
+        plan_division(config, {**entries_of(config), "classifier.bias": (dtype, (2,))}, "the file")
+
+
+def test_missing_unexpected_and_mis_shaped_tensors_are_named_together():
+    config = config_of()
+    entries = entries_of(config)
+    del entries["classifier.bias"]
+    entries["classifier.scale"] = ("F32", (2,))
+    entries["bert.pooler.dense.weight"] = ("F32", (32, 31))
+    with pytest.raises(SourceError) as caught:
+        plan_division(config, entries, "model.safetensors")
+    assert str(caught.value) == (
+        "tensors do not fit config.json: 1 missing: classifier.bias (2,); 1 unexpected: classifier.scale (2,); "
+        "1 mis-shaped: bert.pooler.dense.weight (32, 31) not (32, 32) - model.safetensors - get the whole model again"
+    )
+
+
+def test_no_more_than_five_of_each_are_listed():
+    config = config_of()
+    with pytest.raises(SourceError) as caught:
+        plan_division(config, {f"tensor{i:02d}\n": ("F32", ()) for i in range(9)})
+    message = str(caught.value)
+    assert "41 missing: " in message and "9 unexpected: " in message
+    assert "embeddings.LayerNorm.bias (32,), ...; " in message and "layer" not in message
+    assert r"'tensor04\n' (), ..." in message and "tensor05" not in message
+    assert "\n" not in message
+
+
+def test_layers_beyond_the_config_are_unexpected():
+    with pytest.raises(SourceError, match=r"16 unexpected: bert\.encoder\.layer\.2\.attention"):
+        plan_division(config_of(), entries_of(config_of(num_hidden_layers=3)))
+
+
+def test_a_base_checkpoint_called_a_classifier_lacks_its_head():
+    with pytest.raises(SourceError, match=r"4 missing: bert\.pooler\.dense\.weight \(32, 32\)"):
+        plan_division(config_of(), entries_of(config_of(task="Model")))
+
+
+def test_a_transposed_table_is_found():
+    config = config_of("electra")
+    entries = entries_of(config)
+    entries["electra.embeddings_project.weight"] = ("F32", (16, 32))
+    with pytest.raises(SourceError, match=r"mis-shaped: electra\.embeddings_project\.weight \(16, 32\) not \(32, 16\)"):
+        plan_division(config, entries)
