@@ -1,0 +1,8 @@
+"""What is asked of a model: texts as token ids (`text`), files of texts (`inputs`) and the data of the demo (`bbc`).
+
+Only `text` is re-exported: it also runs where Python is 3.8, the other two are imported by name where they are used.
+"""
+
+from offramp.tasks.text import Batch, TextEncoder, has_tokenizer
+
+__all__ = ["Batch", "TextEncoder", "has_tokenizer"]
