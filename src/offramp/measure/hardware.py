@@ -10,8 +10,6 @@ import platform
 from pathlib import Path
 from typing import Any, Dict, Iterator, Optional, Tuple, Union
 
-from offramp import __version__
-
 _LIBRARIES = ("numpy", "onnxruntime", "tokenizers", "torch", "transformers", "onnx")
 
 
@@ -26,7 +24,7 @@ def environment(path: Optional[Union[str, os.PathLike]] = None) -> Dict[str, Any
     """
     system = os.uname()
     facts: Dict[str, Any] = {
-        "offramp_version": __version__,
+        "offramp_version": _version("offramp"),
         "python_version": platform.python_version(),
         "platform": f"{system.sysname} {system.machine}",
         "kernel": system.release,
@@ -57,13 +55,20 @@ def _num_cores() -> Optional[int]:
 
 
 def _library_versions() -> Iterator[Tuple[str, str]]:
+    for library in _LIBRARIES:
+        version = _version(library)
+        if version is not None:
+            yield library, version
+
+
+def _version(library: str) -> Optional[str]:
+    """Of what is installed; None for what is not."""
     from importlib import metadata  # it costs megabytes, so only when asked
 
-    for library in _LIBRARIES:
-        try:
-            yield library, metadata.version(library)
-        except metadata.PackageNotFoundError:
-            continue
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _storage(path: Union[str, os.PathLike]) -> Dict[str, Any]:

@@ -6,6 +6,7 @@ from offramp.policies.fixed import FullDepth, StopAt
 from offramp.policies.grammar import GRAMMAR, parse
 from offramp.policies.patience import Patience
 from offramp.policies.policy import Decider, Policy
+from offramp.policies.replay import replay
 from offramp.policies.threshold import Confidence, Entropy, Margin
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "Policy",
     "StopAt",
     "parse",
+    "replay",
 ]
