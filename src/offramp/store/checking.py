@@ -1,0 +1,76 @@
+"""Checking a whole store: every byte of every file that the manifest speaks of."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Iterator, Optional
+
+from offramp.errors import DamagedError, RefusedError
+from offramp.store import manifest as m
+from offramp.store.files import iter_chunks, open_regular, read_small, require_size, sha256_of, unreadable_is_ours
+from offramp.store.parsing import loads
+from offramp.store.reader import read_manifest_bytes, require_self_contained
+from offramp.store.safetensors import read_header
+
+
+@dataclass(frozen=True)
+class Check:
+    """One file: what is wrong with it, or None."""
+
+    file: str
+    bytes: int
+    problem: Optional[str]
+
+
+def verify(path: os.PathLike) -> Iterator[Check]:
+    """Check a store file by file, in the manifest's order.
+
+    Raises StoreError or VersionError where there is no manifest to check by.
+    """
+    root = Path(path)
+    manifest = loads(read_manifest_bytes(root), root / m.FILE_NAME)
+    shards = {shard.file: shard for shard in manifest.shards.values()}
+    graphs = {graph.file for graph in manifest.graphs.values()}
+    for file in m.all_files(manifest):
+        try:
+            _check(root, file, shards.get(file.file))
+            if file.file in graphs:
+                require_self_contained(read_small(root, file), root / file.file)
+        except RefusedError as error:
+            yield Check(file.file, file.bytes, error.what)
+        else:
+            yield Check(file.file, file.bytes, None)
+
+
+def _check(root: Path, file: m.File, shard: Optional[m.Shard]) -> None:
+    where = root / file.file
+    fd = open_regular(root, file.file)
+    try:
+        with unreadable_is_ours(where):
+            require_size(fd, file.bytes, where)
+            if sha256_of(fd) != file.sha256:
+                raise DamagedError("sha256 differs from the manifest", where)
+            if shard is not None:
+                _check_header(fd, shard, where)
+                _check_blocks(root, fd, shard, where)
+    finally:
+        os.close(fd)
+
+
+def _check_header(fd: int, shard: m.Shard, where: Path) -> None:
+    header = read_header(fd, shard.bytes, where)
+    found = {(name, entry.dtype, entry.shape, entry.start) for name, entry in header.tensors.items()}
+    promised = {(tensor.name, tensor.dtype, tensor.shape, tensor.offset) for tensor in shard.tensors}
+    if found != promised or header.data_start != shard.data_start:
+        names = sorted({name for name, *_ in found ^ promised})
+        raise DamagedError(f"tensors differ from the manifest: {names[:5]}", where)
+
+
+def _check_blocks(root: Path, fd: int, shard: m.Shard, where: Path) -> None:
+    if shard.blocks is not None:
+        digests = b"".join(hashlib.sha256(block).digest() for block in iter_chunks(fd, shard.bytes, m.BLOCK_BYTES))
+        if hashlib.sha256(digests).hexdigest() != shard.blocks.sha256:
+            raise DamagedError(f"blocks differ from {shard.blocks.file}", where)

@@ -1,0 +1,254 @@
+"""Reading a store: whole shards into buffers of the caller, rows out of gathered tables, each checked by its digest.
+
+It decides nothing about when a shard is read or how long it stays: that is `runtime`. It never maps a file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from pathlib import Path
+from typing import Callable, Dict, List, Optional, Tuple, Union
+
+import numpy as np
+
+from offramp.errors import DamagedError, StoreError
+from offramp.store import manifest as m
+from offramp.store.files import open_regular, read_small, require_size, unreadable_is_ours
+from offramp.store.memory import VerifiedMemory, identity_of
+from offramp.store.parsing import loads
+from offramp.store.safetensors import PAGE_BYTES, parse_header
+
+READ_CHUNK_BYTES = 2 << 20
+"""A cancelled read stops at the next multiple of this."""
+VERIFY = ("always", "first", "never")
+_DTYPES = {"F32": np.float32, "F16": np.float16, "F64": np.float64, "I64": np.int64, "I32": np.int32, "U8": np.uint8}
+_REMEDY = "divide the model again"
+
+
+def _never() -> bool:
+    return False
+
+
+class Store:
+    """An open store. Shards may be read from any thread; rows from one thread at a time."""
+
+    def __init__(self, path: os.PathLike | str, verify: str = "first") -> None:
+        if verify not in VERIFY:
+            raise ValueError(f"verify must be one of {VERIFY}, not {verify!r}")
+        self.path, self.policy = Path(path), verify
+        data = read_manifest_bytes(self.path)
+        self.manifest = loads(data, self.path / m.FILE_NAME)
+        self.digest = hashlib.sha256(data).hexdigest()
+        self._verified = VerifiedMemory(self.path, data)
+        self._fds: Dict[Tuple[str, bool], int] = {}
+        self._opening = threading.Lock()
+        self._bitmaps: Dict[str, Tuple[Optional[str], bytearray]] = {}
+        self._digests: Dict[str, bytes] = {}
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all files, and remember what was verified."""
+        for name, (identity, bitmap) in self._bitmaps.items():
+            self._verified.remember_blocks(name, identity, bitmap)
+        self._verified.save()
+        for fd in self._fds.values():
+            os.close(fd)
+        self._fds.clear()
+        self._bitmaps.clear()
+
+    def read_file(self, file: Union[m.File, m.Graph]) -> bytes:
+        """A small file of the store, checked; of a graph also that it refers to no other file."""
+        data = read_small(self.path, file)
+        if isinstance(file, m.Graph):
+            require_self_contained(data, self.path / file.file)
+        return data
+
+    def read_shard(
+        self, name: str, buffer: memoryview, *, direct: bool = False, cancelled: Callable[[], bool] = _never
+    ) -> Tuple[int, bool]:
+        """Read the whole file of shard `name` to the start of `buffer`.
+
+        `direct` wants a buffer that is page-aligned and a multiple of 4096 bytes long. Returns (bytes read, complete);
+        `cancelled` is asked between chunks. Raises DamagedError where the file is short or its digest differs.
+        """
+        shard = self.manifest.shards[name]
+        needed = -(-shard.bytes // PAGE_BYTES) * PAGE_BYTES if direct else shard.bytes
+        if len(buffer) < needed:
+            raise ValueError(f"shard {name} takes {needed} bytes, the buffer has {len(buffer)}")
+        fd = self._fd(name, direct)
+        identity = identity_of(fd)
+        check = self.policy == "always" or (self.policy == "first" and not self._verified.knows(name, identity))
+        digest, offset = hashlib.sha256(), 0
+        while offset < shard.bytes:
+            if cancelled():
+                return offset, False
+            got = self._read_chunk(shard, fd, buffer[:needed], offset)
+            if check:
+                digest.update(buffer[offset : offset + got])
+            offset += got
+        if check:
+            self._require(digest.hexdigest() == shard.sha256, shard, "sha256 differs from the manifest")
+            self._verified.remember(name, identity)
+        return offset, True
+
+    def _read_chunk(self, shard: m.Shard, fd: int, buffer: memoryview, offset: int) -> int:
+        """Fill `buffer` from `offset` on, one chunk at most. Returns how many bytes of the file came."""
+        with unreadable_is_ours(self.path / shard.file):
+            got = os.preadv(fd, [buffer[offset : offset + READ_CHUNK_BYTES]], offset)
+        got = min(got, shard.bytes - offset)
+        self._require(got > 0, shard, f"file ends at byte {offset} of {shard.bytes}")
+        return got
+
+    def gather(self, shard_name: str, role: str, rows_N: np.ndarray) -> Tuple[np.ndarray, int]:
+        """Rows of a gathered table: ([N, width] in the order asked for, bytes read).
+
+        Only the blocks that hold these rows are read and checked.
+        """
+        shard = self.manifest.shards[shard_name]
+        tensor = next(tensor for tensor in shard.tensors if tensor.role == role)
+        height, width = tensor.shape
+        unique_U, inverse_N = np.unique(rows_N, return_inverse=True)
+        if len(unique_U) and (unique_U[0] < 0 or unique_U[-1] >= height):
+            raise ValueError(f"{tensor.name}: rows {unique_U[0]}..{unique_U[-1]} asked for, the table has {height}")
+        table_UW = np.empty((len(unique_U), width), _array_dtype(tensor))
+        start, row_bytes = shard.data_start + tensor.offset, tensor.num_bytes // height
+        read = self._check_blocks(shard, start, row_bytes, unique_U)
+        fd, view = self._fd(shard_name), table_UW.reshape(-1).view(np.uint8).data
+        for first, count in _runs(unique_U):
+            part = view[first * row_bytes : (first + count) * row_bytes]
+            with unreadable_is_ours(self.path / shard.file):
+                got = os.preadv(fd, [part], start + int(unique_U[first]) * row_bytes)
+            self._require(got == len(part), shard, "file ends inside a table")
+            read += got
+        return table_UW[inverse_N.reshape(-1)], read
+
+    def _fd(self, name: str, direct: bool = False) -> int:
+        with self._opening:
+            if (name, direct) not in self._fds:
+                self._fds[name, direct] = self._open(self.manifest.shards[name], direct)
+            return self._fds[name, direct]
+
+    def _open(self, shard: m.Shard, direct: bool) -> int:
+        fd = open_regular(self.path, shard.file, os.O_DIRECT if direct else 0)
+        try:
+            require_size(fd, shard.bytes, self.path / shard.file)
+        except DamagedError:
+            os.close(fd)
+            raise
+        if shard.blocks is not None and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)  # rows are scattered: readahead would fetch megabytes
+        return fd
+
+    def _check_blocks(self, shard: m.Shard, start: int, row_bytes: int, rows_U: np.ndarray) -> int:
+        """Hash the blocks that hold these rows, unless they have been. Returns the bytes read for it."""
+        if self.policy == "never" or not len(rows_U):
+            return 0
+        first_U = (start + rows_U * row_bytes) // m.BLOCK_BYTES
+        last_U = (start + (rows_U + 1) * row_bytes - 1) // m.BLOCK_BYTES
+        spans = [np.arange(first, last + 1) for first, last in zip(first_U, last_U)]
+        bitmap, digests, read = self._blocks_of(shard), self._digests[shard.name], 0
+        for block in np.unique(np.concatenate(spans)).tolist():
+            if bitmap[block] and self.policy == "first":
+                continue
+            with unreadable_is_ours(self.path / shard.file):
+                data = os.pread(self._fd(shard.name), m.BLOCK_BYTES, block * m.BLOCK_BYTES)
+            matches = hashlib.sha256(data).digest() == digests[block * 32 : block * 32 + 32]
+            self._require(matches, shard, f"sha256 of block {block} differs from the manifest")
+            bitmap[block] = 1
+            read += len(data)
+        return read
+
+    def _blocks_of(self, shard: m.Shard) -> bytearray:
+        """Which blocks of this file, as it is now, have been verified."""
+        assert shard.blocks is not None
+        identity, count = identity_of(self._fd(shard.name)), shard.num_blocks
+        if shard.name not in self._digests:
+            digests = self.read_file(shard.blocks)
+            self._require(len(digests) == 32 * count, shard, f"{len(digests)} bytes of digests for {count} blocks")
+            self._digests[shard.name] = digests
+        known = self._bitmaps.get(shard.name)
+        if known is None or known[0] != identity:
+            self._bitmaps[shard.name] = identity, self._verified.blocks(shard.name, identity, count)
+        return self._bitmaps[shard.name][1]
+
+    def _require(self, fine: bool, shard: m.Shard, what: str) -> None:
+        if not fine:
+            raise DamagedError(what, self.path / shard.file, _REMEDY)
+
+
+def read_manifest_bytes(path: Path) -> bytes:
+    """The manifest's bytes. Raises StoreError where there is none."""
+    if not path.is_dir():
+        raise StoreError("no such store", path, "offramp divide MODEL STORE makes one")
+    if not os.path.lexists(str(path / m.FILE_NAME)):
+        raise StoreError(f"not a store: no {m.FILE_NAME}", path, "offramp divide MODEL STORE makes one")
+    fd = open_regular(path, m.FILE_NAME)
+    try:
+        size = os.fstat(fd).st_size
+        if size > m.MAX_MANIFEST_BYTES:
+            what = f"manifest of {size} bytes, at most {m.MAX_MANIFEST_BYTES} are read"
+            raise DamagedError(what, path / m.FILE_NAME, _REMEDY)
+        with unreadable_is_ours(path / m.FILE_NAME):
+            return os.pread(fd, size, 0)
+    finally:
+        os.close(fd)
+
+
+def _runs(rows_U: np.ndarray) -> List[Tuple[int, int]]:
+    """(first index, count) of each run of consecutive rows."""
+    if not len(rows_U):
+        return []
+    bounds = np.concatenate([[0], np.flatnonzero(np.diff(rows_U) != 1) + 1, [len(rows_U)]])
+    return list(zip(bounds[:-1].tolist(), np.diff(bounds).tolist()))
+
+
+def require_self_contained(graph: bytes, where: object) -> None:
+    """Raise StoreError for an ONNX graph that refers to a file outside it: old versions of ONNX Runtime read any.
+
+    Such a reference has the key `location`, and text stands in a graph byte for byte; ours have no such word in them.
+    """
+    if b"location" in graph:
+        raise StoreError("graph refers to data in another file", where, _REMEDY)
+
+
+def tensor_view(tensor: m.Tensor, buffer: np.ndarray, data_start: int = 0) -> np.ndarray:
+    """A tensor inside a loaded shard (`buffer` is uint8).
+
+    Aligned tensors are views; others are copied to 64-byte-aligned memory: alignment changes the last bits of a result.
+    """
+    start = data_start + tensor.offset
+    raw = buffer[start : start + tensor.num_bytes]
+    if raw.ctypes.data % 64:
+        raw = _aligned_copy(raw)
+    return raw.view(_array_dtype(tensor)).reshape(tensor.shape)
+
+
+def _array_dtype(tensor: m.Tensor) -> type:
+    if tensor.dtype not in _DTYPES:
+        raise StoreError(f"tensor {tensor.name!r} is {tensor.dtype}, arrays can be {sorted(_DTYPES)}", None, _REMEDY)
+    return _DTYPES[tensor.dtype]
+
+
+def _aligned_copy(raw: np.ndarray) -> np.ndarray:
+    room = np.empty(len(raw) + 64, np.uint8)
+    start = -room.ctypes.data % 64
+    room[start : start + len(raw)] = raw
+    return room[start : start + len(raw)]
+
+
+def load_tensors(store: Store, file: m.File) -> Dict[str, np.ndarray]:
+    """All tensors of a small safetensors file of the store, checked: name -> array."""
+    data = store.read_file(file)
+    header = parse_header(data, len(data), store.path / file.file)
+    array = np.frombuffer(data, np.uint8)
+    return {
+        name: tensor_view(m.Tensor(name, "", entry.dtype, entry.shape, entry.start), array, header.data_start)
+        for name, entry in header.tensors.items()
+    }

@@ -1,0 +1,276 @@
+"""Building a store so that it is whole or absent.
+
+Everything goes to `STORE.partial`, the manifest last, then one rename. An interrupted build is resumed when the
+fingerprint matches: a shard is kept if it is, byte for byte, what would be written. At most one chunk of tensor data is
+held at a time. A folder that another program made is never cleared.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+from pathlib import Path
+from typing import Callable, Iterable, Iterator, List, Optional, Sequence, Tuple
+
+from offramp.errors import DiskFullError, StoreError, UsageError
+from offramp.store import manifest as m
+from offramp.store.files import (
+    Data,
+    disk_full_is_ours,
+    fsync_folder,
+    make_folder,
+    open_regular,
+    sha256_of,
+    write_atomic,
+)
+from offramp.store.parsing import loads
+from offramp.store.reader import read_manifest_bytes
+from offramp.store.safetensors import header_bytes, num_bytes
+
+_STATE = ".building"
+"""Marks a partial folder as ours, and holds the fingerprint."""
+_RETIRED = ".retired"
+"""Marks a replaced store, which may be deleted."""
+_NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG)
+
+
+class StoreWriter:
+    """Writes one store. A context manager; without `finish` the target stays untouched and a next writer resumes.
+
+    `fingerprint` says what the store is made from and by what; that of the manifest's source is part of it.
+    """
+
+    def __init__(self, target: Path, fingerprint: str, *, force: bool = False) -> None:
+        self.target = Path(os.path.abspath(str(target)))  # noqa: PTH100 - pathlib would keep `..` as the name
+        self.fingerprint, self.force = fingerprint, force
+        self.partial = self.target.parent / (self.target.name + ".partial")
+        self._retired = self.target.parent / (self.target.name + ".retired")
+        self._lock = -1
+
+    def __enter__(self) -> StoreWriter:
+        self._refuse_target()
+        try:
+            with disk_full_is_ours(self.partial):
+                self._take_lock()
+                self._refuse_target()  # again: another writer may have finished meanwhile
+                self._resume_or_clear()
+            make_folder(self.partial / "graphs")
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def require_space(self, total_bytes: int) -> None:
+        """Raise DiskFullError unless what is still to be written fits, with 5 % to spare."""
+        present = sum(path.stat().st_size for path in self.partial.rglob("*") if path.is_file())
+        needed, free = max(total_bytes - present, 0) * 21 // 20, shutil.disk_usage(str(self.partial)).free
+        if needed > free:
+            remedy = "free some space, or choose another folder"
+            raise DiskFullError(f"{needed} bytes needed, {free} free", self.target.parent, remedy)
+
+    def add_shard(
+        self,
+        name: str,
+        tensors: Sequence[Tuple[str, str, str, Tuple[int, ...]]],
+        read: Callable[[str], Iterable[Data]],
+        *,
+        gathered: bool = False,
+    ) -> m.Shard:
+        """Write one shard of (name, role, dtype, shape) tensors in the given order, `gathered` if rows will be fetched.
+
+        `read(name)` yields the data of one tensor in chunks; it is called again where a file of an earlier attempt
+        turns out to differ.
+        """
+        entries, offset = [], 0
+        for tensor, role, dtype, shape in tensors:
+            entries.append(m.Tensor(tensor, role, dtype, tuple(shape), offset))
+            offset += num_bytes(dtype, tuple(shape))
+        header = header_bytes((entry.name, entry.dtype, entry.shape, entry.offset) for entry in entries)
+        blocks = _BlockDigests() if gathered else None
+
+        def chunks() -> Iterator[Data]:
+            data = _chained(header, entries, read)
+            return data if blocks is None else blocks.watch(data)
+
+        path = self.partial / (name + ".safetensors")
+        file = self._kept(path, len(header) + offset, chunks) or write_atomic(path, chunks())
+        block_file = None if blocks is None else self.add_file(name + ".blocks", blocks.finish())
+        return m.Shard(name, file.file, file.bytes, file.sha256, len(header), tuple(entries), block_file)
+
+    def add_file(self, name: str, data: bytes) -> m.File:
+        """Write a small companion file (one folder deep at most)."""
+        file = write_atomic(self.partial / name, [data])
+        return m.File(name, file.bytes, file.sha256)
+
+    def add_copy(self, name: str, source: Path) -> m.File:
+        """Copy a companion file of any size."""
+        with open(source, "rb") as stream:
+            return write_atomic(self.partial / name, iter(lambda: stream.read(1 << 20), b""))
+
+    def finish(self, manifest: m.Manifest) -> Path:
+        """Write the manifest, then give the folder its final name."""
+        with disk_full_is_ours(self.target):
+            self._drop_strangers(manifest)
+            write_atomic(self.partial / m.FILE_NAME, [m.dumps(manifest)])
+            (self.partial / _STATE).unlink()
+            fsync_folder(self.partial)
+            self._refuse_target()
+            self._retire_target()
+            self.partial.rename(self.target)
+            fsync_folder(self.target.parent)
+            self._delete_retired()
+        return self.target
+
+    def _refuse_target(self) -> None:
+        if not os.path.lexists(str(self.target)):
+            return
+        if not self.force:
+            raise UsageError("target exists", self.target, "choose another name, or --force to replace it")
+        if self.target.is_symlink() or not (self.target / m.FILE_NAME).is_file():
+            what = "target exists and is not a store, so --force does not replace it"
+            raise UsageError(what, self.target, "choose another name")
+        if os.path.lexists(str(self._retired)) and not self._may_delete_retired():
+            raise UsageError("--force would move the old store there, but it exists", self._retired, "move it away")
+
+    def _take_lock(self) -> None:
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            self.target.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                self.partial.mkdir()
+            self._lock = os.open(str(self.partial), flags)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            ours = os.path.samestat(os.fstat(self._lock), os.lstat(str(self.partial)))
+        except (BlockingIOError, FileNotFoundError):
+            ours = False
+        except OSError as error:
+            if error.errno not in _NO_PLACE:
+                raise
+            what = f"a store cannot be built there ({error.strerror})"
+            raise UsageError(what, self.partial, "choose another folder") from error
+        if not ours:  # locked, or renamed by its writer while we were about to lock it
+            raise UsageError("another process is building this store", self.partial, "wait for it to end")
+
+    def _resume_or_clear(self) -> None:
+        state, present = self.partial / _STATE, {path.name for path in self.partial.iterdir()}
+        if _STATE in present and state.read_bytes() == self.fingerprint.encode():
+            return
+        if not (_STATE in present or present <= {_STATE + ".tmp"} or self._lost_only_its_rename()):
+            raise UsageError("a folder is in the way, and offramp did not make it", self.partial, "move it away")
+        write_atomic(state, [self.fingerprint.encode()])  # first: a folder without it would look like a stranger's
+        _clear(self.partial, keep=_STATE)
+
+    def _lost_only_its_rename(self) -> bool:
+        """Whether it is a finished build of this very source, and not a store that somebody called `.partial`."""
+        try:
+            manifest = loads(read_manifest_bytes(self.partial))
+        except StoreError:
+            return False
+        return manifest.source.fingerprint in self.fingerprint
+
+    def _retire_target(self) -> None:
+        if self.target.exists():
+            self._delete_retired()
+            (self.target / _RETIRED).touch()
+            self.target.rename(self._retired)
+
+    def _may_delete_retired(self) -> bool:
+        """Whether it is there, and is a replaced store or what is left of one."""
+        if self._retired.is_symlink() or not self._retired.is_dir():
+            return False
+        return (self._retired / _RETIRED).is_file() or not any(self._retired.iterdir())
+
+    def _delete_retired(self) -> None:
+        if self._may_delete_retired():
+            _clear(self._retired, keep=_RETIRED)
+            with contextlib.suppress(FileNotFoundError):
+                (self._retired / _RETIRED).unlink()
+            self._retired.rmdir()
+
+    def _kept(self, path: Path, size: int, chunks: Callable[[], Iterable[Data]]) -> Optional[m.File]:
+        """The file of an earlier attempt, if it is what would be written."""
+        if path.is_symlink() or not path.is_file() or path.stat().st_size != size:
+            return None
+        expected = hashlib.sha256()
+        for chunk in chunks():
+            expected.update(chunk)
+        fd = open_regular(path.parent, path.name)
+        try:
+            found = sha256_of(fd)
+        finally:
+            os.close(fd)
+        return m.File(path.name, size, found) if found == expected.hexdigest() else None
+
+    def _drop_strangers(self, manifest: m.Manifest) -> None:
+        """What an earlier attempt left and this one does not want."""
+        wanted = {file.file for file in m.all_files(manifest)} | {_STATE}
+        wanted |= {str(Path(name).parent) for name in wanted}
+        for path in sorted(self.partial.rglob("*"), reverse=True):  # what is in a folder before the folder
+            if str(path.relative_to(self.partial)) not in wanted:
+                _remove(path)
+
+
+def _clear(folder: Path, keep: str) -> None:
+    for path in folder.iterdir():
+        if path.name != keep:
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(str(path))
+    else:
+        path.unlink()
+
+
+class _BlockDigests:
+    """sha256 of every 64 KiB of a file as it passes by."""
+
+    def __init__(self) -> None:
+        self._digests: List[bytes] = []
+        self._current, self._filled = hashlib.sha256(), 0
+
+    def watch(self, chunks: Iterable[Data]) -> Iterator[Data]:
+        """Pass the chunks of one file on, from its begin."""
+        self._digests.clear()
+        self._current, self._filled = hashlib.sha256(), 0
+        for chunk in chunks:
+            view = memoryview(chunk).cast("B")
+            while len(view):
+                part = view[: m.BLOCK_BYTES - self._filled]
+                self._current.update(part)
+                self._filled += len(part)
+                view = view[len(part) :]
+                if self._filled == m.BLOCK_BYTES:
+                    self._close_block()
+            yield chunk
+
+    def finish(self) -> bytes:
+        """The digests, one after the other."""
+        if self._filled:
+            self._close_block()
+        return b"".join(self._digests)
+
+    def _close_block(self) -> None:
+        self._digests.append(self._current.digest())
+        self._current, self._filled = hashlib.sha256(), 0
+
+
+def _chained(header: bytes, entries: Sequence[m.Tensor], read: Callable[[str], Iterable[Data]]) -> Iterator[Data]:
+    yield header
+    for entry in entries:
+        size = 0
+        for chunk in read(entry.name):
+            size += memoryview(chunk).nbytes
+            yield chunk
+        if size != entry.num_bytes:
+            raise ValueError(f"tensor {entry.name!r}: {size} bytes given, {entry.num_bytes} expected")
