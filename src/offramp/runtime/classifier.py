@@ -1,0 +1,306 @@
+"""`Classifier`: texts in, results out, under a budget; safe from several threads.
+
+It is given a store, a backend, an encoder of texts and a policy.
+It does not choose the backend (`offramp.load` does) and does not read files of texts.
+
+Shapes: B rows, S tokens, C labels.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Any, Deque, Dict, List, Optional, Sequence, Tuple
+
+import numpy as np
+
+from offramp.errors import StoreError, UsageError
+from offramp.measure import Trace, available_bytes, bound_seconds, cached_bytes, median, read_memory
+from offramp.policies import Policy
+from offramp.runtime.backend import Backend
+from offramp.runtime.loop import Loop, Outcome, PassCost
+from offramp.runtime.prepare import Workload, allocate, make_run_plan, settle
+from offramp.runtime.reads import choose_direct
+from offramp.store import Store
+from offramp.store.reader import load_tensors
+
+TRACED_PASSES = 16
+"""Passes whose events are kept: 150 events of BERT-base each, 0.4 MiB in all."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was found for one text. The fields are the keys of `offramp run --json`."""
+
+    label: Optional[str]
+    """The `id2label` string; None for regression. Multi-label: the most probable one."""
+    score: float
+    """Its softmax probability (multi-label: sigmoid; regression: the value)."""
+    exit_stage: int
+    """The exit that answered, from 1; the number of layers where none left early."""
+    stages_run: int
+    """Layers that were computed for this text."""
+    bytes_read: int
+    """This text's share of what was read from the store."""
+    labels: Optional[Tuple[str, ...]] = None
+    """Multi-label only: all labels with a probability of one half or more."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to run. Sizes in bytes."""
+
+    budget_bytes: int
+    num_rows: int = 1
+    """Rows of a batch."""
+    length: Optional[int] = None
+    """The longest input in tokens that will come; the encoder's limit if None."""
+    reads: str = "auto"
+    own_process: bool = False
+    """The process is there for this alone: the budget holds from its start on, not from here."""
+
+    def __post_init__(self) -> None:
+        if self.num_rows < 1:
+            raise ValueError(f"num_rows must be at least 1, not {self.num_rows}")
+
+
+class Classifier:
+    """Classifies texts with a store. A context manager; `close` frees the slots."""
+
+    def __init__(self, store: Store, backend: Backend, text_encoder: Any, policy: Policy, settings: Settings) -> None:
+        self.store, self.backend, self.text_encoder, self.policy, self.settings = (
+            store,
+            backend,
+            text_encoder,
+            policy,
+            settings,
+        )
+        self.trace = Trace(num_passes=TRACED_PASSES)
+        exits = load_exits(store, policy)
+        self._loop = Loop(store, backend, policy, exits, self.trace)
+        workload = Workload(settings.num_rows, settings.length or text_encoder.max_length)
+        self._workload, self._planned_bytes = workload, backend.activation_bytes(workload.num_rows, workload.length)
+        footprint = settle(self._loop, text_encoder.encode, workload, settings.budget_bytes)
+        self.plan, self.items = make_run_plan(
+            self._loop, workload, footprint, settings.budget_bytes, settings.own_process
+        )
+        growth_bytes = self.plan.predicted_peak_bytes - self.plan.base_bytes
+        self.direct = choose_direct(store, settings.reads, growth_bytes, available_bytes())
+        self._lock, self._started = threading.Lock(), time.perf_counter()
+        self._latencies: Deque[float] = deque(maxlen=65536)
+        self._num_inputs, self._seconds, self._open = 0, 0.0, False
+        before = read_memory()
+        self._first_peak_bytes, self._seen_peak_bytes = before.peak_bytes, before.rss_bytes
+
+    def open(self) -> Classifier:
+        """Take the memory of the plan and start to read. Raises BudgetError where the budget does not hold it."""
+        self.plan.require_feasible(self.items)
+        with self._lock:
+            if not self._open:
+                self._loop.connect(*allocate(self.store, self.plan), direct=self.direct)
+                self._open = True
+        return self
+
+    def __enter__(self) -> Classifier:
+        return self.open()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the reader, free the slots, remember what was verified."""
+        with self._lock:
+            self._loop.close()
+            self._open = False
+            self.store.close()
+
+    def predict(self, texts: Sequence[Any], *, more: bool = True) -> List[Result]:
+        """One result a text, in order; a text is a string or a pair of strings.
+
+        `more=False`: nothing will follow, so read nothing ahead.
+        """
+        if isinstance(texts, str):
+            raise ValueError("predict takes a list of texts, not one text: predict([text])")
+        results: List[Result] = []
+        step = self.settings.num_rows
+        for start in range(0, len(texts), step):
+            began = time.perf_counter()
+            batch = self.text_encoder.encode(texts[start : start + step])
+            follows = more or start + step < len(texts)
+            results += self.predict_tokens(batch.ids_BS, batch.mask_BS, batch.types_BS, more=follows, began=began)
+        return results
+
+    def predict_tokens(
+        self,
+        ids_BS: np.ndarray,
+        mask_BS: np.ndarray,
+        types_BS: np.ndarray,
+        *,
+        more: bool = True,
+        began: Optional[float] = None,
+    ) -> List[Result]:
+        """The same for token ids: int64 [B, S], padded on the right; the mask is 1 where there is a token."""
+        if self.backend.activation_bytes(*ids_BS.shape) > self._planned_bytes:
+            raise UsageError(
+                f"batch of {ids_BS.shape[0]} x {ids_BS.shape[1]} tokens",
+                None,
+                f"the plan was made for {self._workload.num_rows} x {self._workload.length}",
+            )
+        with self._lock:
+            if not self._open:
+                raise ValueError("the classifier is not open: use it in a `with` block, or call open()")
+            began = time.perf_counter() if began is None else began
+            outcomes = self._loop.run(ids_BS, mask_BS, types_BS, more=more)
+            seconds = time.perf_counter() - began
+            self._latencies.append(seconds)
+            self._seconds += seconds
+            self._num_inputs += len(outcomes)
+            self._seen_peak_bytes = max(self._seen_peak_bytes, read_memory().rss_bytes)
+        return [self._result(outcome) for outcome in outcomes]
+
+    @property
+    def latencies(self) -> List[float]:
+        """Seconds of each batch so far, from text to results (the last 65,536)."""
+        return list(self._latencies)
+
+    @property
+    def costs(self) -> List[PassCost]:
+        """What each pass so far took to compute and to read."""
+        return list(self._loop.costs)
+
+    @property
+    def peak_rss_bytes(self) -> int:
+        """The peak resident set since this was made.
+
+        The kernel's where it has grown since, else the largest one seen after a batch.
+        """
+        peak_bytes = read_memory().peak_bytes
+        return peak_bytes if peak_bytes > self._first_peak_bytes else self._seen_peak_bytes
+
+    def describe_plan(self) -> Dict[str, Any]:
+        """The plan as one JSON object."""
+        plan, stages = self.plan, []
+        for stage in self.store.manifest.stages:
+            items = [
+                item for item in self.items if item.shard in {shard for step in stage.steps for shard in step.shards}
+            ]
+            shards = [
+                {"shard": item.shard, "bytes": item.num_bytes, "resident": item.shard in plan.residents}
+                for item in items
+            ]
+            stages.append({"stage": stage.name, "bytes": sum(item.num_bytes for item in items), "shards": shards})
+        return {
+            "feasible": plan.feasible,
+            "budget_bytes": plan.budget_bytes,
+            "predicted_peak_bytes": plan.predicted_peak_bytes,
+            "smallest_budget_bytes": plan.smallest_budget_bytes,
+            "base_bytes": plan.base_bytes,
+            "activation_bytes": plan.activation_bytes,
+            "num_slots": plan.num_slots,
+            "slot_bytes": plan.slot_bytes,
+            "resident_bytes": plan.resident_bytes,
+            "reads": "direct" if self.direct else "buffered",
+            "stages": stages,
+        }
+
+    def record(self, first_batch: int = 0) -> Dict[str, Any]:
+        """One JSON object about the run so far; the medians leave out the batches before `first_batch`."""
+        ring, plan, manifest = self._loop.ring, self.plan, self.store.manifest
+        latencies, costs = self.latencies[first_batch:], self.costs[first_batch:]
+        memory = read_memory()
+        return {
+            "model": manifest.source.architecture,
+            "store_sha256": self.store.digest,
+            "backend": self.backend.name,
+            "threads": self.backend.num_threads,
+            "exit": str(self.policy),
+            "budget_bytes": plan.budget_bytes,
+            "predicted_peak_bytes": plan.predicted_peak_bytes,
+            "peak_rss_bytes": self.peak_rss_bytes,
+            "rss_anon_bytes": memory.anon_bytes,
+            "rss_file_bytes": memory.file_bytes,
+            "page_cache_bytes": self._page_cache_bytes(),
+            "num_slots": plan.num_slots,
+            "num_residents": len(plan.residents),
+            "resident_bytes": plan.resident_bytes,
+            "reads": "direct" if self.direct else "buffered",
+            "verify": self.store.policy,
+            "batch": self.settings.num_rows,
+            "num_inputs": self._num_inputs,
+            "seconds_total": self._seconds,
+            "latency_seconds_median": median(latencies) if latencies else None,
+            "bytes_read_total": ring.bytes_read if ring else 0,
+            "bytes_read_idle": ring.bytes_idle if ring else 0,
+            "bound_seconds": median([_bound(cost) for cost in costs]) if costs else None,
+        }
+
+    def _page_cache_bytes(self) -> Optional[int]:
+        """What the page cache holds of the shards: in no resident set, but in a memory cgroup's account."""
+        parts = [cached_bytes(self.store.path / shard.file) for shard in self.store.manifest.shards.values()]
+        known = [part for part in parts if part is not None]
+        return sum(known) if len(known) == len(parts) else None
+
+    def _result(self, outcome: Outcome) -> Result:
+        encoder = self.store.manifest.encoder
+        assert outcome.logits_C is not None
+        logits_C = outcome.logits_C.astype(np.float64)
+        common = (outcome.exit_stage, outcome.exit_stage, outcome.bytes_read)
+        if encoder.problem == "regression":
+            return Result(None, float(logits_C[0]), *common)
+        if encoder.problem == "multi_label_classification":
+            scores_C = [_sigmoid(logit) for logit in logits_C]
+            best = int(np.argmax(scores_C))
+            return Result(
+                encoder.labels[best],
+                scores_C[best],
+                *common,
+                tuple(label for label, logit in zip(encoder.labels, logits_C) if logit >= 0),
+            )
+        exponents_C = np.exp(logits_C - logits_C.max())
+        best = int(logits_C.argmax())
+        return Result(encoder.labels[best], float(exponents_C[best] / exponents_C.sum()), *common)
+
+
+def load_exits(store: Store, policy: Policy) -> Dict[int, Dict[str, np.ndarray]]:
+    """The exit heads that a policy needs: exit -> role -> array.
+
+    Raises UsageError where there are none, StoreError where they are not what they say.
+    """
+    num_exits = len(store.manifest.layers)
+    if policy.earliest_exit(num_exits) >= num_exits:
+        return {}
+    if store.manifest.exits is None:
+        raise UsageError(
+            f"exit {policy} needs exits and this store has none",
+            store.path,
+            "--exit none runs the whole model; train exits and divide again",
+        )
+    description = json.loads(store.read_file(store.manifest.exits.description))
+    if not description.get("trained"):
+        raise StoreError("the exits were never trained", store.path, "--exit none runs the whole model")
+    tensors = load_tensors(store, store.manifest.exits.heads)
+    encoder = store.manifest.encoder
+    shapes = {"exit.weight": (len(encoder.labels), encoder.hidden_size), "exit.bias": (len(encoder.labels),)}
+    exits = {}
+    for index in range(1, num_exits):
+        exits[index] = {role: tensors.get(f"exit.{index}.{role[5:]}", np.empty(0)) for role in shapes}
+        for role, shape in shapes.items():
+            if exits[index][role].shape != shape:
+                raise StoreError(
+                    f"exit {index}: {role} has shape {exits[index][role].shape}, not {shape}",
+                    store.path,
+                    "train the exits again",
+                )
+    return exits
+
+
+def _sigmoid(logit: float) -> float:
+    return 1 / (1 + math.exp(-logit)) if logit >= 0 else math.exp(logit) / (1 + math.exp(logit))
+
+
+def _bound(cost: PassCost) -> float:
+    return bound_seconds([cost.compute_seconds], [cost.read_seconds], cost.fill_seconds)

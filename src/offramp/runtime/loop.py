@@ -1,0 +1,299 @@
+"""The loop: acquire, step, release, ask the exits, let rows leave; the whole engine is `Loop.run`.
+
+It knows nothing of texts, files or devices. One batch at a time.
+
+Shapes: B rows still in the batch, N rows at its start, S tokens, T = B S, C labels.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any, Callable, Deque, Dict, List, Mapping, Optional, Sequence, Tuple
+
+import numpy as np
+
+from offramp.errors import NonFiniteError, StoreError
+from offramp.measure import Trace
+from offramp.policies import Decider, Evidence, Policy
+from offramp.runtime.backend import Backend, State
+from offramp.runtime.ring import Ring, Turn
+from offramp.runtime.slots import Slot
+from offramp.store import Stage, Step, Store
+from offramp.store.reader import tensor_view
+
+GATE_AFTER_PASSES = 8
+"""Look-ahead stops at a likely exit once this many rows have been seen to get there."""
+
+
+@dataclass
+class Outcome:
+    """What became of one row."""
+
+    logits_C: Optional[np.ndarray] = None
+    exit_stage: int = 0
+    bytes_read: int = 0
+
+
+@dataclass(frozen=True)
+class PassCost:
+    """Seconds and bytes of one pass. `fill_seconds` is the first read, where nothing could hide it."""
+
+    seconds: float
+    compute_seconds: float
+    read_seconds: float
+    fill_seconds: float
+
+
+@dataclass
+class _Pass:
+    """The rows of the pass under way: `rows_B` are their places in the batch."""
+
+    outcomes: List[Outcome]
+    rows_B: np.ndarray
+    decider: Decider
+    compute_seconds: float = 0.0
+    reads: List[float] = field(default_factory=list)
+
+    def charge(self, num_bytes: int) -> None:
+        """Share the bytes of one read equally among the rows that are still here; the first rows take the remainder."""
+        share, rest = divmod(num_bytes, len(self.rows_B))
+        for place, row in enumerate(self.rows_B.tolist()):
+            self.outcomes[row].bytes_read += share + (place < rest)
+
+
+class Loop:
+    """Runs batches through the stages of a store. `exits` maps an exit (1 .. n-1) to the weights of its head."""
+
+    def __init__(
+        self,
+        store: Store,
+        backend: Backend,
+        policy: Policy,
+        exits: Mapping[int, Mapping[str, np.ndarray]],
+        trace: Trace,
+    ) -> None:
+        self.store, self.backend, self.policy, self.exits, self.trace = store, backend, policy, exits, trace
+        manifest = store.manifest
+        self.layers: Tuple[Stage, ...] = manifest.layers
+        self._embedding = next(stage for stage in manifest.stages if stage.role == "embedding")
+        self._head = next((stage for stage in manifest.stages if stage.role == "head"), None)
+        num_exits = len(self.layers)
+        self._first, self._last = policy.first_evidence(num_exits), policy.last_exit(num_exits)
+        self._early = policy.earliest_exit(num_exits) < num_exits
+        self._reached, self._left = np.zeros(num_exits + 1, np.int64), np.zeros(num_exits + 1, np.int64)
+        self._pass_index = 0
+        self._pass: Optional[_Pass] = None
+        self.ring: Optional[Ring] = None
+        self.stage_of = {
+            shard: index for index, stage in enumerate(self.stages()) for step in stage.steps for shard in step.shards
+        }
+        self.costs: Deque[PassCost] = deque(maxlen=4096)
+
+    def connect(self, slots: Sequence[Slot], residents: Dict[str, Slot], *, direct: bool) -> None:
+        """Start the reader, once the plan has said where shards go."""
+
+        def read(shard, view, cancelled):
+            return self.store.read_shard(shard, view, direct=direct, cancelled=cancelled)
+
+        self.ring = Ring(read, slots, residents, depth=len(slots) or 2, on_read=self._on_read)
+
+    def close(self) -> None:
+        """Stop the reader and free the backend."""
+        if self.ring is not None:
+            self.ring.close()
+        self.backend.close()
+
+    def turns(self) -> List[Turn]:
+        """The shards of a pass in order, gated where an exit is more likely than not."""
+        turns, after = [], 0
+        for index, stage in enumerate(self.stages()):
+            if (
+                index > 1
+                and self._reached[index - 1] >= GATE_AFTER_PASSES
+                and 2 * self._left[index - 1] > self._reached[index - 1]
+            ):
+                after = index - 1
+            turns += [Turn(shard, after) for step in stage.steps for shard in self.loads(step)]
+        return turns
+
+    def rehearse(self, num_rows: int, length: int) -> None:
+        """Go through the motions of a pass over [B, S] tokens without weights.
+
+        Code and heap are then as a pass leaves them.
+        """
+        ids_BS = np.zeros((num_rows, length), np.int64)
+        self._gather(ids_BS, ids_BS)
+        self.backend.rehearse(num_rows, length)
+
+    def run(
+        self, ids_BS: np.ndarray, mask_BS: np.ndarray, types_BS: np.ndarray, *, more: bool = False
+    ) -> List[Outcome]:
+        """Run one batch; an outcome a row, in order.
+
+        `more`: another batch will follow, so fetch its first shards when this one is done.
+        """
+        started, num_rows = time.perf_counter(), len(ids_BS)
+        if num_rows == 0:
+            return []
+        assert self.ring is not None
+        self._pass = this = _Pass(
+            [Outcome() for _ in range(num_rows)], np.arange(num_rows), self.policy.start(num_rows, len(self.layers))
+        )
+        finished = False
+        self.ring.begin_pass(self.turns())
+        try:
+            state = self._embed(ids_BS, mask_BS, types_BS)
+            for index, stage in enumerate(self.layers[: self._last], start=1):
+                self._run_layer(index, stage, state)
+                self._leave_early(index, state)
+                if not len(this.rows_B):
+                    break
+                self.ring.go_past(index)
+            if len(this.rows_B):
+                self._run_head(state)
+            finished = True
+        finally:
+            self.ring.end_pass(self.turns() if more and finished else ())
+            self._pass, self._pass_index = None, self._pass_index + 1
+        self.ring.use(sum(outcome.bytes_read for outcome in this.outcomes))
+        self._add_cost(this, time.perf_counter() - started)
+        return this.outcomes
+
+    def stages(self) -> Tuple[Stage, ...]:
+        """The stages that a pass can come to."""
+        full = self._last == len(self.layers) and self._head is not None
+        return (self._embedding, *self.layers[: self._last], *((self._head,) if full and self._head else ()))
+
+    def loads(self, step: Step) -> List[str]:
+        """The shards that a step has in memory at once, each named once. Rows of the others are gathered."""
+        return [shard for shard in dict.fromkeys(step.shards) if not self._is_gathered(shard)]
+
+    def _is_gathered(self, shard: str) -> bool:
+        return self.store.manifest.shards[shard].blocks is not None
+
+    def _embed(self, ids_BS: np.ndarray, mask_BS: np.ndarray, types_BS: np.ndarray) -> State:
+        encoder = self.store.manifest.encoder
+        if ids_BS.max() >= encoder.vocab_size:
+            raise StoreError(
+                f"token id {ids_BS.max()} in a vocabulary of {encoder.vocab_size}",
+                self.store.path,
+                "the tokenizer belongs to another model",
+            )
+        (step,) = self._embedding.steps
+        started = time.perf_counter()
+        rows, num_bytes = self._gather(ids_BS, types_BS)
+        self.trace.add("rows", 0, "read", started, time.perf_counter(), num_bytes, "loop", self._pass_index)
+        assert self._pass is not None and self.ring is not None
+        self.ring.count(num_bytes)
+        self._pass.charge(num_bytes)
+        weights = self._acquire(step)
+        state = self._timed("embedding", 0, "compute", self.backend.begin, rows, mask_BS, weights)
+        self._release(step)
+        return state
+
+    def _gather(self, ids_BS: np.ndarray, types_BS: np.ndarray) -> Tuple[Dict[str, np.ndarray], int]:
+        """Embedding rows of each token, role -> [T, E], and the bytes read for them."""
+        encoder, (num_rows, length) = self.store.manifest.encoder, ids_BS.shape
+        table = next(name for step in self._embedding.steps for name in step.shards if self._is_gathered(name))
+        wanted = {"word": ids_BS.reshape(-1), "position": np.arange(length) + encoder.position_offset}
+        if encoder.num_token_types:
+            wanted["type"] = types_BS.reshape(-1)
+        rows, num_bytes = {}, 0
+        for role, indices in wanted.items():
+            rows[role], read = self.store.gather(table, role, indices)
+            num_bytes += read
+        rows["position"] = np.tile(rows["position"], (num_rows, 1))
+        return rows, num_bytes
+
+    def _run_layer(self, index: int, stage: Stage, state: State) -> None:
+        for step in stage.steps:
+            weights = self._acquire(step)
+            self._timed(f"{stage.name} {step.kind}", index, "compute", self.backend.step, state, step.kind, weights)
+            self._release(step)
+
+    def _leave_early(self, index: int, state: State) -> None:
+        """Ask the exit after layer `index`, if its answer can matter, and let rows go."""
+        final = index == self._last < len(self.layers)
+        if not (self._early and self._first <= index < len(self.layers)):
+            return
+        problem = self.store.manifest.encoder.problem
+        assert self._pass is not None and problem is not None
+        logits_BC = self._timed(f"exit {index}", index, "head", self.backend.exit_logits, state, self.exits[index])
+        evidence = Evidence.from_logits(self._finite(logits_BC, f"exit {index}"), problem)
+        leave_B = self._pass.decider.update(index, evidence) | final
+        self._reached[index] += len(leave_B)
+        self._left[index] += int(leave_B.sum())
+        if leave_B.any():
+            self._answer(logits_BC, leave_B, index)
+            self._pass.decider.keep(~leave_B)
+            if not leave_B.all():
+                self.backend.keep(state, ~leave_B)
+
+    def _run_head(self, state: State) -> None:
+        assert self._head is not None
+        (step,) = self._head.steps
+        weights = self._acquire(step)
+        logits_BC = self._timed("head", len(self.layers) + 1, "head", self.backend.head_logits, state, weights)
+        self._release(step)
+        logits_BC = self._finite(logits_BC, "head")
+        self._answer(logits_BC, np.ones(len(logits_BC), bool), len(self.layers))
+
+    def _answer(self, logits_BC: np.ndarray, leave_B: np.ndarray, exit_stage: int) -> None:
+        this = self._pass
+        assert this is not None
+        for row, logits_C in zip(this.rows_B[leave_B].tolist(), logits_BC[leave_B]):
+            this.outcomes[row].logits_C = logits_C.copy()
+            this.outcomes[row].exit_stage = exit_stage
+        this.rows_B = this.rows_B[~leave_B]
+
+    def _finite(self, logits_BC: np.ndarray, stage: str) -> np.ndarray:
+        if not np.isfinite(logits_BC).all():
+            raise NonFiniteError(
+                f"{stage} gave NaN or infinite logits",
+                self.store.path,
+                "the weights are broken: train or convert the model again",
+            )
+        return logits_BC
+
+    def _acquire(self, step: Step) -> Dict[str, np.ndarray]:
+        """Views of the tensors of a step's shards, by role; waits for their reads and charges them to the rows."""
+        weights: Dict[str, np.ndarray] = {}
+        assert self.ring is not None and self._pass is not None
+        for name in self.loads(step):
+            started = time.perf_counter()
+            slot, num_bytes = self.ring.acquire(name)
+            self.trace.add(
+                name, self.stage_of[name], "wait", started, time.perf_counter(), num_bytes, "loop", self._pass_index
+            )
+            self._pass.charge(num_bytes)
+            shard = self.store.manifest.shards[name]
+            weights.update((tensor.role, tensor_view(tensor, slot.array, shard.data_start)) for tensor in shard.tensors)
+        return weights
+
+    def _release(self, step: Step) -> None:
+        assert self.ring is not None
+        for name in self.loads(step):
+            self.ring.release(name)
+
+    def _timed(self, name: str, stage: int, kind: str, act: Callable[..., Any], *arguments: Any) -> Any:
+        started = time.perf_counter()
+        result = act(*arguments)
+        ended = time.perf_counter()
+        self.trace.add(name, stage, kind, started, ended, 0, "loop", self._pass_index)
+        assert self._pass is not None
+        self._pass.compute_seconds += ended - started
+        return result
+
+    def _on_read(self, shard: str, started: float, ended: float, num_bytes: int, idle: bool) -> None:
+        """Called in the reader thread."""
+        kind = "idle_read" if idle else "read"
+        self.trace.add(shard, self.stage_of.get(shard, 0), kind, started, ended, num_bytes, "reader", self._pass_index)
+        this = self._pass
+        if this is not None and not idle:
+            this.reads.append(ended - started)
+
+    def _add_cost(self, this: _Pass, seconds: float) -> None:
+        fill = this.reads[0] if this.reads else 0.0
+        self.costs.append(PassCost(seconds, this.compute_seconds, sum(this.reads), fill))

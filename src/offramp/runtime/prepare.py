@@ -1,0 +1,103 @@
+"""From a store and a budget to a plan: what a pass uses, in order, with what it is thought to cost.
+
+The costs are nominal: they rank plans against one another (equal layers, equal costs) and promise no seconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Callable, Dict, List, Sequence, Tuple
+
+from offramp.measure import available_bytes, read_memory
+from offramp.runtime.footprint import give_back
+from offramp.runtime.loop import Loop
+from offramp.runtime.planner import Item, Memory, Plan, make_plan, page_rounded
+from offramp.runtime.ring import Turn
+from offramp.runtime.slots import Slot
+from offramp.store import Store
+
+NOMINAL_FLOPS_PER_SECOND = 60e9
+"""Of one core, for the ranking of plans."""
+NOMINAL_READ_BYTES_PER_SECOND = 2e9
+SMALL_SHARD_BYTES = 256 << 10
+"""A shard up to this size is always kept: a slot's turn would cost more than its memory."""
+SMALL_LENGTH = 8
+"""Tokens of the first rehearsals, which only bring in code."""
+HEADROOM_BYTES = 4 << 20
+"""What Python's own heap and the kernel's per-thread counters (64 pages each, unsynchronised) may add to a plan."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The largest input that the plan is made for: B rows of S tokens."""
+
+    num_rows: int
+    length: int
+
+
+def plan_items(
+    store: Store, turns: Sequence[Turn], stage_of: Dict[str, int], workload: Workload, num_threads: int
+) -> List[Item]:
+    """One item for each turn of a pass."""
+    tokens, speed = workload.num_rows * workload.length, NOMINAL_FLOPS_PER_SECOND * num_threads
+    shards = [store.manifest.shards[turn.shard] for turn in turns]
+    return [
+        Item(
+            shard.name,
+            stage_of[shard.name],
+            shard.bytes,
+            2 * shard.data_bytes / 4 * tokens / speed,
+            shard.bytes / NOMINAL_READ_BYTES_PER_SECOND,
+        )
+        for shard in shards
+    ]
+
+
+def settle(loop: Loop, encode: Callable[[List[str]], Any], workload: Workload, budget_bytes: int) -> Tuple[int, int]:
+    """Bring the process to the footprint that it has while it runs, and weigh it: (base bytes, activation bytes).
+
+    What only start-up needed is given back, what a pass needs is brought in. Activations are those that the backend
+    promises or those that a rehearsal was seen to take, whichever is more; a workload that cannot fit is not rehearsed,
+    the plan will say so.
+    """
+
+    def rehearse(num_rows: int, length: int) -> int:
+        loop.rehearse(num_rows, length)
+        encode(["a b"])
+        return read_memory().rss_bytes
+
+    rehearse(1, SMALL_LENGTH)
+    give_back()
+    base_bytes = rehearse(1, SMALL_LENGTH)
+    activation_bytes = loop.backend.activation_bytes(workload.num_rows, workload.length)
+    if base_bytes + activation_bytes <= budget_bytes:
+        activation_bytes = max(
+            activation_bytes, *(rehearse(workload.num_rows, workload.length) - base_bytes for _ in range(3))
+        )
+    return base_bytes, activation_bytes + HEADROOM_BYTES
+
+
+def make_run_plan(
+    loop: Loop, workload: Workload, footprint: Tuple[int, int], budget_bytes: int, own_process: bool
+) -> Tuple[Plan, List[Item]]:
+    """The plan for a process of this footprint (base and activation bytes).
+
+    `own_process`: the budget holds from the start of the process on, so its peak so far counts.
+    """
+    items = plan_items(loop.store, loop.turns(), loop.stage_of, workload, loop.backend.num_threads)
+    small = frozenset(item.shard for item in items if item.num_bytes <= SMALL_SHARD_BYTES)
+    widest = max(len(set(loop.loads(step)) - small) for stage in loop.stages() for step in stage.steps)
+    memory = Memory(*footprint, small, read_memory().peak_bytes if own_process else 0, max(widest, 1))
+    return make_plan(items, memory, budget_bytes), items
+
+
+def allocate(store: Store, plan: Plan) -> Tuple[List[Slot], Dict[str, Slot]]:
+    """The slots and resident buffers of a plan. Pages are taken when they are first filled."""
+    slots = [Slot(plan.slot_bytes) for _ in range(plan.num_slots)]
+    residents = {name: Slot(page_rounded(store.manifest.shards[name].bytes)) for name in sorted(plan.residents)}
+    return slots, residents
+
+
+def unlimited_bytes() -> int:
+    """The budget of those who name none: all that this process may still use, and what it has."""
+    return available_bytes() + read_memory().rss_bytes

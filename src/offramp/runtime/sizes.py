@@ -1,0 +1,39 @@
+"""Byte sizes as people write them: `300MB`, `0.3GB`, `300MiB`, or an integer."""
+
+from __future__ import annotations
+
+import re
+from typing import Union
+
+_UNITS = {
+    "": 1,
+    "b": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "tb": 10**12,
+    "kib": 1 << 10,
+    "mib": 1 << 20,
+    "gib": 1 << 30,
+    "tib": 1 << 40,
+}
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE | re.ASCII)
+
+
+def parse_size(size: Union[int, str]) -> int:
+    """Bytes. Raises ValueError for anything that is not a positive size."""
+    if isinstance(size, bool) or not isinstance(size, (int, str)):
+        raise ValueError(f"a size is an integer or a text like '128MiB', not {size!r}")
+    match = _SIZE.fullmatch(str(size))
+    unit = _UNITS.get(match.group(2).lower()) if match else None
+    if match is None or unit is None:
+        raise ValueError(f"a size is a number and one of B KB MB GB KiB MiB GiB, like '128MiB', not {size!r}")
+    num_bytes = int(float(match.group(1)) * unit) if "." in match.group(1) else int(match.group(1)) * unit
+    if num_bytes <= 0:
+        raise ValueError(f"a size is more than nothing, not {size!r}")
+    return num_bytes
+
+
+def format_size(num_bytes: float) -> str:
+    """MiB with one decimal, as every message of offramp says it."""
+    return f"{num_bytes / (1 << 20):.1f} MiB"

@@ -1,0 +1,151 @@
+"""The loop's answers: the same, bit for bit, whatever is resident, read ahead, read how, or beside in the batch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from offramp.errors import NonFiniteError, StoreError
+from offramp.runtime.reads import direct_works
+from tests.runtime.driver import answers, batches, encode, expected
+from tests.toy import Toy, layer_shards, open_loop
+
+quick = settings(
+    deadline=None, max_examples=60, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+policies = st.sampled_from(
+    [
+        "none",
+        "patience:1",
+        "patience:2",
+        "patience:inf",
+        "stage:1",
+        "stage:3",
+        "confidence:0.7",
+        "from:2>entropy:0.6",
+        "stage:4",
+    ]
+)
+TOYS = [Toy(), Toy(shared=True), Toy(whole=True)]
+ROWS = ["abc", "defghijkl", "", "kkkkkkkkkkkk", "lb"]
+
+
+def run_once(store, policy, rows, num_slots=1, residents=(), direct=False):
+    loop = open_loop(store, policy, num_slots, residents, direct=direct)
+    outcomes = loop.run(*encode(rows))
+    loop.close()
+    return answers(outcomes)
+
+
+@quick
+@given(data=st.data(), rows=batches, policy=policies, toy=st.sampled_from(TOYS))
+def test_answers_are_those_of_each_row_alone_through_the_whole_model(shelf, data, rows, policy, toy):
+    store = shelf.open(toy)
+    num_slots = data.draw(st.integers(3 if toy.whole else 1, 3))
+    residents = data.draw(st.sets(st.sampled_from(["embedding", "head", *layer_shards(store)])))
+    loop = open_loop(store, policy, num_slots, residents)
+    for more in data.draw(st.lists(st.booleans(), min_size=1, max_size=3)):
+        assert answers(loop.run(*encode(rows), more=more)) == expected(store, rows, policy)
+        rows = data.draw(batches)
+    loop.close()
+    store.close()
+
+
+@pytest.mark.parametrize("direct", [False, True])
+@pytest.mark.parametrize("verify", ["always", "first", "never"])
+def test_how_shards_are_read_does_not_change_the_answer(shelf, verify, direct):
+    store = shelf.open(Toy(padding_bytes=1 << 14), verify)
+    if direct and not direct_works(store):
+        pytest.skip("the file system has no O_DIRECT")
+    for _ in range(2):
+        assert run_once(store, "patience:1", ROWS, 2, direct=direct) == expected(store, ROWS, "patience:1")
+    store.close()
+
+
+def test_everything_resident_gives_the_same_answer_and_reads_nothing_twice(shelf):
+    store = shelf.open(Toy())
+    loop = open_loop(store, "patience:1", 0, ["embedding", "head", *layer_shards(store)])
+    assert answers(loop.run(*encode(ROWS))) == expected(store, ROWS, "patience:1")
+    read = loop.ring.bytes_read
+    second = loop.run(*encode(ROWS))
+    assert answers(second) == expected(store, ROWS, "patience:1")
+    assert loop.ring.bytes_read - read == sum(outcome.bytes_read for outcome in second) < 1 << 16  # rows of the tables
+    loop.close()
+
+
+def test_infinite_patience_is_no_exit_is_the_full_model(shelf):
+    store = shelf.open(Toy())
+    full = run_once(store, "none", ROWS)
+    assert run_once(store, "patience:inf", ROWS) == full
+    assert [exit_stage for exit_stage, _ in full] == [4] * len(ROWS)
+
+
+@quick
+@given(order=st.permutations(range(len(ROWS))), policy=policies)
+def test_permuting_the_batch_permutes_the_answer(shelf, order, policy):
+    store = shelf.open(Toy())
+    straight = run_once(store, policy, ROWS)
+    assert run_once(store, policy, [ROWS[place] for place in order]) == [straight[place] for place in order]
+
+
+def test_rows_leave_one_by_one(shelf):
+    store = shelf.open(Toy(6))
+    rows = ["abcdef"[: 1 + place % 6] * (1 + place % 3) for place in range(12)]
+    exits = [exit_stage for exit_stage, _ in run_once(store, "patience:1", rows, 2)]
+    assert len(set(exits)) >= 3  # the batch shrank in the middle of the pass, more than once
+    assert run_once(store, "patience:1", rows, 2) == expected(store, rows, "patience:1")
+
+
+@pytest.mark.parametrize("num_slots", [1, 2, 3])
+def test_answers_stay_right_when_look_ahead_stops_at_likely_exits(shelf, num_slots):
+    store = shelf.open(Toy(6))
+    loop = open_loop(store, "confidence:0.5", num_slots, ["layer-02-up"])
+    rows = ["abcdefghijkl"[place % 7 : place % 7 + 1 + place % 5] for place in range(60)]
+    outcomes = [loop.run(*encode([row]), more=bool(place % 3))[0] for place, row in enumerate(rows)]
+    assert answers(outcomes) == expected(store, rows, "confidence:0.5")
+    assert any(turn.after for turn in loop.turns())
+    loop.close()
+
+
+def test_a_model_without_exits_runs_to_its_head(shelf):
+    store = shelf.open(Toy(exits=False))
+    assert run_once(store, "none", ROWS) == expected(store, ROWS, "none")
+
+
+def test_regression_leaves_by_values_that_agree(shelf):
+    store = shelf.open(Toy(problem="regression"))
+    assert run_once(store, "patience:1@1.5", ROWS) == expected(store, ROWS, "patience:1@1.5")
+
+
+@pytest.mark.parametrize(("broken", "stage"), [("exit 2", "exit 2"), ("head", "head")])
+def test_logits_that_are_no_numbers_name_their_stage(shelf, broken, stage):
+    store = shelf.open(Toy(broken=broken))
+    loop = open_loop(store, "patience:2" if broken == "exit 2" else "none", 2)
+    for _ in range(2):
+        with pytest.raises(NonFiniteError, match=rf"^{stage} gave NaN or infinite logits - "):
+            loop.run(*encode(["abc"]))
+    loop.close()
+
+
+def test_an_exit_that_is_not_asked_may_be_broken(shelf):
+    store = shelf.open(Toy(broken="exit 2"))
+    assert run_once(store, "none", ROWS) == expected(shelf.open(Toy()), ROWS, "none")
+    assert run_once(store, "stage:3", ROWS) == expected(shelf.open(Toy()), ROWS, "stage:3")
+
+
+def test_a_token_outside_the_vocabulary_is_refused(shelf):
+    loop = open_loop(shelf.open(Toy()))
+    ids_BS = np.array([[31, 32]])
+    with pytest.raises(StoreError, match="token id 32 in a vocabulary of 32"):
+        loop.run(ids_BS, np.ones_like(ids_BS), np.zeros_like(ids_BS))
+    loop.close()
+
+
+def test_an_empty_batch_does_nothing(shelf):
+    loop = open_loop(shelf.open(Toy()))
+    empty_BS = np.zeros((0, 3), np.int64)
+    assert loop.run(empty_BS, empty_BS, empty_BS) == []
+    loop.close()
+    assert loop.ring.bytes_read == 0
