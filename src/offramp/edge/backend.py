@@ -1,0 +1,177 @@
+"""The ONNX Runtime backend: the graphs of a store, fed with weights that lie in slots.
+
+All sessions share one arena that grows by exactly what is asked: a pass then takes no page fault at all, where malloc
+maps and returns each buffer (31,000 faults a pass of BERT-base, twice the latency), and six arenas that double would
+take several times the memory. No memory pattern: it keeps a copy for each shape. No spinning: a pool that spins while
+the reader copies takes the core that the reader needs.
+
+Shapes: B rows, S tokens of the longest row, T = B S, H hidden, I intermediate, E embedding width, C labels.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from typing import Any, Dict, Mapping
+
+import numpy as np
+
+from offramp.errors import MissingExtraError, StoreError
+from offramp.runtime.backend import Backend, State, Weights, require_kinds
+from offramp.runtime.slots import Slot
+from offramp.store import Store
+
+ARENA_START_BYTES = 256 << 10
+_MASKED = np.float32(np.finfo(np.float32).min)
+_KINDS = ("embedding", "attention", "up", "down", "head", "exit")
+_FLOAT_BYTES = 4
+
+
+class OrtBackend(Backend):
+    """Runs a store's graphs. Raises StoreError where the store has none, MissingExtraError without onnxruntime."""
+
+    name = "ort"
+
+    def __init__(self, store: Store, num_threads: int) -> None:
+        self.encoder, self.num_threads = store.manifest.encoder, num_threads
+        self._shards = store.manifest.shards
+        graphs = store.manifest.graphs
+        if not graphs:
+            raise StoreError(
+                "the store has no graphs", store.path, "offramp divide --graphs STORE adds them, or --backend torch"
+            )
+        require_kinds(tuple(graphs), dict.fromkeys(_KINDS), self.name)
+        self._sessions = {
+            kind: _session(store.read_file(graph), num_threads, store, kind) for kind, graph in graphs.items()
+        }
+
+    def rehearse(self, num_rows: int, length: int) -> None:
+        """Run each kind on [B, S] tokens, with zeros for weights: read-only zero pages take no memory."""
+        encoder, tokens = self.encoder, num_rows * length
+        weights = {kind: _zeros(session) for kind, session in self._sessions.items()}
+        rows = {name: np.zeros((tokens, encoder.embedding_size), np.float32) for name in ("word", "position", "type")}
+        state = self.begin(rows, np.ones((num_rows, length), np.int64), weights["embedding"])
+        for kind in ("attention", "up", "down"):
+            self.step(state, kind, weights[kind])
+        if "exit" in self._sessions:
+            self.exit_logits(state, weights["exit"])
+        if "head" in self._sessions:
+            self.head_logits(state, weights["head"])
+
+    def activation_bytes(self, num_rows: int, length: int) -> int:
+        """The largest set of buffers that live at once in any step."""
+        encoder, tokens = self.encoder, num_rows * length
+        hidden = tokens * encoder.hidden_size * _FLOAT_BYTES
+        inner = tokens * encoder.intermediate_size * _FLOAT_BYTES
+        scores = num_rows * encoder.num_heads * length * length * _FLOAT_BYTES
+        embedding = 5 * tokens * encoder.embedding_size * _FLOAT_BYTES
+        return max(embedding, 5 * hidden + max(2 * scores, 2 * hidden), hidden + 2 * inner, 4 * hidden + inner)
+
+    def begin(self, rows: Mapping[str, np.ndarray], mask_BS: np.ndarray, weights: Weights) -> State:
+        """Sum, normalise and project the gathered rows."""
+        num_rows, length = mask_BS.shape
+        wanted = {node.name for node in self._sessions["embedding"].get_inputs()}
+        feeds = {name: row_TE for name, row_TE in rows.items() if name in wanted}
+        hidden_TH = self._run("embedding", feeds, weights)
+        mask = np.where(mask_BS[:, None, None, :] > 0, np.float32(0), _MASKED)
+        return State(
+            num_rows, length, {"hidden": hidden_TH, "mask": mask, "keep": mask_BS[:, :, None].astype(np.float32)}
+        )
+
+    def step(self, state: State, kind: str, weights: Weights) -> None:
+        """One third of a layer."""
+        arrays, encoder = state.arrays, self.encoder
+        if kind == "attention":
+            shape = np.array(
+                [state.num_rows, state.length, encoder.num_heads, encoder.hidden_size // encoder.num_heads]
+            )
+            arrays["hidden"] = self._run(
+                kind, {"hidden": arrays["hidden"], "mask": arrays["mask"], "shape": shape}, weights
+            )
+        elif kind == "up":
+            arrays["inner"] = self._run(kind, {"hidden": arrays["hidden"]}, weights)
+        else:
+            arrays["hidden"] = self._run(kind, {"hidden": arrays["hidden"], "inner": arrays.pop("inner")}, weights)
+
+    def exit_logits(self, state: State, weights: Weights) -> np.ndarray:
+        """Logits of an exit head."""
+        return self._run("exit", {"hidden": self._hidden_BSH(state), "keep": state.arrays["keep"]}, weights)
+
+    def head_logits(self, state: State, weights: Weights) -> np.ndarray:
+        """Logits of the model's head."""
+        return self._run("head", {"first": np.ascontiguousarray(self._hidden_BSH(state)[:, 0])}, weights)
+
+    def keep(self, state: State, mask_B: np.ndarray) -> None:
+        """Gather the rows that stay."""
+        arrays = state.arrays
+        arrays["hidden"] = self._hidden_BSH(state)[mask_B].reshape(-1, self.encoder.hidden_size)
+        arrays["mask"], arrays["keep"] = arrays["mask"][mask_B], arrays["keep"][mask_B]
+        state.num_rows = int(mask_B.sum())
+
+    def close(self) -> None:
+        """Give back what the shared arena holds that nobody uses."""
+        import onnxruntime as ort
+
+        options = ort.RunOptions()
+        if not hasattr(options, "add_run_config_entry"):  # before 1.11: the arena stays as it is
+            return
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        session = self._sessions["up"]
+        hidden_TH = np.zeros((1, self.encoder.hidden_size), np.float32)
+        session.run(None, {"hidden": hidden_TH, **_zeros(session)}, options)
+
+    def _hidden_BSH(self, state: State) -> np.ndarray:
+        return state.arrays["hidden"].reshape(state.num_rows, state.length, -1)
+
+    def _run(self, kind: str, feeds: Dict[str, np.ndarray], weights: Weights) -> np.ndarray:
+        feeds.update(weights)
+        output: Any = self._sessions[kind].run(None, feeds)[0]  # an array: our graphs give nothing else
+        return output
+
+
+def _session(graph: bytes, num_threads: int, store: Store, kind: str):
+    # From 1.29 on ONNX Runtime reports each session to its makers, by a thread, a database and TLS in our budget.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    try:
+        import onnxruntime as ort
+    except ImportError:
+        raise MissingExtraError("onnxruntime", "edge") from None
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = num_threads, 1
+    options.enable_mem_pattern = False
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    _share_arena()
+    try:
+        return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions have no common base across versions
+        raise StoreError(
+            f"graph {kind!r} does not load: {str(error).splitlines()[0]}", store.path, "offramp divide the model again"
+        ) from error
+
+
+@lru_cache(maxsize=1)
+def _share_arena() -> None:
+    """Register the arena of this process's sessions, once: it cannot be taken back, only emptied
+    (`OrtBackend.close`).
+    """
+    import onnxruntime as ort
+
+    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    no_limit, as_requested, whole_chunks = 0, 1, -1
+    ort.create_and_register_allocator(memory, ort.OrtArenaCfg(no_limit, as_requested, ARENA_START_BYTES, whole_chunks))
+
+
+def _zeros(session) -> Dict[str, np.ndarray]:
+    """A zero array for each input that has a fixed shape of floats: the weights. All of them are views of one mapping
+    that is never written, so its pages are the kernel's zero page and take no memory.
+    """
+    shapes = {
+        node.name: node.shape
+        for node in session.get_inputs()
+        if node.type == "tensor(float)" and all(isinstance(extent, int) for extent in node.shape)
+    }
+    sizes = {name: int(np.prod(shape)) for name, shape in shapes.items()}
+    zeros = Slot(max(sizes.values()) * _FLOAT_BYTES).array.view(np.float32)
+    return {name: zeros[: sizes[name]].reshape(shape) for name, shape in shapes.items()}

@@ -1,0 +1,192 @@
+"""The verb divide: a model folder becomes a store. At most a few megabytes of tensor data are held at any time, and
+the source is never touched.
+
+It does not run the model; that the store gives the same answers is shown by the tests, tensor by tensor and logit by
+logit."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from offramp import __version__
+from offramp.division import Division, ShardPlan, Source, open_source, plan_division, resolve
+from offramp.errors import MissingExtraError, SourceError, UsageError
+from offramp.export.graphs import EXIT_FORMS, IR, OPSET, build_graphs
+from offramp.store import Encoder, Shard, Store, StoreWriter
+from offramp.store import manifest as m
+from offramp.store.files import make_folder, write_atomic
+from offramp.store.safetensors import num_bytes
+
+INDEX = "model.safetensors.index.json"
+CHUNK_BYTES = 2 << 20
+"""Of the source at a time; while it is widened, 3.5 times as much is held."""
+
+
+def divide(
+    model: str | os.PathLike,
+    store: str | os.PathLike,
+    *,
+    force: bool = False,
+    offline: bool = False,
+    say: Callable[[str], None] = lambda message: None,
+) -> Path:
+    """Divide a model folder, or a model of the hub, into a store. Returns the store's path.
+
+    Args:
+        model: a Hugging Face checkpoint folder, or an id on the hub.
+        store: the folder to make; an interrupted division is resumed.
+        force: replace an existing store.
+        offline: take hub models from the cache alone.
+        say: is told of each shard, and of what the user should know (widening, missing graphs).
+
+    Raises SourceError, PickleError, UsageError (target exists), DiskFullError, MissingExtraError.
+    """
+    _refuse_existing(Path(store), force)
+    folder = resolve(str(model), offline)
+    _refuse_itself(folder, Path(store))
+    with open_source(folder) as source:
+        division = plan_division(source.config, source.entries, source.folder)
+        fingerprint = source.fingerprint()
+        with StoreWriter(Path(store), f"{fingerprint} offramp {__version__} format {m.FORMAT}", force=force) as writer:
+            return _build(source, division, fingerprint, writer, say)
+
+
+def add_graphs(store: str | os.PathLike) -> Path:
+    """Write the graphs of a store that was divided without onnx.
+
+    Raises MissingExtraError without onnx, StoreError, DiskFullError.
+    """
+    with Store(store, verify="never") as opened:
+        manifest = opened.manifest
+        form = None if manifest.exits is None else _exit_form(opened.read_file(manifest.exits.description), opened.path)
+        graphs = _graphs(manifest.encoder, form)
+        make_folder(opened.path / "graphs")
+        files = {kind: write_atomic(opened.path / "graphs" / f"{kind}.onnx", [data]) for kind, data in graphs.items()}
+        tree = {
+            kind: m.Graph(f"graphs/{kind}.onnx", file.bytes, file.sha256, OPSET, IR) for kind, file in files.items()
+        }
+        write_atomic(opened.path / m.FILE_NAME, [m.dumps(dataclasses.replace(manifest, graphs=tree))])
+    return Path(store)
+
+
+def _refuse_existing(store: Path, force: bool) -> None:
+    """Before anything is read or hashed; the writer asks again, under its lock."""
+    if os.path.lexists(store) and not force:
+        raise UsageError("target exists", store, "choose another name, or --force to replace it")
+
+
+def _refuse_itself(folder: Path, store: Path) -> None:
+    """A store is a model folder too, and --force would replace the source while it is read."""
+    if store.exists() and store.samefile(folder):
+        raise UsageError("model and store are the same folder", store, "choose another name for the store")
+
+
+def _build(
+    source: Source, division: Division, fingerprint: str, writer: StoreWriter, say: Callable[[str], None]
+) -> Path:
+    total = sum(num_bytes("F32", tensor.shape) for shard in division.shards for tensor in shard.tensors)
+    writer.require_space(total)
+    if division.widened_from is not None:
+        say(f"widened from {division.widened_from} to F32")
+    shards = {}
+    for number, plan in enumerate(division.shards, start=1):
+        shards[plan.name] = _write_shard(source, plan, writer)
+        say(f"{plan.name} ({number}/{len(division.shards)})")
+    files = [_config(source, division, writer), *(writer.add_copy(path.name, path) for path in source.companions())]
+    files.append(writer.add_file(INDEX, _index(shards)))
+    exits, form = _exits(source, writer)
+    manifest = m.Manifest(
+        m.Source(fingerprint, division.architecture, division.model_type, "names", division.widened_from),
+        division.encoder,
+        division.stages,
+        shards,
+        _write_graphs(division.encoder, form, writer, say),
+        tuple(files),
+        exits,
+    )
+    return writer.finish(manifest)
+
+
+def _write_shard(source: Source, plan: ShardPlan, writer: StoreWriter) -> Shard:
+    names = {tensor.canonical_name: tensor.source_name for tensor in plan.tensors}
+    tensors = [(tensor.canonical_name, tensor.role, "F32", tensor.shape) for tensor in plan.tensors]
+
+    def read(name: str) -> Iterable[bytes | memoryview]:
+        dtype = source.entry(names[name])[0]
+        return _widened(dtype, source.chunks(names[name], CHUNK_BYTES))
+
+    return writer.add_shard(plan.name, tensors, read, gathered=plan.gathered)
+
+
+def _widened(dtype: str, chunks: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+    """F16 and BF16 as F32; both are exact."""
+    for chunk in chunks:
+        if dtype == "F16":
+            yield np.frombuffer(chunk, np.float16).astype(np.float32).data.cast("B")
+        elif dtype == "BF16":  # the upper half of a float32
+            yield (np.frombuffer(chunk, np.uint16).astype(np.uint32) << 16).data.cast("B")
+        else:
+            yield chunk
+
+
+def _config(source: Source, division: Division, writer: StoreWriter) -> m.File:
+    """config.json as it is, but for the dtype of a widened checkpoint: transformers would narrow it again."""
+    path = source.folder / "config.json"
+    if division.widened_from is None:
+        return writer.add_copy(path.name, path)
+    config = {**source.config, **{key: "float32" for key in ("torch_dtype", "dtype") if key in source.config}}
+    return writer.add_file(path.name, (json.dumps(config, indent=2) + "\n").encode())
+
+
+def _index(shards: dict[str, Shard]) -> bytes:
+    """The index that transformers finds shards by."""
+    weight_map = {tensor.name: shard.file for shard in shards.values() for tensor in shard.tensors}
+    size = sum(tensor.num_bytes for shard in shards.values() for tensor in shard.tensors)
+    tree = {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))}
+    return (json.dumps(tree, indent=2) + "\n").encode()
+
+
+def _exits(source: Source, writer: StoreWriter) -> tuple[m.Exits | None, str | None]:
+    found = source.exits()
+    if found is None:
+        return None, None
+    heads, description = found
+    form = _exit_form(description.read_bytes(), source.folder)
+    return m.Exits(writer.add_copy(heads.name, heads), writer.add_copy(description.name, description)), form
+
+
+def _exit_form(description: bytes, where: Path) -> str:
+    try:
+        form = json.loads(description)["form"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise SourceError("exits.json does not name the form of the exits", where, "train the exits again") from None
+    if not isinstance(form, str) or form not in EXIT_FORMS:
+        raise SourceError(
+            f"unknown form of exits {form!r}, known: {sorted(EXIT_FORMS)}", where, "train the exits again"
+        )
+    return form
+
+
+def _write_graphs(
+    encoder: Encoder, form: str | None, writer: StoreWriter, say: Callable[[str], None]
+) -> dict[str, m.Graph]:
+    try:
+        graphs = _graphs(encoder, form)
+    except MissingExtraError as error:
+        say(f"no graphs written, the store runs on torch only: {error} and `offramp divide --graphs STORE` adds them")
+        return {}
+    files = {kind: writer.add_file(f"graphs/{kind}.onnx", data) for kind, data in graphs.items()}
+    return {kind: m.Graph(file.file, file.bytes, file.sha256, OPSET, IR) for kind, file in files.items()}
+
+
+def _graphs(encoder: Encoder, form: str | None) -> dict[str, bytes]:
+    if importlib.util.find_spec("onnx") is None:
+        raise MissingExtraError("onnx", "divide")
+    return build_graphs(encoder, form)
