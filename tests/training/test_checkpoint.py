@@ -1,0 +1,156 @@
+import copy
+import json
+import logging
+import os
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification
+
+from offramp.errors import SourceError, UsageError
+from offramp.models.exits import ModelWithExits
+from offramp.training.checkpoint import load_model, new_folder, require_trainable, save_model
+from tests.training.tiny import LABELS, make_model, write_checkpoint
+
+
+class Listener(logging.Handler):
+    """Collects what transformers warns of."""
+
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.records = []
+        self.emit = self.records.append
+
+
+@pytest.fixture
+def warned():
+    listener = Listener()
+    logging.getLogger("transformers").addHandler(listener)
+    yield listener.records
+    logging.getLogger("transformers").removeHandler(listener)
+
+
+@pytest.mark.parametrize("model_type", ["bert", "distilbert", "roberta", "electra"])
+def test_weights_of_a_bare_encoder_come_from_the_checkpoint(model_type, tmp_path, warned):
+    encoder = make_model(model_type, seed=1).base_model
+    write_checkpoint(tmp_path, encoder)
+    model = load_model(tmp_path, LABELS)
+    assert warned, "transformers tells of the new head, unless it is told not to"
+    loaded = model.base_model.state_dict()
+    for name, tensor in encoder.state_dict().items():
+        assert name.startswith("pooler.") or torch.equal(loaded[name], tensor), name
+
+
+def test_labels_and_problem_are_in_the_config(tmp_path):
+    write_checkpoint(tmp_path, make_model("bert").base_model)
+    config = load_model(tmp_path, ("x", "y")).config
+    assert (config.id2label, config.label2id) == ({0: "x", 1: "y"}, {"x": 0, "y": 1})
+    assert (config.num_labels, config.problem_type) == (2, "single_label_classification")
+
+
+def test_a_head_that_fits_is_kept_and_another_is_replaced(tmp_path):
+    trained = make_model("bert", seed=1)
+    write_checkpoint(tmp_path, trained)
+    assert torch.equal(load_model(tmp_path, LABELS).classifier.weight, trained.classifier.weight)
+    assert load_model(tmp_path, ("x", "y")).classifier.weight.shape == (2, 32)
+
+
+def test_half_precision_is_widened(tmp_path):
+    encoder = make_model("bert").base_model.half()
+    write_checkpoint(tmp_path, encoder)
+    model = load_model(tmp_path, LABELS)
+    assert {tensor.dtype for tensor in model.parameters()} == {torch.float32}
+    query = "encoder.layer.2.attention.self.query.weight"
+    assert torch.equal(model.bert.state_dict()[query], encoder.state_dict()[query].float())
+
+
+@pytest.mark.parametrize("change", ["missing", "mis-shaped"])
+def test_a_tensor_of_the_encoder_that_is_not_there_is_named(change, tmp_path):
+    write_checkpoint(tmp_path, make_model("bert").base_model)
+    name = "encoder.layer.1.output.dense.weight"
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensor = tensors.pop(name)
+    if change == "mis-shaped":
+        tensors[name] = tensor[:, :1].clone()
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(SourceError, match=name):
+        load_model(tmp_path, LABELS)
+
+
+def test_what_could_not_be_trained_is_refused(tmp_path):
+    with pytest.raises(SourceError, match="no such folder"):
+        require_trainable(tmp_path / "absent", 8)
+    write_checkpoint(tmp_path, make_model("bert"))
+    require_trainable(tmp_path, 24)
+    with pytest.raises(UsageError, match="max_length 25 is more than the 24"):
+        require_trainable(tmp_path, 25)
+    (tmp_path / "vocab.txt").unlink()
+    with pytest.raises(SourceError, match="no tokenizer"):
+        require_trainable(tmp_path, 8)
+
+
+def test_an_architecture_that_cannot_be_divided_is_refused(tmp_path):
+    write_checkpoint(tmp_path, make_model("bert"))
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "gpt2"}))
+    with pytest.raises(SourceError, match="gpt2"):
+        require_trainable(tmp_path, 8)
+
+
+@pytest.mark.parametrize("model_type", ["bert", "distilbert", "roberta", "electra"])
+def test_saved_model_loads_silently_and_answers_the_same(model_type, tmp_path, warned):
+    model = ModelWithExits(make_model(model_type)).eval()
+    save_model(model, tmp_path)
+    loaded, info = AutoModelForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert not warned
+    assert not any(info.values())
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, model.model.state_dict()[name]), name
+    aligned = copy.deepcopy(loaded)  # as loaded, tensors lie where the file has them, which changes the last bits
+    inputs = {"input_ids": torch.tensor([[5, 9, 7]]), "attention_mask": torch.ones(1, 3, dtype=torch.long)}
+    with torch.no_grad():
+        assert torch.equal(aligned(**inputs).logits, model(**inputs)[-1])
+
+
+def test_saved_exits(tmp_path):
+    model = ModelWithExits(make_model("bert"))
+    save_model(model, tmp_path)
+    description = json.loads((tmp_path / "exits.json").read_text())
+    assert description == {"form": "mean-linear", "exits": [1, 2], "trained": True}
+    tensors = load_file(tmp_path / "exits.safetensors")
+    assert {(name, tensor.dtype) for name, tensor in tensors.items()} == {
+        (f"exit.{number}.{part}", torch.float32) for number in (1, 2) for part in ("weight", "bias")
+    }
+    for number, head in enumerate(model.heads, 1):
+        assert torch.equal(tensors[f"exit.{number}.weight"], head.weight)
+        assert torch.equal(tensors[f"exit.{number}.bias"], head.bias)
+
+
+def test_new_folder_appears_when_it_is_whole(tmp_path):
+    out = tmp_path / "deep" / "run"
+    umask = os.umask(0o027)
+    try:
+        with new_folder(out) as folder:
+            save_model(ModelWithExits(make_model("bert")), folder)
+            assert not out.exists()
+    finally:
+        os.umask(umask)
+    assert sorted(path.name for path in out.parent.iterdir()) == ["run"]
+    assert {path.stat().st_mode & 0o777 for path in out.iterdir()} == {0o640}
+
+
+def test_a_failure_leaves_nothing(tmp_path):
+    with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "run") as folder:
+        (folder / "half").touch()
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("taken", ["run", "run.partial"])
+def test_a_folder_that_is_there_is_refused_and_kept(taken, tmp_path):
+    (tmp_path / taken).mkdir()
+    (tmp_path / taken / "precious").touch()
+    with pytest.raises(UsageError, match=rf"{taken} - "), new_folder(tmp_path / "run"):
+        pass
+    assert (tmp_path / taken / "precious").exists()
