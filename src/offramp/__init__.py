@@ -1,0 +1,137 @@
+"""offramp: run a model that does not fit in memory, and leave at the first exit that is sure.
+
+    import offramp
+    offramp.divide("my-bert", "store")
+    with offramp.load("store", budget="128MiB", exit="patience:3") as classifier:
+        print(classifier.predict(["a text"]))
+
+This page is the public surface. Everything behind it is imported when it is first used, so that `import offramp`
+costs nothing."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import warnings
+from typing import TYPE_CHECKING, Any, Callable, Iterable, Optional, Union
+
+if TYPE_CHECKING:
+    from offramp.errors import OfframpError as OfframpError
+    from offramp.export import divide as divide
+    from offramp.runtime import Classifier as Classifier
+    from offramp.runtime import Result as Result
+    from offramp.store import Store as Store
+    from offramp.store import verify as verify
+
+__version__ = "0.1.0"
+__all__ = ["Classifier", "OfframpError", "Result", "Store", "__version__", "divide", "load", "prepare", "verify"]
+
+_HOMES = {
+    "Classifier": "offramp.runtime",
+    "OfframpError": "offramp.errors",
+    "Result": "offramp.runtime",
+    "Store": "offramp.store",
+    "divide": "offramp.export",
+    "verify": "offramp.store",
+}
+BACKENDS = ("ort", "torch")
+
+
+def load(
+    store: Union[str, os.PathLike], budget: Union[int, str, None] = None, exit: str = "none", **options: Any
+) -> Classifier:
+    """Open a store under a budget; `predict(texts)` then gives one `Result` a text.
+
+    Args:
+        store: the folder that `divide` made.
+        budget: the most that the whole process may have resident: bytes, or `"128MiB"`, `"0.3GB"`. None: what the
+        machine allows.
+        exit: when to leave: `none`, `stage:K`, `patience:P`, `confidence:T`, ..., joined by `|` and `&`.
+        options: as for `prepare`.
+
+    Raises BudgetError naming the smallest budget that would do, StoreError and DamagedError for the store, UsageError
+    for the policy."""
+    return prepare(store, budget, exit, **options).open()
+
+
+def prepare(
+    store: Union[str, os.PathLike],
+    budget: Union[int, str, None] = None,
+    exit: str = "none",
+    *,
+    backend: str = "ort",
+    threads: Optional[int] = None,
+    batch: int = 1,
+    max_length: Optional[int] = None,
+    longest: Optional[int] = None,
+    texts: Optional[Iterable[Any]] = None,
+    verify: str = "first",
+    reads: str = "auto",
+    own_process: bool = False,
+    warn: Callable[[str], None] = warnings.warn,
+) -> Classifier:
+    """Load everything but the weights, and plan; `.plan` says what `open()` will do, feasible or not.
+
+    Args:
+        backend: `ort` (ONNX Runtime, no torch) or `torch`.
+        threads: of the backend; the processors of this process if None.
+        batch: rows that run together.
+        max_length: cut texts to this many tokens.
+        longest: tokens of the longest input that will come, if known; plans are smaller for short inputs.
+        texts: the inputs themselves, if they are known: they tell `longest`.
+        verify: `first` (hash a file when it is first used, and remember), `always`, `never`.
+        reads: `auto`, `direct` (O_DIRECT) or `buffered`.
+        own_process: this process serves nothing else, so the budget holds from its start on; else from here on.
+        warn: is told once if texts are cut.
+    """
+    from offramp.policies import parse
+    from offramp.runtime import Classifier, Settings, parse_size, tune_allocator
+    from offramp.runtime.footprint import give_back
+    from offramp.runtime.prepare import unlimited_bytes
+    from offramp.store import Store
+    from offramp.store.manifest import require_head
+
+    policy = parse(exit)
+    if budget is not None:
+        tune_allocator()
+    opened = Store(store, verify)
+    require_head(opened.manifest, opened.path)
+    policy.check(len(opened.manifest.layers), opened.manifest.encoder.problem)
+    engine = _backend(backend, opened, threads or len(os.sched_getaffinity(0)))
+    give_back()  # before the tokenizer takes its own: the start must not be the peak
+    text_encoder = _text_encoder(opened, max_length, warn)
+    if texts is not None:
+        longest = max((text_encoder.encode([text]).ids_BS.size for text in texts), default=None)
+    budget_bytes = unlimited_bytes() if budget is None else parse_size(budget)
+    return Classifier(opened, engine, text_encoder, policy, Settings(budget_bytes, batch, longest, reads, own_process))
+
+
+def _backend(name: str, store: Store, num_threads: int) -> Any:
+    if name not in BACKENDS:
+        raise ValueError(f"backend must be one of {BACKENDS}, not {name!r}")
+    if name == "torch":
+        from offramp.models import TorchBackend
+
+        return TorchBackend(store, num_threads)
+    from offramp.edge import OrtBackend
+
+    return OrtBackend(store, num_threads)
+
+
+def _text_encoder(store: Store, max_length: Optional[int], warn: Callable[[str], None]) -> Any:
+    from offramp.tasks import TextEncoder
+
+    for file in store.manifest.files:
+        store.read_file(file)
+    return TextEncoder.from_folder(store.path, store.manifest.encoder, max_length, warn)
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'offramp' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list:
+    return sorted(__all__)

@@ -1,0 +1,119 @@
+"""Measure latency, peak memory and bytes read of a store for one or several budgets, each in processes of its own,
+interleaved.
+
+Without --input, random ids of 128 tokens and no exits: exits leave elsewhere on random input than on real text.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from offramp.cli.options import (
+    ENGINE,
+    add_engine,
+    add_inputs,
+    count,
+    emit,
+    engine_options,
+    has_inputs,
+    inputs,
+    say,
+    size,
+    table,
+)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Options of bench."""
+    parser.add_argument("store")
+    parser.add_argument(
+        "--budget", required=True, metavar="SIZE[,SIZE...]", help="budgets of the whole process, like 128MiB,192MiB"
+    )
+    parser.add_argument(
+        "--repeat",
+        type=count,
+        default=5,
+        metavar="N",
+        help="rounds; each budget gets a new process in each (default: 5)",
+    )
+    parser.add_argument(
+        "--passes", type=count, default=10, metavar="N", help="batches of random ids a process (default: 10)"
+    )
+    parser.add_argument("--once", action="store_true", help=argparse.SUPPRESS)
+    add_engine(parser)
+    add_inputs(parser)
+    parser.add_argument("--json", action="store_true", help="one JSON line a budget")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Measure."""
+    from offramp.errors import UsageError
+
+    if args.exit != "none" and not has_inputs(args):
+        raise UsageError("exits leave elsewhere on random ids than on text", None, "give --input, or --exit none")
+    if args.input == "-":
+        raise UsageError("each process reads the inputs anew", None, "give --input a file")
+    return _once(args) if args.once else _all(args)
+
+
+def _once(args: argparse.Namespace) -> int:
+    import offramp
+    from offramp.experiments.bench import RANDOM_LENGTH, measure_texts, measure_tokens
+
+    if has_inputs(args):
+        with offramp.load(args.store, size(args.budget), texts=inputs(args), **engine_options(args)) as classifier:
+            record = measure_texts(classifier, list(inputs(args)))
+    else:
+        length = args.max_length or RANDOM_LENGTH
+        with offramp.load(args.store, size(args.budget), longest=length, **engine_options(args)) as classifier:
+            record = measure_tokens(classifier, args.batch, length, args.passes)
+    emit(record)
+    return 0
+
+
+def _all(args: argparse.Namespace) -> int:
+    from offramp.experiments.bench import bench
+    from offramp.runtime.sizes import format_size
+
+    budgets = [str(_size(text)) for text in args.budget.split(",")]
+    records = bench(args.store, budgets, _forwarded(args), args.repeat, say)
+    if args.json:
+        for record in records:
+            emit(record)
+        return 0
+    rows = [
+        (
+            format_size(record["budget_bytes"]),
+            format_size(record["predicted_peak_bytes"]),
+            format_size(record["peak_rss_bytes"]),
+            f"{record['latency_seconds_median'] * 1e3:.1f} ms",
+            f"{record['latency_seconds_p95'] * 1e3:.1f} ms",
+            f"{record['bound_seconds'] * 1e3:.1f} ms",
+            f"{100 * record['bound_seconds'] / record['latency_seconds_median']:.0f} %",
+            format_size(record["bytes_read_per_input"]),
+        )
+        for record in records
+    ]
+    print(table(("budget", "predicted", "peak", "median", "p95", "bound", "of bound", "read an input"), rows))
+    return 0
+
+
+def _size(text: str) -> int:
+    from offramp.errors import UsageError
+
+    try:
+        return size(text)
+    except argparse.ArgumentTypeError as error:
+        raise UsageError(str(error)) from None
+
+
+def _forwarded(args: argparse.Namespace) -> list[str]:
+    """The options of this call as the processes take them."""
+    words = ["--passes", str(args.passes)]
+    for name in (*ENGINE, "input", "text_column", "pair_column"):
+        words += [] if getattr(args, name) is None else [f"--{name.replace('_', '-')}", str(getattr(args, name))]
+    for text in args.text or ():
+        words += ["--text", text]
+    for pair in args.pair or ():
+        words += ["--pair", *pair]
+    return words

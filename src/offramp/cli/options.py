@@ -1,0 +1,122 @@
+"""Options that several commands share, and what they turn into."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+ENGINE = ("exit", "backend", "threads", "batch", "max_length", "reads", "verify")
+"""The options that `add_engine` takes, by their names in `offramp.prepare`."""
+
+
+def size(text: str) -> int:
+    """A byte size, for argparse."""
+    from offramp.runtime.sizes import parse_size
+
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def count(text: str) -> int:
+    """An integer of at least 1, for argparse."""
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a whole number of at least 1, not {text!r}")
+    return int(text)
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    """What decides how a store runs."""
+    parser.add_argument(
+        "--exit",
+        default="none",
+        metavar="POLICY",
+        help="none, stage:K, patience:P, confidence:T, ... joined by | and & (default: none)",
+    )
+    parser.add_argument(
+        "--backend", choices=("ort", "torch"), default="ort", help="who multiplies (default: ort, ONNX Runtime)"
+    )
+    parser.add_argument("--threads", type=count, metavar="N", help="threads of the backend (default: the processors)")
+    parser.add_argument("--batch", type=count, default=1, metavar="N", help="rows that run together (default: 1)")
+    parser.add_argument(
+        "--max-length", type=count, metavar="N", help="cut texts to N tokens (default: what the model reads)"
+    )
+    parser.add_argument(
+        "--reads",
+        choices=("auto", "direct", "buffered"),
+        default="auto",
+        help="O_DIRECT or through the page cache (default: auto)",
+    )
+    parser.add_argument(
+        "--verify",
+        choices=("first", "always", "never"),
+        default="first",
+        help="when shards are hashed (default: first)",
+    )
+
+
+def add_inputs(parser: argparse.ArgumentParser) -> None:
+    """Where texts come from."""
+    parser.add_argument("--text", action="append", metavar="TEXT", help="a text; may be given several times")
+    parser.add_argument("--pair", action="append", nargs=2, metavar=("A", "B"), help="two texts that are read together")
+    parser.add_argument("--input", metavar="FILE", help="FILE.txt, .tsv or .jsonl, or - for one text a line on stdin")
+    parser.add_argument("--text-column", metavar="NAME", help="column of a .tsv with a header, or key of a .jsonl")
+    parser.add_argument("--pair-column", metavar="NAME", help="the second text's column or key")
+
+
+def engine_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of `offramp.prepare` for a process that is there for one store."""
+    return {**{name: getattr(args, name) for name in ENGINE}, "own_process": True, "warn": warn}
+
+
+def has_inputs(args: argparse.Namespace) -> bool:
+    """Whether any input was named."""
+    return bool(args.text or args.pair or args.input)
+
+
+def inputs(args: argparse.Namespace) -> Iterable[Any]:
+    """The texts, in the order: --text, --pair, --input. A fresh iterator at each call, as long as it is not stdin."""
+    from offramp.tasks.inputs import read_inputs
+
+    yield from args.text or ()
+    yield from (tuple(pair) for pair in args.pair or ())
+    if args.input:
+        yield from read_inputs(args.input, args.text_column, args.pair_column)
+
+
+def known_inputs(args: argparse.Namespace) -> Iterable[Any] | None:
+    """The texts if they can be read twice, so that the plan may look at them first."""
+    return None if args.input == "-" or (args.input and not Path(args.input).is_file()) else inputs(args)
+
+
+def emit(tree: dict[str, Any]) -> None:
+    """One JSON line on stdout, at once."""
+    print(json.dumps(tree, ensure_ascii=False, allow_nan=False), flush=True)
+
+
+def say(message: str) -> None:
+    """One line of progress on stderr."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def warn(message: str) -> None:
+    """One line about something that the user may not want."""
+    say(f"offramp: warning: {message}")
+
+
+def table(head: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:
+    """Columns of text; the first is aligned to the left, the others to the right."""
+    lines = [tuple(str(cell) for cell in row) for row in (head, *rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if index == 0 else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )

@@ -1,0 +1,75 @@
+"""Draw the memory of a run over time, with a band for each stage and the budget as a line. Without inputs, random
+token ids are classified.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from offramp.cli.options import (
+    add_engine,
+    add_inputs,
+    count,
+    emit,
+    engine_options,
+    has_inputs,
+    inputs,
+    known_inputs,
+    say,
+    size,
+)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Options of profile."""
+    parser.add_argument("store")
+    parser.add_argument(
+        "--budget",
+        type=size,
+        metavar="SIZE",
+        help="of the whole process: 128MiB, 0.3GB (default: what the machine allows)",
+    )
+    parser.add_argument(
+        "--out", default="memory.svg", metavar="FILE", help="picture to write, .svg or .png (default: memory.svg)"
+    )
+    parser.add_argument("--passes", type=count, default=2, metavar="N", help="batches to draw (default: 2)")
+    parser.add_argument("--trace", metavar="FILE", help="also write the timed events as JSON lines")
+    add_engine(parser)
+    add_inputs(parser)
+    parser.add_argument("--json", action="store_true", help="print the record as one JSON line")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run, then draw."""
+    from itertools import islice
+
+    import offramp
+    from offramp.experiments.bench import RANDOM_LENGTH, random_tokens
+    from offramp.measure import MemorySampler, read_memory
+    from offramp.runtime.sizes import format_size
+
+    length = None if has_inputs(args) else args.max_length or RANDOM_LENGTH
+    with MemorySampler() as sampler:
+        texts = known_inputs(args) if has_inputs(args) else None
+        with offramp.load(args.store, args.budget, longest=length, texts=texts, **engine_options(args)) as classifier:
+            if length is None:
+                classifier.predict(list(islice(inputs(args), args.passes * args.batch)), more=False)
+            else:
+                for index in range(args.passes):
+                    classifier.predict_tokens(
+                        *random_tokens(classifier, args.batch, length, index), more=index + 1 < args.passes
+                    )
+            record = {**classifier.record(), "peak_rss_bytes": read_memory().peak_bytes}
+    if args.trace:
+        classifier.trace.to_jsonl(args.trace)
+    from offramp.reporting.memory import draw_memory  # matplotlib, after the measurement
+
+    title = f"{record['model']}, {record['backend']}, exit {record['exit']}"
+    draw_memory(args.out, sampler.samples, classifier.trace.spans(), args.budget, title)
+    if args.json:
+        emit({**record, "picture": args.out})
+    predicted, measured, budget = (
+        format_size(record[key]) for key in ("predicted_peak_bytes", "peak_rss_bytes", "budget_bytes")
+    )
+    say(f"predicted peak {predicted} / measured peak {measured} / budget {budget}\npicture: {args.out}")
+    return 0

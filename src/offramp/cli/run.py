@@ -1,0 +1,99 @@
+"""Classify texts under a budget that the whole process keeps; each text leaves at the first exit that the policy is
+sure of.
+
+offramp run STORE --budget 128MiB --exit patience:3 --text "..."
+offramp run STORE --budget 128MiB --input texts.tsv --text-column body --json
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import islice
+from typing import Any
+
+from offramp.cli.options import (
+    add_engine,
+    add_inputs,
+    emit,
+    engine_options,
+    has_inputs,
+    inputs,
+    known_inputs,
+    say,
+    size,
+)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Options of run."""
+    parser.add_argument("store")
+    parser.add_argument(
+        "--budget",
+        type=size,
+        metavar="SIZE",
+        help="of the whole process: 128MiB, 0.3GB (default: what the machine allows)",
+    )
+    add_inputs(parser)
+    add_engine(parser)
+    parser.add_argument(
+        "--trace",
+        metavar="FILE",
+        help="write the timed events: FILE.jsonl, or FILE.json for chrome://tracing and Perfetto",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON line an input, the record last")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run."""
+    started = time.perf_counter()
+    import offramp
+    from offramp.errors import UsageError
+    from offramp.measure import read_memory
+    from offramp.runtime.sizes import format_size
+
+    if not has_inputs(args):
+        raise UsageError("no input", None, "give --text, --pair or --input")
+    classifier = offramp.prepare(args.store, args.budget, texts=known_inputs(args), **engine_options(args))
+    num_layers = len(classifier.store.manifest.layers)
+    with classifier:
+        ready = time.perf_counter() - started
+        for batch, more in _batches(inputs(args), args.batch, live=args.input == "-"):
+            for text, result in zip(batch, classifier.predict(batch, more=more), strict=True):
+                _show(result, text, num_layers, args.json)
+        record = {**classifier.record(), "ready_seconds": ready, "peak_rss_bytes": read_memory().peak_bytes}
+    if args.trace:
+        (classifier.trace.to_jsonl if args.trace.endswith(".jsonl") else classifier.trace.to_chrome)(args.trace)
+    if args.json:
+        emit({"record": record})
+    predicted, measured, budget = (
+        format_size(record[key]) for key in ("predicted_peak_bytes", "peak_rss_bytes", "budget_bytes")
+    )
+    say(f"predicted peak {predicted} / measured peak {measured} / budget {budget}")
+    return 0
+
+
+def _batches(texts: Any, num_rows: int, live: bool) -> Iterator[tuple[list[Any], bool]]:
+    """(batch, whether another follows): the last batch must not read ahead for a next one. Live input is not kept
+    waiting to find that out.
+    """
+    texts = iter(texts)
+    batch = list(islice(texts, num_rows))
+    while batch:
+        following = [] if live else list(islice(texts, num_rows))
+        yield batch, live or bool(following)
+        batch = list(islice(texts, num_rows)) if live else following
+
+
+def _show(result: Any, text: Any, num_layers: int, as_json: bool) -> None:
+    if as_json:
+        tree = asdict(result)
+        if tree["labels"] is None:
+            del tree["labels"]
+        emit(tree)
+        return
+    name = result.label or "value" if result.labels is None else ", ".join(result.labels) or "none"
+    beginning = " ".join((" | ".join(text) if isinstance(text, tuple) else text)[:200].split())[:60]
+    print(f"{name}  {result.score:.4f}  exit {result.exit_stage}/{num_layers}  {beginning}", flush=True)

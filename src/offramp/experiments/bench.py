@@ -1,0 +1,106 @@
+"""Latency, peak and bytes read of a store for several budgets: each in processes of its own, interleaved, medians
+over all rounds.
+
+A process measures itself: its peak is the kernel's high-water mark of the whole process, imports included.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from offramp.errors import OfframpError
+from offramp.measure import median, percentile, read_memory
+from offramp.runtime import Classifier
+
+RANDOM_LENGTH = 128
+"""Tokens of a random input."""
+WARM_UP_PASSES = 2
+
+
+def random_tokens(
+    classifier: Classifier, num_rows: int, length: int, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ids, mask and types of random input [num_rows, length]; a linear congruence, so that no generator library is
+    loaded.
+    """
+    vocab_size = classifier.store.manifest.encoder.vocab_size
+    ids = (np.arange(num_rows * length, dtype=np.int64) * 7919 + seed * 104729 + 1) % vocab_size
+    ids = ids.reshape(num_rows, length)
+    return ids, np.ones_like(ids), np.zeros_like(ids)
+
+
+def measure_tokens(classifier: Classifier, num_rows: int, length: int, num_passes: int) -> dict[str, Any]:
+    """Warm up, run `num_passes` batches of random ids, and describe them."""
+    for index in range(WARM_UP_PASSES + num_passes):
+        classifier.predict_tokens(*random_tokens(classifier, num_rows, length, index))
+    return describe(classifier, WARM_UP_PASSES)
+
+
+def measure_texts(classifier: Classifier, texts: Sequence[Any]) -> dict[str, Any]:
+    """Warm up on the first batches, run all texts once, and describe that."""
+    warm_up = texts[: WARM_UP_PASSES * classifier.settings.num_rows]
+    classifier.predict(warm_up)
+    num_warm = len(classifier.latencies)
+    classifier.predict(texts)
+    return describe(classifier, num_warm)
+
+
+def describe(classifier: Classifier, num_warm: int) -> dict[str, Any]:
+    """The record of a benchmark process, without its first `num_warm` batches."""
+    record, latencies = classifier.record(first_batch=num_warm), classifier.latencies[num_warm:]
+    return {
+        **record,
+        "latencies_seconds": latencies,
+        "peak_rss_bytes": read_memory().peak_bytes,
+        "bytes_read_per_input": record["bytes_read_total"] / max(record["num_inputs"], 1),
+    }
+
+
+def run_rounds(
+    commands: Mapping[str, Sequence[str]], rounds: int, say: Callable[[str], None]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Run each command once a round, interleaved; yields (name, the JSON object on its last line). A failure ends the
+    benchmark.
+    """
+    for number in range(rounds):
+        for name, command in commands.items():
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise OfframpError(
+                    f"{name}: {done.stderr.strip().splitlines()[-1:] or done.returncode}", " ".join(command)
+                )
+            say(f"round {number + 1}/{rounds}: {name}")
+            yield name, json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def bench(
+    store: str, budgets: Sequence[str], options: Sequence[str], rounds: int, say: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """One record a budget, in order. `options` go to each process as `offramp bench --once` takes them."""
+    base = [sys.executable, "-m", "offramp", "bench", store, "--once", *options]
+    commands = {budget: [*base, "--budget", budget] for budget in budgets}
+    found: dict[str, list[dict[str, Any]]] = {budget: [] for budget in budgets}
+    for budget, record in run_rounds(commands, rounds, say):
+        found[budget].append(record)
+    return [summary(records) for records in found.values()]
+
+
+def summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Records of the same command as one: the median over all batches of all rounds, the largest peak, medians of the
+    rest.
+    """
+    latencies = [seconds for record in records for seconds in record["latencies_seconds"]]
+    kept = {key: value for key, value in records[0].items() if key != "latencies_seconds"}
+    for key in ("bound_seconds", "bytes_read_per_input", "seconds_total"):
+        kept[key] = median([record[key] for record in records])
+    kept["peak_rss_bytes"] = max(record["peak_rss_bytes"] for record in records)
+    kept["latency_seconds_median"] = median(latencies)
+    kept["latency_seconds_p95"] = percentile(latencies, 95)
+    kept["rounds"] = len(records)
+    return kept

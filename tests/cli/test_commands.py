@@ -1,0 +1,165 @@
+"""The commands around `run`: each does its work, says it in text and in JSON, and fails in one line."""
+
+import json
+import shutil
+import sys
+import xml.etree.ElementTree as ET
+
+import pytest
+
+import offramp
+from offramp.cli import COMMANDS
+from tests.cli.conftest import NUM_LAYERS, write_tiny
+
+BUDGET = ("--budget", "2GiB")
+
+
+def test_divide_makes_a_store_and_refuses_to_do_it_twice(run, refused, model, tmp_path):
+    said = run("divide", model, tmp_path / "store")
+    assert said.code == 0
+    assert (tmp_path / "store" / "offramp.json").is_file()
+    refused(2, "target exists", "divide", model, tmp_path / "store")
+    assert run("divide", model, tmp_path / "store", "--force", "--json").lines == [{"store": str(tmp_path / "store")}]
+
+
+def test_divide_says_what_it_cannot_read(refused, run, tmp_path):
+    folder = write_tiny(tmp_path / "gpt", exits=False)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "gpt2", "architectures": ["GPT2Model"]}))
+    said = run("divide", folder, tmp_path / "store")
+    assert said.code == 4
+    assert "gpt2" in said.err
+    assert "distilbert" in said.err
+    assert not (tmp_path / "store").exists()
+    refused(4, "no such folder", "divide", tmp_path / "nothing", tmp_path / "store")
+    refused(2, "MODEL and STORE", "divide", tmp_path / "store")
+
+
+def test_a_store_without_graphs_gets_them_later(run, refused, model, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    said = run("divide", model, tmp_path / "store")
+    monkeypatch.undo()
+    assert "no graphs written" in said.err
+    refused(4, "no graphs", "run", tmp_path / "store", *BUDGET, "--text", "the bank")
+    assert run("divide", "--graphs", tmp_path / "store").code == 0
+    assert run("run", tmp_path / "store", *BUDGET, "--text", "the bank").code == 0
+    assert run("verify", tmp_path / "store").code == 0
+
+
+def test_a_model_without_a_head_divides_but_does_not_run(run, refused, tmp_path):
+    folder = write_tiny(tmp_path / "model", exits=False)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": ["BertModel"]}))
+    assert run("divide", folder, tmp_path / "store").code == 0
+    refused(4, ["BertModel", "no classification head"], "run", tmp_path / "store", *BUDGET, "--text", "a")
+
+
+def test_a_model_without_exits_runs_whole(run, refused, tmp_path):
+    run("divide", write_tiny(tmp_path / "model", exits=False), tmp_path / "store")
+    assert run("run", tmp_path / "store", *BUDGET, "--text", "the bank").code == 0
+    refused(2, "this store has none", "run", tmp_path / "store", *BUDGET, "--exit", "patience:1", "--text", "a")
+
+
+def test_ls_lists_every_shard(run, store):
+    lines = run("ls", store, "--json").lines
+    assert [line["shard"] for line in lines if line["stage"] == "layer.0"] == [
+        "layer-00-attention",
+        "layer-00-up",
+        "layer-00-down",
+    ]
+    text = run("ls", store).out
+    assert "head.safetensors" in text
+    assert f"exits after layers 1 to {NUM_LAYERS - 1}" in text
+
+
+def test_verify_names_the_damaged_file(run, store, tmp_path):
+    shutil.copytree(store, tmp_path / "store")
+    path = tmp_path / "store" / "layer-01-up.safetensors"
+    data = bytearray(path.read_bytes())
+    data[5000] ^= 1
+    path.write_bytes(data)
+    said = run("verify", tmp_path / "store")
+    assert said.code == 4
+    assert said.out.startswith("layer-01-up.safetensors: sha256 differs")
+    bad = [line["file"] for line in run("verify", tmp_path / "store", "--json").lines if not line["ok"]]
+    assert bad == ["layer-01-up.safetensors"]
+    assert run("verify", store).code == 0
+
+
+def test_a_damaged_shard_stops_a_run(refused, store, tmp_path):
+    shutil.copytree(store, tmp_path / "store")
+    path = tmp_path / "store" / "layer-02-down.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    refused(4, "layer-02-down.safetensors", "run", tmp_path / "store", *BUDGET, "--text", "the bank")
+
+
+def test_plan_tells_what_would_stay(run, store):
+    (plan,) = run("plan", store, *BUDGET, "--json").lines
+    assert plan["feasible"] is True
+    assert plan["predicted_peak_bytes"] <= plan["budget_bytes"] == 2 << 30
+    assert [stage["stage"] for stage in plan["stages"]] == [
+        "embedding",
+        *(f"layer.{i}" for i in range(NUM_LAYERS)),
+        "head",
+    ]
+    assert all(shard["resident"] for stage in plan["stages"] for shard in stage["shards"])
+    assert "predicted peak" in run("plan", store, *BUDGET).out
+
+
+def test_an_impossible_plan_is_told_and_ends_with_3(run, store):
+    said = run("plan", store, "--budget", "1MiB", "--json")
+    assert said.code == 3
+    assert said.lines[0]["feasible"] is False
+    assert said.lines[0]["smallest_budget_bytes"] > 1 << 20
+    assert run("plan", store, "--budget", "1MiB").code == 3
+
+
+def test_bench_measures_each_budget_in_its_own_process(run, store):
+    budgets = "500MiB,600MiB"
+    lines = run(
+        "bench", store, "--budget", budgets, "--repeat", "1", "--passes", "2", "--max-length", "8", "--json"
+    ).lines
+    assert [line["budget_bytes"] for line in lines] == [500 << 20, 600 << 20]
+    for line in lines:
+        assert {"latency_seconds_median", "latency_seconds_p95", "bound_seconds", "bytes_read_per_input"} <= set(line)
+        assert 0 < line["peak_rss_bytes"] <= line["budget_bytes"]
+
+
+def test_bench_refuses_exits_on_random_input(refused, store):
+    refused(2, "give --input", "bench", store, "--budget", "500MiB", "--exit", "patience:1")
+
+
+def test_profile_draws_a_picture(run, store, tmp_path):
+    said = run("profile", store, *BUDGET, "--out", tmp_path / "m.svg", "--max-length", "8", "--json")
+    assert said.code == 0
+    assert said.lines[0]["picture"] == str(tmp_path / "m.svg")
+    assert ET.parse(tmp_path / "m.svg").getroot().tag.endswith("svg")
+
+
+def test_env_names_versions_and_hardware(run):
+    (found,) = run("env", "--json").lines
+    assert found["offramp_version"] == offramp.__version__
+    assert found["library_versions"]["onnxruntime"]
+    assert "cpu_model" in run("env").out
+
+
+def test_help_and_version(run):
+    assert run("--version").out == f"offramp {offramp.__version__}\n"
+    overview = run("--help")
+    assert overview.code == 0
+    assert all(f"  {name} " in overview.out for name in COMMANDS)
+    assert run().code == 2
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(run, command):
+    said = run(command, "--help")
+    assert said.code == 0
+    assert said.out.startswith(f"usage: offramp {command}")
+
+
+def test_windows_is_refused_in_one_line(run, monkeypatch):
+    monkeypatch.setattr(sys, "platform", "win32")
+    said = run("env")
+    assert said.code == 1
+    assert said.err == "offramp: error: Windows is not supported - run it on Linux, or in WSL\n"

@@ -1,0 +1,69 @@
+"""Promises of the public page: what it exports, what it costs to import, and who may know what."""
+
+import importlib
+import json
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+import offramp
+
+HEAVY = ("torch", "transformers", "onnx", "onnxruntime", "matplotlib", "datasets", "huggingface_hub")
+
+
+def imported_by(code):
+    """Modules that are there after `code`, in a fresh process."""
+    report = "import sys, json; print(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", f"{code}\n{report}"], capture_output=True, text=True, check=True)
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize(
+    "room",
+    [
+        "",
+        ".edge",
+        ".division",
+        ".tasks",
+        ".runtime",
+        ".store",
+        ".policies",
+        ".measure",
+        ".export",
+        ".training",
+        ".models",
+    ],
+)
+def test_importing_a_room_loads_nothing_heavy(room):
+    assert not imported_by(f"import offramp{room}") & set(HEAVY)
+
+
+def test_help_loads_no_numpy():
+    code = (
+        "from offramp.cli import main\nimport contextlib, io\n"
+        "with contextlib.redirect_stdout(io.StringIO()): main(['--help'])"
+    )
+    assert not imported_by(code) & {"numpy", *HEAVY}
+
+
+def test_run_loads_no_torch_and_no_terminal_library():
+    assert not imported_by("import offramp.cli.run, offramp.edge, offramp.runtime") & {"torch", "rich", "typer"}
+
+
+def test_every_public_name_is_there_and_sorted():
+    assert offramp.__all__ == sorted(offramp.__all__)
+    assert set(offramp.__all__) <= set(dir(offramp))
+    for name in offramp.__all__:
+        assert getattr(offramp, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'frobnicate'"):
+        _ = offramp.frobnicate
+
+
+def test_no_module_shadows_a_public_verb():
+    verbs = ("divide", "load", "prepare", "verify")
+    for module in pkgutil.walk_packages(offramp.__path__, "offramp."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    assert all(callable(getattr(offramp, verb)) for verb in verbs)
