@@ -40,8 +40,8 @@ LATENCY_HEAD = (
 LATENCY_NOTE = """\
 Peaks are those of the whole process (VmHWM). Ratios are between the medians of one round: median (least..most) over the
 rounds. What a pass reads are read calls: the first fill of residents is shared among all passes of the process, and
-transformers maps its files, which no read call shows. The bound is max(sum of computing, sum of reading) + first read,
-as measured in the same passes."""
+transformers maps its files, which no read call shows. The bound is max(sum of computing, sum of reading) + fill (what
+nothing could hide: gathering rows, waiting for the first shard), as measured in the same passes."""
 
 
 def latency(rivals: Found) -> Drawn:
@@ -162,7 +162,7 @@ THROTTLE_NOTE = """\
 `--budget 128MiB --reads direct`, a row for each round, medians over the passes after the first two. sum c: the seconds
 of computing of a run on the free disk in the same round. sum r: the bytes that a pass reads, at 100 MB/s. Their bound
 is the larger one, with nothing for the first read, since a stream of texts begins it before the pass. The record's
-bound is made of the seconds that the throttled run measured itself, its first read included."""
+bound is made of the seconds that the throttled run measured itself, its fill included."""
 
 
 def throttle(rivals: Found) -> Drawn:

@@ -84,6 +84,7 @@ def prepare(
         own_process: this process serves nothing else, so the budget holds from its start on; else from here on.
         warn: is told once if texts are cut.
     """
+    from offramp.measure import num_cores
     from offramp.policies import parse
     from offramp.runtime import Classifier, Settings, parse_size, tune_allocator
     from offramp.runtime.footprint import give_back
@@ -97,7 +98,7 @@ def prepare(
     opened = Store(store, verify)
     require_head(opened.manifest, opened.path)
     policy.check(len(opened.manifest.layers), opened.manifest.encoder.problem)
-    engine = _backend(backend, opened, threads or len(os.sched_getaffinity(0)))
+    engine = _backend(backend, opened, threads or num_cores())
     give_back()  # before the tokenizer takes its own: the start must not be the peak
     text_encoder = _text_encoder(opened, max_length, warn)
     if texts is not None:

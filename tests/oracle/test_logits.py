@@ -48,3 +48,14 @@ def test_token_types_and_padding_reach_the_model(divided):
     assert np.abs(logits(one.store, pairs) - plain).max() > 1e-3
     texts.mask_BS[1, 9:] = 1
     assert np.abs(logits(one.store, texts) - plain)[1].max() > 1e-3
+
+
+@pytest.mark.parametrize("case", [Case("roberta"), Case("bert")], ids=str)
+def test_a_padding_token_inside_a_text_takes_the_position_that_transformers_gives_it(divided, case):
+    one = divided(case)
+    batch = make_batch(one.model.config, [16, 9], pairs=False)
+    plain = logits(one.store, batch)
+    batch.ids_BS[0, [3, 4]] = one.model.config.pad_token_id
+    theirs = ask_transformers(one.model, batch)
+    np.testing.assert_allclose(logits(one.store, batch), theirs, rtol=0, atol=1e-5)
+    assert np.abs(theirs - plain)[0].max() > 1e-3

@@ -7,6 +7,7 @@ there to be read in vain.
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -235,6 +236,29 @@ def test_every_byte_is_paid_by_a_row_or_idle_whatever_happens(shelf, data, toy, 
     assert loop.ring.bytes_read == meter.total == paid + loop.ring.bytes_idle
     assert loop.ring.bytes_idle >= 0
     store.close()
+
+
+def test_a_pass_counts_the_seconds_of_all_that_was_read_for_it(shelf):
+    """Whether it was read in the pass or while the loop was idle; the fill is what the loop waited for at its start."""
+    store = shelf.open(Toy(4))
+    read_shard, slow, done = store.read_shard, order_of(store)[0], []
+
+    def slowly(name, *arguments, **options):
+        if name == slow:
+            time.sleep(0.05)
+            done.append(name)
+        return read_shard(name, *arguments, **options)
+
+    store.read_shard = slowly
+    loop = open_loop(store, "none", 2)
+    for number in range(3):
+        loop.run(*encode(["abc"]), more=True)
+        eventually(lambda number=number: len(done) == number + 2)
+    loop.close()
+    first, *later = loop.costs
+    assert first.read_seconds >= first.fill_seconds >= 0.04
+    assert all(cost.read_seconds - cost.fill_seconds >= 0.04 for cost in later)
+    assert all(cost.seconds >= cost.compute_seconds > 0 for cost in loop.costs)
 
 
 def test_a_read_is_shared_equally_by_the_rows_that_are_still_there(shelf):

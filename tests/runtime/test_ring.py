@@ -63,7 +63,8 @@ def turns(names, after=0):
 
 def use(ring, shard):
     """Acquire, look, release. Returns the bytes charged."""
-    slot, cost = ring.acquire(shard)
+    slot, cost, seconds = ring.acquire(shard)
+    assert seconds >= 0
     assert bytes(slot.view) == shard.encode().ljust(BYTES // CHUNKS) * CHUNKS
     ring.release(shard)
     return cost
@@ -528,7 +529,7 @@ class Schedule:
     def use(self, order, shard):
         order.asked = shard
         order.ahead.discard(shard)
-        slot, cost = self.ring.acquire(shard)
+        slot, cost, _ = self.ring.acquire(shard)
         order.asked = None
         self.bytes_paid += cost
         self.operations += 3

@@ -6,6 +6,7 @@ not fail.
 
 from offramp.measure.available import available_bytes
 from offramp.measure.cached import cached_bytes
+from offramp.measure.hardware import num_cores
 from offramp.measure.memory import Memory, MemorySample, MemorySampler, PeakMeter, read_memory, reset_peak
 from offramp.measure.summary import median, percentile, wilson_interval
 from offramp.measure.trace import Span, Trace, bound_seconds
@@ -21,6 +22,7 @@ __all__ = [
     "bound_seconds",
     "cached_bytes",
     "median",
+    "num_cores",
     "percentile",
     "read_memory",
     "reset_peak",

@@ -6,7 +6,6 @@ It names no user, host or folder, so that a record may be published.
 from __future__ import annotations
 
 import os
-import platform
 from pathlib import Path
 from typing import Any, Dict, Iterator, Optional, Tuple, Union
 
@@ -22,6 +21,8 @@ def environment(path: Optional[Union[str, os.PathLike]] = None) -> Dict[str, Any
     Raises:
         OSError: no such path.
     """
+    import platform  # as large as this whole room
+
     system = os.uname()
     facts: Dict[str, Any] = {
         "offramp_version": _version("offramp"),
@@ -29,7 +30,7 @@ def environment(path: Optional[Union[str, os.PathLike]] = None) -> Dict[str, Any
         "platform": f"{system.sysname} {system.machine}",
         "kernel": system.release,
         "cpu_model": _cpu_model(),
-        "num_cores": _num_cores(),
+        "num_cores": num_cores(),
         "total_memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
         "library_versions": dict(_library_versions()),
     }
@@ -44,14 +45,14 @@ def _cpu_model() -> Optional[str]:
     for key in ("model name", "Model", "Hardware"):  # x86, then two of ARM's
         if key in names:
             return names[key]
-    return platform.processor() or None
+    return None
 
 
-def _num_cores() -> Optional[int]:
-    """Cores that this process may use."""
+def num_cores() -> int:
+    """Cores that this process may use; at least 1."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
-    return os.cpu_count()
+    return os.cpu_count() or 1
 
 
 def _library_versions() -> Iterator[Tuple[str, str]]:

@@ -142,7 +142,7 @@ class PeakMeter:
         if method not in self.METHODS:
             raise ValueError(f"method must be one of {self.METHODS}, got {method!r}")
         self.method = method
-        self._ticker = _Ticker(self._look, interval_seconds)
+        self._ticker = _Ticker(self.look, interval_seconds)
         self._running = False
         self._peak_bytes = 0
         self._looking = threading.Lock()
@@ -164,10 +164,11 @@ class PeakMeter:
         if self.method == "sampled":
             self._ticker.stop()
         else:
-            self._look()
+            self.look()
         self._running = False
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Take note of what is resident now, and of the kernel's peak where it is ours."""
         memory = read_memory()
         known = self.method != "sampled" or memory.peak_bytes > self._earlier_peak_bytes
         with self._looking:
@@ -177,7 +178,7 @@ class PeakMeter:
     def peak_bytes(self) -> int:
         """The peak so far, or that of the whole phase once it has ended."""
         if self._running:
-            self._look()
+            self.look()
         return self._peak_bytes
 
     def __enter__(self) -> PeakMeter:

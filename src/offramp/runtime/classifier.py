@@ -19,7 +19,7 @@ from typing import Any, Deque, Dict, List, Optional, Sequence, Tuple
 import numpy as np
 
 from offramp.errors import StoreError, UsageError
-from offramp.measure import Trace, available_bytes, bound_seconds, cached_bytes, median, read_memory
+from offramp.measure import PeakMeter, Trace, available_bytes, bound_seconds, cached_bytes, median, read_memory
 from offramp.policies import Policy
 from offramp.runtime.backend import Backend
 from offramp.runtime.loop import Loop, Outcome, PassCost
@@ -93,14 +93,17 @@ class Classifier:
         self._lock, self._started = threading.Lock(), time.perf_counter()
         self._latencies: Deque[float] = deque(maxlen=65536)
         self._num_inputs, self._seconds, self._open = 0, 0.0, False
-        before = read_memory()
-        self._first_peak_bytes, self._seen_peak_bytes = before.peak_bytes, before.rss_bytes
+        self._peak = PeakMeter("hwm" if settings.own_process else "clear_refs")
 
     def open(self) -> Classifier:
-        """Take the memory of the plan and start to read. Raises BudgetError where the budget does not hold it."""
+        """Take the memory of the plan and start to read. Raises BudgetError where the budget does not hold it.
+
+        In somebody's process it resets the kernel's peak (VmHWM), if that is allowed, to measure its own.
+        """
         self.plan.require_feasible(self.items)
         with self._lock:
             if not self._open:
+                self._peak.start()
                 self._loop.connect(*allocate(self.store, self.plan), direct=self.direct)
                 self._open = True
         return self
@@ -114,6 +117,8 @@ class Classifier:
     def close(self) -> None:
         """Stop the reader, free the slots, remember what was verified."""
         with self._lock:
+            if self._open:
+                self._peak.stop()
             self._loop.close()
             self._open = False
             self.store.close()
@@ -159,7 +164,7 @@ class Classifier:
             self._latencies.append(seconds)
             self._seconds += seconds
             self._num_inputs += len(outcomes)
-            self._seen_peak_bytes = max(self._seen_peak_bytes, read_memory().rss_bytes)
+            self._peak.look()  # somebody else may reset the kernel's peak before we look again
         return [self._result(outcome) for outcome in outcomes]
 
     @property
@@ -174,12 +179,8 @@ class Classifier:
 
     @property
     def peak_rss_bytes(self) -> int:
-        """The peak resident set since this was made.
-
-        The kernel's where it has grown since, else the largest one seen after a batch.
-        """
-        peak_bytes = read_memory().peak_bytes
-        return peak_bytes if peak_bytes > self._first_peak_bytes else self._seen_peak_bytes
+        """The peak resident set: since `open`, or of the whole process where it is there for this alone."""
+        return self._peak.peak_bytes or read_memory().peak_bytes
 
     def describe_plan(self) -> Dict[str, Any]:
         """The plan as one JSON object."""
@@ -212,6 +213,7 @@ class Classifier:
         ring, plan, manifest = self._loop.ring, self.plan, self.store.manifest
         latencies, costs = self.latencies[first_batch:], self.costs[first_batch:]
         memory = read_memory()
+        used_bytes, idle_bytes = (ring.bytes_used, ring.bytes_idle) if ring else (0, 0)
         return {
             "model": manifest.source.architecture,
             "store_sha256": self.store.digest,
@@ -233,8 +235,8 @@ class Classifier:
             "num_inputs": self._num_inputs,
             "seconds_total": self._seconds,
             "latency_seconds_median": median(latencies) if latencies else None,
-            "bytes_read_total": ring.bytes_read if ring else 0,
-            "bytes_read_idle": ring.bytes_idle if ring else 0,
+            "bytes_read_total": used_bytes + idle_bytes,
+            "bytes_read_idle": idle_bytes,
             "bound_seconds": median([_bound(cost) for cost in costs]) if costs else None,
         }
 
@@ -289,9 +291,10 @@ def load_exits(store: Store, policy: Policy) -> Dict[int, Dict[str, np.ndarray]]
     for index in range(1, num_exits):
         exits[index] = {role: tensors.get(f"exit.{index}.{role[5:]}", np.empty(0)) for role in shapes}
         for role, shape in shapes.items():
-            if exits[index][role].shape != shape:
+            array = exits[index][role]
+            if array.shape != shape or array.dtype != np.float32:
                 raise StoreError(
-                    f"exit {index}: {role} has shape {exits[index][role].shape}, not {shape}",
+                    f"exit {index}: {role} is {array.dtype} {array.shape}, not float32 {shape}",
                     store.path,
                     "train the exits again",
                 )

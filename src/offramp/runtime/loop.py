@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Callable, Deque, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
@@ -20,7 +20,7 @@ from offramp.policies import Decider, Evidence, Policy
 from offramp.runtime.backend import Backend, State
 from offramp.runtime.ring import Ring, Turn
 from offramp.runtime.slots import Slot
-from offramp.store import Stage, Step, Store
+from offramp.store import Encoder, Stage, Step, Store
 from offramp.store.reader import tensor_view
 
 GATE_AFTER_PASSES = 8
@@ -38,7 +38,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class PassCost:
-    """Seconds and bytes of one pass. `fill_seconds` is the first read, where nothing could hide it."""
+    """Seconds of one pass. What was read for it counts also where that was done before it began.
+
+    `fill_seconds`: what nothing could hide, gathering the rows and waiting for the first shard.
+    """
 
     seconds: float
     compute_seconds: float
@@ -54,13 +57,23 @@ class _Pass:
     rows_B: np.ndarray
     decider: Decider
     compute_seconds: float = 0.0
-    reads: List[float] = field(default_factory=list)
+    read_seconds: float = 0.0
+    fill_seconds: float = 0.0
+    has_filled: bool = False
+    """The first shard that had to be read is there."""
 
     def charge(self, num_bytes: int) -> None:
         """Share the bytes of one read equally among the rows that are still here; the first rows take the remainder."""
         share, rest = divmod(num_bytes, len(self.rows_B))
         for place, row in enumerate(self.rows_B.tolist()):
             self.outcomes[row].bytes_read += share + (place < rest)
+
+    def time_read(self, seconds: float, waited_seconds: float) -> None:
+        """A shard was read in so many seconds, of which the loop waited some; 0: it was there already."""
+        self.read_seconds += seconds
+        if seconds and not self.has_filled:
+            self.fill_seconds += min(seconds, waited_seconds)
+            self.has_filled = True
 
 
 class Loop:
@@ -158,7 +171,8 @@ class Loop:
             self.ring.end_pass(self.turns() if more and finished else ())
             self._pass, self._pass_index = None, self._pass_index + 1
         self.ring.use(sum(outcome.bytes_read for outcome in this.outcomes))
-        self._add_cost(this, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        self.costs.append(PassCost(seconds, this.compute_seconds, this.read_seconds, this.fill_seconds))
         return this.outcomes
 
     def stages(self) -> Tuple[Stage, ...]:
@@ -184,8 +198,11 @@ class Loop:
         (step,) = self._embedding.steps
         started = time.perf_counter()
         rows, num_bytes = self._gather(ids_BS, types_BS)
-        self.trace.add("rows", 0, "read", started, time.perf_counter(), num_bytes, "loop", self._pass_index)
+        ended = time.perf_counter()
+        self.trace.add("rows", 0, "read", started, ended, num_bytes, "loop", self._pass_index)
         assert self._pass is not None and self.ring is not None
+        self._pass.read_seconds += ended - started
+        self._pass.fill_seconds += ended - started
         self.ring.count(num_bytes)
         self._pass.charge(num_bytes)
         weights = self._acquire(step)
@@ -195,16 +212,15 @@ class Loop:
 
     def _gather(self, ids_BS: np.ndarray, types_BS: np.ndarray) -> Tuple[Dict[str, np.ndarray], int]:
         """Embedding rows of each token, role -> [T, E], and the bytes read for them."""
-        encoder, (num_rows, length) = self.store.manifest.encoder, ids_BS.shape
+        encoder = self.store.manifest.encoder
         table = next(name for step in self._embedding.steps for name in step.shards if self._is_gathered(name))
-        wanted = {"word": ids_BS.reshape(-1), "position": np.arange(length) + encoder.position_offset}
+        wanted = {"word": ids_BS.reshape(-1), "position": _positions(ids_BS, encoder).reshape(-1)}
         if encoder.num_token_types:
             wanted["type"] = types_BS.reshape(-1)
         rows, num_bytes = {}, 0
         for role, indices in wanted.items():
             rows[role], read = self.store.gather(table, role, indices)
             num_bytes += read
-        rows["position"] = np.tile(rows["position"], (num_rows, 1))
         return rows, num_bytes
 
     def _run_layer(self, index: int, stage: Stage, state: State) -> None:
@@ -263,11 +279,11 @@ class Loop:
         assert self.ring is not None and self._pass is not None
         for name in self.loads(step):
             started = time.perf_counter()
-            slot, num_bytes = self.ring.acquire(name)
-            self.trace.add(
-                name, self.stage_of[name], "wait", started, time.perf_counter(), num_bytes, "loop", self._pass_index
-            )
+            slot, num_bytes, seconds = self.ring.acquire(name)
+            ended = time.perf_counter()
+            self.trace.add(name, self.stage_of[name], "wait", started, ended, num_bytes, "loop", self._pass_index)
             self._pass.charge(num_bytes)
+            self._pass.time_read(seconds, ended - started)
             shard = self.store.manifest.shards[name]
             weights.update((tensor.role, tensor_view(tensor, slot.array, shard.data_start)) for tensor in shard.tensors)
         return weights
@@ -290,10 +306,14 @@ class Loop:
         """Called in the reader thread."""
         kind = "idle_read" if idle else "read"
         self.trace.add(shard, self.stage_of.get(shard, 0), kind, started, ended, num_bytes, "reader", self._pass_index)
-        this = self._pass
-        if this is not None and not idle:
-            this.reads.append(ended - started)
 
-    def _add_cost(self, this: _Pass, seconds: float) -> None:
-        fill = this.reads[0] if this.reads else 0.0
-        self.costs.append(PassCost(seconds, this.compute_seconds, sum(this.reads), fill))
+
+def _positions(ids_BS: np.ndarray, encoder: Encoder) -> np.ndarray:
+    """The row of the position table that each token takes, [B, S].
+
+    Where positions begin behind that of padding (RoBERTa), a padding token inside a text takes none, as in fairseq.
+    """
+    if not encoder.position_offset:
+        return np.broadcast_to(np.arange(ids_BS.shape[1]), ids_BS.shape)
+    is_token_BS = ids_BS != encoder.pad_token
+    return np.cumsum(is_token_BS, axis=1) * is_token_BS + encoder.position_offset - 1

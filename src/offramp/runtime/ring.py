@@ -15,7 +15,7 @@ import time
 from collections import deque
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Callable, Deque, Dict, List, Optional, Sequence, Tuple
+from typing import Callable, Deque, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from offramp.runtime.slots import Slot
 
@@ -33,14 +33,28 @@ class Turn:
     after: int = 0
 
 
+class Acquired(NamedTuple):
+    """A shard that is there. Bytes and seconds are those of its read where this pass is the first to use it, else 0."""
+
+    slot: Slot
+    num_bytes: int
+    """0 also where it was read while the loop was idle."""
+    seconds: float
+
+
 @dataclass
 class _Loaded:
     slot: Slot
     num_bytes: int
+    seconds: float
     uses: int
     idle: bool
     ahead: bool
     """Read, and not used yet."""
+
+    def forget_cost(self) -> None:
+        """Some pass has paid, or none ever will."""
+        self.num_bytes, self.seconds, self.ahead = 0, 0.0, False
 
 
 class Ring:
@@ -73,15 +87,15 @@ class Ring:
             self._idle = False
         _wake(self._reader_bell)
 
-    def acquire(self, shard: str) -> Tuple[Slot, int]:
-        """Wait for the next shard of the pass. Returns its slot and what its read cost this pass, in bytes."""
+    def acquire(self, shard: str) -> Acquired:
+        """Wait for the next shard of the pass."""
         while True:
             with self._lock:
                 entry = self._loaded.get(shard) or self._residents.get(shard)
                 if entry is not None:
-                    cost = 0 if entry.idle else entry.num_bytes
+                    acquired = Acquired(entry.slot, 0 if entry.idle else entry.num_bytes, entry.seconds)
                     self._ahead -= entry.ahead
-                    entry.num_bytes, entry.ahead = 0, False
+                    entry.forget_cost()
                     break
                 if self._error is not None:
                     raise self._error
@@ -89,7 +103,7 @@ class Ring:
                     raise RuntimeError("the ring is closed")
             self._loop_bell.get()
         _wake(self._reader_bell)
-        return entry.slot, cost
+        return acquired
 
     def release(self, shard: str) -> None:
         """The loop is done with this use of the shard; its slot is free if no other use was read ahead."""
@@ -150,7 +164,7 @@ class Ring:
         self._loaded = {}
         self._free = [slot for slot in self._slots if slot is not self._filling]
         for entry in self._residents.values():
-            entry.num_bytes, entry.ahead = 0, False
+            entry.forget_cost()
         self._wanted = deque(turns)
         self._ahead = self._passed = 0
 
@@ -186,11 +200,13 @@ class Ring:
             return turn.shard, self._filling, self._epoch, self._idle
 
     def _fetch(self, shard: str, slot: Slot, epoch: int, idle: bool) -> None:
-        start, num_bytes, complete = time.perf_counter(), 0, False
+        start, seconds, num_bytes, complete = time.perf_counter(), 0.0, 0, False
         error: Optional[BaseException] = None
         try:
             num_bytes, complete = self._read(shard, slot.view, lambda: self._epoch != epoch)
-            self._on_read(shard, start, time.perf_counter(), num_bytes, idle)
+            ended = time.perf_counter()
+            seconds = ended - start
+            self._on_read(shard, start, ended, num_bytes, idle)
         except BaseException as caught:  # whatever it is, it belongs to the loop
             error = caught
         with self._lock:
@@ -200,7 +216,10 @@ class Ring:
             if error is not None and current:
                 self._error = error
                 self._wanted.clear()
-            self._place(shard, complete, current, _Loaded(slot, num_bytes if current else 0, 1, idle, current))
+            entry = _Loaded(slot, num_bytes, seconds, 1, idle, True)
+            if not current:
+                entry.forget_cost()
+            self._place(shard, complete, current, entry)
             self._next()  # later turns of this very shard hold it now, before the loop can release it
         _wake(self._loop_bell)
         error = None  # its traceback holds this frame, and so the slot
