@@ -29,11 +29,11 @@ class OfframpError(Exception):
     exit_code = 1
 
     def __init__(self, what: str, where: object = None, remedy: str | None = None) -> None:
-        self.what, self.where, self.remedy = _shown(what), where, remedy
-        super().__init__(" - ".join(_shown(part) for part in (what, where, remedy) if part is not None))
+        self.what, self.where, self.remedy = shown(what), where, remedy
+        super().__init__(" - ".join(shown(part) for part in (what, where, remedy) if part is not None))
 
 
-def _shown(part: object) -> str:
+def shown(part: object) -> str:
     """`part` as it may be printed: control characters would move the cursor or forge a second line."""
     text = str(part)
     if len(text) > _LONGEST_PART:

@@ -111,6 +111,7 @@ def test_an_impossible_plan_is_told_and_ends_with_3(run, store):
     assert said.code == 3
     assert said.lines[0]["feasible"] is False
     assert said.lines[0]["smallest_budget_bytes"] > 1 << 20
+    assert said.err.startswith("offramp: error: budget of 1.0 MiB is too small")
     assert run("plan", store, "--budget", "1MiB").code == 3
 
 
@@ -123,6 +124,16 @@ def test_bench_measures_each_budget_in_its_own_process(run, store):
     for line in lines:
         assert {"latency_seconds_median", "latency_seconds_p95", "bound_seconds", "bytes_read_per_input"} <= set(line)
         assert 0 < line["peak_rss_bytes"] <= line["budget_bytes"]
+
+
+def test_bench_ends_as_its_processes_do(refused, store, tmp_path):
+    refused(3, "smallest that would do", "bench", store, "--budget", "1MiB", "--repeat", "1")
+    refused(2, "none.txt", "bench", store, "--budget", "500MiB", "--repeat", "1", "--input", tmp_path / "none.txt")
+
+
+def test_random_input_is_no_longer_than_the_model_reads(run, store, tmp_path):
+    assert run("profile", store, *BUDGET, "--out", tmp_path / "m.svg").code == 0
+    assert run("bench", store, "--budget", "500MiB", "--repeat", "1", "--passes", "1").code == 0
 
 
 def test_bench_refuses_exits_on_random_input(refused, store):

@@ -65,13 +65,24 @@ def test_a_reader_that_goes_away_is_no_error(store, tmp_path):
     assert "Exception" not in (tmp_path / "err").read_text()
 
 
-def test_nothing_is_sent_anywhere(store):
-    """ONNX Runtime reports to its makers unless told not to; a run opens no internet socket."""
+def test_a_full_disk_ends_with_5(store):
+    with open("/dev/full", "w") as full:
+        command = [*OFFRAMP, "run", str(store), "--budget", "500MiB", "--text", "the bank", "--json"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 5
+    assert done.stderr.splitlines()[-1].startswith("offramp: error: no space left")
+    assert "Exception" not in done.stderr
+
+
+def test_a_run_tells_no_telemetry_and_opens_no_internet_socket(store):
+    """ONNX Runtime reports to its makers unless told not to."""
     code = (
-        "import sys, socket\n"
+        "import os\n"
         "from offramp.cli import main\n"
         f"main(['run', {str(store)!r}, '--budget', '500MiB', '--text', 'the bank'])\n"
-        "import os; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+        "import psutil\n"
+        "assert psutil.Process().net_connections(kind='inet') == []\n"
+        "print(os.environ['ORT_DISABLE_TELEMETRY'])"
     )
     environment = {key: value for key, value in os.environ.items() if key not in ("CI", "ORT_DISABLE_TELEMETRY")}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)

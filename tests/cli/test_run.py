@@ -3,9 +3,11 @@
 import io
 import json
 import sys
+from dataclasses import fields
 
 import pytest
 
+from offramp import Result
 from tests.cli.conftest import LABELS, NUM_LAYERS
 
 BUDGET = ("--budget", "2GiB")  # of this process, which has pytest in it
@@ -19,7 +21,9 @@ def test_one_json_line_an_input_and_the_record_last(run, store):
     assert said.code == 0
     assert len(results) == 2
     for result in results:
-        assert set(result) == {"label", "score", "exit_stage", "stages_run", "bytes_read"}
+        assert set(result) == {field.name for field in fields(Result)}
+        assert {"label", "score", "exit_stage", "stages_run", "bytes_read"} < set(result)
+        assert result["labels"] is None
         assert result["label"] in LABELS.values()
         assert 1 / 3 <= result["score"] <= 1
         assert 2 <= result["exit_stage"] == result["stages_run"] <= NUM_LAYERS
@@ -109,6 +113,24 @@ def test_usage_errors_end_with_2(refused, store, tmp_path):
     refused(2, "none.txt", "run", store, "--input", tmp_path / "none.txt")
     refused(2, "unknown command 'frobnicate'", "frobnicate")
     refused(2, "--threads", "run", store, "--threads", "0", "--text", "a")
+
+
+def test_columns_of_no_file_are_refused(refused, store):
+    refused(2, "--text-column", "run", store, "--text", "a", "--text-column", "body")
+
+
+def test_output_that_could_not_be_written_is_refused_before_the_run(refused, store, tmp_path):
+    refused(2, "no such folder", "run", store, *BUDGET, "--text", "a", "--trace", tmp_path / "none" / "t.jsonl")
+    refused(2, "is a folder", "run", store, *BUDGET, "--text", "a", "--trace", tmp_path)
+    refused(2, "no such folder", "profile", store, *BUDGET, "--out", tmp_path / "none" / "m.svg")
+    refused(2, ".svg or .png", "profile", store, *BUDGET, "--out", tmp_path / "m.gif")
+
+
+def test_what_is_not_printable_is_escaped_for_a_person(run, store, tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"text": "the \\ud83d bank \\u001b[31m fell"}\n')
+    said = run("run", store, *BUDGET, "--input", tmp_path / "t.jsonl")
+    assert said.code == 0
+    assert said.out.endswith("the \\ud83d bank \\x1b[31m fell\n")
 
 
 def test_an_impossible_budget_ends_with_3_and_names_the_smallest(refused, store):

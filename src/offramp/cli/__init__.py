@@ -7,6 +7,7 @@ argparse and not a larger library: `run` counts itself towards the budget that i
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -45,21 +46,31 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     debug = "--debug" in argv
     try:
-        return _dispatch([word for word in argv if word != "--debug"])
+        code = _dispatch([word for word in argv if word != "--debug"])
+        sys.stdout.flush()  # a full disk must show now, not when the interpreter ends
+        return code
     except OfframpError as error:
         return _fail(error, str(error), error.exit_code, debug)
     except BrokenPipeError:  # the reader of our output has gone: nothing is left to say
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 0
     except KeyboardInterrupt as error:
         return _fail(error, "interrupted", 130, debug)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            _drop_output()
+            return _fail(error, "no space left for the output - free some space and run again", 5, debug)
         return _fail(
             error,
             f"{type(error).__name__}: {error} - this is a fault of ours - run again with --debug and report it",
             1,
             debug,
         )
+
+
+def _drop_output() -> None:
+    """What is still in the buffer of stdout has nowhere to go; the interpreter would try once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(error: BaseException, message: str, exit_code: int, debug: bool) -> int:

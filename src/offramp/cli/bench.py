@@ -58,13 +58,13 @@ def main(args: argparse.Namespace) -> int:
 
 def _once(args: argparse.Namespace) -> int:
     import offramp
-    from offramp.experiments.bench import RANDOM_LENGTH, measure_texts, measure_tokens
+    from offramp.experiments.bench import measure_texts, measure_tokens, random_length
 
     if has_inputs(args):
         with offramp.load(args.store, size(args.budget), texts=inputs(args), **engine_options(args)) as classifier:
             record = measure_texts(classifier, list(inputs(args)))
     else:
-        length = args.max_length or RANDOM_LENGTH
+        length = random_length(args.store, args.max_length)
         with offramp.load(args.store, size(args.budget), longest=length, **engine_options(args)) as classifier:
             record = measure_tokens(classifier, args.batch, length, args.passes)
     emit(record)

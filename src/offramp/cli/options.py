@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from offramp.errors import UsageError
+
 ENGINE = ("exit", "backend", "threads", "batch", "max_length", "reads", "verify")
 """The options that `add_engine` takes, by their names in `offramp.prepare`."""
 
@@ -75,7 +77,9 @@ def engine_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def has_inputs(args: argparse.Namespace) -> bool:
-    """Whether any input was named."""
+    """Whether any input was named. Raises UsageError for columns of no file."""
+    if (args.text_column or args.pair_column) and not args.input:
+        raise UsageError("--text-column and --pair-column name columns of a file", None, "give --input FILE")
     return bool(args.text or args.pair or args.input)
 
 
@@ -92,6 +96,28 @@ def inputs(args: argparse.Namespace) -> Iterable[Any]:
 def known_inputs(args: argparse.Namespace) -> Iterable[Any] | None:
     """The texts if they can be read twice, so that the plan may look at them first."""
     return None if args.input == "-" or (args.input and not Path(args.input).is_file()) else inputs(args)
+
+
+def require_writable(path: str, suffixes: tuple[str, ...] = ()) -> None:
+    """Raise UsageError, before any work is done, for a file that could not be written in the end."""
+    target = Path(path)
+    if suffixes and target.suffix not in suffixes:
+        raise UsageError(
+            f"cannot write a {target.suffix or 'file without a suffix'}", path, f"use {' or '.join(suffixes)}"
+        )
+    if target.is_dir() or not target.parent.is_dir():
+        raise UsageError(
+            "is a folder" if target.is_dir() else "no such folder", path, "name a file in a folder that exists"
+        )
+
+
+def peak_line(record: dict[str, Any]) -> str:
+    """How every run ends."""
+    from offramp.runtime.sizes import format_size
+
+    keys = ("predicted_peak_bytes", "peak_rss_bytes", "budget_bytes")
+    predicted, measured, budget = (format_size(record[key]) for key in keys)
+    return f"predicted peak {predicted} / measured peak {measured} / budget {budget}"
 
 
 def emit(tree: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Plan. Returns 3 if the budget is impossible."""
+    """Plan. Raises BudgetError if the budget is impossible."""
     import offramp
     from offramp.runtime.sizes import format_size
 
@@ -33,7 +33,8 @@ def main(args: argparse.Namespace) -> int:
     plan = classifier.plan
     if args.json:
         emit(classifier.describe_plan())
-        return 0 if plan.feasible else 3
+        plan.require_feasible(classifier.items)
+        return 0
     rows = [
         (item.shard, "resident" if item.shard in plan.residents else "streamed", format_size(item.num_bytes))
         for item in classifier.items

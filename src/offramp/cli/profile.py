@@ -15,6 +15,8 @@ from offramp.cli.options import (
     has_inputs,
     inputs,
     known_inputs,
+    peak_line,
+    require_writable,
     say,
     size,
 )
@@ -44,11 +46,13 @@ def main(args: argparse.Namespace) -> int:
     from itertools import islice
 
     import offramp
-    from offramp.experiments.bench import RANDOM_LENGTH, random_tokens
+    from offramp.experiments.bench import random_length, random_tokens
     from offramp.measure import MemorySampler, read_memory
-    from offramp.runtime.sizes import format_size
 
-    length = None if has_inputs(args) else args.max_length or RANDOM_LENGTH
+    require_writable(args.out, (".svg", ".png"))
+    if args.trace:
+        require_writable(args.trace)
+    length = None if has_inputs(args) else random_length(args.store, args.max_length)
     with MemorySampler() as sampler:
         texts = known_inputs(args) if has_inputs(args) else None
         with offramp.load(args.store, args.budget, longest=length, texts=texts, **engine_options(args)) as classifier:
@@ -68,8 +72,5 @@ def main(args: argparse.Namespace) -> int:
     draw_memory(args.out, sampler.samples, classifier.trace.spans(), args.budget, title)
     if args.json:
         emit({**record, "picture": args.out})
-    predicted, measured, budget = (
-        format_size(record[key]) for key in ("predicted_peak_bytes", "peak_rss_bytes", "budget_bytes")
-    )
-    say(f"predicted peak {predicted} / measured peak {measured} / budget {budget}\npicture: {args.out}")
+    say(f"{peak_line(record)}\npicture: {args.out}")
     return 0

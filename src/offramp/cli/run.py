@@ -22,9 +22,12 @@ from offramp.cli.options import (
     has_inputs,
     inputs,
     known_inputs,
+    peak_line,
+    require_writable,
     say,
     size,
 )
+from offramp.errors import UsageError, shown
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -50,12 +53,12 @@ def main(args: argparse.Namespace) -> int:
     """Run."""
     started = time.perf_counter()
     import offramp
-    from offramp.errors import UsageError
     from offramp.measure import read_memory
-    from offramp.runtime.sizes import format_size
 
     if not has_inputs(args):
         raise UsageError("no input", None, "give --text, --pair or --input")
+    if args.trace:
+        require_writable(args.trace)
     classifier = offramp.prepare(args.store, args.budget, texts=known_inputs(args), **engine_options(args))
     num_layers = len(classifier.store.manifest.layers)
     with classifier:
@@ -68,10 +71,7 @@ def main(args: argparse.Namespace) -> int:
         (classifier.trace.to_jsonl if args.trace.endswith(".jsonl") else classifier.trace.to_chrome)(args.trace)
     if args.json:
         emit({"record": record})
-    predicted, measured, budget = (
-        format_size(record[key]) for key in ("predicted_peak_bytes", "peak_rss_bytes", "budget_bytes")
-    )
-    say(f"predicted peak {predicted} / measured peak {measured} / budget {budget}")
+    say(peak_line(record))
     return 0
 
 
@@ -89,11 +89,9 @@ def _batches(texts: Any, num_rows: int, live: bool) -> Iterator[tuple[list[Any],
 
 def _show(result: Any, text: Any, num_layers: int, as_json: bool) -> None:
     if as_json:
-        tree = asdict(result)
-        if tree["labels"] is None:
-            del tree["labels"]
-        emit(tree)
+        emit(asdict(result))
         return
     name = result.label or "value" if result.labels is None else ", ".join(result.labels) or "none"
     beginning = " ".join((" | ".join(text) if isinstance(text, tuple) else text)[:200].split())[:60]
-    print(f"{name}  {result.score:.4f}  exit {result.exit_stage}/{num_layers}  {beginning}", flush=True)
+    line = f"{shown(name)}  {result.score:.4f}  exit {result.exit_stage}/{num_layers}  {shown(beginning)}"
+    print(line, flush=True)

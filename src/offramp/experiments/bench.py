@@ -7,20 +7,26 @@ A process measures itself: its peak is the kernel's high-water mark of the whole
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from offramp.errors import OfframpError
+from offramp.experiments.children import output_of
 from offramp.measure import median, percentile, read_memory
 from offramp.runtime import Classifier
+from offramp.store import Store
 
 RANDOM_LENGTH = 128
 """Tokens of a random input."""
 WARM_UP_PASSES = 2
+
+
+def random_length(store: str, max_length: int | None) -> int:
+    """Tokens of a random input: as many as asked for, else RANDOM_LENGTH, but no more than the model reads."""
+    with Store(store, verify="never") as opened:
+        return min(max_length or RANDOM_LENGTH, opened.manifest.encoder.max_length)
 
 
 def random_tokens(
@@ -37,28 +43,32 @@ def random_tokens(
 
 def measure_tokens(classifier: Classifier, num_rows: int, length: int, num_passes: int) -> dict[str, Any]:
     """Warm up, run `num_passes` batches of random ids, and describe them."""
-    for index in range(WARM_UP_PASSES + num_passes):
+    for index in range(WARM_UP_PASSES):
         classifier.predict_tokens(*random_tokens(classifier, num_rows, length, index))
-    return describe(classifier, WARM_UP_PASSES)
+    warm = classifier.record()
+    for index in range(num_passes):
+        classifier.predict_tokens(*random_tokens(classifier, num_rows, length, WARM_UP_PASSES + index))
+    return describe(classifier, WARM_UP_PASSES, warm)
 
 
 def measure_texts(classifier: Classifier, texts: Sequence[Any]) -> dict[str, Any]:
     """Warm up on the first batches, run all texts once, and describe that."""
     warm_up = texts[: WARM_UP_PASSES * classifier.settings.num_rows]
     classifier.predict(warm_up)
-    num_warm = len(classifier.latencies)
+    num_warm, warm = len(classifier.latencies), classifier.record()
     classifier.predict(texts)
-    return describe(classifier, num_warm)
+    return describe(classifier, num_warm, warm)
 
 
-def describe(classifier: Classifier, num_warm: int) -> dict[str, Any]:
-    """The record of a benchmark process, without its first `num_warm` batches."""
+def describe(classifier: Classifier, num_warm: int, warm: dict[str, Any]) -> dict[str, Any]:
+    """The record of a benchmark process, without its first `num_warm` batches, after which the record was `warm`."""
     record, latencies = classifier.record(first_batch=num_warm), classifier.latencies[num_warm:]
+    read_bytes, num_inputs = (record[key] - warm[key] for key in ("bytes_read_total", "num_inputs"))
     return {
         **record,
         "latencies_seconds": latencies,
         "peak_rss_bytes": read_memory().peak_bytes,
-        "bytes_read_per_input": record["bytes_read_total"] / max(record["num_inputs"], 1),
+        "bytes_read_per_input": read_bytes / max(num_inputs, 1),
     }
 
 
@@ -70,13 +80,9 @@ def run_rounds(
     """
     for number in range(rounds):
         for name, command in commands.items():
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise OfframpError(
-                    f"{name}: {done.stderr.strip().splitlines()[-1:] or done.returncode}", " ".join(command)
-                )
+            output = output_of(command)
             say(f"round {number + 1}/{rounds}: {name}")
-            yield name, json.loads(done.stdout.strip().splitlines()[-1])
+            yield name, json.loads(output.strip().splitlines()[-1])
 
 
 def bench(

@@ -11,8 +11,6 @@ Shapes: K exits, N texts, C labels.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -22,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from offramp.errors import MissingExtraError, OfframpError
-from offramp.measure import wilson_interval
+from offramp.errors import MissingExtraError
+from offramp.experiments.children import output_of
+from offramp.measure import num_cores, wilson_interval
 from offramp.policies import parse, replay
 from offramp.policies.evidence import SINGLE_LABEL
 from offramp.tasks.bbc import LABELS, Example, load_bbc, split
@@ -87,7 +86,7 @@ def demo(out: Path, budget: int | None, say: Say) -> Report:
     policy = choose_policy(logits_KNC, truth_N, say)
     _divide(out, say)
     file = _write_inputs(out / "test.jsonl", splits["test"])
-    size = str(_smallest_budget(out / "store") + SPARE_BYTES if budget is None else budget)
+    size = str(_budget(out / "store", budget))
     rows = _compare(out, file, splits["test"], size, policy, say)
     say("drawing the memory of a run")
     picture = _draw(out, file, size, policy)
@@ -153,9 +152,11 @@ def _divide(out: Path, say: Say) -> None:
     divide(out / "run", store, force=store.exists())
 
 
-def _smallest_budget(store: Path) -> int:
-    plan = json.loads(_offramp(["plan", str(store), "--max-length", str(MAX_LENGTH), "--json"]))
-    return -(-plan["smallest_budget_bytes"] >> 20) << 20
+def _budget(store: Path, budget: int | None) -> int:
+    """The budget asked for, or one. Raises BudgetError if it is too small, before any run."""
+    given = [] if budget is None else ["--budget", str(budget)]
+    plan = json.loads(_offramp(["plan", str(store), "--max-length", str(MAX_LENGTH), "--json", *given]))
+    return budget or (-(-plan["smallest_budget_bytes"] >> 20) << 20) + SPARE_BYTES
 
 
 def _write_inputs(path: Path, examples: Sequence[Example]) -> Path:
@@ -172,7 +173,7 @@ def _compare(out: Path, path: Path, examples: Sequence[Example], budget: str, po
         str(out / "run"),
         str(path),
         str(MAX_LENGTH),
-        str(_num_threads()),
+        str(num_cores()),
     ]
     runs = {
         "transformers, whole model": lambda: _run(reference),
@@ -234,27 +235,16 @@ def _run_store(store: Path, path: Path, options: Sequence[str]) -> tuple[list[di
 
 
 def _offramp(words: Sequence[str]) -> str:
-    return _output([sys.executable, "-m", "offramp", *words, "--threads", str(_num_threads())])
+    return output_of([sys.executable, "-m", "offramp", *words, "--threads", str(num_cores())])
 
 
 def _run(command: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    return _read_lines(_output(command))
-
-
-def _output(command: Sequence[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise OfframpError(f"a run failed: {done.stderr.strip().splitlines()[-1:]}", " ".join(command))
-    return done.stdout
+    return _read_lines(output_of(command))
 
 
 def _read_lines(output: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     *results, last = map(json.loads, output.splitlines())
     return results, last["record"]
-
-
-def _num_threads() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 def _accuracy(results: Sequence[dict[str, Any]], examples: Sequence[Example]) -> float:

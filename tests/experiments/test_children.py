@@ -1,0 +1,32 @@
+import sys
+
+import pytest
+
+from offramp.errors import BudgetError, DiskFullError, OfframpError, RefusedError, UsageError
+from offramp.experiments.children import output_of
+
+
+def python(code):
+    return [sys.executable, "-c", code]
+
+
+def test_what_a_command_prints():
+    assert output_of(python("print('one'); print('two')")) == "one\ntwo\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"), [(1, OfframpError), (2, UsageError), (3, BudgetError), (4, RefusedError), (5, DiskFullError)]
+)
+def test_an_error_keeps_its_class_and_its_line(code, kind):
+    lines = "progress\\nofframp: error: W - X - Y"
+    said = f"import sys; print('{lines}', file=sys.stderr); sys.exit({code})"
+    with pytest.raises(kind) as caught:
+        output_of(python(said))
+    assert type(caught.value) is kind
+    assert str(caught.value) == "W - X - Y"
+    assert caught.value.exit_code == code
+
+
+def test_a_command_that_dies_without_a_word():
+    with pytest.raises(OfframpError, match="ended with -9"):
+        output_of(python("import os; os.kill(os.getpid(), 9)"))
