@@ -93,7 +93,6 @@ def test_defaults_are_those_of_transformers():
             tuple(f"l{i}" for i in range(12)),
         ),
         ({"problem_type": "multi_label_classification"}, "multi_label_classification", ("LABEL_0", "LABEL_1")),
-        ({"problem_type": "regression", "num_labels": 2}, "regression", ("LABEL_0", "LABEL_1")),
     ],
 )
 def test_problem_and_labels(changes, problem, labels):
@@ -136,6 +135,7 @@ def test_any_padding_will_do_where_positions_do_not_depend_on_it(pad_token_id):
         ({"problem_type": "ranking"}, "problem_type is ranking"),
         ({"problem_type": ["ranking"]}, "problem_type"),
         ({"problem_type": "single_label_classification", "num_labels": 1}, "at least two labels"),
+        ({"problem_type": "regression", "num_labels": 2}, "one value is answered, not 2"),
     ],
 )
 def test_a_value_that_cannot_be_is_named(changes, named):

@@ -2,8 +2,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offramp.division.names import FAMILIES, LAYER_KINDS, Place, family_of, shapes
+from offramp.division.names import FAMILIES, Place, family_of
 from offramp.errors import SourceError
+from offramp.store.shapes import LAYER_KINDS, shapes
 from tests.division.tiny import CONFIGS, config_of
 
 

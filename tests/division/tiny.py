@@ -5,7 +5,8 @@ import json
 import numpy as np
 from safetensors.numpy import save_file
 
-from offramp.division.names import LAYER_KINDS, family_of, shapes
+from offramp.division.names import family_of
+from offramp.store.shapes import LAYER_KINDS, shapes
 
 BERT_SHAPE = {
     "vocab_size": 50,

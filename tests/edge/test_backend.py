@@ -124,7 +124,7 @@ def test_a_graph_that_is_none_is_refused_by_name(opened, monkeypatch):
 def test_a_kind_that_it_does_not_compute_is_refused(opened, monkeypatch):
     graphs = {"mixer": opened.manifest.graphs["up"]}
     monkeypatch.setattr(opened, "manifest", dataclasses.replace(opened.manifest, graphs=graphs))
-    with pytest.raises(ValueError, match=r"backend ort does not know the kinds .*mixer"):
+    with pytest.raises(StoreError, match=r"graphs of unknown kinds \['mixer'\]"):
         OrtBackend(opened, 1)
 
 

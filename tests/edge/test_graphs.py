@@ -6,9 +6,10 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from offramp.division.names import family_of, shapes
+from offramp.division.names import family_of
 from offramp.export.graphs import build_graphs
 from offramp.store import Store
+from offramp.store.shapes import shapes
 from tests.division.tiny import config_of
 
 CONFIGS = [

@@ -322,6 +322,23 @@ def test_graphs_of_a_foreign_store(divided, tmp_path):
         add_graphs(store)
 
 
+@pytest.mark.parametrize(
+    ("changes", "mention"),
+    [
+        ({"exit.1.weight": np.zeros((3, 32), np.float32)}, "exit.1.weight is ('F32', (3, 32)), not ('F32', (2, 32))"),
+        ({"exit.1.bias": np.zeros(2, np.float16)}, "exit.1.bias is ('F16', (2,))"),
+        ({"exit.2.bias": np.zeros(2, np.float32)}, "exit.2.bias is ('F32', (2,)), not None"),
+        ({"exit.1.bias": None}, "exit.1.bias is None"),
+    ],
+)
+def test_exits_that_do_not_fit_the_model_are_refused_by_name(own, tmp_path, changes, mention):
+    heads = {**load_file(own / "exits.safetensors"), **changes}
+    save_file({name: array for name, array in heads.items() if array is not None}, own / "exits.safetensors")
+    with pytest.raises(SourceError) as caught:
+        divide(own, tmp_path / "store")
+    assert mention in str(caught.value)
+
+
 def test_a_store_of_a_model_without_exits_or_head(tmp_path):
     write_model(tmp_path / "model", config_of(task="Model"))
     store = divide(tmp_path / "model", tmp_path / "store")

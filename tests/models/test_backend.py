@@ -212,7 +212,7 @@ def test_another_attention_is_refused(store):
 def test_a_kind_that_it_does_not_compute_is_refused(store, monkeypatch):
     stages = (manifest.Stage("mixer", "layer", (manifest.Step("mixer", ()),)),)
     monkeypatch.setattr(store, "manifest", dataclasses.replace(store.manifest, stages=stages))
-    with pytest.raises(ValueError, match=r"backend torch does not know the kinds .*mixer"):
+    with pytest.raises(StoreError, match=r"stage mixer has the steps \('mixer',\), not"):
         TorchBackend(store, 1)
 
 

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from offramp.division.names import LAYER_KINDS, Family, family_of, shapes, shown
+from offramp.division.names import Family, family_of, shown
 from offramp.errors import SourceError
 from offramp.store.manifest import Encoder, Stage, Step
+from offramp.store.shapes import LAYER_KINDS, shapes
 
 Entry = tuple[str, tuple[int, ...]]
 """Dtype, as safetensors spells it, and shape."""

@@ -17,18 +17,21 @@ from typing import Any, Dict, Mapping
 import numpy as np
 
 from offramp.errors import MissingExtraError, StoreError
-from offramp.runtime.backend import Backend, State, Weights, require_kinds
+from offramp.runtime.backend import Backend, State, Weights
 from offramp.runtime.slots import Slot
 from offramp.store import Store
+from offramp.store.shapes import Shapes, exit_shapes, require_fitting, shapes
 
 ARENA_START_BYTES = 256 << 10
 _MASKED = np.float32(np.finfo(np.float32).min)
-_KINDS = ("embedding", "attention", "up", "down", "head", "exit")
 _FLOAT_BYTES = 4
+_REMEDY = "offramp divide the model again"
 
 
 class OrtBackend(Backend):
-    """Runs a store's graphs. Raises StoreError where the store has none, MissingExtraError without onnxruntime."""
+    """Runs a store's graphs. Raises StoreError where the store has none or they are another model's, MissingExtraError
+    without onnxruntime.
+    """
 
     name = "ort"
 
@@ -40,10 +43,18 @@ class OrtBackend(Backend):
             raise StoreError(
                 "the store has no graphs", store.path, "offramp divide --graphs STORE adds them, or --backend torch"
             )
-        require_kinds(tuple(graphs), dict.fromkeys(_KINDS), self.name)
+        require_fitting(store.manifest, store.path)
+        self._store_path = store.path
+        promised = {**shapes(self.encoder), "exit": exit_shapes(self.encoder)}
+        unknown = sorted(set(graphs) - set(promised))
+        if unknown:
+            raise StoreError(f"graphs of unknown kinds {unknown}", store.path, _REMEDY)
         self._sessions = {
             kind: _session(store.read_file(graph), num_threads, store, kind) for kind, graph in graphs.items()
         }
+        for kind, session in self._sessions.items():
+            if _weights(session) != promised[kind]:
+                raise StoreError(f"graph {kind!r} takes other weights than the encoder promises", store.path, _REMEDY)
 
     def rehearse(self, num_rows: int, length: int) -> None:
         """Run each kind on [B, S] tokens, with zeros for weights: read-only zero pages take no memory."""
@@ -125,7 +136,13 @@ class OrtBackend(Backend):
 
     def _run(self, kind: str, feeds: Dict[str, np.ndarray], weights: Weights) -> np.ndarray:
         feeds.update(weights)
-        output: Any = self._sessions[kind].run(None, feeds)[0]  # an array: our graphs give nothing else
+        try:
+            output: Any = self._sessions[kind].run(None, feeds)[0]  # an array: our graphs give nothing else
+        except MemoryError:
+            raise
+        except Exception as error:  # a graph that was checked fails only if it is none of ours
+            what = f"graph {kind!r} fails: {_first_line(error)}"
+            raise StoreError(what, self._store_path, _REMEDY) from error
         return output
 
 
@@ -146,9 +163,7 @@ def _session(graph: bytes, num_threads: int, store: Store, kind: str):
     try:
         return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions have no common base across versions
-        raise StoreError(
-            f"graph {kind!r} does not load: {str(error).splitlines()[0]}", store.path, "offramp divide the model again"
-        ) from error
+        raise StoreError(f"graph {kind!r} does not load: {_first_line(error)}", store.path, _REMEDY) from error
 
 
 @lru_cache(maxsize=1)
@@ -164,14 +179,23 @@ def _share_arena() -> None:
 
 
 def _zeros(session) -> Dict[str, np.ndarray]:
-    """A zero array for each input that has a fixed shape of floats: the weights. All of them are views of one mapping
-    that is never written, so its pages are the kernel's zero page and take no memory.
+    """A zero array for each weight. All of them are views of one mapping that is never written, so its pages are the
+    kernel's zero page and take no memory.
     """
-    shapes = {
-        node.name: node.shape
+    weights = _weights(session)
+    sizes = {name: int(np.prod(shape)) for name, shape in weights.items()}
+    zeros = Slot(max(sizes.values()) * _FLOAT_BYTES).array.view(np.float32)
+    return {name: zeros[: sizes[name]].reshape(shape) for name, shape in weights.items()}
+
+
+def _weights(session) -> Shapes:
+    """The inputs that have a fixed shape of floats."""
+    return {
+        node.name: tuple(node.shape)
         for node in session.get_inputs()
         if node.type == "tensor(float)" and all(isinstance(extent, int) for extent in node.shape)
     }
-    sizes = {name: int(np.prod(shape)) for name, shape in shapes.items()}
-    zeros = Slot(max(sizes.values()) * _FLOAT_BYTES).array.view(np.float32)
-    return {name: zeros[: sizes[name]].reshape(shape) for name, shape in shapes.items()}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -22,7 +22,8 @@ from offramp.export.graphs import EXIT_FORMS, IR, OPSET, build_graphs
 from offramp.store import Encoder, Shard, Store, StoreWriter
 from offramp.store import manifest as m
 from offramp.store.files import make_folder, write_atomic
-from offramp.store.safetensors import num_bytes
+from offramp.store.safetensors import num_bytes, read_header
+from offramp.store.shapes import exit_shapes
 
 INDEX = "model.safetensors.index.json"
 CHUNK_BYTES = 2 << 20
@@ -101,7 +102,7 @@ def _build(
         say(f"{plan.name} ({number}/{len(division.shards)})")
     files = [_config(source, division, writer), *(writer.add_copy(path.name, path) for path in source.companions())]
     files.append(writer.add_file(INDEX, _index(shards)))
-    exits, form = _exits(source, writer)
+    exits, form = _exits(source, division.encoder, writer)
     manifest = m.Manifest(
         m.Source(fingerprint, division.architecture, division.model_type, "names", division.widened_from),
         division.encoder,
@@ -153,13 +154,30 @@ def _index(shards: dict[str, Shard]) -> bytes:
     return (json.dumps(tree, indent=2) + "\n").encode()
 
 
-def _exits(source: Source, writer: StoreWriter) -> tuple[m.Exits | None, str | None]:
+def _exits(source: Source, encoder: Encoder, writer: StoreWriter) -> tuple[m.Exits | None, str | None]:
     found = source.exits()
     if found is None:
         return None, None
     heads, description = found
     form = _exit_form(description.read_bytes(), source.folder)
+    _require_exits(heads, encoder)
     return m.Exits(writer.add_copy(heads.name, heads), writer.add_copy(description.name, description)), form
+
+
+def _require_exits(heads: Path, encoder: Encoder) -> None:
+    """Raise SourceError unless the file holds an exit after each layer but the last, and nothing else."""
+    with heads.open("rb") as file:
+        found = read_header(file.fileno(), heads.stat().st_size, heads).tensors
+    wanted = {
+        role.replace("exit.", f"exit.{number}."): ("F32", shape)
+        for number in range(1, encoder.num_layers)
+        for role, shape in exit_shapes(encoder).items()
+    }
+    for name in sorted({*found, *wanted}):
+        entry = (found[name].dtype, found[name].shape) if name in found else None
+        if entry != wanted.get(name):
+            what = f"exits do not fit the model: {name} is {entry}, not {wanted.get(name)}"
+            raise SourceError(what, heads, "train the exits again")
 
 
 def _exit_form(description: bytes, where: Path) -> str:

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from offramp.errors import StoreError
 from offramp.models.skeletons import ATTENTIONS, EXIT_FORMS, build_skeletons, make_mask
-from offramp.runtime.backend import Backend, State, Weights, require_kinds
+from offramp.runtime.backend import Backend, State, Weights
 from offramp.store import Store
+from offramp.store.shapes import require_fitting
 
 _FLOAT_BYTES = 4
 _SCRATCH_BYTES = 2 << 20
@@ -30,7 +31,7 @@ class TorchBackend(Backend):
     """Runs a store on PyTorch. `attention`: `sdpa`, which transformers takes by default, or `eager`.
 
     Sets the number of threads of torch in the whole process, as a pass begins. Raises StoreError for a form of exits
-    that it does not know.
+    that it does not know, and for tensors that are not those of the encoder.
     """
 
     name = "torch"
@@ -39,10 +40,9 @@ class TorchBackend(Backend):
         if attention not in ATTENTIONS:
             raise ValueError(f"attention must be one of {tuple(ATTENTIONS)}, not {attention!r}")
         manifest = store.manifest
+        require_fitting(manifest, store.path)
         self.encoder, self.num_threads, self.attention = manifest.encoder, num_threads, attention
         self._skeletons = build_skeletons(manifest.encoder, attention, _exit_form(store))
-        kinds = [step.kind for stage in manifest.stages for step in stage.steps]
-        require_kinds(kinds, self._skeletons, self.name)
         self._places = {kind: _places(skeleton) for kind, skeleton in self._skeletons.items()}
 
     def rehearse(self, num_rows: int, length: int) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Dict, Mapping, Sequence
+from typing import Any, Dict, Mapping
 
 import numpy as np
 
@@ -65,10 +65,3 @@ class Backend(ABC):
     @abstractmethod
     def close(self) -> None:
         """Free what the backend holds."""
-
-
-def require_kinds(kinds: Sequence[str], known: Mapping[str, Any], name: str) -> None:
-    """Raise ValueError if a kind of the store is none that this backend computes."""
-    unknown = sorted(set(kinds) - set(known))
-    if unknown:
-        raise ValueError(f"backend {name} does not know the kinds {unknown}; it knows {sorted(known)}")

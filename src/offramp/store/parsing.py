@@ -212,6 +212,8 @@ def _encoder(tree: Any) -> Encoder:
     head, problem, labels = tree["head_activation"], tree["problem"], _list(tree["labels"], "encoder.labels")
     if not (head is None) == (problem is None) == (not labels):
         raise _WrongError("encoder: head_activation, problem and labels go together")
+    if problem == "regression" and len(labels) != 1:
+        raise _WrongError(f"encoder: a regression has one label, not {len(labels)}")
     return Encoder(
         activation=_choice(tree["activation"], "encoder.activation", ACTIVATIONS),
         norm_epsilon=epsilon,

@@ -9,11 +9,11 @@ from offramp.division.names.bert import BERT
 from offramp.division.names.config import shown
 from offramp.division.names.distilbert import DISTILBERT
 from offramp.division.names.electra import ELECTRA
-from offramp.division.names.family import LAYER_KINDS, Family, Place, shapes
+from offramp.division.names.family import Family, Place
 from offramp.division.names.roberta import ROBERTA, XLM_ROBERTA
 from offramp.errors import SourceError
 
-__all__ = ["FAMILIES", "LAYER_KINDS", "Family", "Place", "family_of", "shapes", "shown"]
+__all__ = ["FAMILIES", "Family", "Place", "family_of", "shown"]
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family for family in (BERT, DISTILBERT, ROBERTA, XLM_ROBERTA, ELECTRA)

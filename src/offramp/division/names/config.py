@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from offramp.errors import SourceError
-from offramp.store.manifest import PROBLEMS, Encoder
+from offramp.store.manifest import ACTIVATIONS, PROBLEMS, Encoder
 
-ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish", "tanh")
 MAX_LAYERS = 4096
 MAX_LABELS = 1 << 20
 _MAX_COUNT = 1 << 40
@@ -155,4 +154,6 @@ def _problem(config: Mapping[str, Any], num_labels: int) -> str:
         raise bad_value("problem_type", problem, f"known are {', '.join(PROBLEMS)}")
     if problem == "single_label_classification" and num_labels == 1:
         raise bad_value("problem_type", problem, "it needs at least two labels")
+    if problem == "regression" and num_labels != 1:
+        raise bad_value("problem_type", problem, f"one value is answered, not {num_labels}")
     return problem

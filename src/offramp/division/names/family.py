@@ -1,4 +1,4 @@
-"""One family of models: its tensor names as a reversible table, and the shapes that its config promises.
+"""One family of models: its tensor names as a reversible table.
 
 A template holds `{base}` where a whole model has the name of its backbone and a bare one has nothing, and `{i}` for the
 layer. Tables are in order of use. It opens no file, and knows nothing of the order or the size of shards.
@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 from offramp.division.names.config import Keys, bad_value, read_encoder
 from offramp.store.manifest import Encoder
+from offramp.store.shapes import LAYER_KINDS
 
-LAYER_KINDS = ("attention", "up", "down")
 TASKS = (
     "Model",
     "ForSequenceClassification",
@@ -96,35 +96,3 @@ class Family:
 def _module(template: str) -> str:
     """The outermost module of a head's template: `{base}pooler.dense.weight` -> `{base}pooler.`"""
     return template[: template.index(".") + 1]
-
-
-def shapes(encoder: Encoder) -> dict[str, dict[str, tuple[int, ...]]]:
-    """Shape of each role of each kind, the same in all families; what the model does not have is absent."""
-    hidden, inner, width = encoder.hidden_size, encoder.intermediate_size, encoder.embedding_size
-    rows = {"word": (encoder.vocab_size, width), "position": (encoder.max_length + encoder.position_offset, width)}
-    if encoder.num_token_types:
-        rows["type"] = (encoder.num_token_types, width)
-    embedding = _norm(width)
-    if width != hidden:
-        embedding |= _linear("project", hidden, width)
-    attention: dict[str, tuple[int, ...]] = {}
-    for part in "qkvo":
-        attention |= _linear(part, hidden, hidden)
-    kinds = {
-        "embedding-rows": rows,
-        "embedding": embedding,
-        "attention": attention | _norm(hidden),
-        "up": _linear("up", inner, hidden),
-        "down": _linear("down", hidden, inner) | _norm(hidden),
-    }
-    if encoder.problem is not None:
-        kinds["head"] = _linear("dense", hidden, hidden) | _linear("out", len(encoder.labels), hidden)
-    return kinds
-
-
-def _linear(role: str, outputs: int, inputs: int) -> dict[str, tuple[int, ...]]:
-    return {f"{role}.weight": (outputs, inputs), f"{role}.bias": (outputs,)}
-
-
-def _norm(width: int) -> dict[str, tuple[int, ...]]:
-    return {"norm.weight": (width,), "norm.bias": (width,)}
