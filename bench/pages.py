@@ -200,7 +200,9 @@ EXACT_HEAD = "backend and shape; transformers' attention; four texts, 5 to 128 t
 BUDGETS_HEAD = "budget, slots, residents, reads, equal"
 BUDGETS = "budgets"
 EXACT_NOTE = """\
-Above: the largest difference of a logit from transformers, which tokenizes and pads the same texts itself. Below it:
+Above: the largest difference of a logit from transformers, which tokenizes and pads the same texts itself. Its weights
+are copied from the mapped file to memory that begins on 64-byte boundaries, as ours does: elsewhere the last bits
+differ. Below it:
 the same three batches, a process a line, compared bit by bit with a process in which everything stays resident; the
 budgets begin near the smallest that is possible there."""
 

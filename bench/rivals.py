@@ -134,6 +134,8 @@ def transformers_logits(args):
 
     use_threads(args.threads)
     tokenizer, model = AutoTokenizer.from_pretrained(args.model), load(args.model, attn_implementation=args.attention)
+    for parameter in model.parameters():  # weights mapped from a file lie anywhere, and that changes the last bits
+        parameter.data = parameter.data.clone()
     accepted = ("input_ids", "attention_mask", *(["token_type_ids"] if hasattr(model, "bert") else []))
     logits = {}
     for name, texts in json.loads(args.texts.read_text()).items():

@@ -116,11 +116,11 @@ def test_an_impossible_plan_is_told_and_ends_with_3(run, store):
 
 
 def test_bench_measures_each_budget_in_its_own_process(run, store):
-    budgets = "500MiB,600MiB"
+    budgets = "600MiB,500MiB"
     lines = run(
         "bench", store, "--budget", budgets, "--repeat", "1", "--passes", "2", "--max-length", "8", "--json"
     ).lines
-    assert [line["budget_bytes"] for line in lines] == [500 << 20, 600 << 20]
+    assert [line["budget_bytes"] for line in lines] == [600 << 20, 500 << 20]
     for line in lines:
         assert {"latency_seconds_median", "latency_seconds_p95", "bound_seconds", "bytes_read_per_input"} <= set(line)
         assert 0 < line["peak_rss_bytes"] <= line["budget_bytes"]
@@ -131,9 +131,17 @@ def test_bench_ends_as_its_processes_do(refused, store, tmp_path):
     refused(2, "none.txt", "bench", store, "--budget", "500MiB", "--repeat", "1", "--input", tmp_path / "none.txt")
 
 
-def test_random_input_is_no_longer_than_the_model_reads(run, store, tmp_path):
+def test_bench_spends_no_round_if_a_budget_is_impossible(refused, store):
+    said = refused(3, "budget of 1.0 MiB", "bench", store, "--budget", "500MiB,1MiB", "--repeat", "1", "--passes", "1")
+    assert "round" not in said.err
+
+
+def test_random_input_is_no_longer_than_the_model_reads(run, refused, store, tmp_path):
     assert run("profile", store, *BUDGET, "--out", tmp_path / "m.svg").code == 0
     assert run("bench", store, "--budget", "500MiB", "--repeat", "1", "--passes", "1").code == 0
+    too_long = ("--max-length", "999")
+    refused(2, "max_length 999", "profile", store, *BUDGET, "--out", tmp_path / "m.svg", *too_long)
+    refused(2, "max_length 999", "bench", store, "--budget", "500MiB", "--repeat", "1", *too_long)
 
 
 def test_bench_refuses_exits_on_random_input(refused, store):

@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 
+import pytest
+
 OFFRAMP = [sys.executable, "-m", "offramp"]
 
 
@@ -65,21 +67,52 @@ def test_a_reader_that_goes_away_is_no_error(store, tmp_path):
     assert "Exception" not in (tmp_path / "err").read_text()
 
 
-def test_a_full_disk_ends_with_5(store):
+BUFFERED = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+"""As at a user's: the interpreter flushes stdout when it ends, and says so if it cannot."""
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["run", "STORE", "--budget", "500MiB", "--text", "the bank", "--json"], 5, "no space left"),
+        (["ls", "STORE"], 5, "no space left"),
+        (["run", "--help"], 5, "no space left"),
+        (["plan", "STORE", "--budget", "1MiB"], 3, "budget of 1.0 MiB"),
+    ],
+)
+def test_a_full_disk_ends_with_5_unless_an_error_came_first(store, words, code, said):
+    command = [*OFFRAMP, *(str(store) if word == "STORE" else word for word in words)]
     with open("/dev/full", "w") as full:
-        command = [*OFFRAMP, "run", str(store), "--budget", "500MiB", "--text", "the bank", "--json"]
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-    assert done.returncode == 5
-    assert done.stderr.splitlines()[-1].startswith("offramp: error: no space left")
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=BUFFERED)
+    assert done.returncode == code
+    assert done.stderr.splitlines()[-1].startswith(f"offramp: error: {said}")
     assert "Exception" not in done.stderr
 
 
-def test_a_run_tells_no_telemetry_and_opens_no_internet_socket(store):
+def test_an_error_is_told_though_the_reader_has_gone(store):
+    read, write = os.pipe()
+    os.close(read)
+    command = [*OFFRAMP, "plan", str(store), "--budget", "1MiB"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False, env=BUFFERED)
+    os.close(write)
+    assert done.returncode == 3
+    assert done.stderr.startswith("offramp: error: budget of 1.0 MiB")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_closed_stdout_is_no_error(store):
+    command = f"{sys.executable} -m offramp run {store} --budget 500MiB --text 'the bank' >&-"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "error" not in done.stderr
+
+
+def test_telemetry_is_off_and_no_connection_is_open_after_a_run(store):
     """ONNX Runtime reports to its makers unless told not to."""
     code = (
         "import os\n"
         "from offramp.cli import main\n"
-        f"main(['run', {str(store)!r}, '--budget', '500MiB', '--text', 'the bank'])\n"
+        f"assert main(['run', {str(store)!r}, '--budget', '500MiB', '--text', 'the bank']) == 0\n"
         "import psutil\n"
         "assert psutil.Process().net_connections(kind='inet') == []\n"
         "print(os.environ['ORT_DISABLE_TELEMETRY'])"

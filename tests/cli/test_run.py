@@ -2,13 +2,15 @@
 
 import io
 import json
+import subprocess
 import sys
 from dataclasses import fields
 
 import pytest
 
+import offramp
 from offramp import Result
-from tests.cli.conftest import LABELS, NUM_LAYERS
+from tests.cli.conftest import LABELS, NUM_LAYERS, write_tiny
 
 BUDGET = ("--budget", "2GiB")  # of this process, which has pytest in it
 
@@ -115,15 +117,21 @@ def test_usage_errors_end_with_2(refused, store, tmp_path):
     refused(2, "--threads", "run", store, "--threads", "0", "--text", "a")
 
 
-def test_columns_of_no_file_are_refused(refused, store):
-    refused(2, "--text-column", "run", store, "--text", "a", "--text-column", "body")
+@pytest.mark.parametrize("column", ["--text-column", "--pair-column"])
+@pytest.mark.parametrize("command", ["run", "plan", "profile", "bench"])
+def test_columns_of_no_file_are_refused(refused, store, command, column):
+    refused(2, "name columns of a file", command, store, "--budget", "2GiB", "--text", "a", column, "body")
 
 
 def test_output_that_could_not_be_written_is_refused_before_the_run(refused, store, tmp_path):
-    refused(2, "no such folder", "run", store, *BUDGET, "--text", "a", "--trace", tmp_path / "none" / "t.jsonl")
-    refused(2, "is a folder", "run", store, *BUDGET, "--text", "a", "--trace", tmp_path)
-    refused(2, "no such folder", "profile", store, *BUDGET, "--out", tmp_path / "none" / "m.svg")
-    refused(2, ".svg or .png", "profile", store, *BUDGET, "--out", tmp_path / "m.gif")
+    trace, picture = ("--trace", tmp_path / "none" / "t.jsonl"), ("--out", tmp_path / "m.svg")
+    for folder in (store, tmp_path / "nothing"):  # told before the store is opened
+        refused(2, "no such folder", "run", folder, *BUDGET, "--text", "a", *trace)
+        refused(2, "is a folder", "run", folder, *BUDGET, "--text", "a", "--trace", tmp_path)
+        refused(2, "no such folder", "profile", folder, *BUDGET, *picture, *trace)
+        refused(2, "no such folder", "profile", folder, *BUDGET, "--out", tmp_path / "none" / "m.svg")
+        refused(2, ".svg or .png", "profile", folder, *BUDGET, "--out", tmp_path / "m.gif")
+    assert not (tmp_path / "m.svg").exists()
 
 
 def test_what_is_not_printable_is_escaped_for_a_person(run, store, tmp_path):
@@ -131,6 +139,18 @@ def test_what_is_not_printable_is_escaped_for_a_person(run, store, tmp_path):
     said = run("run", store, *BUDGET, "--input", tmp_path / "t.jsonl")
     assert said.code == 0
     assert said.out.endswith("the \\ud83d bank \\x1b[31m fell\n")
+
+
+@pytest.mark.parametrize(("label", "escaped"), [("red\x1b[31m\n", "red\\x1b[31m\\n"), ("half \ud83d", "half \\ud83d")])
+def test_labels_of_strangers_are_escaped(tmp_path, label, escaped):
+    model = write_tiny(tmp_path / "model", id2label=dict.fromkeys("012", label))
+    command = ["run", str(offramp.divide(model, tmp_path / "store")), "--budget", "500MiB", "--text", "the bank"]
+    for options in ([], ["--json"]):  # in a process: stdout must be UTF-8
+        words = [sys.executable, "-m", "offramp", *command, *options]
+        out = subprocess.run(words, capture_output=True, check=True, encoding="utf-8").stdout
+        first = out.splitlines()[0]
+        assert first.isprintable()
+        assert json.loads(first)["label"] == label if options else first.startswith(escaped)
 
 
 def test_an_impossible_budget_ends_with_3_and_names_the_smallest(refused, store):

@@ -15,7 +15,7 @@ def test_one_safetensors_file(tmp_path):
     tensors = write_model(tmp_path)
     with open_source(tmp_path) as source:
         assert source.config == config_of()
-        assert sorted(source.names()) == sorted(tensors)
+        assert sorted(source.entries) == sorted(tensors)
         assert dict(source.entries) == entries_of(config_of())
         assert source.entry("classifier.bias") == ("F32", (2,))
         for name, tensor in tensors.items():
@@ -25,7 +25,7 @@ def test_one_safetensors_file(tmp_path):
 def test_several_safetensors_files(tmp_path):
     tensors, _ = write_sharded(tmp_path)
     with open_source(tmp_path) as source:
-        assert sorted(source.names()) == sorted(tensors)
+        assert sorted(source.entries) == sorted(tensors)
         for name, tensor in tensors.items():
             assert b"".join(source.chunks(name)) == tensor.tobytes()
 
@@ -162,7 +162,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_an_error(tmp_path):
     with open_source(tmp_path) as source:
         os.truncate(tmp_path / "model.safetensors", (tmp_path / "model.safetensors").stat().st_size - 5000)
         with pytest.raises(SourceError, match="file ends inside tensor"):
-            for name in source.names():
+            for name in source.entries:
                 list(source.chunks(name))
 
 

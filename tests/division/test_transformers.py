@@ -38,7 +38,7 @@ def test_the_plan_takes_every_tensor_once_with_its_shape(tmp_path, model_type, t
     with open_source(tmp_path) as source:
         division = plan_division(source.config, source.entries)
         planned = [tensor for shard in division.shards for tensor in shard.tensors]
-        assert sorted(tensor.source_name for tensor in planned) == sorted(source.names())
+        assert sorted(tensor.source_name for tensor in planned) == sorted(source.entries)
         assert all(tensor.canonical_name == tensor.source_name for tensor in planned)
         assert all(source.entry(tensor.source_name)[1] == tensor.shape for tensor in planned)
     assert (division.architecture, division.model_type) == (CLASSES[model_type] + task, model_type)
@@ -54,10 +54,10 @@ def test_the_tables_hold_all_of_a_classifier_and_nothing_else(tmp_path, model_ty
     with open_source(tmp_path) as source:
         family = family_of(source.config)
         assert source.entries == entries_of(source.config)
-        assert all(family.place(name, family.base) is not None for name in source.names())
+        assert all(family.place(name, family.base) is not None for name in source.entries)
         assert plan_division(source.config, source.entries).encoder.labels == ("LABEL_0", "LABEL_1", "LABEL_2")
         weights = model.state_dict()
-        for name in source.names():
+        for name in source.entries:
             assert b"".join(source.chunks(name)) == weights[name].numpy().tobytes()
 
 

@@ -4,10 +4,12 @@ Shapes: B rows, S tokens.
 """
 
 import dataclasses
+import re
 import subprocess
 import sys
 
 import numpy as np
+import onnx
 import pytest
 
 from offramp.edge import OrtBackend
@@ -126,6 +128,39 @@ def test_a_kind_that_it_does_not_compute_is_refused(opened, monkeypatch):
     monkeypatch.setattr(opened, "manifest", dataclasses.replace(opened.manifest, graphs=graphs))
     with pytest.raises(StoreError, match=r"graphs of unknown kinds \['mixer'\]"):
         OrtBackend(opened, 1)
+
+
+def with_last_column_twice(graph):
+    """The same graph, whose output is one wider."""
+    model = onnx.load_from_string(graph)
+    last = onnx.helper.make_node("Gather", [model.graph.output[0].name, "at"], ["last"], axis=-1)
+    wider = onnx.helper.make_node("Concat", [model.graph.output[0].name, "last"], ["wider"], axis=-1)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([-1]), "at"))
+    model.graph.node.extend([last, wider])
+    del model.graph.output[:]
+    model.graph.output.append(onnx.helper.make_tensor_value_info("wider", onnx.TensorProto.FLOAT, None))
+    return model.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("kind", "mention"),
+    [
+        ("embedding", "(8, 33), not (8, 32)"),
+        ("attention", "(8, 33), not (8, 32)"),
+        ("up", "(8, 65), not (8, 64)"),
+        ("down", "(8, 33), not (8, 32)"),
+        ("head", "(2, 3), not (2, 2)"),
+        ("exit", "(2, 3), not (2, 2)"),
+    ],
+)
+def test_a_graph_that_gives_another_shape_is_refused(opened, monkeypatch, kind, mention):
+    spoilt, read = opened.manifest.graphs[kind], opened.read_file
+    monkeypatch.setattr(
+        opened, "read_file", lambda file: with_last_column_twice(read(file)) if file is spoilt else read(file)
+    )
+    backend = OrtBackend(opened, 1)
+    with pytest.raises(StoreError, match=re.escape(f"graph {kind!r} gives {mention}")):
+        backend.rehearse(2, 4)
 
 
 def test_what_to_install_is_said_without_onnx_runtime(opened, monkeypatch):

@@ -1,7 +1,10 @@
 import numpy as np
 import pytest
 
-from offramp.experiments.demo import ALLOWED_LOSS, choose_policy
+import offramp
+from offramp.errors import BudgetError
+from offramp.experiments.demo import ALLOWED_LOSS, MAX_LENGTH, SPARE_BYTES, _budget, choose_policy
+from tests.cli.conftest import write_tiny
 
 TRUTH_N = np.arange(200) % 2
 
@@ -35,3 +38,11 @@ def test_a_policy_may_gain(column):
     logits_KNC = said([0, 0, 0, 50], 5.0)
     logits_KNC[:, :, column] += 0.01
     assert choose_policy(logits_KNC, TRUTH_N, print) == "confidence:0.99"
+
+
+def test_the_budget_is_checked_before_any_run(tmp_path):
+    store = offramp.divide(write_tiny(tmp_path / "model", max_position_embeddings=MAX_LENGTH), tmp_path / "store")
+    with pytest.raises(BudgetError, match="smallest that would do"):
+        _budget(store, 1 << 20)
+    assert _budget(store, 1 << 30) == 1 << 30
+    assert SPARE_BYTES < _budget(store, None) < 1 << 30

@@ -216,6 +216,27 @@ def test_a_kind_that_it_does_not_compute_is_refused(store, monkeypatch):
         TorchBackend(store, 1)
 
 
+def test_a_tensor_that_the_encoder_does_not_promise_is_refused(store, monkeypatch):
+    encoder = dataclasses.replace(store.manifest.encoder, labels=("a", "b", "c"))
+    monkeypatch.setattr(store, "manifest", dataclasses.replace(store.manifest, encoder=encoder))
+    with pytest.raises(StoreError, match=r"stage head, head: out.bias is \('F32', \(2,\)\), .* \('F32', \(3,\)\)"):
+        TorchBackend(store, 1)
+
+
+@pytest.mark.parametrize("description", [b"", b"{", b"[]", b"{}", b"\xff", b"[" * 100_000, b"null"])
+def test_exits_that_do_not_say_their_form_are_refused(store, monkeypatch, description):
+    monkeypatch.setattr(store, "read_file", lambda file: description)
+    with pytest.raises(StoreError, match=r"exits.json does not name the form of the exits - .* - train"):
+        TorchBackend(store, 1)
+
+
+@pytest.mark.parametrize("form", ["1", "null", "[]", "{}", '["mean-linear"]'])
+def test_exits_whose_form_is_no_name_are_refused(store, monkeypatch, form):
+    monkeypatch.setattr(store, "read_file", lambda file: b'{"form": %s}' % form.encode())
+    with pytest.raises(StoreError, match="unknown form of exits"):
+        TorchBackend(store, 1)
+
+
 def test_exits_of_another_form_are_refused(store, monkeypatch):
     monkeypatch.setattr(store, "read_file", lambda file: b'{"form": "pooled"}')
     with pytest.raises(StoreError, match=r"unknown form of exits 'pooled', known: .*mean-linear"):

@@ -111,16 +111,6 @@ def test_evidence_does_not_share_memory_with_the_logits(problem):
     assert evidence.answer_BA.tolist() == before
 
 
-@pytest.mark.parametrize("problem", [SINGLE, MULTI, REGRESSION])
-def test_keep_filters_every_field(problem):
-    logits = np.array([[3.0, 0.5], [0.2, 0.1], [-1.0, 4.0]])
-    mask = np.array([True, False, True])
-    kept, expected = Evidence.from_logits(logits, problem).keep(mask), Evidence.from_logits(logits[mask], problem)
-    assert kept.num_rows == 2 and kept.problem == problem
-    for name in ("answer_BA", "confidence_B", "entropy_B", "margin_B"):
-        assert np.array_equal(getattr(kept, name), getattr(expected, name))
-
-
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("problem", [SINGLE, MULTI, REGRESSION])
 def test_logits_that_are_not_finite_are_refused(problem, bad):

@@ -148,7 +148,7 @@ def test_what_fits_becomes_resident_and_is_read_once(shelf):
     with make_classifier(store) as classifier:
         first = classifier.predict(["abc"])[0].bytes_read
         assert classifier.predict(["abc"])[0].bytes_read < 1 << 16 < first
-    assert classifier.plan.is_resident
+    assert classifier.plan.num_slots == 0
 
 
 def test_many_threads_get_what_one_gets(shelf, fixed_memory):

@@ -270,6 +270,7 @@ CHANGES = {
     "labels without a head": (lambda tree: tree["encoder"].update(problem=None, head_activation=None), "go together"),
     "heads that do not divide": (lambda tree: tree["encoder"].update(num_heads=3), "not a multiple of num_heads 3"),
     "an unknown activation": (lambda tree: tree["encoder"].update(activation="exec"), "activation must be one of"),
+    "a regression of two": (lambda tree: tree["encoder"].update(problem="regression"), "a regression has one label"),
     "an unknown problem": (lambda tree: tree["encoder"].update(problem="x"), "problem must be one of"),
 }
 

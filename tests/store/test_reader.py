@@ -6,6 +6,7 @@ import os
 import random
 import tempfile
 import threading
+import time
 from unittest import mock
 
 import numpy as np
@@ -117,6 +118,54 @@ def test_a_cancelled_read_stops_within_a_chunk(big, num_chunks):
         expected = (num_chunks * READ_CHUNK_BYTES, False)
         assert store.read_shard("layer-00", memoryview(buffer), cancelled=cancelled) == expected
         assert not any(buffer[expected[0] :])
+
+
+def test_both_halves_of_a_direct_read_give_the_whole_file(big):
+    with Store(big, "never") as store:
+        buffer = page_buffer(store, "layer-00")
+        num_bytes = store.manifest.shards["layer-00"].bytes
+        assert read_direct(store, "layer-00", buffer) == (num_bytes, True)
+        assert bytes(buffer[:num_bytes]) == (big / "layer-00.safetensors").read_bytes()
+        names = [thread.name for thread in threading.enumerate()]
+        assert any(name.startswith("offramp-second-half") for name in names)
+    assert not any(thread.name.startswith("offramp-second-half") for thread in threading.enumerate())
+
+
+def test_a_direct_read_that_is_cancelled_says_what_both_halves_read(big):
+    lock, answers = threading.Lock(), iter([False, False])
+
+    def cancelled():
+        with lock:
+            return next(answers, True)
+
+    with Store(big, "never") as store:
+        buffer = page_buffer(store, "layer-00")
+        read_direct(store, "norm", buffer)
+        num_bytes, complete = store.read_shard("layer-00", buffer, direct=True, cancelled=cancelled)
+    assert not complete
+    assert READ_CHUNK_BYTES <= num_bytes <= 2 * READ_CHUNK_BYTES
+
+
+@pytest.mark.parametrize("half", [0, 1])
+def test_nobody_writes_to_the_buffer_after_a_half_has_failed(big, monkeypatch, half):
+    """The other half is waited for, and the error of the one that failed is raised."""
+    middle, done = READ_CHUNK_BYTES, []
+    with Store(big, "never") as store:
+        buffer = page_buffer(store, "layer-00")
+        read_direct(store, "norm", buffer)
+        read_chunk = store._read_chunk
+
+        def slow_or_broken(shard, fd, view, offset, end):
+            if (offset >= middle) == bool(half):
+                raise DamagedError("broken", shard.file)
+            time.sleep(0.05)
+            done.append(read_chunk(shard, fd, view, offset, end))
+            return done[-1]
+
+        monkeypatch.setattr(store, "_read_chunk", slow_or_broken)
+        with pytest.raises(DamagedError, match="broken"):
+            store.read_shard("layer-00", buffer, direct=True)
+        assert sum(done) >= (middle if half else READ_CHUNK_BYTES // 2)
 
 
 def test_a_cancelled_read_is_not_taken_for_verified(big, monkeypatch):

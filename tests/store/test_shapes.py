@@ -19,10 +19,19 @@ def path(tmp_path_factory):
     return offramp.divide(folder / "model", folder / "store")
 
 
-def with_tensor(manifest, shard, wanted, **changes):
-    old = manifest.shards[shard]
-    tensors = tuple(dataclasses.replace(each, **changes) if each.role == wanted else each for each in old.tensors)
-    return dataclasses.replace(manifest, shards={**manifest.shards, shard: dataclasses.replace(old, tensors=tensors)})
+def with_tensor(manifest, shard, wanted, also=False, **changes):
+    old = manifest.shards[shard].tensors
+    tensors = [dataclasses.replace(each, **changes) if each.role == wanted else each for each in old]
+    return with_tensors(manifest, shard, [*old, *(each for each in tensors if each not in old)] if also else tensors)
+
+
+def without_tensor(manifest, shard, role):
+    return with_tensors(manifest, shard, [each for each in manifest.shards[shard].tensors if each.role != role])
+
+
+def with_tensors(manifest, shard, tensors):
+    spoilt = dataclasses.replace(manifest.shards[shard], tensors=tuple(tensors))
+    return dataclasses.replace(manifest, shards={**manifest.shards, shard: spoilt})
 
 
 def with_steps(manifest, change):
@@ -34,6 +43,11 @@ ATTACKS = {
     "transposed": (lambda m: with_tensor(m, "layer-00-up", "up.weight", shape=(1, 2)), "stage layer.0, up: up.weight"),
     "narrow": (lambda m: with_tensor(m, "layer-00-up", "up.bias", dtype="F16"), "up.bias is ('F16'"),
     "renamed": (lambda m: with_tensor(m, "layer-00-up", "up.bias", role="up.other"), "up.bias is None"),
+    "missing": (lambda m: without_tensor(m, "layer-01-down", "norm.bias"), "layer.1, down: norm.bias is None"),
+    "extra": (
+        lambda m: with_tensor(m, "layer-00-up", "up.bias", role="up.other", also=True),
+        "layer.0, up: up.other is ('F32', (64,)), the encoder promises None",
+    ),
     "labels": (
         lambda m: dataclasses.replace(m, encoder=dataclasses.replace(m.encoder, labels=("a", "b", "c"))),
         "stage head, head: out.bias",

@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     debug = "--debug" in argv
     try:
         code = _dispatch([word for word in argv if word != "--debug"])
-        sys.stdout.flush()  # a full disk must show now, not when the interpreter ends
+        print(end="", flush=True)  # a full disk must show now, not when the interpreter ends; stdout may be None
         return code
     except OfframpError as error:
         return _fail(error, str(error), error.exit_code, debug)
@@ -78,6 +78,10 @@ def _fail(error: BaseException, message: str, exit_code: int, debug: bool) -> in
         import traceback
 
         traceback.print_exception(error)
+    try:
+        print(end="", flush=True)
+    except OSError:  # the error that is told came first
+        _drop_output()
     print("offramp: error: " + " ".join(message.split()), file=sys.stderr)
     return exit_code
 
@@ -97,7 +101,11 @@ def _dispatch(argv: list[str]) -> int:
     )
     command.configure(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    return command.main(parser.parse_args(argv[1:]))
+    try:
+        args = parser.parse_args(argv[1:])
+    except SystemExit as stop:  # --help, or an error that was told: `main` has yet to flush
+        return int(stop.code or 0)
+    return command.main(args)
 
 
 def _overview() -> str:

@@ -121,8 +121,9 @@ def peak_line(record: dict[str, Any]) -> str:
 
 
 def emit(tree: dict[str, Any]) -> None:
-    """One JSON line on stdout, at once."""
-    print(json.dumps(tree, ensure_ascii=False, allow_nan=False), flush=True)
+    """One JSON line on stdout, at once. UTF-8 has no lone surrogates; a backslash makes of them what JSON does."""
+    line = json.dumps(tree, ensure_ascii=False, allow_nan=False)
+    print(line.encode("utf-8", "backslashreplace").decode(), flush=True)
 
 
 def say(message: str) -> None:

@@ -48,10 +48,6 @@ class Source:
         """name -> (dtype as safetensors spells it, shape) of every tensor."""
         return self._weights.entries
 
-    def names(self) -> list[str]:
-        """Names of all tensors."""
-        return list(self.entries)
-
     def entry(self, name: str) -> tuple[str, tuple[int, ...]]:
         """Dtype and shape of one tensor."""
         return self.entries[name]

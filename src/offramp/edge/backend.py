@@ -45,6 +45,8 @@ class OrtBackend(Backend):
             )
         require_fitting(store.manifest, store.path)
         self._store_path = store.path
+        num_labels = len(self.encoder.labels)
+        self._widths = {"up": self.encoder.intermediate_size, "head": num_labels, "exit": num_labels}
         promised = {**shapes(self.encoder), "exit": exit_shapes(self.encoder)}
         unknown = sorted(set(graphs) - set(promised))
         if unknown:
@@ -135,6 +137,7 @@ class OrtBackend(Backend):
         return state.arrays["hidden"].reshape(state.num_rows, state.length, -1)
 
     def _run(self, kind: str, feeds: Dict[str, np.ndarray], weights: Weights) -> np.ndarray:
+        num_rows = len(next(iter(feeds.values()), ()))  # tokens or texts: no kind changes how many there are
         feeds.update(weights)
         try:
             output: Any = self._sessions[kind].run(None, feeds)[0]  # an array: our graphs give nothing else
@@ -143,6 +146,9 @@ class OrtBackend(Backend):
         except Exception as error:  # a graph that was checked fails only if it is none of ours
             what = f"graph {kind!r} fails: {_first_line(error)}"
             raise StoreError(what, self._store_path, _REMEDY) from error
+        wanted = (num_rows, self._widths.get(kind, self.encoder.hidden_size))
+        if np.shape(output) != wanted:
+            raise StoreError(f"graph {kind!r} gives {np.shape(output)}, not {wanted}", self._store_path, _REMEDY)
         return output
 
 

@@ -88,9 +88,12 @@ def run_rounds(
 def bench(
     store: str, budgets: Sequence[str], options: Sequence[str], rounds: int, say: Callable[[str], None]
 ) -> list[dict[str, Any]]:
-    """One record a budget, in order. `options` go to each process as `offramp bench --once` takes them."""
+    """One record a budget (in bytes), in order. `options` go to each process as `offramp bench --once` takes them.
+
+    The smallest budget runs first: if one is impossible, it is that, and nothing was measured in vain.
+    """
     base = [sys.executable, "-m", "offramp", "bench", store, "--once", *options]
-    commands = {budget: [*base, "--budget", budget] for budget in budgets}
+    commands = {budget: [*base, "--budget", budget] for budget in sorted(budgets, key=int)}
     found: dict[str, list[dict[str, Any]]] = {budget: [] for budget in budgets}
     for budget, record in run_rounds(commands, rounds, say):
         found[budget].append(record)

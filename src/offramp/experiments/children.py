@@ -18,6 +18,8 @@ def output_of(command: Sequence[str]) -> str:
     """What a command prints. Raises the OfframpError of its exit code, with the last line that it said."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        said = done.stderr.strip().splitlines() or [f"{command[0]} ended with {done.returncode}"]
+        said = done.stderr.strip().splitlines()
+        if done.returncode < 0 or not said:  # killed: what it said last was not why
+            said = [f"a process ended with {done.returncode}"]
         raise _ERRORS.get(done.returncode, OfframpError)(said[-1].removeprefix(_PREFIX))
     return done.stdout

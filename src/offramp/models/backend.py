@@ -132,8 +132,11 @@ def _exit_form(store: Store) -> str | None:
     exits = store.manifest.exits
     if exits is None:
         return None
-    form = json.loads(store.read_file(exits.description))["form"]
-    if form not in EXIT_FORMS:
+    try:
+        form = json.loads(store.read_file(exits.description))["form"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise StoreError("exits.json does not name the form of the exits", store.path, "train them again") from None
+    if not isinstance(form, str) or form not in EXIT_FORMS:
         raise StoreError(f"unknown form of exits {form!r}, known: {sorted(EXIT_FORMS)}", store.path, "train them again")
     return form
 

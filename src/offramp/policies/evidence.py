@@ -63,12 +63,6 @@ class Evidence:
         """Rows that are still in the batch."""
         return len(self.answer_BA)
 
-    def keep(self, mask_B: np.ndarray) -> Evidence:
-        """The evidence of the rows where the mask, bool [B], is true."""
-        scores = (self.confidence_B, self.entropy_B, self.margin_B)
-        kept = [None if score_B is None else score_B[mask_B] for score_B in scores]
-        return Evidence(self.problem, self.answer_BA[mask_B], *kept)
-
 
 def _softmax_scores(logits_BC: np.ndarray) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Confidence, normalised entropy, margin. Log-softmax stays finite where p underflows: 0 * log 0 never arises."""

@@ -61,11 +61,6 @@ class Plan:
         """Whether the budget holds this plan."""
         return self.predicted_peak_bytes <= self.budget_bytes
 
-    @property
-    def is_resident(self) -> bool:
-        """Whether every shard stays in memory."""
-        return self.num_slots == 0
-
     def require_feasible(self, items: Sequence[Item]) -> None:
         """Raise BudgetError naming the smallest budget that would do, and why."""
         if self.feasible:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Tuple, Union
+from typing import Any, Callable, Dict, List, Optional, Tuple, Union
 
 import numpy as np
 
@@ -46,6 +47,7 @@ class Store:
         self._opening = threading.Lock()
         self._bitmaps: Dict[str, Tuple[Optional[str], bytearray]] = {}
         self._digests: Dict[str, bytes] = {}
+        self._helper: Optional[ThreadPoolExecutor] = None
 
     def __enter__(self) -> Store:
         return self
@@ -58,6 +60,9 @@ class Store:
         for name, (identity, bitmap) in self._bitmaps.items():
             self._verified.remember_blocks(name, identity, bitmap)
         self._verified.save()
+        if self._helper is not None:
+            self._helper.shutdown()
+            self._helper = None
         for fd in self._fds.values():
             os.close(fd)
         self._fds.clear()
@@ -85,24 +90,58 @@ class Store:
         fd = self._fd(name, direct)
         identity = identity_of(fd)
         check = self.policy == "always" or (self.policy == "first" and not self._verified.knows(name, identity))
-        digest, offset = hashlib.sha256(), 0
-        while offset < shard.bytes:
-            if cancelled():
-                return offset, False
-            got = self._read_chunk(shard, fd, buffer[:needed], offset)
-            if check:
-                digest.update(buffer[offset : offset + got])
-            offset += got
-        if check:
+        if direct and not check and shard.bytes > 2 * READ_CHUNK_BYTES:
+            return self._read_halves(shard, fd, buffer[:needed], cancelled)
+        digest = hashlib.sha256() if check else None
+        num_bytes, complete = self._read_span(shard, fd, buffer[:needed], (0, shard.bytes), cancelled, digest)
+        if digest is not None and complete:
             self._require(digest.hexdigest() == shard.sha256, shard, "sha256 differs from the manifest")
             self._verified.remember(name, identity)
-        return offset, True
+        return num_bytes, complete
 
-    def _read_chunk(self, shard: m.Shard, fd: int, buffer: memoryview, offset: int) -> int:
-        """Fill `buffer` from `offset` on, one chunk at most. Returns how many bytes of the file came."""
+    def _read_halves(
+        self, shard: m.Shard, fd: int, buffer: memoryview, cancelled: Callable[[], bool]
+    ) -> Tuple[int, bool]:
+        """Both halves of a file at once: a disk without a cache before it gives more to two readers than to one."""
+        middle = shard.bytes // 2 // READ_CHUNK_BYTES * READ_CHUNK_BYTES
+        if self._helper is None:
+            self._helper = ThreadPoolExecutor(1, "offramp-second-half")
+        second = self._helper.submit(self._read_span, shard, fd, buffer, (middle, shard.bytes), cancelled)
+        try:
+            num_bytes, complete = self._read_span(shard, fd, buffer, (0, middle), cancelled)
+        finally:
+            wait([second])  # whatever became of the first half, nobody may write to the buffer any more
+        more_bytes, more_complete = second.result()
+        return num_bytes + more_bytes, complete and more_complete
+
+    def _read_span(
+        self,
+        shard: m.Shard,
+        fd: int,
+        buffer: memoryview,
+        span: Tuple[int, int],
+        cancelled: Callable[[], bool],
+        digest: Any = None,
+    ) -> Tuple[int, bool]:
+        """Fill `buffer` from the first byte of `span` to the last, chunk by chunk, and feed them to `digest` if any.
+
+        Returns (bytes read, complete).
+        """
+        offset, end = span
+        while offset < end:
+            if cancelled():
+                return offset - span[0], False
+            got = self._read_chunk(shard, fd, buffer, offset, end)
+            if digest is not None:
+                digest.update(buffer[offset : offset + got])
+            offset += got
+        return offset - span[0], True
+
+    def _read_chunk(self, shard: m.Shard, fd: int, buffer: memoryview, offset: int, end: int) -> int:
+        """Fill `buffer` from `offset` on, one chunk at most. Returns how many bytes came, those behind `end` apart."""
         with unreadable_is_ours(self.path / shard.file):
             got = os.preadv(fd, [buffer[offset : offset + READ_CHUNK_BYTES]], offset)
-        got = min(got, shard.bytes - offset)
+        got = min(got, end - offset)
         self._require(got > 0, shard, f"file ends at byte {offset} of {shard.bytes}")
         return got
 
