@@ -82,7 +82,7 @@ def prepare(
         verify: `first` (hash a file when it is first used, and remember), `always`, `never`.
         reads: `auto`, `direct` (O_DIRECT) or `buffered`.
         own_process: this process serves nothing else, so the budget holds from its start on; else from here on.
-        warn: is told once if texts are cut.
+        warn: is told once if texts are cut, and if direct reads were asked for and are not to be had.
     """
     from offramp.measure import num_cores
     from offramp.policies import parse
@@ -104,7 +104,11 @@ def prepare(
     if texts is not None:
         longest = max((text_encoder.encode([text]).ids_BS.size for text in texts), default=None)
     budget_bytes = unlimited_bytes() if budget is None else parse_size(budget)
-    return Classifier(opened, engine, text_encoder, policy, Settings(budget_bytes, batch, longest, reads, own_process))
+    settings = Settings(budget_bytes, batch, longest, reads, own_process)
+    classifier = Classifier(opened, engine, text_encoder, policy, settings)
+    if reads == "direct" and not classifier.direct:
+        warn("this file system has no direct reads: reading through the page cache")
+    return classifier
 
 
 def _backend(name: str, store: Store, num_threads: int) -> Any:

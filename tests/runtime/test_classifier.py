@@ -254,6 +254,14 @@ def test_exits_that_were_not_trained_are_refused(shelf):
     make_classifier(shelf.open(Toy(trained=False)), "none")
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null"])
+def test_exits_that_are_not_described_are_refused(shelf, monkeypatch, content):
+    store = shelf.open(Toy())
+    monkeypatch.setattr(store, "read_file", lambda file: content)
+    with pytest.raises(StoreError, match="is not a JSON object"):
+        make_classifier(store, "stage:1")
+
+
 @pytest.mark.parametrize(
     "arrays",
     [{}, {"exit.1.weight": np.zeros((2, 8), np.float32)}, {"exit.1.weight": np.zeros((3, 8))}],

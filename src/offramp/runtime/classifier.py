@@ -27,6 +27,7 @@ from offramp.runtime.prepare import Workload, allocate, make_run_plan, settle
 from offramp.runtime.reads import choose_direct
 from offramp.store import Store
 from offramp.store.reader import load_tensors
+from offramp.store.shapes import exit_shapes
 
 TRACED_PASSES = 16
 """Passes whose events are kept: 150 events of BERT-base each, 0.4 MiB in all."""
@@ -281,12 +282,16 @@ def load_exits(store: Store, policy: Policy) -> Dict[int, Dict[str, np.ndarray]]
             store.path,
             "--exit none runs the whole model; train exits and divide again",
         )
-    description = json.loads(store.read_file(store.manifest.exits.description))
+    try:
+        description = json.loads(store.read_file(store.manifest.exits.description))
+    except (ValueError, RecursionError):
+        description = None
+    if not isinstance(description, dict):
+        raise StoreError("exits.json is not a JSON object", store.path, "train the exits again")
     if not description.get("trained"):
         raise StoreError("the exits were never trained", store.path, "--exit none runs the whole model")
     tensors = load_tensors(store, store.manifest.exits.heads)
-    encoder = store.manifest.encoder
-    shapes = {"exit.weight": (len(encoder.labels), encoder.hidden_size), "exit.bias": (len(encoder.labels),)}
+    shapes = exit_shapes(store.manifest.encoder)
     exits = {}
     for index in range(1, num_exits):
         exits[index] = {role: tensors.get(f"exit.{index}.{role[5:]}", np.empty(0)) for role in shapes}
