@@ -6,16 +6,16 @@ nearly equal are not looked for. The package itself is never imported: on import
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 from offramp.errors import MissingExtraError
+from offramp.tasks.splits import normalised, split_by_text
 
 LABELS = ("business", "entertainment", "politics", "sports", "tech")
-_SHARES = (("train", 0.6), ("tune", 0.2), ("test", 0.2))
+_SHARES = {"train": 0.6, "tune": 0.2, "test": 0.2}
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def load_bbc() -> list[Example]:
     for label in LABELS:
         for path in sorted((_folder() / label).glob("*.txt")):
             text = _read(path).strip()
-            examples.setdefault(_normalised(text), Example(text, label, f"{label}/{path.stem}"))
+            examples.setdefault(normalised(text), Example(text, label, f"{label}/{path.stem}"))
     return list(examples.values())
 
 
@@ -43,24 +43,7 @@ def split(examples: Iterable[Example], seed: int = 0) -> dict[str, list[Example]
     Where an example goes depends on its text and the seed alone, so that a text is never in two splits, and adding
     others moves none.
     """
-    splits: dict[str, list[Example]] = {name: [] for name, _ in _SHARES}
-    for example in examples:
-        splits[_split_of(example.text, seed)].append(example)
-    return splits
-
-
-def _split_of(text: str, seed: int) -> str:
-    digest = hashlib.sha256(f"{seed}\n{_normalised(text)}".encode()).digest()
-    position = int.from_bytes(digest[:6], "big") / 2**48
-    for name, share in _SHARES:
-        if position < share:
-            return name
-        position -= share
-    return _SHARES[-1][0]  # rounding
-
-
-def _normalised(text: str) -> str:
-    return " ".join(text.split()).casefold()
+    return split_by_text(examples, lambda example: example.text, _SHARES, seed)
 
 
 def _folder() -> Path:

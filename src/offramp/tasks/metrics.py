@@ -1,0 +1,67 @@
+"""Metrics of tasks, by scikit-learn and scipy; all in percent, larger is better."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+
+def _accuracy(truth_N: np.ndarray, answer_N: np.ndarray) -> float:
+    return float((truth_N == answer_N).mean())
+
+
+def _f1(truth_N: np.ndarray, answer_N: np.ndarray) -> float:
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(truth_N, answer_N, zero_division=0.0))
+
+
+def _matthews(truth_N: np.ndarray, answer_N: np.ndarray) -> float:
+    from sklearn.metrics import matthews_corrcoef
+
+    return float(matthews_corrcoef(truth_N, answer_N))
+
+
+def _pearson(truth_N: np.ndarray, answer_N: np.ndarray) -> float:
+    from scipy.stats import pearsonr
+
+    return _correlation(pearsonr, truth_N, answer_N)
+
+
+def _spearman(truth_N: np.ndarray, answer_N: np.ndarray) -> float:
+    from scipy.stats import spearmanr
+
+    return _correlation(spearmanr, truth_N, answer_N)
+
+
+def _correlation(measure: Callable, truth_N: np.ndarray, answer_N: np.ndarray) -> float:
+    """0 where a side is constant: such answers tell nothing of the order."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        value = float(measure(truth_N, answer_N)[0]) if len(truth_N) > 1 else 0.0
+    return value if np.isfinite(value) else 0.0
+
+
+METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "accuracy": _accuracy,
+    "f1": _f1,
+    "matthews": _matthews,
+    "pearson": _pearson,
+    "spearman": _spearman,
+}
+
+
+def score(metrics: Sequence[str], truth_N: np.ndarray, answer_N: np.ndarray) -> dict[str, float]:
+    """Each metric in percent, and `score`, their mean. Answers are label ids, or values for correlations.
+
+    Raises ValueError for arrays of different or no length, and for an unknown metric.
+    """
+    if len(truth_N) != len(answer_N) or not len(truth_N):
+        raise ValueError(f"expected as many answers as truths, at least one, got {len(answer_N)} and {len(truth_N)}")
+    unknown = [name for name in metrics if name not in METRICS]
+    if unknown or not metrics:
+        raise ValueError(f"expected metrics out of {', '.join(METRICS)}, got {list(metrics)}")
+    found = {name: 100 * METRICS[name](np.asarray(truth_N), np.asarray(answer_N)) for name in metrics}
+    return {**found, "score": sum(found.values()) / len(found)}
