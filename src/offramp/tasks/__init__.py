@@ -1,6 +1,7 @@
-"""What is asked of a model: texts as token ids (`text`), files of texts (`inputs`) and the data of the demo (`bbc`).
+"""What is asked of a model: texts as token ids (`text`), files of texts (`inputs`), labelled tables
+(`tables`, `glue`), metrics, the demo's data (`bbc`).
 
-Only `text` is re-exported: it also runs where Python is 3.8, the other two are imported by name where they are used.
+Only `text` is re-exported: it also runs where Python is 3.8, the others are imported by name where they are used.
 """
 
 from offramp.tasks.text import Batch, TextEncoder, has_tokenizer
