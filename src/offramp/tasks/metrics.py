@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import numpy as np
 
@@ -15,7 +16,8 @@ def _accuracy(truth_N: np.ndarray, answer_N: np.ndarray) -> float:
 def _f1(truth_N: np.ndarray, answer_N: np.ndarray) -> float:
     from sklearn.metrics import f1_score
 
-    return float(f1_score(truth_N, answer_N, zero_division=0.0))
+    value: Any = f1_score(truth_N, answer_N, zero_division=cast(Any, 0.0))
+    return float(value)
 
 
 def _matthews(truth_N: np.ndarray, answer_N: np.ndarray) -> float:

@@ -39,4 +39,4 @@ def _split_of(text: str, shares: Mapping[str, float], seed: int) -> str:
         if position < share:
             return name
         position -= share
-    return next(reversed(shares))  # rounding
+    return list(shares)[-1]  # rounding
