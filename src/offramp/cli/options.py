@@ -62,6 +62,16 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_budget(parser: argparse.ArgumentParser) -> None:
+    """The one option that everything is about."""
+    parser.add_argument(
+        "--budget",
+        type=size,
+        metavar="SIZE",
+        help="of the whole process: 128MiB, 0.3GB (default: what the machine allows)",
+    )
+
+
 def add_inputs(parser: argparse.ArgumentParser) -> None:
     """Where texts come from."""
     parser.add_argument("--text", action="append", metavar="TEXT", help="a text; may be given several times")

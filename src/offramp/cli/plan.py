@@ -6,18 +6,22 @@ from __future__ import annotations
 
 import argparse
 
-from offramp.cli.options import add_engine, add_inputs, emit, engine_options, has_inputs, known_inputs, size, table
+from offramp.cli.options import (
+    add_budget,
+    add_engine,
+    add_inputs,
+    emit,
+    engine_options,
+    has_inputs,
+    known_inputs,
+    table,
+)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of plan."""
     parser.add_argument("store")
-    parser.add_argument(
-        "--budget",
-        type=size,
-        metavar="SIZE",
-        help="of the whole process: 128MiB, 0.3GB (default: what the machine allows)",
-    )
+    add_budget(parser)
     add_engine(parser)
     add_inputs(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object")

@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 
 from offramp.cli.options import (
+    add_budget,
     add_engine,
     add_inputs,
     count,
@@ -18,19 +19,13 @@ from offramp.cli.options import (
     peak_line,
     require_writable,
     say,
-    size,
 )
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of profile."""
     parser.add_argument("store")
-    parser.add_argument(
-        "--budget",
-        type=size,
-        metavar="SIZE",
-        help="of the whole process: 128MiB, 0.3GB (default: what the machine allows)",
-    )
+    add_budget(parser)
     parser.add_argument(
         "--out", default="memory.svg", metavar="FILE", help="picture to write, .svg or .png (default: memory.svg)"
     )

@@ -15,6 +15,7 @@ from itertools import islice
 from typing import Any
 
 from offramp.cli.options import (
+    add_budget,
     add_engine,
     add_inputs,
     emit,
@@ -25,7 +26,6 @@ from offramp.cli.options import (
     peak_line,
     require_writable,
     say,
-    size,
 )
 from offramp.errors import UsageError, shown
 
@@ -33,12 +33,7 @@ from offramp.errors import UsageError, shown
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of run."""
     parser.add_argument("store")
-    parser.add_argument(
-        "--budget",
-        type=size,
-        metavar="SIZE",
-        help="of the whole process: 128MiB, 0.3GB (default: what the machine allows)",
-    )
+    add_budget(parser)
     add_inputs(parser)
     add_engine(parser)
     parser.add_argument(

@@ -11,13 +11,13 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import IO, BinaryIO, NamedTuple
 
 from offramp.errors import UsageError
 from offramp.tasks.text import Text
 
 
-class _Line(NamedTuple):
+class Line(NamedTuple):
     """A line without its end, and where it stands."""
 
     where: str
@@ -46,7 +46,7 @@ def read_inputs(source: str | Path, text_column: str | None = None, pair_column:
     return itertools.chain([first], texts)
 
 
-_Read = Callable[[Iterator[_Line]], Iterator[Text]]
+_Read = Callable[[Iterator[Line]], Iterator[Text]]
 
 
 def _reader(source: str | Path, text_column: str | None, pair_column: str | None) -> _Read:
@@ -66,7 +66,7 @@ def _reader(source: str | Path, text_column: str | None, pair_column: str | None
 
 def _texts(source: str | Path, read: _Read) -> Iterator[Text]:
     with _open(source) as file:
-        yield from read(_lines(source, file))
+        yield from read(lines_of(source, file))
 
 
 def _open(source: str | Path) -> AbstractContextManager[BinaryIO]:
@@ -78,7 +78,8 @@ def _open(source: str | Path) -> AbstractContextManager[BinaryIO]:
         raise UsageError(f"input cannot be read ({error.strerror})", source, "check the path") from None
 
 
-def _lines(source: str | Path, file: BinaryIO) -> Iterator[_Line]:
+def lines_of(source: object, file: IO[bytes]) -> Iterator[Line]:
+    """The lines of a file that are not blank; `source` is what to call it. Raises UsageError unless it is UTF-8."""
     for number, line in enumerate(file, 1):
         where = f"{source}:{number}"
         try:
@@ -88,10 +89,10 @@ def _lines(source: str | Path, file: BinaryIO) -> Iterator[_Line]:
             raise UsageError(what, where, "save the input as UTF-8") from None
         text = text.removesuffix("\n").removesuffix("\r")
         if text.strip():
-            yield _Line(where, text)
+            yield Line(where, text)
 
 
-def _read_tsv(lines: Iterator[_Line], text_column: str | None, pair_column: str | None) -> Iterator[Text]:
+def _read_tsv(lines: Iterator[Line], text_column: str | None, pair_column: str | None) -> Iterator[Text]:
     indices = [0]
     if text_column is not None:
         header = next(lines, None)
@@ -107,23 +108,24 @@ def _read_tsv(lines: Iterator[_Line], text_column: str | None, pair_column: str 
         yield _text_or_pair([fields[index] for index in indices])
 
 
-def _column(name: str, header: _Line) -> int:
+def _column(name: str, header: Line) -> int:
     names = header.text.split("\t")
     if name not in names:
         raise UsageError(f"no column {name!r}, found {', '.join(map(repr, names))}", header.where, "name one of these")
     return names.index(name)
 
 
-def _read_jsonl(lines: Iterator[_Line], text_column: str | None, pair_column: str | None) -> Iterator[Text]:
+def _read_jsonl(lines: Iterator[Line], text_column: str | None, pair_column: str | None) -> Iterator[Text]:
     for line in lines:
-        record = _object(line)
+        record = object_of(line)
         names = [text_column or "text"]
         if pair_column is not None or "pair" in record:
             names.append(pair_column or "pair")
         yield _text_or_pair([_field(record, name, line.where) for name in names])
 
 
-def _object(line: _Line) -> dict:
+def object_of(line: Line) -> dict:
+    """The JSON object on a line. Raises UsageError."""
     try:
         record = json.loads(line.text)
     except (ValueError, RecursionError) as error:

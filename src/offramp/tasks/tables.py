@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from offramp.errors import UsageError
+from offramp.tasks.inputs import Line, lines_of, object_of
 
 Row = tuple[str, dict[str, str]]
 """Where it stands (`FILE:LINE`), and column -> text."""
@@ -43,18 +44,13 @@ def read_stream(
     """The same for an open file, of a kind that `suffix` tells. `skip_short`: pass over rows that lack fields."""
     if suffix not in SUFFIXES:
         raise UsageError(f"unknown kind of table {suffix!r}", where, f"give a {', '.join(SUFFIXES)} file")
-    lines = io.TextIOWrapper(stream, "utf-8-sig", newline="" if suffix == ".csv" else "\n")
-    try:
-        if suffix == ".jsonl":
-            yield from _objects(lines, where)
-        else:
-            yield from _rows(lines, suffix, where, columns, skip_short)
-    except UnicodeDecodeError as error:
-        raise UsageError(f"not UTF-8 (byte {error.object[error.start]:#04x})", where, "save it as UTF-8") from None
-    except csv.Error as error:
-        raise UsageError(f"not CSV ({error})", where, "quote fields that hold quotes or line breaks") from None
-    finally:
-        lines.detach()
+    if suffix == ".jsonl":
+        yield from _objects(lines_of(where, stream))
+    elif suffix == ".tsv":
+        split = ((line.where, line.text.split("\t")) for line in lines_of(where, stream))
+        yield from _rows(split, columns, skip_short)
+    else:
+        yield from _rows(_split_csv(stream, where), columns, skip_short)
 
 
 def field(row: Row, name: str) -> str:
@@ -65,13 +61,11 @@ def field(row: Row, name: str) -> str:
     return cells[name]
 
 
-def _rows(lines: IO[str], suffix: str, where: object, columns: Sequence[str] | None, skip_short: bool) -> Iterator[Row]:
-    split = _split_tsv(lines) if suffix == ".tsv" else _split_csv(lines)
-    header = list(columns) if columns is not None else next(split, (0, None))[1]
+def _rows(split: Iterator[tuple[str, list[str]]], columns: Sequence[str] | None, skip_short: bool) -> Iterator[Row]:
+    header = list(columns) if columns is not None else next(split, ("", None))[1]
     if header is None:
         return
-    for number, cells in split:
-        place = f"{where}:{number}"
+    for place, cells in split:
         if skip_short and len(cells) < len(header):
             continue
         if len(cells) != len(header):
@@ -80,29 +74,22 @@ def _rows(lines: IO[str], suffix: str, where: object, columns: Sequence[str] | N
         yield place, dict(zip(header, cells, strict=True))
 
 
-def _split_tsv(lines: IO[str]) -> Iterator[tuple[int, list[str]]]:
-    for number, line in enumerate(lines, 1):
-        text = line.removesuffix("\n").removesuffix("\r")
-        if text.strip():
-            yield number, text.split("\t")
-
-
-def _split_csv(lines: IO[str]) -> Iterator[tuple[int, list[str]]]:
+def _split_csv(stream: IO[bytes], where: object) -> Iterator[tuple[str, list[str]]]:
+    lines = io.TextIOWrapper(stream, "utf-8-sig", newline="")
     reader = csv.reader(lines, strict=True)
-    for cells in reader:
-        if any(cell.strip() for cell in cells):
-            yield reader.line_num, cells
+    try:
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                yield f"{where}:{reader.line_num}", cells
+    except UnicodeDecodeError as error:
+        raise UsageError(f"not UTF-8 (byte {error.object[error.start]:#04x})", where, "save it as UTF-8") from None
+    except csv.Error as error:
+        raise UsageError(f"not CSV ({error})", where, "quote fields that hold quotes or line breaks") from None
+    finally:
+        lines.detach()
 
 
-def _objects(lines: IO[str], where: object) -> Iterator[Row]:
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        place = f"{where}:{number}"
-        try:
-            tree = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UsageError(f"not JSON ({error})", place, "write one object a line") from None
-        if not isinstance(tree, dict):
-            raise UsageError(f"a {type(tree).__name__}, not an object", place, "write one object a line")
-        yield place, {name: value if isinstance(value, str) else json.dumps(value) for name, value in tree.items()}
+def _objects(lines: Iterator[Line]) -> Iterator[Row]:
+    for line in lines:
+        cells = object_of(line)
+        yield line.where, {name: cell if isinstance(cell, str) else json.dumps(cell) for name, cell in cells.items()}
