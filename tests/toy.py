@@ -255,7 +255,9 @@ def _add_exits(writer: StoreWriter, toy: Toy, rng: np.random.Generator) -> Exits
         bias_C[0] = np.nan if toy.broken == f"exit {index}" else dict(toy.exit_bias).get(index, 0)
         arrays[f"exit.{index}.bias"] = bias_C
     heads = writer.add_file("exits.safetensors", safetensors_bytes(arrays))
-    return Exits(heads, writer.add_file("exits.json", json.dumps({"trained": toy.trained}).encode()))
+    return Exits(
+        heads, writer.add_file("exits.json", json.dumps({"form": "mean-linear", "trained": toy.trained}).encode())
+    )
 
 
 def safetensors_bytes(arrays: dict[str, np.ndarray]) -> bytes:

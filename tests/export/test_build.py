@@ -258,7 +258,7 @@ def test_exits_that_do_not_say_their_form(own, tmp_path, description):
 @pytest.mark.parametrize("form", ['"mean\\u001b[31m"', "1", "null", "[]", "{}", '["mean-linear"]'])
 def test_exits_of_an_unknown_form(own, tmp_path, form):
     add_exits(own, b'{"form": %s}' % form.encode())
-    with pytest.raises(SourceError, match=r"unknown form of exits .*, known: \['mean-linear'\]") as caught:
+    with pytest.raises(SourceError, match=r"unknown form of exits .*, known: \['cls-linear', 'mean-linear'") as caught:
         divide(own, tmp_path / "store")
     assert str(caught.value).isprintable()
 

@@ -3,15 +3,14 @@
 Shapes: B rows, C labels; K exits, the last of them the model's own head.
 """
 
-import json
-
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 import offramp
-from offramp.models.exits import FORM, ModelWithExits
+from offramp.models.exits import ModelWithExits
+from offramp.store.exits import FORMS, describe_exits
 from tests.oracle.tiny import MULTI, REGRESSION, Case, inputs_of, logits, make_batch, make_model, run
 
 BACKENDS = ("ort", "torch")
@@ -23,16 +22,15 @@ CASES = (Case("bert"), Case("distilbert", problem=MULTI), Case("electra", "relu"
 def with_exits(tmp_path_factory):
     """case -> (store with random exits, a batch, the logits of each exit for it: K arrays [B, C])."""
 
-    def make(case):
+    def make(case, form="mean-linear"):
         folder = tmp_path_factory.mktemp("exits")
-        model = ModelWithExits(make_model(case.config())).eval()
+        model = ModelWithExits(make_model(case.config()), form).eval()
         with torch.no_grad():
-            for head in model.heads:
-                head.weight.normal_()
-                head.bias.normal_()
+            for parameter in model.heads.parameters():
+                parameter.normal_(std=0.3)
         model.model.save_pretrained(folder / "model")
         save_file(model.exit_tensors(), folder / "model" / "exits.safetensors")
-        (folder / "model" / "exits.json").write_text(json.dumps({"form": FORM, "exits": [1, 2], "trained": True}))
+        (folder / "model" / "exits.json").write_bytes(describe_exits(form, 3))
         batch = make_batch(model.model.config, LENGTHS)
         with torch.no_grad():
             said = model(**inputs_of(model.model.config, batch))
@@ -43,9 +41,10 @@ def with_exits(tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_every_exit_says_what_the_trained_model_says_there(with_exits, case, backend):
-    store, batch, said_KBC = with_exits(case)
+def test_every_exit_says_what_the_trained_model_says_there(with_exits, case, form, backend):
+    store, batch, said_KBC = with_exits(case, form)
     for exit_stage, said_BC in enumerate(said_KBC, 1):
         (outcomes,) = run(store, [batch], backend=backend, exit=f"stage:{exit_stage}")
         assert [outcome.exit_stage for outcome in outcomes] == [exit_stage] * len(LENGTHS)

@@ -258,7 +258,7 @@ def test_exits_that_were_not_trained_are_refused(shelf):
 def test_exits_that_are_not_described_are_refused(shelf, monkeypatch, content):
     store = shelf.open(Toy())
     monkeypatch.setattr(store, "read_file", lambda file: content)
-    with pytest.raises(StoreError, match="is not a JSON object"):
+    with pytest.raises(StoreError, match="does not name the form of the exits"):
         make_classifier(store, "stage:1")
 
 

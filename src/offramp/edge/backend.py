@@ -20,7 +20,8 @@ from offramp.errors import MissingExtraError, StoreError
 from offramp.runtime.backend import Backend, State, Weights
 from offramp.runtime.slots import Slot
 from offramp.store import Store
-from offramp.store.shapes import Shapes, exit_shapes, require_fitting, shapes
+from offramp.store.exits import exit_shapes, read_exits
+from offramp.store.shapes import Shapes, require_fitting, shapes
 
 ARENA_START_BYTES = 256 << 10
 _MASKED = np.float32(np.finfo(np.float32).min)
@@ -47,10 +48,12 @@ class OrtBackend(Backend):
         self._store_path = store.path
         num_labels = len(self.encoder.labels)
         self._widths = {"up": self.encoder.intermediate_size, "head": num_labels, "exit": num_labels}
-        promised = {**shapes(self.encoder), "exit": exit_shapes(self.encoder)}
+        exits = read_exits(store)
+        promised = {**shapes(self.encoder), "exit": {} if exits is None else exit_shapes(self.encoder, exits.form)}
         unknown = sorted(set(graphs) - set(promised))
         if unknown:
             raise StoreError(f"graphs of unknown kinds {unknown}", store.path, _REMEDY)
+        self._exit_means = exits is not None and exits.form.startswith("mean")
         self._sessions = {
             kind: _session(store.read_file(graph), num_threads, store, kind) for kind, graph in graphs.items()
         }
@@ -108,7 +111,10 @@ class OrtBackend(Backend):
 
     def exit_logits(self, state: State, weights: Weights) -> np.ndarray:
         """Logits of an exit head."""
-        return self._run("exit", {"hidden": self._hidden_BSH(state), "keep": state.arrays["keep"]}, weights)
+        hidden_BSH = self._hidden_BSH(state)
+        if self._exit_means:
+            return self._run("exit", {"hidden": hidden_BSH, "keep": state.arrays["keep"]}, weights)
+        return self._run("exit", {"first": np.ascontiguousarray(hidden_BSH[:, 0])}, weights)
 
     def head_logits(self, state: State, weights: Weights) -> np.ndarray:
         """Logits of the model's head."""

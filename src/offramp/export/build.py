@@ -18,12 +18,12 @@ import numpy as np
 from offramp import __version__
 from offramp.division import Division, ShardPlan, Source, open_source, plan_division, resolve
 from offramp.errors import MissingExtraError, SourceError, UsageError
-from offramp.export.graphs import EXIT_FORMS, IR, OPSET, build_graphs
+from offramp.export.graphs import IR, OPSET, build_graphs
 from offramp.store import Encoder, Shard, Store, StoreWriter
 from offramp.store import manifest as m
+from offramp.store.exits import exit_tensors, parse_exits, read_exits
 from offramp.store.files import make_folder, write_atomic
 from offramp.store.safetensors import num_bytes, read_header
-from offramp.store.shapes import exit_shapes
 
 INDEX = "model.safetensors.index.json"
 CHUNK_BYTES = 2 << 20
@@ -66,8 +66,8 @@ def add_graphs(store: str | os.PathLike) -> Path:
     """
     with Store(store, verify="never") as opened:
         manifest = opened.manifest
-        form = None if manifest.exits is None else _exit_form(opened.read_file(manifest.exits.description), opened.path)
-        graphs = _graphs(manifest.encoder, form)
+        exits = read_exits(opened)
+        graphs = _graphs(manifest.encoder, None if exits is None else exits.form)
         make_folder(opened.path / "graphs")
         files = {kind: write_atomic(opened.path / "graphs" / f"{kind}.onnx", [data]) for kind, data in graphs.items()}
         tree = {
@@ -159,37 +159,21 @@ def _exits(source: Source, encoder: Encoder, writer: StoreWriter) -> tuple[m.Exi
     if found is None:
         return None, None
     heads, description = found
-    form = _exit_form(description.read_bytes(), source.folder)
-    _require_exits(heads, encoder)
+    form = parse_exits(description.read_bytes(), source.folder, SourceError).form
+    _require_exits(heads, encoder, form)
     return m.Exits(writer.add_copy(heads.name, heads), writer.add_copy(description.name, description)), form
 
 
-def _require_exits(heads: Path, encoder: Encoder) -> None:
+def _require_exits(heads: Path, encoder: Encoder, form: str) -> None:
     """Raise SourceError unless the file holds an exit after each layer but the last, and nothing else."""
     with heads.open("rb") as file:
         found = read_header(file.fileno(), heads.stat().st_size, heads).tensors
-    wanted = {
-        role.replace("exit.", f"exit.{number}."): ("F32", shape)
-        for number in range(1, encoder.num_layers)
-        for role, shape in exit_shapes(encoder).items()
-    }
+    wanted = {name: ("F32", shape) for name, shape in exit_tensors(encoder, form).items()}
     for name in sorted({*found, *wanted}):
         entry = (found[name].dtype, found[name].shape) if name in found else None
         if entry != wanted.get(name):
             what = f"exits do not fit the model: {name} is {entry}, not {wanted.get(name)}"
             raise SourceError(what, heads, "train the exits again")
-
-
-def _exit_form(description: bytes, where: Path) -> str:
-    try:
-        form = json.loads(description)["form"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise SourceError("exits.json does not name the form of the exits", where, "train the exits again") from None
-    if not isinstance(form, str) or form not in EXIT_FORMS:
-        raise SourceError(
-            f"unknown form of exits {form!r}, known: {sorted(EXIT_FORMS)}", where, "train the exits again"
-        )
-    return form
 
 
 def _write_graphs(

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from offramp.store.exits import FORMS
 from offramp.store.manifest import Encoder
 
 OPSET, IR = 13, 7
@@ -89,12 +90,7 @@ def down(encoder: Encoder) -> bytes:
 
 def head(encoder: Encoder) -> bytes:
     """First token of each row [B, H] -> logits [B, C]."""
-    g = _Graph("head")
-    assert encoder.head_activation is not None
-    size = encoder.hidden_size
-    dense = _linear(g, g.input("first", "B", size), "dense", size, size)
-    logits = _linear(g, _ACTIVATIONS[encoder.head_activation](g, dense), "out", len(encoder.labels), size)
-    return g.finish(logits, "B", len(encoder.labels))
+    return _two_layers("head", encoder, "")
 
 
 def exit_mean_linear(encoder: Encoder) -> bytes:
@@ -108,7 +104,34 @@ def exit_mean_linear(encoder: Encoder) -> bytes:
     return g.finish(_linear(g, mean, "exit", len(encoder.labels), size), "B", len(encoder.labels))
 
 
-EXIT_FORMS: dict[str, Callable[[Encoder], bytes]] = {"mean-linear": exit_mean_linear}
+def exit_cls_linear(encoder: Encoder) -> bytes:
+    """First token of each row [B, H] -> logits [B, C]: one linear layer."""
+    g = _Graph("exit")
+    first = g.input("first", "B", encoder.hidden_size)
+    return g.finish(_linear(g, first, "exit", len(encoder.labels), encoder.hidden_size), "B", len(encoder.labels))
+
+
+def exit_own(encoder: Encoder) -> bytes:
+    """First token of each row [B, H] -> logits [B, C]: two layers, as the model's own head."""
+    return _two_layers("exit", encoder, "exit.")
+
+
+EXIT_FORMS: dict[str, Callable[[Encoder], bytes]] = {
+    "mean-linear": exit_mean_linear,
+    "cls-linear": exit_cls_linear,
+    "own": exit_own,
+    "own-shared": exit_own,
+}
+assert tuple(EXIT_FORMS) == FORMS
+
+
+def _two_layers(name: str, encoder: Encoder, prefix: str) -> bytes:
+    g = _Graph(name)
+    assert encoder.head_activation is not None
+    size = encoder.hidden_size
+    dense = _linear(g, g.input("first", "B", size), prefix + "dense", size, size)
+    logits = _linear(g, _ACTIVATIONS[encoder.head_activation](g, dense), prefix + "out", len(encoder.labels), size)
+    return g.finish(logits, "B", len(encoder.labels))
 
 
 class _Graph:

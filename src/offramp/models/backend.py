@@ -9,17 +9,16 @@ Shapes: B rows, S tokens of the longest row, T = B S, H hidden, I intermediate, 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from offramp.errors import StoreError
-from offramp.models.skeletons import ATTENTIONS, EXIT_FORMS, build_skeletons, make_mask
+from offramp.models.skeletons import ATTENTIONS, build_skeletons, make_mask
 from offramp.runtime.backend import Backend, State, Weights
 from offramp.store import Store
+from offramp.store.exits import read_exits
 from offramp.store.shapes import require_fitting
 
 _FLOAT_BYTES = 4
@@ -42,7 +41,8 @@ class TorchBackend(Backend):
         manifest = store.manifest
         require_fitting(manifest, store.path)
         self.encoder, self.num_threads, self.attention = manifest.encoder, num_threads, attention
-        self._skeletons = build_skeletons(manifest.encoder, attention, _exit_form(store))
+        exits = read_exits(store)
+        self._skeletons = build_skeletons(manifest.encoder, attention, None if exits is None else exits.form)
         self._places = {kind: _places(skeleton) for kind, skeleton in self._skeletons.items()}
 
     def rehearse(self, num_rows: int, length: int) -> None:
@@ -126,19 +126,6 @@ class TorchBackend(Backend):
         for role, (parameters, name) in self._places[kind].items():
             parameters[name] = _tensor(weights[role])
         return self._skeletons[kind](*inputs)
-
-
-def _exit_form(store: Store) -> str | None:
-    exits = store.manifest.exits
-    if exits is None:
-        return None
-    try:
-        form = json.loads(store.read_file(exits.description))["form"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise StoreError("exits.json does not name the form of the exits", store.path, "train them again") from None
-    if not isinstance(form, str) or form not in EXIT_FORMS:
-        raise StoreError(f"unknown form of exits {form!r}, known: {sorted(EXIT_FORMS)}", store.path, "train them again")
-    return form
 
 
 def _places(skeleton: nn.Module) -> dict[str, tuple[dict, str]]:

@@ -1,58 +1,122 @@
-"""A transformers classifier with an exit after each layer: mean-pooled linear heads, and the forward pass through all.
+"""A transformers classifier with an exit after each layer, and the forward pass through all of them.
 
-One shared pooler leaves the shallow exits of small models constant; the mean over tokens with a linear layer for each
-exit does not. The last exit is the model's own head, so that what leaves there is what transformers would answer. It
-runs every layer and decides nothing.
+The last exit is the model's own head, so that what leaves there is what transformers would answer. It runs every layer
+and decides nothing.
 
 Shapes: B rows, S tokens, H hidden, C labels; K exits, one a layer.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-FORM = "mean-linear"
+from offramp.division import family_of
+from offramp.models.skeletons import ExitHead, Head
+from offramp.store.exits import exit_name, exit_tensors
+
+DEFAULT_FORM = "mean-linear"
 
 
 class ModelWithExits(nn.Module):
-    """A `...ForSequenceClassification` and a head for each layer but the last, whose exit is the model's own head."""
+    """A `...ForSequenceClassification` and a head for each layer but the last, whose exit is the model's own head.
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    `form` is one of `store.exits.FORMS`. New heads are drawn from torch's generator. Raises SourceError for a model of
+    a family that offramp does not divide.
+    """
+
+    def __init__(self, model: PreTrainedModel, form: str = DEFAULT_FORM) -> None:
         super().__init__()
-        config: Any = model.config
-        self.model = model
-        self.heads = nn.ModuleList(_new_head(config) for _ in range(config.num_hidden_layers - 1))
+        config = {**json.loads(model.config.to_json_string(use_diff=False)), "architectures": [type(model).__name__]}
+        family = family_of(config)
+        self.model, self.form, self.encoder = model, form, family.encoder(config)
+        self.heads = nn.ModuleList(ExitHead(self.encoder, form) for _ in range(self.encoder.num_layers - 1))
+        self._dropout = _dropout_of(model.config)
+        _draw(self.heads, float(model.config.initializer_range))
+        self._shared: nn.Module | None = None
+        if form == "own-shared":
+            dense = family.names("head", family.base)["dense.weight"].removesuffix(".weight")
+            self._share(model.get_submodule(dense))
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, **inputs: Tensor) -> list[Tensor]:
-        """Logits [B, C] of each exit, the shallowest first; `inputs` go to the model."""
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, last_only: bool = False, **inputs: Tensor
+    ) -> list[Tensor]:
+        """Logits [B, C] of each exit, the shallowest first, or of the last alone; `inputs` go to the model."""
         # The mask stays 0 and 1: each model of transformers makes of it what its attention needs.
-        output = self.model(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True, **inputs)
-        hidden = output.hidden_states[1:-1]  # the embeddings and the last layer have no head here
-        pairs = zip(self.heads, hidden, strict=True)
-        return [*(head(mean_over_tokens(hidden_BSH, attention_mask)) for head, hidden_BSH in pairs), output.logits]
+        every = {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
+        if last_only:
+            return [self.model(**every).logits]
+        output = self.model(**every, output_hidden_states=True)
+        pooled = self._pool(output.hidden_states, attention_mask)
+        return [*self.classify(pooled), output.logits]
+
+    def pooled(self, input_ids: Tensor, attention_mask: Tensor, **inputs: Tensor) -> list[Tensor]:
+        """All that the heads see: [B, H] for each exit but the last."""
+        backbone = self.model.base_model
+        output = backbone(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True, **inputs)
+        return self._pool(output.hidden_states, attention_mask)
+
+    def classify(self, pooled: list[Tensor]) -> list[Tensor]:
+        """Logits of each exit but the last, of what `pooled` gives."""
+        dropout = self._dropout if self.training else 0.0
+        return [head.classify(pooled_BH, dropout) for head, pooled_BH in zip(self._each(), pooled, strict=True)]
 
     def exit_tensors(self) -> dict[str, Tensor]:
-        """`exit.K.weight` [C, H] and `exit.K.bias` [C] in float32, K from 1: the content of `exits.safetensors`."""
-        return {
-            f"exit.{number}.{name}": tensor.to("cpu", torch.float32).contiguous()
-            for number, head in enumerate(self.heads, 1)
-            for name, tensor in head.state_dict().items()
-        }
+        """The content of `exits.safetensors`, in float32; `store.exits` has the names."""
+        found = {}
+        for number, head in enumerate(self.heads, 1):
+            state = head.state_dict()
+            for role in state:
+                found[exit_name(role, number, self.form)] = state[role].to("cpu", torch.float32).contiguous()
+        if self._shared is not None:
+            for name, tensor in self._shared.state_dict().items():
+                found[f"exit.dense.{name}"] = tensor.to("cpu", torch.float32).contiguous()
+        return found
+
+    def load_exits(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take the heads from the content of an `exits.safetensors`. Raises ValueError unless they fit."""
+        wanted = exit_tensors(self.encoder, self.form)
+        found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        if found != wanted:
+            raise ValueError(f"exits do not fit the model: expected {wanted}, got {found}")
+        for number, head in enumerate(self.heads, 1):
+            head.load_state_dict({role: tensors[exit_name(role, number, self.form)] for role in head.state_dict()})
+        if self._shared is not None:
+            self._shared.load_state_dict({name: tensors[f"exit.dense.{name}"] for name in ("weight", "bias")})
+
+    def _each(self) -> list[ExitHead]:
+        return cast("list[ExitHead]", list(self.heads))
+
+    def _pool(self, hidden_states: Any, mask_BS: Tensor) -> list[Tensor]:
+        keep_BS1 = mask_BS.unsqueeze(-1).to(hidden_states[0].dtype)
+        between = hidden_states[1:-1]  # the embeddings and the last layer have no head here
+        return [head.pool(hidden_BSH, keep_BS1) for head, hidden_BSH in zip(self._each(), between, strict=True)]
+
+    def _share(self, dense: nn.Module) -> None:
+        """Every head uses this module without owning it: it is the model's, and is saved once."""
+        object.__setattr__(self, "_shared", dense)
+        for head in self._each():
+            assert isinstance(head.exit, Head)
+            del head.exit.dense
+            object.__setattr__(head.exit, "dense", dense)
 
 
-def mean_over_tokens(hidden_BSH: Tensor, mask_BS: Tensor) -> Tensor:
-    """Mean [B, H] over the tokens where the mask is 1."""
-    keep_BS1 = mask_BS.unsqueeze(-1).to(hidden_BSH.dtype)
-    return (hidden_BSH * keep_BS1).sum(1) / keep_BS1.sum(1)
+def _dropout_of(config: Any) -> float:
+    """What transformers puts before the last layer of the model's own head."""
+    if getattr(config, "seq_classif_dropout", None) is not None:  # DistilBERT
+        return float(config.seq_classif_dropout)
+    own = getattr(config, "classifier_dropout", None)
+    return float(config.hidden_dropout_prob if own is None else own)
 
 
-def _new_head(config: Any) -> nn.Linear:
-    """A linear layer that starts as transformers starts the model's own head."""
-    head = nn.Linear(config.hidden_size, config.num_labels)
-    nn.init.normal_(head.weight, std=config.initializer_range)
-    nn.init.zeros_(head.bias)
-    return head
+def _draw(heads: nn.ModuleList, spread: float) -> None:
+    """As transformers starts the model's own head."""
+    for module in heads.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=spread)
+            nn.init.zeros_(module.bias)

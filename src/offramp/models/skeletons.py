@@ -91,22 +91,41 @@ class Head(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Two layers and what is between them."""
-        return self.out(self._activation(self.dense(hidden[:, 0])))
+        return self.out(self.widen(hidden[:, 0]))
+
+    def widen(self, first: Tensor) -> Tensor:
+        """The first of the two layers, [B, H] to [B, H]."""
+        return self._activation(self.dense(first))
 
 
-class MeanLinearExit(nn.Module):
-    """Hidden [B, S, H] and keep [B, S, 1] (1 = token) to logits [B, C]: the mean over tokens, then one linear layer."""
+class ExitHead(nn.Module):
+    """Hidden [B, S, H] and keep [B, S, 1] (1 = token) to logits [B, C], in a form of `store.exits.FORMS`.
 
-    def __init__(self, encoder: Encoder) -> None:
+    It is `classify(pool(hidden, keep))`: what is pooled is all that a head ever sees of a layer.
+    """
+
+    def __init__(self, encoder: Encoder, form: str) -> None:
         super().__init__()
-        self.exit = nn.Linear(encoder.hidden_size, len(encoder.labels))
+        self._means = form.startswith("mean")
+        if form.endswith("linear"):
+            self.exit: nn.Linear | Head = nn.Linear(encoder.hidden_size, len(encoder.labels))
+        else:
+            assert encoder.head_activation is not None
+            self.exit = Head(encoder, encoder.head_activation)
 
     def forward(self, hidden: Tensor, keep: Tensor) -> Tensor:
-        """Average, project."""
-        return self.exit((hidden * keep).sum(1) / keep.sum(1))
+        """Pool, classify."""
+        return self.classify(self.pool(hidden, keep))
 
+    def pool(self, hidden: Tensor, keep: Tensor) -> Tensor:
+        """[B, H]: the mean over tokens, or the first of them."""
+        return (hidden * keep).sum(1) / keep.sum(1) if self._means else hidden[:, 0]
 
-EXIT_FORMS: dict[str, Callable[[Encoder], nn.Module]] = {"mean-linear": MeanLinearExit}
+    def classify(self, pooled: Tensor, dropout: float = 0.0) -> Tensor:
+        """[B, C]. `dropout` is that before the last layer, as transformers has it before a model's own."""
+        if isinstance(self.exit, Head):
+            return self.exit.out(functional.dropout(self.exit.widen(pooled), dropout, dropout > 0))
+        return self.exit(functional.dropout(pooled, dropout, dropout > 0))
 
 
 def build_skeletons(encoder: Encoder, attention: str, exit_form: str | None) -> dict[str, nn.Module]:
@@ -121,7 +140,7 @@ def build_skeletons(encoder: Encoder, attention: str, exit_form: str | None) -> 
         if encoder.head_activation is not None:
             kinds["head"] = Head(encoder, encoder.head_activation)
         if exit_form is not None:
-            kinds["exit"] = EXIT_FORMS[exit_form](encoder)
+            kinds["exit"] = ExitHead(encoder, exit_form)
     return kinds
 
 

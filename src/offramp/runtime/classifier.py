@@ -8,7 +8,6 @@ Shapes: B rows, S tokens, C labels.
 
 from __future__ import annotations
 
-import json
 import math
 import threading
 import time
@@ -26,8 +25,8 @@ from offramp.runtime.loop import Loop, Outcome, PassCost
 from offramp.runtime.prepare import Workload, allocate, make_run_plan, settle
 from offramp.runtime.reads import choose_direct
 from offramp.store import Store
+from offramp.store.exits import exit_name, exit_shapes, read_exits
 from offramp.store.reader import load_tensors
-from offramp.store.shapes import exit_shapes
 
 TRACED_PASSES = 16
 """Passes whose events are kept: 150 events of BERT-base each, 0.4 MiB in all."""
@@ -282,19 +281,16 @@ def load_exits(store: Store, policy: Policy) -> Dict[int, Dict[str, np.ndarray]]
             store.path,
             "--exit none runs the whole model; train exits and divide again",
         )
-    try:
-        description = json.loads(store.read_file(store.manifest.exits.description))
-    except (ValueError, RecursionError):
-        description = None
-    if not isinstance(description, dict):
-        raise StoreError("exits.json is not a JSON object", store.path, "train the exits again")
-    if not description.get("trained"):
+    description = read_exits(store)
+    assert description is not None, "the manifest has exits"
+    if not description.trained:
         raise StoreError("the exits were never trained", store.path, "--exit none runs the whole model")
     tensors = load_tensors(store, store.manifest.exits.heads)
-    shapes = exit_shapes(store.manifest.encoder)
+    shapes = exit_shapes(store.manifest.encoder, description.form)
     exits = {}
     for index in range(1, num_exits):
-        exits[index] = {role: tensors.get(f"exit.{index}.{role[5:]}", np.empty(0)) for role in shapes}
+        names = {role: exit_name(role, index, description.form) for role in shapes}
+        exits[index] = {role: tensors.get(name, np.empty(0)) for role, name in names.items()}
         for role, shape in shapes.items():
             array = exits[index][role]
             if array.shape != shape or array.dtype != np.float32:

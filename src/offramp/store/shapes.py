@@ -20,23 +20,18 @@ def shapes(encoder: Encoder) -> Dict[str, Shapes]:
     rows = {"word": (encoder.vocab_size, width), "position": (encoder.max_length + encoder.position_offset, width)}
     if encoder.num_token_types:
         rows["type"] = (encoder.num_token_types, width)
-    project = _linear("project", hidden, width) if width != hidden else {}
-    attention = {role: shape for part in "qkvo" for role, shape in _linear(part, hidden, hidden).items()}
+    project = linear_shapes("project", hidden, width) if width != hidden else {}
+    attention = {role: shape for part in "qkvo" for role, shape in linear_shapes(part, hidden, hidden).items()}
     kinds: Dict[str, Shapes] = {
         "embedding-rows": rows,
         "embedding": {**_norm(width), **project},
         "attention": {**attention, **_norm(hidden)},
-        "up": _linear("up", inner, hidden),
-        "down": {**_linear("down", hidden, inner), **_norm(hidden)},
+        "up": linear_shapes("up", inner, hidden),
+        "down": {**linear_shapes("down", hidden, inner), **_norm(hidden)},
     }
     if encoder.problem is not None:
-        kinds["head"] = {**_linear("dense", hidden, hidden), **_linear("out", len(encoder.labels), hidden)}
+        kinds["head"] = {**linear_shapes("dense", hidden, hidden), **linear_shapes("out", len(encoder.labels), hidden)}
     return kinds
-
-
-def exit_shapes(encoder: Encoder) -> Shapes:
-    """Shape of each role of an exit."""
-    return _linear("exit", len(encoder.labels), encoder.hidden_size)
 
 
 def require_fitting(manifest: Manifest, where: object) -> None:
@@ -66,7 +61,8 @@ def _foreign(what: str, where: object) -> StoreError:
     return StoreError(what, where, "divide the model again")
 
 
-def _linear(role: str, outputs: int, inputs: int) -> Shapes:
+def linear_shapes(role: str, outputs: int, inputs: int) -> Shapes:
+    """Weight and bias of a linear layer."""
     return {f"{role}.weight": (outputs, inputs), f"{role}.bias": (outputs,)}
 
 
