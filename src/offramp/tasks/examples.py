@@ -1,21 +1,74 @@
-"""A labelled text, and labels as files write them."""
+"""Labelled texts in splits, and labels as files write them."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from offramp.errors import UsageError
+from offramp.tasks.splits import split_by_text
 from offramp.tasks.text import Text
 
+TRAIN_SHARES = {"train": 0.8, "tune": 0.1, "certify": 0.1}
+"""How a train file is cut; dev is only ever reported."""
+WHOLE_SHARES = {"train": 0.6, "tune": 0.1, "certify": 0.1, "dev": 0.2}
+"""How a single file is cut where there is no other."""
 
-@dataclass(frozen=True)
-class Example:
+
+class Example(NamedTuple):
     """A text or a pair of texts, and the id of its label; the value itself in a regression."""
 
     text: Text
     label: int | float
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Examples by split: `train`, `tune`, `certify`, and `dev` (MNLI: `dev_matched`, `dev_mismatched`)."""
+
+    name: str
+    """Of the task."""
+    labels: tuple[str, ...]
+    """Names of the label ids; empty for a regression."""
+    metrics: tuple[str, ...]
+    """Keys of `tasks.metrics.METRICS`; the score is their mean."""
+    examples: dict[str, list[Example]]
+    partial: tuple[str, ...] = ()
+    """Why a score on these is none of the task's, a sentence each; empty if it is one."""
+
+    def require_examples(self, where: object) -> Splits:
+        """These splits. Raises UsageError if one of them is empty."""
+        for name, found in self.examples.items():
+            if not found:
+                raise UsageError(f"split {name} of {self.name} is empty", where, "give more data")
+        return self
+
+    def named(self, names: Sequence[str]) -> dict[str, list[Example]]:
+        """The splits of these names; `dev` is all that there are of MNLI's. Raises UsageError for an unknown one."""
+        found: dict[str, list[Example]] = {}
+        for name in names:
+            known = [split for split in self.examples if split == name or (name == "dev" and split.startswith("dev"))]
+            if not known:
+                raise UsageError(f"unknown split {name!r}", None, f"known are {', '.join(self.examples)}")
+            found.update((split, self.examples[split]) for split in known)
+        return found
+
+
+def cut(examples: Iterable[Example], has_dev: bool, seed: int) -> dict[str, list[Example]]:
+    """Train, tune and certify, by a hash of each text and `seed`; also dev, unless there is one elsewhere."""
+    return split_by_text(examples, lambda example: example.text, TRAIN_SHARES if has_dev else WHOLE_SHARES, seed)
+
+
+def digest(examples: Iterable[tuple[Text, int | float]]) -> str:
+    """sha256 of texts and labels, in order."""
+    found = hashlib.sha256()
+    for text, label in examples:
+        found.update(json.dumps([text, label]).encode() + b"\n")
+    return found.hexdigest()
 
 
 def parse_label(text: str, labels: Sequence[str], where: object) -> int | float:

@@ -15,14 +15,8 @@ from pathlib import Path
 from typing import IO
 
 from offramp.errors import UsageError
-from offramp.tasks.examples import Example, parse_label
-from offramp.tasks.splits import split_by_text
-from offramp.tasks.tables import Row, field, read_stream
-
-TRAIN_SHARES = {"train": 0.8, "tune": 0.1, "certify": 0.1}
-"""How a train file is cut; dev is only ever reported."""
-WHOLE_SHARES = {"train": 0.6, "tune": 0.1, "certify": 0.1, "dev": 0.2}
-"""How a single file is cut where there is no other."""
+from offramp.tasks.examples import Example, Splits, cut, parse_label
+from offramp.tasks.tables import Row, field, read_stream, text_of
 
 
 @dataclass(frozen=True)
@@ -93,15 +87,6 @@ TASKS = {
 }
 
 
-@dataclass(frozen=True)
-class Splits:
-    """Examples by split: `train`, `tune`, `certify`, and `dev` (MNLI: `dev_matched`, `dev_mismatched`)."""
-
-    examples: dict[str, list[Example]]
-    partial: tuple[str, ...]
-    """Why a score on these is no GLUE score, a sentence each; empty if it is one."""
-
-
 def task_of(name: str) -> Task:
     """The task of this name. Raises UsageError naming the known ones."""
     if name not in TASKS:
@@ -121,20 +106,22 @@ def load_glue(task: Task, data: Path, seed: int = 0) -> Splits:
     partial = [f"{name} is read from {file[0]}" for name, file in files.items() if Path(file[0]).stem != name]
     missing = [name for name in ("train", *task.dev_splits) if name not in files]
     partial += [f"there is no {name} file" for name in missing]
-    if "train" in examples:
-        shares = TRAIN_SHARES if set(task.dev_splits) & set(files) else WHOLE_SHARES
-        examples = {**_cut(examples.pop("train"), shares, seed), **examples}
-    else:
-        whole = examples.pop(next(iter(examples)))
-        examples = {**_cut(whole, WHOLE_SHARES, seed), **examples}
-    for name, found in examples.items():
-        if not found:
-            raise UsageError(f"split {name} of {task.name} is empty", data, "get the data again")
-    return Splits(examples, tuple(partial))
+    whole = "train" if "train" in examples else next(iter(examples))
+    has_dev = whole == "train" and bool(set(task.dev_splits) & set(files))
+    examples = {**cut(examples.pop(whole), has_dev, seed), **examples}
+    return splits_of(task, examples, tuple(partial), data)
 
 
-def _cut(examples: list[Example], shares: dict[str, float], seed: int) -> dict[str, list[Example]]:
-    return split_by_text(examples, lambda example: example.text, shares, seed)
+def splits_of(task: Task, examples: dict[str, list[Example]], partial: tuple[str, ...], where: object) -> Splits:
+    """Examples of a task, whose splits must not be empty."""
+    return Splits(task.name, task.labels, task.metrics, examples, partial).require_examples(where)
+
+
+def example_of(task: Task, row: Row) -> Example:
+    """A row as a labelled text. Raises UsageError for a column that is not there, and a label outside the set."""
+    texts = next((names for names in task.texts if set(names) <= set(row[1])), task.texts[0])
+    label = next((name for name in task.label_columns if name in row[1]), task.label_columns[0])
+    return Example(text_of(row, texts), parse_label(field(row, label), task.labels, row[0]))
 
 
 _File = tuple[str, Callable[[], IO[bytes]]]
@@ -189,7 +176,7 @@ def _read(task: Task, shown: str, opened: Callable[[], IO[bytes]]) -> Iterator[E
     columns = _columns(task, opened)
     with opened() as stream:
         for row in read_stream(stream, ".tsv", shown, columns, skip_short=task.may_be_torn):
-            yield _example(task, row)
+            yield example_of(task, row)
 
 
 def _columns(task: Task, opened: Callable[[], IO[bytes]]) -> tuple[str, ...] | None:
@@ -197,12 +184,3 @@ def _columns(task: Task, opened: Callable[[], IO[bytes]]) -> tuple[str, ...] | N
     with opened() as stream:
         first = stream.readline().decode("utf-8-sig", "replace").rstrip("\r\n").split("\t")
     return task.headerless if task.headerless and not set(task.label_columns) & set(first) else None
-
-
-def _example(task: Task, row: Row) -> Example:
-    texts = next((names for names in task.texts if set(names) <= set(row[1])), task.texts[0])
-    label = next((name for name in task.label_columns if name in row[1]), task.label_columns[0])
-    parts = tuple(field(row, name) for name in texts)
-    return Example(
-        parts[0] if len(parts) == 1 else (parts[0], parts[1]), parse_label(field(row, label), task.labels, row[0])
-    )

@@ -1,4 +1,7 @@
-"""Metrics of tasks, by scikit-learn and scipy; all in percent, larger is better."""
+"""Metrics of tasks, by scikit-learn and scipy; all in percent, larger is better.
+
+Shapes: K exits, N examples, C outputs of a head.
+"""
 
 from __future__ import annotations
 
@@ -67,3 +70,13 @@ def score(metrics: Sequence[str], truth_N: np.ndarray, answer_N: np.ndarray) -> 
         raise ValueError(f"expected metrics out of {', '.join(METRICS)}, got {list(metrics)}")
     found = {name: 100 * METRICS[name](np.asarray(truth_N), np.asarray(answer_N)) for name in metrics}
     return {**found, "score": sum(found.values()) / len(found)}
+
+
+def score_exits(metrics: Sequence[str], truth_N: np.ndarray, logits_KNC: np.ndarray) -> list[dict[str, float]]:
+    """The scores of each exit, by what it says of each example."""
+    return [score(metrics, truth_N, answers(logits_NC)) for logits_NC in logits_KNC]
+
+
+def answers(logits_NC: np.ndarray) -> np.ndarray:
+    """Label ids [N], or the values [N] of a regression, which has one output."""
+    return logits_NC[:, 0] if logits_NC.shape[1] == 1 else logits_NC.argmax(1)
