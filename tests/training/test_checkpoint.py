@@ -1,7 +1,6 @@
 import copy
 import json
 import logging
-import os
 
 import pytest
 import torch
@@ -9,8 +8,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 from offramp.errors import SourceError, UsageError
+from offramp.models.checkpoint import load_classifier
 from offramp.models.exits import ModelWithExits
-from offramp.training.checkpoint import load_model, new_folder, require_trainable, save_model
+from offramp.store.exits import FORMS
+from offramp.training.checkpoint import load_model, require_trainable, save_model
 from tests.training.tiny import LABELS, make_model, write_checkpoint
 
 
@@ -35,7 +36,8 @@ def warned():
 def test_weights_of_a_bare_encoder_come_from_the_checkpoint(model_type, tmp_path, warned):
     encoder = make_model(model_type, seed=1).base_model
     write_checkpoint(tmp_path, encoder)
-    model = load_model(tmp_path, LABELS)
+    model, head_is_new = load_model(tmp_path, LABELS)
+    assert head_is_new
     assert warned, "transformers tells of the new head, unless it is told not to"
     loaded = model.base_model.state_dict()
     for name, tensor in encoder.state_dict().items():
@@ -44,7 +46,7 @@ def test_weights_of_a_bare_encoder_come_from_the_checkpoint(model_type, tmp_path
 
 def test_labels_and_problem_are_in_the_config(tmp_path):
     write_checkpoint(tmp_path, make_model("bert").base_model)
-    config = load_model(tmp_path, ("x", "y")).config
+    config = load_model(tmp_path, ("x", "y"))[0].config
     assert (config.id2label, config.label2id) == ({0: "x", 1: "y"}, {"x": 0, "y": 1})
     assert (config.num_labels, config.problem_type) == (2, "single_label_classification")
 
@@ -52,14 +54,24 @@ def test_labels_and_problem_are_in_the_config(tmp_path):
 def test_a_head_that_fits_is_kept_and_another_is_replaced(tmp_path):
     trained = make_model("bert", seed=1)
     write_checkpoint(tmp_path, trained)
-    assert torch.equal(load_model(tmp_path, LABELS).classifier.weight, trained.classifier.weight)
-    assert load_model(tmp_path, ("x", "y")).classifier.weight.shape == (2, 32)
+    model, head_is_new = load_model(tmp_path, LABELS)
+    assert not head_is_new
+    assert torch.equal(model.classifier.weight, trained.classifier.weight)
+    model, head_is_new = load_model(tmp_path, ("x", "y"))
+    assert head_is_new
+    assert model.classifier.weight.shape == (2, 32)
+
+
+def test_no_labels_are_a_regression(tmp_path):
+    write_checkpoint(tmp_path, make_model("bert").base_model)
+    config = load_model(tmp_path, ())[0].config
+    assert (config.num_labels, config.problem_type, config.id2label) == (1, "regression", {0: "score"})
 
 
 def test_half_precision_is_widened(tmp_path):
     encoder = make_model("bert").base_model.half()
     write_checkpoint(tmp_path, encoder)
-    model = load_model(tmp_path, LABELS)
+    model, _ = load_model(tmp_path, LABELS)
     assert {tensor.dtype for tensor in model.parameters()} == {torch.float32}
     query = "encoder.layer.2.attention.self.query.weight"
     assert torch.equal(model.bert.state_dict()[query], encoder.state_dict()[query].float())
@@ -82,7 +94,8 @@ def test_what_could_not_be_trained_is_refused(tmp_path):
     with pytest.raises(SourceError, match="no such folder"):
         require_trainable(tmp_path / "absent", 8)
     write_checkpoint(tmp_path, make_model("bert"))
-    require_trainable(tmp_path, 24)
+    num_layers, fingerprint = require_trainable(tmp_path, 24)
+    assert (num_layers, len(fingerprint)) == (3, 64)
     with pytest.raises(UsageError, match="max_length 25 is more than the 24"):
         require_trainable(tmp_path, 25)
     (tmp_path / "vocab.txt").unlink()
@@ -123,34 +136,34 @@ def test_saved_exits(tmp_path):
         (f"exit.{number}.{part}", torch.float32) for number in (1, 2) for part in ("weight", "bias")
     }
     for number, head in enumerate(model.heads, 1):
-        assert torch.equal(tensors[f"exit.{number}.weight"], head.weight)
-        assert torch.equal(tensors[f"exit.{number}.bias"], head.bias)
+        assert torch.equal(tensors[f"exit.{number}.weight"], head.exit.weight)
+        assert torch.equal(tensors[f"exit.{number}.bias"], head.exit.bias)
 
 
-def test_new_folder_appears_when_it_is_whole(tmp_path):
-    out = tmp_path / "deep" / "run"
-    umask = os.umask(0o027)
-    try:
-        with new_folder(out) as folder:
-            save_model(ModelWithExits(make_model("bert")), folder)
-            assert not out.exists()
-    finally:
-        os.umask(umask)
-    assert sorted(path.name for path in out.parent.iterdir()) == ["run"]
-    assert {path.stat().st_mode & 0o777 for path in out.iterdir()} == {0o640}
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("model_type", ["bert", "distilbert"])
+@torch.no_grad()
+def test_a_saved_classifier_is_read_with_its_exits(model_type, form, tmp_path):
+    model = ModelWithExits(make_model(model_type), form).eval()
+    save_model(model, tmp_path)
+    loaded = load_classifier(tmp_path).eval()
+    inputs = {"input_ids": torch.tensor([[5, 9, 7]]), "attention_mask": torch.ones(1, 3, dtype=torch.long)}
+    for of_loaded, of_model in zip(loaded(**inputs), model(**inputs), strict=True):
+        torch.testing.assert_close(of_loaded, of_model)
 
 
-def test_a_failure_leaves_nothing(tmp_path):
-    with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "run") as folder:
-        (folder / "half").touch()
-        raise KeyboardInterrupt
-    assert not list(tmp_path.iterdir())
+def test_a_classifier_without_exits_is_read_as_it_is(tmp_path):
+    save_model(ModelWithExits(make_model("bert")), tmp_path, with_exits=False)
+    assert not isinstance(load_classifier(tmp_path), ModelWithExits)
 
 
-@pytest.mark.parametrize("taken", ["run", "run.partial"])
-def test_a_folder_that_is_there_is_refused_and_kept(taken, tmp_path):
-    (tmp_path / taken).mkdir()
-    (tmp_path / taken / "precious").touch()
-    with pytest.raises(UsageError, match=rf"{taken} - "), new_folder(tmp_path / "run"):
-        pass
-    assert (tmp_path / taken / "precious").exists()
+def test_what_is_no_classifier_with_exits_is_refused(tmp_path):
+    save_model(ModelWithExits(make_model("bert")), tmp_path / "run")
+    tensors = load_file(tmp_path / "run" / "exits.safetensors")
+    del tensors["exit.2.bias"]
+    save_file(tensors, tmp_path / "run" / "exits.safetensors")
+    with pytest.raises(SourceError, match=r"exits do not fit the model: .* - train the exits again"):
+        load_classifier(tmp_path / "run")
+    write_checkpoint(tmp_path / "bare", make_model("bert").base_model)
+    with pytest.raises(SourceError, match="the model has no classification head"):
+        load_classifier(tmp_path / "bare")

@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from offramp.models.exits import ModelWithExits, mean_over_tokens
-from offramp.training.loss import exit_losses, pabee_loss
+from offramp.models.exits import ModelWithExits
+from offramp.store.exits import FORMS, exit_tensors
+from offramp.training.loss import exit_losses, weighted_loss
 from tests.training.tiny import LABELS, MODEL_TYPES, NUM_LAYERS, VOCABULARY, make_model
 
 LENGTHS = (3, 9, 6)
@@ -11,6 +12,11 @@ LENGTHS = (3, 9, 6)
 @pytest.fixture(params=MODEL_TYPES)
 def model(request):
     return ModelWithExits(make_model(request.param)).eval()
+
+
+@pytest.fixture(params=[(model_type, form) for model_type in MODEL_TYPES for form in FORMS], ids="-".join)
+def of_each_form(request):
+    return ModelWithExits(make_model(request.param[0]), request.param[1]).eval()
 
 
 def batch(pad_token=0, seed=0, filler=None):
@@ -30,7 +36,8 @@ def own_batch(model):
 
 def test_mean_counts_tokens_alone():
     hidden = torch.tensor([[[1.0, 2.0], [3.0, 6.0], [1e6, -1e6]]])
-    assert mean_over_tokens(hidden, torch.tensor([[1, 1, 0]])).tolist() == [[2.0, 4.0]]
+    head = ModelWithExits(make_model("bert")).heads[0]
+    assert head.pool(hidden, torch.tensor([[[1.0], [1.0], [0.0]]])).tolist() == [[2.0, 4.0]]
 
 
 @torch.no_grad()
@@ -47,7 +54,7 @@ def test_exit_k_reads_the_hidden_state_after_layer_k(model):
     hidden = model.model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
     for number, (logits, head) in enumerate(zip(model(ids, mask), model.heads, strict=False), 1):
         means = torch.stack([hidden[number][row, :length].mean(0) for row, length in enumerate(LENGTHS)])
-        torch.testing.assert_close(logits, means @ head.weight.T + head.bias)
+        torch.testing.assert_close(logits, means @ head.exit.weight.T + head.exit.bias)
 
 
 @torch.no_grad()
@@ -80,18 +87,85 @@ def test_each_token_matters_to_each_exit(model):
             torch.testing.assert_close(before[1:], after[1:], atol=1e-5, rtol=0)
 
 
-def test_gradients_reach_every_head_and_the_first_layer(model):
+ACTIVATIONS = {"bert": torch.tanh, "distilbert": torch.relu, "roberta": torch.tanh, "electra": torch.nn.functional.gelu}
+
+
+@torch.no_grad()
+def test_other_forms_read_the_first_token(of_each_form):
+    """The family's own head has a dense layer, the activation of its family, and one that gives the labels."""
+    model = of_each_form
+    if model.form == "mean-linear":
+        return
+    ids, mask = own_batch(model)
+    hidden = model.model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
+    activation = ACTIVATIONS[model.model.config.model_type]
+    for number, (logits, head) in enumerate(zip(model(ids, mask), model.heads, strict=False), 1):
+        first, last = hidden[number][:, 0], head.exit
+        if model.form != "cls-linear":
+            first, last = activation(first @ last.dense.weight.T + last.dense.bias), last.out
+        torch.testing.assert_close(logits, first @ last.weight.T + last.bias)
+
+
+OWN_DENSE = {
+    "bert": "bert.pooler.dense",
+    "distilbert": "pre_classifier",
+    "roberta": "classifier.dense",
+    "electra": "classifier.dense",
+}
+
+
+def test_a_shared_layer_is_the_models_own_and_saved_once(model):
+    model = ModelWithExits(model.model, "own-shared")
+    dense = model.model.get_submodule(OWN_DENSE[model.model.config.model_type])
+    assert all(head.exit.dense is dense for head in model.heads)
+    assert sum(tensor is dense.weight for tensor in model.state_dict(keep_vars=True).values()) == 1
+    tensors = model.exit_tensors()
+    assert torch.equal(tensors["exit.dense.weight"], dense.weight)
+    assert not any(name.startswith("exit.1.dense") for name in tensors)
+
+
+def test_exit_tensors_come_back(of_each_form):
+    model = of_each_form
+    tensors = model.exit_tensors()
+    assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == exit_tensors(model.encoder, model.form)
+    changed = {name: tensor + 1 for name, tensor in tensors.items()}
+    model.load_exits(changed)
+    for name, tensor in model.exit_tensors().items():
+        assert torch.equal(tensor, changed[name])
+    with pytest.raises(ValueError, match="exits do not fit the model"):
+        model.load_exits({**tensors, "exit.9.bias": torch.zeros(1)})
+
+
+@torch.no_grad()
+def test_the_last_exit_alone_costs_no_heads(model):
+    ids, mask = own_batch(model)
+    (last,) = model(ids, mask, last_only=True)
+    assert torch.equal(last, model(ids, mask)[-1])
+
+
+@torch.no_grad()
+def test_dropout_of_heads_is_that_of_the_models_own_head_and_off_at_inference():
+    model = ModelWithExits(make_model("distilbert", seq_classif_dropout=0.5, dropout=0.0, attention_dropout=0.0))
+    ids, mask = own_batch(model)
+    model.train()
+    assert not torch.equal(model(ids, mask)[0], model(ids, mask)[0])
+    model.eval()
+    assert torch.equal(model(ids, mask)[0], model(ids, mask)[0])
+
+
+def test_gradients_reach_every_head_and_the_first_layer(of_each_form):
+    model = of_each_form
     model.train()
     ids, mask = own_batch(model)
-    pabee_loss(exit_losses(model(ids, mask), torch.tensor([0, 1, 2]), "single_label_classification")).backward()
-    for head in model.heads:
-        assert head.weight.grad.abs().max() > 0
-        assert head.bias.grad.abs().max() > 0
+    losses = exit_losses(model(ids, mask), torch.tensor([0, 1, 2]), "single_label_classification")
+    weighted_loss(losses, [1 / 3] * 3).backward()
+    for parameter in model.heads.parameters():
+        assert parameter.grad.abs().max() > 0
     assert model.model.base_model.get_input_embeddings().weight.grad.abs().max() > 0
 
 
 def test_exit_tensors_are_numbered_from_one(model):
     tensors = model.exit_tensors()
     assert sorted(tensors) == ["exit.1.bias", "exit.1.weight", "exit.2.bias", "exit.2.weight"]
-    assert torch.equal(tensors["exit.2.weight"], model.heads[1].weight)
+    assert torch.equal(tensors["exit.2.weight"], model.heads[1].exit.weight)
     assert tensors["exit.1.weight"].shape == (len(LABELS), 32)

@@ -2,17 +2,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import offramp.training.trainer
-from offramp.errors import MissingExtraError, NonFiniteError, UsageError
+from offramp.errors import MissingExtraError, NonFiniteError, SourceError, UsageError
 from offramp.models.exits import ModelWithExits
+from offramp.models.predict import feature_windows, predict, to_tensors
+from offramp.store.exits import FORMS
+from offramp.tasks import TextEncoder
+from offramp.tasks.rows import encode_rows
 from offramp.training import TrainSettings, train_exits
-from offramp.training.encoding import encode_examples, make_collator
-from offramp.training.trainer import predict
 from tests.training.tiny import LABELS, NUM_LAYERS, examples, make_model, write_checkpoint
 
 TRAIN, TUNE = examples(64), examples(30, seed=1)
@@ -24,6 +27,7 @@ FILES = {
     "model.safetensors",
     "tokenizer.json",
     "tokenizer_config.json",
+    "train.json",
 }
 
 
@@ -49,8 +53,8 @@ def bert(tmp_path):
 def test_every_exit_learns_a_toy_task_in_forty_steps(trained):
     _, metrics, told = trained
     assert metrics.logits_KNC.shape == (NUM_LAYERS, len(TUNE), len(LABELS))
-    assert len(metrics.accuracies) == NUM_LAYERS
-    assert min(metrics.accuracies) >= 0.9
+    assert len(metrics.scores) == NUM_LAYERS
+    assert min(scores["accuracy"] for scores in metrics.scores) >= 90
     assert sum("of 40: loss" in line for line in told) == 20
 
 
@@ -68,7 +72,7 @@ def test_metrics_are_those_of_the_saved_files(trained):
     model = ModelWithExits(AutoModelForSequenceClassification.from_pretrained(out)).eval()
     for name, tensor in load_file(out / "exits.safetensors").items():
         _, number, part = name.split(".")
-        model.heads[int(number) - 1].state_dict()[part].copy_(tensor)
+        model.heads[int(number) - 1].exit.state_dict()[part].copy_(tensor)
     tokenizer = AutoTokenizer.from_pretrained(out)
     right = torch.zeros(NUM_LAYERS)
     for text, label in TUNE:
@@ -77,7 +81,7 @@ def test_metrics_are_those_of_the_saved_files(trained):
             right += torch.stack(
                 [logits.argmax() == label for logits in model(encoded.input_ids, encoded.attention_mask)]
             )
-    assert tuple((right / len(TUNE)).tolist()) == pytest.approx(metrics.accuracies)
+    assert (100 * right / len(TUNE)).tolist() == pytest.approx([scores["score"] for scores in metrics.scores])
 
 
 def test_tokenizer_is_saved_as_it_was(source, trained):
@@ -100,34 +104,60 @@ def test_another_seed_gives_other_exits(bert, tmp_path):
     assert files[0] != files[1]
 
 
+def rows_of(folder, model, given, max_length=16):
+    encoder = ModelWithExits(model).encoder
+    return encode_rows(given, TextEncoder.from_folder(folder, encoder, max_length, print), encoder, is_regression=False)
+
+
 def test_dropout_is_off_when_exits_are_measured(bert):
     model = ModelWithExits(make_model("bert", hidden_dropout_prob=0.5)).train()
-    tokenizer = AutoTokenizer.from_pretrained(bert)
-    rows = encode_examples(examples(60), tokenizer, model.model, 16)
-    collate = make_collator(tokenizer)
-    inputs = collate(rows)
+    rows = rows_of(bert, model.model, examples(60))
+    inputs = to_tensors(rows.batch(range(60)))
     labels = inputs.pop("labels")
     assert labels.tolist() == [label for _, label in examples(60)]
     with torch.no_grad():
         assert not torch.equal(model(**inputs)[0], model(**inputs)[0])
-        said = predict(model, rows, collate, 7)
+        said = predict(model, rows, 7)
         expected = torch.stack(model.eval()(**inputs))
-    assert torch.allclose(said, expected, atol=1e-5)
+    assert torch.allclose(torch.from_numpy(said), expected, atol=1e-5)
 
 
-def test_types_go_to_models_that_take_them(bert):
+def test_windows_come_in_the_order_of_the_rows(bert, monkeypatch):
+    monkeypatch.setattr("offramp.models.predict.WINDOW_BATCHES", 2)
+    model = ModelWithExits(make_model("bert"))
+    rows = rows_of(bert, model.model, examples(23))
+    inputs = to_tensors(rows.batch(range(23)))
+    del inputs["labels"]
+    with torch.no_grad():
+        hidden = model.eval().model(**inputs, output_hidden_states=True).hidden_states
+    windows = list(feature_windows(model, rows, 4))
+    assert [start for start, _ in windows] == [0, 8, 16]
+    found = torch.cat([torch.from_numpy(window) for _, window in windows])
+    torch.testing.assert_close(found, torch.stack([layer[:, 0] for layer in hidden[1:]], 1), atol=1e-5, rtol=0)
+    assert torch.allclose(torch.from_numpy(predict(model, rows, 4)), torch.stack(model(**inputs)), atol=1e-5)
+
+
+def test_an_output_that_is_not_finite_is_named(bert):
+    model = ModelWithExits(make_model("bert"))
+    torch.nn.init.constant_(model.heads[1].exit.bias, float("inf"))
+    with pytest.raises(NonFiniteError, match="output of exit 2 is not finite"):
+        predict(model, rows_of(bert, model.model, examples(5)), 2)
+
+
+def test_rows_are_those_of_the_tokenizer_of_transformers(bert):
     tokenizer = AutoTokenizer.from_pretrained(bert)
-    pair = [(("the rose", "is red"), 0)]
-    (row,) = encode_examples(pair, tokenizer, make_model("bert"), 16)
-    assert row["token_type_ids"] == [0, 0, 0, 0, 1, 1, 1]
-    (row,) = encode_examples(pair, tokenizer, make_model("distilbert"), 16)
-    assert sorted(row) == ["attention_mask", "input_ids", "labels"]
-
-
-def test_texts_are_cut_to_max_length(bert):
-    (row,) = encode_examples([("a rose " * 20, 2)], AutoTokenizer.from_pretrained(bert), make_model("bert"), 10)
-    assert len(row["input_ids"]) == 10
-    assert row["labels"] == 2
+    given = [(("the rose", "is red"), 0), ("a rose " * 20, 2), ("blue", 1)]
+    rows = rows_of(bert, make_model("bert"), given)
+    encoded = tokenizer(
+        ["the rose", "a rose " * 20, "blue"], truncation=True, max_length=16, padding=True, return_tensors="pt"
+    )
+    batch = to_tensors(rows.batch([1, 2]))
+    assert torch.equal(batch["input_ids"], encoded.input_ids[1:])
+    assert torch.equal(batch["attention_mask"], encoded.attention_mask[1:])
+    assert batch["labels"].tolist() == [2, 1]
+    assert rows.batch([0])["token_type_ids"].tolist() == [[0, 0, 0, 0, 1, 1, 1]], "pairs have their segments"
+    assert rows.lengths_N.tolist() == [7, 16, 3]
+    assert "token_type_ids" not in rows_of(bert, make_model("distilbert"), given).batch([0]), "DistilBERT takes none"
 
 
 def test_heads_learn_at_their_own_rate(bert, tmp_path):
@@ -159,6 +189,9 @@ def test_impossible_data_is_refused(bert, tmp_path):
         train_exits(bert, TRAIN, [], tmp_path / "run", labels=LABELS)
     with pytest.raises(ValueError, match="from 0 to 2, not 3"):
         train_exits(bert, TRAIN, [("a rose", 3)], tmp_path / "run", labels=LABELS)
+    with pytest.raises(ValueError, match="values of tune must be finite, not nan"):
+        train_exits(bert, TRAIN, [("a rose", float("nan"))], tmp_path / "run", labels=())
+    assert [path.name for path in tmp_path.iterdir()] == ["bert"]
 
 
 def test_a_target_that_exists_is_refused_before_training(bert, tmp_path):
@@ -173,6 +206,103 @@ def test_a_library_that_is_missing_is_named(bert, tmp_path, monkeypatch):
     monkeypatch.setattr("offramp.training.pipeline.find_spec", lambda name: None if name == "accelerate" else object())
     with pytest.raises(MissingExtraError, match=r"accelerate is not installed - pip install 'offramp\[train\]'"):
         train_exits(bert, TRAIN, TUNE, tmp_path / "run", labels=LABELS)
+
+
+QUICK = {"epochs": 20, "learning_rate": 3e-3, "head_learning_rate": 1e-2, "max_length": 16}
+LEARNT = 60
+"""Per cent; an exit that learnt nothing has 33."""
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_learns(source, form, tmp_path):
+    settings = TrainSettings(heads=form, **QUICK)
+    metrics = train_exits(source, TRAIN, TUNE, tmp_path / "run", labels=LABELS, settings=settings)
+    assert min(scores["accuracy"] for scores in metrics.scores) >= LEARNT
+    assert f'"form": "{form}"' in (tmp_path / "run" / "exits.json").read_text()
+
+
+def test_distilled_exits_learn(source, tmp_path):
+    settings = TrainSettings(loss="distill", **QUICK)
+    metrics = train_exits(source, TRAIN, TUNE, tmp_path / "run", labels=LABELS, settings=settings)
+    assert min(scores["accuracy"] for scores in metrics.scores) >= LEARNT
+
+
+def test_plain_fine_tuning_leaves_no_exits_and_heads_alone_leave_the_model(source, tmp_path):
+    plain = train_exits(
+        source, TRAIN, TUNE, tmp_path / "plain", labels=LABELS, settings=TrainSettings(loss="last", **QUICK)
+    )
+    assert len(plain.scores) == 1
+    assert not (tmp_path / "plain" / "exits.json").exists()
+    settings = TrainSettings(loss="heads-only", **QUICK)
+    heads = train_exits(tmp_path / "plain", TRAIN, TUNE, tmp_path / "heads", labels=LABELS, settings=settings)
+    assert min(scores["accuracy"] for scores in heads.scores) >= LEARNT
+    np.testing.assert_array_equal(heads.logits_KNC[-1], plain.logits_KNC[0])
+    for name, tensor in load_file(tmp_path / "plain" / "model.safetensors").items():
+        assert torch.equal(tensor, load_file(tmp_path / "heads" / "model.safetensors")[name]), name
+    with pytest.raises(SourceError, match=r"it has no head for 3 outputs - .* - train one with --loss last first"):
+        train_exits(source, TRAIN, TUNE, tmp_path / "none", labels=LABELS, settings=settings)
+
+
+def test_exits_of_a_regression_learn_a_value(source, tmp_path):
+    def values(given):
+        return [(text, float(label)) for text, label in given]
+
+    settings = TrainSettings(loss="mixed", **{**QUICK, "epochs": 40})
+    out = tmp_path / "run"
+    metrics = train_exits(source, values(TRAIN), values(TUNE), out, labels=(), settings=settings)
+    assert metrics.logits_KNC.shape == (NUM_LAYERS, len(TUNE), 1)
+    assert min(scores["pearson"] for scores in metrics.scores) >= LEARNT
+    assert AutoModelForSequenceClassification.from_pretrained(out).config.problem_type == "regression"
+
+
+def test_the_last_exit_is_trained_alone_in_the_first_half_of_mixed(source, tmp_path, monkeypatch):
+    asked = []
+    forward = ModelWithExits.forward
+
+    def spy(self, *args, last_only=False, **inputs):
+        asked.append(last_only)
+        return forward(self, *args, last_only=last_only, **inputs)
+
+    monkeypatch.setattr(ModelWithExits, "forward", spy)
+    settings = TrainSettings(loss="mixed", epochs=1, batch_size=16, max_length=16)
+    train_exits(source, TRAIN[:48], TUNE[:1], tmp_path / "run", labels=LABELS, settings=settings)
+    assert asked == [True, True, False, False], "three steps, and the measuring"
+
+
+def test_batches_that_are_accumulated_make_the_step_of_a_large_one(bert, tmp_path):
+    """Equal texts, so that every half of a batch has the mean of the whole."""
+    train, files = [("the red rose", 0)] * 16, []
+    for batch_size, accumulate in ((16, 1), (8, 2)):
+        settings = TrainSettings(epochs=1, max_length=16, batch_size=batch_size, accumulate=accumulate)
+        source = write_checkpoint(
+            tmp_path / f"model-{accumulate}",
+            make_model("bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).base_model,
+        )
+        out = tmp_path / f"run-{accumulate}"
+        train_exits(source, train, TUNE[:1], out, labels=LABELS, settings=settings)
+        files.append(load_file(out / "model.safetensors"))
+    for name, tensor in files[0].items():
+        torch.testing.assert_close(files[1][name], tensor, atol=1e-6, rtol=0)
+
+
+def test_bfloat16_trains_weights_of_float32(source, tmp_path):
+    settings = TrainSettings(precision="bfloat16", **QUICK)
+    metrics = train_exits(source, TRAIN, TUNE, tmp_path / "run", labels=LABELS, settings=settings)
+    assert min(scores["accuracy"] for scores in metrics.scores) >= LEARNT
+    assert {tensor.dtype for tensor in load_file(tmp_path / "run" / "model.safetensors").values()} == {torch.float32}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_float16_without_a_gpu_is_refused(bert, tmp_path):
+    with pytest.raises(UsageError, match="float16 needs a GPU - take bfloat16"):
+        settings = TrainSettings(precision="float16")
+        train_exits(bert, TRAIN, TUNE, tmp_path / "run", labels=LABELS, settings=settings)
+
+
+def test_a_report_that_nobody_takes_is_refused(bert, tmp_path):
+    with pytest.raises(UsageError, match="cannot report to 'carrier-pigeon' - installed are: "):
+        settings = TrainSettings(report_to="carrier-pigeon")
+        train_exits(bert, TRAIN, TUNE, tmp_path / "run", labels=LABELS, settings=settings)
 
 
 def test_importing_the_room_imports_no_torch():

@@ -23,6 +23,8 @@ COMMANDS = {
     "plan": "say what a budget would keep in memory, and the peak that follows",
     "run": "classify texts under a budget",
     "profile": "draw the memory of a run over time",
+    "train": "fine-tune a model with an exit after each layer, on a task of GLUE or on your own table",
+    "eval": "score every exit of a model or a store, and keep what they say",
     "bench": "measure latency, peak and bytes read for several budgets",
     "demo": "train exits on real text, divide, and run under a budget",
     "env": "show versions and hardware",

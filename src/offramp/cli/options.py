@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from offramp.errors import UsageError
+
+if TYPE_CHECKING:
+    from offramp.tasks.examples import Splits
 
 ENGINE = ("exit", "backend", "threads", "batch", "max_length", "reads", "verify")
 """The options that `add_engine` takes, by their names in `offramp.prepare`."""
@@ -81,6 +84,46 @@ def add_inputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pair-column", metavar="NAME", help="the second text's column or key")
 
 
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """Where labelled texts come from: a task of GLUE, or anyone's own tables."""
+    group = parser.add_argument_group("data: a task of GLUE, or your own tables")
+    group.add_argument("--task", metavar="NAME", help="cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte or wnli")
+    group.add_argument("--data", metavar="DIR", help="GLUE's folders or zips (default: the hub)")
+    group.add_argument("--train", metavar="FILE", help="your table: .tsv, .csv, .jsonl or .parquet; it is cut in parts")
+    group.add_argument("--dev", metavar="FILE", help="a table that is only reported (default: a part of --train)")
+    group.add_argument("--text-column", default="sentence", metavar="NAME", help="(default: sentence)")
+    group.add_argument("--pair-column", metavar="NAME", help="the second text's column, if there are pairs")
+    group.add_argument("--label-column", default="label", metavar="NAME", help="(default: label)")
+    group.add_argument("--regression", action="store_true", help="labels are numbers to be predicted")
+    group.add_argument("--split-seed", type=int, default=0, metavar="N", help="of the cutting (default: 0)")
+    parser.add_argument("--offline", action="store_true", help="take models and data of the hub from the cache alone")
+
+
+def labelled_data(args: argparse.Namespace, labels: Sequence[str] | None = None) -> Splits:
+    """The splits that `add_data` names. `labels`: of the model, where one is given, for tables of one's own.
+
+    Raises UsageError for options that contradict each other, and as the loaders do.
+    """
+    from offramp.tasks.glue import load_glue, task_of
+    from offramp.tasks.hub import load_hub
+    from offramp.tasks.own import Columns, load_own
+
+    own = args.train or args.dev
+    if bool(args.task) == bool(own):
+        what = "both a task and a table" if own else "no data"
+        raise UsageError(what, None, "give --task NAME, or --train FILE with --text-column and --label-column")
+    if own:
+        if args.data:
+            raise UsageError("--data is a folder of GLUE", None, "give --task NAME with it, or --train FILE alone")
+        columns = Columns(args.text_column, args.label_column, args.pair_column)
+        paths = [Path(path) if path else None for path in (args.train, args.dev)]
+        return load_own(paths[0], paths[1], columns, () if args.regression else labels, args.split_seed)
+    task = task_of(args.task)
+    if args.data:
+        return load_glue(task, Path(args.data), args.split_seed)
+    return load_hub(task, args.split_seed, offline=args.offline)
+
+
 def engine_options(args: argparse.Namespace) -> dict[str, Any]:
     """The options of `offramp.prepare` for a process that is there for one store."""
     return {**{name: getattr(args, name) for name in ENGINE}, "own_process": True, "warn": warn}
@@ -144,6 +187,12 @@ def say(message: str) -> None:
 def warn(message: str) -> None:
     """One line about something that the user may not want."""
     say(f"offramp: warning: {message}")
+
+
+def percents(scores: dict[str, float]) -> dict[str, str]:
+    """Scores for a table; the mean of one metric is not said twice."""
+    shown = {name: f"{value:.1f}" for name, value in scores.items()}
+    return {name: value for name, value in shown.items() if name != "score" or len(shown) > 2}
 
 
 def table(head: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:

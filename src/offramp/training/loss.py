@@ -1,4 +1,4 @@
-"""The loss of a model with exits, as PABEE has it (Zhou et al., "BERT Loses Patience", NeurIPS 2020, section 3.3).
+"""Losses of a model with exits.
 
 Shapes: B rows, C labels; K exits.
 """
@@ -12,6 +12,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from offramp.errors import NonFiniteError
+from offramp.policies.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+
+TEMPERATURE = 2.0
+"""Of the distributions that a distilled exit is compared with."""
+TEACHER_SHARE = 0.5
+"""Of a distilled exit's loss; the labels have the rest."""
 
 
 def exit_losses(logits: Sequence[Tensor], labels: Tensor, problem: str) -> list[Tensor]:
@@ -23,27 +29,53 @@ def exit_losses(logits: Sequence[Tensor], labels: Tensor, problem: str) -> list[
             `multi_label_classification` (binary cross-entropy); numbers [B] for `regression` (squared error, C = 1).
         problem: as in the model's config.
     """
-    if problem == "single_label_classification":
+    if problem == SINGLE_LABEL:
         return [functional.cross_entropy(logits_BC, labels) for logits_BC in logits]
-    if problem == "multi_label_classification":
+    if problem == MULTI_LABEL:
         targets_BC = labels.to(logits[0].dtype)
         return [functional.binary_cross_entropy_with_logits(logits_BC, targets_BC) for logits_BC in logits]
-    if problem == "regression":
+    if problem == REGRESSION:
         targets_B1 = labels.to(logits[0].dtype).reshape(-1, 1)  # [B] against [B, 1] would broadcast to [B, B]
         return [functional.mse_loss(logits_BC, targets_B1) for logits_BC in logits]
-    raise ValueError(
-        f"problem must be single_label_classification, multi_label_classification or regression: {problem}"
-    )
+    raise ValueError(f"problem must be {SINGLE_LABEL}, {MULTI_LABEL} or {REGRESSION}: {problem}")
 
 
-def pabee_loss(losses: Sequence[Tensor]) -> Tensor:
-    """`sum k * loss_k / sum k` over exits k = 1..K: deeper exits weigh more, and the last one most."""
-    weights_K = torch.arange(1, len(losses) + 1, dtype=losses[0].dtype, device=losses[0].device)
-    return (weights_K * torch.stack(list(losses))).sum() / weights_K.sum()
+def weighted_loss(losses: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """`sum w_k * loss_k` over exits k = 1..K.
+
+    With weights k / (1 + ... + K) it is PABEE's: deeper exits weigh more, and the last one most (Zhou et al., "BERT
+    Loses Patience", NeurIPS 2020, section 3.3).
+    """
+    weights_K = torch.tensor(weights, dtype=losses[0].dtype, device=losses[0].device)
+    return (weights_K * torch.stack(list(losses))).sum()
 
 
-def require_finite(values: Sequence[Tensor], what: str, where: str) -> None:
-    """Raise NonFiniteError naming the first exit whose values are not all finite."""
-    for number, value in enumerate(values, 1):
+def distilled(losses: Sequence[Tensor], logits: Sequence[Tensor], problem: str) -> list[Tensor]:
+    """The losses of all exits, where those but the last also learn what the last says, which gets no gradient from it.
+
+    Classification: the Kullback-Leibler divergence at TEMPERATURE, times its square, so that gradients keep their size
+    (Hinton et al., 2015); labels of their own: the cross-entropy to the last exit's probabilities; regression: the
+    squared distance.
+    """
+    teacher_BC = logits[-1].detach()
+    divergences = [_divergence(logits_BC, teacher_BC, problem) for logits_BC in logits[:-1]]
+    return [
+        *((1 - TEACHER_SHARE) * loss + TEACHER_SHARE * far for loss, far in zip(losses, divergences, strict=False)),
+        losses[-1],
+    ]
+
+
+def _divergence(logits_BC: Tensor, teacher_BC: Tensor, problem: str) -> Tensor:
+    if problem == REGRESSION:
+        return functional.mse_loss(logits_BC, teacher_BC)
+    if problem == MULTI_LABEL:
+        return functional.binary_cross_entropy_with_logits(logits_BC, teacher_BC.sigmoid())
+    student, teacher = (torch.log_softmax(x / TEMPERATURE, -1) for x in (logits_BC, teacher_BC))
+    return TEMPERATURE**2 * functional.kl_div(student, teacher, reduction="batchmean", log_target=True)
+
+
+def require_finite(values: Sequence[Tensor], what: str, where: str, first_exit: int = 1) -> None:
+    """Raise NonFiniteError naming the first exit whose values are not all finite; `values[0]` is of `first_exit`."""
+    for number, value in enumerate(values, first_exit):
         if not torch.isfinite(value).all():
             raise NonFiniteError(f"{what} of exit {number} is not finite", where, "lower the learning rate")

@@ -1,59 +1,95 @@
-"""Gradients: transformers' Trainer with a loss at every exit. Writes nothing, and knows neither files nor texts.
+"""Gradients: transformers' Trainer with a loss at every exit. It writes checkpoints, and knows no texts.
 
-Shapes: B rows of a batch, N rows in all, C labels; K exits.
+Shapes: B rows of a batch, C labels; K exits.
 """
 
 from __future__ import annotations
 
-import math
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.integrations.integration_utils import get_available_reporting_integrations
 
+from offramp.errors import UsageError
 from offramp.models.exits import ModelWithExits
-from offramp.training.encoding import Collator, Row
-from offramp.training.loss import exit_losses, pabee_loss, require_finite
+from offramp.models.predict import to_tensors
+from offramp.training.batches import LengthGroupedBatches
+from offramp.training.frozen import Heads
+from offramp.training.loss import distilled, exit_losses, require_finite, weighted_loss
 from offramp.training.settings import TrainSettings
+
+MIXED_SHARE = 0.5
+"""Of the steps, with which `mixed` trains the last exit alone."""
+
+
+class Batches(Protocol):
+    """Rows that come in batches: token ids, or what heads see of them."""
+
+    def __len__(self) -> int:
+        """Rows."""
+        ...
+
+    @property
+    def lengths_N(self) -> np.ndarray:
+        """Tokens of each row."""
+        ...
+
+    def batch(self, indices: Any) -> dict[str, np.ndarray]:
+        """What the model is called with, and `labels`."""
+        ...
 
 
 def fit(
     model: ModelWithExits,
-    rows: list[Row],
-    collate: Collator,
+    rows: Batches,
     settings: TrainSettings,
     folder: Path,
+    checkpoint: Path | None,
     progress: Callable[[str], None],
 ) -> None:
-    """Train `model` in place on one device; the Trainer insists on a `folder`, and leaves nothing in it.
+    """Train `model` in place, from `checkpoint` on if there is one; the Trainer writes checkpoints to `folder`.
 
-    Seeds the generators of random, numpy and torch. On the CPU equal inputs give equal weights, bit for bit, with the
-    same number of threads. Raises NonFiniteError naming the exit.
+    `heads-only` trains its heads on `PooledRows`, any other loss the whole of it on `Rows`. Seeds the generators of
+    random, numpy and torch. On the CPU equal inputs give equal weights, bit for bit, with the same number of threads,
+    interrupted or not. Raises NonFiniteError naming the exit.
     """
-    trainer = ExitTrainer(model, rows, collate, settings, folder)
+    trainer = ExitTrainer(model, rows, settings, folder)
     trainer.remove_callback(PrinterCallback)  # it prints to stdout
     trainer.add_callback(_Progress(progress))
-    trainer.train()
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+
+
+def require_possible(settings: TrainSettings) -> None:
+    """Raise UsageError for what this machine cannot do."""
+    if settings.precision == "float16" and not torch.cuda.is_available():
+        raise UsageError("float16 needs a GPU", None, "take bfloat16, or float32")
+    known = get_available_reporting_integrations()
+    if settings.report_to not in ("none", *known):
+        what = f"cannot report to {settings.report_to!r}"
+        raise UsageError(what, None, f"installed are: {', '.join(known) or 'none'}")
 
 
 class ExitTrainer(Trainer):
-    """Minimises the PABEE loss; heads learn at their own rate, and rows of about equal length share a batch."""
+    """Minimises the loss of `settings`; heads learn at their own rate, rows of about equal length share a batch."""
 
-    def __init__(
-        self, model: ModelWithExits, rows: list[Row], collate: Collator, settings: TrainSettings, folder: Path
-    ) -> None:
-        super().__init__(model, _arguments(settings, len(rows), folder), collate)
-        self.exits_model, self.rows, self.collate, self.settings = model, rows, collate, settings
+    def __init__(self, model: ModelWithExits, rows: Batches, settings: TrainSettings, folder: Path) -> None:
+        trained = Heads(model) if settings.loss == "heads-only" else model
+        super().__init__(trained, _arguments(settings, folder), train_dataset=cast(Dataset, range(len(rows))))
+        self.exits_model, self.rows, self.settings = model, rows, settings
         self.problem = str(model.model.config.problem_type)
+        self.weights = settings.weights(len(model.heads) + 1)
+        self.model_accepts_loss_kwargs = False  # our mean over a batch is not scaled for accumulation
 
     def compute_loss(
         self,
-        model: torch.nn.Module,
+        model: nn.Module,
         inputs: dict[str, Tensor],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
@@ -61,18 +97,31 @@ class ExitTrainer(Trainer):
         """The loss of a batch, and the logits of each exit if asked for."""
         inputs = dict(inputs)
         labels = inputs.pop("labels")
-        logits = model(**inputs)
-        losses = exit_losses(logits, labels, self.problem)
-        require_finite(losses, "loss", f"training step {self.state.global_step + 1}")
-        loss = pabee_loss(losses)
+        last_only = self._last_only()
+        logits = model(**inputs, last_only=True) if last_only else model(**inputs)
+        losses = exit_losses([logits_BC.float() for logits_BC in logits], labels, self.problem)
+        where = f"training step {self.state.global_step + 1}"
+        require_finite(losses, "loss", where, first_exit=len(self.weights) if last_only else 1)
+        loss = losses[0] if last_only else self._joint(losses, logits)
         return (loss, logits) if return_outputs else loss
 
-    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+    def _last_only(self) -> bool:
+        loss, state = self.settings.loss, self.state
+        return loss == "last" or (loss == "mixed" and state.global_step < MIXED_SHARE * state.max_steps)
+
+    def _joint(self, losses: list[Tensor], logits: list[Tensor]) -> Tensor:
+        if self.settings.loss == "distill":
+            losses = distilled(losses, logits, self.problem)
+        if self.settings.loss == "heads-only":  # the last exit is not among them
+            return weighted_loss(losses, [1 / len(losses)] * len(losses))
+        return weighted_loss(losses, self.weights)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW with two rates: what the checkpoint brought, and the heads."""
         settings = self.settings
         encoder = {id(parameter) for parameter in self.exits_model.model.base_model.parameters()}
-        groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
-        for parameter in self.exits_model.parameters():
+        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        for parameter in cast(nn.Module, self.model).parameters():
             groups.setdefault((id(parameter) in encoder, parameter.ndim > 1), []).append(parameter)
         options = [
             {
@@ -86,56 +135,52 @@ class ExitTrainer(Trainer):
         return self.optimizer
 
     def get_train_dataloader(self) -> DataLoader:
-        """Batches of about equal length, in an order that only the seed decides."""
-        rows = cast(Dataset, self.rows)  # a list has all that a loader needs
-        lengths = [len(row["input_ids"]) for row in self.rows]
-        generator = torch.Generator().manual_seed(self.settings.seed)
-        sampler = LengthGroupedSampler(self.settings.batch_size, lengths=lengths, generator=generator)
-        return DataLoader(rows, self.settings.batch_size, sampler=sampler, collate_fn=self.collate)
+        """Batches in an order that only seed and epoch decide."""
+        sampler = LengthGroupedBatches(self.rows.lengths_N, self.settings.batch_size, self.settings.seed)
 
+        def collate(indices: list[int]) -> dict[str, Tensor]:
+            return to_tensors(self.rows.batch(indices))
 
-@torch.no_grad()
-def predict(model: ModelWithExits, rows: list[Row], collate: Collator, batch_size: int) -> Tensor:
-    """What each exit says of the rows, in their order: logits [K, N, C]. Raises NonFiniteError naming the exit."""
-    model.eval()
-    device = model.model.device
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index]["input_ids"]))
-    logits_KNC = torch.empty(len(model.heads) + 1, len(rows), cast(int, model.model.config.num_labels))
-    for start in range(0, len(rows), batch_size):
-        indices = order[start : start + batch_size]
-        inputs = {name: tensor.to(device) for name, tensor in collate([rows[index] for index in indices]).items()}
-        inputs.pop("labels")
-        logits = model(**inputs)
-        require_finite(logits, "output", "the trained model")
-        logits_KNC[:, indices] = torch.stack([logits_BC.float().cpu() for logits_BC in logits])
-    return logits_KNC
+        loader = DataLoader(cast(Dataset, self.train_dataset), batch_sampler=sampler, collate_fn=collate)
+        return self.accelerator.prepare(loader)
 
 
 class _Progress(TrainerCallback):
     def __init__(self, progress: Callable[[str], None]) -> None:
-        self._progress = progress
+        self._progress, self._began = progress, (0, 0.0)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._began = (state.global_step, time.monotonic())
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-        if logs and "loss" in logs:  # the last call carries a summary instead
-            self._progress(f"step {state.global_step} of {state.max_steps}: loss {logs['loss']:.3f}")
+        if logs and "loss" in logs and state.is_world_process_zero:  # the last call carries a summary instead
+            first, began = self._began
+            seconds_a_step = (time.monotonic() - began) / max(state.global_step - first, 1)
+            left = seconds_a_step * (state.max_steps - state.global_step) / 60
+            line = f"step {state.global_step} of {state.max_steps}: loss {logs['loss']:.3f}, {left:.1f} minutes left"
+            self._progress(line)
 
 
-def _arguments(settings: TrainSettings, num_rows: int, folder: Path) -> TrainingArguments:
-    num_steps = settings.epochs * math.ceil(num_rows / settings.batch_size)
+def _arguments(settings: TrainSettings, folder: Path) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=settings.batch_size,
-        warmup_steps=math.ceil(settings.warmup * num_steps),
+        gradient_accumulation_steps=settings.accumulate,
+        warmup_steps=settings.warmup,  # below 1: a share of the steps
         lr_scheduler_type="linear",
         use_cpu=not torch.cuda.is_available(),
-        bf16=settings.bfloat16,
+        bf16=settings.precision == "bfloat16",
+        fp16=settings.precision == "float16",
         seed=settings.seed,
         remove_unused_columns=False,
         logging_steps=0.05,  # of all steps
-        save_strategy="no",
+        save_strategy="steps",
+        save_steps=settings.save_steps,
+        save_total_limit=1,
         eval_strategy="no",
-        report_to="none",
+        report_to=settings.report_to,
         disable_tqdm=True,
         dataloader_pin_memory=False,
+        ddp_find_unused_parameters=settings.loss in ("last", "mixed"),
     )

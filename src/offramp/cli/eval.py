@@ -1,0 +1,84 @@
+"""Score every exit of a model or a store, and what exit policies would make of them.
+
+offramp eval runs/mnli --task mnli --data glue
+offramp eval runs/mine --dev dev.tsv --text-column sentence --label-column label --exit confidence:0.9
+offramp eval runs/mnli --task mnli --data glue --split tune,certify,dev --transcript transcripts/mnli
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from offramp.cli.options import add_data, count, emit, labelled_data, percents, say, table, warn
+from offramp.errors import UsageError
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Options of eval."""
+    parser.add_argument("model", help="a run folder, a store, or a classifier: a folder or an id on the hub")
+    add_data(parser)
+    parser.add_argument("--split", default="dev", metavar="NAME[,NAME...]", help="train, tune, certify, dev")
+    parser.add_argument(
+        "--exit", action="append", default=[], metavar="POLICY", help="also score a policy; may be given several times"
+    )
+    parser.add_argument("--transcript", metavar="DIR", help="keep what every exit says of every row")
+    parser.add_argument("--features", action="store_true", help="keep the first token's hidden states as well")
+    parser.add_argument("--batch", type=count, default=32, metavar="N", help="rows that run together (default: 32)")
+    parser.add_argument(
+        "--max-length",
+        type=count,
+        metavar="N",
+        help="cut texts to N tokens (default: as in training, else the model's)",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON line a split")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Evaluate."""
+    from offramp.division import family_of, open_source, resolve
+    from offramp.experiments.evaluation import evaluate
+    from offramp.policies import parse
+
+    if args.features and not args.transcript:
+        raise UsageError("--features are kept in a transcript", None, "give --transcript DIR")
+    policies = [parse(text) for text in args.exit]
+    folder = resolve(args.model, args.offline)
+    with open_source(folder) as source:
+        labels = family_of(source.config).encoder(source.config).labels
+    data = labelled_data(args, labels)
+    for sentence in data.partial:
+        warn(f"no score of {data.name}: {sentence}")
+    reports = evaluate(
+        folder, data, args.split.split(","), policies=policies, batch_size=args.batch, max_length=args.max_length,
+        transcript=Path(args.transcript) if args.transcript else None, with_features=args.features, say=say,
+    )  # fmt: skip
+    for report in reports:
+        _show(report, bool(data.labels), args.json)
+    return 0
+
+
+def _show(report: Any, is_classification: bool, as_json: bool) -> None:
+    if as_json:
+        emit(asdict(report))
+        return
+    names = list(percents(report.exits[0].scores))
+    overthought = "right, last wrong" if is_classification else "nearer than last"
+    head = ("", *names, "agrees with last", overthought)
+    rows = [
+        (f"exit {row.exit}", *percents(row.scores).values(), f"{row.agreement:.1f}", f"{row.overthought:.1f}")
+        for row in report.exits
+    ]
+    print(f"{report.split}: {report.num_rows} rows, in percent")
+    print(table(head, rows))
+    what = "right at some exit and wrong at the last" if is_classification else "nearer at some exit than at the last"
+    print(f"overthinking: {report.overthinking:.1f} % of the rows are {what}")
+    if report.policies:
+        head = ("policy", *names, "mean exit")
+        rows = [(row.policy, *percents(row.scores).values(), f"{row.mean_exit:.2f}") for row in report.policies]
+        print(table(head, rows))
+    if report.transcript:
+        say(f"transcript: {report.transcript}")
+    print(flush=True)

@@ -1,0 +1,193 @@
+"""The verb eval: how good each exit of a model is, on any split of any labelled data, and what policies would make of
+them; every exit's output kept as a transcript, if asked for.
+
+Shapes: N rows, K exits, C outputs of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from offramp.division import family_of, open_source
+from offramp.errors import UsageError
+from offramp.policies import Policy, replay
+from offramp.policies.evidence import REGRESSION
+from offramp.store import Encoder
+from offramp.store.transcript import About, TranscriptWriter
+from offramp.tasks import TextEncoder
+from offramp.tasks.examples import Example, Splits, digest
+from offramp.tasks.metrics import answers, score, score_exits
+from offramp.tasks.rows import Rows, encode_rows
+from offramp.training.folders import read_config
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ExitRow:
+    """One exit on one split; shares are in percent."""
+
+    exit: int
+    scores: dict[str, float]
+    """Each metric, and `score`, their mean."""
+    agreement: float
+    """Rows with the last exit's label; in a regression Pearson's correlation with the last exit."""
+    overthought: float
+    """Rows that this exit has right and the last one wrong (Kaya et al., ICML 2019); in a regression, rows where this
+    exit is nearer to the truth."""
+
+
+@dataclass(frozen=True)
+class PolicyRow:
+    """What a policy would answer. `mean_exit` counts layers, and is no measure of time."""
+
+    policy: str
+    scores: dict[str, float]
+    mean_exit: float
+
+
+@dataclass(frozen=True)
+class SplitReport:
+    """One split. `overthinking`: rows, in percent, that any exit has right and the last one wrong."""
+
+    split: str
+    num_rows: int
+    exits: tuple[ExitRow, ...]
+    overthinking: float
+    policies: tuple[PolicyRow, ...]
+    transcript: str | None
+
+
+def evaluate(
+    folder: Path,
+    data: Splits,
+    names: Sequence[str],
+    *,
+    policies: Sequence[Policy] = (),
+    batch_size: int = 32,
+    max_length: int | None = None,
+    transcript: Path | None = None,
+    with_features: bool = False,
+    say: Say,
+) -> list[SplitReport]:
+    """Run every exit of a run folder or a store on the splits of these names.
+
+    Args:
+        policies: are replayed on what the exits say.
+        max_length: tokens that texts are cut to; None: what the model was trained with, else what it reads.
+        transcript: a folder for `store.transcript`; `with_features` keeps the first token's hidden states as well.
+
+    Raises UsageError for an unknown split, for labels that are not the model's, and where a transcript exists;
+    SourceError for the model, NonFiniteError naming the exit, DiskFullError.
+    """
+    from offramp.models.checkpoint import load_classifier
+
+    chosen = data.named(names)
+    with open_source(folder) as source:
+        encoder = family_of(source.config).encoder(source.config)
+        fingerprint = source.fingerprint() if transcript else ""
+    ids = _label_ids(data.labels, encoder, folder)
+    for policy in policies:
+        policy.check(encoder.num_layers, str(encoder.problem))
+    max_length = max_length or trained_length(folder) or encoder.max_length
+    text_encoder = TextEncoder.from_folder(folder, encoder, max_length, say)
+    model = load_classifier(folder)
+    reports = []
+    for split, examples in chosen.items():
+        say(f"{split}: {len(examples)} rows")
+        renamed = [Example(text, ids[int(label)] if ids else label) for text, label in examples]
+        rows = encode_rows(renamed, text_encoder, encoder, is_regression=not data.labels)
+        about = About(
+            data.name, split, str(encoder.problem), encoder.labels if data.labels else (), data.metrics,
+            fingerprint, digest(renamed) if transcript else "", max_length,
+        )  # fmt: skip
+        logits_KNC, path = _run(model, rows, batch_size, about, transcript, encoder.hidden_size if with_features else 0)
+        reports.append(report(about, rows.labels_N, logits_KNC, policies, path))
+    return reports
+
+
+def report(
+    about: About, truth_N: np.ndarray, logits_KNC: np.ndarray, policies: Sequence[Policy], path: Path | None = None
+) -> SplitReport:
+    """The tables of one split, of what its exits say."""
+    right_KN = _as_right_as(truth_N, logits_KNC, about.problem)
+    scores = score_exits(about.metrics, truth_N, logits_KNC)
+    exits = [
+        ExitRow(number, scores[number - 1], _agreement(logits_NC, logits_KNC[-1], about.problem), 100 * over)
+        for number, (logits_NC, over) in enumerate(zip(logits_KNC, right_KN.mean(1), strict=True), 1)
+    ]
+    replayed = [_replayed(policy, about, truth_N, logits_KNC) for policy in policies]
+    overthinking = 100 * float(right_KN.any(0).mean())
+    return SplitReport(about.split, len(truth_N), tuple(exits), overthinking, tuple(replayed), path and str(path))
+
+
+def answer_at(logits_KNC: np.ndarray, exit_N: np.ndarray) -> np.ndarray:
+    """The answers [N] of rows that leave at these exits, from 1."""
+    return answers(logits_KNC[exit_N - 1, np.arange(len(exit_N))])
+
+
+def trained_length(folder: Path) -> int | None:
+    """Tokens that texts were cut to in training, if the folder tells."""
+    found = (read_config(folder) or {}).get("max_length")
+    return found if isinstance(found, int) else None
+
+
+def _label_ids(labels: Sequence[str], encoder: Encoder, folder: Path) -> list[int]:
+    """The model's id of each label of the data; none for a regression."""
+    if (encoder.problem == REGRESSION) != (not labels):
+        kinds = ("a regression", "a classification")
+        has, wants = kinds if encoder.problem == REGRESSION else kinds[::-1]
+        raise UsageError(f"the model is {has}, the data are for {wants}", folder, "take a model of this task")
+    if set(labels) == set(encoder.labels) or not labels:
+        return [encoder.labels.index(label) for label in labels]
+    nameless = [f"LABEL_{index}" for index in range(len(labels))]  # transformers' names of none
+    if list(encoder.labels) == nameless:
+        return list(range(len(labels)))
+    what = f"the model's labels are {', '.join(encoder.labels)}, those of the data {', '.join(labels)}"
+    raise UsageError(what, folder, "take a model of this task")
+
+
+def _run(
+    model: Any, rows: Rows, batch_size: int, about: About, folder: Path | None, feature_size: int
+) -> tuple[np.ndarray, Path | None]:
+    """Logits [K, N, C], and the transcript if one is written."""
+    from offramp.models.exits import ModelWithExits
+    from offramp.models.predict import feature_windows, predict, predict_windows
+
+    if folder is None:
+        return predict(model, rows, batch_size), None
+    num_exits = len(model.heads) + 1 if isinstance(model, ModelWithExits) else 1
+    num_outputs = max(len(about.labels), 1)
+    found_NKC = np.empty((len(rows), num_exits, num_outputs), np.float32)
+    with TranscriptWriter(folder, about, len(rows), num_exits, num_outputs, feature_size) as writer:
+        features = feature_windows(model, rows, batch_size) if feature_size else None
+        for start, logits_NKC in predict_windows(model, rows, batch_size):
+            part = slice(start, start + len(logits_NKC))
+            found_NKC[part] = logits_NKC
+            kept = {"logits": logits_NKC, "lengths": rows.lengths_N[part], "labels": rows.labels_N[part]}
+            writer.write(start, **kept, **({} if features is None else {"features": next(features)[1]}))
+        return found_NKC.swapaxes(0, 1), writer.finish()
+
+
+def _as_right_as(truth_N: np.ndarray, logits_KNC: np.ndarray, problem: str) -> np.ndarray:
+    """[K, N], where an exit is right and the last one wrong; of a regression, where it is nearer to the truth."""
+    answer_KN = np.stack([answers(logits_NC) for logits_NC in logits_KNC])
+    if problem == REGRESSION:
+        distance_KN = np.abs(answer_KN - truth_N)
+        return distance_KN < distance_KN[-1]
+    return (answer_KN == truth_N) & (answer_KN[-1] != truth_N)
+
+
+def _agreement(logits_NC: np.ndarray, last_NC: np.ndarray, problem: str) -> float:
+    metric = "pearson" if problem == REGRESSION else "accuracy"
+    return score([metric], answers(last_NC), answers(logits_NC))["score"]
+
+
+def _replayed(policy: Policy, about: About, truth_N: np.ndarray, logits_KNC: np.ndarray) -> PolicyRow:
+    exit_N = replay(policy, logits_KNC, about.problem)
+    return PolicyRow(str(policy), score(about.metrics, truth_N, answer_at(logits_KNC, exit_N)), float(exit_N.mean()))

@@ -1,0 +1,54 @@
+"""A classifier and its exits as they lie in a run folder or a store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+
+from offramp.division import family_of, open_source
+from offramp.errors import SourceError
+from offramp.models.exits import ModelWithExits
+from offramp.store.exits import parse_exits
+
+
+def load_classifier(folder: Path) -> ModelWithExits | PreTrainedModel:
+    """The classifier of a folder in float32, with its exits if it has any.
+
+    Raises SourceError for a folder without a classification head, or with exits that do not fit.
+    """
+    with open_source(folder) as source:
+        exits = source.exits()
+        if not family_of(source.config).has_head(source.config):
+            raise SourceError("the model has no classification head", folder, "offramp train gives it one")
+    with quiet_libraries():
+        model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    if exits is None:
+        return model
+    tensors, description = exits
+    with_exits = ModelWithExits(model, parse_exits(description.read_bytes(), folder, SourceError).form)
+    try:
+        with_exits.load_exits(load_file(tensors))
+    except ValueError as error:
+        raise SourceError(str(error), tensors, "train the exits again") from None
+    return with_exits
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep transformers from drawing bars, and from telling that a bare encoder gets a new head."""
+    from transformers.utils import logging
+
+    verbosity, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if has_bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,46 @@
+"""Which rows share a batch, and in which order batches come; only the seed and the epoch decide.
+
+Shapes: N rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+from torch.utils.data import Sampler
+
+MEGABATCH = 50
+"""Batches among which rows are sorted by length."""
+
+
+class LengthGroupedBatches(Sampler[list[int]]):
+    """Batches of rows of about equal length, in random order, another one each epoch.
+
+    An epoch is drawn from its own number: training that goes on in the middle sees the batches that it would have seen.
+    """
+
+    drop_last = False  # accelerate asks for it
+
+    def __init__(self, lengths_N: np.ndarray, batch_size: int, seed: int) -> None:
+        self.lengths_N, self.batch_size, self.seed, self.epoch = lengths_N, batch_size, seed, 0
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.lengths_N) / self.batch_size)
+
+    def set_epoch(self, epoch: int) -> None:
+        """The Trainer calls it before each epoch."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = np.random.default_rng((self.seed, self.epoch))
+        order_N = generator.permutation(len(self.lengths_N))
+        size = MEGABATCH * self.batch_size
+        megabatches = [order_N[start : start + size] for start in range(0, len(order_N), size)]
+        batches = []
+        for rows in megabatches:
+            rows = rows[np.argsort(self.lengths_N[rows], kind="stable")]
+            batches += [rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)]
+        for index in generator.permutation(len(batches)):
+            yield batches[index].tolist()

@@ -1,0 +1,143 @@
+"""Run folders: whole or absent, resumed after an interruption, and never mixed with another training.
+
+A run is built in `OUT.partial`, which holds its configuration, a lock and checkpoints; it is renamed when it is whole.
+It knows files, and not what is in them.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from offramp.errors import NonFiniteError, UsageError
+from offramp.store.files import disk_full_is_ours, fsync_folder, write_atomic
+
+CONFIG = "train.json"
+"""What was trained on what, and how; in `OUT` and `OUT.partial`."""
+_LOCK = ".lock"
+_CHECKPOINTS = "checkpoints"
+_ANOTHER = "choose another name, or remove it"
+
+
+def is_finished(out: Path, config: Mapping[str, Any]) -> bool:
+    """Whether `out` is a whole run of this configuration.
+
+    Raises UsageError if it is anything else that exists, naming what differs.
+    """
+    if not os.path.lexists(out):
+        return False
+    found = read_config(out)
+    if found is None:
+        raise UsageError("target exists, and is no run folder", out, _ANOTHER)
+    _require_same(found, config, out)
+    return True
+
+
+@contextmanager
+def run_folder(out: Path, config: Mapping[str, Any]) -> Iterator[Path]:
+    """The folder to build a run in: it becomes `out` when the block ends.
+
+    When the block is interrupted, or the process killed, the folder stays if there is a checkpoint in it, and a next
+    call with an equal `config` goes on there; a training that diverged leaves nothing. Raises UsageError for a partial
+    folder of another configuration or of somebody who still writes, DiskFullError.
+    """
+    partial = _partial(out)
+    with disk_full_is_ours(out):
+        partial.mkdir(parents=True, exist_ok=True)
+        lock = _take_lock(partial)
+        try:
+            _claim(partial, config)
+            yield partial
+            _finish(partial, out)
+        except BaseException as error:
+            if isinstance(error, NonFiniteError) or last_checkpoint(partial) is None:
+                _clear(partial, config)
+            raise
+        finally:
+            os.close(lock)
+
+
+def checkpoints(folder: Path) -> Path:
+    """Where checkpoints of a run that is being built lie."""
+    return folder / _CHECKPOINTS
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint; the Trainer writes its state last, so that a torn one has none."""
+    found = []
+    for path in checkpoints(folder).glob("checkpoint-*"):
+        with suppress(OSError, ValueError):
+            json.loads((path / "trainer_state.json").read_bytes())
+            found.append((int(path.name.rpartition("-")[2]), path))
+    return max(found)[1] if found else None
+
+
+def _partial(out: Path) -> Path:
+    return out.with_name(out.name + ".partial")
+
+
+def _take_lock(partial: Path) -> int:
+    lock = os.open(partial / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(lock)
+        if error.errno not in (errno.EAGAIN, errno.EACCES):
+            raise
+        raise UsageError("another training writes here", partial, "wait for it to end") from None
+    return lock
+
+
+def _claim(partial: Path, config: Mapping[str, Any]) -> None:
+    found = read_config(partial)
+    if found is not None:
+        _require_same(found, config, partial)
+    elif {path.name for path in partial.iterdir()} - {_LOCK, CONFIG + ".tmp"}:
+        (partial / _LOCK).unlink()
+        raise UsageError("the folder holds something else", partial, _ANOTHER)
+    else:
+        write_atomic(partial / CONFIG, [json.dumps(config, indent=1).encode() + b"\n"])
+
+
+def _clear(partial: Path, config: Mapping[str, Any]) -> None:
+    """Remove what is ours."""
+    if read_config(partial) == config:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _finish(partial: Path, out: Path) -> None:
+    """Drop what only a resumption needs; make files durable, and their modes what the umask says."""
+    shutil.rmtree(checkpoints(partial), ignore_errors=True)
+    mode = (partial / CONFIG).stat().st_mode  # safetensors lets nobody else read its files
+    for path in partial.iterdir():
+        if path.is_file() and path.name != _LOCK:
+            path.chmod(mode)
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    fsync_folder(partial)
+    (partial / _LOCK).unlink()
+    partial.rename(out)
+    fsync_folder(out.parent)
+
+
+def read_config(folder: Path) -> dict[str, Any] | None:
+    """The configuration in a folder, if there is one."""
+    try:
+        tree = json.loads((folder / CONFIG).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return tree if isinstance(tree, dict) else None
+
+
+def _require_same(found: Mapping[str, Any], config: Mapping[str, Any], where: Path) -> None:
+    keys = [key for key in sorted({*found, *config}) if found.get(key) != config.get(key)]
+    if keys:
+        told = ", ".join(f"{key} {found.get(key)!r} there, {config.get(key)!r} here" for key in keys[:3])
+        raise UsageError(f"the folder belongs to another configuration ({told})", where, _ANOTHER)

@@ -1,0 +1,111 @@
+import json
+import os
+
+import pytest
+
+from offramp.errors import NonFiniteError, UsageError
+from offramp.training.folders import checkpoints, is_finished, last_checkpoint, run_folder
+
+CONFIG = {"epochs": 3, "loss": "pabee"}
+
+
+def add_checkpoint(folder, step=5, state="{}"):
+    path = checkpoints(folder) / f"checkpoint-{step}"
+    path.mkdir(parents=True)
+    (path / "trainer_state.json").write_text(state)
+    return path
+
+
+def test_a_run_appears_when_it_is_whole(tmp_path):
+    out = tmp_path / "deep" / "run"
+    umask = os.umask(0o027)
+    try:
+        with run_folder(out, CONFIG) as folder:
+            (folder / "model.safetensors").touch(0o600)
+            add_checkpoint(folder)
+            assert not out.exists()
+    finally:
+        os.umask(umask)
+    assert [path.name for path in out.parent.iterdir()] == ["run"]
+    assert sorted(path.name for path in out.iterdir()) == ["model.safetensors", "train.json"]
+    assert {path.stat().st_mode & 0o777 for path in out.iterdir()} == {0o640}
+    assert is_finished(out, CONFIG)
+
+
+def test_a_failure_before_the_first_checkpoint_leaves_nothing(tmp_path):
+    with pytest.raises(KeyboardInterrupt), run_folder(tmp_path / "run", CONFIG) as folder:
+        (folder / "half").touch()
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interruption_after_it_can_be_gone_on_with(tmp_path):
+    with pytest.raises(KeyboardInterrupt), run_folder(tmp_path / "run", CONFIG) as folder:
+        newest = add_checkpoint(folder, 12)
+        add_checkpoint(folder, 5)
+        raise KeyboardInterrupt
+    with run_folder(tmp_path / "run", CONFIG) as folder:
+        assert last_checkpoint(folder) == newest
+
+
+def test_a_training_that_diverged_leaves_nothing(tmp_path):
+    with pytest.raises(NonFiniteError), run_folder(tmp_path / "run", CONFIG) as folder:
+        add_checkpoint(folder)
+        raise NonFiniteError("loss of exit 1 is not finite")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("state", ["", '{"epoch": 1'])
+def test_a_torn_checkpoint_is_none(state, tmp_path):
+    whole = add_checkpoint(tmp_path, 5)
+    add_checkpoint(tmp_path, 10, state)
+    (checkpoints(tmp_path) / "checkpoint-15").mkdir()
+    assert last_checkpoint(tmp_path) == whole
+
+
+def test_another_configuration_is_refused_and_kept(tmp_path):
+    with pytest.raises(KeyboardInterrupt), run_folder(tmp_path / "run", CONFIG) as folder:
+        add_checkpoint(folder)
+        raise KeyboardInterrupt
+    other = {**CONFIG, "epochs": 5}
+    match = r"belongs to another configuration \(epochs 3 there, 5 here\) - .*run.partial - choose another name"
+    with pytest.raises(UsageError, match=match), run_folder(tmp_path / "run", other):
+        pass
+    with run_folder(tmp_path / "run", CONFIG) as folder:
+        assert last_checkpoint(folder) is not None
+    with pytest.raises(UsageError, match=r"belongs to another configuration \(epochs 3 there, 5 here\) - .*run - "):
+        is_finished(tmp_path / "run", other)
+
+
+def test_two_trainings_do_not_share_a_folder(tmp_path):
+    with run_folder(tmp_path / "run", CONFIG):
+        match = "another training writes here"
+        with pytest.raises(UsageError, match=match), run_folder(tmp_path / "run", CONFIG):
+            pass
+
+
+def test_what_is_no_run_folder_is_refused_and_kept(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "precious").touch()
+    with pytest.raises(UsageError, match=r"target exists, and is no run folder - .*run - "):
+        is_finished(tmp_path / "run", CONFIG)
+    (tmp_path / "other.partial").mkdir()
+    (tmp_path / "other.partial" / "precious").touch()
+    with pytest.raises(UsageError, match="the folder holds something else"), run_folder(tmp_path / "other", CONFIG):
+        pass
+    assert [path.name for path in (tmp_path / "other.partial").iterdir()] == ["precious"]
+    assert not is_finished(tmp_path / "absent", CONFIG)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000])
+def test_a_configuration_that_cannot_be_read_is_none(text, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "train.json").write_text(text)
+    with pytest.raises(UsageError, match="no run folder"):
+        is_finished(tmp_path / "run", CONFIG)
+
+
+def test_the_configuration_is_kept_in_the_run(tmp_path):
+    with run_folder(tmp_path / "run", CONFIG):
+        pass
+    assert json.loads((tmp_path / "run" / "train.json").read_text()) == CONFIG
