@@ -219,3 +219,10 @@ def test_files_are_closed(tmp_path):
     with pytest.raises(SourceError):
         open_source(tmp_path / "bad")
     assert num_open_files() == before
+
+
+def test_a_folder_of_several_runs_names_them(tmp_path):
+    for seed in (2, 1):
+        write_model(tmp_path / f"seed-{seed}")
+    with pytest.raises(SourceError, match=r"no config.json - .* - name one of its folders: seed-1, seed-2"):
+        open_source(tmp_path)

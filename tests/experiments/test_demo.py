@@ -3,7 +3,8 @@ import pytest
 
 import offramp
 from offramp.errors import BudgetError
-from offramp.experiments.demo import ALLOWED_LOSS, MAX_LENGTH, SPARE_BYTES, _budget, choose_policy
+from offramp.experiments.choosing import ALLOWED_LOSS
+from offramp.experiments.demo import MAX_LENGTH, SPARE_BYTES, _budget, choose_policy
 from tests.cli.conftest import write_tiny
 
 TRUTH_N = np.arange(200) % 2
@@ -19,12 +20,12 @@ def said(num_wrong_by_exit, sureness):
 def test_the_earliest_policy_that_loses_nothing_is_chosen():
     told = []
     assert choose_policy(said([0, 0, 0, 0], 5.0), TRUTH_N, told.append) == "confidence:0.99"
-    assert told[0] == "tune split: patience:1: accuracy 1.000 (full depth 1.000), mean exit 2.00"
+    assert told[0] == "tune split: patience:1: accuracy 100.0 (full depth 100.0), mean exit 2.00"
     assert choose_policy(said([0, 0, 0, 0], 0.1), TRUTH_N, told.append) == "patience:1"
 
 
 def test_a_loss_beyond_the_allowed_one_rules_a_policy_out():
-    allowed = round(ALLOWED_LOSS * len(TRUTH_N))
+    allowed = round(ALLOWED_LOSS / 100 * len(TRUTH_N))
     assert choose_policy(said([allowed, 0, 0, 0], 5.0), TRUTH_N, print) == "confidence:0.99"
     assert choose_policy(said([allowed + 1, 0, 0, 0], 5.0), TRUTH_N, print) == "patience:1"
 

@@ -109,7 +109,11 @@ def open_source(folder: Path) -> Source:
     if not folder.is_dir():
         raise SourceError("no such folder", folder, "give a folder with config.json and weights")
     if not (folder / CONFIG).is_file():
-        raise SourceError(f"not a model folder: no {CONFIG}", folder, "give a folder with config.json and weights")
+        inner = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}"))
+        remedy = (
+            f"name one of its folders: {', '.join(inner)}" if inner else "give a folder with config.json and weights"
+        )
+        raise SourceError(f"not a model folder: no {CONFIG}", folder, remedy)
     return Source(folder, read_json(folder / CONFIG), _open_weights(folder))
 
 

@@ -22,8 +22,8 @@ import numpy as np
 
 from offramp.errors import MissingExtraError
 from offramp.experiments.children import output_of
+from offramp.experiments.choosing import choose, try_policies
 from offramp.measure import num_cores, wilson_interval
-from offramp.policies import parse, replay
 from offramp.policies.evidence import SINGLE_LABEL
 from offramp.tasks.bbc import LABELS, Example, load_bbc, split
 
@@ -39,8 +39,7 @@ CANDIDATES = (
     "confidence:0.8",
 )
 """Policies that are tried on the tune split."""
-ALLOWED_LOSS = 0.005
-"""Accuracy that an exit policy may lose on the tune split."""
+METRICS = ("accuracy",)
 MAX_LENGTH = 128
 NUM_TRAIN = 960
 """Articles to train on, spread over the train split: more of them take longer and gained nothing on the tune split."""
@@ -97,20 +96,14 @@ def demo(out: Path, budget: int | None, say: Say) -> Report:
 
 
 def choose_policy(logits_KNC: np.ndarray, truth_N: np.ndarray, say: Say) -> str:
-    """The candidate that exits earliest while it loses at most ALLOWED_LOSS of accuracy; `none` if there is no such
-    one.
-    """
-    answer_KN, samples_N = logits_KNC.argmax(-1), np.arange(len(truth_N))
-    full = float((answer_KN[-1] == truth_N).mean())
-    best, best_exit = "none", float("inf")
-    for candidate in CANDIDATES:
-        exit_N = replay(parse(candidate), logits_KNC, SINGLE_LABEL)
-        accuracy = float((answer_KN[exit_N - 1, samples_N] == truth_N).mean())
-        mean_exit = float(exit_N.mean())
-        say(f"tune split: {candidate}: accuracy {accuracy:.3f} (full depth {full:.3f}), mean exit {mean_exit:.2f}")
-        if accuracy >= full - ALLOWED_LOSS and mean_exit < best_exit:
-            best, best_exit = candidate, mean_exit
-    return best
+    """The candidate that leaves earliest while it loses little; `none` if there is no such one."""
+    tried = try_policies(CANDIDATES, logits_KNC, truth_N, METRICS, SINGLE_LABEL)
+    for each in tried:
+        full = each.score + each.loss
+        scores = f"accuracy {each.score:.1f} (full depth {full:.1f})"
+        say(f"tune split: {each.policy}: {scores}, mean exit {each.mean_exit:.2f}")
+    chosen = choose(tried)
+    return "none" if chosen is None else chosen.policy
 
 
 def _train(out: Path, splits: dict[str, list[Example]], say: Say) -> np.ndarray:

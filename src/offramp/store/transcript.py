@@ -82,7 +82,7 @@ class TranscriptWriter:
         self._starts = {name: len(self._header) + start for name, _, _, start in entries}
         self._path, self._description = folder / (about.split + ".safetensors"), folder / (about.split + ".json")
         self._partial = folder / (about.split + ".safetensors.tmp")
-        self._fd = -1
+        self._fd, self._rows_left = -1, num_rows
 
     def __enter__(self) -> TranscriptWriter:
         for path in (self._path, self._description):
@@ -92,8 +92,12 @@ class TranscriptWriter:
             self.folder.mkdir(parents=True, exist_ok=True)
             flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
             self._fd = os.open(str(self._partial), flags, 0o666)
-            os.ftruncate(self._fd, len(self._header) + self._size)
-            _pwrite(self._fd, self._header, 0)
+            try:
+                os.ftruncate(self._fd, len(self._header) + self._size)
+                _pwrite(self._fd, self._header, 0)
+            except OSError:
+                self.__exit__()
+                raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -104,7 +108,10 @@ class TranscriptWriter:
                 self._partial.unlink()
 
     def write(self, start: int, **arrays: np.ndarray) -> None:
-        """Rows from `start` on: `logits`, `lengths`, `labels` and, if promised, `features`. Raises DiskFullError."""
+        """Rows from `start` on, each once: `logits`, `lengths`, `labels`, and `features` if promised.
+
+        Raises DiskFullError.
+        """
         if set(arrays) != set(self._specs):
             raise ValueError(f"expected {sorted(self._specs)}, got {sorted(arrays)}")
         for name, array in arrays.items():
@@ -117,8 +124,12 @@ class TranscriptWriter:
                     self._fd, np.ascontiguousarray(array, dtype).data.cast("B"), self._starts[name] + start * row_bytes
                 )
 
+        self._rows_left -= len(arrays["labels"])
+
     def finish(self) -> Path:
         """Make it durable, and give it its name; every row must have been written. Returns the path of the JSON."""
+        if self._rows_left:
+            raise ValueError(f"{self._rows_left} rows were not written")
         with disk_full_is_ours(self._partial):
             os.fsync(self._fd)
             sha256 = sha256_of(self._fd)

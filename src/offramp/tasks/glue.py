@@ -70,7 +70,7 @@ TASKS = {
             ("label", "is_duplicate"),
             may_be_torn=True,
         ),
-        Task("stsb", "STS-B", (_PAIR,), (), ("pearson", "spearman"), ("score",)),
+        Task("stsb", "STS-B", (_PAIR,), (), ("pearson", "spearman"), ("score", "label")),
         Task(
             "mnli",
             "MNLI",

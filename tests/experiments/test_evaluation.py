@@ -1,0 +1,128 @@
+import json
+
+import numpy as np
+import pytest
+
+import offramp
+from offramp.errors import UsageError
+from offramp.experiments.evaluation import evaluate, report
+from offramp.policies import parse
+from offramp.store.transcript import About, read_transcript
+from offramp.tasks.examples import Example, Splits
+from tests.cli.conftest import WORDS, write_tiny
+
+LABELS = ("business", "film", "sport")
+ABOUT = About("toy", "dev", "single_label_classification", ("a", "b"), ("accuracy",), "", "", 16)
+
+
+def silent(line):
+    pass
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_tiny(tmp_path_factory.mktemp("evaluation") / "model")
+
+
+def data(labels=LABELS, num=40, seed=0, **more):
+    rng = np.random.default_rng(seed)
+    found = [Example(" ".join(rng.choice(WORDS, 4)), int(rng.integers(0, len(labels)))) for _ in range(num)]
+    return Splits("toy", labels, ("accuracy",), {"tune": found[:10], "dev": found[10:], **more})
+
+
+def logits_of(answers_KN):
+    """Logits [K, N, 2] of exits that give these answers, and are sure of them."""
+    return 9.0 * np.eye(2, dtype=np.float32)[np.array(answers_KN)]
+
+
+def test_agreement_and_overthinking_are_counted_by_hand():
+    truth_N = np.array([0, 0, 1, 1])
+    logits_KNC = logits_of([[0, 1, 1, 0], [0, 0, 0, 0], [0, 1, 1, 0]])
+    found = report(ABOUT, truth_N, logits_KNC, [parse("patience:1"), parse("stage:2")])
+    assert [row.scores["accuracy"] for row in found.exits] == [50, 50, 50]
+    assert [row.agreement for row in found.exits] == [100, 50, 100]
+    assert [row.overthought for row in found.exits] == [0, 25, 0]
+    assert found.overthinking == 25, "the second row: right at exit 2, wrong at the last"
+    assert [(row.policy, row.mean_exit) for row in found.policies] == [("patience:1", 2.5), ("stage:2", 2.0)]
+
+
+def test_a_regression_is_overthought_where_an_exit_is_nearer():
+    about = About("toy", "dev", "regression", (), ("pearson",), "", "", 16)
+    values_KN = np.array([[1.0, 2.0, 3.5], [1.5, 2.0, 3.0]], np.float32)
+    found = report(about, np.array([1.0, 2.0, 3.0], np.float32), values_KN[:, :, None], [])
+    assert found.exits[0].overthought == pytest.approx(100 / 3)
+    assert found.exits[1].agreement == pytest.approx(100)
+
+
+def test_a_run_folder_and_its_store_score_alike(model, tmp_path):
+    store = offramp.divide(model, tmp_path / "store")
+    policy = [parse("confidence:0.6")]
+    of_model = evaluate(model, data(), ["tune", "dev"], policies=policy, say=silent)
+    of_store = evaluate(store, data(), ["tune", "dev"], policies=policy, say=silent)
+    assert of_model == of_store
+    assert [(found.split, found.num_rows, len(found.exits)) for found in of_model] == [("tune", 10, 4), ("dev", 30, 4)]
+
+
+def test_the_transcript_holds_what_was_scored(model, tmp_path):
+    (scored,) = evaluate(
+        model, data(), ["dev"], transcript=tmp_path / "t", with_features=True, batch_size=4, say=silent
+    )
+    kept = read_transcript(tmp_path / "t", "dev")
+    assert scored.transcript == str(tmp_path / "t" / "dev.json")
+    assert (kept.about.task, kept.about.labels, len(kept.about.model_sha256)) == ("toy", LABELS, 64)
+    again = report(kept.about, kept.labels_N, kept.logits_NKC.swapaxes(0, 1), [])
+    assert again.exits == scored.exits
+    assert kept.features(0, 30).shape == (30, 4, 32)
+    assert kept.lengths_N.tolist() == [6] * 30
+    assert kept.labels_N.tolist() == [example.label for example in data().examples["dev"]]
+
+
+def test_labels_in_another_order_are_those_of_the_model(model):
+    straight = evaluate(model, data(), ["dev"], say=silent)
+    turned = {name: [Example(text, 2 - label) for text, label in found] for name, found in data().examples.items()}
+    assert evaluate(model, Splits("toy", LABELS[::-1], ("accuracy",), turned), ["dev"], say=silent) == straight
+
+
+def test_labels_without_names_are_taken_by_their_ids(tmp_path):
+    names = {str(index): f"LABEL_{index}" for index in range(3)}
+    nameless = write_tiny(tmp_path / "model", id2label=names)
+    assert evaluate(nameless, data(), ["dev"], say=silent)[0].num_rows == 30
+
+
+def test_data_of_another_task_are_refused(model):
+    with pytest.raises(UsageError, match="the model's labels are business, film, sport, those of the data yes, no"):
+        evaluate(model, data(("yes", "no")), ["dev"], say=silent)
+    values = Splits("toy", (), ("pearson",), data().examples)
+    with pytest.raises(UsageError, match="the model is a classification, the data are for a regression"):
+        evaluate(model, values, ["dev"], say=silent)
+
+
+def test_unknown_splits_and_impossible_policies_are_refused(model):
+    with pytest.raises(UsageError, match="unknown split 'test' - known are tune, dev"):
+        evaluate(model, data(), ["test"], say=silent)
+    with pytest.raises(UsageError, match="patience"):
+        evaluate(model, data(), ["dev"], policies=[parse("patience:9")], say=silent)
+
+
+def test_dev_is_all_that_is_reported(model):
+    both = data().examples["dev"]
+    splits = Splits("mnli", LABELS, ("accuracy",), {"train": both, "dev_matched": both, "dev_mismatched": both[:5]})
+    found = evaluate(model, splits, ["dev"], say=silent)
+    assert [(each.split, each.num_rows) for each in found] == [("dev_matched", 30), ("dev_mismatched", 5)]
+
+
+def test_texts_are_cut_as_in_training(model, tmp_path):
+    text = {"tune": [Example("the " * 20, 0)]}
+    folder = write_tiny(tmp_path / "model")
+    (folder / "train.json").write_text(json.dumps({"max_length": 9}))
+    evaluate(folder, data(**text), ["tune"], transcript=tmp_path / "t", say=silent)
+    assert read_transcript(tmp_path / "t", "tune").lengths_N.tolist() == [9]
+    evaluate(folder, data(**text), ["tune"], max_length=7, transcript=tmp_path / "u", say=silent)
+    assert read_transcript(tmp_path / "u", "tune").lengths_N.tolist() == [7]
+
+
+def test_a_classifier_without_exits_has_one_row(tmp_path):
+    plain = write_tiny(tmp_path / "model", exits=False)
+    (found,) = evaluate(plain, data(), ["dev"], transcript=tmp_path / "t", with_features=True, say=silent)
+    assert [row.exit for row in found.exits] == [1]
+    assert read_transcript(tmp_path / "t", "dev").features(0, 2).shape == (2, 1, 32)

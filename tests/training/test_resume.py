@@ -1,0 +1,98 @@
+"""A training that was killed goes on, and ends in the same files, bit for bit."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from offramp.errors import UsageError
+from offramp.training import TrainSettings, train_exits
+from tests.training.tiny import LABELS, examples, make_model, write_checkpoint
+
+TRAIN, TUNE = examples(60), examples(12, seed=1)
+SETTINGS = {"epochs": 4, "batch_size": 8, "max_length": 16, "save_steps": 3}
+"""Eight steps an epoch: checkpoints lie in the middle of epochs."""
+CHILD = """
+import os, sys
+from tests.training.test_resume import SETTINGS, TRAIN, TUNE
+from offramp.training import TrainSettings, train_exits
+from tests.training.tiny import LABELS
+
+source, out, loss, signal, step = sys.argv[1:]
+
+def progress(line):
+    if line.startswith(f"step {step} of"):
+        os.kill(os.getpid(), int(signal))
+
+train_exits(source, TRAIN, TUNE, out, labels=LABELS, settings=TrainSettings(loss=loss, **SETTINGS), progress=progress)
+"""
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A classifier with dropout: the state of the generators must go on as well."""
+    return write_checkpoint(tmp_path_factory.mktemp("bert"), make_model("bert", initializer_range=0.1))
+
+
+def train(source, out, loss, told=None):
+    progress = (lambda line: None) if told is None else told.append
+    settings = TrainSettings(loss=loss, **SETTINGS)
+    return train_exits(source, TRAIN, TUNE, out, labels=LABELS, settings=settings, progress=progress)
+
+
+def interrupt(source, out, loss, number, step):
+    """Train in a process that sends itself a signal at a step."""
+    command = [sys.executable, "-c", CHILD, source, out, loss, int(number), step]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    root = Path(__file__).parents[2]
+    return subprocess.run([*map(str, command)], cwd=root, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("loss", "number", "step", "begins_at"),
+    [
+        ("pabee", signal.SIGKILL, 20, 18),
+        ("mixed", signal.SIGKILL, 14, 12),
+        ("heads-only", signal.SIGKILL, 26, 24),
+        ("distill", signal.SIGINT, 8, 6),
+    ],
+)
+def test_the_continuation_is_the_same_bit_for_bit(source, tmp_path, loss, number, step, begins_at):
+    whole = train(source, tmp_path / "whole", loss)
+    done = interrupt(source, tmp_path / "run", loss, number, step)
+    assert done.returncode != 0, "the training was to be interrupted"
+    if number == signal.SIGINT:
+        assert "KeyboardInterrupt" in done.stderr
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["run.partial", "whole"]
+    told = []
+    resumed = train(source, tmp_path / "run", loss, told)
+    assert f"from checkpoint-{begins_at}" in told[0]
+    assert (resumed.logits_KNC == whole.logits_KNC).all()
+    names = {path.name for path in (tmp_path / "whole").iterdir()}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == names
+    for name in names:
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_a_killed_training_of_another_configuration_is_refused(source, tmp_path):
+    interrupt(source, tmp_path / "run", "pabee", signal.SIGKILL, 10)
+    match = r"another configuration \(loss 'pabee' there, 'mixed' here\)"
+    with pytest.raises(UsageError, match=match):
+        train(source, tmp_path / "run", "mixed")
+    train(source, tmp_path / "run", "pabee")
+
+
+def test_a_run_that_is_whole_is_measured_again_and_not_trained(source, tmp_path):
+    first = train(source, tmp_path / "run", "pabee")
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()}
+    told = []
+    again = train(source, tmp_path / "run", "pabee", told)
+    assert told[0].startswith("trained before")
+    assert (again.logits_KNC == first.logits_KNC).all()
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()} == before
+    with pytest.raises(UsageError, match=r"another configuration \(loss 'pabee' there, 'last' here\)"):
+        train(source, tmp_path / "run", "last")
