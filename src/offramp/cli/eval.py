@@ -38,17 +38,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Evaluate."""
-    from offramp.division import family_of, open_source, resolve
-    from offramp.experiments.evaluation import evaluate
+    from offramp.division import resolve
+    from offramp.experiments.evaluation import encoder_of, evaluate
     from offramp.policies import parse
+    from offramp.policies.evidence import REGRESSION
 
     if args.features and not args.transcript:
         raise UsageError("--features are kept in a transcript", None, "give --transcript DIR")
     policies = [parse(text) for text in args.exit]
     folder = resolve(args.model, args.offline)
-    with open_source(folder) as source:
-        labels = family_of(source.config).encoder(source.config).labels
-    data = labelled_data(args, labels)
+    encoder = encoder_of(folder)
+    data = labelled_data(args, () if encoder.problem == REGRESSION else encoder.labels)
     for sentence in data.partial:
         warn(f"no score of {data.name}: {sentence}")
     reports = evaluate(

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from offramp.division import family_of, open_source
-from offramp.errors import UsageError
+from offramp.errors import SourceError, UsageError
 from offramp.policies import Policy, replay
 from offramp.policies.evidence import REGRESSION
 from offramp.store import Encoder
@@ -88,15 +88,13 @@ def evaluate(
     from offramp.models.checkpoint import load_classifier
 
     chosen = data.named(names)
-    with open_source(folder) as source:
-        encoder = family_of(source.config).encoder(source.config)
-        fingerprint = source.fingerprint() if transcript else ""
+    encoder = encoder_of(folder)
     ids = _label_ids(data.labels, encoder, folder)
     for policy in policies:
         policy.check(encoder.num_layers, str(encoder.problem))
     max_length = max_length or trained_length(folder) or encoder.max_length
     text_encoder = TextEncoder.from_folder(folder, encoder, max_length, say)
-    model = load_classifier(folder)
+    model, fingerprint = load_classifier(folder), _fingerprint(folder) if transcript else ""
     reports = []
     for split, examples in chosen.items():
         say(f"{split}: {len(examples)} rows")
@@ -129,6 +127,20 @@ def report(
 def answer_at(logits_KNC: np.ndarray, exit_N: np.ndarray) -> np.ndarray:
     """The answers [N] of rows that leave at these exits, from 1."""
     return answers(logits_KNC[exit_N - 1, np.arange(len(exit_N))])
+
+
+def encoder_of(folder: Path) -> Encoder:
+    """What a classifier's folder computes with. Raises SourceError for one without a head."""
+    with open_source(folder) as source:
+        encoder = family_of(source.config).encoder(source.config)
+    if encoder.problem is None:
+        raise SourceError("the model has no classification head", folder, "offramp train gives it one")
+    return encoder
+
+
+def _fingerprint(folder: Path) -> str:
+    with open_source(folder) as source:
+        return source.fingerprint()
 
 
 def trained_length(folder: Path) -> int | None:

@@ -1,0 +1,174 @@
+"""`train` and `eval` on tables of one's own and on GLUE's folders: what is printed, and what is refused."""
+
+import json
+
+import pytest
+
+from offramp.store.transcript import read_transcript
+from offramp.tasks.glue import TASKS
+from tests.training.tiny import LABELS, VOCABULARY, examples, make_model
+
+QUICK = ("--epochs", 1, "--max-length", 16, "--batch", 8)
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("encoder")
+    make_model("bert").base_model.save_pretrained(folder)
+    (folder / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "mine.tsv"
+    rows = [f"{text}\t{LABELS[label]}\n" for text, label in examples(90)]
+    path.write_text("sentence\tlabel\n" + "".join(rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(encoder, table, tmp_path_factory):
+    """A run folder, trained from the command line."""
+    from offramp.cli import main
+
+    out = tmp_path_factory.mktemp("runs") / "mine"
+    words = ["train", encoder, "--train", table, "--out", out, *QUICK]
+    assert main([str(word) for word in words]) == 0
+    return out
+
+
+def write_glue(folder, name, num_rows=60):
+    task = TASKS[name]
+    columns = [*task.texts[0], task.label_columns[0]]
+    for split in ("train", *task.dev_splits):
+        rows = ["\t".join(columns)]
+        for number in range(num_rows if split == "train" else 9):
+            label = number / 12 if not task.labels else number % len(task.labels)
+            rows.append("\t".join([*(f"the {split} {number} rose" for _ in task.texts[0]), str(label)]))
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        (folder / name / f"{split}.tsv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def test_a_table_of_ones_own_goes_from_training_to_a_run(run, trained, table, tmp_path):
+    said = run("eval", trained, "--train", table)
+    assert said.code == 0
+    head, columns, *rows = said.out.splitlines()
+    assert head.startswith("dev: ")
+    assert columns.split("  ")[-1] == "right, last wrong"
+    assert [row.split()[:2] for row in rows[:3]] == [["exit", "1"], ["exit", "2"], ["exit", "3"]]
+    assert rows[3].startswith("overthinking: ")
+    assert run("divide", trained, tmp_path / "store").code == 0
+    of_store = run("eval", tmp_path / "store", "--train", table)
+    assert of_store.out == said.out
+    result = run("run", tmp_path / "store", "--budget", "2GiB", "--exit", "stage:1", "--text", "a red rose", "--json")
+    assert result.lines[0]["label"] in LABELS
+    assert result.lines[0]["exit_stage"] == 1
+
+
+def test_several_seeds_make_several_runs_and_one_of_them_is_named(run, refused, encoder, table, tmp_path):
+    words = ("train", encoder, "--train", table, "--out", tmp_path / "runs", *QUICK, "--seed", "3,1", "--json")
+    said = run(*words)
+    assert [(line["run"], line["seed"]) for line in said.lines] == [
+        (str(tmp_path / "runs" / f"seed-{seed}"), seed) for seed in (3, 1)
+    ]
+    assert {len(line["tune_scores"]) for line in said.lines} == {3}
+    refused(4, "name one of its folders: seed-1, seed-3", "divide", tmp_path / "runs", tmp_path / "store")
+    again = run(*words)
+    assert again.lines == said.lines
+    assert again.err.count("trained before") == 2
+    refused(2, ("belongs to another configuration", "epochs 1 there, 2 here"), *words, "--epochs", 2)
+
+
+def test_transcripts_of_several_splits(run, refused, trained, table, tmp_path):
+    words = ("eval", trained, "--train", table, "--split", "tune,certify,dev", "--transcript", tmp_path / "t")
+    said = run(*words, "--features", "--exit", "patience:1", "--exit", "confidence:0.9", "--json")
+    assert [line["split"] for line in said.lines] == ["tune", "certify", "dev"]
+    for line in said.lines:
+        kept = read_transcript(tmp_path / "t", line["split"])
+        assert len(kept.labels_N) == line["num_rows"]
+        assert [row["policy"] for row in line["policies"]] == ["patience:1", "confidence:0.9"]
+        assert kept.about.max_length == 16, "as in training"
+    refused(2, "target exists", *words)
+    refused(2, "--features are kept in a transcript", "eval", trained, "--train", table, "--features")
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_of_glue_trains_and_scores_from_a_folder(run, encoder, name, tmp_path):
+    data, task = write_glue(tmp_path / "glue", name), TASKS[name]
+    out = tmp_path / "run"
+    said = run("train", encoder, "--task", name, "--data", data, "--out", out, *QUICK, "--loss", "mixed", "--json")
+    assert said.code == 0, said.err
+    assert set(said.lines[0]["tune_scores"][0]) == {*task.metrics, "score"}
+    said = run("eval", out, "--task", name, "--data", data, "--json")
+    assert [line["split"] for line in said.lines] == list(task.dev_splits)
+    assert {len(line["exits"]) for line in said.lines} == {3}
+    config = json.loads((out / "config.json").read_text())
+    assert list(config["id2label"].values()) == list(task.labels or ("score",))
+
+
+def test_partial_data_are_said_to_be_partial(run, trained, encoder, tmp_path):
+    data = write_glue(tmp_path / "glue", "rte")
+    (data / "rte" / "dev.tsv").unlink()
+    said = run("train", encoder, "--task", "rte", "--data", data, "--out", tmp_path / "run", *QUICK)
+    assert "offramp: warning: no score of rte: there is no dev file" in said.err
+
+
+def test_rows_can_be_fewer(run, encoder, table, tmp_path):
+    said = run("train", encoder, "--train", table, "--out", tmp_path / "run", *QUICK, "--max-rows", 20)
+    assert "exits on 20 texts" in said.err
+
+
+def test_settings_reach_the_training(run, encoder, table, tmp_path):
+    words = ("--loss", "distill", "--heads", "own", "--exit-weights", "equal", "--lr", "1e-3", "--head-lr", "2e-3")
+    words += ("--accumulate", 2, "--warmup", 0.2, "--precision", "bfloat16", "--save-steps", 7)
+    assert run("train", encoder, "--train", table, "--out", tmp_path / "run", *QUICK, *words).code == 0
+    found = json.loads((tmp_path / "run" / "train.json").read_text())
+    wanted = {"loss": "distill", "heads": "own", "exit_weights": [1 / 3] * 3, "learning_rate": 1e-3}
+    wanted |= {"head_learning_rate": 2e-3, "accumulate": 2, "warmup": 0.2, "precision": "bfloat16", "batch_size": 8}
+    assert {key: found[key] for key in wanted} == wanted
+
+
+def test_what_cannot_be_trained_is_refused(refused, encoder, table, tmp_path):
+    out = ("--out", tmp_path / "run")
+    train = ("train", encoder, *out)
+    refused(2, "no data", *train)
+    refused(2, "both a task and a table", *train, "--task", "rte", "--train", table)
+    refused(2, "--data is a folder of GLUE", *train, "--train", table, "--data", tmp_path)
+    refused(2, ("unknown task 'colla'", "cola"), *train, "--task", "colla")
+    refused(2, "no train or dev table of rte", *train, "--task", "rte", "--data", tmp_path)
+    refused(2, ("no column 'text', found 'sentence', 'label'",), *train, "--train", table, "--text-column", "text")
+    refused(2, "'red' is not a number", *train, "--train", table, "--regression")
+    refused(2, "heads must be one of", *train, "--train", table, "--heads", "hat")
+    refused(2, "warmup must be from 0 to below 1", *train, "--train", table, "--warmup", 2)
+    refused(2, "whole numbers, each once", *train, "--train", table, "--seed", "1,1")
+    refused(2, "max_length 99 is more than the 24 tokens", *train, "--train", table, "--max-length", 99)
+    refused(4, "no such folder", "train", tmp_path / "absent", *out, "--train", table)
+    (tmp_path / "run").mkdir()
+    refused(2, "target exists, and is no run folder", *train, "--train", table, *QUICK)
+
+
+def test_another_architecture_is_refused(refused, table, tmp_path):
+    folder = tmp_path / "gpt"
+    folder.mkdir()
+    make_model("bert").base_model.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "gpt2"}))
+    refused(4, "gpt2", "train", folder, "--train", table, "--out", tmp_path / "run")
+    refused(4, "gpt2", "eval", folder, "--dev", table)
+
+
+def test_what_cannot_be_scored_is_refused(refused, trained, encoder, table, tmp_path):
+    refused(2, "unknown split 'test'", "eval", trained, "--train", table, "--split", "test")
+    refused(2, "no data", "eval", trained)
+    refused(4, "the model has no classification head", "eval", encoder, "--dev", table)
+    rte = write_glue(tmp_path / "glue", "rte")
+    refused(2, "those of the data entailment, not_entailment", "eval", trained, "--task", "rte", "--data", rte)
+    refused(2, "label 'purple' is none of", "eval", trained, "--dev", other_labels(tmp_path))
+
+
+def other_labels(folder):
+    path = folder / "other.tsv"
+    path.write_text("sentence\tlabel\na rose\tpurple\n")
+    return path
