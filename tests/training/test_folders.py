@@ -4,7 +4,7 @@ import os
 import pytest
 
 from offramp.errors import NonFiniteError, UsageError
-from offramp.training.folders import checkpoints, is_finished, last_checkpoint, run_folder
+from offramp.training.folders import await_folder, checkpoints, is_finished, last_checkpoint, run_folder
 
 CONFIG = {"epochs": 3, "loss": "pabee"}
 
@@ -109,3 +109,11 @@ def test_the_configuration_is_kept_in_the_run(tmp_path):
     with run_folder(tmp_path / "run", CONFIG):
         pass
     assert json.loads((tmp_path / "run" / "train.json").read_text()) == CONFIG
+
+
+def test_another_process_waits_for_the_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("offramp.training.folders._PATIENCE_SECONDS", 0)
+    with pytest.raises(UsageError, match="the first process makes no folder"):
+        await_folder(tmp_path / "run")
+    with run_folder(tmp_path / "run", CONFIG) as folder:
+        assert await_folder(tmp_path / "run") == folder

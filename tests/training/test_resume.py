@@ -96,3 +96,23 @@ def test_a_run_that_is_whole_is_measured_again_and_not_trained(source, tmp_path)
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()} == before
     with pytest.raises(UsageError, match=r"another configuration \(loss 'pabee' there, 'last' here\)"):
         train(source, tmp_path / "run", "last")
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch was built without gloo")
+@pytest.mark.parametrize("loss", ["mixed", "heads-only"])
+def test_two_processes_train_one_run(source, tmp_path, loss):
+    """As several GPUs would, by torchrun."""
+    table = tmp_path / "train.tsv"
+    table.write_text("sentence\tlabel\n" + "".join(f"{text}\t{LABELS[label]}\n" for text, label in examples(90)))
+    options = ["--train", table, "--max-length", 16, "--epochs", 2, "--batch", 8, "--loss", loss]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
+    command = [*launch, "-m", "offramp", "train", source, "--out", tmp_path / "run", *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("the tune split") == 1, "one of them speaks"
+    assert {"model.safetensors", "exits.safetensors", "train.json"} <= {
+        path.name for path in (tmp_path / "run").iterdir()
+    }
+    assert not (tmp_path / "run.partial").exists()
+    assert '"processes": 2' in (tmp_path / "run" / "train.json").read_text()

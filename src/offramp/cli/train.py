@@ -60,7 +60,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Train."""
     from offramp.division import resolve
-    from offramp.training import train_exits
+    from offramp.training import is_first_process, train_exits
 
     data = labelled_data(args)
     for sentence in data.partial:
@@ -71,9 +71,11 @@ def main(args: argparse.Namespace) -> int:
         folder = out if len(args.seed) == 1 else out / f"seed-{seed}"
         metrics = train_exits(
             model, train, data.examples.get("tune") or [], folder,
-            labels=data.labels, metrics=data.metrics, settings=_settings(args, seed), progress=say,
+            labels=data.labels, metrics=data.metrics, settings=_settings(args, seed),
+            progress=say if is_first_process() else lambda line: None,
         )  # fmt: skip
-        _show(str(folder), seed, metrics, args.json)
+        if is_first_process():
+            _show(str(folder), seed, metrics, args.json)
     return 0
 
 

@@ -1,6 +1,6 @@
 """What has a gradient: exits trained together with their model. Torch is imported when training begins."""
 
-from offramp.training.pipeline import train_exits
+from offramp.training.pipeline import is_first_process, train_exits
 from offramp.training.settings import ExitMetrics, TrainSettings
 
-__all__ = ["ExitMetrics", "TrainSettings", "train_exits"]
+__all__ = ["ExitMetrics", "TrainSettings", "is_first_process", "train_exits"]

@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,6 +24,7 @@ CONFIG = "train.json"
 """What was trained on what, and how; in `OUT` and `OUT.partial`."""
 _LOCK = ".lock"
 _CHECKPOINTS = "checkpoints"
+_PATIENCE_SECONDS = 300
 _ANOTHER = "choose another name, or remove it"
 
 
@@ -62,6 +64,19 @@ def run_folder(out: Path, config: Mapping[str, Any]) -> Iterator[Path]:
             raise
         finally:
             os.close(lock)
+
+
+def await_folder(out: Path) -> Path:
+    """The folder that another process makes with `run_folder`, when it is there.
+
+    Raises UsageError after some minutes: that process has a reason of its own then, which it tells.
+    """
+    partial, deadline = _partial(out), time.monotonic() + _PATIENCE_SECONDS
+    while read_config(partial) is None:
+        if time.monotonic() > deadline:
+            raise UsageError("the first process makes no folder", partial, "see what it says")
+        time.sleep(0.05)
+    return partial
 
 
 def checkpoints(folder: Path) -> Path:

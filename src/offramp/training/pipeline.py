@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,121 +60,118 @@ def train_exits(
     or accelerate.
     """
     settings = settings or TrainSettings()
-    model_folder, out = Path(model_folder), Path(out)
     for name, examples in (("train", train), ("tune", tune)):
         _require_examples(name, examples, len(labels))
     metrics = tuple(metrics) or (("accuracy",) if labels else ("pearson", "spearman"))
+    job = _Job(Path(model_folder), train, tune, tuple(labels), metrics, settings, progress)
     _require_libraries()
     from offramp.models.checkpoint import quiet_libraries
     from offramp.training.checkpoint import require_trainable
-    from offramp.training.folders import is_finished, run_folder
+    from offramp.training.folders import await_folder, is_finished, run_folder
     from offramp.training.trainer import require_possible
 
     require_possible(settings)
-    num_exits, fingerprint = require_trainable(model_folder, settings.max_length)
-    config = _config(num_exits, fingerprint, train, labels, settings)
+    num_exits, fingerprint = require_trainable(job.source, settings.max_length)
+    config = _config(num_exits, fingerprint, job)
     with quiet_libraries():
-        if is_finished(out, config):
+        if is_finished(Path(out), config):
             progress(f"trained before: {out}")
-            return _measure(out, tune, metrics, settings, progress)
-        if not _is_first_process():
-            return _train(
-                out.with_name(out.name + ".partial"), model_folder, train, tune, labels, metrics, settings, progress
-            )
-        with run_folder(out, config) as folder:
-            return _train(folder, model_folder, train, tune, labels, metrics, settings, progress)
+            return _measure_again(job, Path(out))
+        if not is_first_process():
+            return _train(job, await_folder(Path(out)))
+        with run_folder(Path(out), config) as folder:
+            return _train(job, folder)
 
 
-def _train(
-    folder: Path,
-    model_folder: Path,
-    train: Examples,
-    tune: Examples,
-    labels: Sequence[str],
-    metrics: Sequence[str],
-    settings: TrainSettings,
-    progress: Callable[[str], None],
-) -> ExitMetrics:
+@dataclass(frozen=True)
+class _Job:
+    """What `train_exits` was asked for."""
+
+    source: Path
+    train: Examples
+    tune: Examples
+    labels: tuple[str, ...]
+    metrics: tuple[str, ...]
+    settings: TrainSettings
+    progress: Callable[[str], None]
+
+
+def _train(job: _Job, folder: Path) -> ExitMetrics:
     from transformers import set_seed
 
     from offramp.models.exits import ModelWithExits
     from offramp.training.checkpoint import load_model, save_model, save_tokenizer
+
+    settings = job.settings
+    set_seed(settings.seed)  # the heads are drawn next
+    classifier, head_is_new = load_model(job.source, job.labels)
+    if settings.loss == "heads-only" and head_is_new:
+        what = f"heads-only leaves the model as it is, and it has no head for {len(job.labels) or 1} outputs"
+        raise SourceError(what, job.source, "train one with --loss last first")
+    model = ModelWithExits(classifier, settings.heads)
+    _fit(job, model, folder)
+    if is_first_process():
+        save_tokenizer(job.source, folder)
+        save_model(model, folder, with_exits=settings.loss != "last")
+    return _measure(job, model.model if settings.loss == "last" else model, _rows(job, model, job.source, job.tune))
+
+
+def _fit(job: _Job, model: ModelWithExits, folder: Path) -> None:
+    from transformers import set_seed
+
     from offramp.training.folders import checkpoints, last_checkpoint
     from offramp.training.frozen import pool_rows
     from offramp.training.trainer import fit
 
-    set_seed(settings.seed)  # the heads are drawn next
-    classifier, head_is_new = load_model(model_folder, labels)
-    if settings.loss == "heads-only" and head_is_new:
-        what = f"heads-only leaves the model as it is, and it has no head for {len(labels) or 1} outputs"
-        raise SourceError(what, model_folder, "train one with --loss last first")
-    model = ModelWithExits(classifier, settings.heads)
-    rows = _rows(model, model_folder, train, settings, progress)
-    done = last_checkpoint(folder)
-    progress(f"training {len(model.heads) + 1} exits on {len(rows)} texts" + (f", from {done.name}" if done else ""))
-    if settings.loss == "heads-only":
-        place = checkpoints(folder)
+    rows: Any = _rows(job, model, job.source, job.train)
+    place, done = checkpoints(folder), last_checkpoint(folder)
+    going_on = f", from {done.name}" if done else ""
+    job.progress(f"training {len(model.heads) + 1} exits on {len(rows)} texts{going_on}")
+    if job.settings.loss == "heads-only":
         place.mkdir(exist_ok=True)
-        pooled = pool_rows(model, rows, settings.batch_size, place / f"pooled-{os.environ.get('RANK', '0')}.npy")
-        set_seed(settings.seed)  # as many numbers were drawn, whether the file was there or not
-        fit(model, pooled, settings, place, done, progress)
-    else:
-        fit(model, rows, settings, checkpoints(folder), done, progress)
-    if _is_first_process():
-        save_tokenizer(model_folder, folder)
-        save_model(model, folder, with_exits=settings.loss != "last")
-    measured = model.model if settings.loss == "last" else model
-    return _measured(measured, _rows(model, model_folder, tune, settings, progress), metrics, settings, progress)
+        rows = pool_rows(model, rows, job.settings.batch_size, place / f"pooled-{_rank()}.npy")
+        set_seed(job.settings.seed)  # whether the file was there or not
+    fit(model, rows, job.settings, place, done, job.progress)
 
 
-def _measure(
-    folder: Path, tune: Examples, metrics: Sequence[str], settings: TrainSettings, progress: Callable[[str], None]
-) -> ExitMetrics:
+def _measure_again(job: _Job, folder: Path) -> ExitMetrics:
     from offramp.models.checkpoint import load_classifier
     from offramp.models.exits import ModelWithExits
 
     model = load_classifier(folder)
     encoded_by = model if isinstance(model, ModelWithExits) else ModelWithExits(model)
-    return _measured(model, _rows(encoded_by, folder, tune, settings, progress), metrics, settings, progress)
+    return _measure(job, model, _rows(job, encoded_by, folder, job.tune))
 
 
-def _measured(
-    model: Any, rows: Rows, metrics: Sequence[str], settings: TrainSettings, progress: Callable[[str], None]
-) -> ExitMetrics:
+def _measure(job: _Job, model: Any, rows: Rows) -> ExitMetrics:
     from offramp.models.predict import predict
     from offramp.tasks.metrics import score_exits
 
-    progress(f"measuring the exits on {len(rows)} texts")
-    logits_KNC = predict(model, rows, settings.batch_size)
-    return ExitMetrics(tuple(score_exits(metrics, rows.labels_N, logits_KNC)), logits_KNC)
+    job.progress(f"measuring the exits on {len(rows)} texts")
+    logits_KNC = predict(model, rows, job.settings.batch_size)
+    return ExitMetrics(tuple(score_exits(job.metrics, rows.labels_N, logits_KNC)), logits_KNC)
 
 
-def _rows(
-    model: ModelWithExits, folder: Path, examples: Examples, settings: TrainSettings, progress: Callable[[str], None]
-) -> Rows:
+def _rows(job: _Job, model: ModelWithExits, folder: Path, examples: Examples) -> Rows:
     from offramp.policies.evidence import REGRESSION
     from offramp.tasks import TextEncoder
     from offramp.tasks.rows import encode_rows
 
-    text_encoder = TextEncoder.from_folder(folder, model.encoder, settings.max_length, progress)
+    text_encoder = TextEncoder.from_folder(folder, model.encoder, job.settings.max_length, job.progress)
     return encode_rows(examples, text_encoder, model.encoder, is_regression=model.encoder.problem == REGRESSION)
 
 
-def _config(
-    num_exits: int, fingerprint: str, train: Examples, labels: Sequence[str], settings: TrainSettings
-) -> dict[str, Any]:
+def _config(num_exits: int, fingerprint: str, job: _Job) -> dict[str, Any]:
     """What must be equal for a training to be the same: all of it is JSON."""
-    given = {
-        key: value for key, value in asdict(settings).items() if key not in ("exit_weights", "report_to", "save_steps")
-    }
+    left_out = ("exit_weights", "report_to", "save_steps")
     return {
         "format": 1,
         "model_sha256": fingerprint,
-        "train_sha256": digest(train),
-        "labels": list(labels),
-        "exit_weights": settings.weights(num_exits),
+        "train_sha256": digest(job.train),
+        "labels": list(job.labels),
+        "exit_weights": job.settings.weights(num_exits),
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
-        **given,
+        **{key: value for key, value in asdict(job.settings).items() if key not in left_out},
     }
 
 
@@ -188,8 +185,13 @@ def _require_examples(name: str, examples: Examples, num_labels: int) -> None:
             raise ValueError(f"values of {name} must be finite, not {label}")
 
 
-def _is_first_process() -> bool:
-    return os.environ.get("RANK", "0") == "0"
+def is_first_process() -> bool:
+    """Whether this process writes and speaks: the only one, or the first of those that torchrun started."""
+    return _rank() == "0"
+
+
+def _rank() -> str:
+    return os.environ.get("RANK", "0")
 
 
 def _require_libraries() -> None:
