@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint check bench clean
+.PHONY: demo test lint check bench glue clean
 
 demo: $(VENV)/.demo            ## train exits on real text, divide, run under a budget, draw the memory
 	$(BIN)/offramp demo --out demo-out
@@ -23,8 +23,13 @@ check: lint test
 bench: $(VENV)/.test           ## the figures of docs/results/main-job.md
 	$(BIN)/python bench/main_job.py --out bench-out
 
+glue: $(VENV)/.test            ## the figures of docs/results/glue.md; hours on two cores, resumes; GLUE=folder
+	$(BIN)/python bench/glue.py --data $(GLUE) --workers 2
+	$(BIN)/python bench/glue_speed.py --data $(GLUE)
+	$(BIN)/python bench/glue_report.py
+
 clean:
-	rm -rf $(VENV) demo-out bench-out
+	rm -rf $(VENV) demo-out bench-out glue-out
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -1,0 +1,172 @@
+"""Time the models of glue.py: `python bench/glue_speed.py --data GLUE --out glue-out`, on a machine that is quiet.
+
+Inference: dev sentences at their own lengths, batch 1, whole model in memory, each rival a process of its own, rivals
+interleaved. Exit rules are those that the tune split chose. Training: sentences a second of transformers' Trainer, of
+plain fine-tuning and of training with exits. Each round is one line of docs/results/glue-speed.jsonl; what is there is
+not done again.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import glue
+from processes import offramp, run
+
+RESULTS = glue.RESULTS.with_name("glue-speed.jsonl")
+NUM_TEXTS, NUM_ROUNDS = 300, 5
+NUM_TRAIN, TRAIN_TASK = 960, "mrpc"
+RULES = {"the best": "", "patience": "patience", "confidence": "confidence"}
+THREADS = 2
+TRAINERS = ("transformers' Trainer", "--loss last", "--loss pabee")
+
+
+def rivals(task: str, model: str, out: Path, file: Path) -> dict[str, list[str]]:
+    """Name -> command line. Stores are made on the way."""
+    plain, exits = (glue.Run(task, loss, model=model).name for loss in ("last", "pabee"))
+    for name in (plain, exits):
+        if not (out / "stores" / name).exists():
+            finished = run(offramp("divide", out / name, out / "stores" / name), {})
+            assert finished.returncode == 0, finished.errors
+    options = ("--input", file, "--json", "--threads", THREADS, "--max-length", 128)
+    reference = [sys.executable, "-m", "offramp.experiments.reference", out / plain, file, 128, THREADS]
+    found = {"transformers, plain": [*map(str, reference)]}
+    found["offramp, plain"] = offramp("run", out / "stores" / plain, *options)
+    found["offramp, exits, none used"] = offramp("run", out / "stores" / exits, *options)
+    chosen = glue.done()[exits]["splits"]["chosen"]
+    for name, family in RULES.items():
+        if chosen[family] is not None:
+            rule = chosen[family]["policy"]
+            found[f"offramp, exits, {name}"] = offramp("run", out / "stores" / exits, *options, "--exit", rule)
+    return found
+
+
+def write_inputs(task: str, data: Path, path: Path) -> None:
+    """Evenly spaced rows of dev, as `offramp run` reads them."""
+    splits, _, _ = glue.load(task, data)
+    dev = splits.examples[next(name for name in splits.examples if name.startswith("dev"))]
+    texts = [dev[index * len(dev) // NUM_TEXTS].text for index in range(min(NUM_TEXTS, len(dev)))]
+    pairs = [{"text": text} if isinstance(text, str) else {"text": text[0], "pair": text[1]} for text in texts]
+    path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+
+
+def time_inference(task: str, model: str, data: Path, out: Path, number: int) -> dict[str, Any]:
+    """One round: milliseconds a text of each rival, and the mean exit."""
+    file = out / f"{task}.jsonl"
+    write_inputs(task, data, file)
+    found = {}
+    for name, command in rivals(task, model, out, file).items():
+        finished = run(command, {"OMP_NUM_THREADS": str(THREADS), "HF_HUB_OFFLINE": "1"})
+        assert finished.returncode == 0, finished.errors
+        *results, last = [json.loads(line) for _, line in finished.lines]
+        exits = [result["exit_stage"] for result in results if "exit_stage" in result]
+        record = last["record"]
+        found[name] = {
+            "milliseconds": 1000 * record["seconds_total"] / record["num_inputs"],
+            "mean_exit": sum(exits) / len(exits) if exits else None,
+            "exit": record.get("exit"),
+        }
+    return {"kind": "inference", "task": task, "model": model, "round": number, "rivals": found}
+
+
+def train_once(name: str, data: Path, out: Path) -> dict[str, Any]:
+    """Sentences a second of one epoch, loading left out."""
+    import tempfile
+
+    splits, train, _ = glue.load(TRAIN_TASK, data)
+    rows = train[:NUM_TRAIN]
+    with tempfile.TemporaryDirectory(dir=out) as folder:
+        seconds = (plain_trainer if name == TRAINERS[0] else our_trainer)(name, splits, rows, Path(folder))
+    return {"sentences_a_second": len(rows) / seconds}
+
+
+def our_trainer(name: str, splits: Any, rows: list[Any], folder: Path) -> float:
+    from offramp.training import TrainSettings, train_exits
+
+    told: list[tuple[float, str]] = []
+    settings = TrainSettings(loss=name.rpartition(" ")[2], **{**glue.RECIPE, "epochs": 1})
+    train_exits(
+        glue.minilm(), rows, rows[:1], folder / "run", labels=splits.labels, settings=settings,
+        progress=lambda line: told.append((time.monotonic(), line)),
+    )  # fmt: skip
+    began = next(when for when, line in told if line.startswith("training"))
+    ended = next(when for when, line in told if line.startswith("measuring"))
+    return ended - began
+
+
+def plain_trainer(name: str, splits: Any, rows: list[Any], folder: Path) -> float:
+    """As the examples of transformers do it: dynamic padding, batches by length."""
+    from transformers import (
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+        DataCollatorWithPadding,
+        Trainer,
+        TrainingArguments,
+    )
+
+    tokenizer = AutoTokenizer.from_pretrained(glue.minilm())
+    encoded = [
+        {**tokenizer(*text, truncation=True, max_length=glue.RECIPE["max_length"]), "labels": label}
+        for text, label in rows
+    ]
+    model = AutoModelForSequenceClassification.from_pretrained(glue.minilm(), num_labels=len(splits.labels))
+    arguments = TrainingArguments(
+        output_dir=str(folder), num_train_epochs=1, per_device_train_batch_size=glue.RECIPE["batch_size"],
+        learning_rate=glue.RECIPE["learning_rate"], warmup_steps=0.1, train_sampling_strategy="group_by_length",
+        save_strategy="no", report_to="none", use_cpu=True, disable_tqdm=True, dataloader_pin_memory=False,
+    )  # fmt: skip
+    trainer = Trainer(model, arguments, DataCollatorWithPadding(tokenizer), train_dataset=encoded)
+    began = time.monotonic()
+    trainer.train()
+    return time.monotonic() - began
+
+
+def time_training(data: Path, out: Path, number: int) -> dict[str, Any]:
+    """One round of each trainer."""
+    found = {}
+    for name in TRAINERS:
+        command = [sys.executable, __file__, "--data", str(data), "--out", str(out), "--train-once", name]
+        finished = run(command, {"OMP_NUM_THREADS": str(THREADS)})
+        assert finished.returncode == 0, finished.errors
+        found[name] = json.loads(finished.lines[-1][1])
+    return {"kind": "training", "task": TRAIN_TASK, "model": "minilm", "round": number, "rivals": found}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("glue-out"))
+    parser.add_argument("--train-once", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.train_once:
+        print(json.dumps(train_once(args.train_once, args.data, args.out)))
+        return
+    (args.out / "stores").mkdir(exist_ok=True, parents=True)
+    known = {(record["kind"], record["task"], record["model"], record["round"]) for record in done()}
+    runs = glue.done()
+    for number in range(NUM_ROUNDS):
+        if ("training", TRAIN_TASK, "minilm", number) not in known:
+            keep(time_training(args.data, args.out, number))
+        for model in ("minilm", "distil-minilm"):
+            for task in glue.TASKS:
+                both = all(glue.Run(task, loss, model=model).name in runs for loss in ("last", "pabee"))
+                if both and ("inference", task, model, number) not in known:
+                    keep(time_inference(task, model, args.data, args.out, number))
+
+
+def done() -> list[dict[str, Any]]:
+    """The rounds on record."""
+    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+
+
+def keep(record: dict[str, Any]) -> None:
+    print(json.dumps(record), file=sys.stderr, flush=True)
+    with RESULTS.open("a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+if __name__ == "__main__":
+    main()
