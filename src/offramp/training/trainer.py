@@ -5,8 +5,10 @@ Shapes: B rows of a batch, C labels; K exits.
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -25,6 +27,7 @@ from offramp.training.frozen import Heads
 from offramp.training.loss import distilled, exit_losses, require_finite, weighted_loss
 from offramp.training.settings import TrainSettings
 
+_LOGS = "TENSORBOARD_LOGGING_DIR"
 MIXED_SHARE = 0.5
 """Of the steps, with which `mixed` trains the last exit alone."""
 
@@ -60,10 +63,24 @@ def fit(
     random, numpy and torch. On the CPU equal inputs give equal weights, bit for bit, with the same number of threads,
     interrupted or not. Raises NonFiniteError naming the exit.
     """
-    trainer = ExitTrainer(model, rows, settings, folder)
-    trainer.remove_callback(PrinterCallback)  # it prints to stdout
-    trainer.add_callback(_Progress(progress))
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    with _logs_beside(folder):
+        trainer = ExitTrainer(model, rows, settings, folder)
+        trainer.remove_callback(PrinterCallback)  # it prints to stdout
+        trainer.add_callback(_Progress(progress))
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+
+
+@contextmanager
+def _logs_beside(folder: Path) -> Iterator[None]:
+    """TensorBoard would write among the checkpoints, which go when the run is whole; no argument says where else."""
+    if _LOGS in os.environ:
+        yield
+        return
+    os.environ[_LOGS] = str(folder.with_name("logs"))
+    try:
+        yield
+    finally:
+        del os.environ[_LOGS]
 
 
 def require_possible(settings: TrainSettings) -> None:
