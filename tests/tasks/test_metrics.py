@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from offramp.tasks.glue import TASKS
-from offramp.tasks.metrics import METRICS, score
+from offramp.tasks.metrics import METRICS, paired_interval, score, score_exits
 
 
 def test_known_values():
@@ -35,3 +35,40 @@ def test_wrong_arguments():
     ):
         with pytest.raises(ValueError, match="expected"):
             score(metrics, np.array(truth), np.array(answer))
+
+
+def test_each_exit_has_its_scores():
+    logits_KNC = np.array([[[1.0, 0.0], [1.0, 0.0]], [[1.0, 0.0], [0.0, 1.0]]])
+    assert [found["score"] for found in score_exits(["accuracy"], np.array([0, 1]), logits_KNC)] == [50, 100]
+    values_KNC = np.array([[[1.0], [2.0], [3.0]], [[3.0], [2.0], [1.0]]])
+    scores = score_exits(["pearson"], np.array([0.0, 1.0, 2.0]), values_KNC)
+    assert [found["score"] for found in scores] == pytest.approx([100, -100])
+
+
+def test_a_paired_interval_is_about_the_gain_and_knows_its_sign():
+    truth_N = np.arange(400) % 2
+    good_N = np.where(np.arange(400) % 10 == 0, 1 - truth_N, truth_N)
+    bad_N = np.where(np.arange(400) % 4 == 0, 1 - truth_N, truth_N)
+    gain, low, high = paired_interval(["accuracy"], truth_N, good_N, bad_N)
+    assert gain == pytest.approx(15)
+    assert 0 < low < gain < high
+    assert paired_interval(["accuracy"], truth_N, bad_N, good_N)[2] < 0
+    assert paired_interval(["accuracy"], truth_N, good_N, good_N) == (0, 0, 0)
+
+
+def test_a_paired_interval_has_the_width_of_the_standard_error():
+    """Accuracy: the difference has a mean of +-1 and 0 with a known variance."""
+    rng = np.random.default_rng(0)
+    truth_N = np.zeros(1000, np.int64)
+    one_N, other_N = (rng.random(1000) < 0.2).astype(np.int64), (rng.random(1000) < 0.2).astype(np.int64)
+    _, low, high = paired_interval(["accuracy"], truth_N, one_N, other_N)
+    wanted = 2 * 1.96 * 100 * (other_N - one_N).std() / np.sqrt(1000)
+    assert high - low == pytest.approx(wanted, rel=0.1)
+
+
+def test_a_draw_of_one_label_alone_is_no_error():
+    truth_N = np.array([0] * 30 + [1])
+    gain, low, high = paired_interval(["matthews", "f1"], truth_N, truth_N, np.zeros(31, np.int64))
+    assert gain == pytest.approx(100)
+    assert low <= gain
+    assert np.isfinite([low, high]).all()
