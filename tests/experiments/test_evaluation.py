@@ -126,3 +126,9 @@ def test_a_classifier_without_exits_has_one_row(tmp_path):
     (found,) = evaluate(plain, data(), ["dev"], transcript=tmp_path / "t", with_features=True, say=silent)
     assert [row.exit for row in found.exits] == [1]
     assert read_transcript(tmp_path / "t", "dev").features(0, 2).shape == (2, 1, 32)
+
+
+def test_a_model_of_several_labels_a_text_is_refused(tmp_path):
+    several = write_tiny(tmp_path / "model", problem_type="multi_label_classification")
+    with pytest.raises(UsageError, match="the model gives several labels to a text, the data have one"):
+        evaluate(several, data(), ["dev"], say=silent)

@@ -1,3 +1,4 @@
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import offramp.training.trainer
-from offramp.errors import MissingExtraError, NonFiniteError, SourceError, UsageError
+from offramp.errors import DiskFullError, MissingExtraError, NonFiniteError, SourceError, UsageError
 from offramp.models.exits import ModelWithExits
 from offramp.models.predict import feature_windows, predict, to_tensors
 from offramp.store.exits import FORMS
@@ -309,3 +310,19 @@ def test_importing_the_room_imports_no_torch():
     code = "import offramp.training, sys; assert not {'torch', 'transformers', 'onnx'} & set(sys.modules)"
     root = Path(offramp.training.__file__).parents[2]
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(root)})
+
+
+@pytest.fixture
+def small_files():
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("save_steps", [1, 500])
+def test_a_full_disk_is_told(bert, tmp_path, small_files, save_steps):
+    settings = TrainSettings(epochs=1, max_length=16, save_steps=save_steps)
+    with pytest.raises(DiskFullError, match=r"no space left - .*run.* - free some space and run again"):
+        train_exits(bert, TRAIN[:16], TUNE[:1], tmp_path / "run", labels=LABELS, settings=settings)
+    assert [path.name for path in tmp_path.iterdir()] == ["bert"]

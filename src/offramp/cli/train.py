@@ -10,6 +10,8 @@ the same command goes on at the last checkpoint. torchrun -m offramp train ... u
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -69,14 +71,25 @@ def main(args: argparse.Namespace) -> int:
     model, out = resolve(args.model, args.offline), Path(args.out)
     for seed in args.seed:
         folder = out if len(args.seed) == 1 else out / f"seed-{seed}"
-        metrics = train_exits(
-            model, train, data.examples.get("tune") or [], folder,
-            labels=data.labels, metrics=data.metrics, settings=_settings(args, seed),
-            progress=say if is_first_process() else lambda line: None,
-        )  # fmt: skip
+        with _told_how_to_go_on(folder):
+            metrics = train_exits(
+                model, train, data.examples.get("tune") or [], folder,
+                labels=data.labels, metrics=data.metrics, settings=_settings(args, seed),
+                progress=say if is_first_process() else lambda line: None,
+            )  # fmt: skip
         if is_first_process():
             _show(str(folder), seed, metrics, args.json)
     return 0
+
+
+@contextmanager
+def _told_how_to_go_on(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        if folder.with_name(folder.name + ".partial").exists():
+            say("the same command goes on at the last checkpoint")
+        raise
 
 
 def _settings(args: argparse.Namespace, seed: int) -> Any:

@@ -16,7 +16,7 @@ import numpy as np
 from offramp.division import family_of, open_source
 from offramp.errors import SourceError, UsageError
 from offramp.policies import Policy, replay
-from offramp.policies.evidence import REGRESSION
+from offramp.policies.evidence import MULTI_LABEL, REGRESSION
 from offramp.store import Encoder
 from offramp.store.transcript import About, TranscriptWriter
 from offramp.tasks import TextEncoder
@@ -151,6 +151,8 @@ def trained_length(folder: Path) -> int | None:
 
 def _label_ids(labels: Sequence[str], encoder: Encoder, folder: Path) -> list[int]:
     """The model's id of each label of the data; none for a regression."""
+    if encoder.problem == MULTI_LABEL:
+        raise UsageError("the model gives several labels to a text, the data have one", folder, "score another model")
     if (encoder.problem == REGRESSION) != (not labels):
         kinds = ("a regression", "a classification")
         has, wants = kinds if encoder.problem == REGRESSION else kinds[::-1]

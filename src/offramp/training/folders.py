@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from offramp.errors import NonFiniteError, UsageError
+from offramp.errors import DiskFullError, NonFiniteError, UsageError
 from offramp.store.files import disk_full_is_ours, fsync_folder, write_atomic
 
 CONFIG = "train.json"
@@ -25,6 +25,8 @@ CONFIG = "train.json"
 _LOCK = ".lock"
 _CHECKPOINTS = "checkpoints"
 _PATIENCE_SECONDS = 300
+_FULL = ("os error 28", "os error 122", "os error 27", "inline_container")
+"""How safetensors and torch say that a disk is full: in words, not as OSError."""
 _ANOTHER = "choose another name, or remove it"
 
 
@@ -61,6 +63,9 @@ def run_folder(out: Path, config: Mapping[str, Any]) -> Iterator[Path]:
         except BaseException as error:
             if isinstance(error, NonFiniteError) or last_checkpoint(partial) is None:
                 _clear(partial, config)
+            if any(mark in str(error) for mark in _FULL):
+                remedy = "free some space and run again: it goes on at the last checkpoint"
+                raise DiskFullError("no space left", partial, remedy) from error
             raise
         finally:
             os.close(lock)
