@@ -85,7 +85,7 @@ class Ring:
             if not self._idle:
                 self._restart(turns)
             self._idle = False
-        _wake(self._reader_bell)
+            self._wake_reader()
 
     def acquire(self, shard: str) -> Acquired:
         """Wait for the next shard of the pass."""
@@ -96,14 +96,13 @@ class Ring:
                     acquired = Acquired(entry.slot, 0 if entry.idle else entry.num_bytes, entry.seconds)
                     self._ahead -= entry.ahead
                     entry.forget_cost()
-                    break
+                    self._wake_reader()
+                    return acquired
                 if self._error is not None:
                     raise self._error
                 if self._closed:
                     raise RuntimeError("the ring is closed")
             self._loop_bell.get()
-        _wake(self._reader_bell)
-        return acquired
 
     def release(self, shard: str) -> None:
         """The loop is done with this use of the shard; its slot is free if no other use was read ahead."""
@@ -114,20 +113,20 @@ class Ring:
                 if entry.uses == 0:
                     del self._loaded[shard]
                     self._free.append(entry.slot)
-        _wake(self._reader_bell)
+            self._wake_reader()
 
     def go_past(self, stage: int) -> None:
         """The loop has decided to go on after `stage`: what waited for that may be read."""
         with self._lock:
             self._passed = stage
-        _wake(self._reader_bell)
+            self._wake_reader()
 
     def end_pass(self, next_turns: Sequence[Turn] = ()) -> None:
         """Drop what was read ahead, stop the read in flight, and fetch the start of the next pass if there is one."""
         with self._lock:
             self._restart(next_turns)
             self._idle = bool(next_turns)
-        _wake(self._reader_bell)
+            self._wake_reader()
 
     def count(self, num_bytes: int) -> None:
         """Add bytes that the loop read by itself (gathered rows)."""
@@ -167,6 +166,13 @@ class Ring:
             entry.forget_cost()
         self._wanted = deque(turns)
         self._ahead = self._passed = 0
+
+    def _wake_reader(self) -> None:
+        """If there is anything that it could read now: of a model that is resident there is nothing, and a thread that
+        wakes for that takes the interpreter from the loop.
+        """
+        if self._next() is not None:
+            _wake(self._reader_bell)
 
     def _next(self) -> Optional[Turn]:
         """The turn to read now, or None while the loop must catch up. Turns whose shard is here are passed over."""
