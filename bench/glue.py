@@ -25,6 +25,7 @@ MAX_ROWS = 10_000
 RECIPE = {"epochs": 3, "batch_size": 32, "learning_rate": 1e-4, "max_length": 128}
 HEADS_EPOCHS = 20
 """Of heads alone: an epoch takes seconds there."""
+FAMILIES = ("patience", "confidence", "entropy", "stage", "from", "")
 TASKS = ("cola", "sst2", "mrpc", "rte", "stsb", "qnli", "qqp", "mnli")
 SMALL = ("cola", "mrpc", "rte", "stsb")
 
@@ -131,65 +132,93 @@ def load(task_name: str, data: Path) -> tuple[Any, list[Any], str]:
 
 def train_one(run: Run, data: Path, out: Path, precision: str) -> dict[str, Any]:
     """Train, then score every exit on tune and dev; answers are kept, so that runs can be compared row by row."""
-    import numpy as np
     import torch
 
-    from offramp.experiments.choosing import candidates, choose, try_policies
-    from offramp.experiments.evaluation import answer_at
-    from offramp.policies import parse, replay
-    from offramp.tasks.metrics import answers, paired_interval, score, score_exits
     from offramp.training import TrainSettings, train_exits
 
     splits, train, note = load(run.task, data)
-    base = minilm() if run.model == "minilm" else distil_minilm(out)
-    source = base
+    source = minilm() if run.model == "minilm" else distil_minilm(out)
     if run.base:
         first = Run(run.task, run.base, seed=run.seed, model=run.model)
         source = out / first.name
         if not source.exists():  # another machine had it
             train_one(first, data, out, precision)
     recipe = {**RECIPE, "epochs": HEADS_EPOCHS} if run.loss == "heads-only" else RECIPE
-    settings = TrainSettings(loss=run.loss, heads=run.heads, seed=run.seed, precision=precision, **recipe)
-    dev_names = [name for name in splits.examples if name.startswith("dev")]
-    measured = [example for name in ("tune", *dev_names) for example in splits.examples[name]]
     began = time.monotonic()
     metrics = train_exits(
-        source, train, measured, out / run.name, labels=splits.labels, metrics=splits.metrics, settings=settings,
+        source, train, measured(splits), out / run.name, labels=splits.labels, metrics=splits.metrics,
+        settings=TrainSettings(loss=run.loss, heads=run.heads, seed=run.seed, precision=precision, **recipe),
         progress=lambda line: print(f"{run.name}: {line}", file=sys.stderr, flush=True),
     )  # fmt: skip
-    seconds, start, found, tune = time.monotonic() - began, 0, {}, None
+    return {
+        **asdict(run), "note": note, "train_rows": len(train), "seconds": time.monotonic() - began,
+        "metrics": list(splits.metrics), "settings": {**recipe, "precision": precision},
+        "splits": scores(splits, metrics.logits_KNC), "torch": torch.__version__, "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+    }  # fmt: skip
+
+
+def measured(splits: Any) -> list[Any]:
+    """Rows of tune and of each dev split, one after the other."""
+    return [example for name in measured_names(splits) for example in splits.examples[name]]
+
+
+def measured_names(splits: Any) -> list[str]:
+    return ["tune", *(name for name in splits.examples if name.startswith("dev"))]
+
+
+def scores(splits: Any, logits_KNC: Any) -> dict[str, Any]:
+    """Every exit on tune and dev, the rules that tune chooses, and what they do on dev."""
+    import numpy as np
+
+    from offramp.tasks.metrics import answers, score_exits
+
     problem = "single_label_classification" if splits.labels else "regression"
-    for name in ("tune", *dev_names):
+    found: dict[str, Any] = {}
+    start = 0
+    for name in measured_names(splits):
         truth_N = np.array([example.label for example in splits.examples[name]])
-        logits_KNC = metrics.logits_KNC[:, start : start + len(truth_N)]
+        part_KNC = logits_KNC[:, start : start + len(truth_N)]
         start += len(truth_N)
-        last_N = answers(logits_KNC[-1])
-        exits = score_exits(splits.metrics, truth_N, logits_KNC)
-        found[name] = {"rows": len(truth_N), "exits": exits, "truth": packed(truth_N), "last": packed(last_N)}
-        if len(logits_KNC) == 1:
-            continue
-        if tune is None:
-            tried = try_policies(candidates(len(logits_KNC), problem), logits_KNC, truth_N, splits.metrics, problem)
-            families = ("patience", "confidence", "entropy", "stage", "from", "")
-            tune = {family: choose([each for each in tried if each.policy.startswith(family)]) for family in families}
-            found["chosen"] = {family: each and asdict(each) for family, each in tune.items()}
-            continue
-        found[name]["policies"] = {}
-        for family, chosen in tune.items():
-            if chosen is None:
-                continue
-            exit_N = replay(parse(chosen.policy), logits_KNC, problem)
+        exits = score_exits(splits.metrics, truth_N, part_KNC)
+        found[name] = {
+            "rows": len(truth_N),
+            "exits": exits,
+            "truth": packed(truth_N),
+            "last": packed(answers(part_KNC[-1])),
+        }
+        if name == "tune" and len(part_KNC) > 1:
+            found["chosen"] = chosen_rules(truth_N, part_KNC, splits.metrics, problem)
+        elif len(part_KNC) > 1:
+            found[name]["policies"] = applied_rules(found["chosen"], truth_N, part_KNC, splits.metrics, problem)
+    return found
+
+
+def chosen_rules(truth_N: Any, logits_KNC: Any, metrics: Any, problem: str) -> dict[str, Any]:
+    """Family -> its best rule; "" is the best of all."""
+    from offramp.experiments.choosing import candidates, choose, try_policies
+
+    tried = try_policies(candidates(len(logits_KNC), problem), logits_KNC, truth_N, metrics, problem)
+    best = {family: choose([each for each in tried if each.policy.startswith(family)]) for family in FAMILIES}
+    return {family: each and asdict(each) for family, each in best.items()}
+
+
+def applied_rules(chosen: dict[str, Any], truth_N: Any, logits_KNC: Any, metrics: Any, problem: str) -> dict[str, Any]:
+    from offramp.experiments.evaluation import answer_at
+    from offramp.policies import parse, replay
+    from offramp.tasks.metrics import answers, paired_interval, score
+
+    found = {}
+    for family, rule in chosen.items():
+        if rule is not None:
+            exit_N = replay(parse(rule["policy"]), logits_KNC, problem)
             early_N = answer_at(logits_KNC, exit_N)
-            gain, low, high = paired_interval(splits.metrics, truth_N, early_N, last_N)
-            found[name]["policies"][family] = {
-                "policy": chosen.policy, "score": score(splits.metrics, truth_N, early_N)["score"],
+            gain, low, high = paired_interval(metrics, truth_N, early_N, answers(logits_KNC[-1]))
+            found[family] = {
+                "policy": rule["policy"], "score": score(metrics, truth_N, early_N)["score"],
                 "mean_exit": float(exit_N.mean()), "gain": gain, "gain_low": low, "gain_high": high,
             }  # fmt: skip
-    return {
-        **asdict(run), "note": note, "train_rows": len(train), "seconds": seconds, "metrics": list(splits.metrics),
-        "settings": {**recipe, "precision": precision}, "splits": found, "torch": torch.__version__,
-        "threads": torch.get_num_threads(), "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
-    }  # fmt: skip
+    return found
 
 
 def packed(answer_N: Any) -> Any:

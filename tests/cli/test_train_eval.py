@@ -172,3 +172,19 @@ def other_labels(folder):
     path = folder / "other.tsv"
     path.write_text("sentence\tlabel\na rose\tpurple\n")
     return path
+
+
+def test_rows_that_may_have_been_trained_on_are_not_scored_as_others(run, refused, trained, table, tmp_path):
+    """Trained with 60 % of the table, a cut of 80 % or another seed would put rows of train into tune."""
+    refused(2, ("cut otherwise than in training", "cuts_dev True there, False here"), "eval", trained, "--train", table,
+            "--dev", table, "--split", "tune")  # fmt: skip
+    refused(2, "split_seed 0 there, 1 here", "eval", trained, "--train", table, "--split-seed", 1)
+    run("divide", trained, tmp_path / "store")
+    refused(2, "split_seed 0 there, 1 here", "eval", tmp_path / "store", "--train", table, "--split-seed", 1)
+    assert run("eval", trained, "--dev", table).code == 0, "a table of its own"
+
+
+def test_a_store_cuts_texts_as_training_did(run, trained, table, tmp_path):
+    run("divide", trained, tmp_path / "store")
+    run("eval", tmp_path / "store", "--train", table, "--transcript", tmp_path / "t")
+    assert read_transcript(tmp_path / "t", "dev").about.max_length == 16

@@ -82,6 +82,13 @@ def test_an_existing_one_is_refused_and_kept(tmp_path):
     assert (tmp_path / "dev.safetensors").read_bytes() == before
 
 
+def test_a_place_where_no_folder_can_be_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "t"):
+        with pytest.raises(UsageError, match=r"no folder can be made .* - choose another place"):
+            write(folder, arrays())
+
+
 def test_an_interruption_leaves_nothing(tmp_path):
     with pytest.raises(KeyboardInterrupt), TranscriptWriter(tmp_path, ABOUT, NUM_ROWS, NUM_EXITS, 2) as writer:
         writer.write(0, **{name: arrays()[name][:2] for name in ("logits", "lengths", "labels")})

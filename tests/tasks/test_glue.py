@@ -115,3 +115,17 @@ def test_the_data_set_beside_the_checkout_loads(name):
         isinstance(example, Example)
         for example in found.examples["dev_matched" if "dev_matched" in found.examples else "dev"]
     )
+
+
+def test_a_damaged_zip_is_told(tmp_path):
+    write_original(tmp_path / "RTE", "rte")
+    with zipfile.ZipFile(tmp_path / "RTE.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in (tmp_path / "RTE").glob("*.tsv"):
+            archive.write(path, f"RTE/{path.name}")
+    data = bytearray((tmp_path / "RTE.zip").read_bytes())
+    for position in range(60, 90):
+        data[position] ^= 0xFF
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / "RTE.zip").write_bytes(data)
+    with pytest.raises(UsageError, match=r"table cannot be read \(.*\) - .*RTE.zip/RTE/\w+.tsv - get the data again"):
+        load_glue(TASKS["rte"], tmp_path / "alone")

@@ -72,3 +72,13 @@ def test_a_draw_of_one_label_alone_is_no_error():
     assert gain == pytest.approx(100)
     assert low <= gain
     assert np.isfinite([low, high]).all()
+
+
+def test_runs_of_several_seeds_are_drawn_together():
+    """Three equal runs tell no more than one."""
+    truth_N = np.arange(300) % 2
+    one_N, other_N = np.where(np.arange(300) % 7 == 0, 1 - truth_N, truth_N), np.ones(300, np.int64)
+    alone = paired_interval(["accuracy"], truth_N, one_N, other_N)
+    assert paired_interval(["accuracy"], truth_N, np.stack([one_N] * 3), np.stack([other_N] * 3)) == pytest.approx(
+        alone
+    )

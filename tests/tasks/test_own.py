@@ -92,6 +92,20 @@ def test_holes_of_a_parquet_table_are_named(tmp_path):
         load_own(write(tmp_path / "t.parquet", rows), None, COLUMNS)
 
 
+@pytest.mark.parametrize(("row", "column"), [("lost,", "stars"), (",9", "review"), ("  ,9", "review")])
+def test_empty_cells_are_named(tmp_path, row, column):
+    """pandas writes NaN so."""
+    path = write(tmp_path / "t.csv")
+    path.write_text(path.read_text() + row + "\n")
+    with pytest.raises(UsageError, match=rf"column '{column}' is empty - .*t.csv:62 - correct the row"):
+        load_own(path, None, COLUMNS)
+
+
+def test_labels_may_be_long(tmp_path):
+    rows = [{"review": f"text {number}", "stars": "9" * (5000 + number % 2)} for number in range(60)]
+    assert len(load_own(write(tmp_path / "t.jsonl", rows), None, COLUMNS).labels) == 2
+
+
 def test_values_must_be_finite_numbers(tmp_path):
     rows = [{"review": f"text {number}", "stars": "nan" if number == 7 else "1.5"} for number in range(60)]
     with pytest.raises(UsageError, match=r"'nan' is not a finite number - .*t.tsv:9"):

@@ -164,3 +164,10 @@ def test_exits_that_do_not_fit_are_refused(tmp_path):
     save_file(tensors, tmp_path / "run" / "exits.safetensors")
     with pytest.raises(SourceError, match=r"exits do not fit the model: .* - train the exits again"):
         load_classifier(tmp_path / "run")
+    whole = (tmp_path / "run" / "exits.safetensors").read_bytes()
+    (tmp_path / "run" / "exits.safetensors").write_bytes(whole[:-1])
+    with pytest.raises(SourceError, match=r"exits cannot be read .* - train the exits again"):
+        load_classifier(tmp_path / "run")
+    (tmp_path / "run" / "exits.json").write_text('{"form": "mean-linear", "trained": false}')
+    with pytest.raises(SourceError, match="the exits were never trained"):
+        load_classifier(tmp_path / "run")

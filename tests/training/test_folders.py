@@ -117,3 +117,24 @@ def test_another_process_waits_for_the_folder(tmp_path, monkeypatch):
         await_folder(tmp_path / "run")
     with run_folder(tmp_path / "run", CONFIG) as folder:
         assert await_folder(tmp_path / "run") == folder
+
+
+def test_an_interruption_of_the_last_moments_keeps_what_was_trained(tmp_path, monkeypatch):
+    def interrupt(folder):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("offramp.training.folders.fsync_folder", interrupt)
+    with pytest.raises(KeyboardInterrupt), run_folder(tmp_path / "run", CONFIG) as folder:
+        (folder / "model.safetensors").write_text("precious")
+        whole = add_checkpoint(folder)
+    assert (tmp_path / "run.partial" / "model.safetensors").read_text() == "precious"
+    monkeypatch.undo()
+    with run_folder(tmp_path / "run", CONFIG) as folder:
+        assert last_checkpoint(folder) == whole, "the next call needs no training"
+
+
+def test_a_place_where_no_folder_can_be_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    match = r"no folder can be made \(Not a directory\) - .*run.partial - choose another place"
+    with pytest.raises(UsageError, match=match), run_folder(tmp_path / "file" / "run", CONFIG):
+        pass

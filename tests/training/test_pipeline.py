@@ -1,3 +1,4 @@
+import json
 import resource
 import subprocess
 import sys
@@ -11,12 +12,14 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import offramp.training.trainer
 from offramp.errors import DiskFullError, MissingExtraError, NonFiniteError, SourceError, UsageError
+from offramp.models.checkpoint import load_classifier
 from offramp.models.exits import ModelWithExits
 from offramp.models.predict import feature_windows, predict, to_tensors
 from offramp.store.exits import FORMS
 from offramp.tasks import TextEncoder
 from offramp.tasks.rows import encode_rows
 from offramp.training import TrainSettings, train_exits
+from offramp.training.trainer import _save_steps
 from tests.training.tiny import LABELS, NUM_LAYERS, examples, make_model, write_checkpoint
 
 TRAIN, TUNE = examples(64), examples(30, seed=1)
@@ -326,3 +329,47 @@ def test_a_full_disk_is_told(bert, tmp_path, small_files, save_steps):
     with pytest.raises(DiskFullError, match=r"no space left - .*run.* - free some space and run again"):
         train_exits(bert, TRAIN[:16], TUNE[:1], tmp_path / "run", labels=LABELS, settings=settings)
     assert [path.name for path in tmp_path.iterdir()] == ["bert"]
+
+
+def test_a_classifier_keeps_the_order_of_its_labels(tmp_path):
+    """Its head knows them so: heads alone would answer permuted labels."""
+    model = make_model("bert", seed=1)
+    model.config.id2label = {0: "blue", 1: "red", 2: "green"}
+    source = write_checkpoint(tmp_path / "source", model)
+    settings = TrainSettings(loss="heads-only", epochs=1, max_length=16)
+    metrics = train_exits(source, TRAIN, TUNE, tmp_path / "run", labels=LABELS, settings=settings)
+    config = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run").config
+    assert config.id2label == {0: "blue", 1: "red", 2: "green"}
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    right = 0
+    for text, label in TUNE:
+        with torch.no_grad():
+            best = int(model.eval()(**tokenizer(text, return_tensors="pt")).logits.argmax())
+        right += model.config.id2label[best] == LABELS[label]
+    assert metrics.scores[-1]["accuracy"] == pytest.approx(100 * right / len(TUNE))
+    with pytest.raises(SourceError, match="the model's labels are blue, red, green, those of the data a, b, c"):
+        train_exits(source, TRAIN, TUNE, tmp_path / "other", labels=("a", "b", "c"), settings=settings)
+
+
+def test_exits_are_measured_in_float32_whatever_they_were_trained_in(source, tmp_path):
+    """Autocast would go on in the trained model: scores would hang on how a run came to be measured."""
+    settings = TrainSettings(precision="bfloat16", **{**QUICK, "epochs": 1})
+    first = train_exits(source, TRAIN, TUNE, tmp_path / "run", labels=LABELS, settings=settings)
+    again = train_exits(source, TRAIN, TUNE, tmp_path / "run", labels=LABELS, settings=settings)
+    np.testing.assert_array_equal(first.logits_KNC, again.logits_KNC)
+    model = load_classifier(tmp_path / "run")
+    rows = rows_of(tmp_path / "run", model.model, TUNE)
+    np.testing.assert_array_equal(predict(model, rows, settings.batch_size), first.logits_KNC)
+
+
+def test_a_short_training_has_checkpoints_too():
+    assert [_save_steps(TrainSettings(epochs=3), num_rows) for num_rows in (1, 160, 1000, 100_000)] == [1, 6, 37, 500]
+
+
+def test_what_the_data_are_is_kept(bert, tmp_path):
+    settings = TrainSettings(epochs=1, max_length=16)
+    cut = {"task": "toy", "split_seed": 3}
+    train_exits(bert, TRAIN[:8], TUNE[:1], tmp_path / "run", labels=LABELS, settings=settings, data=cut)
+    assert json.loads((tmp_path / "run" / "train.json").read_text())["data"] == cut
+    with pytest.raises(UsageError, match="another configuration"):
+        train_exits(bert, TRAIN[:8], TUNE[:1], tmp_path / "run", labels=LABELS, settings=settings)

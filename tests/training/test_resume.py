@@ -98,21 +98,60 @@ def test_a_run_that_is_whole_is_measured_again_and_not_trained(source, tmp_path)
         train(source, tmp_path / "run", "last")
 
 
-@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch was built without gloo")
-@pytest.mark.parametrize("loss", ["mixed", "heads-only"])
-def test_two_processes_train_one_run(source, tmp_path, loss):
-    """As several GPUs would, by torchrun."""
-    table = tmp_path / "train.tsv"
-    table.write_text("sentence\tlabel\n" + "".join(f"{text}\t{LABELS[label]}\n" for text, label in examples(90)))
-    options = ["--train", table, "--max-length", 16, "--epochs", 2, "--batch", 8, "--loss", loss]
+def in_two_processes(source, table, out, loss, *more):
+    """Train as on two GPUs, by torchrun."""
+    options = ["--train", table, "--max-length", 16, "--epochs", 4, "--batch", 4, "--loss", loss, "--save-steps", 3]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
-    command = [*launch, "-m", "offramp", "train", source, "--out", tmp_path / "run", *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True, check=False)
+    command = [*launch, *more, "train", source, "--out", out, *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    return subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def table(tmp_path):
+    path = tmp_path / "train.tsv"
+    path.write_text("sentence\tlabel\n" + "".join(f"{text}\t{LABELS[label]}\n" for text, label in examples(90)))
+    return path
+
+
+needs_gloo = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch was built without gloo")
+
+
+@needs_gloo
+def test_two_processes_train_one_run(source, table, tmp_path):
+    done = in_two_processes(source, table, tmp_path / "run", "heads-only", "-m", "offramp")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("the tune split") == 1, "one of them speaks"
-    assert {"model.safetensors", "exits.safetensors", "train.json"} <= {
-        path.name for path in (tmp_path / "run").iterdir()
-    }
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"model.safetensors", "exits.safetensors", "train.json"} <= names
     assert not (tmp_path / "run.partial").exists()
     assert '"processes": 2' in (tmp_path / "run" / "train.json").read_text()
+
+
+KILLED = """
+import os, sys
+import offramp.training.trainer as trainer
+from offramp.cli import main
+
+class Killed(trainer._Progress):
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == 17:
+            os._exit(9)
+
+trainer._Progress = Killed
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@needs_gloo
+def test_two_processes_that_were_killed_go_on_with_the_same_rows(source, table, tmp_path):
+    """In the third epoch: on resumption two wrappers hid from the batches which epoch it is."""
+    (tmp_path / "killed.py").write_text(KILLED)
+    assert in_two_processes(source, table, tmp_path / "run", "mixed", tmp_path / "killed.py").returncode != 0
+    assert (tmp_path / "run.partial").exists()
+    for out in ("run", "whole"):
+        done = in_two_processes(source, table, tmp_path / out, "mixed", "-m", "offramp")
+        assert done.returncode == 0, done.stderr
+        assert ("from checkpoint-15" in done.stderr) == (out == "run")
+    for name in ("model.safetensors", "exits.safetensors"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

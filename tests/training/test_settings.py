@@ -13,6 +13,8 @@ from offramp.training import TrainSettings
         ("accumulate", 0),
         ("max_length", 0),
         ("save_steps", 0),
+        ("seed", -1),
+        ("seed", 2**32),
         ("loss", "hinge"),
         ("heads", "pooled"),
         ("precision", "int8"),

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from offramp.cli.options import add_data, count, emit, labelled_data, percents, say, table, warn
+from offramp.cli.options import add_data, count, data_record, emit, labelled_data, percents, say, table, warn
 from offramp.errors import UsageError
 
 
@@ -39,7 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Evaluate."""
     from offramp.division import resolve
-    from offramp.experiments.evaluation import encoder_of, evaluate
+    from offramp.experiments.evaluation import encoder_of, evaluate, require_same_cut
     from offramp.policies import parse
     from offramp.policies.evidence import REGRESSION
 
@@ -51,8 +51,10 @@ def main(args: argparse.Namespace) -> int:
     data = labelled_data(args, () if encoder.problem == REGRESSION else encoder.labels)
     for sentence in data.partial:
         warn(f"no score of {data.name}: {sentence}")
+    names = args.split.split(",")
+    require_same_cut(folder, data_record(args, data), names)
     reports = evaluate(
-        folder, data, args.split.split(","), policies=policies, batch_size=args.batch, max_length=args.max_length,
+        folder, data, names, policies=policies, batch_size=args.batch, max_length=args.max_length,
         transcript=Path(args.transcript) if args.transcript else None, with_features=args.features, say=say,
     )  # fmt: skip
     for report in reports:

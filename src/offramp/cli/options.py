@@ -124,6 +124,11 @@ def labelled_data(args: argparse.Namespace, labels: Sequence[str] | None = None)
     return load_hub(task, args.split_seed, offline=args.offline)
 
 
+def data_record(args: argparse.Namespace, data: Splits) -> dict[str, Any]:
+    """How the splits were cut: what must be equal for a row to be in the same one."""
+    return {"task": data.name, "split_seed": args.split_seed, "cuts_dev": data.cuts_dev}
+
+
 def engine_options(args: argparse.Namespace) -> dict[str, Any]:
     """The options of `offramp.prepare` for a process that is there for one store."""
     return {**{name: getattr(args, name) for name in ENGINE}, "own_process": True, "warn": warn}

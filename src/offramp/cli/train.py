@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from offramp.cli.options import add_data, count, emit, labelled_data, percents, say, table, warn
+from offramp.cli.options import add_data, count, data_record, emit, labelled_data, percents, say, table, warn
 from offramp.errors import UsageError
 
 SETTINGS = {
@@ -51,7 +51,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     _number(group, "--accumulate", count, default.accumulate, "batches that make one step ")
     _number(group, "--max-length", count, default.max_length, "tokens that texts are cut to ")
     _number(group, "--warmup", float, default.warmup, "share of the steps ")
-    _number(group, "--save-steps", count, default.save_steps, "steps between checkpoints ")
+    group.add_argument(
+        "--save-steps", type=count, metavar="N", help="steps between checkpoints (default: a fifth of all, at most 500)"
+    )
     group.add_argument("--max-rows", type=count, metavar="N", help="train on N rows, spread over the train split")
     group.add_argument("--precision", choices=PRECISIONS, default=default.precision, help="of the multiplications")
     group.add_argument("--report-to", default=default.report_to, metavar="NAME", help="tensorboard, wandb, ...")
@@ -74,7 +76,7 @@ def main(args: argparse.Namespace) -> int:
         with _told_how_to_go_on(folder):
             metrics = train_exits(
                 model, train, data.examples.get("tune") or [], folder,
-                labels=data.labels, metrics=data.metrics, settings=_settings(args, seed),
+                labels=data.labels, metrics=data.metrics, settings=_settings(args, seed), data=data_record(args, data),
                 progress=say if is_first_process() else lambda line: None,
             )  # fmt: skip
         if is_first_process():

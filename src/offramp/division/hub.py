@@ -9,10 +9,19 @@ from __future__ import annotations
 import errno
 from pathlib import Path
 
-from offramp.division.source import CONFIG, EXITS, PICKLE, PICKLE_INDEX, SAFETENSORS, SAFETENSORS_INDEX, TOKENIZER
+from offramp.division.source import (
+    CONFIG,
+    EXITS,
+    PICKLE,
+    PICKLE_INDEX,
+    SAFETENSORS,
+    SAFETENSORS_INDEX,
+    TOKENIZER,
+    TRAINING,
+)
 from offramp.errors import DiskFullError, MissingExtraError, OfframpError, SourceError
 
-_COMMON = [CONFIG, *TOKENIZER, *EXITS]
+_COMMON = [CONFIG, *TOKENIZER, TRAINING, *EXITS]
 _SAFETENSORS = [SAFETENSORS, SAFETENSORS_INDEX, "model-*.safetensors"]
 _PICKLES = [PICKLE, PICKLE_INDEX, "pytorch_model-*.bin"]
 

@@ -6,7 +6,7 @@ Shapes: N rows, K exits, C outputs of a head.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from offramp.policies.evidence import MULTI_LABEL, REGRESSION
 from offramp.store import Encoder
 from offramp.store.transcript import About, TranscriptWriter
 from offramp.tasks import TextEncoder
-from offramp.tasks.examples import Example, Splits, digest
+from offramp.tasks.examples import Example, Splits, digest, is_nameless
 from offramp.tasks.metrics import answers, score, score_exits
 from offramp.tasks.rows import Rows, encode_rows
 from offramp.training.folders import read_config
@@ -138,6 +138,20 @@ def encoder_of(folder: Path) -> Encoder:
     return encoder
 
 
+def require_same_cut(folder: Path, cut: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Raise UsageError if rows of these splits may have been trained on.
+
+    `cut` says how the data were cut now, `train.json` how they were in training: `task`, `split_seed`, `cuts_dev`.
+    """
+    found = (read_config(folder) or {}).get("data")
+    if not isinstance(found, dict) or found.get("task") != cut["task"] or found == cut:
+        return
+    if cut["cuts_dev"] or not set(names) <= {"dev"}:
+        told = ", ".join(f"{key} {found.get(key)} there, {cut[key]} here" for key in cut if found.get(key) != cut[key])
+        what = f"the splits are cut otherwise than in training ({told}): rows may have been trained on"
+        raise UsageError(what, folder, "give --train, --dev and --split-seed as in training")
+
+
 def _fingerprint(folder: Path) -> str:
     with open_source(folder) as source:
         return source.fingerprint()
@@ -159,8 +173,7 @@ def _label_ids(labels: Sequence[str], encoder: Encoder, folder: Path) -> list[in
         raise UsageError(f"the model is {has}, the data are for {wants}", folder, "take a model of this task")
     if set(labels) == set(encoder.labels) or not labels:
         return [encoder.labels.index(label) for label in labels]
-    nameless = [f"LABEL_{index}" for index in range(len(labels))]  # transformers' names of none
-    if list(encoder.labels) == nameless:
+    if is_nameless(encoder.labels, len(labels)):
         return list(range(len(labels)))
     what = f"the model's labels are {', '.join(encoder.labels)}, those of the data {', '.join(labels)}"
     raise UsageError(what, folder, "take a model of this task")

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
@@ -17,7 +18,7 @@ from offramp.store.exits import parse_exits
 
 
 def load_classifier(folder: Path) -> ModelWithExits | PreTrainedModel:
-    """The classifier of a folder in float32, with its exits if it has any.
+    """The classifier of a folder in float32, with its exits if it has any, on the device that there is.
 
     The folder must have a head: what it lacks is drawn anew. Raises SourceError for exits that do not fit.
     """
@@ -26,14 +27,22 @@ def load_classifier(folder: Path) -> ModelWithExits | PreTrainedModel:
     with quiet_libraries():
         model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     if exits is None:
-        return model
-    tensors, description = exits
-    with_exits = ModelWithExits(model, parse_exits(description.read_bytes(), folder, SourceError).form)
+        return model.to(device())
+    tensors, file = exits
+    description = parse_exits(file.read_bytes(), folder, SourceError)
+    if not description.trained:
+        raise SourceError("the exits were never trained", folder, "train them, or remove their two files")
+    with_exits = ModelWithExits(model, description.form)
     try:
         with_exits.load_exits(load_file(tensors))
-    except ValueError as error:
-        raise SourceError(str(error), tensors, "train the exits again") from None
-    return with_exits
+    except (ValueError, SafetensorError) as error:
+        raise SourceError(f"exits cannot be read ({error})", tensors, "train the exits again") from None
+    return with_exits.to(device())
+
+
+def device() -> str:
+    """Where models are run: a GPU if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @contextmanager

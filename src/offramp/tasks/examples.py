@@ -40,6 +40,9 @@ class Splits:
     partial: tuple[str, ...] = ()
     """Why a score on these is none of the task's, a sentence each; empty if it is one."""
 
+    cuts_dev: bool = False
+    """Dev was cut from the same file as train."""
+
     def require_examples(self, where: object) -> Splits:
         """These splits. Raises UsageError if one of them is empty."""
         for name, found in self.examples.items():
@@ -69,6 +72,11 @@ def digest(examples: Iterable[tuple[Text, int | float]]) -> str:
     for text, label in examples:
         found.update(json.dumps([text, label]).encode() + b"\n")
     return found.hexdigest()
+
+
+def is_nameless(labels: Sequence[str], num_labels: int) -> bool:
+    """Whether these are the names that transformers gives to so many labels without names."""
+    return list(labels) == [f"LABEL_{index}" for index in range(num_labels)]
 
 
 def parse_label(text: str, labels: Sequence[str], where: object) -> int | float:

@@ -8,6 +8,7 @@ figures on such data are no GLUE scores. It knows no tokens and no metric's form
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -109,12 +110,19 @@ def load_glue(task: Task, data: Path, seed: int = 0) -> Splits:
     whole = "train" if "train" in examples else next(iter(examples))
     has_dev = whole == "train" and bool(set(task.dev_splits) & set(files))
     examples = {**cut(examples.pop(whole), has_dev, seed), **examples}
-    return splits_of(task, examples, tuple(partial), data)
+    return splits_of(task, examples, data, partial=tuple(partial), cuts_dev=not has_dev)
 
 
-def splits_of(task: Task, examples: dict[str, list[Example]], partial: tuple[str, ...], where: object) -> Splits:
+def splits_of(
+    task: Task,
+    examples: dict[str, list[Example]],
+    where: object,
+    *,
+    partial: tuple[str, ...] = (),
+    cuts_dev: bool = False,
+) -> Splits:
     """Examples of a task, whose splits must not be empty."""
-    return Splits(task.name, task.labels, task.metrics, examples, partial).require_examples(where)
+    return Splits(task.name, task.labels, task.metrics, examples, partial, cuts_dev).require_examples(where)
 
 
 def example_of(task: Task, row: Row) -> Example:
@@ -173,10 +181,13 @@ def _zipped(place: Path, name: str) -> _File:
 
 
 def _read(task: Task, shown: str, opened: Callable[[], IO[bytes]]) -> Iterator[Example]:
-    columns = _columns(task, opened)
-    with opened() as stream:
-        for row in read_stream(stream, ".tsv", shown, columns, skip_short=task.may_be_torn):
-            yield example_of(task, row)
+    try:
+        columns = _columns(task, opened)
+        with opened() as stream:
+            for row in read_stream(stream, ".tsv", shown, columns, skip_short=task.may_be_torn):
+                yield example_of(task, row)
+    except (OSError, zipfile.BadZipFile, zlib.error) as error:
+        raise UsageError(f"table cannot be read ({error})", shown, "get the data again") from None
 
 
 def _columns(task: Task, opened: Callable[[], IO[bytes]]) -> tuple[str, ...] | None:

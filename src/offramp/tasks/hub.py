@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
-from offramp.errors import MissingExtraError, SourceError
+from offramp.errors import DiskFullError, MissingExtraError, SourceError
 from offramp.tasks.examples import Example, Splits, cut
 from offramp.tasks.glue import Task, example_of, splits_of
 
@@ -22,7 +23,7 @@ def load_hub(task: Task, seed: int = 0, *, offline: bool = False, repository: st
     examples = cut(_read(task, tables, "train", repository), True, seed)
     for split in task.dev_splits:
         examples[split] = _read(task, tables, split.replace("dev", "validation"), repository)
-    return splits_of(task, examples, (), repository)
+    return splits_of(task, examples, repository)
 
 
 def _load(name: str, repository: str, offline: bool) -> Any:
@@ -34,6 +35,8 @@ def _load(name: str, repository: str, offline: bool) -> Any:
     try:
         return datasets.load_dataset(repository, name, download_config=config)
     except Exception as error:  # the library raises what its file systems and formats raise
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFullError("no space left for the data", repository, "free some space and run again") from error
         what = f"GLUE's {name} cannot be had ({type(error).__name__}: {error})"
         raise SourceError(what, repository, _REMEDY) from error
 

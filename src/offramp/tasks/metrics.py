@@ -1,6 +1,6 @@
 """Metrics of tasks, by scikit-learn and scipy; all in percent, larger is better.
 
-Shapes: K exits, N examples, C outputs of a head.
+Shapes: K exits, N examples, C outputs of a head, S runs.
 """
 
 from __future__ import annotations
@@ -83,21 +83,26 @@ def answers(logits_NC: np.ndarray) -> np.ndarray:
 
 
 def paired_interval(
-    metrics: Sequence[str], truth_N: np.ndarray, answer_N: np.ndarray, other_N: np.ndarray, num_rounds: int = 1000
+    metrics: Sequence[str], truth_N: np.ndarray, answer_SN: np.ndarray, other_SN: np.ndarray, num_rounds: int = 1000
 ) -> tuple[float, float, float]:
     """Score of `answer` minus score of `other` on the same examples, and its 95 % interval.
 
-    The interval is the percentile bootstrap over examples, both sides drawn together, from a fixed seed (Efron and
-    Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13).
+    With several runs S (seeds) a side, [S, N], it is the mean over runs, each scored on the same draw. The interval is
+    the percentile bootstrap over examples, both sides drawn together, from a fixed seed (Efron and Tibshirani, "An
+    Introduction to the Bootstrap", 1993, chapter 13).
     """
     generator = np.random.default_rng(0)
     draws = [np.arange(len(truth_N)), *generator.integers(0, len(truth_N), (num_rounds, len(truth_N)))]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a draw may hold one label alone
         gains = [
-            score(metrics, truth_N[draw], answer_N[draw])["score"]
-            - score(metrics, truth_N[draw], other_N[draw])["score"]
+            _mean_score(metrics, truth_N[draw], np.atleast_2d(answer_SN)[:, draw])
+            - _mean_score(metrics, truth_N[draw], np.atleast_2d(other_SN)[:, draw])
             for draw in draws
         ]
     low, high = np.percentile(gains[1:], [2.5, 97.5])
     return gains[0], float(low), float(high)
+
+
+def _mean_score(metrics: Sequence[str], truth_N: np.ndarray, answer_SN: np.ndarray) -> float:
+    return sum(score(metrics, truth_N, answer_N)["score"] for answer_N in answer_SN) / len(answer_SN)

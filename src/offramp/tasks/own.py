@@ -46,11 +46,12 @@ def load_own(
     if dev is not None:
         examples["dev"] = list(_read(dev, columns, labels))
     metrics = ("accuracy",) if labels else ("pearson", "spearman")
-    return Splits(file.stem, tuple(labels), metrics, examples).require_examples(file)
+    splits = Splits(file.stem, tuple(labels), metrics, examples, cuts_dev=dev is None)
+    return splits.require_examples(file)
 
 
 def _labels(train: Path, column: str) -> list[str]:
-    found = {field(row, column) for row in read_table(train)}
+    found = {label for row in read_table(train) if (label := field(row, column)).strip()}
     if len(found) < 2:
         what = f"column {column!r} has {len(found)} different labels"
         raise UsageError(what, train, "a classifier needs at least two; --regression for values")
@@ -72,7 +73,7 @@ def _is_number(text: str) -> bool:
 
 def _natural(label: str) -> tuple[int, str]:
     """Numbers by their value: 2 before 10."""
-    return (int(label), label) if label.isascii() and label.isdigit() else (0, label)
+    return (int(label), label) if label.isascii() and label.isdigit() and len(label) < 19 else (0, label)
 
 
 def _read(path: Path, columns: Columns, labels: Sequence[str]) -> Iterator[Example]:
@@ -82,6 +83,9 @@ def _read(path: Path, columns: Columns, labels: Sequence[str]) -> Iterator[Examp
 
 def _example(row: Row, columns: Columns, labels: Sequence[str]) -> Example:
     label = field(row, columns.label)
+    empty = next((name for name in (*columns.texts, columns.label) if not field(row, name).strip()), None)
+    if empty is not None:
+        raise UsageError(f"column {empty!r} is empty", row[0], "correct the row, or drop it")
     if labels and label not in labels:  # ids are no names here: label 2 of ("1", "2") is "2"
         raise UsageError(f"label {label!r} is none of {', '.join(labels)}", row[0], "correct the line")
     return Example(text_of(row, columns.texts), parse_label(label, labels, row[0]))

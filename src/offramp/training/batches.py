@@ -42,5 +42,6 @@ class LengthGroupedBatches(Sampler[list[int]]):
         for rows in megabatches:
             rows = rows[np.argsort(self.lengths_N[rows], kind="stable")]
             batches += [rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)]
-        for index in generator.permutation(len(batches)):
+        num_full = len(order_N) // self.batch_size  # a short one comes last: accelerate deals out only what is full
+        for index in (*generator.permutation(num_full), *range(num_full, len(batches))):
             yield batches[index].tolist()

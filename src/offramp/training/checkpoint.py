@@ -19,6 +19,7 @@ from offramp.policies.evidence import REGRESSION, SINGLE_LABEL
 from offramp.store.exits import describe_exits
 from offramp.store.files import write_atomic
 from offramp.tasks import has_tokenizer
+from offramp.tasks.examples import is_nameless
 
 
 def require_trainable(folder: Path, max_length: int) -> tuple[int, str]:
@@ -37,6 +38,22 @@ def require_trainable(folder: Path, max_length: int) -> tuple[int, str]:
         what = f"max_length {max_length} is more than the {encoder.max_length} tokens that the model reads"
         raise UsageError(what, None, "take a smaller one")
     return encoder.num_layers, fingerprint
+
+
+def labels_of(folder: Path, labels: Sequence[str], *, must_be_its_own: bool) -> tuple[tuple[str, ...], list[int]]:
+    """The order in which a model of a folder has these labels, and the id there of each of them.
+
+    A classifier of the same labels keeps its order: its head knows them so. Any other takes them as they come; with
+    `must_be_its_own` a classifier of others raises SourceError, unless its own have no names.
+    """
+    with open_source(folder) as source:
+        own = family_of(source.config).encoder(source.config).labels
+    if labels and set(own) == set(labels):
+        return own, [own.index(label) for label in labels]
+    if must_be_its_own and own and labels and not is_nameless(own, len(labels)):
+        what = f"the model's labels are {', '.join(own)}, those of the data {', '.join(labels)}"
+        raise SourceError(what, folder, "train one with --loss last first")
+    return tuple(labels), list(range(len(labels)))
 
 
 def load_model(folder: Path, labels: Sequence[str]) -> tuple[PreTrainedModel, bool]:

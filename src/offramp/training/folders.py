@@ -17,10 +17,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from offramp.division.source import TRAINING
 from offramp.errors import DiskFullError, NonFiniteError, UsageError
 from offramp.store.files import disk_full_is_ours, fsync_folder, write_atomic
 
-CONFIG = "train.json"
+CONFIG = TRAINING
 """What was trained on what, and how; in `OUT` and `OUT.partial`."""
 _LOCK = ".lock"
 _CHECKPOINTS = "checkpoints"
@@ -54,21 +55,38 @@ def run_folder(out: Path, config: Mapping[str, Any]) -> Iterator[Path]:
     """
     partial = _partial(out)
     with disk_full_is_ours(out):
-        partial.mkdir(parents=True, exist_ok=True)
+        _make(partial)
         lock = _take_lock(partial)
         try:
             _claim(partial, config)
-            yield partial
+            with _left_in_order(partial, config):
+                yield partial
             _finish(partial, out)
-        except BaseException as error:
-            if isinstance(error, NonFiniteError) or last_checkpoint(partial) is None:
-                _clear(partial, config)
-            if any(mark in str(error) for mark in _FULL):
-                remedy = "free some space and run again: it goes on at the last checkpoint"
-                raise DiskFullError("no space left", partial, remedy) from error
-            raise
         finally:
             os.close(lock)
+
+
+@contextmanager
+def _left_in_order(partial: Path, config: Mapping[str, Any]) -> Iterator[None]:
+    """If training fails, keep what a next one can go on with, and nothing else."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, NonFiniteError) or last_checkpoint(partial) is None:
+            _clear(partial, config)
+        if any(mark in str(error) for mark in _FULL):
+            remedy = "free some space and run again: it goes on at the last checkpoint"
+            raise DiskFullError("no space left", partial, remedy) from error
+        raise
+
+
+def _make(partial: Path) -> None:
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG):
+            raise UsageError(f"no folder can be made ({error.strerror})", partial, "choose another place") from None
+        raise
 
 
 def await_folder(out: Path) -> Path:
@@ -82,6 +100,15 @@ def await_folder(out: Path) -> Path:
             raise UsageError("the first process makes no folder", partial, "see what it says")
         time.sleep(0.05)
     return partial
+
+
+def await_run(out: Path, config: Mapping[str, Any]) -> None:
+    """Return when another process, which is about to, has finished the run. Raises UsageError after some minutes."""
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while not is_finished(out, config):
+        if time.monotonic() > deadline:
+            raise UsageError("the first process does not finish", out, "see what it says")
+        time.sleep(0.05)
 
 
 def checkpoints(folder: Path) -> Path:
@@ -133,8 +160,7 @@ def _clear(partial: Path, config: Mapping[str, Any]) -> None:
 
 
 def _finish(partial: Path, out: Path) -> None:
-    """Drop what only a resumption needs; make files durable, and their modes what the umask says."""
-    shutil.rmtree(checkpoints(partial), ignore_errors=True)
+    """Make files durable, and their modes what the umask says; drop what only a resumption needs last of all."""
     mode = (partial / CONFIG).stat().st_mode  # safetensors lets nobody else read its files
     for path in partial.iterdir():
         if path.is_file() and path.name != _LOCK:
@@ -145,6 +171,7 @@ def _finish(partial: Path, out: Path) -> None:
     (partial / _LOCK).unlink()
     partial.rename(out)
     fsync_folder(out.parent)
+    shutil.rmtree(checkpoints(out), ignore_errors=True)
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:

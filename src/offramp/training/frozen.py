@@ -5,6 +5,7 @@ Shapes: N rows, B rows of a batch, H hidden, C labels; K exits.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,8 @@ def pool_rows(model: ModelWithExits, rows: Rows, batch_size: int, path: Path) ->
         shape = (len(rows), len(model.heads), model.encoder.hidden_size)
         partial = path.with_name(path.name + ".tmp")
         pooled_NKH = open_memmap(partial, "w+", np.float32, shape)
+        with partial.open("r+b") as file:  # else a full disk would end the process where it writes
+            os.posix_fallocate(file.fileno(), 0, partial.stat().st_size)
         for start, window_NKH in pooled_windows(model, rows, batch_size):
             pooled_NKH[start : start + len(window_NKH)] = window_NKH
         pooled_NKH.flush()

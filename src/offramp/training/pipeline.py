@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,6 +35,7 @@ def train_exits(
     labels: Sequence[str],
     metrics: Sequence[str] = (),
     settings: TrainSettings | None = None,
+    data: Mapping[str, Any] | None = None,
     progress: Callable[[str], None] = _silent,
 ) -> ExitMetrics:
     """Fine-tune a classifier together with an exit after each layer, and save both in a run folder.
@@ -46,9 +47,10 @@ def train_exits(
         tune: the same, never trained on.
         out: the run folder. transformers loads it as it is; the exits lie beside the model. An interrupted training is
             gone on with; a run of the same configuration that is whole is measured again, and nothing else.
-        labels: the name of each label id; none: a regression.
+        labels: the name of each label id; none: a regression. A classifier of the same labels keeps their order.
         metrics: keys of `tasks.metrics.METRICS`; accuracy, or Pearson and Spearman, if none.
         settings: the defaults of `TrainSettings` if None.
+        data: what the examples are, in JSON; kept in `train.json` and part of the configuration.
         progress: is called with some twenty lines of text.
 
     Returns what each exit says of `tune`, and how good it is. Equal arguments give equal files on the CPU with equally
@@ -63,24 +65,28 @@ def train_exits(
     for name, examples in (("train", train), ("tune", tune)):
         _require_examples(name, examples, len(labels))
     metrics = tuple(metrics) or (("accuracy",) if labels else ("pearson", "spearman"))
-    job = _Job(Path(model_folder), train, tune, tuple(labels), metrics, settings, progress)
     _require_libraries()
     from offramp.models.checkpoint import quiet_libraries
-    from offramp.training.checkpoint import require_trainable
-    from offramp.training.folders import await_folder, is_finished, run_folder
+    from offramp.training.checkpoint import labels_of, require_trainable
+    from offramp.training.folders import await_folder, await_run, is_finished, run_folder
     from offramp.training.trainer import require_possible
 
     require_possible(settings)
-    num_exits, fingerprint = require_trainable(job.source, settings.max_length)
-    config = _config(num_exits, fingerprint, job)
+    num_exits, fingerprint = require_trainable(Path(model_folder), settings.max_length)
+    named, ids = labels_of(Path(model_folder), labels, must_be_its_own=settings.loss == "heads-only")
+    train, tune = ([(text, ids[int(label)] if ids else label) for text, label in part] for part in (train, tune))
+    job = _Job(Path(model_folder), train, tune, named, metrics, settings, progress)
+    out, config = Path(out), _config(num_exits, fingerprint, job, data or {})
     with quiet_libraries():
-        if is_finished(Path(out), config):
+        if is_finished(out, config):
             progress(f"trained before: {out}")
-            return _measure_again(job, Path(out))
-        if not is_first_process():
-            return _train(job, await_folder(Path(out)))
-        with run_folder(Path(out), config) as folder:
-            return _train(job, folder)
+        elif is_first_process():
+            with run_folder(out, config) as folder:
+                _train(job, folder)
+        else:
+            _train(job, await_folder(out))
+            await_run(out, config)
+        return _measure(job, out)
 
 
 @dataclass(frozen=True)
@@ -96,29 +102,28 @@ class _Job:
     progress: Callable[[str], None]
 
 
-def _train(job: _Job, folder: Path) -> ExitMetrics:
+def _train(job: _Job, folder: Path) -> None:
     from transformers import set_seed
 
     from offramp.models.exits import ModelWithExits
     from offramp.training.checkpoint import load_model, save_model, save_tokenizer
 
-    settings = job.settings
-    set_seed(settings.seed)  # the heads are drawn next
+    set_seed(job.settings.seed)  # the heads are drawn next
     classifier, head_is_new = load_model(job.source, job.labels)
-    if settings.loss == "heads-only" and head_is_new:
+    if job.settings.loss == "heads-only" and head_is_new:
         what = f"heads-only leaves the model as it is, and it has no head for {len(job.labels) or 1} outputs"
         raise SourceError(what, job.source, "train one with --loss last first")
-    model = ModelWithExits(classifier, settings.heads)
+    model = ModelWithExits(classifier, job.settings.heads)
     _fit(job, model, folder)
     if is_first_process():
         save_tokenizer(job.source, folder)
-        save_model(model, folder, with_exits=settings.loss != "last")
-    return _measure(job, model.model if settings.loss == "last" else model, _rows(job, model, job.source, job.tune))
+        save_model(model, folder, with_exits=job.settings.loss != "last")
 
 
 def _fit(job: _Job, model: ModelWithExits, folder: Path) -> None:
     from transformers import set_seed
 
+    from offramp.models.checkpoint import device
     from offramp.training.folders import checkpoints, last_checkpoint
     from offramp.training.frozen import pool_rows
     from offramp.training.trainer import fit
@@ -129,24 +134,21 @@ def _fit(job: _Job, model: ModelWithExits, folder: Path) -> None:
     job.progress(f"training {len(model.heads) + 1} exits on {len(rows)} texts{going_on}")
     if job.settings.loss == "heads-only":
         place.mkdir(exist_ok=True)
+        model.to(device())  # the Trainer would move the heads alone
         rows = pool_rows(model, rows, job.settings.batch_size, place / f"pooled-{_rank()}.npy")
         set_seed(job.settings.seed)  # whether the file was there or not
     fit(model, rows, job.settings, place, done, job.progress)
 
 
-def _measure_again(job: _Job, folder: Path) -> ExitMetrics:
+def _measure(job: _Job, folder: Path) -> ExitMetrics:
+    """Of what was saved, in float32: autocast would go on in a model that was trained with it."""
     from offramp.models.checkpoint import load_classifier
     from offramp.models.exits import ModelWithExits
-
-    model = load_classifier(folder)
-    encoded_by = model if isinstance(model, ModelWithExits) else ModelWithExits(model)
-    return _measure(job, model, _rows(job, encoded_by, folder, job.tune))
-
-
-def _measure(job: _Job, model: Any, rows: Rows) -> ExitMetrics:
     from offramp.models.predict import predict
     from offramp.tasks.metrics import score_exits
 
+    model = load_classifier(folder)
+    rows = _rows(job, model if isinstance(model, ModelWithExits) else ModelWithExits(model), folder, job.tune)
     job.progress(f"measuring the exits on {len(rows)} texts")
     logits_KNC = predict(model, rows, job.settings.batch_size)
     return ExitMetrics(tuple(score_exits(job.metrics, rows.labels_N, logits_KNC)), logits_KNC)
@@ -161,12 +163,13 @@ def _rows(job: _Job, model: ModelWithExits, folder: Path, examples: Examples) ->
     return encode_rows(examples, text_encoder, model.encoder, is_regression=model.encoder.problem == REGRESSION)
 
 
-def _config(num_exits: int, fingerprint: str, job: _Job) -> dict[str, Any]:
+def _config(num_exits: int, fingerprint: str, job: _Job, data: Mapping[str, Any]) -> dict[str, Any]:
     """What must be equal for a training to be the same: all of it is JSON."""
     left_out = ("exit_weights", "report_to", "save_steps")
     return {
         "format": 1,
         "model_sha256": fingerprint,
+        "data": dict(data),
         "train_sha256": digest(job.train),
         "labels": list(job.labels),
         "exit_weights": job.settings.weights(num_exits),

@@ -59,8 +59,8 @@ class TrainSettings:
     precision: str = "float32"
     """One of PRECISIONS, for the multiplications (autocast): bfloat16 is twice as fast where the processor has it,
     slower where it has not; float16 needs a GPU."""
-    save_steps: int = 500
-    """Steps between checkpoints, from which an interrupted training goes on."""
+    save_steps: int | None = None
+    """Steps between checkpoints, from which an interrupted training goes on; None: a fifth of all, at most 500."""
     report_to: str = "none"
     """An integration of transformers, like `tensorboard`."""
     seed: int = 0
@@ -69,8 +69,10 @@ class TrainSettings:
         for name in ("epochs", "learning_rate", "head_learning_rate", "batch_size", "accumulate", "max_length"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be greater than 0, not {getattr(self, name)}")
-        if self.save_steps < 1:
+        if self.save_steps is not None and self.save_steps < 1:
             raise ValueError(f"save_steps must be at least 1, not {self.save_steps}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must be from 0 to {2**32 - 1}, not {self.seed}")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup must be from 0 to below 1, not {self.warmup}")
         if self.weight_decay < 0:

@@ -98,7 +98,9 @@ class ExitTrainer(Trainer):
 
     def __init__(self, model: ModelWithExits, rows: Batches, settings: TrainSettings, folder: Path) -> None:
         trained = Heads(model) if settings.loss == "heads-only" else model
-        super().__init__(trained, _arguments(settings, folder), train_dataset=cast(Dataset, range(len(rows))))
+        super().__init__(
+            trained, _arguments(settings, len(rows), folder), train_dataset=cast(Dataset, range(len(rows)))
+        )
         self.exits_model, self.rows, self.settings = model, rows, settings
         self.problem = str(model.model.config.problem_type)
         self.weights = settings.weights(len(model.heads) + 1)
@@ -154,12 +156,23 @@ class ExitTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader:
         """Batches in an order that only seed and epoch decide."""
         sampler = LengthGroupedBatches(self.rows.lengths_N, self.settings.batch_size, self.settings.seed)
+        self.add_callback(_Epochs(sampler))
 
         def collate(indices: list[int]) -> dict[str, Tensor]:
             return to_tensors(self.rows.batch(indices))
 
         loader = DataLoader(cast(Dataset, self.train_dataset), batch_sampler=sampler, collate_fn=collate)
         return self.accelerator.prepare(loader)
+
+
+class _Epochs(TrainerCallback):
+    """Tells the batches which epoch begins: several processes that resume hide them behind two wrappers."""
+
+    def __init__(self, batches: LengthGroupedBatches) -> None:
+        self._batches = batches
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._batches.set_epoch(int((state.epoch or 0) + 1e-6))
 
 
 class _Progress(TrainerCallback):
@@ -178,8 +191,8 @@ class _Progress(TrainerCallback):
             self._progress(line)
 
 
-def _arguments(settings: TrainSettings, folder: Path) -> TrainingArguments:
-    return TrainingArguments(
+def _arguments(settings: TrainSettings, num_rows: int, folder: Path) -> TrainingArguments:
+    arguments = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=settings.batch_size,
@@ -193,7 +206,7 @@ def _arguments(settings: TrainSettings, folder: Path) -> TrainingArguments:
         remove_unused_columns=False,
         logging_steps=0.05,  # of all steps
         save_strategy="steps",
-        save_steps=settings.save_steps,
+        save_steps=settings.save_steps or _save_steps(settings, num_rows),
         save_total_limit=1,
         eval_strategy="no",
         report_to=settings.report_to,
@@ -201,3 +214,13 @@ def _arguments(settings: TrainSettings, folder: Path) -> TrainingArguments:
         dataloader_pin_memory=False,
         ddp_find_unused_parameters=settings.loss in ("last", "mixed"),
     )
+    if arguments.n_gpu > 1:  # one process and several GPUs would copy the model for each batch; torchrun uses them all
+        arguments._n_gpu = 1
+    return arguments
+
+
+def _save_steps(settings: TrainSettings, num_rows: int) -> int:
+    """At most 500, and at least five times in a training."""
+    num_processes = int(os.environ.get("WORLD_SIZE", "1"))
+    num_steps = settings.epochs * num_rows // (settings.batch_size * settings.accumulate * num_processes)
+    return max(1, min(500, num_steps // 5))
