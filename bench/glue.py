@@ -43,7 +43,8 @@ class Run:
 
     @property
     def name(self) -> str:
-        return f"{self.model}-{self.task}-{self.loss}-{self.heads}-{self.seed}"
+        of = "" if self.base in (None, "last") else f"-of-{self.base}"
+        return f"{self.model}-{self.task}-{self.loss}{of}-{self.heads}-{self.seed}"
 
 
 def runs() -> list[Run]:
@@ -51,6 +52,7 @@ def runs() -> list[Run]:
     found = [Run(task, loss) for task in TASKS for loss in ("last", "pabee")]
     found += [Run(task, loss) for loss in ("mixed", "distill") for task in SMALL]
     found += [Run(task, "heads-only", base="last") for task in SMALL]
+    found += [Run(task, "heads-only", base="pabee") for task in (*SMALL, "sst2")]
     distil = [Run(task, loss, model="distil-minilm") for task in TASKS for loss in ("last", "pabee")]
     found += [run for run in distil if run.task in (*SMALL, "sst2")]
     found += [Run(task, "pabee", "own-shared") for task in SMALL]
