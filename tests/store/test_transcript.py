@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import resource
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -108,17 +109,19 @@ def test_rows_that_do_not_fit_are_a_fault_of_the_caller(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.fixture
+@contextmanager
 def small_files():
+    """For the call alone: pytest writes to a file as well, perhaps."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.usefixtures("small_files")
 def test_a_full_disk_is_told(tmp_path):
-    with pytest.raises(DiskFullError):
+    with pytest.raises(DiskFullError), small_files():
         write(tmp_path, arrays(num_rows=100), window=100)
     assert not list(tmp_path.iterdir())
 

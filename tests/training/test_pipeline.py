@@ -2,6 +2,7 @@ import json
 import resource
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -315,18 +316,22 @@ def test_importing_the_room_imports_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(root)})
 
 
-@pytest.fixture
+@contextmanager
 def small_files():
+    """For the call alone: pytest writes to a file as well, perhaps."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("save_steps", [1, 500])
-def test_a_full_disk_is_told(bert, tmp_path, small_files, save_steps):
+def test_a_full_disk_is_told(bert, tmp_path, save_steps):
     settings = TrainSettings(epochs=1, max_length=16, save_steps=save_steps)
-    with pytest.raises(DiskFullError, match=r"no space left - .*run.* - free some space and run again"):
+    match = r"no space left - .*run.* - free some space and run again"
+    with pytest.raises(DiskFullError, match=match), small_files():
         train_exits(bert, TRAIN[:16], TUNE[:1], tmp_path / "run", labels=LABELS, settings=settings)
     assert [path.name for path in tmp_path.iterdir()] == ["bert"]
 
