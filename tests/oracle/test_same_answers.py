@@ -65,9 +65,11 @@ def test_what_the_wrap_around_fetched_gives_the_same_bits(store, batch, backend,
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_permuting_the_batch_permutes_the_answers(store, batch, backend):
+    """Bit for bit by ONNX Runtime; torch's kernels on some processors (Intel) let a row's place decide the last bits."""
     order = [2, 0, 3, 1]
     answers = logits(store, batch, backend=backend)
-    np.testing.assert_array_equal(logits(store, batch.rows(order), backend=backend), answers[order])
+    permuted = logits(store, batch.rows(order), backend=backend)
+    np.testing.assert_allclose(permuted, answers[order], rtol=0, atol=0 if backend == "ort" else 1e-6)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
