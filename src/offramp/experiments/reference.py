@@ -26,7 +26,8 @@ def main(folder: str, path: str, max_length: int, num_threads: int) -> None:
     for text in read_inputs(path):
         started = time.perf_counter()
         with torch.inference_mode():
-            inputs = tokenizer(text, truncation=True, max_length=max_length, return_tensors="pt")
+            parts = (text,) if isinstance(text, str) else text
+            inputs = tokenizer(*parts, truncation=True, max_length=max_length, return_tensors="pt")
             probability_C = model(**inputs).logits[0].softmax(0)
         latencies.append(time.perf_counter() - started)
         best = int(probability_C.argmax())
