@@ -119,7 +119,7 @@ def load(task_name: str, data: Path) -> tuple[Any, list[Any], str]:
 
     task = task_of(task_name)
     splits = load_glue(task, data)
-    train, note = splits.examples["train"], "; ".join(splits.partial)
+    train, note = splits.examples["train"], "; ".join(splits.partial).replace(str(data), "GLUE")
     snli = data.parent / "extra" / "snli" / "dev.tsv"
     if task_name == "mnli" and snli.is_file():  # no MNLI train file: half of matched dev, filled up with SNLI dev
         from offramp.tasks.own import Columns, load_own
