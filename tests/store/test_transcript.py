@@ -86,7 +86,7 @@ def test_an_existing_one_is_refused_and_kept(tmp_path):
 def test_a_place_where_no_folder_can_be_is_refused(tmp_path):
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file" / "t"):
-        with pytest.raises(UsageError, match=r"no folder can be made .* - choose another place"):
+        with pytest.raises(UsageError, match=r"a transcript cannot be written there .* - choose another folder"):
             write(folder, arrays())
 
 

@@ -135,6 +135,6 @@ def test_an_interruption_of_the_last_moments_keeps_what_was_trained(tmp_path, mo
 
 def test_a_place_where_no_folder_can_be_is_refused(tmp_path):
     (tmp_path / "file").touch()
-    match = r"no folder can be made \(Not a directory\) - .*run.partial - choose another place"
+    match = r"a run cannot be built there \(File exists\) - .*run.partial - choose another folder"
     with pytest.raises(UsageError, match=match), run_folder(tmp_path / "file" / "run", CONFIG):
         pass

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import stat
 from pathlib import Path
 from typing import Iterable, Iterator, Tuple, Union
 
-from offramp.errors import DamagedError, DiskFullError, StoreError
+from offramp.errors import DamagedError, DiskFullError, StoreError, UsageError
 from offramp.store.manifest import File, Graph
 
 Data = Union[bytes, memoryview]
@@ -21,6 +22,7 @@ CHUNK_BYTES = 1 << 20
 MAX_SMALL_BYTES = 64 << 20
 _NOT_PLAIN = (errno.ELOOP, errno.ENOTDIR, errno.ENXIO, errno.ENODEV, errno.EMLINK)
 _UNREADABLE = (errno.EIO, errno.EACCES, errno.EPERM, errno.ESTALE)
+_NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -129,6 +131,44 @@ def disk_full_is_ours(where: object) -> Iterator[None]:
             what, remedy = "no space left", "free some space and run again: finished shards are kept"
             raise DiskFullError(what, where, remedy) from error
         raise
+
+
+@contextlib.contextmanager
+def no_place_is_ours(what: str, where: object) -> Iterator[None]:
+    """Turn what a system says of a path where no folder can be made into a UsageError that begins with `what`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_PLACE:
+            raise UsageError(f"{what} ({error.strerror})", where, "choose another folder") from error
+        raise
+
+
+def lock_folder(folder: Path, what: str, busy: str) -> int:
+    """Make a folder, with those above it, and lock it until the returned descriptor is closed.
+
+    Raises UsageError: `busy` where another process has the lock, `what` where no folder can be made.
+    """
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    with no_place_is_ours(what, folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+        lock = -1
+        try:
+            lock = os.open(str(folder), flags)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(lock), os.lstat(str(folder))):
+                return lock
+        except (BlockingIOError, FileNotFoundError):
+            pass  # locked, or renamed by who had it while we were about to lock it
+        except BaseException:
+            if lock >= 0:
+                os.close(lock)
+            raise
+    if lock >= 0:
+        os.close(lock)
+    raise UsageError(busy, folder, "wait for it to end")
 
 
 def make_folder(folder: Path) -> None:

@@ -12,7 +12,6 @@ in windows: no number of them is too large. It knows nothing of models and polic
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 from dataclasses import asdict, dataclass
@@ -27,6 +26,7 @@ from offramp.store.files import (
     disk_full_is_ours,
     fsync_folder,
     iter_chunks,
+    no_place_is_ours,
     open_regular,
     require_size,
     sha256_of,
@@ -36,7 +36,6 @@ from offramp.store.files import (
 from offramp.store.safetensors import header_bytes, num_bytes, read_header
 
 FORMAT = 1
-_NO_PLACE = (errno.ENOTDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
 _REMEDY = "write the transcript again: offramp eval --transcript"
 _DTYPES = {"F32": np.dtype("<f4"), "I32": np.dtype("<i4"), "I64": np.dtype("<i8")}
 
@@ -91,15 +90,10 @@ class TranscriptWriter:
             if os.path.lexists(str(path)):
                 raise UsageError("target exists", path, "choose another folder, or remove it")
         with disk_full_is_ours(self.folder):
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                if error.errno in _NO_PLACE:
-                    what = f"no folder can be made ({error.strerror})"
-                    raise UsageError(what, self.folder, "choose another place") from None
-                raise
             flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
-            self._fd = os.open(str(self._partial), flags, 0o666)
+            with no_place_is_ours("a transcript cannot be written there", self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._fd = os.open(str(self._partial), flags, 0o666)
             try:
                 os.ftruncate(self._fd, len(self._header) + self._size)
                 _pwrite(self._fd, self._header, 0)
@@ -131,7 +125,6 @@ class TranscriptWriter:
                 _pwrite(
                     self._fd, np.ascontiguousarray(array, dtype).data.cast("B"), self._starts[name] + start * row_bytes
                 )
-
         self._rows_left -= len(arrays["labels"])
 
     def finish(self) -> Path:

@@ -8,8 +8,6 @@ held at a time. A folder that another program made is never cleared.
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import hashlib
 import os
 import shutil
@@ -22,6 +20,7 @@ from offramp.store.files import (
     Data,
     disk_full_is_ours,
     fsync_folder,
+    lock_folder,
     make_folder,
     open_regular,
     sha256_of,
@@ -35,7 +34,6 @@ _STATE = ".building"
 """Marks a partial folder as ours, and holds the fingerprint."""
 _RETIRED = ".retired"
 """Marks a replaced store, which may be deleted."""
-_NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG)
 
 
 class StoreWriter:
@@ -55,7 +53,9 @@ class StoreWriter:
         self._refuse_target()
         try:
             with disk_full_is_ours(self.partial):
-                self._take_lock()
+                self._lock = lock_folder(
+                    self.partial, "a store cannot be built there", "another process is building this store"
+                )
                 self._refuse_target()  # again: another writer may have finished meanwhile
                 self._resume_or_clear()
             make_folder(self.partial / "graphs")
@@ -140,25 +140,6 @@ class StoreWriter:
             raise UsageError(what, self.target, "choose another name")
         if os.path.lexists(str(self._retired)) and not self._may_delete_retired():
             raise UsageError("--force would move the old store there, but it exists", self._retired, "move it away")
-
-    def _take_lock(self) -> None:
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-        try:
-            self.target.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(FileExistsError):
-                self.partial.mkdir()
-            self._lock = os.open(str(self.partial), flags)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            ours = os.path.samestat(os.fstat(self._lock), os.lstat(str(self.partial)))
-        except (BlockingIOError, FileNotFoundError):
-            ours = False
-        except OSError as error:
-            if error.errno not in _NO_PLACE:
-                raise
-            what = f"a store cannot be built there ({error.strerror})"
-            raise UsageError(what, self.partial, "choose another folder") from error
-        if not ours:  # locked, or renamed by its writer while we were about to lock it
-            raise UsageError("another process is building this store", self.partial, "wait for it to end")
 
     def _resume_or_clear(self) -> None:
         state, present = self.partial / _STATE, {path.name for path in self.partial.iterdir()}

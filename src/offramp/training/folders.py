@@ -1,13 +1,12 @@
 """Run folders: whole or absent, resumed after an interruption, and never mixed with another training.
 
-A run is built in `OUT.partial`, which holds its configuration, a lock and checkpoints; it is renamed when it is whole.
+A run is built in `OUT.partial`, which is locked and holds its configuration (`train.json`: what was trained on what,
+and how) and checkpoints; it is renamed when it is whole.
 It knows files, and not what is in them.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
 import shutil
@@ -19,11 +18,8 @@ from typing import Any
 
 from offramp.division.source import TRAINING
 from offramp.errors import DiskFullError, NonFiniteError, UsageError
-from offramp.store.files import disk_full_is_ours, fsync_folder, write_atomic
+from offramp.store.files import disk_full_is_ours, fsync_folder, lock_folder, write_atomic
 
-CONFIG = TRAINING
-"""What was trained on what, and how; in `OUT` and `OUT.partial`."""
-_LOCK = ".lock"
 _CHECKPOINTS = "checkpoints"
 _PATIENCE_SECONDS = 300
 _FULL = ("os error 28", "os error 122", "os error 27", "inline_container")
@@ -55,8 +51,7 @@ def run_folder(out: Path, config: Mapping[str, Any]) -> Iterator[Path]:
     """
     partial = _partial(out)
     with disk_full_is_ours(out):
-        _make(partial)
-        lock = _take_lock(partial)
+        lock = lock_folder(partial, "a run cannot be built there", "another training writes here")
         try:
             _claim(partial, config)
             with _left_in_order(partial, config):
@@ -77,15 +72,6 @@ def _left_in_order(partial: Path, config: Mapping[str, Any]) -> Iterator[None]:
         if any(mark in str(error) for mark in _FULL):
             remedy = "free some space and run again: it goes on at the last checkpoint"
             raise DiskFullError("no space left", partial, remedy) from error
-        raise
-
-
-def _make(partial: Path) -> None:
-    try:
-        partial.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG):
-            raise UsageError(f"no folder can be made ({error.strerror})", partial, "choose another place") from None
         raise
 
 
@@ -130,27 +116,14 @@ def _partial(out: Path) -> Path:
     return out.with_name(out.name + ".partial")
 
 
-def _take_lock(partial: Path) -> int:
-    lock = os.open(partial / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(lock)
-        if error.errno not in (errno.EAGAIN, errno.EACCES):
-            raise
-        raise UsageError("another training writes here", partial, "wait for it to end") from None
-    return lock
-
-
 def _claim(partial: Path, config: Mapping[str, Any]) -> None:
     found = read_config(partial)
     if found is not None:
         _require_same(found, config, partial)
-    elif {path.name for path in partial.iterdir()} - {_LOCK, CONFIG + ".tmp"}:
-        (partial / _LOCK).unlink()
+    elif {path.name for path in partial.iterdir()} - {TRAINING + ".tmp"}:
         raise UsageError("the folder holds something else", partial, _ANOTHER)
     else:
-        write_atomic(partial / CONFIG, [json.dumps(config, indent=1).encode() + b"\n"])
+        write_atomic(partial / TRAINING, [json.dumps(config, indent=1).encode() + b"\n"])
 
 
 def _clear(partial: Path, config: Mapping[str, Any]) -> None:
@@ -161,14 +134,13 @@ def _clear(partial: Path, config: Mapping[str, Any]) -> None:
 
 def _finish(partial: Path, out: Path) -> None:
     """Make files durable, and their modes what the umask says; drop what only a resumption needs last of all."""
-    mode = (partial / CONFIG).stat().st_mode  # safetensors lets nobody else read its files
+    mode = (partial / TRAINING).stat().st_mode  # safetensors lets nobody else read its files
     for path in partial.iterdir():
-        if path.is_file() and path.name != _LOCK:
+        if path.is_file():
             path.chmod(mode)
             with path.open("rb") as file:
                 os.fsync(file.fileno())
     fsync_folder(partial)
-    (partial / _LOCK).unlink()
     partial.rename(out)
     fsync_folder(out.parent)
     shutil.rmtree(checkpoints(out), ignore_errors=True)
@@ -177,7 +149,7 @@ def _finish(partial: Path, out: Path) -> None:
 def read_config(folder: Path) -> dict[str, Any] | None:
     """The configuration in a folder, if there is one."""
     try:
-        tree = json.loads((folder / CONFIG).read_bytes())
+        tree = json.loads((folder / TRAINING).read_bytes())
     except (OSError, ValueError, RecursionError):
         return None
     return tree if isinstance(tree, dict) else None
