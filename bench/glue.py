@@ -115,6 +115,7 @@ def distil_minilm(out: Path) -> Path:
 
 def load(task_name: str, data: Path) -> tuple[Any, list[Any], str]:
     """Splits, training rows, and a note on what they are."""
+    from offramp.tasks.examples import spread
     from offramp.tasks.glue import load_glue, task_of
 
     task = task_of(task_name)
@@ -127,9 +128,7 @@ def load(task_name: str, data: Path) -> tuple[Any, list[Any], str]:
         columns = Columns("premise", "label", "hypothesis")
         more = load_own(None, snli, columns, ("0", "1", "2")).examples["dev"]
         train, note = train + more[: MAX_ROWS - len(train)], note + "; filled up with SNLI dev"
-    if len(train) > MAX_ROWS:
-        train = [train[index * len(train) // MAX_ROWS] for index in range(MAX_ROWS)]
-    return splits, train, note
+    return splits, spread(train, MAX_ROWS), note
 
 
 def train_one(run: Run, data: Path, out: Path, precision: str) -> dict[str, Any]:

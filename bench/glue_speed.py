@@ -47,9 +47,11 @@ def rivals(task: str, model: str, out: Path, file: Path) -> dict[str, list[str]]
 
 def write_inputs(task: str, data: Path, path: Path) -> None:
     """Evenly spaced rows of dev, as `offramp run` reads them."""
+    from offramp.tasks.examples import spread
+
     splits, _, _ = glue.load(task, data)
     dev = splits.examples[next(name for name in splits.examples if name.startswith("dev"))]
-    texts = [dev[index * len(dev) // NUM_TEXTS].text for index in range(min(NUM_TEXTS, len(dev)))]
+    texts = [example.text for example in spread(dev, NUM_TEXTS)]
     pairs = [{"text": text} if isinstance(text, str) else {"text": text[0], "pair": text[1]} for text in texts]
     path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
 

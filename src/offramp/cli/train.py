@@ -64,12 +64,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Train."""
     from offramp.division import resolve
+    from offramp.tasks.examples import spread
     from offramp.training import is_first_process, train_exits
 
     data = labelled_data(args)
     for sentence in data.partial:
         warn(f"no score of {data.name}: {sentence}")
-    train = _spread(data.examples.get("train") or [], args.max_rows)
+    train = spread(data.examples.get("train") or [], args.max_rows)
     model, out = resolve(args.model, args.offline), Path(args.out)
     for seed in args.seed:
         folder = out if len(args.seed) == 1 else out / f"seed-{seed}"
@@ -101,13 +102,6 @@ def _settings(args: argparse.Namespace, seed: int) -> Any:
         return TrainSettings(**{field: getattr(args, option) for option, field in SETTINGS.items()}, seed=seed)
     except ValueError as error:
         raise UsageError(str(error), None, "offramp train --help shows what is possible") from None
-
-
-def _spread(examples: list[Any], num_rows: int | None) -> list[Any]:
-    """At most so many, evenly spaced."""
-    if num_rows is None or num_rows >= len(examples):
-        return examples
-    return [examples[index * len(examples) // num_rows] for index in range(num_rows)]
 
 
 def _show(folder: str, seed: int, metrics: Any, as_json: bool) -> None:

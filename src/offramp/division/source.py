@@ -14,9 +14,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from offramp.division.names import family_of
 from offramp.division.pickled import PickledWeights
 from offramp.division.weights import SafetensorsWeights, Weights, open_file, read_index, read_json
 from offramp.errors import SourceError
+from offramp.store import Encoder
 from offramp.store.files import sha256_of
 
 CONFIG = "config.json"
@@ -77,6 +79,10 @@ class Source:
                 f"exits without {missing}", self.folder, "get the whole run folder again, or remove the other"
             )
         return (found[0], found[1]) if found else None
+
+    def encoder(self) -> Encoder:
+        """What the model computes with. Raises SourceError for a config that offramp cannot run."""
+        return family_of(self.config).encoder(self.config)
 
     def fingerprint(self) -> str:
         """sha256 of everything that a division takes from here: equal files give equal fingerprints, wherever they lie.

@@ -26,6 +26,7 @@ from offramp.experiments.choosing import choose, try_policies
 from offramp.measure import num_cores, wilson_interval
 from offramp.policies.evidence import SINGLE_LABEL
 from offramp.tasks.bbc import LABELS, Example, load_bbc, split
+from offramp.tasks.examples import spread
 
 Say = Callable[[str], None]
 
@@ -110,19 +111,15 @@ def _train(out: Path, splits: dict[str, list[Example]], say: Say) -> np.ndarray:
     """Train, unless it was done before; what the exits say of the tune split, [K, N, C]."""
     from offramp.training import TrainSettings, train_exits
 
-    kept = out / "tune-logits.npy"
-    if (out / "run").is_dir() and kept.is_file():
-        say(f"using the model trained before: {out / 'run'}")
-        return np.load(kept, allow_pickle=False)
     pairs = {
         name: [(example.text, label) for example, label in zip(examples, _label_ids(examples), strict=True)]
         for name, examples in splits.items()
     }
-    every = len(pairs["train"]) / NUM_TRAIN
-    chosen = [pairs["train"][int(index * every)] for index in range(NUM_TRAIN)]
     settings = TrainSettings(epochs=1, learning_rate=2e-4, head_learning_rate=3e-3, max_length=MAX_LENGTH)
-    metrics = train_exits(_minilm(), chosen, pairs["tune"], out / "run", labels=LABELS, settings=settings, progress=say)
-    np.save(kept, metrics.logits_KNC)
+    metrics = train_exits(
+        _minilm(), spread(pairs["train"], NUM_TRAIN), pairs["tune"], out / "run",
+        labels=LABELS, settings=settings, progress=say,
+    )  # fmt: skip
     return metrics.logits_KNC
 
 

@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from offramp.division import family_of, open_source
+from offramp.division import open_source
 from offramp.errors import SourceError, UsageError
 from offramp.policies import Policy, replay
 from offramp.policies.evidence import MULTI_LABEL, REGRESSION
 from offramp.store import Encoder
 from offramp.store.transcript import About, TranscriptWriter
 from offramp.tasks import TextEncoder
-from offramp.tasks.examples import Example, Splits, digest, is_nameless
+from offramp.tasks.examples import Example, Splits, digest, label_ids
 from offramp.tasks.metrics import answers, score, score_exits
 from offramp.tasks.rows import Rows, encode_rows
 from offramp.training.folders import read_config
@@ -113,14 +113,14 @@ def report(
     about: About, truth_N: np.ndarray, logits_KNC: np.ndarray, policies: Sequence[Policy], path: Path | None = None
 ) -> SplitReport:
     """The tables of one split, of what its exits say."""
-    right_KN = _as_right_as(truth_N, logits_KNC, about.problem)
+    beats_KN = _beats_last(truth_N, logits_KNC, about.problem)
     scores = score_exits(about.metrics, truth_N, logits_KNC)
     exits = [
         ExitRow(number, scores[number - 1], _agreement(logits_NC, logits_KNC[-1], about.problem), 100 * over)
-        for number, (logits_NC, over) in enumerate(zip(logits_KNC, right_KN.mean(1), strict=True), 1)
+        for number, (logits_NC, over) in enumerate(zip(logits_KNC, beats_KN.mean(1), strict=True), 1)
     ]
     replayed = [_replayed(policy, about, truth_N, logits_KNC) for policy in policies]
-    overthinking = 100 * float(right_KN.any(0).mean())
+    overthinking = 100 * float(beats_KN.any(0).mean())
     return SplitReport(about.split, len(truth_N), tuple(exits), overthinking, tuple(replayed), path and str(path))
 
 
@@ -132,7 +132,7 @@ def answer_at(logits_KNC: np.ndarray, exit_N: np.ndarray) -> np.ndarray:
 def encoder_of(folder: Path) -> Encoder:
     """What a classifier's folder computes with. Raises SourceError for one without a head."""
     with open_source(folder) as source:
-        encoder = family_of(source.config).encoder(source.config)
+        encoder = source.encoder()
     if encoder.problem is None:
         raise SourceError("the model has no classification head", folder, "offramp train gives it one")
     return encoder
@@ -171,10 +171,9 @@ def _label_ids(labels: Sequence[str], encoder: Encoder, folder: Path) -> list[in
         kinds = ("a regression", "a classification")
         has, wants = kinds if encoder.problem == REGRESSION else kinds[::-1]
         raise UsageError(f"the model is {has}, the data are for {wants}", folder, "take a model of this task")
-    if set(labels) == set(encoder.labels) or not labels:
-        return [encoder.labels.index(label) for label in labels]
-    if is_nameless(encoder.labels, len(labels)):
-        return list(range(len(labels)))
+    ids = label_ids(labels, encoder.labels)
+    if ids is not None:
+        return ids
     what = f"the model's labels are {', '.join(encoder.labels)}, those of the data {', '.join(labels)}"
     raise UsageError(what, folder, "take a model of this task")
 
@@ -184,7 +183,7 @@ def _run(
 ) -> tuple[np.ndarray, Path | None]:
     """Logits [K, N, C], and the transcript if one is written."""
     from offramp.models.exits import ModelWithExits
-    from offramp.models.predict import feature_windows, predict, predict_windows
+    from offramp.models.predict import predict, predict_windows
 
     if folder is None:
         return predict(model, rows, batch_size), None
@@ -192,16 +191,16 @@ def _run(
     num_outputs = max(len(about.labels), 1)
     found_NKC = np.empty((len(rows), num_exits, num_outputs), np.float32)
     with TranscriptWriter(folder, about, len(rows), num_exits, num_outputs, feature_size) as writer:
-        features = feature_windows(model, rows, batch_size) if feature_size else None
-        for start, logits_NKC in predict_windows(model, rows, batch_size):
+        windows = predict_windows(model, rows, batch_size, with_features=feature_size > 0)
+        for start, logits_NKC, features_NKH in windows:
             part = slice(start, start + len(logits_NKC))
             found_NKC[part] = logits_NKC
             kept = {"logits": logits_NKC, "lengths": rows.lengths_N[part], "labels": rows.labels_N[part]}
-            writer.write(start, **kept, **({} if features is None else {"features": next(features)[1]}))
+            writer.write(start, **kept, **({} if features_NKH is None else {"features": features_NKH}))
         return found_NKC.swapaxes(0, 1), writer.finish()
 
 
-def _as_right_as(truth_N: np.ndarray, logits_KNC: np.ndarray, problem: str) -> np.ndarray:
+def _beats_last(truth_N: np.ndarray, logits_KNC: np.ndarray, problem: str) -> np.ndarray:
     """[K, N], where an exit is right and the last one wrong; of a regression, where it is nearer to the truth."""
     answer_KN = np.stack([answers(logits_NC) for logits_NC in logits_KNC])
     if problem == REGRESSION:

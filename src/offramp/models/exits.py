@@ -18,9 +18,7 @@ from transformers import PreTrainedModel
 
 from offramp.division import family_of
 from offramp.models.skeletons import ExitHead, Head
-from offramp.store.exits import exit_name, exit_tensors
-
-DEFAULT_FORM = "mean-linear"
+from offramp.store.exits import DEFAULT_FORM, exit_name, exit_tensors
 
 
 class ModelWithExits(nn.Module):
@@ -51,9 +49,15 @@ class ModelWithExits(nn.Module):
         every = {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
         if last_only:
             return [self.model(**every).logits]
-        output = self.model(**every, output_hidden_states=True)
-        pooled = self._pool(output.hidden_states, attention_mask)
-        return [*self.classify(pooled), output.logits]
+        return self.with_hidden(**every)[0]
+
+    def with_hidden(
+        self, input_ids: Tensor, attention_mask: Tensor, **inputs: Tensor
+    ) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+        """Logits of each exit, and the hidden states [B, S, H] that they stand on."""
+        output = self.model(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True, **inputs)
+        logits = [*self.classify(self._pool(output.hidden_states, attention_mask)), output.logits]
+        return logits, output.hidden_states[1:]
 
     def pooled(self, input_ids: Tensor, attention_mask: Tensor, **inputs: Tensor) -> list[Tensor]:
         """All that the heads see: [B, H] for each exit but the last."""
@@ -75,7 +79,7 @@ class ModelWithExits(nn.Module):
                 found[exit_name(role, number, self.form)] = state[role].to("cpu", torch.float32).contiguous()
         if self._shared is not None:
             for name, tensor in self._shared.state_dict().items():
-                found[f"exit.dense.{name}"] = tensor.to("cpu", torch.float32).contiguous()
+                found[self._shared_name(name)] = tensor.to("cpu", torch.float32).contiguous()
         return found
 
     def load_exits(self, tensors: Mapping[str, Tensor]) -> None:
@@ -87,7 +91,10 @@ class ModelWithExits(nn.Module):
         for number, head in enumerate(self.heads, 1):
             head.load_state_dict({role: tensors[exit_name(role, number, self.form)] for role in head.state_dict()})
         if self._shared is not None:
-            self._shared.load_state_dict({name: tensors[f"exit.dense.{name}"] for name in ("weight", "bias")})
+            self._shared.load_state_dict({name: tensors[self._shared_name(name)] for name in ("weight", "bias")})
+
+    def _shared_name(self, name: str) -> str:
+        return exit_name(f"exit.dense.{name}", 0, self.form)  # the same for every exit
 
     def _each(self) -> list[ExitHead]:
         return cast("list[ExitHead]", list(self.heads))

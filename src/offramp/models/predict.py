@@ -5,7 +5,8 @@ Shapes: N rows of a window, B of a batch, H hidden, C labels; K exits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,43 +26,46 @@ Classifier = ModelWithExits | PreTrainedModel
 
 def predict(model: Classifier, rows: Rows, batch_size: int) -> np.ndarray:
     """What each exit says of all rows: logits [K, N, C], float32; K is 1 for a model without exits."""
-    windows = [logits_NKC for _, logits_NKC in predict_windows(model, rows, batch_size)]
+    windows = [logits_NKC for _, logits_NKC, _ in predict_windows(model, rows, batch_size)]
     return np.ascontiguousarray(np.concatenate(windows).swapaxes(0, 1))
 
 
-def predict_windows(model: Classifier, rows: Rows, batch_size: int) -> Iterator[tuple[int, np.ndarray]]:
-    """The same as windows: index of the first row, and logits [N, K, C]. Raises NonFiniteError naming the exit."""
+def predict_windows(
+    model: Classifier, rows: Rows, batch_size: int, *, with_features: bool = False
+) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
+    """The same as windows: index of the first row, logits [N, K, C], and, if asked for, features [N, K, H].
 
-    def logits(inputs: dict[str, Tensor]) -> list[Tensor]:
-        return model(**inputs) if isinstance(model, ModelWithExits) else [model(**inputs).logits]
+    A feature is the first token's hidden state where an exit stands. Raises NonFiniteError naming the exit.
+    """
 
-    for start, logits_NKC in run_windows(model, logits, rows, batch_size):
+    def outputs(inputs: dict[str, Tensor]) -> list[list[Tensor]]:
+        logits, hidden = _with_hidden(model, inputs)
+        return [logits, [hidden_BSH[:, 0] for hidden_BSH in hidden]] if with_features else [logits]
+
+    for start, logits_NKC, *features in run_windows(model, outputs, rows, batch_size):
         _require_finite(logits_NKC)
-        yield start, logits_NKC
+        yield start, logits_NKC, features[0] if with_features else None
 
 
-def feature_windows(model: Classifier, rows: Rows, batch_size: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Windows of the first token's hidden state where each exit stands, [N, K, H]."""
-    backbone = (model.model if isinstance(model, ModelWithExits) else model).base_model
-    num_exits = len(model.heads) + 1 if isinstance(model, ModelWithExits) else 1
-
-    def first_tokens(inputs: dict[str, Tensor]) -> list[Tensor]:
-        hidden_states = backbone(**inputs, output_hidden_states=True).hidden_states
-        return [hidden_BSH[:, 0] for hidden_BSH in hidden_states[-num_exits:]]
-
-    return run_windows(model, first_tokens, rows, batch_size)
+def _with_hidden(model: Classifier, inputs: dict[str, Tensor]) -> tuple[list[Tensor], Sequence[Tensor]]:
+    if isinstance(model, ModelWithExits):
+        return model.with_hidden(**inputs)
+    output = model(**inputs, output_hidden_states=True)
+    return [output.logits], output.hidden_states[-1:]
 
 
 def pooled_windows(model: ModelWithExits, rows: Rows, batch_size: int) -> Iterator[tuple[int, np.ndarray]]:
     """Windows of what the heads see, [N, K - 1, H]."""
-    return run_windows(model, lambda inputs: model.pooled(**inputs), rows, batch_size)
+    return run_windows(model, lambda inputs: [model.pooled(**inputs)], rows, batch_size)
 
 
 @torch.inference_mode()
 def run_windows(
-    model: Classifier, call: Callable[[dict[str, Tensor]], list[Tensor]], rows: Rows, batch_size: int
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Windows of what `call` gives for the inputs of a batch, stacked, in the order of the rows; dropout is off."""
+    model: Classifier, call: Callable[[dict[str, Tensor]], list[list[Tensor]]], rows: Rows, batch_size: int
+) -> Iterator[Any]:
+    """Windows (index of the first row, an array for each list of tensors that `call` gives for the inputs of a batch),
+    in the order of the rows; dropout is off.
+    """
     model.eval()
     device = next(model.parameters()).device
     for start in range(0, len(rows), WINDOW_BATCHES * batch_size):
@@ -71,8 +75,9 @@ def run_windows(
         for first in range(0, len(order), batch_size):
             inputs = to_tensors(rows.batch(order[first : first + batch_size]), device)
             del inputs["labels"]
-            parts.append(torch.stack([tensor.float().cpu() for tensor in call(inputs)], 1).numpy())
-        yield start, np.concatenate(parts)[np.argsort(order, kind="stable")]
+            parts.append([torch.stack([t.float().cpu() for t in tensors], 1).numpy() for tensors in call(inputs)])
+        back = np.argsort(order, kind="stable")
+        yield start, *(np.concatenate(arrays)[back] for arrays in zip(*parts, strict=True))
 
 
 def to_tensors(batch: dict[str, np.ndarray], device: torch.device | str = "cpu") -> dict[str, Tensor]:

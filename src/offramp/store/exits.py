@@ -20,6 +20,7 @@ from offramp.store.shapes import Shapes, linear_shapes
 FORMS = ("mean-linear", "cls-linear", "own", "own-shared")
 """What a head is: the mean over tokens or the first token and one linear layer; two layers of the first token, as the
 family's own head; the same with the model's own first layer for all exits, as PABEE has it."""
+DEFAULT_FORM = "mean-linear"
 _SHARED = {"own-shared": ("exit.dense.weight", "exit.dense.bias")}
 _REMEDY = "train the exits again"
 

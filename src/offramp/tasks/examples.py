@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from offramp.errors import UsageError
-from offramp.tasks.splits import split_by_text
+from offramp.tasks.splits import Item, split_by_text
 from offramp.tasks.text import Text
 
 TRAIN_SHARES = {"train": 0.8, "tune": 0.1, "certify": 0.1}
@@ -74,9 +74,23 @@ def digest(examples: Iterable[tuple[Text, int | float]]) -> str:
     return found.hexdigest()
 
 
-def is_nameless(labels: Sequence[str], num_labels: int) -> bool:
-    """Whether these are the names that transformers gives to so many labels without names."""
-    return list(labels) == [f"LABEL_{index}" for index in range(num_labels)]
+def label_ids(labels: Sequence[str], own: Sequence[str]) -> list[int] | None:
+    """The id of each label in a model whose own these are; None if the model knows others.
+
+    No labels: a regression, which has no ids. A model whose labels are numbered as transformers numbers labels without
+    names takes them as they come.
+    """
+    if not labels or set(labels) == set(own):
+        return [list(own).index(label) for label in labels]
+    nameless = list(own) == [f"LABEL_{index}" for index in range(len(labels))]
+    return list(range(len(labels))) if nameless else None
+
+
+def spread(examples: Sequence[Item], num_rows: int | None) -> list[Item]:
+    """At most so many of them, evenly spaced; all if None."""
+    if num_rows is None or num_rows >= len(examples):
+        return list(examples)
+    return [examples[index * len(examples) // num_rows] for index in range(num_rows)]
 
 
 def parse_label(text: str, labels: Sequence[str], where: object) -> int | float:

@@ -58,6 +58,11 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 }
 
 
+def default_metrics(labels: Sequence[str]) -> tuple[str, ...]:
+    """Of data that name none: accuracy; both correlations for a regression, which has no labels."""
+    return ("accuracy",) if labels else ("pearson", "spearman")
+
+
 def score(metrics: Sequence[str], truth_N: np.ndarray, answer_N: np.ndarray) -> dict[str, float]:
     """Each metric in percent, and `score`, their mean. Answers are label ids, or values for correlations.
 

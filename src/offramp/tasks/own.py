@@ -8,6 +8,7 @@ from pathlib import Path
 
 from offramp.errors import UsageError
 from offramp.tasks.examples import Example, Splits, cut, parse_label
+from offramp.tasks.metrics import default_metrics
 from offramp.tasks.tables import Row, field, read_table, text_of
 
 
@@ -45,8 +46,7 @@ def load_own(
     examples = {} if train is None else cut(_read(train, columns, labels), dev is not None, seed)
     if dev is not None:
         examples["dev"] = list(_read(dev, columns, labels))
-    metrics = ("accuracy",) if labels else ("pearson", "spearman")
-    splits = Splits(file.stem, tuple(labels), metrics, examples, cuts_dev=dev is None)
+    splits = Splits(file.stem, tuple(labels), default_metrics(labels), examples, cuts_dev=dev is None)
     return splits.require_examples(file)
 
 

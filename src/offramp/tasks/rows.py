@@ -39,7 +39,7 @@ class Rows:
 
     def batch(self, indices: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
         """`input_ids`, `attention_mask` and perhaps `token_type_ids` [B, S], padded on the right; `labels` [B]."""
-        lengths_B = self.lengths_N[indices]
+        lengths_B = self.starts[1:][indices] - self.starts[:-1][indices]
         keep_BS = np.arange(lengths_B.max())[None, :] < lengths_B[:, None]
         parts = [slice(self.starts[index], self.starts[index + 1]) for index in indices]
         found = {

@@ -12,48 +12,45 @@ import torch
 from safetensors.torch import save
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
-from offramp.division import family_of, open_source
+from offramp.division import open_source
 from offramp.errors import SourceError, UsageError
 from offramp.models.exits import ModelWithExits
 from offramp.policies.evidence import REGRESSION, SINGLE_LABEL
+from offramp.store import Encoder
 from offramp.store.exits import describe_exits
 from offramp.store.files import write_atomic
 from offramp.tasks import has_tokenizer
-from offramp.tasks.examples import is_nameless
+from offramp.tasks.examples import label_ids
 
 
-def require_trainable(folder: Path, max_length: int) -> tuple[int, str]:
+def require_trainable(folder: Path, max_length: int) -> tuple[Encoder, str]:
     """Refuse, before anything is loaded, what could not be trained or divided afterwards.
 
-    Returns how many layers the model has, and the folder's fingerprint.
+    Returns what the model computes with, and the folder's fingerprint.
 
     Raises SourceError for the folder, UsageError for a `max_length` that the model cannot read.
     """
     with open_source(folder) as source:
-        encoder = family_of(source.config).encoder(source.config)
-        fingerprint = source.fingerprint()
+        encoder, fingerprint = source.encoder(), source.fingerprint()
     if not has_tokenizer(folder):
         raise SourceError("no tokenizer", folder, "copy the tokenizer's files there")
     if max_length > encoder.max_length:
         what = f"max_length {max_length} is more than the {encoder.max_length} tokens that the model reads"
         raise UsageError(what, None, "take a smaller one")
-    return encoder.num_layers, fingerprint
+    return encoder, fingerprint
 
 
-def labels_of(folder: Path, labels: Sequence[str], *, must_be_its_own: bool) -> tuple[tuple[str, ...], list[int]]:
-    """The order in which a model of a folder has these labels, and the id there of each of them.
+def order_of(labels: Sequence[str], own: Sequence[str], folder: Path, *, keeps_head: bool) -> list[int]:
+    """The id that each label gets in a model of a folder whose own labels these are.
 
-    A classifier of the same labels keeps its order: its head knows them so. Any other takes them as they come; with
-    `must_be_its_own` a classifier of others raises SourceError, unless its own have no names.
+    A classifier of the same labels keeps its order: its head knows them so. Any other takes them as they come; one
+    whose head is not trained raises SourceError for labels that it does not know.
     """
-    with open_source(folder) as source:
-        own = family_of(source.config).encoder(source.config).labels
-    if labels and set(own) == set(labels):
-        return own, [own.index(label) for label in labels]
-    if must_be_its_own and own and labels and not is_nameless(own, len(labels)):
+    ids = label_ids(labels, own)
+    if ids is None and keeps_head and own:
         what = f"the model's labels are {', '.join(own)}, those of the data {', '.join(labels)}"
         raise SourceError(what, folder, "train one with --loss last first")
-    return tuple(labels), list(range(len(labels)))
+    return list(range(len(labels))) if ids is None else ids
 
 
 def load_model(folder: Path, labels: Sequence[str]) -> tuple[PreTrainedModel, bool]:

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from offramp.errors import MissingExtraError, SourceError, UsageError
 from offramp.tasks.examples import digest
+from offramp.tasks.metrics import default_metrics
 from offramp.tasks.text import Text
 from offramp.training.settings import ExitMetrics, TrainSettings
 
 if TYPE_CHECKING:
     from offramp.models.exits import ModelWithExits
+    from offramp.store import Encoder
     from offramp.tasks.rows import Rows
 
 Examples = Sequence[tuple[Text, int | float]]
@@ -64,19 +66,20 @@ def train_exits(
     settings = settings or TrainSettings()
     for name, examples in (("train", train), ("tune", tune)):
         _require_examples(name, examples, len(labels))
-    metrics = tuple(metrics) or (("accuracy",) if labels else ("pearson", "spearman"))
     _require_libraries()
     from offramp.models.checkpoint import quiet_libraries
-    from offramp.training.checkpoint import labels_of, require_trainable
+    from offramp.training.checkpoint import order_of, require_trainable
     from offramp.training.folders import await_folder, await_run, is_finished, run_folder
     from offramp.training.trainer import require_possible
 
     require_possible(settings)
-    num_exits, fingerprint = require_trainable(Path(model_folder), settings.max_length)
-    named, ids = labels_of(Path(model_folder), labels, must_be_its_own=settings.loss == "heads-only")
+    source, out = Path(model_folder), Path(out)
+    encoder, fingerprint = require_trainable(source, settings.max_length)
+    ids = order_of(labels, encoder.labels, source, keeps_head=settings.loss == "heads-only")
+    named = tuple(labels[ids.index(number)] for number in range(len(ids)))
     train, tune = ([(text, ids[int(label)] if ids else label) for text, label in part] for part in (train, tune))
-    job = _Job(Path(model_folder), train, tune, named, metrics, settings, progress)
-    out, config = Path(out), _config(num_exits, fingerprint, job, data or {})
+    job = _Job(source, train, tune, named, tuple(metrics) or default_metrics(labels), settings, progress)
+    config = _config(encoder.num_layers, fingerprint, job, data or {})
     with quiet_libraries():
         if is_finished(out, config):
             progress(f"trained before: {out}")
@@ -128,7 +131,7 @@ def _fit(job: _Job, model: ModelWithExits, folder: Path) -> None:
     from offramp.training.frozen import pool_rows
     from offramp.training.trainer import fit
 
-    rows: Any = _rows(job, model, job.source, job.train)
+    rows: Any = _rows(job, model.encoder, job.source, job.train)
     place, done = checkpoints(folder), last_checkpoint(folder)
     going_on = f", from {done.name}" if done else ""
     job.progress(f"training {len(model.heads) + 1} exits on {len(rows)} texts{going_on}")
@@ -142,25 +145,24 @@ def _fit(job: _Job, model: ModelWithExits, folder: Path) -> None:
 
 def _measure(job: _Job, folder: Path) -> ExitMetrics:
     """Of what was saved, in float32: autocast would go on in a model that was trained with it."""
+    from offramp.division import open_source
     from offramp.models.checkpoint import load_classifier
-    from offramp.models.exits import ModelWithExits
     from offramp.models.predict import predict
     from offramp.tasks.metrics import score_exits
 
-    model = load_classifier(folder)
-    rows = _rows(job, model if isinstance(model, ModelWithExits) else ModelWithExits(model), folder, job.tune)
+    with open_source(folder) as source:
+        rows = _rows(job, source.encoder(), folder, job.tune)
     job.progress(f"measuring the exits on {len(rows)} texts")
-    logits_KNC = predict(model, rows, job.settings.batch_size)
+    logits_KNC = predict(load_classifier(folder), rows, job.settings.batch_size)
     return ExitMetrics(tuple(score_exits(job.metrics, rows.labels_N, logits_KNC)), logits_KNC)
 
 
-def _rows(job: _Job, model: ModelWithExits, folder: Path, examples: Examples) -> Rows:
-    from offramp.policies.evidence import REGRESSION
+def _rows(job: _Job, encoder: Encoder, folder: Path, examples: Examples) -> Rows:
     from offramp.tasks import TextEncoder
     from offramp.tasks.rows import encode_rows
 
-    text_encoder = TextEncoder.from_folder(folder, model.encoder, job.settings.max_length, job.progress)
-    return encode_rows(examples, text_encoder, model.encoder, is_regression=model.encoder.problem == REGRESSION)
+    text_encoder = TextEncoder.from_folder(folder, encoder, job.settings.max_length, job.progress)
+    return encode_rows(examples, text_encoder, encoder, is_regression=not job.labels)
 
 
 def _config(num_exits: int, fingerprint: str, job: _Job, data: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from offramp.store.exits import FORMS
+from offramp.store.exits import DEFAULT_FORM, FORMS
 
 LOSSES = ("pabee", "mixed", "distill", "heads-only", "last")
 """`pabee`: the weighted sum over exits (Zhou et al., NeurIPS 2020). `mixed`: the last exit alone for the first half of
@@ -37,7 +37,7 @@ class TrainSettings:
 
     loss: str = "pabee"
     """One of LOSSES."""
-    heads: str = "mean-linear"
+    heads: str = DEFAULT_FORM
     """One of `store.exits.FORMS`."""
     exit_weights: str | Weights = "linear"
     """A name in WEIGHTS, or a function from the number of exits to the weight of each, the shallowest first."""
