@@ -18,6 +18,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from records import add_record, read_records
+
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "docs" / "results" / "glue.jsonl"
 MAX_ROWS = 10_000
@@ -231,11 +233,8 @@ def packed(answer_N: Any) -> Any:
 
 def done() -> dict[str, dict[str, Any]]:
     """The runs on record, by name."""
-    if not RESULTS.exists():
-        return {}
-    records = [json.loads(line) for line in RESULTS.read_text().splitlines()]
     keys = Run.__dataclass_fields__
-    return {Run(**{key: record[key] for key in keys}).name: record for record in records}
+    return {Run(**{key: record[key] for key in keys}).name: record for record in read_records(RESULTS)}
 
 
 def main() -> None:
@@ -266,8 +265,8 @@ def main() -> None:
         if finished.returncode:
             print(f"{run.name}: failed with {finished.returncode}", file=sys.stderr, flush=True)
             return
-        with lock, RESULTS.open("a") as file:
-            file.write(finished.stdout.decode().splitlines()[-1] + "\n")
+        with lock:
+            add_record(RESULTS, json.loads(finished.stdout.splitlines()[-1]))
 
     with ThreadPoolExecutor(args.workers) as pool:
         list(pool.map(work, [run for run in runs() if run.name not in known and run.name.startswith(args.only)]))

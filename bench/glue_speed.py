@@ -15,6 +15,7 @@ from typing import Any
 
 import glue
 from processes import offramp, run
+from records import add_record, read_records
 
 RESULTS = glue.RESULTS.with_name("glue-speed.jsonl")
 NUM_TEXTS, NUM_ROUNDS = 200, 3
@@ -171,13 +172,12 @@ def main() -> None:
 
 def done() -> list[dict[str, Any]]:
     """The rounds on record."""
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+    return read_records(RESULTS)
 
 
 def keep(record: dict[str, Any]) -> None:
     print(json.dumps(record), file=sys.stderr, flush=True)
-    with RESULTS.open("a") as file:
-        file.write(json.dumps(record) + "\n")
+    add_record(RESULTS, record)
 
 
 if __name__ == "__main__":

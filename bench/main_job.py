@@ -7,7 +7,6 @@ code. In a round each rival runs once, in order, so that what disturbs the machi
 
 import argparse
 import datetime as dt
-import json
 import signal
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import report
 from folders import Folders
+from records import add_record, read_records
 from sections import SECTIONS, Section, Trial
 
 MAX_UNFINISHED = 2
@@ -26,10 +26,7 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-        if lines and not lines[-1].endswith(b"\n"):  # killed while it was written
-            path.write_bytes(b"".join(lines := lines[:-1]))
-        self.records: list[dict[str, Any]] = [json.loads(line) for line in lines]
+        self.records = read_records(path)
 
     def of(self, section: Section, trial: Trial) -> list[dict[str, Any]]:
         """Records of one rival with these settings; failures only where there is nothing else."""
@@ -42,8 +39,7 @@ class Ledger:
         key = {"section": section.name, "rival": trial.rival, "round": number, "settings": trial.settings}
         record = {**key, "finished": now, "result": result}
         self.records.append(record)
-        with self.path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        add_record(self.path, record)
 
 
 def say(message: str) -> None:
