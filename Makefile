@@ -26,6 +26,7 @@ bench: $(VENV)/.test           ## the figures of docs/results/main-job.md
 glue: $(VENV)/.test            ## the figures of docs/results/glue.md; hours on two cores, resumes; GLUE=folder
 	$(BIN)/python bench/glue.py --data $(GLUE) --workers 2
 	$(BIN)/python bench/glue_speed.py --data $(GLUE)
+	for task in sst2 mrpc stsb; do $(BIN)/python bench/glue_agree.py --data $(GLUE) --task $$task; done
 	$(BIN)/python bench/glue_report.py
 
 clean:

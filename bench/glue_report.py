@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import glue
+import glue_agree
 import glue_speed
 import numpy as np
 from figures import Verdict, table
+from records import read_records
 
 from offramp.measure import median
 from offramp.measure.hardware import environment
@@ -66,6 +68,9 @@ def main() -> None:
     verdicts += loss_verdict(records)
     body += ["## Other losses", "", *losses(records), ""]
     body += ["## Forms of heads", "", *forms(records), ""]
+    lines, verdict = agreement()
+    body += ["## The engine leaves where the transcript says", "", *lines, ""]
+    verdicts += verdict
     lines, verdict = training(speeds)
     body += ["## Training", "", *lines, ""]
     verdicts += verdict
@@ -303,6 +308,22 @@ def forms(records: Sequence[Record]) -> list[str]:
                     rows.append((f"{label(task)}, {split}", name, *[NONE] * 6))
     note = "PABEE's loss, seed 0. `own-shared` is PABEE's own: the family's pooler, shared by all exits."
     return [note, "", *table(("task", "heads", *(f"exit {number}" for number in range(1, 7))), rows)]
+
+
+def agreement() -> tuple[list[str], list[Verdict]]:
+    found = read_records(glue_agree.RESULTS)
+    if not found:
+        return ["not run"], []
+    rows = [
+        (label(each["task"]), f"`{each['policy']}`", str(each["rows"]), str(each["left_elsewhere"])) for each in found
+    ]
+    elsewhere, num_rows = (sum(each[key] for each in found) for key in ("left_elsewhere", "rows"))
+    note = (
+        f"`python bench/glue_agree.py`: the store under `--budget {glue_agree.BUDGET}` against the replayed transcript."
+    )
+    what = "dev sentences that leave the streamed engine at another exit than PABEE or a threshold replayed"
+    verdicts = [Verdict(what, "0", f"{elsewhere} of {num_rows}", elsewhere == 0)]
+    return [note, "", *table(("task", "policy", "rows", "left elsewhere"), rows)], verdicts
 
 
 def training(speeds: Sequence[Record]) -> tuple[list[str], list[Verdict]]:

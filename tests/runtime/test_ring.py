@@ -11,6 +11,7 @@ import weakref
 
 import pytest
 
+import offramp.runtime.ring as ring_module
 from offramp.errors import DamagedError
 from offramp.runtime.ring import Ring, Turn
 from offramp.runtime.slots import Slot
@@ -123,6 +124,28 @@ def test_residents_that_are_there_do_not_hold_the_reader_back():
     eventually(lambda: disk.started[5:] == ["a", "e"])  # while b, c and d are computed
     ring.end_pass()
     ring.close()
+
+
+def test_the_reader_sleeps_while_all_that_a_pass_needs_is_there(monkeypatch):
+    """It would take the interpreter from the loop, at each of a pass's steps."""
+    disk = Disk()
+    ring = make_ring(disk, num_slots=0, residents="abc")
+    passed(ring)
+    woken, wake = [], ring_module._wake
+    monkeypatch.setattr(ring_module, "_wake", lambda bell: (woken.append(bell), wake(bell)))
+    passed(ring)
+    assert ring._reader_bell not in woken
+    ring.close()
+    assert disk.started == ["a", "b", "c"]
+
+
+def passed(ring):
+    """One whole pass over a, b and c, gated as by an exit after the first."""
+    ring.begin_pass([*turns("a"), *turns("bc", after=1)])
+    for shard in "abc":
+        use(ring, shard)
+        ring.go_past(1)
+    ring.end_pass(turns("abc"))
 
 
 def test_the_next_pass_begins_while_the_loop_is_idle_and_nobody_pays_for_it():
