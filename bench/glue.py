@@ -20,50 +20,51 @@ from typing import Any
 
 from records import add_record, read_records
 
+from offramp.store.exits import DEFAULT_FORM, FORMS
+
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "docs" / "results" / "glue.jsonl"
 MAX_ROWS = 10_000
 """Training rows of a task: two cores are slow."""
 RECIPE = {"epochs": 3, "batch_size": 32, "learning_rate": 1e-4, "max_length": 128}
-HEADS_EPOCHS = 20
-"""Of heads alone: an epoch takes seconds there."""
 FAMILIES = ("patience", "confidence", "entropy", "stage", "from", "")
 TASKS = ("cola", "sst2", "mrpc", "rte", "stsb", "qnli", "qqp", "mnli")
 SMALL = ("cola", "mrpc", "rte", "stsb")
+OTHER_FORMS = tuple(form for form in FORMS if form != DEFAULT_FORM)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training. `base`: the loss of the run that it starts from (heads-only), else the model itself."""
+    """One training. `base`: the loss of the run that it starts from (heads-only), else the model itself. `joint_only`:
+    the heads are not trained on alone after it.
+    """
 
     task: str
     loss: str
-    heads: str = "mean-linear"
+    heads: str = DEFAULT_FORM
     seed: int = 0
     model: str = "minilm"
     base: str | None = None
+    joint_only: bool = False
 
     @property
     def name(self) -> str:
-        of = "" if self.base in (None, "last") else f"-of-{self.base}"
-        return f"{self.model}-{self.task}-{self.loss}{of}-{self.heads}-{self.seed}"
+        joint = "-joint" if self.joint_only else ""
+        return f"{self.model}-{self.task}-{self.loss}{joint}-{self.heads}-{self.seed}"
 
 
 def runs() -> list[Run]:
     """All, in the order of their worth."""
-    found = [Run(task, loss) for task in TASKS for loss in ("last", "pabee")]
-    found += [Run(task, loss) for loss in ("mixed", "distill") for task in SMALL]
+    large = [task for task in TASKS if task not in SMALL]
+    both = ("last", "pabee")
+    found = [Run(task, loss) for task in TASKS for loss in both]
+    found += [Run(task, loss, model="distil-minilm") for task in TASKS for loss in both]
     found += [Run(task, "heads-only", base="last") for task in SMALL]
-    found += [Run(task, "heads-only", base="pabee") for task in (*SMALL, "sst2")]
-    distil = [Run(task, loss, model="distil-minilm") for task in TASKS for loss in ("last", "pabee")]
-    found += [run for run in distil if run.task in (*SMALL, "sst2")]
-    found += [Run(task, "pabee", "own-shared") for task in SMALL]
-    found += [Run(task, loss, seed=seed) for seed in (1, 2) for task in SMALL for loss in ("last", "pabee")]
-    found += [run for run in distil if run not in found]
-    found += [Run(task, "pabee", heads) for heads in ("cls-linear", "own") for task in SMALL]
-    found += [Run(task, loss) for loss in ("mixed", "distill") for task in TASKS if task not in SMALL]
-    rest = [task for task in TASKS if task not in SMALL]
-    return found + [Run(task, loss, seed=seed) for seed in (1, 2) for task in rest for loss in ("last", "pabee")]
+    found += [Run(task, loss, joint_only=True) for loss in ("pabee", "mixed", "distill") for task in SMALL]
+    found += [Run(task, "pabee", form, joint_only=True) for form in OTHER_FORMS for task in SMALL]
+    found += [Run(task, loss) for loss in ("mixed", "distill") for task in SMALL]
+    found += [Run(task, loss, seed=seed) for task in (*SMALL, *large) for seed in (1, 2) for loss in both]
+    return found + [Run(task, loss, joint_only=True) for loss in ("pabee", "mixed", "distill") for task in large]
 
 
 def minilm() -> Path:
@@ -146,7 +147,7 @@ def train_one(run: Run, data: Path, out: Path, precision: str) -> dict[str, Any]
         source = out / first.name
         if not source.exists():  # another machine had it
             train_one(first, data, out, precision)
-    recipe = {**RECIPE, "epochs": HEADS_EPOCHS} if run.loss == "heads-only" else RECIPE
+    recipe = {**RECIPE, "heads_epochs": 0} if run.joint_only else RECIPE
     began = time.monotonic()
     metrics = train_exits(
         source, train, measured(splits), out / run.name, labels=splits.labels, metrics=splits.metrics,

@@ -17,11 +17,14 @@ from records import read_records
 
 from offramp.measure import median
 from offramp.measure.hardware import environment
+from offramp.store.exits import DEFAULT_FORM, FORMS
 from offramp.tasks.glue import TASKS
 from offramp.tasks.metrics import paired_interval
+from offramp.training.settings import TrainSettings
 
 PAGE = glue.RESULTS.with_name("glue.md")
 NONE = "-"
+DEFAULT = {"loss": "pabee", "heads": DEFAULT_FORM, "joint_only": False}
 MODELS = {"minilm": "MiniLM-L6", "distil-minilm": "DistilBERT filled from MiniLM-L6"}
 NOT_GLUE = ("qnli", "qqp", "mnli")
 Record = dict[str, Any]
@@ -30,10 +33,11 @@ INTRODUCTION = """\
 
 MiniLM-L6 (BertModel, 6 layers, 384 wide, 22.7 M parameters) and a DistilBERT filled from it, fine-tuned with an exit
 after each layer. BERT-base and DistilBERT themselves were not to be had here. At most 10,000 training rows a task,
-{epochs} epochs, batch {batch}, learning rate {rate:g} (heads 1e-3); exits are measured in float32. These are no
-reference scores of the model, but comparisons under one budget of steps. Train is cut by a hash of the text into train,
-tune and certify (80, 10, 10 %); rules are chosen on tune, dev is only reported. The score is the mean of the task's
-metrics in percent: Matthews (CoLA), accuracy, accuracy and F1 (MRPC, QQP), Pearson and Spearman (STS-B).
+{epochs} epochs, batch {batch}, learning rate {rate:g} (heads 1e-3), then {heads} epochs of the heads alone; exits are
+measured in float32. These are no reference scores of the model, but comparisons under one budget of steps. Train is cut
+by a hash of the text into train, tune and certify (80, 10, 10 %); rules are chosen on tune, dev is only reported. The
+score is the mean of the task's metrics in percent: Matthews (CoLA), accuracy, accuracy and F1 (MRPC, QQP), Pearson and
+Spearman (STS-B).
 
 **QNLI, QQP and MNLI are not GLUE scores**: their data are partial. QNLI: the dev file, cut into all four; QQP: 23,497
 rows of train, cut; MNLI: matched dev, cut, its train part filled up with SNLI dev; mismatched: 1,000 rows.
@@ -75,7 +79,12 @@ def main() -> None:
     body += ["## Training", "", *lines, ""]
     verdicts += verdict
     rows = [(each.what, each.target, each.measured, each.word) for each in verdicts]
-    recipe = {"epochs": glue.RECIPE["epochs"], "batch": glue.RECIPE["batch_size"], "rate": glue.RECIPE["learning_rate"]}
+    recipe = {
+        "epochs": glue.RECIPE["epochs"],
+        "batch": glue.RECIPE["batch_size"],
+        "rate": glue.RECIPE["learning_rate"],
+        "heads": TrainSettings.heads_epochs,
+    }
     head = [INTRODUCTION.format(**recipe), *facts(records), "", "## Targets", ""]
     PAGE.write_text("\n".join([*head, *table(("what", "target", "measured", "met"), rows), "", *body]).rstrip() + "\n")
 
@@ -136,7 +145,7 @@ def matched(records: Sequence[Record], **wanted: Any) -> tuple[list[Record], lis
 def last_exits(records: Sequence[Record], model: str) -> tuple[list[str], list[Verdict]]:
     rows, gains, worse = [], [], []
     for task in glue.TASKS:
-        ours, plain = matched(records, model=model, task=task, loss="pabee", heads="mean-linear")
+        ours, plain = matched(records, model=model, task=task, **DEFAULT)
         if not ours:
             rows.append((label(task), *[NONE] * 5))
             continue
@@ -170,7 +179,7 @@ def last_exits(records: Sequence[Record], model: str) -> tuple[list[str], list[V
 def every_exit(records: Sequence[Record], model: str) -> list[str]:
     rows = []
     for task in glue.TASKS:
-        found = of(records, model=model, task=task, loss="pabee", heads="mean-linear")
+        found = of(records, model=model, task=task, **DEFAULT)
         names = [name for name in found[0]["splits"] if name.startswith("dev")] if found else ["dev"]
         for name in names:
             means = (
@@ -186,7 +195,7 @@ def every_exit(records: Sequence[Record], model: str) -> list[str]:
 def rules(records: Sequence[Record], speeds: Sequence[Record], model: str) -> tuple[list[str], list[Verdict]]:
     rows, found = [], {}
     for task in glue.TASKS:
-        record = next(iter(of(records, model=model, task=task, loss="pabee", heads="mean-linear")), None)
+        record = next(iter(of(records, model=model, task=task, **DEFAULT)), None)
         rounds = of_speed(speeds, "inference", task, model)
         for name, family in glue_speed.RULES.items():
             chosen = None if record is None else dev_of(record).get("policies", {}).get(family)
@@ -237,12 +246,15 @@ def rule_verdicts(found: Timed, model: str) -> list[Verdict]:
 
 
 LOSSES: dict[str, dict[str, Any]] = {
-    "pabee": {"loss": "pabee"},
-    "mixed": {"loss": "mixed"},
-    "distill": {"loss": "distill"},
-    "plain, then heads-only": {"loss": "heads-only", "base": "last"},
-    "pabee, then heads-only": {"loss": "heads-only", "base": "pabee"},
+    "pabee": {"loss": "pabee", "joint_only": False},
+    "mixed": {"loss": "mixed", "joint_only": False},
+    "distill": {"loss": "distill", "joint_only": False},
+    "heads-only": {"loss": "heads-only", "base": "last"},
+    "pabee, joint": {"loss": "pabee", "joint_only": True},
+    "mixed, joint": {"loss": "mixed", "joint_only": True},
+    "distill, joint": {"loss": "distill", "joint_only": True},
 }
+DEFAULT_LOSS = "pabee"
 
 
 def losses(records: Sequence[Record]) -> list[str]:
@@ -255,8 +267,9 @@ def losses(records: Sequence[Record]) -> list[str]:
                 cells.append(NONE if found is None else two_scores(found, split))
             rows.append((f"{label(task)}, {split}", *cells))
     note = (
-        "Seed 0: the last exit / the mean of the exits before it. The default is chosen on tune. heads-only takes"
-        f" {glue.HEADS_EPOCHS} epochs of the heads."
+        "Seed 0: the last exit / the mean of the exits before it. The default is chosen on tune. After the joint"
+        f" training the heads are trained alone for {TrainSettings.heads_epochs} epochs; `joint` is without that"
+        " (`--heads-epochs 0`), `heads-only` is that alone, after plain fine-tuning."
     )
     return [note, "", *table(("task", "plain", *LOSSES), rows)]
 
@@ -264,9 +277,6 @@ def losses(records: Sequence[Record]) -> list[str]:
 def two_scores(record: Record, split: str) -> str:
     exits = [each["score"] for each in (record["splits"]["tune"] if split == "tune" else dev_of(record))["exits"]]
     return f"{exits[-1]:.1f}" if len(exits) == 1 else f"{exits[-1]:.1f} / {np.mean(exits[:-1]):.1f}"
-
-
-DEFAULT_LOSS = "pabee"
 
 
 def loss_verdict(records: Sequence[Record]) -> list[Verdict]:
@@ -287,7 +297,7 @@ def loss_verdict(records: Sequence[Record]) -> list[Verdict]:
 
 
 def seed_zero(records: Sequence[Record], task: str, wanted: Record) -> Record | None:
-    return next(iter(of(records, model="minilm", task=task, heads="mean-linear", seed=0, **wanted)), None)
+    return next(iter(of(records, model="minilm", task=task, heads=DEFAULT_FORM, seed=0, **wanted)), None)
 
 
 def mean_of_exits(record: Record) -> float:
@@ -295,18 +305,19 @@ def mean_of_exits(record: Record) -> float:
 
 
 def forms(records: Sequence[Record]) -> list[str]:
-    names = ("mean-linear", "cls-linear", "own", "own-shared")
     rows = []
     for task in glue.SMALL:
-        for name in names:
+        for name in FORMS:
             for split in ("tune", "dev"):
-                found = of(records, model="minilm", task=task, loss="pabee", heads=name, seed=0)
+                found = of(records, model="minilm", task=task, loss="pabee", joint_only=True, heads=name, seed=0)
                 if found:
                     scores = (found[0]["splits"]["tune"] if split == "tune" else dev_of(found[0]))["exits"]
                     rows.append((f"{label(task)}, {split}", name, *(f"{each['score']:.1f}" for each in scores)))
                 else:
                     rows.append((f"{label(task)}, {split}", name, *[NONE] * 6))
-    note = "PABEE's loss, seed 0. `own-shared` is PABEE's own: the family's pooler, shared by all exits."
+    note = (
+        "PABEE's joint training alone, seed 0. `own-shared` is PABEE's own: the family's pooler, shared by all exits."
+    )
     return [note, "", *table(("task", "heads", *(f"exit {number}" for number in range(1, 7))), rows)]
 
 

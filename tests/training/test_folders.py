@@ -9,8 +9,8 @@ from offramp.training.folders import await_folder, checkpoints, is_finished, las
 CONFIG = {"epochs": 3, "loss": "pabee"}
 
 
-def add_checkpoint(folder, step=5, state="{}"):
-    path = checkpoints(folder) / f"checkpoint-{step}"
+def add_checkpoint(folder, step=5, state="{}", stage="model"):
+    path = checkpoints(folder, stage) / f"checkpoint-{step}"
     path.mkdir(parents=True)
     (path / "trainer_state.json").write_text(state)
     return path
@@ -39,13 +39,14 @@ def test_a_failure_before_the_first_checkpoint_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_an_interruption_after_it_can_be_gone_on_with(tmp_path):
+@pytest.mark.parametrize("stage", ["model", "heads"])
+def test_an_interruption_after_it_can_be_gone_on_with(tmp_path, stage):
     with pytest.raises(KeyboardInterrupt), run_folder(tmp_path / "run", CONFIG) as folder:
-        newest = add_checkpoint(folder, 12)
-        add_checkpoint(folder, 5)
+        newest = add_checkpoint(folder, 12, stage=stage)
+        add_checkpoint(folder, 5, stage=stage)
         raise KeyboardInterrupt
     with run_folder(tmp_path / "run", CONFIG) as folder:
-        assert last_checkpoint(folder) == newest
+        assert last_checkpoint(checkpoints(folder, stage)) == newest
 
 
 def test_a_training_that_diverged_leaves_nothing(tmp_path):
@@ -59,8 +60,8 @@ def test_a_training_that_diverged_leaves_nothing(tmp_path):
 def test_a_torn_checkpoint_is_none(state, tmp_path):
     whole = add_checkpoint(tmp_path, 5)
     add_checkpoint(tmp_path, 10, state)
-    (checkpoints(tmp_path) / "checkpoint-15").mkdir()
-    assert last_checkpoint(tmp_path) == whole
+    (checkpoints(tmp_path, "model") / "checkpoint-15").mkdir()
+    assert last_checkpoint(checkpoints(tmp_path, "model")) == whole
 
 
 def test_another_configuration_is_refused_and_kept(tmp_path):
@@ -72,7 +73,7 @@ def test_another_configuration_is_refused_and_kept(tmp_path):
     with pytest.raises(UsageError, match=match), run_folder(tmp_path / "run", other):
         pass
     with run_folder(tmp_path / "run", CONFIG) as folder:
-        assert last_checkpoint(folder) is not None
+        assert last_checkpoint(checkpoints(folder, "model")) is not None
     with pytest.raises(UsageError, match=r"belongs to another configuration \(epochs 3 there, 5 here\) - .*run - "):
         is_finished(tmp_path / "run", other)
 
@@ -130,7 +131,7 @@ def test_an_interruption_of_the_last_moments_keeps_what_was_trained(tmp_path, mo
     assert (tmp_path / "run.partial" / "model.safetensors").read_text() == "precious"
     monkeypatch.undo()
     with run_folder(tmp_path / "run", CONFIG) as folder:
-        assert last_checkpoint(folder) == whole, "the next call needs no training"
+        assert last_checkpoint(checkpoints(folder, "model")) == whole, "the next call needs no training"
 
 
 def test_a_place_where_no_folder_can_be_is_refused(tmp_path):

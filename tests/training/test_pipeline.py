@@ -248,6 +248,41 @@ def test_plain_fine_tuning_leaves_no_exits_and_heads_alone_leave_the_model(sourc
         train_exits(source, TRAIN, TUNE, tmp_path / "none", labels=LABELS, settings=settings)
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("form", ["mean-linear", "own-shared"])
+def test_heads_are_trained_on_alone_after_the_model(source, form, precision, tmp_path):
+    """The model stays as joint training left it, bit for bit, and with it the last exit."""
+    losses = []
+    for epochs in (0, 30):
+        settings = TrainSettings(
+            heads=form, precision=precision, heads_epochs=epochs, epochs=1, head_learning_rate=1e-2, max_length=16
+        )
+        out = tmp_path / str(epochs)
+        metrics = train_exits(source, TRAIN, TRAIN, out, labels=LABELS, settings=settings)
+        logits = torch.from_numpy(metrics.logits_KNC).double()
+        truth = torch.tensor([label for _, label in TRAIN])
+        losses.append([torch.nn.functional.cross_entropy(each, truth).item() for each in logits])
+    for name, tensor in load_file(tmp_path / "0" / "model.safetensors").items():
+        assert torch.equal(tensor, load_file(tmp_path / "30" / "model.safetensors")[name]), name
+    assert losses[1][-1] == losses[0][-1]
+    assert all(after < before for before, after in zip(*(each[:-1] for each in losses), strict=True))
+
+
+def test_a_model_of_one_layer_has_no_heads_to_train(tmp_path):
+    source = write_checkpoint(tmp_path / "one", make_model("bert", num_hidden_layers=1).base_model)
+    settings = TrainSettings(epochs=1, max_length=16)
+    metrics = train_exits(source, TRAIN, TUNE, tmp_path / "run", labels=LABELS, settings=settings)
+    assert len(metrics.scores) == 1
+
+
+def test_heads_alone_are_trained_on_so_many_rows_at_most(bert, tmp_path, monkeypatch):
+    monkeypatch.setattr("offramp.training.pipeline.MAX_HEADS_ROWS", 24)
+    told = []
+    settings = TrainSettings(epochs=1, heads_epochs=1, max_length=16)
+    train_exits(bert, TRAIN, TUNE, tmp_path / "run", labels=LABELS, settings=settings, progress=told.append)
+    assert "training 2 heads alone on 24 texts" in told
+
+
 def test_exits_of_a_regression_learn_a_value(source, tmp_path):
     def values(given):
         return [(text, float(label)) for text, label in given]
@@ -258,7 +293,7 @@ def test_exits_of_a_regression_learn_a_value(source, tmp_path):
     assert metrics.logits_KNC.shape == (NUM_LAYERS, len(TUNE), 1)
     assert min(scores["pearson"] for scores in metrics.scores) >= LEARNT
     assert AutoModelForSequenceClassification.from_pretrained(out).config.problem_type == "regression"
-    settings = TrainSettings(loss="heads-only", epochs=1, max_length=16)
+    settings = TrainSettings(loss="heads-only", heads_epochs=1, max_length=16)
     heads = train_exits(out, values(TRAIN), values(TUNE), tmp_path / "heads", labels=(), settings=settings)
     np.testing.assert_array_equal(heads.logits_KNC[-1], metrics.logits_KNC[-1])
 
@@ -344,7 +379,7 @@ def test_a_classifier_keeps_the_order_of_its_labels(tmp_path):
     model = make_model("bert", seed=1)
     model.config.id2label = {0: "blue", 1: "red", 2: "green"}
     source = write_checkpoint(tmp_path / "source", model)
-    settings = TrainSettings(loss="heads-only", epochs=1, max_length=16)
+    settings = TrainSettings(loss="heads-only", heads_epochs=1, max_length=16)
     metrics = train_exits(source, TRAIN, TUNE, tmp_path / "run", labels=LABELS, settings=settings)
     config = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run").config
     assert config.id2label == {0: "blue", 1: "red", 2: "green"}

@@ -14,8 +14,10 @@ from offramp.training import TrainSettings, train_exits
 from tests.training.tiny import LABELS, examples, make_model, write_checkpoint
 
 TRAIN, TUNE = examples(60), examples(12, seed=1)
-SETTINGS = {"epochs": 4, "batch_size": 8, "max_length": 16, "save_steps": 3}
+SETTINGS = {"epochs": 4, "heads_epochs": 5, "batch_size": 8, "max_length": 16, "save_steps": 3}
 """Eight steps an epoch: checkpoints lie in the middle of epochs."""
+MODEL, HEADS = 32, 40
+"""Steps of the two stages."""
 CHILD = """
 import os, sys
 from tests.training.test_resume import SETTINGS, TRAIN, TUNE
@@ -25,7 +27,7 @@ from tests.training.tiny import LABELS
 source, out, loss, signal, step = sys.argv[1:]
 
 def progress(line):
-    if line.startswith(f"step {step} of"):
+    if line.startswith(f"step {step}:"):
         os.kill(os.getpid(), int(signal))
 
 train_exits(source, TRAIN, TUNE, out, labels=LABELS, settings=TrainSettings(loss=loss, **SETTINGS), progress=progress)
@@ -53,24 +55,28 @@ def interrupt(source, out, loss, number, step):
 
 
 @pytest.mark.parametrize(
-    ("loss", "number", "step", "begins_at"),
+    ("loss", "number", "stage", "step", "begins_at"),
     [
-        ("pabee", signal.SIGKILL, 20, 18),
-        ("mixed", signal.SIGKILL, 14, 12),
-        ("heads-only", signal.SIGKILL, 26, 24),
-        ("distill", signal.SIGINT, 8, 6),
+        ("pabee", signal.SIGKILL, MODEL, 20, 18),
+        ("pabee", signal.SIGKILL, HEADS, 2, MODEL),
+        ("pabee", signal.SIGINT, HEADS, 26, 24),
+        ("mixed", signal.SIGKILL, MODEL, 14, 12),
+        ("heads-only", signal.SIGKILL, HEADS, 26, 24),
+        ("distill", signal.SIGINT, MODEL, 8, 6),
     ],
 )
-def test_the_continuation_is_the_same_bit_for_bit(source, tmp_path, loss, number, step, begins_at):
+def test_the_continuation_is_the_same_bit_for_bit(source, tmp_path, loss, number, stage, step, begins_at):
     whole = train(source, tmp_path / "whole", loss)
-    done = interrupt(source, tmp_path / "run", loss, number, step)
+    done = interrupt(source, tmp_path / "run", loss, number, f"{step} of {stage}")
     assert done.returncode != 0, "the training was to be interrupted"
     if number == signal.SIGINT:
         assert "KeyboardInterrupt" in done.stderr
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["run.partial", "whole"]
     told = []
     resumed = train(source, tmp_path / "run", loss, told)
-    assert f"from checkpoint-{begins_at}" in told[0]
+    assert any(line.endswith(f"from checkpoint-{begins_at}") for line in told)
+    trained = [line for line in told if line.startswith("step ")]
+    assert stage == MODEL or not any(f" of {MODEL}:" in line for line in trained), "the first stage is done"
     assert (resumed.logits_KNC == whole.logits_KNC).all()
     names = {path.name for path in (tmp_path / "whole").iterdir()}
     assert {path.name for path in (tmp_path / "run").iterdir()} == names
@@ -79,7 +85,7 @@ def test_the_continuation_is_the_same_bit_for_bit(source, tmp_path, loss, number
 
 
 def test_a_killed_training_of_another_configuration_is_refused(source, tmp_path):
-    interrupt(source, tmp_path / "run", "pabee", signal.SIGKILL, 10)
+    interrupt(source, tmp_path / "run", "pabee", signal.SIGKILL, f"10 of {MODEL}")
     match = r"another configuration \(loss 'pabee' there, 'mixed' here\)"
     with pytest.raises(UsageError, match=match):
         train(source, tmp_path / "run", "mixed")

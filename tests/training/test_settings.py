@@ -21,11 +21,17 @@ from offramp.training import TrainSettings
         ("exit_weights", "square"),
         ("warmup", 1.0),
         ("weight_decay", -0.1),
+        ("heads_epochs", -1),
     ],
 )
 def test_impossible_settings_are_named(name, bad):
     with pytest.raises(ValueError, match=f"{name} must be .*, not .?{bad}"):
         TrainSettings(**{name: bad})
+
+
+def test_heads_only_without_epochs_is_refused():
+    with pytest.raises(ValueError, match="heads_epochs must be at least 1, not 0"):
+        TrainSettings(loss="heads-only", heads_epochs=0)
 
 
 def test_weights_of_exits_sum_to_one():

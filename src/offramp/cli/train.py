@@ -19,9 +19,10 @@ from offramp.cli.options import add_data, count, data_record, emit, labelled_dat
 from offramp.errors import UsageError
 
 SETTINGS = {
-    "loss": "loss", "heads": "heads", "exit_weights": "exit_weights", "epochs": "epochs", "lr": "learning_rate",
-    "head_lr": "head_learning_rate", "batch": "batch_size", "accumulate": "accumulate", "max_length": "max_length",
-    "warmup": "warmup", "precision": "precision", "save_steps": "save_steps", "report_to": "report_to",
+    "loss": "loss", "heads": "heads", "exit_weights": "exit_weights", "epochs": "epochs",
+    "heads_epochs": "heads_epochs", "lr": "learning_rate", "head_lr": "head_learning_rate", "batch": "batch_size",
+    "accumulate": "accumulate", "max_length": "max_length", "warmup": "warmup", "precision": "precision",
+    "save_steps": "save_steps", "report_to": "report_to",
 }  # fmt: skip
 """Option -> field of TrainSettings."""
 
@@ -44,7 +45,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--exit-weights", choices=tuple(WEIGHTS), default=default.exit_weights,
         help=f"how much each exit's loss counts (default: {default.exit_weights})",
     )  # fmt: skip
-    _number(group, "--epochs", count, default.epochs, "")
+    _number(group, "--epochs", count, default.epochs, "of the whole model ")
+    _number(group, "--heads-epochs", int, default.heads_epochs, "of the heads alone, after it ")
     _number(group, "--lr", float, default.learning_rate, "learning rate of the encoder ")
     _number(group, "--head-lr", float, default.head_learning_rate, "learning rate of the heads ")
     _number(group, "--batch", count, default.batch_size, "rows of a batch ")

@@ -67,7 +67,7 @@ def _left_in_order(partial: Path, config: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if isinstance(error, NonFiniteError) or last_checkpoint(partial) is None:
+        if isinstance(error, NonFiniteError) or not _has_checkpoint(partial):
             _clear(partial, config)
         if any(mark in str(error) for mark in _FULL):
             remedy = "free some space and run again: it goes on at the last checkpoint"
@@ -97,19 +97,23 @@ def await_run(out: Path, config: Mapping[str, Any]) -> None:
         time.sleep(0.05)
 
 
-def checkpoints(folder: Path) -> Path:
-    """Where checkpoints of a run that is being built lie."""
-    return folder / _CHECKPOINTS
+def checkpoints(folder: Path, stage: str) -> Path:
+    """Where checkpoints of a stage of a run that is being built lie."""
+    return folder / _CHECKPOINTS / stage
 
 
-def last_checkpoint(folder: Path) -> Path | None:
+def last_checkpoint(place: Path) -> Path | None:
     """The newest whole checkpoint; the Trainer writes its state last, so that a torn one has none."""
     found = []
-    for path in checkpoints(folder).glob("checkpoint-*"):
+    for path in place.glob("checkpoint-*"):
         with suppress(OSError, ValueError):
             json.loads((path / "trainer_state.json").read_bytes())
             found.append((int(path.name.rpartition("-")[2]), path))
     return max(found)[1] if found else None
+
+
+def _has_checkpoint(partial: Path) -> bool:
+    return any(last_checkpoint(stage) for stage in (partial / _CHECKPOINTS).glob("*"))
 
 
 def _partial(out: Path) -> Path:
@@ -143,7 +147,7 @@ def _finish(partial: Path, out: Path) -> None:
     fsync_folder(partial)
     partial.rename(out)
     fsync_folder(out.parent)
-    shutil.rmtree(checkpoints(out), ignore_errors=True)
+    shutil.rmtree(out / _CHECKPOINTS, ignore_errors=True)
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offramp.errors import MissingExtraError, SourceError, UsageError
-from offramp.tasks.examples import digest
+from offramp.tasks.examples import digest, spread
 from offramp.tasks.metrics import default_metrics
 from offramp.tasks.text import Text
 from offramp.training.settings import ExitMetrics, TrainSettings
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from offramp.tasks.rows import Rows
 
 Examples = Sequence[tuple[Text, int | float]]
+MAX_HEADS_ROWS = 50_000
+"""Rows on which heads are trained alone: linear maps need no more, and what is cached of each takes kilobytes."""
 
 
 def _silent(line: str) -> None:
@@ -117,13 +119,27 @@ def _train(job: _Job, folder: Path) -> None:
         what = f"heads-only leaves the model as it is, and it has no head for {len(job.labels) or 1} outputs"
         raise SourceError(what, job.source, "train one with --loss last first")
     model = ModelWithExits(classifier, job.settings.heads)
-    _fit(job, model, folder)
+    if job.settings.loss != "heads-only":
+        _fit_model(job, model, folder)
+    if job.settings.loss != "last" and job.settings.heads_epochs and len(model.heads):
+        _fit_heads(job, model, folder)
     if is_first_process():
         save_tokenizer(job.source, folder)
         save_model(model, folder, with_exits=job.settings.loss != "last")
 
 
-def _fit(job: _Job, model: ModelWithExits, folder: Path) -> None:
+def _fit_model(job: _Job, model: ModelWithExits, folder: Path) -> None:
+    from offramp.training.folders import checkpoints, last_checkpoint
+    from offramp.training.trainer import fit
+
+    rows = _rows(job, model.encoder, job.source, job.train)
+    place = checkpoints(folder, "model")
+    done = last_checkpoint(place)
+    job.progress(f"training {len(model.heads) + 1} exits on {len(rows)} texts{_from(done)}")
+    fit(model, rows, job.settings, place, done, job.progress)
+
+
+def _fit_heads(job: _Job, model: ModelWithExits, folder: Path) -> None:
     from transformers import set_seed
 
     from offramp.models.checkpoint import device
@@ -131,16 +147,20 @@ def _fit(job: _Job, model: ModelWithExits, folder: Path) -> None:
     from offramp.training.frozen import pool_rows
     from offramp.training.trainer import fit
 
-    rows: Any = _rows(job, model.encoder, job.source, job.train)
-    place, done = checkpoints(folder), last_checkpoint(folder)
-    going_on = f", from {done.name}" if done else ""
-    job.progress(f"training {len(model.heads) + 1} exits on {len(rows)} texts{going_on}")
-    if job.settings.loss == "heads-only":
-        place.mkdir(exist_ok=True)
-        model.to(device())  # the Trainer would move the heads alone
-        rows = pool_rows(model, rows, job.settings.batch_size, place / f"pooled-{_rank()}.npy")
-        set_seed(job.settings.seed)  # whether the file was there or not
-    fit(model, rows, job.settings, place, done, job.progress)
+    rows = _rows(job, model.encoder, job.source, spread(job.train, MAX_HEADS_ROWS))
+    place = checkpoints(folder, "heads")
+    done = last_checkpoint(place)
+    job.progress(f"training {len(model.heads)} heads alone on {len(rows)} texts{_from(done)}")
+    place.mkdir(parents=True, exist_ok=True)
+    model.to(device())  # the Trainer would move the heads alone
+    pooled = pool_rows(model, rows, job.settings.batch_size, place / f"pooled-{_rank()}.npy")
+    set_seed(job.settings.seed)  # whether the file was there or not
+    settings = replace(job.settings, loss="heads-only", epochs=job.settings.heads_epochs)
+    fit(model, pooled, settings, place, done, job.progress)
+
+
+def _from(checkpoint: Path | None) -> str:
+    return f", from {checkpoint.name}" if checkpoint else ""
 
 
 def _measure(job: _Job, folder: Path) -> ExitMetrics:

@@ -16,8 +16,9 @@ from offramp.store.exits import DEFAULT_FORM, FORMS
 LOSSES = ("pabee", "mixed", "distill", "heads-only", "last")
 """`pabee`: the weighted sum over exits (Zhou et al., NeurIPS 2020). `mixed`: the last exit alone for the first half of
 the steps, then all (Kubaty et al., ICML 2025). `distill`: all, the shallower ones also after the last (Phuong and
-Lampert, ICCV 2019). `heads-only`: the model stays as it is, exits are trained on its cached hidden states (the second
-stage of DeeBERT, Xin et al., ACL 2020). `last`: plain fine-tuning, the first stage of the same; leaves no exits."""
+Lampert, ICCV 2019). `last`: plain fine-tuning; leaves no exits. After each of them but `last` the heads are trained on
+alone, on the cached hidden states of a model that stays as it is (the second stage of DeeBERT, Xin et al., ACL 2020).
+`heads-only`: this alone, for a model that was fine-tuned before."""
 PRECISIONS = ("float32", "bfloat16", "float16")
 Weights = Callable[[int], Sequence[float]]
 WEIGHTS: dict[str, Weights] = {
@@ -42,6 +43,9 @@ class TrainSettings:
     exit_weights: str | Weights = "linear"
     """A name in WEIGHTS, or a function from the number of exits to the weight of each, the shallowest first."""
     epochs: int = 3
+    """Of the whole model; `heads-only` has none of them."""
+    heads_epochs: int = 20
+    """Of the heads alone, which takes seconds for each thousand of rows; `last` has none of them."""
     learning_rate: float = 5e-5
     """Of the encoder."""
     head_learning_rate: float = 1e-3
@@ -69,6 +73,8 @@ class TrainSettings:
         for name in ("epochs", "learning_rate", "head_learning_rate", "batch_size", "accumulate", "max_length"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be greater than 0, not {getattr(self, name)}")
+        if self.heads_epochs < (self.loss == "heads-only"):
+            raise ValueError(f"heads_epochs must be at least {int(self.loss == 'heads-only')}, not {self.heads_epochs}")
         if self.save_steps is not None and self.save_steps < 1:
             raise ValueError(f"save_steps must be at least 1, not {self.save_steps}")
         if not 0 <= self.seed < 2**32:

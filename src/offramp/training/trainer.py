@@ -76,7 +76,7 @@ def _logs_beside(folder: Path) -> Iterator[None]:
     if _LOGS in os.environ:
         yield
         return
-    os.environ[_LOGS] = str(folder.with_name("logs"))
+    os.environ[_LOGS] = str(folder.parent.with_name("logs") / folder.name)
     try:
         yield
     finally:
