@@ -12,7 +12,19 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from offramp.policies import AllOf, AnyOf, Confidence, Entropy, Evidence, From, FullDepth, Margin, Patience, StopAt
+from offramp.policies import (
+    AllOf,
+    AnyOf,
+    Confidence,
+    Entropy,
+    Evidence,
+    From,
+    FullDepth,
+    Margin,
+    Patience,
+    StopAt,
+    Votes,
+)
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 
@@ -51,6 +63,7 @@ def rules(num_exits):
     return st.one_of(
         st.builds(StopAt, st.integers(1, num_exits)),
         st.builds(Patience, st.integers(1, num_exits - 1) | st.just(math.inf)),
+        st.builds(Votes, st.integers(2, num_exits)),
         st.builds(Confidence, st.floats(0, 1, exclude_min=True)),
         st.builds(Margin, st.floats(0, 1, exclude_min=True)),
         st.builds(Entropy, st.floats(0, 1, exclude_max=True)),

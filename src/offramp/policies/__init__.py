@@ -8,6 +8,7 @@ from offramp.policies.patience import Patience
 from offramp.policies.policy import Decider, Policy
 from offramp.policies.replay import replay
 from offramp.policies.threshold import Confidence, Entropy, Margin
+from offramp.policies.votes import Votes
 
 __all__ = [
     "GRAMMAR",
@@ -24,6 +25,7 @@ __all__ = [
     "Patience",
     "Policy",
     "StopAt",
+    "Votes",
     "parse",
     "replay",
 ]

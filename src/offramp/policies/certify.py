@@ -1,4 +1,4 @@
-"""Guarantees for a policy that was chosen: with probability 1 - delta over the certify split, its risk is at most epsilon.
+"""Guarantees for a policy: with probability 1 - delta over the certify split, its risk is at most epsilon.
 
 The loss of a sample is 1 where the early answer is wrong and the full model's is not, -1 the other way round, else 0;
 the risk, its mean, is the accuracy that leaving early costs. Candidates come in an order that does not depend on the
@@ -41,7 +41,7 @@ def losses(truth_N: np.ndarray, early_N: np.ndarray, full_N: np.ndarray) -> np.n
 
 
 def samples_needed(epsilon: float, delta: float) -> int:
-    """The least number of samples that can certify epsilon, all of them without a loss: log delta / log(1 - epsilon)."""
+    """The least number of samples that can certify epsilon, if none is lost: log delta / log(1 - epsilon)."""
     _require_levels(epsilon, delta)
     return math.ceil(math.log(delta) / math.log1p(-epsilon) - 1e-12)
 
@@ -90,8 +90,8 @@ def binomial_tail(num_losses: int, num_samples: int, probability: float) -> floa
 
 
 def _betting(loss_N: np.ndarray, epsilon: float, delta: float) -> bool:
-    """Whether a gambler who bets that the mean is below epsilon makes 1 / delta of 1, so that it is above by a chance of
-    at most delta (Ville). He bets by the variance so far, and never more than he has.
+    """Whether a gambler who bets that the mean is below epsilon makes 1 / delta of 1; if it is not below, he does so
+    with probability at most delta (Ville). He bets by the variance so far, and never more than he has.
     """
     gain_N, mean = (loss_N + 1) / 2, (epsilon + 1) / 2
     if mean >= 1:

@@ -38,9 +38,11 @@ class Evidence:
     """float64 in [0, 1]: entropy by its largest value, log C (multi label: log 2); 0 where there is one class."""
     margin_B: Optional[np.ndarray]
     """float64 in [0, 1]: the probability of the answer less that of the next one; 1 where there is one class."""
+    lengths_B: Optional[np.ndarray] = None
+    """int64: tokens of each row without padding, which tell what going on would cost; None if nobody counted."""
 
     @classmethod
-    def from_logits(cls, logits_BC: np.ndarray, problem: str) -> Evidence:
+    def from_logits(cls, logits_BC: np.ndarray, problem: str, lengths_B: Optional[np.ndarray] = None) -> Evidence:
         """Read the outputs of a head: [B, C] of any float type, C >= 1. Computed in float64.
 
         Raises ValueError for another shape, an unknown problem, or logits that are not finite.
@@ -53,10 +55,10 @@ class Evidence:
         if not np.isfinite(logits_BC).all():
             raise ValueError("expected finite logits, got NaN or infinity")
         if problem == REGRESSION:
-            return cls(problem, logits_BC.astype(np.float32), None, None, None)
+            return cls(problem, logits_BC.astype(np.float32), None, None, None, lengths_B)
         if problem == MULTI_LABEL:
-            return cls(problem, logits_BC > 0, *_least_sure_label(logits_BC))
-        return cls(problem, logits_BC.argmax(axis=1)[:, np.newaxis], *_softmax_scores(logits_BC))
+            return cls(problem, logits_BC > 0, *_least_sure_label(logits_BC), lengths_B)
+        return cls(problem, logits_BC.argmax(axis=1)[:, np.newaxis], *_softmax_scores(logits_BC), lengths_B)
 
     @property
     def num_rows(self) -> int:

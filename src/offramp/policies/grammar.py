@@ -3,7 +3,7 @@
     EXPRESSION := [from:K>] ANY          the prefix stands once, at the very start, and holds for the whole expression
     ANY        := ALL { "|" ALL }
     ALL        := RULE { "&" RULE }      & binds tighter than |
-    RULE       := none | stage:K | patience:P[@TAU] | entropy:T | confidence:T | margin:T
+    RULE       := none | stage:K | patience:P[@TAU] | votes:V | entropy:T | confidence:T | margin:T
 
 Whitespace may stand around every word, number and sign. `none` stands alone. Whether a policy fits a model is not known
 here: see `Policy.check`.
@@ -21,8 +21,11 @@ from offramp.policies.fixed import FullDepth, StopAt
 from offramp.policies.patience import Patience
 from offramp.policies.policy import Policy
 from offramp.policies.threshold import Confidence, Entropy, Margin
+from offramp.policies.votes import Votes
 
-GRAMMAR = "[from:K>] RULES, joined by | and &: none, stage:K, patience:P[@TAU], entropy:T, confidence:T, margin:T"
+GRAMMAR = (
+    "[from:K>] RULES, joined by | and &: none, stage:K, patience:P[@TAU], votes:V, entropy:T, confidence:T, margin:T"
+)
 
 _PREFIX = re.compile(r"\s*from\s*:([^>|&]*)>(.*)", re.DOTALL)
 _INTEGER = re.compile(r"[+-]?[0-9]{1,9}")
@@ -91,6 +94,7 @@ def _number(text: str, piece: str) -> float:
 _RULES: Dict[str, Callable[[str, str], Policy]] = {
     "stage": lambda value, rule: StopAt(_integer(value, rule)),
     "patience": _patience,
+    "votes": lambda value, rule: Votes(_integer(value, rule)),
     "entropy": lambda value, rule: Entropy(_number(value, rule)),
     "confidence": lambda value, rule: Confidence(_number(value, rule)),
     "margin": lambda value, rule: Margin(_number(value, rule)),

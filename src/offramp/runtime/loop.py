@@ -55,6 +55,7 @@ class _Pass:
 
     outcomes: List[Outcome]
     rows_B: np.ndarray
+    lengths_B: np.ndarray
     decider: Decider
     compute_seconds: float = 0.0
     read_seconds: float = 0.0
@@ -152,7 +153,10 @@ class Loop:
             return []
         assert self.ring is not None
         self._pass = this = _Pass(
-            [Outcome() for _ in range(num_rows)], np.arange(num_rows), self.policy.start(num_rows, len(self.layers))
+            [Outcome() for _ in range(num_rows)],
+            np.arange(num_rows),
+            np.asarray(mask_BS).sum(axis=1),
+            self.policy.start(num_rows, len(self.layers)),
         )
         finished = False
         self.ring.begin_pass(self.turns())
@@ -237,7 +241,7 @@ class Loop:
         problem = self.store.manifest.encoder.problem
         assert self._pass is not None and problem is not None
         logits_BC = self._timed(f"exit {index}", index, "head", self.backend.exit_logits, state, self.exits[index])
-        evidence = Evidence.from_logits(self._finite(logits_BC, f"exit {index}"), problem)
+        evidence = Evidence.from_logits(self._finite(logits_BC, f"exit {index}"), problem, self._pass.lengths_B)
         leave_B = self._pass.decider.update(index, evidence) | final
         self._reached[index] += len(leave_B)
         self._left[index] += int(leave_B.sum())
@@ -262,7 +266,7 @@ class Loop:
         for row, logits_C in zip(this.rows_B[leave_B].tolist(), logits_BC[leave_B]):
             this.outcomes[row].logits_C = logits_C.copy()
             this.outcomes[row].exit_stage = exit_stage
-        this.rows_B = this.rows_B[~leave_B]
+        this.rows_B, this.lengths_B = this.rows_B[~leave_B], this.lengths_B[~leave_B]
 
     def _finite(self, logits_BC: np.ndarray, stage: str) -> np.ndarray:
         if not np.isfinite(logits_BC).all():

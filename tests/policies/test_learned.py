@@ -1,0 +1,262 @@
+"""Learned policies: what they save, what they refuse, and that they do what the formulas say."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from offramp.errors import UsageError
+from offramp.policies import Evidence, parse, replay
+from offramp.policies.costs import Costs
+from offramp.policies.features import FEATURES, FeatureMemory
+from offramp.policies.fitting import Lessons, fit_index_risks, fit_risks, fit_stopping, fit_thresholds
+from offramp.policies.learned import Halting, Index, Thresholds, from_json, predicted, to_json
+from tests.policies.driver import MULTI, REGRESSION, SINGLE, exits_of, logits, quick
+
+NUM_EXITS = 5
+COSTS = Costs((4, 64), ((0.01, 0.02, 0.03, 0.04, 0.05), (0.1, 0.2, 0.3, 0.4, 0.5)))
+
+
+def make_logits(num=4000, seed=0, num_classes=3):
+    """Exits that know more and more of easy samples, and of hard ones only late; truth and lengths beside them."""
+    generator = np.random.default_rng(seed)
+    truth_N = generator.integers(0, num_classes, num)
+    easy_N = generator.uniform(0.2, 3, num)
+    lengths_N = generator.integers(4, 65, num)
+    logits_KNC = generator.normal(0, 1, (NUM_EXITS, num, num_classes)).cumsum(0) * 0.4
+    for exit_index in range(NUM_EXITS):
+        logits_KNC[exit_index, np.arange(num), truth_N] += easy_N * (exit_index + 1) / 2
+    return logits_KNC.astype(np.float32), truth_N, lengths_N
+
+
+@pytest.fixture(scope="module")
+def data():
+    return make_logits(num=16_000, seed=5)
+
+
+@pytest.fixture(scope="module")
+def lessons(data):
+    return Lessons.from_logits(*data, SINGLE)
+
+
+@pytest.fixture(scope="module")
+def learned(lessons):
+    """One of each kind."""
+    risks = fit_risks(lessons)
+    return [
+        fit_thresholds(lessons, 0.8),
+        Halting(risks, 0.1),
+        fit_stopping(lessons, fit_risks(lessons), COSTS, 0.5),
+        Index(fit_index_risks(lessons), COSTS, 0.5),
+    ]
+
+
+def objective(policy, data, price):
+    """Mean of loss + price x seconds, and its parts."""
+    logits_KNC, truth_N, lengths_N = data
+    exit_N = replay(policy, logits_KNC, SINGLE, lengths_N)
+    wrong = (logits_KNC[exit_N - 1, np.arange(len(exit_N))].argmax(1) != truth_N).mean()
+    seconds = COSTS.at(lengths_N)[np.arange(len(exit_N)), exit_N - 1].mean()
+    return wrong + price * seconds, wrong, seconds
+
+
+@pytest.mark.parametrize("price", [0.1, 0.5, 2.0])
+def test_the_cost_function_beats_thresholds_and_patience(lessons, data, price):
+    """On new samples, by what it is made to minimise; the others are those that are best on the samples it saw."""
+    fresh = make_logits(num=20_000, seed=1)
+    others = [parse(text) for text in ("none", *(f"stage:{k}" for k in range(1, NUM_EXITS)))]
+    others += [parse(f"confidence:{level}") for level in np.linspace(0.35, 0.995, 60)]
+    others += [parse(f"patience:{patience}") for patience in range(1, NUM_EXITS)]
+    best = min(others, key=lambda policy: objective(policy, data, price)[0])
+    rival = objective(best, fresh, price)[0]
+    assert objective(fit_stopping(lessons, fit_risks(lessons), COSTS, price), fresh, price)[0] < rival
+    assert objective(Index(fit_index_risks(lessons), COSTS, price), fresh, price)[0] < rival
+
+
+def test_a_dearer_second_leaves_earlier(lessons, data):
+    pairs = fit_index_risks(lessons)
+    for make in (
+        lambda price: fit_stopping(lessons, fit_risks(lessons), COSTS, price),
+        lambda price: Index(pairs, COSTS, price),
+    ):
+        seconds = [objective(make(price), data, price)[2] for price in (0.0, 0.01, 0.1, 0.5, 1.0, 3.0, 30.0, 1e6)]
+        assert seconds == sorted(seconds, reverse=True)
+        assert seconds[-1] == pytest.approx(COSTS.at(data[2])[:, 0].mean()), "all leave at the first exit"
+        assert seconds[0] > 2 * seconds[-1]
+
+
+def test_long_rows_leave_earlier(lessons, data):
+    """They pay more for the same gain."""
+    stopping = fit_stopping(lessons, fit_risks(lessons), COSTS, 1.0)
+    exit_N = replay(stopping, data[0], SINGLE, data[2])
+    assert exit_N[data[2] > 50].mean() < exit_N[data[2] < 15].mean() - 0.5
+
+
+def test_other_costs_need_no_new_fit(lessons, data):
+    """The index form, with costs doubled at half the price, decides as before."""
+    pairs = fit_index_risks(lessons)
+    double = Costs(COSTS.lengths, tuple(tuple(2 * second for second in row) for row in COSTS.seconds))
+    before, after = (
+        replay(each, data[0], SINGLE, data[2]) for each in (Index(pairs, COSTS, 1), Index(pairs, double, 0.5))
+    )
+    assert (before == after).all()
+
+
+def test_risks_are_calibrated(lessons, data):
+    """Among the samples that are told to be wrong with probability p, about p are."""
+    fresh = Lessons.from_logits(*make_logits(seed=2), SINGLE)
+    for weights, features_NF, loss_N in zip(fit_risks(lessons), fresh.features_KNF, fresh.loss_KN, strict=False):
+        risk_N = predicted(weights, features_NF, True)
+        assert risk_N.mean() == pytest.approx(loss_N.mean(), abs=0.03)
+        for low, high in ((0, 0.2), (0.2, 0.5), (0.5, 1)):
+            chosen_N = (risk_N >= low) & (risk_N < high)
+            if chosen_N.sum() > 200:
+                assert risk_N[chosen_N].mean() == pytest.approx(loss_N[chosen_N].mean(), abs=0.08)
+
+
+def test_stopping_follows_the_formula_sample_by_sample(lessons, data):
+    """Written again, one sample at a time."""
+    logits_KNC, _, lengths_N = data
+    policy = fit_stopping(lessons, fit_risks(lessons), COSTS, 0.7)
+    found = replay(policy, logits_KNC, SINGLE, lengths_N)
+
+    def logistic(weights, features):
+        return 1 / (1 + np.exp(-sum(w * f for w, f in zip(weights, features, strict=True))))
+
+    for sample in range(40):
+        expected = NUM_EXITS
+        seconds = [np.interp(lengths_N[sample], (4, 64), column) for column in zip(*COSTS.seconds, strict=True)]
+        for k in range(1, NUM_EXITS):
+            x = lessons.features_KNF[k - 1, sample]
+            gain = logistic(policy.risks[k - 1], x) - logistic(policy.futures[k - 1], x)
+            wait = logistic(policy.waits[k - 1], x) * (seconds[-1] - seconds[k])
+            if gain <= 0.7 * (seconds[k] - seconds[k - 1] + wait):
+                expected = k
+                break
+        assert found[sample] == expected
+
+
+def test_geometric_shares_are_kept(lessons, data):
+    for ratio in (0.5, 1.0, 2.0):
+        exit_N = replay(fit_thresholds(lessons, ratio), data[0], SINGLE)
+        shares = ratio ** np.arange(NUM_EXITS)
+        counts = np.bincount(exit_N, minlength=NUM_EXITS + 1)[1:]
+        np.testing.assert_allclose(counts / len(exit_N), shares / shares.sum(), atol=0.002)
+
+
+def test_a_regression_has_a_cost_function_too():
+    _, truth_N, lengths_N = make_logits()
+    value_N = truth_N.astype(np.float64)
+    noise = np.random.default_rng(0).normal(0, 1, (NUM_EXITS, len(value_N)))
+    values_KN1 = (value_N + noise / np.arange(1, NUM_EXITS + 1)[:, None]).astype(np.float32)[:, :, None]
+    lessons = Lessons.from_logits(values_KN1, value_N, lengths_N, REGRESSION)
+    policy = fit_stopping(lessons, fit_risks(lessons), COSTS, 1.0)
+    exit_N = replay(policy, values_KN1, REGRESSION, lengths_N)
+    assert 1 < exit_N.mean() < NUM_EXITS
+    with pytest.raises(UsageError, match="a regression has none"):
+        Thresholds((0.5,) * (NUM_EXITS - 1)).check(NUM_EXITS, REGRESSION)
+
+
+@pytest.mark.parametrize("case", ["constant", "one class", "always right", "always wrong", "two samples"])
+def test_degenerate_splits_fit(case):
+    logits_KNC, truth_N, lengths_N = make_logits(num=2 if case == "two samples" else 50)
+    if case == "constant":
+        logits_KNC[:] = 0
+    if case == "one class":
+        logits_KNC, truth_N = logits_KNC[:, :, :1], np.zeros(50, np.int64)
+    if case == "always right":
+        logits_KNC[:, np.arange(50), truth_N] = 20
+    if case == "always wrong":
+        logits_KNC[:, np.arange(50), truth_N] = -20
+    lessons = Lessons.from_logits(logits_KNC, truth_N, lengths_N, SINGLE)
+    for policy in (
+        fit_stopping(lessons, fit_risks(lessons), COSTS, 0.1),
+        Index(fit_index_risks(lessons), COSTS, 0.1),
+        fit_thresholds(lessons, 1.0),
+    ):
+        exit_N = replay(policy, logits_KNC, SINGLE, lengths_N)
+        assert ((exit_N >= 1) & (exit_N <= NUM_EXITS)).all()
+        if case == "always right" and not isinstance(policy, Thresholds):
+            assert (exit_N == 1).all(), "nothing to gain"
+
+
+def test_nan_is_refused():
+    logits_KNC, truth_N, lengths_N = make_logits(num=10)
+    logits_KNC[1, 3, 0] = np.nan
+    with pytest.raises(ValueError, match="finite logits"):
+        Lessons.from_logits(logits_KNC, truth_N, lengths_N, SINGLE)
+
+
+def test_one_exit_has_nothing_to_learn():
+    logits_KNC, truth_N, lengths_N = make_logits(num=10)
+    lessons = Lessons.from_logits(logits_KNC[-1:], truth_N, lengths_N, SINGLE)
+    policy = fit_stopping(lessons, fit_risks(lessons), Costs((4,), ((0.1,),)), 1.0)
+    assert replay(policy, logits_KNC[-1:], SINGLE, lengths_N).tolist() == [1] * 10
+
+
+def test_files_read_back(learned):
+    for policy in learned:
+        tree = json.loads(json.dumps(to_json(policy)))
+        assert from_json(tree) == policy
+        assert str(from_json(tree)) == str(policy)
+        assert str(policy).startswith(policy.word + ":")
+        with pytest.raises(UsageError, match="is for 5 exits, and the model has 6"):
+            policy.check(6, SINGLE)
+        policy.check(5, SINGLE)
+    assert len({str(policy) for policy in learned}) == len(learned)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kind": "oracle"},
+        {"features": ["one"]},
+        {"price": float("nan")},
+        {"price": -1},
+        {"price": None},
+        {"price": True},
+        {"risks": [[1.0]]},
+        {"risks": None},
+        {"risks": []},
+        {"futures": [["1"] * len(FEATURES)] * (NUM_EXITS - 1)},
+        {"costs": {"lengths": [4], "seconds": [[0.2, 0.1, 0.3, 0.4, 0.5]]}},
+        {"costs": {"lengths": [4], "seconds": [[0.1, 0.2]]}},
+        {"costs": {"lengths": [64, 4], "seconds": COSTS.seconds}},
+        {"costs": {}},
+        {"costs": 3},
+        {"waits": [[0.0] * len(FEATURES)]},
+        {"more": 1},
+    ],
+)
+def test_files_of_something_else_are_refused(learned, change):
+    tree = json.loads(json.dumps(to_json(learned[2])))
+    with pytest.raises(ValueError, match=r"expected|made for|not what"):
+        from_json({**tree, **change})
+
+
+def test_costs_are_linear_between_lengths():
+    np.testing.assert_allclose(COSTS.at(np.array([4, 34, 64, 500]))[:, 0], [0.01, 0.055, 0.1, 0.1])
+
+
+def test_features_forget_who_left():
+    memory = FeatureMemory(3)
+    memory.update(Evidence.from_logits(np.eye(3), SINGLE, np.array([1, 2, 3])))
+    memory.keep(np.array([True, False, True]))
+    found = memory.update(Evidence.from_logits(np.eye(3)[[0, 1]], SINGLE, np.array([1, 3])))
+    streak = found[:, FEATURES.index("streak")]
+    assert streak.tolist() == [0.25, 0.0]
+
+
+@quick
+@given(st.data(), logits(num_exits=NUM_EXITS), st.sampled_from([SINGLE, MULTI]))
+def test_a_batch_leaves_where_its_rows_would_leave_alone(learned, data, logits_KNC, problem):
+    policy = data.draw(st.sampled_from(learned))
+    lengths_N = np.array(data.draw(st.lists(st.integers(1, 99), min_size=5, max_size=5)))[: logits_KNC.shape[1]]
+    together = replay(policy, logits_KNC, problem, lengths_N)
+    alone = [
+        int(replay(policy, logits_KNC[:, [row]], problem, lengths_N[[row]])[0]) for row in range(logits_KNC.shape[1])
+    ]
+    assert together.tolist() == alone
+    assert exits_of(policy, logits_KNC, problem) == replay(policy, logits_KNC, problem).tolist()
