@@ -91,7 +91,8 @@ def binomial_tail(num_losses: int, num_samples: int, probability: float) -> floa
 
 def _betting(loss_N: np.ndarray, epsilon: float, delta: float) -> bool:
     """Whether a gambler who bets that the mean is below epsilon makes 1 / delta of 1; if it is not below, he does so
-    with probability at most delta (Ville). He bets by the variance so far, and never more than he has.
+    with probability at most delta (Ville). He bets by the variance so far, and never more than he has. A set whose own
+    mean is above epsilon certifies nothing, whatever he won on the way.
     """
     gain_N, mean = (loss_N + 1) / 2, (epsilon + 1) / 2
     if mean >= 1:
@@ -102,7 +103,7 @@ def _betting(loss_N: np.ndarray, epsilon: float, delta: float) -> bool:
     before_N = np.concatenate([[0.25], variance_N[:-1]])
     stake_N = np.minimum(np.sqrt(2 * math.log(1 / delta) / (len(gain_N) * before_N)), 0.999 / (1 - mean))
     wealth_N = np.cumsum(np.log1p(-stake_N * (gain_N - mean)))
-    return bool(wealth_N.max() >= math.log(1 / delta))
+    return bool(wealth_N.max() >= math.log(1 / delta) and loss_N.mean() <= epsilon)
 
 
 def _binomial(loss_N: np.ndarray, epsilon: float, delta: float) -> bool:
