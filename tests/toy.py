@@ -182,12 +182,13 @@ def make_classifier(store: Store, policy: str = "none", budget_bytes: int = 1 <<
 
 
 def open_loop(
-    store: Store, policy: str = "none", num_slots: int = 1, residents=(), *, backend=None, direct=False
+    store: Store, policy="none", num_slots: int = 1, residents=(), *, backend=None, direct=False, guard=None
 ) -> Loop:
     """A loop whose ring has so many slots, with these shards resident."""
-    parsed = parse(policy)
+    parsed = parse(policy) if isinstance(policy, str) else policy
     parsed.check(len(store.manifest.layers), store.manifest.encoder.problem)
-    loop = Loop(store, backend or ToyBackend(), parsed, load_exits(store, parsed), Trace())
+    exits = load_exits(store, parsed, needs_all=guard is not None)
+    loop = Loop(store, backend or ToyBackend(), parsed, exits, Trace(), guard)
     sizes = {
         name: -(-shard.bytes // 4096) * 4096 for name, shard in store.manifest.shards.items() if shard.blocks is None
     }

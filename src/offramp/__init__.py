@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any, Callable, Iterable, Optional, Union
 if TYPE_CHECKING:
     from offramp.errors import OfframpError as OfframpError
     from offramp.export import divide as divide
+    from offramp.policies import Policy
     from offramp.runtime import Classifier as Classifier
     from offramp.runtime import Result as Result
+    from offramp.runtime.profile import DeviceProfile
     from offramp.store import Store as Store
     from offramp.store import verify as verify
 
@@ -38,7 +40,10 @@ BACKENDS = ("ort", "torch")
 
 
 def load(
-    store: Union[str, os.PathLike], budget: Union[int, str, None] = None, exit: str = "none", **options: Any
+    store: Union[str, os.PathLike],
+    budget: Union[int, str, None] = None,
+    exit: Union[str, Policy] = "none",
+    **options: Any,
 ) -> Classifier:
     """Open a store under a budget; `predict(texts)` then gives one `Result` a text.
 
@@ -46,7 +51,8 @@ def load(
         store: the folder that `divide` made.
         budget: the most that the whole process may have resident: bytes, or `"128MiB"`, `"0.3GB"`. None: what the
         machine allows.
-        exit: when to leave: `none`, `stage:K`, `patience:P`, `confidence:T`, ..., joined by `|` and `&`.
+        exit: when to leave: `none`, `stage:K`, `patience:P`, `confidence:T`, ..., joined by `|` and `&`; a policy file
+            that `offramp tune` wrote (`policy.json`); or a policy.
         options: as for `prepare`.
 
     Raises BudgetError naming the smallest budget that would do, StoreError and DamagedError for the store, UsageError
@@ -57,8 +63,10 @@ def load(
 def prepare(
     store: Union[str, os.PathLike],
     budget: Union[int, str, None] = None,
-    exit: str = "none",
+    exit: Union[str, Policy] = "none",
     *,
+    deadline: Union[float, str, None] = None,
+    profile: Optional[DeviceProfile] = None,
     backend: str = "ort",
     threads: Optional[int] = None,
     batch: int = 1,
@@ -73,6 +81,10 @@ def prepare(
     """Load everything but the weights, and plan; `.plan` says what `open()` will do, feasible or not.
 
     Args:
+        deadline: seconds, or `"60ms"`, for each request from its text to its answer: at that time the best answer so
+            far goes out. None: that of the policy file, if it has one.
+        profile: what stages take on this machine, for the deadline; the one in the cache folder if None, and without
+            one it is learned while requests come.
         backend: `ort` (ONNX Runtime, no torch) or `torch`.
         threads: of the backend; the processors of this process if None.
         batch: rows that run together.
@@ -85,18 +97,20 @@ def prepare(
         warn: is told once if texts are cut, and if direct reads were asked for and are not to be had.
     """
     from offramp.measure import num_cores
-    from offramp.policies import parse
     from offramp.runtime import Classifier, Settings, parse_size, tune_allocator
     from offramp.runtime.footprint import give_back
+    from offramp.runtime.guard import guard_for
+    from offramp.runtime.policy_files import expect_profile, read_exit, require_model
     from offramp.runtime.prepare import unlimited_bytes
     from offramp.store import Store
     from offramp.store.manifest import require_head
 
-    policy = parse(exit)
+    policy, model_sha256, tuned_deadline = read_exit(exit)
     if budget is not None:
         tune_allocator()
     opened = Store(store, verify)
     require_head(opened.manifest, opened.path)
+    require_model(model_sha256, opened, exit)
     policy.check(len(opened.manifest.layers), opened.manifest.encoder.problem)
     engine = _backend(backend, opened, threads or num_cores())
     give_back()  # before the tokenizer takes its own: the start must not be the peak
@@ -105,7 +119,10 @@ def prepare(
         longest = max((text_encoder.encode([text]).ids_BS.size for text in texts), default=None)
     budget_bytes = unlimited_bytes() if budget is None else parse_size(budget)
     settings = Settings(budget_bytes, batch, longest, reads, own_process)
-    classifier = Classifier(opened, engine, text_encoder, policy, settings)
+    guard = guard_for(tuned_deadline if deadline is None else deadline)
+    classifier = Classifier(opened, engine, text_encoder, policy, settings, guard)
+    if guard is not None:
+        expect_profile(guard, classifier, profile)
     if reads == "direct" and not classifier.direct:
         warn("this file system has no direct reads: reading through the page cache")
     return classifier

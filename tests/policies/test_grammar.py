@@ -120,7 +120,7 @@ def test_what_cannot_be_read_is_named_beside_the_grammar(text, piece):
 
 @pytest.mark.parametrize("text", ["policy.json", "runs/best/policy.JSON ", "patience:3.json"])
 def test_policy_files_are_not_readable_yet(text):
-    with pytest.raises(UsageError, match="policy files are not readable by this version"):
+    with pytest.raises(UsageError, match="a policy file stands alone"):
         parse(text)
 
 

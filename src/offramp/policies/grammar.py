@@ -38,7 +38,7 @@ def parse(text: str) -> Policy:
     Raises UsageError naming the piece that cannot be read.
     """
     if text.strip().lower().endswith(".json"):
-        raise UsageError("policy files are not readable by this version", repr(text), f"write {GRAMMAR}")
+        raise UsageError("a policy file stands alone, not in an expression", repr(text), "--exit policy.json")
     try:
         return _expression(text)
     except ValueError as error:

@@ -13,7 +13,7 @@ import json
 import math
 from abc import abstractmethod
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Dict, Mapping, Optional, Tuple
+from typing import Any, ClassVar, Dict, Optional, Tuple
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from offramp.errors import UsageError
 from offramp.policies.costs import Costs
 from offramp.policies.evidence import REGRESSION, Evidence
 from offramp.policies.features import FEATURES, FeatureMemory
+from offramp.policies.grammar import parse
 from offramp.policies.policy import Decider, Memoryless, Policy
 
 Weights = Tuple[float, ...]
@@ -212,11 +213,15 @@ class Index(LearnedPolicy):
         return ((now[:, np.newaxis] - np.stack(later, axis=1)) / steps_BM).max(axis=1) <= self.price
 
 
+RULE = "rule"
+"""The `kind` of a policy that the grammar can say."""
 KINDS = {kind.word: kind for kind in (Thresholds, Halting, Stopping, Index)}
 
 
-def to_json(policy: LearnedPolicy) -> Dict[str, Any]:
+def to_json(policy: Policy) -> Dict[str, Any]:
     """What a policy file keeps of it."""
+    if not isinstance(policy, LearnedPolicy):
+        return {"kind": RULE, "text": str(policy)}
     tree: Dict[str, Any] = {"kind": policy.word}
     if not isinstance(policy, Thresholds):
         tree["features"] = list(FEATURES)
@@ -227,12 +232,17 @@ def to_json(policy: LearnedPolicy) -> Dict[str, Any]:
     return tree
 
 
-def from_json(tree: Mapping[str, Any]) -> LearnedPolicy:
-    """The policy that `to_json` described. Raises ValueError for anything else."""
+def from_json(tree: Any) -> Policy:
+    """The policy that `to_json` described. Raises ValueError for anything else, UsageError for a rule."""
+    if not isinstance(tree, dict):
+        raise ValueError(f"expected an object, got {tree!r}")
     found = dict(tree)
-    kind = KINDS.get(found.pop("kind", None))
+    word = found.pop("kind", None)
+    if word == RULE and isinstance(found.get("text"), str) and len(found) == 1:
+        return parse(found["text"])
+    kind = KINDS.get(word) if isinstance(word, str) else None
     if kind is None:
-        raise ValueError(f"expected a kind out of {', '.join(KINDS)}, got {tree.get('kind')!r}")
+        raise ValueError(f"expected a kind out of {RULE}, {', '.join(KINDS)}, got {word!r}")
     features = found.pop("features", None)
     if kind is not Thresholds and features != list(FEATURES):
         raise ValueError(f"made for other features: {features!r}")

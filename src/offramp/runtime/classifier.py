@@ -21,6 +21,7 @@ from offramp.errors import StoreError, UsageError
 from offramp.measure import PeakMeter, Trace, available_bytes, bound_seconds, cached_bytes, median, read_memory
 from offramp.policies import Policy
 from offramp.runtime.backend import Backend
+from offramp.runtime.guard import DeadlineGuard
 from offramp.runtime.loop import Loop, Outcome, PassCost
 from offramp.runtime.prepare import Workload, allocate, make_run_plan, settle
 from offramp.runtime.reads import choose_direct
@@ -71,7 +72,15 @@ class Settings:
 class Classifier:
     """Classifies texts with a store. A context manager; `close` frees the slots."""
 
-    def __init__(self, store: Store, backend: Backend, text_encoder: Any, policy: Policy, settings: Settings) -> None:
+    def __init__(
+        self,
+        store: Store,
+        backend: Backend,
+        text_encoder: Any,
+        policy: Policy,
+        settings: Settings,
+        guard: Optional[DeadlineGuard] = None,
+    ) -> None:
         self.store, self.backend, self.text_encoder, self.policy, self.settings = (
             store,
             backend,
@@ -80,8 +89,8 @@ class Classifier:
             settings,
         )
         self.trace = Trace(num_passes=TRACED_PASSES)
-        exits = load_exits(store, policy)
-        self._loop = Loop(store, backend, policy, exits, self.trace)
+        exits = load_exits(store, policy, needs_all=guard is not None)
+        self._loop = Loop(store, backend, policy, exits, self.trace, guard)
         workload = Workload(settings.num_rows, settings.length or text_encoder.max_length)
         self._workload, self._planned_bytes = workload, backend.activation_bytes(workload.num_rows, workload.length)
         footprint = settle(self._loop, text_encoder.encode, workload, settings.budget_bytes)
@@ -92,7 +101,7 @@ class Classifier:
         self.direct = choose_direct(store, settings.reads, growth_bytes, available_bytes())
         self._lock, self._started = threading.Lock(), time.perf_counter()
         self._latencies: Deque[float] = deque(maxlen=65536)
-        self._num_inputs, self._seconds, self._open = 0, 0.0, False
+        self._num_inputs, self._num_cut, self._seconds, self._open = 0, 0, 0.0, False
         self._peak = PeakMeter("hwm" if settings.own_process else "clear_refs")
 
     def open(self) -> Classifier:
@@ -159,13 +168,19 @@ class Classifier:
             if not self._open:
                 raise ValueError("the classifier is not open: use it in a `with` block, or call open()")
             began = time.perf_counter() if began is None else began
-            outcomes = self._loop.run(ids_BS, mask_BS, types_BS, more=more)
+            outcomes = self._loop.run(ids_BS, mask_BS, types_BS, more=more, began=began)
             seconds = time.perf_counter() - began
             self._latencies.append(seconds)
             self._seconds += seconds
             self._num_inputs += len(outcomes)
+            self._num_cut += sum(outcome.is_cut for outcome in outcomes)
             self._peak.look()  # somebody else may reset the kernel's peak before we look again
         return [self._result(outcome) for outcome in outcomes]
+
+    @property
+    def last_pass(self) -> int:
+        """Index of the batch that was run last, as the trace has it."""
+        return self._loop.last_pass
 
     @property
     def latencies(self) -> List[float]:
@@ -220,6 +235,8 @@ class Classifier:
             "backend": self.backend.name,
             "threads": self.backend.num_threads,
             "exit": str(self.policy),
+            "deadline_seconds": None if self._loop.guard is None else self._loop.guard.deadline_seconds,
+            "num_cut_by_deadline": self._num_cut,
             "budget_bytes": plan.budget_bytes,
             "predicted_peak_bytes": plan.predicted_peak_bytes,
             "peak_rss_bytes": self.peak_rss_bytes,
@@ -267,17 +284,17 @@ class Classifier:
         return Result(encoder.labels[best], float(exponents_C[best] / exponents_C.sum()), *common)
 
 
-def load_exits(store: Store, policy: Policy) -> Dict[int, Dict[str, np.ndarray]]:
-    """The exit heads that a policy needs: exit -> role -> array.
+def load_exits(store: Store, policy: Policy, *, needs_all: bool = False) -> Dict[int, Dict[str, np.ndarray]]:
+    """The exit heads that a policy needs, or, for a deadline (`needs_all`), all of them: exit -> role -> array.
 
     Raises UsageError where there are none, StoreError where they are not what they say.
     """
     num_exits = len(store.manifest.layers)
-    if policy.earliest_exit(num_exits) >= num_exits:
+    if num_exits == 1 or (policy.earliest_exit(num_exits) >= num_exits and not needs_all):
         return {}
     if store.manifest.exits is None:
         raise UsageError(
-            f"exit {policy} needs exits and this store has none",
+            f"{'a deadline' if needs_all else f'exit {policy}'} needs exits and this store has none",
             store.path,
             "--exit none runs the whole model; train exits and divide again",
         )

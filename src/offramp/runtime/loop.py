@@ -18,6 +18,7 @@ from offramp.errors import NonFiniteError, StoreError
 from offramp.measure import Trace
 from offramp.policies import Decider, Evidence, Policy
 from offramp.runtime.backend import Backend, State
+from offramp.runtime.guard import DeadlineGuard
 from offramp.runtime.ring import Ring, Turn
 from offramp.runtime.slots import Slot
 from offramp.store import Encoder, Stage, Step, Store
@@ -34,6 +35,8 @@ class Outcome:
     logits_C: Optional[np.ndarray] = None
     exit_stage: int = 0
     bytes_read: int = 0
+    is_cut: bool = False
+    """The deadline let it leave, not the policy."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,22 @@ class PassCost:
 
 
 @dataclass
+class _Answer:
+    """What the last exit said of the rows that are still here, and when."""
+
+    exit_stage: int
+    logits_BC: np.ndarray
+    seconds: float
+    """Of `time.perf_counter`."""
+    compute_seconds: float
+    """Of the pass until then."""
+
+
+class _LateError(Exception):
+    """The deadline came while the loop waited for weights, and there is an answer to give."""
+
+
+@dataclass
 class _Pass:
     """The rows of the pass under way: `rows_B` are their places in the batch."""
 
@@ -57,6 +76,10 @@ class _Pass:
     rows_B: np.ndarray
     lengths_B: np.ndarray
     decider: Decider
+    began: float
+    length: int
+    """Tokens of the longest row, which all are padded to."""
+    answer: Optional[_Answer] = None
     compute_seconds: float = 0.0
     read_seconds: float = 0.0
     fill_seconds: float = 0.0
@@ -87,8 +110,10 @@ class Loop:
         policy: Policy,
         exits: Mapping[int, Mapping[str, np.ndarray]],
         trace: Trace,
+        guard: Optional[DeadlineGuard] = None,
     ) -> None:
         self.store, self.backend, self.policy, self.exits, self.trace = store, backend, policy, exits, trace
+        self.guard = guard
         manifest = store.manifest
         self.layers: Tuple[Stage, ...] = manifest.layers
         self._embedding = next(stage for stage in manifest.stages if stage.role == "embedding")
@@ -96,6 +121,8 @@ class Loop:
         num_exits = len(self.layers)
         self._first, self._last = policy.first_evidence(num_exits), policy.last_exit(num_exits)
         self._early = policy.earliest_exit(num_exits) < num_exits
+        if guard is not None:  # any answer is better than none
+            self._first, self._early = 1, num_exits > 1
         self._reached, self._left = np.zeros(num_exits + 1, np.int64), np.zeros(num_exits + 1, np.int64)
         self._pass_index = 0
         self._pass: Optional[_Pass] = None
@@ -118,6 +145,11 @@ class Loop:
         if self.ring is not None:
             self.ring.close()
         self.backend.close()
+
+    @property
+    def last_pass(self) -> int:
+        """Index of the pass that was run last, as the trace has it."""
+        return self._pass_index - 1
 
     def turns(self) -> List[Turn]:
         """The shards of a pass in order, gated where an exit is more likely than not."""
@@ -142,11 +174,18 @@ class Loop:
         self.backend.rehearse(num_rows, length)
 
     def run(
-        self, ids_BS: np.ndarray, mask_BS: np.ndarray, types_BS: np.ndarray, *, more: bool = False
+        self,
+        ids_BS: np.ndarray,
+        mask_BS: np.ndarray,
+        types_BS: np.ndarray,
+        *,
+        more: bool = False,
+        began: Optional[float] = None,
     ) -> List[Outcome]:
         """Run one batch; an outcome a row, in order.
 
-        `more`: another batch will follow, so fetch its first shards when this one is done.
+        `more`: another batch will follow, so fetch its first shards when this one is done. `began`: when the request
+        did, for a deadline; now, if None.
         """
         started, num_rows = time.perf_counter(), len(ids_BS)
         if num_rows == 0:
@@ -157,19 +196,18 @@ class Loop:
             np.arange(num_rows),
             np.asarray(mask_BS).sum(axis=1),
             self.policy.start(num_rows, len(self.layers)),
+            started if began is None else began,
+            ids_BS.shape[1],
         )
+        if self.guard is not None:
+            self.guard.begin()
         finished = False
         self.ring.begin_pass(self.turns())
         try:
-            state = self._embed(ids_BS, mask_BS, types_BS)
-            for index, stage in enumerate(self.layers[: self._last], start=1):
-                self._run_layer(index, stage, state)
-                self._leave_early(index, state)
-                if not len(this.rows_B):
-                    break
-                self.ring.go_past(index)
-            if len(this.rows_B):
-                self._run_head(state)
+            self._go(ids_BS, mask_BS, types_BS)
+            finished = True
+        except _LateError:
+            self._answer_late()
             finished = True
         finally:
             self.ring.end_pass(self.turns() if more and finished else ())
@@ -178,6 +216,18 @@ class Loop:
         seconds = time.perf_counter() - started
         self.costs.append(PassCost(seconds, this.compute_seconds, this.read_seconds, this.fill_seconds))
         return this.outcomes
+
+    def _go(self, ids_BS: np.ndarray, mask_BS: np.ndarray, types_BS: np.ndarray) -> None:
+        this, ring = self._pass, self.ring
+        assert this is not None and ring is not None
+        state = self._embed(ids_BS, mask_BS, types_BS)
+        for index, stage in enumerate(self.layers[: self._last], start=1):
+            self._run_layer(index, stage, state)
+            self._leave_early(index, state)
+            if not len(this.rows_B):
+                return
+            ring.go_past(index)
+        self._run_head(state)
 
     def stages(self) -> Tuple[Stage, ...]:
         """The stages that a pass can come to."""
@@ -241,8 +291,7 @@ class Loop:
         problem = self.store.manifest.encoder.problem
         assert self._pass is not None and problem is not None
         logits_BC = self._timed(f"exit {index}", index, "head", self.backend.exit_logits, state, self.exits[index])
-        evidence = Evidence.from_logits(self._finite(logits_BC, f"exit {index}"), problem, self._pass.lengths_B)
-        leave_B = self._pass.decider.update(index, evidence) | final
+        leave_B = self._timed(f"exit {index}", index, "decide", self._decide, index, logits_BC, problem) | final
         self._reached[index] += len(leave_B)
         self._left[index] += int(leave_B.sum())
         if leave_B.any():
@@ -250,6 +299,41 @@ class Loop:
             self._pass.decider.keep(~leave_B)
             if not leave_B.all():
                 self.backend.keep(state, ~leave_B)
+        if self.guard is not None:
+            self._mind_the_deadline(index, logits_BC[~leave_B])
+
+    def _decide(self, index: int, logits_BC: np.ndarray, problem: str) -> np.ndarray:
+        """Whom the policy lets go, [B]."""
+        this = self._pass
+        assert this is not None
+        evidence = Evidence.from_logits(self._finite(logits_BC, f"exit {index}"), problem, this.lengths_B)
+        return this.decider.update(index, evidence)
+
+    def _mind_the_deadline(self, index: int, logits_BC: np.ndarray) -> None:
+        """Remember what exit `index` said of who is still here; let them go if there is no time for the next exit."""
+        this, guard, now = self._pass, self.guard, time.perf_counter()
+        assert this is not None and guard is not None
+        self._tell_guard(index, now)
+        this.answer = _Answer(index, logits_BC, now, this.compute_seconds)
+        if len(logits_BC) and not guard.may_go_on(index, this.length, now - this.began):
+            self._answer_late()
+
+    def _tell_guard(self, index: int, now: float) -> None:
+        """How long it took from the answer before to exit `index`."""
+        this, guard = self._pass, self.guard
+        assert this is not None and guard is not None
+        before, computed = (
+            (this.began, 0.0) if this.answer is None else (this.answer.seconds, this.answer.compute_seconds)
+        )
+        guard.saw(index, this.length, now - before, this.compute_seconds - computed)
+
+    def _answer_late(self) -> None:
+        """The rows that are still here leave with the last answer there is."""
+        this = self._pass
+        assert this is not None and this.answer is not None
+        for row in this.rows_B.tolist():
+            this.outcomes[row].is_cut = True
+        self._answer(this.answer.logits_BC, np.ones(len(this.rows_B), bool), this.answer.exit_stage)
 
     def _run_head(self, state: State) -> None:
         assert self._head is not None
@@ -258,6 +342,8 @@ class Loop:
         logits_BC = self._timed("head", len(self.layers) + 1, "head", self.backend.head_logits, state, weights)
         self._release(step)
         logits_BC = self._finite(logits_BC, "head")
+        if self.guard is not None:
+            self._tell_guard(len(self.layers), time.perf_counter())
         self._answer(logits_BC, np.ones(len(logits_BC), bool), len(self.layers))
 
     def _answer(self, logits_BC: np.ndarray, leave_B: np.ndarray, exit_stage: int) -> None:
@@ -283,14 +369,28 @@ class Loop:
         assert self.ring is not None and self._pass is not None
         for name in self.loads(step):
             started = time.perf_counter()
-            slot, num_bytes, seconds = self.ring.acquire(name)
+            acquired = self.ring.acquire(name, self._latest())
             ended = time.perf_counter()
+            if acquired is None:
+                answer = self._pass.answer
+                assert answer is not None
+                self._tell_guard(answer.exit_stage + 1, ended)
+                raise _LateError
+            slot, num_bytes, seconds = acquired
             self.trace.add(name, self.stage_of[name], "wait", started, ended, num_bytes, "loop", self._pass_index)
             self._pass.charge(num_bytes)
             self._pass.time_read(seconds, ended - started)
             shard = self.store.manifest.shards[name]
             weights.update((tensor.role, tensor_view(tensor, slot.array, shard.data_start)) for tensor in shard.tensors)
         return weights
+
+    def _latest(self) -> Optional[float]:
+        """Until when weights are waited for; None: as long as it takes, there is no deadline or no answer yet."""
+        this = self._pass
+        assert this is not None
+        if self.guard is None or this.answer is None:
+            return None
+        return this.began + self.guard.latest_seconds(this.answer.exit_stage, this.length)
 
     def _release(self, step: Step) -> None:
         assert self.ring is not None

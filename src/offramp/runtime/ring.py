@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Callable, Deque, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from offramp.runtime.slots import Slot
@@ -87,8 +87,8 @@ class Ring:
             self._idle = False
             self._wake_reader()
 
-    def acquire(self, shard: str) -> Acquired:
-        """Wait for the next shard of the pass."""
+    def acquire(self, shard: str, until: Optional[float] = None) -> Optional[Acquired]:
+        """Wait for the next shard of the pass; None if it is not there at `until`, a time of `time.perf_counter`."""
         while True:
             with self._lock:
                 entry = self._loaded.get(shard) or self._residents.get(shard)
@@ -102,7 +102,10 @@ class Ring:
                     raise self._error
                 if self._closed:
                     raise RuntimeError("the ring is closed")
-            self._loop_bell.get()
+            try:
+                self._loop_bell.get(timeout=None if until is None else max(until - time.perf_counter(), 0.0))
+            except Empty:
+                return None
 
     def release(self, shard: str) -> None:
         """The loop is done with this use of the shard; its slot is free if no other use was read ahead."""

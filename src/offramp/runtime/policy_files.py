@@ -1,0 +1,55 @@
+"""What `--exit` names, policy files included, and whether it is for this store and this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Optional, Tuple, Union
+
+from offramp.errors import BudgetError, RefusedError, StoreError
+from offramp.policies import Policy, parse
+from offramp.policies.learned import from_json
+from offramp.runtime.classifier import Classifier
+from offramp.runtime.durations import format_duration
+from offramp.runtime.guard import DeadlineGuard
+from offramp.runtime.profile import DeviceProfile, cached_profile, fingerprint_of
+from offramp.store import Store
+from offramp.store.policy_file import read_policy
+
+
+def read_exit(exit: Union[str, Policy]) -> Tuple[Policy, Optional[str], Optional[float]]:
+    """The policy; of a policy file, also the fingerprint of its model and its deadline in seconds, if it has one.
+
+    Raises UsageError for a text that is none, and StoreError for a file that is none.
+    """
+    if isinstance(exit, Policy):
+        return exit, None, None
+    if not exit.strip().lower().endswith(".json"):
+        return parse(exit), None, None
+    path = Path(exit.strip())
+    file = read_policy(path)
+    try:
+        return from_json(file.policy), file.model_sha256, file.deadline_seconds
+    except ValueError as error:
+        raise StoreError(f"no policy ({error})", path, "make it again: offramp tune") from None
+
+
+def require_model(model_sha256: Optional[str], store: Store, where: Any) -> None:
+    """Raise RefusedError if a policy file was tuned for the exits of another model."""
+    if model_sha256 is not None and model_sha256 != store.manifest.source.fingerprint:
+        what = "the policy was tuned for another model, or before its exits were trained again"
+        raise RefusedError(what, where, "tune it on a transcript of this store")
+
+
+def expect_profile(guard: DeadlineGuard, classifier: Classifier, profile: Optional[DeviceProfile]) -> None:
+    """Tell the guard what stages take, if that is known; else it learns. Raises BudgetError if no answer is in time."""
+    profile = profile or cached_profile(fingerprint_of(classifier), 1)
+    if profile is None:
+        return
+    guard.expected = profile.step_p99
+    first = profile.seconds[0][0]
+    if first > guard.deadline_seconds:
+        raise BudgetError(
+            f"a deadline of {format_duration(guard.deadline_seconds)} is below the first exit",
+            f"which takes {format_duration(first)} for {profile.lengths[0]} tokens",
+            f"--deadline {first * 1.2e3:.3g}ms would do for such inputs",
+        )

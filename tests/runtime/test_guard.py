@@ -1,0 +1,153 @@
+"""Deadlines: what the guard decides from times that it is told, and that the loop never waits past one."""
+
+import threading
+
+import pytest
+
+from offramp.errors import UsageError
+from offramp.runtime.durations import format_duration, parse_duration
+from offramp.runtime.guard import DeadlineGuard, guard_for
+from tests.runtime.driver import answers, encode, expected
+from tests.toy import Toy, layer_shards, open_loop
+
+ROWS = ["abc", "defghijkl", "k"]
+LONG = 1e6
+"""Seconds; no test waits so long."""
+
+
+def test_it_goes_on_while_the_next_answer_is_in_time():
+    guard = DeadlineGuard(1.0, lambda exit_index, length: 0.1 * exit_index)
+    assert guard.may_go_on(1, 8, 0.8)
+    assert not guard.may_go_on(1, 8, 0.801)
+    assert guard.may_go_on(2, 8, 0.7)
+    assert not guard.may_go_on(2, 8, 0.71)
+
+
+def test_what_was_seen_counts_if_it_is_slower_than_expected():
+    guard = DeadlineGuard(1.0, lambda exit_index, length: 0.1)
+    guard.saw(2, 8, 0.5, 0.2)
+    assert not guard.may_go_on(1, 9, 0.6), "lengths alike share what was seen"
+    assert guard.may_go_on(1, 100, 0.6), "others do not"
+    assert guard.may_go_on(2, 9, 0.6), "nor do other exits"
+    assert guard.latest_seconds(1, 8) == pytest.approx(0.8), "0.2 are for computing"
+    guard.saw(2, 8, 0.3, 0.1)
+    assert not guard.may_go_on(1, 8, 0.6), "the slowest counts"
+
+
+def test_what_was_slow_is_tried_again():
+    guard = DeadlineGuard(1.0)
+    guard.saw(2, 8, 10.0, 0.0)
+    tries = 0
+    while not guard.may_go_on(1, 8, 0.1):
+        guard.begin()
+        tries += 1
+    assert 20 < tries < 300
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("40ms", 0.04), ("0.5 s", 0.5), ("2", 2.0), ("250us", 0.00025), (0.1, 0.1)])
+def test_durations_are_read(text, seconds):
+    assert parse_duration(text) == pytest.approx(seconds)
+    assert guard_for(text).deadline_seconds == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("text", ["", "ms", "-1ms", "0", "0ms", "1h", "nan", "inf", True, float("inf"), -1])
+def test_other_durations_are_refused(text):
+    with pytest.raises(ValueError, match="a duration is a number above 0"):
+        parse_duration(text)
+
+
+def test_durations_are_shown():
+    assert format_duration(0.0123) == "12.3 ms"
+    assert format_duration(2.5) == "2.5 s"
+
+
+@pytest.mark.parametrize("policy", ["none", "patience:1", "stage:3"])
+@pytest.mark.parametrize("residents", [(), "all"])
+def test_a_deadline_that_is_far_changes_no_answer(shelf, policy, residents):
+    store = shelf.open(Toy())
+    kept = ["embedding", "head", *layer_shards(store)] if residents else ()
+    loop = open_loop(store, policy, 2, kept, guard=DeadlineGuard(LONG))
+    for _ in range(3):
+        outcomes = loop.run(*encode(ROWS), more=True)
+        assert answers(outcomes) == expected(store, ROWS, policy)
+        assert not any(outcome.is_cut for outcome in outcomes)
+    loop.close()
+
+
+@pytest.mark.parametrize("exit_index", [1, 2, 3])
+def test_who_has_no_time_for_the_next_exit_leaves_with_the_answer_of_this_one(shelf, exit_index):
+    store = shelf.open(Toy())
+    guard = DeadlineGuard(LONG, lambda to, length: 2 * LONG if to == exit_index + 1 else 0.0)
+    loop = open_loop(store, "none", 2, guard=guard)
+    outcomes = loop.run(*encode(ROWS))
+    assert answers(outcomes) == expected(store, ROWS, f"stage:{exit_index}")
+    assert all(outcome.is_cut for outcome in outcomes)
+    loop.close()
+
+
+def test_only_who_is_still_there_is_cut(shelf):
+    store = shelf.open(Toy())
+    policy = "patience:1"
+    deep = [row for row in ("abc", "defghijkl", "k", "", "kkk", "lb", "abcdefghij") if _exit(store, row, policy) > 2]
+    early = [row for row in ("abc", "defghijkl", "k", "", "kkk", "lb") if _exit(store, row, policy) == 2]
+    assert deep and early, "the toy has both"
+    guard = DeadlineGuard(LONG, lambda to, length: 2 * LONG if to == 3 else 0.0)
+    loop = open_loop(store, policy, 2, guard=guard)
+    outcomes = loop.run(*encode([deep[0], early[0]]))
+    assert [outcome.is_cut for outcome in outcomes] == [True, False]
+    assert answers(outcomes) == expected(store, [deep[0], early[0]], "stage:2")
+    loop.close()
+
+
+def _exit(store, row, policy):
+    return expected(store, [row], policy)[0][0]
+
+
+class Stuck:
+    """A store whose reads of one shard do not end before they are cancelled or released."""
+
+    def __init__(self, store, shard):
+        self.read, self.shard, self.released = store.read_shard, shard, threading.Event()
+        self.cancelled = threading.Event()
+        store.read_shard = self.read_shard
+
+    def read_shard(self, name, view, *, cancelled, **options):
+        while name == self.shard and not self.released.wait(0.001):
+            if cancelled():
+                self.cancelled.set()
+                return 0, False
+        return self.read(name, view, cancelled=cancelled, **options)
+
+
+@pytest.mark.parametrize("shard", ["layer-01-attention", "layer-01-down", "layer-02-up", "head"])
+def test_a_read_that_does_not_end_is_left_at_the_deadline(shelf, shard):
+    """The answer goes out, the read is cancelled, and the next request is right."""
+    store = shelf.open(Toy())
+    stuck = Stuck(store, shard)
+    loop = open_loop(store, "none", 1, guard=DeadlineGuard(0.05))
+    outcomes = loop.run(*encode(ROWS))
+    stage = store.manifest.encoder.num_layers - 1 if shard == "head" else int(shard[6:8])
+    assert answers(outcomes) == expected(store, ROWS, f"stage:{stage}")
+    assert all(outcome.is_cut for outcome in outcomes)
+    assert stuck.cancelled.wait(5)
+    stuck.released.set()
+    loop.guard = DeadlineGuard(LONG)
+    assert answers(loop.run(*encode(ROWS))) == expected(store, ROWS, "none")
+    loop.close()
+
+
+def test_without_any_answer_it_waits(shelf):
+    store = shelf.open(Toy())
+    stuck = Stuck(store, "layer-00-up")
+    threading.Timer(0.1, stuck.released.set).start()
+    loop = open_loop(store, "none", 1, guard=DeadlineGuard(0.01))
+    outcomes = loop.run(*encode(ROWS))
+    assert answers(outcomes) == expected(store, ROWS, "stage:1")
+    assert all(outcome.is_cut for outcome in outcomes)
+    loop.close()
+
+
+def test_a_store_without_exits_has_no_deadline(shelf):
+    store = shelf.open(Toy(exits=False))
+    with pytest.raises(UsageError, match="a deadline needs exits and this store has none"):
+        open_loop(store, "none", 1, guard=DeadlineGuard(1.0))
