@@ -25,6 +25,7 @@ COMMANDS = {
     "profile": "draw the memory of a run over time",
     "train": "fine-tune a model with an exit after each layer, on a task of GLUE or on your own table",
     "eval": "score every exit of a model or a store, and keep what they say",
+    "tune": "find the exit policy for a latency, a loss or a deadline, with a certificate",
     "bench": "measure latency, peak and bytes read for several budgets",
     "demo": "train exits on real text, divide, and run under a budget",
     "env": "show versions and hardware",

@@ -26,9 +26,11 @@ from offramp.cli.options import (
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of bench."""
     parser.add_argument("store")
+    parser.add_argument("--budget", metavar="SIZE[,SIZE...]", help="budgets of the whole process, like 128MiB,192MiB")
     parser.add_argument(
-        "--budget", required=True, metavar="SIZE[,SIZE...]", help="budgets of the whole process, like 128MiB,192MiB"
+        "--save-profile", metavar="FILE", help="measure what leaving at each exit takes here, for offramp tune"
     )
+    parser.add_argument("--remembered", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument(
         "--repeat",
         type=count,
@@ -49,6 +51,10 @@ def main(args: argparse.Namespace) -> int:
     """Measure."""
     from offramp.errors import UsageError
 
+    if args.save_profile:
+        return _profile(args)
+    if args.budget is None:
+        raise UsageError("no budget", None, "give --budget 128MiB, or several: 128MiB,192MiB")
     if args.exit != "none" and not has_inputs(args):
         raise UsageError("exits leave elsewhere on random ids than on text", None, "give --input, or --exit none")
     if args.input == "-":
@@ -68,6 +74,42 @@ def _once(args: argparse.Namespace) -> int:
         with offramp.load(args.store, size(args.budget), longest=length, **engine_options(args)) as classifier:
             record = measure_tokens(classifier, args.batch, length, args.passes)
     emit(record)
+    return 0
+
+
+def _profile(args: argparse.Namespace) -> int:
+    from dataclasses import asdict
+    from pathlib import Path
+
+    import offramp
+    from offramp.experiments.bench import random_length
+    from offramp.runtime.profile import (
+        cached_profile,
+        fingerprint_of,
+        measure_profile,
+        save_profile,
+        scheduled_policy,
+    )
+
+    longest = random_length(args.store, args.max_length)
+    budget = None if args.budget is None else _size(args.budget)
+    options = {**engine_options(args), "exit": scheduled_policy(), "deadline": None, "batch": 1}
+    classifier = offramp.prepare(args.store, budget, longest=longest, **options)
+    profile = cached_profile(fingerprint_of(classifier), longest) if args.remembered else None
+    if profile is None:
+        with classifier:
+            profile = measure_profile(classifier, longest, say)
+        save_profile(profile)
+    save_profile(profile, Path(args.save_profile))
+    if args.json:
+        emit(asdict(profile))
+        return 0
+    head = ("tokens", *(f"exit {number}" for number in range(1, profile.num_exits + 1)))
+    rows = [
+        (length, *(f"{seconds * 1e3:.2f} ms" for seconds in row))
+        for length, row in zip(profile.lengths, profile.seconds, strict=True)
+    ]
+    print(table(head, rows))
     return 0
 
 

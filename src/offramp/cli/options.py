@@ -14,7 +14,7 @@ from offramp.errors import UsageError
 if TYPE_CHECKING:
     from offramp.tasks.examples import Splits
 
-ENGINE = ("exit", "backend", "threads", "batch", "max_length", "reads", "verify")
+ENGINE = ("exit", "deadline", "backend", "threads", "batch", "max_length", "reads", "verify")
 """The options that `add_engine` takes, by their names in `offramp.prepare`."""
 
 
@@ -35,13 +35,26 @@ def count(text: str) -> int:
     return int(text)
 
 
+def duration(text: str) -> float:
+    """Seconds, for argparse."""
+    from offramp.runtime.durations import parse_duration
+
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def add_engine(parser: argparse.ArgumentParser) -> None:
     """What decides how a store runs."""
     parser.add_argument(
         "--exit",
         default="none",
         metavar="POLICY",
-        help="none, stage:K, patience:P, confidence:T, ... joined by | and & (default: none)",
+        help="none, stage:K, patience:P, confidence:T, ... joined by | and &, or a policy file (default: none)",
+    )
+    parser.add_argument(
+        "--deadline", type=duration, metavar="TIME", help="of each request, like 60ms: the best answer so far goes out"
     )
     parser.add_argument(
         "--backend", choices=("ort", "torch"), default="ort", help="who multiplies (default: ort, ONNX Runtime)"
@@ -65,7 +78,7 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_budget(parser: argparse.ArgumentParser) -> None:
+def add_budget(parser: Any) -> None:
     """The one option that everything is about."""
     parser.add_argument(
         "--budget",

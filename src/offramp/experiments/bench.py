@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy as np
 from offramp.experiments.children import output_of
 from offramp.measure import median, percentile, read_memory
 from offramp.runtime import Classifier
+from offramp.runtime.profile import DeviceProfile, load_profile
 from offramp.store import Store
 
 RANDOM_LENGTH = 128
@@ -98,6 +100,16 @@ def bench(
     for budget, record in run_rounds(commands, rounds, say):
         found[budget].append(record)
     return [summary(records) for records in found.values()]
+
+
+def profile_here(
+    store: str, longest: int, options: Sequence[str], path: Path, say: Callable[[str], None]
+) -> DeviceProfile:
+    """The device profile of a store, measured in a process that is there for this alone, or remembered from before."""
+    words = ["--save-profile", str(path), "--max-length", str(longest), "--remembered", *options]
+    say("measuring what each exit takes on this machine, unless that is known: at most 2 minutes")
+    output_of([sys.executable, "-m", "offramp", "bench", store, *words])
+    return load_profile(path)
 
 
 def summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from offramp.division import open_source
 from offramp.errors import SourceError, UsageError
 from offramp.policies import Policy, replay
 from offramp.policies.evidence import MULTI_LABEL, REGRESSION
-from offramp.store import Encoder
+from offramp.store import Encoder, Store
+from offramp.store.manifest import FILE_NAME
 from offramp.store.transcript import About, TranscriptWriter
 from offramp.tasks import TextEncoder
 from offramp.tasks.examples import Example, Splits, digest, label_ids
@@ -153,6 +154,10 @@ def require_same_cut(folder: Path, cut: Mapping[str, Any], names: Sequence[str])
 
 
 def _fingerprint(folder: Path) -> str:
+    """Of the model folder; of a store that which it was divided from, so that both have the same transcripts."""
+    if (folder / FILE_NAME).is_file():
+        with Store(folder, verify="never") as store:
+            return store.manifest.source.fingerprint
     with open_source(folder) as source:
         return source.fingerprint()
 

@@ -95,7 +95,20 @@ class Thresholds(LearnedPolicy):
 
 
 @dataclass(frozen=True)
-class Halting(LearnedPolicy):
+class ScoredPolicy(LearnedPolicy):
+    """A policy that weighs features."""
+
+    def start(self, num_rows: int, num_exits: int) -> Decider:
+        """Nothing seen yet."""
+        return _Scored(self, num_rows)
+
+    @abstractmethod
+    def leaves(self, exit_index: int, features_BF: np.ndarray, lengths_B: np.ndarray) -> np.ndarray:
+        """Who may go at an exit, [B], by the features there."""
+
+
+@dataclass(frozen=True)
+class Halting(ScoredPolicy):
     """Leave when the risk that the answer is wrong, as fitted for this exit, is at most `level`.
 
     A learned halting score (as in BERxiT, Xin et al., EACL 2021), fitted to errors and not to agreement. In a
@@ -119,17 +132,13 @@ class Halting(LearnedPolicy):
         """One a row of weights."""
         return len(self.risks)
 
-    def start(self, num_rows: int, num_exits: int) -> Decider:
-        """Nothing seen yet."""
-        return _Scored(self, num_rows)
-
     def leaves(self, exit_index: int, features_BF: np.ndarray, lengths_B: np.ndarray) -> np.ndarray:
         """Who may go, [B]."""
         return predicted(self.risks[exit_index - 1], features_BF, self.is_logistic) <= self.level
 
 
 @dataclass(frozen=True)
-class Stopping(LearnedPolicy):
+class Stopping(ScoredPolicy):
     """The cost function as optimal stopping: leave exit k when going on, and then stopping best, takes off less risk
     than it costs, c_k - E[c_stop] <= price x (seconds to k + 1 + E[seconds from there to the stop]).
 
@@ -161,10 +170,6 @@ class Stopping(LearnedPolicy):
         """One a row of weights."""
         return len(self.risks)
 
-    def start(self, num_rows: int, num_exits: int) -> Decider:
-        """Nothing seen yet."""
-        return _Scored(self, num_rows)
-
     def leaves(self, exit_index: int, features_BF: np.ndarray, lengths_B: np.ndarray) -> np.ndarray:
         """Who may go, [B]."""
         risks, futures, waits = (rows[exit_index - 1] for rows in (self.risks, self.futures, self.waits))
@@ -176,7 +181,7 @@ class Stopping(LearnedPolicy):
 
 
 @dataclass(frozen=True)
-class Index(LearnedPolicy):
+class Index(ScoredPolicy):
     """The cost function in a form that needs no fit when costs or the price change: leave exit k unless some later exit
     m takes off more risk a second than the price, max over m of (c_k - E[c_m]) / (T_m - T_k) <= price.
     """
@@ -200,10 +205,6 @@ class Index(LearnedPolicy):
     def num_early_exits(self) -> int:
         """One a row of risks."""
         return len(self.risks)
-
-    def start(self, num_rows: int, num_exits: int) -> Decider:
-        """Nothing seen yet."""
-        return _Scored(self, num_rows)
 
     def leaves(self, exit_index: int, features_BF: np.ndarray, lengths_B: np.ndarray) -> np.ndarray:
         """Who may go, [B]."""
@@ -277,7 +278,7 @@ class _Levels(Memoryless):
 
 
 class _Scored(Decider):
-    def __init__(self, policy: Any, num_rows: int) -> None:
+    def __init__(self, policy: ScoredPolicy, num_rows: int) -> None:
         self.policy, self.memory = policy, FeatureMemory(num_rows)
 
     def update(self, exit_index: int, evidence: Evidence) -> np.ndarray:
