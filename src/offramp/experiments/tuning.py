@@ -8,6 +8,7 @@ Shapes: K exits, N samples, C outputs of a head.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,7 +18,8 @@ import numpy as np
 from offramp.errors import BudgetError, NonFiniteError, RefusedError, UsageError
 from offramp.experiments.choosing import candidates
 from offramp.experiments.evaluation import answer_at
-from offramp.policies import Policy, parse, replay
+from offramp.measure import median
+from offramp.policies import Evidence, Policy, StopAt, parse, replay
 from offramp.policies.certify import Certificate, certify, losses, samples_needed
 from offramp.policies.costs import Costs
 from offramp.policies.evidence import MULTI_LABEL, REGRESSION
@@ -27,6 +29,7 @@ from offramp.policies.learned import (
     Index,
     LearnedPolicy,
     ScoredPolicy,
+    Starting,
     Thresholds,
     from_json,
     predicted,
@@ -36,6 +39,7 @@ from offramp.runtime.durations import format_duration
 from offramp.runtime.profile import DeviceProfile
 from offramp.store.policy_file import PolicyFile
 from offramp.store.transcript import Transcript
+from offramp.tasks.examples import spread
 from offramp.tasks.metrics import score
 
 FOLDS = 3
@@ -46,6 +50,11 @@ PRICES = 14
 BISECTIONS = 7
 RATIOS = np.geomspace(0.1, 8, 16)
 FRONT_POINTS = 40
+USED = 0.97
+"""Of a latency that is asked for."""
+MAX_FIRST = 3
+"""Learned policies are also tried without the heads before this exit: a head that lets few go only costs."""
+DECISIONS = 50
 BOOTSTRAP_ROUNDS = 300
 Say = Callable[[str], None]
 
@@ -89,10 +98,12 @@ class Tried:
     """Mean of a text."""
     mean_exit: float
     bytes_read: float
+    exit_N: np.ndarray
+    """Where each sample leaves when it is scored, uint8."""
 
     def row(self) -> dict[str, Any]:
         """For tables and files."""
-        return {**{k: v for k, v in vars(self).items() if k != "policy"}, "policy": str(self.policy)}
+        return {**{k: v for k, v in vars(self).items() if k not in ("policy", "exit_N")}, "policy": str(self.policy)}
 
 
 def tune(
@@ -116,9 +127,7 @@ def tune(
         assert certify_on is not None
         chosen, certificate = _certified(tried, certify_on, goal, say)
     else:
-        found = best_at(tried, goal.latency_seconds)
-        assert found is not None, "stage:1 is fast enough"
-        chosen = found
+        chosen = trials.best_use_of(tried, goal.latency_seconds or float("inf"))
     families = {each.family: None for each in tried}
     rivals = [best_at([each for each in tried if each.family == family], chosen.seconds * 1.001) for family in families]
     about = transcript.about
@@ -132,6 +141,22 @@ def tune(
     return file, [each for each in rivals if each is not None]
 
 
+@dataclass(frozen=True, eq=False)
+class _View:
+    """The samples as exits from `first` on see them, as if there were no others."""
+
+    first: int
+    lessons: Lessons
+    costs: Costs
+
+    def learned(self, policy: LearnedPolicy) -> Policy:
+        """A policy of this view for the whole model."""
+        return policy if self.first == 1 else Starting(self.first, policy)
+
+
+Maker = Callable[[Lessons], LearnedPolicy]
+
+
 class Trials:
     """Policies tried on one transcript, with the seconds of a profile."""
 
@@ -141,89 +166,125 @@ class Trials:
         self.logits_KNC = np.ascontiguousarray(transcript.logits_NKC.swapaxes(0, 1))
         self.truth_N, self.lengths_N = transcript.labels_N, transcript.lengths_N.astype(np.int64)
         self.num_exits = len(self.logits_KNC)
-        self.costs = profile.costs()
         self.cap_N = _reachable(profile, self.lengths_N, deadline_seconds)
-        try:
-            self.lessons = Lessons.from_logits(self.logits_KNC, self.truth_N, self.lengths_N, self.problem)
-        except ValueError as error:
-            raise NonFiniteError(str(error), transcript.path, "train the exits again") from None
+        firsts = (1,) if deadline_seconds is not None else range(1, 1 + min(MAX_FIRST, self.num_exits - 1))
+        self.views = [self._view(first, transcript.path) for first in firsts]
         full_N = self._answers(np.full(len(self.truth_N), self.num_exits))
         self.full = score(self.metrics, self.truth_N, full_N)["score"]
         order_N = np.random.default_rng(0).permutation(len(self.truth_N))
         self.fold_N = np.empty(len(order_N), np.int64)
         self.fold_N[order_N] = np.arange(len(order_N)) % FOLDS
+        self.decision_seconds: dict[type, float] = {}
 
     def all(self, say: Say, near_seconds: float | None) -> Iterator[Tried]:
         """Every family; of the cost function also policies near a latency."""
         say(f"trying policies on {len(self.truth_N)} samples")
         for text in ("none", *candidates(self.num_exits, self.problem)):
             yield self.rule(parse(text))
-        if self.problem != REGRESSION:
-            for ratio in RATIOS:
-                yield self.fitted("thresholds", lambda lessons, ratio=ratio: fit_thresholds(lessons, ratio))
-        yield from self._halting()
-        for family, make in (("stopping", self._stopping()), ("index", self._index())):
-            say(f"fitting the cost function: {family}")
-            yield from self._priced(family, make, near_seconds)
+        for view in self.views:
+            if self.problem != REGRESSION:
+                for ratio in RATIOS:
+                    yield self.fitted("thresholds", view, lambda lessons, ratio=ratio: fit_thresholds(lessons, ratio))
+            yield from self._halting(view)
+            say(f"fitting the cost function from exit {view.first} on")
+            yield from self._priced("stopping", view, self._stopping(view), near_seconds)
+            yield from self._priced("index", view, self._index(view), near_seconds)
 
     def rule(self, policy: Policy) -> Tried:
         """A policy that learnt nothing here."""
         exit_N = replay(policy, self.logits_KNC, self.problem, self.lengths_N)
-        return self._tried(policy, str(policy).partition(":")[0], exit_N, policy.first_evidence(self.num_exits))
+        return self._tried(policy, str(policy).partition(":")[0], exit_N)
 
-    def fitted(self, family: str, make: Callable[[Lessons], LearnedPolicy]) -> Tried:
-        """A policy fitted to all samples, judged by those that were fitted without the fold they are tried on."""
+    def fitted(self, family: str, view: _View, make: Maker) -> Tried:
+        """A policy fitted to all samples. Its seconds are its own; its score is that of policies that were fitted
+        without the fold they are tried on.
+        """
         exit_N = np.empty(len(self.truth_N), np.int64)
         for fold in range(FOLDS):
             here_N = self.fold_N == fold
-            policy = make(self._lessons(fold))
-            exit_N[here_N] = exits_of(policy, self.lessons.rows(here_N))
-        return self._tried(make(self._lessons(None)), family, exit_N, 1)
+            policy = make(self._lessons(view, fold))
+            exit_N[here_N] = exits_of(policy, view.lessons.rows(here_N)) + view.first - 1
+        policy = make(self._lessons(view, None))
+        own_N = exits_of(policy, view.lessons) + view.first - 1
+        return self._tried(view.learned(policy), family, own_N, exit_N)
 
-    def _lessons(self, fold: int | None) -> Lessons:
+    def _view(self, first: int, where: object) -> _View:
+        try:
+            lessons = Lessons.from_logits(self.logits_KNC[first - 1 :], self.truth_N, self.lengths_N, self.problem)
+        except ValueError as error:
+            raise NonFiniteError(str(error), where, "train the exits again") from None
+        costs = self.profile.costs(first)
+        return _View(first, lessons, Costs(costs.lengths, tuple(row[first - 1 :] for row in costs.seconds)))
+
+    def _lessons(self, view: _View, fold: int | None) -> Lessons:
         indices = np.flatnonzero(self.fold_N != (-1 if fold is None else fold))
-        if len(indices) > MAX_LESSONS:
-            indices = indices[np.arange(MAX_LESSONS) * len(indices) // MAX_LESSONS]
-        return self.lessons.rows(indices)
+        return view.lessons.rows(np.array(spread(indices.tolist(), MAX_LESSONS)))
 
-    def _tried(self, policy: Policy, family: str, exit_N: np.ndarray, first_head: int) -> Tried:
+    def _tried(self, policy: Policy, family: str, exit_N: np.ndarray, scored_N: np.ndarray | None = None) -> Tried:
         exit_N = np.minimum(exit_N, self.cap_N)
-        costs = self.costs if first_head == 1 else self.profile.costs(first_head)
-        seconds_N = costs.at(self.lengths_N)[np.arange(len(exit_N)), exit_N - 1]
-        value = score(self.metrics, self.truth_N, self._answers(exit_N))["score"]
+        scored_N = exit_N if scored_N is None else np.minimum(scored_N, self.cap_N)
+        first_head = policy.first_evidence(self.num_exits)
+        seconds_N = self.profile.costs(first_head).at(self.lengths_N)[np.arange(len(exit_N)), exit_N - 1]
+        asked_N = np.maximum(np.minimum(exit_N, self.num_exits - 1) - first_head + 1, 0)
+        seconds = float((seconds_N + asked_N * self._decision_seconds(policy)).mean())
+        value = score(self.metrics, self.truth_N, self._answers(scored_N))["score"]
         bytes_read = float(np.array(self.profile.bytes_read)[exit_N - 1].mean())
-        return Tried(
-            policy, family, value, self.full - value, float(seconds_N.mean()), float(exit_N.mean()), bytes_read
-        )
+        mean_exit, exits_N = float(exit_N.mean()), scored_N.astype(np.uint8)
+        return Tried(policy, family, value, self.full - value, seconds, mean_exit, bytes_read, exits_N)
+
+    def best_use_of(self, tried: Sequence[Tried], seconds: float) -> Tried:
+        """The best score within so many seconds; of those that chance cannot tell from it, one that uses them.
+
+        A score that is best by chance and far faster would leave the user with less than he gave time for.
+        """
+        best = best_at(tried, seconds)
+        assert best is not None, "stage:1 is fast enough"
+        using = best_at([each for each in tried if each.seconds >= USED * seconds], seconds)
+        if using is None:
+            return best
+        differs = (self._answers(best.exit_N) != self._answers(using.exit_N)).mean()
+        error = 100 * float(np.sqrt(differs / len(self.truth_N)))
+        return using if differs and using.score >= best.score - error else best
+
+    def _decision_seconds(self, policy: Policy) -> float:
+        """How much longer it decides at an exit than the policy that was profiled, which decides nothing."""
+        kind = type(policy.policy if isinstance(policy, Starting) else policy)
+        if not issubclass(kind, LearnedPolicy):
+            return 0.0
+        if kind not in self.decision_seconds:
+            base = _seconds_a_decision(StopAt(1), self.logits_KNC, self.problem, self.lengths_N)
+            own = _seconds_a_decision(policy, self.logits_KNC, self.problem, self.lengths_N)
+            self.decision_seconds[kind] = max(own - base, 0.0)
+        return self.decision_seconds[kind]
 
     def _answers(self, exit_N: np.ndarray) -> np.ndarray:
         return answer_at(self.logits_KNC, exit_N)
 
-    def _halting(self) -> Iterator[Tried]:
-        is_logistic = self.lessons.is_logistic
+    def _halting(self, view: _View) -> Iterator[Tried]:
+        is_logistic = view.lessons.is_logistic
         by_lessons = _remembered(fit_risks)
-        all_risks = by_lessons(self._lessons(None))
-        seen = [predicted(w, x, is_logistic) for w, x in zip(all_risks, self.lessons.features_KNF, strict=True)]
-        for level in np.quantile(np.concatenate(seen), np.linspace(0.04, 0.98, 24)) if seen else ():
-            yield self.fitted("halting", lambda lessons, level=level: Halting(by_lessons(lessons), level, is_logistic))
+        all_risks = by_lessons(self._lessons(view, None))
+        seen = [predicted(w, x, is_logistic) for w, x in zip(all_risks, view.lessons.features_KNF, strict=True)]
+        for level in np.quantile(np.concatenate(seen), np.linspace(0.05, 0.97, 16)):
+            make = lambda lessons, level=level: Halting(by_lessons(lessons), float(level), is_logistic)  # noqa: E731
+            yield self.fitted("halting", view, make)
 
-    def _stopping(self) -> Callable[[float], Callable[[Lessons], LearnedPolicy]]:
+    def _stopping(self, view: _View) -> Callable[[float], Maker]:
         by_lessons = _remembered(fit_risks)
-        return lambda price: lambda lessons: fit_stopping(lessons, by_lessons(lessons), self.costs, price)
+        return lambda price: lambda lessons: fit_stopping(lessons, by_lessons(lessons), view.costs, price)
 
-    def _index(self) -> Callable[[float], Callable[[Lessons], LearnedPolicy]]:
+    def _index(self, view: _View) -> Callable[[float], Maker]:
         by_lessons = _remembered(fit_index_risks)
-        is_logistic = self.lessons.is_logistic
-        return lambda price: lambda lessons: Index(by_lessons(lessons), self.costs, price, is_logistic)
+        is_logistic = view.lessons.is_logistic
+        return lambda price: lambda lessons: Index(by_lessons(lessons), view.costs, price, is_logistic)
 
     def _priced(
-        self, family: str, make: Callable[[float], Callable[[Lessons], LearnedPolicy]], near_seconds: float | None
+        self, family: str, view: _View, make: Callable[[float], Maker], near_seconds: float | None
     ) -> Iterator[Tried]:
         """Prices that spread over the front, then, by bisection, some whose policy takes about `near_seconds`."""
-        unit = 1 / float(np.mean([row[-1] - row[0] for row in self.costs.seconds]))  # a second's worth in risk
-        tried = [
-            (float(price), self.fitted(family, make(float(price)))) for price in unit * np.geomspace(1e-3, 3, PRICES)
-        ]
+        unit = 1 / float(np.mean([row[-1] - row[0] for row in view.costs.seconds]))  # a second's worth in risk
+        prices = [float(price) for price in unit * np.geomspace(1e-3, 3, PRICES)]
+        tried = [(price, self.fitted(family, view, make(price))) for price in prices]
         yield from (each for _, each in tried)
         if near_seconds is None:
             return
@@ -234,18 +295,32 @@ class Trials:
         low, high = max(slow), min(fast)
         for _ in range(BISECTIONS):
             price = (low * high) ** 0.5
-            each = self.fitted(family, make(price))
+            each = self.fitted(family, view, make(price))
             low, high = (price, high) if each.seconds > near_seconds else (low, price)
             yield each
+
+
+def _seconds_a_decision(policy: Policy, logits_KNC: np.ndarray, problem: str, lengths_N: np.ndarray) -> float:
+    """The median over some samples, one at a time, all exits asked."""
+    num_exits, seconds = len(logits_KNC), []
+    for sample in range(min(DECISIONS, logits_KNC.shape[1])):
+        began = time.perf_counter()
+        decider = policy.start(1, num_exits)
+        for exit_index in range(policy.first_evidence(num_exits), num_exits):
+            logits_1C = logits_KNC[exit_index - 1, sample : sample + 1]
+            decider.update(exit_index, Evidence.from_logits(logits_1C, problem, lengths_N[sample : sample + 1]))
+        seconds.append((time.perf_counter() - began) / (num_exits - policy.first_evidence(num_exits) or 1))
+    return median(seconds)
 
 
 def exits_of(policy: LearnedPolicy, lessons: Lessons) -> np.ndarray:
     """Where each sample leaves: what `replay` says, from features that are there already."""
     num_early, num_samples = lessons.features_KNF.shape[:2]
     exit_N = np.full(num_samples, num_early + 1)
+    seconds_NK = policy.seconds(lessons.lengths_N) if isinstance(policy, ScoredPolicy) else np.empty((num_samples, 0))
     for exit_index in range(num_early, 0, -1):
         if isinstance(policy, ScoredPolicy):
-            leaves_N = policy.leaves(exit_index, lessons.features_KNF[exit_index - 1], lessons.lengths_N)
+            leaves_N = policy.leaves(exit_index, lessons.features_KNF[exit_index - 1], seconds_NK)
         else:
             assert isinstance(policy, Thresholds) and lessons.confidence_KN is not None
             leaves_N = lessons.confidence_KN[exit_index - 1] >= policy.levels[exit_index - 1]
@@ -379,7 +454,7 @@ def _require_usable(transcript: Transcript, certify_on: Transcript | None, profi
 
 
 def _require_possible(trials: Trials, goal: Goal) -> None:
-    smallest = float(trials.costs.at(trials.lengths_N)[:, 0].mean())
+    smallest = float(trials.profile.costs().at(trials.lengths_N)[:, 0].mean())
     for name, asked in (("latency", goal.latency_seconds), ("deadline", goal.deadline_seconds)):
         if asked is not None and asked < smallest:
             raise BudgetError(

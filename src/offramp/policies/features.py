@@ -16,7 +16,7 @@ FEATURES = ("one", "sureness", "entropy", "change", "streak", "log_length")
 in a regression the square of the value. `change`: of `sureness` since the exit before, 0 at the first; in a regression
 its size. `streak`: exits in a row that gave this answer, a quarter of it; in a regression 0. `log_length`: of the
 tokens, a quarter of it; 0 where nobody counted."""
-_MOST_ODDS = 16.0
+_MOST_ODDS, _LEAST_DOUBT = 16.0, 1e-7
 
 
 class FeatureMemory:
@@ -38,15 +38,14 @@ class FeatureMemory:
             self._streak_B = np.where(agrees_B, self._streak_B + 1, 0)
         self._sureness_B, self._answer_BA = sureness_B, evidence.answer_BA
         lengths_B = np.ones(num_rows) if evidence.lengths_B is None else np.maximum(evidence.lengths_B, 1)
-        columns = (
-            np.ones(num_rows),
-            sureness_B,
-            sureness_B**2 if evidence.entropy_B is None else evidence.entropy_B,
-            np.abs(change_B) if is_regression else change_B,
-            self._streak_B / 4,
-            np.log(lengths_B) / 4,
-        )
-        return np.stack(columns, axis=1)
+        found_BF = np.empty((num_rows, len(FEATURES)))
+        found_BF[:, 0] = 1
+        found_BF[:, 1] = sureness_B
+        found_BF[:, 2] = sureness_B**2 if evidence.entropy_B is None else evidence.entropy_B
+        found_BF[:, 3] = np.abs(change_B) if is_regression else change_B
+        found_BF[:, 4] = self._streak_B / 4
+        found_BF[:, 5] = np.log(lengths_B) / 4
+        return found_BF
 
     def keep(self, mask_B: np.ndarray) -> None:
         """Drop the rows where the mask is false."""
@@ -58,6 +57,5 @@ class FeatureMemory:
 def _sureness(evidence: Evidence) -> np.ndarray:
     if evidence.confidence_B is None:
         return evidence.answer_BA[:, 0].astype(np.float64)
-    with np.errstate(divide="ignore"):
-        odds_B = np.log(evidence.confidence_B) - np.log1p(-evidence.confidence_B)
-    return np.clip(odds_B, -_MOST_ODDS, _MOST_ODDS) / 4
+    odds_B = np.log(evidence.confidence_B) - np.log(np.maximum(1 - evidence.confidence_B, _LEAST_DOUBT))
+    return np.maximum(odds_B, -_MOST_ODDS) / 4

@@ -84,7 +84,7 @@ def fit_stopping(lessons: Lessons, risks: Tuple[Weights, ...], costs: Costs, pri
             risks[-num_later:], tuple(futures), tuple(waits), _last_costs(costs, num_later + 1), price,
             lessons.is_logistic,
         )  # fmt: skip
-        leaves_N = policy.leaves(1, features_NF, lessons.lengths_N)
+        leaves_N = policy.leaves(1, features_NF, seconds_NK[:, exit_index - 1 :])
         stop_N = np.where(leaves_N, seconds_NK[:, exit_index - 1], stop_N)
         loss_N = np.where(leaves_N, lessons.loss_KN[exit_index - 1], loss_N)
     return Stopping(risks, tuple(futures), tuple(waits), costs, price, lessons.is_logistic)

@@ -13,6 +13,7 @@ import json
 import math
 from abc import abstractmethod
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, ClassVar, Dict, Optional, Tuple
 
 import numpy as np
@@ -102,9 +103,13 @@ class ScoredPolicy(LearnedPolicy):
         """Nothing seen yet."""
         return _Scored(self, num_rows)
 
+    def seconds(self, lengths_B: np.ndarray) -> np.ndarray:
+        """What `leaves` needs of the lengths: seconds to each exit [B, K], if it weighs costs."""
+        return np.empty((len(lengths_B), 0))
+
     @abstractmethod
-    def leaves(self, exit_index: int, features_BF: np.ndarray, lengths_B: np.ndarray) -> np.ndarray:
-        """Who may go at an exit, [B], by the features there."""
+    def leaves(self, exit_index: int, features_BF: np.ndarray, seconds_BK: np.ndarray) -> np.ndarray:
+        """Who may go at an exit, [B], by the features there and by what `seconds` gave."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +137,7 @@ class Halting(ScoredPolicy):
         """One a row of weights."""
         return len(self.risks)
 
-    def leaves(self, exit_index: int, features_BF: np.ndarray, lengths_B: np.ndarray) -> np.ndarray:
+    def leaves(self, exit_index: int, features_BF: np.ndarray, seconds_BK: np.ndarray) -> np.ndarray:
         """Who may go, [B]."""
         return predicted(self.risks[exit_index - 1], features_BF, self.is_logistic) <= self.level
 
@@ -170,14 +175,23 @@ class Stopping(ScoredPolicy):
         """One a row of weights."""
         return len(self.risks)
 
-    def leaves(self, exit_index: int, features_BF: np.ndarray, lengths_B: np.ndarray) -> np.ndarray:
+    def seconds(self, lengths_B: np.ndarray) -> np.ndarray:
+        """Seconds to each exit, [B, K]."""
+        return self.costs.at(lengths_B)
+
+    def leaves(self, exit_index: int, features_BF: np.ndarray, seconds_BK: np.ndarray) -> np.ndarray:
         """Who may go, [B]."""
-        risks, futures, waits = (rows[exit_index - 1] for rows in (self.risks, self.futures, self.waits))
-        gain_B = predicted(risks, features_BF, self.is_logistic) - predicted(futures, features_BF, self.is_logistic)
-        seconds_BK = self.costs.at(lengths_B)
+        told_B3 = _logistic(features_BF @ self._weights[exit_index - 1])
+        if not self.is_logistic:
+            told_B3[:, :2] = features_BF @ self._weights[exit_index - 1, :, :2]
         next_B = seconds_BK[:, exit_index]
-        wait_B = predicted(waits, features_BF, True) * (seconds_BK[:, -1] - next_B)
-        return gain_B <= self.price * (next_B - seconds_BK[:, exit_index - 1] + wait_B)
+        wait_B = told_B3[:, 2] * (seconds_BK[:, -1] - next_B)
+        return told_B3[:, 0] - told_B3[:, 1] <= self.price * (next_B - seconds_BK[:, exit_index - 1] + wait_B)
+
+    @cached_property
+    def _weights(self) -> np.ndarray:
+        """[K - 1, F, 3]: one product an exit."""
+        return np.stack([np.array(rows) for rows in (self.risks, self.futures, self.waits)], axis=2)
 
 
 @dataclass(frozen=True)
@@ -206,12 +220,55 @@ class Index(ScoredPolicy):
         """One a row of risks."""
         return len(self.risks)
 
-    def leaves(self, exit_index: int, features_BF: np.ndarray, lengths_B: np.ndarray) -> np.ndarray:
+    def seconds(self, lengths_B: np.ndarray) -> np.ndarray:
+        """Seconds to each exit, [B, K]."""
+        return self.costs.at(lengths_B)
+
+    def leaves(self, exit_index: int, features_BF: np.ndarray, seconds_BK: np.ndarray) -> np.ndarray:
         """Who may go, [B]."""
-        seconds_BK = self.costs.at(lengths_B)
-        now, *later = (predicted(w, features_BF, self.is_logistic) for w in self.risks[exit_index - 1])
+        told_BM = features_BF @ self._weights[exit_index - 1]
+        if self.is_logistic:
+            told_BM = _logistic(told_BM)
         steps_BM = seconds_BK[:, exit_index:] - seconds_BK[:, exit_index - 1 : exit_index]
-        return ((now[:, np.newaxis] - np.stack(later, axis=1)) / steps_BM).max(axis=1) <= self.price
+        return ((told_BM[:, :1] - told_BM[:, 1:]) / steps_BM).max(axis=1) <= self.price
+
+    @cached_property
+    def _weights(self) -> Tuple[np.ndarray, ...]:
+        """[F, M] of each exit: one product an exit."""
+        return tuple(np.array(row).T for row in self.risks)
+
+
+@dataclass(frozen=True)
+class Starting(Policy):
+    """A learned policy for the exits from `first` on, made as if there were no others: heads before it never run."""
+
+    first: int
+    policy: LearnedPolicy
+
+    word: ClassVar[str] = "starting"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.first, bool) or not isinstance(self.first, int) or self.first < 2:
+            raise ValueError(f"{self.word}: expected an exit of at least 2, got {self.first!r}")
+
+    def __str__(self) -> str:
+        return f"{self.policy}@{self.first}"
+
+    def check(self, num_exits: int, problem: Optional[str]) -> None:
+        """What the inner policy refuses of the exits that are left."""
+        self.policy.check(num_exits - self.first + 1, problem)
+
+    def earliest_exit(self, num_exits: int) -> int:
+        """`first`."""
+        return self.first
+
+    def last_exit(self, num_exits: int) -> int:
+        """The last one."""
+        return num_exits
+
+    def start(self, num_rows: int, num_exits: int) -> Decider:
+        """The inner state, its exits renumbered."""
+        return _Renumbered(self.first, self.policy.start(num_rows, num_exits - self.first + 1))
 
 
 RULE = "rule"
@@ -221,6 +278,8 @@ KINDS = {kind.word: kind for kind in (Thresholds, Halting, Stopping, Index)}
 
 def to_json(policy: Policy) -> Dict[str, Any]:
     """What a policy file keeps of it."""
+    if isinstance(policy, Starting):
+        return {"kind": policy.word, "first": policy.first, "policy": to_json(policy.policy)}
     if not isinstance(policy, LearnedPolicy):
         return {"kind": RULE, "text": str(policy)}
     tree: Dict[str, Any] = {"kind": policy.word}
@@ -241,9 +300,14 @@ def from_json(tree: Any) -> Policy:
     word = found.pop("kind", None)
     if word == RULE and isinstance(found.get("text"), str) and len(found) == 1:
         return parse(found["text"])
+    if word == Starting.word and set(found) == {"first", "policy"}:
+        inner = from_json(found["policy"])
+        if not isinstance(inner, LearnedPolicy):
+            raise ValueError(f"{word}: expected a learned policy inside, got {inner}")
+        return Starting(found["first"], inner)
     kind = KINDS.get(word) if isinstance(word, str) else None
     if kind is None:
-        raise ValueError(f"expected a kind out of {RULE}, {', '.join(KINDS)}, got {word!r}")
+        raise ValueError(f"expected a kind out of {RULE}, {Starting.word}, {', '.join(KINDS)}, got {word!r}")
     features = found.pop("features", None)
     if kind is not Thresholds and features != list(FEATURES):
         raise ValueError(f"made for other features: {features!r}")
@@ -262,7 +326,11 @@ def from_json(tree: Any) -> Policy:
 def predicted(weights: Weights, features_BF: np.ndarray, is_logistic: bool) -> np.ndarray:
     """The risk [B] that these weights tell."""
     linear_B = features_BF @ np.array(weights)
-    return 1 / (1 + np.exp(-np.clip(linear_B, -500, 500))) if is_logistic else linear_B
+    return _logistic(linear_B) if is_logistic else linear_B
+
+
+def _logistic(linear: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(np.minimum(-linear, 500.0)))
 
 
 class _Levels(Memoryless):
@@ -280,16 +348,34 @@ class _Levels(Memoryless):
 class _Scored(Decider):
     def __init__(self, policy: ScoredPolicy, num_rows: int) -> None:
         self.policy, self.memory = policy, FeatureMemory(num_rows)
+        self.seconds_BK: Optional[np.ndarray] = None
 
     def update(self, exit_index: int, evidence: Evidence) -> np.ndarray:
         features_BF = self.memory.update(evidence)
         if exit_index > self.policy.num_early_exits:
             return np.ones(evidence.num_rows, bool)
-        lengths_B = np.ones(evidence.num_rows) if evidence.lengths_B is None else evidence.lengths_B
-        return self.policy.leaves(exit_index, features_BF, lengths_B)
+        if self.seconds_BK is None:
+            lengths_B = np.ones(evidence.num_rows) if evidence.lengths_B is None else evidence.lengths_B
+            self.seconds_BK = self.policy.seconds(lengths_B)
+        return self.policy.leaves(exit_index, features_BF, self.seconds_BK)
 
     def keep(self, mask_B: np.ndarray) -> None:
         self.memory.keep(mask_B)
+        if self.seconds_BK is not None:
+            self.seconds_BK = self.seconds_BK[mask_B]
+
+
+class _Renumbered(Decider):
+    def __init__(self, first: int, decider: Decider) -> None:
+        self.first, self.decider = first, decider
+
+    def update(self, exit_index: int, evidence: Evidence) -> np.ndarray:
+        if exit_index < self.first:
+            return np.zeros(evidence.num_rows, bool)
+        return self.decider.update(exit_index - self.first + 1, evidence)
+
+    def keep(self, mask_B: np.ndarray) -> None:
+        self.decider.keep(mask_B)
 
 
 def _tuples(value: Any) -> Any:
