@@ -19,7 +19,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from offramp.errors import RefusedError, StoreError
+from offramp.errors import OfframpError, RefusedError, StoreError
 from offramp.measure import median, percentile
 from offramp.measure.hardware import environment
 from offramp.policies import Decider, Evidence, Policy
@@ -174,7 +174,7 @@ def save_profile(profile: DeviceProfile, path: Optional[Path] = None) -> None:
         return
     try:
         write_json(_cached(profile.fingerprint), tree)
-    except (OSError, RefusedError):  # an unwritable cache is no error
+    except (OSError, OfframpError):  # an unwritable cache is no error
         return
 
 

@@ -1,0 +1,120 @@
+"""Device profiles: what they are made of, and that they hold for one machine, store and plan."""
+
+import dataclasses
+import json
+
+import pytest
+
+from offramp.errors import RefusedError, StoreError, UsageError
+from offramp.runtime import Classifier, Settings
+from offramp.runtime import profile as profile_module
+from offramp.runtime.profile import (
+    DeviceProfile,
+    cached_profile,
+    fingerprint_of,
+    load_profile,
+    measure_profile,
+    profile_lengths,
+    require_here,
+    save_profile,
+    scheduled_policy,
+)
+from tests.toy import MAX_LENGTH, Toy, ToyBackend, ToyTextEncoder
+
+NUM_EXITS = 4
+
+
+def open_scheduled(store):
+    return Classifier(store, ToyBackend(), ToyTextEncoder(), scheduled_policy(), Settings(1 << 40))
+
+
+@pytest.fixture(scope="module")
+def measured(shelf):
+    with open_scheduled(shelf.open(Toy())) as classifier:
+        return measure_profile(classifier, MAX_LENGTH, lambda line: None)
+
+
+def test_every_exit_of_every_length_is_timed(measured):
+    assert measured.lengths == (8, 12)
+    assert measured.num_exits == NUM_EXITS
+    for name in ("seconds", "seconds_p99", "step_seconds_p99", "compute_seconds"):
+        table = getattr(measured, name)
+        assert [len(row) for row in table] == [NUM_EXITS] * 2
+        assert all(seconds > 0 for row in table for seconds in row), name
+    assert [len(row) for row in measured.head_seconds] == [NUM_EXITS - 1] * 2
+    assert measured.num_rounds == profile_module.NUM_ROUNDS
+    assert len(measured.bytes_read) == len(measured.read_seconds) == NUM_EXITS
+
+
+def test_tails_are_not_below_medians(measured):
+    for middle, tail in zip(measured.seconds, measured.seconds_p99, strict=True):
+        assert all(low <= high for low, high in zip(middle, tail, strict=True))
+
+
+def test_heads_that_never_run_are_left_out():
+    row, heads = (1.0, 2.0, 3.0, 4.0), (0.1, 0.1, 0.1)
+    profile = DeviceProfile({}, (8,), (row,), (row,), (row,), (heads,), (row,), row, row, row, 3)
+    assert profile.costs().seconds == (row,)
+    assert profile.costs(3).seconds[0] == pytest.approx((1.0, 1.9, 2.8, 3.8))
+    assert profile.costs(4).seconds[0] == pytest.approx((1.0, 1.9, 2.8, 3.7))
+
+
+def test_noise_does_not_turn_the_order_of_exits_round():
+    row = (2.0, 1.0, 3.0)
+    profile = DeviceProfile({}, (8,), (row,), (row,), (row,), ((0.0, 0.0),), (row,), row, row, row, 3)
+    seconds = profile.costs().seconds[0]
+    assert seconds[0] == 2.0 < seconds[1] < seconds[2] == 3.0
+
+
+def test_lengths_double_up_to_the_longest():
+    assert profile_lengths(128) == (8, 16, 32, 64, 128)
+    assert profile_lengths(100) == (8, 16, 32, 64, 100)
+    assert profile_lengths(5) == (5,)
+
+
+def test_a_slow_machine_is_measured_in_fewer_rounds(shelf):
+    with open_scheduled(shelf.open(Toy())) as classifier:
+        profile = measure_profile(classifier, 8, lambda line: None, max_seconds=1e-6)
+    assert profile.num_rounds == profile_module.LEAST_ROUNDS
+
+
+def test_profiles_read_back(measured, tmp_path):
+    save_profile(measured, tmp_path / "profile.json")
+    assert load_profile(tmp_path / "profile.json") == measured
+
+
+def test_the_cache_remembers_what_is_the_same(measured, shelf):
+    assert cached_profile(measured.fingerprint, 8) is None
+    save_profile(measured)
+    assert cached_profile(measured.fingerprint, 8) == measured
+    assert cached_profile(measured.fingerprint, 13) is None, "longer than what was measured"
+    assert cached_profile({**measured.fingerprint, "threads": 7}, 8) is None
+    with open_scheduled(shelf.open(Toy())) as classifier:
+        assert fingerprint_of(classifier) == measured.fingerprint
+    with open_scheduled(shelf.open(Toy(seed=1))) as classifier:
+        assert fingerprint_of(classifier) != measured.fingerprint
+
+
+def test_an_unwritable_cache_is_no_error(measured, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("OFFRAMP_CACHE", str(tmp_path / "file"))
+    save_profile(measured)
+    assert cached_profile(measured.fingerprint, 8) is None
+
+
+def test_a_profile_of_another_machine_is_refused(measured):
+    require_here(measured, measured.fingerprint, "here")
+    with pytest.raises(RefusedError, match=r"measured elsewhere \(threads 1 there, 2 here\) - here - measure this one"):
+        require_here(measured, {**measured.fingerprint, "threads": 2}, "here")
+
+
+@pytest.mark.parametrize(
+    "change", [{"seconds": []}, {"seconds": 3}, {"lengths": [8]}, {"fingerprint": None}, {"seconds": [[1, "2"]] * 2}]
+)
+def test_files_of_something_else_are_refused(measured, tmp_path, change):
+    tree = {"format": 1, **json.loads(json.dumps(dataclasses.asdict(measured))), **change}
+    (tmp_path / "profile.json").write_text(json.dumps(tree))
+    with pytest.raises(StoreError, match="no device profile"):
+        load_profile(tmp_path / "profile.json")
+    with pytest.raises(UsageError, match="device profile cannot be read"):
+        load_profile(tmp_path / "none.json")
