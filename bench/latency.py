@@ -1,0 +1,368 @@
+"""Do policies that `offramp tune` makes keep what it says? `python bench/latency.py --data GLUE --out glue-out`.
+
+For each task that glue.py trained: transcripts, a device profile, policies for three mean latencies, and each patience
+against the cost function at the same latency. What is asked for is then measured by `offramp run` on held-out texts, in
+rounds in which everything is interleaved, beside a profile of the same round. Then deadlines with reads that become
+slow, certificates on sets drawn with replacement, and the time that tuning takes. Each measurement is one line of
+docs/results/latency.jsonl; what is there is not done again. It wants a quiet machine.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import glue
+import numpy as np
+from processes import offramp, run
+from records import add_record, read_records
+
+RESULTS = glue.RESULTS.with_name("latency.jsonl")
+ROUNDS, NUM_TEXTS = 5, 200
+SHARES = (0.2, 0.4, 0.6)
+"""Of the way from the first exit's mean latency to the whole model's: the three latencies that are asked for."""
+MAX_LENGTH, THREADS = 128, 2
+BUDGET = "96MiB"
+NUM_REQUESTS, SLOWER = 2000, 5
+CERTIFY_SETS, CERTIFY_ROWS = 1000, 1000
+EPSILON, DELTA = 0.01, 0.1
+
+
+def finish(command: list[str]) -> list[dict[str, Any]]:
+    done = run(command, {"OMP_NUM_THREADS": str(THREADS), "HF_HUB_OFFLINE": "1"})
+    if done.returncode:
+        sys.exit(done.errors)
+    return [json.loads(line) for _, line in done.lines if line.startswith("{")]
+
+
+class Place:
+    """The files of one task."""
+
+    def __init__(self, task: str, model: str, data: Path, out: Path) -> None:
+        self.task, self.model, self.data = task, model, data
+        self.run = out / glue.Run(task, "pabee", model=model).name
+        self.store = out / "stores" / self.run.name
+        self.transcripts = out / "transcripts" / self.run.name
+        self.folder = out / "latency" / self.run.name
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def prepare(self) -> None:
+        """Store and transcripts."""
+        if not self.store.exists():
+            finish(offramp("divide", self.run, self.store))
+        if not (self.transcripts / "certify.json").exists():
+            words = (
+                "--task",
+                self.task,
+                "--data",
+                self.data,
+                "--split",
+                "tune,certify,dev",
+                "--max-length",
+                MAX_LENGTH,
+            )
+            finish(offramp("eval", self.store, *words, "--transcript", self.transcripts))
+
+    def inputs(self, split: str) -> Path:
+        """Evenly spaced rows of a split, as `offramp run` reads them."""
+        from offramp.tasks.examples import spread
+
+        path = self.folder / f"{split}.jsonl"
+        splits, _, _ = glue.load(self.task, self.data)
+        name = split if split in splits.examples else next(n for n in splits.examples if n.startswith(split))
+        texts = [example.text for example in spread(splits.examples[name], NUM_TEXTS)]
+        pairs = [{"text": text} if isinstance(text, str) else {"text": text[0], "pair": text[1]} for text in texts]
+        path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+        return path
+
+    def profile(self, name: str) -> Path:
+        """A device profile, measured now."""
+        path = self.folder / f"profile-{name}.json"
+        words = ("--threads", THREADS, "--max-length", self._longest())
+        finish(offramp("bench", self.store, "--save-profile", path, *words))
+        return path
+
+    def tune(self, profile: Path, latency_seconds: float, name: str) -> dict[str, Any]:
+        """A policy for a latency: `tune --json`, and the path."""
+        path = self.folder / f"policy-{name}.json"
+        words = ("--transcript", self.transcripts, "--profile", profile, "--out", path, "--json")
+        (said,) = finish(offramp("tune", self.store, *words, "--latency", f"{latency_seconds * 1e6:.0f}us"))
+        return {**said, "path": path}
+
+    def measure(self, inputs: Path, exit: object) -> dict[str, float]:
+        """Mean milliseconds a text, and mean exit."""
+        words = ("--input", inputs, "--json", "--threads", THREADS, "--max-length", MAX_LENGTH, "--exit", exit)
+        *results, last = finish(offramp("run", self.store, *words))
+        exits = [result["exit_stage"] for result in results]
+        record = last["record"]
+        return {"seconds": record["seconds_total"] / record["num_inputs"], "mean_exit": sum(exits) / len(exits)}
+
+    def _longest(self) -> int:
+        from offramp.store.transcript import read_transcript
+
+        return max(int(read_transcript(self.transcripts, split).lengths_N.max()) for split in ("tune", "certify"))
+
+
+def latencies(place: Place) -> dict[str, Any]:
+    """Three latencies asked for, and what held-out texts of the same kind take; rounds with a profile each."""
+    from offramp.experiments.tuning import Trials
+    from offramp.policies import parse
+    from offramp.runtime.policy_files import read_exit
+    from offramp.runtime.profile import load_profile
+    from offramp.store.transcript import read_transcript
+
+    tune, certify = (read_transcript(place.transcripts, split) for split in ("tune", "certify"))
+    first = place.profile("first")
+    trials = Trials(tune, load_profile(first))
+    shallow, deep = (trials.rule(parse(text)).seconds for text in ("stage:1", "none"))
+    asked = [shallow + share * (deep - shallow) for share in SHARES]
+    files = {
+        f"{share:g}": place.tune(first, seconds, f"{share:g}") for share, seconds in zip(SHARES, asked, strict=True)
+    }
+    inputs = place.inputs("certify")
+    chosen = np.array([index * len(certify.labels_N) // NUM_TEXTS for index in range(NUM_TEXTS)])
+    if len(certify.labels_N) <= NUM_TEXTS:
+        chosen = np.arange(len(certify.labels_N))
+    rounds = []
+    for number in range(ROUNDS):
+        profile = load_profile(place.profile("round"))
+        here = Trials(_rows(certify, chosen), profile)
+        names = list(files)
+        found: dict[str, Any] = {"none": place.measure(inputs, "none")}
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            found[name] = place.measure(inputs, files[name]["path"])
+            found[name]["predicted"] = here.rule(read_exit(str(files[name]["path"]))[0]).seconds
+        rounds.append(found)
+    return {
+        "asked": dict(zip(files, asked, strict=True)), "rounds": rounds,
+        "policies": {name: str(read_exit(str(file["path"]))[0]) for name, file in files.items()},
+    }  # fmt: skip
+
+
+def _rows(transcript: Any, chosen: Any) -> Any:
+    import dataclasses
+
+    fields = ("logits_NKC", "lengths_N", "labels_N")
+    return dataclasses.replace(transcript, **{field: getattr(transcript, field)[chosen] for field in fields})
+
+
+def against_patience(place: Place) -> dict[str, Any]:
+    """For each patience a cost-aware policy, tuned to its latency; scores on dev, seconds measured side by side."""
+    from offramp.experiments.evaluation import answer_at
+    from offramp.experiments.tuning import Trials, best_at
+    from offramp.policies import parse, replay
+    from offramp.policies.learned import to_json
+    from offramp.runtime.profile import load_profile
+    from offramp.store.policy_file import PolicyFile, write_policy
+    from offramp.store.transcript import read_transcript
+    from offramp.tasks.metrics import paired_interval, score
+
+    tune = read_transcript(place.transcripts, "tune")
+    split = next(s for s in ("dev", "dev_matched") if (place.transcripts / f"{s}.json").exists())
+    dev = read_transcript(place.transcripts, split)
+    logits_KNC, lengths_N = dev.logits_NKC.swapaxes(0, 1), dev.lengths_N.astype(np.int64)
+    problem, metrics, inputs = dev.about.problem, dev.about.metrics, place.inputs("dev")
+    suffix = "" if dev.about.labels else "@0.2"
+    patiences = [f"patience:{patience}{suffix}" for patience in range(1, len(logits_KNC) - 1)]
+    first = place.folder / "profile-first.json"
+    profile = load_profile(first if first.exists() else place.profile("first"))
+    trials = Trials(tune, profile)
+    found = []
+    for text in patiences:
+        seconds = trials.rule(parse(text)).seconds
+        tried = [t for t in trials.all(lambda line: None, seconds) if t.family in ("stopping", "index")]
+        cost_aware = best_at(tried, seconds)
+        if cost_aware is None:
+            continue
+        path = place.folder / f"against-{text}.json"
+        about = {"task": place.task}
+        write_policy(
+            path, PolicyFile(to_json(cost_aware.policy), dev.about.model_sha256, None, {}, None, about, {}, [])
+        )
+        exits = [replay(policy, logits_KNC, problem, lengths_N) for policy in (cost_aware.policy, parse(text))]
+        ours_N, theirs_N = (answer_at(logits_KNC, exit_N) for exit_N in exits)
+        gain, low, high = paired_interval(metrics, dev.labels_N, ours_N, theirs_N)
+        rounds = []
+        for number in range(3):
+            pair = [("ours", path), ("patience", text)]
+            rounds.append(
+                {name: place.measure(inputs, exit)["seconds"] for name, exit in pair[:: 1 - 2 * (number % 2)]}
+            )
+        found.append({
+            "patience": text, "policy": str(cost_aware.policy), "gain": gain, "gain_low": low, "gain_high": high,
+            "score": score(metrics, dev.labels_N, theirs_N)["score"], "rounds": rounds,
+        })  # fmt: skip
+    return {"pairs": found}
+
+
+def certificates(place: Place) -> dict[str, Any]:
+    """How often the certified candidate of a set, drawn from a whole transcript, risks more on the whole."""
+    from offramp.experiments.evaluation import answer_at
+    from offramp.policies import parse, replay
+    from offramp.policies.certify import certify, losses
+    from offramp.store.transcript import read_transcript
+
+    whole = read_transcript(place.transcripts, "certify")
+    logits_KNC, truth_N = whole.logits_NKC.swapaxes(0, 1), whole.labels_N
+    full_N = logits_KNC[-1].argmax(1)
+    levels = np.linspace(0.995, 0.55, 30)
+    exits = [replay(parse(f"confidence:{level:.4f}"), logits_KNC, whole.about.problem) for level in levels]
+    loss_MN = np.stack([losses(truth_N, answer_at(logits_KNC, exit_N), full_N) for exit_N in exits])
+    risk_M, generator = loss_MN.mean(1), np.random.default_rng(0)
+    found: dict[str, Any] = {"rows": len(truth_N), "sets": CERTIFY_SETS, "drawn": CERTIFY_ROWS}
+    for method in ("ucb", "ltt"):
+        violations, certified = 0, []
+        for _ in range(CERTIFY_SETS):
+            index = certify(loss_MN[:, generator.integers(0, len(truth_N), CERTIFY_ROWS)], EPSILON, DELTA, method)
+            violations += index >= 0 and bool(risk_M[index] > EPSILON)
+            certified.append(index)
+        found[method] = {"violations": violations, "certified": sum(index >= 0 for index in certified)}
+    return found
+
+
+def deadlines(place: Place) -> dict[str, Any]:
+    """2,000 requests through a streamed store; from the middle on, every read takes five times as long."""
+    import offramp as library
+
+    texts = [json.loads(line) for line in place.inputs("dev").read_text().splitlines()]
+    requests = [each["text"] if "pair" not in each else (each["text"], each["pair"]) for each in texts]
+    found = {}
+    deadline = None
+    for name in ("calibrate", "guard", "no guard"):
+        options = {"threads": THREADS, "max_length": MAX_LENGTH, "own_process": False, "reads": "direct"}
+        classifier = library.prepare(
+            place.store, _streaming_budget(place), deadline=deadline if name == "guard" else None, **options
+        )
+        with classifier:
+            slow = _slowed(classifier.store)
+            number = 100 if name == "calibrate" else NUM_REQUESTS
+            seconds, exits = [], []
+            for index in range(number):
+                slow["factor"] = SLOWER if name != "calibrate" and index >= number // 2 else 1
+                (result,) = classifier.predict([requests[index % len(requests)]])
+                seconds.append(classifier.latencies[-1])
+                exits.append(result.exit_stage)
+        if name == "calibrate":
+            deadline = 2.0 * float(np.median(seconds))
+        else:
+            found[name] = {
+                "beyond": sum(each > 1.05 * deadline for each in seconds), "p50": float(np.median(seconds)),
+                "p99": float(np.quantile(seconds, 0.99)), "worst": max(seconds),
+                "mean_exit_before": float(np.mean(exits[: number // 2])),
+                "mean_exit_after": float(np.mean(exits[number // 2 :])),
+            }  # fmt: skip
+    return {"deadline": deadline, "requests": NUM_REQUESTS, **found}
+
+
+def _streaming_budget(place: Place) -> int:
+    """So much above this process's own size that a part is streamed."""
+    from offramp.measure import read_memory
+
+    return read_memory().rss_bytes + (28 << 20)
+
+
+def _slowed(store: Any) -> dict[str, float]:
+    """Reads of the store take `factor` times as long; they stop when they are cancelled, as reads of a disk do."""
+    read, state = store.read_shard, {"factor": 1.0}
+
+    def read_shard(name: str, view: Any, *, cancelled: Any, **options: Any) -> Any:
+        began = time.perf_counter()
+        result = read(name, view, cancelled=cancelled, **options)
+        until = began + state["factor"] * (time.perf_counter() - began)
+        while time.perf_counter() < until:
+            if cancelled():
+                return result[0], False
+            time.sleep(min(0.0005, max(until - time.perf_counter(), 0)))
+        return result
+
+    store.read_shard = read_shard
+    return state
+
+
+def tuning_time(out: Path) -> dict[str, Any]:
+    """Of a transcript of 10,000 x 12 exits."""
+    from offramp.experiments.tuning import Goal, tune
+    from offramp.runtime.profile import DeviceProfile
+    from offramp.store.transcript import About, Transcript
+
+    generator, num, exits = np.random.default_rng(0), 10_000, 12
+    truth_N = generator.integers(0, 3, num)
+    logits_NKC = generator.normal(0, 1, (num, exits, 3)).cumsum(1).astype(np.float32)
+    logits_NKC[np.arange(num), :, truth_N] += np.arange(1, exits + 1) * generator.uniform(0, 2, (num, 1))
+    about = About("synthetic", "tune", "single_label_classification", ("a", "b", "c"), ("accuracy",), "m", "d", 128)
+    lengths_N = generator.integers(8, 129, num).astype(np.int32)
+    transcript = Transcript(about, logits_NKC, lengths_N, truth_N, out, None, 0)
+    row = tuple(0.01 * k for k in range(1, exits + 1))
+    rows = (row, tuple(5 * each for each in row))
+    heads = ((0.0001,) * (exits - 1),) * 2
+    profile = DeviceProfile({}, (8, 128), rows, rows, rows, heads, rows, row, row, row, 3)
+    began = time.perf_counter()
+    tune(transcript, None, profile, Goal(latency_seconds=0.15), lambda line: None)
+    return {"seconds": time.perf_counter() - began}
+
+
+def pictures(place: Place) -> dict[str, Any]:
+    """What docs/cost-function.md draws: the front, who leaves where, and the risk of thresholds with its bound."""
+    from offramp.experiments.evaluation import answer_at
+    from offramp.experiments.tuning import Goal, Trials, tune
+    from offramp.policies import parse, replay
+    from offramp.policies.certify import losses, upper_bound
+    from offramp.policies.learned import from_json
+    from offramp.runtime.profile import load_profile
+    from offramp.store.transcript import read_transcript
+
+    on_tune, on_certify = (read_transcript(place.transcripts, split) for split in ("tune", "certify"))
+    profile = load_profile(place.profile("first"))
+    trials = Trials(on_tune, profile)
+    tried = [(each.family, each.seconds, each.score) for each in trials.all(lambda line: None, None)]
+    shallow, deep = (trials.rule(parse(text)).seconds for text in ("stage:1", "none"))
+    file, _ = tune(on_tune, None, profile, Goal(latency_seconds=shallow + 0.3 * (deep - shallow)), lambda line: None)
+    logits_KNC, truth_N = on_certify.logits_NKC.swapaxes(0, 1), on_certify.labels_N
+    lengths_N, problem = on_certify.lengths_N.astype(np.int64), on_certify.about.problem
+    exit_N = replay(from_json(file.policy), logits_KNC, problem, lengths_N)
+    full_N, curve = logits_KNC[-1].argmax(1), []
+    for level in np.linspace(0.55, 0.995, 20):
+        early_N = answer_at(logits_KNC, replay(parse(f"confidence:{level:.4f}"), logits_KNC, problem))
+        loss_N = losses(truth_N, early_N, full_N)
+        curve.append((float(level), float(loss_N.mean()), upper_bound(loss_N, DELTA)))
+    return {
+        "tried": tried, "chosen": {**file.predicted, "kind": file.policy["kind"]},
+        "exits": np.bincount(exit_N, minlength=len(logits_KNC) + 1)[1:].tolist(), "curve": curve,
+    }  # fmt: skip
+
+
+KINDS = {"latencies": latencies, "against_patience": against_patience}
+ONCE = {"certificates": certificates, "deadlines": deadlines, "pictures": pictures}
+CLASSIFICATION = tuple(task for task in glue.TASKS if task != "stsb")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("glue-out"))
+    parser.add_argument("--models", default="minilm,distil-minilm")
+    args = parser.parse_args()
+    known = {(record["kind"], record["task"], record["model"]) for record in read_records(RESULTS)}
+    if ("tuning_time", "", "") not in known:
+        keep({"kind": "tuning_time", "task": "", "model": "", **tuning_time(args.out)})
+    for model in args.models.split(","):
+        for task in CLASSIFICATION:
+            place = Place(task, model, args.data.resolve(), args.out.resolve())
+            if not place.run.exists():
+                continue
+            once = ONCE if (task, model) == ("sst2", "minilm") else {}
+            for kind, measure in {**once, **KINDS}.items():
+                if (kind, task, model) not in known:
+                    place.prepare()
+                    keep({"kind": kind, "task": task, "model": model, **measure(place)})
+
+
+def keep(record: dict[str, Any]) -> None:
+    print(json.dumps(record), file=sys.stderr, flush=True)
+    add_record(RESULTS, record)
+
+
+if __name__ == "__main__":
+    main()
