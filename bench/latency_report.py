@@ -78,8 +78,8 @@ def asked(records: Sequence[dict[str, Any]]) -> tuple[list[str], list[Verdict]]:
     note = (
         f"The policy is tuned to a mean latency on the tune split; {latency.NUM_TEXTS} texts of the certify split,"
         f" which it never saw, are then run. Medians of {latency.ROUNDS} rounds. Of the profile: against what a device"
-        " profile of the same round says of the same policy and texts, so that a machine that drifts does not count. The last"
-        " column is the speed-up over `--exit none` of the same store."
+        " profile of the same round says of the same policy and texts, so that a machine that drifts does not count. The"
+        " last column is the speed-up over `--exit none` of the same store."
     )
     head = ("task", "policy", "asked", "measured", "of asked", "of the profile", "speed-up")
     verdicts = []
@@ -167,8 +167,8 @@ def certificates(records: Sequence[dict[str, Any]]) -> tuple[list[str], list[Ver
     note = (
         f"SST-2: {record['sets']} sets of {record['drawn']} drawn with replacement from {record['rows']} samples; among"
         f" 30 thresholds of confidence each set certifies one, epsilon {latency.EPSILON:g}, delta {latency.DELTA:g};"
-        " the risk is that of all samples. `tests/policies/test_certify.py` does the same in every test run, and catches a"
-        " certifier that ignores chance."
+        " the risk is that of all samples. `tests/policies/test_certify.py` does the same in every test run, and"
+        " catches a certifier that ignores chance."
     )
     return [note, "", *table(("method", "sets with a certificate", "violations"), rows)], verdicts
 
