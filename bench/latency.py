@@ -16,7 +16,7 @@ from typing import Any
 
 import glue
 import numpy as np
-from processes import offramp, run
+from processes import offramp, rival, run
 from records import add_record, read_records
 
 RESULTS = glue.RESULTS.with_name("latency.jsonl")
@@ -28,6 +28,7 @@ BUDGET = "96MiB"
 NUM_REQUESTS, SLOWER = 2000, 5
 CERTIFY_SETS, CERTIFY_ROWS = 1000, 1000
 EPSILON, DELTA = 0.01, 0.1
+SHAPE_BUDGET, SHAPE_ROUNDS, STAGES = "128MiB", 3, (3, 6, 9)
 
 
 def finish(command: list[str]) -> list[dict[str, Any]]:
@@ -333,6 +334,57 @@ def pictures(place: Place) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def base_shape(out: Path) -> Path:
+    """A store of BERT-base's exact shape with random weights and exits: for memory and speed alone."""
+    models, store = out / "shapes", out / "stores" / "bert-base"
+    models.mkdir(exist_ok=True)
+    if not store.exists():
+        done = run(rival("build", models), {})
+        assert done.returncode == 0, done.errors
+        finish(offramp("divide", models / "bert-base-exits", store))
+    return store
+
+
+def bulk(out: Path) -> dict[str, Any]:
+    """Texts a second of 128 tokens under a budget, and of transformers with all weights in memory."""
+    store, rounds = base_shape(out), []
+    for _ in range(SHAPE_ROUNDS):
+        words = ("--budget", SHAPE_BUDGET, "--batch", "bulk", "--max-length", MAX_LENGTH, "--repeat", 1)
+        (ours,) = finish(offramp("bench", store, *words, "--threads", THREADS, "--json", "--passes", 256 // 8))
+        (theirs,) = finish(rival("throughput", out / "shapes" / "bert-base", "--threads", THREADS))
+        rounds.append({
+            "rows": ours["batch"], "ours": ours["batch"] / ours["latency_seconds_median"],
+            "theirs": theirs["texts_a_second"], "peak": ours["peak_rss_bytes"], "their_peak": theirs["peak_rss_bytes"],
+        })  # fmt: skip
+    return {"rounds": rounds}
+
+
+def streamed(out: Path) -> dict[str, Any]:
+    """Fixed exits of a streamed store: seconds and bytes a text, and what a profile of the same round says."""
+    from offramp.policies import parse
+    from offramp.runtime.profile import load_profile
+
+    store, rounds = base_shape(out), []
+    texts, path = out / "shapes" / "long.txt", out / "shapes" / "profile.json"
+    texts.write_text("".join(f"{number} " + "word " * 150 + "\n" for number in range(16)))
+    common = ("--budget", SHAPE_BUDGET, "--threads", THREADS, "--max-length", MAX_LENGTH)
+    for _ in range(SHAPE_ROUNDS):
+        finish(offramp("bench", store, "--save-profile", path, *common))
+        profile, found = load_profile(path), {}
+        for exit in ("none", *(f"stage:{stage}" for stage in STAGES)):
+            *_, last = finish(offramp("run", store, "--input", texts, "--json", "--exit", exit, *common))
+            policy, record = parse(exit), last["record"]
+            stage = policy.last_exit(profile.num_exits)
+            costs = profile.costs(policy.first_evidence(profile.num_exits))
+            found[exit] = {
+                "seconds": record["latency_seconds_median"],
+                "predicted": float(costs.at(np.array([MAX_LENGTH]))[0, stage - 1]),
+                "bytes": record["bytes_read_total"] / record["num_inputs"], "peak": record["peak_rss_bytes"],
+            }  # fmt: skip
+        rounds.append(found)
+    return {"rounds": rounds}
+
+
 KINDS = {"latencies": latencies, "against_patience": against_patience}
 ONCE = {"certificates": certificates, "deadlines": deadlines, "pictures": pictures}
 CLASSIFICATION = tuple(task for task in glue.TASKS if task != "stsb")
@@ -345,8 +397,9 @@ def main() -> None:
     parser.add_argument("--models", default="minilm,distil-minilm")
     args = parser.parse_args()
     known = {(record["kind"], record["task"], record["model"]) for record in read_records(RESULTS)}
-    if ("tuning_time", "", "") not in known:
-        keep({"kind": "tuning_time", "task": "", "model": "", **tuning_time(args.out)})
+    for measure in (tuning_time, bulk, streamed):
+        if (measure.__name__, "", "") not in known:
+            keep({"kind": measure.__name__, "task": "", "model": "", **measure(args.out.resolve())})
     for model in args.models.split(","):
         for task in CLASSIFICATION:
             place = Place(task, model, args.data.resolve(), args.out.resolve())

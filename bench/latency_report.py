@@ -36,6 +36,8 @@ def main() -> None:
         ("## Against patience, at equal latency", patience),
         ("## Deadlines, while reads become slow", deadlines),
         ("## Certificates", certificates),
+        ("## BERT-base's shape, streamed: what exits save", streamed),
+        ("## BERT-base's shape, in bulk", bulk),
         ("## Tuning", tuning),
     ):
         lines, found = part(records)
@@ -78,8 +80,8 @@ def asked(records: Sequence[dict[str, Any]]) -> tuple[list[str], list[Verdict]]:
     note = (
         f"The policy is tuned to a mean latency on the tune split; {latency.NUM_TEXTS} texts of the certify split,"
         f" which it never saw, are then run. Medians of {latency.ROUNDS} rounds. Of the profile: against what a device"
-        " profile of the same round says of the same policy and texts, so that a machine that drifts does not count. The"
-        " last column is the speed-up over `--exit none` of the same store."
+        " profile of the same round says of the same policy and texts, so that a machine that drifts does not count."
+        " The last column is the speed-up over `--exit none` of the same store."
     )
     head = ("task", "policy", "asked", "measured", "of asked", "of the profile", "speed-up")
     verdicts = []
@@ -171,6 +173,69 @@ def certificates(records: Sequence[dict[str, Any]]) -> tuple[list[str], list[Ver
         " catches a certifier that ignores chance."
     )
     return [note, "", *table(("method", "sets with a certificate", "violations"), rows)], verdicts
+
+
+def streamed(records: Sequence[dict[str, Any]]) -> tuple[list[str], list[Verdict]]:
+    found = of(records, "streamed")
+    if not found:
+        return ["not run"], []
+    rows, shares, of_profile, reads = [], [], [], []
+    for stage in latency.STAGES:
+        rounds = [(each["none"], each[f"stage:{stage}"]) for each in found[0]["rounds"]]
+        speed = median([full["seconds"] / early["seconds"] for full, early in rounds])
+        foretold = median([full["predicted"] / early["predicted"] for full, early in rounds])
+        share = median([early["bytes"] / full["bytes"] for full, early in rounds])
+        seconds, peak = (median([early[key] for _, early in rounds]) for key in ("seconds", "peak"))
+        shares.append(speed / (12 / stage))
+        of_profile.append(speed / foretold)
+        reads.append(share - stage / 12)
+        rows.append((
+            f"`stage:{stage}`", f"{seconds * 1e3:.0f} ms", f"{speed:.2f}x", f"{foretold:.2f}x", f"{12 / stage:.2f}x",
+            f"{100 * share:.0f} %", f"{100 * stage / 12:.0f} %", f"{peak / 2**20:.0f} MiB",
+        ))  # fmt: skip
+    note = (
+        f"Random weights, fp32, 12 layers, 768 wide, `--budget {latency.SHAPE_BUDGET}`, texts of {latency.MAX_LENGTH}"
+        f" tokens, batch 1, medians of {latency.SHAPE_ROUNDS} rounds. Plain is the same store, backend and budget with"
+        " `--exit none`, which runs no head. By the profile: measured in the same round."
+    )
+    head = ("exit", "a text", "speed-up", "by the profile", "by layers", "bytes read", "of the layers", "peak")
+    verdicts = [
+        Verdict("speed-up of exits, streamed, of that by layers", ">= 0.85x", _least(shares), min(shares) >= 0.85),
+        Verdict("the same, of what the profile says", ">= 0.95x", _least(of_profile), min(of_profile) >= 0.95),
+        Verdict(
+            "bytes read with exits, as a share of all, less the share of layers run", "within 4 points (one slot)",
+            f"{100 * min(reads):+.1f} .. {100 * max(reads):+.1f}", max(map(abs, reads)) <= 0.04,
+        ),
+    ]  # fmt: skip
+    return [note, "", *table(head, rows)], verdicts
+
+
+def _least(ratios: Sequence[float]) -> str:
+    return f"{min(ratios):.2f}x .. {max(ratios):.2f}x"
+
+
+def bulk(records: Sequence[dict[str, Any]]) -> tuple[list[str], list[Verdict]]:
+    found = of(records, "bulk")
+    if not found:
+        return ["not run"], []
+    rounds = found[0]["rounds"]
+    sizes = list(rounds[0]["theirs"])
+    best = [max(each["theirs"].values()) for each in rounds]
+    ratios = [each["ours"] / top for each, top in zip(rounds, best, strict=True)]
+    rows = [
+        (f"transformers, all in memory, batch {size}", f"{median([each['theirs'][size] for each in rounds]):.2f}", "",
+         f"{max(each['their_peak'] for each in rounds) / 2**20:.0f} MiB")
+        for size in sizes
+    ]  # fmt: skip
+    rows.append((
+        f"offramp, `--budget {latency.SHAPE_BUDGET} --batch bulk`: {rounds[0]['rows']} rows",
+        f"{median([each['ours'] for each in rounds]):.2f}", f"{median(ratios):.2f}x",
+        f"{max(each['peak'] for each in rounds) / 2**20:.0f} MiB",
+    ))  # fmt: skip
+    what = f"bulk under {latency.SHAPE_BUDGET}, texts a second, of transformers' best batch size"
+    told = f"{median(ratios):.2f}x ({_least(ratios)})"
+    head = ("", "texts a second", "of the best", "peak")
+    return table(head, rows), [Verdict(what, ">= 0.90x", told, median(ratios) >= 0.9)]
 
 
 def tuning(records: Sequence[dict[str, Any]]) -> tuple[list[str], list[Verdict]]:

@@ -82,6 +82,25 @@ def resident(args):
     return timed_passes(load(args.model), args.passes)
 
 
+def throughput(args):
+    """The same with many rows at once: texts a second of 128 tokens, for several sizes of batch."""
+    import torch
+
+    use_threads(args.threads)
+    model, found = load(args.model), {}
+    for num_rows in (1, 2, 4, 8, 16, 32):
+        ids_BS = torch.cat([random_ids(index, model.config.vocab_size) for index in range(num_rows)])
+        inputs = {"input_ids": ids_BS, "attention_mask": torch.ones_like(ids_BS)}
+        passes = max(2, args.texts // num_rows)
+        with torch.inference_mode():
+            model(**inputs)
+            began = time.perf_counter()
+            for _ in range(passes):
+                model(**inputs).logits.argmax(-1).tolist()
+        found[num_rows] = num_rows * passes / (time.perf_counter() - began)
+    return {"texts_a_second": found, "peak_rss_bytes": memory_bytes("VmHWM")}
+
+
 def disk(args):
     """transformers and accelerate with every weight left on disk, module by module."""
     use_threads(args.threads)
@@ -276,6 +295,7 @@ def main():
 
     add(build, "out")
     add(resident, "model", passes=10)
+    add(throughput, "model", texts=64)
     add(disk, "model", "offload", passes=10)
     add(torch_load, "model", passes=10)
     add(first_label, "model", text="")

@@ -69,7 +69,7 @@ def prepare(
     profile: Optional[DeviceProfile] = None,
     backend: str = "ort",
     threads: Optional[int] = None,
-    batch: int = 1,
+    batch: Union[int, str] = 1,
     max_length: Optional[int] = None,
     longest: Optional[int] = None,
     texts: Optional[Iterable[Any]] = None,
@@ -87,7 +87,7 @@ def prepare(
             one it is learned while requests come.
         backend: `ort` (ONNX Runtime, no torch) or `torch`.
         threads: of the backend; the processors of this process if None.
-        batch: rows that run together.
+        batch: rows that run together; `"bulk"`: as many as the budget holds, by length, for throughput.
         max_length: cut texts to this many tokens.
         longest: tokens of the longest input that will come, if known; plans are smaller for short inputs.
         texts: the inputs themselves, if they are known: they tell `longest`.
@@ -98,6 +98,7 @@ def prepare(
     """
     from offramp.measure import num_cores
     from offramp.runtime import Classifier, Settings, parse_size, tune_allocator
+    from offramp.runtime.bulk import BULK, with_most_rows
     from offramp.runtime.footprint import give_back
     from offramp.runtime.guard import guard_for
     from offramp.runtime.policy_files import expect_profile, read_exit, require_model
@@ -118,9 +119,16 @@ def prepare(
     if texts is not None:
         longest = max((text_encoder.encode([text]).ids_BS.size for text in texts), default=None)
     budget_bytes = unlimited_bytes() if budget is None else parse_size(budget)
-    settings = Settings(budget_bytes, batch, longest, reads, own_process)
     guard = guard_for(tuned_deadline if deadline is None else deadline)
-    classifier = Classifier(opened, engine, text_encoder, policy, settings, guard)
+
+    def plan_for(num_rows: int) -> Classifier:
+        settings = Settings(budget_bytes, num_rows, longest, reads, own_process, is_bulk=batch == BULK)
+        return Classifier(opened, engine, text_encoder, policy, settings, guard)
+
+    if batch == BULK:
+        classifier = with_most_rows(plan_for, opened, engine, longest or text_encoder.max_length, budget_bytes)
+    else:
+        classifier = plan_for(int(batch))
     if guard is not None:
         expect_profile(guard, classifier, profile)
     if reads == "direct" and not classifier.direct:

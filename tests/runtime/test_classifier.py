@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import threading
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,11 @@ from offramp.errors import BudgetError, NonFiniteError, StoreError, UsageError
 from offramp.measure import Memory, read_memory
 from offramp.runtime import classifier as classifier_module
 from offramp.runtime import prepare
+from offramp.runtime.bulk import with_most_rows
 from offramp.runtime.classifier import Settings
 from offramp.runtime.slots import Slot
 from tests.runtime.driver import expected
-from tests.toy import LABELS, MAX_LENGTH, Toy, make_classifier
+from tests.toy import LABELS, MAX_LENGTH, Toy, ToyBackend, make_classifier
 
 LARGE = Toy(padding_bytes=3 << 20)
 """Shards of half a MiB and more: large enough to be streamed."""
@@ -347,3 +349,45 @@ def test_the_process_stays_below_the_prediction_and_the_budget(shelf, run_python
     peak, predicted, budget, resident = map(int, printed.split())
     assert peak <= predicted <= budget
     assert resident >= {"one slot": 0, "some residents": 14 << 20, "everything": 63 << 20}[room]
+
+
+@pytest.mark.parametrize("policy", ["none", "patience:1"])
+def test_bulk_gives_the_same_results_in_order(shelf, policy):
+    store = shelf.open(Toy())
+    texts = [*TEXTS, *reversed(TEXTS), "a" * 7]
+    with make_classifier(store, policy, num_rows=3, is_bulk=True) as classifier:
+        results = classifier.predict(texts)
+        assert classifier.predict([]) == []
+    assert rows_of(results) == plainly(store, texts, policy)
+    assert classifier.record()["is_bulk"]
+
+
+def test_bulk_batches_are_alike_in_length_and_within_the_plan(shelf):
+    classifier = make_classifier(shelf.open(Toy()), num_rows=3, is_bulk=True)
+    planned = classifier.backend.activation_bytes(3, MAX_LENGTH)
+    lengths = [1, 12, 3, 1, 12, 5, 7, 1, 2, 12, 12]
+    batches = list(classifier._bulk_batches(lengths))
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert classifier.backend.activation_bytes(len(batch), max(lengths[index] for index in batch)) <= planned
+    ends = [(lengths[batch[0]], lengths[batch[-1]]) for batch in batches]
+    assert all(before[1] >= after[0] for before, after in pairwise(ends))
+    assert len(batches[0]) == 3, "rows of the longest length"
+    assert len(batches[-1]) > 3, "short rows are more"
+    classifier.close()
+
+
+def test_bulk_takes_the_most_rows_that_fit(shelf):
+    store = shelf.open(Toy(padding_bytes=1 << 20))
+    tried = []
+
+    def plan_for(num_rows):
+        tried.append(num_rows)
+        return make_classifier(store, num_rows=num_rows, budget_bytes=budget)
+
+    for budget, rows in ((1 << 40, [1, 32]), (1, [1])):
+        tried.clear()
+        classifier = with_most_rows(plan_for, store, ToyBackend(), MAX_LENGTH, budget)
+        assert tried == rows, "what cannot fit is not tried"
+        assert classifier.settings.num_rows == rows[-1]
+        classifier.close()

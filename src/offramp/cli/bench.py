@@ -72,7 +72,7 @@ def _once(args: argparse.Namespace) -> int:
     else:
         length = random_length(args.store, args.max_length)
         with offramp.load(args.store, size(args.budget), longest=length, **engine_options(args)) as classifier:
-            record = measure_tokens(classifier, args.batch, length, args.passes)
+            record = measure_tokens(classifier, classifier.settings.num_rows, length, args.passes)
     emit(record)
     return 0
 

@@ -35,6 +35,11 @@ def count(text: str) -> int:
     return int(text)
 
 
+def batch_size(text: str) -> int | str:
+    """A number of rows, or `bulk`, for argparse."""
+    return text if text == "bulk" else count(text)
+
+
 def duration(text: str) -> float:
     """Seconds, for argparse."""
     from offramp.runtime.durations import parse_duration
@@ -60,7 +65,10 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
         "--backend", choices=("ort", "torch"), default="ort", help="who multiplies (default: ort, ONNX Runtime)"
     )
     parser.add_argument("--threads", type=count, metavar="N", help="threads of the backend (default: the processors)")
-    parser.add_argument("--batch", type=count, default=1, metavar="N", help="rows that run together (default: 1)")
+    parser.add_argument(
+        "--batch", type=batch_size, default=1, metavar="N",
+        help="rows that run together; bulk: as many as the budget holds, by length (default: 1)",
+    )  # fmt: skip
     parser.add_argument(
         "--max-length", type=count, metavar="N", help="cut texts to N tokens (default: what the model reads)"
     )

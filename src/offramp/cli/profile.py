@@ -52,12 +52,13 @@ def main(args: argparse.Namespace) -> int:
         texts = known_inputs(args) if has_inputs(args) else None
         with offramp.load(args.store, args.budget, longest=length, texts=texts, **engine_options(args)) as classifier:
             if length is None:
-                classifier.predict(list(islice(inputs(args), args.passes * args.batch)), more=False)
+                num_texts = args.passes * classifier.settings.num_rows
+                classifier.predict(list(islice(inputs(args), num_texts)), more=False)
             else:
+                num_rows = classifier.settings.num_rows
                 for index in range(args.passes):
-                    classifier.predict_tokens(
-                        *random_tokens(classifier, args.batch, length, index), more=index + 1 < args.passes
-                    )
+                    tokens = random_tokens(classifier, num_rows, length, index)
+                    classifier.predict_tokens(*tokens, more=index + 1 < args.passes)
             record = {**classifier.record(), "peak_rss_bytes": read_memory().peak_bytes}
     if args.trace:
         classifier.trace.to_jsonl(args.trace)

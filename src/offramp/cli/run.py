@@ -29,6 +29,9 @@ from offramp.cli.options import (
 )
 from offramp.errors import UsageError, shown
 
+BULK_TEXTS = 1024
+"""Texts that bulk mode sorts by length at a time."""
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of run."""
@@ -58,7 +61,8 @@ def main(args: argparse.Namespace) -> int:
     num_layers = len(classifier.store.manifest.layers)
     with classifier:
         ready = time.perf_counter() - started
-        for batch, more in _batches(inputs(args), args.batch, live=args.input == "-"):
+        size = BULK_TEXTS if args.batch == "bulk" else args.batch
+        for batch, more in _batches(inputs(args), size, live=args.input == "-"):
             for text, result in zip(batch, classifier.predict(batch, more=more), strict=True):
                 _show(result, text, num_layers, args.json)
         record = {**classifier.record(), "ready_seconds": ready, "peak_rss_bytes": read_memory().peak_bytes}

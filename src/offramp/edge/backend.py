@@ -65,7 +65,8 @@ class OrtBackend(Backend):
         """Run each kind on [B, S] tokens, with zeros for weights: read-only zero pages take no memory."""
         encoder, tokens = self.encoder, num_rows * length
         weights = {kind: _zeros(session) for kind, session in self._sessions.items()}
-        rows = {name: np.zeros((tokens, encoder.embedding_size), np.float32) for name in ("word", "position", "type")}
+        # Ones, not zeros: what is gathered takes memory.
+        rows = {name: np.ones((tokens, encoder.embedding_size), np.float32) for name in ("word", "position", "type")}
         state = self.begin(rows, np.ones((num_rows, length), np.int64), weights["embedding"])
         for kind in ("attention", "up", "down"):
             self.step(state, kind, weights[kind])

@@ -64,4 +64,4 @@ class Backend(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Free what the backend holds."""
+        """Free what the backend holds. It may be used again."""

@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import Any, Deque, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Deque, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from offramp.store import Store
 from offramp.store.exits import exit_name, exit_shapes, read_exits
 from offramp.store.reader import load_tensors
 
+MAX_BULK_ROWS = 256
 TRACED_PASSES = 16
 """Passes whose events are kept: 150 events of BERT-base each, 0.4 MiB in all."""
 
@@ -63,6 +64,8 @@ class Settings:
     reads: str = "auto"
     own_process: bool = False
     """The process is there for this alone: the budget holds from its start on, not from here."""
+    is_bulk: bool = False
+    """Texts of about equal length run together, as many as the plan holds activations for."""
 
     def __post_init__(self) -> None:
         if self.num_rows < 1:
@@ -139,6 +142,8 @@ class Classifier:
         """
         if isinstance(texts, str):
             raise ValueError("predict takes a list of texts, not one text: predict([text])")
+        if self.settings.is_bulk:
+            return self._predict_bulk(texts, more)
         results: List[Result] = []
         step = self.settings.num_rows
         for start in range(0, len(texts), step):
@@ -147,6 +152,33 @@ class Classifier:
             follows = more or start + step < len(texts)
             results += self.predict_tokens(batch.ids_BS, batch.mask_BS, batch.types_BS, more=follows, began=began)
         return results
+
+    def _predict_bulk(self, texts: Sequence[Any], more: bool) -> List[Result]:
+        """The same by length, so that a sweep of the weights serves many texts and pads few tokens."""
+        lengths = [self.text_encoder.encode([text]).ids_BS.size for text in texts]
+        found: List[Optional[Result]] = [None] * len(texts)
+        batches = list(self._bulk_batches(lengths))
+        for number, indices in enumerate(batches, start=1):
+            began = time.perf_counter()
+            batch = self.text_encoder.encode([texts[index] for index in indices])
+            follows = more or number < len(batches)
+            results = self.predict_tokens(batch.ids_BS, batch.mask_BS, batch.types_BS, more=follows, began=began)
+            for index, result in zip(indices, results):
+                found[index] = result
+        return [result for result in found if result is not None]
+
+    def _bulk_batches(self, lengths: Sequence[int]) -> Iterator[List[int]]:
+        """Indices of texts, the longest first, in batches that the plan holds."""
+        batch: List[int] = []
+        for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+            longest = lengths[batch[0]] if batch else lengths[index]
+            fits = self.backend.activation_bytes(len(batch) + 1, longest) <= self._planned_bytes
+            if batch and (not fits or len(batch) == MAX_BULK_ROWS):
+                yield batch
+                batch = []
+            batch.append(index)
+        if batch:
+            yield batch
 
     def predict_tokens(
         self,
@@ -249,6 +281,7 @@ class Classifier:
             "reads": "direct" if self.direct else "buffered",
             "verify": self.store.policy,
             "batch": self.settings.num_rows,
+            "is_bulk": self.settings.is_bulk,
             "num_inputs": self._num_inputs,
             "seconds_total": self._seconds,
             "latency_seconds_median": median(latencies) if latencies else None,

@@ -74,7 +74,16 @@ def settle(loop: Loop, encode: Callable[[List[str]], Any], workload: Workload, b
         activation_bytes = max(
             activation_bytes, *(rehearse(workload.num_rows, workload.length) - base_bytes for _ in range(3))
         )
-    return base_bytes, activation_bytes + HEADROOM_BYTES
+    return base_bytes, activation_bytes + gathered_bytes(loop.store, workload) + HEADROOM_BYTES
+
+
+def gathered_bytes(store: Store, workload: Workload) -> int:
+    """What the embedding rows of a pass take while they are gathered: a table of those that differ, and three arrays.
+
+    They are gone when a rehearsal is weighed. Those of one row of tokens find room in the headroom.
+    """
+    row_bytes = workload.length * store.manifest.encoder.embedding_size * 4
+    return 4 * (workload.num_rows - 1) * row_bytes
 
 
 def make_run_plan(
