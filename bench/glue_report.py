@@ -49,9 +49,9 @@ percentile bootstrap over dev rows, both models and all seeds scored on the same
 NOTE_RULES = """\
 For each task the rule that leaves earliest on the tune split while it loses at most 0.5 points there. Gain: dev score
 against the last exit of the same model. Time: milliseconds a sentence at batch 1, whole model in memory, 2 threads, the
-median over rounds. Speed-up: against the plain model without heads in the same engine, and beside it against the faster
-of two plain models, transformers' and offramp's; ratios within a round (range over rounds). The last column is layers
-alone, 6 divided by the mean exit, and no measure of time.
+median over rounds. Speed-up: against the plain model in the same engine (none of its heads is run), and beside it
+against the faster of two plain models, transformers' and offramp's; ratios within a round (range over rounds). The last
+column is layers alone, 6 divided by the mean exit, and no measure of time.
 """
 
 
