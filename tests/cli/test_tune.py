@@ -145,6 +145,7 @@ def test_a_policy_file_with_another_policy_inside_is_refused(refused, tune, made
         (tmp_path / "bad.json").write_text(json.dumps({**tree, "policy": policy}))
         code = 2 if isinstance(policy, dict) and policy.get("text") == "hope" else 4
         refused(code, "policy", "run", made / "store", "--exit", tmp_path / "bad.json", "--text", "a")
+        refused(code, "policy", "tune", "--explain", tmp_path / "bad.json")
 
 
 def test_a_deadline_needs_exits_and_time_for_one(refused, made, run, tmp_path):

@@ -126,7 +126,7 @@ def test_a_read_that_does_not_end_is_left_at_the_deadline(shelf, shard):
     """The answer goes out, the read is cancelled, and the next request is right."""
     store = shelf.open(Toy())
     stuck = Stuck(store, shard)
-    loop = open_loop(store, "none", 1, guard=DeadlineGuard(0.05))
+    loop = open_loop(store, "none", 1, guard=DeadlineGuard(0.4))
     outcomes = loop.run(*encode(ROWS))
     stage = store.manifest.encoder.num_layers - 1 if shard == "head" else int(shard[6:8])
     assert answers(outcomes) == expected(store, ROWS, f"stage:{stage}")

@@ -80,12 +80,12 @@ def _row(tried: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _show(name: str, file: Any) -> None:
-    from offramp.experiments.tuning import explain
+    from offramp.runtime.policy_files import policy_of
 
     predicted = file.predicted
     print(
-        f"{name}: {explain(file)}, score {predicted['score']:.1f} ({-predicted['loss']:+.2f} against the last exit),"
-        f" {predicted['seconds'] * 1e3:.2f} ms a text, mean exit {predicted['mean_exit']:.2f}"
+        f"{name}: {policy_of(file, name)}, score {predicted['score']:.1f} ({-predicted['loss']:+.2f} against the last"
+        f" exit), {predicted['seconds'] * 1e3:.2f} ms a text, mean exit {predicted['mean_exit']:.2f}"
     )
     if file.deadline_seconds is not None:
         print(f"deadline: {file.deadline_seconds * 1e3:g} ms a request")

@@ -33,7 +33,7 @@ class Tried:
 
 
 def candidates(num_exits: int, problem: str) -> list[str]:
-    """Policies worth trying: fixed exits, patience, confidence, entropy; of a regression, fixed exits and patience."""
+    """Policies worth trying: fixed exits, patience, votes, confidence, entropy; of a regression, the first two."""
     fixed = [f"stage:{number}" for number in range(1, num_exits)]
     runs = range(1, num_exits - 1)  # patience P agrees at P + 1 exits, and must leave before the last
     if problem == REGRESSION:
@@ -42,6 +42,7 @@ def candidates(num_exits: int, problem: str) -> list[str]:
     return [
         *fixed,
         *(f"patience:{run}" for run in runs),
+        *(f"votes:{votes}" for votes in range(2, num_exits)),
         *(f"confidence:{level}" for level in _SURE),
         *late,
         *(f"entropy:{level}" for level in _ENTROPIES),

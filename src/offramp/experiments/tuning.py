@@ -31,7 +31,6 @@ from offramp.policies.learned import (
     ScoredPolicy,
     Starting,
     Thresholds,
-    from_json,
     predicted,
     to_json,
 )
@@ -398,11 +397,6 @@ def _bootstrapped_drop(
     return drop(slice(None)), float(np.quantile([drop(draw) for draw in draws], confidence))
 
 
-def explain(file: PolicyFile) -> Policy:
-    """The policy of a file."""
-    return from_json(file.policy)
-
-
 def _reachable(profile: DeviceProfile, lengths_N: np.ndarray, deadline_seconds: float | None) -> np.ndarray:
     """The deepest exit that each sample reaches before the deadline, nearly always; at least the first."""
     if deadline_seconds is None:
@@ -417,7 +411,7 @@ def _growing(table: Sequence[Sequence[float]]) -> tuple[tuple[float, ...], ...]:
 
 
 def _remembered(fit: Callable[[Lessons], Any]) -> Callable[[Lessons], Any]:
-    """A fit that is not repeated for the same samples: they are told by their first and last features and number."""
+    """A fit that is not repeated for the same samples, which are told by their lengths and losses."""
     known: dict[Any, Any] = {}
 
     def remembered(lessons: Lessons) -> Any:

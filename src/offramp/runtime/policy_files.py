@@ -13,7 +13,7 @@ from offramp.runtime.durations import format_duration
 from offramp.runtime.guard import DeadlineGuard
 from offramp.runtime.profile import DeviceProfile, cached_profile, fingerprint_of
 from offramp.store import Store
-from offramp.store.policy_file import read_policy
+from offramp.store.policy_file import PolicyFile, read_policy
 
 
 def read_exit(exit: Union[str, Policy]) -> Tuple[Policy, Optional[str], Optional[float]]:
@@ -27,10 +27,15 @@ def read_exit(exit: Union[str, Policy]) -> Tuple[Policy, Optional[str], Optional
         return parse(exit), None, None
     path = Path(exit.strip())
     file = read_policy(path)
+    return policy_of(file, path), file.model_sha256, file.deadline_seconds
+
+
+def policy_of(file: PolicyFile, where: object) -> Policy:
+    """The policy that a file describes. Raises StoreError for something else, UsageError for a rule that is none."""
     try:
-        return from_json(file.policy), file.model_sha256, file.deadline_seconds
+        return from_json(file.policy)
     except ValueError as error:
-        raise StoreError(f"no policy ({error})", path, "make it again: offramp tune") from None
+        raise StoreError(f"no policy ({error})", where, "make it again: offramp tune") from None
 
 
 def require_model(model_sha256: Optional[str], store: Store, where: Any) -> None:
