@@ -291,7 +291,7 @@ def loss_verdict(records: Sequence[Record]) -> list[Verdict]:
         both = [mean_of_exits(ours) - mean_of_exits(default) for ours, default in pairs if ours and default]
         if both and name != DEFAULT_LOSS:
             gains.append(float(np.mean(both)))
-            told.append(f"{name} {gains[-1]:+.1f} ({len(both)} tasks)")
+            told.append(f"{name} {gains[-1]:+.2f} ({len(both)} tasks)")
     what = f"the default loss, {DEFAULT_LOSS}, is the best: mean of all exits on tune of the others, less its own"
     return [Verdict(what, "<= 0", ", ".join(told), max(gains) <= 0)] if gains else []
 
