@@ -48,6 +48,7 @@ def main(args: argparse.Namespace) -> int:
         missing = next(name for name in ("store", "transcript", "out") if not getattr(args, name))
         raise UsageError(f"no {missing}", None, "offramp tune STORE --transcript DIR --latency 40ms --out policy.json")
     from offramp.experiments.tuning import Goal, tune
+    from offramp.runtime.policy_files import policy_of
     from offramp.store import Store
     from offramp.store.policy_file import write_policy
 
@@ -60,12 +61,13 @@ def main(args: argparse.Namespace) -> int:
         facts = (store.digest, store.manifest.encoder.max_length)
     profile = _profile(args, facts[0], min(int(transcript.lengths_N.max()), facts[1]))
     file, rivals = tune(transcript, certify_on, profile, goal, say)
+    policy = policy_of(file, args.out)
     write_policy(Path(args.out), file)
     if args.json:
         emit({"out": args.out, "predicted": file.predicted, "certificate": file.certificate})
         return 0
     print(table(_HEAD, [_row(each.row()) for each in sorted(rivals, key=lambda each: -each.score)]))
-    _show(args.out, file)
+    _show(args.out, file, policy)
     return 0
 
 
@@ -79,12 +81,10 @@ def _row(tried: dict[str, Any]) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def _show(name: str, file: Any) -> None:
-    from offramp.runtime.policy_files import policy_of
-
+def _show(name: str, file: Any, policy: object) -> None:
     predicted = file.predicted
     print(
-        f"{name}: {policy_of(file, name)}, score {predicted['score']:.1f} ({-predicted['loss']:+.2f} against the last"
+        f"{name}: {policy}, score {predicted['score']:.1f} ({-predicted['loss']:+.2f} against the last"
         f" exit), {predicted['seconds'] * 1e3:.2f} ms a text, mean exit {predicted['mean_exit']:.2f}"
     )
     if file.deadline_seconds is not None:
@@ -103,15 +103,17 @@ def _show(name: str, file: Any) -> None:
 def _explain(path: Path, as_json: bool) -> int:
     from dataclasses import asdict
 
+    from offramp.runtime.policy_files import policy_of
     from offramp.store.policy_file import read_policy
 
     file = read_policy(path)
+    policy = policy_of(file, path)
     if as_json:
         emit(asdict(file))
         return 0
     rows = [_row(each) for each in file.front]
     print(table(("the front", "score", "loss", "latency", "mean exit"), rows))
-    _show(str(path), file)
+    _show(str(path), file, policy)
     print(f"tuned on {file.tuned_on['num_samples']} samples of {file.tuned_on['task']}")
     keys = ("cpu_model", "num_cores", "backend", "threads")
     print(f"measured on {', '.join(str(file.measured_on.get(key)) for key in keys)}")
