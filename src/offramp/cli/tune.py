@@ -84,7 +84,7 @@ def _row(tried: dict[str, Any]) -> tuple[str, ...]:
 def _show(name: str, file: Any, policy: object) -> None:
     predicted = file.predicted
     print(
-        f"{name}: {policy}, score {predicted['score']:.1f} ({-predicted['loss']:+.2f} against the last"
+        f"{name}: {policy}, score {predicted['score']:.1f} ({0.0 - predicted['loss']:+.2f} against the last"
         f" exit), {predicted['seconds'] * 1e3:.2f} ms a text, mean exit {predicted['mean_exit']:.2f}"
     )
     if file.deadline_seconds is not None:
