@@ -201,11 +201,25 @@ def test_a_regression_can_be_tuned(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "goal", [{}, {"latency_seconds": 1.0, "max_drop": 1.0}, {"max_drop": 0.0}, {"max_drop": 1.0, "confidence": 1.0}]
+    "goal",
+    [
+        {},
+        {"latency_seconds": 1.0, "max_drop": 1.0},
+        {"max_drop": 0.0},
+        {"max_drop": 1.0, "confidence": 1.0},
+        {"max_drop": 1.0, "deadline_seconds": 1.0},
+    ],
 )
 def test_goals_that_are_none_are_refused(goal):
     with pytest.raises(UsageError):
         Goal(**goal)
+
+
+def test_under_a_deadline_every_head_runs(transcripts):
+    """The guard asks each exit for an answer, whatever the policy needs."""
+    free, bound = Trials(transcripts[0], make_profile()), Trials(transcripts[0], make_profile(), 100.0)
+    for text, spared in (("none", NUM_EXITS - 1), ("stage:4", 3), ("stage:1", 0)):
+        assert bound.rule(parse(text)).seconds - free.rule(parse(text)).seconds == pytest.approx(spared * HEAD)
 
 
 def test_exits_of_is_replay(transcripts):

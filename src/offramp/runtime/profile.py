@@ -196,7 +196,7 @@ def cached_profile(fingerprint: Dict[str, Any], longest: int) -> Optional[Device
     """The profile of this fingerprint in the cache folder, if it has inputs of this length."""
     try:
         profile = load_profile(_cached(fingerprint))
-    except Exception:  # nothing there, or not ours: measured again
+    except OfframpError:  # nothing there, or not ours: measured again
         return None
     fits = profile.fingerprint == fingerprint and profile.lengths[-1] >= longest
     return profile if fits else None
