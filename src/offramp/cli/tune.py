@@ -129,15 +129,12 @@ def _transcripts(folder: Path, needs_certify: bool) -> tuple[Any, Any]:
 def _profile(args: argparse.Namespace, store_sha256: str, longest: int) -> Any:
     """The one that was given, if it was measured here; else a process of the engine's own measures, or remembers."""
     from offramp.experiments.bench import profile_here
-    from offramp.measure.hardware import environment
-    from offramp.runtime.profile import load_profile, require_here
+    from offramp.runtime.profile import load_profile, machine, require_here
 
     if args.profile:
         profile = load_profile(Path(args.profile))
         if not args.force_profile:
-            facts = environment()
-            here = {key: facts[key] for key in ("cpu_model", "num_cores", "platform", "total_memory_bytes")}
-            require_here(profile, {**here, "store_sha256": store_sha256}, args.profile)
+            require_here(profile, {**machine(), "store_sha256": store_sha256}, args.profile)
         return profile
     options = ["--backend", args.backend]
     options += [] if args.budget is None else ["--budget", str(args.budget)]

@@ -188,9 +188,10 @@ class Trials:
             if self.problem != REGRESSION:
                 for ratio in RATIOS:
                     yield self.fitted("thresholds", view, lambda lessons, ratio=ratio: fit_thresholds(lessons, ratio))
-            yield from self._halting(view)
+            risks = _remembered(fit_risks)
+            yield from self._halting(view, risks)
             say(f"fitting the cost function from exit {view.first} on")
-            yield from self._priced("stopping", view, self._stopping(view), near_seconds)
+            yield from self._priced("stopping", view, self._stopping(view, risks), near_seconds)
             yield from self._priced("index", view, self._index(view), near_seconds)
 
     def rule(self, policy: Policy) -> Tried:
@@ -263,17 +264,15 @@ class Trials:
     def _answers(self, exit_N: np.ndarray) -> np.ndarray:
         return answer_at(self.logits_KNC, exit_N)
 
-    def _halting(self, view: _View) -> Iterator[Tried]:
+    def _halting(self, view: _View, by_lessons: Callable[[Lessons], Any]) -> Iterator[Tried]:
         is_logistic = view.lessons.is_logistic
-        by_lessons = _remembered(fit_risks)
         all_risks = by_lessons(self._lessons(view, None))
         seen = [predicted(w, x, is_logistic) for w, x in zip(all_risks, view.lessons.features_KNF, strict=True)]
         for level in np.quantile(np.concatenate(seen), np.linspace(0.05, 0.97, 16)):
             make = lambda lessons, level=level: Halting(by_lessons(lessons), float(level), is_logistic)  # noqa: E731
             yield self.fitted("halting", view, make)
 
-    def _stopping(self, view: _View) -> Callable[[float], Maker]:
-        by_lessons = _remembered(fit_risks)
+    def _stopping(self, view: _View, by_lessons: Callable[[Lessons], Any]) -> Callable[[float], Maker]:
         return lambda price: lambda lessons: fit_stopping(lessons, by_lessons(lessons), view.costs, price)
 
     def _index(self, view: _View) -> Callable[[float], Maker]:

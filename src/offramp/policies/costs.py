@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Tuple
+from typing import Any, Tuple
 
 import numpy as np
 
@@ -40,3 +40,8 @@ class Costs:
         """Seconds [B, K] for rows of so many tokens: linear between lengths, the nearest beyond them."""
         columns = zip(*self.seconds)
         return np.stack([np.interp(lengths_B, self.lengths, column) for column in columns], axis=1)
+
+
+def as_tuples(value: Any) -> Any:
+    """What JSON made a list, as a tuple, at every depth."""
+    return tuple(as_tuples(each) for each in value) if isinstance(value, (list, tuple)) else value

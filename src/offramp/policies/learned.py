@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Dict, Optional, Tuple
 import numpy as np
 
 from offramp.errors import UsageError
-from offramp.policies.costs import Costs
+from offramp.policies.costs import Costs, as_tuples
 from offramp.policies.evidence import REGRESSION, Evidence
 from offramp.policies.features import FEATURES, FeatureMemory
 from offramp.policies.grammar import parse
@@ -99,6 +99,14 @@ class Thresholds(LearnedPolicy):
 class ScoredPolicy(LearnedPolicy):
     """A policy that weighs features."""
 
+    risks: Tuple[Any, ...]
+    """One entry for each exit but the last."""
+
+    @property
+    def num_early_exits(self) -> int:
+        """One a risk."""
+        return len(self.risks)
+
     def start(self, num_rows: int, num_exits: int) -> Decider:
         """Nothing seen yet."""
         return _Scored(self, num_rows)
@@ -110,6 +118,16 @@ class ScoredPolicy(LearnedPolicy):
     @abstractmethod
     def leaves(self, exit_index: int, features_BF: np.ndarray, seconds_BK: np.ndarray) -> np.ndarray:
         """Who may go at an exit, [B], by the features there and by what `seconds` gave."""
+
+
+class CostAwarePolicy(ScoredPolicy):
+    """A policy that weighs seconds as well."""
+
+    costs: Costs
+
+    def seconds(self, lengths_B: np.ndarray) -> np.ndarray:
+        """Seconds to each exit, [B, K]."""
+        return self.costs.at(lengths_B)
 
 
 @dataclass(frozen=True)
@@ -132,18 +150,13 @@ class Halting(ScoredPolicy):
         _require_weights(self, self.risks)
         _require_finite(self, [self.level])
 
-    @property
-    def num_early_exits(self) -> int:
-        """One a row of weights."""
-        return len(self.risks)
-
     def leaves(self, exit_index: int, features_BF: np.ndarray, seconds_BK: np.ndarray) -> np.ndarray:
         """Who may go, [B]."""
         return predicted(self.risks[exit_index - 1], features_BF, self.is_logistic) <= self.level
 
 
 @dataclass(frozen=True)
-class Stopping(ScoredPolicy):
+class Stopping(CostAwarePolicy):
     """The cost function as optimal stopping: leave exit k when going on, and then stopping best, takes off less risk
     than it costs, c_k - E[c_stop] <= price x (seconds to k + 1 + E[seconds from there to the stop]).
 
@@ -170,15 +183,6 @@ class Stopping(ScoredPolicy):
             _require_weights(self, rows)
             _require_cost_aware(self, len(rows))
 
-    @property
-    def num_early_exits(self) -> int:
-        """One a row of weights."""
-        return len(self.risks)
-
-    def seconds(self, lengths_B: np.ndarray) -> np.ndarray:
-        """Seconds to each exit, [B, K]."""
-        return self.costs.at(lengths_B)
-
     def leaves(self, exit_index: int, features_BF: np.ndarray, seconds_BK: np.ndarray) -> np.ndarray:
         """Who may go, [B]."""
         told_B3 = _logistic(features_BF @ self._weights[exit_index - 1])
@@ -195,7 +199,7 @@ class Stopping(ScoredPolicy):
 
 
 @dataclass(frozen=True)
-class Index(ScoredPolicy):
+class Index(CostAwarePolicy):
     """The cost function in a form that needs no fit when costs or the price change: leave exit k unless some later exit
     m takes off more risk a second than the price, max over m of (c_k - E[c_m]) / (T_m - T_k) <= price.
     """
@@ -214,15 +218,6 @@ class Index(ScoredPolicy):
         _require_cost_aware(self, len(self.risks))
         if [len(row) for row in self.risks] != list(range(self.costs.num_exits, 1, -1)):
             raise ValueError(f"{self.word}: expected risks of each exit from each exit before it")
-
-    @property
-    def num_early_exits(self) -> int:
-        """One a row of risks."""
-        return len(self.risks)
-
-    def seconds(self, lengths_B: np.ndarray) -> np.ndarray:
-        """Seconds to each exit, [B, K]."""
-        return self.costs.at(lengths_B)
 
     def leaves(self, exit_index: int, features_BF: np.ndarray, seconds_BK: np.ndarray) -> np.ndarray:
         """Who may go, [B]."""
@@ -317,8 +312,8 @@ def from_json(tree: Any) -> Policy:
     try:
         if "costs" in found:
             costs = found["costs"]
-            found["costs"] = Costs(_tuples(costs["lengths"]), _tuples(costs["seconds"]))
-        return kind(**{name: _tuples(value) for name, value in found.items()})
+            found["costs"] = Costs(as_tuples(costs["lengths"]), as_tuples(costs["seconds"]))
+        return kind(**{name: as_tuples(value) for name, value in found.items()})
     except (TypeError, KeyError) as error:
         raise ValueError(f"{kind.word}: not what it should be ({error})") from None
 
@@ -376,10 +371,6 @@ class _Renumbered(Decider):
 
     def keep(self, mask_B: np.ndarray) -> None:
         self.decider.keep(mask_B)
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(each) for each in value) if isinstance(value, (list, tuple)) else value
 
 
 def _require_finite(policy: LearnedPolicy, numbers: Any) -> None:

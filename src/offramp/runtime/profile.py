@@ -23,7 +23,7 @@ from offramp.errors import OfframpError, RefusedError, StoreError
 from offramp.measure import median, percentile
 from offramp.measure.hardware import environment
 from offramp.policies import Decider, Evidence, Policy
-from offramp.policies.costs import Costs
+from offramp.policies.costs import Costs, as_tuples
 from offramp.policies.policy import Memoryless
 from offramp.runtime.classifier import Classifier
 from offramp.store.memory import cache_folder
@@ -154,11 +154,17 @@ def measure_profile(
     return samples.profile(fingerprint_of(classifier), number)
 
 
+def machine() -> Dict[str, Any]:
+    """What tells machines apart."""
+    facts = environment()
+    return {key: facts[key] for key in ("cpu_model", "num_cores", "platform", "total_memory_bytes")}
+
+
 def fingerprint_of(classifier: Classifier) -> Dict[str, Any]:
     """What a profile holds for: another value of any of these, and it does not."""
-    facts, plan = environment(), classifier.plan
+    plan = classifier.plan
     return {
-        **{key: facts[key] for key in ("cpu_model", "num_cores", "platform", "total_memory_bytes")},
+        **machine(),
         "backend": classifier.backend.name,
         "threads": classifier.backend.num_threads,
         "store_sha256": classifier.store.digest,
@@ -184,7 +190,7 @@ def load_profile(path: Path) -> DeviceProfile:
     """Read it from a file. Raises UsageError, StoreError, VersionError."""
     tree = read_json(path, "device profile", _REMEDY)
     try:
-        fields = {name: _tuples(tree[name]) for name in DeviceProfile.__dataclass_fields__}
+        fields = {name: as_tuples(tree[name]) for name in DeviceProfile.__dataclass_fields__}
         profile = DeviceProfile(**{**fields, "fingerprint": dict(tree["fingerprint"])})
         profile.costs()
     except (KeyError, TypeError, ValueError, IndexError) as error:
@@ -280,7 +286,3 @@ class _Samples:
 
 def _seconds(spans: Sequence[Any], kind: str, stage: int) -> float:
     return sum(span.end_seconds - span.start_seconds for span in spans if (span.kind, span.stage) == (kind, stage))
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(each) for each in value) if isinstance(value, list) else value
