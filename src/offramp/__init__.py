@@ -66,7 +66,7 @@ def prepare(
     exit: Union[str, Policy] = "none",
     *,
     deadline: Union[float, str, None] = None,
-    profile: Optional[DeviceProfile] = None,
+    profile: Union[DeviceProfile, str, os.PathLike, None] = None,
     backend: str = "ort",
     threads: Optional[int] = None,
     batch: Union[int, str] = 1,
@@ -83,8 +83,8 @@ def prepare(
     Args:
         deadline: seconds, or `"60ms"`, for each request from its text to its answer: at that time the best answer so
             far goes out. None: that of the policy file, if it has one.
-        profile: what stages take on this machine, for the deadline; the one in the cache folder if None, and without
-            one it is learned while requests come.
+        profile: what stages take on this machine, for the deadline, or the file of it; the one in the cache folder if
+            None, and without one it is learned while requests come.
         backend: `ort` (ONNX Runtime, no torch) or `torch`.
         threads: of the backend; the processors of this process if None.
         batch: rows that run together; `"bulk"`: as many as the budget holds, by length, for throughput.

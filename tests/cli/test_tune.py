@@ -148,6 +148,20 @@ def test_a_policy_file_with_another_policy_inside_is_refused(refused, tune, made
         refused(code, "policy", "tune", "--explain", tmp_path / "bad.json")
 
 
+def test_a_profile_tells_the_guard_what_to_expect(refused, run, made, tmp_path):
+    """Through the whole machine's plan, as the profile was measured."""
+    words = ("run", made / "store", "--text", "a red rose", "--max-length", 16)
+    done = run(*words, "--deadline", "10s", "--profile", made / "profile.json", "--json")
+    assert done.code == 0, done.err
+    told = (*words, "--profile", made / "profile.json", "--deadline", "1us")
+    refused(3, "a deadline of 0.001 ms is below the first exit", *told)
+    other = tmp_path / "other.json"
+    tree = json.loads((made / "profile.json").read_text())
+    other.write_text(json.dumps({**tree, "fingerprint": {**tree["fingerprint"], "store_sha256": "another"}}))
+    refused(4, "measured elsewhere (store_sha256 'another' there", *words, "--deadline", "10s", "--profile", other)
+    refused(2, "device profile cannot be read", *words, "--deadline", "10s", "--profile", tmp_path / "none.json")
+
+
 def test_a_deadline_needs_exits_and_time_for_one(refused, made, run, tmp_path):
     done = run("run", made / "store", "--deadline", "10s", "--text", "a red rose", "--json")
     assert done.lines[-1]["record"]["num_cut_by_deadline"] == 0

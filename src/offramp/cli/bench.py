@@ -93,7 +93,7 @@ def _profile(args: argparse.Namespace) -> int:
 
     longest = random_length(args.store, args.max_length)
     budget = None if args.budget is None else _size(args.budget)
-    options = {**engine_options(args), "exit": scheduled_policy(), "deadline": None, "batch": 1}
+    options = {**engine_options(args), "exit": scheduled_policy(), "deadline": None, "profile": None, "batch": 1}
     classifier = offramp.prepare(args.store, budget, longest=longest, **options)
     profile = cached_profile(fingerprint_of(classifier), longest) if args.remembered else None
     if profile is None:

@@ -14,7 +14,7 @@ from offramp.errors import UsageError
 if TYPE_CHECKING:
     from offramp.tasks.examples import Splits
 
-ENGINE = ("exit", "deadline", "backend", "threads", "batch", "max_length", "reads", "verify")
+ENGINE = ("exit", "deadline", "profile", "backend", "threads", "batch", "max_length", "reads", "verify")
 """The options that `add_engine` takes, by their names in `offramp.prepare`."""
 
 
@@ -60,6 +60,11 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--deadline", type=duration, metavar="TIME", help="of each request, like 60ms: the best answer so far goes out"
+    )
+    parser.add_argument(
+        "--profile",
+        metavar="FILE",
+        help="for a deadline: what bench --save-profile measured (default: learn it)",
     )
     parser.add_argument(
         "--backend", choices=("ort", "torch"), default="ort", help="who multiplies (default: ort, ONNX Runtime)"

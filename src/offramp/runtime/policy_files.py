@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Optional, Tuple, Union
 
@@ -11,7 +12,7 @@ from offramp.policies.learned import from_json
 from offramp.runtime.classifier import Classifier
 from offramp.runtime.durations import format_duration
 from offramp.runtime.guard import DeadlineGuard
-from offramp.runtime.profile import DeviceProfile, cached_profile, fingerprint_of
+from offramp.runtime.profile import DeviceProfile, cached_profile, fingerprint_of, load_profile, require_here
 from offramp.store import Store
 from offramp.store.policy_file import PolicyFile, read_policy
 
@@ -45,9 +46,22 @@ def require_model(model_sha256: Optional[str], store: Store, where: Any) -> None
         raise RefusedError(what, where, "tune it on a transcript of this store")
 
 
-def expect_profile(guard: DeadlineGuard, classifier: Classifier, profile: Optional[DeviceProfile]) -> None:
-    """Tell the guard what stages take, if that is known; else it learns. Raises BudgetError if no answer is in time."""
-    profile = profile or cached_profile(fingerprint_of(classifier), 1)
+def expect_profile(
+    guard: DeadlineGuard, classifier: Classifier, given: Union[DeviceProfile, str, os.PathLike, None]
+) -> None:
+    """Tell the guard what stages take, if that is known; else it learns.
+
+    Raises BudgetError if no answer is in time, and, for a file, what `load_profile` raises, and RefusedError if it was
+    measured on another machine, store or plan.
+    """
+    fingerprint = fingerprint_of(classifier)
+    if given is None:
+        profile = cached_profile(fingerprint, 1)
+    elif isinstance(given, DeviceProfile):
+        profile = given
+    else:
+        profile = load_profile(Path(given))
+        require_here(profile, fingerprint, given)
     if profile is None:
         return
     guard.expected = profile.step_p99

@@ -215,7 +215,7 @@ def require_here(profile: DeviceProfile, fingerprint: Dict[str, Any], where: obj
         told = ", ".join(
             f"{key} {profile.fingerprint.get(key)!r} there, {fingerprint[key]!r} here" for key in other[:3]
         )
-        remedy = "measure this one: offramp bench STORE --save-profile FILE; --force-profile takes it as it is"
+        remedy = "measure this one: offramp bench STORE --save-profile FILE"
         raise RefusedError(f"the profile was measured elsewhere ({told})", where, remedy)
 
 
