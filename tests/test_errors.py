@@ -13,6 +13,7 @@ EXIT_CODES = {
     "StoreError": 4,
     "DamagedError": 4,
     "VersionError": 4,
+    "StageError": 4,
     "NonFiniteError": 4,
     "DiskFullError": 5,
     "MissingExtraError": 1,

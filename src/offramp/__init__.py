@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Callable, Iterable, Optional, Union
 if TYPE_CHECKING:
     from offramp.errors import OfframpError as OfframpError
     from offramp.export import divide as divide
+    from offramp.models import stream as stream
     from offramp.policies import Policy
     from offramp.runtime import Classifier as Classifier
     from offramp.runtime import Result as Result
@@ -26,7 +27,18 @@ if TYPE_CHECKING:
     from offramp.store import verify as verify
 
 __version__ = "0.1.0"
-__all__ = ["Classifier", "OfframpError", "Result", "Store", "__version__", "divide", "load", "prepare", "verify"]
+__all__ = [
+    "Classifier",
+    "OfframpError",
+    "Result",
+    "Store",
+    "__version__",
+    "divide",
+    "load",
+    "prepare",
+    "stream",
+    "verify",
+]
 
 _HOMES = {
     "Classifier": "offramp.runtime",
@@ -34,6 +46,7 @@ _HOMES = {
     "Result": "offramp.runtime",
     "Store": "offramp.store",
     "divide": "offramp.export",
+    "stream": "offramp.models",
     "verify": "offramp.store",
 }
 BACKENDS = ("ort", "torch")

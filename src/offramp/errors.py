@@ -9,6 +9,7 @@
     │   ├── StoreError              a store
     │   │   ├── DamagedError        truncated, flipped, or not what the manifest says
     │   │   └── VersionError        a manifest of another version
+    │   ├── StageError              a divided module that does not run as it was divided
     │   └── NonFiniteError          NaN or infinite logits, naming the stage
     ├── DiskFullError            5  no space left; nothing stays under the final name
     └── MissingExtraError        1  an optional library is not installed; says which to install
@@ -77,6 +78,10 @@ class DamagedError(StoreError):
 
 class VersionError(StoreError):
     """A manifest that this version does not know."""
+
+
+class StageError(RefusedError):
+    """A module that cannot be divided into stages, or does not keep to those it was divided into."""
 
 
 class NonFiniteError(RefusedError):

@@ -23,13 +23,21 @@ def test_divide_makes_a_store_and_refuses_to_do_it_twice(run, refused, model, tm
 
 
 def test_divide_says_what_it_cannot_read(refused, run, tmp_path):
-    folder = write_tiny(tmp_path / "gpt", exits=False)
+    folder = write_tiny(tmp_path / "foreign", exits=False)
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "model_type": "gpt2", "architectures": ["GPT2Model"]}))
-    said = run("divide", folder, tmp_path / "store")
-    assert said.code == 4
-    assert "gpt2" in said.err
-    assert "distilbert" in said.err
+
+    def becomes(**changes):
+        (folder / "config.json").write_text(json.dumps({**config, **changes}))
+
+    becomes(model_type="gpt2", architectures=["GPT2Model"])
+    refused(4, ["tensors missing", "wte.weight"], "divide", folder, tmp_path / "store")
+    refused(
+        4, ["unknown architecture", "gpt2", "distilbert"], "divide", folder, tmp_path / "store", "--method", "names"
+    )
+    becomes(model_type="nothing-known")
+    refused(4, "cannot be read", "divide", folder, tmp_path / "store")
+    becomes(architectures=["MyOwnModel"])
+    refused(4, ["no MyOwnModel", "code in a model folder is not run"], "divide", folder, tmp_path / "store")
     assert not (tmp_path / "store").exists()
     refused(4, "no such folder", "divide", tmp_path / "nothing", tmp_path / "store")
     refused(2, "MODEL and STORE", "divide", tmp_path / "store")

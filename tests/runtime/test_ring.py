@@ -14,7 +14,7 @@ import pytest
 import offramp.runtime.ring as ring_module
 from offramp.errors import DamagedError
 from offramp.runtime.ring import Ring, Turn
-from offramp.runtime.slots import Slot
+from offramp.runtime.slots import EqualSlots, Slot
 from tests.runtime.driver import eventually
 
 BYTES = 4096
@@ -52,7 +52,7 @@ class Disk:
 
 
 def make_ring(disk, num_slots=1, residents=(), depth=None, on_read=lambda *_: None):
-    slots = [Slot(BYTES) for _ in range(num_slots)]
+    slots = EqualSlots([Slot(BYTES) for _ in range(num_slots)])
     return Ring(
         disk, slots, {shard: Slot(BYTES) for shard in residents}, depth=depth or num_slots or 2, on_read=on_read
     )
@@ -431,7 +431,7 @@ def test_close_wakes_a_loop_that_waits():
 
 
 def buffers(ring):
-    return [weakref.ref(slot) for slot in (*ring._slots, *ring._resident_slots.values())]
+    return [weakref.ref(slot) for slot in (*ring._room._slots, *ring._resident_slots.values())]
 
 
 def test_close_lets_go_of_all_buffers(no_collector):
@@ -480,9 +480,8 @@ class Schedule:
         residents = {name: Slot(BYTES) for name in names if self.random.random() < 0.3}
         self.orders, self.problems, self.injected = {}, [], []
         self.bytes_read = self.bytes_paid = self.operations = 0
-        self.ring = Ring(
-            self.read, [Slot(BYTES) for _ in range(self.depth)], residents, depth=self.depth, on_read=lambda *_: None
-        )
+        slots = EqualSlots([Slot(BYTES) for _ in range(self.depth)])
+        self.ring = Ring(self.read, slots, residents, depth=self.depth, on_read=lambda *_: None)
 
     def read(self, shard, view, cancelled):
         """Called in the reader thread."""

@@ -34,10 +34,10 @@ def test_the_last_key_is_the_sha256_of_all_bytes_before_it(pristine):
     assert data == body + b'"sha256": "%s"\n}\n' % hashlib.sha256(body).hexdigest().encode()
 
 
-@pytest.mark.parametrize("version", [0, 2, -1, 1.0, "1", True, None, [1], {}, "\x1b[31m"])
+@pytest.mark.parametrize("version", [0, 3, -1, 1.0, "1", True, None, [1], {}, "\x1b[31m"])
 def test_another_format(tree, version):
     message = refused(VersionError, lambda: loads(seal({**tree, "format": version}), "store/offramp.json"))
-    assert "this version reads 1 - store/offramp.json - use the offramp that wrote it" in message
+    assert "this version reads 1 and 2 - store/offramp.json - use the offramp that wrote it" in message
 
 
 def test_no_format(tree):
@@ -46,7 +46,7 @@ def test_no_format(tree):
 
 
 def test_another_format_is_named_before_anything_else():
-    refused(VersionError, lambda: loads(b'{"format": 2, "what": "else"}'), "format 2")
+    refused(VersionError, lambda: loads(b'{"format": 3, "what": "else"}'), "format 3")
 
 
 BAD_NAMES = ["..", "../x", "a/../b", "/etc/passwd", "graphs/../x", "graphs/", "", ".", ".x", "a/b", "graphs//x"]

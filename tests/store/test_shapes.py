@@ -65,7 +65,7 @@ def test_what_the_encoder_does_not_promise_is_named(path, attack):
     spoil, mention = ATTACKS[attack]
     with Store(path) as store:
         require_fitting(store.manifest, path)
-        store.manifest = spoil(store.manifest)
+        store.contents = spoil(store.manifest)
         with pytest.raises(StoreError) as refused:
             OrtBackend(store, 1)
     assert mention in str(refused.value)
@@ -76,6 +76,6 @@ def test_graphs_of_another_model_are_refused(path, tmp_path):
     offramp.divide(tmp_path / "model", tmp_path / "other")
     with Store(path) as store, Store(tmp_path / "other") as other:
         store.read_file, own = other.read_file, store.manifest
-        store.manifest = dataclasses.replace(own, graphs=other.manifest.graphs)
+        store.contents = dataclasses.replace(own, graphs=other.manifest.graphs)
         with pytest.raises(StoreError, match="takes other weights than the encoder promises"):
             OrtBackend(store, 1)

@@ -10,13 +10,14 @@ import dataclasses
 import importlib.util
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from offramp import __version__
-from offramp.division import Division, ShardPlan, Source, open_source, plan_division, resolve
+from offramp.division import FAMILIES, Division, ShardPlan, Source, open_source, plan_division, resolve
 from offramp.errors import MissingExtraError, SourceError, UsageError
 from offramp.export.graphs import IR, OPSET, build_graphs
 from offramp.store import Encoder, Shard, Store, StoreWriter
@@ -25,38 +26,90 @@ from offramp.store.exits import exit_tensors, parse_exits, read_exits
 from offramp.store.files import make_folder, write_atomic
 from offramp.store.safetensors import num_bytes, read_header
 
+METHODS = ("auto", "names", "eager")
 INDEX = "model.safetensors.index.json"
 CHUNK_BYTES = 2 << 20
 """Of the source at a time; while it is widened, 3.5 times as much is held."""
 
 
 def divide(
-    model: str | os.PathLike,
-    store: str | os.PathLike,
-    *,
+    model: Any,
+    *rest: Any,
+    method: str = "auto",
+    stage_bytes: int | None = None,
+    inputs: Mapping[str, Any] | None = None,
+    more_inputs: Sequence[Any] = (),
     force: bool = False,
     offline: bool = False,
     say: Callable[[str], None] = lambda message: None,
 ) -> Path:
-    """Divide a model folder, or a model of the hub, into a store. Returns the store's path.
+    """Divide a model into a store: `divide(folder, store)`, or `divide(module, example_inputs, store)`.
 
     Args:
-        model: a Hugging Face checkpoint folder, or an id on the hub.
-        store: the folder to make; an interrupted division is resumed.
+        model: a Hugging Face checkpoint folder, an id on the hub, or any `torch.nn.Module` in evaluation mode.
+        rest: of a module, what it is called with (a tensor, a tuple, or a dictionary); then the folder to make. An
+            interrupted division is resumed.
+        method: `names`: by the names of the tensors, without PyTorch, for encoders of texts of the BERT family;
+            `eager`: by a run, for any model that transformers has; `auto`: names where that can be. A module is always
+            divided by a run.
+        stage_bytes: the most that a stage should need, for a division by a run; as much as a block of it if None.
+        inputs: example inputs by name, for a folder that is divided by a run; made up from its config if None.
+        more_inputs: of a module, further examples to prove the division with.
         force: replace an existing store.
         offline: take hub models from the cache alone.
         say: is told of each shard, and of what the user should know (widening, missing graphs).
 
-    Raises SourceError, PickleError, UsageError (target exists), DiskFullError, MissingExtraError.
+    Raises SourceError, StageError, PickleError, UsageError (target exists), DiskFullError, MissingExtraError.
     """
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {METHODS}, not {method!r}")
+    if not isinstance(model, (str, os.PathLike)):
+        from offramp.export.modules import divide_module
+
+        example, store = rest
+        _refuse_existing(Path(store), force)
+        return divide_module(
+            model, example, Path(store), more_inputs=more_inputs, stage_bytes=stage_bytes, force=force, say=say
+        )
+    (store,) = rest
     _refuse_existing(Path(store), force)
     folder = resolve(str(model), offline)
     _refuse_itself(folder, Path(store))
+    if method == "eager" or (method == "auto" and not _has_known_names(folder)):
+        say(f"method eager: {_why_eager(folder, method)}")
+        from offramp.export.checkpoints import divide_checkpoint
+
+        return divide_checkpoint(
+            folder, Path(store), example_inputs=inputs, stage_bytes=stage_bytes, force=force, say=say
+        )
+    if stage_bytes is not None or inputs is not None:
+        raise UsageError("stage sizes and example inputs are for a division by a run", folder, "give --method eager")
+    say("method names: an encoder of texts whose tensors have known names")
     with open_source(folder) as source:
         division = plan_division(source.config, source.entries, source.folder)
         fingerprint = source.fingerprint()
         with StoreWriter(Path(store), f"{fingerprint} offramp {__version__} format {m.FORMAT}", force=force) as writer:
             return _build(source, division, fingerprint, writer, say)
+
+
+def _has_known_names(folder: Path) -> bool:
+    """Whether the model is of a family whose names are known, and of a class that ends in a classification head or in
+    none.
+    """
+    with open_source(folder) as source:
+        if source.config.get("model_type") not in FAMILIES:
+            return False
+        try:
+            architecture = FAMILIES[source.config["model_type"]].architecture(source.config)
+        except SourceError:
+            return False
+        return architecture.endswith(("Model", "ForSequenceClassification"))
+
+
+def _why_eager(folder: Path, method: str) -> str:
+    return (
+        "asked for" if method == "eager" else "no encoder of texts with a head for classes, so a run tells its stages"
+    )
 
 
 def add_graphs(store: str | os.PathLike) -> Path:

@@ -9,10 +9,11 @@ from offramp.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from offramp.models.backend import TorchBackend as TorchBackend
+    from offramp.models.streaming import stream as stream
 
-__all__ = ["TorchBackend"]
+__all__ = ["TorchBackend", "stream"]
 
-_HOMES = {"TorchBackend": "offramp.models.backend"}
+_HOMES = {"TorchBackend": "offramp.models.backend", "stream": "offramp.models.streaming"}
 
 
 def __getattr__(name: str) -> Any:

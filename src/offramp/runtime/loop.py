@@ -20,7 +20,7 @@ from offramp.policies import Decider, Evidence, Policy
 from offramp.runtime.backend import Backend, State
 from offramp.runtime.guard import DeadlineGuard
 from offramp.runtime.ring import Ring, Turn
-from offramp.runtime.slots import Slot
+from offramp.runtime.slots import EqualSlots, Slot
 from offramp.store import Encoder, Stage, Step, Store
 from offramp.store.reader import tensor_view
 
@@ -138,7 +138,7 @@ class Loop:
         def read(shard, view, cancelled):
             return self.store.read_shard(shard, view, direct=direct, cancelled=cancelled)
 
-        self.ring = Ring(read, slots, residents, depth=len(slots) or 2, on_read=self._on_read)
+        self.ring = Ring(read, EqualSlots(slots), residents, depth=len(slots) or 2, on_read=self._on_read)
 
     def close(self) -> None:
         """Stop the reader and free the backend."""

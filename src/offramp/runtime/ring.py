@@ -15,9 +15,9 @@ import time
 from collections import deque
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import Callable, Deque, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, Deque, Dict, NamedTuple, Optional, Sequence, Tuple
 
-from offramp.runtime.slots import Slot
+from offramp.runtime.slots import Room, Slot
 
 Reader = Callable[[str, memoryview, Callable[[], bool]], Tuple[int, bool]]
 """(shard, buffer, cancelled) -> (bytes read, complete)."""
@@ -58,14 +58,11 @@ class _Loaded:
 
 
 class Ring:
-    """`residents` are read once, into buffers of their own; everything else passes through `slots`."""
+    """`residents` are read once, into buffers of their own; everything else passes through `room`."""
 
-    def __init__(
-        self, read: Reader, slots: Sequence[Slot], residents: Dict[str, Slot], *, depth: int, on_read: OnRead
-    ) -> None:
+    def __init__(self, read: Reader, room: Room, residents: Dict[str, Slot], *, depth: int, on_read: OnRead) -> None:
         self._read, self._on_read, self._depth = read, on_read, depth
-        self._slots, self._resident_slots = tuple(slots), residents
-        self._free: List[Slot] = list(slots)
+        self._room, self._resident_slots = room, residents
         self._filling: Optional[Slot] = None
         self._residents: Dict[str, _Loaded] = {}
         self._loaded: Dict[str, _Loaded] = {}
@@ -107,15 +104,18 @@ class Ring:
             except Empty:
                 return None
 
-    def release(self, shard: str) -> None:
-        """The loop is done with this use of the shard; its slot is free if no other use was read ahead."""
+    def release(self, shard: str, *, lost: bool = False) -> None:
+        """The loop is done with this use of the shard; its slot is free if no other use was read ahead.
+
+        `lost`: somebody still reads from the slot, so that nothing may be read into it.
+        """
         with self._lock:
             entry = self._loaded.get(shard)
             if entry is not None:
                 entry.uses -= 1
-                if entry.uses == 0:
+                if entry.uses == 0 or lost:
                     del self._loaded[shard]
-                    self._free.append(entry.slot)
+                    (self._room.lose if lost else self._room.give)(entry.slot)
             self._wake_reader()
 
     def go_past(self, stage: int) -> None:
@@ -155,8 +155,8 @@ class Ring:
         _wake(self._loop_bell)
         self._thread.join()
         self._restart(())
-        self._slots, self._resident_slots = (), {}
-        self._free.clear()
+        self._room.close()
+        self._resident_slots = {}
         self._residents.clear()
 
     def _restart(self, turns: Sequence[Turn]) -> None:
@@ -164,7 +164,7 @@ class Ring:
         self._epoch += 1
         self._error = None
         self._loaded = {}
-        self._free = [slot for slot in self._slots if slot is not self._filling]
+        self._room.clear(self._filling)
         for entry in self._residents.values():
             entry.forget_cost()
         self._wanted = deque(turns)
@@ -183,7 +183,7 @@ class Ring:
             turn = self._wanted[0]
             here = self._loaded.get(turn.shard)
             if here is None and turn.shard not in self._residents:
-                has_room = bool(self._free) or turn.shard in self._resident_slots
+                has_room = turn.shard in self._resident_slots or self._room.fits(turn.shard)
                 return turn if has_room and self._ahead < self._depth else None
             if here is not None:
                 here.uses += 1
@@ -205,7 +205,7 @@ class Ring:
                 return None
             self._wanted.popleft()
             self._ahead += 1
-            self._filling = self._resident_slots.get(turn.shard) or self._free.pop()
+            self._filling = self._resident_slots.get(turn.shard) or self._room.take(turn.shard)
             return turn.shard, self._filling, self._epoch, self._idle
 
     def _fetch(self, shard: str, slot: Slot, epoch: int, idle: bool) -> None:
@@ -240,7 +240,7 @@ class Ring:
         elif complete and current:
             self._loaded[shard] = entry
         elif shard not in self._resident_slots:
-            self._free.append(entry.slot)
+            self._room.give(entry.slot)
 
 
 def _wake(bell: SimpleQueue) -> None:

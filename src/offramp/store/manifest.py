@@ -9,13 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, Optional, Tuple, Union
 
 from offramp.errors import StoreError
+from offramp.store.program import Program
 from offramp.store.safetensors import num_bytes
 
 FILE_NAME = "offramp.json"
-FORMAT = 1
+FORMAT, MODULE_FORMAT = 1, 2
+"""Of an encoder, whose computation the house knows, and of any other module, which brings its own."""
 MAX_MANIFEST_BYTES = 2 << 20
 """A model of 400 layers fits; while it is parsed, a hostile manifest can take 25 times its size in memory."""
 MAX_GRAPH_BYTES = 1 << 20
@@ -169,9 +171,24 @@ class Manifest:
         return tuple(stage for stage in self.stages if stage.role == "layer")
 
 
-def dumps(manifest: Manifest) -> bytes:
+@dataclass(frozen=True)
+class ModuleManifest:
+    """The same of a module that was divided by a run of it. All its stages have the role `layer`."""
+
+    source: Source
+    program: Program
+    stages: Tuple[Stage, ...]
+    shards: Dict[str, Shard]
+    graphs: Dict[str, Graph]
+    files: Tuple[File, ...]
+    exits: Optional[Exits] = None
+    proof: Optional[Dict[str, Any]] = None
+
+
+def dumps(manifest: Union[Manifest, ModuleManifest]) -> bytes:
     """The manifest as bytes; equal manifests give equal bytes. Raises StoreError where it is longer than is read."""
-    tree = {"format": FORMAT, **asdict(manifest)}
+    version = FORMAT if isinstance(manifest, Manifest) else MODULE_FORMAT
+    tree = {"format": version, **asdict(manifest)}
     tree["shards"] = list(tree["shards"].values())
     data = seal(tree)
     if len(data) > MAX_MANIFEST_BYTES:
@@ -196,7 +213,7 @@ def _last_line(body: bytes) -> bytes:
     return b'"sha256": "' + hashlib.sha256(body).hexdigest().encode() + b'"\n}\n'
 
 
-def all_files(manifest: Manifest) -> Tuple[File, ...]:
+def all_files(manifest: Union[Manifest, ModuleManifest]) -> Tuple[File, ...]:
     """Every file that the manifest speaks of, in a fixed order."""
     exits = manifest.exits
     found = [File(shard.file, shard.bytes, shard.sha256) for shard in manifest.shards.values()]

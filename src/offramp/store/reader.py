@@ -16,10 +16,10 @@ import numpy as np
 
 from offramp.errors import DamagedError, StoreError
 from offramp.store import manifest as m
-from offramp.store.files import open_regular, read_small, require_size, unreadable_is_ours
+from offramp.store.files import open_regular, read_small, require_size, sha256_of, unreadable_is_ours
 from offramp.store.memory import VerifiedMemory, identity_of
 from offramp.store.parsing import loads
-from offramp.store.safetensors import PAGE_BYTES, parse_header
+from offramp.store.safetensors import ITEM_BYTES, PAGE_BYTES, parse_header
 
 READ_CHUNK_BYTES = 2 << 20
 """A cancelled read stops at the next multiple of this."""
@@ -40,7 +40,7 @@ class Store:
             raise ValueError(f"verify must be one of {VERIFY}, not {verify!r}")
         self.path, self.policy = Path(path), verify
         data = read_manifest_bytes(self.path)
-        self.manifest = loads(data, self.path / m.FILE_NAME)
+        self.contents = loads(data, self.path / m.FILE_NAME)
         self.digest = hashlib.sha256(data).hexdigest()
         self._verified = VerifiedMemory(self.path, data)
         self._fds: Dict[Tuple[str, bool], int] = {}
@@ -54,6 +54,22 @@ class Store:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def manifest(self) -> m.Manifest:
+        """The manifest of an encoder. Raises StoreError for the store of any other module."""
+        if isinstance(self.contents, m.ModuleManifest):
+            what = f"this is the store of a {self.contents.source.architecture}, which is no encoder of texts"
+            raise StoreError(what, self.path, "run it with offramp.stream")
+        return self.contents
+
+    @property
+    def module(self) -> m.ModuleManifest:
+        """The manifest of a module that was divided by a run of it. Raises StoreError for an encoder's."""
+        if isinstance(self.contents, m.Manifest):
+            what = f"this is the store of a {self.contents.source.architecture} that was divided by its names"
+            raise StoreError(what, self.path, "run it with offramp.load, or divide with --method eager")
+        return self.contents
 
     def close(self) -> None:
         """Close all files, and remember what was verified."""
@@ -83,7 +99,7 @@ class Store:
         `direct` wants a buffer that is page-aligned and a multiple of 4096 bytes long. Returns (bytes read, complete);
         `cancelled` is asked between chunks. Raises DamagedError where the file is short or its digest differs.
         """
-        shard = self.manifest.shards[name]
+        shard = self.contents.shards[name]
         needed = -(-shard.bytes // PAGE_BYTES) * PAGE_BYTES if direct else shard.bytes
         if len(buffer) < needed:
             raise ValueError(f"shard {name} takes {needed} bytes, the buffer has {len(buffer)}")
@@ -145,18 +161,39 @@ class Store:
         self._require(got > 0, shard, f"file ends at byte {offset} of {shard.bytes}")
         return got
 
+    def read_tensor(self, name: str, tensor: m.Tensor) -> bytearray:
+        """The bytes of one tensor of shard `name`; the whole file is checked first, as for `read_shard`."""
+        shard = self.contents.shards[name]
+        fd = self._fd(name)
+        identity = identity_of(fd)
+        if self.policy == "always" or (self.policy == "first" and not self._verified.knows(name, identity)):
+            with unreadable_is_ours(self.path / shard.file):
+                self._require(sha256_of(fd) == shard.sha256, shard, "sha256 differs from the manifest")
+            self._verified.remember(name, identity)
+        data = bytearray(tensor.num_bytes)
+        self._read_exactly(shard, fd, memoryview(data), shard.data_start + tensor.offset)
+        return data
+
+    def _read_exactly(self, shard: m.Shard, fd: int, view: memoryview, offset: int) -> None:
+        done = 0
+        while done < len(view):
+            with unreadable_is_ours(self.path / shard.file):
+                got = os.preadv(fd, [view[done : done + READ_CHUNK_BYTES]], offset + done)
+            self._require(got > 0, shard, "file ends inside a tensor")
+            done += got
+
     def gather(self, shard_name: str, role: str, rows_N: np.ndarray) -> Tuple[np.ndarray, int]:
         """Rows of a gathered table: ([N, width] in the order asked for, bytes read).
 
         Only the blocks that hold these rows are read and checked.
         """
-        shard = self.manifest.shards[shard_name]
+        shard = self.contents.shards[shard_name]
         tensor = next(tensor for tensor in shard.tensors if tensor.role == role)
         height, width = tensor.shape
         unique_U, inverse_N = np.unique(rows_N, return_inverse=True)
         if len(unique_U) and (unique_U[0] < 0 or unique_U[-1] >= height):
             raise ValueError(f"{tensor.name}: rows {unique_U[0]}..{unique_U[-1]} asked for, the table has {height}")
-        table_UW = np.empty((len(unique_U), width), _array_dtype(tensor))
+        table_UW = np.empty((len(unique_U), width), _row_dtype(tensor))
         start, row_bytes = shard.data_start + tensor.offset, tensor.num_bytes // height
         read = self._check_blocks(shard, start, row_bytes, unique_U)
         fd, view = self._fd(shard_name), table_UW.reshape(-1).view(np.uint8).data
@@ -171,7 +208,7 @@ class Store:
     def _fd(self, name: str, direct: bool = False) -> int:
         with self._opening:
             if (name, direct) not in self._fds:
-                self._fds[name, direct] = self._open(self.manifest.shards[name], direct)
+                self._fds[name, direct] = self._open(self.contents.shards[name], direct)
             return self._fds[name, direct]
 
     def _open(self, shard: m.Shard, direct: bool) -> int:
@@ -267,6 +304,13 @@ def tensor_view(tensor: m.Tensor, buffer: np.ndarray, data_start: int = 0) -> np
     if raw.ctypes.data % 64:
         raw = _aligned_copy(raw)
     return raw.view(_array_dtype(tensor)).reshape(tensor.shape)
+
+
+def _row_dtype(tensor: m.Tensor) -> type:
+    """Of gathered rows: what NumPy has no name for comes as whole numbers of the same size."""
+    return (
+        _DTYPES.get(tensor.dtype) or {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}[ITEM_BYTES[tensor.dtype]]
+    )
 
 
 def _array_dtype(tensor: m.Tensor) -> type:

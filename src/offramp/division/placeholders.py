@@ -1,0 +1,139 @@
+"""Weights that are not in memory: a tensor of the right shape and dtype without data, that notices every touch.
+
+A meta tensor would not do: on a CPU several operations take one for a weight and return garbage without an error, and
+where they do not, code that asks `weight.device` builds its own tensors there. A placeholder says that it is on the
+CPU, and whatever operation touches it gets what its owner fetches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+Fetch = Callable[[str, Any], Tensor]
+"""(weight, operation) -> its data. May raise."""
+Substitute = Callable[["Placeholder", Any, tuple, dict], Any]
+"""(weight, function, arguments, keywords) -> the result without the whole weight, or NotImplemented."""
+
+
+_LOOK_UP = torch.ops.aten.embedding.default
+
+
+class Placeholder(Tensor):
+    """One weight that is elsewhere."""
+
+    weight_name: str
+    fetch: Fetch
+    substitute: Substitute | None
+
+    @staticmethod
+    def __new__(cls, name: str, like: Tensor, fetch: Fetch, substitute: Substitute | None = None) -> Placeholder:
+        """Of the shape and dtype of `like`, which may be on the meta device."""
+        made = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            cls, like.shape, strides=like.stride(), dtype=like.dtype, device=torch.device("cpu"), requires_grad=False
+        )
+        made.weight_name, made.fetch, made.substitute = name, fetch, substitute
+        made._is_param = isinstance(like, nn.Parameter)
+        return made
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
+        return f"Placeholder({self.weight_name}, {tuple(self.shape)}, {self.dtype})"
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        """Functions that can do with a part of the weight, where its owner says so; else the operations in it."""
+        kwargs = kwargs or {}
+        if func is nn.functional.linear:
+            result = _substituted(kwargs.get("weight", args[1] if len(args) > 1 else None), func, args, kwargs)
+            if result is not NotImplemented:
+                return result
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **kwargs)
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        """Every operation: with the weight itself, if not with rows of it."""
+        if func is _LOOK_UP:
+            result = _substituted(args[0], func, args, kwargs or {})
+            if result is not NotImplemented:
+                return result
+
+        def there(part: Any) -> Any:
+            return part.fetch(part.weight_name, func) if isinstance(part, Placeholder) else part
+
+        args, named = pytree.tree_map(there, (args, kwargs or {}))
+        return func(*args, **named)
+
+
+def _substituted(weight: Any, func: Any, args: tuple, kwargs: dict) -> Any:
+    if isinstance(weight, Placeholder) and weight.substitute is not None:
+        return weight.substitute(weight, func, args, kwargs)
+    return NotImplemented
+
+
+@dataclass(frozen=True, eq=False)
+class Weight:
+    """One parameter or saved buffer of a module, under the first of its names, and all places where it stands."""
+
+    name: str
+    tensor: Tensor
+    places: tuple[tuple[nn.Module, str], ...]
+    aliases: tuple[str, ...]
+    """Its other names, where it is tied."""
+    owners: frozenset[str]
+    """Full names of the modules that hold it."""
+    is_buffer: bool
+
+    @property
+    def num_bytes(self) -> int:
+        """Of its data."""
+        return self.tensor.numel() * self.tensor.element_size()
+
+    def put(self, tensor: Tensor) -> None:
+        """Set it in every place."""
+        for module, name in self.places:
+            (module._buffers if self.is_buffer else module._parameters)[name] = tensor  # type: ignore[assignment]
+
+
+def weights_of(model: nn.Module) -> dict[str, Weight]:
+    """Every parameter and saved buffer, name -> Weight, in the order of the modules. Tied ones are one."""
+    found: dict[int, list[tuple[str, nn.Module, str, Tensor, bool]]] = {}
+    for path, module, name, tensor, is_buffer in _slots(model):
+        found.setdefault(id(tensor), []).append((path, module, name, tensor, is_buffer))
+    weights = {}
+    for slots in found.values():
+        names = [f"{path}.{name}" if path else name for path, _, name, _, _ in slots]
+        weights[names[0]] = Weight(
+            names[0],
+            slots[0][3],
+            tuple((module, name) for _, module, name, _, _ in slots),
+            tuple(names[1:]),
+            frozenset(path for path, *_ in slots),
+            slots[0][4],
+        )
+    return weights
+
+
+def _slots(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Tensor, bool]]:
+    for path, module in model.named_modules(remove_duplicate=False):
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                yield path, module, name, parameter, False
+        for name, buffer in module._buffers.items():
+            if buffer is not None and name not in module._non_persistent_buffers_set:
+                yield path, module, name, buffer, True
+
+
+def fingerprint(weights: Mapping[str, Weight]) -> str:
+    """sha256 of names, dtypes and shapes, and of which share memory: what must be equal for a store to fit a module."""
+    facts = [
+        [w.name, str(w.tensor.dtype), list(w.tensor.shape), sorted(w.aliases), w.is_buffer] for w in weights.values()
+    ]
+    return hashlib.sha256(json.dumps(sorted(facts)).encode()).hexdigest()

@@ -1,0 +1,104 @@
+"""Modules without their weights: what a store's weights are put into.
+
+Parameters are on the meta device until a placeholder or a weight takes their place; buffers are made as the module
+makes them, for some are in no checkpoint (rotary tables, position ids).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from offramp.division.placeholders import weights_of
+from offramp.errors import MissingExtraError, SourceError, StageError
+from offramp.store.safetensors import ITEM_BYTES
+
+
+def weightless(build: Callable[[], nn.Module]) -> nn.Module:
+    """What `build` builds, in evaluation mode, its parameters without data. Raises StageError for a buffer without."""
+    with _without_data():
+        module = build()
+    if hasattr(module, "tie_weights"):
+        module.tie_weights()  # type: ignore[operator]
+    module.eval()
+    for name, buffer in module.named_buffers():
+        if buffer.is_meta:
+            remedy = "give a module that is built already instead of its class"
+            raise StageError(f"buffer {name} has no data", type(module).__name__, remedy)
+    return module
+
+
+@contextmanager
+def _without_data() -> Iterator[None]:
+    """Parameters lose their data as soon as they are registered. One that is registered twice stays one: accelerate's
+    `init_empty_weights` would untie it.
+    """
+    register = nn.Module.register_parameter
+
+    def register_empty(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and not parameter.is_meta:
+            empty = type(parameter)(parameter.to("meta"), requires_grad=parameter.requires_grad)
+            vars(empty).update(vars(parameter))
+            parameter = empty
+        register(module, name, parameter)
+
+    nn.Module.register_parameter = register_empty  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register
+
+
+def of_class(cls: Any, folder: Path) -> nn.Module:
+    """A module of this class without its weights: of transformers by the config in a folder, else without arguments."""
+    if not hasattr(cls, "from_pretrained"):
+        return weightless(cls)
+    config = _config(folder)
+    if hasattr(cls, "_from_config"):
+        return weightless(lambda: cls._from_config(config))
+    return weightless(lambda: cls.from_config(config))
+
+
+def class_of_folder(folder: Path) -> Any:
+    """The class of transformers that a checkpoint folder names. Raises SourceError for none, and for its own code."""
+    import transformers
+
+    config = _config(folder)
+    names = list(getattr(config, "architectures", None) or ())
+    if not names:
+        raise SourceError("config.json names no architecture", folder, "save the model again with save_pretrained")
+    if not hasattr(transformers, names[0]):
+        remedy = "build the module yourself and call offramp.divide(module, example_inputs, store)"
+        raise SourceError(f"transformers has no {names[0]}, and code in a model folder is not run", folder, remedy)
+    return getattr(transformers, names[0])
+
+
+def _config(folder: Path) -> Any:
+    try:
+        from transformers import AutoConfig
+    except ModuleNotFoundError:
+        raise MissingExtraError("transformers", "train") from None
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise SourceError(
+            f"config.json cannot be read ({str(error).splitlines()[0]})", folder, "use another model"
+        ) from None
+
+
+def with_dtypes(module: nn.Module, dtypes: dict[str, str]) -> None:
+    """Give weights without data the dtypes, as safetensors spells them, of the tensors that will take their place."""
+    from offramp.models.placement import DTYPES
+
+    for weight in weights_of(module).values():
+        for name in (weight.name, *weight.aliases):
+            dtype = DTYPES[dtypes[name]] if dtypes.get(name) in ITEM_BYTES else weight.tensor.dtype
+            if weight.tensor.is_meta and dtype != weight.tensor.dtype:
+                empty = torch.empty(weight.tensor.shape, dtype=dtype, device="meta")
+                weight.put(nn.Parameter(empty, requires_grad=False))
+                break

@@ -1,0 +1,121 @@
+"""How the stages of a module follow one another, as a run of it has told: what stands in the manifest of any divided
+module in place of an `Encoder`.
+
+It names modules, calls and tensors as PyTorch does, and needs no PyTorch to be read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Dict, Optional, Tuple
+
+from offramp.store.checks import WrongError, int_of, list_of, object_of, str_of
+
+MAX_RANK = 64
+
+
+@dataclass(frozen=True)
+class Call:
+    """A module by its full name, and which of its calls within a pass, from 1: a shared layer is called many times."""
+
+    module: str
+    number: int
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor that flows between stages: dtype as PyTorch spells it, and its shape when the module was divided."""
+
+    dtype: str
+    shape: Tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Flow:
+    """How a stage begins, and what is live then."""
+
+    start: Optional[Call]
+    """The module call that it begins with; None for the first stage."""
+    values: Tuple[Value, ...]
+    """What stages before it made and it or a later one reads; weights, buffers and inputs are not among it."""
+    hidden: Optional[int]
+    """Index in `values` of the hidden state, where it is the first argument of that call and all that changes on the
+    way: an exit can stand before such a stage."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """One module, divided by a run of it. `flows` has an entry for each stage, in order."""
+
+    module: str
+    """Its class, as Python imports it."""
+    weights_sha256: str
+    """Of the names, dtypes and shapes of all parameters and saved buffers, and of which share memory."""
+    versions: Dict[str, str]
+    """Of the libraries that it was divided with."""
+    inputs: Dict[str, Value]
+    """The example that it was divided with, by argument."""
+    flows: Tuple[Flow, ...]
+    aliases: Dict[str, Tuple[str, ...]]
+    """Of a tensor of the store: further names of the same memory."""
+    buffers: Tuple[str, ...]
+    """Tensors of the store that are buffers: they always stay in memory."""
+    pinned: Tuple[str, ...]
+    """Shards that stay: the code keeps references to them from one stage to another."""
+    sliced: Tuple[str, ...]
+    """Large tensors, each alone in its shard, that only linear layers and look-ups touch: where memory is short, a few
+    rows at a time will do.
+    """
+    unused: Tuple[str, ...]
+    """Tensors that the example never touched: they are in the stage of the module that holds them."""
+    activation_bytes: int
+    """What lived at once besides weights, for the example."""
+
+
+def program_of(tree: Any, where: str = "program") -> Program:
+    """Parse and check one. Raises WrongError."""
+    keys = "module weights_sha256 versions inputs flows aliases buffers pinned sliced unused activation_bytes"
+    tree = object_of(tree, where, keys)
+    return Program(
+        str_of(tree["module"], where + ".module"),
+        str_of(tree["weights_sha256"], where + ".weights_sha256"),
+        {name: str_of(value, where + ".versions") for name, value in _items(tree["versions"], where + ".versions")},
+        {name: _value(value, where + ".inputs") for name, value in _items(tree["inputs"], where + ".inputs")},
+        tuple(_flow(flow, f"{where}.flows[{i}]") for i, flow in enumerate(list_of(tree["flows"], where + ".flows"))),
+        {name: _names(names, where + ".aliases") for name, names in _items(tree["aliases"], where + ".aliases")},
+        _names(tree["buffers"], where + ".buffers"),
+        _names(tree["pinned"], where + ".pinned"),
+        _names(tree["sliced"], where + ".sliced"),
+        _names(tree["unused"], where + ".unused"),
+        int_of(tree["activation_bytes"], where + ".activation_bytes"),
+    )
+
+
+def _items(tree: Any, where: str) -> Any:
+    if not isinstance(tree, dict):
+        raise WrongError(f"{where} must be an object")
+    return tree.items()
+
+
+def _names(tree: Any, where: str) -> Tuple[str, ...]:
+    return tuple(str_of(name, where) for name in list_of(tree, where))
+
+
+def _value(tree: Any, where: str) -> Value:
+    tree = object_of(tree, where, "dtype shape")
+    shape = tuple(int_of(extent, where + ".shape") for extent in list_of(tree["shape"], where + ".shape"))
+    if len(shape) > MAX_RANK:
+        raise WrongError(f"{where}.shape has {len(shape)} extents, at most {MAX_RANK} are read")
+    return Value(str_of(tree["dtype"], where + ".dtype"), shape)
+
+
+def _flow(tree: Any, where: str) -> Flow:
+    tree = object_of(tree, where, "start values hidden")
+    start, hidden = tree["start"], tree["hidden"]
+    if start is not None:
+        start = object_of(start, where + ".start", "module number")
+        start = Call(str_of(start["module"], where + ".start"), int_of(start["number"], where + ".start", 1))
+    values = tuple(_value(value, where + ".values") for value in list_of(tree["values"], where + ".values"))
+    if hidden is not None:
+        int_of(hidden, where + ".hidden", 0, len(values) - 1)
+    return Flow(start, values, hidden)
