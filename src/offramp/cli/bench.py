@@ -10,6 +10,7 @@ import argparse
 
 from offramp.cli.options import (
     ENGINE,
+    add_columns,
     add_engine,
     add_inputs,
     count,
@@ -44,6 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--once", action="store_true", help=argparse.SUPPRESS)
     add_engine(parser)
     add_inputs(parser)
+    add_columns(parser)
     parser.add_argument("--json", action="store_true", help="one JSON line a budget")
 
 

@@ -12,7 +12,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from offramp.cli.options import add_data, count, data_record, emit, labelled_data, percents, say, table, warn
+from offramp.cli.options import (
+    add_columns,
+    add_data,
+    count,
+    data_record,
+    emit,
+    labelled_data,
+    percents,
+    say,
+    table,
+    warn,
+)
 from offramp.errors import UsageError
 
 
@@ -20,6 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Options of eval."""
     parser.add_argument("model", help="a run folder, a store, or a classifier: a folder or an id on the hub")
     add_data(parser)
+    add_columns(parser)
     parser.add_argument("--split", default="dev", metavar="NAME[,NAME...]", help="train, tune, certify, dev")
     parser.add_argument(
         "--exit", action="append", default=[], metavar="POLICY", help="also score a policy; may be given several times"

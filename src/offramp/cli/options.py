@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 ENGINE = ("exit", "deadline", "profile", "backend", "threads", "batch", "max_length", "reads", "verify")
 """The options that `add_engine` takes, by their names in `offramp.prepare`."""
+TEXT_COLUMN = "sentence"
+"""Of a labelled table, unless another is named."""
 
 
 def size(text: str) -> int:
@@ -102,23 +104,27 @@ def add_budget(parser: Any) -> None:
 
 
 def add_inputs(parser: argparse.ArgumentParser) -> None:
-    """Where texts come from."""
+    """Where texts come from; `add_columns` says what their columns are called."""
     parser.add_argument("--text", action="append", metavar="TEXT", help="a text; may be given several times")
     parser.add_argument("--pair", action="append", nargs=2, metavar=("A", "B"), help="two texts that are read together")
     parser.add_argument("--input", metavar="FILE", help="FILE.txt, .tsv or .jsonl, or - for one text a line on stdin")
-    parser.add_argument("--text-column", metavar="NAME", help="column of a .tsv with a header, or key of a .jsonl")
-    parser.add_argument("--pair-column", metavar="NAME", help="the second text's column or key")
+
+
+def add_columns(parser: argparse.ArgumentParser) -> None:
+    """What the columns of texts are called, in inputs and in labelled tables alike."""
+    parser.add_argument(
+        "--text-column", metavar="NAME", help=f"column of a table, or key of a .jsonl (with labels: {TEXT_COLUMN})"
+    )
+    parser.add_argument("--pair-column", metavar="NAME", help="the second text's column or key, if there are pairs")
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
-    """Where labelled texts come from: a task of GLUE, or anyone's own tables."""
+    """Where labelled texts come from: a task of GLUE, or anyone's own tables, with the columns of `add_columns`."""
     group = parser.add_argument_group("data: a task of GLUE, or your own tables")
     group.add_argument("--task", metavar="NAME", help="cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte or wnli")
     group.add_argument("--data", metavar="DIR", help="GLUE's folders or zips (default: the hub)")
     group.add_argument("--train", metavar="FILE", help="your table: .tsv, .csv, .jsonl or .parquet; it is cut in parts")
     group.add_argument("--dev", metavar="FILE", help="a table that is only reported (default: a part of --train)")
-    group.add_argument("--text-column", default="sentence", metavar="NAME", help="(default: sentence)")
-    group.add_argument("--pair-column", metavar="NAME", help="the second text's column, if there are pairs")
     group.add_argument("--label-column", default="label", metavar="NAME", help="(default: label)")
     group.add_argument("--regression", action="store_true", help="labels are numbers to be predicted")
     group.add_argument("--split-seed", type=int, default=0, metavar="N", help="of the cutting (default: 0)")
@@ -141,7 +147,7 @@ def labelled_data(args: argparse.Namespace, labels: Sequence[str] | None = None)
     if own:
         if args.data:
             raise UsageError("--data is a folder of GLUE", None, "give --task NAME with it, or --train FILE alone")
-        columns = Columns(args.text_column, args.label_column, args.pair_column)
+        columns = Columns(args.text_column or TEXT_COLUMN, args.label_column, args.pair_column)
         paths = [Path(path) if path else None for path in (args.train, args.dev)]
         return load_own(paths[0], paths[1], columns, () if args.regression else labels, args.split_seed)
     task = task_of(args.task)

@@ -8,6 +8,7 @@ import argparse
 
 from offramp.cli.options import (
     add_budget,
+    add_columns,
     add_engine,
     add_inputs,
     emit,
@@ -24,6 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_budget(parser)
     add_engine(parser)
     add_inputs(parser)
+    add_columns(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object")
 
 

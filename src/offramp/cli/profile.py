@@ -8,6 +8,7 @@ import argparse
 
 from offramp.cli.options import (
     add_budget,
+    add_columns,
     add_engine,
     add_inputs,
     count,
@@ -33,6 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trace", metavar="FILE", help="also write the timed events as JSON lines")
     add_engine(parser)
     add_inputs(parser)
+    add_columns(parser)
     parser.add_argument("--json", action="store_true", help="print the record as one JSON line")
 
 

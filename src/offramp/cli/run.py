@@ -16,6 +16,7 @@ from typing import Any
 
 from offramp.cli.options import (
     add_budget,
+    add_columns,
     add_engine,
     add_inputs,
     emit,
@@ -38,6 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("store")
     add_budget(parser)
     add_inputs(parser)
+    add_columns(parser)
     add_engine(parser)
     parser.add_argument(
         "--trace",

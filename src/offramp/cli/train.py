@@ -15,7 +15,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from offramp.cli.options import add_data, count, data_record, emit, labelled_data, percents, say, table, warn
+from offramp.cli.options import (
+    add_columns,
+    add_data,
+    count,
+    data_record,
+    emit,
+    labelled_data,
+    percents,
+    say,
+    table,
+    warn,
+)
 from offramp.errors import UsageError
 
 SETTINGS = {
@@ -35,6 +46,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="a folder, or an id on the hub: BERT, DistilBERT, RoBERTa, XLM-R, ELECTRA")
     parser.add_argument("--out", required=True, metavar="DIR", help="the run folder; with several seeds DIR/seed-N")
     add_data(parser)
+    add_columns(parser)
     group = parser.add_argument_group("training")
     group.add_argument("--loss", choices=LOSSES, default=default.loss, help=f"(default: {default.loss})")
     group.add_argument(
