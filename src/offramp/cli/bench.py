@@ -2,6 +2,12 @@
 interleaved.
 
 Without --input, random ids of 128 tokens and no exits: exits leave elsewhere on random input than on real text.
+
+With --task, or --dev and --label-column, what an exit policy costs and gains on a split, at batch 1, 8 and bulk, beside
+the plain model (no head of an exit run) and the model cut after each layer, under one budget:
+
+offramp bench STORE --task sst2 --data glue --exit confidence:0.9
+offramp bench STORE --dev dev.tsv --text-column body --label-column kind --exit policy.json --budget 128MiB
 """
 
 from __future__ import annotations
@@ -11,6 +17,7 @@ import argparse
 from offramp.cli.options import (
     ENGINE,
     add_columns,
+    add_data,
     add_engine,
     add_inputs,
     count,
@@ -22,6 +29,10 @@ from offramp.cli.options import (
     size,
     table,
 )
+from offramp.errors import UsageError
+
+PER_PROCESS = ("backend", "threads", "max_length", "reads", "verify")
+"""Options of the engine that all rivals on a task have in common."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -45,18 +56,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--once", action="store_true", help=argparse.SUPPRESS)
     add_engine(parser)
     add_inputs(parser)
+    add_data(parser)
     add_columns(parser)
-    parser.add_argument("--json", action="store_true", help="one JSON line a budget")
+    parser.add_argument("--split", default="dev", metavar="NAME", help="train, tune, certify or dev (default: dev)")
+    parser.add_argument(
+        "--rows", type=count, default=200, metavar="N", help="of the split, evenly spaced (default: 200)"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON line a budget, or a rival and the record last")
 
 
 def main(args: argparse.Namespace) -> int:
     """Measure."""
-    from offramp.errors import UsageError
-
+    has_data = bool(args.task or args.data or args.train or args.dev)
+    if has_data and (args.save_profile or args.text or args.pair or args.input):
+        raise UsageError("labelled data and something else to measure", None, "give --task or --dev alone")
     if args.save_profile:
         return _profile(args)
-    if args.budget is None:
-        raise UsageError("no budget", None, "give --budget 128MiB, or several: 128MiB,192MiB")
+    if has_data:
+        return _task(args)
     if args.exit != "none" and not has_inputs(args):
         raise UsageError("exits leave elsewhere on random ids than on text", None, "give --input, or --exit none")
     if args.input == "-":
@@ -68,12 +85,13 @@ def _once(args: argparse.Namespace) -> int:
     import offramp
     from offramp.experiments.bench import measure_texts, measure_tokens, random_length
 
+    budget = None if args.budget is None else _size(args.budget)
     if has_inputs(args):
-        with offramp.load(args.store, size(args.budget), texts=inputs(args), **engine_options(args)) as classifier:
+        with offramp.load(args.store, budget, texts=inputs(args), **engine_options(args)) as classifier:
             record = measure_texts(classifier, list(inputs(args)))
     else:
         length = random_length(args.store, args.max_length)
-        with offramp.load(args.store, size(args.budget), longest=length, **engine_options(args)) as classifier:
+        with offramp.load(args.store, budget, longest=length, **engine_options(args)) as classifier:
             record = measure_tokens(classifier, classifier.settings.num_rows, length, args.passes)
     emit(record)
     return 0
@@ -119,6 +137,8 @@ def _all(args: argparse.Namespace) -> int:
     from offramp.experiments.bench import bench
     from offramp.runtime.sizes import format_size
 
+    if args.budget is None:
+        raise UsageError("no budget", None, "give --budget 128MiB, or several: 128MiB,192MiB")
     budgets = [str(_size(text)) for text in args.budget.split(",")]
     records = bench(args.store, budgets, _forwarded(args), args.repeat, say)
     if args.json:
@@ -142,9 +162,18 @@ def _all(args: argparse.Namespace) -> int:
     return 0
 
 
-def _size(text: str) -> int:
-    from offramp.errors import UsageError
+def _task(args: argparse.Namespace) -> int:
+    from offramp.cli.bench_task import measure
 
+    if args.batch != 1 or args.profile:
+        raise UsageError("--batch and --profile are of one batch size", None, "a task is measured at 1, 8 and bulk")
+    if "," in (args.budget or ""):
+        raise UsageError("several budgets", None, "a task is measured under one")
+    budget = [] if args.budget is None else ["--budget", str(_size(args.budget))]
+    return measure(args, [*budget, *_words(args, PER_PROCESS)])
+
+
+def _size(text: str) -> int:
     try:
         return size(text)
     except argparse.ArgumentTypeError as error:
@@ -153,11 +182,15 @@ def _size(text: str) -> int:
 
 def _forwarded(args: argparse.Namespace) -> list[str]:
     """The options of this call as the processes take them."""
-    words = ["--passes", str(args.passes)]
-    for name in (*ENGINE, "input", "text_column", "pair_column"):
-        words += [] if getattr(args, name) is None else [f"--{name.replace('_', '-')}", str(getattr(args, name))]
+    words = ["--passes", str(args.passes), *_words(args, (*ENGINE, "input", "text_column", "pair_column"))]
     for text in args.text or ():
         words += ["--text", text]
     for pair in args.pair or ():
         words += ["--pair", *pair]
     return words
+
+
+def _words(args: argparse.Namespace, names: tuple[str, ...]) -> list[str]:
+    """Those of these options that have a value, as words."""
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    return [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,12 +55,18 @@ def measure_tokens(classifier: Classifier, num_rows: int, length: int, num_passe
 
 
 def measure_texts(classifier: Classifier, texts: Sequence[Any]) -> dict[str, Any]:
-    """Warm up on the first batches, run all texts once, and describe that."""
+    """Warm up on the first batches, run all texts once, and describe that; under `texts`, what became of each."""
     warm_up = texts[: WARM_UP_PASSES * classifier.settings.num_rows]
     classifier.predict(warm_up)
     num_warm, warm = len(classifier.latencies), classifier.record()
-    classifier.predict(texts)
-    return describe(classifier, num_warm, warm)
+    began = time.perf_counter()
+    results = classifier.predict(texts)
+    found = {
+        "seconds": time.perf_counter() - began,
+        "answers": [result.score if result.label is None else result.label for result in results],
+        "exit_stages": [result.exit_stage for result in results],
+    }
+    return {**describe(classifier, num_warm, warm), "texts": found}
 
 
 def describe(classifier: Classifier, num_warm: int, warm: dict[str, Any]) -> dict[str, Any]:
@@ -77,12 +84,14 @@ def describe(classifier: Classifier, num_warm: int, warm: dict[str, Any]) -> dic
 def run_rounds(
     commands: Mapping[str, Sequence[str]], rounds: int, say: Callable[[str], None]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Run each command once a round, interleaved; yields (name, the JSON object on its last line). A failure ends the
-    benchmark.
+    """Run each command once a round, another one first in each; yields (name, the JSON object on its last line). A
+    failure ends the benchmark.
     """
+    names = list(commands)
     for number in range(rounds):
-        for name, command in commands.items():
-            output = output_of(command)
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            output = output_of(commands[name])
             say(f"round {number + 1}/{rounds}: {name}")
             yield name, json.loads(output.strip().splitlines()[-1])
 
@@ -117,7 +126,7 @@ def summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     rest.
     """
     latencies = [seconds for record in records for seconds in record["latencies_seconds"]]
-    kept = {key: value for key, value in records[0].items() if key != "latencies_seconds"}
+    kept = {key: value for key, value in records[0].items() if key not in ("latencies_seconds", "texts")}
     for key in ("bound_seconds", "bytes_read_per_input", "seconds_total"):
         kept[key] = median([record[key] for record in records])
     kept["peak_rss_bytes"] = max(record["peak_rss_bytes"] for record in records)

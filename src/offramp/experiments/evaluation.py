@@ -90,7 +90,7 @@ def evaluate(
 
     chosen = data.named(names)
     encoder = encoder_of(folder)
-    ids = _label_ids(data.labels, encoder, folder)
+    ids = model_label_ids(data.labels, encoder, folder)
     for policy in policies:
         policy.check(encoder.num_layers, str(encoder.problem))
     max_length = max_length or trained_length(folder) or encoder.max_length
@@ -168,8 +168,11 @@ def trained_length(folder: Path) -> int | None:
     return found if isinstance(found, int) else None
 
 
-def _label_ids(labels: Sequence[str], encoder: Encoder, folder: Path) -> list[int]:
-    """The model's id of each label of the data; none for a regression."""
+def model_label_ids(labels: Sequence[str], encoder: Encoder, folder: Path) -> list[int]:
+    """The model's id of each label of the data; none for a regression.
+
+    Raises UsageError for labels, or a kind of task, that the model does not have.
+    """
     if encoder.problem == MULTI_LABEL:
         raise UsageError("the model gives several labels to a text, the data have one", folder, "score another model")
     if (encoder.problem == REGRESSION) != (not labels):

@@ -1,0 +1,16 @@
+"""Rounds: each command once in each, another one first."""
+
+import json
+
+from offramp.experiments import bench
+from offramp.experiments.bench import run_rounds
+
+
+def test_every_rival_is_first_in_turn(monkeypatch):
+    monkeypatch.setattr(bench, "output_of", lambda command: "said\n" + json.dumps({"ran": command}) + "\n")
+    commands, said = {"a": ["1"], "b": ["2"]}, []
+    found = list(run_rounds(commands, 3, said.append))
+    assert [name for name, _ in found] == ["a", "b", "b", "a", "a", "b"]
+    assert all(record == {"ran": commands[name]} for name, record in found)
+    assert said[0] == "round 1/3: a"
+    assert said[-1] == "round 3/3: b"
