@@ -365,11 +365,13 @@ def test_bulk_gives_the_same_results_in_order(shelf, policy):
 def test_bulk_batches_are_alike_in_length_and_within_the_plan(shelf):
     classifier = make_classifier(shelf.open(Toy()), num_rows=3, is_bulk=True)
     planned = classifier.backend.activation_bytes(3, MAX_LENGTH)
-    lengths = [1, 12, 3, 1, 12, 5, 7, 1, 2, 12, 12]
+    lengths = [1, 12, 3, 1, 12, 5, 7, 1, 2, 12, 12, *[6] * 9, *[1] * 50]
     batches = list(classifier._bulk_batches(lengths))
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     for batch in batches:
-        assert classifier.backend.activation_bytes(len(batch), max(lengths[index] for index in batch)) <= planned
+        longest = max(lengths[index] for index in batch)
+        assert classifier.backend.activation_bytes(len(batch), longest) <= planned
+        assert len(batch) * longest <= 3 * MAX_LENGTH, "no array grows beyond those of the plan"
     ends = [(lengths[batch[0]], lengths[batch[-1]]) for batch in batches]
     assert all(before[1] >= after[0] for before, after in pairwise(ends))
     assert len(batches[0]) == 3, "rows of the longest length"

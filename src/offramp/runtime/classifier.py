@@ -168,11 +168,16 @@ class Classifier:
         return [result for result in found if result is not None]
 
     def _bulk_batches(self, lengths: Sequence[int]) -> Iterator[List[int]]:
-        """Indices of texts, the longest first, in batches that the plan holds."""
+        """Indices of texts, the longest first, in batches that the plan holds.
+
+        None has more tokens than the plan's either: its arrays would be larger than any that a backend has kept.
+        """
         batch: List[int] = []
+        planned_tokens = self._workload.num_rows * self._workload.length
         for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
             longest = lengths[batch[0]] if batch else lengths[index]
             fits = self.backend.activation_bytes(len(batch) + 1, longest) <= self._planned_bytes
+            fits = fits and (len(batch) + 1) * longest <= planned_tokens
             if batch and (not fits or len(batch) == MAX_BULK_ROWS):
                 yield batch
                 batch = []
