@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from offramp.errors import DamagedError
-from offramp.runtime.loop import GATE_AFTER_PASSES
+from offramp.runtime.survival import GATE_AFTER_ROWS
 from tests.runtime.driver import answers, batches, encode, eventually, expected
 from tests.toy import Toy, ToyBackend, layer_shards, open_loop
 
@@ -153,7 +153,7 @@ def test_nothing_past_a_likely_exit_is_read_before_it_has_decided(shelf):
     allowed = {"embedding", *layer_shards(store, 2)}
     backend = Patient()
     loop = open_loop(store, "from:2>confidence:0.9", 3, backend=backend)
-    for count in range(1, GATE_AFTER_PASSES + 1):
+    for count in range(1, GATE_AFTER_ROWS + 1):
         backend.condition = lambda count=count: sum(name not in allowed for name in reads(loop)) >= 2 * count
         loop.run(*encode(["abc"]))
     backend.condition = lambda: True
@@ -169,7 +169,7 @@ def test_nothing_past_a_likely_exit_is_read_before_it_has_decided(shelf):
 def test_the_gate_needs_eight_rows_of_which_more_than_half_left(shelf, reached, left, gated):
     store = shelf.open(sure(2))
     loop = open_loop(store, "confidence:0.9")
-    loop._reached[2], loop._left[2] = reached, left
+    loop.survival.reached[2], loop.survival.left[2] = reached, left
     loop.close()
     after = {turn.shard: turn.after for turn in loop.turns()}
     expected_after = [2 * (gated and place >= 7) for place in range(len(after))]

@@ -22,7 +22,8 @@ from offramp.measure import PeakMeter, Trace, available_bytes, bound_seconds, ca
 from offramp.policies import Policy
 from offramp.runtime.backend import Backend
 from offramp.runtime.guard import DeadlineGuard
-from offramp.runtime.loop import Loop, Outcome, PassCost
+from offramp.runtime.loop import Loop
+from offramp.runtime.passes import Outcome, PassCost
 from offramp.runtime.prepare import Workload, allocate, make_run_plan, settle
 from offramp.runtime.reads import choose_direct
 from offramp.store import Store

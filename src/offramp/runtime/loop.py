@@ -2,102 +2,32 @@
 
 It knows nothing of texts, files or devices. One batch at a time.
 
-Shapes: B rows still in the batch, N rows at its start, S tokens, T = B S, C labels.
+Shapes: B rows still in the batch, S tokens, T = B S, C labels.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import dataclass
 from typing import Any, Callable, Deque, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
 from offramp.errors import NonFiniteError, StoreError
 from offramp.measure import Trace
-from offramp.policies import Decider, Evidence, Policy
+from offramp.policies import Evidence, Policy
 from offramp.runtime.backend import Backend, State
 from offramp.runtime.guard import DeadlineGuard
+from offramp.runtime.passes import Answer, Outcome, Pass, PassCost
 from offramp.runtime.ring import Ring, Turn
 from offramp.runtime.slots import EqualSlots, Slot
+from offramp.runtime.survival import Survival
 from offramp.store import Encoder, Stage, Step, Store
 from offramp.store.reader import tensor_view
-
-GATE_AFTER_PASSES = 8
-"""Look-ahead stops at a likely exit once this many rows have been seen to get there."""
-
-
-@dataclass
-class Outcome:
-    """What became of one row."""
-
-    logits_C: Optional[np.ndarray] = None
-    exit_stage: int = 0
-    bytes_read: int = 0
-    is_cut: bool = False
-    """The deadline let it leave, not the policy."""
-
-
-@dataclass(frozen=True)
-class PassCost:
-    """Seconds of one pass. What was read for it counts also where that was done before it began.
-
-    `fill_seconds`: what nothing could hide, gathering the rows and waiting for the first shard.
-    """
-
-    seconds: float
-    compute_seconds: float
-    read_seconds: float
-    fill_seconds: float
-
-
-@dataclass
-class _Answer:
-    """What the last exit said of the rows that are still here, and when."""
-
-    exit_stage: int
-    logits_BC: np.ndarray
-    seconds: float
-    """Of `time.perf_counter`."""
-    compute_seconds: float
-    """Of the pass until then."""
 
 
 class _LateError(Exception):
     """The deadline came while the loop waited for weights, and there is an answer to give."""
-
-
-@dataclass
-class _Pass:
-    """The rows of the pass under way: `rows_B` are their places in the batch."""
-
-    outcomes: List[Outcome]
-    rows_B: np.ndarray
-    lengths_B: np.ndarray
-    decider: Decider
-    began: float
-    length: int
-    """Tokens of the longest row, which all are padded to."""
-    answer: Optional[_Answer] = None
-    compute_seconds: float = 0.0
-    read_seconds: float = 0.0
-    fill_seconds: float = 0.0
-    has_filled: bool = False
-    """The first shard that had to be read is there."""
-
-    def charge(self, num_bytes: int) -> None:
-        """Share the bytes of one read equally among the rows that are still here; the first rows take the remainder."""
-        share, rest = divmod(num_bytes, len(self.rows_B))
-        for place, row in enumerate(self.rows_B.tolist()):
-            self.outcomes[row].bytes_read += share + (place < rest)
-
-    def time_read(self, seconds: float, waited_seconds: float) -> None:
-        """A shard was read in so many seconds, of which the loop waited some; 0: it was there already."""
-        self.read_seconds += seconds
-        if seconds and not self.has_filled:
-            self.fill_seconds += min(seconds, waited_seconds)
-            self.has_filled = True
 
 
 class Loop:
@@ -123,9 +53,9 @@ class Loop:
         self._early = policy.earliest_exit(num_exits) < num_exits
         if guard is not None:  # any answer is better than none
             self._first, self._early = 1, num_exits > 1
-        self._reached, self._left = np.zeros(num_exits + 1, np.int64), np.zeros(num_exits + 1, np.int64)
+        self.survival = Survival(num_exits)
         self._pass_index = 0
-        self._pass: Optional[_Pass] = None
+        self._pass: Optional[Pass] = None
         self.ring: Optional[Ring] = None
         self.stage_of = {
             shard: index for index, stage in enumerate(self.stages()) for step in stage.steps for shard in step.shards
@@ -155,11 +85,7 @@ class Loop:
         """The shards of a pass in order, gated where an exit is more likely than not."""
         turns, after = [], 0
         for index, stage in enumerate(self.stages()):
-            if (
-                index > 1
-                and self._reached[index - 1] >= GATE_AFTER_PASSES
-                and 2 * self._left[index - 1] > self._reached[index - 1]
-            ):
+            if index > 1 and self.survival.ends_at(index - 1):
                 after = index - 1
             turns += [Turn(shard, after) for step in stage.steps for shard in self.loads(step)]
         return turns
@@ -191,7 +117,7 @@ class Loop:
         if num_rows == 0:
             return []
         assert self.ring is not None
-        self._pass = this = _Pass(
+        self._pass = this = Pass(
             [Outcome() for _ in range(num_rows)],
             np.arange(num_rows),
             np.asarray(mask_BS).sum(axis=1),
@@ -207,7 +133,7 @@ class Loop:
             self._go(ids_BS, mask_BS, types_BS)
             finished = True
         except _LateError:
-            self._answer_late()
+            this.cut()
             finished = True
         finally:
             self.ring.end_pass(self.turns() if more and finished else ())
@@ -292,10 +218,9 @@ class Loop:
         assert self._pass is not None and problem is not None
         logits_BC = self._timed(f"exit {index}", index, "head", self.backend.exit_logits, state, self.exits[index])
         leave_B = self._timed(f"exit {index}", index, "decide", self._decide, index, logits_BC, problem) | final
-        self._reached[index] += len(leave_B)
-        self._left[index] += int(leave_B.sum())
+        self.survival.saw(index, leave_B)
         if leave_B.any():
-            self._answer(logits_BC, leave_B, index)
+            self._pass.leave(logits_BC, leave_B, index)
             self._pass.decider.keep(~leave_B)
             if not leave_B.all():
                 self.backend.keep(state, ~leave_B)
@@ -314,9 +239,9 @@ class Loop:
         this, guard, now = self._pass, self.guard, time.perf_counter()
         assert this is not None and guard is not None
         self._tell_guard(index, now)
-        this.answer = _Answer(index, logits_BC, now, this.compute_seconds)
+        this.answer = Answer(index, logits_BC, now, this.compute_seconds)
         if len(logits_BC) and not guard.may_go_on(index, this.length, now - this.began):
-            self._answer_late()
+            this.cut()
 
     def _tell_guard(self, index: int, now: float) -> None:
         """How long it took from the answer before to exit `index`."""
@@ -327,16 +252,8 @@ class Loop:
         )
         guard.saw(index, this.length, now - before, this.compute_seconds - computed)
 
-    def _answer_late(self) -> None:
-        """The rows that are still here leave with the last answer there is."""
-        this = self._pass
-        assert this is not None and this.answer is not None
-        for row in this.rows_B.tolist():
-            this.outcomes[row].is_cut = True
-        self._answer(this.answer.logits_BC, np.ones(len(this.rows_B), bool), this.answer.exit_stage)
-
     def _run_head(self, state: State) -> None:
-        assert self._head is not None
+        assert self._head is not None and self._pass is not None
         (step,) = self._head.steps
         weights = self._acquire(step)
         logits_BC = self._timed("head", len(self.layers) + 1, "head", self.backend.head_logits, state, weights)
@@ -344,15 +261,7 @@ class Loop:
         logits_BC = self._finite(logits_BC, "head")
         if self.guard is not None:
             self._tell_guard(len(self.layers), time.perf_counter())
-        self._answer(logits_BC, np.ones(len(logits_BC), bool), len(self.layers))
-
-    def _answer(self, logits_BC: np.ndarray, leave_B: np.ndarray, exit_stage: int) -> None:
-        this = self._pass
-        assert this is not None
-        for row, logits_C in zip(this.rows_B[leave_B].tolist(), logits_BC[leave_B]):
-            this.outcomes[row].logits_C = logits_C.copy()
-            this.outcomes[row].exit_stage = exit_stage
-        this.rows_B, this.lengths_B = this.rows_B[~leave_B], this.lengths_B[~leave_B]
+        self._pass.leave(logits_BC, np.ones(len(logits_BC), bool), len(self.layers))
 
     def _finite(self, logits_BC: np.ndarray, stage: str) -> np.ndarray:
         if not np.isfinite(logits_BC).all():

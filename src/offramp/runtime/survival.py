@@ -1,0 +1,28 @@
+"""Where rows have left so far, and what that says of those to come. Counts, no clock.
+
+Shapes: B rows that came to an exit.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+GATE_AFTER_ROWS = 8
+"""Look-ahead stops at a likely exit once this many rows have been seen to get there."""
+
+
+class Survival:
+    """How many rows were asked at each exit, from 1, and how many left there."""
+
+    def __init__(self, num_exits: int) -> None:
+        self.reached, self.left = np.zeros(num_exits + 1, np.int64), np.zeros(num_exits + 1, np.int64)
+
+    def saw(self, exit_index: int, leave_B: np.ndarray) -> None:
+        """These rows came to an exit, and some left."""
+        self.reached[exit_index] += len(leave_B)
+        self.left[exit_index] += int(leave_B.sum())
+
+    def ends_at(self, exit_index: int) -> bool:
+        """Whether a row that comes to this exit is more likely than not to leave there."""
+        reached = self.reached[exit_index]
+        return bool(reached >= GATE_AFTER_ROWS and 2 * self.left[exit_index] > reached)
