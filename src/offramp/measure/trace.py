@@ -17,7 +17,7 @@ class Span(NamedTuple):
     name: str
     stage: int
     kind: str
-    """`wait` (the loop, for a shard), `read`, `idle_read` (between passes), `compute`, `head`, `decide`."""
+    """`wait` (the loop, for a shard), `read`, `idle_read` (between passes), `compute`, `head`, `decide`, `gather`."""
     start_seconds: float
     end_seconds: float
     bytes: int = 0

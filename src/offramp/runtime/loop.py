@@ -2,7 +2,7 @@
 
 It knows nothing of texts, files or devices. One batch at a time.
 
-Shapes: B rows still in the batch, S tokens, T = B S, C labels.
+Shapes: B rows still in the batch, P rows of the backend's arrays (some may have left), S tokens, T = P S, C labels.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from offramp.errors import NonFiniteError, StoreError
 from offramp.measure import Trace
 from offramp.policies import Evidence, Policy
 from offramp.runtime.backend import Backend, State
+from offramp.runtime.gathering import Gathering
 from offramp.runtime.guard import DeadlineGuard
 from offramp.runtime.passes import Answer, Outcome, Pass, PassCost
 from offramp.runtime.ring import Ring, Turn
@@ -53,7 +54,7 @@ class Loop:
         self._early = policy.earliest_exit(num_exits) < num_exits
         if guard is not None:  # any answer is better than none
             self._first, self._early = 1, num_exits > 1
-        self.survival = Survival(num_exits)
+        self.survival, self.gathering = Survival(num_exits), Gathering()
         self._pass_index = 0
         self._pass: Optional[Pass] = None
         self.ring: Optional[Ring] = None
@@ -96,7 +97,7 @@ class Loop:
         Code and heap are then as a pass leaves them.
         """
         ids_BS = np.zeros((num_rows, length), np.int64)
-        self._gather(ids_BS, ids_BS)
+        self._read_rows(ids_BS, ids_BS)
         self.backend.rehearse(num_rows, length)
 
     def run(
@@ -177,7 +178,7 @@ class Loop:
             )
         (step,) = self._embedding.steps
         started = time.perf_counter()
-        rows, num_bytes = self._gather(ids_BS, types_BS)
+        rows, num_bytes = self._read_rows(ids_BS, types_BS)
         ended = time.perf_counter()
         self.trace.add("rows", 0, "read", started, ended, num_bytes, "loop", self._pass_index)
         assert self._pass is not None and self.ring is not None
@@ -190,7 +191,7 @@ class Loop:
         self._release(step)
         return state
 
-    def _gather(self, ids_BS: np.ndarray, types_BS: np.ndarray) -> Tuple[Dict[str, np.ndarray], int]:
+    def _read_rows(self, ids_BS: np.ndarray, types_BS: np.ndarray) -> Tuple[Dict[str, np.ndarray], int]:
         """Embedding rows of each token, role -> [T, E], and the bytes read for them."""
         encoder = self.store.manifest.encoder
         table = next(name for step in self._embedding.steps for name in step.shards if self._is_gathered(name))
@@ -204,28 +205,44 @@ class Loop:
         return rows, num_bytes
 
     def _run_layer(self, index: int, stage: Stage, state: State) -> None:
+        this = self._pass
+        assert this is not None
+        before = this.compute_seconds
         for step in stage.steps:
             weights = self._acquire(step)
             self._timed(f"{stage.name} {step.kind}", index, "compute", self.backend.step, state, step.kind, weights)
             self._release(step)
+        self.gathering.saw_layer(state.num_rows, this.length, this.compute_seconds - before)
 
     def _leave_early(self, index: int, state: State) -> None:
         """Ask the exit after layer `index`, if its answer can matter, and let rows go."""
         final = index == self._last < len(self.layers)
         if not (self._early and self._first <= index < len(self.layers)):
             return
-        problem = self.store.manifest.encoder.problem
-        assert self._pass is not None and problem is not None
-        logits_BC = self._timed(f"exit {index}", index, "head", self.backend.exit_logits, state, self.exits[index])
+        this, problem = self._pass, self.store.manifest.encoder.problem
+        assert this is not None and problem is not None
+        logits_PC = self._timed(f"exit {index}", index, "head", self.backend.exit_logits, state, self.exits[index])
+        logits_BC = logits_PC[this.places_B]
         leave_B = self._timed(f"exit {index}", index, "decide", self._decide, index, logits_BC, problem) | final
         self.survival.saw(index, leave_B)
         if leave_B.any():
-            self._pass.leave(logits_BC, leave_B, index)
-            self._pass.decider.keep(~leave_B)
-            if not leave_B.all():
-                self.backend.keep(state, ~leave_B)
+            this.leave(logits_BC, leave_B, index)
         if self.guard is not None:
             self._mind_the_deadline(index, logits_BC[~leave_B])
+        if 0 < len(this.rows_B) < state.num_rows:
+            self._gather_rows(index, state)
+
+    def _gather_rows(self, index: int, state: State) -> None:
+        """Take those that have left out of the backend's arrays, if to carry them on would cost more."""
+        this = self._pass
+        assert this is not None
+        num_kept, before = len(this.rows_B), this.compute_seconds
+        num_layers = self.survival.layers_ahead(index, self._last, num_kept)
+        if not self.gathering.pays(state.num_rows, num_kept, this.length, num_layers):
+            return
+        self._timed(f"exit {index}", index, "gather", self.backend.keep, state, this.stay_P(state.num_rows))
+        this.gathered()
+        self.gathering.saw_gathering(num_kept, this.length, this.compute_seconds - before)
 
     def _decide(self, index: int, logits_BC: np.ndarray, problem: str) -> np.ndarray:
         """Whom the policy lets go, [B]."""
@@ -256,9 +273,9 @@ class Loop:
         assert self._head is not None and self._pass is not None
         (step,) = self._head.steps
         weights = self._acquire(step)
-        logits_BC = self._timed("head", len(self.layers) + 1, "head", self.backend.head_logits, state, weights)
+        logits_PC = self._timed("head", len(self.layers) + 1, "head", self.backend.head_logits, state, weights)
         self._release(step)
-        logits_BC = self._finite(logits_BC, "head")
+        logits_BC = self._finite(logits_PC[self._pass.places_B], "head")
         if self.guard is not None:
             self._tell_guard(len(self.layers), time.perf_counter())
         self._pass.leave(logits_BC, np.ones(len(logits_BC), bool), len(self.layers))

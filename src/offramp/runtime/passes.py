@@ -1,11 +1,13 @@
 """One pass: its rows, which of them are still there, what they pay, and what became of them. It reads no clock.
 
-Shapes: N rows at the start of the pass, B rows that are still there, C labels.
+A row that has left may still lie in the backend's arrays, where it is carried on and not looked at.
+
+Shapes: B rows that are still there, P rows of the backend's arrays, C labels.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import List, Optional
 
 import numpy as np
@@ -66,6 +68,21 @@ class Pass:
     fill_seconds: float = 0.0
     has_filled: bool = False
     """The first shard that had to be read is there."""
+    places_B: np.ndarray = field(init=False)
+    """Of the same rows in the backend's arrays, in order."""
+
+    def __post_init__(self) -> None:
+        self.places_B = self.rows_B
+
+    def stay_P(self, num_places: int) -> np.ndarray:
+        """Which rows of the backend's arrays are those that are still there, bool."""
+        stay_P = np.zeros(num_places, bool)
+        stay_P[self.places_B] = True
+        return stay_P
+
+    def gathered(self) -> None:
+        """The backend's arrays hold the rows that are still there and no others."""
+        self.places_B = np.arange(len(self.rows_B))
 
     def charge(self, num_bytes: int) -> None:
         """Share the bytes of a read equally among the rows that are still there; the first rows take the remainder."""
@@ -81,11 +98,14 @@ class Pass:
             self.has_filled = True
 
     def leave(self, logits_BC: np.ndarray, leave_B: np.ndarray, exit_stage: int) -> None:
-        """Let rows go with what an exit says of them."""
+        """Let rows go with what an exit says of them; the policy forgets them."""
         for row, logits_C in zip(self.rows_B[leave_B].tolist(), logits_BC[leave_B]):
             self.outcomes[row].logits_C = logits_C.copy()
             self.outcomes[row].exit_stage = exit_stage
-        self.rows_B, self.lengths_B = self.rows_B[~leave_B], self.lengths_B[~leave_B]
+        self.rows_B, self.lengths_B, self.places_B = (
+            each_B[~leave_B] for each_B in (self.rows_B, self.lengths_B, self.places_B)
+        )
+        self.decider.keep(~leave_B)
 
     def cut(self) -> None:
         """Let all that are still there go with the last answer there is."""

@@ -26,3 +26,15 @@ class Survival:
         """Whether a row that comes to this exit is more likely than not to leave there."""
         reached = self.reached[exit_index]
         return bool(reached >= GATE_AFTER_ROWS and 2 * self.left[exit_index] > reached)
+
+    def layers_ahead(self, exit_index: int, last_exit: int, num_rows: int) -> float:
+        """How many layers a batch of rows that go on after this exit is expected to go through yet.
+
+        It goes through a layer as long as one of them is still there; rows are taken to leave independently.
+        """
+        layers, stays = 0.0, 1.0
+        for index in range(exit_index + 1, last_exit + 1):
+            layers += 1 - (1 - stays) ** num_rows
+            if self.reached[index]:
+                stays *= 1 - float(self.left[index] / self.reached[index])
+        return layers
