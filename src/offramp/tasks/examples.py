@@ -1,4 +1,4 @@
-"""Labelled texts in splits, and labels as files write them."""
+"""Labelled texts and images in splits, and labels as files write them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from offramp.errors import UsageError
 from offramp.tasks.splits import Item, split_by_text
@@ -19,15 +19,27 @@ WHOLE_SHARES = {"train": 0.6, "tune": 0.1, "certify": 0.1, "dev": 0.2}
 """How a single file is cut where there is no other."""
 
 
-class Example(NamedTuple):
-    """A text or a pair of texts, and the id of its label; the value itself in a regression."""
+class Readable(Protocol):
+    """What is classified and is no text, such as an image: two are equal if their bytes are."""
 
-    text: Text
+    def read(self) -> bytes:
+        """All of it."""
+        ...
+
+
+Input = TypeVar("Input", bound=Text | Readable)
+
+
+class Example(NamedTuple, Generic[Input]):
+    """What is classified, and the id of its label; the value itself in a regression."""
+
+    text: Input
+    """A text, a pair of texts, or an image (`tasks.images.Image`)."""
     label: int | float
 
 
 @dataclass(frozen=True)
-class Splits:
+class Splits(Generic[Input]):
     """Examples by split: `train`, `tune`, `certify`, and `dev` (MNLI: `dev_matched`, `dev_mismatched`)."""
 
     name: str
@@ -36,23 +48,23 @@ class Splits:
     """Names of the label ids; empty for a regression."""
     metrics: tuple[str, ...]
     """Keys of `tasks.metrics.METRICS`; the score is their mean."""
-    examples: dict[str, list[Example]]
+    examples: dict[str, list[Example[Input]]]
     partial: tuple[str, ...] = ()
     """Why a score on these is none of the task's, a sentence each; empty if it is one."""
 
     cuts_dev: bool = False
     """Dev was cut from the same file as train."""
 
-    def require_examples(self, where: object) -> Splits:
+    def require_examples(self, where: object) -> Splits[Input]:
         """These splits. Raises UsageError if one of them is empty."""
         for name, found in self.examples.items():
             if not found:
                 raise UsageError(f"split {name} of {self.name} is empty", where, "give more data")
         return self
 
-    def named(self, names: Sequence[str]) -> dict[str, list[Example]]:
+    def named(self, names: Sequence[str]) -> dict[str, list[Example[Input]]]:
         """The splits of these names; `dev` is all that there are of MNLI's. Raises UsageError for an unknown one."""
-        found: dict[str, list[Example]] = {}
+        found: dict[str, list[Example[Input]]] = {}
         for name in names:
             known = [split for split in self.examples if split == name or (name == "dev" and split.startswith("dev"))]
             if not known:
@@ -61,17 +73,26 @@ class Splits:
         return found
 
 
-def cut(examples: Iterable[Example], has_dev: bool, seed: int) -> dict[str, list[Example]]:
-    """Train, tune and certify, by a hash of each text and `seed`; also dev, unless there is one elsewhere."""
-    return split_by_text(examples, lambda example: example.text, TRAIN_SHARES if has_dev else WHOLE_SHARES, seed)
+def cut(examples: Iterable[Example[Input]], has_dev: bool, seed: int) -> dict[str, list[Example[Input]]]:
+    """Train, tune and certify, by a hash of each text and `seed`; also dev, unless there is one elsewhere.
+
+    Of what is no text the bytes are hashed, so that copies of an image fall together wherever they lie.
+    """
+    shares = TRAIN_SHARES if has_dev else WHOLE_SHARES
+    return split_by_text(examples, lambda example: _identity(example.text), shares, seed)
 
 
-def digest(examples: Iterable[tuple[Text, int | float]]) -> str:
-    """sha256 of texts and labels, in order."""
+def digest(examples: Iterable[tuple[Text | Readable, int | float]]) -> str:
+    """sha256 of texts, or of the bytes of what is none, and labels, in order."""
     found = hashlib.sha256()
     for text, label in examples:
-        found.update(json.dumps([text, label]).encode() + b"\n")
+        found.update(json.dumps([_identity(text), label]).encode() + b"\n")
     return found.hexdigest()
+
+
+def _identity(content: Text | Readable) -> Text:
+    """Equal for what is equal: a text itself, the sha256 of all else."""
+    return content if isinstance(content, (str, tuple)) else hashlib.sha256(content.read()).hexdigest()
 
 
 def label_ids(labels: Sequence[str], own: Sequence[str]) -> list[int] | None:
