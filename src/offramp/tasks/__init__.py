@@ -1,5 +1,5 @@
 """What is asked of a model: texts as token ids (`text`), files of texts (`inputs`), labelled tables
-(`tables`, `glue`), labelled images (`images`), metrics, the demo's data (`bbc`).
+(`tables`, `glue`), labelled images (`images`) and their pixels (`pixels`), metrics, the demo's data (`bbc`).
 
 Only `text` is re-exported: it also runs where Python is 3.8, the others are imported by name where they are used.
 """
