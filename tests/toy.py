@@ -19,7 +19,9 @@ import numpy as np
 from offramp.measure import Trace
 from offramp.policies import parse
 from offramp.runtime.backend import Backend, State
-from offramp.runtime.classifier import Classifier, Settings, load_exits
+from offramp.runtime.classifier import Classifier, Settings
+from offramp.runtime.course import course_of
+from offramp.runtime.exits import load_exits
 from offramp.runtime.loop import Loop
 from offramp.runtime.slots import Slot
 from offramp.store import Encoder, Manifest, Stage, Step, Store, StoreWriter
@@ -187,7 +189,7 @@ def open_loop(
     """A loop whose ring has so many slots, with these shards resident."""
     parsed = parse(policy) if isinstance(policy, str) else policy
     parsed.check(len(store.manifest.layers), store.manifest.encoder.problem)
-    exits = load_exits(store, parsed, needs_all=guard is not None)
+    exits = load_exits(store, course_of(store), parsed, needs_all=guard is not None)
     loop = Loop(store, backend or ToyBackend(), parsed, exits, Trace(), guard)
     sizes = {
         name: -(-shard.bytes // 4096) * 4096 for name, shard in store.manifest.shards.items() if shard.blocks is None

@@ -112,6 +112,7 @@ def prepare(
     from offramp.measure import num_cores
     from offramp.runtime import Classifier, Settings, parse_size, tune_allocator
     from offramp.runtime.bulk import BULK, with_most_rows
+    from offramp.runtime.course import course_of
     from offramp.runtime.footprint import give_back
     from offramp.runtime.guard import guard_for
     from offramp.runtime.policy_files import expect_profile, read_exit, require_model
@@ -123,23 +124,24 @@ def prepare(
     if budget is not None:
         tune_allocator()
     opened = Store(store, verify)
-    require_head(opened.manifest, opened.path)
+    require_head(opened.contents, opened.path)
     require_model(model_sha256, opened, exit)
-    policy.check(len(opened.manifest.layers), opened.manifest.encoder.problem)
+    course = course_of(opened)
+    policy.check(len(course.layers), course.problem)
     engine = _backend(backend, opened, threads or num_cores())
     give_back()  # before the tokenizer takes its own: the start must not be the peak
-    text_encoder = _text_encoder(opened, max_length, warn)
-    if texts is not None:
-        longest = max((text_encoder.encode([text]).ids_BS.size for text in texts), default=None)
+    encoder = _encoder(opened, max_length, warn)
+    if texts is not None and not _is_module(opened):
+        longest = max((encoder.encode([text]).ids_BS.size for text in texts), default=None)
     budget_bytes = unlimited_bytes() if budget is None else parse_size(budget)
     guard = guard_for(tuned_deadline if deadline is None else deadline)
 
     def plan_for(num_rows: int) -> Classifier:
         settings = Settings(budget_bytes, num_rows, longest, reads, own_process, is_bulk=batch == BULK)
-        return Classifier(opened, engine, text_encoder, policy, settings, guard)
+        return Classifier(opened, engine, encoder, policy, settings, guard)
 
     if batch == BULK:
-        classifier = with_most_rows(plan_for, opened, engine, longest or text_encoder.max_length, budget_bytes)
+        classifier = with_most_rows(plan_for, opened, engine, longest or encoder.max_length, budget_bytes)
     else:
         classifier = plan_for(int(batch))
     if guard is not None:
@@ -153,20 +155,36 @@ def _backend(name: str, store: Store, num_threads: int) -> Any:
     if name not in BACKENDS:
         raise ValueError(f"backend must be one of {BACKENDS}, not {name!r}")
     if name == "torch":
-        from offramp.models import TorchBackend
+        from offramp.models import TorchBackend, TorchSegments
 
-        return TorchBackend(store, num_threads)
-    from offramp.edge import OrtBackend
+        return (TorchSegments if _is_module(store) else TorchBackend)(store, num_threads)
+    from offramp.edge import OrtBackend, OrtSegments
 
-    return OrtBackend(store, num_threads)
+    return (OrtSegments if _is_module(store) else OrtBackend)(store, num_threads)
 
 
-def _text_encoder(store: Store, max_length: Optional[int], warn: Callable[[str], None]) -> Any:
-    from offramp.tasks import TextEncoder
+def _is_module(store: Store) -> bool:
+    from offramp.store.manifest import ModuleManifest
 
-    for file in store.manifest.files:
+    return isinstance(store.contents, ModuleManifest)
+
+
+def _encoder(store: Store, max_length: Optional[int], warn: Callable[[str], None]) -> Any:
+    """Of texts, or, for a module that takes pixels, of images."""
+    for file in store.contents.files:
         store.read_file(file)
-    return TextEncoder.from_folder(store.path, store.manifest.encoder, max_length, warn)
+    if not _is_module(store):
+        from offramp.tasks import TextEncoder
+
+        return TextEncoder.from_folder(store.path, store.manifest.encoder, max_length, warn)
+    from offramp.errors import StoreError
+    from offramp.tasks.image_inputs import ImageInputs
+
+    inputs = store.module.program.inputs
+    if len(inputs) != 1 or len(next(iter(inputs.values())).shape) != 4:
+        taken = ", ".join(inputs)
+        raise StoreError(f"a module that takes {taken} takes no images", store.path, "run it with offramp.stream")
+    return ImageInputs.from_folder(store.path, next(iter(inputs)))
 
 
 def __getattr__(name: str) -> Any:

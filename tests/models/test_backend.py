@@ -152,7 +152,7 @@ def test_each_pass_sets_its_threads(store):
 @pytest.mark.parametrize(("num_rows", "length"), [(1, 16), (4, 16), (2, 256)])
 def test_the_promised_bytes_hold_all_tensors_of_a_pass(store, monkeypatch, attention, activation, num_rows, length):
     encoder = dataclasses.replace(store.manifest.encoder, activation=activation)
-    monkeypatch.setattr(store, "manifest", dataclasses.replace(store.manifest, encoder=encoder))
+    monkeypatch.setattr(store, "contents", dataclasses.replace(store.manifest, encoder=encoder))
     mask_BS = np.ones((num_rows, length), np.int64)
     mask_BS[-1, 1:] = 0
     backend = TorchBackend(store, 1, attention)
@@ -211,14 +211,14 @@ def test_another_attention_is_refused(store):
 
 def test_a_kind_that_it_does_not_compute_is_refused(store, monkeypatch):
     stages = (manifest.Stage("mixer", "layer", (manifest.Step("mixer", ()),)),)
-    monkeypatch.setattr(store, "manifest", dataclasses.replace(store.manifest, stages=stages))
+    monkeypatch.setattr(store, "contents", dataclasses.replace(store.manifest, stages=stages))
     with pytest.raises(StoreError, match=r"stage mixer has the steps \('mixer',\), not"):
         TorchBackend(store, 1)
 
 
 def test_a_tensor_that_the_encoder_does_not_promise_is_refused(store, monkeypatch):
     encoder = dataclasses.replace(store.manifest.encoder, labels=("a", "b", "c"))
-    monkeypatch.setattr(store, "manifest", dataclasses.replace(store.manifest, encoder=encoder))
+    monkeypatch.setattr(store, "contents", dataclasses.replace(store.manifest, encoder=encoder))
     with pytest.raises(StoreError, match=r"stage head, head: out.bias is \('F32', \(2,\)\), .* \('F32', \(3,\)\)"):
         TorchBackend(store, 1)
 

@@ -13,7 +13,8 @@ from offramp.edge import OrtBackend
 from offramp.measure import Trace
 from offramp.models import TorchBackend
 from offramp.policies import parse
-from offramp.runtime.classifier import load_exits
+from offramp.runtime.course import Tokens, course_of
+from offramp.runtime.exits import load_exits
 from offramp.runtime.loop import Loop
 from offramp.runtime.slots import Slot
 from offramp.store import Store
@@ -145,12 +146,12 @@ def run(path, batches, way=Way(), backend="ort", exit="none", num_threads=1, att
     policy = parse(exit)
     with Store(path, way.verify) as store:
         engine = OrtBackend(store, num_threads) if backend == "ort" else TorchBackend(store, num_threads, attention)
-        loop = Loop(store, engine, policy, load_exits(store, policy), Trace())
+        loop = Loop(store, engine, policy, load_exits(store, course_of(store), policy), Trace())
         pages = {shard.name: -(-shard.bytes // 4096) * 4096 for shard in store.manifest.shards.values()}
         residents = {name: Slot(pages[name]) for name in way.residents}
         try:
             loop.connect([Slot(max(pages.values())) for _ in range(way.num_slots)], residents, direct=way.direct)
-            return [loop.run(batch.ids_BS, batch.mask_BS, batch.types_BS, more=True) for batch in batches]
+            return [loop.run(Tokens(batch.ids_BS, batch.mask_BS, batch.types_BS), more=True) for batch in batches]
         finally:
             loop.close()
 

@@ -9,7 +9,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from offramp.policies import Evidence, parse
-from offramp.runtime.classifier import load_exits
+from offramp.runtime.course import Tokens, course_of
+from offramp.runtime.exits import load_exits
 from offramp.runtime.slots import Slot
 from offramp.store import Store
 from offramp.store.reader import tensor_view
@@ -39,7 +40,8 @@ def eventually(condition):
 
 
 def encode(rows):
-    return ToyTextEncoder().encode(rows)
+    batch = ToyTextEncoder().encode(rows)
+    return Tokens(batch.ids_BS, batch.mask_BS, batch.types_BS)
 
 
 def answers(outcomes):
@@ -70,7 +72,7 @@ def _logits_alone(path, row):
     """Logits of every exit, the head's last."""
     with Store(path, "never") as store:
         backend, batch, encoder = ToyBackend(), encode([row]), store.manifest.encoder
-        exits = load_exits(store, parse("stage:1")) if store.manifest.exits else {}
+        exits = load_exits(store, course_of(store), parse("stage:1")) if store.manifest.exits else {}
         indices = {"word": batch.ids_BS[0], "position": np.arange(batch.ids_BS.size), "type": batch.types_BS[0]}
         rows = {role: store.gather("rows", role, index_T)[0] for role, index_T in indices.items()}
         state = backend.begin(rows, batch.mask_BS, _weights(store, "embedding"))

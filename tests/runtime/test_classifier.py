@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from offramp.errors import BudgetError, NonFiniteError, StoreError, UsageError
 from offramp.measure import Memory, read_memory
-from offramp.runtime import classifier as classifier_module
+from offramp.runtime import exits as exits_module
 from offramp.runtime import prepare
 from offramp.runtime.bulk import with_most_rows
 from offramp.runtime.classifier import Settings
@@ -269,7 +269,7 @@ def test_exits_that_are_not_described_are_refused(shelf, monkeypatch, content):
     [{}, {"exit.1.weight": np.zeros((2, 8), np.float32)}, {"exit.1.weight": np.zeros((3, 8))}],
 )
 def test_exits_of_another_shape_are_refused_by_name(shelf, monkeypatch, arrays):
-    monkeypatch.setattr(classifier_module, "load_tensors", lambda *_: arrays)
+    monkeypatch.setattr(exits_module, "load_tensors", lambda *_: arrays)
     with pytest.raises(StoreError, match=r"exit 1: exit.weight is .* not float32 \(3, 8\)"):
         make_classifier(shelf.open(Toy()), "stage:1")
 

@@ -17,7 +17,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Options of divide."""
     parser.add_argument("model", nargs="?", help="a checkpoint folder, or an id on the hub")
     parser.add_argument("store", help="the folder to make")
-    parser.add_argument("--method", choices=("auto", "names", "eager"), default="auto", help="(default: auto)")
+    parser.add_argument(
+        "--method", choices=("auto", "names", "eager", "export"), default="auto", help="(default: auto)"
+    )
     parser.add_argument(
         "--stage-bytes", type=size, metavar="SIZE", help="the most that a stage should need (default: one block)"
     )

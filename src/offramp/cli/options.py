@@ -107,7 +107,11 @@ def add_inputs(parser: argparse.ArgumentParser) -> None:
     """Where texts come from; `add_columns` says what their columns are called."""
     parser.add_argument("--text", action="append", metavar="TEXT", help="a text; may be given several times")
     parser.add_argument("--pair", action="append", nargs=2, metavar=("A", "B"), help="two texts that are read together")
-    parser.add_argument("--input", metavar="FILE", help="FILE.txt, .tsv or .jsonl, or - for one text a line on stdin")
+    parser.add_argument(
+        "--input",
+        metavar="FILE",
+        help="FILE.txt, .tsv or .jsonl, or - for one text a line on stdin; of images a file, a folder or a zip",
+    )
 
 
 def add_columns(parser: argparse.ArgumentParser) -> None:
@@ -179,8 +183,19 @@ def inputs(args: argparse.Namespace) -> Iterable[Any]:
 
     yield from args.text or ()
     yield from (tuple(pair) for pair in args.pair or ())
-    if args.input:
+    if args.input and _has_images(args.input):
+        from offramp.tasks.images import images_at
+
+        yield from images_at(Path(args.input))
+    elif args.input:
         yield from read_inputs(args.input, args.text_column, args.pair_column)
+
+
+def _has_images(source: str) -> bool:
+    """Whether it is a folder, a zip or an image, and no file of texts."""
+    from offramp.tasks.images import SUFFIXES
+
+    return source != "-" and (Path(source).is_dir() or source.lower().endswith((".zip", *SUFFIXES)))
 
 
 def known_inputs(args: argparse.Namespace) -> Iterable[Any] | None:

@@ -60,7 +60,7 @@ def main(args: argparse.Namespace) -> int:
     if args.trace:
         require_writable(args.trace)
     classifier = offramp.prepare(args.store, args.budget, texts=known_inputs(args), **engine_options(args))
-    num_layers = len(classifier.store.manifest.layers)
+    num_layers = classifier.num_exits
     with classifier:
         ready = time.perf_counter() - started
         size = BULK_TEXTS if args.batch == "bulk" else args.batch
@@ -93,6 +93,6 @@ def _show(result: Any, text: Any, num_layers: int, as_json: bool) -> None:
         emit(asdict(result))
         return
     name = result.label or "value" if result.labels is None else ", ".join(result.labels) or "none"
-    beginning = " ".join((" | ".join(text) if isinstance(text, tuple) else text)[:200].split())[:60]
+    beginning = " ".join((" | ".join(text) if isinstance(text, tuple) else str(text))[:200].split())[:60]
     line = f"{shown(name)}  {result.score:.4f}  exit {result.exit_stage}/{num_layers}  {shown(beginning)}"
     print(line, flush=True)

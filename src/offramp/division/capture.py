@@ -75,6 +75,19 @@ def _collect(part: Any, found: list[Tensor], seen: set[int]) -> None:
             _collect(value, found, seen)
 
 
+def are_equal(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+    """Bit for bit, shapes and dtypes included."""
+    if len(found) != len(expected):
+        return False
+    pairs = zip(found, expected, strict=True)
+    return all(a.dtype == b.dtype and a.shape == b.shape and bits(a) == bits(b) for a, b in pairs)
+
+
+def bits(tensor: Tensor) -> bytes:
+    """Its data."""
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
 def trace_run(
     model: nn.Module, weights: Mapping[str, Weight], inputs: Arguments, fetch: Callable[[str], Tensor]
 ) -> tuple[Trace, Any]:

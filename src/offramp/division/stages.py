@@ -60,6 +60,8 @@ class StagePlan:
     """Weights that only linear layers and look-ups touch."""
     stage_bytes: int
     """The most that a stage needs, where it can be cut."""
+    blocks: tuple[int, ...]
+    """Stages that begin with one of the blocks that follow one another."""
     activation_bytes: int
 
 
@@ -75,9 +77,10 @@ def plan_stages(
     """
     run = Run(trace)
     tables = _tables(run, sizes, table_bytes)
-    blocks = [] if stage_bytes else _blocks(run)
+    blocks = _blocks(run)
+    begins = {span.start for span in blocks}
     limit = stage_bytes or _largest(run, blocks, sizes, tables)
-    cuts = _cut(run, sizes, tables, limit, {span.start for span in blocks})
+    cuts = _cut(run, sizes, tables, limit, set() if stage_bytes else begins)
     bounds = [*(place.op for place in cuts), len(run.ops)]
     uses = [run.weights(start, end) for start, end in pairwise(bounds)]
     adopted, unused = _adopt(run, bounds[:-1], uses, sizes)
@@ -89,9 +92,10 @@ def plan_stages(
         )
         for place, names in zip(cuts, uses, strict=True)
     ]
+    blocks_at = tuple(index for index, place in enumerate(cuts) if place.op in begins)
     by_row = {name for op in run.ops if op.name in BY_ROW for name in op.weights}
     sliced = by_row - {name for op in run.ops if op.name not in BY_ROW for name in op.weights}
-    return StagePlan(tuple(stages), adopted, unused, tuple(sorted(sliced)), limit, run.live.most_bytes)
+    return StagePlan(tuple(stages), adopted, unused, tuple(sorted(sliced)), limit, blocks_at, run.live.most_bytes)
 
 
 def _tables(run: Run, sizes: Sizes, table_bytes: int) -> frozenset[str]:

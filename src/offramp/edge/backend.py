@@ -55,7 +55,7 @@ class OrtBackend(Backend):
             raise StoreError(f"graphs of unknown kinds {unknown}", store.path, _REMEDY)
         self._exit_means = exits is not None and exits.form.startswith("mean")
         self._sessions = {
-            kind: _session(store.read_file(graph), num_threads, store, kind) for kind, graph in graphs.items()
+            kind: open_session(store.read_file(graph), num_threads, store, kind) for kind, graph in graphs.items()
         }
         for kind, session in self._sessions.items():
             if _weights(session) != promised[kind]:
@@ -159,7 +159,8 @@ class OrtBackend(Backend):
         return output
 
 
-def _session(graph: bytes, num_threads: int, store: Store, kind: str):
+def open_session(graph: bytes, num_threads: int, store: Store, kind: str) -> Any:
+    """A session of ONNX Runtime that shares the arena. Raises StoreError for what is no graph, MissingExtraError."""
     # From 1.29 on ONNX Runtime reports each session to its makers, by a thread, a database and TLS in our budget.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:

@@ -26,7 +26,7 @@ from offramp.store.exits import exit_tensors, parse_exits, read_exits
 from offramp.store.files import make_folder, write_atomic
 from offramp.store.safetensors import num_bytes, read_header
 
-METHODS = ("auto", "names", "eager")
+METHODS = ("auto", "names", "eager", "export")
 INDEX = "model.safetensors.index.json"
 CHUNK_BYTES = 2 << 20
 """Of the source at a time; while it is widened, 3.5 times as much is held."""
@@ -50,8 +50,9 @@ def divide(
         rest: of a module, what it is called with (a tensor, a tuple, or a dictionary); then the folder to make. An
             interrupted division is resumed.
         method: `names`: by the names of the tensors, without PyTorch, for encoders of texts of the BERT family;
-            `eager`: by a run, for any model that transformers has; `auto`: names where that can be. A module is always
-            divided by a run.
+            `eager`: by a run, for any model that transformers has, which then runs by its own code in `stream`;
+            `export`: the same, and its stages become graphs, which run without that code, and where exits can stand;
+            `auto`: names where that can be, else eager, and graphs too of what classifies, if it can be exported.
         stage_bytes: the most that a stage should need, for a division by a run; as much as a block of it if None.
         inputs: example inputs by name, for a folder that is divided by a run; made up from its config if None.
         more_inputs: of a module, further examples to prove the division with.
@@ -69,18 +70,32 @@ def divide(
         example, store = rest
         _refuse_existing(Path(store), force)
         return divide_module(
-            model, example, Path(store), more_inputs=more_inputs, stage_bytes=stage_bytes, force=force, say=say
+            model,
+            example,
+            Path(store),
+            more_inputs=more_inputs,
+            stage_bytes=stage_bytes,
+            method=method,
+            force=force,
+            say=say,
         )
     (store,) = rest
     _refuse_existing(Path(store), force)
     folder = resolve(str(model), offline)
     _refuse_itself(folder, Path(store))
-    if method == "eager" or (method == "auto" and not _has_known_names(folder)):
-        say(f"method eager: {_why_eager(folder, method)}")
+    if method in ("eager", "export") or (method == "auto" and not _has_known_names(folder)):
+        why = "no encoder of texts with a head for classes" if method == "auto" else "asked for"
+        say(f"method {'eager' if method == 'auto' else method}: {why}")
         from offramp.export.checkpoints import divide_checkpoint
 
         return divide_checkpoint(
-            folder, Path(store), example_inputs=inputs, stage_bytes=stage_bytes, force=force, say=say
+            folder,
+            Path(store),
+            example_inputs=inputs,
+            stage_bytes=stage_bytes,
+            method=method,
+            force=force,
+            say=say,
         )
     if stage_bytes is not None or inputs is not None:
         raise UsageError("stage sizes and example inputs are for a division by a run", folder, "give --method eager")
@@ -104,12 +119,6 @@ def _has_known_names(folder: Path) -> bool:
         except SourceError:
             return False
         return architecture.endswith(("Model", "ForSequenceClassification"))
-
-
-def _why_eager(folder: Path, method: str) -> str:
-    return (
-        "asked for" if method == "eager" else "no encoder of texts with a head for classes, so a run tells its stages"
-    )
 
 
 def add_graphs(store: str | os.PathLike) -> Path:

@@ -17,16 +17,17 @@ from torch import Tensor, nn
 
 from offramp.division import Source, open_source
 from offramp.division.placeholders import Weight, weights_of
-from offramp.errors import SourceError, UsageError
+from offramp.errors import OfframpError, SourceError, UsageError
 from offramp.export.modules import CHUNK_BYTES, Origin, Say, divide_module, in_memory
 from offramp.models.placement import DTYPES
 from offramp.models.weightless import class_of_folder, of_class, with_dtypes
 from offramp.store import StoreWriter
 from offramp.store import manifest as m
+from offramp.tasks.pixels import ImageEncoder
+from offramp.tasks.processors import FILE_NAME as PROCESSOR
 
 BATCH, LENGTH, SECONDS = 2, 16, 1
 """Of the example that is made where none is given."""
-PROCESSOR = "preprocessor_config.json"
 _LISTED = 5
 
 
@@ -36,6 +37,7 @@ def divide_checkpoint(
     *,
     example_inputs: Mapping[str, Any] | None = None,
     stage_bytes: int | None = None,
+    method: str = "eager",
     force: bool = False,
     say: Say,
 ) -> Path:
@@ -57,8 +59,10 @@ def divide_checkpoint(
             with_dtypes(module, {name: source.entry(found)[0] for name, found in names.items()})
             _fill_buffers(weights_of(module), names, source)
         origin = _origin(module, names, source)
-        example = dict(example_inputs) if example_inputs else example_of(module)
-        return divide_module(module, example, store, stage_bytes=stage_bytes, force=force, origin=origin, say=say)
+        example = dict(example_inputs) if example_inputs else example_of(module, folder)
+        return divide_module(
+            module, example, store, stage_bytes=stage_bytes, method=method, force=force, origin=origin, say=say
+        )
 
 
 def _names(module: nn.Module, source: Source) -> dict[str, str] | None:
@@ -144,15 +148,15 @@ def _fill_buffers(weights: Mapping[str, Weight], names: Mapping[str, str], sourc
             weight.put(_read(source, names[name]))
 
 
-def example_of(module: nn.Module) -> dict[str, Any]:
-    """Inputs that a model of transformers should take, made up from its config: what its `forward` names, of tokens,
-    pixels and sound. Raises UsageError where it names none of them.
+def example_of(module: nn.Module, folder: Path) -> dict[str, Any]:
+    """Inputs that a model of transformers should take, made up from its config and its image processor: what its
+    `forward` names, of tokens, pixels and sound. Raises UsageError where it names none of them.
     """
     config, taken = module.config, inspect.signature(module.forward).parameters
     generator = torch.Generator().manual_seed(0)
     vocabulary = _first(config, "vocab_size", 100)
     ids = torch.randint(3, max(vocabulary, 4), (BATCH, LENGTH), generator=generator)
-    size = _first(config, "image_size", 224)
+    size = _pixels(folder) or _first(config, "image_size", 224)
     height, width = size if isinstance(size, (list, tuple)) else (size, size)
     pixels = torch.randn(BATCH, _first(config, "num_channels", 3), height, width, generator=generator)
     made: dict[str, Any] = {
@@ -174,6 +178,16 @@ def example_of(module: nn.Module) -> dict[str, Any]:
         )
     example = {name: made[name] for name in made if name in wanted}
     return {**example, **({"use_cache": False} if "use_cache" in taken else {})}
+
+
+def _pixels(folder: Path) -> tuple[int, int] | None:
+    """Height and width of what the folder's image processor makes, if it has one that is known."""
+    if not (folder / PROCESSOR).is_file():
+        return None
+    try:
+        return ImageEncoder.from_folder(folder).shape
+    except OfframpError:
+        return None
 
 
 def _padded(ids: Tensor) -> Tensor:

@@ -19,13 +19,15 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from offramp import __version__
-from offramp.division.capture import Arguments, LastUsed, tensors_of, trace_run
+from offramp.division.capture import Arguments, LastUsed, are_equal, bits, tensors_of, trace_run
 from offramp.division.placeholders import Placeholder, Weight, fingerprint, weights_of
 from offramp.division.stages import Sizes, StagePlan, plan_stages
 from offramp.errors import StageError, UsageError
+from offramp.export.segments import with_segments
 from offramp.models.placement import NAMES
 from offramp.models.streamed import Stream, streamed_shards
 from offramp.models.streaming import data_bytes
+from offramp.policies.evidence import REGRESSION, SINGLE_LABEL
 from offramp.runtime.weight_plan import plan_weights, smallest_bytes
 from offramp.store import Shard, Stage, Step, Store, StoreWriter
 from offramp.store import manifest as m
@@ -33,6 +35,8 @@ from offramp.store.files import write_atomic
 from offramp.store.program import Program, Value
 
 CHUNK_BYTES = 2 << 20
+CLASSIFIERS = ("ForImageClassification", "ForSequenceClassification", "ForAudioClassification")
+"""How classes of transformers end whose first output are logits of a batch."""
 KEPT_BYTES = 64 << 20
 """Weights that are kept while a run is traced, beside the one in use."""
 KEPT = "kept"
@@ -59,8 +63,10 @@ def divide_module(
     *,
     more_inputs: Sequence[Any] = (),
     stage_bytes: int | None = None,
+    method: str = "eager",
     force: bool = False,
     origin: Origin | None = None,
+    with_exits: Callable[[m.ModuleManifest], m.ModuleManifest] | None = None,
     say: Say = lambda message: None,
 ) -> Path:
     """Divide a module by a run of it.
@@ -71,6 +77,8 @@ def divide_module(
         more_inputs: further examples that the division is proven with; None given: another batch size and length of the
             first, where the module takes them.
         stage_bytes: the most that a stage should need.
+        method: `eager`: it runs in PyTorch by its own code; `export`: its stages become graphs as well; `auto`: those
+            of a classifier do, if they can.
 
     Raises StageError where the module cannot be divided or its answers from the store differ, UsageError.
     """
@@ -106,7 +114,30 @@ def divide_module(
                 break
             say(f"{len(wayward)} weights stay in memory: the code refers to them from other stages than theirs")
             kept |= wayward
-        return writer.finish(replace(manifest, proof=_judged(proofs, module, say)))
+        manifest = replace(manifest, proof=_judged(proofs, module, say))
+        if method == "export" or (method == "auto" and program.problem is not None):
+            manifest = _with_segments(module, weights, manifest, plan.blocks, examples, fetch, writer, method, say)
+        return writer.finish(with_exits(manifest) if with_exits else manifest)
+
+
+def _with_segments(
+    module: nn.Module,
+    weights: Mapping[str, Weight],
+    manifest: m.ModuleManifest,
+    blocks: Sequence[int],
+    examples: Sequence[tuple[Arguments, list[Tensor]]],
+    fetch: Fetch,
+    writer: StoreWriter,
+    method: str,
+    say: Say,
+) -> m.ModuleManifest:
+    try:
+        return with_segments(module, weights, manifest, blocks, examples, fetch, writer, say)
+    except StageError as error:
+        if method == "export":
+            raise
+        say(f"no graphs of stages, the store runs by offramp.stream only: {error}")
+        return manifest
 
 
 def _require_divisible(module: nn.Module, weights: Mapping[str, Weight]) -> None:
@@ -282,7 +313,18 @@ def _program(
         sliced_weights(weights, plan),
         plan.unused,
         plan.activation_bytes,
+        *task_of(module),
     )
+
+
+def task_of(module: nn.Module) -> tuple[str | None, tuple[str, ...]]:
+    """Problem and labels of a classifier of transformers; None and none of any other module."""
+    config = getattr(module, "config", None)
+    if config is None or not type(module).__name__.endswith(CLASSIFIERS):
+        return None, ()
+    labels = tuple(str(config.id2label[index]) for index in sorted(config.id2label))
+    problem = getattr(config, "problem_type", None) or (REGRESSION if len(labels) == 1 else SINGLE_LABEL)
+    return str(problem), labels
 
 
 def versions(module: nn.Module) -> dict[str, str]:
@@ -356,21 +398,9 @@ def _prove(
     return proof, counts.held | counts.unplanned
 
 
-def are_equal(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
-    """Bit for bit, shapes and dtypes included."""
-    if len(found) != len(expected):
-        return False
-    pairs = zip(found, expected, strict=True)
-    return all(a.dtype == b.dtype and a.shape == b.shape and _bits(a) == _bits(b) for a, b in pairs)
-
-
-def _bits(tensor: Tensor) -> bytes:
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-
-
 def _digest(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in tensors.items():
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(_bits(tensor))
+        digest.update(bits(tensor))
     return digest.hexdigest()

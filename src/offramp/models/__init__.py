@@ -9,11 +9,16 @@ from offramp.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from offramp.models.backend import TorchBackend as TorchBackend
+    from offramp.models.segment_backend import TorchSegments as TorchSegments
     from offramp.models.streaming import stream as stream
 
-__all__ = ["TorchBackend", "stream"]
+__all__ = ["TorchBackend", "TorchSegments", "stream"]
 
-_HOMES = {"TorchBackend": "offramp.models.backend", "stream": "offramp.models.streaming"}
+_HOMES = {
+    "TorchBackend": "offramp.models.backend",
+    "TorchSegments": "offramp.models.segment_backend",
+    "stream": "offramp.models.streaming",
+}
 
 
 def __getattr__(name: str) -> Any:

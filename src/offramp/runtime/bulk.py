@@ -6,7 +6,8 @@ from typing import Callable
 
 from offramp.runtime.backend import Backend
 from offramp.runtime.classifier import Classifier
-from offramp.runtime.prepare import HEADROOM_BYTES, SMALL_SHARD_BYTES, Workload, gathered_bytes
+from offramp.runtime.course import course_of
+from offramp.runtime.prepare import HEADROOM_BYTES, SMALL_SHARD_BYTES
 from offramp.store import Store
 
 BULK = "bulk"
@@ -29,13 +30,14 @@ def with_most_rows(
     takes stays with the process.
     """
     single = plan_for(1)
-    sizes = [shard.bytes for shard in store.manifest.shards.values() if shard.blocks is None]
+    course = course_of(store)
+    sizes = [shard.bytes for name, shard in store.contents.shards.items() if not course.is_gathered(name)]
     fixed = single.plan.base_bytes + HEADROOM_BYTES + SLOTS * max(sizes)
     fixed += sum(size for size in sizes if size <= SMALL_SHARD_BYTES)
 
     def needed(num_rows: int) -> float:
         activations = MARGIN * backend.activation_bytes(num_rows, length)
-        return fixed + activations + gathered_bytes(store, Workload(num_rows, length))
+        return fixed + activations + course.gathered_bytes(num_rows, length)
 
     fitting = [num_rows for num_rows in range(2, MAX_ROWS + 1) if needed(num_rows) <= budget_bytes]
     if not fitting:

@@ -17,20 +17,22 @@ from typing import Any, Deque, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from offramp.errors import StoreError, UsageError
+from offramp.errors import UsageError
 from offramp.measure import PeakMeter, Trace, available_bytes, bound_seconds, cached_bytes, median, read_memory
 from offramp.policies import Policy
 from offramp.runtime.backend import Backend
+from offramp.runtime.course import Arrays, Batch, Tokens, course_of
+from offramp.runtime.exits import load_exits
 from offramp.runtime.guard import DeadlineGuard
 from offramp.runtime.loop import Loop
 from offramp.runtime.passes import Outcome, PassCost
 from offramp.runtime.prepare import Workload, allocate, make_run_plan, settle
 from offramp.runtime.reads import choose_direct
 from offramp.store import Store
-from offramp.store.exits import exit_name, exit_shapes, read_exits
-from offramp.store.reader import load_tensors
 
 MAX_BULK_ROWS = 256
+_SAMPLE = ("a b",)
+"""What a process encodes to come to its footprint, if its encoder has no `sample` of its own."""
 TRACED_PASSES = 16
 """Passes whose events are kept: 150 events of BERT-base each, 0.4 MiB in all."""
 
@@ -80,24 +82,26 @@ class Classifier:
         self,
         store: Store,
         backend: Backend,
-        text_encoder: Any,
+        encoder: Any,
         policy: Policy,
         settings: Settings,
         guard: Optional[DeadlineGuard] = None,
     ) -> None:
-        self.store, self.backend, self.text_encoder, self.policy, self.settings = (
+        self.store, self.backend, self.encoder, self.policy, self.settings = (
             store,
             backend,
-            text_encoder,
+            encoder,
             policy,
             settings,
         )
         self.trace = Trace(num_passes=TRACED_PASSES)
-        exits = load_exits(store, policy, needs_all=guard is not None)
+        course = course_of(store)
+        exits = load_exits(store, course, policy, needs_all=guard is not None)
         self._loop = Loop(store, backend, policy, exits, self.trace, guard)
-        workload = Workload(settings.num_rows, settings.length or text_encoder.max_length)
+        workload = Workload(settings.num_rows, settings.length or encoder.max_length)
         self._workload, self._planned_bytes = workload, backend.activation_bytes(workload.num_rows, workload.length)
-        footprint = settle(self._loop, text_encoder.encode, workload, settings.budget_bytes)
+        sample = list(getattr(encoder, "sample", _SAMPLE))
+        footprint = settle(self._loop, lambda: encoder.encode(sample), workload, settings.budget_bytes)
         self.plan, self.items = make_run_plan(
             self._loop, workload, footprint, settings.budget_bytes, settings.own_process
         )
@@ -149,21 +153,26 @@ class Classifier:
         step = self.settings.num_rows
         for start in range(0, len(texts), step):
             began = time.perf_counter()
-            batch = self.text_encoder.encode(texts[start : start + step])
+            batch = self._encode(texts[start : start + step])
             follows = more or start + step < len(texts)
-            results += self.predict_tokens(batch.ids_BS, batch.mask_BS, batch.types_BS, more=follows, began=began)
+            results += self.predict_batch(batch, more=follows, began=began)
         return results
+
+    def _encode(self, inputs: Sequence[Any]) -> Batch:
+        """Texts as tokens, or whatever else as the arrays by name that their encoder makes."""
+        found = self.encoder.encode(inputs)
+        return Arrays(found) if isinstance(found, dict) else Tokens(found.ids_BS, found.mask_BS, found.types_BS)
 
     def _predict_bulk(self, texts: Sequence[Any], more: bool) -> List[Result]:
         """The same by length, so that a sweep of the weights serves many texts and pads few tokens."""
-        lengths = [self.text_encoder.encode([text]).ids_BS.size for text in texts]
+        lengths = [self._encode([text]).shape[1] for text in texts]
         found: List[Optional[Result]] = [None] * len(texts)
         batches = list(self._bulk_batches(lengths))
         for number, indices in enumerate(batches, start=1):
             began = time.perf_counter()
-            batch = self.text_encoder.encode([texts[index] for index in indices])
+            batch = self._encode([texts[index] for index in indices])
             follows = more or number < len(batches)
-            results = self.predict_tokens(batch.ids_BS, batch.mask_BS, batch.types_BS, more=follows, began=began)
+            results = self.predict_batch(batch, more=follows, began=began)
             for index, result in zip(indices, results):
                 found[index] = result
         return [result for result in found if result is not None]
@@ -196,9 +205,13 @@ class Classifier:
         began: Optional[float] = None,
     ) -> List[Result]:
         """The same for token ids: int64 [B, S], padded on the right; the mask is 1 where there is a token."""
-        if self.backend.activation_bytes(*ids_BS.shape) > self._planned_bytes:
+        return self.predict_batch(Tokens(ids_BS, mask_BS, types_BS), more=more, began=began)
+
+    def predict_batch(self, batch: Batch, *, more: bool = True, began: Optional[float] = None) -> List[Result]:
+        """The same for a batch that is encoded."""
+        if self.backend.activation_bytes(*batch.shape) > self._planned_bytes:
             raise UsageError(
-                f"batch of {ids_BS.shape[0]} x {ids_BS.shape[1]} tokens",
+                f"batch of {batch.shape[0]} x {batch.shape[1]} tokens",
                 None,
                 f"the plan was made for {self._workload.num_rows} x {self._workload.length}",
             )
@@ -206,7 +219,7 @@ class Classifier:
             if not self._open:
                 raise ValueError("the classifier is not open: use it in a `with` block, or call open()")
             began = time.perf_counter() if began is None else began
-            outcomes = self._loop.run(ids_BS, mask_BS, types_BS, more=more, began=began)
+            outcomes = self._loop.run(batch, more=more, began=began)
             seconds = time.perf_counter() - began
             self._latencies.append(seconds)
             self._seconds += seconds
@@ -214,6 +227,11 @@ class Classifier:
             self._num_cut += sum(outcome.is_cut for outcome in outcomes)
             self._peak.look()  # somebody else may reset the kernel's peak before we look again
         return [self._result(outcome) for outcome in outcomes]
+
+    @property
+    def num_exits(self) -> int:
+        """The last one included."""
+        return len(self._loop.layers)
 
     @property
     def last_pass(self) -> int:
@@ -238,7 +256,7 @@ class Classifier:
     def describe_plan(self) -> Dict[str, Any]:
         """The plan as one JSON object."""
         plan, stages = self.plan, []
-        for stage in self.store.manifest.stages:
+        for stage in self._loop.stages():
             items = [
                 item for item in self.items if item.shard in {shard for step in stage.steps for shard in step.shards}
             ]
@@ -263,7 +281,7 @@ class Classifier:
 
     def record(self, first_batch: int = 0) -> Dict[str, Any]:
         """One JSON object about the run so far; the medians leave out the batches before `first_batch`."""
-        ring, plan, manifest = self._loop.ring, self.plan, self.store.manifest
+        ring, plan, manifest = self._loop.ring, self.plan, self.store.contents
         latencies, costs = self.latencies[first_batch:], self.costs[first_batch:]
         memory = read_memory()
         used_bytes, idle_bytes = (ring.bytes_used, ring.bytes_idle) if ring else (0, 0)
@@ -298,64 +316,29 @@ class Classifier:
 
     def _page_cache_bytes(self) -> Optional[int]:
         """What the page cache holds of the shards: in no resident set, but in a memory cgroup's account."""
-        parts = [cached_bytes(self.store.path / shard.file) for shard in self.store.manifest.shards.values()]
+        parts = [cached_bytes(self.store.path / shard.file) for shard in self.store.contents.shards.values()]
         known = [part for part in parts if part is not None]
         return sum(known) if len(known) == len(parts) else None
 
     def _result(self, outcome: Outcome) -> Result:
-        encoder = self.store.manifest.encoder
+        problem, labels = self._loop.course.problem, self._loop.course.labels
         assert outcome.logits_C is not None
         logits_C = outcome.logits_C.astype(np.float64)
         common = (outcome.exit_stage, outcome.exit_stage, outcome.bytes_read)
-        if encoder.problem == "regression":
+        if problem == "regression":
             return Result(None, float(logits_C[0]), *common)
-        if encoder.problem == "multi_label_classification":
+        if problem == "multi_label_classification":
             scores_C = [_sigmoid(logit) for logit in logits_C]
             best = int(np.argmax(scores_C))
             return Result(
-                encoder.labels[best],
+                labels[best],
                 scores_C[best],
                 *common,
-                tuple(label for label, logit in zip(encoder.labels, logits_C) if logit >= 0),
+                tuple(label for label, logit in zip(labels, logits_C) if logit >= 0),
             )
         exponents_C = np.exp(logits_C - logits_C.max())
         best = int(logits_C.argmax())
-        return Result(encoder.labels[best], float(exponents_C[best] / exponents_C.sum()), *common)
-
-
-def load_exits(store: Store, policy: Policy, *, needs_all: bool = False) -> Dict[int, Dict[str, np.ndarray]]:
-    """The exit heads that a policy needs, or, for a deadline (`needs_all`), all of them: exit -> role -> array.
-
-    Raises UsageError where there are none, StoreError where they are not what they say.
-    """
-    num_exits = len(store.manifest.layers)
-    if num_exits == 1 or (policy.earliest_exit(num_exits) >= num_exits and not needs_all):
-        return {}
-    if store.manifest.exits is None:
-        raise UsageError(
-            f"{'a deadline' if needs_all else f'exit {policy}'} needs exits and this store has none",
-            store.path,
-            "--exit none runs the whole model; train exits and divide again",
-        )
-    description = read_exits(store)
-    assert description is not None, "the manifest has exits"
-    if not description.trained:
-        raise StoreError("the exits were never trained", store.path, "--exit none runs the whole model")
-    tensors = load_tensors(store, store.manifest.exits.heads)
-    shapes = exit_shapes(store.manifest.encoder, description.form)
-    exits = {}
-    for index in range(1, num_exits):
-        names = {role: exit_name(role, index, description.form) for role in shapes}
-        exits[index] = {role: tensors.get(name, np.empty(0)) for role, name in names.items()}
-        for role, shape in shapes.items():
-            array = exits[index][role]
-            if array.shape != shape or array.dtype != np.float32:
-                raise StoreError(
-                    f"exit {index}: {role} is {array.dtype} {array.shape}, not float32 {shape}",
-                    store.path,
-                    "train the exits again",
-                )
-    return exits
+        return Result(labels[best], float(exponents_C[best] / exponents_C.sum()), *common)
 
 
 def _sigmoid(logit: float) -> float:

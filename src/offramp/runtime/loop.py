@@ -13,17 +13,18 @@ from typing import Any, Callable, Deque, Dict, List, Mapping, Optional, Sequence
 
 import numpy as np
 
-from offramp.errors import NonFiniteError, StoreError
+from offramp.errors import NonFiniteError
 from offramp.measure import Trace
 from offramp.policies import Evidence, Policy
 from offramp.runtime.backend import Backend, State
+from offramp.runtime.course import Batch, course_of
 from offramp.runtime.gathering import Gathering
 from offramp.runtime.guard import DeadlineGuard
 from offramp.runtime.passes import Answer, Outcome, Pass, PassCost
 from offramp.runtime.ring import Ring, Turn
 from offramp.runtime.slots import EqualSlots, Slot
 from offramp.runtime.survival import Survival
-from offramp.store import Encoder, Stage, Step, Store
+from offramp.store import Stage, Step, Store
 from offramp.store.reader import tensor_view
 
 
@@ -45,10 +46,8 @@ class Loop:
     ) -> None:
         self.store, self.backend, self.policy, self.exits, self.trace = store, backend, policy, exits, trace
         self.guard = guard
-        manifest = store.manifest
-        self.layers: Tuple[Stage, ...] = manifest.layers
-        self._embedding = next(stage for stage in manifest.stages if stage.role == "embedding")
-        self._head = next((stage for stage in manifest.stages if stage.role == "head"), None)
+        self.course = course_of(store)
+        self.layers: Tuple[Stage, ...] = self.course.layers
         num_exits = len(self.layers)
         self._first, self._last = policy.first_evidence(num_exits), policy.last_exit(num_exits)
         self._early = policy.earliest_exit(num_exits) < num_exits
@@ -96,42 +95,35 @@ class Loop:
 
         Code and heap are then as a pass leaves them.
         """
-        ids_BS = np.zeros((num_rows, length), np.int64)
-        self._read_rows(ids_BS, ids_BS)
+        blank = self.course.blank(num_rows, length)
+        if blank is not None:
+            self.course.read(blank)
         self.backend.rehearse(num_rows, length)
 
-    def run(
-        self,
-        ids_BS: np.ndarray,
-        mask_BS: np.ndarray,
-        types_BS: np.ndarray,
-        *,
-        more: bool = False,
-        began: Optional[float] = None,
-    ) -> List[Outcome]:
+    def run(self, batch: Batch, *, more: bool = False, began: Optional[float] = None) -> List[Outcome]:
         """Run one batch; an outcome a row, in order.
 
         `more`: another batch will follow, so fetch its first shards when this one is done. `began`: when the request
         did, for a deadline; now, if None.
         """
-        started, num_rows = time.perf_counter(), len(ids_BS)
+        started, (num_rows, length) = time.perf_counter(), batch.shape
         if num_rows == 0:
             return []
         assert self.ring is not None
         self._pass = this = Pass(
             [Outcome() for _ in range(num_rows)],
             np.arange(num_rows),
-            np.asarray(mask_BS).sum(axis=1),
+            batch.lengths_B,
             self.policy.start(num_rows, len(self.layers)),
             started if began is None else began,
-            ids_BS.shape[1],
+            length,
         )
         if self.guard is not None:
             self.guard.begin()
         finished = False
         self.ring.begin_pass(self.turns())
         try:
-            self._go(ids_BS, mask_BS, types_BS)
+            self._go(batch)
             finished = True
         except _LateError:
             this.cut()
@@ -144,10 +136,10 @@ class Loop:
         self.costs.append(PassCost(seconds, this.compute_seconds, this.read_seconds, this.fill_seconds))
         return this.outcomes
 
-    def _go(self, ids_BS: np.ndarray, mask_BS: np.ndarray, types_BS: np.ndarray) -> None:
+    def _go(self, batch: Batch) -> None:
         this, ring = self._pass, self.ring
         assert this is not None and ring is not None
-        state = self._embed(ids_BS, mask_BS, types_BS)
+        state = self._begin(batch)
         for index, stage in enumerate(self.layers[: self._last], start=1):
             self._run_layer(index, stage, state)
             self._leave_early(index, state)
@@ -158,51 +150,29 @@ class Loop:
 
     def stages(self) -> Tuple[Stage, ...]:
         """The stages that a pass can come to."""
-        full = self._last == len(self.layers) and self._head is not None
-        return (self._embedding, *self.layers[: self._last], *((self._head,) if full and self._head else ()))
+        head = self.course.head if self._last == len(self.layers) else None
+        return (self.course.first, *self.layers[: self._last], *(() if head is None else (head,)))
 
     def loads(self, step: Step) -> List[str]:
         """The shards that a step has in memory at once, each named once. Rows of the others are gathered."""
-        return [shard for shard in dict.fromkeys(step.shards) if not self._is_gathered(shard)]
+        return [shard for shard in dict.fromkeys(step.shards) if not self.course.is_gathered(shard)]
 
-    def _is_gathered(self, shard: str) -> bool:
-        return self.store.manifest.shards[shard].blocks is not None
-
-    def _embed(self, ids_BS: np.ndarray, mask_BS: np.ndarray, types_BS: np.ndarray) -> State:
-        encoder = self.store.manifest.encoder
-        if ids_BS.max() >= encoder.vocab_size:
-            raise StoreError(
-                f"token id {ids_BS.max()} in a vocabulary of {encoder.vocab_size}",
-                self.store.path,
-                "the tokenizer belongs to another model",
-            )
-        (step,) = self._embedding.steps
+    def _begin(self, batch: Batch) -> State:
         started = time.perf_counter()
-        rows, num_bytes = self._read_rows(ids_BS, types_BS)
+        rows, num_bytes = self.course.read(batch)
         ended = time.perf_counter()
-        self.trace.add("rows", 0, "read", started, ended, num_bytes, "loop", self._pass_index)
         assert self._pass is not None and self.ring is not None
-        self._pass.read_seconds += ended - started
-        self._pass.fill_seconds += ended - started
-        self.ring.count(num_bytes)
-        self._pass.charge(num_bytes)
-        weights = self._acquire(step)
-        state = self._timed("embedding", 0, "compute", self.backend.begin, rows, mask_BS, weights)
-        self._release(step)
+        if num_bytes:
+            self.trace.add("rows", 0, "read", started, ended, num_bytes, "loop", self._pass_index)
+            self._pass.read_seconds += ended - started
+            self._pass.fill_seconds += ended - started
+            self.ring.count(num_bytes)
+            self._pass.charge(num_bytes)
+        steps = self.course.first.steps
+        weights = self._acquire(*steps)
+        state = self._timed("embedding", 0, "compute", self.backend.begin, rows, batch.mask_BS, weights)
+        self._release(*steps)
         return state
-
-    def _read_rows(self, ids_BS: np.ndarray, types_BS: np.ndarray) -> Tuple[Dict[str, np.ndarray], int]:
-        """Embedding rows of each token, role -> [T, E], and the bytes read for them."""
-        encoder = self.store.manifest.encoder
-        table = next(name for step in self._embedding.steps for name in step.shards if self._is_gathered(name))
-        wanted = {"word": ids_BS.reshape(-1), "position": _positions(ids_BS, encoder).reshape(-1)}
-        if encoder.num_token_types:
-            wanted["type"] = types_BS.reshape(-1)
-        rows, num_bytes = {}, 0
-        for role, indices in wanted.items():
-            rows[role], read = self.store.gather(table, role, indices)
-            num_bytes += read
-        return rows, num_bytes
 
     def _run_layer(self, index: int, stage: Stage, state: State) -> None:
         this = self._pass
@@ -219,7 +189,7 @@ class Loop:
         final = index == self._last < len(self.layers)
         if not (self._early and self._first <= index < len(self.layers)):
             return
-        this, problem = self._pass, self.store.manifest.encoder.problem
+        this, problem = self._pass, self.course.problem
         assert this is not None and problem is not None
         logits_PC = self._timed(f"exit {index}", index, "head", self.backend.exit_logits, state, self.exits[index])
         logits_BC = logits_PC[this.places_B]
@@ -270,11 +240,11 @@ class Loop:
         guard.saw(index, this.length, now - before, this.compute_seconds - computed)
 
     def _run_head(self, state: State) -> None:
-        assert self._head is not None and self._pass is not None
-        (step,) = self._head.steps
-        weights = self._acquire(step)
+        assert self.course.head is not None and self._pass is not None
+        steps = self.course.head.steps
+        weights = self._acquire(*steps)
         logits_PC = self._timed("head", len(self.layers) + 1, "head", self.backend.head_logits, state, weights)
-        self._release(step)
+        self._release(*steps)
         logits_BC = self._finite(logits_PC[self._pass.places_B], "head")
         if self.guard is not None:
             self._tell_guard(len(self.layers), time.perf_counter())
@@ -289,11 +259,13 @@ class Loop:
             )
         return logits_BC
 
-    def _acquire(self, step: Step) -> Dict[str, np.ndarray]:
-        """Views of the tensors of a step's shards, by role; waits for their reads and charges them to the rows."""
+    def _acquire(self, *steps: Step) -> Dict[str, np.ndarray]:
+        """Views of the tensors of the shards of one step, or of none, by role; waits for their reads and charges them
+        to the rows.
+        """
         weights: Dict[str, np.ndarray] = {}
         assert self.ring is not None and self._pass is not None
-        for name in self.loads(step):
+        for name in [name for step in steps for name in self.loads(step)]:
             started = time.perf_counter()
             acquired = self.ring.acquire(name, self._latest())
             ended = time.perf_counter()
@@ -306,7 +278,7 @@ class Loop:
             self.trace.add(name, self.stage_of[name], "wait", started, ended, num_bytes, "loop", self._pass_index)
             self._pass.charge(num_bytes)
             self._pass.time_read(seconds, ended - started)
-            shard = self.store.manifest.shards[name]
+            shard = self.store.contents.shards[name]
             weights.update((tensor.role, tensor_view(tensor, slot.array, shard.data_start)) for tensor in shard.tensors)
         return weights
 
@@ -318,9 +290,9 @@ class Loop:
             return None
         return this.began + self.guard.latest_seconds(this.answer.exit_stage, this.length)
 
-    def _release(self, step: Step) -> None:
+    def _release(self, *steps: Step) -> None:
         assert self.ring is not None
-        for name in self.loads(step):
+        for name in [name for step in steps for name in self.loads(step)]:
             self.ring.release(name)
 
     def _timed(self, name: str, stage: int, kind: str, act: Callable[..., Any], *arguments: Any) -> Any:
@@ -336,14 +308,3 @@ class Loop:
         """Called in the reader thread."""
         kind = "idle_read" if idle else "read"
         self.trace.add(shard, self.stage_of.get(shard, 0), kind, started, ended, num_bytes, "reader", self._pass_index)
-
-
-def _positions(ids_BS: np.ndarray, encoder: Encoder) -> np.ndarray:
-    """The row of the position table that each token takes, [B, S].
-
-    Where positions begin behind that of padding (RoBERTa), a padding token inside a text takes none, as in fairseq.
-    """
-    if not encoder.position_offset:
-        return np.broadcast_to(np.arange(ids_BS.shape[1]), ids_BS.shape)
-    is_token_BS = ids_BS != encoder.pad_token
-    return np.cumsum(is_token_BS, axis=1) * is_token_BS + encoder.position_offset - 1

@@ -41,7 +41,7 @@ def policy_of(file: PolicyFile, where: object) -> Policy:
 
 def require_model(model_sha256: Optional[str], store: Store, where: Any) -> None:
     """Raise RefusedError if a policy file was tuned for the exits of another model."""
-    if model_sha256 is not None and model_sha256 != store.manifest.source.fingerprint:
+    if model_sha256 is not None and model_sha256 != store.contents.source.fingerprint:
         what = "the policy was tuned for another model, or before its exits were trained again"
         raise RefusedError(what, where, "tune it on a transcript of this store")
 

@@ -40,7 +40,7 @@ def plan_items(
 ) -> List[Item]:
     """One item for each turn of a pass."""
     tokens, speed = workload.num_rows * workload.length, NOMINAL_FLOPS_PER_SECOND * num_threads
-    shards = [store.manifest.shards[turn.shard] for turn in turns]
+    shards = [store.contents.shards[turn.shard] for turn in turns]
     return [
         Item(
             shard.name,
@@ -53,7 +53,7 @@ def plan_items(
     ]
 
 
-def settle(loop: Loop, encode: Callable[[List[str]], Any], workload: Workload, budget_bytes: int) -> Tuple[int, int]:
+def settle(loop: Loop, encode: Callable[[], Any], workload: Workload, budget_bytes: int) -> Tuple[int, int]:
     """Bring the process to the footprint that it has while it runs, and weigh it: (base bytes, activation bytes).
 
     What only start-up needed is given back, what a pass needs is brought in. Activations are those that the backend
@@ -63,7 +63,7 @@ def settle(loop: Loop, encode: Callable[[List[str]], Any], workload: Workload, b
 
     def rehearse(num_rows: int, length: int) -> int:
         loop.rehearse(num_rows, length)
-        encode(["a b"])
+        encode()
         return read_memory().rss_bytes
 
     rehearse(1, SMALL_LENGTH)
@@ -74,16 +74,8 @@ def settle(loop: Loop, encode: Callable[[List[str]], Any], workload: Workload, b
         activation_bytes = max(
             activation_bytes, *(rehearse(workload.num_rows, workload.length) - base_bytes for _ in range(3))
         )
-    return base_bytes, activation_bytes + gathered_bytes(loop.store, workload) + HEADROOM_BYTES
-
-
-def gathered_bytes(store: Store, workload: Workload) -> int:
-    """What the embedding rows of a pass take while they are gathered: a table of those that differ, and three arrays.
-
-    They are gone when a rehearsal is weighed. Those of one row of tokens find room in the headroom.
-    """
-    row_bytes = workload.length * store.manifest.encoder.embedding_size * 4
-    return 4 * (workload.num_rows - 1) * row_bytes
+    gathered_bytes = loop.course.gathered_bytes(workload.num_rows, workload.length)  # gone when it is weighed
+    return base_bytes, activation_bytes + gathered_bytes + HEADROOM_BYTES
 
 
 def make_run_plan(
@@ -103,7 +95,7 @@ def make_run_plan(
 def allocate(store: Store, plan: Plan) -> Tuple[List[Slot], Dict[str, Slot]]:
     """The slots and resident buffers of a plan. Pages are taken when they are first filled."""
     slots = [Slot(plan.slot_bytes) for _ in range(plan.num_slots)]
-    residents = {name: Slot(page_rounded(store.manifest.shards[name].bytes)) for name in sorted(plan.residents)}
+    residents = {name: Slot(page_rounded(store.contents.shards[name].bytes)) for name in sorted(plan.residents)}
     return slots, residents
 
 

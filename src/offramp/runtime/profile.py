@@ -136,7 +136,7 @@ def measure_profile(
     """Time passes of every length up to `longest` to every exit. The classifier has `scheduled_policy`, and is open."""
     policy = classifier.policy
     assert isinstance(policy, _Scheduled)
-    num_exits, lengths = len(classifier.store.manifest.layers), profile_lengths(longest)
+    num_exits, lengths = classifier.num_exits, profile_lengths(longest)
     samples = _Samples(num_exits, lengths)
     order = random.Random(0)
     began, number = time.perf_counter(), 0
@@ -239,7 +239,7 @@ class _Samples:
     def add(self, classifier: Classifier, length: int, exit_index: int) -> None:
         """Run one pass, and take it apart. Tokens differ, as those of texts do: each row of the table is one read."""
         began, self.number = time.perf_counter(), self.number + 1
-        classifier.text_encoder.encode([" ".join(["a"] * (length - 2))])
+        classifier.encoder.encode([" ".join(["a"] * (length - 2))])
         spread = min(classifier.store.manifest.encoder.vocab_size, _COMMON_TOKENS)
         ids_1S = ((np.arange(length, dtype=np.int64) * 17 + self.number * 131) % spread)[np.newaxis]
         types_1S = np.zeros_like(ids_1S)

@@ -54,7 +54,7 @@ def parse_exits(data: bytes, where: object, error: Type[RefusedError] = StoreErr
 
 def read_exits(store: Store) -> Optional[ExitsDescription]:
     """What the exits of a store are; None if it has none. Raises StoreError."""
-    exits = store.manifest.exits
+    exits = store.contents.exits
     return None if exits is None else parse_exits(store.read_file(exits.description), store.path)
 
 

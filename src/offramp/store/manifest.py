@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Dict, Optional, Tuple, Union
 
 from offramp.errors import StoreError
+from offramp.store.program import PROBLEMS as PROBLEMS
 from offramp.store.program import Program
 from offramp.store.safetensors import num_bytes
 
@@ -26,7 +27,6 @@ BLOCK_BYTES = 64 << 10
 """Gathered tables are hashed in blocks of this size, so that a row can be checked without reading its table."""
 
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish", "tanh")
-PROBLEMS = ("single_label_classification", "multi_label_classification", "regression")
 
 
 @dataclass(frozen=True)
@@ -223,11 +223,12 @@ def all_files(manifest: Union[Manifest, ModuleManifest]) -> Tuple[File, ...]:
     return tuple(found + ([exits.heads, exits.description] if exits is not None else []))
 
 
-def require_head(manifest: Manifest, where: object) -> None:
+def require_head(manifest: Union[Manifest, ModuleManifest], where: object) -> None:
     """Raise StoreError unless the model ends in a classification head."""
-    if manifest.encoder.problem is None:
+    problem = manifest.encoder.problem if isinstance(manifest, Manifest) else manifest.program.problem
+    if problem is None:
         raise StoreError(
             f"{manifest.source.architecture} has no classification head",
             where,
-            "divide a ...ForSequenceClassification folder, or train exits for this one",
+            "divide a model ...ForSequenceClassification or ...ForImageClassification, or run it with offramp.stream",
         )

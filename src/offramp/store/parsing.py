@@ -284,13 +284,21 @@ def _check_program(manifest: ModuleManifest) -> None:
         _shards_of(stage, manifest)
         if len(stage.steps) != 1:
             raise WrongError(f"stage {stage.name!r} must be one step")
+    segments = program.segments
+    if segments is not None and len(segments.stages) != len(stages):
+        raise WrongError(f"program.segments has {len(segments.stages)} stages, not {len(stages)}")
     known: Set[str] = {tensor.name for shard in manifest.shards.values() for tensor in shard.tensors}
+    aliases = [name for names in program.aliases.values() for name in names]
+    if segments is not None:
+        taken = {name for segment in segments.stages for name in (*segment.weights, *segment.constants)}
+        lost = sorted(taken - known - set(aliases))
+        if lost:
+            raise WrongError(f"program.segments takes the tensor {lost[0]!r}, which is not listed")
     named = [*program.aliases, *program.buffers, *program.sliced, *program.unused]
     for what, names, there in (("tensor", named, known), ("shard", program.pinned, set(manifest.shards))):
         lost = [name for name in names if name not in there]
         if lost:
             raise WrongError(f"program names the {what} {lost[0]!r}, which is not listed")
-    aliases = [name for names in program.aliases.values() for name in names]
     _require_distinct([*known, *aliases], "tensor")
 
 
@@ -307,9 +315,12 @@ def _check_tables(manifest: Manifest) -> None:
 
 
 def _check_graphs(manifest: Union[Manifest, ModuleManifest]) -> None:
-    """None, or one for each kind, and one named `exit` where there are exits."""
-    needed = {step.kind for stage in manifest.stages for step in stage.steps}
-    if manifest.exits is not None:
-        needed.add("exit")
+    """None, or one for each kind, and, of an encoder, one named `exit` where there are exits."""
+    if isinstance(manifest, ModuleManifest):
+        segments = manifest.program.segments
+        needed = set() if segments is None else {segment.kind for segment in segments.stages}
+    else:
+        needed = {step.kind for stage in manifest.stages for step in stage.steps}
+        needed |= set() if manifest.exits is None else {"exit"}
     if manifest.graphs and needed - set(manifest.graphs):
         raise WrongError(f"kinds {sorted(needed - set(manifest.graphs))} have no graph")

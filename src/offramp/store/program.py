@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Dict, Optional, Tuple
 
-from offramp.store.checks import WrongError, int_of, list_of, object_of, str_of
+from offramp.store.checks import WrongError, choice_of, int_of, list_of, object_of, str_of
 
 MAX_RANK = 64
+PROBLEMS = ("single_label_classification", "multi_label_classification", "regression")
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,36 @@ class Flow:
 
 
 @dataclass(frozen=True)
+class Segment:
+    """A stage as a graph of its own, whose weights are inputs. All names in the order of the graph's inputs."""
+
+    kind: str
+    """Of its graph: stages that differ in their weights alone have one kind."""
+    reads: Tuple[str, ...]
+    """Values that flow into it."""
+    writes: Tuple[str, ...]
+    """Values that it makes for stages behind it, or for the answer."""
+    weights: Tuple[str, ...]
+    """Tensors of the store."""
+    constants: Tuple[str, ...]
+    """Tensors of the store that stay in memory."""
+
+
+@dataclass(frozen=True)
+class Segments:
+    """All stages as graphs. Rows can leave between them: `batch` says which extent of a value counts rows."""
+
+    stages: Tuple[Segment, ...]
+    outputs: Tuple[str, ...]
+    """Values that the module returns."""
+    values: Dict[str, Value]
+    """Every value that flows, as it was for the example."""
+    batch: Dict[str, int]
+    exits: Tuple[int, ...] = ()
+    """Stages that begin behind an exit, in order; the hidden state is the first value that they read."""
+
+
+@dataclass(frozen=True)
 class Program:
     """One module, divided by a run of it. `flows` has an entry for each stage, in order."""
 
@@ -70,12 +101,22 @@ class Program:
     """Tensors that the example never touched: they are in the stage of the module that holds them."""
     activation_bytes: int
     """What lived at once besides weights, for the example."""
+    problem: Optional[str] = None
+    """What its first output is, as for an `Encoder`; None where that is not known."""
+    labels: Tuple[str, ...] = ()
+    segments: Optional[Segments] = None
+    """Where the module could be exported, its stages as graphs."""
+
+
+def graph_file(kind: str) -> str:
+    """The file of a kind's graph, for PyTorch: operations as JSON."""
+    return f"graphs/{kind}.json"
 
 
 def program_of(tree: Any, where: str = "program") -> Program:
     """Parse and check one. Raises WrongError."""
-    keys = "module weights_sha256 versions inputs flows aliases buffers pinned sliced unused activation_bytes"
-    tree = object_of(tree, where, keys)
+    about = "module weights_sha256 versions inputs flows activation_bytes problem labels segments"
+    tree = object_of(tree, where, about + " aliases buffers pinned sliced unused")
     return Program(
         str_of(tree["module"], where + ".module"),
         str_of(tree["weights_sha256"], where + ".weights_sha256"),
@@ -88,7 +129,47 @@ def program_of(tree: Any, where: str = "program") -> Program:
         _names(tree["sliced"], where + ".sliced"),
         _names(tree["unused"], where + ".unused"),
         int_of(tree["activation_bytes"], where + ".activation_bytes"),
+        None if tree["problem"] is None else choice_of(tree["problem"], where + ".problem", PROBLEMS),
+        _names(tree["labels"], where + ".labels"),
+        None if tree["segments"] is None else _segments(tree["segments"], where + ".segments"),
     )
+
+
+def _segments(tree: Any, where: str) -> Segments:
+    tree = object_of(tree, where, "stages outputs values batch exits")
+    segments = Segments(
+        tuple(_segment(part, f"{where}.stages[{i}]") for i, part in enumerate(list_of(tree["stages"], where))),
+        _names(tree["outputs"], where + ".outputs"),
+        {name: _value(value, where + ".values") for name, value in _items(tree["values"], where + ".values")},
+        {name: int_of(extent, where + ".batch") for name, extent in _items(tree["batch"], where + ".batch")},
+        tuple(int_of(index, where + ".exits", 1) for index in list_of(tree["exits"], where + ".exits")),
+    )
+    known, available = set(segments.values), set(segments.values)
+    for segment in reversed(segments.stages):
+        available -= set(segment.writes)
+    named = [*segments.outputs, *segments.batch, *(n for s in segments.stages for n in (*s.reads, *s.writes))]
+    lost = [name for name in named if name not in known]
+    if lost:
+        raise WrongError(f"{where} names the value {lost[0]!r}, which is not listed")
+    for name, extent in segments.batch.items():
+        if extent >= len(segments.values[name].shape):
+            raise WrongError(f"{where}.batch: {name!r} has no extent {extent}")
+    for number, segment in enumerate(segments.stages):
+        early = [name for name in segment.reads if name not in available]
+        if early:
+            raise WrongError(f"{where}.stages[{number}] reads {early[0]!r} before it is there")
+        available |= set(segment.writes)
+    if list(segments.exits) != sorted(set(segments.exits)) or any(i >= len(segments.stages) for i in segments.exits):
+        raise WrongError(f"{where}.exits must be stages in order, not {list(segments.exits)}")
+    if any(not segments.stages[index].reads for index in segments.exits):
+        raise WrongError(f"{where}.exits: a stage behind an exit reads no value")
+    return segments
+
+
+def _segment(tree: Any, where: str) -> Segment:
+    tree = object_of(tree, where, "kind reads writes weights constants")
+    names = (_names(tree[key], f"{where}.{key}") for key in ("reads", "writes", "weights", "constants"))
+    return Segment(str_of(tree["kind"], where + ".kind"), *names)
 
 
 def _items(tree: Any, where: str) -> Any:

@@ -26,6 +26,7 @@ _MANY = 8
 """Names that a message lists."""
 _LAYOUT = "give a folder or a zip that has one folder of images for each class"
 _AGAIN = "get the data again"
+_NAMED = f"give files that end in {', '.join(SUFFIXES)}"
 _Classes = dict[str, list[str]]
 """Class -> names of its images, in order."""
 
@@ -75,6 +76,29 @@ def load_images(
         examples["dev"] = list(_examples(dev, labels))
     splits = Splits(first.absolute().stem, tuple(labels), default_metrics(labels), examples, cuts_dev=dev is None)
     return splits.require_examples(first)
+
+
+def images_at(place: Path) -> list[Image]:
+    """An image file, or all images of a folder or a zip, sorted by name, wherever they lie in it.
+
+    Raises UsageError where there is none, and as `load_images`.
+    """
+    with _told(place):
+        if place.is_file() and _is_image(place.name):
+            return [Image(place)]
+        if place.is_dir():
+            return [Image(place / name) for name in sorted(_images(_walk(place, "", frozenset())))] or _none(place)
+        if place.is_file():
+            return [Image(place, name) for name in sorted(_images(_members(place)))] or _none(place)
+    raise UsageError("neither an image, a folder nor a zip", place, _NAMED)
+
+
+def _none(place: Path) -> list[Image]:
+    raise UsageError("no images", place, _NAMED)
+
+
+def _images(names: Iterable[str]) -> list[str]:
+    return [name for name in names if _is_image(name) and _is_visible(name)]
 
 
 def _labels(place: Path) -> list[str]:

@@ -1,0 +1,176 @@
+"""torch.export, and its graph as plain data.
+
+The graph is exported on tensors without data, so that it takes no weights. Its operations are those that the module
+calls (nothing is decomposed), so that they give the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils import _pytree as pytree
+
+from offramp.division.capture import Arguments
+from offramp.division.placeholders import Weight
+from offramp.division.segments import REFERENCE, Graph, Node
+from offramp.errors import StageError
+from offramp.store.program import Call, Value
+
+CHECKS = ("aten._assert", "aten.sym_constrain_range", "aten._assert_scalar")
+"""Operations that give nothing."""
+_NUMBERS = {
+    operator.add: "add", operator.sub: "sub", operator.mul: "mul", operator.floordiv: "floordiv",
+    operator.mod: "mod", operator.truediv: "truediv", operator.neg: "neg", math.ceil: "ceil", math.floor: "floor",
+    operator.getitem: "getitem", operator.pow: "pow", operator.le: "le", operator.lt: "lt", operator.ge: "ge",
+    operator.gt: "gt", operator.eq: "eq", operator.ne: "ne", torch.sym_max: "max", torch.sym_min: "min",
+    torch.sym_int: "int", torch.sym_float: "float", torch.sym_sum: "sum",
+}  # fmt: skip
+"""Python's own operations that may stand in a graph, by the name that they get there."""
+
+
+def export(module: nn.Module, weights: Mapping[str, Weight], example: Arguments) -> Graph:
+    """Export a module for any number of rows, and any length where the module takes any.
+
+    Raises StageError with what torch.export says where it cannot.
+    """
+    for by_length in (True, False):
+        try:
+            return _as_data(_exported(module, weights, example, by_length), module)
+        except StageError:
+            raise
+        except Exception as error:  # torch.export raises many kinds
+            reason = error
+    said = next((line.strip() for line in str(reason).splitlines() if line.strip()), "")
+    what = f"torch.export cannot take this module ({type(reason).__name__}: {said[:300]})"
+    raise StageError(what, type(module).__name__, "use --method eager")
+
+
+def _exported(module: nn.Module, weights: Mapping[str, Weight], example: Arguments, by_length: bool) -> Any:
+    mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
+    buffers = [(owner, name, b) for owner in module.modules() for name, b in owner._buffers.items() if b is not None]
+    try:
+        with mode:
+            for weight in weights.values():
+                if not weight.is_buffer:
+                    like = weight.tensor
+                    empty = torch.empty(like.shape, dtype=like.dtype, device="cpu")
+                    weight.put(nn.Parameter(empty, requires_grad=False))
+        shapes = [
+            pytree.tree_map(lambda leaf: _dynamic(leaf, by_length), part) for part in (example.args, example.kwargs)
+        ]
+        with torch.no_grad():
+            return torch.export.export(
+                module, example.args, example.kwargs, dynamic_shapes=_by_parameter(module, *shapes), strict=False
+            )
+    finally:
+        for weight in weights.values():
+            weight.put(weight.tensor)
+        for owner, name, buffer in buffers:
+            owner._buffers[name] = buffer
+
+
+def _dynamic(leaf: Any, by_length: bool) -> Any:
+    if not isinstance(leaf, Tensor) or not leaf.dim():
+        return None
+    is_ids = by_length and leaf.dim() == 2 and not leaf.is_floating_point()
+    extents = (0, 1) if is_ids else (0,)
+    return dict.fromkeys(extents, torch.export.Dim.DYNAMIC)
+
+
+def _by_parameter(module: nn.Module, args: Any, kwargs: Any) -> Any:
+    return tuple(args) if args and not kwargs else ({**kwargs} if not args else (*args, *kwargs.values()))
+
+
+def _as_data(program: Any, module: nn.Module) -> Graph:
+    signature, nodes = program.graph_signature, list(program.graph.nodes)
+    buffers = {**signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
+    inputs = tuple(name for name in signature.user_inputs if isinstance(name, str) and _meta(nodes, name) is not None)
+    if signature.buffers_to_mutate or signature.user_inputs_to_mutate:
+        raise StageError("the module writes to its buffers or inputs", type(module).__name__, "use --method eager")
+    symbols = {str(_meta(nodes, name).shape[0]) for name in inputs if _meta(nodes, name).dim()}
+    values, batch, dynamic = {}, {}, {}
+    for node in nodes:
+        value = node.meta.get("val")
+        if isinstance(value, Tensor):
+            values[node.name] = Value(str(value.dtype).removeprefix("torch."), tuple(_hint(n) for n in value.shape))
+            counting = [i for i, n in enumerate(value.shape) if isinstance(n, torch.SymInt) and str(n) in symbols]
+            batch.update({node.name: counting[0]} if counting else {})
+            moving = tuple(i for i, n in enumerate(value.shape) if isinstance(n, torch.SymInt))
+            dynamic.update({node.name: moving} if moving else {})
+    made = [_node(node) for node in nodes if node.op == "call_function" and not _is_check(node)]
+    outputs = tuple(name for name in signature.user_outputs if isinstance(name, str) and name in values)
+    names = [name for name in inputs if name in values]
+    data = {name: _constant(program, module, name) for name in buffers.values()}
+    return Graph(
+        tuple(made), tuple(names), dict(signature.inputs_to_parameters), buffers, outputs, values, batch, dynamic, data
+    )
+
+
+def _constant(program: Any, module: nn.Module, name: str) -> Tensor:
+    """A buffer of the module, or a tensor that its code makes of numbers."""
+    found = dict(module.named_buffers()).get(name)
+    found = program.constants.get(name) if found is None else found
+    if not isinstance(found, Tensor) or isinstance(found, FakeTensor):
+        raise StageError(
+            f"constant {name} of the exported graph has no data", type(module).__name__, "use --method eager"
+        )
+    return found
+
+
+def _meta(nodes: Any, name: str) -> Any:
+    found = next((node.meta.get("val") for node in nodes if node.name == name), None)
+    return found if isinstance(found, Tensor) else None
+
+
+def _hint(extent: Any) -> int:
+    return int(extent.node.hint) if isinstance(extent, torch.SymInt) else int(extent)
+
+
+def _is_check(node: Any) -> bool:
+    return str(node.target).startswith(CHECKS)
+
+
+def _node(node: Any) -> Node:
+    calls = set()
+    for key, (path, _) in (node.meta.get("nn_module_stack") or {}).items():
+        again = key.rpartition("@")[2] if "@" in key else ""
+        calls.add(Call(path, int(again) + 1 if again.isdigit() else 1))
+    value = node.meta.get("val")
+    is_number = not isinstance(value, (Tensor, list, tuple))
+    return Node(node.name, _target(node), _data(node.args), _data(node.kwargs), frozenset(calls), is_number)
+
+
+def _target(node: Any) -> str:
+    if isinstance(node.target, torch._ops.OpOverload):
+        name = str(node.target)
+        if not name.startswith("aten."):
+            raise StageError(f"operation {name} is none of torch's own", None, "use --method eager")
+        return name
+    if node.target not in _NUMBERS:
+        raise StageError(f"operation {node.target} is not known", None, "use --method eager")
+    return _NUMBERS[node.target]
+
+
+def _data(part: Any) -> Any:
+    """An argument as JSON."""
+    if isinstance(part, torch.fx.Node):
+        return {REFERENCE: part.name}
+    if isinstance(part, (list, tuple)):
+        return [_data(inner) for inner in part]
+    if isinstance(part, Mapping):
+        return {key: _data(inner) for key, inner in part.items()}
+    if part is None or isinstance(part, (bool, int, str)):
+        return part
+    if isinstance(part, float):
+        return part if math.isfinite(part) else {"float": str(part)}
+    for kind in (torch.dtype, torch.device, torch.memory_format, torch.layout):
+        if isinstance(part, kind):
+            return {kind.__name__: str(part).removeprefix("torch.")}
+    raise StageError(f"argument {part!r} of the exported graph is not known", None, "use --method eager")

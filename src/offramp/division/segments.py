@@ -1,0 +1,187 @@
+"""An exported graph as plain data, and the pieces that it falls into where stages begin.
+
+A piece (`Segment`) is a small graph whose weights are inputs. Pieces that differ in their weights alone are of one
+kind, and are written once. Numbers that follow from shapes are computed anew in each piece that needs them, so that
+nothing but tensors flows from one to the next.
+
+Pure Python; the graphs are JSON.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from offramp.errors import StageError
+from offramp.store.program import Call, Flow, Program, Segment, Segments, Value
+
+REFERENCE = "v"
+"""The key of an argument that names a value."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation. Arguments are JSON; `{"v": name}` stands for a value."""
+
+    name: str
+    target: str
+    args: Any
+    kwargs: Any
+    calls: frozenset[Call]
+    """The module calls that it is in."""
+    is_number: bool
+    """Whether it gives a number that follows from shapes, and no tensor."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What torch.export made of a module. Values are named by the node that gives them, or are inputs of the graph."""
+
+    nodes: tuple[Node, ...]
+    inputs: tuple[str, ...]
+    """Arguments of the module that are tensors."""
+    weights: Mapping[str, str]
+    """Input of the graph -> name of the parameter."""
+    constants: Mapping[str, str]
+    """Input of the graph -> name of a buffer or constant."""
+    outputs: tuple[str, ...]
+    values: Mapping[str, Value]
+    batch: Mapping[str, int]
+    """Value -> its extent that counts rows."""
+    dynamic: Mapping[str, tuple[int, ...]]
+    """Value -> its extents that may differ from call to call."""
+    data: Mapping[str, Any]
+    """Constant -> its tensor."""
+
+
+def cut(graph: Graph, program: Program) -> tuple[Segments, dict[str, bytes]]:
+    """The pieces between the starts of the stages, and the graph of each kind.
+
+    Raises StageError where a stage begins at no operation of the graph, or reads other weights than it has.
+    """
+    numbers = {node.name: node for node in graph.nodes if node.is_number}
+    nodes = [node for node in graph.nodes if not node.is_number]
+    bounds = [*_starts(nodes, program), len(nodes)]
+    pieces = [nodes[start:end] for start, end in pairwise(bounds)]
+    needed_later = set(graph.outputs)
+    segments: list[Segment] = []
+    kinds: dict[str, bytes] = {}
+    for piece, flow in zip(reversed(pieces), reversed(program.flows), strict=True):
+        full = [*_numbers_of(piece, numbers), *piece]
+        made = {node.name for node in piece}
+        reads = [name for name in _references(full) if name not in {node.name for node in full}]
+        writes = tuple(node.name for node in piece if node.name in needed_later)
+        weights = tuple(name for name in reads if name in graph.weights)
+        constants = tuple(name for name in reads if name in graph.constants)
+        values = tuple(name for name in reads if name not in graph.weights and name not in graph.constants)
+        values = _hidden_first(values, flow, graph)
+        needed_later = (needed_later - made) | set(values)
+        data = _canonical(full, {"r": values, "w": weights, "c": constants}, writes)
+        kind = f"graph-{hashlib.sha256(data).hexdigest()[:12]}"
+        kinds[kind] = data
+        segments.append(
+            Segment(kind, values, writes, tuple(graph.weights[name] for name in weights),
+                    tuple(graph.constants[name] for name in constants))
+        )  # fmt: skip
+    flowing = {name for segment in segments for name in (*segment.reads, *segment.writes)}
+    made_of = Segments(
+        tuple(reversed(segments)),
+        graph.outputs,
+        {name: graph.values[name] for name in sorted(flowing)},
+        {name: graph.batch[name] for name in sorted(flowing) if name in graph.batch},
+    )
+    return made_of, kinds
+
+
+def _hidden_first(values: tuple[str, ...], flow: Flow, graph: Graph) -> tuple[str, ...]:
+    """What an exit before the stage would look at, in front."""
+    hidden = None if flow.hidden is None else flow.values[flow.hidden]
+    like = [
+        name for name in values if hidden is not None and name in graph.batch and _is_like(graph.values[name], hidden)
+    ]
+    front = like if len(like) == 1 else []
+    return (*front, *(name for name in values if name not in front))
+
+
+def has_hidden(segments: Segments, program: Program, stage: int) -> bool:
+    """Whether the first value that a stage reads is the hidden state that it begins with, so that an exit can stand
+    before it.
+    """
+    flow, reads = program.flows[stage], segments.stages[stage].reads
+    return flow.hidden is not None and bool(reads) and _is_like(segments.values[reads[0]], flow.values[flow.hidden])
+
+
+def _is_like(value: Value, other: Value) -> bool:
+    return value.dtype == other.dtype and len(value.shape) == len(other.shape) and value.shape[1:] == other.shape[1:]
+
+
+def _starts(nodes: Sequence[Node], program: Program) -> list[int]:
+    """Index of the first operation of each stage."""
+    starts = [0]
+    for flow in program.flows[1:]:
+        place = next((i for i, node in enumerate(nodes) if flow.start in node.calls), None)
+        if place is None or place < starts[-1]:
+            assert flow.start is not None
+            what = f"{flow.start.module} (call {flow.start.number}) begins at no operation of the exported graph"
+            raise StageError(what, program.module, "use --method eager")
+        starts.append(place)
+    return starts
+
+
+def _numbers_of(piece: Sequence[Node], numbers: Mapping[str, Node]) -> list[Node]:
+    """The numbers that a piece uses, and those that they follow from, in order."""
+    found: dict[str, Node] = {}
+
+    def add(name: str) -> None:
+        if name in numbers and name not in found:
+            for other in _references([numbers[name]]):
+                add(other)
+            found[name] = numbers[name]
+
+    for name in _references(piece):
+        add(name)
+    return list(found.values())
+
+
+def _references(nodes: Iterable[Node]) -> list[str]:
+    """The values that they use, each once, in order."""
+    return list(dict.fromkeys(name for node in nodes for name in _named((node.args, node.kwargs))))
+
+
+def _named(tree: Any) -> Iterator[str]:
+    if isinstance(tree, Mapping):
+        if REFERENCE in tree:
+            yield tree[REFERENCE]
+            return
+        tree = list(tree.values())
+    if isinstance(tree, (list, tuple)):
+        for part in tree:
+            yield from _named(part)
+
+
+def _canonical(nodes: Sequence[Node], inputs: Mapping[str, Sequence[str]], writes: Sequence[str]) -> bytes:
+    """A piece as JSON with names that do not depend on where it stands."""
+    names = {name: f"{letter}{i}" for letter, group in inputs.items() for i, name in enumerate(group)}
+    names.update({node.name: f"n{i}" for i, node in enumerate(nodes)})
+    tree = {
+        "inputs": {letter: len(group) for letter, group in inputs.items()},
+        "nodes": [
+            [names[node.name], node.target, _renamed(node.args, names), _renamed(node.kwargs, names)] for node in nodes
+        ],
+        "outputs": [names[name] for name in writes],
+    }
+    return json.dumps(tree, separators=(",", ":"), sort_keys=True).encode() + b"\n"
+
+
+def _renamed(tree: Any, names: Mapping[str, str]) -> Any:
+    if isinstance(tree, Mapping):
+        if REFERENCE in tree:
+            return {REFERENCE: names[tree[REFERENCE]]}
+        return {key: _renamed(value, names) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return [_renamed(part, names) for part in tree]
+    return tree

@@ -1,0 +1,61 @@
+"""Segments on PyTorch: the graphs of a store's stages, run operation by operation. No transformers.
+
+Shapes: B rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from offramp.errors import StoreError
+from offramp.models.segments import SegmentGraph
+from offramp.runtime.backend import State, Weights
+from offramp.runtime.segments import SegmentBackend
+from offramp.store import Store
+from offramp.store.program import Segment, graph_file
+
+
+class TorchSegments(SegmentBackend):
+    """Runs a store that was divided with `--method export`. Same operations, threads and alignment as the module
+    itself: same bits. Sets the number of threads of torch in the whole process, as a pass begins.
+    """
+
+    name = "torch"
+
+    def __init__(self, store: Store, num_threads: int) -> None:
+        super().__init__(store, num_threads)
+        files = {file.file: file for file in store.module.files}
+        self._graphs: dict[str, SegmentGraph] = {}
+        for kind in {segment.kind for segment in self._segments.stages}:
+            name = graph_file(kind)
+            if name not in files:
+                raise StoreError(f"the store has no {name}", store.path, "divide the model again")
+            self._graphs[kind] = SegmentGraph(store.read_file(files[name]), store.path / name)
+
+    def begin(self, rows: Any, mask_BS: np.ndarray, weights: Weights) -> State:
+        """The inputs by name."""
+        torch.set_num_threads(self.num_threads)  # at every pass: others may have set it since
+        return super().begin(rows, mask_BS, weights)
+
+    @torch.inference_mode()
+    def compute(self, segment: Segment, inputs: Sequence[Any]) -> Sequence[Tensor]:
+        """Run one graph."""
+        return self._graphs[segment.kind](*inputs)
+
+    def wrap(self, array: np.ndarray) -> Tensor:
+        """A view; a copy of what must not be written to, for torch has no read-only tensors."""
+        return torch.from_numpy(array) if array.flags.writeable else torch.tensor(array)
+
+    def unwrap(self, value: Tensor) -> np.ndarray:
+        """A view."""
+        return value.numpy()
+
+    @torch.inference_mode()
+    def take(self, value: Tensor, rows_B: np.ndarray, extent: int) -> Tensor:
+        """A copy of these rows."""
+        return value.index_select(extent, torch.from_numpy(rows_B))

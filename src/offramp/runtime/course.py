@@ -1,0 +1,186 @@
+"""What a pass over a store consists of: how a batch begins, which layers follow, and what the answer means.
+
+An encoder of texts begins with rows of its embedding tables, gathered for the tokens that come; a divided module begins
+with its inputs as they are.
+
+Shapes: B rows, S tokens, T = B S, E embedding width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Dict, Mapping, Optional, Tuple, Union
+
+import numpy as np
+
+from offramp.errors import StoreError
+from offramp.runtime.segments import layers_of
+from offramp.store import Encoder, Stage, Store
+from offramp.store.manifest import Manifest
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """Texts: int64 [B, S], padded on the right; the mask is 1 where there is a token."""
+
+    ids_BS: np.ndarray
+    mask_BS: np.ndarray
+    types_BS: np.ndarray
+
+    @property
+    def lengths_B(self) -> np.ndarray:
+        """Tokens of each text."""
+        return np.asarray(self.mask_BS).sum(axis=1)
+
+    @property
+    def shape(self) -> Tuple[int, int]:
+        """Rows, and tokens of the longest."""
+        return self.ids_BS.shape[0], self.ids_BS.shape[1]
+
+
+@dataclass(frozen=True, eq=False)
+class Arrays:
+    """What a module is called with, by argument; the first extent of each counts rows."""
+
+    arrays: Mapping[str, np.ndarray]
+
+    @property
+    def lengths_B(self) -> np.ndarray:
+        """All alike."""
+        return np.ones(self.shape[0], np.int64)
+
+    @property
+    def mask_BS(self) -> np.ndarray:
+        """One place a row."""
+        return np.ones(self.shape, np.int64)
+
+    @property
+    def shape(self) -> Tuple[int, int]:
+        """Rows, and 1."""
+        return len(next(iter(self.arrays.values()))), 1
+
+
+Batch = Union[Tokens, Arrays]
+
+
+class Course(ABC):
+    """The stages of a pass, in order: `first`, the `layers` that an exit may follow, and perhaps a `head`."""
+
+    first: Stage
+    layers: Tuple[Stage, ...]
+    head: Optional[Stage]
+    problem: Optional[str]
+    labels: Tuple[str, ...]
+
+    @abstractmethod
+    def is_gathered(self, shard: str) -> bool:
+        """Whether rows of a shard are read, and never the whole."""
+
+    @abstractmethod
+    def read(self, batch: Batch) -> Tuple[Mapping[str, np.ndarray], int]:
+        """What a backend begins a batch with, and the bytes that were read for it."""
+
+    @abstractmethod
+    def blank(self, num_rows: int, length: int) -> Optional[Batch]:
+        """A batch to rehearse reading with, if there is anything to read."""
+
+    @abstractmethod
+    def gathered_bytes(self, num_rows: int, length: int) -> int:
+        """What `read` takes while it reads more than one row."""
+
+
+class TextCourse(Course):
+    """Of an encoder of texts."""
+
+    def __init__(self, store: Store) -> None:
+        manifest = store.manifest
+        self._store, self._encoder = store, manifest.encoder
+        self.first = next(stage for stage in manifest.stages if stage.role == "embedding")
+        self.layers = manifest.layers
+        self.head = next((stage for stage in manifest.stages if stage.role == "head"), None)
+        self.problem, self.labels = manifest.encoder.problem, manifest.encoder.labels
+        self._table = next(name for step in self.first.steps for name in step.shards if self.is_gathered(name))
+
+    def is_gathered(self, shard: str) -> bool:
+        """The tables of embeddings are."""
+        return self._store.contents.shards[shard].blocks is not None
+
+    def read(self, batch: Batch) -> Tuple[Mapping[str, np.ndarray], int]:
+        """Embedding rows of each token, role -> [T, E]. Raises StoreError for a token that the model does not know."""
+        assert isinstance(batch, Tokens)
+        encoder, ids_BS = self._encoder, batch.ids_BS
+        if ids_BS.max() >= encoder.vocab_size:
+            raise StoreError(
+                f"token id {ids_BS.max()} in a vocabulary of {encoder.vocab_size}",
+                self._store.path,
+                "the tokenizer belongs to another model",
+            )
+        wanted = {"word": ids_BS.reshape(-1), "position": _positions(ids_BS, encoder).reshape(-1)}
+        if encoder.num_token_types:
+            wanted["type"] = batch.types_BS.reshape(-1)
+        rows: Dict[str, np.ndarray] = {}
+        num_bytes = 0
+        for role, indices in wanted.items():
+            rows[role], read = self._store.gather(self._table, role, indices)
+            num_bytes += read
+        return rows, num_bytes
+
+    def blank(self, num_rows: int, length: int) -> Batch:
+        """The first token, everywhere."""
+        ids_BS = np.zeros((num_rows, length), np.int64)
+        return Tokens(ids_BS, np.ones_like(ids_BS), ids_BS)
+
+    def gathered_bytes(self, num_rows: int, length: int) -> int:
+        """A table of the rows that differ, and three arrays; those of one row of tokens find room in the headroom."""
+        return 4 * (num_rows - 1) * length * self._encoder.embedding_size * 4
+
+
+class ModuleCourse(Course):
+    """Of a divided module whose stages are graphs."""
+
+    def __init__(self, store: Store) -> None:
+        program = store.module.program
+        self.first, self.layers, self.head = (
+            Stage("inputs", "embedding", ()),
+            layers_of(store),
+            Stage("answer", "head", ()),
+        )
+        self.problem, self.labels = program.problem, program.labels
+        self._inputs = program.inputs
+
+    def is_gathered(self, shard: str) -> bool:
+        """Graphs take whole tensors."""
+        return False
+
+    def read(self, batch: Batch) -> Tuple[Mapping[str, np.ndarray], int]:
+        """The inputs as they are. Raises ValueError for others than the module was divided with."""
+        assert isinstance(batch, Arrays)
+        found = {name: (str(array.dtype), array.ndim) for name, array in batch.arrays.items()}
+        wanted = {name: (value.dtype, len(value.shape)) for name, value in self._inputs.items()}
+        if found != wanted:
+            raise ValueError(f"expected inputs {wanted} (dtype, extents), got {found}")
+        return batch.arrays, 0
+
+    def blank(self, num_rows: int, length: int) -> None:
+        """Nothing is read."""
+
+    def gathered_bytes(self, num_rows: int, length: int) -> int:
+        """None."""
+        return 0
+
+
+def course_of(store: Store) -> Course:
+    """The course of a store's passes. Raises StoreError for a module whose stages are no graphs."""
+    return TextCourse(store) if isinstance(store.contents, Manifest) else ModuleCourse(store)
+
+
+def _positions(ids_BS: np.ndarray, encoder: Encoder) -> np.ndarray:
+    """The row of the position table that each token takes, [B, S].
+
+    Where positions begin behind that of padding (RoBERTa), a padding token inside a text takes none, as in fairseq.
+    """
+    if not encoder.position_offset:
+        return np.broadcast_to(np.arange(ids_BS.shape[1]), ids_BS.shape)
+    is_token_BS = ids_BS != encoder.pad_token
+    return np.cumsum(is_token_BS, axis=1) * is_token_BS + encoder.position_offset - 1

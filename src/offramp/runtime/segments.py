@@ -1,0 +1,174 @@
+"""A divided module as the loop sees it: which stages make a layer, and a backend that runs them one after the other.
+
+Layers are what lies between exits; the first begins with the inputs, and the last ends in the answer. Who multiplies is
+a subclass's matter.
+
+Shapes: B rows, H width of a hidden state, C labels.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, Dict, List, Mapping, Sequence, Tuple
+
+import numpy as np
+
+from offramp.errors import StoreError
+from offramp.runtime.backend import Backend, State, Weights
+from offramp.store import Stage, Step, Store
+from offramp.store.program import Program, Segment, Segments, Value
+
+SLACK = 1.5
+"""What activations may take, of the values that lived at once when the module was divided."""
+SCRATCH_BYTES = 8 << 20
+"""What libraries add to them, for each thread."""
+
+
+@dataclass
+class SegmentState(State):
+    """`stage`: the one that comes next."""
+
+    stage: int = 0
+
+
+def segments_of(store: Store) -> Segments:
+    """The graphs of a store's stages. Raises StoreError where it has none."""
+    segments = store.module.program.segments
+    if segments is None:
+        remedy = "divide with --method export, or run it with offramp.stream"
+        raise StoreError("the stages of this store are no graphs of their own", store.path, remedy)
+    return segments
+
+
+def layers_of(store: Store) -> Tuple[Stage, ...]:
+    """The stages between two exits as one layer each; steps are named by their graphs."""
+    stages, segments = store.module.stages, segments_of(store)
+    bounds = [0, *segments.exits, len(stages)]
+    made = []
+    for number, start in enumerate(bounds[:-1]):
+        end = bounds[number + 1]
+        kinds = [segments.stages[index].kind for index in range(start, end)]
+        steps = [Step(kind, stages[index].steps[0].shards) for kind, index in zip(kinds, range(start, end))]
+        made.append(Stage(f"layer.{number}", "layer", tuple(steps)))
+    return tuple(made)
+
+
+def exit_widths(program: Program) -> List[int]:
+    """H of the hidden state that each exit stands on."""
+    assert program.segments is not None
+    hidden = [program.segments.values[program.segments.stages[index].reads[0]] for index in program.segments.exits]
+    return [width_of(value) for value in hidden]
+
+
+def width_of(value: Value) -> int:
+    """Of tokens [B, S, H], a feature map [B, H, ., .], or a vector [B, H]."""
+    return value.shape[2] if len(value.shape) == 3 else value.shape[1]
+
+
+class SegmentBackend(Backend):
+    """Runs the graphs of a store's stages in order, whatever the kind that a step names."""
+
+    def __init__(self, store: Store, num_threads: int) -> None:
+        self.num_threads, self._program, self._segments = num_threads, store.module.program, segments_of(store)
+        self._shapes = {t.name: (t.dtype, t.shape) for shard in store.module.shards.values() for t in shard.tensors}
+        wrong = sorted({dtype for dtype, _ in self._shapes.values()} - {"F32", "I64", "I32", "BOOL", "U8"})
+        if wrong:
+            raise StoreError(f"tensors of {wrong[0]} cannot be run as graphs", store.path, "run it with offramp.stream")
+        self._constants = self._load_constants(store)
+
+    @abstractmethod
+    def compute(self, segment: Segment, inputs: Sequence[Any]) -> Sequence[Any]:
+        """Run the graph of a segment on values, weights and constants, in its order."""
+
+    @abstractmethod
+    def wrap(self, array: np.ndarray) -> Any:
+        """An array as the graphs take it, without a copy."""
+
+    @abstractmethod
+    def unwrap(self, value: Any) -> np.ndarray:
+        """A value as an array, without a copy."""
+
+    @abstractmethod
+    def take(self, value: Any, rows_B: np.ndarray, extent: int) -> Any:
+        """Some rows of a value."""
+
+    def close(self) -> None:
+        """Nothing is held between passes."""
+
+    def rehearse(self, num_rows: int, length: int) -> None:
+        """Run all stages on zeros, each with zeros for weights."""
+        arrays = {name: _zeros(value, num_rows) for name, value in self._program.inputs.items()}
+        state = self.begin(arrays, np.ones((num_rows, 1), np.int64), {})
+        for segment in self._segments.stages:
+            self.step(state, segment.kind, {name: _empty(self._shapes[name]) for name in segment.weights})
+
+    def activation_bytes(self, num_rows: int, length: int) -> int:
+        """In proportion to the rows of the example that the module was divided with."""
+        rows = max((value.shape[0] for value in self._program.inputs.values() if value.shape), default=1)
+        lived = self._program.activation_bytes * num_rows / max(rows, 1)
+        return int(SLACK * lived) + self.num_threads * SCRATCH_BYTES
+
+    def begin(self, rows: Mapping[str, np.ndarray], mask_BS: np.ndarray, weights: Weights) -> State:
+        """The inputs by name, as the first values."""
+        values = {name: self.wrap(np.ascontiguousarray(array)) for name, array in rows.items()}
+        return SegmentState(len(mask_BS), mask_BS.shape[1], values)
+
+    def step(self, state: State, kind: str, weights: Weights) -> None:
+        """The next stage."""
+        assert isinstance(state, SegmentState)
+        segment = self._segments.stages[state.stage]
+        inputs = [state.arrays[name] for name in segment.reads]
+        inputs += [self.wrap(weights[name]) for name in segment.weights]
+        inputs += [self._constants[name] for name in segment.constants]
+        made = self.compute(segment, inputs)
+        state.arrays.update(zip(segment.writes, made))
+        state.stage += 1
+        needed = {name for later in self._segments.stages[state.stage :] for name in later.reads}
+        needed.update(self._segments.outputs)
+        state.arrays = {name: value for name, value in state.arrays.items() if name in needed}
+
+    def exit_logits(self, state: State, weights: Weights) -> np.ndarray:
+        """The mean over tokens or places of the hidden state that the next stage begins with, and a linear layer."""
+        assert isinstance(state, SegmentState)
+        hidden = self.unwrap(state.arrays[self._segments.stages[state.stage].reads[0]])
+        if hidden.ndim == 3:
+            hidden = hidden.mean(axis=1)
+        elif hidden.ndim > 3:
+            hidden = hidden.reshape(*hidden.shape[:2], -1).mean(axis=2)
+        return hidden @ weights["exit.weight"].T + weights["exit.bias"]
+
+    def head_logits(self, state: State, weights: Weights) -> np.ndarray:
+        """The first output of the module."""
+        return np.array(self.unwrap(state.arrays[self._segments.outputs[0]]))
+
+    def keep(self, state: State, mask_B: np.ndarray) -> None:
+        """Of every value that counts rows."""
+        rows_B, batch = np.flatnonzero(mask_B), self._segments.batch
+        for name, value in state.arrays.items():
+            if name in batch:
+                state.arrays[name] = self.take(value, rows_B, batch[name])
+        state.num_rows = len(rows_B)
+
+    def _load_constants(self, store: Store) -> Dict[str, Any]:
+        wanted = {name for segment in self._segments.stages for name in segment.constants}
+        found = {}
+        for shard in store.module.shards.values():
+            for tensor in shard.tensors:
+                if tensor.name in wanted:
+                    dtype, shape = _DTYPES[tensor.dtype], tensor.shape
+                    data = np.frombuffer(store.read_tensor(shard.name, tensor), dtype).reshape(shape)
+                    found[tensor.name] = self.wrap(data)
+        return found
+
+
+_DTYPES = {"F32": np.float32, "I64": np.int64, "I32": np.int32, "BOOL": np.bool_, "U8": np.uint8}
+
+
+def _empty(described: Tuple[str, Tuple[int, ...]]) -> np.ndarray:
+    dtype, shape = described
+    return np.zeros(shape, _DTYPES[dtype])
+
+
+def _zeros(value: Value, num_rows: int) -> np.ndarray:
+    return np.zeros((num_rows, *value.shape[1:]), np.dtype(value.dtype))

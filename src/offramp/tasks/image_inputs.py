@@ -1,0 +1,41 @@
+"""Images as the inputs of a module: what `TextEncoder` is for texts.
+
+Shapes: B images, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from offramp.tasks.images import Image
+from offramp.tasks.pixels import ImageEncoder
+
+_DOT = bytes.fromhex(
+    "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c49444154"
+    "78da636060600000000400012734270a0000000049454e44ae426082"
+)
+"""A PNG of one pixel."""
+
+
+class ImageInputs:
+    """Encodes images for one model, whose argument `name` takes pixels."""
+
+    max_length = 1
+    """An image has no length."""
+    sample = (_DOT,)
+    """What a process encodes to come to its footprint."""
+
+    def __init__(self, encoder: ImageEncoder, name: str) -> None:
+        self.encoder, self.name = encoder, name
+
+    @classmethod
+    def from_folder(cls, folder: Path, name: str) -> ImageInputs:
+        """Of a folder with an image processor. Raises SourceError."""
+        return cls(ImageEncoder.from_folder(folder), name)
+
+    def encode(self, images: Sequence[Image | bytes]) -> dict[str, np.ndarray]:
+        """Argument -> float32 [B, 3, H, W]."""
+        return {self.name: self.encoder.encode(images)}
