@@ -195,7 +195,8 @@ def shrunk(config_class: Any, overrides: dict[str, Any]) -> Any:
     """A configuration of SMALL's sizes, those within it as well, but for the overrides."""
     from transformers import CONFIG_MAPPING, AutoConfig
 
-    declared = {item.name for item in dataclasses.fields(config_class)} - set(config_class.attribute_map)
+    aliases = {alias for alias, name in config_class.attribute_map.items() if alias != name}
+    declared = {item.name for item in dataclasses.fields(config_class)} - aliases
     keywords = {name: value for name, value in SMALL.items() if name in declared}
     for name, part_class in config_class.sub_configs.items():
         part = overrides.get(name, {})

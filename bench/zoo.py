@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+import zoo_images
 import zoo_media
 import zoo_text
 from specimen import Specimen, resolve
@@ -36,7 +37,7 @@ def survey(families: Iterable[str] = ("transformers",)) -> tuple[list[Specimen],
     missing: dict[str, str] = {}
     for family in families:
         if family == "transformers":
-            for kind, inputs, table in (*zoo_text.TABLES, *zoo_media.TABLES):
+            for kind, inputs, table in (*zoo_text.TABLES, *zoo_images.TABLES, *zoo_media.TABLES):
                 shown, absent = resolve(kind, inputs, table)
                 found += shown
                 missing |= absent
@@ -55,16 +56,28 @@ def specimens(families: Iterable[str] = ("transformers",)) -> list[Specimen]:
 
 
 def scramble(model: nn.Module, seed: int = 0) -> None:
-    """Noise on every parameter and running statistic, so that no norm weight is 1, no bias 0, and a wrong one shows."""
+    """Noise on all that a checkpoint holds, so that no norm weight is 1, no bias 0, and a wrong or missing one shows.
+
+    Matrices get as much as keeps a signal at its size. Many initial weights are so small that the answers of a deep
+    model are those of its biases, whatever goes in and whatever its first layers hold.
+    """
     generator = torch.Generator().manual_seed(seed)
-    statistics = {name: value for name, value in model.named_buffers() if ".running_" in f".{name}"}
+    buffers = dict(model.named_buffers())
+    stored = {name: buffers[name] for name in model.state_dict() if name in buffers}
     with torch.no_grad():
-        for name, value in (*model.named_parameters(), *statistics.items()):
-            if not value.is_floating_point():
+        for name, value in (*model.named_parameters(), *stored.items()):
+            if not value.is_floating_point() or not value.numel():
                 continue
-            noise = torch.randn(value.shape, generator=generator).to(value.dtype) * NOISE
-            # A variance stays positive.
-            value.copy_(value * noise.exp() if name.endswith("running_var") else value + noise)
+            fan_in = value[0].numel() if value.ndim > 1 else 1
+            noise = torch.randn(value.shape, generator=generator).to(value.dtype)
+            noise *= NOISE if fan_in == 1 else fan_in**-0.5
+            if name.endswith("running_var"):
+                value.mul_(noise.exp())
+            elif value.ndim == 1 and name.endswith("weight"):
+                # Some norms begin at 0, so that their block does nothing.
+                value.copy_(1 + noise)
+            else:
+                value.add_(noise)
 
 
 def call(model: nn.Module, inputs: dict[str, Any] | tuple[Any, ...]) -> Any:

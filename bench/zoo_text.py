@@ -1,6 +1,6 @@
-"""The zoo's transformers that read text: encoders, decoders, experts, recurrent ones, and encoder-decoders."""
+"""The zoo's transformers that read text, from encoders to experts and recurrent ones, or series of numbers."""
 
-from specimen import boxes, constant, decoder_text, fixed, floats, integers, row, same, text
+from specimen import boxes, constant, decoder_text, filled, fixed, floats, integers, row, same, text
 
 ENCODERS = [
     row("albert", "AlbertForMaskedLM"),
@@ -237,10 +237,55 @@ ENCODER_DECODERS = [
     row("umt5", "UMT5ForConditionalGeneration", num_layers=2),
 ]
 
+PAST = (
+    floats("past_values", 18)
+    | floats("past_time_features", 18, 1)
+    | filled("past_observed_mask", 1.0, 18)
+    | floats("future_time_features", 8, 1)
+)
+FUTURE = PAST | floats("future_values", 8)
+FORECAST = {"prediction_length": 8, "context_length": 16, "lags_sequence": [1, 2], "num_time_features": 1}
+SERIES = [
+    row("autoformer", "AutoformerModel", FUTURE, **FORECAST),
+    row(
+        "decision_transformer",
+        "DecisionTransformerModel",
+        floats("states", same, 5)
+        | floats("actions", same, 2)
+        | floats("rewards", same, 1)
+        | floats("returns_to_go", same, 1)
+        | integers("timesteps", 16, same)
+        | filled("attention_mask", 1, same),
+        state_dim=5,
+        act_dim=2,
+        max_ep_len=16,
+    ),
+    row("informer", "InformerModel", FUTURE, **FORECAST),
+    row(
+        "patchtsmixer",
+        "PatchTSMixerForPrediction",
+        floats("past_values", 32, 2),
+        context_length=32,
+        prediction_length=8,
+        num_input_channels=2,
+    ),
+    row(
+        "patchtst",
+        "PatchTSTForPrediction",
+        floats("past_values", 32, 2),
+        context_length=32,
+        prediction_length=8,
+        num_input_channels=2,
+    ),
+    row("time_series_transformer", "TimeSeriesTransformerModel", FUTURE, **FORECAST),
+    row("timesfm", "TimesFmModelForPrediction", floats("past_values", 128)),
+]
+
 TABLES = (
     ("encoder", text(), ENCODERS),
     ("decoder", text(), DECODERS),
     ("experts", text(), EXPERTS),
     ("recurrent", text(), RECURRENT),
     ("encoder-decoder", text() | decoder_text() | constant(use_cache=False), ENCODER_DECODERS),
+    ("series", floats("past_values", 32), SERIES),
 )
