@@ -51,7 +51,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Evaluate."""
     from offramp.division import resolve
-    from offramp.experiments.evaluation import encoder_of, evaluate, require_same_cut
+    from offramp.experiments.evaluation import classifier_facts, evaluate, require_same_cut
     from offramp.policies import parse
     from offramp.policies.evidence import REGRESSION
 
@@ -59,8 +59,8 @@ def main(args: argparse.Namespace) -> int:
         raise UsageError("--features are kept in a transcript", None, "give --transcript DIR")
     policies = [parse(text) for text in args.exit]
     folder = resolve(args.model, args.offline)
-    encoder = encoder_of(folder)
-    data = labelled_data(args, () if encoder.problem == REGRESSION else encoder.labels)
+    facts = classifier_facts(folder)
+    data = labelled_data(args, () if facts.problem == REGRESSION else facts.labels)
     for sentence in data.partial:
         warn(f"no score of {data.name}: {sentence}")
     names = args.split.split(",")

@@ -127,7 +127,11 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("data: a task of GLUE, or your own tables")
     group.add_argument("--task", metavar="NAME", help="cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte or wnli")
     group.add_argument("--data", metavar="DIR", help="GLUE's folders or zips (default: the hub)")
-    group.add_argument("--train", metavar="FILE", help="your table: .tsv, .csv, .jsonl or .parquet; it is cut in parts")
+    group.add_argument(
+        "--train",
+        metavar="FILE",
+        help="your table: .tsv, .csv, .jsonl or .parquet, or a folder or zip of images; it is cut in parts",
+    )
     group.add_argument("--dev", metavar="FILE", help="a table that is only reported (default: a part of --train)")
     group.add_argument("--label-column", default="label", metavar="NAME", help="(default: label)")
     group.add_argument("--regression", action="store_true", help="labels are numbers to be predicted")
@@ -148,6 +152,11 @@ def labelled_data(args: argparse.Namespace, labels: Sequence[str] | None = None)
     if bool(args.task) == bool(own):
         what = "both a task and a table" if own else "no data"
         raise UsageError(what, None, "give --task NAME, or --train FILE with --text-column and --label-column")
+    if own and all(_has_images(path) for path in (args.train, args.dev) if path):
+        from offramp.tasks.images import load_images
+
+        paths = [Path(path) if path else None for path in (args.train, args.dev)]
+        return load_images(paths[0], paths[1], labels, args.split_seed)
     if own:
         if args.data:
             raise UsageError("--data is a folder of GLUE", None, "give --task NAME with it, or --train FILE alone")

@@ -36,6 +36,7 @@ TOKENIZER = (
     "sentencepiece.bpe.model",
     "spiece.model",
 )
+PROCESSOR = "preprocessor_config.json"
 TRAINING = "train.json"
 """What a run folder says of its training; a store keeps it."""
 CHUNK_BYTES = 8 << 20
@@ -67,8 +68,8 @@ class Source:
         return self._weights.pieces(name, chunk_bytes // 16 * 8)
 
     def companions(self) -> list[Path]:
-        """The tokenizer's files that are there, and what a run folder says of its training."""
-        return _present(self.folder, (*TOKENIZER, TRAINING))
+        """Files of the tokenizer and the image processor that are there, and what a run folder says of its training."""
+        return _present(self.folder, (*TOKENIZER, PROCESSOR, TRAINING))
 
     def exits(self) -> tuple[Path, Path] | None:
         """`exits.safetensors` and `exits.json`, if the folder has exits. Raises SourceError if only one is there."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,11 +20,12 @@ from offramp.policies.evidence import MULTI_LABEL, REGRESSION
 from offramp.store import Encoder, Store
 from offramp.store.manifest import FILE_NAME
 from offramp.store.transcript import About, TranscriptWriter
-from offramp.tasks import TextEncoder
 from offramp.tasks.examples import Example, Splits, digest, label_ids
 from offramp.tasks.metrics import answers, score, score_exits
-from offramp.tasks.rows import Rows, encode_rows
 from offramp.training.folders import read_config
+
+if TYPE_CHECKING:
+    from offramp.models.inputs import AnyRows, Facts
 
 Say = Callable[[str], None]
 
@@ -89,23 +90,24 @@ def evaluate(
     from offramp.models.checkpoint import load_classifier
 
     chosen = data.named(names)
-    encoder = encoder_of(folder)
-    ids = model_label_ids(data.labels, encoder, folder)
+    from offramp.models.inputs import rows_of
+
+    facts = classifier_facts(folder)
+    ids = model_label_ids(data.labels, facts, folder)
     for policy in policies:
-        policy.check(encoder.num_layers, str(encoder.problem))
-    max_length = max_length or trained_length(folder) or encoder.max_length
-    text_encoder = TextEncoder.from_folder(folder, encoder, max_length, say)
+        policy.check(facts.num_exits, str(facts.problem))
+    max_length = max_length or trained_length(folder) or facts.max_length
     model, fingerprint = load_classifier(folder), _fingerprint(folder) if transcript else ""
     reports = []
     for split, examples in chosen.items():
         say(f"{split}: {len(examples)} rows")
         renamed = [Example(text, ids[int(label)] if ids else label) for text, label in examples]
-        rows = encode_rows(renamed, text_encoder, encoder, is_regression=not data.labels)
+        rows = rows_of(folder, facts, renamed, max_length, not data.labels, say)
         about = About(
-            data.name, split, str(encoder.problem), encoder.labels if data.labels else (), data.metrics,
+            data.name, split, str(facts.problem), facts.labels if data.labels else (), data.metrics,
             fingerprint, digest(renamed) if transcript else "", max_length,
         )  # fmt: skip
-        logits_KNC, path = _run(model, rows, batch_size, about, transcript, encoder.hidden_size if with_features else 0)
+        logits_KNC, path = _run(model, rows, batch_size, about, transcript, facts.hidden_size if with_features else 0)
         reports.append(report(about, rows.labels_N, logits_KNC, policies, path))
     return reports
 
@@ -130,13 +132,14 @@ def answer_at(logits_KNC: np.ndarray, exit_N: np.ndarray) -> np.ndarray:
     return answers(logits_KNC[exit_N - 1, np.arange(len(exit_N))])
 
 
-def encoder_of(folder: Path) -> Encoder:
-    """What a classifier's folder computes with. Raises SourceError for one without a head."""
-    with open_source(folder) as source:
-        encoder = source.encoder()
-    if encoder.problem is None:
+def classifier_facts(folder: Path) -> Facts:
+    """What a classifier's folder takes and gives. Raises SourceError for one without a head."""
+    from offramp.models.inputs import facts_of
+
+    facts = facts_of(folder)
+    if facts.problem is None:
         raise SourceError("the model has no classification head", folder, "offramp train gives it one")
-    return encoder
+    return facts
 
 
 def require_same_cut(folder: Path, cut: Mapping[str, Any], names: Sequence[str]) -> None:
@@ -157,7 +160,7 @@ def _fingerprint(folder: Path) -> str:
     """Of the model folder; of a store that which it was divided from, so that both have the same transcripts."""
     if (folder / FILE_NAME).is_file():
         with Store(folder, verify="never") as store:
-            return store.manifest.source.fingerprint
+            return store.contents.source.fingerprint
     with open_source(folder) as source:
         return source.fingerprint()
 
@@ -168,34 +171,33 @@ def trained_length(folder: Path) -> int | None:
     return found if isinstance(found, int) else None
 
 
-def model_label_ids(labels: Sequence[str], encoder: Encoder, folder: Path) -> list[int]:
+def model_label_ids(labels: Sequence[str], model: Encoder | Facts, folder: Path) -> list[int]:
     """The model's id of each label of the data; none for a regression.
 
     Raises UsageError for labels, or a kind of task, that the model does not have.
     """
-    if encoder.problem == MULTI_LABEL:
+    if model.problem == MULTI_LABEL:
         raise UsageError("the model gives several labels to a text, the data have one", folder, "score another model")
-    if (encoder.problem == REGRESSION) != (not labels):
+    if (model.problem == REGRESSION) != (not labels):
         kinds = ("a regression", "a classification")
-        has, wants = kinds if encoder.problem == REGRESSION else kinds[::-1]
+        has, wants = kinds if model.problem == REGRESSION else kinds[::-1]
         raise UsageError(f"the model is {has}, the data are for {wants}", folder, "take a model of this task")
-    ids = label_ids(labels, encoder.labels)
+    ids = label_ids(labels, model.labels)
     if ids is not None:
         return ids
-    what = f"the model's labels are {', '.join(encoder.labels)}, those of the data {', '.join(labels)}"
+    what = f"the model's labels are {', '.join(model.labels)}, those of the data {', '.join(labels)}"
     raise UsageError(what, folder, "take a model of this task")
 
 
 def _run(
-    model: Any, rows: Rows, batch_size: int, about: About, folder: Path | None, feature_size: int
+    model: Any, rows: AnyRows, batch_size: int, about: About, folder: Path | None, feature_size: int
 ) -> tuple[np.ndarray, Path | None]:
     """Logits [K, N, C], and the transcript if one is written."""
-    from offramp.models.exits import ModelWithExits
     from offramp.models.predict import predict, predict_windows
 
     if folder is None:
         return predict(model, rows, batch_size), None
-    num_exits = len(model.heads) + 1 if isinstance(model, ModelWithExits) else 1
+    num_exits = len(model.heads) + 1 if hasattr(model, "heads") else 1
     num_outputs = max(len(about.labels), 1)
     found_NKC = np.empty((len(rows), num_exits, num_outputs), np.float32)
     with TranscriptWriter(folder, about, len(rows), num_exits, num_outputs, feature_size) as writer:

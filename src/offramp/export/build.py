@@ -84,7 +84,11 @@ def divide(
     folder = resolve(str(model), offline)
     _refuse_itself(folder, Path(store))
     if method in ("eager", "export") or (method == "auto" and not _has_known_names(folder)):
-        why = "no encoder of texts with a head for classes" if method == "auto" else "asked for"
+        why = (
+            "asked for"
+            if method != "auto"
+            else "no encoder of texts with a head for classes, so a run tells its stages"
+        )
         say(f"method {'eager' if method == 'auto' else method}: {why}")
         from offramp.export.checkpoints import divide_checkpoint
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from offramp.models.placement import DTYPES
 from offramp.models.weightless import class_of_folder, of_class, with_dtypes
 from offramp.store import StoreWriter
 from offramp.store import manifest as m
+from offramp.store.exits import parse_exits
 from offramp.tasks.pixels import ImageEncoder
 from offramp.tasks.processors import FILE_NAME as PROCESSOR
 
@@ -59,6 +60,7 @@ def divide_checkpoint(
             with_dtypes(module, {name: source.entry(found)[0] for name, found in names.items()})
             _fill_buffers(weights_of(module), names, source)
         origin = _origin(module, names, source)
+        method = "export" if source.exits() else method
         example = dict(example_inputs) if example_inputs else example_of(module, folder)
         return divide_module(
             module, example, store, stage_bytes=stage_bytes, method=method, force=force, origin=origin, say=say
@@ -116,19 +118,41 @@ def _origin(module: nn.Module, names: Mapping[str, str] | None, source: Source) 
 
     def write_files(writer: StoreWriter) -> list[m.File]:
         paths = [source.folder / "config.json", *source.companions()]
-        paths += [path for path in (source.folder / PROCESSOR,) if path.is_file()]
         return [writer.add_copy(path.name, path) for path in paths]
 
     kind = str(getattr(module.config, "model_type", "module"))
     described = m.Source(source.fingerprint(), type(module).__name__, kind, "eager")
     if names is None:
-        return replace(in_memory(module, weights_of(module)), source=described, write_files=write_files)
+        found = in_memory(module, weights_of(module))
+        return replace(found, source=described, write_files=write_files, with_exits=_exits_of(source))
     return Origin(
         lambda name: _read(source, names[name]),
         lambda name: source.chunks(names[name], CHUNK_BYTES),
         described,
         write_files,
+        _exits_of(source),
     )
+
+
+def _exits_of(source: Source) -> Callable[[m.ModuleManifest, StoreWriter], m.ModuleManifest]:
+    """Copies the exits of a run folder, if they stand where the stages begin."""
+
+    def with_exits(manifest: m.ModuleManifest, writer: StoreWriter) -> m.ModuleManifest:
+        found = source.exits()
+        if found is None:
+            return manifest
+        heads, description = found
+        segments = manifest.program.segments
+        assert segments is not None, "divided by export"
+        starts = [manifest.program.flows[index].start for index in segments.exits]
+        points = parse_exits(description.read_bytes(), source.folder, SourceError).points
+        if [(call.module, call.number) for call in starts if call] != [point[:2] for point in points]:
+            what = f"{len(points)} exits were trained, and the stages of this division have {len(starts)} places"
+            raise SourceError(what, source.folder, "train the exits again")
+        exits = m.Exits(writer.add_copy(heads.name, heads), writer.add_copy(description.name, description))
+        return replace(manifest, exits=exits)
+
+    return with_exits
 
 
 def _read(source: Source, name: str) -> Tensor:

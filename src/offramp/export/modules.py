@@ -54,6 +54,8 @@ class Origin:
     source: m.Source
     write_files: Callable[[StoreWriter], Sequence[m.File]] = lambda writer: ()
     """Companions: config, tokenizer."""
+    with_exits: Callable[[m.ModuleManifest, StoreWriter], m.ModuleManifest] = lambda manifest, writer: manifest
+    """Write the exits that come with the weights, if there are any."""
 
 
 def divide_module(
@@ -66,7 +68,6 @@ def divide_module(
     method: str = "eager",
     force: bool = False,
     origin: Origin | None = None,
-    with_exits: Callable[[m.ModuleManifest], m.ModuleManifest] | None = None,
     say: Say = lambda message: None,
 ) -> Path:
     """Divide a module by a run of it.
@@ -117,7 +118,7 @@ def divide_module(
         manifest = replace(manifest, proof=_judged(proofs, module, say))
         if method == "export" or (method == "auto" and program.problem is not None):
             manifest = _with_segments(module, weights, manifest, plan.blocks, examples, fetch, writer, method, say)
-        return writer.finish(with_exits(manifest) if with_exits else manifest)
+        return writer.finish(origin.with_exits(manifest, writer))
 
 
 def _with_segments(

@@ -5,19 +5,31 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification, PreTrainedModel
 
 from offramp.division import open_source
 from offramp.errors import SourceError
 from offramp.models.exits import ModelWithExits
+from offramp.models.inputs import takes_images
+from offramp.models.points import ModuleWithExits
 from offramp.store.exits import parse_exits
+from offramp.store.program import Call
+
+WithExits = ModelWithExits | ModuleWithExits
+"""A classifier of texts, or of anything else."""
 
 
-def load_classifier(folder: Path) -> ModelWithExits | PreTrainedModel:
+def auto_class(folder: Path) -> Any:
+    """Which of transformers' auto classes loads the classifier of a folder."""
+    return AutoModelForImageClassification if takes_images(folder) else AutoModelForSequenceClassification
+
+
+def load_classifier(folder: Path) -> WithExits | PreTrainedModel:
     """The classifier of a folder in float32, with its exits if it has any, on the device that there is.
 
     The folder must have a head: what it lacks is drawn anew. Raises SourceError for exits that do not fit.
@@ -25,14 +37,15 @@ def load_classifier(folder: Path) -> ModelWithExits | PreTrainedModel:
     with open_source(folder) as source:
         exits = source.exits()
     with quiet_libraries():
-        model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+        model = auto_class(folder).from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     if exits is None:
         return model.to(device())
     tensors, file = exits
     description = parse_exits(file.read_bytes(), folder, SourceError)
     if not description.trained:
         raise SourceError("the exits were never trained", folder, "train them, or remove their two files")
-    with_exits = ModelWithExits(model, description.form)
+    points = [(Call(module, number), width) for module, number, width in description.points]
+    with_exits = ModuleWithExits(model, points) if takes_images(folder) else ModelWithExits(model, description.form)
     try:
         with_exits.load_exits(load_file(tensors))
     except (ValueError, SafetensorError) as error:

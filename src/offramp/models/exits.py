@@ -41,6 +41,11 @@ class ModelWithExits(nn.Module):
             dense = family.names("head", family.base)["dense.weight"].removesuffix(".weight")
             self._share(model.get_submodule(dense))
 
+    @property
+    def pooled_size(self) -> int:
+        """H."""
+        return self.encoder.hidden_size
+
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, last_only: bool = False, **inputs: Tensor
     ) -> list[Tensor]:

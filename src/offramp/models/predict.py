@@ -14,24 +14,26 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from offramp.errors import NonFiniteError
+from offramp.models.checkpoint import WithExits
 from offramp.models.exits import ModelWithExits
-from offramp.tasks.rows import Rows
+from offramp.models.inputs import AnyRows
+from offramp.models.points import ModuleWithExits
 
 WINDOW_BATCHES = 64
 """Rows of this many batches are sorted by length, so that those of a batch are about equally long."""
 
-Classifier = ModelWithExits | PreTrainedModel
+Classifier = WithExits | PreTrainedModel
 """With exits or without."""
 
 
-def predict(model: Classifier, rows: Rows, batch_size: int) -> np.ndarray:
+def predict(model: Classifier, rows: AnyRows, batch_size: int) -> np.ndarray:
     """What each exit says of all rows: logits [K, N, C], float32; K is 1 for a model without exits."""
     windows = [logits_NKC for _, logits_NKC, _ in predict_windows(model, rows, batch_size)]
     return np.ascontiguousarray(np.concatenate(windows).swapaxes(0, 1))
 
 
 def predict_windows(
-    model: Classifier, rows: Rows, batch_size: int, *, with_features: bool = False
+    model: Classifier, rows: AnyRows, batch_size: int, *, with_features: bool = False
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
     """The same as windows: index of the first row, logits [N, K, C], and, if asked for, features [N, K, H].
 
@@ -48,20 +50,20 @@ def predict_windows(
 
 
 def _with_hidden(model: Classifier, inputs: dict[str, Tensor]) -> tuple[list[Tensor], Sequence[Tensor]]:
-    if isinstance(model, ModelWithExits):
+    if isinstance(model, (ModelWithExits, ModuleWithExits)):
         return model.with_hidden(**inputs)
     output = model(**inputs, output_hidden_states=True)
     return [output.logits], output.hidden_states[-1:]
 
 
-def pooled_windows(model: ModelWithExits, rows: Rows, batch_size: int) -> Iterator[tuple[int, np.ndarray]]:
+def pooled_windows(model: WithExits, rows: AnyRows, batch_size: int) -> Iterator[tuple[int, np.ndarray]]:
     """Windows of what the heads see, [N, K - 1, H]."""
     return run_windows(model, lambda inputs: [model.pooled(**inputs)], rows, batch_size)
 
 
 @torch.inference_mode()
 def run_windows(
-    model: Classifier, call: Callable[[dict[str, Tensor]], list[list[Tensor]]], rows: Rows, batch_size: int
+    model: Classifier, call: Callable[[dict[str, Tensor]], list[list[Tensor]]], rows: AnyRows, batch_size: int
 ) -> Iterator[Any]:
     """Windows (index of the first row, an array for each list of tensors that `call` gives for the inputs of a batch),
     in the order of the rows; dropout is off.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Dict, Optional, Tuple, Type
+from typing import Any, Dict, Optional, Sequence, Tuple, Type
 
 from offramp.errors import RefusedError, StoreError
 from offramp.store.manifest import Encoder
@@ -32,11 +32,17 @@ class ExitsDescription:
     form: str
     """One of FORMS."""
     trained: bool
+    points: Tuple[Tuple[str, int, int], ...] = ()
+    """Of a model that is no encoder of texts: (module, which of its calls, width) of the call that begins behind each
+    exit.
+    """
 
 
-def describe_exits(form: str, num_exits: int) -> bytes:
+def describe_exits(form: str, num_exits: int, points: Sequence[Tuple[str, int, int]] = ()) -> bytes:
     """The content of `exits.json` for trained exits; `num_exits` counts the last one, which is not in the files."""
-    tree = {"form": form, "exits": list(range(1, num_exits)), "trained": True}
+    tree: Dict[str, Any] = {"form": form, "exits": list(range(1, num_exits)), "trained": True}
+    if points:
+        tree["points"] = [list(point) for point in points]
     return json.dumps(tree).encode() + b"\n"
 
 
@@ -49,7 +55,11 @@ def parse_exits(data: bytes, where: object, error: Type[RefusedError] = StoreErr
         raise error("exits.json does not name the form of the exits", where, _REMEDY) from None
     if not isinstance(form, str) or form not in FORMS:
         raise error(f"unknown form of exits {form!r}, known: {sorted(FORMS)}", where, _REMEDY)
-    return ExitsDescription(form, bool(tree.get("trained")))
+    try:
+        points = tuple((str(module), int(number), int(width)) for module, number, width in tree.get("points", ()))
+    except (TypeError, ValueError):
+        raise error("exits.json does not say where the exits stand", where, _REMEDY) from None
+    return ExitsDescription(form, bool(tree.get("trained")), points)
 
 
 def read_exits(store: Store) -> Optional[ExitsDescription]:

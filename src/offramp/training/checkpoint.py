@@ -5,39 +5,56 @@ A run folder is a plain folder of transformers, with the exits beside the model 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from safetensors.torch import save
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
 from offramp.division import open_source
 from offramp.errors import SourceError, UsageError
+from offramp.models.checkpoint import WithExits, auto_class
 from offramp.models.exits import ModelWithExits
+from offramp.models.inputs import Facts, example_pixels, facts_of, takes_images
+from offramp.models.points import ModuleWithExits, points_of
 from offramp.policies.evidence import REGRESSION, SINGLE_LABEL
-from offramp.store import Encoder
-from offramp.store.exits import describe_exits
+from offramp.store.exits import DEFAULT_FORM, describe_exits
 from offramp.store.files import write_atomic
 from offramp.tasks import has_tokenizer
 from offramp.tasks.examples import label_ids
+from offramp.tasks.pixels import ImageEncoder
+from offramp.tasks.processors import FILE_NAME as PROCESSOR
 
 
-def require_trainable(folder: Path, max_length: int) -> tuple[Encoder, str]:
+def require_trainable(folder: Path, max_length: int) -> tuple[Facts, str]:
     """Refuse, before anything is loaded, what could not be trained or divided afterwards.
 
-    Returns what the model computes with, and the folder's fingerprint.
+    Returns what the model takes and gives, and the folder's fingerprint.
 
     Raises SourceError for the folder, UsageError for a `max_length` that the model cannot read.
     """
     with open_source(folder) as source:
-        encoder, fingerprint = source.encoder(), source.fingerprint()
+        fingerprint = source.fingerprint()
+    facts = facts_of(folder)
+    if facts.encoder is None:
+        return facts, fingerprint
     if not has_tokenizer(folder):
         raise SourceError("no tokenizer", folder, "copy the tokenizer's files there")
-    if max_length > encoder.max_length:
-        what = f"max_length {max_length} is more than the {encoder.max_length} tokens that the model reads"
+    if max_length > facts.max_length:
+        what = f"max_length {max_length} is more than the {facts.max_length} tokens that the model reads"
         raise UsageError(what, None, "take a smaller one")
-    return encoder, fingerprint
+    return facts, fingerprint
+
+
+def with_exits(model: PreTrainedModel, source: Path, form: str) -> WithExits:
+    """The model with a new head at each place for an exit. Raises SourceError for another form than images can have."""
+    if not takes_images(source):
+        return ModelWithExits(model, form)
+    if form != DEFAULT_FORM:
+        raise SourceError(f"heads of the form {form!r} are for encoders of texts", source, f"take {DEFAULT_FORM}")
+    return ModuleWithExits(model, points_of(model.eval(), example_pixels(source)))
 
 
 def order_of(labels: Sequence[str], own: Sequence[str], folder: Path, *, keeps_head: bool) -> list[int]:
@@ -60,7 +77,7 @@ def load_model(folder: Path, labels: Sequence[str]) -> tuple[PreTrainedModel, bo
     Raises SourceError if any part of the encoder is not in the folder.
     """
     names = list(labels) or ["score"]
-    model, info = AutoModelForSequenceClassification.from_pretrained(
+    model, info = auto_class(folder).from_pretrained(
         folder,
         id2label=dict(enumerate(names)),
         label2id={label: index for index, label in enumerate(names)},
@@ -80,13 +97,19 @@ def load_model(folder: Path, labels: Sequence[str]) -> tuple[PreTrainedModel, bo
 
 
 def save_tokenizer(source: Path, folder: Path) -> None:
-    """Write the tokenizer of a folder as transformers does."""
+    """Write the tokenizer of a folder as transformers does; of a model of images its image processor."""
+    if takes_images(source):
+        tree = ImageEncoder.from_folder(source).to_json()
+        write_atomic(folder / PROCESSOR, [json.dumps(tree, indent=1).encode() + b"\n"])
+        return
     AutoTokenizer.from_pretrained(source, local_files_only=True).save_pretrained(folder)
 
 
-def save_model(model: ModelWithExits, folder: Path, *, with_exits: bool = True) -> None:
+def save_model(model: WithExits, folder: Path, *, with_exits: bool = True) -> None:
     """Write config and weights as transformers does, and the exits beside them."""
     model.model.save_pretrained(folder)
     if with_exits:
         write_atomic(folder / "exits.safetensors", [save(model.exit_tensors(), {"format": "pt"})])
-        write_atomic(folder / "exits.json", [describe_exits(model.form, len(model.heads) + 1)])
+        points = model.points if isinstance(model, ModuleWithExits) else ()
+        places = [(call.module, call.number, width) for call, width in points]
+        write_atomic(folder / "exits.json", [describe_exits(model.form, len(model.heads) + 1, places)])

@@ -14,9 +14,8 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from torch import Tensor, nn
 
-from offramp.models.exits import ModelWithExits
-from offramp.models.predict import pooled_windows
-from offramp.tasks.rows import Rows
+from offramp.models.checkpoint import WithExits
+from offramp.models.predict import AnyRows, pooled_windows
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +41,7 @@ class PooledRows:
 class Heads(nn.Module):
     """The heads of a model alone, on what they see."""
 
-    def __init__(self, model: ModelWithExits) -> None:
+    def __init__(self, model: WithExits) -> None:
         super().__init__()
         self.heads = model.heads
         self._classify, self._owner = model.classify, [model]  # in a list: not a part of this module
@@ -58,10 +57,10 @@ class Heads(nn.Module):
         return self._classify(list(pooled.unbind(1)))
 
 
-def pool_rows(model: ModelWithExits, rows: Rows, batch_size: int, path: Path) -> PooledRows:
+def pool_rows(model: WithExits, rows: AnyRows, batch_size: int, path: Path) -> PooledRows:
     """Run the model once over the rows; a whole file of an earlier attempt is used again."""
     if not path.is_file():
-        shape = (len(rows), len(model.heads), model.encoder.hidden_size)
+        shape = (len(rows), len(model.heads), model.pooled_size)
         partial = path.with_name(path.name + ".tmp")
         pooled_NKH = open_memmap(partial, "w+", np.float32, shape)
         with partial.open("r+b") as file:  # else a full disk would end the process where it writes

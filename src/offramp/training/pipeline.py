@@ -13,15 +13,14 @@ from typing import TYPE_CHECKING, Any
 from offramp.errors import MissingExtraError, SourceError, UsageError
 from offramp.tasks.examples import digest, spread
 from offramp.tasks.metrics import default_metrics
-from offramp.tasks.text import Text
 from offramp.training.settings import ExitMetrics, TrainSettings
 
 if TYPE_CHECKING:
-    from offramp.models.exits import ModelWithExits
-    from offramp.store import Encoder
-    from offramp.tasks.rows import Rows
+    from offramp.models.checkpoint import WithExits
+    from offramp.models.inputs import AnyRows
 
-Examples = Sequence[tuple[Text, int | float]]
+Examples = Sequence[tuple[Any, int | float]]
+"""Texts, pairs of texts or images, each with its label."""
 MAX_HEADS_ROWS = 50_000
 """Rows on which heads are trained alone: linear maps need no more, and what is cached of each takes kilobytes."""
 
@@ -76,12 +75,12 @@ def train_exits(
 
     require_possible(settings)
     source, out = Path(model_folder), Path(out)
-    encoder, fingerprint = require_trainable(source, settings.max_length)
-    ids = order_of(labels, encoder.labels, source, keeps_head=settings.loss == "heads-only")
+    facts, fingerprint = require_trainable(source, settings.max_length)
+    ids = order_of(labels, facts.labels, source, keeps_head=settings.loss == "heads-only")
     named = tuple(labels[ids.index(number)] for number in range(len(ids)))
     train, tune = ([(text, ids[int(label)] if ids else label) for text, label in part] for part in (train, tune))
     job = _Job(source, train, tune, named, tuple(metrics) or default_metrics(labels), settings, progress)
-    config = _config(encoder.num_layers, fingerprint, job, data or {})
+    config = _config(facts.num_exits, fingerprint, job, data or {})
     with quiet_libraries():
         if is_finished(out, config):
             progress(f"trained before: {out}")
@@ -110,15 +109,14 @@ class _Job:
 def _train(job: _Job, folder: Path) -> None:
     from transformers import set_seed
 
-    from offramp.models.exits import ModelWithExits
-    from offramp.training.checkpoint import load_model, save_model, save_tokenizer
+    from offramp.training.checkpoint import load_model, save_model, save_tokenizer, with_exits
 
     set_seed(job.settings.seed)  # the heads are drawn next
     classifier, head_is_new = load_model(job.source, job.labels)
     if job.settings.loss == "heads-only" and head_is_new:
         what = f"heads-only leaves the model as it is, and it has no head for {len(job.labels) or 1} outputs"
         raise SourceError(what, job.source, "train one with --loss last first")
-    model = ModelWithExits(classifier, job.settings.heads)
+    model = with_exits(classifier, job.source, job.settings.heads)
     if job.settings.loss != "heads-only":
         _fit_model(job, model, folder)
     if job.settings.loss != "last" and job.settings.heads_epochs and len(model.heads):
@@ -128,18 +126,18 @@ def _train(job: _Job, folder: Path) -> None:
         save_model(model, folder, with_exits=job.settings.loss != "last")
 
 
-def _fit_model(job: _Job, model: ModelWithExits, folder: Path) -> None:
+def _fit_model(job: _Job, model: WithExits, folder: Path) -> None:
     from offramp.training.folders import checkpoints, last_checkpoint
     from offramp.training.trainer import fit
 
-    rows = _rows(job, model.encoder, job.source, job.train)
+    rows = _rows(job, job.source, job.train)
     place = checkpoints(folder, "model")
     done = last_checkpoint(place)
     job.progress(f"training {len(model.heads) + 1} exits on {len(rows)} texts{_from(done)}")
     fit(model, rows, job.settings, place, done, job.progress)
 
 
-def _fit_heads(job: _Job, model: ModelWithExits, folder: Path) -> None:
+def _fit_heads(job: _Job, model: WithExits, folder: Path) -> None:
     from transformers import set_seed
 
     from offramp.models.checkpoint import device
@@ -147,7 +145,7 @@ def _fit_heads(job: _Job, model: ModelWithExits, folder: Path) -> None:
     from offramp.training.frozen import pool_rows
     from offramp.training.trainer import fit
 
-    rows = _rows(job, model.encoder, job.source, spread(job.train, MAX_HEADS_ROWS))
+    rows = _rows(job, job.source, spread(job.train, MAX_HEADS_ROWS))
     place = checkpoints(folder, "heads")
     done = last_checkpoint(place)
     job.progress(f"training {len(model.heads)} heads alone on {len(rows)} texts{_from(done)}")
@@ -165,24 +163,20 @@ def _from(checkpoint: Path | None) -> str:
 
 def _measure(job: _Job, folder: Path) -> ExitMetrics:
     """Of what was saved, in float32: autocast would go on in a model that was trained with it."""
-    from offramp.division import open_source
     from offramp.models.checkpoint import load_classifier
     from offramp.models.predict import predict
     from offramp.tasks.metrics import score_exits
 
-    with open_source(folder) as source:
-        rows = _rows(job, source.encoder(), folder, job.tune)
+    rows = _rows(job, folder, job.tune)
     job.progress(f"measuring the exits on {len(rows)} texts")
     logits_KNC = predict(load_classifier(folder), rows, job.settings.batch_size)
     return ExitMetrics(tuple(score_exits(job.metrics, rows.labels_N, logits_KNC)), logits_KNC)
 
 
-def _rows(job: _Job, encoder: Encoder, folder: Path, examples: Examples) -> Rows:
-    from offramp.tasks import TextEncoder
-    from offramp.tasks.rows import encode_rows
+def _rows(job: _Job, folder: Path, examples: Examples) -> AnyRows:
+    from offramp.models.inputs import facts_of, rows_of
 
-    text_encoder = TextEncoder.from_folder(folder, encoder, job.settings.max_length, job.progress)
-    return encode_rows(examples, text_encoder, encoder, is_regression=not job.labels)
+    return rows_of(folder, facts_of(folder), examples, job.settings.max_length, not job.labels, job.progress)
 
 
 def _config(num_exits: int, fingerprint: str, job: _Job, data: Mapping[str, Any]) -> dict[str, Any]:

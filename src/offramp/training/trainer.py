@@ -20,7 +20,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from offramp.errors import UsageError
-from offramp.models.exits import ModelWithExits
+from offramp.models.checkpoint import WithExits
 from offramp.models.predict import to_tensors
 from offramp.training.batches import LengthGroupedBatches
 from offramp.training.frozen import Heads
@@ -50,7 +50,7 @@ class Batches(Protocol):
 
 
 def fit(
-    model: ModelWithExits,
+    model: WithExits,
     rows: Batches,
     settings: TrainSettings,
     folder: Path,
@@ -96,7 +96,7 @@ def require_possible(settings: TrainSettings) -> None:
 class ExitTrainer(Trainer):
     """Minimises the loss of `settings`; heads learn at their own rate, rows of about equal length share a batch."""
 
-    def __init__(self, model: ModelWithExits, rows: Batches, settings: TrainSettings, folder: Path) -> None:
+    def __init__(self, model: WithExits, rows: Batches, settings: TrainSettings, folder: Path) -> None:
         trained = Heads(model) if settings.loss == "heads-only" else model
         super().__init__(
             trained, _arguments(settings, len(rows), folder), train_dataset=cast(Dataset, range(len(rows)))

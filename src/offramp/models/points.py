@@ -1,0 +1,151 @@
+"""Where exits can stand in any module, and a classifier with exits there.
+
+A run tells: between the blocks that follow one another, where one hidden state flows, tokens or a feature map. Its mean
+over tokens or places and one linear layer are an exit.
+
+Shapes: B rows, S tokens, H width, C labels; K exits.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils import _pytree as pytree
+
+from offramp.division.capture import Arguments, trace_run
+from offramp.division.placeholders import weights_of
+from offramp.division.stages import Sizes, plan_stages
+from offramp.errors import SourceError
+from offramp.runtime.segments import width_of
+from offramp.store.exits import DEFAULT_FORM, exit_name
+from offramp.store.program import Call
+
+Point = tuple[Call, int]
+"""The call that begins behind an exit, and the width of the hidden state there."""
+
+
+def points_of(module: nn.Module, inputs: Mapping[str, Any]) -> list[Point]:
+    """The places for exits, in order, none behind the last block. The module's weights may have no data."""
+    weights = weights_of(module)
+    empty = {name: torch.zeros(w.tensor.shape, dtype=w.tensor.dtype) for name, w in weights.items()}
+    trace, _ = trace_run(module, weights, Arguments(inputs).copy(), empty.__getitem__)
+    parameters = {name: weight for name, weight in weights.items() if not weight.is_buffer}
+    sizes = {name: weight.num_bytes for name, weight in parameters.items()}
+    plan = plan_stages(trace, Sizes(sizes, {name: weight.owners for name, weight in parameters.items()}))
+    flows = [plan.stages[index].flow for index in plan.blocks[1:]]
+    return [
+        (flow.start, width_of(flow.values[flow.hidden]))
+        for flow in flows if flow.start is not None and flow.hidden is not None
+    ]  # fmt: skip
+
+
+class ModuleWithExits(nn.Module):
+    """A classifier of transformers and a head at each point; the last exit is the model's own head."""
+
+    form = DEFAULT_FORM
+
+    def __init__(self, model: Any, points: Sequence[Point]) -> None:
+        super().__init__()
+        self.model, self.points = model, tuple(points)
+        num_labels = int(model.config.num_labels)
+        self.heads = nn.ModuleList(nn.Linear(width, num_labels) for _, width in points)
+        spread = float(getattr(model.config, "initializer_range", None) or 0.02)
+        for head in self.heads:
+            assert isinstance(head, nn.Linear)
+            nn.init.normal_(head.weight, std=spread)
+            nn.init.zeros_(head.bias)
+
+    @property
+    def pooled_size(self) -> int:
+        """H of the widest hidden state; narrower ones are filled up with zeros."""
+        return max((width for _, width in self.points), default=1)
+
+    def forward(self, last_only: bool = False, **inputs: Tensor) -> list[Tensor]:
+        """Logits [B, C] of each exit, the shallowest first, or of the last alone."""
+        if last_only:
+            return [self.model(**inputs).logits]
+        return self.with_hidden(**inputs)[0]
+
+    def with_hidden(self, **inputs: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Logits of each exit, and what it stands on as one token [B, 1, H]; the last stands on nothing of its own."""
+        with self._watching() as seen:
+            last = self.model(**inputs).logits
+        pooled = self._pooled(seen)
+        return [*self.classify(pooled), last], [each[:, None] for each in [*pooled, pooled[-1]]] if pooled else []
+
+    def pooled(self, **inputs: Tensor) -> list[Tensor]:
+        """All that the heads see: [B, H] for each exit but the last."""
+        with self._watching() as seen:
+            self.model(**inputs)
+        return self._pooled(seen)
+
+    def classify(self, pooled: Sequence[Tensor]) -> list[Tensor]:
+        """Logits of each exit but the last, of what `pooled` gives."""
+        found = zip(self.heads, self.points, pooled, strict=True)
+        return [head(pooled_BH[:, :width]) for head, (_, width), pooled_BH in found]
+
+    def exit_tensors(self) -> dict[str, Tensor]:
+        """The content of `exits.safetensors`, in float32; `store.exits` has the names."""
+        found = {}
+        for number, head in enumerate(self.heads, 1):
+            for name, tensor in head.state_dict().items():
+                found[exit_name(f"exit.{name}", number, self.form)] = tensor.to("cpu", torch.float32).contiguous()
+        return found
+
+    def load_exits(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take the heads from the content of an `exits.safetensors`. Raises ValueError unless they fit."""
+        own = {name: tuple(tensor.shape) for name, tensor in self.exit_tensors().items()}
+        found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        if found != own:
+            raise ValueError(f"exits do not fit the model: expected {own}, got {found}")
+        for number, head in enumerate(self.heads, 1):
+            names = {name: exit_name(f"exit.{name}", number, self.form) for name in ("weight", "bias")}
+            head.load_state_dict({name: tensors[stored] for name, stored in names.items()})
+
+    def _pooled(self, seen: Mapping[Call, Tensor]) -> list[Tensor]:
+        missing = [call for call, _ in self.points if call not in seen]
+        if missing:
+            what = f"{missing[0].module} was not called: another path than when exits were placed"
+            raise SourceError(what, type(self.model).__name__, "exits need a model that always goes the same way")
+        pooled = [pool(seen[call]) for call, _ in self.points]
+        return [functional.pad(each, (0, self.pooled_size - each.shape[1])) for each in pooled]
+
+    @contextmanager
+    def _watching(self) -> Iterator[dict[Call, Tensor]]:
+        """The hidden state at each point of the run that follows."""
+        seen: dict[Call, Tensor] = {}
+        numbers: dict[str, int] = defaultdict(int)
+        wanted = {call for call, _ in self.points}
+
+        def watch(path: str) -> Callable[[nn.Module, tuple, dict], None]:
+            def look(module: nn.Module, args: tuple, kwargs: dict) -> None:
+                numbers[path] += 1
+                call = Call(path, numbers[path])
+                if call in wanted:
+                    seen[call] = next(x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor))
+
+            return look
+
+        modules = dict(self.model.named_modules())
+        handles = [
+            modules[path].register_forward_pre_hook(watch(path), with_kwargs=True)
+            for path in {call.module for call in wanted}
+        ]
+        try:
+            yield seen
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def pool(hidden: Tensor) -> Tensor:
+    """[B, H]: the mean of tokens [B, S, H] or of the places of a feature map [B, H, ...]."""
+    if hidden.dim() == 3:
+        return hidden.mean(1)
+    return hidden.flatten(2).mean(2) if hidden.dim() > 3 else hidden
