@@ -95,6 +95,40 @@ def test_without_a_profile_one_is_measured_and_remembered(run, made, tmp_path, m
     assert file.stat().st_mtime_ns == before
 
 
+def test_a_batch_of_several_has_its_own_profile_and_policy(run, refused, tune, made, tmp_path):
+    said = run("bench", made / "store", "--save-profile", tmp_path / "four.json", "--batch", 4, *TIGHT)
+    assert said.code == 0, said.err
+    assert said.out.splitlines()[-1] == "a text's share of passes of 4 rows"
+    profile = load_profile(tmp_path / "four.json")
+    assert profile.batch == 4
+    share = f"{1e3 * profile.seconds[0][0] / 4:.2f} ms"
+    assert said.out.splitlines()[1].split("  ")[-profile.num_exits].strip() == share
+    out, words = tmp_path / "policy.json", ("tune", made / "store", "--transcript", made / "transcripts")
+    given = (*words, "--profile", tmp_path / "four.json", "--latency", "1s", "--out", out)
+    said = run(*given, "--batch", 4)
+    assert said.code == 0, said.err
+    assert "ms a text at batch 4, mean exit" in said.out
+    assert run("tune", "--explain", out).out.splitlines()[-1].endswith("; latencies hold for batch 4")
+    assert json.loads(out.read_text())["measured_on"]["batch"] == 4
+    done = run("run", made / "store", "--exit", out, "--batch", 4, "--text", "a red rose", "--text", "a", "--json")
+    assert len(done.lines) == 3
+    refused(4, "measured elsewhere (batch 4 there, 1 here)", *given)
+    tuned = tune("--latency", "1s", "--out", out, "--json")
+    assert tuned.lines[0]["batch"] == 1
+    refused(4, "(batch 1 there, 4 here)", *words, "--profile", made / "profile.json", "--latency", "1s", "--out", out,
+            "--batch", 4)  # fmt: skip
+    bulk = ("bench", made / "store", "--save-profile", tmp_path / "bulk.json", "--batch", "bulk")
+    refused(2, "a profile is of a fixed number of rows", *bulk)
+
+
+def test_a_profile_of_several_rows_is_measured_where_there_is_none(run, made, tmp_path, monkeypatch):
+    monkeypatch.setenv("OFFRAMP_CACHE", str(tmp_path / "cache"))
+    words = ("tune", made / "store", "--transcript", made / "transcripts", "--latency", "1s", "--batch", 2)
+    assert run(*words, "--out", tmp_path / "policy.json").code == 0
+    (file,) = (tmp_path / "cache" / "profiles").iterdir()
+    assert load_profile(file).batch == 2
+
+
 def test_what_cannot_be_tuned_is_refused(refused, run, made, tmp_path):
     out = ("--out", tmp_path / "policy.json")
     given = ("--transcript", made / "transcripts", "--profile", made / "profile.json", *out)

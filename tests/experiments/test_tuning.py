@@ -222,6 +222,35 @@ def test_under_a_deadline_every_head_runs(transcripts):
         assert bound.rule(parse(text)).seconds - free.rule(parse(text)).seconds == pytest.approx(spared * HEAD)
 
 
+def test_at_a_batch_of_several_a_latency_is_a_share_of_the_pass(transcripts):
+    """By hand: each text pays an eighth of what a pass of the longest of its eight takes."""
+    several = make_profile(fingerprint={"cpu_model": "toy", "batch": 8})
+    trials = Trials(transcripts[0], several)
+    padded_N = [
+        max(trials.lengths_N[start : start + 8]) for start in range(0, len(trials.lengths_N), 8) for _ in range(8)
+    ]
+    a_pass = np.interp(padded_N[: len(trials.lengths_N)], (8, 64), (0.05, 0.25)).mean()
+    assert trials.rule(parse("none")).seconds == pytest.approx(a_pass / 8)
+    asked = 0.6 * a_pass / 8
+    file, _ = tune(transcripts[0], None, several, Goal(latency_seconds=asked), quiet)
+    assert 0.9 * asked < file.predicted["seconds"] <= asked
+    assert file.measured_on["batch"] == 8
+    with pytest.raises(BudgetError, match="a latency of 1 ms is below the first exit"):
+        tune(transcripts[0], None, several, Goal(latency_seconds=0.001), quiet)
+
+
+def test_a_deadline_is_that_of_the_whole_pass(transcripts):
+    """A request is answered with the others of its batch, so the shares are of no use to it."""
+    single, several = make_profile(), make_profile(fingerprint={"batch": 8})
+    assert several.costs().seconds[0][0] < 0.01 < several.seconds[0][0]
+    with pytest.raises(BudgetError, match="a deadline of 10 ms is below the first exit"):
+        tune(transcripts[0], None, several, Goal(deadline_seconds=0.01), quiet)
+    alone, together = Trials(transcripts[0], single, 0.16), Trials(transcripts[0], several, 0.16)
+    assert (together.cap_N <= alone.cap_N).all(), "texts of a batch are longer"
+    assert (together.cap_N < alone.cap_N).any()
+    assert together.cap_N.min() >= 2, "whole passes of 64 tokens to the second exit take 0.12 s, with their tails"
+
+
 def test_exits_of_is_replay(transcripts):
     trials = Trials(transcripts[0], make_profile())
     lessons = Lessons.from_logits(trials.logits_KNC, trials.truth_N, trials.lengths_N, SINGLE)

@@ -24,8 +24,8 @@ from tests.toy import MAX_LENGTH, Toy, ToyBackend, ToyTextEncoder
 NUM_EXITS = 4
 
 
-def open_scheduled(store):
-    return Classifier(store, ToyBackend(), ToyTextEncoder(), scheduled_policy(), Settings(1 << 40))
+def open_scheduled(store, num_rows=1):
+    return Classifier(store, ToyBackend(), ToyTextEncoder(), scheduled_policy(), Settings(1 << 40, num_rows))
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +64,40 @@ def test_noise_does_not_turn_the_order_of_exits_round():
     profile = DeviceProfile({}, (8,), (row,), (row,), (row,), ((0.0, 0.0),), (row,), row, row, row, 3)
     seconds = profile.costs().seconds[0]
     assert seconds[0] == 2.0 < seconds[1] < seconds[2] == 3.0
+
+
+def test_rows_of_a_pass_share_its_seconds():
+    row, heads = (1.0, 2.0, 3.0, 4.0), (0.1, 0.1, 0.1)
+    tables = ((8,), (row,), (row,), (row,), (heads,), (row,), row, row, row, 3)
+    single, several = DeviceProfile({}, *tables), DeviceProfile({"batch": 4}, *tables)
+    assert (single.batch, several.batch) == (1, 4)
+    for first in (1, 3):
+        shares = [seconds / 4 for seconds in single.costs(first).seconds[0]]
+        assert several.costs(first).seconds[0] == pytest.approx(shares)
+    assert several.step_p99(2, 8) == single.step_p99(2, 8) == 2.0, "a request waits for the whole pass"
+
+
+def test_passes_have_as_many_rows_as_the_classifier_runs_together(shelf, measured):
+    rows, store = [], shelf.open(Toy())
+    with open_scheduled(store, 3) as classifier:
+        step = classifier.backend.step
+        classifier.backend.step = lambda state, *rest: rows.append(state.num_rows) or step(state, *rest)
+        profile = measure_profile(classifier, MAX_LENGTH, lambda line: None, max_seconds=1e-6)
+    assert set(rows) == {3}
+    assert (profile.batch, measured.batch) == (3, 1)
+    assert profile.fingerprint == {**measured.fingerprint, "batch": 3}
+    assert all(0 < several < one for several, one in zip(profile.bytes_read, measured.bytes_read, strict=True))
+
+
+def test_a_profile_of_another_batch_size_is_refused(measured):
+    several = {**measured.fingerprint, "batch": 8}
+    with pytest.raises(RefusedError, match=r"measured elsewhere \(batch 1 there, 8 here\)"):
+        require_here(measured, several, "here")
+    unsaid = {key: value for key, value in measured.fingerprint.items() if key != "batch"}
+    first = dataclasses.replace(measured, fingerprint=unsaid)
+    require_here(first, measured.fingerprint, "here")
+    with pytest.raises(RefusedError, match="batch 1 there, 8 here"):
+        require_here(first, several, "here")
 
 
 def test_lengths_double_up_to_the_longest():

@@ -111,9 +111,11 @@ def _profile(args: argparse.Namespace) -> int:
         scheduled_policy,
     )
 
+    if args.batch == "bulk":
+        raise UsageError("a profile is of a fixed number of rows", None, "give --batch 8, or another number")
     longest = random_length(args.store, args.max_length)
     budget = None if args.budget is None else _size(args.budget)
-    options = {**engine_options(args), "exit": scheduled_policy(), "deadline": None, "profile": None, "batch": 1}
+    options = {**engine_options(args), "exit": scheduled_policy(), "deadline": None, "profile": None}
     classifier = offramp.prepare(args.store, budget, longest=longest, **options)
     profile = cached_profile(fingerprint_of(classifier), longest) if args.remembered else None
     if profile is None:
@@ -126,10 +128,12 @@ def _profile(args: argparse.Namespace) -> int:
         return 0
     head = ("tokens", *(f"exit {number}" for number in range(1, profile.num_exits + 1)))
     rows = [
-        (length, *(f"{seconds * 1e3:.2f} ms" for seconds in row))
+        (length, *(f"{seconds / profile.batch * 1e3:.2f} ms" for seconds in row))
         for length, row in zip(profile.lengths, profile.seconds, strict=True)
     ]
     print(table(head, rows))
+    if profile.batch > 1:
+        print(f"a text's share of passes of {profile.batch} rows")
     return 0
 
 

@@ -33,6 +33,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     goal.add_argument("--deadline", type=duration, metavar="TIME", help="of a request: the best answer so far goes out")
     machine = parser.add_argument_group("machine")
     add_budget(machine)
+    machine.add_argument(
+        "--batch", type=count, default=1, metavar="N",
+        help="texts that will run together: a latency is then a text's share of a pass (default: 1)",
+    )  # fmt: skip
     machine.add_argument("--profile", metavar="FILE", help="offramp bench --save-profile wrote it (default: measure)")
     machine.add_argument("--force-profile", action="store_true", help="take a profile of another machine as it is")
     machine.add_argument("--backend", choices=("ort", "torch"), default="ort", help="who multiplies (default: ort)")
@@ -64,7 +68,8 @@ def main(args: argparse.Namespace) -> int:
     policy = policy_of(file, args.out)
     write_policy(Path(args.out), file)
     if args.json:
-        emit({"out": args.out, "predicted": file.predicted, "certificate": file.certificate})
+        told = {"out": args.out, "batch": profile.batch, "predicted": file.predicted}
+        emit({**told, "certificate": file.certificate})
         return 0
     print(table(_HEAD, [_row(each.row()) for each in sorted(rivals, key=lambda each: -each.score)]))
     _show(args.out, file, policy)
@@ -85,7 +90,8 @@ def _show(name: str, file: Any, policy: object) -> None:
     predicted = file.predicted
     print(
         f"{name}: {policy}, score {predicted['score']:.1f} ({0.0 - predicted['loss']:+.2f} against the last"
-        f" exit), {predicted['seconds'] * 1e3:.2f} ms a text, mean exit {predicted['mean_exit']:.2f}"
+        f" exit), {predicted['seconds'] * 1e3:.2f} ms a text at batch {file.measured_on.get('batch', 1)},"
+        f" mean exit {predicted['mean_exit']:.2f}"
     )
     if file.deadline_seconds is not None:
         print(f"deadline: {file.deadline_seconds * 1e3:g} ms a request")
@@ -116,7 +122,8 @@ def _explain(path: Path, as_json: bool) -> int:
     _show(str(path), file, policy)
     print(f"tuned on {file.tuned_on['num_samples']} samples of {file.tuned_on['task']}")
     keys = ("cpu_model", "num_cores", "backend", "threads")
-    print(f"measured on {', '.join(str(file.measured_on.get(key)) for key in keys)}")
+    machine = ", ".join(str(file.measured_on.get(key)) for key in keys)
+    print(f"measured on {machine}; latencies hold for batch {file.measured_on.get('batch', 1)}")
     return 0
 
 
@@ -134,9 +141,9 @@ def _profile(args: argparse.Namespace, store_sha256: str, longest: int) -> Any:
     if args.profile:
         profile = load_profile(Path(args.profile))
         if not args.force_profile:
-            require_here(profile, {**machine(), "store_sha256": store_sha256}, args.profile)
+            require_here(profile, {**machine(), "store_sha256": store_sha256, "batch": args.batch}, args.profile)
         return profile
-    options = ["--backend", args.backend]
+    options = ["--backend", args.backend, "--batch", str(args.batch)]
     options += [] if args.budget is None else ["--budget", str(args.budget)]
     options += [] if args.threads is None else ["--threads", str(args.threads)]
     with tempfile.TemporaryDirectory() as folder:

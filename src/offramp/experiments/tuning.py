@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from offramp.errors import BudgetError, NonFiniteError, RefusedError, UsageError
+from offramp.experiments.batching import beyond_shares, padded
 from offramp.experiments.choosing import candidates
 from offramp.experiments.evaluation import answer_at
 from offramp.measure import median
@@ -63,7 +64,7 @@ class Goal:
     """What is asked for; at least one of them."""
 
     latency_seconds: float | None = None
-    """Mean of a text: the best score at this or less."""
+    """Mean of a text, at batches of several a row's share: the best score at this or less."""
     max_drop: float | None = None
     """Points that may be lost: the fastest policy that is certified to lose no more."""
     confidence: float = 0.9
@@ -168,8 +169,9 @@ class Trials:
         self.logits_KNC = np.ascontiguousarray(transcript.logits_NKC.swapaxes(0, 1))
         self.truth_N, self.lengths_N = transcript.labels_N, transcript.lengths_N.astype(np.int64)
         self.num_exits = len(self.logits_KNC)
+        self.padded_N = padded(self.lengths_N, profile.batch)
         self.has_deadline = deadline_seconds is not None
-        self.cap_N = _reachable(profile, self.lengths_N, deadline_seconds)
+        self.cap_N = _reachable(profile, self.padded_N, deadline_seconds)
         firsts = (1,) if self.has_deadline else range(1, 1 + min(MAX_FIRST, self.num_exits - 1))
         self.views = [self._view(first, transcript.path) for first in firsts]
         full_N = self._answers(np.full(len(self.truth_N), self.num_exits))
@@ -228,11 +230,13 @@ class Trials:
         exit_N = np.minimum(exit_N, self.cap_N)
         scored_N = exit_N if scored_N is None else np.minimum(scored_N, self.cap_N)
         first_head = 1 if self.has_deadline else policy.first_evidence(self.num_exits)  # the guard asks every exit
-        seconds_N = self.profile.costs(first_head).at(self.lengths_N)[np.arange(len(exit_N)), exit_N - 1]
+        costs = self.profile.costs(first_head)
+        seconds_N = costs.at(self.padded_N)[np.arange(len(exit_N)), exit_N - 1]
         asked_N = np.maximum(np.minimum(exit_N, self.num_exits - 1) - first_head + 1, 0)
-        seconds = float((seconds_N + asked_N * self._decision_seconds(policy)).mean())
+        more_seconds, more_bytes = beyond_shares(self.profile, costs, self.padded_N, exit_N)
+        seconds = float((seconds_N + asked_N * self._decision_seconds(policy)).mean()) + more_seconds
         value = score(self.metrics, self.truth_N, self._answers(scored_N))["score"]
-        bytes_read = float(np.array(self.profile.bytes_read)[exit_N - 1].mean())
+        bytes_read = float(np.array(self.profile.bytes_read)[exit_N - 1].mean()) + more_bytes
         mean_exit, exits_N = float(exit_N.mean()), scored_N.astype(np.uint8)
         return Tried(policy, family, value, self.full - value, seconds, mean_exit, bytes_read, exits_N)
 
@@ -256,8 +260,8 @@ class Trials:
         if not issubclass(kind, LearnedPolicy):
             return 0.0
         if kind not in self.decision_seconds:
-            base = _seconds_a_decision(StopAt(1), self.logits_KNC, self.problem, self.lengths_N)
-            own = _seconds_a_decision(policy, self.logits_KNC, self.problem, self.lengths_N)
+            asked = (self.logits_KNC, self.problem, self.lengths_N, self.profile.batch)
+            base, own = _seconds_a_decision(StopAt(1), *asked), _seconds_a_decision(policy, *asked)
             self.decision_seconds[kind] = max(own - base, 0.0)
         return self.decision_seconds[kind]
 
@@ -302,16 +306,22 @@ class Trials:
             yield each
 
 
-def _seconds_a_decision(policy: Policy, logits_KNC: np.ndarray, problem: str, lengths_N: np.ndarray) -> float:
-    """The median over some samples, one at a time, all exits asked."""
-    num_exits, seconds = len(logits_KNC), []
-    for sample in range(min(DECISIONS, logits_KNC.shape[1])):
+def _seconds_a_decision(
+    policy: Policy, logits_KNC: np.ndarray, problem: str, lengths_N: np.ndarray, batch: int
+) -> float:
+    """Of a sample at an exit: the median over some batches, all exits asked."""
+    num_exits, num_samples = logits_KNC.shape[:2]
+    seconds = []
+    for start in range(0, min(DECISIONS * batch, num_samples), batch):
+        here = slice(start, min(start + batch, num_samples))
+        num_rows = here.stop - start
         began = time.perf_counter()
-        decider = policy.start(1, num_exits)
+        decider = policy.start(num_rows, num_exits)
         for exit_index in range(policy.first_evidence(num_exits), num_exits):
-            logits_1C = logits_KNC[exit_index - 1, sample : sample + 1]
-            decider.update(exit_index, Evidence.from_logits(logits_1C, problem, lengths_N[sample : sample + 1]))
-        seconds.append((time.perf_counter() - began) / (num_exits - policy.first_evidence(num_exits) or 1))
+            evidence = Evidence.from_logits(logits_KNC[exit_index - 1, here], problem, lengths_N[here])
+            decider.update(exit_index, evidence)
+        asked = num_exits - policy.first_evidence(num_exits) or 1
+        seconds.append((time.perf_counter() - began) / (asked * num_rows))
     return median(seconds)
 
 
@@ -455,8 +465,12 @@ def _require_usable(transcript: Transcript, certify_on: Transcript | None, profi
 
 
 def _require_possible(trials: Trials, goal: Goal) -> None:
-    smallest = float(trials.profile.costs().at(trials.lengths_N)[:, 0].mean())
-    for name, asked in (("latency", goal.latency_seconds), ("deadline", goal.deadline_seconds)):
+    a_text = float(trials.profile.costs().at(trials.padded_N)[:, 0].mean())
+    a_pass = a_text * trials.profile.batch
+    for name, asked, smallest in (
+        ("latency", goal.latency_seconds, a_text),
+        ("deadline", goal.deadline_seconds, a_pass),
+    ):
         if asked is not None and asked < smallest:
             raise BudgetError(
                 f"a {name} of {format_duration(asked)} is below the first exit",

@@ -2,9 +2,9 @@
 
 Whole passes are timed, under the budget that the policy is for: what is resident, what prefetch hides and what it does
 not is in them, and nothing is composed. Where each pass ends is drawn in turn, so that they follow one another as in
-use. A profile is of one store, backend and budget on one machine; elsewhere it is refused.
+use. A profile is of one store, backend, budget and batch size on one machine; elsewhere it is refused.
 
-Shapes: L lengths, K exits.
+Shapes: L lengths, K exits, B rows of a pass, S tokens of a row.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from offramp.policies import Decider, Evidence, Policy
 from offramp.policies.costs import Costs, as_tuples
 from offramp.policies.policy import Memoryless
 from offramp.runtime.classifier import Classifier
+from offramp.runtime.course import Arrays, Batch, Tokens
+from offramp.store.manifest import Manifest
 from offramp.store.memory import cache_folder
 from offramp.store.policy_file import FORMAT, read_json, write_json
 
@@ -42,13 +44,15 @@ Table = Tuple[Tuple[float, ...], ...]
 
 @dataclass(frozen=True)
 class DeviceProfile:
-    """Seconds at batch 1. Rows of tables are lengths, columns exits, from the first to the last."""
+    """Seconds of passes of `batch` rows that leave together; `costs` are those of a text. Rows of tables are lengths,
+    columns exits, from the first to the last.
+    """
 
     fingerprint: Dict[str, Any]
-    """Machine, store, backend and plan."""
+    """Machine, store, backend, batch size and plan."""
     lengths: Tuple[int, ...]
     seconds: Table
-    """[L, K], from the text to the answer of each exit, all heads before it included: the median."""
+    """[L, K], from the texts to the answers of each exit, all heads before it included: the median."""
     seconds_p99: Table
     step_seconds_p99: Table
     """[L, K], from the answer of the exit before, or from the start, to this one."""
@@ -68,20 +72,26 @@ class DeviceProfile:
         """K."""
         return len(self.seconds[0])
 
+    @property
+    def batch(self) -> int:
+        """Rows of a pass. The first profiles were all of one and did not say so."""
+        return int(self.fingerprint.get("batch", 1))
+
     def costs(self, first_head: int = 1) -> Costs:
-        """Seconds to each exit for a policy whose first head is `first_head`."""
+        """Seconds a text to each exit for a policy whose first head is `first_head`: a row's share of the pass."""
         rows = []
         for seconds_K, heads_K in zip(self.seconds, self.head_seconds):
             spared = sum(heads_K[: first_head - 1])
             row: List[float] = []
             for exit_index, seconds in enumerate(seconds_K, start=1):
                 rest = seconds - (spared if exit_index >= first_head else sum(heads_K[: exit_index - 1]))
-                row.append(max(rest, (row[-1] if row else 0.0) + 1e-7))  # noise must not turn the order round
+                share = rest / self.batch
+                row.append(max(share, (row[-1] if row else 0.0) + 1e-7))  # noise must not turn the order round
             rows.append(tuple(row))
         return Costs(self.lengths, tuple(rows))
 
     def step_p99(self, exit_index: int, length: int) -> float:
-        """Seconds from the exit before to this one, seldom exceeded: for a deadline guard."""
+        """Seconds of a pass from the exit before to this one, seldom exceeded: for a deadline guard."""
         column = [row[exit_index - 1] for row in self.step_seconds_p99]
         return float(np.interp(length, self.lengths, column))
 
@@ -133,7 +143,10 @@ def measure_profile(
     say: Callable[[str], None],
     max_seconds: float = MAX_SECONDS,
 ) -> DeviceProfile:
-    """Time passes of every length up to `longest` to every exit. The classifier has `scheduled_policy`, and is open."""
+    """Time passes of every length up to `longest` to every exit, with as many rows as the classifier was planned for.
+
+    The classifier has `scheduled_policy`, and is open.
+    """
     policy = classifier.policy
     assert isinstance(policy, _Scheduled)
     num_exits, lengths = classifier.num_exits, profile_lengths(longest)
@@ -167,6 +180,7 @@ def fingerprint_of(classifier: Classifier) -> Dict[str, Any]:
         **machine(),
         "backend": classifier.backend.name,
         "threads": classifier.backend.num_threads,
+        "batch": classifier.settings.num_rows,
         "store_sha256": classifier.store.digest,
         "num_slots": plan.num_slots,
         "residents": len(plan.residents),
@@ -209,12 +223,11 @@ def cached_profile(fingerprint: Dict[str, Any], longest: int) -> Optional[Device
 
 
 def require_here(profile: DeviceProfile, fingerprint: Dict[str, Any], where: object) -> None:
-    """Raise RefusedError naming what differs, if a profile is of another machine, store or plan."""
-    other = [key for key in fingerprint if profile.fingerprint.get(key) != fingerprint[key]]
+    """Raise RefusedError naming what differs, if a profile is of another machine, store, batch size or plan."""
+    there = {**profile.fingerprint, "batch": profile.batch}
+    other = [key for key in fingerprint if there.get(key) != fingerprint[key]]
     if other:
-        told = ", ".join(
-            f"{key} {profile.fingerprint.get(key)!r} there, {fingerprint[key]!r} here" for key in other[:3]
-        )
+        told = ", ".join(f"{key} {there.get(key)!r} there, {fingerprint[key]!r} here" for key in other[:3])
         remedy = "measure this one: offramp bench STORE --save-profile FILE"
         raise RefusedError(f"the profile was measured elsewhere ({told})", where, remedy)
 
@@ -237,15 +250,12 @@ class _Samples:
         self.bytes: Dict[int, List[float]] = {}
 
     def add(self, classifier: Classifier, length: int, exit_index: int) -> None:
-        """Run one pass, and take it apart. Tokens differ, as those of texts do: each row of the table is one read."""
-        began, self.number = time.perf_counter(), self.number + 1
-        classifier.encoder.encode([" ".join(["a"] * (length - 2))])
-        spread = min(classifier.store.manifest.encoder.vocab_size, _COMMON_TOKENS)
-        ids_1S = ((np.arange(length, dtype=np.int64) * 17 + self.number * 131) % spread)[np.newaxis]
-        types_1S = np.zeros_like(ids_1S)
-        (result,) = classifier.predict_tokens(ids_1S, np.ones_like(ids_1S), types_1S, began=began)
+        """Run one pass, and take it apart."""
+        began, self.number, num_rows = time.perf_counter(), self.number + 1, classifier.settings.num_rows
+        batch = _like_inputs(classifier, num_rows, length, self.number)
+        results = classifier.predict_batch(batch, began=began)
         self.totals.setdefault((length, exit_index), []).append(classifier.latencies[-1])
-        self.bytes.setdefault(exit_index, []).append(float(result.bytes_read))
+        self.bytes.setdefault(exit_index, []).append(sum(result.bytes_read for result in results) / num_rows)
         spans = [span for span in classifier.trace.spans() if span.pass_index == classifier.last_pass]
         ends = {span.stage: span.end_seconds for span in spans if span.kind in ("decide", "head")}
         previous = min(span.start_seconds for span in spans)
@@ -282,6 +292,17 @@ class _Samples:
 
     def _table(self, samples: Dict[Tuple[int, int], List[float]], exits: Sequence[int], percent: float) -> Table:
         return tuple(tuple(percentile(samples[length, stage], percent) for stage in exits) for length in self.lengths)
+
+
+def _like_inputs(classifier: Classifier, num_rows: int, length: int, number: int) -> Batch:
+    """A batch that takes as long to encode and to read as one of texts, or of images; the tokens of each are others."""
+    store = classifier.store
+    if not isinstance(store.contents, Manifest):
+        return Arrays(classifier.encoder.encode(list(classifier.encoder.sample) * num_rows))
+    classifier.encoder.encode([" ".join(["a"] * (length - 2))] * num_rows)
+    spread = min(store.manifest.encoder.vocab_size, _COMMON_TOKENS)
+    ids_BS = (np.arange(num_rows * length, dtype=np.int64).reshape(num_rows, length) * 17 + number * 131) % spread
+    return Tokens(ids_BS, np.ones_like(ids_BS), np.zeros_like(ids_BS))
 
 
 def _seconds(spans: Sequence[Any], kind: str, stage: int) -> float:
