@@ -14,7 +14,7 @@ import pytest
 import offramp.runtime.ring as ring_module
 from offramp.errors import DamagedError
 from offramp.runtime.ring import Ring, Turn
-from offramp.runtime.slots import EqualSlots, Slot
+from offramp.runtime.slots import EqualSlots, SizedSlots, Slot
 from tests.runtime.driver import eventually
 
 BYTES = 4096
@@ -428,6 +428,87 @@ def test_close_wakes_a_loop_that_waits():
     closing.join()
     waiting.join()
     assert errors == ["the ring is closed"]
+
+
+def sized_ring(disk, limit, sizes, residents=()):
+    """A ring over slots of the size of each shard, counted in units of `BYTES`."""
+    counted = {name: size * BYTES for name, size in sizes.items()}
+    room = SizedSlots(dict.fromkeys(sizes, BYTES), counted, limit * BYTES)
+    return Ring(disk, room, {name: Slot(BYTES) for name in residents}, depth=64, on_read=lambda *_: None)
+
+
+def test_unequal_shards_are_read_ahead_as_far_as_the_room_holds_them():
+    disk = Disk()
+    ring = sized_ring(disk, 4, {"a": 3, "b": 1, "c": 2, "d": 1})
+    for _ in range(2):
+        ring.begin_pass(turns("abcd"))
+        eventually(lambda: disk.started[-2:] == ["a", "b"])
+        ring.acquire("a")
+        assert disk.started[-2:] == ["a", "b"]  # c would be the fifth unit
+        ring.release("a")
+        eventually(lambda: disk.started[-2:] == ["c", "d"])
+        assert [use(ring, shard) for shard in "bcd"] == [BYTES] * 3
+        ring.end_pass()
+    ring.close()
+    assert ring._room.peak_bytes <= 4 * BYTES
+
+
+def test_a_shard_as_large_as_the_room_waits_until_it_is_empty():
+    disk = Disk()
+    ring = sized_ring(disk, 3, {"a": 1, "b": 1, "c": 3})
+    ring.begin_pass(turns("abcab"))
+    for shard in "abcab":
+        use(ring, shard)
+    ring.end_pass()
+    ring.close()
+    assert disk.started == list("abcab")
+
+
+@pytest.mark.parametrize("make", [lambda disk: make_ring(disk, 2), lambda disk: sized_ring(disk, 2, {"a": 1, "b": 1})])
+def test_a_lost_slot_is_not_written_to_again(make):
+    disk = Disk()
+    ring = make(disk)
+    ring.begin_pass(turns("abab" * 3))
+    lost = ring.acquire("a").slot
+    before = bytes(lost.view)
+    ring.release("a", lost=True)
+    for shard in "bab" + "abab" * 2:
+        assert ring.acquire(shard).slot is not lost
+        ring.release(shard)
+    ring.end_pass()
+    ring.close()
+    assert bytes(lost.view) == before == b"a".ljust(BYTES // CHUNKS) * CHUNKS
+
+
+@pytest.mark.parametrize("num_uses", [2, 4])
+@pytest.mark.parametrize(
+    "make", [lambda disk: make_ring(disk, 3), lambda disk: sized_ring(disk, 3, {"a": 1, "b": 1, "c": 1})]
+)
+def test_a_shard_that_is_lost_while_later_stages_count_on_it_is_read_again(make, num_uses):
+    disk = Disk()
+    ring = make(disk)
+    ring.begin_pass(turns("ab" * num_uses + "c"))
+    ring.acquire("a")
+    eventually(lambda: len(disk.started) == 3)  # so all later turns of a and b were passed over
+    ring.release("a", lost=True)
+    for shard in "b" + "ab" * (num_uses - 1) + "c":
+        use(ring, shard)
+    ring.end_pass()
+    ring.close()
+    assert disk.started == list("abca")
+
+
+def test_a_slot_that_is_being_filled_when_a_pass_ends_is_not_given_to_the_next():
+    disk = Stubborn()
+    ring = sized_ring(disk, 2, {"a": 1, "b": 1, "c": 1})
+    disk.slow("b")
+    ring.begin_pass(turns("abc"))
+    use(ring, "a")
+    leave_in_flight(ring, disk, "b")
+    assert [use(ring, shard) for shard in "ab"] == [BYTES, BYTES]
+    ring.end_pass()
+    ring.close()
+    assert ring._room.peak_bytes <= 2 * BYTES
 
 
 def buffers(ring):

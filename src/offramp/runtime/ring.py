@@ -116,6 +116,7 @@ class Ring:
                 if entry.uses == 0 or lost:
                     del self._loaded[shard]
                     (self._room.lose if lost else self._room.give)(entry.slot)
+                    self._wanted.extendleft([Turn(shard)] * entry.uses)  # they counted on what is lost: read it again
             self._wake_reader()
 
     def go_past(self, stage: int) -> None:

@@ -43,31 +43,25 @@ def plan_weights(
     naming the stage that does not fit, and the smallest limit.
     """
     kept = frozenset(pinned)
-    left_out: FrozenSet[str] = frozenset()
-    for shard in sorted(set(sliceable) - kept, key=lambda shard: -sizes[shard]):
-        if smallest_bytes(stages, sizes, kept, left_out) <= limit_bytes:
-            break
-        left_out |= {shard}
-    reserved = slice_bytes(left_out, sizes)
+    choices = _slicings(kept, sizes, sliceable)
+    left_out = next(
+        (sliced for sliced in choices if _fewest(stages, sizes, kept, sliced) <= limit_bytes),
+        min(choices, key=lambda sliced: _fewest(stages, sizes, kept, sliced)),
+    )
     rest = [[shard for shard in shards if shard not in left_out] for shards in stages]
-    plan = _plan_whole(rest, sizes, kept, limit_bytes - reserved, limit_bytes)
-    return replace(plan, sliced=left_out, slice_bytes=reserved)
+    needed, reserved = _fewest(stages, sizes, kept, left_out), slice_bytes(left_out, sizes)
+    if needed > limit_bytes:
+        index = max(range(len(rest)), key=lambda i: _bytes(set(rest[i]) - kept, sizes))
+        what = f"weights of {format_size(limit_bytes)} are too few for stage {index}"
+        why = f"it needs {format_size(_bytes(set(rest[index]) - kept, sizes))} at once"
+        raise BudgetError(what, why, f"{needed} bytes of weights are the smallest that would do")
+    return replace(_plan_whole(rest, sizes, kept, limit_bytes - reserved), sliced=left_out, slice_bytes=reserved)
 
 
-def _plan_whole(
-    stages: Stages, sizes: Mapping[str, int], kept: FrozenSet[str], limit_bytes: int, asked_bytes: int
-) -> WeightPlan:
+def _plan_whole(stages: Stages, sizes: Mapping[str, int], kept: FrozenSet[str], limit_bytes: int) -> WeightPlan:
     used = {shard for shards in stages for shard in shards}
     if _bytes(used | kept, sizes) <= limit_bytes:
         return _plan(used | kept, sizes, limit_bytes)
-    needed = smallest_bytes(stages, sizes, kept)
-    if needed > limit_bytes:
-        index = max(range(len(stages)), key=lambda i: _bytes(set(stages[i]) - kept, sizes))
-        what = f"weights of {format_size(asked_bytes)} are too few for stage {index}"
-        why = f"it needs {format_size(_bytes(set(stages[index]) - kept, sizes))} at once"
-        raise BudgetError(
-            what, why, f"{needed + asked_bytes - limit_bytes} bytes of weights are the smallest that would do"
-        )
     for shard in _in_order_of_worth(stages, sizes, kept):
         more = kept | {shard}
         if _bytes(more, sizes) + _two_stages(stages, sizes, more) <= limit_bytes:
@@ -76,12 +70,23 @@ def _plan_whole(
 
 
 def smallest_bytes(
-    stages: Stages, sizes: Mapping[str, int], pinned: Iterable[str] = (), sliced: Iterable[str] = ()
+    stages: Stages, sizes: Mapping[str, int], pinned: Iterable[str] = (), sliceable: Iterable[str] = ()
 ) -> int:
-    """The fewest bytes of weights that the stages can run with, if the shards `sliced` are read in slices."""
-    kept, left_out = frozenset(pinned), frozenset(sliced)
-    streamed = max(_bytes(set(shards) - kept - left_out, sizes) for shards in stages)
-    return _bytes(kept, sizes) + streamed + slice_bytes(left_out, sizes)
+    """The fewest bytes of weights that the stages can run with, if the shards `sliceable` may be read in slices."""
+    kept = frozenset(pinned)
+    return min(_fewest(stages, sizes, kept, sliced) for sliced in _slicings(kept, sizes, sliceable))
+
+
+def _slicings(kept: FrozenSet[str], sizes: Mapping[str, int], sliceable: Iterable[str]) -> List[FrozenSet[str]]:
+    """What may be sliced, from nothing to all: the largest first."""
+    order = sorted(set(sliceable) - kept, key=lambda shard: (-sizes[shard], shard))
+    return [frozenset(order[:count]) for count in range(len(order) + 1)]
+
+
+def _fewest(stages: Stages, sizes: Mapping[str, int], kept: FrozenSet[str], sliced: FrozenSet[str]) -> int:
+    """The fewest bytes, with these in slices."""
+    streamed = max(_bytes(set(shards) - kept - sliced, sizes) for shards in stages)
+    return _bytes(kept, sizes) + streamed + slice_bytes(sliced, sizes)
 
 
 def slice_bytes(sliced: Iterable[str], sizes: Mapping[str, int]) -> int:
