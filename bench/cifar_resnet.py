@@ -8,12 +8,16 @@ Shapes: B images, P channels, H rows, W columns, C = 10 classes.
 """
 
 import argparse
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import AutoConfig, AutoModelForImageClassification, PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import ImageClassifierOutput
 
 from offramp.tasks.examples import Example
 from offramp.tasks.images import Image, load_images
@@ -64,6 +68,49 @@ class CifarResNet(nn.Module):
         hidden_BPHW = functional.relu(self.bn1(self.conv1(pixels_B3HW)))
         hidden_BPHW = self.layer3(self.layer2(self.layer1(hidden_BPHW)))
         return self.linear(hidden_BPHW.mean((2, 3)))
+
+
+class CifarResNetConfig(PretrainedConfig):
+    """Blocks of each width; 10 classes."""
+
+    model_type = "cifar-resnet"
+
+    def __init__(self, num_blocks: int = 3, **options: Any) -> None:
+        self.num_blocks = num_blocks
+        super().__init__(**options)
+
+
+class CifarResNetForImageClassification(PreTrainedModel):
+    """The same net as transformers has its classifiers, so that a folder of it trains and divides as theirs do."""
+
+    config_class = CifarResNetConfig
+    main_input_name = "pixel_values"
+    base_model_prefix = "net"
+
+    def __init__(self, config: CifarResNetConfig) -> None:
+        super().__init__(config)
+        self.net = CifarResNet(config.num_blocks, config.num_labels)
+        self.post_init()
+
+    def forward(self, pixel_values: Tensor, **_: Any) -> ImageClassifierOutput:
+        return ImageClassifierOutput(logits=self.net(pixel_values))
+
+
+def register() -> None:
+    """Make the net known to transformers in this process."""
+    AutoConfig.register(CifarResNetConfig.model_type, CifarResNetConfig, exist_ok=True)
+    AutoModelForImageClassification.register(CifarResNetConfig, CifarResNetForImageClassification, exist_ok=True)
+
+
+def save_folder(weights: Path, folder: Path) -> None:
+    """A `.th` file as a folder of transformers, with its image processor."""
+    net = load_cifar_resnet(weights)
+    labels = dict(enumerate(LABELS))
+    config = CifarResNetConfig(len(net.layer1), id2label=labels, label2id={v: k for k, v in labels.items()})
+    model = CifarResNetForImageClassification(config)
+    model.net.load_state_dict(net.state_dict())
+    model.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(PIXELS.to_json()))
 
 
 def load_cifar_resnet(path: Path) -> CifarResNet:

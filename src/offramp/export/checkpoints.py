@@ -189,6 +189,12 @@ def example_of(module: nn.Module, folder: Path) -> dict[str, Any]:
         "decoder_input_ids": ids[:, : LENGTH // 2],
         "pixel_values": pixels,
         "input_values": torch.randn(BATCH, 16_000 * SECONDS, generator=generator),
+        "input_features": torch.randn(
+            BATCH,
+            _first(config, "num_mel_bins", 80),
+            2 * _first(config, "max_source_positions", 1500),
+            generator=generator,
+        ),
     }
     main = str(getattr(module, "main_input_name", "input_ids"))
     wanted = {main, *(name for name in ("pixel_values", "input_ids") if name in taken)} & made.keys() & taken.keys()

@@ -72,10 +72,20 @@ def class_of_folder(folder: Path) -> Any:
     names = list(getattr(config, "architectures", None) or ())
     if not names:
         raise SourceError("config.json names no architecture", folder, "save the model again with save_pretrained")
+    registered = [auto._model_mapping.get(type(config), None) for auto in _autos(transformers)]
+    own = next((cls for cls in registered if getattr(cls, "__name__", "") == names[0]), None)
+    if own is not None:
+        return own
     if not hasattr(transformers, names[0]):
         remedy = "build the module yourself and call offramp.divide(module, example_inputs, store)"
         raise SourceError(f"transformers has no {names[0]}, and code in a model folder is not run", folder, remedy)
     return getattr(transformers, names[0])
+
+
+def _autos(transformers: Any) -> list[Any]:
+    """Classes that a program may have registered its own models with."""
+    kinds = ("", "ForImageClassification", "ForSequenceClassification", "ForCausalLM")
+    return [getattr(transformers, f"AutoModel{kind}") for kind in kinds]
 
 
 def _config(folder: Path) -> Any:
