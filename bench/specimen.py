@@ -28,7 +28,7 @@ class Specimen:
     """`transformers`, `torchvision` or `timm`."""
     kind: str
     build: Callable[[], nn.Module]
-    """In eval mode. Weights come from torch's global generator, which the caller seeds."""
+    """In eval mode. Weights come from torch's global generator, which the caller seeds; answers do not."""
     inputs: Callable[[int, int], dict[str, Any] | tuple[Any, ...]]
     """(batch, length) to what the model is called with: keywords, or positions. The same each time."""
     skeleton: Callable[[], nn.Module] | None = None

@@ -4,13 +4,15 @@ Configurations are shrunk to a hidden size of about 32 and a few layers, and **w
 anything about accuracy. What a specimen keeps of its architecture is what dividing it can get wrong: the order in which
 weights are used, weights that are shared, used twice, used outside their module, or chosen by the data.
 
-`python bench/zoo.py [NAME ...] [--families transformers]` builds each twice and once more as a weightless skeleton that
-is filled with its weights, and runs all on two inputs; the answers must be finite and agree bit for bit. One line a
-model; exit code 1 if any fails. What this environment cannot offer is listed by name with the reason.
+`python bench/zoo.py [NAME ...] [--families transformers torchvision timm]` builds each twice and once more as a
+weightless skeleton that is filled with its weights, and runs all on two inputs; the answers must be finite and agree
+bit for bit. One line a model; exit code 1 if any fails. What this environment cannot offer is listed by name with the
+reason; zoo_vision.py says how to make one for torchvision and timm.
 """
 
 import argparse
 import collections
+import importlib.util
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -20,12 +22,13 @@ import torch
 import zoo_images
 import zoo_media
 import zoo_text
+import zoo_vision
 from specimen import Specimen, resolve
 from torch import nn
 
 __all__ = ["FAMILIES", "Specimen", "call", "scramble", "specimens", "survey", "tensors"]
 
-FAMILIES = ("transformers",)
+FAMILIES = ("transformers", "torchvision", "timm")
 BATCH, LENGTH = 2, 16
 OTHER_BATCH, OTHER_LENGTH = 3, 9
 NOISE = 0.1
@@ -37,11 +40,18 @@ def survey(families: Iterable[str] = ("transformers",)) -> tuple[list[Specimen],
     missing: dict[str, str] = {}
     for family in families:
         if family == "transformers":
+            if importlib.util.find_spec("torchvision"):
+                # Transformers imports it too, and fails where the plain import fails.
+                zoo_vision.import_torchvision()
             for kind, inputs, table in (*zoo_text.TABLES, *zoo_images.TABLES, *zoo_media.TABLES):
                 shown, absent = resolve(kind, inputs, table)
                 found += shown
                 missing |= absent
             missing |= zoo_media.LEFT_OUT
+        elif family in FAMILIES:
+            shown, absent = zoo_vision.resolve(family)
+            found += shown
+            missing |= absent
         else:
             raise ValueError(f"a family is one of {', '.join(FAMILIES)}, not {family!r}")
     return found, missing
@@ -153,10 +163,8 @@ def examine(specimen: Specimen) -> tuple[str, str]:
     notes = {"fixed length"} if specimen.fixed_length else set()
     for batch, length in zip((BATCH, OTHER_BATCH), lengths, strict=True):
         inputs = specimen.inputs(batch, length)
-        answers = []
-        for copy in (model, model, again, bare):
-            torch.manual_seed(0)
-            answers.append(call(copy, inputs))
+        # Without a seed: a model that draws numbers as it runs is not for this zoo.
+        answers = [call(copy, inputs) for copy in (model, model, again, bare)]
         first, *rest = map(tensors, answers)
         if not first:
             return sizes, "answers with no tensor"

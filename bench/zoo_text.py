@@ -1,6 +1,6 @@
 """The zoo's transformers that read text, from encoders to experts and recurrent ones, or series of numbers."""
 
-from specimen import boxes, constant, decoder_text, filled, fixed, floats, integers, row, same, text
+from specimen import IMAGE, boxes, constant, decoder_text, filled, fixed, floats, integers, picture, row, same, text
 
 ENCODERS = [
     row("albert", "AlbertForMaskedLM"),
@@ -63,6 +63,8 @@ ENCODERS = [
     row("yoso", "YosoForMaskedLM"),
 ]
 
+LOCAL_GLOBAL = ["sliding_attention", "full_attention"]
+
 DECODERS = [
     row("apertus", "ApertusForCausalLM"),
     row("arcee", "ArceeForCausalLM"),
@@ -73,7 +75,16 @@ DECODERS = [
     row("codegen", "CodeGenForCausalLM", rotary_dim=4),
     row("cohere", "CohereForCausalLM"),
     row("cohere2", "Cohere2ForCausalLM", sliding_window=8),
-    row("cpmant", "CpmAntForCausalLM", text(mask=False), prompt_types=4, prompt_length=4, segment_types=4),
+    row(
+        "cpmant",
+        "CpmAntForCausalLM",
+        text(mask=False),
+        dim_ff=64,
+        dim_head=8,
+        prompt_types=4,
+        prompt_length=4,
+        segment_types=4,
+    ),
     row("ctrl", "CTRLLMHeadModel", dff=64),
     row("cwm", "CwmForCausalLM"),
     row("diffllama", "DiffLlamaForCausalLM"),
@@ -84,6 +95,27 @@ DECODERS = [
     row("gemma", "GemmaForCausalLM"),
     row("gemma2", "Gemma2ForCausalLM", sliding_window=8, query_pre_attn_scalar=8),
     row("gemma3_text", "Gemma3ForCausalLM", sliding_window=8, query_pre_attn_scalar=8),
+    row(
+        "gemma3n_text",
+        "Gemma3nForCausalLM",
+        num_hidden_layers=4,
+        num_kv_shared_layers=2,
+        layer_types=LOCAL_GLOBAL * 2,
+        sliding_window=8,
+        hidden_size_per_layer_input=8,
+        vocab_size_per_layer_input=100,
+        laurel_rank=8,
+        activation_sparsity_pattern=[0.95, 0.0, 0.0, 0.0],
+    ),
+    row(
+        "gemma4_text",
+        "Gemma4ForCausalLM",
+        num_hidden_layers=4,
+        sliding_window=8,
+        hidden_size_per_layer_input=8,
+        vocab_size_per_layer_input=100,
+        global_head_dim=8,
+    ),
     row("glm", "GlmForCausalLM"),
     row("glm4", "Glm4ForCausalLM"),
     row("gpt2", "GPT2LMHeadModel"),
@@ -94,6 +126,7 @@ DECODERS = [
     row("gptj", "GPTJForCausalLM", rotary_dim=4),
     row("granite", "GraniteForCausalLM"),
     row("helium", "HeliumForCausalLM"),
+    row("hrm_text", "HrmTextForCausalLM"),
     row("hunyuan_v1_dense", "HunYuanDenseV1ForCausalLM"),
     row("hyperclovax", "HyperCLOVAXForCausalLM"),
     row("jais2", "Jais2ForCausalLM"),
@@ -136,18 +169,21 @@ EXPERTS = [
     ),
     row("deepseek_v2", "DeepseekV2ForCausalLM", num_key_value_heads=4, first_k_dense_replace=1),
     row("deepseek_v3", "DeepseekV3ForCausalLM", num_key_value_heads=4, first_k_dense_replace=1),
+    row("deepseek_v32", "DeepseekV32ForCausalLM", num_key_value_heads=4, first_k_dense_replace=1),
+    row("deepseek_v4", "DeepseekV4ForCausalLM"),
     row("dots1", "Dots1ForCausalLM", num_key_value_heads=4, first_k_dense_replace=1, n_shared_experts=1),
     row("ernie4_5_moe", "Ernie4_5_MoeForCausalLM", moe_layer_start_index=1),
     row("exaone_moe", "ExaoneMoeForCausalLM"),
     row("flex_olmo", "FlexOlmoForCausalLM"),
     row("glm4_moe", "Glm4MoeForCausalLM", first_k_dense_replace=1),
     row("glm4_moe_lite", "Glm4MoeLiteForCausalLM", num_key_value_heads=4),
+    row("glm_moe_dsa", "GlmMoeDsaForCausalLM", num_key_value_heads=4),
     row("gpt_oss", "GptOssForCausalLM", sliding_window=8),
     row("granitemoe", "GraniteMoeForCausalLM"),
     row("granitemoeshared", "GraniteMoeSharedForCausalLM", shared_intermediate_size=16),
     row("hunyuan_v1_moe", "HunYuanMoEV1ForCausalLM"),
     row("jetmoe", "JetMoeForCausalLM", kv_channels=8),
-    row("llama4_text", "Llama4ForCausalLM", interleave_moe_layer_step=2, num_hidden_layers=4),
+    row("llama4_text", "Llama4ForCausalLM", interleave_moe_layer_step=2, num_hidden_layers=4, intermediate_size_mlp=64),
     row(
         "longcat_flash",
         "LongcatFlashForCausalLM",
@@ -157,6 +193,7 @@ EXPERTS = [
         ffn_hidden_size=64,
         zero_expert_num=2,
     ),
+    row("mimo_v2_flash", "MiMoV2FlashForCausalLM", sliding_window=8),
     row("minimax_m2", "MiniMaxM2ForCausalLM"),
     row("mixtral", "MixtralForCausalLM"),
     row("olmoe", "OlmoeForCausalLM"),
@@ -234,6 +271,12 @@ ENCODER_DECODERS = [
     ),
     row("t5", "T5ForConditionalGeneration", num_layers=2),
     row("t5gemma", "T5GemmaForConditionalGeneration"),
+    row(
+        "t5gemma2",
+        "T5Gemma2ForConditionalGeneration",
+        text((IMAGE,) * 4) | picture() | decoder_text(),
+        encoder={"mm_tokens_per_image": 4},
+    ),
     row("umt5", "UMT5ForConditionalGeneration", num_layers=2),
 ]
 
@@ -260,7 +303,8 @@ SERIES = [
         act_dim=2,
         max_ep_len=16,
     ),
-    row("informer", "InformerModel", FUTURE, **FORECAST),
+    # It chooses queries by chance: with this factor, all of them.
+    row("informer", "InformerModel", FUTURE, **FORECAST, sampling_factor=10),
     row(
         "patchtsmixer",
         "PatchTSMixerForPrediction",
