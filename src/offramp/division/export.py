@@ -92,7 +92,7 @@ def _as_data(program: Any, module: nn.Module) -> Graph:
     signature, nodes = program.graph_signature, list(program.graph.nodes)
     buffers = {**signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
     inputs = tuple(name for name in signature.user_inputs if isinstance(name, str) and _meta(nodes, name) is not None)
-    if signature.buffers_to_mutate or signature.user_inputs_to_mutate:
+    if signature.buffers_to_mutate or signature.user_inputs_to_mutate or _writes_to_inputs(nodes):
         raise StageError("the module writes to its buffers or inputs", type(module).__name__, "use --method eager")
     symbols = {str(_meta(nodes, name).shape[0]) for name in inputs if _meta(nodes, name).dim()}
     values, batch, dynamic = {}, {}, {}
@@ -111,6 +111,25 @@ def _as_data(program: Any, module: nn.Module) -> Graph:
     return Graph(
         tuple(made), tuple(names), dict(signature.inputs_to_parameters), buffers, outputs, values, batch, dynamic, data
     )
+
+
+def _writes_to_inputs(nodes: Any) -> bool:
+    """Whether an operation changes an input of the graph, or a view of one: weights, buffers and arguments alike."""
+    shares = {node.name: node.op == "placeholder" for node in nodes}
+    for node in nodes:
+        if node.op != "call_function":
+            continue
+        if not isinstance(node.target, torch._ops.OpOverload):
+            shares[node.name] = any(shares[used.name] for used in node.all_input_nodes)
+            continue
+        for number, argument in enumerate(node.target._schema.arguments):
+            given = node.kwargs.get(argument.name, node.args[number] if number < len(node.args) else None)
+            used = [leaf for leaf in pytree.tree_leaves(given) if isinstance(leaf, torch.fx.Node)]
+            if argument.alias_info is not None and any(shares[each.name] for each in used):
+                if argument.alias_info.is_write:
+                    return True
+                shares[node.name] = True
+    return False
 
 
 def _constant(program: Any, module: nn.Module, name: str) -> Tensor:

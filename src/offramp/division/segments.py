@@ -1,8 +1,8 @@
 """An exported graph as plain data, and the pieces that it falls into where stages begin.
 
-A piece (`Segment`) is a small graph whose weights are inputs. Pieces that differ in their weights alone are of one
-kind, and are written once. Numbers that follow from shapes are computed anew in each piece that needs them, so that
-nothing but tensors flows from one to the next.
+A piece (`Segment`) is a small graph whose weights are inputs. Pieces that differ in the numbers of their weights alone,
+and not in their shapes, are of one kind, and are written once. Numbers that follow from shapes are computed anew in
+each piece that needs them, so that nothing but tensors flows from one to the next.
 
 Pure Python; the graphs are JSON.
 """
@@ -71,16 +71,18 @@ def cut(graph: Graph, program: Program) -> tuple[Segments, dict[str, bytes]]:
     segments: list[Segment] = []
     kinds: dict[str, bytes] = {}
     for piece, flow in zip(reversed(pieces), reversed(program.flows), strict=True):
-        full = [*_numbers_of(piece, numbers), *piece]
+        full = _with_numbers(piece, numbers)
         made = {node.name for node in piece}
         reads = [name for name in _references(full) if name not in {node.name for node in full}]
         writes = tuple(node.name for node in piece if node.name in needed_later)
         weights = tuple(name for name in reads if name in graph.weights)
         constants = tuple(name for name in reads if name in graph.constants)
         values = tuple(name for name in reads if name not in graph.weights and name not in graph.constants)
+        _require_tensors(values, graph, program)
         values = _hidden_first(values, flow, graph)
         needed_later = (needed_later - made) | set(values)
-        data = _canonical(full, {"r": values, "w": weights, "c": constants}, writes)
+        inputs = {"r": values, "w": weights, "c": constants}
+        data = _canonical(full, inputs, writes, [_fixed(name, graph) for group in inputs.values() for name in group])
         kind = f"graph-{hashlib.sha256(data).hexdigest()[:12]}"
         kinds[kind] = data
         segments.append(
@@ -95,6 +97,12 @@ def cut(graph: Graph, program: Program) -> tuple[Segments, dict[str, bytes]]:
         {name: graph.batch[name] for name in sorted(flowing) if name in graph.batch},
     )
     return made_of, kinds
+
+
+def _require_tensors(values: Sequence[str], graph: Graph, program: Program) -> None:
+    foreign = next((name for name in values if name not in graph.values), None)
+    if foreign is not None:
+        raise StageError(f"{foreign} flows between stages and is no tensor", program.module, "use --method eager")
 
 
 def _hidden_first(values: tuple[str, ...], flow: Flow, graph: Graph) -> tuple[str, ...]:
@@ -132,18 +140,18 @@ def _starts(nodes: Sequence[Node], program: Program) -> list[int]:
     return starts
 
 
-def _numbers_of(piece: Sequence[Node], numbers: Mapping[str, Node]) -> list[Node]:
-    """The numbers that a piece uses, and those that they follow from, in order."""
+def _with_numbers(piece: Sequence[Node], numbers: Mapping[str, Node]) -> list[Node]:
+    """A piece, and before each operation the numbers that it uses and those that they follow from."""
     found: dict[str, Node] = {}
 
-    def add(name: str) -> None:
-        if name in numbers and name not in found:
-            for other in _references([numbers[name]]):
-                add(other)
-            found[name] = numbers[name]
+    def add(node: Node) -> None:
+        for name in _references([node]):
+            if name in numbers and name not in found:
+                add(numbers[name])
+        found[node.name] = node
 
-    for name in _references(piece):
-        add(name)
+    for node in piece:
+        add(node)
     return list(found.values())
 
 
@@ -163,8 +171,21 @@ def _named(tree: Any) -> Iterator[str]:
             yield from _named(part)
 
 
-def _canonical(nodes: Sequence[Node], inputs: Mapping[str, Sequence[str]], writes: Sequence[str]) -> bytes:
-    """A piece as JSON with names that do not depend on where it stands."""
+def _fixed(name: str, graph: Graph) -> list[int | None]:
+    """Its shape, with None for what may differ from call to call."""
+    moving = graph.dynamic.get(name, ())
+    return [None if extent in moving else n for extent, n in enumerate(graph.values[name].shape)]
+
+
+def _canonical(
+    nodes: Sequence[Node],
+    inputs: Mapping[str, Sequence[str]],
+    writes: Sequence[str],
+    shapes: Sequence[Sequence[int | None]],
+) -> bytes:
+    """A piece as JSON with names that do not depend on where it stands. The shapes of its inputs, in their order, tell
+    pieces apart whose graphs for ONNX Runtime, which has them fixed, would differ.
+    """
     names = {name: f"{letter}{i}" for letter, group in inputs.items() for i, name in enumerate(group)}
     names.update({node.name: f"n{i}" for i, node in enumerate(nodes)})
     tree = {
@@ -173,6 +194,7 @@ def _canonical(nodes: Sequence[Node], inputs: Mapping[str, Sequence[str]], write
             [names[node.name], node.target, _renamed(node.args, names), _renamed(node.kwargs, names)] for node in nodes
         ],
         "outputs": [names[name] for name in writes],
+        "shapes": shapes,
     }
     return json.dumps(tree, separators=(",", ":"), sort_keys=True).encode() + b"\n"
 

@@ -49,7 +49,7 @@ class Segment:
     """A stage as a graph of its own, whose weights are inputs. All names in the order of the graph's inputs."""
 
     kind: str
-    """Of its graph: stages that differ in their weights alone have one kind."""
+    """Of its graph: stages that differ in the numbers of their weights alone have one kind."""
     reads: Tuple[str, ...]
     """Values that flow into it."""
     writes: Tuple[str, ...]

@@ -116,9 +116,9 @@ def bad_processor(error: Exception, where: object) -> SourceError:
 
 
 def _type_of(tree: Mapping[str, Any]) -> str:
-    """`ViT` of a `ViTImageProcessorFast` and of a `ViTFeatureExtractor`; empty if none is named."""
+    """`ViT` of `ViTImageProcessorFast`, `ViTImageProcessorPil` and `ViTFeatureExtractor`; empty if none is named."""
     found = str(tree.get("image_processor_type") or tree.get("feature_extractor_type") or "")
-    for suffix in ("Fast", "ImageProcessor", "FeatureExtractor"):
+    for suffix in ("Fast", "Pil", "ImageProcessor", "FeatureExtractor"):
         found = found.removesuffix(suffix)
     return found
 

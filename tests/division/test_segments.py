@@ -1,0 +1,225 @@
+"""Cutting an exported graph where stages begin: hand-made graphs of numbers, run by an interpreter of twenty lines."""
+
+import json
+from operator import add, mul
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from offramp.division.segments import Graph, Node, cut, has_hidden
+from offramp.errors import StageError
+from offramp.store.program import Call, Flow, Program, Value
+
+OPERATIONS = {
+    "aten.add": add,
+    "aten.mul": mul,
+    "aten.scale": mul,
+    "size": lambda value: value % 7,
+    "double": lambda n: 2 * n,
+}
+"""The last two give numbers, and no tensors."""
+WIDE = Value("float32", (2, 5, 4))
+
+
+def node(name, target, *args, module=None):
+    calls = frozenset([Call(module, 1)] if module else [])
+    return Node(
+        name,
+        target,
+        [{"v": arg} if isinstance(arg, str) else arg for arg in args],
+        {},
+        calls,
+        target in ("size", "double"),
+    )
+
+
+def graph_of(nodes, outputs, weights=("w1", "w2"), inputs=("x",), constants=("c1",), shapes=None):
+    if shapes is None:
+        shapes = {}
+    names = [*inputs, *weights, *constants, *(node.name for node in nodes if not node.is_number)]
+    values = {
+        name: Value("float32", shapes.get(name, (4,) if name in (*weights, *constants) else WIDE.shape))
+        for name in names
+    }
+    flowing = {name: 0 for name in names if name not in (*weights, *constants)}
+    dynamic = dict.fromkeys(flowing, (0, 1))
+    names_of = {name: f"layer.{name}" for name in weights}
+    return Graph(
+        tuple(nodes),
+        tuple(inputs),
+        names_of,
+        {name: f"own.{name}" for name in constants},
+        tuple(outputs),
+        values,
+        flowing,
+        dynamic,
+        {},
+    )
+
+
+def program_of(starts, hidden=None):
+    first = Flow(None, (), None)
+    later = [Flow(Call(module, 1), (WIDE, Value("int64", (2,))), hidden) for module in starts]
+    return Program("a.Toy", "0" * 64, {}, {}, (first, *later), {}, (), (), (), (), 0)
+
+
+def run_piece(data, given):
+    tree = json.loads(data)
+    names = [f"{letter}{i}" for letter in "rwc" for i in range(tree["inputs"][letter])]
+    there = dict(zip(names, given, strict=True))
+    for name, target, args, _ in tree["nodes"]:
+        there[name] = OPERATIONS[target](*(there[arg["v"]] if isinstance(arg, dict) else arg for arg in args))
+    return [there[name] for name in tree["outputs"]]
+
+
+def run_pieces(segments, kinds, inputs, tensors):
+    there = dict(inputs)
+    for segment in segments.stages:
+        given = [there[name] for name in segment.reads] + [
+            tensors[name] for name in (*segment.weights, *segment.constants)
+        ]
+        there.update(zip(segment.writes, run_piece(kinds[segment.kind], given), strict=True))
+    return [there[name] for name in segments.outputs]
+
+
+def run_whole(graph, inputs, tensors):
+    there = {**inputs, **{name: tensors[stored] for name, stored in {**graph.weights, **graph.constants}.items()}}
+    for each in graph.nodes:
+        there[each.name] = OPERATIONS[each.target](
+            *(there[arg["v"]] if isinstance(arg, dict) else arg for arg in each.args)
+        )
+    return [there[name] for name in graph.outputs]
+
+
+TWO_LAYERS = (
+    node("n", "size", "x"),
+    node("a", "aten.add", "x", "w1", module="one"),
+    node("b", "aten.scale", "a", "n", module="one"),
+    node("d", "aten.add", "b", "w2", module="two"),
+    node("e", "aten.scale", "d", "n", module="two"),
+)
+NUMBERS = {"layer.w1": 3, "layer.w2": 5, "own.c1": 11}
+
+
+def test_pieces_that_differ_in_their_weights_alone_are_of_one_kind():
+    nodes = [node("a", "aten.add", "x", "w1", module="one"), node("b", "aten.add", "a", "w2", module="two")]
+    segments, kinds = cut(graph_of(nodes, ["b"]), program_of(["two"]))
+    first, second = segments.stages
+    assert first.kind == second.kind and len(kinds) == 1
+    assert (first.reads, first.writes, first.weights) == (("x",), ("a",), ("layer.w1",))
+    assert (second.reads, second.writes, second.weights) == (("a",), ("b",), ("layer.w2",))
+    assert segments.outputs == ("b",) and set(segments.values) == {"x", "a", "b"} == set(segments.batch)
+
+
+@pytest.mark.parametrize("shapes", [{"w2": (8,)}, {"a": (2, 5, 8)}], ids=["a weight", "what flows"])
+def test_pieces_with_inputs_of_another_shape_are_of_another_kind(shapes):
+    """ONNX Runtime has the shapes of inputs in its graphs."""
+    nodes = [node("a", "aten.add", "x", "w1", module="one"), node("b", "aten.add", "a", "w2", module="two")]
+    assert len(cut(graph_of(nodes, ["b"], shapes=shapes), program_of(["two"]))[1]) == 2
+
+
+def test_extents_that_change_from_call_to_call_make_no_other_kind():
+    nodes = [node("a", "aten.add", "x", "w1", module="one"), node("b", "aten.add", "a", "w2", module="two")]
+    assert len(cut(graph_of(nodes, ["b"], shapes={"a": (9, 7, 4)}), program_of(["two"]))[1]) == 1
+
+
+def test_numbers_are_made_anew_in_each_piece_and_do_not_flow():
+    graph = graph_of(TWO_LAYERS, ["e"])
+    segments, kinds = cut(graph, program_of(["two"]))
+    second = segments.stages[1]
+    assert set(second.reads) == {"b", "x"}, "the number of x is what the second piece reads it for"
+    assert all("n" not in (*segment.reads, *segment.writes) for segment in segments.stages)
+    assert [target for _, target, *_ in json.loads(kinds[second.kind])["nodes"]] == ["size", "aten.add", "aten.scale"]
+    assert run_pieces(segments, kinds, {"x": 10}, NUMBERS) == run_whole(graph, {"x": 10}, NUMBERS)
+
+
+def test_what_a_later_piece_or_the_answer_needs_is_written_and_nothing_else():
+    nodes = [
+        node("a", "aten.add", "x", "w1", module="one"),
+        node("b", "aten.mul", "a", "a", module="one"),
+        node("d", "aten.add", "b", "w2", module="two"),
+        node("e", "aten.add", "d", "a", module="three"),
+    ]
+    segments, _ = cut(graph_of(nodes, ["e", "b"]), program_of(["two", "three"]))
+    assert [segment.writes for segment in segments.stages] == [("a", "b"), ("d",), ("e",)]
+    assert [segment.reads for segment in segments.stages] == [("x",), ("b",), ("d", "a")]
+
+
+def test_constants_are_told_from_weights():
+    nodes = [node("a", "aten.add", "x", "c1", module="one"), node("b", "aten.add", "a", "w1", module="two")]
+    first, second = cut(graph_of(nodes, ["b"]), program_of(["two"]))[0].stages
+    assert (first.weights, first.constants) == ((), ("own.c1",))
+    assert (second.weights, second.constants) == (("layer.w1",), ())
+
+
+def test_the_hidden_state_is_read_first():
+    shapes = {"mask": (2, 1, 1, 5)}
+    nodes = [
+        node("a", "aten.add", "x", "w1", module="one"),
+        node("b", "aten.add", "mask", "a", module="two"),
+    ]
+    graph = graph_of(nodes, ["b"], inputs=("x", "mask"), shapes=shapes)
+    program = program_of(["two"], hidden=0)
+    segments, _ = cut(graph, program)
+    assert segments.stages[1].reads == ("a", "mask")
+    assert has_hidden(segments, program, 1)
+    assert cut(graph, program_of(["two"]))[0].stages[1].reads == ("mask", "a")
+    assert not has_hidden(segments, program_of(["two"]), 1)
+
+
+def test_of_two_values_that_could_be_the_hidden_state_none_is():
+    nodes = [
+        node("a", "aten.add", "x", "w1", module="one"),
+        node("b", "aten.add", "x", "w2", module="one"),
+        node("d", "aten.add", "b", "a", module="two"),
+    ]
+    program = program_of(["two"], hidden=0)
+    assert cut(graph_of(nodes, ["d"]), program)[0].stages[1].reads == ("b", "a")
+
+
+@pytest.mark.parametrize("starts", [["three"], ["two", "one"]], ids=["no operation", "before the stage before it"])
+def test_a_stage_that_begins_nowhere_is_refused(starts):
+    with pytest.raises(StageError, match=f"{starts[-1]}.*--method eager"):
+        cut(graph_of(TWO_LAYERS, ["e"]), program_of(starts))
+
+
+def test_what_flows_and_is_no_tensor_is_refused():
+    nodes = [node("parts", "aten.chunk", "x", module="one"), node("b", "getitem", "parts", 0, module="two")]
+    graph = graph_of(nodes, ["b"])
+    del graph.values["parts"]
+    with pytest.raises(StageError, match="parts flows between stages"):
+        cut(graph, program_of(["two"]))
+
+
+@st.composite
+def graphs(draw):
+    """Chains of operations on anything before them, in as many modules as there are stages."""
+    num_nodes, num_stages = draw(st.integers(4, 14)), draw(st.integers(1, 4))
+    cuts = sorted(
+        draw(st.lists(st.integers(1, num_nodes - 1), min_size=num_stages - 1, max_size=num_stages - 1, unique=True))
+    )
+    tensors, numbers, nodes = ["x", "w1", "w2", "c1"], [], []
+    for index in range(num_nodes):
+        module = f"m{sum(index >= start for start in cuts)}"
+        for name in draw(st.lists(st.sampled_from(["size", "double"]), max_size=2)):
+            before = numbers if name == "double" else tensors
+            if before:
+                nodes.append(node(f"k{len(nodes)}", name, draw(st.sampled_from(before)), module=module))
+                numbers.append(nodes[-1].name)
+        target = draw(st.sampled_from(["aten.add", "aten.mul", *(["aten.scale"] if numbers else [])]))
+        second = draw(st.sampled_from(numbers if target == "aten.scale" else tensors))
+        nodes.append(node(f"t{index}", target, draw(st.sampled_from(tensors)), second, module=module))
+        tensors.append(nodes[-1].name)
+    outputs = draw(st.lists(st.sampled_from([f"t{i}" for i in range(num_nodes)]), min_size=1, max_size=3, unique=True))
+    return graph_of(nodes, outputs), program_of([f"m{i}" for i in range(1, num_stages)])
+
+
+@settings(deadline=None, max_examples=100)
+@given(graphs(), st.integers(-50, 50))
+def test_the_pieces_one_after_the_other_are_the_whole(made, x):
+    graph, program = made
+    segments, kinds = cut(graph, program)
+    assert len(segments.stages) == len(program.flows)
+    assert set(kinds) == {segment.kind for segment in segments.stages}
+    assert run_pieces(segments, kinds, {"x": x}, NUMBERS) == run_whole(graph, {"x": x}, NUMBERS)
