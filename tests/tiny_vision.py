@@ -61,7 +61,7 @@ def with_exits(model):
     made = ModuleWithExits(model, points_of(model, {"pixel_values": torch.from_numpy(pixels(2))})).eval()
     with torch.no_grad():
         for head in made.heads:
-            head.weight.normal_(std=1.0)
+            torch.nn.init.normal_(head.get_parameter("weight"), std=1.0)
     return made
 
 

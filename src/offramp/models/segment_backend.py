@@ -29,6 +29,7 @@ class TorchSegments(SegmentBackend):
 
     def __init__(self, store: Store, num_threads: int) -> None:
         super().__init__(store, num_threads)
+        self._where = store.path
         files = {file.file: file for file in store.module.files}
         self._graphs: dict[str, SegmentGraph] = {}
         for kind in {segment.kind for segment in self._segments.stages}:
@@ -45,7 +46,14 @@ class TorchSegments(SegmentBackend):
     @torch.inference_mode()
     def compute(self, segment: Segment, inputs: Sequence[Any]) -> Sequence[Tensor]:
         """Run one graph."""
-        return self._graphs[segment.kind](*inputs)
+        try:
+            return self._graphs[segment.kind](*inputs)
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            if "allocate memory" in str(error):  # what PyTorch says where there is none
+                raise MemoryError(str(error)) from error
+            said = (str(error).splitlines() or [type(error).__name__])[0][-200:]
+            what = f"graph {segment.kind} does not take these inputs: {said}"
+            raise StoreError(what, self._where, "divide the model with such an input as its example") from error
 
     def wrap(self, array: np.ndarray) -> Tensor:
         """A view; a copy of what must not be written to, for torch has no read-only tensors."""

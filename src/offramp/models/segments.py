@@ -24,8 +24,9 @@ _NUMBERS: dict[str, Callable[..., Any]] = {
     "gt": operator.gt, "eq": operator.eq, "ne": operator.ne, "max": max, "min": min, "int": int, "float": float,
     "sum": sum,
 }  # fmt: skip
-_REFUSED = ("aten.from_file",)
-"""Operations that open files."""
+_REFUSED = ("aten.from_file", "aten._assert", "aten._print")
+"""Operations that open files, end the process or speak."""
+_MOST_INPUTS = 1 << 16
 _KINDS = {"dtype": torch.dtype, "memory_format": torch.memory_format, "layout": torch.layout}
 _REMEDY = "divide the model again"
 
@@ -37,13 +38,14 @@ class SegmentGraph(nn.Module):
         super().__init__()
         try:
             tree = json.loads(data)
-            counts = tree["inputs"]
-            self.inputs = [f"{letter}{index}" for letter in "rwc" for index in range(counts[letter])]
+            counts = [_count(tree["inputs"][letter]) for letter in "rwc"]
+            self.inputs = [f"{letter}{i}" for letter, count in zip("rwc", counts, strict=True) for i in range(count)]
             self._nodes = [
-                (name, _function(target, where), self._value(args), self._value(kwargs))
+                (name, _function(target), _list(self._value(args)), self._by_name(kwargs))
                 for name, target, args, kwargs in tree["nodes"]
             ]
-            self._outputs = list(tree["outputs"])
+            self._outputs = [_name(name) for name in tree["outputs"]]
+            self._require_order()
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise StoreError(f"no graph of a segment ({type(error).__name__}: {error})", where, _REMEDY) from None
         self._last = self._last_uses()
@@ -64,7 +66,7 @@ class SegmentGraph(nn.Module):
         if not isinstance(part, dict):
             return part
         if set(part) == {"v"}:
-            return _Reference(part["v"])
+            return _Reference(_name(part["v"]))
         if set(part) == {"float"}:
             return float(part["float"])
         if set(part) == {"device"}:
@@ -76,6 +78,26 @@ class SegmentGraph(nn.Module):
                     raise ValueError(f"{part[kind]} is no {kind}")
                 return found
         return {key: self._value(inner) for key, inner in part.items()}
+
+    def _by_name(self, kwargs: Any) -> dict[str, Any]:
+        """Named arguments, whatever they are called: `dtype` is such a name, and a kind of value as well."""
+        if not isinstance(kwargs, dict):
+            raise TypeError("named arguments are no object")
+        return {key: self._value(inner) for key, inner in kwargs.items()}
+
+    def _require_order(self) -> None:
+        """Raise ValueError unless each value is made once, and before it is used."""
+        there = set(self.inputs)
+        for name, _, args, kwargs in self._nodes:
+            lost = [used for used in _names([args, kwargs]) if used not in there]
+            if lost:
+                raise ValueError(f"value {lost[0]!r} is used before it is there")
+            if _name(name) in there:
+                raise ValueError(f"value {name!r} is made twice")
+            there.add(name)
+        lost = [name for name in self._outputs if name not in there]
+        if lost:
+            raise ValueError(f"value {lost[0]!r} is never made")
 
     def _last_uses(self) -> dict[int, list[str]]:
         """Index of an operation -> values that nothing after it needs."""
@@ -96,14 +118,35 @@ class _Reference(str):
     __slots__ = ()
 
 
-def _function(target: str, where: object) -> Callable[..., Any]:
+def _function(target: str) -> Callable[..., Any]:
     if target in _NUMBERS:
         return _NUMBERS[target]
     namespace, _, rest = target.partition(".")
     name, _, overload = rest.partition(".")
-    if namespace != "aten" or target.startswith(_REFUSED) or name.startswith("_assert"):
-        raise StoreError(f"operation {target} is not run from a store", where, _REMEDY)
-    return getattr(getattr(torch.ops.aten, name), overload or "default")
+    found = None
+    if namespace == "aten" and not target.startswith(_REFUSED):
+        found = getattr(getattr(torch.ops.aten, name, None), overload or "default", None)
+    if not isinstance(found, torch._ops.OpOverload):
+        raise ValueError(f"operation {target} is not run from a store")
+    return found
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value <= _MOST_INPUTS:
+        raise ValueError(f"{value!r} is no number of inputs")
+    return value
+
+
+def _name(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no name of a value")
+    return value
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError("arguments are no list")
+    return value
 
 
 def _filled(part: Any, there: dict[str, Any]) -> Any:
