@@ -72,14 +72,14 @@ def class_of_folder(folder: Path) -> Any:
     names = list(getattr(config, "architectures", None) or ())
     if not names:
         raise SourceError("config.json names no architecture", folder, "save the model again with save_pretrained")
+    if hasattr(transformers, names[0]):
+        return getattr(transformers, names[0])
     registered = [auto._model_mapping.get(type(config), None) for auto in _autos(transformers)]
     own = next((cls for cls in registered if getattr(cls, "__name__", "") == names[0]), None)
-    if own is not None:
-        return own
-    if not hasattr(transformers, names[0]):
+    if own is None:
         remedy = "build the module yourself and call offramp.divide(module, example_inputs, store)"
         raise SourceError(f"transformers has no {names[0]}, and code in a model folder is not run", folder, remedy)
-    return getattr(transformers, names[0])
+    return own
 
 
 def _autos(transformers: Any) -> list[Any]:
