@@ -1,0 +1,137 @@
+"""Does offramp divide any model, and what does it cost? `python bench/any_model.py --out any-model-out`.
+
+Over the zoo of bench/zoo.py, each model in a process of its own: divided, streamed under two budgets of weights and
+compared bit for bit (`zoo`); the same with accelerate's offloading (`accelerate`); stages as graphs (`export`, `onnx`).
+Then three ways to divide one checkpoint against one another (`agreement`), the cost of dividing models of the shapes of
+BERT-base and ViT-base (`cost`), and of streaming them (`latency`; it wants a quiet machine). Each measurement is one
+line of docs/results/any-model.jsonl; what is there is not done again. `--families torchvision,timm` is for an
+environment that has them. any_model_report.py writes the page.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from processes import Finished, failure, json_result, offramp, run
+from records import add_record, read_records
+
+RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results" / "any-model.jsonl"
+ZOO, RIVALS = (Path(__file__).with_name(f"any_model_{name}.py") for name in ("zoo", "rivals"))
+ZOO_KINDS = ("zoo", "accelerate", "export", "onnx", "agreement")
+KINDS = (*ZOO_KINDS, "cost", "latency")
+SHAPES = {"bert-base": ("eager", "names"), "vit-base": ("eager",)}
+"""Model folders, and the methods that each is divided with."""
+COST_ROUNDS, ROUNDS, PASSES, THREADS = 3, 5, 20, 2
+LATENCY_RIVALS = ("resident", "streamed", "disk")
+LIBRARIES = ("accelerate", "numpy", "offramp", "onnx", "onnxruntime", "onnxscript", "timm", "torch", "torchvision")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("any-model-out"))
+    parser.add_argument("--kinds", default=",".join(KINDS), help="these alone (default: all)")
+    parser.add_argument("--families", default="transformers", help="of the zoo: transformers,torchvision,timm")
+    parser.add_argument("--names", default="", help="these models of the zoo alone")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="of latency (default: %(default)s)")
+    args = parser.parse_args()
+    kinds, out = args.kinds.split(","), args.out.resolve()
+    if unknown := sorted(set(kinds) - set(KINDS)):
+        parser.error(f"a kind is one of {', '.join(KINDS)}, not {unknown[0]}")
+    out.mkdir(parents=True, exist_ok=True)
+    note_environment(out)
+    quiet = {"OFFRAMP_CACHE": str(out / "cache"), "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    os.environ.update({**quiet, "HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONWARNINGS": "ignore"})
+    for kind in kinds:
+        if kind in ZOO_KINDS:
+            words = (kind, "--out", out, "--families", args.families, "--names", args.names)
+            subprocess.run([sys.executable, ZOO, *words], env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
+    if "cost" in kinds:
+        cost(out)
+    if "latency" in kinds:
+        latency(out, args.rounds)
+
+
+def note_environment(out: Path) -> None:
+    """What the lines that follow were measured with, where it is not what those before were."""
+    from importlib import metadata
+
+    from offramp.measure.hardware import environment
+
+    facts = environment(out)
+    installed = {each.metadata["Name"].lower() for each in metadata.distributions()}
+    versions = {name: metadata.version(name) for name in (*LIBRARIES, "transformers") if name in installed}
+    versions = {**versions, "python": facts["python_version"], "offramp": facts["offramp_version"]}
+    hardware = {key: facts[key] for key in ("cpu_model", "num_cores", "total_memory_bytes", "platform")}
+    record = {"kind": "environment", "versions": dict(sorted(versions.items())), **hardware}
+    noted = [each for each in read_records(RESULTS) if each["kind"] == "environment"]
+    if record not in noted[-1:]:
+        keep(record)
+
+
+def keep(record: dict[str, Any]) -> None:
+    print(json.dumps(record)[:300], file=sys.stderr, flush=True)
+    add_record(RESULTS, record)
+
+
+def finish(command: list[str], threads: int) -> Finished:
+    done = run(command, {"OMP_NUM_THREADS": str(threads)})
+    if reason := failure(done):
+        sys.exit(f"{' '.join(command)}: {reason}\n{done.errors}")
+    return done
+
+
+def rival(*words: object) -> list[str]:
+    """A subcommand of any_model_rivals.py."""
+    return [sys.executable, str(RIVALS), *map(str, words)]
+
+
+def build(out: Path) -> Path:
+    """The model folders."""
+    finish(rival("build", out / "shapes"), 1)
+    return out / "shapes"
+
+
+def cost(out: Path) -> None:
+    """Seconds and peak memory of dividing, by every method, as the command line does it."""
+    shapes = build(out)
+    known = {(r["model"], r["method"], r["round"]) for r in read_records(RESULTS) if r["kind"] == "cost"}
+    for number in range(COST_ROUNDS):
+        for model, methods in SHAPES.items():
+            for method in methods:
+                if (model, method, number) in known:
+                    continue
+                store = out / "stores" / f"{model}-{method}"
+                words = ("divide", shapes / model, store, "--method", method, "--force")
+                done = finish(offramp(*words), THREADS)
+                result = {"seconds": done.seconds, "peak_rss_bytes": done.peak_rss_bytes}
+                keep({"kind": "cost", "model": model, "method": method, "round": number, "result": result})
+
+
+def latency(out: Path, rounds: int) -> None:
+    """Passes of one input, streamed and not, each rival in its own process, another one first in each round."""
+    shapes = build(out)
+    known = {(r["model"], r["rival"], r["round"]) for r in read_records(RESULTS) if r["kind"] == "latency"}
+    for model in SHAPES:
+        folder, store = shapes / model, out / "stores" / f"{model}-eager"
+        if not store.exists():
+            finish(offramp("divide", folder, store, "--method", "eager"), THREADS)
+        words = {"streamed": (folder, store), "resident": (folder,), "disk": (folder, out / "offload" / model)}
+        environment = {"OMP_NUM_THREADS": str(THREADS)}
+        if (model, "compare", 0) not in known:
+            result = json_result(rival("compare", folder, store), environment)
+            keep({"kind": "latency", "model": model, "rival": "compare", "round": 0, "result": result})
+        for number in range(rounds):
+            first = number % len(LATENCY_RIVALS)
+            for name in (*LATENCY_RIVALS[first:], *LATENCY_RIVALS[:first]):
+                if (model, name, number) not in known:
+                    options = ("--threads", THREADS, "--passes", PASSES)
+                    result = json_result(rival(name, *words[name], *options), environment)
+                    keep({"kind": "latency", "model": model, "rival": name, "round": number, "result": result})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,403 @@
+"""What any_model.py measures of each model of the zoo: `python bench/any_model_zoo.py KIND --out OUT`.
+
+Each model has a process of its own, forked off this one, and a time limit: a crash or a hang is a record like any
+other. Models, weights and inputs are made anew from the same seeds whenever they are needed.
+"""
+
+import argparse
+import functools
+import hashlib
+import math
+import multiprocessing
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import any_model
+import numpy as np
+import torch
+import zoo
+from records import read_records
+from torch import Tensor, nn
+from zoo import Specimen
+
+import offramp
+from offramp.division.capture import tensors_of
+from offramp.errors import StageError
+from offramp.export.segments import CONSTANTS
+from offramp.models.streamed import streamed_shards
+from offramp.models.streaming import data_bytes, sliceable_shards
+from offramp.models.weightless import weightless
+from offramp.runtime.weight_plan import smallest_bytes
+from offramp.store import Store
+
+Result = dict[str, Any]
+Example = dict[str, Any] | tuple[Any, ...]
+OTHER_SEED = 1
+CHARACTERS = 300
+"""Of a message, in a record."""
+TEXT_CLASSIFIERS = ("bert", "distilbert", "roberta", "xlm-roberta", "electra")
+LENGTHS = (16, 9, 12)
+"""Tokens of each row of the batch that `agreement` is asked for."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("kind", choices=MEASURES)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--families", default="transformers")
+    parser.add_argument("--names", default="")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    measure, limit_seconds = MEASURES[args.kind]
+    known = {(record["family"], record["name"]) for record in of_kind(args.kind)}
+    for specimen in chosen(args.kind, args.families.split(","), {name for name in args.names.split(",") if name}):
+        if (specimen.family, specimen.name) in known:
+            continue
+        with tempfile.TemporaryDirectory(dir=args.out) as folder:
+            result = apart(functools.partial(measure, specimen, Path(folder)), limit_seconds)
+        about = {"kind": args.kind, "family": specimen.family, "name": specimen.name, "of": specimen.kind}
+        any_model.keep({**about, **result})
+
+
+def of_kind(kind: str) -> list[Result]:
+    return [record for record in read_records(any_model.RESULTS) if record["kind"] == kind]
+
+
+def chosen(kind: str, families: Sequence[str], names: set[str]) -> list[Specimen]:
+    """The models that a kind of measurement is made of. What the environment lacks becomes a record."""
+    if kind == "agreement":
+        found = [_classifier(name) for name in TEXT_CLASSIFIERS]
+    else:
+        found = [specimen for family in families for specimen in surveyed(family)]
+    if kind == "onnx":
+        exported = {(record["family"], record["name"]) for record in of_kind("export") if "num_kinds" in record}
+        found = [specimen for specimen in found if (specimen.family, specimen.name) in exported]
+    return [specimen for specimen in found if not names or specimen.name in names]
+
+
+def surveyed(family: str) -> list[Specimen]:
+    found, missing = zoo.survey([family])
+    known = {(record["family"], record["name"], record["reason"]) for record in of_kind("missing")}
+    for name, reason in missing.items():
+        if (family, name, reason) not in known:
+            any_model.keep({"kind": "missing", "family": family, "name": name, "reason": reason})
+    return found
+
+
+def apart(measure: Callable[[], Result], limit_seconds: float) -> Result:
+    """What it finds, in a process of its own."""
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+    child = context.Process(target=_answer, args=(measure, theirs))
+    child.start()
+    theirs.close()
+    try:
+        if not ours.poll(limit_seconds):
+            return {"failed": f"did not finish in {limit_seconds:.0f} s"}
+        return ours.recv()
+    except EOFError:
+        child.join()
+        return {"failed": f"the process ended with {child.exitcode}, without an answer"}
+    finally:
+        child.kill()
+        child.join()
+
+
+def _answer(measure: Callable[[], Result], pipe: Any) -> None:
+    try:
+        result = measure()
+    except Exception as error:  # whatever it is, it is the result
+        traceback.print_exc()
+        result = {"failed": told(error)}
+    pipe.send(result)
+
+
+def told(error: Exception) -> str:
+    """Type and first line of an error, without the folders of this machine."""
+    said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    for path, shown in (
+        (tempfile.gettempdir(), "TMP"),
+        (sys.prefix, "PYTHON"),
+        (str(any_model.RESULTS.parents[2]), ""),
+    ):
+        said = said.replace(path, shown)
+    return f"{type(error).__name__}: {said[:CHARACTERS]}"
+
+
+def built(specimen: Specimen, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    model = specimen.build()
+    zoo.scramble(model, seed)
+    return model
+
+
+def examples_of(specimen: Specimen) -> list[Example]:
+    """Two inputs that differ in batch size, and in length where the model takes any."""
+    length = zoo.LENGTH if specimen.fixed_length else zoo.OTHER_LENGTH
+    return [specimen.inputs(zoo.BATCH, zoo.LENGTH), specimen.inputs(zoo.OTHER_BATCH, length)]
+
+
+def answers_of(model: Any, specimen: Specimen) -> list[list[Tensor]]:
+    """All tensors of the answer to each input, those in caches of keys and values included."""
+    answers = []
+    for example in examples_of(specimen):
+        torch.manual_seed(0)
+        answers.append([tensor.clone() for tensor in tensors_of(zoo.call(model, example))])
+    return answers
+
+
+def divided(specimen: Specimen, store: Path, method: str) -> tuple[float, list[str]]:
+    """Divide it from memory: seconds, and what was said."""
+    first, second = examples_of(specimen)
+    model, said = built(specimen), []
+    began = time.perf_counter()
+    offramp.divide(model, first, store, more_inputs=[second], method=method, say=said.append)
+    return time.perf_counter() - began, said
+
+
+# zoo ------------------------------------------------------------------------------------------------------------------
+
+
+def streamed(specimen: Specimen, folder: Path) -> Result:
+    """Divide it and stream it, and whether it answers as the whole model does."""
+    expected, path = answers_of(built(specimen), specimen), folder / "store"
+    seconds, _ = divided(specimen, path, "eager")
+    with Store(path, verify="never") as store:
+        contents, sizes, stages = store.module, data_bytes(store), streamed_shards(store)
+        pinned, sliceable = contents.program.pinned, sliceable_shards(store)
+    smallest = smallest_bytes(stages, sizes, pinned)
+    with_slices = smallest_bytes(stages, sizes, pinned, sliceable)
+    found: Result = {
+        "divide_seconds": seconds,
+        "num_stages": len(stages),
+        "num_tensors": len(expected[0]),
+        "weight_bytes": sum(size for name, size in sizes.items() if name != "buffers"),
+        "largest_stage_bytes": max(sum(sizes[shard] for shard in shards) for shards in stages),
+        "largest_weight_bytes": max(each.num_bytes for shard in contents.shards.values() for each in shard.tensors),
+        "kept": [tensor.name for shard in pinned for tensor in contents.shards[shard].tensors],
+        "kept_bytes": sum(sizes[shard] for shard in pinned),
+        "num_unused": len(contents.program.unused),
+        "is_paged": bool((contents.proof or {}).get("is_paged")),
+    }
+    module: Any = type(built(specimen))
+    if specimen.family != "transformers" or specimen.skeleton is not None:
+        module = specimen.skeleton() if specimen.skeleton else weightless(specimen.build)
+    # The class, or a module without weights; then one whose weights are others.
+    found["smallest"] = run_within(module, specimen, path, smallest, expected)
+    found["twice"] = run_within(built(specimen, OTHER_SEED), specimen, path, 2 * smallest, expected)
+    if with_slices < smallest:
+        found["sliced"] = run_within(built(specimen, OTHER_SEED), specimen, path, with_slices, expected)
+    return found
+
+
+def run_within(module: Any, specimen: Specimen, store: Path, budget: int, expected: list[list[Tensor]]) -> Result:
+    """A stream under this many bytes of weights: both inputs, one after the other."""
+    shown = {"budget_bytes": budget, "module": "class" if isinstance(module, type) else "module"}
+    try:
+        with offramp.stream(module, store, weight_budget=budget) as stream:
+            answers = answers_of(stream, specimen)
+            record = stream.record()
+    except Exception as error:  # whatever it is, it is the result
+        traceback.print_exc()
+        return {**shown, "failed": told(error)}
+    counted = {key: record[key] for key in ("peak_weight_bytes", "unplanned_loads", "disorders", "held", "sliced")}
+    return {**shown, **compared(answers, expected), **counted}
+
+
+def compared(answers: Sequence[Sequence[Tensor]], expected: Sequence[Sequence[Tensor]]) -> Result:
+    """Whether answers are equal bit for bit, one by one, and by how much they differ where one is not."""
+    equal = [zoo.equal(found, wanted) for found, wanted in zip(answers, expected, strict=True)]
+    return {"equal": equal} if all(equal) else {"equal": equal, "difference": list(map(difference, answers, expected))}
+
+
+def difference(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float | str:
+    """The largest, as a share of the largest value of its tensor; in words where there is no such number."""
+    if [tensor.shape for tensor in found] != [tensor.shape for tensor in wanted]:
+        return "other shapes"
+    worst = 0.0
+    for one, other in zip(found, wanted, strict=True):
+        if not other.numel():
+            continue
+        distance = (one.double() - other.double()).abs().max() / other.double().abs().max().clamp(min=1e-30)
+        worst = max(worst, float(distance)) if distance.isfinite() else math.inf
+    return worst if math.isfinite(worst) else "not finite"
+
+
+# accelerate -----------------------------------------------------------------------------------------------------------
+
+
+def offloaded(specimen: Specimen, folder: Path) -> Result:
+    """The same model under both ways of accelerate to leave weights where they are."""
+    import accelerate
+
+    expected, device, found = answers_of(built(specimen), specimen), torch.device("cpu"), {}
+    for name in ("cpu_offload", "disk_offload"):
+        model = built(specimen)
+        try:
+            if name == "cpu_offload":
+                accelerate.cpu_offload(model, execution_device=device)
+            else:
+                accelerate.disk_offload(model, folder / "offload", execution_device=device)
+            answers = answers_of(model, specimen)
+        except Exception as error:  # whatever it is, it is the result
+            found[name] = {"failed": told(error)}
+            continue
+        if any(tensor.is_meta for answer in answers for tensor in answer):
+            found[name] = {"failed": "the answer has no data: it is on the meta device"}
+        else:
+            found[name] = compared(answers, expected)
+    return found
+
+
+# export ---------------------------------------------------------------------------------------------------------------
+
+
+def exported(specimen: Specimen, folder: Path) -> Result:
+    """Its stages as graphs for torch, which divide compares with the model on both inputs."""
+    sys.modules["onnxscript"] = None  # type: ignore[assignment]  # no graphs for ONNX Runtime: they take longer
+    return _with_graphs(specimen, folder)[0]
+
+
+def written(specimen: Specimen, folder: Path) -> Result:
+    """The same with graphs for ONNX Runtime."""
+    found, said = _with_graphs(specimen, folder)
+    about = [line for line in said if "ONNX" in line]
+    return {**found, "said": about[-1].replace(str(folder), "") if about else "nothing"}
+
+
+def _with_graphs(specimen: Specimen, folder: Path) -> tuple[Result, list[str]]:
+    began = time.perf_counter()
+    try:
+        seconds, said = divided(specimen, folder / "store", "export")
+    except StageError as error:
+        return {"refused": error.what[:CHARACTERS], "seconds": time.perf_counter() - began}, []
+    with Store(folder / "store", verify="never") as store:
+        segments, graphs = store.module.program.segments, store.module.graphs
+    assert segments is not None
+    return {
+        "seconds": seconds,
+        "num_stages": len(segments.stages),
+        "num_kinds": len({segment.kind for segment in segments.stages}),
+        "num_exits": len(segments.exits),
+        "num_onnx": len(graphs),
+    }, said
+
+
+# agreement ------------------------------------------------------------------------------------------------------------
+
+
+def _classifier(name: str) -> Specimen:
+    """A classifier of texts of a family whose names of tensors are known."""
+    import transformers
+
+    def build() -> nn.Module:
+        shape = {"vocab_size": 200, "max_position_embeddings": 48, "pad_token_id": 1 if "roberta" in name else 0}
+        sizes = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 128}
+        if name == "distilbert":
+            sizes = {"dim": 64, "n_layers": 3, "n_heads": 4, "hidden_dim": 128}
+        config = transformers.AutoConfig.for_model(name, num_labels=3, **shape, **sizes)
+        return transformers.AutoModelForSequenceClassification.from_config(config).eval()
+
+    def inputs(batch: int, length: int) -> dict[str, Any]:
+        lengths_B = torch.tensor(LENGTHS[:batch])
+        mask_BS = (torch.arange(length) < lengths_B[:, None]).long()
+        generator = torch.Generator().manual_seed(batch)
+        ids_BS = torch.randint(5, 200, (batch, length), generator=generator) * mask_BS
+        ids_BS += (1 - mask_BS) * (1 if "roberta" in name else 0)
+        return {"input_ids": ids_BS, "attention_mask": mask_BS}
+
+    return Specimen(name, "transformers", "encoder", build, inputs)
+
+
+def agreed(specimen: Specimen, folder: Path) -> Result:
+    """One checkpoint divided by names, by a run and by export: weights, order of layers, and logits."""
+    model: Any = built(specimen)
+    batch: Any = specimen.inputs(len(LENGTHS), max(LENGTHS))
+    model.save_pretrained(folder / "model")
+    with torch.no_grad():
+        wanted = model(**batch).logits
+    stores = {method: folder / method for method in ("names", "eager", "export")}
+    for method, store in stores.items():
+        offramp.divide(folder / "model", store, method=method, inputs=None if method == "names" else batch)
+    weights = {method: _weights(store) for method, store in stores.items()}
+    orders = {method: _layers(store) for method, store in stores.items()}
+    with offramp.stream(type(model), stores["eager"], weight_budget="1MiB") as stream:
+        streamed = stream(**batch).logits
+    logits = {
+        "names, torch": _logits(stores["names"], batch, "torch"),
+        "names, ort": _logits(stores["names"], batch, "ort"),
+        "eager": streamed,
+        "export, torch": _logits(stores["export"], batch, "torch"),
+        "export, ort": _logits(stores["export"], batch, "ort"),
+    }
+    return {
+        "num_weights": {method: len(each) for method, each in weights.items()},
+        "same_weights": {method: each == weights["eager"] for method, each in weights.items()},
+        "layers": orders,
+        "logits": {name: compared([[each]], [[wanted]]) for name, each in logits.items()},
+    }
+
+
+def _weights(path: Path) -> list[str]:
+    """Digests of the bytes of all weights of a store, whatever they are called."""
+    with Store(path) as store:
+        shards = {name: shard for name, shard in store.contents.shards.items() if name != CONSTANTS}
+        buffers = set(store.module.program.buffers) if hasattr(store.contents, "program") else set()
+        return sorted(
+            hashlib.sha256(store.read_tensor(name, entry)).hexdigest()
+            for name, shard in shards.items() for entry in shard.tensors
+            if entry.name not in buffers
+        )  # fmt: skip
+
+
+def _layers(path: Path) -> list[int]:
+    """Numbers of the layers in the order in which stages take weights of them."""
+    with Store(path) as store:
+        names = [
+            entry.name for stage in store.contents.stages for step in stage.steps for shard in step.shards
+            for entry in store.contents.shards[shard].tensors
+        ]  # fmt: skip
+    numbers = [next((int(part) for part in name.split(".") if part.isdigit()), None) for name in names]
+    return list(dict.fromkeys(number for number in numbers if number is not None))
+
+
+def _logits(path: Path, batch: dict[str, Any], backend: str) -> Tensor:
+    """Of a store that runs by itself, with one thread."""
+    from offramp.measure import Trace
+    from offramp.policies import parse
+    from offramp.runtime.course import Arrays, Tokens
+    from offramp.runtime.loop import Loop
+    from offramp.runtime.slots import Slot
+    from offramp.store.manifest import ModuleManifest
+
+    arrays = {name: tensor.numpy() for name, tensor in batch.items()}
+    with Store(path) as store:
+        is_module = isinstance(store.contents, ModuleManifest)
+        ids_BS, mask_BS = arrays["input_ids"], arrays["attention_mask"]
+        given = Arrays(arrays) if is_module else Tokens(ids_BS, mask_BS, np.zeros_like(ids_BS))
+        loop = Loop(store, offramp._backend(backend, store, 1), parse("none"), {}, Trace())
+        try:
+            largest = max(-(-shard.bytes // 4096) * 4096 for shard in store.contents.shards.values())
+            loop.connect([Slot(largest) for _ in range(8)], {}, direct=False)
+            return torch.from_numpy(np.array([outcome.logits_C for outcome in loop.run(given)]))
+        finally:
+            loop.close()
+
+
+MEASURES: dict[str, tuple[Callable[[Specimen, Path], Result], float]] = {
+    "zoo": (streamed, 300),
+    "accelerate": (offloaded, 120),
+    "export": (exported, 120),
+    "onnx": (written, 300),
+    "agreement": (agreed, 300),
+}
+"""Kind -> what is done with each model, and the seconds that it may take."""
+
+
+if __name__ == "__main__":
+    main()
