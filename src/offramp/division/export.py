@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -35,24 +35,72 @@ _NUMBERS = {
 """Python's own operations that may stand in a graph, by the name that they get there."""
 
 
-def export(module: nn.Module, weights: Mapping[str, Weight], example: Arguments) -> Graph:
-    """Export a module for any number of rows, and any length where the module takes any.
+def export(
+    module: nn.Module, weights: Mapping[str, Weight], example: Arguments, others: Sequence[Arguments] = ()
+) -> Graph:
+    """Export a module for any number of rows, and for any extent in which `others` differ from the example; where they
+    differ in none, for any length too, if the module takes any.
 
     Raises StageError with what torch.export says where it cannot.
     """
-    for by_length in (True, False):
+    differing = _differing(module, example, others)
+    with_length = [extents | _lengths(leaf) for extents, leaf in zip(differing, _leaves(example), strict=True)]
+    attempts = [differing] if any(extents - {0} for extents in differing) else [with_length, differing]
+    reasons = []
+    for extents in attempts:
         try:
-            return _as_data(_exported(module, weights, example, by_length), module)
+            return _as_data(_exported(module, weights, example, extents), module, weights)
         except StageError:
             raise
         except Exception as error:  # torch.export raises many kinds
-            reason = error
-    said = next((line.strip() for line in str(reason).splitlines() if line.strip()), "")
-    what = f"torch.export cannot take this module ({type(reason).__name__}: {said[:300]})"
-    raise StageError(what, type(module).__name__, "use --method eager")
+            reasons.append(f"{type(error).__name__}: {_said(error)}")
+    raise StageError(
+        f"torch.export cannot take this module ({reasons[-1]})", type(module).__name__, "use --method eager"
+    )
 
 
-def _exported(module: nn.Module, weights: Mapping[str, Weight], example: Arguments, by_length: bool) -> Any:
+def _said(error: Exception) -> str:
+    """What an error says first; of violated constraints, the first one."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    constraint = next((line for line in lines if line.startswith("- ")), None)
+    if constraint is not None and "Constraints" in lines[0]:
+        return constraint.removeprefix("- ").partition(". ")[0]
+    return lines[0][:300]
+
+
+def _leaves(inputs: Arguments) -> list[Any]:
+    return pytree.tree_leaves((inputs.args, inputs.kwargs))
+
+
+def _differing(module: nn.Module, example: Arguments, others: Sequence[Arguments]) -> list[set[int]]:
+    """Of each leaf of the arguments, the extents that differ between the examples; the first one counts rows."""
+    leaves = _leaves(example)
+    found: list[set[int]] = [{0} if isinstance(leaf, Tensor) and leaf.dim() else set() for leaf in leaves]
+    _, form = pytree.tree_flatten((example.args, example.kwargs))
+    for other in others:
+        if pytree.tree_flatten((other.args, other.kwargs))[1] != form or not all(
+            map(_is_alike, leaves, _leaves(other))
+        ):
+            raise StageError("examples that differ in more than extents of tensors cannot share a graph",
+                             type(module).__name__, "use --method eager, or give examples that are alike")  # fmt: skip
+        for extents, leaf, its in zip(found, leaves, _leaves(other), strict=True):
+            if isinstance(leaf, Tensor):
+                extents.update(i for i, (one, two) in enumerate(zip(leaf.shape, its.shape, strict=True)) if one != two)
+    return found
+
+
+def _is_alike(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.dtype == other.dtype and one.dim() == other.dim()
+    return not isinstance(other, Tensor) and type(one) is type(other) and one == other
+
+
+def _lengths(leaf: Any) -> set[int]:
+    """The extent of ids that is a length."""
+    return {1} if isinstance(leaf, Tensor) and leaf.dim() == 2 and not leaf.is_floating_point() else set()
+
+
+def _exported(module: nn.Module, weights: Mapping[str, Weight], example: Arguments, extents: Sequence[set[int]]) -> Any:
     mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
     buffers = [(owner, name, b) for owner in module.modules() for name, b in owner._buffers.items() if b is not None]
     try:
@@ -62,9 +110,9 @@ def _exported(module: nn.Module, weights: Mapping[str, Weight], example: Argumen
                     like = weight.tensor
                     empty = torch.empty(like.shape, dtype=like.dtype, device="cpu")
                     weight.put(nn.Parameter(empty, requires_grad=False))
-        shapes = [
-            pytree.tree_map(lambda leaf: _dynamic(leaf, by_length), part) for part in (example.args, example.kwargs)
-        ]
+        _, form = pytree.tree_flatten((example.args, example.kwargs))
+        moving = [dict.fromkeys(sorted(each), torch.export.Dim.DYNAMIC) or None for each in extents]
+        shapes = pytree.tree_unflatten(moving, form)
         with torch.no_grad():
             return torch.export.export(
                 module, example.args, example.kwargs, dynamic_shapes=_by_parameter(module, *shapes), strict=False
@@ -76,20 +124,13 @@ def _exported(module: nn.Module, weights: Mapping[str, Weight], example: Argumen
             owner._buffers[name] = buffer
 
 
-def _dynamic(leaf: Any, by_length: bool) -> Any:
-    if not isinstance(leaf, Tensor) or not leaf.dim():
-        return None
-    is_ids = by_length and leaf.dim() == 2 and not leaf.is_floating_point()
-    extents = (0, 1) if is_ids else (0,)
-    return dict.fromkeys(extents, torch.export.Dim.DYNAMIC)
-
-
 def _by_parameter(module: nn.Module, args: Any, kwargs: Any) -> Any:
     return tuple(args) if args and not kwargs else ({**kwargs} if not args else (*args, *kwargs.values()))
 
 
-def _as_data(program: Any, module: nn.Module) -> Graph:
+def _as_data(program: Any, module: nn.Module, weights: Mapping[str, Weight]) -> Graph:
     signature, nodes = program.graph_signature, list(program.graph.nodes)
+    first_names = {name: weight.name for weight in weights.values() for name in (weight.name, *weight.aliases)}
     buffers = {**signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
     inputs = tuple(name for name in signature.user_inputs if isinstance(name, str) and _meta(nodes, name) is not None)
     if signature.buffers_to_mutate or signature.user_inputs_to_mutate or _writes_to_inputs(nodes):
@@ -109,8 +150,9 @@ def _as_data(program: Any, module: nn.Module) -> Graph:
     names = [name for name in inputs if name in values]
     data = {name: _constant(program, module, name) for name in buffers.values()}
     return Graph(
-        tuple(made), tuple(names), dict(signature.inputs_to_parameters), buffers, outputs, values, batch, dynamic, data
-    )
+        tuple(made), tuple(names), {key: first_names[name] for key, name in signature.inputs_to_parameters.items()},
+        buffers, outputs, values, batch, dynamic, data,
+    )  # fmt: skip
 
 
 def _writes_to_inputs(nodes: Any) -> bool:

@@ -9,6 +9,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -52,18 +53,14 @@ def with_segments(
     Raises StageError with the reason where the module cannot be exported, or its graphs answer otherwise than it does.
     """
     program = manifest.program
-    graph = export(module, weights, examples[0][0])
+    graph = export(module, weights, examples[0][0], [inputs for inputs, _ in examples[1:]])
     segments, kinds = cut(graph, program)
     graphs = {kind: SegmentGraph(data, kind) for kind, data in kinds.items()}
     for inputs, expected in examples:
-        try:
-            answers_alike = are_equal(_run(graphs, segments, graph, inputs, fetch), expected)
-        except (RuntimeError, ValueError, IndexError, TypeError):  # whatever its operations say of the input
-            answers_alike = False
-        if not answers_alike:
+        fault = _fault(partial(_run, graphs, segments, graph, inputs, fetch), expected)
+        if fault is not None:
             shown = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in inputs.tensors().items())
-            raise StageError(f"the exported graph answers otherwise than the module for {shown}", program.module,
-                             "use --method eager")  # fmt: skip
+            raise StageError(f"the exported graph {fault} for {shown}", program.module, "use --method eager")
     segments = replace(segments, exits=tuple(i for i in blocks[1:] if has_hidden(segments, program, i)))
     known = {tensor.name for shard in manifest.shards.values() for tensor in shard.tensors}
     constants = {name: tensor for name, tensor in graph.data.items() if name not in known and _is_used(name, segments)}
@@ -77,6 +74,13 @@ def with_segments(
         manifest, program=replace(program, segments=segments), shards=shards, graphs=onnx,
         files=(*manifest.files, *files), source=replace(manifest.source, method="export"),
     )  # fmt: skip
+
+
+def _fault(run: Callable[[], list[Tensor]], expected: Sequence[Tensor]) -> str | None:
+    try:
+        return None if are_equal(run(), expected) else "answers otherwise than the module"
+    except Exception as error:  # of an operation, whatever it says of shapes that it was not made for
+        return f"fails ({type(error).__name__}: {str(error).partition(chr(10))[0][:200]})"
 
 
 def _is_used(name: str, segments: Segments) -> bool:

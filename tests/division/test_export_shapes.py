@@ -1,0 +1,105 @@
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import offramp
+from offramp.division.capture import Arguments
+from offramp.division.export import export
+from offramp.division.placeholders import weights_of
+from offramp.errors import StageError
+from offramp.store import Store
+
+
+@pytest.fixture(autouse=True)
+def no_onnx(monkeypatch):
+    """Graphs for ONNX Runtime take seconds, and are tested elsewhere."""
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+
+
+class Tied(nn.Module):
+    """A table of words that is the head as well, under a name that torch.export meets first."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(8, 20, bias=False)
+        self.words = nn.Embedding(20, 8)
+        self.words.weight = self.head.weight
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, ids, double=False):
+        hidden = self.layer(self.words(ids))
+        return self.head(hidden * 2 if double else hidden)
+
+
+class Pooled(nn.Module):
+    """Takes images of any size."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+
+    def forward(self, pixels):
+        return self.head(self.convolution(pixels).mean((2, 3)))
+
+
+class OfOneLength(nn.Module):
+    """Makes a list as long as its example."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, values):
+        return torch.stack([self.layer(values[:, index]) for index in range(values.shape[1])], 1)
+
+
+def exported(module, *examples):
+    first, *others = map(Arguments, examples)
+    return export(module.eval(), weights_of(module), first, others)
+
+
+def ids(batch, length):
+    return torch.arange(batch * length).view(batch, length) % 20
+
+
+def test_a_tied_weight_has_the_name_that_the_store_knows_it_by():
+    module = Tied()
+    graph = exported(module, ids(2, 6))
+    assert set(graph.weights.values()) == set(weights_of(module)) == {"head.weight", "layer.weight", "layer.bias"}
+
+
+def test_tied_weights_are_divided_into_graphs(tmp_path):
+    torch.manual_seed(0)
+    path = offramp.divide(Tied().eval(), ids(2, 6), tmp_path / "store", more_inputs=[ids(3, 4)], method="export")
+    with Store(path) as store:
+        assert store.module.program.segments is not None
+
+
+def test_extents_in_which_examples_differ_may_differ():
+    graph = exported(Pooled(), torch.ones(2, 3, 8, 8), torch.ones(3, 3, 6, 8))
+    assert graph.dynamic[graph.inputs[0]] == (0, 2)
+
+
+def test_one_example_may_have_any_length_if_the_module_takes_any():
+    graph = exported(Tied(), ids(2, 6))
+    assert graph.dynamic[graph.inputs[0]] == (0, 1)
+
+
+def test_a_length_that_the_code_counts_on_is_refused(tmp_path):
+    with pytest.raises(StageError, match="specialized it to be a constant"):
+        exported(OfOneLength(), torch.ones(2, 5, 4), torch.ones(3, 7, 4))
+    offramp.divide(
+        OfOneLength().eval(),
+        torch.ones(2, 5, 4),
+        tmp_path / "store",
+        more_inputs=[torch.ones(3, 5, 4)],
+        method="export",
+    )
+
+
+def test_examples_that_take_another_path_are_refused():
+    module = Tied()
+    with pytest.raises(StageError, match="differ in more than extents"):
+        exported(module, {"ids": ids(2, 6)}, {"ids": ids(2, 6), "double": True})
