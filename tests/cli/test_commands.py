@@ -190,3 +190,12 @@ def test_windows_is_refused_in_one_line(run, monkeypatch):
     said = run("env")
     assert said.code == 1
     assert said.err == "offramp: error: Windows is not supported - run it on Linux, or in WSL\n"
+
+
+def test_ls_draws_the_stages_of_any_store(run, refused, model, tmp_path):
+    assert run("divide", model, tmp_path / "store").code == 0
+    assert run("ls", tmp_path / "store", "--graph", tmp_path / "stages.svg").code == 0
+    picture = (tmp_path / "stages.svg").read_text()
+    assert picture.count('rx="6"') == NUM_LAYERS + 2
+    assert picture.count("<circle") == NUM_LAYERS - 1
+    refused(2, "cannot write", "ls", tmp_path / "store", "--graph", tmp_path / "stages.txt")
