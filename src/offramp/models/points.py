@@ -22,6 +22,7 @@ from offramp.division.capture import Arguments, trace_run
 from offramp.division.placeholders import weights_of
 from offramp.division.stages import Sizes, plan_stages
 from offramp.errors import SourceError
+from offramp.models.segment_backend import pool
 from offramp.runtime.segments import width_of
 from offramp.store.exits import DEFAULT_FORM, exit_name
 from offramp.store.program import Call
@@ -142,10 +143,3 @@ class ModuleWithExits(nn.Module):
         finally:
             for handle in handles:
                 handle.remove()
-
-
-def pool(hidden: Tensor) -> Tensor:
-    """[B, H]: the mean of tokens [B, S, H] or of the places of a feature map [B, H, ...]."""
-    if hidden.dim() == 3:
-        return hidden.mean(1)
-    return hidden.flatten(2).mean(2) if hidden.dim() > 3 else hidden

@@ -1,6 +1,6 @@
 """Segments on PyTorch: the graphs of a store's stages, run operation by operation. No transformers.
 
-Shapes: B rows.
+Shapes: B rows, S tokens, H width.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from offramp.errors import StoreError
 from offramp.models.segments import SegmentGraph
@@ -55,6 +56,12 @@ class TorchSegments(SegmentBackend):
             what = f"graph {segment.kind} does not take these inputs: {said}"
             raise StoreError(what, self._where, "divide the model with such an input as its example") from error
 
+    @torch.inference_mode()
+    def exit_logits(self, state: State, weights: Weights) -> np.ndarray:
+        """As in training, to the bit."""
+        weight, bias = (torch.tensor(weights[role]) for role in ("exit.weight", "exit.bias"))
+        return functional.linear(pool(self.hidden(state)), weight, bias).numpy()
+
     def wrap(self, array: np.ndarray) -> Tensor:
         """A view; a copy of what must not be written to, for torch has no read-only tensors."""
         return torch.from_numpy(array) if array.flags.writeable else torch.tensor(array)
@@ -67,3 +74,10 @@ class TorchSegments(SegmentBackend):
     def take(self, value: Tensor, rows_B: np.ndarray, extent: int) -> Tensor:
         """A copy of these rows."""
         return value.index_select(extent, torch.from_numpy(rows_B))
+
+
+def pool(hidden: Tensor) -> Tensor:
+    """[B, H]: the mean of tokens [B, S, H] or of the places of a feature map [B, H, ...]."""
+    if hidden.dim() == 3:
+        return hidden.mean(1)
+    return hidden.flatten(2).mean(2) if hidden.dim() > 3 else hidden

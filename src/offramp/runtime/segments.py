@@ -128,10 +128,14 @@ class SegmentBackend(Backend):
         needed.update(self._segments.outputs)
         state.arrays = {name: value for name, value in state.arrays.items() if name in needed}
 
-    def exit_logits(self, state: State, weights: Weights) -> np.ndarray:
-        """The mean over tokens or places of the hidden state that the next stage begins with, and a linear layer."""
+    def hidden(self, state: State) -> Any:
+        """The value that an exit looks at: the first that the next stage reads."""
         assert isinstance(state, SegmentState)
-        hidden = self.unwrap(state.arrays[self._segments.stages[state.stage].reads[0]])
+        return state.arrays[self._segments.stages[state.stage].reads[0]]
+
+    def exit_logits(self, state: State, weights: Weights) -> np.ndarray:
+        """The mean over tokens or places, and a linear layer."""
+        hidden = self.unwrap(self.hidden(state))
         if hidden.ndim == 3:
             hidden = hidden.mean(axis=1)
         elif hidden.ndim > 3:
