@@ -173,11 +173,14 @@ def _encoder(store: Store, max_length: Optional[int], warn: Callable[[str], None
     """Of texts, or, for a module that takes pixels, of images."""
     for file in store.contents.files:
         store.read_file(file)
+    from offramp.errors import StoreError, UsageError
+
     if not _is_module(store):
         from offramp.tasks import TextEncoder
 
         return TextEncoder.from_folder(store.path, store.manifest.encoder, max_length, warn)
-    from offramp.errors import StoreError
+    if max_length is not None:
+        raise UsageError("the model takes no texts, so there is no length to cut to", store.path, "leave it out")
     from offramp.tasks.image_inputs import ImageInputs
 
     inputs = store.module.program.inputs

@@ -1,7 +1,8 @@
 """Measure latency, peak memory and bytes read of a store for one or several budgets, each in processes of its own,
 interleaved.
 
-Without --input, random ids of 128 tokens and no exits: exits leave elsewhere on random input than on real text.
+Without --input, random ids of 128 tokens, or random pixels, and no exits: exits leave elsewhere on random input than
+on real text.
 
 With --task, or --dev and --label-column, what an exit policy costs and gains on a split, at batch 1, 8 and bulk, beside
 the plain model (no head of an exit run) and the model cut after each layer, under one budget:

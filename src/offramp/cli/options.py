@@ -155,6 +155,11 @@ def labelled_data(args: argparse.Namespace, labels: Sequence[str] | None = None)
     if own and all(_has_images(path) for path in (args.train, args.dev) if path):
         from offramp.tasks.images import load_images
 
+        if args.regression or labels == ():
+            raise UsageError("folders of images are classes, and this is a regression", own, "take a classifier")
+        if args.text_column or args.pair_column or args.data:
+            what = "--text-column, --pair-column and --data are for texts, the data are images"
+            raise UsageError(what, own, "leave them out")
         paths = [Path(path) if path else None for path in (args.train, args.dev)]
         return load_images(paths[0], paths[1], labels, args.split_seed)
     if own:
@@ -209,7 +214,11 @@ def _has_images(source: str) -> bool:
 
 def known_inputs(args: argparse.Namespace) -> Iterable[Any] | None:
     """The texts if they can be read twice, so that the plan may look at them first."""
-    return None if args.input == "-" or (args.input and not Path(args.input).is_file()) else inputs(args)
+    return (
+        None
+        if args.input == "-" or (args.input and not (Path(args.input).is_file() or Path(args.input).is_dir()))
+        else inputs(args)
+    )
 
 
 def require_writable(path: str, suffixes: tuple[str, ...] = ()) -> None:

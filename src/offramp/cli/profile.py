@@ -1,5 +1,5 @@
 """Draw the memory of a run over time, with a band for each stage and the budget as a line. Without inputs, random
-token ids are classified.
+token ids, or random pixels, are classified.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main(args: argparse.Namespace) -> int:
     from itertools import islice
 
     import offramp
-    from offramp.experiments.bench import random_length, random_tokens
+    from offramp.experiments.bench import random_batch, random_length
     from offramp.measure import MemorySampler, read_memory
 
     require_writable(args.out, (".svg", ".png"))
@@ -59,8 +59,8 @@ def main(args: argparse.Namespace) -> int:
             else:
                 num_rows = classifier.settings.num_rows
                 for index in range(args.passes):
-                    tokens = random_tokens(classifier, num_rows, length, index)
-                    classifier.predict_tokens(*tokens, more=index + 1 < args.passes)
+                    batch = random_batch(classifier, num_rows, length, index)
+                    classifier.predict_batch(batch, more=index + 1 < args.passes)
             record = {**classifier.record(), "peak_rss_bytes": read_memory().peak_bytes}
     if args.trace:
         classifier.trace.to_jsonl(args.trace)

@@ -54,16 +54,22 @@ def main(args: argparse.Namespace) -> int:
     from offramp.experiments.tuning import Goal, tune
     from offramp.runtime.policy_files import policy_of
     from offramp.store import Store
+    from offramp.store.manifest import Manifest, require_head
     from offramp.store.policy_file import write_policy
 
     goal = Goal(args.latency, args.max_drop, args.confidence, args.method, args.deadline)
     transcript, certify_on = _transcripts(Path(args.transcript), needs_certify=goal.max_drop is not None)
     with Store(args.store) as store:
-        if transcript.about.model_sha256 != store.manifest.source.fingerprint:
-            remedy = "offramp eval STORE --transcript writes it for this store"
+        require_head(store.contents, store.path)
+        if transcript.about.model_sha256 != store.contents.source.fingerprint:
+            remedy = "offramp eval --transcript writes it for this store, or the run folder that it was divided from"
             raise UsageError("the transcript is of another model", transcript.path, remedy)
-        facts = (store.digest, store.manifest.encoder.max_length)
-    profile = _profile(args, facts[0], min(int(transcript.lengths_N.max()), facts[1]))
+        digest, limit = (
+            store.digest,
+            store.contents.encoder.max_length if isinstance(store.contents, Manifest) else None,
+        )
+    longest = None if limit is None else min(int(transcript.lengths_N.max()), limit)
+    profile = _profile(args, digest, longest)
     file, rivals = tune(transcript, certify_on, profile, goal, say)
     policy = policy_of(file, args.out)
     write_policy(Path(args.out), file)
@@ -133,7 +139,7 @@ def _transcripts(folder: Path, needs_certify: bool) -> tuple[Any, Any]:
     return read_transcript(folder, "tune"), read_transcript(folder, "certify") if needs_certify else None
 
 
-def _profile(args: argparse.Namespace, store_sha256: str, longest: int) -> Any:
+def _profile(args: argparse.Namespace, store_sha256: str, longest: int | None) -> Any:
     """The one that was given, if it was measured here; else a process of the engine's own measures, or remembers."""
     from offramp.experiments.bench import profile_here
     from offramp.runtime.profile import load_profile, machine, require_here

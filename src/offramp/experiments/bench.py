@@ -18,8 +18,10 @@ import numpy as np
 from offramp.experiments.children import output_of
 from offramp.measure import median, percentile, read_memory
 from offramp.runtime import Classifier
+from offramp.runtime.course import Arrays, Batch, Tokens, course_of
 from offramp.runtime.profile import DeviceProfile, load_profile
 from offramp.store import Store
+from offramp.store.manifest import Manifest
 
 RANDOM_LENGTH = 128
 """Tokens of a random input."""
@@ -27,8 +29,13 @@ WARM_UP_PASSES = 2
 
 
 def random_length(store: str, max_length: int | None) -> int:
-    """Tokens of a random input: as many as asked for, else RANDOM_LENGTH, but no more than the model reads."""
+    """Tokens of a random input: as many as asked for, else RANDOM_LENGTH, but no more than the model reads; 1 of what
+    has no length. Raises StoreError for a module whose stages are no graphs.
+    """
     with Store(store, verify="never") as opened:
+        if not isinstance(opened.contents, Manifest):
+            course_of(opened)
+            return 1
         return min(max_length or RANDOM_LENGTH, opened.manifest.encoder.max_length)
 
 
@@ -44,13 +51,25 @@ def random_tokens(
     return ids, np.ones_like(ids), np.zeros_like(ids)
 
 
+def random_batch(classifier: Classifier, num_rows: int, length: int, seed: int) -> Batch:
+    """Random tokens, or whatever else the store takes, made likewise."""
+    if isinstance(classifier.store.contents, Manifest):
+        return Tokens(*random_tokens(classifier, num_rows, length, seed))
+    found = {}
+    for name, value in classifier.store.module.program.inputs.items():
+        shape = (num_rows, *value.shape[1:])
+        numbers = (np.arange(int(np.prod(shape)), dtype=np.int64) * 7919 + seed * 104729 + 1) % 256
+        found[name] = (numbers.astype(np.float32) / 128 - 1).reshape(shape).astype(value.dtype)
+    return Arrays(found)
+
+
 def measure_tokens(classifier: Classifier, num_rows: int, length: int, num_passes: int) -> dict[str, Any]:
-    """Warm up, run `num_passes` batches of random ids, and describe them."""
+    """Warm up, run `num_passes` batches of random inputs, and describe them."""
     for index in range(WARM_UP_PASSES):
-        classifier.predict_tokens(*random_tokens(classifier, num_rows, length, index))
+        classifier.predict_batch(random_batch(classifier, num_rows, length, index))
     warm = classifier.record()
     for index in range(num_passes):
-        classifier.predict_tokens(*random_tokens(classifier, num_rows, length, WARM_UP_PASSES + index))
+        classifier.predict_batch(random_batch(classifier, num_rows, length, WARM_UP_PASSES + index))
     return describe(classifier, WARM_UP_PASSES, warm)
 
 
@@ -112,10 +131,14 @@ def bench(
 
 
 def profile_here(
-    store: str, longest: int, options: Sequence[str], path: Path, say: Callable[[str], None]
+    store: str, longest: int | None, options: Sequence[str], path: Path, say: Callable[[str], None]
 ) -> DeviceProfile:
-    """The device profile of a store, measured in a process that is there for this alone, or remembered from before."""
-    words = ["--save-profile", str(path), "--max-length", str(longest), "--remembered", *options]
+    """The device profile of a store, measured in a process that is there for this alone, or remembered from before.
+
+    `longest`: tokens of the longest text; None where inputs have no length.
+    """
+    words = ["--save-profile", str(path), "--remembered", *options]
+    words += [] if longest is None else ["--max-length", str(longest)]
     say("measuring what each exit takes on this machine, unless that is known: at most 2 minutes")
     output_of([sys.executable, "-m", "offramp", "bench", store, *words])
     return load_profile(path)

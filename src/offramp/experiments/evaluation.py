@@ -18,7 +18,7 @@ from offramp.errors import SourceError, UsageError
 from offramp.policies import Policy, replay
 from offramp.policies.evidence import MULTI_LABEL, REGRESSION
 from offramp.store import Encoder, Store
-from offramp.store.manifest import FILE_NAME
+from offramp.store.manifest import FILE_NAME, Manifest
 from offramp.store.transcript import About, TranscriptWriter
 from offramp.tasks.examples import Example, Splits, digest, label_ids
 from offramp.tasks.metrics import answers, score, score_exits
@@ -26,6 +26,7 @@ from offramp.training.folders import read_config
 
 if TYPE_CHECKING:
     from offramp.models.inputs import AnyRows, Facts
+    from offramp.runtime.course import Course
 
 Say = Callable[[str], None]
 
@@ -133,9 +134,16 @@ def answer_at(logits_KNC: np.ndarray, exit_N: np.ndarray) -> np.ndarray:
 
 
 def classifier_facts(folder: Path) -> Facts:
-    """What a classifier's folder takes and gives. Raises SourceError for one without a head."""
+    """What a classifier's folder takes and gives. Raises SourceError for one without a head, and UsageError for the store
+    of a module, which transformers does not load.
+    """
     from offramp.models.inputs import facts_of
 
+    if (folder / FILE_NAME).is_file():
+        with Store(folder, verify="never") as store:
+            if not isinstance(store.contents, Manifest):
+                remedy = "give the run folder that it was divided from: its transcripts are those of the store"
+                raise UsageError(f"the store of a {store.contents.source.architecture} is not scored", folder, remedy)
     facts = facts_of(folder)
     if facts.problem is None:
         raise SourceError("the model has no classification head", folder, "offramp train gives it one")
@@ -171,7 +179,7 @@ def trained_length(folder: Path) -> int | None:
     return found if isinstance(found, int) else None
 
 
-def model_label_ids(labels: Sequence[str], model: Encoder | Facts, folder: Path) -> list[int]:
+def model_label_ids(labels: Sequence[str], model: Encoder | Facts | Course, folder: Path) -> list[int]:
     """The model's id of each label of the data; none for a regression.
 
     Raises UsageError for labels, or a kind of task, that the model does not have.

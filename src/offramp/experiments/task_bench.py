@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 
@@ -25,9 +26,12 @@ from offramp.experiments.bench import run_rounds
 from offramp.experiments.children import output_of
 from offramp.experiments.evaluation import model_label_ids, trained_length
 from offramp.measure import median, percentile
+from offramp.runtime.course import course_of
 from offramp.store import Store
 from offramp.store.exits import read_exits
+from offramp.store.manifest import Manifest
 from offramp.tasks.examples import Splits, digest, spread
+from offramp.tasks.images import Image
 from offramp.tasks.metrics import paired_interval, score
 from offramp.tasks.text import Text
 
@@ -47,7 +51,7 @@ class Sample:
     task: str
     split: str
     metrics: tuple[str, ...]
-    texts: list[Text]
+    texts: list[Text | Image]
     labels: tuple[str, ...]
     """Of the model, by their ids; none for a regression."""
     truth_N: np.ndarray
@@ -119,11 +123,11 @@ def take_sample(store: Store, data: Splits, split: str, num_rows: int) -> Sample
 
     Raises UsageError for an unknown split, and for labels that are not the model's.
     """
-    encoder = store.manifest.encoder
-    ids = model_label_ids(data.labels, encoder, store.path)
+    course = course_of(store)
+    ids = model_label_ids(data.labels, course, store.path)
     name, examples = next(iter(data.named([split]).items()))
     rows = [(text, ids[int(label)] if ids else label) for text, label in spread(examples, num_rows)]
-    labels = tuple(encoder.labels) if data.labels else ()
+    labels = tuple(course.labels) if data.labels else ()
     truth_N = np.array([label for _, label in rows])
     return Sample(data.name, name, data.metrics, [text for text, _ in rows], labels, truth_N, digest(rows))
 
@@ -136,9 +140,9 @@ def rivals_of(store: Store, exit: str, deadline_seconds: float | None, batches: 
     found = [Rival("plain", "none", batch) for batch in batches]
     if exit != "none" or deadline_seconds is not None:
         found += [Rival("exits", exit, batch, deadline_seconds) for batch in batches]
-    description = read_exits(store) if store.manifest.exits else None
+    description = read_exits(store) if store.contents.exits else None
     if description is not None and description.trained:
-        found += [Rival("truncated", f"stage:{number}", 1) for number in range(1, len(store.manifest.layers))]
+        found += [Rival("truncated", f"stage:{number}", 1) for number in range(1, len(course_of(store).layers))]
     return found
 
 
@@ -158,8 +162,8 @@ def bench_task(
     raised before anything is measured.
     """
     with TemporaryDirectory() as folder:
-        words = ["--input", str(_write_inputs(sample, Path(folder) / "inputs.jsonl")), *options]
-        length = trained_length(store.path)
+        words = ["--input", str(_write_inputs(sample, Path(folder))), *options]
+        length = trained_length(store.path) if isinstance(store.contents, Manifest) else None
         words += [] if length is None or "--max-length" in options else ["--max-length", str(length)]
         batches = [
             batch for batch in BATCHES if _has_room(store, Rival("exits", exit, batch, deadline_seconds), words, say)
@@ -170,7 +174,7 @@ def bench_task(
         found: dict[str, list[dict[str, Any]]] = {name: [] for name in commands}
         for name, record in run_rounds(commands, rounds, say):
             found[name].append(record)
-    num_layers = len(store.manifest.layers)
+    num_layers = len(course_of(store).layers)
     plain = {rival.batch: found[str(rival)] for rival in rivals if rival.name == "plain"}
     rows = [measured(rival, found[str(rival)], plain[rival.batch], sample, num_layers) for rival in rivals]
     return rows, _common(sample, plain[1][0], rounds, num_layers)
@@ -255,9 +259,17 @@ def _has_room(store: Store, rival: Rival, words: Sequence[str], say: Say) -> boo
     return True
 
 
-def _write_inputs(sample: Sample, path: Path) -> Path:
-    """As `offramp run` reads them."""
-    pairs = [{"text": text} if isinstance(text, str) else {"text": text[0], "pair": text[1]} for text in sample.texts]
+def _write_inputs(sample: Sample, folder: Path) -> Path:
+    """As `offramp run` reads them: lines of texts, or a zip of images whose names are in order."""
+    if any(isinstance(text, Image) for text in sample.texts):
+        path = folder / "inputs.zip"
+        with ZipFile(path, "w") as archive:
+            for number, image in enumerate(sample.texts):
+                assert isinstance(image, Image)
+                archive.writestr(f"{number:06d}{Path(image.member or image.path).suffix}", image.read())
+        return path
+    path = folder / "inputs.jsonl"
+    pairs = [{"text": text} if isinstance(text, str) else {"text": text[0], "pair": text[1]} for text in sample.texts]  # type: ignore[index]
     path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     return path
 

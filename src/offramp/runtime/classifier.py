@@ -165,7 +165,8 @@ class Classifier:
 
     def _predict_bulk(self, texts: Sequence[Any], more: bool) -> List[Result]:
         """The same by length, so that a sweep of the weights serves many texts and pads few tokens."""
-        lengths = [self._encode([text]).shape[1] for text in texts]
+        has_length = self.encoder.max_length > 1  # an image has none, and is not decoded to see that
+        lengths = [self._encode([text]).shape[1] if has_length else 1 for text in texts]
         found: List[Optional[Result]] = [None] * len(texts)
         batches = list(self._bulk_batches(lengths))
         for number, indices in enumerate(batches, start=1):

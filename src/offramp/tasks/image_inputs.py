@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from offramp.errors import UsageError
 from offramp.tasks.images import Image
 from offramp.tasks.pixels import ImageEncoder
 
@@ -37,5 +38,10 @@ class ImageInputs:
         return cls(ImageEncoder.from_folder(folder), name)
 
     def encode(self, images: Sequence[Image | bytes]) -> dict[str, np.ndarray]:
-        """Argument -> float32 [B, 3, H, W]."""
+        """Argument -> float32 [B, 3, H, W]. Raises UsageError for what is no image, or cannot be decoded."""
+        foreign = next((image for image in images if not isinstance(image, (Image, bytes))), None)
+        if foreign is not None:
+            raise UsageError(
+                "the model takes images, not texts", None, "give --input a file, a folder or a zip of images"
+            )
         return {self.name: self.encoder.encode(images)}
