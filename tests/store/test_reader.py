@@ -323,6 +323,15 @@ def test_digests_of_another_table(store):
         assert problems(store) == {"rows.safetensors": "blocks differ from rows.blocks"}
 
 
+@pytest.mark.parametrize("rows", [[0], [5, 6, 7], [7, 3, 7], list(range(4096))])
+def test_gathered_rows_begin_on_a_cache_line(pristine, rows):
+    """Where they begin changes the last bits of what is computed from them."""
+    with Store(pristine) as store:
+        for _ in range(4):
+            found, _ = store.gather("rows", "word", np.array(rows))
+            assert found.ctypes.data % 64 == 0 and found.flags.writeable
+
+
 @pytest.mark.parametrize("rows", [[-1], [VOCABULARY], [0, 10**12]])
 def test_rows_that_the_table_has_not(pristine, rows):
     with Store(pristine) as store, pytest.raises(ValueError, match=f"the table has {VOCABULARY}"):

@@ -33,9 +33,10 @@ def choose_direct(store: Store, reads: str, growth_bytes: int, available_bytes: 
 
 def direct_works(store: Store) -> bool:
     """Probe: read the smallest shard to its end, into an aligned buffer; EINVAL may come at open or at read."""
-    shard = min(
-        (shard for shard in store.contents.shards.values() if shard.blocks is None), key=lambda shard: shard.bytes
-    )
+    whole = [shard for shard in store.contents.shards.values() if shard.blocks is None]
+    if not whole:
+        return False
+    shard = min(whole, key=lambda shard: shard.bytes)
     slot = Slot(-(-shard.bytes // 4096) * 4096)
     try:
         return store.read_shard(shard.name, slot.view, direct=True)[1]

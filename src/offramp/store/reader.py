@@ -193,7 +193,7 @@ class Store:
         unique_U, inverse_N = np.unique(rows_N, return_inverse=True)
         if len(unique_U) and (unique_U[0] < 0 or unique_U[-1] >= height):
             raise ValueError(f"{tensor.name}: rows {unique_U[0]}..{unique_U[-1]} asked for, the table has {height}")
-        table_UW = np.empty((len(unique_U), width), _row_dtype(tensor))
+        table_UW = _aligned_rows(len(unique_U), width, _row_dtype(tensor))
         start, row_bytes = shard.data_start + tensor.offset, tensor.num_bytes // height
         read = self._check_blocks(shard, start, row_bytes, unique_U)
         fd, view = self._fd(shard_name), table_UW.reshape(-1).view(np.uint8).data
@@ -203,7 +203,10 @@ class Store:
                 got = os.preadv(fd, [part], start + int(unique_U[first]) * row_bytes)
             self._require(got == len(part), shard, "file ends inside a table")
             read += got
-        return table_UW[inverse_N.reshape(-1)], read
+        if np.array_equal(unique_U, rows_N):  # a slice, which may be large
+            return table_UW, read
+        rows_NW = _aligned_rows(inverse_N.size, width, table_UW.dtype)
+        return np.take(table_UW, inverse_N.reshape(-1), 0, rows_NW, "clip"), read  # else NumPy makes one more copy
 
     def _fd(self, name: str, direct: bool = False) -> int:
         with self._opening:
@@ -320,10 +323,19 @@ def _array_dtype(tensor: m.Tensor) -> type:
 
 
 def _aligned_copy(raw: np.ndarray) -> np.ndarray:
-    room = np.empty(len(raw) + 64, np.uint8)
+    room = _aligned(len(raw))
+    room[:] = raw
+    return room
+
+
+def _aligned_rows(height: int, width: int, dtype: Any) -> np.ndarray:
+    return _aligned(height * width * np.dtype(dtype).itemsize).view(dtype).reshape(height, width)
+
+
+def _aligned(num_bytes: int) -> np.ndarray:
+    room = np.empty(num_bytes + 64, np.uint8)
     start = -room.ctypes.data % 64
-    room[start : start + len(raw)] = raw
-    return room[start : start + len(raw)]
+    return room[start : start + num_bytes]
 
 
 def load_tensors(store: Store, file: m.File) -> Dict[str, np.ndarray]:
