@@ -16,10 +16,12 @@ LOOK_UP = "aten.embedding.default"
 
 @dataclass(frozen=True)
 class Enter:
-    """A module call begins. `arguments`: the values among its arguments, in order, as they are then."""
+    """A module call begins. `arguments`: the tensors among its arguments, in order, as they are then, each with the
+    number of its value; None for one that is no value: an input of the run, a weight, a constant.
+    """
 
     call: Call
-    arguments: tuple[tuple[int, Value], ...] = ()
+    arguments: tuple[tuple[int | None, Value], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Place:
     op: int
     call: Call | None
     depth: int
-    arguments: tuple[tuple[int, Value], ...] = ()
+    arguments: tuple[tuple[int | None, Value], ...] = ()
 
 
 @dataclass(frozen=True)

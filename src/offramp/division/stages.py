@@ -75,6 +75,8 @@ def plan_stages(
             None: what the largest of the blocks that follow one another needs, and each of them is a stage.
         table_bytes: a weight of this size or more of which only rows are looked up is not loaded, its rows are.
     """
+    if stage_bytes is not None and stage_bytes <= 0:
+        raise ValueError(f"stage_bytes must be more than nothing, not {stage_bytes}")
     run = Run(trace)
     tables = _tables(run, sizes, table_bytes)
     blocks = _blocks(run)
@@ -152,9 +154,19 @@ def _is_composed(run: Run, span: Span) -> bool:
 
 
 def _largest(run: Run, blocks: Sequence[Span], sizes: Sizes, tables: Set[str]) -> int:
-    """Bytes of the largest block; without blocks, a fair share of all weights."""
-    needs = [sizes.of(run.weights(span.start, span.end).keys() - tables) for span in blocks]
+    """Bytes of the largest block, with what comes between it and the next one; without blocks, a fair share of all
+    weights.
+    """
+    needs = []
+    for index, span in enumerate(blocks):
+        after = blocks[min(index + 1, len(blocks) - 1)]
+        end = after.start if after is not span and _parent(after) == _parent(span) else span.end
+        needs.append(sizes.of(run.weights(span.start, end).keys() - tables))
     return max(needs, default=0) or max(sizes.of(run.weights().keys() - tables) // FEW_STAGES, 1)
+
+
+def _parent(span: Span) -> str:
+    return span.call.module.rpartition(".")[0]
 
 
 def _cut(run: Run, sizes: Sizes, tables: Set[str], limit: int, forced: Set[int]) -> list[Place]:
@@ -171,9 +183,11 @@ def _cut(run: Run, sizes: Sizes, tables: Set[str], limit: int, forced: Set[int])
         best.append(math.inf)
         begins.append(end - 1)
         needed: set[str] = set()
+        needed_bytes = 0
         for start in range(end - 1, -1, -1):
+            needed_bytes += sizes.of(needs[start] - needed)
             needed |= needs[start]
-            if start < end - 1 and (sizes.of(needed) > limit or bounds[start + 1] in forced):
+            if start < end - 1 and (needed_bytes > limit or bounds[start + 1] in forced):
                 break
             if best[start] + costs[start] < best[end]:
                 best[end], begins[end] = best[start] + costs[start], start
