@@ -22,6 +22,11 @@ def test_of_calls_that_begin_at_one_operation_the_outermost_is_the_place():
     assert places(Run(trace("w0 a( w1 b( c( ) ) ) d( w2 )"))) == [(0, None, 0), (1, "a", 0), (2, "d", 0)]
 
 
+def test_of_calls_that_follow_one_another_the_place_is_the_one_that_does_something():
+    """Dropout does nothing where nothing is learnt."""
+    assert places(Run(trace("w0 drop( ) a( x( ) b( w1 ) )"))) == [(0, None, 0), (1, "a", 0)]
+
+
 def test_calls_before_the_first_operation_and_behind_the_last_are_no_places():
     assert places(Run(trace("a( b( w0 ) ) c( ) d( )"))) == [(0, None, 0)]
     assert places(Run(trace("a( )"))) == [(0, None, 0)]

@@ -127,6 +127,30 @@ def test_of_blocks_within_blocks_the_inner_ones_are_the_stages():
     assert starts(stages_of(f"e {outer}")) == [None, "s.0", "s.0.l.1", "s.1", "s.1.l.1"]
 
 
+def test_blocks_of_which_one_alone_has_blocks_within_are_the_stages_themselves():
+    inner = f"s.2( {block('s.2.l.0')} {block('s.2.l.1')} )"
+    assert starts(stages_of(f"e {block('s.0')} {block('s.1')} {inner}")) == [None, "s.0", "s.1", "s.2"]
+
+
+def test_what_blocks_only_hand_out_is_no_obstacle():
+    """Keys and values for the next step of a generation."""
+    tracer, cache = Tracer(), []
+    hidden = tracer.op("e")
+    for i in range(3):
+        tracer.enter(f"layers.{i}", hidden)
+        for j in range(2):
+            tracer.enter(f"layers.{i}.x{j}")
+            cache.append(tracer.op(f"layers.{i}.x{j}.w", reads=(hidden,)))
+            hidden = tracer.op(reads=(hidden, cache[-1]))
+            tracer.leave()
+        tracer.leave()
+    traced = tracer.done(hidden, *cache)
+    plan = plan_stages(traced, sizes(dict.fromkeys(Run(traced).weights(), 4)))
+    assert starts(plan) == [None, "layers.0", "layers.1", "layers.2"]
+    assert [stage.flow.values[stage.flow.hidden] for stage in plan.stages[1:]] == [traced.values[hidden][0]] * 3
+    assert [len(stage.flow.values) for stage in plan.stages] == [0, 1, 3, 5]
+
+
 def test_children_of_the_whole_model_may_be_blocks():
     assert starts(stages_of("e " + " ".join(block(str(i)) for i in range(3)))) == [None, "0", "1", "2"]
 

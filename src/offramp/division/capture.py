@@ -6,8 +6,9 @@ is read through a view or through a reference that Python took earlier is seen t
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +21,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from offramp.division.graph import Enter, Leave, Op, Trace
 from offramp.division.placeholders import Placeholder, Weight
 from offramp.store.program import Call, Value
+
+Around = Callable[[Callable[..., Any], tuple, dict[str, Any]], Any]
+"""(forward, arguments, keywords) -> what the call gives."""
 
 
 class Arguments:
@@ -63,15 +67,17 @@ def tensors_of(output: Any) -> list[Tensor]:
 def _collect(part: Any, found: list[Tensor], seen: set[int]) -> None:
     if isinstance(part, Tensor):
         found.append(part)
+    elif isinstance(part, (nn.Module, type)):
+        return
     elif isinstance(part, Mapping):
         for value in part.values():
             _collect(value, found, seen)
     elif isinstance(part, (list, tuple, set)):
         for value in part:
             _collect(value, found, seen)
-    elif hasattr(part, "__dict__") and id(part) not in seen:  # a cache of keys and values
+    elif id(part) not in seen:  # a dataclass, a cache of keys and values
         seen.add(id(part))
-        for value in vars(part).values():
+        for value in _held(part):
             _collect(value, found, seen)
 
 
@@ -88,6 +94,35 @@ def bits(tensor: Tensor) -> bytes:
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
+def _held(part: Any) -> list[Any]:
+    """The attributes of an object, also where it has slots for them."""
+    slots = [name for cls in type(part).__mro__ for name in vars(cls).get("__slots__", ()) if not name.startswith("__")]
+    return [*getattr(part, "__dict__", {}).values(), *(getattr(part, name) for name in slots if hasattr(part, name))]
+
+
+def surround(module: nn.Module, around: Around) -> Callable[[], None]:
+    """Have `around(forward, args, kwargs)` called in place of a module's `forward`. Returns what undoes it.
+
+    Hooks would not do: they are not called for a `forward` that is called directly, nor after an interrupt, and some
+    layers compute otherwise where they have any.
+    """
+    before, own, active = vars(module).get("forward"), module.forward, True
+
+    @functools.wraps(own)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return around(own, args, kwargs) if active else own(*args, **kwargs)
+
+    def undo() -> None:
+        nonlocal active
+        active = False
+        if vars(module).get("forward") is forward:  # else somebody has put another one around it since
+            del vars(module)["forward"]
+            vars(module).update({} if before is None else {"forward": before})
+
+    vars(module)["forward"] = forward
+    return undo
+
+
 def trace_run(
     model: nn.Module, weights: Mapping[str, Weight], inputs: Arguments, fetch: Callable[[str], Tensor]
 ) -> tuple[Trace, Any]:
@@ -101,7 +136,7 @@ def trace_run(
     try:
         for weight in parameters:
             weight.put(Placeholder(weight.name, weight.tensor, recorder.fetched))
-        with recorder.hooks(model), recorder:
+        with recorder.calls_of(model), recorder:
             output = inputs.call(model)
     finally:
         for weight in parameters:
@@ -127,6 +162,21 @@ class LastUsed:
             self._bytes -= self._kept.popitem(last=False)[1].nbytes
         self._kept[name] = tensor
         return tensor
+
+
+class Touches(TorchDispatchMode):
+    """Notices which of some tensors, by name, an operation touches, be it through a view."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self._names = {_memory(tensor): name for name, tensor in tensors.items()}
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        for leaf in pytree.tree_leaves((args, kwargs)):
+            if isinstance(leaf, Tensor) and not isinstance(leaf, Placeholder) and _memory(leaf) in self._names:
+                self.found.add(self._names[_memory(leaf)])
+        return func(*args, **(kwargs or {}))
 
 
 class _Recorder(TorchDispatchMode):
@@ -156,12 +206,12 @@ class _Recorder(TorchDispatchMode):
         inputs = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         touched = [leaf.weight_name for leaf in inputs if isinstance(leaf, Placeholder)]
         real = [leaf for leaf in inputs if not isinstance(leaf, Placeholder)]
-        known = {_memory(leaf) for leaf in real}
+        known = dict.fromkeys(_memory(leaf) for leaf in real)  # in order, and not in that of addresses
         owners = [self._owner[memory] for memory in known if memory in self._owner]
         reads = tuple(owner for owner in owners if isinstance(owner, int))
         weights = (*touched, *(owner for owner in owners if isinstance(owner, str)))
         result = func(*args, **kwargs)
-        known |= {memory for name in touched for memory in self._homes[name]}
+        known.update((memory, None) for name in touched for memory in self._homes[name])
         writes = tuple(self._new(leaf) for leaf in pytree.tree_leaves(result) if _is_new(leaf, known))
         self._events.append(Op(str(func), tuple(dict.fromkeys(weights)), reads, writes))
         return result
@@ -173,31 +223,31 @@ class _Recorder(TorchDispatchMode):
         return Trace(tuple(self._events), self._values, kept)
 
     @contextmanager
-    def hooks(self, model: nn.Module) -> Iterator[None]:
+    def calls_of(self, model: nn.Module) -> Iterator[None]:
         """Have the begin and the end of every module call written down."""
-        handles = []
-        for path, module in model.named_modules():
-            if path:
-                handles.append(module.register_forward_pre_hook(self._entering(path), with_kwargs=True))
-                handles.append(module.register_forward_hook(self._leaving, always_call=True))
+        undo = [surround(module, self._around(path)) for path, module in model.named_modules() if path]
         try:
             yield
         finally:
-            for handle in handles:
-                handle.remove()
+            for each in undo:
+                each()
 
-    def _entering(self, path: str) -> Callable[[nn.Module, tuple, dict], None]:
-        def enter(module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def _around(self, path: str) -> Around:
+        def around(forward: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
             self._calls[path] += 1
             leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-            seen = [(self._owner.get(_memory(leaf)), leaf) for leaf in leaves if not isinstance(leaf, Placeholder)]
-            arguments = tuple((owner, _value(leaf)) for owner, leaf in seen if isinstance(owner, int))
+            owners = [None if isinstance(leaf, Placeholder) else self._owner.get(_memory(leaf)) for leaf in leaves]
+            arguments = tuple(
+                (owner if isinstance(owner, int) else None, _value(leaf))
+                for owner, leaf in zip(owners, leaves, strict=True)
+            )
             self._events.append(Enter(Call(path, self._calls[path]), arguments))
+            try:
+                return forward(*args, **kwargs)
+            finally:
+                self._events.append(Leave())
 
-        return enter
-
-    def _leaving(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._events.append(Leave())
+        return around
 
     def _new(self, tensor: Tensor) -> int:
         number = len(self._values)
@@ -212,7 +262,7 @@ class _Recorder(TorchDispatchMode):
         self._owner[memory] = owner
 
 
-def _is_new(leaf: Any, known: set[int]) -> bool:
+def _is_new(leaf: Any, known: Collection[int]) -> bool:
     """Whether an operation made it: a view, and what is written in place, lie in memory that is known."""
     return isinstance(leaf, Tensor) and not isinstance(leaf, Placeholder) and _memory(leaf) not in known
 
@@ -222,4 +272,6 @@ def _memory(tensor: Tensor) -> int:
 
 
 def _value(tensor: Tensor) -> Value:
+    if tensor.is_nested:  # rows of unequal lengths
+        return Value(str(tensor.dtype).removeprefix("torch."), (tensor.numel(),))
     return Value(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))

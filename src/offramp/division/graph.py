@@ -86,8 +86,8 @@ class Run:
                 here = Place(len(self.ops), event.call, len(begun), event.arguments)
                 if here.op > self.places[-1].op:
                     self.places.append(here)
-                elif self.places[-1].call is not None and here.depth < self.places[-1].depth:
-                    self.places[-1] = here  # of calls that begin at one operation, the outermost
+                elif self.places[-1].call is not None and here.depth <= self.places[-1].depth:
+                    self.places[-1] = here  # of calls that begin at one operation, the outermost that it is in
                 begun.append((len(self.spans), event.call, len(self.ops)))
                 self.spans.append(Span(event.call, len(self.ops), len(self.ops)))
         self.places = [place for place in self.places if place.op < len(self.ops) or not place.op]
@@ -98,14 +98,17 @@ class Run:
         return dict.fromkeys(name for op in self.ops[start:end] for name in op.weights)
 
     def flow(self, place: Place, news_from: int) -> Flow:
-        """What flows over a cut. What was made before operation `news_from` and is still read is no news."""
+        """What flows over a cut. What was made before operation `news_from` and is still read is no news, nor is what
+        the run only hands out in the end, like a cache of keys and values.
+        """
         if place.call is None:
             return Flow(None, (), None)
         alive, made = self.live.at(place.op), self.live.made
         now = dict(place.arguments)
         values = tuple(now.get(value, self.live.values[value][0]) for value in alive)
         first = place.arguments[0][0] if place.arguments else None
-        alone = first in alive and all(made[value] < news_from for value in alive if value != first)
+        others = (value for value in self.live.read_at(place.op) if value != first)
+        alone = first in alive and all(made[value] < news_from for value in others)
         return Flow(place.call, values, alive.index(first) if first is not None and alone else None)
 
 
@@ -121,6 +124,7 @@ class Liveness:
                 self.made[value] = self.last[value] = number
             for value in op.reads:
                 self.last[value] = number
+        self._last_read = dict(self.last)
         self.last.update((value, len(ops)) for value in outputs)
         self._across = self._sums(len(ops), 1)
         self.most_bytes = max(self._sums(len(ops), 0))
@@ -129,6 +133,10 @@ class Liveness:
     def at(self, op: int) -> list[int]:
         """Values that were made before operation `op`, and that it or a later one reads."""
         return [value for value, made in self.made.items() if made < op <= self.last[value]]
+
+    def read_at(self, op: int) -> list[int]:
+        """Of these, what an operation reads yet."""
+        return [value for value in self.at(op) if self._last_read[value] >= op]
 
     def bytes_at(self, op: int) -> int:
         """Their bytes."""

@@ -27,17 +27,27 @@ _LOOK_UP = torch.ops.aten.embedding.default
 
 
 class Placeholder(Tensor):
-    """One weight that is elsewhere."""
+    """One weight that is elsewhere.
+
+    To PyTorch it is a plain tensor, for code looks at what it is given: some layers compute otherwise on tensors that
+    have functions of their own, and some operations on weights that require gradients.
+    """
 
     weight_name: str
     fetch: Fetch
     substitute: Substitute | None
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
     def __new__(cls, name: str, like: Tensor, fetch: Fetch, substitute: Substitute | None = None) -> Placeholder:
         """Of the shape and dtype of `like`, which may be on the meta device."""
         made = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
-            cls, like.shape, strides=like.stride(), dtype=like.dtype, device=torch.device("cpu"), requires_grad=False
+            cls,
+            like.shape,
+            strides=like.stride(),
+            dtype=like.dtype,
+            device=torch.device("cpu"),
+            requires_grad=like.requires_grad,
         )
         made.weight_name, made.fetch, made.substitute = name, fetch, substitute
         made._is_param = isinstance(like, nn.Parameter)
@@ -46,16 +56,17 @@ class Placeholder(Tensor):
     def __repr__(self, *, tensor_contents: Any = None) -> str:
         return f"Placeholder({self.weight_name}, {tuple(self.shape)}, {self.dtype})"
 
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        """Functions that can do with a part of the weight, where its owner says so; else the operations in it."""
-        kwargs = kwargs or {}
-        if func is nn.functional.linear:
-            result = _substituted(kwargs.get("weight", args[1] if len(args) > 1 else None), func, args, kwargs)
-            if result is not NotImplemented:
-                return result
-        with torch._C.DisableTorchFunctionSubclass():
-            return func(*args, **kwargs)
+    def tolist(self) -> Any:
+        """As of the weight: these three are no operations, so nothing else would notice them."""
+        return self.detach().tolist()
+
+    def numpy(self, *, force: bool = False) -> Any:
+        """As of the weight."""
+        return self.detach().numpy(force=force)
+
+    def data_ptr(self) -> int:
+        """As of the weight."""
+        return self.detach().data_ptr()
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -72,6 +83,21 @@ class Placeholder(Tensor):
         return func(*args, **named)
 
 
+class SlicedPlaceholder(Placeholder):
+    """One of which a linear layer can do with some rows at a time, where its owner says so."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        """Linear layers, which are several operations further down; else the operations."""
+        kwargs = kwargs or {}
+        if func is nn.functional.linear:
+            result = _substituted(kwargs.get("weight", args[1] if len(args) > 1 else None), func, args, kwargs)
+            if result is not NotImplemented:
+                return result
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **kwargs)
+
+
 def _substituted(weight: Any, func: Any, args: tuple, kwargs: dict) -> Any:
     if isinstance(weight, Placeholder) and weight.substitute is not None:
         return weight.substitute(weight, func, args, kwargs)
@@ -84,7 +110,8 @@ class Weight:
 
     name: str
     tensor: Tensor
-    places: tuple[tuple[nn.Module, str], ...]
+    places: tuple[tuple[nn.Module, str, bool], ...]
+    """(module, name, whether it is a buffer of that module)."""
     aliases: tuple[str, ...]
     """Its other names, where it is tied."""
     owners: frozenset[str]
@@ -98,8 +125,11 @@ class Weight:
 
     def put(self, tensor: Tensor) -> None:
         """Set it in every place."""
-        for module, name in self.places:
-            (module._buffers if self.is_buffer else module._parameters)[name] = tensor  # type: ignore[assignment]
+        for module, name, is_buffer in self.places:
+            (module._buffers if is_buffer else module._parameters)[name] = tensor  # type: ignore[assignment]
+            flat_names = module.__dict__.get("_flat_weights_names", ())  # of nn.LSTM and its kin
+            if name in flat_names:
+                module.__dict__["_flat_weights"][flat_names.index(name)] = tensor
 
 
 def weights_of(model: nn.Module) -> dict[str, Weight]:
@@ -113,10 +143,10 @@ def weights_of(model: nn.Module) -> dict[str, Weight]:
         weights[names[0]] = Weight(
             names[0],
             slots[0][3],
-            tuple((module, name) for _, module, name, _, _ in slots),
+            tuple((module, name, is_buffer) for _, module, name, _, is_buffer in slots),
             tuple(names[1:]),
             frozenset(path for path, *_ in slots),
-            slots[0][4],
+            all(is_buffer for *_, is_buffer in slots),
         )
     return weights
 
@@ -127,7 +157,8 @@ def _slots(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Tensor, bool
             if parameter is not None:
                 yield path, module, name, parameter, False
         for name, buffer in module._buffers.items():
-            if buffer is not None and name not in module._non_persistent_buffers_set:
+            is_saved = name not in module._non_persistent_buffers_set or isinstance(buffer, nn.Parameter)
+            if buffer is not None and is_saved:
                 yield path, module, name, buffer, True
 
 
@@ -137,3 +168,14 @@ def fingerprint(weights: Mapping[str, Weight]) -> str:
         [w.name, str(w.tensor.dtype), list(w.tensor.shape), sorted(w.aliases), w.is_buffer] for w in weights.values()
     ]
     return hashlib.sha256(json.dumps(sorted(facts)).encode()).hexdigest()
+
+
+def unsaved_buffers(module: nn.Module) -> str:
+    """sha256 of the buffers that no checkpoint holds: a module that is built anew must have the same."""
+    saved = {id(tensor) for *_, tensor, _ in _slots(module)}
+    digest = hashlib.sha256()
+    for name, buffer in module.named_buffers():
+        if id(buffer) not in saved:
+            digest.update(json.dumps([name, str(buffer.dtype), list(buffer.shape)]).encode())
+            digest.update(buffer.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

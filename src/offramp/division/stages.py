@@ -109,7 +109,7 @@ def _tables(run: Run, sizes: Sizes, table_bytes: int) -> frozenset[str]:
 
 def _blocks(run: Run) -> list[Span]:
     """Calls of the blocks that follow one another: numbered siblings, each of which takes one hidden state from the
-    one before and has several weighted calls inside. Of blocks within blocks the inner ones.
+    one before and has several weighted calls inside. Of blocks within blocks the inner ones, if all have some.
     """
     families: dict[str, list[Span]] = defaultdict(list)
     for span in run.spans:
@@ -118,16 +118,21 @@ def _blocks(run: Run) -> list[Span]:
             families[parent].append(span)
     places = {place.op: place for place in run.places}
     chains = {parent: spans for parent, spans in families.items() if _is_chain(run, spans, places)}
-    inner = [
-        parent
-        for parent in chains
-        if not any(other != parent and _is_within(other, parent) for other in chains)
-    ]  # fmt: skip
-    return sorted((span for parent in inner for span in chains[parent]), key=lambda span: span.start)
+    kept: list[str] = []
+    for parent in sorted(chains, key=lambda parent: parent.count(".") + bool(parent)):
+        inner = [span for other in chains if other != parent and _is_within(other, parent) for span in chains[other]]
+        is_divided = all(any(_is_inside(span, outer) for span in inner) for outer in chains[parent])
+        if not is_divided and not any(_is_within(parent, other) for other in kept):
+            kept.append(parent)
+    return sorted((span for parent in kept for span in chains[parent]), key=lambda span: span.start)
 
 
 def _is_within(module: str, parent: str) -> bool:
     return module.startswith(parent + ".") if parent else True
+
+
+def _is_inside(span: Span, outer: Span) -> bool:
+    return _is_within(span.call.module, outer.call.module) and outer.start <= span.start and span.end <= outer.end
 
 
 def _is_chain(run: Run, spans: Sequence[Span], places: Mapping[int, Place]) -> bool:
@@ -140,7 +145,7 @@ def _is_chain(run: Run, spans: Sequence[Span], places: Mapping[int, Place]) -> b
         return False
     inside = {value for span in spans[1:] for op in run.ops[span.start : span.end] for value in op.reads}
     flows = [run.flow(places[span.start], spans[0].end) for span in spans[1:]]
-    alive = {value for span in spans[1:] for value in run.live.at(span.start)}
+    alive = {value for span in spans[1:] for value in run.live.read_at(span.start)}
     return all(flow.hidden is not None for flow in flows) and alive <= inside
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,14 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from offramp import __version__
-from offramp.division.capture import Arguments, LastUsed, are_equal, bits, tensors_of, trace_run
-from offramp.division.placeholders import Placeholder, Weight, fingerprint, weights_of
+from offramp.division.capture import Arguments, LastUsed, Touches, are_equal, bits, tensors_of, trace_run
+from offramp.division.placeholders import Placeholder, Weight, fingerprint, unsaved_buffers, weights_of
 from offramp.division.stages import Sizes, StagePlan, plan_stages
 from offramp.errors import StageError, UsageError
 from offramp.export.segments import with_segments
 from offramp.models.placement import NAMES
 from offramp.models.streamed import Stream, streamed_shards
-from offramp.models.streaming import data_bytes
+from offramp.models.streaming import data_bytes, sliceable_shards
 from offramp.policies.evidence import REGRESSION, SINGLE_LABEL
 from offramp.runtime.weight_plan import plan_weights, smallest_bytes
 from offramp.store import Shard, Stage, Step, Store, StoreWriter
@@ -39,6 +40,8 @@ CLASSIFIERS = ("ForImageClassification", "ForSequenceClassification", "ForAudioC
 """How classes of transformers end whose first output are logits of a batch."""
 KEPT_BYTES = 64 << 20
 """Weights that are kept while a run is traced, beside the one in use."""
+SLICES = 4
+"""Rows that a weight must have to be read some at a time."""
 KEPT = "kept"
 """The shard of weights that stay in memory."""
 Say = Callable[[str], None]
@@ -85,12 +88,13 @@ def divide_module(
     """
     if module.training:
         raise UsageError("the module is in training mode", None, "call eval() on it")
-    weights = weights_of(module)
-    _require_divisible(module, weights)
+    _require_divisible(module)
+    weights, buffers_sha256 = weights_of(module), unsaved_buffers(module)
     origin = origin or in_memory(module, weights)
     example = Arguments(example_inputs)
     fetch = LastUsed(origin.fetch, KEPT_BYTES)
-    trace, output = trace_run(module, weights, example.copy(), fetch)
+    with _undisturbed(module):
+        trace, _ = trace_run(module, weights, example.copy(), fetch)
     parameters = {name: weight for name, weight in weights.items() if not weight.is_buffer}
     sizes = Sizes(
         {name: weight.num_bytes for name, weight in parameters.items()},
@@ -98,7 +102,9 @@ def divide_module(
     )
     plan = plan_stages(trace, sizes, stage_bytes)
     say(f"{len(plan.stages)} stages of at most {max(sizes.of(stage.uses) for stage in plan.stages)} bytes")
-    examples = [(example, tensors_of(output))]
+    examples = [(example, _plain(module, weights, example, fetch))]
+    if not examples[0][1]:
+        raise StageError("the module gives no tensor, so nothing can be compared", type(module).__name__)
     examples += _further(module, weights, example, [Arguments(inputs) for inputs in more_inputs], fetch, say)
     identity = f"{origin.source.fingerprint} {fingerprint(weights)} offramp {__version__} format {m.MODULE_FORMAT}"
     with StoreWriter(store, identity, force=force) as writer:
@@ -110,12 +116,20 @@ def divide_module(
             program = _program(module, weights, plan, example, (KEPT,) if kept else ())
             shards = layout.write(writer, origin)
             manifest = m.ModuleManifest(origin.source, program, layout.stages(), shards, {}, files)
-            proofs, wayward = _prove_all(module, weights, manifest, examples, writer.partial)
+            write_atomic(writer.partial / m.FILE_NAME, [m.dumps(manifest)])
+            proofs, wayward = _prove_all(module, weights, examples, writer.partial)
             if wayward <= kept:
-                break
-            say(f"{len(wayward)} weights stay in memory: the code refers to them from other stages than theirs")
+                whole = _touched_whole(module, weights, examples, writer.partial)
+                if not whole:
+                    break
+                say(f"{len(whole)} weights cannot be read some rows at a time")
+            else:
+                whole = set()
+                say(f"{len(wayward)} weights stay in memory: the code refers to them from other stages than theirs")
             kept |= wayward
-        manifest = replace(manifest, proof=_judged(proofs, module, say))
+            plan = replace(plan, sliced=tuple(name for name in plan.sliced if name not in kept | whole))
+        proof = {**_judged(proofs, module, say), "unsaved_buffers_sha256": buffers_sha256}
+        manifest = replace(manifest, proof=proof)
         if method == "export" or (method == "auto" and program.problem is not None):
             manifest = _with_segments(module, weights, manifest, plan.blocks, examples, fetch, writer, method, say)
         return writer.finish(origin.with_exits(manifest, writer))
@@ -141,8 +155,13 @@ def _with_segments(
         return manifest
 
 
-def _require_divisible(module: nn.Module, weights: Mapping[str, Weight]) -> None:
-    if not any(not weight.is_buffer for weight in weights.values()):
+def _require_divisible(module: nn.Module) -> None:
+    for path, part in module.named_modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            what = f"{path or 'the module'} is compiled by torch.jit, so its weights cannot be taken out"
+            raise StageError(what, type(module).__name__, "divide the module that it was compiled from")
+    weights = weights_of(module)
+    if all(weight.is_buffer for weight in weights.values()):
         raise StageError("the module has no weights, so there is nothing to divide", type(module).__name__)
     for name, buffer in module.named_buffers():
         if buffer.is_meta:
@@ -180,7 +199,7 @@ def in_memory(module: nn.Module, weights: Mapping[str, Weight]) -> Origin:
         )
         return [writer.add_file("config.json", data)] if data else []
 
-    return Origin(lambda name: weights[name].tensor.detach(), chunks, source, write_files)
+    return Origin(lambda name: weights[name].tensor.detach().clone(), chunks, source, write_files)
 
 
 def _further(
@@ -191,18 +210,18 @@ def _further(
     fetch: Fetch,
     say: Say,
 ) -> list[tuple[Arguments, list[Tensor]]]:
-    """More examples with the answers of the module itself, weights fetched as they are touched."""
+    """More examples with the answers of the module itself."""
     if more:
-        return [(inputs, tensors_of(_plain(module, weights, inputs, fetch))) for inputs in more]
+        return [(inputs, _plain(module, weights, inputs, fetch)) for inputs in more]
     for name, inputs in variations(example):
         try:
-            output = _plain(module, weights, inputs, fetch)
+            expected = _plain(module, weights, inputs, fetch)
         except StageError:
             raise
         except Exception as error:  # whatever the module says of an input that is none of its kind
             say(f"no proof with another {name}: {type(error).__name__}")
             continue
-        return [(inputs, tensors_of(output))]
+        return [(inputs, expected)]
     return []
 
 
@@ -231,16 +250,33 @@ def _varied(example: Arguments, length: int) -> Arguments:
     return made
 
 
-def _plain(module: nn.Module, weights: Mapping[str, Weight], inputs: Arguments, fetch: Fetch) -> Any:
-    """What the module says by itself."""
-    parameters = [weight for weight in weights.values() if not weight.is_buffer]
+def _plain(module: nn.Module, weights: Mapping[str, Weight], inputs: Arguments, fetch: Fetch) -> list[Tensor]:
+    """What the module says by itself; weights that it does not hold are fetched as they are touched."""
+    absent = [weight for weight in weights.values() if weight.tensor.is_meta]
     try:
-        for weight in parameters:
+        for weight in absent:
             weight.put(Placeholder(weight.name, weight.tensor, lambda name, operation: fetch(name)))
-        return inputs.copy().call(module)
+        with _undisturbed(module):
+            return [tensor.detach().clone() for tensor in tensors_of(inputs.copy().call(module))]
     finally:
-        for weight in parameters:
+        for weight in absent:
             weight.put(weight.tensor)
+
+
+@contextmanager
+def _undisturbed(module: nn.Module) -> Iterator[None]:
+    """A run may write to buffers: each begins with those that the module had."""
+    before = [(part, dict(part._buffers)) for part in module.modules()]
+    copies: dict[int, Tensor] = {}
+    for part, buffers in before:
+        for name, buffer in buffers.items():
+            if buffer is not None and not isinstance(buffer, nn.Parameter):
+                part._buffers[name] = copies.setdefault(id(buffer), buffer.clone())
+    try:
+        yield
+    finally:
+        for part, buffers in before:
+            part._buffers.update(buffers)
 
 
 class _Layout:
@@ -295,7 +331,9 @@ class _Layout:
 def sliced_weights(weights: Mapping[str, Weight], plan: StagePlan) -> tuple[str, ...]:
     """Weights that need more than a stage should, each alone, but not as a whole at once."""
     tables = {name for stage in plan.stages for name in stage.tables}
-    return tuple(n for n in plan.sliced if n not in tables and weights[n].num_bytes > plan.stage_bytes)
+    large = [name for name in plan.sliced if name not in tables and weights[name].num_bytes > plan.stage_bytes]
+    shapes = {name: weights[name].tensor.shape for name in large}
+    return tuple(name for name in large if len(shapes[name]) == 2 and shapes[name][0] >= SLICES)
 
 
 def _program(
@@ -343,19 +381,29 @@ def value_of(tensor: Tensor) -> Value:
     return Value(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
 
 
+Examples = Sequence[tuple[Arguments, list[Tensor]]]
+
+
 def _prove_all(
-    module: nn.Module,
-    weights: Mapping[str, Weight],
-    manifest: m.ModuleManifest,
-    examples: Sequence[tuple[Arguments, list[Tensor]]],
-    folder: Path,
+    module: nn.Module, weights: Mapping[str, Weight], examples: Examples, folder: Path
 ) -> tuple[list[dict[str, Any]], set[str]]:
     """Each example run from the store, under the least memory that it can run in: the proofs, and the weights that were
     touched where they should not have been.
     """
-    write_atomic(folder / m.FILE_NAME, [m.dumps(manifest)])
     found = [_prove(module, weights, folder, inputs, expected) for inputs, expected in examples]
     return [proof for proof, _ in found], {name for _, names in found for name in names}
+
+
+def _touched_whole(module: nn.Module, weights: Mapping[str, Weight], examples: Examples, folder: Path) -> set[str]:
+    """Of the weights that seemed to be used some rows at a time, those that are not, where memory is that short."""
+    found: set[str] = set()
+    with Store(folder, verify="never") as store:
+        sliceable, program = sliceable_shards(store), store.module.program
+    for inputs, _ in examples if sliceable else ():
+        with _streamed(module, weights, folder, sliceable) as stream:
+            inputs.copy().call(stream)
+            found |= stream.counts.unplanned & set(program.sliced)
+    return found
 
 
 def _judged(proofs: Sequence[dict[str, Any]], module: nn.Module, say: Say) -> dict[str, Any]:
@@ -371,28 +419,45 @@ def _judged(proofs: Sequence[dict[str, Any]], module: nn.Module, say: Say) -> di
     return {"examples": list(proofs), "is_paged": is_paged}
 
 
+@contextmanager
+def _streamed(
+    module: nn.Module, weights: Mapping[str, Weight], folder: Path, sliceable: Sequence[str] = ()
+) -> Iterator[Stream]:
+    """The module run from a store under the least memory; it has its own weights again afterwards."""
+    store = Store(folder, verify="never")
+    sizes, stages, pinned = data_bytes(store), streamed_shards(store), store.module.program.pinned
+    plan = plan_weights(stages, sizes, pinned, smallest_bytes(stages, sizes, pinned, sliceable), sliceable)
+    try:
+        with _undisturbed(module), Stream(module, store, plan, sizes) as stream:
+            yield stream
+    finally:
+        for weight in weights.values():
+            weight.put(weight.tensor)
+
+
 def _prove(
     module: nn.Module, weights: Mapping[str, Weight], folder: Path, inputs: Arguments, expected: Sequence[Tensor]
 ) -> tuple[dict[str, Any], set[str]]:
     """Run one example from the store twice: what came of it, and the weights that were touched beside the plan."""
-    store = Store(folder, verify="never")
-    sizes, stages = data_bytes(store), streamed_shards(store)
-    pinned = store.module.program.pinned
-    plan = plan_weights(stages, sizes, pinned, smallest_bytes(stages, sizes, pinned))
-    try:
-        with Stream(module, store, plan, sizes) as stream:
-            outputs = [tensors_of(inputs.copy().call(stream)) for _ in range(2)]
-            counts = stream.counts
-    finally:
-        for weight in weights.values():
-            weight.put(weight.tensor)
+    own = {name: weight.tensor for name, weight in weights.items() if not weight.is_buffer}
+    with _streamed(module, weights, folder) as stream:
+        with Touches(own) as touches:
+            outputs = [tensors_of(inputs.copy().call(stream))]
+        outputs.append(tensors_of(inputs.copy().call(stream)))
+        counts, plan = stream.counts, stream.plan
+    if touches.found:
+        what = (
+            f"weight {min(touches.found)} is used from elsewhere than the parameter, where no other can take its place"
+        )
+        remedy = "have the code take it from its module each time it runs"
+        raise StageError(what, type(module).__name__, remedy)
     described = {name: [str(t.dtype).removeprefix("torch."), list(t.shape)] for name, t in inputs.tensors().items()}
     proof = {
         "inputs": described,
         "inputs_sha256": _digest(inputs.tensors()),
         "equal": all(are_equal(output, expected) for output in outputs),
-        "unplanned_loads": counts.unplanned_loads // counts.passes,
-        "disorders": counts.disorders // counts.passes,
+        "unplanned_loads": -(-counts.unplanned_loads // counts.passes),
+        "disorders": -(-counts.disorders // counts.passes),
         "peak_weight_bytes": counts.peak_weight_bytes,
         "weight_budget_bytes": plan.resident_bytes + plan.room_bytes,
     }

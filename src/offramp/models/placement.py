@@ -9,12 +9,14 @@ removed.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
+from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from offramp.division.placeholders import Fetch, Placeholder, Substitute, Weight
+from offramp.division.placeholders import Fetch, Placeholder, SlicedPlaceholder, Substitute, Weight
 from offramp.runtime.slots import Slot
 from offramp.store import Shard
 from offramp.store import Tensor as Entry
@@ -35,60 +37,79 @@ class _View:
     last bits of a result.
     """
 
-    def __init__(self, entry: Entry, raw: Tensor) -> None:
+    def __init__(self, entry: Entry, raw: np.ndarray, requires_grad: bool) -> None:
         """`raw`: its bytes in the slot."""
-        self.name, dtype = entry.name, DTYPES[entry.dtype]
-        self.source = raw if raw.data_ptr() % ALIGNMENT_BYTES else None
-        self.bytes = raw if self.source is None else torch.empty_like(raw)
-        self.tensor = nn.Parameter(self.bytes.view(dtype).view(entry.shape), requires_grad=False)
-        self.references = self.uses = 0
+        self.name, self._entry, self._raw, self._requires_grad = entry.name, entry, raw, requires_grad
+        self._tensor = None if is_copied(entry) else self._made(torch.from_numpy(raw))
+        self._baseline = (0, 0) if self._tensor is None else self._count()
 
-    def refresh(self) -> None:
-        """Another load of the shard has come."""
-        if self.source is not None:
-            self.bytes.copy_(self.source)
+    def tensor(self) -> nn.Parameter:
+        """The weight, as it is in the slot now."""
+        if is_copied(self._entry):
+            self._tensor = self._made(torch.empty(len(self._raw), dtype=torch.uint8).copy_(torch.from_numpy(self._raw)))
+            self._baseline = self._count()
+        assert self._tensor is not None
+        return self._tensor
 
-    def settle(self) -> None:
-        """Nobody else has it now."""
-        self.references, self.uses = self._count()
+    def leave(self) -> bool:
+        """It is in no module any more. Whether anybody else has it, or a view of it."""
+        is_held = any(now > before for now, before in zip(self._count(), self._baseline, strict=True))
+        if is_copied(self._entry):
+            self._tensor = None
+        return is_held
 
-    def is_held(self) -> bool:
-        """Whether anybody else has it, or a view of it."""
-        references, uses = self._count()
-        return references > self.references or uses > self.uses
+    def _made(self, data: Tensor) -> nn.Parameter:
+        typed = data.view(DTYPES[self._entry.dtype]).view(self._entry.shape)
+        return nn.Parameter(typed, requires_grad=self._requires_grad)
 
     def _count(self) -> tuple[int, int]:
-        return sys.getrefcount(self.tensor), torch._C._storage_Use_Count(self.tensor.untyped_storage()._cdata)
+        assert self._tensor is not None
+        return sys.getrefcount(self._tensor), torch._C._storage_Use_Count(self._tensor.untyped_storage()._cdata)
+
+
+def is_copied(entry: Entry) -> bool:
+    """Whether a tensor of a shard is used in memory of its own, beside the slot."""
+    return entry.offset % ALIGNMENT_BYTES != 0
 
 
 class Placement:
     """Where each weight of a module is: nowhere, or in a slot."""
 
-    def __init__(self, weights: Mapping[str, Weight], fetch: Fetch, substitute: Substitute) -> None:
-        self._weights = {name: weight for name, weight in weights.items() if not weight.is_buffer}
-        self._placeholders = {
-            name: Placeholder(name, weight.tensor, fetch, substitute) for name, weight in self._weights.items()
-        }
-        for name in self._weights:
-            self._clear(name)
+    def __init__(
+        self, weights: Mapping[str, Weight], fetch: Fetch, substitute: Substitute, sliced: Set[str] = frozenset()
+    ) -> None:
+        """Lets go of what the module has. `sliced`: weights that are read some rows at a time."""
+        self._weights = {}
+        for name, weight in weights.items():
+            if not weight.is_buffer:
+                kind = SlicedPlaceholder if name in sliced else Placeholder
+                self._weights[name] = replace(weight, tensor=kind(name, weight.tensor, fetch, substitute))
+        self.clear()
 
     def put(self, shard: Shard, slot: Slot) -> None:
         """The weights of a shard are in a slot now."""
         views = slot.notes.get(shard.name)
         if views is None:
-            views = slot.notes[shard.name] = _views(shard, slot)
+            views = slot.notes[shard.name] = [self._view(shard, slot, entry) for entry in shard.tensors]
         for view in views:
-            view.refresh()
-            self._weights[view.name].put(view.tensor)
+            self._weights[view.name].put(view.tensor())
 
     def remove(self, shard: Shard, slot: Slot) -> tuple[str, ...]:
         """They are not any more. Returns those that somebody still has, himself or as a view of the slot."""
-        for entry in shard.tensors:
-            self._clear(entry.name)
-        return tuple(view.name for view in slot.notes[shard.name] if view.is_held())
+        views = slot.notes[shard.name]
+        for view in views:
+            self._weights[view.name].put(self._weights[view.name].tensor)
+        return tuple([view.name for view in views if view.leave()])
 
-    def _clear(self, name: str) -> None:
-        self._weights[name].put(self._placeholders[name])
+    def clear(self) -> None:
+        """Nothing is there any more, however it came to be there."""
+        for weight in self._weights.values():
+            weight.put(weight.tensor)
+
+    def _view(self, shard: Shard, slot: Slot, entry: Entry) -> _View:
+        start = shard.data_start + entry.offset
+        raw = slot.array[start : start + entry.num_bytes]  # each a memory of its own to PyTorch, so that uses are told
+        return _View(entry, raw, self._weights[entry.name].tensor.requires_grad)
 
 
 def tensor_of(entry: Entry, raw: bytearray) -> Tensor:
@@ -96,15 +117,3 @@ def tensor_of(entry: Entry, raw: bytearray) -> Tensor:
     data = torch.empty(len(raw), dtype=torch.uint8)
     data.copy_(torch.frombuffer(raw, dtype=torch.uint8) if raw else data)
     return data.view(DTYPES[entry.dtype]).view(entry.shape)
-
-
-def _views(shard: Shard, slot: Slot) -> list[_View]:
-    data = torch.from_numpy(slot.array)
-    starts = [shard.data_start + entry.offset for entry in shard.tensors]
-    views = [
-        _View(entry, data[start : start + entry.num_bytes]) for entry, start in zip(shard.tensors, starts, strict=True)
-    ]
-    del data
-    for view in views:
-        view.settle()
-    return views

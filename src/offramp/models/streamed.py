@@ -9,8 +9,9 @@ It runs forward passes. Generation calls the module once a step, and each call i
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils import _pytree as pytree
 
+from offramp.division.capture import Around, surround, tensors_of
 from offramp.division.placeholders import Placeholder, weights_of
 from offramp.errors import StageError, UsageError
 from offramp.measure import Trace
@@ -33,6 +36,7 @@ LOOK_UP = torch.ops.aten.embedding.default
 TRACED_PASSES = 16
 READ_AHEAD = 64
 """Shards; the room is what bounds them."""
+_STREAMED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 @dataclass
@@ -84,7 +88,6 @@ class Stream:
         self._names = [stage.name for stage in contents.stages]
         self._needs = [[n for n in shards if n not in plan.sliced] for shards in streamed_shards(store)]
         self._needs[0] = list(dict.fromkeys((*contents.program.pinned, *self._needs[0])))  # from the first touch on
-        self._turns = [Turn(name) for shards in reading_order(self._needs) for name in shards]
         self._starts = {
             (flow.start.module, flow.start.number): index
             for index, flow in enumerate(contents.program.flows) if flow.start is not None
@@ -92,44 +95,57 @@ class Stream:
         self._entries = {
             entry.name: (shard, entry) for shard in contents.shards.values() for entry in shard.tensors
         }  # fmt: skip
-        self._stage, self._calls = -1, defaultdict[str, int](int)
+        self._stage, self._first, self._next_first = -1, 0, 0
+        self._calls: dict[str, int] = defaultdict(int)
         self._there: dict[str, Slot] = {}
         self._paged: dict[str, Tensor] = {}
-        self._held_bytes = 0
-        self._handles: list[Any] = []
-        self._lock = threading.RLock()
+        self._lost: list[tuple[weakref.ref[np.ndarray], int]] = []
+        self._undo: list[Callable[[], None]] = []
+        self._lock, self._running = threading.RLock(), 0
+        self._placement: Placement | None = None
         self._ring: Ring | None = None
 
     def open(self) -> Stream:
         """Take the weights out of the module, load its buffers, start to read."""
+        if self.module in _STREAMED:
+            raise UsageError("the module is streamed already", self.store.path, "close the other stream first")
+        _STREAMED.add(self.module)
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def _open(self) -> None:
         weights = weights_of(self.module)
         self._load_buffers(weights)
-        self._placement = Placement(weights, self._fetch, self._substitute)
+        sliced = {entry.name for name in self.plan.sliced for entry in self._shards[name].tensors}
+        self._placement = Placement(weights, self._fetch, self._substitute, sliced)
         buffers = {name: page_rounded(shard.bytes) for name, shard in self._shards.items()}
         self._room = SizedSlots(buffers, self._sizes, self.plan.room_bytes)
         residents = {name: Slot(buffers[name]) for name in sorted(self.plan.residents)}
         self._ring = Ring(self._read, self._room, residents, depth=READ_AHEAD, on_read=self._on_read)
-        self._handles = [
-            self.module.register_forward_pre_hook(self._begin, with_kwargs=True),
-            self.module.register_forward_hook(self._end, always_call=True),
-        ]
+        self._undo = [surround(self.module, self._pass)]
         starts = {module for module, _ in self._starts}
         for path, module in self.module.named_modules():
             if path in starts:
-                self._handles.append(module.register_forward_pre_hook(self._passing(path), prepend=True))
-        return self
+                self._undo.append(surround(module, self._passing(path)))
 
     def close(self) -> None:
         """Stop the reader and free all weights; the module cannot run afterwards."""
-        for handle in self._handles:
-            handle.remove()
-        if self._ring is not None:
-            for shard, slot in self._there.items():
-                self._placement.remove(self._shards[shard], slot)
+        with self._lock:
+            for undo in self._undo:
+                undo()
+            if self._placement is not None:
+                self._placement.clear()
             self._there.clear()
-            self._ring.close()
+            self._paged.clear()
+            if self._ring is not None:
+                self._ring.close()
             self._ring = None
-        self.store.close()
+            self.store.close()
+            _STREAMED.discard(self.module)
 
     def __enter__(self) -> Stream:
         return self.open()
@@ -141,11 +157,7 @@ class Stream:
         """One pass, without gradients."""
         if self._ring is None:
             raise ValueError("the stream is not open: use it in a `with` block, or call open()")
-        if self.module.training:
-            raise UsageError("the module is in training mode, and weights that come and go learn nothing", None,
-                             "call eval() on it")  # fmt: skip
-        with self._lock, torch.no_grad():
-            return self.module(*args, **kwargs)
+        return self.module(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         """Of the module."""
@@ -165,30 +177,69 @@ class Stream:
             "reads": "direct" if self._direct else "buffered",
         }
 
-    def _begin(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        assert self._ring is not None
-        self._calls.clear()
-        self._stage = -1
-        self._ring.begin_pass(self._turns)
-        self._enter(0)
+    def _pass(self, forward: Callable[..., Any], args: tuple, kwargs: dict[str, Any], first: int = 0) -> Any:
+        """One pass, of the module or of the part that stage `first` begins with, without gradients."""
+        if self._running == threading.get_ident():  # the module calls itself
+            return forward(*args, **kwargs)
+        if self.module.training:
+            raise UsageError("the module is in training mode, and weights that come and go learn nothing", None,
+                             "call eval() on it")  # fmt: skip
+        with self._lock, torch.no_grad():
+            try:
+                self._running = threading.get_ident()
+                self._begin(first)
+                output = self._whole(forward(*args, **kwargs))
+                self._require_released(self._leave(()))
+                return output
+            finally:
+                self._running = 0
+                self._end()
 
-    def _end(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Also after an exception in the module."""
+    def _begin(self, first: int) -> None:
+        assert self._ring is not None and self._placement is not None
+        if self._stage >= 0:  # an interrupt has stopped the end of the pass before
+            self._leave(())
+            self._placement.clear()
+            self._there.clear()
+        self._calls.clear()
+        if first != self._next_first:
+            self._ring.end_pass()
+        self._ring.begin_pass(self._turns(first))
+        self._first, self._stage = first, first - 1
+        if not first:
+            self._enter(0)
+
+    def _end(self) -> None:
+        """Also after whatever was raised in the module."""
         assert self._ring is not None
         self._leave(())
         self._paged.clear()
-        self._stage = -1
         self.counts.passes += 1
-        self._ring.end_pass(self._turns)
+        self._next_first = (self._first + 1) % len(self._needs) if self._first else 0
+        self._ring.end_pass(self._turns(self._next_first))
+        self._stage = -1
 
-    def _passing(self, path: str) -> Callable[[nn.Module, Any], None]:
-        def pass_by(module: nn.Module, args: Any) -> None:
+    def _turns(self, first: int) -> list[Turn]:
+        return [Turn(name) for shards in reading_order(self._needs[first:]) for name in shards]
+
+    def _whole(self, output: Any) -> Any:
+        """An output without placeholders: they would be empty when the stream is closed."""
+        if not any(isinstance(tensor, Placeholder) for tensor in tensors_of(output)):
+            return output
+        return pytree.tree_map_only(Placeholder, lambda leaf: self._fetch(leaf.weight_name, "the result"), output)
+
+    def _passing(self, path: str) -> Around:
+        def around(forward: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
+            if self._running != threading.get_ident():  # a part is called by itself, as an encoder is for generation
+                first = self._starts.get((path, 1), 0)
+                return self._pass(lambda *a, **named: around(forward, a, named), args, kwargs, first)
             self._calls[path] += 1
             index = self._starts.get((path, self._calls[path]))
             if index is not None:
                 self._go_to(index)
+            return forward(*args, **kwargs)
 
-        return pass_by
+        return around
 
     def _go_to(self, index: int) -> None:
         if index != self._stage + 1:
@@ -200,15 +251,14 @@ class Stream:
                 raise StageError(what, self.store.path, "divide with this input as an example, or without strict")
             self._leave(())
             assert self._ring is not None
-            order = reading_order(self._needs[index:])
-            self._ring.begin_pass([Turn(name) for shards in order for name in shards])
+            self._ring.begin_pass(self._turns(index))
         self._enter(index)
 
     def _enter(self, index: int) -> None:
         """Take out what this stage does not need, put in what it does."""
-        assert self._ring is not None
+        assert self._ring is not None and self._placement is not None
         needs = self._needs[index]
-        self._leave(needs)
+        self._require_released(self._leave(needs))
         self._paged.clear()
         self._stage = index
         for name in needs:
@@ -219,18 +269,25 @@ class Stream:
                 self._placement.put(self._shards[name], acquired.slot)
         self._look()
 
-    def _leave(self, keeping: Any) -> None:
-        """Take out all that streams, but for what the next stage needs as well."""
-        assert self._ring is not None
+    def _leave(self, keeping: Collection[str]) -> list[str]:
+        """Take out all that streams, but for what the next stage needs as well. Returns what somebody still has."""
+        assert self._ring is not None and self._placement is not None
+        all_held: list[str] = []
         for name in [name for name in self._there if name not in keeping and name not in self.plan.residents]:
-            held = self._placement.remove(self._shards[name], self._there.pop(name))
-            if held:
-                self._held_bytes += self._sizes[name]
-                self.counts.held.update(held)
+            slot = self._there[name]
+            held = self._placement.remove(self._shards[name], slot)
             self._ring.release(name, lost=bool(held))
-            if held and self.strict:
-                what = f"{held[0]} is still referred to after stage {self._names[self._stage]}"
-                raise StageError(what, self.store.path, "divide with this input as an example, or without strict")
+            del self._there[name]
+            if held:
+                self._lost.append((weakref.ref(slot.array), self._sizes[name]))
+                self.counts.held.update(held)
+                all_held += held
+        return all_held
+
+    def _require_released(self, held: list[str]) -> None:
+        if held and self.strict:
+            what = f"{held[0]} is still referred to after stage {self._names[self._stage]}"
+            raise StageError(what, self.store.path, "divide with this input as an example, or without strict")
 
     def _fetch(self, name: str, operation: Any) -> Tensor:
         """A weight that is touched and not there."""
@@ -241,7 +298,8 @@ class Stream:
         shard, entry = self._entries[name]
         if self.strict:
             homes = [self._names[i] for i, shards in enumerate(self._stages) if shard.name in shards]
-            what = f"{operation} touches {name} in stage {self._names[self._stage]}"
+            where = f"in stage {self._names[self._stage]}" if self._stage >= 0 else "outside of a pass"
+            what = f"{operation} touches {name} {where}"
             raise StageError(f"{what}; it is planned for {', '.join(homes) or 'none'}", self.store.path,
                              "divide with this input as an example, or run without strict")  # fmt: skip
         tensor = tensor_of(entry, self.store.read_tensor(shard.name, entry))
@@ -281,7 +339,9 @@ class Stream:
     def _look(self) -> None:
         """Take note of the bytes of weights that are in memory."""
         paged = sum(tensor.nbytes for tensor in self._paged.values())
-        weights = self._room.peak_bytes + self.plan.resident_bytes + self.plan.slice_bytes + paged + self._held_bytes
+        self._lost = [(array, num_bytes) for array, num_bytes in self._lost if array() is not None]
+        held = sum(num_bytes for _, num_bytes in self._lost)
+        weights = self._room.peak_bytes + self.plan.resident_bytes + self.plan.slice_bytes + paged + held
         self.counts.peak_weight_bytes = max(self.counts.peak_weight_bytes, weights)
 
     def _load_buffers(self, weights: Any) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 from torch import nn
 
 from offramp.division.capture import Arguments
-from offramp.division.placeholders import Weight, fingerprint, weights_of
+from offramp.division.placeholders import Weight, fingerprint, unsaved_buffers, weights_of
 from offramp.errors import BudgetError, RefusedError, StageError
 from offramp.measure import PeakMeter, available_bytes, read_memory
+from offramp.models.placement import DTYPES, is_copied
 from offramp.models.streamed import Stream, streamed_shards
 from offramp.models.weightless import of_class, with_dtypes
 from offramp.runtime.planner import page_rounded
@@ -20,7 +21,7 @@ from offramp.runtime.prepare import HEADROOM_BYTES, unlimited_bytes
 from offramp.runtime.reads import choose_direct
 from offramp.runtime.sizes import format_size, parse_size
 from offramp.runtime.weight_plan import plan_weights, smallest_bytes
-from offramp.store import Store
+from offramp.store import Shard, Store
 
 SLACK = 1.25
 """Activations, of the values that lived at once when the module was divided: Python and the libraries keep more."""
@@ -60,11 +61,11 @@ def stream(
     if isinstance(module, type):
         module = of_class(module, Path(store))
         with_dtypes(module, _dtypes(opened))
+        _require_buffers(module, opened)
     _require_same(module, weights_of(module), opened)
     if strict and (opened.module.proof or {}).get("is_paged"):
         what = "weights of this store are read outside their stages"
         raise RefusedError(what, opened.path, "divide again with the inputs that will come, or run without strict")
-    module.requires_grad_(False)
     activation_bytes = int(program.activation_bytes * SLACK)
     if weight_budget is None and inputs is not None:
         activation_bytes = _rehearsed(module, opened, Arguments(inputs), reads)
@@ -117,12 +118,16 @@ def _rehearsed(module: nn.Module, store: Store, inputs: Arguments, reads: str) -
 
 def data_bytes(store: Store) -> dict[str, int]:
     """The weights of each shard alone."""
-    return {name: shard.data_bytes for name, shard in store.module.shards.items()}
+    return {name: shard.data_bytes + _copied_bytes(shard) for name, shard in store.module.shards.items()}
 
 
 def slot_bytes(store: Store) -> dict[str, int]:
     """What each shard takes of the process: its file, in whole pages."""
-    return {name: page_rounded(shard.bytes) for name, shard in store.module.shards.items()}
+    return {name: page_rounded(shard.bytes) + _copied_bytes(shard) for name, shard in store.module.shards.items()}
+
+
+def _copied_bytes(shard: Shard) -> int:
+    return sum(entry.num_bytes for entry in shard.tensors if is_copied(entry))
 
 
 def _base_bytes(module: nn.Module) -> int:
@@ -146,12 +151,29 @@ def _dtypes(store: Store) -> dict[str, str]:
 
 def _require_same(module: nn.Module, weights: Mapping[str, Weight], store: Store) -> None:
     """Raise StageError unless the module has the weights of the store, no more and no fewer."""
-    if fingerprint(weights) == store.module.program.weights_sha256:
+    entries = [entry for shard in store.module.shards.values() for entry in shard.tensors]
+    stored = {entry.name: (DTYPES[entry.dtype], tuple(entry.shape)) for entry in entries}
+    own = {name: (weight.tensor.dtype, tuple(weight.tensor.shape)) for name, weight in weights.items()}
+    differ = sorted(name for name in own if stored.get(name) != own[name])
+    buffers = {name for name, weight in weights.items() if weight.is_buffer}
+    is_same = fingerprint(weights) == store.module.program.weights_sha256
+    if is_same and not differ and buffers == set(store.module.program.buffers):
         return
-    stored = {entry.name: list(entry.shape) for shard in store.module.shards.values() for entry in shard.tensors}
-    own = {name: list(weight.tensor.shape) for name, weight in weights.items()}
-    differ = sorted(name for name in {*stored, *own} if stored.get(name) != own.get(name))
-    what = f"{differ[0]} is {own.get(differ[0])} in the module, {stored.get(differ[0])} in the store" if differ else (
-        "dtypes of weights, or which of them are tied, differ from the store"
-    )  # fmt: skip
+    differ += sorted(stored.keys() - own.keys())
+    what = "which weights are tied, or are buffers, differs from the store"
+    if differ:
+        name = differ[0]
+        what = f"{name} is {_spelled(own.get(name))} in the module, {_spelled(stored.get(name))} in the store"
     raise StageError(what, store.path, f"give a {store.module.program.module} as it was divided, or divide again")
+
+
+def _require_buffers(module: nn.Module, store: Store) -> None:
+    """Raise StageError unless a module that was built anew has the buffers of the one that was divided."""
+    divided = (store.module.proof or {}).get("unsaved_buffers_sha256")
+    if divided not in (None, unsaved_buffers(module)):
+        what = "buffers that are in no checkpoint are others than those of the divided module"
+        raise StageError(what, store.path, f"give the {store.module.program.module} that was divided, not its class")
+
+
+def _spelled(found: tuple[Any, tuple[int, ...]] | None) -> str:
+    return "missing" if found is None else f"{str(found[0]).removeprefix('torch.')} {list(found[1])}"

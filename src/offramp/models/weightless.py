@@ -16,7 +16,6 @@ from torch import nn
 
 from offramp.division.placeholders import weights_of
 from offramp.errors import MissingExtraError, SourceError, StageError
-from offramp.store.safetensors import ITEM_BYTES
 
 
 def weightless(build: Callable[[], nn.Module]) -> nn.Module:
@@ -102,13 +101,15 @@ def _config(folder: Path) -> Any:
 
 
 def with_dtypes(module: nn.Module, dtypes: dict[str, str]) -> None:
-    """Give weights without data the dtypes, as safetensors spells them, of the tensors that will take their place."""
+    """Give weights without data, and buffers, the dtypes, as safetensors spells them, of what will take their place."""
     from offramp.models.placement import DTYPES
 
     for weight in weights_of(module).values():
-        for name in (weight.name, *weight.aliases):
-            dtype = DTYPES[dtypes[name]] if dtypes.get(name) in ITEM_BYTES else weight.tensor.dtype
-            if weight.tensor.is_meta and dtype != weight.tensor.dtype:
-                empty = torch.empty(weight.tensor.shape, dtype=dtype, device="meta")
-                weight.put(nn.Parameter(empty, requires_grad=False))
-                break
+        tensor = weight.tensor
+        spelled = next((dtypes[name] for name in (weight.name, *weight.aliases) if name in dtypes), None)
+        dtype = DTYPES.get(str(spelled), tensor.dtype)
+        if weight.is_buffer:
+            weight.put(tensor.to(dtype))
+        elif tensor.is_meta and dtype != tensor.dtype:
+            learns = tensor.requires_grad and (dtype.is_floating_point or dtype.is_complex)
+            weight.put(nn.Parameter(torch.empty(tensor.shape, dtype=dtype, device="meta"), requires_grad=learns))

@@ -41,7 +41,7 @@ class Flow:
     """What stages before it made and it or a later one reads; weights, buffers and inputs are not among it."""
     hidden: Optional[int]
     """Index in `values` of the hidden state, where it is the first argument of that call and all that changes on the
-    way: an exit can stand before such a stage."""
+    way, but for what is handed out in the end: an exit can stand before such a stage."""
 
 
 @dataclass(frozen=True)
