@@ -280,10 +280,11 @@ def _check_program(manifest: ModuleManifest) -> None:
     if [flow.start is None for flow in program.flows] != [True] + [False] * (len(stages) - 1):
         raise WrongError("program.flows: the first stage, and no other, has no start")
     _require_distinct((stage.name for stage in stages), "stage")
+    _require_distinct((f"{flow.start.module}, {flow.start.number}" for flow in program.flows if flow.start), "start")
     for stage in stages:
-        _shards_of(stage, manifest)
         if len(stage.steps) != 1:
             raise WrongError(f"stage {stage.name!r} must be one step")
+        _require_distinct(_shards_of(stage, manifest), f"in stage {stage.name!r}, shard")
     segments = program.segments
     if segments is not None and len(segments.stages) != len(stages):
         raise WrongError(f"program.segments has {len(segments.stages)} stages, not {len(stages)}")
@@ -300,6 +301,27 @@ def _check_program(manifest: ModuleManifest) -> None:
         if lost:
             raise WrongError(f"program names the {what} {lost[0]!r}, which is not listed")
     _require_distinct([*known, *aliases], "tensor")
+    _check_shards(manifest)
+
+
+def _check_shards(manifest: ModuleManifest) -> None:
+    """A shard that is read by rows is one table, what may be sliced is one, and buffers are in no stage."""
+    program, shards = manifest.program, manifest.shards
+    for shard in shards.values():
+        is_table = len(shard.tensors) == 1 and len(shard.tensors[0].shape) == 2 and shard.tensors[0].shape[0] > 0
+        if shard.blocks is not None and not is_table:
+            raise WrongError(f"shard {shard.name!r}, of which rows are gathered, must hold one table")
+    home = {tensor.name: shard for shard in shards.values() for tensor in shard.tensors}
+    for name in program.sliced:
+        if home[name].blocks is None:
+            raise WrongError(f"program.sliced names {name!r}, of whose shard no rows are gathered")
+    placed = {name for stage in manifest.stages for step in stage.steps for name in step.shards}
+    for name in program.pinned:
+        if shards[name].blocks is not None:
+            raise WrongError(f"program.pinned names {name!r}, of which rows are gathered")
+    for name in program.buffers:
+        if home[name].name in placed | set(program.pinned):
+            raise WrongError(f"program.buffers names {name!r}, which is in a stage")
 
 
 def _check_tables(manifest: Manifest) -> None:
