@@ -22,11 +22,11 @@ from records import add_record, read_records
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "vision.jsonl"
 NETS = ("resnet20", "resnet-small", "vit-small")
-MAX_ROWS = {"resnet20": 20_000, "resnet-small": 20_000, "vit-small": 20_000}
+MAX_ROWS = {"resnet20": 20_000, "resnet-small": 20_000, "vit-small": 10_000}
 RECIPES: dict[str, dict[str, Any]] = {
     "resnet20": {"loss": "heads-only", "heads_epochs": 20},
     "resnet-small": {"epochs": 6, "learning_rate": 2e-3, "heads_epochs": 10},
-    "vit-small": {"epochs": 8, "learning_rate": 1e-3, "heads_epochs": 10},
+    "vit-small": {"epochs": 6, "learning_rate": 1e-3, "heads_epochs": 10},
 }
 ROUNDS, NUM_IMAGES, THREADS = 5, 300, 1
 
@@ -65,7 +65,7 @@ def _new(net: str) -> Any:
                          num_labels=10)
         )  # fmt: skip
     return ViTForImageClassification(
-        ViTConfig(hidden_size=96, num_hidden_layers=6, num_attention_heads=4, intermediate_size=192, image_size=32,
+        ViTConfig(hidden_size=64, num_hidden_layers=6, num_attention_heads=4, intermediate_size=128, image_size=32,
                   patch_size=4, num_labels=10, hidden_dropout_prob=0.0)
     )  # fmt: skip
 
