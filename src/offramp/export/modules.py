@@ -359,7 +359,7 @@ def _program(
 def task_of(module: nn.Module) -> tuple[str | None, tuple[str, ...]]:
     """Problem and labels of a classifier of transformers; None and none of any other module."""
     config = getattr(module, "config", None)
-    if config is None or not type(module).__name__.endswith(CLASSIFIERS):
+    if config is None or not getattr(config, "id2label", None) or not type(module).__name__.endswith(CLASSIFIERS):
         return None, ()
     labels = tuple(str(config.id2label[index]) for index in sorted(config.id2label))
     problem = getattr(config, "problem_type", None) or (REGRESSION if len(labels) == 1 else SINGLE_LABEL)
