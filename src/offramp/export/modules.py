@@ -40,6 +40,8 @@ CLASSIFIERS = ("ForImageClassification", "ForSequenceClassification", "ForAudioC
 """How classes of transformers end whose first output are logits of a batch."""
 KEPT_BYTES = 64 << 20
 """Weights that are kept while a run is traced, beside the one in use."""
+PLAIN = (Tensor, nn.Parameter, Placeholder)
+"""Kinds of weights whose data are all that they are."""
 SLICES = 4
 """Rows that a weight must have to be read some at a time."""
 KEPT = "kept"
@@ -167,6 +169,10 @@ def _require_divisible(module: nn.Module) -> None:
         if buffer.is_meta:
             raise StageError(f"buffer {name} has no data", type(module).__name__, "build the module with its buffers")
     for name, weight in weights.items():
+        kind = type(weight.tensor)
+        if kind not in PLAIN:
+            remedy = "divide the module before it is quantised, and after it has run once"
+            raise StageError(f"weight {name} is a {kind.__name__}", type(module).__name__, remedy)
         if weight.tensor.dtype not in NAMES or weight.tensor.layout != torch.strided:
             what = f"weight {name} is {weight.tensor.dtype}, {weight.tensor.layout}"
             raise StageError(what, type(module).__name__, "divide the module before it is quantised")
@@ -182,7 +188,7 @@ def in_memory(module: nn.Module, weights: Mapping[str, Weight]) -> Origin:
 
     digest = hashlib.sha256(fingerprint(weights).encode())
     for name, weight in weights.items():
-        if weight.tensor.is_meta:
+        if weight.tensor.is_meta or isinstance(weight.tensor, Placeholder):
             raise StageError(f"weight {name} has no data", type(module).__name__, "give a module with its weights")
         for chunk in chunks(name):
             digest.update(chunk)
