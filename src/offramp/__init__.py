@@ -103,7 +103,7 @@ def prepare(
         batch: rows that run together; `"bulk"`: as many as the budget holds, by length, for throughput.
         max_length: cut texts to this many tokens.
         longest: tokens of the longest input that will come, if known; plans are smaller for short inputs.
-        texts: the inputs themselves, if they are known: they tell `longest`.
+        texts: the inputs themselves, if they are known: they tell `longest`, and of images what decoding takes.
         verify: `first` (hash a file when it is first used, and remember), `always`, `never`.
         reads: `auto`, `direct` (O_DIRECT) or `buffered`.
         own_process: this process serves nothing else, so the budget holds from its start on; else from here on.
@@ -131,13 +131,16 @@ def prepare(
     engine = _backend(backend, opened, threads or num_cores())
     give_back()  # before the tokenizer takes its own: the start must not be the peak
     encoder = _encoder(opened, max_length, warn)
-    if texts is not None and not _is_module(opened):
+    encoding_bytes = 0
+    if texts is not None and _is_module(opened):
+        encoding_bytes = encoder.encoding_bytes(texts)
+    elif texts is not None:
         longest = max((encoder.encode([text]).ids_BS.size for text in texts), default=None)
     budget_bytes = unlimited_bytes() if budget is None else parse_size(budget)
     guard = guard_for(tuned_deadline if deadline is None else deadline)
 
     def plan_for(num_rows: int) -> Classifier:
-        settings = Settings(budget_bytes, num_rows, longest, reads, own_process, is_bulk=batch == BULK)
+        settings = Settings(budget_bytes, num_rows, longest, reads, own_process, batch == BULK, encoding_bytes)
         return Classifier(opened, engine, encoder, policy, settings, guard)
 
     if batch == BULK:

@@ -134,8 +134,9 @@ def answer_at(logits_KNC: np.ndarray, exit_N: np.ndarray) -> np.ndarray:
 
 
 def classifier_facts(folder: Path) -> Facts:
-    """What a classifier's folder takes and gives. Raises SourceError for one without a head, UsageError for the store
-    of a module, which transformers does not load.
+    """What a classifier's folder takes and gives.
+
+    Raises SourceError for one without a head, UsageError for the store of a module: transformers does not load it.
     """
     from offramp.models.inputs import facts_of
 

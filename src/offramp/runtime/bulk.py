@@ -32,7 +32,7 @@ def with_most_rows(
     single = plan_for(1)
     course = course_of(store)
     sizes = [shard.bytes for name, shard in store.contents.shards.items() if not course.is_gathered(name)]
-    fixed = single.plan.base_bytes + HEADROOM_BYTES + SLOTS * max(sizes)
+    fixed = single.plan.base_bytes + single.settings.encoding_bytes + HEADROOM_BYTES + SLOTS * max(sizes)
     fixed += sum(size for size in sizes if size <= SMALL_SHARD_BYTES)
 
     def needed(num_rows: int) -> float:

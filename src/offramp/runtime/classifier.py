@@ -70,6 +70,9 @@ class Settings:
     is_bulk: bool = False
     """Texts of about equal length run together, as many as the plan holds activations for."""
 
+    encoding_bytes: int = 0
+    """What it takes to make an array of the largest input, as to decode an image; that of texts is not worth it."""
+
     def __post_init__(self) -> None:
         if self.num_rows < 1:
             raise ValueError(f"num_rows must be at least 1, not {self.num_rows}")
@@ -101,7 +104,13 @@ class Classifier:
         workload = Workload(settings.num_rows, settings.length or encoder.max_length)
         self._workload, self._planned_bytes = workload, backend.activation_bytes(workload.num_rows, workload.length)
         sample = list(getattr(encoder, "sample", _SAMPLE))
-        footprint = settle(self._loop, lambda: encoder.encode(sample), workload, settings.budget_bytes)
+        footprint = settle(
+            self._loop,
+            lambda: encoder.encode(sample),
+            workload,
+            settings.budget_bytes,
+            settings.encoding_bytes,
+        )
         self.plan, self.items = make_run_plan(
             self._loop, workload, footprint, settings.budget_bytes, settings.own_process
         )

@@ -18,6 +18,7 @@ from offramp.errors import StoreError
 from offramp.runtime.segments import layers_of
 from offramp.store import Encoder, Stage, Store
 from offramp.store.manifest import Manifest
+from offramp.store.program import Value
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +88,7 @@ class Course(ABC):
 
     @abstractmethod
     def gathered_bytes(self, num_rows: int, length: int) -> int:
-        """What `read` takes while it reads more than one row."""
+        """What a batch takes before it is in the backend's hands, beside what one row took in rehearsal."""
 
 
 class TextCourse(Course):
@@ -148,6 +149,7 @@ class ModuleCourse(Course):
         )
         self.problem, self.labels = program.problem, program.labels
         self._inputs = program.inputs
+        self._row_bytes = sum(_row_bytes(value) for value in program.inputs.values())
 
     def is_gathered(self, shard: str) -> bool:
         """Graphs take whole tensors."""
@@ -166,13 +168,18 @@ class ModuleCourse(Course):
         """Nothing is read."""
 
     def gathered_bytes(self, num_rows: int, length: int) -> int:
-        """None."""
-        return 0
+        """The inputs themselves, which no rehearsal fills."""
+        return num_rows * self._row_bytes
 
 
 def course_of(store: Store) -> Course:
     """The course of a store's passes. Raises StoreError for a module whose stages are no graphs."""
     return TextCourse(store) if isinstance(store.contents, Manifest) else ModuleCourse(store)
+
+
+def _row_bytes(value: Value) -> int:
+    """Of one row of an input."""
+    return int(np.prod(value.shape[1:], dtype=np.int64)) * np.dtype(value.dtype).itemsize
 
 
 def _positions(ids_BS: np.ndarray, encoder: Encoder) -> np.ndarray:

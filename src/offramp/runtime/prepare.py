@@ -53,12 +53,14 @@ def plan_items(
     ]
 
 
-def settle(loop: Loop, encode: Callable[[], Any], workload: Workload, budget_bytes: int) -> Tuple[int, int]:
+def settle(
+    loop: Loop, encode: Callable[[], Any], workload: Workload, budget_bytes: int, encoding_bytes: int = 0
+) -> Tuple[int, int]:
     """Bring the process to the footprint that it has while it runs, and weigh it: (base bytes, activation bytes).
 
     What only start-up needed is given back, what a pass needs is brought in. Activations are those that the backend
     promises or those that a rehearsal was seen to take, whichever is more; a workload that cannot fit is not rehearsed,
-    the plan will say so.
+    the plan will say so. `encoding_bytes`: what it takes to make an array of the largest input.
     """
 
     def rehearse(num_rows: int, length: int) -> int:
@@ -75,7 +77,7 @@ def settle(loop: Loop, encode: Callable[[], Any], workload: Workload, budget_byt
             activation_bytes, *(rehearse(workload.num_rows, workload.length) - base_bytes for _ in range(3))
         )
     gathered_bytes = loop.course.gathered_bytes(workload.num_rows, workload.length)  # gone when it is weighed
-    return base_bytes, activation_bytes + gathered_bytes + HEADROOM_BYTES
+    return base_bytes, activation_bytes + gathered_bytes + encoding_bytes + HEADROOM_BYTES
 
 
 def make_run_plan(

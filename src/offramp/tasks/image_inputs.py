@@ -5,7 +5,7 @@ Shapes: B images, H rows, W columns.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,9 +39,19 @@ class ImageInputs:
 
     def encode(self, images: Sequence[Image | bytes]) -> dict[str, np.ndarray]:
         """Argument -> float32 [B, 3, H, W]. Raises UsageError for what is no image, or cannot be decoded."""
-        foreign = next((image for image in images if not isinstance(image, (Image, bytes))), None)
-        if foreign is not None:
-            raise UsageError(
-                "the model takes images, not texts", None, "give --input a file, a folder or a zip of images"
-            )
+        for image in images:
+            _require_image(image)
         return {self.name: self.encoder.encode(images)}
+
+    def encoding_bytes(self, images: Iterable[Image | bytes]) -> int:
+        """The most that decoding any of these takes. Raises as `encode`."""
+        return max((self._encoding_bytes(image) for image in images), default=0)
+
+    def _encoding_bytes(self, image: Image | bytes) -> int:
+        _require_image(image)
+        return self.encoder.decoding_bytes(image)
+
+
+def _require_image(image: object) -> None:
+    if not isinstance(image, (Image, bytes)):
+        raise UsageError("the model takes images, not texts", None, "give --input a file, a folder or a zip of images")

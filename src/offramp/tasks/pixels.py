@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,8 @@ MAX_PIXELS = 1 << 26
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """What `images.SUFFIXES` promise. Pillow knows others, and starts a program for some of them."""
 _NUM_FILTERS = 6
+_BYTES_A_PIXEL = 8
+"""Pillow keeps four for each, and converting copies; twice that where transparent becomes white."""
 _WHITE = (255, 255, 255, 255)
 
 
@@ -120,6 +123,13 @@ class ImageEncoder:
                 pixels_B3HW[row, channel] = values_3V[channel][bytes_HW3[:, :, channel]]
         return pixels_B3HW
 
+    def decoding_bytes(self, image: Image | bytes) -> int:
+        """What it takes to encode this image, beside the pixels that come of it. Raises UsageError as `encode`."""
+        data, where = (image, "image") if isinstance(image, bytes) else (image.read(), image)
+        with _opened(data, where) as opened:
+            num_pixels = opened.height * opened.width
+        return len(data) + num_pixels * _BYTES_A_PIXEL * (2 if self.transparent_is_white else 1)
+
     def _values(self) -> np.ndarray:
         """What becomes of each byte: scaled in float64, the rest in float32."""
         scaled_V = (np.arange(256, dtype=np.float64) * self.scale).astype(np.float32)
@@ -139,22 +149,32 @@ class ImageEncoder:
 
 def _decoded(data: bytes, where: object, transparent_is_white: bool) -> Pillow.Image:
     """Upright, and RGB."""
+    with _opened(data, where) as image:
+        from PIL import Image as Pillow
+        from PIL import ImageOps
+
+        ImageOps.exif_transpose(image, in_place=True)
+        if isinstance(image.info.get("transparency"), bytes):
+            del image.info["transparency"]  # of many colours; Pillow would drop it with a warning
+        found = image.convert("RGB")
+        if transparent_is_white and found.info.get("transparency") is not None:
+            white = Pillow.new("RGBA", found.size, _WHITE)
+            found = Pillow.alpha_composite(white, found.convert("RGBA")).convert("RGB")
+        return found
+
+
+@contextmanager
+def _opened(data: bytes, where: object) -> Iterator[Pillow.Image]:
+    """An image of which the head is read; what Pillow raises, then or within, names where it comes from."""
     try:
         from PIL import Image as Pillow
-        from PIL import ImageOps, UnidentifiedImageError
+        from PIL import UnidentifiedImageError
     except ImportError:
         raise MissingExtraError("Pillow", "vision") from None
     try:
         with Pillow.open(io.BytesIO(data), formats=_FORMATS) as image:
             _require_moderate(image.height, image.width, where)
-            ImageOps.exif_transpose(image, in_place=True)
-            if isinstance(image.info.get("transparency"), bytes):
-                del image.info["transparency"]  # of many colours; Pillow would drop it with a warning
-            found = image.convert("RGB")
-        if transparent_is_white and found.info.get("transparency") is not None:
-            white = Pillow.new("RGBA", found.size, _WHITE)
-            found = Pillow.alpha_composite(white, found.convert("RGBA")).convert("RGB")
-        return found
+            yield image
     except OfframpError:
         raise
     except (Pillow.DecompressionBombError, Pillow.DecompressionBombWarning):

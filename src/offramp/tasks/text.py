@@ -134,7 +134,7 @@ class TextEncoder:
         Texts that are too long lose their end, of a pair the longer one first, as in transformers with
         `truncation=True`. Lone surrogates are read as U+FFFD.
 
-        Raises SourceError for a token that is not in the model's vocabulary.
+        Raises SourceError for a token that is not in the model's vocabulary, UsageError for what is no text.
         """
         rows = [self._encode(text) for text in texts]
         lengths_B = np.array([len(ids) for ids, _ in rows], np.int64)
@@ -150,6 +150,8 @@ class TextEncoder:
 
     def _encode(self, text: Text) -> Tuple[List[int], List[int]]:
         texts: Sequence[str] = (text,) if isinstance(text, str) else text
+        if not isinstance(texts, (tuple, list)):
+            raise UsageError("the model takes texts, and this is none", str(text), "give --text, or a file of texts")
         template = self._templates[len(texts)]
         num_specials = len(template) - len(texts)
         parts = self._fitting_tokens(texts, self.max_length - num_specials)
