@@ -53,8 +53,11 @@ def with_segments(
     Raises StageError with the reason where the module cannot be exported, or its graphs answer otherwise than it does.
     """
     program = manifest.program
+    home = {alias: name for name, weight in weights.items() for alias in weight.aliases}
     graph = export(module, weights, examples[0][0], [inputs for inputs, _ in examples[1:]])
+    graph = replace(graph, weights={given: home.get(name, name) for given, name in graph.weights.items()})
     segments, kinds = cut(graph, program)
+    _require_own_weights(segments, manifest)
     graphs = {kind: SegmentGraph(data, kind) for kind, data in kinds.items()}
     for inputs, expected in examples:
         fault = _fault(partial(_run, graphs, segments, graph, inputs, fetch), expected)
@@ -81,6 +84,16 @@ def _fault(run: Callable[[], list[Tensor]], expected: Sequence[Tensor]) -> str |
         return None if are_equal(run(), expected) else "answers otherwise than the module"
     except Exception as error:  # of an operation, whatever it says of shapes that it was not made for
         return f"fails ({type(error).__name__}: {str(error).partition(chr(10))[0][:200]})"
+
+
+def _require_own_weights(segments: Segments, manifest: m.ModuleManifest) -> None:
+    """Raise StageError where a graph needs a weight that the run of the module used in other stages alone."""
+    for segment, stage in zip(segments.stages, manifest.stages, strict=True):
+        shards = [manifest.shards[name] for step in stage.steps for name in step.shards]
+        lost = set(segment.weights) - {tensor.name for shard in shards for tensor in shard.tensors}
+        if lost:
+            what = f"{min(lost)} is used in stage {stage.name} of the exported graph, and elsewhere by the module"
+            raise StageError(what, manifest.program.module, "use --method eager")
 
 
 def _is_used(name: str, segments: Segments) -> bool:

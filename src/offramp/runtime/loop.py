@@ -279,7 +279,13 @@ class Loop:
             self._pass.charge(num_bytes)
             self._pass.time_read(seconds, ended - started)
             shard = self.store.contents.shards[name]
-            weights.update((tensor.role, tensor_view(tensor, slot.array, shard.data_start)) for tensor in shard.tensors)
+            weights.update(
+                (
+                    tensor.role if shard.blocks is None else tensor.name,
+                    tensor_view(tensor, slot.array, shard.data_start),
+                )
+                for tensor in shard.tensors  # a table that a module takes as a whole has no role of its own
+            )
         return weights
 
     def _latest(self) -> Optional[float]:

@@ -71,6 +71,7 @@ class SegmentBackend(Backend):
 
     def __init__(self, store: Store, num_threads: int) -> None:
         self.num_threads, self._program, self._segments = num_threads, store.module.program, segments_of(store)
+        self._home = {alias: name for name, aliases in self._program.aliases.items() for alias in aliases}
         self._shapes = {t.name: (t.dtype, t.shape) for shard in store.module.shards.values() for t in shard.tensors}
         wrong = sorted({dtype for dtype, _ in self._shapes.values()} - {"F32", "I64", "I32", "BOOL", "U8"})
         if wrong:
@@ -101,7 +102,8 @@ class SegmentBackend(Backend):
         arrays = {name: _zeros(value, num_rows) for name, value in self._program.inputs.items()}
         state = self.begin(arrays, np.ones((num_rows, 1), np.int64), {})
         for segment in self._segments.stages:
-            self.step(state, segment.kind, {name: _empty(self._shapes[name]) for name in segment.weights})
+            names = [self._home.get(name, name) for name in segment.weights]
+            self.step(state, segment.kind, {name: _empty(self._shapes[name]) for name in names})
 
     def activation_bytes(self, num_rows: int, length: int) -> int:
         """In proportion to the rows of the example that the module was divided with."""
@@ -119,8 +121,8 @@ class SegmentBackend(Backend):
         assert isinstance(state, SegmentState)
         segment = self._segments.stages[state.stage]
         inputs = [state.arrays[name] for name in segment.reads]
-        inputs += [self.wrap(weights[name]) for name in segment.weights]
-        inputs += [self._constants[name] for name in segment.constants]
+        inputs += [self.wrap(weights[self._home.get(name, name)]) for name in segment.weights]
+        inputs += [self._constants[self._home.get(name, name)] for name in segment.constants]
         made = self.compute(segment, inputs)
         state.arrays.update(zip(segment.writes, made))
         state.stage += 1
@@ -155,7 +157,7 @@ class SegmentBackend(Backend):
         state.num_rows = len(rows_B)
 
     def _load_constants(self, store: Store) -> Dict[str, Any]:
-        wanted = {name for segment in self._segments.stages for name in segment.constants}
+        wanted = {self._home.get(name, name) for segment in self._segments.stages for name in segment.constants}
         found = {}
         for shard in store.module.shards.values():
             for tensor in shard.tensors:

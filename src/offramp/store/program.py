@@ -6,12 +6,14 @@ It names modules, calls and tensors as PyTorch does, and needs no PyTorch to be 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any, Dict, Optional, Tuple
 
 from offramp.store.checks import WrongError, choice_of, int_of, list_of, object_of, str_of
 
 MAX_RANK = 64
+_KIND = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 PROBLEMS = ("single_label_classification", "multi_label_classification", "regression")
 
 
@@ -161,15 +163,22 @@ def _segments(tree: Any, where: str) -> Segments:
         available |= set(segment.writes)
     if list(segments.exits) != sorted(set(segments.exits)) or any(i >= len(segments.stages) for i in segments.exits):
         raise WrongError(f"{where}.exits must be stages in order, not {list(segments.exits)}")
-    if any(not segments.stages[index].reads for index in segments.exits):
-        raise WrongError(f"{where}.exits: a stage behind an exit reads no value")
+    for index in segments.exits:
+        reads = segments.stages[index].reads
+        hidden = segments.values[reads[0]] if reads else None
+        if hidden is None:
+            raise WrongError(f"{where}.exits: stage {index} behind an exit reads no value")
+        if hidden.dtype != "float32" or len(hidden.shape) < 2:
+            raise WrongError(f"{where}.exits: {reads[0]!r} ({hidden.dtype} {hidden.shape}) is no hidden state")
+    if not segments.outputs:
+        raise WrongError(f"{where}.outputs must name what the module returns")
     return segments
 
 
 def _segment(tree: Any, where: str) -> Segment:
     tree = object_of(tree, where, "kind reads writes weights constants")
     names = (_names(tree[key], f"{where}.{key}") for key in ("reads", "writes", "weights", "constants"))
-    return Segment(str_of(tree["kind"], where + ".kind"), *names)
+    return Segment(str_of(tree["kind"], where + ".kind", _KIND), *names)
 
 
 def _items(tree: Any, where: str) -> Any:
