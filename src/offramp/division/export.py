@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils import _pytree as pytree
 
 from offramp.division.capture import Arguments
@@ -101,6 +100,8 @@ def _lengths(leaf: Any) -> set[int]:
 
 
 def _exported(module: nn.Module, weights: Mapping[str, Weight], example: Arguments, extents: Sequence[set[int]]) -> Any:
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv  # a quarter of a second, and 33 MiB
+
     mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
     buffers = [(owner, name, b) for owner in module.modules() for name, b in owner._buffers.items() if b is not None]
     try:

@@ -81,9 +81,21 @@ def with_segments(
 
 def _fault(run: Callable[[], list[Tensor]], expected: Sequence[Tensor]) -> str | None:
     try:
-        return None if are_equal(run(), expected) else "answers otherwise than the module"
+        found = run()
     except Exception as error:  # of an operation, whatever it says of shapes that it was not made for
         return f"fails ({type(error).__name__}: {str(error).partition(chr(10))[0][:200]})"
+    if are_equal(found, expected):
+        return None
+    if [tensor.shape for tensor in found] != [tensor.shape for tensor in expected]:
+        return "answers in other shapes than the module"
+    worst = max(map(_distance, found, expected), default=0.0)
+    return f"answers otherwise than the module (by {worst:.1e} at most, of the largest value)"
+
+
+def _distance(found: Tensor, expected: Tensor) -> float:
+    if not expected.numel():
+        return 0.0
+    return float((found.double() - expected.double()).abs().max() / expected.double().abs().max().clamp(min=1e-30))
 
 
 def _require_own_weights(segments: Segments, manifest: m.ModuleManifest) -> None:
