@@ -7,6 +7,7 @@ import zipfile
 
 import numpy as np
 import pytest
+import torch
 import transformers
 
 from offramp.store.transcript import read_transcript
@@ -23,6 +24,7 @@ def place(tmp_path_factory):
     """A folder with the ResNet, its data, its run, its store and its transcripts, all by the command line."""
     from offramp.cli import main
 
+    torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
     folder = tmp_path_factory.mktemp("vision")
     write_model(folder / "model", "resnet")
@@ -37,6 +39,15 @@ def place(tmp_path_factory):
     ):
         assert main([str(word) for word in words]) == 0
     return folder
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Torch as it was found, after a test; the bits of a training depend on the number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -110,7 +121,8 @@ def test_a_policy_is_tuned_on_images_and_run(run, place, answers, tmp_path):
     said = run("tune", place / "store", *words, "--max-drop", 60, "--confidence", 0.5, "--out", out, "--json")
     assert said.code == 0, said.err
     lines, record = answers("--input", place / "dev.zip", "--exit", out)
-    assert record["exit"] == str(record["exit"]) and len(lines) == 3 * NUM_EACH
+    assert record["exit"] != "none"
+    assert len(lines) == 3 * NUM_EACH
     assert run("tune", "--explain", out).code == 0
 
 
