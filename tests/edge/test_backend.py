@@ -111,7 +111,7 @@ def test_a_closed_backend_runs_again(opened):
 
 
 def test_a_store_without_graphs_is_refused_with_the_way_out(opened, monkeypatch):
-    monkeypatch.setattr(opened, "manifest", dataclasses.replace(opened.manifest, graphs={}))
+    monkeypatch.setattr(opened, "contents", dataclasses.replace(opened.manifest, graphs={}))
     with pytest.raises(StoreError, match=r"no graphs.*offramp divide --graphs STORE.*--backend torch"):
         OrtBackend(opened, 1)
 
@@ -128,7 +128,7 @@ def test_a_graph_that_is_none_is_refused_by_name(opened, monkeypatch):
 
 def test_a_kind_that_it_does_not_compute_is_refused(opened, monkeypatch):
     graphs = {"mixer": opened.manifest.graphs["up"]}
-    monkeypatch.setattr(opened, "manifest", dataclasses.replace(opened.manifest, graphs=graphs))
+    monkeypatch.setattr(opened, "contents", dataclasses.replace(opened.manifest, graphs=graphs))
     with pytest.raises(StoreError, match=r"graphs of unknown kinds \['mixer'\]"):
         OrtBackend(opened, 1)
 

@@ -165,7 +165,7 @@ def test_a_module_that_takes_no_other_input_is_proven_with_one(tmp_path):
 def test_more_inputs_are_what_the_proof_is_made_with(tmp_path):
     more = [vectors(5), (vectors(1),), {"hidden": vectors(7)}]
     store = offramp.divide(made(Chain), vectors(), tmp_path / "store", more_inputs=more)
-    shapes = [list(each["inputs"].values())[0][1] for each in proof_of(store)["examples"]]
+    shapes = [next(iter(each["inputs"].values()))[1] for each in proof_of(store)["examples"]]
     assert shapes == [[count, WIDTH] for count in (2, 5, 1, 7)]
 
 
@@ -312,7 +312,7 @@ REFUSED = {
     "weights that are not there yet": (
         lambda: made(lambda: nn.Sequential(nn.LazyLinear(3))),
         StageError,
-        "weight 0.weight is a UninitializedParameter - Sequential - divide the module before it is quantised, and after",
+        "weight 0.weight is a UninitializedParameter - Sequential - divide the module before it is quantised, and ",
     ),
     "a sparse weight": (lambda: made(Sparse), StageError, "weight weight is torch.float32, torch.sparse_coo - Sparse"),
     "a quantised buffer": (
