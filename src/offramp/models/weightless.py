@@ -19,14 +19,18 @@ from offramp.errors import MissingExtraError, SourceError, StageError
 
 
 def weightless(build: Callable[[], nn.Module]) -> nn.Module:
-    """What `build` builds, in evaluation mode, its parameters without data. Raises StageError for a buffer without."""
+    """What `build` builds, in evaluation mode, its parameters without data.
+
+    Raises StageError for a buffer without data that no store or checkpoint has.
+    """
     with _without_data():
         module = build()
     if hasattr(module, "tie_weights"):
         module.tie_weights()  # type: ignore[operator]
     module.eval()
+    saved = {id(weight.tensor) for weight in weights_of(module).values()}
     for name, buffer in module.named_buffers():
-        if buffer.is_meta:
+        if buffer.is_meta and id(buffer) not in saved:
             remedy = "give a module that is built already instead of its class"
             raise StageError(f"buffer {name} has no data", type(module).__name__, remedy)
     return module
