@@ -59,12 +59,13 @@ def note_environment(out: Path) -> None:
     """What the lines that follow were measured with, where it is not what those before were."""
     from importlib import metadata
 
+    from offramp import __version__
     from offramp.measure.hardware import environment
 
     facts = environment(out)
     installed = {each.metadata["Name"].lower() for each in metadata.distributions()}
     versions = {name: metadata.version(name) for name in (*LIBRARIES, "transformers") if name in installed}
-    versions = {**versions, "python": facts["python_version"], "offramp": facts["offramp_version"]}
+    versions = {**versions, "python": facts["python_version"], "offramp": __version__}
     hardware = {key: facts[key] for key in ("cpu_model", "num_cores", "total_memory_bytes", "platform")}
     record = {"kind": "environment", "versions": dict(sorted(versions.items())), **hardware}
     noted = [each for each in read_records(RESULTS) if each["kind"] == "environment"]
