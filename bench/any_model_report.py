@@ -409,10 +409,10 @@ def exits_on_images(records: Records) -> Section:
             [each[f"{backend} whole"]["mean_seconds"] / each[f"{backend} exits"]["mean_seconds"] for each in rounds]
             for backend in ("ort", "torch")
         ]
-        whole = 100 * dev["accuracy"][-1]
+        whole = dev["accuracy"][-1]
         lost = f"{dev['gain']:+.2f} [{dev['gain_low']:+.2f} {dev['gain_high']:+.2f}]"
         rows.append((
-            record["net"], " ".join(f"{100 * each:.1f}" for each in dev["accuracy"]), f"`{record['rule']}`", lost,
+            record["net"], " ".join(f"{each:.1f}" for each in dev["accuracy"]), f"`{record['rule']}`", lost,
             f"{dev['mean_exit']:.2f} of {record['exits']}", *map(spread, speeds),
         ))  # fmt: skip
         told = f"{whole:.1f} % whole, {dev['gain']:+.2f} points with exits, {spread(speeds[0])} as fast"
