@@ -249,5 +249,7 @@ def load_inputs(path: Path) -> dict[str, Tensor]:
         from safetensors.torch import load_file
 
         return load_file(path)
-    except (OSError, ValueError, TypeError) as error:
+    except UsageError:
+        raise
+    except Exception as error:  # of NumPy, of zip files and of safetensors, which has its own kinds
         raise UsageError(f"cannot be read as example inputs ({error})", path, "save them with numpy.savez") from None

@@ -23,7 +23,7 @@ from offramp import __version__
 from offramp.division.capture import Arguments, LastUsed, Touches, are_equal, bits, tensors_of, trace_run
 from offramp.division.placeholders import Placeholder, Weight, fingerprint, unsaved_buffers, weights_of
 from offramp.division.stages import Sizes, StagePlan, plan_stages
-from offramp.errors import StageError, UsageError
+from offramp.errors import OfframpError, StageError, UsageError
 from offramp.export.segments import with_segments
 from offramp.models.placement import NAMES
 from offramp.models.streamed import Stream, streamed_shards
@@ -92,11 +92,20 @@ def divide_module(
         raise UsageError("the module is in training mode", None, "call eval() on it")
     _require_divisible(module)
     weights, buffers_sha256 = weights_of(module), unsaved_buffers(module)
-    origin = origin or in_memory(module, weights)
+    is_ours, origin = origin is not None, origin or in_memory(module, weights)
     example = Arguments(example_inputs)
     fetch = LastUsed(origin.fetch, KEPT_BYTES)
-    with _undisturbed(module):
-        trace, _ = trace_run(module, weights, example.copy(), fetch)
+    try:
+        with _undisturbed(module):
+            trace, _ = trace_run(module, weights, example.copy(), fetch)
+    except OfframpError:
+        raise
+    except Exception as error:
+        if not is_ours:
+            raise  # as it would come out of the module itself
+        said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        what = f"the example inputs do not suit a {type(module).__name__} ({type(error).__name__}: {said})"
+        raise UsageError(what, None, "give --inputs FILE.safetensors with what it takes, by name") from None
     parameters = {name: weight for name, weight in weights.items() if not weight.is_buffer}
     sizes = Sizes(
         {name: weight.num_bytes for name, weight in parameters.items()},

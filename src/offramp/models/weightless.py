@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from offramp.division.placeholders import weights_of
-from offramp.errors import MissingExtraError, SourceError, StageError
+from offramp.errors import MissingExtraError, OfframpError, SourceError, StageError
 
 
 def weightless(build: Callable[[], nn.Module]) -> nn.Module:
@@ -62,9 +62,14 @@ def of_class(cls: Any, folder: Path) -> nn.Module:
     if not hasattr(cls, "from_pretrained"):
         return weightless(cls)
     config = _config(folder)
-    if hasattr(cls, "_from_config"):
-        return weightless(lambda: cls._from_config(config))
-    return weightless(lambda: cls.from_config(config))
+    build = getattr(cls, "_from_config", None) or cls.from_config
+    try:
+        return weightless(lambda: build(config))
+    except OfframpError:
+        raise
+    except Exception as error:  # whatever the class says of a config that is none of its kind
+        what = f"config.json makes no {cls.__name__} ({_said(error)})"
+        raise SourceError(what, folder, "give a folder or a store of this class") from None
 
 
 def class_of_folder(folder: Path) -> Any:
@@ -75,8 +80,9 @@ def class_of_folder(folder: Path) -> Any:
     names = list(getattr(config, "architectures", None) or ())
     if not names:
         raise SourceError("config.json names no architecture", folder, "save the model again with save_pretrained")
-    if hasattr(transformers, names[0]):
-        return getattr(transformers, names[0])
+    found = getattr(transformers, str(names[0]), None)
+    if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+        return found
     registered = [auto._model_mapping.get(type(config), None) for auto in _autos(transformers)]
     own = next((cls for cls in registered if getattr(cls, "__name__", "") == names[0]), None)
     if own is None:
@@ -98,10 +104,12 @@ def _config(folder: Path) -> Any:
         raise MissingExtraError("transformers", "train") from None
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise SourceError(
-            f"config.json cannot be read ({str(error).splitlines()[0]})", folder, "use another model"
-        ) from None
+    except Exception as error:  # of whatever kind: its fields are checked by their own classes
+        raise SourceError(f"config.json cannot be read ({_said(error)})", folder, "use another model") from None
+
+
+def _said(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def with_dtypes(module: nn.Module, dtypes: dict[str, str]) -> None:
