@@ -423,6 +423,7 @@ def exits_on_images(records: Records) -> Section:
         " interval. Speed-up: mean seconds an image of the whole model by those with exits, one image at a time,"
         f" {records[0]['latency']['images']} images, {records[0]['latency']['threads']} thread, medians of rounds."
     )
+    note = " ".join([note, *dict.fromkeys(record["note"] for record in records if "note" in record)])
     head = ("net", "accuracy by exit", "rule", "gain [95 %]", "mean exit", "speed-up, ort", "speed-up, torch")
     return [note, "", *table(head, rows)], verdicts
 
