@@ -94,8 +94,8 @@ def test_what_could_not_be_trained_is_refused(tmp_path):
     with pytest.raises(SourceError, match="no such folder"):
         require_trainable(tmp_path / "absent", 8)
     write_checkpoint(tmp_path, make_model("bert"))
-    encoder, fingerprint = require_trainable(tmp_path, 24)
-    assert (encoder.num_layers, len(fingerprint)) == (3, 64)
+    facts, fingerprint = require_trainable(tmp_path, 24)
+    assert (facts.num_exits, len(fingerprint)) == (3, 64)
     with pytest.raises(UsageError, match="max_length 25 is more than the 24"):
         require_trainable(tmp_path, 25)
     (tmp_path / "vocab.txt").unlink()
