@@ -288,6 +288,15 @@ def test_copied_arguments_have_tensors_of_their_own():
     assert second.kwargs["flag"] is flag
 
 
+def test_a_cache_among_the_arguments_is_copied_with_its_tensors():
+    """A model writes to it, and each run must begin with what was given."""
+    cache = Cache(torch.ones(2), torch.ones(3))
+    copied = Arguments({"cache": cache}).copy().kwargs["cache"]
+    copied.layers[0][0].zero_()
+    copied.layers.append(None)
+    assert torch.equal(cache.layers[0][0], torch.ones(2)) and len(cache.layers) == 1
+
+
 def test_last_used_keeps_its_limit_of_bytes_and_what_was_used_last():
     fetched = []
 

@@ -335,6 +335,7 @@ def test_a_closed_stream_answers_no_more_and_says_so(shelf):
     with stream as model:
         model(vectors())
     stream.close()
+    assert stream.record()["passes"] == 1 and stream.record()["bytes_read_total"] > 0
     with pytest.raises(ValueError, match="the stream is not open"):
         stream(vectors())
     with pytest.raises(StageError, match=r"touches first\.weight, and its stream is closed"):
@@ -435,6 +436,25 @@ def test_passes_may_be_made_in_any_mode(shelf, first):
             with mode():
                 found = model(inputs)
             assert same(found, plain(made(Odd), inputs)) and not found.requires_grad
+
+
+def test_a_pass_may_be_cast_and_keeps_no_cast_weight(shelf):
+    """Autocast keeps those that require gradients until it ends."""
+
+    class Asking(Chain):
+        keeps = None
+
+        def forward(self, hidden):
+            self.keeps = torch.is_autocast_cache_enabled()
+            return super().forward(hidden)
+
+    store, module = shelf(Asking, vectors()), made(Asking)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = plain(made(Asking), vectors())
+        with offramp.stream(module, store, weight_budget=smallest(store)) as model:
+            assert same(model(vectors()), expected)
+        assert module.keeps is False and torch.is_autocast_cache_enabled()
+    assert expected[0].dtype == torch.bfloat16
 
 
 def test_copies_of_weights_that_begin_anywhere_are_gone_with_their_stage(shelf):
@@ -649,6 +669,24 @@ def test_generation_with_a_cache_gives_the_tokens_and_scores_of_the_model(shelf,
             if make is not t5:  # whose encoder is called by itself
                 assert (model.counts.unplanned_loads, model.counts.disorders, model.counts.held) == (0, 0, set())
                 assert model.counts.peak_weight_bytes <= smallest(store)
+
+
+def test_a_step_with_a_cache_can_be_the_example(shelf, tmp_path):
+    def step():
+        from transformers import DynamicCache
+
+        cache = DynamicCache(config=made(gpt2).config)
+        with torch.no_grad():
+            made(gpt2)(input_ids=ids(), past_key_values=cache, use_cache=True)
+        return {"input_ids": ids(2, 1), "past_key_values": cache, "use_cache": True}
+
+    example = step()
+    store = offramp.divide(made(gpt2), example, tmp_path / "store")
+    assert example["past_key_values"].get_seq_length() == 6
+    with torch.no_grad():
+        expected = made(gpt2)(**step())
+    with offramp.stream(made(gpt2, seed=1), store, weight_budget=smallest(store)) as model:
+        assert same(model(**step()), expected)
 
 
 def test_a_class_of_transformers_is_built_from_the_config_in_the_store(shelf, tmp_path):

@@ -6,6 +6,7 @@ is read through a view or through a reference that Python took earlier is seen t
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -46,9 +47,14 @@ class Arguments:
 
     def copy(self) -> Arguments:
         """The same with tensors of their own: a model may write to its inputs."""
-        copy = lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf  # noqa: E731
+
+        def copied(leaf: Any) -> Any:
+            if isinstance(leaf, Tensor):
+                return leaf.clone()
+            return copy.deepcopy(leaf) if tensors_of(leaf) else leaf  # a cache of keys and values
+
         made = Arguments(())
-        made.args, made.kwargs = pytree.tree_map(copy, (self.args, self.kwargs))
+        made.args, made.kwargs = pytree.tree_map(copied, (self.args, self.kwargs))
         return made
 
     def call(self, model: Callable[..., Any]) -> Any:

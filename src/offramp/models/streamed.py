@@ -11,7 +11,8 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,6 +64,17 @@ def streamed_shards(store: Store) -> list[list[str]]:
     return [[name for name in stage.steps[0].shards if name in whole] for stage in store.module.stages]
 
 
+@contextmanager
+def _no_cast_is_kept() -> Iterator[None]:
+    """Autocast would keep weights in the other dtype to the end of the pass."""
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
+
+
 class Stream:
     """A module whose weights come from a store as they are needed. A context manager, callable like the module.
 
@@ -103,6 +115,7 @@ class Stream:
         self._undo: list[Callable[[], None]] = []
         self._lock, self._running = threading.RLock(), 0
         self._placement: Placement | None = None
+        self._closed_bytes = 0
         self._ring: Ring | None = None
 
     def open(self) -> Stream:
@@ -143,6 +156,7 @@ class Stream:
             self._paged.clear()
             if self._ring is not None:
                 self._ring.close()
+                self._closed_bytes += self._ring.bytes_read
             self._ring = None
             self.store.close()
             _STREAMED.discard(self.module)
@@ -165,7 +179,6 @@ class Stream:
 
     def record(self) -> dict[str, Any]:
         """One JSON object about the run so far."""
-        assert self._ring is not None
         counts = {**vars(self.counts), "unplanned": sorted(self.counts.unplanned), "held": sorted(self.counts.held)}
         return {
             **counts,
@@ -173,9 +186,12 @@ class Stream:
             "resident_bytes": self.plan.resident_bytes,
             "room_bytes": self.plan.room_bytes,
             "sliced": sorted(self.plan.sliced),
-            "bytes_read_total": self._ring.bytes_read + self.counts.gathered_bytes,
+            "bytes_read_total": self._bytes_read() + self.counts.gathered_bytes,
             "reads": "direct" if self._direct else "buffered",
         }
+
+    def _bytes_read(self) -> int:
+        return self._closed_bytes + (0 if self._ring is None else self._ring.bytes_read)
 
     def _pass(self, forward: Callable[..., Any], args: tuple, kwargs: dict[str, Any], first: int = 0) -> Any:
         """One pass, of the module or of the part that stage `first` begins with, without gradients."""
@@ -184,7 +200,7 @@ class Stream:
         if self.module.training:
             raise UsageError("the module is in training mode, and weights that come and go learn nothing", None,
                              "call eval() on it")  # fmt: skip
-        with self._lock, torch.no_grad():
+        with self._lock, torch.no_grad(), _no_cast_is_kept():
             try:
                 self._running = threading.get_ident()
                 self._begin(first)
