@@ -1,6 +1,7 @@
 """The manifest of a divided module: what is checked of it, and what commands make of such a store."""
 
 import copy
+import shutil
 from functools import partial
 
 import numpy as np
@@ -288,3 +289,15 @@ def test_a_manifest_that_was_sealed_again_is_still_checked(tmp_path, tree):
     flow(tree).update(hidden=7)
     reseal(store, tree)
     refused(DamagedError, lambda: Store(store), "hidden must be an integer")
+
+
+def test_ls_shows_names_of_a_stranger_as_they_may_be_printed(module_store, tree, tmp_path, capsys):
+    flow(tree)["start"]["module"] = "\x1b[31m\nred"
+    flow(tree)["values"][0]["dtype"] = "\x1b[2Jfloat32"
+    tree["source"]["architecture"] = "\x07Bell"
+    store = shutil.copytree(module_store, tmp_path / "store")
+    (store / "offramp.json").write_bytes(seal(tree))
+    assert main(["ls", str(store), "--graph", str(tmp_path / "stages.svg")]) == 0
+    said = capsys.readouterr().out
+    assert all(line.isprintable() for line in said.splitlines()) and "\\x1b[31m" in said
+    assert "\x1b" not in (tmp_path / "stages.svg").read_text()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from offramp.cli.options import emit, require_writable, say, table
+from offramp.errors import shown
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -56,7 +57,9 @@ def _begins(contents: Any) -> dict[str, dict[str, Any]]:
         start = "the inputs" if flow.start is None else flow.start.module
         again = "" if flow.start is None or flow.start.number == 1 else f" (call {flow.start.number})"
         flows = [f"{value.dtype} {'x'.join(map(str, value.shape)) or 'scalar'}" for value in flow.values]
-        found[stage.name] = {"begins": start + again, "flows": flows, "exit": index in exits}
+        found[stage.name] = {
+            "begins": shown(start) + again, "flows": [shown(flow) for flow in flows], "exit": index in exits,
+        }  # fmt: skip
     return found
 
 
@@ -68,7 +71,8 @@ def _print(contents: Any, uses: list[tuple[str, str, Any]], begins: dict[str, di
         print(table(("stage", "kind", "file", "tensors", "size"), sizes))
         exits = f"exits after layers 1 to {len(contents.layers) - 1}" if contents.exits else "no exits"
         head = contents.encoder.problem or "no classification head"
-        print(f"\n{contents.source.architecture}, {head}, {exits}, graphs: {', '.join(contents.graphs) or 'none'}")
+        graphs = ", ".join(contents.graphs) or "none"
+        print(f"\n{shown(contents.source.architecture)}, {head}, {exits}, graphs: {graphs}")
         return
     empty = [(stage.name, "", "-", 0, "") for stage in contents.stages if not any(s == stage.name for s, *_ in sizes)]
     rows, seen = [], set()
@@ -82,7 +86,7 @@ def _print(contents: Any, uses: list[tuple[str, str, Any]], begins: dict[str, di
     print(table(("stage", "file", "tensors", "size", "", "begins with", "flows in"), rows))
     graphs = f"{len(contents.graphs)} ONNX graphs" if contents.graphs else "no ONNX graphs"
     where = "" if contents.exits is None else ", exits where marked"
-    print(f"\n{contents.source.architecture}, method {contents.source.method}, {graphs}{where}")
+    print(f"\n{shown(contents.source.architecture)}, method {contents.source.method}, {graphs}{where}")
 
 
 def _drawn(contents: Any, begins: dict[str, dict[str, Any]]) -> str:
@@ -101,4 +105,4 @@ def _drawn(contents: Any, begins: dict[str, dict[str, Any]]) -> str:
         detail = f"{sum(len(shard.tensors) for shard in shards)} tensors, {size}"
         names = [name for name in needs[stage.name] if name in shared]
         boxes.append(StageBox(about["begins"], detail, about["flows"], names, has_exit))
-    return draw_stages(f"{contents.source.architecture}: {len(boxes)} stages", boxes)
+    return draw_stages(f"{shown(contents.source.architecture)}: {len(boxes)} stages", boxes)
