@@ -3,6 +3,7 @@
 Shapes: B rows, C labels; K exits, the last of them the model's own head.
 """
 
+import dataclasses
 import functools
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from offramp.measure import Trace
 from offramp.models import TorchSegments
 from offramp.policies import parse, replay
 from offramp.policies.evidence import SINGLE_LABEL
-from offramp.runtime.course import Arrays, course_of
+from offramp.runtime.course import Arrays, ModuleCourse, course_of
 from offramp.runtime.exits import load_exits
 from offramp.runtime.loop import Loop
 from offramp.runtime.planner import page_rounded
@@ -197,10 +198,21 @@ def test_the_smallest_budget_runs_and_less_is_refused(divided_vision, backend, m
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_an_image_of_another_size_is_an_error_that_says_so(divided_vision, backend):
-    one = divided_vision("vit")
+def test_an_image_of_another_size_is_an_error_that_says_so(divided_vision, backend, monkeypatch):
+    one, images = divided_vision("vit"), [np.zeros((1, 3, 24, 24), np.float32)]
+    with pytest.raises(StoreError, match=r"\(1, 3, 24, 24\), and the module was divided for \(2, 3, 16, 16\)"):
+        run(one.store, images, backend=backend)
+    monkeypatch.setattr(ModuleCourse, "read", lambda self, batch: (batch.arrays, 0))
     with pytest.raises(StoreError, match="does not take these inputs"):
-        run(one.store, [np.zeros((1, 3, 24, 24), np.float32)], backend=backend)
+        run(one.store, images, backend=backend)
+
+
+@pytest.mark.parametrize("examples", [[{}], [{"inputs": {}}], [{"inputs": {"pixel_values": []}}], [1], 1])
+def test_a_proof_of_another_kind_is_an_error_that_says_so(divided_vision, examples):
+    with Store(divided_vision("vit").store, "never") as store:
+        store.contents = dataclasses.replace(store.module, proof={"examples": examples})
+        with pytest.raises(StoreError, match="the proof of the division cannot be read"):
+            course_of(store)
 
 
 def test_inputs_of_another_kind_are_refused(divided_vision):

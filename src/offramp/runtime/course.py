@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Dict, Mapping, Optional, Tuple, Union
+from typing import Any, Dict, Iterable, Mapping, Optional, Set, Tuple, Union
 
 import numpy as np
 
@@ -148,7 +148,12 @@ class ModuleCourse(Course):
             Stage("answer", "head", ()),
         )
         self.problem, self.labels = program.problem, program.labels
-        self._inputs = program.inputs
+        self._inputs, self._where = program.inputs, store.path
+        try:
+            self._moving = _moving(program.inputs, (store.module.proof or {}).get("examples", ()))
+        except (KeyError, TypeError, IndexError, AttributeError) as error:
+            what = f"the proof of the division cannot be read ({type(error).__name__})"
+            raise StoreError(what, store.path, "divide the model again") from None
         self._row_bytes = sum(_row_bytes(value) for value in program.inputs.values())
 
     def is_gathered(self, shard: str) -> bool:
@@ -156,12 +161,22 @@ class ModuleCourse(Course):
         return False
 
     def read(self, batch: Batch) -> Tuple[Mapping[str, np.ndarray], int]:
-        """The inputs as they are. Raises ValueError for others than the module was divided with."""
+        """The inputs as they are.
+
+        Raises ValueError for others than the module was divided with, StoreError for an extent in which the examples
+        that the division was proven with do not differ: a graph may have been made for it.
+        """
         assert isinstance(batch, Arrays)
         found = {name: (str(array.dtype), array.ndim) for name, array in batch.arrays.items()}
         wanted = {name: (value.dtype, len(value.shape)) for name, value in self._inputs.items()}
         if found != wanted:
             raise ValueError(f"expected inputs {wanted} (dtype, extents), got {found}")
+        for name, value in self._inputs.items():
+            shape = batch.arrays[name].shape
+            fixed = [i for i in range(1, len(shape)) if i not in self._moving[name] and shape[i] != value.shape[i]]
+            if fixed:
+                what = f"{name} is {shape}, and the module was divided for {value.shape}"
+                raise StoreError(what, self._where, "divide it with inputs of several such sizes as examples")
         return batch.arrays, 0
 
     def blank(self, num_rows: int, length: int) -> None:
@@ -170,6 +185,16 @@ class ModuleCourse(Course):
     def gathered_bytes(self, num_rows: int, length: int) -> int:
         """The inputs themselves, which no rehearsal fills."""
         return num_rows * self._row_bytes
+
+
+def _moving(inputs: Mapping[str, Value], examples: Iterable[Any]) -> Dict[str, Set[int]]:
+    """Of each input, the extents in which the examples of a proof differ."""
+    found: Dict[str, Set[int]] = {name: set() for name in inputs}
+    for example in examples:
+        for name, value in inputs.items():
+            shape = example["inputs"][name][1]
+            found[name].update(i for i, (one, other) in enumerate(zip(value.shape, shape)) if one != other)
+    return found
 
 
 def course_of(store: Store) -> Course:
