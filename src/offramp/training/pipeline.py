@@ -17,7 +17,7 @@ from offramp.training.settings import ExitMetrics, TrainSettings
 
 if TYPE_CHECKING:
     from offramp.models.checkpoint import WithExits
-    from offramp.models.inputs import AnyRows
+    from offramp.models.inputs import AnyRows, Facts
 
 Examples = Sequence[tuple[Any, int | float]]
 """Texts, pairs of texts or images, each with its label."""
@@ -79,7 +79,7 @@ def train_exits(
     ids = order_of(labels, facts.labels, source, keeps_head=settings.loss == "heads-only")
     named = tuple(labels[ids.index(number)] for number in range(len(ids)))
     train, tune = ([(text, ids[int(label)] if ids else label) for text, label in part] for part in (train, tune))
-    job = _Job(source, train, tune, named, tuple(metrics) or default_metrics(labels), settings, progress)
+    job = _Job(source, facts, train, tune, named, tuple(metrics) or default_metrics(labels), settings, progress)
     config = _config(facts.num_exits, fingerprint, job, data or {})
     with quiet_libraries():
         if is_finished(out, config):
@@ -98,6 +98,7 @@ class _Job:
     """What `train_exits` was asked for."""
 
     source: Path
+    facts: Facts
     train: Examples
     tune: Examples
     labels: tuple[str, ...]
@@ -174,9 +175,9 @@ def _measure(job: _Job, folder: Path) -> ExitMetrics:
 
 
 def _rows(job: _Job, folder: Path, examples: Examples) -> AnyRows:
-    from offramp.models.inputs import facts_of, rows_of
+    from offramp.models.inputs import rows_of
 
-    return rows_of(folder, facts_of(folder), examples, job.settings.max_length, not job.labels, job.progress)
+    return rows_of(folder, job.facts, examples, job.settings.max_length, not job.labels, job.progress)
 
 
 def _config(num_exits: int, fingerprint: str, job: _Job, data: Mapping[str, Any]) -> dict[str, Any]:
