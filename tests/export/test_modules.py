@@ -15,9 +15,9 @@ from torch import nn  # noqa: E402
 
 import offramp  # noqa: E402
 from offramp.cli import main  # noqa: E402
-from offramp.division.capture import Arguments  # noqa: E402
+from offramp.division.capture import Arguments, are_equal  # noqa: E402
 from offramp.errors import StageError, UsageError  # noqa: E402
-from offramp.export.modules import are_equal, variations  # noqa: E402
+from offramp.export.modules import variations  # noqa: E402
 from offramp.store import Store, StoreWriter  # noqa: E402
 from tests.division.modules import (  # noqa: E402
     CASES,
@@ -389,7 +389,7 @@ def test_an_interrupted_division_goes_on_where_it_was(tmp_path, monkeypatch, sto
 
     monkeypatch.setattr(StoreWriter, "add_shard", interrupted)
     if stopped_at == "proof":
-        monkeypatch.setattr("offramp.export.modules._prove", stop)
+        monkeypatch.setattr("offramp.export.proof._prove", stop)
     if stopped_at == "end":
         monkeypatch.setattr(StoreWriter, "finish", stop)
     before = state(module)

@@ -51,7 +51,7 @@ def test_values_are_freed_after_their_last_use(monkeypatch):
         return result
 
     made = []
-    monkeypatch.setitem(segments._NUMBERS, "watched", watched)
+    monkeypatch.setitem(segments.NUMBERS, "watched", watched)
     names = ["r0", "n0", "n1", "n2", "n3"]
     chain = [[name, "watched", [v(before)], {}] for before, name in pairwise(names)]
     (last,) = graph(chain, ("n3",))(X)

@@ -23,7 +23,7 @@ def path(tmp_path_factory):
     flows = (Flow(None, (), None), Flow(Call("block.1", 1), (HIDDEN,), 0))
     segments = Segments(
         (Segment("graph-a", ("x",), ("h",), ("first",), ("own",)),
-         Segment("graph-a", ("h",), ("y",), ("alias",), ("own",))),
+         Segment("graph-a", ("h",), ("y",), ("second",), ("own",))),
         ("y",), {"x": HIDDEN, "h": HIDDEN, "y": HIDDEN}, {"x": 0, "h": 0, "y": 0}, (1,),
     )  # fmt: skip
     with StoreWriter(folder, FINGERPRINT) as writer:
@@ -73,6 +73,7 @@ ATTACKS = {
     "an exit on whole numbers": (lambda s: s["values"]["h"].update(dtype="int64"), "no hidden state"),
     "weights that are not listed": (lambda s: s["stages"][0].update(weights=["z"]), "takes the tensor 'z'"),
     "constants that are not listed": (lambda s: s["stages"][0].update(constants=["z"]), "takes the tensor 'z'"),
+    "another name of a weight": (lambda s: s["stages"][1].update(weights=["alias"]), "takes the tensor 'alias'"),
     "weights of another stage": (
         lambda s: s["stages"][0].update(weights=["second"]), r"stages\[0\] takes 'second', not in the shards"),
     "a kind without graph": (lambda s: s["stages"][0].update(kind="graph-b"), "have no graph"),

@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from offramp.division.graph import Enter, Leave, Op, Trace
-from offramp.division.placeholders import Placeholder, Weight
+from offramp.division.placeholders import Placeholder, Weight, bits
 from offramp.store.program import Call, Value
 
 Around = Callable[[Callable[..., Any], tuple, dict[str, Any]], Any]
@@ -93,11 +93,6 @@ def are_equal(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
         return False
     pairs = zip(found, expected, strict=True)
     return all(a.dtype == b.dtype and a.shape == b.shape and bits(a) == bits(b) for a, b in pairs)
-
-
-def bits(tensor: Tensor) -> bytes:
-    """Its data."""
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def _held(part: Any) -> list[Any]:
@@ -244,7 +239,7 @@ class _Recorder(TorchDispatchMode):
             leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
             owners = [None if isinstance(leaf, Placeholder) else self._owner.get(_memory(leaf)) for leaf in leaves]
             arguments = tuple(
-                (owner if isinstance(owner, int) else None, _value(leaf))
+                (owner if isinstance(owner, int) else None, value_of(leaf))
                 for owner, leaf in zip(owners, leaves, strict=True)
             )
             self._events.append(Enter(Call(path, self._calls[path]), arguments))
@@ -257,7 +252,7 @@ class _Recorder(TorchDispatchMode):
 
     def _new(self, tensor: Tensor) -> int:
         number = len(self._values)
-        self._values[number] = _value(tensor), tensor.nbytes
+        self._values[number] = value_of(tensor), tensor.nbytes
         self._own(tensor, number)
         return number
 
@@ -277,7 +272,8 @@ def _memory(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata if tensor.layout == torch.strided else id(tensor)
 
 
-def _value(tensor: Tensor) -> Value:
+def value_of(tensor: Tensor) -> Value:
+    """Dtype and shape."""
     if tensor.is_nested:  # rows of unequal lengths
         return Value(str(tensor.dtype).removeprefix("torch."), (tensor.numel(),))
     return Value(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))

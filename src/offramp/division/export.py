@@ -7,7 +7,6 @@ calls (nothing is decomposed), so that they give the same bits.
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,20 +17,17 @@ from torch.utils import _pytree as pytree
 
 from offramp.division.capture import Arguments
 from offramp.division.placeholders import Weight
-from offramp.division.segments import REFERENCE, Graph, Node
+from offramp.division.segments import NUMBERS, REFERENCE, Graph, Node
 from offramp.errors import StageError
 from offramp.store.program import Call, Value
 
-CHECKS = ("aten._assert", "aten.sym_constrain_range", "aten._assert_scalar")
+CHECKS = ("aten._assert", "aten.sym_constrain_range")
 """Operations that give nothing."""
-_NUMBERS = {
-    operator.add: "add", operator.sub: "sub", operator.mul: "mul", operator.floordiv: "floordiv",
-    operator.mod: "mod", operator.truediv: "truediv", operator.neg: "neg", math.ceil: "ceil", math.floor: "floor",
-    operator.getitem: "getitem", operator.pow: "pow", operator.le: "le", operator.lt: "lt", operator.ge: "ge",
-    operator.gt: "gt", operator.eq: "eq", operator.ne: "ne", torch.sym_max: "max", torch.sym_min: "min",
-    torch.sym_int: "int", torch.sym_float: "float", torch.sym_sum: "sum",
+_NAMES = {
+    **{function: name for name, function in NUMBERS.items()},
+    torch.sym_max: "max", torch.sym_min: "min", torch.sym_int: "int", torch.sym_float: "float", torch.sym_sum: "sum",
 }  # fmt: skip
-"""Python's own operations that may stand in a graph, by the name that they get there."""
+"""Operations on numbers, by the name that they get in a graph."""
 
 
 def export(
@@ -132,7 +128,8 @@ def _by_parameter(module: nn.Module, args: Any, kwargs: Any) -> Any:
 def _as_data(program: Any, module: nn.Module, weights: Mapping[str, Weight]) -> Graph:
     signature, nodes = program.graph_signature, list(program.graph.nodes)
     first_names = {name: weight.name for weight in weights.values() for name in (weight.name, *weight.aliases)}
-    buffers = {**signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
+    constants: dict[str, str] = {**signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
+    buffers = {key: first_names.get(name, name) for key, name in constants.items()}
     inputs = tuple(name for name in signature.user_inputs if isinstance(name, str) and _meta(nodes, name) is not None)
     if signature.buffers_to_mutate or signature.user_inputs_to_mutate or _writes_to_inputs(nodes):
         raise StageError("the module writes to its buffers or inputs", type(module).__name__, "use --method eager")
@@ -215,9 +212,9 @@ def _target(node: Any) -> str:
         if not name.startswith("aten."):
             raise StageError(f"operation {name} is none of torch's own", None, "use --method eager")
         return name
-    if node.target not in _NUMBERS:
+    if node.target not in _NAMES:
         raise StageError(f"operation {node.target} is not known", None, "use --method eager")
-    return _NUMBERS[node.target]
+    return _NAMES[node.target]
 
 
 def _data(part: Any) -> Any:

@@ -17,13 +17,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from offramp.division.stages import Sizes
+
 Fetch = Callable[[str, Any], Tensor]
 """(weight, operation) -> its data. May raise."""
 Substitute = Callable[["Placeholder", Any, tuple, dict], Any]
 """(weight, function, arguments, keywords) -> the result without the whole weight, or NotImplemented."""
 
 
-_LOOK_UP = torch.ops.aten.embedding.default
+LOOK_UP = torch.ops.aten.embedding.default
+"""The operation that reads nothing but rows of a weight; `graph.LOOK_UP` is its name."""
 
 
 class Placeholder(Tensor):
@@ -71,7 +74,7 @@ class Placeholder(Tensor):
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         """Every operation: with the weight itself, if not with rows of it."""
-        if func is _LOOK_UP:
+        if func is LOOK_UP:
             result = _substituted(args[0], func, args, kwargs or {})
             if result is not NotImplemented:
                 return result
@@ -162,6 +165,13 @@ def _slots(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Tensor, bool
                 yield path, module, name, buffer, True
 
 
+def sizes_of(weights: Mapping[str, Weight]) -> Sizes:
+    """What stages are planned by: of all weights that are no buffers."""
+    parameters = {name: weight for name, weight in weights.items() if not weight.is_buffer}
+    num_bytes = {name: weight.num_bytes for name, weight in parameters.items()}
+    return Sizes(num_bytes, {name: weight.owners for name, weight in parameters.items()})
+
+
 def fingerprint(weights: Mapping[str, Weight]) -> str:
     """sha256 of names, dtypes and shapes, and of which share memory: what must be equal for a store to fit a module."""
     facts = [
@@ -177,5 +187,10 @@ def unsaved_buffers(module: nn.Module) -> str:
     for name, buffer in module.named_buffers():
         if id(buffer) not in saved:
             digest.update(json.dumps([name, str(buffer.dtype), list(buffer.shape)]).encode())
-            digest.update(buffer.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            digest.update(bits(buffer))
     return digest.hexdigest()
+
+
+def bits(tensor: Tensor) -> bytes:
+    """The data of a tensor."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -19,6 +21,14 @@ from typing import Any
 from offramp.errors import StageError
 from offramp.store.program import Call, Flow, Program, Segment, Segments, Value
 
+NUMBERS: dict[str, Callable[..., Any]] = {
+    "add": operator.add, "sub": operator.sub, "mul": operator.mul, "floordiv": operator.floordiv,
+    "mod": operator.mod, "truediv": operator.truediv, "neg": operator.neg, "ceil": math.ceil, "floor": math.floor,
+    "getitem": operator.getitem, "pow": operator.pow, "le": operator.le, "lt": operator.lt, "ge": operator.ge,
+    "gt": operator.gt, "eq": operator.eq, "ne": operator.ne, "max": max, "min": min, "int": int, "float": float,
+    "sum": sum,
+}  # fmt: skip
+"""Python's own operations that may stand in a graph, by the name that they have there."""
 REFERENCE = "v"
 """The key of an argument that names a value."""
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from offramp.division.capture import Arguments, are_equal
 from offramp.division.export import export
-from offramp.division.placeholders import Weight
+from offramp.division.placeholders import Weight, bits
 from offramp.division.segments import Graph, cut, has_hidden
 from offramp.errors import StageError
 from offramp.models.placement import NAMES
@@ -53,9 +53,7 @@ def with_segments(
     Raises StageError with the reason where the module cannot be exported, or its graphs answer otherwise than it does.
     """
     program = manifest.program
-    home = {alias: name for name, weight in weights.items() for alias in weight.aliases}
     graph = export(module, weights, examples[0][0], [inputs for inputs, _ in examples[1:]])
-    graph = replace(graph, weights={given: home.get(name, name) for given, name in graph.weights.items()})
     segments, kinds = cut(graph, program)
     _require_own_weights(segments, manifest)
     graphs = {kind: SegmentGraph(data, kind) for kind, data in kinds.items()}
@@ -115,8 +113,7 @@ def _is_used(name: str, segments: Segments) -> bool:
 def _write_constants(constants: Mapping[str, Tensor], writer: StoreWriter) -> m.Shard:
     tensors = sorted(constants.items(), key=lambda pair: pair[1].nbytes % 64 != 0)
     entries = [(name, name, NAMES[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors]
-    data = {n: t.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() for n, t in constants.items()}
-    return writer.add_shard(CONSTANTS, entries, lambda name: [data[name]])
+    return writer.add_shard(CONSTANTS, entries, lambda name: [bits(constants[name])])
 
 
 def _run(

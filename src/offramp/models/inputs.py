@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from offramp.division import open_source
 from offramp.errors import SourceError
@@ -24,6 +25,8 @@ from offramp.tasks.pixels import ImageEncoder
 from offramp.tasks.processors import FILE_NAME as PROCESSOR
 from offramp.tasks.rows import Rows, encode_rows
 
+CLASSIFIERS = ("ForImageClassification", "ForSequenceClassification", "ForAudioClassification")
+"""How classes of transformers end whose first output are logits of a batch."""
 Examples = Iterable[tuple[Any, int | float]]
 AnyRows = Rows | ImageRows
 
@@ -76,17 +79,23 @@ def rows_of(
 def _of_images(folder: Path) -> Facts:
     with open_source(folder) as source:
         exits = source.exits()
-    cls = class_of_folder(folder)
-    module = of_class(cls, folder)
-    config: Any = module.config
-    has_head = cls.__name__.endswith("ForImageClassification")
-    labels = tuple(str(config.id2label[index]) for index in sorted(config.id2label)) if has_head else ()
-    problem = (config.problem_type or (REGRESSION if len(labels) == 1 else SINGLE_LABEL)) if has_head else None
+    module = of_class(class_of_folder(folder), folder)
+    problem, labels = task_of(module)
     if exits is not None:
         points = [width for *_, width in parse_exits(exits[1].read_bytes(), folder, SourceError).points]
     else:
         points = [width for _, width in points_of(module, example_pixels(folder))]
     return Facts(problem, labels, len(points) + 1, max(points, default=1), 1)
+
+
+def task_of(module: nn.Module) -> tuple[str | None, tuple[str, ...]]:
+    """Problem and labels of a classifier of transformers; None and none of any other module."""
+    config: Any = getattr(module, "config", None)
+    if not getattr(config, "id2label", None) or not type(module).__name__.endswith(CLASSIFIERS):
+        return None, ()
+    labels = tuple(str(config.id2label[index]) for index in sorted(config.id2label))
+    problem = getattr(config, "problem_type", None) or (REGRESSION if len(labels) == 1 else SINGLE_LABEL)
+    return str(problem), labels
 
 
 def example_pixels(folder: Path) -> dict[str, torch.Tensor]:

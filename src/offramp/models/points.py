@@ -19,8 +19,8 @@ from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from offramp.division.capture import Arguments, trace_run
-from offramp.division.placeholders import weights_of
-from offramp.division.stages import Sizes, plan_stages
+from offramp.division.placeholders import sizes_of, weights_of
+from offramp.division.stages import plan_stages
 from offramp.errors import SourceError
 from offramp.models.segment_backend import pool
 from offramp.runtime.segments import width_of
@@ -36,9 +36,7 @@ def points_of(module: nn.Module, inputs: Mapping[str, Any]) -> list[Point]:
     weights = weights_of(module)
     empty = {name: torch.zeros(w.tensor.shape, dtype=w.tensor.dtype) for name, w in weights.items()}
     trace, _ = trace_run(module, weights, Arguments(inputs).copy(), empty.__getitem__)
-    parameters = {name: weight for name, weight in weights.items() if not weight.is_buffer}
-    sizes = {name: weight.num_bytes for name, weight in parameters.items()}
-    plan = plan_stages(trace, Sizes(sizes, {name: weight.owners for name, weight in parameters.items()}))
+    plan = plan_stages(trace, sizes_of(weights))
     flows = [plan.stages[index].flow for index in plan.blocks[1:]]
     return [
         (flow.start, width_of(flow.values[flow.hidden]))

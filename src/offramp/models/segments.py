@@ -7,23 +7,15 @@ nothing else.
 from __future__ import annotations
 
 import json
-import math
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from offramp.division.segments import NUMBERS
 from offramp.errors import StoreError
 
-_NUMBERS: dict[str, Callable[..., Any]] = {
-    "add": operator.add, "sub": operator.sub, "mul": operator.mul, "floordiv": operator.floordiv,
-    "mod": operator.mod, "truediv": operator.truediv, "neg": operator.neg, "ceil": math.ceil, "floor": math.floor,
-    "getitem": operator.getitem, "pow": operator.pow, "le": operator.le, "lt": operator.lt, "ge": operator.ge,
-    "gt": operator.gt, "eq": operator.eq, "ne": operator.ne, "max": max, "min": min, "int": int, "float": float,
-    "sum": sum,
-}  # fmt: skip
 _REFUSED = ("aten.from_file", "aten._assert", "aten._print")
 """Operations that open files, end the process or speak."""
 _MOST_INPUTS = 1 << 16
@@ -119,8 +111,8 @@ class _Reference(str):
 
 
 def _function(target: str) -> Callable[..., Any]:
-    if target in _NUMBERS:
-        return _NUMBERS[target]
+    if target in NUMBERS:
+        return NUMBERS[target]
     namespace, _, rest = target.partition(".")
     name, _, overload = rest.partition(".")
     found = None

@@ -23,7 +23,7 @@ from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from offramp.division.capture import Around, surround, tensors_of
-from offramp.division.placeholders import Placeholder, weights_of
+from offramp.division.placeholders import LOOK_UP, Placeholder, weights_of
 from offramp.errors import StageError, UsageError
 from offramp.measure import Trace
 from offramp.models.placement import DTYPES, Placement, tensor_of
@@ -33,7 +33,6 @@ from offramp.runtime.slots import SizedSlots, Slot
 from offramp.runtime.weight_plan import WeightPlan, reading_order
 from offramp.store import Store
 
-LOOK_UP = torch.ops.aten.embedding.default
 TRACED_PASSES = 16
 READ_AHEAD = 64
 """Shards; the room is what bounds them."""

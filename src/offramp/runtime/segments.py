@@ -71,12 +71,11 @@ class SegmentBackend(Backend):
 
     def __init__(self, store: Store, num_threads: int) -> None:
         self.num_threads, self._program, self._segments = num_threads, store.module.program, segments_of(store)
-        self._home = {alias: name for name, aliases in self._program.aliases.items() for alias in aliases}
         self._shapes = {t.name: (t.dtype, t.shape) for shard in store.module.shards.values() for t in shard.tensors}
         wrong = sorted({dtype for dtype, _ in self._shapes.values()} - {"F32", "I64", "I32", "BOOL", "U8"})
         if wrong:
             raise StoreError(f"tensors of {wrong[0]} cannot be run as graphs", store.path, "run it with offramp.stream")
-        self._constants = self._load_constants(store)
+        self._constants, self._done = self._load_constants(store), _done(self._segments)
 
     @abstractmethod
     def compute(self, segment: Segment, inputs: Sequence[Any]) -> Sequence[Any]:
@@ -102,8 +101,7 @@ class SegmentBackend(Backend):
         arrays = {name: _zeros(value, num_rows) for name, value in self._program.inputs.items()}
         state = self.begin(arrays, np.ones((num_rows, 1), np.int64), {})
         for segment in self._segments.stages:
-            names = [self._home.get(name, name) for name in segment.weights]
-            self.step(state, segment.kind, {name: _empty(self._shapes[name]) for name in names})
+            self.step(state, segment.kind, {name: _empty(self._shapes[name]) for name in segment.weights})
 
     def activation_bytes(self, num_rows: int, length: int) -> int:
         """In proportion to the rows of the example that the module was divided with."""
@@ -121,14 +119,13 @@ class SegmentBackend(Backend):
         assert isinstance(state, SegmentState)
         segment = self._segments.stages[state.stage]
         inputs = [state.arrays[name] for name in segment.reads]
-        inputs += [self.wrap(weights[self._home.get(name, name)]) for name in segment.weights]
-        inputs += [self._constants[self._home.get(name, name)] for name in segment.constants]
+        inputs += [self.wrap(weights[name]) for name in segment.weights]
+        inputs += [self._constants[name] for name in segment.constants]
         made = self.compute(segment, inputs)
         state.arrays.update(zip(segment.writes, made))
+        for name in self._done[state.stage]:
+            state.arrays.pop(name, None)
         state.stage += 1
-        needed = {name for later in self._segments.stages[state.stage :] for name in later.reads}
-        needed.update(self._segments.outputs)
-        state.arrays = {name: value for name, value in state.arrays.items() if name in needed}
 
     def hidden(self, state: State) -> Any:
         """The value that an exit looks at: the first that the next stage reads."""
@@ -157,7 +154,7 @@ class SegmentBackend(Backend):
         state.num_rows = len(rows_B)
 
     def _load_constants(self, store: Store) -> Dict[str, Any]:
-        wanted = {self._home.get(name, name) for segment in self._segments.stages for name in segment.constants}
+        wanted = {name for segment in self._segments.stages for name in segment.constants}
         found = {}
         for shard in store.module.shards.values():
             for tensor in shard.tensors:
@@ -169,6 +166,15 @@ class SegmentBackend(Backend):
 
 
 _DTYPES = {"F32": np.float32, "I64": np.int64, "I32": np.int32, "BOOL": np.bool_, "U8": np.uint8}
+
+
+def _done(segments: Segments) -> List[Tuple[str, ...]]:
+    """Of each stage, the values that nothing after it needs."""
+    last = {name: index for index, stage in enumerate(segments.stages) for name in (*stage.writes, *stage.reads)}
+    done: List[List[str]] = [[] for _ in segments.stages]
+    for name in sorted(last.keys() - set(segments.outputs)):
+        done[last[name]].append(name)
+    return [tuple(names) for names in done]
 
 
 def _empty(described: Tuple[str, Tuple[int, ...]]) -> np.ndarray:

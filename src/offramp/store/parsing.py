@@ -292,13 +292,12 @@ def _check_program(manifest: ModuleManifest) -> None:
     aliases = [name for names in program.aliases.values() for name in names]
     if segments is not None:
         taken = {name for segment in segments.stages for name in (*segment.weights, *segment.constants)}
-        lost = sorted(taken - known - set(aliases))
+        lost = sorted(taken - known)
         if lost:
             raise WrongError(f"program.segments takes the tensor {lost[0]!r}, which is not listed")
         for number, (segment, stage) in enumerate(zip(segments.stages, stages)):
             shards = [manifest.shards[name] for step in stage.steps for name in step.shards]
             there = {tensor.name for shard in shards for tensor in shard.tensors}
-            there.update(alias for name in there & set(program.aliases) for alias in program.aliases[name])
             lost = [name for name in segment.weights if name not in there]
             if lost:
                 raise WrongError(f"program.segments.stages[{number}] takes {lost[0]!r}, not in the shards of its stage")
