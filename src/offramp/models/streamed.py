@@ -27,9 +27,10 @@ from offramp.division.placeholders import LOOK_UP, Placeholder, weights_of
 from offramp.errors import StageError, UsageError
 from offramp.measure import Trace
 from offramp.models.placement import DTYPES, Placement, tensor_of
+from offramp.runtime.arena import Arena
 from offramp.runtime.planner import page_rounded
 from offramp.runtime.ring import Ring, Turn
-from offramp.runtime.slots import SizedSlots, Slot
+from offramp.runtime.slots import Slot
 from offramp.runtime.weight_plan import WeightPlan, reading_order
 from offramp.store import Store
 
@@ -135,7 +136,8 @@ class Stream:
         sliced = {entry.name for name in self.plan.sliced for entry in self._shards[name].tensors}
         self._placement = Placement(weights, self._fetch, self._substitute, sliced)
         buffers = {name: page_rounded(shard.bytes) for name, shard in self._shards.items()}
-        self._room = SizedSlots(buffers, self._sizes, self.plan.room_bytes)
+        streamed = [[name for name in shards if name not in self.plan.residents] for shards in self._needs]
+        self._room = Arena(streamed, buffers, self._sizes, self.plan.room_bytes)
         residents = {name: Slot(buffers[name]) for name in sorted(self.plan.residents)}
         self._ring = Ring(self._read, self._room, residents, depth=READ_AHEAD, on_read=self._on_read)
         self._undo = [surround(self.module, self._pass)]

@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import resource
+import weakref
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from offramp.runtime.arena import AHEAD, Arena, lay_out, most_together
+from offramp.runtime.slots import Slot
+
+PAGE = 4096
+STAGES = [["a"], ["b", "c"], ["d"], ["b", "e"]]
+SIZES = {"a": PAGE, "b": PAGE, "c": 2 * PAGE, "d": 3 * PAGE, "e": 3 * PAGE}
+COUNTED = {"a": 10, "b": 10, "c": 15, "d": 20, "e": 25}
+"""`d` and `e` are of one size and count differently."""
+
+
+def arena(limit_bytes, stages=STAGES, sizes=SIZES, counted=COUNTED):
+    return Arena(stages, sizes, counted, limit_bytes)
+
+
+def equal(num_stages, size=PAGE):
+    names = [f"s{number}" for number in range(num_stages)]
+    return [[name] for name in names], dict.fromkeys(names, size)
+
+
+def places(room, slots):
+    """(first byte, end) of each."""
+    return [(slot.array.ctypes.data, slot.array.ctypes.data + slot.num_bytes) for slot in slots]
+
+
+def overlap(one, other):
+    return one[0] < other[1] and other[0] < one[1]
+
+
+def test_a_shard_has_one_place_for_good():
+    room = arena(100)
+    first = room.take("a")
+    room.give(first)
+    assert room.take("a") is first
+
+
+def test_equal_stages_take_turns_in_two_places():
+    stages, sizes = equal(12)
+    starts = lay_out(stages, sizes, 2 * PAGE)
+    order = [starts[name] for name in sizes]
+    assert set(order) == {0, PAGE}
+    assert all(one != next_one for one, next_one in zip(order, [*order[1:], order[0]], strict=True))
+
+
+def test_a_small_stage_among_large_ones_costs_no_read_ahead():
+    """As of an encoder: embeddings, layers, a pooler, in room for two layers."""
+    names = ["embeddings", *(f"layer{number}" for number in range(6)), "pooler"]
+    sizes = dict.fromkeys(names, 28 * PAGE) | {"embeddings": 2 * PAGE, "pooler": 3 * PAGE}
+    starts = lay_out([[name] for name in names], sizes, 56 * PAGE)
+    for one, other in zip(names, [*names[1:], names[0]], strict=True):
+        assert not overlap((starts[one], starts[one] + sizes[one]), (starts[other], starts[other] + sizes[other]))
+
+
+def test_no_page_is_new_after_the_first_pass():
+    stages, sizes = equal(6, 256 * PAGE)
+    room = arena(2 * 256 * PAGE, stages, sizes, sizes)
+    found = []
+    for _ in range(3):
+        for name in sizes:
+            slot = room.take(name)
+            slot.array[:] = 1
+            room.give(slot)
+        found.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+    assert found[2] - found[1] < 256
+
+
+def test_what_lies_in_the_place_of_another_waits_for_it():
+    stages, sizes = equal(4)
+    room = arena(2 * PAGE, stages, sizes, sizes)
+    first = room.take("s0")
+    assert room.fits("s1") and not room.fits("s2")
+    room.take("s1")
+    room.give(first)
+    assert room.fits("s2") and not room.fits("s3")
+
+
+def test_what_finds_no_place_beside_its_stage_gets_a_buffer_for_as_long_as_it_is_used():
+    """`kept` lies in the middle between two that are gone, and `wide` fits into neither gap."""
+    stages = [["left", "kept", "right"], ["kept", "wide"]]
+    sizes = {"left": 2 * PAGE, "kept": PAGE, "right": 2 * PAGE, "wide": 4 * PAGE}
+    room = arena(5 * PAGE, stages, sizes, sizes)
+    room._starts = {"left": 0, "kept": 2 * PAGE, "right": 3 * PAGE}
+    for name in ("left", "kept", "right"):
+        room.take(name).array[:] = 1
+    for name in ("left", "right"):
+        room.give(room._used[name])
+    wide = room.take("wide")
+    assert wide.num_bytes == 4 * PAGE
+    assert not room._slots["left"].array.any() and room._slots["kept"].array.all()  # their pages were given up for it
+    gone = weakref.ref(wide.array)
+    room.give(wide)
+    del wide
+    assert gone() is None
+
+
+def test_a_lost_place_is_not_written_to_and_the_pages_around_it_are_given_up():
+    room = arena(100)
+    before = room.take("a")
+    before.array[:] = 7
+    room.give(before)
+    lost = room.take("d")
+    lost.array[:] = 9
+    room.lose(lost)
+    assert room.used_bytes == 0 and room.fits("d")
+    new = room.take("d")
+    new.array[:] = 1
+    assert new is not lost and (lost.array == 9).all() and not before.array.any()
+
+
+def test_a_place_in_use_when_another_is_lost_keeps_its_bytes_until_it_is_given():
+    room = arena(100)
+    lost, used = room.take("b"), room.take("c")
+    used.array[:] = 5
+    room.lose(lost)
+    assert (used.array == 5).all()
+    room.give(used)
+    assert not used.array.any()
+    assert room.take("c") is not used
+
+
+def test_what_is_being_filled_is_not_handed_out_after_clear():
+    room = arena(20)
+    filling = room.take("a")
+    room.clear(filling)
+    assert room.used_bytes == 10 and not room.fits("a")
+    room.give(filling)
+    assert room.take("a") is filling
+
+
+def test_a_closed_arena_holds_no_memory():
+    room = arena(100)
+    slots = [room.take(name) for name in "abc"]
+    alive = [weakref.ref(slot) for slot in slots]
+    room.close()
+    del slots
+    assert [ref() for ref in alive] == [None] * 3
+
+
+@pytest.mark.parametrize(("limit", "pages"), [(25, 4), (35, 5), (45, 6), (80, 10)])
+def test_an_arena_is_as_large_as_what_the_limit_lets_be_there_together(limit, pages):
+    assert most_together(STAGES, SIZES, COUNTED, limit) == pages * PAGE
+
+
+@st.composite
+def modules(draw):
+    """Stages, and the size of each shard in pages; some shards are needed more than once."""
+    names = [f"s{number}" for number in range(draw(st.integers(1, 9)))]
+    stages = [draw(st.lists(st.sampled_from(names), min_size=1, max_size=3, unique=True)) for _ in range(6)]
+    return stages, {name: PAGE * draw(st.integers(1, 5)) for shards in stages for name in shards}
+
+
+@settings(max_examples=200, deadline=None)
+@given(modules(), st.integers(0, 20))
+def test_shards_of_a_stage_lie_apart_and_inside(module, more):
+    stages, sizes = module
+    num_bytes = max(sum(sizes[name] for name in shards) for shards in stages) + more * PAGE
+    starts = lay_out(stages, sizes, num_bytes)
+    assert all(0 <= start <= num_bytes - sizes[name] and start % PAGE == 0 for name, start in starts.items())
+    for shards in stages:
+        there = [(starts[name], starts[name] + sizes[name]) for name in shards if name in starts]
+        assert not any(overlap(one, other) for i, one in enumerate(there) for other in there[:i])
+
+
+@settings(max_examples=200, deadline=None)
+@given(modules(), st.integers(0, 12))
+def test_every_stage_can_be_had_in_a_room_that_holds_the_largest(module, more):
+    """Whatever is left over of the stage before, in the order in which a ring asks."""
+    stages, sizes = module
+    limit = max(sum(sizes[name] for name in shards) for shards in stages) + more * PAGE
+    room = arena(limit, stages, sizes, sizes)
+    there: dict[str, Slot] = {}
+    for shards in [*stages, *stages]:
+        for name in [name for name in there if name not in shards]:
+            room.give(there.pop(name))
+        for name in shards:
+            if name not in there:
+                assert room.fits(name)
+                there[name] = room.take(name)
+                there[name].array[:] = len(there)
+        spans = places(room, there.values())
+        assert not any(overlap(one, other) for i, one in enumerate(spans) for other in spans[:i])
+        assert room.used_bytes <= room.peak_bytes <= limit
+    assert room.num_bytes <= limit
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data(), st.integers(35, 80))
+def test_whatever_comes_and_goes_the_limit_holds_and_no_byte_has_two_users(data, limit_bytes):
+    room, used, lost = arena(limit_bytes), {}, []
+    for _ in range(data.draw(st.integers(1, 30))):
+        name = data.draw(st.sampled_from("abcde"))
+        action = data.draw(st.sampled_from(["take", "take", "give", "lose", "clear"]))
+        if action == "take" and room.fits(name):
+            used[name] = room.take(name)
+            assert used[name].num_bytes == SIZES[name]
+        elif action == "clear":
+            kept = data.draw(st.sampled_from([None, *used]))
+            room.clear(used.get(kept))
+            used = {kept: used[kept]} if kept else {}
+        elif action in ("give", "lose") and name in used:
+            slot = used.pop(name)
+            getattr(room, action)(slot)
+            lost += [slot] * (action == "lose")
+        assert room.used_bytes == sum(COUNTED[name] for name in used) <= room.peak_bytes <= limit_bytes
+        spans = places(room, [*used.values(), *lost])
+        assert not any(overlap(one, other) for i, one in enumerate(spans) for other in spans[:i])
+
+
+def test_far_stages_may_lie_in_one_place():
+    stages, sizes = equal(3 * AHEAD)
+    assert len(set(lay_out(stages, sizes, 4 * PAGE).values())) == 4
