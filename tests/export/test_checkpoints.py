@@ -336,7 +336,7 @@ def test_example_inputs_come_from_a_file(own, tmp_path, suffix, capsys):
             name: tuple(tensor.shape) for name, tensor in INPUTS.items()
         }
         shapes = [each["inputs"]["input_ids"][1] for each in store.module.proof["examples"]]
-        assert shapes == [[3, 4], [4, 3]]
+        assert shapes == [[3, 4], [2, 3]]
 
 
 def test_example_inputs_that_are_none_end_in_one_line(own, refused, tmp_path):

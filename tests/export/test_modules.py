@@ -140,10 +140,10 @@ def test_weights_that_several_stages_need_are_stored_once(tmp_path):
 
 def test_the_proof_is_made_with_another_batch_size_and_length(tmp_path):
     first, second = proof_of(offramp.divide(made(Tied), ids(2, 6), tmp_path / "a"))["examples"]
-    assert (first["inputs"], second["inputs"]) == ({"0": ["int64", [2, 6]]}, {"0": ["int64", [3, 4]]})
+    assert (first["inputs"], second["inputs"]) == ({"0": ["int64", [2, 6]]}, {"0": ["int64", [1, 4]]})
     assert first["inputs_sha256"] != second["inputs_sha256"]
     vectors_only = proof_of(offramp.divide(made(Chain), vectors(), tmp_path / "b"))["examples"]
-    assert [each["inputs"]["0"][1] for each in vectors_only] == [[2, WIDTH], [3, WIDTH]]
+    assert [each["inputs"]["0"][1] for each in vectors_only] == [[2, WIDTH], [1, WIDTH]]
 
 
 class Fussy(Chain):
@@ -172,18 +172,37 @@ def test_more_inputs_are_what_the_proof_is_made_with(tmp_path):
 @pytest.mark.parametrize(
     ("example", "expected"),
     [
-        ({"a": ids(2, 6), "b": torch.ones(2, 6, 3)}, [{"a": (3, 4), "b": (3, 4, 3)}, {"a": (3, 6), "b": (3, 6, 3)}]),
-        ({"a": ids(2, 2)}, [{"a": (3, 2)}]),
-        ({"a": vectors(4)}, [{"a": (5, WIDTH)}]),
+        ({"a": ids(2, 6), "b": torch.ones(2, 6, 3)}, [{"a": (1, 4), "b": (1, 4, 3)}, {"a": (1, 6), "b": (1, 6, 3)}]),
+        ({"a": ids(2, 2)}, [{"a": (1, 2)}]),
+        ({"a": vectors(4)}, [{"a": (3, WIDTH)}]),
+        ({"a": vectors(1)}, [{"a": (2, WIDTH)}]),
         ({"a": vectors(2), "b": vectors(3)}, []),
-        ({"a": ids(2, 6), "b": ids(2, 5)}, [{"a": (3, 6), "b": (3, 5)}]),
-        ({"a": vectors(2), "flag": True, "scale": torch.tensor(1.0)}, [{"a": (3, WIDTH), "scale": ()}]),
+        ({"a": ids(2, 6), "b": ids(2, 5)}, [{"a": (1, 6), "b": (1, 5)}]),
+        ({"a": vectors(2), "flag": True, "scale": torch.tensor(1.0)}, [{"a": (1, WIDTH), "scale": ()}]),
         ({"flag": True}, []),
     ],
 )
-def test_other_inputs_have_another_row_and_another_length_where_all_agree(example, expected):
+def test_other_inputs_have_other_rows_and_another_length_where_all_agree(example, expected):
     found = [{name: tuple(t.shape) for name, t in made.tensors().items()} for _, made in variations(Arguments(example))]
     assert found == expected
+
+
+def test_weights_that_begin_anywhere_are_proven_with_one_row(tmp_path):
+    """As those of a mapped checkpoint do; a product with one row then ends in other bits."""
+    module = made(Chain)
+    for parameter in module.parameters():
+        data = torch.empty(parameter.numel() + 1)[1:].view(parameter.shape)
+        parameter.data = data.copy_(parameter.data)
+    inputs = vectors(1)
+    store = offramp.divide(module, inputs, tmp_path / "store")
+    with torch.no_grad(), offramp.stream(Chain, store, weight_budget="1MiB") as stream:
+        assert torch.equal(stream(inputs), aligned(module)(inputs))
+
+
+def aligned(module):
+    for parameter in module.parameters():
+        parameter.data = parameter.data.clone()
+    return module
 
 
 class Random(Chain):

@@ -28,7 +28,7 @@ from offramp.export.layout import KEPT, Layout, sliced_weights
 from offramp.export.proof import Examples, judged, prove_all, touched_whole, undisturbed
 from offramp.export.segments import with_segments
 from offramp.models.inputs import task_of
-from offramp.models.placement import NAMES
+from offramp.models.placement import ALIGNMENT_BYTES, NAMES
 from offramp.store import StoreWriter
 from offramp.store import manifest as m
 from offramp.store.files import write_atomic
@@ -200,6 +200,9 @@ def _require_divisible(module: nn.Module) -> None:
         if kind not in PLAIN:
             remedy = "divide the module before it is quantised, and after it has run once"
             raise StageError(f"weight {name} is a {kind.__name__}", type(module).__name__, remedy)
+        if weight.tensor.device.type not in ("cpu", "meta"):
+            what = f"weight {name} is on {weight.tensor.device}, and a stream computes on the CPU"
+            raise StageError(what, type(module).__name__, "divide module.cpu()")
         if weight.tensor.dtype not in NAMES or weight.tensor.layout != torch.strided:
             what = f"weight {name} is {weight.tensor.dtype}, {weight.tensor.layout}"
             raise StageError(what, type(module).__name__, "divide the module before it is quantised")
@@ -269,12 +272,12 @@ def variations(example: Arguments) -> Iterator[tuple[str, Arguments]]:
 
 
 def _varied(example: Arguments, length: int) -> Arguments:
-    """One row more, and of tensors whose second extent is `length` about half of it."""
+    """One row less, of a single one two, and of tensors whose second extent is `length` about half of it."""
 
     def vary(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor) or not leaf.dim():
             return leaf
-        leaf = torch.cat([leaf, leaf[:1]])
+        leaf = leaf[:-1].contiguous() if len(leaf) > 1 else torch.cat([leaf, leaf])
         shorter = length and leaf.dim() > 1 and leaf.shape[1] == length
         return leaf[:, : length // 2 + 1].contiguous() if shorter else leaf
 
@@ -284,8 +287,10 @@ def _varied(example: Arguments, length: int) -> Arguments:
 
 
 def _plain(module: nn.Module, weights: Mapping[str, Weight], inputs: Arguments, fetch: Fetch) -> list[Tensor]:
-    """What the module says by itself; weights that it does not hold are fetched as they are touched."""
-    absent = [weight for weight in weights.values() if weight.tensor.is_meta]
+    """What the module says by itself; weights that it does not hold are fetched as they are touched. So are those that
+    do not begin where a stream puts them, as of a mapped checkpoint: with one row that changes the last bits.
+    """
+    absent = [weight for weight in weights.values() if weight.tensor.is_meta or not _is_aligned(weight)]
     try:
         for weight in absent:
             weight.put(Placeholder(weight.name, weight.tensor, lambda name, operation: fetch(name)))
@@ -294,6 +299,10 @@ def _plain(module: nn.Module, weights: Mapping[str, Weight], inputs: Arguments, 
     finally:
         for weight in absent:
             weight.put(weight.tensor)
+
+
+def _is_aligned(weight: Weight) -> bool:
+    return weight.is_buffer or weight.tensor.data_ptr() % ALIGNMENT_BYTES == 0
 
 
 def _program(
