@@ -463,7 +463,7 @@ def test_copies_of_weights_that_begin_anywhere_are_gone_with_their_stage(shelf):
     with offramp.stream(made(Odd), store, weight_budget=smallest(store)) as model:
         for _ in range(2):
             model(inputs)
-        slots = [*model._room._free, *model._room._used.values()]
+        slots = [*model._room._slots.values()]
         views = [view for slot in slots for views in slot.notes.values() for view in views]
         assert any(view._entry.offset % 64 for view in views)
         assert all(view._tensor is None for view in views if view._entry.offset % 64)
@@ -701,3 +701,12 @@ def test_a_class_of_transformers_is_built_from_the_config_in_the_store(shelf, tm
         assert same(model(ids()), plain(made(gpt2), ids()))
     with pytest.raises(RefusedError, match=r"config\.json cannot be read"):
         offramp.stream(GPT2LMHeadModel, tmp_path / "copy")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_module_on_a_gpu_is_refused(shelf, tmp_path):
+    store = shelf(Chain, vectors())
+    with pytest.raises(StageError, match="is on cuda:0, and a stream computes on the CPU"):
+        offramp.stream(made(Chain).cuda(), store)
+    with pytest.raises(StageError, match=r"is on cuda:0.*divide module.cpu\(\)"):
+        offramp.divide(made(Chain).cuda(), vectors(), tmp_path / "gpu")

@@ -146,7 +146,7 @@ def test_saved_exits(tmp_path):
 def test_a_saved_classifier_is_read_with_its_exits(model_type, form, tmp_path):
     model = ModelWithExits(make_model(model_type), form).eval()
     save_model(model, tmp_path)
-    loaded = load_classifier(tmp_path).eval()
+    loaded = load_classifier(tmp_path).cpu().eval()
     inputs = {"input_ids": torch.tensor([[5, 9, 7]]), "attention_mask": torch.ones(1, 3, dtype=torch.long)}
     for of_loaded, of_model in zip(loaded(**inputs), model(**inputs), strict=True):
         torch.testing.assert_close(of_loaded, of_model)

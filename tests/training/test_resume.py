@@ -110,6 +110,7 @@ def in_two_processes(source, table, out, loss, *more):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
     command = [*launch, *more, "train", source, "--out", out, *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment["CUDA_VISIBLE_DEVICES"] = ""  # two cannot share one
     return subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True, check=False)
 
 

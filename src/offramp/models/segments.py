@@ -19,6 +19,8 @@ from offramp.errors import StoreError
 _REFUSED = ("aten.from_file", "aten._assert", "aten._print")
 """Operations that open files, end the process or speak."""
 _MOST_INPUTS = 1 << 16
+_DEEPEST = 16
+"""Of lists in lists: how deep Python itself goes depends on its version."""
 _KINDS = {"dtype": torch.dtype, "memory_format": torch.memory_format, "layout": torch.layout}
 _REMEDY = "divide the model again"
 
@@ -51,10 +53,12 @@ class SegmentGraph(nn.Module):
                 del there[done]
         return tuple(there[name] for name in self._outputs)
 
-    def _value(self, part: Any) -> Any:
+    def _value(self, part: Any, depth: int = 0) -> Any:
         """An argument of JSON; references stay for later."""
+        if depth > _DEEPEST:
+            raise ValueError("arguments lie too deep in one another")
         if isinstance(part, list):
-            return [self._value(inner) for inner in part]
+            return [self._value(inner, depth + 1) for inner in part]
         if not isinstance(part, dict):
             return part
         if set(part) == {"v"}:
@@ -69,7 +73,7 @@ class SegmentGraph(nn.Module):
                 if not isinstance(found, cls):
                     raise ValueError(f"{part[kind]} is no {kind}")
                 return found
-        return {key: self._value(inner) for key, inner in part.items()}
+        return {key: self._value(inner, depth + 1) for key, inner in part.items()}
 
     def _by_name(self, kwargs: Any) -> dict[str, Any]:
         """Named arguments, whatever they are called: `dtype` is such a name, and a kind of value as well."""

@@ -150,7 +150,11 @@ def _dtypes(store: Store) -> dict[str, str]:
 
 
 def _require_same(module: nn.Module, weights: Mapping[str, Weight], store: Store) -> None:
-    """Raise StageError unless the module has the weights of the store, no more and no fewer."""
+    """Raise StageError unless the module has the weights of the store, no more and no fewer, and is on the CPU."""
+    for name, weight in weights.items():
+        if weight.tensor.device.type not in ("cpu", "meta"):
+            what = f"{name} is on {weight.tensor.device}, and a stream computes on the CPU"
+            raise StageError(what, store.path, "give module.cpu()")
     entries = [entry for shard in store.module.shards.values() for entry in shard.tensors]
     stored = {entry.name: (DTYPES[entry.dtype], tuple(entry.shape)) for entry in entries}
     own = {name: (weight.tensor.dtype, tuple(weight.tensor.shape)) for name, weight in weights.items()}
