@@ -64,7 +64,9 @@ def runs() -> list[Run]:
     found += [Run(task, "pabee", form, joint_only=True) for form in OTHER_FORMS for task in SMALL]
     found += [Run(task, loss) for loss in ("mixed", "distill") for task in SMALL]
     found += [Run(task, loss, seed=seed) for task in (*SMALL, *large) for seed in (1, 2) for loss in both]
-    return found + [Run(task, loss, joint_only=True) for loss in ("pabee", "mixed", "distill") for task in large]
+    found += [Run(task, loss, joint_only=True) for loss in ("pabee", "mixed", "distill") for task in large]
+    found += [Run(task, "distill") for task in large]
+    return found + [Run(task, "distill", seed=seed) for seed in (1, 2) for task in TASKS]
 
 
 def minilm() -> Path:
