@@ -25,7 +25,9 @@ ZOO_KINDS = ("zoo", "accelerate", "export", "onnx", "agreement")
 KINDS = (*ZOO_KINDS, "cost", "latency")
 SHAPES = {"bert-base": ("eager", "names"), "vit-base": ("eager",)}
 """Model folders, and the methods that each is divided with."""
-COST_ROUNDS, ROUNDS, PASSES, THREADS = 3, 5, 20, 2
+COST_ROUNDS, ROUNDS, PASSES, THREADS = 3, 3, 12, 2
+SETTINGS = ((1, 2), (4, 2), (1, 1))
+"""Rows of a pass and threads, for latency. With a thread for each core, whoever copies weights is in their way."""
 LATENCY_RIVALS = ("resident", "streamed", "disk")
 LIBRARIES = ("accelerate", "numpy", "offramp", "onnx", "onnxruntime", "onnxscript", "timm", "torch", "torchvision")
 
@@ -113,25 +115,29 @@ def cost(out: Path) -> None:
 
 
 def latency(out: Path, rounds: int) -> None:
-    """Passes of one input, streamed and not, each rival in its own process, another one first in each round."""
+    """Passes, streamed and not, each rival in its own process, another one first in each round."""
     shapes = build(out)
-    known = {(r["model"], r["rival"], r["round"]) for r in read_records(RESULTS) if r["kind"] == "latency"}
+    keys = ("model", "rival", "rows", "threads", "round")
+    known = {tuple(r[key] for key in keys) for r in read_records(RESULTS) if r["kind"] == "latency"}
+
+    def measure(words: tuple[object, ...], *about: object) -> None:
+        if about not in known:
+            _, name, rows, threads, _ = about
+            options = () if name == "compare" else ("--threads", threads, "--passes", PASSES, "--rows", rows)
+            result = json_result(rival(name, *words, *options), {"OMP_NUM_THREADS": str(threads)})
+            keep({"kind": "latency", **dict(zip(keys, about, strict=True)), "result": result})
+
     for model in SHAPES:
         folder, store = shapes / model, out / "stores" / f"{model}-eager"
         if not store.exists():
             finish(offramp("divide", folder, store, "--method", "eager"), THREADS)
         words = {"streamed": (folder, store), "resident": (folder,), "disk": (folder, out / "offload" / model)}
-        environment = {"OMP_NUM_THREADS": str(THREADS)}
-        if (model, "compare", 0) not in known:
-            result = json_result(rival("compare", folder, store), environment)
-            keep({"kind": "latency", "model": model, "rival": "compare", "round": 0, "result": result})
+        measure((folder, store), model, "compare", 1, THREADS, 0)
         for number in range(rounds):
             first = number % len(LATENCY_RIVALS)
-            for name in (*LATENCY_RIVALS[first:], *LATENCY_RIVALS[:first]):
-                if (model, name, number) not in known:
-                    options = ("--threads", THREADS, "--passes", PASSES)
-                    result = json_result(rival(name, *words[name], *options), environment)
-                    keep({"kind": "latency", "model": model, "rival": name, "round": number, "result": result})
+            for rows, threads in SETTINGS:
+                for name in (*LATENCY_RIVALS[first:], *LATENCY_RIVALS[:first]):
+                    measure(words[name], model, name, rows, threads, number)
 
 
 if __name__ == "__main__":

@@ -33,18 +33,18 @@ def build(args: argparse.Namespace) -> dict[str, Any]:
     return {"built": sorted(SHAPES)}
 
 
-def inputs(config: Any, index: int) -> dict[str, Any]:
-    """What pass `index` is called with: one text of 128 tokens, or one image."""
+def inputs(config: Any, index: int, num_rows: int = 1) -> dict[str, Any]:
+    """What pass `index` is called with: texts of 128 tokens, or images."""
     import torch
 
     if hasattr(config, "vocab_size"):
-        ids_BS = random_ids(index, config.vocab_size)
+        ids_BS = torch.cat([random_ids(index + row, config.vocab_size) for row in range(num_rows)])
         return {"input_ids": ids_BS, "attention_mask": torch.ones_like(ids_BS)}
-    shape = (1, config.num_channels, config.image_size, config.image_size)
+    shape = (num_rows, config.num_channels, config.image_size, config.image_size)
     return {"pixel_values": torch.randn(shape, generator=torch.Generator().manual_seed(index))}
 
 
-def timed(model: Any, num_passes: int) -> dict[str, Any]:
+def timed(model: Any, num_passes: int, num_rows: int) -> dict[str, Any]:
     """Warm up, run, and describe `num_passes` passes."""
     import torch
 
@@ -52,7 +52,7 @@ def timed(model: Any, num_passes: int) -> dict[str, Any]:
     for index in range(WARM_UP_PASSES + num_passes):
         if index == WARM_UP_PASSES:
             first_byte = read_bytes()
-        given = inputs(model.config, index)
+        given = inputs(model.config, index, num_rows)
         began = time.perf_counter()
         with torch.inference_mode():
             model(**given).last_hidden_state[0, 0, 0].item()
@@ -73,13 +73,13 @@ def load(folder: Path, **options: Any) -> Any:
 
 def resident(args: argparse.Namespace) -> dict[str, Any]:
     """transformers with every weight in memory."""
-    return timed(load(args.model), args.passes)
+    return timed(load(args.model), args.passes, args.rows)
 
 
 def disk(args: argparse.Namespace) -> dict[str, Any]:
     """transformers and accelerate with every weight left on disk, module by module."""
     args.offload.mkdir(parents=True, exist_ok=True)
-    return timed(load(args.model, device_map={"": "disk"}, offload_folder=args.offload), args.passes)
+    return timed(load(args.model, device_map={"": "disk"}, offload_folder=args.offload), args.passes, args.rows)
 
 
 def streamed(args: argparse.Namespace) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def streamed(args: argparse.Namespace) -> dict[str, Any]:
     import offramp
 
     with offramp.stream(_class(args.model), args.store, weight_budget=_two_stages(args.store)) as model:
-        found = timed(model, args.passes)
+        found = timed(model, args.passes, args.rows)
         return {**found, "weight_budget_bytes": _two_stages(args.store), "record": model.record()}
 
 
@@ -137,6 +137,7 @@ def main() -> None:
             command.add_argument(path, type=Path)
         command.add_argument("--threads", type=int, default=2)
         command.add_argument("--passes", type=int, default=20)
+        command.add_argument("--rows", type=int, default=1)
     args = parser.parse_args()
     import torch
 

@@ -213,7 +213,8 @@ def _target(node: Any) -> str:
             raise StageError(f"operation {name} is none of torch's own", None, "use --method eager")
         return name
     if node.target not in _NAMES:
-        raise StageError(f"operation {node.target} is not known", None, "use --method eager")
+        name = getattr(node.target, "__name__", node.target)
+        raise StageError(f"operation {name} is not known", None, "use --method eager")
     return _NAMES[node.target]
 
 
