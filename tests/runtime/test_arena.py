@@ -72,6 +72,28 @@ def test_no_page_is_new_after_the_first_pass():
     assert found[2] - found[1] < 256
 
 
+def test_what_is_left_of_others_counts_and_is_dropped_where_it_would_be_too_much():
+    """Many small shards count little and take a page each; in as many pages lies more of the others."""
+    sizes = {"small0": PAGE, "small1": PAGE, "small2": PAGE, "large": PAGE, "next": PAGE}
+    counted = {"small0": 1, "small1": 1, "small2": 1, "large": 8, "next": 8}
+    room = arena(8, [[name] for name in sizes], sizes, counted)
+    large = room.take("large")
+    large.array[:] = 3
+    room.give(large)
+    assert (room.used_bytes, room.held_bytes) == (0, 8)
+    assert room._starts["large"] != room._starts["next"]
+    room.take("next")
+    assert room.held_bytes == room.peak_bytes == 8 and not large.array.any()
+
+
+def test_a_shard_that_was_partly_read_over_counts_in_part():
+    sizes = {"large": 4 * PAGE, "small": PAGE}
+    room = arena(4 * PAGE, [["large"], ["small"]], sizes, sizes)
+    room.give(room.take("large"))
+    room.take("small")
+    assert room.held_bytes == 3 * PAGE + PAGE
+
+
 def test_what_lies_in_the_place_of_another_waits_for_it():
     stages, sizes = equal(4)
     room = arena(2 * PAGE, stages, sizes, sizes)
@@ -187,7 +209,7 @@ def test_every_stage_can_be_had_in_a_room_that_holds_the_largest(module, more):
                 there[name].array[:] = len(there)
         spans = places(room, there.values())
         assert not any(overlap(one, other) for i, one in enumerate(spans) for other in spans[:i])
-        assert room.used_bytes <= room.peak_bytes <= limit
+        assert room.used_bytes <= room.held_bytes <= room.peak_bytes <= limit
     assert room.num_bytes <= limit
 
 
@@ -209,7 +231,8 @@ def test_whatever_comes_and_goes_the_limit_holds_and_no_byte_has_two_users(data,
             slot = used.pop(name)
             getattr(room, action)(slot)
             lost += [slot] * (action == "lose")
-        assert room.used_bytes == sum(COUNTED[name] for name in used) <= room.peak_bytes <= limit_bytes
+        assert room.used_bytes == sum(COUNTED[name] for name in used) <= room.held_bytes
+        assert room.held_bytes <= room.peak_bytes <= limit_bytes
         spans = places(room, [*used.values(), *lost])
         assert not any(overlap(one, other) for i, one in enumerate(spans) for other in spans[:i])
 

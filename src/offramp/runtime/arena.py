@@ -11,10 +11,13 @@ from __future__ import annotations
 import mmap
 from typing import Dict, FrozenSet, Iterable, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
+import numpy as np
+
 from offramp.runtime.slots import Room, Slot, new_pages
 
 Stages = Sequence[Sequence[str]]
 """The shards that each stage needs at once, in the order of a pass; behind the last stage comes the first."""
+PAGE = mmap.PAGESIZE
 AHEAD = 8
 """Stages; what is needed further apart may lie in one place."""
 
@@ -22,7 +25,7 @@ AHEAD = 8
 class Arena(Room):
     """Places for the shards of `stages`, in as many bytes as those take that a limit lets be there together.
 
-    `buffer_bytes`: what each shard needs. `counted_bytes`: what it counts against the limit.
+    `buffer_bytes`: what each shard needs. `counted_bytes`: what it counts against the limit, in use or left over.
     """
 
     def __init__(
@@ -34,12 +37,26 @@ class Arena(Room):
         self._slots: Dict[str, Slot] = {}
         self._used: Dict[str, Slot] = {}
         self._map: Optional[mmap.mmap] = None
+        self._names = list(buffer_bytes)
+        self._numbers = {shard: number for number, shard in enumerate(self._names)}
+        self._owners = np.zeros(0, np.int32)
+        """Of each page of the arena, the number of the shard that was read there last, or -1."""
+        self._pages_left: Dict[str, int] = {}
+        """Of shards that were read, the pages that nothing was read over since."""
         self.peak_bytes = 0
 
     @property
     def used_bytes(self) -> int:
         """What the shards in use count."""
         return sum(self._counted_bytes[shard] for shard in self._used)
+
+    @property
+    def held_bytes(self) -> int:
+        """These, and what is left of others."""
+        left = ((shard, pages) for shard, pages in self._pages_left.items() if pages and shard not in self._used)
+        return self.used_bytes + sum(
+            -(-self._counted_bytes[shard] * pages // pages_of(self._buffer_bytes[shard])) for shard, pages in left
+        )
 
     def fits(self, shard: str) -> bool:
         """Whether the limit has room for it, and its place is free."""
@@ -53,7 +70,10 @@ class Arena(Room):
         if slot is None:
             slot = self._slots[shard] = self._made(shard)
         self._used[shard] = slot
-        self.peak_bytes = max(self.peak_bytes, self.used_bytes)
+        self._overwrite(shard)
+        if self.held_bytes > self.limit_bytes:
+            self._drop_pages(self._used)
+        self.peak_bytes = max(self.peak_bytes, self.held_bytes)
         return slot
 
     def give(self, slot: Slot) -> None:
@@ -69,7 +89,7 @@ class Arena(Room):
         shard = self._forget(slot)
         if shard in self._starts:
             self._drop_pages({shard, *self._used})
-            self._map = None
+            self._map, self._pages_left = None, {}
             self._slots = {name: other for name, other in self._slots.items() if name not in self._starts}
         else:
             del self._slots[shard]
@@ -94,7 +114,19 @@ class Arena(Room):
             return Slot(self._buffer_bytes[shard])
         if self._map is None:
             self._map = new_pages(self.num_bytes)
+            self._owners = np.full(pages_of(self.num_bytes), -1, np.int32)
         return Slot(self._buffer_bytes[shard], self._map, self._starts[shard])
+
+    def _overwrite(self, shard: str) -> None:
+        """Whatever lay in its place is gone."""
+        if shard not in self._starts:
+            return
+        first, num_pages = self._starts[shard] // PAGE, pages_of(self._buffer_bytes[shard])
+        place = self._owners[first : first + num_pages]
+        for number, count in zip(*np.unique(place[place >= 0], return_counts=True)):
+            self._pages_left[self._names[number]] -= int(count)
+        place[:] = self._numbers[shard]
+        self._pages_left[shard] = num_pages
 
     def _overlap(self, shard: str, other: str) -> bool:
         if shard not in self._starts or other not in self._starts:
@@ -106,12 +138,19 @@ class Arena(Room):
         """Give the kernel the pages of the arena that these shards do not lie on."""
         if self._map is None:
             return
+        self._pages_left = {shard: pages for shard, pages in self._pages_left.items() if shard in set(keeping)}
         at = 0
         places = sorted((self._starts[shard], self._buffer_bytes[shard]) for shard in keeping if shard in self._starts)
         for start, size in [*places, (self.num_bytes, 0)]:
             if start > at:
                 self._map.madvise(mmap.MADV_DONTNEED, at, start - at)
+                self._owners[at // PAGE : start // PAGE] = -1
             at = max(at, start + size)
+
+
+def pages_of(num_bytes: int) -> int:
+    """As many as hold so many bytes."""
+    return -(-num_bytes // PAGE)
 
 
 def most_together(
