@@ -1,6 +1,13 @@
 """What holds for all tests."""
 
+import signal
+
 import pytest
+
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # as of a job that a shell began with `&`; children would ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
