@@ -1,8 +1,8 @@
 """The verb divide: a model folder becomes a store. At most a few megabytes of tensor data are held at any time, and
 the source is never touched.
 
-It does not run the model; that the store gives the same answers is shown by the tests, tensor by tensor and logit by
-logit."""
+By names it does not run the model; that the store gives the same answers is shown by the tests, tensor by tensor and
+logit by logit. By a run (`modules.py`) the division proves that itself."""
 
 from __future__ import annotations
 
