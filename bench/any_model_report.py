@@ -128,13 +128,14 @@ def streamed(records: Records) -> Section:
     paged = [record for record in divided if record["is_paged"]]
     kept = [record for record in divided if record["kept"]]
     lines = [
-        "Each model is divided from memory by a run on 2 rows, proven there with 3 rows of another length, and streamed"
-        " anew: from its class or a module without weights under the smallest budget that holds its largest stage, and"
-        " from a module with other weights under twice that. Equal: all tensors of both answers, bit for bit, under"
-        " both budgets. Peak: of weights, as the stream counts them (its arena, what stays, what is paged, what the code"
-        " still holds), the largest of both. Budget of weights: the smallest one, of all weights. Saved buffers stay in"
-        " memory and are in neither. Kept: models with weights that stay because the code refers to them across stages;"
-        " paged: models of which some are read outside their stages. Medians of a kind.",
+        "Each model is divided from memory by a run on 2 rows, proven there with 3 rows of another length, and "
+        "streamed anew: from its class or a module without weights under the smallest budget that holds its "
+        "largest stage, and from a module with other weights under twice that. Equal: all tensors of both "
+        "answers, bit for bit, under both budgets. Peak: of weights, as the stream counts them (its arena, what "
+        "stays, what is paged, what the code still holds), the largest of both. Budget of weights: the smallest "
+        "one, of all weights. Saved buffers stay in memory and are in neither. Kept: models with weights that "
+        "stay because the code refers to them across stages; paged: models of which some are read outside their "
+        "stages. Medians of a kind.",
         "",
         *table(head.split(", "), rows),
         "",
