@@ -482,6 +482,32 @@ def test_a_layer_that_is_too_large_is_computed_some_rows_at_a_time(shelf):
 
 
 @pytest.mark.parametrize(
+    "use", [lambda x, w, b: x @ w, lambda x, w, b: torch.addmm(b, x.reshape(-1, x.shape[-1]), w)], ids=["mm", "addmm"]
+)
+def test_a_weight_that_meets_columns_is_multiplied_some_rows_at_a_time(tmp_path, use):
+    """As in GPT-2, whose weights lie the other way round."""
+
+    class Multiplying(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.large = nn.Linear(WIDTH, 400), nn.Parameter(torch.randn(400, 5 * WIDTH))
+            self.bias = nn.Parameter(torch.randn(5 * WIDTH))
+
+        def forward(self, hidden):
+            return use(self.first(hidden), self.large, self.bias)
+
+    store = offramp.divide(made(Multiplying), vectors(), tmp_path / "store", stage_bytes=1 << 10)
+    low = smallest(store, sliced=True)
+    assert low < smallest(store) / 2
+    with offramp.stream(made(Multiplying), store, weight_budget=low, strict=True) as model:
+        for inputs in (vectors(), vectors(1)[:, None]):
+            found, expected = model(inputs), made(Multiplying)(inputs)
+            assert found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-4, atol=1e-4)
+        assert model.counts.peak_weight_bytes <= low
+        assert len(model.record()["sliced"]) == 2
+
+
+@pytest.mark.parametrize(
     "use", [lambda x, w: x @ w.t(), lambda x, w: x @ w.T, lambda x, w: torch.mm(x, w.transpose(0, 1))]
 )
 def test_a_large_weight_that_is_used_as_a_whole_is_not_sliced(tmp_path, use):

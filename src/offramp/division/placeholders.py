@@ -27,6 +27,10 @@ Substitute = Callable[["Placeholder", Any, tuple, dict], Any]
 
 LOOK_UP = torch.ops.aten.embedding.default
 """The operation that reads nothing but rows of a weight; `graph.LOOK_UP` is its name."""
+MM, ADDMM = torch.ops.aten.mm.default, torch.ops.aten.addmm.default
+BY_ROWS = {LOOK_UP: 0, MM: 1, ADDMM: 2}
+"""Operations that can do with some rows of a weight at a time, and which argument it is: of products of matrices the
+right one, whose rows meet columns of the left one."""
 
 
 class Placeholder(Tensor):
@@ -74,8 +78,8 @@ class Placeholder(Tensor):
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         """Every operation: with the weight itself, if not with rows of it."""
-        if func is LOOK_UP:
-            result = _substituted(args[0], func, args, kwargs or {})
+        if func in BY_ROWS:
+            result = _substituted(args[BY_ROWS[func]], func, args, kwargs or {})
             if result is not NotImplemented:
                 return result
 
@@ -178,6 +182,22 @@ def fingerprint(weights: Mapping[str, Weight]) -> str:
         [w.name, str(w.tensor.dtype), list(w.tensor.shape), sorted(w.aliases), w.is_buffer] for w in weights.values()
     ]
     return hashlib.sha256(json.dumps(sorted(facts)).encode()).hexdigest()
+
+
+def content_sha256(weights: Mapping[str, Weight]) -> str:
+    """sha256 of `fingerprint` and of the data of all weights, which must be in memory."""
+    digest = hashlib.sha256(fingerprint(weights).encode())
+    for weight in weights.values():
+        for piece in pieces(weight.tensor, 2 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def pieces(tensor: Tensor, num_bytes: int) -> Iterator[memoryview]:
+    """The data of a tensor, so many bytes at a time."""
+    data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    for start in range(0, len(data), num_bytes):
+        yield data[start : start + num_bytes]
 
 
 def unsaved_buffers(module: nn.Module) -> str:

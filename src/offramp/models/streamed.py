@@ -23,7 +23,7 @@ from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from offramp.division.capture import Around, surround, tensors_of
-from offramp.division.placeholders import LOOK_UP, Placeholder, weights_of
+from offramp.division.placeholders import ADDMM, LOOK_UP, MM, Placeholder, weights_of
 from offramp.errors import StageError, UsageError
 from offramp.measure import Trace
 from offramp.models.placement import DTYPES, Placement, tensor_of
@@ -335,17 +335,34 @@ class Stream:
             return rows_NW.view(*indices.shape, entry.shape[1])
         if function is functional.linear and shard.name in self.plan.sliced:
             return self._sliced_linear(weight.weight_name, *args, **kwargs)
+        if function in (MM, ADDMM) and shard.name in self.plan.sliced and not kwargs:
+            *start, left, _ = args
+            return self._sliced_product(weight.weight_name, left, *start)
         return NotImplemented
 
     def _sliced_linear(self, name: str, input: Tensor, weight: Any, bias: Tensor | None = None) -> Tensor:
         """Some outputs at a time. Other products of matrices than the whole one: the last bits may differ."""
+        parts = [
+            functional.linear(input, rows, None if bias is None else bias[start:end])
+            for start, end, rows in self._slices(name)
+        ]
+        return torch.cat(parts, -1)
+
+    def _sliced_product(self, name: str, left: Tensor, total: Tensor | None = None) -> Tensor:
+        """Some columns of the left matrix at a time, with the rows of the weight that they meet, summed up."""
+        for start, end, rows in self._slices(name):
+            part = left[:, start:end]
+            total = part @ rows if total is None else torch.addmm(total, part, rows)
+        assert total is not None, "a weight has rows"
+        return total
+
+    def _slices(self, name: str) -> Iterator[tuple[int, int, Tensor]]:
+        """Rows of a weight, as many at a time as there is room for: (first, end, rows)."""
         entry = self._entries[name][1]
         height = max(self.plan.slice_bytes * entry.shape[0] // max(entry.num_bytes, 1), 1)
-        parts = []
         for start in range(0, entry.shape[0], height):
-            rows = self._rows(name, np.arange(start, min(start + height, entry.shape[0])))
-            parts.append(functional.linear(input, rows, None if bias is None else bias[start : start + height]))
-        return torch.cat(parts, -1)
+            end = min(start + height, entry.shape[0])
+            yield start, end, self._rows(name, np.arange(start, end))
 
     def _rows(self, name: str, rows_N: np.ndarray) -> Tensor:
         shard, entry = self._entries[name]
