@@ -8,6 +8,7 @@ from offramp.division import export as exported
 from offramp.division.capture import Arguments
 from offramp.division.export import export
 from offramp.division.placeholders import weights_of
+from offramp.division.segments import with_inputs
 from offramp.errors import StageError
 from offramp.models.segments import SegmentGraph
 from offramp.store.program import Call
@@ -156,8 +157,9 @@ def test_numbers_that_follow_from_shapes_are_no_tensors():
 def test_arguments_by_name_and_by_position():
     module = make()
     graphs = [export(module, weights_of(module), Arguments(inputs)) for inputs in (IDS, (IDS,), {"ids": IDS})]
-    assert len({graph.inputs for graph in graphs}) == 1
-    assert graphs[0].nodes == graphs[1].nodes == graphs[2].nodes
+    assert [graph.inputs for graph in graphs] == [("0",), ("0",), ("ids",)]
+    assert graphs[0].nodes == graphs[1].nodes == with_inputs(graphs[2], ["0"]).nodes != graphs[2].nodes
+    assert graphs[0].values == with_inputs(graphs[2], ["0"]).values
 
 
 @pytest.mark.parametrize("cls", [Counting, CountingByView, Clearing])

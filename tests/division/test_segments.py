@@ -1,15 +1,16 @@
 """Cutting an exported graph where stages begin: hand-made graphs of numbers, run by an interpreter of twenty lines."""
 
 import json
+from dataclasses import replace
 from operator import add, mul
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offramp.division.segments import Graph, Node, cut, has_hidden
+from offramp.division.segments import Graph, Node, cut, has_hidden, with_inputs
 from offramp.errors import StageError
-from offramp.store.program import Call, Flow, Program, Value
+from offramp.store.program import Call, Flow, LookUp, Program, Texts, Value
 
 OPERATIONS = {
     "aten.add": add,
@@ -223,3 +224,49 @@ def test_the_pieces_one_after_the_other_are_the_whole(made, x):
     assert len(segments.stages) == len(program.flows)
     assert set(kinds) == {segment.kind for segment in segments.stages}
     assert run_pieces(segments, kinds, {"x": x}, NUMBERS) == run_whole(graph, {"x": x}, NUMBERS)
+
+
+def looked_up(index, tables=frozenset({"layer.w1"}), inputs=("x",)):
+    """The pieces of a graph that looks up rows of `w1`, and its kinds."""
+    nodes = [
+        node("rows", "aten.embedding.default", "w1", index, module="one"),
+        node("b", "aten.add", "rows", "w2", module="two"),
+    ]
+    program = program_of(["two"])
+    program = replace(program, inputs={name: Value("int64", (2,)) for name in inputs})
+    return cut(graph_of(nodes, ["b"], inputs=inputs), program, tables)
+
+
+def test_rows_that_an_input_looks_up_flow_in_and_the_table_does_not():
+    segments, kinds = looked_up("x")
+    assert segments.look_ups == {"rows": LookUp("layer.w1", "x")}
+    assert segments.stages[0].weights == () and segments.stages[1].reads == ("rows",)
+    assert segments.values["rows"] == WIDE and segments.batch["rows"] == 0
+    assert not any(b"embedding" in data for data in kinds.values())
+
+
+@pytest.mark.parametrize("case", [{"index": "c1"}, {"index": "x", "tables": set()}])
+def test_other_look_ups_stay_in_the_graph(case):
+    """By what is no input, and of what is no table."""
+    segments, kinds = looked_up(**case)
+    assert not segments.look_ups and segments.stages[0].weights == ("layer.w1",)
+    assert any(b"embedding" in data for data in kinds.values())
+
+
+def test_inputs_are_called_as_the_arguments_are():
+    graph = graph_of(TWO_LAYERS, ["e"])
+    renamed = with_inputs(graph, ["0"])
+    assert renamed.inputs == ("0",) and "x" not in renamed.values and renamed.values["0"] == WIDE
+    segments, kinds = cut(renamed, program_of(["two"]))
+    assert segments.stages[0].reads == ("0",) and kinds == cut(graph, program_of(["two"]))[1]
+    assert run_pieces(segments, kinds, {"0": 9}, NUMBERS) == run_whole(graph, {"x": 9}, NUMBERS)
+
+
+def test_an_exit_on_texts_needs_a_place_for_each_token():
+    nodes = [node("a", "aten.add", "x", "w1", module="one"), node("b", "aten.add", "a", "w2", module="two")]
+    for length, stands in ((5, True), (6, False)):
+        program = program_of(["two"], hidden=0)
+        texts = Texts(10, 8, 0, 0)
+        program = replace(program, texts=texts, inputs={"input_ids": Value("int64", (2, length))})
+        segments, _ = cut(graph_of(nodes, ["b"]), program)
+        assert has_hidden(segments, program, 1) is stands

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from offramp.division.graph import Run
 from offramp.division.stages import FEW_STAGES, plan_stages
+from offramp.store.program import Call
 from tests.division.traces import WEIGHTS, Tracer, sizes, trace, traces
 
 SIZES = sizes(WEIGHTS)
@@ -290,3 +291,27 @@ def test_many_calls_that_fit_into_one_stage_are_cut_in_reasonable_time():
     """The number of steps grows with the square of the places, and no faster."""
     text = " ".join(f"m{i}( w{i} )" for i in range(1500))
     assert len(plan_stages(trace(text), of_trace(text), stage_bytes=1 << 30).stages) == 1
+
+
+def test_blocks_stand_among_others_of_their_list():
+    """A stem before them and a head behind them, numbered like them, as in nn.Sequential."""
+    inside = " ".join(block(f"{i}") for i in range(1, 4))
+    plan = stages_of(f"0( e ) {inside} 4( h )")
+    assert [starts(plan)[index] for index in plan.exits] == ["2", "3"]
+
+
+def test_exits_stand_behind_each_block_but_the_last():
+    plan = stages_of(f"embed( e ) {BLOCKS} head( h )")
+    assert [starts(plan)[index] for index in plan.exits] == [f"layers.{i}" for i in range(1, 5)]
+
+
+def test_without_blocks_exits_stand_where_one_hidden_state_flows():
+    plan = stages_of("first( a ) second( b ) third( c )", stage_bytes=4)
+    assert [starts(plan)[index] for index in plan.exits] == ["second", "third"]
+
+
+@pytest.mark.parametrize("stage_bytes", [None, 1, 1 << 20])
+def test_stages_begin_where_exits_were_asked_for(stage_bytes):
+    points = (Call("layers.2", 1), Call("head", 1))
+    plan = stages_of(f"embed( e ) {BLOCKS} head( h )", stage_bytes=stage_bytes, points=points)
+    assert [starts(plan)[index] for index in plan.exits] == ["layers.2", "head"]

@@ -43,6 +43,10 @@ def path(tmp_path_factory):
         return writer.finish(m.ModuleManifest(source, program, stages, shards, graphs, ()))
 
 
+def look_ups(value="h", table="first", input="x"):
+    return {value: {"table": table, "input": input}}
+
+
 def segments(tree):
     return tree["program"]["segments"]
 
@@ -80,10 +84,21 @@ ATTACKS = {
     "a kind that is no name": (lambda s: s["stages"][0].update(kind="../../x"), "kind must be a string like"),
     "a stage too few": (lambda s: s["stages"].pop(), "."),
     "a rank too large": (lambda s: s["values"]["h"].update(shape=[1] * 65), "at most 64"),
+    "rows of no value": (lambda s: s.update(look_ups=look_ups(value="z")), "names the value 'z'"),
+    "rows looked up by numbers": (lambda s: s.update(look_ups=look_ups()), "'h' is looked up by 'x', no input of ids"),
+    "rows looked up by nothing": (lambda s: s.update(look_ups=look_ups(input="z")), "by 'z', no input of ids"),
     "an unknown key": (lambda s: s.update(code="x"), "unknown keys"),
     "a missing key": (lambda s: s.pop("batch"), "lacks"),
     "a list for an object": (lambda s: s.update(values=[]), "must be an object"),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(("table", "told"), [("first", "of whose shard no rows are gathered"), ("z", "the tensor 'z'")])
+def test_rows_are_looked_up_in_tables_alone(path, table, told):
+    tree = copy.deepcopy(tree_of(path))
+    tree["program"]["inputs"]["x"]["dtype"] = "int64"
+    segments(tree).update(look_ups=look_ups(table=table))
+    assert told in refused(DamagedError, lambda: loads(seal(tree)))
 
 
 @pytest.mark.parametrize("name", ATTACKS)

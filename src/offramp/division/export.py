@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from offramp.division.capture import Arguments
 from offramp.division.placeholders import Weight
-from offramp.division.segments import NUMBERS, REFERENCE, Graph, Node
+from offramp.division.segments import NUMBERS, REFERENCE, Graph, Node, with_inputs
 from offramp.errors import StageError
 from offramp.store.program import Call, Value
 
@@ -44,7 +44,8 @@ def export(
     reasons = []
     for extents in attempts:
         try:
-            return _as_data(_exported(module, weights, example, extents), module, weights)
+            graph = _as_data(_exported(module, weights, example, extents), module, weights)
+            return with_inputs(graph, tuple(example.tensors()))
         except StageError:
             raise
         except Exception as error:  # torch.export raises many kinds

@@ -13,13 +13,14 @@ import hashlib
 import json
 import math
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
+from offramp.division.graph import LOOK_UP
 from offramp.errors import StageError
-from offramp.store.program import Call, Flow, Program, Segment, Segments, Value
+from offramp.store.program import TEXT_INPUTS, Call, Flow, LookUp, Program, Segment, Segments, Value
 
 NUMBERS: dict[str, Callable[..., Any]] = {
     "add": operator.add, "sub": operator.sub, "mul": operator.mul, "floordiv": operator.floordiv,
@@ -68,13 +69,35 @@ class Graph:
     """Constant -> its tensor."""
 
 
-def cut(graph: Graph, program: Program) -> tuple[Segments, dict[str, bytes]]:
-    """The pieces between the starts of the stages, and the graph of each kind.
+def with_inputs(graph: Graph, arguments: Sequence[str]) -> Graph:
+    """The same graph with its inputs called as the arguments of the module, in order; torch.export calls those without
+    a name as the module's code does.
+    """
+    names = dict(zip(graph.inputs, arguments, strict=True))
+
+    def keyed(mapping: Mapping[str, Any]) -> dict[str, Any]:
+        return {names.get(name, name): value for name, value in mapping.items()}
+
+    known = {name: names.get(name, name) for name in (*graph.values, *(node.name for node in graph.nodes))}
+    known.update({name: name for name in (*graph.weights, *graph.constants)})
+    nodes = [
+        replace(node, args=_renamed(node.args, known), kwargs=_renamed(node.kwargs, known)) for node in graph.nodes
+    ]
+    return replace(
+        graph, nodes=tuple(nodes), inputs=tuple(arguments), outputs=tuple(known[name] for name in graph.outputs),
+        values=keyed(graph.values), batch=keyed(graph.batch), dynamic=keyed(graph.dynamic),
+    )  # fmt: skip
+
+
+def cut(graph: Graph, program: Program, tables: Set[str] = frozenset()) -> tuple[Segments, dict[str, bytes]]:
+    """The pieces between the starts of the stages, and the graph of each kind. Rows of `tables` that are looked up by
+    an input flow into the pieces as if they were inputs, so that the tables need not be read.
 
     Raises StageError where a stage begins at no operation of the graph, or reads other weights than it has.
     """
     numbers = {node.name: node for node in graph.nodes if node.is_number}
-    nodes = [node for node in graph.nodes if not node.is_number]
+    look_ups = {node.name: found for node in graph.nodes if (found := _look_up(node, graph, program, tables))}
+    nodes = [node for node in graph.nodes if not node.is_number and node.name not in look_ups]
     bounds = [*_starts(nodes, program), len(nodes)]
     pieces = [nodes[start:end] for start, end in pairwise(bounds)]
     needed_later = set(graph.outputs)
@@ -105,8 +128,20 @@ def cut(graph: Graph, program: Program) -> tuple[Segments, dict[str, bytes]]:
         graph.outputs,
         {name: graph.values[name] for name in sorted(flowing)},
         {name: graph.batch[name] for name in sorted(flowing) if name in graph.batch},
+        look_ups=look_ups,
     )
     return made_of, kinds
+
+
+def _look_up(node: Node, graph: Graph, program: Program, tables: Set[str]) -> LookUp | None:
+    """Which rows an operation looks up, if they are those of a table by an input."""
+    if node.target != LOOK_UP:
+        return None
+    table, index = (part.get(REFERENCE) if isinstance(part, Mapping) else None for part in node.args[:2])
+    name = graph.weights.get(str(table))
+    if name is None or name not in tables or index not in program.inputs or index not in graph.inputs:
+        return None
+    return LookUp(name, index)
 
 
 def _require_tensors(values: Sequence[str], graph: Graph, program: Program) -> None:
@@ -127,10 +162,17 @@ def _hidden_first(values: tuple[str, ...], flow: Flow, graph: Graph) -> tuple[st
 
 def has_hidden(segments: Segments, program: Program, stage: int) -> bool:
     """Whether the first value that a stage reads is the hidden state that it begins with, so that an exit can stand
-    before it.
+    before it; of texts it must have a place for each token.
     """
     flow, reads = program.flows[stage], segments.stages[stage].reads
-    return flow.hidden is not None and bool(reads) and _is_like(segments.values[reads[0]], flow.values[flow.hidden])
+    if flow.hidden is None or not reads or not _is_like(segments.values[reads[0]], flow.values[flow.hidden]):
+        return False
+    return program.texts is None or is_of_tokens(flow.values[flow.hidden], program.inputs[TEXT_INPUTS[0]].shape)
+
+
+def is_of_tokens(hidden: Value, ids_shape: tuple[int, ...]) -> bool:
+    """Whether a hidden state [B, S, H] has a place for each of the tokens [B, S]."""
+    return len(hidden.shape) == 3 and hidden.shape[:2] == ids_shape
 
 
 def _is_like(value: Value, other: Value) -> bool:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 
 from offramp.division.graph import LOOK_UP, Place, Run, Span, Trace
-from offramp.store.program import Flow
+from offramp.store.program import Call, Flow
 
 BY_ROW = frozenset({LOOK_UP, *(f"aten.{name}.default" for name in ("t", "linear", "mm", "addmm", "addmv"))})
 """Operations on a weight that a linear layer or a look-up consists of."""
@@ -60,13 +60,18 @@ class StagePlan:
     """Weights that only linear layers and look-ups touch."""
     stage_bytes: int
     """The most that a stage needs, where it can be cut."""
-    blocks: tuple[int, ...]
-    """Stages that begin with one of the blocks that follow one another."""
+    exits: tuple[int, ...]
+    """Stages before which an exit can stand: where asked for; else behind each but the last of the blocks that follow
+    one another; where there are none, before any stage that begins with a single hidden state."""
     activation_bytes: int
 
 
 def plan_stages(
-    trace: Trace, sizes: Sizes, stage_bytes: int | None = None, table_bytes: int = TABLE_BYTES
+    trace: Trace,
+    sizes: Sizes,
+    stage_bytes: int | None = None,
+    table_bytes: int = TABLE_BYTES,
+    points: Collection[Call] = (),
 ) -> StagePlan:
     """Cut a run into stages.
 
@@ -74,6 +79,7 @@ def plan_stages(
         stage_bytes: the most that a stage should need; a single weight, or a call with none inside, may need more.
             None: what the largest of the blocks that follow one another needs, and each of them is a stage.
         table_bytes: a weight of this size or more of which only rows are looked up is not loaded, its rows are.
+        points: calls that begin behind an exit; each begins a stage.
     """
     if stage_bytes is not None and stage_bytes <= 0:
         raise ValueError(f"stage_bytes must be more than nothing, not {stage_bytes}")
@@ -82,22 +88,27 @@ def plan_stages(
     blocks = _blocks(run)
     begins = {span.start for span in blocks}
     limit = stage_bytes or _largest(run, blocks, sizes, tables)
-    cuts = _cut(run, sizes, tables, limit, set() if stage_bytes else begins)
+    asked = {place.op for place in run.places if place.call in points}
+    cuts = _cut(run, sizes, tables, limit, asked if stage_bytes else begins | asked)
     bounds = [*(place.op for place in cuts), len(run.ops)]
     uses = [run.weights(start, end) for start, end in pairwise(bounds)]
     adopted, unused = _adopt(run, bounds[:-1], uses, sizes)
+    first_end = blocks[0].end if blocks else bounds[1]  # what was made by then, like a mask, is no news later
     stages = [
         PlannedStage(
-            run.flow(place, bounds[1]),
+            run.flow(place, first_end if place.op >= first_end else bounds[1]),
             tuple(name for name in names if name not in tables),
             tuple(name for name in names if name in tables),
         )
         for place, names in zip(cuts, uses, strict=True)
     ]
-    blocks_at = tuple(index for index, place in enumerate(cuts) if place.op in begins)
+    exits = [index for index, place in enumerate(cuts) if place.op in (asked or begins)]
+    exits = exits if asked or not exits else exits[1:]
+    has_hidden = [index for index, stage in enumerate(stages) if stage.flow.hidden is not None]
     by_row = {name for op in run.ops if op.name in BY_ROW for name in op.weights}
     sliced = by_row - {name for op in run.ops if op.name not in BY_ROW for name in op.weights}
-    return StagePlan(tuple(stages), adopted, unused, tuple(sorted(sliced)), limit, blocks_at, run.live.most_bytes)
+    return StagePlan(tuple(stages), adopted, unused, tuple(sorted(sliced)), limit,
+                     tuple(exits if begins or asked else has_hidden), run.live.most_bytes)  # fmt: skip
 
 
 def _tables(run: Run, sizes: Sizes, table_bytes: int) -> frozenset[str]:
@@ -112,9 +123,9 @@ def _blocks(run: Run) -> list[Span]:
     one before and has several weighted calls inside. Of blocks within blocks the inner ones, if all have some.
     """
     families: dict[str, list[Span]] = defaultdict(list)
-    for span in run.spans:
+    for index, span in enumerate(run.spans):
         parent, _, last = span.call.module.rpartition(".")
-        if last.isdigit():
+        if last.isdigit() and _is_composed(run, index):
             families[parent].append(span)
     places = {place.op: place for place in run.places}
     chains = {parent: spans for parent, spans in families.items() if _is_chain(run, spans, places)}
@@ -141,21 +152,23 @@ def _is_chain(run: Run, spans: Sequence[Span], places: Mapping[int, Place]) -> b
     """
     if len(spans) < 2 or any(span.start not in places for span in spans):
         return False
-    if not all(_is_composed(run, span) for span in spans):
-        return False
     inside = {value for span in spans[1:] for op in run.ops[span.start : span.end] for value in op.reads}
     flows = [run.flow(places[span.start], spans[0].end) for span in spans[1:]]
     alive = {value for span in spans[1:] for value in run.live.read_at(span.start)}
     return all(flow.hidden is not None for flow in flows) and alive <= inside
 
 
-def _is_composed(run: Run, span: Span) -> bool:
-    """Whether several calls within it touch weights of their own."""
-    inner = [
-        other for other in run.spans if other.call.module.startswith(span.call.module + ".")
-        and span.start <= other.start and other.end <= span.end and run.weights(other.start, other.end)
-    ]  # fmt: skip
-    return len({tuple(run.weights(other.start, other.end)) for other in inner}) > 1
+def _is_composed(run: Run, index: int) -> bool:
+    """Whether several calls within a span touch weights of their own."""
+    span, found = run.spans[index], None
+    for other in islice(run.spans, index + 1, None):  # calls within it begin next
+        if other.start >= span.end:
+            return False
+        touched = tuple(run.weights(other.start, other.end)) if _is_inside(other, span) else ()
+        if touched and found not in (None, touched):
+            return True
+        found = touched or found
+    return False
 
 
 def _largest(run: Run, blocks: Sequence[Span], sizes: Sizes, tables: Set[str]) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from offramp.division.capture import Arguments, are_equal
 from offramp.division.export import export
@@ -41,20 +42,21 @@ def with_segments(
     module: nn.Module,
     weights: Mapping[str, Weight],
     manifest: m.ModuleManifest,
-    blocks: Sequence[int],
+    exits: Sequence[int],
     examples: Examples,
     fetch: Callable[[str], Tensor],
     writer: StoreWriter,
     say: Say,
 ) -> m.ModuleManifest:
-    """The manifest with a graph for each stage, which are written. `blocks`: the stages that begin with one of the
-    blocks that follow one another; an exit can stand before each but the first.
+    """The manifest with a graph for each stage, which are written. `exits`: the stages before which
+    an exit can stand, if the graphs have the hidden state there.
 
     Raises StageError with the reason where the module cannot be exported, or its graphs answer otherwise than it does.
     """
     program = manifest.program
     graph = export(module, weights, examples[0][0], [inputs for inputs, _ in examples[1:]])
-    segments, kinds = cut(graph, program)
+    segments, kinds = cut(graph, program, _tables(manifest))
+    manifest = _with_kept(segments, manifest)
     _require_own_weights(segments, manifest)
     graphs = {kind: SegmentGraph(data, kind) for kind, data in kinds.items()}
     for inputs, expected in examples:
@@ -62,7 +64,7 @@ def with_segments(
         if fault is not None:
             shown = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in inputs.tensors().items())
             raise StageError(f"the exported graph {fault} for {shown}", program.module, "use --method eager")
-    segments = replace(segments, exits=tuple(i for i in blocks[1:] if has_hidden(segments, program, i)))
+    segments = replace(segments, exits=tuple(i for i in exits if has_hidden(segments, program, i)))
     known = {tensor.name for shard in manifest.shards.values() for tensor in shard.tensors}
     constants = {name: tensor for name, tensor in graph.data.items() if name not in known and _is_used(name, segments)}
     shards = dict(manifest.shards)
@@ -75,6 +77,12 @@ def with_segments(
         manifest, program=replace(program, segments=segments), shards=shards, graphs=onnx,
         files=(*manifest.files, *files), source=replace(manifest.source, method="export"),
     )  # fmt: skip
+
+
+def _tables(manifest: m.ModuleManifest) -> set[str]:
+    """Of which a stream reads nothing but rows."""
+    gathered = (tensor.name for shard in manifest.shards.values() if shard.blocks for tensor in shard.tensors)
+    return set(gathered) - set(manifest.program.sliced)
 
 
 def _fault(run: Callable[[], list[Tensor]], expected: Sequence[Tensor]) -> str | None:
@@ -94,6 +102,19 @@ def _distance(found: Tensor, expected: Tensor) -> float:
     if not expected.numel():
         return 0.0
     return float((found.double() - expected.double()).abs().max() / expected.double().abs().max().clamp(min=1e-30))
+
+
+def _with_kept(segments: Segments, manifest: m.ModuleManifest) -> m.ModuleManifest:
+    """The manifest with shards that stay in memory named by every stage whose graph takes a weight of theirs."""
+    stages = []
+    for segment, stage in zip(segments.stages, manifest.stages, strict=True):
+        (step,) = stage.steps
+        kept = [
+            name for name in manifest.program.pinned if name not in step.shards
+            and any(tensor.name in segment.weights for tensor in manifest.shards[name].tensors)
+        ]  # fmt: skip
+        stages.append(replace(stage, steps=(replace(step, shards=(*step.shards, *kept)),)))
+    return replace(manifest, stages=tuple(stages))
 
 
 def _require_own_weights(segments: Segments, manifest: m.ModuleManifest) -> None:
@@ -127,6 +148,8 @@ def _run(
     """What the graphs say, one after the other."""
     values: dict[str, Any] = dict(zip(graph.inputs, inputs.copy().tensors().values(), strict=True))
     with torch.no_grad():
+        for name, found in segments.look_ups.items():
+            values[name] = functional.embedding(values[found.input], fetch(found.table))
         for index, segment in enumerate(segments.stages):
             given = [values[name] for name in segment.reads]
             given += [fetch(name) for name in segment.weights]

@@ -15,10 +15,10 @@ from typing import Any, Dict, Iterable, Mapping, Optional, Set, Tuple, Union
 import numpy as np
 
 from offramp.errors import StoreError
-from offramp.runtime.segments import layers_of
+from offramp.runtime.segments import layers_of, segments_of
 from offramp.store import Encoder, Stage, Store
 from offramp.store.manifest import Manifest
-from offramp.store.program import Value
+from offramp.store.program import TEXT_INPUTS, LookUp, Texts, Value
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +73,8 @@ class Course(ABC):
     head: Optional[Stage]
     problem: Optional[str]
     labels: Tuple[str, ...]
+    texts: Union[Encoder, Texts, None]
+    """What is asked of texts; None: the batches are `Arrays`."""
 
     @abstractmethod
     def is_gathered(self, shard: str) -> bool:
@@ -101,6 +103,7 @@ class TextCourse(Course):
         self.layers = manifest.layers
         self.head = next((stage for stage in manifest.stages if stage.role == "head"), None)
         self.problem, self.labels = manifest.encoder.problem, manifest.encoder.labels
+        self.texts = self._encoder
         self._table = next(name for step in self.first.steps for name in step.shards if self.is_gathered(name))
 
     def is_gathered(self, shard: str) -> bool:
@@ -111,12 +114,7 @@ class TextCourse(Course):
         """Embedding rows of each token, role -> [T, E]. Raises StoreError for a token that the model does not know."""
         assert isinstance(batch, Tokens)
         encoder, ids_BS = self._encoder, batch.ids_BS
-        if ids_BS.max() >= encoder.vocab_size:
-            raise StoreError(
-                f"token id {ids_BS.max()} in a vocabulary of {encoder.vocab_size}",
-                self._store.path,
-                "the tokenizer belongs to another model",
-            )
+        _require_known(ids_BS, encoder, self._store)
         wanted = {"word": ids_BS.reshape(-1), "position": _positions(ids_BS, encoder).reshape(-1)}
         if encoder.num_token_types:
             wanted["type"] = batch.types_BS.reshape(-1)
@@ -147,44 +145,88 @@ class ModuleCourse(Course):
             layers_of(store),
             Stage("answer", "head", ()),
         )
-        self.problem, self.labels = program.problem, program.labels
-        self._inputs, self._where = program.inputs, store.path
+        self.problem, self.labels, self.texts = program.problem, program.labels, program.texts
+        self._inputs, self._store = program.inputs, store
         try:
             self._moving = _moving(program.inputs, (store.module.proof or {}).get("examples", ()))
         except (KeyError, TypeError, IndexError, AttributeError) as error:
             what = f"the proof of the division cannot be read ({type(error).__name__})"
             raise StoreError(what, store.path, "divide the model again") from None
         self._row_bytes = sum(_row_bytes(value) for value in program.inputs.values())
+        self._look_ups = _homes_of_look_ups(store)
+        needed = {name for layer in self.layers for step in layer.steps for name in step.shards}
+        self._gathered = {shard for shard, _ in self._look_ups.values()} - needed
 
     def is_gathered(self, shard: str) -> bool:
-        """Graphs take whole tensors."""
-        return False
+        """Tables of which nothing but rows of the inputs' ids are looked up."""
+        return shard in self._gathered
 
     def read(self, batch: Batch) -> Tuple[Mapping[str, np.ndarray], int]:
-        """The inputs as they are.
+        """The inputs as they are, and the rows that are looked up by them.
 
         Raises ValueError for others than the module was divided with, StoreError for an extent in which the examples
         that the division was proven with do not differ: a graph may have been made for it.
         """
-        assert isinstance(batch, Arrays)
-        found = {name: (str(array.dtype), array.ndim) for name, array in batch.arrays.items()}
+        arrays = self._by_name(batch)
+        found = {name: (str(array.dtype), array.ndim) for name, array in arrays.items()}
         wanted = {name: (value.dtype, len(value.shape)) for name, value in self._inputs.items()}
         if found != wanted:
             raise ValueError(f"expected inputs {wanted} (dtype, extents), got {found}")
         for name, value in self._inputs.items():
-            shape = batch.arrays[name].shape
+            shape = arrays[name].shape
             fixed = [i for i in range(1, len(shape)) if i not in self._moving[name] and shape[i] != value.shape[i]]
             if fixed:
                 what = f"{name} is {shape}, and the module was divided for {value.shape}"
-                raise StoreError(what, self._where, "divide it with inputs of several such sizes as examples")
-        return batch.arrays, 0
+                raise StoreError(what, self._store.path, "divide it with inputs of several such sizes as examples")
+        values, num_bytes = dict(arrays), 0
+        for name, (shard, look_up) in self._look_ups.items():
+            ids = arrays[look_up.input]
+            rows_NE, read = self._store.gather(shard, "rows", ids.reshape(-1))
+            values[name] = rows_NE.reshape(*ids.shape, rows_NE.shape[1])
+            num_bytes += read
+        return values, num_bytes
 
-    def blank(self, num_rows: int, length: int) -> None:
-        """Nothing is read."""
+    def blank(self, num_rows: int, length: int) -> Optional[Batch]:
+        """The first token everywhere, of texts; of others nothing is read."""
+        if self.texts is None or not self._look_ups:
+            return None
+        ids_BS = np.zeros((num_rows, length), np.int64)
+        return Tokens(ids_BS, np.ones_like(ids_BS), ids_BS)
 
     def gathered_bytes(self, num_rows: int, length: int) -> int:
-        """The inputs themselves, which no rehearsal fills."""
-        return num_rows * self._row_bytes
+        """The inputs themselves, which no rehearsal fills; of texts the rows that are looked up, as of an encoder."""
+        if self.texts is None:
+            return num_rows * self._row_bytes
+        return sum(4 * (num_rows - 1) * length * self._row_size(shard) for shard, _ in self._look_ups.values())
+
+    def _row_size(self, shard: str) -> int:
+        tensor = self._store.contents.shards[shard].tensors[0]
+        return tensor.num_bytes // tensor.shape[0]
+
+    def _by_name(self, batch: Batch) -> Mapping[str, np.ndarray]:
+        if isinstance(batch, Arrays):
+            return batch.arrays
+        if self.texts is None:
+            raise ValueError("the module takes no texts")
+        _require_known(batch.ids_BS, self.texts, self._store)
+        arrays: Dict[str, np.ndarray] = dict(zip(TEXT_INPUTS, (batch.ids_BS, batch.mask_BS, batch.types_BS)))
+        return {name: arrays[name] for name in self._inputs}
+
+
+def _require_known(ids_BS: np.ndarray, texts: Union[Encoder, Texts], store: Store) -> None:
+    """Raise StoreError for a token that the model does not have."""
+    if ids_BS.max() >= texts.vocab_size:
+        raise StoreError(
+            f"token id {ids_BS.max()} in a vocabulary of {texts.vocab_size}",
+            store.path,
+            "the tokenizer belongs to another model",
+        )
+
+
+def _homes_of_look_ups(store: Store) -> Dict[str, Tuple[str, LookUp]]:
+    """Value -> the shard that its table is alone in, and how it is looked up."""
+    homes = {tensor.name: shard.name for shard in store.module.shards.values() for tensor in shard.tensors}
+    return {name: (homes[found.table], found) for name, found in segments_of(store).look_ups.items()}
 
 
 def _moving(inputs: Mapping[str, Value], examples: Iterable[Any]) -> Dict[str, Set[int]]:

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, Dict, List, Mapping, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
 from offramp.errors import StoreError
 from offramp.runtime.backend import Backend, State, Weights
 from offramp.store import Stage, Step, Store
-from offramp.store.program import Program, Segment, Segments, Value
+from offramp.store.program import TEXT_INPUTS, Program, Segment, Segments, Value
 
 SLACK = 1.5
 """What activations may take, of the values that lived at once when the module was divided."""
@@ -27,9 +27,10 @@ SCRATCH_BYTES = 8 << 20
 
 @dataclass
 class SegmentState(State):
-    """`stage`: the one that comes next."""
+    """`stage`: the one that comes next. `mask_BS`: of texts, 1 for a token; else one place a row."""
 
     stage: int = 0
+    mask_BS: Optional[np.ndarray] = None
 
 
 def segments_of(store: Store) -> Segments:
@@ -42,14 +43,18 @@ def segments_of(store: Store) -> Segments:
 
 
 def layers_of(store: Store) -> Tuple[Stage, ...]:
-    """The stages between two exits as one layer each; steps are named by their graphs."""
-    stages, segments = store.module.stages, segments_of(store)
+    """The stages between two exits as one layer each; steps are named by their graphs, and load what these take."""
+    stages, segments, shards = store.module.stages, segments_of(store), store.module.shards
     bounds = [0, *segments.exits, len(stages)]
     made = []
     for number, start in enumerate(bounds[:-1]):
         end = bounds[number + 1]
-        kinds = [segments.stages[index].kind for index in range(start, end)]
-        steps = [Step(kind, stages[index].steps[0].shards) for kind, index in zip(kinds, range(start, end))]
+        steps = []
+        for index in range(start, end):
+            taken = set(segments.stages[index].weights)
+            names = stages[index].steps[0].shards
+            needed = tuple(name for name in names if any(tensor.name in taken for tensor in shards[name].tensors))
+            steps.append(Step(segments.stages[index].kind, needed))
         made.append(Stage(f"layer.{number}", "layer", tuple(steps)))
     return tuple(made)
 
@@ -98,21 +103,25 @@ class SegmentBackend(Backend):
 
     def rehearse(self, num_rows: int, length: int) -> None:
         """Run all stages on zeros, each with zeros for weights."""
-        arrays = {name: _zeros(value, num_rows) for name, value in self._program.inputs.items()}
-        state = self.begin(arrays, np.ones((num_rows, 1), np.int64), {})
+        values = {**self._program.inputs, **{name: self._segments.values[name] for name in self._segments.look_ups}}
+        place = (num_rows, length) if self._program.texts else (num_rows, 1)
+        arrays = {name: self._blank(name, value, place) for name, value in values.items()}
+        state = self.begin(arrays, np.ones(place, np.int64), {})
         for segment in self._segments.stages:
             self.step(state, segment.kind, {name: _empty(self._shapes[name]) for name in segment.weights})
 
     def activation_bytes(self, num_rows: int, length: int) -> int:
-        """In proportion to the rows of the example that the module was divided with."""
+        """In proportion to the rows, and of texts to the tokens, of the example that the module was divided with."""
         rows = max((value.shape[0] for value in self._program.inputs.values() if value.shape), default=1)
         lived = self._program.activation_bytes * num_rows / max(rows, 1)
+        if self._program.texts:
+            lived *= length / self._program.inputs[TEXT_INPUTS[0]].shape[1]
         return int(SLACK * lived) + self.num_threads * SCRATCH_BYTES
 
     def begin(self, rows: Mapping[str, np.ndarray], mask_BS: np.ndarray, weights: Weights) -> State:
         """The inputs by name, as the first values."""
         values = {name: self.wrap(np.ascontiguousarray(array)) for name, array in rows.items()}
-        return SegmentState(len(mask_BS), mask_BS.shape[1], values)
+        return SegmentState(len(mask_BS), mask_BS.shape[1], values, mask_BS=mask_BS)
 
     def step(self, state: State, kind: str, weights: Weights) -> None:
         """The next stage."""
@@ -134,12 +143,21 @@ class SegmentBackend(Backend):
 
     def exit_logits(self, state: State, weights: Weights) -> np.ndarray:
         """The mean over tokens or places, and a linear layer."""
-        hidden = self.unwrap(self.hidden(state))
-        if hidden.ndim == 3:
+        hidden, keep = self.unwrap(self.hidden(state)), self.keep_of(state)
+        if keep is not None:
+            hidden = (hidden * keep).sum(axis=1) / keep.sum(axis=1)
+        elif hidden.ndim == 3:
             hidden = hidden.mean(axis=1)
         elif hidden.ndim > 3:
             hidden = hidden.reshape(*hidden.shape[:2], -1).mean(axis=2)
         return hidden @ weights["exit.weight"].T + weights["exit.bias"]
+
+    def keep_of(self, state: State) -> Optional[np.ndarray]:
+        """Of texts, float32 [B, S, 1]: 1 for a token, 0 for padding."""
+        if self._program.texts is None:
+            return None
+        assert isinstance(state, SegmentState) and state.mask_BS is not None
+        return state.mask_BS[:, :, None].astype(np.float32)
 
     def head_logits(self, state: State, weights: Weights) -> np.ndarray:
         """The first output of the module."""
@@ -151,7 +169,15 @@ class SegmentBackend(Backend):
         for name, value in state.arrays.items():
             if name in batch:
                 state.arrays[name] = self.take(value, rows_B, batch[name])
+        if isinstance(state, SegmentState) and state.mask_BS is not None:
+            state.mask_BS = state.mask_BS[rows_B]
         state.num_rows = len(rows_B)
+
+    def _blank(self, name: str, value: Value, place: Tuple[int, int]) -> np.ndarray:
+        """Zeros of an input or of looked-up rows, for `place` rows and tokens; every token is one."""
+        is_text = self._program.texts is not None
+        shape = (*place, *value.shape[2:]) if is_text else (place[0], *value.shape[1:])
+        return (np.ones if name == TEXT_INPUTS[1] else np.zeros)(shape, np.dtype(value.dtype))
 
     def _load_constants(self, store: Store) -> Dict[str, Any]:
         wanted = {name for segment in self._segments.stages for name in segment.constants}
@@ -180,7 +206,3 @@ def _done(segments: Segments) -> List[Tuple[str, ...]]:
 def _empty(described: Tuple[str, Tuple[int, ...]]) -> np.ndarray:
     dtype, shape = described
     return np.zeros(shape, _DTYPES[dtype])
-
-
-def _zeros(value: Value, num_rows: int) -> np.ndarray:
-    return np.zeros((num_rows, *value.shape[1:]), np.dtype(value.dtype))

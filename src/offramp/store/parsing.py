@@ -301,7 +301,8 @@ def _check_program(manifest: ModuleManifest) -> None:
             lost = [name for name in segment.weights if name not in there]
             if lost:
                 raise WrongError(f"program.segments.stages[{number}] takes {lost[0]!r}, not in the shards of its stage")
-    named = [*program.aliases, *program.buffers, *program.sliced, *program.unused]
+    tables = [] if segments is None else [look_up.table for look_up in segments.look_ups.values()]
+    named = [*program.aliases, *program.buffers, *program.sliced, *program.unused, *tables]
     for what, names, there in (("tensor", named, known), ("shard", program.pinned, set(manifest.shards))):
         lost = [name for name in names if name not in there]
         if lost:
@@ -321,6 +322,9 @@ def _check_shards(manifest: ModuleManifest) -> None:
     for name in program.sliced:
         if home[name].blocks is None:
             raise WrongError(f"program.sliced names {name!r}, of whose shard no rows are gathered")
+    for look_up in program.segments.look_ups.values() if program.segments else ():
+        if home[look_up.table].blocks is None:
+            raise WrongError(f"program.segments looks up {look_up.table!r}, of whose shard no rows are gathered")
     placed = {name for stage in manifest.stages for step in stage.steps for name in step.shards}
     for name in program.pinned:
         if shards[name].blocks is not None:

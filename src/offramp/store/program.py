@@ -7,7 +7,7 @@ It names modules, calls and tensors as PyTorch does, and needs no PyTorch to be 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Dict, Optional, Tuple
 
 from offramp.store.checks import WrongError, choice_of, int_of, list_of, object_of, str_of
@@ -31,6 +31,20 @@ class Value:
 
     dtype: str
     shape: Tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What a module that reads tokens asks of them, in the words of an `Encoder`."""
+
+    vocab_size: int
+    max_length: int
+    num_token_types: int
+    pad_token: int
+
+
+TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+"""What such a module is called with: the first, and perhaps the others; int64 [B, S] each."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +77,15 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class LookUp:
+    """Rows of a table, looked up by an input: only these rows are read, and they are a value for the graphs."""
+
+    table: str
+    """A tensor of the store, alone in its shard."""
+    input: str
+
+
+@dataclass(frozen=True)
 class Segments:
     """All stages as graphs. Rows can leave between them: `batch` says which extent of a value counts rows."""
 
@@ -74,6 +97,8 @@ class Segments:
     batch: Dict[str, int]
     exits: Tuple[int, ...] = ()
     """Stages that begin behind an exit, in order; the hidden state is the first value that they read."""
+    look_ups: Dict[str, LookUp] = field(default_factory=dict)
+    """Values that are there when a pass begins, beside the inputs."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +133,8 @@ class Program:
     labels: Tuple[str, ...] = ()
     segments: Optional[Segments] = None
     """Where the module could be exported, its stages as graphs."""
+    texts: Optional[Texts] = None
+    """Where the module classifies texts, whose tokenizer is in the store."""
 
 
 def graph_file(kind: str) -> str:
@@ -117,9 +144,9 @@ def graph_file(kind: str) -> str:
 
 def program_of(tree: Any, where: str = "program") -> Program:
     """Parse and check one. Raises WrongError."""
-    about = "module weights_sha256 versions inputs flows activation_bytes problem labels segments"
+    about = "module weights_sha256 versions inputs flows activation_bytes problem labels segments texts"
     tree = object_of(tree, where, about + " aliases buffers pinned sliced unused")
-    return Program(
+    program = Program(
         str_of(tree["module"], where + ".module"),
         str_of(tree["weights_sha256"], where + ".weights_sha256"),
         {name: str_of(value, where + ".versions") for name, value in _items(tree["versions"], where + ".versions")},
@@ -134,22 +161,48 @@ def program_of(tree: Any, where: str = "program") -> Program:
         None if tree["problem"] is None else choice_of(tree["problem"], where + ".problem", PROBLEMS),
         _names(tree["labels"], where + ".labels"),
         None if tree["segments"] is None else _segments(tree["segments"], where + ".segments"),
+        None if tree["texts"] is None else _texts(tree["texts"], where + ".texts"),
     )
+    _require_text_inputs(program, where)
+    for name, look_up in (program.segments.look_ups if program.segments else {}).items():
+        if program.inputs.get(look_up.input, Value("", ())).dtype != "int64":
+            raise WrongError(f"{where}.segments.look_ups: {name!r} is looked up by {look_up.input!r}, no input of ids")
+    return program
+
+
+def _texts(tree: Any, where: str) -> Texts:
+    tree = object_of(tree, where, "vocab_size max_length num_token_types pad_token")
+    sizes = (int_of(tree[name], f"{where}.{name}", 1) for name in ("vocab_size", "max_length"))
+    return Texts(*sizes, *(int_of(tree[name], f"{where}.{name}") for name in ("num_token_types", "pad_token")))
+
+
+def _require_text_inputs(program: Program, where: str) -> None:
+    """Raise WrongError unless a module for texts takes what texts are made into."""
+    if program.texts is None:
+        return
+    wrong = [
+        name for name, value in program.inputs.items()
+        if name not in TEXT_INPUTS or value.dtype != "int64" or len(value.shape) != 2
+    ]  # fmt: skip
+    if wrong or TEXT_INPUTS[0] not in program.inputs:
+        raise WrongError(f"{where}.inputs: {wrong[0] if wrong else 'no ' + TEXT_INPUTS[0]!r} where texts go in")
 
 
 def _segments(tree: Any, where: str) -> Segments:
-    tree = object_of(tree, where, "stages outputs values batch exits")
+    tree = object_of(tree, where, "stages outputs values batch exits look_ups")
     segments = Segments(
         tuple(_segment(part, f"{where}.stages[{i}]") for i, part in enumerate(list_of(tree["stages"], where))),
         _names(tree["outputs"], where + ".outputs"),
         {name: _value(value, where + ".values") for name, value in _items(tree["values"], where + ".values")},
         {name: int_of(extent, where + ".batch") for name, extent in _items(tree["batch"], where + ".batch")},
         tuple(int_of(index, where + ".exits", 1) for index in list_of(tree["exits"], where + ".exits")),
+        {name: _look_up(found, where + ".look_ups") for name, found in _items(tree["look_ups"], where + ".look_ups")},
     )
     known, available = set(segments.values), set(segments.values)
     for segment in reversed(segments.stages):
         available -= set(segment.writes)
-    named = [*segments.outputs, *segments.batch, *(n for s in segments.stages for n in (*s.reads, *s.writes))]
+    named = [*segments.outputs, *segments.batch, *segments.look_ups]
+    named += [name for stage in segments.stages for name in (*stage.reads, *stage.writes)]
     lost = [name for name in named if name not in known]
     if lost:
         raise WrongError(f"{where} names the value {lost[0]!r}, which is not listed")
@@ -173,6 +226,11 @@ def _segments(tree: Any, where: str) -> Segments:
     if not segments.outputs:
         raise WrongError(f"{where}.outputs must name what the module returns")
     return segments
+
+
+def _look_up(tree: Any, where: str) -> LookUp:
+    tree = object_of(tree, where, "table input")
+    return LookUp(str_of(tree["table"], where + ".table"), str_of(tree["input"], where + ".input"))
 
 
 def _segment(tree: Any, where: str) -> Segment:
