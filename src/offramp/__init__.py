@@ -58,7 +58,8 @@ def load(
     exit: Union[str, Policy] = "none",
     **options: Any,
 ) -> Classifier:
-    """Open a store under a budget; `predict(texts)` then gives one `Result` a text.
+    """Open a store under a budget; `predict(texts)` then gives one `Result` a text, an image, or a
+    record of arrays.
 
     Args:
         store: the folder that `divide` made.
@@ -130,9 +131,9 @@ def prepare(
     policy.check(len(course.layers), course.problem)
     engine = _backend(backend, opened, threads or num_cores())
     give_back()  # before the tokenizer takes its own: the start must not be the peak
-    encoder = _encoder(opened, max_length, warn)
+    encoder = _encoder(opened, course.texts, max_length, warn)
     encoding_bytes = 0
-    if texts is not None and _is_module(opened):
+    if texts is not None and course.texts is None:
         encoding_bytes = encoder.encoding_bytes(texts)
     elif texts is not None:
         longest = max((encoder.encode([text]).ids_BS.size for text in texts), default=None)
@@ -172,25 +173,29 @@ def _is_module(store: Store) -> bool:
     return isinstance(store.contents, ModuleManifest)
 
 
-def _encoder(store: Store, max_length: Optional[int], warn: Callable[[str], None]) -> Any:
-    """Of texts, or, for a module that takes pixels, of images."""
+def _encoder(store: Store, asked: Any, max_length: Optional[int], warn: Callable[[str], None]) -> Any:
+    """Of texts, if the model asks anything of them; else of images, if it has an image processor; else of arrays."""
     for file in store.contents.files:
         store.read_file(file)
-    from offramp.errors import StoreError, UsageError
-
-    if not _is_module(store):
+    if asked is not None:
         from offramp.tasks import TextEncoder
 
-        return TextEncoder.from_folder(store.path, store.manifest.encoder, max_length, warn)
+        return TextEncoder.from_folder(store.path, asked, max_length, warn)
+    from offramp.errors import UsageError
+
     if max_length is not None:
         raise UsageError("the model takes no texts, so there is no length to cut to", store.path, "leave it out")
-    from offramp.tasks.image_inputs import ImageInputs
+    from offramp.tasks.processors import FILE_NAME
 
     inputs = store.module.program.inputs
-    if len(inputs) != 1 or len(next(iter(inputs.values())).shape) != 4:
-        taken = ", ".join(inputs)
-        raise StoreError(f"a module that takes {taken} takes no images", store.path, "run it with offramp.stream")
-    return ImageInputs.from_folder(store.path, next(iter(inputs)))
+    name, first = next(iter(inputs.items()))
+    if len(inputs) == 1 and len(first.shape) == 4 and (store.path / FILE_NAME).is_file():
+        from offramp.tasks.image_inputs import ImageInputs
+
+        return ImageInputs.from_folder(store.path, name)
+    from offramp.tasks.arrays import ArrayInputs
+
+    return ArrayInputs({name: (value.dtype, value.shape[1:]) for name, value in inputs.items()})
 
 
 def __getattr__(name: str) -> Any:

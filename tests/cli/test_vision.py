@@ -71,6 +71,11 @@ def test_the_store_answers_what_the_transcript_of_the_run_says(place, answers):
         assert record["num_inputs"] == 3 * NUM_EACH
 
 
+def test_the_store_is_scored_as_its_run(run, place):
+    said = [run("eval", place / name, "--dev", place / "dev.zip", *POLICY, "--json").lines for name in ("run", "store")]
+    assert said[0] == said[1]
+
+
 def test_rows_leave_where_eval_says(run, place, answers):
     (report,) = run("eval", place / "run", "--dev", place / "dev.zip", *POLICY, "--json").lines
     lines, _ = answers("--input", place / "dev.zip", *POLICY)
@@ -201,7 +206,6 @@ def test_what_is_wrong_with_data_ends_with_2(refused, place, tmp_path):
     score = ("eval", place / "run")
     refused(2, "class 'fish' is none of bird, cat, dog", *score, "--dev", tmp_path / "other.zip")
     refused(4, "the model takes images, the data are texts", *score, "--dev", table)
-    refused(2, "is not scored", "eval", place / "store", "--dev", place / "dev.zip")
     assert not (tmp_path / "run").exists()
 
 

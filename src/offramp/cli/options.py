@@ -110,7 +110,7 @@ def add_inputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--input",
         metavar="FILE",
-        help="FILE.txt, .tsv or .jsonl, or - for one text a line on stdin; of images a file, a folder or a zip",
+        help="FILE.txt, .tsv or .jsonl, - for a text a line on stdin; a file, folder or zip of images; .npz of arrays",
     )
 
 
@@ -130,7 +130,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--train",
         metavar="FILE",
-        help="your table: .tsv, .csv, .jsonl or .parquet, or a folder or zip of images; it is cut in parts",
+        help="your table: .tsv, .csv, .jsonl or .parquet, a folder or zip of images, or .npz; it is cut in parts",
     )
     group.add_argument("--dev", metavar="FILE", help="a table that is only reported (default: a part of --train)")
     group.add_argument("--label-column", default="label", metavar="NAME", help="(default: label)")
@@ -152,6 +152,11 @@ def labelled_data(args: argparse.Namespace, labels: Sequence[str] | None = None)
     if bool(args.task) == bool(own):
         what = "both a task and a table" if own else "no data"
         raise UsageError(what, None, "give --task NAME, or --train FILE with --text-column and --label-column")
+    if own and all(path.endswith(".npz") for path in (args.train, args.dev) if path):
+        from offramp.tasks.arrays import load_arrays
+
+        paths = [Path(path) if path else None for path in (args.train, args.dev)]
+        return load_arrays(paths[0], paths[1], args.label_column, () if args.regression else labels, args.split_seed)
     if own and all(_has_images(path) for path in (args.train, args.dev) if path):
         from offramp.tasks.images import load_images
 
@@ -201,6 +206,10 @@ def inputs(args: argparse.Namespace) -> Iterable[Any]:
         from offramp.tasks.images import images_at
 
         yield from images_at(Path(args.input))
+    elif args.input and args.input.endswith(".npz"):
+        from offramp.tasks.arrays import records_at
+
+        yield from records_at(Path(args.input))
     elif args.input:
         yield from read_inputs(args.input, args.text_column, args.pair_column)
 

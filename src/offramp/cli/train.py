@@ -43,7 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     from offramp.training.settings import LOSSES, PRECISIONS, WEIGHTS, TrainSettings
 
     default = TrainSettings()
-    parser.add_argument("model", help="a folder, or an id on the hub: BERT, DistilBERT, RoBERTa, XLM-R, ELECTRA")
+    parser.add_argument("model", help="a folder, or an id on the hub: of texts or images")
     parser.add_argument("--out", required=True, metavar="DIR", help="the run folder; with several seeds DIR/seed-N")
     add_data(parser)
     add_columns(parser)

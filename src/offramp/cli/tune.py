@@ -52,9 +52,10 @@ def main(args: argparse.Namespace) -> int:
         missing = next(name for name in ("store", "transcript", "out") if not getattr(args, name))
         raise UsageError(f"no {missing}", None, "offramp tune STORE --transcript DIR --latency 40ms --out policy.json")
     from offramp.experiments.tuning import Goal, tune
+    from offramp.runtime.course import course_of
     from offramp.runtime.policy_files import policy_of
     from offramp.store import Store
-    from offramp.store.manifest import Manifest, require_head
+    from offramp.store.manifest import require_head
     from offramp.store.policy_file import write_policy
 
     goal = Goal(args.latency, args.max_drop, args.confidence, args.method, args.deadline)
@@ -64,10 +65,8 @@ def main(args: argparse.Namespace) -> int:
         if transcript.about.model_sha256 != store.contents.source.fingerprint:
             remedy = "offramp eval --transcript writes it for this store, or the run folder that it was divided from"
             raise UsageError("the transcript is of another model", transcript.path, remedy)
-        digest, limit = (
-            store.digest,
-            store.contents.encoder.max_length if isinstance(store.contents, Manifest) else None,
-        )
+        texts = course_of(store).texts
+        digest, limit = store.digest, None if texts is None else texts.max_length
     longest = None if limit is None else min(int(transcript.lengths_N.max()), limit)
     profile = _profile(args, digest, longest)
     file, rivals = tune(transcript, certify_on, profile, goal, say)

@@ -21,7 +21,6 @@ from offramp.runtime import Classifier
 from offramp.runtime.course import Arrays, Batch, Tokens, course_of
 from offramp.runtime.profile import DeviceProfile, load_profile
 from offramp.store import Store
-from offramp.store.manifest import Manifest
 
 RANDOM_LENGTH = 128
 """Tokens of a random input."""
@@ -33,10 +32,8 @@ def random_length(store: str, max_length: int | None) -> int:
     has no length. Raises StoreError for a module whose stages are no graphs.
     """
     with Store(store, verify="never") as opened:
-        if not isinstance(opened.contents, Manifest):
-            course_of(opened)
-            return 1
-        return min(max_length or RANDOM_LENGTH, opened.manifest.encoder.max_length)
+        texts = course_of(opened).texts
+        return 1 if texts is None else min(max_length or RANDOM_LENGTH, texts.max_length)
 
 
 def random_tokens(
@@ -45,7 +42,8 @@ def random_tokens(
     """Ids, mask and types of random input [num_rows, length]; a linear congruence, so that no generator library is
     loaded.
     """
-    vocab_size = classifier.store.manifest.encoder.vocab_size
+    assert classifier.texts is not None
+    vocab_size = classifier.texts.vocab_size
     ids = (np.arange(num_rows * length, dtype=np.int64) * 7919 + seed * 104729 + 1) % vocab_size
     ids = ids.reshape(num_rows, length)
     return ids, np.ones_like(ids), np.zeros_like(ids)
@@ -53,7 +51,7 @@ def random_tokens(
 
 def random_batch(classifier: Classifier, num_rows: int, length: int, seed: int) -> Batch:
     """Random tokens, or whatever else the store takes, made likewise."""
-    if isinstance(classifier.store.contents, Manifest):
+    if classifier.texts is not None:
         return Tokens(*random_tokens(classifier, num_rows, length, seed))
     found = {}
     for name, value in classifier.store.module.program.inputs.items():

@@ -6,7 +6,8 @@ Shapes: N rows, K exits, C outputs of a head.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,28 +89,27 @@ def evaluate(
     Raises UsageError for an unknown split, for labels that are not the model's, and where a transcript exists;
     SourceError for the model, NonFiniteError naming the exit, DiskFullError.
     """
-    from offramp.models.checkpoint import load_classifier
-
-    chosen = data.named(names)
     from offramp.models.inputs import rows_of
 
+    chosen = data.named(names)
     facts = classifier_facts(folder)
     ids = model_label_ids(data.labels, facts, folder)
     for policy in policies:
         policy.check(facts.num_exits, str(facts.problem))
     max_length = max_length or trained_length(folder) or facts.max_length
-    model, fingerprint = load_classifier(folder), _fingerprint(folder) if transcript else ""
-    reports = []
-    for split, examples in chosen.items():
-        say(f"{split}: {len(examples)} rows")
-        renamed = [Example(text, ids[int(label)] if ids else label) for text, label in examples]
-        rows = rows_of(folder, facts, renamed, max_length, not data.labels, say)
-        about = About(
-            data.name, split, str(facts.problem), facts.labels if data.labels else (), data.metrics,
-            fingerprint, digest(renamed) if transcript else "", max_length,
-        )  # fmt: skip
-        logits_KNC, path = _run(model, rows, batch_size, about, transcript, facts.hidden_size if with_features else 0)
-        reports.append(report(about, rows.labels_N, logits_KNC, policies, path))
+    fingerprint, reports = _fingerprint(folder) if transcript else "", []
+    with _classifier(folder) as model:
+        for split, examples in chosen.items():
+            say(f"{split}: {len(examples)} rows")
+            renamed = [Example(text, ids[int(label)] if ids else label) for text, label in examples]
+            rows = rows_of(folder, facts, renamed, max_length, not data.labels, say)
+            about = About(
+                data.name, split, str(facts.problem), facts.labels if data.labels else (), data.metrics,
+                fingerprint, digest(renamed) if transcript else "", max_length,
+            )  # fmt: skip
+            feature_size = facts.hidden_size if with_features else 0
+            logits_KNC, path = _run(model, rows, batch_size, about, transcript, feature_size)
+            reports.append(report(about, rows.labels_N, logits_KNC, policies, path))
     return reports
 
 
@@ -134,21 +134,30 @@ def answer_at(logits_KNC: np.ndarray, exit_N: np.ndarray) -> np.ndarray:
 
 
 def classifier_facts(folder: Path) -> Facts:
-    """What a classifier's folder takes and gives.
-
-    Raises SourceError for one without a head, UsageError for the store of a module: transformers does not load it.
-    """
-    from offramp.models.inputs import facts_of
+    """What a classifier's folder, or a store, takes and gives. Raises SourceError for one without a head."""
+    from offramp.models.inputs import facts_of, facts_of_store
 
     if (folder / FILE_NAME).is_file():
         with Store(folder, verify="never") as store:
-            if not isinstance(store.contents, Manifest):
-                remedy = "give the run folder that it was divided from: its transcripts are those of the store"
-                raise UsageError(f"the store of a {store.contents.source.architecture} is not scored", folder, remedy)
-    facts = facts_of(folder)
+            facts = facts_of_store(store)
+    else:
+        facts = facts_of(folder)
     if facts.problem is None:
         raise SourceError("the model has no classification head", folder, "offramp train gives it one")
     return facts
+
+
+@contextmanager
+def _classifier(folder: Path) -> Iterator[Any]:
+    """The model of a folder with its exits; of the store of a module its graphs, for transformers does not load it."""
+    from offramp.models.checkpoint import load_classifier
+    from offramp.models.stored import StoredWithExits
+
+    if not (folder / FILE_NAME).is_file():
+        yield load_classifier(folder)
+        return
+    with Store(folder) as store:
+        yield load_classifier(folder) if isinstance(store.contents, Manifest) else StoredWithExits(store)
 
 
 def require_same_cut(folder: Path, cut: Mapping[str, Any], names: Sequence[str]) -> None:

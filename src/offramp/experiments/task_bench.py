@@ -29,7 +29,7 @@ from offramp.measure import median, percentile
 from offramp.runtime.course import course_of
 from offramp.store import Store
 from offramp.store.exits import read_exits
-from offramp.store.manifest import Manifest
+from offramp.tasks.arrays import Record
 from offramp.tasks.examples import Splits, digest, spread
 from offramp.tasks.images import Image
 from offramp.tasks.metrics import paired_interval, score
@@ -51,7 +51,7 @@ class Sample:
     task: str
     split: str
     metrics: tuple[str, ...]
-    texts: list[Text | Image]
+    texts: list[Text | Image | Record]
     labels: tuple[str, ...]
     """Of the model, by their ids; none for a regression."""
     truth_N: np.ndarray
@@ -163,7 +163,7 @@ def bench_task(
     """
     with TemporaryDirectory() as folder:
         words = ["--input", str(_write_inputs(sample, Path(folder))), *options]
-        length = trained_length(store.path) if isinstance(store.contents, Manifest) else None
+        length = trained_length(store.path) if course_of(store).texts is not None else None
         words += [] if length is None or "--max-length" in options else ["--max-length", str(length)]
         batches = [
             batch for batch in BATCHES if _has_room(store, Rival("exits", exit, batch, deadline_seconds), words, say)
@@ -260,7 +260,12 @@ def _has_room(store: Store, rival: Rival, words: Sequence[str], say: Say) -> boo
 
 
 def _write_inputs(sample: Sample, folder: Path) -> Path:
-    """As `offramp run` reads them: lines of texts, or a zip of images whose names are in order."""
+    """As `offramp run` reads them: lines of texts, a zip of images whose names are in order, or arrays."""
+    if all(isinstance(text, Record) for text in sample.texts):
+        arrays = [text.arrays for text in sample.texts if isinstance(text, Record)]
+        stacked: dict[str, Any] = {name: np.stack([each[name] for each in arrays]) for name in arrays[0]}
+        np.savez(folder / "inputs.npz", **stacked)
+        return folder / "inputs.npz"
     if any(isinstance(text, Image) for text in sample.texts):
         path = folder / "inputs.zip"
         with ZipFile(path, "w") as archive:

@@ -39,6 +39,7 @@ def divide(
     stage_bytes: int | None = None,
     inputs: Mapping[str, Any] | None = None,
     more_inputs: Sequence[Any] = (),
+    exits: str | os.PathLike | None = None,
     force: bool = False,
     offline: bool = False,
     say: Callable[[str], None] = lambda message: None,
@@ -56,6 +57,7 @@ def divide(
         stage_bytes: the most that a stage should need, for a division by a run; as much as a block of it if None.
         inputs: example inputs by name, for a folder that is divided by a run; made up from its config if None.
         more_inputs: of a module, further examples to prove the division with.
+        exits: of a module, the run folder that `training.train_exits` left for it; a checkpoint folder has its own.
         force: replace an existing store.
         offline: take hub models from the cache alone.
         say: is told of each shard, and of what the user should know (widening, missing graphs).
@@ -74,21 +76,20 @@ def divide(
             example,
             Path(store),
             more_inputs=more_inputs,
+            exits=None if exits is None else Path(exits),
             stage_bytes=stage_bytes,
             method=method,
             force=force,
             say=say,
         )
     (store,) = rest
+    if exits is not None:
+        raise UsageError("a checkpoint folder has its exits beside its weights", exits, "divide that folder")
     _refuse_existing(Path(store), force)
     folder = resolve(str(model), offline)
     _refuse_itself(folder, Path(store))
     if method in ("eager", "export") or (method == "auto" and not _has_known_names(folder)):
-        why = (
-            "asked for"
-            if method != "auto"
-            else "no encoder of texts with a head for classes, so a run tells its stages"
-        )
+        why = "asked for" if method != "auto" else "no text classifier of the BERT family, so a run tells its stages"
         say(f"method {'eager' if method == 'auto' else method}: {why}")
         from offramp.export.checkpoints import divide_checkpoint
 

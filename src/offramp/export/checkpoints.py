@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,17 +18,19 @@ from torch import Tensor, nn
 from offramp.division import Source, open_source
 from offramp.division.placeholders import Weight, weights_of
 from offramp.errors import OfframpError, SourceError, UsageError
+from offramp.export.exits import TrainedExits
 from offramp.export.modules import CHUNK_BYTES, Origin, Say, divide_module, in_memory
+from offramp.models.inputs import BATCH, LENGTH, example_texts, padded, task_of, texts_of
 from offramp.models.placement import DTYPES
 from offramp.models.weightless import class_of_folder, of_class, with_dtypes
 from offramp.store import StoreWriter
 from offramp.store import manifest as m
-from offramp.store.exits import parse_exits
+from offramp.store.program import Texts
 from offramp.tasks.pixels import ImageEncoder
 from offramp.tasks.processors import FILE_NAME as PROCESSOR
 
-BATCH, LENGTH, SECONDS = 2, 16, 1
-"""Of the example that is made where none is given."""
+SECONDS = 1
+"""Of sound in the example that is made where none is given."""
 _LISTED = 5
 
 
@@ -59,9 +61,9 @@ def divide_checkpoint(
         else:
             with_dtypes(module, {name: source.entry(found)[0] for name, found in names.items()})
             _fill_buffers(weights_of(module), names, source)
-        origin = _origin(module, names, source)
-        method = "export" if source.exits() else method
-        example = dict(example_inputs) if example_inputs else example_of(module, folder)
+        texts = texts_of(module, folder)
+        origin = _origin(module, names, source, texts)
+        example = dict(example_inputs) if example_inputs else example_of(module, folder, texts)
         return divide_module(
             module, example, store, stage_bytes=stage_bytes, method=method, force=force, origin=origin, say=say
         )
@@ -113,7 +115,7 @@ def _renamed(module: nn.Module, source: Source) -> dict[str, str] | None:
     return found
 
 
-def _origin(module: nn.Module, names: Mapping[str, str] | None, source: Source) -> Origin:
+def _origin(module: nn.Module, names: Mapping[str, str] | None, source: Source, texts: Texts | None) -> Origin:
     """Of the checkpoint's tensors, or of the module's where it holds them (`names` is None)."""
 
     def write_files(writer: StoreWriter) -> list[m.File]:
@@ -124,35 +126,21 @@ def _origin(module: nn.Module, names: Mapping[str, str] | None, source: Source) 
     described = m.Source(source.fingerprint(), type(module).__name__, kind, "eager")
     if names is None:
         found = in_memory(module, weights_of(module))
-        return replace(found, source=described, write_files=write_files, with_exits=_exits_of(source))
+        return replace(found, source=described, write_files=write_files, exits=_exits_of(module, source), texts=texts)
     return Origin(
         lambda name: _read(source, names[name]),
         lambda name: source.chunks(names[name], CHUNK_BYTES),
         described,
         write_files,
-        _exits_of(source),
+        _exits_of(module, source),
+        texts,
     )
 
 
-def _exits_of(source: Source) -> Callable[[m.ModuleManifest, StoreWriter], m.ModuleManifest]:
-    """Copies the exits of a run folder, if they stand where the stages begin."""
-
-    def with_exits(manifest: m.ModuleManifest, writer: StoreWriter) -> m.ModuleManifest:
-        found = source.exits()
-        if found is None:
-            return manifest
-        heads, description = found
-        segments = manifest.program.segments
-        assert segments is not None, "divided by export"
-        starts = [manifest.program.flows[index].start for index in segments.exits]
-        points = parse_exits(description.read_bytes(), source.folder, SourceError).points
-        if [(call.module, call.number) for call in starts if call] != [point[:2] for point in points]:
-            what = f"{len(points)} exits were trained, and the stages of this division have {len(starts)} places"
-            raise SourceError(what, source.folder, "train the exits again")
-        exits = m.Exits(writer.add_copy(heads.name, heads), writer.add_copy(description.name, description))
-        return replace(manifest, exits=exits)
-
-    return with_exits
+def _exits_of(module: nn.Module, source: Source) -> TrainedExits | None:
+    """Those of a run folder."""
+    found = source.exits()
+    return None if found is None else TrainedExits(*found, task_of(module))
 
 
 def _read(source: Source, name: str) -> Tensor:
@@ -172,10 +160,12 @@ def _fill_buffers(weights: Mapping[str, Weight], names: Mapping[str, str], sourc
             weight.put(_read(source, names[name]))
 
 
-def example_of(module: nn.Module, folder: Path) -> dict[str, Any]:
+def example_of(module: nn.Module, folder: Path, texts: Texts | None = None) -> dict[str, Any]:
     """Inputs that a model of transformers should take, made up from its config and its image processor: what its
     `forward` names, of tokens, pixels and sound. Raises UsageError where it names none of them.
     """
+    if texts is not None:
+        return example_texts(module, texts)
     config, taken = module.config, inspect.signature(module.forward).parameters
     generator = torch.Generator().manual_seed(0)
     vocabulary = _first(config, "vocab_size", 100)
@@ -185,7 +175,7 @@ def example_of(module: nn.Module, folder: Path) -> dict[str, Any]:
     pixels = torch.randn(BATCH, _first(config, "num_channels", 3), height, width, generator=generator)
     made: dict[str, Any] = {
         "input_ids": ids,
-        "attention_mask": _padded(ids),
+        "attention_mask": padded(ids),
         "decoder_input_ids": ids[:, : LENGTH // 2],
         "pixel_values": pixels,
         "input_values": torch.randn(BATCH, 16_000 * SECONDS, generator=generator),
@@ -218,13 +208,6 @@ def _pixels(folder: Path) -> tuple[int, int] | None:
         return ImageEncoder.from_folder(folder).shape
     except OfframpError:
         return None
-
-
-def _padded(ids: Tensor) -> Tensor:
-    """A mask with padding at the end of the last row, so that the run goes the way of padded texts."""
-    mask = torch.ones_like(ids)
-    mask[-1, -LENGTH // 4 :] = 0
-    return mask
 
 
 def _first(config: Any, name: str, default: Any) -> Any:

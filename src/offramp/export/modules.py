@@ -7,7 +7,6 @@ whole stays as it was.
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,9 +20,19 @@ from torch.utils import _pytree as pytree
 from offramp import __version__
 from offramp.division.capture import Arguments, LastUsed, tensors_of, trace_run, value_of
 from offramp.division.graph import Trace
-from offramp.division.placeholders import Placeholder, Weight, fingerprint, sizes_of, unsaved_buffers, weights_of
+from offramp.division.placeholders import (
+    Placeholder,
+    Weight,
+    content_sha256,
+    fingerprint,
+    pieces,
+    sizes_of,
+    unsaved_buffers,
+    weights_of,
+)
 from offramp.division.stages import StagePlan, plan_stages
 from offramp.errors import OfframpError, StageError, UsageError
+from offramp.export.exits import TrainedExits, own_exits
 from offramp.export.layout import KEPT, Layout, sliced_weights
 from offramp.export.proof import Examples, judged, prove_all, touched_whole, undisturbed
 from offramp.export.segments import with_segments
@@ -32,7 +41,7 @@ from offramp.models.placement import ALIGNMENT_BYTES, NAMES
 from offramp.store import StoreWriter
 from offramp.store import manifest as m
 from offramp.store.files import write_atomic
-from offramp.store.program import Program
+from offramp.store.program import Program, Texts
 
 CHUNK_BYTES = 2 << 20
 KEPT_BYTES = 64 << 20
@@ -52,8 +61,10 @@ class Origin:
     source: m.Source
     write_files: Callable[[StoreWriter], Sequence[m.File]] = lambda writer: ()
     """Companions: config, tokenizer."""
-    with_exits: Callable[[m.ModuleManifest, StoreWriter], m.ModuleManifest] = lambda manifest, writer: manifest
-    """Write the exits that come with the weights, if there are any."""
+    exits: TrainedExits | None = None
+    """Those that come with the weights."""
+    texts: Texts | None = None
+    """What is asked of texts, where the module classifies them."""
 
 
 def divide_module(
@@ -66,6 +77,7 @@ def divide_module(
     method: str = "eager",
     force: bool = False,
     origin: Origin | None = None,
+    exits: Path | None = None,
     say: Say = lambda message: None,
 ) -> Path:
     """Divide a module by a run of it.
@@ -78,6 +90,7 @@ def divide_module(
         stage_bytes: the most that a stage should need.
         method: `eager`: it runs in PyTorch by its own code; `export`: its stages become graphs as well; `auto`: those
             of a classifier do, if they can.
+        exits: the run folder that `training.train_exits` left for this module; its stages become graphs then.
 
     Raises StageError where the module cannot be divided or its answers from the store differ, UsageError.
     """
@@ -88,10 +101,12 @@ def divide_module(
     example = Arguments(example_inputs)
     is_made_up = origin is not None
     origin = origin or in_memory(module, weights)
+    if exits is not None:
+        origin = replace(origin, exits=own_exits(exits, origin.source.fingerprint))
     fetch = LastUsed(origin.fetch, KEPT_BYTES)
     trace = _traced(module, weights, example, fetch, is_made_up)
     sizes = sizes_of(weights)
-    plan = plan_stages(trace, sizes, stage_bytes)
+    plan = plan_stages(trace, sizes, stage_bytes, points=() if origin.exits is None else origin.exits.calls)
     say(f"{len(plan.stages)} stages of at most {max(sizes.of(stage.uses) for stage in plan.stages)} bytes")
     examples = [(example, _plain(module, weights, example, fetch))]
     if not examples[0][1]:
@@ -103,9 +118,10 @@ def divide_module(
         manifest = _proven(module, weights, plan, origin, examples, writer, say)
         proof = {**(manifest.proof or {}), "unsaved_buffers_sha256": buffers_sha256}
         manifest = replace(manifest, proof=proof)
+        method = "export" if origin.exits else method
         if method == "export" or (method == "auto" and manifest.program.problem is not None):
-            manifest = _with_segments(module, weights, manifest, plan.blocks, examples, fetch, writer, method, say)
-        return writer.finish(origin.with_exits(manifest, writer))
+            manifest = _with_segments(module, weights, manifest, plan.exits, examples, fetch, writer, method, say)
+        return writer.finish(manifest if origin.exits is None else origin.exits.added_to(manifest, writer))
 
 
 def _traced(
@@ -143,7 +159,7 @@ def _proven(
     kept: set[str] = set()
     while True:
         layout = Layout(weights, plan, kept)
-        program = _program(module, weights, plan, examples[0][0], (KEPT,) if kept else ())
+        program = _program(module, weights, plan, origin, examples[0][0], (KEPT,) if kept else ())
         shards = layout.write(writer, origin.chunks)
         manifest = m.ModuleManifest(origin.source, program, layout.stages(), shards, {}, files)
         write_atomic(writer.partial / m.FILE_NAME, [m.dumps(manifest)])
@@ -168,7 +184,7 @@ def _with_segments(
     module: nn.Module,
     weights: Mapping[str, Weight],
     manifest: m.ModuleManifest,
-    blocks: Sequence[int],
+    exits: Sequence[int],
     examples: Examples,
     fetch: Fetch,
     writer: StoreWriter,
@@ -176,7 +192,7 @@ def _with_segments(
     say: Say,
 ) -> m.ModuleManifest:
     try:
-        return with_segments(module, weights, manifest, blocks, examples, fetch, writer, say)
+        return with_segments(module, weights, manifest, exits, examples, fetch, writer, say)
     except StageError as error:
         if method == "export":
             raise
@@ -211,20 +227,12 @@ def _require_divisible(module: nn.Module) -> None:
 def in_memory(module: nn.Module, weights: Mapping[str, Weight]) -> Origin:
     """A module that holds its weights."""
 
-    def chunks(name: str) -> Iterator[memoryview]:
-        data = weights[name].tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-        for start in range(0, len(data), CHUNK_BYTES):
-            yield data[start : start + CHUNK_BYTES]
-
-    digest = hashlib.sha256(fingerprint(weights).encode())
     for name, weight in weights.items():
         if weight.tensor.is_meta or isinstance(weight.tensor, Placeholder):
             raise StageError(f"weight {name} has no data", type(module).__name__, "give a module with its weights")
-        for chunk in chunks(name):
-            digest.update(chunk)
     config = getattr(module, "config", None)
     kind = str(getattr(config, "model_type", None) or "module")
-    source = m.Source(digest.hexdigest(), type(module).__name__, kind, "eager")
+    source = m.Source(content_sha256(weights), type(module).__name__, kind, "eager")
 
     def write_files(writer: StoreWriter) -> list[m.File]:
         """So that the module can be built again by its class alone."""
@@ -235,7 +243,12 @@ def in_memory(module: nn.Module, weights: Mapping[str, Weight]) -> Origin:
         )
         return [writer.add_file("config.json", data)] if data else []
 
-    return Origin(lambda name: weights[name].tensor.detach().clone(), chunks, source, write_files)
+    return Origin(
+        lambda name: weights[name].tensor.detach().clone(),
+        lambda name: pieces(weights[name].tensor, CHUNK_BYTES),
+        source,
+        write_files,
+    )
 
 
 def _further(
@@ -306,8 +319,14 @@ def _is_aligned(weight: Weight) -> bool:
 
 
 def _program(
-    module: nn.Module, weights: Mapping[str, Weight], plan: StagePlan, example: Arguments, pinned: tuple[str, ...]
+    module: nn.Module,
+    weights: Mapping[str, Weight],
+    plan: StagePlan,
+    origin: Origin,
+    example: Arguments,
+    pinned: tuple[str, ...],
 ) -> Program:
+    problem, labels = task_of(module) if origin.exits is None else origin.exits.task
     described = {name: value_of(tensor) for name, tensor in example.tensors().items()}
     return Program(
         f"{type(module).__module__}.{type(module).__qualname__}",
@@ -321,7 +340,9 @@ def _program(
         sliced_weights(weights, plan),
         plan.unused,
         plan.activation_bytes,
-        *task_of(module),
+        problem,
+        labels,
+        texts=origin.texts,
     )
 
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForImageClassification, AutoModelForSequenceCl
 from offramp.division import open_source
 from offramp.errors import SourceError
 from offramp.models.exits import ModelWithExits
-from offramp.models.inputs import takes_images
+from offramp.models.inputs import has_known_names, takes_images
 from offramp.models.points import ModuleWithExits
 from offramp.store.exits import parse_exits
 from offramp.store.program import Call
@@ -45,7 +45,8 @@ def load_classifier(folder: Path) -> WithExits | PreTrainedModel:
     if not description.trained:
         raise SourceError("the exits were never trained", folder, "train them, or remove their two files")
     points = [(Call(module, number), width) for module, number, width in description.points]
-    with_exits = ModuleWithExits(model, points) if takes_images(folder) else ModelWithExits(model, description.form)
+    is_named = has_known_names(folder) and not takes_images(folder)
+    with_exits = ModelWithExits(model, description.form) if is_named else ModuleWithExits(model, points)
     try:
         with_exits.load_exits(load_file(tensors))
     except (ValueError, SafetensorError) as error:

@@ -42,6 +42,16 @@ class ModelWithExits(nn.Module):
             self._share(model.get_submodule(dense))
 
     @property
+    def backbone(self) -> nn.Module:
+        """The encoder."""
+        return self.model.base_model
+
+    @property
+    def problem(self) -> str:
+        """As in the config."""
+        return str(self.model.config.problem_type)
+
+    @property
     def pooled_size(self) -> int:
         """H."""
         return self.encoder.hidden_size
@@ -66,8 +76,7 @@ class ModelWithExits(nn.Module):
 
     def pooled(self, input_ids: Tensor, attention_mask: Tensor, **inputs: Tensor) -> list[Tensor]:
         """All that the heads see: [B, H] for each exit but the last."""
-        backbone = self.model.base_model
-        output = backbone(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True, **inputs)
+        output = self.backbone(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True, **inputs)
         return self._pool(output.hidden_states, attention_mask)
 
     def classify(self, pooled: list[Tensor]) -> list[Tensor]:

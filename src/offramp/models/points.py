@@ -8,6 +8,7 @@ Shapes: B rows, S tokens, H width, C labels; K exits.
 
 from __future__ import annotations
 
+import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,47 +19,86 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
-from offramp.division.capture import Arguments, trace_run
+from offramp.division.capture import Arguments, tensors_of, trace_run
 from offramp.division.placeholders import sizes_of, weights_of
+from offramp.division.segments import is_of_tokens
 from offramp.division.stages import plan_stages
 from offramp.errors import SourceError
 from offramp.models.segment_backend import pool
 from offramp.runtime.segments import width_of
 from offramp.store.exits import DEFAULT_FORM, exit_name
-from offramp.store.program import Call
+from offramp.store.program import TEXT_INPUTS, Call
 
+MASK = TEXT_INPUTS[1]
 Point = tuple[Call, int]
 """The call that begins behind an exit, and the width of the hidden state there."""
 
 
-def points_of(module: nn.Module, inputs: Mapping[str, Any]) -> list[Point]:
-    """The places for exits, in order, none behind the last block. The module's weights may have no data."""
+def points_of(module: nn.Module, inputs: Any, *, of_texts: bool = False) -> list[Point]:
+    """The places for exits, in order, none behind the last block. The module's weights may have no data.
+
+    Args:
+        inputs: what the module is called with: a tensor, a tuple, or a dictionary.
+        of_texts: the inputs are those of texts, and an exit needs a hidden state of each token.
+    """
     weights = weights_of(module)
     empty = {name: torch.zeros(w.tensor.shape, dtype=w.tensor.dtype) for name, w in weights.items()}
     trace, _ = trace_run(module, weights, Arguments(inputs).copy(), empty.__getitem__)
     plan = plan_stages(trace, sizes_of(weights))
-    flows = [plan.stages[index].flow for index in plan.blocks[1:]]
-    return [
-        (flow.start, width_of(flow.values[flow.hidden]))
-        for flow in flows if flow.start is not None and flow.hidden is not None
-    ]  # fmt: skip
+    found = []
+    for index in plan.exits:
+        flow = plan.stages[index].flow
+        hidden = None if flow.hidden is None else flow.values[flow.hidden]
+        if flow.start is None or hidden is None:
+            continue
+        if not of_texts or is_of_tokens(hidden, tuple(inputs[TEXT_INPUTS[0]].shape)):
+            found.append((flow.start, width_of(hidden)))
+    return found
+
+
+def answer_of(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+    """The logits that a classifier gives: its only answer, or what it calls so, or the first of several tensors."""
+    positional = [inputs[name] for name in sorted((name for name in inputs if name.isdigit()), key=int)]
+    output = model(*positional, **{name: value for name, value in inputs.items() if not name.isdigit()})
+    found = getattr(output, "logits", None)
+    return found if isinstance(found, Tensor) else tensors_of(output)[0]
+
+
+def widened(pooled_BH: Tensor, width: int) -> Tensor:
+    """Filled up with zeros."""
+    return functional.pad(pooled_BH, (0, width - pooled_BH.shape[1]))
 
 
 class ModuleWithExits(nn.Module):
-    """A classifier of transformers and a head at each point; the last exit is the model's own head."""
+    """A classifier and a head at each point; the last exit is the model's own head.
+
+    Inputs are those of the model, by name; those without a name are called 0, 1, ... . An `attention_mask` also tells
+    which tokens are averaged, whether the model takes it or not.
+    """
 
     form = DEFAULT_FORM
 
-    def __init__(self, model: Any, points: Sequence[Point]) -> None:
+    def __init__(self, model: Any, points: Sequence[Point], num_labels: int | None = None, problem: str = "") -> None:
+        """`num_labels` and `problem` are those of the config, of a model of transformers."""
         super().__init__()
         self.model, self.points = model, tuple(points)
-        num_labels = int(model.config.num_labels)
+        config = getattr(model, "config", None)
+        self.problem = problem or str(getattr(config, "problem_type", None))
+        num_labels = num_labels or int(config.num_labels)  # type: ignore[union-attr]
         self.heads = nn.ModuleList(nn.Linear(width, num_labels) for _, width in points)
-        spread = float(getattr(model.config, "initializer_range", None) or 0.02)
+        taken = inspect.signature(model.forward).parameters
+        self._dropped = {MASK} - taken.keys()
+        self._fixed = {"use_cache": False} if "use_cache" in taken else {}
+        spread = float(getattr(config, "initializer_range", None) or 0.02)
         for head in self.heads:
             assert isinstance(head, nn.Linear)
             nn.init.normal_(head.weight, std=spread)
             nn.init.zeros_(head.bias)
+
+    @property
+    def backbone(self) -> nn.Module:
+        """What was there before its head: of a model of one's own, all of it."""
+        return getattr(self.model, "base_model", self.model)
 
     @property
     def pooled_size(self) -> int:
@@ -68,26 +108,29 @@ class ModuleWithExits(nn.Module):
     def forward(self, last_only: bool = False, **inputs: Tensor) -> list[Tensor]:
         """Logits [B, C] of each exit, the shallowest first, or of the last alone."""
         if last_only:
-            return [self.model(**inputs).logits]
+            return [self._answer(inputs)]
         return self.with_hidden(**inputs)[0]
 
     def with_hidden(self, **inputs: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Logits of each exit, and what it stands on as one token [B, 1, H]; the last stands on nothing of its own."""
         with self._watching() as seen:
-            last = self.model(**inputs).logits
-        pooled = self._pooled(seen)
+            last = self._answer(inputs)
+        pooled = self._pooled(seen, inputs.get(MASK))
         return [*self.classify(pooled), last], [each[:, None] for each in [*pooled, pooled[-1]]] if pooled else []
 
     def pooled(self, **inputs: Tensor) -> list[Tensor]:
         """All that the heads see: [B, H] for each exit but the last."""
         with self._watching() as seen:
-            self.model(**inputs)
-        return self._pooled(seen)
+            self._answer(inputs)
+        return self._pooled(seen, inputs.get(MASK))
 
     def classify(self, pooled: Sequence[Tensor]) -> list[Tensor]:
         """Logits of each exit but the last, of what `pooled` gives."""
         found = zip(self.heads, self.points, pooled, strict=True)
         return [head(pooled_BH[:, :width]) for head, (_, width), pooled_BH in found]
+
+    def _answer(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        return answer_of(self.model, {k: x for k, x in inputs.items() if k not in self._dropped} | self._fixed)
 
     def exit_tensors(self) -> dict[str, Tensor]:
         """The content of `exits.safetensors`, in float32; `store.exits` has the names."""
@@ -107,13 +150,13 @@ class ModuleWithExits(nn.Module):
             names = {name: exit_name(f"exit.{name}", number, self.form) for name in ("weight", "bias")}
             head.load_state_dict({name: tensors[stored] for name, stored in names.items()})
 
-    def _pooled(self, seen: Mapping[Call, Tensor]) -> list[Tensor]:
+    def _pooled(self, seen: Mapping[Call, Tensor], mask_BS: Tensor | None) -> list[Tensor]:
         missing = [call for call, _ in self.points if call not in seen]
         if missing:
             what = f"{missing[0].module} was not called: another path than when exits were placed"
             raise SourceError(what, type(self.model).__name__, "exits need a model that always goes the same way")
-        pooled = [pool(seen[call]) for call, _ in self.points]
-        return [functional.pad(each, (0, self.pooled_size - each.shape[1])) for each in pooled]
+        keep = None if mask_BS is None else mask_BS[:, :, None].float()
+        return [widened(pool(seen[call], keep), self.pooled_size) for call, _ in self.points]
 
     @contextmanager
     def _watching(self) -> Iterator[dict[Call, Tensor]]:

@@ -18,11 +18,12 @@ from offramp.models.checkpoint import WithExits
 from offramp.models.exits import ModelWithExits
 from offramp.models.inputs import AnyRows
 from offramp.models.points import ModuleWithExits
+from offramp.models.stored import StoredWithExits
 
 WINDOW_BATCHES = 64
 """Rows of this many batches are sorted by length, so that those of a batch are about equally long."""
 
-Classifier = WithExits | PreTrainedModel
+Classifier = WithExits | StoredWithExits | PreTrainedModel
 """With exits or without."""
 
 
@@ -50,7 +51,7 @@ def predict_windows(
 
 
 def _with_hidden(model: Classifier, inputs: dict[str, Tensor]) -> tuple[list[Tensor], Sequence[Tensor]]:
-    if isinstance(model, (ModelWithExits, ModuleWithExits)):
+    if isinstance(model, (ModelWithExits, ModuleWithExits, StoredWithExits)):
         return model.with_hidden(**inputs)
     output = model(**inputs, output_hidden_states=True)
     return [output.logits], output.hidden_states[-1:]
@@ -69,7 +70,7 @@ def run_windows(
     in the order of the rows; dropout is off.
     """
     model.eval()
-    device = next(model.parameters()).device
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     for start in range(0, len(rows), WINDOW_BATCHES * batch_size):
         indices = np.arange(start, min(start + WINDOW_BATCHES * batch_size, len(rows)))
         order = indices[np.argsort(rows.lengths_N[indices], kind="stable")]

@@ -60,7 +60,9 @@ class TorchSegments(SegmentBackend):
     def exit_logits(self, state: State, weights: Weights) -> np.ndarray:
         """As in training, to the bit."""
         weight, bias = (torch.tensor(weights[role]) for role in ("exit.weight", "exit.bias"))
-        return functional.linear(pool(self.hidden(state)), weight, bias).numpy()
+        keep = self.keep_of(state)
+        pooled = pool(self.hidden(state), None if keep is None else torch.from_numpy(keep))
+        return functional.linear(pooled, weight, bias).numpy()
 
     def wrap(self, array: np.ndarray) -> Tensor:
         """A view; a copy of what must not be written to, for torch has no read-only tensors."""
@@ -76,8 +78,12 @@ class TorchSegments(SegmentBackend):
         return value.index_select(extent, torch.from_numpy(rows_B))
 
 
-def pool(hidden: Tensor) -> Tensor:
-    """[B, H]: the mean of tokens [B, S, H] or of the places of a feature map [B, H, ...]."""
+def pool(hidden: Tensor, keep: Tensor | None = None) -> Tensor:
+    """[B, H]: the mean of tokens [B, S, H], of those alone where `keep` [B, S, 1] is 1 and not 0, or of the places of a
+    feature map [B, H, ...].
+    """
+    if keep is not None:
+        return (hidden * keep).sum(1) / keep.sum(1)
     if hidden.dim() == 3:
         return hidden.mean(1)
     return hidden.flatten(2).mean(2) if hidden.dim() > 3 else hidden

@@ -82,6 +82,9 @@ def class_of_folder(folder: Path) -> Any:
         raise SourceError("config.json names no architecture", folder, "save the model again with save_pretrained")
     found = getattr(transformers, str(names[0]), None)
     if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+        if not isinstance(config, found.config_class or object):
+            what = f"config.json is of a {config.model_type}, and its architecture is {names[0]}"
+            raise SourceError(what, folder, "get the model again")
         return found
     registered = [auto._model_mapping.get(type(config), None) for auto in _autos(transformers)]
     own = next((cls for cls in registered if getattr(cls, "__name__", "") == names[0]), None)

@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import Any, Deque, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Deque, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -28,7 +28,8 @@ from offramp.runtime.loop import Loop
 from offramp.runtime.passes import Outcome, PassCost
 from offramp.runtime.prepare import Workload, allocate, make_run_plan, settle
 from offramp.runtime.reads import choose_direct
-from offramp.store import Store
+from offramp.store import Encoder, Store
+from offramp.store.program import Texts
 
 MAX_BULK_ROWS = 256
 _SAMPLE = ("a b",)
@@ -237,6 +238,11 @@ class Classifier:
             self._num_cut += sum(outcome.is_cut for outcome in outcomes)
             self._peak.look()  # somebody else may reset the kernel's peak before we look again
         return [self._result(outcome) for outcome in outcomes]
+
+    @property
+    def texts(self) -> Union[Encoder, Texts, None]:
+        """What the model asks of texts; None: it takes none."""
+        return self._loop.course.texts
 
     @property
     def num_exits(self) -> int:

@@ -27,7 +27,6 @@ from offramp.policies.costs import Costs, as_tuples
 from offramp.policies.policy import Memoryless
 from offramp.runtime.classifier import Classifier
 from offramp.runtime.course import Arrays, Batch, Tokens
-from offramp.store.manifest import Manifest
 from offramp.store.memory import cache_folder
 from offramp.store.policy_file import FORMAT, read_json, write_json
 
@@ -296,11 +295,11 @@ class _Samples:
 
 def _like_inputs(classifier: Classifier, num_rows: int, length: int, number: int) -> Batch:
     """A batch that takes as long to encode and to read as one of texts, or of images; the tokens of each are others."""
-    store = classifier.store
-    if not isinstance(store.contents, Manifest):
+    texts = classifier.texts
+    if texts is None:
         return Arrays(classifier.encoder.encode(list(classifier.encoder.sample) * num_rows))
     classifier.encoder.encode([" ".join(["a"] * (length - 2))] * num_rows)
-    spread = min(store.manifest.encoder.vocab_size, _COMMON_TOKENS)
+    spread = min(texts.vocab_size, _COMMON_TOKENS)
     ids_BS = (np.arange(num_rows * length, dtype=np.int64).reshape(num_rows, length) * 17 + number * 131) % spread
     return Tokens(ids_BS, np.ones_like(ids_BS), np.zeros_like(ids_BS))
 

@@ -36,13 +36,19 @@ class ExitsDescription:
     """Of a model that is no encoder of texts: (module, which of its calls, width) of the call that begins behind each
     exit.
     """
+    weights_sha256: str = ""
+    """Of a module that is not in the run folder itself: the weights that the exits were trained with."""
 
 
-def describe_exits(form: str, num_exits: int, points: Sequence[Tuple[str, int, int]] = ()) -> bytes:
+def describe_exits(
+    form: str, num_exits: int, points: Sequence[Tuple[str, int, int]] = (), weights_sha256: str = ""
+) -> bytes:
     """The content of `exits.json` for trained exits; `num_exits` counts the last one, which is not in the files."""
     tree: Dict[str, Any] = {"form": form, "exits": list(range(1, num_exits)), "trained": True}
     if points:
         tree["points"] = [list(point) for point in points]
+    if weights_sha256:
+        tree["weights_sha256"] = weights_sha256
     return json.dumps(tree).encode() + b"\n"
 
 
@@ -59,7 +65,7 @@ def parse_exits(data: bytes, where: object, error: Type[RefusedError] = StoreErr
         points = tuple((str(module), int(number), int(width)) for module, number, width in tree.get("points", ()))
     except (TypeError, ValueError):
         raise error("exits.json does not say where the exits stand", where, _REMEDY) from None
-    return ExitsDescription(form, bool(tree.get("trained")), points)
+    return ExitsDescription(form, bool(tree.get("trained")), points, str(tree.get("weights_sha256", "")))
 
 
 def read_exits(store: Store) -> Optional[ExitsDescription]:

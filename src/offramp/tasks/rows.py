@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from offramp.store import Encoder
+from offramp.store.program import Texts
 from offramp.tasks.text import Text, TextEncoder
 
 
@@ -53,7 +54,11 @@ class Rows:
 
 
 def encode_rows(
-    examples: Iterable[tuple[Text, int | float]], text_encoder: TextEncoder, encoder: Encoder, *, is_regression: bool
+    examples: Iterable[tuple[Text, int | float]],
+    text_encoder: TextEncoder,
+    encoder: Encoder | Texts,
+    *,
+    is_regression: bool,
 ) -> Rows:
     """One row an example, in order; `text_encoder` cuts what is too long."""
     ids, types, starts, labels = array("i"), array("B"), array("q", [0]), []

@@ -4,7 +4,7 @@ Texts are cut and joined with special tokens here, not in the library: that keep
 pair in every combination (360 MiB for two texts of 8,192 exclamation marks), and needs 150 MiB for a text of 1 MB. One
 text is encoded at a time: the library then starts no threads, and has nothing to warn of when the process forks.
 
-Knows of the model only its `Encoder`; does not know where texts come from.
+Knows of the model only its `Encoder` or `Texts`; does not know where texts come from.
 
 Shapes: B texts, S tokens of the longest of them.
 """
@@ -22,6 +22,7 @@ import numpy as np
 
 from offramp.errors import MissingExtraError, OfframpError, SourceError, UsageError
 from offramp.store.manifest import Encoder
+from offramp.store.program import Texts
 
 Text = Union[str, Tuple[str, str]]
 """A text, or a pair of texts that the model reads together."""
@@ -71,11 +72,22 @@ def has_tokenizer(folder: Union[str, Path]) -> bool:
     return _layout(Path(folder)) is not None
 
 
+def tokenizer_length(folder: Union[str, Path]) -> Optional[int]:
+    """The most tokens that `tokenizer_config.json` names; None where it names none, or so many that it means none."""
+    found = _read_object(Path(folder) / "tokenizer_config.json").get("model_max_length")
+    return int(found) if isinstance(found, (int, float)) and 0 < found < 1 << 20 else None
+
+
 class TextEncoder:
     """Encodes texts for one model. Safe from several threads."""
 
     def __init__(
-        self, tokenizer: Any, encoder: Encoder, max_length: int, config: Dict[str, Any], warn: Callable[[str], None]
+        self,
+        tokenizer: Any,
+        encoder: Union[Encoder, Texts],
+        max_length: int,
+        config: Dict[str, Any],
+        warn: Callable[[str], None],
     ) -> None:
         """Take over a `tokenizers.Tokenizer`; `from_folder` makes one."""
         side = (tokenizer.truncation or {}).get("direction", "right")
@@ -98,7 +110,7 @@ class TextEncoder:
     def from_folder(
         cls,
         folder: Union[str, Path],
-        encoder: Encoder,
+        encoder: Union[Encoder, Texts],
         max_length: Optional[int] = None,
         warn: Callable[[str], None] = warnings.warn,
     ) -> TextEncoder:

@@ -6,8 +6,9 @@ A run folder is a plain folder of transformers, with the exits beside the model 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -15,10 +16,10 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from offramp.division import open_source
 from offramp.errors import SourceError, UsageError
-from offramp.models.checkpoint import WithExits, auto_class
+from offramp.models.checkpoint import WithExits, auto_class, load_classifier
 from offramp.models.exits import ModelWithExits
-from offramp.models.inputs import Facts, example_pixels, facts_of, takes_images
-from offramp.models.points import ModuleWithExits, points_of
+from offramp.models.inputs import AnyRows, Facts, facts_of, has_known_names, points_of_folder, rows_of, takes_images
+from offramp.models.points import ModuleWithExits
 from offramp.policies.evidence import REGRESSION, SINGLE_LABEL
 from offramp.store.exits import DEFAULT_FORM, describe_exits
 from offramp.store.files import write_atomic
@@ -26,6 +27,8 @@ from offramp.tasks import has_tokenizer
 from offramp.tasks.examples import label_ids
 from offramp.tasks.pixels import ImageEncoder
 from offramp.tasks.processors import FILE_NAME as PROCESSOR
+
+Say = Callable[[str], None]
 
 
 def require_trainable(folder: Path, max_length: int) -> tuple[Facts, str]:
@@ -38,7 +41,7 @@ def require_trainable(folder: Path, max_length: int) -> tuple[Facts, str]:
     with open_source(folder) as source:
         fingerprint = source.fingerprint()
     facts = facts_of(folder)
-    if facts.encoder is None:
+    if facts.texts is None:
         return facts, fingerprint
     if not has_tokenizer(folder):
         raise SourceError("no tokenizer", folder, "copy the tokenizer's files there")
@@ -49,12 +52,13 @@ def require_trainable(folder: Path, max_length: int) -> tuple[Facts, str]:
 
 
 def with_exits(model: PreTrainedModel, source: Path, form: str) -> WithExits:
-    """The model with a new head at each place for an exit. Raises SourceError for another form than images can have."""
-    if not takes_images(source):
+    """The model with a new head at each place for an exit. Raises SourceError for a form that it cannot have."""
+    if has_known_names(source) and not takes_images(source):
         return ModelWithExits(model, form)
     if form != DEFAULT_FORM:
-        raise SourceError(f"heads of the form {form!r} are for encoders of texts", source, f"take {DEFAULT_FORM}")
-    return ModuleWithExits(model, points_of(model.eval(), example_pixels(source)))
+        what = f"heads of the form {form!r} are for encoders of texts of the BERT family"
+        raise SourceError(what, source, f"take {DEFAULT_FORM}")
+    return ModuleWithExits(model, points_of_folder(model.eval(), source))
 
 
 def order_of(labels: Sequence[str], own: Sequence[str], folder: Path, *, keeps_head: bool) -> list[int]:
@@ -109,7 +113,46 @@ def save_model(model: WithExits, folder: Path, *, with_exits: bool = True) -> No
     """Write config and weights as transformers does, and the exits beside them."""
     model.model.save_pretrained(folder)
     if with_exits:
-        write_atomic(folder / "exits.safetensors", [save(model.exit_tensors(), {"format": "pt"})])
-        points = model.points if isinstance(model, ModuleWithExits) else ()
-        places = [(call.module, call.number, width) for call, width in points]
-        write_atomic(folder / "exits.json", [describe_exits(model.form, len(model.heads) + 1, places)])
+        save_exits(model, folder)
+
+
+def save_exits(model: WithExits, folder: Path, weights_sha256: str = "") -> None:
+    """Write the exits beside the model. `weights_sha256`: of a module of one's own."""
+    write_atomic(folder / "exits.safetensors", [save(model.exit_tensors(), {"format": "pt"})])
+    points = model.points if isinstance(model, ModuleWithExits) else ()
+    places = [(call.module, call.number, width) for call, width in points]
+    description = describe_exits(model.form, len(model.heads) + 1, places, weights_sha256)
+    write_atomic(folder / "exits.json", [description])
+
+
+class FolderModel:
+    """A model folder, as something that exits are trained on."""
+
+    def __init__(self, folder: Path, max_length: int) -> None:
+        """Raises as `require_trainable`."""
+        self._folder = folder
+        self.facts, self.fingerprint = require_trainable(folder, max_length)
+
+    def load(self, labels: Sequence[str]) -> tuple[PreTrainedModel, bool]:
+        """The classifier, and whether its head is new."""
+        return load_model(self._folder, labels)
+
+    def with_exits(self, model: PreTrainedModel, form: str) -> WithExits:
+        """The classifier with a new head at each place for an exit."""
+        return with_exits(model, self._folder, form)
+
+    def rows(self, examples: Sequence[Any], max_length: int, is_regression: bool, say: Say) -> AnyRows:
+        """One row an example."""
+        return rows_of(self._folder, self.facts, examples, max_length, is_regression, say)
+
+    def save(self, model: WithExits, folder: Path, *, with_exits: bool) -> None:
+        """A folder of transformers, the exits beside the model."""
+        save_tokenizer(self._folder, folder)
+        save_model(model, folder, with_exits=with_exits)
+
+    def saved(self, folder: Path) -> WithExits | PreTrainedModel:
+        """What `save` wrote."""
+        return load_classifier(folder)
+
+    def leave(self) -> None:
+        """Nothing is held."""

@@ -11,16 +11,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offramp.errors import MissingExtraError, SourceError, UsageError
+from offramp.tasks.arrays import Record
 from offramp.tasks.examples import digest, spread
 from offramp.tasks.metrics import default_metrics
 from offramp.training.settings import ExitMetrics, TrainSettings
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from offramp.models.checkpoint import WithExits
-    from offramp.models.inputs import AnyRows, Facts
+    from offramp.models.inputs import AnyRows
+    from offramp.training.checkpoint import FolderModel
+    from offramp.training.own import OwnModule
 
 Examples = Sequence[tuple[Any, int | float]]
-"""Texts, pairs of texts or images, each with its label."""
+"""Texts, pairs of texts, images or records of arrays, each with its label."""
 MAX_HEADS_ROWS = 50_000
 """Rows on which heads are trained alone: linear maps need no more, and what is cached of each takes kilobytes."""
 
@@ -30,7 +35,7 @@ def _silent(line: str) -> None:
 
 
 def train_exits(
-    model_folder: str | Path,
+    model: str | Path | nn.Module,
     train: Examples,
     tune: Examples,
     out: str | Path,
@@ -41,15 +46,17 @@ def train_exits(
     data: Mapping[str, Any] | None = None,
     progress: Callable[[str], None] = _silent,
 ) -> ExitMetrics:
-    """Fine-tune a classifier together with an exit after each layer, and save both in a run folder.
+    """Fine-tune a classifier together with its exits, and save both in a run folder.
 
     Args:
-        model_folder: a classifier, or a bare encoder that gets a new head, of a family that offramp divides. Exits that
-            lie there are not taken over.
-        train: texts, or pairs of texts, with the id of their label; with their value in a regression.
+        model: a folder with a classifier, or with a bare encoder that gets a new head; exits that lie there are not
+            taken over. Or any module whose answer are logits: it is trained in place, unless the loss is `heads-only`.
+        train: texts, pairs of texts or images, with the id of their label; with their value in a regression. For a
+            module what one row of a batch is made of: an array or a tensor, several as a tuple, or by name.
         tune: the same, never trained on.
-        out: the run folder. transformers loads it as it is; the exits lie beside the model. An interrupted training is
-            gone on with; a run of the same configuration that is whole is measured again, and nothing else.
+        out: the run folder. transformers loads it as it is; the exits lie beside the model. Of a module it holds the
+            weights and the exits, for `offramp.divide(module, ..., exits=out)`. An interrupted training is gone on
+            with; a run of the same configuration that is whole is measured again, and nothing else.
         labels: the name of each label id; none: a regression. A classifier of the same labels keeps their order.
         metrics: keys of `tasks.metrics.METRICS`; accuracy, or Pearson and Spearman, if none.
         settings: the defaults of `TrainSettings` if None.
@@ -69,18 +76,23 @@ def train_exits(
         _require_examples(name, examples, len(labels))
     _require_libraries()
     from offramp.models.checkpoint import quiet_libraries
-    from offramp.training.checkpoint import order_of, require_trainable
+    from offramp.training.checkpoint import FolderModel, order_of
     from offramp.training.folders import await_folder, await_run, is_finished, run_folder
+    from offramp.training.own import OwnModule
     from offramp.training.trainer import require_possible
 
     require_possible(settings)
-    source, out = Path(model_folder), Path(out)
-    facts, fingerprint = require_trainable(source, settings.max_length)
-    ids = order_of(labels, facts.labels, source, keeps_head=settings.loss == "heads-only")
+    out = Path(out)
+    if isinstance(model, (str, os.PathLike)):
+        subject, where = FolderModel(Path(model), settings.max_length), Path(model)
+    else:  # digests and batches are of arrays, whatever the records were made of
+        train, tune = ([(Record.of(item), label) for item, label in part] for part in (train, tune))
+        subject, where = OwnModule(model, train, labels), Path(type(model).__name__)
+    ids = order_of(labels, subject.facts.labels, where, keeps_head=settings.loss == "heads-only")
     named = tuple(labels[ids.index(number)] for number in range(len(ids)))
     train, tune = ([(text, ids[int(label)] if ids else label) for text, label in part] for part in (train, tune))
-    job = _Job(source, facts, train, tune, named, tuple(metrics) or default_metrics(labels), settings, progress)
-    config = _config(facts.num_exits, fingerprint, job, data or {})
+    job = _Job(subject, where, train, tune, named, tuple(metrics) or default_metrics(labels), settings, progress)
+    config = _config(job, data or {})
     with quiet_libraries():
         if is_finished(out, config):
             progress(f"trained before: {out}")
@@ -90,15 +102,19 @@ def train_exits(
         else:
             _train(job, await_folder(out))
             await_run(out, config)
-        return _measure(job, out)
+        try:
+            return _measure(job, out)
+        finally:
+            subject.leave()
 
 
 @dataclass(frozen=True)
 class _Job:
     """What `train_exits` was asked for."""
 
-    source: Path
-    facts: Facts
+    subject: FolderModel | OwnModule
+    where: Path
+    """The folder, or what the module is called."""
     train: Examples
     tune: Examples
     labels: tuple[str, ...]
@@ -110,28 +126,25 @@ class _Job:
 def _train(job: _Job, folder: Path) -> None:
     from transformers import set_seed
 
-    from offramp.training.checkpoint import load_model, save_model, save_tokenizer, with_exits
-
     set_seed(job.settings.seed)  # the heads are drawn next
-    classifier, head_is_new = load_model(job.source, job.labels)
+    classifier, head_is_new = job.subject.load(job.labels)
     if job.settings.loss == "heads-only" and head_is_new:
         what = f"heads-only leaves the model as it is, and it has no head for {len(job.labels) or 1} outputs"
-        raise SourceError(what, job.source, "train one with --loss last first")
-    model = with_exits(classifier, job.source, job.settings.heads)
+        raise SourceError(what, job.where, "train one with --loss last first")
+    model: WithExits = job.subject.with_exits(classifier, job.settings.heads)  # type: ignore[arg-type]
     if job.settings.loss != "heads-only":
         _fit_model(job, model, folder)
     if job.settings.loss != "last" and job.settings.heads_epochs and len(model.heads):
         _fit_heads(job, model, folder)
     if is_first_process():
-        save_tokenizer(job.source, folder)
-        save_model(model, folder, with_exits=job.settings.loss != "last")
+        job.subject.save(model, folder, with_exits=job.settings.loss != "last")  # type: ignore[arg-type]
 
 
 def _fit_model(job: _Job, model: WithExits, folder: Path) -> None:
     from offramp.training.folders import checkpoints, last_checkpoint
     from offramp.training.trainer import fit
 
-    rows = _rows(job, job.source, job.train)
+    rows = _rows(job, job.train)
     place = checkpoints(folder, "model")
     done = last_checkpoint(place)
     job.progress(f"training {len(model.heads) + 1} exits on {len(rows)} texts{_from(done)}")
@@ -146,7 +159,7 @@ def _fit_heads(job: _Job, model: WithExits, folder: Path) -> None:
     from offramp.training.frozen import pool_rows
     from offramp.training.trainer import fit
 
-    rows = _rows(job, job.source, spread(job.train, MAX_HEADS_ROWS))
+    rows = _rows(job, spread(job.train, MAX_HEADS_ROWS))
     place = checkpoints(folder, "heads")
     done = last_checkpoint(place)
     job.progress(f"training {len(model.heads)} heads alone on {len(rows)} texts{_from(done)}")
@@ -164,32 +177,29 @@ def _from(checkpoint: Path | None) -> str:
 
 def _measure(job: _Job, folder: Path) -> ExitMetrics:
     """Of what was saved, in float32: autocast would go on in a model that was trained with it."""
-    from offramp.models.checkpoint import load_classifier
     from offramp.models.predict import predict
     from offramp.tasks.metrics import score_exits
 
-    rows = _rows(job, folder, job.tune)
+    rows = _rows(job, job.tune)
     job.progress(f"measuring the exits on {len(rows)} texts")
-    logits_KNC = predict(load_classifier(folder), rows, job.settings.batch_size)
+    logits_KNC = predict(job.subject.saved(folder), rows, job.settings.batch_size)
     return ExitMetrics(tuple(score_exits(job.metrics, rows.labels_N, logits_KNC)), logits_KNC)
 
 
-def _rows(job: _Job, folder: Path, examples: Examples) -> AnyRows:
-    from offramp.models.inputs import rows_of
-
-    return rows_of(folder, job.facts, examples, job.settings.max_length, not job.labels, job.progress)
+def _rows(job: _Job, examples: Examples) -> AnyRows:
+    return job.subject.rows(examples, job.settings.max_length, not job.labels, job.progress)
 
 
-def _config(num_exits: int, fingerprint: str, job: _Job, data: Mapping[str, Any]) -> dict[str, Any]:
+def _config(job: _Job, data: Mapping[str, Any]) -> dict[str, Any]:
     """What must be equal for a training to be the same: all of it is JSON."""
     left_out = ("exit_weights", "report_to", "save_steps")
     return {
         "format": 1,
-        "model_sha256": fingerprint,
+        "model_sha256": job.subject.fingerprint,
         "data": dict(data),
         "train_sha256": digest(job.train),
         "labels": list(job.labels),
-        "exit_weights": job.settings.weights(num_exits),
+        "exit_weights": job.settings.weights(job.subject.facts.num_exits),
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
         **{key: value for key, value in asdict(job.settings).items() if key not in left_out},
     }

@@ -102,7 +102,7 @@ class ExitTrainer(Trainer):
             trained, _arguments(settings, len(rows), folder), train_dataset=cast(Dataset, range(len(rows)))
         )
         self.exits_model, self.rows, self.settings = model, rows, settings
-        self.problem = str(model.model.config.problem_type)
+        self.problem = model.problem
         self.weights = settings.weights(len(model.heads) + 1)
         self.model_accepts_loss_kwargs = False  # our mean over a batch is not scaled for accumulation
 
@@ -138,7 +138,7 @@ class ExitTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW with two rates: what the checkpoint brought, and the heads."""
         settings = self.settings
-        encoder = {id(parameter) for parameter in self.exits_model.model.base_model.parameters()}
+        encoder = {id(parameter) for parameter in self.exits_model.backbone.parameters()}
         groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
         for parameter in cast(nn.Module, self.model).parameters():
             groups.setdefault((id(parameter) in encoder, parameter.ndim > 1), []).append(parameter)

@@ -1,0 +1,99 @@
+"""A module of one's own, as something that exits are trained on: what `checkpoint` is for model folders.
+
+Its run folder holds its weights (`model.safetensors`), its exits and how they were trained; its code stays with its
+owner.
+
+Shapes: B rows, C labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, load_model
+from safetensors.torch import save_model as save_weights
+from torch import nn
+
+from offramp.division.placeholders import content_sha256, weights_of
+from offramp.errors import SourceError
+from offramp.models.checkpoint import device
+from offramp.models.inputs import BATCH, AnyRows, Facts
+from offramp.models.points import ModuleWithExits, Point, answer_of, points_of
+from offramp.models.predict import to_tensors
+from offramp.policies.evidence import REGRESSION, SINGLE_LABEL
+from offramp.store.exits import DEFAULT_FORM
+from offramp.tasks.arrays import ArrayRows, Record
+from offramp.training.checkpoint import Say, save_exits
+
+WEIGHTS = "model.safetensors"
+
+
+class OwnModule:
+    """Trained in place: in the end the module is in evaluation mode, on the CPU, with the weights of the run folder."""
+
+    def __init__(self, module: nn.Module, examples: Sequence[tuple[Any, int | float]], labels: Sequence[str]) -> None:
+        """`examples`: some inputs with their labels; `labels`: names of the label ids, none of a regression.
+
+        Raises SourceError for a module that gives no logits [B, C] of them.
+        """
+        self.module, self._name = module.eval(), type(module).__name__
+        self._problem, self._num_labels = (SINGLE_LABEL, len(labels)) if labels else (REGRESSION, 1)
+        inputs = to_tensors(_rows(examples[:BATCH], not labels).batch(range(min(BATCH, len(examples)))))
+        del inputs["labels"]
+        self._points = self._points_of(inputs)
+        width = max((width for _, width in self._points), default=1)
+        self.facts = Facts(self._problem, tuple(labels), len(self._points) + 1, width, 1)
+        self.fingerprint = content_sha256(weights_of(module))
+
+    def load(self, labels: Sequence[str]) -> tuple[nn.Module, bool]:
+        """The module itself, whose head is its own."""
+        return self.module, False
+
+    def with_exits(self, model: nn.Module, form: str) -> ModuleWithExits:
+        """The module with a new head at each point. Raises SourceError for another form than the default."""
+        if form != DEFAULT_FORM:
+            what = f"heads of the form {form!r} are for encoders of texts of the BERT family"
+            raise SourceError(what, self._name, f"take {DEFAULT_FORM}")
+        return ModuleWithExits(model, self._points, self._num_labels, self._problem)
+
+    def rows(self, examples: Sequence[Any], max_length: int, is_regression: bool, say: Say) -> AnyRows:
+        """One row an example; records have no length."""
+        return _rows(examples, is_regression)
+
+    def save(self, model: ModuleWithExits, folder: Path, *, with_exits: bool) -> None:
+        """Weights, and the exits beside them."""
+        save_weights(self.module.cpu().eval(), str(folder / WEIGHTS))
+        if with_exits:
+            save_exits(model, folder, content_sha256(weights_of(self.module)))
+
+    def saved(self, folder: Path) -> ModuleWithExits:
+        """What `save` wrote, in the module again; where it wrote no exits, without their heads."""
+        load_model(self.module.cpu().eval(), folder / WEIGHTS)
+        exits = folder / "exits.safetensors"
+        points = self._points if exits.is_file() else ()
+        model = ModuleWithExits(self.module, points, self._num_labels, self._problem)
+        if points:
+            model.load_exits(load_file(exits))
+        return model.to(device())
+
+    def leave(self) -> None:
+        """Give the module back."""
+        self.module.cpu().eval()
+
+    def _points_of(self, inputs: dict[str, torch.Tensor]) -> list[Point]:
+        wanted = [len(next(iter(inputs.values()))), self._num_labels]
+        with torch.no_grad():
+            shape = list(answer_of(self.module, inputs).shape)
+        if shape != wanted:
+            raise SourceError(f"the module answers {shape}, not logits {wanted}", self._name, "give as many labels")
+        positional = [inputs[name] for name in sorted(inputs) if name.isdigit()]
+        return points_of(self.module, tuple(positional) if positional else inputs)
+
+
+def _rows(examples: Sequence[tuple[Any, int | float]], is_regression: bool) -> ArrayRows:
+    labels_N = np.array([label for _, label in examples], np.float32 if is_regression else np.int64)
+    return ArrayRows([Record.of(item) for item, _ in examples], labels_N)

@@ -1,0 +1,104 @@
+"""A module of one's own from the command line: its store is scored, tuned, run and measured on an .npz of arrays."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import offramp
+from offramp.training import TrainSettings, train_exits
+from tests.tiny_families import write_classifier
+from tests.training.tiny import LABELS as COLOURS
+from tests.training.tiny import examples
+
+LABELS = ("one", "two", "three")
+BUDGET = ("--budget", "4GiB")  # of this process, which has pytest in it
+NUM_ROWS = 160
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(16, 32), nn.Linear(32, 16)
+
+    def forward(self, x):
+        return x + self.down(self.up(x).relu())
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def place(one_thread, tmp_path_factory):
+    """A folder with labelled arrays and a store with exits."""
+    folder = tmp_path_factory.mktemp("own")
+    x = torch.randn(NUM_ROWS, 8, generator=torch.Generator().manual_seed(0))
+    y = x[:, :3].argmax(1).tolist()
+    np.savez(folder / "data.npz", **{"0": x.numpy(), "kind": np.array([LABELS[label] for label in y])})
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(8, 16), Block(), Block(), Block(), nn.Linear(16, 3)).eval()
+    rows = list(zip(x, y, strict=True))
+    settings = TrainSettings(epochs=6, heads_epochs=2, learning_rate=1e-2)
+    train_exits(module, rows, rows[:20], folder / "run", labels=LABELS, settings=settings)
+    offramp.divide(module, torch.randn(2, 8), folder / "store", exits=folder / "run")
+    return folder
+
+
+def data(place):
+    return ("--train", place / "data.npz", "--label-column", "kind")
+
+
+def test_it_is_scored_tuned_and_run(run, place, tmp_path):
+    kept, policy = ("--transcript", tmp_path / "said"), tmp_path / "policy.json"
+    said = run("eval", place / "store", *data(place), "--split", "tune,certify", *kept, "--json")
+    assert said.code == 0, said.err
+    assert [line["split"] for line in said.lines] == ["tune", "certify"] and len(said.lines[0]["exits"]) == 3
+    tuned = run("tune", place / "store", *kept, "--latency", "1s", *BUDGET, "--out", policy)
+    assert tuned.code == 0, tuned.err
+    found = run("run", place / "store", "--input", place / "data.npz", "--exit", policy, *BUDGET, "--json")
+    assert found.code == 0, found.err
+    assert len(found.lines) == NUM_ROWS + 1 and {line["label"] for line in found.lines[:-1]} <= set(LABELS)
+
+
+def test_what_leaves_is_what_eval_says(run, place):
+    dev = ("--dev", place / "data.npz", "--label-column", "kind")
+    (report,) = run("eval", place / "store", *dev, "--exit", "confidence:0.7", "--json").lines
+    words = ("--input", place / "data.npz", "--exit", "confidence:0.7")
+    lines = run("run", place / "store", *words, *BUDGET, "--json").lines
+    exits = [line["exit_stage"] for line in lines[:-1]]
+    assert len(set(exits)) > 1 and np.mean(exits) == pytest.approx(report["policies"][0]["mean_exit"])
+
+
+def test_what_is_wrong_is_told(refused, place, tmp_path):
+    refused(2, "the module takes arrays", "run", place / "store", "--text", "hello")
+    refused(2, "no array 'label' of labels", "eval", place / "store", "--dev", place / "data.npz")
+    np.savez(tmp_path / "other.npz", x=np.zeros((3, 8), np.float32))
+    refused(2, "the module takes (0: float32, 1 extents)", "run", place / "store", "--input", tmp_path / "other.npz")
+    refused(2, "cannot be read", "run", place / "store", "--input", tmp_path / "absent.npz")
+    refused(2, "there is no length to cut to", "run", place / "store", "--max-length", 8, "--input", place / "data.npz")
+
+
+def test_a_text_classifier_of_any_family(run, tmp_path, one_thread):
+    """Of ALBERT, whose names offramp does not know, by the same commands as BERT."""
+    write_classifier(tmp_path / "model", "albert")
+    lines = "".join(f"{text}\t{COLOURS[label]}\n" for text, label in examples(90))
+    (tmp_path / "t.tsv").write_text("sentence\tlabel\n" + lines)
+    table, quick = ("--train", tmp_path / "t.tsv"), ("--epochs", 2, "--lr", "1e-3", "--max-length", 16)
+    store, kept = tmp_path / "store", ("--transcript", tmp_path / "said")
+    for words in (
+        ("train", tmp_path / "model", *table, "--out", tmp_path / "run", *quick),
+        ("divide", tmp_path / "run", store),
+        ("eval", store, *table, "--split", "tune,certify,dev", *kept),
+        ("tune", store, *kept, "--latency", "1s", *BUDGET, "--out", tmp_path / "policy.json"),
+        ("plan", store, *BUDGET, "--max-length", 16),
+        ("run", store, "--exit", tmp_path / "policy.json", *BUDGET, "--text", "the red sky", "--pair", "red", "green"),
+        ("bench", store, "--once", "--passes", 3, "--max-length", 16, *BUDGET),
+    ):
+        said = run(*words)
+        assert said.code == 0, (words[0], said.err)
+    assert said.lines[-1]["num_inputs"] >= 3

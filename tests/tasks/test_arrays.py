@@ -1,0 +1,107 @@
+"""Records of arrays from files: what is read, cut, stacked and refused."""
+
+import numpy as np
+import pytest
+import torch
+
+from offramp.errors import UsageError
+from offramp.tasks.arrays import ArrayInputs, ArrayRows, Record, load_arrays, records_at
+from offramp.tasks.examples import digest
+
+RNG = np.random.default_rng(0)
+
+
+def write(path, num=60, **arrays):
+    labels = np.array(["ab"[i % 2] for i in range(num)])
+    np.savez(path, **{"x": RNG.standard_normal((num, 3)).astype(np.float32), "label": labels, **arrays})
+    return path
+
+
+def test_a_file_is_cut_by_content(tmp_path):
+    splits = load_arrays(write(tmp_path / "d.npz"), None, "label")
+    assert splits.labels == ("a", "b") and splits.metrics == ("accuracy",)
+    assert set(splits.examples) == {"train", "tune", "certify", "dev"}
+    assert sum(map(len, splits.examples.values())) == 60
+    again = load_arrays(tmp_path / "d.npz", None, "label")
+    assert {name: digest(rows) for name, rows in splits.examples.items()} == {
+        name: digest(rows) for name, rows in again.examples.items()
+    }
+    other = load_arrays(tmp_path / "d.npz", None, "label", split_seed=1)
+    assert digest(other.examples["train"]) != digest(splits.examples["train"])
+
+
+def test_copies_of_a_record_fall_together(tmp_path):
+    x = np.repeat(RNG.standard_normal((30, 3)).astype(np.float32), 4, axis=0)
+    np.savez(tmp_path / "d.npz", x=x, label=np.arange(120) // 4 % 2)
+    splits = load_arrays(tmp_path / "d.npz", None, "label")
+    homes = {}
+    for name, rows in splits.examples.items():
+        for row in rows:
+            assert homes.setdefault(row.text.read(), name) == name
+
+
+def test_labels_are_names_ids_or_numbers(tmp_path):
+    write(tmp_path / "ids.npz", label=np.arange(60) % 12)
+    assert load_arrays(tmp_path / "ids.npz", None, "label").labels == tuple(map(str, range(12)))
+    known = load_arrays(None, tmp_path / "ids.npz", "label", labels=tuple(f"class {i}" for i in range(12)))
+    assert [row.label for row in known.examples["dev"][:3]] == [0, 1, 2] and set(known.examples) == {"dev"}
+    write(tmp_path / "values.npz", label=np.linspace(0, 1, 60))
+    values = load_arrays(tmp_path / "values.npz", tmp_path / "values.npz", "label", labels=())
+    assert values.metrics == ("pearson", "spearman") and values.examples["dev"][-1].label == 1.0
+
+
+@pytest.mark.parametrize(
+    ("arrays", "told"),
+    [
+        ({"label": np.zeros(60)[:, None]}, "no array 'label' of labels"),
+        ({"x": np.zeros((7, 3))}, "7 records and 60 labels"),
+        ({"z": np.zeros(7)}, "no equal numbers of records"),
+        ({"x": np.zeros(())}, "no equal numbers of records"),
+        ({"x": np.array([{}] * 60)}, "no arrays"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(arrays, told, tmp_path):
+    path = write(tmp_path / "d.npz", **arrays)
+    with pytest.raises(UsageError, match=told):
+        load_arrays(path, None, "label")
+
+
+def test_what_is_no_file_of_arrays_is_refused(tmp_path):
+    (tmp_path / "d.npz").write_text("no zip")
+    (tmp_path / "e.npz").write_bytes(b"PK\3\4 torn")
+    for name, told in (("absent.npz", "cannot be read"), ("d.npz", "no arrays"), ("e.npz", "no arrays")):
+        with pytest.raises(UsageError, match=told):
+            records_at(tmp_path / name)
+    with pytest.raises(UsageError, match="label 'b' is none of"):
+        load_arrays(None, write(tmp_path / "f.npz"), "label", labels=("a", "c"))
+
+
+def test_records_are_made_of_arrays_tensors_tuples_and_mappings():
+    assert list(Record.of(torch.ones(3)).arrays) == ["0"]
+    assert list(Record.of((torch.ones(3), np.ones(2))).arrays) == ["0", "1"]
+    assert str(Record.of({"x": np.ones((2, 3), np.float32)})) == "x float32 [2, 3]"
+    record = Record.of({"x": np.ones(2)})
+    assert Record.of(record) is record
+    assert record.read() != Record.of({"y": np.ones(2)}).read() != Record.of({"y": np.ones((1, 2))}).read()
+    with pytest.raises(UsageError, match="takes arrays"):
+        Record.of("a text")
+
+
+def test_inputs_are_stacked_and_others_left_out():
+    inputs = ArrayInputs({"x": ("float32", (3,)), "i": ("int64", ())})
+    items = [{"x": np.ones(3, np.float32), "i": np.int64(n), "label": "a"} for n in range(4)]
+    found = inputs.encode(items)
+    assert set(found) == {"x", "i"} and found["x"].shape == (4, 3) and found["i"].tolist() == [0, 1, 2, 3]
+    assert inputs.encode(list(inputs.sample))["x"].shape == (1, 3)
+    assert inputs.encoding_bytes(items) >= 20
+    for wrong in ({"x": np.ones(3)}, {"x": np.ones(3), "i": np.int64(0)}, {"x": np.ones((3, 1), np.float32), "i": 1}):
+        with pytest.raises(UsageError, match="the module takes"):
+            inputs.encode([wrong])
+
+
+def test_rows_come_in_batches():
+    records = [Record.of({"x": np.full(2, n)}) for n in range(5)]
+    rows = ArrayRows(records, np.arange(5))
+    batch = rows.batch([3, 1])
+    assert batch["x"].tolist() == [[3, 3], [1, 1]] and batch["labels"].tolist() == [3, 1]
+    assert len(rows) == 5 and rows.lengths_N.tolist() == [1] * 5
