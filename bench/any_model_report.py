@@ -1,13 +1,14 @@
-"""Write docs/results/any-model.md from the records of any_model.py and vision.py: `python bench/any_model_report.py`.
-It measures nothing. What was not run is said to be so.
+"""Write docs/results/any-model.md: `python bench/any_model_report.py`. The records are those of any_model.py, vision.py
+and anywhere.py; it measures nothing. What was not run is said to be so.
 """
 
 import collections
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import any_model
+import anywhere
 import vision
 from figures import NONE, Verdict, at_most, each_of, mib, ms, peak_at_most, ratios, spread, table, trouble
 from records import read_records
@@ -46,6 +47,7 @@ def main() -> None:
     )
     sections = [(title, *part(records)) for title, part in parts]
     sections.append(("## Images with exits", *exits_on_images(read_records(vision.RESULTS))))
+    sections.append(("## Exits anywhere", *exits_anywhere(read_records(anywhere.RESULTS))))
     sections.append(("## Not in the zoo", *missing(records)))
     lines = [INTRODUCTION, *about(records), "", "## Targets", ""]
     verdicts = [verdict for _, _, found in sections for verdict in found]
@@ -408,6 +410,37 @@ def exits_on_images(records: Records) -> Section:
     """Vision with exits, as vision.py measured it; nothing where it did not."""
     if not records:
         return [], []
+    note = "CIFAR images that went through JPEG, so that no number is a result on CIFAR-10."
+    rows, verdicts = exits_worth(records, "net", "exits on images")
+    note = " ".join([note, *dict.fromkeys(record["note"] for record in records if "note" in record)])
+    return [f"{note} {worth_note(records[0])}", "", *rows], verdicts
+
+
+def exits_anywhere(records: Records) -> Section:
+    """Exits on a family without known names and on a module of one's own, as anywhere.py measured them."""
+    if not records:
+        return [], []
+    rows, verdicts = exits_worth(records, "model", "exits anywhere")
+    note = (
+        "`own`: a module of one's own (an MLP-Mixer of 6 blocks, `bench/anywhere.py`) on MNIST's test images, cut into"
+        " splits; no result on MNIST. `mpnet`: an MPNet filled from MiniLM-L6, divided by a run; `minilm`: MiniLM-L6"
+        " itself, divided by names; both trained alike on 10,000 rows of SST-2, dev is SST-2's."
+    )
+    return [f"{note} {worth_note(records[0])}", "", *rows], verdicts
+
+
+def worth_note(record: Mapping[str, Any]) -> str:
+    """What the columns of `exits_worth` are."""
+    return (
+        "Accuracy in % after each exit on the test inputs; the rule is the earliest whose 95 % interval of the loss on"
+        " tune and certify ends at 0.5 points; gain in points with its interval. Speed-up: mean seconds an input of the"
+        " whole model by those with exits, one at a time,"
+        f" {record['latency']['inputs']} inputs, {record['latency']['threads']} thread, medians of rounds."
+    )
+
+
+def exits_worth(records: Records, key: str, what: str) -> Section:
+    """A row and a verdict for each model."""
     rows, verdicts = [], []
     for record in records:
         dev, rounds = record["dev"], record["latency"]["rounds"]
@@ -418,24 +451,14 @@ def exits_on_images(records: Records) -> Section:
         whole = dev["accuracy"][-1]
         lost = f"{dev['gain']:+.2f} [{dev['gain_low']:+.2f} {dev['gain_high']:+.2f}]"
         rows.append((
-            record["net"], " ".join(f"{each:.1f}" for each in dev["accuracy"]), f"`{record['rule']}`", lost,
+            record[key], " ".join(f"{each:.1f}" for each in dev["accuracy"]), f"`{record['rule']}`", lost,
             f"{dev['mean_exit']:.2f} of {record['exits']}", *map(spread, speeds),
         ))  # fmt: skip
         told = f"{whole:.1f} % whole, {dev['gain']:+.2f} points with exits, {spread(speeds[0])} as fast"
         is_faster = dev["gain"] >= -0.5 and median(speeds[0]) > 1
-        verdicts.append(
-            Verdict(f"{record['net']}: exits on images, losing 0.5 points at most", "> 1x", told, is_faster)
-        )
-    note = (
-        "CIFAR images that went through JPEG, so that no number is a result on CIFAR-10. Accuracy in % after each exit"
-        " on the test images; the rule is the earliest whose 95 % interval of the loss on tune and certify ends at 0.5"
-        " points; gain in points with its interval. Speed-up: mean seconds an image of the whole model by those with"
-        " exits, one image at a time,"
-        f" {records[0]['latency']['images']} images, {records[0]['latency']['threads']} thread, medians of rounds."
-    )
-    note = " ".join([note, *dict.fromkeys(record["note"] for record in records if "note" in record)])
-    head = ("net", "accuracy by exit", "rule", "gain [95 %]", "mean exit", "speed-up, ort", "speed-up, torch")
-    return [note, "", *table(head, rows)], verdicts
+        verdicts.append(Verdict(f"{record[key]}: {what}, losing 0.5 points at most", "> 1x", told, is_faster))
+    head = (key, "accuracy by exit", "rule", "gain [95 %]", "mean exit", "speed-up, ort", "speed-up, torch")
+    return table(head, rows), verdicts
 
 
 def missing(records: Records) -> Section:

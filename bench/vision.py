@@ -3,9 +3,8 @@
 Four nets on the CIFAR images at hand, which are lossy JPEG, so that no number here is a result on CIFAR-10: the
 published weights of ResNet-20 with heads trained on alone, the same weights trained on with their exits, and a small
 ResNet and a small ViT of transformers trained from nothing with theirs. For each: accuracy of every exit, the rule that
-leaves earliest of those whose 95 % interval of the loss on tune and certify ends at half a point (the best of a hundred
-on one split is not as good on the next), and what it costs and gains on the test images, measured by `offramp run` one
-image at a time, interleaved with the whole model. Each net is one line of docs/results/vision.jsonl; what is there is
+leaves earliest of those that keep the limit of `rules.py` on tune and certify, and what it costs and gains on the test
+images. Each net is one line of docs/results/vision.jsonl; what is there is
 not done again.
 """
 
@@ -17,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import cifar_resnet
-import numpy as np
+import rules
 import torch
-from processes import offramp, run
 from records import add_record, read_records
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "vision.jsonl"
@@ -31,14 +29,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "resnet-small": {"epochs": 15, "batch_size": 128, "learning_rate": 2e-3, "heads_epochs": 10},
     "vit-small": {"epochs": 20, "batch_size": 128, "learning_rate": 1e-3, "heads_epochs": 10},
 }
-ROUNDS, NUM_IMAGES, THREADS = 5, 300, 1
-
-
-def finish(command: list[str]) -> list[dict[str, Any]]:
-    done = run(command, {"OMP_NUM_THREADS": str(THREADS), "HF_HUB_OFFLINE": "1"})
-    if done.returncode:
-        sys.exit(done.errors)
-    return [json.loads(line) for _, line in done.lines if line.startswith("{")]
+NUM_IMAGES, THREADS = 300, 1
 
 
 def base(net: str, data: Path, out: Path) -> Path:
@@ -101,49 +92,14 @@ def load(data: Path) -> Any:
 
 def measure(net: str, data: Path, out: Path) -> dict[str, Any]:
     """Accuracy at every exit, the rule, and what it does and takes."""
-    import offramp as library
-    from offramp.experiments.choosing import ALLOWED_LOSS, candidates, try_policies
-    from offramp.experiments.evaluation import answer_at
-    from offramp.models.checkpoint import load_classifier
-    from offramp.models.inputs import facts_of, rows_of
-    from offramp.models.predict import predict
-    from offramp.policies import parse, replay
-    from offramp.tasks.metrics import answers, paired_interval, score_exits
+    import offramp
 
     folder, splits = train(net, data, out), load(data)
     store = out / "stores" / net
     if not store.exists():
-        library.divide(folder, store, say=lambda line: tell(net, line))
-    model, facts = load_classifier(folder), facts_of(folder)
-    found: dict[str, Any] = {
-        "net": net,
-        "exits": facts.num_exits,
-        "train_rows": MAX_ROWS[net],
-        "settings": RECIPES[net],
-    }
-    said = {}
-    for split in ("tune", "certify", "dev"):
-        rows = rows_of(folder, facts, splits.examples[split], 1, False, print)
-        said[split] = predict(model, rows, 100), rows.labels_N
-        scores = [each["accuracy"] for each in score_exits(splits.metrics, said[split][1], said[split][0])]
-        found[split] = {"rows": len(rows), "accuracy": scores}
-    problem = str(facts.problem)
-    both_KNC = np.concatenate([said["tune"][0], said["certify"][0]], axis=1)
-    both_N = np.concatenate([said["tune"][1], said["certify"][1]])
-    tried = try_policies(candidates(len(both_KNC), problem), both_KNC, both_N, splits.metrics, problem)
-
-    def gain_of(rule: str, logits_KNC: Any, truth_N: Any) -> tuple[Any, tuple[float, float, float]]:
-        exit_N = replay(parse(rule), logits_KNC, problem)
-        early_N = answer_at(logits_KNC, exit_N)
-        return exit_N, paired_interval(splits.metrics, truth_N, early_N, answers(logits_KNC[-1]))
-
-    earliest = sorted((each for each in tried if each.loss <= ALLOWED_LOSS), key=lambda each: each.mean_exit)
-    rules = (each.policy for each in earliest if gain_of(each.policy, both_KNC, both_N)[1][1] >= -ALLOWED_LOSS)
-    rule = found["rule"] = next(rules)  # confidence 0.995 loses next to nothing
-    exit_N, (gain, low, high) = gain_of(rule, *said["dev"])
-    found["dev"] |= {"gain": gain, "gain_low": low, "gain_high": high, "mean_exit": float(exit_N.mean())}
-    found["latency"] = latency(store, images(splits.examples["dev"], out), rule)
-    return found
+        offramp.divide(folder, store, say=lambda line: tell(net, line))
+    found = rules.measure(store, splits, images(splits.examples["dev"], out), NUM_IMAGES, THREADS)
+    return {"net": net, "train_rows": MAX_ROWS[net], "settings": RECIPES[net], **found}
 
 
 def images(examples: Any, out: Path) -> Path:
@@ -155,26 +111,6 @@ def images(examples: Any, out: Path) -> Path:
         for number, example in enumerate(spread(examples, NUM_IMAGES)):
             archive.writestr(f"{number:04d}.jpg", example.text.read())
     return path
-
-
-def latency(store: Path, path: Path, rule: str) -> dict[str, Any]:
-    """Seconds an image, whole and with the rule, on both backends; rounds in which all are interleaved."""
-    rounds = []
-    for number in range(ROUNDS):
-        ways = [(backend, exit) for backend in ("ort", "torch") for exit in ("none", rule)]
-        found: dict[str, Any] = {}
-        for backend, exit in ways[number % len(ways) :] + ways[: number % len(ways)]:
-            words = ("--input", path, "--json", "--threads", THREADS, "--backend", backend, "--exit", exit)
-            *results, last = finish(offramp("run", store, *words))
-            record = last["record"]
-            found[f"{backend} {'whole' if exit == 'none' else 'exits'}"] = {
-                "seconds": record["latency_seconds_median"],
-                "mean_seconds": record["seconds_total"] / record["num_inputs"],
-                "peak_rss_bytes": record["peak_rss_bytes"],
-                "mean_exit": float(np.mean([result["exit_stage"] for result in results])),
-            }
-        rounds.append(found)
-    return {"images": NUM_IMAGES, "threads": THREADS, "rounds": rounds}
 
 
 def main() -> None:
