@@ -424,7 +424,7 @@ def exits_anywhere(records: Records) -> Section:
     note = (
         "`own`: a module of one's own (an MLP-Mixer of 6 blocks, `bench/anywhere.py`) on MNIST's test images, cut into"
         " splits; no result on MNIST. `mpnet`: an MPNet filled from MiniLM-L6, divided by a run; `minilm`: MiniLM-L6"
-        " itself, divided by names; both trained alike on 10,000 rows of SST-2, dev is SST-2's."
+        " itself, divided by names; both trained alike on 6,000 rows of SST-2, dev is SST-2's."
     )
     return [f"{note} {worth_note(records[0])}", "", *rows], verdicts
 

@@ -1,7 +1,7 @@
 """Exits on models that offramp knows nothing of: `python bench/anywhere.py --glue GLUE --mnist MNIST --out OUT`.
 
 Two of them. `mpnet`: an MPNet filled from MiniLM-L6 (the same function of a single
-sentence: its relative positions weigh nothing), of a family whose names offramp does not know, trained on 10,000 rows
+sentence: its relative positions weigh nothing), of a family whose names offramp does not know, trained on 6,000 rows
 of SST-2; `minilm`: MiniLM-L6 itself, of a family that it does know, trained alike, for comparison. `own`: a module of
 one's own, residual blocks on patches of MNIST's test images, which are cut into splits; so its accuracy is no result
 on MNIST. For each: accuracy of every exit, the rule that leaves earliest of those that keep the limit of `rules.py` on
@@ -24,7 +24,7 @@ from torch import nn
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "anywhere.jsonl"
 MODELS = ("own", "mpnet", "minilm")
-MAX_ROWS, NUM_INPUTS = 10_000, 300
+MAX_ROWS, NUM_INPUTS = 6_000, 300
 
 
 class Block(nn.Module):
@@ -109,7 +109,7 @@ def text(name: str, args: argparse.Namespace) -> tuple[Path, Any, dict[str, Any]
     from offramp.training import TrainSettings, train_exits
 
     splits = load_glue(task_of("sst2"), args.glue)
-    chosen: dict[str, Any] = {"epochs": 3, "batch_size": 32, "learning_rate": 5e-5, "max_length": 64}
+    chosen: dict[str, Any] = {"epochs": 2, "batch_size": 32, "learning_rate": 5e-5, "max_length": 64}
     source = Path(glue.minilm()) if name == "minilm" else mpnet(args.out)
     run, store = args.out / "runs" / name, args.out / "stores" / name
     run.parent.mkdir(parents=True, exist_ok=True)

@@ -120,18 +120,23 @@ def test_a_cancelled_read_stops_within_a_chunk(big, num_chunks):
         assert not any(buffer[expected[0] :])
 
 
-def test_both_halves_of_a_direct_read_give_the_whole_file(big):
+@pytest.mark.parametrize("direct", [False, True])
+def test_both_halves_of_a_read_give_the_whole_file(big, direct):
     with Store(big, "never") as store:
         buffer = page_buffer(store, "layer-00")
         num_bytes = store.manifest.shards["layer-00"].bytes
-        assert read_direct(store, "layer-00", buffer) == (num_bytes, True)
+        if direct:
+            assert read_direct(store, "layer-00", buffer) == (num_bytes, True)
+        else:
+            assert store.read_shard("layer-00", buffer, halves=True) == (num_bytes, True)
         assert bytes(buffer[:num_bytes]) == (big / "layer-00.safetensors").read_bytes()
         names = [thread.name for thread in threading.enumerate()]
         assert any(name.startswith("offramp-second-half") for name in names)
     assert not any(thread.name.startswith("offramp-second-half") for thread in threading.enumerate())
 
 
-def test_a_direct_read_that_is_cancelled_says_what_both_halves_read(big):
+@pytest.mark.parametrize("direct", [False, True])
+def test_a_read_that_is_cancelled_says_what_both_halves_read(big, direct):
     lock, answers = threading.Lock(), iter([False, False])
 
     def cancelled():
@@ -140,8 +145,9 @@ def test_a_direct_read_that_is_cancelled_says_what_both_halves_read(big):
 
     with Store(big, "never") as store:
         buffer = page_buffer(store, "layer-00")
-        read_direct(store, "norm", buffer)
-        num_bytes, complete = store.read_shard("layer-00", buffer, direct=True, cancelled=cancelled)
+        if direct:
+            read_direct(store, "norm", buffer)
+        num_bytes, complete = store.read_shard("layer-00", buffer, direct=direct, halves=True, cancelled=cancelled)
     assert not complete
     assert READ_CHUNK_BYTES <= num_bytes <= 2 * READ_CHUNK_BYTES
 

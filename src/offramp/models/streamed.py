@@ -384,7 +384,10 @@ class Stream:
             weights[name].put(tensor_of(entry, self.store.read_tensor(shard.name, entry)))
 
     def _read(self, shard: str, view: memoryview, cancelled: Callable[[], bool]) -> tuple[int, bool]:
-        return self.store.read_shard(shard, view, direct=self._direct, cancelled=cancelled)
+        """By halves: PyTorch's threads wait for the one that a single reader keeps from computing. ONNX Runtime's gain
+        nothing by it.
+        """
+        return self.store.read_shard(shard, view, direct=self._direct, halves=True, cancelled=cancelled)
 
     def _on_read(self, shard: str, started: float, ended: float, num_bytes: int, idle: bool) -> None:
         kind = "idle_read" if idle else "read"

@@ -92,12 +92,19 @@ class Store:
         return data
 
     def read_shard(
-        self, name: str, buffer: memoryview, *, direct: bool = False, cancelled: Callable[[], bool] = _never
+        self,
+        name: str,
+        buffer: memoryview,
+        *,
+        direct: bool = False,
+        halves: bool = False,
+        cancelled: Callable[[], bool] = _never,
     ) -> Tuple[int, bool]:
         """Read the whole file of shard `name` to the start of `buffer`.
 
-        `direct` wants a buffer that is page-aligned and a multiple of 4096 bytes long. Returns (bytes read, complete);
-        `cancelled` is asked between chunks. Raises DamagedError where the file is short or its digest differs.
+        `direct` wants a buffer that is page-aligned and a multiple of 4096 bytes long; `halves`: two threads copy, as
+        they do of direct reads. Returns (bytes read, complete); `cancelled` is asked between chunks. Raises
+        DamagedError where the file is short or its digest differs.
         """
         shard = self.contents.shards[name]
         needed = -(-shard.bytes // PAGE_BYTES) * PAGE_BYTES if direct else shard.bytes
@@ -106,7 +113,7 @@ class Store:
         fd = self._fd(name, direct)
         identity = identity_of(fd)
         check = self.policy == "always" or (self.policy == "first" and not self._verified.knows(name, identity))
-        if direct and not check and shard.bytes > 2 * READ_CHUNK_BYTES:
+        if (direct or halves) and not check and shard.bytes > 2 * READ_CHUNK_BYTES:
             return self._read_halves(shard, fd, buffer[:needed], cancelled)
         digest = hashlib.sha256() if check else None
         num_bytes, complete = self._read_span(shard, fd, buffer[:needed], (0, shard.bytes), cancelled, digest)
@@ -118,7 +125,9 @@ class Store:
     def _read_halves(
         self, shard: m.Shard, fd: int, buffer: memoryview, cancelled: Callable[[], bool]
     ) -> Tuple[int, bool]:
-        """Both halves of a file at once: a disk without a cache before it gives more to two readers than to one."""
+        """Both halves of a file at once: a disk without a cache before it gives more to two readers than to one, and
+        two that copy from a cache are in the way of every thread that computes for half as long.
+        """
         middle = shard.bytes // 2 // READ_CHUNK_BYTES * READ_CHUNK_BYTES
         if self._helper is None:
             self._helper = ThreadPoolExecutor(1, "offramp-second-half")
