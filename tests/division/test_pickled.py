@@ -27,7 +27,11 @@ def tiny_weights():
 def data_of(source, name, chunk_bytes=64):
     pieces = list(source.chunks(name, chunk_bytes))
     assert all(0 < len(piece) <= chunk_bytes // 2 for piece in pieces)
-    return b"".join(pieces)
+    whole = bytearray(b"".join(pieces))
+    buffer = bytearray(len(whole))
+    source.read_into(name, memoryview(buffer))
+    assert buffer == whole
+    return bytes(whole)
 
 
 class Hostile:

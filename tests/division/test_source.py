@@ -8,6 +8,7 @@ import pytest
 from offramp.division import open_source
 from offramp.division.source import TOKENIZER
 from offramp.errors import DamagedError, SourceError
+from offramp.store.safetensors import num_bytes
 from tests.division.tiny import config_of, entries_of, write_index, write_model, write_sharded
 
 
@@ -19,7 +20,7 @@ def test_one_safetensors_file(tmp_path):
         assert dict(source.entries) == entries_of(config_of())
         assert source.entry("classifier.bias") == ("F32", (2,))
         for name, tensor in tensors.items():
-            assert b"".join(source.chunks(name)) == tensor.tobytes()
+            assert b"".join(source.chunks(name)) == tensor.tobytes() == read_into(source, name)
 
 
 def test_several_safetensors_files(tmp_path):
@@ -27,7 +28,15 @@ def test_several_safetensors_files(tmp_path):
     with open_source(tmp_path) as source:
         assert sorted(source.entries) == sorted(tensors)
         for name, tensor in tensors.items():
-            assert b"".join(source.chunks(name)) == tensor.tobytes()
+            assert b"".join(source.chunks(name)) == tensor.tobytes() == read_into(source, name)
+
+
+def read_into(source, name):
+    """All of a tensor at once."""
+    dtype, shape = source.entry(name)
+    buffer = bytearray(num_bytes(dtype, shape))
+    source.read_into(name, memoryview(buffer))
+    return bytes(buffer)
 
 
 def test_chunks_hold_half_of_the_allowance_and_whole_items(tmp_path):
@@ -164,6 +173,9 @@ def test_a_file_that_shrinks_while_it_is_read_is_an_error(tmp_path):
         with pytest.raises(SourceError, match="file ends inside tensor"):
             for name in source.entries:
                 list(source.chunks(name))
+        with pytest.raises(SourceError, match="file ends inside tensor"):
+            for name in source.entries:
+                read_into(source, name)
 
 
 @pytest.mark.parametrize(

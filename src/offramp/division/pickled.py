@@ -41,6 +41,9 @@ _DTYPES = {
     "torch.bool": "BOOL",
 }
 
+PIECE_BYTES = 2 << 20
+"""Of a tensor that is copied as a whole, at a time."""
+
 
 class PickledWeights:
     """Tensors in files of `torch.save`. Where an index names the files, each has the set of tensors that it must hold.
@@ -65,6 +68,13 @@ class PickledWeights:
         tensor = self._tensors[name]
         for piece in _flat_pieces(tensor, piece_bytes // tensor.element_size()):
             yield piece.view(torch.uint8).numpy().data
+
+    def read_into(self, name: str, buffer: memoryview) -> None:
+        """The same as a whole, into a buffer of its size."""
+        done = 0
+        for piece in self.pieces(name, PIECE_BYTES):
+            buffer[done : done + len(piece)] = piece
+            done += len(piece)
 
     def close(self) -> None:
         """Let go of the maps."""

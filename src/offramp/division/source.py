@@ -67,6 +67,10 @@ class Source:
             raise ValueError(f"chunk_bytes must be at least 16, not {chunk_bytes}")
         return self._weights.pieces(name, chunk_bytes // 16 * 8)
 
+    def read_into(self, name: str, buffer: memoryview) -> None:
+        """The data of one tensor into a buffer of its size. Raises SourceError if the file has become shorter."""
+        self._weights.read_into(name, buffer)
+
     def companions(self) -> list[Path]:
         """Files of the tokenizer and the image processor that are there, and what a run folder says of its training."""
         return _present(self.folder, (*TOKENIZER, PROCESSOR, TRAINING))

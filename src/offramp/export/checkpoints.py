@@ -146,11 +146,7 @@ def _exits_of(module: nn.Module, source: Source) -> TrainedExits | None:
 def _read(source: Source, name: str) -> Tensor:
     dtype, shape = source.entry(name)
     data = torch.empty(shape, dtype=DTYPES[dtype])
-    raw, start = data.view(-1).view(torch.uint8), 0
-    for chunk in source.chunks(name, CHUNK_BYTES):
-        size = len(chunk)
-        raw.numpy()[start : start + size] = np.frombuffer(chunk, np.uint8)
-        start += size
+    source.read_into(name, data.view(-1).view(torch.uint8).numpy().data)
     return data
 
 
