@@ -64,7 +64,7 @@ def test_people_get_a_table(run, named, tmp_path):
     said = run("bench", tmp_path / "store", *named, *QUICK)
     assert said.code == 0, said.err
     heading, head, *rows = said.out.splitlines()
-    assert heading.startswith(f"dev: {NUM_ROWS} texts of dev, accuracy in percent; ort, 1 threads, budget ")
+    assert heading.startswith(f"dev: {NUM_ROWS} rows of dev, accuracy in percent; ort, 1 threads, budget ")
     assert heading.endswith("medians of 1 rounds")
     assert "by layer count" in head
     assert [row.split()[:2] for row in rows[:3]] == [["plain", "1"], ["plain", "8"], ["plain", "bulk"]]

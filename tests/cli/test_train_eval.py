@@ -117,7 +117,7 @@ def test_partial_data_are_said_to_be_partial(run, trained, encoder, tmp_path):
 
 def test_rows_can_be_fewer(run, encoder, table, tmp_path):
     said = run("train", encoder, "--train", table, "--out", tmp_path / "run", *QUICK, "--max-rows", 20)
-    assert "exits on 20 texts" in said.err
+    assert "exits on 20 rows" in said.err
 
 
 def test_settings_reach_the_training(run, encoder, table, tmp_path):

@@ -107,7 +107,7 @@ def test_a_batch_of_several_has_its_own_profile_and_policy(run, refused, tune, m
     given = (*words, "--profile", tmp_path / "four.json", "--latency", "1s", "--out", out)
     said = run(*given, "--batch", 4)
     assert said.code == 0, said.err
-    assert "ms a text at batch 4, mean exit" in said.out
+    assert "ms an input at batch 4, mean exit" in said.out
     assert run("tune", "--explain", out).out.splitlines()[-1].endswith("; latencies hold for batch 4")
     assert json.loads(out.read_text())["measured_on"]["batch"] == 4
     done = run("run", made / "store", "--exit", out, "--batch", 4, "--text", "a red rose", "--text", "a", "--json")

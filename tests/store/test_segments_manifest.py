@@ -86,6 +86,8 @@ ATTACKS = {
     "a rank too large": (lambda s: s["values"]["h"].update(shape=[1] * 65), "at most 64"),
     "rows of no value": (lambda s: s.update(look_ups=look_ups(value="z")), "names the value 'z'"),
     "rows looked up by numbers": (lambda s: s.update(look_ups=look_ups()), "'h' is looked up by 'x', no input of ids"),
+    "rows that are another value": (
+        lambda s: s.update(look_ups=look_ups(input="x")), "no input of ids|is another value"),
     "rows looked up by nothing": (lambda s: s.update(look_ups=look_ups(input="z")), "by 'z', no input of ids"),
     "an unknown key": (lambda s: s.update(code="x"), "unknown keys"),
     "a missing key": (lambda s: s.pop("batch"), "lacks"),
@@ -97,7 +99,8 @@ ATTACKS = {
 def test_rows_are_looked_up_in_tables_alone(path, table, told):
     tree = copy.deepcopy(tree_of(path))
     tree["program"]["inputs"]["x"]["dtype"] = "int64"
-    segments(tree).update(look_ups=look_ups(table=table))
+    segments(tree)["values"]["rows"] = {"dtype": "float32", "shape": [2, 8, 8]}
+    segments(tree).update(look_ups=look_ups("rows", table))
     assert told in refused(DamagedError, lambda: loads(seal(tree)))
 
 

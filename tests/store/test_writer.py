@@ -6,7 +6,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from offramp.errors import DiskFullError, UsageError
+from offramp.errors import DiskFullError, SourceError, StageError, UsageError
 from offramp.store import Store, StoreWriter
 from offramp.store import manifest as m
 from tests.store.small import FINGERPRINT, SHARDS, add_shard, arrays, flip, names_in, problems, read, write_small
@@ -363,3 +363,11 @@ def test_a_full_disk_frees_the_lock(tmp_path, monkeypatch):
             write_small(tmp_path / "store")
     assert names_in(tmp_path) == ["store.partial"]
     assert problems(write_small(tmp_path / "store")) == {}
+
+
+def test_a_build_that_is_refused_leaves_nothing_and_one_that_fails_is_resumed(tmp_path):
+    for error, is_kept in ((StageError("no"), False), (SourceError("cut short"), True), (OSError("no"), True)):
+        with pytest.raises(type(error)), StoreWriter(tmp_path / "store", FINGERPRINT) as writer:
+            add_shard(writer, "norm")
+            raise error
+        assert writer.partial.exists() is is_kept and not (tmp_path / "store").exists()

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from offramp.errors import MissingExtraError, SourceError, UsageError
 from offramp.store.manifest import Encoder
+from offramp.store.program import Texts
 from offramp.tasks import Batch, TextEncoder, has_tokenizer
+from offramp.tasks.text import tokenizer_length
 
 pytest.importorskip("tokenizers")
 
@@ -447,3 +449,18 @@ def test_importing_the_room_imports_nothing_heavy():
     code = f"import sys, offramp.tasks; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_an_empty_text_without_special_tokens_is_one_of_padding(folder, monkeypatch):
+    ours = TextEncoder.from_folder(folder, Texts(40, 32, 1, 0), **QUIET)
+    monkeypatch.setattr(ours, "_templates", {1: [(0, 0, 0)], 2: [(0, 0, 0), (1, 0, 0)]})
+    batch = ours.encode(["", "the cat"])
+    assert batch.lengths_B[0] == 1 and batch.ids_BS[0, 0] == 0 and batch.mask_BS[0, 0] == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "length"), [("512", 512), ("1e30", None), ("null", None), ('"x"', None), ("-1", None)]
+)
+def test_the_length_that_a_tokenizer_names(tmp_path, said, length):
+    (tmp_path / "tokenizer_config.json").write_text(f'{{"model_max_length": {said}}}')
+    assert tokenizer_length(tmp_path) == length

@@ -9,7 +9,7 @@ from safetensors.torch import load_model
 from torch import nn
 
 import offramp
-from offramp.errors import SourceError, UsageError
+from offramp.errors import NonFiniteError, SourceError, StoreError, UsageError
 from offramp.experiments.evaluation import evaluate
 from offramp.store import Store
 from offramp.store.transcript import read_transcript
@@ -219,3 +219,88 @@ def test_a_folder_without_exits_is_refused(tmp_path):
 def test_exits_are_for_modules_alone(tmp_path):
     with pytest.raises(UsageError, match="has its exits beside its weights"):
         offramp.divide(tmp_path, tmp_path / "store", exits=tmp_path)
+
+
+class Masked(nn.Module):
+    """Takes a mask as its own matter, and gives blocks a hidden state that they change in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(50, WIDTH)
+        self.layers = nn.ModuleList(InPlace() for _ in range(3))
+        self.head = nn.Linear(WIDTH, 3)
+
+    def forward(self, input_ids, attention_mask):
+        x = self.table(input_ids) * attention_mask[:, :, None]
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(x.mean(1))
+
+
+class InPlace(Block):
+    def forward(self, x):
+        x.mul_(0.5)
+        return x + self.down(self.up(x).relu())
+
+
+class Twice(nn.Module):
+    """One weight in two layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)) for _ in range(3)])
+        self.layers[2][1].weight, self.head = self.layers[0][1].weight, nn.Linear(8, 3)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x).relu()
+        return self.head(x)
+
+
+def test_a_mask_of_ones_own_is_an_input_and_no_more(tmp_path):
+    ids = torch.randint(0, 50, (60, 6), generator=torch.Generator().manual_seed(0))
+    mask = (torch.arange(6) < 4).long().expand(60, -1)
+    rows = [({"input_ids": ids[i], "attention_mask": mask[i]}, int(ids[i, 0]) % 3) for i in range(60)]
+    module = made(Masked)
+    metrics = train_exits(module, rows[:40], rows[40:], tmp_path / "run", labels=LABELS, settings=QUICK)
+    example = {"input_ids": ids[:2], "attention_mask": mask[:2]}
+    store = offramp.divide(module, example, tmp_path / "store", exits=tmp_path / "run")
+    with offramp.load(store, exit="stage:1", backend="torch") as classifier:
+        results = classifier.predict([item for item, _ in rows[40:]])
+    probabilities = torch.from_numpy(metrics.logits_KNC[0]).softmax(-1).max(-1).values
+    assert np.allclose([result.score for result in results], probabilities, atol=1e-4)
+
+
+def test_records_larger_than_the_examples_are_refused(tmp_path):
+    ids = torch.randint(0, 50, (40, 6), generator=torch.Generator().manual_seed(0))
+    rows = [({"input_ids": row, "attention_mask": torch.ones_like(row)}, i % 3) for i, row in enumerate(ids)]
+    module = made(Masked)
+    train_exits(module, rows, rows[:9], tmp_path / "run", labels=LABELS, settings=QUICK)
+    example = {"input_ids": ids[:2], "attention_mask": torch.ones_like(ids[:2])}
+    store = offramp.divide(module, example, tmp_path / "store", exits=tmp_path / "run")
+    with offramp.load(store, backend="torch") as classifier:
+        short, long = (torch.ones(n, dtype=torch.int64) for n in (5, 60))
+        assert len(classifier.predict([{"input_ids": short, "attention_mask": short}])) == 1
+        with pytest.raises(StoreError, match="larger than the examples"):
+            classifier.predict([{"input_ids": long, "attention_mask": long}])
+        with pytest.raises(UsageError, match="in one record and"):
+            classifier.encoder.encode([{"input_ids": each, "attention_mask": each} for each in (short, long)])
+
+
+def test_tied_weights_and_labels_of_numpy(tmp_path):
+    x, labels = numbers(80)
+    rows = list(zip(x.requires_grad_(), np.array(labels), strict=True))
+    module = made(Twice)
+    metrics = train_exits(module, rows, rows[:20], tmp_path / "run", labels=LABELS, settings=QUICK)
+    store = offramp.divide(module, torch.randn(2, 8), tmp_path / "store", exits=tmp_path / "run")
+    with offramp.load(store) as classifier:
+        results = classifier.predict([row for row, _ in rows[:20]])
+    assert [result.label for result in results] == [LABELS[index] for index in metrics.logits_KNC[-1].argmax(-1)]
+
+
+def test_a_training_that_fails_gives_the_module_back(tmp_path):
+    module = made(sequence)
+    settings = TrainSettings(epochs=1, learning_rate=1e30)
+    with pytest.raises(NonFiniteError):
+        train_exits(module, pairs(200), pairs(40, 1), tmp_path / "run", labels=LABELS, settings=settings)
+    assert not module.training

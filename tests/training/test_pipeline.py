@@ -280,7 +280,7 @@ def test_heads_alone_are_trained_on_so_many_rows_at_most(bert, tmp_path, monkeyp
     told = []
     settings = TrainSettings(epochs=1, heads_epochs=1, max_length=16)
     train_exits(bert, TRAIN, TUNE, tmp_path / "run", labels=LABELS, settings=settings, progress=told.append)
-    assert "training 2 heads alone on 24 texts" in told
+    assert "training 2 heads alone on 24 rows" in told
 
 
 def test_exits_of_a_regression_learn_a_value(source, tmp_path):

@@ -134,7 +134,7 @@ def _profile(args: argparse.Namespace) -> int:
     ]
     print(table(head, rows))
     if profile.batch > 1:
-        print(f"a text's share of passes of {profile.batch} rows")
+        print(f"an input's share of passes of {profile.batch} rows")
     return 0
 
 

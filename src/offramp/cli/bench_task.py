@@ -9,7 +9,7 @@ from typing import Any
 from offramp.cli.options import data_record, emit, labelled_data, percents, say, table, warn
 
 _HEAD = (
-    "", "batch", "p50", "p90", "p99", "texts a s", "peak", "read a text",
+    "", "batch", "p50", "p90", "p99", "inputs a s", "peak", "read an input",
     "score", "against plain [95 %]", "speed-up [95 %]", "by layer count",
 )  # fmt: skip
 _NOTES = """\
@@ -50,7 +50,7 @@ def measure(args: argparse.Namespace, options: Sequence[str]) -> int:
 def _heading(record: dict[str, Any]) -> str:
     from offramp.runtime.sizes import format_size
 
-    rows = f"{record['num_texts']} texts of {record['split']}, {', '.join(record['metrics'])} in percent"
+    rows = f"{record['num_texts']} rows of {record['split']}, {', '.join(record['metrics'])} in percent"
     engine = f"{record['backend']}, {record['threads']} threads, budget {format_size(record['budget_bytes'])}"
     return f"{record['task']}: {rows}; {engine}; medians of {record['rounds']} rounds"
 

@@ -35,7 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_budget(machine)
     machine.add_argument(
         "--batch", type=count, default=1, metavar="N",
-        help="texts that will run together: a latency is then a text's share of a pass (default: 1)",
+        help="inputs that will run together: a latency is then an input's share of a pass (default: 1)",
     )  # fmt: skip
     machine.add_argument("--profile", metavar="FILE", help="offramp bench --save-profile wrote it (default: measure)")
     machine.add_argument("--force-profile", action="store_true", help="take a profile of another machine as it is")
@@ -95,7 +95,7 @@ def _show(name: str, file: Any, policy: object) -> None:
     predicted = file.predicted
     print(
         f"{name}: {policy}, score {predicted['score']:.1f} ({0.0 - predicted['loss']:+.2f} against the last"
-        f" exit), {predicted['seconds'] * 1e3:.2f} ms a text at batch {file.measured_on.get('batch', 1)},"
+        f" exit), {predicted['seconds'] * 1e3:.2f} ms an input at batch {file.measured_on.get('batch', 1)},"
         f" mean exit {predicted['mean_exit']:.2f}"
     )
     if file.deadline_seconds is not None:

@@ -97,9 +97,9 @@ def cut(graph: Graph, program: Program, tables: Set[str] = frozenset()) -> tuple
     """
     numbers = {node.name: node for node in graph.nodes if node.is_number}
     look_ups = {node.name: found for node in graph.nodes if (found := _look_up(node, graph, program, tables))}
-    nodes = [node for node in graph.nodes if not node.is_number and node.name not in look_ups]
+    nodes = [node for node in graph.nodes if not node.is_number]
     bounds = [*_starts(nodes, program), len(nodes)]
-    pieces = [nodes[start:end] for start, end in pairwise(bounds)]
+    pieces = [[node for node in nodes[start:end] if node.name not in look_ups] for start, end in pairwise(bounds)]
     needed_later = set(graph.outputs)
     segments: list[Segment] = []
     kinds: dict[str, bytes] = {}

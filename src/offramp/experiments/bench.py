@@ -57,7 +57,9 @@ def random_batch(classifier: Classifier, num_rows: int, length: int, seed: int) 
     for name, value in classifier.store.module.program.inputs.items():
         shape = (num_rows, *value.shape[1:])
         numbers = (np.arange(int(np.prod(shape)), dtype=np.int64) * 7919 + seed * 104729 + 1) % 256
-        found[name] = (numbers.astype(np.float32) / 128 - 1).reshape(shape).astype(value.dtype)
+        is_real = np.issubdtype(np.dtype(value.dtype), np.floating)  # of ids any table has the first two
+        values = numbers.astype(np.float32) / 128 - 1 if is_real else numbers % 2
+        found[name] = values.reshape(shape).astype(value.dtype)
     return Arrays(found)
 
 

@@ -46,7 +46,10 @@ def load_classifier(folder: Path) -> WithExits | PreTrainedModel:
         raise SourceError("the exits were never trained", folder, "train them, or remove their two files")
     points = [(Call(module, number), width) for module, number, width in description.points]
     is_named = has_known_names(folder) and not takes_images(folder)
-    with_exits = ModelWithExits(model, description.form) if is_named else ModuleWithExits(model, points)
+    of_texts = not takes_images(folder)
+    with_exits = (
+        ModelWithExits(model, description.form) if is_named else ModuleWithExits(model, points, of_texts=of_texts)
+    )
     try:
         with_exits.load_exits(load_file(tensors))
     except (ValueError, SafetensorError) as error:

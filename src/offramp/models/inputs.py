@@ -158,9 +158,11 @@ def read_texts(module: nn.Module, folder: Path) -> Texts:
     vocab_size = getattr(config, "vocab_size", None)
     if not isinstance(vocab_size, int) or TEXT_INPUTS[0] not in _taken(module):
         raise SourceError(f"a {type(module).__name__} reads neither texts nor images", folder, "take another model")
+    if not isinstance(getattr(config, "pad_token_id", None), int):
+        remedy = "set pad_token_id in config.json to that of its tokenizer"
+        raise SourceError("the config names no token for padding, so that texts make no batch", folder, remedy)
     types = int(getattr(config, "type_vocab_size", 0) or 0) if TEXT_INPUTS[2] in _taken(module) else 0
-    pad_token = getattr(config, "pad_token_id", None)
-    return Texts(vocab_size, _longest(module, folder), types, pad_token if isinstance(pad_token, int) else 0)
+    return Texts(vocab_size, _longest(module, folder), types, config.pad_token_id)
 
 
 def _longest(module: nn.Module, folder: Path) -> int:

@@ -57,11 +57,9 @@ def points_of(module: nn.Module, inputs: Any, *, of_texts: bool = False) -> list
 
 
 def answer_of(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
-    """The logits that a classifier gives: its only answer, or what it calls so, or the first of several tensors."""
+    """The logits that a classifier gives: the first tensor of its answer, as in the graphs of its store."""
     positional = [inputs[name] for name in sorted((name for name in inputs if name.isdigit()), key=int)]
-    output = model(*positional, **{name: value for name, value in inputs.items() if not name.isdigit()})
-    found = getattr(output, "logits", None)
-    return found if isinstance(found, Tensor) else tensors_of(output)[0]
+    return tensors_of(model(*positional, **{name: value for name, value in inputs.items() if not name.isdigit()}))[0]
 
 
 def widened(pooled_BH: Tensor, width: int) -> Tensor:
@@ -72,13 +70,21 @@ def widened(pooled_BH: Tensor, width: int) -> Tensor:
 class ModuleWithExits(nn.Module):
     """A classifier and a head at each point; the last exit is the model's own head.
 
-    Inputs are those of the model, by name; those without a name are called 0, 1, ... . An `attention_mask` also tells
+    Inputs are those of the model, by name; those without a name are called 0, 1, ... . Of texts, `attention_mask` tells
     which tokens are averaged, whether the model takes it or not.
     """
 
     form = DEFAULT_FORM
 
-    def __init__(self, model: Any, points: Sequence[Point], num_labels: int | None = None, problem: str = "") -> None:
+    def __init__(
+        self,
+        model: Any,
+        points: Sequence[Point],
+        num_labels: int | None = None,
+        problem: str = "",
+        *,
+        of_texts: bool = False,
+    ) -> None:
         """`num_labels` and `problem` are those of the config, of a model of transformers."""
         super().__init__()
         self.model, self.points = model, tuple(points)
@@ -87,8 +93,9 @@ class ModuleWithExits(nn.Module):
         num_labels = num_labels or int(config.num_labels)  # type: ignore[union-attr]
         self.heads = nn.ModuleList(nn.Linear(width, num_labels) for _, width in points)
         taken = inspect.signature(model.forward).parameters
-        self._dropped = {MASK} - taken.keys()
-        self._fixed = {"use_cache": False} if "use_cache" in taken else {}
+        self._of_texts = of_texts
+        self._dropped = {MASK} - taken.keys() if of_texts else set()
+        self._fixed = {"use_cache": False} if of_texts and "use_cache" in taken else {}
         spread = float(getattr(config, "initializer_range", None) or 0.02)
         for head in self.heads:
             assert isinstance(head, nn.Linear)
@@ -113,16 +120,16 @@ class ModuleWithExits(nn.Module):
 
     def with_hidden(self, **inputs: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Logits of each exit, and what it stands on as one token [B, 1, H]; the last stands on nothing of its own."""
-        with self._watching() as seen:
+        with self._watching(inputs) as seen:
             last = self._answer(inputs)
-        pooled = self._pooled(seen, inputs.get(MASK))
+        pooled = self._pooled(seen)
         return [*self.classify(pooled), last], [each[:, None] for each in [*pooled, pooled[-1]]] if pooled else []
 
     def pooled(self, **inputs: Tensor) -> list[Tensor]:
         """All that the heads see: [B, H] for each exit but the last."""
-        with self._watching() as seen:
+        with self._watching(inputs) as seen:
             self._answer(inputs)
-        return self._pooled(seen, inputs.get(MASK))
+        return self._pooled(seen)
 
     def classify(self, pooled: Sequence[Tensor]) -> list[Tensor]:
         """Logits of each exit but the last, of what `pooled` gives."""
@@ -150,17 +157,17 @@ class ModuleWithExits(nn.Module):
             names = {name: exit_name(f"exit.{name}", number, self.form) for name in ("weight", "bias")}
             head.load_state_dict({name: tensors[stored] for name, stored in names.items()})
 
-    def _pooled(self, seen: Mapping[Call, Tensor], mask_BS: Tensor | None) -> list[Tensor]:
+    def _pooled(self, seen: Mapping[Call, Tensor]) -> list[Tensor]:
         missing = [call for call, _ in self.points if call not in seen]
         if missing:
             what = f"{missing[0].module} was not called: another path than when exits were placed"
             raise SourceError(what, type(self.model).__name__, "exits need a model that always goes the same way")
-        keep = None if mask_BS is None else mask_BS[:, :, None].float()
-        return [widened(pool(seen[call], keep), self.pooled_size) for call, _ in self.points]
+        return [widened(seen[call], self.pooled_size) for call, _ in self.points]
 
     @contextmanager
-    def _watching(self) -> Iterator[dict[Call, Tensor]]:
-        """The hidden state at each point of the run that follows."""
+    def _watching(self, inputs: Mapping[str, Tensor]) -> Iterator[dict[Call, Tensor]]:
+        """The hidden state at each point of the run that follows, [B, H]: pooled at once, for calls may change it."""
+        keep = inputs[MASK][:, :, None].float() if self._of_texts else None
         seen: dict[Call, Tensor] = {}
         numbers: dict[str, int] = defaultdict(int)
         wanted = {call for call, _ in self.points}
@@ -170,7 +177,8 @@ class ModuleWithExits(nn.Module):
                 numbers[path] += 1
                 call = Call(path, numbers[path])
                 if call in wanted:
-                    seen[call] = next(x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor))
+                    hidden = next(x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor))
+                    seen[call] = pool(hidden, keep)
 
             return look
 

@@ -31,6 +31,7 @@ class StoredWithExits(nn.Module):
     def __init__(self, store: Store) -> None:
         super().__init__()
         self._backend, self._course = TorchSegments(store, num_cores()), course_of(store)
+        self._taken = list(store.module.program.inputs)
         has_exits = store.contents.exits is not None
         self._exits = load_exits(store, self._course, parse("none"), needs_all=has_exits) if has_exits else {}
         self.heads = range(len(self._exits))
@@ -43,8 +44,9 @@ class StoredWithExits(nn.Module):
 
     def with_hidden(self, **inputs: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Logits [B, C] of each exit, and what it stands on as one token [B, 1, H]; the last has nothing of its own."""
-        arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
-        batch = self._tokens(arrays) if self._course.texts is not None else Arrays(arrays)
+        arrays = {name: tensor.numpy() for name, tensor in inputs.items() if name in self._taken or name == MASK}
+        of_texts = self._course.texts is not None
+        batch = self._tokens(arrays) if of_texts else Arrays({name: arrays[name] for name in self._taken})
         rows, _ = self._course.read(batch)
         state = self._backend.begin(rows, batch.mask_BS, {})
         logits, pooled = [], []

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Dict, Iterable, Mapping, Optional, Set, Tuple, Union
+from typing import Any, Dict, Iterable, Mapping, Optional, Tuple, Union
 
 import numpy as np
 
@@ -174,10 +174,14 @@ class ModuleCourse(Course):
             raise ValueError(f"expected inputs {wanted} (dtype, extents), got {found}")
         for name, value in self._inputs.items():
             shape = arrays[name].shape
-            fixed = [i for i in range(1, len(shape)) if i not in self._moving[name] and shape[i] != value.shape[i]]
+            moving = self._moving[name]
+            fixed = [i for i in range(1, len(shape)) if i not in moving and shape[i] != value.shape[i]]
             if fixed:
                 what = f"{name} is {shape}, and the module was divided for {value.shape}"
                 raise StoreError(what, self._store.path, "divide it with inputs of several such sizes as examples")
+            if self.texts is None and any(shape[i] > most for i, most in moving.items() if i):  # not planned for
+                what = f"{name} is {shape}, which is larger than the examples that the module was divided with"
+                raise StoreError(what, self._store.path, "divide it with an example as large as what will come")
         values, num_bytes = dict(arrays), 0
         for name, (shard, look_up) in self._look_ups.items():
             ids = arrays[look_up.input]
@@ -196,7 +200,11 @@ class ModuleCourse(Course):
     def gathered_bytes(self, num_rows: int, length: int) -> int:
         """The inputs themselves, which no rehearsal fills; of texts the rows that are looked up, as of an encoder."""
         if self.texts is None:
-            return num_rows * self._row_bytes
+            each = (
+                int(np.prod(self._inputs[found.input].shape[1:], dtype=np.int64)) * self._row_size(shard)
+                for shard, found in self._look_ups.values()
+            )
+            return num_rows * (self._row_bytes + 4 * sum(each))
         return sum(4 * (num_rows - 1) * length * self._row_size(shard) for shard, _ in self._look_ups.values())
 
     def _row_size(self, shard: str) -> int:
@@ -229,13 +237,14 @@ def _homes_of_look_ups(store: Store) -> Dict[str, Tuple[str, LookUp]]:
     return {name: (homes[found.table], found) for name, found in segments_of(store).look_ups.items()}
 
 
-def _moving(inputs: Mapping[str, Value], examples: Iterable[Any]) -> Dict[str, Set[int]]:
-    """Of each input, the extents in which the examples of a proof differ."""
-    found: Dict[str, Set[int]] = {name: set() for name in inputs}
+def _moving(inputs: Mapping[str, Value], examples: Iterable[Any]) -> Dict[str, Dict[int, int]]:
+    """Of each input, the extents in which the examples of a proof differ, and the most that each was."""
+    found: Dict[str, Dict[int, int]] = {name: {} for name in inputs}
     for example in examples:
         for name, value in inputs.items():
-            shape = example["inputs"][name][1]
-            found[name].update(i for i, (one, other) in enumerate(zip(value.shape, shape)) if one != other)
+            for i, (one, other) in enumerate(zip(value.shape, example["inputs"][name][1])):
+                if one != other:
+                    found[name][i] = max(one, int(other), found[name].get(i, 0))
     return found
 
 

@@ -34,7 +34,7 @@ from offramp.store.manifest import (
     all_files,
     is_sealed,
 )
-from offramp.store.program import program_of
+from offramp.store.program import Program, program_of
 from offramp.store.safetensors import ITEM_BYTES, MAX_RANK, PAGE_BYTES, strict_json
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -322,9 +322,8 @@ def _check_shards(manifest: ModuleManifest) -> None:
     for name in program.sliced:
         if home[name].blocks is None:
             raise WrongError(f"program.sliced names {name!r}, of whose shard no rows are gathered")
-    for look_up in program.segments.look_ups.values() if program.segments else ():
-        if home[look_up.table].blocks is None:
-            raise WrongError(f"program.segments looks up {look_up.table!r}, of whose shard no rows are gathered")
+    for value, look_up in (program.segments.look_ups if program.segments else {}).items():
+        _check_look_up(program, value, look_up.input, home[look_up.table])
     placed = {name for stage in manifest.stages for step in stage.steps for name in step.shards}
     for name in program.pinned:
         if shards[name].blocks is not None:
@@ -332,6 +331,19 @@ def _check_shards(manifest: ModuleManifest) -> None:
     for name in program.buffers:
         if home[name].name in placed | set(program.pinned):
             raise WrongError(f"program.buffers names {name!r}, which is in a stage")
+
+
+def _check_look_up(program: Program, value: str, ids: str, shard: Shard) -> None:
+    """What is looked up are rows of a table of numbers, one for each id; of texts it has one for every token."""
+    (table,) = shard.tensors[:1]
+    if shard.blocks is None or table.role != "rows":
+        raise WrongError(f"program.segments looks up {table.name!r}, of whose shard no rows are gathered")
+    assert program.segments is not None
+    found, expected = program.segments.values[value], (*program.inputs[ids].shape, table.shape[1])
+    if table.dtype != "F32" or found.dtype != "float32" or found.shape != expected:
+        raise WrongError(f"program.segments.values: {value!r} is {found}, its rows are {table.dtype} {expected}")
+    if program.texts is not None and table.shape[0] < program.texts.vocab_size:
+        raise WrongError(f"program.texts.vocab_size is more than the {table.shape[0]} rows of {table.name!r}")
 
 
 def _check_tables(manifest: Manifest) -> None:

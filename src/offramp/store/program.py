@@ -165,8 +165,12 @@ def program_of(tree: Any, where: str = "program") -> Program:
     )
     _require_text_inputs(program, where)
     for name, look_up in (program.segments.look_ups if program.segments else {}).items():
-        if program.inputs.get(look_up.input, Value("", ())).dtype != "int64":
+        ids = program.inputs.get(look_up.input, Value("", ()))
+        if ids.dtype not in ("int64", "int32"):
             raise WrongError(f"{where}.segments.look_ups: {name!r} is looked up by {look_up.input!r}, no input of ids")
+        made = {written for stage in program.segments.stages for written in stage.writes} if program.segments else ()
+        if name in program.inputs or name in made:
+            raise WrongError(f"{where}.segments.look_ups: {name!r} is another value already")
     return program
 
 
@@ -182,7 +186,7 @@ def _require_text_inputs(program: Program, where: str) -> None:
         return
     wrong = [
         name for name, value in program.inputs.items()
-        if name not in TEXT_INPUTS or value.dtype != "int64" or len(value.shape) != 2
+        if name not in TEXT_INPUTS or value.dtype != "int64" or len(value.shape) != 2 or 0 in value.shape
     ]  # fmt: skip
     if wrong or TEXT_INPUTS[0] not in program.inputs:
         raise WrongError(f"{where}.inputs: {wrong[0] if wrong else 'no ' + TEXT_INPUTS[0]!r} where texts go in")

@@ -12,9 +12,9 @@ import hashlib
 import os
 import shutil
 from pathlib import Path
-from typing import Callable, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
-from offramp.errors import DiskFullError, StoreError, UsageError
+from offramp.errors import DiskFullError, StageError, StoreError, UsageError
 from offramp.store import manifest as m
 from offramp.store.files import (
     Data,
@@ -64,7 +64,10 @@ class StoreWriter:
             raise
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: Any = None, error: Optional[BaseException] = None, trace: Any = None) -> None:
+        """What cannot be divided could not be the next time: nothing of it is kept."""
+        if isinstance(error, StageError) and self._lock >= 0:
+            shutil.rmtree(str(self.partial), ignore_errors=True)
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1

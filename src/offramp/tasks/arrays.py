@@ -5,7 +5,7 @@ Shapes: N records of a file, B of a batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ class Record:
             raise UsageError("the module takes arrays, and this is none", str(item)[:60], "give --input FILE.npz")
         if not isinstance(item, Mapping):
             item = {str(i): part for i, part in enumerate(item if isinstance(item, (tuple, list)) else [item])}
-        return cls({name: np.asarray(part) for name, part in item.items()})
+        return cls({name: _array(part) for name, part in item.items()})
 
     def read(self) -> bytes:
         """What tells it from others."""
@@ -66,6 +66,7 @@ class ArrayInputs:
         records = [Record.of(item) for item in items]
         for record in records:
             self._require(record)
+        require_alike(records, self._wanted)
         return {name: np.stack([record.arrays[name] for record in records]) for name in self._wanted}
 
     def encoding_bytes(self, items: Iterable[Any]) -> int:
@@ -78,6 +79,21 @@ class ArrayInputs:
         if found != wanted:
             told = ", ".join(f"{name}: {dtype}, {extents} extents" for name, (dtype, extents) in wanted.items())
             raise UsageError(f"the module takes ({told}), not ({record})", None, _REMEDY)
+
+
+def require_alike(records: Sequence[Record], names: Collection[str] | None = None) -> None:
+    """Raise UsageError unless arrays of one name have one shape, so that they can be a batch."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for record in records:
+        for name, array in record.arrays.items():
+            if (names is None or name in names) and shapes.setdefault(name, array.shape) != array.shape:
+                what = f"{name} is {list(array.shape)} in one record and {list(shapes[name])} in another"
+                raise UsageError(what, None, "give arrays of one shape, or one record at a time")
+
+
+def _array(part: Any) -> np.ndarray:
+    """Of an array or a number, or of a tensor, wherever it lies."""
+    return part.detach().cpu().numpy() if hasattr(part, "detach") else np.asarray(part)
 
 
 @dataclass(frozen=True, eq=False)

@@ -173,7 +173,7 @@ class TextEncoder:
             part = [token] if index is None else parts[index]
             ids += part
             types += [token_type] * len(part)
-        return ids, types
+        return (ids, types) if ids else ([self._encoder.pad_token], [0])  # an empty text without special tokens
 
     def _fitting_tokens(self, texts: Sequence[str], room: int) -> List[List[int]]:
         parts = [self._tokens(text) for text in texts]

@@ -58,7 +58,7 @@ def with_exits(model: PreTrainedModel, source: Path, form: str) -> WithExits:
     if form != DEFAULT_FORM:
         what = f"heads of the form {form!r} are for encoders of texts of the BERT family"
         raise SourceError(what, source, f"take {DEFAULT_FORM}")
-    return ModuleWithExits(model, points_of_folder(model.eval(), source))
+    return ModuleWithExits(model, points_of_folder(model.eval(), source), of_texts=not takes_images(source))
 
 
 def order_of(labels: Sequence[str], own: Sequence[str], folder: Path, *, keeps_head: bool) -> list[int]:

@@ -26,7 +26,7 @@ from offramp.models.points import ModuleWithExits, Point, answer_of, points_of
 from offramp.models.predict import to_tensors
 from offramp.policies.evidence import REGRESSION, SINGLE_LABEL
 from offramp.store.exits import DEFAULT_FORM
-from offramp.tasks.arrays import ArrayRows, Record
+from offramp.tasks.arrays import ArrayRows, Record, require_alike
 from offramp.training.checkpoint import Say, save_exits
 
 WEIGHTS = "model.safetensors"
@@ -40,7 +40,7 @@ class OwnModule:
 
         Raises SourceError for a module that gives no logits [B, C] of them.
         """
-        self.module, self._name = module.eval(), type(module).__name__
+        self.module, self._name = module.cpu().eval(), type(module).__name__
         self._problem, self._num_labels = (SINGLE_LABEL, len(labels)) if labels else (REGRESSION, 1)
         inputs = to_tensors(_rows(examples[:BATCH], not labels).batch(range(min(BATCH, len(examples)))))
         del inputs["labels"]
@@ -90,10 +90,12 @@ class OwnModule:
             shape = list(answer_of(self.module, inputs).shape)
         if shape != wanted:
             raise SourceError(f"the module answers {shape}, not logits {wanted}", self._name, "give as many labels")
-        positional = [inputs[name] for name in sorted(inputs) if name.isdigit()]
+        positional = [inputs[name] for name in sorted(inputs, key=lambda name: (len(name), name)) if name.isdigit()]
         return points_of(self.module, tuple(positional) if positional else inputs)
 
 
 def _rows(examples: Sequence[tuple[Any, int | float]], is_regression: bool) -> ArrayRows:
     labels_N = np.array([label for _, label in examples], np.float32 if is_regression else np.int64)
-    return ArrayRows([Record.of(item) for item, _ in examples], labels_N)
+    records = [Record.of(item) for item, _ in examples]
+    require_alike(records)
+    return ArrayRows(records, labels_N)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -56,7 +57,8 @@ def train_exits(
         tune: the same, never trained on.
         out: the run folder. transformers loads it as it is; the exits lie beside the model. Of a module it holds the
             weights and the exits, for `offramp.divide(module, ..., exits=out)`. An interrupted training is gone on
-            with; a run of the same configuration that is whole is measured again, and nothing else.
+            with, of a module where it has the weights again that it began with; a run of the same configuration that is
+            whole is measured again, and nothing else.
         labels: the name of each label id; none: a regression. A classifier of the same labels keeps their order.
         metrics: keys of `tasks.metrics.METRICS`; accuracy, or Pearson and Spearman, if none.
         settings: the defaults of `TrainSettings` if None.
@@ -72,6 +74,7 @@ def train_exits(
     or accelerate.
     """
     settings = settings or TrainSettings()
+    train, tune = (_with_plain_labels(part, bool(labels)) for part in (train, tune))
     for name, examples in (("train", train), ("tune", tune)):
         _require_examples(name, examples, len(labels))
     _require_libraries()
@@ -93,19 +96,19 @@ def train_exits(
     train, tune = ([(text, ids[int(label)] if ids else label) for text, label in part] for part in (train, tune))
     job = _Job(subject, where, train, tune, named, tuple(metrics) or default_metrics(labels), settings, progress)
     config = _config(job, data or {})
-    with quiet_libraries():
-        if is_finished(out, config):
-            progress(f"trained before: {out}")
-        elif is_first_process():
-            with run_folder(out, config) as folder:
-                _train(job, folder)
-        else:
-            _train(job, await_folder(out))
-            await_run(out, config)
-        try:
+    try:
+        with quiet_libraries():
+            if is_finished(out, config):
+                progress(f"trained before: {out}")
+            elif is_first_process():
+                with run_folder(out, config) as folder:
+                    _train(job, folder)
+            else:
+                _train(job, await_folder(out))
+                await_run(out, config)
             return _measure(job, out)
-        finally:
-            subject.leave()
+    finally:
+        subject.leave()
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,7 @@ def _fit_model(job: _Job, model: WithExits, folder: Path) -> None:
     rows = _rows(job, job.train)
     place = checkpoints(folder, "model")
     done = last_checkpoint(place)
-    job.progress(f"training {len(model.heads) + 1} exits on {len(rows)} texts{_from(done)}")
+    job.progress(f"training {len(model.heads) + 1} exits on {len(rows)} rows{_from(done)}")
     fit(model, rows, job.settings, place, done, job.progress)
 
 
@@ -162,7 +165,7 @@ def _fit_heads(job: _Job, model: WithExits, folder: Path) -> None:
     rows = _rows(job, spread(job.train, MAX_HEADS_ROWS))
     place = checkpoints(folder, "heads")
     done = last_checkpoint(place)
-    job.progress(f"training {len(model.heads)} heads alone on {len(rows)} texts{_from(done)}")
+    job.progress(f"training {len(model.heads)} heads alone on {len(rows)} rows{_from(done)}")
     place.mkdir(parents=True, exist_ok=True)
     model.to(device())  # the Trainer would move the heads alone
     pooled = pool_rows(model, rows, job.settings.batch_size, place / f"pooled-{_rank()}.npy")
@@ -181,7 +184,7 @@ def _measure(job: _Job, folder: Path) -> ExitMetrics:
     from offramp.tasks.metrics import score_exits
 
     rows = _rows(job, job.tune)
-    job.progress(f"measuring the exits on {len(rows)} texts")
+    job.progress(f"measuring the exits on {len(rows)} rows")
     logits_KNC = predict(job.subject.saved(folder), rows, job.settings.batch_size)
     return ExitMetrics(tuple(score_exits(job.metrics, rows.labels_N, logits_KNC)), logits_KNC)
 
@@ -203,6 +206,17 @@ def _config(job: _Job, data: Mapping[str, Any]) -> dict[str, Any]:
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
         **{key: value for key, value in asdict(job.settings).items() if key not in left_out},
     }
+
+
+def _with_plain_labels(examples: Examples, are_ids: bool) -> Examples:
+    """Labels as Python's own numbers: those of NumPy and torch are no JSON."""
+
+    def plain(label: Any) -> Any:
+        if not are_ids:
+            return float(label)
+        return operator.index(label) if hasattr(label, "__index__") else label  # what is none is refused next
+
+    return [(item, plain(label)) for item, label in examples]
 
 
 def _require_examples(name: str, examples: Examples, num_labels: int) -> None:

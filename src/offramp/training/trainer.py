@@ -124,6 +124,13 @@ class ExitTrainer(Trainer):
         loss = losses[0] if last_only else self._joint(losses, logits)
         return (loss, logits) if return_outputs else loss
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Tied weights under one of their names: safetensors has no other way, and loading one loads all."""
+        found = cast(nn.Module, self.model).state_dict() if state_dict is None else state_dict
+        first = {(tensor.data_ptr(), tensor.shape, tensor.dtype): name for name, tensor in reversed(found.items())}
+        once = {name: tensor for name, tensor in found.items() if not tensor.numel() or name in first.values()}
+        super()._save(output_dir, state_dict=once)
+
     def _last_only(self) -> bool:
         loss, state = self.settings.loss, self.state
         return loss == "last" or (loss == "mixed" and state.global_step < MIXED_SHARE * state.max_steps)
