@@ -395,7 +395,7 @@ def latency(records: Records) -> Section:
         f" {any_model.PASSES} passes a round, rounds interleaved, each rival in a process of its own. resident:"
         " transformers with all weights in memory; streamed: `offramp.stream` with a `weight_budget` of two of the"
         ' largest stages; disk: `device_map={"": "disk"}`. Ratios within a round: median (least..most). Peak: of the'
-        " whole process. Weights are copied from the page cache by a thread of its own, which takes time from those"
+        " whole process. Weights are copied from the page cache by two threads of their own, which take time from those"
         " that compute where no core is to spare."
         f" Answers of streamed and resident are {'equal bit for bit' if equal else '**not** equal'}."
     )

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offramp.division.segments import Graph, Node, cut, has_hidden, with_inputs
+from offramp.division.segments import Graph, Node, cut, has_hidden, is_for_heads, with_inputs
 from offramp.errors import StageError
 from offramp.store.program import Call, Flow, LookUp, Program, Texts, Value
 
@@ -270,3 +270,17 @@ def test_an_exit_on_texts_needs_a_place_for_each_token():
         program = replace(program, texts=texts, inputs={"input_ids": Value("int64", (2, length))})
         segments, _ = cut(graph_of(nodes, ["b"]), program)
         assert has_hidden(segments, program, 1) is stands
+
+
+@pytest.mark.parametrize(
+    ("hidden", "stands"),
+    [
+        (WIDE, True),
+        (Value("int64", (2, 5, 4)), False),
+        (Value("bfloat16", (2, 5, 4)), False),
+        (Value("float32", (2,)), False),
+    ],
+)
+def test_an_exit_needs_what_a_head_can_read(hidden, stands):
+    """Ids flow alone too, before they are looked up."""
+    assert is_for_heads(hidden) is stands

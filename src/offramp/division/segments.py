@@ -167,12 +167,15 @@ def has_hidden(segments: Segments, program: Program, stage: int) -> bool:
     flow, reads = program.flows[stage], segments.stages[stage].reads
     if flow.hidden is None or not reads or not _is_like(segments.values[reads[0]], flow.values[flow.hidden]):
         return False
-    return program.texts is None or is_of_tokens(flow.values[flow.hidden], program.inputs[TEXT_INPUTS[0]].shape)
+    ids_shape = None if program.texts is None else program.inputs[TEXT_INPUTS[0]].shape
+    return is_for_heads(flow.values[flow.hidden], ids_shape)
 
 
-def is_of_tokens(hidden: Value, ids_shape: tuple[int, ...]) -> bool:
-    """Whether a hidden state [B, S, H] has a place for each of the tokens [B, S]."""
-    return len(hidden.shape) == 3 and hidden.shape[:2] == ids_shape
+def is_for_heads(hidden: Value, ids_shape: tuple[int, ...] | None = None) -> bool:
+    """Whether a head can read a hidden state: float32, rows and a width; of texts [B, S] a place for each token."""
+    if hidden.dtype != "float32" or len(hidden.shape) < 2:
+        return False
+    return ids_shape is None or (len(hidden.shape) == 3 and hidden.shape[:2] == ids_shape)
 
 
 def _is_like(value: Value, other: Value) -> bool:

@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from offramp.division.capture import Arguments, tensors_of, trace_run
 from offramp.division.placeholders import sizes_of, weights_of
-from offramp.division.segments import is_of_tokens
+from offramp.division.segments import is_for_heads
 from offramp.division.stages import plan_stages
 from offramp.errors import SourceError
 from offramp.models.segment_backend import pool
@@ -51,7 +51,7 @@ def points_of(module: nn.Module, inputs: Any, *, of_texts: bool = False) -> list
         hidden = None if flow.hidden is None else flow.values[flow.hidden]
         if flow.start is None or hidden is None:
             continue
-        if not of_texts or is_of_tokens(hidden, tuple(inputs[TEXT_INPUTS[0]].shape)):
+        if is_for_heads(hidden, tuple(inputs[TEXT_INPUTS[0]].shape) if of_texts else None):
             found.append((flow.start, width_of(hidden)))
     return found
 
