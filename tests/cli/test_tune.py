@@ -98,7 +98,7 @@ def test_without_a_profile_one_is_measured_and_remembered(run, made, tmp_path, m
 def test_a_batch_of_several_has_its_own_profile_and_policy(run, refused, tune, made, tmp_path):
     said = run("bench", made / "store", "--save-profile", tmp_path / "four.json", "--batch", 4, *TIGHT)
     assert said.code == 0, said.err
-    assert said.out.splitlines()[-1] == "a text's share of passes of 4 rows"
+    assert said.out.splitlines()[-1] == "an input's share of passes of 4 rows"
     profile = load_profile(tmp_path / "four.json")
     assert profile.batch == 4
     share = f"{1e3 * profile.seconds[0][0] / 4:.2f} ms"
