@@ -45,6 +45,12 @@ def test_labels_are_names_ids_or_numbers(tmp_path):
     assert load_arrays(tmp_path / "ids.npz", None, "label").labels == tuple(map(str, range(12)))
     known = load_arrays(None, tmp_path / "ids.npz", "label", labels=tuple(f"class {i}" for i in range(12)))
     assert [row.label for row in known.examples["dev"][:3]] == [0, 1, 2] and set(known.examples) == {"dev"}
+    write(tmp_path / "many.npz", num=120, label=np.linspace(0, 1, 120))
+    with pytest.raises(UsageError, match=r"120 different numbers.*--regression"):
+        load_arrays(tmp_path / "many.npz", None, "label")
+    write(tmp_path / "one.npz", label=np.zeros(60, np.int64))
+    with pytest.raises(UsageError, match="1 different labels"):
+        load_arrays(tmp_path / "one.npz", None, "label")
     write(tmp_path / "values.npz", label=np.linspace(0, 1, 60))
     values = load_arrays(tmp_path / "values.npz", tmp_path / "values.npz", "label", labels=())
     assert values.metrics == ("pearson", "spearman") and values.examples["dev"][-1].label == 1.0

@@ -29,7 +29,7 @@ from offramp.measure import median, percentile
 from offramp.runtime.course import course_of
 from offramp.store import Store
 from offramp.store.exits import read_exits
-from offramp.tasks.arrays import Record
+from offramp.tasks.arrays import Record, stacked
 from offramp.tasks.examples import Splits, digest, spread
 from offramp.tasks.images import Image
 from offramp.tasks.metrics import paired_interval, score
@@ -262,9 +262,8 @@ def _has_room(store: Store, rival: Rival, words: Sequence[str], say: Say) -> boo
 def _write_inputs(sample: Sample, folder: Path) -> Path:
     """As `offramp run` reads them: lines of texts, a zip of images whose names are in order, or arrays."""
     if all(isinstance(text, Record) for text in sample.texts):
-        arrays = [text.arrays for text in sample.texts if isinstance(text, Record)]
-        stacked: dict[str, Any] = {name: np.stack([each[name] for each in arrays]) for name in arrays[0]}
-        np.savez(folder / "inputs.npz", **stacked)
+        arrays: dict[str, Any] = stacked([text for text in sample.texts if isinstance(text, Record)])
+        np.savez(folder / "inputs.npz", **arrays)
         return folder / "inputs.npz"
     if any(isinstance(text, Image) for text in sample.texts):
         path = folder / "inputs.zip"

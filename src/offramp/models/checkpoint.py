@@ -45,10 +45,10 @@ def load_classifier(folder: Path) -> WithExits | PreTrainedModel:
     if not description.trained:
         raise SourceError("the exits were never trained", folder, "train them, or remove their two files")
     points = [(Call(module, number), width) for module, number, width in description.points]
-    is_named = has_known_names(folder) and not takes_images(folder)
-    of_texts = not takes_images(folder)
     with_exits = (
-        ModelWithExits(model, description.form) if is_named else ModuleWithExits(model, points, of_texts=of_texts)
+        ModelWithExits(model, description.form)
+        if has_known_names(folder)
+        else ModuleWithExits(model, points, of_texts=not takes_images(folder))
     )
     try:
         with_exits.load_exits(load_file(tensors))

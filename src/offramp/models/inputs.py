@@ -63,16 +63,18 @@ def takes_images(folder: Path) -> bool:
 
 
 def has_known_names(folder: Path) -> bool:
-    """Whether a model folder is of a family whose tensors offramp knows by name, so that it is never run to be divided.
-    Exits stand after each layer there, else where a run tells.
+    """Whether a model folder is of texts, and of a family whose tensors offramp knows by name, so that it is never run
+    to be divided. Exits stand after each layer there, else where a run tells.
     """
+    if takes_images(folder):
+        return False
     with open_source(folder) as source:
         return source.config.get("model_type") in FAMILIES
 
 
 def facts_of(folder: Path) -> Facts:
     """Of a model folder. Raises SourceError for one that can have no exits."""
-    if has_known_names(folder) and not takes_images(folder):
+    if has_known_names(folder):
         with open_source(folder) as source:
             encoder = source.encoder()
         sizes = (encoder.num_layers, encoder.hidden_size, encoder.max_length)

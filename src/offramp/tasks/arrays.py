@@ -16,6 +16,7 @@ import numpy as np
 from offramp.errors import UsageError
 from offramp.tasks.examples import Example, Splits, cut, parse_label
 from offramp.tasks.metrics import default_metrics
+from offramp.tasks.own import in_order
 
 SUFFIX = ".npz"
 _REMEDY = "save the arrays with numpy.savez, by argument; the first extent of each counts records"
@@ -67,7 +68,7 @@ class ArrayInputs:
         for record in records:
             self._require(record)
         require_alike(records, self._wanted)
-        return {name: np.stack([record.arrays[name] for record in records]) for name in self._wanted}
+        return stacked(records, self._wanted)
 
     def encoding_bytes(self, items: Iterable[Any]) -> int:
         """The most that stacking one of these takes."""
@@ -79,6 +80,11 @@ class ArrayInputs:
         if found != wanted:
             told = ", ".join(f"{name}: {dtype}, {extents} extents" for name, (dtype, extents) in wanted.items())
             raise UsageError(f"the module takes ({told}), not ({record})", None, _REMEDY)
+
+
+def stacked(records: Sequence[Record], names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
+    """Argument -> [B, ...], of all records; `names`: these arguments alone."""
+    return {name: np.stack([record.arrays[name] for record in records]) for name in names or records[0].arrays}
 
 
 def require_alike(records: Sequence[Record], names: Collection[str] | None = None) -> None:
@@ -113,16 +119,15 @@ class ArrayRows:
 
     def batch(self, indices: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
         """Each argument [B, ...], and `labels` [B]."""
-        chosen = [self.records[int(index)].arrays for index in indices]
-        return {
-            **{name: np.stack([arrays[name] for arrays in chosen]) for name in chosen[0]},
-            "labels": self.labels_N[indices],
-        }
+        return {**stacked([self.records[int(index)] for index in indices]), "labels": self.labels_N[indices]}
 
 
-def records_at(path: Path, leave_out: str | None = None) -> list[Record]:
-    """The records of an .npz file; `leave_out` names an array that is no input. Raises UsageError."""
-    arrays = {name: array for name, array in _arrays(path).items() if name != leave_out}
+def records_at(path: Path) -> list[Record]:
+    """The records of an .npz file. Raises UsageError."""
+    return _records(_arrays(path), path)
+
+
+def _records(arrays: Mapping[str, np.ndarray], path: Path) -> list[Record]:
     counts = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
     if not counts or len(set(counts.values())) != 1 or not next(iter(counts.values())):
         told = ", ".join(f"{name}: {count}" for name, count in counts.items())
@@ -142,33 +147,39 @@ def load_arrays(
         labels: the name of each label id; none: a regression. None: those that the train file has, sorted.
 
     Scores are accuracy, or Pearson's and Spearman's correlations. Raises UsageError for arrays that do not fit
-    together, a label that is none of `labels`, an empty split.
+    together, a label that is none of `labels`, fewer than two labels, so many numbers that they are values, an empty
+    split.
     """
     first = train or dev
     if first is None:
         raise UsageError("no records", None, f"name a file that ends in {SUFFIX}")
+    labelled = {path: _labelled(path, label) for path in (train, dev) if path is not None}
     if labels is None:
-        labels = sorted({str(found) for found in _labels(first, label)}, key=lambda name: (len(name), name))
-    examples = {} if train is None else cut(_examples(train, label, labels), dev is not None, split_seed)
+        labels = in_order({str(found) for found in labelled[first][1]}, label, first)
+    examples = {} if train is None else cut(_examples(train, *labelled[train], labels), dev is not None, split_seed)
     if dev is not None:
-        examples["dev"] = list(_examples(dev, label, labels))
+        examples["dev"] = list(_examples(dev, *labelled[dev], labels))
     splits = Splits(first.stem, tuple(labels), default_metrics(labels), examples, cuts_dev=dev is None)
     return splits.require_examples(first)
 
 
-def _examples(path: Path, label: str, labels: Sequence[str]) -> Iterator[Example[Record]]:
-    records, found = records_at(path, label), _labels(path, label)
-    if len(found) != len(records):
-        raise UsageError(f"{len(records)} records and {len(found)} labels", path, _REMEDY)
+def _examples(
+    path: Path, records: Sequence[Record], found: np.ndarray, labels: Sequence[str]
+) -> Iterator[Example[Record]]:
     for index, (record, name) in enumerate(zip(records, found, strict=True)):
         yield Example(record, parse_label(str(name), labels, f"{path}[{index}]"))
 
 
-def _labels(path: Path, label: str) -> np.ndarray:
+def _labelled(path: Path, label: str) -> tuple[list[Record], np.ndarray]:
+    """The records of a file, and the label of each."""
     arrays = _arrays(path)
     if label not in arrays or arrays[label].ndim != 1:
         raise UsageError(f"no array {label!r} of labels, found {', '.join(arrays)}", path, "name it by --label-column")
-    return arrays[label]
+    found = arrays.pop(label)
+    records = _records(arrays, path)
+    if len(found) != len(records):
+        raise UsageError(f"{len(records)} records and {len(found)} labels", path, _REMEDY)
+    return records, found
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:

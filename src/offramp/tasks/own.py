@@ -51,12 +51,18 @@ def load_own(
 
 
 def _labels(train: Path, column: str) -> list[str]:
-    found = {label for row in read_table(train) if (label := field(row, column)).strip()}
+    return in_order({label for row in read_table(train) if (label := field(row, column)).strip()}, column, train)
+
+
+def in_order(found: set[str], column: str, where: object) -> list[str]:
+    """The labels of a column, sorted. Raises UsageError for fewer than two, and for so many numbers that they are
+    values.
+    """
     if len(found) < 2:
         what = f"column {column!r} has {len(found)} different labels"
-        raise UsageError(what, train, "a classifier needs at least two; --regression for values")
+        raise UsageError(what, where, "a classifier needs at least two; --regression for values")
     if len(found) > len(_MANY) and all(_is_number(label) for label in found):
-        raise UsageError(f"column {column!r} has {len(found)} different numbers", train, "--regression for values")
+        raise UsageError(f"column {column!r} has {len(found)} different numbers", where, "--regression for values")
     return sorted(found, key=_natural)
 
 

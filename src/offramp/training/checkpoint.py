@@ -53,7 +53,7 @@ def require_trainable(folder: Path, max_length: int) -> tuple[Facts, str]:
 
 def with_exits(model: PreTrainedModel, source: Path, form: str) -> WithExits:
     """The model with a new head at each place for an exit. Raises SourceError for a form that it cannot have."""
-    if has_known_names(source) and not takes_images(source):
+    if has_known_names(source):
         return ModelWithExits(model, form)
     if form != DEFAULT_FORM:
         what = f"heads of the form {form!r} are for encoders of texts of the BERT family"
