@@ -9,23 +9,25 @@ from offramp.runtime.profile import DeviceProfile
 NUM_EXITS = 3
 PASS = (0.4, 0.8, 1.2)
 """Seconds of a pass of 4 rows to each exit, whatever their lengths."""
+SINGLE = (0.25, 0.5, 0.75)
+"""Of a pass of one row."""
 BYTES = (10.0, 30.0, 60.0)
 """Of each of 4 rows that leave together."""
 
 
-def make_profile(reads=(0.0, 0.0, 0.0), batch=4):
-    heads = (0.0,) * (NUM_EXITS - 1)
+def make_profile(single=SINGLE, gather=0.0, batch=4, after=(0.0, 0.0, 0.0)):
+    heads, reads = (0.0,) * (NUM_EXITS - 1), (0.0,) * NUM_EXITS
     return DeviceProfile(
-        {"batch": batch}, (8,), (PASS,), (PASS,), (PASS,), (heads,), (PASS,), reads, reads, BYTES, 3
+        {"batch": batch}, (8,), (PASS,), (PASS,), (PASS,), (heads,), 0.0, (PASS,), reads, reads, BYTES, (single,),
+        (gather,), after, 3,
     )  # fmt: skip
 
 
 def shares(profile, exits):
     """Seconds and bytes a text as shares, and with what they leave out."""
-    exit_N = np.array(exits)
-    costs, lengths_N = profile.costs(), np.full(len(exits), 8)
-    seconds = costs.at(lengths_N)[np.arange(len(exits)), exit_N - 1].mean()
-    more = beyond_shares(profile, costs, lengths_N, exit_N)
+    exit_N, lengths_N = np.array(exits), np.full(len(exits), 8)
+    seconds = profile.costs().at(lengths_N)[np.arange(len(exits)), exit_N - 1].mean()
+    more = beyond_shares(profile, 1, lengths_N, exit_N)
     return seconds, seconds + more[0], np.array(BYTES)[exit_N - 1].mean() + more[1]
 
 
@@ -36,39 +38,52 @@ def test_texts_that_run_together_are_as_long_as_the_longest():
     assert padded(lengths_N, 10).tolist() == [9] * 7
 
 
-def test_without_reads_seconds_are_shares():
-    share, seconds, _ = shares(make_profile(), [1, 1, 1, 3, 2, 2, 3, 3])
-    assert seconds == share == pytest.approx((3 * 0.1 + 0.3 + 2 * 0.2 + 2 * 0.3) / 8)
+def test_where_one_row_takes_its_share_seconds_are_shares():
+    proportional = make_profile(single=(0.1, 0.2, 0.3))
+    share, seconds, _ = shares(proportional, [1, 1, 1, 3, 2, 2, 3, 3])
+    assert seconds == pytest.approx(share) == pytest.approx((3 * 0.1 + 0.3 + 2 * 0.2 + 2 * 0.3) / 8)
 
 
-def test_a_layer_that_one_row_comes_to_is_read_for_it_alone():
-    """The pass takes 0.4 s, and then twice what reading takes, 0.3 s, and not the row's share, 0.1 s."""
-    share, seconds, num_bytes = shares(make_profile(reads=(0.3, 0.3, 0.3)), [1, 1, 1, 3])
+def test_a_layer_that_one_row_comes_to_takes_what_one_row_takes():
+    """The pass takes 0.4 s, and then twice 0.25 s, and not the row's share, 0.1 s."""
+    share, seconds, num_bytes = shares(make_profile(), [1, 1, 1, 3])
     assert 4 * share == pytest.approx(0.4 + 0.1 + 0.1)
-    assert 4 * seconds == pytest.approx(0.4 + 0.3 + 0.3)
+    assert 4 * seconds == pytest.approx(0.4 + 0.25 + 0.25)
     assert 4 * num_bytes == pytest.approx(4 * 10 + 4 * 20 + 4 * 30), "all that three layers hold"
 
 
-def test_what_reading_takes_is_at_most_what_the_whole_pass_took():
-    _, seconds, _ = shares(make_profile(reads=(9.0, 9.0, 9.0)), [1, 1, 1, 2])
-    assert 4 * seconds == pytest.approx(0.4 + 0.4)
+def test_between_one_row_and_all_of_them_a_line_is_drawn():
+    _, seconds, _ = shares(make_profile(), [1, 2, 2, 2])
+    assert 4 * seconds == pytest.approx(0.4 + 0.25 + (0.4 - 0.25) * 2 / 3)
 
 
-def test_reads_that_the_rows_hide_take_nothing_more():
-    share, seconds, _ = shares(make_profile(reads=(0.1, 0.1, 0.1)), [1, 1, 3, 3])
-    assert seconds == pytest.approx(share)
+def test_rows_that_leave_together_take_nothing_more():
+    for exits in ([1] * 4, [3] * 4, [2] * 4 + [1] * 4):
+        share, seconds, _ = shares(make_profile(gather=0.05), exits)
+        assert seconds == pytest.approx(share)
 
 
-def test_each_batch_reads_for_itself():
-    one = shares(make_profile(reads=(0.3, 0.3, 0.3)), [1, 1, 1, 3])
-    assert shares(make_profile(reads=(0.3, 0.3, 0.3)), [1, 1, 1, 3] * 5) == pytest.approx(one)
-    together = shares(make_profile(reads=(0.3, 0.3, 0.3)), [1, 1, 1, 1, 3, 3, 3, 3])
-    assert together[1] == together[0]
+def test_each_time_that_some_leave_and_some_stay_rows_are_gathered():
+    none, some = (shares(make_profile(gather=gather), [1, 1, 2, 3])[1] for gather in (0.0, 0.05))
+    assert 4 * (some - none) == pytest.approx(2 * 0.05)
+
+
+def test_what_was_left_in_caches_is_counted_by_the_deepest_of_a_batch():
+    after = (-0.1, 0.0, 0.2)
+    for batch, exits, more in ((1, [1, 1, 3, 2], -0.1 - 0.1 + 0.2), (4, [1, 1, 1, 3, 1, 1, 2, 1], 0.2)):
+        plain, cached = (shares(make_profile(batch=batch, after=each), exits)[1] for each in ((0.0,) * 3, after))
+        assert len(exits) * (cached - plain) == pytest.approx(more)
+
+
+def test_each_batch_pays_for_itself():
+    one = shares(make_profile(gather=0.05), [1, 1, 1, 3])
+    assert shares(make_profile(gather=0.05), [1, 1, 1, 3] * 5) == pytest.approx(one)
+    together = shares(make_profile(), [1, 1, 1, 1, 3, 3, 3, 3])
+    assert together[1] == pytest.approx(together[0])
     assert together[2] == pytest.approx((10 + 60) / 2)
 
 
 @pytest.mark.parametrize("exits", [[1, 2, 3], [3], [1, 1]])
 def test_texts_that_run_alone_pay_what_they_take(exits):
-    profile = make_profile(reads=(9.0, 9.0, 9.0), batch=1)
-    lengths_N = np.full(len(exits), 8)
-    assert beyond_shares(profile, profile.costs(), lengths_N, np.array(exits)) == (0.0, 0.0)
+    profile = make_profile(gather=9.0, batch=1)
+    assert beyond_shares(profile, 1, np.full(len(exits), 8), np.array(exits)) == (0.0, 0.0)

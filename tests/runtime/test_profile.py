@@ -2,30 +2,29 @@
 
 import dataclasses
 import json
+import time
 
 import pytest
 
 from offramp.errors import RefusedError, StoreError, UsageError
 from offramp.runtime import Classifier, Settings
-from offramp.runtime import profile as profile_module
+from offramp.runtime import profiler as profiler_module
 from offramp.runtime.profile import (
     DeviceProfile,
     cached_profile,
     fingerprint_of,
     load_profile,
-    measure_profile,
-    profile_lengths,
     require_here,
     save_profile,
-    scheduled_policy,
 )
+from offramp.runtime.profiler import Profiler, Scheduled, measure_profile, profile_lengths
 from tests.toy import MAX_LENGTH, Toy, ToyBackend, ToyTextEncoder
 
 NUM_EXITS = 4
 
 
 def open_scheduled(store, num_rows=1):
-    return Classifier(store, ToyBackend(), ToyTextEncoder(), scheduled_policy(), Settings(1 << 40, num_rows))
+    return Classifier(store, ToyBackend(), ToyTextEncoder(), Scheduled(), Settings(1 << 40, num_rows))
 
 
 @pytest.fixture(scope="module")
@@ -35,25 +34,66 @@ def measured(shelf):
 
 
 def test_every_exit_of_every_length_is_timed(measured):
-    assert measured.lengths == (8, 12)
+    assert measured.lengths == (4, 8, 12)
     assert measured.num_exits == NUM_EXITS
     for name in ("seconds", "seconds_p99", "step_seconds_p99", "compute_seconds"):
         table = getattr(measured, name)
-        assert [len(row) for row in table] == [NUM_EXITS] * 2
+        assert [len(row) for row in table] == [NUM_EXITS] * 3
         assert all(seconds > 0 for row in table for seconds in row), name
-    assert [len(row) for row in measured.head_seconds] == [NUM_EXITS - 1] * 2
-    assert measured.num_rounds == profile_module.NUM_ROUNDS
+    assert [len(row) for row in measured.head_seconds] == [NUM_EXITS - 1] * 3
+    assert measured.num_rounds == profiler_module.NUM_ROUNDS
     assert len(measured.bytes_read) == len(measured.read_seconds) == NUM_EXITS
 
 
-def test_tails_are_not_below_medians(measured):
+def test_tails_are_not_below_means(measured):
     for middle, tail in zip(measured.seconds, measured.seconds_p99, strict=True):
         assert all(low <= high for low, high in zip(middle, tail, strict=True))
 
 
+def test_seconds_add_up_to_what_all_passes_took(shelf, monkeypatch):
+    monkeypatch.setattr(profiler_module, "_SLOWEST", 1e9)  # a toy's passes are so short that any noise is far out
+    with open_scheduled(shelf.open(Toy())) as classifier:
+        profiler = Profiler(classifier, MAX_LENGTH)
+        for _ in range(5):
+            profiler.run_round()
+        profile, passes = profiler.profile(), len(profiler.lengths) * NUM_EXITS
+        round_seconds = [
+            sum(classifier.latencies[start : start + passes])  # then come two of each length that compare heads
+            for start in range(0, len(classifier.latencies), passes + 2 * len(profiler.lengths))
+        ]
+    assert profile.num_rounds == len(round_seconds) == 5
+    assert 5 * sum(map(sum, profile.seconds)) == pytest.approx(sum(round_seconds)), "means, not medians"
+
+
+def test_a_pass_after_a_short_one_may_be_faster(shelf):
+    """A backend that takes longer the more layers ran in the pass before, as caches make it."""
+    store, clock = shelf.open(Toy()), {"steps": 0, "before": 0}
+    with open_scheduled(store) as classifier:
+        begin, step = classifier.backend.begin, classifier.backend.step
+
+        def slow_begin(*arguments):
+            clock["before"], clock["steps"] = clock["steps"], 0
+            time.sleep(0.001 * clock["before"])
+            return begin(*arguments)
+
+        def counted(*arguments):
+            clock["steps"] += 1
+            return step(*arguments)
+
+        classifier.backend.begin, classifier.backend.step = slow_begin, counted
+        profiler = Profiler(classifier, 4)
+        for _ in range(15):
+            profiler.run_round()
+        after = profiler.profile().after_seconds
+    assert list(after) == sorted(after)
+    assert after[0] < 0 < after[-1]
+
+
 def test_heads_that_never_run_are_left_out():
     row, heads = (1.0, 2.0, 3.0, 4.0), (0.1, 0.1, 0.1)
-    profile = DeviceProfile({}, (8,), (row,), (row,), (row,), (heads,), (row,), row, row, row, 3)
+    profile = DeviceProfile(
+        {}, (8,), (row,), (row,), (row,), (heads,), 0.0, (row,), row, row, row, (row,), (0.0,), row, 3
+    )
     assert profile.costs().seconds == (row,)
     assert profile.costs(3).seconds[0] == pytest.approx((1.0, 1.9, 2.8, 3.8))
     assert profile.costs(4).seconds[0] == pytest.approx((1.0, 1.9, 2.8, 3.7))
@@ -61,14 +101,16 @@ def test_heads_that_never_run_are_left_out():
 
 def test_noise_does_not_turn_the_order_of_exits_round():
     row = (2.0, 1.0, 3.0)
-    profile = DeviceProfile({}, (8,), (row,), (row,), (row,), ((0.0, 0.0),), (row,), row, row, row, 3)
+    profile = DeviceProfile(
+        {}, (8,), (row,), (row,), (row,), ((0.0, 0.0),), 0.0, (row,), row, row, row, (row,), (0.0,), row, 3
+    )
     seconds = profile.costs().seconds[0]
     assert seconds[0] == 2.0 < seconds[1] < seconds[2] == 3.0
 
 
 def test_rows_of_a_pass_share_its_seconds():
     row, heads = (1.0, 2.0, 3.0, 4.0), (0.1, 0.1, 0.1)
-    tables = ((8,), (row,), (row,), (row,), (heads,), (row,), row, row, row, 3)
+    tables = ((8,), (row,), (row,), (row,), (heads,), 0.0, (row,), row, row, row, (row,), (0.0,), row, 3)
     single, several = DeviceProfile({}, *tables), DeviceProfile({"batch": 4}, *tables)
     assert (single.batch, several.batch) == (1, 4)
     for first in (1, 3):
@@ -83,8 +125,12 @@ def test_passes_have_as_many_rows_as_the_classifier_runs_together(shelf, measure
         step = classifier.backend.step
         classifier.backend.step = lambda state, *rest: rows.append(state.num_rows) or step(state, *rest)
         profile = measure_profile(classifier, MAX_LENGTH, lambda line: None, max_seconds=1e-6)
-    assert set(rows) == {3}
+    assert set(rows) == {1, 2, 3}, "all together, alone, and leaving one after another"
     assert (profile.batch, measured.batch) == (3, 1)
+    assert all(single > 0 for row in profile.single_seconds for single in row)
+    assert all(seconds > 0 for seconds in profile.gather_seconds)
+    assert measured.single_seconds == measured.seconds
+    assert measured.gather_seconds == (0.0, 0.0, 0.0)
     assert profile.fingerprint == {**measured.fingerprint, "batch": 3}
     assert all(0 < several < one for several, one in zip(profile.bytes_read, measured.bytes_read, strict=True))
 
@@ -101,15 +147,15 @@ def test_a_profile_of_another_batch_size_is_refused(measured):
 
 
 def test_lengths_double_up_to_the_longest():
-    assert profile_lengths(128) == (8, 16, 32, 64, 128)
-    assert profile_lengths(100) == (8, 16, 32, 64, 100)
-    assert profile_lengths(5) == (5,)
+    assert profile_lengths(128) == (4, 8, 16, 32, 64, 128)
+    assert profile_lengths(100) == (4, 8, 16, 32, 64, 100)
+    assert profile_lengths(5) == (4, 5)
 
 
 def test_a_slow_machine_is_measured_in_fewer_rounds(shelf):
     with open_scheduled(shelf.open(Toy())) as classifier:
         profile = measure_profile(classifier, 8, lambda line: None, max_seconds=1e-6)
-    assert profile.num_rounds == profile_module.LEAST_ROUNDS
+    assert profile.num_rounds == profiler_module.LEAST_ROUNDS
 
 
 def test_profiles_read_back(measured, tmp_path):

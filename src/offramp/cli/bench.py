@@ -104,19 +104,14 @@ def _profile(args: argparse.Namespace) -> int:
 
     import offramp
     from offramp.experiments.bench import random_length
-    from offramp.runtime.profile import (
-        cached_profile,
-        fingerprint_of,
-        measure_profile,
-        save_profile,
-        scheduled_policy,
-    )
+    from offramp.runtime.profile import cached_profile, fingerprint_of, save_profile
+    from offramp.runtime.profiler import Scheduled, measure_profile
 
     if args.batch == "bulk":
         raise UsageError("a profile is of a fixed number of rows", None, "give --batch 8, or another number")
     longest = random_length(args.store, args.max_length)
     budget = None if args.budget is None else _size(args.budget)
-    options = {**engine_options(args), "exit": scheduled_policy(), "deadline": None, "profile": None}
+    options = {**engine_options(args), "exit": Scheduled(), "deadline": None, "profile": None}
     classifier = offramp.prepare(args.store, budget, longest=longest, **options)
     profile = cached_profile(fingerprint_of(classifier), longest) if args.remembered else None
     if profile is None:

@@ -1,7 +1,9 @@
-"""What texts that run together cost, from a profile of passes whose rows all leave at the same exit.
+"""What texts cost beyond their shares of passes whose rows all leave at the same exit, which is what a profile times.
 
-There each row pays its share of the pass. Where rows leave one by one, a share is still right for what grows with the
-rows. A layer is read whole, though, however few come to it, and nothing hides the read but what these few compute.
+What a pass takes depends a little on how deep the one before it went. Of passes of several rows each pays its share.
+Where rows leave one by one, a layer takes longer than the share of the few that come to it: one row alone does not take
+an eighth of what eight take, and a layer is read whole for it. Between one row and all of them a line is drawn. To take
+the rows that are left out of the arrays costs something as well.
 
 Shapes: N samples in the order in which they run, G batches of them, K exits.
 """
@@ -10,7 +12,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from offramp.policies.costs import Costs
 from offramp.runtime.profile import DeviceProfile
 
 
@@ -21,16 +22,22 @@ def padded(lengths_N: np.ndarray, batch: int) -> np.ndarray:
 
 
 def beyond_shares(
-    profile: DeviceProfile, costs: Costs, padded_N: np.ndarray, exit_N: np.ndarray
+    profile: DeviceProfile, first_head: int, padded_N: np.ndarray, exit_N: np.ndarray
 ) -> tuple[float, float]:
-    """Seconds and bytes a text that the shares leave out, in the mean; both 0 where texts run alone."""
+    """Seconds and bytes a text that the shares leave out, in the mean."""
     batch = profile.batch
     starts = np.arange(0, len(exit_N), batch)
+    after = float(np.array(profile.after_seconds)[np.maximum.reduceat(exit_N, starts) - 1].sum()) / len(exit_N)
+    if batch == 1:
+        return after, 0.0
     here_GK = np.add.reduceat(exit_N[:, np.newaxis] >= np.arange(1, profile.num_exits + 1), starts, dtype=np.int64)
-    seconds_GK = batch * np.diff(costs.at(padded_N[starts]), prepend=0.0)
-    waited_GK = np.minimum(profile.read_seconds, seconds_GK) - seconds_GK * here_GK / batch
+    reached_GK, longest_G = here_GK > 0, padded_N[starts]
+    whole_GK = batch * np.diff(profile.costs(first_head).at(longest_G), prepend=0.0)
+    single_GK = np.diff(profile.single_costs(first_head).at(longest_G), prepend=0.0)
+    seconds_GK = single_GK + (whole_GK - single_GK) * (here_GK - 1) / (batch - 1)
+    seconds = (seconds_GK - whole_GK * here_GK / batch)[reached_GK].sum()
+    num_gathered_G = (reached_GK[:, 1:] & (here_GK[:, 1:] < here_GK[:, :-1])).sum(axis=1)
+    seconds += (num_gathered_G * np.interp(longest_G, profile.lengths, profile.gather_seconds)).sum()
     bytes_K = np.diff(profile.bytes_read, prepend=0.0)
     unpaid_GK = np.maximum(bytes_K, 0.0) * (batch - here_GK)
-    reached_GK = here_GK > 0
-    seconds = np.maximum(waited_GK, 0.0)[reached_GK].sum() / len(exit_N)
-    return float(seconds), float(unpaid_GK[reached_GK].sum() / len(exit_N))
+    return after + float(seconds) / len(exit_N), float(unpaid_GK[reached_GK].sum() / len(exit_N))

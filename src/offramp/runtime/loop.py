@@ -49,10 +49,9 @@ class Loop:
         self.course = course_of(store)
         self.layers: Tuple[Stage, ...] = self.course.layers
         num_exits = len(self.layers)
-        self._first, self._last = policy.first_evidence(num_exits), policy.last_exit(num_exits)
-        self._early = policy.earliest_exit(num_exits) < num_exits
-        if guard is not None:  # any answer is better than none
-            self._first, self._early = 1, num_exits > 1
+        self._last = policy.last_exit(num_exits)
+        # under a deadline any answer is better than none
+        self._early = policy.earliest_exit(num_exits) < num_exits if guard is None else num_exits > 1
         self.survival, self.gathering = Survival(num_exits), Gathering()
         self._pass_index = 0
         self._pass: Optional[Pass] = None
@@ -186,8 +185,10 @@ class Loop:
 
     def _leave_early(self, index: int, state: State) -> None:
         """Ask the exit after layer `index`, if its answer can matter, and let rows go."""
-        final = index == self._last < len(self.layers)
-        if not (self._early and self._first <= index < len(self.layers)):
+        num_exits = len(self.layers)
+        final = index == self._last < num_exits
+        first = 1 if self.guard is not None else self.policy.first_evidence(num_exits)
+        if not (self._early and first <= index < num_exits):
             return
         this, problem = self._pass, self.course.problem
         assert this is not None and problem is not None

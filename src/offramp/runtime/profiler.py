@@ -1,0 +1,271 @@
+"""The profiler: times whole passes through the real engine, to fill a device profile (`profile.py`).
+
+Where each pass ends is drawn in turn, so that they follow one another as in use.
+
+Shapes: L lengths, K exits, B rows of a pass, S tokens of a row.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+
+import numpy as np
+
+from offramp.measure import median, percentile
+from offramp.policies import Decider, Evidence, Policy
+from offramp.policies.policy import Memoryless
+from offramp.runtime.classifier import Classifier
+from offramp.runtime.course import Arrays, Batch, Tokens
+from offramp.runtime.profile import DeviceProfile, Table, fingerprint_of
+
+MAX_SECONDS = 100.0
+"""A profile takes two minutes at most, with what comes before the first pass."""
+NUM_ROUNDS, LEAST_ROUNDS = 25, 3
+_FAR_OUT = 0.1
+"""Of passes at either end, whose seconds say nothing of the caches."""
+_SLOWEST = 3.0
+"""Times the median: a pass that was slower than that counts as so slow, since a few such would make a mean theirs."""
+_COMMON_TOKENS = 2048
+"""Of a vocabulary, which texts mostly consist of; their blocks are checked once."""
+
+
+class Scheduled(Policy):
+    """Leaves where it is told to, or, told nothing, lets half of the rows go at each exit.
+
+    The policy that a classifier to be profiled must have.
+    """
+
+    def __init__(self) -> None:
+        self.exit_index: Optional[int] = 1
+        self.first_head = 1
+
+    def __str__(self) -> str:
+        return "scheduled"
+
+    def check(self, num_exits: int, problem: Optional[str]) -> None:
+        """Makes sense on every model."""
+
+    def earliest_exit(self, num_exits: int) -> int:
+        """The first one."""
+        return 1
+
+    def first_evidence(self, num_exits: int) -> int:
+        """The first, or a later one, to see what passes without heads take."""
+        return self.first_head
+
+    def last_exit(self, num_exits: int) -> int:
+        """The last one."""
+        return num_exits
+
+    def start(self, num_rows: int, num_exits: int) -> Decider:
+        """A state without a memory."""
+        return _Leave(self)
+
+
+class _Leave(Memoryless):
+    def __init__(self, policy: Scheduled) -> None:
+        self.policy = policy
+
+    def update(self, exit_index: int, evidence: Evidence) -> np.ndarray:
+        if self.policy.exit_index is None:
+            return np.arange(evidence.num_rows) % 2 == 1
+        return np.full(evidence.num_rows, exit_index >= self.policy.exit_index)
+
+
+def profile_lengths(longest: int) -> Tuple[int, ...]:
+    """Powers of two from 4 on, and the longest itself."""
+    powers = [1 << power for power in range(2, 20) if 1 << power < longest]
+    return (*powers, longest)
+
+
+def measure_profile(
+    classifier: Classifier,
+    longest: int,
+    say: Callable[[str], None],
+    max_seconds: float = MAX_SECONDS,
+) -> DeviceProfile:
+    """Time passes of every length up to `longest` to every exit, with as many rows as the classifier was planned for.
+
+    The classifier is `Scheduled`, and is open.
+    """
+    profiler = Profiler(classifier, longest)
+    began = time.perf_counter()
+    for number in range(1, NUM_ROUNDS + 1):
+        profiler.run_round()
+        elapsed = time.perf_counter() - began
+        if number in (1, LEAST_ROUNDS):
+            rounds = max(LEAST_ROUNDS, min(NUM_ROUNDS, int(max_seconds * number / elapsed)))
+            what = f"{len(profiler.lengths)} lengths x {classifier.num_exits} exits"
+            say(f"profiling {what}: {elapsed * rounds / number:.0f} s in all")
+        if number >= LEAST_ROUNDS and elapsed * (number + 1) / number > max_seconds:
+            break
+    return profiler.profile()
+
+
+class Profiler:
+    """Times passes of every length up to `longest` to every exit, in rounds: seconds as they were seen, a list for each
+    length and exit. The classifier is `Scheduled`, and is open. If it was planned for several rows, passes of
+    one row are timed too, and passes that rows leave one after another.
+    """
+
+    def __init__(self, classifier: Classifier, longest: int) -> None:
+        assert isinstance(classifier.policy, Scheduled)
+        self.classifier, self.policy = classifier, classifier.policy
+        self.lengths, self.exits = profile_lengths(longest), tuple(range(1, classifier.num_exits + 1))
+        self.num_rows, self.num_rounds = classifier.settings.num_rows, 0
+        self._number, self._order = 0, random.Random(0)
+        self._totals: Dict[Tuple[int, int], List[float]] = {}
+        self._singles: Dict[Tuple[int, int], List[float]] = {}
+        self._steps: Dict[Tuple[int, int], List[float]] = {}
+        self._heads: Dict[Tuple[int, int], List[float]] = {}
+        self._decisions: List[float] = []
+        self._computes: Dict[Tuple[int, int], List[float]] = {}
+        self._gathers: Dict[int, List[float]] = {}
+        self._shares_of_heads: List[float] = []
+        self._afters: List[Tuple[float, int, int, float]] = []
+        self._last_exits = (len(self.exits), len(self.exits))
+        self._reads: Dict[int, List[float]] = {}
+        self._bytes: Dict[int, List[float]] = {}
+
+    def run_round(self) -> None:
+        """One pass of each length to each exit, in a drawn order."""
+        several = self.num_rows > 1
+        exits: Tuple[Optional[int], ...] = (*self.exits, None) if several else self.exits
+        jobs = [(length, exit_index, self.num_rows) for length in self.lengths for exit_index in exits]
+        jobs += [(length, exit_index, 1) for length in self.lengths for exit_index in self.exits if several]
+        self._order.shuffle(jobs)
+        for length, exit_index, num_rows in jobs:
+            self._add(length, exit_index, num_rows)
+        for length in self.lengths:
+            self._compare_heads(length)
+        self.num_rounds += 1
+
+    def _add(self, length: int, exit_index: Optional[int], num_rows: int) -> None:
+        """Run one pass, and take it apart."""
+        seconds, spans, num_bytes = self._run(length, exit_index, num_rows)
+        before = sum(self._last_exits) / 2
+        self._last_exits = (exit_index or len(self.exits), self._last_exits[0])
+        if exit_index is None:
+            self._gathers.setdefault(length, []).extend(_all_seconds(spans, "gather"))
+            return
+        if num_rows == 1:
+            self._singles.setdefault((length, exit_index), []).append(seconds)
+        if num_rows != self.num_rows:
+            return
+        self._totals.setdefault((length, exit_index), []).append(seconds)
+        self._afters.append((before, length, exit_index, seconds))
+        self._bytes.setdefault(exit_index, []).append(num_bytes / num_rows)
+        self._take_apart(spans, length, exit_index)
+
+    def _compare_heads(self, length: int) -> None:
+        """Two passes of the whole model in turn, with all heads and without."""
+        last = len(self.exits)
+        self._last_exits = (last, last)
+        with_heads, spans, _ = self._run(length, last, self.num_rows)
+        without, _, _ = self._run(length, last, self.num_rows, first_head=last)
+        early = [span for span in spans if span.stage < len(self.exits)]
+        in_heads = sum(_all_seconds(early, "head") + _all_seconds(early, "decide"))
+        if in_heads:
+            self._shares_of_heads.append((with_heads - without) / in_heads)
+
+    def _run(
+        self, length: int, exit_index: Optional[int], num_rows: int, first_head: int = 1
+    ) -> Tuple[float, List[Any], int]:
+        """Seconds of one pass, its spans, and the bytes that its rows read."""
+        classifier, self._number = self.classifier, self._number + 1
+        self.policy.exit_index, self.policy.first_head = exit_index, first_head
+        began = time.perf_counter()
+        batch = _like_inputs(classifier, num_rows, length, self._number)
+        results = classifier.predict_batch(batch, began=began)
+        spans = [span for span in classifier.trace.spans() if span.pass_index == classifier.last_pass]
+        return classifier.latencies[-1], spans, sum(result.bytes_read for result in results)
+
+    def _take_apart(self, spans: Sequence[Any], length: int, exit_index: int) -> None:
+        self._decisions += _all_seconds(spans, "decide")
+        ends = {span.stage: span.end_seconds for span in spans if span.kind in ("decide", "head")}
+        previous = min(span.start_seconds for span in spans)
+        for stage in self.exits:
+            end = ends.get(stage if stage < len(self.exits) else stage + 1)  # the model's own head is a stage behind
+            if end is not None:
+                self._steps.setdefault((length, stage), []).append(end - previous)
+                previous = end
+        for stage in self.exits[:exit_index]:
+            self._computes.setdefault((length, stage), []).append(_seconds(spans, "compute", stage))
+            self._reads.setdefault(stage, []).append(
+                _seconds(spans, "read", stage) + _seconds(spans, "idle_read", stage)
+            )
+            if stage < len(self.exits):
+                head = _seconds(spans, "head", stage) + _seconds(spans, "decide", stage)
+                self._heads.setdefault((length, stage), []).append(head)
+
+    def profile(self) -> DeviceProfile:
+        """What the rounds so far come to."""
+        means, tails = self._means(self._totals), self._table(self._totals, self.exits, 99)
+        return DeviceProfile(
+            fingerprint_of(self.classifier),
+            self.lengths,
+            means,
+            tuple(tuple(map(max, mean_K, tail_K)) for mean_K, tail_K in zip(means, tails)),
+            self._table(self._steps, self.exits, 99),
+            self._head_seconds(),
+            median(self._decisions or [0.0]),
+            self._table(self._computes, self.exits, 50),
+            tuple(median(self._reads[stage]) for stage in self.exits),
+            tuple(percentile(self._reads[stage], 99) for stage in self.exits),
+            tuple(median(self._bytes[stage]) for stage in self.exits),
+            self._means(self._singles),
+            tuple(median(self._gathers.get(length) or [0.0]) for length in self.lengths),
+            self._after_seconds(),
+            self.num_rounds,
+        )
+
+    def _head_seconds(self) -> Table:
+        """[L, K - 1], never less than what lies between their first and last instruction."""
+        drawn_out = max(median(self._shares_of_heads or [1.0]), 1.0)
+        heads = self._table(self._heads, self.exits[:-1], 50)
+        return tuple(tuple(drawn_out * seconds for seconds in row) for row in heads)
+
+    def _after_seconds(self) -> Tuple[float, ...]:
+        """[K], by least squares on the two passes before; what is far out is noise, and is drawn in."""
+        medians = {cell: median(samples) for cell, samples in self._totals.items()}
+        more = np.array([seconds - medians[length, stage] for _, length, stage, seconds in self._afters])
+        before = np.array([exit_index for exit_index, _, _, _ in self._afters], float)
+        if before.std() == 0:
+            return (0.0,) * len(self.exits)
+        more = np.clip(more, *np.quantile(more, (_FAR_OUT, 1 - _FAR_OUT)))
+        slope = float(np.cov(before, more)[0, 1] / before.var(ddof=1))
+        return tuple(slope * float(exit_index - before.mean()) for exit_index in self.exits)
+
+    def _means(self, samples: Dict[Tuple[int, int], List[float]]) -> Table:
+        """[L, K], medians; those of an exit are drawn out to add up to all that was seen of it."""
+        medians = self._table(samples, self.exits, 50)
+        above = []
+        for column, stage in enumerate(self.exits):
+            pairs = [(row[column], samples[length, stage]) for row, length in zip(medians, self.lengths)]
+            seen = sum(min(seconds, _SLOWEST * middle) for middle, each in pairs for seconds in each)
+            above.append(seen / sum(middle * len(each) for middle, each in pairs))
+        return tuple(tuple(more * seconds for more, seconds in zip(above, row)) for row in medians)
+
+    def _table(self, samples: Dict[Tuple[int, int], List[float]], exits: Sequence[int], percent: float) -> Table:
+        return tuple(tuple(percentile(samples[length, stage], percent) for stage in exits) for length in self.lengths)
+
+
+def _like_inputs(classifier: Classifier, num_rows: int, length: int, number: int) -> Batch:
+    """A batch that takes as long to encode and to read as one of texts, or of images; the tokens of each are others."""
+    texts = classifier.texts
+    if texts is None:
+        return Arrays(classifier.encoder.encode(list(classifier.encoder.sample) * num_rows))
+    classifier.encoder.encode([" ".join(["a"] * (length - 2))] * num_rows)
+    spread = min(texts.vocab_size, _COMMON_TOKENS)
+    ids_BS = (np.arange(num_rows * length, dtype=np.int64).reshape(num_rows, length) * 17 + number * 131) % spread
+    return Tokens(ids_BS, np.ones_like(ids_BS), np.zeros_like(ids_BS))
+
+
+def _seconds(spans: Sequence[Any], kind: str, stage: int) -> float:
+    return sum(_all_seconds([span for span in spans if span.stage == stage], kind))
+
+
+def _all_seconds(spans: Sequence[Any], kind: str) -> List[float]:
+    return [span.end_seconds - span.start_seconds for span in spans if span.kind == kind]
