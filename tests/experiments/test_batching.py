@@ -15,11 +15,11 @@ BYTES = (10.0, 30.0, 60.0)
 """Of each of 4 rows that leave together."""
 
 
-def make_profile(single=SINGLE, gather=0.0, batch=4, after=(0.0, 0.0, 0.0)):
-    heads, reads = (0.0,) * (NUM_EXITS - 1), (0.0,) * NUM_EXITS
+def make_profile(single=SINGLE, gather=0.0, batch=4, after=(0.0, 0.0, 0.0), heads=(0.0, 0.0)):
+    reads, single_heads = (0.0,) * NUM_EXITS, tuple(seconds / 2 for seconds in heads)
     return DeviceProfile(
         {"batch": batch}, (8,), (PASS,), (PASS,), (PASS,), (heads,), 0.0, (PASS,), reads, reads, BYTES, (single,),
-        (gather,), after, 3,
+        (single_heads,), (gather,), after, 3,
     )  # fmt: skip
 
 
@@ -55,6 +55,14 @@ def test_a_layer_that_one_row_comes_to_takes_what_one_row_takes():
 def test_between_one_row_and_all_of_them_a_line_is_drawn():
     _, seconds, _ = shares(make_profile(), [1, 2, 2, 2])
     assert 4 * seconds == pytest.approx(0.4 + 0.25 + (0.4 - 0.25) * 2 / 3)
+
+
+def test_heads_that_never_run_are_taken_off_passes_of_one_row_too():
+    exit_N, lengths_N = np.array([1, 1, 1, 3]), np.full(4, 8)
+    profile = make_profile(heads=(0.04, 0.04))
+    share = profile.costs(3).at(lengths_N)[np.arange(4), exit_N - 1].sum()
+    more, _ = beyond_shares(profile, 3, lengths_N, exit_N)
+    assert share + 4 * more == pytest.approx(0.4 + (0.25 - 0.02) + (0.25 - 0.02)), "the first head is in no layer after"
 
 
 def test_rows_that_leave_together_take_nothing_more():

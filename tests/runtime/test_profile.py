@@ -57,12 +57,42 @@ def test_seconds_add_up_to_what_all_passes_took(shelf, monkeypatch):
         for _ in range(5):
             profiler.run_round()
         profile, passes = profiler.profile(), len(profiler.lengths) * NUM_EXITS
+        in_rounds = classifier.latencies[len(profiler.lengths) :]  # those that warm up come first
         round_seconds = [
-            sum(classifier.latencies[start : start + passes])  # then come two of each length that compare heads
-            for start in range(0, len(classifier.latencies), passes + 2 * len(profiler.lengths))
+            sum(in_rounds[start : start + passes])  # then come three of each length that compare heads
+            for start in range(0, len(in_rounds), passes + 3 * len(profiler.lengths))
         ]
     assert profile.num_rounds == len(round_seconds) == 5
     assert 5 * sum(map(sum, profile.seconds)) == pytest.approx(sum(round_seconds)), "means, not medians"
+
+
+def test_one_pass_that_hangs_does_not_make_a_mean_its_own(shelf):
+    with open_scheduled(shelf.open(Toy())) as classifier:
+        profiler = Profiler(classifier, MAX_LENGTH)
+        profiler.run_round()
+    cells = [(length, stage) for length in profiler.lengths for stage in profiler.exits]
+    samples = {cell: [1.0, 1.0, 1.0, 1.0, 1.0] for cell in cells}
+    samples[cells[0]] = [1.0, 1.0, 1.0, 1.0, 100.0]
+    samples[cells[1]] = [1.0, 1.0, 1.0, 1.0, 2.5]
+    means = profiler._means(samples)
+    for row in means:
+        assert row == pytest.approx(((15 + 2) / 15, (15 + 1.5) / 15, 1.0, 1.0)), (
+            "as if it had taken three times as long"
+        )
+
+
+def test_heads_cost_what_passes_without_them_take_less(shelf):
+    with open_scheduled(shelf.open(Toy())) as classifier:
+        profiler = Profiler(classifier, MAX_LENGTH)
+    for compared, drawn_out in (
+        ([(0.15, 0.1)] * 20, 1.5),
+        ([(0.9, 0.1)] * 20, 3.0),
+        ([(-0.1, 0.1)] * 20, 0.0),
+        ([(3.0, 0.1), (-2.7, 0.1)] * 10, 1.0),  # noise
+        ([(0.0, 0.0)] * 20, 1.0),  # no heads
+    ):
+        profiler._compared = compared
+        assert profiler._heads_drawn_out() == pytest.approx(drawn_out), compared[0]
 
 
 def test_a_pass_after_a_short_one_may_be_faster(shelf):
@@ -73,7 +103,7 @@ def test_a_pass_after_a_short_one_may_be_faster(shelf):
 
         def slow_begin(*arguments):
             clock["before"], clock["steps"] = clock["steps"], 0
-            time.sleep(0.001 * clock["before"])
+            time.sleep(0.003 * clock["before"])
             return begin(*arguments)
 
         def counted(*arguments):
@@ -92,7 +122,7 @@ def test_a_pass_after_a_short_one_may_be_faster(shelf):
 def test_heads_that_never_run_are_left_out():
     row, heads = (1.0, 2.0, 3.0, 4.0), (0.1, 0.1, 0.1)
     profile = DeviceProfile(
-        {}, (8,), (row,), (row,), (row,), (heads,), 0.0, (row,), row, row, row, (row,), (0.0,), row, 3
+        {}, (8,), (row,), (row,), (row,), (heads,), 0.0, (row,), row, row, row, (row,), (heads,), (0.0,), row, 3
     )
     assert profile.costs().seconds == (row,)
     assert profile.costs(3).seconds[0] == pytest.approx((1.0, 1.9, 2.8, 3.8))
@@ -102,7 +132,22 @@ def test_heads_that_never_run_are_left_out():
 def test_noise_does_not_turn_the_order_of_exits_round():
     row = (2.0, 1.0, 3.0)
     profile = DeviceProfile(
-        {}, (8,), (row,), (row,), (row,), ((0.0, 0.0),), 0.0, (row,), row, row, row, (row,), (0.0,), row, 3
+        {},
+        (8,),
+        (row,),
+        (row,),
+        (row,),
+        ((0.0, 0.0),),
+        0.0,
+        (row,),
+        row,
+        row,
+        row,
+        (row,),
+        ((0.0, 0.0),),
+        (0.0,),
+        row,
+        3,
     )
     seconds = profile.costs().seconds[0]
     assert seconds[0] == 2.0 < seconds[1] < seconds[2] == 3.0
@@ -110,7 +155,7 @@ def test_noise_does_not_turn_the_order_of_exits_round():
 
 def test_rows_of_a_pass_share_its_seconds():
     row, heads = (1.0, 2.0, 3.0, 4.0), (0.1, 0.1, 0.1)
-    tables = ((8,), (row,), (row,), (row,), (heads,), 0.0, (row,), row, row, row, (row,), (0.0,), row, 3)
+    tables = ((8,), (row,), (row,), (row,), (heads,), 0.0, (row,), row, row, row, (row,), (heads,), (0.0,), row, 3)
     single, several = DeviceProfile({}, *tables), DeviceProfile({"batch": 4}, *tables)
     assert (single.batch, several.batch) == (1, 4)
     for first in (1, 3):

@@ -3,7 +3,8 @@
 What a pass takes depends a little on how deep the one before it went. Of passes of several rows each pays its share.
 Where rows leave one by one, a layer takes longer than the share of the few that come to it: one row alone does not take
 an eighth of what eight take, and a layer is read whole for it. Between one row and all of them a line is drawn. To take
-the rows that are left out of the arrays costs something as well.
+the rows that are left out of the arrays costs something as well; where the loop finds that it does not pay, and carries
+rows that have left, it takes less than is said here.
 
 Shapes: N samples in the order in which they run, G batches of them, K exits.
 """

@@ -27,7 +27,7 @@ from offramp.policies.learned import Halting, Index, LearnedPolicy, ScoredPolicy
 from offramp.runtime.profile import DeviceProfile
 from offramp.store.transcript import Transcript
 from offramp.tasks.examples import spread
-from offramp.tasks.metrics import score
+from offramp.tasks.metrics import paired_interval, score
 
 FOLDS = 3
 MAX_LESSONS = 6000
@@ -39,6 +39,8 @@ RATIOS = np.geomspace(0.1, 8, 16)
 FRONT_POINTS = 40
 USED = 0.985
 """Of a latency that is asked for."""
+CHANCES = 200
+"""Draws of samples, to see what two scores differ by chance."""
 MAX_FIRST = 3
 """Learned policies are also tried without the heads before this exit: a head that lets few go only costs."""
 DECISIONS = 16
@@ -202,9 +204,10 @@ class Trials:
         using = best_at([each for each in tried if each.seconds >= USED * seconds], seconds)
         if using is None:
             return best
-        differs = (self._answers(best.exit_N) != self._answers(using.exit_N)).mean()
-        error = 100 * float(np.sqrt(differs / len(self.truth_N)))
-        return using if differs and using.score >= best.score - error else best
+        answers = [self._answers(each.exit_N) for each in (best, using)]
+        gain, low, high = paired_interval(self.metrics, self.truth_N, *answers, num_rounds=CHANCES)
+        error = (high - low) / (2 * 1.96)  # of the difference, by the bootstrap; 0 if all answers are the same
+        return using if error and gain <= error else best
 
     def _decision_seconds(self, policy: Policy) -> float:
         """How much longer it decides at an exit, for a batch, than the profiled policy, which decides nothing.

@@ -16,7 +16,7 @@ import numpy as np
 from offramp.errors import BudgetError, RefusedError, UsageError
 from offramp.experiments.evaluation import answer_at
 from offramp.experiments.trials import Say, Trials, Tried, best_at, front
-from offramp.policies import replay
+from offramp.policies import StopAt, replay
 from offramp.policies.certify import Certificate, certify, losses, samples_needed
 from offramp.policies.evidence import MULTI_LABEL
 from offramp.policies.learned import to_json
@@ -175,8 +175,8 @@ def _require_usable(transcript: Transcript, certify_on: Transcript | None, profi
 
 
 def _require_possible(trials: Trials, goal: Goal) -> None:
-    a_text = float(trials.profile.costs().at(trials.padded_N)[:, 0].mean())
-    a_pass = a_text * trials.profile.batch
+    a_text = trials.rule(StopAt(1)).seconds
+    a_pass = float(trials.profile.costs().at(trials.padded_N)[:, 0].mean()) * trials.profile.batch
     for name, asked, smallest in (
         ("latency", goal.latency_seconds, a_text),
         ("deadline", goal.deadline_seconds, a_pass),

@@ -23,6 +23,7 @@ from offramp.policies import Policy
 from offramp.runtime.backend import Backend
 from offramp.runtime.course import Arrays, Batch, Tokens, course_of
 from offramp.runtime.exits import load_exits
+from offramp.runtime.gathering import Gathering
 from offramp.runtime.guard import DeadlineGuard
 from offramp.runtime.loop import Loop
 from offramp.runtime.passes import Outcome, PassCost
@@ -253,6 +254,11 @@ class Classifier:
     def last_pass(self) -> int:
         """Index of the batch that was run last, as the trace has it."""
         return self._loop.last_pass
+
+    @property
+    def gathering(self) -> Gathering:
+        """What it has learnt about taking rows out of a batch."""
+        return self._loop.gathering
 
     @property
     def latencies(self) -> List[float]:

@@ -1,7 +1,7 @@
 """The device profile: what leaving at each exit takes on this machine, measured through the real engine.
 
 Whole passes are timed (`profiler.py`), under the budget that the policy is for: what is resident, what prefetch hides
-and what it does not is in them, and nothing is composed. A profile is of one store, backend, budget and batch size on
+and what it does not is in them, and need not be composed. A profile is of one store, backend, budget and batch size on
 one machine; elsewhere it is refused.
 
 Shapes: L lengths, K exits, B rows of a pass, S tokens of a row.
@@ -60,6 +60,8 @@ class DeviceProfile:
     """[K], of a text that leaves there: the median."""
     single_seconds: Table
     """[L, K], as `seconds`, of a pass of one row."""
+    single_head_seconds: Table
+    """[L, K - 1], as `head_seconds`, of a pass of one row."""
     gather_seconds: Tuple[float, ...]
     """[L], of taking the rows that are left out of the arrays of a pass: the median; 0 where a pass has one row."""
     after_seconds: Tuple[float, ...]
@@ -80,15 +82,15 @@ class DeviceProfile:
 
     def costs(self, first_head: int = 1) -> Costs:
         """Seconds a text to each exit for a policy whose first head is `first_head`: a row's share of the pass."""
-        return self._costs(self.seconds, first_head, self.batch)
+        return self._costs(self.seconds, self.head_seconds, first_head, self.batch)
 
     def single_costs(self, first_head: int = 1) -> Costs:
         """The same of a text that runs alone."""
-        return self._costs(self.single_seconds, first_head, 1)
+        return self._costs(self.single_seconds, self.single_head_seconds, first_head, 1)
 
-    def _costs(self, table: Table, first_head: int, num_rows: int) -> Costs:
+    def _costs(self, table: Table, heads: Table, first_head: int, num_rows: int) -> Costs:
         rows = []
-        for seconds_K, heads_K in zip(table, self.head_seconds):
+        for seconds_K, heads_K in zip(table, heads):
             spared = sum(heads_K[: first_head - 1])
             row: List[float] = []
             for exit_index, seconds in enumerate(seconds_K, start=1):
@@ -143,9 +145,11 @@ def load_profile(path: Path) -> DeviceProfile:
     try:
         fields = {name: as_tuples(tree[name]) for name in DeviceProfile.__dataclass_fields__}
         profile = DeviceProfile(**{**fields, "fingerprint": dict(tree["fingerprint"])})
-        profile.costs()
+        for costs in (profile.costs(), profile.single_costs()):
+            if len(costs.lengths) != len(profile.gather_seconds) or costs.num_exits != len(profile.after_seconds):
+                raise ValueError(f"tables that do not fit {len(costs.lengths)} lengths and {costs.num_exits} exits")
     except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise StoreError(f"no device profile ({error})", path, _REMEDY) from None
+        raise StoreError(f"no device profile of this version ({error})", path, _REMEDY) from None
     return profile
 
 

@@ -21,10 +21,12 @@ from offramp.runtime.course import Arrays, Batch, Tokens
 from offramp.runtime.profile import DeviceProfile, Table, fingerprint_of
 
 MAX_SECONDS = 100.0
-"""A profile takes two minutes at most, with what comes before the first pass."""
+"""A profile takes two minutes at most, with what comes before the first pass, but for the least rounds."""
 NUM_ROUNDS, LEAST_ROUNDS = 25, 3
 _FAR_OUT = 0.1
 """Of passes at either end, whose seconds say nothing of the caches."""
+_MOST_DRAWN_OUT, _SURE_ENOUGH = 3.0, 0.5
+"""Of what heads take: no more than so often what lies between their instructions, and known to so much."""
 _SLOWEST = 3.0
 """Times the median: a pass that was slower than that counts as so slow, since a few such would make a mean theirs."""
 _COMMON_TOKENS = 2048
@@ -122,8 +124,9 @@ class Profiler:
         self._heads: Dict[Tuple[int, int], List[float]] = {}
         self._decisions: List[float] = []
         self._computes: Dict[Tuple[int, int], List[float]] = {}
+        self._single_heads: Dict[Tuple[int, int], List[float]] = {}
         self._gathers: Dict[int, List[float]] = {}
-        self._shares_of_heads: List[float] = []
+        self._compared: List[Tuple[float, float]] = []
         self._afters: List[Tuple[float, int, int, float]] = []
         self._last_exits = (len(self.exits), len(self.exits))
         self._reads: Dict[int, List[float]] = {}
@@ -131,6 +134,8 @@ class Profiler:
 
     def run_round(self) -> None:
         """One pass of each length to each exit, in a drawn order."""
+        if not self.num_rounds:
+            self._warm_up()
         several = self.num_rows > 1
         exits: Tuple[Optional[int], ...] = (*self.exits, None) if several else self.exits
         jobs = [(length, exit_index, self.num_rows) for length in self.lengths for exit_index in exits]
@@ -142,6 +147,12 @@ class Profiler:
             self._compare_heads(length)
         self.num_rounds += 1
 
+    def _warm_up(self) -> None:
+        """First reads, and arrays of every size, are no part of a pass in use."""
+        for length in self.lengths:
+            for num_rows in {self.num_rows, 1}:
+                self._run(length, len(self.exits), num_rows)
+
     def _add(self, length: int, exit_index: Optional[int], num_rows: int) -> None:
         """Run one pass, and take it apart."""
         seconds, spans, num_bytes = self._run(length, exit_index, num_rows)
@@ -152,6 +163,7 @@ class Profiler:
             return
         if num_rows == 1:
             self._singles.setdefault((length, exit_index), []).append(seconds)
+            self._add_heads(self._single_heads, spans, length, exit_index)
         if num_rows != self.num_rows:
             return
         self._totals.setdefault((length, exit_index), []).append(seconds)
@@ -160,15 +172,15 @@ class Profiler:
         self._take_apart(spans, length, exit_index)
 
     def _compare_heads(self, length: int) -> None:
-        """Two passes of the whole model in turn, with all heads and without."""
+        """Two passes of the whole model, with all heads and without, after one of this length; each first in turn."""
         last = len(self.exits)
         self._last_exits = (last, last)
-        with_heads, spans, _ = self._run(length, last, self.num_rows)
-        without, _, _ = self._run(length, last, self.num_rows, first_head=last)
-        early = [span for span in spans if span.stage < len(self.exits)]
+        firsts = (1, last) if self.num_rounds % 2 else (last, 1)
+        self._run(length, last, self.num_rows)
+        found = {first: self._run(length, last, self.num_rows, first) for first in firsts}
+        early = [span for span in found[1][1] if span.stage < last]
         in_heads = sum(_all_seconds(early, "head") + _all_seconds(early, "decide"))
-        if in_heads:
-            self._shares_of_heads.append((with_heads - without) / in_heads)
+        self._compared.append((found[1][0] - found[last][0], in_heads))
 
     def _run(
         self, length: int, exit_index: Optional[int], num_rows: int, first_head: int = 1
@@ -176,6 +188,7 @@ class Profiler:
         """Seconds of one pass, its spans, and the bytes that its rows read."""
         classifier, self._number = self.classifier, self._number + 1
         self.policy.exit_index, self.policy.first_head = exit_index, first_head
+        classifier.gathering.always = exit_index is None
         began = time.perf_counter()
         batch = _like_inputs(classifier, num_rows, length, self._number)
         results = classifier.predict_batch(batch, began=began)
@@ -196,9 +209,14 @@ class Profiler:
             self._reads.setdefault(stage, []).append(
                 _seconds(spans, "read", stage) + _seconds(spans, "idle_read", stage)
             )
-            if stage < len(self.exits):
-                head = _seconds(spans, "head", stage) + _seconds(spans, "decide", stage)
-                self._heads.setdefault((length, stage), []).append(head)
+        self._add_heads(self._heads, spans, length, exit_index)
+
+    def _add_heads(
+        self, heads: Dict[Tuple[int, int], List[float]], spans: Sequence[Any], length: int, exit_index: int
+    ) -> None:
+        for stage in self.exits[: min(exit_index, len(self.exits) - 1)]:
+            seconds = _seconds(spans, "head", stage) + _seconds(spans, "decide", stage)
+            heads.setdefault((length, stage), []).append(seconds)
 
     def profile(self) -> DeviceProfile:
         """What the rounds so far come to."""
@@ -209,37 +227,52 @@ class Profiler:
             means,
             tuple(tuple(map(max, mean_K, tail_K)) for mean_K, tail_K in zip(means, tails)),
             self._table(self._steps, self.exits, 99),
-            self._head_seconds(),
+            self._head_seconds(self._heads),
             median(self._decisions or [0.0]),
             self._table(self._computes, self.exits, 50),
             tuple(median(self._reads[stage]) for stage in self.exits),
             tuple(percentile(self._reads[stage], 99) for stage in self.exits),
             tuple(median(self._bytes[stage]) for stage in self.exits),
             self._means(self._singles),
+            self._head_seconds(self._single_heads),
             tuple(median(self._gathers.get(length) or [0.0]) for length in self.lengths),
             self._after_seconds(),
             self.num_rounds,
         )
 
-    def _head_seconds(self) -> Table:
-        """[L, K - 1], never less than what lies between their first and last instruction."""
-        drawn_out = max(median(self._shares_of_heads or [1.0]), 1.0)
-        heads = self._table(self._heads, self.exits[:-1], 50)
-        return tuple(tuple(drawn_out * seconds for seconds in row) for row in heads)
+    def _head_seconds(self, heads: Dict[Tuple[int, int], List[float]]) -> Table:
+        """[L, K - 1]."""
+        drawn_out, early = self._heads_drawn_out(), self.exits[:-1]
+        return tuple(tuple(drawn_out * seconds for seconds in row) for row in self._table(heads, early, 50))
+
+    def _heads_drawn_out(self) -> float:
+        """What passes take less without heads, of what lies between the instructions of the heads; 1 if noise hides
+        it.
+        """
+        less, in_heads = (np.array(column) for column in zip(*self._compared))
+        if not in_heads.any():
+            return 1.0
+        less = _without_far_out(less)
+        error = less.std() * np.sqrt(len(less)) / in_heads.sum()
+        share = float(less.sum() / in_heads.sum())
+        return min(max(share, 0.0), _MOST_DRAWN_OUT) if error < _SURE_ENOUGH else 1.0
 
     def _after_seconds(self) -> Tuple[float, ...]:
-        """[K], by least squares on the two passes before; what is far out is noise, and is drawn in."""
+        """[K], by least squares on the two passes before; 0 if the slope may be noise."""
         medians = {cell: median(samples) for cell, samples in self._totals.items()}
-        more = np.array([seconds - medians[length, stage] for _, length, stage, seconds in self._afters])
-        before = np.array([exit_index for exit_index, _, _, _ in self._afters], float)
-        if before.std() == 0:
-            return (0.0,) * len(self.exits)
-        more = np.clip(more, *np.quantile(more, (_FAR_OUT, 1 - _FAR_OUT)))
-        slope = float(np.cov(before, more)[0, 1] / before.var(ddof=1))
-        return tuple(slope * float(exit_index - before.mean()) for exit_index in self.exits)
+        more = _without_far_out(np.array([seconds - medians[key[0], key[1]] for _, *key, seconds in self._afters]))
+        before = np.array([exit_index for exit_index, *_ in self._afters], float)
+        mean_exit = before.mean()
+        before -= mean_exit
+        spread = float((before**2).sum())
+        slope = float(before @ more) / spread if spread else 0.0
+        error = float((more - more.mean() - slope * before).std()) / spread**0.5 if spread else 0.0
+        if abs(slope) < 2 * error:
+            slope = 0.0
+        return tuple(slope * float(exit_index - mean_exit) for exit_index in self.exits)
 
     def _means(self, samples: Dict[Tuple[int, int], List[float]]) -> Table:
-        """[L, K], medians; those of an exit are drawn out to add up to all that was seen of it."""
+        """[L, K], medians; those of an exit are drawn out to add up to all that was seen of it, but for the slowest."""
         medians = self._table(samples, self.exits, 50)
         above = []
         for column, stage in enumerate(self.exits):
@@ -261,6 +294,11 @@ def _like_inputs(classifier: Classifier, num_rows: int, length: int, number: int
     spread = min(texts.vocab_size, _COMMON_TOKENS)
     ids_BS = (np.arange(num_rows * length, dtype=np.int64).reshape(num_rows, length) * 17 + number * 131) % spread
     return Tokens(ids_BS, np.ones_like(ids_BS), np.zeros_like(ids_BS))
+
+
+def _without_far_out(values: np.ndarray) -> np.ndarray:
+    """The same, those at either end drawn in."""
+    return np.clip(values, *np.quantile(values, (_FAR_OUT, 1 - _FAR_OUT)))
 
 
 def _seconds(spans: Sequence[Any], kind: str, stage: int) -> float:
