@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import random
 import time
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from collections import deque
+from typing import Any, Callable, Deque, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -25,6 +26,8 @@ MAX_SECONDS = 100.0
 NUM_ROUNDS, LEAST_ROUNDS = 25, 3
 _FAR_OUT = 0.1
 """Of passes at either end, whose seconds say nothing of the caches."""
+_PASSES_BEFORE, _NEARBY = 3, 15
+"""Passes that the caches remember, and passes to either side that tell how fast the machine was in that moment."""
 _MOST_DRAWN_OUT, _SURE_ENOUGH = 3.0, 0.5
 """Of what heads take: no more than so often what lies between their instructions, and known to so much."""
 _SLOWEST = 3.0
@@ -128,7 +131,7 @@ class Profiler:
         self._gathers: Dict[int, List[float]] = {}
         self._compared: List[Tuple[float, float]] = []
         self._afters: List[Tuple[float, int, int, float]] = []
-        self._last_exits = (len(self.exits), len(self.exits))
+        self._last_exits: Deque[int] = deque([len(self.exits)] * _PASSES_BEFORE, maxlen=_PASSES_BEFORE)
         self._reads: Dict[int, List[float]] = {}
         self._bytes: Dict[int, List[float]] = {}
 
@@ -156,8 +159,8 @@ class Profiler:
     def _add(self, length: int, exit_index: Optional[int], num_rows: int) -> None:
         """Run one pass, and take it apart."""
         seconds, spans, num_bytes = self._run(length, exit_index, num_rows)
-        before = sum(self._last_exits) / 2
-        self._last_exits = (exit_index or len(self.exits), self._last_exits[0])
+        before = sum(self._last_exits) / _PASSES_BEFORE
+        self._last_exits.append(exit_index or len(self.exits))
         if exit_index is None:
             self._gathers.setdefault(length, []).extend(_all_seconds(spans, "gather"))
             return
@@ -174,7 +177,7 @@ class Profiler:
     def _compare_heads(self, length: int) -> None:
         """Two passes of the whole model, with all heads and without, after one of this length; each first in turn."""
         last = len(self.exits)
-        self._last_exits = (last, last)
+        self._last_exits.extend([last] * _PASSES_BEFORE)
         firsts = (1, last) if self.num_rounds % 2 else (last, 1)
         self._run(length, last, self.num_rows)
         found = {first: self._run(length, last, self.num_rows, first) for first in firsts}
@@ -258,10 +261,10 @@ class Profiler:
         return min(max(share, 0.0), _MOST_DRAWN_OUT) if error < _SURE_ENOUGH else 1.0
 
     def _after_seconds(self) -> Tuple[float, ...]:
-        """[K], by least squares on the two passes before; 0 if the slope may be noise."""
-        medians = {cell: median(samples) for cell, samples in self._totals.items()}
-        more = _without_far_out(np.array([seconds - medians[key[0], key[1]] for _, *key, seconds in self._afters]))
-        before = np.array([exit_index for exit_index, *_ in self._afters], float)
+        """[K], by least squares on exits of the passes before, the machine's drift taken out; 0 if that may be none."""
+        before, usual, seen = (np.array(column) for column in zip(*self._before_usual_seen()))
+        nearby = [slice(max(place - _NEARBY, 0), place + _NEARBY + 1) for place in range(len(seen))]
+        more = _without_far_out(seen - usual * np.array([np.median((seen / usual)[each]) for each in nearby]))
         mean_exit = before.mean()
         before -= mean_exit
         spread = float((before**2).sum())
@@ -270,6 +273,11 @@ class Profiler:
         if abs(slope) < 2 * error:
             slope = 0.0
         return tuple(slope * float(exit_index - mean_exit) for exit_index in self.exits)
+
+    def _before_usual_seen(self) -> List[Tuple[float, float, float]]:
+        """Of each pass: the mean exit of those before, the median of passes like it, and what it took."""
+        medians = {cell: median(samples) for cell, samples in self._totals.items()}
+        return [(before, medians[length, stage], seconds) for before, length, stage, seconds in self._afters]
 
     def _means(self, samples: Dict[Tuple[int, int], List[float]]) -> Table:
         """[L, K], medians; those of an exit are drawn out to add up to all that was seen of it, but for the slowest."""
