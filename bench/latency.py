@@ -1,16 +1,18 @@
 """Do policies that `offramp tune` makes keep what it says? `python bench/latency.py --data GLUE --out glue-out`.
 
 For each task that glue.py trained: transcripts, a device profile, policies for three mean latencies, and each patience
-against the cost function at the same latency. What is asked for is then measured by `offramp run` on held-out texts, in
-rounds in which everything is interleaved, beside a profile of the same round. Then deadlines with reads that become
-slow, certificates on sets drawn with replacement, and the time that tuning takes. Each measurement is one line of
-docs/results/latency.jsonl; what is there is not done again. It wants a quiet machine.
+against the cost function at the same latency. What they take on texts that they never saw is then measured in turns of
+a second, beside a profile of the same seconds (promise.py); `offramp bench --task` says what users see. Then deadlines
+with reads that become slow, certificates on sets drawn with replacement, BERT-base's shape streamed and in bulk, and
+the time that tuning takes. Each measurement is one line of docs/results/latency.jsonl; what is there is not done again.
+It wants a quiet machine.
 """
 
 import argparse
 import json
 import sys
 import time
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +21,21 @@ import numpy as np
 from processes import offramp, rival, run
 from records import add_record, read_records
 
+from offramp.measure import median
+
 RESULTS = glue.RESULTS.with_name("latency.jsonl")
-ROUNDS, NUM_TEXTS = 5, 200
+PROMISE = Path(__file__).with_name("promise.py")
+ROUNDS, NUM_TEXTS, PAIR_ROUNDS, PAIR_TEXTS = 5, 400, 3, 200
 SHARES = (0.2, 0.4, 0.6)
 """Of the way from the first exit's mean latency to the whole model's: the three latencies that are asked for."""
 MAX_LENGTH, THREADS = 128, 2
-BUDGET = "96MiB"
 NUM_REQUESTS, SLOWER = 2000, 5
 CERTIFY_SETS, CERTIFY_ROWS = 1000, 1000
 EPSILON, DELTA = 0.01, 0.1
 SHAPE_BUDGET, SHAPE_ROUNDS, STAGES = "128MiB", 3, (3, 6, 9)
+STREAMED_BUDGETS = ("96MiB", SHAPE_BUDGET)
+"""In the first no layer is resident, in the second one shard of each of the first three."""
+BENCH_TEXTS, BENCH_ROUNDS, TASK_BUDGET = 200, 3, "96MiB"
 
 
 def finish(command: list[str]) -> list[dict[str, Any]]:
@@ -66,80 +73,91 @@ class Place:
             )
             finish(offramp("eval", self.store, *words, "--transcript", self.transcripts))
 
-    def inputs(self, split: str) -> Path:
+    def inputs(self, split: str, num_texts: int) -> Path:
         """Evenly spaced rows of a split, as `offramp run` reads them."""
         from offramp.tasks.examples import spread
 
         path = self.folder / f"{split}.jsonl"
         splits, _, _ = glue.load(self.task, self.data)
         name = split if split in splits.examples else next(n for n in splits.examples if n.startswith(split))
-        texts = [example.text for example in spread(splits.examples[name], NUM_TEXTS)]
+        texts = [example.text for example in spread(splits.examples[name], num_texts)]
         pairs = [{"text": text} if isinstance(text, str) else {"text": text[0], "pair": text[1]} for text in texts]
         path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
         return path
 
-    def profile(self, name: str) -> Path:
+    def profile(self, name: str, batch: int = 1) -> Path:
         """A device profile, measured now."""
         path = self.folder / f"profile-{name}.json"
-        words = ("--threads", THREADS, "--max-length", self._longest())
+        words = ("--threads", THREADS, "--max-length", self.longest(), "--batch", batch)
         finish(offramp("bench", self.store, "--save-profile", path, *words))
         return path
 
-    def tune(self, profile: Path, latency_seconds: float, name: str) -> dict[str, Any]:
+    def tune(self, profile: Path, latency_seconds: float, name: str, batch: int = 1) -> dict[str, Any]:
         """A policy for a latency: `tune --json`, and the path."""
         path = self.folder / f"policy-{name}.json"
-        words = ("--transcript", self.transcripts, "--profile", profile, "--out", path, "--json")
+        words = ("--transcript", self.transcripts, "--profile", profile, "--batch", batch, "--out", path, "--json")
         (said,) = finish(offramp("tune", self.store, *words, "--latency", f"{latency_seconds * 1e6:.0f}us"))
         return {**said, "path": path}
 
-    def measure(self, inputs: Path, exit: object) -> dict[str, float]:
-        """Mean milliseconds a text, and mean exit."""
-        words = ("--input", inputs, "--json", "--threads", THREADS, "--max-length", MAX_LENGTH, "--exit", exit)
-        *results, last = finish(offramp("run", self.store, *words))
-        exits = [result["exit_stage"] for result in results]
-        record = last["record"]
-        return {"seconds": record["seconds_total"] / record["num_inputs"], "mean_exit": sum(exits) / len(exits)}
+    def take_turns(self, inputs: Path, exits: list[object], rounds: int, *words: object) -> list[dict[str, Any]]:
+        """A round each: mean seconds a text of each exit, and the profile of the moment, if words ask for one."""
+        words = ("--rounds", rounds, "--threads", THREADS, "--max-length", MAX_LENGTH, *words)
+        command = (sys.executable, str(PROMISE), self.store, "--input", inputs, *words, "--exits", *exits)
+        return finish([str(word) for word in command])
 
-    def _longest(self) -> int:
+    def longest(self) -> int:
+        """Tokens of the longest text."""
         from offramp.store.transcript import read_transcript
 
         return max(int(read_transcript(self.transcripts, split).lengths_N.max()) for split in ("tune", "certify"))
 
 
 def latencies(place: Place) -> dict[str, Any]:
-    """Three latencies asked for, and what held-out texts of the same kind take; rounds with a profile each."""
-    from offramp.experiments.tuning import Trials
+    """Three latencies asked for, and what texts that the policies never saw take."""
+    return _promises(place, SHARES, 1)
+
+
+def latencies_of_batches(place: Place) -> dict[str, Any]:
+    """The same for one latency, of texts that run eight at a time."""
+    return _promises(place, SHARES[1:2], 8)
+
+
+def _promises(place: Place, shares: tuple[float, ...], batch: int) -> dict[str, Any]:
+    """Policies for latencies; then what they take, and what a profile of the same seconds says of them: of the samples
+    that they were tuned on (`said`), and of the texts that run (`predicted`).
+    """
+    from offramp.experiments.trials import Trials
     from offramp.policies import parse
     from offramp.runtime.policy_files import read_exit
     from offramp.runtime.profile import load_profile
     from offramp.store.transcript import read_transcript
 
     tune, certify = (read_transcript(place.transcripts, split) for split in ("tune", "certify"))
-    first = place.profile("first")
+    first = place.profile("first" if batch == 1 else f"batch-{batch}", batch)
     trials = Trials(tune, load_profile(first))
     shallow, deep = (trials.rule(parse(text)).seconds for text in ("stage:1", "none"))
-    asked = [shallow + share * (deep - shallow) for share in SHARES]
-    files = {
-        f"{share:g}": place.tune(first, seconds, f"{share:g}") for share, seconds in zip(SHARES, asked, strict=True)
-    }
-    inputs = place.inputs("certify")
+    asked = {f"{share:g}": shallow + share * (deep - shallow) for share in shares}
+    told = {name: place.tune(first, seconds, f"{name}-{batch}", batch) for name, seconds in asked.items()}
+    name_of = {str(each["path"]): name for name, each in told.items()}
+    policies = {name: read_exit(path)[0] for path, name in name_of.items()}
+    said = {name: each["predicted"]["seconds"] for name, each in told.items()}
     chosen = np.array([index * len(certify.labels_N) // NUM_TEXTS for index in range(NUM_TEXTS)])
     if len(certify.labels_N) <= NUM_TEXTS:
         chosen = np.arange(len(certify.labels_N))
     rounds = []
-    for number in range(ROUNDS):
-        profile = load_profile(place.profile("round"))
-        here = Trials(_rows(certify, chosen), profile)
-        names = list(files)
-        found: dict[str, Any] = {"none": place.measure(inputs, "none")}
-        for name in names[number % len(names) :] + names[: number % len(names)]:
-            found[name] = place.measure(inputs, files[name]["path"])
-            found[name]["predicted"] = here.rule(read_exit(str(files[name]["path"]))[0]).seconds
-        rounds.append(found)
-    return {
-        "asked": dict(zip(files, asked, strict=True)), "rounds": rounds,
-        "policies": {name: str(read_exit(str(file["path"]))[0]) for name, file in files.items()},
-    }  # fmt: skip
+    words = ("--profiles", place.folder, "--longest", place.longest(), "--batch", batch)
+    for each in place.take_turns(place.inputs("certify", NUM_TEXTS), ["none", *name_of], ROUNDS, *words):
+        profile = load_profile(Path(each["profile"]))
+        there, here = Trials(tune, profile), Trials(_rows(certify, chosen), profile)
+        rounds.append({
+            name_of.get(exit, exit): {
+                "seconds": seconds, "said": there.rule(policy).seconds, "predicted": here.rule(policy).seconds,
+            }
+            for exit, seconds in each["seconds"].items()
+            for policy in (policies[name_of[exit]] if exit in name_of else parse(exit),)
+        })  # fmt: skip
+    names = {name: str(policy) for name, policy in policies.items()}
+    return {"asked": asked, "said": said, "policies": names, "texts": len(chosen), "rounds": rounds}
 
 
 def _rows(transcript: Any, chosen: Any) -> Any:
@@ -152,7 +170,7 @@ def _rows(transcript: Any, chosen: Any) -> Any:
 def against_patience(place: Place) -> dict[str, Any]:
     """For each patience a cost-aware policy, tuned to its latency; scores on dev, seconds measured side by side."""
     from offramp.experiments.evaluation import answer_at
-    from offramp.experiments.tuning import Trials, best_at
+    from offramp.experiments.trials import Trials, best_at
     from offramp.policies import parse, replay
     from offramp.policies.learned import to_json
     from offramp.runtime.profile import load_profile
@@ -164,13 +182,13 @@ def against_patience(place: Place) -> dict[str, Any]:
     split = next(s for s in ("dev", "dev_matched") if (place.transcripts / f"{s}.json").exists())
     dev = read_transcript(place.transcripts, split)
     logits_KNC, lengths_N = dev.logits_NKC.swapaxes(0, 1), dev.lengths_N.astype(np.int64)
-    problem, metrics, inputs = dev.about.problem, dev.about.metrics, place.inputs("dev")
+    problem, metrics, inputs = dev.about.problem, dev.about.metrics, place.inputs("dev", PAIR_TEXTS)
     suffix = "" if dev.about.labels else "@0.2"
     patiences = [f"patience:{patience}{suffix}" for patience in range(1, len(logits_KNC) - 1)]
     first = place.folder / "profile-first.json"
     profile = load_profile(first if first.exists() else place.profile("first"))
     trials = Trials(tune, profile)
-    found = []
+    found, paths = [], {}
     for text in patiences:
         seconds = trials.rule(parse(text)).seconds
         tried = [t for t in trials.all(lambda line: None, seconds) if t.family in ("stopping", "index")]
@@ -185,17 +203,17 @@ def against_patience(place: Place) -> dict[str, Any]:
         exits = [replay(policy, logits_KNC, problem, lengths_N) for policy in (cost_aware.policy, parse(text))]
         ours_N, theirs_N = (answer_at(logits_KNC, exit_N) for exit_N in exits)
         gain, low, high = paired_interval(metrics, dev.labels_N, ours_N, theirs_N)
-        rounds = []
-        for number in range(3):
-            pair = [("ours", path), ("patience", text)]
-            rounds.append(
-                {name: place.measure(inputs, exit)["seconds"] for name, exit in pair[:: 1 - 2 * (number % 2)]}
-            )
+        paths[text] = str(path)
         found.append({
             "patience": text, "policy": str(cost_aware.policy), "gain": gain, "gain_low": low, "gain_high": high,
-            "score": score(metrics, dev.labels_N, theirs_N)["score"], "rounds": rounds,
+            "score": score(metrics, dev.labels_N, theirs_N)["score"],
         })  # fmt: skip
-    return {"pairs": found}
+    exits = [*paths, *dict.fromkeys(paths.values())]
+    rounds = place.take_turns(inputs, exits, PAIR_ROUNDS) if found else []
+    for pair in found:
+        names = {"patience": pair["patience"], "ours": paths[pair["patience"]]}
+        pair["rounds"] = [{key: each["seconds"][name] for key, name in names.items()} for each in rounds]
+    return {"pairs": found, "texts": PAIR_TEXTS}
 
 
 def certificates(place: Place) -> dict[str, Any]:
@@ -227,7 +245,7 @@ def deadlines(place: Place) -> dict[str, Any]:
     """2,000 requests through a streamed store; from the middle on, every read takes five times as long."""
     import offramp as library
 
-    texts = [json.loads(line) for line in place.inputs("dev").read_text().splitlines()]
+    texts = [json.loads(line) for line in place.inputs("dev", PAIR_TEXTS).read_text().splitlines()]
     requests = [each["text"] if "pair" not in each else (each["text"], each["pair"]) for each in texts]
     found = {}
     deadline = None
@@ -298,7 +316,9 @@ def tuning_time(out: Path) -> dict[str, Any]:
     row = tuple(0.01 * k for k in range(1, exits + 1))
     rows = (row, tuple(5 * each for each in row))
     heads = ((0.0001,) * (exits - 1),) * 2
-    profile = DeviceProfile({}, (8, 128), rows, rows, rows, heads, rows, row, row, row, 3)
+    profile = DeviceProfile(
+        {}, (8, 128), rows, rows, rows, heads, 0.0, rows, row, row, row, rows, heads, (0.0, 0.0), (0.0,) * exits, 3
+    )
     began = time.perf_counter()
     tune(transcript, None, profile, Goal(latency_seconds=0.15), lambda line: None)
     return {"seconds": time.perf_counter() - began}
@@ -307,7 +327,8 @@ def tuning_time(out: Path) -> dict[str, Any]:
 def pictures(place: Place) -> dict[str, Any]:
     """What docs/cost-function.md draws: the front, who leaves where, and the risk of thresholds with its bound."""
     from offramp.experiments.evaluation import answer_at
-    from offramp.experiments.tuning import Goal, Trials, tune
+    from offramp.experiments.trials import Trials
+    from offramp.experiments.tuning import Goal, tune
     from offramp.policies import parse, replay
     from offramp.policies.certify import losses, upper_bound
     from offramp.policies.learned import from_json
@@ -360,33 +381,69 @@ def bulk(out: Path) -> dict[str, Any]:
 
 
 def streamed(out: Path) -> dict[str, Any]:
-    """Fixed exits of a streamed store: seconds and bytes a text, and what a profile of the same round says."""
+    """Fixed exits of a streamed store: seconds and bytes a text, and what a profile of the same round says; beside it
+    transformers, all in memory.
+    """
     from offramp.policies import parse
     from offramp.runtime.profile import load_profile
 
     store, rounds = base_shape(out), []
     texts, path = out / "shapes" / "long.txt", out / "shapes" / "profile.json"
     texts.write_text("".join(f"{number} " + "word " * 150 + "\n" for number in range(16)))
-    common = ("--budget", SHAPE_BUDGET, "--threads", THREADS, "--max-length", MAX_LENGTH)
     for _ in range(SHAPE_ROUNDS):
-        finish(offramp("bench", store, "--save-profile", path, *common))
-        profile, found = load_profile(path), {}
-        for exit in ("none", *(f"stage:{stage}" for stage in STAGES)):
-            *_, last = finish(offramp("run", store, "--input", texts, "--json", "--exit", exit, *common))
-            policy, record = parse(exit), last["record"]
-            stage = policy.last_exit(profile.num_exits)
-            costs = profile.costs(policy.first_evidence(profile.num_exits))
-            found[exit] = {
-                "seconds": record["latency_seconds_median"],
-                "predicted": float(costs.at(np.array([MAX_LENGTH]))[0, stage - 1]),
-                "bytes": record["bytes_read_total"] / record["num_inputs"], "peak": record["peak_rss_bytes"],
-            }  # fmt: skip
+        resident = rival("resident", out / "shapes" / "bert-base", "--threads", THREADS, "--passes", 16)
+        (theirs,) = finish(resident)
+        found: dict[str, Any] = {
+            "transformers": {"seconds": median(theirs["latencies_seconds"]), "peak": theirs["peak_rss_bytes"]}
+        }
+        for budget in STREAMED_BUDGETS:
+            common = ("--budget", budget, "--threads", THREADS, "--max-length", MAX_LENGTH)
+            finish(offramp("bench", store, "--save-profile", path, *common))
+            profile, found[budget] = load_profile(path), {}
+            for exit in ("none", *(f"stage:{stage}" for stage in STAGES)):
+                words = ("--once", "--input", texts, "--exit", exit, "--json")
+                (record,) = finish(offramp("bench", store, *words, *common))
+                policy = parse(exit)
+                costs = profile.costs(policy.first_evidence(profile.num_exits))
+                found[budget][exit] = {
+                    "seconds": median(record["latencies_seconds"]),
+                    "predicted": float(costs.at(np.array([MAX_LENGTH]))[0, policy.last_exit(profile.num_exits) - 1]),
+                    "bytes": record["bytes_read_per_input"], "peak": record["peak_rss_bytes"],
+                }  # fmt: skip
         rounds.append(found)
     return {"rounds": rounds}
 
 
-KINDS = {"latencies": latencies, "against_patience": against_patience}
-ONCE = {"certificates": certificates, "deadlines": deadlines, "pictures": pictures}
+def task_bench(place: Place) -> dict[str, Any]:
+    """What `offramp bench --task` says of a policy for the middle latency, on texts of dev."""
+    return _task_bench(place, ())
+
+
+def streamed_task_bench(place: Place) -> dict[str, Any]:
+    """The same, streamed."""
+    return _task_bench(place, ("--budget", TASK_BUDGET))
+
+
+def _task_bench(place: Place, options: tuple[object, ...]) -> dict[str, Any]:
+    from offramp.store.transcript import read_transcript
+
+    policy = place.folder / f"policy-{SHARES[1]:g}-1.json"
+    split = next(s for s in ("dev", "dev_matched") if (place.transcripts / f"{s}.json").exists())
+    split = read_transcript(place.transcripts, split).about.split
+    words = ("--task", place.task, "--data", place.data, "--split", split, "--rows", BENCH_TEXTS, "--exit", policy)
+    run_with = ("--threads", THREADS, "--max-length", MAX_LENGTH, "--repeat", BENCH_ROUNDS, "--json")
+    *found, last = finish(offramp("bench", place.store, *words, *run_with, *options))
+    return {"measured": found, **last}
+
+
+KINDS = {
+    "latencies": latencies, "certificates": certificates, "deadlines": deadlines, "pictures": pictures,
+    "against_patience": against_patience, "streamed_task_bench": streamed_task_bench, "task_bench": task_bench,
+    "latencies_of_batches": latencies_of_batches,
+}  # fmt: skip
+OF_SHAPES = (tuning_time, bulk, streamed)
+ONCE = ("certificates", "deadlines", "pictures", "streamed_task_bench")
+"""Of SST-2 and MiniLM alone."""
 CLASSIFICATION = ("sst2", *(task for task in glue.TASKS if task not in ("sst2", "stsb")))
 
 
@@ -395,21 +452,20 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("glue-out"))
     parser.add_argument("--models", default="minilm,distil-minilm")
+    parser.add_argument("--kinds", help="of measurements, by their names in KINDS; all if not given")
     args = parser.parse_args()
+    kinds = args.kinds.split(",") if args.kinds else [*(each.__name__ for each in OF_SHAPES), *KINDS]
     known = {(record["kind"], record["task"], record["model"]) for record in read_records(RESULTS)}
-    for measure in (tuning_time, bulk, streamed):
-        if (measure.__name__, "", "") not in known:
+    for measure in OF_SHAPES:
+        if measure.__name__ in kinds and (measure.__name__, "", "") not in known:
             keep({"kind": measure.__name__, "task": "", "model": "", **measure(args.out.resolve())})
-    for model in args.models.split(","):
-        for task in CLASSIFICATION:
+    for kind in [kind for kind in kinds if kind in KINDS]:
+        for model, task in product(args.models.split(","), CLASSIFICATION):
             place = Place(task, model, args.data.resolve(), args.out.resolve())
-            if not place.run.exists():
-                continue
-            once = ONCE if (task, model) == ("sst2", "minilm") else {}
-            for kind, measure in {**once, **KINDS}.items():
-                if (kind, task, model) not in known:
-                    place.prepare()
-                    keep({"kind": kind, "task": task, "model": model, **measure(place)})
+            wanted = kind not in ONCE or (task, model) == ("sst2", "minilm")
+            if wanted and place.run.exists() and (kind, task, model) not in known:
+                place.prepare()
+                keep({"kind": kind, "task": task, "model": model, **KINDS[kind](place)})
 
 
 def keep(record: dict[str, Any]) -> None:

@@ -1,0 +1,92 @@
+"""In one process and in turns of a second: a device profile of the moment, and what policies take on texts.
+
+`python bench/promise.py STORE --input FILE --exits none policy.json ... --longest 128`. A machine that other tenants
+share is faster in one second than in the next by a quarter; what is compared must therefore take turns within seconds.
+One JSON object a round: mean seconds a text of each exit, and the profile, if one is asked for.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import offramp
+from offramp.policies import Decider, Policy
+from offramp.runtime.policy_files import read_exit
+from offramp.runtime.profile import save_profile
+from offramp.runtime.profiler import Profiler, Scheduled
+
+BLOCK = 40
+"""Texts that each policy runs before it is another's turn; a multiple of the batch sizes."""
+PROFILE_ROUNDS = 2
+"""Of every block."""
+
+
+class Turns(Scheduled):
+    """What is scheduled, or another policy in its turn: all on the same weights, since where these lie in memory makes
+    a difference of some percent as well.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.turn: Policy | None = None
+
+    def first_evidence(self, num_exits: int) -> int:
+        """Of the policy whose turn it is."""
+        return super().first_evidence(num_exits) if self.turn is None else self.turn.first_evidence(num_exits)
+
+    def start(self, num_rows: int, num_exits: int) -> Decider:
+        """Of the policy whose turn it is."""
+        return super().start(num_rows, num_exits) if self.turn is None else self.turn.start(num_rows, num_exits)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("store")
+    parser.add_argument("--input", type=Path, required=True)
+    parser.add_argument("--exits", nargs="+", required=True)
+    parser.add_argument("--longest", type=int, default=128, help="tokens of the longest text of a profile")
+    parser.add_argument("--profiles", type=Path, help="a folder for profiles; without it there are none")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--max-length", type=int, default=128)
+    args = parser.parse_args()
+    lines = [json.loads(line) for line in args.input.read_text().splitlines()]
+    texts = [(line["text"], line["pair"]) if "pair" in line else line["text"] for line in lines]
+    policies = {exit: read_exit(exit)[0] for exit in args.exits}
+    options = {"threads": args.threads, "batch": args.batch, "max_length": args.max_length, "own_process": False}
+    with offramp.prepare(args.store, exit=Turns(), **options) as classifier:
+        classifier.policy.exit_index = classifier.num_exits
+        classifier.predict(texts[: 2 * args.batch])  # now all of it is loaded
+        for number in range(args.rounds):
+            profiler = Profiler(classifier, args.longest) if args.profiles else None
+            found: dict[str, object] = {"seconds": one_round(classifier, policies, profiler, texts, number)}
+            if profiler is not None:
+                found["profile"] = str(args.profiles / f"profile-round-{number}.json")
+                save_profile(profiler.profile(), Path(str(found["profile"])))
+            print(json.dumps(found), flush=True)
+
+
+def one_round(
+    classifier: offramp.Classifier, policies: dict[str, Policy], profiler: Profiler | None, texts: list, first: int
+) -> dict[str, float]:
+    """Mean seconds a text of each policy, all texts run once; another policy is first in each block."""
+    names, seconds = list(policies), dict.fromkeys(policies, 0.0)
+    for number, start in enumerate(range(0, len(texts), BLOCK), start=first):
+        block = texts[start : start + BLOCK]
+        if profiler is not None:
+            classifier.policy.turn = None
+            for _ in range(PROFILE_ROUNDS):
+                profiler.run_round()
+        turn = number % len(names)
+        for name in names[turn:] + names[:turn]:
+            classifier.policy.turn = policies[name]
+            classifier.predict(block[: 2 * classifier.settings.num_rows])  # now the caches are as it leaves them
+            classifier.predict(block)
+            num_batches = -(-len(block) // classifier.settings.num_rows)
+            seconds[name] += sum(classifier.latencies[-num_batches:])
+    return {name: total / len(texts) for name, total in seconds.items()}
+
+
+if __name__ == "__main__":
+    main()
