@@ -61,17 +61,9 @@ class Place:
         if not self.store.exists():
             finish(offramp("divide", self.run, self.store))
         if not (self.transcripts / "certify.json").exists():
-            words = (
-                "--task",
-                self.task,
-                "--data",
-                self.data,
-                "--split",
-                "tune,certify,dev",
-                "--max-length",
-                MAX_LENGTH,
-            )
-            finish(offramp("eval", self.store, *words, "--transcript", self.transcripts))
+            splits = ("--split", "tune,certify,dev", "--transcript", self.transcripts)
+            words = ("--task", self.task, "--data", self.data, "--max-length", MAX_LENGTH)
+            finish(offramp("eval", self.store, *words, *splits))
 
     def inputs(self, split: str, num_texts: int) -> Path:
         """Evenly spaced rows of a split, as `offramp run` reads them."""
@@ -105,6 +97,11 @@ class Place:
         command = (sys.executable, str(PROMISE), self.store, "--input", inputs, *words, "--exits", *exits)
         return finish([str(word) for word in command])
 
+    @property
+    def dev(self) -> str:
+        """The transcript of dev; of MNLI's two the matched one."""
+        return next(name for name in ("dev", "dev_matched") if (self.transcripts / f"{name}.json").exists())
+
     def longest(self) -> int:
         """Tokens of the longest text."""
         from offramp.store.transcript import read_transcript
@@ -131,6 +128,7 @@ def _promises(place: Place, shares: tuple[float, ...], batch: int) -> dict[str, 
     from offramp.runtime.policy_files import read_exit
     from offramp.runtime.profile import load_profile
     from offramp.store.transcript import read_transcript
+    from offramp.tasks.examples import spread
 
     tune, certify = (read_transcript(place.transcripts, split) for split in ("tune", "certify"))
     first = place.profile("first" if batch == 1 else f"batch-{batch}", batch)
@@ -141,22 +139,18 @@ def _promises(place: Place, shares: tuple[float, ...], batch: int) -> dict[str, 
     name_of = {str(each["path"]): name for name, each in told.items()}
     policies = {name: read_exit(path)[0] for path, name in name_of.items()}
     said = {name: each["predicted"]["seconds"] for name, each in told.items()}
-    chosen = np.array([index * len(certify.labels_N) // NUM_TEXTS for index in range(NUM_TEXTS)])
-    if len(certify.labels_N) <= NUM_TEXTS:
-        chosen = np.arange(len(certify.labels_N))
-    rounds = []
+    name_of["none"], policies["none"] = "none", parse("none")
+    chosen, rounds = np.array(spread(range(len(certify.labels_N)), NUM_TEXTS)), []
     words = ("--profiles", place.folder, "--longest", place.longest(), "--batch", batch)
-    for each in place.take_turns(place.inputs("certify", NUM_TEXTS), ["none", *name_of], ROUNDS, *words):
+    for each in place.take_turns(place.inputs("certify", NUM_TEXTS), [*name_of], ROUNDS, *words):
         profile = load_profile(Path(each["profile"]))
         there, here = Trials(tune, profile), Trials(_rows(certify, chosen), profile)
-        rounds.append({
-            name_of.get(exit, exit): {
-                "seconds": seconds, "said": there.rule(policy).seconds, "predicted": here.rule(policy).seconds,
-            }
-            for exit, seconds in each["seconds"].items()
-            for policy in (policies[name_of[exit]] if exit in name_of else parse(exit),)
-        })  # fmt: skip
-    names = {name: str(policy) for name, policy in policies.items()}
+        found = {}
+        for exit, seconds in each["seconds"].items():
+            said_now, of_texts = (of.rule(policies[name_of[exit]]).seconds for of in (there, here))
+            found[name_of[exit]] = {"seconds": seconds, "said": said_now, "predicted": of_texts}
+        rounds.append(found)
+    names = {name: str(policies[name]) for name in asked}
     return {"asked": asked, "said": said, "policies": names, "texts": len(chosen), "rounds": rounds}
 
 
@@ -179,8 +173,7 @@ def against_patience(place: Place) -> dict[str, Any]:
     from offramp.tasks.metrics import paired_interval, score
 
     tune = read_transcript(place.transcripts, "tune")
-    split = next(s for s in ("dev", "dev_matched") if (place.transcripts / f"{s}.json").exists())
-    dev = read_transcript(place.transcripts, split)
+    dev = read_transcript(place.transcripts, place.dev)
     logits_KNC, lengths_N = dev.logits_NKC.swapaxes(0, 1), dev.lengths_N.astype(np.int64)
     problem, metrics, inputs = dev.about.problem, dev.about.metrics, place.inputs("dev", PAIR_TEXTS)
     suffix = "" if dev.about.labels else "@0.2"
@@ -428,8 +421,7 @@ def _task_bench(place: Place, options: tuple[object, ...]) -> dict[str, Any]:
     from offramp.store.transcript import read_transcript
 
     policy = place.folder / f"policy-{SHARES[1]:g}-1.json"
-    split = next(s for s in ("dev", "dev_matched") if (place.transcripts / f"{s}.json").exists())
-    split = read_transcript(place.transcripts, split).about.split
+    split = read_transcript(place.transcripts, place.dev).about.split
     words = ("--task", place.task, "--data", place.data, "--split", split, "--rows", BENCH_TEXTS, "--exit", policy)
     run_with = ("--threads", THREADS, "--max-length", MAX_LENGTH, "--repeat", BENCH_ROUNDS, "--json")
     *found, last = finish(offramp("bench", place.store, *words, *run_with, *options))

@@ -77,7 +77,7 @@ class DeviceProfile:
 
     @property
     def batch(self) -> int:
-        """Rows of a pass. The first profiles were all of one and did not say so."""
+        """Rows of a pass; one where the fingerprint does not say."""
         return int(self.fingerprint.get("batch", 1))
 
     def costs(self, first_head: int = 1) -> Costs:
