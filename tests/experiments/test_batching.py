@@ -15,11 +15,11 @@ BYTES = (10.0, 30.0, 60.0)
 """Of each of 4 rows that leave together."""
 
 
-def make_profile(single=SINGLE, gather=0.0, batch=4, after=(0.0, 0.0, 0.0), heads=(0.0, 0.0)):
+def make_profile(single=SINGLE, gather=0.0, batch=4, after=0.0, heads=(0.0, 0.0)):
     reads, single_heads = (0.0,) * NUM_EXITS, tuple(seconds / 2 for seconds in heads)
     return DeviceProfile(
         {"batch": batch}, (8,), (PASS,), (PASS,), (PASS,), (heads,), 0.0, (PASS,), reads, reads, BYTES, (single,),
-        (single_heads,), (gather,), after, 3,
+        (single_heads,), (gather,), after, 0.8, 3,
     )  # fmt: skip
 
 
@@ -76,11 +76,14 @@ def test_each_time_that_some_leave_and_some_stay_rows_are_gathered():
     assert 4 * (some - none) == pytest.approx(2 * 0.05)
 
 
-def test_what_was_left_in_caches_is_counted_by_the_deepest_of_a_batch():
-    after = (-0.1, 0.0, 0.2)
-    for batch, exits, more in ((1, [1, 1, 3, 2], -0.1 - 0.1 + 0.2), (4, [1, 1, 1, 3, 1, 1, 2, 1], 0.2)):
-        plain, cached = (shares(make_profile(batch=batch, after=each), exits)[1] for each in ((0.0,) * 3, after))
-        assert len(exits) * (cached - plain) == pytest.approx(more)
+@pytest.mark.parametrize(
+    ("batch", "exits", "passes"),
+    [(1, [1, 1, 3, 2], [0.4, 0.4, 1.2, 0.8]), (4, [1, 1, 1, 3, 1, 1, 2, 1], [0.4 + 2 * 0.25, 0.4 + 0.25])],
+)
+def test_among_short_passes_each_takes_less(batch, exits, passes):
+    """By the logarithm of what passes take, of what they took among which the profile was measured."""
+    plain, cached = (shares(make_profile(batch=batch, after=each), exits)[1] for each in (0.0, 0.1))
+    assert len(exits) * (cached - plain) == pytest.approx(0.1 * sum(np.log(np.array(passes) / 0.8)))
 
 
 def test_each_batch_pays_for_itself():

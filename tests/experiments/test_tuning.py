@@ -40,7 +40,7 @@ def make_profile(num_exits=NUM_EXITS, **changes):
         {"cpu_model": "toy"}, (8, 64), rows, tuple(tuple(1.2 * s for s in row) for row in rows),
         ((0.02,) * num_exits,) * 2, ((HEAD,) * (num_exits - 1),) * 2, 0.0, ((0.01,) * num_exits,) * 2,
         (0.0,) * num_exits, (0.0,) * num_exits, tuple(1000.0 * k for k in range(1, num_exits + 1)),
-        rows, ((HEAD,) * (num_exits - 1),) * 2, (0.0, 0.0), (0.0,) * num_exits, 5,
+        rows, ((HEAD,) * (num_exits - 1),) * 2, (0.0, 0.0), 0.0, 0.1, 5,
     )  # fmt: skip
     return dataclasses.replace(profile, **changes)
 

@@ -1,6 +1,6 @@
 """What texts cost beyond their shares of passes whose rows all leave at the same exit, which is what a profile times.
 
-What a pass takes depends a little on how deep the one before it went. Of passes of several rows each pays its share.
+What a pass takes depends a little on how long the ones before it took. Of passes of several rows each pays its share.
 Where rows leave one by one, a layer takes longer than the share of the few that come to it: one row alone does not take
 an eighth of what eight take, and a layer is read whole for it. Between one row and all of them a line is drawn. To take
 the rows that are left out of the arrays costs something as well; where the loop finds that it does not pay, and carries
@@ -26,19 +26,26 @@ def beyond_shares(
     profile: DeviceProfile, first_head: int, padded_N: np.ndarray, exit_N: np.ndarray
 ) -> tuple[float, float]:
     """Seconds and bytes a text that the shares leave out, in the mean."""
-    batch = profile.batch
-    starts = np.arange(0, len(exit_N), batch)
-    after = float(np.array(profile.after_seconds)[np.maximum.reduceat(exit_N, starts) - 1].sum()) / len(exit_N)
+    batch, costs_NK = profile.batch, profile.costs(first_head).at(padded_N)
+    shares_N = costs_NK[np.arange(len(exit_N)), exit_N - 1]
     if batch == 1:
-        return after, 0.0
+        return _after(profile, shares_N), 0.0
+    starts = np.arange(0, len(exit_N), batch)
     here_GK = np.add.reduceat(exit_N[:, np.newaxis] >= np.arange(1, profile.num_exits + 1), starts, dtype=np.int64)
     reached_GK, longest_G = here_GK > 0, padded_N[starts]
-    whole_GK = batch * np.diff(profile.costs(first_head).at(longest_G), prepend=0.0)
+    whole_GK = batch * np.diff(costs_NK[starts], prepend=0.0)
     single_GK = np.diff(profile.single_costs(first_head).at(longest_G), prepend=0.0)
     seconds_GK = single_GK + (whole_GK - single_GK) * (here_GK - 1) / (batch - 1)
-    seconds = (seconds_GK - whole_GK * here_GK / batch)[reached_GK].sum()
     num_gathered_G = (reached_GK[:, 1:] & (here_GK[:, 1:] < here_GK[:, :-1])).sum(axis=1)
-    seconds += (num_gathered_G * np.interp(longest_G, profile.lengths, profile.gather_seconds)).sum()
+    seconds_G = np.where(reached_GK, seconds_GK, 0.0).sum(axis=1)
+    seconds_G += num_gathered_G * np.interp(longest_G, profile.lengths, profile.gather_seconds)
+    seconds = float(seconds_G.sum() - shares_N.sum()) / len(exit_N)
     bytes_K = np.diff(profile.bytes_read, prepend=0.0)
     unpaid_GK = np.maximum(bytes_K, 0.0) * (batch - here_GK)
-    return after + float(seconds) / len(exit_N), float(unpaid_GK[reached_GK].sum() / len(exit_N))
+    after = _after(profile, seconds_G) * len(starts) / len(exit_N)
+    return after + seconds, float(unpaid_GK[reached_GK].sum() / len(exit_N))
+
+
+def _after(profile: DeviceProfile, seconds_G: np.ndarray) -> float:
+    """Seconds a pass, among passes that take so long."""
+    return profile.after_seconds * float(np.log(seconds_G / profile.among_seconds).mean())

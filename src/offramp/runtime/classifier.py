@@ -266,6 +266,11 @@ class Classifier:
         return list(self._latencies)
 
     @property
+    def last_seconds(self) -> float:
+        """Seconds of the batch that was run last."""
+        return self._latencies[-1]
+
+    @property
     def costs(self) -> List[PassCost]:
         """What each pass so far took to compute and to read."""
         return list(self._loop.costs)

@@ -64,10 +64,10 @@ class DeviceProfile:
     """[L, K - 1], as `head_seconds`, of a pass of one row."""
     gather_seconds: Tuple[float, ...]
     """[L], of taking the rows that are left out of the arrays of a pass: the median; 0 where a pass has one row."""
-    after_seconds: Tuple[float, ...]
-    """[K], what a pass takes more than the others, or less, if those before it left at this exit: caches still hold the
-    first layers after short ones. A line through all that was seen.
-    """
+    after_seconds: float
+    """What a pass takes more if those before it took e times as long: the longer ago, the less is left in caches."""
+    among_seconds: float
+    """Passes before those of `seconds`: the geometric mean."""
     num_rounds: int
 
     @property
@@ -146,8 +146,10 @@ def load_profile(path: Path) -> DeviceProfile:
         fields = {name: as_tuples(tree[name]) for name in DeviceProfile.__dataclass_fields__}
         profile = DeviceProfile(**{**fields, "fingerprint": dict(tree["fingerprint"])})
         for costs in (profile.costs(), profile.single_costs()):
-            if len(costs.lengths) != len(profile.gather_seconds) or costs.num_exits != len(profile.after_seconds):
+            if len(costs.lengths) != len(profile.gather_seconds) or costs.num_exits != len(profile.bytes_read):
                 raise ValueError(f"tables that do not fit {len(costs.lengths)} lengths and {costs.num_exits} exits")
+        if not profile.among_seconds > 0:
+            raise ValueError("passes that took no time")
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise StoreError(f"no device profile of this version ({error})", path, _REMEDY) from None
     return profile

@@ -1,39 +1,56 @@
 """The profiler: times whole passes through the real engine, to fill a device profile (`profile.py`).
 
-Where each pass ends is drawn in turn, so that they follow one another as in use.
+Where each pass ends is drawn in turn, or stays the same for some time: caches keep the first layers from one short pass
+to the next, the better the longer that goes on, so that it matters what came before.
 
-Shapes: L lengths, K exits, B rows of a pass, S tokens of a row.
+Shapes: L lengths, K exits, P passes, B rows of a pass, S tokens of a row.
 """
 
 from __future__ import annotations
 
+import math
 import random
 import time
-from collections import deque
-from typing import Any, Callable, Deque, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
 from offramp.measure import median, percentile
 from offramp.policies import Decider, Evidence, Policy
 from offramp.policies.policy import Memoryless
-from offramp.runtime.classifier import Classifier
+from offramp.runtime.classifier import TRACED_PASSES, Classifier
 from offramp.runtime.course import Arrays, Batch, Tokens
 from offramp.runtime.profile import DeviceProfile, Table, fingerprint_of
 
 MAX_SECONDS = 100.0
-"""A profile takes two minutes at most, with what comes before the first pass, but for the least rounds."""
-NUM_ROUNDS, LEAST_ROUNDS = 25, 3
-_FAR_OUT = 0.1
+"""A profile takes two minutes at most, with what comes before the first pass, but for the first round."""
+NUM_ROUNDS = 16
+_IN_A_ROW = 3
+"""Passes of each length to one exit, before those to another."""
+_FAR_OUT = 0.05
 """Of passes at either end, whose seconds say nothing of the caches."""
-_PASSES_BEFORE, _NEARBY = 3, 15
-"""Passes that the caches remember, and passes to either side that tell how fast the machine was in that moment."""
+_MEMORY, _NEARBY = 6, 20
+"""Passes that the caches remember, about; and passes to either side that tell how fast the machine was then."""
 _MOST_DRAWN_OUT, _SURE_ENOUGH = 3.0, 0.5
 """Of what heads take: no more than so often what lies between their instructions, and known to so much."""
 _SLOWEST = 3.0
 """Times the median: a pass that was slower than that counts as so slow, since a few such would make a mean theirs."""
+_AT_ONCE = TRACED_PASSES // 2
+"""Passes, before their traces are read: that takes as long as a short pass, and drives its code out of caches."""
 _COMMON_TOKENS = 2048
 """Of a vocabulary, which texts mostly consist of; their blocks are checked once."""
+
+Cell = Tuple[int, int]
+"""A length and an exit."""
+
+
+class _Ran(NamedTuple):
+    place: int
+    """In the log."""
+    seconds: float
+    num_bytes: int
+    """What its rows read."""
+    pass_index: int
 
 
 class Scheduled(Policy):
@@ -100,11 +117,11 @@ def measure_profile(
     for number in range(1, NUM_ROUNDS + 1):
         profiler.run_round()
         elapsed = time.perf_counter() - began
-        if number in (1, LEAST_ROUNDS):
-            rounds = max(LEAST_ROUNDS, min(NUM_ROUNDS, int(max_seconds * number / elapsed)))
+        if number == 1:
+            rounds = max(1, min(NUM_ROUNDS, int(max_seconds / elapsed)))
             what = f"{len(profiler.lengths)} lengths x {classifier.num_exits} exits"
-            say(f"profiling {what}: {elapsed * rounds / number:.0f} s in all")
-        if number >= LEAST_ROUNDS and elapsed * (number + 1) / number > max_seconds:
+            say(f"profiling {what}: {elapsed * rounds:.0f} s in all")
+        if elapsed * (number + 1) / number > max_seconds:
             break
     return profiler.profile()
 
@@ -120,34 +137,36 @@ class Profiler:
         self.classifier, self.policy = classifier, classifier.policy
         self.lengths, self.exits = profile_lengths(longest), tuple(range(1, classifier.num_exits + 1))
         self.num_rows, self.num_rounds = classifier.settings.num_rows, 0
-        self._number, self._order = 0, random.Random(0)
-        self._totals: Dict[Tuple[int, int], List[float]] = {}
-        self._singles: Dict[Tuple[int, int], List[float]] = {}
-        self._steps: Dict[Tuple[int, int], List[float]] = {}
-        self._heads: Dict[Tuple[int, int], List[float]] = {}
+        self._order = random.Random(0)
+        self._log: List[Tuple[Tuple[Optional[int], ...], float]] = []
+        self._passes: List[Tuple[int, int, int]] = []
+        self._singles: Dict[Cell, List[float]] = {}
+        self._steps: Dict[Cell, List[float]] = {}
+        self._heads: Dict[Cell, List[float]] = {}
         self._decisions: List[float] = []
-        self._computes: Dict[Tuple[int, int], List[float]] = {}
-        self._single_heads: Dict[Tuple[int, int], List[float]] = {}
+        self._computes: Dict[Cell, List[float]] = {}
+        self._single_heads: Dict[Cell, List[float]] = {}
         self._gathers: Dict[int, List[float]] = {}
         self._compared: List[Tuple[float, float]] = []
-        self._afters: List[Tuple[float, int, int, float]] = []
-        self._last_exits: Deque[int] = deque([len(self.exits)] * _PASSES_BEFORE, maxlen=_PASSES_BEFORE)
         self._reads: Dict[int, List[float]] = {}
         self._bytes: Dict[int, List[float]] = {}
 
     def run_round(self) -> None:
-        """One pass of each length to each exit, in a drawn order."""
+        """One pass of each length to each exit, in a drawn order; then some, exit by exit."""
         if not self.num_rounds:
             self._warm_up()
-        several = self.num_rows > 1
-        exits: Tuple[Optional[int], ...] = (*self.exits, None) if several else self.exits
+        exits: List[Optional[int]] = [*self.exits, None] if self.num_rows > 1 else [*self.exits]
         jobs = [(length, exit_index, self.num_rows) for length in self.lengths for exit_index in exits]
-        jobs += [(length, exit_index, 1) for length in self.lengths for exit_index in self.exits if several]
+        jobs += [(length, exit_index, 1) for length in self.lengths for exit_index in self.exits if self.num_rows > 1]
         self._order.shuffle(jobs)
-        for length, exit_index, num_rows in jobs:
-            self._add(length, exit_index, num_rows)
+        self._order.shuffle(exits)
+        in_a_row = [job for exit_index in exits for job in jobs * _IN_A_ROW if job[1] == exit_index]
+        jobs += in_a_row
+        for start in range(0, len(jobs), _AT_ONCE):
+            self._add(jobs[start : start + _AT_ONCE])
         for length in self.lengths:
-            self._compare_heads(length)
+            self._compare_heads(length, (1, len(self.exits)))
+            self._compare_heads(length, (len(self.exits), 1))
         self.num_rounds += 1
 
     def _warm_up(self) -> None:
@@ -156,47 +175,41 @@ class Profiler:
             for num_rows in {self.num_rows, 1}:
                 self._run(length, len(self.exits), num_rows)
 
-    def _add(self, length: int, exit_index: Optional[int], num_rows: int) -> None:
-        """Run one pass, and take it apart."""
-        seconds, spans, num_bytes = self._run(length, exit_index, num_rows)
-        before = sum(self._last_exits) / _PASSES_BEFORE
-        self._last_exits.append(exit_index or len(self.exits))
-        if exit_index is None:
-            self._gathers.setdefault(length, []).extend(_all_seconds(spans, "gather"))
-            return
-        if num_rows == 1:
-            self._singles.setdefault((length, exit_index), []).append(seconds)
-            self._add_heads(self._single_heads, spans, length, exit_index)
-        if num_rows != self.num_rows:
-            return
-        self._totals.setdefault((length, exit_index), []).append(seconds)
-        self._afters.append((before, length, exit_index, seconds))
-        self._bytes.setdefault(exit_index, []).append(num_bytes / num_rows)
-        self._take_apart(spans, length, exit_index)
+    def _add(self, jobs: Sequence[Tuple[int, Optional[int], int]]) -> None:
+        """Run passes, one right after another as in use, and then take them apart."""
+        passes = [self._run(*job) for job in jobs]
+        for (length, exit_index, num_rows), ran in zip(jobs, passes):
+            spans = self.classifier.trace.spans(ran.pass_index)
+            if exit_index is None:
+                self._gathers.setdefault(length, []).extend(_all_seconds(spans, "gather"))
+                continue
+            if num_rows == 1:
+                self._singles.setdefault((length, exit_index), []).append(ran.seconds)
+                self._add_heads(self._single_heads, spans, length, exit_index)
+            if num_rows == self.num_rows:
+                self._passes.append((length, exit_index, ran.place))
+                self._bytes.setdefault(exit_index, []).append(ran.num_bytes / num_rows)
+                self._take_apart(spans, length, exit_index)
 
-    def _compare_heads(self, length: int) -> None:
-        """Two passes of the whole model, with all heads and without, after one of this length; each first in turn."""
+    def _compare_heads(self, length: int, firsts: Tuple[int, int]) -> None:
+        """Two passes of the whole model, with all heads and without, after one of this length."""
         last = len(self.exits)
-        self._last_exits.extend([last] * _PASSES_BEFORE)
-        firsts = (1, last) if self.num_rounds % 2 else (last, 1)
         self._run(length, last, self.num_rows)
         found = {first: self._run(length, last, self.num_rows, first) for first in firsts}
-        early = [span for span in found[1][1] if span.stage < last]
+        early = [span for span in self.classifier.trace.spans(found[1].pass_index) if span.stage < last]
         in_heads = sum(_all_seconds(early, "head") + _all_seconds(early, "decide"))
-        self._compared.append((found[1][0] - found[last][0], in_heads))
+        self._compared.append((found[1].seconds - found[last].seconds, in_heads))
 
-    def _run(
-        self, length: int, exit_index: Optional[int], num_rows: int, first_head: int = 1
-    ) -> Tuple[float, List[Any], int]:
-        """Seconds of one pass, its spans, and the bytes that its rows read."""
-        classifier, self._number = self.classifier, self._number + 1
+    def _run(self, length: int, exit_index: Optional[int], num_rows: int, first_head: int = 1) -> _Ran:
+        classifier = self.classifier
         self.policy.exit_index, self.policy.first_head = exit_index, first_head
         classifier.gathering.always = exit_index is None
         began = time.perf_counter()
-        batch = _like_inputs(classifier, num_rows, length, self._number)
+        batch = _like_inputs(classifier, num_rows, length, len(self._log))
         results = classifier.predict_batch(batch, began=began)
-        spans = [span for span in classifier.trace.spans() if span.pass_index == classifier.last_pass]
-        return classifier.latencies[-1], spans, sum(result.bytes_read for result in results)
+        self._log.append(((length, exit_index, num_rows, first_head), classifier.last_seconds))
+        num_bytes = sum(result.bytes_read for result in results)
+        return _Ran(len(self._log) - 1, classifier.last_seconds, num_bytes, classifier.last_pass)
 
     def _take_apart(self, spans: Sequence[Any], length: int, exit_index: int) -> None:
         self._decisions += _all_seconds(spans, "decide")
@@ -214,16 +227,22 @@ class Profiler:
             )
         self._add_heads(self._heads, spans, length, exit_index)
 
-    def _add_heads(
-        self, heads: Dict[Tuple[int, int], List[float]], spans: Sequence[Any], length: int, exit_index: int
-    ) -> None:
+    def _add_heads(self, heads: Dict[Cell, List[float]], spans: Sequence[Any], length: int, exit_index: int) -> None:
         for stage in self.exits[: min(exit_index, len(self.exits) - 1)]:
             seconds = _seconds(spans, "head", stage) + _seconds(spans, "decide", stage)
             heads.setdefault((length, stage), []).append(seconds)
 
     def profile(self) -> DeviceProfile:
         """What the rounds so far come to."""
-        means, tails = self._means(self._totals), self._table(self._totals, self.exits, 99)
+        before_P = self._before()
+        among = float(before_P.mean())
+        after_seconds = self._after_seconds(before_P)
+        totals: Dict[Cell, List[float]] = {}
+        for (length, exit_index, place), before in zip(self._passes, before_P):
+            seconds = self._log[place][1]
+            elsewhere = max(seconds - after_seconds * float(before - among), seconds / 2)
+            totals.setdefault((length, exit_index), []).append(elsewhere)
+        means, tails = self._means(totals), self._table(totals, self.exits, 99)
         return DeviceProfile(
             fingerprint_of(self.classifier),
             self.lengths,
@@ -236,14 +255,15 @@ class Profiler:
             tuple(median(self._reads[stage]) for stage in self.exits),
             tuple(percentile(self._reads[stage], 99) for stage in self.exits),
             tuple(median(self._bytes[stage]) for stage in self.exits),
-            self._means(self._singles),
+            means if self.num_rows == 1 else self._means(self._singles),
             self._head_seconds(self._single_heads),
             tuple(median(self._gathers.get(length) or [0.0]) for length in self.lengths),
-            self._after_seconds(),
+            after_seconds,
+            math.exp(among),
             self.num_rounds,
         )
 
-    def _head_seconds(self, heads: Dict[Tuple[int, int], List[float]]) -> Table:
+    def _head_seconds(self, heads: Dict[Cell, List[float]]) -> Table:
         """[L, K - 1]."""
         drawn_out, early = self._heads_drawn_out(), self.exits[:-1]
         return tuple(tuple(drawn_out * seconds for seconds in row) for row in self._table(heads, early, 50))
@@ -260,26 +280,39 @@ class Profiler:
         share = float(less.sum() / in_heads.sum())
         return min(max(share, 0.0), _MOST_DRAWN_OUT) if error < _SURE_ENOUGH else 1.0
 
-    def _after_seconds(self) -> Tuple[float, ...]:
-        """[K], by least squares on exits of the passes before, the machine's drift taken out; 0 if that may be none."""
-        before, usual, seen = (np.array(column) for column in zip(*self._before_usual_seen()))
-        nearby = [slice(max(place - _NEARBY, 0), place + _NEARBY + 1) for place in range(len(seen))]
-        more = _without_far_out(seen - usual * np.array([np.median((seen / usual)[each]) for each in nearby]))
-        mean_exit = before.mean()
-        before -= mean_exit
-        spread = float((before**2).sum())
-        slope = float(before @ more) / spread if spread else 0.0
-        error = float((more - more.mean() - slope * before).std()) / spread**0.5 if spread else 0.0
-        if abs(slope) < 2 * error:
-            slope = 0.0
-        return tuple(slope * float(exit_index - mean_exit) for exit_index in self.exits)
+    def _before(self) -> np.ndarray:
+        """[P], the mean logarithm of the seconds that the passes before each usually take; the last ones weigh most."""
+        by_kind: Dict[Tuple[Optional[int], ...], List[float]] = {}
+        for kind, seconds in self._log:
+            by_kind.setdefault(kind, []).append(seconds)
+        usual = {kind: math.log(median(samples)) for kind, samples in by_kind.items()}
+        before, found = usual[self._log[0][0]], []
+        for kind, _ in self._log:
+            found.append(before)
+            before += (usual[kind] - before) / _MEMORY
+        return np.array([found[place] for _, _, place in self._passes])
 
-    def _before_usual_seen(self) -> List[Tuple[float, float, float]]:
-        """Of each pass: the mean exit of those before, the median of passes like it, and what it took."""
-        medians = {cell: median(samples) for cell, samples in self._totals.items()}
-        return [(before, medians[length, stage], seconds) for before, length, stage, seconds in self._afters]
+    def _after_seconds(self, before_P: np.ndarray) -> float:
+        """By least squares within passes of one length to one exit, in parts of their seconds. Each pass is compared
+        with those about it alone, since the machine drifts.
+        """
+        cells: Dict[Cell, List[int]] = {}
+        for number, (length, exit_index, _) in enumerate(self._passes):
+            cells.setdefault((length, exit_index), []).append(number)
+        seen_P = np.array([self._log[place][1] for _, _, place in self._passes])
+        usual_P = np.empty(len(seen_P))
+        for here in cells.values():
+            usual_P[here] = median(seen_P[here].tolist())
+        more_P, longer_P = _without_far_out(seen_P / usual_P), before_P.copy()
+        for each_P in (more_P, longer_P):
+            for here in cells.values():
+                each_P[here] -= each_P[here].mean()
+        longer_P /= usual_P
+        more_P, longer_P = _less_those_nearby(more_P), _less_those_nearby(longer_P)
+        spread = float((longer_P**2).sum())
+        return max(float(longer_P @ more_P) / spread, 0.0) if spread else 0.0
 
-    def _means(self, samples: Dict[Tuple[int, int], List[float]]) -> Table:
+    def _means(self, samples: Dict[Cell, List[float]]) -> Table:
         """[L, K], medians; those of an exit are drawn out to add up to all that was seen of it, but for the slowest."""
         medians = self._table(samples, self.exits, 50)
         above = []
@@ -289,7 +322,7 @@ class Profiler:
             above.append(seen / sum(middle * len(each) for middle, each in pairs))
         return tuple(tuple(more * seconds for more, seconds in zip(above, row)) for row in medians)
 
-    def _table(self, samples: Dict[Tuple[int, int], List[float]], exits: Sequence[int], percent: float) -> Table:
+    def _table(self, samples: Dict[Cell, List[float]], exits: Sequence[int], percent: float) -> Table:
         return tuple(tuple(percentile(samples[length, stage], percent) for stage in exits) for length in self.lengths)
 
 
@@ -307,6 +340,13 @@ def _like_inputs(classifier: Classifier, num_rows: int, length: int, number: int
 def _without_far_out(values: np.ndarray) -> np.ndarray:
     """The same, those at either end drawn in."""
     return np.clip(values, *np.quantile(values, (_FAR_OUT, 1 - _FAR_OUT)))
+
+
+def _less_those_nearby(values: np.ndarray) -> np.ndarray:
+    """Each less the mean of those about it."""
+    sums, places = np.concatenate(([0.0], np.cumsum(values))), np.arange(len(values))
+    first, end = np.maximum(places - _NEARBY, 0), np.minimum(places + _NEARBY + 1, len(values))
+    return values - (sums[end] - sums[first]) / (end - first)
 
 
 def _seconds(spans: Sequence[Any], kind: str, stage: int) -> float:
