@@ -205,9 +205,8 @@ class Trials:
         if using is None:
             return best
         answers = [self._answers(each.exit_N) for each in (best, using)]
-        gain, low, high = paired_interval(self.metrics, self.truth_N, *answers, num_rounds=CHANCES)
-        error = (high - low) / (2 * 1.96)  # of the difference, by the bootstrap; 0 if all answers are the same
-        return using if error and gain <= error else best
+        _, low, high = paired_interval(self.metrics, self.truth_N, *answers, num_rounds=CHANCES)
+        return using if low <= 0 < high else best  # by the bootstrap; no interval if all answers are the same
 
     def _decision_seconds(self, policy: Policy) -> float:
         """How much longer it decides at an exit, for a batch, than the profiled policy, which decides nothing.
