@@ -25,7 +25,9 @@ from offramp.measure import median
 
 RESULTS = glue.RESULTS.with_name("latency.jsonl")
 PROMISE = Path(__file__).with_name("promise.py")
-ROUNDS, NUM_TEXTS, PAIR_ROUNDS, PAIR_TEXTS = 5, 400, 3, 200
+ROUNDS, PAIR_ROUNDS, PAIR_TEXTS = 5, 3, 200
+NUM_TEXTS = {"minilm": 480, "distil-minilm": 240}
+"""Of DistilBERT fewer, since they take four times as long."""
 SHARES = (0.2, 0.4, 0.6)
 """Of the way from the first exit's mean latency to the whole model's: the three latencies that are asked for."""
 MAX_LENGTH, THREADS = 128, 2
@@ -65,14 +67,19 @@ class Place:
             words = ("--task", self.task, "--data", self.data, "--max-length", MAX_LENGTH)
             finish(offramp("eval", self.store, *words, *splits))
 
-    def inputs(self, split: str, num_texts: int) -> Path:
-        """Evenly spaced rows of a split, as `offramp run` reads them."""
+    def chosen(self, split: str, num_texts: int) -> np.ndarray:
+        """Rows of a split whose lengths are those of the whole, in its order."""
+        from offramp.store.transcript import read_transcript
         from offramp.tasks.examples import spread
 
+        by_length = np.argsort(read_transcript(self.transcripts, split).lengths_N, kind="stable")
+        return np.sort(spread(by_length.tolist(), num_texts))
+
+    def inputs(self, split: str, num_texts: int) -> Path:
+        """These rows, as `offramp run` reads them."""
         path = self.folder / f"{split}.jsonl"
         splits, _, _ = glue.load(self.task, self.data)
-        name = split if split in splits.examples else next(n for n in splits.examples if n.startswith(split))
-        texts = [example.text for example in spread(splits.examples[name], num_texts)]
+        texts = [splits.examples[split][row].text for row in self.chosen(split, num_texts)]
         pairs = [{"text": text} if isinstance(text, str) else {"text": text[0], "pair": text[1]} for text in texts]
         path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
         return path
@@ -121,14 +128,13 @@ def latencies_of_batches(place: Place) -> dict[str, Any]:
 
 def _promises(place: Place, shares: tuple[float, ...], batch: int) -> dict[str, Any]:
     """Policies for latencies; then what they take, and what a profile of the same seconds says of them: of the samples
-    that they were tuned on (`said`), and of the texts that run (`predicted`).
+    that they were tuned on (`said`), of the texts that run (`predicted`), and of the split that these are of (`whole`).
     """
     from offramp.experiments.trials import Trials
     from offramp.policies import parse
     from offramp.runtime.policy_files import read_exit
     from offramp.runtime.profile import load_profile
     from offramp.store.transcript import read_transcript
-    from offramp.tasks.examples import spread
 
     tune, certify = (read_transcript(place.transcripts, split) for split in ("tune", "certify"))
     first = place.profile("first" if batch == 1 else f"batch-{batch}", batch)
@@ -140,15 +146,17 @@ def _promises(place: Place, shares: tuple[float, ...], batch: int) -> dict[str, 
     policies = {name: read_exit(path)[0] for path, name in name_of.items()}
     said = {name: each["predicted"]["seconds"] for name, each in told.items()}
     name_of["none"], policies["none"] = "none", parse("none")
-    chosen, rounds = np.array(spread(range(len(certify.labels_N)), NUM_TEXTS)), []
+    chosen, rounds = place.chosen("certify", NUM_TEXTS[place.model]), []
     words = ("--profiles", place.folder, "--longest", place.longest(), "--batch", batch)
-    for each in place.take_turns(place.inputs("certify", NUM_TEXTS), [*name_of], ROUNDS, *words):
+    for each in place.take_turns(place.inputs("certify", NUM_TEXTS[place.model]), [*name_of], ROUNDS, *words):
         profile = load_profile(Path(each["profile"]))
-        there, here = Trials(tune, profile), Trials(_rows(certify, chosen), profile)
+        samples = {"said": tune, "predicted": _rows(certify, chosen), "whole": certify}
+        trials_of = {name: Trials(rows, profile) for name, rows in samples.items()}
         found = {}
         for exit, seconds in each["seconds"].items():
-            said_now, of_texts = (of.rule(policies[name_of[exit]]).seconds for of in (there, here))
-            found[name_of[exit]] = {"seconds": seconds, "said": said_now, "predicted": of_texts}
+            name = name_of[exit]
+            told = {samples: of.rule(policies[name]).seconds for samples, of in trials_of.items()}
+            found[name] = {"seconds": seconds, **told}
         rounds.append(found)
     names = {name: str(policies[name]) for name in asked}
     return {"asked": asked, "said": said, "policies": names, "texts": len(chosen), "rounds": rounds}
@@ -175,7 +183,7 @@ def against_patience(place: Place) -> dict[str, Any]:
     tune = read_transcript(place.transcripts, "tune")
     dev = read_transcript(place.transcripts, place.dev)
     logits_KNC, lengths_N = dev.logits_NKC.swapaxes(0, 1), dev.lengths_N.astype(np.int64)
-    problem, metrics, inputs = dev.about.problem, dev.about.metrics, place.inputs("dev", PAIR_TEXTS)
+    problem, metrics, inputs = dev.about.problem, dev.about.metrics, place.inputs(place.dev, PAIR_TEXTS)
     suffix = "" if dev.about.labels else "@0.2"
     patiences = [f"patience:{patience}{suffix}" for patience in range(1, len(logits_KNC) - 1)]
     first = place.folder / "profile-first.json"
@@ -238,7 +246,7 @@ def deadlines(place: Place) -> dict[str, Any]:
     """2,000 requests through a streamed store; from the middle on, every read takes five times as long."""
     import offramp as library
 
-    texts = [json.loads(line) for line in place.inputs("dev", PAIR_TEXTS).read_text().splitlines()]
+    texts = [json.loads(line) for line in place.inputs(place.dev, PAIR_TEXTS).read_text().splitlines()]
     requests = [each["text"] if "pair" not in each else (each["text"], each["pair"]) for each in texts]
     found = {}
     deadline = None
@@ -310,7 +318,7 @@ def tuning_time(out: Path) -> dict[str, Any]:
     rows = (row, tuple(5 * each for each in row))
     heads = ((0.0001,) * (exits - 1),) * 2
     profile = DeviceProfile(
-        {}, (8, 128), rows, rows, rows, heads, 0.0, rows, row, row, row, rows, heads, (0.0, 0.0), (0.0,) * exits, 3
+        {}, (8, 128), rows, rows, rows, heads, 0.0, rows, row, row, row, rows, heads, (0.0, 0.0), 0.0, 0.1, 3
     )
     began = time.perf_counter()
     tune(transcript, None, profile, Goal(latency_seconds=0.15), lambda line: None)

@@ -30,15 +30,17 @@ MNLI are partial data. Deadlines, certificates and bulk were measured with an ea
 with one that measured profiles a little otherwise. A dash is what was not measured yet.
 """
 NOTE_ASKED = f"""\
-A policy is tuned to a mean latency on the tune split, and then runs up to {latency.NUM_TEXTS} texts of the certify
-split, which it never saw. This machine is shared: from one second to the next it is faster or slower by a quarter. So
-policies take turns of {promise.BLOCK} texts with passes of a device profile, in one process (`bench/promise.py`), and
-each round, of {latency.ROUNDS}, has its own profile. *Tune says*: the mean latency in the policy file, of that asked
-for; less where every slower policy scores worse. *Measured of said*: what texts take, of what the profile of the same
-seconds says of the tune split; medians of rounds. *Of asked*: the product, in which the machine's drift since the first
-profile is not, nor what that profile itself was off by. *By the clock*: milliseconds measured, of those asked for, with
-both. *Of the texts*: of what the profile of the same seconds says of the very texts that run, so that what differs from
-*measured of said* is the split's. *Speed-up*: over `--exit none`.
+A policy is tuned to a mean latency on the tune split, and then runs up to {latency.NUM_TEXTS["minilm"]} texts of the
+certify split, which it never saw (of DistilBERT up to {latency.NUM_TEXTS["distil-minilm"]}). This machine is shared:
+from one second to the next it is faster or slower by a quarter. So policies take turns of {promise.BLOCK} texts with
+passes of a device profile, in one process (`bench/promise.py`), and each round, of {latency.ROUNDS}, has its own
+profile. *Tune says*: the mean latency in the policy file, of that asked
+for; less where every slower policy scores worse. *Of the texts*: what texts take, of what the profile of the same
+seconds says of these very texts; medians of rounds. *Measured of said*: what the whole certify split takes, of what
+that profile says of the tune split; that of the whole split is what the profile says of it times *of the texts*, so
+that it is not left to chance which texts run. *Of asked*: its product with *tune says*, in which the machine's drift
+since the first profile is not, nor what that profile itself was off by. *By the clock*: milliseconds measured, of those
+asked for, with both. *Speed-up*: over `--exit none`.
 """
 NOTE_BENCHES = f"""\
 `offramp bench STORE --task T --exit policy.json`: {latency.BENCH_TEXTS} texts of dev, {latency.BENCH_ROUNDS} rounds in
@@ -93,9 +95,10 @@ def asked(records: Sequence[dict[str, Any]]) -> tuple[list[str], list[Verdict]]:
             for name, seconds in record["asked"].items():
                 rounds = [each[name] for each in record["rounds"]]
                 used = record["said"][name] / seconds
-                of_said.append(median([each["seconds"] / each["said"] for each in rounds]))
+                of_whole = [each["seconds"] * each["whole"] / each["predicted"] for each in rounds]
+                of_said.append(median([whole / each["said"] for whole, each in zip(of_whole, rounds, strict=True)]))
                 of_asked.append(used * of_said[-1])
-                raw.append(median([each["seconds"] for each in rounds]) / seconds)
+                raw.append(median(of_whole) / seconds)
                 full = median([each["none"]["seconds"] / each[name]["seconds"] for each in record["rounds"]])
                 of_texts = median([each["seconds"] / each["predicted"] for each in rounds])
                 rows.append((

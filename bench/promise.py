@@ -15,10 +15,10 @@ from offramp.runtime.policy_files import read_exit
 from offramp.runtime.profile import save_profile
 from offramp.runtime.profiler import Profiler, Scheduled
 
-BLOCK = 40
-"""Texts that each policy runs before it is another's turn; a multiple of the batch sizes."""
-PROFILE_ROUNDS = 2
-"""Of every block."""
+BLOCK, WARM_UP = 48, 12
+"""Passes of each policy before it is another's turn; and those that come first, uncounted, until the caches are as the
+policy leaves them.
+"""
 
 
 class Turns(Scheduled):
@@ -71,20 +71,19 @@ def one_round(
     classifier: offramp.Classifier, policies: dict[str, Policy], profiler: Profiler | None, texts: list, first: int
 ) -> dict[str, float]:
     """Mean seconds a text of each policy, all texts run once; another policy is first in each block."""
-    names, seconds = list(policies), dict.fromkeys(policies, 0.0)
-    for number, start in enumerate(range(0, len(texts), BLOCK), start=first):
-        block = texts[start : start + BLOCK]
+    names, seconds, batch = list(policies), dict.fromkeys(policies, 0.0), classifier.settings.num_rows
+    for number, start in enumerate(range(0, len(texts), BLOCK * batch), start=first):
+        block = texts[start : start + BLOCK * batch]
         if profiler is not None:
             classifier.policy.turn = None
-            for _ in range(PROFILE_ROUNDS):
-                profiler.run_round()
+            profiler.run_round()
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
             classifier.policy.turn = policies[name]
-            classifier.predict(block[: 2 * classifier.settings.num_rows])  # now the caches are as it leaves them
+            classifier.predict(block[: WARM_UP * batch])
             classifier.predict(block)
-            num_batches = -(-len(block) // classifier.settings.num_rows)
-            seconds[name] += sum(classifier.latencies[-num_batches:])
+            num_passes = -(-len(block) // batch)
+            seconds[name] += sum(classifier.latencies[-num_passes:])
     return {name: total / len(texts) for name, total in seconds.items()}
 
 
