@@ -81,9 +81,16 @@ def test_each_time_that_some_leave_and_some_stay_rows_are_gathered():
     [(1, [1, 1, 3, 2], [0.4, 0.4, 1.2, 0.8]), (4, [1, 1, 1, 3, 1, 1, 2, 1], [0.4 + 2 * 0.25, 0.4 + 0.25])],
 )
 def test_among_short_passes_each_takes_less(batch, exits, passes):
-    """By the logarithm of what passes take, of what they took among which the profile was measured."""
+    """By the logarithm of what passes take, which is less as well, of what they took that the profile was among."""
     plain, cached = (shares(make_profile(batch=batch, after=each), exits)[1] for each in (0.0, 0.1))
-    assert len(exits) * (cached - plain) == pytest.approx(0.1 * sum(np.log(np.array(passes) / 0.8)))
+    less = len(exits) * (cached - plain) / len(passes)
+    assert less < 0
+    assert less == pytest.approx(0.1 * np.log((np.array(passes) + less) / 0.8).mean(), rel=0.01)
+
+
+def test_no_pass_is_foretold_to_take_less_than_half():
+    plain, cached = (shares(make_profile(batch=1, after=each), [1])[1] for each in (0.0, 10.0))
+    assert cached == pytest.approx(plain / 2)
 
 
 def test_each_batch_pays_for_itself():

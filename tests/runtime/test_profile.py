@@ -4,6 +4,7 @@ import dataclasses
 import json
 import time
 
+import numpy as np
 import pytest
 
 from offramp.errors import RefusedError, StoreError, UsageError
@@ -52,20 +53,17 @@ def test_tails_are_not_below_means(measured):
 
 def test_seconds_add_up_to_what_all_passes_took(shelf, monkeypatch):
     monkeypatch.setattr(profiler_module, "_SLOWEST", 1e9)  # a toy's passes are so short that any noise is far out
-    monkeypatch.setattr(Profiler, "_after_seconds", lambda self, before_P: 0.0)
+    monkeypatch.setattr(Profiler, "_after_seconds", lambda self, before: 0.0)
     with open_scheduled(shelf.open(Toy())) as classifier:
         profiler = Profiler(classifier, MAX_LENGTH)
         for _ in range(5):
             profiler.run_round()
         profile, lengths = profiler.profile(), len(profiler.lengths)
-        in_rounds = classifier.latencies[lengths:]  # those that warm up come first
-    passes = 4 * lengths * NUM_EXITS
-    round_seconds = [
-        sum(in_rounds[start : start + passes])  # then come three of each length that compare heads, twice
-        for start in range(0, len(in_rounds), passes + 2 * 3 * lengths)
-    ]
+    warm_up, passes, compared = lengths, (1 + 6) * lengths * NUM_EXITS, 2 * 3 * lengths
+    starts = range(warm_up, len(classifier.latencies), warm_up + passes + compared)
+    round_seconds = [sum(classifier.latencies[start : start + passes]) for start in starts]
     assert profile.num_rounds == len(round_seconds) == 5
-    assert 4 * 5 * sum(map(sum, profile.seconds)) == pytest.approx(sum(round_seconds)), "means, not medians"
+    assert (1 + 6) * 5 * sum(map(sum, profile.seconds)) == pytest.approx(sum(round_seconds)), "means, not medians"
 
 
 def test_one_pass_that_hangs_does_not_make_a_mean_its_own(shelf):
@@ -124,21 +122,30 @@ def test_a_pass_after_short_ones_may_be_faster(shelf, after):
     assert profile.seconds[0][0] < profile.among_seconds < profile.seconds[0][-1]
 
 
-def test_drift_of_the_machine_is_no_cache(shelf):
-    """Passes that take longer and longer, whatever came before."""
+@pytest.mark.parametrize("num_rounds", [1, 6])
+@pytest.mark.parametrize("drift", ["rising", "falling", "waves"])
+def test_drift_of_the_machine_is_no_cache(shelf, drift, num_rounds):
+    """Passes that take longer, or less, with time, whatever came before."""
     with open_scheduled(shelf.open(Toy())) as classifier:
         profiler = Profiler(classifier, MAX_LENGTH)
-        for _ in range(8):
+        for _ in range(num_rounds):
             profiler.run_round()
-    number = len(profiler._log)
-    profiler._log = [
-        ((length, exit_index, *rest), 0.001 * length * exit_index * (1 + place / number))
-        for place, ((length, exit_index, *rest), _) in enumerate(profiler._log)
-    ]
-    profile = profiler.profile()
-    assert profile.after_seconds < 0.02 * profile.among_seconds
-    for length, row in zip(profile.lengths, profile.seconds, strict=True):
-        assert row == pytest.approx([0.0015 * length * stage for stage in profiler.exits], rel=0.1)
+
+    def ran(seconds_of):
+        log = [each._replace(seconds=seconds_of(each.place / len(profiler._log), each)) for each in profiler._log]
+        profiler._passes, profiler._log = [log[each.place] for each in profiler._passes], log
+        profiler._singles = profiler._passes
+        return profiler.profile()
+
+    speeds = {"rising": lambda t: 1 + t, "falling": lambda t: 2 - t, "waves": lambda t: 1.5 + 0.5 * np.sin(30 * t)}
+    profile = ran(lambda t, each: 0.001 * each.kind[0] * each.kind[1] * speeds[drift](t))
+    assert profile.after_seconds < 0.05 * profile.among_seconds
+    if num_rounds == 1:
+        return
+    before = profiler._before()
+    told = 0.002
+    profile = ran(lambda t, each: each.seconds + told * speeds[drift](t) * (before[each.place] - before[0]))
+    assert profile.after_seconds == pytest.approx(1.5 * told, rel=0.4), "and what is no drift is found beside it"
 
 
 def test_heads_that_never_run_are_left_out():

@@ -15,6 +15,9 @@ import numpy as np
 
 from offramp.runtime.profile import DeviceProfile
 
+_REPEATS = 4
+"""Until what passes take fits what they take among each other."""
+
 
 def padded(lengths_N: np.ndarray, batch: int) -> np.ndarray:
     """Tokens that each sample is computed with: those of the longest of its batch."""
@@ -47,5 +50,9 @@ def beyond_shares(
 
 
 def _after(profile: DeviceProfile, seconds_G: np.ndarray) -> float:
-    """Seconds a pass, among passes that take so long."""
-    return profile.after_seconds * float(np.log(seconds_G / profile.among_seconds).mean())
+    """Seconds a pass that it takes more, or less, among passes that take so long, and so much more or less."""
+    after = 0.0
+    for _ in range(_REPEATS):
+        logarithms_G = np.log(np.maximum(seconds_G + after, seconds_G / 2) / profile.among_seconds)
+        after = max(profile.after_seconds * float(logarithms_G.mean()), -float(seconds_G.mean()) / 2)
+    return after

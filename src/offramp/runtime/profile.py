@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
@@ -40,7 +41,8 @@ class DeviceProfile:
     lengths: Tuple[int, ...]
     seconds: Table
     """[L, K], from the texts to the answers of each exit, all heads before it included: the mean, which is the median
-    of a cell, drawn out as means of the whole column are; a cell has too few passes for a mean of its own.
+    of a cell, drawn out as means of the whole column are; a cell has too few passes for a mean of its own. Of passes
+    after others that take `among_seconds`.
     """
     seconds_p99: Table
     step_seconds_p99: Table
@@ -67,7 +69,7 @@ class DeviceProfile:
     after_seconds: float
     """What a pass takes more if those before it took e times as long: the longer ago, the less is left in caches."""
     among_seconds: float
-    """Passes before those of `seconds`: the geometric mean."""
+    """What the passes before took, of a profile: the geometric mean."""
     num_rounds: int
 
     @property
@@ -148,7 +150,7 @@ def load_profile(path: Path) -> DeviceProfile:
         for costs in (profile.costs(), profile.single_costs()):
             if len(costs.lengths) != len(profile.gather_seconds) or costs.num_exits != len(profile.bytes_read):
                 raise ValueError(f"tables that do not fit {len(costs.lengths)} lengths and {costs.num_exits} exits")
-        if not profile.among_seconds > 0:
+        if not (0 <= profile.after_seconds < math.inf and 0 < profile.among_seconds < math.inf):
             raise ValueError("passes that took no time")
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise StoreError(f"no device profile of this version ({error})", path, _REMEDY) from None

@@ -25,12 +25,14 @@ from offramp.runtime.profile import DeviceProfile, Table, fingerprint_of
 MAX_SECONDS = 100.0
 """A profile takes two minutes at most, with what comes before the first pass, but for the first round."""
 NUM_ROUNDS = 16
-_IN_A_ROW = 3
-"""Passes of each length to one exit, before those to another."""
+_SWEEPS_IN_A_ROW, _PASSES_IN_A_ROW = 3, 18
+"""Of all lengths to one exit, and passes, at least, before those to another."""
 _FAR_OUT = 0.05
 """Of passes at either end, whose seconds say nothing of the caches."""
 _MEMORY, _NEARBY = 6, 20
 """Passes that the caches remember, about; and passes to either side that tell how fast the machine was then."""
+_REFITS = 3
+"""Times that a line is drawn, and then what is far from it drawn in."""
 _MOST_DRAWN_OUT, _SURE_ENOUGH = 3.0, 0.5
 """Of what heads take: no more than so often what lies between their instructions, and known to so much."""
 _SLOWEST = 3.0
@@ -47,6 +49,8 @@ Cell = Tuple[int, int]
 class _Ran(NamedTuple):
     place: int
     """In the log."""
+    kind: Tuple[int, int, int, int]
+    """Its length, exit (0: rows leave one by one), rows, and first head."""
     seconds: float
     num_bytes: int
     """What its rows read."""
@@ -127,9 +131,9 @@ def measure_profile(
 
 
 class Profiler:
-    """Times passes of every length up to `longest` to every exit, in rounds: seconds as they were seen, a list for each
-    length and exit. The classifier is `Scheduled`, and is open. If it was planned for several rows, passes of
-    one row are timed too, and passes that rows leave one after another.
+    """Times passes of every length up to `longest` to every exit, in rounds. The classifier is `Scheduled`, and is
+    open. If it was planned for several rows, passes of one row are timed too, and passes that rows leave one after
+    another.
     """
 
     def __init__(self, classifier: Classifier, longest: int) -> None:
@@ -138,9 +142,9 @@ class Profiler:
         self.lengths, self.exits = profile_lengths(longest), tuple(range(1, classifier.num_exits + 1))
         self.num_rows, self.num_rounds = classifier.settings.num_rows, 0
         self._order = random.Random(0)
-        self._log: List[Tuple[Tuple[Optional[int], ...], float]] = []
-        self._passes: List[Tuple[int, int, int]] = []
-        self._singles: Dict[Cell, List[float]] = {}
+        self._log: List[_Ran] = []
+        self._passes: List[_Ran] = []
+        self._singles: List[_Ran] = []
         self._steps: Dict[Cell, List[float]] = {}
         self._heads: Dict[Cell, List[float]] = {}
         self._decisions: List[float] = []
@@ -153,15 +157,17 @@ class Profiler:
 
     def run_round(self) -> None:
         """One pass of each length to each exit, in a drawn order; then some, exit by exit."""
-        if not self.num_rounds:
-            self._warm_up()
+        self._warm_up()
         exits: List[Optional[int]] = [*self.exits, None] if self.num_rows > 1 else [*self.exits]
-        jobs = [(length, exit_index, self.num_rows) for length in self.lengths for exit_index in exits]
-        jobs += [(length, exit_index, 1) for length in self.lengths for exit_index in self.exits if self.num_rows > 1]
+        kinds = [(exit_index, self.num_rows) for exit_index in exits]
+        kinds += [(exit_index, 1) for exit_index in self.exits if self.num_rows > 1]
+        jobs = [(length, *kind) for kind in kinds for length in self.lengths]
         self._order.shuffle(jobs)
-        self._order.shuffle(exits)
-        in_a_row = [job for exit_index in exits for job in jobs * _IN_A_ROW if job[1] == exit_index]
-        jobs += in_a_row
+        self._order.shuffle(kinds)
+        lengths = list(self.lengths) * max(_SWEEPS_IN_A_ROW, -(-_PASSES_IN_A_ROW // len(self.lengths)))
+        for kind in kinds:
+            self._order.shuffle(lengths)
+            jobs += [(length, *kind) for length in lengths]
         for start in range(0, len(jobs), _AT_ONCE):
             self._add(jobs[start : start + _AT_ONCE])
         for length in self.lengths:
@@ -170,7 +176,7 @@ class Profiler:
         self.num_rounds += 1
 
     def _warm_up(self) -> None:
-        """First reads, and arrays of every size, are no part of a pass in use."""
+        """First reads, arrays of every size, and what was in the caches before are no part of a pass in use."""
         for length in self.lengths:
             for num_rows in {self.num_rows, 1}:
                 self._run(length, len(self.exits), num_rows)
@@ -184,10 +190,10 @@ class Profiler:
                 self._gathers.setdefault(length, []).extend(_all_seconds(spans, "gather"))
                 continue
             if num_rows == 1:
-                self._singles.setdefault((length, exit_index), []).append(ran.seconds)
+                self._singles.append(ran)
                 self._add_heads(self._single_heads, spans, length, exit_index)
             if num_rows == self.num_rows:
-                self._passes.append((length, exit_index, ran.place))
+                self._passes.append(ran)
                 self._bytes.setdefault(exit_index, []).append(ran.num_bytes / num_rows)
                 self._take_apart(spans, length, exit_index)
 
@@ -207,9 +213,10 @@ class Profiler:
         began = time.perf_counter()
         batch = _like_inputs(classifier, num_rows, length, len(self._log))
         results = classifier.predict_batch(batch, began=began)
-        self._log.append(((length, exit_index, num_rows, first_head), classifier.last_seconds))
         num_bytes = sum(result.bytes_read for result in results)
-        return _Ran(len(self._log) - 1, classifier.last_seconds, num_bytes, classifier.last_pass)
+        kind = (length, exit_index or 0, num_rows, first_head)
+        self._log.append(_Ran(len(self._log), kind, classifier.last_seconds, num_bytes, classifier.last_pass))
+        return self._log[-1]
 
     def _take_apart(self, spans: Sequence[Any], length: int, exit_index: int) -> None:
         self._decisions += _all_seconds(spans, "decide")
@@ -234,15 +241,16 @@ class Profiler:
 
     def profile(self) -> DeviceProfile:
         """What the rounds so far come to."""
-        before_P = self._before()
-        among = float(before_P.mean())
-        after_seconds = self._after_seconds(before_P)
-        totals: Dict[Cell, List[float]] = {}
-        for (length, exit_index, place), before in zip(self._passes, before_P):
-            seconds = self._log[place][1]
-            elsewhere = max(seconds - after_seconds * float(before - among), seconds / 2)
-            totals.setdefault((length, exit_index), []).append(elsewhere)
-        means, tails = self._means(totals), self._table(totals, self.exits, 99)
+        before = self._before()
+        among = float(np.mean([before[ran.place] for ran in self._passes]))
+        after_seconds = self._after_seconds(before)
+
+        def elsewhere(ran: _Ran) -> float:
+            """What it would have taken after passes that are as long as those of the profile are in the mean."""
+            return max(ran.seconds - after_seconds * (before[ran.place] - among), ran.seconds / 2)
+
+        means = self._means(_by_cell(self._passes, elsewhere))
+        tails = self._table(_by_cell(self._passes, lambda ran: ran.seconds), self.exits, 99)
         return DeviceProfile(
             fingerprint_of(self.classifier),
             self.lengths,
@@ -255,7 +263,7 @@ class Profiler:
             tuple(median(self._reads[stage]) for stage in self.exits),
             tuple(percentile(self._reads[stage], 99) for stage in self.exits),
             tuple(median(self._bytes[stage]) for stage in self.exits),
-            means if self.num_rows == 1 else self._means(self._singles),
+            self._means(_by_cell(self._singles, elsewhere)),
             self._head_seconds(self._single_heads),
             tuple(median(self._gathers.get(length) or [0.0]) for length in self.lengths),
             after_seconds,
@@ -280,37 +288,37 @@ class Profiler:
         share = float(less.sum() / in_heads.sum())
         return min(max(share, 0.0), _MOST_DRAWN_OUT) if error < _SURE_ENOUGH else 1.0
 
-    def _before(self) -> np.ndarray:
-        """[P], the mean logarithm of the seconds that the passes before each usually take; the last ones weigh most."""
-        by_kind: Dict[Tuple[Optional[int], ...], List[float]] = {}
-        for kind, seconds in self._log:
-            by_kind.setdefault(kind, []).append(seconds)
+    def _before(self) -> List[float]:
+        """Of each pass, the mean logarithm of the seconds that those before it usually take; the last weigh most."""
+        by_kind: Dict[Tuple[int, ...], List[float]] = {}
+        for ran in self._log:
+            by_kind.setdefault(ran.kind, []).append(ran.seconds)
         usual = {kind: math.log(median(samples)) for kind, samples in by_kind.items()}
-        before, found = usual[self._log[0][0]], []
-        for kind, _ in self._log:
+        before, found = usual[self._log[0].kind], []
+        for ran in self._log:
             found.append(before)
-            before += (usual[kind] - before) / _MEMORY
-        return np.array([found[place] for _, _, place in self._passes])
+            before += (usual[ran.kind] - before) / _MEMORY
+        return found
 
-    def _after_seconds(self, before_P: np.ndarray) -> float:
+    def _after_seconds(self, before: Sequence[float]) -> float:
         """By least squares within passes of one length to one exit, in parts of their seconds. Each pass is compared
-        with those about it alone, since the machine drifts.
+        with those about it, since the machine drifts.
         """
-        cells: Dict[Cell, List[int]] = {}
-        for number, (length, exit_index, _) in enumerate(self._passes):
-            cells.setdefault((length, exit_index), []).append(number)
-        seen_P = np.array([self._log[place][1] for _, _, place in self._passes])
-        usual_P = np.empty(len(seen_P))
-        for here in cells.values():
-            usual_P[here] = median(seen_P[here].tolist())
-        more_P, longer_P = _without_far_out(seen_P / usual_P), before_P.copy()
-        for each_P in (more_P, longer_P):
-            for here in cells.values():
-                each_P[here] -= each_P[here].mean()
-        longer_P /= usual_P
-        more_P, longer_P = _less_those_nearby(more_P), _less_those_nearby(longer_P)
-        spread = float((longer_P**2).sum())
-        return max(float(longer_P @ more_P) / spread, 0.0) if spread else 0.0
+        kinds = [ran.kind for ran in self._passes]
+        cells = [np.array([place for place, each in enumerate(kinds) if each == kind]) for kind in sorted(set(kinds))]
+        seen_P, usual_P = np.array([ran.seconds for ran in self._passes]), np.empty(len(kinds))
+        for here in cells:
+            usual_P[here] = np.median(seen_P[here])
+        longer_P = np.array([before[ran.place] for ran in self._passes]) / usual_P
+        longer_P = _less_like_and_near(longer_P, cells)
+        spread, slope = float((longer_P**2).sum()), 0.0
+        if spread < 1e-12 * float((1 / usual_P**2).sum()):
+            return 0.0  # all passes take the same
+        more_P = seen_P / usual_P
+        for _ in range(_REFITS):
+            kept_P = slope * longer_P + _without_far_out(more_P - slope * longer_P)
+            slope = float(longer_P @ _less_like_and_near(kept_P, cells)) / spread
+        return min(max(slope, 0.0), float(usual_P.min()) / 2)
 
     def _means(self, samples: Dict[Cell, List[float]]) -> Table:
         """[L, K], medians; those of an exit are drawn out to add up to all that was seen of it, but for the slowest."""
@@ -337,15 +345,25 @@ def _like_inputs(classifier: Classifier, num_rows: int, length: int, number: int
     return Tokens(ids_BS, np.ones_like(ids_BS), np.zeros_like(ids_BS))
 
 
+def _by_cell(passes: Sequence[_Ran], seconds_of: Callable[[_Ran], float]) -> Dict[Cell, List[float]]:
+    found: Dict[Cell, List[float]] = {}
+    for ran in passes:
+        found.setdefault(ran.kind[:2], []).append(seconds_of(ran))
+    return found
+
+
 def _without_far_out(values: np.ndarray) -> np.ndarray:
     """The same, those at either end drawn in."""
     return np.clip(values, *np.quantile(values, (_FAR_OUT, 1 - _FAR_OUT)))
 
 
-def _less_those_nearby(values: np.ndarray) -> np.ndarray:
-    """Each less the mean of those about it."""
-    sums, places = np.concatenate(([0.0], np.cumsum(values))), np.arange(len(values))
+def _less_like_and_near(values: np.ndarray, cells: Sequence[np.ndarray]) -> np.ndarray:
+    """What is left of values when the means of their cells are taken off, and then of those about them."""
+    places, values = np.arange(len(values)), values.copy()
+    for here in cells:
+        values[here] -= values[here].mean()
     first, end = np.maximum(places - _NEARBY, 0), np.minimum(places + _NEARBY + 1, len(values))
+    sums = np.concatenate(([0.0], np.cumsum(values)))
     return values - (sums[end] - sums[first]) / (end - first)
 
 
