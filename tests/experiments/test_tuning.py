@@ -86,6 +86,21 @@ def test_more_time_gives_no_worse_score(transcripts):
     assert scores == sorted(scores)
 
 
+@pytest.mark.parametrize(("num_other", "used"), [(0, False), (1, True), (1500, False)])
+def test_time_is_used_where_chance_may_explain_a_better_score(transcripts, num_other, used):
+    """A fast policy, and a slow one that answers wrong where the fast one is right, in so many samples."""
+    trials, said = Trials(transcripts[0], make_profile()), []
+    fast = dataclasses.replace(trials.rule(parse("none")), seconds=0.05)
+    right_N = trials.logits_KNC[-1].argmax(1) == trials.truth_N
+    wrong_N = trials.logits_KNC[0].argmax(1) != trials.truth_N
+    exit_N = fast.exit_N.copy()
+    exit_N[np.flatnonzero(right_N & wrong_N)[:num_other]] = 1
+    slow = dataclasses.replace(fast, seconds=0.099, score=fast.score - num_other / 100, exit_N=exit_N)
+    assert trials.best_use_of([fast, slow], 0.1, said.append) is (slow if used else fast)
+    assert bool(said) is used
+    assert trials.best_use_of([fast, slow], 0.2, said.append) is fast, "which uses no more of it"
+
+
 def test_a_drop_is_certified_and_kept_on_new_samples(transcripts, tmp_path):
     goal = Goal(max_drop=2.0, confidence=0.9)
     file, _ = tune(*transcripts, make_profile(), goal, quiet)

@@ -194,7 +194,7 @@ class Trials:
         mean_exit, exits_N = float(exit_N.mean()), scored_N.astype(np.uint8)
         return Tried(policy, family, value, self.full - value, seconds, mean_exit, bytes_read, exits_N)
 
-    def best_use_of(self, tried: Sequence[Tried], seconds: float) -> Tried:
+    def best_use_of(self, tried: Sequence[Tried], seconds: float, say: Say) -> Tried:
         """The best score within so many seconds; of those that chance cannot tell from it, one that uses them.
 
         A score that is best by chance and far faster would leave the user with less than he gave time for.
@@ -205,8 +205,12 @@ class Trials:
         if using is None:
             return best
         answers = [self._answers(each.exit_N) for each in (best, using)]
-        _, low, high = paired_interval(self.metrics, self.truth_N, *answers, num_rounds=CHANCES)
-        return using if low <= 0 < high else best  # by the bootstrap; no interval if all answers are the same
+        gain, low, high = paired_interval(self.metrics, self.truth_N, *answers, num_rounds=CHANCES)
+        if low > 0 or low == high:  # beyond the bootstrap's interval; it is none if all answers are the same
+            return best
+        if gain > 0:
+            say(f"{best.policy} scores {gain:.2f} more in {best.seconds * 1e3:.2f} ms, which may be chance")
+        return using
 
     def _decision_seconds(self, policy: Policy) -> float:
         """How much longer it decides at an exit, for a batch, than the profiled policy, which decides nothing.

@@ -79,7 +79,7 @@ def tune(
         assert certify_on is not None
         chosen, certificate = _certified(tried, certify_on, goal, say)
     else:
-        chosen = trials.best_use_of(tried, goal.latency_seconds or float("inf"))
+        chosen = trials.best_use_of(tried, goal.latency_seconds or float("inf"), say)
     families = {each.family: None for each in tried}
     rivals = [best_at([each for each in tried if each.family == family], chosen.seconds * 1.001) for family in families]
     about = transcript.about
