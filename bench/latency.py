@@ -25,9 +25,7 @@ from offramp.measure import median
 
 RESULTS = glue.RESULTS.with_name("latency.jsonl")
 PROMISE = Path(__file__).with_name("promise.py")
-ROUNDS, PAIR_ROUNDS, PAIR_TEXTS = 5, 3, 200
-NUM_TEXTS = {"minilm": 480, "distil-minilm": 240}
-"""Of DistilBERT fewer, since they take four times as long."""
+ROUNDS, NUM_TEXTS, PAIR_ROUNDS, PAIR_TEXTS = 5, 480, 3, 200
 SHARES = (0.2, 0.4, 0.6)
 """Of the way from the first exit's mean latency to the whole model's: the three latencies that are asked for."""
 MAX_LENGTH, THREADS = 128, 2
@@ -146,9 +144,9 @@ def _promises(place: Place, shares: tuple[float, ...], batch: int) -> dict[str, 
     policies = {name: read_exit(path)[0] for path, name in name_of.items()}
     said = {name: each["predicted"]["seconds"] for name, each in told.items()}
     name_of["none"], policies["none"] = "none", parse("none")
-    chosen, rounds = place.chosen("certify", NUM_TEXTS[place.model]), []
+    chosen, rounds = place.chosen("certify", NUM_TEXTS), []
     words = ("--profiles", place.folder, "--longest", place.longest(), "--batch", batch)
-    for each in place.take_turns(place.inputs("certify", NUM_TEXTS[place.model]), [*name_of], ROUNDS, *words):
+    for each in place.take_turns(place.inputs("certify", NUM_TEXTS), [*name_of], ROUNDS, *words):
         profile = load_profile(Path(each["profile"]))
         samples = {"said": tune, "predicted": _rows(certify, chosen), "whole": certify}
         trials_of = {name: Trials(rows, profile) for name, rows in samples.items()}
