@@ -1,7 +1,7 @@
 """Policies made of policies: any of them, all of them, or not before an exit.
 
 Each part sees the evidence of every exit, whatever the others say: a counter never misses an agreement. Only what the
-grammar can say can be built, so that every policy has a text: `From` outside, then `AnyOf`, then `AllOf`, then rules.
+grammar can say can be built: `From` outside, then `AnyOf`, then `AllOf`, then rules, or policies that were learned.
 """
 
 from __future__ import annotations

@@ -3,17 +3,17 @@
     EXPRESSION := [from:K>] ANY          the prefix stands once, at the very start, and holds for the whole expression
     ANY        := ALL { "|" ALL }
     ALL        := RULE { "&" RULE }      & binds tighter than |
-    RULE       := none | stage:K | patience:P[@TAU] | votes:V | entropy:T | confidence:T | margin:T
+    RULE       := none | stage:K | patience:P[@TAU] | votes:V | entropy:T | confidence:T | margin:T | FILE.json
 
-Whitespace may stand around every word, number and sign. `none` stands alone. Whether a policy fits a model is not known
-here: see `Policy.check`.
+A policy file is read by who calls: this room knows no files. Whitespace may stand around every word, number and sign.
+`none` stands alone. Whether a policy fits a model is not known here: see `Policy.check`.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from typing import Callable, Dict
+from typing import Callable, Dict, Optional
 
 from offramp.errors import UsageError
 from offramp.policies.combine import AllOf, AnyOf, From
@@ -27,46 +27,56 @@ GRAMMAR = (
     "[from:K>] RULES, joined by | and &: none, stage:K, patience:P[@TAU], votes:V, entropy:T, confidence:T, margin:T"
 )
 
+Read = Optional[Callable[[str], Policy]]
+"""From the name of a policy file to the policy."""
+
 _PREFIX = re.compile(r"\s*from\s*:([^>|&]*)>(.*)", re.DOTALL)
 _INTEGER = re.compile(r"[+-]?[0-9]{1,9}")
 _NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
 
 
-def parse(text: str) -> Policy:
-    """Read a policy; `str` of it is an equal text, up to whitespace and the spelling of numbers.
+def parse(text: str, read: Read = None) -> Policy:
+    """Read a policy; `str` of it is an equal text, up to whitespace and the spelling of numbers, if it names no file.
 
-    Raises UsageError naming the piece that cannot be read.
+    Raises UsageError naming the piece that cannot be read, and what `read` raises.
     """
-    if text.strip().lower().endswith(".json"):
-        raise UsageError("a policy file stands alone, not in an expression", repr(text), "--exit policy.json")
     try:
-        return _expression(text)
+        return _expression(text, read)
     except ValueError as error:
         raise UsageError(f"cannot read an exit policy: {error}", repr(text), f"write {GRAMMAR}") from error
 
 
-def _expression(text: str) -> Policy:
+def is_file(text: str) -> bool:
+    """Whether a rule, or a whole text, names a policy file."""
+    return text.strip().lower().endswith(".json")
+
+
+def _expression(text: str, read: Read) -> Policy:
     prefix = _PREFIX.fullmatch(text)
     if prefix is None:
-        return _any(text)
+        return _any(text, read)
     exit_text, rest = prefix.groups()
-    return From(_integer(exit_text, "from:K>"), _any(rest))
+    return From(_integer(exit_text, "from:K>"), _any(rest, read))
 
 
-def _any(text: str) -> Policy:
-    parts = tuple(_all(piece) for piece in text.split("|"))
+def _any(text: str, read: Read) -> Policy:
+    parts = tuple(_all(piece, read) for piece in text.split("|"))
     return parts[0] if len(parts) == 1 else AnyOf(parts)
 
 
-def _all(text: str) -> Policy:
-    parts = tuple(_rule(piece) for piece in text.split("&"))
+def _all(text: str, read: Read) -> Policy:
+    parts = tuple(_rule(piece, read) for piece in text.split("&"))
     return parts[0] if len(parts) == 1 else AllOf(parts)
 
 
-def _rule(text: str) -> Policy:
+def _rule(text: str, read: Read) -> Policy:
     rule = text.strip()
     if rule == "none":
         return FullDepth()
+    if is_file(rule):
+        if read is None:
+            raise ValueError(f"{rule!r}: a policy file cannot be named here")
+        return read(rule)
     word, _, value = rule.partition(":")
     if word.strip() not in _RULES:
         raise ValueError(f"{rule!r} is no rule")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Optional, Tuple, Union
+from typing import Any, List, Optional, Tuple, Union
 
-from offramp.errors import BudgetError, RefusedError, StoreError
+from offramp.errors import BudgetError, RefusedError, StoreError, UsageError
 from offramp.policies import Policy, parse
+from offramp.policies.grammar import is_file
 from offramp.policies.learned import from_json
 from offramp.runtime.classifier import Classifier
 from offramp.runtime.durations import format_duration
@@ -18,17 +19,25 @@ from offramp.store.policy_file import PolicyFile, read_policy
 
 
 def read_exit(exit: Union[str, Policy]) -> Tuple[Policy, Optional[str], Optional[float]]:
-    """The policy; of a policy file, also the fingerprint of its model and its deadline in seconds, if it has one.
+    """The policy; of a policy file, also the fingerprint of its model and its deadline in seconds, if it has one; of
+    several files, the shortest.
 
-    Raises UsageError for a text that is none, and StoreError for a file that is none.
+    Raises UsageError for a text that is none, and for files of two models; StoreError for a file that is none.
     """
     if isinstance(exit, Policy):
         return exit, None, None
-    if not exit.strip().lower().endswith(".json"):
-        return parse(exit), None, None
-    path = Path(exit.strip())
-    file = read_policy(path)
-    return policy_of(file, path), file.model_sha256, file.deadline_seconds
+    files: List[PolicyFile] = []
+
+    def read(name: str) -> Policy:
+        files.append(read_policy(Path(name)))
+        return policy_of(files[-1], name)
+
+    stands_alone = is_file(exit) and Path(exit.strip()).exists()  # whatever signs are in its name
+    policy = read(exit.strip()) if stands_alone else parse(exit, read)
+    models, deadlines = {file.model_sha256 for file in files}, [file.deadline_seconds for file in files]
+    if len(models) > 1:
+        raise UsageError("the policy files are of two models", repr(exit), "join policies of one")
+    return policy, next(iter(models), None), min((each for each in deadlines if each is not None), default=None)
 
 
 def policy_of(file: PolicyFile, where: object) -> Policy:
