@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 
 from offramp.errors import UsageError
 from offramp.policies import Evidence, parse, replay
+from offramp.policies.combine import AllOf, AnyOf, From
 from offramp.policies.costs import Costs
 from offramp.policies.features import FEATURES, FeatureMemory
 from offramp.policies.fitting import Lessons, fit_index_risks, fit_risks, fit_stopping, fit_thresholds
-from offramp.policies.learned import Halting, Index, Thresholds, from_json, predicted, to_json
+from offramp.policies.learned import Halting, Index, Starting, Thresholds, from_json, predicted, to_json
 from tests.policies.driver import MULTI, REGRESSION, SINGLE, exits_of, logits, quick
 
 NUM_EXITS = 5
@@ -81,7 +82,9 @@ def test_a_dearer_second_leaves_earlier(lessons, data):
         lambda price: fit_stopping(lessons, fit_risks(lessons), COSTS, price),
         lambda price: Index(pairs, COSTS, price),
     ):
-        seconds = [objective(make(price), data, price)[2] for price in (0.0, 0.01, 0.1, 0.5, 1.0, 3.0, 30.0, 1e6)]
+        seconds = [
+            objective(make(price), data, price)[2] for price in (-1e6, -0.1, 0.0, 0.01, 0.1, 0.5, 1.0, 3.0, 30.0, 1e6)
+        ]
         assert seconds == sorted(seconds, reverse=True)
         assert seconds[-1] == pytest.approx(COSTS.at(data[2])[:, 0].mean()), "all leave at the first exit"
         assert seconds[0] > 2 * seconds[-1]
@@ -208,13 +211,33 @@ def test_files_read_back(learned):
     assert len({str(policy) for policy in learned}) == len(learned)
 
 
+def test_learned_policies_are_joined_with_rules_and_kept(learned, data):
+    """A file of each reads back, and leaves where its parts say."""
+    logits_KNC, _, lengths_N = data
+    exits = lambda policy: replay(policy, logits_KNC, SINGLE, lengths_N)  # noqa: E731
+    one, other, rule = learned[2], Starting(2, Thresholds((0.9, 0.8, 0.7))), parse("patience:2")
+    for joined, same in (
+        (AnyOf((one, rule)), np.minimum(exits(one), exits(rule))),
+        (AllOf((one, parse("confidence:0.01"))), exits(one)),
+        (From(3, one), None),
+        (AnyOf((AllOf((one, rule)), other)), None),
+    ):
+        again = from_json(json.loads(json.dumps(to_json(joined))))
+        assert again == joined
+        assert same is None or (exits(joined) == same).all()
+    assert exits(From(3, one)).min() == 3
+    assert to_json(parse("patience:1|confidence:0.9")) == {"kind": "rule", "text": "patience:1|confidence:0.9"}
+    for tree in ({"kind": "any", "parts": 3}, {"kind": "all", "parts": [to_json(one)]}, {"kind": "from", "policy": 3}):
+        with pytest.raises(ValueError, match="expected"):
+            from_json(tree)
+
+
 @pytest.mark.parametrize(
     "change",
     [
         {"kind": "oracle"},
         {"features": ["one"]},
         {"price": float("nan")},
-        {"price": -1},
         {"price": None},
         {"price": True},
         {"risks": [[1.0]]},

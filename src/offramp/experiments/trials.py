@@ -32,8 +32,11 @@ from offramp.tasks.metrics import paired_interval, score
 FOLDS = 3
 MAX_LESSONS = 6000
 """Samples that a policy is fitted to: six weights an exit need no more."""
-PRICES = 14
-"""Of a second, tried for the whole front; bisection adds some near a latency that is asked for."""
+PRICES = np.concatenate([-np.geomspace(1, 1e-2, 3), np.geomspace(1e-3, 3, 12)])
+"""Of the seconds of all layers, in risk, tried for the whole front; bisection adds some near a latency that is asked
+for. Below zero: the least of two noisy risks looks lower than it is, so that a fit on few samples leaves too early even
+where a second costs nothing; who has more time than that gets it used.
+"""
 BISECTIONS = 7
 RATIOS = np.geomspace(0.1, 8, 16)
 FRONT_POINTS = 40
@@ -119,7 +122,7 @@ class Trials:
             yield from self._halting(view, risks, near_seconds)
             say(f"fitting the cost function from exit {view.first} on")
             unit = 1 / float(np.mean([row[-1] - row[0] for row in view.costs.seconds]))  # a second's worth in risk
-            prices = unit * np.geomspace(1e-3, 3, PRICES)
+            prices = unit * PRICES
             yield from self._family("stopping", view, self._stopping(view, risks), prices, near_seconds)
             yield from self._family("index", view, self._index(view), prices, near_seconds)
 
@@ -200,7 +203,7 @@ class Trials:
         A score that is best by chance and far faster would leave the user with less than he gave time for.
         """
         best = best_at(tried, seconds)
-        assert best is not None, "stage:1 is fast enough"
+        assert best is not None, "one of those tried is fast enough"
         using = best_at([each for each in tried if each.seconds >= USED * seconds], seconds)
         if using is None:
             return best
@@ -209,7 +212,8 @@ class Trials:
         if low > 0 or low == high:  # beyond the bootstrap's interval; it is none if all answers are the same
             return best
         if gain > 0:
-            say(f"{best.policy} scores {gain:.2f} more in {best.seconds * 1e3:.2f} ms, which may be chance")
+            faster = f"{best.policy} scores {gain:.2f} more in {best.seconds * 1e3:.2f} ms"
+            say(f"{using.policy} takes {using.seconds * 1e3:.2f} ms; {faster}, which may be chance")
         return using
 
     def _decision_seconds(self, policy: Policy) -> float:

@@ -14,11 +14,12 @@ import math
 from abc import abstractmethod
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any, ClassVar, Dict, Optional, Tuple
+from typing import Any, ClassVar, Dict, Optional, Tuple, Type
 
 import numpy as np
 
 from offramp.errors import UsageError
+from offramp.policies.combine import AbstractJoin, AllOf, AnyOf, From
 from offramp.policies.costs import Costs, as_tuples
 from offramp.policies.evidence import REGRESSION, Evidence
 from offramp.policies.features import FEATURES, FeatureMemory
@@ -172,7 +173,7 @@ class Stopping(CostAwarePolicy):
     """E[seconds from k + 1 to the stop], as a share of the seconds from k + 1 to the last exit: a logistic function."""
     costs: Costs
     price: float
-    """Of a second, in units of risk."""
+    """Of a second, in units of risk; below 0 it goes on even where it expects to lose a little by it."""
     is_logistic: bool = True
     """Risks are probabilities; else linear in the features."""
 
@@ -269,12 +270,20 @@ class Starting(Policy):
 RULE = "rule"
 """The `kind` of a policy that the grammar can say."""
 KINDS = {kind.word: kind for kind in (Thresholds, Halting, Stopping, Index)}
+JOINS: Dict[str, Type[AbstractJoin]] = {"any": AnyOf, "all": AllOf}
+FROM = "from"
 
 
 def to_json(policy: Policy) -> Dict[str, Any]:
     """What a policy file keeps of it."""
     if isinstance(policy, Starting):
         return {"kind": policy.word, "first": policy.first, "policy": to_json(policy.policy)}
+    if _has_learned(policy):
+        if isinstance(policy, From):
+            return {"kind": FROM, "exit_index": policy.exit_index, "policy": to_json(policy.policy)}
+        for word, join in JOINS.items():
+            if isinstance(policy, join):
+                return {"kind": word, "parts": [to_json(part) for part in policy.parts]}
     if not isinstance(policy, LearnedPolicy):
         return {"kind": RULE, "text": str(policy)}
     tree: Dict[str, Any] = {"kind": policy.word}
@@ -300,9 +309,14 @@ def from_json(tree: Any) -> Policy:
         if not isinstance(inner, LearnedPolicy):
             raise ValueError(f"{word}: expected a learned policy inside, got {inner}")
         return Starting(found["first"], inner)
+    if word == FROM and set(found) == {"exit_index", "policy"}:
+        return From(found["exit_index"], from_json(found["policy"]))
+    if isinstance(word, str) and word in JOINS and set(found) == {"parts"} and isinstance(found["parts"], list):
+        return JOINS[word](tuple(from_json(part) for part in found["parts"]))
     kind = KINDS.get(word) if isinstance(word, str) else None
     if kind is None:
-        raise ValueError(f"expected a kind out of {RULE}, {Starting.word}, {', '.join(KINDS)}, got {word!r}")
+        known = ", ".join((RULE, Starting.word, FROM, *JOINS, *KINDS))
+        raise ValueError(f"expected a kind out of {known}, got {word!r}")
     features = found.pop("features", None)
     if kind is not Thresholds and features != list(FEATURES):
         raise ValueError(f"made for other features: {features!r}")
@@ -316,6 +330,14 @@ def from_json(tree: Any) -> Policy:
         return kind(**{name: as_tuples(value) for name, value in found.items()})
     except (TypeError, KeyError) as error:
         raise ValueError(f"{kind.word}: not what it should be ({error})") from None
+
+
+def _has_learned(policy: Policy) -> bool:
+    if isinstance(policy, AbstractJoin):
+        return any(_has_learned(part) for part in policy.parts)
+    if isinstance(policy, From):
+        return _has_learned(policy.policy)
+    return isinstance(policy, (LearnedPolicy, Starting))
 
 
 def predicted(weights: Weights, features_BF: np.ndarray, is_logistic: bool) -> np.ndarray:
@@ -390,5 +412,3 @@ def _require_cost_aware(policy: Any, num_rows: int) -> None:
     if not policy.num_early_exits == num_rows == policy.costs.num_exits - 1:
         raise ValueError(f"{policy.word}: expected weights and costs of the same exits")
     _require_finite(policy, [policy.price])
-    if policy.price < 0:
-        raise ValueError(f"{policy.word}: expected a price of at least 0, got {policy.price}")
