@@ -106,7 +106,7 @@ def test_answers_stay_right_when_look_ahead_stops_at_likely_exits(shelf, num_slo
     rows = ["abcdefghijkl"[place % 7 : place % 7 + 1 + place % 5] for place in range(60)]
     outcomes = [loop.run(encode([row]), more=bool(place % 3))[0] for place, row in enumerate(rows)]
     assert answers(outcomes) == expected(store, rows, "confidence:0.5")
-    assert any(turn.after for turn in loop.turns())
+    assert any(turn.after for turn in loop.turns(1))
     loop.close()
 
 

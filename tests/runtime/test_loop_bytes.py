@@ -165,13 +165,19 @@ def test_nothing_past_a_likely_exit_is_read_before_it_has_decided(shelf):
     assert late and late <= allowed
 
 
-@pytest.mark.parametrize(("reached", "left", "gated"), [(8, 5, True), (8, 4, False), (7, 7, False), (9, 0, False)])
-def test_the_gate_needs_eight_rows_of_which_more_than_half_left(shelf, reached, left, gated):
+@pytest.mark.parametrize(
+    ("reached", "left", "num_rows", "gated"),
+    [(8, 5, 1, True), (8, 4, 1, False), (7, 7, 1, False), (9, 0, 1, False), (100, 91, 8, False), (100, 92, 8, True)],
+)
+def test_the_gate_needs_eight_rows_and_a_pass_that_ends_there_more_likely_than_not(
+    shelf, reached, left, num_rows, gated
+):
+    """Of eight rows all must leave: 0.91 ** 8 is below a half, 0.92 ** 8 above it."""
     store = shelf.open(sure(2))
     loop = open_loop(store, "confidence:0.9")
     loop.survival.reached[2], loop.survival.left[2] = reached, left
     loop.close()
-    after = {turn.shard: turn.after for turn in loop.turns()}
+    after = {turn.shard: turn.after for turn in loop.turns(num_rows)}
     expected_after = [2 * (gated and place >= 7) for place in range(len(after))]
     assert [after[name] for name in order_of(store)] == expected_after
 

@@ -57,7 +57,7 @@ def test_an_error_of_an_idle_read_comes_out_of_the_next_batch(shelf):
     loop = open_loop(store, "none", 2)
     loop.run(encode(ROWS))
     fail_once(store, "layer-00-attention", OSError(errno.EIO, "I/O"))
-    loop.ring.end_pass(loop.turns())
+    loop.ring.end_pass(loop.turns(1))
     with pytest.raises(OSError, match="I/O"):
         loop.run(encode(ROWS))
     check_next(loop, store, "none")

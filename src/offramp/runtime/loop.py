@@ -80,11 +80,11 @@ class Loop:
         """Index of the pass that was run last, as the trace has it."""
         return self._pass_index - 1
 
-    def turns(self) -> List[Turn]:
-        """The shards of a pass in order, gated where an exit is more likely than not."""
+    def turns(self, num_rows: int) -> List[Turn]:
+        """The shards of a pass in order, gated where it is more likely than not that all rows leave."""
         turns, after = [], 0
         for index, stage in enumerate(self.stages()):
-            if index > 1 and self.survival.ends_at(index - 1):
+            if index > 1 and self.survival.ends_at(index - 1, num_rows):
                 after = index - 1
             turns += [Turn(shard, after) for step in stage.steps for shard in self.loads(step)]
         return turns
@@ -120,7 +120,7 @@ class Loop:
         if self.guard is not None:
             self.guard.begin()
         finished = False
-        self.ring.begin_pass(self.turns())
+        self.ring.begin_pass(self.turns(num_rows))
         try:
             self._go(batch)
             finished = True
@@ -128,7 +128,7 @@ class Loop:
             this.cut()
             finished = True
         finally:
-            self.ring.end_pass(self.turns() if more and finished else ())
+            self.ring.end_pass(self.turns(num_rows) if more and finished else ())
             self._pass, self._pass_index = None, self._pass_index + 1
         self.ring.use(sum(outcome.bytes_read for outcome in this.outcomes))
         seconds = time.perf_counter() - started

@@ -87,7 +87,7 @@ def make_run_plan(
 
     `own_process`: the budget holds from the start of the process on, so its peak so far counts.
     """
-    items = plan_items(loop.store, loop.turns(), loop.stage_of, workload, loop.backend.num_threads)
+    items = plan_items(loop.store, loop.turns(workload.num_rows), loop.stage_of, workload, loop.backend.num_threads)
     small = frozenset(item.shard for item in items if item.num_bytes <= SMALL_SHARD_BYTES)
     widest = max(len(set(loop.loads(step)) - small) for stage in loop.stages() for step in stage.steps)
     memory = Memory(*footprint, small, read_memory().peak_bytes if own_process else 0, max(widest, 1))

@@ -22,10 +22,10 @@ class Survival:
         self.reached[exit_index] += len(leave_B)
         self.left[exit_index] += int(leave_B.sum())
 
-    def ends_at(self, exit_index: int) -> bool:
-        """Whether a row that comes to this exit is more likely than not to leave there."""
+    def ends_at(self, exit_index: int, num_rows: int) -> bool:
+        """Whether so many rows that come to this exit are more likely than not to leave there all; independently."""
         reached = self.reached[exit_index]
-        return bool(reached >= GATE_AFTER_ROWS and 2 * self.left[exit_index] > reached)
+        return bool(reached >= GATE_AFTER_ROWS and 2 * (self.left[exit_index] / reached) ** num_rows > 1)
 
     def layers_ahead(self, exit_index: int, last_exit: int, num_rows: int) -> float:
         """How many layers a batch of rows that go on after this exit is expected to go through yet.
