@@ -94,6 +94,14 @@ def test_so_many_samples_are_needed(epsilon, delta, needed):
     assert certify([np.zeros(needed)], epsilon, delta, "ltt") == 0
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("epsilon", "delta"), [(0.005, 0.1), (0.02, 0.3)])
+def test_each_method_needs_so_many_samples_and_no_fewer(method, epsilon, delta):
+    needed = samples_needed(epsilon, delta, method)
+    assert certify([np.zeros(needed)], epsilon, delta, method) == 0
+    assert certify([np.zeros(needed - 1)], epsilon, delta, method) == -1
+
+
 def test_gains_pay_for_losses_where_bets_are_made():
     """A candidate that wins as much as it loses has no risk, and only betting can tell."""
     loss_N = np.tile([1, -1, *[0] * 18], 100)

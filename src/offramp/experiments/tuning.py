@@ -109,7 +109,8 @@ def _certified(tried: Sequence[Tried], certify_on: Transcript, goal: Goal, say: 
         return answer_at(logits_KNC, exit_N)
 
     say(f"certifying up to {len(ordered)} policies on {len(truth_N)} samples")
-    if about.metrics == ("accuracy",):
+    method = _method(about.metrics, goal)
+    if method == goal.method:
         rows = [losses(truth_N, answers(each), full_N) for each in ordered]
         last = certify(rows, epsilon, delta, goal.method)
         risk = float(rows[last].mean())
@@ -126,7 +127,6 @@ def _certified(tried: Sequence[Tried], certify_on: Transcript, goal: Goal, say: 
         what = f"no policy is {kind} to lose at most {goal.max_drop:g} points on {len(truth_N)} samples"
         remedy = "allow a larger --max-drop, a smaller --confidence, or certify on more"
         raise RefusedError(what, certify_on.path, remedy)
-    method = goal.method if kind == "certified" else "bootstrap"
     certificate = Certificate(method, epsilon, None if method == "crc" else delta, len(truth_N), risk)
     return ordered[last], {
         **asdict(certificate),
@@ -167,11 +167,19 @@ def _require_usable(transcript: Transcript, certify_on: Transcript | None, profi
     if certify_on.about.model_sha256 != about.model_sha256 or certify_on.about.data_sha256 == about.data_sha256:
         what = "the certify split is of another model, or the tune split itself"
         raise UsageError(what, certify_on.path, "write both at once: offramp eval --split tune,certify")
-    needed = samples_needed(goal.max_drop / 100, 1 - goal.confidence)
-    if goal.method != "crc" and about.metrics == ("accuracy",) and len(certify_on.labels_N) < needed:
+    levels, method = (goal.max_drop / 100, 1 - goal.confidence), _method(about.metrics, goal)
+    needed = samples_needed(*levels, goal.method if method == goal.method else "ltt")
+    if len(certify_on.labels_N) < needed:
         what = f"the certify split has {len(certify_on.labels_N)} samples"
-        told = f"{goal.max_drop:g} points at confidence {goal.confidence:g} need at least {needed}, without a fault"
-        raise UsageError(what, certify_on.path, told)
+        least = min(samples_needed(*levels), needed)
+        told = f"{goal.max_drop:g} points at confidence {goal.confidence:g} need at least {least}, without a fault"
+        more = "" if needed == least else f", and {needed} by {method}; --method ltt needs no more than {least}"
+        raise UsageError(what, certify_on.path, told + more)
+
+
+def _method(metrics: Sequence[str], goal: Goal) -> str:
+    """Of the certificate: the bootstrap where the metric is no mean over samples."""
+    return goal.method if tuple(metrics) == ("accuracy",) else "bootstrap"
 
 
 def _require_possible(trials: Trials, goal: Goal) -> None:

@@ -40,10 +40,24 @@ def losses(truth_N: np.ndarray, early_N: np.ndarray, full_N: np.ndarray) -> np.n
     return (early_N != truth_N).astype(np.int64) - (full_N != truth_N)
 
 
-def samples_needed(epsilon: float, delta: float) -> int:
-    """The least number of samples that can certify epsilon, if none is lost: log delta / log(1 - epsilon)."""
+def samples_needed(epsilon: float, delta: float, method: str = "ltt") -> int:
+    """The least number of samples that can certify epsilon, if none is lost: log delta / log(1 - epsilon) is the least
+    of any method that has a delta, and what `ltt` needs.
+    """
     _require_levels(epsilon, delta)
-    return math.ceil(math.log(delta) / math.log1p(-epsilon) - 1e-12)
+    if method == "crc":
+        return max(math.ceil(1 / epsilon - 1 - 1e-9), 1)
+    least = math.ceil(math.log(delta) / math.log1p(-epsilon) - 1e-12)
+    if method == "ltt":
+        return least
+    failing, enough = least - 1, least
+    while certify([np.zeros(enough)], epsilon, delta, method) < 0:
+        failing, enough = enough, 2 * enough
+    while enough - failing > 1:
+        middle = (failing + enough) // 2
+        is_enough = certify([np.zeros(middle)], epsilon, delta, method) == 0
+        failing, enough = (failing, middle) if is_enough else (middle, enough)
+    return enough
 
 
 def certify(loss_MN: Sequence[np.ndarray], epsilon: float, delta: float, method: str) -> int:

@@ -172,10 +172,13 @@ class Transcript:
 def read_transcript(folder: Path, split: str) -> Transcript:
     """Read and check a split.
 
-    Raises StoreError (DamagedError where a file is not what was written, VersionError for another format).
+    Raises UsageError where there is none, StoreError (DamagedError where a file is not what was written, VersionError
+    for another format).
     """
-    about, file = _read_description(folder, split)
     path = folder / (split + ".safetensors")
+    if folder.is_dir() and not (path.exists() or path.with_suffix(".json").exists()):
+        raise UsageError(f"no transcript of {split} there", folder, f"offramp eval --split {split} --transcript DIR")
+    about, file = _read_description(folder, split)
     fd = open_regular(folder, path.name)
     try:
         require_size(fd, file["bytes"], path)
