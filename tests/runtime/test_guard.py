@@ -1,6 +1,7 @@
 """Deadlines: what the guard decides from times that it is told, and that the loop never waits past one."""
 
 import threading
+import time
 
 import pytest
 
@@ -153,3 +154,27 @@ def test_a_store_without_exits_has_no_deadline(shelf):
     store = shelf.open(Toy(exits=False))
     with pytest.raises(UsageError, match="a deadline needs exits and this store has none"):
         open_loop(store, "none", 1, guard=DeadlineGuard(1.0))
+
+
+def test_a_model_of_one_layer_has_no_deadline(shelf):
+    store = shelf.open(Toy(num_layers=1, exits=False))
+    with pytest.raises(UsageError, match="a deadline needs exits and this model has one layer"):
+        open_loop(store, "none", 1, guard=DeadlineGuard(1.0))
+
+
+def test_a_disk_that_becomes_slow_leads_to_earlier_exits(shelf):
+    """Three shards a layer, none resident: at 0.2 s each the fourth layer is out of reach."""
+    store = shelf.open(Toy())
+    read, pause = store.read_shard, [0.0]
+
+    def read_shard(name, view, **options):
+        time.sleep(pause[0])
+        return read(name, view, **options)
+
+    store.read_shard = read_shard
+    loop = open_loop(store, "none", 1, guard=DeadlineGuard(2.0))
+    assert answers(loop.run(encode(ROWS))) == expected(store, ROWS, "none")
+    pause[0] = 0.2
+    slow = loop.run(encode(ROWS))
+    assert all(outcome.is_cut and 1 <= outcome.exit_stage < 4 for outcome in slow)
+    loop.close()

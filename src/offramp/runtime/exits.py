@@ -25,6 +25,8 @@ def load_exits(
     Raises UsageError where there are none, StoreError where they are not what they say.
     """
     num_exits = len(course.layers)
+    if num_exits == 1 and needs_all:
+        raise UsageError("a deadline needs exits and this model has one layer", store.path, "run it without a deadline")
     if num_exits == 1 or (policy.earliest_exit(num_exits) >= num_exits and not needs_all):
         return {}
     if store.contents.exits is None:
