@@ -60,11 +60,38 @@ def test_a_policy_for_a_latency_is_found_told_and_run(run, tune, made, tmp_path)
     told = run("tune", "--explain", tmp_path / "policy.json")
     assert told.out.splitlines()[0].startswith("the front")
     assert "samples of mine" in told.out
+    assert sum("<- this one" in line for line in told.out.splitlines()) == 1
+    predicted = json.loads((tmp_path / "policy.json").read_text())["predicted"]
+    assert {"score", "seconds", "bytes_read", "mean_exit", "loss"} <= set(predicted)
     done = run("run", made / "store", "--exit", tmp_path / "policy.json", "--text", "a red rose", "--json")
     assert done.code == 0, done.err
     assert done.lines[0]["label"] in LABELS
     with offramp.load(made / "store", exit=str(tmp_path / "policy.json")) as classifier:
         assert classifier.record()["exit"] == done.lines[-1]["record"]["exit"]
+
+
+def test_a_policy_file_is_joined_with_rules(run, refused, tune, made, tmp_path):
+    out = tmp_path / "policy.json"
+    assert tune("--latency", middle(made), "--out", out).code == 0
+    words = ("run", made / "store", "--text", "a red rose", "--json")
+    done = run(*words, "--exit", f"{out}|stage:1")
+    assert done.code == 0, done.err
+    assert done.lines[0]["exit_stage"] == 1
+    refused(2, "policy file cannot be read", *words, "--exit", "none.json|stage:1")
+    tree = json.loads(out.read_text())
+    (tmp_path / "other.json").write_text(json.dumps({**tree, "model_sha256": "0" * 64}))
+    refused(2, "the policy files are of two models", *words, "--exit", f"{out}|{tmp_path / 'other.json'}")
+
+
+def test_without_a_name_the_policy_is_policy_json(run, made, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ("tune", made / "store", "--transcript", made / "transcripts", "--profile", made / "profile.json")
+    assert run(*words, "--max-drop", 20, "--confidence", 0.8).code == 0
+    tree = json.loads((tmp_path / "policy.json").read_text())
+    certificate = tree["certificate"]
+    assert (certificate["epsilon"], certificate["method"]) == (0.2, "ucb")
+    assert certificate["delta"] == pytest.approx(0.2)
+    assert certificate["num_samples"] > 0 and len(certificate["split_sha256"]) == 64
 
 
 def test_a_drop_is_certified(tune, tmp_path):
@@ -138,6 +165,16 @@ def test_what_cannot_be_tuned_is_refused(refused, run, made, tmp_path):
     refused(3, "below the first exit", "tune", made / "store", *given, "--latency", "1us")
     refused(3, "a deadline of 0.001 ms is below the first exit", "tune", made / "store", *given, "--deadline", "1us")
     refused(2, "need at least", "tune", made / "store", *given, "--max-drop", 0.5)
+    refused(4, "(backend 'ort' there, 'torch' here)", "tune", made / "store", *given, "--latency", "1s", "--backend",
+            "torch")  # fmt: skip
+    refused(4, "measured under no budget, not under 512.0 MiB", "tune", made / "store", *given, "--latency", "1s",
+            "--budget", "512MiB")  # fmt: skip
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    for path in (made / "transcripts").glob("tune.*"):
+        (alone / path.name).write_bytes(path.read_bytes())
+    words = ("tune", made / "store", "--transcript", alone, *given[2:])
+    refused(2, "no transcript of certify there", *words, "--max-drop", 20)
     other = tmp_path / "other.json"
     tree = json.loads((made / "profile.json").read_text())
     other.write_text(json.dumps({**tree, "fingerprint": {**tree["fingerprint"], "cpu_model": "Another"}}))

@@ -99,7 +99,7 @@ def _once(args: argparse.Namespace) -> int:
 
 
 def _profile(args: argparse.Namespace) -> int:
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
     from pathlib import Path
 
     import offramp
@@ -118,6 +118,7 @@ def _profile(args: argparse.Namespace) -> int:
         with classifier:
             profile = measure_profile(classifier, longest, say)
         save_profile(profile)
+    profile = replace(profile, budget_bytes=budget)
     save_profile(profile, Path(args.save_profile))
     if args.json:
         emit(asdict(profile))

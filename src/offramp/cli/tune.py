@@ -2,7 +2,7 @@
 
 offramp eval STORE --task sst2 --data glue --split tune,certify,dev --transcript transcripts
 offramp tune STORE --transcript transcripts --budget 128MiB --latency 40ms --out policy.json
-offramp tune STORE --transcript transcripts --max-drop 0.5 --confidence 0.9 --out policy.json
+offramp tune STORE --transcript transcripts --max-drop 0.5 --confidence 0.9
 offramp tune --explain policy.json
 """
 
@@ -23,7 +23,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument("store", nargs="?", help="the store that the policy is for")
     parser.add_argument("--transcript", metavar="DIR", help="what offramp eval --transcript wrote of this store")
-    parser.add_argument("--out", metavar="FILE", help="the policy file, for --exit")
+    parser.add_argument(
+        "--out", default="policy.json", metavar="FILE", help="the policy file, for --exit (default: policy.json)"
+    )
     parser.add_argument("--explain", metavar="FILE", help="show a policy file: its front, and where it stands")
     goal = parser.add_argument_group("goal")
     goal.add_argument("--latency", type=duration, metavar="TIME", help="the best score at this mean latency: 40ms")
@@ -48,9 +50,9 @@ def main(args: argparse.Namespace) -> int:
     """Tune, or explain."""
     if args.explain:
         return _explain(Path(args.explain), args.json)
-    if not args.store or not args.transcript or not args.out:
-        missing = next(name for name in ("store", "transcript", "out") if not getattr(args, name))
-        raise UsageError(f"no {missing}", None, "offramp tune STORE --transcript DIR --latency 40ms --out policy.json")
+    if not args.store or not args.transcript:
+        missing = "transcript" if args.store else "store"
+        raise UsageError(f"no {missing}", None, "offramp tune STORE --transcript DIR --latency 40ms")
     from offramp.experiments.tuning import Goal, tune
     from offramp.runtime.course import course_of
     from offramp.runtime.policy_files import policy_of
@@ -115,6 +117,7 @@ def _explain(path: Path, as_json: bool) -> int:
     from dataclasses import asdict
 
     from offramp.runtime.policy_files import policy_of
+    from offramp.runtime.sizes import format_size
     from offramp.store.policy_file import read_policy
 
     file = read_policy(path)
@@ -122,10 +125,13 @@ def _explain(path: Path, as_json: bool) -> int:
     if as_json:
         emit(asdict(file))
         return 0
-    rows = [_row(each) for each in file.front]
+    rows = [_row(each) for each in file.front if each["policy"] != str(policy)]
+    rows.append(_row({**file.predicted, "policy": f"{policy}  <- this one"}))
+    rows.sort(key=lambda row: float(row[3].split()[0]))
     print(table(("the front", "score", "loss", "latency", "mean exit"), rows))
     _show(str(path), file, policy)
     print(f"tuned on {file.tuned_on['num_samples']} samples of {file.tuned_on['task']}")
+    print(f"reads {format_size(round(file.predicted['bytes_read']))} an input")
     keys = ("cpu_model", "num_cores", "backend", "threads")
     machine = ", ".join(str(file.measured_on.get(key)) for key in keys)
     print(f"measured on {machine}; latencies hold for batch {file.measured_on.get('batch', 1)}")
@@ -141,12 +147,15 @@ def _transcripts(folder: Path, needs_certify: bool) -> tuple[Any, Any]:
 def _profile(args: argparse.Namespace, store_sha256: str, longest: int | None) -> Any:
     """The one that was given, if it was measured here; else a process of the engine's own measures, or remembers."""
     from offramp.experiments.bench import profile_here
-    from offramp.runtime.profile import load_profile, machine, require_here
+    from offramp.runtime.profile import load_profile, machine, require_budget, require_here
 
     if args.profile:
         profile = load_profile(Path(args.profile))
         if not args.force_profile:
-            require_here(profile, {**machine(), "store_sha256": store_sha256, "batch": args.batch}, args.profile)
+            asked = {**machine(), "store_sha256": store_sha256, "batch": args.batch, "backend": args.backend}
+            asked.update({} if args.threads is None else {"threads": args.threads})
+            require_here(profile, asked, args.profile)
+            require_budget(profile, args.budget, args.profile)
         return profile
     options = ["--backend", args.backend, "--batch", str(args.batch)]
     options += [] if args.budget is None else ["--budget", str(args.budget)]

@@ -140,7 +140,7 @@ def profile_here(
     words = ["--save-profile", str(path), "--remembered", *options]
     words += [] if longest is None else ["--max-length", str(longest)]
     say("measuring what each exit takes on this machine, unless that is known: at most 2 minutes")
-    output_of([sys.executable, "-m", "offramp", "bench", store, *words])
+    output_of([sys.executable, "-m", "offramp", "bench", store, *words], say)
     return load_profile(path)
 
 

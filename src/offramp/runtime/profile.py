@@ -22,6 +22,7 @@ from offramp.errors import OfframpError, RefusedError, StoreError
 from offramp.measure.hardware import environment
 from offramp.policies.costs import Costs, as_tuples
 from offramp.runtime.classifier import Classifier
+from offramp.runtime.sizes import format_size
 from offramp.store.memory import cache_folder
 from offramp.store.policy_file import FORMAT, read_json, write_json
 
@@ -71,6 +72,13 @@ class DeviceProfile:
     among_seconds: float
     """What the passes before took, of a profile: the geometric mean."""
     num_rounds: int
+    compute_seconds_p99: Table = ()
+    """As `compute_seconds`; this and the next two are told, and nothing is foretold by them."""
+    head_seconds_p99: Table = ()
+    """[L, K - 1], of what lies between the instructions of a head and its decision."""
+    decide_seconds_p99: float = 0.0
+    budget_bytes: Optional[int] = None
+    """None: whatever the machine allows."""
 
     @property
     def num_exits(self) -> int:
@@ -175,6 +183,15 @@ def require_here(profile: DeviceProfile, fingerprint: Dict[str, Any], where: obj
         told = ", ".join(f"{key} {there.get(key)!r} there, {fingerprint[key]!r} here" for key in other[:3])
         remedy = "measure this one: offramp bench STORE --save-profile FILE"
         raise RefusedError(f"the profile was measured elsewhere ({told})", where, remedy)
+
+
+def require_budget(profile: DeviceProfile, budget_bytes: Optional[int], where: object) -> None:
+    """Raise RefusedError if a budget is named, and the profile was measured under another."""
+    if budget_bytes not in (None, profile.budget_bytes):
+        there = "no budget" if profile.budget_bytes is None else format_size(profile.budget_bytes)
+        assert budget_bytes is not None
+        what = f"the profile was measured under {there}, not under {format_size(budget_bytes)}"
+        raise RefusedError(what, where, "measure it so: offramp bench STORE --budget SIZE --save-profile FILE")
 
 
 def _cached(fingerprint: Dict[str, Any]) -> Path:

@@ -23,7 +23,7 @@ from offramp.runtime.course import Arrays, Batch, Tokens
 from offramp.runtime.profile import DeviceProfile, Table, fingerprint_of
 
 MAX_SECONDS = 100.0
-"""A profile takes two minutes at most, with what comes before the first pass, but for the first round."""
+"""A profile takes two minutes at most, with what comes before the first pass, if each pass can be run once by then."""
 NUM_ROUNDS = 16
 _SWEEPS_IN_A_ROW, _PASSES_IN_A_ROW = 3, 18
 """Of all lengths to one exit, and passes, at least, before those to another."""
@@ -119,7 +119,7 @@ def measure_profile(
     profiler = Profiler(classifier, longest)
     began = time.perf_counter()
     for number in range(1, NUM_ROUNDS + 1):
-        profiler.run_round()
+        profiler.run_round(began + max_seconds)
         elapsed = time.perf_counter() - began
         if number == 1:
             rounds = max(1, min(NUM_ROUNDS, int(max_seconds / elapsed)))
@@ -155,22 +155,28 @@ class Profiler:
         self._reads: Dict[int, List[float]] = {}
         self._bytes: Dict[int, List[float]] = {}
 
-    def run_round(self) -> None:
-        """One pass of each length to each exit, in a drawn order; then some, exit by exit."""
+    def run_round(self, until: float = math.inf) -> None:
+        """One pass of each length to each exit, in a drawn order; then some, exit by exit, if the clock is not past
+        `until`.
+        """
         self._warm_up()
         exits: List[Optional[int]] = [*self.exits, None] if self.num_rows > 1 else [*self.exits]
         kinds = [(exit_index, self.num_rows) for exit_index in exits]
         kinds += [(exit_index, 1) for exit_index in self.exits if self.num_rows > 1]
         jobs = [(length, *kind) for kind in kinds for length in self.lengths]
         self._order.shuffle(jobs)
+        num_drawn = len(jobs)
         self._order.shuffle(kinds)
         lengths = list(self.lengths) * max(_SWEEPS_IN_A_ROW, -(-_PASSES_IN_A_ROW // len(self.lengths)))
         for kind in kinds:
             self._order.shuffle(lengths)
             jobs += [(length, *kind) for length in lengths]
         for start in range(0, len(jobs), _AT_ONCE):
-            self._add(jobs[start : start + _AT_ONCE])
-        for length in self.lengths:
+            if start < num_drawn or time.perf_counter() < until:
+                self._add(jobs[start : start + _AT_ONCE])
+        for place, length in enumerate(self.lengths):
+            if place and time.perf_counter() > until:
+                break
             self._compare_heads(length, (1, len(self.exits)))
             self._compare_heads(length, (len(self.exits), 1))
         self.num_rounds += 1
@@ -269,6 +275,9 @@ class Profiler:
             after_seconds,
             math.exp(among),
             self.num_rounds,
+            self._table(self._computes, self.exits, 99),
+            self._table(self._heads, self.exits[:-1], 99),
+            percentile(self._decisions or [0.0], 99),
         )
 
     def _head_seconds(self, heads: Dict[Cell, List[float]]) -> Table:
