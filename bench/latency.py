@@ -9,6 +9,7 @@ It wants a quiet machine.
 """
 
 import argparse
+import dataclasses
 import json
 import sys
 import time
@@ -148,29 +149,31 @@ def _promises(place: Place, shares: tuple[float, ...], batch: int) -> dict[str, 
     words = ("--profiles", place.folder, "--longest", place.longest(), "--batch", batch)
     for each in place.take_turns(place.inputs("certify", NUM_TEXTS), [*name_of], ROUNDS, *words):
         profile = load_profile(Path(each["profile"]))
-        samples = {"said": tune, "predicted": _rows(certify, chosen), "whole": certify}
-        trials_of = {name: Trials(rows, profile) for name, rows in samples.items()}
+        rows_of = {"said": tune, "predicted": _rows(certify, chosen), "whole": certify}
+        trials_of = {rows: Trials(transcript, profile) for rows, transcript in rows_of.items()}
         found = {}
         for exit, seconds in each["seconds"].items():
             name = name_of[exit]
-            told = {samples: of.rule(policies[name]).seconds for samples, of in trials_of.items()}
-            found[name] = {"seconds": seconds, **told}
+            foretold = {rows: of.rule(policies[name]).seconds for rows, of in trials_of.items()}
+            found[name] = {"seconds": seconds, **foretold}
         rounds.append(found)
     names = {name: str(policies[name]) for name in asked}
     return {"asked": asked, "said": said, "policies": names, "texts": len(chosen), "rounds": rounds}
 
 
 def _rows(transcript: Any, chosen: Any) -> Any:
-    import dataclasses
-
     fields = ("logits_NKC", "lengths_N", "labels_N")
     return dataclasses.replace(transcript, **{field: getattr(transcript, field)[chosen] for field in fields})
 
 
 def against_patience(place: Place) -> dict[str, Any]:
-    """For each patience a cost-aware policy, tuned to its latency; scores on dev, seconds measured side by side."""
+    """For each patience a cost-aware policy of the same latency; scores on dev, seconds measured side by side.
+
+    Scores choose on tune. The latency is what the profile says of the texts of dev, whose labels choose nothing: these
+    may be deeper or longer than tune's, and more so under one rule than under the other.
+    """
     from offramp.experiments.evaluation import answer_at
-    from offramp.experiments.trials import Trials, best_at
+    from offramp.experiments.trials import Trials
     from offramp.policies import parse, replay
     from offramp.policies.learned import to_json
     from offramp.runtime.profile import load_profile
@@ -186,25 +189,24 @@ def against_patience(place: Place) -> dict[str, Any]:
     patiences = [f"patience:{patience}{suffix}" for patience in range(1, len(logits_KNC) - 1)]
     first = place.folder / "profile-first.json"
     profile = load_profile(first if first.exists() else place.profile("first"))
-    trials = Trials(tune, profile)
+    trials, on_dev = Trials(tune, profile), Trials(dev, profile)
     found, paths = [], {}
     for text in patiences:
-        seconds = trials.rule(parse(text)).seconds
-        tried = [t for t in trials.all(lambda line: None, seconds) if t.family in ("stopping", "index")]
-        cost_aware = best_at(tried, seconds)
-        if cost_aware is None:
+        near, seconds = (each.rule(parse(text)).seconds for each in (trials, on_dev))
+        cost_aware = [each for each in trials.all(lambda line: None, near) if each.family in ("stopping", "index")]
+        tried = [dataclasses.replace(each, seconds=on_dev.rule(each.policy).seconds) for each in cost_aware]
+        if not any(each.seconds <= seconds for each in tried):
             continue
+        chosen = trials.best_use_of(tried, seconds, lambda line: None).policy
         path = place.folder / f"against-{text}.json"
         about = {"task": place.task}
-        write_policy(
-            path, PolicyFile(to_json(cost_aware.policy), dev.about.model_sha256, None, {}, None, about, {}, [])
-        )
-        exits = [replay(policy, logits_KNC, problem, lengths_N) for policy in (cost_aware.policy, parse(text))]
+        write_policy(path, PolicyFile(to_json(chosen), dev.about.model_sha256, None, {}, None, about, {}, []))
+        exits = [replay(policy, logits_KNC, problem, lengths_N) for policy in (chosen, parse(text))]
         ours_N, theirs_N = (answer_at(logits_KNC, exit_N) for exit_N in exits)
         gain, low, high = paired_interval(metrics, dev.labels_N, ours_N, theirs_N)
         paths[text] = str(path)
         found.append({
-            "patience": text, "policy": str(cost_aware.policy), "gain": gain, "gain_low": low, "gain_high": high,
+            "patience": text, "policy": str(chosen), "gain": gain, "gain_low": low, "gain_high": high,
             "score": score(metrics, dev.labels_N, theirs_N)["score"],
         })  # fmt: skip
     exits = [*paths, *dict.fromkeys(paths.values())]
