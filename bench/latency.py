@@ -33,7 +33,7 @@ MAX_LENGTH, THREADS = 128, 2
 NUM_REQUESTS, SLOWER = 2000, 5
 CERTIFY_SETS, CERTIFY_ROWS = 1000, 1000
 EPSILON, DELTA = 0.01, 0.1
-SHAPE_BUDGET, SHAPE_ROUNDS, STAGES = "128MiB", 3, (3, 6, 9)
+SHAPE_BUDGET, SHAPE_ROUNDS, STAGES, BULK_TEXTS = "128MiB", 3, (3, 6, 9), 256
 STREAMED_BUDGETS = ("96MiB", SHAPE_BUDGET)
 """In the first no layer is resident, in the second one shard of each of the first three."""
 BENCH_TEXTS, BENCH_ROUNDS, TASK_BUDGET = 200, 3, "96MiB"
@@ -367,15 +367,23 @@ def base_shape(out: Path) -> Path:
     return store
 
 
+def long_texts(out: Path, num_texts: int) -> Path:
+    """More than MAX_LENGTH tokens each."""
+    path = out / "shapes" / f"long-{num_texts}.txt"
+    path.write_text("".join(f"{number} " + "word " * 150 + "\n" for number in range(num_texts)))
+    return path
+
+
 def bulk(out: Path) -> dict[str, Any]:
     """Texts a second of 128 tokens under a budget, and of transformers with all weights in memory."""
     store, rounds = base_shape(out), []
+    texts = long_texts(out, BULK_TEXTS)
     for _ in range(SHAPE_ROUNDS):
-        words = ("--budget", SHAPE_BUDGET, "--batch", "bulk", "--max-length", MAX_LENGTH, "--repeat", 1)
-        (ours,) = finish(offramp("bench", store, *words, "--threads", THREADS, "--json", "--passes", 256 // 8))
+        words = ("--budget", SHAPE_BUDGET, "--batch", "bulk", "--max-length", MAX_LENGTH, "--once", "--input", texts)
+        (ours,) = finish(offramp("bench", store, *words, "--threads", THREADS, "--json"))
         (theirs,) = finish(rival("throughput", out / "shapes" / "bert-base", "--threads", THREADS))
         rounds.append({
-            "rows": ours["batch"], "ours": ours["batch"] / ours["latency_seconds_median"],
+            "rows": ours["batch"], "ours": BULK_TEXTS / ours["texts"]["seconds"], "bytes": ours["bytes_read_per_input"],
             "theirs": theirs["texts_a_second"], "peak": ours["peak_rss_bytes"], "their_peak": theirs["peak_rss_bytes"],
         })  # fmt: skip
     return {"rounds": rounds}
@@ -389,8 +397,7 @@ def streamed(out: Path) -> dict[str, Any]:
     from offramp.runtime.profile import load_profile
 
     store, rounds = base_shape(out), []
-    texts, path = out / "shapes" / "long.txt", out / "shapes" / "profile.json"
-    texts.write_text("".join(f"{number} " + "word " * 150 + "\n" for number in range(16)))
+    texts, path = long_texts(out, 16), out / "shapes" / "profile.json"
     for _ in range(SHAPE_ROUNDS):
         resident = rival("resident", out / "shapes" / "bert-base", "--threads", THREADS, "--passes", 16)
         (theirs,) = finish(resident)

@@ -44,7 +44,7 @@ LAYER_KINDS = ("attention", "up", "down")
 class ToyBackend(Backend):
     """The toy's arithmetic. `fail` maps a kind (or `exit`) to what is raised when it is computed next, once."""
 
-    name, num_threads = "toy", 1
+    name, num_threads, unsettled = "toy", 1, frozenset({"up"})
 
     def __init__(self) -> None:
         self.fail: dict[str, BaseException] = {}
@@ -63,6 +63,10 @@ class ToyBackend(Backend):
     def activation_bytes(self, num_rows: int, length: int) -> int:
         """A quadratic term, as attention has one."""
         return 4 * num_rows * length * (2 * HIDDEN + INNER + length)
+
+    def state_bytes(self, num_rows: int, length: int) -> int:
+        """Hidden states, and a mask."""
+        return 4 * num_rows * length * (HIDDEN + 2)
 
     def begin(self, rows, mask_BS, weights) -> State:
         """Sum of the rows, scaled."""

@@ -140,12 +140,14 @@ def prepare(
     budget_bytes = unlimited_bytes() if budget is None else parse_size(budget)
     guard = guard_for(tuned_deadline if deadline is None else deadline)
 
-    def plan_for(num_rows: int) -> Classifier:
-        settings = Settings(budget_bytes, num_rows, longest, reads, own_process, batch == BULK, encoding_bytes)
+    def plan_for(num_rows: int, num_batches: int = 1) -> Classifier:
+        is_bulk = batch == BULK
+        settings = Settings(budget_bytes, num_rows, longest, reads, own_process, is_bulk, num_batches, encoding_bytes)
         return Classifier(opened, engine, encoder, policy, settings, guard)
 
     if batch == BULK:
-        classifier = with_most_rows(plan_for, opened, engine, longest or encoder.max_length, budget_bytes)
+        length = longest or encoder.max_length
+        classifier = with_most_rows(plan_for, opened, engine, length, budget_bytes, has_deadline=guard is not None)
     else:
         classifier = plan_for(int(batch))
     if guard is not None:

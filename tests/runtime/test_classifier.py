@@ -241,6 +241,8 @@ def test_the_longest_input_is_the_encoders_where_none_is_named(shelf):
 def test_settings_without_rows_are_refused():
     with pytest.raises(ValueError, match="num_rows must be at least 1, not 0"):
         Settings(1, num_rows=0)
+    with pytest.raises(ValueError, match="num_batches must be at least 1, not 0"):
+        Settings(1, num_batches=0)
 
 
 def test_exits_that_are_not_there_are_refused(shelf):
@@ -383,13 +385,50 @@ def test_bulk_takes_the_most_rows_that_fit(shelf):
     store = shelf.open(Toy(padding_bytes=1 << 20))
     tried = []
 
-    def plan_for(num_rows):
-        tried.append(num_rows)
-        return make_classifier(store, num_rows=num_rows, budget_bytes=budget)
+    def plan_for(num_rows, num_batches):
+        tried.append((num_rows, num_batches))
+        return make_classifier(store, num_rows=num_rows, num_batches=num_batches, budget_bytes=budget)
 
-    for budget, rows in ((1 << 40, [1, 32]), (1, [1])):
+    for budget, sizes in ((1 << 40, [(1, 1), (32, 1)]), (1, [(1, 1)])):
         tried.clear()
         classifier = with_most_rows(plan_for, store, ToyBackend(), MAX_LENGTH, budget)
-        assert tried == rows, "what cannot fit is not tried"
-        assert classifier.settings.num_rows == rows[-1]
+        assert tried == sizes, "what cannot fit is not tried, and of what lies in memory one batch is a sweep"
+        assert (classifier.settings.num_rows, classifier.settings.num_batches) == sizes[-1]
         classifier.close()
+
+
+def test_bulk_sweeps_hold_as_many_batches_as_the_budget_has_room_for(shelf, fixed_memory, monkeypatch):
+    """Rows that take 64 KiB between two steps, and 256 within one: the plan holds what is chosen."""
+    store = shelf.open(LARGE)
+    monkeypatch.setattr(ToyBackend, "state_bytes", lambda self, num_rows, length: num_rows << 16)
+    monkeypatch.setattr(ToyBackend, "activation_bytes", lambda self, num_rows, length: num_rows << 18)
+
+    def plan_for(num_rows, num_batches):
+        return make_classifier(store, num_rows=num_rows, num_batches=num_batches, budget_bytes=budget, is_bulk=True)
+
+    found = []
+    for megabytes in (11, 12, 14):
+        budget = BASE_BYTES + (megabytes << 20)
+        classifier = with_most_rows(plan_for, store, ToyBackend(), MAX_LENGTH, budget)
+        settings = classifier.settings
+        found.append(settings.num_rows * settings.num_batches)
+        assert classifier.plan.feasible and classifier.plan.predicted_peak_bytes <= budget
+        alone = with_most_rows(plan_for, store, ToyBackend(), MAX_LENGTH, budget, has_deadline=True)
+        assert alone.settings.num_batches == 1
+        assert settings.num_batches > 1
+        assert classifier.plan.num_slots >= 2
+        classifier.close()
+    assert found == sorted(found) and found[-1] > found[0] > 1
+
+
+@pytest.mark.parametrize("policy", ["none", "patience:1"])
+def test_sweeps_of_several_batches_give_the_same_results_in_order(shelf, policy):
+    store = shelf.open(Toy())
+    texts = [*TEXTS, *reversed(TEXTS), "a" * 7]
+    with make_classifier(store, policy, num_rows=2, num_batches=3, is_bulk=True) as classifier:
+        results = classifier.predict(texts)
+        with pytest.raises(UsageError, match="4 batches - the plan was made for 3"):
+            classifier.predict_batches([classifier._encode(["a"])] * 4)
+    assert rows_of(results) == plainly(store, texts, policy)
+    assert len(classifier.latencies) < len(texts) / 2
+    assert classifier.record()["batch"] == 6

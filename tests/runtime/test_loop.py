@@ -54,6 +54,32 @@ def test_answers_are_those_of_each_row_alone_through_the_whole_model(shelf, data
     store.close()
 
 
+@quick
+@given(data=st.data(), sweep=st.lists(batches, min_size=1, max_size=4), policy=policies, toy=st.sampled_from(TOYS))
+def test_batches_that_share_a_sweep_are_answered_as_if_alone(shelf, data, sweep, policy, toy):
+    store = shelf.open(toy)
+    num_slots = data.draw(st.integers(3 if toy.whole else 2, 3))
+    residents = data.draw(st.sets(st.sampled_from(["embedding", "head", *layer_shards(store)])))
+    loop = open_loop(store, policy, num_slots, residents)
+    for more in (True, False):
+        outcomes = loop.sweep([encode(rows) for rows in sweep], more=more)
+        assert answers(outcomes) == [each for rows in sweep for each in expected(store, rows, policy)]
+    loop.close()
+    store.close()
+
+
+def test_steps_run_together_where_batches_share_a_sweep_and_much_would_be_kept(shelf):
+    loop = open_loop(shelf.open(Toy()), "none", 2)
+    kinds = [[step.kind for step in steps] for steps in loop.at_once(loop.layers[0], 2)]
+    assert kinds == [["attention"], ["up", "down"]]
+    alone = [[step.kind for step in steps] for steps in loop.at_once(loop.layers[0], 1)]
+    assert alone == [["attention"], ["up"], ["down"]]
+    loop.sweep([encode(ROWS), encode(ROWS[:2])])
+    start = loop.backend.computed.index("attention")
+    assert loop.backend.computed[start : start + 6] == ["attention", "attention", "up", "down", "up", "down"]
+    loop.close()
+
+
 @pytest.mark.parametrize("direct", [False, True])
 @pytest.mark.parametrize("verify", ["always", "first", "never"])
 def test_how_shards_are_read_does_not_change_the_answer(shelf, verify, direct):

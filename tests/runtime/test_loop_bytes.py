@@ -148,6 +148,23 @@ class Patient(ToyBackend):
         return super().exit_logits(state, weights)
 
 
+@quick
+@given(sweep=st.lists(batches, min_size=1, max_size=4), policy=st.sampled_from(["none", "patience:1", "stage:2"]))
+def test_a_sweep_reads_each_shard_once_and_its_rows_pay_alike(shelf, sweep, policy):
+    """However many batches there are: all of them together pay for one pass."""
+    store = shelf.open(Toy(NUM_LAYERS))
+    loop = open_loop(store, policy, 2)
+    outcomes = loop.sweep([encode(rows) for rows in sweep])
+    loop.close()
+    deepest = max(outcome.exit_stage for outcome in outcomes)
+    read = [name for name in reads(loop) if name in layer_shards(store, deepest)]
+    assert sorted(read) == sorted(layer_shards(store, deepest))
+    assert sum(outcome.bytes_read for outcome in outcomes) == loop.ring.bytes_used
+    if policy == "none":
+        paid = bytes_of(store, order_of(store)) + row_bytes(loop)
+        assert sum(outcome.bytes_read for outcome in outcomes) == paid
+
+
 def test_nothing_past_a_likely_exit_is_read_before_it_has_decided(shelf):
     store = shelf.open(sure(2))
     allowed = {"embedding", *layer_shards(store, 2)}

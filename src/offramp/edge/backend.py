@@ -35,6 +35,7 @@ class OrtBackend(Backend):
     """
 
     name = "ort"
+    unsettled = frozenset({"up"})
 
     def __init__(self, store: Store, num_threads: int) -> None:
         self.encoder, self.num_threads = store.manifest.encoder, num_threads
@@ -83,6 +84,10 @@ class OrtBackend(Backend):
         scores = num_rows * encoder.num_heads * length * length * _FLOAT_BYTES
         embedding = 5 * tokens * encoder.embedding_size * _FLOAT_BYTES
         return max(embedding, 5 * hidden + max(2 * scores, 2 * hidden), hidden + 2 * inner, 4 * hidden + inner)
+
+    def state_bytes(self, num_rows: int, length: int) -> int:
+        """Hidden states, and two masks."""
+        return num_rows * length * (self.encoder.hidden_size + 2) * _FLOAT_BYTES
 
     def begin(self, rows: Mapping[str, np.ndarray], mask_BS: np.ndarray, weights: Weights) -> State:
         """Sum, normalise and project the gathered rows."""

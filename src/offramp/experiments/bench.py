@@ -65,11 +65,17 @@ def random_batch(classifier: Classifier, num_rows: int, length: int, seed: int) 
 
 def measure_tokens(classifier: Classifier, num_rows: int, length: int, num_passes: int) -> dict[str, Any]:
     """Warm up, run `num_passes` batches of random inputs, and describe them."""
+    num_batches = classifier.settings.num_batches
+
+    def run(index: int) -> None:
+        places = range(index * num_batches, (index + 1) * num_batches)
+        classifier.predict_batches([random_batch(classifier, num_rows, length, place) for place in places])
+
     for index in range(WARM_UP_PASSES):
-        classifier.predict_batch(random_batch(classifier, num_rows, length, index))
+        run(index)
     warm = classifier.record()
     for index in range(num_passes):
-        classifier.predict_batch(random_batch(classifier, num_rows, length, WARM_UP_PASSES + index))
+        run(WARM_UP_PASSES + index)
     return describe(classifier, WARM_UP_PASSES, warm)
 
 

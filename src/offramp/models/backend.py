@@ -34,6 +34,7 @@ class TorchBackend(Backend):
     """
 
     name = "torch"
+    unsettled = frozenset({"up"})
 
     def __init__(self, store: Store, num_threads: int, attention: str = "sdpa") -> None:
         if attention not in ATTENTIONS:
@@ -74,6 +75,10 @@ class TorchBackend(Backend):
         activated = 4 if encoder.activation == "gelu_new" else 2
         steps = max(embedding, 7 * hidden + scores, hidden + activated * inner, 4 * hidden + inner)
         return steps + self.num_threads * _SCRATCH_BYTES
+
+    def state_bytes(self, num_rows: int, length: int) -> int:
+        """Hidden states, and a mask, which `eager` has for each pair of tokens."""
+        return num_rows * length * (self.encoder.hidden_size + length) * _FLOAT_BYTES
 
     @torch.inference_mode()
     def begin(self, rows: Mapping[str, np.ndarray], mask_BS: np.ndarray, weights: Weights) -> State:

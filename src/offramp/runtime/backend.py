@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Dict, Mapping
+from typing import Any, Dict, FrozenSet, Mapping
 
 import numpy as np
 
@@ -33,6 +33,8 @@ class Backend(ABC):
 
     name: str
     num_threads: int
+    unsettled: FrozenSet[str] = frozenset()
+    """Kinds of steps that leave more behind than hidden states; the next step takes it."""
 
     @abstractmethod
     def rehearse(self, num_rows: int, length: int) -> None:
@@ -41,6 +43,10 @@ class Backend(ABC):
     @abstractmethod
     def activation_bytes(self, num_rows: int, length: int) -> int:
         """The most that a pass over [B, S] tokens takes besides weights."""
+
+    @abstractmethod
+    def state_bytes(self, num_rows: int, length: int) -> int:
+        """What [B, S] tokens take between two steps, but after those that are `unsettled`."""
 
     @abstractmethod
     def begin(self, rows: Mapping[str, np.ndarray], mask_BS: np.ndarray, weights: Weights) -> State:

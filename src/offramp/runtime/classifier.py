@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Deque, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
@@ -71,13 +72,15 @@ class Settings:
     """The process is there for this alone: the budget holds from its start on, not from here."""
     is_bulk: bool = False
     """Texts of about equal length run together, as many as the plan holds activations for."""
-
+    num_batches: int = 1
+    """Batches that share a sweep of the weights, in bulk: as many as the plan holds hidden states for."""
     encoding_bytes: int = 0
     """What it takes to make an array of the largest input, as to decode an image; that of texts is not worth it."""
 
     def __post_init__(self) -> None:
-        if self.num_rows < 1:
-            raise ValueError(f"num_rows must be at least 1, not {self.num_rows}")
+        for name in ("num_rows", "num_batches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
 
 
 class Classifier:
@@ -103,7 +106,7 @@ class Classifier:
         course = course_of(store)
         exits = load_exits(store, course, policy, needs_all=guard is not None)
         self._loop = Loop(store, backend, policy, exits, self.trace, guard)
-        workload = Workload(settings.num_rows, settings.length or encoder.max_length)
+        workload = Workload(settings.num_rows, settings.length or encoder.max_length, settings.num_batches)
         self._workload, self._planned_bytes = workload, backend.activation_bytes(workload.num_rows, workload.length)
         sample = list(getattr(encoder, "sample", _SAMPLE))
         footprint = settle(
@@ -180,12 +183,11 @@ class Classifier:
         lengths = [self._encode([text]).shape[1] if has_length else 1 for text in texts]
         found: List[Optional[Result]] = [None] * len(texts)
         batches = list(self._bulk_batches(lengths))
-        for number, indices in enumerate(batches, start=1):
-            began = time.perf_counter()
-            batch = self._encode([texts[index] for index in indices])
-            follows = more or number < len(batches)
-            results = self.predict_batch(batch, more=follows, began=began)
-            for index, result in zip(indices, results):
+        for start in range(0, len(batches), self.settings.num_batches):
+            began, end = time.perf_counter(), start + self.settings.num_batches
+            sweep = [self._encode([texts[index] for index in indices]) for indices in batches[start:end]]
+            results = self.predict_batches(sweep, more=more or end < len(batches), began=began)
+            for index, result in zip(chain.from_iterable(batches[start:end]), results):
                 found[index] = result
         return [result for result in found if result is not None]
 
@@ -221,17 +223,26 @@ class Classifier:
 
     def predict_batch(self, batch: Batch, *, more: bool = True, began: Optional[float] = None) -> List[Result]:
         """The same for a batch that is encoded."""
-        if self.backend.activation_bytes(*batch.shape) > self._planned_bytes:
-            raise UsageError(
-                f"batch of {batch.shape[0]} x {batch.shape[1]} tokens",
-                None,
-                f"the plan was made for {self._workload.num_rows} x {self._workload.length}",
-            )
+        return self.predict_batches([batch], more=more, began=began)
+
+    def predict_batches(
+        self, batches: Sequence[Batch], *, more: bool = True, began: Optional[float] = None
+    ) -> List[Result]:
+        """The same for several batches, which share a sweep of the weights; results batch after batch."""
+        if len(batches) > self._workload.num_batches:
+            raise UsageError(f"{len(batches)} batches", None, f"the plan was made for {self._workload.num_batches}")
+        for batch in batches:
+            if self.backend.activation_bytes(*batch.shape) > self._planned_bytes:
+                raise UsageError(
+                    f"batch of {batch.shape[0]} x {batch.shape[1]} tokens",
+                    None,
+                    f"the plan was made for {self._workload.num_rows} x {self._workload.length}",
+                )
         with self._lock:
             if not self._open:
                 raise ValueError("the classifier is not open: use it in a `with` block, or call open()")
             began = time.perf_counter() if began is None else began
-            outcomes = self._loop.run(batch, more=more, began=began)
+            outcomes = self._loop.sweep(batches, more=more, began=began)
             seconds = time.perf_counter() - began
             self._latencies.append(seconds)
             self._seconds += seconds
@@ -331,7 +342,7 @@ class Classifier:
             "resident_bytes": plan.resident_bytes,
             "reads": "direct" if self.direct else "buffered",
             "verify": self.store.policy,
-            "batch": self.settings.num_rows,
+            "batch": self.settings.num_rows * self.settings.num_batches,
             "is_bulk": self.settings.is_bulk,
             "num_inputs": self._num_inputs,
             "seconds_total": self._seconds,

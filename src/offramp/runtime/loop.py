@@ -1,6 +1,7 @@
 """The loop: acquire, step, release, ask the exits, let rows leave; the whole engine is `Loop.run`.
 
-It knows nothing of texts, files or devices. One batch at a time.
+It knows nothing of texts, files or devices. Several batches may share a sweep of the weights: each shard is there once,
+and serves one batch after another, of which only hidden states are kept meanwhile.
 
 Shapes: B rows still in the batch, P rows of the backend's arrays (some may have left), S tokens, T = P S, C labels.
 """
@@ -26,6 +27,9 @@ from offramp.runtime.slots import EqualSlots, Slot
 from offramp.runtime.survival import Survival
 from offramp.store import Stage, Step, Store
 from offramp.store.reader import tensor_view
+
+Live = Tuple[Pass, State]
+"""A batch of the sweep under way, some of whose rows are still there."""
 
 
 class _LateError(Exception):
@@ -54,6 +58,7 @@ class Loop:
         self._early = policy.earliest_exit(num_exits) < num_exits if guard is None else num_exits > 1
         self.survival, self.gathering = Survival(num_exits), Gathering()
         self._pass_index = 0
+        self._passes: List[Pass] = []
         self._pass: Optional[Pass] = None
         self.ring: Optional[Ring] = None
         self.stage_of = {
@@ -105,47 +110,58 @@ class Loop:
         `more`: another batch will follow, so fetch its first shards when this one is done. `began`: when the request
         did, for a deadline; now, if None.
         """
-        started, (num_rows, length) = time.perf_counter(), batch.shape
-        if num_rows == 0:
+        return self.sweep([batch], more=more, began=began)
+
+    def sweep(self, batches: Sequence[Batch], *, more: bool = False, began: Optional[float] = None) -> List[Outcome]:
+        """Run several batches through one sweep of the weights; an outcome a row, batch after batch. A deadline is for
+        one batch alone.
+        """
+        started, batches = time.perf_counter(), [batch for batch in batches if batch.shape[0]]
+        if not batches:
             return []
-        assert self.ring is not None
-        self._pass = this = Pass(
-            [Outcome() for _ in range(num_rows)],
-            np.arange(num_rows),
-            batch.lengths_B,
-            self.policy.start(num_rows, len(self.layers)),
-            started if began is None else began,
-            length,
-        )
+        assert self.ring is not None and (self.guard is None or len(batches) == 1)
+        num_rows = sum(batch.shape[0] for batch in batches)
+        self._passes = [self._start(batch, started if began is None else began) for batch in batches]
+        self._pass = self._passes[0]
         if self.guard is not None:
             self.guard.begin()
         finished = False
         self.ring.begin_pass(self.turns(num_rows))
         try:
-            self._go(batch)
+            self._go(batches)
             finished = True
         except _LateError:
-            this.cut()
+            self._pass.cut()
             finished = True
         finally:
             self.ring.end_pass(self.turns(num_rows) if more and finished else ())
-            self._pass, self._pass_index = None, self._pass_index + 1
-        self.ring.use(sum(outcome.bytes_read for outcome in this.outcomes))
-        seconds = time.perf_counter() - started
-        self.costs.append(PassCost(seconds, this.compute_seconds, this.read_seconds, this.fill_seconds))
-        return this.outcomes
+            passes, self._passes, self._pass, self._pass_index = self._passes, [], None, self._pass_index + 1
+        outcomes = [outcome for this in passes for outcome in this.outcomes]
+        self.ring.use(sum(outcome.bytes_read for outcome in outcomes))
+        taken = [(this.compute_seconds, this.read_seconds, this.fill_seconds) for this in passes]
+        self.costs.append(PassCost(time.perf_counter() - started, *map(sum, zip(*taken))))
+        return outcomes
 
-    def _go(self, batch: Batch) -> None:
-        this, ring = self._pass, self.ring
-        assert this is not None and ring is not None
-        state = self._begin(batch)
+    def _start(self, batch: Batch, began: float) -> Pass:
+        num_rows, length = batch.shape
+        decider = self.policy.start(num_rows, len(self.layers))
+        return Pass(
+            [Outcome() for _ in range(num_rows)], np.arange(num_rows), batch.lengths_B, decider, began, length
+        )  # fmt: skip
+
+    def _go(self, batches: Sequence[Batch]) -> None:
+        assert self.ring is not None
+        live = self._begin(batches)
         for index, stage in enumerate(self.layers[: self._last], start=1):
-            self._run_layer(index, stage, state)
-            self._leave_early(index, state)
-            if not len(this.rows_B):
+            self._run_layer(index, stage, live)
+            for this, state in live:
+                self._pass = this
+                self._leave_early(index, state)
+            live = [(this, state) for this, state in live if len(this.rows_B)]
+            if not live:
                 return
-            ring.go_past(index)
-        self._run_head(state)
+            self.ring.go_past(index)
+        self._run_head(live)
 
     def stages(self) -> Tuple[Stage, ...]:
         """The stages that a pass can come to."""
@@ -156,7 +172,30 @@ class Loop:
         """The shards that a step has in memory at once, each named once. Rows of the others are gathered."""
         return [shard for shard in dict.fromkeys(step.shards) if not self.course.is_gathered(shard)]
 
-    def _begin(self, batch: Batch) -> State:
+    def at_once(self, stage: Stage, num_batches: int) -> List[Tuple[Step, ...]]:
+        """The steps of a stage whose weights are there together: one after another, but where several batches share a
+        sweep and what a step leaves behind is more than hidden states.
+        """
+        groups: List[Tuple[Step, ...]] = []
+        for step in stage.steps:
+            goes_on = groups and num_batches > 1 and groups[-1][-1].kind in self.backend.unsettled
+            groups[len(groups) - bool(goes_on) :] = [(*groups[-1], step) if goes_on else (step,)]
+        return groups
+
+    def _begin(self, batches: Sequence[Batch]) -> List[Live]:
+        steps, live, weights = self.course.first.steps, [], None
+        for this, batch in zip(self._passes, batches):
+            self._pass = this
+            rows = self._read_rows(batch)
+            if weights is None:
+                weights = self._acquire(*steps)
+            state = self._timed("embedding", 0, "compute", self.backend.begin, rows, batch.mask_BS, weights)
+            del rows  # before those of the next batch are there
+            live.append((this, state))
+        self._release(*steps)
+        return live
+
+    def _read_rows(self, batch: Batch) -> Mapping[str, np.ndarray]:
         started = time.perf_counter()
         rows, num_bytes = self.course.read(batch)
         ended = time.perf_counter()
@@ -167,21 +206,20 @@ class Loop:
             self._pass.fill_seconds += ended - started
             self.ring.count(num_bytes)
             self._pass.charge(num_bytes)
-        steps = self.course.first.steps
-        weights = self._acquire(*steps)
-        state = self._timed("embedding", 0, "compute", self.backend.begin, rows, batch.mask_BS, weights)
-        self._release(*steps)
-        return state
+        return rows
 
-    def _run_layer(self, index: int, stage: Stage, state: State) -> None:
-        this = self._pass
-        assert this is not None
-        before = this.compute_seconds
-        for step in stage.steps:
-            weights = self._acquire(step)
-            self._timed(f"{stage.name} {step.kind}", index, "compute", self.backend.step, state, step.kind, weights)
-            self._release(step)
-        self.gathering.saw_layer(state.num_rows, this.length, this.compute_seconds - before)
+    def _run_layer(self, index: int, stage: Stage, live: Sequence[Live]) -> None:
+        before = [this.compute_seconds for this, _ in live]
+        for steps in self.at_once(stage, len(live)):
+            weights = [self._acquire(step) for step in steps]
+            for this, state in live:
+                self._pass = this
+                for step, of_step in zip(steps, weights):
+                    name = f"{stage.name} {step.kind}"
+                    self._timed(name, index, "compute", self.backend.step, state, step.kind, of_step)
+            self._release(*steps)
+        for (this, state), seconds in zip(live, before):
+            self.gathering.saw_layer(state.num_rows, this.length, this.compute_seconds - seconds)
 
     def _leave_early(self, index: int, state: State) -> None:
         """Ask the exit after layer `index`, if its answer can matter, and let rows go."""
@@ -240,16 +278,18 @@ class Loop:
         )
         guard.saw(index, this.length, now - before, this.compute_seconds - computed)
 
-    def _run_head(self, state: State) -> None:
-        assert self.course.head is not None and self._pass is not None
+    def _run_head(self, live: Sequence[Live]) -> None:
+        assert self.course.head is not None
         steps = self.course.head.steps
         weights = self._acquire(*steps)
-        logits_PC = self._timed("head", len(self.layers) + 1, "head", self.backend.head_logits, state, weights)
+        for this, state in live:
+            self._pass = this
+            logits_PC = self._timed("head", len(self.layers) + 1, "head", self.backend.head_logits, state, weights)
+            logits_BC = self._finite(logits_PC[this.places_B], "head")
+            if self.guard is not None:
+                self._tell_guard(len(self.layers), time.perf_counter())
+            this.leave(logits_BC, np.ones(len(logits_BC), bool), len(self.layers))
         self._release(*steps)
-        logits_BC = self._finite(logits_PC[self._pass.places_B], "head")
-        if self.guard is not None:
-            self._tell_guard(len(self.layers), time.perf_counter())
-        self._pass.leave(logits_BC, np.ones(len(logits_BC), bool), len(self.layers))
 
     def _finite(self, logits_BC: np.ndarray, stage: str) -> np.ndarray:
         if not np.isfinite(logits_BC).all():
@@ -277,8 +317,8 @@ class Loop:
                 raise _LateError
             slot, num_bytes, seconds = acquired
             self.trace.add(name, self.stage_of[name], "wait", started, ended, num_bytes, "loop", self._pass_index)
-            self._pass.charge(num_bytes)
-            self._pass.time_read(seconds, ended - started)
+            self._charge(num_bytes)
+            self._passes[0].time_read(seconds, ended - started)
             shard = self.store.contents.shards[name]
             weights.update(
                 (
@@ -288,6 +328,15 @@ class Loop:
                 for tensor in shard.tensors  # a table that a module takes as a whole has no role of its own
             )
         return weights
+
+    def _charge(self, num_bytes: int) -> None:
+        """Share the bytes of a read equally among all rows of the sweep that are still there."""
+        live = [this for this in self._passes if len(this.rows_B)]
+        num_rows = sum(len(this.rows_B) for this in live)
+        for this in live:
+            own = num_bytes * len(this.rows_B) // num_rows
+            this.charge(own)
+            num_bytes, num_rows = num_bytes - own, num_rows - len(this.rows_B)
 
     def _latest(self) -> Optional[float]:
         """Until when weights are waited for; None: as long as it takes, there is no deadline or no answer yet."""

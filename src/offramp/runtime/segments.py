@@ -111,12 +111,18 @@ class SegmentBackend(Backend):
             self.step(state, segment.kind, {name: _empty(self._shapes[name]) for name in segment.weights})
 
     def activation_bytes(self, num_rows: int, length: int) -> int:
-        """In proportion to the rows, and of texts to the tokens, of the example that the module was divided with."""
+        """What lives at once, and what libraries take beside it."""
+        return self.state_bytes(num_rows, length) + self.num_threads * SCRATCH_BYTES
+
+    def state_bytes(self, num_rows: int, length: int) -> int:
+        """The most that lives at once in any stage, in proportion to the rows, and of texts to the tokens, of the
+        example that the module was divided with.
+        """
         rows = max((value.shape[0] for value in self._program.inputs.values() if value.shape), default=1)
         lived = self._program.activation_bytes * num_rows / max(rows, 1)
         if self._program.texts:
             lived *= length / self._program.inputs[TEXT_INPUTS[0]].shape[1]
-        return int(SLACK * lived) + self.num_threads * SCRATCH_BYTES
+        return int(SLACK * lived)
 
     def begin(self, rows: Mapping[str, np.ndarray], mask_BS: np.ndarray, weights: Weights) -> State:
         """The inputs by name, as the first values."""
