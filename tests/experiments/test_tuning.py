@@ -5,11 +5,14 @@ import json
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 
 from offramp.errors import BudgetError, NonFiniteError, RefusedError, UsageError
+from offramp.experiments import tuning
 from offramp.experiments.trials import Trials, exits_of, front
 from offramp.experiments.tuning import Goal, tune
 from offramp.policies import parse, replay
+from offramp.policies.certify import certify
 from offramp.policies.fitting import Lessons, fit_index_risks, fit_risks, fit_stopping, fit_thresholds
 from offramp.policies.learned import Halting, Index, from_json, to_json
 from offramp.runtime.profile import DeviceProfile
@@ -19,6 +22,7 @@ from tests.policies.test_learned import NUM_EXITS, make_logits
 
 SINGLE, REGRESSION = "single_label_classification", "regression"
 HEAD = 0.001
+SAMPLES = ("logits_NKC", "lengths_N", "labels_N")
 
 
 def make_transcript(path, split="tune", num=1500, seed=0, metrics=("accuracy",), logits=None, problem=SINGLE):
@@ -111,6 +115,32 @@ def test_a_drop_is_certified_and_kept_on_new_samples(transcripts, tmp_path):
     assert lost <= 0.02
     full = Trials(transcripts[0], make_profile()).rule(parse("none")).seconds
     assert file.predicted["seconds"] < 0.8 * full, "it saves something"
+
+
+def by_the_mean(rows, epsilon, delta, method):
+    """A certifier that takes the fastest whose mean is small enough, whatever chance did."""
+    return max((index for index, loss_N in enumerate(rows) if loss_N.mean() <= epsilon), default=-1)
+
+
+@pytest.mark.parametrize(("certifier", "holds"), [(certify, True), (by_the_mean, False)])
+def test_certified_policies_keep_their_promise_on_the_whole_population(tmp_path, monkeypatch, certifier, holds):
+    """Sets drawn with replacement, all of `tune` from front to file; a certifier that ignores chance is caught."""
+    monkeypatch.setattr(tuning, "certify", certifier)
+    num_sets, delta, epsilon = 100, 0.1, 0.02
+    whole = make_transcript(tmp_path, "certify", 20_000, seed=7)
+    trials = Trials(make_transcript(tmp_path), make_profile())
+    tried = [trials.rule(parse(f"confidence:{level:.3f}")) for level in np.linspace(0.5, 0.995, 100)]
+    lost = {str(each.policy): run_on(each.policy, whole, make_profile())[2] for each in tried}
+    generator, violations = np.random.default_rng(0), 0
+    for _ in range(num_sets):
+        rows = generator.integers(0, len(whole.labels_N), 600)
+        drawn = dataclasses.replace(whole, **{name: getattr(whole, name)[rows] for name in SAMPLES})
+        try:
+            chosen, _ = tuning._certified(tried, drawn, Goal(max_drop=100 * epsilon, confidence=1 - delta), quiet)
+        except RefusedError:
+            continue
+        violations += lost[str(chosen.policy)] > epsilon
+    assert bool(violations <= binom.ppf(0.99, num_sets, delta)) is holds
 
 
 def test_other_metrics_are_estimated_and_told_so(tmp_path):
