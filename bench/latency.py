@@ -190,6 +190,7 @@ def against_patience(place: Place) -> dict[str, Any]:
     first = place.folder / "profile-first.json"
     profile = load_profile(first if first.exists() else place.profile("first"))
     trials, on_dev = Trials(tune, profile), Trials(dev, profile)
+    on_texts = Trials(_rows(dev, place.chosen(place.dev, PAIR_TEXTS)), profile)
     found, paths = [], {}
     for text in patiences:
         near, seconds = (each.rule(parse(text)).seconds for each in (trials, on_dev))
@@ -208,6 +209,10 @@ def against_patience(place: Place) -> dict[str, Any]:
         found.append({
             "patience": text, "policy": str(chosen), "gain": gain, "gain_low": low, "gain_high": high,
             "score": score(metrics, dev.labels_N, theirs_N)["score"],
+            "whole_by_texts": {
+                name: on_dev.rule(policy).seconds / on_texts.rule(policy).seconds
+                for name, policy in (("ours", chosen), ("patience", parse(text)))
+            },
         })  # fmt: skip
     exits = [*paths, *dict.fromkeys(paths.values())]
     rounds = place.take_turns(inputs, exits, PAIR_ROUNDS) if found else []
@@ -368,9 +373,10 @@ def base_shape(out: Path) -> Path:
 
 
 def long_texts(out: Path, num_texts: int) -> Path:
-    """More than MAX_LENGTH tokens each."""
-    path = out / "shapes" / f"long-{num_texts}.txt"
-    path.write_text("".join(f"{number} " + "word " * 150 + "\n" for number in range(num_texts)))
+    """Of random letters, more than MAX_LENGTH tokens each: hardly two of them are alike."""
+    path, generator = out / "shapes" / f"long-{num_texts}.txt", np.random.default_rng(0)
+    words = ["".join(generator.choice(list("abcdefghijklmnopqrstuvwxyz"), 5)) for _ in range(num_texts * 150)]
+    path.write_text("".join(" ".join(words[row::num_texts]) + "\n" for row in range(num_texts)))
     return path
 
 

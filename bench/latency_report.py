@@ -43,10 +43,10 @@ asked for, with both. *Speed-up*: over `--exit none`.
 """
 NOTE_BENCHES = f"""\
 `offramp bench STORE --task T --exit policy.json`: {latency.BENCH_TEXTS} texts of dev, {latency.BENCH_ROUNDS} rounds in
-processes of their own. The policy is that of the middle latency above. Latencies are of a batch; differences in points
-and speed-ups are against plain at the same batch size, with 95 % intervals by paired bootstrap. *By layers* counts
-layers and measures nothing. `stage:K` is the model truncated after layer K, of all the one nearest in throughput. MiB a
-text: bytes read, first reads of deeper layers included. There is no int8 model here.
+processes of their own. The policy is that of the middle latency above. Latencies are of a batch, in bulk of a sweep;
+differences in points and speed-ups are against plain at the same batch size, with 95 % intervals by paired bootstrap.
+*By layers* counts layers and measures nothing. `stage:K` is the model truncated after layer K, of all the one nearest
+in throughput. MiB a text: bytes read, first reads of deeper layers included. There is no int8 model here.
 """
 
 
@@ -136,7 +136,8 @@ def patience(records: Sequence[dict[str, Any]]) -> tuple[list[str], list[Verdict
     for record in of(records, "against_patience"):
         key = (record["model"], record["task"])
         for pair in record["pairs"]:
-            ratio = median([each["ours"] / each["patience"] for each in pair["rounds"]])
+            share = pair["whole_by_texts"]["ours"] / pair["whole_by_texts"]["patience"]
+            ratio = share * median([each["ours"] / each["patience"] for each in pair["rounds"]])
             ratios.append(ratio)
             interval = f"{pair['gain']:+.1f} [{pair['gain_low']:+.1f} {pair['gain_high']:+.1f}]"
             rows.append((
@@ -147,9 +148,10 @@ def patience(records: Sequence[dict[str, Any]]) -> tuple[list[str], list[Verdict
         "For each patience the cost function (`stopping` or `index`) of the same latency, which is what the profile"
         " says of the texts of dev; scores on tune choose, as `tune` does, and labels of dev choose nothing. Gain:"
         " score on dev, with the paired 95 % bootstrap interval. Seconds: measured in turns on up to"
-        f" {latency.PAIR_TEXTS} texts of dev, cost function by patience, medians of {latency.PAIR_ROUNDS} rounds; far"
-        " less than 1 where a faster policy scores better on tune, beyond the interval there. Of so many pairs one in"
-        " forty lies below its interval by chance alone."
+        f" {latency.PAIR_TEXTS} texts of dev, cost function by patience, medians of {latency.PAIR_ROUNDS} rounds; those"
+        " of all of dev are estimated as in the section before, by what the profile says of both; far less than 1"
+        " where no policy that was tried takes more of the time, or a faster one scores better on tune, beyond the"
+        " interval there. Of so many pairs the interval of one in forty lies below zero by chance alone."
     )
     verdicts = []
     for model, name in MODELS.items():

@@ -27,6 +27,24 @@ def test_an_error_keeps_its_class_and_its_line(code, kind):
     assert caught.value.exit_code == code
 
 
+def test_what_it_says_meanwhile_is_passed_on_but_not_its_error():
+    said = []
+    code = "import sys; print('out'); [print(line, file=sys.stderr) for line in sys.argv[1:]]"
+    assert output_of([*python(code), "one", "", "offramp: error: W", "two"], said.append) == "out\n"
+    assert said == ["one", "two"]
+
+
+def test_who_stops_listening_stops_the_child():
+    """Else this would last a minute, and the test run with it (conftest)."""
+    code = "import sys, time; print('one', file=sys.stderr, flush=True); time.sleep(60)"
+
+    def stop(line):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        output_of(python(code), stop)
+
+
 @pytest.mark.parametrize("last_words", ["", "offramp: warning: a text was cut"])
 def test_a_command_that_is_killed(last_words):
     with pytest.raises(OfframpError) as caught:

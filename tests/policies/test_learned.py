@@ -13,7 +13,7 @@ from offramp.policies.combine import AllOf, AnyOf, From
 from offramp.policies.costs import Costs
 from offramp.policies.features import FEATURES, FeatureMemory
 from offramp.policies.fitting import Lessons, fit_index_risks, fit_risks, fit_stopping, fit_thresholds
-from offramp.policies.learned import Halting, Index, Starting, Thresholds, from_json, predicted, to_json
+from offramp.policies.learned import Halting, Index, Starting, Stopping, Thresholds, from_json, predicted, to_json
 from tests.policies.driver import MULTI, REGRESSION, SINGLE, exits_of, logits, quick
 
 NUM_EXITS = 5
@@ -227,9 +227,27 @@ def test_learned_policies_are_joined_with_rules_and_kept(learned, data):
         assert same is None or (exits(joined) == same).all()
     assert exits(From(3, one)).min() == 3
     assert to_json(parse("patience:1|confidence:0.9")) == {"kind": "rule", "text": "patience:1|confidence:0.9"}
-    for tree in ({"kind": "any", "parts": 3}, {"kind": "all", "parts": [to_json(one)]}, {"kind": "from", "policy": 3}):
-        with pytest.raises(ValueError, match="expected"):
+    for tree, match in (
+        ({"kind": "all", "parts": [to_json(one)]}, "two parts"),
+        ({"kind": "from", "exit_index": True, "policy": to_json(one)}, "True"),
+        ({"kind": "from", "exit_index": 2, "policy": 3}, "expected an object"),
+        ({"kind": "any", "parts": [3, 3]}, "expected an object"),
+    ):
+        with pytest.raises(ValueError, match=match):
             from_json(tree)
+
+
+def test_a_policy_that_starts_later_sees_every_exit_from_there_on_when_joined(learned, data):
+    logits_KNC, _, lengths_N = data
+    whole = learned[2]
+    costs = Costs(whole.costs.lengths, tuple(row[1:] for row in whole.costs.seconds))
+    starting = Starting(2, Stopping(whole.risks[1:], whole.futures[1:], whole.waits[1:], costs, whole.price))
+    alone_N = replay(starting, logits_KNC, SINGLE, lengths_N)
+    joined = From(4, starting)
+    assert (joined.first_evidence(NUM_EXITS), starting.first_evidence(NUM_EXITS)) == (1, 2)
+    later_N = replay(joined, logits_KNC, SINGLE, lengths_N)
+    assert (later_N[alone_N >= 4] == alone_N[alone_N >= 4]).all()
+    assert later_N.min() == 4
 
 
 @pytest.mark.parametrize(

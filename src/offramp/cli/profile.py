@@ -43,7 +43,7 @@ def main(args: argparse.Namespace) -> int:
     from itertools import islice
 
     import offramp
-    from offramp.experiments.bench import random_batch, random_length
+    from offramp.experiments.bench import random_length, random_sweep
     from offramp.measure import MemorySampler, read_memory
 
     require_writable(args.out, (".svg", ".png"))
@@ -54,13 +54,13 @@ def main(args: argparse.Namespace) -> int:
         texts = known_inputs(args) if has_inputs(args) else None
         with offramp.load(args.store, args.budget, longest=length, texts=texts, **engine_options(args)) as classifier:
             if length is None:
-                num_texts = args.passes * classifier.settings.num_rows
+                num_texts = args.passes * classifier.settings.num_rows * classifier.settings.num_batches
                 classifier.predict(list(islice(inputs(args), num_texts)), more=False)
             else:
                 num_rows = classifier.settings.num_rows
                 for index in range(args.passes):
-                    batch = random_batch(classifier, num_rows, length, index)
-                    classifier.predict_batch(batch, more=index + 1 < args.passes)
+                    sweep = random_sweep(classifier, num_rows, length, index)
+                    classifier.predict_batches(sweep, more=index + 1 < args.passes)
             record = {**classifier.record(), "peak_rss_bytes": read_memory().peak_bytes}
     if args.trace:
         classifier.trace.to_jsonl(args.trace)

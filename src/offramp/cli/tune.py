@@ -147,14 +147,14 @@ def _transcripts(folder: Path, needs_certify: bool) -> tuple[Any, Any]:
 def _profile(args: argparse.Namespace, store_sha256: str, longest: int | None) -> Any:
     """The one that was given, if it was measured here; else a process of the engine's own measures, or remembers."""
     from offramp.experiments.bench import profile_here
+    from offramp.measure import num_cores
     from offramp.runtime.profile import load_profile, machine, require_budget, require_here
 
     if args.profile:
         profile = load_profile(Path(args.profile))
         if not args.force_profile:
-            asked = {**machine(), "store_sha256": store_sha256, "batch": args.batch, "backend": args.backend}
-            asked.update({} if args.threads is None else {"threads": args.threads})
-            require_here(profile, asked, args.profile)
+            engine = {"batch": args.batch, "backend": args.backend, "threads": args.threads or num_cores()}
+            require_here(profile, {**machine(), "store_sha256": store_sha256, **engine}, args.profile)
             require_budget(profile, args.budget, args.profile)
         return profile
     options = ["--backend", args.backend, "--batch", str(args.batch)]

@@ -63,25 +63,26 @@ def random_batch(classifier: Classifier, num_rows: int, length: int, seed: int) 
     return Arrays(found)
 
 
+def random_sweep(classifier: Classifier, num_rows: int, length: int, number: int) -> list[Batch]:
+    """As many random batches as share a sweep: one, but in bulk."""
+    num_batches = classifier.settings.num_batches
+    places = range(number * num_batches, (number + 1) * num_batches)
+    return [random_batch(classifier, num_rows, length, place) for place in places]
+
+
 def measure_tokens(classifier: Classifier, num_rows: int, length: int, num_passes: int) -> dict[str, Any]:
     """Warm up, run `num_passes` batches of random inputs, and describe them."""
-    num_batches = classifier.settings.num_batches
-
-    def run(index: int) -> None:
-        places = range(index * num_batches, (index + 1) * num_batches)
-        classifier.predict_batches([random_batch(classifier, num_rows, length, place) for place in places])
-
     for index in range(WARM_UP_PASSES):
-        run(index)
+        classifier.predict_batches(random_sweep(classifier, num_rows, length, index))
     warm = classifier.record()
     for index in range(num_passes):
-        run(WARM_UP_PASSES + index)
+        classifier.predict_batches(random_sweep(classifier, num_rows, length, WARM_UP_PASSES + index))
     return describe(classifier, WARM_UP_PASSES, warm)
 
 
 def measure_texts(classifier: Classifier, texts: Sequence[Any]) -> dict[str, Any]:
     """Warm up on the first batches, run all texts once, and describe that; under `texts`, what became of each."""
-    warm_up = texts[: WARM_UP_PASSES * classifier.settings.num_rows]
+    warm_up = texts[: WARM_UP_PASSES * classifier.settings.num_rows * classifier.settings.num_batches]
     classifier.predict(warm_up)
     num_warm, warm = len(classifier.latencies), classifier.record()
     began = time.perf_counter()

@@ -23,10 +23,14 @@ def output_of(command: Sequence[str], say: Callable[[str], None] = lambda line: 
     with tempfile.TemporaryFile("w+") as output:
         with subprocess.Popen(command, stdout=output, stderr=subprocess.PIPE, text=True) as child:
             assert child.stderr is not None
-            for line in filter(None, map(str.strip, child.stderr)):
-                said.append(line)
-                if not line.startswith(_PREFIX):
-                    say(line)
+            try:
+                for line in filter(None, map(str.strip, child.stderr)):
+                    said.append(line)
+                    if not line.startswith(_PREFIX):
+                        say(line)
+            except BaseException:  # nobody listens any more: it must not go on alone
+                child.kill()
+                raise
         if child.returncode:
             if child.returncode < 0 or not said:  # killed: what it said last was not why
                 said = [f"a process ended with {child.returncode}"]

@@ -27,6 +27,8 @@ from offramp.store.transcript import Transcript
 from offramp.tasks.metrics import score
 
 BOOTSTRAP_ROUNDS = 300
+MANY_SAMPLES = 100_000
+"""What `ucb` needs is found by trying, which takes arrays of so many."""
 
 
 @dataclass(frozen=True)
@@ -168,13 +170,12 @@ def _require_usable(transcript: Transcript, certify_on: Transcript | None, profi
         what = "the certify split is of another model, or the tune split itself"
         raise UsageError(what, certify_on.path, "write both at once: offramp eval --split tune,certify")
     levels, method = (goal.max_drop / 100, 1 - goal.confidence), _method(about.metrics, goal)
-    needed = samples_needed(*levels, goal.method if method == goal.method else "ltt")
-    if len(certify_on.labels_N) < needed:
-        what = f"the certify split has {len(certify_on.labels_N)} samples"
-        least = min(samples_needed(*levels), needed)
+    num_samples, least = len(certify_on.labels_N), samples_needed(*levels, "crc" if method == "crc" else "ltt")
+    needed = samples_needed(*levels, method) if method == "ucb" and least < MANY_SAMPLES else least
+    if num_samples < needed:
         told = f"{goal.max_drop:g} points at confidence {goal.confidence:g} need at least {least}, without a fault"
         more = "" if needed == least else f", and {needed} by {method}; --method ltt needs no more than {least}"
-        raise UsageError(what, certify_on.path, told + more)
+        raise UsageError(f"the certify split has {num_samples} samples", certify_on.path, told + more)
 
 
 def _method(metrics: Sequence[str], goal: Goal) -> str:

@@ -24,7 +24,8 @@ from offramp.policies.threshold import Confidence, Entropy, Margin
 from offramp.policies.votes import Votes
 
 GRAMMAR = (
-    "[from:K>] RULES, joined by | and &: none, stage:K, patience:P[@TAU], votes:V, entropy:T, confidence:T, margin:T"
+    "[from:K>] RULES, joined by | and &: none, stage:K, patience:P[@TAU], votes:V, entropy:T, confidence:T, margin:T,"
+    " or a policy file"
 )
 
 Read = Optional[Callable[[str], Policy]]

@@ -254,6 +254,15 @@ class Starting(Policy):
         """What the inner policy refuses of the exits that are left."""
         self.policy.check(num_exits - self.first + 1, problem)
 
+    @property
+    def lookback(self) -> int:
+        """That of the inner policy: joined with others it must not miss an exit either."""
+        return self.policy.lookback
+
+    def first_evidence(self, num_exits: int) -> int:
+        """`first`: what comes before does not exist for it."""
+        return self.first
+
     def earliest_exit(self, num_exits: int) -> int:
         """`first`."""
         return self.first
@@ -310,6 +319,8 @@ def from_json(tree: Any) -> Policy:
             raise ValueError(f"{word}: expected a learned policy inside, got {inner}")
         return Starting(found["first"], inner)
     if word == FROM and set(found) == {"exit_index", "policy"}:
+        if type(found["exit_index"]) is not int:
+            raise ValueError(f"{FROM}: expected the number of an exit, got {found['exit_index']!r}")
         return From(found["exit_index"], from_json(found["policy"]))
     if isinstance(word, str) and word in JOINS and set(found) == {"parts"} and isinstance(found["parts"], list):
         return JOINS[word](tuple(from_json(part) for part in found["parts"]))

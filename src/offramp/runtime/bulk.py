@@ -24,6 +24,8 @@ SWEEP_TOKENS = 480
 """A sweep of float32 weights reads as long as two cores compute so many tokens, where 500 MB are read in a second: what
 larger batches and longer sweeps are weighed by.
 """
+NO_TEXT_TOKENS = 128
+"""What an image, or a record, counts as."""
 SLOTS = 2
 """Of the largest shard, without which nothing is read ahead."""
 MARGIN = 2.0
@@ -64,9 +66,10 @@ def with_most_rows(
     elif fitting:
         together = streamed + max(sizes) * bool(backend.unsettled)
         for num_rows in fitting:
-            room = left(num_rows, together) // held_bytes(backend, num_rows, length)
+            room = left(num_rows, together) // held_bytes(backend, course, num_rows, length)
             choices[num_rows] = 1 + int(min(max(room, 0), MAX_SWEEP_ROWS // num_rows - 1))
-    num_rows, num_batches = min(choices.items(), key=lambda each: _cost(*each, length), default=(1, 1))
+    tokens = NO_TEXT_TOKENS if course.texts is None else length
+    num_rows, num_batches = min(choices.items(), key=lambda each: _cost(*each, tokens), default=(1, 1))
     if num_rows * num_batches == 1:
         return single
     backend.close()  # what the trial took

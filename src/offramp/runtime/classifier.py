@@ -102,7 +102,7 @@ class Classifier:
             policy,
             settings,
         )
-        self.trace = Trace(num_passes=TRACED_PASSES)
+        self.trace = Trace(num_passes=max(1, TRACED_PASSES // settings.num_batches))
         course = course_of(store)
         exits = load_exits(store, course, policy, needs_all=guard is not None)
         self._loop = Loop(store, backend, policy, exits, self.trace, guard)

@@ -20,6 +20,9 @@ from offramp.store import Encoder, Stage, Store
 from offramp.store.manifest import Manifest
 from offramp.store.program import TEXT_INPUTS, LookUp, Texts, Value
 
+TOKEN_BYTES = 4 * 8
+"""Of the inputs of a batch: id, mask and type of each token, and as much again as one of them for what is around."""
+
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
@@ -89,6 +92,10 @@ class Course(ABC):
         """A batch to rehearse reading with, if there is anything to read."""
 
     @abstractmethod
+    def input_bytes(self, num_rows: int, length: int) -> int:
+        """What a batch is kept as until its sweep is through, beside the backend's states."""
+
+    @abstractmethod
     def gathered_bytes(self, num_rows: int, length: int) -> int:
         """What a batch takes before it is in the backend's hands, beside what one row took in rehearsal."""
 
@@ -129,6 +136,10 @@ class TextCourse(Course):
         """The first token, everywhere."""
         ids_BS = np.zeros((num_rows, length), np.int64)
         return Tokens(ids_BS, np.ones_like(ids_BS), ids_BS)
+
+    def input_bytes(self, num_rows: int, length: int) -> int:
+        """Of each token."""
+        return TOKEN_BYTES * num_rows * length
 
     def gathered_bytes(self, num_rows: int, length: int) -> int:
         """A table of the rows that differ, and three arrays; those of one row of tokens find room in the headroom."""
@@ -196,6 +207,13 @@ class ModuleCourse(Course):
             return None
         ids_BS = np.zeros((num_rows, length), np.int64)
         return Tokens(ids_BS, np.ones_like(ids_BS), ids_BS)
+
+    def input_bytes(self, num_rows: int, length: int) -> int:
+        """The inputs, and the rows that are looked up by them, which the first stages read."""
+        looked_up = sum(length * self._row_size(shard) for shard, _ in self._look_ups.values())
+        if self.texts is not None:
+            return num_rows * (TOKEN_BYTES * length + looked_up)
+        return self.gathered_bytes(num_rows, length)
 
     def gathered_bytes(self, num_rows: int, length: int) -> int:
         """The inputs themselves, which no rehearsal fills; of texts the rows that are looked up, as of an encoder."""

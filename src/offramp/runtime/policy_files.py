@@ -32,8 +32,8 @@ def read_exit(exit: Union[str, Policy]) -> Tuple[Policy, Optional[str], Optional
         files.append(read_policy(Path(name)))
         return policy_of(files[-1], name)
 
-    stands_alone = is_file(exit) and Path(exit.strip()).exists()  # whatever signs are in its name
-    policy = read(exit.strip()) if stands_alone else parse(exit, read)
+    stands_alone = is_file(exit) and os.path.exists(exit.strip())  # noqa: PTH110  # Path.exists may raise
+    policy = read(exit.strip()) if stands_alone else parse(exit, read)  # a file may hold what cannot be a part
     models, deadlines = {file.model_sha256 for file in files}, [file.deadline_seconds for file in files]
     if len(models) > 1:
         raise UsageError("the policy files are of two models", repr(exit), "join policies of one")

@@ -10,6 +10,7 @@ from typing import Any, Callable, Dict, List, Sequence, Tuple
 
 from offramp.measure import available_bytes, read_memory
 from offramp.runtime.backend import Backend
+from offramp.runtime.course import Course
 from offramp.runtime.footprint import give_back
 from offramp.runtime.loop import Loop
 from offramp.runtime.planner import Item, Memory, Plan, make_plan, page_rounded
@@ -22,8 +23,6 @@ NOMINAL_FLOPS_PER_SECOND = 60e9
 NOMINAL_READ_BYTES_PER_SECOND = 2e9
 SMALL_SHARD_BYTES = 256 << 10
 """A shard up to this size is always kept: a slot's turn would cost more than its memory."""
-TOKEN_BYTES = 4 * 8
-"""Of the inputs of a batch: id, mask and type of each token, and as much again as one of them for what is around."""
 HELD_MARGIN = 1.1
 """What states take, of what backends promise: 25 of BERT-base took 0.7 MiB more than 9.6."""
 SMALL_LENGTH = 8
@@ -83,13 +82,13 @@ def settle(
             activation_bytes, *(rehearse(workload.num_rows, workload.length) - base_bytes for _ in range(3))
         )
     gathered_bytes = loop.course.gathered_bytes(workload.num_rows, workload.length)  # gone when it is weighed
-    held = (workload.num_batches - 1) * held_bytes(loop.backend, workload.num_rows, workload.length)
+    held = (workload.num_batches - 1) * held_bytes(loop.backend, loop.course, workload.num_rows, workload.length)
     return base_bytes, activation_bytes + held + gathered_bytes + encoding_bytes + HEADROOM_BYTES
 
 
-def held_bytes(backend: Backend, num_rows: int, length: int) -> int:
+def held_bytes(backend: Backend, course: Course, num_rows: int, length: int) -> int:
     """What a batch takes while another of its sweep is computed."""
-    return int(HELD_MARGIN * backend.state_bytes(num_rows, length)) + TOKEN_BYTES * num_rows * length
+    return int(HELD_MARGIN * backend.state_bytes(num_rows, length)) + course.input_bytes(num_rows, length)
 
 
 def make_run_plan(
