@@ -282,9 +282,11 @@ def deadlines(place: Place) -> dict[str, Any]:
 
 
 def _streaming_budget(place: Place) -> int:
-    """So much above this process's own size that a part is streamed."""
+    """So much above this process's own size, all libraries loaded, that a part is streamed."""
+    import offramp as library
     from offramp.measure import read_memory
 
+    library.prepare(place.store, threads=THREADS, max_length=MAX_LENGTH).close()
     return read_memory().rss_bytes + (28 << 20)
 
 

@@ -263,7 +263,7 @@ class Classifier:
 
     @property
     def last_pass(self) -> int:
-        """Index of the batch that was run last, as the trace has it."""
+        """Index of the batch, or sweep of batches, that was run last, as the trace has it."""
         return self._loop.last_pass
 
     @property
@@ -273,12 +273,12 @@ class Classifier:
 
     @property
     def latencies(self) -> List[float]:
-        """Seconds of each batch so far, from text to results (the last 65,536)."""
+        """Seconds of each batch so far, or sweep of batches, from text to results (the last 65,536)."""
         return list(self._latencies)
 
     @property
     def last_seconds(self) -> float:
-        """Seconds of the batch that was run last."""
+        """Seconds of the batch, or sweep of batches, that was run last."""
         return self._latencies[-1]
 
     @property
