@@ -255,8 +255,9 @@ def streamed(records: Sequence[dict[str, Any]]) -> tuple[list[str], list[Verdict
     ))  # fmt: skip
     note = (
         f"Random weights, fp32, 12 layers, 768 wide, texts of {latency.MAX_LENGTH} tokens, batch 1, medians of"
-        f" {latency.SHAPE_ROUNDS} rounds. Plain is the same store, backend and budget with `--exit none`, which runs no"
-        " head. By the profile: measured in the same round. Slots: bytes read, less those of `none` times the share of"
+        f" {latency.STREAMED_ROUNDS} rounds, in each of which the exits run there and back. Plain is the same store,"
+        " backend and budget with `--exit none`, which runs no head. By the profile: measured in the same round. Slots:"
+        " bytes read, less those of `none` times the share of"
         f" layers run; a slot is {SLOT_BYTES / 2**20:.0f} MiB. Under the smaller budget no layer is resident. Under the"
         " larger one a shard of each of the first three is, since every text needs these: early exits then read less"
         " than their share, by more than a slot, and are counted as a miss although nobody loses by it."
