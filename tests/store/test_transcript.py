@@ -166,8 +166,15 @@ def link(folder):
 def test_damage_is_told(tmp_path, harm, error, match):
     write(tmp_path, arrays())
     harm(tmp_path)
-    with pytest.raises(error, match=match):
+    with pytest.raises(error, match=match) as caught:
         read_transcript(tmp_path, "dev")
+    assert error is not DamagedError or caught.value.remedy.endswith("offramp eval --transcript"), "it is no store"
+
+
+def test_a_split_that_is_not_there_is_named(tmp_path):
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(UsageError, match=r"no transcript of dev there - .* - offramp eval --split dev"):
+            read_transcript(folder, "dev")
 
 
 def test_many_rows_take_the_memory_of_a_window(tmp_path):

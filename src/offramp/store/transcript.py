@@ -20,7 +20,7 @@ from typing import Any, Dict, List, Optional, Tuple, cast
 
 import numpy as np
 
-from offramp.errors import StoreError, UsageError, VersionError
+from offramp.errors import DamagedError, StoreError, UsageError, VersionError
 from offramp.store.files import (
     MAX_SMALL_BYTES,
     disk_full_is_ours,
@@ -176,8 +176,16 @@ def read_transcript(folder: Path, split: str) -> Transcript:
     for another format).
     """
     path = folder / (split + ".safetensors")
-    if folder.is_dir() and not (path.exists() or path.with_suffix(".json").exists()):
+    if not (path.exists() or path.with_suffix(".json").exists()):
         raise UsageError(f"no transcript of {split} there", folder, f"offramp eval --split {split} --transcript DIR")
+    try:
+        return _read(path)
+    except DamagedError as error:  # what opens files thinks that they are a store's
+        raise DamagedError(error.what, error.where, _REMEDY) from None
+
+
+def _read(path: Path) -> Transcript:
+    folder, split = path.parent, path.stem
     about, file = _read_description(folder, split)
     fd = open_regular(folder, path.name)
     try:
