@@ -75,7 +75,7 @@ def run(path, batches, exit="none", backend="ort", num_slots=2, residents=()):
         widest = max(len(set(step.shards) - set(kept)) for stage in loop.stages() for step in stage.steps)
         try:
             loop.connect([Slot(size) for _ in range(max(num_slots, widest))], kept, direct=False)
-            return [loop.run(Arrays({"pixel_values": batch}), more=True) for batch in batches]
+            return [loop.sweep([Arrays({"pixel_values": batch})], more=True) for batch in batches]
         finally:
             loop.close()
 

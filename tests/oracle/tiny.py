@@ -151,7 +151,7 @@ def run(path, batches, way=Way(), backend="ort", exit="none", num_threads=1, att
         residents = {name: Slot(pages[name]) for name in way.residents}
         try:
             loop.connect([Slot(max(pages.values())) for _ in range(way.num_slots)], residents, direct=way.direct)
-            return [loop.run(Tokens(batch.ids_BS, batch.mask_BS, batch.types_BS), more=True) for batch in batches]
+            return [loop.sweep([Tokens(batch.ids_BS, batch.mask_BS, batch.types_BS)], more=True) for batch in batches]
         finally:
             loop.close()
 

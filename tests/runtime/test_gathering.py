@@ -62,7 +62,7 @@ def test_gathered_or_not_answers_exits_and_bytes_are_the_same(shelf, data, rows,
     found = []
     for choices in (ALWAYS, NEVER, drawn):
         loop = open_told(store, policy, choices, 2, residents)
-        outcomes = loop.run(encode(rows))
+        outcomes = loop.sweep([encode(rows)])
         found.append((answers(outcomes), [outcome.bytes_read for outcome in outcomes], counts(loop)))
         loop.close()
     assert found[0][0] == expected(store, rows, policy)
@@ -77,7 +77,7 @@ def test_one_pass_does_not_change_the_next(shelf, rows, policy, drawn):
     store = shelf.open(Toy(6))
     loop = open_told(store, policy, drawn or NEVER, 2)
     for batch in rows:
-        assert answers(loop.run(encode(batch), more=True)) == expected(store, batch, policy)
+        assert answers(loop.sweep([encode(batch)], more=True)) == expected(store, batch, policy)
     loop.close()
     store.close()
 
@@ -89,7 +89,7 @@ def test_rows_that_are_not_gathered_are_carried_to_the_end(shelf):
     seen = {}
     for choices in (ALWAYS, NEVER):
         loop = open_told(store, "patience:1", choices)
-        loop.run(encode(ROWS))
+        loop.sweep([encode(ROWS)])
         loop.close()
         seen[choices] = loop.gathering
     here = [sum(exit_stage >= layer for exit_stage in exits) for layer in range(1, max(exits) + 1)]
@@ -105,7 +105,7 @@ def test_a_batch_of_one_row_is_never_asked_about(shelf):
     store = shelf.open(Toy())
     loop = open_told(store, "patience:1", ALWAYS)
     for row in ROWS:
-        loop.run(encode([row]))
+        loop.sweep([encode([row])])
     loop.close()
     assert loop.gathering.asked == []
 
@@ -131,7 +131,7 @@ def test_what_a_row_says_after_it_has_left_is_not_looked_at(shelf):
     rows = [first, *(row for row in ROWS if exits[row] > exits[first])]
     assert max(exits.values()) > exits[first] + 1, "exits are asked after it has left"
     loop = open_told(store, policy, NEVER, backend=Rotting(exits[first]))
-    assert answers(loop.run(encode(rows))) == expected(store, rows, policy)
+    assert answers(loop.sweep([encode(rows)])) == expected(store, rows, policy)
     loop.close()
 
 
@@ -140,7 +140,7 @@ def test_a_deadline_cuts_those_that_are_still_there(shelf, choices):
     store, policy = shelf.open(Toy(6)), "patience:1"
     guard = DeadlineGuard(1e6, lambda to, length: 2e6 if to == 4 else 0.0)
     loop = open_told(store, policy, choices, 2, guard=guard)
-    outcomes = loop.run(encode(ROWS))
+    outcomes = loop.sweep([encode(ROWS)])
     loop.close()
     early = [exit_stage <= 3 for exit_stage, _ in expected(store, ROWS, policy)]
     assert any(early) and not all(early)
@@ -153,7 +153,7 @@ def test_it_is_asked_for_the_layers_that_the_rest_is_likely_to_see(shelf):
     store = shelf.open(Toy(6))
     loop = open_told(store, "patience:1", NEVER)
     loop.survival.reached[:], loop.survival.left[:] = 1000, 500
-    loop.run(encode(ROWS))
+    loop.sweep([encode(ROWS)])
     loop.close()
     num_rows, num_kept, length, num_layers = loop.gathering.asked[0]
     assert (num_rows, length) == (6, 12)

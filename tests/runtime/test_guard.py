@@ -71,7 +71,7 @@ def test_a_deadline_that_is_far_changes_no_answer(shelf, policy, residents):
     kept = ["embedding", "head", *layer_shards(store)] if residents else ()
     loop = open_loop(store, policy, 2, kept, guard=DeadlineGuard(LONG))
     for _ in range(3):
-        outcomes = loop.run(encode(ROWS), more=True)
+        outcomes = loop.sweep([encode(ROWS)], more=True)
         assert answers(outcomes) == expected(store, ROWS, policy)
         assert not any(outcome.is_cut for outcome in outcomes)
     loop.close()
@@ -82,7 +82,7 @@ def test_who_has_no_time_for_the_next_exit_leaves_with_the_answer_of_this_one(sh
     store = shelf.open(Toy())
     guard = DeadlineGuard(LONG, lambda to, length: 2 * LONG if to == exit_index + 1 else 0.0)
     loop = open_loop(store, "none", 2, guard=guard)
-    outcomes = loop.run(encode(ROWS))
+    outcomes = loop.sweep([encode(ROWS)])
     assert answers(outcomes) == expected(store, ROWS, f"stage:{exit_index}")
     assert all(outcome.is_cut for outcome in outcomes)
     loop.close()
@@ -96,7 +96,7 @@ def test_only_who_is_still_there_is_cut(shelf):
     assert deep and early, "the toy has both"
     guard = DeadlineGuard(LONG, lambda to, length: 2 * LONG if to == 3 else 0.0)
     loop = open_loop(store, policy, 2, guard=guard)
-    outcomes = loop.run(encode([deep[0], early[0]]))
+    outcomes = loop.sweep([encode([deep[0], early[0]])])
     assert [outcome.is_cut for outcome in outcomes] == [True, False]
     assert answers(outcomes) == expected(store, [deep[0], early[0]], "stage:2")
     loop.close()
@@ -128,14 +128,14 @@ def test_a_read_that_does_not_end_is_left_at_the_deadline(shelf, shard):
     store = shelf.open(Toy())
     stuck = Stuck(store, shard)
     loop = open_loop(store, "none", 1, guard=DeadlineGuard(0.4))
-    outcomes = loop.run(encode(ROWS))
+    outcomes = loop.sweep([encode(ROWS)])
     stage = store.manifest.encoder.num_layers - 1 if shard == "head" else int(shard[6:8])
     assert answers(outcomes) == expected(store, ROWS, f"stage:{stage}")
     assert all(outcome.is_cut for outcome in outcomes)
     assert stuck.cancelled.wait(5)
     stuck.released.set()
     loop.guard = DeadlineGuard(LONG)
-    assert answers(loop.run(encode(ROWS))) == expected(store, ROWS, "none")
+    assert answers(loop.sweep([encode(ROWS)])) == expected(store, ROWS, "none")
     loop.close()
 
 
@@ -144,7 +144,7 @@ def test_without_any_answer_it_waits(shelf):
     stuck = Stuck(store, "layer-00-up")
     threading.Timer(0.1, stuck.released.set).start()
     loop = open_loop(store, "none", 1, guard=DeadlineGuard(0.01))
-    outcomes = loop.run(encode(ROWS))
+    outcomes = loop.sweep([encode(ROWS)])
     assert answers(outcomes) == expected(store, ROWS, "stage:1")
     assert all(outcome.is_cut for outcome in outcomes)
     loop.close()
@@ -173,8 +173,8 @@ def test_a_disk_that_becomes_slow_leads_to_earlier_exits(shelf):
 
     store.read_shard = read_shard
     loop = open_loop(store, "none", 1, guard=DeadlineGuard(2.0))
-    assert answers(loop.run(encode(ROWS))) == expected(store, ROWS, "none")
+    assert answers(loop.sweep([encode(ROWS)])) == expected(store, ROWS, "none")
     pause[0] = 0.2
-    slow = loop.run(encode(ROWS))
+    slow = loop.sweep([encode(ROWS)])
     assert all(outcome.is_cut and 1 <= outcome.exit_stage < 4 for outcome in slow)
     loop.close()

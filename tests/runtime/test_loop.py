@@ -35,7 +35,7 @@ ROWS = ["abc", "defghijkl", "", "kkkkkkkkkkkk", "lb"]
 
 def run_once(store, policy, rows, num_slots=1, residents=(), direct=False):
     loop = open_loop(store, policy, num_slots, residents, direct=direct)
-    outcomes = loop.run(encode(rows))
+    outcomes = loop.sweep([encode(rows)])
     loop.close()
     return answers(outcomes)
 
@@ -48,7 +48,7 @@ def test_answers_are_those_of_each_row_alone_through_the_whole_model(shelf, data
     residents = data.draw(st.sets(st.sampled_from(["embedding", "head", *layer_shards(store)])))
     loop = open_loop(store, policy, num_slots, residents)
     for more in data.draw(st.lists(st.booleans(), min_size=1, max_size=3)):
-        assert answers(loop.run(encode(rows), more=more)) == expected(store, rows, policy)
+        assert answers(loop.sweep([encode(rows)], more=more)) == expected(store, rows, policy)
         rows = data.draw(batches)
     loop.close()
     store.close()
@@ -94,9 +94,9 @@ def test_how_shards_are_read_does_not_change_the_answer(shelf, verify, direct):
 def test_everything_resident_gives_the_same_answer_and_reads_nothing_twice(shelf):
     store = shelf.open(Toy())
     loop = open_loop(store, "patience:1", 0, ["embedding", "head", *layer_shards(store)])
-    assert answers(loop.run(encode(ROWS))) == expected(store, ROWS, "patience:1")
+    assert answers(loop.sweep([encode(ROWS)])) == expected(store, ROWS, "patience:1")
     read = loop.ring.bytes_read
-    second = loop.run(encode(ROWS))
+    second = loop.sweep([encode(ROWS)])
     assert answers(second) == expected(store, ROWS, "patience:1")
     assert loop.ring.bytes_read - read == sum(outcome.bytes_read for outcome in second) < 1 << 16  # rows of the tables
     loop.close()
@@ -130,7 +130,7 @@ def test_answers_stay_right_when_look_ahead_stops_at_likely_exits(shelf, num_slo
     store = shelf.open(Toy(6))
     loop = open_loop(store, "confidence:0.5", num_slots, ["layer-02-up"])
     rows = ["abcdefghijkl"[place % 7 : place % 7 + 1 + place % 5] for place in range(60)]
-    outcomes = [loop.run(encode([row]), more=bool(place % 3))[0] for place, row in enumerate(rows)]
+    outcomes = [loop.sweep([encode([row])], more=bool(place % 3))[0] for place, row in enumerate(rows)]
     assert answers(outcomes) == expected(store, rows, "confidence:0.5")
     assert any(turn.after for turn in loop.turns(1))
     loop.close()
@@ -152,7 +152,7 @@ def test_logits_that_are_no_numbers_name_their_stage(shelf, broken, stage):
     loop = open_loop(store, "patience:2" if broken == "exit 2" else "none", 2)
     for _ in range(2):
         with pytest.raises(NonFiniteError, match=rf"^{stage} gave NaN or infinite logits - "):
-            loop.run(encode(["abc"]))
+            loop.sweep([encode(["abc"])])
     loop.close()
 
 
@@ -166,13 +166,13 @@ def test_a_token_outside_the_vocabulary_is_refused(shelf):
     loop = open_loop(shelf.open(Toy()))
     ids_BS = np.array([[31, 32]])
     with pytest.raises(StoreError, match="token id 32 in a vocabulary of 32"):
-        loop.run(Tokens(ids_BS, np.ones_like(ids_BS), np.zeros_like(ids_BS)))
+        loop.sweep([Tokens(ids_BS, np.ones_like(ids_BS), np.zeros_like(ids_BS))])
     loop.close()
 
 
 def test_an_empty_batch_does_nothing(shelf):
     loop = open_loop(shelf.open(Toy()))
     empty_BS = np.zeros((0, 3), np.int64)
-    assert loop.run(Tokens(empty_BS, empty_BS, empty_BS)) == []
+    assert loop.sweep([Tokens(empty_BS, empty_BS, empty_BS)]) == []
     loop.close()
     assert loop.ring.bytes_read == 0

@@ -80,7 +80,7 @@ def test_an_exit_reads_the_shards_before_it_and_no_more_than_the_slots_beyond(sh
     resident = [[], order[::2], order][residents]
     loop = open_loop(store, "confidence:0.9", num_slots, resident)
     needed = order[: 1 + 3 * index]
-    (outcome,) = loop.run(encode(["abc"]))
+    (outcome,) = loop.sweep([encode(["abc"])])
     rows = row_bytes(loop)
     assert (outcome.exit_stage, outcome.bytes_read) == (index, rows + bytes_of(store, needed))
     loop.close()
@@ -95,10 +95,10 @@ def test_an_idle_gap_reads_the_first_shards_of_the_next_pass_and_nobody_pays(she
     store = shelf.open(sure(2))
     order = order_of(store)
     loop = open_loop(store, "none", num_slots)
-    (first,) = loop.run(encode(["abc"]), more=True)
+    (first,) = loop.sweep([encode(["abc"])], more=True)
     assert first.bytes_read == row_bytes(loop) + bytes_of(store, order)
     eventually(lambda: len(reads(loop, ["idle_read"])) == num_slots)
-    (second,) = loop.run(encode(["abc"]), more=False)
+    (second,) = loop.sweep([encode(["abc"])], more=False)
     assert second.bytes_read == row_bytes(loop) + bytes_of(store, order[num_slots:])
     loop.close()
     assert reads(loop, ["idle_read"]) == order[:num_slots]
@@ -110,7 +110,7 @@ def test_an_idle_gap_passes_over_residents(shelf):
     store = shelf.open(sure(2))
     order = order_of(store)
     loop = open_loop(store, "none", 2, order[:4])
-    loop.run(encode(["abc"]), more=True)
+    loop.sweep([encode(["abc"])], more=True)
     eventually(lambda: len(reads(loop, ["idle_read"])) == 2)
     loop.close()
     assert reads(loop, ["idle_read"]) == order[4:6]
@@ -118,7 +118,7 @@ def test_an_idle_gap_passes_over_residents(shelf):
 
 def test_nothing_is_read_ahead_when_nothing_follows(shelf):
     loop = open_loop(shelf.open(sure(2)), "none", 3)
-    loop.run(encode(["abc"]), more=False)
+    loop.sweep([encode(["abc"])], more=False)
     assert not loop.ring._wanted
     loop.close()
     assert loop.ring.bytes_idle == 0
@@ -129,7 +129,7 @@ def test_a_fixed_stage_reads_nothing_past_it(shelf, index):
     store = shelf.open(sure(2))
     loop = open_loop(store, f"stage:{index}", 3)
     for _ in range(3):
-        loop.run(encode(["abc", "d"]), more=True)
+        loop.sweep([encode(["abc", "d"])], more=True)
     loop.close()
     assert set(reads(loop)) == {"embedding", *layer_shards(store, index)}
     assert "head" not in loop.backend.computed
@@ -172,11 +172,11 @@ def test_nothing_past_a_likely_exit_is_read_before_it_has_decided(shelf):
     loop = open_loop(store, "from:2>confidence:0.9", 3, backend=backend)
     for count in range(1, GATE_AFTER_ROWS + 1):
         backend.condition = lambda count=count: sum(name not in allowed for name in reads(loop)) >= 2 * count
-        loop.run(encode(["abc"]))
+        loop.sweep([encode(["abc"])])
     backend.condition = lambda: True
     before = loop._pass_index
     for _ in range(5):
-        loop.run(encode(["abc"]), more=True)
+        loop.sweep([encode(["abc"])], more=True)
     loop.close()
     late = {span.name for span in loop.trace.spans() if span.thread == "reader" and span.pass_index > before}
     assert late and late <= allowed
@@ -220,7 +220,7 @@ def test_an_exit_stops_a_slow_read_at_its_next_chunk(shelf):
 
     store.read_shard = read_shard
     loop = open_loop(store, "confidence:0.9", 2, backend=Waiting())
-    (outcome,) = loop.run(encode(["abc"]))
+    (outcome,) = loop.sweep([encode(["abc"])])
     go.set()
     loop.close()
     assert asked.count(slow) == 2
@@ -249,7 +249,7 @@ def test_every_byte_is_paid_by_a_row_or_idle_whatever_happens(shelf, data, toy, 
             failures[where] = error
             injected.append(error)
         try:
-            outcomes = loop.run(encode(rows), more=more)
+            outcomes = loop.sweep([encode(rows)], more=more)
             assert answers(outcomes) == expected(store, rows, policy)
             paid += sum(outcome.bytes_read for outcome in outcomes)
         except (OSError, MemoryError, DamagedError, KeyboardInterrupt) as caught:
@@ -275,7 +275,7 @@ def test_a_pass_counts_the_seconds_of_all_that_was_read_for_it(shelf):
     store.read_shard = slowly
     loop = open_loop(store, "none", 2)
     for number in range(3):
-        loop.run(encode(["abc"]), more=True)
+        loop.sweep([encode(["abc"])], more=True)
         eventually(lambda number=number: len(done) == number + 2)
     loop.close()
     first, *later = loop.costs
@@ -288,7 +288,7 @@ def test_a_read_is_shared_equally_by_the_rows_that_are_still_there(shelf):
     store = shelf.open(Toy(6))
     rows = ["abcdef"[: 1 + place % 6] * (1 + place % 3) for place in range(7)]
     loop = open_loop(store, "patience:1", 2)
-    outcomes = loop.run(encode(rows))
+    outcomes = loop.sweep([encode(rows)])
     stages = [
         ["embedding"],
         *[[name for step in stage.steps for name in step.shards] for stage in store.manifest.layers],

@@ -34,7 +34,7 @@ def fail_once(store, shard, error):
 
 def check_next(loop, store, policy):
     for more in (True, False):
-        assert answers(loop.run(encode(ROWS), more=more)) == expected(store, ROWS, policy)
+        assert answers(loop.sweep([encode(ROWS)], more=more)) == expected(store, ROWS, policy)
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "I/O"), DamagedError("flipped"), MemoryError()], ids=repr)
@@ -46,7 +46,7 @@ def test_what_the_reader_raises_comes_out_of_the_loop(shelf, error, shard, num_s
     loop = open_loop(store, "none", num_slots, residents)
     fail_once(store, shard, error)
     with pytest.raises(type(error)) as caught:
-        loop.run(encode(ROWS))
+        loop.sweep([encode(ROWS)])
     assert caught.value is error
     check_next(loop, store, "none")
     loop.close()
@@ -55,11 +55,11 @@ def test_what_the_reader_raises_comes_out_of_the_loop(shelf, error, shard, num_s
 def test_an_error_of_an_idle_read_comes_out_of_the_next_batch(shelf):
     store = shelf.open(Toy())
     loop = open_loop(store, "none", 2)
-    loop.run(encode(ROWS))
+    loop.sweep([encode(ROWS)])
     fail_once(store, "layer-00-attention", OSError(errno.EIO, "I/O"))
     loop.ring.end_pass(loop.turns(1))
     with pytest.raises(OSError, match="I/O"):
-        loop.run(encode(ROWS))
+        loop.sweep([encode(ROWS)])
     check_next(loop, store, "none")
     loop.close()
 
@@ -71,7 +71,7 @@ def test_what_the_backend_raises_comes_out_of_the_loop(shelf, error, kind):
     loop = open_loop(store, "patience:2", 2, ["layer-01-up"])
     loop.backend.fail[kind] = error
     with pytest.raises(type(error)) as caught:
-        loop.run(encode(ROWS))
+        loop.sweep([encode(ROWS)])
     assert caught.value is error
     check_next(loop, store, "patience:2")
     loop.close()
@@ -116,8 +116,8 @@ def test_an_interrupt_at_any_moment_leaves_the_next_batch_right(shelf, interrupt
         with contextlib.suppress(KeyboardInterrupt):
             interrupts.ask(rng.uniform(0, 3e-3))
             while interrupts.pending:
-                assert answers(loop.run(encode(ROWS), more=rng.random() < 0.5)) == wanted
-        assert answers(loop.run(encode(ROWS))) == wanted
+                assert answers(loop.sweep([encode(ROWS)], more=rng.random() < 0.5)) == wanted
+        assert answers(loop.sweep([encode(ROWS)])) == wanted
     loop.close()
 
 
@@ -131,24 +131,24 @@ def test_a_damaged_shard_is_reported_by_its_file(tmp_path, direct):
     loop = open_loop(store, "none", 2, direct=direct)
     for _ in range(2):
         with pytest.raises(DamagedError, match=r"sha256 differs .*layer-01-up"):
-            loop.run(encode(ROWS))
+            loop.sweep([encode(ROWS)])
     loop.close()
 
 
 def test_a_shard_that_is_cut_while_it_is_open_is_reported(tmp_path):
     store = write_toy(tmp_path / "store", Toy())
     loop = open_loop(store, "none", 2)
-    loop.run(encode(ROWS))
+    loop.sweep([encode(ROWS)])
     os.truncate(store.path / "layer-01-up.safetensors", 4096)
     with pytest.raises(DamagedError, match="file ends at byte 4096"):
-        loop.run(encode(ROWS))
+        loop.sweep([encode(ROWS)])
     loop.close()
 
 
 def test_close_stops_the_reader_and_the_backend(shelf):
     before = set(threading.enumerate())
     loop = open_loop(shelf.open(Toy()), "none", 2)
-    loop.run(encode(ROWS), more=True)
+    loop.sweep([encode(ROWS)], more=True)
     loop.close()
     loop.close()
     assert loop.backend.closed

@@ -104,17 +104,11 @@ class Loop:
             self.course.read(blank)
         self.backend.rehearse(num_rows, length)
 
-    def run(self, batch: Batch, *, more: bool = False, began: Optional[float] = None) -> List[Outcome]:
-        """Run one batch; an outcome a row, in order.
-
-        `more`: another batch will follow, so fetch its first shards when this one is done. `began`: when the request
-        did, for a deadline; now, if None.
-        """
-        return self.sweep([batch], more=more, began=began)
-
     def sweep(self, batches: Sequence[Batch], *, more: bool = False, began: Optional[float] = None) -> List[Outcome]:
-        """Run several batches through one sweep of the weights; an outcome a row, batch after batch. A deadline is for
-        one batch alone.
+        """Run one batch, or several through one sweep of the weights; an outcome a row, batch after batch.
+
+        `more`: other batches will follow, so fetch their first shards when these are done. `began`: when the request
+        did, for a deadline, which is for one batch alone; now, if None.
         """
         started, batches = time.perf_counter(), [batch for batch in batches if batch.shape[0]]
         if not batches:
