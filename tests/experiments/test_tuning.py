@@ -13,8 +13,9 @@ from offramp.experiments.trials import Trials, exits_of, front
 from offramp.experiments.tuning import Goal, tune
 from offramp.policies import parse, replay
 from offramp.policies.certify import certify
+from offramp.policies.codec import from_json, to_json
 from offramp.policies.fitting import Lessons, fit_index_risks, fit_risks, fit_stopping, fit_thresholds
-from offramp.policies.learned import Halting, Index, from_json, to_json
+from offramp.policies.learned import Halting, Index
 from offramp.runtime.profile import DeviceProfile
 from offramp.store.policy_file import PolicyFile, read_policy, write_policy
 from offramp.store.transcript import About, Transcript

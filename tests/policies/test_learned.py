@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 
 from offramp.errors import UsageError
 from offramp.policies import Evidence, parse, replay
+from offramp.policies.codec import from_json, to_json
 from offramp.policies.combine import AllOf, AnyOf, From
 from offramp.policies.costs import Costs
 from offramp.policies.features import FEATURES, FeatureMemory
 from offramp.policies.fitting import Lessons, fit_index_risks, fit_risks, fit_stopping, fit_thresholds
-from offramp.policies.learned import Halting, Index, Starting, Stopping, Thresholds, from_json, predicted, to_json
+from offramp.policies.learned import Halting, Index, Starting, Stopping, Thresholds, predicted
 from tests.policies.driver import MULTI, REGRESSION, SINGLE, exits_of, logits, quick
 
 NUM_EXITS = 5

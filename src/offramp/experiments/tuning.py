@@ -18,8 +18,8 @@ from offramp.experiments.evaluation import answer_at
 from offramp.experiments.trials import Say, Trials, Tried, best_at, front
 from offramp.policies import StopAt, replay
 from offramp.policies.certify import Certificate, certify, losses, samples_needed
+from offramp.policies.codec import to_json
 from offramp.policies.evidence import MULTI_LABEL
-from offramp.policies.learned import to_json
 from offramp.runtime.durations import format_duration
 from offramp.runtime.profile import DeviceProfile
 from offramp.store.policy_file import PolicyFile

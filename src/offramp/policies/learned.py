@@ -1,7 +1,7 @@
 """Policies that were fitted on a transcript: thresholds for each exit, a halting score, and the cost function.
 
-They are kept in policy files, not in the grammar: `str` of one names it and does not read back. `from_json` and
-`to_json` do. `policies.fitting` makes them.
+They are kept in policy files (`policies.codec`), not in the grammar: `str` of one names it and does not read back.
+`policies.fitting` makes them.
 
 Shapes: B rows, F features, K exits.
 """
@@ -14,16 +14,14 @@ import math
 from abc import abstractmethod
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any, ClassVar, Dict, Optional, Tuple, Type
+from typing import Any, ClassVar, Dict, Optional, Tuple
 
 import numpy as np
 
 from offramp.errors import UsageError
-from offramp.policies.combine import AbstractJoin, AllOf, AnyOf, From
-from offramp.policies.costs import Costs, as_tuples
+from offramp.policies.costs import Costs
 from offramp.policies.evidence import REGRESSION, Evidence
 from offramp.policies.features import FEATURES, FeatureMemory
-from offramp.policies.grammar import parse
 from offramp.policies.policy import Decider, Memoryless, Policy
 
 Weights = Tuple[float, ...]
@@ -43,8 +41,17 @@ class LearnedPolicy(Policy):
         """Exits of the model that this was fitted for, but the last."""
 
     def __str__(self) -> str:
-        text = json.dumps(to_json(self), sort_keys=True)
+        text = json.dumps(self.to_json(), sort_keys=True)
         return f"{self.word}:{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+    def to_json(self) -> Dict[str, Any]:
+        """What a policy file keeps of it."""
+        tree: Dict[str, Any] = {"kind": self.word}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            is_costs = isinstance(value, Costs)
+            tree[field.name] = {"lengths": value.lengths, "seconds": value.seconds} if is_costs else value
+        return tree
 
     def check(self, num_exits: int, problem: Optional[str]) -> None:
         """Refuse a model of another depth."""
@@ -102,6 +109,10 @@ class ScoredPolicy(LearnedPolicy):
 
     risks: Tuple[Any, ...]
     """One entry for each exit but the last."""
+
+    def to_json(self) -> Dict[str, Any]:
+        """What a policy file keeps of it, the names of features as well."""
+        return {**super().to_json(), "features": list(FEATURES)}
 
     @property
     def num_early_exits(self) -> int:
@@ -274,81 +285,6 @@ class Starting(Policy):
     def start(self, num_rows: int, num_exits: int) -> Decider:
         """The inner state, its exits renumbered."""
         return _Renumbered(self.first, self.policy.start(num_rows, num_exits - self.first + 1))
-
-
-RULE = "rule"
-"""The `kind` of a policy that the grammar can say."""
-KINDS = {kind.word: kind for kind in (Thresholds, Halting, Stopping, Index)}
-JOINS: Dict[str, Type[AbstractJoin]] = {"any": AnyOf, "all": AllOf}
-FROM = "from"
-
-
-def to_json(policy: Policy) -> Dict[str, Any]:
-    """What a policy file keeps of it."""
-    if isinstance(policy, Starting):
-        return {"kind": policy.word, "first": policy.first, "policy": to_json(policy.policy)}
-    if _has_learned(policy):
-        if isinstance(policy, From):
-            return {"kind": FROM, "exit_index": policy.exit_index, "policy": to_json(policy.policy)}
-        for word, join in JOINS.items():
-            if isinstance(policy, join):
-                return {"kind": word, "parts": [to_json(part) for part in policy.parts]}
-    if not isinstance(policy, LearnedPolicy):
-        return {"kind": RULE, "text": str(policy)}
-    tree: Dict[str, Any] = {"kind": policy.word}
-    if not isinstance(policy, Thresholds):
-        tree["features"] = list(FEATURES)
-    for field in fields(policy):
-        value = getattr(policy, field.name)
-        is_costs = isinstance(value, Costs)
-        tree[field.name] = {"lengths": value.lengths, "seconds": value.seconds} if is_costs else value
-    return tree
-
-
-def from_json(tree: Any) -> Policy:
-    """The policy that `to_json` described. Raises ValueError for anything else, UsageError for a rule."""
-    if not isinstance(tree, dict):
-        raise ValueError(f"expected an object, got {tree!r}")
-    found = dict(tree)
-    word = found.pop("kind", None)
-    if word == RULE and isinstance(found.get("text"), str) and len(found) == 1:
-        return parse(found["text"])
-    if word == Starting.word and set(found) == {"first", "policy"}:
-        inner = from_json(found["policy"])
-        if not isinstance(inner, LearnedPolicy):
-            raise ValueError(f"{word}: expected a learned policy inside, got {inner}")
-        return Starting(found["first"], inner)
-    if word == FROM and set(found) == {"exit_index", "policy"}:
-        if type(found["exit_index"]) is not int:
-            raise ValueError(f"{FROM}: expected the number of an exit, got {found['exit_index']!r}")
-        return From(found["exit_index"], from_json(found["policy"]))
-    if isinstance(word, str) and word in JOINS and set(found) == {"parts"} and isinstance(found["parts"], list):
-        return JOINS[word](tuple(from_json(part) for part in found["parts"]))
-    kind = KINDS.get(word) if isinstance(word, str) else None
-    if kind is None:
-        known = ", ".join((RULE, Starting.word, FROM, *JOINS, *KINDS))
-        raise ValueError(f"expected a kind out of {known}, got {word!r}")
-    features = found.pop("features", None)
-    if kind is not Thresholds and features != list(FEATURES):
-        raise ValueError(f"made for other features: {features!r}")
-    names = [field.name for field in fields(kind)]
-    if set(found) != set(names):
-        raise ValueError(f"{kind.word}: expected {', '.join(names)}, got {', '.join(sorted(found))}")
-    try:
-        if "costs" in found:
-            costs = found["costs"]
-            found["costs"] = Costs(as_tuples(costs["lengths"]), as_tuples(costs["seconds"]))
-        return kind(**{name: as_tuples(value) for name, value in found.items()})
-    except (TypeError, KeyError) as error:
-        raise ValueError(f"{kind.word}: not what it should be ({error})") from None
-
-
-def _has_learned(policy: Policy) -> bool:
-    if isinstance(policy, AbstractJoin):
-        return any(_has_learned(part) for part in policy.parts)
-    if isinstance(policy, From):
-        return _has_learned(policy.policy)
-    return isinstance(policy, (LearnedPolicy, Starting))
 
 
 def predicted(weights: Weights, features_BF: np.ndarray, is_logistic: bool) -> np.ndarray:

@@ -8,8 +8,8 @@ from typing import Any, List, Optional, Tuple, Union
 
 from offramp.errors import BudgetError, RefusedError, StoreError, UsageError
 from offramp.policies import Policy, parse
+from offramp.policies.codec import from_json
 from offramp.policies.grammar import is_file
-from offramp.policies.learned import from_json
 from offramp.runtime.classifier import Classifier
 from offramp.runtime.durations import format_duration
 from offramp.runtime.guard import DeadlineGuard

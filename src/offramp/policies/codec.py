@@ -1,0 +1,84 @@
+"""Policies as JSON and back, as policy files keep them: rules by their text, what was fitted by its numbers."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any, Dict, Type
+
+from offramp.policies.combine import AbstractJoin, AllOf, AnyOf, From
+from offramp.policies.costs import Costs, as_tuples
+from offramp.policies.features import FEATURES
+from offramp.policies.grammar import parse
+from offramp.policies.learned import Halting, Index, LearnedPolicy, ScoredPolicy, Starting, Stopping, Thresholds
+from offramp.policies.policy import Policy
+
+RULE = "rule"
+"""The `kind` of a policy that the grammar can say."""
+KINDS = {kind.word: kind for kind in (Thresholds, Halting, Stopping, Index)}
+JOINS: Dict[str, Type[AbstractJoin]] = {"any": AnyOf, "all": AllOf}
+FROM = "from"
+
+
+def to_json(policy: Policy) -> Dict[str, Any]:
+    """What a policy file keeps of it."""
+    if isinstance(policy, LearnedPolicy):
+        return policy.to_json()
+    if isinstance(policy, Starting):
+        return {"kind": policy.word, "first": policy.first, "policy": to_json(policy.policy)}
+    if not _has_learned(policy):
+        return {"kind": RULE, "text": str(policy)}
+    if isinstance(policy, From):
+        return {"kind": FROM, "exit_index": policy.exit_index, "policy": to_json(policy.policy)}
+    assert isinstance(policy, AbstractJoin)
+    word = next(word for word, join in JOINS.items() if isinstance(policy, join))
+    return {"kind": word, "parts": [to_json(part) for part in policy.parts]}
+
+
+def from_json(tree: Any) -> Policy:
+    """The policy that `to_json` described. Raises ValueError for anything else, UsageError for a rule."""
+    if not isinstance(tree, dict):
+        raise ValueError(f"expected an object, got {tree!r}")
+    found = dict(tree)
+    word = found.pop("kind", None)
+    if word == RULE and isinstance(found.get("text"), str) and len(found) == 1:
+        return parse(found["text"])
+    if word == Starting.word and set(found) == {"first", "policy"}:
+        inner = from_json(found["policy"])
+        if not isinstance(inner, LearnedPolicy):
+            raise ValueError(f"{word}: expected a learned policy inside, got {inner}")
+        return Starting(found["first"], inner)
+    if word == FROM and set(found) == {"exit_index", "policy"}:
+        if type(found["exit_index"]) is not int:
+            raise ValueError(f"{FROM}: expected the number of an exit, got {found['exit_index']!r}")
+        return From(found["exit_index"], from_json(found["policy"]))
+    if isinstance(word, str) and word in JOINS and set(found) == {"parts"} and isinstance(found["parts"], list):
+        return JOINS[word](tuple(from_json(part) for part in found["parts"]))
+    return _learned(word, found)
+
+
+def _learned(word: Any, found: Dict[str, Any]) -> LearnedPolicy:
+    kind = KINDS.get(word) if isinstance(word, str) else None
+    if kind is None:
+        known = ", ".join((RULE, Starting.word, FROM, *JOINS, *KINDS))
+        raise ValueError(f"expected a kind out of {known}, got {word!r}")
+    features = found.pop("features", None)
+    if issubclass(kind, ScoredPolicy) and features != list(FEATURES):
+        raise ValueError(f"made for other features: {features!r}")
+    names = [field.name for field in fields(kind)]
+    if set(found) != set(names):
+        raise ValueError(f"{kind.word}: expected {', '.join(names)}, got {', '.join(sorted(found))}")
+    try:
+        if "costs" in found:
+            costs = found["costs"]
+            found["costs"] = Costs(as_tuples(costs["lengths"]), as_tuples(costs["seconds"]))
+        return kind(**{name: as_tuples(value) for name, value in found.items()})
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"{kind.word}: not what it should be ({error})") from None
+
+
+def _has_learned(policy: Policy) -> bool:
+    if isinstance(policy, AbstractJoin):
+        return any(_has_learned(part) for part in policy.parts)
+    if isinstance(policy, From):
+        return _has_learned(policy.policy)
+    return isinstance(policy, (LearnedPolicy, Starting))
