@@ -11,7 +11,7 @@ from typing import Callable, Dict
 from offramp.runtime.backend import Backend
 from offramp.runtime.classifier import Classifier
 from offramp.runtime.course import course_of
-from offramp.runtime.prepare import HEADROOM_BYTES, SMALL_SHARD_BYTES, held_bytes
+from offramp.runtime.prepare import SMALL_SHARD_BYTES, Workload, held_bytes, sweep_bytes
 from offramp.store import Store
 
 BULK = "bulk"
@@ -51,12 +51,12 @@ def with_most_rows(
     single = plan_for(1, 1)
     course = course_of(store)
     sizes = [shard.bytes for name, shard in store.contents.shards.items() if not course.is_gathered(name)]
-    base = single.plan.base_bytes + single.settings.encoding_bytes + HEADROOM_BYTES
+    base = single.plan.base_bytes + single.settings.encoding_bytes
     small = sum(size for size in sizes if size <= SMALL_SHARD_BYTES)
 
-    def left(num_rows: int, weights: int) -> float:
-        activations = MARGIN * backend.activation_bytes(num_rows, length)
-        return budget_bytes - base - weights - activations - course.gathered_bytes(num_rows, length)
+    def left(num_rows: int, weights: int) -> int:
+        activations = int(MARGIN * backend.activation_bytes(num_rows, length))
+        return budget_bytes - base - weights - sweep_bytes(backend, course, Workload(num_rows, length), activations)
 
     streamed = small + SLOTS * max(sizes)
     fitting = [num_rows for num_rows in range(1, MAX_ROWS + 1) if left(num_rows, streamed) >= 0]
@@ -67,7 +67,7 @@ def with_most_rows(
         together = streamed + max(sizes) * bool(backend.unsettled)
         for num_rows in fitting:
             room = left(num_rows, together) // held_bytes(backend, course, num_rows, length)
-            choices[num_rows] = 1 + int(min(max(room, 0), MAX_SWEEP_ROWS // num_rows - 1))
+            choices[num_rows] = 1 + min(max(room, 0), MAX_SWEEP_ROWS // num_rows - 1)
     tokens = NO_TEXT_TOKENS if course.texts is None else length
     num_rows, num_batches = min(choices.items(), key=lambda each: _cost(*each, tokens), default=(1, 1))
     if num_rows * num_batches == 1:

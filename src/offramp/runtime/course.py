@@ -210,10 +210,10 @@ class ModuleCourse(Course):
 
     def input_bytes(self, num_rows: int, length: int) -> int:
         """The inputs, and the rows that are looked up by them, which the first stages read."""
-        looked_up = sum(length * self._row_size(shard) for shard, _ in self._look_ups.values())
-        if self.texts is not None:
-            return num_rows * (TOKEN_BYTES * length + looked_up)
-        return self.gathered_bytes(num_rows, length)
+        if self.texts is None:
+            return self.gathered_bytes(num_rows, length)
+        looked_up = sum(self._row_size(shard) for shard, _ in self._look_ups.values())
+        return num_rows * length * (TOKEN_BYTES + looked_up)
 
     def gathered_bytes(self, num_rows: int, length: int) -> int:
         """The inputs themselves, which no rehearsal fills; of texts the rows that are looked up, as of an encoder."""

@@ -1,4 +1,4 @@
-"""The loop: acquire, step, release, ask the exits, let rows leave; the whole engine is `Loop.run`.
+"""The loop: acquire, step, release, ask the exits, let rows leave; the whole engine is `Loop.sweep`.
 
 It knows nothing of texts, files or devices. Several batches may share a sweep of the weights: each shard is there once,
 and serves one batch after another, of which only hidden states are kept meanwhile.

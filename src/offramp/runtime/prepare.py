@@ -81,9 +81,14 @@ def settle(
         activation_bytes = max(
             activation_bytes, *(rehearse(workload.num_rows, workload.length) - base_bytes for _ in range(3))
         )
-    gathered_bytes = loop.course.gathered_bytes(workload.num_rows, workload.length)  # gone when it is weighed
-    held = (workload.num_batches - 1) * held_bytes(loop.backend, loop.course, workload.num_rows, workload.length)
-    return base_bytes, activation_bytes + held + gathered_bytes + encoding_bytes + HEADROOM_BYTES
+    return base_bytes, sweep_bytes(loop.backend, loop.course, workload, activation_bytes) + encoding_bytes
+
+
+def sweep_bytes(backend: Backend, course: Course, workload: Workload, activation_bytes: int) -> int:
+    """What a sweep takes beside weights, when a batch takes so much to compute."""
+    gathered = course.gathered_bytes(workload.num_rows, workload.length)  # gone when activations are weighed
+    held = (workload.num_batches - 1) * held_bytes(backend, course, workload.num_rows, workload.length)
+    return activation_bytes + held + gathered + HEADROOM_BYTES
 
 
 def held_bytes(backend: Backend, course: Course, num_rows: int, length: int) -> int:
