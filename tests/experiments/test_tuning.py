@@ -130,16 +130,14 @@ def test_certified_policies_keep_their_promise_on_the_whole_population(tmp_path,
     num_sets, delta, epsilon = 100, 0.1, 0.02
     whole = make_transcript(tmp_path, "certify", 20_000, seed=7)
     trials = Trials(make_transcript(tmp_path), make_profile())
-    tried = [trials.rule(parse(f"confidence:{level:.3f}")) for level in np.linspace(0.5, 0.995, 100)]
+    texts = ("none", *(f"confidence:{level:.3f}" for level in np.linspace(0.5, 0.995, 100)))
+    tried = [trials.rule(parse(text)) for text in texts]
     lost = {str(each.policy): run_on(each.policy, whole, make_profile())[2] for each in tried}
     generator, violations = np.random.default_rng(0), 0
     for _ in range(num_sets):
         rows = generator.integers(0, len(whole.labels_N), 600)
         drawn = dataclasses.replace(whole, **{name: getattr(whole, name)[rows] for name in SAMPLES})
-        try:
-            chosen, _ = tuning._certified(tried, drawn, Goal(max_drop=100 * epsilon, confidence=1 - delta), quiet)
-        except RefusedError:
-            continue
+        chosen, _ = tuning._certified(tried, drawn, Goal(max_drop=100 * epsilon, confidence=1 - delta), quiet)
         violations += lost[str(chosen.policy)] > epsilon
     assert bool(violations <= binom.ppf(0.99, num_sets, delta)) is holds
 
@@ -196,6 +194,24 @@ def test_where_exits_are_always_wrong_the_whole_model_is_what_is_left(tmp_path):
     worse = make_transcript(tmp_path, "certify", 600, seed=7, logits=always_wrong)
     file, _ = tune(bad, worse, make_profile(), Goal(max_drop=0.5), quiet)
     assert str(from_json(file.policy)) == "none"
+
+
+@pytest.mark.parametrize("metrics", [("accuracy",), ("matthews",)])
+def test_what_cannot_be_certified_runs_all_layers_and_says_so(transcripts, tmp_path, metrics):
+    """Exits that looked good on the tune split, and fail on the certify split."""
+    one = dataclasses.replace(transcripts[0], about=dataclasses.replace(transcripts[0].about, metrics=metrics))
+    other, said = make_transcript(tmp_path, "certify", 600, seed=7, metrics=metrics, logits=always_wrong), []
+    file, _ = tune(one, other, make_profile(), Goal(max_drop=0.5), said.append)
+    assert str(from_json(file.policy)) == "none"
+    assert (file.certificate["risk"], file.certificate["num_tested"]) == (0.0, 1)
+    (line,) = [line for line in said if "no faster policy" in line]
+    assert "to lose at most 0.5 points on 600 samples: allow a larger --max-drop" in line
+
+
+def test_a_certifier_that_passes_nothing_is_believed(transcripts, monkeypatch):
+    monkeypatch.setattr(tuning, "certify", lambda rows, epsilon, delta, method: -1)
+    with pytest.raises(RefusedError, match="no policy is certified to lose at most 2 points on 2500 samples"):
+        tune(*transcripts, make_profile(), Goal(max_drop=2.0), quiet)
 
 
 def test_transcripts_that_cannot_serve_are_refused(transcripts, tmp_path):
