@@ -70,7 +70,7 @@ def load(
         options: as for `prepare`.
 
     Raises BudgetError naming the smallest budget that would do, StoreError and DamagedError for the store, UsageError
-    for the policy."""
+    for the policy, RefusedError for a policy file of another model and a profile of another machine."""
     return prepare(store, budget, exit, **options).open()
 
 
@@ -97,8 +97,9 @@ def prepare(
     Args:
         deadline: seconds, or `"60ms"`, for each request from its text to its answer: at that time the best answer so
             far goes out. None: that of the policy file, if it has one.
-        profile: what stages take on this machine, for the deadline, or the file of it; the one in the cache folder if
-            None, and without one it is learned while requests come.
+        profile: what stages take on this machine, or the file of it: for the deadline, and for an `index` policy, which
+            then weighs these seconds and not those that it was tuned with. None: of the deadline, what the cache folder
+            has, or what is learned while requests come.
         backend: `ort` (ONNX Runtime, no torch) or `torch`.
         threads: of the backend; the processors of this process if None.
         batch: rows that run together; `"bulk"`: as many as the budget holds, by length, for throughput.
@@ -108,7 +109,8 @@ def prepare(
         verify: `first` (hash a file when it is first used, and remember), `always`, `never`.
         reads: `auto`, `direct` (O_DIRECT) or `buffered`.
         own_process: this process serves nothing else, so the budget holds from its start on; else from here on.
-        warn: is told once if texts are cut, and if direct reads were asked for and are not to be had.
+        warn: is told once if texts are cut, if direct reads were asked for and are not to be had, and if a policy file
+            was tuned on another machine, engine or budget.
     """
     from offramp.measure import num_cores
     from offramp.runtime import Classifier, Settings, parse_size, tune_allocator
@@ -116,20 +118,27 @@ def prepare(
     from offramp.runtime.course import course_of
     from offramp.runtime.footprint import give_back
     from offramp.runtime.guard import guard_for
-    from offramp.runtime.policy_files import expect_profile, read_exit, require_model
+    from offramp.runtime.policy_files import bring_here, expect_profile, read_exit
     from offramp.runtime.prepare import unlimited_bytes
+    from offramp.runtime.profile import engine_of
     from offramp.store import Store
     from offramp.store.manifest import require_head
 
-    policy, model_sha256, tuned_deadline = read_exit(exit)
+    named = read_exit(exit)
     if budget is not None:
         tune_allocator()
     opened = Store(store, verify)
     require_head(opened.contents, opened.path)
-    require_model(model_sha256, opened, exit)
+    named.require_model(opened)
     course = course_of(opened)
-    policy.check(len(course.layers), course.problem)
+    named.policy.check(len(course.layers), course.problem)
     engine = _backend(backend, opened, threads or num_cores())
+    asked_bytes = None if budget is None else parse_size(budget)
+    measured = None
+    if named.files or profile is not None:
+        here = engine_of(opened.digest, engine.name, engine.num_threads, batch if batch == BULK else int(batch))
+        here["budget_bytes"] = asked_bytes
+        named, measured = bring_here(named, profile, len(course.layers), here, warn)
     give_back()  # before the tokenizer takes its own: the start must not be the peak
     encoder = _encoder(opened, course.texts, max_length, warn)
     encoding_bytes = 0
@@ -137,13 +146,18 @@ def prepare(
         encoding_bytes = encoder.encoding_bytes(texts)
     elif texts is not None:
         longest = max((encoder.encode([text]).ids_BS.size for text in texts), default=None)
-    budget_bytes = unlimited_bytes() if budget is None else parse_size(budget)
-    guard = guard_for(tuned_deadline if deadline is None else deadline)
+    budget_bytes = asked_bytes or unlimited_bytes()
+    guard = guard_for(named.deadline_seconds if deadline is None else deadline)
+    reached = named.reached(len(course.layers))
+    if guard is not None:  # it expects what a profile says, whose plan knows no shares
+        reached = ()
 
     def plan_for(num_rows: int, num_batches: int = 1) -> Classifier:
         is_bulk = batch == BULK
-        settings = Settings(budget_bytes, num_rows, longest, reads, own_process, is_bulk, num_batches, encoding_bytes)
-        return Classifier(opened, engine, encoder, policy, settings, guard)
+        settings = Settings(
+            budget_bytes, num_rows, longest, reads, own_process, is_bulk, num_batches, encoding_bytes, reached
+        )
+        return Classifier(opened, engine, encoder, named.policy, settings, guard)
 
     if batch == BULK:
         length = longest or encoder.max_length
@@ -151,7 +165,7 @@ def prepare(
     else:
         classifier = plan_for(int(batch))
     if guard is not None:
-        expect_profile(guard, classifier, profile)
+        expect_profile(guard, classifier, measured)
     if reads == "direct" and not classifier.direct:
         warn("this file system has no direct reads: reading through the page cache")
     return classifier

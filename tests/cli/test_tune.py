@@ -1,12 +1,19 @@
 """From a table to a tuned policy that runs: eval, tune, explain, run; and what is refused on the way."""
 
+import dataclasses
 import json
 
 import pytest
 
 import offramp
 from offramp.cli import main
-from offramp.runtime.profile import load_profile
+from offramp.errors import RefusedError
+from offramp.policies import parse
+from offramp.policies.codec import to_json
+from offramp.policies.learned import Index
+from offramp.runtime.profile import load_profile, save_profile
+from offramp.store.policy_file import PolicyFile, write_policy
+from offramp.store.transcript import read_transcript
 from tests.training.tiny import LABELS, VOCABULARY, examples, make_model
 
 TIGHT = ("--max-length", 16)
@@ -137,8 +144,14 @@ def test_a_batch_of_several_has_its_own_profile_and_policy(run, refused, tune, m
     assert "ms an input at batch 4, mean exit" in said.out
     assert run("tune", "--explain", out).out.splitlines()[-1].endswith("; latencies hold for batch 4")
     assert json.loads(out.read_text())["measured_on"]["batch"] == 4
-    done = run("run", made / "store", "--exit", out, "--batch", 4, "--text", "a red rose", "--text", "a", "--json")
-    assert len(done.lines) == 3
+    words_of_run = ("run", made / "store", "--exit", out, "--text", "a red rose", "--text", "a", "--json")
+    done = run(*words_of_run, "--batch", 4)
+    assert len(done.lines) == 3 and "tuned elsewhere" not in done.err
+    assert (
+        "tuned elsewhere (batch 4 there, 1 here): its latency does not hold here - tune it again"
+        in run(*words_of_run).err
+    )
+    assert "tuned elsewhere" not in run(*words_of_run, "--batch", "bulk").err, "which is for throughput"
     refused(4, "measured elsewhere (batch 4 there, 1 here)", *given)
     tuned = tune("--latency", "1s", "--out", out, "--json")
     assert tuned.lines[0]["batch"] == 1
@@ -167,8 +180,8 @@ def test_what_cannot_be_tuned_is_refused(refused, run, made, tmp_path):
     refused(2, "need at least", "tune", made / "store", *given, "--max-drop", 0.5)
     refused(4, "(backend 'ort' there, 'torch' here)", "tune", made / "store", *given, "--latency", "1s", "--backend",
             "torch")  # fmt: skip
-    refused(4, "measured under no budget, not under 512.0 MiB", "tune", made / "store", *given, "--latency", "1s",
-            "--budget", "512MiB")  # fmt: skip
+    refused(4, "measured elsewhere (budget_bytes None there, 512.0 MiB here)", "tune", made / "store", *given,
+            "--latency", "1s", "--budget", "512MiB")  # fmt: skip
     alone = tmp_path / "alone"
     alone.mkdir()
     for path in (made / "transcripts").glob("tune.*"):
@@ -212,6 +225,11 @@ def test_files_that_are_no_policies_are_refused(refused, made, tmp_path, content
 def test_a_policy_file_with_another_policy_inside_is_refused(refused, tune, made, tmp_path):
     assert tune("--latency", "1s", "--out", tmp_path / "policy.json").code == 0
     tree = json.loads((tmp_path / "policy.json").read_text())
+    (tmp_path / "bad.json").write_text(json.dumps({**tree, "predicted": []}))
+    refused(4, "policy file whose 'predicted' is no object", "run", made / "store", "--exit", tmp_path / "bad.json",
+            "--text", "a")  # fmt: skip
+    (tmp_path / "bad.json").write_text(json.dumps({**tree, "predicted": {"reached": [2.0]}}))
+    refused(4, "no shares of rows", "run", made / "store", "--exit", tmp_path / "bad.json", "--text", "a")
     for policy in (3, {"kind": "oracle"}, {"kind": "rule", "text": "hope"}, {"kind": ["rule"]}):
         (tmp_path / "bad.json").write_text(json.dumps({**tree, "policy": policy}))
         code = 2 if isinstance(policy, dict) and policy.get("text") == "hope" else 4
@@ -231,6 +249,97 @@ def test_a_profile_tells_the_guard_what_to_expect(refused, run, made, tmp_path):
     other.write_text(json.dumps({**tree, "fingerprint": {**tree["fingerprint"], "store_sha256": "another"}}))
     refused(4, "measured elsewhere (store_sha256 'another' there", *words, "--deadline", "10s", "--profile", other)
     refused(2, "device profile cannot be read", *words, "--deadline", "10s", "--profile", tmp_path / "none.json")
+
+
+def test_a_profile_holds_for_its_budget_whatever_the_lengths(run, refused, made, tmp_path):
+    """A plan for shorter texts keeps more than the one that was profiled under the same budget."""
+    budget, profile = ("--budget", "4GiB"), tmp_path / "profile.json"
+    assert run("bench", made / "store", "--save-profile", profile, *budget, *TIGHT).code == 0
+    words = ("run", made / "store", "--text", "a", "--deadline", "10s", "--json", "--profile", profile)
+    assert run(*words, *budget).code == 0
+    tree = json.loads(profile.read_text())
+    fewer = {**tree["fingerprint"], "residents": tree["fingerprint"]["residents"] - 1, "num_slots": 2}
+    profile.write_text(json.dumps({**tree, "fingerprint": fewer}))
+    assert run(*words, *budget).code == 0
+    refused(4, "measured elsewhere (budget_bytes 4096.0 MiB there, None here)", *words)
+    refused(4, "measured elsewhere (budget_bytes 4096.0 MiB there, 3072.0 MiB here)", *words, "--budget", "3GiB")
+    refused(2, "a profile is of a fixed number of rows", *words, *budget, "--batch", "bulk")
+
+
+def doubtful(place, num_exits):
+    """An index policy that thinks ever better of later exits, and takes a second for next to nothing."""
+    one = lambda bias: (bias, 0.0, 0.0, 0.0, 0.0, 0.0)  # noqa: E731
+    risks = tuple(tuple(one(-float(later)) for later in range(k, num_exits + 1)) for k in range(1, num_exits))
+    return Index(risks, load_profile(place / "profile.json").costs_from(1), 1e-9)
+
+
+def write_file(path, made, policy, **changes):
+    about = read_transcript(made / "transcripts", "tune").about
+    file = PolicyFile(to_json(policy), about.model_sha256, None, {}, None, {}, {}, [])
+    write_policy(path, dataclasses.replace(file, **changes))
+    return path
+
+
+def test_an_index_weighs_the_seconds_of_the_profile_that_run_is_given(run, made, tmp_path):
+    """Where exits beyond the first take ages, nobody goes on; other files are not touched, and say so."""
+    profile = load_profile(made / "profile.json")
+    policy = doubtful(made, profile.num_exits)
+    elsewhere = {**profile.measured_on, "cpu_model": "Another"}
+    index = write_file(tmp_path / "index.json", made, policy, certificate={"epsilon": 0.01}, measured_on=elsewhere)
+    rule = write_file(tmp_path / "rule.json", made, parse("confidence:1"), measured_on=elsewhere)
+    slow = tuple((row[0], *(1e12 * each for each in row[1:])) for row in profile.seconds)
+    save_profile(dataclasses.replace(profile, seconds=slow), tmp_path / "slow.json")
+    words = ("run", made / "store", "--text", "a red rose", "--json", "--exit")
+    alone, here = run(*words, index), run(*words, index, "--profile", made / "profile.json")
+    assert (alone.code, here.code) == (0, 0), alone.err + here.err
+    assert alone.lines[-1]["record"]["exit"] == here.lines[-1]["record"]["exit"] == str(policy)
+    assert alone.lines[0]["exit_stage"] == here.lines[0]["exit_stage"] == profile.num_exits
+    assert "index.json was tuned elsewhere (cpu_model 'Another' there" in alone.err
+    there = run(*words, f"{index}|{rule}", "--profile", tmp_path / "slow.json")
+    assert there.lines[0]["exit_stage"] == 1
+    assert "the certificate of" in there.err and "index.json does not hold under --profile" in there.err
+    assert "rule.json was tuned elsewhere" in there.err and "index.json was tuned" not in there.err
+
+
+def test_a_profile_that_is_no_file_must_fit_the_batch_and_the_model(made):
+    profile = load_profile(made / "profile.json")
+    other = dataclasses.replace(profile, fingerprint={"cpu_model": "Another", "batch": 1})
+    assert offramp.prepare(made / "store", profile=other).num_exits == profile.num_exits, "the caller's own word"
+    with pytest.raises(RefusedError, match="batch 8 there, 1 here"):
+        offramp.prepare(made / "store", profile=dataclasses.replace(profile, fingerprint={"batch": 8}))
+    with pytest.raises(RefusedError, match="the profile has 1 exits, the model 3"):
+        fewer = tuple(row[:1] for row in profile.seconds)
+        offramp.prepare(made / "store", profile=dataclasses.replace(profile, seconds=fewer))
+
+
+def test_the_plan_knows_how_many_come_to_each_layer(made, tmp_path):
+    shares = [1.0, 0.5, 0.25]
+    out = str(write_file(tmp_path / "policy.json", made, parse("confidence:0.9"), predicted={"reached": shares}))
+
+    def survival(exit, **options):
+        items = offramp.prepare(made / "store", exit=exit, **options).items
+        return {item.stage: item.survival for item in items if 1 <= item.stage <= 3}
+
+    assert survival(out) == {1: 1.0, 2: 0.5, 3: 0.25}
+    assert survival(out, batch=2) == {1: 1.0, 2: 0.75, 3: 0.4375}
+    for exit, options in (
+        ("confidence:0.9", {}),
+        (f"{out}&patience:1", {}),
+        (f"from:2>{out}", {}),
+        (out, {"deadline": 9}),
+    ):
+        assert set(survival(exit, **options).values()) == {1.0}, exit
+
+
+def test_a_front_is_told_from_the_fastest_on(run, made, tmp_path):
+    """By what policies take, and not by what of it is printed."""
+    row = {"family": "stage", "score": 50.0, "loss": 1.0, "mean_exit": 1.0, "bytes_read": 0.0}
+    seconds = {"a": 0.1000003, "b": 0.1000001, "c": 0.02}
+    front = [{**row, "policy": name, "seconds": each} for name, each in seconds.items()]
+    predicted, tuned_on = {**row, "seconds": 0.1000002}, {"num_samples": 1, "task": "mine"}
+    out = write_file(tmp_path / "p.json", made, parse("none"), front=front, predicted=predicted, tuned_on=tuned_on)
+    said = run("tune", "--explain", out)
+    assert [line.split()[0] for line in said.out.splitlines()[1:5]] == ["c", "b", "none", "a"]
 
 
 def test_a_deadline_needs_exits_and_time_for_one(refused, made, run, tmp_path):

@@ -214,6 +214,14 @@ def test_a_certifier_that_passes_nothing_is_believed(transcripts, monkeypatch):
         tune(*transcripts, make_profile(), Goal(max_drop=2.0), quiet)
 
 
+def test_a_file_says_how_many_come_to_each_layer(transcripts):
+    file, _ = tune(transcripts[0], None, make_profile(), Goal(latency_seconds=0.07), quiet)
+    reached = file.predicted["reached"]
+    assert reached[0] == 1.0 and reached == sorted(reached, reverse=True) and reached[-1] < 0.9
+    assert sum(reached) == pytest.approx(file.predicted["mean_exit"], abs=0.1)
+    assert file.measured_on == {"cpu_model": "toy", "batch": 1, "budget_bytes": None}
+
+
 def test_transcripts_that_cannot_serve_are_refused(transcripts, tmp_path):
     goal = Goal(latency_seconds=0.05)
 

@@ -238,6 +238,23 @@ def test_the_longest_input_is_the_encoders_where_none_is_named(shelf):
             classifier.predict_tokens(*tokens(2, MAX_LENGTH))
 
 
+def test_what_most_rows_come_to_is_kept(shelf):
+    """With few slots residents are spread, so that reads hide; unless few rows come to the late layers."""
+    store = shelf.open(Toy(num_layers=8, whole=True, padding_bytes=3 << 20))
+    whole = make_classifier(store)
+    sizes = sum(item.num_bytes for item in whole.items)
+    budget_bytes = whole.plan.base_bytes + whole.plan.activation_bytes + sizes // 2
+    stages = {item.shard: item.stage for item in whole.items}
+
+    def mean_stage(**settings):
+        plan = make_classifier(store, budget_bytes=budget_bytes, **settings).plan
+        assert 0 < len(plan.residents) < len(stages)
+        return sum(stages[name] for name in plan.residents) / len(plan.residents)
+
+    reached = tuple(0.3**layer for layer in range(8))
+    assert mean_stage(reached=reached) < mean_stage(reached=reached, num_rows=64) <= mean_stage()
+
+
 def test_settings_without_rows_are_refused():
     with pytest.raises(ValueError, match="num_rows must be at least 1, not 0"):
         Settings(1, num_rows=0)

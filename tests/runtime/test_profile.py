@@ -250,6 +250,14 @@ def test_the_cache_remembers_what_is_the_same(measured, shelf):
         assert fingerprint_of(classifier) != measured.fingerprint
 
 
+def test_costs_from_an_exit_on_are_those_of_a_policy_that_runs_no_head_before_it(measured):
+    assert measured.costs_from(1) == measured.costs(1)
+    costs = measured.costs_from(2)
+    assert costs.lengths == measured.lengths
+    assert costs.seconds == tuple(row[1:] for row in measured.costs(2).seconds)
+    assert costs.seconds[0][0] < measured.costs(1).seconds[0][1], "a head less"
+
+
 def test_an_unwritable_cache_is_no_error(measured, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("OFFRAMP_CACHE", str(tmp_path / "file"))
@@ -261,10 +269,22 @@ def test_a_profile_of_another_machine_is_refused(measured):
     require_here(measured, measured.fingerprint, "here")
     with pytest.raises(RefusedError, match=r"measured elsewhere \(threads 1 there, 2 here\) - here - measure this one"):
         require_here(measured, {**measured.fingerprint, "threads": 2}, "here")
+    with pytest.raises(RefusedError, match=r"measured elsewhere \(budget_bytes None there, 64.0 MiB here\)"):
+        require_here(measured, {"budget_bytes": 64 << 20}, "here")
+    require_here(dataclasses.replace(measured, budget_bytes=64 << 20), {"budget_bytes": 64 << 20}, "here")
 
 
 @pytest.mark.parametrize(
-    "change", [{"seconds": []}, {"seconds": 3}, {"lengths": [8]}, {"fingerprint": None}, {"seconds": [[1, "2"]] * 2}]
+    "change",
+    [
+        {"seconds": []},
+        {"seconds": 3},
+        {"lengths": [8]},
+        {"fingerprint": None},
+        {"seconds": [[1, "2"]] * 2},
+        {"head_seconds": [[float("nan")] * 2] * 9},
+        {"budget_bytes": "64MiB"},
+    ],
 )
 def test_files_of_something_else_are_refused(measured, tmp_path, change):
     tree = {"format": 1, **json.loads(json.dumps(dataclasses.asdict(measured))), **change}

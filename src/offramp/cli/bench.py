@@ -41,7 +41,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("store")
     parser.add_argument("--budget", metavar="SIZE[,SIZE...]", help="budgets of the whole process, like 128MiB,192MiB")
     parser.add_argument(
-        "--save-profile", metavar="FILE", help="measure what leaving at each exit takes here, for offramp tune"
+        "--save-profile",
+        metavar="FILE",
+        help="measure what leaving at each exit takes here, for --profile of tune and run",
     )
     parser.add_argument("--remembered", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument(

@@ -66,7 +66,7 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--profile",
         metavar="FILE",
-        help="for a deadline: what bench --save-profile measured (default: learn it)",
+        help="what bench --save-profile measured: for a deadline (default: learn it), and for index policies",
     )
     parser.add_argument(
         "--backend", choices=("ort", "torch"), default="ort", help="who multiplies (default: ort, ONNX Runtime)"

@@ -125,16 +125,18 @@ def _explain(path: Path, as_json: bool) -> int:
     if as_json:
         emit(asdict(file))
         return 0
-    rows = [_row(each) for each in file.front if each["policy"] != str(policy)]
-    rows.append(_row({**file.predicted, "policy": f"{policy}  <- this one"}))
-    rows.sort(key=lambda row: float(row[3].split()[0]))
-    print(table(("the front", "score", "loss", "latency", "mean exit"), rows))
+    front = [each for each in file.front if each["policy"] != str(policy)]
+    front.append({**file.predicted, "policy": f"{policy}  <- this one"})
+    front.sort(key=lambda each: each["seconds"])
+    print(table(("the front", "score", "loss", "latency", "mean exit"), [_row(each) for each in front]))
     _show(str(path), file, policy)
     print(f"tuned on {file.tuned_on['num_samples']} samples of {file.tuned_on['task']}")
     print(f"reads {format_size(round(file.predicted['bytes_read']))} an input")
     keys = ("cpu_model", "num_cores", "backend", "threads")
     machine = ", ".join(str(file.measured_on.get(key)) for key in keys)
-    print(f"measured on {machine}; latencies hold for batch {file.measured_on.get('batch', 1)}")
+    budget = file.measured_on.get("budget_bytes")
+    under = "" if budget is None else f" and --budget {format_size(budget).replace(' ', '')}"
+    print(f"measured on {machine}; latencies hold for batch {file.measured_on.get('batch', 1)}{under}")
     return 0
 
 
@@ -148,14 +150,15 @@ def _profile(args: argparse.Namespace, store_sha256: str, longest: int | None) -
     """The one that was given, if it was measured here; else a process of the engine's own measures, or remembers."""
     from offramp.experiments.bench import profile_here
     from offramp.measure import num_cores
-    from offramp.runtime.profile import load_profile, machine, require_budget, require_here
+    from offramp.runtime.profile import engine_of, load_profile, require_here
 
     if args.profile:
         profile = load_profile(Path(args.profile))
         if not args.force_profile:
-            engine = {"batch": args.batch, "backend": args.backend, "threads": args.threads or num_cores()}
-            require_here(profile, {**machine(), "store_sha256": store_sha256, **engine}, args.profile)
-            require_budget(profile, args.budget, args.profile)
+            here = engine_of(store_sha256, args.backend, args.threads or num_cores(), args.batch)
+            if args.budget is not None:
+                here["budget_bytes"] = args.budget
+            require_here(profile, here, args.profile)
         return profile
     options = ["--backend", args.backend, "--batch", str(args.batch)]
     options += [] if args.budget is None else ["--budget", str(args.budget)]

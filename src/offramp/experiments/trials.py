@@ -72,6 +72,10 @@ class Tried:
         """For tables and files."""
         return {**{k: v for k, v in vars(self).items() if k not in ("policy", "exit_N")}, "policy": str(self.policy)}
 
+    def reached(self, num_exits: int) -> list[float]:
+        """The share of samples that come to each layer."""
+        return [float((self.exit_N >= layer).mean()) for layer in range(1, num_exits + 1)]
+
 
 @dataclass(frozen=True, eq=False)
 class _View:
@@ -174,8 +178,7 @@ class Trials:
             lessons = Lessons.from_logits(self.logits_KNC[first - 1 :], self.truth_N, self.lengths_N, self.problem)
         except ValueError as error:
             raise NonFiniteError(str(error), where, "train the exits again") from None
-        costs = self.profile.costs(first)
-        return _View(first, lessons, Costs(costs.lengths, tuple(row[first - 1 :] for row in costs.seconds)))
+        return _View(first, lessons, self.profile.costs_from(first))
 
     def _lessons(self, view: _View, fold: int | None) -> Lessons:
         indices = np.flatnonzero(self.fold_N != (-1 if fold is None else fold))

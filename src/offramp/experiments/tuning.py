@@ -85,12 +85,14 @@ def tune(
     families = {each.family: None for each in tried}
     rivals = [best_at([each for each in tried if each.family == family], chosen.seconds * 1.001) for family in families]
     about = transcript.about
+    predicted = {key: value for key, value in chosen.row().items() if key not in ("policy", "family")}
+    predicted["reached"] = chosen.reached(trials.num_exits)
     file = PolicyFile(
         to_json(chosen.policy), about.model_sha256, goal.deadline_seconds,
-        {k: v for k, v in chosen.row().items() if k not in ("policy", "family")}, certificate,
+        predicted, certificate,
         {"task": about.task, "metrics": list(about.metrics), "tune_sha256": about.data_sha256,
          "certify_sha256": certify_on.about.data_sha256 if certify_on else None, "num_samples": len(trials.truth_N)},
-        profile.fingerprint, [each.row() for each in front(tried)],
+        profile.measured_on, [each.row() for each in front(tried)],
     )  # fmt: skip
     return file, [each for each in rivals if each is not None]
 

@@ -23,19 +23,27 @@ def environment(path: Optional[Union[str, os.PathLike]] = None) -> Dict[str, Any
     """
     import platform  # as large as this whole room
 
-    system = os.uname()
     facts: Dict[str, Any] = {
         "offramp_version": _version("offramp"),
         "python_version": platform.python_version(),
-        "platform": f"{system.sysname} {system.machine}",
-        "kernel": system.release,
-        "cpu_model": _cpu_model(),
-        "num_cores": num_cores(),
-        "total_memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        "kernel": os.uname().release,
+        **machine(),
         "library_versions": dict(_library_versions()),
     }
     if path is not None:
         facts["storage"] = _storage(path)
+    return _printable(facts)
+
+
+def machine() -> Dict[str, Any]:
+    """What tells machines apart. Costs a run no memory, as versions would."""
+    system = os.uname()
+    facts = {
+        "platform": f"{system.sysname} {system.machine}",
+        "cpu_model": _cpu_model(),
+        "num_cores": num_cores(),
+        "total_memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+    }
     return _printable(facts)
 
 

@@ -76,6 +76,8 @@ class Settings:
     """Batches that share a sweep of the weights, in bulk: as many as the plan holds hidden states for."""
     encoding_bytes: int = 0
     """What it takes to make an array of the largest input, as to decode an image; that of texts is not worth it."""
+    reached: Tuple[float, ...] = ()
+    """The share of rows that come to each layer, where it is known: what is needed most is kept. All, if empty."""
 
     def __post_init__(self) -> None:
         for name in ("num_rows", "num_batches"):
@@ -117,7 +119,7 @@ class Classifier:
             settings.encoding_bytes,
         )
         self.plan, self.items = make_run_plan(
-            self._loop, workload, footprint, settings.budget_bytes, settings.own_process
+            self._loop, workload, footprint, settings.budget_bytes, settings.own_process, settings.reached
         )
         growth_bytes = self.plan.predicted_peak_bytes - self.plan.base_bytes
         self.direct = choose_direct(store, settings.reads, growth_bytes, available_bytes())

@@ -14,7 +14,6 @@ from offramp.runtime.course import Course
 from offramp.runtime.footprint import give_back
 from offramp.runtime.loop import Loop
 from offramp.runtime.planner import Item, Memory, Plan, make_plan, page_rounded
-from offramp.runtime.ring import Turn
 from offramp.runtime.slots import Slot
 from offramp.store import Store
 
@@ -41,21 +40,29 @@ class Workload:
 
 
 def plan_items(
-    store: Store, turns: Sequence[Turn], stage_of: Dict[str, int], workload: Workload, num_threads: int
+    store: Store,
+    uses: Sequence[Tuple[str, int]],
+    workload: Workload,
+    num_threads: int,
+    reached: Sequence[float] = (),
 ) -> List[Item]:
-    """One item for each turn of a pass."""
-    tokens, speed = workload.num_batches * workload.num_rows * workload.length, NOMINAL_FLOPS_PER_SECOND * num_threads
-    shards = [store.contents.shards[turn.shard] for turn in turns]
-    return [
-        Item(
-            shard.name,
-            stage_of[shard.name],
-            shard.bytes,
-            2 * shard.data_bytes / 4 * tokens / speed,
-            shard.bytes / NOMINAL_READ_BYTES_PER_SECOND,
-        )
-        for shard in shards
-    ]
+    """One item for each use of a shard in a pass, (name, stage), in order. `reached`: the share of rows that come to
+    each layer; all, if it is empty.
+    """
+    num_rows, speed = workload.num_batches * workload.num_rows, NOMINAL_FLOPS_PER_SECOND * num_threads
+    tokens = num_rows * workload.length
+
+    def survival(stage: int) -> float:
+        share = reached[min(stage, len(reached)) - 1] if reached and stage else 1.0
+        return 1 - (1 - share) ** num_rows
+
+    def item(name: str, stage: int) -> Item:
+        shard = store.contents.shards[name]
+        compute_seconds = 2 * shard.data_bytes / 4 * tokens / speed
+        read_seconds = shard.bytes / NOMINAL_READ_BYTES_PER_SECOND
+        return Item(name, stage, shard.bytes, compute_seconds, read_seconds, survival(stage))
+
+    return [item(*use) for use in uses]
 
 
 def settle(
@@ -97,19 +104,22 @@ def held_bytes(backend: Backend, course: Course, num_rows: int, length: int) -> 
 
 
 def make_run_plan(
-    loop: Loop, workload: Workload, footprint: Tuple[int, int], budget_bytes: int, own_process: bool
+    loop: Loop,
+    workload: Workload,
+    footprint: Tuple[int, int],
+    budget_bytes: int,
+    own_process: bool,
+    reached: Sequence[float] = (),
 ) -> Tuple[Plan, List[Item]]:
     """The plan for a process of this footprint (base and activation bytes).
 
-    `own_process`: the budget holds from the start of the process on, so its peak so far counts.
+    `own_process`: the budget holds from the start of the process on, so its peak so far counts. `reached`: as
+    `plan_items` takes it.
     """
-    items = plan_items(
-        loop.store,
-        loop.turns(workload.num_batches * workload.num_rows),
-        loop.stage_of,
-        workload,
-        loop.backend.num_threads,
-    )
+    uses = [
+        (name, index) for index, stage in enumerate(loop.stages()) for step in stage.steps for name in loop.loads(step)
+    ]
+    items = plan_items(loop.store, uses, workload, loop.backend.num_threads, reached)
     small = frozenset(item.shard for item in items if item.num_bytes <= SMALL_SHARD_BYTES)
     groups = (steps for stage in loop.stages() for steps in loop.at_once(stage, workload.num_batches))
     widest = max(len({name for step in steps for name in loop.loads(step)} - small) for steps in groups)

@@ -14,12 +14,12 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
 
 import numpy as np
 
 from offramp.errors import OfframpError, RefusedError, StoreError
-from offramp.measure.hardware import environment
+from offramp.measure.hardware import machine
 from offramp.policies.costs import Costs, as_tuples
 from offramp.runtime.classifier import Classifier
 from offramp.runtime.sizes import format_size
@@ -90,9 +90,19 @@ class DeviceProfile:
         """Rows of a pass; one where the fingerprint does not say."""
         return int(self.fingerprint.get("batch", 1))
 
+    @property
+    def measured_on(self) -> Dict[str, Any]:
+        """The fingerprint, and the rest of what it was measured with."""
+        return {**self.fingerprint, "batch": self.batch, "budget_bytes": self.budget_bytes}
+
     def costs(self, first_head: int = 1) -> Costs:
         """Seconds a text to each exit for a policy whose first head is `first_head`: a row's share of the pass."""
         return self._costs(self.seconds, self.head_seconds, first_head, self.batch)
+
+    def costs_from(self, first: int) -> Costs:
+        """The same, to the exits from `first` on alone, as if there were no others."""
+        costs = self.costs(first)
+        return Costs(costs.lengths, tuple(row[first - 1 :] for row in costs.seconds))
 
     def single_costs(self, first_head: int = 1) -> Costs:
         """The same of a text that runs alone."""
@@ -116,21 +126,24 @@ class DeviceProfile:
         return float(np.interp(length, self.lengths, column))
 
 
-def machine() -> Dict[str, Any]:
-    """What tells machines apart."""
-    facts = environment()
-    return {key: facts[key] for key in ("cpu_model", "num_cores", "platform", "total_memory_bytes")}
+def engine_of(store_sha256: str, backend: str, num_threads: int, num_rows: Union[int, str]) -> Dict[str, Any]:
+    """What a profile holds for, beside its budget: another value of any of these, and it does not. `num_rows`: of a
+    batch, or "bulk".
+    """
+    return {
+        **machine(),
+        "backend": backend,
+        "threads": num_threads,
+        "batch": num_rows,
+        "store_sha256": store_sha256,
+    }
 
 
 def fingerprint_of(classifier: Classifier) -> Dict[str, Any]:
-    """What a profile holds for: another value of any of these, and it does not."""
-    plan = classifier.plan
+    """The same, and the plan, which under one budget differs a little with the longest text."""
+    plan, backend = classifier.plan, classifier.backend
     return {
-        **machine(),
-        "backend": classifier.backend.name,
-        "threads": classifier.backend.num_threads,
-        "batch": classifier.settings.num_rows,
-        "store_sha256": classifier.store.digest,
+        **engine_of(classifier.store.digest, backend.name, backend.num_threads, classifier.settings.num_rows),
         "num_slots": plan.num_slots,
         "residents": len(plan.residents),
         "reads": "direct" if classifier.direct and plan.num_slots else "buffered",
@@ -155,11 +168,13 @@ def load_profile(path: Path) -> DeviceProfile:
     try:
         fields = {name: as_tuples(tree[name]) for name in DeviceProfile.__dataclass_fields__}
         profile = DeviceProfile(**{**fields, "fingerprint": dict(tree["fingerprint"])})
-        for costs in (profile.costs(), profile.single_costs()):
+        for costs in (profile.costs(), profile.costs(profile.num_exits), profile.single_costs()):
             if len(costs.lengths) != len(profile.gather_seconds) or costs.num_exits != len(profile.bytes_read):
                 raise ValueError(f"tables that do not fit {len(costs.lengths)} lengths and {costs.num_exits} exits")
         if not (0 <= profile.after_seconds < math.inf and 0 < profile.among_seconds < math.inf):
             raise ValueError("passes that took no time")
+        if not isinstance(profile.budget_bytes, (int, type(None))):
+            raise ValueError(f"a budget of {profile.budget_bytes!r}")
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise StoreError(f"no device profile of this version ({error})", path, _REMEDY) from None
     return profile
@@ -175,23 +190,23 @@ def cached_profile(fingerprint: Dict[str, Any], longest: int) -> Optional[Device
     return profile if fits else None
 
 
-def require_here(profile: DeviceProfile, fingerprint: Dict[str, Any], where: object) -> None:
-    """Raise RefusedError naming what differs, if a profile is of another machine, store, batch size or plan."""
-    there = {**profile.fingerprint, "batch": profile.batch}
-    other = [key for key in fingerprint if there.get(key) != fingerprint[key]]
-    if other:
-        told = ", ".join(f"{key} {there.get(key)!r} there, {fingerprint[key]!r} here" for key in other[:3])
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """What is another value here than there; "" if nothing is."""
+    other = [key for key in here if there.get(key) != here[key]]
+    return ", ".join(f"{key} {_shown(there.get(key))} there, {_shown(here[key])} here" for key in other[:3])
+
+
+def _shown(fact: Any) -> str:
+    is_size = isinstance(fact, int) and fact >= 1 << 20
+    return format_size(fact) if is_size else repr(fact)
+
+
+def require_here(profile: DeviceProfile, here: Mapping[str, Any], where: object) -> None:
+    """Raise RefusedError naming what differs, if a profile is of another machine, store, engine or budget."""
+    told = differences(profile.measured_on, here)
+    if told:
         remedy = "measure this one: offramp bench STORE --save-profile FILE"
         raise RefusedError(f"the profile was measured elsewhere ({told})", where, remedy)
-
-
-def require_budget(profile: DeviceProfile, budget_bytes: Optional[int], where: object) -> None:
-    """Raise RefusedError if a budget is named, and the profile was measured under another."""
-    if budget_bytes not in (None, profile.budget_bytes):
-        there = "no budget" if profile.budget_bytes is None else format_size(profile.budget_bytes)
-        assert budget_bytes is not None
-        what = f"the profile was measured under {there}, not under {format_size(budget_bytes)}"
-        raise RefusedError(what, where, "measure it so: offramp bench STORE --budget SIZE --save-profile FILE")
 
 
 def _cached(fingerprint: Dict[str, Any]) -> Path:

@@ -23,17 +23,17 @@ class PolicyFile:
     """One tuned policy."""
 
     policy: Dict[str, Any]
-    """As `policies.from_json` reads it."""
+    """As `policies.codec.from_json` reads it."""
     model_sha256: str
     """Fingerprint of the model folder whose exits were tuned."""
     deadline_seconds: Optional[float]
-    predicted: Dict[str, float]
-    """Score, loss, mean latency, mean exit and bytes read on the tune split."""
+    predicted: Dict[str, Any]
+    """Score, loss, mean latency, mean exit and bytes read on the tune split, and the share that comes to each layer."""
     certificate: Optional[Dict[str, Any]]
     tuned_on: Dict[str, Any]
     """Task, metrics, and the digests of the splits."""
     measured_on: Dict[str, Any]
-    """The fingerprint of the device profile."""
+    """What the device profile was: machine, store, engine, batch size, budget."""
     front: List[Dict[str, Any]]
     """The policies that none beats in score and latency both, the fastest first."""
 
@@ -47,9 +47,13 @@ def read_policy(path: Path) -> PolicyFile:
     """Read it. Raises UsageError where there is none, StoreError for something else, VersionError."""
     tree = read_json(path, "policy file", _REMEDY)
     try:
-        return PolicyFile(**{name: tree[name] for name in PolicyFile.__dataclass_fields__})
+        file = PolicyFile(**{name: tree[name] for name in PolicyFile.__dataclass_fields__})
     except KeyError as error:
         raise StoreError(f"policy file without {error}", path, _REMEDY) from None
+    for name in ("predicted", "tuned_on", "measured_on"):
+        if not isinstance(getattr(file, name), dict):
+            raise StoreError(f"policy file whose {name!r} is no object", path, _REMEDY)
+    return file
 
 
 def write_json(path: Path, tree: Dict[str, Any]) -> None:
