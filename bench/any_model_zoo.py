@@ -384,7 +384,7 @@ def _logits(path: Path, batch: dict[str, Any], backend: str) -> Tensor:
         try:
             largest = max(-(-shard.bytes // 4096) * 4096 for shard in store.contents.shards.values())
             loop.connect([Slot(largest) for _ in range(8)], {}, direct=False)
-            return torch.from_numpy(np.array([outcome.logits_C for outcome in loop.run(given)]))
+            return torch.from_numpy(np.array([outcome.logits_C for outcome in loop.sweep([given])]))
         finally:
             loop.close()
 

@@ -142,7 +142,7 @@ def _promises(place: Place, shares: tuple[float, ...], batch: int) -> dict[str, 
     asked = {f"{share:g}": shallow + share * (deep - shallow) for share in shares}
     told = {name: place.tune(first, seconds, f"{name}-{batch}", batch) for name, seconds in asked.items()}
     name_of = {str(each["path"]): name for name, each in told.items()}
-    policies = {name: read_exit(path)[0] for path, name in name_of.items()}
+    policies = {name: read_exit(path).policy for path, name in name_of.items()}
     said = {name: each["predicted"]["seconds"] for name, each in told.items()}
     name_of["none"], policies["none"] = "none", parse("none")
     chosen, rounds = place.chosen("certify", NUM_TEXTS), []
@@ -158,7 +158,15 @@ def _promises(place: Place, shares: tuple[float, ...], batch: int) -> dict[str, 
             found[name] = {"seconds": seconds, **foretold}
         rounds.append(found)
     names = {name: str(policies[name]) for name in asked}
-    return {"asked": asked, "said": said, "policies": names, "texts": len(chosen), "rounds": rounds}
+    tokens = {"said": _tokens(tune, batch), "whole": _tokens(certify, batch)}
+    return {"asked": asked, "said": said, "policies": names, "tokens": tokens, "texts": len(chosen), "rounds": rounds}
+
+
+def _tokens(transcript: Any, batch: int) -> float:
+    """That a text of the split is computed with, in the mean."""
+    from offramp.experiments.batching import padded
+
+    return float(padded(transcript.lengths_N, batch).mean())
 
 
 def _rows(transcript: Any, chosen: Any) -> Any:

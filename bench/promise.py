@@ -53,7 +53,7 @@ def main() -> None:
     args = parser.parse_args()
     lines = [json.loads(line) for line in args.input.read_text().splitlines()]
     texts = [(line["text"], line["pair"]) if "pair" in line else line["text"] for line in lines]
-    policies = {exit: read_exit(exit)[0] for exit in args.exits}
+    policies = {exit: read_exit(exit).policy for exit in args.exits}
     options = {"threads": args.threads, "batch": args.batch, "max_length": args.max_length, "own_process": False}
     with offramp.prepare(args.store, exit=Turns(), **options) as classifier:
         classifier.policy.exit_index = classifier.num_exits

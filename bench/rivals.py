@@ -195,8 +195,7 @@ def offramp_logits(args):
 
 
 def _logits(classifier, texts):
-    batch = classifier.text_encoder.encode(texts)
-    outcomes = classifier._loop.run(batch.ids_BS, batch.mask_BS, batch.types_BS)
+    outcomes = classifier._loop.sweep([classifier._encode(texts)])
     return [outcome.logits_C.tolist() for outcome in outcomes]
 
 
