@@ -93,8 +93,9 @@ class Place:
     def tune(self, profile: Path, latency_seconds: float, name: str, batch: int = 1) -> dict[str, Any]:
         """A policy for a latency: `tune --json`, and the path."""
         path = self.folder / f"policy-{name}.json"
-        words = ("--transcript", self.transcripts, "--profile", profile, "--batch", batch, "--out", path, "--json")
-        (said,) = finish(offramp("tune", self.store, *words, "--latency", f"{latency_seconds * 1e6:.0f}us"))
+        words = ("--transcript", self.transcripts, "--profile", profile, "--batch", batch, "--threads", THREADS)
+        goal = ("--latency", f"{latency_seconds * 1e6:.0f}us", "--out", path, "--json")
+        (said,) = finish(offramp("tune", self.store, *words, *goal))
         return {**said, "path": path}
 
     def take_turns(self, inputs: Path, exits: list[object], rounds: int, *words: object) -> list[dict[str, Any]]:

@@ -25,9 +25,10 @@ INTRODUCTION = """\
 # Latency: what `offramp tune` promises, and what comes of it
 
 Models, data and splits are those of [glue.md](glue.md): MiniLM-L6 and a DistilBERT filled from it, seed 0, whole model
-in memory, batch 1, 2 threads. Policies are made on the tune split with a device profile of this machine. QNLI, QQP and
-MNLI are partial data. A dash is what was not measured yet. The policies of the first section were made before `tune`
-tried prices of a second below zero; from the same profiles it takes none with such a price at these latencies.
+in memory, batch 1 where nothing else is said, 2 threads. Policies are made on the tune split with a device profile of
+this machine. QNLI, QQP and MNLI are partial data. A dash is what was not measured yet. The policies at batch 1 of the
+first section were made before `tune` tried prices of a second below zero; from the same profiles it takes none with
+such a price at these latencies.
 """
 NOTE_ASKED = f"""\
 A policy is tuned to a mean latency on the tune split, and then runs up to {latency.NUM_TEXTS} texts of the certify

@@ -133,12 +133,13 @@ def prepare(
     course = course_of(opened)
     named.policy.check(len(course.layers), course.problem)
     engine = _backend(backend, opened, threads or num_cores())
+    guard = guard_for(named.deadline_seconds if deadline is None else deadline)
     asked_bytes = None if budget is None else parse_size(budget)
     measured = None
     if named.files or profile is not None:
         here = engine_of(opened.digest, engine.name, engine.num_threads, batch if batch == BULK else int(batch))
         here["budget_bytes"] = asked_bytes
-        named, measured = bring_here(named, profile, len(course.layers), here, warn)
+        named, measured = bring_here(named, profile, len(course.layers), here, guard is not None, warn)
     give_back()  # before the tokenizer takes its own: the start must not be the peak
     encoder = _encoder(opened, course.texts, max_length, warn)
     encoding_bytes = 0
@@ -147,7 +148,6 @@ def prepare(
     elif texts is not None:
         longest = max((encoder.encode([text]).ids_BS.size for text in texts), default=None)
     budget_bytes = asked_bytes or unlimited_bytes()
-    guard = guard_for(named.deadline_seconds if deadline is None else deadline)
     reached = named.reached(len(course.layers))
     if guard is not None:  # it expects what a profile says, whose plan knows no shares
         reached = ()

@@ -180,7 +180,7 @@ def test_what_cannot_be_tuned_is_refused(refused, run, made, tmp_path):
     refused(2, "need at least", "tune", made / "store", *given, "--max-drop", 0.5)
     refused(4, "(backend 'ort' there, 'torch' here)", "tune", made / "store", *given, "--latency", "1s", "--backend",
             "torch")  # fmt: skip
-    refused(4, "measured elsewhere (budget_bytes None there, 512.0 MiB here)", "tune", made / "store", *given,
+    refused(4, "measured elsewhere (budget_bytes None there, 512MiB here)", "tune", made / "store", *given,
             "--latency", "1s", "--budget", "512MiB")  # fmt: skip
     alone = tmp_path / "alone"
     alone.mkdir()
@@ -225,9 +225,17 @@ def test_files_that_are_no_policies_are_refused(refused, made, tmp_path, content
 def test_a_policy_file_with_another_policy_inside_is_refused(refused, tune, made, tmp_path):
     assert tune("--latency", "1s", "--out", tmp_path / "policy.json").code == 0
     tree = json.loads((tmp_path / "policy.json").read_text())
-    (tmp_path / "bad.json").write_text(json.dumps({**tree, "predicted": []}))
-    refused(4, "policy file whose 'predicted' is no object", "run", made / "store", "--exit", tmp_path / "bad.json",
-            "--text", "a")  # fmt: skip
+    for change in (
+        {"predicted": []}, {"front": None}, {"certificate": 3}, {"model_sha256": []}, {"deadline_seconds": "soon"},
+        {"deadline_seconds": 0},
+    ):  # fmt: skip
+        (tmp_path / "bad.json").write_text(json.dumps({**tree, **change}))
+        (name,) = change
+        what = f"policy file whose {name!r} is none"
+        refused(4, what, "run", made / "store", "--exit", tmp_path / "bad.json", "--text", "a")
+        refused(4, what, "tune", "--explain", tmp_path / "bad.json")
+    (tmp_path / "bad.json").write_text(json.dumps({**tree, "predicted": {}}))
+    refused(4, "does not say how it was tuned (KeyError", "tune", "--explain", tmp_path / "bad.json")
     (tmp_path / "bad.json").write_text(json.dumps({**tree, "predicted": {"reached": [2.0]}}))
     refused(4, "no shares of rows", "run", made / "store", "--exit", tmp_path / "bad.json", "--text", "a")
     for policy in (3, {"kind": "oracle"}, {"kind": "rule", "text": "hope"}, {"kind": ["rule"]}):
@@ -261,8 +269,8 @@ def test_a_profile_holds_for_its_budget_whatever_the_lengths(run, refused, made,
     fewer = {**tree["fingerprint"], "residents": tree["fingerprint"]["residents"] - 1, "num_slots": 2}
     profile.write_text(json.dumps({**tree, "fingerprint": fewer}))
     assert run(*words, *budget).code == 0
-    refused(4, "measured elsewhere (budget_bytes 4096.0 MiB there, None here)", *words)
-    refused(4, "measured elsewhere (budget_bytes 4096.0 MiB there, 3072.0 MiB here)", *words, "--budget", "3GiB")
+    refused(4, "measured elsewhere (budget_bytes 4096MiB there, None here)", *words)
+    refused(4, "measured elsewhere (budget_bytes 4096MiB there, 3072MiB here)", *words, "--budget", "3GiB")
     refused(2, "a profile is of a fixed number of rows", *words, *budget, "--batch", "bulk")
 
 
@@ -270,7 +278,7 @@ def doubtful(place, num_exits):
     """An index policy that thinks ever better of later exits, and takes a second for next to nothing."""
     one = lambda bias: (bias, 0.0, 0.0, 0.0, 0.0, 0.0)  # noqa: E731
     risks = tuple(tuple(one(-float(later)) for later in range(k, num_exits + 1)) for k in range(1, num_exits))
-    return Index(risks, load_profile(place / "profile.json").costs_from(1), 1e-9)
+    return Index(risks, load_profile(place / "profile.json").costs_from(1), 1e-3)
 
 
 def write_file(path, made, policy, **changes):
@@ -296,6 +304,7 @@ def test_an_index_weighs_the_seconds_of_the_profile_that_run_is_given(run, made,
     assert alone.lines[0]["exit_stage"] == here.lines[0]["exit_stage"] == profile.num_exits
     assert "index.json was tuned elsewhere (cpu_model 'Another' there" in alone.err
     there = run(*words, f"{index}|{rule}", "--profile", tmp_path / "slow.json")
+    assert "the certificate of" in run(*words, index, "--deadline", "9s").err
     assert there.lines[0]["exit_stage"] == 1
     assert "the certificate of" in there.err and "index.json does not hold under --profile" in there.err
     assert "rule.json was tuned elsewhere" in there.err and "index.json was tuned" not in there.err

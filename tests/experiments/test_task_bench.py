@@ -160,7 +160,7 @@ class Processes:
     def __init__(self, full=False):
         self.full, self.commands = full, []
 
-    def output_of(self, command):
+    def output_of(self, command, say=print):
         batch = command[command.index("--batch") + 1]
         if self.full and batch == "8":
             raise BudgetError("budget of 1.0 MiB is too small")

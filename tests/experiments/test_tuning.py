@@ -208,6 +208,16 @@ def test_what_cannot_be_certified_runs_all_layers_and_says_so(transcripts, tmp_p
     assert "to lose at most 0.5 points on 600 samples: allow a larger --max-drop" in line
 
 
+def test_what_is_slower_than_all_layers_is_never_what_is_certified(transcripts, tmp_path):
+    """A policy that leaves late runs heads that all layers do without, and may score more."""
+    trials, said = Trials(transcripts[0], make_profile()), []
+    whole = trials.rule(parse("none"))
+    slow = dataclasses.replace(trials.rule(parse("stage:4")), seconds=2 * whole.seconds, score=whole.score + 1)
+    chosen, _ = tuning._certified([slow, whole], transcripts[1], Goal(max_drop=50.0), said.append)
+    assert chosen is whole
+    assert any("no faster policy" in line for line in said)
+
+
 def test_a_certifier_that_passes_nothing_is_believed(transcripts, monkeypatch):
     monkeypatch.setattr(tuning, "certify", lambda rows, epsilon, delta, method: -1)
     with pytest.raises(RefusedError, match="no policy is certified to lose at most 2 points on 2500 samples"):

@@ -269,7 +269,7 @@ def test_a_profile_of_another_machine_is_refused(measured):
     require_here(measured, measured.fingerprint, "here")
     with pytest.raises(RefusedError, match=r"measured elsewhere \(threads 1 there, 2 here\) - here - measure this one"):
         require_here(measured, {**measured.fingerprint, "threads": 2}, "here")
-    with pytest.raises(RefusedError, match=r"measured elsewhere \(budget_bytes None there, 64.0 MiB here\)"):
+    with pytest.raises(RefusedError, match=r"measured elsewhere \(budget_bytes None there, 64MiB here\)"):
         require_here(measured, {"budget_bytes": 64 << 20}, "here")
     require_here(dataclasses.replace(measured, budget_bytes=64 << 20), {"budget_bytes": 64 << 20}, "here")
 
@@ -284,6 +284,8 @@ def test_a_profile_of_another_machine_is_refused(measured):
         {"seconds": [[1, "2"]] * 2},
         {"head_seconds": [[float("nan")] * 2] * 9},
         {"budget_bytes": "64MiB"},
+        {"step_seconds_p99": [[0.1]] * 9},
+        {"fingerprint": {"batch": 0}},
     ],
 )
 def test_files_of_something_else_are_refused(measured, tmp_path, change):

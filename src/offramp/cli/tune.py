@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from offramp.cli.options import add_budget, count, duration, emit, say, table
-from offramp.errors import UsageError
+from offramp.errors import StoreError, UsageError
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -117,7 +117,6 @@ def _explain(path: Path, as_json: bool) -> int:
     from dataclasses import asdict
 
     from offramp.runtime.policy_files import policy_of
-    from offramp.runtime.sizes import format_size
     from offramp.store.policy_file import read_policy
 
     file = read_policy(path)
@@ -125,6 +124,17 @@ def _explain(path: Path, as_json: bool) -> int:
     if as_json:
         emit(asdict(file))
         return 0
+    try:
+        _tell(path, file, policy)
+    except (KeyError, TypeError, ValueError) as error:
+        what = f"policy file that does not say how it was tuned ({type(error).__name__}: {error})"
+        raise StoreError(what, path, "make it again: offramp tune") from None
+    return 0
+
+
+def _tell(path: Path, file: Any, policy: object) -> None:
+    from offramp.runtime.sizes import format_size, named_size
+
     front = [each for each in file.front if each["policy"] != str(policy)]
     front.append({**file.predicted, "policy": f"{policy}  <- this one"})
     front.sort(key=lambda each: each["seconds"])
@@ -135,9 +145,8 @@ def _explain(path: Path, as_json: bool) -> int:
     keys = ("cpu_model", "num_cores", "backend", "threads")
     machine = ", ".join(str(file.measured_on.get(key)) for key in keys)
     budget = file.measured_on.get("budget_bytes")
-    under = "" if budget is None else f" and --budget {format_size(budget).replace(' ', '')}"
+    under = "" if budget is None else f" and --budget {named_size(budget)}"
     print(f"measured on {machine}; latencies hold for batch {file.measured_on.get('batch', 1)}{under}")
-    return 0
 
 
 def _transcripts(folder: Path, needs_certify: bool) -> tuple[Any, Any]:

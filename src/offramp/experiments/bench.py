@@ -117,7 +117,7 @@ def run_rounds(
     for number in range(rounds):
         first = number % len(names)
         for name in names[first:] + names[:first]:
-            output = output_of(commands[name])
+            output = output_of(commands[name], say if number == 0 else lambda line: None)
             say(f"round {number + 1}/{rounds}: {name}")
             yield name, json.loads(output.strip().splitlines()[-1])
 

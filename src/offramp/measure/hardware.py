@@ -28,6 +28,7 @@ def environment(path: Optional[Union[str, os.PathLike]] = None) -> Dict[str, Any
         "python_version": platform.python_version(),
         "kernel": os.uname().release,
         **machine(),
+        "total_memory_bytes": _memory_bytes(),
         "library_versions": dict(_library_versions()),
     }
     if path is not None:
@@ -36,15 +37,19 @@ def environment(path: Optional[Union[str, os.PathLike]] = None) -> Dict[str, Any
 
 
 def machine() -> Dict[str, Any]:
-    """What tells machines apart. Costs a run no memory, as versions would."""
+    """What tells machines apart, and stays when a kernel is updated. Costs a run no memory, as versions would."""
     system = os.uname()
     facts = {
         "platform": f"{system.sysname} {system.machine}",
         "cpu_model": _cpu_model(),
         "num_cores": num_cores(),
-        "total_memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        "memory_gib": round(_memory_bytes() / 2**30, 1),
     }
     return _printable(facts)
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _cpu_model() -> Optional[str]:

@@ -65,16 +65,19 @@ class Named:
         """The policy, weighing the seconds of a device profile where that needs no new fit."""
         return replace(self, policy=recosted(self.policy, profile.costs_from))
 
-    def doubts(self, here: Mapping[str, Any], profile: Optional[DeviceProfile]) -> List[str]:
+    def doubts(self, here: Mapping[str, Any], profile: Optional[DeviceProfile], has_deadline: bool) -> List[str]:
         """What files say that does not hold here, a line each: latencies of another machine, engine or budget, and
-        certificates of what weighs other seconds under `profile`. `here`: as `engine_of` says it, and the budget.
+        certificates of what a deadline cuts, or what weighs other seconds under `profile`. `here`: as `engine_of` says
+        it, and the budget.
         """
         lines = []
         for name, file in self.files.items():
             own = policy_of(file, name)
-            if profile is not None and recosted(own, profile.costs_from) != own:
-                if file.certificate is not None:
-                    lines.append(f"the certificate of {name} does not hold under --profile: it leaves at other exits")
+            is_changed = profile is not None and recosted(own, profile.costs_from) != own
+            if file.certificate is not None and (is_changed or has_deadline):
+                what = "--profile" if is_changed else "a deadline"
+                lines.append(f"the certificate of {name} does not hold under {what}: it leaves at other exits")
+            if is_changed:
                 continue
             told = differences(file.measured_on, {key: here[key] for key in here if key in file.measured_on})
             if told:
@@ -106,7 +109,7 @@ def policy_of(file: PolicyFile, where: object) -> Policy:
     """The policy that a file describes. Raises StoreError for something else, UsageError for a rule that is none."""
     try:
         return from_json(file.policy)
-    except ValueError as error:
+    except (ValueError, OverflowError, RecursionError) as error:
         raise StoreError(f"no policy ({error})", where, "make it again: offramp tune") from None
 
 
@@ -115,6 +118,7 @@ def bring_here(
     given: Union[DeviceProfile, str, os.PathLike, None],
     num_exits: int,
     here: Mapping[str, Any],
+    has_deadline: bool,
     warn: Callable[[str], None],
 ) -> Tuple[Named, Optional[DeviceProfile]]:
     """The policy, weighing the seconds of the device profile if one was given, and that profile. What does not hold
@@ -128,7 +132,7 @@ def bring_here(
             raise UsageError("a profile is of a fixed number of rows", None, "leave it away, or run a batch of so many")
         return named, None
     profile = None if given is None else _read_profile(given, num_exits, here)
-    for line in named.doubts(here, profile):
+    for line in named.doubts(here, profile, has_deadline):
         warn(line)
     return named if profile is None else named.under(profile), profile
 

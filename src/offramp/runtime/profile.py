@@ -22,7 +22,7 @@ from offramp.errors import OfframpError, RefusedError, StoreError
 from offramp.measure.hardware import machine
 from offramp.policies.costs import Costs, as_tuples
 from offramp.runtime.classifier import Classifier
-from offramp.runtime.sizes import format_size
+from offramp.runtime.sizes import named_size
 from offramp.store.memory import cache_folder
 from offramp.store.policy_file import FORMAT, read_json, write_json
 
@@ -175,7 +175,10 @@ def load_profile(path: Path) -> DeviceProfile:
             raise ValueError("passes that took no time")
         if not isinstance(profile.budget_bytes, (int, type(None))):
             raise ValueError(f"a budget of {profile.budget_bytes!r}")
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+        shapes = [{len(row) for row in table} for table in (profile.seconds_p99, profile.step_seconds_p99)]
+        if any(shape != {profile.num_exits} for shape in shapes):
+            raise ValueError(f"tails that do not fit {profile.num_exits} exits")
+    except (KeyError, TypeError, ValueError, IndexError, ArithmeticError) as error:
         raise StoreError(f"no device profile of this version ({error})", path, _REMEDY) from None
     return profile
 
@@ -198,14 +201,14 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
 
 def _shown(fact: Any) -> str:
     is_size = isinstance(fact, int) and fact >= 1 << 20
-    return format_size(fact) if is_size else repr(fact)
+    return named_size(fact) if is_size else repr(fact)
 
 
 def require_here(profile: DeviceProfile, here: Mapping[str, Any], where: object) -> None:
     """Raise RefusedError naming what differs, if a profile is of another machine, store, engine or budget."""
     told = differences(profile.measured_on, here)
     if told:
-        remedy = "measure this one: offramp bench STORE --save-profile FILE"
+        remedy = "measure this one: offramp bench STORE --save-profile FILE, with the options that it will run with"
         raise RefusedError(f"the profile was measured elsewhere ({told})", where, remedy)
 
 

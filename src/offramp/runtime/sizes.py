@@ -34,6 +34,11 @@ def parse_size(size: Union[int, str]) -> int:
     return num_bytes
 
 
+def named_size(num_bytes: int) -> str:
+    """The size as `--budget` takes it, to the byte."""
+    return f"{num_bytes >> 20}MiB" if num_bytes % (1 << 20) == 0 else f"{num_bytes}B"
+
+
 def format_size(num_bytes: float) -> str:
     """MiB with one decimal, as every message of offramp says it."""
     return f"{num_bytes / (1 << 20):.1f} MiB"

@@ -7,6 +7,7 @@ certificate if it has one.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Optional
@@ -50,9 +51,15 @@ def read_policy(path: Path) -> PolicyFile:
         file = PolicyFile(**{name: tree[name] for name in PolicyFile.__dataclass_fields__})
     except KeyError as error:
         raise StoreError(f"policy file without {error}", path, _REMEDY) from None
-    for name in ("predicted", "tuned_on", "measured_on"):
-        if not isinstance(getattr(file, name), dict):
-            raise StoreError(f"policy file whose {name!r} is no object", path, _REMEDY)
+    seconds, objects = file.deadline_seconds, dict.fromkeys(("predicted", "tuned_on", "measured_on"), dict)
+    kinds: Dict[str, type] = {**objects, "front": list, "model_sha256": str}
+    wrong = [name for name, kind in kinds.items() if not isinstance(getattr(file, name), kind)]
+    if not isinstance(file.certificate, (dict, type(None))):
+        wrong.append("certificate")
+    if seconds is not None and not (type(seconds) in (int, float) and 0 < seconds < math.inf):
+        wrong.append("deadline_seconds")
+    if wrong:
+        raise StoreError(f"policy file whose {wrong[0]!r} is none", path, _REMEDY)
     return file
 
 

@@ -176,7 +176,7 @@ def read_transcript(folder: Path, split: str) -> Transcript:
     for another format).
     """
     path = folder / (split + ".safetensors")
-    if not (path.exists() or path.with_suffix(".json").exists()):
+    if not any(os.path.lexists(str(each)) for each in (path, path.with_suffix(".json"))):
         raise UsageError(f"no transcript of {split} there", folder, f"offramp eval --split {split} --transcript DIR")
     try:
         return _read(path)
