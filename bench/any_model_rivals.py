@@ -117,10 +117,10 @@ def _class(folder: Path) -> Any:
 
 def _two_stages(path: Path) -> int:
     """Twice the largest stage."""
-    from offramp.models.streamed import streamed_shards
-    from offramp.models.streaming import data_bytes
     from offramp.runtime.weight_plan import smallest_bytes
     from offramp.store import Store
+    from offramp.streaming.opening import data_bytes
+    from offramp.streaming.streamed import streamed_shards
 
     with Store(path) as store:
         return 2 * smallest_bytes(streamed_shards(store), data_bytes(store))

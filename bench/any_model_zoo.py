@@ -26,14 +26,14 @@ from torch import Tensor, nn
 from zoo import Specimen
 
 import offramp
-from offramp.division.capture import tensors_of
+from offramp.division.segments import CONSTANTS
 from offramp.errors import StageError
-from offramp.export.segments import CONSTANTS
-from offramp.models.streamed import streamed_shards
-from offramp.models.streaming import data_bytes, sliceable_shards
-from offramp.models.weightless import weightless
 from offramp.runtime.weight_plan import smallest_bytes
 from offramp.store import Store
+from offramp.streaming.capture import tensors_of
+from offramp.streaming.opening import data_bytes, sliceable_shards
+from offramp.streaming.streamed import streamed_shards
+from offramp.streaming.weightless import weightless
 
 Result = dict[str, Any]
 Example = dict[str, Any] | tuple[Any, ...]

@@ -132,8 +132,8 @@ def _promises(place: Place, shares: tuple[float, ...], batch: int) -> dict[str, 
     """
     from offramp.experiments.trials import Trials
     from offramp.policies import parse
-    from offramp.runtime.policy_files import read_exit
     from offramp.runtime.profile import load_profile
+    from offramp.session.policy_files import read_exit
     from offramp.store.transcript import read_transcript
 
     tune, certify = (read_transcript(place.transcripts, split) for split in ("tune", "certify"))

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import offramp
 from offramp.policies import Decider, Policy
-from offramp.runtime.policy_files import read_exit
+from offramp.profiling.profiler import Profiler, Scheduled
 from offramp.runtime.profile import save_profile
-from offramp.runtime.profiler import Profiler, Scheduled
+from offramp.session.policy_files import read_exit
 
 BLOCK, WARM_UP = 48, 12
 """Passes of each policy before it is another's turn; and those that come first, uncounted, until the caches are as the

@@ -24,16 +24,19 @@ def imported_by(code):
     "room",
     [
         "",
-        ".edge",
         ".division",
         ".tasks",
         ".runtime",
         ".store",
         ".policies",
         ".measure",
-        ".export",
         ".training",
-        ".models",
+        ".program",
+        ".session",
+        ".profiling",
+        ".backends",
+        ".streaming",
+        ".checkpoints",
     ],
 )
 def test_importing_a_room_loads_nothing_heavy(room):
@@ -49,7 +52,11 @@ def test_help_loads_no_numpy():
 
 
 def test_run_loads_no_torch_and_no_terminal_library():
-    assert not imported_by("import offramp.cli.run, offramp.edge, offramp.runtime") & {"torch", "rich", "typer"}
+    assert not imported_by("import offramp.cli.run, offramp.backends, offramp.session") & {
+        "torch",
+        "rich",
+        "typer",
+    }
 
 
 def test_every_public_name_is_there_and_sorted():

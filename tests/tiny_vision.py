@@ -9,7 +9,7 @@ import torch
 import transformers
 from PIL import Image
 
-from offramp.models.points import ModuleWithExits, points_of
+from offramp.checkpoints.points import ModuleWithExits, points_of
 from offramp.store.exits import DEFAULT_FORM, describe_exits
 
 SIDE = 16

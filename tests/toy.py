@@ -19,11 +19,11 @@ import numpy as np
 from offramp.measure import Trace
 from offramp.policies import parse
 from offramp.runtime.backend import Backend, State
-from offramp.runtime.classifier import Classifier, Settings
 from offramp.runtime.course import course_of
 from offramp.runtime.exits import load_exits
 from offramp.runtime.loop import Loop
 from offramp.runtime.slots import Slot
+from offramp.session.classifier import Classifier, Settings
 from offramp.store import Encoder, Manifest, Stage, Step, Store, StoreWriter
 from offramp.store.manifest import Exits, Source
 

@@ -16,15 +16,15 @@ import warnings
 from typing import TYPE_CHECKING, Any, Callable, Iterable, Optional, Union
 
 if TYPE_CHECKING:
+    from offramp.division import divide as divide
     from offramp.errors import OfframpError as OfframpError
-    from offramp.export import divide as divide
-    from offramp.models import stream as stream
     from offramp.policies import Policy
-    from offramp.runtime import Classifier as Classifier
-    from offramp.runtime import Result as Result
     from offramp.runtime.profile import DeviceProfile
+    from offramp.session import Classifier as Classifier
+    from offramp.session import Result as Result
     from offramp.store import Store as Store
     from offramp.store import verify as verify
+    from offramp.streaming import stream as stream
 
 __version__ = "0.1.0"
 __all__ = [
@@ -41,12 +41,12 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Classifier": "offramp.runtime",
+    "Classifier": "offramp.session",
     "OfframpError": "offramp.errors",
-    "Result": "offramp.runtime",
+    "Result": "offramp.session",
     "Store": "offramp.store",
-    "divide": "offramp.export",
-    "stream": "offramp.models",
+    "divide": "offramp.division",
+    "stream": "offramp.streaming",
     "verify": "offramp.store",
 }
 BACKENDS = ("ort", "torch")
@@ -113,16 +113,17 @@ def prepare(
             was tuned on another machine, engine or budget.
     """
     from offramp.measure import num_cores
-    from offramp.runtime import Classifier, Settings, parse_size, tune_allocator
-    from offramp.runtime.bulk import BULK, with_most_rows
     from offramp.runtime.course import course_of
-    from offramp.runtime.footprint import give_back
+    from offramp.runtime.footprint import give_back, tune_allocator
     from offramp.runtime.guard import guard_for
-    from offramp.runtime.policy_files import bring_here, expect_profile, read_exit
     from offramp.runtime.prepare import unlimited_bytes
     from offramp.runtime.profile import engine_of
+    from offramp.session import Classifier, Settings
+    from offramp.session.bulk import BULK, with_most_rows
+    from offramp.session.policy_files import bring_here, expect_profile, read_exit
     from offramp.store import Store
     from offramp.store.manifest import require_head
+    from offramp.units import parse_size
 
     named = read_exit(exit)
     if budget is not None:
@@ -175,10 +176,10 @@ def _backend(name: str, store: Store, num_threads: int) -> Any:
     if name not in BACKENDS:
         raise ValueError(f"backend must be one of {BACKENDS}, not {name!r}")
     if name == "torch":
-        from offramp.models import TorchBackend, TorchSegments
+        from offramp.backends import TorchBackend, TorchSegments
 
         return (TorchSegments if _is_module(store) else TorchBackend)(store, num_threads)
-    from offramp.edge import OrtBackend, OrtSegments
+    from offramp.backends import OrtBackend, OrtSegments
 
     return (OrtSegments if _is_module(store) else OrtBackend)(store, num_threads)
 

@@ -182,7 +182,7 @@ def test_ctrl_c_ends_with_130(run, store, monkeypatch):
 
 
 def test_direct_reads_that_are_not_to_be_had_are_told(run, store, monkeypatch):
-    monkeypatch.setattr("offramp.runtime.classifier.choose_direct", lambda *_: False)
+    monkeypatch.setattr("offramp.session.classifier.choose_direct", lambda *_: False)
     said = run("run", store, *BUDGET, "--reads", "direct", "--text", "the bank", "--json")
     assert said.code == 0
     assert said.lines[-1]["record"]["reads"] == "buffered"

@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from offramp.division import export as exported
-from offramp.division.capture import Arguments
-from offramp.division.export import export
-from offramp.division.placeholders import weights_of
-from offramp.division.segments import with_inputs
+from offramp.backends.torch_graphs import SegmentGraph
+from offramp.division import exported
+from offramp.division.cutting import with_inputs
+from offramp.division.exported import export
 from offramp.errors import StageError
-from offramp.models.segments import SegmentGraph
-from offramp.store.program import Call
+from offramp.program.program import Call
+from offramp.streaming.capture import Arguments
+from offramp.streaming.placeholders import weights_of
 
 
 class Tokens(nn.Module):
@@ -74,8 +74,8 @@ def run(graph, module, *inputs):
     state = {**dict(module.named_parameters()), **graph.data}
     given = dict(zip(graph.inputs, inputs, strict=True))
     given |= {name: state[stored] for name, stored in {**graph.weights, **graph.constants}.items()}
-    from offramp.division.segments import cut
-    from offramp.store.program import Flow, Program
+    from offramp.division.cutting import cut
+    from offramp.program.program import Flow, Program
 
     program = Program("a.Module", "0" * 64, {}, {}, (Flow(None, (), None),), {}, (), (), (), (), 0)
     segments, kinds = cut(graph, program)

@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 import offramp
-from offramp.division.capture import Arguments
-from offramp.division.export import export
-from offramp.division.placeholders import weights_of
+from offramp.division.exported import export
 from offramp.errors import StageError
 from offramp.store import Store
+from offramp.streaming.capture import Arguments
+from offramp.streaming.placeholders import weights_of
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from offramp.division import plan_division
+from offramp.division.names.plan import plan_division
 from offramp.errors import SourceError
 from offramp.store.manifest import Stage, Step
 from tests.division.tiny import CONFIGS, config_of, entries_of

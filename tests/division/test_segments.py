@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offramp.division.segments import Graph, Node, cut, has_hidden, is_for_heads, with_inputs
+from offramp.division.cutting import Graph, Node, cut, has_hidden, with_inputs
 from offramp.errors import StageError
-from offramp.store.program import Call, Flow, LookUp, Program, Texts, Value
+from offramp.program.program import Call, Flow, LookUp, Program, Texts, Value, is_for_heads
 
 OPERATIONS = {
     "aten.add": add,

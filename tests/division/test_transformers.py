@@ -2,8 +2,9 @@
 
 import pytest
 
-from offramp.division import open_source, plan_division
-from offramp.division.names import family_of
+from offramp.checkpoints.families import family_of
+from offramp.checkpoints.source import open_source
+from offramp.division.names.plan import plan_division
 from tests.division.tiny import CLASSES, config_of, entries_of
 
 transformers = pytest.importorskip("transformers")

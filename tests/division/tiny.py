@@ -5,7 +5,7 @@ import json
 import numpy as np
 from safetensors.numpy import save_file
 
-from offramp.division.names import family_of
+from offramp.checkpoints.families import family_of
 from offramp.store.shapes import LAYER_KINDS, shapes
 
 BERT_SHAPE = {

@@ -11,8 +11,8 @@ import torch
 from transformers import AutoModel
 
 import offramp
+from offramp.checkpoints.exits import ModelWithExits
 from offramp.errors import UsageError
-from offramp.models.exits import ModelWithExits
 from offramp.training.checkpoint import load_model, save_model
 from tests.training.tiny import LABELS, VOCABULARY, make_model, write_checkpoint
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 import offramp
-from offramp.models.exits import ModelWithExits
+from offramp.checkpoints.exits import ModelWithExits
 from offramp.store.exits import FORMS, describe_exits
 from tests.oracle.tiny import MULTI, REGRESSION, Case, inputs_of, logits, make_batch, make_model, run
 

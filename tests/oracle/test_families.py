@@ -13,10 +13,10 @@ import torch
 import transformers
 
 import offramp
+from offramp.checkpoints.checkpoint import load_classifier
+from offramp.checkpoints.inputs import facts_of, rows_of
+from offramp.checkpoints.predict import predict, to_tensors
 from offramp.experiments.evaluation import evaluate
-from offramp.models.checkpoint import load_classifier
-from offramp.models.inputs import facts_of, rows_of
-from offramp.models.predict import predict, to_tensors
 from offramp.policies import parse, replay
 from offramp.store import Store
 from offramp.store.manifest import seal

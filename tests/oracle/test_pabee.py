@@ -15,8 +15,8 @@ import pytest
 import torch
 
 import offramp
+from offramp.checkpoints.exits import ModelWithExits
 from offramp.experiments.evaluation import evaluate
-from offramp.models.exits import ModelWithExits
 from offramp.policies import parse, replay
 from offramp.policies.evidence import REGRESSION, SINGLE_LABEL
 from offramp.store.transcript import read_transcript

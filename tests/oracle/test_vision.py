@@ -15,10 +15,9 @@ import torch
 import transformers
 
 import offramp
-from offramp.edge import OrtSegments
+from offramp.backends import OrtSegments, TorchSegments
 from offramp.errors import BudgetError, StoreError
 from offramp.measure import Trace
-from offramp.models import TorchSegments
 from offramp.policies import parse, replay
 from offramp.policies.evidence import SINGLE_LABEL
 from offramp.runtime.course import Arrays, ModuleCourse, course_of

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 import transformers
 
-from offramp.edge import OrtBackend
+from offramp.backends import OrtBackend, TorchBackend
 from offramp.measure import Trace
-from offramp.models import TorchBackend
 from offramp.policies import parse
 from offramp.runtime.course import Tokens, course_of
 from offramp.runtime.exits import load_exits

@@ -6,8 +6,8 @@ import time
 import pytest
 
 from offramp.errors import UsageError
-from offramp.runtime.durations import format_duration, parse_duration
 from offramp.runtime.guard import DeadlineGuard, guard_for
+from offramp.units import format_duration, parse_duration
 from tests.runtime.driver import answers, encode, expected
 from tests.toy import Toy, layer_shards, open_loop
 

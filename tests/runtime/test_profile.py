@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from offramp.errors import RefusedError, StoreError, UsageError
-from offramp.runtime import Classifier, Settings
-from offramp.runtime import profiler as profiler_module
+from offramp.profiling import profiler as profiler_module
+from offramp.profiling.profiler import Profiler, Scheduled, measure_profile, profile_lengths
 from offramp.runtime.profile import (
     DeviceProfile,
     cached_profile,
@@ -18,7 +18,7 @@ from offramp.runtime.profile import (
     require_here,
     save_profile,
 )
-from offramp.runtime.profiler import Profiler, Scheduled, measure_profile, profile_lengths
+from offramp.session import Classifier, Settings
 from tests.toy import MAX_LENGTH, Toy, ToyBackend, ToyTextEncoder
 
 NUM_EXITS = 4

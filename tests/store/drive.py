@@ -15,8 +15,8 @@ from pathlib import Path
 
 import onnx  # noqa: F401 - imported once, for all children
 
+from offramp.division import divide
 from offramp.errors import OfframpError
-from offramp.export import divide
 
 NULL = os.open(os.devnull, os.O_RDWR)
 ROOT = os.open("/", os.O_RDONLY)

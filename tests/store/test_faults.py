@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import pytest
 
+from offramp.division import divide
 from offramp.errors import DiskFullError
-from offramp.export import divide
 from offramp.store import verify
 from tests.division.tiny import config_of, write_model
 from tests.store.small import names_in
@@ -177,7 +177,7 @@ def test_a_limit_on_the_size_of_files(model, reference, tmp_path):
 FULL_DISK = """
 import os, sys
 from offramp.errors import DiskFullError
-from offramp.export import divide
+from offramp.division import divide
 from offramp.store import StoreWriter
 
 def attempt():

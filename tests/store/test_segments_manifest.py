@@ -6,11 +6,11 @@ import re
 import pytest
 
 from offramp.errors import DamagedError
+from offramp.program.program import Call, Flow, Program, Segment, Segments, Value
 from offramp.store import StoreWriter
 from offramp.store import manifest as m
 from offramp.store.manifest import dumps, seal
 from offramp.store.parsing import loads
-from offramp.store.program import Call, Flow, Program, Segment, Segments, Value
 from tests.store.small import FINGERPRINT, refused, tree_of
 
 HIDDEN = Value("float32", (2, 4, 8))

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 import offramp
-from offramp.edge import OrtBackend
+from offramp.backends import OrtBackend
 from offramp.errors import StoreError
 from offramp.store import Step, Store
 from offramp.store.shapes import require_fitting

@@ -12,8 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from offramp.errors import MissingExtraError, SourceError, UsageError
+from offramp.program.program import Texts
 from offramp.store.manifest import Encoder
-from offramp.store.program import Texts
 from offramp.tasks import Batch, TextEncoder, has_tokenizer
 from offramp.tasks.text import tokenizer_length
 

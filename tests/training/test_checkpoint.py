@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
+from offramp.checkpoints.checkpoint import load_classifier
+from offramp.checkpoints.exits import ModelWithExits
 from offramp.errors import SourceError, UsageError
-from offramp.models.checkpoint import load_classifier
-from offramp.models.exits import ModelWithExits
 from offramp.store.exits import FORMS
 from offramp.training.checkpoint import load_model, require_trainable, save_model
 from tests.training.tiny import LABELS, make_model, write_checkpoint

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from offramp.models.exits import ModelWithExits
+from offramp.checkpoints.exits import ModelWithExits
 from offramp.store.exits import FORMS, exit_tensors
 from offramp.training.loss import exit_losses, weighted_loss
 from tests.training.tiny import LABELS, MODEL_TYPES, NUM_LAYERS, VOCABULARY, make_model

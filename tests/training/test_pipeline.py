@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import offramp.training.trainer
+from offramp.checkpoints.checkpoint import load_classifier
+from offramp.checkpoints.exits import ModelWithExits
+from offramp.checkpoints.predict import predict, predict_windows, to_tensors
 from offramp.errors import DiskFullError, MissingExtraError, NonFiniteError, SourceError, UsageError
-from offramp.models.checkpoint import load_classifier
-from offramp.models.exits import ModelWithExits
-from offramp.models.predict import predict, predict_windows, to_tensors
 from offramp.store.exits import FORMS
 from offramp.tasks import TextEncoder
 from offramp.tasks.rows import encode_rows
@@ -128,7 +128,7 @@ def test_dropout_is_off_when_exits_are_measured(bert):
 
 
 def test_windows_come_in_the_order_of_the_rows(bert, monkeypatch):
-    monkeypatch.setattr("offramp.models.predict.WINDOW_BATCHES", 2)
+    monkeypatch.setattr("offramp.checkpoints.predict.WINDOW_BATCHES", 2)
     model = ModelWithExits(make_model("bert"))
     rows = rows_of(bert, model.model, examples(23))
     inputs = to_tensors(rows.batch(range(23)))

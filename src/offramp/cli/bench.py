@@ -106,8 +106,8 @@ def _profile(args: argparse.Namespace) -> int:
 
     import offramp
     from offramp.experiments.bench import random_length
+    from offramp.profiling.profiler import Scheduled, measure_profile
     from offramp.runtime.profile import cached_profile, fingerprint_of, save_profile
-    from offramp.runtime.profiler import Scheduled, measure_profile
 
     if args.batch == "bulk":
         raise UsageError("a profile is of a fixed number of rows", None, "give --batch 8, or another number")
@@ -138,7 +138,7 @@ def _profile(args: argparse.Namespace) -> int:
 
 def _all(args: argparse.Namespace) -> int:
     from offramp.experiments.bench import bench
-    from offramp.runtime.sizes import format_size
+    from offramp.units import format_size
 
     if args.budget is None:
         raise UsageError("no budget", None, "give --budget 128MiB, or several: 128MiB,192MiB")

@@ -48,7 +48,7 @@ def measure(args: argparse.Namespace, options: Sequence[str]) -> int:
 
 
 def _heading(record: dict[str, Any]) -> str:
-    from offramp.runtime.sizes import format_size
+    from offramp.units import format_size
 
     rows = f"{record['num_texts']} rows of {record['split']}, {', '.join(record['metrics'])} in percent"
     engine = f"{record['backend']}, {record['threads']} threads, budget {format_size(record['budget_bytes'])}"
@@ -56,7 +56,7 @@ def _heading(record: dict[str, Any]) -> str:
 
 
 def _row(measured: Any) -> tuple[str, ...]:
-    from offramp.runtime.sizes import format_size
+    from offramp.units import format_size
 
     latencies = (measured.latency_seconds_p50, measured.latency_seconds_p90, measured.latency_seconds_p99)
     return (

@@ -51,7 +51,7 @@ def _print(report: Report, out: str) -> None:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    from offramp.runtime.sizes import format_size
+    from offramp.units import format_size
 
     def optional(num_bytes: float | None) -> str:
         return "-" if num_bytes is None else format_size(num_bytes)

@@ -40,7 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Divide."""
-    from offramp.export import add_graphs, divide
+    from offramp.division import add_graphs, divide
     from offramp.runtime import tune_allocator
 
     tune_allocator()  # weights only pass through: a heap that keeps them makes the peak half as high again
@@ -53,7 +53,7 @@ def main(args: argparse.Namespace) -> int:
     else:
         inputs = None
         if args.inputs:
-            from offramp.export.checkpoints import load_inputs
+            from offramp.division.checkpoints import load_inputs
 
             inputs = load_inputs(Path(args.inputs))
         options = {"method": args.method, "stage_bytes": args.stage_bytes, "inputs": inputs}

@@ -50,7 +50,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Evaluate."""
-    from offramp.division import resolve
+    from offramp.checkpoints.hub import resolve
     from offramp.experiments.evaluation import classifier_facts, evaluate, require_same_cut
     from offramp.policies import parse
     from offramp.policies.evidence import REGRESSION

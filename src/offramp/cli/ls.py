@@ -64,7 +64,7 @@ def _begins(contents: Any) -> dict[str, dict[str, Any]]:
 
 
 def _print(contents: Any, uses: list[tuple[str, str, Any]], begins: dict[str, dict[str, Any]]) -> None:
-    from offramp.runtime.sizes import format_size
+    from offramp.units import format_size
 
     sizes = [(stage, kind, shard.file, len(shard.tensors), format_size(shard.bytes)) for stage, kind, shard in uses]
     if not begins:
@@ -91,7 +91,7 @@ def _print(contents: Any, uses: list[tuple[str, str, Any]], begins: dict[str, di
 
 def _drawn(contents: Any, begins: dict[str, dict[str, Any]]) -> str:
     from offramp.reporting.stages import StageBox, draw_stages
-    from offramp.runtime.sizes import format_size
+    from offramp.units import format_size
 
     needs = {stage.name: [name for step in stage.steps for name in step.shards] for stage in contents.stages}
     shared = {name for name in contents.shards if sum(name in shards for shards in needs.values()) > 1}

@@ -22,7 +22,7 @@ TEXT_COLUMN = "sentence"
 
 def size(text: str) -> int:
     """A byte size, for argparse."""
-    from offramp.runtime.sizes import parse_size
+    from offramp.units import parse_size
 
     try:
         return parse_size(text)
@@ -44,7 +44,7 @@ def batch_size(text: str) -> int | str:
 
 def duration(text: str) -> float:
     """Seconds, for argparse."""
-    from offramp.runtime.durations import parse_duration
+    from offramp.units import parse_duration
 
     try:
         return parse_duration(text)
@@ -245,7 +245,7 @@ def require_writable(path: str, suffixes: tuple[str, ...] = ()) -> None:
 
 def peak_line(record: dict[str, Any]) -> str:
     """How every run ends."""
-    from offramp.runtime.sizes import format_size
+    from offramp.units import format_size
 
     keys = ("predicted_peak_bytes", "peak_rss_bytes", "budget_bytes")
     predicted, measured, budget = (format_size(record[key]) for key in keys)

@@ -32,7 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Plan. Raises BudgetError if the budget is impossible."""
     import offramp
-    from offramp.runtime.sizes import format_size
+    from offramp.units import format_size
 
     texts = known_inputs(args) if has_inputs(args) else None
     classifier = offramp.prepare(args.store, args.budget, texts=texts, **engine_options(args))

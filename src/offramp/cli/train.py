@@ -77,7 +77,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Train."""
-    from offramp.division import resolve
+    from offramp.checkpoints.hub import resolve
     from offramp.tasks.examples import spread
     from offramp.training import is_first_process, train_exits
 

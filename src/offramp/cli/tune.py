@@ -55,7 +55,7 @@ def main(args: argparse.Namespace) -> int:
         raise UsageError(f"no {missing}", None, "offramp tune STORE --transcript DIR --latency 40ms")
     from offramp.experiments.tuning import Goal, tune
     from offramp.runtime.course import course_of
-    from offramp.runtime.policy_files import policy_of
+    from offramp.session.policy_files import policy_of
     from offramp.store import Store
     from offramp.store.manifest import require_head
     from offramp.store.policy_file import write_policy
@@ -116,7 +116,7 @@ def _show(name: str, file: Any, policy: object) -> None:
 def _explain(path: Path, as_json: bool) -> int:
     from dataclasses import asdict
 
-    from offramp.runtime.policy_files import policy_of
+    from offramp.session.policy_files import policy_of
     from offramp.store.policy_file import read_policy
 
     file = read_policy(path)
@@ -133,7 +133,7 @@ def _explain(path: Path, as_json: bool) -> int:
 
 
 def _tell(path: Path, file: Any, policy: object) -> None:
-    from offramp.runtime.sizes import format_size, named_size
+    from offramp.units import format_size, named_size
 
     front = [each for each in file.front if each["policy"] != str(policy)]
     front.append({**file.predicted, "policy": f"{policy}  <- this one"})

@@ -1,264 +1,259 @@
-"""An exported graph as plain data, and the pieces that it falls into where stages begin.
-
-A piece (`Segment`) is a small graph whose weights are inputs. Pieces that differ in the numbers of their weights alone,
-and not in their shapes, are of one kind, and are written once. Numbers that follow from shapes are computed anew in
-each piece that needs them, so that nothing but tensors flows from one to the next.
-
-Pure Python; the graphs are JSON.
-"""
+"""Graphs for the stages of a divided module: exported, cut where stages begin, proven, written for both backends."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
-import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
-from itertools import pairwise
+import contextlib
+import importlib.util
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from offramp.division.graph import LOOK_UP
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from offramp.backends.torch_graphs import SegmentGraph
+from offramp.division.cutting import Graph, cut, has_hidden
+from offramp.division.exported import export
 from offramp.errors import StageError
-from offramp.store.program import TEXT_INPUTS, Call, Flow, LookUp, Program, Segment, Segments, Value
+from offramp.program.program import Segments, graph_file
+from offramp.store import StoreWriter
+from offramp.store import manifest as m
+from offramp.streaming.capture import Arguments, are_equal
+from offramp.streaming.placeholders import Weight, bits
+from offramp.streaming.placement import NAMES
 
-NUMBERS: dict[str, Callable[..., Any]] = {
-    "add": operator.add, "sub": operator.sub, "mul": operator.mul, "floordiv": operator.floordiv,
-    "mod": operator.mod, "truediv": operator.truediv, "neg": operator.neg, "ceil": math.ceil, "floor": math.floor,
-    "getitem": operator.getitem, "pow": operator.pow, "le": operator.le, "lt": operator.lt, "ge": operator.ge,
-    "gt": operator.gt, "eq": operator.eq, "ne": operator.ne, "max": max, "min": min, "int": int, "float": float,
-    "sum": sum,
-}  # fmt: skip
-"""Python's own operations that may stand in a graph, by the name that they have there."""
-REFERENCE = "v"
-"""The key of an argument that names a value."""
-
-
-@dataclass(frozen=True)
-class Node:
-    """One operation. Arguments are JSON; `{"v": name}` stands for a value."""
-
-    name: str
-    target: str
-    args: Any
-    kwargs: Any
-    calls: frozenset[Call]
-    """The module calls that it is in."""
-    is_number: bool
-    """Whether it gives a number that follows from shapes, and no tensor."""
+OPSET, IR = 18, 8
+"""Of what torch writes; ONNX Runtime 1.14 reads it."""
+TOLERANCE = 1e-4
+"""What ONNX Runtime may differ by, of the largest value of a result."""
+CONSTANTS = "constants"
+"""The shard of what graphs take besides weights and saved buffers."""
+Say = Callable[[str], None]
+Examples = Sequence[tuple[Arguments, Sequence[Tensor]]]
 
 
-@dataclass(frozen=True)
-class Graph:
-    """What torch.export made of a module. Values are named by the node that gives them, or are inputs of the graph."""
+def with_segments(
+    module: nn.Module,
+    weights: Mapping[str, Weight],
+    manifest: m.ModuleManifest,
+    exits: Sequence[int],
+    examples: Examples,
+    fetch: Callable[[str], Tensor],
+    writer: StoreWriter,
+    say: Say,
+) -> m.ModuleManifest:
+    """The manifest with a graph for each stage, which are written. `exits`: the stages before which
+    an exit can stand, if the graphs have the hidden state there.
 
-    nodes: tuple[Node, ...]
-    inputs: tuple[str, ...]
-    """Arguments of the module that are tensors."""
-    weights: Mapping[str, str]
-    """Input of the graph -> name of the parameter."""
-    constants: Mapping[str, str]
-    """Input of the graph -> name of a buffer or constant."""
-    outputs: tuple[str, ...]
-    values: Mapping[str, Value]
-    batch: Mapping[str, int]
-    """Value -> its extent that counts rows."""
-    dynamic: Mapping[str, tuple[int, ...]]
-    """Value -> its extents that may differ from call to call."""
-    data: Mapping[str, Any]
-    """Constant -> its tensor."""
-
-
-def with_inputs(graph: Graph, arguments: Sequence[str]) -> Graph:
-    """The same graph with its inputs called as the arguments of the module, in order; torch.export calls those without
-    a name as the module's code does.
+    Raises StageError with the reason where the module cannot be exported, or its graphs answer otherwise than it does.
     """
-    names = dict(zip(graph.inputs, arguments, strict=True))
-
-    def keyed(mapping: Mapping[str, Any]) -> dict[str, Any]:
-        return {names.get(name, name): value for name, value in mapping.items()}
-
-    known = {name: names.get(name, name) for name in (*graph.values, *(node.name for node in graph.nodes))}
-    known.update({name: name for name in (*graph.weights, *graph.constants)})
-    nodes = [
-        replace(node, args=_renamed(node.args, known), kwargs=_renamed(node.kwargs, known)) for node in graph.nodes
-    ]
+    program = manifest.program
+    graph = export(module, weights, examples[0][0], [inputs for inputs, _ in examples[1:]])
+    segments, kinds = cut(graph, program, _tables(manifest))
+    manifest = _with_kept(segments, manifest)
+    _require_own_weights(segments, manifest)
+    graphs = {kind: SegmentGraph(data, kind) for kind, data in kinds.items()}
+    for inputs, expected in examples:
+        fault = _fault(partial(_run, graphs, segments, graph, inputs, fetch), expected)
+        if fault is not None:
+            shown = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in inputs.tensors().items())
+            raise StageError(f"the exported graph {fault} for {shown}", program.module, "use --method eager")
+    segments = replace(segments, exits=tuple(i for i in exits if has_hidden(segments, program, i)))
+    known = {tensor.name for shard in manifest.shards.values() for tensor in shard.tensors}
+    constants = {name: tensor for name, tensor in graph.data.items() if name not in known and _is_used(name, segments)}
+    shards = dict(manifest.shards)
+    if constants:
+        shards[CONSTANTS] = _write_constants(constants, writer)
+    files = [writer.add_file(graph_file(kind), data) for kind, data in sorted(kinds.items())]
+    say(f"{len(segments.stages)} stages as {len(kinds)} graphs, exits can stand before {len(segments.exits)} of them")
+    onnx = _write_onnx(graphs, segments, graph, examples[0][0], fetch, writer, say)
     return replace(
-        graph, nodes=tuple(nodes), inputs=tuple(arguments), outputs=tuple(known[name] for name in graph.outputs),
-        values=keyed(graph.values), batch=keyed(graph.batch), dynamic=keyed(graph.dynamic),
+        manifest, program=replace(program, segments=segments), shards=shards, graphs=onnx,
+        files=(*manifest.files, *files), source=replace(manifest.source, method="export"),
     )  # fmt: skip
 
 
-def cut(graph: Graph, program: Program, tables: Set[str] = frozenset()) -> tuple[Segments, dict[str, bytes]]:
-    """The pieces between the starts of the stages, and the graph of each kind. Rows of `tables` that are looked up by
-    an input flow into the pieces as if they were inputs, so that the tables need not be read.
-
-    Raises StageError where a stage begins at no operation of the graph, or reads other weights than it has.
-    """
-    numbers = {node.name: node for node in graph.nodes if node.is_number}
-    look_ups = {node.name: found for node in graph.nodes if (found := _look_up(node, graph, program, tables))}
-    nodes = [node for node in graph.nodes if not node.is_number]
-    bounds = [*_starts(nodes, program), len(nodes)]
-    pieces = [[node for node in nodes[start:end] if node.name not in look_ups] for start, end in pairwise(bounds)]
-    needed_later = set(graph.outputs)
-    segments: list[Segment] = []
-    kinds: dict[str, bytes] = {}
-    for piece, flow in zip(reversed(pieces), reversed(program.flows), strict=True):
-        full = _with_numbers(piece, numbers)
-        made = {node.name for node in piece}
-        reads = [name for name in _references(full) if name not in {node.name for node in full}]
-        writes = tuple(node.name for node in piece if node.name in needed_later)
-        weights = tuple(name for name in reads if name in graph.weights)
-        constants = tuple(name for name in reads if name in graph.constants)
-        values = tuple(name for name in reads if name not in graph.weights and name not in graph.constants)
-        _require_tensors(values, graph, program)
-        values = _hidden_first(values, flow, graph)
-        needed_later = (needed_later - made) | set(values)
-        inputs = {"r": values, "w": weights, "c": constants}
-        data = _canonical(full, inputs, writes, [_fixed(name, graph) for group in inputs.values() for name in group])
-        kind = f"graph-{hashlib.sha256(data).hexdigest()[:12]}"
-        kinds[kind] = data
-        segments.append(
-            Segment(kind, values, writes, tuple(graph.weights[name] for name in weights),
-                    tuple(graph.constants[name] for name in constants))
-        )  # fmt: skip
-    flowing = {name for segment in segments for name in (*segment.reads, *segment.writes)}
-    made_of = Segments(
-        tuple(reversed(segments)),
-        graph.outputs,
-        {name: graph.values[name] for name in sorted(flowing)},
-        {name: graph.batch[name] for name in sorted(flowing) if name in graph.batch},
-        look_ups=look_ups,
-    )
-    return made_of, kinds
+def _tables(manifest: m.ModuleManifest) -> set[str]:
+    """Of which a stream reads nothing but rows."""
+    gathered = (tensor.name for shard in manifest.shards.values() if shard.blocks for tensor in shard.tensors)
+    return set(gathered) - set(manifest.program.sliced)
 
 
-def _look_up(node: Node, graph: Graph, program: Program, tables: Set[str]) -> LookUp | None:
-    """Which rows an operation looks up, if they are those of a table by an input."""
-    if node.target != LOOK_UP:
+def _fault(run: Callable[[], list[Tensor]], expected: Sequence[Tensor]) -> str | None:
+    try:
+        found = run()
+    except Exception as error:  # of an operation, whatever it says of shapes that it was not made for
+        return f"fails ({type(error).__name__}: {str(error).partition(chr(10))[0][:200]})"
+    if are_equal(found, expected):
         return None
-    table, index = (part.get(REFERENCE) if isinstance(part, Mapping) else None for part in node.args[:2])
-    name = graph.weights.get(str(table))
-    if name is None or name not in tables or index not in program.inputs or index not in graph.inputs:
-        return None
-    return LookUp(name, index)
+    if [tensor.shape for tensor in found] != [tensor.shape for tensor in expected]:
+        return "answers in other shapes than the module"
+    worst = max(map(_distance, found, expected), default=0.0)
+    return f"answers otherwise than the module (by {worst:.1e} at most, of the largest value)"
 
 
-def _require_tensors(values: Sequence[str], graph: Graph, program: Program) -> None:
-    foreign = next((name for name in values if name not in graph.values), None)
-    if foreign is not None:
-        raise StageError(f"{foreign} flows between stages and is no tensor", program.module, "use --method eager")
+def _distance(found: Tensor, expected: Tensor) -> float:
+    if not expected.numel():
+        return 0.0
+    return float((found.double() - expected.double()).abs().max() / expected.double().abs().max().clamp(min=1e-30))
 
 
-def _hidden_first(values: tuple[str, ...], flow: Flow, graph: Graph) -> tuple[str, ...]:
-    """What an exit before the stage would look at, in front."""
-    hidden = None if flow.hidden is None else flow.values[flow.hidden]
-    like = [
-        name for name in values if hidden is not None and name in graph.batch and _is_like(graph.values[name], hidden)
-    ]
-    front = like if len(like) == 1 else []
-    return (*front, *(name for name in values if name not in front))
+def _with_kept(segments: Segments, manifest: m.ModuleManifest) -> m.ModuleManifest:
+    """The manifest with shards that stay in memory named by every stage whose graph takes a weight of theirs."""
+    stages = []
+    for segment, stage in zip(segments.stages, manifest.stages, strict=True):
+        (step,) = stage.steps
+        kept = [
+            name for name in manifest.program.pinned if name not in step.shards
+            and any(tensor.name in segment.weights for tensor in manifest.shards[name].tensors)
+        ]  # fmt: skip
+        stages.append(replace(stage, steps=(replace(step, shards=(*step.shards, *kept)),)))
+    return replace(manifest, stages=tuple(stages))
 
 
-def has_hidden(segments: Segments, program: Program, stage: int) -> bool:
-    """Whether the first value that a stage reads is the hidden state that it begins with, so that an exit can stand
-    before it; of texts it must have a place for each token.
-    """
-    flow, reads = program.flows[stage], segments.stages[stage].reads
-    if flow.hidden is None or not reads or not _is_like(segments.values[reads[0]], flow.values[flow.hidden]):
-        return False
-    ids_shape = None if program.texts is None else program.inputs[TEXT_INPUTS[0]].shape
-    return is_for_heads(flow.values[flow.hidden], ids_shape)
+def _require_own_weights(segments: Segments, manifest: m.ModuleManifest) -> None:
+    """Raise StageError where a graph needs a weight that the run of the module used in other stages alone."""
+    for segment, stage in zip(segments.stages, manifest.stages, strict=True):
+        shards = [manifest.shards[name] for step in stage.steps for name in step.shards]
+        lost = set(segment.weights) - {tensor.name for shard in shards for tensor in shard.tensors}
+        if lost:
+            what = f"{min(lost)} is used in stage {stage.name} of the exported graph, and elsewhere by the module"
+            raise StageError(what, manifest.program.module, "use --method eager")
 
 
-def is_for_heads(hidden: Value, ids_shape: tuple[int, ...] | None = None) -> bool:
-    """Whether a head can read a hidden state: float32, rows and a width; of texts [B, S] a place for each token."""
-    if hidden.dtype != "float32" or len(hidden.shape) < 2:
-        return False
-    return ids_shape is None or (len(hidden.shape) == 3 and hidden.shape[:2] == ids_shape)
+def _is_used(name: str, segments: Segments) -> bool:
+    return any(name in segment.constants for segment in segments.stages)
 
 
-def _is_like(value: Value, other: Value) -> bool:
-    return value.dtype == other.dtype and len(value.shape) == len(other.shape) and value.shape[1:] == other.shape[1:]
+def _write_constants(constants: Mapping[str, Tensor], writer: StoreWriter) -> m.Shard:
+    tensors = sorted(constants.items(), key=lambda pair: pair[1].nbytes % 64 != 0)
+    entries = [(name, name, NAMES[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors]
+    return writer.add_shard(CONSTANTS, entries, lambda name: [bits(constants[name])])
 
 
-def _starts(nodes: Sequence[Node], program: Program) -> list[int]:
-    """Index of the first operation of each stage."""
-    starts = [0]
-    for flow in program.flows[1:]:
-        place = next((i for i, node in enumerate(nodes) if flow.start in node.calls), None)
-        if place is None or place < starts[-1]:
-            assert flow.start is not None
-            what = f"{flow.start.module} (call {flow.start.number}) begins at no operation of the exported graph"
-            raise StageError(what, program.module, "use --method eager")
-        starts.append(place)
-    return starts
+def _run(
+    graphs: Mapping[str, SegmentGraph],
+    segments: Segments,
+    graph: Graph,
+    inputs: Arguments,
+    fetch: Callable[[str], Tensor],
+    watch: Callable[[int, list[Tensor], tuple[Tensor, ...]], None] = lambda index, given, made: None,
+) -> list[Tensor]:
+    """What the graphs say, one after the other."""
+    values: dict[str, Any] = dict(zip(graph.inputs, inputs.copy().tensors().values(), strict=True))
+    with torch.no_grad():
+        for name, found in segments.look_ups.items():
+            values[name] = functional.embedding(values[found.input], fetch(found.table))
+        for index, segment in enumerate(segments.stages):
+            given = [values[name] for name in segment.reads]
+            given += [fetch(name) for name in segment.weights]
+            given += [graph.data[name] for name in segment.constants]
+            made = graphs[segment.kind](*given)
+            watch(index, given, made)
+            values.update(zip(segment.writes, made, strict=True))
+    return [values[name] for name in segments.outputs]
 
 
-def _with_numbers(piece: Sequence[Node], numbers: Mapping[str, Node]) -> list[Node]:
-    """A piece, and before each operation the numbers that it uses and those that they follow from."""
-    found: dict[str, Node] = {}
+def _write_onnx(
+    graphs: Mapping[str, SegmentGraph],
+    segments: Segments,
+    graph: Graph,
+    example: Arguments,
+    fetch: Callable[[str], Tensor],
+    writer: StoreWriter,
+    say: Say,
+) -> dict[str, m.Graph]:
+    """The same graphs for ONNX Runtime, each compared with what it was made from."""
+    if importlib.util.find_spec("onnxscript") is None:
+        say("no ONNX graphs written, the store runs on torch only: pip install 'offramp[divide]'")
+        return {}
+    made: dict[str, m.Graph] = {}
+    worst = 0.0
 
-    def add(node: Node) -> None:
-        for name in _references([node]):
-            if name in numbers and name not in found:
-                add(numbers[name])
-        found[node.name] = node
+    def write(index: int, given: list[Tensor], results: tuple[Tensor, ...]) -> None:
+        nonlocal worst
+        segment = segments.stages[index]
+        if segment.kind not in made:
+            extents = [graph.dynamic.get(name, ()) for name in segment.reads]
+            data = _onnx(graphs[segment.kind], given, extents)
+            worst = max(worst, _difference(data, graphs[segment.kind].inputs, given, results))
+            file = writer.add_file(f"graphs/{segment.kind}.onnx", data)
+            made[segment.kind] = m.Graph(file.file, file.bytes, file.sha256, OPSET, IR)
 
-    for node in piece:
-        add(node)
-    return list(found.values())
-
-
-def _references(nodes: Iterable[Node]) -> list[str]:
-    """The values that they use, each once, in order."""
-    return list(dict.fromkeys(name for node in nodes for name in _named((node.args, node.kwargs))))
-
-
-def _named(tree: Any) -> Iterator[str]:
-    if isinstance(tree, Mapping):
-        if REFERENCE in tree:
-            yield tree[REFERENCE]
-            return
-        tree = list(tree.values())
-    if isinstance(tree, (list, tuple)):
-        for part in tree:
-            yield from _named(part)
-
-
-def _fixed(name: str, graph: Graph) -> list[int | None]:
-    """Its shape, with None for what may differ from call to call."""
-    moving = graph.dynamic.get(name, ())
-    return [None if extent in moving else n for extent, n in enumerate(graph.values[name].shape)]
+    try:
+        _run(graphs, segments, graph, example, fetch, write)
+    except StageError as error:
+        say(f"no ONNX graphs written, the store runs on torch only: {error}")
+        return {}
+    say(f"ONNX graphs differ from PyTorch's by {worst:.1e} at most, of the largest value")
+    return made
 
 
-def _canonical(
-    nodes: Sequence[Node],
-    inputs: Mapping[str, Sequence[str]],
-    writes: Sequence[str],
-    shapes: Sequence[Sequence[int | None]],
-) -> bytes:
-    """A piece as JSON with names that do not depend on where it stands. The shapes of its inputs, in their order, tell
-    pieces apart whose graphs for ONNX Runtime, which has them fixed, would differ.
-    """
-    names = {name: f"{letter}{i}" for letter, group in inputs.items() for i, name in enumerate(group)}
-    names.update({node.name: f"n{i}" for i, node in enumerate(nodes)})
-    tree = {
-        "inputs": {letter: len(group) for letter, group in inputs.items()},
-        "nodes": [
-            [names[node.name], node.target, _renamed(node.args, names), _renamed(node.kwargs, names)] for node in nodes
-        ],
-        "outputs": [names[name] for name in writes],
-        "shapes": shapes,
-    }
-    return json.dumps(tree, separators=(",", ":"), sort_keys=True).encode() + b"\n"
+def _onnx(graph: SegmentGraph, given: Sequence[Tensor], extents: Sequence[Sequence[int]]) -> bytes:
+    moving = [dict.fromkeys(each, torch.export.Dim.DYNAMIC) or None for each in extents]
+    shapes = tuple(moving) + (None,) * (len(given) - len(moving))
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                graph, tuple(given), dynamo=True, dynamic_shapes=(shapes,), input_names=list(graph.inputs),
+                opset_version=OPSET, verbose=False, external_data=False, optimize=True,
+            )  # fmt: skip
+        assert program is not None
+        proto = program.model_proto
+    except Exception as error:  # the exporter raises many kinds
+        said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        what = f"a stage cannot be written as ONNX ({type(error).__name__}: {said[:200]})"
+        raise StageError(what, None, "run it on torch") from None
+    for node in proto.graph.node:
+        node.doc_string = ""
+        del node.metadata_props[:]
+    for info in (*proto.graph.value_info, *proto.graph.input, *proto.graph.output):
+        del info.metadata_props[:]
+    del proto.graph.value_info[:]
+    proto.ir_version = IR
+    return proto.SerializeToString(deterministic=True)
 
 
-def _renamed(tree: Any, names: Mapping[str, str]) -> Any:
-    if isinstance(tree, Mapping):
-        if REFERENCE in tree:
-            return {REFERENCE: names[tree[REFERENCE]]}
-        return {key: _renamed(value, names) for key, value in tree.items()}
-    if isinstance(tree, (list, tuple)):
-        return [_renamed(part, names) for part in tree]
-    return tree
+def _difference(data: bytes, names: Sequence[str], given: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """Of ONNX Runtime's results, relative to the largest value. Raises StageError where it is no rounding."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        taken = {each.name for each in session.get_inputs()}
+        feeds = {n: t.detach().contiguous().numpy() for n, t in zip(names, given, strict=True) if n in taken}
+        results: Any = session.run(None, feeds)
+    except Exception as error:  # onnxruntime's exceptions have no common base
+        raise StageError(f"a stage does not run as ONNX ({str(error).splitlines()[0][:200]})", None, "") from None
+    worst = 0.0
+    for found, wanted in zip(results, expected, strict=True):
+        wanted = wanted.detach().numpy()
+        if found.dtype.kind == "f" and wanted.size:
+            scale = max(float(np.abs(wanted[np.isfinite(wanted)]).max(initial=0)), 1e-6)
+            worst = max(worst, float(np.abs(found - wanted)[np.isfinite(wanted)].max(initial=0)) / scale)
+        elif not np.array_equal(found, wanted):
+            worst = float("inf")
+    if worst > TOLERANCE:
+        raise StageError(f"ONNX Runtime differs by {worst:.1e} of the largest value", None, "run it on torch")
+    return worst
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter tells of its steps on stdout, by warnings and by logging."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

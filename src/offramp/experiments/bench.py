@@ -17,9 +17,9 @@ import numpy as np
 
 from offramp.experiments.children import output_of
 from offramp.measure import median, percentile, read_memory
-from offramp.runtime import Classifier
 from offramp.runtime.course import Arrays, Batch, Tokens, course_of
 from offramp.runtime.profile import DeviceProfile, load_profile
+from offramp.session import Classifier
 from offramp.store import Store
 
 RANDOM_LENGTH = 128

@@ -135,7 +135,7 @@ def _minilm() -> Path:
 
 
 def _divide(out: Path, say: Say) -> None:
-    from offramp.export import divide
+    from offramp.division import divide
 
     store = out / "store"
     say(f"dividing {out / 'run'} into {store}")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from offramp.division import open_source
+from offramp.checkpoints.source import open_source
 from offramp.errors import SourceError, UsageError
 from offramp.policies import Policy, replay
 from offramp.policies.evidence import MULTI_LABEL, REGRESSION
@@ -26,7 +26,7 @@ from offramp.tasks.metrics import answers, score, score_exits
 from offramp.training.folders import read_config
 
 if TYPE_CHECKING:
-    from offramp.models.inputs import AnyRows, Facts
+    from offramp.checkpoints.inputs import AnyRows, Facts
     from offramp.runtime.course import Course
 
 Say = Callable[[str], None]
@@ -89,7 +89,7 @@ def evaluate(
     Raises UsageError for an unknown split, for labels that are not the model's, and where a transcript exists;
     SourceError for the model, NonFiniteError naming the exit, DiskFullError.
     """
-    from offramp.models.inputs import rows_of
+    from offramp.checkpoints.inputs import rows_of
 
     chosen = data.named(names)
     facts = classifier_facts(folder)
@@ -135,7 +135,7 @@ def answer_at(logits_KNC: np.ndarray, exit_N: np.ndarray) -> np.ndarray:
 
 def classifier_facts(folder: Path) -> Facts:
     """What a classifier's folder, or a store, takes and gives. Raises SourceError for one without a head."""
-    from offramp.models.inputs import facts_of, facts_of_store
+    from offramp.checkpoints.inputs import facts_of, facts_of_store
 
     if (folder / FILE_NAME).is_file():
         with Store(folder, verify="never") as store:
@@ -150,8 +150,8 @@ def classifier_facts(folder: Path) -> Facts:
 @contextmanager
 def _classifier(folder: Path) -> Iterator[Any]:
     """The model of a folder with its exits; of the store of a module its graphs, for transformers does not load it."""
-    from offramp.models.checkpoint import load_classifier
-    from offramp.models.stored import StoredWithExits
+    from offramp.checkpoints.checkpoint import load_classifier
+    from offramp.checkpoints.stored import StoredWithExits
 
     if not (folder / FILE_NAME).is_file():
         yield load_classifier(folder)
@@ -211,7 +211,7 @@ def _run(
     model: Any, rows: AnyRows, batch_size: int, about: About, folder: Path | None, feature_size: int
 ) -> tuple[np.ndarray, Path | None]:
     """Logits [K, N, C], and the transcript if one is written."""
-    from offramp.models.predict import predict, predict_windows
+    from offramp.checkpoints.predict import predict, predict_windows
 
     if folder is None:
         return predict(model, rows, batch_size), None

@@ -20,11 +20,11 @@ from offramp.policies import FullDepth, StopAt, replay
 from offramp.policies.certify import Certificate, certify, losses, samples_needed
 from offramp.policies.codec import to_json
 from offramp.policies.evidence import MULTI_LABEL
-from offramp.runtime.durations import format_duration
 from offramp.runtime.profile import DeviceProfile
 from offramp.store.policy_file import PolicyFile
 from offramp.store.transcript import Transcript
 from offramp.tasks.metrics import score
+from offramp.units import format_duration
 
 BOOTSTRAP_ROUNDS = 300
 MANY_SAMPLES = 100_000

@@ -9,9 +9,10 @@ from offramp.measure.cached import cached_bytes
 from offramp.measure.hardware import num_cores
 from offramp.measure.memory import Memory, MemorySample, MemorySampler, PeakMeter, read_memory, reset_peak
 from offramp.measure.summary import median, percentile, wilson_interval
-from offramp.measure.trace import Span, Trace, bound_seconds
+from offramp.measure.trace import TRACED_PASSES, Span, Trace, bound_seconds
 
 __all__ = [
+    "TRACED_PASSES",
     "Memory",
     "MemorySample",
     "MemorySampler",

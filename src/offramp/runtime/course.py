@@ -15,10 +15,10 @@ from typing import Any, Dict, Iterable, Mapping, Optional, Tuple, Union
 import numpy as np
 
 from offramp.errors import StoreError
+from offramp.program.program import TEXT_INPUTS, LookUp, Texts, Value
 from offramp.runtime.segments import layers_of, segments_of
 from offramp.store import Encoder, Stage, Store
 from offramp.store.manifest import Manifest
-from offramp.store.program import TEXT_INPUTS, LookUp, Texts, Value
 
 TOKEN_BYTES = 4 * 8
 """Of the inputs of a batch: id, mask and type of each token, and as much again as one of them for what is around."""

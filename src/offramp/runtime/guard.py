@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Callable, Dict, Optional, Tuple, Union
 
-from offramp.runtime.durations import parse_duration
+from offramp.units import parse_duration
 
 _FORGET = 0.98
 """A request. What was slow once is tried again after some hundred requests at the latest."""

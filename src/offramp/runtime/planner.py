@@ -17,7 +17,7 @@ from itertools import chain, combinations
 from typing import FrozenSet, Iterable, Iterator, List, Sequence, Set, Tuple
 
 from offramp.errors import BudgetError
-from offramp.runtime.sizes import format_size
+from offramp.units import format_size
 
 PAGE_BYTES = 4096
 MAX_SLOTS = 3

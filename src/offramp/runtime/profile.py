@@ -14,17 +14,19 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Tuple, Union
 
 import numpy as np
 
 from offramp.errors import OfframpError, RefusedError, StoreError
 from offramp.measure.hardware import machine
 from offramp.policies.costs import Costs, as_tuples
-from offramp.runtime.classifier import Classifier
-from offramp.runtime.sizes import named_size
 from offramp.store.memory import cache_folder
 from offramp.store.policy_file import FORMAT, read_json, write_json
+from offramp.units import named_size
+
+if TYPE_CHECKING:
+    from offramp.session.classifier import Classifier
 
 _REMEDY = "measure it again: offramp bench STORE --save-profile FILE"
 

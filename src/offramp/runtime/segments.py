@@ -15,9 +15,9 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 import numpy as np
 
 from offramp.errors import StoreError
+from offramp.program.program import TEXT_INPUTS, Program, Segment, Segments, Value
 from offramp.runtime.backend import Backend, State, Weights
 from offramp.store import Stage, Step, Store
-from offramp.store.program import TEXT_INPUTS, Program, Segment, Segments, Value
 
 SLACK = 1.5
 """What activations may take, of the values that lived at once when the module was divided."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Dict, FrozenSet, Iterable, List, Mapping, Sequence, Tuple
 
 from offramp.errors import BudgetError
-from offramp.runtime.sizes import format_size
+from offramp.units import format_size
 
 SLICE_BYTES = 8 << 20
 Stages = Sequence[Sequence[str]]

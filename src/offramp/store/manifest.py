@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Dict, Optional, Tuple, Union
 
 from offramp.errors import StoreError
-from offramp.store.program import PROBLEMS as PROBLEMS
-from offramp.store.program import Program
+from offramp.program.program import PROBLEMS as PROBLEMS
+from offramp.program.program import Program
 from offramp.store.safetensors import num_bytes
 
 FILE_NAME = "offramp.json"

@@ -11,7 +11,8 @@ import re
 from typing import Any, Dict, Iterable, List, Set, Tuple, Union
 
 from offramp.errors import DamagedError, VersionError
-from offramp.store.checks import WrongError, choice_of, int_of, list_of, object_of, str_of
+from offramp.program.checks import WrongError, choice_of, int_of, list_of, object_of, str_of
+from offramp.program.program import Program, program_of
 from offramp.store.manifest import (
     ACTIVATIONS,
     FILE_NAME,
@@ -34,7 +35,6 @@ from offramp.store.manifest import (
     all_files,
     is_sealed,
 )
-from offramp.store.program import Program, program_of
 from offramp.store.safetensors import ITEM_BYTES, MAX_RANK, PAGE_BYTES, strict_json
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")

@@ -14,12 +14,20 @@ import torch
 from safetensors.torch import save
 from transformers import AutoTokenizer, PreTrainedModel
 
-from offramp.division import open_source
+from offramp.checkpoints.checkpoint import WithExits, auto_class, load_classifier
+from offramp.checkpoints.exits import ModelWithExits
+from offramp.checkpoints.inputs import (
+    AnyRows,
+    Facts,
+    facts_of,
+    has_known_names,
+    points_of_folder,
+    rows_of,
+    takes_images,
+)
+from offramp.checkpoints.points import ModuleWithExits
+from offramp.checkpoints.source import open_source
 from offramp.errors import SourceError, UsageError
-from offramp.models.checkpoint import WithExits, auto_class, load_classifier
-from offramp.models.exits import ModelWithExits
-from offramp.models.inputs import AnyRows, Facts, facts_of, has_known_names, points_of_folder, rows_of, takes_images
-from offramp.models.points import ModuleWithExits
 from offramp.policies.evidence import REGRESSION, SINGLE_LABEL
 from offramp.store.exits import DEFAULT_FORM, describe_exits
 from offramp.store.files import write_atomic

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from offramp.division.source import TRAINING
+from offramp.checkpoints.source import TRAINING
 from offramp.errors import DiskFullError, NonFiniteError, UsageError
 from offramp.store.files import disk_full_is_ours, fsync_folder, lock_folder, write_atomic
 

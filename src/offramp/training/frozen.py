@@ -14,8 +14,8 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from torch import Tensor, nn
 
-from offramp.models.checkpoint import WithExits
-from offramp.models.predict import AnyRows, pooled_windows
+from offramp.checkpoints.checkpoint import WithExits
+from offramp.checkpoints.predict import AnyRows, pooled_windows
 
 
 @dataclass(frozen=True, eq=False)

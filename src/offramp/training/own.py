@@ -18,14 +18,14 @@ from safetensors.torch import load_file, load_model
 from safetensors.torch import save_model as save_weights
 from torch import nn
 
-from offramp.division.placeholders import content_sha256, weights_of
+from offramp.checkpoints.checkpoint import device
+from offramp.checkpoints.inputs import BATCH, AnyRows, Facts
+from offramp.checkpoints.points import ModuleWithExits, Point, answer_of, points_of
+from offramp.checkpoints.predict import to_tensors
 from offramp.errors import SourceError
-from offramp.models.checkpoint import device
-from offramp.models.inputs import BATCH, AnyRows, Facts
-from offramp.models.points import ModuleWithExits, Point, answer_of, points_of
-from offramp.models.predict import to_tensors
 from offramp.policies.evidence import REGRESSION, SINGLE_LABEL
 from offramp.store.exits import DEFAULT_FORM
+from offramp.streaming.placeholders import content_sha256, weights_of
 from offramp.tasks.arrays import ArrayRows, Record, require_alike
 from offramp.training.checkpoint import Say, save_exits
 

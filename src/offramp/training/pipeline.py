@@ -20,8 +20,8 @@ from offramp.training.settings import ExitMetrics, TrainSettings
 if TYPE_CHECKING:
     from torch import nn
 
-    from offramp.models.checkpoint import WithExits
-    from offramp.models.inputs import AnyRows
+    from offramp.checkpoints.checkpoint import WithExits
+    from offramp.checkpoints.inputs import AnyRows
     from offramp.training.checkpoint import FolderModel
     from offramp.training.own import OwnModule
 
@@ -78,7 +78,7 @@ def train_exits(
     for name, examples in (("train", train), ("tune", tune)):
         _require_examples(name, examples, len(labels))
     _require_libraries()
-    from offramp.models.checkpoint import quiet_libraries
+    from offramp.checkpoints.checkpoint import quiet_libraries
     from offramp.training.checkpoint import FolderModel, order_of
     from offramp.training.folders import await_folder, await_run, is_finished, run_folder
     from offramp.training.own import OwnModule
@@ -157,7 +157,7 @@ def _fit_model(job: _Job, model: WithExits, folder: Path) -> None:
 def _fit_heads(job: _Job, model: WithExits, folder: Path) -> None:
     from transformers import set_seed
 
-    from offramp.models.checkpoint import device
+    from offramp.checkpoints.checkpoint import device
     from offramp.training.folders import checkpoints, last_checkpoint
     from offramp.training.frozen import pool_rows
     from offramp.training.trainer import fit
@@ -180,7 +180,7 @@ def _from(checkpoint: Path | None) -> str:
 
 def _measure(job: _Job, folder: Path) -> ExitMetrics:
     """Of what was saved, in float32: autocast would go on in a model that was trained with it."""
-    from offramp.models.predict import predict
+    from offramp.checkpoints.predict import predict
     from offramp.tasks.metrics import score_exits
 
     rows = _rows(job, job.tune)

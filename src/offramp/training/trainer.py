@@ -19,9 +19,9 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
+from offramp.checkpoints.checkpoint import WithExits
+from offramp.checkpoints.predict import to_tensors
 from offramp.errors import UsageError
-from offramp.models.checkpoint import WithExits
-from offramp.models.predict import to_tensors
 from offramp.training.batches import LengthGroupedBatches
 from offramp.training.frozen import Heads
 from offramp.training.loss import distilled, exit_losses, require_finite, weighted_loss

@@ -1,0 +1,85 @@
+"""From what a user types to a folder: a folder stays as it is, anything else is a model on the Hugging Face hub.
+
+Only what a division reads is downloaded, and pickles only where there is no safetensors. huggingface_hub is imported
+where it is used, and keeps its own cache, tokens and environment variables (`HF_HOME`, `HF_HUB_OFFLINE`).
+"""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+from offramp.checkpoints.source import (
+    CONFIG,
+    EXITS,
+    PICKLE,
+    PICKLE_INDEX,
+    SAFETENSORS,
+    SAFETENSORS_INDEX,
+    TOKENIZER,
+    TRAINING,
+)
+from offramp.errors import DiskFullError, MissingExtraError, OfframpError, SourceError
+
+_COMMON = [CONFIG, *TOKENIZER, TRAINING, *EXITS]
+_SAFETENSORS = [SAFETENSORS, SAFETENSORS_INDEX, "model-*.safetensors"]
+_PICKLES = [PICKLE, PICKLE_INDEX, "pytorch_model-*.bin"]
+
+
+def resolve(model: str, offline: bool = False) -> Path:
+    """The folder of `model`, from the hub or its cache if it is an id there. `offline`: from the cache alone.
+
+    Raises SourceError (no such folder, not found, gated, no network), DiskFullError, and MissingExtraError without
+    huggingface_hub.
+    """
+    if model and Path(model).is_dir():
+        return Path(model)
+    if model and Path(model).exists():
+        raise SourceError("not a folder", model, "give the folder with config.json and weights")
+    if _looks_like_path(model):
+        raise SourceError(
+            "no such folder", model, "give a folder with config.json and weights, or the id of a model on the hub"
+        )
+    folder = _snapshot(model, offline, [*_COMMON, *_SAFETENSORS])
+    if not any((folder / name).exists() for name in (SAFETENSORS, SAFETENSORS_INDEX)):
+        folder = _snapshot(model, offline, [*_COMMON, *_PICKLES])
+    return folder
+
+
+def _looks_like_path(model: str) -> bool:
+    return (
+        not model or model.startswith((".", "/", "~")) or model.endswith("/") or "\\" in model or model.count("/") > 1
+    )
+
+
+def _snapshot(model: str, offline: bool, patterns: list[str]) -> Path:
+    try:
+        from huggingface_hub import constants, snapshot_download
+    except ImportError:
+        raise MissingExtraError("huggingface_hub", "divide") from None
+    offline = offline or constants.HF_HUB_OFFLINE
+    try:
+        return Path(snapshot_download(model, allow_patterns=patterns, local_files_only=offline))
+    except Exception as error:  # the hub's transport raises errors of whichever HTTP library it was built on
+        raise _explained(error, model, offline) from error
+
+
+def _explained(error: Exception, model: str, offline: bool) -> OfframpError:
+    from huggingface_hub import errors
+
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFullError("no space left for the download", model, "free some space and run again")
+    if isinstance(error, errors.GatedRepoError):
+        return SourceError("model is gated", model, "accept its terms on the hub and log in with `hf auth login`")
+    if isinstance(error, (errors.RepositoryNotFoundError, errors.HFValidationError)):
+        return SourceError("neither a folder nor a model on the hub", model, "check the spelling")
+    if isinstance(error, errors.LocalEntryNotFoundError) and offline:
+        return SourceError(
+            "no such folder, nor in the cache of the hub", model, "run once without --offline and HF_HUB_OFFLINE"
+        )
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        return SourceError(
+            "no such folder, and the hub cannot be reached", model, "check the network, or give a folder"
+        )
+    reason = str(error).strip().partition("\n")[0][:200]
+    return SourceError(f"download failed ({type(error).__name__}: {reason})", model, "try again, or give a folder")

@@ -1,0 +1,146 @@
+"""Tensors in `pytorch_model.bin`: a pickle, read as far as `torch.load(weights_only=True)` goes, and never further.
+
+Needs torch, imported where it is used. The file is mapped, so that tensors are paged in as they are copied; the process
+grows by what was read, and a file that is truncated meanwhile kills it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from offramp.checkpoints.weights import check_owned, open_file
+from offramp.errors import MissingExtraError, PickleError, SourceError
+
+if TYPE_CHECKING:
+    import torch
+
+CONVERT = (
+    "python -c '"
+    "import glob, torch; from safetensors.torch import save_file; "
+    'parts = [torch.load(f, "cpu", weights_only=True) for f in glob.glob("pytorch_model*.bin")]; '
+    "weights = {k: v.clone().contiguous() for part in parts for k, v in part.items()}; "
+    'save_file(weights, "model.safetensors", {"format": "pt"})'
+    "'"
+)
+"""Run in the model's folder, writes model.safetensors beside the pickles."""
+
+_ZIP_MAGIC = b"PK\x03\x04"
+_DTYPES = {
+    "torch.float32": "F32",
+    "torch.float16": "F16",
+    "torch.bfloat16": "BF16",
+    "torch.float64": "F64",
+    "torch.int64": "I64",
+    "torch.int32": "I32",
+    "torch.int16": "I16",
+    "torch.int8": "I8",
+    "torch.uint8": "U8",
+    "torch.bool": "BOOL",
+}
+
+PIECE_BYTES = 2 << 20
+"""Of a tensor that is copied as a whole, at a time."""
+
+
+class PickledWeights:
+    """Tensors in files of `torch.save`. Where an index names the files, each has the set of tensors that it must hold.
+
+    Raises PickleError for a file that cannot be read safely, SourceError for one that is not a flat dictionary of dense
+    tensors, and MissingExtraError without torch.
+    """
+
+    def __init__(self, files: Mapping[Path, frozenset[str] | None], index: Path | None = None) -> None:
+        self.files = (*files, *([index] if index else []))
+        self._tensors: dict[str, torch.Tensor] = {}
+        for path, owned in files.items():
+            tensors = _load(path)
+            check_owned(owned, tensors, path)
+            self._tensors |= tensors
+        self.entries = {name: (_dtype(tensor), tuple(tensor.shape)) for name, tensor in self._tensors.items()}
+
+    def pieces(self, name: str, piece_bytes: int) -> Iterator[memoryview]:
+        """The data of one tensor; views of the mapped file where it lies there in order."""
+        import torch
+
+        tensor = self._tensors[name]
+        for piece in _flat_pieces(tensor, piece_bytes // tensor.element_size()):
+            yield piece.view(torch.uint8).numpy().data
+
+    def read_into(self, name: str, buffer: memoryview) -> None:
+        """The same as a whole, into a buffer of its size."""
+        done = 0
+        for piece in self.pieces(name, PIECE_BYTES):
+            buffer[done : done + len(piece)] = piece
+            done += len(piece)
+
+    def close(self) -> None:
+        """Let go of the maps."""
+        self._tensors.clear()
+
+
+def _load(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        import torch
+    except ImportError:
+        raise MissingExtraError("torch", "torch") from None
+    with open(open_file(path), "rb") as file:
+        if file.read(len(_ZIP_MAGIC)) != _ZIP_MAGIC:
+            raise PickleError(
+                "not a zip file of torch.save (before torch 1.6, or damaged)",
+                path,
+                f"convert it in its folder: {CONVERT}",
+            )
+    try:
+        tree = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # a hostile pickle may raise anything; all of it means: not readable safely
+        raise PickleError(
+            f"pickle cannot be read safely ({_reason(error)})",
+            path,
+            "get the file again, or ask its author for safetensors (model.save_pretrained): a pickle can run any code",
+        ) from None
+    return _flat_dict(tree, path)
+
+
+def _reason(error: Exception) -> str:
+    """Why, in one line, without torch's advice to load the file unsafely."""
+    text = re.sub(r"[^!-~]+", " ", str(error))
+    forbidden = re.search(r"GLOBAL ([\w.]+)", text)
+    return f"it calls for {forbidden[1]}" if forbidden else f"{type(error).__name__}: {text.partition('. ')[0][:120]}"
+
+
+def _flat_dict(tree: object, path: Path) -> dict[str, torch.Tensor]:
+    import torch
+
+    remedy = "save model.state_dict() alone"
+    if not isinstance(tree, dict) or not all(isinstance(name, str) for name in tree):
+        raise SourceError(f"pickle holds a {type(tree).__name__}, not tensors by name", path, remedy)
+    for name, value in tree.items():
+        if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_quantized or value.is_meta:
+            raise SourceError(f"pickle holds {name!r}, which is not a dense tensor", path, remedy)
+    return {name: value.detach() for name, value in tree.items()}
+
+
+def _dtype(tensor: torch.Tensor) -> str:
+    return _DTYPES.get(str(tensor.dtype), str(tensor.dtype))
+
+
+def _flat_pieces(tensor: torch.Tensor, num_items: int) -> Iterator[torch.Tensor]:
+    """One-dimensional pieces of at most `num_items`, row by row; what is not contiguous is copied piece by piece."""
+    if tensor.numel() == 0:
+        return
+    if tensor.is_contiguous():
+        yield from _flat(tensor).split(num_items)
+    elif (row_items := tensor[0].numel()) > num_items:
+        for row in tensor:
+            yield from _flat_pieces(row, num_items)
+    else:
+        for rows in tensor.split(num_items // row_items):
+            yield _flat(rows.contiguous())
+
+
+def _flat(tensor: torch.Tensor) -> torch.Tensor:
+    """A contiguous tensor in one dimension; `view(-1)` would keep an odd stride where there is one item."""
+    return tensor.as_strided((tensor.numel(),), (1,))

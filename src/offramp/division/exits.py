@@ -1,0 +1,62 @@
+"""Exits of a run folder on their way into the store of a divided module."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from offramp.checkpoints.source import EXITS, TRAINING
+from offramp.errors import SourceError
+from offramp.policies.evidence import REGRESSION, SINGLE_LABEL
+from offramp.program.program import Call
+from offramp.store import StoreWriter
+from offramp.store import manifest as m
+from offramp.store.exits import parse_exits
+
+
+@dataclass(frozen=True)
+class TrainedExits:
+    """Two files, and what the model that they were trained on answers: its problem and labels."""
+
+    heads: Path
+    description: Path
+    task: tuple[str | None, tuple[str, ...]]
+
+    @property
+    def calls(self) -> tuple[Call, ...]:
+        """That begin behind an exit. Raises SourceError for a description that cannot be read."""
+        points = parse_exits(self.description.read_bytes(), self.description.parent, SourceError).points
+        return tuple(Call(module, number) for module, number, _ in points)
+
+    def added_to(self, manifest: m.ModuleManifest, writer: StoreWriter) -> m.ModuleManifest:
+        """The manifest with these exits, which are copied. Raises SourceError unless stages begin where they stand."""
+        program = manifest.program
+        assert program.segments is not None, "divided by export"
+        starts = tuple(program.flows[index].start for index in program.segments.exits)
+        if starts != self.calls:
+            what = f"{len(self.calls)} exits were trained, and the graphs of this division have {len(starts)} places"
+            raise SourceError(what, self.description.parent, "train the exits again")
+        exits = m.Exits(
+            writer.add_copy(self.heads.name, self.heads), writer.add_copy(self.description.name, self.description)
+        )
+        return replace(manifest, exits=exits)
+
+
+def own_exits(folder: Path, weights_sha256: str) -> TrainedExits:
+    """Those that `training.train_exits` left for a module of one's own. Raises SourceError for another folder, and
+    where the module has other weights now than the exits were trained with.
+    """
+    heads, description, training = (folder / name for name in (*EXITS, TRAINING))
+    missing = next((path.name for path in (heads, description, training) if not path.is_file()), None)
+    if missing:
+        raise SourceError(f"no run folder with exits: {missing} is missing", folder, "train them with train_exits")
+    found = parse_exits(description.read_bytes(), folder, SourceError)
+    if not found.trained or found.weights_sha256 != weights_sha256:
+        what = "the exits were trained with other weights than the module has"
+        raise SourceError(what, folder, "safetensors.torch.load_model(module, FOLDER/model.safetensors)")
+    try:
+        labels = tuple(map(str, json.loads(training.read_bytes())["labels"]))
+    except (ValueError, KeyError, TypeError):
+        raise SourceError(f"{TRAINING} does not name the labels", folder, "train the exits again") from None
+    return TrainedExits(heads, description, (SINGLE_LABEL, labels) if labels else (REGRESSION, ("score",)))

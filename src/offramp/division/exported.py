@@ -1,0 +1,238 @@
+"""torch.export, and its graph as plain data.
+
+The graph is exported on tensors without data, so that it takes no weights. Its operations are those that the module
+calls (nothing is decomposed), so that they give the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils import _pytree as pytree
+
+from offramp.backends.torch_graphs import NUMBERS
+from offramp.division.cutting import REFERENCE, Graph, Node, with_inputs
+from offramp.errors import StageError
+from offramp.program.program import Call, Value
+from offramp.streaming.capture import Arguments
+from offramp.streaming.placeholders import Weight
+
+CHECKS = ("aten._assert", "aten.sym_constrain_range")
+"""Operations that give nothing."""
+_NAMES = {
+    **{function: name for name, function in NUMBERS.items()},
+    torch.sym_max: "max", torch.sym_min: "min", torch.sym_int: "int", torch.sym_float: "float", torch.sym_sum: "sum",
+}  # fmt: skip
+"""Operations on numbers, by the name that they get in a graph."""
+
+
+def export(
+    module: nn.Module, weights: Mapping[str, Weight], example: Arguments, others: Sequence[Arguments] = ()
+) -> Graph:
+    """Export a module for any number of rows, and for any extent in which `others` differ from the example; where they
+    differ in none, for any length too, if the module takes any.
+
+    Raises StageError with what torch.export says where it cannot.
+    """
+    differing = _differing(module, example, others)
+    with_length = [extents | _lengths(leaf) for extents, leaf in zip(differing, _leaves(example), strict=True)]
+    attempts = [differing] if any(extents - {0} for extents in differing) else [with_length, differing]
+    reasons = []
+    for extents in attempts:
+        try:
+            graph = _as_data(_exported(module, weights, example, extents), module, weights)
+            return with_inputs(graph, tuple(example.tensors()))
+        except StageError:
+            raise
+        except Exception as error:  # torch.export raises many kinds
+            reasons.append(f"{type(error).__name__}: {_said(error)}")
+    raise StageError(
+        f"torch.export cannot take this module ({reasons[-1]})", type(module).__name__, "use --method eager"
+    )
+
+
+def _said(error: Exception) -> str:
+    """What an error says first; of violated constraints, the first one."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    constraint = next((line for line in lines if line.startswith("- ")), None)
+    if constraint is not None and "Constraints" in lines[0]:
+        return constraint.removeprefix("- ").partition(". ")[0]
+    return lines[0][:300]
+
+
+def _leaves(inputs: Arguments) -> list[Any]:
+    return pytree.tree_leaves((inputs.args, inputs.kwargs))
+
+
+def _differing(module: nn.Module, example: Arguments, others: Sequence[Arguments]) -> list[set[int]]:
+    """Of each leaf of the arguments, the extents that differ between the examples; the first one counts rows."""
+    leaves = _leaves(example)
+    found: list[set[int]] = [{0} if isinstance(leaf, Tensor) and leaf.dim() else set() for leaf in leaves]
+    _, form = pytree.tree_flatten((example.args, example.kwargs))
+    for other in others:
+        if pytree.tree_flatten((other.args, other.kwargs))[1] != form or not all(
+            map(_is_alike, leaves, _leaves(other))
+        ):
+            raise StageError("examples that differ in more than extents of tensors cannot share a graph",
+                             type(module).__name__, "use --method eager, or give examples that are alike")  # fmt: skip
+        for extents, leaf, its in zip(found, leaves, _leaves(other), strict=True):
+            if isinstance(leaf, Tensor):
+                extents.update(i for i, (one, two) in enumerate(zip(leaf.shape, its.shape, strict=True)) if one != two)
+    return found
+
+
+def _is_alike(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.dtype == other.dtype and one.dim() == other.dim()
+    return not isinstance(other, Tensor) and type(one) is type(other) and one == other
+
+
+def _lengths(leaf: Any) -> set[int]:
+    """The extent of ids that is a length."""
+    return {1} if isinstance(leaf, Tensor) and leaf.dim() == 2 and not leaf.is_floating_point() else set()
+
+
+def _exported(module: nn.Module, weights: Mapping[str, Weight], example: Arguments, extents: Sequence[set[int]]) -> Any:
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv  # a quarter of a second, and 33 MiB
+
+    mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
+    buffers = [(owner, name, b) for owner in module.modules() for name, b in owner._buffers.items() if b is not None]
+    try:
+        with mode:
+            for weight in weights.values():
+                if not weight.is_buffer:
+                    like = weight.tensor
+                    empty = torch.empty(like.shape, dtype=like.dtype, device="cpu")
+                    weight.put(nn.Parameter(empty, requires_grad=False))
+        _, form = pytree.tree_flatten((example.args, example.kwargs))
+        moving = [dict.fromkeys(sorted(each), torch.export.Dim.DYNAMIC) or None for each in extents]
+        shapes = pytree.tree_unflatten(moving, form)
+        with torch.no_grad():
+            return torch.export.export(
+                module, example.args, example.kwargs, dynamic_shapes=_by_parameter(module, *shapes), strict=False
+            )
+    finally:
+        for weight in weights.values():
+            weight.put(weight.tensor)
+        for owner, name, buffer in buffers:
+            owner._buffers[name] = buffer
+
+
+def _by_parameter(module: nn.Module, args: Any, kwargs: Any) -> Any:
+    return tuple(args) if args and not kwargs else ({**kwargs} if not args else (*args, *kwargs.values()))
+
+
+def _as_data(program: Any, module: nn.Module, weights: Mapping[str, Weight]) -> Graph:
+    signature, nodes = program.graph_signature, list(program.graph.nodes)
+    first_names = {name: weight.name for weight in weights.values() for name in (weight.name, *weight.aliases)}
+    constants: dict[str, str] = {**signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
+    buffers = {key: first_names.get(name, name) for key, name in constants.items()}
+    inputs = tuple(name for name in signature.user_inputs if isinstance(name, str) and _meta(nodes, name) is not None)
+    if signature.buffers_to_mutate or signature.user_inputs_to_mutate or _writes_to_inputs(nodes):
+        raise StageError("the module writes to its buffers or inputs", type(module).__name__, "use --method eager")
+    symbols = {str(_meta(nodes, name).shape[0]) for name in inputs if _meta(nodes, name).dim()}
+    values, batch, dynamic = {}, {}, {}
+    for node in nodes:
+        value = node.meta.get("val")
+        if isinstance(value, Tensor):
+            values[node.name] = Value(str(value.dtype).removeprefix("torch."), tuple(_hint(n) for n in value.shape))
+            counting = [i for i, n in enumerate(value.shape) if isinstance(n, torch.SymInt) and str(n) in symbols]
+            batch.update({node.name: counting[0]} if counting else {})
+            moving = tuple(i for i, n in enumerate(value.shape) if isinstance(n, torch.SymInt))
+            dynamic.update({node.name: moving} if moving else {})
+    made = [_node(node) for node in nodes if node.op == "call_function" and not _is_check(node)]
+    outputs = tuple(name for name in signature.user_outputs if isinstance(name, str) and name in values)
+    names = [name for name in inputs if name in values]
+    data = {name: _constant(program, module, name) for name in buffers.values()}
+    return Graph(
+        tuple(made), tuple(names), {key: first_names[name] for key, name in signature.inputs_to_parameters.items()},
+        buffers, outputs, values, batch, dynamic, data,
+    )  # fmt: skip
+
+
+def _writes_to_inputs(nodes: Any) -> bool:
+    """Whether an operation changes an input of the graph, or a view of one: weights, buffers and arguments alike."""
+    shares = {node.name: node.op == "placeholder" for node in nodes}
+    for node in nodes:
+        if node.op != "call_function":
+            continue
+        if not isinstance(node.target, torch._ops.OpOverload):
+            shares[node.name] = any(shares[used.name] for used in node.all_input_nodes)
+            continue
+        for number, argument in enumerate(node.target._schema.arguments):
+            given = node.kwargs.get(argument.name, node.args[number] if number < len(node.args) else None)
+            used = [leaf for leaf in pytree.tree_leaves(given) if isinstance(leaf, torch.fx.Node)]
+            if argument.alias_info is not None and any(shares[each.name] for each in used):
+                if argument.alias_info.is_write:
+                    return True
+                shares[node.name] = True
+    return False
+
+
+def _constant(program: Any, module: nn.Module, name: str) -> Tensor:
+    """A buffer of the module, or a tensor that its code makes of numbers."""
+    found = dict(module.named_buffers()).get(name)
+    found = program.constants.get(name) if found is None else found
+    if not isinstance(found, Tensor) or isinstance(found, FakeTensor):
+        raise StageError(
+            f"constant {name} of the exported graph has no data", type(module).__name__, "use --method eager"
+        )
+    return found
+
+
+def _meta(nodes: Any, name: str) -> Any:
+    found = next((node.meta.get("val") for node in nodes if node.name == name), None)
+    return found if isinstance(found, Tensor) else None
+
+
+def _hint(extent: Any) -> int:
+    return int(extent.node.hint) if isinstance(extent, torch.SymInt) else int(extent)
+
+
+def _is_check(node: Any) -> bool:
+    return str(node.target).startswith(CHECKS)
+
+
+def _node(node: Any) -> Node:
+    calls = set()
+    for key, (path, _) in (node.meta.get("nn_module_stack") or {}).items():
+        again = key.rpartition("@")[2] if "@" in key else ""
+        calls.add(Call(path, int(again) + 1 if again.isdigit() else 1))
+    value = node.meta.get("val")
+    is_number = not isinstance(value, (Tensor, list, tuple))
+    return Node(node.name, _target(node), _data(node.args), _data(node.kwargs), frozenset(calls), is_number)
+
+
+def _target(node: Any) -> str:
+    if isinstance(node.target, torch._ops.OpOverload):
+        name = str(node.target)
+        if not name.startswith("aten."):
+            raise StageError(f"operation {name} is none of torch's own", None, "use --method eager")
+        return name
+    if node.target not in _NAMES:
+        name = getattr(node.target, "__name__", node.target)
+        raise StageError(f"operation {name} is not known", None, "use --method eager")
+    return _NAMES[node.target]
+
+
+def _data(part: Any) -> Any:
+    """An argument as JSON."""
+    if isinstance(part, torch.fx.Node):
+        return {REFERENCE: part.name}
+    if isinstance(part, (list, tuple)):
+        return [_data(inner) for inner in part]
+    if isinstance(part, Mapping):
+        return {key: _data(inner) for key, inner in part.items()}
+    if part is None or isinstance(part, (bool, int, str)):
+        return part
+    if isinstance(part, float):
+        return part if math.isfinite(part) else {"float": str(part)}
+    for kind in (torch.dtype, torch.device, torch.memory_format, torch.layout):
+        if isinstance(part, kind):
+            return {kind.__name__: str(part).removeprefix("torch.")}
+    raise StageError(f"argument {part!r} of the exported graph is not known", None, "use --method eager")

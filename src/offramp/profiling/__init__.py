@@ -1,0 +1,1 @@
+"""Measurement of device profiles: the latency of each stage on this machine."""

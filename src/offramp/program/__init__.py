@@ -1,0 +1,1 @@
+"""The description of a computation as plain data. Standard library only."""

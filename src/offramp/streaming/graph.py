@@ -1,0 +1,156 @@
+"""What a run of a module did, as plain data: calls, operations, and the values that live between them.
+
+Pure Python: what computes is none of its business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from offramp.program.program import Call, Flow, Value
+
+LOOK_UP = "aten.embedding.default"
+"""The operation that reads nothing but rows of a weight."""
+
+
+@dataclass(frozen=True)
+class Enter:
+    """A module call begins. `arguments`: the tensors among its arguments, in order, as they are then, each with the
+    number of its value; None for one that is no value: an input of the run, a weight, a constant.
+    """
+
+    call: Call
+    arguments: tuple[tuple[int | None, Value], ...] = ()
+
+
+@dataclass(frozen=True)
+class Leave:
+    """The last module call that began ends."""
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operation: the weights that it touched, the values that it read, and those that it made."""
+
+    name: str
+    weights: tuple[str, ...] = ()
+    reads: tuple[int, ...] = ()
+    writes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One run. Values are numbered; `values` says what they are and how many bytes they took."""
+
+    events: tuple[Enter | Leave | Op, ...]
+    values: Mapping[int, tuple[Value, int]]
+    outputs: tuple[int, ...]
+    """Values that the run returned: they live to its end."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a stage may begin: before operation number `op`, with `call`, so many calls deep."""
+
+    op: int
+    call: Call | None
+    depth: int
+    arguments: tuple[tuple[int | None, Value], ...] = ()
+
+
+@dataclass(frozen=True)
+class Span:
+    """A module call, from operation `start` to before operation `end`."""
+
+    call: Call
+    start: int
+    end: int
+
+
+class Run:
+    """A trace taken apart: operations in order, places to cut before them, and the span of each module call."""
+
+    def __init__(self, trace: Trace) -> None:
+        self.ops: list[Op] = []
+        self.places = [Place(0, None, 0)]
+        self.spans: list[Span] = []
+        begun: list[tuple[int, Call, int]] = []
+        for event in trace.events:
+            if isinstance(event, Op):
+                self.ops.append(event)
+            elif isinstance(event, Leave):
+                index, call, start = begun.pop()
+                self.spans[index] = Span(call, start, len(self.ops))
+            else:
+                here = Place(len(self.ops), event.call, len(begun), event.arguments)
+                if here.op > self.places[-1].op:
+                    self.places.append(here)
+                elif self.places[-1].call is not None and here.depth <= self.places[-1].depth:
+                    self.places[-1] = here  # of calls that begin at one operation, the outermost that it is in
+                begun.append((len(self.spans), event.call, len(self.ops)))
+                self.spans.append(Span(event.call, len(self.ops), len(self.ops)))
+        self.places = [place for place in self.places if place.op < len(self.ops) or not place.op]
+        self.live = Liveness(self.ops, trace.values, trace.outputs)
+
+    def weights(self, start: int = 0, end: int | None = None) -> dict[str, None]:
+        """The weights that operations `start` to before `end` touch, in order of first use."""
+        return dict.fromkeys(name for op in self.ops[start:end] for name in op.weights)
+
+    def flow(self, place: Place, news_from: int) -> Flow:
+        """What flows over a cut. What was made before operation `news_from` and is still read is no news, nor is what
+        the run only hands out in the end, like a cache of keys and values.
+        """
+        if place.call is None:
+            return Flow(None, (), None)
+        alive, made = self.live.at(place.op), self.live.made
+        now = dict(place.arguments)
+        values = tuple(now.get(value, self.live.values[value][0]) for value in alive)
+        first = place.arguments[0][0] if place.arguments else None
+        others = (value for value in self.live.read_at(place.op) if value != first)
+        alone = first in alive and all(made[value] < news_from for value in others)
+        return Flow(place.call, values, alive.index(first) if first is not None and alone else None)
+
+
+class Liveness:
+    """Which values live where: from the operation that makes them to the last one that reads them."""
+
+    def __init__(self, ops: Sequence[Op], values: Mapping[int, tuple[Value, int]], outputs: Iterable[int]) -> None:
+        self.values = values
+        self.made: dict[int, int] = {}
+        self.last: dict[int, int] = {}
+        for number, op in enumerate(ops):
+            for value in op.writes:
+                self.made[value] = self.last[value] = number
+            for value in op.reads:
+                self.last[value] = number
+        self._last_read = dict(self.last)
+        self.last.update((value, len(ops)) for value in outputs)
+        self._across = self._sums(len(ops), 1)
+        self.most_bytes = max(self._sums(len(ops), 0))
+        """The most that lived at once."""
+
+    def at(self, op: int) -> list[int]:
+        """Values that were made before operation `op`, and that it or a later one reads."""
+        return [value for value, made in self.made.items() if made < op <= self.last[value]]
+
+    def read_at(self, op: int) -> list[int]:
+        """Of these, what an operation reads yet."""
+        return [value for value in self.at(op) if self._last_read[value] >= op]
+
+    def bytes_at(self, op: int) -> int:
+        """Their bytes."""
+        return self._across[op]
+
+    def _sums(self, num_ops: int, delay: int) -> list[int]:
+        """Bytes of the values that are alive at each operation, from `delay` operations after they are made."""
+        changes = [0] * (num_ops + 2)
+        for value, made in self.made.items():
+            if made + delay <= self.last[value]:
+                changes[made + delay] += self.values[value][1]
+                changes[self.last[value] + 1] -= self.values[value][1]
+        sums, alive = [], 0
+        for change in changes:
+            alive += change
+            sums.append(alive)
+        return sums

@@ -1,0 +1,183 @@
+"""The verb stream: from a store and a budget to a module that runs within it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from offramp.errors import BudgetError, RefusedError, StageError
+from offramp.measure import PeakMeter, available_bytes, read_memory
+from offramp.runtime.planner import page_rounded
+from offramp.runtime.prepare import HEADROOM_BYTES, unlimited_bytes
+from offramp.runtime.reads import choose_direct
+from offramp.runtime.weight_plan import plan_weights, smallest_bytes
+from offramp.store import Shard, Store
+from offramp.streaming.capture import Arguments
+from offramp.streaming.placeholders import Weight, fingerprint, unsaved_buffers, weights_of
+from offramp.streaming.placement import DTYPES, is_copied
+from offramp.streaming.streamed import Stream, streamed_shards
+from offramp.streaming.weightless import of_class, with_dtypes
+from offramp.units import format_size, parse_size
+
+SLACK = 1.25
+"""Activations, of the values that lived at once when the module was divided: Python and the libraries keep more."""
+
+
+def stream(
+    module: nn.Module | type,
+    store: str | os.PathLike,
+    budget: int | str | None = None,
+    *,
+    weight_budget: int | str | None = None,
+    inputs: Any = None,
+    strict: bool = False,
+    reads: str = "auto",
+    verify: str = "first",
+) -> Stream:
+    """Run a divided module under a budget: `with stream(model, store, budget="1GiB") as model: model(**inputs)`.
+
+    Args:
+        module: the module, whose weights are let go of, or its class, of which one is built without weights.
+        store: what `divide` made of it.
+        budget: the most that the whole process may have resident; None: what the machine allows.
+        weight_budget: the most bytes of weights instead, whatever else the process takes.
+        inputs: the largest that will come, as `divide` takes them, for `budget`: they are run once to see what
+            activations take. None: the example that the module was divided with is as large as any.
+        strict: refuse what is beside the plan (a weight that is touched outside its stage, another order of stages)
+            instead of reading it as it comes.
+        reads, verify: as for `load`.
+
+    Raises BudgetError naming the smallest budget that would do, StageError where module and store do not belong
+    together, StoreError.
+    """
+    if budget is not None and weight_budget is not None:
+        raise ValueError("give budget, for the whole process, or weight_budget, for weights alone")
+    opened = Store(store, verify)
+    program = opened.module.program
+    if isinstance(module, type):
+        module = of_class(module, Path(store))
+        with_dtypes(module, _dtypes(opened))
+        _require_buffers(module, opened)
+    _require_same(module, weights_of(module), opened)
+    if strict and (opened.module.proof or {}).get("is_paged"):
+        what = "weights of this store are read outside their stages"
+        raise RefusedError(what, opened.path, "divide again with the inputs that will come, or run without strict")
+    activation_bytes = int(program.activation_bytes * SLACK)
+    if weight_budget is None and inputs is not None:
+        activation_bytes = _rehearsed(module, opened, Arguments(inputs), reads)
+    if weight_budget is not None:
+        return _within(module, opened, parse_size(weight_budget), data_bytes(opened), strict, reads)
+    limit = unlimited_bytes() if budget is None else parse_size(budget)
+    other = _base_bytes(module) + activation_bytes + HEADROOM_BYTES
+    try:
+        return _within(module, opened, limit - other, slot_bytes(opened), strict, reads)
+    except BudgetError:
+        needed = other + _smallest(opened, slot_bytes(opened))
+        raise BudgetError(
+            f"budget of {format_size(limit)} is too small",
+            f"process {format_size(other - activation_bytes)} + activations {format_size(activation_bytes)} + weights",
+            f"{-(-needed >> 20)}MiB is the smallest that would do",
+        ) from None
+
+
+def sliceable_shards(store: Store) -> list[str]:
+    """Shards that may be read some rows at a time."""
+    sliced = set(store.module.program.sliced)
+    return [name for name, shard in store.module.shards.items() if shard.tensors and shard.tensors[0].name in sliced]
+
+
+def _smallest(store: Store, sizes: Mapping[str, int]) -> int:
+    """The fewest bytes of weights that it can run with."""
+    return smallest_bytes(streamed_shards(store), sizes, store.module.program.pinned, sliceable_shards(store))
+
+
+def _within(
+    module: nn.Module, store: Store, limit_bytes: int, sizes: Mapping[str, int], strict: bool, reads: str
+) -> Stream:
+    program = store.module.program
+    plan = plan_weights(streamed_shards(store), sizes, program.pinned, limit_bytes, sliceable_shards(store))
+    grows = min(plan.resident_bytes + plan.room_bytes, sum(sizes.values()))
+    direct = choose_direct(store, reads, grows, available_bytes())
+    return Stream(module, store, plan, sizes, strict=strict, direct=direct)
+
+
+def _rehearsed(module: nn.Module, store: Store, inputs: Arguments, reads: str) -> int:
+    """What a pass takes besides weights, as it is seen with the fewest weights that it can run with."""
+    sizes = slot_bytes(store)
+    smallest = _smallest(store, sizes)
+    rehearsal = _within(module, Store(store.path, store.policy), smallest, sizes, False, reads)
+    with rehearsal as running, PeakMeter("clear_refs") as meter:
+        inputs.call(running)
+        before = read_memory().rss_bytes - running.counts.peak_weight_bytes
+    return max(meter.peak_bytes - before - smallest, 0) + int(store.module.program.activation_bytes)
+
+
+def data_bytes(store: Store) -> dict[str, int]:
+    """The weights of each shard alone."""
+    return {name: shard.data_bytes + _copied_bytes(shard) for name, shard in store.module.shards.items()}
+
+
+def slot_bytes(store: Store) -> dict[str, int]:
+    """What each shard takes of the process: its file, in whole pages."""
+    return {name: page_rounded(shard.bytes) + _copied_bytes(shard) for name, shard in store.module.shards.items()}
+
+
+def _copied_bytes(shard: Shard) -> int:
+    return sum(entry.num_bytes for entry in shard.tensors if is_copied(entry))
+
+
+def _base_bytes(module: nn.Module) -> int:
+    """The process without the weights that the module still holds, and which it lets go of."""
+    own = {id(weight.tensor): weight for weight in weights_of(module).values()}
+    held = sum(weight.num_bytes for weight in own.values() if _has_data(weight))
+    return max(read_memory().rss_bytes - held, 0)
+
+
+def _has_data(weight: Weight) -> bool:
+    return not weight.is_buffer and type(weight.tensor) in (nn.Parameter,) and not weight.tensor.is_meta
+
+
+def _dtypes(store: Store) -> dict[str, str]:
+    """dtype of each weight, by all its names."""
+    found = {entry.name: entry.dtype for shard in store.module.shards.values() for entry in shard.tensors}
+    for name, aliases in store.module.program.aliases.items():
+        found.update((alias, found[name]) for alias in aliases)
+    return found
+
+
+def _require_same(module: nn.Module, weights: Mapping[str, Weight], store: Store) -> None:
+    """Raise StageError unless the module has the weights of the store, no more and no fewer, and is on the CPU."""
+    for name, weight in weights.items():
+        if weight.tensor.device.type not in ("cpu", "meta"):
+            what = f"{name} is on {weight.tensor.device}, and a stream computes on the CPU"
+            raise StageError(what, store.path, "give module.cpu()")
+    entries = [entry for shard in store.module.shards.values() for entry in shard.tensors]
+    stored = {entry.name: (DTYPES[entry.dtype], tuple(entry.shape)) for entry in entries}
+    own = {name: (weight.tensor.dtype, tuple(weight.tensor.shape)) for name, weight in weights.items()}
+    differ = sorted(name for name in own if stored.get(name) != own[name])
+    buffers = {name for name, weight in weights.items() if weight.is_buffer}
+    is_same = fingerprint(weights) == store.module.program.weights_sha256
+    if is_same and not differ and buffers == set(store.module.program.buffers):
+        return
+    differ += sorted(stored.keys() - own.keys())
+    what = "which weights are tied, or are buffers, differs from the store"
+    if differ:
+        name = differ[0]
+        what = f"{name} is {_spelled(own.get(name))} in the module, {_spelled(stored.get(name))} in the store"
+    raise StageError(what, store.path, f"give a {store.module.program.module} as it was divided, or divide again")
+
+
+def _require_buffers(module: nn.Module, store: Store) -> None:
+    """Raise StageError unless a module that was built anew has the buffers of the one that was divided."""
+    divided = (store.module.proof or {}).get("unsaved_buffers_sha256")
+    if divided not in (None, unsaved_buffers(module)):
+        what = "buffers that are in no checkpoint are others than those of the divided module"
+        raise StageError(what, store.path, f"give the {store.module.program.module} that was divided, not its class")
+
+
+def _spelled(found: tuple[Any, tuple[int, ...]] | None) -> str:
+    return "missing" if found is None else f"{str(found[0]).removeprefix('torch.')} {list(found[1])}"

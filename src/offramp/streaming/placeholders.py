@@ -1,0 +1,216 @@
+"""Weights that are not in memory: a tensor of the right shape and dtype without data, that notices every touch.
+
+A meta tensor would not do: on a CPU several operations take one for a weight and return garbage without an error, and
+where they do not, code that asks `weight.device` builds its own tensors there. A placeholder says that it is on the
+CPU, and whatever operation touches it gets what its owner fetches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from offramp.streaming.stages import Sizes
+
+Fetch = Callable[[str, Any], Tensor]
+"""(weight, operation) -> its data. May raise."""
+Substitute = Callable[["Placeholder", Any, tuple, dict], Any]
+"""(weight, function, arguments, keywords) -> the result without the whole weight, or NotImplemented."""
+
+
+LOOK_UP = torch.ops.aten.embedding.default
+"""The operation that reads nothing but rows of a weight; `graph.LOOK_UP` is its name."""
+MM, ADDMM = torch.ops.aten.mm.default, torch.ops.aten.addmm.default
+BY_ROWS = {LOOK_UP: 0, MM: 1, ADDMM: 2}
+"""Operations that can do with some rows of a weight at a time, and which argument it is: of products of matrices the
+right one, whose rows meet columns of the left one."""
+
+
+class Placeholder(Tensor):
+    """One weight that is elsewhere.
+
+    To PyTorch it is a plain tensor, for code looks at what it is given: some layers compute otherwise on tensors that
+    have functions of their own, and some operations on weights that require gradients.
+    """
+
+    weight_name: str
+    fetch: Fetch
+    substitute: Substitute | None
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @staticmethod
+    def __new__(cls, name: str, like: Tensor, fetch: Fetch, substitute: Substitute | None = None) -> Placeholder:
+        """Of the shape and dtype of `like`, which may be on the meta device."""
+        made = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            cls,
+            like.shape,
+            strides=like.stride(),
+            dtype=like.dtype,
+            device=torch.device("cpu"),
+            requires_grad=like.requires_grad,
+        )
+        made.weight_name, made.fetch, made.substitute = name, fetch, substitute
+        made._is_param = isinstance(like, nn.Parameter)
+        return made
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
+        return f"Placeholder({self.weight_name}, {tuple(self.shape)}, {self.dtype})"
+
+    def tolist(self) -> Any:
+        """As of the weight: these three are no operations, so nothing else would notice them."""
+        return self.detach().tolist()
+
+    def numpy(self, *, force: bool = False) -> Any:
+        """As of the weight."""
+        return self.detach().numpy(force=force)
+
+    def data_ptr(self) -> int:
+        """As of the weight."""
+        return self.detach().data_ptr()
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        """Every operation: with the weight itself, if not with rows of it."""
+        if func in BY_ROWS:
+            result = _substituted(args[BY_ROWS[func]], func, args, kwargs or {})
+            if result is not NotImplemented:
+                return result
+
+        def there(part: Any) -> Any:
+            return part.fetch(part.weight_name, func) if isinstance(part, Placeholder) else part
+
+        args, named = pytree.tree_map(there, (args, kwargs or {}))
+        return func(*args, **named)
+
+
+class SlicedPlaceholder(Placeholder):
+    """One of which a linear layer can do with some rows at a time, where its owner says so."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        """Linear layers, which are several operations further down; else the operations."""
+        kwargs = kwargs or {}
+        if func is nn.functional.linear:
+            result = _substituted(kwargs.get("weight", args[1] if len(args) > 1 else None), func, args, kwargs)
+            if result is not NotImplemented:
+                return result
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **kwargs)
+
+
+def _substituted(weight: Any, func: Any, args: tuple, kwargs: dict) -> Any:
+    if isinstance(weight, Placeholder) and weight.substitute is not None:
+        return weight.substitute(weight, func, args, kwargs)
+    return NotImplemented
+
+
+@dataclass(frozen=True, eq=False)
+class Weight:
+    """One parameter or saved buffer of a module, under the first of its names, and all places where it stands."""
+
+    name: str
+    tensor: Tensor
+    places: tuple[tuple[nn.Module, str, bool], ...]
+    """(module, name, whether it is a buffer of that module)."""
+    aliases: tuple[str, ...]
+    """Its other names, where it is tied."""
+    owners: frozenset[str]
+    """Full names of the modules that hold it."""
+    is_buffer: bool
+
+    @property
+    def num_bytes(self) -> int:
+        """Of its data."""
+        return self.tensor.numel() * self.tensor.element_size()
+
+    def put(self, tensor: Tensor) -> None:
+        """Set it in every place."""
+        for module, name, is_buffer in self.places:
+            (module._buffers if is_buffer else module._parameters)[name] = tensor  # type: ignore[assignment]
+            flat_names = module.__dict__.get("_flat_weights_names", ())  # of nn.LSTM and its kin
+            if name in flat_names:
+                module.__dict__["_flat_weights"][flat_names.index(name)] = tensor
+
+
+def weights_of(model: nn.Module) -> dict[str, Weight]:
+    """Every parameter and saved buffer, name -> Weight, in the order of the modules. Tied ones are one."""
+    found: dict[int, list[tuple[str, nn.Module, str, Tensor, bool]]] = {}
+    for path, module, name, tensor, is_buffer in _slots(model):
+        found.setdefault(id(tensor), []).append((path, module, name, tensor, is_buffer))
+    weights = {}
+    for slots in found.values():
+        names = [f"{path}.{name}" if path else name for path, _, name, _, _ in slots]
+        weights[names[0]] = Weight(
+            names[0],
+            slots[0][3],
+            tuple((module, name, is_buffer) for _, module, name, _, is_buffer in slots),
+            tuple(names[1:]),
+            frozenset(path for path, *_ in slots),
+            all(is_buffer for *_, is_buffer in slots),
+        )
+    return weights
+
+
+def _slots(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Tensor, bool]]:
+    for path, module in model.named_modules(remove_duplicate=False):
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                yield path, module, name, parameter, False
+        for name, buffer in module._buffers.items():
+            is_saved = name not in module._non_persistent_buffers_set or isinstance(buffer, nn.Parameter)
+            if buffer is not None and is_saved:
+                yield path, module, name, buffer, True
+
+
+def sizes_of(weights: Mapping[str, Weight]) -> Sizes:
+    """What stages are planned by: of all weights that are no buffers."""
+    parameters = {name: weight for name, weight in weights.items() if not weight.is_buffer}
+    num_bytes = {name: weight.num_bytes for name, weight in parameters.items()}
+    return Sizes(num_bytes, {name: weight.owners for name, weight in parameters.items()})
+
+
+def fingerprint(weights: Mapping[str, Weight]) -> str:
+    """sha256 of names, dtypes and shapes, and of which share memory: what must be equal for a store to fit a module."""
+    facts = [
+        [w.name, str(w.tensor.dtype), list(w.tensor.shape), sorted(w.aliases), w.is_buffer] for w in weights.values()
+    ]
+    return hashlib.sha256(json.dumps(sorted(facts)).encode()).hexdigest()
+
+
+def content_sha256(weights: Mapping[str, Weight]) -> str:
+    """sha256 of `fingerprint` and of the data of all weights, which must be in memory."""
+    digest = hashlib.sha256(fingerprint(weights).encode())
+    for weight in weights.values():
+        for piece in pieces(weight.tensor, 2 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def pieces(tensor: Tensor, num_bytes: int) -> Iterator[memoryview]:
+    """The data of a tensor, so many bytes at a time."""
+    data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    for start in range(0, len(data), num_bytes):
+        yield data[start : start + num_bytes]
+
+
+def unsaved_buffers(module: nn.Module) -> str:
+    """sha256 of the buffers that no checkpoint holds: a module that is built anew must have the same."""
+    saved = {id(tensor) for *_, tensor, _ in _slots(module)}
+    digest = hashlib.sha256()
+    for name, buffer in module.named_buffers():
+        if id(buffer) not in saved:
+            digest.update(json.dumps([name, str(buffer.dtype), list(buffer.shape)]).encode())
+            digest.update(bits(buffer))
+    return digest.hexdigest()
+
+
+def bits(tensor: Tensor) -> bytes:
+    """The data of a tensor."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

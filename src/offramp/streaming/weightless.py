@@ -1,0 +1,130 @@
+"""Modules without their weights: what a store's weights are put into.
+
+Parameters are on the meta device until a placeholder or a weight takes their place; buffers are made as the module
+makes them, for some are in no checkpoint (rotary tables, position ids).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from offramp.errors import MissingExtraError, OfframpError, SourceError, StageError
+from offramp.streaming.placeholders import weights_of
+
+
+def weightless(build: Callable[[], nn.Module]) -> nn.Module:
+    """What `build` builds, in evaluation mode, its parameters without data.
+
+    Raises StageError for a buffer without data that no store or checkpoint has.
+    """
+    with _without_data():
+        module = build()
+    if hasattr(module, "tie_weights"):
+        module.tie_weights()  # type: ignore[operator]
+    module.eval()
+    saved = {id(weight.tensor) for weight in weights_of(module).values()}
+    for name, buffer in module.named_buffers():
+        if buffer.is_meta and id(buffer) not in saved:
+            remedy = "give a module that is built already instead of its class"
+            raise StageError(f"buffer {name} has no data", type(module).__name__, remedy)
+    return module
+
+
+@contextmanager
+def _without_data() -> Iterator[None]:
+    """Parameters lose their data as soon as they are registered. One that is registered twice stays one: accelerate's
+    `init_empty_weights` would untie it.
+    """
+    register = nn.Module.register_parameter
+
+    def register_empty(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and not parameter.is_meta:
+            empty = type(parameter)(parameter.to("meta"), requires_grad=parameter.requires_grad)
+            vars(empty).update(vars(parameter))
+            parameter = empty
+        register(module, name, parameter)
+
+    nn.Module.register_parameter = register_empty  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register
+
+
+def of_class(cls: Any, folder: Path) -> nn.Module:
+    """A module of this class without its weights: of transformers by the config in a folder, else without arguments."""
+    if not hasattr(cls, "from_pretrained"):
+        return weightless(cls)
+    config = _config(folder)
+    build = getattr(cls, "_from_config", None) or cls.from_config
+    try:
+        return weightless(lambda: build(config))
+    except OfframpError:
+        raise
+    except Exception as error:  # whatever the class says of a config that is none of its kind
+        what = f"config.json makes no {cls.__name__} ({_said(error)})"
+        raise SourceError(what, folder, "give a folder or a store of this class") from None
+
+
+def class_of_folder(folder: Path) -> Any:
+    """The class of transformers that a checkpoint folder names. Raises SourceError for none, and for its own code."""
+    import transformers
+
+    config = _config(folder)
+    names = list(getattr(config, "architectures", None) or ())
+    if not names:
+        raise SourceError("config.json names no architecture", folder, "save the model again with save_pretrained")
+    found = getattr(transformers, str(names[0]), None)
+    if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+        if not isinstance(config, found.config_class or object):
+            what = f"config.json is of a {config.model_type}, and its architecture is {names[0]}"
+            raise SourceError(what, folder, "get the model again")
+        return found
+    registered = [auto._model_mapping.get(type(config), None) for auto in _autos(transformers)]
+    own = next((cls for cls in registered if getattr(cls, "__name__", "") == names[0]), None)
+    if own is None:
+        remedy = "build the module yourself and call offramp.divide(module, example_inputs, store)"
+        raise SourceError(f"transformers has no {names[0]}, and code in a model folder is not run", folder, remedy)
+    return own
+
+
+def _autos(transformers: Any) -> list[Any]:
+    """Classes that a program may have registered its own models with."""
+    kinds = ("", "ForImageClassification", "ForSequenceClassification", "ForCausalLM")
+    return [getattr(transformers, f"AutoModel{kind}") for kind in kinds]
+
+
+def _config(folder: Path) -> Any:
+    try:
+        from transformers import AutoConfig
+    except ModuleNotFoundError:
+        raise MissingExtraError("transformers", "train") from None
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # of whatever kind: its fields are checked by their own classes
+        raise SourceError(f"config.json cannot be read ({_said(error)})", folder, "use another model") from None
+
+
+def _said(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def with_dtypes(module: nn.Module, dtypes: dict[str, str]) -> None:
+    """Give weights without data, and buffers, the dtypes, as safetensors spells them, of what will take their place."""
+    from offramp.streaming.placement import DTYPES
+
+    for weight in weights_of(module).values():
+        tensor = weight.tensor
+        spelled = next((dtypes[name] for name in (weight.name, *weight.aliases) if name in dtypes), None)
+        dtype = DTYPES.get(str(spelled), tensor.dtype)
+        if weight.is_buffer:
+            weight.put(tensor.to(dtype))
+        elif tensor.is_meta and dtype != tensor.dtype:
+            learns = tensor.requires_grad and (dtype.is_floating_point or dtype.is_complex)
+            weight.put(nn.Parameter(torch.empty(tensor.shape, dtype=dtype, device="meta"), requires_grad=learns))

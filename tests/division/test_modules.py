@@ -1,0 +1,525 @@
+"""Any module becomes a store: the same bytes each time, with a proof, and the module stays as it was."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+
+import pytest
+
+torch = pytest.importorskip("torch")
+from torch import nn  # noqa: E402
+
+import offramp  # noqa: E402
+from offramp.cli import main  # noqa: E402
+from offramp.division.modules import variations  # noqa: E402
+from offramp.errors import StageError, UsageError  # noqa: E402
+from offramp.store import Store, StoreWriter  # noqa: E402
+from offramp.streaming.capture import Arguments, are_equal  # noqa: E402
+from tests.division.modules import (  # noqa: E402
+    CASES,
+    WIDTH,
+    Block,
+    Chain,
+    Failing,
+    Keeping,
+    Routed,
+    Tied,
+    Wide,
+    ids,
+    made,
+    vectors,
+)
+from tests.store.small import problems  # noqa: E402
+from tests.store.test_writer import tree_bytes  # noqa: E402
+
+
+def state(module):
+    """What a module must have again after it was divided: the very tensors, what is in them, its own forward."""
+    tensors = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    held = [(name, id(tensor), tensor.requires_grad, tensor.detach().clone()) for name, tensor in tensors]
+    hooks = [
+        (dict(part._forward_hooks), dict(part._forward_pre_hooks), "forward" in vars(part)) for part in module.modules()
+    ]
+    return held, hooks
+
+
+def unchanged(before, module):
+    held, hooks = state(module)
+    assert hooks == before[1] and len(held) == len(before[0])
+    for (*facts, data), (*facts_before, data_before) in zip(held, before[0], strict=True):
+        assert facts == facts_before and torch.equal(data, data_before)
+    return True
+
+
+def program_of(store):
+    with Store(store) as opened:
+        return opened.module.program
+
+
+def proof_of(store):
+    with Store(store) as opened:
+        return opened.module.proof
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_module_is_as_it_was_and_its_store_is_sound(tmp_path, name):
+    make, inputs = CASES[name]
+    module, example = made(make), inputs.clone()
+    before = state(module)
+    store = offramp.divide(module, example, tmp_path / "store")
+    assert unchanged(before, module) and torch.equal(example, inputs)
+    assert problems(store) == {}
+    examples = proof_of(store)["examples"]
+    assert all(each["equal"] and each["peak_weight_bytes"] <= each["weight_budget_bytes"] for each in examples)
+    assert not proof_of(store)["is_paged"]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_dividing_twice_gives_equal_bytes(tmp_path, name):
+    make, inputs = CASES[name]
+    module = made(make)
+    first, second = (offramp.divide(module, inputs, tmp_path / folder) for folder in "ab")
+    third = offramp.divide(made(make), inputs, tmp_path / "c")
+    assert tree_bytes(first) == tree_bytes(second) == tree_bytes(third)
+
+
+def test_another_process_gives_equal_bytes(tmp_path):
+    """However Python shuffles its sets, and wherever memory lies."""
+    script = """
+import sys, offramp
+from tests.division.modules import CASES, made
+for name in ("recurrent", "tied"):
+    make, inputs = CASES[name]
+    offramp.divide(made(make), inputs, sys.argv[1] + "-" + name)
+"""
+    env = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", script, tmp_path / "other"], check=True, env=env)
+    for name in ("recurrent", "tied"):
+        make, inputs = CASES[name]
+        store = offramp.divide(made(make), inputs, tmp_path / name)
+        assert tree_bytes(store) == tree_bytes(tmp_path / f"other-{name}")
+
+
+def test_what_the_manifest_says(tmp_path):
+    store = offramp.divide(made(Tied), ids(), tmp_path / "store")
+    with Store(store) as opened:
+        contents, program = opened.module, opened.module.program
+    assert (contents.source.architecture, contents.source.model_type, contents.source.method) == (
+        "Tied",
+        "module",
+        "eager",
+    )
+    assert program.module == "tests.division.modules.Tied"
+    assert program.aliases == {"words.weight": ("head.weight",)}
+    assert (program.buffers, program.pinned, program.unused) == (("shift",), (), ())
+    assert {name: value.shape for name, value in program.inputs.items()} == {"0": (2, 6)}
+    assert set(program.versions) >= {"torch"}
+    assert [flow.start and flow.start.module for flow in program.flows] == [
+        None,
+        "blocks.0",
+        "blocks.1",
+        "blocks.2",
+        "head",
+    ]
+    assert [flow.hidden for flow in program.flows] == [None, 0, 0, 0, 0]
+    names = [tensor.name for shard in contents.shards.values() for tensor in shard.tensors]
+    assert sorted(names) == sorted(set(made(Tied).state_dict()) - {"head.weight"})
+
+
+def test_weights_that_several_stages_need_are_stored_once(tmp_path):
+    with Store(offramp.divide(made(Tied), ids(), tmp_path / "store")) as opened:
+        homes = [list(stage.steps[0].shards) for stage in opened.module.stages]
+        shards = opened.module.shards
+    (words,) = (name for name, shard in shards.items() if any(t.name == "words.weight" for t in shard.tensors))
+    assert [words in needs for needs in homes] == [True, False, False, False, True]
+
+
+def test_the_proof_is_made_with_another_batch_size_and_length(tmp_path):
+    first, second = proof_of(offramp.divide(made(Tied), ids(2, 6), tmp_path / "a"))["examples"]
+    assert (first["inputs"], second["inputs"]) == ({"0": ["int64", [2, 6]]}, {"0": ["int64", [1, 4]]})
+    assert first["inputs_sha256"] != second["inputs_sha256"]
+    vectors_only = proof_of(offramp.divide(made(Chain), vectors(), tmp_path / "b"))["examples"]
+    assert [each["inputs"]["0"][1] for each in vectors_only] == [[2, WIDTH], [1, WIDTH]]
+
+
+class Fussy(Chain):
+    """Takes two rows and no others."""
+
+    def forward(self, hidden):
+        if len(hidden) != 2:
+            raise ValueError("two rows")
+        return super().forward(hidden)
+
+
+def test_a_module_that_takes_no_other_input_is_proven_with_one(tmp_path):
+    said = []
+    store = offramp.divide(made(Fussy), vectors(), tmp_path / "store", say=said.append)
+    assert len(proof_of(store)["examples"]) == 1
+    assert "no proof with another batch size: ValueError" in said
+
+
+def test_more_inputs_are_what_the_proof_is_made_with(tmp_path):
+    more = [vectors(5), (vectors(1),), {"hidden": vectors(7)}]
+    store = offramp.divide(made(Chain), vectors(), tmp_path / "store", more_inputs=more)
+    shapes = [next(iter(each["inputs"].values()))[1] for each in proof_of(store)["examples"]]
+    assert shapes == [[count, WIDTH] for count in (2, 5, 1, 7)]
+
+
+@pytest.mark.parametrize(
+    ("example", "expected"),
+    [
+        ({"a": ids(2, 6), "b": torch.ones(2, 6, 3)}, [{"a": (1, 4), "b": (1, 4, 3)}, {"a": (1, 6), "b": (1, 6, 3)}]),
+        ({"a": ids(2, 2)}, [{"a": (1, 2)}]),
+        ({"a": vectors(4)}, [{"a": (3, WIDTH)}]),
+        ({"a": vectors(1)}, [{"a": (2, WIDTH)}]),
+        ({"a": vectors(2), "b": vectors(3)}, []),
+        ({"a": ids(2, 6), "b": ids(2, 5)}, [{"a": (1, 6), "b": (1, 5)}]),
+        ({"a": vectors(2), "flag": True, "scale": torch.tensor(1.0)}, [{"a": (1, WIDTH), "scale": ()}]),
+        ({"flag": True}, []),
+    ],
+)
+def test_other_inputs_have_other_rows_and_another_length_where_all_agree(example, expected):
+    found = [{name: tuple(t.shape) for name, t in made.tensors().items()} for _, made in variations(Arguments(example))]
+    assert found == expected
+
+
+def test_weights_that_begin_anywhere_are_proven_with_one_row(tmp_path):
+    """As those of a mapped checkpoint do; a product with one row then ends in other bits."""
+    module = made(Chain)
+    for parameter in module.parameters():
+        data = torch.empty(parameter.numel() + 1)[1:].view(parameter.shape)
+        parameter.data = data.copy_(parameter.data)
+    inputs = vectors(1)
+    store = offramp.divide(module, inputs, tmp_path / "store")
+    with torch.no_grad(), offramp.stream(Chain, store, weight_budget="1MiB") as stream:
+        assert torch.equal(stream(inputs), aligned(module)(inputs))
+
+
+def aligned(module):
+    for parameter in module.parameters():
+        parameter.data = parameter.data.clone()
+    return module
+
+
+class Random(Chain):
+    def forward(self, hidden):
+        return super().forward(hidden) + torch.rand(1)
+
+
+def test_a_module_that_answers_otherwise_each_time_is_refused(tmp_path):
+    module = made(Random)
+    before = state(module)
+    with pytest.raises(StageError) as caught:
+        offramp.divide(module, vectors(), tmp_path / "store")
+    what, where, remedy = str(caught.value).split(" - ")
+    assert what == "the divided module answers otherwise than the whole one for 0 (2, 16)"
+    assert (where, remedy) == ("Random", "if it answers otherwise each time, make it deterministic")
+    assert unchanged(before, module) and not (tmp_path / "store").exists()
+
+
+class Counting(nn.Module):
+    """Counts its calls in a buffer, and adds the count to its answer if `adds`."""
+
+    def __init__(self, adds=False):
+        super().__init__()
+        self.inner, self.adds = nn.Linear(WIDTH, WIDTH), adds
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("unsaved", torch.zeros(()), persistent=False)
+
+    def forward(self, hidden):
+        self.calls += 1
+        self.unsaved += 1
+        return self.inner(hidden) + (self.calls if self.adds else 0)
+
+
+def test_buffers_that_a_run_writes_to_are_as_they_were(tmp_path):
+    module = made(Counting)
+    before = state(module)
+    offramp.divide(module, vectors(), tmp_path / "store")
+    assert unchanged(before, module)
+
+
+def test_a_module_whose_answer_hangs_on_its_calls_before_is_refused(tmp_path):
+    with pytest.raises(StageError, match="answers otherwise"):
+        offramp.divide(made(Counting, adds=True), vectors(), tmp_path / "store")
+
+
+class Sparse(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(WIDTH).to_sparse())
+
+    def forward(self, hidden):
+        return hidden @ self.weight.to_dense()
+
+
+class Quantised(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(WIDTH, WIDTH)
+        self.register_buffer("table", torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8))
+
+    def forward(self, hidden):
+        return self.inner(hidden)
+
+
+class Scalar(Chain):
+    def forward(self, hidden):
+        return float(super().forward(hidden).sum())
+
+
+class Listed(nn.Module):
+    """Reads a weight from a list of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(WIDTH, WIDTH)
+        self.kept = [self.inner.weight]
+
+    def forward(self, hidden):
+        return self.inner(hidden) @ self.kept[0]
+
+
+def meta_buffer():
+    module = made(Tied)
+    module.shift = module.shift.to("meta")
+    return module
+
+
+def streamed():
+    module = made(Chain)
+    folder = tempfile.mkdtemp()
+    with offramp.stream(module, offramp.divide(module, vectors(), f"{folder}/store")):
+        pass
+    shutil.rmtree(folder)
+    return module
+
+
+class Own(nn.Parameter):
+    """As libraries that quantise have them."""
+
+
+def own():
+    module = made(Chain)
+    module.first.weight = Own(module.first.weight.detach())
+    return module
+
+
+def learning():
+    return made(Chain).train()
+
+
+REFUSED = {
+    "training mode": (learning, UsageError, "the module is in training mode - call eval() on it"),
+    "no weights": (
+        lambda: made(nn.ReLU),
+        StageError,
+        "the module has no weights, so there is nothing to divide - ReLU",
+    ),
+    "a buffer without data": (meta_buffer, StageError, "buffer shift has no data - Tied - build the module with its"),
+    "weights without data": (lambda: made(Chain).to("meta"), StageError, "weight first.weight has no data - Chain"),
+    "weights that are in a store": (streamed, StageError, "weight first.weight has no data - Chain - give a module"),
+    "weights of a kind of their own": (
+        own,
+        StageError,
+        "weight first.weight is a Own - Chain - divide the module before",
+    ),
+    "weights that are not there yet": (
+        lambda: made(lambda: nn.Sequential(nn.LazyLinear(3))),
+        StageError,
+        "weight 0.weight is a UninitializedParameter - Sequential - divide the module before it is quantised, and ",
+    ),
+    "a sparse weight": (lambda: made(Sparse), StageError, "weight weight is torch.float32, torch.sparse_coo - Sparse"),
+    "a quantised buffer": (
+        lambda: made(Quantised),
+        StageError,
+        "weight table is torch.qint8, torch.strided - Quantised",
+    ),
+    "an answer without tensors": (lambda: made(Scalar), StageError, "the module gives no tensor, so nothing can be"),
+    "a weight that is read from a list": (
+        lambda: made(Listed),
+        StageError,
+        "weight inner.weight is used from elsewhere",
+    ),
+    "compiled code": (
+        lambda: torch.jit.trace(made(Chain), vectors()),
+        StageError,
+        "the module is compiled by torch.jit, so its weights cannot be taken out",
+    ),
+}
+
+
+COMPARED = {"an answer without tensors", "a weight that is read from a list", "weights of a kind of their own"}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.filterwarnings("ignore:.*(torch.jit|quantize_per_tensor).*", "ignore:Lazy modules")
+def test_a_module_that_cannot_be_divided_is_refused_in_one_line_and_stays_as_it_is(tmp_path, name):
+    make, kind, says = REFUSED[name]
+    module = make()
+    before = state(module) if name in COMPARED else None
+    with pytest.raises(kind) as caught:
+        offramp.divide(module, ids() if isinstance(module, Tied) else vectors(), tmp_path / "store")
+    assert str(caught.value).startswith(says) and str(caught.value).isprintable()
+    assert not (tmp_path / "store").exists()
+    assert before is None or unchanged(before, module)
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt()])
+def test_what_forward_raises_comes_out_and_the_module_is_as_it_was(tmp_path, error):
+    module = made(Failing)
+    module.error, before = error, state(module)
+    with pytest.raises(type(error)):
+        offramp.divide(module, vectors(), tmp_path / "store")
+    assert unchanged(before, module)
+    module.error = None
+    offramp.divide(module, vectors(), tmp_path / "store")
+
+
+def test_an_existing_store_is_replaced_by_force_alone(tmp_path):
+    store = offramp.divide(made(Chain), vectors(), tmp_path / "store")
+    before = tree_bytes(store)
+    with pytest.raises(UsageError, match="target exists"):
+        offramp.divide(made(Wide), vectors(), store)
+    assert tree_bytes(store) == before
+    offramp.divide(made(Wide), vectors(), store, force=True)
+    assert program_of(store).module.endswith("Wide")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["store"]
+
+
+@pytest.mark.parametrize("stopped_at", ["shard", "proof", "end"])
+def test_an_interrupted_division_goes_on_where_it_was(tmp_path, monkeypatch, stopped_at):
+    expected = tree_bytes(offramp.divide(made(Tied), ids(), tmp_path / "expected"))
+    module, store, added = made(Tied), tmp_path / "store", []
+    add_shard = StoreWriter.add_shard
+
+    def interrupted(self, name, *args, **options):
+        if stopped_at == "shard" and len(added) == 3:
+            raise KeyboardInterrupt
+        added.append(name)
+        return add_shard(self, name, *args, **options)
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(StoreWriter, "add_shard", interrupted)
+    if stopped_at == "proof":
+        monkeypatch.setattr("offramp.division.proof._prove", stop)
+    if stopped_at == "end":
+        monkeypatch.setattr(StoreWriter, "finish", stop)
+    before = state(module)
+    with pytest.raises(KeyboardInterrupt):
+        offramp.divide(module, ids(), store)
+    monkeypatch.undo()
+    assert unchanged(before, module) and not store.exists() and len(added) >= 3
+    written = {path.name: path.stat().st_ino for path in (tmp_path / "store.partial").glob("*.safetensors")}
+    offramp.divide(module, ids(), store)
+    assert tree_bytes(store) == expected
+    assert len(written) >= 3 and all((store / name).stat().st_ino == inode for name, inode in written.items())
+
+
+def test_other_weights_are_not_taken_for_those_of_an_interrupted_division(tmp_path, monkeypatch):
+    monkeypatch.setattr(StoreWriter, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        offramp.divide(made(Tied, seed=1), ids(), tmp_path / "store")
+    monkeypatch.undo()
+    store = offramp.divide(made(Tied), ids(), tmp_path / "store")
+    assert tree_bytes(store) == tree_bytes(offramp.divide(made(Tied), ids(), tmp_path / "other"))
+
+
+def test_a_second_input_that_takes_another_path_marks_the_store(tmp_path):
+    said = []
+    positive = vectors().abs()
+    store = offramp.divide(made(Routed), positive, tmp_path / "store", more_inputs=[-positive], say=said.append)
+    first, second = proof_of(store)["examples"]
+    assert proof_of(store)["is_paged"] and any("marked as paged" in line for line in said)
+    assert (first["disorders"], first["unplanned_loads"]) == (0, 0)
+    assert second["disorders"] > 0 and second["equal"]
+    with Store(store) as opened:  # what only the second touched stays in memory, for no stage has it
+        kept = {tensor.name for tensor in opened.module.shards["kept"].tensors}
+    assert kept >= {"other.weight", "other.bias"}
+
+
+def test_weights_that_one_of_the_examples_keeps_stay_in_memory(tmp_path):
+    positive, said = vectors().abs(), []
+    module = made(Keeping, only_negative=True)
+    store = offramp.divide(module, positive, tmp_path / "store", more_inputs=[-positive], say=said.append)
+    with Store(store) as opened:
+        assert opened.module.program.pinned == ("kept",)
+        assert [tensor.name for tensor in opened.module.shards["kept"].tensors] == ["blocks.0.up.weight"]
+    assert not proof_of(store)["is_paged"]
+    assert any(line.startswith("1 weights stay in memory") for line in said)
+
+
+def test_a_size_of_stages_that_is_asked_for_holds(tmp_path):
+    store = offramp.divide(made(Chain), vectors(), tmp_path / "store", stage_bytes=3000)
+    with Store(store) as opened:
+        for stage in opened.module.stages:
+            shards = [opened.module.shards[name] for name in stage.steps[0].shards]
+            assert sum(shard.data_bytes for shard in shards) <= 3000
+        assert len(opened.module.stages) > 6
+    with pytest.raises(ValueError, match="stage_bytes must be more than nothing"):
+        offramp.divide(made(Chain), vectors(), tmp_path / "other", stage_bytes=0)
+
+
+def test_aligned_weights_come_first_in_a_shard(tmp_path):
+    with Store(offramp.divide(made(Chain, width=13), vectors(width=13), tmp_path / "store")) as opened:
+        for shard in opened.module.shards.values():
+            whole = [tensor.num_bytes % 64 == 0 for tensor in shard.tensors]
+            assert whole == sorted(whole, reverse=True)
+
+
+def test_the_command_line_names_what_is_wrong_with_a_store_of_a_module(tmp_path, capsys):
+    store = offramp.divide(made(Chain), vectors(), tmp_path / "store")
+    assert main(["verify", str(store)]) == 0
+    path = store / "weights-001.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert main(["verify", str(store)]) == 4
+    assert "weights-001.safetensors: " in capsys.readouterr().out
+
+
+def test_answers_are_compared_bit_for_bit():
+    one = torch.tensor([0.0, float("nan"), 1.0])
+    assert are_equal([one], [one.clone()])
+    assert not are_equal([torch.tensor([0.0])], [torch.tensor([-0.0])])
+    assert not are_equal([one], [one.double()])
+    assert not are_equal([one], [one[None]])
+    assert not are_equal([one], [])
+    assert are_equal([one[::2]], [one[::2].contiguous()])
+
+
+def test_a_module_with_hooks_and_forwards_of_the_user_keeps_them(tmp_path):
+    module, called = made(Chain), []
+    module.blocks[1].register_forward_hook(lambda *_: called.append("hook"))
+    own = module.blocks[2].forward
+    module.blocks[2].forward = lambda hidden: (called.append("forward"), own(hidden))[1]
+    before = state(module)
+    store = offramp.divide(module, vectors(), tmp_path / "store")
+    assert unchanged(before, module) and set(called) == {"hook", "forward"}
+    called.clear()
+    with offramp.stream(module, store, weight_budget="1MiB") as model:
+        model(vectors())
+    assert called == ["hook", "forward"]
+
+
+def test_weights_in_a_block_that_was_never_called_are_in_no_stage_and_still_found(tmp_path):
+    class Spare(Chain):
+        def __init__(self):
+            super().__init__()
+            self.spare = Block()
+
+        def forward(self, hidden, use=False):
+            hidden = super().forward(hidden)
+            return hidden @ self.spare.norm.weight[None, :3].t() if use else hidden
+
+    store = offramp.divide(made(Spare), vectors(), tmp_path / "store")
+    assert set(program_of(store).unused) == {f"spare.{name}" for name in dict(Block().named_parameters())}
+    with torch.no_grad():
+        expected = made(Spare)(vectors(), use=True)
+    with offramp.stream(made(Spare), store, weight_budget=16 << 10) as model:
+        assert torch.equal(model(vectors(), use=True), expected)
+        assert model.counts.unplanned == {"spare.norm.weight"}

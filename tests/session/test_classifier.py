@@ -1,0 +1,451 @@
+"""`Classifier` with the toy: results, budgets, threads, and what it refuses."""
+
+from __future__ import annotations
+
+import math
+import sys
+import threading
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from offramp.errors import BudgetError, NonFiniteError, StoreError, UsageError
+from offramp.measure import Memory, read_memory
+from offramp.runtime import exits as exits_module
+from offramp.runtime import prepare
+from offramp.runtime.slots import Slot
+from offramp.session.bulk import with_most_rows
+from offramp.session.classifier import Settings
+from tests.runtime.driver import expected
+from tests.toy import LABELS, MAX_LENGTH, Toy, ToyBackend, make_classifier
+
+LARGE = Toy(padding_bytes=3 << 20)
+"""Shards of half a MiB and more: large enough to be streamed."""
+TEXTS = ["abc", "defghijkl", "", "kkkkkkkkkkkk", "lb", "abcdefghijkl"]
+BASE_BYTES = 50 << 20
+
+
+@pytest.fixture
+def fixed_memory(monkeypatch):
+    """A process of 50 MiB, whatever happens in it."""
+    monkeypatch.setattr(prepare, "read_memory", lambda: Memory(BASE_BYTES, BASE_BYTES, None, None))
+
+
+def in_threads(count, act):
+    """Daemons: one that waits for ever does not keep the process."""
+    threads = [threading.Thread(target=act, daemon=True) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def rows_of(results):
+    return [(result.label, result.score, result.exit_stage) for result in results]
+
+
+def plainly(store, texts, policy):
+    """What `rows_of` must be."""
+    rows = []
+    for exit_stage, data in expected(store, texts, policy):
+        logits_C = np.frombuffer(data, np.float32).tolist()
+        total = sum(math.exp(logit) for logit in logits_C)
+        best = logits_C.index(max(logits_C))
+        rows.append((LABELS[best], pytest.approx(math.exp(logits_C[best]) / total), exit_stage))
+    return rows
+
+
+@pytest.mark.parametrize("policy", ["none", "patience:1", "stage:2", "confidence:0.7"])
+@pytest.mark.parametrize("num_rows", [1, 4])
+def test_a_result_for_each_text_in_order(shelf, policy, num_rows):
+    store = shelf.open(LARGE)
+    with make_classifier(store, policy, num_rows=num_rows) as classifier:
+        results = classifier.predict(TEXTS)
+    assert rows_of(results) == plainly(store, TEXTS, policy)
+    assert [result.stages_run for result in results] == [result.exit_stage for result in results]
+    assert {result.labels for result in results} == {None}
+
+
+def test_no_texts_no_results(shelf):
+    with make_classifier(shelf.open(Toy())) as classifier:
+        assert classifier.predict([]) == []
+    assert classifier.record()["bytes_read_total"] == 0
+
+
+def test_regression_has_a_value_and_no_label(shelf):
+    store = shelf.open(Toy(problem="regression"))
+    with make_classifier(store) as classifier:
+        results = classifier.predict(TEXTS)
+    values = [float(np.frombuffer(data, np.float32)[0]) for _, data in expected(store, TEXTS, "none")]
+    assert [(result.label, result.score) for result in results] == [(None, value) for value in values]
+
+
+def test_multi_label_names_all_that_are_more_likely_than_not(shelf):
+    toy = Toy(problem="multi_label_classification", exit_bias=((2, -3.0),))
+    store = shelf.open(toy)
+    with make_classifier(store, "stage:2") as classifier:
+        results = classifier.predict(TEXTS)
+    for result, (_, data) in zip(results, expected(store, TEXTS, "stage:2"), strict=True):
+        logits = dict(zip(LABELS, np.frombuffer(data, np.float32).tolist(), strict=True))
+        assert result.labels == tuple(label for label, logit in logits.items() if logit >= 0)
+        assert logits[result.label] == max(logits.values())
+        assert result.score == pytest.approx(1 / (1 + math.exp(-logits[result.label])))
+    assert {len(result.labels) for result in results} == {2, 3}
+
+
+@settings(deadline=None, max_examples=25, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), policy=st.sampled_from(["none", "patience:1"]), num_rows=st.integers(1, 3))
+def test_no_budget_changes_an_answer_and_none_is_exceeded(shelf, fixed_memory, monkeypatch, data, policy, num_rows):
+    store = shelf.open(LARGE)
+    smallest = make_classifier(store, policy, num_rows=num_rows).plan.smallest_budget_bytes
+    budget_bytes = data.draw(st.integers(smallest, smallest + (14 << 20)))
+    alive = []
+
+    def counted(num_bytes):
+        alive.append(num_bytes)
+        return Slot(num_bytes)
+
+    monkeypatch.setattr(prepare, "Slot", counted)
+    with make_classifier(store, policy, budget_bytes, num_rows=num_rows) as classifier:
+        assert rows_of(classifier.predict(TEXTS)) == plainly(store, TEXTS, policy)
+    plan = classifier.plan
+    assert plan.base_bytes + plan.activation_bytes + sum(alive) == plan.predicted_peak_bytes <= budget_bytes
+
+
+def test_the_smallest_budget_that_is_named_works_and_a_mib_less_does_not(shelf, fixed_memory):
+    store = shelf.open(LARGE)
+    with pytest.raises(BudgetError, match=r"budget of 52\.0 MiB is too small - process 50\.0 MiB") as refused:
+        make_classifier(store, "none", 52 << 20).open()
+    named = int(refused.value.remedy.split()[1].removesuffix("MiB"))
+    with make_classifier(store, "none", named << 20) as classifier:
+        assert rows_of(classifier.predict(TEXTS)) == plainly(store, TEXTS, "none")
+    assert classifier.plan.num_slots == 1
+    with pytest.raises(BudgetError):
+        make_classifier(store, "none", (named - 1) << 20).open()
+
+
+def test_a_budget_from_the_start_of_the_process_counts_what_has_been(shelf, monkeypatch):
+    monkeypatch.setattr(prepare, "read_memory", lambda: Memory(BASE_BYTES, 90 << 20, None, None))
+    store = shelf.open(LARGE)
+    assert make_classifier(store, "none", 80 << 20).plan.feasible
+    plan = make_classifier(store, "none", 80 << 20, own_process=True).plan
+    assert not plan.feasible and plan.smallest_budget_bytes == 90 << 20
+
+
+def test_a_step_that_needs_three_shards_at_once_gets_three_slots(shelf, fixed_memory):
+    store = shelf.open(Toy(padding_bytes=3 << 20, whole=True))
+    plan = make_classifier(store).plan
+    smallest = plan.smallest_budget_bytes
+    with make_classifier(store, "none", smallest) as classifier:
+        assert rows_of(classifier.predict(TEXTS)) == plainly(store, TEXTS, "none")
+    assert not make_classifier(store, "none", smallest - 1).plan.feasible
+
+
+def test_what_fits_becomes_resident_and_is_read_once(shelf):
+    store = shelf.open(LARGE)
+    with make_classifier(store) as classifier:
+        first = classifier.predict(["abc"])[0].bytes_read
+        assert classifier.predict(["abc"])[0].bytes_read < 1 << 16 < first
+    assert classifier.plan.num_slots == 0
+
+
+def test_many_threads_get_what_one_gets(shelf, fixed_memory):
+    store = shelf.open(LARGE)
+    budget_bytes = make_classifier(store).plan.smallest_budget_bytes + (3 << 20)
+    wanted = plainly(store, TEXTS, "patience:1")
+    together = []
+    with make_classifier(store, "patience:1", budget_bytes, num_rows=2) as classifier:
+        in_threads(8, lambda: [together.append(classifier.predict(TEXTS)) for _ in range(20)])
+    assert all(rows_of(results) == wanted for results in together)
+    record = classifier.record()
+    paid = sum(result.bytes_read for results in together for result in results)
+    assert record["bytes_read_total"] == paid + record["bytes_read_idle"]
+    assert len(together) == 160 and record["num_inputs"] == len(TEXTS) * 160
+
+
+def test_threads_that_open_at_once_open_one_ring(shelf):
+    before = threading.active_count()
+    classifier = make_classifier(shelf.open(Toy()))
+    in_threads(8, classifier.open)
+    assert threading.active_count() == before + 1
+    classifier.close()
+    assert threading.active_count() == before
+
+
+def test_close_gives_back_memory_files_and_threads(shelf):
+    store = shelf.open(Toy(padding_bytes=12 << 20))
+    classifier = make_classifier(store)
+    files, threads = len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
+    classifier.open()
+    before = read_memory().rss_bytes
+    classifier.predict(["abc"])
+    loaded = read_memory().rss_bytes
+    classifier.close()
+    assert loaded - before > 40 << 20
+    assert read_memory().rss_bytes < loaded - (40 << 20)
+    assert len(list(Path("/proc/self/fd").iterdir())) <= files
+    assert threading.active_count() == threads
+    assert classifier.record()["bytes_read_total"] > 40 << 20
+
+
+def test_a_closed_classifier_refuses_and_can_be_opened_again(shelf):
+    store = shelf.open(Toy())
+    classifier = make_classifier(store)
+    with pytest.raises(ValueError, match="not open"):
+        classifier.predict(TEXTS)
+    with classifier:
+        classifier.predict(TEXTS)
+    classifier.close()
+    with pytest.raises(ValueError, match="not open"):
+        classifier.predict(TEXTS)
+    with classifier:
+        assert rows_of(classifier.predict(TEXTS)) == plainly(store, TEXTS, "none")
+
+
+def test_one_text_in_place_of_a_list_is_refused(shelf):
+    with make_classifier(shelf.open(Toy())) as classifier, pytest.raises(ValueError, match=r"predict\(\[text\]\)"):
+        classifier.predict("abc")
+
+
+def tokens(num_rows, length):
+    ids_BS = np.ones((num_rows, length), np.int64)
+    return ids_BS, ids_BS, np.zeros_like(ids_BS)
+
+
+@pytest.mark.parametrize(
+    ("shape", "fits"), [((4, 3), True), ((1, 6), True), ((5, 3), False), ((4, 4), False), ((1, 12), False)]
+)
+def test_a_batch_that_takes_more_than_was_planned_is_refused(shelf, shape, fits):
+    """12 tokens in one row take more than 12 in four: attention is quadratic."""
+    with make_classifier(shelf.open(Toy()), num_rows=4, length=3) as classifier:
+        if fits:
+            assert len(classifier.predict_tokens(*tokens(*shape))) == shape[0]
+        else:
+            with pytest.raises(
+                UsageError, match=rf"batch of {shape[0]} x {shape[1]} tokens - the plan was made for 4 x 3"
+            ):
+                classifier.predict_tokens(*tokens(*shape))
+
+
+def test_the_longest_input_is_the_encoders_where_none_is_named(shelf):
+    with make_classifier(shelf.open(Toy())) as classifier:
+        classifier.predict_tokens(*tokens(1, MAX_LENGTH))
+        with pytest.raises(UsageError):
+            classifier.predict_tokens(*tokens(2, MAX_LENGTH))
+
+
+def test_what_most_rows_come_to_is_kept(shelf):
+    """With few slots residents are spread, so that reads hide; unless few rows come to the late layers."""
+    store = shelf.open(Toy(num_layers=8, whole=True, padding_bytes=3 << 20))
+    whole = make_classifier(store)
+    sizes = sum(item.num_bytes for item in whole.items)
+    budget_bytes = whole.plan.base_bytes + whole.plan.activation_bytes + sizes // 2
+    stages = {item.shard: item.stage for item in whole.items}
+
+    def mean_stage(**settings):
+        plan = make_classifier(store, budget_bytes=budget_bytes, **settings).plan
+        assert 0 < len(plan.residents) < len(stages)
+        return sum(stages[name] for name in plan.residents) / len(plan.residents)
+
+    reached = tuple(0.3**layer for layer in range(8))
+    assert mean_stage(reached=reached) < mean_stage(reached=reached, num_rows=64) <= mean_stage()
+
+
+def test_settings_without_rows_are_refused():
+    with pytest.raises(ValueError, match="num_rows must be at least 1, not 0"):
+        Settings(1, num_rows=0)
+    with pytest.raises(ValueError, match="num_batches must be at least 1, not 0"):
+        Settings(1, num_batches=0)
+
+
+def test_exits_that_are_not_there_are_refused(shelf):
+    with pytest.raises(UsageError, match="exit patience:1 needs exits and this store has none"):
+        make_classifier(shelf.open(Toy(exits=False)), "patience:1")
+    make_classifier(shelf.open(Toy(exits=False)), "none")
+    make_classifier(shelf.open(Toy(exits=False)), "patience:inf")
+
+
+def test_exits_that_were_not_trained_are_refused(shelf):
+    with pytest.raises(StoreError, match="the exits were never trained"):
+        make_classifier(shelf.open(Toy(trained=False)), "stage:1")
+    make_classifier(shelf.open(Toy(trained=False)), "none")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null"])
+def test_exits_that_are_not_described_are_refused(shelf, monkeypatch, content):
+    store = shelf.open(Toy())
+    monkeypatch.setattr(store, "read_file", lambda file: content)
+    with pytest.raises(StoreError, match="does not name the form of the exits"):
+        make_classifier(store, "stage:1")
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [{}, {"exit.1.weight": np.zeros((2, 8), np.float32)}, {"exit.1.weight": np.zeros((3, 8))}],
+)
+def test_exits_of_another_shape_are_refused_by_name(shelf, monkeypatch, arrays):
+    monkeypatch.setattr(exits_module, "load_tensors", lambda *_: arrays)
+    with pytest.raises(StoreError, match=r"exit 1: exit.weight is .* not float32 \(3, 8\)"):
+        make_classifier(shelf.open(Toy()), "stage:1")
+
+
+def test_a_failure_is_not_the_end(shelf):
+    store = shelf.open(Toy())
+    with make_classifier(store, "patience:2") as classifier:
+        for error in (KeyboardInterrupt(), MemoryError()):
+            classifier.backend.fail["down"] = error
+            with pytest.raises(type(error)):
+                classifier.predict(TEXTS)
+            assert rows_of(classifier.predict(TEXTS)) == plainly(store, TEXTS, "patience:2")
+
+
+def test_numbers_that_are_none_come_out_as_an_error(shelf):
+    classifier = make_classifier(shelf.open(Toy(broken="head")))
+    with classifier, pytest.raises(NonFiniteError, match="head gave NaN"):
+        classifier.predict(TEXTS)
+
+
+def test_the_record_adds_up(shelf):
+    store = shelf.open(LARGE)
+    with make_classifier(store, "patience:1", num_rows=2, reads="buffered") as classifier:
+        before = classifier.record()
+        results = classifier.predict(TEXTS, more=False)
+    record = classifier.record()
+    assert {key for key in before if before[key] is None} == {
+        "latency_seconds_median",
+        "bound_seconds",
+        "deadline_seconds",
+    }
+    assert record["num_inputs"] == len(TEXTS)
+    assert record["page_cache_bytes"] == sum(shard.bytes for shard in store.manifest.shards.values())
+    assert 0 < record["rss_anon_bytes"] + record["rss_file_bytes"] <= record["peak_rss_bytes"]
+    assert record["bytes_read_total"] == sum(result.bytes_read for result in results) + record["bytes_read_idle"]
+    assert record["seconds_total"] >= 3 * min(classifier.latencies) > 0
+    assert len(classifier.latencies) == len(classifier.costs) == 3
+    plan, described = classifier.plan, {key: record[key] for key in ("model", "backend", "exit", "reads", "batch")}
+    assert described == {"model": "Toy", "backend": "toy", "exit": "patience:1", "reads": "buffered", "batch": 2}
+    assert (record["predicted_peak_bytes"], record["budget_bytes"]) == (plan.predicted_peak_bytes, plan.budget_bytes)
+
+
+def test_the_plan_speaks_of_every_shard_once(shelf, fixed_memory):
+    store = shelf.open(LARGE)
+    classifier = make_classifier(store, "none", make_classifier(store).plan.smallest_budget_bytes + (2 << 20))
+    tree = classifier.describe_plan()
+    shards = [shard for stage in tree["stages"] for shard in stage["shards"]]
+    assert [shard["shard"] for shard in shards] == [name for name in store.manifest.shards if name != "rows"]
+    assert sum(-(-shard["bytes"] // 4096) * 4096 for shard in shards if shard["resident"]) == tree["resident_bytes"]
+    assert tree["feasible"] and tree["num_slots"] >= 1
+    assert tree["predicted_peak_bytes"] <= tree["budget_bytes"]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("room", ["one slot", "some residents", "everything"])
+def test_the_process_stays_below_the_prediction_and_the_budget(shelf, run_python, room):
+    """64 MiB of shards in a process of its own."""
+    store = shelf.open(Toy(12, padding_bytes=(64 << 20) // 12))
+    extra = {"one slot": 0, "some residents": 20 << 20, "everything": 1 << 30}[room]
+    printed = run_python(
+        f"""
+        from offramp.store import Store
+        from offramp.measure import reset_peak
+        from tests.toy import make_classifier
+        store = Store({str(store.path)!r})
+        smallest = make_classifier(store).plan.smallest_budget_bytes
+        classifier = make_classifier(store, "none", smallest + (1 << 20) + {extra})
+        reset_peak()
+        with classifier:
+            for text in ["abc", "defghijkl", "kkkk"] * 3:
+                classifier.predict([text])
+            record = classifier.record()
+        keys = ("peak_rss_bytes", "predicted_peak_bytes", "budget_bytes", "resident_bytes")
+        print(*(record[key] for key in keys))
+        """
+    )
+    peak, predicted, budget, resident = map(int, printed.split())
+    assert peak <= predicted <= budget
+    assert resident >= {"one slot": 0, "some residents": 14 << 20, "everything": 63 << 20}[room]
+
+
+@pytest.mark.parametrize("policy", ["none", "patience:1"])
+def test_bulk_gives_the_same_results_in_order(shelf, policy):
+    store = shelf.open(Toy())
+    texts = [*TEXTS, *reversed(TEXTS), "a" * 7]
+    with make_classifier(store, policy, num_rows=3, is_bulk=True) as classifier:
+        results = classifier.predict(texts)
+        assert classifier.predict([]) == []
+    assert rows_of(results) == plainly(store, texts, policy)
+    assert classifier.record()["is_bulk"]
+
+
+def test_bulk_batches_are_alike_in_length_and_within_the_plan(shelf):
+    classifier = make_classifier(shelf.open(Toy()), num_rows=3, is_bulk=True)
+    planned = classifier.backend.activation_bytes(3, MAX_LENGTH)
+    lengths = [1, 12, 3, 1, 12, 5, 7, 1, 2, 12, 12, *[6] * 9, *[1] * 50]
+    batches = list(classifier._bulk_batches(lengths))
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    for batch in batches:
+        longest = max(lengths[index] for index in batch)
+        assert classifier.backend.activation_bytes(len(batch), longest) <= planned
+        assert len(batch) * longest <= 3 * MAX_LENGTH, "no array grows beyond those of the plan"
+    ends = [(lengths[batch[0]], lengths[batch[-1]]) for batch in batches]
+    assert all(before[1] >= after[0] for before, after in pairwise(ends))
+    assert len(batches[0]) == 3, "rows of the longest length"
+    assert len(batches[-1]) > 3, "short rows are more"
+    classifier.close()
+
+
+def test_bulk_takes_the_most_rows_that_fit(shelf):
+    store = shelf.open(Toy(padding_bytes=1 << 20))
+    tried = []
+
+    def plan_for(num_rows, num_batches):
+        tried.append((num_rows, num_batches))
+        return make_classifier(store, num_rows=num_rows, num_batches=num_batches, budget_bytes=budget)
+
+    for budget, sizes in ((1 << 40, [(1, 1), (32, 1)]), (1, [(1, 1)])):
+        tried.clear()
+        classifier = with_most_rows(plan_for, store, ToyBackend(), MAX_LENGTH, budget)
+        assert tried == sizes, "what cannot fit is not tried, and of what lies in memory one batch is a sweep"
+        assert (classifier.settings.num_rows, classifier.settings.num_batches) == sizes[-1]
+        classifier.close()
+
+
+def test_bulk_sweeps_hold_as_many_batches_as_the_budget_has_room_for(shelf, fixed_memory, monkeypatch):
+    """Rows that take 64 KiB between two steps, and 256 within one: the plan holds what is chosen."""
+    store = shelf.open(LARGE)
+    monkeypatch.setattr(ToyBackend, "state_bytes", lambda self, num_rows, length: num_rows << 16)
+    monkeypatch.setattr(ToyBackend, "activation_bytes", lambda self, num_rows, length: num_rows << 18)
+
+    def plan_for(num_rows, num_batches):
+        return make_classifier(store, num_rows=num_rows, num_batches=num_batches, budget_bytes=budget, is_bulk=True)
+
+    found = []
+    for megabytes in (11, 12, 14):
+        budget = BASE_BYTES + (megabytes << 20)
+        classifier = with_most_rows(plan_for, store, ToyBackend(), MAX_LENGTH, budget)
+        settings = classifier.settings
+        found.append(settings.num_rows * settings.num_batches)
+        assert classifier.plan.feasible and classifier.plan.predicted_peak_bytes <= budget
+        alone = with_most_rows(plan_for, store, ToyBackend(), MAX_LENGTH, budget, has_deadline=True)
+        assert alone.settings.num_batches == 1
+        assert settings.num_batches > 1
+        assert classifier.plan.num_slots >= 2
+        classifier.close()
+    assert found == sorted(found) and found[-1] > found[0] > 1
+
+
+@pytest.mark.parametrize("policy", ["none", "patience:1"])
+def test_sweeps_of_several_batches_give_the_same_results_in_order(shelf, policy):
+    store = shelf.open(Toy())
+    texts = [*TEXTS, *reversed(TEXTS), "a" * 7]
+    with make_classifier(store, policy, num_rows=2, num_batches=3, is_bulk=True) as classifier:
+        results = classifier.predict(texts)
+        with pytest.raises(UsageError, match="4 batches - the plan was made for 3"):
+            classifier.predict_batches([classifier._encode(["a"])] * 4)
+    assert rows_of(results) == plainly(store, texts, policy)
+    assert len(classifier.latencies) < len(texts) / 2
+    assert classifier.record()["batch"] == 6

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from offramp.units import format_size, parse_size
+
+
+@pytest.mark.parametrize(
+    ("text", "num_bytes"),
+    [
+        ("300MB", 300_000_000),
+        ("0.3GB", 300_000_000),
+        ("300MiB", 300 << 20),
+        ("1.5 GiB", 3 << 29),
+        (" 7 ", 7),
+        ("7b", 7),
+        ("4kib", 4096),
+        ("1TB", 10**12),
+        (134217728, 134217728),
+    ],
+)
+def test_sizes_as_people_write_them(text, num_bytes):
+    assert parse_size(text) == num_bytes
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "MiB",
+        "-1",
+        "-1MiB",
+        "1e9",
+        "1,5GB",
+        "128 Mi B",
+        "128MBs",
+        "0",
+        "0MiB",
+        "0.0001",
+        "1.MB",
+        "nan",
+        "inf",
+        "٣MB",
+    ],
+)
+def test_what_is_no_size_is_refused_by_name(text):
+    with pytest.raises(ValueError, match="a size is"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize("size", [0, -1, True, 1.5, None, b"1MB"])
+def test_numbers_that_are_no_sizes_are_refused(size):
+    with pytest.raises(ValueError, match="a size is"):
+        parse_size(size)
+
+
+@given(st.integers(1, 1 << 60))
+def test_an_integer_is_itself_as_a_number_and_as_a_text(num_bytes):
+    assert parse_size(num_bytes) == parse_size(str(num_bytes)) == parse_size(f"{num_bytes} B") == num_bytes
+
+
+@given(st.integers(1, 1 << 30), st.sampled_from(["kib", "KiB", "MIB", "gb", "TB"]))
+def test_whole_sizes_are_exact_in_any_case(number, unit):
+    factor = (1000 if unit[1:].lower() == "b" else 1024) ** ("kmgt".index(unit[0].lower()) + 1)
+    assert parse_size(f"{number}{unit}") == number * factor
+
+
+@given(st.integers(1 << 20, 1 << 50))
+def test_what_is_formatted_reads_back_within_its_digit(num_bytes):
+    assert abs(parse_size(format_size(num_bytes)) - num_bytes) <= 0.051 * (1 << 20)
+
+
+def test_sizes_are_said_in_mib():
+    assert format_size(128 << 20) == "128.0 MiB"
+    assert format_size(1 << 19) == "0.5 MiB"
