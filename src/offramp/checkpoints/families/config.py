@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from offramp.errors import SourceError
-from offramp.store.manifest import ACTIVATIONS, PROBLEMS, Encoder
+from offramp.program.encoder import ACTIVATIONS, Encoder
+from offramp.program.program import PROBLEMS
 
 MAX_LAYERS = 4096
 MAX_LABELS = 1 << 20

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from offramp.checkpoints.families.config import Keys, bad_value, read_encoder
-from offramp.store.manifest import Encoder
-from offramp.store.shapes import LAYER_KINDS
+from offramp.program.encoder import LAYER_KERNELS, Encoder
 
 TASKS = (
     "Model",
@@ -81,7 +80,7 @@ class Family:
         found = _LAYER.search(name)
         layer = int(found[1]) if found else None
         for kind in self.tables:
-            if (kind in LAYER_KINDS) == (layer is not None):
+            if (kind in LAYER_KERNELS) == (layer is not None):
                 for role, known in self.names(kind, base, layer).items():
                     if known == name:
                         return Place(kind, role, layer)
