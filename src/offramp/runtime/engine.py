@@ -15,7 +15,7 @@ from typing import Deque, Dict, List, Optional, Sequence
 import numpy as np
 
 from offramp.program.inputs import Batch
-from offramp.program.program import END, Step
+from offramp.program.program import END, LAYER, Step
 from offramp.runtime.backend import Backend, State
 from offramp.runtime.feed import WeightFeed
 from offramp.runtime.gate import ExitGate
@@ -136,7 +136,8 @@ class Engine:
         stage, before = self.schedule.stages[index], run.compute_seconds
         kind = "head" if stage.role == END else "compute"
         for step, arrays in zip(steps, weights):
-            run.timed(f"{stage.name} {step.kernel}", index, kind, self.backend.run, state, step, arrays)
+            name = f"{stage.name} {step.kernel}" if stage.role == LAYER else stage.name
+            run.timed(name, index, kind, self.backend.run, state, step, arrays)
         run.layer_seconds += run.compute_seconds - before
 
     def _release(self, steps: Group) -> None:
