@@ -36,6 +36,8 @@ from offramp.program.program import (
 )
 
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish", "tanh")
+MAX_SIZE = 1 << 40
+"""Largest size among the attributes of a kernel."""
 LAYER_KERNELS = ("attention", "up", "down")
 TABLES = {"word": INPUT_IDS, "position": POSITION_IDS, "type": TOKEN_TYPE_IDS}
 """Role of each embedding table -> the input that names its rows."""
@@ -93,14 +95,11 @@ def encoder_program(encoder: Encoder, stages: Sequence[PlacedStage], gathered: S
         stages: the embedding, the layers in order, and the head if the encoder has one.
         gathered: shards of which only rows are read.
     """
-    layers = [stage for stage in stages if stage.role == LAYER]
-    built = [_build_stage(stage, index, encoder, gathered) for index, stage in enumerate(stages)]
+    kernels, last = _kernels(encoder), _hidden(encoder.num_layers - 1)
+    built = [_build_stage(stage, index, encoder, kernels, gathered) for index, stage in enumerate(stages)]
     if stages[-1].role != END:
         built.append(Stage("head", END))
-    kernels = _kernels(encoder)
-    has_head = encoder.problem is not None
-    output = Output("logits", encoder.problem, len(encoder.labels)) if has_head else Output(_hidden(len(layers) - 1))
-    rows = {role: input for role, input in TABLES.items() if role != "type" or encoder.num_token_types}
+    output = Output(last) if encoder.problem is None else Output("logits", encoder.problem, len(encoder.labels))
     tables = stages[0].steps[0].tensors
     width = Value("float32", (BATCH_TOKENS, encoder.embedding_size))
     inputs = [INPUT_IDS, ATTENTION_MASK, POSITION_IDS, *([TOKEN_TYPE_IDS] if encoder.num_token_types else [])]
@@ -109,7 +108,7 @@ def encoder_program(encoder: Encoder, stages: Sequence[PlacedStage], gathered: S
     )
     return Program(
         inputs={name: Input("int64", (BATCH, TOKENS)) for name in inputs},
-        lookups={role: LookUp(tables[role], input, width) for role, input in rows.items()},
+        lookups={role: LookUp(tables[role], input, width) for role, input in _roles(encoder).items()},
         kernels=kernels,
         stages=tuple(built),
         output=output,
@@ -119,26 +118,61 @@ def encoder_program(encoder: Encoder, stages: Sequence[PlacedStage], gathered: S
 
 def weight_shapes(kernel: Kernel) -> Optional[Shapes]:
     """Return the shape of each weight of a template of this file, or None for any other template."""
-    shapes = _SHAPES.get(kernel.template)
-    return None if shapes is None else shapes(kernel.attributes)
+    template = _TEMPLATES.get(kernel.template)
+    return None if template is None else template.weights(kernel.attributes)
+
+
+def wrong_attributes(kernel: Kernel) -> Optional[str]:
+    """Return what is wrong with the attributes of a kernel, or None if its template takes them."""
+    known = _TEMPLATES[kernel.template].attributes if kernel.template in _TEMPLATES else ()
+    if set(kernel.attributes) != set(known):
+        return f"{kernel.template} takes the attributes {sorted(known)}, not {sorted(kernel.attributes)}"
+    for name, value in kernel.attributes.items():
+        low = 0 if name == "num_token_types" else 1
+        if name == "activation":
+            fits = value in ACTIVATIONS
+        elif name == "norm_epsilon":
+            fits = isinstance(value, float) and 0 <= value < 1
+        else:
+            fits = isinstance(value, int) and low <= value <= MAX_SIZE
+        if not fits:
+            return f"{name} is {value!r}"
+    heads, hidden = kernel.attributes.get("num_heads"), kernel.attributes.get("hidden_size")
+    if heads is not None and hidden % heads:  # type: ignore[operator]
+        return f"hidden_size {hidden} is not a multiple of num_heads {heads}"
+    return None
 
 
 def misfit(program: Program, tensors: Mapping[str, Tuple[str, Tuple[int, ...]]]) -> Optional[str]:
-    """Return what is wrong with the weights of the first step that lacks some, or None if all fit their kernels.
+    """Return what is wrong with the first step whose values or weights are not those of its kernel, or None.
 
     Args:
         tensors: name -> (dtype as safetensors names it, shape) of every tensor of the store.
     """
+    values = program.values()
     for stage in program.stages:
         for step in stage.steps:
-            promised = weight_shapes(program.kernels[step.kernel])
-            if promised is None:
+            kernel = program.kernels[step.kernel]
+            template = _TEMPLATES.get(kernel.template)
+            if template is None:
                 continue
-            found = {role: tensors[name] for role, name in step.weights.items()}
-            for role in sorted({*found, *promised}):
-                wanted = ("F32", promised[role]) if role in promised else None
-                if found.get(role) != wanted:
-                    return f"stage {stage.name}, {step.kernel}: {role} is {found.get(role)}, the kernel takes {wanted}"
+            promised = {role: ("F32", shape) for role, shape in template.weights(kernel.attributes).items()}
+            wrong = (
+                _difference({role: tensors[name] for role, name in step.weights.items()}, promised)
+                or _difference(
+                    {port: values[name] for port, name in step.reads.items()}, template.reads(kernel.attributes)
+                )
+                or _difference(dict(enumerate(step.writes.values())), {0: template.result(kernel.attributes)})
+            )
+            if wrong:
+                return f"stage {stage.name}, {step.kernel}: {wrong}"
+    return None
+
+
+def _difference(found: Mapping, wanted: Mapping) -> Optional[str]:
+    for key in sorted({*found, *wanted}):
+        if found.get(key) != wanted.get(key):
+            return f"{key} is {found.get(key)}, the kernel takes {wanted.get(key)}"
     return None
 
 
@@ -165,34 +199,33 @@ def _hidden(layer: int) -> str:
     return f"layer.{layer}.hidden" if layer >= 0 else "embedding.hidden"
 
 
-def _build_stage(stage: PlacedStage, index: int, encoder: Encoder, gathered: Sequence[str]) -> Stage:
+def _build_stage(
+    stage: PlacedStage, index: int, encoder: Encoder, kernels: Mapping[str, Kernel], gathered: Sequence[str]
+) -> Stage:
     layer = index - 1
-    hidden = Value("float32", (BATCH_TOKENS, encoder.hidden_size))
-    inner = Value("float32", (BATCH_TOKENS, encoder.intermediate_size))
-    attended = f"layer.{layer}.attended"
-    rows = [role for role in TABLES if role != "type" or encoder.num_token_types]
-    ports: Dict[str, Tuple[Dict[str, str], Dict[str, Value]]] = {
-        "embedding": ({role: role for role in rows}, {_hidden(-1): hidden}),
-        "attention": ({"hidden": _hidden(layer - 1), "mask": "mask"}, {attended: hidden}),
-        "up": ({"hidden": attended}, {f"layer.{layer}.inner": inner}),
-        "down": ({"inner": f"layer.{layer}.inner", "hidden": attended}, {_hidden(layer): hidden}),
-        "head": ({"hidden": _hidden(encoder.num_layers - 1)}, {"logits": _logits(encoder)}),
+    attended, inner = f"layer.{layer}.attended", f"layer.{layer}.inner"
+    ports: Dict[str, Tuple[Dict[str, str], str]] = {
+        "embedding": ({role: role for role in _roles(encoder)}, _hidden(-1)),
+        "attention": ({"hidden": _hidden(layer - 1), "mask": "mask"}, attended),
+        "up": ({"hidden": attended}, inner),
+        "down": ({"inner": inner, "hidden": attended}, _hidden(layer)),
+        "head": ({"hidden": _hidden(encoder.num_layers - 1)}, "logits"),
     }
-    steps = []
+    steps = [Step("mask", {"mask": ATTENTION_MASK}, {"mask": _MASK})] if stage.role == BEGIN else []
     for placed in stage.steps:
-        reads, writes = ports[placed.kernel]
+        reads, result = ports[placed.kernel]
+        kernel = kernels[placed.kernel]
+        writes = {result: _TEMPLATES[kernel.template].result(kernel.attributes)}
         weights = {role: name for role, name in placed.tensors.items() if role not in TABLES}
         shards = tuple(shard for shard in placed.shards if shard not in gathered)
         steps.append(Step(placed.kernel, reads, writes, weights, {}, shards))
-    if stage.role == BEGIN:
-        mask = Value("float32", (BATCH, 1, 1, TOKENS))
-        steps.insert(0, Step("mask", {"mask": ATTENTION_MASK}, {"mask": mask}))
     carries_exit = stage.role == LAYER and layer < encoder.num_layers - 1
     return Stage(stage.name, stage.role, tuple(steps), _hidden(layer) if carries_exit else None)
 
 
-def _logits(encoder: Encoder) -> Value:
-    return Value("float32", (BATCH, len(encoder.labels)))
+def _roles(encoder: Encoder) -> Dict[str, str]:
+    """Return role of each embedding table that the encoder has -> the input that names its rows."""
+    return {role: name for role, name in TABLES.items() if role != "type" or encoder.num_token_types}
 
 
 def _kernels(encoder: Encoder) -> Dict[str, Kernel]:
@@ -240,11 +273,60 @@ def _head(sizes: Mapping) -> Shapes:
     return {**linear_shapes("dense", hidden, hidden), **linear_shapes("out", sizes["num_labels"], hidden)}
 
 
-_SHAPES: Dict[str, Callable[[Mapping], Shapes]] = {
-    "mask": lambda sizes: {},
-    "embedding": _embedding,
-    "attention": _attention,
-    "up": _up,
-    "down": _down,
-    "head": _head,
+_MASK = Value("float32", (BATCH, 1, 1, TOKENS))
+
+
+def _tokens_of(width: str) -> Callable[[Mapping], Value]:
+    return lambda sizes: Value("float32", (BATCH_TOKENS, sizes[width]))
+
+
+def _logits(sizes: Mapping) -> Value:
+    return Value("float32", (BATCH, sizes["num_labels"]))
+
+
+def _embedding_reads(sizes: Mapping) -> Dict[str, Value]:
+    rows = _tokens_of("embedding_size")(sizes)
+    return {role: rows for role in TABLES if role != "type" or sizes["num_token_types"]}
+
+
+@dataclass(frozen=True)
+class _Template:
+    """Everything that one kernel takes and gives, as functions of its attributes."""
+
+    attributes: Tuple[str, ...]
+    reads: Callable[[Mapping], Dict[str, Value]]
+    result: Callable[[Mapping], Value]
+    weights: Callable[[Mapping], Shapes]
+
+
+_hidden_of = _tokens_of("hidden_size")
+_TEMPLATES: Dict[str, _Template] = {
+    "mask": _Template(
+        (), lambda sizes: {"mask": Value("int64", (BATCH, TOKENS))}, lambda sizes: _MASK, lambda sizes: {}
+    ),
+    "embedding": _Template(
+        ("hidden_size", "embedding_size", "num_token_types", "norm_epsilon"), _embedding_reads, _hidden_of, _embedding
+    ),
+    "attention": _Template(
+        ("hidden_size", "num_heads", "norm_epsilon"),
+        lambda sizes: {"hidden": _hidden_of(sizes), "mask": _MASK},
+        _hidden_of,
+        _attention,
+    ),
+    "up": _Template(
+        ("hidden_size", "intermediate_size", "activation"),
+        lambda sizes: {"hidden": _hidden_of(sizes)},
+        _tokens_of("intermediate_size"),
+        _up,
+    ),
+    "down": _Template(
+        ("hidden_size", "intermediate_size", "norm_epsilon"),
+        lambda sizes: {"hidden": _hidden_of(sizes), "inner": _tokens_of("intermediate_size")(sizes)},
+        _hidden_of,
+        _down,
+    ),
+    "head": _Template(
+        ("hidden_size", "num_labels", "activation"), lambda sizes: {"hidden": _hidden_of(sizes)}, _logits, _head
+    ),
+    "exit": _Template(("hidden_size", "num_labels", "activation"), lambda sizes: {}, _logits, lambda sizes: {}),
 }

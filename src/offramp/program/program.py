@@ -12,6 +12,7 @@ from typing import Any, Dict, Iterator, Mapping, Optional, Tuple, Union
 BATCH, TOKENS, BATCH_TOKENS = "batch", "tokens", "batch*tokens"
 Axis = Union[str, int]
 """`batch`, `tokens`, `batch*tokens` (rows of equal length, one after another), or a size."""
+AXES = (BATCH, TOKENS, BATCH_TOKENS)
 INPUT_IDS, ATTENTION_MASK, TOKEN_TYPE_IDS, POSITION_IDS = (
     "input_ids",
     "attention_mask",
@@ -26,6 +27,8 @@ EXIT_KERNEL = "exit"
 """The kernel that computes the logits of an exit head."""
 CAPTURED = "captured"
 """Template of kernels that are graphs in the store; every other template is written by a backend."""
+POOLED_LINEAR = "pooled-linear"
+"""Template of exit heads of captured programs: the mean over tokens or places, then one linear layer."""
 BEGIN, LAYER, END = "begin", "layer", "end"
 """Roles of stages: before the first layer, a layer (after which rows may leave), after the last layer."""
 
@@ -60,8 +63,8 @@ class Input:
     dtype: str
     axes: Tuple[Axis, ...]
     largest: Tuple[Optional[int], ...] = ()
-    """Largest size of each axis among the examples, where they differ; None where the size is fixed by `axes`. Empty:
-    only the model's own limits apply."""
+    """Largest size of each axis among the examples, where they differ; None where the size is fixed: by `axes`, or for
+    `tokens` by `Program.example`. Empty: only the model's own limits apply."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,7 @@ class Output:
     """What the program returns: a value, and what it means."""
 
     value: str
+    """Empty where only the module's own code computes it."""
     problem: Optional[str] = None
     """One of PROBLEMS; None where the value is no answer of a classification or regression head."""
     num_labels: int = 0

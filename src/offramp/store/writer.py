@@ -12,7 +12,7 @@ import hashlib
 import os
 import shutil
 from pathlib import Path
-from typing import Any, Callable, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 from offramp.errors import DiskFullError, StageError, StoreError, UsageError
 from offramp.store import manifest as m
@@ -119,7 +119,7 @@ class StoreWriter:
         with open(source, "rb") as stream:
             return write_atomic(self.partial / name, iter(lambda: stream.read(1 << 20), b""))
 
-    def finish(self, manifest: Union[m.Manifest, m.ModuleManifest]) -> Path:
+    def finish(self, manifest: m.Manifest) -> Path:
         """Write the manifest, then give the folder its final name."""
         with disk_full_is_ours(self.target):
             self._drop_strangers(manifest)
@@ -194,7 +194,7 @@ class StoreWriter:
             os.close(fd)
         return m.File(path.name, size, found) if found == expected.hexdigest() else None
 
-    def _drop_strangers(self, manifest: Union[m.Manifest, m.ModuleManifest]) -> None:
+    def _drop_strangers(self, manifest: m.Manifest) -> None:
         """What an earlier attempt left and this one does not want."""
         wanted = {file.file for file in m.all_files(manifest)} | {_STATE}
         wanted |= {str(Path(name).parent) for name in wanted}
