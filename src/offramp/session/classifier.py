@@ -94,7 +94,7 @@ class Classifier:
         guard: Guard = NO_DEADLINE,
     ) -> None:
         self.store, self.backend, self.encoder, self.policy, self.settings = store, backend, encoder, policy, settings
-        self.guard, program = guard, store.program
+        self.guard, program, self._labels = guard, store.program, store.labels
         self.schedule, self._inputs = Schedule(program, policy.last_exit(len(program.layers))), InputReader(store)
         heads = load_exits(store, policy, needs_all=guard.needs_every_exit)
         self._gate = ExitGate(program, backend, policy, heads, guard, store.path)
@@ -176,8 +176,7 @@ class Classifier:
             outcomes = self._engine.sweep(batches, more=more, began=began)
             self.counts.add(time.perf_counter() - began, outcomes)
             self._peak.look()  # other code may reset the kernel's peak before the next call
-        problem, labels = self.store.program.problem, self.store.labels
-        return [result_of(outcome, problem, labels) for outcome in outcomes]
+        return [result_of(outcome, self.store.program.problem, self._labels) for outcome in outcomes]
 
     @property
     def num_exits(self) -> int:
