@@ -18,13 +18,13 @@ from transformers import PreTrainedModel
 
 from offramp.backends.torch_modules import ExitHead, Head
 from offramp.checkpoints.families import family_of
-from offramp.store.exits import DEFAULT_FORM, exit_name, exit_tensors
+from offramp.program.heads import DEFAULT_FORM, FORMS
 
 
 class ModelWithExits(nn.Module):
     """A `...ForSequenceClassification` and a head for each layer but the last, whose exit is the model's own head.
 
-    `form` is one of `store.exits.FORMS`. New heads are drawn from torch's generator. Raises SourceError for a model of
+    `form` is a key of `program.heads.FORMS`. New heads are drawn from torch's generator. Raises SourceError for a model of
     a family that offramp does not divide.
     """
 
@@ -33,7 +33,10 @@ class ModelWithExits(nn.Module):
         config = {**json.loads(model.config.to_json_string(use_diff=False)), "architectures": [type(model).__name__]}
         family = family_of(config)
         self.model, self.form, self.encoder = model, form, family.encoder(config)
-        self.heads = nn.ModuleList(ExitHead(self.encoder, form) for _ in range(self.encoder.num_layers - 1))
+        hidden, labels = self.encoder.hidden_size, self.encoder.labels
+        sizes = {"hidden_size": hidden, "num_labels": len(labels), "activation": self.encoder.head_activation}
+        heads = (ExitHead(sizes, FORMS[form]) for _ in range(self.encoder.num_layers - 1))
+        self.heads = nn.ModuleList(heads)
         self._dropout = _dropout_of(model.config)
         _draw(self.heads, float(model.config.initializer_range))
         self._shared: nn.Module | None = None
@@ -85,12 +88,12 @@ class ModelWithExits(nn.Module):
         return [head.classify(pooled_BH, dropout) for head, pooled_BH in zip(self._each(), pooled, strict=True)]
 
     def exit_tensors(self) -> dict[str, Tensor]:
-        """The content of `exits.safetensors`, in float32; `store.exits` has the names."""
+        """Return the content of `exits.safetensors`, in float32."""
         found = {}
         for number, head in enumerate(self.heads, 1):
             state = head.state_dict()
             for role in state:
-                found[exit_name(role, number, self.form)] = state[role].to("cpu", torch.float32).contiguous()
+                found[FORMS[self.form].tensor_name(role, number)] = state[role].to("cpu", torch.float32).contiguous()
         if self._shared is not None:
             for name, tensor in self._shared.state_dict().items():
                 found[self._shared_name(name)] = tensor.to("cpu", torch.float32).contiguous()
@@ -98,17 +101,18 @@ class ModelWithExits(nn.Module):
 
     def load_exits(self, tensors: Mapping[str, Tensor]) -> None:
         """Take the heads from the content of an `exits.safetensors`. Raises ValueError unless they fit."""
-        wanted = exit_tensors(self.encoder, self.form)
+        wanted = {name: tuple(tensor.shape) for name, tensor in self.exit_tensors().items()}
         found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         if found != wanted:
             raise ValueError(f"exits do not fit the model: expected {wanted}, got {found}")
         for number, head in enumerate(self.heads, 1):
-            head.load_state_dict({role: tensors[exit_name(role, number, self.form)] for role in head.state_dict()})
+            names = {role: FORMS[self.form].tensor_name(role, number) for role in head.state_dict()}
+            head.load_state_dict({role: tensors[name] for role, name in names.items()})
         if self._shared is not None:
             self._shared.load_state_dict({name: tensors[self._shared_name(name)] for name in ("weight", "bias")})
 
     def _shared_name(self, name: str) -> str:
-        return exit_name(f"exit.dense.{name}", 0, self.form)  # the same for every exit
+        return FORMS[self.form].tensor_name(f"exit.dense.{name}", 0)  # the same for every exit
 
     def _each(self) -> list[ExitHead]:
         return cast("list[ExitHead]", list(self.heads))

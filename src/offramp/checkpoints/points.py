@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
-from offramp.backends.torch_segments import pool
+from offramp.backends.torch_modules import pool
 from offramp.errors import SourceError
 from offramp.program.program import TEXT_INPUTS, Call, is_for_heads
 from offramp.runtime.segments import width_of
