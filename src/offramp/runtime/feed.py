@@ -73,8 +73,10 @@ class WeightFeed:
         residents = dict(buffers.residents)
         self._ring = Ring(read, buffers.room, residents, depth=buffers.depth, on_read=self._on_read)
 
-    def begin_pass(self, turns: Sequence[Turn]) -> None:
-        """Start to read the shards of a pass. Keep what was read ahead for the same order."""
+    def begin_pass(self, turns: Sequence[Turn], *, restart: bool = False) -> None:
+        """Start to read the shards of a pass. Keep what was read ahead for it, unless `restart`."""
+        if restart:
+            self._ring.end_pass()
         self._ring.begin_pass(turns)
 
     def acquire(self, shard: str, until: Optional[float] = None) -> Optional[Loaded]:
