@@ -58,7 +58,7 @@ class Layout:
     def parts(self) -> tuple[Part, ...]:
         """Return the parts of the module with the shards that each needs."""
         stages = zip(self._plan.stages, self._needs, strict=True)
-        return tuple(replace(stage.flow, shards=tuple(shards)) for stage, shards in stages)
+        return tuple(replace(stage.part, shards=tuple(shards)) for stage, shards in stages)
 
     def _write(self, shard: str, names: Sequence[str], writer: StoreWriter, chunks: Chunks) -> Shard:
         tensors = [(name, self._weights[name].tensor) for name in names]

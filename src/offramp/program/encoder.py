@@ -68,6 +68,12 @@ class Encoder:
     labels: Tuple[str, ...]
     """Labels in the order of their ids."""
 
+    @property
+    def texts(self) -> Texts:
+        """What the encoder requires of texts."""
+        sizes = (self.vocab_size, self.max_length, self.num_token_types, self.pad_token, self.position_offset)
+        return Texts(*sizes)
+
 
 @dataclass(frozen=True)
 class PlacedStep:
@@ -103,16 +109,13 @@ def encoder_program(encoder: Encoder, stages: Sequence[PlacedStage], gathered: S
     tables = stages[0].steps[0].tensors
     width = Value("float32", (BATCH_TOKENS, encoder.embedding_size))
     inputs = [INPUT_IDS, ATTENTION_MASK, POSITION_IDS, *([TOKEN_TYPE_IDS] if encoder.num_token_types else [])]
-    texts = Texts(
-        encoder.vocab_size, encoder.max_length, encoder.num_token_types, encoder.pad_token, encoder.position_offset
-    )
     return Program(
         inputs={name: Input("int64", (BATCH, TOKENS)) for name in inputs},
         lookups={role: LookUp(tables[role], input, width) for role, input in _roles(encoder).items()},
         kernels=kernels,
         stages=tuple(built),
         output=output,
-        texts=texts,
+        texts=encoder.texts,
     )
 
 

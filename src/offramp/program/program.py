@@ -60,6 +60,11 @@ class Value:
         assert isinstance(width, int), "checked by the parser where an exit stands"
         return width
 
+    def shape(self, num_rows: int, length: int) -> Tuple[int, ...]:
+        """Return the shape for B rows of S tokens."""
+        sizes = {BATCH: num_rows, TOKENS: length, BATCH_TOKENS: num_rows * length}
+        return tuple(sizes[axis] if isinstance(axis, str) else axis for axis in self.axes)
+
 
 @dataclass(frozen=True)
 class Input:
