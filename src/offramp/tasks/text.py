@@ -21,8 +21,8 @@ from typing import Any, Callable, Container, Dict, List, Optional, Sequence, Tup
 import numpy as np
 
 from offramp.errors import MissingExtraError, OfframpError, SourceError, UsageError
+from offramp.program.encoder import Encoder
 from offramp.program.program import Texts
-from offramp.store.manifest import Encoder
 
 Text = Union[str, Tuple[str, str]]
 """A text, or a pair of texts that the model reads together."""
