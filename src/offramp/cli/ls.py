@@ -1,108 +1,144 @@
-"""List the stages of a store in order, with the kind and the size of each shard; of a divided module also where each
-stage begins and what flows into it. --graph draws them.
+"""List the stages of a store in order with the kernel and size of each shard; for a divided module also the start and
+the inputs of each stage. --graph draws them.
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from offramp.cli.options import emit, require_writable, say, table
 from offramp.errors import shown
 
+if TYPE_CHECKING:
+    from offramp.store import Manifest, Shard
+
+
+@dataclass
+class _Listed:
+    """One stage as it is shown."""
+
+    name: str
+    shards: list[tuple[str, Shard]] = field(default_factory=list)
+    """(kernel, shard) in order of use."""
+    begins: str = ""
+    flows: list[str] = field(default_factory=list)
+    has_exit: bool = False
+    """An exit stands before the stage."""
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Options of ls."""
+    """Add the options of ls."""
     parser.add_argument("store")
-    parser.add_argument("--graph", metavar="FILE.svg", help="draw stages, what flows between them, and shared weights")
-    parser.add_argument("--json", action="store_true", help="one JSON line a shard")
+    parser.add_argument(
+        "--graph", metavar="FILE.svg", help="draw the stages, the values between them, and shared weights"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON line per shard")
 
 
 def main(args: argparse.Namespace) -> int:
-    """List."""
+    """List the stages and shards."""
     from offramp.store import Store
-    from offramp.store.manifest import Manifest
 
     if args.graph:
         require_writable(args.graph, (".svg",))
     with Store(args.store, verify="never") as store:
-        contents = store.contents
-    begins = {} if isinstance(contents, Manifest) else _begins(contents)
-    uses = [
-        (stage.name, step.kind, contents.shards[name])
-        for stage in contents.stages
-        for step in stage.steps
-        for name in step.shards
-    ]
-    used = {shard.name for _, _, shard in uses}
-    uses += [("-", "passed through", shard) for name, shard in contents.shards.items() if name not in used]
+        manifest = store.manifest
+    stages = _stages(manifest) if manifest.program.module is None else _parts(manifest)
     if args.json:
-        for stage, kind, shard in uses:
-            line = {"stage": stage, "kind": kind, "shard": shard.name, "file": shard.file, "bytes": shard.bytes}
-            emit({**line, "num_tensors": len(shard.tensors), **begins.get(stage, {})})
+        _print_lines(manifest, stages)
     else:
-        _print(contents, uses, begins)
+        _print_table(manifest, stages)
     if args.graph:
-        Path(args.graph).write_text(_drawn(contents, begins), encoding="utf-8")
+        Path(args.graph).write_text(_drawn(manifest, stages), encoding="utf-8")
         say(f"picture: {args.graph}")
     return 0
 
 
-def _begins(contents: Any) -> dict[str, dict[str, Any]]:
-    """Of a divided module: stage -> where it begins, what flows into it, whether an exit stands before it."""
-    program, found = contents.program, {}
-    exits = program.segments.exits if program.segments is not None else ()
-    for index, (stage, flow) in enumerate(zip(contents.stages, program.flows, strict=True)):
-        start = "the inputs" if flow.start is None else flow.start.module
-        again = "" if flow.start is None or flow.start.number == 1 else f" (call {flow.start.number})"
-        flows = [f"{value.dtype} {'x'.join(map(str, value.shape)) or 'scalar'}" for value in flow.values]
-        found[stage.name] = {
-            "begins": shown(start) + again, "flows": [shown(flow) for flow in flows], "exit": index in exits,
-        }  # fmt: skip
+def _stages(manifest: Manifest) -> list[_Listed]:
+    """Return the stages of a program; rows of tables are gathered before the first one."""
+    found, had_exit = [], False
+    tables = {manifest.tensors()[lookup.table][0].name for lookup in manifest.program.lookups.values()}
+    for stage in manifest.program.stages:
+        uses = [(step.kernel, manifest.shards[name]) for step in stage.steps for name in step.shards]
+        if not found:
+            uses = [("look-up", manifest.shards[name]) for name in sorted(tables)] + uses
+        found.append(_Listed(stage.name, uses, stage.name, ["hidden states"] if found else [], had_exit))
+        had_exit = stage.exit is not None and manifest.exits is not None
     return found
 
 
-def _print(contents: Any, uses: list[tuple[str, str, Any]], begins: dict[str, dict[str, Any]]) -> None:
+def _parts(manifest: Manifest) -> list[_Listed]:
+    """Return the parts of a divided module, with the kernels that run them if they are graphs."""
+    module, program = manifest.program.module, manifest.program
+    assert module is not None
+    kernels = [step.kernel for step in program.steps()] or ["module"] * len(module.parts)
+    exits, place = set(), 0
+    for layer in program.layers:
+        place += len(layer.steps)
+        if layer.exit is not None:
+            exits.add(place)
+    found = []
+    for index, part in enumerate(module.parts):
+        start = "the inputs" if part.start is None else part.start.module
+        again = "" if part.start is None or part.start.number == 1 else f" (call {part.start.number})"
+        flows = [shown(f"{value.dtype} {'x'.join(map(str, value.axes)) or 'scalar'}") for value in part.flows]
+        uses = [(kernels[index], manifest.shards[name]) for name in part.shards]
+        found.append(_Listed(f"{index:03d}", uses, shown(start) + again, flows, index in exits))
+    return found
+
+
+def _unused(manifest: Manifest, stages: list[_Listed]) -> list[Shard]:
+    used = {shard.name for stage in stages for _, shard in stage.shards}
+    return [shard for name, shard in manifest.shards.items() if name not in used]
+
+
+def _print_lines(manifest: Manifest, stages: list[_Listed]) -> None:
+    passed = _Listed("-", [("passed through", shard) for shard in _unused(manifest, stages)])
+    for stage in (*stages, passed):
+        about: dict[str, object] = {}
+        if manifest.program.module is not None and stage is not passed:
+            about = {"begins": stage.begins, "flows": stage.flows, "exit": stage.has_exit}
+        for kernel, shard in stage.shards:
+            line = {"stage": stage.name, "kernel": kernel, "shard": shard.name, "file": shard.file}
+            emit({**line, "bytes": shard.bytes, "num_tensors": len(shard.tensors), **about})
+
+
+def _print_table(manifest: Manifest, stages: list[_Listed]) -> None:
     from offramp.units import format_size
 
-    sizes = [(stage, kind, shard.file, len(shard.tensors), format_size(shard.bytes)) for stage, kind, shard in uses]
-    if not begins:
-        print(table(("stage", "kind", "file", "tensors", "size"), sizes))
-        exits = f"exits after layers 1 to {len(contents.layers) - 1}" if contents.exits else "no exits"
-        head = contents.encoder.problem or "no classification head"
-        graphs = ", ".join(contents.graphs) or "none"
-        print(f"\n{shown(contents.source.architecture)}, {head}, {exits}, graphs: {graphs}")
-        return
-    empty = [(stage.name, "", "-", 0, "") for stage in contents.stages if not any(s == stage.name for s, *_ in sizes)]
-    rows, seen = [], set()
-    for stage, _, file, tensors, size in sorted([*sizes, *empty], key=lambda row: (row[0] == "-", row[0])):
-        about = begins.get(stage, {"begins": "", "flows": [], "exit": False})
-        first = stage not in seen
-        seen.add(stage)
-        flows = ", ".join(about["flows"]) if first else ""
-        mark = "exit" if about["exit"] and first else ""
-        rows.append((stage, file, tensors, size, mark, about["begins"] if first else "", flows))
-    print(table(("stage", "file", "tensors", "size", "", "begins with", "flows in"), rows))
-    graphs = f"{len(contents.graphs)} ONNX graphs" if contents.graphs else "no ONNX graphs"
-    where = "" if contents.exits is None else ", exits where marked"
-    print(f"\n{shown(contents.source.architecture)}, method {contents.source.method}, {graphs}{where}")
+    rows = []
+    for stage in stages:
+        mark = ("exit" if stage.has_exit else "", stage.begins, ", ".join(stage.flows))
+        for kernel, shard in stage.shards or [("", None)]:
+            about = ("-", 0, "") if shard is None else (shard.file, len(shard.tensors), format_size(shard.bytes))
+            rows.append((stage.name, kernel, *about, *mark))
+            mark = ("", "", "")
+    for shard in _unused(manifest, stages):
+        rows.append(("-", "passed through", shard.file, len(shard.tensors), format_size(shard.bytes), "", "", ""))
+    columns = ("stage", "kernel", "file", "tensors", "size", "", "begins with", "flows in")
+    num_columns = 5 if manifest.program.module is None else len(columns)
+    print(table(columns[:num_columns], [row[:num_columns] for row in rows]))
+    num_exits = len(manifest.program.layers) - 1
+    exits = "no exits" if manifest.exits is None else f"exits after layers 1 to {num_exits}"
+    head = manifest.program.problem or "no classification head"
+    graphs = f"{len(manifest.graphs)} ONNX graphs" if manifest.graphs else "no ONNX graphs"
+    print(f"\n{shown(manifest.source.architecture)}, method {shown(manifest.source.method)}, {head}, {exits}, {graphs}")
 
 
-def _drawn(contents: Any, begins: dict[str, dict[str, Any]]) -> str:
+def _drawn(manifest: Manifest, stages: list[_Listed]) -> str:
     from offramp.reporting.stages import StageBox, draw_stages
     from offramp.units import format_size
 
-    needs = {stage.name: [name for step in stage.steps for name in step.shards] for stage in contents.stages}
-    shared = {name for name in contents.shards if sum(name in shards for shards in needs.values()) > 1}
-    num_layers = sum(stage.role == "layer" for stage in contents.stages)
+    needs = [{shard.name for _, shard in stage.shards} for stage in stages]
+    shared = {name for name in manifest.shards if sum(name in names for names in needs) > 1}
     boxes = []
-    for place, stage in enumerate(contents.stages):
-        shards = [contents.shards[name] for name in needs[stage.name]]
-        about = begins.get(stage.name, {"begins": stage.name, "flows": ["hidden states"], "exit": False})
-        has_exit = about["exit"] or (not begins and contents.exits is not None and 1 < place <= num_layers)
+    for stage in stages:
+        shards = [shard for _, shard in stage.shards]
         size = format_size(sum(shard.data_bytes for shard in shards))
         detail = f"{sum(len(shard.tensors) for shard in shards)} tensors, {size}"
-        names = [name for name in needs[stage.name] if name in shared]
-        boxes.append(StageBox(about["begins"], detail, about["flows"], names, has_exit))
-    return draw_stages(f"{shown(contents.source.architecture)}: {len(boxes)} stages", boxes)
+        names = [shard.name for shard in shards if shard.name in shared]
+        boxes.append(StageBox(stage.begins, detail, stage.flows, names, stage.has_exit))
+    return draw_stages(f"{shown(manifest.source.architecture)}: {len(boxes)} stages", boxes)
