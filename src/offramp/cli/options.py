@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from offramp.backends import BACKENDS
 from offramp.errors import UsageError
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
         help="what bench --save-profile measured: for a deadline (default: learn it), and for index policies",
     )
     parser.add_argument(
-        "--backend", choices=("ort", "torch"), default="ort", help="who multiplies (default: ort, ONNX Runtime)"
+        "--backend", choices=tuple(BACKENDS), default="ort", help="the compute backend (default: ort, ONNX Runtime)"
     )
     parser.add_argument("--threads", type=count, metavar="N", help="threads of the backend (default: the processors)")
     parser.add_argument(
