@@ -257,7 +257,7 @@ class Classifier:
             self._seconds += seconds
             self._num_inputs += len(outcomes)
             self._num_cut += sum(outcome.is_cut for outcome in outcomes)
-            self._peak.look()  # somebody else may reset the kernel's peak before we look again
+            self._peak.sample()  # other code may reset the peak of the kernel before the next sample
         return [self._result(outcome) for outcome in outcomes]
 
     @property
