@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from offramp.errors import DamagedError
-from offramp.runtime.survival import GATE_AFTER_ROWS
+from offramp.runtime.survival import MIN_OBSERVATIONS
 from tests.runtime.driver import answers, batches, encode, eventually, expected
 from tests.toy import Toy, ToyBackend, layer_shards, open_loop
 
@@ -170,7 +170,7 @@ def test_nothing_past_a_likely_exit_is_read_before_it_has_decided(shelf):
     allowed = {"embedding", *layer_shards(store, 2)}
     backend = Patient()
     loop = open_loop(store, "from:2>confidence:0.9", 3, backend=backend)
-    for count in range(1, GATE_AFTER_ROWS + 1):
+    for count in range(1, MIN_OBSERVATIONS + 1):
         backend.condition = lambda count=count: sum(name not in allowed for name in reads(loop)) >= 2 * count
         loop.sweep([encode(["abc"])])
     backend.condition = lambda: True
@@ -192,7 +192,7 @@ def test_the_gate_needs_eight_rows_and_a_pass_that_ends_there_more_likely_than_n
     """Of eight rows all must leave: 0.91 ** 8 is below a half, 0.92 ** 8 above it."""
     store = shelf.open(sure(2))
     loop = open_loop(store, "confidence:0.9")
-    loop.survival.reached[2], loop.survival.left[2] = reached, left
+    loop.exit_statistics.evaluated[2], loop.exit_statistics.exited[2] = reached, left
     loop.close()
     after = {turn.shard: turn.after for turn in loop.turns(num_rows)}
     expected_after = [2 * (gated and place >= 7) for place in range(len(after))]

@@ -24,7 +24,7 @@ from offramp.runtime.guard import DeadlineGuard
 from offramp.runtime.passes import Answer, Outcome, Pass, PassCost
 from offramp.runtime.ring import Ring, Turn
 from offramp.runtime.slots import EqualSlots, Slot
-from offramp.runtime.survival import Survival
+from offramp.runtime.survival import ExitStatistics
 from offramp.store import Stage, Step, Store
 from offramp.store.reader import tensor_view
 
@@ -56,7 +56,7 @@ class Loop:
         self._last = policy.last_exit(num_exits)
         # under a deadline any answer is better than none
         self._early = policy.earliest_exit(num_exits) < num_exits if guard is None else num_exits > 1
-        self.survival, self.gathering = Survival(num_exits), Gathering()
+        self.exit_statistics, self.gathering = ExitStatistics(num_exits), Gathering()
         self._pass_index = 0
         self._passes: List[Pass] = []
         self._pass: Optional[Pass] = None
@@ -89,7 +89,7 @@ class Loop:
         """The shards of a pass in order, gated where it is more likely than not that all rows leave."""
         turns, after = [], 0
         for index, stage in enumerate(self.stages()):
-            if index > 1 and self.survival.ends_at(index - 1, num_rows):
+            if index > 1 and self.exit_statistics.likely_empties(index - 1, num_rows):
                 after = index - 1
             turns += [Turn(shard, after) for step in stage.steps for shard in self.loads(step)]
         return turns
@@ -131,7 +131,7 @@ class Loop:
             self.ring.end_pass(self.turns(num_rows) if more and finished else ())
             passes, self._passes, self._pass, self._pass_index = self._passes, [], None, self._pass_index + 1
         outcomes = [outcome for this in passes for outcome in this.outcomes]
-        self.ring.use(sum(outcome.bytes_read for outcome in outcomes))
+        self.ring.add_bytes_used(sum(outcome.bytes_read for outcome in outcomes))
         taken = [(this.compute_seconds, this.read_seconds, this.fill_seconds) for this in passes]
         self.costs.append(PassCost(time.perf_counter() - started, *map(sum, zip(*taken))))
         return outcomes
@@ -154,7 +154,7 @@ class Loop:
             live = [(this, state) for this, state in live if len(this.rows_B)]
             if not live:
                 return
-            self.ring.go_past(index)
+            self.ring.continue_past(index)
         self._run_head(live)
 
     def stages(self) -> Tuple[Stage, ...]:
@@ -198,7 +198,7 @@ class Loop:
             self.trace.add("rows", 0, "read", started, ended, num_bytes, "loop", self._pass_index)
             self._pass.read_seconds += ended - started
             self._pass.fill_seconds += ended - started
-            self.ring.count(num_bytes)
+            self.ring.add_bytes_read(num_bytes)
             self._pass.charge(num_bytes)
         return rows
 
@@ -213,7 +213,7 @@ class Loop:
                     self._timed(name, index, "compute", self.backend.step, state, step.kind, of_step)
             self._release(*steps)
         for (this, state), seconds in zip(live, before):
-            self.gathering.saw_layer(state.num_rows, this.length, this.compute_seconds - seconds)
+            self.gathering.record_layer(state.num_rows, this.length, this.compute_seconds - seconds)
 
     def _leave_early(self, index: int, state: State) -> None:
         """Ask the exit after layer `index`, if its answer can matter, and let rows go."""
@@ -227,7 +227,7 @@ class Loop:
         logits_PC = self._timed(f"exit {index}", index, "head", self.backend.exit_logits, state, self.exits[index])
         logits_BC = logits_PC[this.places_B]
         leave_B = self._timed(f"exit {index}", index, "decide", self._decide, index, logits_BC, problem) | final
-        self.survival.saw(index, leave_B)
+        self.exit_statistics.record(index, leave_B)
         if leave_B.any():
             this.leave(logits_BC, leave_B, index)
         if self.guard is not None:
@@ -240,12 +240,12 @@ class Loop:
         this = self._pass
         assert this is not None
         num_kept, before = len(this.rows_B), this.compute_seconds
-        num_layers = self.survival.layers_ahead(index, self._last, num_kept)
+        num_layers = self.exit_statistics.expected_layers(index, self._last, num_kept)
         if not self.gathering.pays(state.num_rows, num_kept, this.length, num_layers):
             return
         self._timed(f"exit {index}", index, "gather", self.backend.keep, state, this.stay_P(state.num_rows))
         this.gathered()
-        self.gathering.saw_gathering(num_kept, this.length, this.compute_seconds - before)
+        self.gathering.record_gathering(num_kept, this.length, this.compute_seconds - before)
 
     def _decide(self, index: int, logits_BC: np.ndarray, problem: str) -> np.ndarray:
         """Whom the policy lets go, [B]."""
@@ -260,7 +260,7 @@ class Loop:
         assert this is not None and guard is not None
         self._tell_guard(index, now)
         this.answer = Answer(index, logits_BC, now, this.compute_seconds)
-        if len(logits_BC) and not guard.may_go_on(index, this.length, now - this.began):
+        if len(logits_BC) and not guard.allows_next_exit(index, this.length, now - this.began):
             this.cut()
 
     def _tell_guard(self, index: int, now: float) -> None:
@@ -270,7 +270,7 @@ class Loop:
         before, computed = (
             (this.began, 0.0) if this.answer is None else (this.answer.seconds, this.answer.compute_seconds)
         )
-        guard.saw(index, this.length, now - before, this.compute_seconds - computed)
+        guard.record(index, this.length, now - before, this.compute_seconds - computed)
 
     def _run_head(self, live: Sequence[Live]) -> None:
         assert self.course.head is not None

@@ -11,7 +11,7 @@ from typing import Any, Callable, Dict, List, Sequence, Tuple
 from offramp.measure import available_bytes, read_memory
 from offramp.runtime.backend import Backend
 from offramp.runtime.course import Course
-from offramp.runtime.footprint import give_back
+from offramp.runtime.footprint import trim_memory
 from offramp.runtime.loop import Loop
 from offramp.runtime.planner import Item, Memory, Plan, make_plan, page_rounded
 from offramp.runtime.slots import Slot
@@ -81,7 +81,7 @@ def settle(
         return read_memory().rss_bytes
 
     rehearse(1, SMALL_LENGTH)
-    give_back()
+    trim_memory()
     base_bytes = rehearse(1, SMALL_LENGTH)
     activation_bytes = loop.backend.activation_bytes(workload.num_rows, workload.length)
     if base_bytes + activation_bytes <= budget_bytes:

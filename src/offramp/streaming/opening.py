@@ -80,7 +80,7 @@ def stream(
         raise BudgetError(
             f"budget of {format_size(limit)} is too small",
             f"process {format_size(other - activation_bytes)} + activations {format_size(activation_bytes)} + weights",
-            f"{-(-needed >> 20)}MiB is the smallest that would do",
+            f"the smallest budget that works is {-(-needed >> 20)}MiB",
         ) from None
 
 
@@ -100,7 +100,7 @@ def _within(
 ) -> Stream:
     program = store.module.program
     plan = plan_weights(streamed_shards(store), sizes, program.pinned, limit_bytes, sliceable_shards(store))
-    grows = min(plan.resident_bytes + plan.room_bytes, sum(sizes.values()))
+    grows = min(plan.resident_bytes + plan.pool_bytes, sum(sizes.values()))
     direct = choose_direct(store, reads, grows, available_bytes())
     return Stream(module, store, plan, sizes, strict=strict, direct=direct)
 

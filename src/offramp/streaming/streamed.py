@@ -136,7 +136,7 @@ class Stream:
         self._placement = Placement(weights, self._fetch, self._substitute, sliced)
         buffers = {name: page_rounded(shard.bytes) for name, shard in self._shards.items()}
         streamed = [[name for name in shards if name not in self.plan.residents] for shards in self._needs]
-        self._room = Arena(streamed, buffers, self._sizes, self.plan.room_bytes)
+        self._room = Arena(streamed, buffers, self._sizes, self.plan.pool_bytes)
         residents = {name: Slot(buffers[name]) for name in sorted(self.plan.residents)}
         self._ring = Ring(self._read, self._room, residents, depth=READ_AHEAD, on_read=self._on_read)
         self._undo = [surround(self.module, self._pass)]
@@ -184,7 +184,7 @@ class Stream:
             **counts,
             "store_sha256": self.store.digest,
             "resident_bytes": self.plan.resident_bytes,
-            "room_bytes": self.plan.room_bytes,
+            "room_bytes": self.plan.pool_bytes,
             "sliced": sorted(self.plan.sliced),
             "bytes_read_total": self._bytes_read() + self.counts.gathered_bytes,
             "reads": "direct" if self._direct else "buffered",
@@ -292,7 +292,7 @@ class Stream:
         for name in [name for name in self._there if name not in keeping and name not in self.plan.residents]:
             slot = self._there[name]
             held = self._placement.remove(self._shards[name], slot)
-            self._ring.release(name, lost=bool(held))
+            self._ring.release(name, discard=bool(held))
             del self._there[name]
             if held:
                 self._lost.append((weakref.ref(slot.array), self._sizes[name]))
