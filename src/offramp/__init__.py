@@ -114,7 +114,7 @@ def prepare(
     """
     from offramp.measure import num_cores
     from offramp.runtime.course import course_of
-    from offramp.runtime.footprint import give_back, tune_allocator
+    from offramp.runtime.footprint import trim_memory, tune_allocator
     from offramp.runtime.guard import guard_for
     from offramp.runtime.prepare import unlimited_bytes
     from offramp.runtime.profile import engine_of
@@ -141,7 +141,7 @@ def prepare(
         here = engine_of(opened.digest, engine.name, engine.num_threads, batch if batch == BULK else int(batch))
         here["budget_bytes"] = asked_bytes
         named, measured = bring_here(named, profile, len(course.layers), here, guard is not None, warn)
-    give_back()  # before the tokenizer takes its own: the start must not be the peak
+    trim_memory()  # before the tokenizer takes its own: the start must not be the peak
     encoder = _encoder(opened, course.texts, max_length, warn)
     encoding_bytes = 0
     if texts is not None and course.texts is None:

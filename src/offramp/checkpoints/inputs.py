@@ -63,7 +63,7 @@ def takes_images(folder: Path) -> bool:
 def has_known_names(folder: Path) -> bool:
     """Return whether a model folder is for texts and of a family whose tensors offramp knows by name.
 
-    Such a model is divided without being run, and an exit can stand after each layer; for others a run finds the places.
+    Such a model is divided without being run, and an exit can stand after each layer. For others a run finds places.
     """
     if takes_images(folder):
         return False

@@ -105,7 +105,7 @@ def _prove(
         "unplanned_loads": -(-counts.unplanned_loads // counts.passes),
         "disorders": -(-counts.disorders // counts.passes),
         "peak_weight_bytes": counts.peak_weight_bytes,
-        "weight_budget_bytes": plan.resident_bytes + plan.room_bytes,
+        "weight_budget_bytes": plan.resident_bytes + plan.pool_bytes,
     }
     return proof, counts.held | counts.unplanned
 

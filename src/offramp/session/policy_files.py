@@ -11,7 +11,7 @@ from offramp.errors import BudgetError, RefusedError, StoreError, UsageError
 from offramp.policies import Policy, parse
 from offramp.policies.codec import from_json
 from offramp.policies.grammar import is_file
-from offramp.policies.recosting import recosted
+from offramp.policies.recosting import with_costs
 from offramp.runtime.guard import DeadlineGuard
 from offramp.runtime.profile import (
     DeviceProfile,
@@ -63,7 +63,7 @@ class Named:
 
     def under(self, profile: DeviceProfile) -> Named:
         """The policy, weighing the seconds of a device profile where that needs no new fit."""
-        return replace(self, policy=recosted(self.policy, profile.costs_from))
+        return replace(self, policy=with_costs(self.policy, profile.costs_from))
 
     def doubts(self, here: Mapping[str, Any], profile: Optional[DeviceProfile], has_deadline: bool) -> List[str]:
         """What files say that does not hold here, a line each: latencies of another machine, engine or budget, and
@@ -73,7 +73,7 @@ class Named:
         lines = []
         for name, file in self.files.items():
             own = policy_of(file, name)
-            is_changed = profile is not None and recosted(own, profile.costs_from) != own
+            is_changed = profile is not None and with_costs(own, profile.costs_from) != own
             if file.certificate is not None and (is_changed or has_deadline):
                 what = "--profile" if is_changed else "a deadline"
                 lines.append(f"the certificate of {name} does not hold under {what}: it leaves at other exits")
