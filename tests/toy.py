@@ -12,12 +12,13 @@ import json
 import string
 import struct
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
 from offramp.measure import Trace
 from offramp.policies import parse
+from offramp.program.inputs import Batch
+from offramp.program.program import Texts
 from offramp.runtime.backend import Backend, State
 from offramp.runtime.course import course_of
 from offramp.runtime.exits import load_exits
@@ -26,6 +27,7 @@ from offramp.runtime.slots import Slot
 from offramp.session.classifier import Classifier, Settings
 from offramp.store import Encoder, Manifest, Stage, Step, Store, StoreWriter
 from offramp.store.manifest import Exits, Source
+from offramp.tasks import token_batch
 
 HIDDEN, INNER, LABELS, VOCABULARY, MAX_LENGTH = 8, 16, ("no", "yes", "maybe"), 32, 12
 MODULUS = 251
@@ -120,28 +122,29 @@ def _quarters(product_BC: np.ndarray) -> np.ndarray:
     return (product_BC % 20 / 4).astype(np.float32)
 
 
-class Batch(NamedTuple):
-    """Token ids, right-padded, as an encoder of texts gives them."""
-
-    ids_BS: np.ndarray
-    mask_BS: np.ndarray
-    types_BS: np.ndarray
-
-
 class ToyTextEncoder:
     """A letter is a token."""
 
     max_length = MAX_LENGTH
+    sample = ("a b",)
 
-    def encode(self, texts) -> Batch:
+    def encode(self, inputs) -> Batch:
         """Texts to ids; at least one token a text, at most `max_length`."""
         tokens = [
-            [string.ascii_lowercase.find(letter) + 1 for letter in text[: self.max_length]] or [0] for text in texts
+            [string.ascii_lowercase.find(letter) + 1 for letter in text[: self.max_length]] or [0] for text in inputs
         ]
         length = max(map(len, tokens))
         ids_BS = np.array([row + [0] * (length - len(row)) for row in tokens], np.int64)
         mask_BS = np.array([[1] * len(row) + [0] * (length - len(row)) for row in tokens], np.int64)
-        return Batch(ids_BS, mask_BS, np.zeros_like(ids_BS))
+        return token_batch(Texts(VOCABULARY, MAX_LENGTH, 2, 0), ids_BS, mask_BS, np.zeros_like(ids_BS))
+
+    def lengths(self, inputs):
+        """Letters of each text, at least one."""
+        return (self.encode([text]).length for text in inputs)
+
+    def encoding_bytes(self, inputs) -> int:
+        """Nothing worth planning for."""
+        return 0
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from offramp.policies import Evidence, parse
+from offramp.program.program import TEXT_INPUTS
 from offramp.runtime.course import Tokens, course_of
 from offramp.runtime.exits import load_exits
 from offramp.runtime.slots import Slot
@@ -41,7 +42,7 @@ def eventually(condition):
 
 def encode(rows):
     batch = ToyTextEncoder().encode(rows)
-    return Tokens(batch.ids_BS, batch.mask_BS, batch.types_BS)
+    return Tokens(*(batch.arrays[name] for name in TEXT_INPUTS))
 
 
 def answers(outcomes):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, ClassVar, Dict, Optional, Tuple
 
 from offramp.program.checks import WrongError, choice_of, int_of, list_of, object_of, str_of
 
@@ -41,6 +41,8 @@ class Texts:
     max_length: int
     num_token_types: int
     pad_token: int
+    position_offset: ClassVar[int] = 0
+    """Row of the position table that the first token takes. A field once manifests record it."""
 
 
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")

@@ -30,7 +30,8 @@ from offramp.measure import (
     read_memory,
 )
 from offramp.policies import Policy
-from offramp.program.program import Texts
+from offramp.program.inputs import InputEncoder
+from offramp.program.program import TEXT_INPUTS, Texts
 from offramp.runtime.backend import Backend
 from offramp.runtime.course import Arrays, Batch, Tokens, course_of
 from offramp.runtime.exits import load_exits
@@ -43,8 +44,6 @@ from offramp.runtime.reads import choose_direct
 from offramp.store import Encoder, Store
 
 MAX_BULK_ROWS = 256
-_SAMPLE = ("a b",)
-"""What a process encodes to come to its footprint, if its encoder has no `sample` of its own."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ class Classifier:
         self,
         store: Store,
         backend: Backend,
-        encoder: Any,
+        encoder: InputEncoder,
         policy: Policy,
         settings: Settings,
         guard: Optional[DeadlineGuard] = None,
@@ -117,10 +116,9 @@ class Classifier:
         self._loop = Loop(store, backend, policy, exits, self.trace, guard)
         workload = Workload(settings.num_rows, settings.length or encoder.max_length, settings.num_batches)
         self._workload, self._planned_bytes = workload, backend.activation_bytes(workload.num_rows, workload.length)
-        sample = list(getattr(encoder, "sample", _SAMPLE))
         footprint = settle(
             self._loop,
-            lambda: encoder.encode(sample),
+            lambda: encoder.encode(encoder.sample),
             workload,
             settings.budget_bytes,
             settings.encoding_bytes,
@@ -182,14 +180,13 @@ class Classifier:
         return results
 
     def _encode(self, inputs: Sequence[Any]) -> Batch:
-        """Texts as tokens, or whatever else as the arrays by name that their encoder makes."""
-        found = self.encoder.encode(inputs)
-        return Arrays(found) if isinstance(found, dict) else Tokens(found.ids_BS, found.mask_BS, found.types_BS)
+        """Encode inputs as a batch of tokens, or of arrays if the model takes no texts."""
+        arrays = self.encoder.encode(inputs).arrays
+        return Arrays(arrays) if self.texts is None else Tokens(*(arrays[name] for name in TEXT_INPUTS))
 
     def _predict_bulk(self, texts: Sequence[Any], more: bool) -> List[Result]:
         """The same by length, so that a sweep of the weights serves many texts and pads few tokens."""
-        has_length = self.encoder.max_length > 1  # an image has none, and is not decoded to see that
-        lengths = [self._encode([text]).shape[1] if has_length else 1 for text in texts]
+        lengths = list(self.encoder.lengths(texts))
         found: List[Optional[Result]] = [None] * len(texts)
         batches = list(self._bulk_batches(lengths))
         for start in range(0, len(batches), self.settings.num_batches):
