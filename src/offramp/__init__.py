@@ -123,6 +123,7 @@ def prepare(
     from offramp.session.policy_files import bring_here, expect_profile, read_exit
     from offramp.store import Store
     from offramp.store.manifest import require_head
+    from offramp.tasks import open_encoder
     from offramp.units import parse_size
 
     named = read_exit(exit)
@@ -144,10 +145,11 @@ def prepare(
     trim_memory()  # before the tokenizer takes its own: the start must not be the peak
     encoder = _encoder(opened, course.texts, max_length, warn)
     encoding_bytes = 0
-    if texts is not None and course.texts is None:
-        encoding_bytes = encoder.encoding_bytes(texts)
-    elif texts is not None:
-        longest = max((encoder.encode([text]).ids_BS.size for text in texts), default=None)
+    if texts is not None:
+        longest = None
+        for text in texts:
+            longest = max(longest or 0, *encoder.lengths([text]))
+            encoding_bytes = max(encoding_bytes, encoder.encoding_bytes([text]))
     budget_bytes = asked_bytes or unlimited_bytes()
     reached = named.reached(len(course.layers))
     if guard is not None:  # it expects what a profile says, whose plan knows no shares
@@ -188,31 +190,6 @@ def _is_module(store: Store) -> bool:
     from offramp.store.manifest import ModuleManifest
 
     return isinstance(store.contents, ModuleManifest)
-
-
-def _encoder(store: Store, asked: Any, max_length: Optional[int], warn: Callable[[str], None]) -> Any:
-    """Of texts, if the model asks anything of them; else of images, if it has an image processor; else of arrays."""
-    for file in store.contents.files:
-        store.read_file(file)
-    if asked is not None:
-        from offramp.tasks import TextEncoder
-
-        return TextEncoder.from_folder(store.path, asked, max_length, warn)
-    from offramp.errors import UsageError
-
-    if max_length is not None:
-        raise UsageError("the model takes no texts, so there is no length to cut to", store.path, "leave it out")
-    from offramp.tasks.processors import FILE_NAME
-
-    inputs = store.module.program.inputs
-    name, first = next(iter(inputs.items()))
-    if len(inputs) == 1 and len(first.shape) == 4 and (store.path / FILE_NAME).is_file():
-        from offramp.tasks.image_inputs import ImageInputs
-
-        return ImageInputs.from_folder(store.path, name)
-    from offramp.tasks.arrays import ArrayInputs
-
-    return ArrayInputs({name: (value.dtype, value.shape[1:]) for name, value in inputs.items()})
 
 
 def __getattr__(name: str) -> Any:

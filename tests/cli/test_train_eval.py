@@ -135,7 +135,7 @@ def test_what_cannot_be_trained_is_refused(refused, encoder, table, tmp_path):
     train = ("train", encoder, *out)
     refused(2, "no data", *train)
     refused(2, "both a task and a table", *train, "--task", "rte", "--train", table)
-    refused(2, "--data is a folder of GLUE", *train, "--train", table, "--data", tmp_path)
+    refused(2, ("data names a folder of GLUE", "no task is given"), *train, "--train", table, "--data", tmp_path)
     refused(2, ("unknown task 'colla'", "cola"), *train, "--task", "colla")
     refused(2, "no train or dev table of rte", *train, "--task", "rte", "--data", tmp_path)
     refused(2, ("no column 'text', found 'sentence', 'label'",), *train, "--train", table, "--text-column", "text")

@@ -349,7 +349,7 @@ def _like_inputs(classifier: Classifier, num_rows: int, length: int, number: int
     """A batch that takes as long to encode and to read as one of texts, or of images; the tokens of each are others."""
     texts = classifier.texts
     if texts is None:
-        return Arrays(classifier.encoder.encode(list(classifier.encoder.sample) * num_rows))
+        return Arrays(classifier.encoder.encode(list(classifier.encoder.sample) * num_rows).arrays)
     classifier.encoder.encode([" ".join(["a"] * (length - 2))] * num_rows)
     spread = min(texts.vocab_size, _COMMON_TOKENS)
     ids_BS = (np.arange(num_rows * length, dtype=np.int64).reshape(num_rows, length) * 17 + number * 131) % spread
