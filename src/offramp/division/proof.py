@@ -85,18 +85,18 @@ def _prove(original: Original, folder: Path, example: Example, num_passes: int) 
             f"weight {min(touches.found)} is used from elsewhere than the parameter, where no other can take its place"
         )
         remedy = "have the code take it from its module each time it runs"
-        raise StageError(what, type(module).__name__, remedy)
-    described = {name: [str(t.dtype).removeprefix("torch."), list(t.shape)] for name, t in inputs.tensors().items()}
-    proof = {
-        "inputs": described,
-        "inputs_sha256": _digest(inputs.tensors()),
-        "equal": all(are_equal(output, expected) for output in outputs),
-        "unplanned_loads": -(-counts.unplanned_loads // counts.passes),
-        "disorders": -(-counts.disorders // counts.passes),
-        "peak_weight_bytes": counts.peak_weight_bytes,
-        "weight_budget_bytes": plan.resident_bytes + plan.pool_bytes,
-    }
-    return proof, counts.held | counts.unplanned
+        raise StageError(what, original.name, remedy)
+    tensors = inputs.tensors()
+    proven = ProvenExample(
+        {name: ProvenInput(str(t.dtype).removeprefix("torch."), tuple(t.shape)) for name, t in tensors.items()},
+        _digest(tensors),
+        all(are_equal(output, example.outputs) for output in outputs),
+        unplanned_loads=-(-counts.unplanned_loads // counts.passes),
+        disorders=-(-counts.disorders // counts.passes),
+        peak_weight_bytes=counts.peak_weight_bytes,
+        weight_budget_bytes=plan.resident_bytes + plan.pool_bytes,
+    )
+    return proven, counts.held | counts.unplanned
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

@@ -12,7 +12,7 @@ from offramp.policies import Policy, parse
 from offramp.policies.codec import from_json
 from offramp.policies.grammar import is_file
 from offramp.policies.recosting import with_costs
-from offramp.runtime.guard import DeadlineGuard
+from offramp.runtime.guard import DeadlineGuard, Guard
 from offramp.runtime.profile import (
     DeviceProfile,
     cached_profile,
@@ -57,7 +57,7 @@ class Named:
     def require_model(self, store: Store) -> None:
         """Raise RefusedError if a file was tuned for the exits of another model."""
         for name, file in self.files.items():
-            if file.model_sha256 != store.contents.source.fingerprint:
+            if file.model_sha256 != store.manifest.source.fingerprint:
                 what = "the policy was tuned for another model, or before its exits were trained again"
                 raise RefusedError(what, name, "tune it on a transcript of this store")
 
@@ -152,11 +152,13 @@ def _read_profile(
     return profile
 
 
-def expect_profile(guard: DeadlineGuard, classifier: Classifier, profile: Optional[DeviceProfile]) -> None:
-    """Tell the guard what stages take, by this profile or by one in the cache folder; else it learns.
+def expect_profile(guard: Guard, classifier: Classifier, profile: Optional[DeviceProfile]) -> None:
+    """Give a deadline guard the latencies of a profile, or of one in the cache folder; without either it learns them.
 
     Raises BudgetError if no answer is in time.
     """
+    if not isinstance(guard, DeadlineGuard):
+        return
     profile = profile or cached_profile(fingerprint_of(classifier), 1)
     if profile is None:
         return

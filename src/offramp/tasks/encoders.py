@@ -8,13 +8,13 @@ from typing import Callable, Mapping, Optional
 
 from offramp.errors import UsageError
 from offramp.program.inputs import InputEncoder
-from offramp.program.program import Value
+from offramp.program.program import Input
 from offramp.tasks.text import TextEncoder, TextSpec
 
 
 def open_encoder(
     folder: Path,
-    inputs: Mapping[str, Value],
+    inputs: Mapping[str, Input],
     texts: Optional[TextSpec],
     max_length: Optional[int] = None,
     warn: Callable[[str], None] = warnings.warn,
@@ -23,7 +23,7 @@ def open_encoder(
 
     Args:
         folder: the store, which holds the tokenizer or the image processor.
-        inputs: inputs of the program, with the shapes of the example that it was divided with.
+        inputs: inputs of the program; sizes are those of the example that it was divided with.
         texts: requirements for texts; None: the model takes images, if it has an image processor and a single input
             with four axes, or else records of arrays.
         max_length: longest text in tokens; None: that of the model.
@@ -39,10 +39,10 @@ def open_encoder(
     from offramp.tasks.processors import FILE_NAME
 
     name, first = next(iter(inputs.items()))
-    if len(inputs) == 1 and len(first.shape) == 4 and (folder / FILE_NAME).is_file():
+    if len(inputs) == 1 and len(first.axes) == 4 and (folder / FILE_NAME).is_file():
         from offramp.tasks.pixels import ImageEncoder, ImageInputs
 
         return ImageInputs(ImageEncoder.from_folder(folder), name)
     from offramp.tasks.arrays import ArrayInputs
 
-    return ArrayInputs({name: (value.dtype, value.shape[1:]) for name, value in inputs.items()})
+    return ArrayInputs({name: (each.dtype, each.axes[1:]) for name, each in inputs.items()})

@@ -14,9 +14,13 @@ from typing import Dict, Iterable, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
-from offramp.program.program import Texts
-from offramp.program.encoder import Encoder
-from offramp.tasks.text import Text, TextEncoder
+from offramp.program.program import TEXT_INPUTS
+from offramp.tasks.arrays import Record, stacked
+from offramp.tasks.images import Image
+from offramp.tasks.pixels import ImageEncoder
+from offramp.tasks.text import Text, TextEncoder, TextSpec
+
+Indices = Union[Sequence[int], np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
