@@ -14,13 +14,9 @@ from typing import Dict, Iterable, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
-from offramp.program.program import TEXT_INPUTS
-from offramp.tasks.arrays import Record, stacked
-from offramp.tasks.images import Image
-from offramp.tasks.pixels import ImageEncoder
-from offramp.tasks.text import Text, TextEncoder, TextSpec
-
-Indices = Union[Sequence[int], np.ndarray]
+from offramp.program.encoder import Encoder
+from offramp.program.program import Texts
+from offramp.tasks.text import Text, TextEncoder
 
 
 @dataclass(frozen=True, eq=False)
