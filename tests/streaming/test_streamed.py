@@ -463,7 +463,7 @@ def test_copies_of_weights_that_begin_anywhere_are_gone_with_their_stage(shelf):
     with offramp.stream(made(Odd), store, weight_budget=smallest(store)) as model:
         for _ in range(2):
             model(inputs)
-        slots = [*model._room._slots.values()]
+        slots = [*model._arena._slots.values()]
         views = [view for slot in slots for views in slot.notes.values() for view in views]
         assert any(view._entry.offset % 64 for view in views)
         assert all(view._tensor is None for view in views if view._entry.offset % 64)
