@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass
-from typing import Dict, Iterable, Optional, Sequence, Tuple, Union
+from typing import Iterable, Sequence, Union
 
 import numpy as np
 
@@ -29,7 +29,7 @@ class Rows:
 
     ids_T: np.ndarray
     """int32."""
-    types_T: Optional[np.ndarray]
+    types_T: np.ndarray | None
     """Token types, uint8; None where the model has at most one type."""
     starts: np.ndarray
     """Index of the first token of each row, and T [N + 1]."""
@@ -45,7 +45,7 @@ class Rows:
         """Number of tokens of each row."""
         return np.diff(self.starts)
 
-    def batch(self, indices: Indices) -> Dict[str, np.ndarray]:
+    def batch(self, indices: Indices) -> dict[str, np.ndarray]:
         """Return the inputs [B, S] of these rows, padded on the right, and `labels` [B].
 
         The inputs are `input_ids`, `attention_mask` and, if the model has several token types, `token_type_ids`.
@@ -79,7 +79,7 @@ class ImageRows:
         """1 for each image."""
         return np.ones(len(self), np.int64)
 
-    def batch(self, indices: Indices) -> Dict[str, np.ndarray]:
+    def batch(self, indices: Indices) -> dict[str, np.ndarray]:
         """Return `pixel_values` [B, 3, H, W] and `labels` [B]. Raises UsageError for an undecodable image."""
         pixels_B3HW = self.encoder.encode([self.images[int(index)] for index in indices])
         return {"pixel_values": pixels_B3HW, "labels": self.labels_N[indices]}
@@ -100,13 +100,13 @@ class ArrayRows:
         """1 for each record."""
         return np.ones(len(self), np.int64)
 
-    def batch(self, indices: Indices) -> Dict[str, np.ndarray]:
+    def batch(self, indices: Indices) -> dict[str, np.ndarray]:
         """Return each argument [B, ...], and `labels` [B]."""
         return {**stacked([self.records[int(index)] for index in indices]), "labels": self.labels_N[indices]}
 
 
 def encode_rows(
-    examples: Iterable[Tuple[Text, Union[int, float]]],
+    examples: Iterable[tuple[Text, int | float]],
     text_encoder: TextEncoder,
     spec: TextSpec,
     *,
