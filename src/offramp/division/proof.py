@@ -95,7 +95,7 @@ def _prove(original: Original, folder: Path, example: Example, num_passes: int) 
         unplanned_loads=-(-counts.unplanned_loads // counts.passes),
         disorders=-(-counts.disorders // counts.passes),
         peak_weight_bytes=counts.peak_weight_bytes,
-        weight_budget_bytes=plan.resident_bytes + plan.room_bytes,
+        weight_budget_bytes=plan.resident_bytes + plan.pool_bytes,
     )
     return proven, counts.held | counts.unplanned
 

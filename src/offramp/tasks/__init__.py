@@ -1,9 +1,34 @@
-"""What is asked of a model: texts as token ids (`text`), files of texts (`inputs`), labelled tables
-(`tables`, `glue`), labelled images (`images`) and their pixels (`pixels`), metrics, the demo's data (`bbc`).
+"""Inputs, labelled data and metrics: everything about the task that a model is used for.
 
-Only `text` is re-exported: it also runs where Python is 3.8, the others are imported by name where they are used.
+Each public name is imported on first access, so that importing this room loads the standard library only.
 """
 
-from offramp.tasks.text import Batch, TextEncoder, has_tokenizer
+from __future__ import annotations
 
-__all__ = ["Batch", "TextEncoder", "has_tokenizer"]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from offramp.tasks.data import DataSpec, load
+    from offramp.tasks.encoders import open_encoder
+    from offramp.tasks.examples import Splits
+    from offramp.tasks.inputs import read_inputs
+    from offramp.tasks.text import TextEncoder, has_tokenizer, token_batch
+
+__all__ = ["DataSpec", "Splits", "TextEncoder", "has_tokenizer", "load", "open_encoder", "read_inputs", "token_batch"]
+
+_HOMES = {
+    "data": ("DataSpec", "load"),
+    "encoders": ("open_encoder",),
+    "examples": ("Splits",),
+    "inputs": ("read_inputs",),
+    "text": ("TextEncoder", "has_tokenizer", "token_batch"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first access (PEP 562)."""
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
