@@ -110,8 +110,9 @@ class Engine:
             self.feed.count_read(num_bytes)
             run.charge(num_bytes)
         name, shape = self.schedule.stages[0].name, (run.batch.num_rows, run.length)
-        run.state = run.timed(name, 0, "compute", self.backend.begin, arrays, self.inputs.mask(run.batch), shape)
-        return run.state
+        state: State = run.timed(name, 0, "compute", self.backend.begin, arrays, self.inputs.mask(run.batch), shape)
+        run.state = state
+        return state
 
     def _acquire(self, step: Step, sweep: Sweep) -> Arrays:
         """Wait for the shards of a step and charge them to the rows. Return its weights by kernel input."""

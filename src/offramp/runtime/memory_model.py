@@ -12,7 +12,7 @@ import numpy as np
 
 from offramp.measure import available_bytes, read_memory
 from offramp.measure.mapped import refault_bytes
-from offramp.program.program import BATCH, TOKENS, Program
+from offramp.program.program import TOKENS, Program
 from offramp.runtime.backend import Backend
 from offramp.runtime.footprint import trim_memory
 from offramp.runtime.inputs import InputReader
@@ -144,7 +144,10 @@ def small_shards(sizes: Iterable[int]) -> List[int]:
 
 def _row_items(program: Program, name: str, length: int) -> int:
     """Return the most elements of one row of an input."""
-    each = program.inputs[name]
-    largest = each.largest or (None,) * len(each.axes)
-    sizes = [length if axis == TOKENS else most or axis for axis, most in zip(each.axes, largest) if axis != BATCH]
-    return int(np.prod(sizes, dtype=np.int64))
+    each, items = program.inputs[name], 1
+    for axis, most in zip(each.axes, each.largest or [None] * len(each.axes)):
+        if axis == TOKENS:
+            items *= length
+        elif isinstance(axis, int):
+            items *= most or axis
+    return items
