@@ -1,4 +1,4 @@
-"""What a program takes is checked before it reaches a backend, and look-ups have the shape that the program gives them."""
+"""Inputs are checked before they reach a backend, and look-ups have the shape that the program gives them."""
 
 from __future__ import annotations
 

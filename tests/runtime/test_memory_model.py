@@ -41,7 +41,7 @@ def model_of(program, **row_bytes):
 
 def program_of(texts, axes, reads=(), dtype="int64", largest=()):
     lookup = LookUp("table", "x", Value("float32", (*axes, HIDDEN)))
-    stages = (Stage("inputs", "begin"), Stage("layer.0", "layer", (Step("k", {"r": name for name in reads}),)))
+    stages = (Stage("inputs", "begin"), Stage("layer.0", "layer", (Step("k", {name: name for name in reads}),)))
     return Program({"x": Input(dtype, axes, largest)}, {"rows": lookup}, {}, stages, texts=texts)
 
 
