@@ -1,108 +1,147 @@
-"""List the stages of a store in order, with the kind and the size of each shard; of a divided module also where each
-stage begins and what flows into it. --graph draws them.
+"""List the stages of a store in order with the kernel and size of each shard; for a divided module also the start and the
+inputs of each stage. --graph draws them.
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Dict, List, Tuple
 
 from offramp.cli.options import emit, require_writable, say, table
 from offramp.errors import shown
 
+if TYPE_CHECKING:
+    from offramp.program.program import Module, Part, Program
+    from offramp.store import Manifest
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One stage, or one part of a divided module."""
+
+    name: str
+    uses: Tuple[Tuple[str, str], ...]
+    """(kernel, shard) in order."""
+    begins: str
+    flows: Tuple[str, ...]
+    has_exit: bool
+    """An exit stands before it."""
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Options of ls."""
+    """Add the options of ls."""
     parser.add_argument("store")
-    parser.add_argument("--graph", metavar="FILE.svg", help="draw stages, what flows between them, and shared weights")
-    parser.add_argument("--json", action="store_true", help="one JSON line a shard")
+    parser.add_argument("--graph", metavar="FILE.svg", help="draw the stages, values between them, and shared weights")
+    parser.add_argument("--json", action="store_true", help="print one JSON line for each shard")
 
 
 def main(args: argparse.Namespace) -> int:
-    """List."""
+    """List the stages and shards."""
     from offramp.store import Store
-    from offramp.store.manifest import Manifest
 
     if args.graph:
         require_writable(args.graph, (".svg",))
     with Store(args.store, verify="never") as store:
-        contents = store.contents
-    begins = {} if isinstance(contents, Manifest) else _begins(contents)
-    uses = [
-        (stage.name, step.kind, contents.shards[name])
-        for stage in contents.stages
-        for step in stage.steps
-        for name in step.shards
-    ]
-    used = {shard.name for _, _, shard in uses}
-    uses += [("-", "passed through", shard) for name, shard in contents.shards.items() if name not in used]
+        manifest = store.manifest
+    module = manifest.program.module
+    stages = _stages(manifest) if module is None else _parts(module, manifest.program)
+    used = {shard for stage in stages for _, shard in stage.uses}
+    others = tuple(("passed through", name) for name in manifest.shards if name not in used)
+    stages.append(Listed("-", others, "", (), False))
     if args.json:
-        for stage, kind, shard in uses:
-            line = {"stage": stage, "kind": kind, "shard": shard.name, "file": shard.file, "bytes": shard.bytes}
-            emit({**line, "num_tensors": len(shard.tensors), **begins.get(stage, {})})
+        _emit(manifest, stages)
+    elif module is None:
+        _print_stages(manifest, stages)
     else:
-        _print(contents, uses, begins)
+        _print_parts(manifest, stages)
     if args.graph:
-        Path(args.graph).write_text(_drawn(contents, begins), encoding="utf-8")
+        Path(args.graph).write_text(_drawn(manifest, stages[:-1]), encoding="utf-8")
         say(f"picture: {args.graph}")
     return 0
 
 
-def _begins(contents: Any) -> dict[str, dict[str, Any]]:
-    """Of a divided module: stage -> where it begins, what flows into it, whether an exit stands before it."""
-    program, found = contents.program, {}
-    exits = program.segments.exits if program.segments is not None else ()
-    for index, (stage, flow) in enumerate(zip(contents.stages, program.flows, strict=True)):
-        start = "the inputs" if flow.start is None else flow.start.module
-        again = "" if flow.start is None or flow.start.number == 1 else f" (call {flow.start.number})"
-        flows = [f"{value.dtype} {'x'.join(map(str, value.shape)) or 'scalar'}" for value in flow.values]
-        found[stage.name] = {
-            "begins": shown(start) + again, "flows": [shown(flow) for flow in flows], "exit": index in exits,
-        }  # fmt: skip
+def _stages(manifest: Manifest) -> List[Listed]:
+    """Return the stages of a program; the first also uses the shards of its look-ups."""
+    program, tensors, found = manifest.program, manifest.tensors(), []
+    tables = dict.fromkeys(tensors[lookup.table][0].name for lookup in program.lookups.values())
+    exits = {stage.name for stage in program.stages if stage.exit is not None and manifest.exits is not None}
+    previous = ""
+    for stage in program.stages:
+        uses = [(step.kernel, shard) for step in stage.steps for shard in step.shards]
+        if not previous:
+            uses = [(stage.name, shard) for shard in tables] + uses
+        found.append(Listed(stage.name, tuple(uses), stage.name, ("hidden states",), previous in exits))
+        previous = stage.name
     return found
 
 
-def _print(contents: Any, uses: list[tuple[str, str, Any]], begins: dict[str, dict[str, Any]]) -> None:
+def _parts(module: Module, program: Program) -> List[Listed]:
+    """Return the parts of a divided module. If it has steps, each part is one of them."""
+    exits = set(accumulate(len(layer.steps) for layer in program.layers[:-1]))
+    return [_part(index, part, index in exits) for index, part in enumerate(module.parts)]
+
+
+def _part(index: int, part: Part, has_exit: bool) -> Listed:
+    start = "the inputs" if part.start is None else part.start.module
+    again = "" if part.start is None or part.start.number == 1 else f" (call {part.start.number})"
+    flows = tuple(shown(f"{value.dtype} {'x'.join(map(str, value.axes)) or 'scalar'}") for value in part.flows)
+    return Listed(
+        f"{index:03d}", tuple(("module", shard) for shard in part.shards), shown(start) + again, flows, has_exit
+    )
+
+
+def _emit(manifest: Manifest, stages: List[Listed]) -> None:
+    for stage in stages:
+        about: Dict[str, Any] = {"begins": stage.begins, "flows": stage.flows, "exit": stage.has_exit}
+        for kernel, name in stage.uses:
+            shard = manifest.shards[name]
+            line = {"stage": stage.name, "kind": kernel, "shard": name, "file": shard.file, "bytes": shard.bytes}
+            is_part = manifest.program.module is not None and stage.name != "-"
+            emit({**line, "num_tensors": len(shard.tensors), **(about if is_part else {})})
+
+
+def _print_stages(manifest: Manifest, stages: List[Listed]) -> None:
+    rows = [(stage.name, kernel, *_file(manifest, shard)) for stage in stages for kernel, shard in stage.uses]
+    print(table(("stage", "kind", "file", "tensors", "size"), rows))
+    exits = f"exits after layers 1 to {len(manifest.program.layers) - 1}" if manifest.exits else "no exits"
+    head, graphs = manifest.program.problem or "no classification head", ", ".join(manifest.graphs) or "none"
+    print(f"\n{shown(manifest.source.architecture)}, {head}, {exits}, graphs: {graphs}")
+
+
+def _print_parts(manifest: Manifest, stages: List[Listed]) -> None:
+    rows = []
+    for stage in stages:
+        files = [_file(manifest, shard) for _, shard in stage.uses] or ([("-", 0, "")] if stage.name != "-" else [])
+        for place, file in enumerate(files):
+            about = ("exit" if stage.has_exit else "", stage.begins, ", ".join(stage.flows))
+            rows.append((stage.name, *file, *(about if not place else ("", "", ""))))
+    print(table(("stage", "file", "tensors", "size", "", "begins with", "flows in"), rows))
+    graphs = f"{len(manifest.graphs)} ONNX graphs" if manifest.graphs else "no ONNX graphs"
+    where = "" if manifest.exits is None else ", exits where marked"
+    print(f"\n{shown(manifest.source.architecture)}, method {manifest.source.method}, {graphs}{where}")
+
+
+def _file(manifest: Manifest, shard: str) -> Tuple[str, int, str]:
     from offramp.units import format_size
 
-    sizes = [(stage, kind, shard.file, len(shard.tensors), format_size(shard.bytes)) for stage, kind, shard in uses]
-    if not begins:
-        print(table(("stage", "kind", "file", "tensors", "size"), sizes))
-        exits = f"exits after layers 1 to {len(contents.layers) - 1}" if contents.exits else "no exits"
-        head = contents.encoder.problem or "no classification head"
-        graphs = ", ".join(contents.graphs) or "none"
-        print(f"\n{shown(contents.source.architecture)}, {head}, {exits}, graphs: {graphs}")
-        return
-    empty = [(stage.name, "", "-", 0, "") for stage in contents.stages if not any(s == stage.name for s, *_ in sizes)]
-    rows, seen = [], set()
-    for stage, _, file, tensors, size in sorted([*sizes, *empty], key=lambda row: (row[0] == "-", row[0])):
-        about = begins.get(stage, {"begins": "", "flows": [], "exit": False})
-        first = stage not in seen
-        seen.add(stage)
-        flows = ", ".join(about["flows"]) if first else ""
-        mark = "exit" if about["exit"] and first else ""
-        rows.append((stage, file, tensors, size, mark, about["begins"] if first else "", flows))
-    print(table(("stage", "file", "tensors", "size", "", "begins with", "flows in"), rows))
-    graphs = f"{len(contents.graphs)} ONNX graphs" if contents.graphs else "no ONNX graphs"
-    where = "" if contents.exits is None else ", exits where marked"
-    print(f"\n{shown(contents.source.architecture)}, method {contents.source.method}, {graphs}{where}")
+    found = manifest.shards[shard]
+    return found.file, len(found.tensors), format_size(found.bytes)
 
 
-def _drawn(contents: Any, begins: dict[str, dict[str, Any]]) -> str:
+def _drawn(manifest: Manifest, stages: List[Listed]) -> str:
     from offramp.reporting.stages import StageBox, draw_stages
     from offramp.units import format_size
 
-    needs = {stage.name: [name for step in stage.steps for name in step.shards] for stage in contents.stages}
-    shared = {name for name in contents.shards if sum(name in shards for shards in needs.values()) > 1}
-    num_layers = sum(stage.role == "layer" for stage in contents.stages)
+    counts = [name for stage in stages for name in {shard for _, shard in stage.uses}]
     boxes = []
-    for place, stage in enumerate(contents.stages):
-        shards = [contents.shards[name] for name in needs[stage.name]]
-        about = begins.get(stage.name, {"begins": stage.name, "flows": ["hidden states"], "exit": False})
-        has_exit = about["exit"] or (not begins and contents.exits is not None and 1 < place <= num_layers)
+    for stage in stages:
+        names = [name for _, name in stage.uses]
+        shards = [manifest.shards[name] for name in names]
         size = format_size(sum(shard.data_bytes for shard in shards))
         detail = f"{sum(len(shard.tensors) for shard in shards)} tensors, {size}"
-        names = [name for name in needs[stage.name] if name in shared]
-        boxes.append(StageBox(about["begins"], detail, about["flows"], names, has_exit))
-    return draw_stages(f"{shown(contents.source.architecture)}: {len(boxes)} stages", boxes)
+        shared = [name for name in names if counts.count(name) > 1]
+        boxes.append(StageBox(stage.begins, detail, list(stage.flows), shared, stage.has_exit))
+    return draw_stages(f"{shown(manifest.source.architecture)}: {len(boxes)} stages", boxes)
