@@ -1,5 +1,5 @@
-"""List the stages of a store in order with the kernel and size of each shard; for a divided module also the start and the
-inputs of each stage. --graph draws them.
+"""List the stages of a store in order with the kernel and size of each shard; for a divided module also the start and
+the inputs of each stage. --graph draws them.
 """
 
 from __future__ import annotations
