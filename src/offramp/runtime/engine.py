@@ -1,7 +1,7 @@
 """The engine: for each stage acquire weights, run its steps, release; at an exit ask the gate; stop at the last row.
 
-It knows nothing of texts, files or devices. Several batches may share a sweep over the weights: each shard is in memory
-once and serves one batch after another, while only the values between steps are kept for the others.
+It is independent of texts, files and devices. Several batches may share a sweep over the weights: each shard is in
+memory once and serves one batch after another, while only the values between steps are kept for the others.
 
 Shapes: B rows, S tokens.
 """
@@ -110,8 +110,9 @@ class Engine:
             self.feed.count_read(num_bytes)
             run.charge(num_bytes)
         name, shape = self.schedule.stages[0].name, (run.batch.num_rows, run.length)
-        run.state = run.timed(name, 0, "compute", self.backend.begin, arrays, self.inputs.mask(run.batch), shape)
-        return run.state
+        state: State = run.timed(name, 0, "compute", self.backend.begin, arrays, self.inputs.mask(run.batch), shape)
+        run.state = state
+        return state
 
     def _acquire(self, step: Step, sweep: Sweep) -> Arrays:
         """Wait for the shards of a step and charge them to the rows. Return its weights by kernel input."""
