@@ -17,7 +17,10 @@ DONE = [
     "policies/*.py",
     "reporting/*.py",
     "training/*.py",
-    *(f"store/{name}.py" for name in ("checking", "files", "memory", "safetensors", "transcript", "writer")),
+    "store/*.py",
+    "program/*.py",
+    "division/**/*.py",
+    "cli/ls.py",
     *(
         f"runtime/{name}.py"
         for name in ("arena", "footprint", "gathering", "guard", "planner", "reads", "ring", "slots", "survival")

@@ -127,7 +127,7 @@ def test_narrow_numbers_are_widened_exactly(own, tmp_path, dtype):
     wanted = narrow(own, dtype)
     said = []
     store = divide(own, tmp_path / "store", say=said.append)
-    assert f"widened from {dtype} to F32" in said
+    assert f"converted from {dtype} to F32" in said
     with Store(store) as opened:
         assert opened.manifest.source.widened_from == dtype
         for shard in opened.manifest.shards.values():

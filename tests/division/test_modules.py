@@ -219,8 +219,8 @@ def test_a_module_that_answers_otherwise_each_time_is_refused(tmp_path):
     with pytest.raises(StageError) as caught:
         offramp.divide(module, vectors(), tmp_path / "store")
     what, where, remedy = str(caught.value).split(" - ")
-    assert what == "the divided module answers otherwise than the whole one for 0 (2, 16)"
-    assert (where, remedy) == ("Random", "if it answers otherwise each time, make it deterministic")
+    assert what == "the divided module gives other answers than the whole one for 0 (2, 16)"
+    assert (where, remedy) == ("Random", "if its answers differ from run to run, make it deterministic")
     assert unchanged(before, module) and not (tmp_path / "store").exists()
 
 
@@ -247,7 +247,7 @@ def test_buffers_that_a_run_writes_to_are_as_they_were(tmp_path):
 
 
 def test_a_module_whose_answer_hangs_on_its_calls_before_is_refused(tmp_path):
-    with pytest.raises(StageError, match="answers otherwise"):
+    with pytest.raises(StageError, match="gives other answers"):
         offramp.divide(made(Counting, adds=True), vectors(), tmp_path / "store")
 
 
@@ -346,7 +346,7 @@ REFUSED = {
     "a weight that is read from a list": (
         lambda: made(Listed),
         StageError,
-        "weight inner.weight is used from elsewhere",
+        "weight inner.weight is used through a reference outside its module",
     ),
     "compiled code": (
         lambda: torch.jit.trace(made(Chain), vectors()),

@@ -18,7 +18,7 @@ class DivisionConfig:
     """Options of `offramp.divide`."""
 
     method: str = "auto"
-    """How stages are found.
+    """Method of finding the stages.
 
     `names`: by the names of the tensors, without PyTorch, for text encoders of the BERT family.
     `eager`: by a run, for any model of transformers; `stream` then runs the model's own code.
@@ -31,11 +31,11 @@ class DivisionConfig:
     inputs: Mapping[str, Any] | None = None
     """Example inputs by name, for a folder that is divided by a run; None: made up from its config."""
     more_inputs: Sequence[Any] = ()
-    """For a module, further examples to prove the division with; none given: the first with another batch size and
+    """Further examples to prove the division of a module with; none given: the first one with another batch size and
     length, where the module takes them."""
     exits: str | os.PathLike | None = None
-    """For a module, the run folder that `training.train_exits` wrote; its stages become graphs then. A checkpoint
-    folder has its own exits."""
+    """Run folder that `training.train_exits` wrote for a module, whose stages become graphs then. A checkpoint folder
+    has its own exits."""
     force: bool = False
     """Replace an existing store."""
     offline: bool = False

@@ -102,7 +102,7 @@ def _fault(run: _Run, inputs: Arguments, expected: Sequence[Tensor]) -> str | No
     if [tensor.shape for tensor in found] != [tensor.shape for tensor in expected]:
         return "answers in other shapes than the module"
     worst = max(map(_distance, found, expected), default=0.0)
-    return f"answers otherwise than the module (by {worst:.1e} at most, of the largest value)"
+    return f"gives other answers than the module (by {worst:.1e} at most, of the largest value)"
 
 
 def _distance(found: Tensor, expected: Tensor) -> float:
@@ -125,7 +125,7 @@ def _placed(found: Cut, manifest: m.Manifest) -> tuple[Cut, m.Manifest]:
         part = replace(part, shards=(*part.shards, *kept))
         lost = [name for name, home in homes.items() if home not in part.shards]
         if lost:
-            what = f"{min(lost)} is used in stage {index:03d} of the exported graph, and elsewhere by the module"
+            what = f"{min(lost)} is used in stage {index:03d} of the exported graph, and in another one by the module"
             raise StageError(what, module.name, "use --method eager")
         parts.append(part)
         pieces.append(replace(piece, shards=tuple(name for name in part.shards if name in homes.values())))

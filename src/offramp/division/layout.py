@@ -1,4 +1,4 @@
-"""Which weights of a divided module share a shard, and the shards as they are written."""
+"""Assignment of the weights of a divided module to shards, and writing of the shards."""
 
 from __future__ import annotations
 

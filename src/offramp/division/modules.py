@@ -48,7 +48,7 @@ KEPT_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the weights of a module come from, and the files that come with them."""
+    """Source of a module's weights, and of the files that come with them."""
 
     fetch: Fetch
     chunks: Callable[[str], Iterator[bytes | memoryview]]

@@ -52,8 +52,8 @@ def verdict(proven: Sequence[ProvenExample], original: Original) -> Proof:
     wrong = next((example for example in proven if not example.equal), None)
     if wrong is not None:
         inputs = ", ".join(f"{name} {tuple(each.shape)}" for name, each in wrong.inputs.items())
-        raise StageError(f"the divided module answers otherwise than the whole one for {inputs}", original.name,
-                         "if it answers otherwise each time, make it deterministic")  # fmt: skip
+        raise StageError(f"the divided module gives other answers than the whole one for {inputs}", original.name,
+                         "if its answers differ from run to run, make it deterministic")  # fmt: skip
     return Proof(tuple(proven), any(example.unplanned_loads or example.disorders for example in proven))
 
 
@@ -82,9 +82,7 @@ def _prove(original: Original, folder: Path, example: Example, num_passes: int) 
         outputs += [tensors_of(inputs.copy().call(stream)) for _ in range(num_passes - 1)]
         counts, plan = stream.counts, stream.plan
     if touches.found:
-        what = (
-            f"weight {min(touches.found)} is used from elsewhere than the parameter, where no other can take its place"
-        )
+        what = f"weight {min(touches.found)} is used through a reference outside its module, which cannot be replaced"
         remedy = "have the code take it from its module each time it runs"
         raise StageError(what, original.name, remedy)
     tensors = inputs.tensors()

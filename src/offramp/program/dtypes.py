@@ -45,6 +45,6 @@ _ALL = (
     Dtype("F8_E4M3", None, 1, torch_only="float8_e4m3fn"),
 )
 DTYPES: Dict[str, Dtype] = {dtype.name: dtype for dtype in _ALL}
-"""By the name that safetensors uses."""
+"""Dtypes by the name that safetensors uses."""
 BY_NUMPY: Dict[str, Dtype] = {dtype.numpy: dtype for dtype in _ALL if dtype.numpy is not None}
-"""By NumPy's name."""
+"""Dtypes by NumPy's name."""

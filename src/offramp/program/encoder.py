@@ -70,7 +70,7 @@ class Encoder:
 
     @property
     def texts(self) -> Texts:
-        """What the encoder requires of texts."""
+        """Return the requirements of the encoder on texts."""
         sizes = (self.vocab_size, self.max_length, self.num_token_types, self.pad_token, self.position_offset)
         return Texts(*sizes)
 
@@ -294,7 +294,7 @@ def _embedding_reads(sizes: Mapping) -> Dict[str, Value]:
 
 @dataclass(frozen=True)
 class _Template:
-    """Everything that one kernel takes and gives, as functions of its attributes."""
+    """Interface of one kernel, as functions of its attributes."""
 
     attributes: Tuple[str, ...]
     reads: Callable[[Mapping], Dict[str, Value]]

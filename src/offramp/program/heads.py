@@ -16,7 +16,7 @@ Shapes = Dict[str, Tuple[int, ...]]
 
 @dataclass(frozen=True)
 class HeadForm:
-    """How a head computes logits [B, C] from a layer's values."""
+    """Computation of logits [B, C] from the value after a layer."""
 
     pool: str
     """`mean` over the tokens (or places of a feature map) of each row, or the `first` token."""

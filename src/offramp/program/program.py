@@ -1,7 +1,7 @@
 """The description of one computation, the same for every model: inputs, stages of steps, values and exits.
 
-A program says nothing about where weights lie on disk (that is `offramp.store`) and computes nothing (that is
-`offramp.backends`). It is plain data and needs the standard library only.
+A program is plain data and needs the standard library only. Places of weights on disk belong to `offramp.store`, and
+computing belongs to `offramp.backends`.
 """
 
 from __future__ import annotations
@@ -93,9 +93,9 @@ class Kernel:
 
     template: str
     attributes: Mapping[str, Union[int, float, str, None]] = field(default_factory=dict)
-    """Everything the template needs besides shapes of its inputs, such as `num_heads`."""
+    """Settings that the template needs in addition to the shapes of its inputs, such as `num_heads`."""
     keeps_intermediates: bool = False
-    """Its result is larger than what flows between layers, so the next step must run before another batch does."""
+    """The result is larger than the values between layers, so the next step must run before another batch does."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Output:
-    """What the program returns: a value, and what it means."""
+    """Result of a program: a value and its meaning."""
 
     value: str
     """Empty where only the module's own code computes it."""
@@ -139,7 +139,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Texts:
-    """What a model that reads tokens requires of texts."""
+    """Requirements of a model on the tokens of texts."""
 
     vocab_size: int
     max_length: int
@@ -175,10 +175,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Module:
-    """What is known of a module that was divided by a run of it, for `offramp.stream`."""
+    """Description of a module that was divided by a run, for `offramp.stream`."""
 
     name: str
-    """Its class, importable by this name."""
+    """Importable name of the class."""
     weights_sha256: str
     """Digest of names, dtypes and shapes of all parameters and saved buffers, and of which share memory."""
     versions: Mapping[str, str]
@@ -199,7 +199,7 @@ class Module:
 
 @dataclass(frozen=True)
 class Program:
-    """What a store computes. `stages` is empty where only the module's own code can run it (`offramp.stream`)."""
+    """Computation of a store. `stages` is empty where only the module's own code can run it (`offramp.stream`)."""
 
     inputs: Mapping[str, Input]
     lookups: Mapping[str, LookUp] = field(default_factory=dict)

@@ -1,6 +1,6 @@
 """Keep: the divided checkpoint as a folder.
 
-Knows byte offsets, file names and checksums; when a shard is read and what it computes is decided elsewhere.
+This room knows byte offsets, file names and checksums. `runtime` decides when a shard is read, and `backends` compute.
 """
 
 from offramp.store.checking import verify

@@ -140,14 +140,14 @@ class Proof:
 
     examples: Tuple[ProvenExample, ...] = ()
     is_paged: bool = False
-    """Some weights are used outside their stages, so a strict stream refuses the store."""
+    """True if weights are used outside their stages; a strict stream refuses such a store."""
     unsaved_buffers_sha256: Optional[str] = None
     """Digest of the buffers that no checkpoint holds: a module built anew from its class must have the same."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything that `offramp.json` says. `shards` are keyed by name and `graphs` by kernel."""
+    """Content of `offramp.json`. `shards` are keyed by name and `graphs` by kernel."""
 
     source: Source
     program: Program

@@ -24,7 +24,7 @@ class PolicyFile:
     """One tuned policy."""
 
     policy: Dict[str, Any]
-    """As `policies.codec.from_json` reads it."""
+    """Tree that `policies.codec.from_json` reads."""
     model_sha256: str
     """Fingerprint of the model folder whose exits were tuned."""
     deadline_seconds: Optional[float]
@@ -34,7 +34,7 @@ class PolicyFile:
     tuned_on: Dict[str, Any]
     """Task, metrics, and the digests of the splits."""
     measured_on: Dict[str, Any]
-    """What the device profile was: machine, store, engine, batch size, budget."""
+    """Facts of the device profile: machine, store, engine, batch size, budget."""
     front: List[Dict[str, Any]]
     """The policies that none beats in score and latency both, the fastest first."""
 

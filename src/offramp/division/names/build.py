@@ -37,7 +37,7 @@ def divide_by_names(source: Source, store: Path, config: DivisionConfig) -> Path
     with StoreWriter(store, identity(fingerprint), force=config.force) as writer:
         writer.require_space(sum(num_bytes("F32", t.shape) for shard in division.shards for t in shard.tensors))
         if division.widened_from is not None:
-            say(f"widened from {division.widened_from} to F32")
+            say(f"converted from {division.widened_from} to F32")
         shards = {}
         for number, plan in enumerate(division.shards, start=1):
             shards[plan.name] = _write_shard(source, plan, writer)
@@ -70,12 +70,12 @@ def _write_shard(source: Source, plan: ShardPlan, writer: StoreWriter) -> Shard:
 
     def read(name: str) -> Iterable[bytes | memoryview]:
         dtype = source.entry(names[name])[0]
-        return _widened(dtype, source.chunks(names[name], CHUNK_BYTES))
+        return _upcast(dtype, source.chunks(names[name], CHUNK_BYTES))
 
     return writer.add_shard(plan.name, tensors, read, gathered=plan.gathered)
 
 
-def _widened(dtype: str, chunks: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+def _upcast(dtype: str, chunks: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
     """Yield data of F16 and BF16 as F32, which is exact, and other data unchanged."""
     for chunk in chunks:
         if dtype == "F16":
@@ -87,7 +87,7 @@ def _widened(dtype: str, chunks: Iterable[bytes | memoryview]) -> Iterator[bytes
 
 
 def _config(source: Source, division: Division, writer: StoreWriter) -> m.File:
-    """Write config.json, with the dtype of a widened checkpoint replaced: transformers would narrow it again."""
+    """Write config.json, with the dtype of a converted checkpoint replaced: transformers would convert it back."""
     path = source.folder / "config.json"
     if division.widened_from is None:
         return writer.add_copy(path.name, path)

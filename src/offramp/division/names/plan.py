@@ -55,7 +55,7 @@ class ShardPlan:
 
 @dataclass(frozen=True)
 class Division:
-    """What to build. The shard `other`, if there is one, belongs to no stage: it only keeps the checkpoint whole."""
+    """Plan of a store. The shard `other`, if there is one, belongs to no stage: it only keeps the checkpoint whole."""
 
     program: Program
     labels: tuple[str, ...]
