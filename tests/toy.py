@@ -12,24 +12,55 @@ import json
 import string
 import struct
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
 from offramp.measure import Trace
 from offramp.policies import parse
+from offramp.program.inputs import Batch
+from offramp.program.program import (
+    ATTENTION_MASK,
+    BATCH,
+    BATCH_TOKENS,
+    BEGIN,
+    CAPTURED,
+    END,
+    EXIT_KERNEL,
+    INPUT_IDS,
+    LAYER,
+    POOLED_LINEAR,
+    POSITION_IDS,
+    REGRESSION,
+    SINGLE_LABEL,
+    TOKEN_TYPE_IDS,
+    TOKENS,
+    Input,
+    Kernel,
+    LookUp,
+    Output,
+    Program,
+    Stage,
+    Step,
+    Texts,
+    Value,
+)
 from offramp.runtime.backend import Backend, State
-from offramp.runtime.course import course_of
+from offramp.runtime.engine import Engine
 from offramp.runtime.exits import load_exits
-from offramp.runtime.loop import Loop
-from offramp.runtime.slots import Slot
+from offramp.runtime.feed import Buffers, WeightFeed
+from offramp.runtime.gate import ExitGate
+from offramp.runtime.guard import NO_DEADLINE
+from offramp.runtime.inputs import InputReader
+from offramp.runtime.schedule import Schedule
+from offramp.runtime.slots import EqualSlots, Slot
 from offramp.session.classifier import Classifier, Settings
-from offramp.store import Encoder, Manifest, Stage, Step, Store, StoreWriter
-from offramp.store.manifest import Exits, Source
+from offramp.store import Manifest, Store, StoreWriter
+from offramp.store.manifest import LABELS_FILE, Exits, Source
 
 HIDDEN, INNER, LABELS, VOCABULARY, MAX_LENGTH = 8, 16, ("no", "yes", "maybe"), 32, 12
 MODULUS = 251
 """Hidden states are integers below this."""
+TABLES = {"word": INPUT_IDS, "position": POSITION_IDS, "type": TOKEN_TYPE_IDS}
 KINDS = {
     "attention": {"attention.weight": (HIDDEN, HIDDEN), "attention.bias": (HIDDEN,)},
     "up": {"up.weight": (INNER, HIDDEN)},
@@ -39,26 +70,27 @@ KINDS = {
     "rows": {"word": (VOCABULARY, HIDDEN), "position": (MAX_LENGTH, HIDDEN), "type": (2, HIDDEN)},
 }
 LAYER_KINDS = ("attention", "up", "down")
+HIDDEN_STATE = Value("float32", (BATCH, TOKENS, HIDDEN))
+INNER_STATE = Value("float32", (BATCH, TOKENS, INNER))
 
 
 class ToyBackend(Backend):
-    """The toy's arithmetic. `fail` maps a kind (or `exit`) to what is raised when it is computed next, once."""
+    """The toy's arithmetic by kernel name. `fail` maps a kernel to what is raised when it is computed next, once."""
 
-    name, num_threads, unsettled = "toy", 1, frozenset({"up"})
+    name, num_threads = "toy", 1
 
     def __init__(self) -> None:
         self.fail: dict[str, BaseException] = {}
         self.computed: list[str] = []
         self.closed = False
 
-    def rehearse(self, num_rows: int, length: int) -> None:
-        """Each kind once, with zeros for weights."""
+    def warm_up(self, num_rows: int, length: int) -> None:
+        """Run each kernel once, with zeros for weights."""
         weights = {role: np.zeros(shape, np.float32) for shapes in KINDS.values() for role, shape in shapes.items()}
-        rows = {role: np.zeros((num_rows * length, HIDDEN), np.float32) for role in KINDS["rows"]}
-        state = self.begin(rows, np.ones((num_rows, length), np.int64), weights)
-        self.step(state, "layer", weights)
-        self.head_logits(state, weights)
-        self.computed.clear()
+        rows_TH = np.zeros((num_rows * length, HIDDEN), np.float32)
+        hidden_BSH = _embedded((num_rows, length), rows_TH, rows_TH, rows_TH, weights)
+        hidden_BSH = _attended(hidden_BSH, np.ones((num_rows, length), np.int64), weights)
+        _quarters(_down(_up(hidden_BSH, weights), hidden_BSH, weights)[:, 0] @ weights["head.weight"].T)
 
     def activation_bytes(self, num_rows: int, length: int) -> int:
         """A quadratic term, as attention has one."""
@@ -68,42 +100,41 @@ class ToyBackend(Backend):
         """Hidden states, and a mask."""
         return 4 * num_rows * length * (HIDDEN + 2)
 
-    def begin(self, rows, mask_BS, weights) -> State:
-        """Sum of the rows, scaled."""
-        self._note("embedding")
-        hidden_TH = (rows["word"] + rows["position"] + rows["type"]) * weights["embedding.scale"] % MODULUS
-        return State(*mask_BS.shape, {"hidden": hidden_TH.reshape(*mask_BS.shape, HIDDEN), "mask": mask_BS})
+    def begin(self, arrays, mask_BS, shape) -> State:
+        """Copy nothing."""
+        return State(*shape, dict(arrays), mask_BS)
 
-    def step(self, state, kind, weights) -> None:
-        """One third of a layer. Attention adds to each token the sum of its row."""
-        self._note(kind)
-        hidden_BSH = state.arrays["hidden"]
-        if "attention.weight" in weights:
-            total_BH = (hidden_BSH * state.arrays["mask"][:, :, None]).sum(axis=1, dtype=np.float32) % MODULUS
-            hidden_BSH = (
-                hidden_BSH + (total_BH @ weights["attention.weight"].T + weights["attention.bias"])[:, None]
-            ) % MODULUS
-        if "up.weight" in weights:
-            state.arrays["inner"] = hidden_BSH @ weights["up.weight"].T % MODULUS
-        if "down.weight" in weights:
-            hidden_BSH = (
-                hidden_BSH + state.arrays.pop("inner") @ weights["down.weight"].T + weights["down.bias"]
-            ) % MODULUS
-        state.arrays["hidden"] = hidden_BSH
+    def run(self, state, step, weights) -> None:
+        """Run one kernel. Only values whose first axis counts rows are kept after it."""
+        self._note(step.kernel)
+        values = [state.values[name] for name in step.reads.values()]
+        if step.kernel == "embedding":
+            written = _embedded((state.num_rows, state.length), *values, weights)
+            for name in step.reads.values():
+                del state.values[name]
+        elif step.kernel == "head":
+            written = _quarters(values[0][:, 0] @ weights["head.weight"].T) + weights["head.bias"]
+        elif step.kernel == "layer":
+            hidden_BSH = _attended(*values, weights)
+            written = _down(_up(hidden_BSH, weights), hidden_BSH, weights)
+        else:
+            written = {"attention": _attended, "up": _up, "down": _down}[step.kernel](*values, weights)
+        (name,) = step.writes
+        assert name not in state.values, "a value is written once"
+        state.values[name] = written
 
-    def exit_logits(self, state, weights) -> np.ndarray:
+    def exit_logits(self, state, value, weights) -> np.ndarray:
         """Quarters from 0 to 4.75, plus the bias."""
         self._note("exit")
-        return _quarters(state.arrays["hidden"][:, 0] @ weights["exit.weight"].T) + weights["exit.bias"]
+        return _quarters(state.values[value][:, 0] @ weights["exit.weight"].T) + weights["exit.bias"]
 
-    def head_logits(self, state, weights) -> np.ndarray:
-        """The same with the head's weights."""
-        self._note("head")
-        return _quarters(state.arrays["hidden"][:, 0] @ weights["head.weight"].T) + weights["head.bias"]
+    def logits(self, state) -> np.ndarray:
+        """Return what the head wrote."""
+        return state.values["logits"]
 
     def keep(self, state, mask_B) -> None:
         """Gather the rows that stay."""
-        state.arrays = {name: array[mask_B] for name, array in state.arrays.items()}
+        state.values = {name: array[mask_B] for name, array in state.values.items()}
         state.num_rows = int(mask_B.sum())
 
     def close(self) -> None:
@@ -116,22 +147,41 @@ class ToyBackend(Backend):
             raise self.fail.pop(kind)
 
 
+def _embedded(shape, word_TH, position_TH, type_TH, weights) -> np.ndarray:
+    """Sum of the rows, scaled."""
+    return ((word_TH + position_TH + type_TH) * weights["embedding.scale"] % MODULUS).reshape(*shape, HIDDEN)
+
+
+def _attended(hidden_BSH, mask_BS, weights) -> np.ndarray:
+    """Attention adds to each token the sum of its row."""
+    total_BH = (hidden_BSH * mask_BS[:, :, None]).sum(axis=1, dtype=np.float32) % MODULUS
+    return (hidden_BSH + (total_BH @ weights["attention.weight"].T + weights["attention.bias"])[:, None]) % MODULUS
+
+
+def _up(hidden_BSH, weights) -> np.ndarray:
+    return hidden_BSH @ weights["up.weight"].T % MODULUS
+
+
+def _down(inner_BSI, hidden_BSH, weights) -> np.ndarray:
+    return (hidden_BSH + inner_BSI @ weights["down.weight"].T + weights["down.bias"]) % MODULUS
+
+
 def _quarters(product_BC: np.ndarray) -> np.ndarray:
     return (product_BC % 20 / 4).astype(np.float32)
-
-
-class Batch(NamedTuple):
-    """Token ids, right-padded, as an encoder of texts gives them."""
-
-    ids_BS: np.ndarray
-    mask_BS: np.ndarray
-    types_BS: np.ndarray
 
 
 class ToyTextEncoder:
     """A letter is a token."""
 
-    max_length = MAX_LENGTH
+    max_length, sample = MAX_LENGTH, ("a b",)
+
+    def lengths(self, texts):
+        """Tokens of each text."""
+        return (self.encode([text]).length for text in texts)
+
+    def encoding_bytes(self, texts) -> int:
+        """Nothing worth counting."""
+        return 0
 
     def encode(self, texts) -> Batch:
         """Texts to ids; at least one token a text, at most `max_length`."""
@@ -141,7 +191,14 @@ class ToyTextEncoder:
         length = max(map(len, tokens))
         ids_BS = np.array([row + [0] * (length - len(row)) for row in tokens], np.int64)
         mask_BS = np.array([[1] * len(row) + [0] * (length - len(row)) for row in tokens], np.int64)
-        return Batch(ids_BS, mask_BS, np.zeros_like(ids_BS))
+        return token_batch(ids_BS, mask_BS)
+
+
+def token_batch(ids_BS: np.ndarray, mask_BS: np.ndarray) -> Batch:
+    """Right-padded token ids [B, S] as the inputs of the toy."""
+    positions_BS = np.broadcast_to(np.arange(ids_BS.shape[1]), ids_BS.shape)
+    arrays = {INPUT_IDS: ids_BS, ATTENTION_MASK: mask_BS, POSITION_IDS: positions_BS, TOKEN_TYPE_IDS: ids_BS * 0}
+    return Batch(arrays, *ids_BS.shape, mask_BS.sum(axis=1))
 
 
 @dataclass(frozen=True)
@@ -164,7 +221,7 @@ class Toy:
     """0: exits say nothing but their bias."""
     broken: str = ""
     """A shard, or `exit N`, that holds NaN."""
-    problem: str = "single_label_classification"
+    problem: str = SINGLE_LABEL
 
 
 def write_toy(path, toy: Toy | None = None) -> Store:
@@ -174,45 +231,85 @@ def write_toy(path, toy: Toy | None = None) -> Store:
     with StoreWriter(path, "0" * 64) as writer:
         shards = dict(_add_shard(writer, toy, name, kind, rng) for name, kind in _shards(toy).items())
         exits = _add_exits(writer, toy, rng) if toy.exits else None
+        labels = writer.add_file(LABELS_FILE, json.dumps(_labels(toy)).encode())
         source = Source("0" * 64, "Toy", "toy", "by hand")
-        manifest = Manifest(source, _encoder(toy), _stages(toy), shards, {}, (), exits)
-        writer.finish(manifest)
+        writer.finish(Manifest(source, _program(toy), shards, {}, (), exits, labels=labels))
     return Store(path)
 
 
 def make_classifier(store: Store, policy: str = "none", budget_bytes: int = 1 << 40, **settings) -> Classifier:
     """A classifier that is planned and not yet open."""
     parsed = parse(policy)
-    parsed.check(len(store.manifest.layers), store.manifest.encoder.problem)
+    parsed.check(len(store.program.layers), store.program.problem)
     return Classifier(store, ToyBackend(), ToyTextEncoder(), parsed, Settings(budget_bytes, **settings))
 
 
-def open_loop(
-    store: Store, policy="none", num_slots: int = 1, residents=(), *, backend=None, direct=False, guard=None
-) -> Loop:
-    """A loop whose ring has so many slots, with these shards resident."""
-    parsed = parse(policy) if isinstance(policy, str) else policy
-    parsed.check(len(store.manifest.layers), store.manifest.encoder.problem)
-    exits = load_exits(store, course_of(store), parsed, needs_all=guard is not None)
-    loop = Loop(store, backend or ToyBackend(), parsed, exits, Trace(), guard)
+def open_engine(
+    store: Store, policy="none", num_slots: int = 1, residents=(), *, backend=None, direct=False, guard=NO_DEADLINE
+) -> Engine:
+    """An engine whose feed has so many slots, with these shards resident."""
+    parsed, program = parse(policy) if isinstance(policy, str) else policy, store.program
+    parsed.check(len(program.layers), program.problem)
+    backend, schedule = backend or ToyBackend(), Schedule(program, parsed.last_exit(len(program.layers)))
+    heads = load_exits(store, parsed, needs_all=guard.needs_every_exit)
+    gate = ExitGate(program, backend, parsed, heads, guard, store.path)
     sizes = {
         name: -(-shard.bytes // 4096) * 4096 for name, shard in store.manifest.shards.items() if shard.blocks is None
     }
-    slots = [Slot(max(sizes.values())) for _ in range(num_slots)]
-    loop.connect(slots, {name: Slot(sizes[name]) for name in residents}, direct=direct)
-    return loop
+    slots = EqualSlots([Slot(max(sizes.values())) for _ in range(num_slots)])
+    buffers = Buffers(slots, {name: Slot(sizes[name]) for name in residents}, depth=num_slots or 2)
+    feed = WeightFeed(store, buffers, schedule.stage_of, Trace(), direct=direct)
+    return Engine(schedule, InputReader(store), backend, gate, feed)
 
 
 def layer_shards(store: Store, last_layer: int | None = None) -> list[str]:
     """The shards that the layers up to `last_layer` (from 1; None: all) name, in order, each once."""
-    stages = store.manifest.layers[:last_layer]
+    stages = store.program.layers[:last_layer]
     return list(dict.fromkeys(shard for stage in stages for step in stage.steps for shard in step.shards))
 
 
-def _encoder(toy: Toy) -> Encoder:
-    labels = LABELS if toy.problem != "regression" else LABELS[:1]
-    sizes = (HIDDEN, HIDDEN, toy.num_layers, 1, INNER, "gelu", 1e-12, VOCABULARY, MAX_LENGTH)
-    return Encoder(*sizes, 0, 2, 0, "tanh", toy.problem, labels)
+def _labels(toy: Toy) -> tuple[str, ...]:
+    return LABELS[:1] if toy.problem == REGRESSION else LABELS
+
+
+def _program(toy: Toy) -> Program:
+    rows = Value("float32", (BATCH_TOKENS, HIDDEN))
+    kernels = {name: Kernel(CAPTURED, {}, name == "up") for name in ("embedding", *LAYER_KINDS, "layer", "head")}
+    embedding = _step("embedding", "embedding", {role: role for role in TABLES}, {"hidden.0": HIDDEN_STATE})
+    num_labels, last = len(_labels(toy)), f"hidden.{toy.num_layers}"
+    head = _step("head", "head", {"hidden": last}, {"logits": Value("float32", (BATCH, num_labels))})
+    return Program(
+        inputs={name: Input("int64", (BATCH, TOKENS)) for name in (*TABLES.values(), ATTENTION_MASK)},
+        lookups={role: LookUp(f"rows.{role}", name, rows) for role, name in TABLES.items()},
+        kernels={**kernels, EXIT_KERNEL: Kernel(POOLED_LINEAR)},
+        stages=(
+            Stage("embedding", BEGIN, (embedding,)),
+            *(_layer(toy, layer) for layer in range(toy.num_layers)),
+            Stage("head", END, (head,)),
+        ),
+        output=Output("logits", toy.problem, num_labels),
+        texts=Texts(VOCABULARY, MAX_LENGTH, 2, 0),
+    )
+
+
+def _layer(toy: Toy, layer: int) -> Stage:
+    before, attended, inner, after = f"hidden.{layer}", f"attended.{layer}", f"inner.{layer}", f"hidden.{layer + 1}"
+    shards = {kind: _layer_shard(toy, layer, kind) for kind in LAYER_KINDS}
+    exit = after if layer < toy.num_layers - 1 else None
+    steps = (
+        _step("attention", shards["attention"], {"hidden": before, "mask": ATTENTION_MASK}, {attended: HIDDEN_STATE}),
+        _step("up", shards["up"], {"hidden": attended}, {inner: INNER_STATE}),
+        _step("down", shards["down"], {"inner": inner, "hidden": attended}, {after: HIDDEN_STATE}),
+    )
+    if toy.whole:
+        weights = {role: name for step in steps for role, name in step.weights.items()}
+        reads = {"hidden": before, "mask": ATTENTION_MASK}
+        steps = (Step("layer", reads, {after: HIDDEN_STATE}, weights, {}, tuple(shards.values())),)
+    return Stage(f"layer.{layer}", LAYER, steps, exit)
+
+
+def _step(kind: str, shard: str, reads: dict[str, str], writes: dict[str, Value]) -> Step:
+    return Step(kind, reads, writes, {role: f"{shard}.{role}" for role in KINDS[kind]}, {}, (shard,))
 
 
 def _layer_shard(toy: Toy, layer: int, kind: str) -> str:
@@ -225,21 +322,9 @@ def _shards(toy: Toy) -> dict[str, str]:
     return {"rows": "rows", "embedding": "embedding", **layers, "head": "head"}
 
 
-def _stages(toy: Toy) -> tuple[Stage, ...]:
-    layers = []
-    for layer in range(toy.num_layers):
-        shards = {kind: _layer_shard(toy, layer, kind) for kind in LAYER_KINDS}
-        steps = (
-            [Step("layer", tuple(shards.values()))] if toy.whole else [Step(kind, (shards[kind],)) for kind in shards]
-        )
-        layers.append(Stage(f"layer.{layer}", "layer", tuple(steps)))
-    embedding = Stage("embedding", "embedding", (Step("embedding", ("rows", "embedding")),))
-    return (embedding, *layers, Stage("head", "head", (Step("head", ("head",)),)))
-
-
 def _add_shard(writer: StoreWriter, toy: Toy, name: str, kind: str, rng: np.random.Generator):
     shapes = dict(KINDS[kind])
-    if toy.problem == "regression":
+    if toy.problem == REGRESSION:
         shapes = {role: (1, *shape[1:]) if kind == "head" else shape for role, shape in shapes.items()}
     arrays = {role: rng.integers(0, 4, shape).astype(np.float32) for role, shape in shapes.items()}
     if toy.broken == name:
@@ -254,7 +339,7 @@ def _add_shard(writer: StoreWriter, toy: Toy, name: str, kind: str, rng: np.rand
 
 
 def _add_exits(writer: StoreWriter, toy: Toy, rng: np.random.Generator) -> Exits:
-    num_labels = 1 if toy.problem == "regression" else len(LABELS)
+    num_labels = 1 if toy.problem == REGRESSION else len(LABELS)
     arrays = {}
     for index in range(1, toy.num_layers):
         arrays[f"exit.{index}.weight"] = rng.integers(0, 4, (num_labels, HIDDEN)).astype(np.float32) * toy.exit_spread

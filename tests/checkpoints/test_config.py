@@ -2,7 +2,7 @@ import pytest
 
 from offramp.checkpoints.families import family_of
 from offramp.errors import SourceError
-from offramp.store.manifest import Encoder
+from offramp.program.encoder import Encoder
 from tests.division.tiny import config_of
 
 

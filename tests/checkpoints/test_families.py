@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from offramp.checkpoints.families import FAMILIES, Place, family_of
 from offramp.errors import SourceError
-from offramp.store.shapes import LAYER_KINDS, shapes
+from offramp.program.encoder import LAYER_KERNELS, encoder_shapes
 from tests.division.tiny import CONFIGS, config_of
 
 
@@ -14,7 +14,7 @@ def test_the_tables_read_the_same_in_both_directions(model_type, layer, bare):
     base = "" if bare else family.base
     seen = set()
     for kind in family.tables:
-        number = layer if kind in LAYER_KINDS else None
+        number = layer if kind in LAYER_KERNELS else None
         for role, name in family.names(kind, base, number).items():
             assert family.place(name, base) == Place(kind, role, number)
             assert name not in seen
@@ -49,7 +49,7 @@ def test_names_of_a_bare_model_have_no_base():
 @pytest.mark.parametrize("model_type", CONFIGS)
 def test_every_role_that_has_a_shape_has_a_name(model_type):
     family, config = FAMILIES[model_type], config_of(model_type)
-    for kind, roles in shapes(family.encoder(config)).items():
+    for kind, roles in encoder_shapes(family.encoder(config)).items():
         assert set(roles) <= set(family.tables[kind])
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from offramp.checkpoints.families import family_of
-from offramp.store.shapes import LAYER_KINDS, shapes
+from offramp.program.encoder import LAYER_KERNELS, encoder_shapes
 
 BERT_SHAPE = {
     "vocab_size": 50,
@@ -49,8 +49,8 @@ def entries_of(config, bare=False, dtype="F32"):
     family = family_of(config)
     encoder = family.encoder(config)
     entries = {}
-    for kind, roles in shapes(encoder).items():
-        for layer in range(encoder.num_layers) if kind in LAYER_KINDS else (None,):
+    for kind, roles in encoder_shapes(encoder).items():
+        for layer in range(encoder.num_layers) if kind in LAYER_KERNELS else (None,):
             names = family.names(kind, "" if bare else family.base, layer)
             entries |= {names[role]: (dtype, shape) for role, shape in roles.items()}
     return entries

@@ -1,4 +1,4 @@
-"""What the tests of this room share: toy stores written once, the toy computed without ring or loop, waiting."""
+"""What the tests of this room share: toy stores written once, the toy computed without ring or engine, waiting."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from offramp.policies import Evidence, parse
-from offramp.runtime.course import Tokens, course_of
 from offramp.runtime.exits import load_exits
+from offramp.runtime.inputs import InputReader
 from offramp.runtime.slots import Slot
 from offramp.store import Store
 from offramp.store.reader import tensor_view
@@ -40,8 +40,7 @@ def eventually(condition):
 
 
 def encode(rows):
-    batch = ToyTextEncoder().encode(rows)
-    return Tokens(batch.ids_BS, batch.mask_BS, batch.types_BS)
+    return ToyTextEncoder().encode(rows)
 
 
 def answers(outcomes):
@@ -58,7 +57,7 @@ def expected(store, rows, policy):
 def _answer_alone(path, row, policy_text):
     store, policy = Store(path, "never"), parse(policy_text)
     logits_KC = _logits_alone(path, row)
-    num_exits, problem = store.manifest.encoder.num_layers, store.manifest.encoder.problem
+    num_exits, problem = len(store.program.layers), store.program.problem
     if policy.earliest_exit(num_exits) < num_exits:
         decider = policy.start(1, num_exits)
         for index in range(policy.first_evidence(num_exits), num_exits):
@@ -71,25 +70,23 @@ def _answer_alone(path, row, policy_text):
 def _logits_alone(path, row):
     """Logits of every exit, the head's last."""
     with Store(path, "never") as store:
-        backend, batch, encoder = ToyBackend(), encode([row]), store.manifest.encoder
-        exits = load_exits(store, course_of(store), parse("stage:1")) if store.manifest.exits else {}
-        indices = {"word": batch.ids_BS[0], "position": np.arange(batch.ids_BS.size), "type": batch.types_BS[0]}
-        rows = {role: store.gather("rows", role, index_T)[0] for role, index_T in indices.items()}
-        state = backend.begin(rows, batch.mask_BS, _weights(store, "embedding"))
+        backend, batch, inputs = ToyBackend(), encode([row]), InputReader(store)
+        exits = load_exits(store, parse("stage:1")) if store.manifest.exits else {}
+        state = backend.begin(inputs.read(batch)[0], inputs.mask(batch), (1, batch.length))
         logits = []
-        for index, stage in enumerate(store.manifest.layers, start=1):
+        for index, stage in enumerate(store.program.stages):
             for step in stage.steps:
-                backend.step(state, step.kind, _weights(store, *step.shards))
-            if index < encoder.num_layers and exits:
-                logits.append(backend.exit_logits(state, exits[index])[0])
-        return (*logits, backend.head_logits(state, _weights(store, "head"))[0])
+                backend.run(state, step, _weights(store, step))
+            if stage.exit is not None and exits:
+                logits.append(backend.exit_logits(state, stage.exit, exits[index])[0])
+        return (*logits, backend.logits(state)[0])
 
 
-def _weights(store, *names):
-    weights = {}
-    for name in names:
-        shard = store.manifest.shards[name]
+def _weights(store, step):
+    weights, tensors = {}, store.manifest.tensors()
+    for role, tensor_name in step.weights.items():
+        shard, tensor = tensors[tensor_name]
         slot = Slot(shard.bytes)
-        store.read_shard(name, slot.view)
-        weights.update({tensor.role: tensor_view(tensor, slot.array, shard.data_start) for tensor in shard.tensors})
+        store.read_shard(shard.name, slot.view)
+        weights[role] = tensor_view(tensor, slot.array, shard.data_start)
     return weights

@@ -13,7 +13,7 @@ from offramp.runtime.gathering import Gathering
 from offramp.runtime.guard import DeadlineGuard
 from offramp.runtime.survival import Survival
 from tests.runtime.driver import answers, batches, encode, expected
-from tests.toy import Toy, ToyBackend, layer_shards, open_loop
+from tests.toy import Toy, ToyBackend, layer_shards, open_engine
 
 quick = settings(
     deadline=None, max_examples=60, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -44,13 +44,13 @@ class Told(Gathering):
 
 
 def open_told(store, policy, choices, *arguments, **options):
-    loop = open_loop(store, policy, *arguments, **options)
-    loop.gathering = Told(choices)
-    return loop
+    engine = open_engine(store, policy, *arguments, **options)
+    engine.gate.gathering = Told(choices)
+    return engine
 
 
-def counts(loop):
-    return loop.survival.reached.tolist(), loop.survival.left.tolist()
+def counts(engine):
+    return engine.gate.survival.reached.tolist(), engine.gate.survival.left.tolist()
 
 
 @quick
@@ -61,10 +61,10 @@ def test_gathered_or_not_answers_exits_and_bytes_are_the_same(shelf, data, rows,
     drawn = data.draw(st.lists(st.booleans(), min_size=1, max_size=6))
     found = []
     for choices in (ALWAYS, NEVER, drawn):
-        loop = open_told(store, policy, choices, 2, residents)
-        outcomes = loop.sweep([encode(rows)])
-        found.append((answers(outcomes), [outcome.bytes_read for outcome in outcomes], counts(loop)))
-        loop.close()
+        engine = open_told(store, policy, choices, 2, residents)
+        outcomes = engine.sweep([encode(rows)])
+        found.append((answers(outcomes), [outcome.bytes_read for outcome in outcomes], counts(engine)))
+        engine.close()
     assert found[0][0] == expected(store, rows, policy)
     assert found[1] == found[0]
     assert found[2] == found[0]
@@ -75,10 +75,10 @@ def test_gathered_or_not_answers_exits_and_bytes_are_the_same(shelf, data, rows,
 @given(rows=st.lists(batches, min_size=2, max_size=4), policy=st.sampled_from(POLICIES), drawn=st.lists(st.booleans()))
 def test_one_pass_does_not_change_the_next(shelf, rows, policy, drawn):
     store = shelf.open(Toy(6))
-    loop = open_told(store, policy, drawn or NEVER, 2)
+    engine = open_told(store, policy, drawn or NEVER, 2)
     for batch in rows:
-        assert answers(loop.sweep([encode(batch)], more=True)) == expected(store, batch, policy)
-    loop.close()
+        assert answers(engine.sweep([encode(batch)], more=True)) == expected(store, batch, policy)
+    engine.close()
     store.close()
 
 
@@ -88,10 +88,10 @@ def test_rows_that_are_not_gathered_are_carried_to_the_end(shelf):
     assert len(set(exits)) >= 3, "rows leave at several exits"
     seen = {}
     for choices in (ALWAYS, NEVER):
-        loop = open_told(store, "patience:1", choices)
-        loop.sweep([encode(ROWS)])
-        loop.close()
-        seen[choices] = loop.gathering
+        engine = open_told(store, "patience:1", choices)
+        engine.sweep([encode(ROWS)])
+        engine.close()
+        seen[choices] = engine.gate.gathering
     here = [sum(exit_stage >= layer for exit_stage in exits) for layer in range(1, max(exits) + 1)]
     assert seen[ALWAYS].layers == here
     assert seen[ALWAYS].gatherings == [there for before, there in pairwise(here) if there < before]
@@ -103,11 +103,11 @@ def test_rows_that_are_not_gathered_are_carried_to_the_end(shelf):
 
 def test_a_batch_of_one_row_is_never_asked_about(shelf):
     store = shelf.open(Toy())
-    loop = open_told(store, "patience:1", ALWAYS)
+    engine = open_told(store, "patience:1", ALWAYS)
     for row in ROWS:
-        loop.sweep([encode([row])])
-    loop.close()
-    assert loop.gathering.asked == []
+        engine.sweep([encode([row])])
+    engine.close()
+    assert engine.gate.gathering.asked == []
 
 
 class Rotting(ToyBackend):
@@ -117,8 +117,8 @@ class Rotting(ToyBackend):
         super().__init__()
         self.good_exits = good_exits
 
-    def exit_logits(self, state, weights):
-        logits_PC = super().exit_logits(state, weights)
+    def exit_logits(self, state, value, weights):
+        logits_PC = super().exit_logits(state, value, weights)
         if self.computed.count("exit") > self.good_exits:
             logits_PC[0] = np.nan
         return logits_PC
@@ -130,18 +130,18 @@ def test_what_a_row_says_after_it_has_left_is_not_looked_at(shelf):
     first = min(ROWS, key=exits.__getitem__)
     rows = [first, *(row for row in ROWS if exits[row] > exits[first])]
     assert max(exits.values()) > exits[first] + 1, "exits are asked after it has left"
-    loop = open_told(store, policy, NEVER, backend=Rotting(exits[first]))
-    assert answers(loop.sweep([encode(rows)])) == expected(store, rows, policy)
-    loop.close()
+    engine = open_told(store, policy, NEVER, backend=Rotting(exits[first]))
+    assert answers(engine.sweep([encode(rows)])) == expected(store, rows, policy)
+    engine.close()
 
 
 @pytest.mark.parametrize("choices", [ALWAYS, NEVER])
 def test_a_deadline_cuts_those_that_are_still_there(shelf, choices):
     store, policy = shelf.open(Toy(6)), "patience:1"
     guard = DeadlineGuard(1e6, lambda to, length: 2e6 if to == 4 else 0.0)
-    loop = open_told(store, policy, choices, 2, guard=guard)
-    outcomes = loop.sweep([encode(ROWS)])
-    loop.close()
+    engine = open_told(store, policy, choices, 2, guard=guard)
+    outcomes = engine.sweep([encode(ROWS)])
+    engine.close()
     early = [exit_stage <= 3 for exit_stage, _ in expected(store, ROWS, policy)]
     assert any(early) and not all(early)
     assert [not outcome.is_cut for outcome in outcomes] == early
@@ -151,11 +151,11 @@ def test_a_deadline_cuts_those_that_are_still_there(shelf, choices):
 
 def test_it_is_asked_for_the_layers_that_the_rest_is_likely_to_see(shelf):
     store = shelf.open(Toy(6))
-    loop = open_told(store, "patience:1", NEVER)
-    loop.survival.reached[:], loop.survival.left[:] = 1000, 500
-    loop.sweep([encode(ROWS)])
-    loop.close()
-    num_rows, num_kept, length, num_layers = loop.gathering.asked[0]
+    engine = open_told(store, "patience:1", NEVER)
+    engine.gate.survival.reached[:], engine.gate.survival.left[:] = 1000, 500
+    engine.sweep([encode(ROWS)])
+    engine.close()
+    num_rows, num_kept, length, num_layers = engine.gate.gathering.asked[0]
     assert (num_rows, length) == (6, 12)
     first = min(exit_stage for exit_stage, _ in expected(store, ROWS, "patience:1"))
     stays = [0.5**layers for layers in range(6 - first)]

@@ -1,4 +1,4 @@
-"""Deadlines: what the guard decides from times that it is told, and that the loop never waits past one."""
+"""Deadlines: what the guard decides from times that it is told, and that the engine never waits past one."""
 
 import threading
 import time
@@ -9,7 +9,7 @@ from offramp.errors import UsageError
 from offramp.runtime.guard import DeadlineGuard, guard_for
 from offramp.units import format_duration, parse_duration
 from tests.runtime.driver import answers, encode, expected
-from tests.toy import Toy, layer_shards, open_loop
+from tests.toy import Toy, layer_shards, open_engine
 
 ROWS = ["abc", "defghijkl", "k"]
 LONG = 1e6
@@ -69,23 +69,23 @@ def test_durations_are_shown():
 def test_a_deadline_that_is_far_changes_no_answer(shelf, policy, residents):
     store = shelf.open(Toy())
     kept = ["embedding", "head", *layer_shards(store)] if residents else ()
-    loop = open_loop(store, policy, 2, kept, guard=DeadlineGuard(LONG))
+    engine = open_engine(store, policy, 2, kept, guard=DeadlineGuard(LONG))
     for _ in range(3):
-        outcomes = loop.sweep([encode(ROWS)], more=True)
+        outcomes = engine.sweep([encode(ROWS)], more=True)
         assert answers(outcomes) == expected(store, ROWS, policy)
         assert not any(outcome.is_cut for outcome in outcomes)
-    loop.close()
+    engine.close()
 
 
 @pytest.mark.parametrize("exit_index", [1, 2, 3])
 def test_who_has_no_time_for_the_next_exit_leaves_with_the_answer_of_this_one(shelf, exit_index):
     store = shelf.open(Toy())
     guard = DeadlineGuard(LONG, lambda to, length: 2 * LONG if to == exit_index + 1 else 0.0)
-    loop = open_loop(store, "none", 2, guard=guard)
-    outcomes = loop.sweep([encode(ROWS)])
+    engine = open_engine(store, "none", 2, guard=guard)
+    outcomes = engine.sweep([encode(ROWS)])
     assert answers(outcomes) == expected(store, ROWS, f"stage:{exit_index}")
     assert all(outcome.is_cut for outcome in outcomes)
-    loop.close()
+    engine.close()
 
 
 def test_only_who_is_still_there_is_cut(shelf):
@@ -95,11 +95,11 @@ def test_only_who_is_still_there_is_cut(shelf):
     early = [row for row in ("abc", "defghijkl", "k", "", "kkk", "lb") if _exit(store, row, policy) == 2]
     assert deep and early, "the toy has both"
     guard = DeadlineGuard(LONG, lambda to, length: 2 * LONG if to == 3 else 0.0)
-    loop = open_loop(store, policy, 2, guard=guard)
-    outcomes = loop.sweep([encode([deep[0], early[0]])])
+    engine = open_engine(store, policy, 2, guard=guard)
+    outcomes = engine.sweep([encode([deep[0], early[0]])])
     assert [outcome.is_cut for outcome in outcomes] == [True, False]
     assert answers(outcomes) == expected(store, [deep[0], early[0]], "stage:2")
-    loop.close()
+    engine.close()
 
 
 def _exit(store, row, policy):
@@ -127,39 +127,39 @@ def test_a_read_that_does_not_end_is_left_at_the_deadline(shelf, shard):
     """The answer goes out, the read is cancelled, and the next request is right."""
     store = shelf.open(Toy())
     stuck = Stuck(store, shard)
-    loop = open_loop(store, "none", 1, guard=DeadlineGuard(0.4))
-    outcomes = loop.sweep([encode(ROWS)])
-    stage = store.manifest.encoder.num_layers - 1 if shard == "head" else int(shard[6:8])
+    engine = open_engine(store, "none", 1, guard=DeadlineGuard(0.4))
+    outcomes = engine.sweep([encode(ROWS)])
+    stage = len(store.program.layers) - 1 if shard == "head" else int(shard[6:8])
     assert answers(outcomes) == expected(store, ROWS, f"stage:{stage}")
     assert all(outcome.is_cut for outcome in outcomes)
     assert stuck.cancelled.wait(5)
     stuck.released.set()
-    loop.guard = DeadlineGuard(LONG)
-    assert answers(loop.sweep([encode(ROWS)])) == expected(store, ROWS, "none")
-    loop.close()
+    engine.gate.guard = DeadlineGuard(LONG)
+    assert answers(engine.sweep([encode(ROWS)])) == expected(store, ROWS, "none")
+    engine.close()
 
 
 def test_without_any_answer_it_waits(shelf):
     store = shelf.open(Toy())
     stuck = Stuck(store, "layer-00-up")
     threading.Timer(0.1, stuck.released.set).start()
-    loop = open_loop(store, "none", 1, guard=DeadlineGuard(0.01))
-    outcomes = loop.sweep([encode(ROWS)])
+    engine = open_engine(store, "none", 1, guard=DeadlineGuard(0.01))
+    outcomes = engine.sweep([encode(ROWS)])
     assert answers(outcomes) == expected(store, ROWS, "stage:1")
     assert all(outcome.is_cut for outcome in outcomes)
-    loop.close()
+    engine.close()
 
 
 def test_a_store_without_exits_has_no_deadline(shelf):
     store = shelf.open(Toy(exits=False))
     with pytest.raises(UsageError, match="a deadline needs exits and this store has none"):
-        open_loop(store, "none", 1, guard=DeadlineGuard(1.0))
+        open_engine(store, "none", 1, guard=DeadlineGuard(1.0))
 
 
 def test_a_model_of_one_layer_has_no_deadline(shelf):
     store = shelf.open(Toy(num_layers=1, exits=False))
     with pytest.raises(UsageError, match="a deadline needs exits and this model has one layer"):
-        open_loop(store, "none", 1, guard=DeadlineGuard(1.0))
+        open_engine(store, "none", 1, guard=DeadlineGuard(1.0))
 
 
 def test_a_disk_that_becomes_slow_leads_to_earlier_exits(shelf):
@@ -172,9 +172,9 @@ def test_a_disk_that_becomes_slow_leads_to_earlier_exits(shelf):
         return read(name, view, **options)
 
     store.read_shard = read_shard
-    loop = open_loop(store, "none", 1, guard=DeadlineGuard(2.0))
-    assert answers(loop.sweep([encode(ROWS)])) == expected(store, ROWS, "none")
+    engine = open_engine(store, "none", 1, guard=DeadlineGuard(2.0))
+    assert answers(engine.sweep([encode(ROWS)])) == expected(store, ROWS, "none")
     pause[0] = 0.2
-    slow = loop.sweep([encode(ROWS)])
+    slow = engine.sweep([encode(ROWS)])
     assert all(outcome.is_cut and 1 <= outcome.exit_stage < 4 for outcome in slow)
-    loop.close()
+    engine.close()

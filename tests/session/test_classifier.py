@@ -16,12 +16,15 @@ from hypothesis import strategies as st
 from offramp.errors import BudgetError, NonFiniteError, StoreError, UsageError
 from offramp.measure import Memory, read_memory
 from offramp.runtime import exits as exits_module
-from offramp.runtime import prepare
+from offramp.runtime import memory_model, run_plan
+from offramp.runtime.memory_model import Workload
 from offramp.runtime.slots import Slot
+from offramp.session import record as record_module
+from offramp.session.batching import bulk_batches
 from offramp.session.bulk import with_most_rows
 from offramp.session.classifier import Settings
 from tests.runtime.driver import expected
-from tests.toy import LABELS, MAX_LENGTH, Toy, ToyBackend, make_classifier
+from tests.toy import LABELS, MAX_LENGTH, Toy, ToyBackend, make_classifier, token_batch
 
 LARGE = Toy(padding_bytes=3 << 20)
 """Shards of half a MiB and more: large enough to be streamed."""
@@ -32,7 +35,7 @@ BASE_BYTES = 50 << 20
 @pytest.fixture
 def fixed_memory(monkeypatch):
     """A process of 50 MiB, whatever happens in it."""
-    monkeypatch.setattr(prepare, "read_memory", lambda: Memory(BASE_BYTES, BASE_BYTES, None, None))
+    monkeypatch.setattr(memory_model, "resident_bytes", lambda: BASE_BYTES)
 
 
 def in_threads(count, act):
@@ -109,7 +112,7 @@ def test_no_budget_changes_an_answer_and_none_is_exceeded(shelf, fixed_memory, m
         alive.append(num_bytes)
         return Slot(num_bytes)
 
-    monkeypatch.setattr(prepare, "Slot", counted)
+    monkeypatch.setattr(run_plan, "Slot", counted)
     with make_classifier(store, policy, budget_bytes, num_rows=num_rows) as classifier:
         assert rows_of(classifier.predict(TEXTS)) == plainly(store, TEXTS, policy)
     plan = classifier.plan
@@ -129,7 +132,8 @@ def test_the_smallest_budget_that_is_named_works_and_a_mib_less_does_not(shelf, 
 
 
 def test_a_budget_from_the_start_of_the_process_counts_what_has_been(shelf, monkeypatch):
-    monkeypatch.setattr(prepare, "read_memory", lambda: Memory(BASE_BYTES, 90 << 20, None, None))
+    monkeypatch.setattr(memory_model, "resident_bytes", lambda: BASE_BYTES)
+    monkeypatch.setattr(run_plan, "read_memory", lambda: Memory(BASE_BYTES, 90 << 20, None, None))
     store = shelf.open(LARGE)
     assert make_classifier(store, "none", 80 << 20).plan.feasible
     plan = make_classifier(store, "none", 80 << 20, own_process=True).plan
@@ -213,7 +217,7 @@ def test_one_text_in_place_of_a_list_is_refused(shelf):
 
 def tokens(num_rows, length):
     ids_BS = np.ones((num_rows, length), np.int64)
-    return ids_BS, ids_BS, np.zeros_like(ids_BS)
+    return token_batch(ids_BS, ids_BS)
 
 
 @pytest.mark.parametrize(
@@ -223,19 +227,19 @@ def test_a_batch_that_takes_more_than_was_planned_is_refused(shelf, shape, fits)
     """12 tokens in one row take more than 12 in four: attention is quadratic."""
     with make_classifier(shelf.open(Toy()), num_rows=4, length=3) as classifier:
         if fits:
-            assert len(classifier.predict_tokens(*tokens(*shape))) == shape[0]
+            assert len(classifier.predict_batches([tokens(*shape)])) == shape[0]
         else:
             with pytest.raises(
                 UsageError, match=rf"batch of {shape[0]} x {shape[1]} tokens - the plan was made for 4 x 3"
             ):
-                classifier.predict_tokens(*tokens(*shape))
+                classifier.predict_batches([tokens(*shape)])
 
 
 def test_the_longest_input_is_the_encoders_where_none_is_named(shelf):
     with make_classifier(shelf.open(Toy())) as classifier:
-        classifier.predict_tokens(*tokens(1, MAX_LENGTH))
+        classifier.predict_batches([tokens(1, MAX_LENGTH)])
         with pytest.raises(UsageError):
-            classifier.predict_tokens(*tokens(2, MAX_LENGTH))
+            classifier.predict_batches([tokens(2, MAX_LENGTH)])
 
 
 def test_what_most_rows_come_to_is_kept(shelf):
@@ -309,8 +313,11 @@ def test_numbers_that_are_none_come_out_as_an_error(shelf):
         classifier.predict(TEXTS)
 
 
-def test_the_record_adds_up(shelf):
+def test_the_record_adds_up(shelf, monkeypatch):
+    """Whatever other processes do to the page cache."""
     store = shelf.open(LARGE)
+    cached = {shard.file: index + 1 for index, shard in enumerate(store.manifest.shards.values())}
+    monkeypatch.setattr(record_module, "cached_bytes", lambda path: cached[path.name])
     with make_classifier(store, "patience:1", num_rows=2, reads="buffered") as classifier:
         before = classifier.record()
         results = classifier.predict(TEXTS, more=False)
@@ -321,7 +328,7 @@ def test_the_record_adds_up(shelf):
         "deadline_seconds",
     }
     assert record["num_inputs"] == len(TEXTS)
-    assert record["page_cache_bytes"] == sum(shard.bytes for shard in store.manifest.shards.values())
+    assert record["page_cache_bytes"] == sum(cached.values())
     assert 0 < record["rss_anon_bytes"] + record["rss_file_bytes"] <= record["peak_rss_bytes"]
     assert record["bytes_read_total"] == sum(result.bytes_read for result in results) + record["bytes_read_idle"]
     assert record["seconds_total"] >= 3 * min(classifier.latencies) > 0
@@ -329,6 +336,13 @@ def test_the_record_adds_up(shelf):
     plan, described = classifier.plan, {key: record[key] for key in ("model", "backend", "exit", "reads", "batch")}
     assert described == {"model": "Toy", "backend": "toy", "exit": "patience:1", "reads": "buffered", "batch": 2}
     assert (record["predicted_peak_bytes"], record["budget_bytes"]) == (plan.predicted_peak_bytes, plan.budget_bytes)
+
+
+def test_the_page_cache_is_unknown_if_that_of_any_shard_is(shelf, monkeypatch):
+    store, unknown = shelf.open(Toy()), "head.safetensors"
+    assert unknown in {shard.file for shard in store.manifest.shards.values()}
+    monkeypatch.setattr(record_module, "cached_bytes", lambda path: None if path.name == unknown else 1)
+    assert record_module.page_cache_bytes(store) is None
 
 
 def test_the_plan_speaks_of_every_shard_once(shelf, fixed_memory):
@@ -381,21 +395,20 @@ def test_bulk_gives_the_same_results_in_order(shelf, policy):
     assert classifier.record()["is_bulk"]
 
 
-def test_bulk_batches_are_alike_in_length_and_within_the_plan(shelf):
-    classifier = make_classifier(shelf.open(Toy()), num_rows=3, is_bulk=True)
-    planned = classifier.backend.activation_bytes(3, MAX_LENGTH)
+def test_bulk_batches_are_alike_in_length_and_within_the_plan():
+    backend = ToyBackend()
+    planned = backend.activation_bytes(3, MAX_LENGTH)
     lengths = [1, 12, 3, 1, 12, 5, 7, 1, 2, 12, 12, *[6] * 9, *[1] * 50]
-    batches = list(classifier._bulk_batches(lengths))
+    batches = list(bulk_batches(lengths, Workload(3, MAX_LENGTH), backend))
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     for batch in batches:
         longest = max(lengths[index] for index in batch)
-        assert classifier.backend.activation_bytes(len(batch), longest) <= planned
+        assert backend.activation_bytes(len(batch), longest) <= planned
         assert len(batch) * longest <= 3 * MAX_LENGTH, "no array grows beyond those of the plan"
     ends = [(lengths[batch[0]], lengths[batch[-1]]) for batch in batches]
     assert all(before[1] >= after[0] for before, after in pairwise(ends))
     assert len(batches[0]) == 3, "rows of the longest length"
     assert len(batches[-1]) > 3, "short rows are more"
-    classifier.close()
 
 
 def test_bulk_takes_the_most_rows_that_fit(shelf):
@@ -445,7 +458,7 @@ def test_sweeps_of_several_batches_give_the_same_results_in_order(shelf, policy)
     with make_classifier(store, policy, num_rows=2, num_batches=3, is_bulk=True) as classifier:
         results = classifier.predict(texts)
         with pytest.raises(UsageError, match="4 batches - the plan was made for 3"):
-            classifier.predict_batches([classifier._encode(["a"])] * 4)
+            classifier.predict_batches([classifier.encoder.encode(["a"])] * 4)
     assert rows_of(results) == plainly(store, texts, policy)
     assert len(classifier.latencies) < len(texts) / 2
     assert classifier.record()["batch"] == 6

@@ -167,7 +167,7 @@ def test_arguments_are_the_values_among_them_and_none_for_the_others():
     (entered,) = (event for event in trace.events if isinstance(event, Enter) and event.call.module == "inner")
     made_before = [value for op in ops(trace)[:2] for value in op.writes]
     assert [value for value, _ in entered.arguments] == [None, made_before[-1], None]
-    assert [value.shape for _, value in entered.arguments] == [(2, 16), (2, 16), (16,)]
+    assert [value.axes for _, value in entered.arguments] == [(2, 16), (2, 16), (16,)]
 
 
 class Writing(nn.Module):

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from hypothesis import given, settings
 
-from offramp.program.program import Call, Value
+from offramp.program.program import Call, Part, Value
 from offramp.streaming.graph import Op, Run
 from tests.streaming.traces import VALUE_BYTES, Tracer, trace, traces
 
@@ -104,9 +104,9 @@ def test_places_go_forward_and_each_begins_a_call_of_its_own(traced):
     assert all((place.call, place.op) in starts for place in run.places[1:])
 
 
-def flow_at(tracer, index, news_from=0):
+def part_at(tracer, index, old_before=0):
     run = Run(tracer.done())
-    return run.flow(run.places[index], news_from)
+    return run.part(run.places[index], old_before)
 
 
 def test_the_hidden_state_is_the_first_argument_where_nothing_else_that_is_new_is_read_behind():
@@ -115,9 +115,9 @@ def test_the_hidden_state_is_the_first_argument_where_nothing_else_that_is_new_i
     hidden = tracer.op(reads=())
     tracer.enter("a", hidden, mask)
     tracer.op(reads=(hidden, mask))
-    assert flow_at(tracer, 1).hidden is None  # the mask is new
-    assert flow_at(tracer, 1, news_from=1).hidden == 1
-    assert [value.shape for value in flow_at(tracer, 1).values] == [(2,), (2,)]
+    assert part_at(tracer, 1).hidden is None  # the mask is new
+    assert part_at(tracer, 1, old_before=1).hidden == 1
+    assert [value.axes for value in part_at(tracer, 1).flows] == [(2,), (2,)]
 
 
 def test_a_first_argument_that_no_operation_made_is_no_hidden_state():
@@ -126,7 +126,7 @@ def test_a_first_argument_that_no_operation_made_is_no_hidden_state():
     hidden = tracer.op(reads=())
     tracer.enter("a", None, hidden)
     tracer.op(reads=(hidden,))
-    assert flow_at(tracer, 1).hidden is None
+    assert part_at(tracer, 1).hidden is None
 
 
 def test_a_first_argument_that_nobody_reads_is_no_hidden_state():
@@ -135,7 +135,7 @@ def test_a_first_argument_that_nobody_reads_is_no_hidden_state():
     other = tracer.op(reads=())
     tracer.enter("a", hidden)
     tracer.op(reads=(other,))
-    assert flow_at(tracer, 1, news_from=2).hidden is None
+    assert part_at(tracer, 1, old_before=2).hidden is None
 
 
 def test_what_flows_has_the_shape_that_it_has_there():
@@ -145,10 +145,9 @@ def test_what_flows_has_the_shape_that_it_has_there():
     tracer.values[value] = Value("float32", (3, 4)), VALUE_BYTES
     tracer.enter("a", value)
     tracer.op(reads=(value,))
-    assert flow_at(tracer, 1).values == (Value("float32", (2,)),)
+    assert part_at(tracer, 1).flows == (Value("float32", (2,)),)
 
 
 def test_nothing_flows_into_the_begin():
     run = Run(trace("w0 w1"))
-    flow = run.flow(run.places[0], 0)
-    assert (flow.start, flow.values, flow.hidden) == (None, (), None)
+    assert run.part(run.places[0], 0) == Part((), None, (), None)

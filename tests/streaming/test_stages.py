@@ -14,13 +14,13 @@ SIZES = sizes(WEIGHTS)
 
 def starts(plan):
     """The modules that stages begin with; the first has none."""
-    return [stage.flow.start and stage.flow.start.module for stage in plan.stages]
+    return [stage.part.start and stage.part.start.module for stage in plan.stages]
 
 
 def bounds(plan, run):
     """The first operation of each stage, and the end."""
     at = {place.call: place.op for place in run.places}
-    return [*(at[stage.flow.start] for stage in plan.stages), len(run.ops)]
+    return [*(at[stage.part.start] for stage in plan.stages), len(run.ops)]
 
 
 def staged(plan, run):
@@ -106,7 +106,7 @@ def test_blocks_that_follow_one_another_are_the_stages():
     plan = stages_of(f"embed( e ) {BLOCKS} head( h )")
     assert starts(plan) == [None, *(f"layers.{i}" for i in range(5)), "head"]
     assert plan.stage_bytes == 8
-    assert all(stage.flow.hidden == 0 for stage in plan.stages[1:])
+    assert all(stage.part.hidden == 0 for stage in plan.stages[1:])
 
 
 def test_what_comes_before_the_first_block_is_in_its_stage_where_it_fits():
@@ -117,7 +117,7 @@ def test_what_comes_before_the_first_block_is_in_its_stage_where_it_fits():
 def test_a_shared_block_that_is_called_again_and_again_is_a_stage_each_time():
     shared = block("group.0")
     plan = stages_of(f"embed( e ) {shared} {shared} {shared}")
-    assert [(stage.flow.start.module, stage.flow.start.number) for stage in plan.stages[1:]] == [
+    assert [(stage.part.start.module, stage.part.start.number) for stage in plan.stages[1:]] == [
         ("group.0", number) for number in (1, 2, 3)
     ]
     assert len({stage.uses for stage in plan.stages[1:]}) == 1
@@ -148,8 +148,8 @@ def test_what_blocks_only_hand_out_is_no_obstacle():
     traced = tracer.done(hidden, *cache)
     plan = plan_stages(traced, sizes(dict.fromkeys(Run(traced).weights(), 4)))
     assert starts(plan) == [None, "layers.0", "layers.1", "layers.2"]
-    assert [stage.flow.values[stage.flow.hidden] for stage in plan.stages[1:]] == [traced.values[hidden][0]] * 3
-    assert [len(stage.flow.values) for stage in plan.stages] == [0, 1, 3, 5]
+    assert [stage.part.flows[stage.part.hidden] for stage in plan.stages[1:]] == [traced.values[hidden][0]] * 3
+    assert [len(stage.part.flows) for stage in plan.stages] == [0, 1, 3, 5]
 
 
 def test_children_of_the_whole_model_may_be_blocks():
@@ -196,8 +196,8 @@ def test_a_mask_that_every_block_reads_is_no_obstacle():
     traced = tracer.done()
     plan = plan_stages(traced, sizes(dict.fromkeys(Run(traced).weights(), 4)))
     assert starts(plan)[-2:] == ["layers.1", "layers.2"]
-    assert [len(stage.flow.values) for stage in plan.stages[-2:]] == [2, 2]
-    assert all(stage.flow.hidden == 1 for stage in plan.stages[-2:])
+    assert [len(stage.part.flows) for stage in plan.stages[-2:]] == [2, 2]
+    assert all(stage.part.hidden == 1 for stage in plan.stages[-2:])
 
 
 def test_what_comes_between_blocks_goes_with_the_one_before():
@@ -247,7 +247,7 @@ def test_an_expert_that_was_not_asked_is_in_the_stages_of_the_call_around_it():
     of = {"e": 1, "layers.0.gate.w": 1, "layers.0.experts.1.w": 1, "head.w": 1, "layers.0.experts.0.w": 1}
     plan = plan_stages(trace(text), sizes(of), stage_bytes=1)
     assert plan.adopted == ("layers.0.experts.0.w",)
-    have = [stage.flow.start.module for stage in plan.stages if "layers.0.experts.0.w" in stage.uses]
+    have = [stage.part.start.module for stage in plan.stages if "layers.0.experts.0.w" in stage.uses]
     assert have == ["layers.0", "layers.0.experts.1"]
 
 

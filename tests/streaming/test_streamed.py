@@ -19,7 +19,7 @@ from offramp.store import Store  # noqa: E402
 from offramp.streaming.capture import tensors_of  # noqa: E402
 from offramp.streaming.opening import data_bytes, sliceable_shards  # noqa: E402
 from offramp.streaming.placeholders import Placeholder, weights_of  # noqa: E402
-from offramp.streaming.streamed import streamed_shards  # noqa: E402
+from offramp.streaming.parts import streamed_shards  # noqa: E402
 from tests.division.modules import (  # noqa: E402
     CASES,
     WIDTH,
@@ -59,7 +59,7 @@ def smallest(store, sliced=False):
     """The fewest bytes of weights that a store runs with; `sliced`: also some rows at a time."""
     with Store(store) as opened:
         sliceable = sliceable_shards(opened) if sliced else ()
-        return smallest_bytes(streamed_shards(opened), data_bytes(opened), opened.module.program.pinned, sliceable)
+        return smallest_bytes(streamed_shards(opened), data_bytes(opened), opened.program.module.pinned, sliceable)
 
 
 def total(store):
@@ -179,7 +179,7 @@ def test_an_interrupt_in_the_middle_of_the_end_of_a_pass_spoils_nothing(shelf, m
     expected = plain(made(Chain), vectors())
     with offramp.stream(made(Chain), store, weight_budget=smallest(store)) as model:
         for name in ("release", "end_pass"):
-            original = getattr(model._ring, name)
+            original = getattr(model._feed._ring, name)
             calls = []
 
             def interrupted(*args, name=name, original=original, calls=calls, **options):
@@ -188,7 +188,7 @@ def test_an_interrupt_in_the_middle_of_the_end_of_a_pass_spoils_nothing(shelf, m
                     raise KeyboardInterrupt
                 return original(*args, **options)
 
-            monkeypatch.setattr(model._ring, name, interrupted)
+            monkeypatch.setattr(model._feed._ring, name, interrupted)
             with pytest.raises(KeyboardInterrupt):
                 model(vectors())
             monkeypatch.undo()
@@ -199,8 +199,8 @@ def test_an_interrupt_in_the_middle_of_the_end_of_a_pass_spoils_nothing(shelf, m
 def test_a_view_that_is_kept_for_every_input_stays_in_memory_by_plan(shelf):
     store = shelf(Keeping, vectors(), key="keeping")
     with Store(store) as opened:
-        pinned = opened.module.program.pinned
-        kept = [entry.name for name in pinned for entry in opened.module.shards[name].tensors]
+        pinned = opened.program.module.pinned
+        kept = [entry.name for name in pinned for entry in opened.manifest.shards[name].tensors]
     assert kept == ["blocks.0.up.weight"]
 
 
@@ -309,8 +309,8 @@ def test_a_store_whose_proof_counted_other_reads_is_refused_by_strict(shelf, tmp
     """The first example goes one way, the second another."""
     store = offramp.divide(made(Routed), positive(), tmp_path / "store", more_inputs=[-positive()])
     with Store(store) as opened:
-        assert opened.module.proof["is_paged"]
-        assert all(proof["equal"] for proof in opened.module.proof["examples"])
+        assert opened.manifest.proof.is_paged
+        assert all(proof.equal for proof in opened.manifest.proof.examples)
     with pytest.raises(RefusedError, match="weights of this store are read outside their stages"):
         offramp.stream(made(Routed), store, strict=True)
     with offramp.stream(made(Routed), store, weight_budget=smallest(store)) as model:
@@ -531,7 +531,7 @@ def test_rows_of_a_large_embedding_are_looked_up_in_the_file(shelf):
     make = lambda: Tied(num_words=6000)  # noqa: E731
     store = shelf(make, ids(), key="large tied")
     with Store(store) as opened:
-        assert opened.module.program.sliced == ("words.weight",)
+        assert opened.program.module.sliced == ("words.weight",)
     with offramp.stream(made(make), store, weight_budget=smallest(store)) as model:
         assert same(model(ids()), plain(made(make), ids()))
     low = smallest(store, sliced=True)
@@ -540,7 +540,7 @@ def test_rows_of_a_large_embedding_are_looked_up_in_the_file(shelf):
         found, expected = tensors_of(model(ids())), plain(made(make), ids())
         assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(found, expected, strict=True))
         assert torch.equal(found[1], expected[1])  # before the head
-        assert model.counts.gathered_bytes > 0
+        assert model.record()["gathered_bytes"] > 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

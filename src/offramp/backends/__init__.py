@@ -1,35 +1,52 @@
-"""Compute backends: ONNX Runtime (default) and PyTorch. Importing the room imports neither library."""
+"""Compute backends: ONNX Runtime (default), PyTorch, NumPy. Importing the room imports none of them.
+
+A new backend is one file and one line of `BACKENDS`.
+"""
 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+import os
+from typing import TYPE_CHECKING
 
 from offramp.errors import MissingExtraError
 
 if TYPE_CHECKING:
-    from offramp.backends.onnx import OrtBackend as OrtBackend
-    from offramp.backends.onnx_segments import OrtSegments as OrtSegments
-    from offramp.backends.torch import TorchBackend as TorchBackend
-    from offramp.backends.torch_segments import TorchSegments as TorchSegments
+    from offramp.runtime.backend import Backend
+    from offramp.store import Store
 
-__all__ = ["OrtBackend", "OrtSegments", "TorchBackend", "TorchSegments"]
-
-_HOMES = {
-    "OrtBackend": "offramp.backends.onnx",
-    "OrtSegments": "offramp.backends.onnx_segments",
-    "TorchBackend": "offramp.backends.torch",
-    "TorchSegments": "offramp.backends.torch_segments",
+BACKENDS = {
+    "ort": "offramp.backends.onnx:OnnxBackend",
+    "torch": "offramp.backends.torch:TorchBackend",
+    "numpy": "offramp.backends.numpy:NumpyBackend",
 }
+"""Name of a backend -> its module and class."""
+THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "OMP_NUM_THREADS")
+"""Environment variables from which BLAS libraries read their number of threads while NumPy is imported."""
 
 
-def __getattr__(name: str) -> Any:
-    """Import a public name on first access (PEP 562). Raises MissingExtraError where its library is not installed."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def open_backend(name: str, store: Store, num_threads: int) -> Backend:
+    """Return a backend that runs the program of a store.
+
+    Raises ValueError for an unknown name, MissingExtraError where the library of the backend is not installed, StoreError
+    for a program or weights that the backend does not run.
+    """
+    if name not in BACKENDS:
+        raise ValueError(f"backend must be one of {tuple(BACKENDS)}, not {name!r}")
+    module, _, implementation = BACKENDS[name].partition(":")
     try:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+        found = getattr(importlib.import_module(module), implementation)
     except ModuleNotFoundError as error:
-        if error.name != "torch":
+        if error.name is None or error.name.startswith("offramp"):
             raise
-        raise MissingExtraError("torch", "torch") from None
+        raise MissingExtraError(error.name, name) from None
+    return found(store, num_threads)
+
+
+def limit_threads(name: str, num_threads: int) -> None:
+    """Set the environment variables that decide how many threads NumPy's BLAS starts. Call it before NumPy is imported.
+
+    Other backends start their own threads and need no variables.
+    """
+    if name == "numpy":
+        os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(num_threads)))

@@ -1,171 +1,144 @@
-"""The ONNX Runtime backend: the graphs of a store, fed with weights that lie in slots.
+"""The ONNX Runtime backend: one session for each graph of a store, with weights as inputs. No torch, no onnx.
 
-All sessions share one arena that grows by exactly what is asked: a pass then takes no page fault at all, where malloc
-maps and returns each buffer (31,000 faults a pass of BERT-base, twice the latency), and six arenas that double would
-take several times the memory. No memory pattern: it keeps a copy for each shape. No spinning: a pool that spins while
-the reader copies takes the core that the reader needs.
+All sessions share one arena that grows by exactly what is requested. A pass then takes no page fault: malloc would map
+and return each buffer (31,000 faults a pass of BERT-base, twice the latency), and one doubling arena for each session
+would take several times the memory. Memory patterns are off because each keeps a copy for each shape. Spinning is off
+because a spinning pool takes the core that the reader needs.
 
-Shapes: B rows, S tokens of the longest row, T = B S, H hidden, I intermediate, E embedding width, C labels.
+Shapes: B rows, S tokens of the longest row, T = B S, H hidden, C labels.
 """
 
 from __future__ import annotations
 
 import os
 from functools import lru_cache
-from typing import Any, Dict, Mapping
+from typing import Any, Callable, Dict, List, Mapping, Tuple
 
 import numpy as np
 
+from offramp.backends.base import REMEDY, LoadedKernel, ProgramBackend
 from offramp.errors import MissingExtraError, StoreError
-from offramp.runtime.backend import Backend, State, Weights
-from offramp.runtime.slots import Slot
+from offramp.program.encoder import weight_shapes
+from offramp.program.program import CAPTURED, EXIT_KERNEL, Kernel
+from offramp.runtime.backend import State
 from offramp.store import Store
-from offramp.store.exits import exit_shapes, read_exits
-from offramp.store.shapes import Shapes, require_fitting, shapes
 
 ARENA_START_BYTES = 256 << 10
 _MASKED = np.float32(np.finfo(np.float32).min)
-_FLOAT_BYTES = 4
-_REMEDY = "offramp divide the model again"
 
 
-class OrtBackend(Backend):
-    """Runs a store's graphs. Raises StoreError where the store has none or they are another model's, MissingExtraError
-    without onnxruntime.
+class OnnxBackend(ProgramBackend):
+    """Runs the graphs of a store. Raises StoreError where it has none or they belong to another model,
+    MissingExtraError without onnxruntime.
     """
 
     name = "ort"
-    unsettled = frozenset({"up"})
+    templates = ("mask", "embedding", "attention", "up", "down", "head", "exit", "pooled-linear", CAPTURED)
 
     def __init__(self, store: Store, num_threads: int) -> None:
-        self.encoder, self.num_threads = store.manifest.encoder, num_threads
-        self._shards = store.manifest.shards
-        graphs = store.manifest.graphs
-        if not graphs:
-            raise StoreError(
-                "the store has no graphs", store.path, "offramp divide --graphs STORE adds them, or --backend torch"
-            )
-        require_fitting(store.manifest, store.path)
-        self._store_path = store.path
-        num_labels = len(self.encoder.labels)
-        self._widths = {"up": self.encoder.intermediate_size, "head": num_labels, "exit": num_labels}
-        exits = read_exits(store)
-        promised = {**shapes(self.encoder), "exit": {} if exits is None else exit_shapes(self.encoder, exits.form)}
-        unknown = sorted(set(graphs) - set(promised))
+        self._sessions: Dict[str, Any] = {}
+        super().__init__(store, num_threads)
+        unknown = sorted(set(store.manifest.graphs) - set(self._sessions))
         if unknown:
-            raise StoreError(f"graphs of unknown kinds {unknown}", store.path, _REMEDY)
-        self._exit_means = exits is not None and exits.form.startswith("mean")
-        self._sessions = {
-            kind: open_session(store.read_file(graph), num_threads, store, kind) for kind, graph in graphs.items()
-        }
-        for kind, session in self._sessions.items():
-            if _weights(session) != promised[kind]:
-                raise StoreError(f"graph {kind!r} takes other weights than the encoder promises", store.path, _REMEDY)
+            raise StoreError(f"graphs of unknown kernels {unknown}", store.path, REMEDY)
 
-    def rehearse(self, num_rows: int, length: int) -> None:
-        """Run each kind on [B, S] tokens, with zeros for weights: read-only zero pages take no memory."""
-        encoder, tokens = self.encoder, num_rows * length
-        weights = {kind: _zeros(session) for kind, session in self._sessions.items()}
-        # Ones, not zeros: what is gathered takes memory.
-        rows = {name: np.ones((tokens, encoder.embedding_size), np.float32) for name in ("word", "position", "type")}
-        state = self.begin(rows, np.ones((num_rows, length), np.int64), weights["embedding"])
-        for kind in ("attention", "up", "down"):
-            self.step(state, kind, weights[kind])
-        if "exit" in self._sessions:
-            self.exit_logits(state, weights["exit"])
-        if "head" in self._sessions:
-            self.head_logits(state, weights["head"])
+    def load(self, name: str, kernel: Kernel) -> LoadedKernel:
+        """Open the session of a kernel; masks and pooled exits of captured programs are computed by NumPy."""
+        if kernel.template in _IN_NUMPY:
+            return _IN_NUMPY[kernel.template]
+        graphs, path = self.store.manifest.graphs, self.store.path
+        if name not in graphs:
+            remedy = "offramp divide --graphs STORE adds them, or --backend torch"
+            if kernel.template == CAPTURED:
+                remedy = "divide it with onnxscript installed, or --backend torch"
+            raise StoreError("the store has no graphs" if not graphs else f"the store has no graph {name!r}", path, remedy)
+        session = open_session(self.store.read_file(graphs[name]), self.num_threads, self.store, name)
+        if kernel.template != CAPTURED and _weights(session) != self._promised(name, kernel):
+            raise StoreError(f"graph {name!r} takes other weights than its kernel", path, REMEDY)
+        self._sessions[name] = session
+        return _Session(session, name, kernel, self.store)
 
-    def activation_bytes(self, num_rows: int, length: int) -> int:
-        """The largest set of buffers that live at once in any step."""
-        encoder, tokens = self.encoder, num_rows * length
-        hidden = tokens * encoder.hidden_size * _FLOAT_BYTES
-        inner = tokens * encoder.intermediate_size * _FLOAT_BYTES
-        scores = num_rows * encoder.num_heads * length * length * _FLOAT_BYTES
-        embedding = 5 * tokens * encoder.embedding_size * _FLOAT_BYTES
-        return max(embedding, 5 * hidden + max(2 * scores, 2 * hidden), hidden + 2 * inner, 4 * hidden + inner)
+    def _promised(self, name: str, kernel: Kernel) -> Mapping[str, Tuple[int, ...]]:
+        if name != EXIT_KERNEL:
+            return weight_shapes(kernel) or {}
+        assert self.exit_form is not None and self.program.output is not None
+        return self.exit_form.shapes(int(kernel.attributes["hidden_size"]), self.program.output.num_labels)
 
-    def state_bytes(self, num_rows: int, length: int) -> int:
-        """Hidden states, and two masks."""
-        return num_rows * length * (self.encoder.hidden_size + 2) * _FLOAT_BYTES
+    def wrap(self, array: np.ndarray) -> np.ndarray:
+        """Return the array unchanged: ONNX Runtime takes arrays."""
+        return array
 
-    def begin(self, rows: Mapping[str, np.ndarray], mask_BS: np.ndarray, weights: Weights) -> State:
-        """Sum, normalise and project the gathered rows."""
-        num_rows, length = mask_BS.shape
-        wanted = {node.name for node in self._sessions["embedding"].get_inputs()}
-        feeds = {name: row_TE for name, row_TE in rows.items() if name in wanted}
-        hidden_TH = self._run("embedding", feeds, weights)
-        mask = np.where(mask_BS[:, None, None, :] > 0, np.float32(0), _MASKED)
-        return State(
-            num_rows, length, {"hidden": hidden_TH, "mask": mask, "keep": mask_BS[:, :, None].astype(np.float32)}
-        )
+    def unwrap(self, value: np.ndarray) -> np.ndarray:
+        """Return the value unchanged: ONNX Runtime gives arrays."""
+        return value
 
-    def step(self, state: State, kind: str, weights: Weights) -> None:
-        """One third of a layer."""
-        arrays, encoder = state.arrays, self.encoder
-        if kind == "attention":
-            shape = np.array(
-                [state.num_rows, state.length, encoder.num_heads, encoder.hidden_size // encoder.num_heads]
-            )
-            arrays["hidden"] = self._run(
-                kind, {"hidden": arrays["hidden"], "mask": arrays["mask"], "shape": shape}, weights
-            )
-        elif kind == "up":
-            arrays["inner"] = self._run(kind, {"hidden": arrays["hidden"]}, weights)
-        else:
-            arrays["hidden"] = self._run(kind, {"hidden": arrays["hidden"], "inner": arrays.pop("inner")}, weights)
+    def take(self, value: np.ndarray, rows_B: np.ndarray, axis: int) -> np.ndarray:
+        """Return a copy of some rows."""
+        return np.take(value, rows_B, axis=axis)
 
-    def exit_logits(self, state: State, weights: Weights) -> np.ndarray:
-        """Logits of an exit head."""
-        hidden_BSH = self._hidden_BSH(state)
-        if self._exit_means:
-            return self._run("exit", {"hidden": hidden_BSH, "keep": state.arrays["keep"]}, weights)
-        return self._run("exit", {"first": np.ascontiguousarray(hidden_BSH[:, 0])}, weights)
+    def num_elements(self, kernel: Kernel, num_rows: int, length: int) -> int:
+        """Return the elements of the largest set of buffers that live at once, as ONNX Runtime frees them."""
+        tokens, sizes = num_rows * length, kernel.attributes
+        if kernel.template == "embedding":  # rows of three tables, their sum, its normalisation
+            return 5 * tokens * int(sizes["embedding_size"])
+        if kernel.template == "attention":  # scores and their softmax, or the output and its normalisation
+            hidden, scores = tokens * int(sizes["hidden_size"]), int(sizes["num_heads"]) * tokens * length
+            return 5 * hidden + max(2 * scores, 2 * hidden)
+        if kernel.template == "up":  # before and after the activation
+            return tokens * (int(sizes["hidden_size"]) + 2 * int(sizes["intermediate_size"]))
+        if kernel.template == "down":  # output, residual, sum, normalisation
+            return tokens * (4 * int(sizes["hidden_size"]) + int(sizes["intermediate_size"]))
+        return 0  # heads and masks take less than any of these
 
-    def head_logits(self, state: State, weights: Weights) -> np.ndarray:
-        """Logits of the model's head."""
-        return self._run("head", {"first": np.ascontiguousarray(self._hidden_BSH(state)[:, 0])}, weights)
-
-    def keep(self, state: State, mask_B: np.ndarray) -> None:
-        """Gather the rows that stay."""
-        arrays = state.arrays
-        arrays["hidden"] = self._hidden_BSH(state)[mask_B].reshape(-1, self.encoder.hidden_size)
-        arrays["mask"], arrays["keep"] = arrays["mask"][mask_B], arrays["keep"][mask_B]
-        state.num_rows = int(mask_B.sum())
+    def mask_bytes(self, num_rows: int, length: int) -> int:
+        """Return the bytes of two float masks: one for attention, one for the mean over tokens."""
+        return 2 * num_rows * length * _MASKED.itemsize
 
     def close(self) -> None:
-        """Give back what the shared arena holds that nobody uses."""
+        """Shrink the shared arena to the buffers in use, by running the smallest kernel once."""
         import onnxruntime as ort
 
         options = ort.RunOptions()
-        if not hasattr(options, "add_run_config_entry"):  # before 1.11: the arena stays as it is
+        names = [name for name in self._sessions if self.program.kernels[name].template == "up"]
+        if not names or not hasattr(options, "add_run_config_entry"):  # before 1.11 an arena cannot be shrunk
             return
         options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-        session = self._sessions["up"]
-        hidden_TH = np.zeros((1, self.encoder.hidden_size), np.float32)
-        session.run(None, {"hidden": hidden_TH, **_zeros(session)}, options)
+        session, kernel = self._sessions[names[0]], self.program.kernels[names[0]]
+        feeds = {name: np.zeros(shape, np.float32) for name, shape in _weights(session).items()}
+        feeds["hidden"] = np.zeros((1, int(kernel.attributes["hidden_size"])), np.float32)
+        session.run(None, feeds, options)
 
-    def _hidden_BSH(self, state: State) -> np.ndarray:
-        return state.arrays["hidden"].reshape(state.num_rows, state.length, -1)
 
-    def _run(self, kind: str, feeds: Dict[str, np.ndarray], weights: Weights) -> np.ndarray:
-        num_rows = len(next(iter(feeds.values()), ()))  # tokens or texts: no kind changes how many there are
-        feeds.update(weights)
+class _Session:
+    """One loaded kernel. Inputs of its graph that are not inputs of its template are derived from them."""
+
+    def __init__(self, session: Any, name: str, kernel: Kernel, store: Store) -> None:
+        self._session, self._name, self._kernel, self._path = session, name, kernel, store.path
+        self._taken = {node.name for node in session.get_inputs()}
+        derived = _DERIVED.get(kernel.template, {})
+        self._derived = {name: derive for name, derive in derived.items() if name in self._taken}
+
+    def __call__(self, state: State, inputs: Dict[str, Any]) -> List[np.ndarray]:
+        feeds = {name: array for name, array in inputs.items() if name in self._taken}
+        for name, derive in self._derived.items():
+            feeds[name] = derive(self._kernel, state, inputs)
         try:
-            output: Any = self._sessions[kind].run(None, feeds)[0]  # an array: our graphs give nothing else
+            return self._session.run(None, feeds)
         except MemoryError:
             raise
-        except Exception as error:  # a graph that was checked fails only if it is none of ours
-            what = f"graph {kind!r} fails: {_first_line(error)}"
-            raise StoreError(what, self._store_path, _REMEDY) from error
-        wanted = (num_rows, self._widths.get(kind, self.encoder.hidden_size))
-        if np.shape(output) != wanted:
-            raise StoreError(f"graph {kind!r} gives {np.shape(output)}, not {wanted}", self._store_path, _REMEDY)
-        return output
+        except Exception as error:  # onnxruntime's exceptions have no common base across versions
+            what = f"graph {self._name!r} does not take these inputs: {_last_line(error)}"
+            remedy = REMEDY
+            if self._kernel.template == CAPTURED:
+                remedy = "divide the model with such an input as its example"
+            raise StoreError(what, self._path, remedy) from error
 
 
-def open_session(graph: bytes, num_threads: int, store: Store, kind: str) -> Any:
-    """A session of ONNX Runtime that shares the arena. Raises StoreError for what is no graph, MissingExtraError."""
+def open_session(graph: bytes, num_threads: int, store: Store, name: str) -> Any:
+    """Return a session of ONNX Runtime that shares the arena.
+
+    Raises StoreError for bytes that are not a graph, MissingExtraError without onnxruntime.
+    """
     # From 1.29 on ONNX Runtime reports each session to its makers, by a thread, a database and TLS in our budget.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
@@ -182,14 +155,12 @@ def open_session(graph: bytes, num_threads: int, store: Store, kind: str) -> Any
     try:
         return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions have no common base across versions
-        raise StoreError(f"graph {kind!r} does not load: {_first_line(error)}", store.path, _REMEDY) from error
+        raise StoreError(f"graph {name!r} does not load: {_last_line(error)}", store.path, REMEDY) from error
 
 
 @lru_cache(maxsize=1)
 def _share_arena() -> None:
-    """Register the arena of this process's sessions, once: it cannot be taken back, only emptied
-    (`OrtBackend.close`).
-    """
+    """Register the arena of this process's sessions, once: it can be shrunk (`OnnxBackend.close`), not removed."""
     import onnxruntime as ort
 
     memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
@@ -197,24 +168,61 @@ def _share_arena() -> None:
     ort.create_and_register_allocator(memory, ort.OrtArenaCfg(no_limit, as_requested, ARENA_START_BYTES, whole_chunks))
 
 
-def _zeros(session) -> Dict[str, np.ndarray]:
-    """A zero array for each weight. All of them are views of one mapping that is never written, so its pages are the
-    kernel's zero page and take no memory.
-    """
-    weights = _weights(session)
-    sizes = {name: int(np.prod(shape)) for name, shape in weights.items()}
-    zeros = Slot(max(sizes.values()) * _FLOAT_BYTES).array.view(np.float32)
-    return {name: zeros[: sizes[name]].reshape(shape) for name, shape in weights.items()}
+def _mask(state: State, inputs: Dict[str, Any]) -> Tuple[np.ndarray]:
+    """Return the mask [B, 1, 1, S] that attention adds to its scores."""
+    return (np.where(inputs["mask"][:, None, None, :] > 0, np.float32(0), _MASKED),)
 
 
-def _weights(session) -> Shapes:
-    """The inputs that have a fixed shape of floats."""
+def _pooled_linear(state: State, inputs: Dict[str, Any]) -> Tuple[np.ndarray]:
+    """Return logits [B, C]: the mean over tokens [B, S, H] or places [B, H, ...], then a linear layer."""
+    hidden = inputs["hidden"]
+    if state.mask_BS is not None:
+        keep_BS1 = state.mask_BS[:, :, None].astype(np.float32)
+        hidden = (hidden * keep_BS1).sum(axis=1) / keep_BS1.sum(axis=1)
+    elif hidden.ndim == 3:
+        hidden = hidden.mean(axis=1)
+    elif hidden.ndim > 3:
+        hidden = hidden.reshape(*hidden.shape[:2], -1).mean(axis=2)
+    return (hidden @ inputs["exit.weight"].T + inputs["exit.bias"],)
+
+
+_IN_NUMPY: Dict[str, LoadedKernel] = {"mask": _mask, "pooled-linear": _pooled_linear}
+
+
+def _attention_shape(kernel: Kernel, state: State, inputs: Dict[str, Any]) -> np.ndarray:
+    heads, hidden = int(kernel.attributes["num_heads"]), int(kernel.attributes["hidden_size"])
+    return np.array([state.num_rows, state.length, heads, hidden // heads])
+
+
+def _hidden_BSH(kernel: Kernel, state: State, inputs: Dict[str, Any]) -> np.ndarray:
+    return inputs["hidden"].reshape(state.num_rows, state.length, -1)
+
+
+def _first_BH(kernel: Kernel, state: State, inputs: Dict[str, Any]) -> np.ndarray:
+    return np.ascontiguousarray(_hidden_BSH(kernel, state, inputs)[:, 0])
+
+
+def _keep_BS1(kernel: Kernel, state: State, inputs: Dict[str, Any]) -> np.ndarray:
+    assert state.mask_BS is not None, "encoders read texts"
+    return state.mask_BS[:, :, None].astype(np.float32)
+
+
+_DERIVED: Dict[str, Dict[str, Callable[[Kernel, State, Dict[str, Any]], np.ndarray]]] = {
+    "attention": {"shape": _attention_shape},
+    "head": {"first": _first_BH},
+    "exit": {"hidden": _hidden_BSH, "first": _first_BH, "keep": _keep_BS1},
+}
+"""Template -> input of its graph -> function that derives it."""
+
+
+def _weights(session: Any) -> Dict[str, Tuple[int, ...]]:
+    """Return the float inputs that have a fixed shape."""
     return {
         node.name: tuple(node.shape)
         for node in session.get_inputs()
-        if node.type == "tensor(float)" and all(isinstance(extent, int) for extent in node.shape)
+        if node.type == "tensor(float)" and all(isinstance(size, int) for size in node.shape)
     }
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _last_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[-1][-200:]

@@ -1,151 +1,179 @@
-"""The PyTorch backend: one skeleton a kind, whose parameters are views of the slots for the length of a call.
+"""The PyTorch backend: modules of encoder kernels and captured graphs, whose weights are views of the slots for one call.
 
-It needs a store's weights and no graphs, and no transformers. Same shapes, threads and attention implementation as
-transformers: same bits, where its weights too begin on 64-byte boundaries. It does not promise a small process: torch
-alone takes some 220 MiB before the first weight.
+It needs no transformers. Equal operations, shapes, threads, attention and alignment of weights (64 bytes) give the same
+bits as transformers and as the captured module itself. It does not promise a small process: torch alone takes some
+220 MiB before the first weight.
 
-Shapes: B rows, S tokens of the longest row, T = B S, H hidden, I intermediate, E embedding width, C labels.
+Shapes: B rows, S tokens of the longest row, T = B S, H hidden, C labels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from offramp.backends.torch_modules import ATTENTIONS, build_skeletons, make_mask
-from offramp.runtime.backend import Backend, State, Weights
+from offramp.backends.base import REMEDY, LoadedKernel, ProgramBackend
+from offramp.backends.torch_graphs import CapturedGraph
+from offramp.backends.torch_modules import ATTENTIONS, Attention, Down, Embedding, ExitHead, Head, Up, make_mask, pool
+from offramp.errors import StoreError
+from offramp.program.program import CAPTURED, Kernel
+from offramp.runtime.backend import State
 from offramp.store import Store
-from offramp.store.exits import read_exits
-from offramp.store.shapes import require_fitting
+from offramp.store.manifest import captured_file
 
-_FLOAT_BYTES = 4
-_SCRATCH_BYTES = 2 << 20
-"""For each thread: its own buffers in fused attention and matrix products, and the heap around them."""
+_MODULES: dict[str, Callable[[Mapping], nn.Module]] = {"embedding": Embedding, "up": Up, "down": Down, "head": Head}
+"""Template -> module that needs nothing but the attributes of the kernel."""
 
 
-class TorchBackend(Backend):
+class TorchBackend(ProgramBackend):
     """Runs a store on PyTorch. `attention`: `sdpa`, which transformers takes by default, or `eager`.
 
-    Sets the number of threads of torch in the whole process, as a pass begins. Raises StoreError for a form of exits
-    that it does not know, and for tensors that are not those of the encoder.
+    Sets the number of threads of torch in the whole process when a pass begins. Raises StoreError for kernels or weights
+    that it does not run.
     """
 
     name = "torch"
-    unsettled = frozenset({"up"})
+    templates = (*_MODULES, "mask", "attention", "exit", "pooled-linear", CAPTURED)
+    scratch_bytes = 2 << 20
+    """Bytes for each thread: buffers of fused attention and matrix products, and the heap around them. BERT-base took
+    from 11 MiB less to 2 MiB more than is promised with it, for 1 to 8 rows of 16 to 512 tokens."""
 
     def __init__(self, store: Store, num_threads: int, attention: str = "sdpa") -> None:
         if attention not in ATTENTIONS:
             raise ValueError(f"attention must be one of {tuple(ATTENTIONS)}, not {attention!r}")
-        manifest = store.manifest
-        require_fitting(manifest, store.path)
-        self.encoder, self.num_threads, self.attention = manifest.encoder, num_threads, attention
-        exits = read_exits(store)
-        self._skeletons = build_skeletons(manifest.encoder, attention, None if exits is None else exits.form)
-        self._places = {kind: _places(skeleton) for kind, skeleton in self._skeletons.items()}
+        self.attention = attention
+        super().__init__(store, num_threads)
 
-    def rehearse(self, num_rows: int, length: int) -> None:
-        """Run each kind on [B, S] tokens, some of them padded, with zeros for weights."""
-        zeros = {kind: _zeros(skeleton) for kind, skeleton in self._skeletons.items()}
-        shape_TE = (num_rows * length, self.encoder.embedding_size)
-        rows = {role: np.zeros(shape_TE, np.float32) for role in ("word", "position", "type")}
-        mask_BS = np.ones((num_rows, length), np.int64)
-        mask_BS[-1, (length + 1) // 2 :] = 0
-        state = self.begin(rows, mask_BS, zeros["embedding"])
-        for kind in ("attention", "up", "down"):
-            self.step(state, kind, zeros[kind])
-        if "exit" in zeros:
-            self.exit_logits(state, zeros["exit"])
-        if "head" in zeros:
-            self.head_logits(state, zeros["head"])
+    def load(self, name: str, kernel: Kernel) -> LoadedKernel:
+        """Build the module of a template on the meta device, or parse a captured graph."""
+        remedy = "divide the model with such an input as its example" if kernel.template == CAPTURED else REMEDY
+        return _Guarded(self._load(name, kernel), name, (self.store.path, remedy))
 
-    def activation_bytes(self, num_rows: int, length: int) -> int:
-        """The most that lives at once in any step: tensors as counted in the skeletons, and what the libraries add.
+    def _load(self, name: str, kernel: Kernel) -> LoadedKernel:
+        if kernel.template == CAPTURED:
+            return self._captured(name)
+        if kernel.template == "mask":
+            return lambda state, inputs: (make_mask(inputs["mask"] > 0, self.attention),)
+        if kernel.template == "pooled-linear":
+            return _pooled_linear
+        with torch.device("meta"):
+            if kernel.template == "attention":
+                return Skeleton(Attention(kernel.attributes, ATTENTIONS[self.attention]))
+            if kernel.template == "exit":
+                assert self.exit_form is not None, "loaded where there are exits"
+                return Skeleton(ExitHead(kernel.attributes, self.exit_form))
+            return Skeleton(_MODULES[kernel.template](kernel.attributes))
 
-        BERT-base took from 11 MiB less to 2 MiB more, for 1 to 8 rows of 16 to 512 tokens.
-        """
-        encoder, tokens = self.encoder, num_rows * length
-        hidden = tokens * encoder.hidden_size * _FLOAT_BYTES
-        inner = tokens * encoder.intermediate_size * _FLOAT_BYTES
-        square = num_rows * length * length * _FLOAT_BYTES
-        scores = square if self.attention == "sdpa" else 2 * encoder.num_heads * square
-        embedding = 7 * tokens * encoder.embedding_size * _FLOAT_BYTES + hidden
-        activated = 4 if encoder.activation == "gelu_new" else 2
-        steps = max(embedding, 7 * hidden + scores, hidden + activated * inner, 4 * hidden + inner)
-        return steps + self.num_threads * _SCRATCH_BYTES
+    def _captured(self, name: str) -> LoadedKernel:
+        files, file = {each.file: each for each in self.store.manifest.files}, captured_file(name)
+        if file not in files:
+            raise StoreError(f"the store has no {file}", self.store.path, REMEDY)
+        graph = CapturedGraph(self.store.read_file(files[file]), self.store.path / file)
+        return lambda state, inputs: graph(*(inputs[each] for each in graph.inputs))
 
-    def state_bytes(self, num_rows: int, length: int) -> int:
-        """Hidden states, and a mask, which `eager` has for each pair of tokens."""
-        return num_rows * length * (self.encoder.hidden_size + length) * _FLOAT_BYTES
+    def begin(self, arrays: Mapping[str, np.ndarray], mask_BS: np.ndarray | None, shape: tuple[int, int]) -> State:
+        """Return the state of a batch."""
+        torch.set_num_threads(self.num_threads)  # at every pass, because other code may have set it since
+        return super().begin(arrays, mask_BS, shape)
 
-    @torch.inference_mode()
-    def begin(self, rows: Mapping[str, np.ndarray], mask_BS: np.ndarray, weights: Weights) -> State:
-        """Sum, normalise and project the gathered rows."""
-        torch.set_num_threads(self.num_threads)  # at every pass: others may have set it since
-        num_rows, length = mask_BS.shape
-        wanted = ("word", "position", "type") if self.encoder.num_token_types else ("word", "position")
-        rows_BSE = {role: torch.from_numpy(rows[role]).view(num_rows, length, -1) for role in wanted}
-        keep_BS = torch.from_numpy(mask_BS > 0)
-        hidden_BSH = self._run("embedding", weights, rows_BSE)
-        arrays = {"hidden": hidden_BSH, "keep": keep_BS, "mask": make_mask(keep_BS, self.attention)}
-        return State(num_rows, length, arrays)
+    def wrap(self, array: np.ndarray) -> Tensor:
+        """Return a view, or a copy of a read-only array: torch has no read-only tensors."""
+        return torch.from_numpy(array) if array.flags.writeable else torch.tensor(array)
+
+    def unwrap(self, value: Tensor) -> np.ndarray:
+        """Return a view."""
+        return value.numpy()
 
     @torch.inference_mode()
-    def step(self, state: State, kind: str, weights: Weights) -> None:
-        """One third of a layer."""
-        arrays = state.arrays
-        if kind == "attention":
-            arrays["hidden"] = self._run(kind, weights, arrays["hidden"], arrays["mask"])
-        elif kind == "up":
-            arrays["inner"] = self._run(kind, weights, arrays["hidden"])
-        else:
-            arrays["hidden"] = self._run(kind, weights, arrays.pop("inner"), arrays["hidden"])
+    def take(self, value: Tensor, rows_B: np.ndarray, axis: int) -> Tensor:
+        """Return a copy of some rows."""
+        return value.index_select(axis, torch.from_numpy(rows_B))
 
-    @torch.inference_mode()
-    def exit_logits(self, state: State, weights: Weights) -> np.ndarray:
-        """Logits of an exit head."""
-        keep_BS1 = state.arrays["keep"][:, :, None].to(torch.float32)
-        return self._run("exit", weights, state.arrays["hidden"], keep_BS1).numpy()
+    def num_elements(self, kernel: Kernel, num_rows: int, length: int) -> int:
+        """Return the elements of the tensors that live at once, as counted in the modules."""
+        tokens, sizes = num_rows * length, kernel.attributes
+        hidden = tokens * int(sizes.get("hidden_size", 0))
+        if kernel.template == "embedding":  # rows of three tables, two sums, the normalisation with its mean and scale
+            return 7 * tokens * int(sizes["embedding_size"]) + hidden
+        if kernel.template == "attention":  # residual, query, key, value, context, output, sum; and scores
+            square = tokens * length
+            scores = square if self.attention == "sdpa" else 2 * int(sizes["num_heads"]) * square
+            return 7 * hidden + scores
+        if kernel.template == "up":  # `gelu_new` is spelt out and keeps four temporaries
+            return hidden + (4 if sizes["activation"] == "gelu_new" else 2) * tokens * int(sizes["intermediate_size"])
+        if kernel.template == "down":
+            return 4 * hidden + tokens * int(sizes["intermediate_size"])
+        return 0  # heads and masks take less than any of these
 
-    @torch.inference_mode()
-    def head_logits(self, state: State, weights: Weights) -> np.ndarray:
-        """Logits of the model's head."""
-        return self._run("head", weights, state.arrays["hidden"]).numpy()
-
-    @torch.inference_mode()
-    def keep(self, state: State, mask_B: np.ndarray) -> None:
-        """Gather the rows that stay."""
-        stays_B = torch.from_numpy(mask_B)
-        state.arrays = {name: array if array is None else array[stays_B] for name, array in state.arrays.items()}
-        state.num_rows = int(mask_B.sum())
+    def mask_bytes(self, num_rows: int, length: int) -> int:
+        """Return the bytes of a float mask for each pair of tokens, the most that attention expands it to."""
+        return num_rows * length * length * torch.float32.itemsize
 
     def close(self) -> None:
-        """Let go of the slots that the last calls saw."""
-        for places in self._places.values():
-            for parameters, name in places.values():
-                parameters[name] = parameters[name].to("meta")
-
-    def _run(self, kind: str, weights: Weights, *inputs: object) -> Tensor:
-        for role, (parameters, name) in self._places[kind].items():
-            parameters[name] = _tensor(weights[role])
-        return self._skeletons[kind](*inputs)
+        """Drop the references to the slots that the last calls used."""
+        for kernel in self.kernels.values():
+            if isinstance(kernel, _Guarded) and isinstance(kernel.run, Skeleton):
+                kernel.run.drop_weights()
 
 
-def _places(skeleton: nn.Module) -> dict[str, tuple[dict, str]]:
-    """role -> where its parameter is set: the dictionary of its module, and its name there."""
-    return {
-        f"{path}.{name}": (module._parameters, name)
-        for path, module in skeleton.named_modules()
-        for name in module._parameters
-    }
+class Skeleton:
+    """A module without weights of its own: its parameters are set for each call, by the names of the inputs."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self._places = {
+            f"{path}.{name}": (inner._parameters, name)
+            for path, inner in module.named_modules()
+            for name in inner._parameters
+        }
+
+    def __call__(self, state: State, inputs: dict[str, Any]) -> tuple[Tensor]:
+        """Set the parameters and run the module on [B, S, H]; results over tokens are [T, H]."""
+        given = {}
+        for name, tensor in inputs.items():
+            if name in self._places:
+                parameters, place = self._places[name]
+                parameters[place] = tensor
+            else:
+                given[name] = tensor if name == "mask" else tensor.view(state.num_rows, state.length, -1)
+        if isinstance(self.module, ExitHead):
+            given["keep"] = _keep_BS1(state)
+        return (self.module(**given).flatten(0, -2),)
+
+    def drop_weights(self) -> None:
+        """Move the parameters back to the meta device."""
+        for parameters, name in self._places.values():
+            parameters[name] = parameters[name].to("meta")
 
 
-def _tensor(array: np.ndarray) -> Tensor:
-    """A view. What must not be written to (the small weights of an exit) is copied: torch has no read-only tensors."""
-    return torch.from_numpy(array) if array.flags.writeable else torch.tensor(array)
+class _Guarded:
+    """A kernel in inference mode, whose errors are errors of the store. `about`: the store's path, and the remedy."""
+
+    def __init__(self, run: LoadedKernel, name: str, about: tuple[object, str]) -> None:
+        self.run, self._name, self._about = run, name, about
+
+    @torch.inference_mode()
+    def __call__(self, state: State, inputs: dict[str, Any]) -> Sequence[Tensor]:
+        try:
+            return self.run(state, inputs)
+        except (RuntimeError, ValueError, IndexError, TypeError, KeyError) as error:
+            if "allocate memory" in str(error):  # PyTorch raises RuntimeError where memory is short
+                raise MemoryError(str(error)) from error
+            line = (str(error).splitlines() or [type(error).__name__])[0][-200:]
+            raise StoreError(f"graph {self._name!r} does not take these inputs: {line}", *self._about) from error
 
 
-def _zeros(skeleton: nn.Module) -> dict[str, np.ndarray]:
-    return {role: np.zeros(parameter.shape, np.float32) for role, parameter in skeleton.named_parameters()}
+def _pooled_linear(state: State, inputs: dict[str, Any]) -> tuple[Tensor]:
+    """Return logits [B, C], with the operations of training: equal bits."""
+    pooled = pool(inputs["hidden"], None if state.mask_BS is None else _keep_BS1(state))
+    return (functional.linear(pooled, inputs["exit.weight"], inputs["exit.bias"]),)
+
+
+def _keep_BS1(state: State) -> Tensor:
+    assert state.mask_BS is not None, "state of texts"
+    return torch.from_numpy(state.mask_BS[:, :, None].astype(np.float32))

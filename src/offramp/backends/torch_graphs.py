@@ -1,7 +1,7 @@
-"""Graphs of segments in PyTorch: a list of operations of torch's own, as JSON, run one after the other.
+"""Captured graphs in PyTorch: a JSON list of operations, run one after the other.
 
-Only operations in torch's `aten` namespace, and a few on numbers, are known: a graph from a stranger can multiply, and
-nothing else.
+Only operations of torch's `aten` namespace and a few on numbers are allowed, so a graph from an untrusted store can
+compute and has no other effect.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from offramp.backends.base import REMEDY
 from offramp.errors import StoreError
 
 NUMBERS: dict[str, Callable[..., Any]] = {
@@ -24,18 +25,17 @@ NUMBERS: dict[str, Callable[..., Any]] = {
     "gt": operator.gt, "eq": operator.eq, "ne": operator.ne, "max": max, "min": min, "int": int, "float": float,
     "sum": sum,
 }  # fmt: skip
-"""Python's own operations that may stand in a graph, by the name that they have there."""
+"""Operations on numbers that a graph may contain, by their names in graphs."""
 _REFUSED = ("aten.from_file", "aten._assert", "aten._print")
-"""Operations that open files, end the process or speak."""
+"""Prefixes of `aten` operations that open files, end the process or print."""
 _MOST_INPUTS = 1 << 16
-_DEEPEST = 16
-"""Of lists in lists: how deep Python itself goes depends on its version."""
+_MAX_DEPTH = 16
+"""Deepest nesting of lists in arguments. Python's own limit depends on its version."""
 _KINDS = {"dtype": torch.dtype, "memory_format": torch.memory_format, "layout": torch.layout}
-_REMEDY = "divide the model again"
 
 
-class SegmentGraph(nn.Module):
-    """One kind. Raises StoreError for a graph that it does not know."""
+class CapturedGraph(nn.Module):
+    """One captured kernel. Raises StoreError for bytes that are not a graph and for operations that are not allowed."""
 
     def __init__(self, data: bytes, where: object) -> None:
         super().__init__()
@@ -50,22 +50,22 @@ class SegmentGraph(nn.Module):
             self._outputs = [_name(name) for name in tree["outputs"]]
             self._require_order()
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise StoreError(f"no graph of a segment ({type(error).__name__}: {error})", where, _REMEDY) from None
+            raise StoreError(f"not a captured graph ({type(error).__name__}: {error})", where, REMEDY) from None
         self._last = self._last_uses()
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Values that flow in, then weights, then constants, in the order of the segment; returns what it writes."""
-        there: dict[str, Any] = dict(zip(self.inputs, inputs, strict=True))
+        """Return the outputs. `inputs` are values that the step reads, then weights, then constants, as in `inputs`."""
+        values: dict[str, Any] = dict(zip(self.inputs, inputs, strict=True))
         for index, (name, function, args, kwargs) in enumerate(self._nodes):
-            there[name] = function(*_filled(args, there), **_filled(kwargs, there))
-            for done in self._last.get(index, ()):
-                del there[done]
-        return tuple(there[name] for name in self._outputs)
+            values[name] = function(*_filled(args, values), **_filled(kwargs, values))
+            for ended in self._last.get(index, ()):
+                del values[ended]
+        return tuple(values[name] for name in self._outputs)
 
     def _value(self, part: Any, depth: int = 0) -> Any:
-        """An argument of JSON; references stay for later."""
-        if depth > _DEEPEST:
-            raise ValueError("arguments lie too deep in one another")
+        """Return an argument decoded from JSON, with references to values left in place."""
+        if depth > _MAX_DEPTH:
+            raise ValueError("arguments are nested too deeply")
         if isinstance(part, list):
             return [self._value(inner, depth + 1) for inner in part]
         if not isinstance(part, dict):
@@ -80,32 +80,32 @@ class SegmentGraph(nn.Module):
             if set(part) == {kind}:
                 found = getattr(torch, part[kind])
                 if not isinstance(found, cls):
-                    raise ValueError(f"{part[kind]} is no {kind}")
+                    raise ValueError(f"{part[kind]} is not a {kind}")
                 return found
         return {key: self._value(inner, depth + 1) for key, inner in part.items()}
 
     def _by_name(self, kwargs: Any) -> dict[str, Any]:
-        """Named arguments, whatever they are called: `dtype` is such a name, and a kind of value as well."""
+        """Return the named arguments. Their names are free: `dtype` can be one, and is a kind of value as well."""
         if not isinstance(kwargs, dict):
-            raise TypeError("named arguments are no object")
+            raise TypeError("named arguments are not an object")
         return {key: self._value(inner) for key, inner in kwargs.items()}
 
     def _require_order(self) -> None:
         """Raise ValueError unless each value is made once, and before it is used."""
-        there = set(self.inputs)
+        made = set(self.inputs)
         for name, _, args, kwargs in self._nodes:
-            lost = [used for used in _names([args, kwargs]) if used not in there]
-            if lost:
-                raise ValueError(f"value {lost[0]!r} is used before it is there")
-            if _name(name) in there:
+            missing = [used for used in _names([args, kwargs]) if used not in made]
+            if missing:
+                raise ValueError(f"value {missing[0]!r} is used before it is made")
+            if _name(name) in made:
                 raise ValueError(f"value {name!r} is made twice")
-            there.add(name)
-        lost = [name for name in self._outputs if name not in there]
-        if lost:
-            raise ValueError(f"value {lost[0]!r} is never made")
+            made.add(name)
+        missing = [name for name in self._outputs if name not in made]
+        if missing:
+            raise ValueError(f"value {missing[0]!r} is never made")
 
     def _last_uses(self) -> dict[int, list[str]]:
-        """Index of an operation -> values that nothing after it needs."""
+        """Return index of an operation -> values that no later operation uses."""
         last: dict[str, int] = {}
         for index, (name, _, args, kwargs) in enumerate(self._nodes):
             for used in (name, *_names([args, kwargs])):
@@ -118,7 +118,7 @@ class SegmentGraph(nn.Module):
 
 
 class _Reference(str):
-    """The name of a value."""
+    """Name of a value, as an argument of an operation."""
 
     __slots__ = ()
 
@@ -132,35 +132,35 @@ def _function(target: str) -> Callable[..., Any]:
     if namespace == "aten" and not target.startswith(_REFUSED):
         found = getattr(getattr(torch.ops.aten, name, None), overload or "default", None)
     if not isinstance(found, torch._ops.OpOverload):
-        raise ValueError(f"operation {target} is not run from a store")
+        raise ValueError(f"operation {target} is not allowed in a store")
     return found
 
 
 def _count(value: Any) -> int:
     if type(value) is not int or not 0 <= value <= _MOST_INPUTS:
-        raise ValueError(f"{value!r} is no number of inputs")
+        raise ValueError(f"{value!r} is not a number of inputs")
     return value
 
 
 def _name(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no name of a value")
+        raise TypeError(f"{value!r} is not the name of a value")
     return value
 
 
 def _list(value: Any) -> list[Any]:
     if not isinstance(value, list):
-        raise TypeError("arguments are no list")
+        raise TypeError("arguments are not a list")
     return value
 
 
-def _filled(part: Any, there: dict[str, Any]) -> Any:
+def _filled(part: Any, values: dict[str, Any]) -> Any:
     if isinstance(part, _Reference):
-        return there[part]
+        return values[part]
     if isinstance(part, list):
-        return [_filled(inner, there) for inner in part]
+        return [_filled(inner, values) for inner in part]
     if isinstance(part, dict):
-        return {key: _filled(inner, there) for key, inner in part.items()}
+        return {key: _filled(inner, values) for key, inner in part.items()}
     return part
 
 

@@ -1,8 +1,8 @@
-"""One module a kind, without weights: its parameters lie on the meta device, under the roles that a store gives them.
+"""Modules of the encoder kernels. Names of their parameters are the inputs of the kernels.
 
 The operations, their order and the layout of their operands are those of transformers' BERT, DistilBERT, RoBERTa, XLM-R
-and ELECTRA in evaluation: equal weights, shapes, threads and attention give equal bits. Nothing here knows where
-weights come from.
+and ELECTRA in evaluation: equal weights, shapes, threads and attention give equal bits. `sizes` are the attributes of a
+kernel.
 
 Shapes: B rows, S tokens of the longest row, H hidden, I intermediate, E embedding width, C labels.
 """
@@ -16,33 +16,33 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from offramp.store import Encoder
+from offramp.program.heads import HeadForm
 
 
 class Embedding(nn.Module):
-    """Gathered rows, role -> [B, S, E], to hidden [B, S, H]."""
+    """Gathered rows [B, S, E] of each table to hidden [B, S, H]."""
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, sizes: Mapping) -> None:
         super().__init__()
-        width = encoder.embedding_size
-        self.norm = nn.LayerNorm(width, encoder.norm_epsilon)
-        self.project = nn.Linear(width, encoder.hidden_size) if width != encoder.hidden_size else nn.Identity()
+        width, hidden = sizes["embedding_size"], sizes["hidden_size"]
+        self.norm = nn.LayerNorm(width, sizes["norm_epsilon"])
+        self.project = nn.Linear(width, hidden) if width != hidden else nn.Identity()
 
-    def forward(self, rows: Mapping[str, Tensor]) -> Tensor:
+    def forward(self, word: Tensor, position: Tensor, type: Tensor | None = None) -> Tensor:
         """Sum (token types before positions), normalise, project."""
-        total = rows["word"] + rows["type"] if "type" in rows else rows["word"]
-        return self.project(self.norm(total + rows["position"]))
+        total = word if type is None else word + type
+        return self.project(self.norm(total + position))
 
 
 class Attention(nn.Module):
     """Hidden [B, S, H] and a mask of `make_mask` to hidden."""
 
-    def __init__(self, encoder: Encoder, attend: Attend) -> None:
+    def __init__(self, sizes: Mapping, attend: Attend) -> None:
         super().__init__()
-        size = encoder.hidden_size
+        size = sizes["hidden_size"]
         self.q, self.k, self.v, self.o = (nn.Linear(size, size) for _ in range(4))
-        self.norm = nn.LayerNorm(size, encoder.norm_epsilon)
-        self._head_size, self._attend = size // encoder.num_heads, attend
+        self.norm = nn.LayerNorm(size, sizes["norm_epsilon"])
+        self._head_size, self._attend = size // sizes["num_heads"], attend
 
     def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
         """Attend, project, add, normalise."""
@@ -57,10 +57,10 @@ class Attention(nn.Module):
 class Up(nn.Module):
     """Hidden [B, S, H] to inner [B, S, I]."""
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, sizes: Mapping) -> None:
         super().__init__()
-        self.up = nn.Linear(encoder.hidden_size, encoder.intermediate_size)
-        self._activation = ACTIVATIONS[encoder.activation]
+        self.up = nn.Linear(sizes["hidden_size"], sizes["intermediate_size"])
+        self._activation = ACTIVATIONS[sizes["activation"]]
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Widen, activate."""
@@ -70,10 +70,10 @@ class Up(nn.Module):
 class Down(nn.Module):
     """Inner [B, S, I] and hidden [B, S, H] to hidden."""
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, sizes: Mapping) -> None:
         super().__init__()
-        self.down = nn.Linear(encoder.intermediate_size, encoder.hidden_size)
-        self.norm = nn.LayerNorm(encoder.hidden_size, encoder.norm_epsilon)
+        self.down = nn.Linear(sizes["intermediate_size"], sizes["hidden_size"])
+        self.norm = nn.LayerNorm(sizes["hidden_size"], sizes["norm_epsilon"])
 
     def forward(self, inner: Tensor, hidden: Tensor) -> Tensor:
         """Narrow, add, normalise."""
@@ -83,71 +83,63 @@ class Down(nn.Module):
 class Head(nn.Module):
     """Hidden [B, S, H] to logits [B, C], by the first token."""
 
-    def __init__(self, encoder: Encoder, activation: str) -> None:
+    def __init__(self, sizes: Mapping) -> None:
         super().__init__()
-        self.dense = nn.Linear(encoder.hidden_size, encoder.hidden_size)
-        self.out = nn.Linear(encoder.hidden_size, len(encoder.labels))
-        self._activation = ACTIVATIONS[activation]
+        self.dense = nn.Linear(sizes["hidden_size"], sizes["hidden_size"])
+        self.out = nn.Linear(sizes["hidden_size"], sizes["num_labels"])
+        self._activation = ACTIVATIONS[sizes["activation"]]
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Two layers and what is between them."""
-        return self.out(self.widen(hidden[:, 0]))
+        """Two linear layers of the first token, with an activation between them."""
+        return self.out(self.activate(hidden[:, 0]))
 
-    def widen(self, first: Tensor) -> Tensor:
-        """The first of the two layers, [B, H] to [B, H]."""
+    def activate(self, first: Tensor) -> Tensor:
+        """Return the first layer and its activation, [B, H] to [B, H]."""
         return self._activation(self.dense(first))
 
 
 class ExitHead(nn.Module):
-    """Hidden [B, S, H] and keep [B, S, 1] (1 = token) to logits [B, C], in a form of `store.exits.FORMS`.
+    """Hidden [B, S, H] and keep [B, S, 1] (1 = token) to logits [B, C], in one of the forms of `program.heads`.
 
-    It is `classify(pool(hidden, keep))`: what is pooled is all that a head ever sees of a layer.
+    It is `classify(pool(hidden, keep))`: a head sees of a layer only its pooled values. `sizes` are those of `Head`.
     """
 
-    def __init__(self, encoder: Encoder, form: str) -> None:
+    def __init__(self, sizes: Mapping, form: HeadForm) -> None:
         super().__init__()
-        self._means = form.startswith("mean")
-        if form.endswith("linear"):
-            self.exit: nn.Linear | Head = nn.Linear(encoder.hidden_size, len(encoder.labels))
-        else:
-            assert encoder.head_activation is not None
-            self.exit = Head(encoder, encoder.head_activation)
+        self._pools_mean = form.pool == "mean"
+        self.exit: nn.Linear | Head = Head(sizes) if form.depth == 2 else nn.Linear(sizes["hidden_size"], sizes["num_labels"])
 
     def forward(self, hidden: Tensor, keep: Tensor) -> Tensor:
         """Pool, classify."""
         return self.classify(self.pool(hidden, keep))
 
     def pool(self, hidden: Tensor, keep: Tensor) -> Tensor:
-        """[B, H]: the mean over tokens, or the first of them."""
-        return (hidden * keep).sum(1) / keep.sum(1) if self._means else hidden[:, 0]
+        """Return the mean over tokens, or the first token, [B, H]."""
+        return pool(hidden, keep) if self._pools_mean else hidden[:, 0]
 
     def classify(self, pooled: Tensor, dropout: float = 0.0) -> Tensor:
-        """[B, C]. `dropout` is that before the last layer, as transformers has it before a model's own."""
+        """Return logits [B, C]. `dropout` is applied before the last layer, as transformers does in a model's own head."""
         if isinstance(self.exit, Head):
-            return self.exit.out(functional.dropout(self.exit.widen(pooled), dropout, dropout > 0))
+            return self.exit.out(functional.dropout(self.exit.activate(pooled), dropout, dropout > 0))
         return self.exit(functional.dropout(pooled, dropout, dropout > 0))
 
 
-def build_skeletons(encoder: Encoder, attention: str, exit_form: str | None) -> dict[str, nn.Module]:
-    """kind -> skeleton, for every kind that a store of this encoder needs. `attention` is a key of ATTENTIONS."""
-    with torch.device("meta"):
-        kinds = {
-            "embedding": Embedding(encoder),
-            "attention": Attention(encoder, ATTENTIONS[attention]),
-            "up": Up(encoder),
-            "down": Down(encoder),
-        }
-        if encoder.head_activation is not None:
-            kinds["head"] = Head(encoder, encoder.head_activation)
-        if exit_form is not None:
-            kinds["exit"] = ExitHead(encoder, exit_form)
-    return kinds
+def pool(hidden: Tensor, keep: Tensor | None = None) -> Tensor:
+    """Return [B, H]: the mean over tokens [B, S, H], or over places of a feature map [B, H, ...].
+
+    With `keep` [B, S, 1], the mean is over the tokens where it is 1; it is 0 elsewhere.
+    """
+    if keep is not None:
+        return (hidden * keep).sum(1) / keep.sum(1)
+    if hidden.dim() == 3:
+        return hidden.mean(1)
+    return hidden.flatten(2).mean(2) if hidden.dim() > 3 else hidden
 
 
 def make_mask(keep_BS: Tensor, attention: str) -> Tensor | None:
-    """What attention is told of padding, from booleans that are true for tokens: [B, 1, 1, S].
+    """Return the mask [B, 1, 1, S] of attention from booleans that are true for tokens.
 
-    None where there is no padding, as in transformers: attention is faster without a mask.
+    It is None where there is no padding, as in transformers: attention is faster without a mask.
     """
     if keep_BS.all():
         return None
@@ -173,7 +165,7 @@ def _gelu_tanh(x: Tensor) -> Tensor:
 
 
 def _gelu_new(x: Tensor) -> Tensor:
-    """The same function as `_gelu_tanh`, spelt out as its first users did: the last bits differ."""
+    """Return `_gelu_tanh` computed with the operations of its first publication: the last bits differ."""
     scale = math.sqrt(2.0 / math.pi)
     return 0.5 * x * (1.0 + torch.tanh(scale * (x + 0.044715 * torch.pow(x, 3.0))))
 

@@ -1,4 +1,4 @@
-"""What a model folder takes and gives: texts by its tokenizer, or images by its image processor, and which labels."""
+"""Facts about the classifier in a model folder or a store: its inputs, labels and exits; and examples of its inputs."""
 
 from __future__ import annotations
 
@@ -15,14 +15,11 @@ from torch import nn
 from offramp.checkpoints.families import FAMILIES
 from offramp.checkpoints.points import Point, points_of
 from offramp.checkpoints.source import open_source
-from offramp.errors import SourceError
-from offramp.policies.evidence import REGRESSION, SINGLE_LABEL
-from offramp.program.program import TEXT_INPUTS, Texts
-from offramp.runtime.course import course_of
-from offramp.runtime.segments import exit_widths
-from offramp.store import Encoder, Store
+from offramp.errors import SourceError, StoreError
+from offramp.program.program import REGRESSION, SINGLE_LABEL, TEXT_INPUTS, Texts
+from offramp.runtime.exits import exit_widths
+from offramp.store import Store
 from offramp.store.exits import parse_exits
-from offramp.store.manifest import Manifest
 from offramp.streaming.weightless import class_of_folder, of_class
 from offramp.tasks import TextEncoder, has_tokenizer
 from offramp.tasks.arrays import ArrayRows, Record
@@ -34,38 +31,39 @@ from offramp.tasks.rows import Rows, encode_rows
 from offramp.tasks.text import tokenizer_length
 
 CLASSIFIERS = ("ForImageClassification", "ForSequenceClassification", "ForAudioClassification")
-"""How classes of transformers end whose first output are logits of a batch."""
+"""Suffixes of transformers classes whose first output is the logits of a batch."""
 BATCH, LENGTH = 2, 16
-"""Of made-up texts."""
+"""Shape of example texts: rows, tokens."""
 DEFAULT_LENGTH = 512
-"""Where nothing says how many tokens a model reads."""
+"""Longest input in tokens of a model that names no limit."""
 Examples = Iterable[tuple[Any, int | float]]
 AnyRows = Rows | ImageRows | ArrayRows
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Of a classifier, or of a model that can become one."""
+    """Facts about a classifier, or about a model that can become one."""
 
     problem: str | None
-    """None: it has no head."""
+    """None if the model has no head."""
     labels: tuple[str, ...]
     num_exits: int
     hidden_size: int
     max_length: int
-    """In tokens; 1 of what has no length."""
-    texts: Encoder | Texts | None = None
-    """What is asked of texts; None: the model takes images."""
+    """Longest input in tokens; 1 for inputs without a length."""
+    texts: Texts | None = None
+    """What the model requires of texts; None if it takes images."""
 
 
 def takes_images(folder: Path) -> bool:
-    """Whether a model folder is for images: it has an image processor and no tokenizer."""
+    """Return whether a model folder is for images: it has an image processor and no tokenizer."""
     return (folder / PROCESSOR).is_file() and not has_tokenizer(folder)
 
 
 def has_known_names(folder: Path) -> bool:
-    """Whether a model folder is of texts, and of a family whose tensors offramp knows by name, so that it is never run
-    to be divided. Exits stand after each layer there, else where a run tells.
+    """Return whether a model folder is for texts and of a family whose tensors offramp knows by name.
+
+    Such a model is divided without being run, and an exit can stand after each layer; for others a run finds the places.
     """
     if takes_images(folder):
         return False
@@ -74,12 +72,12 @@ def has_known_names(folder: Path) -> bool:
 
 
 def facts_of(folder: Path) -> Facts:
-    """Of a model folder. Raises SourceError for one that can have no exits."""
+    """Return the facts about a model folder. Raises SourceError for a model that can have no exits."""
     if has_known_names(folder):
         with open_source(folder) as source:
             encoder = source.encoder()
         sizes = (encoder.num_layers, encoder.hidden_size, encoder.max_length)
-        return Facts(encoder.problem, encoder.labels, *sizes, encoder)
+        return Facts(encoder.problem, encoder.labels, *sizes, encoder.texts)
     with open_source(folder) as source:
         exits = source.exits()
     module = of_class(class_of_folder(folder), folder)
@@ -94,18 +92,21 @@ def facts_of(folder: Path) -> Facts:
 
 
 def facts_of_store(store: Store) -> Facts:
-    """Of a store whose stages are graphs, whatever is in it."""
-    if isinstance(store.contents, Manifest):
+    """Return the facts about a store. Raises StoreError for one that only `offramp.stream` can run."""
+    program = store.program
+    if program.module is None:  # transformers can load it as a model folder
         return facts_of(store.path)
-    course = course_of(store)
-    widths = exit_widths(store.module.program)
-    num_exits = len(course.layers) if store.contents.exits else 1
-    length = 1 if course.texts is None else course.texts.max_length
-    return Facts(course.problem, course.labels, num_exits, max(widths, default=1), length, course.texts)
+    if not program.stages:
+        remedy = "divide with --method export, or run it with offramp.stream"
+        raise StoreError("the stages of this store are no graphs of their own", store.path, remedy)
+    width = max(exit_widths(program), default=1)
+    num_exits = len(program.layers) if store.manifest.exits else 1
+    length = 1 if program.texts is None else program.texts.max_length
+    return Facts(program.problem, store.labels, num_exits, width, length, program.texts)
 
 
 def points_of_folder(module: nn.Module, folder: Path) -> list[Point]:
-    """Where exits can stand in a model of a folder that is for images or for texts."""
+    """Return the places for exits in the model of a folder for images or for texts."""
     if takes_images(folder):
         return points_of(module, example_pixels(folder))
     return points_of(module, example_texts(module, read_texts(module, folder)), of_texts=True)
@@ -114,7 +115,7 @@ def points_of_folder(module: nn.Module, folder: Path) -> list[Point]:
 def rows_of(
     folder: Path, facts: Facts, examples: Examples, max_length: int, is_regression: bool, say: Callable[[str], None]
 ) -> AnyRows:
-    """One row an example, in order: texts as tokens, images by where they are."""
+    """Return one row for each example, in order: texts as tokens, images by their places."""
     if facts.texts is not None:
         text_encoder = TextEncoder.from_folder(folder, facts.texts, max_length, say)
         return encode_rows(examples, text_encoder, facts.texts, is_regression=is_regression)
@@ -129,7 +130,7 @@ def rows_of(
 
 
 def task_of(module: nn.Module) -> tuple[str | None, tuple[str, ...]]:
-    """Problem and labels of a classifier of transformers; None and none of any other module."""
+    """Return problem and labels of a transformers classifier; (None, ()) for any other module."""
     config: Any = getattr(module, "config", None)
     if not getattr(config, "id2label", None) or not type(module).__name__.endswith(CLASSIFIERS):
         return None, ()
@@ -139,7 +140,7 @@ def task_of(module: nn.Module) -> tuple[str | None, tuple[str, ...]]:
 
 
 def example_pixels(folder: Path) -> dict[str, torch.Tensor]:
-    """Two images of random pixels, of the size that the folder's image processor makes. Raises SourceError."""
+    """Return two images of random pixels of the size that the folder's image processor makes. Raises SourceError."""
     shape = ImageEncoder.from_folder(folder).shape
     if shape is None:
         what = "the image processor keeps the shape of an image, so that a batch has none"
@@ -148,14 +149,15 @@ def example_pixels(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def texts_of(module: nn.Module, folder: Path) -> Texts | None:
-    """What a classifier in a folder with a tokenizer asks of texts; None where it is none."""
+    """Return what a classifier in a folder with a tokenizer requires of texts, or None for any other model."""
     is_classifier = task_of(module)[0] is not None and not takes_images(folder) and has_tokenizer(folder)
     return read_texts(module, folder) if is_classifier and TEXT_INPUTS[0] in _taken(module) else None
 
 
 def read_texts(module: nn.Module, folder: Path) -> Texts:
-    """What a model of transformers asks of texts, by its config and its tokenizer's. Raises SourceError for one that
-    reads no tokens.
+    """Return what a transformers model requires of texts, from its config and its tokenizer.
+
+    Raises SourceError for a model that reads no tokens.
     """
     config: Any = module.config
     vocab_size = getattr(config, "vocab_size", None)
@@ -169,7 +171,7 @@ def read_texts(module: nn.Module, folder: Path) -> Texts:
 
 
 def _longest(module: nn.Module, folder: Path) -> int:
-    """Tokens that a model reads: rows of its table of positions that stand for one, and what its tokenizer says."""
+    """Return the longest input in tokens: rows of the position table, and the limit of the tokenizer."""
     config: Any = module.config
     rows = getattr(config, "max_position_embeddings", None)
     limits = [rows, tokenizer_length(folder)]
@@ -181,7 +183,7 @@ def _longest(module: nn.Module, folder: Path) -> int:
 
 
 def example_texts(module: nn.Module, texts: Texts) -> dict[str, Any]:
-    """Two texts of random tokens, one of them padded, as the module's `forward` takes them."""
+    """Return two texts of random tokens, one of them padded, as arguments of the module's `forward`."""
     ids = torch.randint(3, max(texts.vocab_size, 4), (BATCH, LENGTH), generator=torch.Generator().manual_seed(0))
     types = (torch.arange(LENGTH) >= LENGTH // 2).long().expand(BATCH, -1).contiguous()
     made = dict(zip(TEXT_INPUTS, (ids, padded(ids), types), strict=True))
@@ -193,7 +195,7 @@ def example_texts(module: nn.Module, texts: Texts) -> dict[str, Any]:
 
 
 def padded(ids: torch.Tensor) -> torch.Tensor:
-    """A mask with padding at the end of the last row, so that a run goes the way of padded texts."""
+    """Return a mask with padding at the end of the last row, so that a run takes the code path of padded texts."""
     mask = torch.ones_like(ids)
     mask[-1, -LENGTH // 4 :] = 0
     return mask

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from offramp.checkpoints.weights import check_owned, open_file
 from offramp.errors import MissingExtraError, PickleError, SourceError
+from offramp.program.dtypes import DTYPES
 
 if TYPE_CHECKING:
     import torch
@@ -28,18 +29,8 @@ CONVERT = (
 """Run in the model's folder, writes model.safetensors beside the pickles."""
 
 _ZIP_MAGIC = b"PK\x03\x04"
-_DTYPES = {
-    "torch.float32": "F32",
-    "torch.float16": "F16",
-    "torch.bfloat16": "BF16",
-    "torch.float64": "F64",
-    "torch.int64": "I64",
-    "torch.int32": "I32",
-    "torch.int16": "I16",
-    "torch.int8": "I8",
-    "torch.uint8": "U8",
-    "torch.bool": "BOOL",
-}
+_DTYPES = {f"torch.{dtype.torch}": dtype.name for dtype in DTYPES.values()}
+"""Name of a dtype in torch -> in safetensors."""
 
 PIECE_BYTES = 2 << 20
 """Of a tensor that is copied as a whole, at a time."""

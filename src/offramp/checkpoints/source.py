@@ -18,7 +18,7 @@ from offramp.checkpoints.families import family_of
 from offramp.checkpoints.pickled import PickledWeights
 from offramp.checkpoints.weights import SafetensorsWeights, Weights, open_file, read_index, read_json
 from offramp.errors import SourceError
-from offramp.store import Encoder
+from offramp.program.encoder import Encoder
 from offramp.store.files import sha256_of
 
 CONFIG = "config.json"

@@ -1,72 +1,77 @@
-"""The thing that multiplies, as the loop sees it.
+"""The protocol between the engine and what computes.
 
-`edge` (ONNX Runtime) and `models` (PyTorch) implement it; tests have one in NumPy.
+A backend is given a store and runs the steps of its program; `offramp.backends` has one file for each implementation.
+Weights arrive as arrays that lie in slots: they are valid during the call and not longer.
 
-Weights arrive as arrays that lie in slots: they are valid during the call and not a moment longer.
-
-Shapes: B rows, S tokens of the longest row, T = B S, E embedding width, H hidden, C labels.
+Shapes: B rows, S tokens of the longest row (1 where inputs have no tokens), C labels.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Dict, FrozenSet, Mapping
+from typing import Any, Dict, Mapping, Optional
 
 import numpy as np
 
+from offramp.program.program import Program, Step
+
 Weights = Mapping[str, np.ndarray]
-"""role -> float32 array."""
+"""Input of a kernel -> array of the tensor's dtype and shape."""
 
 
 @dataclass
 class State:
-    """The hidden states of a batch between two steps; `arrays` is the backend's own."""
+    """The values of a batch between two steps."""
 
     num_rows: int
     length: int
-    arrays: Dict[str, Any]
+    values: Dict[str, Any]
+    """Live values by name; their type is the backend's own."""
+    mask_BS: Optional[np.ndarray] = None
+    """int64 [B, S] of texts: 1 for a token, 0 for padding. None for inputs without tokens."""
 
 
 class Backend(ABC):
-    """One computation a kind. Not thread-safe: the loop is its only caller."""
+    """Runs the kernels of one program. Not thread-safe: the engine is its only caller."""
 
     name: str
     num_threads: int
-    unsettled: FrozenSet[str] = frozenset()
-    """Kinds of steps that leave more behind than hidden states; the next step takes it."""
+    program: Program
 
     @abstractmethod
-    def rehearse(self, num_rows: int, length: int) -> None:
-        """Run every kind once on [B, S] tokens without weights: code, threads and heap are there before the plan."""
+    def warm_up(self, num_rows: int, length: int) -> None:
+        """Run every kernel once on [B, S] tokens with zeros for weights, so that code, threads and heap are in memory
+        before the plan is made."""
 
     @abstractmethod
     def activation_bytes(self, num_rows: int, length: int) -> int:
-        """The most that a pass over [B, S] tokens takes besides weights."""
+        """Return the most bytes that a pass over [B, S] tokens takes besides weights."""
 
     @abstractmethod
     def state_bytes(self, num_rows: int, length: int) -> int:
-        """What [B, S] tokens take between two steps, but after those that are `unsettled`."""
+        """Return the bytes that the values of [B, S] tokens take between two steps, except after kernels that keep
+        intermediates."""
 
     @abstractmethod
-    def begin(self, rows: Mapping[str, np.ndarray], mask_BS: np.ndarray, weights: Weights) -> State:
-        """Gathered embedding rows (role -> [T, E]) to hidden states. `mask_BS` is 1 for a token, 0 for padding."""
+    def begin(self, arrays: Mapping[str, np.ndarray], mask_BS: Optional[np.ndarray], shape: "tuple[int, int]") -> State:
+        """Return the state of a batch of `shape` (B, S) from its inputs and looked-up rows, by value name."""
 
     @abstractmethod
-    def step(self, state: State, kind: str, weights: Weights) -> None:
-        """Run one step of a layer."""
+    def run(self, state: State, step: Step, weights: Weights) -> None:
+        """Run one step: read its values from `state`, add what it writes, drop what no later step or exit reads."""
 
     @abstractmethod
-    def exit_logits(self, state: State, weights: Weights) -> np.ndarray:
-        """What an exit says: logits [B, C]."""
+    def exit_logits(self, state: State, value: str, weights: Weights) -> np.ndarray:
+        """Return the logits [B, C] of an exit head that reads `value`."""
 
     @abstractmethod
-    def head_logits(self, state: State, weights: Weights) -> np.ndarray:
-        """What the model's own head says: logits [B, C]."""
+    def logits(self, state: State) -> np.ndarray:
+        """Return the output value of the program: logits [B, C]."""
 
     @abstractmethod
     def keep(self, state: State, mask_B: np.ndarray) -> None:
-        """Drop the rows where the mask is false."""
+        """Drop the rows where `mask_B` is false from every value."""
 
     @abstractmethod
     def close(self) -> None:

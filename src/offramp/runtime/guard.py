@@ -21,8 +21,32 @@ def nothing_expected(exit_index: int, length: int) -> float:
     return 0.0
 
 
+class NoDeadline:
+    """The guard of requests without a deadline: never too late, and nothing to learn."""
+
+    deadline_seconds = None
+    needs_every_exit = False
+
+    def begin(self) -> None:
+        """Ignore a new request."""
+
+    def saw(self, exit_index: int, length: int, seconds: float, compute_seconds: float) -> None:
+        """Ignore how long an exit took."""
+
+    def may_go_on(self, exit_index: int, length: int, elapsed_seconds: float) -> bool:
+        """Return True."""
+        return True
+
+    def latest_seconds(self, exit_index: int, length: int) -> Optional[float]:
+        """Return None: wait for weights as long as it takes."""
+        return None
+
+
 class DeadlineGuard:
     """Decides for one request at a time; `deadline_seconds` count from its start."""
+
+    needs_every_exit = True
+    """Every exit is evaluated, whatever the policy: under a deadline any answer is better than none."""
 
     def __init__(self, deadline_seconds: float, expected: Expected = nothing_expected) -> None:
         if not deadline_seconds > 0:
@@ -54,6 +78,10 @@ class DeadlineGuard:
         return self.deadline_seconds - self._computed.get((exit_index + 1, length.bit_length()), 0.0)
 
 
-def guard_for(deadline: Union[float, str, None]) -> Optional[DeadlineGuard]:
-    """A guard of seconds, or of a text like `60ms`; None for none. Raises ValueError."""
-    return None if deadline is None else DeadlineGuard(parse_duration(deadline))
+Guard = Union[DeadlineGuard, NoDeadline]
+NO_DEADLINE = NoDeadline()
+
+
+def guard_for(deadline: Union[float, str, None]) -> Guard:
+    """Return the guard of a deadline in seconds, or as text like `60ms`; None: no deadline. Raises ValueError."""
+    return NO_DEADLINE if deadline is None else DeadlineGuard(parse_duration(deadline))

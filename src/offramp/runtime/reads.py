@@ -25,7 +25,7 @@ def choose_direct(store: Store, reads: str, growth_bytes: int, available_bytes: 
         raise ValueError(f"reads must be one of {READS}, not {reads!r}")
     if reads == "buffered" or not hasattr(os, "O_DIRECT"):
         return False
-    store_bytes = sum(shard.bytes for shard in store.contents.shards.values())
+    store_bytes = sum(shard.bytes for shard in store.manifest.shards.values())
     if reads == "auto" and store_bytes + growth_bytes <= available_bytes:
         return False
     return direct_works(store)
@@ -33,7 +33,7 @@ def choose_direct(store: Store, reads: str, growth_bytes: int, available_bytes: 
 
 def direct_works(store: Store) -> bool:
     """Probe: read the smallest shard to its end, into an aligned buffer; EINVAL may come at open or at read."""
-    whole = [shard for shard in store.contents.shards.values() if shard.blocks is None]
+    whole = [shard for shard in store.manifest.shards.values() if shard.blocks is None]
     if not whole:
         return False
     shard = min(whole, key=lambda shard: shard.bytes)

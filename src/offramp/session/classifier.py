@@ -1,90 +1,61 @@
-"""`Classifier`: texts in, results out, under a budget; safe from several threads.
+"""`Classifier`: inputs in, results out, under a budget; safe from several threads.
 
-It is given a store, a backend, an encoder of texts and a policy.
-It does not choose the backend (`offramp.load` does) and does not read files of texts.
+It is given a store, a backend, an encoder of inputs and a policy. It does not choose them.
 
-Shapes: B rows, S tokens, C labels.
+Shapes: B rows, S tokens.
 """
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
-from itertools import chain
-from typing import Any, Deque, Dict, Iterator, List, Optional, Sequence, Tuple, Union
-
-import numpy as np
+from dataclasses import dataclass, field
+from typing import Any, Deque, Dict, List, Optional, Sequence, Tuple
 
 from offramp.errors import UsageError
-from offramp.measure import (
-    TRACED_PASSES,
-    PeakMeter,
-    Trace,
-    available_bytes,
-    bound_seconds,
-    cached_bytes,
-    median,
-    read_memory,
-)
+from offramp.measure import TRACED_PASSES, PeakMeter, Trace, available_bytes, read_memory
 from offramp.policies import Policy
-from offramp.program.program import Texts
+from offramp.program.inputs import Batch, InputEncoder
 from offramp.runtime.backend import Backend
-from offramp.runtime.course import Arrays, Batch, Tokens, course_of
+from offramp.runtime.engine import Engine
 from offramp.runtime.exits import load_exits
+from offramp.runtime.feed import WeightFeed
+from offramp.runtime.gate import ExitGate
 from offramp.runtime.gathering import Gathering
-from offramp.runtime.guard import DeadlineGuard
-from offramp.runtime.loop import Loop
-from offramp.runtime.passes import Outcome, PassCost
-from offramp.runtime.prepare import Workload, allocate, make_run_plan, settle
+from offramp.runtime.guard import NO_DEADLINE, Guard
+from offramp.runtime.inputs import InputReader
+from offramp.runtime.memory_model import MemoryModel, Workload
 from offramp.runtime.reads import choose_direct
-from offramp.store import Encoder, Store
-
-MAX_BULK_ROWS = 256
-_SAMPLE = ("a b",)
-"""What a process encodes to come to its footprint, if its encoder has no `sample` of its own."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """What was found for one text. The fields are the keys of `offramp run --json`."""
-
-    label: Optional[str]
-    """The `id2label` string; None for regression. Multi-label: the most probable one."""
-    score: float
-    """Its softmax probability (multi-label: sigmoid; regression: the value)."""
-    exit_stage: int
-    """The exit that answered, from 1; the number of layers where none left early."""
-    stages_run: int
-    """Layers that were computed for this text."""
-    bytes_read: int
-    """This text's share of what was read from the store."""
-    labels: Optional[Tuple[str, ...]] = None
-    """Multi-label only: all labels with a probability of one half or more."""
+from offramp.runtime.run_plan import allocate, make_run_plan, plan_items
+from offramp.runtime.schedule import Schedule
+from offramp.runtime.sweep import Outcome, PassCost
+from offramp.session.batching import bulk_batches
+from offramp.session.record import plan_json, run_json
+from offramp.session.results import Result, result_of
+from offramp.store import Store
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to run. Sizes in bytes."""
+    """Options of a classifier. Sizes are in bytes."""
 
     budget_bytes: int
     num_rows: int = 1
     """Rows of a batch."""
     length: Optional[int] = None
-    """The longest input in tokens that will come; the encoder's limit if None."""
+    """Tokens of the longest expected input; None: the limit of the encoder."""
     reads: str = "auto"
     own_process: bool = False
-    """The process is there for this alone: the budget holds from its start on, not from here."""
+    """The process serves only this classifier: the budget holds from its start, not from here."""
     is_bulk: bool = False
-    """Texts of about equal length run together, as many as the plan holds activations for."""
+    """Texts of similar length run together, as many as the plan has memory for."""
     num_batches: int = 1
-    """Batches that share a sweep of the weights, in bulk: as many as the plan holds hidden states for."""
+    """Batches that share a sweep over the weights in bulk mode."""
     encoding_bytes: int = 0
-    """What it takes to make an array of the largest input, as to decode an image; that of texts is not worth it."""
+    """Memory for encoding the largest input, such as decoding an image; 0 if negligible."""
     reached: Tuple[float, ...] = ()
-    """The share of rows that come to each layer, where it is known: what is needed most is kept. All, if empty."""
+    """Share of rows that reach each layer, if known: shards that are used most become resident. Empty: all rows."""
 
     def __post_init__(self) -> None:
         for name in ("num_rows", "num_batches"):
@@ -92,60 +63,69 @@ class Settings:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
 
 
+@dataclass
+class RunCounts:
+    """Counts of a run since `open`."""
+
+    latencies: Deque[float] = field(default_factory=lambda: deque(maxlen=65536))
+    seconds: float = 0.0
+    num_inputs: int = 0
+    num_cut: int = 0
+    """Rows that the deadline ended."""
+
+    def add(self, seconds: float, outcomes: Sequence[Outcome]) -> None:
+        """Count one request."""
+        self.latencies.append(seconds)
+        self.seconds += seconds
+        self.num_inputs += len(outcomes)
+        self.num_cut += sum(outcome.is_cut for outcome in outcomes)
+
+
 class Classifier:
-    """Classifies texts with a store. A context manager; `close` frees the slots."""
+    """Classifies inputs with a store. A context manager; `close` frees the weights."""
 
     def __init__(
         self,
         store: Store,
         backend: Backend,
-        encoder: Any,
+        encoder: InputEncoder,
         policy: Policy,
         settings: Settings,
-        guard: Optional[DeadlineGuard] = None,
+        guard: Guard = NO_DEADLINE,
     ) -> None:
-        self.store, self.backend, self.encoder, self.policy, self.settings = (
-            store,
-            backend,
-            encoder,
-            policy,
-            settings,
-        )
-        self.trace = Trace(num_passes=max(1, TRACED_PASSES // settings.num_batches))
-        course = course_of(store)
-        exits = load_exits(store, course, policy, needs_all=guard is not None)
-        self._loop = Loop(store, backend, policy, exits, self.trace, guard)
+        self.store, self.backend, self.encoder, self.policy, self.settings = store, backend, encoder, policy, settings
+        self.guard, program, self._labels = guard, store.program, store.labels
+        self.schedule, self._inputs = Schedule(program, policy.last_exit(len(program.layers))), InputReader(store)
+        heads = load_exits(store, policy, needs_all=guard.needs_every_exit)
+        self._gate = ExitGate(program, backend, policy, heads, guard, store.path)
         workload = Workload(settings.num_rows, settings.length or encoder.max_length, settings.num_batches)
         self._workload, self._planned_bytes = workload, backend.activation_bytes(workload.num_rows, workload.length)
-        sample = list(getattr(encoder, "sample", _SAMPLE))
-        footprint = settle(
-            self._loop,
-            lambda: encoder.encode(sample),
-            workload,
-            settings.budget_bytes,
-            settings.encoding_bytes,
-        )
-        self.plan, self.items = make_run_plan(
-            self._loop, workload, footprint, settings.budget_bytes, settings.own_process, settings.reached
+        model = MemoryModel(self._inputs, backend)
+        footprint = model.measure_footprint(self._rehearse, workload, settings.budget_bytes, settings.encoding_bytes)
+        self.items = plan_items(store, self.schedule.uses(), workload, backend.num_threads, settings.reached)
+        self.plan = make_run_plan(
+            self.schedule, self.items, workload.num_batches, footprint, settings.budget_bytes, settings.own_process
         )
         growth_bytes = self.plan.predicted_peak_bytes - self.plan.base_bytes
         self.direct = choose_direct(store, settings.reads, growth_bytes, available_bytes())
-        self._lock, self._started = threading.Lock(), time.perf_counter()
-        self._latencies: Deque[float] = deque(maxlen=65536)
-        self._num_inputs, self._num_cut, self._seconds, self._open = 0, 0, 0.0, False
+        self.trace, self.counts = _new_trace(settings), RunCounts()
+        self._lock = threading.Lock()
+        self._engine: Optional[Engine] = None
         self._peak = PeakMeter("hwm" if settings.own_process else "clear_refs")
 
     def open(self) -> Classifier:
-        """Take the memory of the plan and start to read. Raises BudgetError where the budget does not hold it.
+        """Allocate the memory of the plan and start to read. Raises BudgetError if the budget is too small for it.
 
-        In somebody's process it resets the kernel's peak (VmHWM), if that is allowed, to measure its own.
+        Unless the process is its own, it resets the kernel's peak of the process (VmHWM), if allowed, to measure its own.
         """
         self.plan.require_feasible(self.items)
         with self._lock:
-            if not self._open:
+            if not self._is_open:
                 self._peak.start()
-                self._loop.connect(*allocate(self.store, self.plan), direct=self.direct)
-                self._open = True
+                self.trace, self.counts = _new_trace(self.settings), RunCounts()
+                buffers, stage_of = allocate(self.store, self.plan), self.schedule.stage_of
+                feed = WeightFeed(self.store, buffers, stage_of, self.trace, direct=self.direct)
+                self._engine = Engine(self.schedule, self._inputs, self.backend, self._gate, feed)
         return self
 
     def __enter__(self) -> Classifier:
@@ -155,242 +135,114 @@ class Classifier:
         self.close()
 
     def close(self) -> None:
-        """Stop the reader, free the slots, remember what was verified."""
+        """Stop the reader, free the slots, remember which files were verified."""
         with self._lock:
-            if self._open:
+            if self._is_open:
                 self._peak.stop()
-            self._loop.close()
-            self._open = False
+            if self._engine is not None:
+                self._engine.feed.close()
+            self.backend.close()
             self.store.close()
 
     def predict(self, texts: Sequence[Any], *, more: bool = True) -> List[Result]:
-        """One result a text, in order; a text is a string or a pair of strings.
+        """Return one result for each input, in order. A text is a string or a pair of strings.
 
-        `more=False`: nothing will follow, so read nothing ahead.
+        `more=False`: no further inputs follow, so nothing is read ahead.
         """
         if isinstance(texts, str):
             raise ValueError("predict takes a list of texts, not one text: predict([text])")
-        if self.settings.is_bulk:
-            return self._predict_bulk(texts, more)
-        results: List[Result] = []
+        indices = range(len(texts))
         step = self.settings.num_rows
-        for start in range(0, len(texts), step):
-            began = time.perf_counter()
-            batch = self._encode(texts[start : start + step])
-            follows = more or start + step < len(texts)
-            results += self.predict_batch(batch, more=follows, began=began)
-        return results
-
-    def _encode(self, inputs: Sequence[Any]) -> Batch:
-        """Texts as tokens, or whatever else as the arrays by name that their encoder makes."""
-        found = self.encoder.encode(inputs)
-        return Arrays(found) if isinstance(found, dict) else Tokens(found.ids_BS, found.mask_BS, found.types_BS)
-
-    def _predict_bulk(self, texts: Sequence[Any], more: bool) -> List[Result]:
-        """The same by length, so that a sweep of the weights serves many texts and pads few tokens."""
-        has_length = self.encoder.max_length > 1  # an image has none, and is not decoded to see that
-        lengths = [self._encode([text]).shape[1] if has_length else 1 for text in texts]
-        found: List[Optional[Result]] = [None] * len(texts)
-        batches = list(self._bulk_batches(lengths))
+        batches = [list(indices[start : start + step]) for start in indices[::step]]
+        if self.settings.is_bulk:
+            batches = list(bulk_batches(list(self.encoder.lengths(texts)), self._workload, self.backend))
+        found: Dict[int, Result] = {}
         for start in range(0, len(batches), self.settings.num_batches):
             began, end = time.perf_counter(), start + self.settings.num_batches
-            sweep = [self._encode([texts[index] for index in indices]) for indices in batches[start:end]]
+            sweep = [self.encoder.encode([texts[index] for index in batch]) for batch in batches[start:end]]
             results = self.predict_batches(sweep, more=more or end < len(batches), began=began)
-            for index, result in zip(chain.from_iterable(batches[start:end]), results):
-                found[index] = result
-        return [result for result in found if result is not None]
-
-    def _bulk_batches(self, lengths: Sequence[int]) -> Iterator[List[int]]:
-        """Indices of texts, the longest first, in batches that the plan holds.
-
-        None has more tokens than the plan's either: its arrays would be larger than any that a backend has kept.
-        """
-        batch: List[int] = []
-        planned_tokens = self._workload.num_rows * self._workload.length
-        for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-            longest = lengths[batch[0]] if batch else lengths[index]
-            fits = self.backend.activation_bytes(len(batch) + 1, longest) <= self._planned_bytes
-            fits = fits and (len(batch) + 1) * longest <= planned_tokens
-            if batch and (not fits or len(batch) == MAX_BULK_ROWS):
-                yield batch
-                batch = []
-            batch.append(index)
-        if batch:
-            yield batch
-
-    def predict_tokens(
-        self,
-        ids_BS: np.ndarray,
-        mask_BS: np.ndarray,
-        types_BS: np.ndarray,
-        *,
-        more: bool = True,
-        began: Optional[float] = None,
-    ) -> List[Result]:
-        """The same for token ids: int64 [B, S], padded on the right; the mask is 1 where there is a token."""
-        return self.predict_batch(Tokens(ids_BS, mask_BS, types_BS), more=more, began=began)
-
-    def predict_batch(self, batch: Batch, *, more: bool = True, began: Optional[float] = None) -> List[Result]:
-        """The same for a batch that is encoded."""
-        return self.predict_batches([batch], more=more, began=began)
+            found.update(zip((index for batch in batches[start:end] for index in batch), results))
+        return [found[index] for index in indices]
 
     def predict_batches(
         self, batches: Sequence[Batch], *, more: bool = True, began: Optional[float] = None
     ) -> List[Result]:
-        """The same for several batches, which share a sweep of the weights; results batch after batch."""
-        if len(batches) > self._workload.num_batches:
-            raise UsageError(f"{len(batches)} batches", None, f"the plan was made for {self._workload.num_batches}")
-        for batch in batches:
-            if self.backend.activation_bytes(*batch.shape) > self._planned_bytes:
-                raise UsageError(
-                    f"batch of {batch.shape[0]} x {batch.shape[1]} tokens",
-                    None,
-                    f"the plan was made for {self._workload.num_rows} x {self._workload.length}",
-                )
+        """Return the results of several encoded batches that share one sweep over the weights, batch after batch."""
+        self._require_planned(batches)
         with self._lock:
-            if not self._open:
+            if self._engine is None or not self._is_open:
                 raise ValueError("the classifier is not open: use it in a `with` block, or call open()")
             began = time.perf_counter() if began is None else began
-            outcomes = self._loop.sweep(batches, more=more, began=began)
-            seconds = time.perf_counter() - began
-            self._latencies.append(seconds)
-            self._seconds += seconds
-            self._num_inputs += len(outcomes)
-            self._num_cut += sum(outcome.is_cut for outcome in outcomes)
-            self._peak.look()  # somebody else may reset the kernel's peak before we look again
-        return [self._result(outcome) for outcome in outcomes]
-
-    @property
-    def texts(self) -> Union[Encoder, Texts, None]:
-        """What the model asks of texts; None: it takes none."""
-        return self._loop.course.texts
+            outcomes = self._engine.sweep(batches, more=more, began=began)
+            self.counts.add(time.perf_counter() - began, outcomes)
+            self._peak.look()  # other code may reset the kernel's peak before the next call
+        return [result_of(outcome, self.store.program.problem, self._labels) for outcome in outcomes]
 
     @property
     def num_exits(self) -> int:
-        """The last one included."""
-        return len(self._loop.layers)
+        """Number of exits, the model's own head included."""
+        return self.schedule.num_exits
 
     @property
     def last_pass(self) -> int:
-        """Index of the batch, or sweep of batches, that was run last, as the trace has it."""
-        return self._loop.last_pass
+        """Index of the last sweep, as the trace numbers it; -1 before the first."""
+        return -1 if self._engine is None else self._engine.feed.pass_index - 1
 
     @property
     def gathering(self) -> Gathering:
-        """What it has learnt about taking rows out of a batch."""
-        return self._loop.gathering
+        """Learned costs of gathering rows."""
+        return self._gate.gathering
 
     @property
     def latencies(self) -> List[float]:
-        """Seconds of each batch so far, or sweep of batches, from text to results (the last 65,536)."""
-        return list(self._latencies)
-
-    @property
-    def last_seconds(self) -> float:
-        """Seconds of the batch, or sweep of batches, that was run last."""
-        return self._latencies[-1]
+        """Seconds of each sweep since `open`, from inputs to results (the last 65,536)."""
+        return list(self.counts.latencies)
 
     @property
     def costs(self) -> List[PassCost]:
-        """What each pass so far took to compute and to read."""
-        return list(self._loop.costs)
+        """Compute and read seconds of each sweep since `open` (the last 4,096)."""
+        return [] if self._engine is None else list(self._engine.costs)
+
+    @property
+    def bytes_read(self) -> Tuple[int, int]:
+        """Bytes read from the store since `open`, and how many of them no row was charged for."""
+        return (0, 0) if self._engine is None else (self._engine.feed.bytes_read, self._engine.feed.bytes_idle)
 
     @property
     def peak_rss_bytes(self) -> int:
-        """The peak resident set: since `open`, or of the whole process where it is there for this alone."""
+        """Peak resident memory in bytes: since `open`, or of the whole process if it serves only this classifier."""
         return self._peak.peak_bytes or read_memory().peak_bytes
 
     def describe_plan(self) -> Dict[str, Any]:
-        """The plan as one JSON object."""
-        plan, stages = self.plan, []
-        for stage in self._loop.stages():
-            items = [
-                item for item in self.items if item.shard in {shard for step in stage.steps for shard in step.shards}
-            ]
-            shards = [
-                {"shard": item.shard, "bytes": item.num_bytes, "resident": item.shard in plan.residents}
-                for item in items
-            ]
-            stages.append({"stage": stage.name, "bytes": sum(item.num_bytes for item in items), "shards": shards})
-        return {
-            "feasible": plan.feasible,
-            "budget_bytes": plan.budget_bytes,
-            "predicted_peak_bytes": plan.predicted_peak_bytes,
-            "smallest_budget_bytes": plan.smallest_budget_bytes,
-            "base_bytes": plan.base_bytes,
-            "activation_bytes": plan.activation_bytes,
-            "num_slots": plan.num_slots,
-            "slot_bytes": plan.slot_bytes,
-            "resident_bytes": plan.resident_bytes,
-            "reads": "direct" if self.direct else "buffered",
-            "stages": stages,
-        }
+        """Return the plan as one JSON object."""
+        return plan_json(self)
 
     def record(self, first_batch: int = 0) -> Dict[str, Any]:
-        """One JSON object about the run so far; the medians leave out the batches before `first_batch`."""
-        ring, plan, manifest = self._loop.ring, self.plan, self.store.contents
-        latencies, costs = self.latencies[first_batch:], self.costs[first_batch:]
-        memory = read_memory()
-        used_bytes, idle_bytes = (ring.bytes_used, ring.bytes_idle) if ring else (0, 0)
-        return {
-            "model": manifest.source.architecture,
-            "store_sha256": self.store.digest,
-            "backend": self.backend.name,
-            "threads": self.backend.num_threads,
-            "exit": str(self.policy),
-            "deadline_seconds": None if self._loop.guard is None else self._loop.guard.deadline_seconds,
-            "num_cut_by_deadline": self._num_cut,
-            "budget_bytes": plan.budget_bytes,
-            "predicted_peak_bytes": plan.predicted_peak_bytes,
-            "peak_rss_bytes": self.peak_rss_bytes,
-            "rss_anon_bytes": memory.anon_bytes,
-            "rss_file_bytes": memory.file_bytes,
-            "page_cache_bytes": self._page_cache_bytes(),
-            "num_slots": plan.num_slots,
-            "num_residents": len(plan.residents),
-            "resident_bytes": plan.resident_bytes,
-            "reads": "direct" if self.direct else "buffered",
-            "verify": self.store.policy,
-            "batch": self.settings.num_rows * self.settings.num_batches,
-            "is_bulk": self.settings.is_bulk,
-            "num_inputs": self._num_inputs,
-            "seconds_total": self._seconds,
-            "latency_seconds_median": median(latencies) if latencies else None,
-            "bytes_read_total": used_bytes + idle_bytes,
-            "bytes_read_idle": idle_bytes,
-            "bound_seconds": median([_bound(cost) for cost in costs]) if costs else None,
-        }
+        """Return one JSON object about the run since `open`; medians leave out batches before `first_batch`."""
+        return run_json(self, first_batch)
 
-    def _page_cache_bytes(self) -> Optional[int]:
-        """What the page cache holds of the shards: in no resident set, but in a memory cgroup's account."""
-        parts = [cached_bytes(self.store.path / shard.file) for shard in self.store.contents.shards.values()]
-        known = [part for part in parts if part is not None]
-        return sum(known) if len(known) == len(parts) else None
+    @property
+    def _is_open(self) -> bool:
+        return self._engine is not None and self._engine.feed.is_open
 
-    def _result(self, outcome: Outcome) -> Result:
-        problem, labels = self._loop.course.problem, self._loop.course.labels
-        assert outcome.logits_C is not None
-        logits_C = outcome.logits_C.astype(np.float64)
-        common = (outcome.exit_stage, outcome.exit_stage, outcome.bytes_read)
-        if problem == "regression":
-            return Result(None, float(logits_C[0]), *common)
-        if problem == "multi_label_classification":
-            scores_C = [_sigmoid(logit) for logit in logits_C]
-            best = int(np.argmax(scores_C))
-            return Result(
-                labels[best],
-                scores_C[best],
-                *common,
-                tuple(label for label, logit in zip(labels, logits_C) if logit >= 0),
-            )
-        exponents_C = np.exp(logits_C - logits_C.max())
-        best = int(logits_C.argmax())
-        return Result(labels[best], float(exponents_C[best] / exponents_C.sum()), *common)
+    def _rehearse(self, num_rows: int, length: int) -> None:
+        """Run what a pass of [B, S] tokens runs, without weights, so that code and heap are as a pass leaves them."""
+        blank = self._inputs.blank(num_rows, length)
+        if blank is not None:
+            self._inputs.read(blank)
+        self.backend.warm_up(num_rows, length)
+        self.encoder.encode(list(self.encoder.sample))
+
+    def _require_planned(self, batches: Sequence[Batch]) -> None:
+        """Raise UsageError for batches that take more memory than was planned."""
+        planned = self._workload
+        if len(batches) > planned.num_batches:
+            raise UsageError(f"{len(batches)} batches", None, f"the plan was made for {planned.num_batches}")
+        for batch in batches:
+            if self.backend.activation_bytes(batch.num_rows, batch.length) > self._planned_bytes:
+                what, most = f"{batch.num_rows} x {batch.length}", f"{planned.num_rows} x {planned.length}"
+                raise UsageError(f"batch of {what} tokens", None, f"the plan was made for {most}")
 
 
-def _sigmoid(logit: float) -> float:
-    return 1 / (1 + math.exp(-logit)) if logit >= 0 else math.exp(logit) / (1 + math.exp(logit))
-
-
-def _bound(cost: PassCost) -> float:
-    return bound_seconds([cost.compute_seconds], [cost.read_seconds], cost.fill_seconds)
+def _new_trace(settings: Settings) -> Trace:
+    return Trace(num_passes=max(1, TRACED_PASSES // settings.num_batches))

@@ -1,37 +1,39 @@
-"""The manifest of a store, `offramp.json`: what is where, in which order it is used, and what it must hash to.
+"""The manifest of a store, `offramp.json`: what the store computes, where its tensors lie, and the digest of each file.
 
-These are plain data, written here and read by `store.parsing`, which checks them once for the whole house. The page for
-other implementers is docs/store-format.md.
+The classes are plain data, written here as format 3 and read by `store.parsing`, which checks them for every caller.
+docs/store-format.md describes the format for other implementations.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
-from typing import Any, Dict, Optional, Tuple, Union
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from offramp.errors import StoreError
-from offramp.program.program import PROBLEMS as PROBLEMS
-from offramp.program.program import Program
+from offramp.program.program import Program, plain
+from offramp.store.repeats import compress
 from offramp.store.safetensors import num_bytes
 
 FILE_NAME = "offramp.json"
-FORMAT, MODULE_FORMAT = 1, 2
-"""Of an encoder, whose computation the house knows, and of any other module, which brings its own."""
+LABELS_FILE = "labels.json"
+FORMAT = 3
+ENCODER_FORMAT, MODULE_FORMAT = 1, 2
+"""Older formats, which are read and no longer written: a text encoder, and a module that was divided by a run."""
+FORMATS = (ENCODER_FORMAT, MODULE_FORMAT, FORMAT)
 MAX_MANIFEST_BYTES = 2 << 20
-"""A model of 400 layers fits; while it is parsed, a hostile manifest can take 25 times its size in memory."""
+"""Largest manifest that is read. Parsing a hostile manifest takes up to 25 times its size in memory."""
 MAX_GRAPH_BYTES = 1 << 20
-"""Weights are inputs of a graph, so nothing in it is large."""
+"""Largest graph that is read. Weights are inputs of a graph, so it holds no large tensors."""
 BLOCK_BYTES = 64 << 10
-"""Gathered tables are hashed in blocks of this size, so that a row can be checked without reading its table."""
-
-ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish", "tanh")
+"""Block size of the digests of gathered tables, so that one row can be verified without reading its table."""
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of a shard. `role` is what the computation calls it; `offset` counts from the first data byte."""
+    """One tensor of a shard. `role` is its name in the computation; `offset` counts from the first data byte."""
 
     name: str
     role: str
@@ -47,7 +49,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class File:
-    """A file of the store, and what it must hash to."""
+    """A file of the store with its size and digest."""
 
     file: str
     bytes: int
@@ -65,7 +67,7 @@ class Shard:
     data_start: int
     tensors: Tuple[Tensor, ...]
     blocks: Optional[File] = None
-    """Set when rows are gathered from the tables of this shard: the file of its block digests."""
+    """File of the block digests; set where rows are gathered from the tables of this shard."""
 
     @property
     def data_bytes(self) -> int:
@@ -74,31 +76,13 @@ class Shard:
 
     @property
     def num_blocks(self) -> int:
-        """Blocks of the whole file; the last may be short."""
+        """Number of blocks of the whole file; the last may be short."""
         return -(-self.bytes // BLOCK_BYTES)
 
 
 @dataclass(frozen=True)
-class Step:
-    """One computation of a stage: its kind, and the shards that it needs."""
-
-    kind: str
-    shards: Tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One layer, or what comes before and after the layers."""
-
-    name: str
-    role: str
-    """`embedding`, `layer` or `head`."""
-    steps: Tuple[Step, ...]
-
-
-@dataclass(frozen=True)
 class Source:
-    """Where the store came from. `widened_from` is the narrow dtype of the source, if there was one."""
+    """Origin of the store. `widened_from` is the narrow dtype of the source, if it was converted to F32."""
 
     fingerprint: str
     architecture: str
@@ -108,34 +92,8 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Encoder:
-    """What a post-norm transformer encoder computes with, in words common to BERT, DistilBERT and their kin."""
-
-    hidden_size: int
-    embedding_size: int
-    num_layers: int
-    num_heads: int
-    intermediate_size: int
-    activation: str
-    norm_epsilon: float
-    vocab_size: int
-    max_length: int
-    """Longest input in tokens."""
-    position_offset: int
-    """Row of the position table that the first token takes (RoBERTa: 2)."""
-    num_token_types: int
-    """0 where there are no token types (DistilBERT)."""
-    pad_token: int
-    head_activation: Optional[str]
-    """Between the two layers of the classification head; None: no head, and nothing to run."""
-    problem: Optional[str]
-    labels: Tuple[str, ...]
-    """`id2label` in order of id."""
-
-
-@dataclass(frozen=True)
 class Graph:
-    """An ONNX graph of one kind, with its weights as inputs."""
+    """ONNX graph of one kernel, with its weights as inputs."""
 
     file: str
     bytes: int
@@ -146,65 +104,104 @@ class Graph:
 
 @dataclass(frozen=True)
 class Exits:
-    """The exit heads: their weights, and what they are (form, exits, trained or not)."""
+    """The exit heads: their weights, and their description (form, exits, trained or not)."""
 
     heads: File
     description: File
 
 
 @dataclass(frozen=True)
-class Manifest:
-    """The whole. `shards` and `graphs` are keyed by name and kind; `files` are the companions (config, tokenizer)."""
+class ProvenInput:
+    """One input of an example: NumPy's or PyTorch's name of its dtype, and its shape."""
 
-    source: Source
-    encoder: Encoder
-    stages: Tuple[Stage, ...]
-    shards: Dict[str, Shard]
-    graphs: Dict[str, Graph]
-    files: Tuple[File, ...]
-    exits: Optional[Exits] = None
-    proof: Optional[Dict[str, Any]] = None
-
-    @property
-    def layers(self) -> Tuple[Stage, ...]:
-        """The stages after which an exit can stand."""
-        return tuple(stage for stage in self.stages if stage.role == "layer")
+    dtype: str
+    shape: Tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class ModuleManifest:
-    """The same of a module that was divided by a run of it. All its stages have the role `layer`."""
+class ProvenExample:
+    """One example that was run from the store under the smallest weight budget and compared with the whole module."""
+
+    inputs: Dict[str, ProvenInput]
+    inputs_sha256: str
+    equal: bool
+    """All outputs were equal bit for bit."""
+    unplanned_loads: int
+    """Loads per pass of weights that the module used outside their stage."""
+    disorders: int
+    """Times per pass that the module called its stages in another order."""
+    peak_weight_bytes: int
+    weight_budget_bytes: int
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Result of the check that a division by a run makes of itself."""
+
+    examples: Tuple[ProvenExample, ...] = ()
+    is_paged: bool = False
+    """Some weights are used outside their stages, so a strict stream refuses the store."""
+    unsaved_buffers_sha256: Optional[str] = None
+    """Digest of the buffers that no checkpoint holds: a module built anew from its class must have the same."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything that `offramp.json` says. `shards` are keyed by name and `graphs` by kernel."""
 
     source: Source
     program: Program
-    stages: Tuple[Stage, ...]
     shards: Dict[str, Shard]
     graphs: Dict[str, Graph]
     files: Tuple[File, ...]
+    """Companions: config, tokenizer, captured graphs."""
     exits: Optional[Exits] = None
-    proof: Optional[Dict[str, Any]] = None
+    proof: Optional[Proof] = None
+    labels: Optional[File] = None
+    """File of the labels in the order of their ids; None where the output has no labels."""
+    inline_labels: Tuple[str, ...] = ()
+    """Labels of formats 1 and 2, whose manifests contain them."""
+
+    def tensors(self) -> Dict[str, Tuple[Shard, Tensor]]:
+        """Return every tensor of the store with its shard, by name."""
+        return self._tensors
+
+    @cached_property
+    def _tensors(self) -> Dict[str, Tuple[Shard, Tensor]]:
+        return {tensor.name: (shard, tensor) for shard in self.shards.values() for tensor in shard.tensors}
 
 
-def dumps(manifest: Union[Manifest, ModuleManifest]) -> bytes:
-    """The manifest as bytes; equal manifests give equal bytes. Raises StoreError where it is longer than is read."""
-    version = FORMAT if isinstance(manifest, Manifest) else MODULE_FORMAT
-    tree = {"format": version, **asdict(manifest)}
+def dumps(manifest: Manifest) -> bytes:
+    """Return the manifest as bytes of format 3; equal manifests give equal bytes.
+
+    Raises ValueError for labels that are not in a file, StoreError for a manifest that is longer than is read.
+    """
+    if manifest.inline_labels:
+        raise ValueError("format 3 keeps labels in a file: write labels_bytes() and set Manifest.labels")
+    tree = {"format": FORMAT, **plain(manifest)}
+    del tree["inline_labels"]
+    tree["program"] = compress(tree["program"])
     tree["shards"] = list(tree["shards"].values())
     data = seal(tree)
     if len(data) > MAX_MANIFEST_BYTES:
         what = f"manifest of {len(data)} bytes, at most {MAX_MANIFEST_BYTES} are read"
-        raise StoreError(what, FILE_NAME, "the model has too many tensors or labels for this version")
+        raise StoreError(what, FILE_NAME, "the model has too many tensors or stages for this version")
     return data
 
 
+def labels_bytes(labels: Sequence[str]) -> bytes:
+    """Return the content of `labels.json`: a JSON list of strings in the order of their ids."""
+    return json.dumps(list(labels), indent=0).encode() + b"\n"
+
+
 def seal(tree: Dict[str, Any]) -> bytes:
-    """A tree as the bytes of a manifest: JSON whose last key is the sha256 of all bytes before that key."""
+    """Return a tree as the bytes of a manifest: JSON whose last key is the sha256 of all bytes before that key."""
     body = json.dumps(tree, indent=1, ensure_ascii=True, allow_nan=False).encode()[: -len("\n}")] + b",\n "
     return body + _last_line(body)
 
 
 def is_sealed(data: bytes) -> bool:
-    """Whether `data` ends as `seal` ends it."""
+    """Return whether `data` ends as `seal` ends it."""
     body = data[: -len(_last_line(b""))]
     return data == body + _last_line(body)
 
@@ -213,20 +210,24 @@ def _last_line(body: bytes) -> bytes:
     return b'"sha256": "' + hashlib.sha256(body).hexdigest().encode() + b'"\n}\n'
 
 
-def all_files(manifest: Union[Manifest, ModuleManifest]) -> Tuple[File, ...]:
-    """Every file that the manifest speaks of, in a fixed order."""
+def all_files(manifest: Manifest) -> Tuple[File, ...]:
+    """Return every file that the manifest names, in a fixed order."""
     exits = manifest.exits
-    found = [File(shard.file, shard.bytes, shard.sha256) for shard in manifest.shards.values()]
+    found: List[File] = [File(shard.file, shard.bytes, shard.sha256) for shard in manifest.shards.values()]
     found += [shard.blocks for shard in manifest.shards.values() if shard.blocks is not None]
     found += [File(graph.file, graph.bytes, graph.sha256) for graph in manifest.graphs.values()]
-    found += list(manifest.files)
-    return tuple(found + ([exits.heads, exits.description] if exits is not None else []))
+    found += list(manifest.files) + ([] if manifest.labels is None else [manifest.labels])
+    return tuple(found + ([] if exits is None else [exits.heads, exits.description]))
 
 
-def require_head(manifest: Union[Manifest, ModuleManifest], where: object) -> None:
+def captured_file(kernel: str) -> str:
+    """Return the name of the file with a captured kernel's graph for PyTorch: operations as JSON."""
+    return f"graphs/{kernel}.json"
+
+
+def require_head(manifest: Manifest, where: object) -> None:
     """Raise StoreError unless the model ends in a classification head."""
-    problem = manifest.encoder.problem if isinstance(manifest, Manifest) else manifest.program.problem
-    if problem is None:
+    if manifest.program.problem is None:
         raise StoreError(
             f"{manifest.source.architecture} has no classification head",
             where,

@@ -9,22 +9,24 @@ import hashlib
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor, wait
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Tuple, Union
 
 import numpy as np
 
 from offramp.errors import DamagedError, StoreError
+from offramp.program.dtypes import DTYPES
+from offramp.program.program import Program
 from offramp.store import manifest as m
 from offramp.store.files import open_regular, read_small, require_size, sha256_of, unreadable_is_ours
 from offramp.store.memory import VerifiedMemory, identity_of
-from offramp.store.parsing import loads
-from offramp.store.safetensors import ITEM_BYTES, PAGE_BYTES, parse_header
+from offramp.store.parsing import loads, parse_labels
+from offramp.store.safetensors import PAGE_BYTES, parse_header
 
 READ_CHUNK_BYTES = 2 << 20
 """A cancelled read stops at the next multiple of this."""
 VERIFY = ("always", "first", "never")
-_DTYPES = {"F32": np.float32, "F16": np.float16, "F64": np.float64, "I64": np.int64, "I32": np.int32, "U8": np.uint8}
 _REMEDY = "divide the model again"
 
 
@@ -40,7 +42,7 @@ class Store:
             raise ValueError(f"verify must be one of {VERIFY}, not {verify!r}")
         self.path, self.policy = Path(path), verify
         data = read_manifest_bytes(self.path)
-        self.contents = loads(data, self.path / m.FILE_NAME)
+        self.manifest = loads(data, self.path / m.FILE_NAME)
         self.digest = hashlib.sha256(data).hexdigest()
         self._verified = VerifiedMemory(self.path, data)
         self._fds: Dict[Tuple[str, bool], int] = {}
@@ -56,20 +58,17 @@ class Store:
         self.close()
 
     @property
-    def manifest(self) -> m.Manifest:
-        """The manifest of an encoder. Raises StoreError for the store of any other module."""
-        if isinstance(self.contents, m.ModuleManifest):
-            what = f"this is the store of a {self.contents.source.architecture}, which is no encoder of texts"
-            raise StoreError(what, self.path, "run it with offramp.stream")
-        return self.contents
+    def program(self) -> Program:
+        """The computation of the store."""
+        return self.manifest.program
 
-    @property
-    def module(self) -> m.ModuleManifest:
-        """The manifest of a module that was divided by a run of it. Raises StoreError for an encoder's."""
-        if isinstance(self.contents, m.Manifest):
-            what = f"this is the store of a {self.contents.source.architecture} that was divided by its names"
-            raise StoreError(what, self.path, "run it with offramp.load, or divide with --method eager")
-        return self.contents
+    @cached_property
+    def labels(self) -> Tuple[str, ...]:
+        """Labels in the order of their ids, verified. Raises DamagedError."""
+        file, output = self.manifest.labels, self.program.output
+        if file is None or output is None:
+            return self.manifest.inline_labels
+        return parse_labels(self.read_file(file), output.num_labels, self.path / file.file)
 
     def close(self) -> None:
         """Close all files, and remember what was verified."""
@@ -106,7 +105,7 @@ class Store:
         they do of direct reads. Returns (bytes read, complete); `cancelled` is asked between chunks. Raises
         DamagedError where the file is short or its digest differs.
         """
-        shard = self.contents.shards[name]
+        shard = self.manifest.shards[name]
         needed = -(-shard.bytes // PAGE_BYTES) * PAGE_BYTES if direct else shard.bytes
         if len(buffer) < needed:
             raise ValueError(f"shard {name} takes {needed} bytes, the buffer has {len(buffer)}")
@@ -172,7 +171,7 @@ class Store:
 
     def read_tensor(self, name: str, tensor: m.Tensor) -> bytearray:
         """The bytes of one tensor of shard `name`; the whole file is checked first, as for `read_shard`."""
-        shard = self.contents.shards[name]
+        shard = self.manifest.shards[name]
         fd = self._fd(name)
         identity = identity_of(fd)
         if self.policy == "always" or (self.policy == "first" and not self._verified.knows(name, identity)):
@@ -196,7 +195,7 @@ class Store:
 
         Only the blocks that hold these rows are read and checked.
         """
-        shard = self.contents.shards[shard_name]
+        shard = self.manifest.shards[shard_name]
         tensor = next(tensor for tensor in shard.tensors if tensor.role == role)
         height, width = tensor.shape
         unique_U, inverse_N = np.unique(rows_N, return_inverse=True)
@@ -220,7 +219,7 @@ class Store:
     def _fd(self, name: str, direct: bool = False) -> int:
         with self._opening:
             if (name, direct) not in self._fds:
-                self._fds[name, direct] = self._open(self.contents.shards[name], direct)
+                self._fds[name, direct] = self._open(self.manifest.shards[name], direct)
             return self._fds[name, direct]
 
     def _open(self, shard: m.Shard, direct: bool) -> int:
@@ -318,17 +317,17 @@ def tensor_view(tensor: m.Tensor, buffer: np.ndarray, data_start: int = 0) -> np
     return raw.view(_array_dtype(tensor)).reshape(tensor.shape)
 
 
-def _row_dtype(tensor: m.Tensor) -> type:
-    """Of gathered rows: what NumPy has no name for comes as whole numbers of the same size."""
-    return (
-        _DTYPES.get(tensor.dtype) or {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}[ITEM_BYTES[tensor.dtype]]
-    )
+def _row_dtype(tensor: m.Tensor) -> Any:
+    """Return the dtype of gathered rows: where NumPy has none, unsigned integers of the same size."""
+    dtype = DTYPES[tensor.dtype]
+    return np.dtype(dtype.numpy or f"u{dtype.item_bytes}")
 
 
-def _array_dtype(tensor: m.Tensor) -> type:
-    if tensor.dtype not in _DTYPES:
-        raise StoreError(f"tensor {tensor.name!r} is {tensor.dtype}, arrays can be {sorted(_DTYPES)}", None, _REMEDY)
-    return _DTYPES[tensor.dtype]
+def _array_dtype(tensor: m.Tensor) -> Any:
+    dtype = DTYPES[tensor.dtype].numpy
+    if dtype is None:
+        raise StoreError(f"tensor {tensor.name!r} is {tensor.dtype}, for which NumPy has no dtype", None, _REMEDY)
+    return np.dtype(dtype)
 
 
 def _aligned_copy(raw: np.ndarray) -> np.ndarray:

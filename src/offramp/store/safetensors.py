@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from typing import Any, Dict, Iterable, Tuple
 
 from offramp.errors import DamagedError
+from offramp.program.dtypes import DTYPES
 
 MAX_HEADER_BYTES = 100_000_000
 MAX_RANK = 64
 PAGE_BYTES = 4096
-ITEM_BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2}
-ITEM_BYTES.update({"I32": 4, "U32": 4, "F32": 4, "F64": 8, "I64": 8, "U64": 8, "C64": 8})
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def header_bytes(tensors: Iterable[Tuple[str, str, Tuple[int, ...], int]]) -> by
 
 def num_bytes(dtype: str, shape: Tuple[int, ...]) -> int:
     """Size of a tensor's data."""
-    size = ITEM_BYTES[dtype]
+    size = DTYPES[dtype].item_bytes
     for extent in shape:
         size *= extent
     return size
@@ -148,7 +147,7 @@ def _entry(name: str, fields: object, where: object) -> Entry:
     if not isinstance(fields, dict) or set(fields) != {"dtype", "shape", "data_offsets"}:
         raise _damaged(f"tensor {name!r} must have dtype, shape and data_offsets", where)
     dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise _damaged(f"tensor {name!r} has unknown dtype {dtype!r}", where)
     if not isinstance(shape, list) or len(shape) > MAX_RANK or not all(map(_natural, shape)):
         raise _damaged(f"tensor {name!r} has a bad shape", where)

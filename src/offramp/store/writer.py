@@ -12,8 +12,9 @@ import hashlib
 import os
 import shutil
 from pathlib import Path
-from typing import Any, Callable, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Iterable, Iterator, List, Optional, Sequence, Tuple
 
+from offramp import __version__
 from offramp.errors import DiskFullError, StageError, StoreError, UsageError
 from offramp.store import manifest as m
 from offramp.store.files import (
@@ -34,6 +35,11 @@ _STATE = ".building"
 """Marks a partial folder as ours, and holds the fingerprint."""
 _RETIRED = ".retired"
 """Marks a replaced store, which may be deleted."""
+
+
+def identity(fingerprint: str) -> str:
+    """Return what a store is made from and by which version: an interrupted build with the same identity is resumed."""
+    return f"{fingerprint} offramp {__version__} format {m.FORMAT}"
 
 
 class StoreWriter:
@@ -119,7 +125,20 @@ class StoreWriter:
         with open(source, "rb") as stream:
             return write_atomic(self.partial / name, iter(lambda: stream.read(1 << 20), b""))
 
-    def finish(self, manifest: Union[m.Manifest, m.ModuleManifest]) -> Path:
+    def add_labels(self, labels: Sequence[str]) -> Optional[m.File]:
+        """Write the labels in the order of their ids. Returns None where there are none."""
+        return self.add_file(m.LABELS_FILE, m.labels_bytes(labels)) if labels else None
+
+    def add_exits(self, heads: Path, description: Path) -> m.Exits:
+        """Copy the exit heads and their description."""
+        return m.Exits(self.add_copy(heads.name, heads), self.add_copy(description.name, description))
+
+    def add_graph(self, kernel: str, data: bytes, opset: int, ir: int) -> m.Graph:
+        """Write the ONNX graph of a kernel."""
+        file = self.add_file(f"graphs/{kernel}.onnx", data)
+        return m.Graph(file.file, file.bytes, file.sha256, opset, ir)
+
+    def finish(self, manifest: m.Manifest) -> Path:
         """Write the manifest, then give the folder its final name."""
         with disk_full_is_ours(self.target):
             self._drop_strangers(manifest)
@@ -194,7 +213,7 @@ class StoreWriter:
             os.close(fd)
         return m.File(path.name, size, found) if found == expected.hexdigest() else None
 
-    def _drop_strangers(self, manifest: Union[m.Manifest, m.ModuleManifest]) -> None:
+    def _drop_strangers(self, manifest: m.Manifest) -> None:
         """What an earlier attempt left and this one does not want."""
         wanted = {file.file for file in m.all_files(manifest)} | {_STATE}
         wanted |= {str(Path(name).parent) for name in wanted}

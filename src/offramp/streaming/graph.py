@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from offramp.program.program import Call, Flow, Value
+from offramp.program.program import Call, Part, Value
 
 LOOK_UP = "aten.embedding.default"
 """The operation that reads nothing but rows of a weight."""
@@ -97,19 +97,21 @@ class Run:
         """The weights that operations `start` to before `end` touch, in order of first use."""
         return dict.fromkeys(name for op in self.ops[start:end] for name in op.weights)
 
-    def flow(self, place: Place, news_from: int) -> Flow:
-        """What flows over a cut. What was made before operation `news_from` and is still read is no news, nor is what
-        the run only hands out in the end, like a cache of keys and values.
+    def part(self, place: Place, old_before: int) -> Part:
+        """Return the part that begins at a place, without shards.
+
+        Its flows leave out values that the run only returns, such as a cache of keys and values. It has a hidden state
+        if the first argument of the call is the only flow that was made at operation `old_before` or later.
         """
         if place.call is None:
-            return Flow(None, (), None)
+            return Part((), None, (), None)
         alive, made = self.live.at(place.op), self.live.made
         now = dict(place.arguments)
         values = tuple(now.get(value, self.live.values[value][0]) for value in alive)
         first = place.arguments[0][0] if place.arguments else None
         others = (value for value in self.live.read_at(place.op) if value != first)
-        alone = first in alive and all(made[value] < news_from for value in others)
-        return Flow(place.call, values, alive.index(first) if first is not None and alone else None)
+        alone = first in alive and all(made[value] < old_before for value in others)
+        return Part((), place.call, values, alive.index(first) if first is not None and alone else None)
 
 
 class Liveness:

@@ -16,18 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from offramp.program import dtypes
 from offramp.runtime.slots import Slot
 from offramp.store import Shard
 from offramp.store import Tensor as Entry
 from offramp.streaming.placeholders import Fetch, Placeholder, SlicedPlaceholder, Substitute, Weight
 
-DTYPES = {
-    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "U16": torch.uint16,
-    "F16": torch.float16, "BF16": torch.bfloat16, "I32": torch.int32, "U32": torch.uint32, "F32": torch.float32,
-    "I64": torch.int64, "U64": torch.uint64, "F64": torch.float64, "C64": torch.complex64,
-    "F8_E5M2": torch.float8_e5m2, "F8_E4M3": torch.float8_e4m3fn,
-}  # fmt: skip
-"""safetensors -> torch."""
+DTYPES = {dtype.name: getattr(torch, dtype.torch) for dtype in dtypes.DTYPES.values()}
+"""Name in safetensors -> dtype of torch."""
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 ALIGNMENT_BYTES = 64
 

@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import islice, pairwise
 
-from offramp.program.program import Call, Flow
+from offramp.program.program import Call, Part
 from offramp.streaming.graph import LOOK_UP, Place, Run, Span, Trace
 
 BY_ROW = frozenset({LOOK_UP, *(f"aten.{name}.default" for name in ("t", "linear", "mm", "addmm", "addmv"))})
@@ -42,7 +42,7 @@ class Sizes:
 class PlannedStage:
     """One stage: `uses` in order of first use, and tables of which only rows are looked up."""
 
-    flow: Flow
+    part: Part
     uses: tuple[str, ...]
     tables: tuple[str, ...]
 
@@ -96,7 +96,7 @@ def plan_stages(
     first_end = blocks[0].end if blocks else bounds[1]  # what was made by then, like a mask, is no news later
     stages = [
         PlannedStage(
-            run.flow(place, first_end if place.op >= first_end else bounds[1]),
+            run.part(place, first_end if place.op >= first_end else bounds[1]),
             tuple(name for name in names if name not in tables),
             tuple(name for name in names if name in tables),
         )
@@ -104,7 +104,7 @@ def plan_stages(
     ]
     exits = [index for index, place in enumerate(cuts) if place.op in (asked or begins)]
     exits = exits if asked or not exits else exits[1:]
-    has_hidden = [index for index, stage in enumerate(stages) if stage.flow.hidden is not None]
+    has_hidden = [index for index, stage in enumerate(stages) if stage.part.hidden is not None]
     by_row = {name for op in run.ops if op.name in BY_ROW for name in op.weights}
     sliced = by_row - {name for op in run.ops if op.name not in BY_ROW for name in op.weights}
     return StagePlan(tuple(stages), adopted, unused, tuple(sorted(sliced)), limit,
@@ -153,9 +153,9 @@ def _is_chain(run: Run, spans: Sequence[Span], places: Mapping[int, Place]) -> b
     if len(spans) < 2 or any(span.start not in places for span in spans):
         return False
     inside = {value for span in spans[1:] for op in run.ops[span.start : span.end] for value in op.reads}
-    flows = [run.flow(places[span.start], spans[0].end) for span in spans[1:]]
+    parts = [run.part(places[span.start], spans[0].end) for span in spans[1:]]
     alive = {value for span in spans[1:] for value in run.live.read_at(span.start)}
-    return all(flow.hidden is not None for flow in flows) and alive <= inside
+    return all(part.hidden is not None for part in parts) and alive <= inside
 
 
 def _is_composed(run: Run, index: int) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from offramp.program.program import Texts
-from offramp.store import Encoder
+from offramp.program.encoder import Encoder
 from offramp.tasks.text import Text, TextEncoder
 
 

@@ -1,7 +1,6 @@
-"""Reading a `config.json` into an `Encoder`: keys, defaults and checks as transformers has them.
+"""Reads a `config.json` into an `Encoder`, with the keys, defaults and checks of transformers.
 
-What transformers would compute differently from what offramp computes is refused here by key and value, never guessed.
-It knows no tensor names.
+A value for which transformers computes something that offramp does not is refused by key and value, never guessed.
 """
 
 from __future__ import annotations
@@ -11,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from offramp.errors import SourceError
-from offramp.store.manifest import ACTIVATIONS, PROBLEMS, Encoder
+from offramp.program.encoder import ACTIVATIONS, Encoder
+from offramp.program.program import PROBLEMS
 
 MAX_LAYERS = 4096
 MAX_LABELS = 1 << 20
@@ -27,7 +27,7 @@ class Key:
     alias: str = ""
 
     def find(self, config: Mapping[str, Any]) -> Any:
-        """The value. Raises SourceError if the two names contradict each other."""
+        """Return the value. Raises SourceError if the two names have different values."""
         value = config.get(self.name, config.get(self.alias, self.default))
         if self.alias in config and config[self.alias] != value:
             raise bad_value(self.name, value, f"but {self.alias} is {shown(config[self.alias])}")
@@ -36,7 +36,7 @@ class Key:
 
 @dataclass(frozen=True)
 class Keys:
-    """Where a family keeps what an Encoder needs; None where the family has no such thing."""
+    """Keys of the values that an Encoder needs; None where a family has no such value."""
 
     hidden_size: Key
     num_layers: Key
@@ -55,18 +55,18 @@ class Keys:
 
 
 def shown(value: object) -> str:
-    """A value that a stranger chose, safe for one line of a terminal."""
+    """Return an untrusted value as text that is safe for one line of a terminal."""
     text = value if isinstance(value, str) and value.isprintable() else repr(value)
     return text if len(text) <= 100 else text[:100] + "..."
 
 
 def bad_value(key: str, value: object, expected: str) -> SourceError:
-    """The error for a value that cannot be."""
+    """Return the error for a value that is not allowed."""
     return SourceError(f"{key} is {shown(value)}: {expected}", "config.json", "divide a model of a supported form")
 
 
 def read_encoder(config: Mapping[str, Any], keys: Keys, head_activation: str | None) -> Encoder:
-    """The Encoder that `config` describes, with its labels and problem if it has a head (`head_activation` not None).
+    """Return the Encoder that `config` describes, with labels and problem if it has a head (`head_activation` not None).
 
     Raises SourceError naming key and value.
     """

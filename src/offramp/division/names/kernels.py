@@ -1,9 +1,8 @@
-"""ONNX graphs of an encoder, one a kind, with the weights as graph *inputs*: one small session serves every layer,
-fed from slots.
+"""ONNX graphs of encoder kernels, with the weights as graph *inputs*: one small session serves every layer.
 
-Opset 13 and IR 7, so that ONNX Runtime 1.10 runs them: GELU and layer normalisation are spelt out, in the patterns
-that ONNX Runtime fuses again. `Gemm` with `transB=1` takes the layout of `nn.Linear` as it lies in the checkpoint. No
-initialiser is larger than a few numbers, nothing is external.
+Opset 13 and IR 7 run on ONNX Runtime 1.10. GELU and layer normalisation are written as elementary operations, in the
+patterns that ONNX Runtime fuses again. `Gemm` with `transB=1` takes the layout of `nn.Linear` as it lies in the
+checkpoint. No initialiser is larger than a few numbers, nothing is external.
 
 Shapes: T tokens of the padded batch (B rows of S), H hidden, I intermediate, E embedding width, C labels.
 """
@@ -11,49 +10,51 @@ Shapes: T tokens of the padded batch (B rows of S), H hidden, I intermediate, E 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from offramp.store.exits import FORMS
-from offramp.store.manifest import Encoder
+from offramp.program.heads import HeadForm
+from offramp.program.program import EXIT_KERNEL, Program
 
 OPSET, IR = 13, 7
+Sizes = Mapping[str, Any]
+"""Attributes of a kernel."""
 
 
-def build_graphs(encoder: Encoder, exit_form: str | None) -> dict[str, bytes]:
-    """kind -> serialised graph, for every kind that a store of this encoder needs."""
+def build_graphs(program: Program, form: HeadForm | None) -> dict[str, bytes]:
+    """Return kernel -> serialised graph, for every kernel that needs one.
+
+    Args:
+        form: that of the exit heads; None without exits.
+
+    Raises KeyError for a program with kernels of other templates.
+    """
+    kernels = program.kernels
     graphs = {
-        "embedding": embedding(encoder),
-        "attention": attention(encoder),
-        "up": up(encoder),
-        "down": down(encoder),
+        name: BUILDERS[kernel.template](kernel.attributes) for name, kernel in kernels.items() if name not in _NO_GRAPH
     }
-    if encoder.head_activation is not None:
-        graphs["head"] = head(encoder)
-    if exit_form is not None:
-        graphs["exit"] = EXIT_FORMS[exit_form](encoder)
-    return graphs
+    return graphs if form is None else {**graphs, EXIT_KERNEL: exit_head(kernels[EXIT_KERNEL].attributes, form)}
 
 
-def embedding(encoder: Encoder) -> bytes:
+def embedding(sizes: Sizes) -> bytes:
     """Gathered rows [T, E] -> hidden [T, H]: their sum, normalised, projected where the embedding is narrower."""
     g = _Graph("embedding")
-    width = encoder.embedding_size
+    width = sizes["embedding_size"]
     total = g.op("Add", g.input("word", "T", width), g.input("position", "T", width))
-    if encoder.num_token_types:
+    if sizes["num_token_types"]:
         total = g.op("Add", total, g.input("type", "T", width))
-    hidden = _norm(g, total, encoder, width)
-    if width != encoder.hidden_size:
-        hidden = _linear(g, hidden, "project", encoder.hidden_size, width)
-    return g.finish(hidden, "T", encoder.hidden_size)
+    hidden = _norm(g, total, sizes, width)
+    if width != sizes["hidden_size"]:
+        hidden = _linear(g, hidden, "project", sizes["hidden_size"], width)
+    return g.finish(hidden, "T", sizes["hidden_size"])
 
 
-def attention(encoder: Encoder) -> bytes:
+def attention(sizes: Sizes) -> bytes:
     """hidden [T, H], mask [B, 1, 1, S] (added to the scores), shape [4] = (B, S, heads, H / heads) -> hidden [T, H]."""
     g = _Graph("attention")
-    size = encoder.hidden_size
+    size = sizes["hidden_size"]
     x = g.input("hidden", "T", size)
     mask = g.input("mask", "B", 1, 1, "S")
     shape = g.input("shape", 4, dtype=np.int64)
@@ -62,80 +63,77 @@ def attention(encoder: Encoder) -> bytes:
         return g.op("Transpose", g.op("Reshape", _linear(g, x, role, size, size), shape), perm=order)
 
     query, key, value = heads("q", [0, 2, 1, 3]), heads("k", [0, 2, 3, 1]), heads("v", [0, 2, 1, 3])
-    scale = g.constant(1 / math.sqrt(size // encoder.num_heads))
+    scale = g.constant(1 / math.sqrt(size // sizes["num_heads"]))
     scores = g.op("Add", g.op("Mul", g.op("MatMul", query, key), scale), mask)
     context = g.op("MatMul", g.op("Softmax", scores, axis=-1), value)
     flat = g.op("Reshape", g.op("Transpose", context, perm=[0, 2, 1, 3]), g.constant([-1, size], np.int64))
     total = g.op("Add", _linear(g, flat, "o", size, size), x)
-    return g.finish(_norm(g, total, encoder, size), "T", size)
+    return g.finish(_norm(g, total, sizes, size), "T", size)
 
 
-def up(encoder: Encoder) -> bytes:
+def up(sizes: Sizes) -> bytes:
     """hidden [T, H] -> inner [T, I]."""
     g = _Graph("up")
-    inner = _linear(
-        g, g.input("hidden", "T", encoder.hidden_size), "up", encoder.intermediate_size, encoder.hidden_size
-    )
-    return g.finish(_ACTIVATIONS[encoder.activation](g, inner), "T", encoder.intermediate_size)
+    hidden, inner = sizes["hidden_size"], sizes["intermediate_size"]
+    result = _linear(g, g.input("hidden", "T", hidden), "up", inner, hidden)
+    return g.finish(_ACTIVATIONS[sizes["activation"]](g, result), "T", inner)
 
 
-def down(encoder: Encoder) -> bytes:
+def down(sizes: Sizes) -> bytes:
     """inner [T, I] and hidden [T, H] -> hidden [T, H]."""
     g = _Graph("down")
-    inner = g.input("inner", "T", encoder.intermediate_size)
-    residual = g.input("hidden", "T", encoder.hidden_size)
-    total = g.op("Add", _linear(g, inner, "down", encoder.hidden_size, encoder.intermediate_size), residual)
-    return g.finish(_norm(g, total, encoder, encoder.hidden_size), "T", encoder.hidden_size)
+    hidden, width = sizes["hidden_size"], sizes["intermediate_size"]
+    inner = g.input("inner", "T", width)
+    residual = g.input("hidden", "T", hidden)
+    total = g.op("Add", _linear(g, inner, "down", hidden, width), residual)
+    return g.finish(_norm(g, total, sizes, hidden), "T", hidden)
 
 
-def head(encoder: Encoder) -> bytes:
+def head(sizes: Sizes) -> bytes:
     """First token of each row [B, H] -> logits [B, C]."""
-    return _two_layers("head", encoder, "")
+    return _two_layers("head", sizes, "")
 
 
-def exit_mean_linear(encoder: Encoder) -> bytes:
-    """hidden [B, S, H] and keep [B, S, 1] (1 = token) -> logits [B, C]: the mean over tokens, then one linear layer."""
+def exit_head(sizes: Sizes, form: HeadForm) -> bytes:
+    """Value after a layer -> logits [B, C].
+
+    The mean is taken over hidden [B, S, H] and keep [B, S, 1] (1 = token); other forms take the first token [B, H].
+    """
+    if form.depth == 2:
+        return _two_layers("exit", sizes, "exit.")
     g = _Graph("exit")
-    size = encoder.hidden_size
-    keep = g.input("keep", "B", "S", 1)
-    axis = g.constant([1], np.int64)
-    total = g.op("ReduceSum", g.op("Mul", g.input("hidden", "B", "S", size), keep), axis, keepdims=0)
-    mean = g.op("Div", total, g.op("ReduceSum", keep, axis, keepdims=0))
-    return g.finish(_linear(g, mean, "exit", len(encoder.labels), size), "B", len(encoder.labels))
+    size, num_labels = sizes["hidden_size"], sizes["num_labels"]
+    if form.pool == "first":
+        pooled = g.input("first", "B", size)
+    else:
+        keep = g.input("keep", "B", "S", 1)
+        axis = g.constant([1], np.int64)
+        total = g.op("ReduceSum", g.op("Mul", g.input("hidden", "B", "S", size), keep), axis, keepdims=0)
+        pooled = g.op("Div", total, g.op("ReduceSum", keep, axis, keepdims=0))
+    return g.finish(_linear(g, pooled, "exit", num_labels, size), "B", num_labels)
 
 
-def exit_cls_linear(encoder: Encoder) -> bytes:
-    """First token of each row [B, H] -> logits [B, C]: one linear layer."""
-    g = _Graph("exit")
-    first = g.input("first", "B", encoder.hidden_size)
-    return g.finish(_linear(g, first, "exit", len(encoder.labels), encoder.hidden_size), "B", len(encoder.labels))
-
-
-def exit_own(encoder: Encoder) -> bytes:
-    """First token of each row [B, H] -> logits [B, C]: two layers, as the model's own head."""
-    return _two_layers("exit", encoder, "exit.")
-
-
-EXIT_FORMS: dict[str, Callable[[Encoder], bytes]] = {
-    "mean-linear": exit_mean_linear,
-    "cls-linear": exit_cls_linear,
-    "own": exit_own,
-    "own-shared": exit_own,
-}
-assert tuple(EXIT_FORMS) == FORMS
-
-
-def _two_layers(name: str, encoder: Encoder, prefix: str) -> bytes:
+def _two_layers(name: str, sizes: Sizes, prefix: str) -> bytes:
     g = _Graph(name)
-    assert encoder.head_activation is not None
-    size = encoder.hidden_size
+    size, num_labels = sizes["hidden_size"], sizes["num_labels"]
     dense = _linear(g, g.input("first", "B", size), prefix + "dense", size, size)
-    logits = _linear(g, _ACTIVATIONS[encoder.head_activation](g, dense), prefix + "out", len(encoder.labels), size)
-    return g.finish(logits, "B", len(encoder.labels))
+    logits = _linear(g, _ACTIVATIONS[sizes["activation"]](g, dense), prefix + "out", num_labels, size)
+    return g.finish(logits, "B", num_labels)
+
+
+BUILDERS: dict[str, Callable[[Sizes], bytes]] = {
+    "embedding": embedding,
+    "attention": attention,
+    "up": up,
+    "down": down,
+    "head": head,
+}
+"""Builder of each template; exit heads also depend on their form."""
+_NO_GRAPH = ("mask", EXIT_KERNEL)
 
 
 class _Graph:
-    """A graph under construction; names are made up, inputs keep theirs."""
+    """A graph under construction. Nodes and constants are numbered, inputs keep their names."""
 
     def __init__(self, name: str) -> None:
         self.name, self.nodes, self.inputs, self.constants = name, [], [], []
@@ -179,10 +177,10 @@ def _linear(g: _Graph, x: str, role: str, outputs: int, inputs: int) -> str:
     return g.op("Gemm", x, g.input(role + ".weight", outputs, inputs), g.input(role + ".bias", outputs), transB=1)
 
 
-def _norm(g: _Graph, x: str, encoder: Encoder, width: int) -> str:
+def _norm(g: _Graph, x: str, sizes: Sizes, width: int) -> str:
     centred = g.op("Sub", x, g.op("ReduceMean", x, axes=[-1]))
     variance = g.op("ReduceMean", g.op("Pow", centred, g.constant(2.0)), axes=[-1])
-    deviation = g.op("Sqrt", g.op("Add", variance, g.constant(encoder.norm_epsilon)))
+    deviation = g.op("Sqrt", g.op("Add", variance, g.constant(sizes["norm_epsilon"])))
     scaled = g.op("Mul", g.op("Div", centred, deviation), g.input("norm.weight", width))
     return g.op("Add", scaled, g.input("norm.bias", width))
 

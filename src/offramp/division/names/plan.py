@@ -1,31 +1,41 @@
-"""The plan of a division: which tensor goes into which shard, under which name and role, and which stages need it.
+"""Plan of a division by names: the shard, name and role of each tensor, and the program that takes them.
 
 Everything is decided from the config and from the names, dtypes and shapes of the tensors; no data are read, nothing is
-written. It trusts that a family computes as its table says: that the answers are the same is for the builder to prove.
+written. A family is assumed to compute what its table says; tests compare the answers.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from offramp.checkpoints.families import Family, family_of, shown
 from offramp.errors import SourceError
-from offramp.store.manifest import Encoder, Stage, Step
-from offramp.store.shapes import LAYER_KINDS, shapes
+from offramp.program.encoder import (
+    LAYER_KERNELS,
+    Encoder,
+    PlacedStage,
+    PlacedStep,
+    encoder_program,
+    encoder_shapes,
+)
+from offramp.program.program import BEGIN, END, LAYER, Program
+from offramp.store.safetensors import num_bytes
 
 Entry = tuple[str, tuple[int, ...]]
 """Dtype, as safetensors spells it, and shape."""
 
 DTYPES = ("F32", "F16", "BF16")
+"""Dtypes of checkpoints that can be divided by names; the narrow ones are converted to F32, which is exact."""
 ALIGNMENT_BYTES = 64
+ROWS = "embedding-rows"
+"""The shard of embedding tables, from which rows are gathered."""
 _LISTED = 5
 
 
 class PlannedTensor(NamedTuple):
-    """One tensor: its name in the source and in the store, what the computation calls it, and its shape."""
+    """One tensor: its name in the source and in the store, its name in the computation, and its shape."""
 
     source_name: str
     canonical_name: str
@@ -47,10 +57,10 @@ class ShardPlan:
 class Division:
     """What to build. The shard `other`, if there is one, belongs to no stage: it only keeps the checkpoint whole."""
 
-    encoder: Encoder
+    program: Program
+    labels: tuple[str, ...]
     architecture: str
     model_type: str
-    stages: tuple[Stage, ...]
     shards: tuple[ShardPlan, ...]
     widened_from: str | None
     """The narrow dtype of the source; None if all of it is F32."""
@@ -75,9 +85,8 @@ def plan_division(config: Mapping[str, Any], entries: Mapping[str, Entry], where
     shards = [_shard(name, tensors, found) for name, tensors in wanted.items()]
     if other:
         shards.append(_shard("other", [(name, "other", entries[found[name]][1]) for name in other], found))
-    return Division(
-        encoder, family.architecture(config), family.model_type, _stages(encoder), tuple(shards), widened_from
-    )
+    program, architecture = _program(encoder, wanted), family.architecture(config)
+    return Division(program, encoder.labels, architecture, family.model_type, tuple(shards), widened_from)
 
 
 class _Wanted(NamedTuple):
@@ -87,7 +96,7 @@ class _Wanted(NamedTuple):
 
 
 def _canonical_names(entries: Mapping[str, Entry], where: object) -> dict[str, str]:
-    """Canonical name -> name in the source, without the position buffers that old versions of transformers saved."""
+    """Return canonical name -> name in the source, without position buffers that old versions of transformers saved."""
     found: dict[str, str] = {}
     for source in entries:
         name = _canonical(source)
@@ -102,7 +111,7 @@ def _canonical_names(entries: Mapping[str, Entry], where: object) -> dict[str, s
 
 
 def _canonical(name: str) -> str:
-    """`LayerNorm.gamma` and `.beta`, as TensorFlow called them, under today's names."""
+    """Return a name with today's names of `LayerNorm.gamma` and `.beta`, which come from TensorFlow."""
     for old, new in (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")):
         if name.endswith(old):
             return name.removesuffix(old) + new
@@ -120,45 +129,47 @@ def _widened_from(entries: Mapping[str, Entry], where: object) -> str | None:
     return next((dtype for dtype, _ in entries.values() if dtype != "F32"), None)
 
 
-def _layout(encoder: Encoder) -> Iterable[tuple[str, str, int | None]]:
-    """(shard, kind, layer) of everything that is read, in order of use."""
-    yield "embedding-rows", "embedding-rows", None
+def _steps(encoder: Encoder) -> Iterator[tuple[str, str, int | None]]:
+    """Yield (stage, kernel, layer) of each step that takes weights, in order."""
     yield "embedding", "embedding", None
     for layer in range(encoder.num_layers):
-        for kind in LAYER_KINDS:
-            yield _layer_shard(layer, kind), kind, layer
+        for kernel in LAYER_KERNELS:
+            yield f"layer.{layer}", kernel, layer
     if encoder.problem is not None:
         yield "head", "head", None
 
 
-def _layer_shard(layer: int, kind: str) -> str:
-    return f"layer-{layer:02d}-{kind}"
+def _shard_name(kernel: str, layer: int | None) -> str:
+    return kernel if layer is None else f"layer-{layer:02d}-{kernel}"
 
 
 def _wanted(family: Family, encoder: Encoder, base: str) -> dict[str, list[_Wanted]]:
-    """shard -> its tensors in order of use."""
-    promised = shapes(encoder)
-    wanted = {}
-    for shard, kind, layer in _layout(encoder):
-        names = family.names(kind, base, layer)
-        wanted[shard] = [_Wanted(names[role], role, shape) for role, shape in promised[kind].items()]
+    """Return shard -> its tensors in order of use."""
+    shapes, wanted = encoder_shapes(encoder), {}
+    for kernel, layer in ((ROWS, None), *((kernel, layer) for _, kernel, layer in _steps(encoder))):
+        names = family.names(kernel, base, layer)
+        tensors = [_Wanted(names[role], role, shape) for role, shape in shapes[kernel].items()]
+        wanted[_shard_name(kernel, layer)] = tensors
     return wanted
 
 
-def _stages(encoder: Encoder) -> tuple[Stage, ...]:
-    stages = [Stage("embedding", "embedding", (Step("embedding", ("embedding-rows", "embedding")),))]
-    for layer in range(encoder.num_layers):
-        steps = tuple(Step(kind, (_layer_shard(layer, kind),)) for kind in LAYER_KINDS)
-        stages.append(Stage(f"layer.{layer}", "layer", steps))
-    if encoder.problem is not None:
-        stages.append(Stage("head", "head", (Step("head", ("head",)),)))
-    return tuple(stages)
+def _program(encoder: Encoder, wanted: Mapping[str, Sequence[_Wanted]]) -> Program:
+    stages: dict[str, list[PlacedStep]] = {}
+    for stage, kernel, layer in _steps(encoder):
+        shards = (*([ROWS] if kernel == "embedding" else []), _shard_name(kernel, layer))
+        tensors = {tensor.role: tensor.name for shard in shards for tensor in wanted[shard]}
+        stages.setdefault(stage, []).append(PlacedStep(kernel, shards, tensors))
+    roles = {"embedding": BEGIN, "head": END}
+    placed = [PlacedStage(name, roles.get(name, LAYER), tuple(steps)) for name, steps in stages.items()]
+    return encoder_program(encoder, placed, [ROWS])
 
 
 def _shard(name: str, wanted: Iterable[tuple[str, str, tuple[int, ...]]], found: Mapping[str, str]) -> ShardPlan:
     tensors = [PlannedTensor(found[canonical], canonical, role, shape) for canonical, role, shape in wanted]
-    tensors.sort(key=lambda tensor: 4 * math.prod(tensor.shape) % ALIGNMENT_BYTES != 0)  # stable: else in order of use
-    return ShardPlan(name, tuple(tensors), gathered=name == "embedding-rows")
+    tensors.sort(
+        key=lambda tensor: num_bytes("F32", tensor.shape) % ALIGNMENT_BYTES != 0
+    )  # stable: else in order of use
+    return ShardPlan(name, tuple(tensors), gathered=name == ROWS)
 
 
 def _check(

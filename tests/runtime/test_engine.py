@@ -1,4 +1,4 @@
-"""The loop's answers: the same, bit for bit, whatever is resident, read ahead, read how, or beside in the batch."""
+"""The engine's answers: the same, bit for bit, whatever is resident, read ahead, read how, or beside in the batch."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from offramp.errors import NonFiniteError, StoreError
-from offramp.runtime.course import Tokens
 from offramp.runtime.reads import direct_works
 from tests.runtime.driver import answers, batches, encode, expected
-from tests.toy import Toy, layer_shards, open_loop
+from tests.toy import Toy, layer_shards, open_engine, token_batch
 
 quick = settings(
     deadline=None, max_examples=60, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -34,9 +33,9 @@ ROWS = ["abc", "defghijkl", "", "kkkkkkkkkkkk", "lb"]
 
 
 def run_once(store, policy, rows, num_slots=1, residents=(), direct=False):
-    loop = open_loop(store, policy, num_slots, residents, direct=direct)
-    outcomes = loop.sweep([encode(rows)])
-    loop.close()
+    engine = open_engine(store, policy, num_slots, residents, direct=direct)
+    outcomes = engine.sweep([encode(rows)])
+    engine.close()
     return answers(outcomes)
 
 
@@ -46,11 +45,11 @@ def test_answers_are_those_of_each_row_alone_through_the_whole_model(shelf, data
     store = shelf.open(toy)
     num_slots = data.draw(st.integers(3 if toy.whole else 1, 3))
     residents = data.draw(st.sets(st.sampled_from(["embedding", "head", *layer_shards(store)])))
-    loop = open_loop(store, policy, num_slots, residents)
+    engine = open_engine(store, policy, num_slots, residents)
     for more in data.draw(st.lists(st.booleans(), min_size=1, max_size=3)):
-        assert answers(loop.sweep([encode(rows)], more=more)) == expected(store, rows, policy)
+        assert answers(engine.sweep([encode(rows)], more=more)) == expected(store, rows, policy)
         rows = data.draw(batches)
-    loop.close()
+    engine.close()
     store.close()
 
 
@@ -60,24 +59,26 @@ def test_batches_that_share_a_sweep_are_answered_as_if_alone(shelf, data, sweep,
     store = shelf.open(toy)
     num_slots = data.draw(st.integers(3 if toy.whole else 2, 3))
     residents = data.draw(st.sets(st.sampled_from(["embedding", "head", *layer_shards(store)])))
-    loop = open_loop(store, policy, num_slots, residents)
+    engine = open_engine(store, policy, num_slots, residents)
     for more in (True, False):
-        outcomes = loop.sweep([encode(rows) for rows in sweep], more=more)
+        outcomes = engine.sweep([encode(rows) for rows in sweep], more=more)
         assert answers(outcomes) == [each for rows in sweep for each in expected(store, rows, policy)]
-    loop.close()
+    engine.close()
     store.close()
 
 
 def test_steps_run_together_where_batches_share_a_sweep_and_much_would_be_kept(shelf):
-    loop = open_loop(shelf.open(Toy()), "none", 2)
-    kinds = [[step.kind for step in steps] for steps in loop.at_once(loop.layers[0], 2)]
-    assert kinds == [["attention"], ["up", "down"]]
-    alone = [[step.kind for step in steps] for steps in loop.at_once(loop.layers[0], 1)]
+    engine = open_engine(shelf.open(Toy()), "none", 2)
+    schedule = engine.schedule
+    kernels = [[step.kernel for step in steps] for steps in schedule.groups(1, 2)]
+    assert kernels == [["attention"], ["up", "down"]]
+    alone = [[step.kernel for step in steps] for steps in schedule.groups(1, 1)]
     assert alone == [["attention"], ["up"], ["down"]]
-    loop.sweep([encode(ROWS), encode(ROWS[:2])])
-    start = loop.backend.computed.index("attention")
-    assert loop.backend.computed[start : start + 6] == ["attention", "attention", "up", "down", "up", "down"]
-    loop.close()
+    assert (schedule.most_shards_together(2, frozenset()), schedule.most_shards_together(1, frozenset())) == (2, 1)
+    engine.sweep([encode(ROWS), encode(ROWS[:2])])
+    start = engine.backend.computed.index("attention")
+    assert engine.backend.computed[start : start + 6] == ["attention", "attention", "up", "down", "up", "down"]
+    engine.close()
 
 
 @pytest.mark.parametrize("direct", [False, True])
@@ -93,13 +94,13 @@ def test_how_shards_are_read_does_not_change_the_answer(shelf, verify, direct):
 
 def test_everything_resident_gives_the_same_answer_and_reads_nothing_twice(shelf):
     store = shelf.open(Toy())
-    loop = open_loop(store, "patience:1", 0, ["embedding", "head", *layer_shards(store)])
-    assert answers(loop.sweep([encode(ROWS)])) == expected(store, ROWS, "patience:1")
-    read = loop.ring.bytes_read
-    second = loop.sweep([encode(ROWS)])
+    engine = open_engine(store, "patience:1", 0, ["embedding", "head", *layer_shards(store)])
+    assert answers(engine.sweep([encode(ROWS)])) == expected(store, ROWS, "patience:1")
+    read = engine.feed.bytes_read
+    second = engine.sweep([encode(ROWS)])
     assert answers(second) == expected(store, ROWS, "patience:1")
-    assert loop.ring.bytes_read - read == sum(outcome.bytes_read for outcome in second) < 1 << 16  # rows of the tables
-    loop.close()
+    assert engine.feed.bytes_read - read == sum(outcome.bytes_read for outcome in second) < 1 << 16  # rows of the tables
+    engine.close()
 
 
 def test_infinite_patience_is_no_exit_is_the_full_model(shelf):
@@ -128,12 +129,12 @@ def test_rows_leave_one_by_one(shelf):
 @pytest.mark.parametrize("num_slots", [1, 2, 3])
 def test_answers_stay_right_when_look_ahead_stops_at_likely_exits(shelf, num_slots):
     store = shelf.open(Toy(6))
-    loop = open_loop(store, "confidence:0.5", num_slots, ["layer-02-up"])
+    engine = open_engine(store, "confidence:0.5", num_slots, ["layer-02-up"])
     rows = ["abcdefghijkl"[place % 7 : place % 7 + 1 + place % 5] for place in range(60)]
-    outcomes = [loop.sweep([encode([row])], more=bool(place % 3))[0] for place, row in enumerate(rows)]
+    outcomes = [engine.sweep([encode([row])], more=bool(place % 3))[0] for place, row in enumerate(rows)]
     assert answers(outcomes) == expected(store, rows, "confidence:0.5")
-    assert any(turn.after for turn in loop.turns(1))
-    loop.close()
+    assert any(turn.after for turn in engine.turns(1))
+    engine.close()
 
 
 def test_a_model_without_exits_runs_to_its_head(shelf):
@@ -149,11 +150,11 @@ def test_regression_leaves_by_values_that_agree(shelf):
 @pytest.mark.parametrize(("broken", "stage"), [("exit 2", "exit 2"), ("head", "head")])
 def test_logits_that_are_no_numbers_name_their_stage(shelf, broken, stage):
     store = shelf.open(Toy(broken=broken))
-    loop = open_loop(store, "patience:2" if broken == "exit 2" else "none", 2)
+    engine = open_engine(store, "patience:2" if broken == "exit 2" else "none", 2)
     for _ in range(2):
         with pytest.raises(NonFiniteError, match=rf"^{stage} gave NaN or infinite logits - "):
-            loop.sweep([encode(["abc"])])
-    loop.close()
+            engine.sweep([encode(["abc"])])
+    engine.close()
 
 
 def test_an_exit_that_is_not_asked_may_be_broken(shelf):
@@ -163,16 +164,16 @@ def test_an_exit_that_is_not_asked_may_be_broken(shelf):
 
 
 def test_a_token_outside_the_vocabulary_is_refused(shelf):
-    loop = open_loop(shelf.open(Toy()))
+    engine = open_engine(shelf.open(Toy()))
     ids_BS = np.array([[31, 32]])
     with pytest.raises(StoreError, match="token id 32 in a vocabulary of 32"):
-        loop.sweep([Tokens(ids_BS, np.ones_like(ids_BS), np.zeros_like(ids_BS))])
-    loop.close()
+        engine.sweep([token_batch(ids_BS, np.ones_like(ids_BS))])
+    engine.close()
 
 
 def test_an_empty_batch_does_nothing(shelf):
-    loop = open_loop(shelf.open(Toy()))
+    engine = open_engine(shelf.open(Toy()))
     empty_BS = np.zeros((0, 3), np.int64)
-    assert loop.sweep([Tokens(empty_BS, empty_BS, empty_BS)]) == []
-    loop.close()
-    assert loop.ring.bytes_read == 0
+    assert engine.sweep([token_batch(empty_BS, empty_BS)]) == []
+    engine.close()
+    assert engine.feed.bytes_read == 0

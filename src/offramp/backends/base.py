@@ -1,0 +1,278 @@
+"""The part of a backend that does not depend on its library: loading, lifetimes of values, rows and memory.
+
+A subclass loads kernels by template, and says how arrays become values of its library and how much memory its kernels
+take. Values have the axes that the program gives them.
+
+Shapes: B rows, S tokens, T = B S.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, Callable, Dict, Iterable, Mapping, Optional, Sequence, Tuple
+
+import numpy as np
+
+from offramp.backends.lifetimes import lifetimes_of
+from offramp.errors import StoreError
+from offramp.program.dtypes import DTYPES
+from offramp.program.encoder import misfit
+from offramp.program.heads import HeadForm
+from offramp.program.program import (
+    ATTENTION_MASK,
+    BATCH,
+    BATCH_TOKENS,
+    CAPTURED,
+    EXIT_KERNEL,
+    Kernel,
+    Step,
+    Value,
+)
+from offramp.runtime.backend import Backend, State, Weights
+from offramp.runtime.slots import Slot
+from offramp.store import Store
+from offramp.store.exits import read_exits
+
+LoadedKernel = Callable[[State, Dict[str, Any]], Sequence[Any]]
+"""Runs one kernel: (state, input of the kernel -> value) -> its results, in the order of `Step.writes`."""
+CAPTURED_FACTOR = 1.5
+"""Safety factor on the bytes of values that lived at once when a program was captured: allocators round sizes up, and
+operations make temporary copies that the capture does not see."""
+CAPTURED_SCRATCH_BYTES = 8 << 20
+"""Bytes for each thread that libraries take in captured kernels: packed operands of matrix products, columns of
+convolutions."""
+REMEDY = "divide the model again"
+
+
+class ProgramBackend(Backend):
+    """A backend that runs each kernel of a program by its template.
+
+    Raises StoreError where the program has kernels that the backend does not run, or weights that do not fit them.
+    """
+
+    templates: Tuple[str, ...] = ()
+    """Templates that `load` knows."""
+    scratch_bytes = 0
+    """Bytes for each thread that the library takes in kernels of templates, besides values."""
+
+    def __init__(self, store: Store, num_threads: int) -> None:
+        self.store, self.program, self.num_threads = store, store.program, num_threads
+        if not self.program.stages:
+            remedy = "divide with --method export, or run it with offramp.stream"
+            raise StoreError("the stages of this store are not graphs", store.path, remedy)
+        self._tensors = {name: (t.dtype, t.shape) for name, (_, t) in store.manifest.tensors().items()}
+        self._require_weights()
+        exits = read_exits(store)
+        self.exit_form: Optional[HeadForm] = None if exits is None else exits.form
+        names = dict.fromkeys(step.kernel for step in self.program.steps())
+        if self.exit_form is not None:
+            names[EXIT_KERNEL] = None
+        self._require_templates(names)
+        self.kernels = {name: self.load(name, self.program.kernels[name]) for name in names}
+        self._values, self._lifetimes = self.program.values(), lifetimes_of(self.program)
+        self._is_captured = any(kernel.template == CAPTURED for kernel in self.program.kernels.values())
+        self._constants = self._read_constants()
+
+    @abstractmethod
+    def load(self, name: str, kernel: Kernel) -> LoadedKernel:
+        """Return a kernel of one of `templates`, ready to run."""
+
+    @abstractmethod
+    def wrap(self, array: np.ndarray) -> Any:
+        """Return an array as a value of the library, without a copy where possible."""
+
+    @abstractmethod
+    def unwrap(self, value: Any) -> np.ndarray:
+        """Return a value of the library as an array, without a copy."""
+
+    @abstractmethod
+    def take(self, value: Any, rows_B: np.ndarray, axis: int) -> Any:
+        """Return a copy of some rows of a value."""
+
+    @abstractmethod
+    def num_elements(self, kernel: Kernel, num_rows: int, length: int) -> int:
+        """Return the most elements of values that live at once while a kernel of a template runs on [B, S] tokens, its
+        inputs included."""
+
+    @abstractmethod
+    def mask_bytes(self, num_rows: int, length: int) -> int:
+        """Return the bytes that the masks of a state of [B, S] tokens take."""
+
+    def activation_bytes(self, num_rows: int, length: int) -> int:
+        """Return the bytes of the kernel that takes most. Captured programs: in proportion to their example."""
+        if self._is_captured:
+            return self.state_bytes(num_rows, length) + self.num_threads * CAPTURED_SCRATCH_BYTES
+        most = max(
+            self.num_elements(self.program.kernels[step.kernel], num_rows, length) * np.dtype(value.dtype).itemsize
+            for step in self.program.steps()
+            for value in step.writes.values()
+        )
+        return most + self.num_threads * self.scratch_bytes
+
+    def state_bytes(self, num_rows: int, length: int) -> int:
+        """Return the bytes of values that live between two stages. Captured programs: the most that live at once."""
+        if not self._is_captured:
+            flows = (
+                sum(_num_bytes(self._values[name], num_rows, length) for name in names)
+                for names in self._lifetimes.between
+            )
+            return max(flows, default=0) + self.mask_bytes(num_rows, length)
+        rows, tokens = self.program.example
+        lived = self.program.activation_bytes * num_rows / max(rows, 1)
+        return int(CAPTURED_FACTOR * lived * (length / max(tokens, 1) if self.program.texts else 1))
+
+    def begin(self, arrays: Mapping[str, np.ndarray], mask_BS: Optional[np.ndarray], shape: Tuple[int, int]) -> State:
+        """Return the state of a batch: those of its inputs and rows that a step reads."""
+        read = self._lifetimes.read
+        values = {name: self.wrap(np.ascontiguousarray(array)) for name, array in arrays.items() if name in read}
+        return State(shape[0], shape[1], values, mask_BS)
+
+    def run(self, state: State, step: Step, weights: Weights) -> None:
+        """Run one step. Raises StoreError where a kernel does not give what the program says."""
+        inputs = {role: state.values[name] for role, name in step.reads.items()}
+        inputs.update((role, self.wrap(array)) for role, array in weights.items())
+        inputs.update((role, self._constants[name]) for role, name in step.constants.items())
+        results = self.kernels[step.kernel](state, inputs)
+        if len(results) != len(step.writes):
+            what = f"kernel {step.kernel!r} gives {len(results)} values, not {len(step.writes)}"
+            raise StoreError(what, self.store.path, REMEDY)
+        for (name, value), result in zip(step.writes.items(), results):
+            if self.program.kernels[step.kernel].template != CAPTURED:
+                self._require_shape(step.kernel, result, value.shape(state.num_rows, state.length))
+            state.values[name] = result
+        for name in self._lifetimes.ended[id(step)]:
+            state.values.pop(name, None)
+
+    def exit_logits(self, state: State, value: str, weights: Weights) -> np.ndarray:
+        """Return the logits [B, C] of an exit head."""
+        inputs = {"hidden": state.values[value]}
+        inputs.update((role, self.wrap(array)) for role, array in weights.items())
+        (logits,) = self.kernels[EXIT_KERNEL](state, inputs)
+        assert self.program.output is not None, "exits stand on classifiers"
+        self._require_shape(EXIT_KERNEL, logits, (state.num_rows, self.program.output.num_labels))
+        return self.unwrap(logits)
+
+    def logits(self, state: State) -> np.ndarray:
+        """Return a copy of the output value."""
+        assert self.program.output is not None, "checked when the store is loaded"
+        return np.array(self.unwrap(state.values[self.program.output.value]))
+
+    def keep(self, state: State, mask_B: np.ndarray) -> None:
+        """Take the rows where `mask_B` is true along the axis `batch`, or in groups of S along `batch*tokens`."""
+        rows_B = np.flatnonzero(mask_B)
+        for name, held in state.values.items():
+            axis = self._values[name].row_axis
+            if axis is None or held is None:
+                continue
+            if self._values[name].axes[axis] == BATCH:
+                state.values[name] = self.take(held, rows_B, axis)
+            else:
+                before, after = held.shape[:axis], held.shape[axis + 1 :]
+                grouped = held.reshape((*before, state.num_rows, state.length, *after))
+                state.values[name] = self.take(grouped, rows_B, axis).reshape((*before, -1, *after))
+        if state.mask_BS is not None:
+            state.mask_BS = state.mask_BS[rows_B]
+        state.num_rows = len(rows_B)
+
+    def warm_up(self, num_rows: int, length: int) -> None:
+        """Run each kernel once, and each captured step, whose sizes can differ. Half of the last row is padding."""
+        mask_BS = None
+        if self.program.texts is not None:
+            mask_BS = np.ones((num_rows, length), np.int64)
+            mask_BS[-1, (length + 1) // 2 :] = 0
+        state = self.begin(self._blank_inputs(num_rows, length, mask_BS), mask_BS, (num_rows, length))
+        zeros, ran = self._zero_weights(), set()
+        for stage in self.program.stages:
+            for step in stage.steps:
+                if step.kernel in ran and self.program.kernels[step.kernel].template != CAPTURED:
+                    continue
+                ran.add(step.kernel)
+                for name in step.reads.values():
+                    if name not in state.values:  # the step that writes it was left out
+                        state.values[name] = self.wrap(_ones(self._values[name], num_rows, length))
+                self.run(state, step, zeros(step.weights))
+            if stage.exit in state.values and self.exit_form is not None and EXIT_KERNEL not in ran:
+                ran.add(EXIT_KERNEL)
+                self.exit_logits(state, stage.exit, self._zero_head(stage.exit))
+
+    def _require_weights(self) -> None:
+        fault = misfit(self.program, self._tensors)
+        if fault is not None:
+            raise StoreError(fault, self.store.path, REMEDY)
+        for step in self.program.steps():
+            for name in (*step.weights.values(), *step.constants.values()):
+                dtype = self._tensors[name][0]
+                if not DTYPES[dtype].computes:
+                    what = f"tensor {name!r} is {dtype}, which kernels do not take"
+                    raise StoreError(what, self.store.path, "run it with offramp.stream")
+
+    def _require_templates(self, names: Iterable[str]) -> None:
+        for name in names:
+            template = self.program.kernels[name].template
+            if template not in self.templates:
+                what = f"kernel {name!r} is of the template {template!r}, which backend {self.name} does not run"
+                remedy = "run it with --backend ort or torch" if template == CAPTURED else REMEDY
+                raise StoreError(what, self.store.path, remedy)
+
+    def _require_shape(self, kernel: str, result: Any, wanted: Tuple[int, ...]) -> None:
+        if result is not None and tuple(result.shape) != wanted:
+            what = f"kernel {kernel!r} gives {tuple(result.shape)}, not {wanted}"
+            raise StoreError(what, self.store.path, REMEDY)
+
+    def _read_constants(self) -> Dict[str, Any]:
+        places, found = self.store.manifest.tensors(), {}
+        for name in {name for step in self.program.steps() for name in step.constants.values()}:
+            shard, tensor = places[name]
+            data = np.frombuffer(self.store.read_tensor(shard.name, tensor), DTYPES[tensor.dtype].numpy)
+            found[name] = self.wrap(data.reshape(tensor.shape))
+        return found
+
+    def _blank_inputs(self, num_rows: int, length: int, mask_BS: Optional[np.ndarray]) -> Dict[str, np.ndarray]:
+        """Return zeros for the inputs; ones for looked-up rows, because pages of zeros take no memory."""
+        found = {}
+        for name, each in self.program.inputs.items():
+            found[name] = np.zeros(Value(each.dtype, each.axes).shape(num_rows, length), each.dtype)
+            if name == ATTENTION_MASK and mask_BS is not None:
+                found[name] = mask_BS.astype(each.dtype)
+        for name, lookup in self.program.lookups.items():
+            shape = lookup.value.shape(num_rows, length)
+            if BATCH_TOKENS not in lookup.value.axes:
+                shape = (*found[lookup.input].shape, shape[-1])
+            found[name] = np.ones(shape, lookup.value.dtype)
+        return found
+
+    def _zero_weights(self) -> Callable[[Mapping[str, str]], Dict[str, np.ndarray]]:
+        """Return a function from the weights of a step (input -> tensor) to arrays of zeros.
+
+        All of them are views of one mapping that is never written, so its pages are the kernel's zero page and take no
+        memory.
+        """
+        used = {name for step in self.program.steps() for name in step.weights.values()}
+        sizes = {name: _tensor_bytes(*self._tensors[name]) for name in used}
+        zeros = Slot(max(1, *sizes.values(), 1)).array
+
+        def zeros_of(weights: Mapping[str, str]) -> Dict[str, np.ndarray]:
+            found = {}
+            for role, name in weights.items():
+                dtype, shape = self._tensors[name]
+                found[role] = zeros[: sizes[name]].view(DTYPES[dtype].numpy).reshape(shape)
+            return found
+
+        return zeros_of
+
+    def _zero_head(self, value: str) -> Dict[str, np.ndarray]:
+        assert self.exit_form is not None and self.program.output is not None
+        shapes = self.exit_form.shapes(self._values[value].width, self.program.output.num_labels)
+        return {role: np.zeros(shape, np.float32) for role, shape in shapes.items()}
+
+
+def _ones(value: Value, num_rows: int, length: int) -> np.ndarray:
+    return np.ones(value.shape(num_rows, length), value.dtype)
+
+
+def _num_bytes(value: Value, num_rows: int, length: int) -> int:
+    return int(np.prod(value.shape(num_rows, length))) * np.dtype(value.dtype).itemsize
+
+
+def _tensor_bytes(dtype: str, shape: Tuple[int, ...]) -> int:
+    return int(np.prod(shape)) * DTYPES[dtype].item_bytes

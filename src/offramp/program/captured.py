@@ -1,0 +1,92 @@
+"""Programs whose kernels are graphs captured from a run of a module.
+
+Each piece of the run is one step; the pieces between two exits are one layer. The stages before and after the layers
+are empty: the first piece reads the inputs, and the last one writes the output.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Dict, Mapping, Sequence, Tuple
+
+from offramp.program.program import (
+    BEGIN,
+    CAPTURED,
+    END,
+    EXIT_KERNEL,
+    LAYER,
+    POOLED_LINEAR,
+    Kernel,
+    LookUp,
+    Output,
+    Program,
+    Stage,
+    Step,
+    Value,
+)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One call of a captured graph. All names are in the order of the graph's inputs and results."""
+
+    kernel: str
+    """Pieces that differ only in which weights they take share one kernel."""
+    reads: Tuple[str, ...]
+    """Values, each an input, a look-up, or written by an earlier piece."""
+    writes: Tuple[str, ...]
+    weights: Tuple[str, ...]
+    """Tensors that must be in memory while the piece runs."""
+    constants: Tuple[str, ...]
+    """Tensors that always stay in memory."""
+    shards: Tuple[str, ...] = ()
+    """Shards that contain the weights."""
+
+    def step(self, values: Mapping[str, Value]) -> Step:
+        """Return the step; the graph calls what it reads r0, r1, ..., weights w0, ... and constants c0, ..."""
+        return Step(
+            self.kernel,
+            _numbered("r", self.reads),
+            {name: values[name] for name in self.writes},
+            _numbered("w", self.weights),
+            _numbered("c", self.constants),
+            self.shards,
+        )
+
+
+def captured_program(
+    program: Program,
+    pieces: Sequence[Piece],
+    values: Mapping[str, Value],
+    exits: Sequence[int],
+    lookups: Mapping[str, LookUp],
+    output: str,
+) -> Program:
+    """Return a program of a module that runs as captured graphs.
+
+    Args:
+        program: inputs, meaning of the output, texts and module.
+        values: every value that pieces write.
+        exits: indices of the pieces before which an exit stands, ascending; the first value that such a piece reads is
+            what the exit head reads.
+        output: value that the module returns.
+    """
+    bounds = [0, *exits, len(pieces)]
+    stages = [Stage("inputs", BEGIN)]
+    for number, start in enumerate(bounds[:-1]):
+        end = bounds[number + 1]
+        steps = tuple(piece.step(values) for piece in pieces[start:end])
+        stages.append(Stage(f"layer.{number}", LAYER, steps, pieces[end].reads[0] if end in exits else None))
+    kernels = {piece.kernel: Kernel(CAPTURED) for piece in pieces}
+    meaning = program.output or Output("")
+    return replace(
+        program,
+        lookups=dict(lookups),
+        kernels={**kernels, EXIT_KERNEL: Kernel(POOLED_LINEAR)},
+        stages=(*stages, Stage("answer", END)),
+        output=replace(meaning, value=output),
+    )
+
+
+def _numbered(letter: str, names: Sequence[str]) -> Dict[str, str]:
+    return {f"{letter}{i}": name for i, name in enumerate(names)}

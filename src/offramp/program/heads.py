@@ -1,0 +1,52 @@
+"""Forms of exit heads, and the tensors that each form has.
+
+Exit K, from 1, stands after layer K; the last exit is the model's own head and has no tensors here.
+
+Shapes: H width of the value that a head reads, C labels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Dict, Tuple
+
+Shapes = Dict[str, Tuple[int, ...]]
+"""Role -> shape."""
+
+
+@dataclass(frozen=True)
+class HeadForm:
+    """How a head computes logits [B, C] from a layer's values."""
+
+    pool: str
+    """`mean` over the tokens (or places of a feature map) of each row, or the `first` token."""
+    depth: int
+    """Linear layers: 1, or 2 with the activation of the model's own head between them."""
+    shared: bool = False
+    """All exits share the first layer of the model's own head, as in PABEE (Zhou et al. 2020)."""
+
+    def shapes(self, width: int, num_labels: int) -> Shapes:
+        """Return the shape of each role of one head."""
+        if self.depth == 1:
+            return linear_shapes("exit", num_labels, width)
+        return {**linear_shapes("exit.dense", width, width), **linear_shapes("exit.out", num_labels, width)}
+
+    def tensor_name(self, role: str, number: int) -> str:
+        """Return the name of a role of exit `number` in `exits.safetensors`, like `exit.2.weight`."""
+        is_shared = self.shared and role.startswith("exit.dense.")
+        return role if is_shared else f"exit.{number}{role[len('exit') :]}"
+
+
+FORMS: Dict[str, HeadForm] = {
+    "mean-linear": HeadForm("mean", 1),
+    "cls-linear": HeadForm("first", 1),
+    "own": HeadForm("first", 2),
+    "own-shared": HeadForm("first", 2, shared=True),
+}
+"""Forms by the name that `exits.json` and `--heads` use."""
+DEFAULT_FORM = "mean-linear"
+
+
+def linear_shapes(role: str, outputs: int, inputs: int) -> Shapes:
+    """Return the shapes of weight and bias of a linear layer."""
+    return {f"{role}.weight": (outputs, inputs), f"{role}.bias": (outputs,)}

@@ -1,0 +1,103 @@
+"""The first values of a pass: the inputs of a program, and the table rows that they look up.
+
+Shapes: B rows, S tokens, T = B S, W width of a table.
+"""
+
+from __future__ import annotations
+
+from typing import Dict, Optional, Tuple
+
+import numpy as np
+
+from offramp.errors import StoreError
+from offramp.program.inputs import Batch
+from offramp.program.program import (
+    ATTENTION_MASK,
+    BATCH_TOKENS,
+    INPUT_IDS,
+    POSITION_IDS,
+    TEXT_INPUTS,
+    TOKENS,
+    Input,
+    Texts,
+)
+from offramp.store import Store
+
+_DIVIDE_SIZES = "divide it with inputs of several such sizes as examples"
+_DIVIDE_LARGER = "divide it with an example as large as the largest input"
+
+
+class InputReader:
+    """Checks batches against the inputs of a store's program, and gathers the rows that they look up."""
+
+    def __init__(self, store: Store) -> None:
+        self.program, self._store = store.program, store
+        tensors = store.manifest.tensors()
+        self._tables = {name: tensors[lookup.table] for name, lookup in self.program.lookups.items()}
+        self.row_bytes = {name: table.num_bytes // table.shape[0] for name, (_, table) in self._tables.items()}
+        """Look-up -> bytes of one row of its table."""
+
+    def read(self, batch: Batch) -> Tuple[Dict[str, np.ndarray], int]:
+        """Return the inputs and looked-up rows of a batch by value name, and the bytes read from the store.
+
+        Raises ValueError for inputs of other names, dtypes or ranks than the program takes; StoreError for a token id
+        outside the vocabulary, and for a size that the division was not proven with.
+        """
+        values = self._checked(batch)
+        num_bytes = 0
+        for name, lookup in self.program.lookups.items():
+            shard, table = self._tables[name]
+            ids = values[lookup.input]
+            rows_NW, bytes_read = self._store.gather(shard.name, table.role, ids.reshape(-1))
+            is_flat = lookup.value.axes[0] == BATCH_TOKENS
+            values[name] = rows_NW if is_flat else rows_NW.reshape(*ids.shape, rows_NW.shape[1])
+            num_bytes += bytes_read
+        return values, num_bytes
+
+    def mask(self, batch: Batch) -> Optional[np.ndarray]:
+        """Return the attention mask int64 [B, S] of a batch of texts, all ones if it has none; None for other inputs."""
+        if self.program.texts is None:
+            return None
+        given = batch.arrays.get(ATTENTION_MASK)
+        return np.ones((batch.num_rows, batch.length), np.int64) if given is None else given
+
+    def blank(self, num_rows: int, length: int) -> Optional[Batch]:
+        """Return a batch of texts [B, S] whose tokens all have id 0; None if the program looks up nothing by tokens."""
+        texts = self.program.texts
+        if texts is None or not self.program.lookups:
+            return None
+        shape = (num_rows, length)
+        arrays = {name: np.zeros(shape, np.int64) for name in (*TEXT_INPUTS, *self.program.inputs)}
+        arrays[ATTENTION_MASK] = np.ones(shape, np.int64)
+        arrays[POSITION_IDS] = np.broadcast_to(np.arange(length) + texts.position_offset, shape)
+        return Batch(arrays, num_rows, length, np.full(num_rows, length, np.int64))
+
+    def _checked(self, batch: Batch) -> Dict[str, np.ndarray]:
+        program, ignored = self.program, () if self.program.texts is None else (*TEXT_INPUTS, POSITION_IDS)
+        arrays = {name: a for name, a in batch.arrays.items() if name in program.inputs or name not in ignored}
+        found = {name: (str(array.dtype), array.ndim) for name, array in arrays.items()}
+        wanted = {name: (each.dtype, len(each.axes)) for name, each in program.inputs.items()}
+        if found != wanted:
+            raise ValueError(f"expected inputs {wanted} (dtype, number of axes), got {found}")
+        if program.texts is not None:
+            self._require_known_tokens(arrays[INPUT_IDS], program.texts)
+        for name, each in program.inputs.items():
+            self._require_proven(name, each, arrays[name].shape)
+        return {name: arrays[name] for name in program.inputs}
+
+    def _require_known_tokens(self, ids_BS: np.ndarray, texts: Texts) -> None:
+        if ids_BS.max() >= texts.vocab_size:
+            what = f"token id {ids_BS.max()} in a vocabulary of {texts.vocab_size}"
+            raise StoreError(what, self._store.path, "the tokenizer belongs to another model")
+
+    def _require_proven(self, name: str, each: Input, shape: Tuple[int, ...]) -> None:
+        """Raise StoreError for a size that a graph may have been specialised against, or that no plan reckoned with."""
+        divided = tuple(self.program.example[1] if axis == TOKENS else axis for axis in each.axes[1:])
+        largest = each.largest[1:] or tuple(None if isinstance(axis, int) else axis for axis in each.axes[1:])
+        for size, example, limit in zip(shape[1:], divided, largest):
+            if limit is None and size != example:
+                what = f"{name} is {shape}, and the module was divided for {(self.program.example[0], *divided)}"
+                raise StoreError(what, self._store.path, _DIVIDE_SIZES)
+            if self.program.texts is None and isinstance(limit, int) and size > limit:
+                what = f"{name} is {shape}, which is larger than the examples that the module was divided with"
+                raise StoreError(what, self._store.path, _DIVIDE_LARGER)

@@ -1,0 +1,147 @@
+"""The memory that a process takes besides weights: what is predicted, what is measured, and every factor with its reason.
+
+Shapes: B rows, S tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Callable, Iterable, List, NamedTuple
+
+import numpy as np
+
+from offramp.measure import available_bytes, read_memory
+from offramp.measure.mapped import refault_bytes
+from offramp.program.program import BATCH, TOKENS, Program
+from offramp.runtime.backend import Backend
+from offramp.runtime.footprint import give_back
+from offramp.runtime.inputs import InputReader
+
+HEADROOM_BYTES = 4 << 20
+"""Growth of Python's heap, and error of the kernel's per-thread counters of resident pages (64 pages each)."""
+HELD_FACTOR = 1.1
+"""Safety factor on `Backend.state_bytes`. Measured: 25 BERT-base states took 10.3 MiB, estimate 9.6 MiB."""
+BULK_FACTOR = 2.0
+"""Safety factor on `Backend.activation_bytes` for batches that are estimated and not rehearsed: an arena keeps a buffer of
+every size. Measured: 11 rows of BERT-base took 68 MiB, estimate 37 MiB."""
+STREAM_FACTOR = 1.25
+"""Safety factor on `Program.activation_bytes` when a module's own code runs: Python and PyTorch keep more alive."""
+SMALL_SHARD_BYTES = 256 << 10
+"""Largest shard that is always resident: streaming it would cost more than its memory."""
+TOKEN_BYTES = 4 * 8
+"""Memory of one token in a batch: id, mask and type, and as much again as one of them for intermediate arrays."""
+GATHER_COPIES = 4
+"""Arrays of the size of the result that gathering rows of one table takes: the distinct rows, and three more."""
+SMALL_LENGTH = 8
+"""Tokens of the first rehearsals, which only bring code into memory."""
+NUM_REHEARSALS = 3
+"""Rehearsals at full size; allocators reach their final size within so many."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The largest input of a plan: B rows of S tokens, and how many such batches share a sweep."""
+
+    num_rows: int
+    length: int
+    num_batches: int = 1
+
+
+class Footprint(NamedTuple):
+    """Measured memory of a process besides weights: while it waits for inputs, and what a sweep adds."""
+
+    base_bytes: int
+    activation_bytes: int
+
+
+class MemoryModel:
+    """Predicts what sweeps over one program take besides weights."""
+
+    def __init__(self, inputs: InputReader, backend: Backend) -> None:
+        self.backend, self._program = backend, inputs.program
+        self._row_bytes = inputs.row_bytes
+
+    def input_bytes(self, num_rows: int, length: int) -> int:
+        """Return the bytes that the inputs of a batch, and looked-up rows that layers read, take until they are used."""
+        if self._program.texts is None:
+            return self.gathering_bytes(num_rows, length)
+        held = {name for stage in self._program.stages[1:] for step in stage.steps for name in step.reads.values()}
+        looked_up = sum(size for name, size in self._row_bytes.items() if name in held)
+        return num_rows * length * (TOKEN_BYTES + looked_up)
+
+    def gathering_bytes(self, num_rows: int, length: int) -> int:
+        """Return the bytes that reading a batch takes, besides what reading one row took in rehearsals.
+
+        Inputs other than texts are not rehearsed, so all their rows count, and the inputs themselves.
+        """
+        sizes = [self._ids_per_row(name, length) * size for name, size in self._row_bytes.items()]
+        gathered = max(GATHER_COPIES * max(sizes), max(sizes) + sum(sizes)) if sizes else 0
+        if self._program.texts is not None:
+            return (num_rows - 1) * gathered
+        own = sum(_row_items(self._program, name, length) * np.dtype(each.dtype).itemsize for name, each in self._program.inputs.items())
+        return num_rows * (own + gathered)
+
+    def held_bytes(self, num_rows: int, length: int) -> int:
+        """Return the bytes that a batch [B, S] takes while another batch of its sweep is computed."""
+        return int(HELD_FACTOR * self.backend.state_bytes(num_rows, length)) + self.input_bytes(num_rows, length)
+
+    def sweep_bytes(self, workload: Workload, activation_bytes: int) -> int:
+        """Return the bytes of a sweep if computing one of its batches takes `activation_bytes`."""
+        shape = (workload.num_rows, workload.length)
+        held = (workload.num_batches - 1) * self.held_bytes(*shape)
+        return activation_bytes + held + self.gathering_bytes(*shape) + HEADROOM_BYTES
+
+    def measure_footprint(
+        self, rehearse: Callable[[int, int], None], workload: Workload, budget_bytes: int, encoding_bytes: int = 0
+    ) -> Footprint:
+        """Bring the process to the footprint that it has while it runs, and measure it.
+
+        Memory that only start-up needed is returned, what a pass needs is brought in. Activations are those that the
+        backend predicts or those that rehearsals were seen to take, whichever is more. A workload that cannot fit is
+        not rehearsed: its plan says so.
+
+        Args:
+            rehearse: runs a pass of [B, S] tokens without weights.
+            encoding_bytes: memory for encoding the largest input.
+        """
+        rehearse(1, SMALL_LENGTH)
+        give_back()
+        rehearse(1, SMALL_LENGTH)
+        base_bytes = resident_bytes()
+        activation_bytes = self.backend.activation_bytes(workload.num_rows, workload.length)
+        if base_bytes + activation_bytes <= budget_bytes:
+            for _ in range(NUM_REHEARSALS):
+                rehearse(workload.num_rows, workload.length)
+                activation_bytes = max(activation_bytes, resident_bytes() - base_bytes)
+        return Footprint(base_bytes, self.sweep_bytes(workload, activation_bytes) + encoding_bytes)
+
+    def _ids_per_row(self, lookup: str, length: int) -> int:
+        return _row_items(self._program, self._program.lookups[lookup].input, length)
+
+
+def resident_bytes() -> int:
+    """Return the resident memory of this process, with code pages that the page cache may still add to it."""
+    return read_memory().rss_bytes + refault_bytes()
+
+
+def unlimited_bytes() -> int:
+    """Return the budget of a run without one: all memory that this process has or may still use."""
+    return available_bytes() + read_memory().rss_bytes
+
+
+def stream_bytes(program: Program) -> int:
+    """Return the bytes besides weights that the own code of a module takes for an input as large as its example."""
+    return int(STREAM_FACTOR * program.activation_bytes)
+
+
+def small_shards(sizes: Iterable[int]) -> List[int]:
+    """Return the sizes of those shards that are always resident."""
+    return [size for size in sizes if size <= SMALL_SHARD_BYTES]
+
+
+def _row_items(program: Program, name: str, length: int) -> int:
+    """Return the most elements of one row of an input."""
+    each = program.inputs[name]
+    largest = each.largest or (None,) * len(each.axes)
+    sizes = [length if axis == TOKENS else most or axis for axis, most in zip(each.axes, largest) if axis != BATCH]
+    return int(np.prod(sizes, dtype=np.int64))

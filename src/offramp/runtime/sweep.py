@@ -1,0 +1,173 @@
+"""One request: its batches, the rows that remain in each, what they cost, and their answers.
+
+A row that has exited may still lie in the backend's arrays, where it is computed and ignored.
+
+Shapes: B remaining rows, P rows of the backend's arrays, C labels.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any, Callable, List, Optional
+
+import numpy as np
+
+from offramp.measure import Trace
+from offramp.policies import Decider
+from offramp.program.inputs import Batch
+from offramp.runtime.backend import State
+from offramp.runtime.feed import Loaded
+
+
+@dataclass
+class Outcome:
+    """The answer of one row and what it cost."""
+
+    logits_C: Optional[np.ndarray] = None
+    exit_stage: int = 0
+    bytes_read: int = 0
+    is_cut: bool = False
+    """The deadline ended the row, not the policy."""
+
+
+@dataclass(frozen=True)
+class PassCost:
+    """Seconds of one sweep. Reads count even if they ended before it began."""
+
+    seconds: float
+    compute_seconds: float
+    read_seconds: float
+    fill_seconds: float
+    """Reading that cannot overlap with computing: gathering rows, and waiting for the first shard."""
+
+
+@dataclass
+class Answer:
+    """Logits of the remaining rows at the last exit that was evaluated."""
+
+    exit_stage: int
+    logits_BC: np.ndarray
+    seconds: float
+    """Time of `time.perf_counter`."""
+    compute_seconds: float
+    """Compute time of the batch until then."""
+
+
+@dataclass
+class BatchRun:
+    """One batch of a sweep. `rows_B` are the places in the batch of the rows that remain."""
+
+    batch: Batch
+    decider: Decider
+    began: float
+    """Start of the request, a time of `time.perf_counter`."""
+    trace: Trace
+    pass_index: int
+    state: Optional[State] = None
+    """None until the inputs of the batch have been read."""
+    answer: Optional[Answer] = None
+    compute_seconds: float = 0.0
+    layer_seconds: float = 0.0
+    """Compute time of the current layer, its exit excluded."""
+    outcomes: List[Outcome] = field(init=False)
+    rows_B: np.ndarray = field(init=False)
+    lengths_B: np.ndarray = field(init=False)
+    places_B: np.ndarray = field(init=False)
+    """Places of the remaining rows in the backend's arrays, in order."""
+
+    def __post_init__(self) -> None:
+        self.outcomes = [Outcome() for _ in range(self.batch.num_rows)]
+        self.rows_B = self.places_B = np.arange(self.batch.num_rows)
+        self.lengths_B = self.batch.lengths_B
+
+    @property
+    def length(self) -> int:
+        """Tokens that all rows are padded to, S."""
+        return self.batch.length
+
+    def timed(self, name: str, stage: int, kind: str, act: Callable[..., Any], *arguments: Any) -> Any:
+        """Return `act(*arguments)`; record the call in the trace and count it as compute time."""
+        started = time.perf_counter()
+        result = act(*arguments)
+        ended = time.perf_counter()
+        self.trace.add(name, stage, kind, started, ended, 0, "loop", self.pass_index)
+        self.compute_seconds += ended - started
+        return result
+
+    def remaining_P(self) -> np.ndarray:
+        """Return which rows of the backend's arrays remain, bool."""
+        assert self.state is not None
+        remaining_P = np.zeros(self.state.num_rows, bool)
+        remaining_P[self.places_B] = True
+        return remaining_P
+
+    def mark_gathered(self) -> None:
+        """Note that the backend's arrays hold the remaining rows only."""
+        self.places_B = np.arange(len(self.rows_B))
+
+    def charge(self, num_bytes: int) -> None:
+        """Share the bytes of a read equally among the remaining rows; the first rows take the remainder."""
+        share, rest = divmod(num_bytes, len(self.rows_B))
+        for place, row in enumerate(self.rows_B.tolist()):
+            self.outcomes[row].bytes_read += share + (place < rest)
+
+    def leave(self, logits_BC: np.ndarray, leave_B: np.ndarray, exit_stage: int) -> None:
+        """End rows with their logits at an exit; the policy forgets them."""
+        for row, logits_C in zip(self.rows_B[leave_B].tolist(), logits_BC[leave_B]):
+            self.outcomes[row].logits_C = logits_C.copy()
+            self.outcomes[row].exit_stage = exit_stage
+        self.rows_B, self.lengths_B, self.places_B = (
+            each_B[~leave_B] for each_B in (self.rows_B, self.lengths_B, self.places_B)
+        )
+        self.decider.keep(~leave_B)
+
+    def cut(self) -> None:
+        """End all remaining rows with the answer of the last exit that was evaluated."""
+        assert self.answer is not None
+        for row in self.rows_B.tolist():
+            self.outcomes[row].is_cut = True
+        self.leave(self.answer.logits_BC, np.ones(len(self.rows_B), bool), self.answer.exit_stage)
+
+
+@dataclass
+class Sweep:
+    """The batches that share one pass over the weights."""
+
+    runs: List[BatchRun]
+    read_seconds: float = 0.0
+    fill_seconds: float = 0.0
+    has_filled: bool = False
+    """The first shard that had to be read is in memory."""
+
+    @property
+    def live(self) -> List[BatchRun]:
+        """Batches some of whose rows remain."""
+        return [run for run in self.runs if len(run.rows_B)]
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of all batches."""
+        return sum(run.batch.num_rows for run in self.runs)
+
+    @property
+    def outcomes(self) -> List[Outcome]:
+        """One outcome a row, batch after batch."""
+        return [outcome for run in self.runs for outcome in run.outcomes]
+
+    def charge(self, loaded: Loaded) -> None:
+        """Share the bytes of a shard equally among all remaining rows, and count the seconds of its read."""
+        self.read_seconds += loaded.read_seconds
+        if loaded.read_seconds and not self.has_filled:
+            self.fill_seconds += min(loaded.read_seconds, loaded.waited_seconds)
+            self.has_filled = True
+        num_bytes, num_rows = loaded.num_bytes, sum(len(run.rows_B) for run in self.live)
+        for run in self.live:
+            share = num_bytes * len(run.rows_B) // num_rows
+            run.charge(share)
+            num_bytes, num_rows = num_bytes - share, num_rows - len(run.rows_B)
+
+    def cost(self, seconds: float) -> PassCost:
+        """Return the cost of a sweep that took so many seconds."""
+        compute_seconds = sum(run.compute_seconds for run in self.runs)
+        return PassCost(seconds, compute_seconds, self.read_seconds, self.fill_seconds)

@@ -1,0 +1,54 @@
+"""What a classifier returns for one input, from the logits of its row.
+
+Shapes: C labels.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Optional, Sequence, Tuple
+
+import numpy as np
+
+from offramp.program.program import MULTI_LABEL, REGRESSION
+from offramp.runtime.sweep import Outcome
+
+
+@dataclass(frozen=True)
+class Result:
+    """The answer for one input. The fields are the keys of `offramp run --json`."""
+
+    label: Optional[str]
+    """The `id2label` string; None for regression. Multi-label: the most probable one."""
+    score: float
+    """Its softmax probability (multi-label: sigmoid; regression: the value)."""
+    exit_stage: int
+    """The exit that answered, from 1; the number of layers if no exit stopped the row earlier."""
+    stages_run: int
+    """Layers that were computed for this input."""
+    bytes_read: int
+    """Share of this input in the bytes read from the store."""
+    labels: Optional[Tuple[str, ...]] = None
+    """Multi-label only: all labels with a probability of one half or more."""
+
+
+def result_of(outcome: Outcome, problem: Optional[str], labels: Sequence[str]) -> Result:
+    """Return the result of one row."""
+    assert outcome.logits_C is not None, "every row of a finished sweep has logits"
+    logits_C = outcome.logits_C.astype(np.float64)
+    common = (outcome.exit_stage, outcome.exit_stage, outcome.bytes_read)
+    if problem == REGRESSION:
+        return Result(None, float(logits_C[0]), *common)
+    if problem == MULTI_LABEL:
+        scores_C = [_sigmoid(logit) for logit in logits_C]
+        best = int(np.argmax(scores_C))
+        likely = tuple(label for label, logit in zip(labels, logits_C) if logit >= 0)
+        return Result(labels[best], scores_C[best], *common, likely)
+    exponents_C = np.exp(logits_C - logits_C.max())
+    best = int(logits_C.argmax())
+    return Result(labels[best], float(exponents_C[best] / exponents_C.sum()), *common)
+
+
+def _sigmoid(logit: float) -> float:
+    return 1 / (1 + math.exp(-logit)) if logit >= 0 else math.exp(logit) / (1 + math.exp(logit))

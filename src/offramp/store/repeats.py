@@ -1,0 +1,180 @@
+"""Lists of JSON whose elements repeat with counted integers, written once.
+
+A run of elements that differ only in integers which progress arithmetically, as in `layer.3.weight`, becomes one
+element `{"repeat": N, "first": [...], "second": [...]}`: N copies of a group of elements, of which the first two are
+given. Leading zeros are kept (`layer-09` is followed by `layer-10`). Inner lists are written before outer ones, so a
+group may contain such an element whose own `repeat` progresses.
+
+Only lists are written so, and an object with exactly these three keys has no other meaning inside them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, Dict, List, Sequence, Tuple
+
+from offramp.program.checks import WrongError, int_of, list_of
+from offramp.store.safetensors import strict_json
+
+KEYS = ("repeat", "first", "second")
+MIN_REPEATS = 3
+"""Fewer copies are written out."""
+MAX_GROUP = 64
+"""Longest group of elements that the writer looks for."""
+MAX_EXPANDED_BYTES = 16 << 20
+"""Most bytes of JSON text that the repeats of one manifest may produce."""
+_INTEGER = re.compile(r"\d{1,15}")
+_MAX_INTEGER = 10**15 - 1
+_OVERHEAD_BYTES = len('{"repeat":,"first":[],"second":[]}')
+
+
+def compress(tree: Any) -> Any:
+    """Return a JSON tree with runs of repeating list elements written once; `expand` gives the tree back."""
+    if isinstance(tree, dict):
+        return {key: compress(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return _compress_list([compress(element) for element in tree])
+    return tree
+
+
+def expand(tree: Any, where: str) -> Any:
+    """Return a JSON tree with all repeats written out. Raises WrongError naming what is no repeat or too large."""
+    try:
+        return _Expansion().expand(tree, where)
+    except RecursionError:
+        raise WrongError(f"{where} is nested too deeply") from None
+
+
+class _Form:
+    """JSON text of one element, split into its integers (as text) and the pieces between them."""
+
+    def __init__(self, text: str) -> None:
+        self.num_bytes = len(text)
+        self.pieces, self.integers = _INTEGER.split(text), _INTEGER.findall(text)
+
+
+class _Series:
+    """The texts whose first two members are given; their integers progress arithmetically."""
+
+    def __init__(self, first: _Form, second: _Form) -> None:
+        """Raise ValueError if they differ in more than integers."""
+        if first.pieces != second.pieces:
+            raise ValueError("first and second differ in more than integers")
+        self._pieces = first.pieces
+        self._integers = [
+            (int(one), int(other) - int(one), len(one)) for one, other in zip(first.integers, second.integers)
+        ]
+        if self.integers(1) != second.integers:
+            raise ValueError("first and second differ in leading zeros")
+
+    def integers(self, index: int) -> List[str]:
+        """Return the integers of member `index`, from 0. Raises ValueError where one leaves its range."""
+        found = []
+        for start, step, width in self._integers:
+            number = start + index * step
+            if not 0 <= number <= _MAX_INTEGER:
+                raise ValueError(f"a repeated integer becomes {number}")
+            found.append(str(number).zfill(width))
+        return found
+
+    def text(self, index: int) -> str:
+        """Return member `index`. Raises ValueError where an integer leaves its range."""
+        pairs = zip(self.integers(index), self._pieces[1:])
+        return self._pieces[0] + "".join(integer + piece for integer, piece in pairs)
+
+    def contains(self, form: _Form, index: int) -> bool:
+        """Return whether `form` is member `index`."""
+        try:
+            return form.pieces == self._pieces and form.integers == self.integers(index)
+        except ValueError:
+            return False
+
+
+def _text(part: Any) -> str:
+    return json.dumps(part, separators=(",", ":"), ensure_ascii=True)
+
+
+class _Expansion:
+    """The expansion of one manifest, with the bytes of text that it has produced."""
+
+    def __init__(self) -> None:
+        self._num_bytes = 0
+
+    def expand(self, tree: Any, where: str) -> Any:
+        if isinstance(tree, dict):
+            return {key: self.expand(value, f"{where}.{key}") for key, value in tree.items()}
+        if not isinstance(tree, list):
+            return tree
+        found: List[Any] = []
+        for index, element in enumerate(tree):
+            place = f"{where}[{index}]"
+            if isinstance(element, dict) and set(element) == set(KEYS):
+                found += self.expand(self._copies(element, place), place)
+            else:
+                found.append(self.expand(element, place))
+        return found
+
+    def _copies(self, element: Dict[str, Any], where: str) -> List[Any]:
+        count = int_of(element["repeat"], where + ".repeat", MIN_REPEATS)
+        first, second = (_Form(_text(list_of(element[key], f"{where}.{key}"))) for key in KEYS[1:])
+        found: List[Any] = []
+        try:
+            series = _Series(first, second)
+            for index in range(count):
+                text = series.text(index)
+                self._num_bytes += len(text)
+                if self._num_bytes > MAX_EXPANDED_BYTES:
+                    raise ValueError(f"more than {MAX_EXPANDED_BYTES} bytes are repeated")
+                found += strict_json(text.encode())
+        except ValueError as error:
+            raise WrongError(f"{where}: {error}") from None
+        return found
+
+
+def _compress_list(elements: List[Any]) -> List[Any]:
+    forms = [_Form(_text(element)) for element in elements]
+    if sum(form.num_bytes for form in forms) <= _OVERHEAD_BYTES:
+        return elements
+    found: List[Any] = []
+    start = 0
+    while start < len(elements):
+        group, count = _best_run(forms, start)
+        if count:
+            first, second = elements[start : start + group], elements[start + group : start + 2 * group]
+            found.append({"repeat": count, "first": first, "second": second})
+        else:
+            group, count = 1, 1
+            found.append(elements[start])
+        start += group * count
+    return found
+
+
+def _best_run(forms: Sequence[_Form], start: int) -> Tuple[int, int]:
+    """Return (elements of the group, copies) of the run at `start` that saves the most bytes; (0, 0) if none does."""
+    best, most_saved = (0, 0), 0
+    for group in range(1, min(MAX_GROUP, (len(forms) - start) // MIN_REPEATS) + 1):
+        count = _num_copies(forms, start, group)
+        sizes = [form.num_bytes for form in forms[start : start + group * count]]
+        saved = sum(sizes[2 * group :]) - _OVERHEAD_BYTES
+        if count >= MIN_REPEATS and saved > most_saved:
+            best, most_saved = (group, count), saved
+            if start + group * count == len(forms):
+                break
+    return best
+
+
+def _num_copies(forms: Sequence[_Form], start: int, group: int) -> int:
+    series = []
+    for offset in range(start, start + group):
+        try:
+            series.append(_Series(forms[offset], forms[offset + group]))
+        except ValueError:
+            return 0
+    count = 2
+    while start + (count + 1) * group <= len(forms):
+        members = forms[start + count * group : start + (count + 1) * group]
+        if not all(each.contains(form, count) for each, form in zip(series, members)):
+            break
+        count += 1
+    return count
