@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from offramp.backends import torch_graphs as segments
-from offramp.backends.torch_graphs import SegmentGraph
+from offramp.backends.torch_graphs import CapturedGraph
 from offramp.errors import StoreError
 
 
 def graph(nodes, outputs=("n0",), **inputs):
     tree = {"inputs": {"r": 1, "w": 0, "c": 0, **inputs}, "nodes": nodes, "outputs": list(outputs)}
-    return SegmentGraph(json.dumps(tree).encode(), "here")
+    return CapturedGraph(json.dumps(tree).encode(), "here")
 
 
 def v(name):
@@ -90,7 +90,7 @@ def test_operations_that_are_not_torchs_own_are_refused(target):
     ids=str,
 )  # fmt: skip
 def test_arguments_of_another_kind_are_refused(argument):
-    with pytest.raises(StoreError, match="no graph of a segment"):
+    with pytest.raises(StoreError, match="not a captured graph"):
         graph([["n0", "aten.relu.default", [v("r0"), argument], {}]])
 
 
@@ -113,7 +113,7 @@ def test_arguments_of_another_kind_are_refused(argument):
 )  # fmt: skip
 def test_what_is_no_graph_is_refused(data):
     with pytest.raises(StoreError):
-        SegmentGraph(data, "here")
+        CapturedGraph(data, "here")
 
 
 @pytest.mark.parametrize(

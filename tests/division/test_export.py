@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from offramp.backends.torch_graphs import SegmentGraph
+from offramp.backends.torch_graphs import CapturedGraph
 from offramp.division import exported
 from offramp.division.cutting import with_inputs
 from offramp.division.exported import export
@@ -82,7 +82,7 @@ def run(graph, module, *inputs):
     (segment,) = segments.stages
     operands = [given[name] for name in segment.reads] + [state[n] for n in (*segment.weights, *segment.constants)]
     with torch.no_grad():
-        return SegmentGraph(kinds[segment.kind], "here")(*operands)
+        return CapturedGraph(kinds[segment.kind], "here")(*operands)
 
 
 def test_the_graph_says_what_the_module_says_for_any_batch_and_length():

@@ -14,6 +14,7 @@ import offramp
 from offramp.checkpoints.exits import ModelWithExits
 from offramp.errors import UsageError
 from offramp.training.checkpoint import load_model, save_model
+from tests.oracle.tiny import BACKENDS
 from tests.training.tiny import LABELS, VOCABULARY, make_model, write_checkpoint
 
 NUM_LAYERS = 12
@@ -71,7 +72,7 @@ def test_tokens_are_attended_to_and_padding_is_not(model_type):
         assert (said - other).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("backend", ["ort", "torch"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_streamed_layers_are_the_trained_ones_in_their_order_and_without_dropout(deep, backend):
     """Lazily loaded layers were freshly random, out of order from the tenth on, and in training mode."""
     model, store = deep

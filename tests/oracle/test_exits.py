@@ -10,10 +10,10 @@ from safetensors.torch import save_file
 
 import offramp
 from offramp.checkpoints.exits import ModelWithExits
-from offramp.store.exits import FORMS, describe_exits
-from tests.oracle.tiny import MULTI, REGRESSION, Case, inputs_of, logits, make_batch, make_model, run
+from offramp.program.heads import FORMS
+from offramp.store.exits import describe_exits
+from tests.oracle.tiny import BACKENDS, MULTI, REGRESSION, Case, inputs_of, logits, make_batch, make_model, run
 
-BACKENDS = ("ort", "torch")
 LENGTHS = [31, 9, 16, 2, 24, 12]
 CASES = (Case("bert"), Case("distilbert", problem=MULTI), Case("electra", "relu", REGRESSION, embedding_size=32))
 

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 import transformers
 
-from offramp.backends import OrtBackend, TorchBackend
-from offramp.measure import Trace
-from offramp.policies import parse
-from offramp.runtime.course import Tokens, course_of
-from offramp.runtime.exits import load_exits
-from offramp.runtime.loop import Loop
-from offramp.runtime.slots import Slot
+from offramp.backends import open_backend
+from offramp.backends.torch import TorchBackend
+from offramp.program.inputs import Batch as Inputs
+from offramp.program.program import ATTENTION_MASK, INPUT_IDS, POSITION_IDS, TOKEN_TYPE_IDS
 from offramp.store import Store
+from tests.toy import open_engine
+
+BACKENDS = ("ort", "torch", "numpy")
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 FIRST_WORD = 5
@@ -140,19 +140,31 @@ class Way:
     verify: str = "first"
 
 
+def encode(batch, texts):
+    """The inputs that a text encoder makes of these tokens, positions included (as in fairseq where they have an offset)."""
+    positions_BS = np.tile(np.arange(batch.ids_BS.shape[1]), (len(batch.ids_BS), 1))
+    if texts.position_offset:
+        is_word_BS = batch.ids_BS != texts.pad_token
+        positions_BS = np.cumsum(is_word_BS, axis=1) * is_word_BS + texts.position_offset - 1
+    arrays = {
+        INPUT_IDS: batch.ids_BS, ATTENTION_MASK: batch.mask_BS, TOKEN_TYPE_IDS: batch.types_BS,
+        POSITION_IDS: positions_BS,
+    }  # fmt: skip
+    return Inputs(arrays, *batch.ids_BS.shape, batch.mask_BS.sum(1))
+
+
 def run(path, batches, way=Way(), backend="ort", exit="none", num_threads=1, attention="sdpa"):
-    """Outcomes of each batch, one after the other through the same loop."""
-    policy = parse(exit)
+    """Outcomes of each batch, one after the other through the same engine."""
     with Store(path, way.verify) as store:
-        engine = OrtBackend(store, num_threads) if backend == "ort" else TorchBackend(store, num_threads, attention)
-        loop = Loop(store, engine, policy, load_exits(store, course_of(store), policy), Trace())
-        pages = {shard.name: -(-shard.bytes // 4096) * 4096 for shard in store.manifest.shards.values()}
-        residents = {name: Slot(pages[name]) for name in way.residents}
+        if attention == "sdpa":
+            opened = open_backend(backend, store, num_threads)
+        else:
+            opened = TorchBackend(store, num_threads, attention)
+        engine = open_engine(store, exit, way.num_slots, way.residents, backend=opened, direct=way.direct)
         try:
-            loop.connect([Slot(max(pages.values())) for _ in range(way.num_slots)], residents, direct=way.direct)
-            return [loop.sweep([Tokens(batch.ids_BS, batch.mask_BS, batch.types_BS)], more=True) for batch in batches]
+            return [engine.sweep([encode(batch, store.program.texts)], more=True) for batch in batches]
         finally:
-            loop.close()
+            engine.close()
 
 
 def logits(path, batch, way=Way(), **options):
@@ -164,6 +176,4 @@ def logits(path, batch, way=Way(), **options):
 def streamed_shards(path):
     """Names of the shards that pass through slots or stay, in order of use."""
     with Store(path) as store:
-        manifest = store.manifest
-        names = [name for stage in manifest.stages for step in stage.steps for name in step.shards]
-        return [name for name in names if manifest.shards[name].blocks is None]
+        return list(dict.fromkeys(name for step in store.program.steps() for name in step.shards))

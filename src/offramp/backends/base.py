@@ -62,11 +62,10 @@ class ProgramBackend(Backend):
             raise StoreError("the stages of this store are not graphs", store.path, remedy)
         self._tensors = {name: (t.dtype, t.shape) for name, (_, t) in store.manifest.tensors().items()}
         self._require_weights()
-        exits = read_exits(store)
-        self.exit_form: Optional[HeadForm] = None if exits is None else exits.form
+        self.exit_form = self._exit_form()
         names = dict.fromkeys(step.kernel for step in self.program.steps())
         if self.exit_form is not None:
-            names[EXIT_KERNEL] = None
+            names[EXIT_KERNEL] = None  # no step, but a kernel
         self._require_templates(names)
         self.kernels = {name: self.load(name, self.program.kernels[name]) for name in names}
         self._values, self._lifetimes = self.program.values(), lifetimes_of(self.program)
@@ -194,6 +193,14 @@ class ProgramBackend(Backend):
             if stage.exit in state.values and self.exit_form is not None and EXIT_KERNEL not in ran:
                 ran.add(EXIT_KERNEL)
                 self.exit_logits(state, stage.exit, self._zero_head(stage.exit))
+
+    def _exit_form(self) -> Optional[HeadForm]:
+        """Return the form of the exit heads; None without exits, and for heads that this program cannot have, which
+        are refused where they are read."""
+        exits, kernel = read_exits(self.store), self.program.kernels.get(EXIT_KERNEL)
+        if exits is None or kernel is None or (kernel.template == "pooled-linear" and exits.form != HeadForm("mean", 1)):
+            return None
+        return exits.form
 
     def _require_weights(self) -> None:
         fault = misfit(self.program, self._tensors)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from offramp.backends.torch_graphs import SegmentGraph
+from offramp.backends.torch_graphs import CapturedGraph
 from offramp.division.cutting import Graph, cut, has_hidden
 from offramp.division.exported import export
 from offramp.errors import StageError
@@ -58,7 +58,7 @@ def with_segments(
     segments, kinds = cut(graph, program, _tables(manifest))
     manifest = _with_kept(segments, manifest)
     _require_own_weights(segments, manifest)
-    graphs = {kind: SegmentGraph(data, kind) for kind, data in kinds.items()}
+    graphs = {kind: CapturedGraph(data, kind) for kind, data in kinds.items()}
     for inputs, expected in examples:
         fault = _fault(partial(_run, graphs, segments, graph, inputs, fetch), expected)
         if fault is not None:
@@ -138,7 +138,7 @@ def _write_constants(constants: Mapping[str, Tensor], writer: StoreWriter) -> m.
 
 
 def _run(
-    graphs: Mapping[str, SegmentGraph],
+    graphs: Mapping[str, CapturedGraph],
     segments: Segments,
     graph: Graph,
     inputs: Arguments,
@@ -161,7 +161,7 @@ def _run(
 
 
 def _write_onnx(
-    graphs: Mapping[str, SegmentGraph],
+    graphs: Mapping[str, CapturedGraph],
     segments: Segments,
     graph: Graph,
     example: Arguments,
@@ -195,7 +195,7 @@ def _write_onnx(
     return made
 
 
-def _onnx(graph: SegmentGraph, given: Sequence[Tensor], extents: Sequence[Sequence[int]]) -> bytes:
+def _onnx(graph: CapturedGraph, given: Sequence[Tensor], extents: Sequence[Sequence[int]]) -> bytes:
     moving = [dict.fromkeys(each, torch.export.Dim.DYNAMIC) or None for each in extents]
     shapes = tuple(moving) + (None,) * (len(given) - len(moving))
     try:
