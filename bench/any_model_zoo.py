@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from zoo import Specimen
 
 import offramp
-from offramp.division.segments import CONSTANTS
+from offramp.division.export import CONSTANTS
 from offramp.errors import StageError
 from offramp.runtime.weight_plan import smallest_bytes
 from offramp.store import Store

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from offramp.checkpoints.families import FAMILIES
 from offramp.checkpoints.hub import resolve
 from offramp.checkpoints.source import open_source
+from offramp.division.config import DivisionConfig
 from offramp.division.names.build import divide_by_names, encoder_graphs
 from offramp.division.names.kernels import IR, OPSET
 from offramp.errors import SourceError, StoreError, UsageError
@@ -24,79 +24,45 @@ from offramp.store import manifest as m
 from offramp.store.exits import read_exits
 from offramp.store.files import make_folder, write_atomic
 
-METHODS = ("auto", "names", "eager", "export")
 
-
-def divide(
-    model: Any,
-    *rest: Any,
-    method: str = "auto",
-    stage_bytes: int | None = None,
-    inputs: Mapping[str, Any] | None = None,
-    more_inputs: Sequence[Any] = (),
-    exits: str | os.PathLike | None = None,
-    force: bool = False,
-    offline: bool = False,
-    say: Callable[[str], None] = lambda message: None,
-) -> Path:
+def divide(model: Any, *rest: Any, **options: Any) -> Path:
     """Divide a model into a store: `divide(folder, store)`, or `divide(module, example_inputs, store)`.
 
     Args:
         model: a Hugging Face checkpoint folder, an id on the hub, or any `torch.nn.Module` in evaluation mode.
         rest: for a module its example inputs (a tensor, a tuple, or a dictionary), then the folder to make. An
             interrupted division is resumed.
-        method: `names`: by the names of the tensors, without PyTorch, for text encoders of the BERT family;
-            `eager`: by a run, for any model of transformers; `stream` then runs the model's own code;
-            `export`: like `eager`, and the stages become graphs, which run without that code and can carry exits;
-            `auto`: `names` where possible, else `eager`, with graphs if the model is a classifier and can be exported.
-        stage_bytes: most bytes of weights that a stage should need, for a division by a run; None: as much as one of
-            the model's blocks.
-        inputs: example inputs by name, for a folder that is divided by a run; None: made up from its config.
-        more_inputs: for a module, further examples to prove the division with.
-        exits: for a module, the run folder that `training.train_exits` wrote; a checkpoint folder has its own.
-        force: replace an existing store.
-        offline: take hub models from the cache only.
-        say: called with a line for each shard, and with warnings (conversion to F32, missing graphs).
+        options: fields of `DivisionConfig`: `method`, `stage_bytes`, `inputs`, `more_inputs`, `exits`, `force`,
+            `offline`, `say`.
 
     Raises SourceError, StageError, PickleError, UsageError (target exists), DiskFullError, MissingExtraError.
     """
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {METHODS}, not {method!r}")
+    config = DivisionConfig(**options)
+    is_module = not isinstance(model, (str, os.PathLike))
+    if len(rest) != 1 + is_module:
+        raise TypeError("divide(folder, store) or divide(module, example_inputs, store)")
     store = Path(rest[-1])
-    if not isinstance(model, (str, os.PathLike)):
+    if is_module:
         from offramp.division.modules import divide_module
 
-        example, _ = rest
-        _refuse_existing(store, force)
-        return divide_module(
-            model,
-            example,
-            store,
-            more_inputs=more_inputs,
-            exits=None if exits is None else Path(exits),
-            stage_bytes=stage_bytes,
-            method=method,
-            force=force,
-            say=say,
-        )
-    if exits is not None:
-        raise UsageError("a checkpoint folder has its exits beside its weights", exits, "divide that folder")
-    _refuse_existing(store, force)
-    folder = resolve(str(model), offline)
+        _refuse_existing(store, config.force)
+        return divide_module(model, rest[0], store, config)
+    if config.exits is not None:
+        raise UsageError("a checkpoint folder has its exits beside its weights", config.exits, "divide that folder")
+    _refuse_existing(store, config.force)
+    folder = resolve(str(model), config.offline)
     _refuse_itself(folder, store)
-    if method in ("eager", "export") or (method == "auto" and not _has_known_names(folder)):
+    if config.method in ("eager", "export") or (config.method == "auto" and not _has_known_names(folder)):
         from offramp.division.checkpoints import divide_checkpoint
 
-        why = "requested" if method != "auto" else "not a text classifier of the BERT family, so it is run once"
-        say(f"method {'eager' if method == 'auto' else method}: {why}")
-        return divide_checkpoint(
-            folder, store, example_inputs=inputs, stage_bytes=stage_bytes, method=method, force=force, say=say
-        )
-    if stage_bytes is not None or inputs is not None:
+        why = "requested" if config.method != "auto" else "not a text classifier of the BERT family, so it is run once"
+        config.say(f"method {'eager' if config.method == 'auto' else config.method}: {why}")
+        return divide_checkpoint(folder, store, config)
+    if config.stage_bytes is not None or config.inputs is not None:
         raise UsageError("stage sizes and example inputs are for a division by a run", folder, "give --method eager")
-    say("method names: a text encoder whose tensors have known names")
+    config.say("method names: a text encoder whose tensors have known names")
     with open_source(folder) as source:
-        return divide_by_names(source, store, force, say)
+        return divide_by_names(source, store, config)
 
 
 def _has_known_names(folder: Path) -> bool:

@@ -1,5 +1,5 @@
-"""A checkpoint folder of transformers as a module that can be divided: its class without weights, the weights read one
-by one, and an example of what it takes.
+"""Checkpoint folders of transformers as modules that can be divided: the class without weights, the weights read one by
+one, and example inputs.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from offramp.checkpoints.inputs import BATCH, LENGTH, example_texts, padded, task_of, texts_of
 from offramp.checkpoints.source import Source, open_source
+from offramp.division.config import DivisionConfig
 from offramp.division.exits import TrainedExits
-from offramp.division.modules import CHUNK_BYTES, Origin, Say, divide_module, in_memory
+from offramp.division.modules import CHUNK_BYTES, Origin, divide_module, in_memory
 from offramp.errors import OfframpError, SourceError, UsageError
 from offramp.program.program import Texts
 from offramp.store import StoreWriter
@@ -30,24 +31,12 @@ from offramp.tasks.pixels import ImageEncoder
 from offramp.tasks.processors import FILE_NAME as PROCESSOR
 
 SECONDS = 1
-"""Of sound in the example that is made where none is given."""
+"""Seconds of sound in a made-up example."""
 _LISTED = 5
 
 
-def divide_checkpoint(
-    folder: Path,
-    store: Path,
-    *,
-    example_inputs: Mapping[str, Any] | None = None,
-    stage_bytes: int | None = None,
-    method: str = "eager",
-    force: bool = False,
-    say: Say,
-) -> Path:
+def divide_checkpoint(folder: Path, store: Path, config: DivisionConfig) -> Path:
     """Divide a checkpoint folder of any architecture that transformers has, by a run of it.
-
-    Args:
-        example_inputs: what the model is called with, by name; None: made up from its config.
 
     Raises SourceError for what is missing or foreign in the folder, StageError, UsageError.
     """
@@ -56,23 +45,21 @@ def divide_checkpoint(
         module = of_class(cls, folder)
         names = _names(module, source)
         if names is None:
-            say("transformers computes weights of this model from several tensors: it is loaded as a whole once")
+            config.say("transformers computes weights of this model from several tensors: it is loaded as a whole once")
             module = cls.from_pretrained(folder, local_files_only=True).eval()
         else:
             with_dtypes(module, {name: source.entry(found)[0] for name, found in names.items()})
             _fill_buffers(weights_of(module), names, source)
         texts = texts_of(module, folder)
         origin = _origin(module, names, source, texts)
-        example = dict(example_inputs) if example_inputs else example_of(module, folder, texts)
-        return divide_module(
-            module, example, store, stage_bytes=stage_bytes, method=method, force=force, origin=origin, say=say
-        )
+        example = dict(config.inputs) if config.inputs else example_of(module, folder, texts)
+        return divide_module(module, example, store, config, origin)
 
 
 def _names(module: nn.Module, source: Source) -> dict[str, str] | None:
-    """weight -> its tensor in the checkpoint, by any of its names, as transformers would rename them.
+    """Return weight -> its tensor in the checkpoint, by any of its names, as transformers would rename them.
 
-    None where transformers computes weights from several tensors. Raises SourceError naming what does not fit.
+    Returns None where transformers computes weights from several tensors. Raises SourceError naming what does not fit.
     """
     renamed = _renamed(module, source)
     if renamed is None:
@@ -97,7 +84,7 @@ def _names(module: nn.Module, source: Source) -> dict[str, str] | None:
 
 
 def _renamed(module: nn.Module, source: Source) -> dict[str, str] | None:
-    """Name in the module -> name in the checkpoint; None where one weight is made from several tensors."""
+    """Return name in the module -> name in the checkpoint, or None where one weight is made from several tensors."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
@@ -116,7 +103,7 @@ def _renamed(module: nn.Module, source: Source) -> dict[str, str] | None:
 
 
 def _origin(module: nn.Module, names: Mapping[str, str] | None, source: Source, texts: Texts | None) -> Origin:
-    """Of the checkpoint's tensors, or of the module's where it holds them (`names` is None)."""
+    """Return the origin in the checkpoint's tensors, or in the module where it holds its weights (`names` is None)."""
 
     def write_files(writer: StoreWriter) -> list[m.File]:
         paths = [source.folder / "config.json", *source.companions()]
@@ -138,7 +125,7 @@ def _origin(module: nn.Module, names: Mapping[str, str] | None, source: Source, 
 
 
 def _exits_of(module: nn.Module, source: Source) -> TrainedExits | None:
-    """Those of a run folder."""
+    """Return the exits of a run folder, or None."""
     found = source.exits()
     return None if found is None else TrainedExits(*found, task_of(module))
 
@@ -157,8 +144,9 @@ def _fill_buffers(weights: Mapping[str, Weight], names: Mapping[str, str], sourc
 
 
 def example_of(module: nn.Module, folder: Path, texts: Texts | None = None) -> dict[str, Any]:
-    """Inputs that a model of transformers should take, made up from its config and its image processor: what its
-    `forward` names, of tokens, pixels and sound. Raises UsageError where it names none of them.
+    """Return made-up inputs of a model of transformers: those of tokens, pixels and sound that its `forward` names.
+
+    Sizes are those of its config and image processor. Raises UsageError where `forward` names none of them.
     """
     if texts is not None:
         return example_texts(module, texts)
@@ -197,7 +185,7 @@ def example_of(module: nn.Module, folder: Path, texts: Texts | None = None) -> d
 
 
 def _pixels(folder: Path) -> tuple[int, int] | None:
-    """Height and width of what the folder's image processor makes, if it has one that is known."""
+    """Return height and width of the images that the folder's image processor makes, if it has a known one."""
     if not (folder / PROCESSOR).is_file():
         return None
     try:
@@ -207,7 +195,7 @@ def _pixels(folder: Path) -> tuple[int, int] | None:
 
 
 def _first(config: Any, name: str, default: Any) -> Any:
-    """A setting of a config, or of the configs within it."""
+    """Return a setting of a config, or of one of the configs within it."""
     for part in (config, *(getattr(config, inner, None) for inner in ("text_config", "vision_config", "encoder"))):
         found = getattr(part, name, None)
         if found is not None:
@@ -216,7 +204,7 @@ def _first(config: Any, name: str, default: Any) -> Any:
 
 
 def load_inputs(path: Path) -> dict[str, Tensor]:
-    """Example inputs by name from a safetensors file or an .npz. Raises UsageError."""
+    """Return example inputs by name from a safetensors file or an .npz. Raises UsageError."""
     if not path.is_file():
         raise UsageError("no such file", path, "save the inputs with numpy.savez or safetensors")
     try:
@@ -230,5 +218,5 @@ def load_inputs(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except UsageError:
         raise
-    except Exception as error:  # of NumPy, of zip files and of safetensors, which has its own kinds
+    except Exception as error:  # NumPy, zip files and safetensors raise classes of their own
         raise UsageError(f"cannot be read as example inputs ({error})", path, "save them with numpy.savez") from None

@@ -1,8 +1,8 @@
-"""An exported graph as plain data, and the pieces that it falls into where stages begin.
+"""An exported graph as plain data, cut into pieces where the parts of a module begin.
 
-A piece (`Segment`) is a small graph whose weights are inputs. Pieces that differ in the numbers of their weights alone,
-and not in their shapes, are of one kind, and are written once. Numbers that follow from shapes are computed anew in
-each piece that needs them, so that nothing but tensors flows from one to the next.
+A piece is a small graph whose weights are inputs. Pieces that differ only in which weights they take, and not in
+shapes, share one kernel, which is written once. Numbers that follow from shapes are computed again in each piece that
+needs them, so that only tensors flow from one piece to the next.
 
 Pure Python; the graphs are JSON.
 """
@@ -17,11 +17,12 @@ from itertools import pairwise
 from typing import Any
 
 from offramp.errors import StageError
-from offramp.program.program import TEXT_INPUTS, Call, Flow, LookUp, Program, Segment, Segments, Value, is_for_heads
+from offramp.program.captured import Piece
+from offramp.program.program import BATCH, Axis, Call, LookUp, Module, Part, Program, Value, can_carry_exit
 from offramp.streaming.graph import LOOK_UP
 
 REFERENCE = "v"
-"""The key of an argument that names a value."""
+"""Key of an argument that names a value."""
 
 
 @dataclass(frozen=True)
@@ -33,14 +34,14 @@ class Node:
     args: Any
     kwargs: Any
     calls: frozenset[Call]
-    """The module calls that it is in."""
+    """Module calls that contain it."""
     is_number: bool
-    """Whether it gives a number that follows from shapes, and no tensor."""
+    """The result is a number that follows from shapes, and no tensor."""
 
 
 @dataclass(frozen=True)
 class Graph:
-    """What torch.export made of a module. Values are named by the node that gives them, or are inputs of the graph."""
+    """Result of torch.export. A value has the name of the node that computes it, or of an input of the graph."""
 
     nodes: tuple[Node, ...]
     inputs: tuple[str, ...]
@@ -52,16 +53,16 @@ class Graph:
     outputs: tuple[str, ...]
     values: Mapping[str, Value]
     batch: Mapping[str, int]
-    """Value -> its extent that counts rows."""
+    """Value -> its axis that counts rows."""
     dynamic: Mapping[str, tuple[int, ...]]
-    """Value -> its extents that may differ from call to call."""
+    """Value -> its axes whose sizes may differ from call to call."""
     data: Mapping[str, Any]
     """Constant -> its tensor."""
 
 
 def with_inputs(graph: Graph, arguments: Sequence[str]) -> Graph:
-    """The same graph with its inputs called as the arguments of the module, in order; torch.export calls those without
-    a name as the module's code does.
+    """Return the graph with its inputs named as the arguments of the module, in order: torch.export names positional
+    ones as the module's code does.
     """
     names = dict(zip(graph.inputs, arguments, strict=True))
 
@@ -79,70 +80,91 @@ def with_inputs(graph: Graph, arguments: Sequence[str]) -> Graph:
     )  # fmt: skip
 
 
-def cut(graph: Graph, program: Program, tables: Set[str] = frozenset()) -> tuple[Segments, dict[str, bytes]]:
-    """The pieces between the starts of the stages, and the graph of each kind. Rows of `tables` that are looked up by
-    an input flow into the pieces as if they were inputs, so that the tables need not be read.
+@dataclass(frozen=True)
+class Cut:
+    """The pieces of a graph, in order, and the graph of each kernel that they call."""
 
-    Raises StageError where a stage begins at no operation of the graph, or reads other weights than it has.
+    pieces: tuple[Piece, ...]
+    graphs: Mapping[str, bytes]
+    values: Mapping[str, Value]
+    """Every value that flows between pieces. Sizes are those of the example, except the axis that counts rows."""
+    lookups: Mapping[str, LookUp]
+    outputs: tuple[str, ...]
+
+
+def cut(graph: Graph, program: Program, tables: Set[str] = frozenset()) -> Cut:
+    """Cut a graph where the parts of the program's module begin.
+
+    Rows of `tables` that are looked up by an input become values of their own, so that the tables need not be read.
+
+    Raises StageError where a part begins at no operation of the graph, or something other than a tensor would flow.
     """
+    assert program.module is not None, "a program that is captured"
     numbers = {node.name: node for node in graph.nodes if node.is_number}
-    look_ups = {node.name: found for node in graph.nodes if (found := _look_up(node, graph, program, tables))}
+    lookups = {node.name: found for node in graph.nodes if (found := _look_up(node, graph, program, tables))}
     nodes = [node for node in graph.nodes if not node.is_number]
-    bounds = [*_starts(nodes, program), len(nodes)]
-    pieces = [[node for node in nodes[start:end] if node.name not in look_ups] for start, end in pairwise(bounds)]
+    bounds = [*_starts(nodes, program.module), len(nodes)]
+    spans = [[node for node in nodes[start:end] if node.name not in lookups] for start, end in pairwise(bounds)]
     needed_later = set(graph.outputs)
-    segments: list[Segment] = []
-    kinds: dict[str, bytes] = {}
-    for piece, flow in zip(reversed(pieces), reversed(program.flows), strict=True):
-        full = _with_numbers(piece, numbers)
-        made = {node.name for node in piece}
-        reads = [name for name in _references(full) if name not in {node.name for node in full}]
-        writes = tuple(node.name for node in piece if node.name in needed_later)
-        weights = tuple(name for name in reads if name in graph.weights)
-        constants = tuple(name for name in reads if name in graph.constants)
-        values = tuple(name for name in reads if name not in graph.weights and name not in graph.constants)
-        _require_tensors(values, graph, program)
-        values = _hidden_first(values, flow, graph)
-        needed_later = (needed_later - made) | set(values)
-        inputs = {"r": values, "w": weights, "c": constants}
-        data = _canonical(full, inputs, writes, [_fixed(name, graph) for group in inputs.values() for name in group])
-        kind = f"graph-{hashlib.sha256(data).hexdigest()[:12]}"
-        kinds[kind] = data
-        segments.append(
-            Segment(kind, values, writes, tuple(graph.weights[name] for name in weights),
-                    tuple(graph.constants[name] for name in constants))
-        )  # fmt: skip
-    flowing = {name for segment in segments for name in (*segment.reads, *segment.writes)}
-    made_of = Segments(
-        tuple(reversed(segments)),
-        graph.outputs,
-        {name: graph.values[name] for name in sorted(flowing)},
-        {name: graph.batch[name] for name in sorted(flowing) if name in graph.batch},
-        look_ups=look_ups,
-    )
-    return made_of, kinds
+    pieces: list[Piece] = []
+    graphs: dict[str, bytes] = {}
+    for span, part in zip(reversed(spans), reversed(program.module.parts), strict=True):
+        full = _with_numbers(span, numbers)
+        _require_tensors(full, graph, program.module)
+        piece, data = _piece(full, span, needed_later, part, graph)
+        needed_later = (needed_later - {node.name for node in span}) | set(piece.reads)
+        graphs[piece.kernel] = data
+        pieces.insert(0, piece)
+    flowing = sorted({name for piece in pieces for name in (*piece.reads, *piece.writes)})
+    values = {name: _by_rows(graph.values[name], graph.batch.get(name)) for name in flowing}
+    return Cut(tuple(pieces), graphs, values, lookups, graph.outputs)
+
+
+def _piece(
+    full: Sequence[Node], span: Sequence[Node], needed_later: Set[str], part: Part, graph: Graph
+) -> tuple[Piece, bytes]:
+    """Return the piece of the operations `span`, and its graph, which has the operations `full`."""
+    reads = _reads(full)
+    weights = tuple(name for name in reads if name in graph.weights)
+    constants = tuple(name for name in reads if name in graph.constants)
+    values = _hidden_first(tuple(n for n in reads if n not in graph.weights and n not in graph.constants), part, graph)
+    writes = tuple(node.name for node in span if node.name in needed_later)
+    inputs = {"r": values, "w": weights, "c": constants}
+    shapes = [_fixed(name, graph) for group in inputs.values() for name in group]
+    data = _canonical(full, inputs, writes, shapes)
+    kernel = f"graph-{hashlib.sha256(data).hexdigest()[:12]}"
+    own_weights = tuple(graph.weights[name] for name in weights)
+    return Piece(kernel, values, writes, own_weights, tuple(graph.constants[name] for name in constants)), data
+
+
+def _by_rows(value: Value, batch_axis: int | None) -> Value:
+    axes: list[Axis] = list(value.axes)
+    if batch_axis is not None:
+        axes[batch_axis] = BATCH
+    return Value(value.dtype, tuple(axes))
 
 
 def _look_up(node: Node, graph: Graph, program: Program, tables: Set[str]) -> LookUp | None:
-    """Which rows an operation looks up, if they are those of a table by an input."""
+    """Return the look-up that an operation is, if it takes rows of a table by an input."""
     if node.target != LOOK_UP:
         return None
     table, index = (part.get(REFERENCE) if isinstance(part, Mapping) else None for part in node.args[:2])
-    name = graph.weights.get(str(table))
-    if name is None or name not in tables or index not in program.inputs or index not in graph.inputs:
+    name, ids = graph.weights.get(str(table)), program.inputs.get(str(index))
+    if name is None or name not in tables or ids is None or index not in graph.inputs:
         return None
-    return LookUp(name, index)
+    found = graph.values[node.name]
+    return LookUp(name, str(index), Value(found.dtype, (*ids.axes, found.axes[-1])))
 
 
-def _require_tensors(values: Sequence[str], graph: Graph, program: Program) -> None:
-    foreign = next((name for name in values if name not in graph.values), None)
+def _require_tensors(nodes: Sequence[Node], graph: Graph, module: Module) -> None:
+    foreign = next((name for name in _reads(nodes) if name not in graph.values), None)
     if foreign is not None:
-        raise StageError(f"{foreign} flows between stages and is no tensor", program.module, "use --method eager")
+        raise StageError(f"{foreign} flows between stages and is no tensor", module.name, "use --method eager")
 
 
-def _hidden_first(values: tuple[str, ...], flow: Flow, graph: Graph) -> tuple[str, ...]:
-    """What an exit before the stage would look at, in front."""
-    hidden = None if flow.hidden is None else flow.values[flow.hidden]
+def _hidden_first(values: tuple[str, ...], part: Part, graph: Graph) -> tuple[str, ...]:
+    """Return the values with the hidden state, which an exit before the part reads, in front."""
+    hidden = None if part.hidden is None else part.flows[part.hidden]
     like = [
         name for name in values if hidden is not None and name in graph.batch and _is_like(graph.values[name], hidden)
     ]
@@ -150,36 +172,40 @@ def _hidden_first(values: tuple[str, ...], flow: Flow, graph: Graph) -> tuple[st
     return (*front, *(name for name in values if name not in front))
 
 
-def has_hidden(segments: Segments, program: Program, stage: int) -> bool:
-    """Whether the first value that a stage reads is the hidden state that it begins with, so that an exit can stand
-    before it; of texts it must have a place for each token.
+def has_hidden(found: Cut, graph: Graph, program: Program, index: int) -> bool:
+    """Return whether an exit can stand before a piece: it first reads the hidden state that its part begins with.
+
+    For texts, the hidden state must have one place for each token.
     """
-    flow, reads = program.flows[stage], segments.stages[stage].reads
-    if flow.hidden is None or not reads or not _is_like(segments.values[reads[0]], flow.values[flow.hidden]):
+    assert program.module is not None, "a program that is captured"
+    part, reads = program.module.parts[index], found.pieces[index].reads
+    if part.hidden is None or not reads or not _is_like(graph.values[reads[0]], part.flows[part.hidden]):
         return False
-    ids_shape = None if program.texts is None else program.inputs[TEXT_INPUTS[0]].shape
-    return is_for_heads(flow.values[flow.hidden], ids_shape)
+    hidden = part.flows[part.hidden]
+    if program.texts is not None and (len(hidden.axes) != 3 or hidden.axes[:2] != program.example):
+        return False
+    return can_carry_exit(hidden) and can_carry_exit(found.values[reads[0]])
 
 
 def _is_like(value: Value, other: Value) -> bool:
-    return value.dtype == other.dtype and len(value.shape) == len(other.shape) and value.shape[1:] == other.shape[1:]
+    return value.dtype == other.dtype and len(value.axes) == len(other.axes) and value.axes[1:] == other.axes[1:]
 
 
-def _starts(nodes: Sequence[Node], program: Program) -> list[int]:
-    """Index of the first operation of each stage."""
+def _starts(nodes: Sequence[Node], module: Module) -> list[int]:
+    """Return the index of the first operation of each part."""
     starts = [0]
-    for flow in program.flows[1:]:
-        place = next((i for i, node in enumerate(nodes) if flow.start in node.calls), None)
+    for part in module.parts[1:]:
+        place = next((i for i, node in enumerate(nodes) if part.start in node.calls), None)
         if place is None or place < starts[-1]:
-            assert flow.start is not None
-            what = f"{flow.start.module} (call {flow.start.number}) begins at no operation of the exported graph"
-            raise StageError(what, program.module, "use --method eager")
+            assert part.start is not None
+            what = f"{part.start.module} (call {part.start.number}) begins at no operation of the exported graph"
+            raise StageError(what, module.name, "use --method eager")
         starts.append(place)
     return starts
 
 
 def _with_numbers(piece: Sequence[Node], numbers: Mapping[str, Node]) -> list[Node]:
-    """A piece, and before each operation the numbers that it uses and those that they follow from."""
+    """Return a piece with the numbers that each operation uses, directly or not, before it."""
     found: dict[str, Node] = {}
 
     def add(node: Node) -> None:
@@ -194,8 +220,14 @@ def _with_numbers(piece: Sequence[Node], numbers: Mapping[str, Node]) -> list[No
 
 
 def _references(nodes: Iterable[Node]) -> list[str]:
-    """The values that they use, each once, in order."""
+    """Return the values that nodes use, each once, in order."""
     return list(dict.fromkeys(name for node in nodes for name in _named((node.args, node.kwargs))))
+
+
+def _reads(nodes: Sequence[Node]) -> list[str]:
+    """Return the values that nodes use and do not compute, in order of first use."""
+    made = {node.name for node in nodes}
+    return [name for name in _references(nodes) if name not in made]
 
 
 def _named(tree: Any) -> Iterator[str]:
@@ -209,20 +241,22 @@ def _named(tree: Any) -> Iterator[str]:
             yield from _named(part)
 
 
-def _fixed(name: str, graph: Graph) -> list[int | None]:
-    """Its shape, with None for what may differ from call to call."""
+def _fixed(name: str, graph: Graph) -> list[Axis | None]:
+    """Return its shape, with None for sizes that may differ from call to call."""
     moving = graph.dynamic.get(name, ())
-    return [None if extent in moving else n for extent, n in enumerate(graph.values[name].shape)]
+    return [None if axis in moving else n for axis, n in enumerate(graph.values[name].axes)]
 
 
 def _canonical(
     nodes: Sequence[Node],
     inputs: Mapping[str, Sequence[str]],
     writes: Sequence[str],
-    shapes: Sequence[Sequence[int | None]],
+    shapes: Sequence[Sequence[Axis | None]],
 ) -> bytes:
-    """A piece as JSON with names that do not depend on where it stands. The shapes of its inputs, in their order, tell
-    pieces apart whose graphs for ONNX Runtime, which has them fixed, would differ.
+    """Return a piece as JSON with names that do not depend on its place in the graph.
+
+    It contains the shapes of its inputs, in their order: graphs for ONNX Runtime have these fixed, so pieces with other
+    shapes need other kernels.
     """
     names = {name: f"{letter}{i}" for letter, group in inputs.items() for i, name in enumerate(group)}
     names.update({node.name: f"n{i}" for i, node in enumerate(nodes)})

@@ -1,15 +1,15 @@
-"""Exits of a run folder on their way into the store of a divided module."""
+"""Exits of a run folder, copied into the store of a divided module."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 
 from offramp.checkpoints.source import EXITS, TRAINING
 from offramp.errors import SourceError
-from offramp.policies.evidence import REGRESSION, SINGLE_LABEL
-from offramp.program.program import Call
+from offramp.program.program import REGRESSION, SINGLE_LABEL, Call
 from offramp.store import StoreWriter
 from offramp.store import manifest as m
 from offramp.store.exits import parse_exits
@@ -17,7 +17,7 @@ from offramp.store.exits import parse_exits
 
 @dataclass(frozen=True)
 class TrainedExits:
-    """Two files, and what the model that they were trained on answers: its problem and labels."""
+    """Two files, and the problem and labels of the model that they were trained with."""
 
     heads: Path
     description: Path
@@ -25,27 +25,26 @@ class TrainedExits:
 
     @property
     def calls(self) -> tuple[Call, ...]:
-        """That begin behind an exit. Raises SourceError for a description that cannot be read."""
+        """Calls that begin after an exit. Raises SourceError for a description that cannot be read."""
         points = parse_exits(self.description.read_bytes(), self.description.parent, SourceError).points
         return tuple(Call(module, number) for module, number, _ in points)
 
-    def added_to(self, manifest: m.ModuleManifest, writer: StoreWriter) -> m.ModuleManifest:
-        """The manifest with these exits, which are copied. Raises SourceError unless stages begin where they stand."""
+    def added_to(self, manifest: m.Manifest, writer: StoreWriter) -> m.Manifest:
+        """Copy the exits and return the manifest with them. Raises SourceError unless layers begin where they stand."""
         program = manifest.program
-        assert program.segments is not None, "divided by export"
-        starts = tuple(program.flows[index].start for index in program.segments.exits)
+        assert program.module is not None and program.stages, "divided by export"
+        steps = accumulate(len(layer.steps) for layer in program.layers[:-1])
+        starts = tuple(program.module.parts[index].start for index in steps)
         if starts != self.calls:
             what = f"{len(self.calls)} exits were trained, and the graphs of this division have {len(starts)} places"
             raise SourceError(what, self.description.parent, "train the exits again")
-        exits = m.Exits(
-            writer.add_copy(self.heads.name, self.heads), writer.add_copy(self.description.name, self.description)
-        )
-        return replace(manifest, exits=exits)
+        return replace(manifest, exits=writer.add_exits(self.heads, self.description))
 
 
 def own_exits(folder: Path, weights_sha256: str) -> TrainedExits:
-    """Those that `training.train_exits` left for a module of one's own. Raises SourceError for another folder, and
-    where the module has other weights now than the exits were trained with.
+    """Return the exits that `training.train_exits` wrote for a module that is no checkpoint.
+
+    Raises SourceError for another folder, and where the exits were trained with other weights than the module has.
     """
     heads, description, training = (folder / name for name in (*EXITS, TRAINING))
     missing = next((path.name for path in (heads, description, training) if not path.is_file()), None)

@@ -7,15 +7,20 @@ are empty: the first piece reads the inputs, and the last one writes the output.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Dict, Mapping, Sequence, Tuple
+from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
 from offramp.program.program import (
+    BATCH,
     BEGIN,
     CAPTURED,
     END,
     EXIT_KERNEL,
+    INPUT_IDS,
     LAYER,
     POOLED_LINEAR,
+    TOKENS,
+    Axis,
+    Input,
     Kernel,
     LookUp,
     Output,
@@ -52,6 +57,32 @@ class Piece:
             _numbered("c", self.constants),
             self.shards,
         )
+
+
+def captured_inputs(
+    examples: Sequence[Mapping[str, Value]], of_texts: bool
+) -> Tuple[Dict[str, Input], Tuple[int, int]]:
+    """Return the inputs of a program, and the rows and tokens of the first example, which it was captured from.
+
+    The first axis counts rows, and the second one tokens where texts are the input. Other axes are fixed, unless the
+    examples differ in them.
+
+    Args:
+        examples: input -> dtype and sizes of every example.
+    """
+    inputs: Dict[str, Input] = {}
+    for name, value in examples[0].items():
+        names: Tuple[Axis, ...] = (BATCH, TOKENS) if of_texts else (BATCH,)
+        others = [other[name].axes for other in examples[1:] if name in other]
+        largest: List[Optional[int]] = []
+        for index in range(len(value.axes)):
+            sizes = {axes[index] for axes in (value.axes, *others) if len(axes) == len(value.axes)}
+            largest.append(max(sizes) if len(sizes) > 1 else None)  # type: ignore[type-var]
+        axes = (*names[: len(value.axes)], *value.axes[len(names) :])
+        inputs[name] = Input(value.dtype, axes, tuple(largest))
+    num_rows = max([1, *(value.axes[0] for value in examples[0].values() if value.axes)])  # type: ignore[type-var]
+    tokens = examples[0][INPUT_IDS].axes[1] if of_texts else 1
+    return inputs, (num_rows, tokens)  # type: ignore[return-value]
 
 
 def captured_program(

@@ -49,9 +49,14 @@ class Value:
         return next((i for i, axis in enumerate(self.axes) if axis in (BATCH, BATCH_TOKENS)), None)
 
     @property
+    def width_axis(self) -> int:
+        """Index of the axis that an exit head reads."""
+        return 2 if len(self.axes) == 3 else 1
+
+    @property
     def width(self) -> int:
         """Size of the axis that an exit head reads: [B*S, H], [B, S, H], [B, H] or a feature map [B, H, ...]."""
-        width = self.axes[2] if len(self.axes) == 3 else self.axes[1]
+        width = self.axes[self.width_axis]
         assert isinstance(width, int), "checked by the parser where an exit stands"
         return width
 
@@ -236,11 +241,11 @@ class Program:
 
 
 def can_carry_exit(value: Value, tokens: Optional[int] = None, of_texts: bool = False) -> bool:
-    """Return whether an exit head can read a value: float32 with rows and a width; of texts one place for each token.
+    """Return whether an exit head can read a value: float32 with rows and a width; for texts one place for each token.
 
     `tokens`: length of the example, where sizes are those of an example.
     """
-    if value.dtype != "float32" or len(value.axes) < 2:
+    if value.dtype != "float32" or len(value.axes) < 2 or not isinstance(value.axes[value.width_axis], int):
         return False
     return not of_texts or (len(value.axes) == 3 and (tokens is None or value.axes[1] in (TOKENS, tokens)))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
-from offramp.program.captured import Piece, captured_program
+from offramp.program.captured import Piece, captured_inputs, captured_program
 from offramp.program.checks import WrongError, choice_of, int_of, items_of, list_of, names_of, object_of, str_of
 from offramp.program.encoder import (
     ACTIVATIONS,
@@ -29,9 +29,7 @@ from offramp.program.program import (
     INPUT_IDS,
     LAYER,
     PROBLEMS,
-    TOKENS,
     Axis,
-    Input,
     LookUp,
     Module,
     Output,
@@ -190,16 +188,16 @@ def lift_module(tree: Any, stages_tree: Any, shards: Shards, proof: Proof) -> Tu
     problem = None if tree["problem"] is None else choice_of(tree["problem"], "program.problem", PROBLEMS)
     if texts is not None and len(examples.get(INPUT_IDS, _Example("", ())).shape) != 2:
         raise WrongError(f"program.inputs: no {INPUT_IDS!r} where texts are the input")
+    proven = [{name: Value(each.dtype, each.shape) for name, each in part.inputs.items()} for part in proof.examples]
+    divided = {name: example.value(None) for name, example in examples.items()}
+    inputs, example = captured_inputs([divided, *proven], texts is not None)
     program = Program(
-        inputs={name: _input(name, example, texts, proof) for name, example in examples.items()},
+        inputs=inputs,
         output=None if problem is None else Output("", problem, len(labels)),
         texts=texts,
         module=_module(tree, stages),
         activation_bytes=int_of(tree["activation_bytes"], "program.activation_bytes"),
-        example=(
-            max([1, *(example.shape[0] for example in examples.values() if example.shape)]),
-            examples[INPUT_IDS].shape[1] if texts is not None else 1,
-        ),
+        example=example,
     )
     if tree["segments"] is not None:
         program = _with_steps(tree["segments"], program, stages, shards)
@@ -222,23 +220,6 @@ def _examples(tree: Any, where: str) -> Dict[str, _Example]:
             raise WrongError(f"{where}.shape has {len(shape)} dimensions, at most {MAX_RANK} are read")
         found[name] = _Example(str_of(part["dtype"], where + ".dtype"), shape)
     return found
-
-
-def _input(name: str, example: _Example, texts: Optional[Texts], proof: Proof) -> Input:
-    """Return an input that takes as many rows as asked, and the sizes between those of the proven examples."""
-    axes: List[Axis] = list(example.shape)
-    axes[:1] = [BATCH] * len(axes[:1])
-    if texts is not None and len(axes) == 2:
-        axes[1] = TOKENS
-    largest: List[Optional[int]] = [None] * len(axes)
-    for proven in proof.examples:
-        other = proven.inputs[name].shape if name in proven.inputs else None
-        if other is None or len(other) != len(axes):
-            raise WrongError(f"proof.examples: no {name!r} with {len(axes)} axes among the inputs")
-        for axis, (one, another) in enumerate(zip(example.shape, other)):
-            if one != another:
-                largest[axis] = max(one, another, largest[axis] or 0)
-    return Input(example.dtype, tuple(axes), tuple(largest))
 
 
 def _module(tree: Dict[str, Any], stages: Sequence[_OldStage]) -> Module:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from offramp.checkpoints.source import Source
+from offramp.division.config import DivisionConfig
 from offramp.division.names.kernels import IR, OPSET, build_graphs
 from offramp.division.names.plan import Division, ShardPlan, plan_division
 from offramp.errors import MissingExtraError, SourceError
@@ -30,11 +31,11 @@ CHUNK_BYTES = 2 << 20
 """Bytes of the source that are read at a time; while they are converted to F32, 3.5 times as much is held."""
 
 
-def divide_by_names(source: Source, store: Path, force: bool, say: Callable[[str], None]) -> Path:
+def divide_by_names(source: Source, store: Path, config: DivisionConfig) -> Path:
     """Divide a checkpoint of a BERT-like text encoder. Raises SourceError, UsageError, DiskFullError."""
     division = plan_division(source.config, source.entries, source.folder)
-    fingerprint = source.fingerprint()
-    with StoreWriter(store, identity(fingerprint), force=force) as writer:
+    fingerprint, say = source.fingerprint(), config.say
+    with StoreWriter(store, identity(fingerprint), force=config.force) as writer:
         writer.require_space(sum(num_bytes("F32", t.shape) for shard in division.shards for t in shard.tensors))
         if division.widened_from is not None:
             say(f"widened from {division.widened_from} to F32")
