@@ -28,6 +28,8 @@ ONE_RUN = Path(__file__).with_name("one_run.py")
 ROUNDS = 40
 LATENCY_LIMIT, LATENCY_BOUND, NARROW = 1.02, 1.05, 0.03
 """Largest ratio of latencies (estimate, upper 95 % bound), and the width of an interval that settles an estimate."""
+MIN_ROUNDS = 10
+"""Rounds below which nothing but a failed process is judged: an interval over so few says little."""
 PEAK_LIMIT_BYTES, START_LIMIT_SECONDS = 1 << 20, 0.030
 NUM_DRAWS = 10_000
 MODELS = {"store": "bert-base", "store-exits": "bert-base-exits"}
@@ -172,19 +174,21 @@ def measure(sides: dict[str, Side], settings: Sequence[Setting], rounds: int, pa
     if missing:
         prepare(sides, say)
     for number, setting, side in missing:
+        about = {"setting": setting.name, "side": side, "round": number, "load": os.getloadavg()[0]}
         result = sides[side].measure(setting)
-        add_record(path, {"setting": setting.name, "side": side, "round": number, "result": result})
+        add_record(path, {**about, "result": result})
         shown = result.get("failed") or f"{1e3 * float(np.median(result['latency_seconds'])):.1f} ms"
         say(f"round {number + 1}/{rounds} {setting.name} {side}: {shown}")
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """The median of paired values, one a round, with its 95 % interval."""
+    """The median of paired values, one a round, with its 95 % interval and the number of rounds."""
 
     value: float
     low: float
     high: float
+    num_rounds: int
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Estimate":
@@ -192,7 +196,7 @@ class Estimate:
         values_R = np.asarray(values)
         drawn_DR = np.random.default_rng(0).choice(values_R, (NUM_DRAWS, len(values_R)))
         low, high = np.percentile(np.median(drawn_DR, axis=1), [2.5, 97.5])
-        return cls(float(np.median(values_R)), float(low), float(high))
+        return cls(float(np.median(values_R)), float(low), float(high), len(values_R))
 
     def shown(self, unit: str, digits: int, scale: float = 1.0) -> str:
         value, low, high = (f"{scale * each:.{digits}f}" for each in (self.value, self.low, self.high))
@@ -200,7 +204,9 @@ class Estimate:
 
 
 def latency_verdict(ratio: Estimate) -> str:
-    """Return `holds`, `fails` or `inconclusive` for a ratio of latencies, new / old."""
+    """Return the verdict on a ratio of latencies, new / old."""
+    if ratio.num_rounds < MIN_ROUNDS:
+        return "too few rounds"
     if ratio.value <= LATENCY_LIMIT and ratio.high <= LATENCY_BOUND:
         return "holds"
     is_settled = ratio.high - ratio.low <= NARROW
@@ -208,7 +214,9 @@ def latency_verdict(ratio: Estimate) -> str:
 
 
 def limit_verdict(difference: Estimate, limit: float) -> str:
-    """Return `holds`, `fails` or `inconclusive` for a difference with an upper limit."""
+    """Return the verdict on a difference that has an upper limit."""
+    if difference.num_rounds < MIN_ROUNDS:
+        return "too few rounds"
     if difference.value <= limit:
         return "holds"
     return "**fails**" if difference.low > limit else "inconclusive"
@@ -262,6 +270,7 @@ def section(
 
     facts = environment(sides["new"].folders.out)
     versions = {"python": facts["python_version"], **facts["library_versions"]}
+    loads = [record["load"] for record in records]
     described = [
         f"{each.name}: {', '.join(f'{k} {v}' for k, v in asdict(each).items() if k != 'name')}" for each in settings
     ]
@@ -275,6 +284,8 @@ def section(
         f" {facts['storage']['file_system']}",
         f"- versions: {', '.join(f'{name} {version}' for name, version in versions.items())}",
         f"- settings: {'; '.join(described)}",
+        f"- load average when a process began: median {np.median(loads):.1f}, largest {max(loads):.1f};"
+        " on a machine that does nothing else it is at most the number of threads, 2",
         "",
         "A classifier of BERT-base's shape with random weights, 128 tokens, 2 threads, warm page cache. Each row is one"
         " setting; each round is one process a side, and latency is the median of its passes. Estimates are medians of"

@@ -84,10 +84,10 @@ def mnist(folder: Path, out: Path) -> Path:
 def own(args: argparse.Namespace) -> tuple[Path, Any, dict[str, Any]]:
     """The store of a module of one's own, and its splits."""
     import offramp
-    from offramp.tasks.arrays import load_arrays
+    from offramp.tasks import DataSpec, load
     from offramp.training import TrainSettings, train_exits
 
-    splits = load_arrays(mnist(args.mnist, args.out), None, "label")
+    splits = load(DataSpec(train=mnist(args.mnist, args.out)))
     chosen: dict[str, Any] = {"epochs": 30, "batch_size": 64, "learning_rate": 1e-3, "heads_epochs": 10}
     torch.manual_seed(0)
     model, run, store = Net(), args.out / "runs" / "own", args.out / "stores" / "own"
@@ -104,11 +104,11 @@ def own(args: argparse.Namespace) -> tuple[Path, Any, dict[str, Any]]:
 def text(name: str, args: argparse.Namespace) -> tuple[Path, Any, dict[str, Any]]:
     """The store of a model of texts, and its splits."""
     import offramp
+    from offramp.tasks import DataSpec, load
     from offramp.tasks.examples import spread
-    from offramp.tasks.glue import load_glue, task_of
     from offramp.training import TrainSettings, train_exits
 
-    splits = load_glue(task_of("sst2"), args.glue)
+    splits = load(DataSpec(task="sst2", data=args.glue))
     chosen: dict[str, Any] = {"epochs": 2, "batch_size": 32, "learning_rate": 5e-5, "max_length": 64}
     source = Path(glue.minilm()) if name == "minilm" else mpnet(args.out)
     run, store = args.out / "runs" / name, args.out / "stores" / name

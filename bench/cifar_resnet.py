@@ -19,8 +19,8 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModelForImageClassification, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from offramp.tasks import DataSpec, load
 from offramp.tasks.examples import Example
-from offramp.tasks.images import Image, load_images
 from offramp.tasks.pixels import ImageEncoder
 
 LABELS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -123,7 +123,7 @@ def load_cifar_resnet(path: Path) -> CifarResNet:
 
 
 @torch.inference_mode()
-def accuracy(net: CifarResNet, examples: list[Example[Image]]) -> float:
+def accuracy(net: CifarResNet, examples: list[Example]) -> float:
     """In percent."""
     num_right = 0
     for start in range(0, len(examples), BATCH):
@@ -137,7 +137,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="the folder of cifar10_jpeg_test.zip, cifar10_resnet/")
     data = parser.parse_args().data
-    examples = load_images(None, data / "cifar10_jpeg_test.zip", LABELS).examples["dev"]
+    examples = load(DataSpec(dev=data / "cifar10_jpeg_test.zip", labels=LABELS)).examples["dev"]
     for path in sorted((data / "cifar10_resnet").glob("*.th")):
         print(f"{path.stem}: {accuracy(load_cifar_resnet(path), examples):.2f} % of {len(examples)} images", flush=True)
 

@@ -120,18 +120,16 @@ def distil_minilm(out: Path) -> Path:
 
 def load(task_name: str, data: Path) -> tuple[Any, list[Any], str]:
     """Splits, training rows, and a note on what they are."""
+    from offramp.tasks import DataSpec
+    from offramp.tasks import load as load_data
     from offramp.tasks.examples import spread
-    from offramp.tasks.glue import load_glue, task_of
 
-    task = task_of(task_name)
-    splits = load_glue(task, data)
+    splits = load_data(DataSpec(task=task_name, data=data))
     train, note = splits.examples["train"], "; ".join(splits.partial).replace(str(data), "GLUE")
     snli = data.parent / "extra" / "snli" / "dev.tsv"
     if task_name == "mnli" and snli.is_file():  # no MNLI train file: half of matched dev, filled up with SNLI dev
-        from offramp.tasks.own import Columns, load_own
-
-        columns = Columns("premise", "label", "hypothesis")
-        more = load_own(None, snli, columns, ("0", "1", "2")).examples["dev"]
+        spec = DataSpec(dev=snli, text_column="premise", pair_column="hypothesis", labels=("0", "1", "2"))
+        more = load_data(spec).examples["dev"]
         train, note = train + more[: MAX_ROWS - len(train)], note + "; filled up with SNLI dev"
     return splits, spread(train, MAX_ROWS), note
 

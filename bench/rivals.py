@@ -195,7 +195,7 @@ def offramp_logits(args):
 
 
 def _logits(classifier, texts):
-    outcomes = classifier._loop.sweep([classifier._encode(texts)])
+    outcomes = classifier._engine.sweep([classifier.encoder.encode(texts)])
     return [outcome.logits_C.tolist() for outcome in outcomes]
 
 

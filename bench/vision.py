@@ -85,9 +85,10 @@ def tell(net: str, line: str) -> None:
 
 
 def load(data: Path) -> Any:
-    from offramp.tasks.images import load_images
+    from offramp import tasks
 
-    return load_images(data / "cifar10_jpeg_train.zip", data / "cifar10_jpeg_test.zip", cifar_resnet.LABELS)
+    train, dev = (data / f"cifar10_jpeg_{part}.zip" for part in ("train", "test"))
+    return tasks.load(tasks.DataSpec(train=train, dev=dev, labels=cifar_resnet.LABELS))
 
 
 def measure(net: str, data: Path, out: Path) -> dict[str, Any]:

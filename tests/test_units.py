@@ -46,13 +46,13 @@ def test_sizes_as_people_write_them(text, num_bytes):
     ],
 )
 def test_what_is_no_size_is_refused_by_name(text):
-    with pytest.raises(ValueError, match="a size is"):
+    with pytest.raises(ValueError, match="a size must be"):
         parse_size(text)
 
 
 @pytest.mark.parametrize("size", [0, -1, True, 1.5, None, b"1MB"])
 def test_numbers_that_are_no_sizes_are_refused(size):
-    with pytest.raises(ValueError, match="a size is"):
+    with pytest.raises(ValueError, match="a size must be"):
         parse_size(size)
 
 

@@ -183,10 +183,10 @@ class ToyTextEncoder:
         """Nothing worth counting."""
         return 0
 
-    def encode(self, texts) -> Batch:
+    def encode(self, inputs) -> Batch:
         """Texts to ids; at least one token a text, at most `max_length`."""
         tokens = [
-            [string.ascii_lowercase.find(letter) + 1 for letter in text[: self.max_length]] or [0] for text in texts
+            [string.ascii_lowercase.find(letter) + 1 for letter in text[: self.max_length]] or [0] for text in inputs
         ]
         length = max(map(len, tokens))
         ids_BS = np.array([row + [0] * (length - len(row)) for row in tokens], np.int64)

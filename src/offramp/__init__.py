@@ -49,7 +49,6 @@ _HOMES = {
     "stream": "offramp.streaming",
     "verify": "offramp.store",
 }
-BACKENDS = ("ort", "torch")
 
 
 def load(
@@ -112,46 +111,49 @@ def prepare(
         warn: is told once if texts are cut, if direct reads were asked for and are not to be had, and if a policy file
             was tuned on another machine, engine or budget.
     """
+    from offramp.backends import open_backend
     from offramp.measure import num_cores
-    from offramp.runtime.course import course_of
-    from offramp.runtime.footprint import give_back, tune_allocator
+    from offramp.runtime.footprint import trim_memory, tune_allocator
     from offramp.runtime.guard import guard_for
-    from offramp.runtime.prepare import unlimited_bytes
+    from offramp.runtime.memory_model import unlimited_bytes
     from offramp.runtime.profile import engine_of
     from offramp.session import Classifier, Settings
     from offramp.session.bulk import BULK, with_most_rows
     from offramp.session.policy_files import bring_here, expect_profile, read_exit
     from offramp.store import Store
     from offramp.store.manifest import require_head
+    from offramp.tasks import open_encoder
     from offramp.units import parse_size
 
     named = read_exit(exit)
     if budget is not None:
         tune_allocator()
     opened = Store(store, verify)
-    require_head(opened.contents, opened.path)
+    require_head(opened.manifest, opened.path)
     named.require_model(opened)
-    course = course_of(opened)
-    named.policy.check(len(course.layers), course.problem)
-    engine = _backend(backend, opened, threads or num_cores())
+    num_exits = len(opened.program.layers)
+    named.policy.check(num_exits, opened.program.problem)
+    engine = open_backend(backend, opened, threads or num_cores())
     guard = guard_for(named.deadline_seconds if deadline is None else deadline)
     asked_bytes = None if budget is None else parse_size(budget)
     measured = None
     if named.files or profile is not None:
         here = engine_of(opened.digest, engine.name, engine.num_threads, batch if batch == BULK else int(batch))
         here["budget_bytes"] = asked_bytes
-        named, measured = bring_here(named, profile, len(course.layers), here, guard is not None, warn)
-    give_back()  # before the tokenizer takes its own: the start must not be the peak
-    encoder = _encoder(opened, course.texts, max_length, warn)
+        named, measured = bring_here(named, profile, num_exits, here, guard.needs_every_exit, warn)
+    trim_memory()  # before the tokenizer takes its own: the start must not be the peak
+    for file in opened.manifest.files:
+        opened.read_file(file)
+    encoder = open_encoder(opened.path, opened.program.inputs, opened.program.texts, max_length, warn)
     encoding_bytes = 0
-    if texts is not None and course.texts is None:
-        encoding_bytes = encoder.encoding_bytes(texts)
-    elif texts is not None:
-        longest = max((encoder.encode([text]).ids_BS.size for text in texts), default=None)
+    if texts is not None:
+        longest = None
+        for text in texts:
+            longest = max(longest or 0, *encoder.lengths([text]))
+            encoding_bytes = max(encoding_bytes, encoder.encoding_bytes([text]))
     budget_bytes = asked_bytes or unlimited_bytes()
-    reached = named.reached(len(course.layers))
-    if guard is not None:  # it expects what a profile says, whose plan knows no shares
-        reached = ()
+    # a guard expects the latencies of a profile, whose plan assumes that all rows reach all layers
+    reached = () if guard.needs_every_exit else named.reached(num_exits)
 
     def plan_for(num_rows: int, num_batches: int = 1) -> Classifier:
         is_bulk = batch == BULK
@@ -161,58 +163,14 @@ def prepare(
         return Classifier(opened, engine, encoder, named.policy, settings, guard)
 
     if batch == BULK:
-        length = longest or encoder.max_length
-        classifier = with_most_rows(plan_for, opened, engine, length, budget_bytes, has_deadline=guard is not None)
+        length, has_deadline = longest or encoder.max_length, guard.needs_every_exit
+        classifier = with_most_rows(plan_for, opened, engine, length, budget_bytes, has_deadline=has_deadline)
     else:
         classifier = plan_for(int(batch))
-    if guard is not None:
-        expect_profile(guard, classifier, measured)
+    expect_profile(guard, classifier, measured)
     if reads == "direct" and not classifier.direct:
         warn("this file system has no direct reads: reading through the page cache")
     return classifier
-
-
-def _backend(name: str, store: Store, num_threads: int) -> Any:
-    if name not in BACKENDS:
-        raise ValueError(f"backend must be one of {BACKENDS}, not {name!r}")
-    if name == "torch":
-        from offramp.backends import TorchBackend, TorchSegments
-
-        return (TorchSegments if _is_module(store) else TorchBackend)(store, num_threads)
-    from offramp.backends import OrtBackend, OrtSegments
-
-    return (OrtSegments if _is_module(store) else OrtBackend)(store, num_threads)
-
-
-def _is_module(store: Store) -> bool:
-    from offramp.store.manifest import ModuleManifest
-
-    return isinstance(store.contents, ModuleManifest)
-
-
-def _encoder(store: Store, asked: Any, max_length: Optional[int], warn: Callable[[str], None]) -> Any:
-    """Of texts, if the model asks anything of them; else of images, if it has an image processor; else of arrays."""
-    for file in store.contents.files:
-        store.read_file(file)
-    if asked is not None:
-        from offramp.tasks import TextEncoder
-
-        return TextEncoder.from_folder(store.path, asked, max_length, warn)
-    from offramp.errors import UsageError
-
-    if max_length is not None:
-        raise UsageError("the model takes no texts, so there is no length to cut to", store.path, "leave it out")
-    from offramp.tasks.processors import FILE_NAME
-
-    inputs = store.module.program.inputs
-    name, first = next(iter(inputs.items()))
-    if len(inputs) == 1 and len(first.shape) == 4 and (store.path / FILE_NAME).is_file():
-        from offramp.tasks.image_inputs import ImageInputs
-
-        return ImageInputs.from_folder(store.path, name)
-    from offramp.tasks.arrays import ArrayInputs
-
-    return ArrayInputs({name: (value.dtype, value.shape[1:]) for name, value in inputs.items()})
 
 
 def __getattr__(name: str) -> Any:

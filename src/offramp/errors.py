@@ -1,31 +1,32 @@
-"""What can go wrong, as one tree. Each class carries the exit code that the command line ends with.
+"""Exception tree of offramp. Each class carries the exit code of the command line.
 
-    OfframpError                 1  ours
-    ├── UsageError               2  arguments, target exists, unknown column or policy, empty input
-    ├── BudgetError              3  no plan fits; names the smallest budget that would do
-    ├── RefusedError             4  something that was read is damaged, foreign or refused
-    │   ├── SourceError             a model folder: architecture, missing, extra or mis-shaped tensors
+    OfframpError                 1  base class
+    ├── UsageError               2  wrong arguments, existing target, unknown column or policy, empty input
+    ├── BudgetError              3  no plan fits; the message names the smallest budget that works
+    ├── RefusedError             4  input that is damaged, of unknown format, or unsafe
+    │   ├── SourceError             a model folder: architecture; missing, extra or mis-shaped tensors
     │   │   └── PickleError         a pickle that `weights_only` cannot read safely
     │   ├── StoreError              a store
-    │   │   ├── DamagedError        truncated, flipped, or not what the manifest says
-    │   │   └── VersionError        a manifest of another version
-    │   ├── StageError              a divided module that does not run as it was divided
-    │   └── NonFiniteError          NaN or infinite logits, naming the stage
-    ├── DiskFullError            5  no space left; nothing stays under the final name
-    └── MissingExtraError        1  an optional library is not installed; says which to install
+    │   │   ├── DamagedError        truncated, corrupted, or not what the manifest describes
+    │   │   └── VersionError        a manifest of an unknown version
+    │   ├── StageError              a divided module whose execution differs from its division
+    │   └── NonFiniteError          NaN or infinite logits; the message names the stage
+    ├── DiskFullError            5  no space left; no file stays under the final name
+    └── MissingExtraError        1  an optional library is missing; the message names the extra to install
 
-A message is one line: WHAT - WHERE - WHAT TO DO. Wrong arguments to functions are plain `ValueError`s.
-Names in messages may come from a stranger's file: what is not printable is escaped, what is endless is cut.
+A message is one line: WHAT - WHERE - WHAT TO DO. Wrong arguments to functions raise plain `ValueError`. Messages can
+quote names from untrusted files: control characters are escaped and long parts are shortened.
 """
 
 from __future__ import annotations
 
 _LONGEST_PART = 1000
-"""Characters; no path or remedy of an honest message is longer."""
+"""Longest part of a message in characters; longer parts are shortened in the middle. Valid paths and remedies are
+shorter."""
 
 
 class OfframpError(Exception):
-    """Base of all errors of offramp. `where` and `remedy` follow `what` in the message."""
+    """Base class of all errors of offramp. `where` and `remedy` follow `what` in the message."""
 
     exit_code = 1
 
@@ -35,7 +36,9 @@ class OfframpError(Exception):
 
 
 def shown(part: object) -> str:
-    """`part` as it may be printed: control characters would move the cursor or forge a second line."""
+    """Return `part` as printable text: control characters are escaped, because they could move the cursor or forge a
+    line.
+    """
     text = str(part)
     if len(text) > _LONGEST_PART:
         text = text[: _LONGEST_PART // 2] + " ... " + text[-_LONGEST_PART // 2 :]
@@ -43,19 +46,19 @@ def shown(part: object) -> str:
 
 
 class UsageError(OfframpError):
-    """The user asked for something that cannot be."""
+    """The request is invalid: wrong arguments, or a target that already exists."""
 
     exit_code = 2
 
 
 class BudgetError(OfframpError):
-    """No plan keeps the budget."""
+    """No plan fits the memory budget."""
 
     exit_code = 3
 
 
 class RefusedError(OfframpError):
-    """Something that was read is damaged, foreign or refused."""
+    """Input that is damaged, of unknown format, or unsafe to read."""
 
     exit_code = 4
 
@@ -69,33 +72,33 @@ class PickleError(SourceError):
 
 
 class StoreError(RefusedError):
-    """A folder that is not a store, or not a sound one."""
+    """A folder that is not a store, or an invalid store."""
 
 
 class DamagedError(StoreError):
-    """A file of a store is not what its manifest says."""
+    """A file of a store differs from the description in its manifest."""
 
 
 class VersionError(StoreError):
-    """A manifest that this version does not know."""
+    """A manifest of a format version that this release cannot read."""
 
 
 class StageError(RefusedError):
-    """A module that cannot be divided into stages, or does not keep to those it was divided into."""
+    """A module that cannot be divided into stages, or whose execution differs from its division."""
 
 
 class NonFiniteError(RefusedError):
-    """NaN or infinite numbers came out of a stage."""
+    """A stage produced NaN or infinite numbers."""
 
 
 class DiskFullError(OfframpError):
-    """No space left on the device."""
+    """The device has no space left."""
 
     exit_code = 5
 
 
 class MissingExtraError(OfframpError):
-    """An optional library is missing."""
+    """An optional library is not installed. The message names the extra that installs it."""
 
     def __init__(self, library: str, extra: str) -> None:
         super().__init__(f"{library} is not installed", None, f"pip install 'offramp[{extra}]'")

@@ -24,40 +24,40 @@ _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE | re.ASCII
 
 
 def parse_size(size: Union[int, str]) -> int:
-    """Bytes. Raises ValueError for anything that is not a positive size."""
+    """Return a size in bytes. Raises ValueError for anything that is not a positive size."""
     if isinstance(size, bool) or not isinstance(size, (int, str)):
-        raise ValueError(f"a size is an integer or a text like '128MiB', not {size!r}")
+        raise ValueError(f"a size must be an integer or a text like '128MiB', got {size!r}")
     match = _SIZE.fullmatch(str(size))
     unit = _SIZE_UNITS.get(match.group(2).lower()) if match else None
     if match is None or unit is None:
-        raise ValueError(f"a size is a number and one of B KB MB GB KiB MiB GiB, like '128MiB', not {size!r}")
+        raise ValueError(f"a size must be a number and one of B KB MB GB KiB MiB GiB, like '128MiB', got {size!r}")
     num_bytes = int(float(match.group(1)) * unit) if "." in match.group(1) else int(match.group(1)) * unit
     if num_bytes <= 0:
-        raise ValueError(f"a size is more than nothing, not {size!r}")
+        raise ValueError(f"a size must be positive, got {size!r}")
     return num_bytes
 
 
 def named_size(num_bytes: int) -> str:
-    """The size as `--budget` takes it, to the byte."""
+    """Return the size as exact text that `--budget` accepts, such as `128MiB` or `1000B`."""
     return f"{num_bytes >> 20}MiB" if num_bytes % (1 << 20) == 0 else f"{num_bytes}B"
 
 
 def format_size(num_bytes: float) -> str:
-    """MiB with one decimal, as every message of offramp says it."""
+    """Return the size in MiB with one decimal, the format of all messages."""
     return f"{num_bytes / (1 << 20):.1f} MiB"
 
 
 def parse_duration(duration: Union[int, float, str]) -> float:
-    """Seconds. Raises ValueError for anything that is not a positive duration."""
+    """Return a duration in seconds. Raises ValueError for anything that is not a positive duration."""
     if isinstance(duration, (int, float)) and not isinstance(duration, bool) and 0 < duration < math.inf:
         return float(duration)
     match = None if isinstance(duration, bool) else _DURATION.fullmatch(str(duration))
     unit = _TIME_UNITS.get(match.group(2).lower()) if match else None
     if match is None or unit is None or float(match.group(1)) <= 0:
-        raise ValueError(f"a duration is a number above 0 and one of s ms us, like '40ms', not {duration!r}")
+        raise ValueError(f"a duration must be a number above 0 and one of s ms us, like '40ms', got {duration!r}")
     return float(match.group(1)) * unit
 
 
 def format_duration(seconds: float) -> str:
-    """As `12.3 ms`."""
+    """Return the duration as text with four significant digits, such as `12.3 ms` or `1.5 s`."""
     return f"{seconds * 1e3:.4g} ms" if seconds < 1 else f"{seconds:.4g} s"

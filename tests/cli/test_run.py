@@ -154,7 +154,7 @@ def test_labels_of_strangers_are_escaped(tmp_path, label, escaped):
 
 
 def test_an_impossible_budget_ends_with_3_and_names_the_smallest(refused, store):
-    said = refused(3, "smallest that would do", "run", store, "--budget", "1MiB", "--text", "the bank")
+    said = refused(3, "smallest budget that works", "run", store, "--budget", "1MiB", "--text", "the bank")
     assert "--budget " in said.err
 
 

@@ -77,7 +77,7 @@ def test_several_seeds_make_several_runs_and_one_of_them_is_named(run, refused, 
     refused(4, "name one of its folders: seed-1, seed-3", "divide", tmp_path / "runs", tmp_path / "store")
     again = run(*words)
     assert again.lines == said.lines
-    assert again.err.count("trained before") == 2
+    assert again.err.count("already trained") == 2
     refused(2, ("belongs to another configuration", "epochs 1 there, 2 here"), *words, "--epochs", 2)
 
 
@@ -135,7 +135,7 @@ def test_what_cannot_be_trained_is_refused(refused, encoder, table, tmp_path):
     train = ("train", encoder, *out)
     refused(2, "no data", *train)
     refused(2, "both a task and a table", *train, "--task", "rte", "--train", table)
-    refused(2, "--data is a folder of GLUE", *train, "--train", table, "--data", tmp_path)
+    refused(2, ("data names a folder of GLUE", "no task is given"), *train, "--train", table, "--data", tmp_path)
     refused(2, ("unknown task 'colla'", "cola"), *train, "--task", "colla")
     refused(2, "no train or dev table of rte", *train, "--task", "rte", "--data", tmp_path)
     refused(2, ("no column 'text', found 'sentence', 'label'",), *train, "--train", table, "--text-column", "text")
@@ -143,10 +143,10 @@ def test_what_cannot_be_trained_is_refused(refused, encoder, table, tmp_path):
     refused(2, "heads must be one of", *train, "--train", table, "--heads", "hat")
     refused(2, "warmup must be from 0 to below 1", *train, "--train", table, "--warmup", 2)
     refused(2, "whole numbers, each once", *train, "--train", table, "--seed", "1,1")
-    refused(2, "max_length 99 is more than the 24 tokens", *train, "--train", table, "--max-length", 99)
+    refused(2, "max_length 99 exceeds the 24 tokens", *train, "--train", table, "--max-length", 99)
     refused(4, "no such folder", "train", tmp_path / "absent", *out, "--train", table)
     (tmp_path / "run").mkdir()
-    refused(2, "target exists, and is no run folder", *train, "--train", table, *QUICK)
+    refused(2, "target exists and is not a run folder", *train, "--train", table, *QUICK)
 
 
 def test_another_architecture_is_refused(refused, table, tmp_path):

@@ -174,7 +174,7 @@ def test_what_cannot_be_tuned_is_refused(refused, run, made, tmp_path):
     given = ("--transcript", made / "transcripts", "--profile", made / "profile.json", *out)
     refused(2, "no store", "tune", "--latency", "1s")
     refused(2, "no goal", "tune", made / "store", *given)
-    refused(2, "a duration is a number above 0", "tune", made / "store", *given, "--latency", "soon")
+    refused(2, "a duration must be a number above 0", "tune", made / "store", *given, "--latency", "soon")
     refused(3, "below the first exit", "tune", made / "store", *given, "--latency", "1us")
     refused(3, "a deadline of 0.001 ms is below the first exit", "tune", made / "store", *given, "--deadline", "1us")
     refused(2, "need at least", "tune", made / "store", *given, "--max-drop", 0.5)
@@ -187,7 +187,7 @@ def test_what_cannot_be_tuned_is_refused(refused, run, made, tmp_path):
     for path in (made / "transcripts").glob("tune.*"):
         (alone / path.name).write_bytes(path.read_bytes())
     words = ("tune", made / "store", "--transcript", alone, *given[2:])
-    refused(2, "no transcript of certify there", *words, "--max-drop", 20)
+    refused(2, "no transcript of split certify", *words, "--max-drop", 20)
     other = tmp_path / "other.json"
     tree = json.loads((made / "profile.json").read_text())
     other.write_text(json.dumps({**tree, "fingerprint": {**tree["fingerprint"], "cpu_model": "Another"}}))
@@ -354,4 +354,4 @@ def test_a_front_is_told_from_the_fastest_on(run, made, tmp_path):
 def test_a_deadline_needs_exits_and_time_for_one(refused, made, run, tmp_path):
     done = run("run", made / "store", "--deadline", "10s", "--text", "a red rose", "--json")
     assert done.lines[-1]["record"]["num_cut_by_deadline"] == 0
-    refused(2, "a duration is a number above 0", "run", made / "store", "--deadline", "0ms", "--text", "a")
+    refused(2, "a duration must be a number above 0", "run", made / "store", "--deadline", "0ms", "--text", "a")

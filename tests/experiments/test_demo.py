@@ -43,7 +43,7 @@ def test_a_policy_may_gain(column):
 
 def test_the_budget_is_checked_before_any_run(tmp_path):
     store = offramp.divide(write_tiny(tmp_path / "model", max_position_embeddings=MAX_LENGTH), tmp_path / "store")
-    with pytest.raises(BudgetError, match="smallest that would do"):
+    with pytest.raises(BudgetError, match="smallest budget that works"):
         _budget(store, 1 << 20)
     assert _budget(store, 1 << 30) == 1 << 30
     assert SPARE_BYTES < _budget(store, None) < 1 << 30

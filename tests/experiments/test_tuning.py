@@ -14,7 +14,7 @@ from offramp.experiments.tuning import Goal, tune
 from offramp.policies import parse, replay
 from offramp.policies.certify import certify
 from offramp.policies.codec import from_json, to_json
-from offramp.policies.fitting import Lessons, fit_index_risks, fit_risks, fit_stopping, fit_thresholds
+from offramp.policies.fitting import TrainingSet, fit_index_risks, fit_risks, fit_stopping, fit_thresholds
 from offramp.policies.learned import Halting, Index
 from offramp.runtime.profile import DeviceProfile
 from offramp.store.policy_file import PolicyFile, read_policy, write_policy
@@ -339,16 +339,16 @@ def test_a_deadline_is_that_of_the_whole_pass(transcripts):
 
 def test_exits_of_is_replay(transcripts):
     trials = Trials(transcripts[0], make_profile())
-    lessons = Lessons.from_logits(trials.logits_KNC, trials.truth_N, trials.lengths_N, SINGLE)
+    training_set = TrainingSet.from_logits(trials.logits_KNC, trials.truth_N, trials.lengths_N, SINGLE)
     costs = make_profile().costs()
-    risks = fit_risks(lessons)
+    risks = fit_risks(training_set)
     for policy in (
-        fit_stopping(lessons, risks, costs, 1.0),
-        Index(fit_index_risks(lessons), costs, 1.0),
+        fit_stopping(training_set, risks, costs, 1.0),
+        Index(fit_index_risks(training_set), costs, 1.0),
         Halting(risks, 0.2),
-        fit_thresholds(lessons, 0.7),
+        fit_thresholds(training_set, 0.7),
     ):
-        assert (exits_of(policy, lessons) == replay(policy, trials.logits_KNC, SINGLE, trials.lengths_N)).all()
+        assert (exits_of(policy, training_set) == replay(policy, trials.logits_KNC, SINGLE, trials.lengths_N)).all()
 
 
 def test_heads_that_never_run_cost_nothing(transcripts):

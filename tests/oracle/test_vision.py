@@ -190,7 +190,7 @@ def test_the_smallest_budget_runs_and_less_is_refused(divided_vision, backend, m
         wanted = [(result.label, result.exit_stage) for result in classifier.predict(images)]
     plan = offramp.prepare(one.store, 1, **options).plan
     assert not plan.feasible and plan.num_slots > 0
-    with pytest.raises(BudgetError, match="smallest that would do"):
+    with pytest.raises(BudgetError, match="smallest budget that works"):
         offramp.load(one.store, plan.smallest_budget_bytes - (32 << 20), **options)
     with offramp.load(one.store, plan.smallest_budget_bytes + (4 << 20), **options) as classifier:
         assert [(result.label, result.exit_stage) for result in classifier.predict(images)] == wanted

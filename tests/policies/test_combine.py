@@ -180,11 +180,11 @@ def test_what_the_grammar_cannot_say_cannot_be_joined(join, misplaced):
 
 @pytest.mark.parametrize("inner", [FullDepth(), From(2, StopAt(2))], ids=str)
 def test_what_the_grammar_cannot_say_cannot_be_held_back(inner):
-    with pytest.raises(ValueError, match="goes before rules"):
+    with pytest.raises(ValueError, match="must precede rules"):
         From(1, inner)
 
 
 @pytest.mark.parametrize("join", [AllOf, AnyOf])
 def test_one_part_is_not_joined(join):
-    with pytest.raises(ValueError, match="expected two parts or more, got 1"):
+    with pytest.raises(ValueError, match="a combination needs at least two parts, got 1"):
         join((Patience(1),))

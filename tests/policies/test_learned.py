@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from offramp.errors import UsageError
 from offramp.policies import Evidence, parse, replay
-from offramp.policies.codec import from_json, to_json
+from offramp.policies.codec import FIRST_FEATURE_NAMES, from_json, to_json
 from offramp.policies.combine import AllOf, AnyOf, From
 from offramp.policies.costs import Costs
 from offramp.policies.features import FEATURES, FeatureMemory
-from offramp.policies.fitting import Lessons, fit_index_risks, fit_risks, fit_stopping, fit_thresholds
-from offramp.policies.learned import Halting, Index, Starting, Stopping, Thresholds, predicted
+from offramp.policies.fitting import TrainingSet, fit_index_risks, fit_risks, fit_stopping, fit_thresholds
+from offramp.policies.learned import Halting, Index, Starting, Stopping, Thresholds, predict_risk
 from tests.policies.driver import MULTI, REGRESSION, SINGLE, exits_of, logits, quick
 
 NUM_EXITS = 5
@@ -39,19 +39,19 @@ def data():
 
 
 @pytest.fixture(scope="module")
-def lessons(data):
-    return Lessons.from_logits(*data, SINGLE)
+def training_set(data):
+    return TrainingSet.from_logits(*data, SINGLE)
 
 
 @pytest.fixture(scope="module")
-def learned(lessons):
+def learned(training_set):
     """One of each kind."""
-    risks = fit_risks(lessons)
+    risks = fit_risks(training_set)
     return [
-        fit_thresholds(lessons, 0.8),
+        fit_thresholds(training_set, 0.8),
         Halting(risks, 0.1),
-        fit_stopping(lessons, fit_risks(lessons), COSTS, 0.5),
-        Index(fit_index_risks(lessons), COSTS, 0.5),
+        fit_stopping(training_set, fit_risks(training_set), COSTS, 0.5),
+        Index(fit_index_risks(training_set), COSTS, 0.5),
     ]
 
 
@@ -65,7 +65,7 @@ def objective(policy, data, price):
 
 
 @pytest.mark.parametrize("price", [0.1, 0.5, 2.0])
-def test_the_cost_function_beats_thresholds_and_patience(lessons, data, price):
+def test_the_cost_function_beats_thresholds_and_patience(training_set, data, price):
     """On new samples, by what it is made to minimise; the others are those that are best on the samples it saw."""
     fresh = make_logits(num=20_000, seed=1)
     others = [parse(text) for text in ("none", *(f"stage:{k}" for k in range(1, NUM_EXITS)))]
@@ -73,14 +73,14 @@ def test_the_cost_function_beats_thresholds_and_patience(lessons, data, price):
     others += [parse(f"patience:{patience}") for patience in range(1, NUM_EXITS)]
     best = min(others, key=lambda policy: objective(policy, data, price)[0])
     rival = objective(best, fresh, price)[0]
-    assert objective(fit_stopping(lessons, fit_risks(lessons), COSTS, price), fresh, price)[0] < rival
-    assert objective(Index(fit_index_risks(lessons), COSTS, price), fresh, price)[0] < rival
+    assert objective(fit_stopping(training_set, fit_risks(training_set), COSTS, price), fresh, price)[0] < rival
+    assert objective(Index(fit_index_risks(training_set), COSTS, price), fresh, price)[0] < rival
 
 
-def test_a_dearer_second_leaves_earlier(lessons, data):
-    pairs = fit_index_risks(lessons)
+def test_a_dearer_second_leaves_earlier(training_set, data):
+    pairs = fit_index_risks(training_set)
     for make in (
-        lambda price: fit_stopping(lessons, fit_risks(lessons), COSTS, price),
+        lambda price: fit_stopping(training_set, fit_risks(training_set), COSTS, price),
         lambda price: Index(pairs, COSTS, price),
     ):
         seconds = [
@@ -91,16 +91,16 @@ def test_a_dearer_second_leaves_earlier(lessons, data):
         assert seconds[0] > 2 * seconds[-1]
 
 
-def test_long_rows_leave_earlier(lessons, data):
+def test_long_rows_leave_earlier(training_set, data):
     """They pay more for the same gain."""
-    stopping = fit_stopping(lessons, fit_risks(lessons), COSTS, 1.0)
+    stopping = fit_stopping(training_set, fit_risks(training_set), COSTS, 1.0)
     exit_N = replay(stopping, data[0], SINGLE, data[2])
     assert exit_N[data[2] > 50].mean() < exit_N[data[2] < 15].mean() - 0.5
 
 
-def test_other_costs_need_no_new_fit(lessons, data):
+def test_other_costs_need_no_new_fit(training_set, data):
     """The index form, with costs doubled at half the price, decides as before."""
-    pairs = fit_index_risks(lessons)
+    pairs = fit_index_risks(training_set)
     double = Costs(COSTS.lengths, tuple(tuple(2 * second for second in row) for row in COSTS.seconds))
     before, after = (
         replay(each, data[0], SINGLE, data[2]) for each in (Index(pairs, COSTS, 1), Index(pairs, double, 0.5))
@@ -108,11 +108,11 @@ def test_other_costs_need_no_new_fit(lessons, data):
     assert (before == after).all()
 
 
-def test_risks_are_calibrated(lessons, data):
+def test_risks_are_calibrated(training_set, data):
     """Among the samples that are told to be wrong with probability p, about p are."""
-    fresh = Lessons.from_logits(*make_logits(seed=2), SINGLE)
-    for weights, features_NF, loss_N in zip(fit_risks(lessons), fresh.features_KNF, fresh.loss_KN, strict=False):
-        risk_N = predicted(weights, features_NF, True)
+    fresh = TrainingSet.from_logits(*make_logits(seed=2), SINGLE)
+    for weights, features_NF, loss_N in zip(fit_risks(training_set), fresh.features_KNF, fresh.loss_KN, strict=False):
+        risk_N = predict_risk(weights, features_NF, True)
         assert risk_N.mean() == pytest.approx(loss_N.mean(), abs=0.03)
         for low, high in ((0, 0.2), (0.2, 0.5), (0.5, 1)):
             chosen_N = (risk_N >= low) & (risk_N < high)
@@ -120,10 +120,10 @@ def test_risks_are_calibrated(lessons, data):
                 assert risk_N[chosen_N].mean() == pytest.approx(loss_N[chosen_N].mean(), abs=0.08)
 
 
-def test_stopping_follows_the_formula_sample_by_sample(lessons, data):
+def test_stopping_follows_the_formula_sample_by_sample(training_set, data):
     """Written again, one sample at a time."""
     logits_KNC, _, lengths_N = data
-    policy = fit_stopping(lessons, fit_risks(lessons), COSTS, 0.7)
+    policy = fit_stopping(training_set, fit_risks(training_set), COSTS, 0.7)
     found = replay(policy, logits_KNC, SINGLE, lengths_N)
 
     def logistic(weights, features):
@@ -133,7 +133,7 @@ def test_stopping_follows_the_formula_sample_by_sample(lessons, data):
         expected = NUM_EXITS
         seconds = [np.interp(lengths_N[sample], (4, 64), column) for column in zip(*COSTS.seconds, strict=True)]
         for k in range(1, NUM_EXITS):
-            x = lessons.features_KNF[k - 1, sample]
+            x = training_set.features_KNF[k - 1, sample]
             gain = logistic(policy.risks[k - 1], x) - logistic(policy.futures[k - 1], x)
             wait = logistic(policy.waits[k - 1], x) * (seconds[-1] - seconds[k])
             if gain <= 0.7 * (seconds[k] - seconds[k - 1] + wait):
@@ -142,9 +142,9 @@ def test_stopping_follows_the_formula_sample_by_sample(lessons, data):
         assert found[sample] == expected
 
 
-def test_geometric_shares_are_kept(lessons, data):
+def test_geometric_shares_are_kept(training_set, data):
     for ratio in (0.5, 1.0, 2.0):
-        exit_N = replay(fit_thresholds(lessons, ratio), data[0], SINGLE)
+        exit_N = replay(fit_thresholds(training_set, ratio), data[0], SINGLE)
         shares = ratio ** np.arange(NUM_EXITS)
         counts = np.bincount(exit_N, minlength=NUM_EXITS + 1)[1:]
         np.testing.assert_allclose(counts / len(exit_N), shares / shares.sum(), atol=0.002)
@@ -155,8 +155,8 @@ def test_a_regression_has_a_cost_function_too():
     value_N = truth_N.astype(np.float64)
     noise = np.random.default_rng(0).normal(0, 1, (NUM_EXITS, len(value_N)))
     values_KN1 = (value_N + noise / np.arange(1, NUM_EXITS + 1)[:, None]).astype(np.float32)[:, :, None]
-    lessons = Lessons.from_logits(values_KN1, value_N, lengths_N, REGRESSION)
-    policy = fit_stopping(lessons, fit_risks(lessons), COSTS, 1.0)
+    training_set = TrainingSet.from_logits(values_KN1, value_N, lengths_N, REGRESSION)
+    policy = fit_stopping(training_set, fit_risks(training_set), COSTS, 1.0)
     exit_N = replay(policy, values_KN1, REGRESSION, lengths_N)
     assert 1 < exit_N.mean() < NUM_EXITS
     with pytest.raises(UsageError, match="a regression has none"):
@@ -174,11 +174,11 @@ def test_degenerate_splits_fit(case):
         logits_KNC[:, np.arange(50), truth_N] = 20
     if case == "always wrong":
         logits_KNC[:, np.arange(50), truth_N] = -20
-    lessons = Lessons.from_logits(logits_KNC, truth_N, lengths_N, SINGLE)
+    training_set = TrainingSet.from_logits(logits_KNC, truth_N, lengths_N, SINGLE)
     for policy in (
-        fit_stopping(lessons, fit_risks(lessons), COSTS, 0.1),
-        Index(fit_index_risks(lessons), COSTS, 0.1),
-        fit_thresholds(lessons, 1.0),
+        fit_stopping(training_set, fit_risks(training_set), COSTS, 0.1),
+        Index(fit_index_risks(training_set), COSTS, 0.1),
+        fit_thresholds(training_set, 1.0),
     ):
         exit_N = replay(policy, logits_KNC, SINGLE, lengths_N)
         assert ((exit_N >= 1) & (exit_N <= NUM_EXITS)).all()
@@ -190,13 +190,13 @@ def test_nan_is_refused():
     logits_KNC, truth_N, lengths_N = make_logits(num=10)
     logits_KNC[1, 3, 0] = np.nan
     with pytest.raises(ValueError, match="finite logits"):
-        Lessons.from_logits(logits_KNC, truth_N, lengths_N, SINGLE)
+        TrainingSet.from_logits(logits_KNC, truth_N, lengths_N, SINGLE)
 
 
 def test_one_exit_has_nothing_to_learn():
     logits_KNC, truth_N, lengths_N = make_logits(num=10)
-    lessons = Lessons.from_logits(logits_KNC[-1:], truth_N, lengths_N, SINGLE)
-    policy = fit_stopping(lessons, fit_risks(lessons), Costs((4,), ((0.1,),)), 1.0)
+    training_set = TrainingSet.from_logits(logits_KNC[-1:], truth_N, lengths_N, SINGLE)
+    policy = fit_stopping(training_set, fit_risks(training_set), Costs((4,), ((0.1,),)), 1.0)
     assert replay(policy, logits_KNC[-1:], SINGLE, lengths_N).tolist() == [1] * 10
 
 
@@ -206,10 +206,20 @@ def test_files_read_back(learned):
         assert from_json(tree) == policy
         assert str(from_json(tree)) == str(policy)
         assert str(policy).startswith(policy.word + ":")
-        with pytest.raises(UsageError, match="is for 5 exits, and the model has 6"):
+        with pytest.raises(UsageError, match="was fitted for 5 exits, but the model has 6"):
             policy.check(6, SINGLE)
         policy.check(5, SINGLE)
     assert len({str(policy) for policy in learned}) == len(learned)
+
+
+def test_policy_files_with_the_first_feature_names_are_read(learned):
+    """Offramp 0.1 called the feature `log_odds` by another name; the numbers are the same."""
+    halting = learned[1]
+    tree = json.loads(json.dumps(to_json(halting)))
+    assert tree["features"][1] == "log_odds"
+    assert from_json({**tree, "features": FIRST_FEATURE_NAMES}) == halting
+    with pytest.raises(ValueError, match="features must be one, log_odds"):
+        from_json({**tree, "features": [*FIRST_FEATURE_NAMES[:-1], "length"]})
 
 
 def test_learned_policies_are_joined_with_rules_and_kept(learned, data):
@@ -231,8 +241,8 @@ def test_learned_policies_are_joined_with_rules_and_kept(learned, data):
     for tree, match in (
         ({"kind": "all", "parts": [to_json(one)]}, "two parts"),
         ({"kind": "from", "exit_index": True, "policy": to_json(one)}, "True"),
-        ({"kind": "from", "exit_index": 2, "policy": 3}, "expected an object"),
-        ({"kind": "any", "parts": [3, 3]}, "expected an object"),
+        ({"kind": "from", "exit_index": 2, "policy": 3}, "a policy must be an object"),
+        ({"kind": "any", "parts": [3, 3]}, "a policy must be an object"),
     ):
         with pytest.raises(ValueError, match=match):
             from_json(tree)

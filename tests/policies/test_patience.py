@@ -97,7 +97,7 @@ def test_evidence_of_rows_that_were_not_dropped_is_refused():
     decider = Patience(1).start(3, 6)
     decider.update(1, Evidence.from_logits(np.zeros((3, 2)), SINGLE))
     decider.keep(np.array([True, False, False]))
-    with pytest.raises(ValueError, match="expected evidence of 1 rows, got 3"):
+    with pytest.raises(ValueError, match="evidence must have 1 rows, got 3"):
         decider.update(2, Evidence.from_logits(np.zeros((3, 2)), SINGLE))
 
 
@@ -122,7 +122,7 @@ def test_one_exit_leaves_only_infinite_patience():
 
 @pytest.mark.parametrize("problem", [SINGLE, MULTI])
 def test_tau_is_refused_where_answers_are_labels(problem):
-    with pytest.raises(UsageError, match=r"patience:3@0\.2: @TAU is for regression"):
+    with pytest.raises(UsageError, match=r"patience:3@0\.2: @TAU applies to regression only"):
         Patience(3, 0.2).check(6, problem)
     Patience(3, 0.2).check(6, REGRESSION)
     Patience(3, 0.2).check(6, None)
@@ -135,11 +135,11 @@ def test_patience_zero_is_refused_with_what_to_use():
 
 @pytest.mark.parametrize("patience", [-1, -math.inf, 10.5, math.nan])
 def test_a_patience_that_does_not_count_is_refused(patience):
-    with pytest.raises(ValueError, match="expected an integer P >= 1, or inf"):
+    with pytest.raises(ValueError, match="P must be an integer >= 1, or inf"):
         Patience(patience)
 
 
 @pytest.mark.parametrize("tau", [0, -0.1, math.inf, math.nan])
 def test_a_tau_that_is_no_distance_is_refused(tau):
-    with pytest.raises(ValueError, match="expected a finite TAU > 0"):
+    with pytest.raises(ValueError, match="TAU must be finite and > 0"):
         Patience(3, tau)

@@ -71,13 +71,13 @@ def test_evidence_of_a_regression_is_refused(policy):
 @pytest.mark.parametrize("policy", [Confidence, Margin])
 @pytest.mark.parametrize("threshold", [0, -0.1, 1.001, math.nan, math.inf])
 def test_a_probability_lies_above_zero_and_up_to_one(policy, threshold):
-    with pytest.raises(ValueError, match="expected 0 < T <= 1"):
+    with pytest.raises(ValueError, match="threshold out of range, expected 0 < T <= 1"):
         policy(threshold)
     assert policy(1).threshold == 1
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1, 2, math.nan])
 def test_an_entropy_threshold_lies_from_zero_to_below_one(threshold):
-    with pytest.raises(ValueError, match="expected 0 <= T < 1"):
+    with pytest.raises(ValueError, match="threshold out of range, expected 0 <= T < 1"):
         Entropy(threshold)
     assert Entropy(0).threshold == 0

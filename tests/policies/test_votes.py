@@ -17,7 +17,7 @@ def test_from_does_not_lose_the_first_votes():
 
 
 def test_impossible_votes_are_refused():
-    with pytest.raises(ValueError, match="votes:1: expected an integer V >= 2"):
+    with pytest.raises(ValueError, match="votes:1: V must be an integer >= 2"):
         Votes(1)
     with pytest.raises(UsageError, match="votes:7 can never fire with 6 exits - use at most 6"):
         Votes(7).check(6, SINGLE)

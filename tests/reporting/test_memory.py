@@ -47,7 +47,7 @@ def test_the_picture_says_what_it_shows(tmp_path):
     shown = texts(tmp_path / "memory.svg")
     for text in ("BERT in 128 MiB", "peak 100.0 MiB", "budget 128 MiB", "memory (MiB)", "time (ms)"):
         assert text in shown
-    for text in ("layer 1", "layer 2", "layer 3", "read", "wait", "exit asked", "exit that answered"):
+    for text in ("layer 1", "layer 2", "layer 3", "read", "wait", "exit evaluated", "exit taken"):
         assert text in shown
     assert "idle read" not in shown
 
@@ -78,7 +78,7 @@ def test_a_run_without_spans_or_budget_is_a_curve(tmp_path):
 
 def test_what_is_not_known_is_not_drawn(tmp_path):
     draw_memory(tmp_path / "curve.svg", samples(anon=False), [], None)
-    assert "of it anonymous" not in texts(tmp_path / "curve.svg")
+    assert "anonymous part" not in texts(tmp_path / "curve.svg")
 
 
 @pytest.mark.parametrize(("peak_mib", "color"), [(100, "#1d4e89"), (128, "#1d4e89"), (129, "#c62828")])
@@ -133,12 +133,12 @@ def test_the_callers_matplotlib_is_left_as_it_was(tmp_path):
 
 @pytest.mark.parametrize("name", ["memory.pdf", "memory", "memory.SVG.txt"])
 def test_another_format_is_refused(tmp_path, name):
-    with pytest.raises(ValueError, match=r"ends in \.svg or \.png"):
+    with pytest.raises(ValueError, match=r"must end in \.svg or \.png"):
         draw_memory(tmp_path / name, samples(), [], None)
 
 
 def test_no_samples_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="at least one sample"):
+    with pytest.raises(ValueError, match="samples must not be empty"):
         draw_memory(tmp_path / "memory.svg", [], layers(), None)
 
 

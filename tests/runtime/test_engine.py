@@ -99,7 +99,9 @@ def test_everything_resident_gives_the_same_answer_and_reads_nothing_twice(shelf
     read = engine.feed.bytes_read
     second = engine.sweep([encode(ROWS)])
     assert answers(second) == expected(store, ROWS, "patience:1")
-    assert engine.feed.bytes_read - read == sum(outcome.bytes_read for outcome in second) < 1 << 16  # rows of the tables
+    assert (
+        engine.feed.bytes_read - read == sum(outcome.bytes_read for outcome in second) < 1 << 16
+    )  # rows of the tables
     engine.close()
 
 

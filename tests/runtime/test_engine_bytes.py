@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from offramp.errors import DamagedError
-from offramp.runtime.survival import GATE_AFTER_ROWS
+from offramp.runtime.survival import MIN_OBSERVATIONS
 from tests.runtime.driver import answers, batches, encode, eventually, expected
 from tests.toy import Toy, ToyBackend, layer_shards, open_engine
 
@@ -169,7 +169,7 @@ def test_nothing_past_a_likely_exit_is_read_before_it_has_decided(shelf):
     allowed = {"embedding", *layer_shards(store, 2)}
     backend = Patient()
     engine = open_engine(store, "from:2>confidence:0.9", 3, backend=backend)
-    for count in range(1, GATE_AFTER_ROWS + 1):
+    for count in range(1, MIN_OBSERVATIONS + 1):
         backend.condition = lambda count=count: sum(name not in allowed for name in reads(engine)) >= 2 * count
         engine.sweep([encode(["abc"])])
     backend.condition = lambda: True
@@ -191,7 +191,7 @@ def test_the_gate_needs_eight_rows_and_a_pass_that_ends_there_more_likely_than_n
     """Of eight rows all must leave: 0.91 ** 8 is below a half, 0.92 ** 8 above it."""
     store = shelf.open(sure(2))
     engine = open_engine(store, "confidence:0.9")
-    engine.gate.survival.reached[2], engine.gate.survival.left[2] = reached, left
+    engine.gate.exit_statistics.evaluated[2], engine.gate.exit_statistics.exited[2] = reached, left
     engine.close()
     after = {turn.shard: turn.after for turn in engine.turns(num_rows)}
     expected_after = [2 * (gated and place >= 7) for place in range(len(after))]
@@ -261,7 +261,7 @@ def test_every_byte_is_paid_by_a_row_or_idle_whatever_happens(shelf, data, toy, 
 
 
 def test_a_pass_counts_the_seconds_of_all_that_was_read_for_it(shelf):
-    """Whether it was read in the pass or while the engine was idle; the fill is what the engine waited for at its start."""
+    """Whether it was read in the pass or between passes; the fill is what the engine waited for at its start."""
     store = shelf.open(Toy(4))
     read_shard, slow, done = store.read_shard, order_of(store)[0], []
 

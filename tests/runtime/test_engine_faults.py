@@ -40,7 +40,7 @@ def check_next(engine, store, policy):
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "I/O"), DamagedError("flipped"), MemoryError()], ids=repr)
 @pytest.mark.parametrize("shard", ["embedding", "layer-01-up", "head"])
 @pytest.mark.parametrize("num_slots", [0, 1, 3])
-def test_what_the_reader_raises_comes_out_of_the_loop(shelf, error, shard, num_slots):
+def test_what_the_reader_raises_comes_out_of_the_engine(shelf, error, shard, num_slots):
     store = shelf.open(Toy())
     residents = [] if num_slots else ["embedding", "head", *layer_shards(store)]
     engine = open_engine(store, "none", num_slots, residents)
@@ -66,7 +66,7 @@ def test_an_error_of_an_idle_read_comes_out_of_the_next_batch(shelf):
 
 @pytest.mark.parametrize("error", [ValueError("shapes"), MemoryError(), KeyboardInterrupt()], ids=repr)
 @pytest.mark.parametrize("kind", ["embedding", "attention", "down", "exit", "head"])
-def test_what_the_backend_raises_comes_out_of_the_loop(shelf, error, kind):
+def test_what_the_backend_raises_comes_out_of_the_engine(shelf, error, kind):
     store = shelf.open(Toy())
     engine = open_engine(store, "patience:2", 2, ["layer-01-up"])
     engine.backend.fail[kind] = error

@@ -15,7 +15,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 from offramp.measure import read_memory
-from offramp.runtime.footprint import give_back
+from offramp.runtime.footprint import trim_memory
 
 def work():
     value = helper.make_tensor_value_info
@@ -32,10 +32,10 @@ def work():
 
 first = work()
 before = read_memory()
-released = give_back()
+released = trim_memory()
 after = read_memory()
 print(released > 1 << 20, before.file_bytes - after.file_bytes > released // 2, work() == first)
-print(give_back() >= 0, work() == first)
+print(trim_memory() >= 0, work() == first)
 """
 
 
@@ -84,5 +84,5 @@ def test_only_unmodified_code_of_files_is_given_back(monkeypatch):
 
 def test_elsewhere_nothing_is_done(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert footprint.give_back() == 0
+    assert footprint.trim_memory() == 0
     assert not footprint.tune_allocator()

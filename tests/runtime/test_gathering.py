@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from offramp.runtime.gathering import Gathering
 from offramp.runtime.guard import DeadlineGuard
-from offramp.runtime.survival import Survival
+from offramp.runtime.survival import ExitStatistics
 from tests.runtime.driver import answers, batches, encode, expected
 from tests.toy import Toy, ToyBackend, layer_shards, open_engine
 
@@ -34,11 +34,11 @@ class Told(Gathering):
         self.asked.append((num_rows, num_kept, length, num_layers))
         return next(self.choices)
 
-    def saw_layer(self, num_rows, length, seconds):
+    def record_layer(self, num_rows, length, seconds):
         self.layers.append(num_rows)
         assert seconds > 0
 
-    def saw_gathering(self, num_kept, length, seconds):
+    def record_gathering(self, num_kept, length, seconds):
         self.gatherings.append(num_kept)
         assert seconds > 0
 
@@ -50,7 +50,7 @@ def open_told(store, policy, choices, *arguments, **options):
 
 
 def counts(engine):
-    return engine.gate.survival.reached.tolist(), engine.gate.survival.left.tolist()
+    return engine.gate.exit_statistics.evaluated.tolist(), engine.gate.exit_statistics.exited.tolist()
 
 
 @quick
@@ -152,7 +152,7 @@ def test_a_deadline_cuts_those_that_are_still_there(shelf, choices):
 def test_it_is_asked_for_the_layers_that_the_rest_is_likely_to_see(shelf):
     store = shelf.open(Toy(6))
     engine = open_told(store, "patience:1", NEVER)
-    engine.gate.survival.reached[:], engine.gate.survival.left[:] = 1000, 500
+    engine.gate.exit_statistics.evaluated[:], engine.gate.exit_statistics.exited[:] = 1000, 500
     engine.sweep([encode(ROWS)])
     engine.close()
     num_rows, num_kept, length, num_layers = engine.gate.gathering.asked[0]
@@ -165,9 +165,9 @@ def test_it_is_asked_for_the_layers_that_the_rest_is_likely_to_see(shelf):
 def test_what_was_never_seen_is_tried():
     gathering = Gathering()
     assert gathering.pays(8, 7, 16, 1.0)
-    gathering.saw_layer(8, 16, 0.008)
+    gathering.record_layer(8, 16, 0.008)
     assert gathering.pays(8, 7, 16, 1.0)
-    gathering.saw_gathering(7, 16, 100.0)
+    gathering.record_gathering(7, 16, 100.0)
     assert not gathering.pays(8, 7, 16, 1.0)
     assert gathering.pays(8, 3, 16, 1.0), "so few rows were never gathered"
     assert gathering.pays(8, 7, 64, 1.0), "nor were so long ones"
@@ -177,9 +177,9 @@ def test_it_pays_if_the_layers_to_come_take_longer_with_the_rows_that_left():
     """A millisecond a row and layer, five to gather."""
     gathering = Gathering()
     for num_rows in (8, 9, 15):
-        gathering.saw_layer(num_rows, 16, 0.001 * num_rows)
+        gathering.record_layer(num_rows, 16, 0.001 * num_rows)
     for num_kept in (4, 5, 7):
-        gathering.saw_gathering(num_kept, 16, 0.005)
+        gathering.record_gathering(num_kept, 16, 0.005)
     assert gathering.pays(8, 4, 16, 1.3), "4 rows x 1.3 layers"
     assert not gathering.pays(8, 4, 16, 1.2)
     assert gathering.pays(8, 6, 20, 2.6), "lengths alike share what was seen"
@@ -188,23 +188,23 @@ def test_it_pays_if_the_layers_to_come_take_longer_with_the_rows_that_left():
 
 def test_a_gathering_that_was_slow_once_is_tried_again():
     gathering, asked = Gathering(), 0
-    gathering.saw_layer(8, 16, 0.008)
-    gathering.saw_gathering(4, 16, 0.4)
+    gathering.record_layer(8, 16, 0.008)
+    gathering.record_gathering(4, 16, 0.4)
     while not gathering.pays(8, 4, 16, 4.0):
         asked += 1
     assert 50 < asked < 300
     for _ in range(40):
-        gathering.saw_gathering(4, 16, 0.0001)
+        gathering.record_gathering(4, 16, 0.0001)
     assert gathering.pays(8, 7, 16, 1.0)
 
 
 def test_layers_ahead_are_those_that_some_row_is_likely_to_see():
-    survival = Survival(4)
-    assert survival.layers_ahead(1, 4, 3) == 3, "nobody was seen to leave"
-    survival.saw(2, np.array([True, True, True, False]))
-    assert survival.layers_ahead(1, 4, 1) == pytest.approx(1 + 0.25 + 0.25)
-    assert survival.layers_ahead(1, 4, 2) == pytest.approx(1 + 2 * (1 - 0.75**2))
-    assert survival.layers_ahead(1, 3, 1) == pytest.approx(1.25)
-    assert survival.layers_ahead(2, 4, 1) == 2
-    survival.saw(3, np.array([True]))
-    assert survival.layers_ahead(2, 4, 5) == 1
+    statistics = ExitStatistics(4)
+    assert statistics.expected_layers(1, 4, 3) == 3, "no row has exited yet"
+    statistics.record(2, np.array([True, True, True, False]))
+    assert statistics.expected_layers(1, 4, 1) == pytest.approx(1 + 0.25 + 0.25)
+    assert statistics.expected_layers(1, 4, 2) == pytest.approx(1 + 2 * (1 - 0.75**2))
+    assert statistics.expected_layers(1, 3, 1) == pytest.approx(1.25)
+    assert statistics.expected_layers(2, 4, 1) == 2
+    statistics.record(3, np.array([True]))
+    assert statistics.expected_layers(2, 4, 5) == 1

@@ -18,28 +18,28 @@ LONG = 1e6
 
 def test_it_goes_on_while_the_next_answer_is_in_time():
     guard = DeadlineGuard(1.0, lambda exit_index, length: 0.1 * exit_index)
-    assert guard.may_go_on(1, 8, 0.8)
-    assert not guard.may_go_on(1, 8, 0.801)
-    assert guard.may_go_on(2, 8, 0.7)
-    assert not guard.may_go_on(2, 8, 0.71)
+    assert guard.allows_next_exit(1, 8, 0.8)
+    assert not guard.allows_next_exit(1, 8, 0.801)
+    assert guard.allows_next_exit(2, 8, 0.7)
+    assert not guard.allows_next_exit(2, 8, 0.71)
 
 
 def test_what_was_seen_counts_if_it_is_slower_than_expected():
     guard = DeadlineGuard(1.0, lambda exit_index, length: 0.1)
-    guard.saw(2, 8, 0.5, 0.2)
-    assert not guard.may_go_on(1, 9, 0.6), "lengths alike share what was seen"
-    assert guard.may_go_on(1, 100, 0.6), "others do not"
-    assert guard.may_go_on(2, 9, 0.6), "nor do other exits"
+    guard.record(2, 8, 0.5, 0.2)
+    assert not guard.allows_next_exit(1, 9, 0.6), "lengths alike share what was seen"
+    assert guard.allows_next_exit(1, 100, 0.6), "others do not"
+    assert guard.allows_next_exit(2, 9, 0.6), "nor do other exits"
     assert guard.latest_seconds(1, 8) == pytest.approx(0.8), "0.2 are for computing"
-    guard.saw(2, 8, 0.3, 0.1)
-    assert not guard.may_go_on(1, 8, 0.6), "the slowest counts"
+    guard.record(2, 8, 0.3, 0.1)
+    assert not guard.allows_next_exit(1, 8, 0.6), "the slowest counts"
 
 
 def test_what_was_slow_is_tried_again():
     guard = DeadlineGuard(1.0)
-    guard.saw(2, 8, 10.0, 0.0)
+    guard.record(2, 8, 10.0, 0.0)
     tries = 0
-    while not guard.may_go_on(1, 8, 0.1):
+    while not guard.allows_next_exit(1, 8, 0.1):
         guard.begin()
         tries += 1
     assert 20 < tries < 300
@@ -55,7 +55,7 @@ def test_durations_are_read(text, seconds):
 
 @pytest.mark.parametrize("text", ["", "ms", "-1ms", "0", "0ms", "1h", "nan", "inf", True, float("inf"), -1])
 def test_other_durations_are_refused(text):
-    with pytest.raises(ValueError, match="a duration is a number above 0"):
+    with pytest.raises(ValueError, match="a duration must be a number above 0"):
         parse_duration(text)
 
 

@@ -175,7 +175,7 @@ def test_a_budget_that_is_too_small_is_refused_with_the_smallest_that_would_do()
     with pytest.raises(
         BudgetError,
         match=r"^budget of 1.0 MiB is too small - process 3.9 MiB \+ activations 0.0 MiB \+ one slot for s00 0.2 MiB"
-        " - --budget 5MiB is",
+        " - the smallest budget that works is --budget 5MiB$",
     ):
         plan.require_feasible(items)
     assert make_plan(items, BASE, 5 << 20).feasible

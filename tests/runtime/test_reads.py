@@ -45,7 +45,7 @@ def test_a_system_without_direct_reads_is_not_probed(store, monkeypatch):
 
 
 def test_another_word_is_refused(store):
-    with pytest.raises(ValueError, match=r"'auto', 'direct', 'buffered'.* not 'mmap'"):
+    with pytest.raises(ValueError, match=r"'auto', 'direct', 'buffered'.* got 'mmap'"):
         choose_direct(store, "mmap", 0, 0)
 
 

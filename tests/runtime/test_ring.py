@@ -135,7 +135,7 @@ def test_the_reader_sleeps_while_all_that_a_pass_needs_is_there(monkeypatch):
     woken, wake = [], ring_module._wake
     monkeypatch.setattr(ring_module, "_wake", lambda bell: (woken.append(bell), wake(bell)))
     passed(ring)
-    assert ring._reader_bell not in woken
+    assert ring._reader_wakeups not in woken
     ring.close()
     assert disk.started == ["a", "b", "c"]
 
@@ -145,7 +145,7 @@ def passed(ring):
     ring.begin_pass([*turns("a"), *turns("bc", after=1)])
     for shard in "abc":
         use(ring, shard)
-        ring.go_past(1)
+        ring.continue_past(1)
     ring.end_pass(turns("abc"))
 
 
@@ -183,10 +183,10 @@ def test_a_gated_shard_waits_for_the_decision():
     ring = make_ring(disk, 3)
     ring.begin_pass([Turn("a"), Turn("b"), Turn("c", after=2)])
     use(ring, "a")
-    ring.go_past(1)
+    ring.continue_past(1)
     use(ring, "b")
     assert disk.started == ["a", "b"]
-    ring.go_past(2)
+    ring.continue_past(2)
     use(ring, "c")
     ring.end_pass()
     ring.close()
@@ -434,8 +434,8 @@ def test_close_wakes_a_loop_that_waits():
 def sized_ring(disk, limit, sizes, residents=()):
     """A ring over an arena of shards that count so many units of `BYTES`, each of them a stage."""
     counted = {name: size * BYTES for name, size in sizes.items()}
-    room = Arena([[name] for name in sizes], dict.fromkeys(sizes, BYTES), counted, limit * BYTES)
-    return Ring(disk, room, {name: Slot(BYTES) for name in residents}, depth=64, on_read=lambda *_: None)
+    pool = Arena([[name] for name in sizes], dict.fromkeys(sizes, BYTES), counted, limit * BYTES)
+    return Ring(disk, pool, {name: Slot(BYTES) for name in residents}, depth=64, on_read=lambda *_: None)
 
 
 def test_unequal_shards_are_read_ahead_as_far_as_the_room_holds_them():
@@ -451,7 +451,7 @@ def test_unequal_shards_are_read_ahead_as_far_as_the_room_holds_them():
         assert [use(ring, shard) for shard in "bcd"] == [BYTES] * 3
         ring.end_pass()
     ring.close()
-    assert ring._room.peak_bytes <= 4 * BYTES
+    assert ring._pool.peak_bytes <= 4 * BYTES
 
 
 def test_a_shard_as_large_as_the_room_waits_until_it_is_empty():
@@ -472,7 +472,7 @@ def test_a_lost_slot_is_not_written_to_again(make):
     ring.begin_pass(turns("abab" * 3))
     lost = ring.acquire("a").slot
     before = bytes(lost.view)
-    ring.release("a", lost=True)
+    ring.release("a", discard=True)
     for shard in "bab" + "abab" * 2:
         assert ring.acquire(shard).slot is not lost
         ring.release(shard)
@@ -491,7 +491,7 @@ def test_a_shard_that_is_lost_while_later_stages_count_on_it_is_read_again(make,
     ring.begin_pass(turns("ab" * num_uses + "c"))
     ring.acquire("a")
     eventually(lambda: len(disk.started) == 3)  # so all later turns of a and b were passed over
-    ring.release("a", lost=True)
+    ring.release("a", discard=True)
     for shard in "b" + "ab" * (num_uses - 1) + "c":
         use(ring, shard)
     ring.end_pass()
@@ -509,11 +509,11 @@ def test_a_slot_that_is_being_filled_when_a_pass_ends_is_not_given_to_the_next()
     assert [use(ring, shard) for shard in "ab"] == [BYTES, BYTES]
     ring.end_pass()
     ring.close()
-    assert ring._room.peak_bytes <= 2 * BYTES
+    assert ring._pool.peak_bytes <= 2 * BYTES
 
 
 def buffers(ring):
-    return [weakref.ref(slot) for slot in (*ring._room._slots, *ring._resident_slots.values())]
+    return [weakref.ref(slot) for slot in (*ring._pool._slots, *ring._resident_slots.values())]
 
 
 def test_close_lets_go_of_all_buffers(no_collector):
@@ -626,7 +626,7 @@ class Schedule:
                 if self.random.random() < 0.1:
                     time.sleep(1e-4)
                 order.passed = place
-                self.ring.go_past(place)
+                self.ring.continue_past(place)
         except (OSError, MemoryError, DamagedError) as error:
             assert any(error is injected for injected in self.injected)
 

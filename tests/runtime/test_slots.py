@@ -31,32 +31,32 @@ def test_pages_are_taken_when_they_are_touched_and_given_back_with_the_slot():
 
 def test_equal_slots_hand_out_each_slot_once():
     slots = [Slot(PAGE), Slot(PAGE)]
-    room = EqualSlots(slots)
-    taken = [room.take("a"), room.take("b")]
+    pool = EqualSlots(slots)
+    taken = [pool.acquire("a"), pool.acquire("b")]
     assert {id(slot) for slot in taken} == {id(slot) for slot in slots}
-    assert not room.fits("c")
-    room.give(taken[0])
-    assert room.fits("c") and room.take("c") is taken[0]
+    assert not pool.fits("c")
+    pool.release(taken[0])
+    assert pool.fits("c") and pool.acquire("c") is taken[0]
 
 
 def test_a_lost_equal_slot_is_replaced_and_never_handed_out_again():
-    room = EqualSlots([Slot(PAGE)])
-    lost = room.take("a")
-    room.lose(lost)
-    new = room.take("a")
+    pool = EqualSlots([Slot(PAGE)])
+    lost = pool.acquire("a")
+    pool.discard(lost)
+    new = pool.acquire("a")
     assert new is not lost and new.num_bytes == lost.num_bytes
-    room.clear(None)
-    assert room.take("a") is new and not room.fits("b")
+    pool.clear(None)
+    assert pool.acquire("a") is new and not pool.fits("b")
 
 
 def test_equal_slots_are_all_free_after_clear_but_the_one_that_is_being_filled():
-    room = EqualSlots([Slot(PAGE) for _ in range(3)])
-    filling, *_ = [room.take(name) for name in "abc"]
-    room.clear(filling)
-    again = [room.take(name) for name in "ab"]
-    assert filling not in again and not room.fits("c")
-    room.give(filling)
-    assert room.take("c") is filling
+    pool = EqualSlots([Slot(PAGE) for _ in range(3)])
+    filling, *_ = [pool.acquire(name) for name in "abc"]
+    pool.clear(filling)
+    again = [pool.acquire(name) for name in "ab"]
+    assert filling not in again and not pool.fits("c")
+    pool.release(filling)
+    assert pool.acquire("c") is filling
 
 
 def test_slots_on_the_same_pages_lie_where_they_were_put():

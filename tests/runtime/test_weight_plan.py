@@ -39,8 +39,8 @@ def test_what_stays_and_what_the_largest_stage_streams_fit_in_the_limit(stages, 
     plan = plan_weights(stages, sizes, pinned, limit, sliceable)
     assert plan.residents >= pinned
     assert plan.resident_bytes == total(plan.residents, sizes)
-    assert plan.resident_bytes + plan.room_bytes + plan.slice_bytes == limit
-    assert all(total(set(shards) - plan.residents - plan.sliced, sizes) <= plan.room_bytes for shards in stages)
+    assert plan.resident_bytes + plan.pool_bytes + plan.slice_bytes == limit
+    assert all(total(set(shards) - plan.residents - plan.sliced, sizes) <= plan.pool_bytes for shards in stages)
     assert plan.slice_bytes == slice_bytes(plan.sliced, sizes)
 
 
@@ -49,7 +49,7 @@ def test_what_stays_and_what_the_largest_stage_streams_fit_in_the_limit(stages, 
 def test_nothing_is_kept_at_the_cost_of_reading_ahead(stages, sizes, pinned, extra):
     """Beyond what must stay, a shard stays where two stages still fit, or where all do."""
     plan = plan_weights(stages, sizes, pinned, smallest_bytes(stages, sizes, pinned) + extra)
-    assert plan.residents <= pinned or two_stages(stages, sizes, plan) <= plan.room_bytes
+    assert plan.residents <= pinned or two_stages(stages, sizes, plan) <= plan.pool_bytes
 
 
 @settings(max_examples=300, deadline=None)
@@ -59,7 +59,7 @@ def test_no_other_shard_could_stay_as_well(stages, sizes, pinned, extra):
     for shard in {shard for shards in stages for shard in shards} - plan.residents:
         pairs = zip(stages, [*stages[1:], stages[0]], strict=True)
         streamed = max(total({*one, *other} - plan.residents - {shard}, sizes) for one, other in pairs)
-        assert plan.resident_bytes + sizes[shard] + streamed > plan.resident_bytes + plan.room_bytes
+        assert plan.resident_bytes + sizes[shard] + streamed > plan.resident_bytes + plan.pool_bytes
 
 
 @settings(max_examples=200, deadline=None)
@@ -68,14 +68,16 @@ def test_the_number_in_a_budget_error_is_the_smallest_limit_that_works(stages, s
     smallest = smallest_bytes(stages, sizes, pinned, sliceable)
     plan_weights(stages, sizes, pinned, smallest, sliceable)
     for limit in {smallest - 1, smallest // 2, 0, -5} - {smallest}:
-        with pytest.raises(BudgetError, match=rf"- {smallest} bytes of weights are the smallest that would do"):
+        with pytest.raises(BudgetError, match=rf"- the smallest weight budget that works is {smallest} bytes"):
             plan_weights(stages, sizes, pinned, limit, sliceable)
 
 
 def test_a_budget_error_names_the_stage_that_needs_most():
     with pytest.raises(BudgetError) as caught:
         plan_weights(["a", "bc", "a"], {"a": 1 << 20, "b": 1 << 20, "c": 2 << 20}, (), 2 << 20)
-    assert re.match(r"weights of 2\.0 MiB are too few for stage 1 - it needs 3\.0 MiB at once - ", str(caught.value))
+    assert re.match(
+        r"a weight budget of 2\.0 MiB is too small for stage 1 - it needs 3\.0 MiB at once - ", str(caught.value)
+    )
 
 
 @settings(max_examples=200, deadline=None)
@@ -112,7 +114,7 @@ def test_the_largest_is_sliced_first():
 def test_all_stays_where_all_fits_even_if_two_stages_would_not_stream_beside_it():
     plan = plan_weights(["ab", "bc"], {"a": 5, "b": 5, "c": 5}, (), 15)
     assert plan.residents == {"a", "b", "c"}
-    assert plan.room_bytes == 0
+    assert plan.pool_bytes == 0
 
 
 def test_equal_shards_that_stay_lie_evenly_between_those_that_are_read():

@@ -10,7 +10,7 @@ import pytest
 
 from offramp.errors import DamagedError, DiskFullError, OfframpError, StoreError
 from offramp.store import Store
-from offramp.store.files import disk_full_is_ours, iter_chunks, make_folder, open_regular, write_atomic
+from offramp.store.files import iter_chunks, make_folder, open_regular, translate_disk_full, write_atomic
 from tests.store.small import names_in, problems, refused, use
 
 FILES = ["layer-00.safetensors", "graphs/layer.onnx", "vocab.txt", "rows.blocks", "offramp.json"]
@@ -63,7 +63,7 @@ def empty(path):
     os.truncate(path, 0)
 
 
-PLAIN = "a store holds plain files only"
+PLAIN = "not a regular file: a store must not contain links or devices"
 ATTACKS = {
     symlink: PLAIN,
     dangling: PLAIN,
@@ -72,9 +72,9 @@ ATTACKS = {
     unix_socket: PLAIN,
     device: PLAIN,
     os.unlink: "file is missing",
-    cut: "bytes, the manifest says",
-    extend: "bytes, the manifest says",
-    empty: "file has 0 bytes, the manifest says",
+    cut: "from the manifest",
+    extend: "from the manifest",
+    empty: "file has 0 bytes, expected",
 }
 
 
@@ -232,14 +232,14 @@ def test_short_writes_are_continued(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_a_full_disk_is_said(code):
-    with pytest.raises(DiskFullError) as caught, disk_full_is_ours("place"):
+    with pytest.raises(DiskFullError) as caught, translate_disk_full("place"):
         raise OSError(code, os.strerror(code))
     assert caught.value.exit_code == 5
     assert str(caught.value) == "no space left - place - free some space and run again: finished shards are kept"
 
 
 def test_other_troubles_of_a_disk_are_not_called_full():
-    with pytest.raises(OSError, match="Input/output") as caught, disk_full_is_ours("place"):
+    with pytest.raises(OSError, match="Input/output") as caught, translate_disk_full("place"):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
     assert not isinstance(caught.value, OfframpError)
 

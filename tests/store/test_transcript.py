@@ -42,7 +42,7 @@ def test_what_is_written_is_read(tmp_path, window):
     np.testing.assert_array_equal(found.lengths_N, given["lengths"])
     np.testing.assert_array_equal(found.labels_N, given["labels"])
     np.testing.assert_array_equal(found.features(2, 9), given["features"][2:9])
-    with pytest.raises(ValueError, match="no features of rows 5 to 12"):
+    with pytest.raises(ValueError, match="has no features for rows 5 to 12"):
         found.features(5, 12)
     assert sorted(path.name for path in (tmp_path / "deep" / "t").iterdir()) == ["dev.json", "dev.safetensors"]
 
@@ -71,7 +71,7 @@ def test_values_of_a_regression_without_features(tmp_path):
     write(tmp_path, given, about)
     found = read_transcript(tmp_path, "tune")
     np.testing.assert_array_equal(found.labels_N, given["labels"])
-    with pytest.raises(ValueError, match="no features"):
+    with pytest.raises(ValueError, match="the transcript has no features"):
         found.features(0, 1)
 
 
@@ -99,7 +99,7 @@ def test_an_interruption_leaves_nothing(tmp_path):
 
 def test_rows_that_do_not_fit_are_a_fault_of_the_caller(tmp_path):
     with TranscriptWriter(tmp_path, ABOUT, NUM_ROWS, NUM_EXITS, 2, HIDDEN) as writer:
-        with pytest.raises(ValueError, match=r"expected .* got"):
+        with pytest.raises(ValueError, match=r"arrays must be .* got"):
             writer.write(0, logits=arrays()["logits"])
         with pytest.raises(ValueError, match="does not fit"):
             writer.write(1, **arrays())
@@ -153,14 +153,14 @@ def link(folder):
     ("harm", "error", "match"),
     [
         (damage_bytes, StoreError, "sha256 differs"),
-        (cut_file, DamagedError, "the manifest says"),
-        (edit(format=2), VersionError, "transcript of format 2, 1 is read"),
-        (edit(task=None), StoreError, "no description of a transcript"),
-        (edit(file=[]), StoreError, "no description of a transcript"),
-        (lambda folder: (folder / "dev.json").write_bytes(b"\xff{"), StoreError, "no description of a transcript"),
+        (cut_file, DamagedError, "from the manifest"),
+        (edit(format=2), VersionError, "transcript of format 2, only 1 is supported"),
+        (edit(task=None), StoreError, "not a description of a transcript"),
+        (edit(file=[]), StoreError, "not a description of a transcript"),
+        (lambda folder: (folder / "dev.json").write_bytes(b"\xff{"), StoreError, "not a description of a transcript"),
         (lambda folder: (folder / "dev.json").unlink(), DamagedError, "file is missing"),
         (lambda folder: (folder / "dev.safetensors").unlink(), DamagedError, "file is missing"),
-        (link, DamagedError, "link or a device"),
+        (link, DamagedError, "links or devices"),
     ],
 )
 def test_damage_is_told(tmp_path, harm, error, match):
@@ -173,7 +173,7 @@ def test_damage_is_told(tmp_path, harm, error, match):
 
 def test_a_split_that_is_not_there_is_named(tmp_path):
     for folder in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(UsageError, match=r"no transcript of dev there - .* - offramp eval --split dev"):
+        with pytest.raises(UsageError, match=r"no transcript of split dev - .* - create one: offramp eval --split dev"):
             read_transcript(folder, "dev")
 
 

@@ -111,7 +111,7 @@ def test_a_large_tensor_passes_in_chunks(tmp_path, gathered):
 def test_a_source_that_gives_another_number_of_bytes(tmp_path, num_bytes):
     with (
         StoreWriter(tmp_path / "store", FINGERPRINT) as writer,
-        pytest.raises(ValueError, match=f"tensor 'a': {num_bytes} bytes given, 1024 expected"),
+        pytest.raises(ValueError, match=f"tensor 'a': expected 1024 bytes, got {num_bytes}"),
     ):
         writer.add_shard("a", [("a", "a", "F32", (256,))], lambda _: [b"x" * num_bytes])
     assert not (tmp_path / "store.partial" / "a.safetensors").exists()
@@ -194,7 +194,7 @@ def test_a_store_that_is_called_partial_is_not_cleared(store, tmp_path, spoil):
     if spoil:
         flip(tmp_path / "other.partial" / "offramp.json", 8)
     before = tree_bytes(tmp_path / "other.partial")
-    with pytest.raises(UsageError, match="offramp did not make it"):
+    with pytest.raises(UsageError, match="was not created by offramp"):
         write_small(tmp_path / "other", fingerprint="2" * 64)
     assert tree_bytes(tmp_path / "other.partial") == before
 
@@ -202,7 +202,7 @@ def test_a_store_that_is_called_partial_is_not_cleared(store, tmp_path, spoil):
 def test_a_folder_that_somebody_else_made_is_not_cleared(tmp_path):
     (tmp_path / "store.partial").mkdir()
     (tmp_path / "store.partial" / "thesis.tex").write_text("years of work")
-    with pytest.raises(UsageError, match=r"offramp did not make it - .*store\.partial - move it away"):
+    with pytest.raises(UsageError, match=r"was not created by offramp - .*store\.partial - move it away"):
         write_small(tmp_path / "store")
     assert (tmp_path / "store.partial" / "thesis.tex").read_text() == "years of work"
 
@@ -299,7 +299,9 @@ def test_two_writers_at_once(tmp_path, pristine):
     before = names_in("/proc/self/fd")
     with StoreWriter(tmp_path / "store", FINGERPRINT) as writer:
         add_shard(writer, "rows")
-        with pytest.raises(UsageError, match=r"another process is building this store - .*partial - wait for it"):
+        with pytest.raises(
+            UsageError, match=r"another process is building this store - .*partial - wait until it has finished"
+        ):
             write_small(tmp_path / "store")
         assert (writer.partial / "rows.safetensors").exists()
     assert names_in("/proc/self/fd") == before

@@ -18,8 +18,8 @@ from offramp.runtime.weight_plan import smallest_bytes  # noqa: E402
 from offramp.store import Store  # noqa: E402
 from offramp.streaming.capture import tensors_of  # noqa: E402
 from offramp.streaming.opening import data_bytes, sliceable_shards  # noqa: E402
-from offramp.streaming.placeholders import Placeholder, weights_of  # noqa: E402
 from offramp.streaming.parts import streamed_shards  # noqa: E402
+from offramp.streaming.placeholders import Placeholder, weights_of  # noqa: E402
 from tests.division.modules import (  # noqa: E402
     CASES,
     WIDTH,
@@ -110,7 +110,7 @@ def test_one_byte_less_than_the_smallest_limit_is_refused_with_the_number_that_w
     make, inputs = CASES[name]
     store = shelf(make, inputs, key=name)
     low = smallest(store, sliced=True)
-    with pytest.raises(BudgetError, match=rf"- {low} bytes of weights are the smallest that would do"):
+    with pytest.raises(BudgetError, match=rf"- the smallest weight budget that works is {low} bytes"):
         offramp.stream(made(make), store, weight_budget=low - 1)
     with offramp.stream(made(make), store, weight_budget=low) as model:
         model(inputs)
@@ -463,7 +463,7 @@ def test_copies_of_weights_that_begin_anywhere_are_gone_with_their_stage(shelf):
     with offramp.stream(made(Odd), store, weight_budget=smallest(store)) as model:
         for _ in range(2):
             model(inputs)
-        slots = [*model._room._slots.values()]
+        slots = [*model._arena._slots.values()]
         views = [view for slot in slots for views in slot.notes.values() for view in views]
         assert any(view._entry.offset % 64 for view in views)
         assert all(view._tensor is None for view in views if view._entry.offset % 64)
@@ -605,7 +605,7 @@ def test_a_budget_of_the_process(shelf):
         with offramp.stream(made(Chain), store, **options) as model:
             assert same(model(vectors()), plain(made(Chain), vectors()))
     with pytest.raises(
-        BudgetError, match=r"budget of 1\.0 MiB is too small - process .* \d+MiB is the smallest"
+        BudgetError, match=r"budget of 1\.0 MiB is too small - process .* the smallest budget that works is \d+MiB"
     ) as caught:
         offramp.stream(made(Chain), store, budget="1MiB")
     needed = str(caught.value).rpartition(" - ")[2].partition("MiB")[0]

@@ -5,8 +5,10 @@ import pytest
 import torch
 
 from offramp.errors import UsageError
-from offramp.tasks.arrays import ArrayInputs, ArrayRows, Record, load_arrays, records_at
+from offramp.tasks import DataSpec, load
+from offramp.tasks.arrays import ArrayInputs, Record, records_at
 from offramp.tasks.examples import digest
+from offramp.tasks.rows import ArrayRows
 
 RNG = np.random.default_rng(0)
 
@@ -17,23 +19,27 @@ def write(path, num=60, **arrays):
     return path
 
 
+def load_arrays(train, dev=None, **fields):
+    return load(DataSpec(train=train, dev=dev, **fields))
+
+
 def test_a_file_is_cut_by_content(tmp_path):
-    splits = load_arrays(write(tmp_path / "d.npz"), None, "label")
+    splits = load_arrays(write(tmp_path / "d.npz"), None)
     assert splits.labels == ("a", "b") and splits.metrics == ("accuracy",)
     assert set(splits.examples) == {"train", "tune", "certify", "dev"}
     assert sum(map(len, splits.examples.values())) == 60
-    again = load_arrays(tmp_path / "d.npz", None, "label")
+    again = load_arrays(tmp_path / "d.npz", None)
     assert {name: digest(rows) for name, rows in splits.examples.items()} == {
         name: digest(rows) for name, rows in again.examples.items()
     }
-    other = load_arrays(tmp_path / "d.npz", None, "label", split_seed=1)
+    other = load_arrays(tmp_path / "d.npz", split_seed=1)
     assert digest(other.examples["train"]) != digest(splits.examples["train"])
 
 
 def test_copies_of_a_record_fall_together(tmp_path):
     x = np.repeat(RNG.standard_normal((30, 3)).astype(np.float32), 4, axis=0)
     np.savez(tmp_path / "d.npz", x=x, label=np.arange(120) // 4 % 2)
-    splits = load_arrays(tmp_path / "d.npz", None, "label")
+    splits = load_arrays(tmp_path / "d.npz", None)
     homes = {}
     for name, rows in splits.examples.items():
         for row in rows:
@@ -42,17 +48,17 @@ def test_copies_of_a_record_fall_together(tmp_path):
 
 def test_labels_are_names_ids_or_numbers(tmp_path):
     write(tmp_path / "ids.npz", label=np.arange(60) % 12)
-    assert load_arrays(tmp_path / "ids.npz", None, "label").labels == tuple(map(str, range(12)))
-    known = load_arrays(None, tmp_path / "ids.npz", "label", labels=tuple(f"class {i}" for i in range(12)))
+    assert load_arrays(tmp_path / "ids.npz", None).labels == tuple(map(str, range(12)))
+    known = load_arrays(None, tmp_path / "ids.npz", labels=tuple(f"class {i}" for i in range(12)))
     assert [row.label for row in known.examples["dev"][:3]] == [0, 1, 2] and set(known.examples) == {"dev"}
     write(tmp_path / "many.npz", num=120, label=np.linspace(0, 1, 120))
     with pytest.raises(UsageError, match=r"120 different numbers.*--regression"):
-        load_arrays(tmp_path / "many.npz", None, "label")
+        load_arrays(tmp_path / "many.npz", None)
     write(tmp_path / "one.npz", label=np.zeros(60, np.int64))
     with pytest.raises(UsageError, match="1 different labels"):
-        load_arrays(tmp_path / "one.npz", None, "label")
+        load_arrays(tmp_path / "one.npz", None)
     write(tmp_path / "values.npz", label=np.linspace(0, 1, 60))
-    values = load_arrays(tmp_path / "values.npz", tmp_path / "values.npz", "label", labels=())
+    values = load_arrays(tmp_path / "values.npz", tmp_path / "values.npz", regression=True)
     assert values.metrics == ("pearson", "spearman") and values.examples["dev"][-1].label == 1.0
 
 
@@ -61,15 +67,15 @@ def test_labels_are_names_ids_or_numbers(tmp_path):
     [
         ({"label": np.zeros(60)[:, None]}, "no array 'label' of labels"),
         ({"x": np.zeros((7, 3))}, "7 records and 60 labels"),
-        ({"z": np.zeros(7)}, "no equal numbers of records"),
-        ({"x": np.zeros(())}, "no equal numbers of records"),
+        ({"z": np.zeros(7)}, "do not have equal numbers of records"),
+        ({"x": np.zeros(())}, "do not have equal numbers of records"),
         ({"x": np.array([{}] * 60)}, "no arrays"),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused(arrays, told, tmp_path):
     path = write(tmp_path / "d.npz", **arrays)
     with pytest.raises(UsageError, match=told):
-        load_arrays(path, None, "label")
+        load_arrays(path, None)
 
 
 def test_what_is_no_file_of_arrays_is_refused(tmp_path):
@@ -79,7 +85,7 @@ def test_what_is_no_file_of_arrays_is_refused(tmp_path):
         with pytest.raises(UsageError, match=told):
             records_at(tmp_path / name)
     with pytest.raises(UsageError, match="label 'b' is none of"):
-        load_arrays(None, write(tmp_path / "f.npz"), "label", labels=("a", "c"))
+        load_arrays(None, write(tmp_path / "f.npz"), labels=("a", "c"))
 
 
 def test_records_are_made_of_arrays_tensors_tuples_and_mappings():
@@ -97,8 +103,11 @@ def test_inputs_are_stacked_and_others_left_out():
     inputs = ArrayInputs({"x": ("float32", (3,)), "i": ("int64", ())})
     items = [{"x": np.ones(3, np.float32), "i": np.int64(n), "label": "a"} for n in range(4)]
     found = inputs.encode(items)
-    assert set(found) == {"x", "i"} and found["x"].shape == (4, 3) and found["i"].tolist() == [0, 1, 2, 3]
-    assert inputs.encode(list(inputs.sample))["x"].shape == (1, 3)
+    assert (found.num_rows, found.length, found.lengths_B.tolist()) == (4, 1, [1, 1, 1, 1])
+    x, i = found.arrays["x"], found.arrays["i"]
+    assert set(found.arrays) == {"x", "i"} and x.shape == (4, 3) and i.tolist() == [0, 1, 2, 3]
+    assert inputs.encode(list(inputs.sample)).arrays["x"].shape == (1, 3)
+    assert list(inputs.lengths(items)) == [1] * 4
     assert inputs.encoding_bytes(items) >= 20
     for wrong in ({"x": np.ones(3)}, {"x": np.ones(3), "i": np.int64(0)}, {"x": np.ones((3, 1), np.float32), "i": 1}):
         with pytest.raises(UsageError, match="the module takes"):

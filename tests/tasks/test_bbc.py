@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from offramp.errors import MissingExtraError
-from offramp.tasks.bbc import LABELS, Example, load_bbc, split
+from offramp.tasks.bbc import LABELS, Article, load_bbc, split
 
 
 @pytest.fixture
@@ -29,8 +29,8 @@ def test_articles_are_read_without_importing_the_package(articles):
     (articles / "tech" / "001.txt").write_text("Headline\n\nA £5 phone.\n", encoding="utf-8")
     (articles / "sports" / "199.txt").write_bytes(b"A \xa315.8m signing")
     assert load_bbc() == [
-        Example("A £15.8m signing", "sports", "sports/199"),
-        Example("Headline\n\nA £5 phone.", "tech", "tech/001"),
+        Article("A £15.8m signing", "sports", "sports/199"),
+        Article("Headline\n\nA £5 phone.", "tech", "tech/001"),
     ]
 
 
@@ -49,7 +49,7 @@ def test_without_the_package_the_extra_is_named(monkeypatch):
 
 @given(texts=st.lists(st.text(), unique=True), seed=st.integers(0, 3))
 def test_every_example_is_in_one_split_in_order(texts, seed):
-    examples = [Example(text, "tech", str(number)) for number, text in enumerate(texts)]
+    examples = [Article(text, "tech", str(number)) for number, text in enumerate(texts)]
     splits = split(examples, seed)
     assert list(splits) == ["train", "tune", "test"]
     assert sorted((e for part in splits.values() for e in part), key=lambda e: int(e.key)) == examples
@@ -57,8 +57,8 @@ def test_every_example_is_in_one_split_in_order(texts, seed):
 
 
 def test_an_example_stays_where_it_is_when_others_come():
-    few = [Example(f"text {number}", "tech", str(number)) for number in range(50)]
-    many = [Example(f"other {number}", "tech", f"other {number}") for number in range(50)] + few[::-1]
+    few = [Article(f"text {number}", "tech", str(number)) for number in range(50)]
+    many = [Article(f"other {number}", "tech", f"other {number}") for number in range(50)] + few[::-1]
     before, after = split(few), split(many)
     assert all(set(before[name]) <= set(after[name]) for name in before)
 
@@ -66,12 +66,12 @@ def test_an_example_stays_where_it_is_when_others_come():
 def test_equal_texts_share_a_split():
     texts = ["Ink  shortage\nnow", " ink shortage NOW "]
     for seed in range(20):
-        sizes = [len(part) for part in split([Example(text, "tech", text) for text in texts], seed).values()]
+        sizes = [len(part) for part in split([Article(text, "tech", text) for text in texts], seed).values()]
         assert sorted(sizes) == [0, 0, 2]
 
 
 def test_the_split_is_the_same_for_ever():
-    examples = [Example(f"text {number}", "tech", str(number)) for number in range(1000)]
+    examples = [Article(f"text {number}", "tech", str(number)) for number in range(1000)]
     assert {name: len(part) for name, part in split(examples).items()} == {"train": 588, "tune": 213, "test": 199}
     assert [example.key for example in split(examples, seed=1)["tune"][:5]] == ["0", "7", "17", "21", "22"]
 

@@ -5,7 +5,7 @@ import pytest
 
 from offramp.errors import UsageError
 from offramp.tasks.examples import Example
-from offramp.tasks.glue import TASKS, load_glue, task_of
+from offramp.tasks.glue import TASKS, load_files, task_of
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data" / "glue"
 """Beside the checkout where it lies there; figures of its rows are in its README."""
@@ -46,7 +46,7 @@ def write_original(folder, name, num_rows=60, extra=""):
 def test_original_folders_and_zips_load(tmp_path, name):
     task = task_of(name)
     write_original(tmp_path / "all" / task.folder, name)
-    found = load_glue(task, tmp_path / "all")
+    found = load_files(task, tmp_path / "all")
     assert found.partial == ()
     assert list(found.examples) == ["train", "tune", "certify", *task.dev_splits]
     assert sum(len(found.examples[split]) for split in ("train", "tune", "certify")) == 60
@@ -58,14 +58,14 @@ def test_original_folders_and_zips_load(tmp_path, name):
     with zipfile.ZipFile(tmp_path / f"{task.folder}.zip", "w") as archive:
         for path in sorted((tmp_path / "all" / task.folder).iterdir()):
             archive.write(path, f"{task.folder}/{path.name}")
-    assert load_glue(task, tmp_path) == found
-    assert load_glue(task, tmp_path / "all" / task.folder) == found
+    assert load_files(task, tmp_path) == found
+    assert load_files(task, tmp_path / "all" / task.folder) == found
 
 
 def test_a_single_file_is_cut_and_said_to_be_partial(tmp_path):
     write_original(tmp_path / "QNLI", "qnli", num_rows=200)
     (tmp_path / "QNLI" / "train.tsv").unlink()
-    found = load_glue(TASKS["qnli"], tmp_path)
+    found = load_files(TASKS["qnli"], tmp_path)
     assert found.partial == ("there is no train file",)
     assert sum(map(len, found.examples.values())) == 200
     assert {len(found.examples[name]) > 0 for name in ("train", "tune", "certify", "dev")} == {True}
@@ -73,41 +73,41 @@ def test_a_single_file_is_cut_and_said_to_be_partial(tmp_path):
 
 def test_torn_lines_are_passed_over_only_where_the_official_file_has_them(tmp_path):
     write_original(tmp_path / "QQP", "qqp", extra="7\ttorn")
-    assert len(load_glue(TASKS["qqp"], tmp_path).examples["dev"]) == 60
+    assert len(load_files(TASKS["qqp"], tmp_path).examples["dev"]) == 60
     write_original(tmp_path / "RTE", "rte", extra="7\ttorn")
     with pytest.raises(UsageError, match=r"2 columns, 4 are expected - .*RTE/train.tsv:62"):
-        load_glue(TASKS["rte"], tmp_path)
+        load_files(TASKS["rte"], tmp_path)
 
 
 def test_bad_input_is_named(tmp_path):
     with pytest.raises(UsageError, match=r"unknown task 'colla' - known are cola, sst2"):
         task_of("colla")
     with pytest.raises(UsageError, match=r"no train or dev table of cola - .* - give the folder that holds CoLA/"):
-        load_glue(TASKS["cola"], tmp_path)
+        load_files(TASKS["cola"], tmp_path)
     folder = tmp_path / "sst2"
     folder.mkdir()
     (folder / "train.tsv").write_text("sentence\tlabel\na\t2\n")
     with pytest.raises(UsageError, match=r"label '2' is none of negative, positive - .*train.tsv:2"):
-        load_glue(TASKS["sst2"], tmp_path)
+        load_files(TASKS["sst2"], tmp_path)
     (folder / "train.tsv").write_text("text\tlabel\na\t1\n")
     with pytest.raises(UsageError, match="no column 'sentence', found 'text', 'label'"):
-        load_glue(TASKS["sst2"], tmp_path)
+        load_files(TASKS["sst2"], tmp_path)
     (folder / "train.tsv").write_text("sentence\tlabel\n")
     with pytest.raises(UsageError, match="split train of sst2 is empty"):
-        load_glue(TASKS["sst2"], tmp_path)
+        load_files(TASKS["sst2"], tmp_path)
     (tmp_path / "stsb").mkdir()
     (tmp_path / "stsb" / "train.tsv").write_text("sentence1\tsentence2\tscore\na\tb\tnan\n")
     with pytest.raises(UsageError, match="'nan' is not a finite number"):
-        load_glue(TASKS["stsb"], tmp_path)
+        load_files(TASKS["stsb"], tmp_path)
     (tmp_path / "WNLI.zip").write_bytes(b"PK\3\4 torn")
     with pytest.raises(UsageError, match="not a whole zip"):
-        load_glue(TASKS["wnli"], tmp_path)
+        load_files(TASKS["wnli"], tmp_path)
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the data set does not lie beside the checkout")
 @pytest.mark.parametrize("name", NUM_ROWS)
 def test_the_data_set_beside_the_checkout_loads(name):
-    found = load_glue(TASKS[name], DATA)
+    found = load_files(TASKS[name], DATA)
     assert sum(map(len, found.examples.values())) == NUM_ROWS[name]
     assert bool(found.partial) == (name in PARTIAL)
     assert min(map(len, found.examples.values())) > 100
@@ -128,4 +128,4 @@ def test_a_damaged_zip_is_told(tmp_path):
     (tmp_path / "alone").mkdir()
     (tmp_path / "alone" / "RTE.zip").write_bytes(data)
     with pytest.raises(UsageError, match=r"table cannot be read \(.*\) - .*RTE.zip/RTE/\w+.tsv - get the data again"):
-        load_glue(TASKS["rte"], tmp_path / "alone")
+        load_files(TASKS["rte"], tmp_path / "alone")

@@ -5,8 +5,7 @@ import sys
 import pytest
 
 from offramp.errors import MissingExtraError, SourceError, UsageError
-from offramp.tasks.glue import TASKS, load_glue, task_of
-from offramp.tasks.hub import load_hub
+from offramp.tasks.glue import TASKS, load_files, load_hub, task_of
 
 pytest.importorskip("datasets")
 pa = pytest.importorskip("pyarrow")
@@ -69,7 +68,7 @@ def test_the_hub_and_files_are_cut_alike(tmp_path):
             *("\t".join(str(row[key]) for key in ("sentence1", "sentence2", "label")) for row in rows),
         ]
         (folder / f"{split}.tsv").write_text("\n".join(lines) + "\n")
-    assert load_hub(task_of("rte"), 5, repository=repository) == load_glue(task_of("rte"), tmp_path / "plain", 5)
+    assert load_hub(task_of("rte"), 5, repository=repository) == load_files(task_of("rte"), tmp_path / "plain", 5)
 
 
 def test_a_download_that_fails_says_what_to_do(monkeypatch):
@@ -80,7 +79,9 @@ def test_a_download_that_fails_says_what_to_do(monkeypatch):
         raise ConnectionError("connection reset")
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
-    match = r"rte cannot be had \(ConnectionError: connection reset\) - nyu-mll/glue - check the network and run again"
+    match = (
+        r"rte cannot be loaded \(ConnectionError: connection reset\) - nyu-mll/glue - check the network and run again"
+    )
     with pytest.raises(SourceError, match=match):
         load_hub(task_of("rte"), offline=True)
 

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offramp.errors import UsageError
-from offramp.tasks import images
+from offramp.tasks import DataSpec, images, load
 from offramp.tasks.examples import Example, digest
-from offramp.tasks.images import Image, load_images
+from offramp.tasks.images import Image
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data" / "vision"
 """Beside the checkout where it lies there."""
@@ -41,6 +41,10 @@ def write_zip(path, files=SMALL, compression=zipfile.ZIP_DEFLATED):
 
 def write(kind, place, files=SMALL):
     return write_zip(place.with_suffix(".zip"), files) if kind == "zip" else write_folder(place, files)
+
+
+def load_images(train, dev=None, labels=None, split_seed=0):
+    return load(DataSpec(train=train, dev=dev, labels=labels, split_seed=split_seed))
 
 
 def contents(splits):
@@ -212,16 +216,14 @@ def test_an_empty_split_is_refused(tmp_path):
     few = {"cat/1.jpg": b"1", "dog/1.jpg": b"2"}
     with pytest.raises(UsageError, match=r"split \w+ of few is empty - .*few - give more data"):
         load_images(write_folder(tmp_path / "few", few), None)
-    with pytest.raises(UsageError, match="no images - name a folder or a zip"):
-        load_images(None, None)
 
 
 def test_what_is_neither_a_folder_nor_a_zip_is_refused(tmp_path):
     with pytest.raises(UsageError, match=r"neither a folder nor a zip - .*absent - give a folder or a zip"):
-        load_images(tmp_path / "absent", None)
+        images.class_names(tmp_path / "absent")
     (tmp_path / "text.txt").write_text("text")
     with pytest.raises(UsageError, match=r"not a whole zip \(.*\) - .*text.txt - get the data again"):
-        load_images(tmp_path / "text.txt", None)
+        images.class_names(tmp_path / "text.txt")
     path = write_zip(tmp_path / "torn.zip")
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(UsageError, match=r"not a whole zip \(.*\) - .*torn.zip"):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from offramp.tasks.glue import TASKS
-from offramp.tasks.metrics import METRICS, paired_interval, score, score_exits
+from offramp.tasks.metrics import METRICS, paired_bootstrap, paired_interval, score, score_exits
 
 
 def test_known_values():
@@ -82,3 +82,27 @@ def test_runs_of_several_seeds_are_drawn_together():
     assert paired_interval(["accuracy"], truth_N, np.stack([one_N] * 3), np.stack([other_N] * 3)) == pytest.approx(
         alone
     )
+
+
+def test_a_paired_bootstrap_resamples_every_axis_alike_for_both_sides():
+    """The ratio of two equal sides has no spread, and that of sides in proportion none either."""
+    seconds_RU = np.random.default_rng(1).random((5, 40)) + 1
+
+    def ratio(rounds, units):
+        drawn = np.ix_(rounds, units)
+        return float(np.median((2 * seconds_RU)[drawn], axis=0).sum() / np.median(seconds_RU[drawn], axis=0).sum())
+
+    assert paired_bootstrap(ratio, seconds_RU.shape, 50) == pytest.approx((2, 2, 2))
+    calls = []
+    paired_bootstrap(lambda rounds, units: calls.append((rounds, units)) or 0.0, (5, 40), 7)
+    assert len(calls) == 8 and calls[0][0].tolist() == list(range(5)) and calls[0][1].tolist() == list(range(40))
+    assert all((len(rounds), len(units)) == (5, 40) for rounds, units in calls)
+    assert any(len(set(units)) < 40 for _, units in calls[1:])
+
+
+def test_the_draws_are_the_same_for_ever():
+    """Published intervals can be recomputed."""
+    draws = []
+    paired_bootstrap(lambda draw: draws.append(draw.tolist()) or 0.0, (400,), 3)
+    whole = np.random.default_rng(0).integers(0, 400, (3, 400))
+    assert draws == [list(range(400)), *whole.tolist()]

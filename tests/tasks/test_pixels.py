@@ -17,7 +17,7 @@ from PIL import Image as Pillow
 from offramp.errors import MissingExtraError, SourceError, UsageError
 from offramp.tasks import pixels
 from offramp.tasks.images import SUFFIXES, Image
-from offramp.tasks.pixels import ImageEncoder
+from offramp.tasks.pixels import ImageEncoder, ImageInputs
 from offramp.tasks.processors import FILE_NAME
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data" / "vision"
@@ -258,6 +258,23 @@ def test_folders_without_a_processor_are_refused(tmp_path):
         (tmp_path / FILE_NAME).write_text(text)
         with pytest.raises(SourceError, match=rf"{match}.* - .*{FILE_NAME} - save the image processor again"):
             ImageEncoder.from_folder(tmp_path)
+
+
+def test_images_are_encoded_as_the_input_of_a_model(tmp_path):
+    (tmp_path / "a.png").write_bytes(png(40, 50))
+    images = [png(), Image(tmp_path / "a.png")]
+    inputs = ImageInputs(ImageEncoder((8, 9)), "pixels")
+    batch = inputs.encode(images)
+    assert (batch.num_rows, batch.length, batch.lengths_B.tolist()) == (2, 1, [1, 1])
+    assert list(batch.arrays) == ["pixels"]
+    np.testing.assert_array_equal(batch.arrays["pixels"], inputs.encoder.encode(images))
+    assert inputs.encode(inputs.sample).arrays["pixels"].shape == (1, 3, 8, 9)
+    assert list(inputs.lengths([b"nobody decodes this"] * 3)) == [1, 1, 1] and inputs.max_length == 1
+    assert inputs.encoding_bytes(images) == inputs.encoder.decoding_bytes(images[1]) > 40 * 50 * 3
+    assert inputs.encoding_bytes([]) == 0
+    for ask in (inputs.encode, inputs.encoding_bytes):
+        with pytest.raises(UsageError, match="takes images, not texts"):
+            ask(["a text"])
 
 
 def test_pillow_is_imported_when_an_image_is_decoded_and_named_if_missing(monkeypatch):

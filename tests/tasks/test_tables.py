@@ -3,7 +3,7 @@ import json
 import pytest
 
 from offramp.errors import UsageError
-from offramp.tasks.tables import field, read_table
+from offramp.tasks.tables import Layout, field, read_stream, read_table
 
 
 def write(path, text):
@@ -11,8 +11,8 @@ def write(path, text):
     return path
 
 
-def rows(path, **options):
-    return [cells for _, cells in read_table(path, **options)]
+def rows(path):
+    return [cells for _, cells in read_table(path)]
 
 
 def test_quotes_mean_nothing_in_a_tsv_and_something_in_a_csv(tmp_path):
@@ -29,7 +29,8 @@ def test_json_lines_and_byte_order_marks(tmp_path):
 
 
 def test_columns_may_be_named_from_outside(tmp_path):
-    assert rows(write(tmp_path / "t.tsv", "x\ty\n"), columns=("a", "b")) == [{"a": "x", "b": "y"}]
+    with write(tmp_path / "t.tsv", "x\ty\n").open("rb") as stream:
+        assert list(read_stream(stream, ".tsv", "here", Layout(("a", "b")))) == [("here:1", {"a": "x", "b": "y"})]
 
 
 def test_rows_say_where_they_stand(tmp_path):

@@ -12,9 +12,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from offramp.errors import MissingExtraError, SourceError, UsageError
+from offramp.program.inputs import Batch
 from offramp.program.program import Texts
 from offramp.store.manifest import Encoder
-from offramp.tasks import Batch, TextEncoder, has_tokenizer
+from offramp.tasks import TextEncoder, has_tokenizer, token_batch
 from offramp.tasks.text import tokenizer_length
 
 pytest.importorskip("tokenizers")
@@ -122,11 +123,19 @@ def folder(tmp_path) -> Path:
     return bert_folder(tmp_path / "bert")
 
 
+def ids_of(batch: Batch) -> np.ndarray:
+    return batch.arrays["input_ids"]
+
+
+def types_of(batch: Batch) -> np.ndarray:
+    return batch.arrays["token_type_ids"]
+
+
 def rows(batch: Batch) -> list[tuple[list[int], list[int]]]:
     """Tokens and types of each text, without the padding."""
     return [
         (ids[:length].tolist(), types[:length].tolist())
-        for ids, types, length in zip(batch.ids_BS, batch.types_BS, batch.lengths_B, strict=True)
+        for ids, types, length in zip(ids_of(batch), types_of(batch), batch.lengths_B, strict=True)
     ]
 
 
@@ -165,7 +174,7 @@ def test_special_tokens_come_from_their_own_file_too(auto, folder):
     (folder / "special_tokens_map.json").write_text('{"cls_token": "[MASK]", "sep_token": {"content": "."}}')
     ours = TextEncoder.from_folder(folder, encoder(), **QUIET)
     assert_equal_to_transformers(ours, auto.from_pretrained(folder), TEXTS + PAIRS)
-    assert ours.encode(["a"]).ids_BS[0, 0] == BERT_VOCABULARY.index("[MASK]")
+    assert ids_of(ours.encode(["a"]))[0, 0] == BERT_VOCABULARY.index("[MASK]")
 
 
 @pytest.mark.parametrize("num_token_types", [0, 1])
@@ -178,7 +187,7 @@ def test_a_model_without_token_types_gets_zeros(auto, tmp_path, num_token_types)
 def test_a_tokenizer_without_token_types_gets_zeros(auto, tmp_path):
     folder = bert_folder(tmp_path / "bert", model_input_names=["input_ids", "attention_mask"])
     assert "token_type_ids" not in auto.from_pretrained(folder)("a", "b")
-    assert not TextEncoder.from_folder(folder, encoder()).encode([("a", "b")]).types_BS.any()
+    assert not types_of(TextEncoder.from_folder(folder, encoder()).encode([("a", "b")])).any()
 
 
 @pytest.mark.parametrize(
@@ -337,16 +346,49 @@ def test_a_tokenizer_json_of_another_kind_is_taken_as_it_is(tmp_path):
 def test_rows_are_padded_to_the_longest(folder):
     batch = TextEncoder.from_folder(folder, encoder(pad_token=7)).encode(["the cat", "", ("a", "b")])
     cls, sep, the, cat, a, b = (BERT_VOCABULARY.index(token) for token in ("[CLS]", "[SEP]", "the", "cat", "a", "b"))
-    assert batch.ids_BS.tolist() == [[cls, the, cat, sep, 7], [cls, sep, 7, 7, 7], [cls, a, sep, b, sep]]
-    assert batch.mask_BS.tolist() == [[1, 1, 1, 1, 0], [1, 1, 0, 0, 0], [1, 1, 1, 1, 1]]
-    assert batch.types_BS.tolist() == [[0, 0, 0, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 1, 1]]
+    assert ids_of(batch).tolist() == [[cls, the, cat, sep, 7], [cls, sep, 7, 7, 7], [cls, a, sep, b, sep]]
+    assert batch.arrays["attention_mask"].tolist() == [[1, 1, 1, 1, 0], [1, 1, 0, 0, 0], [1, 1, 1, 1, 1]]
+    assert types_of(batch).tolist() == [[0, 0, 0, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 1, 1]]
     assert batch.lengths_B.tolist() == [4, 2, 5]
-    assert {array.dtype for array in vars(batch).values()} == {np.dtype(np.int64)}
+    assert batch.arrays["position_ids"].tolist() == [[0, 1, 2, 3, 4]] * 3
+    assert (batch.num_rows, batch.length) == (3, 5)
+    assert {array.dtype for array in (*batch.arrays.values(), batch.lengths_B)} == {np.dtype(np.int64)}
+
+
+def test_each_text_has_a_length_and_tokenizing_takes_no_memory_of_the_plan(folder):
+    ours = TextEncoder.from_folder(folder, encoder(), max_length=6, **QUIET)
+    texts = ["the cat", "", ("a", "b"), "a " * 40]
+    assert list(ours.lengths(texts)) == [4, 2, 5, 6]
+    assert ours.encoding_bytes(texts) == 0
+    assert ours.encode(ours.sample).num_rows == 1
+
+
+def test_positions_after_that_of_padding_are_those_of_fairseq():
+    """A padding token inside a text takes no position."""
+    ids_BS = np.array([[0, 9, 1, 8, 2], [0, 7, 2, 1, 1]])
+    mask_BS = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    batch = token_batch(encoder(position_offset=2, pad_token=1), ids_BS, mask_BS, np.zeros_like(ids_BS))
+    assert batch.arrays["position_ids"].tolist() == [[2, 3, 1, 4, 5], [2, 3, 4, 1, 1]]
+    assert list(batch.arrays) == ["input_ids", "attention_mask", "token_type_ids", "position_ids"]
+    assert (batch.num_rows, batch.length, batch.lengths_B.tolist()) == (2, 5, [5, 3])
+    plain = token_batch(encoder(), ids_BS, mask_BS, np.zeros_like(ids_BS)).arrays["position_ids"]
+    assert plain.tolist() == [[0, 1, 2, 3, 4]] * 2 and plain.dtype == np.int64
+
+
+def test_positions_are_those_of_transformers():
+    """RoBERTa's, also for a padding token inside a text."""
+    torch = pytest.importorskip("torch")
+    module = pytest.importorskip("transformers.models.roberta.modeling_roberta")
+    ids_BS = np.random.default_rng(0).integers(0, 5, (4, 9))
+    theirs = module.RobertaEmbeddings.create_position_ids_from_input_ids(torch.from_numpy(ids_BS), 1)
+    ours = token_batch(encoder(position_offset=2, pad_token=1), ids_BS, np.ones_like(ids_BS), np.zeros_like(ids_BS))
+    np.testing.assert_array_equal(ours.arrays["position_ids"], theirs.numpy())
 
 
 def test_no_texts_give_an_empty_batch(folder):
     batch = TextEncoder.from_folder(folder, encoder()).encode([])
-    assert [array.shape for array in vars(batch).values()] == [(0, 0), (0, 0), (0, 0), (0,)]
+    assert [array.shape for array in batch.arrays.values()] == [(0, 0)] * 4
+    assert (batch.num_rows, batch.length, batch.lengths_B.shape) == (0, 0, (0,))
 
 
 def test_padding_and_cutting_in_tokenizer_json_do_not_apply(real, minilm):
@@ -354,7 +396,7 @@ def test_padding_and_cutting_in_tokenizer_json_do_not_apply(real, minilm):
     assert saved["padding"]["strategy"] == {"Fixed": 128} and saved["truncation"]["max_length"] == 128
     batch = real[0].encode(["hello", "hello " * 300])
     assert batch.lengths_B.tolist() == [3, 302]
-    assert batch.ids_BS.shape == (2, 302)
+    assert ids_of(batch).shape == (2, 302)
 
 
 def test_lone_surrogates_are_replaced(folder):
@@ -455,7 +497,7 @@ def test_an_empty_text_without_special_tokens_is_one_of_padding(folder, monkeypa
     ours = TextEncoder.from_folder(folder, Texts(40, 32, 1, 0), **QUIET)
     monkeypatch.setattr(ours, "_templates", {1: [(0, 0, 0)], 2: [(0, 0, 0), (1, 0, 0)]})
     batch = ours.encode(["", "the cat"])
-    assert batch.lengths_B[0] == 1 and batch.ids_BS[0, 0] == 0 and batch.mask_BS[0, 0] == 1
+    assert batch.lengths_B[0] == 1 and ids_of(batch)[0, 0] == 0 and batch.arrays["attention_mask"][0, 0] == 1
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ def test_what_could_not_be_trained_is_refused(tmp_path):
     write_checkpoint(tmp_path, make_model("bert"))
     facts, fingerprint = require_trainable(tmp_path, 24)
     assert (facts.num_exits, len(fingerprint)) == (3, 64)
-    with pytest.raises(UsageError, match="max_length 25 is more than the 24"):
+    with pytest.raises(UsageError, match="max_length 25 exceeds the 24"):
         require_trainable(tmp_path, 25)
     (tmp_path / "vocab.txt").unlink()
     with pytest.raises(SourceError, match="no tokenizer"):

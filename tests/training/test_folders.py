@@ -88,11 +88,11 @@ def test_two_trainings_do_not_share_a_folder(tmp_path):
 def test_what_is_no_run_folder_is_refused_and_kept(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "precious").touch()
-    with pytest.raises(UsageError, match=r"target exists, and is no run folder - .*run - "):
+    with pytest.raises(UsageError, match=r"target exists and is not a run folder - .*run - "):
         is_finished(tmp_path / "run", CONFIG)
     (tmp_path / "other.partial").mkdir()
     (tmp_path / "other.partial" / "precious").touch()
-    with pytest.raises(UsageError, match="the folder holds something else"), run_folder(tmp_path / "other", CONFIG):
+    with pytest.raises(UsageError, match="the folder contains other files"), run_folder(tmp_path / "other", CONFIG):
         pass
     assert [path.name for path in (tmp_path / "other.partial").iterdir()] == ["precious"]
     assert not is_finished(tmp_path / "absent", CONFIG)
@@ -102,7 +102,7 @@ def test_what_is_no_run_folder_is_refused_and_kept(tmp_path):
 def test_a_configuration_that_cannot_be_read_is_none(text, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "train.json").write_text(text)
-    with pytest.raises(UsageError, match="no run folder"):
+    with pytest.raises(UsageError, match="not a run folder"):
         is_finished(tmp_path / "run", CONFIG)
 
 
@@ -113,8 +113,8 @@ def test_the_configuration_is_kept_in_the_run(tmp_path):
 
 
 def test_another_process_waits_for_the_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr("offramp.training.folders._PATIENCE_SECONDS", 0)
-    with pytest.raises(UsageError, match="the first process makes no folder"):
+    monkeypatch.setattr("offramp.training.folders._WAIT_SECONDS", 0)
+    with pytest.raises(UsageError, match="the first process did not create the folder"):
         await_folder(tmp_path / "run")
     with run_folder(tmp_path / "run", CONFIG) as folder:
         assert await_folder(tmp_path / "run") == folder

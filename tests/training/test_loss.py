@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from offramp.errors import NonFiniteError
-from offramp.training.loss import distilled, exit_losses, require_finite, weighted_loss
+from offramp.training.loss import distillation_losses, exit_losses, require_finite, weighted_loss
 from offramp.training.settings import TrainSettings
 
 
@@ -23,7 +23,7 @@ def test_a_distilled_exit_learns_half_of_what_the_last_says():
         torch.tensor([[2 * math.log(3), 0.0]], requires_grad=True),
     ]
     losses = exit_losses(logits, torch.tensor([1]), "single_label_classification")
-    shallow, last = distilled(losses, logits, "single_label_classification")
+    shallow, last = distillation_losses(losses, logits, "single_label_classification")
     divergence = 3 / 4 * math.log(3 / 4 * 2) + 1 / 4 * math.log(1 / 4 * 2)  # at temperature 2 the last says 3 : 1
     assert shallow.item() == pytest.approx(0.5 * math.log(2) + 0.5 * 4 * divergence)
     assert last is losses[-1]
@@ -42,7 +42,7 @@ def test_a_distilled_exit_learns_half_of_what_the_last_says():
 def test_distilling_other_problems(problem, labels, far):
     logits = [torch.tensor([[0.0]]), torch.tensor([[1.0]])]
     losses = exit_losses(logits, labels, problem)
-    shallow, _ = distilled(losses, logits, problem)
+    shallow, _ = distillation_losses(losses, logits, problem)
     assert shallow.item() == pytest.approx(0.5 * losses[0].item() + 0.5 * far)
 
 

@@ -192,9 +192,9 @@ def test_impossible_data_is_refused(bert, tmp_path):
         train_exits(bert, [], TUNE, tmp_path / "run", labels=LABELS)
     with pytest.raises(UsageError, match="no examples to tune on"):
         train_exits(bert, TRAIN, [], tmp_path / "run", labels=LABELS)
-    with pytest.raises(ValueError, match="from 0 to 2, not 3"):
+    with pytest.raises(ValueError, match="from 0 to 2, got 3"):
         train_exits(bert, TRAIN, [("a rose", 3)], tmp_path / "run", labels=LABELS)
-    with pytest.raises(ValueError, match="values of tune must be finite, not nan"):
+    with pytest.raises(ValueError, match="values of tune must be finite, got nan"):
         train_exits(bert, TRAIN, [("a rose", float("nan"))], tmp_path / "run", labels=())
     assert [path.name for path in tmp_path.iterdir()] == ["bert"]
 
@@ -244,7 +244,7 @@ def test_plain_fine_tuning_leaves_no_exits_and_heads_alone_leave_the_model(sourc
     np.testing.assert_array_equal(heads.logits_KNC[-1], plain.logits_KNC[0])
     for name, tensor in load_file(tmp_path / "plain" / "model.safetensors").items():
         assert torch.equal(tensor, load_file(tmp_path / "heads" / "model.safetensors")[name]), name
-    with pytest.raises(SourceError, match=r"it has no head for 3 outputs - .* - train one with --loss last first"):
+    with pytest.raises(SourceError, match=r"it has no head for 3 outputs - .* - train a model with --loss last first"):
         train_exits(source, TRAIN, TUNE, tmp_path / "none", labels=LABELS, settings=settings)
 
 
@@ -280,7 +280,7 @@ def test_heads_alone_are_trained_on_so_many_rows_at_most(bert, tmp_path, monkeyp
     told = []
     settings = TrainSettings(epochs=1, heads_epochs=1, max_length=16)
     train_exits(bert, TRAIN, TUNE, tmp_path / "run", labels=LABELS, settings=settings, progress=told.append)
-    assert "training 2 heads alone on 24 rows" in told
+    assert "training 2 heads on a frozen model with 24 rows" in told
 
 
 def test_exits_of_a_regression_learn_a_value(source, tmp_path):
@@ -337,13 +337,13 @@ def test_bfloat16_trains_weights_of_float32(source, tmp_path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_float16_without_a_gpu_is_refused(bert, tmp_path):
-    with pytest.raises(UsageError, match="float16 needs a GPU - take bfloat16"):
+    with pytest.raises(UsageError, match="float16 needs a GPU - use bfloat16"):
         settings = TrainSettings(precision="float16")
         train_exits(bert, TRAIN, TUNE, tmp_path / "run", labels=LABELS, settings=settings)
 
 
 def test_a_report_that_nobody_takes_is_refused(bert, tmp_path):
-    with pytest.raises(UsageError, match="cannot report to 'carrier-pigeon' - installed are: "):
+    with pytest.raises(UsageError, match="cannot report to 'carrier-pigeon' - installed integrations: "):
         settings = TrainSettings(report_to="carrier-pigeon")
         train_exits(bert, TRAIN, TUNE, tmp_path / "run", labels=LABELS, settings=settings)
 
@@ -390,7 +390,9 @@ def test_a_classifier_keeps_the_order_of_its_labels(tmp_path):
             best = int(model.eval()(**tokenizer(text, return_tensors="pt")).logits.argmax())
         right += model.config.id2label[best] == LABELS[label]
     assert metrics.scores[-1]["accuracy"] == pytest.approx(100 * right / len(TUNE))
-    with pytest.raises(SourceError, match="the model's labels are blue, red, green, those of the data a, b, c"):
+    with pytest.raises(
+        SourceError, match="the labels of the model are blue, red, green, those of the data are a, b, c"
+    ):
         train_exits(source, TRAIN, TUNE, tmp_path / "other", labels=("a", "b", "c"), settings=settings)
 
 

@@ -97,7 +97,7 @@ def test_a_run_that_is_whole_is_measured_again_and_not_trained(source, tmp_path)
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()}
     told = []
     again = train(source, tmp_path / "run", "pabee", told)
-    assert told[0].startswith("trained before")
+    assert told[0].startswith("already trained")
     assert (again.logits_KNC == first.logits_KNC).all()
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()} == before
     with pytest.raises(UsageError, match=r"another configuration \(loss 'pabee' there, 'last' here\)"):

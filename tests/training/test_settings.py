@@ -25,12 +25,12 @@ from offramp.training import TrainSettings
     ],
 )
 def test_impossible_settings_are_named(name, bad):
-    with pytest.raises(ValueError, match=f"{name} must be .*, not .?{bad}"):
+    with pytest.raises(ValueError, match=f"{name} must be .*, got .?{bad}"):
         TrainSettings(**{name: bad})
 
 
 def test_heads_only_without_epochs_is_refused():
-    with pytest.raises(ValueError, match="heads_epochs must be at least 1, not 0"):
+    with pytest.raises(ValueError, match="heads_epochs must be at least 1, got 0"):
         TrainSettings(loss="heads-only", heads_epochs=0)
 
 
@@ -42,5 +42,5 @@ def test_weights_of_exits_sum_to_one():
 
 @pytest.mark.parametrize("bad", [[1, 2], [0, 0, 0], [1, -1, 1], [1, float("nan"), 1], [1, float("inf"), 1]])
 def test_a_function_that_gives_no_weights_is_refused(bad):
-    with pytest.raises(ValueError, match="exit_weights must give 3 numbers of at least 0"):
+    with pytest.raises(ValueError, match="exit_weights must return 3 numbers >= 0"):
         TrainSettings(exit_weights=lambda num_exits: bad).weights(3)

@@ -1,4 +1,4 @@
-"""A classifier and its exits as they lie in a run folder or a store."""
+"""Loads a classifier and its exits from a run folder, or from a store that transformers can load."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from offramp.program.program import Call
 from offramp.store.exits import parse_exits
 
 WithExits = ModelWithExits | ModuleWithExits
-"""A classifier of texts, or of anything else."""
+"""A classifier of texts divided by tensor names, or any other."""
 
 
 def auto_class(folder: Path) -> Any:
-    """Which of transformers' auto classes loads the classifier of a folder."""
+    """Return the auto class of transformers that loads the classifier of a folder."""
     return AutoModelForImageClassification if takes_images(folder) else AutoModelForSequenceClassification
 
 
 def load_classifier(folder: Path) -> WithExits | PreTrainedModel:
-    """The classifier of a folder in float32, with its exits if it has any, on the device that there is.
+    """Return the classifier of a folder in float32, with its exits if it has any, on the GPU if there is one.
 
-    The folder must have a head: what it lacks is drawn anew. Raises SourceError for exits that do not fit.
+    Weights of the head that the folder lacks are initialised. Raises SourceError for exits that do not fit.
     """
     with open_source(folder) as source:
         exits = source.exits()
@@ -46,7 +46,7 @@ def load_classifier(folder: Path) -> WithExits | PreTrainedModel:
         raise SourceError("the exits were never trained", folder, "train them, or remove their two files")
     points = [(Call(module, number), width) for module, number, width in description.points]
     with_exits = (
-        ModelWithExits(model, description.form)
+        ModelWithExits(model, description.form.name)
         if has_known_names(folder)
         else ModuleWithExits(model, points, of_texts=not takes_images(folder))
     )
@@ -58,13 +58,13 @@ def load_classifier(folder: Path) -> WithExits | PreTrainedModel:
 
 
 def device() -> str:
-    """Where models are run: a GPU if there is one."""
+    """Return the device that models run on: a GPU if there is one."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Keep transformers from drawing bars, and from telling that a bare encoder gets a new head."""
+    """Silence progress bars of transformers, and its warning that a bare encoder gets a new head."""
     from transformers.utils import logging
 
     verbosity, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

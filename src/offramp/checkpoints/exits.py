@@ -23,8 +23,8 @@ from offramp.program.heads import DEFAULT_FORM, FORMS
 class ModelWithExits(nn.Module):
     """A `...ForSequenceClassification` and a head for each layer but the last, whose exit is the model's own head.
 
-    `form` is a key of `program.heads.FORMS`. New heads are drawn from torch's generator. Raises SourceError for a model of
-    a family that offramp does not divide.
+    `form` is a key of `program.heads.FORMS`. New heads are drawn from torch's generator. Raises SourceError for a model
+    of a family that offramp does not divide.
     """
 
     def __init__(self, model: PreTrainedModel, form: str = DEFAULT_FORM) -> None:

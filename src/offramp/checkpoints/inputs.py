@@ -22,12 +22,11 @@ from offramp.store import Store
 from offramp.store.exits import parse_exits
 from offramp.streaming.weightless import class_of_folder, of_class
 from offramp.tasks import TextEncoder, has_tokenizer
-from offramp.tasks.arrays import ArrayRows, Record
-from offramp.tasks.image_rows import ImageRows
+from offramp.tasks.arrays import Record
 from offramp.tasks.images import Image
 from offramp.tasks.pixels import ImageEncoder
 from offramp.tasks.processors import FILE_NAME as PROCESSOR
-from offramp.tasks.rows import Rows, encode_rows
+from offramp.tasks.rows import ArrayRows, ImageRows, Rows, encode_rows
 from offramp.tasks.text import tokenizer_length
 
 CLASSIFIERS = ("ForImageClassification", "ForSequenceClassification", "ForAudioClassification")
@@ -63,7 +62,7 @@ def takes_images(folder: Path) -> bool:
 def has_known_names(folder: Path) -> bool:
     """Return whether a model folder is for texts and of a family whose tensors offramp knows by name.
 
-    Such a model is divided without being run, and an exit can stand after each layer; for others a run finds the places.
+    Such a model is divided without being run, and an exit can stand after each layer. For others a run finds places.
     """
     if takes_images(folder):
         return False

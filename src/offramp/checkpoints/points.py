@@ -1,7 +1,7 @@
 """Places for exits in any module, found by a run of it, and a classifier with exits at these places.
 
-An exit can stand between consecutive blocks where a single hidden state flows, of tokens or a feature map. It is the mean
-over tokens or places and one linear layer.
+An exit can stand between consecutive blocks where a single hidden state flows, of tokens or a feature map. It is the
+mean over tokens or places and one linear layer.
 
 Shapes: B rows, S tokens, H width, C labels; K exits.
 """
@@ -142,7 +142,9 @@ class ModuleWithExits(nn.Module):
         found = {}
         for number, head in enumerate(self.heads, 1):
             for name, tensor in head.state_dict().items():
-                found[FORMS[self.form].tensor_name(f"exit.{name}", number)] = tensor.to("cpu", torch.float32).contiguous()
+                found[FORMS[self.form].tensor_name(f"exit.{name}", number)] = tensor.to(
+                    "cpu", torch.float32
+                ).contiguous()
         return found
 
     def load_exits(self, tensors: Mapping[str, Tensor]) -> None:

@@ -23,14 +23,12 @@ def measure(args: argparse.Namespace, options: Sequence[str]) -> int:
     from offramp.experiments.evaluation import require_same_cut
     from offramp.experiments.task_bench import bench_task, take_sample
     from offramp.policies.evidence import REGRESSION
-    from offramp.runtime.course import course_of
     from offramp.store import Store
     from offramp.store.manifest import require_head
 
     with Store(args.store, "never") as store:
-        require_head(store.contents, store.path)
-        course = course_of(store)
-        data = labelled_data(args, () if course.problem == REGRESSION else course.labels)
+        require_head(store.manifest, store.path)
+        data = labelled_data(args, () if store.program.problem == REGRESSION else store.labels)
         for sentence in data.partial:
             warn(f"no score of {data.name}: {sentence}")
         require_same_cut(store.path, data_record(args, data), [args.split])

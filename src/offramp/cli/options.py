@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING, Any
 from offramp.errors import UsageError
 
 if TYPE_CHECKING:
-    from offramp.tasks.examples import Splits
+    from offramp.tasks import Splits
 
 ENGINE = ("exit", "deadline", "profile", "backend", "threads", "batch", "max_length", "reads", "verify")
 """The options that `add_engine` takes, by their names in `offramp.prepare`."""
-TEXT_COLUMN = "sentence"
-"""Of a labelled table, unless another is named."""
 
 
 def size(text: str) -> int:
@@ -117,70 +115,55 @@ def add_inputs(parser: argparse.ArgumentParser) -> None:
 def add_columns(parser: argparse.ArgumentParser) -> None:
     """What the columns of texts are called, in inputs and in labelled tables alike."""
     parser.add_argument(
-        "--text-column", metavar="NAME", help=f"column of a table, or key of a .jsonl (with labels: {TEXT_COLUMN})"
+        "--text-column", metavar="NAME", help="column of a table, or key of a .jsonl (with labels: sentence)"
     )
     parser.add_argument("--pair-column", metavar="NAME", help="the second text's column or key, if there are pairs")
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
-    """Where labelled texts come from: a task of GLUE, or anyone's own tables, with the columns of `add_columns`."""
+    """Add the options of `tasks.DataSpec`, beside the columns that `add_columns` names."""
     group = parser.add_argument_group("data: a task of GLUE, or your own tables")
     group.add_argument("--task", metavar="NAME", help="cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte or wnli")
     group.add_argument("--data", metavar="DIR", help="GLUE's folders or zips (default: the hub)")
     group.add_argument(
         "--train",
         metavar="FILE",
-        help="your table: .tsv, .csv, .jsonl or .parquet, a folder or zip of images, or .npz; it is cut in parts",
+        help="your data, cut into parts: .tsv, .csv, .jsonl or .parquet, a folder or zip of images, or .npz",
     )
-    group.add_argument("--dev", metavar="FILE", help="a table that is only reported (default: a part of --train)")
+    group.add_argument("--dev", metavar="FILE", help="data that are only reported (default: a part of --train)")
     group.add_argument("--label-column", default="label", metavar="NAME", help="(default: label)")
     group.add_argument("--regression", action="store_true", help="labels are numbers to be predicted")
-    group.add_argument("--split-seed", type=int, default=0, metavar="N", help="of the cutting (default: 0)")
-    parser.add_argument("--offline", action="store_true", help="take models and data of the hub from the cache alone")
+    group.add_argument("--split-seed", type=int, default=0, metavar="N", help="seed of the cutting (default: 0)")
+    parser.add_argument("--offline", action="store_true", help="read models and data of the hub from the cache only")
 
 
 def labelled_data(args: argparse.Namespace, labels: Sequence[str] | None = None) -> Splits:
-    """The splits that `add_data` names. `labels`: of the model, where one is given, for tables of one's own.
+    """Load the data that `add_data` and `add_columns` name.
 
-    Raises UsageError for options that contradict each other, and as the loaders do.
+    `labels` are those of the model, where one is given: () for a regression. Raises UsageError for options that
+    contradict each other, and the errors of `tasks.load`.
     """
-    from offramp.tasks.glue import load_glue, task_of
-    from offramp.tasks.hub import load_hub
-    from offramp.tasks.own import Columns, load_own
+    from offramp.tasks import DataSpec, load
 
-    own = args.train or args.dev
-    if bool(args.task) == bool(own):
-        what = "both a task and a table" if own else "no data"
-        raise UsageError(what, None, "give --task NAME, or --train FILE with --text-column and --label-column")
-    if own and all(path.endswith(".npz") for path in (args.train, args.dev) if path):
-        from offramp.tasks.arrays import load_arrays
-
-        paths = [Path(path) if path else None for path in (args.train, args.dev)]
-        return load_arrays(paths[0], paths[1], args.label_column, () if args.regression else labels, args.split_seed)
-    if own and all(_has_images(path) for path in (args.train, args.dev) if path):
-        from offramp.tasks.images import load_images
-
-        if args.regression or labels == ():
-            raise UsageError("folders of images are classes, and this is a regression", own, "take a classifier")
-        if args.text_column or args.pair_column or args.data:
-            what = "--text-column, --pair-column and --data are for texts, the data are images"
-            raise UsageError(what, own, "leave them out")
-        paths = [Path(path) if path else None for path in (args.train, args.dev)]
-        return load_images(paths[0], paths[1], labels, args.split_seed)
-    if own:
-        if args.data:
-            raise UsageError("--data is a folder of GLUE", None, "give --task NAME with it, or --train FILE alone")
-        columns = Columns(args.text_column or TEXT_COLUMN, args.label_column, args.pair_column)
-        paths = [Path(path) if path else None for path in (args.train, args.dev)]
-        return load_own(paths[0], paths[1], columns, () if args.regression else labels, args.split_seed)
-    task = task_of(args.task)
-    if args.data:
-        return load_glue(task, Path(args.data), args.split_seed)
-    return load_hub(task, args.split_seed, offline=args.offline)
+    is_regression = args.regression or (labels is not None and not labels)
+    spec = DataSpec(
+        task=args.task,
+        data=args.data,
+        train=args.train,
+        dev=args.dev,
+        text_column=args.text_column,
+        pair_column=args.pair_column,
+        label_column=args.label_column,
+        labels=None if is_regression or labels is None else tuple(labels),
+        regression=is_regression,
+        split_seed=args.split_seed,
+        offline=args.offline,
+    )
+    return load(spec)
 
 
 def data_record(args: argparse.Namespace, data: Splits) -> dict[str, Any]:
-    """How the splits were cut: what must be equal for a row to be in the same one."""
+    """Return how the data were cut. Equal records assign an example to the same split."""
     return {"task": data.name, "split_seed": args.split_seed, "cuts_dev": data.cuts_dev}
 
 
@@ -190,44 +173,27 @@ def engine_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def has_inputs(args: argparse.Namespace) -> bool:
-    """Whether any input was named. Raises UsageError for columns of no file."""
+    """Return whether any input was given. Raises UsageError for column names without a file."""
     if (args.text_column or args.pair_column) and not args.input:
         raise UsageError("--text-column and --pair-column name columns of a file", None, "give --input FILE")
     return bool(args.text or args.pair or args.input)
 
 
 def inputs(args: argparse.Namespace) -> Iterable[Any]:
-    """The texts, in the order: --text, --pair, --input. A fresh iterator at each call, as long as it is not stdin."""
-    from offramp.tasks.inputs import read_inputs
-
+    """Yield the inputs in the order --text, --pair, --input."""
     yield from args.text or ()
     yield from (tuple(pair) for pair in args.pair or ())
-    if args.input and _has_images(args.input):
-        from offramp.tasks.images import images_at
+    if args.input:
+        from offramp.tasks import read_inputs
 
-        yield from images_at(Path(args.input))
-    elif args.input and args.input.endswith(".npz"):
-        from offramp.tasks.arrays import records_at
-
-        yield from records_at(Path(args.input))
-    elif args.input:
         yield from read_inputs(args.input, args.text_column, args.pair_column)
 
 
-def _has_images(source: str) -> bool:
-    """Whether it is a folder, a zip or an image, and no file of texts."""
-    from offramp.tasks.images import SUFFIXES
-
-    return source != "-" and (Path(source).is_dir() or source.lower().endswith((".zip", *SUFFIXES)))
-
-
 def known_inputs(args: argparse.Namespace) -> Iterable[Any] | None:
-    """The texts if they can be read twice, so that the plan may look at them first."""
-    return (
-        None
-        if args.input == "-" or (args.input and not (Path(args.input).is_file() or Path(args.input).is_dir()))
-        else inputs(args)
-    )
+    """Return the inputs, for the planner, if they can be read a second time; None for standard input and for pipes."""
+    if args.input and not (Path(args.input).is_file() or Path(args.input).is_dir()):
+        return None
+    return inputs(args)
 
 
 def require_writable(path: str, suffixes: tuple[str, ...] = ()) -> None:

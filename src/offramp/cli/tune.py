@@ -54,7 +54,6 @@ def main(args: argparse.Namespace) -> int:
         missing = "transcript" if args.store else "store"
         raise UsageError(f"no {missing}", None, "offramp tune STORE --transcript DIR --latency 40ms")
     from offramp.experiments.tuning import Goal, tune
-    from offramp.runtime.course import course_of
     from offramp.session.policy_files import policy_of
     from offramp.store import Store
     from offramp.store.manifest import require_head
@@ -63,11 +62,11 @@ def main(args: argparse.Namespace) -> int:
     goal = Goal(args.latency, args.max_drop, args.confidence, args.method, args.deadline)
     transcript, certify_on = _transcripts(Path(args.transcript), needs_certify=goal.max_drop is not None)
     with Store(args.store) as store:
-        require_head(store.contents, store.path)
-        if transcript.about.model_sha256 != store.contents.source.fingerprint:
+        require_head(store.manifest, store.path)
+        if transcript.about.model_sha256 != store.manifest.source.fingerprint:
             remedy = "offramp eval --transcript writes it for this store, or the run folder that it was divided from"
             raise UsageError("the transcript is of another model", transcript.path, remedy)
-        texts = course_of(store).texts
+        texts = store.program.texts
         digest, limit = store.digest, None if texts is None else texts.max_length
     longest = None if limit is None else min(int(transcript.lengths_N.max()), limit)
     profile = _profile(args, digest, longest)

@@ -21,7 +21,8 @@ from offramp.store.manifest import Proof, ProvenExample, ProvenInput
 from offramp.streaming.capture import Touches, are_equal, tensors_of
 from offramp.streaming.opening import data_bytes, sliceable_shards
 from offramp.streaming.placeholders import bits
-from offramp.streaming.streamed import Stream, streamed_shards
+from offramp.streaming.parts import streamed_shards
+from offramp.streaming.streamed import Stream
 
 
 def prove_all(original: Original, folder: Path) -> tuple[list[ProvenExample], set[str]]:
@@ -94,7 +95,7 @@ def _prove(original: Original, folder: Path, example: Example, num_passes: int) 
         unplanned_loads=-(-counts.unplanned_loads // counts.passes),
         disorders=-(-counts.disorders // counts.passes),
         peak_weight_bytes=counts.peak_weight_bytes,
-        weight_budget_bytes=plan.resident_bytes + plan.room_bytes,
+        weight_budget_bytes=plan.resident_bytes + plan.pool_bytes,
     )
     return proven, counts.held | counts.unplanned
 

@@ -17,10 +17,11 @@ import numpy as np
 
 from offramp.experiments.children import output_of
 from offramp.measure import median, percentile, read_memory
-from offramp.runtime.course import Arrays, Batch, Tokens, course_of
+from offramp.program.inputs import Batch
 from offramp.runtime.profile import DeviceProfile, load_profile
 from offramp.session import Classifier
 from offramp.store import Store
+from offramp.tasks.text import token_batch
 
 RANDOM_LENGTH = 128
 """Tokens of a random input."""
@@ -32,7 +33,7 @@ def random_length(store: str, max_length: int | None) -> int:
     has no length. Raises StoreError for a module whose stages are no graphs.
     """
     with Store(store, verify="never") as opened:
-        texts = course_of(opened).texts
+        texts = opened.program.texts
         return 1 if texts is None else min(max_length or RANDOM_LENGTH, texts.max_length)
 
 
@@ -42,8 +43,9 @@ def random_tokens(
     """Ids, mask and types of random input [num_rows, length]; a linear congruence, so that no generator library is
     loaded.
     """
-    assert classifier.texts is not None
-    vocab_size = classifier.texts.vocab_size
+    texts = classifier.store.program.texts
+    assert texts is not None
+    vocab_size = texts.vocab_size
     ids = (np.arange(num_rows * length, dtype=np.int64) * 7919 + seed * 104729 + 1) % vocab_size
     ids = ids.reshape(num_rows, length)
     return ids, np.ones_like(ids), np.zeros_like(ids)
@@ -51,16 +53,17 @@ def random_tokens(
 
 def random_batch(classifier: Classifier, num_rows: int, length: int, seed: int) -> Batch:
     """Random tokens, or whatever else the store takes, made likewise."""
-    if classifier.texts is not None:
-        return Tokens(*random_tokens(classifier, num_rows, length, seed))
+    program = classifier.store.program
+    if program.texts is not None:
+        return token_batch(program.texts, *random_tokens(classifier, num_rows, length, seed))
     found = {}
-    for name, value in classifier.store.module.program.inputs.items():
-        shape = (num_rows, *value.shape[1:])
+    for name, value in program.inputs.items():
+        shape = (num_rows, *(axis for axis in value.axes[1:] if isinstance(axis, int)))
         numbers = (np.arange(int(np.prod(shape)), dtype=np.int64) * 7919 + seed * 104729 + 1) % 256
         is_real = np.issubdtype(np.dtype(value.dtype), np.floating)  # of ids any table has the first two
         values = numbers.astype(np.float32) / 128 - 1 if is_real else numbers % 2
         found[name] = values.reshape(shape).astype(value.dtype)
-    return Arrays(found)
+    return Batch(found, num_rows, 1, np.ones(num_rows, np.int64))
 
 
 def random_sweep(classifier: Classifier, num_rows: int, length: int, number: int) -> list[Batch]:

@@ -25,7 +25,7 @@ from offramp.experiments.children import output_of
 from offramp.experiments.choosing import choose, try_policies
 from offramp.measure import num_cores, wilson_interval
 from offramp.policies.evidence import SINGLE_LABEL
-from offramp.tasks.bbc import LABELS, Example, load_bbc, split
+from offramp.tasks.bbc import LABELS, Article, load_bbc, split
 from offramp.tasks.examples import spread
 
 Say = Callable[[str], None]
@@ -107,7 +107,7 @@ def choose_policy(logits_KNC: np.ndarray, truth_N: np.ndarray, say: Say) -> str:
     return "none" if chosen is None else chosen.policy
 
 
-def _train(out: Path, splits: dict[str, list[Example]], say: Say) -> np.ndarray:
+def _train(out: Path, splits: dict[str, list[Article]], say: Say) -> np.ndarray:
     """Train, unless it was done before; what the exits say of the tune split, [K, N, C]."""
     from offramp.training import TrainSettings, train_exits
 
@@ -123,7 +123,7 @@ def _train(out: Path, splits: dict[str, list[Example]], say: Say) -> np.ndarray:
     return metrics.logits_KNC
 
 
-def _label_ids(examples: Sequence[Example]) -> list[int]:
+def _label_ids(examples: Sequence[Article]) -> list[int]:
     return [LABELS.index(example.label) for example in examples]
 
 
@@ -149,12 +149,12 @@ def _budget(store: Path, budget: int | None) -> int:
     return budget or (-(-plan["smallest_budget_bytes"] >> 20) << 20) + SPARE_BYTES
 
 
-def _write_inputs(path: Path, examples: Sequence[Example]) -> Path:
+def _write_inputs(path: Path, examples: Sequence[Article]) -> Path:
     path.write_text("".join(json.dumps({"text": example.text}) + "\n" for example in examples))
     return path
 
 
-def _compare(out: Path, path: Path, examples: Sequence[Example], budget: str, policy: str, say: Say) -> tuple[Row, ...]:
+def _compare(out: Path, path: Path, examples: Sequence[Article], budget: str, policy: str, say: Say) -> tuple[Row, ...]:
     store = out / "store"
     reference = [
         sys.executable,
@@ -178,7 +178,7 @@ def _compare(out: Path, path: Path, examples: Sequence[Example], budget: str, po
     return tuple(rows)
 
 
-def _row(name: str, results: list[dict[str, Any]], record: dict[str, Any], examples: Sequence[Example]) -> Row:
+def _row(name: str, results: list[dict[str, Any]], record: dict[str, Any], examples: Sequence[Article]) -> Row:
     accuracy = _accuracy(results, examples)
     low, high = wilson_interval(round(accuracy * len(examples)), len(examples))
     streams = "bytes_read_total" in record
@@ -237,7 +237,7 @@ def _read_lines(output: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     return results, last["record"]
 
 
-def _accuracy(results: Sequence[dict[str, Any]], examples: Sequence[Example]) -> float:
+def _accuracy(results: Sequence[dict[str, Any]], examples: Sequence[Article]) -> float:
     return sum(result["label"] == example.label for result, example in zip(results, examples, strict=True)) / len(
         examples
     )

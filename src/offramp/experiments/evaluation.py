@@ -18,8 +18,8 @@ from offramp.checkpoints.source import open_source
 from offramp.errors import SourceError, UsageError
 from offramp.policies import Policy, replay
 from offramp.policies.evidence import MULTI_LABEL, REGRESSION
-from offramp.store import Encoder, Store
-from offramp.store.manifest import FILE_NAME, Manifest
+from offramp.store import Store
+from offramp.store.manifest import FILE_NAME
 from offramp.store.transcript import About, TranscriptWriter
 from offramp.tasks.examples import Example, Splits, digest, label_ids
 from offramp.tasks.metrics import answers, score, score_exits
@@ -27,7 +27,6 @@ from offramp.training.folders import read_config
 
 if TYPE_CHECKING:
     from offramp.checkpoints.inputs import AnyRows, Facts
-    from offramp.runtime.course import Course
 
 Say = Callable[[str], None]
 
@@ -93,7 +92,7 @@ def evaluate(
 
     chosen = data.named(names)
     facts = classifier_facts(folder)
-    ids = model_label_ids(data.labels, facts, folder)
+    ids = model_label_ids(data.labels, facts.problem, facts.labels, folder)
     for policy in policies:
         policy.check(facts.num_exits, str(facts.problem))
     max_length = max_length or trained_length(folder) or facts.max_length
@@ -157,7 +156,7 @@ def _classifier(folder: Path) -> Iterator[Any]:
         yield load_classifier(folder)
         return
     with Store(folder) as store:
-        yield load_classifier(folder) if isinstance(store.contents, Manifest) else StoredWithExits(store)
+        yield load_classifier(folder) if store.program.module is None else StoredWithExits(store)
 
 
 def require_same_cut(folder: Path, cut: Mapping[str, Any], names: Sequence[str]) -> None:
@@ -178,7 +177,7 @@ def _fingerprint(folder: Path) -> str:
     """Of the model folder; of a store that which it was divided from, so that both have the same transcripts."""
     if (folder / FILE_NAME).is_file():
         with Store(folder, verify="never") as store:
-            return store.contents.source.fingerprint
+            return store.manifest.source.fingerprint
     with open_source(folder) as source:
         return source.fingerprint()
 
@@ -189,21 +188,23 @@ def trained_length(folder: Path) -> int | None:
     return found if isinstance(found, int) else None
 
 
-def model_label_ids(labels: Sequence[str], model: Encoder | Facts | Course, folder: Path) -> list[int]:
+def model_label_ids(
+    labels: Sequence[str], problem: str | None, model_labels: Sequence[str], folder: Path
+) -> list[int]:
     """The model's id of each label of the data; none for a regression.
 
     Raises UsageError for labels, or a kind of task, that the model does not have.
     """
-    if model.problem == MULTI_LABEL:
+    if problem == MULTI_LABEL:
         raise UsageError("the model gives several labels to a text, the data have one", folder, "score another model")
-    if (model.problem == REGRESSION) != (not labels):
+    if (problem == REGRESSION) != (not labels):
         kinds = ("a regression", "a classification")
-        has, wants = kinds if model.problem == REGRESSION else kinds[::-1]
+        has, wants = kinds if problem == REGRESSION else kinds[::-1]
         raise UsageError(f"the model is {has}, the data are for {wants}", folder, "take a model of this task")
-    ids = label_ids(labels, model.labels)
+    ids = label_ids(labels, model_labels)
     if ids is not None:
         return ids
-    what = f"the model's labels are {', '.join(model.labels)}, those of the data {', '.join(labels)}"
+    what = f"the model's labels are {', '.join(model_labels)}, those of the data {', '.join(labels)}"
     raise UsageError(what, folder, "take a model of this task")
 
 

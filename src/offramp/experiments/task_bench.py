@@ -26,7 +26,6 @@ from offramp.experiments.bench import run_rounds
 from offramp.experiments.children import output_of
 from offramp.experiments.evaluation import model_label_ids, trained_length
 from offramp.measure import median, percentile
-from offramp.runtime.course import course_of
 from offramp.store import Store
 from offramp.store.exits import read_exits
 from offramp.tasks.arrays import Record, stacked
@@ -123,11 +122,10 @@ def take_sample(store: Store, data: Splits, split: str, num_rows: int) -> Sample
 
     Raises UsageError for an unknown split, and for labels that are not the model's.
     """
-    course = course_of(store)
-    ids = model_label_ids(data.labels, course, store.path)
+    ids = model_label_ids(data.labels, store.program.problem, store.labels, store.path)
     name, examples = next(iter(data.named([split]).items()))
     rows = [(text, ids[int(label)] if ids else label) for text, label in spread(examples, num_rows)]
-    labels = tuple(course.labels) if data.labels else ()
+    labels = store.labels if data.labels else ()
     truth_N = np.array([label for _, label in rows])
     return Sample(data.name, name, data.metrics, [text for text, _ in rows], labels, truth_N, digest(rows))
 
@@ -140,9 +138,9 @@ def rivals_of(store: Store, exit: str, deadline_seconds: float | None, batches: 
     found = [Rival("plain", "none", batch) for batch in batches]
     if exit != "none" or deadline_seconds is not None:
         found += [Rival("exits", exit, batch, deadline_seconds) for batch in batches]
-    description = read_exits(store) if store.contents.exits else None
+    description = read_exits(store) if store.manifest.exits else None
     if description is not None and description.trained:
-        found += [Rival("truncated", f"stage:{number}", 1) for number in range(1, len(course_of(store).layers))]
+        found += [Rival("truncated", f"stage:{number}", 1) for number in range(1, len(store.program.layers))]
     return found
 
 
@@ -163,7 +161,7 @@ def bench_task(
     """
     with TemporaryDirectory() as folder:
         words = ["--input", str(_write_inputs(sample, Path(folder))), *options]
-        length = trained_length(store.path) if course_of(store).texts is not None else None
+        length = trained_length(store.path) if store.program.texts is not None else None
         words += [] if length is None or "--max-length" in options else ["--max-length", str(length)]
         batches = [
             batch for batch in BATCHES if _has_room(store, Rival("exits", exit, batch, deadline_seconds), words, say)
@@ -174,7 +172,7 @@ def bench_task(
         found: dict[str, list[dict[str, Any]]] = {name: [] for name in commands}
         for name, record in run_rounds(commands, rounds, say):
             found[name].append(record)
-    num_layers = len(course_of(store).layers)
+    num_layers = len(store.program.layers)
     plain = {rival.batch: found[str(rival)] for rival in rivals if rival.name == "plain"}
     rows = [measured(rival, found[str(rival)], plain[rival.batch], sample, num_layers) for rival in rivals]
     return rows, _common(sample, plain[1][0], rounds, num_layers)

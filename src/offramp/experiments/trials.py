@@ -22,8 +22,8 @@ from offramp.measure import median
 from offramp.policies import Evidence, Policy, StopAt, parse, replay
 from offramp.policies.costs import Costs
 from offramp.policies.evidence import REGRESSION
-from offramp.policies.fitting import Lessons, fit_index_risks, fit_risks, fit_stopping, fit_thresholds
-from offramp.policies.learned import Halting, Index, LearnedPolicy, ScoredPolicy, Starting, Thresholds, predicted
+from offramp.policies.fitting import TrainingSet, fit_index_risks, fit_risks, fit_stopping, fit_thresholds
+from offramp.policies.learned import Halting, Index, LearnedPolicy, ScoredPolicy, Starting, Thresholds, predict_risk
 from offramp.runtime.profile import DeviceProfile
 from offramp.store.transcript import Transcript
 from offramp.tasks.examples import spread
@@ -82,7 +82,7 @@ class _View:
     """The samples as exits from `first` on see them, as if there were no others."""
 
     first: int
-    lessons: Lessons
+    training_set: TrainingSet
     costs: Costs
 
     def learned(self, policy: LearnedPolicy) -> Policy:
@@ -90,7 +90,7 @@ class _View:
         return policy if self.first == 1 else Starting(self.first, policy)
 
 
-Maker = Callable[[Lessons], LearnedPolicy]
+Maker = Callable[[TrainingSet], LearnedPolicy]
 
 
 class Trials:
@@ -120,7 +120,7 @@ class Trials:
         yield from self._rules(near_seconds)
         for view in self.views:
             if self.problem != REGRESSION:
-                levels = lambda ratio: lambda lessons: fit_thresholds(lessons, ratio)  # noqa: E731
+                levels = lambda ratio: lambda training_set: fit_thresholds(training_set, ratio)  # noqa: E731
                 yield from self._family("thresholds", view, levels, RATIOS, near_seconds)
             risks = _remembered(fit_risks)
             yield from self._halting(view, risks, near_seconds)
@@ -131,7 +131,7 @@ class Trials:
             yield from self._family("index", view, self._index(view), prices, near_seconds)
 
     def _rules(self, near_seconds: float | None) -> Iterator[Tried]:
-        """What needs no lessons."""
+        """What needs no training_set."""
         by_level: dict[str, list[tuple[float, Tried]]] = {}
         for text in ("none", *candidates(self.num_exits, self.problem)):
             each = self.rule(parse(text))
@@ -167,22 +167,24 @@ class Trials:
         exit_N = np.empty(len(self.truth_N), np.int64)
         for fold in range(FOLDS):
             here_N = self.fold_N == fold
-            policy = make(self._lessons(view, fold))
-            exit_N[here_N] = exits_of(policy, view.lessons.rows(here_N)) + view.first - 1
-        policy = make(self._lessons(view, None))
-        own_N = exits_of(policy, view.lessons) + view.first - 1
+            policy = make(self._training_set(view, fold))
+            exit_N[here_N] = exits_of(policy, view.training_set.rows(here_N)) + view.first - 1
+        policy = make(self._training_set(view, None))
+        own_N = exits_of(policy, view.training_set) + view.first - 1
         return self._tried(view.learned(policy), family, own_N, exit_N)
 
     def _view(self, first: int, where: object) -> _View:
         try:
-            lessons = Lessons.from_logits(self.logits_KNC[first - 1 :], self.truth_N, self.lengths_N, self.problem)
+            training_set = TrainingSet.from_logits(
+                self.logits_KNC[first - 1 :], self.truth_N, self.lengths_N, self.problem
+            )
         except ValueError as error:
             raise NonFiniteError(str(error), where, "train the exits again") from None
-        return _View(first, lessons, self.profile.costs_from(first))
+        return _View(first, training_set, self.profile.costs_from(first))
 
-    def _lessons(self, view: _View, fold: int | None) -> Lessons:
+    def _training_set(self, view: _View, fold: int | None) -> TrainingSet:
         indices = np.flatnonzero(self.fold_N != (-1 if fold is None else fold))
-        return view.lessons.rows(np.array(spread(indices.tolist(), MAX_LESSONS)))
+        return view.training_set.rows(np.array(spread(indices.tolist(), MAX_LESSONS)))
 
     def _tried(self, policy: Policy, family: str, exit_N: np.ndarray, scored_N: np.ndarray | None = None) -> Tried:
         exit_N = np.minimum(exit_N, self.cap_N)
@@ -239,22 +241,24 @@ class Trials:
         return answer_at(self.logits_KNC, exit_N)
 
     def _halting(
-        self, view: _View, by_lessons: Callable[[Lessons], Any], near_seconds: float | None
+        self, view: _View, by_training_set: Callable[[TrainingSet], Any], near_seconds: float | None
     ) -> Iterator[Tried]:
-        is_logistic = view.lessons.is_logistic
-        all_risks = by_lessons(self._lessons(view, None))
-        seen = [predicted(w, x, is_logistic) for w, x in zip(all_risks, view.lessons.features_KNF, strict=True)]
+        is_logistic = view.training_set.is_logistic
+        all_risks = by_training_set(self._training_set(view, None))
+        seen = [predict_risk(w, x, is_logistic) for w, x in zip(all_risks, view.training_set.features_KNF, strict=True)]
         levels = np.quantile(np.concatenate(seen), np.linspace(0.05, 0.97, 16))
-        make = lambda level: lambda lessons: Halting(by_lessons(lessons), level, is_logistic)  # noqa: E731
+        make = lambda level: lambda training_set: Halting(by_training_set(training_set), level, is_logistic)  # noqa: E731
         yield from self._family("halting", view, make, levels, near_seconds)
 
-    def _stopping(self, view: _View, by_lessons: Callable[[Lessons], Any]) -> Callable[[float], Maker]:
-        return lambda price: lambda lessons: fit_stopping(lessons, by_lessons(lessons), view.costs, price)
+    def _stopping(self, view: _View, by_training_set: Callable[[TrainingSet], Any]) -> Callable[[float], Maker]:
+        return lambda price: (
+            lambda training_set: fit_stopping(training_set, by_training_set(training_set), view.costs, price)
+        )
 
     def _index(self, view: _View) -> Callable[[float], Maker]:
-        by_lessons = _remembered(fit_index_risks)
-        is_logistic = view.lessons.is_logistic
-        return lambda price: lambda lessons: Index(by_lessons(lessons), view.costs, price, is_logistic)
+        by_training_set = _remembered(fit_index_risks)
+        is_logistic = view.training_set.is_logistic
+        return lambda price: lambda training_set: Index(by_training_set(training_set), view.costs, price, is_logistic)
 
 
 def _nearer(
@@ -297,17 +301,19 @@ def _seconds_a_decision(
     return median(seconds)
 
 
-def exits_of(policy: LearnedPolicy, lessons: Lessons) -> np.ndarray:
+def exits_of(policy: LearnedPolicy, training_set: TrainingSet) -> np.ndarray:
     """Where each sample leaves: what `replay` says, from features that are there already."""
-    num_early, num_samples = lessons.features_KNF.shape[:2]
+    num_early, num_samples = training_set.features_KNF.shape[:2]
     exit_N = np.full(num_samples, num_early + 1)
-    seconds_NK = policy.seconds(lessons.lengths_N) if isinstance(policy, ScoredPolicy) else np.empty((num_samples, 0))
+    seconds_NK = (
+        policy.seconds(training_set.lengths_N) if isinstance(policy, ScoredPolicy) else np.empty((num_samples, 0))
+    )
     for exit_index in range(num_early, 0, -1):
         if isinstance(policy, ScoredPolicy):
-            leaves_N = policy.leaves(exit_index, lessons.features_KNF[exit_index - 1], seconds_NK)
+            leaves_N = policy.leaves(exit_index, training_set.features_KNF[exit_index - 1], seconds_NK)
         else:
-            assert isinstance(policy, Thresholds) and lessons.confidence_KN is not None
-            leaves_N = lessons.confidence_KN[exit_index - 1] >= policy.levels[exit_index - 1]
+            assert isinstance(policy, Thresholds) and training_set.confidence_KN is not None
+            leaves_N = training_set.confidence_KN[exit_index - 1] >= policy.levels[exit_index - 1]
         exit_N[leaves_N] = exit_index
     return exit_N
 
@@ -342,14 +348,14 @@ def _growing(table: Sequence[Sequence[float]]) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple((np.maximum.accumulate(row) + 1e-9 * np.arange(len(row))).tolist()) for row in table)
 
 
-def _remembered(fit: Callable[[Lessons], Any]) -> Callable[[Lessons], Any]:
+def _remembered(fit: Callable[[TrainingSet], Any]) -> Callable[[TrainingSet], Any]:
     """A fit that is not repeated for the same samples, which are told by their lengths and losses."""
     known: dict[Any, Any] = {}
 
-    def remembered(lessons: Lessons) -> Any:
-        key = (lessons.lengths_N.tobytes(), lessons.loss_KN.tobytes())
+    def remembered(training_set: TrainingSet) -> Any:
+        key = (training_set.lengths_N.tobytes(), training_set.loss_KN.tobytes())
         if key not in known:
-            known[key] = fit(lessons)
+            known[key] = fit(training_set)
         return known[key]
 
     return remembered

@@ -1,7 +1,7 @@
-"""Weigh and time: memory of this process, spans of a run, summaries of numbers, facts about the machine.
+"""Measurement: memory of this process, timed events of a run, summary statistics, facts about the machine.
 
-Knows no store, no model and no runtime: others hand it their numbers. Linux first; elsewhere it says less and does
-not fail.
+Independent of stores, models and the runtime. Full support on Linux; on other systems fewer numbers are available, and
+missing ones do not raise.
 """
 
 from offramp.measure.available import available_bytes

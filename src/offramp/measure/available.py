@@ -1,6 +1,6 @@
-"""How much memory this process may still take: the smallest of what the machine and each memory cgroup above it allow.
+"""Memory that this process can still allocate: the minimum over the machine and every memory cgroup that contains it.
 
-An estimate for choosing how to read, not a promise: other processes take from the same memory.
+An estimate for choosing how to read, not a guarantee: other processes share the same memory.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Dict, Iterator, NamedTuple, Optional, Tuple, Union
 
 
 class _Hierarchy(NamedTuple):
-    """Where one version of Linux's memory cgroups keeps its numbers."""
+    """File names of one version of Linux memory cgroups."""
 
     mount: str
     limits: Tuple[str, ...]
@@ -37,37 +37,39 @@ _V2 = _Hierarchy(
 
 
 def available_bytes(root: Union[str, os.PathLike] = "/") -> int:
-    """The smallest of MemAvailable and what the memory cgroups (v1, v2) of this process and those above it leave.
+    """Return the minimum of MemAvailable and the free memory of all memory cgroups (v1, v2) that contain this process,
+    in bytes.
 
-    A cgroup leaves its limit, less its usage, plus the file cache in it that nobody maps, which the kernel gives up
-    before it refuses memory. Sources that are missing are passed over; without any, the size of the machine's memory.
+    The free memory of a cgroup is its limit minus its usage plus its unmapped file cache, which the kernel reclaims
+    before it refuses an allocation. Missing sources are skipped; without any source, the total memory of the machine is
+    returned.
 
     Args:
-        root: the folder that holds `proc` and `sys`.
+        root: folder that contains `proc` and `sys`.
     """
     root = Path(root)
-    known = [room for room in (_machine_room(root), *_cgroup_rooms(root)) if room is not None]
+    known = [available for available in (_machine_bytes(root), *_cgroup_bytes(root)) if available is not None]
     return max(0, min(known)) if known else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def _machine_room(root: Path) -> Optional[int]:
+def _machine_bytes(root: Path) -> Optional[int]:
     kib = _table(root / "proc/meminfo").get("MemAvailable:")
     return None if kib is None else kib << 10
 
 
-def _cgroup_rooms(root: Path) -> Iterator[Optional[int]]:
+def _cgroup_bytes(root: Path) -> Iterator[Optional[int]]:
     for line in _text(root / "proc/self/cgroup").splitlines():
         _, controllers, group = line.split(":", 2)
         if controllers and "memory" not in controllers.split(","):
             continue
         hierarchy = _V1 if controllers else _V2
-        # A container may see the path of its group as the host names it, and its own group at the mount point.
+        # In a container the path may be the one on the host, while the mount point is the container's own group.
         names = [name for name in group.split("/") if name not in ("", "..")]
         for depth in range(len(names) + 1):
-            yield _group_room(root.joinpath(hierarchy.mount, *names[:depth]), hierarchy)
+            yield _group_bytes(root.joinpath(hierarchy.mount, *names[:depth]), hierarchy)
 
 
-def _group_room(folder: Path, hierarchy: _Hierarchy) -> Optional[int]:
+def _group_bytes(folder: Path, hierarchy: _Hierarchy) -> Optional[int]:
     limits = [limit for limit in (_number(folder / name) for name in hierarchy.limits) if limit is not None]
     usage = _number(folder / hierarchy.usage)
     if not limits or usage is None:
@@ -80,7 +82,7 @@ def _group_room(folder: Path, hierarchy: _Hierarchy) -> Optional[int]:
 def _text(path: Path) -> str:
     try:
         return path.read_text()
-    except OSError:  # absent or hidden: a source less
+    except OSError:  # absent or hidden: the source is skipped
         return ""
 
 

@@ -1,6 +1,6 @@
-"""How much of a file the page cache holds. Reading a file leaves its pages there; no resident set shows them.
+"""Page cache usage of a file. Pages that were read remain cached without appearing in the resident set of any process.
 
-Linux charges them to the reader's memory cgroup, so an honest account of memory states them beside the resident set.
+Linux charges these pages to the memory cgroup of the reader, so memory reports state them beside the resident set.
 """
 
 from __future__ import annotations
@@ -10,17 +10,19 @@ import mmap
 import os
 from typing import Any, Optional, Union
 
-_WINDOW_BYTES = 1 << 30  # a window at a time: the vector of mincore(2) takes a byte a page
+_WINDOW_BYTES = 1 << 30
+"""Size of each mapping passed to mincore(2), in bytes. Limits its result vector (one byte per page) to 256 KiB."""
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
 
 def cached_bytes(path: Union[str, os.PathLike]) -> Optional[int]:
-    """Bytes of the file at `path` in the page cache, without touching any; None where the system does not tell.
+    """Return the number of bytes of a file that are in the page cache, or None if the system does not report it.
 
-    Since Linux 5.2, mincore(2) calls every page of a file cached unless the caller owns the file or may write to it.
+    The file is not read. Since Linux 5.2, mincore(2) reports every page as cached unless the caller owns the file or
+    may write to it; None is returned in that case.
 
     Raises:
-        OSError: no such file, or not readable.
+        OSError: the file does not exist or is not readable.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -40,7 +42,7 @@ def _cached_bytes(descriptor: int, size_bytes: int) -> Optional[int]:
         if pages is None:
             return None
         total += pages * mmap.PAGESIZE
-    return min(total, size_bytes)  # the last page may be longer than the file
+    return min(total, size_bytes)  # the last page may extend beyond the end of the file
 
 
 def _libc() -> Any:
@@ -53,7 +55,7 @@ def _libc() -> Any:
 
 
 def _cached_pages(libc: Any, descriptor: int, offset: int, length: int) -> Optional[int]:
-    # By ctypes because `mmap.mmap` does not tell the address of a read-only mapping.
+    # ctypes, because `mmap.mmap` does not expose the address of a read-only mapping.
     address = libc.mmap(None, length, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, offset)
     if address == _MAP_FAILED:
         return None

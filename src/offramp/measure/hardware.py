@@ -1,6 +1,7 @@
-"""What a measurement ran on: versions, processor, memory, and the device under a path. Imports no library to ask it.
+"""Description of the system of a measurement: versions, processor, memory, storage device. Imports no library to query
+it.
 
-It names no user, host or folder, so that a record may be published.
+Contains no names of users, hosts or folders, so records can be published.
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ _LIBRARIES = ("numpy", "onnxruntime", "tokenizers", "torch", "transformers", "on
 
 
 def environment(path: Optional[Union[str, os.PathLike]] = None) -> Dict[str, Any]:
-    """Facts for a record, ready for JSON; control characters are escaped, what is unknown is None.
+    """Return facts for a record as a JSON object. Control characters are escaped; unknown facts are None.
 
     Args:
-        path: also describe the file system and the device that hold it, under `"storage"`.
+        path: also describe the file system and the device that hold this path, under `"storage"`.
 
     Raises:
-        OSError: no such path.
+        OSError: the path does not exist.
     """
-    import platform  # as large as this whole room
+    import platform  # imported late: as large as this package
 
     facts: Dict[str, Any] = {
         "offramp_version": _version("offramp"),
@@ -37,7 +38,10 @@ def environment(path: Optional[Union[str, os.PathLike]] = None) -> Dict[str, Any
 
 
 def machine() -> Dict[str, Any]:
-    """What tells machines apart, and stays when a kernel is updated. Costs a run no memory, as versions would."""
+    """Return the facts that identify a machine and survive a kernel update.
+
+    Omits versions, whose lookup would add to the memory of a run.
+    """
     system = os.uname()
     facts = {
         "platform": f"{system.sysname} {system.machine}",
@@ -55,14 +59,14 @@ def _memory_bytes() -> int:
 def _cpu_model() -> Optional[str]:
     lines = [line.split(":", 1) for line in (_text("/proc/cpuinfo") or "").splitlines() if ":" in line]
     names = {key.strip(): value.strip() for key, value in reversed(lines)}
-    for key in ("model name", "Model", "Hardware"):  # x86, then two of ARM's
+    for key in ("model name", "Model", "Hardware"):  # x86, then two spellings on ARM
         if key in names:
             return names[key]
     return None
 
 
 def num_cores() -> int:
-    """Cores that this process may use; at least 1."""
+    """Return the number of cores that this process may use, at least 1."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -76,8 +80,8 @@ def _library_versions() -> Iterator[Tuple[str, str]]:
 
 
 def _version(library: str) -> Optional[str]:
-    """Of what is installed; None for what is not."""
-    from importlib import metadata  # it costs megabytes, so only when asked
+    """Return the installed version of a library, or None if it is not installed."""
+    from importlib import metadata  # imported late: costs megabytes of memory
 
     try:
         return metadata.version(library)
@@ -88,7 +92,7 @@ def _version(library: str) -> Optional[str]:
 def _storage(path: Union[str, os.PathLike]) -> Dict[str, Any]:
     device = Path(path).stat().st_dev
     name = f"{os.major(device)}:{os.minor(device)}"
-    # A partition has no queue of its own: its disk, the folder above, has.
+    # A partition has no queue folder; the queue is that of its disk, one folder up.
     queues = (f"/sys/dev/block/{name}/queue", f"/sys/dev/block/{name}/../queue")
     read_ahead = _first_text(f"/sys/class/bdi/{name}/read_ahead_kb", *(f"{queue}/read_ahead_kb" for queue in queues))
     return {
@@ -99,7 +103,9 @@ def _storage(path: Union[str, os.PathLike]) -> Dict[str, Any]:
 
 
 def _file_system(path: Path, mounts: str) -> Optional[str]:
-    """The type of the mount that holds `path`: the longest mount point above it, the last one mounted if several."""
+    """Return the file system type of the innermost mount that contains `path`; of several at one point, the last
+    counts.
+    """
     kinds: Dict[Path, str] = {}
     for line in mounts.splitlines():  # proc(5): id parent device root point options [fields ...] - type source options
         fields = line.split()
@@ -116,7 +122,7 @@ def _text(path: str) -> Optional[str]:
     try:
         with open(path, errors="surrogateescape") as file:
             return file.read().strip()
-    except OSError:  # another system, or hidden: not known
+    except OSError:  # another operating system, or hidden: unknown
         return None
 
 

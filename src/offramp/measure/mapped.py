@@ -1,7 +1,7 @@
 """Pages of mapped files that may become resident without any new code being touched.
 
-At a fault in a mapped file Linux also maps the pages around it, a window of 64 KiB, but only those in the page cache. Code
-that was touched while the cache was cold is therefore mapped in part, and the rest of its windows follows at later
+At a fault in a mapped file Linux also maps the pages around it, a window of 64 KiB, but only those in the page cache.
+Code that was touched while the cache was cold is therefore mapped in part, and the rest of its windows follows at later
 faults. A resident set that is measured before then is too small by that rest.
 """
 

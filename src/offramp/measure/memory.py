@@ -1,7 +1,7 @@
-"""The resident memory of this process: now, at its peak, and over time.
+"""Resident memory of this process: current, peak, and over time.
 
-A resident set counts every mapped page once, also those that other processes share. It does not count what the page
-cache keeps of files that are merely read (`measure.cached` does), nor the memory of a GPU.
+The resident set includes every mapped page, also pages shared with other processes. It excludes page cache of files
+that are read without mapping (see `measure.cached`) and GPU memory.
 """
 
 from __future__ import annotations
@@ -17,27 +17,28 @@ from typing import Callable, Dict, List, NamedTuple, Optional
 
 _STATUS = "/proc/self/status"
 _CLEAR_REFS = "/proc/self/clear_refs"
-_UNKNOWN = -1  # what a sample stores for a number that the system does not tell
+_UNKNOWN = -1
+"""Stored in a sample in place of a number that the system does not report."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """The resident set at one moment. `anon_bytes` and `file_bytes` are None where the system does not tell them."""
+    """Resident set at one moment. `anon_bytes` and `file_bytes` are None if the system does not report them."""
 
     rss_bytes: int
     peak_bytes: int
-    """The largest resident set since the process began, or since `reset_peak` (VmHWM).
+    """Largest resident set since the process started or since `reset_peak` (VmHWM).
 
-    Since Linux 6.2 the kernel keeps it from counters of each core and may be some 0.1 MiB a core off."""
+    Since Linux 6.2 the kernel derives it from per-core counters; the error can reach 0.1 MiB per core."""
     anon_bytes: int | None
     file_bytes: int | None
     """Mapped files and shared memory (RssFile + RssShmem)."""
 
 
 def read_memory() -> Memory:
-    """The memory of this process, in some 15 microseconds.
+    """Return the memory of this process. Takes about 15 microseconds.
 
-    Without /proc (macOS) only the peak is known: it stands for the resident set too, as an upper bound.
+    Without /proc (macOS) only the peak is known; it is then also returned as the resident set, an upper bound.
     """
     kib = _status_kib()
     if "VmHWM" not in kib:
@@ -54,7 +55,7 @@ def read_memory() -> Memory:
 
 
 def _status_kib() -> Dict[str, int]:
-    # Opened anew each time: a descriptor kept across a fork would tell of the parent.
+    # Opened on every call: after a fork, an inherited descriptor would report the parent.
     try:
         descriptor = os.open(_STATUS, os.O_RDONLY)
     except FileNotFoundError:
@@ -69,16 +70,16 @@ def _status_kib() -> Dict[str, int]:
 
 
 def _rusage_peak_bytes() -> int:
-    import resource  # not everywhere
+    import resource  # not available on every system
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak << 10
 
 
 def reset_peak() -> bool:
-    """Let the peak (VmHWM) of this process begin again at what is resident now; whether the system allowed it.
+    """Reset the peak (VmHWM) of this process to the current resident set. Return whether the system allowed it.
 
-    It changes what everybody else in the process reads as the peak, so it is never done unasked.
+    The reset affects every reader of the peak in this process, so it happens only on request.
     """
     try:
         descriptor = os.open(_CLEAR_REFS, os.O_WRONLY)
@@ -94,11 +95,13 @@ def reset_peak() -> bool:
 
 
 class _Ticker:
-    """Calls `act` at the start, in a thread every `interval_seconds`, and at the stop, which raises what it raised."""
+    """Calls `act` at the start, every `interval_seconds` in a thread, and at the stop, which re-raises errors of the
+    thread.
+    """
 
     def __init__(self, act: Callable[[], None], interval_seconds: float) -> None:
         if not interval_seconds > 0:
-            raise ValueError(f"interval_seconds must be above 0, got {interval_seconds}")
+            raise ValueError(f"interval_seconds must be positive, got {interval_seconds}")
         self._act, self._interval_seconds = act, interval_seconds
 
     def start(self) -> None:
@@ -124,16 +127,18 @@ class _Ticker:
 
 
 class PeakMeter:
-    """The peak resident set of a phase: `with PeakMeter() as meter: ...`, then `meter.peak_bytes` and `meter.method`.
+    """Peak resident set of a phase: `with PeakMeter() as meter: ...`, then `meter.peak_bytes` and `meter.method`.
 
     Args:
-        method: how to measure. `"sampled"`: a thread looks every `interval_seconds`; the kernel's own peak when the
-            phase sets a new one for the process, else blind to what is shorter than the interval. `"clear_refs"`:
-            `reset_peak` first, then the kernel's own; falls back to `"sampled"` where that is not allowed. `"hwm"`: no
-            phase but the whole process since it began.
-        interval_seconds: the time between two looks.
+        method: how to measure.
+            `"sampled"`: a thread samples every `interval_seconds`. If the phase sets a new peak for the process, the
+            exact peak of the kernel is used; otherwise peaks shorter than the interval can be missed.
+            `"clear_refs"`: calls `reset_peak` first and uses the peak of the kernel; falls back to `"sampled"` if the
+            reset is not permitted.
+            `"hwm"`: the peak of the whole process since its start.
+        interval_seconds: time between two samples.
 
-    `meter.method` says what was done once it has started; without /proc it is always `"hwm"`.
+    After the start, `meter.method` is the method in use; without /proc it is always `"hwm"`.
     """
 
     METHODS = ("sampled", "clear_refs", "hwm")
@@ -142,10 +147,10 @@ class PeakMeter:
         if method not in self.METHODS:
             raise ValueError(f"method must be one of {self.METHODS}, got {method!r}")
         self.method = method
-        self._ticker = _Ticker(self.look, interval_seconds)
+        self._ticker = _Ticker(self.sample, interval_seconds)
         self._running = False
         self._peak_bytes = 0
-        self._looking = threading.Lock()
+        self._lock = threading.Lock()
 
     def start(self) -> None:
         """Begin the phase."""
@@ -160,25 +165,25 @@ class PeakMeter:
             self._ticker.start()
 
     def stop(self) -> None:
-        """End the phase; `peak_bytes` does not change any more."""
+        """End the phase and freeze `peak_bytes`."""
         if self.method == "sampled":
             self._ticker.stop()
         else:
-            self.look()
+            self.sample()
         self._running = False
 
-    def look(self) -> None:
-        """Take note of what is resident now, and of the kernel's peak where it is ours."""
+    def sample(self) -> None:
+        """Take one sample and update the peak."""
         memory = read_memory()
         known = self.method != "sampled" or memory.peak_bytes > self._earlier_peak_bytes
-        with self._looking:
+        with self._lock:
             self._peak_bytes = max(self._peak_bytes, memory.peak_bytes if known else memory.rss_bytes)
 
     @property
     def peak_bytes(self) -> int:
-        """The peak so far, or that of the whole phase once it has ended."""
+        """Peak so far in bytes, or that of the whole phase after it has ended."""
         if self._running:
-            self.look()
+            self.sample()
         return self._peak_bytes
 
     def __enter__(self) -> PeakMeter:
@@ -190,7 +195,7 @@ class PeakMeter:
 
 
 class MemorySample(NamedTuple):
-    """One row of `MemorySampler.samples`; the clock is `time.perf_counter`."""
+    """One sample of `MemorySampler`. Timestamps are those of `time.perf_counter`."""
 
     seconds: float
     rss_bytes: int
@@ -199,13 +204,13 @@ class MemorySample(NamedTuple):
 
 
 class MemorySampler:
-    """Records the memory of this process over time, from a thread, for a picture of one run.
+    """Records the memory of this process over time in a background thread.
 
-    It keeps every sample, 32 bytes each: it is meant for seconds, not for the life of a server.
+    All samples are kept, 32 bytes each: intended for runs of seconds, not for long-lived servers.
     """
 
     def __init__(self, interval_seconds: float = 0.002) -> None:
-        self._rows = array("q")  # nanoseconds, rss, anon, file; flat, so that it weighs little in what it measures
+        self._rows = array("q")  # nanoseconds, rss, anon, file; flat, to add little to the memory that it measures
         self._ticker = _Ticker(self._sample, interval_seconds)
 
     def _sample(self) -> None:
@@ -214,7 +219,7 @@ class MemorySampler:
         self._rows.extend([time.perf_counter_ns(), memory.rss_bytes, *parts])
 
     def start(self) -> None:
-        """Begin to sample."""
+        """Start sampling."""
         self._ticker.start()
 
     def stop(self) -> None:

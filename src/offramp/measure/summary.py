@@ -1,4 +1,4 @@
-"""Summaries of a few numbers, without the memory that `statistics` or NumPy would take."""
+"""Summary statistics of a few numbers, without the memory cost of importing `statistics` or NumPy."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from typing import Sequence, Tuple
 
 
 def median(values: Sequence[float]) -> float:
-    """The middle value, or the mean of the two in the middle."""
+    """Return the median; for an even number of values, the mean of the two in the middle."""
     return percentile(values, 50)
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The value below which `percent` of `values` lie, linear between neighbours.
+    """Return the value below which `percent` of `values` lie, with linear interpolation.
 
-    It is definition 7 of Hyndman and Fan, "Sample quantiles in statistical packages", The American Statistician 50(4),
-    1996; NumPy's default.
+    Definition 7 of Hyndman and Fan, "Sample quantiles in statistical packages", The American Statistician 50(4), 1996;
+    the default of NumPy.
 
     Raises:
         ValueError: no values, or `percent` outside 0..100.
     """
     if not values:
-        raise ValueError("expected at least one value, got none")
+        raise ValueError("values must not be empty")
     if not 0 <= percent <= 100:
         raise ValueError(f"percent must lie in 0..100, got {percent}")
     ordered = sorted(values)
@@ -32,7 +32,7 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 
 def wilson_interval(successes: int, n: int, z: float = 1.96) -> Tuple[float, float]:
-    """The score interval of a proportion; `z=1.96` covers 95 %. It keeps to 0..1 and does not collapse at 0 or `n`.
+    """Return the Wilson score interval of a proportion. The bounds lie in 0..1; `z=1.96` covers 95 %.
 
     E. B. Wilson, "Probable inference, the law of succession, and statistical inference", Journal of the American
     Statistical Association 22(158), 1927.

@@ -1,7 +1,7 @@
-"""The timed events of a run: who waited, read or computed, for which stage, and for how long.
+"""Timed events of a run: waits, reads and computation of each stage.
 
-A trace does not interpret: which kinds exist, and what a stage is, is up to those who add. It is kept in memory and
-bounded, so that a process that lives long may leave it on.
+The trace does not interpret events: their kinds and the meaning of stages are defined by the callers. Events are kept
+in memory, for a bounded number of passes, so tracing can stay enabled in a long-lived process.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ import threading
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence
 
 TRACED_PASSES = 16
-"""Number of passes whose events an engine keeps. BERT-base: 150 events a pass, 0.4 MiB in all."""
+"""Number of passes whose events an engine keeps. BERT-base records 150 events per pass, 0.4 MiB in total."""
 
 
 class Span(NamedTuple):
-    """One event. Times are those of `time.perf_counter`."""
+    """One timed event. Timestamps are those of `time.perf_counter`."""
 
     name: str
     stage: int
     kind: str
-    """`wait` (the loop, for a shard), `read`, `idle_read` (between passes), `compute`, `head`, `decide`, `gather`."""
+    """`wait` (the engine waits for a shard), `read`, `idle_read` (between passes), `compute`, `head`, `decide` or
+    `gather`."""
     start_seconds: float
     end_seconds: float
     bytes: int = 0
@@ -30,9 +31,9 @@ class Span(NamedTuple):
 
 
 class Trace:
-    """An append-only list of spans that any thread may add to; it keeps the last `num_passes` passes.
+    """Append-only, thread-safe list of spans that keeps the last `num_passes` passes.
 
-    With `enabled=False` it records nothing.
+    With `enabled=False` nothing is recorded.
     """
 
     def __init__(self, enabled: bool = True, num_passes: int = 64) -> None:
@@ -53,7 +54,7 @@ class Trace:
         thread: str = "loop",
         pass_index: int = 0,
     ) -> None:
-        """Record one event. A pass that is older than the last `num_passes` is forgotten."""
+        """Record one event. The oldest pass is dropped when more than `num_passes` are kept."""
         if not self.enabled:
             return
         spans = self._passes.get(pass_index)
@@ -69,17 +70,17 @@ class Trace:
         return spans
 
     def spans(self, pass_index: Optional[int] = None) -> List[Span]:
-        """The spans of one pass, or of all that are kept, in order of their start."""
+        """Return the spans of one pass, or of all kept passes, in order of their start."""
         with self._opening:
             kept = list(self._passes.values()) if pass_index is None else [self._passes.get(pass_index, [])]
         return sorted((span for spans in kept for span in list(spans)), key=lambda span: span.start_seconds)
 
     def totals(self, kind: str, pass_index: Optional[int] = None) -> float:
-        """Seconds spent in spans of `kind`."""
+        """Return the total seconds of all spans of `kind`."""
         return sum(self.by_stage(kind, pass_index).values())
 
     def by_stage(self, kind: str, pass_index: Optional[int] = None) -> Dict[int, float]:
-        """Seconds spent in spans of `kind`, a stage at a time, in order of the stages; summed over passes."""
+        """Return the seconds of spans of `kind` per stage, summed over passes, in order of the stages."""
         seconds: Dict[int, float] = {}
         for span in self.spans(pass_index):
             if span.kind == kind:
@@ -87,19 +88,21 @@ class Trace:
         return dict(sorted(seconds.items()))
 
     def to_jsonl(self, path: Any) -> None:
-        """Write one JSON object a span, with the fields of `Span`."""
+        """Write one JSON object per span, with the fields of `Span`."""
         with open(path, "w", encoding="utf-8") as file:
             for span in self.spans():
                 file.write(json.dumps(span._asdict()) + "\n")
 
     def to_chrome(self, path: Any) -> None:
-        """Write the JSON object of the Trace Event Format, which Perfetto and chrome://tracing open."""
+        """Write a file in the Trace Event Format, which Perfetto and chrome://tracing open."""
         with open(path, "w", encoding="utf-8") as file:
             json.dump({"traceEvents": list(_chrome_events(self.spans())), "displayTimeUnit": "ms"}, file)
 
 
 def _chrome_events(spans: Sequence[Span]) -> Iterator[Dict[str, Any]]:
-    """The names of process and threads ("M"), then one complete event ("X", microseconds from the first) a span."""
+    """Yield the names of process and threads ("M" events), then one "X" event per span, in microseconds from the first
+    span.
+    """
     threads = {name: number for number, name in enumerate(sorted({span.thread for span in spans}), start=1)}
     yield {"ph": "M", "pid": 1, "name": "process_name", "args": {"name": "offramp"}}
     for name, number in threads.items():
@@ -118,11 +121,11 @@ def _chrome_events(spans: Sequence[Span]) -> Iterator[Dict[str, Any]]:
 
 
 def bound_seconds(compute: Sequence[float], read: Sequence[float], fill_seconds: float) -> float:
-    """The least time that a pass can take when reading hides behind computing: max(sum c, sum r) + fill.
+    """Return the lower bound of the seconds of a pass with perfect overlap: max(sum of compute, sum of read) + fill.
 
     Args:
-        compute: seconds of computing, one a stage.
-        read: seconds of reading, one a shard that is read.
-        fill_seconds: what nothing can hide, such as the first read.
+        compute: seconds of computation, one entry per stage.
+        read: seconds of reading, one entry per shard that is read.
+        fill_seconds: time that cannot overlap with computation, such as the first read.
     """
     return max(sum(compute), sum(read)) + fill_seconds

@@ -1,4 +1,4 @@
-"""Who may leave, and when: evidence in, masks out. NumPy only, no torch, no clock, no model."""
+"""Early-exit policies: decide from the outputs of an exit which rows leave. NumPy only: no torch, clock or model."""
 
 from offramp.policies.combine import AllOf, AnyOf, From
 from offramp.policies.evidence import PROBLEMS, Evidence

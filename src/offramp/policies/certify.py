@@ -1,9 +1,10 @@
-"""Guarantees for a policy: with probability 1 - delta over the certify split, its risk is at most epsilon.
+"""Statistical guarantees for a policy: with probability 1 - delta, its risk is at most epsilon.
 
-The loss of a sample is 1 where the early answer is wrong and the full model's is not, -1 the other way round, else 0;
-the risk, its mean, is the accuracy that leaving early costs. Candidates come in an order that does not depend on the
-certify split, from careful to fast; tests stop at the first that fails (fixed-sequence testing), so that many
-candidates cost nothing. The split must hold samples like those to come: a certificate says nothing of others.
+The loss of a sample is 1 where the early answer is wrong and the answer of the full model is right, -1 in the opposite
+case, and 0 otherwise. The risk is the mean loss: the accuracy that exiting early costs. Candidates are tested in an
+order that does not depend on the certify split, from careful to fast, until the first that fails (fixed-sequence
+testing), so the number of candidates does not weaken the guarantee. A certificate holds only for samples drawn from the
+distribution of the certify split.
 
 Shapes: N samples of the certify split, M candidates in order.
 """
@@ -17,32 +18,37 @@ from typing import Callable, Dict, Optional, Sequence
 import numpy as np
 
 METHODS = ("ucb", "ltt", "crc")
-"""`ucb`: betting (Waudby-Smith and Ramdas, "Estimating means of bounded random variables by betting", JRSS B 86, 2024),
-as upper bound of the risk. `ltt`: learn then test (Angelopoulos et al., AoAS 19, 2025), with the exact binomial tail of
-the losses that are not gains. `crc`: conformal risk control (Angelopoulos et al., ICLR 2024), which bounds the risk's
-expectation alone, without a delta."""
+"""Names of the supported tests.
+
+- `ucb`: an upper confidence bound of the risk by betting (Waudby-Smith and Ramdas, "Estimating means of bounded random
+  variables by betting", JRSS B 86, 2024).
+- `ltt`: learn then test (Angelopoulos et al., AoAS 19, 2025), with the exact binomial tail of the losses; gains count
+  as 0.
+- `crc`: conformal risk control (Angelopoulos et al., ICLR 2024), which bounds the expectation of the risk and has no
+  delta."""
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """What holds of a policy: risk <= epsilon, with probability 1 - delta (None: in expectation)."""
+    """Guarantee for a policy: risk <= epsilon with probability 1 - delta, or in expectation where delta is None."""
 
     method: str
     epsilon: float
     delta: Optional[float]
     num_samples: int
     risk: float
-    """Measured on the certify split."""
+    """Mean loss on the certify split."""
 
 
 def losses(truth_N: np.ndarray, early_N: np.ndarray, full_N: np.ndarray) -> np.ndarray:
-    """The loss of each sample, -1, 0 or 1, from label ids."""
+    """Return the loss of each sample, -1, 0 or 1 (int64 [N]), from label ids."""
     return (early_N != truth_N).astype(np.int64) - (full_N != truth_N)
 
 
 def samples_needed(epsilon: float, delta: float, method: str = "ltt") -> int:
-    """The least number of samples that can certify epsilon, if none is lost: log delta / log(1 - epsilon) is the least
-    of any method that has a delta, and what `ltt` needs.
+    """Return the smallest number of samples that can certify epsilon when no sample has a loss.
+
+    `ltt` needs log delta / log(1 - epsilon), the minimum for any method with a delta.
     """
     _require_levels(epsilon, delta)
     if method == "crc":
@@ -61,18 +67,18 @@ def samples_needed(epsilon: float, delta: float, method: str = "ltt") -> int:
 
 
 def certify(loss_MN: Sequence[np.ndarray], epsilon: float, delta: float, method: str) -> int:
-    """The index of the last candidate that is certified; -1 if none is.
+    """Return the index of the last candidate that is certified, or -1 if none is.
 
     Args:
-        loss_MN: what each candidate loses on each sample, from careful to fast; computed as they are asked for, if it
-            is a lazy sequence.
-        epsilon: the risk that is allowed, 0 < epsilon < 1.
-        delta: the probability that the certificate may be wrong; `crc` has none.
+        loss_MN: losses of each candidate on each sample, from careful to fast. May be a lazy sequence: losses after the
+            first failure are not requested.
+        epsilon: largest acceptable risk, 0 < epsilon < 1.
+        delta: probability that the certificate is wrong, 0 < delta < 1; ignored by `crc`.
         method: one of METHODS.
     """
     _require_levels(epsilon, delta)
     if method not in METHODS:
-        raise ValueError(f"expected a method out of {', '.join(METHODS)}, got {method!r}")
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     if method == "crc":
         return _conformal(loss_MN, epsilon)
     is_below: Callable[[np.ndarray, float, float], bool] = _TESTS[method]
@@ -83,7 +89,7 @@ def certify(loss_MN: Sequence[np.ndarray], epsilon: float, delta: float, method:
 
 
 def upper_bound(loss_N: np.ndarray, delta: float) -> float:
-    """The betting bound: the mean of the losses to come is at most this, with probability 1 - delta. At most 1."""
+    """Return the betting upper bound on the mean loss, valid with probability 1 - delta. At most 1."""
     loss_N = _checked(loss_N)
     low, high = -1.0, 1.0
     for _ in range(40):
@@ -93,7 +99,7 @@ def upper_bound(loss_N: np.ndarray, delta: float) -> float:
 
 
 def binomial_tail(num_losses: int, num_samples: int, probability: float) -> float:
-    """P(X <= num_losses) of a binomial X: the exact p-value of "losses come with at least this probability"."""
+    """Return P(X <= num_losses) for a binomial X: the exact p-value of "the loss rate is at least `probability`"."""
     if num_losses >= num_samples:
         return 1.0
     counts = np.arange(num_losses + 1)
@@ -104,9 +110,11 @@ def binomial_tail(num_losses: int, num_samples: int, probability: float) -> floa
 
 
 def _betting(loss_N: np.ndarray, epsilon: float, delta: float) -> bool:
-    """Whether a gambler who bets that the mean is below epsilon makes 1 / delta of 1; if it is not below, he does so
-    with probability at most delta (Ville). He bets by the variance so far, and never more than he has. A set whose own
-    mean is above epsilon certifies nothing, whatever he won on the way.
+    """Return whether betting against a mean above epsilon multiplies the initial wealth by 1 / delta.
+
+    If the mean is at least epsilon, the probability of this is at most delta (Ville's inequality). Stakes follow the
+    running variance and never exceed the wealth. A sample mean above epsilon certifies nothing, whatever the wealth was
+    on the way.
     """
     gain_N, mean = (loss_N + 1) / 2, (epsilon + 1) / 2
     if mean >= 1:
@@ -125,7 +133,9 @@ def _binomial(loss_N: np.ndarray, epsilon: float, delta: float) -> bool:
 
 
 def _conformal(loss_MN: Sequence[np.ndarray], epsilon: float) -> int:
-    """Losses that are no gains, made to grow from careful to fast: each sample keeps the largest so far."""
+    """Return the last certified index after making losses monotone: gains count as 0, and each sample keeps its largest
+    loss.
+    """
     found, worst_N = -1, None
     for index, loss_N in enumerate(loss_MN):
         loss_N = np.maximum(_checked(loss_N), 0)
@@ -142,10 +152,10 @@ _TESTS: Dict[str, Callable[[np.ndarray, float, float], bool]] = {"ucb": _betting
 def _checked(loss_N: np.ndarray) -> np.ndarray:
     loss_N = np.asarray(loss_N, dtype=np.float64)
     if loss_N.ndim != 1 or not len(loss_N) or not (np.abs(loss_N) <= 1).all():
-        raise ValueError("expected losses [N] from -1 to 1, N >= 1")
+        raise ValueError("losses must have shape [N], N >= 1, and values from -1 to 1")
     return loss_N
 
 
 def _require_levels(epsilon: float, delta: float) -> None:
     if not (0 < epsilon < 1 and 0 < delta < 1):
-        raise ValueError(f"expected 0 < epsilon < 1 and 0 < delta < 1, got {epsilon} and {delta}")
+        raise ValueError(f"epsilon and delta must lie between 0 and 1, got {epsilon} and {delta}")

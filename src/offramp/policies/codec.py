@@ -1,4 +1,4 @@
-"""Policies as JSON and back, as policy files keep them: rules by their text, what was fitted by its numbers."""
+"""Conversion of policies to JSON and back. Rules are stored as their text, learned policies as their parameters."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from offramp.policies.learned import Halting, Index, LearnedPolicy, ScoredPolicy
 from offramp.policies.policy import Policy
 
 RULE = "rule"
-"""The `kind` of a policy that the grammar can say."""
+"""Value of `kind` for a policy that the grammar can express."""
 KINDS = {kind.word: kind for kind in (Thresholds, Halting, Stopping, Index)}
 JOINS: Dict[str, Type[AbstractJoin]] = {"any": AnyOf, "all": AllOf}
 FROM = "from"
+FIRST_FEATURE_NAMES = ["one", "sureness", "entropy", "change", "streak", "log_length"]  # prose: as old files spell it
+"""Feature names in policy files of offramp 0.1; the features are those of FEATURES, in the same order."""
 
 
 def to_json(policy: Policy) -> Dict[str, Any]:
-    """What a policy file keeps of it."""
+    """Return the JSON object that represents a policy in a policy file."""
     if isinstance(policy, LearnedPolicy):
         return policy.to_json()
     if isinstance(policy, Starting):
@@ -35,9 +37,12 @@ def to_json(policy: Policy) -> Dict[str, Any]:
 
 
 def from_json(tree: Any) -> Policy:
-    """The policy that `to_json` described. Raises ValueError for anything else, UsageError for a rule."""
+    """Return the policy of an object written by `to_json`.
+
+    Raises ValueError for any other object, UsageError for a rule that cannot be parsed.
+    """
     if not isinstance(tree, dict):
-        raise ValueError(f"expected an object, got {tree!r}")
+        raise ValueError(f"a policy must be an object, got {tree!r}")
     found = dict(tree)
     word = found.pop("kind", None)
     if word == RULE and isinstance(found.get("text"), str) and len(found) == 1:
@@ -49,7 +54,7 @@ def from_json(tree: Any) -> Policy:
         return Starting(found["first"], inner)
     if word == FROM and set(found) == {"exit_index", "policy"}:
         if type(found["exit_index"]) is not int:
-            raise ValueError(f"{FROM}: expected the number of an exit, got {found['exit_index']!r}")
+            raise ValueError(f"{FROM}: exit_index must be an integer, got {found['exit_index']!r}")
         return From(found["exit_index"], from_json(found["policy"]))
     if isinstance(word, str) and word in JOINS and set(found) == {"parts"} and isinstance(found["parts"], list):
         return JOINS[word](tuple(from_json(part) for part in found["parts"]))
@@ -60,10 +65,10 @@ def _learned(word: Any, found: Dict[str, Any]) -> LearnedPolicy:
     kind = KINDS.get(word) if isinstance(word, str) else None
     if kind is None:
         known = ", ".join((RULE, Starting.word, FROM, *JOINS, *KINDS))
-        raise ValueError(f"expected a kind out of {known}, got {word!r}")
+        raise ValueError(f"kind must be one of {known}, got {word!r}")
     features = found.pop("features", None)
-    if issubclass(kind, ScoredPolicy) and features != list(FEATURES):
-        raise ValueError(f"made for other features: {features!r}")
+    if issubclass(kind, ScoredPolicy) and features not in (list(FEATURES), FIRST_FEATURE_NAMES):
+        raise ValueError(f"features must be {', '.join(FEATURES)}, got {features!r}")
     names = [field.name for field in fields(kind)]
     if set(found) != set(names):
         raise ValueError(f"{kind.word}: expected {', '.join(names)}, got {', '.join(sorted(found))}")
@@ -73,7 +78,7 @@ def _learned(word: Any, found: Dict[str, Any]) -> LearnedPolicy:
             found["costs"] = Costs(as_tuples(costs["lengths"]), as_tuples(costs["seconds"]))
         return kind(**{name: as_tuples(value) for name, value in found.items()})
     except (TypeError, KeyError) as error:
-        raise ValueError(f"{kind.word}: not what it should be ({error})") from None
+        raise ValueError(f"{kind.word}: invalid value ({error})") from None
 
 
 def _has_learned(policy: Policy) -> bool:

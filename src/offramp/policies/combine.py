@@ -1,7 +1,8 @@
-"""Policies made of policies: any of them, all of them, or not before an exit.
+"""Policies that combine other policies: any of them, all of them, or not before a given exit.
 
-Each part sees the evidence of every exit, whatever the others say: a counter never misses an agreement. Only what the
-grammar can say can be built: `From` outside, then `AnyOf`, then `AllOf`, then rules, or policies that were learned.
+Every part receives the evidence of every exit, independently of the decisions of other parts, so counters miss nothing.
+Only combinations that the grammar can express are accepted: `From` outside, then `AnyOf`, then `AllOf`, then rules or
+learned policies.
 """
 
 from __future__ import annotations
@@ -18,30 +19,30 @@ from offramp.policies.policy import Decider, Policy
 
 @dataclass(frozen=True)
 class AbstractJoin(Policy):
-    """What `AllOf` and `AnyOf` have in common."""
+    """Common base of `AllOf` and `AnyOf`."""
 
     parts: Tuple[Policy, ...]
 
     sign: ClassVar[str]
-    """What the grammar puts between the parts."""
+    """Operator between the parts in the grammar."""
 
     def __str__(self) -> str:
         return self.sign.join(map(str, self.parts))
 
     def check(self, num_exits: int, problem: Optional[str]) -> None:
-        """Check each part."""
+        """Raise UsageError if any part does not fit the model."""
         for part in self.parts:
             part.check(num_exits, problem)
 
     @property
     def lookback(self) -> int:
-        """That of the part that looks back the farthest."""
+        """The largest lookback of any part."""
         return max(part.lookback for part in self.parts)
 
 
 @dataclass(frozen=True)
 class AllOf(AbstractJoin):
-    """`A&B`: a row leaves at the first exit where every part says so at once."""
+    """`A&B`: a row leaves at the first exit where all parts let it leave."""
 
     sign: ClassVar[str] = "&"
 
@@ -49,21 +50,21 @@ class AllOf(AbstractJoin):
         _refuse_parts(self, (FullDepth, AbstractJoin, From))
 
     def earliest_exit(self, num_exits: int) -> int:
-        """That of the slowest part."""
+        """Return the latest `earliest_exit` of the parts."""
         return max(part.earliest_exit(num_exits) for part in self.parts)
 
     def last_exit(self, num_exits: int) -> int:
-        """That of the slowest part."""
+        """Return the latest `last_exit` of the parts."""
         return max(part.last_exit(num_exits) for part in self.parts)
 
     def start(self, num_rows: int, num_exits: int) -> Decider:
-        """The states of the parts, side by side."""
+        """Return the combined state of all parts."""
         return _Joined([part.start(num_rows, num_exits) for part in self.parts], np.logical_and)
 
 
 @dataclass(frozen=True)
 class AnyOf(AbstractJoin):
-    """`A|B`: a row leaves at the first exit where some part says so."""
+    """`A|B`: a row leaves at the first exit where at least one part lets it leave."""
 
     sign: ClassVar[str] = "|"
 
@@ -71,21 +72,21 @@ class AnyOf(AbstractJoin):
         _refuse_parts(self, (FullDepth, AnyOf, From))
 
     def earliest_exit(self, num_exits: int) -> int:
-        """That of the fastest part."""
+        """Return the earliest `earliest_exit` of the parts."""
         return min(part.earliest_exit(num_exits) for part in self.parts)
 
     def last_exit(self, num_exits: int) -> int:
-        """That of the fastest part."""
+        """Return the earliest `last_exit` of the parts."""
         return min(part.last_exit(num_exits) for part in self.parts)
 
     def start(self, num_rows: int, num_exits: int) -> Decider:
-        """The states of the parts, side by side."""
+        """Return the combined state of all parts."""
         return _Joined([part.start(num_rows, num_exits) for part in self.parts], np.logical_or)
 
 
 @dataclass(frozen=True)
 class From(Policy):
-    """`from:K>A`: nobody leaves before exit K, yet A has seen what the exits before K said."""
+    """`from:K>A`: no row leaves before exit K, but A receives the evidence of the exits before K."""
 
     exit_index: int
     policy: Policy
@@ -93,31 +94,31 @@ class From(Policy):
     def __post_init__(self) -> None:
         refuse_no_exit(self, self.exit_index)
         if isinstance(self.policy, (FullDepth, From)):
-            raise ValueError(f"{self}: from:K> goes before rules, not before {self.policy}")
+            raise ValueError(f"{self}: from:K> must precede rules, not {self.policy}")
 
     def __str__(self) -> str:
         return f"from:{self.exit_index}>{self.policy}"
 
     def check(self, num_exits: int, problem: Optional[str]) -> None:
-        """Refuse an exit that the model does not have, and what the inner policy refuses."""
+        """Raise UsageError if the model has no exit K or the inner policy does not fit."""
         refuse_missing_exit(self, self.exit_index, num_exits)
         self.policy.check(num_exits, problem)
 
     @property
     def lookback(self) -> int:
-        """That of the inner policy."""
+        """The lookback of the inner policy."""
         return self.policy.lookback
 
     def earliest_exit(self, num_exits: int) -> int:
-        """K, or later."""
+        """Return K or the earliest exit of the inner policy, whichever is later."""
         return max(self.exit_index, self.policy.earliest_exit(num_exits))
 
     def last_exit(self, num_exits: int) -> int:
-        """K, or later."""
+        """Return K or the last exit of the inner policy, whichever is later."""
         return max(self.exit_index, self.policy.last_exit(num_exits))
 
     def start(self, num_rows: int, num_exits: int) -> Decider:
-        """The inner state, overruled before exit K."""
+        """Return the state of the inner policy, whose decisions are ignored before exit K."""
         return _NotBefore(self.exit_index, self.policy.start(num_rows, num_exits))
 
 
@@ -147,7 +148,7 @@ class _NotBefore(Decider):
 
 def _refuse_parts(policy: AbstractJoin, misplaced: Tuple[Type[Policy], ...]) -> None:
     if len(policy.parts) < 2:
-        raise ValueError(f"expected two parts or more, got {len(policy.parts)}")
+        raise ValueError(f"a combination needs at least two parts, got {len(policy.parts)}")
     for part in policy.parts:
         if isinstance(part, misplaced):
             raise ValueError(f"{policy}: {part} cannot be a part of it")

@@ -1,4 +1,4 @@
-"""Fitting of learned policies to what the exits said of a split: no model runs.
+"""Fitting of learned policies to the recorded outputs of the exits on a split. No model runs.
 
 Shapes: K exits, N samples, C outputs of a head, F features.
 """
@@ -16,25 +16,30 @@ from offramp.policies.features import FEATURES, FeatureMemory
 from offramp.policies.learned import Stopping, Thresholds, Weights
 
 RIDGE = 1.0
-"""Penalty on every weight but the constant's, in samples: a constant feature has weight 0, and nothing diverges."""
+"""L2 penalty on every weight except the constant's, in units of samples. It keeps fits finite for constant features."""
 
 
 @dataclass(frozen=True, eq=False)
-class Lessons:
-    """What there is to learn from."""
+class TrainingSet:
+    """Features, losses and lengths of the samples that policies are fitted to."""
 
     features_KNF: np.ndarray
-    """Of each exit but the last."""
+    """Features at each exit except the last, [K - 1, N, F]."""
     confidence_KN: Optional[np.ndarray]
-    """Of each exit but the last; None in a regression."""
+    """Confidence at each exit except the last, [K - 1, N]; None in a regression."""
     loss_KN: np.ndarray
-    """1 where an exit is wrong, else 0; in a regression the square of its error by the variance of the truth."""
+    """1 where an exit is wrong, otherwise 0; in a regression, the squared error divided by the variance of the truth.
+    """
     lengths_N: np.ndarray
+    """Number of tokens of each sample."""
     is_logistic: bool
+    """Whether losses are probabilities, fitted by logistic regression; otherwise ridge regression is used."""
 
     @classmethod
-    def from_logits(cls, logits_KNC: np.ndarray, truth_N: np.ndarray, lengths_N: np.ndarray, problem: str) -> Lessons:
-        """From a transcript's arrays; the truth is label ids, or values. Raises ValueError for NaN."""
+    def from_logits(
+        cls, logits_KNC: np.ndarray, truth_N: np.ndarray, lengths_N: np.ndarray, problem: str
+    ) -> TrainingSet:
+        """Build the set from recorded logits and the truth (label ids or values). Raises ValueError for NaN."""
         memory = FeatureMemory(len(truth_N))
         evidence = [Evidence.from_logits(logits_NC, problem, lengths_N) for logits_NC in logits_KNC]
         features = [memory.update(each) for each in evidence[:-1]]
@@ -43,15 +48,19 @@ class Lessons:
             loss_KN = (logits_KNC[:, :, 0].astype(np.float64) - truth_N) ** 2 / variance
             return cls(_stacked(features, len(truth_N)), None, loss_KN, lengths_N, False)
         loss_KN = np.stack([(each.answer_BA[:, 0] != truth_N) for each in evidence]).astype(np.float64)
-        sure = [each.confidence_B for each in evidence[:-1] if each.confidence_B is not None]
+        confidences = [each.confidence_B for each in evidence[:-1] if each.confidence_B is not None]
         return cls(
-            _stacked(features, len(truth_N)), np.array(sure).reshape(len(sure), len(truth_N)), loss_KN, lengths_N, True
+            _stacked(features, len(truth_N)),
+            np.array(confidences).reshape(len(confidences), len(truth_N)),
+            loss_KN,
+            lengths_N,
+            True,
         )
 
-    def rows(self, chosen_N: np.ndarray) -> Lessons:
-        """Some of the samples: a mask, or indices."""
+    def rows(self, chosen_N: np.ndarray) -> TrainingSet:
+        """Return a subset of the samples, selected by a mask or by indices."""
         confidence_KN = None if self.confidence_KN is None else self.confidence_KN[:, chosen_N]
-        return Lessons(
+        return TrainingSet(
             self.features_KNF[:, chosen_N],
             confidence_KN,
             self.loss_KN[:, chosen_N],
@@ -60,60 +69,72 @@ class Lessons:
         )
 
 
-def fit_risks(lessons: Lessons) -> Tuple[Weights, ...]:
-    """The risk of each exit but the last, as it sees itself."""
+def fit_risks(training_set: TrainingSet) -> Tuple[Weights, ...]:
+    """Fit the risk of each exit except the last from the features at that exit."""
     return tuple(
-        _fit_risk(features_NF, loss_N, lessons.is_logistic)
-        for features_NF, loss_N in zip(lessons.features_KNF, lessons.loss_KN)
+        _fit_risk(features_NF, loss_N, training_set.is_logistic)
+        for features_NF, loss_N in zip(training_set.features_KNF, training_set.loss_KN)
     )
 
 
-def fit_stopping(lessons: Lessons, risks: Tuple[Weights, ...], costs: Costs, price: float) -> Stopping:
-    """Backward induction from the last exit; what is realised from exit k + 1 on is what exit k learns to foresee."""
-    seconds_NK = costs.at(lessons.lengths_N)
-    stop_N, loss_N = seconds_NK[:, -1], lessons.loss_KN[-1]
+def fit_stopping(training_set: TrainingSet, risks: Tuple[Weights, ...], costs: Costs, price: float) -> Stopping:
+    """Fit a `Stopping` policy by backward induction from the last exit.
+
+    At each exit, the regression targets are the loss and the stopping time realised by the policy of the later exits.
+
+    Args:
+        training_set: the samples to fit to.
+        risks: risks of each exit except the last, from `fit_risks`.
+        costs: latency of each exit.
+        price: risk that one second is worth.
+    """
+    seconds_NK = costs.at(training_set.lengths_N)
+    stop_N, loss_N = seconds_NK[:, -1], training_set.loss_KN[-1]
     futures: List[Weights] = []
     waits: List[Weights] = []
     for exit_index in range(len(risks), 0, -1):
-        features_NF, next_N = lessons.features_KNF[exit_index - 1], seconds_NK[:, exit_index]
+        features_NF, next_N = training_set.features_KNF[exit_index - 1], seconds_NK[:, exit_index]
         left_N = seconds_NK[:, -1] - next_N
-        futures.insert(0, _fit_risk(features_NF, loss_N, lessons.is_logistic))
+        futures.insert(0, _fit_risk(features_NF, loss_N, training_set.is_logistic))
         waits.insert(0, _logistic(features_NF, (stop_N - next_N) / np.where(left_N > 0, left_N, 1)))
         num_later = len(futures)
-        policy = Stopping(  # of the exits from here on
+        policy = Stopping(  # restricted to the exits from `exit_index` on
             risks[-num_later:], tuple(futures), tuple(waits), _last_costs(costs, num_later + 1), price,
-            lessons.is_logistic,
+            training_set.is_logistic,
         )  # fmt: skip
         leaves_N = policy.leaves(1, features_NF, seconds_NK[:, exit_index - 1 :])
         stop_N = np.where(leaves_N, seconds_NK[:, exit_index - 1], stop_N)
-        loss_N = np.where(leaves_N, lessons.loss_KN[exit_index - 1], loss_N)
-    return Stopping(risks, tuple(futures), tuple(waits), costs, price, lessons.is_logistic)
+        loss_N = np.where(leaves_N, training_set.loss_KN[exit_index - 1], loss_N)
+    return Stopping(risks, tuple(futures), tuple(waits), costs, price, training_set.is_logistic)
 
 
 def _last_costs(costs: Costs, num_exits: int) -> Costs:
     return Costs(costs.lengths, tuple(row[-num_exits:] for row in costs.seconds))
 
 
-def fit_index_risks(lessons: Lessons) -> Tuple[Tuple[Weights, ...], ...]:
-    """What each exit m would risk, as seen from each exit k <= m but the last."""
-    num_early = len(lessons.features_KNF)
+def fit_index_risks(training_set: TrainingSet) -> Tuple[Tuple[Weights, ...], ...]:
+    """Fit the risk of each exit m from the features at each exit k <= m, k except the last."""
+    num_early = len(training_set.features_KNF)
     return tuple(
         tuple(
-            _fit_risk(lessons.features_KNF[here], lessons.loss_KN[there], lessons.is_logistic)
+            _fit_risk(training_set.features_KNF[here], training_set.loss_KN[there], training_set.is_logistic)
             for there in range(here, num_early + 1)
         )
         for here in range(num_early)
     )
 
 
-def fit_thresholds(lessons: Lessons, ratio: float) -> Thresholds:
-    """Levels that let shares of the samples go that are as 1, z, z^2, ... over all K exits, the surest first."""
-    assert lessons.confidence_KN is not None, "a regression has no probabilities"
-    num_early, num_samples = lessons.confidence_KN.shape
+def fit_thresholds(training_set: TrainingSet, ratio: float) -> Thresholds:
+    """Return thresholds at which the shares of samples that leave at the K exits are proportional to 1, z, z^2, ...
+
+    The samples with the highest confidence leave first. `ratio` is z.
+    """
+    assert training_set.confidence_KN is not None, "a regression has no probabilities"
+    num_early, num_samples = training_set.confidence_KN.shape
     shares = ratio ** np.arange(num_early + 1)
     shares = shares / shares.sum()
     left_N, levels = np.ones(num_samples, bool), []
-    for confidence_N, share in zip(lessons.confidence_KN, shares):
+    for confidence_N, share in zip(training_set.confidence_KN, shares):
         wanted = min(int(round(share * num_samples)), int(left_N.sum()))
         level = float(np.sort(confidence_N[left_N])[-wanted]) if wanted else 2.0
         levels.append(level)
@@ -131,7 +152,7 @@ def _ridge(features_NF: np.ndarray, target_N: np.ndarray) -> Weights:
 
 
 def _logistic(features_NF: np.ndarray, target_N: np.ndarray) -> Weights:
-    """Newton's method; the penalty makes it strictly convex, halving keeps it from overshooting."""
+    """Fit a logistic regression by Newton's method with step halving. The penalty makes it strictly convex."""
     penalty = _penalty(features_NF.shape[1])
     weights = np.zeros(features_NF.shape[1])
     share = (target_N.sum() + 0.5) / (len(target_N) + 1)
@@ -158,7 +179,7 @@ def _logistic(features_NF: np.ndarray, target_N: np.ndarray) -> Weights:
 
 def _penalty(size: int) -> np.ndarray:
     diagonal = np.full(size, RIDGE)
-    diagonal[0] = 1e-6  # the constant: only so that it is never singular
+    diagonal[0] = 1e-6  # the constant is not penalised; a tiny value keeps the matrix regular
     return np.diag(diagonal)
 
 

@@ -1,4 +1,4 @@
-"""Policies that do not look at what an exit says: the whole model, or the same exit for every row."""
+"""Policies that ignore the evidence: full depth, or the same exit for every row."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from offramp.policies.policy import Decider, Memoryless, Policy, exits_text
 
 @dataclass(frozen=True)
 class FullDepth(Policy):
-    """`none`: no row ever leaves early."""
+    """`none`: no row leaves early."""
 
     def __str__(self) -> str:
         return "none"
 
     def check(self, num_exits: int, problem: Optional[str]) -> None:
-        """Makes sense on every model."""
+        """Accept every model."""
 
     def earliest_exit(self, num_exits: int) -> int:
-        """The last one."""
+        """Return the last exit."""
         return num_exits
 
     def last_exit(self, num_exits: int) -> int:
-        """The last one."""
+        """Return the last exit."""
         return num_exits
 
     def start(self, num_rows: int, num_exits: int) -> Decider:
-        """A state that lets nobody go."""
+        """Return a state that lets no row leave."""
         return _LeaveFrom(num_exits + 1)
 
 
 @dataclass(frozen=True)
 class StopAt(Policy):
-    """`stage:K`: every row leaves at exit K. Joined with others by `&`, it holds from K on."""
+    """`stage:K`: every row leaves at exit K. In a combination with `&`, the condition holds from K on."""
 
     exit_index: int
 
@@ -48,19 +48,19 @@ class StopAt(Policy):
         return f"stage:{self.exit_index}"
 
     def check(self, num_exits: int, problem: Optional[str]) -> None:
-        """Refuse an exit that the model does not have."""
+        """Raise UsageError if the model has no exit K."""
         refuse_missing_exit(self, self.exit_index, num_exits)
 
     def earliest_exit(self, num_exits: int) -> int:
-        """K."""
+        """Return K."""
         return self.exit_index
 
     def last_exit(self, num_exits: int) -> int:
-        """K."""
+        """Return K."""
         return self.exit_index
 
     def start(self, num_rows: int, num_exits: int) -> Decider:
-        """A state that lets everybody go at exit K."""
+        """Return a state that lets every row leave at exit K."""
         return _LeaveFrom(self.exit_index)
 
 
@@ -73,12 +73,12 @@ class _LeaveFrom(Memoryless):
 
 
 def refuse_no_exit(policy: Policy, exit_index: int) -> None:
-    """Raise ValueError unless `exit_index` can be an exit of some model."""
+    """Raise ValueError unless `exit_index` is an integer >= 1."""
     if not isinstance(exit_index, int) or exit_index < 1:
-        raise ValueError(f"{policy}: expected an integer K >= 1 (exits count from 1), got {exit_index!r}")
+        raise ValueError(f"{policy}: K must be an integer >= 1 (exits count from 1), got {exit_index!r}")
 
 
 def refuse_missing_exit(policy: Policy, exit_index: int, num_exits: int) -> None:
-    """Raise UsageError if the model does not have this exit."""
+    """Raise UsageError if the model has fewer than `exit_index` exits."""
     if exit_index > num_exits:
         raise UsageError(f"{policy} can never fire with {exits_text(num_exits)}", None, f"use at most {num_exits}")

@@ -1,12 +1,12 @@
-"""The text of a policy: what `--exit` takes, and what records keep.
+"""Text form of a policy, used by `--exit` and in records.
 
-    EXPRESSION := [from:K>] ANY          the prefix stands once, at the very start, and holds for the whole expression
+    EXPRESSION := [from:K>] ANY          the prefix may occur once, at the start, and applies to the whole expression
     ANY        := ALL { "|" ALL }
     ALL        := RULE { "&" RULE }      & binds tighter than |
     RULE       := none | stage:K | patience:P[@TAU] | votes:V | entropy:T | confidence:T | margin:T | FILE.json
 
-A policy file is read by who calls: this room knows no files. Whitespace may stand around every word, number and sign.
-`none` stands alone. Whether a policy fits a model is not known here: see `Policy.check`.
+Policy files are read by a function that the caller passes in. Whitespace is allowed around every word, number and
+operator. `none` cannot be combined. Whether a policy fits a model is checked by `Policy.check`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ GRAMMAR = (
 )
 
 Read = Optional[Callable[[str], Policy]]
-"""From the name of a policy file to the policy."""
+"""Function that reads a policy file: from its name to the policy. None where files are not accepted."""
 
 _PREFIX = re.compile(r"\s*from\s*:([^>|&]*)>(.*)", re.DOTALL)
 _INTEGER = re.compile(r"[+-]?[0-9]{1,9}")
@@ -37,18 +37,18 @@ _NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
 
 
 def parse(text: str, read: Read = None) -> Policy:
-    """Read a policy; `str` of it is an equal text, up to whitespace and the spelling of numbers, if it names no file.
+    """Parse a policy. `str` of the result is an equivalent text, unless it names a file.
 
-    Raises UsageError naming the piece that cannot be read, and what `read` raises.
+    Raises UsageError that names the part that cannot be parsed, and whatever `read` raises.
     """
     try:
         return _expression(text, read)
     except ValueError as error:
-        raise UsageError(f"cannot read an exit policy: {error}", repr(text), f"write {GRAMMAR}") from error
+        raise UsageError(f"invalid exit policy: {error}", repr(text), f"write {GRAMMAR}") from error
 
 
 def is_file(text: str) -> bool:
-    """Whether a rule, or a whole text, names a policy file."""
+    """Return whether the text of a rule or expression names a policy file."""
     return text.strip().lower().endswith(".json")
 
 
@@ -76,11 +76,11 @@ def _rule(text: str, read: Read) -> Policy:
         return FullDepth()
     if is_file(rule):
         if read is None:
-            raise ValueError(f"{rule!r}: a policy file cannot be named here")
+            raise ValueError(f"{rule!r}: a policy file is not accepted here")
         return read(rule)
     word, _, value = rule.partition(":")
     if word.strip() not in _RULES:
-        raise ValueError(f"{rule!r} is no rule")
+        raise ValueError(f"{rule!r} is not a rule")
     return _RULES[word.strip()](value, rule)
 
 
@@ -92,13 +92,13 @@ def _patience(text: str, rule: str) -> Policy:
 
 def _integer(text: str, piece: str) -> int:
     if not _INTEGER.fullmatch(text.strip()):
-        raise ValueError(f"{piece!r}: {text.strip()!r} is no integer")
+        raise ValueError(f"{piece!r}: {text.strip()!r} is not an integer")
     return int(text)
 
 
 def _number(text: str, piece: str) -> float:
     if not _NUMBER.fullmatch(text.strip()):
-        raise ValueError(f"{piece!r}: {text.strip()!r} is no number")
+        raise ValueError(f"{piece!r}: {text.strip()!r} is not a number")
     return float(text)
 
 

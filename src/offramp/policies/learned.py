@@ -1,7 +1,7 @@
-"""Policies that were fitted on a transcript: thresholds for each exit, a halting score, and the cost function.
+"""Learned policies: per-exit thresholds, a halting score, and two forms of a cost function.
 
-They are kept in policy files (`policies.codec`), not in the grammar: `str` of one names it and does not read back.
-`policies.fitting` makes them.
+Learned policies are stored in policy files (`policies.codec`) and made by `policies.fitting`. They are not part of the
+grammar: `str` returns a short name with a hash, which cannot be parsed.
 
 Shapes: B rows, F features, K exits.
 """
@@ -25,27 +25,27 @@ from offramp.policies.features import FEATURES, FeatureMemory
 from offramp.policies.policy import Decider, Memoryless, Policy
 
 Weights = Tuple[float, ...]
-"""One number a feature."""
+"""Linear weights, one number per feature."""
 
 
 @dataclass(frozen=True)
 class LearnedPolicy(Policy):
-    """What they have in common: one entry for each exit but the last, and evidence of every exit from the first on."""
+    """Common base of learned policies: one entry per exit except the last. Evidence of every exit is needed."""
 
     word: ClassVar[str]
-    """The `kind` in a policy file."""
+    """Value of `kind` in a policy file."""
 
     @property
     @abstractmethod
     def num_early_exits(self) -> int:
-        """Exits of the model that this was fitted for, but the last."""
+        """Number of exits of the model that the policy was fitted for, without the last."""
 
     def __str__(self) -> str:
         text = json.dumps(self.to_json(), sort_keys=True)
         return f"{self.word}:{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
     def to_json(self) -> Dict[str, Any]:
-        """What a policy file keeps of it."""
+        """Return the JSON object that represents the policy in a policy file."""
         tree: Dict[str, Any] = {"kind": self.word}
         for field in fields(self):
             value = getattr(self, field.name)
@@ -54,33 +54,34 @@ class LearnedPolicy(Policy):
         return tree
 
     def check(self, num_exits: int, problem: Optional[str]) -> None:
-        """Refuse a model of another depth."""
+        """Raise UsageError if the model has a different number of exits."""
         if num_exits != self.num_early_exits + 1:
-            what = f"{self} is for {self.num_early_exits + 1} exits, and the model has {num_exits}"
-            raise UsageError(what, None, "offramp tune makes one for this model")
+            what = f"{self} was fitted for {self.num_early_exits + 1} exits, but the model has {num_exits}"
+            raise UsageError(what, None, "create a policy for this model with offramp tune")
 
     @property
     def lookback(self) -> int:
-        """All exits before."""
+        """All earlier exits."""
         return self.num_early_exits
 
     def earliest_exit(self, num_exits: int) -> int:
-        """The first one."""
+        """Return the first exit."""
         return 1
 
     def last_exit(self, num_exits: int) -> int:
-        """The last one."""
+        """Return the last exit: a row may never meet the condition."""
         return num_exits
 
 
 @dataclass(frozen=True)
 class Thresholds(LearnedPolicy):
-    """Leave exit k when the probability of the answer is at least `levels[k - 1]`; above 1, nobody leaves there.
+    """Leave exit k when the probability of the answer is at least `levels[k - 1]`. A level above 1 disables the exit.
 
-    What MSDNet's geometric budget gives (Huang et al., "Multi-Scale Dense Networks", ICLR 2018).
+    Generalises the geometric budget of MSDNet (Huang et al., "Multi-Scale Dense Networks", ICLR 2018).
     """
 
     levels: Tuple[float, ...]
+    """Smallest confidence at which a row leaves, one per exit except the last."""
 
     word: ClassVar[str] = "thresholds"
 
@@ -89,72 +90,82 @@ class Thresholds(LearnedPolicy):
 
     @property
     def num_early_exits(self) -> int:
-        """One a level."""
+        """Number of levels."""
         return len(self.levels)
 
     def check(self, num_exits: int, problem: Optional[str]) -> None:
-        """Refuse another depth, and a regression."""
+        """Raise UsageError for a different number of exits or a regression."""
         super().check(num_exits, problem)
         if problem == REGRESSION:
-            raise UsageError(f"{self} needs probabilities, and a regression has none", None, "tune another policy")
+            raise UsageError(
+                f"{self} needs probabilities, which a regression does not have", None, "tune another policy"
+            )
 
     def start(self, num_rows: int, num_exits: int) -> Decider:
-        """A state without a memory."""
+        """Return a stateless decider."""
         return _Levels(self.levels)
 
 
 @dataclass(frozen=True)
 class ScoredPolicy(LearnedPolicy):
-    """A policy that weighs features."""
+    """A learned policy that decides by linear functions of the features."""
 
     risks: Tuple[Any, ...]
-    """One entry for each exit but the last."""
+    """Risk weights, one entry per exit except the last."""
 
     def to_json(self) -> Dict[str, Any]:
-        """What a policy file keeps of it, the names of features as well."""
+        """Return the JSON object of the policy, including the names of the features."""
         return {**super().to_json(), "features": list(FEATURES)}
 
     @property
     def num_early_exits(self) -> int:
-        """One a risk."""
+        """Number of entries in `risks`."""
         return len(self.risks)
 
     def start(self, num_rows: int, num_exits: int) -> Decider:
-        """Nothing seen yet."""
+        """Return a decider with empty feature memory."""
         return _Scored(self, num_rows)
 
     def seconds(self, lengths_B: np.ndarray) -> np.ndarray:
-        """What `leaves` needs of the lengths: seconds to each exit [B, K], if it weighs costs."""
+        """Return the latency of each exit in seconds [B, K], or an empty array if the policy does not use costs."""
         return np.empty((len(lengths_B), 0))
 
     @abstractmethod
     def leaves(self, exit_index: int, features_BF: np.ndarray, seconds_BK: np.ndarray) -> np.ndarray:
-        """Who may go at an exit, [B], by the features there and by what `seconds` gave."""
+        """Return the mask of rows that leave at an exit, bool [B].
+
+        Args:
+            exit_index: the exit, from 1.
+            features_BF: features at this exit.
+            seconds_BK: the result of `seconds` for these rows.
+        """
 
 
 class CostAwarePolicy(ScoredPolicy):
-    """A policy that weighs seconds as well."""
+    """A scored policy that also uses the latency of each exit."""
 
     costs: Costs
 
     def seconds(self, lengths_B: np.ndarray) -> np.ndarray:
-        """Seconds to each exit, [B, K]."""
+        """Return the latency of each exit in seconds, [B, K]."""
         return self.costs.at(lengths_B)
 
 
 @dataclass(frozen=True)
 class Halting(ScoredPolicy):
-    """Leave when the risk that the answer is wrong, as fitted for this exit, is at most `level`.
+    """Leave when the estimated risk of this exit is at most `level`. The risk is the probability that the answer is
+    wrong.
 
-    A learned halting score (as in BERxiT, Xin et al., EACL 2021), fitted to errors and not to agreement. In a
-    regression the risk is the square of the error, divided by the variance of the truth.
+    A learned halting score as in BERxiT (Xin et al., EACL 2021), fitted to errors instead of agreement. In a regression
+    the risk is the squared error divided by the variance of the truth.
     """
 
     risks: Tuple[Weights, ...]
-    """Of each exit but the last."""
+    """Risk weights of each exit except the last."""
     level: float
+    """Largest risk at which a row leaves."""
     is_logistic: bool = True
-    """The risk is a probability; else linear in the features."""
+    """Whether risks are probabilities (logistic in the features); otherwise they are linear in the features."""
 
     word: ClassVar[str] = "halting"
 
@@ -163,30 +174,35 @@ class Halting(ScoredPolicy):
         _require_finite(self, [self.level])
 
     def leaves(self, exit_index: int, features_BF: np.ndarray, seconds_BK: np.ndarray) -> np.ndarray:
-        """Who may go, [B]."""
-        return predicted(self.risks[exit_index - 1], features_BF, self.is_logistic) <= self.level
+        """Return the mask of rows that leave, bool [B]."""
+        return predict_risk(self.risks[exit_index - 1], features_BF, self.is_logistic) <= self.level
 
 
 @dataclass(frozen=True)
 class Stopping(CostAwarePolicy):
-    """The cost function as optimal stopping: leave exit k when going on, and then stopping best, takes off less risk
-    than it costs, c_k - E[c_stop] <= price x (seconds to k + 1 + E[seconds from there to the stop]).
+    """Cost function as an optimal stopping problem. A row leaves exit k when continuing reduces the risk by less than
+    it costs:
 
-    Fitted backwards by regression (Longstaff and Schwartz, "Valuing American options by simulation", RFS 14, 2001), the
-    two parts of the value of going on apart: each is a share, and errors of like models cancel in the difference.
+        c_k - E[c_stop] <= price x (seconds to k + 1 + E[seconds from k + 1 to the stop])
+
+    The expectations are fitted backwards by regression (Longstaff and Schwartz, "Valuing American options by
+    simulation", RFS 14, 2001). Risk and waiting time are fitted separately: errors of similar models cancel in the
+    difference of risks, and the waiting time is fitted as a fraction.
     """
 
     risks: Tuple[Weights, ...]
-    """c of each exit k but the last."""
+    """Weights of the risk c_k of each exit k except the last."""
     futures: Tuple[Weights, ...]
-    """E[c_stop], as seen from k, for who goes on."""
+    """Weights of E[c_stop] as seen from each exit k, for rows that continue."""
     waits: Tuple[Weights, ...]
-    """E[seconds from k + 1 to the stop], as a share of the seconds from k + 1 to the last exit: a logistic function."""
+    """Weights of E[seconds from k + 1 to the stop] as a fraction of the seconds from k + 1 to the last exit (logistic).
+    """
     costs: Costs
+    """Latency of each exit."""
     price: float
-    """Of a second, in units of risk; below 0 it goes on even where it expects to lose a little by it."""
+    """Risk that one second is worth. Negative values continue even when the expected risk grows slightly."""
     is_logistic: bool = True
-    """Risks are probabilities; else linear in the features."""
+    """Whether risks are probabilities (logistic in the features); otherwise they are linear in the features."""
 
     word: ClassVar[str] = "stopping"
 
@@ -196,31 +212,36 @@ class Stopping(CostAwarePolicy):
             _require_cost_aware(self, len(rows))
 
     def leaves(self, exit_index: int, features_BF: np.ndarray, seconds_BK: np.ndarray) -> np.ndarray:
-        """Who may go, [B]."""
-        told_B3 = _logistic(features_BF @ self._weights[exit_index - 1])
+        """Return the mask of rows that leave, bool [B]."""
+        predicted_B3 = _logistic(features_BF @ self._weights[exit_index - 1])
         if not self.is_logistic:
-            told_B3[:, :2] = features_BF @ self._weights[exit_index - 1, :, :2]
+            predicted_B3[:, :2] = features_BF @ self._weights[exit_index - 1, :, :2]
         next_B = seconds_BK[:, exit_index]
-        wait_B = told_B3[:, 2] * (seconds_BK[:, -1] - next_B)
-        return told_B3[:, 0] - told_B3[:, 1] <= self.price * (next_B - seconds_BK[:, exit_index - 1] + wait_B)
+        wait_B = predicted_B3[:, 2] * (seconds_BK[:, -1] - next_B)
+        return predicted_B3[:, 0] - predicted_B3[:, 1] <= self.price * (next_B - seconds_BK[:, exit_index - 1] + wait_B)
 
     @cached_property
     def _weights(self) -> np.ndarray:
-        """[K - 1, F, 3]: one product an exit."""
+        """Weights as an array [K - 1, F, 3], so that each exit needs one matrix product."""
         return np.stack([np.array(rows) for rows in (self.risks, self.futures, self.waits)], axis=2)
 
 
 @dataclass(frozen=True)
 class Index(CostAwarePolicy):
-    """The cost function in a form that needs no fit when costs or the price change: leave exit k unless some later exit
-    m takes off more risk a second than the price, max over m of (c_k - E[c_m]) / (T_m - T_k) <= price.
+    """Cost function that needs no new fit when costs or price change.
+
+    A row leaves exit k unless some later exit m reduces the risk per second by more than the price: max over m of (c_k
+    - E[c_m]) / (T_m - T_k) <= price.
     """
 
     risks: Tuple[Tuple[Weights, ...], ...]
-    """`risks[k - 1][m - k]`: what exit m > k, or k itself, would risk, as seen from exit k."""
+    """Weights of the risk of exit m >= k as seen from exit k, at `risks[k - 1][m - k]`."""
     costs: Costs
+    """Latency of each exit."""
     price: float
+    """Risk that one second is worth."""
     is_logistic: bool = True
+    """Whether risks are probabilities (logistic in the features); otherwise they are linear in the features."""
 
     word: ClassVar[str] = "index"
 
@@ -229,66 +250,69 @@ class Index(CostAwarePolicy):
             _require_weights(self, row)
         _require_cost_aware(self, len(self.risks))
         if [len(row) for row in self.risks] != list(range(self.costs.num_exits, 1, -1)):
-            raise ValueError(f"{self.word}: expected risks of each exit from each exit before it")
+            raise ValueError(f"{self.word}: risks must hold one entry for each pair of an exit and a later exit")
 
     def leaves(self, exit_index: int, features_BF: np.ndarray, seconds_BK: np.ndarray) -> np.ndarray:
-        """Who may go, [B]."""
-        told_BM = features_BF @ self._weights[exit_index - 1]
+        """Return the mask of rows that leave, bool [B]."""
+        risk_BM = features_BF @ self._weights[exit_index - 1]
         if self.is_logistic:
-            told_BM = _logistic(told_BM)
+            risk_BM = _logistic(risk_BM)
         steps_BM = seconds_BK[:, exit_index:] - seconds_BK[:, exit_index - 1 : exit_index]
-        return ((told_BM[:, :1] - told_BM[:, 1:]) / steps_BM).max(axis=1) <= self.price
+        return ((risk_BM[:, :1] - risk_BM[:, 1:]) / steps_BM).max(axis=1) <= self.price
 
     @cached_property
     def _weights(self) -> Tuple[np.ndarray, ...]:
-        """[F, M] of each exit: one product an exit."""
+        """Weights of each exit as an array [F, M], so that each exit needs one matrix product."""
         return tuple(np.array(row).T for row in self.risks)
 
 
 @dataclass(frozen=True)
 class Starting(Policy):
-    """A learned policy for the exits from `first` on, made as if there were no others: heads before it never run."""
+    """A learned policy for the exits from `first` on, fitted as if earlier exits did not exist. Earlier heads never
+    run.
+    """
 
     first: int
+    """Index of the first exit that the policy uses, at least 2."""
     policy: LearnedPolicy
 
     word: ClassVar[str] = "starting"
 
     def __post_init__(self) -> None:
         if isinstance(self.first, bool) or not isinstance(self.first, int) or self.first < 2:
-            raise ValueError(f"{self.word}: expected an exit of at least 2, got {self.first!r}")
+            raise ValueError(f"{self.word}: first must be an integer >= 2, got {self.first!r}")
 
     def __str__(self) -> str:
         return f"{self.policy}@{self.first}"
 
     def check(self, num_exits: int, problem: Optional[str]) -> None:
-        """What the inner policy refuses of the exits that are left."""
+        """Raise UsageError if the inner policy does not fit the exits from `first` on."""
         self.policy.check(num_exits - self.first + 1, problem)
 
     @property
     def lookback(self) -> int:
-        """That of the inner policy: joined with others it must not miss an exit either."""
+        """The lookback of the inner policy: in a combination it must not miss an exit either."""
         return self.policy.lookback
 
     def first_evidence(self, num_exits: int) -> int:
-        """`first`: what comes before does not exist for it."""
+        """Return `first`: earlier exits are not evaluated."""
         return self.first
 
     def earliest_exit(self, num_exits: int) -> int:
-        """`first`."""
+        """Return `first`."""
         return self.first
 
     def last_exit(self, num_exits: int) -> int:
-        """The last one."""
+        """Return the last exit."""
         return num_exits
 
     def start(self, num_rows: int, num_exits: int) -> Decider:
-        """The inner state, its exits renumbered."""
+        """Return the state of the inner policy, with renumbered exits."""
         return _Renumbered(self.first, self.policy.start(num_rows, num_exits - self.first + 1))
 
 
-def predicted(weights: Weights, features_BF: np.ndarray, is_logistic: bool) -> np.ndarray:
-    """The risk [B] that these weights tell."""
+def predict_risk(weights: Weights, features_BF: np.ndarray, is_logistic: bool) -> np.ndarray:
+    """Return the risk [B] that the weights predict."""
     linear_B = features_BF @ np.array(weights)
     return _logistic(linear_B) if is_logistic else linear_B
 
@@ -303,7 +327,7 @@ class _Levels(Memoryless):
 
     def update(self, exit_index: int, evidence: Evidence) -> np.ndarray:
         if evidence.confidence_B is None:
-            raise ValueError("expected evidence of a classification, got that of a regression")
+            raise ValueError("evidence must be of a classification, got a regression")
         if exit_index > len(self.levels):
             return np.ones(evidence.num_rows, bool)
         return evidence.confidence_B >= self.levels[exit_index - 1]
@@ -343,19 +367,20 @@ class _Renumbered(Decider):
 
 
 def _require_finite(policy: LearnedPolicy, numbers: Any) -> None:
+    """Raise ValueError unless all numbers are finite."""
     for number in numbers:
         if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
-            raise ValueError(f"{policy.word}: expected finite numbers, got {number!r}")
+            raise ValueError(f"{policy.word}: numbers must be finite, got {number!r}")
 
 
 def _require_weights(policy: LearnedPolicy, rows: Tuple[Weights, ...]) -> None:
     for row in rows:
         if len(row) != len(FEATURES):
-            raise ValueError(f"{policy.word}: expected {len(FEATURES)} weights a row, got {len(row)}")
+            raise ValueError(f"{policy.word}: each row must have {len(FEATURES)} weights, got {len(row)}")
         _require_finite(policy, row)
 
 
 def _require_cost_aware(policy: Any, num_rows: int) -> None:
     if not policy.num_early_exits == num_rows == policy.costs.num_exits - 1:
-        raise ValueError(f"{policy.word}: expected weights and costs of the same exits")
+        raise ValueError(f"{policy.word}: weights and costs must have the same exits")
     _require_finite(policy, [policy.price])

@@ -1,4 +1,4 @@
-"""Policies under other seconds than those that they were tuned with."""
+"""Replacement of the latencies that a policy was tuned with by those of another device."""
 
 from __future__ import annotations
 
@@ -11,17 +11,21 @@ from offramp.policies.learned import Index, Starting
 from offramp.policies.policy import Policy
 
 
-def recosted(policy: Policy, costs_from: Callable[[int], Costs], first: int = 1) -> Policy:
-    """The policy, weighing other seconds wherever that needs no new fit, which is in the index form of the cost
-    function; all else stays as it was tuned. `costs_from(first)`: to the exits from `first` on, of a policy whose first
-    head that is.
+def with_costs(policy: Policy, costs_from: Callable[[int], Costs], first: int = 1) -> Policy:
+    """Return the policy with new costs wherever this needs no new fit: in `Index` policies. Other policies are
+    unchanged.
+
+    Args:
+        policy: the policy.
+        costs_from: returns the costs of the exits from a given exit on, for a policy whose first head is that exit.
+        first: index of the first exit of `policy`.
     """
     if isinstance(policy, Index):
         return replace(policy, costs=costs_from(first))
     if isinstance(policy, Starting):
-        return replace(policy, policy=recosted(policy.policy, costs_from, policy.first))
+        return replace(policy, policy=with_costs(policy.policy, costs_from, policy.first))
     if isinstance(policy, From):
-        return replace(policy, policy=recosted(policy.policy, costs_from))
+        return replace(policy, policy=with_costs(policy.policy, costs_from))
     if isinstance(policy, AbstractJoin):
-        return replace(policy, parts=tuple(recosted(part, costs_from) for part in policy.parts))
+        return replace(policy, parts=tuple(with_costs(part, costs_from) for part in policy.parts))
     return policy

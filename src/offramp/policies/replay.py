@@ -1,4 +1,4 @@
-"""Policies tried on what the exits said before: no model runs, so a hundred policies cost what one does.
+"""Evaluation of policies on recorded logits. No model runs, so one forward pass serves any number of policies.
 
 Shapes: K exits, N samples, C outputs of the head.
 """
@@ -14,19 +14,24 @@ from offramp.policies.policy import Policy
 
 
 def replay(policy: Policy, logits_KNC: np.ndarray, problem: str, lengths_N: Optional[np.ndarray] = None) -> np.ndarray:
-    """The exit, from 1, at which each sample leaves: int64 [N]. Who is left leaves at the last exit.
+    """Return the exit, from 1, at which each sample leaves: int64 [N]. Remaining samples leave at the last exit.
 
-    `logits_KNC` is what each exit says of each sample, the last exit being the model's own head; `lengths_N` its
-    tokens, for policies that weigh costs. The engine leaves at the same exits, as far as its logits are the same.
+    The engine chooses the same exits if it computes the same logits.
+
+    Args:
+        policy: the policy.
+        logits_KNC: logits of each exit; the last exit is the model's own head.
+        problem: one of `PROBLEMS`.
+        lengths_N: number of tokens of each sample, for policies that use costs.
     """
     num_exits, num_samples = logits_KNC.shape[:2]
     decider = policy.start(num_samples, num_exits)
-    left_N, exit_N = np.arange(num_samples), np.full(num_samples, num_exits)
+    remaining_N, exit_N = np.arange(num_samples), np.full(num_samples, num_exits)
     for exit_index in range(policy.first_evidence(num_exits), num_exits):
-        lengths_B = None if lengths_N is None else lengths_N[left_N]
-        evidence = Evidence.from_logits(logits_KNC[exit_index - 1, left_N], problem, lengths_B)
+        lengths_B = None if lengths_N is None else lengths_N[remaining_N]
+        evidence = Evidence.from_logits(logits_KNC[exit_index - 1, remaining_N], problem, lengths_B)
         leaves_B = decider.update(exit_index, evidence)
-        exit_N[left_N[leaves_B]] = exit_index
+        exit_N[remaining_N[leaves_B]] = exit_index
         decider.keep(~leaves_B)
-        left_N = left_N[~leaves_B]
+        remaining_N = remaining_N[~leaves_B]
     return exit_N

@@ -1,7 +1,7 @@
-"""Policies that compare one number of the present exit with a threshold.
+"""Policies that compare one score of the current exit with a threshold.
 
-Entropy is divided by log C, so that a threshold means the same for two labels and for a hundred. Nothing is calibrated
-here: a probability is what the head says, right or wrong.
+Entropy is divided by log C, so that a threshold has the same meaning for any number of labels. Probabilities are those
+of the head; they are not calibrated.
 """
 
 from __future__ import annotations
@@ -19,36 +19,37 @@ from offramp.policies.policy import Decider, Memoryless, Policy, number_text
 
 @dataclass(frozen=True)
 class AbstractThreshold(Policy):
-    """What the three have in common."""
+    """Common base of the threshold policies."""
 
     threshold: float
+    """Threshold T; its range depends on the score."""
 
     word: ClassVar[str]
-    """What the grammar calls it."""
+    """Name of the rule in the grammar."""
 
     def __str__(self) -> str:
         return f"{self.word}:{number_text(self.threshold)}"
 
     @abstractmethod
     def leaves(self, evidence: Evidence) -> np.ndarray:
-        """Who is sure enough: bool [B]. Raises ValueError on evidence of a regression."""
+        """Return the mask of rows that leave, bool [B]. Raises ValueError for evidence of a regression."""
 
     def check(self, num_exits: int, problem: Optional[str]) -> None:
-        """Refuse regression."""
+        """Raise UsageError for a regression."""
         if problem == REGRESSION:
             remedy = "use patience:P@TAU, stage:K or none"
-            raise UsageError(f"{self} needs probabilities, and a regression has none", None, remedy)
+            raise UsageError(f"{self} needs probabilities, which a regression does not have", None, remedy)
 
     def earliest_exit(self, num_exits: int) -> int:
-        """The first one."""
+        """Return the first exit."""
         return 1
 
     def last_exit(self, num_exits: int) -> int:
-        """The last one: a row may never be sure."""
+        """Return the last exit: a row may never reach the threshold."""
         return num_exits
 
     def start(self, num_rows: int, num_exits: int) -> Decider:
-        """A state without a memory."""
+        """Return a stateless decider."""
         return _Comparison(self)
 
 
@@ -62,13 +63,13 @@ class Confidence(AbstractThreshold):
         _refuse_unless(0 < self.threshold <= 1, self, "0 < T <= 1")
 
     def leaves(self, evidence: Evidence) -> np.ndarray:
-        """Who has a probability of at least T."""
+        """Return the mask of rows whose answer has a probability of at least T."""
         return _present(evidence.confidence_B) >= self.threshold
 
 
 @dataclass(frozen=True)
 class Margin(AbstractThreshold):
-    """`margin:T`, 0 < T <= 1: leave when the answer is at least T more probable than the next one."""
+    """`margin:T`, 0 < T <= 1: leave when the probability of the answer exceeds that of the runner-up by at least T."""
 
     word: ClassVar[str] = "margin"
 
@@ -76,7 +77,7 @@ class Margin(AbstractThreshold):
         _refuse_unless(0 < self.threshold <= 1, self, "0 < T <= 1")
 
     def leaves(self, evidence: Evidence) -> np.ndarray:
-        """Who has a margin of at least T."""
+        """Return the mask of rows with a margin of at least T."""
         return _present(evidence.margin_B) >= self.threshold
 
 
@@ -93,7 +94,7 @@ class Entropy(AbstractThreshold):
         _refuse_unless(0 <= self.threshold < 1, self, "0 <= T < 1")
 
     def leaves(self, evidence: Evidence) -> np.ndarray:
-        """Who has an entropy of at most T."""
+        """Return the mask of rows with an entropy of at most T."""
         return _present(evidence.entropy_B) <= self.threshold
 
 
@@ -107,10 +108,10 @@ class _Comparison(Memoryless):
 
 def _refuse_unless(in_range: bool, policy: AbstractThreshold, expected: str) -> None:
     if not in_range:
-        raise ValueError(f"{policy}: expected {expected}")
+        raise ValueError(f"{policy}: threshold out of range, expected {expected}")
 
 
 def _present(score_B: Optional[np.ndarray]) -> np.ndarray:
     if score_B is None:
-        raise ValueError("expected evidence of a classification, got that of a regression")
+        raise ValueError("evidence must be of a classification, got a regression")
     return score_B

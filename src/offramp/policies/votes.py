@@ -1,8 +1,8 @@
-"""Votes: leave when enough of the exits so far gave the answer that this one gives, in a row or not.
+"""Votes: leave when enough exits so far, consecutive or not, gave the answer of the current exit.
 
-A plain ensemble of exits, as in BEEM (Bajpai and Hanawal, ICLR 2025), every exit with one vote.
+An unweighted ensemble of exits, as in BEEM (Bajpai and Hanawal, ICLR 2025) with equal weights.
 
-Shapes: B rows, A numbers that make up an answer.
+Shapes: B rows, A numbers per answer.
 """
 
 from __future__ import annotations
@@ -16,45 +16,47 @@ from offramp.errors import UsageError
 from offramp.policies.evidence import REGRESSION, Evidence
 from offramp.policies.policy import Decider, Policy, exits_text
 
-_ALL_BEFORE = 1 << 30
+_UNBOUNDED = 1 << 30
+"""Lookback that exceeds the number of exits of any model."""
 
 
 @dataclass(frozen=True)
 class Votes(Policy):
-    """`votes:V`: leave when V exits, this one included, gave the answer of this one, so at exit V or later."""
+    """`votes:V`: leave when V exits, including the current one, gave the current answer, so at exit V or later."""
 
     votes: int
+    """Number of equal answers, V >= 2."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.votes, int) or self.votes < 2:
-            raise ValueError(f"{self}: expected an integer V >= 2")
+            raise ValueError(f"{self}: V must be an integer >= 2")
 
     def __str__(self) -> str:
         return f"votes:{self.votes}"
 
     def check(self, num_exits: int, problem: Optional[str]) -> None:
-        """Refuse more votes than there are exits, and a regression."""
+        """Raise UsageError if V exceeds the number of exits, or for a regression."""
         if self.votes > num_exits:
             remedy = f"use at most {num_exits}" if num_exits > 1 else "use none"
             raise UsageError(f"{self} can never fire with {exits_text(num_exits)}", None, remedy)
         if problem == REGRESSION:
-            raise UsageError(f"{self} needs labels, and a regression has none", None, "use patience:P@TAU")
+            raise UsageError(f"{self} needs labels, which a regression does not have", None, "use patience:P@TAU")
 
     @property
     def lookback(self) -> int:
-        """All exits before."""
-        return _ALL_BEFORE
+        """All earlier exits."""
+        return _UNBOUNDED
 
     def earliest_exit(self, num_exits: int) -> int:
-        """V: every exit has one vote."""
+        """Return V: each exit has one vote."""
         return self.votes
 
     def last_exit(self, num_exits: int) -> int:
-        """The last one: a row may never have as many."""
+        """Return the last exit: a row may never collect V votes."""
         return num_exits
 
     def start(self, num_rows: int, num_exits: int) -> Decider:
-        """No votes yet."""
+        """Return a decider without votes."""
         return _Votes(self.votes)
 
 
@@ -65,7 +67,7 @@ class _Votes(Decider):
 
     def update(self, exit_index: int, evidence: Evidence) -> np.ndarray:
         if evidence.problem == REGRESSION:
-            raise ValueError("expected evidence of a classification, got that of a regression")
+            raise ValueError("evidence must be of a classification, got a regression")
         count_B = np.ones(evidence.num_rows, np.int64)
         for answer_BA in self.before:
             count_B += np.all(answer_BA == evidence.answer_BA, axis=1)

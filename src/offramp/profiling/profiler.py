@@ -18,8 +18,9 @@ import numpy as np
 from offramp.measure import TRACED_PASSES, median, percentile
 from offramp.policies import Decider, Evidence, Policy
 from offramp.policies.policy import Memoryless
-from offramp.runtime.course import Arrays, Batch, Tokens
+from offramp.program.inputs import Batch
 from offramp.runtime.profile import DeviceProfile, Table, fingerprint_of
+from offramp.tasks.text import token_batch
 
 if TYPE_CHECKING:
     from offramp.session.classifier import Classifier
@@ -220,10 +221,10 @@ class Profiler:
         classifier.gathering.always = exit_index is None
         began = time.perf_counter()
         batch = _like_inputs(classifier, num_rows, length, len(self._log))
-        results = classifier.predict_batch(batch, began=began)
+        results = classifier.predict_batches([batch], began=began)
         num_bytes = sum(result.bytes_read for result in results)
         kind = (length, exit_index or 0, num_rows, first_head)
-        self._log.append(_Ran(len(self._log), kind, classifier.last_seconds, num_bytes, classifier.last_pass))
+        self._log.append(_Ran(len(self._log), kind, classifier.latencies[-1], num_bytes, classifier.last_pass))
         return self._log[-1]
 
     def _take_apart(self, spans: Sequence[Any], length: int, exit_index: int) -> None:
@@ -347,13 +348,13 @@ class Profiler:
 
 def _like_inputs(classifier: Classifier, num_rows: int, length: int, number: int) -> Batch:
     """A batch that takes as long to encode and to read as one of texts, or of images; the tokens of each are others."""
-    texts = classifier.texts
+    texts = classifier.store.program.texts
     if texts is None:
-        return Arrays(classifier.encoder.encode(list(classifier.encoder.sample) * num_rows))
+        return classifier.encoder.encode(list(classifier.encoder.sample) * num_rows)
     classifier.encoder.encode([" ".join(["a"] * (length - 2))] * num_rows)
     spread = min(texts.vocab_size, _COMMON_TOKENS)
     ids_BS = (np.arange(num_rows * length, dtype=np.int64).reshape(num_rows, length) * 17 + number * 131) % spread
-    return Tokens(ids_BS, np.ones_like(ids_BS), np.zeros_like(ids_BS))
+    return token_batch(texts, ids_BS, np.ones_like(ids_BS), np.zeros_like(ids_BS))
 
 
 def _by_cell(passes: Sequence[_Ran], seconds_of: Callable[[_Ran], float]) -> Dict[Cell, List[float]]:

@@ -25,6 +25,11 @@ class HeadForm:
     shared: bool = False
     """All exits share the first layer of the model's own head, as in PABEE (Zhou et al. 2020)."""
 
+    @property
+    def name(self) -> str:
+        """Key of this form in FORMS."""
+        return next(name for name, form in FORMS.items() if form == self)
+
     def shapes(self, width: int, num_labels: int) -> Shapes:
         """Return the shape of each role of one head."""
         if self.depth == 1:

@@ -1,1 +1,1 @@
-"""Draw what was measured. Measures nothing itself; the drawing library is imported only when something is drawn."""
+"""Pictures of measurements. This package measures nothing; the plotting library is imported when a picture is drawn."""

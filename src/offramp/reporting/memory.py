@@ -1,6 +1,6 @@
-"""The picture of one run: memory over time under its budget, a band a stage, and below it who read and who waited.
+"""Picture of the memory of one run over time: budget, stages as bands, and lanes of reads and waits below.
 
-It draws what it is given: the curve is as fine as the sampler was, so the kernel may know of a higher peak.
+The curve has the resolution of the samples, so the peak of the kernel can be higher.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _LONGEST_LABEL = 80
 _LABEL_POINTS = 7.5
 _INK, _QUIET, _LINE = "#1f2933", "#616e7c", "#c3cad1"
 _RSS, _ANON, _BUDGET, _WAIT = "#1d4e89", "#a9c6e3", "#c62828", "#e08e45"
-_BANDS = ("#f5efdf", "#e6eee0")  # of stages with even and odd numbers
-_LANES = {"read": _RSS, "idle_read": _ANON, "wait": _WAIT}  # from the top
+_BANDS = ("#f5efdf", "#e6eee0")  # stages with even and odd numbers
+_LANES = {"read": _RSS, "idle_read": _ANON, "wait": _WAIT}  # from top to bottom
 _STYLE: dict[Any, Any] = {
     "text.usetex": False,
     "font.family": "sans-serif",
@@ -38,14 +38,14 @@ _STYLE: dict[Any, Any] = {
     "ytick.color": _LINE,
     "xtick.labelcolor": _QUIET,
     "ytick.labelcolor": _QUIET,
-    "svg.fonttype": "none",  # text stays text: it can be searched and read aloud
+    "svg.fonttype": "none",  # text stays searchable and accessible to screen readers
     "svg.hashsalt": "offramp",  # equal inputs give equal bytes
 }
 
 
 @dataclass(frozen=True)
 class _Band:
-    """A stage in a pass; `bars` are what the loop computed for it: (begin, width) in milliseconds of the picture."""
+    """One stage in a pass. `bars` are its computations as (begin, width) in milliseconds of the picture."""
 
     stage: int
     name: str
@@ -67,14 +67,14 @@ def draw_memory(
     budget_bytes: int | None,
     title: str = "Memory of one run",
 ) -> None:
-    """Draw the memory of a run to `path`, an `.svg` or a `.png`.
+    """Draw the memory of a run to `path`, an `.svg` or `.png` file.
 
     Args:
-        path: where to write; its suffix chooses the format.
-        samples: at least one; on the same clock as `spans`.
-        spans: `compute` and `head` of the loop become bands, `read`, `idle_read` and `wait` become lanes below.
-        budget_bytes: the dashed line; None draws none.
-        title: stands above the picture. It and the names of spans may hold any text.
+        path: output file; its suffix selects the format.
+        samples: at least one sample, on the same clock as `spans`.
+        spans: `compute` and `head` spans become bands; `read`, `idle_read` and `wait` spans become lanes below.
+        budget_bytes: drawn as a dashed line; None draws no line.
+        title: title of the picture. The title and the names of spans may contain any text.
 
     Raises:
         ValueError: another suffix, or no samples.
@@ -82,18 +82,18 @@ def draw_memory(
     """
     path = Path(path)
     if path.suffix not in (".svg", ".png"):
-        raise ValueError(f"expected a path that ends in .svg or .png, got {str(path)!r}")
+        raise ValueError(f"path must end in .svg or .png, got {str(path)!r}")
     if not samples:
-        raise ValueError("expected at least one sample, got none")
+        raise ValueError("samples must not be empty")
     try:
         import matplotlib as mpl
     except ModuleNotFoundError as error:
         raise MissingExtraError("matplotlib", "report") from error
-    unstamped = {"Date": None} if path.suffix == ".svg" else {"Software": None}
+    no_timestamp = {"Date": None} if path.suffix == ".svg" else {"Software": None}
     with mpl.rc_context(_STYLE), warnings.catch_warnings():
-        # A label in a script that this font lacks: an SVG's viewer has another font, a PNG shows a box.
+        # Missing glyphs: the viewer of an SVG substitutes a font, a PNG shows a box.
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
-        _figure(samples, spans, budget_bytes, title).savefig(path, dpi=160, metadata=unstamped)
+        _figure(samples, spans, budget_bytes, title).savefig(path, dpi=160, metadata=no_timestamp)
 
 
 def _figure(samples: Sequence[MemorySample], spans: Sequence[Span], budget_bytes: int | None, title: str) -> Figure:
@@ -123,14 +123,14 @@ def _draw_curve(axes: Axes, samples: Sequence[MemorySample], origin: float) -> N
     anon_mib = [sample.anon_bytes / _MIB for sample in samples if sample.anon_bytes is not None]
     axes.plot(milliseconds, rss_mib, color=_RSS, linewidth=1.6, label="resident set", zorder=4)
     if len(anon_mib) == len(samples):
-        axes.fill_between(milliseconds, anon_mib, color=_ANON, alpha=0.8, lw=0, label="of it anonymous", zorder=2)
+        axes.fill_between(milliseconds, anon_mib, color=_ANON, alpha=0.8, lw=0, label="anonymous part", zorder=2)
     axes.set_ylabel("memory (MiB)")
     axes.tick_params(axis="x", length=0, labelbottom=False)
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def _draw_limits(axes: Axes, samples: Sequence[MemorySample], origin: float, budget_bytes: int | None) -> None:
-    """The peak and the budget, each with its label."""
+    """Draw the peak and the budget with their labels."""
     top = max(samples, key=lambda sample: sample.rss_bytes)
     peak_mib, budget_mib = top.rss_bytes / _MIB, (budget_bytes or 0) / _MIB
     height = 1.22 * max(peak_mib, budget_mib)
@@ -140,10 +140,10 @@ def _draw_limits(axes: Axes, samples: Sequence[MemorySample], origin: float, bud
         _note(axes, f"budget {budget_mib:.4g} MiB", (axes.get_xlim()[1], budget_mib), (-2, 4), "right", _BUDGET)
 
     peak = (top.seconds - origin) * 1e3, peak_mib
-    over = budget_bytes is not None and top.rss_bytes > budget_bytes
-    beneath = abs(budget_mib - peak_mib) < 0.12 * height  # or the two labels would meet
+    exceeds = budget_bytes is not None and top.rss_bytes > budget_bytes
+    beneath = abs(budget_mib - peak_mib) < 0.12 * height  # keeps the two labels from overlapping
     side = "right" if peak[0] > axes.get_xlim()[1] / 2 else "left"
-    color = _BUDGET if over else _RSS
+    color = _BUDGET if exceeds else _RSS
     axes.plot(*peak, "o", color=color, markersize=5, zorder=5, clip_on=False)
     _note(axes, f"peak {peak_mib:.1f} MiB", peak, (-6 if side == "right" else 6, -18 if beneath else 7), side, color)
 
@@ -173,7 +173,7 @@ def _bar(span: Span, origin: float) -> tuple[float, float]:
 
 
 def _draw_bands(axes: Axes, bands: Sequence[_Band]) -> None:
-    """Tint the full height where the loop computed; where it waited stays white."""
+    """Tint the full height while the engine computes; waits stay white."""
     whole_height = axes.get_xaxis_transform()
     for parity, tint in enumerate(_BANDS):
         bars = [bar for band in bands if band.stage % 2 == parity for bar in band.bars]
@@ -195,7 +195,7 @@ def _draw_bands(axes: Axes, bands: Sequence[_Band]) -> None:
 
 
 def _fitting(axes: Axes, bands: Sequence[_Band]) -> list[tuple[_Band, str]]:
-    """Labels that fit their bands: names if most of them do, else numbers."""
+    """Return the labels that fit their bands: names if most of them fit, otherwise numbers."""
     for text in (lambda band: band.name), (lambda band: str(band.stage)):
         fitting = [(band, text(band)) for band in bands if _text_width(text(band)) < _band_width(axes, band)]
         if 2 * len(fitting) > len(bands):
@@ -204,7 +204,7 @@ def _fitting(axes: Axes, bands: Sequence[_Band]) -> list[tuple[_Band, str]]:
 
 
 def _text_width(text: str) -> float:
-    """In points, with some air."""
+    """Return the width of a text in points, including padding."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import text_to_path
 
@@ -212,18 +212,18 @@ def _text_width(text: str) -> float:
 
 
 def _band_width(axes: Axes, band: _Band) -> float:
-    """In points."""
+    """Return the width of a band in points."""
     (begin, _), (end, _) = axes.transData.transform([(band.begin, 0), (band.end, 0)])
     return (end - begin) * 72 / axes.figure.dpi
 
 
 def _draw_exits(axes: Axes, spans: Sequence[Span], origin: float) -> None:
-    """A mark where each exit was asked, filled where it was the last of its pass and so gave the answer."""
+    """Mark each evaluated exit; a filled mark is the last exit of its pass, the one whose answer is returned."""
     heads = sorted((span for span in spans if span.kind == "head"), key=lambda span: span.start_seconds)
     last = {span.pass_index: span for span in heads}
     answers = [span for span in heads if span is last[span.pass_index]]
-    asked = [span for span in heads if span is not last[span.pass_index]]
-    for exits, face, label in ((asked, "white", "exit asked"), (answers, _INK, "exit that answered")):
+    evaluated = [span for span in heads if span is not last[span.pass_index]]
+    for exits, face, label in ((evaluated, "white", "exit evaluated"), (answers, _INK, "exit taken")):
         if exits:
             axes.plot(
                 [sum(_bar(span, origin)) for span in exits],
@@ -243,7 +243,7 @@ def _draw_exits(axes: Axes, spans: Sequence[Span], origin: float) -> None:
 def _draw_lanes(axes: Axes, spans: Sequence[Span], lanes: Sequence[str], origin: float) -> None:
     for height, kind in enumerate(reversed(lanes)):
         bars = [_bar(span, origin) for span in spans if span.kind == kind]
-        seam = 0.0 if kind == "wait" else 0.3  # parts one read from the next; a short wait would vanish in it
+        seam = 0.0 if kind == "wait" else 0.3  # separates consecutive reads; it would hide a short wait
         axes.broken_barh(bars, (height - 0.3, 0.6), facecolor=_LANES[kind], edgecolor="white", linewidth=seam)
     axes.set_ylim(-0.6, len(lanes) - 0.4)
     axes.set_yticks(range(len(lanes)), [kind.replace("_", " ") for kind in reversed(lanes)])
@@ -253,6 +253,8 @@ def _draw_lanes(axes: Axes, spans: Sequence[Span], lanes: Sequence[str], origin:
 
 
 def _label(text: str) -> str:
-    """`text` as one short line that XML allows. Stores name stages, and a store may come from anybody."""
+    """Return `text` as a short single line that is valid in XML. Names of stages come from stores, which are
+    untrusted.
+    """
     shown = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text[: _LONGEST_LABEL + 1])
     return shown if len(shown) <= _LONGEST_LABEL else shown[: _LONGEST_LABEL - 3] + "..."

@@ -1,5 +1,5 @@
-"""A picture of a divided model: its stages from top to bottom, what flows between them, weights that several of them
-need, and where exits can stand. SVG, written by hand: no library is needed.
+"""Picture of the stages of a model as SVG: values between stages, shared weights and possible exits. Needs no
+library.
 """
 
 from __future__ import annotations
@@ -17,18 +17,20 @@ _FONT = 'font-family="ui-sans-serif, system-ui, sans-serif"'
 
 @dataclass(frozen=True)
 class StageBox:
-    """One stage. `flows`: values that it begins with, as text; `shared`: shards that other stages need as well."""
+    """One stage of the picture. `flows` describes its input values; `shared` names shards that other stages also
+    use.
+    """
 
     title: str
     detail: str
     flows: Sequence[str] = ()
     shared: Sequence[str] = ()
     has_exit: bool = False
-    """An exit can stand before it."""
+    """Whether an exit can be placed before this stage."""
 
 
 def draw_stages(title: str, boxes: Sequence[StageBox]) -> str:
-    """The picture as SVG."""
+    """Return the picture as SVG text."""
     top = MARGIN + 34
     height = top + len(boxes) * (BOX_HEIGHT + GAP) - GAP + MARGIN
     parts = [
@@ -65,7 +67,7 @@ def _arrow(y: int, box: StageBox) -> list[str]:
     drawn = [
         f'<line x1="{x}" y1="{start}" x2="{x}" y2="{y - 5}" stroke="{INK}"/>',
         f'<path d="M {x - 4} {y - 7} L {x} {y} L {x + 4} {y - 7} Z" fill="{INK}"/>',
-        _text(x + 12, start + GAP / 2 + 4, _cut(", ".join(box.flows) or "nothing", 84), 11, INK),
+        _text(x + 12, start + GAP / 2 + 4, _cut(", ".join(box.flows) or "no values", 84), 11, INK),
     ]
     if box.has_exit:
         middle = start + GAP / 2

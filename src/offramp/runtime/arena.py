@@ -1,9 +1,8 @@
-"""One buffer for all that streams, in which each shard has a place of its own from the start.
+"""Buffer pool in one contiguous buffer, in which each shard has a fixed place.
 
-Shards of a divided module are as unequal as its stages. If each took a buffer of its size when it came, and the next
-one another, the kernel would clear and map pages for every read, which takes longer than the copying. In an arena the
-pages stay, and shards that are needed at about the same time lie apart in it, so that one can be read while another
-computes.
+Shards of a divided module differ in size. Allocating a buffer of matching size for every read would make the kernel
+clear and map pages each time, which takes longer than the copy. The pages of an arena stay mapped, and shards that are
+needed at about the same time do not overlap, so one can be read while another is used.
 """
 
 from __future__ import annotations
@@ -13,62 +12,69 @@ from typing import Dict, FrozenSet, Iterable, Iterator, List, Mapping, Optional,
 
 import numpy as np
 
-from offramp.runtime.slots import Room, Slot, new_pages
+from offramp.runtime.slots import BufferPool, Slot, new_pages
 
 Stages = Sequence[Sequence[str]]
-"""The shards that each stage needs at once, in the order of a pass; behind the last stage comes the first."""
+"""The shards that each stage needs at once, in the order of a pass; after the last stage the first one follows."""
 PAGE = mmap.PAGESIZE
 AHEAD = 8
-"""Stages; what is needed further apart may lie in one place."""
+"""Maximum distance in stages at which two shards are kept apart; shards that are used further apart may overlap."""
 
 
-class Arena(Room):
-    """Places for the shards of `stages`, in as many bytes as those take that a limit lets be there together.
+class Arena(BufferPool):
+    """Pool with a fixed place for each shard of `stages`. Its size is the maximum that the limit allows in memory
+    together.
 
-    `buffer_bytes`: what each shard needs. `counted_bytes`: what it counts against the limit, in use or left over.
+    Args:
+        stages: the shards that each stage needs.
+        buffer_bytes: size of the buffer of each shard.
+        counted_bytes: bytes that each shard counts against the limit, while in use or left over.
+        limit_bytes: limit of the pool.
     """
 
     def __init__(
         self, stages: Stages, buffer_bytes: Mapping[str, int], counted_bytes: Mapping[str, int], limit_bytes: int
     ) -> None:
         self._buffer_bytes, self._counted_bytes, self.limit_bytes = buffer_bytes, counted_bytes, limit_bytes
-        self.num_bytes = most_together(stages, buffer_bytes, counted_bytes, limit_bytes)
-        self._starts = lay_out(stages, buffer_bytes, self.num_bytes)
+        self.num_bytes = max_buffer_bytes(stages, buffer_bytes, counted_bytes, limit_bytes)
+        self._starts = assign_offsets(stages, buffer_bytes, self.num_bytes)
         self._slots: Dict[str, Slot] = {}
         self._used: Dict[str, Slot] = {}
         self._map: Optional[mmap.mmap] = None
         self._names = list(buffer_bytes)
         self._numbers = {shard: number for number, shard in enumerate(self._names)}
         self._owners = np.zeros(0, np.int32)
-        """Of each page of the arena, the number of the shard that was read there last, or -1."""
+        """Number of the shard that was last read into each page of the arena, or -1."""
         self._pages_left: Dict[str, int] = {}
-        """Of shards that were read, the pages that nothing was read over since."""
+        """For each shard that was read, the number of its pages that no later shard has overwritten."""
         self.peak_bytes = 0
 
     @property
     def used_bytes(self) -> int:
-        """What the shards in use count."""
+        """Counted bytes of the shards in use."""
         return sum(self._counted_bytes[shard] for shard in self._used)
 
     @property
     def held_bytes(self) -> int:
-        """These, and what is left of others."""
+        """Counted bytes of the shards in use and of the remains of others."""
         left = ((shard, pages) for shard, pages in self._pages_left.items() if pages and shard not in self._used)
         return self.used_bytes + sum(
             -(-self._counted_bytes[shard] * pages // pages_of(self._buffer_bytes[shard])) for shard, pages in left
         )
 
     def fits(self, shard: str) -> bool:
-        """Whether the limit has room for it, and its place is free."""
+        """Return whether the limit allows the shard and its place is free."""
         if self.used_bytes + self._counted_bytes[shard] > self.limit_bytes:
             return False
         return not any(other == shard or self._overlap(shard, other) for other in self._used)
 
-    def take(self, shard: str) -> Slot:
-        """Its place, or a buffer beside the arena, for which the arena gives up the pages that nobody uses."""
+    def acquire(self, shard: str) -> Slot:
+        """Return the place of the shard, or a separate buffer if it has none; unused pages of the arena are then
+        dropped.
+        """
         slot = self._slots.get(shard)
         if slot is None:
-            slot = self._slots[shard] = self._made(shard)
+            slot = self._slots[shard] = self._new_slot(shard)
         self._used[shard] = slot
         self._overwrite(shard)
         if self.held_bytes > self.limit_bytes:
@@ -76,17 +82,19 @@ class Arena(Room):
         self.peak_bytes = max(self.peak_bytes, self.held_bytes)
         return slot
 
-    def give(self, slot: Slot) -> None:
-        """It is free again. One beside the arena, or in an arena that was left, is none any more."""
-        shard = self._forget(slot)
+    def release(self, slot: Slot) -> None:
+        """Return a slot to the pool. Separate buffers and slots of an abandoned arena are dropped."""
+        shard = self._remove_used(slot)
         if shard not in self._starts:
             del self._slots[shard]
         elif self._slots.get(shard) is not slot:
             slot.drop_pages()
 
-    def lose(self, slot: Slot) -> None:
-        """All others move to another arena; of this one the pages of the lost slot stay, and of those in use."""
-        shard = self._forget(slot)
+    def discard(self, slot: Slot) -> None:
+        """Discard a slot that a caller still references. The pool moves to a new arena; pages in use keep the old one
+        alive.
+        """
+        shard = self._remove_used(slot)
         if shard in self._starts:
             self._drop_pages({shard, *self._used})
             self._map, self._pages_left = None, {}
@@ -95,20 +103,20 @@ class Arena(Room):
             del self._slots[shard]
 
     def clear(self, kept: Optional[Slot]) -> None:
-        """All are free but the one that is being filled."""
+        """Release all slots except `kept`, the one that is being filled."""
         for slot in [slot for slot in self._used.values() if slot is not kept]:
-            self.give(slot)
+            self.release(slot)
 
     def close(self) -> None:
-        """Let go of all."""
+        """Drop all buffers."""
         self._map, self._slots, self._used = None, {}, {}
 
-    def _forget(self, slot: Slot) -> str:
+    def _remove_used(self, slot: Slot) -> str:
         shard = next(shard for shard, used in self._used.items() if used is slot)
         del self._used[shard]
         return shard
 
-    def _made(self, shard: str) -> Slot:
+    def _new_slot(self, shard: str) -> Slot:
         if shard not in self._starts:
             self._drop_pages(self._used)
             return Slot(self._buffer_bytes[shard])
@@ -118,7 +126,7 @@ class Arena(Room):
         return Slot(self._buffer_bytes[shard], self._map, self._starts[shard])
 
     def _overwrite(self, shard: str) -> None:
-        """Whatever lay in its place is gone."""
+        """Record that the shard overwrites the previous contents of its place."""
         if shard not in self._starts:
             return
         first, num_pages = self._starts[shard] // PAGE, pages_of(self._buffer_bytes[shard])
@@ -135,29 +143,30 @@ class Arena(Room):
         return one < two + self._buffer_bytes[other] and two < one + self._buffer_bytes[shard]
 
     def _drop_pages(self, keeping: Iterable[str]) -> None:
-        """Give the kernel the pages of the arena that these shards do not lie on."""
+        """Return to the kernel all pages of the arena that are not part of these shards."""
         if self._map is None:
             return
         self._pages_left = {shard: pages for shard, pages in self._pages_left.items() if shard in set(keeping)}
-        at = 0
+        end = 0
         places = sorted((self._starts[shard], self._buffer_bytes[shard]) for shard in keeping if shard in self._starts)
         for start, size in [*places, (self.num_bytes, 0)]:
-            if start > at:
-                self._map.madvise(mmap.MADV_DONTNEED, at, start - at)
-                self._owners[at // PAGE : start // PAGE] = -1
-            at = max(at, start + size)
+            if start > end:
+                self._map.madvise(mmap.MADV_DONTNEED, end, start - end)
+                self._owners[end // PAGE : start // PAGE] = -1
+            end = max(end, start + size)
 
 
 def pages_of(num_bytes: int) -> int:
-    """As many as hold so many bytes."""
+    """Return the number of pages that hold `num_bytes`."""
     return -(-num_bytes // PAGE)
 
 
-def most_together(
+def max_buffer_bytes(
     stages: Stages, buffer_bytes: Mapping[str, int], counted_bytes: Mapping[str, int], limit_bytes: int
 ) -> int:
-    """The most bytes of buffers that shards following one another need while they count no more than the limit; at
-    least what any stage needs.
+    """Return the largest total size of the buffers of consecutive shards whose counted bytes fit the limit.
+
+    The result is at least what any single stage needs.
     """
     most = max((sum(buffer_bytes[shard] for shard in shards) for shards in stages), default=0)
     order = [shard for shards in stages for shard in shards]
@@ -175,41 +184,47 @@ def most_together(
     return most
 
 
-def lay_out(stages: Stages, sizes: Mapping[str, int], num_bytes: int) -> Dict[str, int]:
-    """Where each shard begins in so many bytes: shards of a stage apart, and those of stages that follow one another as
-    far as there is space. What finds no place is left out.
+def assign_offsets(stages: Stages, sizes: Mapping[str, int], num_bytes: int) -> Dict[str, int]:
+    """Return the offset of each shard in a buffer of `num_bytes`.
+
+    Shards of one stage never overlap; shards of nearby stages are kept apart as far as the space allows. Shards without
+    a place are omitted.
     """
-    near = _near(stages)
+    near = _neighbours(stages)
     starts: Dict[str, int] = {}
     for shard in near:
-        placed = [(other, far) for other, far in near[shard].items() if other in starts]
-        best, best_far = None, 0
+        placed = [(other, distance) for other, distance in near[shard].items() if other in starts]
+        best, best_distance = None, 0
         for start in _candidates(sizes[shard], [(starts[other], sizes[other]) for other, _ in placed], num_bytes):
             end = start + sizes[shard]
-            meets = [far for other, far in placed if start < starts[other] + sizes[other] and starts[other] < end]
-            if min(meets, default=AHEAD + 1) > best_far:
-                best, best_far = start, min(meets, default=AHEAD + 1)
+            overlaps = [
+                distance for other, distance in placed if start < starts[other] + sizes[other] and starts[other] < end
+            ]
+            if min(overlaps, default=AHEAD + 1) > best_distance:
+                best, best_distance = start, min(overlaps, default=AHEAD + 1)
         if best is not None:
             starts[shard] = best
     return starts
 
 
 def _candidates(size: int, places: Sequence[Tuple[int, int]], num_bytes: int) -> Iterator[int]:
-    """Where so many bytes could begin: at both ends, or beside one of these places (start, bytes)."""
+    """Yield possible offsets of a buffer of `size` bytes: at both ends, or next to one of these places (start,
+    bytes).
+    """
     found = [0, num_bytes - size]
     for start, taken in places:
         found += [start + taken, start - size]
     return (start for start in dict.fromkeys(found) if 0 <= start <= num_bytes - size)
 
 
-def _near(stages: Stages) -> Dict[str, Dict[str, int]]:
-    """Each shard, in the order of use -> those that are needed at most AHEAD stages away, and how many."""
+def _neighbours(stages: Stages) -> Dict[str, Dict[str, int]]:
+    """Return, for each shard in the order of use, the shards needed at most AHEAD stages away, with their distance."""
     found: Dict[str, Dict[str, int]] = {shard: {} for shards in stages for shard in shards}
     members: List[FrozenSet[str]] = [frozenset(shards) for shards in stages]
     for index, here in enumerate(members):
-        for far in range(min(AHEAD + 1, len(members))):
+        for distance in range(min(AHEAD + 1, len(members))):
             for shard in here:
-                for other in members[(index + far) % len(members)] - {shard}:
+                for other in members[(index + distance) % len(members)] - {shard}:
                     for one, two in ((shard, other), (other, shard)):
-                        found[one][two] = min(found[one].get(two, far), far)
+                        found[one][two] = min(found[one].get(two, distance), distance)
     return found

@@ -1,4 +1,4 @@
-"""The engine: for each stage, acquire weights, run its steps, release; at an exit ask the gate; stop when no row is left.
+"""The engine: for each stage acquire weights, run its steps, release; at an exit ask the gate; stop at the last row.
 
 It knows nothing of texts, files or devices. Several batches may share a sweep over the weights: each shard is in memory
 once and serves one batch after another, while only the values between steps are kept for the others.
@@ -76,11 +76,11 @@ class Engine:
                 self.gate.ask(index, run)
             if not sweep.live:
                 return
-            self.feed.go_past(index)
+            self.feed.continue_past(index)
 
     def turns(self, num_rows: int) -> List[Turn]:
         """Return the reads of a pass of `num_rows` rows, in order."""
-        return self.schedule.turns(lambda exit_index: self.gate.survival.ends_at(exit_index, num_rows))
+        return self.schedule.turns(lambda exit_index: self.gate.exit_statistics.likely_empties(exit_index, num_rows))
 
     def close(self) -> None:
         """Stop the reader and free the backend."""
@@ -110,8 +110,9 @@ class Engine:
             self.feed.count_read(num_bytes)
             run.charge(num_bytes)
         name, shape = self.schedule.stages[0].name, (run.batch.num_rows, run.length)
-        run.state = run.timed(name, 0, "compute", self.backend.begin, arrays, self.inputs.mask(run.batch), shape)
-        return run.state
+        state: State = run.timed(name, 0, "compute", self.backend.begin, arrays, self.inputs.mask(run.batch), shape)
+        run.state = state
+        return state
 
     def _acquire(self, step: Step, sweep: Sweep) -> Arrays:
         """Wait for the shards of a step and charge them to the rows. Return its weights by kernel input."""

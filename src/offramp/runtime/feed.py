@@ -15,7 +15,7 @@ import numpy as np
 from offramp.measure import Trace
 from offramp.program.program import Step
 from offramp.runtime.ring import Ring, Turn
-from offramp.runtime.slots import Room, Slot
+from offramp.runtime.slots import BufferPool, Slot
 from offramp.store import Store
 from offramp.store.reader import tensor_view
 
@@ -24,8 +24,8 @@ from offramp.store.reader import tensor_view
 class Buffers:
     """Memory for weights, and how far ahead of their use they are read."""
 
-    room: Room
-    """Where shards that are streamed lie."""
+    pool: BufferPool
+    """Slots for the shards that are streamed."""
     residents: Mapping[str, Slot]
     """Shard -> buffer of its own, in which it stays after its first read."""
     depth: int
@@ -71,7 +71,7 @@ class WeightFeed:
             return store.read_shard(shard, view, direct=direct, halves=halves, cancelled=cancelled)
 
         residents = dict(buffers.residents)
-        self._ring = Ring(read, buffers.room, residents, depth=buffers.depth, on_read=self._on_read)
+        self._ring = Ring(read, buffers.pool, residents, depth=buffers.depth, on_read=self._on_read)
 
     def begin_pass(self, turns: Sequence[Turn], *, restart: bool = False) -> None:
         """Start to read the shards of a pass. Keep what was read ahead for it, unless `restart`."""
@@ -101,13 +101,13 @@ class WeightFeed:
             views[role] = tensor_view(tensor, slots[shard.name].array, shard.data_start)
         return views
 
-    def release(self, shard: str, *, lost: bool = False) -> None:
-        """End one use of a shard. `lost`: its slot is still referred to, so it must not be read into again."""
-        self._ring.release(shard, lost=lost)
+    def release(self, shard: str, *, discard: bool = False) -> None:
+        """End one use of a shard. `discard`: its slot is still referred to, so nothing may be read into it again."""
+        self._ring.release(shard, discard=discard)
 
-    def go_past(self, stage: int) -> None:
+    def continue_past(self, stage: int) -> None:
         """Allow reads that wait for the decision after `stage`."""
-        self._ring.go_past(stage)
+        self._ring.continue_past(stage)
 
     def end_pass(self, next_turns: Sequence[Turn] = ()) -> None:
         """Drop what was read ahead, and read the first shards of the next pass if `next_turns` names some."""
@@ -116,11 +116,11 @@ class WeightFeed:
 
     def count_read(self, num_bytes: int) -> None:
         """Count bytes that the driver read itself, such as gathered rows."""
-        self._ring.count(num_bytes)
+        self._ring.add_bytes_read(num_bytes)
 
     def count_charged(self, num_bytes: int) -> None:
         """Count bytes that a finished pass charged to its rows."""
-        self._ring.use(num_bytes)
+        self._ring.add_bytes_used(num_bytes)
 
     @property
     def bytes_read(self) -> int:

@@ -1,4 +1,4 @@
-"""Keep what is not weights small and steady: one heap that is reused, and code that only start-up needed given back."""
+"""Control of memory other than weights: one reused heap, and release of code pages that only start-up needed."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Iterator, Tuple
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 HEAP_BLOCK_BYTES = 128 << 10
-"""Up to this size a block comes from the heap, and as much free memory stays at its top. It is glibc's own first value,
-but fixed: glibc raises it, to 32 MiB, at each large free, and the heap then keeps what loading took. The activations
-of a pass do not come from here: mapping and returning each of their buffers would double a pass (see edge.backend).
-"""
+"""Largest block in bytes that is allocated on the heap, and the free memory kept at its top. Equal to the initial value
+of glibc, but fixed: glibc raises it, up to 32 MiB, at each large free, and the heap then keeps the memory used by
+loading. Activations do not come from here: mapping and unmapping each of their buffers would double the latency of a
+pass."""
 _MADV_DONTNEED = 4
 
 
 def tune_allocator() -> bool:
-    """One heap for all threads, with fixed thresholds, for the whole process. False where there is no glibc.
+    """Configure glibc for one heap with fixed thresholds, for the whole process. Return False without glibc.
 
-    glibc would raise the thresholds by itself at each large free, and give every thread an arena of its own.
+    By default glibc raises the thresholds at each large free and gives every thread its own arena.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -30,13 +30,13 @@ def tune_allocator() -> bool:
     return all(mallopt(option, value) for option, value in settings)
 
 
-def give_back() -> int:
-    """Return what only loading needed: free memory of the heap, and the pages of libraries' code.
+def trim_memory() -> int:
+    """Release memory that only loading needed: free heap memory, and code pages of libraries. Return the bytes of code
+    released.
 
-    Half of what a runtime maps of its own code is only ever run while it starts (graph optimisers, registries): some
-    20 MiB of ONNX Runtime. What is needed again comes back from the page cache by a minor fault. Only executable,
-    private, unmodified file mappings are touched, so nothing can be lost. Returns the bytes of code released; 0 where
-    there is no /proc.
+    Half of the code that a runtime maps runs only during start-up (graph optimisers, registries), about 20 MiB of ONNX
+    Runtime. Pages that are needed again return from the page cache by a minor fault. Only executable, private,
+    unmodified file mappings are released, so no data can be lost. Returns 0 without /proc.
     """
     if not sys.platform.startswith("linux"):
         return 0
@@ -50,9 +50,8 @@ def give_back() -> int:
 
 
 def _code_mappings() -> Iterator[Tuple[int, int, int]]:
-    """(start, length, resident bytes) of code that is byte for byte what its file holds.
-
-    Text with relocations in it must stay.
+    """Yield (start, length, resident bytes) of code mappings that are identical to their file. Relocated code is
+    excluded.
     """
     start = end = resident = 0
     is_code = False

@@ -16,7 +16,7 @@ from offramp.program.program import Program
 from offramp.runtime.backend import Backend, Weights
 from offramp.runtime.gathering import Gathering
 from offramp.runtime.guard import Guard
-from offramp.runtime.survival import Survival
+from offramp.runtime.survival import ExitStatistics
 from offramp.runtime.sweep import Answer, BatchRun
 
 
@@ -36,7 +36,7 @@ class ExitGate:
         self.policy, self.guard = policy, guard
         self.num_exits = len(program.layers)
         self.last_exit = policy.last_exit(self.num_exits)
-        self.survival, self.gathering = Survival(self.num_exits), Gathering()
+        self.exit_statistics, self.gathering = ExitStatistics(self.num_exits), Gathering()
         self._backend, self._heads, self._where, self._problem = backend, heads, where, program.problem
         self._values = [stage.exit for stage in program.stages]
 
@@ -46,7 +46,7 @@ class ExitGate:
             self._answer(run)
         elif stage:
             assert run.state is not None
-            self.gathering.saw_layer(run.state.num_rows, run.length, run.layer_seconds)
+            self.gathering.record_layer(run.state.num_rows, run.length, run.layer_seconds)
             if self._is_asked(stage):
                 self._evaluate(stage, run)
         run.layer_seconds = 0.0
@@ -71,7 +71,7 @@ class ExitGate:
         logits_BC = logits_PC[run.places_B]
         leave_B = run.timed(name, exit_index, "decide", self._decide, exit_index, run, logits_BC)
         leave_B = leave_B | (exit_index == self.last_exit)
-        self.survival.saw(exit_index, leave_B)
+        self.exit_statistics.record(exit_index, leave_B)
         if leave_B.any():
             run.leave(logits_BC, leave_B, exit_index)
         self._check_deadline(exit_index, run, logits_BC[~leave_B])
@@ -89,7 +89,7 @@ class ExitGate:
         now = time.perf_counter()
         self._tell_guard(exit_index, run, now)
         run.answer = Answer(exit_index, logits_BC, now, run.compute_seconds)
-        if len(logits_BC) and not self.guard.may_go_on(exit_index, run.length, now - run.began):
+        if len(logits_BC) and not self.guard.allows_next_exit(exit_index, run.length, now - run.began):
             run.cut()
 
     def _tell_guard(self, exit_index: int, run: BatchRun, now: float) -> None:
@@ -97,19 +97,19 @@ class ExitGate:
         before, computed = (run.began, 0.0)
         if run.answer is not None:
             before, computed = run.answer.seconds, run.answer.compute_seconds
-        self.guard.saw(exit_index, run.length, now - before, run.compute_seconds - computed)
+        self.guard.record(exit_index, run.length, now - before, run.compute_seconds - computed)
 
     def _gather(self, exit_index: int, run: BatchRun) -> None:
         """Take rows that have left out of the backend's arrays, if carrying them on would cost more."""
         assert run.state is not None
         num_kept, before = len(run.rows_B), run.compute_seconds
-        num_layers = self.survival.layers_ahead(exit_index, self.last_exit, num_kept)
+        num_layers = self.exit_statistics.expected_layers(exit_index, self.last_exit, num_kept)
         if not self.gathering.pays(run.state.num_rows, num_kept, run.length, num_layers):
             return
         name = f"exit {exit_index}"
         run.timed(name, exit_index, "gather", self._backend.keep, run.state, run.remaining_P())
         run.mark_gathered()
-        self.gathering.saw_gathering(num_kept, run.length, run.compute_seconds - before)
+        self.gathering.record_gathering(num_kept, run.length, run.compute_seconds - before)
 
     def _answer(self, run: BatchRun) -> None:
         """Let all remaining rows leave with the program's own output."""
@@ -120,6 +120,9 @@ class ExitGate:
 
     def _finite(self, logits_BC: np.ndarray, name: str) -> np.ndarray:
         if not np.isfinite(logits_BC).all():
-            what, remedy = f"{name} gave NaN or infinite logits", "the weights are broken: train or convert the model again"
+            what, remedy = (
+                f"{name} gave NaN or infinite logits",
+                "the weights are broken: train or convert the model again",
+            )
             raise NonFiniteError(what, self._where, remedy)
         return logits_BC

@@ -1,7 +1,7 @@
-"""The deadline guard: go on only if the next answer is likely to be there in time (F6 of the cost function).
+"""Deadline guard: continue only if the next exit is likely to be reached in time (F6 in docs/cost-function.md).
 
-It learns from what it sees, so that a disk which becomes slow leads to earlier exits and not to missed deadlines. It
-reads no clock: times are given to it.
+The guard learns from measured times, so a disk that becomes slow leads to earlier exits instead of missed deadlines. It
+reads no clock: all times are passed in.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ from typing import Callable, Dict, Optional, Tuple, Union
 
 from offramp.units import parse_duration
 
-_FORGET = 0.98
-"""A request. What was slow once is tried again after some hundred requests at the latest."""
+_DECAY = 0.98
+"""Factor per request applied to learned times. A step that was slow once is tried again after at most some hundred
+requests."""
 Expected = Callable[[int, int], float]
-"""(exit, tokens) -> seconds from the exit before to this one, seldom exceeded."""
+"""Function (exit, tokens) -> upper estimate of the seconds from the previous exit to this one."""
 
 
-def nothing_expected(exit_index: int, length: int) -> float:
-    """Of a machine that nobody measured."""
+def no_estimate(exit_index: int, length: int) -> float:
+    """Return 0: the estimate on a machine without a device profile."""
     return 0.0
 
 
@@ -30,10 +31,10 @@ class NoDeadline:
     def begin(self) -> None:
         """Ignore a new request."""
 
-    def saw(self, exit_index: int, length: int, seconds: float, compute_seconds: float) -> None:
+    def record(self, exit_index: int, length: int, seconds: float, compute_seconds: float) -> None:
         """Ignore how long an exit took."""
 
-    def may_go_on(self, exit_index: int, length: int, elapsed_seconds: float) -> bool:
+    def allows_next_exit(self, exit_index: int, length: int, elapsed_seconds: float) -> bool:
         """Return True."""
         return True
 
@@ -43,38 +44,40 @@ class NoDeadline:
 
 
 class DeadlineGuard:
-    """Decides for one request at a time; `deadline_seconds` count from its start."""
+    """Decides for one request at a time. `deadline_seconds` count from the start of the request."""
 
     needs_every_exit = True
     """Every exit is evaluated, whatever the policy: under a deadline any answer is better than none."""
 
-    def __init__(self, deadline_seconds: float, expected: Expected = nothing_expected) -> None:
+    def __init__(self, deadline_seconds: float, expected: Expected = no_estimate) -> None:
         if not deadline_seconds > 0:
-            raise ValueError(f"expected a deadline above 0, got {deadline_seconds}")
+            raise ValueError(f"deadline_seconds must be positive, got {deadline_seconds}")
         self.deadline_seconds, self.expected = deadline_seconds, expected
-        self._seen: Dict[Tuple[int, int], float] = {}
+        self._slowest: Dict[Tuple[int, int], float] = {}
         self._computed: Dict[Tuple[int, int], float] = {}
 
     def begin(self) -> None:
-        """A new request: what was seen before counts a little less."""
-        for key in self._seen:
-            self._seen[key] *= _FORGET
+        """Start a new request and decay the learned times."""
+        for key in self._slowest:
+            self._slowest[key] *= _DECAY
         for key in self._computed:
-            self._computed[key] *= _FORGET
+            self._computed[key] *= _DECAY
 
-    def saw(self, exit_index: int, length: int, seconds: float, compute_seconds: float) -> None:
-        """From the exit before to this one it took so long, of which computing took some."""
+    def record(self, exit_index: int, length: int, seconds: float, compute_seconds: float) -> None:
+        """Record the seconds from the previous exit to this one, and the part of them spent computing."""
         key = (exit_index, length.bit_length())
-        self._seen[key] = max(self._seen.get(key, 0.0), seconds)
+        self._slowest[key] = max(self._slowest.get(key, 0.0), seconds)
         self._computed[key] = max(self._computed.get(key, 0.0), compute_seconds)
 
-    def may_go_on(self, exit_index: int, length: int, elapsed_seconds: float) -> bool:
-        """Whether the exit after `exit_index` is likely to be reached in time."""
-        step = max(self.expected(exit_index + 1, length), self._seen.get((exit_index + 1, length.bit_length()), 0.0))
+    def allows_next_exit(self, exit_index: int, length: int, elapsed_seconds: float) -> bool:
+        """Return whether the exit after `exit_index` is likely to be reached in time."""
+        step = max(self.expected(exit_index + 1, length), self._slowest.get((exit_index + 1, length.bit_length()), 0.0))
         return elapsed_seconds + step <= self.deadline_seconds
 
     def latest_seconds(self, exit_index: int, length: int) -> float:
-        """Until when, from the start, it may be waited for weights, if the exit after `exit_index` is to answer."""
+        """Return the latest time to stop waiting for weights so that the exit after `exit_index` can answer, in seconds
+        from start.
+        """
         return self.deadline_seconds - self._computed.get((exit_index + 1, length.bit_length()), 0.0)
 
 

@@ -55,7 +55,7 @@ class InputReader:
         return values, num_bytes
 
     def mask(self, batch: Batch) -> Optional[np.ndarray]:
-        """Return the attention mask int64 [B, S] of a batch of texts, all ones if it has none; None for other inputs."""
+        """Return the attention mask int64 [B, S] of texts, all ones if the batch has none; None for other inputs."""
         if self.program.texts is None:
             return None
         given = batch.arrays.get(ATTENTION_MASK)

@@ -1,4 +1,4 @@
-"""The memory that a process takes besides weights: what is predicted, what is measured, and every factor with its reason.
+"""The memory of a process besides weights: predictions, measurements, and every safety factor with its reason.
 
 Shapes: B rows, S tokens.
 """
@@ -12,9 +12,9 @@ import numpy as np
 
 from offramp.measure import available_bytes, read_memory
 from offramp.measure.mapped import refault_bytes
-from offramp.program.program import BATCH, TOKENS, Program
+from offramp.program.program import TOKENS, Program
 from offramp.runtime.backend import Backend
-from offramp.runtime.footprint import give_back
+from offramp.runtime.footprint import trim_memory
 from offramp.runtime.inputs import InputReader
 
 HEADROOM_BYTES = 4 << 20
@@ -22,8 +22,8 @@ HEADROOM_BYTES = 4 << 20
 HELD_FACTOR = 1.1
 """Safety factor on `Backend.state_bytes`. Measured: 25 BERT-base states took 10.3 MiB, estimate 9.6 MiB."""
 BULK_FACTOR = 2.0
-"""Safety factor on `Backend.activation_bytes` for batches that are estimated and not rehearsed: an arena keeps a buffer of
-every size. Measured: 11 rows of BERT-base took 68 MiB, estimate 37 MiB."""
+"""Safety factor on `Backend.activation_bytes` for batches that are estimated and not rehearsed: an arena keeps a buffer
+of every size. Measured: 11 rows of BERT-base took 68 MiB, estimate 37 MiB."""
 STREAM_FACTOR = 1.25
 """Safety factor on `Program.activation_bytes` when a module's own code runs: Python and PyTorch keep more alive."""
 SMALL_SHARD_BYTES = 256 << 10
@@ -62,7 +62,7 @@ class MemoryModel:
         self._row_bytes = inputs.row_bytes
 
     def input_bytes(self, num_rows: int, length: int) -> int:
-        """Return the bytes that the inputs of a batch, and looked-up rows that layers read, take until they are used."""
+        """Return the bytes of the inputs of a batch, and of looked-up rows that layers read, until they are used."""
         if self._program.texts is None:
             return self.gathering_bytes(num_rows, length)
         held = {name for stage in self._program.stages[1:] for step in stage.steps for name in step.reads.values()}
@@ -78,7 +78,10 @@ class MemoryModel:
         gathered = max(GATHER_COPIES * max(sizes), max(sizes) + sum(sizes)) if sizes else 0
         if self._program.texts is not None:
             return (num_rows - 1) * gathered
-        own = sum(_row_items(self._program, name, length) * np.dtype(each.dtype).itemsize for name, each in self._program.inputs.items())
+        own = sum(
+            _row_items(self._program, name, length) * np.dtype(each.dtype).itemsize
+            for name, each in self._program.inputs.items()
+        )
         return num_rows * (own + gathered)
 
     def held_bytes(self, num_rows: int, length: int) -> int:
@@ -105,7 +108,7 @@ class MemoryModel:
             encoding_bytes: memory for encoding the largest input.
         """
         rehearse(1, SMALL_LENGTH)
-        give_back()
+        trim_memory()
         rehearse(1, SMALL_LENGTH)
         base_bytes = resident_bytes()
         activation_bytes = self.backend.activation_bytes(workload.num_rows, workload.length)
@@ -141,7 +144,10 @@ def small_shards(sizes: Iterable[int]) -> List[int]:
 
 def _row_items(program: Program, name: str, length: int) -> int:
     """Return the most elements of one row of an input."""
-    each = program.inputs[name]
-    largest = each.largest or (None,) * len(each.axes)
-    sizes = [length if axis == TOKENS else most or axis for axis, most in zip(each.axes, largest) if axis != BATCH]
-    return int(np.prod(sizes, dtype=np.int64))
+    each, items = program.inputs[name], 1
+    for axis, most in zip(each.axes, each.largest or [None] * len(each.axes)):
+        if axis == TOKENS:
+            items *= length
+        elif isinstance(axis, int):
+            items *= most or axis
+    return items

@@ -1,13 +1,12 @@
-"""Which shards stay resident, and how many slots the others pass through: computed before the first weight is read.
+"""Selection of resident shards and of the number of slots, before the first weight is read.
 
-The cost of a plan is exact for the machine that its costs describe, by the recurrence of a ring with w slots and one
-reader,
+The cost of a plan follows the recurrence of a ring with w slots and one reader,
 
     io_end[j]   = max(io_end[j-1], comp_end[j-w]) + r_j          (j over the streamed shards)
     comp_end[i] = max(comp_end[i-1], io_end[i]) + c_i            (i over all shards)
 
-run over two passes end to end, each shard weighted by the probability that it is reached. Nothing here knows of files,
-clocks or backends.
+over two consecutive passes, each shard weighted by the probability that it is reached. It is exact for a machine with
+these costs. The planner is independent of files, clocks and backends.
 """
 
 from __future__ import annotations
@@ -20,11 +19,15 @@ from offramp.errors import BudgetError
 from offramp.units import format_size
 
 PAGE_BYTES = 4096
+"""Unit in bytes to which buffers are rounded."""
 MAX_SLOTS = 3
+"""Maximum number of slots that the planner considers, unless a step needs more."""
 MAX_EXHAUSTIVE = 8
-"""Up to so many shards every set of residents is tried; beyond, even spreads, and orders of keeping more and more."""
+"""Number of shards up to which all sets of residents are tried. Above it, even spreads and greedy sequences are
+tried."""
 CONTENTION = 0.15
-"""Share of a hidden read that still costs: the reader takes memory bandwidth and a core from the one who multiplies."""
+"""Fraction of the time of an overlapped read that still adds to the latency, because the reader shares memory bandwidth
+and cores with the computation."""
 
 
 @dataclass(frozen=True)
@@ -33,17 +36,19 @@ class Item:
 
     shard: str
     stage: int
-    """Index of the layer it belongs to, from 1; 0 before the layers, n + 1 after them."""
+    """Index of the layer that uses the shard, from 1; 0 before the layers, n + 1 after them."""
     num_bytes: int
     compute_seconds: float
     read_seconds: float
     survival: float = 1.0
-    """Probability that the pass comes here."""
+    """Probability that the pass reaches this use."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is kept and what is streamed. `slot_bytes` is the size of each of `num_slots`; sizes are page-rounded."""
+    """Resident shards and slots. `slot_bytes` is the size of each of the `num_slots` slots; sizes are rounded to
+    pages.
+    """
 
     num_slots: int
     slot_bytes: int
@@ -58,11 +63,11 @@ class Plan:
 
     @property
     def feasible(self) -> bool:
-        """Whether the budget holds this plan."""
+        """Whether the plan fits the budget."""
         return self.predicted_peak_bytes <= self.budget_bytes
 
     def require_feasible(self, items: Sequence[Item]) -> None:
-        """Raise BudgetError naming the smallest budget that would do, and why."""
+        """Raise BudgetError with the smallest budget that works and the reason, unless the plan is feasible."""
         if self.feasible:
             return
         largest = max(items, key=lambda item: item.num_bytes)
@@ -70,33 +75,33 @@ class Plan:
             f"budget of {format_size(self.budget_bytes)} is too small",
             f"process {format_size(self.base_bytes)} + activations {format_size(self.activation_bytes)}"
             f" + one slot for {largest.shard} {format_size(page_rounded(largest.num_bytes))}",
-            f"--budget {-(-self.smallest_budget_bytes >> 20)}MiB is the smallest that would do",
+            f"the smallest budget that works is --budget {-(-self.smallest_budget_bytes >> 20)}MiB",
         )
 
 
 @dataclass(frozen=True)
 class Memory:
-    """What is not weights: `base_bytes` before the first input, `activation_bytes` for the longest one."""
+    """Memory other than weights: `base_bytes` before the first input, `activation_bytes` for the longest input."""
 
     base_bytes: int
     activation_bytes: int
     always_resident: FrozenSet[str] = field(default_factory=frozenset)
-    """Shards too small to be worth a slot."""
+    """Shards that are too small to be worth a slot."""
     start_bytes: int = 0
-    """The peak of getting here, where it counts: no plan can undo it."""
+    """Peak of the process during start-up, if it counts; no plan can reduce it."""
     min_slots: int = 1
-    """Shards that one step holds at once: with fewer slots it would wait for ever."""
+    """Number of shards that a single step holds at once; fewer slots would deadlock."""
 
 
 def page_rounded(num_bytes: int) -> int:
-    """Bytes as whole pages."""
+    """Return `num_bytes` rounded up to whole pages."""
     return -(-num_bytes // PAGE_BYTES) * PAGE_BYTES
 
 
 def make_plan(items: Sequence[Item], memory: Memory, budget_bytes: int) -> Plan:
-    """The fastest plan within the budget; if none fits, the smallest one (`feasible` is False then).
+    """Return the fastest plan within the budget, or the smallest plan (not `feasible`) if none fits.
 
-    The candidates are the same for every budget, so that more memory never gives a slower plan.
+    The candidates are the same for every budget, so a larger budget never gives a slower plan.
     """
     choice = _Choice(items, memory)
     smallest = min(choice.floors(), key=lambda pair: choice.peak_bytes(*pair))
@@ -106,7 +111,7 @@ def make_plan(items: Sequence[Item], memory: Memory, budget_bytes: int) -> Plan:
 
 
 def pass_seconds(items: Sequence[Item], residents: FrozenSet[str], num_slots: int) -> float:
-    """Expected seconds of one pass in a steady stream of passes, by the recurrence above."""
+    """Return the expected seconds of one pass in a steady sequence of passes, by the recurrence of this module."""
     io_end, comp_end, expected = 0.0, 0.0, 0.0
     ends: List[float] = []
     for turn in (0, 1):
@@ -125,11 +130,11 @@ def pass_seconds(items: Sequence[Item], residents: FrozenSet[str], num_slots: in
 
 
 Candidate = Tuple[FrozenSet[str], int]
-"""Residents and number of slots."""
+"""Resident shards and number of slots."""
 
 
 class _Choice:
-    """The sizes of one problem, and the plans that are worth a look."""
+    """Shard sizes of one problem, and the plans to compare."""
 
     def __init__(self, items: Sequence[Item], memory: Memory) -> None:
         self.items, self.memory = items, memory
@@ -156,16 +161,16 @@ class _Choice:
         )
 
     def floors(self) -> List[Candidate]:
-        """The smallest plan for each size of slot: what does not fit a slot is kept. All in memory is one of them."""
+        """Return the smallest plan for each slot size: larger shards are resident. Includes the fully resident plan."""
         caps = sorted({0, *(self.sizes[shard] for shard in self.free)})
         kept = [self._keeping(shard for shard in self.free if self.sizes[shard] > cap) for cap in caps]
         return [(residents, self.memory.min_slots if cap else 0) for cap, residents in zip(caps, kept)]
 
     def candidates(self, budget_bytes: int) -> Iterator[Candidate]:
-        """Plans to compare. Those that are left out do not fit the budget."""
+        """Yield the plans to compare. Plans that are skipped do not fit the budget."""
         yield from self.floors()
         if self.peak_bytes(frozenset(self.sizes), 0) <= budget_bytes:
-            return  # nothing is faster than to read nothing
+            return  # a fully resident model is the fastest
         for num_slots in range(self.memory.min_slots, max(MAX_SLOTS, self.memory.min_slots) + 1):
             if len(self.free) <= MAX_EXHAUSTIVE:
                 yield from ((self._keeping(more), num_slots) for more in _subsets(self.free))
@@ -175,7 +180,7 @@ class _Choice:
                 yield from self._ladder(residents, num_slots, budget_bytes)
 
     def _starts(self) -> Set[FrozenSet[str]]:
-        """Where to keep more from: all that is larger, or all that is smaller, than some shard; three sizes of many."""
+        """Return initial sets of residents: all shards above, or below, each of about three sizes."""
         caps = sorted({self.sizes[shard] for shard in self.free})
         caps = caps[:: -(-len(caps) // 3)]
         larger = [self._keeping(shard for shard in self.free if self.sizes[shard] > cap) for cap in caps]
@@ -185,9 +190,9 @@ class _Choice:
         return self.memory.always_resident.union(more)
 
     def _ladder(self, residents: FrozenSet[str], num_slots: int, budget_bytes: int) -> Iterator[Candidate]:
-        """Keep one shard more, each time the one that saves most a byte, until the budget is full.
+        """Add residents greedily, each time those that save the most time per byte, until the budget is exhausted.
 
-        Of very many shards some are kept at a time, so that the search stays below a second.
+        With many shards several are added at a time, so that the search takes less than a second.
         """
         left, step = [shard for shard in self.free if shard not in residents], 1 + len(self.free) ** 2 // 1600
         while left and self.peak_bytes(residents, num_slots) <= budget_bytes:
@@ -212,5 +217,5 @@ def _subsets(names: Sequence[str]) -> Iterator[Tuple[str, ...]]:
 
 
 def _even_spreads(names: Sequence[str]) -> Iterator[List[str]]:
-    """So many names, spread evenly, for each count: what a run of residents hides is bounded by the slots."""
+    """Yield evenly spaced subsets of each size: the slots limit how many consecutive residents can hide reads."""
     return ([names[place * len(names) // count] for place in range(count)] for count in range(1, len(names)))

@@ -1,7 +1,7 @@
-"""How shards are read: past the page cache (O_DIRECT) where memory is scarce, through it where it is not.
+"""Choice of the way of reading: direct (O_DIRECT) if memory is scarce, otherwise buffered through the page cache.
 
-Buffered reads near a tight limit thrash: the kernel evicts the pages that the next pass needs and the process waits on
-reclaim. Direct reads leave no page behind, but every pass pays the disk.
+Buffered reads near a memory limit thrash: the kernel evicts the pages that the next pass needs, and the process waits
+for reclaim. Direct reads leave no pages behind, but every pass pays for the disk.
 """
 
 from __future__ import annotations
@@ -14,15 +14,17 @@ from offramp.runtime.slots import Slot
 from offramp.store import Store
 
 READS = ("auto", "direct", "buffered")
+"""Values of the option `reads`."""
 
 
 def choose_direct(store: Store, reads: str, growth_bytes: int, available_bytes: int) -> bool:
-    """Whether to read with O_DIRECT.
+    """Return whether to read with O_DIRECT.
 
-    `auto`: when the store's pages and what the plan will take exceed what is available, and the file system can.
+    `auto` chooses direct reads if the size of the store plus the planned growth exceeds the available memory and the
+    file system supports them. Raises ValueError for an unknown value of `reads`.
     """
     if reads not in READS:
-        raise ValueError(f"reads must be one of {READS}, not {reads!r}")
+        raise ValueError(f"reads must be one of {READS}, got {reads!r}")
     if reads == "buffered" or not hasattr(os, "O_DIRECT"):
         return False
     store_bytes = sum(shard.bytes for shard in store.manifest.shards.values())
@@ -45,4 +47,4 @@ def direct_works(store: Store) -> bool:
             return False
         raise
     except DamagedError:
-        return False  # a short tail: the buffered read will tell whether the file is damaged
+        return False  # a short tail: the buffered read reports whether the file is damaged

@@ -1,11 +1,11 @@
-"""The ring: one reader thread that fills slots in the order of use, and the loop that empties them.
+"""Prefetching ring: one reader thread fills slots in the order of use, and the engine thread consumes them.
 
-The reader is never more than `depth` reads ahead of the loop, first reads of residents included, so that an exit leaves
-at most that many unused; a shard that is *gated* is not read before the loop has decided to go on past the stage before
-it. When a pass ends, what was read ahead is dropped, a read in flight stops at its next chunk, and the first shards of
-the next pass are fetched while the loop is idle.
+The reader stays at most `depth` reads ahead of the engine, including first reads of residents, so an exit wastes at
+most that many reads. A *gated* shard is not read until the engine has decided to continue past a given stage. When a
+pass ends, prefetched shards are dropped, a read in flight stops at its next chunk, and the first shards of the next
+pass are prefetched while the engine is idle.
 
-It knows nothing of models: a shard is a name and a number of bytes. One loop thread at a time.
+The ring is independent of models: a shard is a name and a number of bytes. One engine thread at a time.
 """
 
 from __future__ import annotations
@@ -17,52 +17,60 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Callable, Deque, Dict, NamedTuple, Optional, Sequence, Tuple
 
-from offramp.runtime.slots import Room, Slot
+from offramp.runtime.slots import BufferPool, Slot
 
 Reader = Callable[[str, memoryview, Callable[[], bool]], Tuple[int, bool]]
-"""(shard, buffer, cancelled) -> (bytes read, complete)."""
+"""Function (shard, buffer, cancelled) -> (bytes read, complete)."""
 OnRead = Callable[[str, float, float, int, bool], None]
-"""(shard, start seconds, end seconds, bytes, idle): called in the reader thread after each read."""
+"""Callback (shard, start seconds, end seconds, bytes, idle), called in the reader thread after each read."""
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One shard in the order of a pass. The reader waits until the loop has gone past stage `after` (0: at once)."""
+    """One shard in the reading order of a pass. It is not read before the engine has continued past stage `after` (0:
+    no gate).
+    """
 
     shard: str
     after: int = 0
 
 
 class Acquired(NamedTuple):
-    """A shard that is there. Bytes and seconds are those of its read where this pass is the first to use it, else 0."""
+    """A loaded shard. Bytes and seconds are those of its read if this is the first use since the read, otherwise 0."""
 
     slot: Slot
     num_bytes: int
-    """0 also where it was read while the loop was idle."""
+    """Bytes read for this pass; 0 if the shard was read while the engine was idle."""
     seconds: float
 
 
 @dataclass
 class _Loaded:
+    """State of a shard in memory: its slot, the cost of its read, and the number of uses that remain."""
+
     slot: Slot
     num_bytes: int
     seconds: float
     uses: int
     idle: bool
     ahead: bool
-    """Read, and not used yet."""
+    """Whether the shard was read but not used yet."""
 
     def forget_cost(self) -> None:
-        """Some pass has paid, or none ever will."""
+        """Set the cost to 0, after it was charged to a pass or when it never will be."""
         self.num_bytes, self.seconds, self.ahead = 0, 0.0, False
 
 
 class Ring:
-    """`residents` are read once, into buffers of their own; everything else passes through `room`."""
+    """Reader thread with buffers. `residents` are read once, into their own buffers; all other shards go through
+    `pool`.
+    """
 
-    def __init__(self, read: Reader, room: Room, residents: Dict[str, Slot], *, depth: int, on_read: OnRead) -> None:
+    def __init__(
+        self, read: Reader, pool: BufferPool, residents: Dict[str, Slot], *, depth: int, on_read: OnRead
+    ) -> None:
         self._read, self._on_read, self._depth = read, on_read, depth
-        self._room, self._resident_slots = room, residents
+        self._pool, self._resident_slots = pool, residents
         self._filling: Optional[Slot] = None
         self._residents: Dict[str, _Loaded] = {}
         self._loaded: Dict[str, _Loaded] = {}
@@ -71,13 +79,15 @@ class Ring:
         self._idle = self._closed = False
         self._error: Optional[BaseException] = None
         self.bytes_read = self.bytes_used = 0
-        # In C, not in Python like threading.Condition: an interrupt cannot stop the loop half-way through one of these.
-        self._lock, self._loop_bell, self._reader_bell = threading.Lock(), SimpleQueue(), SimpleQueue()
+        # Implemented in C, unlike threading.Condition: KeyboardInterrupt cannot leave them in an intermediate state.
+        self._lock = threading.Lock()
+        self._engine_wakeups: SimpleQueue = SimpleQueue()
+        self._reader_wakeups: SimpleQueue = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="offramp-reader", daemon=True)
         self._thread.start()
 
     def begin_pass(self, turns: Sequence[Turn]) -> None:
-        """Start to fetch a pass. What the wrap-around has fetched of the same order is kept."""
+        """Start fetching a pass. Shards that were prefetched for the same order are kept."""
         with self._lock:
             if not self._idle:
                 self._restart(turns)
@@ -85,7 +95,11 @@ class Ring:
             self._wake_reader()
 
     def acquire(self, shard: str, until: Optional[float] = None) -> Optional[Acquired]:
-        """Wait for the next shard of the pass; None if it is not there at `until`, a time of `time.perf_counter`."""
+        """Return the next shard of the pass, waiting for its read. Return None at the time `until`
+        (`time.perf_counter`).
+
+        Raises the error of the reader thread, if any.
+        """
         while True:
             with self._lock:
                 entry = self._loaded.get(shard) or self._residents.get(shard)
@@ -100,94 +114,98 @@ class Ring:
                 if self._closed:
                     raise RuntimeError("the ring is closed")
             try:
-                self._loop_bell.get(timeout=None if until is None else max(until - time.perf_counter(), 0.0))
+                self._engine_wakeups.get(timeout=None if until is None else max(until - time.perf_counter(), 0.0))
             except Empty:
                 return None
 
-    def release(self, shard: str, *, lost: bool = False) -> None:
-        """The loop is done with this use of the shard; its slot is free if no other use was read ahead.
+    def release(self, shard: str, *, discard: bool = False) -> None:
+        """End this use of the shard. Its slot becomes free unless another use was prefetched.
 
-        `lost`: somebody still reads from the slot, so that nothing may be read into it.
+        `discard`: a caller still references the slot, so it must not be overwritten; it is replaced by a new one.
         """
         with self._lock:
             entry = self._loaded.get(shard)
             if entry is not None:
                 entry.uses -= 1
-                if entry.uses == 0 or lost:
+                if entry.uses == 0 or discard:
                     del self._loaded[shard]
-                    (self._room.lose if lost else self._room.give)(entry.slot)
-                    self._wanted.extendleft([Turn(shard)] * entry.uses)  # they counted on what is lost: read it again
+                    (self._pool.discard if discard else self._pool.release)(entry.slot)
+                    self._wanted.extendleft([Turn(shard)] * entry.uses)  # later uses need another read
             self._wake_reader()
 
-    def go_past(self, stage: int) -> None:
-        """The loop has decided to go on after `stage`: what waited for that may be read."""
+    def continue_past(self, stage: int) -> None:
+        """Record that the engine continues after `stage`, which allows the reads gated by it."""
         with self._lock:
             self._passed = stage
             self._wake_reader()
 
     def end_pass(self, next_turns: Sequence[Turn] = ()) -> None:
-        """Drop what was read ahead, stop the read in flight, and fetch the start of the next pass if there is one."""
+        """Drop prefetched shards, stop the read in flight, and prefetch the start of the next pass, if any."""
         with self._lock:
             self._restart(next_turns)
             self._idle = bool(next_turns)
             self._wake_reader()
 
-    def count(self, num_bytes: int) -> None:
-        """Add bytes that the loop read by itself (gathered rows)."""
+    def add_bytes_read(self, num_bytes: int) -> None:
+        """Add bytes that the engine read itself (gathered rows)."""
         with self._lock:
             self.bytes_read += num_bytes
 
-    def use(self, num_bytes: int) -> None:
-        """Bytes that a finished pass charged to its rows."""
+    def add_bytes_used(self, num_bytes: int) -> None:
+        """Add bytes that a finished pass charged to its rows."""
         with self._lock:
             self.bytes_used += num_bytes
 
     @property
     def bytes_idle(self) -> int:
-        """Bytes that no row paid for: read while idle, read ahead in vain, or for a pass that failed."""
+        """Bytes that were not charged to any row: read while idle, prefetched but unused, or read for a failed pass."""
         return self.bytes_read - self.bytes_used
 
     def close(self) -> None:
-        """Stop the reader and let go of all buffers. A read in flight ends at its next chunk."""
+        """Stop the reader and release all buffers. A read in flight ends at its next chunk."""
         with self._lock:
             self._closed = True
             self._epoch += 1
-        _wake(self._reader_bell)
-        _wake(self._loop_bell)
+        _wake(self._reader_wakeups)
+        _wake(self._engine_wakeups)
         self._thread.join()
         self._restart(())
-        self._room.close()
+        self._pool.close()
         self._resident_slots = {}
         self._residents.clear()
 
     def _restart(self, turns: Sequence[Turn]) -> None:
-        """Forget the pass. From whatever state: an interrupt may have stopped the loop between any two instructions."""
+        """Discard the state of the pass. Safe in any state, because an interrupt can stop the engine anywhere."""
         self._epoch += 1
         self._error = None
         self._loaded = {}
-        self._room.clear(self._filling)
+        self._pool.clear(self._filling)
         for entry in self._residents.values():
             entry.forget_cost()
         self._wanted = deque(turns)
         self._ahead = self._passed = 0
 
     def _wake_reader(self) -> None:
-        """If there is anything that it could read now: of a model that is resident there is nothing, and a thread that
-        wakes for that takes the interpreter from the loop.
+        """Wake the reader if a shard can be read now.
+
+        With a fully resident model there is none; waking the thread anyway would take the interpreter lock from the
+        engine.
         """
         if self._next() is not None:
-            _wake(self._reader_bell)
+            _wake(self._reader_wakeups)
 
     def _next(self) -> Optional[Turn]:
-        """The turn to read now, or None while the loop must catch up. Turns whose shard is here are passed over."""
+        """Return the next turn to read, or None while the reader must wait. Turns whose shard is in memory are
+        skipped.
+        """
         while self._wanted and self._wanted[0].after <= self._passed:
             turn = self._wanted[0]
-            here = self._loaded.get(turn.shard)
-            if here is None and turn.shard not in self._residents:
-                has_room = turn.shard in self._resident_slots or self._room.fits(turn.shard)
-                return turn if has_room and self._ahead < self._depth else None
-            if here is not None:
-                here.uses += 1
+            loaded = self._loaded.get(turn.shard)
+            if loaded is None and turn.shard not in self._residents:
+                has_slot = turn.shard in self._resident_slots or self._pool.fits(turn.shard)
+                return turn if has_slot and self._ahead < self._depth else None
+            if loaded is not None:
+                loaded.uses += 1
             self._wanted.popleft()
         return None
 
@@ -195,7 +213,7 @@ class Ring:
         while not self._closed:
             job = self._start_next()
             if job is None:
-                self._reader_bell.get()
+                self._reader_wakeups.get()
             else:
                 self._fetch(*job)
 
@@ -206,7 +224,7 @@ class Ring:
                 return None
             self._wanted.popleft()
             self._ahead += 1
-            self._filling = self._resident_slots.get(turn.shard) or self._room.take(turn.shard)
+            self._filling = self._resident_slots.get(turn.shard) or self._pool.acquire(turn.shard)
             return turn.shard, self._filling, self._epoch, self._idle
 
     def _fetch(self, shard: str, slot: Slot, epoch: int, idle: bool) -> None:
@@ -217,7 +235,7 @@ class Ring:
             ended = time.perf_counter()
             seconds = ended - start
             self._on_read(shard, start, ended, num_bytes, idle)
-        except BaseException as caught:  # whatever it is, it belongs to the loop
+        except BaseException as caught:  # raised in the engine thread by acquire
             error = caught
         with self._lock:
             self.bytes_read += num_bytes
@@ -230,21 +248,21 @@ class Ring:
             if not current:
                 entry.forget_cost()
             self._place(shard, complete, current, entry)
-            self._next()  # later turns of this very shard hold it now, before the loop can release it
-        _wake(self._loop_bell)
-        error = None  # its traceback holds this frame, and so the slot
+            self._next()  # later turns of the same shard register their use before the engine can release it
+        _wake(self._engine_wakeups)
+        error = None  # its traceback references this frame and thus the slot
 
     def _place(self, shard: str, complete: bool, current: bool, entry: _Loaded) -> None:
-        """Put what was read where the loop finds it, unless the pass that wanted it is over; a resident stays."""
+        """Make a shard available unless its pass is over; residents are always kept."""
         if complete and shard in self._resident_slots:
             self._residents[shard] = entry
         elif complete and current:
             self._loaded[shard] = entry
         elif shard not in self._resident_slots:
-            self._room.give(entry.slot)
+            self._pool.release(entry.slot)
 
 
-def _wake(bell: SimpleQueue) -> None:
-    """Wake who waits for this bell, now or when he next does; one stroke is enough."""
-    if bell.empty():
-        bell.put(None)
+def _wake(queue: SimpleQueue) -> None:
+    """Wake the thread that waits on `queue`, now or at its next wait. One pending item is sufficient."""
+    if queue.empty():
+        queue.put(None)

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import List, Sequence, Tuple
 
-import numpy as np
-
 from offramp.measure import read_memory
 from offramp.program.dtypes import DTYPES
 from offramp.runtime.feed import Buffers

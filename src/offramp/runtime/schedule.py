@@ -22,14 +22,16 @@ class Schedule:
         """Build the schedule of passes that run at most `last_exit` layers."""
         self.program, self.last_exit, self.num_exits = program, last_exit, len(program.layers)
         self.stages = program.stages[: last_exit + 1] if last_exit < self.num_exits else program.stages
-        self.stage_of: Dict[str, int] = {shard: index for shard, index in self.uses()}
+        self.stage_of: Dict[str, int] = dict(self.uses())
         """Shard -> index of the last stage that uses it."""
-        self._groups = {is_shared: [self._grouped(stage, is_shared) for stage in self.stages] for is_shared in (False, True)}
+        self._groups = {
+            is_shared: [self._grouped(stage, is_shared) for stage in self.stages] for is_shared in (False, True)
+        }
 
     def groups(self, index: int, num_batches: int) -> List[Group]:
         """Return the steps of stage `index` in groups that hold their weights together.
 
-        One batch runs step by step. If several batches share a sweep, a step whose kernel keeps intermediates is grouped
+        One batch runs step by step. If several batches share a sweep, a step whose kernel keeps intermediates is joined
         with the next step, so that only what flows between layers is kept for the batches that wait; and the first
         stage is one group, so that looked-up rows are in memory for one batch at a time.
         """
@@ -37,7 +39,9 @@ class Schedule:
 
     def uses(self) -> List[Tuple[str, int]]:
         """Return (shard, stage index) of each use of a shard in a full pass, in order."""
-        return [(name, index) for index, stage in enumerate(self.stages) for step in stage.steps for name in shards_of(step)]
+        return [
+            (name, index) for index, stage in enumerate(self.stages) for step in stage.steps for name in shards_of(step)
+        ]
 
     def turns(self, likely_ends_at: Callable[[int], bool]) -> List[Turn]:
         """Return the reads of a pass in order. Reads after an exit where the pass likely ends wait for its decision.

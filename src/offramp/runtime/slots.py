@@ -1,4 +1,4 @@
-"""Page-aligned buffers for shards, what O_DIRECT and SIMD want and never the heap's, and rooms that hand them out."""
+"""Page-aligned buffers for shards, as O_DIRECT requires, and pools that hand them out. Buffers are not on the heap."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 
 
 def new_pages(num_bytes: int) -> mmap.mmap:
-    """Anonymous memory from the start of a page. Pages cost memory when they are first touched."""
+    """Return anonymous page-aligned memory. Pages use physical memory when they are first touched."""
     return mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 class Slot:
-    """One buffer: pages of its own, or of others from a page on."""
+    """One buffer: its own pages, or a range of other pages that starts on a page boundary."""
 
     def __init__(self, num_bytes: int, pages: Optional[mmap.mmap] = None, start: int = 0) -> None:
         self.num_bytes, self._start = num_bytes, start
@@ -23,69 +23,69 @@ class Slot:
         self.view = memoryview(self._pages)[start : start + num_bytes]
         self.array = np.frombuffer(self._pages, np.uint8, num_bytes, start)
         self.notes: Dict[str, Any] = {}
-        """What its user keeps as long as the slot lives: views of it, by shard."""
+        """Objects that the user of the slot keeps as long as the slot lives: views of it, by shard."""
 
     def drop_pages(self) -> None:
-        """Give them to the kernel; what is read here now is 0."""
+        """Return the pages to the kernel. Reading them afterwards returns zeros."""
         self._pages.madvise(mmap.MADV_DONTNEED, self._start, self.num_bytes)
 
 
-class Room(ABC):
-    """Where streamed shards lie."""
+class BufferPool(ABC):
+    """Pool of buffers for streamed shards."""
 
     @abstractmethod
     def fits(self, shard: str) -> bool:
-        """Whether there is a place for a shard now."""
+        """Return whether a buffer for the shard is available now."""
 
     @abstractmethod
-    def take(self, shard: str) -> Slot:
-        """A place for a shard that fits."""
+    def acquire(self, shard: str) -> Slot:
+        """Return a buffer for a shard; `fits` must hold."""
 
     @abstractmethod
-    def give(self, slot: Slot) -> None:
-        """It is free again."""
+    def release(self, slot: Slot) -> None:
+        """Return a slot to the pool."""
 
     @abstractmethod
-    def lose(self, slot: Slot) -> None:
-        """It is not free, and will never be: somebody still reads from it."""
+    def discard(self, slot: Slot) -> None:
+        """Discard a slot that a caller still references; allocate a replacement."""
 
     @abstractmethod
     def clear(self, kept: Optional[Slot]) -> None:
-        """All are free but the one that is being filled."""
+        """Release all slots except `kept`, the one that is being filled."""
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of all."""
+        """Drop all buffers."""
 
 
-class EqualSlots(Room):
-    """Slots that each hold any shard."""
+class EqualSlots(BufferPool):
+    """Pool of slots of equal size; each holds any shard."""
 
     def __init__(self, slots: Sequence[Slot]) -> None:
         self._slots = list(slots)
         self._free = list(slots)
 
     def fits(self, shard: str) -> bool:
-        """Whether a slot is free."""
+        """Return whether a slot is free."""
         return bool(self._free)
 
-    def take(self, shard: str) -> Slot:
-        """A free slot."""
+    def acquire(self, shard: str) -> Slot:
+        """Return a free slot."""
         return self._free.pop()
 
-    def give(self, slot: Slot) -> None:
-        """To the free ones."""
+    def release(self, slot: Slot) -> None:
+        """Return a slot to the pool."""
         self._free.append(slot)
 
-    def lose(self, slot: Slot) -> None:
-        """A new one takes its place."""
+    def discard(self, slot: Slot) -> None:
+        """Discard a slot that a caller still references; allocate a replacement."""
         self._slots = [other for other in self._slots if other is not slot] + [Slot(slot.num_bytes)]
         self._free.append(self._slots[-1])
 
     def clear(self, kept: Optional[Slot]) -> None:
-        """All but one."""
+        """Release all slots except `kept`."""
         self._free = [slot for slot in self._slots if slot is not kept]
 
     def close(self) -> None:
-        """None are left."""
+        """Drop all slots."""
         self._slots, self._free = [], []

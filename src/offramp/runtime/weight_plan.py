@@ -1,7 +1,7 @@
-"""Which shards of a divided module stay in memory under a limit of bytes, and in which order the others are read.
+"""Selection of resident shards of a divided module under a limit in bytes, and the reading order of the others.
 
-Stages are as unequal as the module is, so there are no slots to count: what streams passes through a room of so many
-bytes, and a plan is good if two stages that follow one another fit there, for one is read while the other computes.
+Stages differ in size, so slots cannot be counted: streamed shards share a pool of bytes. A good plan has a pool that
+holds two consecutive stages, because one is read while the other computes.
 """
 
 from __future__ import annotations
@@ -13,21 +13,22 @@ from offramp.errors import BudgetError
 from offramp.units import format_size
 
 SLICE_BYTES = 8 << 20
+"""Maximum size of one slice of rows in bytes."""
 Stages = Sequence[Sequence[str]]
 """The shards that each stage needs, in order."""
 
 
 @dataclass(frozen=True)
 class WeightPlan:
-    """`residents` stay, and take `resident_bytes`; all others share a room of `room_bytes`."""
+    """`residents` stay in memory and take `resident_bytes`; all other shards share a pool of `pool_bytes`."""
 
     residents: FrozenSet[str]
     resident_bytes: int
-    room_bytes: int
+    pool_bytes: int
     sliced: FrozenSet[str] = frozenset()
-    """Shards that do not fit as a whole: they are read some rows at a time, when they are used."""
+    """Shards that do not fit as a whole; they are read a slice of rows at a time when they are used."""
     slice_bytes: int = 0
-    """Of these rows."""
+    """Memory for one slice in bytes."""
 
 
 def plan_weights(
@@ -37,10 +38,10 @@ def plan_weights(
     limit_bytes: int,
     sliceable: Iterable[str] = (),
 ) -> WeightPlan:
-    """Keep what the limit holds, such that the rest streams, if possible with one stage read ahead.
+    """Return the plan that keeps as many shards as the limit allows, if possible with one stage of read-ahead.
 
-    `sliceable` shards, the largest first, are read in slices if a stage does not fit otherwise. Raises BudgetError
-    naming the stage that does not fit, and the smallest limit.
+    Shards in `sliceable` are read in slices, the largest first, if a stage does not fit otherwise. Raises BudgetError
+    that names the stage that does not fit and the smallest limit.
     """
     kept = frozenset(pinned)
     choices = _slicings(kept, sizes, sliceable)
@@ -52,9 +53,9 @@ def plan_weights(
     needed, reserved = _fewest(stages, sizes, kept, left_out), slice_bytes(left_out, sizes)
     if needed > limit_bytes:
         index = max(range(len(rest)), key=lambda i: _bytes(set(rest[i]) - kept, sizes))
-        what = f"weights of {format_size(limit_bytes)} are too few for stage {index}"
+        what = f"a weight budget of {format_size(limit_bytes)} is too small for stage {index}"
         why = f"it needs {format_size(_bytes(set(rest[index]) - kept, sizes))} at once"
-        raise BudgetError(what, why, f"{needed} bytes of weights are the smallest that would do")
+        raise BudgetError(what, why, f"the smallest weight budget that works is {needed} bytes")
     return replace(_plan_whole(rest, sizes, kept, limit_bytes - reserved), sliced=left_out, slice_bytes=reserved)
 
 
@@ -62,7 +63,7 @@ def _plan_whole(stages: Stages, sizes: Mapping[str, int], kept: FrozenSet[str], 
     used = {shard for shards in stages for shard in shards}
     if _bytes(used | kept, sizes) <= limit_bytes:
         return _plan(used | kept, sizes, limit_bytes)
-    for shard in _in_order_of_worth(stages, sizes, kept):
+    for shard in _by_priority(stages, sizes, kept):
         more = kept | {shard}
         if _bytes(more, sizes) + _two_stages(stages, sizes, more) <= limit_bytes:
             kept = more
@@ -72,30 +73,32 @@ def _plan_whole(stages: Stages, sizes: Mapping[str, int], kept: FrozenSet[str], 
 def smallest_bytes(
     stages: Stages, sizes: Mapping[str, int], pinned: Iterable[str] = (), sliceable: Iterable[str] = ()
 ) -> int:
-    """The fewest bytes of weights that the stages can run with, if the shards `sliceable` may be read in slices."""
+    """Return the smallest number of bytes of weights with which the stages can run, if `sliceable` shards may be
+    sliced.
+    """
     kept = frozenset(pinned)
     return min(_fewest(stages, sizes, kept, sliced) for sliced in _slicings(kept, sizes, sliceable))
 
 
 def _slicings(kept: FrozenSet[str], sizes: Mapping[str, int], sliceable: Iterable[str]) -> List[FrozenSet[str]]:
-    """What may be sliced, from nothing to all: the largest first."""
+    """Return the sets of shards that may be sliced, from none to all, adding the largest first."""
     order = sorted(set(sliceable) - kept, key=lambda shard: (-sizes[shard], shard))
     return [frozenset(order[:count]) for count in range(len(order) + 1)]
 
 
 def _fewest(stages: Stages, sizes: Mapping[str, int], kept: FrozenSet[str], sliced: FrozenSet[str]) -> int:
-    """The fewest bytes, with these in slices."""
+    """Return the smallest number of bytes with the shards in `sliced` read in slices."""
     streamed = max(_bytes(set(shards) - kept - sliced, sizes) for shards in stages)
     return _bytes(kept, sizes) + streamed + slice_bytes(sliced, sizes)
 
 
 def slice_bytes(sliced: Iterable[str], sizes: Mapping[str, int]) -> int:
-    """What one slice takes."""
+    """Return the memory of one slice in bytes."""
     return min(SLICE_BYTES, max((-(-sizes[shard] // 4) for shard in sliced), default=0))
 
 
 def reading_order(stages: Stages) -> List[List[str]]:
-    """The shards that must be read when each stage begins: those of the stage before are still there."""
+    """Return the shards to read at the start of each stage: those that the previous stage does not hold."""
     before: Sequence[str] = ()
     order = []
     for shards in stages:
@@ -110,23 +113,25 @@ def _plan(kept: Iterable[str], sizes: Mapping[str, int], limit_bytes: int) -> We
 
 
 def _two_stages(stages: Stages, sizes: Mapping[str, int], kept: FrozenSet[str]) -> int:
-    """The most that a stage and the next one need together; behind the last comes the first of the next pass."""
+    """Return the maximum size of two consecutive stages together; the last stage is followed by the first."""
     pairs = zip(stages, [*stages[1:], stages[0]])
     return max(_bytes({*one, *other} - kept, sizes) for one, other in pairs)
 
 
-def _in_order_of_worth(stages: Stages, sizes: Mapping[str, int], kept: FrozenSet[str]) -> List[str]:
-    """Large ones first, since the room must hold the largest that stream; of equal ones such that those that are kept
-    lie evenly between those that are read.
+def _by_priority(stages: Stages, sizes: Mapping[str, int], kept: FrozenSet[str]) -> List[str]:
+    """Return the shards in the order in which they become resident.
+
+    The largest come first, because the pool must hold the largest streamed shard. Equal ones are ordered so that
+    residents are spread evenly between streamed shards.
     """
     names = list(dict.fromkeys(shard for shards in stages for shard in shards if shard not in kept))
     width = max(len(names) - 1, 1).bit_length()
     rank: Dict[str, int] = {name: int(format(place, f"0{width}b")[::-1], 2) for place, name in enumerate(names)}
 
-    def worth(name: str) -> Tuple[int, int]:
+    def priority(name: str) -> Tuple[int, int]:
         return -sizes[name], rank[name]
 
-    return sorted(names, key=worth)
+    return sorted(names, key=priority)
 
 
 def _bytes(names: Iterable[str], sizes: Mapping[str, int]) -> int:

@@ -19,7 +19,7 @@ BULK = "bulk"
 MAX_ROWS, MAX_SWEEP_ROWS = 32, 256
 """Most rows of a batch of the longest inputs: more multiply no faster. Most rows of a sweep: more read hardly less."""
 BATCH_ROWS = 0.3
-"""Cost of a batch in rows, besides that of its rows. Measured on BERT-base: transformers, two cores, 1 row against 8."""
+"""Cost of a batch in rows, besides its own rows. Measured: BERT-base in transformers, two cores, 1 row against 8."""
 SWEEP_TOKENS = 480
 """Cost of a sweep in tokens: two cores compute so many while float32 weights are read at 500 MB/s."""
 NO_TEXT_TOKENS = 128
@@ -39,8 +39,8 @@ def with_most_rows(
 ) -> Classifier:
     """Return the classifier with the cheapest rows whose plan fits the budget; one row a sweep if no other fits.
 
-    The plan for one row measures the process. Larger ones are estimated and not tried, since the memory of a trial stays
-    with the process.
+    The plan for one row measures the process. Larger ones are estimated and not tried, since the memory of a trial
+    stays with the process.
 
     Args:
         plan_for: returns the classifier for a number of rows of a batch and of batches of a sweep.

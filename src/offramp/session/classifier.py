@@ -116,7 +116,7 @@ class Classifier:
     def open(self) -> Classifier:
         """Allocate the memory of the plan and start to read. Raises BudgetError if the budget is too small for it.
 
-        Unless the process is its own, it resets the kernel's peak of the process (VmHWM), if allowed, to measure its own.
+        Unless the process serves only this classifier, the kernel's peak (VmHWM) is reset, if allowed.
         """
         self.plan.require_feasible(self.items)
         with self._lock:
@@ -175,7 +175,7 @@ class Classifier:
             began = time.perf_counter() if began is None else began
             outcomes = self._engine.sweep(batches, more=more, began=began)
             self.counts.add(time.perf_counter() - began, outcomes)
-            self._peak.look()  # other code may reset the kernel's peak before the next call
+            self._peak.sample()  # other code may reset the kernel's peak before the next call
         return [result_of(outcome, self.store.program.problem, self._labels) for outcome in outcomes]
 
     @property

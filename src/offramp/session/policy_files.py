@@ -11,8 +11,8 @@ from offramp.errors import BudgetError, RefusedError, StoreError, UsageError
 from offramp.policies import Policy, parse
 from offramp.policies.codec import from_json
 from offramp.policies.grammar import is_file
-from offramp.policies.recosting import recosted
-from offramp.runtime.guard import DeadlineGuard
+from offramp.policies.recosting import with_costs
+from offramp.runtime.guard import DeadlineGuard, Guard
 from offramp.runtime.profile import (
     DeviceProfile,
     cached_profile,
@@ -57,13 +57,13 @@ class Named:
     def require_model(self, store: Store) -> None:
         """Raise RefusedError if a file was tuned for the exits of another model."""
         for name, file in self.files.items():
-            if file.model_sha256 != store.contents.source.fingerprint:
+            if file.model_sha256 != store.manifest.source.fingerprint:
                 what = "the policy was tuned for another model, or before its exits were trained again"
                 raise RefusedError(what, name, "tune it on a transcript of this store")
 
     def under(self, profile: DeviceProfile) -> Named:
         """The policy, weighing the seconds of a device profile where that needs no new fit."""
-        return replace(self, policy=recosted(self.policy, profile.costs_from))
+        return replace(self, policy=with_costs(self.policy, profile.costs_from))
 
     def doubts(self, here: Mapping[str, Any], profile: Optional[DeviceProfile], has_deadline: bool) -> List[str]:
         """What files say that does not hold here, a line each: latencies of another machine, engine or budget, and
@@ -73,7 +73,7 @@ class Named:
         lines = []
         for name, file in self.files.items():
             own = policy_of(file, name)
-            is_changed = profile is not None and recosted(own, profile.costs_from) != own
+            is_changed = profile is not None and with_costs(own, profile.costs_from) != own
             if file.certificate is not None and (is_changed or has_deadline):
                 what = "--profile" if is_changed else "a deadline"
                 lines.append(f"the certificate of {name} does not hold under {what}: it leaves at other exits")
@@ -152,11 +152,13 @@ def _read_profile(
     return profile
 
 
-def expect_profile(guard: DeadlineGuard, classifier: Classifier, profile: Optional[DeviceProfile]) -> None:
-    """Tell the guard what stages take, by this profile or by one in the cache folder; else it learns.
+def expect_profile(guard: Guard, classifier: Classifier, profile: Optional[DeviceProfile]) -> None:
+    """Give a deadline guard the latencies of a profile, or of one in the cache folder; without either it learns them.
 
     Raises BudgetError if no answer is in time.
     """
+    if not isinstance(guard, DeadlineGuard):
+        return
     profile = profile or cached_profile(fingerprint_of(classifier), 1)
     if profile is None:
         return

@@ -1,4 +1,4 @@
-"""Checking a whole store: every byte of every file that the manifest speaks of."""
+"""Verification of a whole store: every byte of every file that the manifest lists."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Iterator, Optional
 
 from offramp.errors import DamagedError, RefusedError
 from offramp.store import manifest as m
-from offramp.store.files import iter_chunks, open_regular, read_small, require_size, sha256_of, unreadable_is_ours
+from offramp.store.files import iter_chunks, open_regular, read_small, require_size, sha256_of, translate_read_errors
 from offramp.store.parsing import loads
 from offramp.store.reader import read_manifest_bytes, require_self_contained
 from offramp.store.safetensors import read_header
@@ -18,7 +18,7 @@ from offramp.store.safetensors import read_header
 
 @dataclass(frozen=True)
 class Check:
-    """One file: what is wrong with it, or None."""
+    """Result of checking one file. `problem` describes the error, or is None."""
 
     file: str
     bytes: int
@@ -26,9 +26,9 @@ class Check:
 
 
 def verify(path: os.PathLike) -> Iterator[Check]:
-    """Check a store file by file, in the manifest's order.
+    """Check a store file by file, in the order of the manifest.
 
-    Raises StoreError or VersionError where there is no manifest to check by.
+    Raises StoreError or VersionError if the manifest itself cannot be read.
     """
     root = Path(path)
     manifest = loads(read_manifest_bytes(root), root / m.FILE_NAME)
@@ -49,7 +49,7 @@ def _check(root: Path, file: m.File, shard: Optional[m.Shard]) -> None:
     where = root / file.file
     fd = open_regular(root, file.file)
     try:
-        with unreadable_is_ours(where):
+        with translate_read_errors(where):
             require_size(fd, file.bytes, where)
             if sha256_of(fd) != file.sha256:
                 raise DamagedError("sha256 differs from the manifest", where)
@@ -63,9 +63,9 @@ def _check(root: Path, file: m.File, shard: Optional[m.Shard]) -> None:
 def _check_header(fd: int, shard: m.Shard, where: Path) -> None:
     header = read_header(fd, shard.bytes, where)
     found = {(name, entry.dtype, entry.shape, entry.start) for name, entry in header.tensors.items()}
-    promised = {(tensor.name, tensor.dtype, tensor.shape, tensor.offset) for tensor in shard.tensors}
-    if found != promised or header.data_start != shard.data_start:
-        names = sorted({name for name, *_ in found ^ promised})
+    expected = {(tensor.name, tensor.dtype, tensor.shape, tensor.offset) for tensor in shard.tensors}
+    if found != expected or header.data_start != shard.data_start:
+        names = sorted({name for name, *_ in found ^ expected})
         raise DamagedError(f"tensors differ from the manifest: {names[:5]}", where)
 
 

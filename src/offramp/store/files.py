@@ -1,6 +1,6 @@
-"""Opening and writing files so that a hostile or interrupted folder cannot do harm.
+"""Opening and writing of files, safe against hostile folders and interruptions.
 
-No symlinks, no devices, nothing half-written under a final name.
+Symlinks and devices are refused, and a file has its final name only when it is complete.
 """
 
 from __future__ import annotations
@@ -18,17 +18,24 @@ from offramp.errors import DamagedError, DiskFullError, StoreError, UsageError
 from offramp.store.manifest import File, Graph
 
 Data = Union[bytes, memoryview]
+"""Bytes of a file, or a view of them."""
 CHUNK_BYTES = 1 << 20
+"""Bytes per read when a file is streamed."""
 MAX_SMALL_BYTES = 64 << 20
+"""Maximum size in bytes of a file that is read into memory as a whole."""
 _NOT_PLAIN = (errno.ELOOP, errno.ENOTDIR, errno.ENXIO, errno.ENODEV, errno.EMLINK)
+"""Error numbers of `open` on symlinks, folders, pipes and devices."""
 _UNREADABLE = (errno.EIO, errno.EACCES, errno.EPERM, errno.ESTALE)
+"""Error numbers of files that exist but cannot be read."""
 _NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG)
+"""Error numbers of paths at which no folder can be created."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Error numbers of a full disk, an exhausted quota and a file size limit."""
 
 
 @contextlib.contextmanager
-def unreadable_is_ours(where: object) -> Iterator[None]:
-    """Turn what a system says of a file that a store cannot have, or a disk of one that it lost, into a StoreError."""
+def translate_read_errors(where: object) -> Iterator[None]:
+    """Translate OSError from opening or reading a file of a store to DamagedError or StoreError."""
     try:
         yield
     except OSError as error:
@@ -37,23 +44,23 @@ def unreadable_is_ours(where: object) -> Iterator[None]:
         if error.errno in _NOT_PLAIN:
             raise _not_plain(where) from None
         if error.errno in _UNREADABLE:
-            what = f"cannot be read ({error.strerror})"
+            what = f"file cannot be read ({error.strerror})"
             raise StoreError(what, where, "check permissions and disk") from error
         raise
 
 
 def _not_plain(where: object) -> DamagedError:
-    return DamagedError("a store holds plain files only, this is a link or a device", where, "copy the file itself")
+    return DamagedError("not a regular file: a store must not contain links or devices", where, "copy the file itself")
 
 
 def open_regular(root: Path, name: str, flags: int = 0) -> int:
-    """Open `name` (at most one folder deep) under `root` for reading. Returns the descriptor.
+    """Open `name` (at most one folder deep) under `root` for reading. Return the descriptor.
 
-    Raises DamagedError for what is missing, and for symlinks, folders, pipes and devices.
+    Raises DamagedError for missing files, symlinks, folders, pipes and devices.
     """
-    flags |= os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # NONBLOCK: a pipe must not hang us
+    flags |= os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # NONBLOCK: opening a pipe must not block
     *parents, leaf = name.split("/")
-    with unreadable_is_ours(root / name):
+    with translate_read_errors(root / name):
         folder = os.open(str(root), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             for parent in parents:
@@ -70,21 +77,23 @@ def open_regular(root: Path, name: str, flags: int = 0) -> int:
 
 
 def require_size(fd: int, file_bytes: int, where: object) -> None:
-    """Raise DamagedError unless the open file has the size that the manifest says."""
+    """Raise DamagedError unless the open file has the size given in the manifest."""
     size = os.fstat(fd).st_size
     if size != file_bytes:
-        raise DamagedError(f"file has {size} bytes, the manifest says {file_bytes}", where, "divide the model again")
+        raise DamagedError(
+            f"file has {size} bytes, expected {file_bytes} from the manifest", where, "divide the model again"
+        )
 
 
 def read_small(root: Path, file: Union[File, Graph]) -> bytes:
-    """The whole content of a small file of the store, checked against its size and digest."""
+    """Return the whole content of a small file of the store, checked against its size and digest."""
     where = root / file.file
     if file.bytes > MAX_SMALL_BYTES:
-        raise DamagedError(f"file of {file.bytes} bytes, at most {MAX_SMALL_BYTES} are read whole", where)
+        raise DamagedError(f"file of {file.bytes} bytes exceeds the limit of {MAX_SMALL_BYTES}", where)
     fd = open_regular(root, file.file)
     try:
         require_size(fd, file.bytes, where)
-        with unreadable_is_ours(where):
+        with translate_read_errors(where):
             data = b"".join(iter_chunks(fd, file.bytes))
     finally:
         os.close(fd)
@@ -94,7 +103,7 @@ def read_small(root: Path, file: Union[File, Graph]) -> bytes:
 
 
 def iter_chunks(fd: int, size: int, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
-    """The first `size` bytes of `fd`, in order; fewer if the file is shorter."""
+    """Yield the first `size` bytes of `fd`, in order; fewer if the file is shorter."""
     offset = 0
     while offset < size:
         data = os.pread(fd, min(chunk_bytes, size - offset), offset)
@@ -105,7 +114,7 @@ def iter_chunks(fd: int, size: int, chunk_bytes: int = CHUNK_BYTES) -> Iterator[
 
 
 def sha256_of(fd: int) -> str:
-    """Digest of a whole open file, streamed."""
+    """Return the SHA-256 digest of a whole open file as hex text. The file is streamed."""
     digest = hashlib.sha256()
     for chunk in iter_chunks(fd, os.fstat(fd).st_size):
         digest.update(chunk)
@@ -113,7 +122,7 @@ def sha256_of(fd: int) -> str:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
+    """Flush the names in a folder to disk."""
     fd = os.open(str(folder), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -122,8 +131,8 @@ def fsync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def disk_full_is_ours(where: object) -> Iterator[None]:
-    """Turn the ways in which a disk says that it is full into DiskFullError."""
+def translate_disk_full(where: object) -> Iterator[None]:
+    """Translate OSError of a full disk to DiskFullError."""
     try:
         yield
     except OSError as error:
@@ -134,8 +143,8 @@ def disk_full_is_ours(where: object) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def no_place_is_ours(what: str, where: object) -> Iterator[None]:
-    """Turn what a system says of a path where no folder can be made into a UsageError that begins with `what`."""
+def translate_path_errors(what: str, where: object) -> Iterator[None]:
+    """Translate OSError of a path at which no folder can be created to UsageError with the message `what`."""
     try:
         yield
     except OSError as error:
@@ -145,12 +154,12 @@ def no_place_is_ours(what: str, where: object) -> Iterator[None]:
 
 
 def lock_folder(folder: Path, what: str, busy: str) -> int:
-    """Make a folder, with those above it, and lock it until the returned descriptor is closed.
+    """Create a folder and its parents, and lock it until the returned descriptor is closed.
 
-    Raises UsageError: `busy` where another process has the lock, `what` where no folder can be made.
+    Raises UsageError: with `busy` if another process holds the lock, with `what` if the folder cannot be created.
     """
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    with no_place_is_ours(what, folder):
+    with translate_path_errors(what, folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):
             folder.mkdir()
@@ -161,37 +170,37 @@ def lock_folder(folder: Path, what: str, busy: str) -> int:
             if os.path.samestat(os.fstat(lock), os.lstat(str(folder))):
                 return lock
         except (BlockingIOError, FileNotFoundError):
-            pass  # locked, or renamed by who had it while we were about to lock it
+            pass  # locked, or renamed by the holder of the lock in the meantime
         except BaseException:
             if lock >= 0:
                 os.close(lock)
             raise
     if lock >= 0:
         os.close(lock)
-    raise UsageError(busy, folder, "wait for it to end")
+    raise UsageError(busy, folder, "wait until it has finished")
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder inside a store, unless it is there. Raises DamagedError where a link or a file has its name."""
-    with disk_full_is_ours(folder), contextlib.suppress(FileExistsError):
+    """Create a folder inside a store if it does not exist. Raises DamagedError if a link or a file has its name."""
+    with translate_disk_full(folder), contextlib.suppress(FileExistsError):
         folder.mkdir()
     if folder.is_symlink() or not folder.is_dir():
         raise _not_plain(folder)
 
 
 def write_atomic(path: Path, chunks: Iterable[Data]) -> File:
-    """Write a file so that it is complete or absent under `path`: sibling, fsync, rename, fsync of the folder.
+    """Write a file so that `path` is complete or absent: temporary sibling, fsync, rename, fsync of the folder.
 
     The mode follows the umask. Raises DiskFullError.
     """
     temporary = path.with_name(path.name + ".tmp")
-    with disk_full_is_ours(path):
+    with translate_disk_full(path):
         fd = os.open(str(temporary), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         try:
             size, sha256 = _write_durably(fd, chunks)
             temporary.replace(path)
         except BaseException:
-            with contextlib.suppress(OSError):  # the first error is the one to tell
+            with contextlib.suppress(OSError):  # the first error is the one to report
                 temporary.unlink()
             raise
         fsync_folder(path.parent)
@@ -199,7 +208,7 @@ def write_atomic(path: Path, chunks: Iterable[Data]) -> File:
 
 
 def _write_durably(fd: int, chunks: Iterable[Data]) -> Tuple[int, str]:
-    """Write, fsync and close. Returns (bytes, sha256)."""
+    """Write, flush and close. Return the size in bytes and the SHA-256 digest."""
     digest, size = hashlib.sha256(), 0
     try:
         for chunk in chunks:

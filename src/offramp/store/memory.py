@@ -1,8 +1,8 @@
-"""What has been verified, remembered in the cache folder, so that `first` hashes a file once and not once a process.
+"""Cache of verification results, so that `verify="first"` hashes a file once per change instead of once per process.
 
-A file is recognised by (device, inode, size, mtime_ns, ctime_ns); programs can set all of these but ctime. One small
-file a store, replaced atomically; two processes that write at once lose one's memory, never its truth. An unwritable
-cache is no error: then nothing is remembered.
+A file is identified by (device, inode, size, mtime_ns, ctime_ns); programs can set all of these except ctime. Each
+store has one small file, replaced atomically. If two processes write at once, one set of results is lost; this costs
+hashing but is never wrong. An unwritable cache is not an error.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from pathlib import Path
 from typing import Dict, Optional
 
 _TICK_NANOSECONDS = 100_000_000
-"""File systems stamp times by a clock of some milliseconds: within a tick, two states of a file look the same."""
+"""Upper bound on the resolution of file timestamps. Two changes within this time can have equal timestamps."""
 
 
 def cache_folder() -> Path:
-    """`${OFFRAMP_CACHE:-$XDG_CACHE_HOME/offramp}`."""
+    """Return the cache folder: `${OFFRAMP_CACHE:-$XDG_CACHE_HOME/offramp}`."""
     home = os.path.expanduser("~")  # noqa: PTH111 - pathlib raises where a user has no home
     base = os.environ.get("XDG_CACHE_HOME") or f"{home}/.cache"
     return Path(os.environ.get("OFFRAMP_CACHE") or f"{base}/offramp")
 
 
 def identity_of(fd: int) -> Optional[str]:
-    """By what the file behind `fd` is recognised as unchanged.
+    """Return the identity of the file behind `fd`, or None if the file is so new that a change might not be visible.
 
-    Take it before the file is read. None while it is so new that a change would not show.
+    Must be called before the file is read.
     """
     stat = os.fstat(fd)
     if time.time_ns() - stat.st_ctime_ns < _TICK_NANOSECONDS:
@@ -39,44 +39,44 @@ def identity_of(fd: int) -> Optional[str]:
 
 
 class VerifiedMemory:
-    """Which shards and blocks of one store have been seen to match their digests."""
+    """Record of the shards and blocks of one store that matched their digests."""
 
     def __init__(self, store: Path, manifest_bytes: bytes) -> None:
         key = hashlib.sha256(os.fsencode(os.path.realpath(str(store))) + b"\0" + manifest_bytes).hexdigest()
         self._path = cache_folder() / "verified" / (key + ".json")
-        self._seen = self._load()
+        self._verified = self._load()
         self._changed = False
 
     def knows(self, shard: str, identity: Optional[str]) -> bool:
-        """Whether the whole file of `shard` was verified when it had this identity."""
-        return identity is not None and self._seen.get(shard) == identity
+        """Return whether the whole file of `shard` was verified with this identity."""
+        return identity is not None and self._verified.get(shard) == identity
 
     def remember(self, shard: str, identity: Optional[str]) -> None:
-        """The whole file matched."""
+        """Record that the whole file matched its digest."""
         if identity is not None:
             self._put(shard, identity)
 
     def blocks(self, shard: str, identity: Optional[str], count: int) -> bytearray:
-        """One byte a block of the file: 1 where it was verified."""
-        known, _, text = self._seen.get(_blocks_key(shard), "").partition(" ")
+        """Return one byte per block of the file: 1 if the block was verified with this identity, otherwise 0."""
+        recorded, _, text = self._verified.get(_blocks_key(shard), "").partition(" ")
         try:
-            bitmap = bytearray.fromhex(text) if known == identity else bytearray()
+            bitmap = bytearray.fromhex(text) if recorded == identity else bytearray()
         except ValueError:
             bitmap = bytearray()
         return bitmap if len(bitmap) == count else bytearray(count)
 
     def remember_blocks(self, shard: str, identity: Optional[str], bitmap: bytearray) -> None:
-        """Keep what `blocks` gave for this identity, as it is now."""
+        """Record the current state of the bitmap returned by `blocks`."""
         if identity is not None:
             self._put(_blocks_key(shard), f"{identity} {bitmap.hex()}")
 
     def save(self) -> None:
-        """Write the memory if it changed."""
+        """Write the cache if it changed. Errors are ignored."""
         if not self._changed:
             return
-        with contextlib.suppress(OSError):  # a read-only or full cache only costs the next process some hashing
+        with contextlib.suppress(OSError):  # without a cache the next process hashes again
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._replace(json.dumps(self._seen))
+            self._replace(json.dumps(self._verified))
             self._changed = False
 
     def _replace(self, text: str) -> None:
@@ -90,16 +90,16 @@ class VerifiedMemory:
             raise
 
     def _put(self, key: str, value: str) -> None:
-        self._changed |= self._seen.get(key) != value
-        self._seen[key] = value
+        self._changed |= self._verified.get(key) != value
+        self._verified[key] = value
 
     def _load(self) -> Dict[str, str]:
         try:
             tree = json.loads(self._path.read_text())
-        except (OSError, ValueError, RecursionError):  # absent, unreadable or torn: nothing is remembered
+        except (OSError, ValueError, RecursionError):  # absent, unreadable or incomplete: start empty
             return {}
         return {key: value for key, value in tree.items() if isinstance(value, str)} if isinstance(tree, dict) else {}
 
 
 def _blocks_key(shard: str) -> str:
-    return shard + " blocks"  # no name of a shard has a space
+    return shard + " blocks"  # names of shards contain no space

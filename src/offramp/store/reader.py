@@ -19,7 +19,7 @@ from offramp.errors import DamagedError, StoreError
 from offramp.program.dtypes import DTYPES
 from offramp.program.program import Program
 from offramp.store import manifest as m
-from offramp.store.files import open_regular, read_small, require_size, sha256_of, unreadable_is_ours
+from offramp.store.files import open_regular, read_small, require_size, sha256_of, translate_read_errors
 from offramp.store.memory import VerifiedMemory, identity_of
 from offramp.store.parsing import loads, parse_labels
 from offramp.store.safetensors import PAGE_BYTES, parse_header
@@ -163,7 +163,7 @@ class Store:
 
     def _read_chunk(self, shard: m.Shard, fd: int, buffer: memoryview, offset: int, end: int) -> int:
         """Fill `buffer` from `offset` on, one chunk at most. Returns how many bytes came, those behind `end` apart."""
-        with unreadable_is_ours(self.path / shard.file):
+        with translate_read_errors(self.path / shard.file):
             got = os.preadv(fd, [buffer[offset : offset + READ_CHUNK_BYTES]], offset)
         got = min(got, end - offset)
         self._require(got > 0, shard, f"file ends at byte {offset} of {shard.bytes}")
@@ -175,7 +175,7 @@ class Store:
         fd = self._fd(name)
         identity = identity_of(fd)
         if self.policy == "always" or (self.policy == "first" and not self._verified.knows(name, identity)):
-            with unreadable_is_ours(self.path / shard.file):
+            with translate_read_errors(self.path / shard.file):
                 self._require(sha256_of(fd) == shard.sha256, shard, "sha256 differs from the manifest")
             self._verified.remember(name, identity)
         data = bytearray(tensor.num_bytes)
@@ -185,7 +185,7 @@ class Store:
     def _read_exactly(self, shard: m.Shard, fd: int, view: memoryview, offset: int) -> None:
         done = 0
         while done < len(view):
-            with unreadable_is_ours(self.path / shard.file):
+            with translate_read_errors(self.path / shard.file):
                 got = os.preadv(fd, [view[done : done + READ_CHUNK_BYTES]], offset + done)
             self._require(got > 0, shard, "file ends inside a tensor")
             done += got
@@ -207,7 +207,7 @@ class Store:
         fd, view = self._fd(shard_name), table_UW.reshape(-1).view(np.uint8).data
         for first, count in _runs(unique_U):
             part = view[first * row_bytes : (first + count) * row_bytes]
-            with unreadable_is_ours(self.path / shard.file):
+            with translate_read_errors(self.path / shard.file):
                 got = os.preadv(fd, [part], start + int(unique_U[first]) * row_bytes)
             self._require(got == len(part), shard, "file ends inside a table")
             read += got
@@ -244,7 +244,7 @@ class Store:
         for block in np.unique(np.concatenate(spans)).tolist():
             if bitmap[block] and self.policy == "first":
                 continue
-            with unreadable_is_ours(self.path / shard.file):
+            with translate_read_errors(self.path / shard.file):
                 data = os.pread(self._fd(shard.name), m.BLOCK_BYTES, block * m.BLOCK_BYTES)
             matches = hashlib.sha256(data).digest() == digests[block * 32 : block * 32 + 32]
             self._require(matches, shard, f"sha256 of block {block} differs from the manifest")
@@ -282,7 +282,7 @@ def read_manifest_bytes(path: Path) -> bytes:
         if size > m.MAX_MANIFEST_BYTES:
             what = f"manifest of {size} bytes, at most {m.MAX_MANIFEST_BYTES} are read"
             raise DamagedError(what, path / m.FILE_NAME, _REMEDY)
-        with unreadable_is_ours(path / m.FILE_NAME):
+        with translate_read_errors(path / m.FILE_NAME):
             return os.pread(fd, size, 0)
     finally:
         os.close(fd)

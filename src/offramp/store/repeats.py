@@ -68,6 +68,11 @@ class _Series:
         if self.integers(1) != second.integers:
             raise ValueError("first and second differ in leading zeros")
 
+    @property
+    def is_constant(self) -> bool:
+        """All members are equal."""
+        return all(step == 0 for _, step, _ in self._integers)
+
     def integers(self, index: int) -> List[str]:
         """Return the integers of member `index`, from 0. Raises ValueError where one leaves its range."""
         found = []
@@ -110,29 +115,40 @@ class _Expansion:
         for index, element in enumerate(tree):
             place = f"{where}[{index}]"
             if isinstance(element, dict) and set(element) == set(KEYS):
-                found += self.expand(self._copies(element, place), place)
+                try:
+                    found += self._copies(element, place)
+                except ValueError as error:
+                    raise WrongError(f"{place}: {error}") from None
             else:
                 found.append(self.expand(element, place))
         return found
 
     def _copies(self, element: Dict[str, Any], where: str) -> List[Any]:
+        """Return all members of a repeat, themselves expanded. Equal members share their trees."""
         count = int_of(element["repeat"], where + ".repeat", MIN_REPEATS)
         first, second = (_Form(_text(list_of(element[key], f"{where}.{key}"))) for key in KEYS[1:])
+        series, before = _Series(first, second), self._num_bytes
+        if series.is_constant:
+            self._charge(first.num_bytes)
+            members = self.expand(element["first"], where)
+            self._charge((self._num_bytes - before) * (count - 1))
+            return members * count
         found: List[Any] = []
-        try:
-            series = _Series(first, second)
-            for index in range(count):
-                text = series.text(index)
-                self._num_bytes += len(text)
-                if self._num_bytes > MAX_EXPANDED_BYTES:
-                    raise ValueError(f"more than {MAX_EXPANDED_BYTES} bytes are repeated")
-                found += strict_json(text.encode())
-        except ValueError as error:
-            raise WrongError(f"{where}: {error}") from None
+        for index in range(count):
+            text = series.text(index)
+            self._charge(len(text))
+            found += self.expand(strict_json(text.encode()), where)
         return found
+
+    def _charge(self, num_bytes: int) -> None:
+        self._num_bytes += num_bytes
+        if self._num_bytes > MAX_EXPANDED_BYTES:
+            raise ValueError(f"more than {MAX_EXPANDED_BYTES} bytes are repeated")
 
 
 def _compress_list(elements: List[Any]) -> List[Any]:
+    if len(elements) < MIN_REPEATS:
+        return elements
     forms = [_Form(_text(element)) for element in elements]
     if sum(form.num_bytes for form in forms) <= _OVERHEAD_BYTES:
         return elements

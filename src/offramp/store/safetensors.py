@@ -1,9 +1,8 @@
-"""The safetensors container, read and written with the standard library alone: the device has no wheel of it.
+"""Reader and writer of the safetensors container with the standard library only: not all devices have a wheel for it.
 
-The reader is strict: offsets are contiguous, sizes follow from dtype and shape, nothing overlaps, nothing is left over.
-It never maps a file: one that is truncated under a map kills the process with SIGBUS. Payloads are not judged here: the
-manifest carries their digests.
-Format: https://github.com/huggingface/safetensors (README, "Format").
+The reader is strict: offsets must be contiguous, sizes must follow from dtype and shape, and no byte may be left over.
+Files are never mapped, because truncation of a mapped file kills the process with SIGBUS. Tensor data is not checked
+here: the manifest holds the digests. Format: https://github.com/huggingface/safetensors (README, "Format").
 """
 
 from __future__ import annotations
@@ -18,13 +17,17 @@ from offramp.errors import DamagedError
 from offramp.program.dtypes import DTYPES
 
 MAX_HEADER_BYTES = 100_000_000
+"""Maximum size of a header in bytes; the limit of the reference implementation."""
 MAX_RANK = 64
+"""Maximum number of dimensions of a tensor."""
 PAGE_BYTES = 4096
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor: dtype as safetensors spells it, shape, and its bytes [start, end) from the first data byte on."""
+    """One tensor: dtype as spelled by safetensors, shape, and its byte range [start, end) relative to the first data
+    byte.
+    """
 
     dtype: str
     shape: Tuple[int, ...]
@@ -34,7 +37,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Header:
-    """A checked header. `data_start` is the file offset of the first data byte."""
+    """A validated header. `data_start` is the file offset of the first data byte."""
 
     tensors: Dict[str, Entry]
     data_start: int
@@ -42,13 +45,13 @@ class Header:
 
 
 def read_header(fd: int, size: int, where: object) -> Header:
-    """Read and check the header of the open file `fd` of `size` bytes. Raises DamagedError naming `where`."""
+    """Read and validate the header of the open file `fd` with `size` bytes. Raises DamagedError that names `where`."""
     length = _header_length(os.pread(fd, 8, 0), size, where)
     return parse_header(os.pread(fd, 8 + length, 0), size, where)
 
 
 def parse_header(data: bytes, size: int, where: object) -> Header:
-    """The same for a file of `size` bytes that begins with `data`."""
+    """Parse the header of a file of `size` bytes that begins with `data`. Raises DamagedError that names `where`."""
     length = _header_length(data[:8], size, where)
     text = data[8 : 8 + length]
     if len(text) != length:
@@ -75,11 +78,11 @@ def _header_length(prefix: bytes, size: int, where: object) -> int:
 
 
 def header_bytes(tensors: Iterable[Tuple[str, str, Tuple[int, ...], int]]) -> bytes:
-    """A header for (name, dtype, shape, start) entries in file order, padded with spaces so that data begin on a page.
+    """Return a header for (name, dtype, shape, start) entries in file order, padded with spaces to a page boundary.
 
-    The padding is what the specification allows; a page boundary is what O_DIRECT and SIMD want.
+    The specification allows the padding. O_DIRECT requires page-aligned data.
     """
-    tree: Dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers refuses a file that does not say so
+    tree: Dict[str, Any] = {"__metadata__": {"format": "pt"}}  # required by transformers
     for name, dtype, shape, start in tensors:
         tree[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, start + num_bytes(dtype, shape)]}
     text = json.dumps(tree, separators=(",", ":")).encode()
@@ -96,14 +99,14 @@ def num_bytes(dtype: str, shape: Tuple[int, ...]) -> int:
 
 
 def _damaged(what: str, where: object) -> DamagedError:
-    return DamagedError(what, where, "get the file again")
+    return DamagedError(what, where, "download or write the file again")
 
 
 def strict_json(data: bytes) -> Any:
-    """Parse JSON that two parsers cannot read in two ways. Raises ValueError where it is not.
+    """Parse JSON, refusing everything that two parsers could read differently. Raises ValueError.
 
-    Refused are duplicate keys, NaN, numbers beyond a float or of more than 20 digits (to read those takes quadratic
-    time), and nesting deeper than the interpreter's stack.
+    Refused are duplicate keys, NaN, numbers beyond the range of a float or with more than 20 digits (parsing them takes
+    quadratic time), and nesting deeper than the stack of the interpreter.
     """
     try:
         return json.loads(
@@ -121,14 +124,14 @@ def _unique(pairs: list) -> dict:
     tree: dict = {}
     for key, value in pairs:
         if key in tree:
-            raise ValueError(f"key {key!r} stands twice")
+            raise ValueError(f"duplicate key {key!r}")
         tree[key] = value
     return tree
 
 
 def _short_int(text: str) -> int:
     if len(text) > 20:
-        raise ValueError(f"a number of {len(text)} digits")
+        raise ValueError(f"number with {len(text)} digits")
     return int(text)
 
 
@@ -154,7 +157,7 @@ def _entry(name: str, fields: object, where: object) -> Entry:
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_natural, offsets)):
         raise _damaged(f"tensor {name!r} has bad offsets", where)
     if offsets[1] - offsets[0] != num_bytes(dtype, tuple(shape)):
-        raise _damaged(f"tensor {name!r} of {dtype} {shape} does not take {offsets[1] - offsets[0]} bytes", where)
+        raise _damaged(f"tensor {name!r} of {dtype} {shape} cannot occupy {offsets[1] - offsets[0]} bytes", where)
     return Entry(dtype, tuple(shape), offsets[0], offsets[1])
 
 
@@ -162,7 +165,7 @@ def _check_layout(tensors: Dict[str, Entry], data_bytes: int, where: object) -> 
     end = 0
     for name, entry in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
         if entry.start != end:
-            raise _damaged(f"tensor {name!r} begins at {entry.start}, not at {end}", where)
+            raise _damaged(f"tensor {name!r} begins at {entry.start}, expected {end}", where)
         end = entry.end
     if end != data_bytes:
-        raise _damaged(f"tensors take {end} bytes, the file holds {data_bytes}", where)
+        raise _damaged(f"tensors occupy {end} bytes, the file has {data_bytes}", where)

@@ -1,12 +1,13 @@
-"""Transcripts: what every exit said of every example of a split, on disk, so that policies are tuned without a model.
+"""Transcripts: the outputs of every exit on every example of a split, stored so that policies are tuned without a
+model.
 
-`DIR/SPLIT.safetensors` holds, for N examples, K exits, C outputs of a head and H hidden:
+`DIR/SPLIT.safetensors` holds, for N examples, K exits, C outputs of a head and hidden size H:
 
     logits [N, K, C] F32    lengths [N] I32, in tokens    labels [N] I64, or F32 values of a regression
-    features [N, K, H] F32, the first token's hidden state where each exit stands, if it was asked for
+    features [N, K, H] F32, optional: the hidden state of the first token at each exit
 
-`DIR/SPLIT.json` says of what they are, and closes the transcript: without it there is none. Rows are written and read
-in windows: no number of them is too large. It knows nothing of models and policies.
+`DIR/SPLIT.json` describes the data and is written last; a transcript without it does not exist. Rows are written and
+read in windows, so their number is not limited by memory. This module is independent of models and policies.
 """
 
 from __future__ import annotations
@@ -23,44 +24,47 @@ import numpy as np
 from offramp.errors import DamagedError, StoreError, UsageError, VersionError
 from offramp.store.files import (
     MAX_SMALL_BYTES,
-    disk_full_is_ours,
     fsync_folder,
     iter_chunks,
-    no_place_is_ours,
     open_regular,
     require_size,
     sha256_of,
-    unreadable_is_ours,
+    translate_disk_full,
+    translate_path_errors,
+    translate_read_errors,
     write_atomic,
 )
 from offramp.store.safetensors import header_bytes, num_bytes, read_header
 
 FORMAT = 1
+"""Version of the transcript format."""
 _REMEDY = "write the transcript again: offramp eval --transcript"
 _DTYPES = {"F32": np.dtype("<f4"), "I32": np.dtype("<i4"), "I64": np.dtype("<i8")}
 
 
 @dataclass(frozen=True)
 class About:
-    """What a transcript is of."""
+    """Description of the data in a transcript."""
 
     task: str
     split: str
     problem: str
-    """As in the model's config."""
+    """Problem type, as in the config of the model."""
     labels: Tuple[str, ...]
     """Names of the label ids; empty for a regression."""
     metrics: Tuple[str, ...]
     model_sha256: str
     """Fingerprint of the model folder."""
     data_sha256: str
-    """Of the texts and labels, in order."""
+    """Digest of texts and labels, in order."""
     max_length: int
-    """Tokens that texts were cut to."""
+    """Maximum number of tokens; longer texts were truncated."""
 
 
 class TranscriptWriter:
-    """Writes one split. A context manager; without `finish` nothing stays. Raises UsageError where one exists."""
+    """Context manager that writes one split. Without `finish` nothing is kept. Raises UsageError if the split
+    exists.
+    """
 
     def __init__(
         self, folder: Path, about: About, num_rows: int, num_exits: int, num_outputs: int, feature_size: int = 0
@@ -89,9 +93,9 @@ class TranscriptWriter:
         for path in (self._path, self._description):
             if os.path.lexists(str(path)):
                 raise UsageError("target exists", path, "choose another folder, or remove it")
-        with disk_full_is_ours(self.folder):
+        with translate_disk_full(self.folder):
             flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
-            with no_place_is_ours("a transcript cannot be written there", self.folder):
+            with translate_path_errors("a transcript cannot be written there", self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._fd = os.open(str(self._partial), flags, 0o666)
             try:
@@ -110,28 +114,32 @@ class TranscriptWriter:
                 self._partial.unlink()
 
     def write(self, start: int, **arrays: np.ndarray) -> None:
-        """Rows from `start` on, each once: `logits`, `lengths`, `labels`, and `features` if promised.
+        """Write rows from `start` on, each row once: `logits`, `lengths`, `labels`, and `features` if the writer has a
+        feature size.
 
-        Raises DiskFullError.
+        Raises ValueError for other arrays or shapes, DiskFullError.
         """
         if set(arrays) != set(self._specs):
-            raise ValueError(f"expected {sorted(self._specs)}, got {sorted(arrays)}")
+            raise ValueError(f"arrays must be {sorted(self._specs)}, got {sorted(arrays)}")
         for name, array in arrays.items():
             dtype, shape = self._specs[name]
             if array.shape[1:] != shape[1:] or start + len(array) > shape[0]:
                 raise ValueError(f"{name} of shape {array.shape} at {start} does not fit {shape}")
             row_bytes = dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64))
-            with disk_full_is_ours(self._partial):
+            with translate_disk_full(self._partial):
                 _pwrite(
                     self._fd, np.ascontiguousarray(array, dtype).data.cast("B"), self._starts[name] + start * row_bytes
                 )
         self._rows_left -= len(arrays["labels"])
 
     def finish(self) -> Path:
-        """Make it durable, and give it its name; every row must have been written. Returns the path of the JSON."""
+        """Flush the data and give the files their final names. Return the path of the description.
+
+        Raises ValueError if rows are missing, DiskFullError.
+        """
         if self._rows_left:
             raise ValueError(f"{self._rows_left} rows were not written")
-        with disk_full_is_ours(self._partial):
+        with translate_disk_full(self._partial):
             os.fsync(self._fd)
             sha256 = sha256_of(self._fd)
             self._partial.replace(self._path)
@@ -144,7 +152,7 @@ class TranscriptWriter:
 
 @dataclass(frozen=True, eq=False)
 class Transcript:
-    """One split, as it was written; the features stay on disk until they are asked for."""
+    """One split as it was written. Features are read on demand."""
 
     about: About
     logits_NKC: np.ndarray
@@ -152,14 +160,14 @@ class Transcript:
     labels_N: np.ndarray
     path: Path
     feature_start: Optional[int]
-    """Where features begin in the file; None if there are none."""
+    """Offset of the features in the file in bytes; None without features."""
     feature_size: int
 
     def features(self, start: int, stop: int) -> np.ndarray:
-        """Features [stop - start, K, H] of some rows. Raises ValueError where there are none."""
+        """Return the features [stop - start, K, H] of a range of rows. Raises ValueError if there are none."""
         num_rows, num_exits = self.logits_NKC.shape[:2]
         if self.feature_start is None or not 0 <= start <= stop <= num_rows:
-            raise ValueError(f"no features of rows {start} to {stop}")
+            raise ValueError(f"the transcript has no features for rows {start} to {stop}")
         shape = (stop - start, num_exits, self.feature_size)
         row_bytes = 4 * num_exits * self.feature_size
         fd = open_regular(self.path.parent, self.path.name)
@@ -170,17 +178,19 @@ class Transcript:
 
 
 def read_transcript(folder: Path, split: str) -> Transcript:
-    """Read and check a split.
+    """Read and verify a split.
 
-    Raises UsageError where there is none, StoreError (DamagedError where a file is not what was written, VersionError
-    for another format).
+    Raises UsageError if it does not exist, DamagedError if a file was changed, VersionError for another format, and
+    StoreError for other invalid contents.
     """
     path = folder / (split + ".safetensors")
     if not any(os.path.lexists(str(each)) for each in (path, path.with_suffix(".json"))):
-        raise UsageError(f"no transcript of {split} there", folder, f"offramp eval --split {split} --transcript DIR")
+        raise UsageError(
+            f"no transcript of split {split}", folder, f"create one: offramp eval --split {split} --transcript DIR"
+        )
     try:
         return _read(path)
-    except DamagedError as error:  # what opens files thinks that they are a store's
+    except DamagedError as error:  # replaces the remedy, which is written for stores
         raise DamagedError(error.what, error.where, _REMEDY) from None
 
 
@@ -197,7 +207,7 @@ def _read(path: Path) -> Transcript:
         for name in ("logits", "lengths", "labels"):
             entry = header.tensors.get(name)
             if entry is None or entry.dtype not in _DTYPES:
-                raise StoreError(f"no tensor {name!r} that a transcript has", path, _REMEDY)
+                raise StoreError(f"tensor {name!r} is missing or has a wrong dtype", path, _REMEDY)
             arrays[name] = _read_array(fd, header.data_start + entry.start, entry.dtype, entry.shape, path)
     finally:
         os.close(fd)
@@ -218,20 +228,20 @@ def _read_description(folder: Path, split: str) -> Tuple[About, Dict[str, Any]]:
     path = folder / (split + ".json")
     fd = open_regular(folder, path.name)
     try:
-        with unreadable_is_ours(path):
+        with translate_read_errors(path):
             data = b"".join(iter_chunks(fd, min(os.fstat(fd).st_size, MAX_SMALL_BYTES)))
     finally:
         os.close(fd)
     try:
         tree = json.loads(data)
         if tree["format"] != FORMAT:
-            raise VersionError(f"transcript of format {tree['format']!r}, {FORMAT} is read", path, _REMEDY)
+            raise VersionError(f"transcript of format {tree['format']!r}, only {FORMAT} is supported", path, _REMEDY)
         file = {"bytes": int(tree["file"]["bytes"]), "sha256": str(tree["file"]["sha256"])}
         fields = {name: tree[name] for name in About.__dataclass_fields__}
         lists = {name: tuple(fields[name]) for name in ("labels", "metrics")}
         return About(**{**fields, **lists}), file
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise StoreError("no description of a transcript", path, _REMEDY) from None
+        raise StoreError("not a description of a transcript", path, _REMEDY) from None
 
 
 def _require_shapes(arrays: Dict[str, np.ndarray], features: Optional[Tuple[int, ...]], where: Path) -> None:
@@ -239,7 +249,7 @@ def _require_shapes(arrays: Dict[str, np.ndarray], features: Optional[Tuple[int,
     found: List[Tuple[int, ...]] = [arrays["lengths"].shape, arrays["labels"].shape]
     fits = len(shape) == 3 and all(other == shape[:1] for other in found)
     if not fits or not (features is None or (len(features) == 3 and features[:2] == shape[:2])):
-        raise StoreError(f"tensors of shapes {shape}, {found}, {features} are no transcript", where, _REMEDY)
+        raise StoreError(f"tensors of shapes {shape}, {found}, {features} are not a transcript", where, _REMEDY)
 
 
 def _read_array(fd: int, offset: int, dtype: str, shape: Tuple[int, ...], where: Path) -> np.ndarray:
@@ -247,7 +257,7 @@ def _read_array(fd: int, offset: int, dtype: str, shape: Tuple[int, ...], where:
     view: Any = memoryview(cast(Any, array.reshape(-1).view(np.uint8)))
     done = 0
     while done < len(view):
-        with unreadable_is_ours(where):
+        with translate_read_errors(where):
             count = os.preadv(fd, [view[done:]], offset + done)
         if not count:
             raise StoreError("file ends inside a tensor", where, _REMEDY)

@@ -1,8 +1,8 @@
-"""Building a store so that it is whole or absent.
+"""Atomic and resumable writing of a store.
 
-Everything goes to `STORE.partial`, the manifest last, then one rename. An interrupted build is resumed when the
-fingerprint matches: a shard is kept if it is, byte for byte, what would be written. At most one chunk of tensor data is
-held at a time. A folder that another program made is never cleared.
+Files are written to `STORE.partial`, the manifest last, followed by one rename. An interrupted build is resumed if the
+fingerprint matches; a shard of the earlier attempt is kept if it is byte for byte identical. At most one chunk of
+tensor data is in memory at a time. A folder created by another program is never deleted.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from offramp.errors import DiskFullError, StageError, StoreError, UsageError
 from offramp.store import manifest as m
 from offramp.store.files import (
     Data,
-    disk_full_is_ours,
     fsync_folder,
     lock_folder,
     make_folder,
     open_regular,
     sha256_of,
+    translate_disk_full,
     write_atomic,
 )
 from offramp.store.parsing import loads
@@ -32,9 +32,9 @@ from offramp.store.reader import read_manifest_bytes
 from offramp.store.safetensors import header_bytes, num_bytes
 
 _STATE = ".building"
-"""Marks a partial folder as ours, and holds the fingerprint."""
+"""File that marks a partial folder as created by offramp; contains the fingerprint."""
 _RETIRED = ".retired"
-"""Marks a replaced store, which may be deleted."""
+"""File that marks a replaced store, which may be deleted."""
 
 
 def identity(fingerprint: str) -> str:
@@ -43,9 +43,9 @@ def identity(fingerprint: str) -> str:
 
 
 class StoreWriter:
-    """Writes one store. A context manager; without `finish` the target stays untouched and a next writer resumes.
+    """Context manager that writes one store. Without `finish` the target is unchanged and the next writer resumes.
 
-    `fingerprint` says what the store is made from and by what; that of the manifest's source is part of it.
+    `fingerprint` identifies the source and the tool; it contains the fingerprint of the source in the manifest.
     """
 
     def __init__(self, target: Path, fingerprint: str, *, force: bool = False) -> None:
@@ -58,11 +58,11 @@ class StoreWriter:
     def __enter__(self) -> StoreWriter:
         self._refuse_target()
         try:
-            with disk_full_is_ours(self.partial):
+            with translate_disk_full(self.partial):
                 self._lock = lock_folder(
                     self.partial, "a store cannot be built there", "another process is building this store"
                 )
-                self._refuse_target()  # again: another writer may have finished meanwhile
+                self._refuse_target()  # again: another writer may have finished in the meantime
                 self._resume_or_clear()
             make_folder(self.partial / "graphs")
         except BaseException:
@@ -71,7 +71,9 @@ class StoreWriter:
         return self
 
     def __exit__(self, kind: Any = None, error: Optional[BaseException] = None, trace: Any = None) -> None:
-        """What cannot be divided could not be the next time: nothing of it is kept."""
+        """Release the lock. After StageError the partial folder is removed, because a retry would fail in the same
+        way.
+        """
         if isinstance(error, StageError) and self._lock >= 0:
             shutil.rmtree(str(self.partial), ignore_errors=True)
         if self._lock >= 0:
@@ -79,11 +81,11 @@ class StoreWriter:
             self._lock = -1
 
     def require_space(self, total_bytes: int) -> None:
-        """Raise DiskFullError unless what is still to be written fits, with 5 % to spare."""
+        """Raise DiskFullError unless the free space exceeds the bytes that remain to be written by 5 %."""
         present = sum(path.stat().st_size for path in self.partial.rglob("*") if path.is_file())
         needed, free = max(total_bytes - present, 0) * 21 // 20, shutil.disk_usage(str(self.partial)).free
         if needed > free:
-            remedy = "free some space, or choose another folder"
+            remedy = "free some space or choose another folder"
             raise DiskFullError(f"{needed} bytes needed, {free} free", self.target.parent, remedy)
 
     def add_shard(
@@ -94,10 +96,13 @@ class StoreWriter:
         *,
         gathered: bool = False,
     ) -> m.Shard:
-        """Write one shard of (name, role, dtype, shape) tensors in the given order, `gathered` if rows will be fetched.
+        """Write one shard of (name, role, dtype, shape) tensors in the given order.
 
-        `read(name)` yields the data of one tensor in chunks; it is called again where a file of an earlier attempt
-        turns out to differ.
+        Args:
+            name: name of the shard.
+            tensors: name, role, dtype and shape of each tensor.
+            read: yields the data of one tensor in chunks; called again if a file of an earlier attempt differs.
+            gathered: whether single rows will be read; adds digests of blocks.
         """
         entries, offset = [], 0
         for tensor, role, dtype, shape in tensors:
@@ -116,7 +121,7 @@ class StoreWriter:
         return m.Shard(name, file.file, file.bytes, file.sha256, len(header), tuple(entries), block_file)
 
     def add_file(self, name: str, data: bytes) -> m.File:
-        """Write a small companion file (one folder deep at most)."""
+        """Write a small companion file, at most one folder deep."""
         file = write_atomic(self.partial / name, [data])
         return m.File(name, file.bytes, file.sha256)
 
@@ -140,7 +145,7 @@ class StoreWriter:
 
     def finish(self, manifest: m.Manifest) -> Path:
         """Write the manifest, then give the folder its final name."""
-        with disk_full_is_ours(self.target):
+        with translate_disk_full(self.target):
             self._drop_strangers(manifest)
             write_atomic(self.partial / m.FILE_NAME, [m.dumps(manifest)])
             (self.partial / _STATE).unlink()
@@ -161,19 +166,23 @@ class StoreWriter:
             what = "target exists and is not a store, so --force does not replace it"
             raise UsageError(what, self.target, "choose another name")
         if os.path.lexists(str(self._retired)) and not self._may_delete_retired():
-            raise UsageError("--force would move the old store there, but it exists", self._retired, "move it away")
+            raise UsageError("--force needs this name for the old store, but it exists", self._retired, "move it away")
 
     def _resume_or_clear(self) -> None:
         state, present = self.partial / _STATE, {path.name for path in self.partial.iterdir()}
         if _STATE in present and state.read_bytes() == self.fingerprint.encode():
             return
-        if not (_STATE in present or present <= {_STATE + ".tmp"} or self._lost_only_its_rename()):
-            raise UsageError("a folder is in the way, and offramp did not make it", self.partial, "move it away")
-        write_atomic(state, [self.fingerprint.encode()])  # first: a folder without it would look like a stranger's
+        if not (_STATE in present or present <= {_STATE + ".tmp"} or self._is_finished_build()):
+            raise UsageError(
+                "a folder with this name exists and was not created by offramp", self.partial, "move it away"
+            )
+        write_atomic(state, [self.fingerprint.encode()])  # first: it marks the folder as created by offramp
         _clear(self.partial, keep=_STATE)
 
-    def _lost_only_its_rename(self) -> bool:
-        """Whether it is a finished build of this very source, and not a store that somebody called `.partial`."""
+    def _is_finished_build(self) -> bool:
+        """Return whether the partial folder is a finished build of the same source that was interrupted before its
+        rename.
+        """
         try:
             manifest = loads(read_manifest_bytes(self.partial))
         except StoreError:
@@ -187,7 +196,7 @@ class StoreWriter:
             self.target.rename(self._retired)
 
     def _may_delete_retired(self) -> bool:
-        """Whether it is there, and is a replaced store or what is left of one."""
+        """Return whether the retired folder exists and is a replaced store or the rest of one."""
         if self._retired.is_symlink() or not self._retired.is_dir():
             return False
         return (self._retired / _RETIRED).is_file() or not any(self._retired.iterdir())
@@ -200,7 +209,7 @@ class StoreWriter:
             self._retired.rmdir()
 
     def _kept(self, path: Path, size: int, chunks: Callable[[], Iterable[Data]]) -> Optional[m.File]:
-        """The file of an earlier attempt, if it is what would be written."""
+        """Return the file of an earlier attempt if it is identical to the file to be written, otherwise None."""
         if path.is_symlink() or not path.is_file() or path.stat().st_size != size:
             return None
         expected = hashlib.sha256()
@@ -217,7 +226,7 @@ class StoreWriter:
         """What an earlier attempt left and this one does not want."""
         wanted = {file.file for file in m.all_files(manifest)} | {_STATE}
         wanted |= {str(Path(name).parent) for name in wanted}
-        for path in sorted(self.partial.rglob("*"), reverse=True):  # what is in a folder before the folder
+        for path in sorted(self.partial.rglob("*"), reverse=True):  # contents before their folder
             if str(path.relative_to(self.partial)) not in wanted:
                 _remove(path)
 
@@ -236,14 +245,14 @@ def _remove(path: Path) -> None:
 
 
 class _BlockDigests:
-    """sha256 of every 64 KiB of a file as it passes by."""
+    """SHA-256 digests of every 64 KiB of a file while it is written."""
 
     def __init__(self) -> None:
         self._digests: List[bytes] = []
         self._current, self._filled = hashlib.sha256(), 0
 
     def watch(self, chunks: Iterable[Data]) -> Iterator[Data]:
-        """Pass the chunks of one file on, from its begin."""
+        """Yield the chunks of one file unchanged, updating the digests."""
         self._digests.clear()
         self._current, self._filled = hashlib.sha256(), 0
         for chunk in chunks:
@@ -258,7 +267,7 @@ class _BlockDigests:
             yield chunk
 
     def finish(self) -> bytes:
-        """The digests, one after the other."""
+        """Return the concatenated digests."""
         if self._filled:
             self._close_block()
         return b"".join(self._digests)
@@ -276,4 +285,4 @@ def _chained(header: bytes, entries: Sequence[m.Tensor], read: Callable[[str], I
             size += memoryview(chunk).nbytes
             yield chunk
         if size != entry.num_bytes:
-            raise ValueError(f"tensor {entry.name!r}: {size} bytes given, {entry.num_bytes} expected")
+            raise ValueError(f"tensor {entry.name!r}: expected {entry.num_bytes} bytes, got {size}")

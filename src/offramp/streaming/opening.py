@@ -11,18 +11,19 @@ from torch import nn
 
 from offramp.errors import BudgetError, RefusedError, StageError
 from offramp.measure import PeakMeter, available_bytes, read_memory
-from offramp.runtime.planner import page_rounded
 from offramp.runtime.memory_model import HEADROOM_BYTES, stream_bytes, unlimited_bytes
+from offramp.runtime.planner import page_rounded
 from offramp.runtime.reads import choose_direct
 from offramp.runtime.weight_plan import plan_weights, smallest_bytes
 from offramp.store import Shard, Store
 from offramp.streaming.capture import Arguments
+from offramp.streaming.parts import module_of, streamed_shards
 from offramp.streaming.placeholders import Weight, fingerprint, unsaved_buffers, weights_of
 from offramp.streaming.placement import DTYPES, is_copied
-from offramp.streaming.parts import module_of, streamed_shards
 from offramp.streaming.streamed import Stream
 from offramp.streaming.weightless import of_class, with_dtypes
 from offramp.units import format_size, parse_size
+
 
 def stream(
     module: nn.Module | type,
@@ -78,7 +79,7 @@ def stream(
         raise BudgetError(
             f"budget of {format_size(limit)} is too small",
             f"process {format_size(other - activation_bytes)} + activations {format_size(activation_bytes)} + weights",
-            f"{-(-needed >> 20)}MiB is the smallest that would do",
+            f"the smallest budget that works is {-(-needed >> 20)}MiB",
         ) from None
 
 
@@ -99,7 +100,7 @@ def _within(
     """Return a stream with at most `limit_bytes` of weights in memory."""
     pinned = module_of(store).pinned
     plan = plan_weights(streamed_shards(store), sizes, pinned, limit_bytes, sliceable_shards(store))
-    grows = min(plan.resident_bytes + plan.room_bytes, sum(sizes.values()))
+    grows = min(plan.resident_bytes + plan.pool_bytes, sum(sizes.values()))
     direct = choose_direct(store, reads, grows, available_bytes())
     return Stream(module, store, plan, sizes, strict=strict, direct=direct)
 

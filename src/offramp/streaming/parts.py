@@ -1,4 +1,4 @@
-"""The parts of a divided module: which shards each needs under a plan, where it starts, and in which order they are read."""
+"""The parts of a divided module: which shards each needs under a plan, where it starts, and the order of reading."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A divided module that runs its own code in PyTorch with at most a budget of its weights in memory.
 
-At each module call that starts a part, weights are put into the module and taken out. Correctness does not depend on the
-plan: a weight that is used while it is not in memory is noticed and read at once, or refused if `strict`.
+At each module call that starts a part, weights are put into the module and taken out. Correctness does not depend on
+the plan: a weight that is used while it is not in memory is noticed and read at once, or refused if `strict`.
 
 It runs forward passes. Generation calls the module once a step, and each call is a pass.
 """
@@ -120,9 +120,9 @@ class Stream:
         self._placement = Placement(weights, self._fetch, self._rows.substitute, sliced)
         sizes = {name: page_rounded(shard.bytes) for name, shard in self._shards.items()}
         streamed = [[name for name in shards if name not in self.plan.residents] for shards in parts.needs]
-        self._room = Arena(streamed, sizes, self._sizes, self.plan.room_bytes)
+        self._arena = Arena(streamed, sizes, self._sizes, self.plan.pool_bytes)
         residents = {name: Slot(sizes[name]) for name in sorted(self.plan.residents)}
-        buffers = Buffers(self._room, residents, READ_AHEAD)
+        buffers = Buffers(self._arena, residents, READ_AHEAD)
         # By halves: the threads of PyTorch would wait for the core that a single reader takes.
         self._feed = WeightFeed(self.store, buffers, parts.stage_of, self.trace, direct=self._direct, halves=True)
         self._undo = [surround(self.module, self._run_pass)]
@@ -172,7 +172,7 @@ class Stream:
             "gathered_bytes": self._rows.bytes_read,
             "store_sha256": self.store.digest,
             "resident_bytes": self.plan.resident_bytes,
-            "room_bytes": self.plan.room_bytes,
+            "room_bytes": self.plan.pool_bytes,
             "sliced": sorted(self.plan.sliced),
             "bytes_read_total": bytes_read + self._rows.bytes_read,
             "reads": "direct" if self._direct else "buffered",
@@ -271,7 +271,7 @@ class Stream:
         for name in [name for name in self._slots if name not in keeping and name not in self.plan.residents]:
             slot = self._slots[name]
             held = self._placement.remove(self._shards[name], slot)
-            self._feed.release(name, lost=bool(held))
+            self._feed.release(name, discard=bool(held))
             del self._slots[name]
             if held:
                 self._lost.append((weakref.ref(slot.array), self._sizes[name]))
@@ -308,7 +308,7 @@ class Stream:
         paged = sum(tensor.nbytes for tensor in self._paged.values())
         self._lost = [(array, num_bytes) for array, num_bytes in self._lost if array() is not None]
         held = sum(num_bytes for _, num_bytes in self._lost)
-        weights = self._room.peak_bytes + self.plan.resident_bytes + self.plan.slice_bytes + paged + held
+        weights = self._arena.peak_bytes + self.plan.resident_bytes + self.plan.slice_bytes + paged + held
         self.counts.peak_weight_bytes = max(self.counts.peak_weight_bytes, weights)
 
 

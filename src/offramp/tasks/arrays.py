@@ -1,46 +1,47 @@
-"""Records of arrays, as the inputs of a module that takes neither texts nor images, and labelled records from a file.
+"""Records of arrays: inputs of a module that takes neither texts nor images, and .npz files of records.
 
-Shapes: N records of a file, B of a batch.
+Shapes: N records of a file, B records of a batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Collection, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
 from zipfile import BadZipFile
 
 import numpy as np
 
 from offramp.errors import UsageError
-from offramp.tasks.examples import Example, Splits, cut, parse_label
-from offramp.tasks.metrics import default_metrics
-from offramp.tasks.own import in_order
+from offramp.program.inputs import Batch
+from offramp.tasks.examples import Example, parse_label, sorted_labels
 
 SUFFIX = ".npz"
-_REMEDY = "save the arrays with numpy.savez, by argument; the first extent of each counts records"
+_REMEDY = "save one array for each argument with numpy.savez; the first axis of each counts records"
 
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """One input: arrays by argument, each without the extent of rows. Arguments without a name are called 0, 1, ..."""
+    """One input: an array for each argument, without the batch axis. Positional arguments are named "0", "1", ..."""
 
     arrays: Mapping[str, np.ndarray]
 
     @classmethod
     def of(cls, item: Any) -> Record:
-        """Of an array (or a tensor), a sequence of them as positional arguments, or a mapping by name."""
+        """Return the record of an array or tensor, a sequence of them (positional arguments), or a mapping by name.
+
+        Raises UsageError for a text.
+        """
         if isinstance(item, Record):
             return item
         if isinstance(item, (str, bytes)):
-            raise UsageError("the module takes arrays, and this is none", str(item)[:60], "give --input FILE.npz")
+            raise UsageError("the module takes arrays, not texts", str(item)[:60], "give --input FILE.npz")
         if not isinstance(item, Mapping):
             item = {str(i): part for i, part in enumerate(item if isinstance(item, (tuple, list)) else [item])}
         return cls({name: _array(part) for name, part in item.items()})
 
     def read(self) -> bytes:
-        """What tells it from others."""
+        """Return bytes that are equal exactly for equal records."""
         parts = [(name, str(array.dtype), array.shape, array.tobytes()) for name, array in sorted(self.arrays.items())]
         return repr(parts).encode()
 
@@ -49,47 +50,50 @@ class Record:
 
 
 class ArrayInputs:
-    """Stacks records for one module: what `TextEncoder` is for texts."""
+    """Encoder of records for one module: an `InputEncoder` that stacks arrays."""
 
     max_length = 1
-    """A record has no length."""
 
-    def __init__(self, wanted: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
-        """`wanted`: dtype and shape of one record, by argument."""
+    def __init__(self, wanted: Mapping[str, Tuple[str, Tuple[int, ...]]]) -> None:
+        """`wanted` is the dtype and the shape of one record, by argument."""
         self._wanted = wanted
         self.sample = (Record({name: np.zeros(shape, dtype) for name, (dtype, shape) in wanted.items()}),)
-        """What a process encodes to come to its footprint."""
 
-    def encode(self, items: Sequence[Any]) -> dict[str, np.ndarray]:
-        """Argument -> [B, ...]; other arrays, as of labels, are left out. Raises UsageError for arguments that are
-        missing, and for another dtype or number of extents than the module takes.
+    def encode(self, inputs: Sequence[Any]) -> Batch:
+        """Return each argument stacked to [B, ...]. Other arrays of a record, such as a label, are ignored.
+
+        Raises UsageError for a missing argument, and for arrays whose dtype, number of axes or shape does not fit.
         """
-        records = [Record.of(item) for item in items]
+        records = [Record.of(item) for item in inputs]
         for record in records:
             self._require(record)
         require_alike(records, self._wanted)
-        return stacked(records, self._wanted)
+        return Batch(stacked(records, self._wanted), len(records), 1, np.ones(len(records), np.int64))
 
-    def encoding_bytes(self, items: Iterable[Any]) -> int:
-        """The most that stacking one of these takes."""
-        return max((sum(array.nbytes for array in Record.of(item).arrays.values()) for item in items), default=0)
+    def lengths(self, inputs: Iterable[Any]) -> Iterator[int]:
+        """Yield 1 for each record."""
+        return (1 for _ in inputs)
+
+    def encoding_bytes(self, inputs: Iterable[Any]) -> int:
+        """Return the size in bytes of the largest record: stacking copies it."""
+        return max((sum(array.nbytes for array in Record.of(item).arrays.values()) for item in inputs), default=0)
 
     def _require(self, record: Record) -> None:
         found = {name: (str(a.dtype), a.ndim) for name, a in record.arrays.items() if name in self._wanted}
         wanted = {name: (dtype, len(shape)) for name, (dtype, shape) in self._wanted.items()}
         if found != wanted:
-            told = ", ".join(f"{name}: {dtype}, {extents} extents" for name, (dtype, extents) in wanted.items())
-            raise UsageError(f"the module takes ({told}), not ({record})", None, _REMEDY)
+            expected = ", ".join(f"{name}: {dtype}, {num_axes} axes" for name, (dtype, num_axes) in wanted.items())
+            raise UsageError(f"the module takes ({expected}), not ({record})", None, _REMEDY)
 
 
-def stacked(records: Sequence[Record], names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
-    """Argument -> [B, ...], of all records; `names`: these arguments alone."""
+def stacked(records: Sequence[Record], names: Optional[Iterable[str]] = None) -> Dict[str, np.ndarray]:
+    """Return the arguments of all records as arrays [B, ...]; if `names` is given, these arguments only."""
     return {name: np.stack([record.arrays[name] for record in records]) for name in names or records[0].arrays}
 
 
-def require_alike(records: Sequence[Record], names: Collection[str] | None = None) -> None:
-    """Raise UsageError unless arrays of one name have one shape, so that they can be a batch."""
-    shapes: dict[str, tuple[int, ...]] = {}
+def require_alike(records: Sequence[Record], names: Optional[Collection[str]] = None) -> None:
+    """Raise UsageError unless each argument has the same shape in all records, so that they can form a batch."""
+    shapes: Dict[str, Tuple[int, ...]] = {}
     for record in records:
         for name, array in record.arrays.items():
             if (names is None or name in names) and shapes.setdefault(name, array.shape) != array.shape:
@@ -97,92 +101,52 @@ def require_alike(records: Sequence[Record], names: Collection[str] | None = Non
                 raise UsageError(what, None, "give arrays of one shape, or one record at a time")
 
 
-def _array(part: Any) -> np.ndarray:
-    """Of an array or a number, or of a tensor, wherever it lies."""
-    return part.detach().cpu().numpy() if hasattr(part, "detach") else np.asarray(part)
-
-
-@dataclass(frozen=True, eq=False)
-class ArrayRows:
-    """Labelled records as rows of a batch."""
-
-    records: Sequence[Record]
-    labels_N: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    @property
-    def lengths_N(self) -> np.ndarray:
-        """All alike."""
-        return np.ones(len(self), np.int64)
-
-    def batch(self, indices: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
-        """Each argument [B, ...], and `labels` [B]."""
-        return {**stacked([self.records[int(index)] for index in indices]), "labels": self.labels_N[indices]}
-
-
-def records_at(path: Path) -> list[Record]:
-    """The records of an .npz file. Raises UsageError."""
+def records_at(path: Path) -> List[Record]:
+    """Read the records of an .npz file. Raises UsageError."""
     return _records(_arrays(path), path)
 
 
-def _records(arrays: Mapping[str, np.ndarray], path: Path) -> list[Record]:
+def array_labels(path: Path, column: str) -> List[str]:
+    """Return the distinct labels in the array `column` of an .npz file, sorted. Raises UsageError."""
+    return sorted_labels({str(found) for found in _label_array(_arrays(path), column, path)}, column, path)
+
+
+def labelled_records(path: Path, column: str, labels: Sequence[str]) -> Iterator[Example]:
+    """Yield the records of an .npz file with their labels, which are names or ids; numbers if `labels` is empty.
+
+    Raises UsageError for arrays that do not fit together, and for a label that is not one of `labels`.
+    """
+    arrays = _arrays(path)
+    names = _label_array(arrays, column, path)
+    del arrays[column]
+    records = _records(arrays, path)
+    if len(names) != len(records):
+        raise UsageError(f"{len(records)} records and {len(names)} labels", path, _REMEDY)
+    for index, (record, name) in enumerate(zip(records, names)):
+        yield Example(record, parse_label(str(name), labels, f"{path}[{index}]"))
+
+
+def _array(part: Any) -> np.ndarray:
+    """Convert an array, a number, or a tensor on any device."""
+    return part.detach().cpu().numpy() if hasattr(part, "detach") else np.asarray(part)
+
+
+def _label_array(arrays: Mapping[str, np.ndarray], column: str, path: Path) -> np.ndarray:
+    if column not in arrays or arrays[column].ndim != 1:
+        raise UsageError(f"no array {column!r} of labels, found {', '.join(arrays)}", path, "name it by --label-column")
+    return arrays[column]
+
+
+def _records(arrays: Mapping[str, np.ndarray], path: Path) -> List[Record]:
     counts = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
     if not counts or len(set(counts.values())) != 1 or not next(iter(counts.values())):
-        told = ", ".join(f"{name}: {count}" for name, count in counts.items())
-        raise UsageError(f"the arrays hold no equal numbers of records ({told})", path, _REMEDY)
+        found = ", ".join(f"{name}: {count}" for name, count in counts.items())
+        raise UsageError(f"the arrays do not have equal numbers of records ({found})", path, _REMEDY)
     (count,) = set(counts.values())
     return [Record({name: array[index] for name, array in arrays.items()}) for index in range(count)]
 
 
-def load_arrays(
-    train: Path | None, dev: Path | None, label: str, labels: Sequence[str] | None = None, split_seed: int = 0
-) -> Splits[Record]:
-    """Cut the records of a file into train, tune and certify, and, without `dev`, into dev as well, by their content.
-
-    Args:
-        train: an .npz with an array for each argument, and one called `label`: names or ids, numbers of a regression.
-            May be None where `labels` are given: then there is dev alone.
-        labels: the name of each label id; none: a regression. None: those that the train file has, sorted.
-
-    Scores are accuracy, or Pearson's and Spearman's correlations. Raises UsageError for arrays that do not fit
-    together, a label that is none of `labels`, fewer than two labels, so many numbers that they are values, an empty
-    split.
-    """
-    first = train or dev
-    if first is None:
-        raise UsageError("no records", None, f"name a file that ends in {SUFFIX}")
-    labelled = {path: _labelled(path, label) for path in (train, dev) if path is not None}
-    if labels is None:
-        labels = in_order({str(found) for found in labelled[first][1]}, label, first)
-    examples = {} if train is None else cut(_examples(train, *labelled[train], labels), dev is not None, split_seed)
-    if dev is not None:
-        examples["dev"] = list(_examples(dev, *labelled[dev], labels))
-    splits = Splits(first.stem, tuple(labels), default_metrics(labels), examples, cuts_dev=dev is None)
-    return splits.require_examples(first)
-
-
-def _examples(
-    path: Path, records: Sequence[Record], found: np.ndarray, labels: Sequence[str]
-) -> Iterator[Example[Record]]:
-    for index, (record, name) in enumerate(zip(records, found, strict=True)):
-        yield Example(record, parse_label(str(name), labels, f"{path}[{index}]"))
-
-
-def _labelled(path: Path, label: str) -> tuple[list[Record], np.ndarray]:
-    """The records of a file, and the label of each."""
-    arrays = _arrays(path)
-    if label not in arrays or arrays[label].ndim != 1:
-        raise UsageError(f"no array {label!r} of labels, found {', '.join(arrays)}", path, "name it by --label-column")
-    found = arrays.pop(label)
-    records = _records(arrays, path)
-    if len(found) != len(records):
-        raise UsageError(f"{len(records)} records and {len(found)} labels", path, _REMEDY)
-    return records, found
-
-
-def _arrays(path: Path) -> dict[str, np.ndarray]:
+def _arrays(path: Path) -> Dict[str, np.ndarray]:
     try:
         with path.open("rb") as data, np.load(data, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}

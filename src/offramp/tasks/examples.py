@@ -1,70 +1,80 @@
-"""Labelled texts and images in splits, and labels as files write them."""
+"""Labelled examples in splits, how they are cut into splits, and how labels are parsed.
+
+An example is assigned to a split by its content alone: copies fall into the same split, and further examples move none.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Iterable,
+    List,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Set,
+    Tuple,
+    TypeVar,
+    Union,
+)
 
 from offramp.errors import UsageError
-from offramp.tasks.splits import Item, split_by_text
 from offramp.tasks.text import Text
 
 TRAIN_SHARES = {"train": 0.8, "tune": 0.1, "certify": 0.1}
-"""How a train file is cut; dev is only ever reported."""
+"""Fractions of a train file, where there is a dev file. Dev is only reported."""
 WHOLE_SHARES = {"train": 0.6, "tune": 0.1, "certify": 0.1, "dev": 0.2}
-"""How a single file is cut where there is no other."""
+"""Fractions of a single file, where there is no dev file."""
+_MAX_NUMERIC_LABELS = 100
+"""Number of distinct labels above which numeric labels are taken for values of a regression."""
+
+Item = TypeVar("Item")
 
 
-class Readable(Protocol):
-    """What is classified and is no text, such as an image: two are equal if their bytes are."""
+class Example(NamedTuple):
+    """An input with its label."""
 
-    def read(self) -> bytes:
-        """All of it."""
-        ...
-
-
-Input = TypeVar("Input", bound=Text | Readable)
-
-
-class Example(NamedTuple, Generic[Input]):
-    """What is classified, and the id of its label; the value itself in a regression."""
-
-    text: Input
-    """A text, a pair of texts, or an image (`tasks.images.Image`)."""
-    label: int | float
+    text: Any
+    """A text, a pair of texts, an image (`tasks.images.Image`) or a record (`tasks.arrays.Record`)."""
+    label: Union[int, float]
+    """Id of the label; the value itself in a regression."""
 
 
 @dataclass(frozen=True)
-class Splits(Generic[Input]):
-    """Examples by split: `train`, `tune`, `certify`, and `dev` (MNLI: `dev_matched`, `dev_mismatched`)."""
+class Splits:
+    """Labelled examples by split: `train`, `tune`, `certify`, and `dev` (MNLI: `dev_matched`, `dev_mismatched`)."""
 
     name: str
-    """Of the task."""
-    labels: tuple[str, ...]
+    """Name of the task."""
+    labels: Tuple[str, ...]
     """Names of the label ids; empty for a regression."""
-    metrics: tuple[str, ...]
+    metrics: Tuple[str, ...]
     """Keys of `tasks.metrics.METRICS`; the score is their mean."""
-    examples: dict[str, list[Example[Input]]]
-    partial: tuple[str, ...] = ()
-    """Why a score on these is none of the task's, a sentence each; empty if it is one."""
-
+    examples: Dict[str, List[Example]]
+    partial: Tuple[str, ...] = ()
+    """Reasons why a score on these data is not the official score of the task, one sentence each."""
     cuts_dev: bool = False
-    """Dev was cut from the same file as train."""
+    """Whether dev was cut from the same file as train."""
 
-    def require_examples(self, where: object) -> Splits[Input]:
-        """These splits. Raises UsageError if one of them is empty."""
+    def require_examples(self, where: object) -> Splits:
+        """Return these splits. Raises UsageError if one of them is empty."""
         for name, found in self.examples.items():
             if not found:
                 raise UsageError(f"split {name} of {self.name} is empty", where, "give more data")
         return self
 
-    def named(self, names: Sequence[str]) -> dict[str, list[Example[Input]]]:
-        """The splits of these names; `dev` is all that there are of MNLI's. Raises UsageError for an unknown one."""
-        found: dict[str, list[Example[Input]]] = {}
+    def named(self, names: Sequence[str]) -> Dict[str, List[Example]]:
+        """Return the splits of these names; `dev` selects both dev splits of MNLI. Raises UsageError for an unknown
+        name.
+        """
+        found: Dict[str, List[Example]] = {}
         for name in names:
             known = [split for split in self.examples if split == name or (name == "dev" and split.startswith("dev"))]
             if not known:
@@ -73,49 +83,106 @@ class Splits(Generic[Input]):
         return found
 
 
-def cut(examples: Iterable[Example[Input]], has_dev: bool, seed: int) -> dict[str, list[Example[Input]]]:
-    """Train, tune and certify, by a hash of each text and `seed`; also dev, unless there is one elsewhere.
+def cut(examples: Iterable[Example], has_dev: bool, seed: int) -> Dict[str, List[Example]]:
+    """Cut examples into train, tune and certify, and into dev as well unless `has_dev`.
 
-    Of what is no text the bytes are hashed, so that copies of an image fall together wherever they lie.
+    Inputs that are not text are assigned by their bytes, so that copies of an image fall into the same split.
     """
     shares = TRAIN_SHARES if has_dev else WHOLE_SHARES
     return split_by_text(examples, lambda example: _identity(example.text), shares, seed)
 
 
-def digest(examples: Iterable[tuple[Text | Readable, int | float]]) -> str:
-    """sha256 of texts, or of the bytes of what is none, and labels, in order."""
+def split_by_text(
+    items: Iterable[Item], text_of: Callable[[Item], Text], shares: Mapping[str, float], seed: int = 0
+) -> Dict[str, List[Item]]:
+    """Divide items into the splits named in `shares`, in approximately these fractions, preserving order.
+
+    The split is chosen by a hash of the text and `seed`. Texts that differ in spaces and case only share a split.
+    Raises ValueError unless the shares sum to 1.
+    """
+    if abs(sum(shares.values()) - 1) > 1e-9:
+        raise ValueError(f"shares must sum to 1, not to {sum(shares.values())}")
+    splits: Dict[str, List[Item]] = {name: [] for name in shares}
+    for item in items:
+        splits[_split_of(normalised(text_of(item)), shares, seed)].append(item)
+    return splits
+
+
+def normalised(text: Text) -> str:
+    """Return a text with single spaces and folded case; a pair of texts is joined by a line break."""
+    parts = [text] if isinstance(text, str) else text
+    return "\n".join(" ".join(part.split()).casefold() for part in parts)
+
+
+def _split_of(text: str, shares: Mapping[str, float], seed: int) -> str:
+    digest = hashlib.sha256(f"{seed}\n{text}".encode("utf-8", "surrogatepass")).digest()
+    position = int.from_bytes(digest[:6], "big") / 2**48
+    for name, share in shares.items():
+        if position < share:
+            return name
+        position -= share
+    return list(shares)[-1]  # rounding
+
+
+def digest(examples: Iterable[Tuple[Any, Union[int, float]]]) -> str:
+    """Return the sha256 of the examples in order: of texts (for other inputs, of their bytes) and labels."""
     found = hashlib.sha256()
     for text, label in examples:
         found.update(json.dumps([_identity(text), label]).encode() + b"\n")
     return found.hexdigest()
 
 
-def _identity(content: Text | Readable) -> Text:
-    """Equal for what is equal: a text itself, the sha256 of all else."""
+def _identity(content: Any) -> Text:
+    """Return a text unchanged; for other inputs, the sha256 of their bytes."""
     return content if isinstance(content, (str, tuple)) else hashlib.sha256(content.read()).hexdigest()
 
 
-def label_ids(labels: Sequence[str], own: Sequence[str]) -> list[int] | None:
-    """The id of each label in a model whose own these are; None if the model knows others.
-
-    No labels: a regression, which has no ids. A model whose labels are numbered as transformers numbers labels without
-    names takes them as they come.
-    """
-    if not labels or set(labels) == set(own):
-        return [list(own).index(label) for label in labels]
-    nameless = list(own) == [f"LABEL_{index}" for index in range(len(labels))]
-    return list(range(len(labels))) if nameless else None
-
-
-def spread(examples: Sequence[Item], num_rows: int | None) -> list[Item]:
-    """At most so many of them, evenly spaced; all if None."""
+def spread(examples: Sequence[Item], num_rows: Optional[int]) -> List[Item]:
+    """Return at most `num_rows` examples, evenly spaced; all of them if None."""
     if num_rows is None or num_rows >= len(examples):
         return list(examples)
     return [examples[index * len(examples) // num_rows] for index in range(num_rows)]
 
 
-def parse_label(text: str, labels: Sequence[str], where: object) -> int | float:
-    """A label by its name or its id; without `labels`, a number. Raises UsageError naming the line."""
+def label_ids(labels: Sequence[str], model_labels: Sequence[str]) -> Optional[List[int]]:
+    """Return the model's id of each label; [] for a regression; None if the model has other labels.
+
+    A model with the default names of transformers (`LABEL_0`, ...) takes the labels in their own order.
+    """
+    if not labels or set(labels) == set(model_labels):
+        return [list(model_labels).index(label) for label in labels]
+    has_default_names = list(model_labels) == [f"LABEL_{index}" for index in range(len(labels))]
+    return list(range(len(labels))) if has_default_names else None
+
+
+def sorted_labels(found: Set[str], column: str, where: object) -> List[str]:
+    """Return the labels found in a column, sorted, numbers by value.
+
+    Raises UsageError for fewer than two labels, and for more than 100 numbers, which are values of a regression.
+    """
+    if len(found) < 2:
+        what = f"column {column!r} has {len(found)} different labels"
+        raise UsageError(what, where, "a classifier needs at least two; --regression for values")
+    if len(found) > _MAX_NUMERIC_LABELS and all(_is_number(label) for label in found):
+        raise UsageError(f"column {column!r} has {len(found)} different numbers", where, "--regression for values")
+    return sorted(found, key=_natural)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _natural(label: str) -> Tuple[int, str]:
+    """Return a sort key that orders numbers by value: 2 before 10."""
+    return (int(label), label) if label.isascii() and label.isdigit() and len(label) < 19 else (0, label)
+
+
+def parse_label(text: str, labels: Sequence[str], where: object) -> Union[int, float]:
+    """Parse a label, which is a name or an id; a number if `labels` is empty. Raises UsageError that names `where`."""
     if not labels:
         return _number(text, where)
     if text in labels:

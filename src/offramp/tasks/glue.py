@@ -1,43 +1,48 @@
-"""The nine tasks of GLUE (Wang et al., ICLR 2019) as one table, and their files as people have them.
+"""The nine tasks of GLUE (Wang et al., ICLR 2019), read from files or from the hub.
 
-Read are the original folders and zips (`CoLA/train.tsv`, `QQP/dev.tsv`, ...) and plain tables named after the task
-(`cola/train.tsv` with columns `sentence`, `label`). What a folder lacks is said in `Splits.partial`, never made up:
-figures on such data are no GLUE scores. It knows no tokens and no metric's formula.
+Files are the original folders and zips (`CoLA/train.tsv`, `QQP/dev.tsv`, ...) or plain tables in a folder named after
+the task (`cola/train.tsv` with columns `sentence`, `label`). Missing files are listed in `Splits.partial`: scores on
+partial data are not GLUE scores. The hub's data set is `nyu-mll/glue`, read by the `datasets` library.
 """
 
 from __future__ import annotations
 
+import errno
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, Callable, Dict, Iterator, List, Optional, Tuple
 
-from offramp.errors import UsageError
+from offramp.errors import DiskFullError, MissingExtraError, SourceError, UsageError
 from offramp.tasks.examples import Example, Splits, cut, parse_label
-from offramp.tasks.tables import Row, field, read_stream, text_of
+from offramp.tasks.tables import Layout, Row, field, read_stream, text_of
+
+REPOSITORY = "nyu-mll/glue"
+_HUB_REMEDY = "check the network and run again: complete files are kept; or give GLUE's files with --data DIR"
 
 
 @dataclass(frozen=True)
 class Task:
-    """One task. `texts` and `label_columns` list what its columns are called, in one file or another."""
+    """A task of GLUE, and the names of its columns in the files that exist."""
 
     name: str
     folder: str
-    """Of the original download."""
-    texts: tuple[tuple[str, ...], ...]
-    labels: tuple[str, ...]
+    """Folder name in the original download."""
+    texts: Tuple[Tuple[str, ...], ...]
+    """Alternative names of the text column, or of both text columns."""
+    labels: Tuple[str, ...]
     """Names of the label ids; empty for a regression."""
-    metrics: tuple[str, ...]
+    metrics: Tuple[str, ...]
     """Keys of `tasks.metrics.METRICS`; the score is their mean."""
-    label_columns: tuple[str, ...] = ("label",)
-    dev_splits: tuple[str, ...] = ("dev",)
-    headerless: tuple[str, ...] = ()
-    """Columns of a file whose first line is data."""
-    may_be_torn: bool = False
-    """The official file has some lines that lack fields; its own readers pass over them."""
+    label_columns: Tuple[str, ...] = ("label",)
+    """Alternative names of the label column."""
+    dev_splits: Tuple[str, ...] = ("dev",)
+    headerless: Tuple[str, ...] = ()
+    """Columns of the original file without a header line."""
+    has_short_rows: bool = False
+    """Whether the official file has rows that lack fields. The official readers skip them."""
 
 
 _PAIR = ("sentence1", "sentence2")
@@ -69,7 +74,7 @@ TASKS = {
             ("not_duplicate", "duplicate"),
             ("accuracy", "f1"),
             ("label", "is_duplicate"),
-            may_be_torn=True,
+            has_short_rows=True,
         ),
         Task("stsb", "STS-B", (_PAIR,), (), ("pearson", "spearman"), ("score", "label")),
         Task(
@@ -89,18 +94,17 @@ TASKS = {
 
 
 def task_of(name: str) -> Task:
-    """The task of this name. Raises UsageError naming the known ones."""
+    """Return the task of this name. Raises UsageError that lists the known names."""
     if name not in TASKS:
         raise UsageError(f"unknown task {name!r}", None, f"known are {', '.join(TASKS)}")
     return TASKS[name]
 
 
-def load_glue(task: Task, data: Path, seed: int = 0) -> Splits:
-    """Read a task from the folder that holds GLUE's folders or zips, from one of these, or from its plain tables.
+def load_files(task: Task, data: Path, seed: int = 0) -> Splits:
+    """Read a task from the folder of GLUE's folders or zips, from one of these folders, or from plain tables.
 
-    Train is cut into train, tune and certify by a hash of each text and `seed`. Without a train file, the only file
-    that there is is cut into all four. Raises UsageError for another layout, an empty split, or a label outside the
-    set, naming file and line.
+    Train is cut into train, tune and certify. Without a train file, the only file is cut into all four splits. Raises
+    UsageError for another layout, an empty split, or an unknown label, with file and line.
     """
     files = _find(task, data)
     examples = {name: list(_read(task, *file)) for name, file in files.items()}
@@ -110,34 +114,36 @@ def load_glue(task: Task, data: Path, seed: int = 0) -> Splits:
     whole = "train" if "train" in examples else next(iter(examples))
     has_dev = whole == "train" and bool(set(task.dev_splits) & set(files))
     examples = {**cut(examples.pop(whole), has_dev, seed), **examples}
-    return splits_of(task, examples, data, partial=tuple(partial), cuts_dev=not has_dev)
+    splits = Splits(task.name, task.labels, task.metrics, examples, tuple(partial), not has_dev)
+    return splits.require_examples(data)
 
 
-def splits_of(
-    task: Task,
-    examples: dict[str, list[Example]],
-    where: object,
-    *,
-    partial: tuple[str, ...] = (),
-    cuts_dev: bool = False,
-) -> Splits:
-    """Examples of a task, whose splits must not be empty."""
-    return Splits(task.name, task.labels, task.metrics, examples, partial, cuts_dev).require_examples(where)
+def load_hub(task: Task, seed: int = 0, *, offline: bool = False, repository: str = REPOSITORY) -> Splits:
+    """Read a task from the hub, or, if `offline`, from its cache. `repository` may be a folder of the same layout.
+
+    Raises SourceError for a failed or interrupted download, UsageError as `load_files`, MissingExtraError without the
+    datasets library.
+    """
+    tables = _download(task.name, repository, offline)
+    examples = cut(_examples_of_hub(task, tables, "train", repository), True, seed)
+    for split in task.dev_splits:
+        examples[split] = _examples_of_hub(task, tables, split.replace("dev", "validation"), repository)
+    return Splits(task.name, task.labels, task.metrics, examples).require_examples(repository)
 
 
-def example_of(task: Task, row: Row) -> Example:
-    """A row as a labelled text. Raises UsageError for a column that is not there, and a label outside the set."""
+def _example_of(task: Task, row: Row) -> Example:
+    """Convert a row. Raises UsageError for a missing column and an unknown label."""
     texts = next((names for names in task.texts if set(names) <= set(row[1])), task.texts[0])
     label = next((name for name in task.label_columns if name in row[1]), task.label_columns[0])
     return Example(text_of(row, texts), parse_label(field(row, label), task.labels, row[0]))
 
 
-_File = tuple[str, Callable[[], IO[bytes]]]
-"""Path to show, and how to open it."""
+_File = Tuple[str, Callable[[], IO[bytes]]]
+"""Path for messages, and a function that opens the file."""
 
 
-def _find(task: Task, data: Path) -> dict[str, _File]:
-    """split -> file. What begins with the name of a split is a part of it (`dev_mismatched_1000`, `train_subset`)."""
+def _find(task: Task, data: Path) -> Dict[str, _File]:
+    """Return split -> file. A file whose name begins with a split is a part of it (`dev_mismatched_1000`)."""
     for place in (data / task.folder, data / task.name, data / f"{task.folder}.zip", data):
         with _listing(place) as listing:
             found = _match(task, listing)
@@ -148,8 +154,8 @@ def _find(task: Task, data: Path) -> dict[str, _File]:
     raise UsageError(what, data, remedy)
 
 
-def _match(task: Task, listing: dict[str, _File]) -> dict[str, _File]:
-    found: dict[str, _File] = {}
+def _match(task: Task, listing: Dict[str, _File]) -> Dict[str, _File]:
+    found: Dict[str, _File] = {}
     for split in ("train", *sorted(task.dev_splits, key=len, reverse=True)):
         stems = sorted((stem for stem in listing if stem.startswith(split)), key=lambda stem: (stem != split, stem))
         if stems:
@@ -158,8 +164,8 @@ def _match(task: Task, listing: dict[str, _File]) -> dict[str, _File]:
 
 
 @contextmanager
-def _listing(place: Path) -> Iterator[dict[str, _File]]:
-    """stem -> file, of the TSV tables of a folder or a zip."""
+def _listing(place: Path) -> Iterator[Dict[str, _File]]:
+    """Yield the TSV tables of a folder or a zip by stem."""
     if place.suffix == ".zip" and place.is_file():
         yield {Path(name).stem: _zipped(place, name) for name in _zip_names(place) if name.endswith(".tsv")}
     elif place.is_dir():
@@ -168,7 +174,7 @@ def _listing(place: Path) -> Iterator[dict[str, _File]]:
         yield {}
 
 
-def _zip_names(place: Path) -> list[str]:
+def _zip_names(place: Path) -> List[str]:
     try:
         with zipfile.ZipFile(place) as archive:
             return archive.namelist()
@@ -182,16 +188,39 @@ def _zipped(place: Path, name: str) -> _File:
 
 def _read(task: Task, shown: str, opened: Callable[[], IO[bytes]]) -> Iterator[Example]:
     try:
-        columns = _columns(task, opened)
+        layout = Layout(_columns(task, opened), task.has_short_rows)
         with opened() as stream:
-            for row in read_stream(stream, ".tsv", shown, columns, skip_short=task.may_be_torn):
-                yield example_of(task, row)
+            for row in read_stream(stream, ".tsv", shown, layout):
+                yield _example_of(task, row)
     except (OSError, zipfile.BadZipFile, zlib.error) as error:
         raise UsageError(f"table cannot be read ({error})", shown, "get the data again") from None
 
 
-def _columns(task: Task, opened: Callable[[], IO[bytes]]) -> tuple[str, ...] | None:
-    """The columns of a file whose first line does not name them."""
+def _columns(task: Task, opened: Callable[[], IO[bytes]]) -> Optional[Tuple[str, ...]]:
+    """Return the columns of a file without a header line; None if its first line names the columns."""
     with opened() as stream:
         first = stream.readline().decode("utf-8-sig", "replace").rstrip("\r\n").split("\t")
     return task.headerless if task.headerless and not set(task.label_columns) & set(first) else None
+
+
+def _download(name: str, repository: str, offline: bool) -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise MissingExtraError("datasets", "data") from None
+    config = datasets.DownloadConfig(local_files_only=offline)
+    try:
+        return datasets.load_dataset(repository, name, download_config=config)
+    except Exception as error:  # the library passes on errors of its file systems and formats
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFullError("no space left for the data", repository, "free some space and run again") from error
+        what = f"GLUE's {name} cannot be loaded ({type(error).__name__}: {error})"
+        raise SourceError(what, repository, _HUB_REMEDY) from error
+
+
+def _examples_of_hub(task: Task, tables: Any, split: str, repository: str) -> List[Example]:
+    if split not in tables:
+        raise SourceError(f"no split {split!r}, found {', '.join(tables)}", repository, _HUB_REMEDY)
+    where = f"{repository}:{task.name}:{split}"
+    rows = ((f"{where}:{number}", row) for number, row in enumerate(tables[split]))
+    return [_example_of(task, (place, {key: str(cell) for key, cell in row.items()})) for place, row in rows]

@@ -1,6 +1,6 @@
-"""Labelled images: a folder or a zip in which each class has a folder of its own, as `train/cat/1.jpg` or `cat/1.jpg`.
+"""Image files in folders and zips. In labelled data each class has a folder, as in `train/cat/1.jpg` or `cat/1.jpg`.
 
-Images are read when they are wanted, and of a zip nothing is unpacked to disk. What decodes them is `tasks.pixels`.
+Images are read on demand, and zips are not unpacked to disk. Decoding is in `tasks.pixels`.
 """
 
 from __future__ import annotations
@@ -8,82 +8,58 @@ from __future__ import annotations
 import os
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Dict, FrozenSet, Iterable, Iterator, List, Optional, Sequence, Union
 
 from offramp.errors import UsageError
-from offramp.tasks.examples import Example, Splits, cut
-from offramp.tasks.metrics import default_metrics
+from offramp.tasks.examples import Example
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
-"""Of files that are images, in small or capital letters; others are passed over."""
+"""Suffixes of image files, in lower or upper case. Other files are ignored."""
 MAX_FILE_BYTES = 128 << 20
-"""Of one image, unpacked: more is not read, so that a zip bomb costs nothing."""
-_MANY = 8
-"""Names that a message lists."""
+"""Largest size of an image file, after unpacking. Reading stops there, which makes zip bombs harmless."""
+_MAX_LISTED = 8
+"""Number of class names that an error message lists."""
 _LAYOUT = "give a folder or a zip that has one folder of images for each class"
 _AGAIN = "get the data again"
 _NAMED = f"give files that end in {', '.join(SUFFIXES)}"
-_Classes = dict[str, list[str]]
-"""Class -> names of its images, in order."""
+_Classes = Dict[str, List[str]]
+"""Class -> names of its images, sorted."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Image:
     """An image on disk: a file, or a member of a zip."""
 
     path: Path
-    member: str | None = None
+    member: Optional[str] = None
 
     def __str__(self) -> str:
         return str(self.path) if self.member is None else f"{self.path}/{self.member}"
 
     def read(self) -> bytes:
-        """Its file, as it was encoded. Raises UsageError for what cannot be read, is encrypted or too large."""
-        with _told(self):
+        """Return the bytes of the image file. Raises UsageError if it cannot be read, is encrypted or is too large."""
+        with _read_errors(self):
             data = _read_file(self.path) if self.member is None else _read_member(self)
         if len(data) > MAX_FILE_BYTES:
             raise _too_large(self)
         return data
 
 
-def load_images(
-    train: Path | None, dev: Path | None, labels: Sequence[str] | None = None, split_seed: int = 0
-) -> Splits[Image]:
-    """Cut the images of `train` into train, tune and certify, and, without `dev`, into dev as well.
+def is_image_source(source: Union[str, Path]) -> bool:
+    """Return whether images are expected at `source`: it is a folder, or its suffix is that of a zip or an image."""
+    return source != "-" and (Path(source).is_dir() or str(source).lower().endswith((".zip", *SUFFIXES)))
 
-    Where an image goes depends on the bytes of its file and the seed alone, so that copies are never in two splits.
 
-    Args:
-        train: a folder or a zip; the class of an image is the name of the folder that it lies in. May be None where
-            `labels` are given: then there is dev alone.
-        labels: the name of each label id, as the model has them. None: the classes of the data, sorted by name.
+def images_at(place: Path) -> List[Image]:
+    """Return an image file, or all images of a folder or a zip, at any depth, sorted by name.
 
-    Hidden files, `__MACOSX` and whatever is no image by its name are passed over. The score is accuracy. Raises
-    UsageError for what is neither a folder nor a zip, for images that lie otherwise, a class without images or that is
-    none of `labels`, fewer than two classes, an empty split, an image that is encrypted, damaged or too large.
+    Raises UsageError if there are none, or if one is encrypted, damaged or too large.
     """
-    first = train or dev
-    if first is None:
-        raise UsageError("no images", None, "name a folder or a zip")
-    if labels is None:
-        labels = _labels(first)
-    examples = {} if train is None else cut(_examples(train, labels), dev is not None, split_seed)
-    if dev is not None:
-        examples["dev"] = list(_examples(dev, labels))
-    splits = Splits(first.absolute().stem, tuple(labels), default_metrics(labels), examples, cuts_dev=dev is None)
-    return splits.require_examples(first)
-
-
-def images_at(place: Path) -> list[Image]:
-    """An image file, or all images of a folder or a zip, sorted by name, wherever they lie in it.
-
-    Raises UsageError where there is none, and as `load_images`.
-    """
-    with _told(place):
+    with _read_errors(place):
         if place.is_file() and _is_image(place.name):
             return [Image(place)]
         if place.is_dir():
@@ -93,26 +69,25 @@ def images_at(place: Path) -> list[Image]:
     raise UsageError("neither an image, a folder nor a zip", place, _NAMED)
 
 
-def _none(place: Path) -> list[Image]:
-    raise UsageError("no images", place, _NAMED)
-
-
-def _images(names: Iterable[str]) -> list[str]:
-    return [name for name in names if _is_image(name) and _is_visible(name)]
-
-
-def _labels(place: Path) -> list[str]:
+def class_names(place: Path) -> List[str]:
+    """Return the classes of a folder or zip, sorted. Raises UsageError for fewer than two, and for another layout."""
     found = sorted(_classes(place))
     if len(found) < 2:
         raise UsageError(f"the only class is {found[0]!r}", place, "a classifier needs at least two")
     return found
 
 
-def _examples(place: Path, labels: Sequence[str]) -> Iterator[Example[Image]]:
+def labelled_images(place: Path, labels: Sequence[str]) -> Iterator[Example]:
+    """Yield the images of a folder or zip, with the index of their class in `labels`.
+
+    The class of an image is the name of its folder. Hidden files, `__MACOSX` and files without the suffix of an image
+    are ignored. Raises UsageError for another layout, for a class that has no images or is not in `labels`, and for an
+    image that is encrypted, damaged or too large.
+    """
     classes = _classes(place)
     unknown = sorted(set(classes) - set(labels))
     if unknown:
-        known = ", ".join(labels[:_MANY]) + (", ..." if len(labels) > _MANY else "")
+        known = ", ".join(labels[:_MAX_LISTED]) + (", ..." if len(labels) > _MAX_LISTED else "")
         raise UsageError(f"class {unknown[0]!r} is none of {known}", place, "rename its folder, or leave it out")
     is_zip = place.is_file()
     ids = {label: number for number, label in enumerate(labels)}
@@ -121,8 +96,16 @@ def _examples(place: Path, labels: Sequence[str]) -> Iterator[Example[Image]]:
             yield Example(Image(place, name) if is_zip else Image(place / name), ids[label])
 
 
+def _none(place: Path) -> List[Image]:
+    raise UsageError("no images", place, _NAMED)
+
+
+def _images(names: Iterable[str]) -> List[str]:
+    return [name for name in names if _is_image(name) and _is_visible(name)]
+
+
 def _classes(place: Path) -> _Classes:
-    with _told(place):
+    with _read_errors(place):
         if place.is_dir():
             return _by_class(list(_walk(place, "", frozenset())), place)
         if place.is_file():
@@ -131,9 +114,9 @@ def _classes(place: Path) -> _Classes:
 
 
 def _by_class(names: Iterable[str], place: Path) -> _Classes:
-    """Sort images by class. `names` are parts joined by slashes; a folder's ends with one."""
+    """Return the images of each class. `names` are paths with slashes; that of a folder ends with one."""
     names = sorted(filter(_is_visible, names))
-    folders: dict[str, list[str]] = {}
+    folders: Dict[str, List[str]] = {}
     for name in filter(_is_image, names):
         folders.setdefault(name.rpartition("/")[0], []).append(name)
     if not folders:
@@ -146,19 +129,19 @@ def _by_class(names: Iterable[str], place: Path) -> _Classes:
 
 
 def _parent(folders: Sequence[str], place: Path) -> str:
-    """Where the folders of classes lie. Raises UsageError if not all lie there."""
+    """Return the folder that contains the class folders. Raises UsageError if they are in different places."""
     parents = {folder.rpartition("/")[0]: folder for folder in reversed(folders)}
     if len(parents) > 1:
         first, second = list(parents.values())[:2]
         what = f"folders of classes lie in different places ({first}, {second})"
-        raise UsageError(what, place, "give the folder that they lie in, and of train and dev each its own")
+        raise UsageError(what, place, "give the folder that they lie in; train and dev need separate folders")
     return next(iter(parents))
 
 
 def _require_images(classes: Iterable[str], parent: str, names: Sequence[str], place: Path) -> None:
-    """Raise UsageError if a folder that lies beside those of the classes has no images."""
+    """Raise UsageError if a folder next to the class folders has no images."""
     start = f"{parent}/" if parent else ""
-    below = [name.removeprefix(start) for name in names if name.startswith(start)]
+    below = [name[len(start) :] for name in names if name.startswith(start)]
     empty = sorted({name.split("/")[0] for name in below if "/" in name} - set(classes))
     if empty:
         raise UsageError(f"class {empty[0]!r} has no images", place, "add some, or remove its folder")
@@ -172,8 +155,8 @@ def _is_image(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
-def _walk(folder: Path, start: str, above: frozenset[str]) -> Iterator[str]:
-    """Names of all folders and files below a folder, as a zip has them. A link to a folder above leads nowhere."""
+def _walk(folder: Path, start: str, above: FrozenSet[str]) -> Iterator[str]:
+    """Yield the names of all folders and files below a folder, as in a zip. Links to a parent folder are skipped."""
     real = os.path.realpath(folder)
     if real in above:
         return
@@ -187,8 +170,8 @@ def _walk(folder: Path, start: str, above: frozenset[str]) -> Iterator[str]:
             yield start + name
 
 
-def _members(path: Path) -> list[str]:
-    """Names in a zip, each once. Raises UsageError for an image that `Image.read` would refuse."""
+def _members(path: Path) -> List[str]:
+    """Return the distinct names in a zip. Raises UsageError for an image that `Image.read` would refuse."""
     members = {member.filename: member for member in _archive(path).infolist()}
     for name, member in members.items():
         if _is_image(name) and _is_visible(name):
@@ -199,8 +182,10 @@ def _members(path: Path) -> list[str]:
 def _require_readable(member: zipfile.ZipInfo, image: Image) -> None:
     if member.flag_bits & 1:
         raise UsageError("image is encrypted", image, "give a zip without a password")
-    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # zipfile bounds no other one's output
-        raise UsageError(f"image is packed by method {member.compress_type}", image, "pack it with deflate, or not")
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # only these bound their output
+        raise UsageError(
+            f"image is packed by method {member.compress_type}", image, "pack it with deflate, or store it"
+        )
     if member.file_size > MAX_FILE_BYTES:
         raise _too_large(image)
 
@@ -215,7 +200,7 @@ def _read_member(image: Image) -> bytes:
     member = archive.getinfo(image.member or "")
     _require_readable(member, image)
     with archive.open(member) as file:
-        return file.read(member.file_size + 1)  # never more than this is unpacked, even if the zip lies
+        return file.read(member.file_size + 1)  # bounded even if the zip's directory is wrong
 
 
 def _too_large(image: Image) -> UsageError:
@@ -223,7 +208,9 @@ def _too_large(image: Image) -> UsageError:
 
 
 def _archive(path: Path) -> zipfile.ZipFile:
-    """The open zip at this path, as it is now: a fork must not share the position in the file."""
+    """Return the open zip at this path. A changed file is reopened, and so is a file that a parent process opened,
+    because processes would share its file position.
+    """
     found = path.stat()
     return _opened(path, os.getpid(), found.st_ino, found.st_size, found.st_mtime_ns)
 
@@ -234,8 +221,8 @@ def _opened(path: Path, *_identity: int) -> zipfile.ZipFile:
 
 
 @contextmanager
-def _told(where: object) -> Iterator[None]:
-    """Turn what the file system and zipfile raise into an error that names the file."""
+def _read_errors(where: object) -> Iterator[None]:
+    """Convert errors of the file system and of zipfile to UsageError."""
     try:
         yield
     except zipfile.BadZipFile as error:

@@ -1,4 +1,6 @@
-"""Metrics of tasks, by scikit-learn and scipy; all in percent, larger is better.
+"""Metrics of tasks, computed by scikit-learn and scipy, and paired bootstrap intervals.
+
+Scores are in percent, and larger is better.
 
 Shapes: K exits, N examples, C outputs of a head, S runs.
 """
@@ -6,8 +8,7 @@ Shapes: K exits, N examples, C outputs of a head, S runs.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, Callable, Dict, List, NamedTuple, Sequence, Tuple, cast
 
 import numpy as np
 
@@ -42,14 +43,14 @@ def _spearman(truth_N: np.ndarray, answer_N: np.ndarray) -> float:
 
 
 def _correlation(measure: Callable, truth_N: np.ndarray, answer_N: np.ndarray) -> float:
-    """0 where a side is constant: such answers tell nothing of the order."""
+    """Return the correlation, or 0 if either array is constant and the correlation undefined."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         value = float(measure(truth_N, answer_N)[0]) if len(truth_N) > 1 else 0.0
     return value if np.isfinite(value) else 0.0
 
 
-METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+METRICS: Dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "accuracy": _accuracy,
     "f1": _f1,
     "matthews": _matthews,
@@ -58,15 +59,23 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 }
 
 
-def default_metrics(labels: Sequence[str]) -> tuple[str, ...]:
-    """Of data that name none: accuracy; both correlations for a regression, which has no labels."""
+class Estimate(NamedTuple):
+    """A value with its 95 % confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def default_metrics(labels: Sequence[str]) -> Tuple[str, ...]:
+    """Return the metrics of data that name none: accuracy, or, without labels (a regression), both correlations."""
     return ("accuracy",) if labels else ("pearson", "spearman")
 
 
-def score(metrics: Sequence[str], truth_N: np.ndarray, answer_N: np.ndarray) -> dict[str, float]:
-    """Each metric in percent, and `score`, their mean. Answers are label ids, or values for correlations.
+def score(metrics: Sequence[str], truth_N: np.ndarray, answer_N: np.ndarray) -> Dict[str, float]:
+    """Return each metric in percent, and `score`, their mean. Answers are label ids, or values for correlations.
 
-    Raises ValueError for arrays of different or no length, and for an unknown metric.
+    Raises ValueError for arrays of different lengths or length 0, and for an unknown metric.
     """
     if len(truth_N) != len(answer_N) or not len(truth_N):
         raise ValueError(f"expected as many answers as truths, at least one, got {len(answer_N)} and {len(truth_N)}")
@@ -77,36 +86,49 @@ def score(metrics: Sequence[str], truth_N: np.ndarray, answer_N: np.ndarray) -> 
     return {**found, "score": sum(found.values()) / len(found)}
 
 
-def score_exits(metrics: Sequence[str], truth_N: np.ndarray, logits_KNC: np.ndarray) -> list[dict[str, float]]:
-    """The scores of each exit, by what it says of each example."""
+def score_exits(metrics: Sequence[str], truth_N: np.ndarray, logits_KNC: np.ndarray) -> List[Dict[str, float]]:
+    """Return the scores of each exit."""
     return [score(metrics, truth_N, answers(logits_NC)) for logits_NC in logits_KNC]
 
 
 def answers(logits_NC: np.ndarray) -> np.ndarray:
-    """Label ids [N], or the values [N] of a regression, which has one output."""
+    """Return the predicted label ids [N], or the values [N] of a regression, which has one output."""
     return logits_NC[:, 0] if logits_NC.shape[1] == 1 else logits_NC.argmax(1)
+
+
+def paired_bootstrap(statistic: Callable[..., float], sizes: Sequence[int], num_rounds: int = 1000) -> Estimate:
+    """Return a statistic of paired samples, and its percentile bootstrap interval.
+
+    Args:
+        statistic: called with one array of indices for each axis of the samples, which it must apply to both sides.
+        sizes: the length of each axis. Each axis is resampled with replacement, from a fixed seed.
+        num_rounds: number of resamples.
+
+    Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13.
+    """
+    generator = np.random.default_rng(0)
+    value = statistic(*(np.arange(size) for size in sizes))
+    draws = [statistic(*(generator.integers(0, size, size) for size in sizes)) for _ in range(num_rounds)]
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return Estimate(value, float(low), float(high))
 
 
 def paired_interval(
     metrics: Sequence[str], truth_N: np.ndarray, answer_SN: np.ndarray, other_SN: np.ndarray, num_rounds: int = 1000
-) -> tuple[float, float, float]:
-    """Score of `answer` minus score of `other` on the same examples, and its 95 % interval.
+) -> Estimate:
+    """Return the score of `answer` minus the score of `other` on the same examples.
 
-    With several runs S (seeds) a side, [S, N], it is the mean over runs, each scored on the same draw. The interval is
-    the percentile bootstrap over examples, both sides drawn together, from a fixed seed (Efron and Tibshirani, "An
-    Introduction to the Bootstrap", 1993, chapter 13).
+    With several runs (seeds) a side, [S, N], the difference is that of the means over runs, each scored on the same
+    resampled examples.
     """
-    generator = np.random.default_rng(0)
-    draws = [np.arange(len(truth_N)), *generator.integers(0, len(truth_N), (num_rounds, len(truth_N)))]
+
+    def gain(draw: np.ndarray) -> float:
+        mine, others = (np.atleast_2d(answers_SN)[:, draw] for answers_SN in (answer_SN, other_SN))
+        return _mean_score(metrics, truth_N[draw], mine) - _mean_score(metrics, truth_N[draw], others)
+
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a draw may hold one label alone
-        gains = [
-            _mean_score(metrics, truth_N[draw], np.atleast_2d(answer_SN)[:, draw])
-            - _mean_score(metrics, truth_N[draw], np.atleast_2d(other_SN)[:, draw])
-            for draw in draws
-        ]
-    low, high = np.percentile(gains[1:], [2.5, 97.5])
-    return gains[0], float(low), float(high)
+        warnings.simplefilter("ignore")  # a resample may contain a single label
+        return paired_bootstrap(gain, [len(truth_N)], num_rounds)
 
 
 def _mean_score(metrics: Sequence[str], truth_N: np.ndarray, answer_SN: np.ndarray) -> float:

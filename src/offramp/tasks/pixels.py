@@ -1,24 +1,24 @@
-"""Images to the pixels that one model reads, bit for bit as the image processors of transformers make them on Pillow.
+"""Encoding of images as pixel arrays, bit for bit equal to the image processors of transformers on Pillow.
 
-An image is read as transformers reads a path: turned as its EXIF orientation says, then made RGB, for which an alpha
-channel is dropped. How processors are written down is known to `tasks.processors`.
+An image is read as transformers reads a path: rotated by its EXIF orientation, then converted to RGB, which drops an
+alpha channel. The configuration files of image processors are read by `tasks.processors`.
 
-Shapes: B images, 3 channels (red, green, blue), H rows, W columns; V values of a byte.
+Shapes: B images, 3 channels (red, green, blue), H rows, W columns; V = 256 values of a byte.
 """
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Dict, Iterable, Iterator, Mapping, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
 from offramp.errors import MissingExtraError, OfframpError, UsageError
+from offramp.program.inputs import Batch
 from offramp.tasks.images import Image
 from offramp.tasks.processors import BICUBIC, Size, bad_processor, fields_of, is_number, read_processor
 
@@ -26,33 +26,37 @@ if TYPE_CHECKING:
     from PIL import Image as Pillow
 
 MAX_PIXELS = 1 << 26
-"""Of one image, as it lies there and as it is resized: 192 MiB of bytes. Pillow itself warns from 89 million on."""
+"""Largest number of pixels of one image, before and after resizing: 192 MiB as RGB. Pillow warns above 89 million."""
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-"""What `images.SUFFIXES` promise. Pillow knows others, and starts a program for some of them."""
+"""Formats of the suffixes in `images.SUFFIXES`. Pillow starts an external program for some of its other formats."""
 _NUM_FILTERS = 6
 _BYTES_A_PIXEL = 8
-"""Pillow keeps four for each, and converting copies; twice that where transparent becomes white."""
+"""Memory for decoding: Pillow keeps 4 bytes a pixel, and converting makes a copy. `transparent_is_white` doubles it."""
 _WHITE = (255, 255, 255, 255)
+_ONE_PIXEL_PNG = bytes.fromhex(
+    "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c49444154"
+    "78da636060600000000400012734270a0000000049454e44ae426082"
+)
 
 
 @dataclass(frozen=True)
 class ImageEncoder:
-    """How an image becomes the pixels that a model reads: resized, cut, scaled. Safe from several threads."""
+    """Preprocessing of images for one model: resize, center crop, scale, normalize. Thread-safe."""
 
-    size: Size | int | None = None
-    """What an image is resized to: height and width, or its shorter edge alone. None: it keeps its size."""
-    crop: Size | None = None
-    """Height and width of what is then cut out of its middle; zeros are put around a smaller image."""
+    size: Optional[Union[Size, int]] = None
+    """Target height and width of resizing, or the target length of the shorter edge. None: no resizing."""
+    crop: Optional[Size] = None
+    """Height and width of the center crop after resizing. A smaller image is padded with zeros."""
     resample: int = BICUBIC
-    """Filter to resize with, by Pillow's number: nearest, Lanczos, bilinear, bicubic, box, Hamming."""
+    """Resampling filter by Pillow's number: 0 nearest, 1 Lanczos, 2 bilinear, 3 bicubic, 4 box, 5 Hamming."""
     scale: float = 1 / 255
-    """Factor of each byte."""
-    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    """Of each channel; subtracted from the scaled byte."""
-    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    """Of each channel; what remains is divided by it."""
+    """Factor that each byte is multiplied by."""
+    mean: Tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Value of each channel that is subtracted after scaling."""
+    std: Tuple[float, float, float] = (1.0, 1.0, 1.0)
+    """Value of each channel that the difference is divided by."""
     transparent_is_white: bool = False
-    """Whether a colour that the file marks as transparent becomes white: what `do_convert_rgb` comes to."""
+    """Whether a colour that the file marks as transparent becomes white; the effect of `do_convert_rgb`."""
 
     def __post_init__(self) -> None:
         for name in ("size", "crop"):
@@ -65,19 +69,18 @@ class ImageEncoder:
                 raise ValueError(f"{name} must be finite, not 0, and one for each channel, not {values}")
 
     @classmethod
-    def from_folder(cls, folder: str | Path) -> ImageEncoder:
-        """Read the image processor of a model folder, as transformers chooses and reads it.
+    def from_folder(cls, folder: Union[str, Path]) -> ImageEncoder:
+        """Read the image processor of a model folder, by the rules of transformers.
 
-        Raises SourceError for a folder without one, and for one that is not known or has keys which are not.
+        Raises SourceError for a folder without an image processor, and for an unknown processor or key.
         """
         return cls.from_json(*read_processor(Path(folder)))
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any], where: object = None) -> ImageEncoder:
-        """Read the configuration of an image processor of transformers; `where` it comes from stands in errors.
+        """Read the configuration of an image processor of transformers. `where` names its file in error messages.
 
-        Raises SourceError for a processor that is not known, for a key that is not known and may change pixels, and
-        for values that make no sense.
+        Raises SourceError for an unknown processor, for an unknown key that may change pixels, and for invalid values.
         """
         fields = fields_of(tree, where)
         try:
@@ -85,31 +88,31 @@ class ImageEncoder:
         except (ValueError, TypeError) as error:
             raise bad_processor(error, where) from None
 
-    def to_json(self) -> dict[str, Any]:
-        """The configuration of an image processor that makes the same, to be kept as `processors.FILE_NAME`.
+    def to_json(self) -> Dict[str, Any]:
+        """Return an equivalent image processor configuration, for a file named `processors.FILE_NAME`.
 
-        `from_json` reads it, and so does transformers.
+        Both `from_json` and transformers read it.
         """
-        tree: dict[str, Any] = {"image_processor_type": "ViTImageProcessor"}
-        tree |= {"do_resize": self.size is not None, "do_center_crop": self.crop is not None}
+        tree: Dict[str, Any] = {"image_processor_type": "ViTImageProcessor"}
+        tree.update(do_resize=self.size is not None, do_center_crop=self.crop is not None)
         if self.size is not None:
             tree["size"] = {"shortest_edge": self.size} if isinstance(self.size, int) else _named(self.size)
         if self.crop is not None:
             tree["crop_size"] = _named(self.crop)
-        tree |= {"resample": self.resample, "do_rescale": True, "rescale_factor": self.scale}
-        tree |= {"do_normalize": True, "image_mean": list(self.mean), "image_std": list(self.std)}
-        return tree | {"do_convert_rgb": self.transparent_is_white}
+        tree.update(resample=self.resample, do_rescale=True, rescale_factor=self.scale)
+        tree.update(do_normalize=True, image_mean=list(self.mean), image_std=list(self.std))
+        return {**tree, "do_convert_rgb": self.transparent_is_white}
 
     @property
-    def shape(self) -> Size | None:
-        """Height and width of all that is encoded; None if they depend on the image."""
+    def shape(self) -> Optional[Size]:
+        """Height and width of every encoded image; None if they depend on the image."""
         return self.crop or (self.size if isinstance(self.size, tuple) else None)
 
-    def encode(self, images: Sequence[Image | bytes]) -> np.ndarray:
-        """Encode images, or the bytes of image files, in order, as float32 [B, 3, H, W]; none give (0, 3, H, W).
+    def encode(self, images: Sequence[Union[Image, bytes]]) -> np.ndarray:
+        """Return images, or the bytes of image files, as float32 [B, 3, H, W]; (0, 3, H, W) for no images.
 
-        Raises UsageError for an image that cannot be read or decoded, that has, or is resized to, more than
-        `MAX_PIXELS`, or that comes out of another size than the first; MissingExtraError without Pillow.
+        Raises UsageError for an image that cannot be read or decoded, that has more than `MAX_PIXELS` before or after
+        resizing, or whose encoded size differs from that of the first; MissingExtraError without Pillow.
         """
         values_3V = self._values()
         pixels_B3HW = np.empty((len(images), 3, *(self.shape or (0, 0))), np.float32)
@@ -123,21 +126,23 @@ class ImageEncoder:
                 pixels_B3HW[row, channel] = values_3V[channel][bytes_HW3[:, :, channel]]
         return pixels_B3HW
 
-    def decoding_bytes(self, image: Image | bytes) -> int:
-        """What it takes to encode this image, beside the pixels that come of it. Raises UsageError as `encode`."""
+    def decoding_bytes(self, image: Union[Image, bytes]) -> int:
+        """Return the temporary memory in bytes for encoding an image, without the result. Raises as `encode`."""
         data, where = (image, "image") if isinstance(image, bytes) else (image.read(), image)
         with _opened(data, where) as opened:
             num_pixels = opened.height * opened.width
         return len(data) + num_pixels * _BYTES_A_PIXEL * (2 if self.transparent_is_white else 1)
 
     def _values(self) -> np.ndarray:
-        """What becomes of each byte: scaled in float64, the rest in float32."""
+        """Return the encoded value of each byte [3, V]. Scaling is in float64 and the rest in float32, as in
+        transformers.
+        """
         scaled_V = (np.arange(256, dtype=np.float64) * self.scale).astype(np.float32)
         mean_3, std_3 = np.array(self.mean, np.float32), np.array(self.std, np.float32)
         return (scaled_V - mean_3[:, None]) / std_3[:, None]
 
     def _bytes(self, data: bytes, where: object) -> np.ndarray:
-        """An image [H, W, 3] of its final size."""
+        """Return an image [H, W, 3] after resizing and cropping, uint8."""
         image = _decoded(data, where, self.transparent_is_white)
         if self.size is not None:
             height, width = self.size if isinstance(self.size, tuple) else _scaled(image.height, image.width, self.size)
@@ -147,15 +152,50 @@ class ImageEncoder:
         return bytes_HW3 if self.crop is None else _cropped(bytes_HW3, self.crop)
 
 
+class ImageInputs:
+    """Encoder of images for one model: an `InputEncoder` of `Image` objects and the bytes of image files."""
+
+    max_length = 1
+    sample: Tuple[bytes, ...] = (_ONE_PIXEL_PNG,)
+
+    def __init__(self, encoder: ImageEncoder, name: str) -> None:
+        """`name` is the input of the model that takes pixels."""
+        self.encoder, self.name = encoder, name
+
+    def encode(self, inputs: Sequence[Union[Image, bytes]]) -> Batch:
+        """Return one input of float32 [B, 3, H, W]. Raises UsageError for an input that is not a decodable image."""
+        for image in inputs:
+            _require_image(image)
+        pixels_B3HW = self.encoder.encode(inputs)
+        return Batch({self.name: pixels_B3HW}, len(inputs), 1, np.ones(len(inputs), np.int64))
+
+    def lengths(self, inputs: Iterable[Union[Image, bytes]]) -> Iterator[int]:
+        """Yield 1 for each image, without decoding it."""
+        return (1 for _ in inputs)
+
+    def encoding_bytes(self, inputs: Iterable[Union[Image, bytes]]) -> int:
+        """Return the most memory in bytes that decoding any one of the images takes. Raises as `encode`."""
+        return max((self._decoding_bytes(image) for image in inputs), default=0)
+
+    def _decoding_bytes(self, image: Union[Image, bytes]) -> int:
+        _require_image(image)
+        return self.encoder.decoding_bytes(image)
+
+
+def _require_image(image: object) -> None:
+    if not isinstance(image, (Image, bytes)):
+        raise UsageError("the model takes images, not texts", None, "give --input a file, a folder or a zip of images")
+
+
 def _decoded(data: bytes, where: object, transparent_is_white: bool) -> Pillow.Image:
-    """Upright, and RGB."""
+    """Return an image as RGB, rotated by its EXIF orientation."""
     with _opened(data, where) as image:
         from PIL import Image as Pillow
         from PIL import ImageOps
 
         ImageOps.exif_transpose(image, in_place=True)
         if isinstance(image.info.get("transparency"), bytes):
-            del image.info["transparency"]  # of many colours; Pillow would drop it with a warning
+            del image.info["transparency"]  # several colours are transparent: Pillow would drop this with a warning
         found = image.convert("RGB")
         if transparent_is_white and found.info.get("transparency") is not None:
             white = Pillow.new("RGBA", found.size, _WHITE)
@@ -165,7 +205,7 @@ def _decoded(data: bytes, where: object, transparent_is_white: bool) -> Pillow.I
 
 @contextmanager
 def _opened(data: bytes, where: object) -> Iterator[Pillow.Image]:
-    """An image of which the head is read; what Pillow raises, then or within, names where it comes from."""
+    """Open an image, reading its header only. Pillow's errors, here or in the `with` block, become UsageError."""
     try:
         from PIL import Image as Pillow
         from PIL import UnidentifiedImageError
@@ -179,7 +219,7 @@ def _opened(data: bytes, where: object) -> Iterator[Pillow.Image]:
         raise
     except (Pillow.DecompressionBombError, Pillow.DecompressionBombWarning):
         raise _too_large(where) from None
-    except Exception as error:  # Pillow raises nothing narrower
+    except Exception as error:  # Pillow's decoders raise many types
         reason = f"none of {', '.join(_FORMATS)}" if isinstance(error, UnidentifiedImageError) else error
         raise UsageError(f"image cannot be decoded ({reason})", where, "save it again, or leave it out") from None
 
@@ -200,7 +240,7 @@ def _require_same(found: Sequence[int], first: Sequence[int], where: object) -> 
 
 
 def _scaled(height: int, width: int, edge: int) -> Size:
-    """With this shorter edge."""
+    """Return height and width scaled so that the shorter edge has length `edge`."""
     longer = int(edge * max(height, width) / min(height, width))
     return (longer, edge) if width <= height else (edge, longer)
 
@@ -212,8 +252,8 @@ def _cropped(bytes_HW3: np.ndarray, size: Size) -> np.ndarray:
     return found_HW3
 
 
-def _middle(length: int, wanted: int) -> tuple[slice, slice]:
-    """What is taken of the middle, and where it comes to lie."""
+def _middle(length: int, wanted: int) -> Tuple[slice, slice]:
+    """Return the slice of a centered crop along one axis of the image, and its slice in the result."""
     start = (length - wanted) // 2
     if start >= 0:
         return slice(start, start + wanted), slice(0, wanted)
@@ -221,12 +261,12 @@ def _middle(length: int, wanted: int) -> tuple[slice, slice]:
 
 
 def _is_size(size: Any, or_edge: bool) -> bool:
-    """Whether it is a height and a width, a shorter edge if this will do, or None."""
+    """Return whether `size` is None, a valid height and width, or, if `or_edge`, a valid edge length."""
     if size is None:
         return True
     lengths = [size] if or_edge and type(size) is int else size if isinstance(size, tuple) and len(size) == 2 else [0]
     return all(type(length) is int and length > 0 for length in lengths) and math.prod(lengths) <= MAX_PIXELS
 
 
-def _named(size: Size) -> dict[str, int]:
+def _named(size: Size) -> Dict[str, int]:
     return {"height": size[0], "width": size[1]}

@@ -1,27 +1,26 @@
-"""What `preprocessor_config.json` says of pixels: the image processors of transformers that resize, crop and scale.
+"""Reading of `preprocessor_config.json`: the image processors of transformers that resize, crop and scale.
 
-All of them come down to the fields of `tasks.pixels.ImageEncoder`. Others are refused by name, and so is a key that is
-not known: what is passed over in silence gives wrong pixels.
+Each of them is expressed by the fields of `tasks.pixels.ImageEncoder`. Unknown processors and unknown keys raise an
+error, because a key that is ignored silently would give wrong pixels.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Dict, Mapping, Optional, Tuple, Union
 
 from offramp.errors import SourceError
 
 FILE_NAME = "preprocessor_config.json"
 BILINEAR, BICUBIC = 2, 3
-"""Filters, by Pillow's numbers."""
-Size = tuple[int, int]
-"""Height and width."""
+"""Resampling filters, by Pillow's numbers."""
+Size = Tuple[int, int]
+"""Height and width in pixels."""
 
 _WHOLE_EDGE = 384
-"""From this size on, ConvNext resizes the whole image and cuts nothing away."""
+"""Smallest edge length at which ConvNext resizes the whole image and does not crop."""
 _REMEDY = "describe what the model reads with ImageEncoder(...)"
 _IMAGENET = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}
 _CLIP = {
@@ -29,7 +28,7 @@ _CLIP = {
     "image_std": (0.26862954, 0.26130258, 0.27577711),
 }
 _EDGE = {"default_to_square": False, "do_center_crop": True, "crop_size": 224}
-_DEFAULTS: dict[str, Any] = {
+_DEFAULTS: Dict[str, Any] = {
     "do_convert_rgb": False,
     "do_resize": True,
     "size": 224,
@@ -44,7 +43,7 @@ _DEFAULTS: dict[str, Any] = {
     "image_std": 0.5,
     "do_pad": False,
 }
-_PROCESSORS: dict[str, dict[str, Any]] = {
+_PROCESSORS: Dict[str, Dict[str, Any]] = {
     "ViT": {"resample": BILINEAR},
     "DeiT": {"size": 256, "do_center_crop": True, "crop_size": 224},
     "Beit": {"crop_size": 224},
@@ -56,7 +55,7 @@ _PROCESSORS: dict[str, dict[str, Any]] = {
     "MobileNetV2": {**_EDGE, "size": 256, "resample": BILINEAR},
     "ConvNext": {"size": 384, "default_to_square": False, "crop_pct": 224 / 256},
 }
-"""What differs from `_DEFAULTS` where a file does not say."""
+"""Default values of each processor, where they differ from `_DEFAULTS`."""
 _FAMILIES = {
     "ViT": ("vit", "vit_mae", "vit_msn", "ijepa", "swin", "swinv2", "swiftformer", "dinat"),
     "DeiT": ("deit",),
@@ -69,19 +68,19 @@ _FAMILIES = {
     "MobileNetV2": ("mobilenet_v2",),
     "ConvNext": ("convnext", "convnextv2", "cvt", "regnet", "resnet"),
 }
-"""Which processor a model has whose file names none, by its `model_type`."""
+"""Processor -> values of `model_type` that use it where the file names no processor."""
 _WITHOUT_EFFECT = {
     "image_processor_type", "feature_extractor_type", "processor_class", "model_input_names", "use_fast", "pad_size",
     "do_reduce_labels", "reduce_labels", "image_seq_length", "data_format", "input_data_format", "device",
     "return_tensors", "disable_grouping", "_valid_processor_keys",
 }  # fmt: skip
-"""Keys that change no pixel."""
+"""Keys that do not change pixels."""
 
 
-def read_processor(folder: Path) -> tuple[dict[str, Any], Path]:
-    """The image processor of a model folder, which names its type, and the file that it stands in.
+def read_processor(folder: Path) -> Tuple[Dict[str, Any], Path]:
+    """Read the image processor of a model folder. Returns its configuration, with a type, and the path of its file.
 
-    Raises SourceError if there is none, or none is known of the model.
+    Raises SourceError if the folder has no image processor, or none is known for its model type.
     """
     path = folder / "processor_config.json"
     tree = _read_object(path).get("image_processor")
@@ -93,8 +92,8 @@ def read_processor(folder: Path) -> tuple[dict[str, Any], Path]:
     return tree if _type_of(tree) else {**tree, "image_processor_type": _type_for(folder)}, path
 
 
-def fields_of(tree: Mapping[str, Any], where: object) -> dict[str, Any]:
-    """The arguments of an `ImageEncoder`. Raises SourceError for a processor, a key or a value that is not known."""
+def fields_of(tree: Mapping[str, Any], where: object) -> Dict[str, Any]:
+    """Return the arguments of an `ImageEncoder`. Raises SourceError for an unknown processor, key or value."""
     name = _type_of(tree)
     if name not in _PROCESSORS:
         raise SourceError(f"unknown image processor {name!r}, known are {', '.join(_PROCESSORS)}", where, _REMEDY)
@@ -103,7 +102,7 @@ def fields_of(tree: Mapping[str, Any], where: object) -> dict[str, Any]:
     if unknown:
         what = f"the image processor has the key {unknown[0]!r}, which may change pixels"
         raise SourceError(what, where, _REMEDY)
-    given = {key: value for key, value in tree.items() if key in defaults}  # null is no default either
+    given = {key: value for key, value in tree.items() if key in defaults}  # null does not stand for the default
     try:
         return _fields({**defaults, **given})
     except (ValueError, TypeError, ArithmeticError) as error:
@@ -111,20 +110,24 @@ def fields_of(tree: Mapping[str, Any], where: object) -> dict[str, Any]:
 
 
 def bad_processor(error: Exception, where: object) -> SourceError:
-    """What to raise for values that make no sense."""
+    """Return the error for a processor with invalid values."""
     return SourceError(f"image processor cannot be read ({error})", where, _REMEDY)
 
 
 def _type_of(tree: Mapping[str, Any]) -> str:
-    """`ViT` of `ViTImageProcessorFast`, `ViTImageProcessorPil` and `ViTFeatureExtractor`; empty if none is named."""
+    """Return the family of a processor, or "" if none is named.
+
+    `ViTImageProcessorFast`, `ViTImageProcessorPil` and `ViTFeatureExtractor` are of family `ViT`.
+    """
     found = str(tree.get("image_processor_type") or tree.get("feature_extractor_type") or "")
     for suffix in ("Fast", "Pil", "ImageProcessor", "FeatureExtractor"):
-        found = found.removesuffix(suffix)
+        if found.endswith(suffix):
+            found = found[: -len(suffix)]
     return found
 
 
 def _type_for(folder: Path) -> str:
-    """Of a model whose file names none: the first ones that were published do not."""
+    """Return the processor of a model by its `model_type`: the earliest published files name none."""
     family = _read_object(folder / "config.json").get("model_type")
     for name, families in _FAMILIES.items():
         if family in families:
@@ -132,23 +135,25 @@ def _type_for(folder: Path) -> str:
     raise SourceError(f"no image processor is named, and none is known of {family!r}", folder, _REMEDY)
 
 
-def _fields(given: Mapping[str, Any]) -> dict[str, Any]:
+def _fields(given: Mapping[str, Any]) -> Dict[str, Any]:
     if given["do_pad"]:
         raise ValueError("it pads images")
     size = _size(given["size"], given["default_to_square"]) if given["do_resize"] else None
     crop = _crop(given["crop_size"]) if given["do_center_crop"] else None
     if "crop_pct" in given and size is not None:
-        size, crop = _cut_away(size, given["crop_pct"], crop)
-    fields: dict[str, Any] = {"size": size, "crop": crop, "transparent_is_white": bool(given["do_convert_rgb"])}
+        size, crop = _cropped_size(size, given["crop_pct"], crop)
+    fields: Dict[str, Any] = {"size": size, "crop": crop, "transparent_is_white": bool(given["do_convert_rgb"])}
     if size is not None or given["resample"] is not None:
         fields["resample"] = given["resample"]
     if given["do_normalize"]:
-        fields |= {"mean": _three(given["image_mean"]), "std": _three(given["image_std"])}
-    return fields | {"scale": given["rescale_factor"] if given["do_rescale"] else 1.0}
+        fields.update(mean=_three(given["image_mean"]), std=_three(given["image_std"]))
+    return {**fields, "scale": given["rescale_factor"] if given["do_rescale"] else 1.0}
 
 
-def _cut_away(size: Size | int, share: float, crop: Size | None) -> tuple[Size | int, Size | None]:
-    """What ConvNext resizes to and then crops, so that this share of an image is left."""
+def _cropped_size(
+    size: Union[Size, int], share: float, crop: Optional[Size]
+) -> Tuple[Union[Size, int], Optional[Size]]:
+    """Return the sizes to which ConvNext resizes and then crops, so that a fraction `share` of the image remains."""
     if not isinstance(size, int) or crop is not None:
         raise ValueError(f"size is {size} and crop_size {crop}, ConvNext has a shortest edge alone")
     if size >= _WHOLE_EDGE:
@@ -163,8 +168,8 @@ def _crop(value: Any) -> Size:
     return found
 
 
-def _size(value: Any, square: bool) -> Size | int:
-    """A number, a pair or an object, as transformers reads them."""
+def _size(value: Any, square: bool) -> Union[Size, int]:
+    """Return a size that is written as a number, a pair or an object, by the rules of transformers."""
     if isinstance(value, int):
         return (value, value) if square else value
     if isinstance(value, list) and len(value) == 2:
@@ -176,20 +181,20 @@ def _size(value: Any, square: bool) -> Size | int:
     raise ValueError(f"size is {value}, known are a number, height and width, and shortest_edge")
 
 
-def _three(values: Any) -> tuple[float, ...]:
-    """One value a channel."""
-    if isinstance(values, list | tuple):
+def _three(values: Any) -> Tuple[float, ...]:
+    """Return one value for each channel."""
+    if isinstance(values, (list, tuple)):
         return tuple(values)
     return (values,) * 3
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a finite number, and no truth value."""
+    """Return whether `value` is a finite int or float. A bool is not a number."""
     return type(value) in (int, float) and math.isfinite(value)
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    """A JSON object; empty if there is no file."""
+def _read_object(path: Path) -> Dict[str, Any]:
+    """Read a JSON object. Returns {} if the file is absent."""
     if not path.is_file():
         return {}
     try:

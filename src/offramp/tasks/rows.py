@@ -1,33 +1,40 @@
-"""Labelled texts as token ids, close together in memory: 400,000 sentence pairs take some 80 MB.
+"""Labelled examples as rows of a training or evaluation batch.
 
-Shapes: N rows, T tokens of all of them, B rows of a batch, S tokens of its longest.
+Texts are stored as token ids in flat arrays (400,000 sentence pairs take about 80 MB). Images are decoded when a batch
+is made, so that their number is not limited by memory.
+
+Shapes: N rows, T tokens of all rows, B rows of a batch, S tokens of its longest row, H x W pixels.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Iterable, Sequence, Union
 
 import numpy as np
 
-from offramp.program.program import Texts
-from offramp.program.encoder import Encoder
-from offramp.tasks.text import Text, TextEncoder
+from offramp.program.program import TEXT_INPUTS
+from offramp.tasks.arrays import Record, stacked
+from offramp.tasks.images import Image
+from offramp.tasks.pixels import ImageEncoder
+from offramp.tasks.text import Text, TextEncoder, TextSpec
+
+Indices = Union[Sequence[int], np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Token ids of N texts, and their labels: ids, or values of a regression."""
+    """Token ids of N texts, and their labels."""
 
     ids_T: np.ndarray
-    """int32"""
+    """int32."""
     types_T: np.ndarray | None
-    """uint8; None where the model has one type or none."""
+    """Token types, uint8; None where the model has at most one type."""
     starts: np.ndarray
-    """[N + 1], where each row begins."""
+    """Index of the first token of each row, and T [N + 1]."""
     labels_N: np.ndarray
-    """int64, or float32 for values."""
+    """Label ids in int64, or values of a regression in float32."""
     pad_token: int
 
     def __len__(self) -> int:
@@ -35,11 +42,14 @@ class Rows:
 
     @property
     def lengths_N(self) -> np.ndarray:
-        """Tokens of each row."""
+        """Number of tokens of each row."""
         return np.diff(self.starts)
 
-    def batch(self, indices: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
-        """`input_ids`, `attention_mask` and perhaps `token_type_ids` [B, S], padded on the right; `labels` [B]."""
+    def batch(self, indices: Indices) -> dict[str, np.ndarray]:
+        """Return the inputs [B, S] of these rows, padded on the right, and `labels` [B].
+
+        The inputs are `input_ids`, `attention_mask` and, if the model has several token types, `token_type_ids`.
+        """
         lengths_B = self.starts[1:][indices] - self.starts[:-1][indices]
         keep_BS = np.arange(lengths_B.max())[None, :] < lengths_B[:, None]
         parts = [slice(self.starts[index], self.starts[index + 1]) for index in indices]
@@ -53,20 +63,62 @@ class Rows:
         return found
 
 
+@dataclass(frozen=True, eq=False)
+class ImageRows:
+    """N images and their label ids."""
+
+    images: Sequence[Image]
+    labels_N: np.ndarray
+    encoder: ImageEncoder
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def lengths_N(self) -> np.ndarray:
+        """1 for each image."""
+        return np.ones(len(self), np.int64)
+
+    def batch(self, indices: Indices) -> dict[str, np.ndarray]:
+        """Return `pixel_values` [B, 3, H, W] and `labels` [B]. Raises UsageError for an undecodable image."""
+        pixels_B3HW = self.encoder.encode([self.images[int(index)] for index in indices])
+        return {"pixel_values": pixels_B3HW, "labels": self.labels_N[indices]}
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayRows:
+    """N records of arrays and their labels."""
+
+    records: Sequence[Record]
+    labels_N: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @property
+    def lengths_N(self) -> np.ndarray:
+        """1 for each record."""
+        return np.ones(len(self), np.int64)
+
+    def batch(self, indices: Indices) -> dict[str, np.ndarray]:
+        """Return each argument [B, ...], and `labels` [B]."""
+        return {**stacked([self.records[int(index)] for index in indices]), "labels": self.labels_N[indices]}
+
+
 def encode_rows(
     examples: Iterable[tuple[Text, int | float]],
     text_encoder: TextEncoder,
-    encoder: Encoder | Texts,
+    spec: TextSpec,
     *,
     is_regression: bool,
 ) -> Rows:
-    """One row an example, in order; `text_encoder` cuts what is too long."""
+    """Encode labelled texts, in order. `text_encoder` truncates long texts."""
     ids, types, starts, labels = array("i"), array("B"), array("q", [0]), []
     for text, label in examples:
-        batch = text_encoder.encode([text])
-        ids.extend(batch.ids_BS[0].tolist())
-        if encoder.num_token_types > 1:
-            types.extend(batch.types_BS[0].tolist())
+        arrays = text_encoder.encode([text]).arrays
+        ids.extend(arrays[TEXT_INPUTS[0]][0].tolist())
+        if spec.num_token_types > 1:
+            types.extend(arrays[TEXT_INPUTS[2]][0].tolist())
         starts.append(len(ids))
         labels.append(label)
     return Rows(
@@ -74,7 +126,7 @@ def encode_rows(
         np.frombuffer(types, np.uint8) if types else None,
         np.frombuffer(starts, np.int64),
         np.array(labels, np.float32 if is_regression else np.int64),
-        encoder.pad_token,
+        spec.pad_token,
     )
 
 

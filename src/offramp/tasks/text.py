@@ -1,12 +1,12 @@
-"""Texts to token ids with the tokenizer that lies in a folder, as the fast tokenizers of transformers give them.
+"""Encoding of texts as token ids with the tokenizer in a model folder. Equal to the fast tokenizers of transformers.
 
-Texts are cut and joined with special tokens here, not in the library: that keeps every piece which it cuts off, for a
-pair in every combination (360 MiB for two texts of 8,192 exclamation marks), and needs 150 MiB for a text of 1 MB. One
-text is encoded at a time: the library then starts no threads, and has nothing to warn of when the process forks.
+This module truncates texts and adds special tokens itself. The tokenizers library would keep every piece that it cuts
+off, for a pair in every combination (360 MiB for two texts of 8,192 exclamation marks), and needs 150 MiB for a text of
+1 MB. It encodes one text at a time, so that the library starts no threads and does not warn when the process forks.
 
-Knows of the model only its `Encoder` or `Texts`; does not know where texts come from.
+It does not know where texts come from, and knows only the `Encoder` or `Texts` of the model.
 
-Shapes: B texts, S tokens of the longest of them.
+Shapes: B texts, S tokens of the longest text.
 """
 
 from __future__ import annotations
@@ -14,18 +14,21 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Container, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Container, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
 from offramp.errors import MissingExtraError, OfframpError, SourceError, UsageError
-from offramp.program.program import Texts
-from offramp.program.encoder import Encoder
+from offramp.program.inputs import Batch
+from offramp.program.program import TEXT_INPUTS, Texts
+from offramp.store.manifest import Encoder
 
 Text = Union[str, Tuple[str, str]]
 """A text, or a pair of texts that the model reads together."""
+TextSpec = Union[Encoder, Texts]
+"""What a model requires of texts: vocabulary, longest input, token types, padding token, positions."""
+POSITION_IDS = "position_ids"
 
 _LAYOUTS: Tuple[Tuple[str, ...], ...] = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"))
 _SENTENCEPIECE = ("sentencepiece.bpe.model", "spiece.model", "tokenizer.model")
@@ -45,125 +48,150 @@ _ROBERTA_SPECIALS = {
 }
 _SURROGATE = re.compile("[\\ud800-\\udfff]")
 _CHARACTERS_PER_TOKEN = 8
-"""Of a long text, this many characters are first tried for each token; English has 4 to 5."""
+"""Characters of a long text that are tokenized first, for each token that fits. English has 4 to 5 a token."""
 _SEAM_TOKENS = 128
-"""Of a long text, more tokens than fit are read, by this many: where it is cut inside a word, these may be wrong ones.
-WordPiece makes up to 100 of a word."""
+"""Tokens read from a long text in addition to those that fit. The last ones may be wrong, because the text is cut
+inside a word; WordPiece splits a word into up to 100 tokens."""
 
 _Piece = Tuple[Optional[int], int, int]
-"""Of a template: the text that stands here (None: the special token that follows), token, token type."""
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Token ids of B texts, padded on the right to the longest. All arrays are int64."""
-
-    ids_BS: np.ndarray
-    mask_BS: np.ndarray
-    """1 where there is a token, 0 where there is padding."""
-    types_BS: np.ndarray
-    """1 in the second text of a pair where the model tells the two apart, else 0."""
-    lengths_B: np.ndarray
-    """Tokens of each text, special tokens included."""
+"""Part of a template: index of the text inserted here (None: a special token), special token, token type."""
 
 
 def has_tokenizer(folder: Union[str, Path]) -> bool:
-    """Whether the folder has the files that `TextEncoder.from_folder` needs."""
+    """Return whether the folder has the files that `TextEncoder.from_folder` needs."""
     return _layout(Path(folder)) is not None
 
 
 def tokenizer_length(folder: Union[str, Path]) -> Optional[int]:
-    """The most tokens that `tokenizer_config.json` names; None where it names none, or so many that it means none."""
+    """Return `model_max_length` of `tokenizer_config.json`, or None if it is absent or stands for "unlimited"."""
     found = _read_object(Path(folder) / "tokenizer_config.json").get("model_max_length")
     return int(found) if isinstance(found, (int, float)) and 0 < found < 1 << 20 else None
 
 
+def token_batch(spec: TextSpec, ids_BS: np.ndarray, mask_BS: np.ndarray, types_BS: np.ndarray) -> Batch:
+    """Return the batch of texts that are token ids already: int64 [B, S], padded on the right.
+
+    `mask_BS` is 1 where there is a token, else 0. `types_BS` is 1 in the second text of a pair, else 0.
+    """
+    names = (*TEXT_INPUTS, POSITION_IDS)
+    arrays: Dict[str, np.ndarray] = dict(zip(names, (ids_BS, mask_BS, types_BS, _positions(spec, ids_BS))))
+    return Batch(arrays, ids_BS.shape[0], ids_BS.shape[1], np.asarray(mask_BS).sum(axis=1))
+
+
+def _positions(spec: TextSpec, ids_BS: np.ndarray) -> np.ndarray:
+    """Return the row of the position table for each token, int64 [B, S].
+
+    Where positions begin after that of padding (RoBERTa), a padding token inside a text takes no position and gets row
+    `position_offset - 1`, as in fairseq (`make_positions`).
+    """
+    if not spec.position_offset:
+        return np.tile(np.arange(ids_BS.shape[1], dtype=np.int64), (ids_BS.shape[0], 1))
+    is_token_BS = ids_BS != spec.pad_token
+    return np.cumsum(is_token_BS, axis=1) * is_token_BS + spec.position_offset - 1
+
+
 class TextEncoder:
-    """Encodes texts for one model. Safe from several threads."""
+    """Encoder of texts for one model: an `InputEncoder` of texts and pairs of texts. Thread-safe."""
+
+    sample: Tuple[Text, ...] = ("a b",)
 
     def __init__(
         self,
         tokenizer: Any,
-        encoder: Union[Encoder, Texts],
+        spec: TextSpec,
         max_length: int,
         config: Dict[str, Any],
         warn: Callable[[str], None],
     ) -> None:
-        """Take over a `tokenizers.Tokenizer`; `from_folder` makes one."""
+        """Take ownership of a `tokenizers.Tokenizer`, which `from_folder` reads."""
         side = (tokenizer.truncation or {}).get("direction", "right")
         tokenizer.no_truncation()
         tokenizer.no_padding()  # a tokenizer.json may pad every text to 128 tokens
         self.max_length = max_length
         self._tokenizer = tokenizer
-        self._encoder = encoder
+        self._spec = spec
         self._chunk_size = _CHARACTERS_PER_TOKEN * (max_length + _SEAM_TOKENS)
         self._keeps_end = config.get("truncation_side", side) == "left"
         inputs = config.get("model_input_names", ["token_type_ids"])
-        self._has_types = encoder.num_token_types > 1 and "token_type_ids" in inputs
+        self._has_types = spec.num_token_types > 1 and "token_type_ids" in inputs
         self._templates = {num_texts: _template(tokenizer, num_texts) for num_texts in (1, 2)}
         self._warn: Optional[Callable[[str], None]] = warn
         smallest = len(self._templates[2])
         if max_length < smallest:
-            raise UsageError(f"max_length {max_length} holds no pair of texts", None, f"take at least {smallest}")
+            raise UsageError(
+                f"max_length {max_length} is too short for a pair of texts", None, f"use at least {smallest}"
+            )
 
     @classmethod
     def from_folder(
         cls,
         folder: Union[str, Path],
-        encoder: Union[Encoder, Texts],
+        spec: TextSpec,
         max_length: Optional[int] = None,
         warn: Callable[[str], None] = warnings.warn,
     ) -> TextEncoder:
-        """Read `tokenizer.json`, else `vocab.txt` (as BERT), else `vocab.json` with `merges.txt` (as RoBERTa).
+        """Read `tokenizer.json`, else `vocab.txt` (BERT layout), else `vocab.json` with `merges.txt` (RoBERTa layout).
 
-        What `tokenizer_config.json` says of case, accents, Chinese characters and the space before the first word
-        overrides `tokenizer.json`, as in transformers. `max_length` counts special tokens and is the model's if None.
-        `warn` is called once, when the first text is cut.
+        As in transformers, `tokenizer_config.json` overrides what `tokenizer.json` says about case, accents, Chinese
+        characters and the space before the first word.
 
-        Raises UsageError for a `max_length` that the model cannot take, SourceError for a folder without a tokenizer
-        or with one that cannot be read, MissingExtraError without the tokenizers library.
+        Args:
+            max_length: longest encoded text in tokens, special tokens included; None: that of the model.
+            warn: called once, when the first text is truncated.
+
+        Raises UsageError for a `max_length` that the model does not support, SourceError for a folder without a
+        readable tokenizer, MissingExtraError without the tokenizers library.
         """
         folder = Path(folder)
         if max_length is None:
-            max_length = encoder.max_length
-        if max_length > encoder.max_length:
-            what = f"max_length {max_length} is more than the {encoder.max_length} tokens that the model reads"
-            raise UsageError(what, None, "take a smaller one")
+            max_length = spec.max_length
+        if max_length > spec.max_length:
+            what = f"max_length {max_length} is more than the {spec.max_length} tokens that the model reads"
+            raise UsageError(what, None, "use a smaller max_length")
         layout = _layout(folder)
         if layout is None:
             raise _no_tokenizer(folder)
         try:
             config = _read_config(folder)
-            return cls(_BUILDERS[layout](folder, config), encoder, max_length, config, warn)
+            return cls(_BUILDERS[layout](folder, config), spec, max_length, config, warn)
         except OfframpError:
             raise
-        except Exception as error:  # the library raises nothing narrower
+        except Exception as error:  # the library raises plain Exception
             raise SourceError(f"tokenizer cannot be read ({error})", folder / layout[0], _SAVE_FAST) from error
 
-    def encode(self, texts: Sequence[Text]) -> Batch:
-        """Encode texts and pairs, in order; no texts give arrays of shape (0, 0).
+    def encode(self, inputs: Sequence[Text]) -> Batch:
+        """Return `input_ids`, `attention_mask`, `token_type_ids` and `position_ids`, int64 [B, S], padded on the right.
 
-        Texts that are too long lose their end, of a pair the longer one first, as in transformers with
-        `truncation=True`. Lone surrogates are read as U+FFFD.
+        Long texts are truncated at the end, and of a pair the longer text first, as in transformers with
+        `truncation=True`. Lone surrogates are read as U+FFFD. An empty list of texts gives arrays of shape (0, 0).
 
-        Raises SourceError for a token that is not in the model's vocabulary, UsageError for what is no text.
+        Raises SourceError for a token outside the model's vocabulary, UsageError for an input that is not text.
         """
-        rows = [self._encode(text) for text in texts]
+        rows = [self._encode(text) for text in inputs]
         lengths_B = np.array([len(ids) for ids, _ in rows], np.int64)
         shape = (len(rows), int(lengths_B.max()) if rows else 0)
-        ids_BS, types_BS = np.full(shape, self._encoder.pad_token, np.int64), np.zeros(shape, np.int64)
+        ids_BS, types_BS = np.full(shape, self._spec.pad_token, np.int64), np.zeros(shape, np.int64)
         for row, (ids, types) in enumerate(rows):
             ids_BS[row, : len(ids)] = ids
             if self._has_types:
                 types_BS[row, : len(types)] = types
         self._check_vocabulary(int(ids_BS.max()) if ids_BS.size else 0)
         mask_BS = (np.arange(shape[1]) < lengths_B[:, None]).astype(np.int64)
-        return Batch(ids_BS, mask_BS, types_BS, lengths_B)
+        return token_batch(self._spec, ids_BS, mask_BS, types_BS)
+
+    def lengths(self, inputs: Iterable[Text]) -> Iterator[int]:
+        """Yield the number of tokens of each text, truncated to `max_length`. Raises the errors of `encode`."""
+        for text in inputs:
+            yield self.encode([text]).length
+
+    def encoding_bytes(self, inputs: Iterable[Text]) -> int:
+        """Return 0: tokenizing a text takes little memory compared with the headroom of a plan."""
+        return 0
 
     def _encode(self, text: Text) -> Tuple[List[int], List[int]]:
         texts: Sequence[str] = (text,) if isinstance(text, str) else text
         if not isinstance(texts, (tuple, list)):
-            raise UsageError("the model takes texts, and this is none", str(text), "give --text, or a file of texts")
+            raise UsageError("the model takes texts, not this input", str(text), "give --text, or a file of texts")
         template = self._templates[len(texts)]
         num_specials = len(template) - len(texts)
         parts = self._fitting_tokens(texts, self.max_length - num_specials)
@@ -173,7 +201,7 @@ class TextEncoder:
             part = [token] if index is None else parts[index]
             ids += part
             types += [token_type] * len(part)
-        return (ids, types) if ids else ([self._encoder.pad_token], [0])  # an empty text without special tokens
+        return (ids, types) if ids else ([self._spec.pad_token], [0])  # an empty text without special tokens
 
     def _fitting_tokens(self, texts: Sequence[str], room: int) -> List[List[int]]:
         parts = [self._tokens(text) for text in texts]
@@ -181,13 +209,13 @@ class TextEncoder:
         if sum(lengths) <= room:
             return parts
         self._warn_once()
-        if len(parts) == 2 and min(lengths) > self.max_length:  # which one is longer was not seen yet
+        if len(parts) == 2 and min(lengths) > self.max_length:  # both were read in part only: count all tokens
             lengths = [self._num_tokens(text) for text in texts]
         keep = _shares(lengths, room)
         return [part[len(part) - num :] if self._keeps_end else part[:num] for part, num in zip(parts, keep)]
 
     def _tokens(self, text: str) -> List[int]:
-        """All tokens of a text, or, of a long one, its first tokens: more than fit, and `_SEAM_TOKENS` to spare."""
+        """Return the tokens of a text; of a long text, its first tokens: `_SEAM_TOKENS` more than fit."""
         end = self._chunk_size
         while end < len(text) and not self._keeps_end:
             ids = self._all_tokens(text[:end])
@@ -197,7 +225,7 @@ class TextEncoder:
         return self._all_tokens(text)
 
     def _num_tokens(self, text: str) -> int:
-        """Tokens of a text, counted in chunks; they end at spaces, so that no word is counted twice."""
+        """Return the number of tokens of a text, counted in chunks that end at spaces, so that no word is split."""
         num_tokens = start = 0
         while start < len(text):
             end = start + self._chunk_size
@@ -213,17 +241,20 @@ class TextEncoder:
     def _warn_once(self) -> None:
         warn, self._warn = self._warn, None
         if warn is not None:
-            limit = f"{self.max_length} tokens (the model reads up to {self._encoder.max_length})"
-            warn(f"a text is longer than {limit} and was cut; no further warning for others")
+            limit = f"{self.max_length} tokens (the model reads up to {self._spec.max_length})"
+            warn(f"a text is longer than {limit} and was cut; this warning is given once")
 
     def _check_vocabulary(self, token: int) -> None:
-        if token >= self._encoder.vocab_size:
-            what = f"the tokenizer gives token {token}, the model's vocabulary has {self._encoder.vocab_size}"
+        if token >= self._spec.vocab_size:
+            what = f"the tokenizer gives token {token}, the model's vocabulary has {self._spec.vocab_size}"
             raise SourceError(what, None, "use the tokenizer that the model was trained with")
 
 
 def _shares(lengths: List[int], room: int) -> List[int]:
-    """Tokens to keep: the longer text is cut until both are equal, then both; an odd token goes to the longer one."""
+    """Return the number of tokens to keep of each text.
+
+    The longer text is cut until both are equal, then both are cut. An odd token goes to the longer text.
+    """
     if len(lengths) == 1:
         return [room]
     shorter = min(*lengths, room // 2)
@@ -268,7 +299,7 @@ def _library() -> Any:
 
 
 def _template(tokenizer: Any, num_texts: int) -> List[_Piece]:
-    """Where texts and special tokens stand, learnt from an example."""
+    """Return the positions of texts and special tokens, found by encoding an example."""
     encoding = tokenizer.encode(*["a"] * num_texts)
     pieces: List[_Piece] = []
     for index, token, token_type in zip(encoding.sequence_ids, encoding.ids, encoding.type_ids):
@@ -339,14 +370,17 @@ _BUILDERS: Dict[Tuple[str, ...], _Builder] = dict(
 
 
 def _require_class(folder: Path, config: Dict[str, Any], known: Container[str]) -> None:
-    """The class says how a vocabulary is applied: Japanese BERT's `vocab.txt` needs a morphological analyser."""
+    """Raise SourceError unless the tokenizer class is known.
+
+    The class says how a vocabulary is applied: `vocab.txt` of Japanese BERT needs a morphological analyser.
+    """
     name = config["tokenizer_class"]
     if name is not None and (name[:-4] if name.endswith("Fast") else name) not in known:
         raise SourceError(f"only the vocabulary of a {name}, which does not say how to apply it", folder, _SAVE_FAST)
 
 
 def _specials(folder: Path, config: Dict[str, Any], defaults: Dict[str, str]) -> Dict[str, Any]:
-    """The special tokens, each a string or an object with `content`, by name; those without a name by number."""
+    """Return the special tokens by name, or by number if they have none. Each is a string or has a key `content`."""
     given = {**defaults, **config}
     if "added_tokens_decoder" not in config:
         given.update(_read_object(folder / "special_tokens_map.json"))

@@ -1,4 +1,4 @@
-"""What has a gradient: exits trained together with their model. Torch is imported when training begins."""
+"""Training of exits together with their model. Torch is imported when training begins."""
 
 from offramp.training.pipeline import is_first_process, train_exits
 from offramp.training.settings import ExitMetrics, TrainSettings

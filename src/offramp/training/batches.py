@@ -1,4 +1,4 @@
-"""Which rows share a batch, and in which order batches come; only the seed and the epoch decide.
+"""Composition and order of training batches, determined by the seed and the epoch alone.
 
 Shapes: N rows.
 """
@@ -12,16 +12,16 @@ import numpy as np
 from torch.utils.data import Sampler
 
 MEGABATCH = 50
-"""Batches among which rows are sorted by length."""
+"""Number of batches whose rows are sorted by length together."""
 
 
 class LengthGroupedBatches(Sampler[list[int]]):
-    """Batches of rows of about equal length, in random order, another one each epoch.
+    """Batches of rows of similar length, in a random order that differs between epochs.
 
-    An epoch is drawn from its own number: training that goes on in the middle sees the batches that it would have seen.
+    The order depends only on the seed and the epoch number, so a resumed training sees the same batches.
     """
 
-    drop_last = False  # accelerate asks for it
+    drop_last = False  # accelerate reads this attribute
 
     def __init__(self, lengths_N: np.ndarray, batch_size: int, seed: int) -> None:
         self.lengths_N, self.batch_size, self.seed, self.epoch = lengths_N, batch_size, seed, 0
@@ -30,7 +30,7 @@ class LengthGroupedBatches(Sampler[list[int]]):
         return math.ceil(len(self.lengths_N) / self.batch_size)
 
     def set_epoch(self, epoch: int) -> None:
-        """The Trainer calls it before each epoch."""
+        """Set the epoch number; the Trainer calls this before each epoch."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -42,6 +42,6 @@ class LengthGroupedBatches(Sampler[list[int]]):
         for rows in megabatches:
             rows = rows[np.argsort(self.lengths_N[rows], kind="stable")]
             batches += [rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)]
-        num_full = len(order_N) // self.batch_size  # a short one comes last: accelerate deals out only what is full
+        num_full = len(order_N) // self.batch_size  # a short batch comes last: accelerate distributes only full ones
         for index in (*generator.permutation(num_full), *range(num_full, len(batches))):
             yield batches[index].tolist()

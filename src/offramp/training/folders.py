@@ -1,8 +1,7 @@
-"""Run folders: whole or absent, resumed after an interruption, and never mixed with another training.
+"""Run folders: complete or absent, resumable after an interruption, and bound to one configuration.
 
-A run is built in `OUT.partial`, which is locked and holds its configuration (`train.json`: what was trained on what,
-and how) and checkpoints; it is renamed when it is whole.
-It knows files, and not what is in them.
+A run is built in `OUT.partial`, which is locked and holds the configuration (`train.json`) and checkpoints; it is
+renamed to `OUT` when it is complete. This module does not know the contents of the files.
 """
 
 from __future__ import annotations
@@ -18,43 +17,44 @@ from typing import Any
 
 from offramp.checkpoints.source import TRAINING
 from offramp.errors import DiskFullError, NonFiniteError, UsageError
-from offramp.store.files import disk_full_is_ours, fsync_folder, lock_folder, write_atomic
+from offramp.store.files import fsync_folder, lock_folder, translate_disk_full, write_atomic
 
 _CHECKPOINTS = "checkpoints"
-_PATIENCE_SECONDS = 300
-_FULL = ("os error 28", "os error 122", "os error 27", "inline_container")
-"""How safetensors and torch say that a disk is full: in words, not as OSError."""
-_ANOTHER = "choose another name, or remove it"
+_WAIT_SECONDS = 300
+"""Seconds to wait for the first process of a distributed training before giving up."""
+_DISK_FULL_MESSAGES = ("os error 28", "os error 122", "os error 27", "inline_container")
+"""Texts by which safetensors and torch report a full disk; they do not raise OSError."""
+_CHOOSE_ANOTHER = "choose another name, or remove it"
 
 
 def is_finished(out: Path, config: Mapping[str, Any]) -> bool:
-    """Whether `out` is a whole run of this configuration.
+    """Return whether `out` is a complete run with this configuration.
 
-    Raises UsageError if it is anything else that exists, naming what differs.
+    Raises UsageError if `out` exists and is anything else, naming the difference.
     """
     if not os.path.lexists(out):
         return False
     found = read_config(out)
     if found is None:
-        raise UsageError("target exists, and is no run folder", out, _ANOTHER)
+        raise UsageError("target exists and is not a run folder", out, _CHOOSE_ANOTHER)
     _require_same(found, config, out)
     return True
 
 
 @contextmanager
 def run_folder(out: Path, config: Mapping[str, Any]) -> Iterator[Path]:
-    """The folder to build a run in: it becomes `out` when the block ends.
+    """Context manager that yields the folder to build a run in; the folder becomes `out` when the block ends.
 
-    When the block is interrupted, or the process killed, the folder stays if there is a checkpoint in it, and a next
-    call with an equal `config` goes on there; a training that diverged leaves nothing. Raises UsageError for a partial
-    folder of another configuration or of somebody who still writes, DiskFullError.
+    After an interruption the folder is kept if it contains a checkpoint, and the next call with an equal `config`
+    resumes from it; a diverged training leaves no folder. Raises UsageError for a partial folder of another
+    configuration or one that another process writes to, and DiskFullError.
     """
     partial = _partial(out)
-    with disk_full_is_ours(out):
+    with translate_disk_full(out):
         lock = lock_folder(partial, "a run cannot be built there", "another training writes here")
         try:
             _claim(partial, config)
-            with _left_in_order(partial, config):
+            with _clean_up_on_failure(partial, config):
                 yield partial
             _finish(partial, out)
         finally:
@@ -62,48 +62,50 @@ def run_folder(out: Path, config: Mapping[str, Any]) -> Iterator[Path]:
 
 
 @contextmanager
-def _left_in_order(partial: Path, config: Mapping[str, Any]) -> Iterator[None]:
-    """If training fails, keep what a next one can go on with, and nothing else."""
+def _clean_up_on_failure(partial: Path, config: Mapping[str, Any]) -> Iterator[None]:
+    """If training fails, keep the folder only if it can be resumed from."""
     try:
         yield
     except BaseException as error:
         if isinstance(error, NonFiniteError) or not _has_checkpoint(partial):
             _clear(partial, config)
-        if any(mark in str(error) for mark in _FULL):
-            remedy = "free some space and run again: it goes on at the last checkpoint"
+        if any(mark in str(error) for mark in _DISK_FULL_MESSAGES):
+            remedy = "free some space and run again: training resumes at the last checkpoint"
             raise DiskFullError("no space left", partial, remedy) from error
         raise
 
 
 def await_folder(out: Path) -> Path:
-    """The folder that another process makes with `run_folder`, when it is there.
+    """Return the folder that another process creates with `run_folder`, after waiting until it exists.
 
-    Raises UsageError after some minutes: that process has a reason of its own then, which it tells.
+    Raises UsageError after `_WAIT_SECONDS`; the other process reports the reason.
     """
-    partial, deadline = _partial(out), time.monotonic() + _PATIENCE_SECONDS
+    partial, deadline = _partial(out), time.monotonic() + _WAIT_SECONDS
     while read_config(partial) is None:
         if time.monotonic() > deadline:
-            raise UsageError("the first process makes no folder", partial, "see what it says")
+            raise UsageError("the first process did not create the folder", partial, "see its output")
         time.sleep(0.05)
     return partial
 
 
 def await_run(out: Path, config: Mapping[str, Any]) -> None:
-    """Return when another process, which is about to, has finished the run. Raises UsageError after some minutes."""
-    deadline = time.monotonic() + _PATIENCE_SECONDS
+    """Wait until another process has finished the run. Raises UsageError after `_WAIT_SECONDS`."""
+    deadline = time.monotonic() + _WAIT_SECONDS
     while not is_finished(out, config):
         if time.monotonic() > deadline:
-            raise UsageError("the first process does not finish", out, "see what it says")
+            raise UsageError("the first process did not finish", out, "see its output")
         time.sleep(0.05)
 
 
 def checkpoints(folder: Path, stage: str) -> Path:
-    """Where checkpoints of a stage of a run that is being built lie."""
+    """Return the folder for the checkpoints of one stage of a run under construction."""
     return folder / _CHECKPOINTS / stage
 
 
 def last_checkpoint(place: Path) -> Path | None:
-    """The newest whole checkpoint; the Trainer writes its state last, so that a torn one has none."""
+    """Return the newest complete checkpoint, or None. The Trainer writes its state last, so incomplete ones have
+    none.
+    """
     found = []
     for path in place.glob("checkpoint-*"):
         with suppress(OSError, ValueError):
@@ -125,20 +127,20 @@ def _claim(partial: Path, config: Mapping[str, Any]) -> None:
     if found is not None:
         _require_same(found, config, partial)
     elif {path.name for path in partial.iterdir()} - {TRAINING + ".tmp"}:
-        raise UsageError("the folder holds something else", partial, _ANOTHER)
+        raise UsageError("the folder contains other files", partial, _CHOOSE_ANOTHER)
     else:
         write_atomic(partial / TRAINING, [json.dumps(config, indent=1).encode() + b"\n"])
 
 
 def _clear(partial: Path, config: Mapping[str, Any]) -> None:
-    """Remove what is ours."""
+    """Remove the folder if it belongs to this configuration."""
     if read_config(partial) == config:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def _finish(partial: Path, out: Path) -> None:
-    """Make files durable, and their modes what the umask says; drop what only a resumption needs last of all."""
-    mode = (partial / TRAINING).stat().st_mode  # safetensors lets nobody else read its files
+    """Flush the files, set their modes by the umask, and rename the folder. Checkpoints are removed last."""
+    mode = (partial / TRAINING).stat().st_mode  # safetensors makes its files private
     for path in partial.iterdir():
         if path.is_file():
             path.chmod(mode)
@@ -151,7 +153,7 @@ def _finish(partial: Path, out: Path) -> None:
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:
-    """The configuration in a folder, if there is one."""
+    """Return the configuration in a folder, or None if there is none."""
     try:
         tree = json.loads((folder / TRAINING).read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -162,5 +164,5 @@ def read_config(folder: Path) -> dict[str, Any] | None:
 def _require_same(found: Mapping[str, Any], config: Mapping[str, Any], where: Path) -> None:
     keys = [key for key in sorted({*found, *config}) if found.get(key) != config.get(key)]
     if keys:
-        told = ", ".join(f"{key} {found.get(key)!r} there, {config.get(key)!r} here" for key in keys[:3])
-        raise UsageError(f"the folder belongs to another configuration ({told})", where, _ANOTHER)
+        changes = ", ".join(f"{key} {found.get(key)!r} there, {config.get(key)!r} here" for key in keys[:3])
+        raise UsageError(f"the folder belongs to another configuration ({changes})", where, _CHOOSE_ANOTHER)

@@ -1,4 +1,4 @@
-"""Heads on a model that stays as it is: what they see of each row is computed once and kept on disk.
+"""Training of heads on a frozen model: the pooled hidden states of each row are computed once and cached on disk.
 
 Shapes: N rows, B rows of a batch, H hidden, C labels; K exits.
 """
@@ -20,50 +20,52 @@ from offramp.checkpoints.predict import AnyRows, pooled_windows
 
 @dataclass(frozen=True, eq=False)
 class PooledRows:
-    """What the heads see of N rows, from a file that is read as batches need it."""
+    """Head inputs of N rows, memory-mapped from a file."""
 
     pooled_NKH: np.ndarray
+    """Input of each head, [N, K - 1, H]."""
     labels_N: np.ndarray
+    """Label id or value of each row."""
 
     def __len__(self) -> int:
         return len(self.labels_N)
 
     @property
     def lengths_N(self) -> np.ndarray:
-        """All alike."""
+        """Ones: pooled rows have no length."""
         return np.ones(len(self), np.int64)
 
     def batch(self, indices: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
-        """`pooled` [B, K - 1, H] and `labels`."""
+        """Return `pooled` [B, K - 1, H] and `labels` of the given rows."""
         return {"pooled": self.pooled_NKH[indices], "labels": self.labels_N[indices]}
 
 
 class Heads(nn.Module):
-    """The heads of a model alone, on what they see."""
+    """The heads of a model as a module of their own, applied to pooled hidden states."""
 
     def __init__(self, model: WithExits) -> None:
         super().__init__()
         self.heads = model.heads
-        self._classify, self._owner = model.classify, [model]  # in a list: not a part of this module
+        self._classify, self._owner = model.classify, [model]  # in a list, so that it is not registered as a submodule
 
     def train(self, mode: bool = True) -> Heads:
-        """Dropout of the heads follows the owner's mode."""
+        """Set the mode of the heads; their dropout follows the mode of the owner."""
         super().train(mode)
         self._owner[0].training = mode
         return self
 
     def forward(self, pooled: Tensor) -> list[Tensor]:
-        """Logits [B, C] of each exit but the last, from `pooled` [B, K - 1, H]."""
+        """Return the logits [B, C] of each exit except the last, from `pooled` [B, K - 1, H]."""
         return self._classify(list(pooled.unbind(1)))
 
 
 def pool_rows(model: WithExits, rows: AnyRows, batch_size: int, path: Path) -> PooledRows:
-    """Run the model once over the rows; a whole file of an earlier attempt is used again."""
+    """Return the head inputs of all rows, running the model once. A complete file of an earlier attempt is reused."""
     if not path.is_file():
         shape = (len(rows), len(model.heads), model.pooled_size)
         partial = path.with_name(path.name + ".tmp")
         pooled_NKH = open_memmap(partial, "w+", np.float32, shape)
-        with partial.open("r+b") as file:  # else a full disk would end the process where it writes
+        with partial.open("r+b") as file:  # otherwise a full disk would kill the process (SIGBUS)
             os.posix_fallocate(file.fileno(), 0, partial.stat().st_size)
         for start, window_NKH in pooled_windows(model, rows, batch_size):
             pooled_NKH[start : start + len(window_NKH)] = window_NKH

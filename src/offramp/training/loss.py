@@ -15,19 +15,19 @@ from offramp.errors import NonFiniteError
 from offramp.policies.evidence import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 TEMPERATURE = 2.0
-"""Of the distributions that a distilled exit is compared with."""
+"""Softmax temperature of the two distributions that distillation compares."""
 TEACHER_SHARE = 0.5
-"""Of a distilled exit's loss; the labels have the rest."""
+"""Weight of the teacher term in the loss of a distilled exit; the labels have the remaining weight."""
 
 
 def exit_losses(logits: Sequence[Tensor], labels: Tensor, problem: str) -> list[Tensor]:
-    """The mean loss of each exit over a batch.
+    """Return the mean loss of each exit over a batch.
 
     Args:
         logits: [B, C] for each exit.
         labels: ids [B] for `single_label_classification` (cross-entropy); 0 and 1 [B, C] for
             `multi_label_classification` (binary cross-entropy); numbers [B] for `regression` (squared error, C = 1).
-        problem: as in the model's config.
+        problem: problem type, as in the config of the model.
     """
     if problem == SINGLE_LABEL:
         return [functional.cross_entropy(logits_BC, labels) for logits_BC in logits]
@@ -37,25 +37,26 @@ def exit_losses(logits: Sequence[Tensor], labels: Tensor, problem: str) -> list[
     if problem == REGRESSION:
         targets_B1 = labels.to(logits[0].dtype).reshape(-1, 1)  # [B] against [B, 1] would broadcast to [B, B]
         return [functional.mse_loss(logits_BC, targets_B1) for logits_BC in logits]
-    raise ValueError(f"problem must be {SINGLE_LABEL}, {MULTI_LABEL} or {REGRESSION}: {problem}")
+    raise ValueError(f"problem must be {SINGLE_LABEL}, {MULTI_LABEL} or {REGRESSION}, got {problem}")
 
 
 def weighted_loss(losses: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """`sum w_k * loss_k` over exits k = 1..K.
+    """Return `sum w_k * loss_k` over exits k = 1..K.
 
-    With weights k / (1 + ... + K) it is PABEE's: deeper exits weigh more, and the last one most (Zhou et al., "BERT
+    The weights k / (1 + ... + K) give the loss of PABEE, where deeper exits have larger weights (Zhou et al., "BERT
     Loses Patience", NeurIPS 2020, section 3.3).
     """
     weights_K = torch.tensor(weights, dtype=losses[0].dtype, device=losses[0].device)
     return (weights_K * torch.stack(list(losses))).sum()
 
 
-def distilled(losses: Sequence[Tensor], logits: Sequence[Tensor], problem: str) -> list[Tensor]:
-    """The losses of all exits, where those but the last also learn what the last says, which gets no gradient from it.
+def distillation_losses(losses: Sequence[Tensor], logits: Sequence[Tensor], problem: str) -> list[Tensor]:
+    """Return the losses of all exits with a distillation term from the last exit; the teacher receives no gradient from
+    it.
 
-    Classification: the Kullback-Leibler divergence at TEMPERATURE, times its square, so that gradients keep their size
-    (Hinton et al., 2015); labels of their own: the cross-entropy to the last exit's probabilities; regression: the
-    squared distance.
+    Single label: Kullback-Leibler divergence at TEMPERATURE times its square, which preserves the scale of gradients
+    (Hinton et al., 2015). Multi label: cross-entropy to the probabilities of the last exit. Regression: squared
+    distance.
     """
     teacher_BC = logits[-1].detach()
     divergences = [_divergence(logits_BC, teacher_BC, problem) for logits_BC in logits[:-1]]
@@ -75,7 +76,9 @@ def _divergence(logits_BC: Tensor, teacher_BC: Tensor, problem: str) -> Tensor:
 
 
 def require_finite(values: Sequence[Tensor], what: str, where: str, first_exit: int = 1) -> None:
-    """Raise NonFiniteError naming the first exit whose values are not all finite; `values[0]` is of `first_exit`."""
+    """Raise NonFiniteError that names the first exit with values that are not finite; `values[0]` belongs to
+    `first_exit`.
+    """
     for number, value in enumerate(values, first_exit):
         if not torch.isfinite(value).all():
             raise NonFiniteError(f"{what} of exit {number} is not finite", where, "lower the learning rate")

@@ -1,7 +1,6 @@
-"""A module of one's own, as something that exits are trained on: what `checkpoint` is for model folders.
+"""A user-defined module as the subject of training, the counterpart of `checkpoint` for model folders.
 
-Its run folder holds its weights (`model.safetensors`), its exits and how they were trained; its code stays with its
-owner.
+The run folder contains weights (`model.safetensors`), exits and the configuration; the code of the module is not saved.
 
 Shapes: B rows, C labels.
 """
@@ -27,18 +26,20 @@ from offramp.policies.evidence import REGRESSION, SINGLE_LABEL
 from offramp.store.exits import DEFAULT_FORM
 from offramp.streaming.placeholders import content_sha256, weights_of
 from offramp.tasks.arrays import ArrayRows, Record, require_alike
-from offramp.training.checkpoint import Say, save_exits
+from offramp.training.checkpoint import Log, save_exits, unsupported_form
 
 WEIGHTS = "model.safetensors"
 
 
 class OwnModule:
-    """Trained in place: in the end the module is in evaluation mode, on the CPU, with the weights of the run folder."""
+    """A module trained in place. Afterwards it is in evaluation mode, on the CPU, with the weights of the run
+    folder.
+    """
 
     def __init__(self, module: nn.Module, examples: Sequence[tuple[Any, int | float]], labels: Sequence[str]) -> None:
-        """`examples`: some inputs with their labels; `labels`: names of the label ids, none of a regression.
+        """`examples`: inputs with their labels; `labels`: names of the label ids, empty for a regression.
 
-        Raises SourceError for a module that gives no logits [B, C] of them.
+        Raises SourceError if the output of the module is not logits [B, C].
         """
         self.module, self._name = module.cpu().eval(), type(module).__name__
         self._problem, self._num_labels = (SINGLE_LABEL, len(labels)) if labels else (REGRESSION, 1)
@@ -50,28 +51,27 @@ class OwnModule:
         self.fingerprint = content_sha256(weights_of(module))
 
     def load(self, labels: Sequence[str]) -> tuple[nn.Module, bool]:
-        """The module itself, whose head is its own."""
+        """Return the module and False: its head is its own."""
         return self.module, False
 
     def with_exits(self, model: nn.Module, form: str) -> ModuleWithExits:
-        """The module with a new head at each point. Raises SourceError for another form than the default."""
+        """Return the module with a new head at each point. Raises SourceError for a form other than the default."""
         if form != DEFAULT_FORM:
-            what = f"heads of the form {form!r} are for encoders of texts of the BERT family"
-            raise SourceError(what, self._name, f"take {DEFAULT_FORM}")
+            raise unsupported_form(form, self._name)
         return ModuleWithExits(model, self._points, self._num_labels, self._problem)
 
-    def rows(self, examples: Sequence[Any], max_length: int, is_regression: bool, say: Say) -> AnyRows:
-        """One row an example; records have no length."""
+    def rows(self, examples: Sequence[Any], max_length: int, is_regression: bool, log: Log) -> AnyRows:
+        """Return the examples as rows, one per example; records have no length."""
         return _rows(examples, is_regression)
 
     def save(self, model: ModuleWithExits, folder: Path, *, with_exits: bool) -> None:
-        """Weights, and the exits beside them."""
+        """Write the weights, and the exits beside them."""
         save_weights(self.module.cpu().eval(), str(folder / WEIGHTS))
         if with_exits:
             save_exits(model, folder, content_sha256(weights_of(self.module)))
 
     def saved(self, folder: Path) -> ModuleWithExits:
-        """What `save` wrote, in the module again; where it wrote no exits, without their heads."""
+        """Load the result of `save` into the module. Without saved exits the model has no heads."""
         load_model(self.module.cpu().eval(), folder / WEIGHTS)
         exits = folder / "exits.safetensors"
         points = self._points if exits.is_file() else ()
@@ -80,8 +80,8 @@ class OwnModule:
             model.load_exits(load_file(exits))
         return model.to(device())
 
-    def leave(self) -> None:
-        """Give the module back."""
+    def release(self) -> None:
+        """Move the module back to the CPU in evaluation mode."""
         self.module.cpu().eval()
 
     def _points_of(self, inputs: dict[str, torch.Tensor]) -> list[Point]:
@@ -89,7 +89,11 @@ class OwnModule:
         with torch.no_grad():
             shape = list(answer_of(self.module, inputs).shape)
         if shape != wanted:
-            raise SourceError(f"the module answers {shape}, not logits {wanted}", self._name, "give as many labels")
+            raise SourceError(
+                f"the output of the module has shape {shape}, expected logits {wanted}",
+                self._name,
+                "pass one label per logit",
+            )
         positional = [inputs[name] for name in sorted(inputs, key=lambda name: (len(name), name)) if name.isdigit()]
         return points_of(self.module, tuple(positional) if positional else inputs)
 

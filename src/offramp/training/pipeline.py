@@ -1,4 +1,6 @@
-"""From a checkpoint folder and labelled texts to a run folder. Torch is imported when `train_exits` is called."""
+"""Training of exits, from a checkpoint and labelled examples to a run folder. `train_exits` imports torch when
+called.
+"""
 
 from __future__ import annotations
 
@@ -28,11 +30,12 @@ if TYPE_CHECKING:
 Examples = Sequence[tuple[Any, int | float]]
 """Texts, pairs of texts, images or records of arrays, each with its label."""
 MAX_HEADS_ROWS = 50_000
-"""Rows on which heads are trained alone: linear maps need no more, and what is cached of each takes kilobytes."""
+"""Maximum number of rows for training heads on a frozen model. Linear heads need no more; the cache is kilobytes per
+row."""
 
 
 def _silent(line: str) -> None:
-    """Drop a line of progress."""
+    """Discard a line of progress."""
 
 
 def train_exits(
@@ -47,31 +50,34 @@ def train_exits(
     data: Mapping[str, Any] | None = None,
     progress: Callable[[str], None] = _silent,
 ) -> ExitMetrics:
-    """Fine-tune a classifier together with its exits, and save both in a run folder.
+    """Fine-tune a classifier together with its exits and save both in a run folder.
 
     Args:
-        model: a folder with a classifier, or with a bare encoder that gets a new head; exits that lie there are not
-            taken over. Or any module whose answer are logits: it is trained in place, unless the loss is `heads-only`.
-        train: texts, pairs of texts or images, with the id of their label; with their value in a regression. For a
-            module what one row of a batch is made of: an array or a tensor, several as a tuple, or by name.
-        tune: the same, never trained on.
-        out: the run folder. transformers loads it as it is; the exits lie beside the model. Of a module it holds the
-            weights and the exits, for `offramp.divide(module, ..., exits=out)`. An interrupted training is gone on
-            with, of a module where it has the weights again that it began with; a run of the same configuration that is
-            whole is measured again, and nothing else.
-        labels: the name of each label id; none: a regression. A classifier of the same labels keeps their order.
-        metrics: keys of `tasks.metrics.METRICS`; accuracy, or Pearson and Spearman, if none.
-        settings: the defaults of `TrainSettings` if None.
-        data: what the examples are, in JSON; kept in `train.json` and part of the configuration.
-        progress: is called with some twenty lines of text.
+        model: a folder with a classifier, or with an encoder that gets a new head; exits in the folder are ignored. Or
+            any module that returns logits: it is trained in place, unless the loss is `heads-only`.
+        train: texts, pairs of texts or images, with the id of their label (in a regression, their value). For a module,
+            the inputs of one row: an array or a tensor, several as a tuple or a dict.
+        tune: examples in the same format, not used for training.
+        out: the run folder. transformers can load it; the exits lie beside the model. For a module it contains weights
+            and exits, for `offramp.divide(module, ..., exits=out)`. An interrupted training is resumed; a module must
+            then have the weights that the first attempt started from. A complete run of the same configuration is only
+            measured.
+        labels: the name of each label id; empty for a regression. A classifier with the same labels keeps its order.
+        metrics: keys of `tasks.metrics.METRICS`. Default: accuracy, or Pearson and Spearman.
+        settings: training settings; None for the defaults of `TrainSettings`.
+        data: description of the examples in JSON, kept in `train.json` and part of the configuration.
+        progress: called with about twenty lines of text.
 
-    Returns what each exit says of `tune`, and how good it is. Equal arguments give equal files on the CPU with equally
-    many threads, interrupted or not; the generators of random, numpy and torch are seeded on the way. Processes that
-    torchrun or accelerate started train together; the first of them writes.
+    Returns:
+        Scores and logits of each exit on `tune`. On the CPU, equal arguments and thread counts give equal files, with
+        or without interruption. The generators of random, numpy and torch are seeded. Processes started by torchrun or
+        accelerate train together; the first one writes.
 
-    Raises UsageError for no examples, and for an `out` that is something else or of another configuration; SourceError
-    for the model; NonFiniteError naming the exit when training diverges; MissingExtraError without torch, transformers
-    or accelerate.
+    Raises:
+        UsageError: no examples, or `out` exists and is not a run of this configuration.
+        SourceError: the model cannot be trained.
+        NonFiniteError: training diverged; the message names the exit.
+        MissingExtraError: torch, transformers or accelerate is missing.
     """
     settings = settings or TrainSettings()
     train, tune = (_with_plain_labels(part, bool(labels)) for part in (train, tune))
@@ -79,7 +85,7 @@ def train_exits(
         _require_examples(name, examples, len(labels))
     _require_libraries()
     from offramp.checkpoints.checkpoint import quiet_libraries
-    from offramp.training.checkpoint import FolderModel, order_of
+    from offramp.training.checkpoint import FolderModel, label_order
     from offramp.training.folders import await_folder, await_run, is_finished, run_folder
     from offramp.training.own import OwnModule
     from offramp.training.trainer import require_possible
@@ -88,10 +94,10 @@ def train_exits(
     out = Path(out)
     if isinstance(model, (str, os.PathLike)):
         subject, where = FolderModel(Path(model), settings.max_length), Path(model)
-    else:  # digests and batches are of arrays, whatever the records were made of
+    else:  # digests and batches use arrays, whatever the type of the inputs
         train, tune = ([(Record.of(item), label) for item, label in part] for part in (train, tune))
         subject, where = OwnModule(model, train, labels), Path(type(model).__name__)
-    ids = order_of(labels, subject.facts.labels, where, keeps_head=settings.loss == "heads-only")
+    ids = label_order(labels, subject.facts.labels, where, keeps_head=settings.loss == "heads-only")
     named = tuple(labels[ids.index(number)] for number in range(len(ids)))
     train, tune = ([(text, ids[int(label)] if ids else label) for text, label in part] for part in (train, tune))
     job = _Job(subject, where, train, tune, named, tuple(metrics) or default_metrics(labels), settings, progress)
@@ -99,7 +105,7 @@ def train_exits(
     try:
         with quiet_libraries():
             if is_finished(out, config):
-                progress(f"trained before: {out}")
+                progress(f"already trained: {out}")
             elif is_first_process():
                 with run_folder(out, config) as folder:
                     _train(job, folder)
@@ -108,16 +114,16 @@ def train_exits(
                 await_run(out, config)
             return _measure(job, out)
     finally:
-        subject.leave()
+        subject.release()
 
 
 @dataclass(frozen=True)
 class _Job:
-    """What `train_exits` was asked for."""
+    """Validated arguments of `train_exits`."""
 
     subject: FolderModel | OwnModule
     where: Path
-    """The folder, or what the module is called."""
+    """The folder, or the class name of the module."""
     train: Examples
     tune: Examples
     labels: tuple[str, ...]
@@ -129,11 +135,11 @@ class _Job:
 def _train(job: _Job, folder: Path) -> None:
     from transformers import set_seed
 
-    set_seed(job.settings.seed)  # the heads are drawn next
+    set_seed(job.settings.seed)  # the heads are initialised next
     classifier, head_is_new = job.subject.load(job.labels)
     if job.settings.loss == "heads-only" and head_is_new:
-        what = f"heads-only leaves the model as it is, and it has no head for {len(job.labels) or 1} outputs"
-        raise SourceError(what, job.where, "train one with --loss last first")
+        what = f"heads-only keeps the model as it is, but it has no head for {len(job.labels) or 1} outputs"
+        raise SourceError(what, job.where, "train a model with --loss last first")
     model: WithExits = job.subject.with_exits(classifier, job.settings.heads)  # type: ignore[arg-type]
     if job.settings.loss != "heads-only":
         _fit_model(job, model, folder)
@@ -165,21 +171,21 @@ def _fit_heads(job: _Job, model: WithExits, folder: Path) -> None:
     rows = _rows(job, spread(job.train, MAX_HEADS_ROWS))
     place = checkpoints(folder, "heads")
     done = last_checkpoint(place)
-    job.progress(f"training {len(model.heads)} heads alone on {len(rows)} rows{_from(done)}")
+    job.progress(f"training {len(model.heads)} heads on a frozen model with {len(rows)} rows{_from(done)}")
     place.mkdir(parents=True, exist_ok=True)
-    model.to(device())  # the Trainer would move the heads alone
+    model.to(device())  # the Trainer would move only the heads
     pooled = pool_rows(model, rows, job.settings.batch_size, place / f"pooled-{_rank()}.npy")
-    set_seed(job.settings.seed)  # whether the file was there or not
+    set_seed(job.settings.seed)  # the same state whether the file existed or not
     settings = replace(job.settings, loss="heads-only", epochs=job.settings.heads_epochs)
     fit(model, pooled, settings, place, done, job.progress)
 
 
 def _from(checkpoint: Path | None) -> str:
-    return f", from {checkpoint.name}" if checkpoint else ""
+    return f", resumed from {checkpoint.name}" if checkpoint else ""
 
 
 def _measure(job: _Job, folder: Path) -> ExitMetrics:
-    """Of what was saved, in float32: autocast would go on in a model that was trained with it."""
+    """Measure the saved model in float32; autocast would remain active in the model that was trained with it."""
     from offramp.checkpoints.predict import predict
     from offramp.tasks.metrics import score_exits
 
@@ -194,7 +200,7 @@ def _rows(job: _Job, examples: Examples) -> AnyRows:
 
 
 def _config(job: _Job, data: Mapping[str, Any]) -> dict[str, Any]:
-    """What must be equal for a training to be the same: all of it is JSON."""
+    """Return the configuration that identifies a training, as JSON."""
     left_out = ("exit_weights", "report_to", "save_steps")
     return {
         "format": 1,
@@ -209,28 +215,30 @@ def _config(job: _Job, data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with_plain_labels(examples: Examples, are_ids: bool) -> Examples:
-    """Labels as Python's own numbers: those of NumPy and torch are no JSON."""
+    """Return the examples with labels as Python numbers, because NumPy and torch scalars are not valid JSON."""
 
     def plain(label: Any) -> Any:
         if not are_ids:
             return float(label)
-        return operator.index(label) if hasattr(label, "__index__") else label  # what is none is refused next
+        return (
+            operator.index(label) if hasattr(label, "__index__") else label
+        )  # other types are refused by _require_examples
 
     return [(item, plain(label)) for item, label in examples]
 
 
 def _require_examples(name: str, examples: Examples, num_labels: int) -> None:
     if not examples:
-        raise UsageError(f"no examples to {name} on", None, "give at least one")
+        raise UsageError(f"no examples to {name} on", None, "pass at least one")
     for _, label in examples:
         if num_labels and not (isinstance(label, int) and 0 <= label < num_labels):
-            raise ValueError(f"label ids of {name} must be from 0 to {num_labels - 1}, not {label}")
+            raise ValueError(f"label ids of {name} must be from 0 to {num_labels - 1}, got {label}")
         if not num_labels and not math.isfinite(label):
-            raise ValueError(f"values of {name} must be finite, not {label}")
+            raise ValueError(f"values of {name} must be finite, got {label}")
 
 
 def is_first_process() -> bool:
-    """Whether this process writes and speaks: the only one, or the first of those that torchrun started."""
+    """Return whether this process writes and prints: the only one, or the first of those started by torchrun."""
     return _rank() == "0"
 
 

@@ -1,4 +1,4 @@
-"""How exits are trained, and what came of it. Plain data, without torch.
+"""Training settings and results. Plain data, without torch.
 
 Shapes: K exits, N examples, C outputs of a head.
 """
@@ -14,75 +14,83 @@ import numpy as np
 from offramp.store.exits import DEFAULT_FORM, FORMS
 
 LOSSES = ("pabee", "mixed", "distill", "heads-only", "last")
-"""`pabee`: the weighted sum over exits (Zhou et al., NeurIPS 2020). `mixed`: the last exit alone for the first half of
-the steps, then all (Kubaty et al., ICML 2025). `distill`: all, the shallower ones also after the last (Phuong and
-Lampert, ICCV 2019). `last`: plain fine-tuning; leaves no exits. After each of them but `last` the heads are trained on
-alone, on the cached hidden states of a model that stays as it is (the second stage of DeeBERT, Xin et al., ACL 2020).
-`heads-only`: this alone, for a model that was fine-tuned before."""
+"""Training objectives.
+
+- `pabee`: weighted sum over exits (Zhou et al., NeurIPS 2020).
+- `mixed`: the last exit alone for the first half of the steps, then all exits (Kubaty et al., ICML 2025).
+- `distill`: all exits, with a distillation term from the last (Phuong and Lampert, ICCV 2019).
+- `last`: plain fine-tuning; no exits are saved.
+- `heads-only`: heads alone on the frozen model, for a model that was fine-tuned before.
+
+After `pabee`, `mixed` and `distill`, the heads are trained further on cached hidden states of the frozen model (second
+stage of DeeBERT, Xin et al., ACL 2020)."""
 PRECISIONS = ("float32", "bfloat16", "float16")
+"""Autocast types of matrix multiplications."""
 Weights = Callable[[int], Sequence[float]]
+"""Function from the number of exits to the weight of each, the shallowest first."""
 WEIGHTS: dict[str, Weights] = {
     "linear": lambda num_exits: range(1, num_exits + 1),
     "equal": lambda num_exits: [1] * num_exits,
 }
-"""How much each of the losses of K exits counts; they are divided by their sum. `linear` is PABEE's."""
+"""Weights of the losses of K exits, normalised to sum to 1. `linear` is the scheme of PABEE."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
-    """How to fine-tune: AdamW, a linear warm-up, then a linear decay to zero.
+    """Fine-tuning settings: AdamW, linear warm-up, then linear decay to zero.
 
-    The defaults are for some thousands of texts. Where a minute on two threads must do, one epoch at 2e-4 (heads: 3e-3)
-    brings MiniLM-L6 from 960 articles of BBC News to 0.97 at the last exit and 0.90 at the first.
+    The defaults suit thousands of texts. For a training of one minute on two threads, one epoch at 2e-4 (heads: 3e-3)
+    brings MiniLM-L6 on 960 articles of BBC News to an accuracy of 0.97 at the last exit and 0.90 at the first.
     """
 
     loss: str = "pabee"
-    """One of LOSSES."""
+    """Training objective, one of LOSSES."""
     heads: str = DEFAULT_FORM
-    """One of `store.exits.FORMS`."""
+    """Form of the heads, one of `store.exits.FORMS`."""
     exit_weights: str | Weights = "linear"
     """A name in WEIGHTS, or a function from the number of exits to the weight of each, the shallowest first."""
     epochs: int = 3
-    """Of the whole model; `heads-only` has none of them."""
+    """Epochs of training the whole model; unused by `heads-only`."""
     heads_epochs: int = 20
-    """Of the heads alone, which takes seconds for each thousand of rows; `last` has none of them."""
+    """Epochs of training heads on the frozen model, which takes seconds per thousand rows; unused by `last`."""
     learning_rate: float = 5e-5
-    """Of the encoder."""
+    """Learning rate of the encoder."""
     head_learning_rate: float = 1e-3
-    """Of the exits and of the model's own head, which start from random numbers."""
+    """Learning rate of the exits and of a new head of the model, which start from random weights."""
     batch_size: int = 16
-    """Rows of a batch on one device."""
+    """Rows per batch and device."""
     accumulate: int = 1
-    """Batches whose gradients make one step."""
+    """Batches whose gradients are accumulated for one step."""
     max_length: int = 128
-    """Tokens; longer texts lose their end."""
+    """Maximum length in tokens; longer texts are truncated."""
     warmup: float = 0.1
-    """Share of the steps."""
+    """Fraction of the steps with increasing learning rate."""
     weight_decay: float = 0.01
-    """Of matrices; biases and norms have none."""
+    """Weight decay of matrices; biases and norms have none."""
     precision: str = "float32"
-    """One of PRECISIONS, for the multiplications (autocast): bfloat16 is twice as fast where the processor has it,
-    slower where it has not; float16 needs a GPU."""
+    """One of PRECISIONS, used by autocast for matrix multiplications. bfloat16 is faster only with hardware support;
+    float16 needs a GPU."""
     save_steps: int | None = None
-    """Steps between checkpoints, from which an interrupted training goes on; None: a fifth of all, at most 500."""
+    """Steps between checkpoints for resuming; None: a fifth of all steps, at most 500."""
     report_to: str = "none"
-    """An integration of transformers, like `tensorboard`."""
+    """A reporting integration of transformers, such as `tensorboard`."""
     seed: int = 0
+    """Seed of initialisation, dropout and batch order."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "learning_rate", "head_learning_rate", "batch_size", "accumulate", "max_length"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be greater than 0, not {getattr(self, name)}")
+                raise ValueError(f"{name} must be greater than 0, got {getattr(self, name)}")
         if self.heads_epochs < (self.loss == "heads-only"):
-            raise ValueError(f"heads_epochs must be at least {int(self.loss == 'heads-only')}, not {self.heads_epochs}")
+            raise ValueError(f"heads_epochs must be at least {int(self.loss == 'heads-only')}, got {self.heads_epochs}")
         if self.save_steps is not None and self.save_steps < 1:
-            raise ValueError(f"save_steps must be at least 1, not {self.save_steps}")
+            raise ValueError(f"save_steps must be at least 1, got {self.save_steps}")
         if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed must be from 0 to {2**32 - 1}, not {self.seed}")
+            raise ValueError(f"seed must be from 0 to {2**32 - 1}, got {self.seed}")
         if not 0 <= self.warmup < 1:
-            raise ValueError(f"warmup must be from 0 to below 1, not {self.warmup}")
+            raise ValueError(f"warmup must be from 0 to below 1, got {self.warmup}")
         if self.weight_decay < 0:
-            raise ValueError(f"weight_decay must be at least 0, not {self.weight_decay}")
+            raise ValueError(f"weight_decay must be at least 0, got {self.weight_decay}")
         _require("loss", self.loss, LOSSES)
         _require("heads", self.heads, FORMS)
         _require("precision", self.precision, PRECISIONS)
@@ -90,24 +98,29 @@ class TrainSettings:
             _require("exit_weights", self.exit_weights, tuple(WEIGHTS))
 
     def weights(self, num_exits: int) -> list[float]:
-        """The share of each exit in the loss, summing to 1. Raises ValueError for a function that gives others."""
+        """Return the weight of each exit in the loss, normalised to sum to 1.
+
+        Raises ValueError if a custom function returns invalid weights.
+        """
         function = WEIGHTS[self.exit_weights] if isinstance(self.exit_weights, str) else self.exit_weights
         given = [float(weight) for weight in function(num_exits)]
         if len(given) != num_exits or not all(0 <= weight < float("inf") for weight in given) or not sum(given):
-            raise ValueError(f"exit_weights must give {num_exits} numbers of at least 0, not all 0; got {given}")
+            raise ValueError(f"exit_weights must return {num_exits} numbers >= 0 with a positive sum, got {given}")
         return [weight / sum(given) for weight in given]
 
 
 @dataclass(frozen=True, eq=False)
 class ExitMetrics:
-    """How good each exit is on the examples that were not trained on, the shallowest first; the last is the model."""
+    """Scores of each exit on the examples that were not used for training, the shallowest first; the last is the
+    model.
+    """
 
     scores: tuple[dict[str, float], ...]
-    """Each metric of each exit in percent, and `score`, their mean."""
+    """Metrics of each exit in percent, and `score`, their mean."""
     logits_KNC: np.ndarray
-    """What each exit says of each example, float32: policies are chosen on it. One exit if the others have no heads."""
+    """Logits of each exit on each example, float32, for choosing policies. A single exit if there are no heads."""
 
 
 def _require(name: str, value: Any, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
+        raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")

@@ -1,4 +1,4 @@
-"""Gradients: transformers' Trainer with a loss at every exit. It writes checkpoints, and knows no texts.
+"""Trainer of transformers with a loss at every exit. Writes checkpoints; independent of the type of the inputs.
 
 Shapes: B rows of a batch, C labels; K exits.
 """
@@ -24,28 +24,28 @@ from offramp.checkpoints.predict import to_tensors
 from offramp.errors import UsageError
 from offramp.training.batches import LengthGroupedBatches
 from offramp.training.frozen import Heads
-from offramp.training.loss import distilled, exit_losses, require_finite, weighted_loss
+from offramp.training.loss import distillation_losses, exit_losses, require_finite, weighted_loss
 from offramp.training.settings import TrainSettings
 
 _LOGS = "TENSORBOARD_LOGGING_DIR"
 MIXED_SHARE = 0.5
-"""Of the steps, with which `mixed` trains the last exit alone."""
+"""Fraction of the steps in which `mixed` trains the last exit alone."""
 
 
 class Batches(Protocol):
-    """Rows that come in batches: token ids, or what heads see of them."""
+    """Protocol of rows that are read in batches: token ids, pixels, or head inputs."""
 
     def __len__(self) -> int:
-        """Rows."""
+        """Return the number of rows."""
         ...
 
     @property
     def lengths_N(self) -> np.ndarray:
-        """Tokens of each row."""
+        """Number of tokens of each row."""
         ...
 
     def batch(self, indices: Any) -> dict[str, np.ndarray]:
-        """What the model is called with, and `labels`."""
+        """Return the arguments of the model, and `labels`."""
         ...
 
 
@@ -57,11 +57,11 @@ def fit(
     checkpoint: Path | None,
     progress: Callable[[str], None],
 ) -> None:
-    """Train `model` in place, from `checkpoint` on if there is one; the Trainer writes checkpoints to `folder`.
+    """Train `model` in place, from `checkpoint` if given; the Trainer writes checkpoints to `folder`.
 
-    `heads-only` trains its heads on `PooledRows`, any other loss the whole of it on `Rows`. Seeds the generators of
-    random, numpy and torch. On the CPU equal inputs give equal weights, bit for bit, with the same number of threads,
-    interrupted or not. Raises NonFiniteError naming the exit.
+    `heads-only` trains the heads on `PooledRows`, other losses train the whole model. Seeds the generators of random,
+    numpy and torch. On the CPU, equal inputs and thread counts give bitwise equal weights, with or without
+    interruption. Raises NonFiniteError that names the exit.
     """
     with _logs_beside(folder):
         trainer = ExitTrainer(model, rows, settings, folder)
@@ -72,7 +72,9 @@ def fit(
 
 @contextmanager
 def _logs_beside(folder: Path) -> Iterator[None]:
-    """TensorBoard would write among the checkpoints, which go when the run is whole; no argument says where else."""
+    """Move the TensorBoard logs out of the checkpoint folder, which is removed at the end. No argument sets their
+    place.
+    """
     if _LOGS in os.environ:
         yield
         return
@@ -84,17 +86,19 @@ def _logs_beside(folder: Path) -> Iterator[None]:
 
 
 def require_possible(settings: TrainSettings) -> None:
-    """Raise UsageError for what this machine cannot do."""
+    """Raise UsageError for settings that this machine does not support."""
     if settings.precision == "float16" and not torch.cuda.is_available():
-        raise UsageError("float16 needs a GPU", None, "take bfloat16, or float32")
+        raise UsageError("float16 needs a GPU", None, "use bfloat16 or float32")
     known = get_available_reporting_integrations()
     if settings.report_to not in ("none", *known):
         what = f"cannot report to {settings.report_to!r}"
-        raise UsageError(what, None, f"installed are: {', '.join(known) or 'none'}")
+        raise UsageError(what, None, f"installed integrations: {', '.join(known) or 'none'}")
 
 
 class ExitTrainer(Trainer):
-    """Minimises the loss of `settings`; heads learn at their own rate, rows of about equal length share a batch."""
+    """Trainer that minimises the loss of `settings`. Heads have their own learning rate; batches are grouped by
+    length.
+    """
 
     def __init__(self, model: WithExits, rows: Batches, settings: TrainSettings, folder: Path) -> None:
         trained = Heads(model) if settings.loss == "heads-only" else model
@@ -104,7 +108,7 @@ class ExitTrainer(Trainer):
         self.exits_model, self.rows, self.settings = model, rows, settings
         self.problem = model.problem
         self.weights = settings.weights(len(model.heads) + 1)
-        self.model_accepts_loss_kwargs = False  # our mean over a batch is not scaled for accumulation
+        self.model_accepts_loss_kwargs = False  # losses are means over a batch, not scaled for accumulation
 
     def compute_loss(
         self,
@@ -113,7 +117,7 @@ class ExitTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The loss of a batch, and the logits of each exit if asked for."""
+        """Return the loss of a batch, with the logits of each exit if requested."""
         inputs = dict(inputs)
         labels = inputs.pop("labels")
         last_only = self._last_only()
@@ -125,10 +129,12 @@ class ExitTrainer(Trainer):
         return (loss, logits) if return_outputs else loss
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Tied weights under one of their names: safetensors has no other way, and loading one loads all."""
-        found = cast(nn.Module, self.model).state_dict() if state_dict is None else state_dict
-        first = {(tensor.data_ptr(), tensor.shape, tensor.dtype): name for name, tensor in reversed(found.items())}
-        once = {name: tensor for name, tensor in found.items() if not tensor.numel() or name in first.values()}
+        """Save tied weights under one of their names: safetensors rejects shared memory, and loading one name loads
+        all.
+        """
+        tensors = cast(nn.Module, self.model).state_dict() if state_dict is None else state_dict
+        first = {(tensor.data_ptr(), tensor.shape, tensor.dtype): name for name, tensor in reversed(tensors.items())}
+        once = {name: tensor for name, tensor in tensors.items() if not tensor.numel() or name in first.values()}
         super()._save(output_dir, state_dict=once)
 
     def _last_only(self) -> bool:
@@ -137,13 +143,13 @@ class ExitTrainer(Trainer):
 
     def _joint(self, losses: list[Tensor], logits: list[Tensor]) -> Tensor:
         if self.settings.loss == "distill":
-            losses = distilled(losses, logits, self.problem)
-        if self.settings.loss == "heads-only":  # the last exit is not among them
+            losses = distillation_losses(losses, logits, self.problem)
+        if self.settings.loss == "heads-only":  # the last exit is frozen
             return weighted_loss(losses, [1 / len(losses)] * len(losses))
         return weighted_loss(losses, self.weights)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW with two rates: what the checkpoint brought, and the heads."""
+        """Return AdamW with separate learning rates for pretrained weights and heads."""
         settings = self.settings
         encoder = {id(parameter) for parameter in self.exits_model.backbone.parameters()}
         groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
@@ -161,7 +167,7 @@ class ExitTrainer(Trainer):
         return self.optimizer
 
     def get_train_dataloader(self) -> DataLoader:
-        """Batches in an order that only seed and epoch decide."""
+        """Return the batches, in an order determined by the seed and the epoch."""
         sampler = LengthGroupedBatches(self.rows.lengths_N, self.settings.batch_size, self.settings.seed)
         self.add_callback(_Epochs(sampler))
 
@@ -173,7 +179,7 @@ class ExitTrainer(Trainer):
 
 
 class _Epochs(TrainerCallback):
-    """Tells the batches which epoch begins: several processes that resume hide them behind two wrappers."""
+    """Sets the epoch of the batches. When several processes resume, two wrappers hide the sampler from the Trainer."""
 
     def __init__(self, batches: LengthGroupedBatches) -> None:
         self._batches = batches
@@ -190,12 +196,12 @@ class _Progress(TrainerCallback):
         self._began = (state.global_step, time.monotonic())
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-        if logs and "loss" in logs and state.is_world_process_zero:  # the last call carries a summary instead
+        if logs and "loss" in logs and state.is_world_process_zero:  # the last call passes a summary instead
             first, began = self._began
-            seconds_a_step = (time.monotonic() - began) / max(state.global_step - first, 1)
-            left = seconds_a_step * (state.max_steps - state.global_step) / 60
-            line = f"step {state.global_step} of {state.max_steps}: loss {logs['loss']:.3f}, {left:.1f} minutes left"
-            self._progress(line)
+            seconds_per_step = (time.monotonic() - began) / max(state.global_step - first, 1)
+            minutes = seconds_per_step * (state.max_steps - state.global_step) / 60
+            line = f"step {state.global_step} of {state.max_steps}: loss {logs['loss']:.3f}"
+            self._progress(f"{line}, {minutes:.1f} minutes remaining")
 
 
 def _arguments(settings: TrainSettings, num_rows: int, folder: Path) -> TrainingArguments:
@@ -204,7 +210,7 @@ def _arguments(settings: TrainSettings, num_rows: int, folder: Path) -> Training
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.accumulate,
-        warmup_steps=settings.warmup,  # below 1: a share of the steps
+        warmup_steps=settings.warmup,  # below 1: a fraction of the steps
         lr_scheduler_type="linear",
         use_cpu=not torch.cuda.is_available(),
         bf16=settings.precision == "bfloat16",
@@ -221,13 +227,13 @@ def _arguments(settings: TrainSettings, num_rows: int, folder: Path) -> Training
         dataloader_pin_memory=False,
         ddp_find_unused_parameters=settings.loss in ("last", "mixed"),
     )
-    if arguments.n_gpu > 1:  # one process and several GPUs would copy the model for each batch; torchrun uses them all
+    if arguments.n_gpu > 1:  # DataParallel copies the model for each batch; torchrun uses all GPUs
         arguments._n_gpu = 1
     return arguments
 
 
 def _save_steps(settings: TrainSettings, num_rows: int) -> int:
-    """At most 500, and at least five times in a training."""
+    """Return the steps between checkpoints: at most 500, with at least five checkpoints per training."""
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))
     num_steps = settings.epochs * num_rows // (settings.batch_size * settings.accumulate * num_processes)
     return max(1, min(500, num_steps // 5))

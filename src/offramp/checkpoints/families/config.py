@@ -66,7 +66,7 @@ def bad_value(key: str, value: object, expected: str) -> SourceError:
 
 
 def read_encoder(config: Mapping[str, Any], keys: Keys, head_activation: str | None) -> Encoder:
-    """Return the Encoder that `config` describes, with labels and problem if it has a head (`head_activation` not None).
+    """Return the Encoder of a config, with labels and problem if it has a head (`head_activation` is not None).
 
     Raises SourceError naming key and value.
     """

@@ -1,7 +1,7 @@
 """One family of models: its tensor names as a reversible table.
 
-In a template, `{base}` stands for the name of the backbone, which is empty for a bare model, and `{i}` for the layer. Tables
-are in order of use.
+In a template, `{base}` stands for the name of the backbone, which is empty for a bare model, and `{i}` for the layer.
+Tables are in order of use.
 """
 
 from __future__ import annotations

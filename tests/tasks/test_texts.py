@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from offramp.errors import UsageError
-from offramp.tasks.inputs import read_inputs
+from offramp.tasks.tables import read_texts
 
 
 @pytest.fixture
@@ -30,12 +30,12 @@ def type_in(monkeypatch, data: bytes) -> None:
 
 def test_a_text_file_has_one_text_a_line_and_blank_lines_are_skipped(write):
     path = write("some.TXT", "\ufefffirst\n\n\ufeff  second, indented\r\n \t \r\nthird\u2028still third\x0cand\rhere")
-    assert list(read_inputs(path)) == ["first", "\ufeff  second, indented", "third\u2028still third\x0cand\rhere"]
+    assert list(read_texts(path)) == ["first", "\ufeff  second, indented", "third\u2028still third\x0cand\rhere"]
 
 
 def test_standard_input_is_read_as_utf8_whatever_the_locale(monkeypatch):
     type_in(monkeypatch, "café\n\n中国\n".encode())
-    assert list(read_inputs("-")) == ["café", "中国"]
+    assert list(read_texts("-")) == ["café", "中国"]
 
 
 def test_a_line_is_given_before_the_next_one_arrives(monkeypatch):
@@ -43,7 +43,7 @@ def test_a_line_is_given_before_the_next_one_arrives(monkeypatch):
     with os.fdopen(reading, encoding="utf-8") as stdin, os.fdopen(writing, "w", encoding="utf-8") as pipe:
         monkeypatch.setattr(sys, "stdin", stdin)
         print("first", file=pipe, flush=True)
-        texts = read_inputs("-")
+        texts = read_texts("-")
         assert next(texts) == "first"
         print("second", file=pipe, flush=True)
         assert next(texts) == "second"
@@ -52,46 +52,46 @@ def test_a_line_is_given_before_the_next_one_arrives(monkeypatch):
 
 def test_standard_input_stays_open(monkeypatch):
     type_in(monkeypatch, b"text\n")
-    list(read_inputs("-"))
+    list(read_texts("-"))
     assert not sys.stdin.buffer.closed
 
 
 def test_the_first_column_of_a_tsv_is_the_text(write):
     path = write("some.tsv", 'text\tlabel\n"quoted\t1\n\tempty text\n\nno tab\r\n')
-    assert list(read_inputs(str(path))) == ["text", '"quoted', "", "no tab"]
+    assert list(read_texts(str(path))) == ["text", '"quoted', "", "no tab"]
 
 
 def test_named_columns_of_a_tsv(write):
     path = write("some.tsv", '\ufeffid\ta\tb\n1\t"it\'s"\tx "y" z\n2\tc\t\textra\n')
-    assert list(read_inputs(path, "a")) == ['"it\'s"', "c"]
-    assert list(read_inputs(path, "b", "id")) == [('x "y" z', "1"), ("", "2")]
+    assert list(read_texts(path, "a")) == ['"it\'s"', "c"]
+    assert list(read_texts(path, "b", "id")) == [('x "y" z', "1"), ("", "2")]
 
 
 def test_a_field_may_be_larger_than_the_csv_module_allows(write):
     path = write("some.tsv", "text\tlabel\n" + "x" * 3_000_000 + "\t1\n")
-    assert [len(text) for text in read_inputs(path, "text")] == [3_000_000]
+    assert [len(text) for text in read_texts(path, "text")] == [3_000_000]
 
 
 def test_jsonl_has_texts_and_pairs(write):
     path = write(
         "some.jsonl", '\ufeff{"text": "a\\nb"}\n\n{"text": "", "pair": "c", "label": 1}\r\n{"text": "\\ud83d"}'
     )
-    assert list(read_inputs(path)) == ["a\nb", ("", "c"), "\ud83d"]
+    assert list(read_texts(path)) == ["a\nb", ("", "c"), "\ud83d"]
 
 
 def test_named_fields_of_jsonl(write):
     path = write("some.jsonl", '{"q": "what", "a": "that", "pair": "other"}\n')
-    assert list(read_inputs(path, "q", "a")) == [("what", "that")]
-    assert list(read_inputs(path, "q")) == [("what", "other")]
+    assert list(read_texts(path, "q", "a")) == [("what", "that")]
+    assert list(read_texts(path, "q")) == [("what", "other")]
     with pytest.raises(UsageError, match="no field 'text'"):
-        read_inputs(path, None, "a")
+        read_texts(path, None, "a")
 
 
 @given(texts=st.lists(st.text(), min_size=1))
 def test_every_text_survives_jsonl(tmp_path_factory, texts):
     path = tmp_path_factory.mktemp("any") / "any.jsonl"
     path.write_text("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts), "utf-8")
-    assert list(read_inputs(path)) == texts
+    assert list(read_texts(path)) == texts
 
 
 @pytest.mark.parametrize(
@@ -125,26 +125,26 @@ def test_every_text_survives_jsonl(tmp_path_factory, texts):
 def test_what_is_wrong_is_told(write, name, content, columns, message):
     path = write(name, content)
     with pytest.raises(UsageError, match=message):
-        list(read_inputs(path, *columns))
+        list(read_texts(path, *columns))
 
 
 def test_a_missing_file_and_a_folder_are_told_at_the_call(tmp_path):
     with pytest.raises(UsageError, match=r"No such file.*none\.txt"):
-        read_inputs(tmp_path / "none.txt")
+        read_texts(tmp_path / "none.txt")
     (tmp_path / "folder.txt").mkdir()
     with pytest.raises(UsageError, match=r"Is a directory.*folder\.txt"):
-        read_inputs(tmp_path / "folder.txt")
+        read_texts(tmp_path / "folder.txt")
 
 
 def test_an_empty_standard_input_is_told(monkeypatch):
     type_in(monkeypatch, b"\n")
     with pytest.raises(UsageError, match="no input - -"):
-        read_inputs("-")
+        read_texts("-")
 
 
 def test_a_file_is_read_as_it_is_asked_for(write):
     path = write("some.jsonl", '{"text": "good"}\n' * 3 + "bad\n")
-    texts = read_inputs(path)
+    texts = read_texts(path)
     assert list(itertools.islice(texts, 3)) == ["good"] * 3
     with pytest.raises(UsageError, match=r"some\.jsonl:4"):
         next(texts)

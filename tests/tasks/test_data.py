@@ -3,12 +3,11 @@ import json
 import pytest
 
 from offramp.errors import MissingExtraError, UsageError
-from offramp.tasks.own import Columns, load_own
+from offramp.tasks import DataSpec, load
 
 pa = pytest.importorskip("pyarrow")
 from pyarrow import parquet  # noqa: E402
 
-COLUMNS = Columns("review", "stars")
 ROWS = [{"review": f"text {number}", "stars": str(number % 3 + 9)} for number in range(60)]
 
 
@@ -26,14 +25,18 @@ def write(path, rows=ROWS):
     return path
 
 
+def load_table(train, dev=None, **fields):
+    return load(DataSpec(train=train, dev=dev, **{"text_column": "review", "label_column": "stars", **fields}))
+
+
 def counts(splits):
     return {name: len(found) for name, found in splits.examples.items()}
 
 
 @pytest.mark.parametrize("suffix", ["tsv", "csv", "jsonl", "parquet"])
 def test_every_kind_of_table_gives_the_same(tmp_path, suffix):
-    found = load_own(write(tmp_path / f"mine.{suffix}"), None, COLUMNS)
-    assert found == load_own(write(tmp_path / "mine.tsv"), None, COLUMNS)
+    found = load_table(write(tmp_path / f"mine.{suffix}"))
+    assert found == load_table(write(tmp_path / "mine.tsv"))
     assert (found.name, found.labels, found.metrics) == ("mine", ("9", "10", "11"), ("accuracy",))
     assert sum(counts(found).values()) == 60
     assert set(found.examples) == {"train", "tune", "certify", "dev"}
@@ -43,29 +46,31 @@ def test_every_kind_of_table_gives_the_same(tmp_path, suffix):
 def test_labels_that_are_numbers_keep_their_type(tmp_path):
     rows = [{"review": f"text {number}", "stars": number % 2} for number in range(60)]
     for suffix in ("jsonl", "parquet"):
-        assert load_own(write(tmp_path / f"mine.{suffix}", rows), None, COLUMNS).labels == ("0", "1")
+        assert load_table(write(tmp_path / f"mine.{suffix}", rows)).labels == ("0", "1")
 
 
 def test_a_dev_file_is_reported_and_never_trained_on(tmp_path):
     dev = write(tmp_path / "dev.csv", [{"review": "unseen", "stars": "10"}])
-    found = load_own(write(tmp_path / "train.csv"), dev, COLUMNS)
+    found = load_table(write(tmp_path / "train.csv"), dev)
     assert [example.text for example in found.examples["dev"]] == ["unseen"]
     assert sum(counts(found).values()) == 61
 
 
 def test_a_model_brings_its_labels_and_needs_no_train_file(tmp_path):
     dev = write(tmp_path / "dev.csv", [{"review": "unseen", "stars": "10"}])
-    found = load_own(None, dev, COLUMNS, labels=("10", "9"))
+    found = load_table(None, dev, labels=("10", "9"))
     assert found.examples == {"dev": [("unseen", 0)]}
     with pytest.raises(UsageError, match=r"label '10' is none of good, bad - .*dev.csv:2"):
-        load_own(None, dev, COLUMNS, labels=("good", "bad"))
+        load_table(None, dev, labels=("good", "bad"))
     with pytest.raises(UsageError, match="label '10' is none of 9, 11"):
-        load_own(None, dev, COLUMNS, labels=("9", "11"))
+        load_table(None, dev, labels=("9", "11"))
 
 
 def test_pairs_and_values(tmp_path):
     rows = [{"a": f"one {number}", "b": "two", "near": number / 10} for number in range(60)]
-    found = load_own(write(tmp_path / "t.tsv", rows), None, Columns("a", "near", "b"), labels=())
+    found = load_table(
+        write(tmp_path / "t.tsv", rows), text_column="a", label_column="near", pair_column="b", regression=True
+    )
     assert (found.labels, found.metrics) == ((), ("pearson", "spearman"))
     assert all(isinstance(example.text, tuple) for example in found.examples["train"])
     assert {example.label for examples in found.examples.values() for example in examples} == {
@@ -83,13 +88,13 @@ def test_pairs_and_values(tmp_path):
 )
 def test_holes_are_named(tmp_path, row, match):
     with pytest.raises(UsageError, match=match):
-        load_own(write(tmp_path / "t.jsonl", [*ROWS, row]), None, COLUMNS)
+        load_table(write(tmp_path / "t.jsonl", [*ROWS, row]))
 
 
 def test_holes_of_a_parquet_table_are_named(tmp_path):
     rows = [{"review": "x", "stars": 1.0}, {"review": "y", "stars": float("nan")}, {"review": None, "stars": 0.0}]
     with pytest.raises(UsageError, match=r"column 'stars' is null or NaN - .*t.parquet:2"):
-        load_own(write(tmp_path / "t.parquet", rows), None, COLUMNS)
+        load_table(write(tmp_path / "t.parquet", rows))
 
 
 @pytest.mark.parametrize(("row", "column"), [("lost,", "stars"), (",9", "review"), ("  ,9", "review")])
@@ -98,18 +103,18 @@ def test_empty_cells_are_named(tmp_path, row, column):
     path = write(tmp_path / "t.csv")
     path.write_text(path.read_text() + row + "\n")
     with pytest.raises(UsageError, match=rf"column '{column}' is empty - .*t.csv:62 - correct the row"):
-        load_own(path, None, COLUMNS)
+        load_table(path)
 
 
 def test_labels_may_be_long(tmp_path):
     rows = [{"review": f"text {number}", "stars": "9" * (5000 + number % 2)} for number in range(60)]
-    assert len(load_own(write(tmp_path / "t.jsonl", rows), None, COLUMNS).labels) == 2
+    assert len(load_table(write(tmp_path / "t.jsonl", rows)).labels) == 2
 
 
 def test_values_must_be_finite_numbers(tmp_path):
     rows = [{"review": f"text {number}", "stars": "nan" if number == 7 else "1.5"} for number in range(60)]
     with pytest.raises(UsageError, match=r"'nan' is not a finite number - .*t.tsv:9"):
-        load_own(write(tmp_path / "t.tsv", rows), None, COLUMNS, labels=())
+        load_table(write(tmp_path / "t.tsv", rows), regression=True)
 
 
 def test_labels_that_are_none_are_refused(tmp_path):
@@ -117,30 +122,102 @@ def test_labels_that_are_none_are_refused(tmp_path):
     with pytest.raises(
         UsageError, match=r"column 'stars' has 1 different labels - .* - a classifier needs at least two"
     ):
-        load_own(write(tmp_path / "t.tsv", one), None, COLUMNS)
+        load_table(write(tmp_path / "t.tsv", one))
     values = [{"review": f"text {number}", "stars": number / 7} for number in range(150)]
     with pytest.raises(UsageError, match=r"150 different numbers - .* - --regression for values"):
-        load_own(write(tmp_path / "t.tsv", values), None, COLUMNS)
+        load_table(write(tmp_path / "t.tsv", values))
 
 
 def test_an_empty_split_is_refused(tmp_path):
     with pytest.raises(UsageError, match=r"split \w+ of t is empty - .* - give more data"):
-        load_own(write(tmp_path / "t.tsv", ROWS[:3]), None, COLUMNS)
+        load_table(write(tmp_path / "t.tsv", ROWS[:3]))
     (tmp_path / "dev.tsv").write_text("review\tstars\n")
     with pytest.raises(UsageError, match="split dev of train is empty"):
-        load_own(write(tmp_path / "train.tsv"), tmp_path / "dev.tsv", COLUMNS)
-    with pytest.raises(UsageError, match="no table"):
-        load_own(None, None, COLUMNS)
+        load_table(write(tmp_path / "train.tsv"), tmp_path / "dev.tsv")
+    with pytest.raises(UsageError, match="no data"):
+        load_table(None, None)
 
 
 def test_what_is_no_table_is_refused(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match=r"table cannot be read \(No such file"):
-        load_own(tmp_path / "absent.parquet", None, COLUMNS)
+        load_table(tmp_path / "absent.parquet")
     (tmp_path / "t.parquet").write_text("text")
     with pytest.raises(UsageError, match=r"not Parquet .* - .*t.parquet - save it again"):
-        load_own(tmp_path / "t.parquet", None, COLUMNS)
+        load_table(tmp_path / "t.parquet")
     with pytest.raises(UsageError, match=r"unknown kind of table '\.xlsx'"):
-        load_own(write(tmp_path / "t.xlsx"), None, COLUMNS)
+        load_table(write(tmp_path / "t.xlsx"))
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'offramp\[data\]'"):
-        load_own(write(tmp_path / "u.parquet"), None, COLUMNS)
+        load_table(write(tmp_path / "u.parquet"))
+
+
+SPECS = [
+    DataSpec(task="rte", offline=True, split_seed=3),
+    DataSpec(train="t.csv", dev="d.csv", text_column="a", pair_column="b", label_column="c", labels=("x", "y")),
+    DataSpec(dev="d.npz", regression=True),
+]
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_a_specification_survives_json(spec):
+    assert DataSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+
+
+def test_paths_and_lists_are_accepted_and_stored_as_strings_and_tuples(tmp_path):
+    spec = DataSpec(train=tmp_path / "t.csv", labels=["x", "y"])
+    assert (spec.train, spec.labels) == (str(tmp_path / "t.csv"), ("x", "y"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "match"),
+    [
+        ({}, UsageError, "no data - give a task, or a train or dev file"),
+        ({"data": "glue"}, UsageError, "no data"),
+        ({"task": "rte", "train": "t.csv"}, UsageError, "both a task and a table"),
+        ({"train": "t.csv", "data": "glue"}, UsageError, "data names a folder of GLUE, and no task is given - glue"),
+        ({"task": "colla"}, UsageError, "unknown task 'colla' - known are cola"),
+        ({"train": 7}, TypeError, "PathLike"),
+        ({"train": "t.csv", "text_column": 7}, ValueError, "text_column must be a string or None, not 7"),
+        ({"train": "t.csv", "label_column": None}, ValueError, "label_column must be a string, not None"),
+        ({"train": "t.csv", "split_seed": True}, ValueError, "split_seed must be an integer, not True"),
+        ({"train": "t.csv", "regression": 1}, ValueError, "regression must be true or false, not 1"),
+        ({"train": "t.csv", "labels": ()}, ValueError, "labels must be names, at least one"),
+        ({"train": "t.csv", "labels": (0, 1)}, ValueError, "labels must be names, at least one"),
+        ({"train": "t.csv", "labels": ("a", "b"), "regression": True}, ValueError, "labels must be None for a regr"),
+    ],
+)
+def test_a_specification_is_checked_when_it_is_made(fields, error, match):
+    with pytest.raises(error, match=match):
+        DataSpec(**fields)
+    with pytest.raises(error, match=match):
+        DataSpec.from_json(fields)
+
+
+def test_unknown_keys_are_refused():
+    with pytest.raises(ValueError, match="unknown key 'columns', known are task, data, train"):
+        DataSpec.from_json({"task": "rte", "columns": []})
+
+
+def test_glue_is_loaded_from_files(tmp_path):
+    (tmp_path / "sst2").mkdir()
+    rows = "".join(f"a film {number}\t{number % 2}\n" for number in range(60))
+    (tmp_path / "sst2" / "train.tsv").write_text("sentence\tlabel\n" + rows)
+    found = load(DataSpec(task="sst2", data=tmp_path))
+    assert found.labels == ("negative", "positive") and found.partial == ("there is no dev file",)
+    assert load(DataSpec(task="sst2", data=tmp_path, split_seed=1)).examples != found.examples
+
+
+def test_glue_is_loaded_from_the_hub_without_files(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "offramp.tasks.data.load_hub", lambda task, seed, *, offline: asked.append((task, seed, offline))
+    )
+    load(DataSpec(task="rte", split_seed=2, offline=True))
+    assert [(task.name, seed, offline) for task, seed, offline in asked] == [("rte", 2, True)]
+
+
+def test_options_of_texts_and_regressions_are_refused_for_images(tmp_path):
+    with pytest.raises(UsageError, match="folders of images have classes, and this is a regression"):
+        load(DataSpec(train=tmp_path, regression=True))
+    with pytest.raises(UsageError, match="text_column and pair_column are for texts, the data are images"):
+        load(DataSpec(train=tmp_path, pair_column="b"))

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offramp.tasks.splits import split_by_text
+from offramp.tasks.examples import split_by_text
 
 SHARES = {"train": 0.5, "tune": 0.3, "certify": 0.2}
 texts = st.text(max_size=6) | st.tuples(st.text(max_size=4), st.text(max_size=4))

@@ -1,0 +1,48 @@
+"""The choice of the encoder for the inputs of a model. Only the chosen encoder is imported."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Callable, Mapping, Optional
+
+from offramp.errors import UsageError
+from offramp.program.inputs import InputEncoder
+from offramp.program.program import Input
+from offramp.tasks.text import TextEncoder, TextSpec
+
+
+def open_encoder(
+    folder: Path,
+    inputs: Mapping[str, Input],
+    texts: Optional[TextSpec],
+    max_length: Optional[int] = None,
+    warn: Callable[[str], None] = warnings.warn,
+) -> InputEncoder:
+    """Return the encoder of the inputs of a model.
+
+    Args:
+        folder: the store, which holds the tokenizer or the image processor.
+        inputs: inputs of the program; sizes are those of the example that it was divided with.
+        texts: requirements for texts; None: the model takes images, if it has an image processor and a single input
+            with four axes, or else records of arrays.
+        max_length: longest text in tokens; None: that of the model.
+        warn: called once, when the first text is truncated.
+
+    Raises UsageError for a `max_length` that the model does not support, SourceError for a tokenizer or an image
+    processor that cannot be read.
+    """
+    if texts is not None:
+        return TextEncoder.from_folder(folder, texts, max_length, warn)
+    if max_length is not None:
+        raise UsageError("the model takes no texts, so there is no length to cut to", folder, "leave out max_length")
+    from offramp.tasks.processors import FILE_NAME
+
+    name, first = next(iter(inputs.items()))
+    if len(inputs) == 1 and len(first.axes) == 4 and (folder / FILE_NAME).is_file():
+        from offramp.tasks.pixels import ImageEncoder, ImageInputs
+
+        return ImageInputs(ImageEncoder.from_folder(folder), name)
+    from offramp.tasks.arrays import ArrayInputs
+
+    return ArrayInputs({name: (each.dtype, each.axes[1:]) for name, each in inputs.items()})
