@@ -1,4 +1,4 @@
-"""The ONNX Runtime backend's own promises; that its answers are transformers' is for tests/oracle.
+"""Promises of the ONNX Runtime backend alone; those of every backend are in test_laws.
 
 Shapes: B rows, S tokens.
 """
@@ -12,12 +12,15 @@ import numpy as np
 import onnx
 import pytest
 
-from offramp.backends import OrtBackend
+import offramp
+from offramp.backends.onnx import OnnxBackend
 from offramp.errors import MissingExtraError, StoreError
 from offramp.store import Store
+from tests.backends.captured import write_captured
+from tests.backends.driver import begin, mask_of, run
+from tests.division.tiny import config_of, write_model
 
 HEAVY = ("torch", "transformers", "onnx", "safetensors", "huggingface_hub")
-KINDS = ("attention", "up", "down")
 
 
 @pytest.fixture
@@ -26,26 +29,8 @@ def opened(store):
         yield opened
 
 
-def weights_of(backend, kind):
-    rng = np.random.default_rng(0)
-    inputs = [node for node in backend._sessions[kind].get_inputs() if all(isinstance(n, int) for n in node.shape)]
-    return {
-        node.name: rng.standard_normal(node.shape).astype(np.float32) / 8
-        for node in inputs
-        if node.type == "tensor(float)"
-    }
-
-
-def begin(backend, mask_BS):
-    rng = np.random.default_rng(1)
-    shape_TE = (mask_BS.size, backend.encoder.embedding_size)
-    rows = {role: rng.standard_normal(shape_TE).astype(np.float32) for role in ("word", "position", "type")}
-    return backend.begin(rows, mask_BS, weights_of(backend, "embedding"))
-
-
-def run_layer(backend, state):
-    for kind in KINDS:
-        backend.step(state, kind, weights_of(backend, kind))
+def with_graphs(store, monkeypatch, graphs):
+    monkeypatch.setattr(store, "manifest", dataclasses.replace(store.manifest, graphs=graphs))
 
 
 def run_code(code, *arguments):
@@ -70,50 +55,30 @@ print([name for name in {HEAVY} if name in sys.modules])
     assert heavy == "[]"
 
 
-def test_rehearsing_says_nothing_of_later_answers(opened):
-    backend, fresh = OrtBackend(opened, 1), OrtBackend(opened, 1)
-    backend.rehearse(2, 8)
-    backend.rehearse(1, 1)
-    said = []
-    for one in (backend, fresh):
-        state = begin(one, np.ones((2, 4), np.int64))
-        run_layer(one, state)
-        said.append(one.head_logits(state, weights_of(one, "head")))
-    assert np.isfinite(said[0]).all() and said[0].any()
-    np.testing.assert_array_equal(*said)
-
-
-@pytest.mark.parametrize("lengths", [[4, 4, 4], [4, 1, 2]], ids=["full", "ragged"])
-def test_rows_that_leave_change_nothing_for_the_others(opened, lengths):
-    mask_BS = (np.arange(4) < np.array(lengths)[:, None]).astype(np.int64)
-    backend = OrtBackend(opened, 1)
-    whole, shrunk = begin(backend, mask_BS), begin(backend, mask_BS)
-    for state in (whole, shrunk):
-        run_layer(backend, state)
-    backend.keep(shrunk, np.array([True, False, True]))
-    assert shrunk.num_rows == 2
-    for state in (whole, shrunk):
-        run_layer(backend, state)
-    for ask, kind in ((backend.head_logits, "head"), (backend.exit_logits, "exit")):
-        weights = weights_of(backend, kind)
-        np.testing.assert_allclose(ask(shrunk, weights), ask(whole, weights)[[0, 2]], rtol=0, atol=1e-5)
-
-
-def test_a_closed_backend_runs_again(opened):
-    backend = OrtBackend(opened, 1)
-    said = []
-    for _ in range(2):
-        state = begin(backend, np.ones((1, 4), np.int64))
-        run_layer(backend, state)
-        said.append(backend.head_logits(state, weights_of(backend, "head")))
-        backend.close()
-    np.testing.assert_array_equal(*said)
+def test_the_promised_bytes_are_those_of_the_largest_kernel(opened):
+    """hidden 32, inner 64, 4 heads; for long texts attention takes most."""
+    backend = OnnxBackend(opened, 1)
+    assert backend.activation_bytes(2, 4) == 4 * 8 * (5 * 32 + 2 * 32)
+    assert backend.activation_bytes(2, 64) == 4 * (5 * 128 * 32 + 2 * 2 * 4 * 64 * 64)
+    assert backend.state_bytes(2, 4) == 4 * 8 * (32 + 2)
 
 
 def test_a_store_without_graphs_is_refused_with_the_way_out(opened, monkeypatch):
-    monkeypatch.setattr(opened, "contents", dataclasses.replace(opened.manifest, graphs={}))
+    with_graphs(opened, monkeypatch, {})
     with pytest.raises(StoreError, match=r"no graphs.*offramp divide --graphs STORE.*--backend torch"):
-        OrtBackend(opened, 1)
+        OnnxBackend(opened, 1)
+
+
+def test_a_captured_store_without_graphs_is_refused_with_the_way_out(tmp_path):
+    refused = pytest.raises(StoreError, match=r"no graphs.*onnxscript installed, or --backend torch")
+    with Store(write_captured(tmp_path / "store", graphs=False)) as store, refused:
+        OnnxBackend(store, 1)
+
+
+def test_a_store_that_lacks_one_graph_is_refused_by_its_name(opened, monkeypatch):
+    with_graphs(opened, monkeypatch, {name: each for name, each in opened.manifest.graphs.items() if name != "down"})
+    with pytest.raises(StoreError, match=r"the store has no graph 'down'"):
+        OnnxBackend(opened, 1)
 
 
 def test_a_graph_that_is_none_is_refused_by_name(opened, monkeypatch):
@@ -122,15 +87,29 @@ def test_a_graph_that_is_none_is_refused_by_name(opened, monkeypatch):
         opened, "read_file", lambda file: b"not a graph" if file.file.startswith("graphs/") else read(file)
     )
     with pytest.raises(StoreError, match=r"graph '[a-z]+' does not load") as caught:
-        OrtBackend(opened, 1)
+        OnnxBackend(opened, 1)
     assert "\n" not in str(caught.value)
 
 
-def test_a_kind_that_it_does_not_compute_is_refused(opened, monkeypatch):
-    graphs = {"mixer": opened.manifest.graphs["up"]}
-    monkeypatch.setattr(opened, "contents", dataclasses.replace(opened.manifest, graphs=graphs))
-    with pytest.raises(StoreError, match=r"graphs of unknown kinds \['mixer'\]"):
-        OrtBackend(opened, 1)
+def test_a_graph_of_a_kernel_that_the_program_does_not_have_is_refused(opened, monkeypatch):
+    with_graphs(opened, monkeypatch, {**opened.manifest.graphs, "mixer": opened.manifest.graphs["up"]})
+    with pytest.raises(StoreError, match=r"graphs of unknown kernels \['mixer'\]"):
+        OnnxBackend(opened, 1)
+
+
+def test_graphs_of_another_model_are_refused(opened, monkeypatch, tmp_path):
+    write_model(tmp_path / "model", config_of(hidden_size=64))
+    offramp.divide(tmp_path / "model", tmp_path / "other")
+    read = opened.read_file
+    with Store(tmp_path / "other") as other:
+        monkeypatch.setattr(
+            opened, "read_file",
+            lambda file: other.read_file(file) if file in other.manifest.graphs.values() else read(file),
+        )  # fmt: skip
+        graphs = {**other.manifest.graphs, "exit": opened.manifest.graphs["exit"]}
+        with_graphs(opened, monkeypatch, graphs)
+        with pytest.raises(StoreError, match=r"graph '[a-z]+' takes other weights than its kernel"):
+            OnnxBackend(opened, 1)
 
 
 def with_last_column_twice(graph):
@@ -146,7 +125,7 @@ def with_last_column_twice(graph):
 
 
 @pytest.mark.parametrize(
-    ("kind", "mention"),
+    ("kernel", "mention"),
     [
         ("embedding", "(8, 33), not (8, 32)"),
         ("attention", "(8, 33), not (8, 32)"),
@@ -156,17 +135,26 @@ def with_last_column_twice(graph):
         ("exit", "(2, 3), not (2, 2)"),
     ],
 )
-def test_a_graph_that_gives_another_shape_is_refused(opened, monkeypatch, kind, mention):
-    spoilt, read = opened.manifest.graphs[kind], opened.read_file
+def test_a_graph_that_gives_another_shape_is_refused(opened, monkeypatch, kernel, mention):
+    spoilt, read = opened.manifest.graphs[kernel], opened.read_file
     monkeypatch.setattr(
         opened, "read_file", lambda file: with_last_column_twice(read(file)) if file is spoilt else read(file)
     )
-    backend = OrtBackend(opened, 1)
-    with pytest.raises(StoreError, match=re.escape(f"graph {kind!r} gives {mention}")):
-        backend.rehearse(2, 4)
+    backend = OnnxBackend(opened, 1)
+    with pytest.raises(StoreError, match=re.escape(f"kernel {kernel!r} gives {mention}")):
+        backend.warm_up(2, 4)
+
+
+def test_a_graph_that_fails_is_an_error_of_the_store(opened, monkeypatch):
+    backend = OnnxBackend(opened, 1)
+    state = begin(backend, mask_of([4, 4]))
+    run(backend, state, backend.program.stages[:1])
+    state.values["mask"] = np.zeros((2, 1, 1, 3), np.float32)
+    with pytest.raises(StoreError, match=r"graph 'attention' does not take these inputs: .* - divide the model again"):
+        run(backend, state, backend.program.stages[1:2])
 
 
 def test_what_to_install_is_said_without_onnx_runtime(opened, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingExtraError, match=r"onnxruntime is not installed - pip install 'offramp\[edge\]'"):
-        OrtBackend(opened, 1)
+        OnnxBackend(opened, 1)

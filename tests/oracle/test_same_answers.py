@@ -64,7 +64,7 @@ def test_what_the_wrap_around_fetched_gives_the_same_bits(store, batch, backend,
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_permuting_the_batch_permutes_the_answers(store, batch, backend):
-    """Bit for bit by ONNX Runtime and NumPy; with torch on some processors (Intel) a row's place decides the last bits."""
+    """Bit for bit, but with torch, where on some processors (Intel) a row's place decides the last bits."""
     order = [2, 0, 3, 1]
     answers = logits(store, batch, backend=backend)
     permuted = logits(store, batch.rows(order), backend=backend)

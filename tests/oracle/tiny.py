@@ -141,7 +141,7 @@ class Way:
 
 
 def encode(batch, texts):
-    """The inputs that a text encoder makes of these tokens, positions included (as in fairseq where they have an offset)."""
+    """The inputs that a text encoder makes of these tokens; positions as in fairseq where they have an offset."""
     positions_BS = np.tile(np.arange(batch.ids_BS.shape[1]), (len(batch.ids_BS), 1))
     if texts.position_offset:
         is_word_BS = batch.ids_BS != texts.pad_token

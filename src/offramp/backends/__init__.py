@@ -6,8 +6,7 @@ A new backend is one file and one line of `BACKENDS`.
 from __future__ import annotations
 
 import importlib
-import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Dict
 
 from offramp.errors import MissingExtraError
 
@@ -28,8 +27,8 @@ THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS
 def open_backend(name: str, store: Store, num_threads: int) -> Backend:
     """Return a backend that runs the program of a store.
 
-    Raises ValueError for an unknown name, MissingExtraError where the library of the backend is not installed, StoreError
-    for a program or weights that the backend does not run.
+    Raises ValueError for an unknown name, MissingExtraError where the library of the backend is not installed,
+    StoreError for a program or weights that the backend does not run.
     """
     if name not in BACKENDS:
         raise ValueError(f"backend must be one of {tuple(BACKENDS)}, not {name!r}")
@@ -43,10 +42,9 @@ def open_backend(name: str, store: Store, num_threads: int) -> Backend:
     return found(store, num_threads)
 
 
-def limit_threads(name: str, num_threads: int) -> None:
-    """Set the environment variables that decide how many threads NumPy's BLAS starts. Call it before NumPy is imported.
+def thread_variables(name: str, num_threads: int) -> Dict[str, str]:
+    """Return the environment variables that must be set before NumPy is imported, so that a backend has these threads.
 
-    Other backends start their own threads and need no variables.
+    Only NumPy needs any: its BLAS starts its threads while it is imported. Other backends start their own.
     """
-    if name == "numpy":
-        os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(num_threads)))
+    return dict.fromkeys(THREAD_VARIABLES, str(num_threads)) if name == "numpy" else {}

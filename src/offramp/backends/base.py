@@ -198,7 +198,11 @@ class ProgramBackend(Backend):
         """Return the form of the exit heads; None without exits, and for heads that this program cannot have, which
         are refused where they are read."""
         exits, kernel = read_exits(self.store), self.program.kernels.get(EXIT_KERNEL)
-        if exits is None or kernel is None or (kernel.template == "pooled-linear" and exits.form != HeadForm("mean", 1)):
+        if (
+            exits is None
+            or kernel is None
+            or (kernel.template == "pooled-linear" and exits.form != HeadForm("mean", 1))
+        ):
             return None
         return exits.form
 
@@ -256,13 +260,13 @@ class ProgramBackend(Backend):
         """
         used = {name for step in self.program.steps() for name in step.weights.values()}
         sizes = {name: _tensor_bytes(*self._tensors[name]) for name in used}
-        zeros = Slot(max(1, *sizes.values(), 1)).array
+        zeros = Slot(max(1, 1, *sizes.values())).array
 
         def zeros_of(weights: Mapping[str, str]) -> Dict[str, np.ndarray]:
             found = {}
             for role, name in weights.items():
                 dtype, shape = self._tensors[name]
-                found[role] = zeros[: sizes[name]].view(DTYPES[dtype].numpy).reshape(shape)
+                found[role] = zeros[: sizes[name]].view(np.dtype(DTYPES[dtype].numpy)).reshape(shape)
             return found
 
         return zeros_of

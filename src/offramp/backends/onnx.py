@@ -23,6 +23,8 @@ from offramp.program.program import CAPTURED, EXIT_KERNEL, Kernel
 from offramp.runtime.backend import State
 from offramp.store import Store
 
+Sizes = Mapping[str, Any]
+"""Attributes of a kernel."""
 ARENA_START_BYTES = 256 << 10
 _MASKED = np.float32(np.finfo(np.float32).min)
 
@@ -51,7 +53,9 @@ class OnnxBackend(ProgramBackend):
             remedy = "offramp divide --graphs STORE adds them, or --backend torch"
             if kernel.template == CAPTURED:
                 remedy = "divide it with onnxscript installed, or --backend torch"
-            raise StoreError("the store has no graphs" if not graphs else f"the store has no graph {name!r}", path, remedy)
+            raise StoreError(
+                "the store has no graphs" if not graphs else f"the store has no graph {name!r}", path, remedy
+            )
         session = open_session(self.store.read_file(graphs[name]), self.num_threads, self.store, name)
         if kernel.template != CAPTURED and _weights(session) != self._promised(name, kernel):
             raise StoreError(f"graph {name!r} takes other weights than its kernel", path, REMEDY)
@@ -62,7 +66,8 @@ class OnnxBackend(ProgramBackend):
         if name != EXIT_KERNEL:
             return weight_shapes(kernel) or {}
         assert self.exit_form is not None and self.program.output is not None
-        return self.exit_form.shapes(int(kernel.attributes["hidden_size"]), self.program.output.num_labels)
+        sizes: Sizes = kernel.attributes
+        return self.exit_form.shapes(sizes["hidden_size"], self.program.output.num_labels)
 
     def wrap(self, array: np.ndarray) -> np.ndarray:
         """Return the array unchanged: ONNX Runtime takes arrays."""
@@ -78,16 +83,17 @@ class OnnxBackend(ProgramBackend):
 
     def num_elements(self, kernel: Kernel, num_rows: int, length: int) -> int:
         """Return the elements of the largest set of buffers that live at once, as ONNX Runtime frees them."""
-        tokens, sizes = num_rows * length, kernel.attributes
+        tokens = num_rows * length
+        sizes: Sizes = kernel.attributes
         if kernel.template == "embedding":  # rows of three tables, their sum, its normalisation
-            return 5 * tokens * int(sizes["embedding_size"])
+            return 5 * tokens * sizes["embedding_size"]
         if kernel.template == "attention":  # scores and their softmax, or the output and its normalisation
-            hidden, scores = tokens * int(sizes["hidden_size"]), int(sizes["num_heads"]) * tokens * length
+            hidden, scores = tokens * sizes["hidden_size"], sizes["num_heads"] * tokens * length
             return 5 * hidden + max(2 * scores, 2 * hidden)
         if kernel.template == "up":  # before and after the activation
-            return tokens * (int(sizes["hidden_size"]) + 2 * int(sizes["intermediate_size"]))
+            return tokens * (sizes["hidden_size"] + 2 * sizes["intermediate_size"])
         if kernel.template == "down":  # output, residual, sum, normalisation
-            return tokens * (4 * int(sizes["hidden_size"]) + int(sizes["intermediate_size"]))
+            return tokens * (4 * sizes["hidden_size"] + sizes["intermediate_size"])
         return 0  # heads and masks take less than any of these
 
     def mask_bytes(self, num_rows: int, length: int) -> int:
@@ -103,10 +109,9 @@ class OnnxBackend(ProgramBackend):
         if not names or not hasattr(options, "add_run_config_entry"):  # before 1.11 an arena cannot be shrunk
             return
         options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-        session, kernel = self._sessions[names[0]], self.program.kernels[names[0]]
-        feeds = {name: np.zeros(shape, np.float32) for name, shape in _weights(session).items()}
-        feeds["hidden"] = np.zeros((1, int(kernel.attributes["hidden_size"])), np.float32)
-        session.run(None, feeds, options)
+        session, sizes = self._sessions[names[0]], self.program.kernels[names[0]].attributes
+        shapes = {**_weights(session), "hidden": (1, sizes["hidden_size"])}
+        session.run(None, {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}, options)
 
 
 class _Session:
@@ -121,13 +126,13 @@ class _Session:
     def __call__(self, state: State, inputs: Dict[str, Any]) -> List[np.ndarray]:
         feeds = {name: array for name, array in inputs.items() if name in self._taken}
         for name, derive in self._derived.items():
-            feeds[name] = derive(self._kernel, state, inputs)
+            feeds[name] = derive(self._kernel.attributes, state, inputs)
         try:
             return self._session.run(None, feeds)
         except MemoryError:
             raise
         except Exception as error:  # onnxruntime's exceptions have no common base across versions
-            what = f"graph {self._name!r} does not take these inputs: {_last_line(error)}"
+            what = f"graph {self._name!r} does not take these inputs: {_lines(error)[-1][-200:]}"
             remedy = REMEDY
             if self._kernel.template == CAPTURED:
                 remedy = "divide the model with such an input as its example"
@@ -155,7 +160,7 @@ def open_session(graph: bytes, num_threads: int, store: Store, name: str) -> Any
     try:
         return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions have no common base across versions
-        raise StoreError(f"graph {name!r} does not load: {_last_line(error)}", store.path, REMEDY) from error
+        raise StoreError(f"graph {name!r} does not load: {_lines(error)[0]}", store.path, REMEDY) from error
 
 
 @lru_cache(maxsize=1)
@@ -189,25 +194,24 @@ def _pooled_linear(state: State, inputs: Dict[str, Any]) -> Tuple[np.ndarray]:
 _IN_NUMPY: Dict[str, LoadedKernel] = {"mask": _mask, "pooled-linear": _pooled_linear}
 
 
-def _attention_shape(kernel: Kernel, state: State, inputs: Dict[str, Any]) -> np.ndarray:
-    heads, hidden = int(kernel.attributes["num_heads"]), int(kernel.attributes["hidden_size"])
-    return np.array([state.num_rows, state.length, heads, hidden // heads])
+def _attention_shape(sizes: Sizes, state: State, inputs: Dict[str, Any]) -> np.ndarray:
+    return np.array([state.num_rows, state.length, sizes["num_heads"], sizes["hidden_size"] // sizes["num_heads"]])
 
 
-def _hidden_BSH(kernel: Kernel, state: State, inputs: Dict[str, Any]) -> np.ndarray:
+def _hidden_BSH(sizes: Sizes, state: State, inputs: Dict[str, Any]) -> np.ndarray:
     return inputs["hidden"].reshape(state.num_rows, state.length, -1)
 
 
-def _first_BH(kernel: Kernel, state: State, inputs: Dict[str, Any]) -> np.ndarray:
-    return np.ascontiguousarray(_hidden_BSH(kernel, state, inputs)[:, 0])
+def _first_BH(sizes: Sizes, state: State, inputs: Dict[str, Any]) -> np.ndarray:
+    return np.ascontiguousarray(_hidden_BSH(sizes, state, inputs)[:, 0])
 
 
-def _keep_BS1(kernel: Kernel, state: State, inputs: Dict[str, Any]) -> np.ndarray:
+def _keep_BS1(sizes: Sizes, state: State, inputs: Dict[str, Any]) -> np.ndarray:
     assert state.mask_BS is not None, "encoders read texts"
     return state.mask_BS[:, :, None].astype(np.float32)
 
 
-_DERIVED: Dict[str, Dict[str, Callable[[Kernel, State, Dict[str, Any]], np.ndarray]]] = {
+_DERIVED: Dict[str, Dict[str, Callable[[Sizes, State, Dict[str, Any]], np.ndarray]]] = {
     "attention": {"shape": _attention_shape},
     "head": {"first": _first_BH},
     "exit": {"hidden": _hidden_BSH, "first": _first_BH, "keep": _keep_BS1},
@@ -224,5 +228,5 @@ def _weights(session: Any) -> Dict[str, Tuple[int, ...]]:
     }
 
 
-def _last_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[-1][-200:]
+def _lines(error: Exception) -> List[str]:
+    return str(error).splitlines() or [type(error).__name__]

@@ -1,4 +1,4 @@
-"""The PyTorch backend: modules of encoder kernels and captured graphs, whose weights are views of the slots for one call.
+"""The PyTorch backend: modules of encoder kernels, and captured graphs. Weights are views of the slots for one call.
 
 It needs no transformers. Equal operations, shapes, threads, attention and alignment of weights (64 bytes) give the same
 bits as transformers and as the captured module itself. It does not promise a small process: torch alone takes some
@@ -33,8 +33,8 @@ _MODULES: dict[str, Callable[[Mapping], nn.Module]] = {"embedding": Embedding, "
 class TorchBackend(ProgramBackend):
     """Runs a store on PyTorch. `attention`: `sdpa`, which transformers takes by default, or `eager`.
 
-    Sets the number of threads of torch in the whole process when a pass begins. Raises StoreError for kernels or weights
-    that it does not run.
+    Sets the number of threads of torch in the whole process when a pass begins. Raises StoreError for kernels or
+    weights that it does not run.
     """
 
     name = "torch"
@@ -58,7 +58,7 @@ class TorchBackend(ProgramBackend):
         if kernel.template == CAPTURED:
             return self._captured(name)
         if kernel.template == "mask":
-            return lambda state, inputs: (make_mask(inputs["mask"] > 0, self.attention),)
+            return lambda state, inputs: (make_mask(torch.from_numpy(inputs["mask"].numpy() > 0), self.attention),)
         if kernel.template == "pooled-linear":
             return _pooled_linear
         with torch.device("meta"):
@@ -96,18 +96,19 @@ class TorchBackend(ProgramBackend):
 
     def num_elements(self, kernel: Kernel, num_rows: int, length: int) -> int:
         """Return the elements of the tensors that live at once, as counted in the modules."""
-        tokens, sizes = num_rows * length, kernel.attributes
-        hidden = tokens * int(sizes.get("hidden_size", 0))
+        tokens = num_rows * length
+        sizes: Mapping[str, Any] = kernel.attributes
+        hidden = tokens * sizes.get("hidden_size", 0)
         if kernel.template == "embedding":  # rows of three tables, two sums, the normalisation with its mean and scale
-            return 7 * tokens * int(sizes["embedding_size"]) + hidden
+            return 7 * tokens * sizes["embedding_size"] + hidden
         if kernel.template == "attention":  # residual, query, key, value, context, output, sum; and scores
             square = tokens * length
-            scores = square if self.attention == "sdpa" else 2 * int(sizes["num_heads"]) * square
+            scores = square if self.attention == "sdpa" else 2 * sizes["num_heads"] * square
             return 7 * hidden + scores
         if kernel.template == "up":  # `gelu_new` is spelt out and keeps four temporaries
-            return hidden + (4 if sizes["activation"] == "gelu_new" else 2) * tokens * int(sizes["intermediate_size"])
+            return hidden + (4 if sizes["activation"] == "gelu_new" else 2) * tokens * sizes["intermediate_size"]
         if kernel.template == "down":
-            return 4 * hidden + tokens * int(sizes["intermediate_size"])
+            return 4 * hidden + tokens * sizes["intermediate_size"]
         return 0  # heads and masks take less than any of these
 
     def mask_bytes(self, num_rows: int, length: int) -> int:
@@ -126,7 +127,7 @@ class Skeleton:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self._places = {
+        self._places: dict[str, tuple[dict[str, Any], str]] = {
             f"{path}.{name}": (inner._parameters, name)
             for path, inner in module.named_modules()
             for name in inner._parameters

@@ -107,7 +107,9 @@ class ExitHead(nn.Module):
     def __init__(self, sizes: Mapping, form: HeadForm) -> None:
         super().__init__()
         self._pools_mean = form.pool == "mean"
-        self.exit: nn.Linear | Head = Head(sizes) if form.depth == 2 else nn.Linear(sizes["hidden_size"], sizes["num_labels"])
+        self.exit: nn.Linear | Head = (
+            Head(sizes) if form.depth == 2 else nn.Linear(sizes["hidden_size"], sizes["num_labels"])
+        )
 
     def forward(self, hidden: Tensor, keep: Tensor) -> Tensor:
         """Pool, classify."""
@@ -118,7 +120,7 @@ class ExitHead(nn.Module):
         return pool(hidden, keep) if self._pools_mean else hidden[:, 0]
 
     def classify(self, pooled: Tensor, dropout: float = 0.0) -> Tensor:
-        """Return logits [B, C]. `dropout` is applied before the last layer, as transformers does in a model's own head."""
+        """Return logits [B, C]. `dropout` is applied before the last layer, as in transformers' own heads."""
         if isinstance(self.exit, Head):
             return self.exit.out(functional.dropout(self.exit.activate(pooled), dropout, dropout > 0))
         return self.exit(functional.dropout(pooled, dropout, dropout > 0))

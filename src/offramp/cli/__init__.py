@@ -14,6 +14,7 @@ import sys
 from typing import NoReturn
 
 from offramp import __version__
+from offramp.backends import thread_variables
 from offramp.errors import OfframpError
 
 COMMANDS = {
@@ -108,6 +109,8 @@ def _dispatch(argv: list[str]) -> int:
         args = parser.parse_args(argv[1:])
     except SystemExit as stop:  # --help, or an error that was told: `main` has yet to flush
         return int(stop.code or 0)
+    if getattr(args, "threads", None):
+        os.environ.update(thread_variables(args.backend, args.threads))  # NumPy is not imported yet
     return command.main(args)
 
 

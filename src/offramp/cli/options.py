@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from offramp.backends import BACKENDS
 from offramp.errors import UsageError
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
         help="what bench --save-profile measured: for a deadline (default: learn it), and for index policies",
     )
     parser.add_argument(
-        "--backend", choices=("ort", "torch"), default="ort", help="who multiplies (default: ort, ONNX Runtime)"
+        "--backend", choices=tuple(BACKENDS), default="ort", help="the compute backend (default: ort, ONNX Runtime)"
     )
     parser.add_argument("--threads", type=count, metavar="N", help="threads of the backend (default: the processors)")
     parser.add_argument(
@@ -146,20 +147,10 @@ def labelled_data(args: argparse.Namespace, labels: Sequence[str] | None = None)
     from offramp.tasks import DataSpec, load
 
     is_regression = args.regression or (labels is not None and not labels)
-    spec = DataSpec(
-        task=args.task,
-        data=args.data,
-        train=args.train,
-        dev=args.dev,
-        text_column=args.text_column,
-        pair_column=args.pair_column,
-        label_column=args.label_column,
-        labels=None if is_regression or labels is None else tuple(labels),
-        regression=is_regression,
-        split_seed=args.split_seed,
-        offline=args.offline,
-    )
-    return load(spec)
+    names = ("task", "data", "train", "dev", "text_column", "pair_column", "label_column", "split_seed", "offline")
+    options = {name: getattr(args, name) for name in names}
+    own_labels = None if is_regression or labels is None else tuple(labels)
+    return load(DataSpec(**options, labels=own_labels, regression=is_regression))
 
 
 def data_record(args: argparse.Namespace, data: Splits) -> dict[str, Any]:

@@ -5,9 +5,10 @@ Shapes: N records of a file, B records of a batch.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Collection, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -54,7 +55,7 @@ class ArrayInputs:
 
     max_length = 1
 
-    def __init__(self, wanted: Mapping[str, Tuple[str, Tuple[int, ...]]]) -> None:
+    def __init__(self, wanted: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
         """`wanted` is the dtype and the shape of one record, by argument."""
         self._wanted = wanted
         self.sample = (Record({name: np.zeros(shape, dtype) for name, (dtype, shape) in wanted.items()}),)
@@ -86,14 +87,14 @@ class ArrayInputs:
             raise UsageError(f"the module takes ({expected}), not ({record})", None, _REMEDY)
 
 
-def stacked(records: Sequence[Record], names: Optional[Iterable[str]] = None) -> Dict[str, np.ndarray]:
+def stacked(records: Sequence[Record], names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
     """Return the arguments of all records as arrays [B, ...]; if `names` is given, these arguments only."""
     return {name: np.stack([record.arrays[name] for record in records]) for name in names or records[0].arrays}
 
 
-def require_alike(records: Sequence[Record], names: Optional[Collection[str]] = None) -> None:
+def require_alike(records: Sequence[Record], names: Collection[str] | None = None) -> None:
     """Raise UsageError unless each argument has the same shape in all records, so that they can form a batch."""
-    shapes: Dict[str, Tuple[int, ...]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for record in records:
         for name, array in record.arrays.items():
             if (names is None or name in names) and shapes.setdefault(name, array.shape) != array.shape:
@@ -101,17 +102,17 @@ def require_alike(records: Sequence[Record], names: Optional[Collection[str]] = 
                 raise UsageError(what, None, "give arrays of one shape, or one record at a time")
 
 
-def records_at(path: Path) -> List[Record]:
+def records_at(path: Path) -> list[Record]:
     """Read the records of an .npz file. Raises UsageError."""
     return _records(_arrays(path), path)
 
 
-def array_labels(path: Path, column: str) -> List[str]:
+def array_labels(path: Path, column: str) -> list[str]:
     """Return the distinct labels in the array `column` of an .npz file, sorted. Raises UsageError."""
     return sorted_labels({str(found) for found in _label_array(_arrays(path), column, path)}, column, path)
 
 
-def labelled_records(path: Path, column: str, labels: Sequence[str]) -> Iterator[Example]:
+def labelled_records(path: Path, labels: Sequence[str], column: str) -> Iterator[Example]:
     """Yield the records of an .npz file with their labels, which are names or ids; numbers if `labels` is empty.
 
     Raises UsageError for arrays that do not fit together, and for a label that is not one of `labels`.
@@ -137,7 +138,7 @@ def _label_array(arrays: Mapping[str, np.ndarray], column: str, path: Path) -> n
     return arrays[column]
 
 
-def _records(arrays: Mapping[str, np.ndarray], path: Path) -> List[Record]:
+def _records(arrays: Mapping[str, np.ndarray], path: Path) -> list[Record]:
     counts = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
     if not counts or len(set(counts.values())) != 1 or not next(iter(counts.values())):
         found = ", ".join(f"{name}: {count}" for name, count in counts.items())
@@ -146,7 +147,7 @@ def _records(arrays: Mapping[str, np.ndarray], path: Path) -> List[Record]:
     return [Record({name: array[index] for name, array in arrays.items()}) for index in range(count)]
 
 
-def _arrays(path: Path) -> Dict[str, np.ndarray]:
+def _arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         with path.open("rb") as data, np.load(data, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}

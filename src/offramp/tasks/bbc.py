@@ -6,10 +6,10 @@ data. Of 2,225 articles, 2,124 differ in more than spaces and case; copies are d
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Dict, Iterable, List
 
 from offramp.errors import MissingExtraError
 from offramp.tasks.examples import normalised, split_by_text
@@ -28,9 +28,9 @@ class Article:
     """Section and file name, such as `sports/199`."""
 
 
-def load_bbc() -> List[Article]:
+def load_bbc() -> list[Article]:
     """Return all articles, headline first, ordered by key. Raises MissingExtraError without the package."""
-    articles: Dict[str, Article] = {}
+    articles: dict[str, Article] = {}
     for label in LABELS:
         for path in sorted((_folder() / label).glob("*.txt")):
             text = _read(path).strip()
@@ -38,7 +38,7 @@ def load_bbc() -> List[Article]:
     return list(articles.values())
 
 
-def split(articles: Iterable[Article], seed: int = 0) -> Dict[str, List[Article]]:
+def split(articles: Iterable[Article], seed: int = 0) -> dict[str, list[Article]]:
     """Divide articles into `train`, `tune` and `test`, about 60, 20 and 20 %, preserving order.
 
     The split depends on the text of an article and the seed only: copies share a split, and further articles move none.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, NamedTuple, Union
 
 from offramp.errors import UsageError
 from offramp.tasks import arrays, images
@@ -17,6 +19,14 @@ from offramp.tasks.tables import field, read_table, text_of
 TEXT_COLUMN = "sentence"
 """Name of the text column of a table, unless the specification names another."""
 PathLike = Union[str, "os.PathLike[str]"]
+_TYPES = {
+    "label_column": (str,),
+    "labels": (tuple, type(None)),
+    "regression": (bool,),
+    "split_seed": (int,),
+    "offline": (bool,),
+}
+"""Types of the fields that are not a string or None."""
 _REMEDY = "give a task, or a train or dev file with the names of its columns"
 
 
@@ -27,22 +37,22 @@ class DataSpec:
     Raises ValueError for a value of the wrong type, UsageError for fields that contradict each other.
     """
 
-    task: Optional[str] = None
+    task: str | None = None
     """Name of a GLUE task: cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte or wnli."""
-    data: Optional[PathLike] = None
+    data: PathLike | None = None
     """Folder of GLUE's folders or zips; None: the hub's data set."""
-    train: Optional[PathLike] = None
+    train: PathLike | None = None
     """File of your own that is cut into train, tune and certify: a table (.tsv, .csv, .jsonl, .parquet), a folder or
     zip of images with one folder for each class, or an .npz of arrays. None: there is only `dev`."""
-    dev: Optional[PathLike] = None
+    dev: PathLike | None = None
     """File of your own that is only reported; None: a part of `train`."""
-    text_column: Optional[str] = None
+    text_column: str | None = None
     """Column of the text in a table; None: `sentence`."""
-    pair_column: Optional[str] = None
+    pair_column: str | None = None
     """Column of the second text, if the table has pairs."""
     label_column: str = "label"
     """Column of a table, or array of an .npz, with the labels."""
-    labels: Optional[Tuple[str, ...]] = None
+    labels: tuple[str, ...] | None = None
     """Names of the label ids in your own files; None: the labels of the first file, sorted. Unused for GLUE tasks."""
     regression: bool = False
     """Whether the labels in your own files are numbers to be predicted."""
@@ -67,22 +77,16 @@ class DataSpec:
             task_of(self.task)
 
     def _require_types(self) -> None:
-        for name in ("task", "data", "train", "dev", "text_column", "pair_column"):
-            if not isinstance(getattr(self, name), (str, type(None))):
-                raise ValueError(f"{name} must be a string or None, not {getattr(self, name)!r}")
-        if not isinstance(self.label_column, str):
-            raise ValueError(f"label_column must be a string, not {self.label_column!r}")
-        if type(self.split_seed) is not int:
-            raise ValueError(f"split_seed must be an integer, not {self.split_seed!r}")
-        for name in ("regression", "offline"):
-            if type(getattr(self, name)) is not bool:
-                raise ValueError(f"{name} must be true or false, not {getattr(self, name)!r}")
+        for name, value in vars(self).items():
+            types = _TYPES.get(name, (str, type(None)))
+            if type(value) not in types:
+                raise ValueError(f"{name} must be {' or '.join(each.__name__ for each in types)}, not {value!r}")
         if self.labels is not None and not (self.labels and all(isinstance(label, str) for label in self.labels)):
             raise ValueError(f"labels must be names, at least one, not {self.labels}")
         if self.labels is not None and self.regression:
             raise ValueError(f"labels must be None for a regression, not {self.labels}")
 
-    def to_json(self) -> Dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Return the specification as a JSON object, which `from_json` reads."""
         return asdict(self)
 
@@ -118,70 +122,52 @@ def _load_own(spec: DataSpec) -> Splits:
     train, dev = (Path(path) if path else None for path in (spec.train, spec.dev))
     first = train or dev
     assert first is not None
-    source = _source_of(spec)
-    labels = () if spec.regression else spec.labels or tuple(source.labels(first))
-    examples = {} if train is None else cut(source.examples(train, labels), dev is not None, spec.split_seed)
+    reader = _reader_of(spec)
+    labels = () if spec.regression else spec.labels or tuple(reader.labels(first))
+    examples = {} if train is None else cut(reader.examples(train, labels), dev is not None, spec.split_seed)
     if dev is not None:
-        examples["dev"] = list(source.examples(dev, labels))
+        examples["dev"] = list(reader.examples(dev, labels))
     name = first.absolute().stem
     return Splits(name, labels, default_metrics(labels), examples, cuts_dev=dev is None).require_examples(first)
 
 
-class _Tables(NamedTuple):
-    """Tables with a label column and one or two text columns."""
+class _Reader(NamedTuple):
+    """Functions that read one kind of labelled file."""
 
-    texts: Tuple[str, ...]
-    label: str
-
-    def labels(self, path: Path) -> List[str]:
-        """Return the labels that occur in a table."""
-        found = {label for row in read_table(path) if (label := field(row, self.label)).strip()}
-        return sorted_labels(found, self.label, path)
-
-    def examples(self, path: Path, labels: Sequence[str]) -> Iterator[Example]:
-        """Yield the rows of a table. Labels must be names: label 2 of ("1", "2") is "2"."""
-        for row in read_table(path):
-            label = field(row, self.label)
-            empty = next((name for name in (*self.texts, self.label) if not field(row, name).strip()), None)
-            if empty is not None:
-                raise UsageError(f"column {empty!r} is empty", row[0], "correct the row, or drop it")
-            if labels and label not in labels:
-                raise UsageError(f"label {label!r} is none of {', '.join(labels)}", row[0], "correct the line")
-            yield Example(text_of(row, self.texts), parse_label(label, labels, row[0]))
+    labels: Callable[[Path], list[str]]
+    """Returns the labels that occur in a file, sorted."""
+    examples: Callable[[Path, Sequence[str]], Iterator[Example]]
+    """Yields the examples of a file, whose labels must be among those given."""
 
 
-class _Arrays(NamedTuple):
-    """Files in .npz format with an array of labels."""
-
-    label: str
-
-    def labels(self, path: Path) -> List[str]:
-        """Return the labels that occur in a file."""
-        return arrays.array_labels(path, self.label)
-
-    def examples(self, path: Path, labels: Sequence[str]) -> Iterator[Example]:
-        """Yield the records of a file."""
-        return arrays.labelled_records(path, self.label, labels)
-
-
-class _Images:
-    """Folders and zips of images with one folder for each class."""
-
-    labels = staticmethod(images.class_names)
-    examples = staticmethod(images.labelled_images)
-
-
-def _source_of(spec: DataSpec) -> Union[_Tables, _Arrays, _Images]:
-    """Return the reader of the files of a specification, chosen by their suffixes."""
-    paths = [path for path in (spec.train, spec.dev) if path]
-    if all(str(path).endswith(arrays.SUFFIX) for path in paths):
-        return _Arrays(spec.label_column)
-    if all(images.is_image_source(str(path)) for path in paths):
+def _reader_of(spec: DataSpec) -> _Reader:
+    """Return the reader for the files of a specification, chosen by their suffixes."""
+    paths = [str(path) for path in (spec.train, spec.dev) if path]
+    if all(path.endswith(arrays.SUFFIX) for path in paths):
+        column = spec.label_column
+        return _Reader(partial(arrays.array_labels, column=column), partial(arrays.labelled_records, column=column))
+    if all(images.is_image_source(path) for path in paths):
         if spec.regression:
             raise UsageError("folders of images have classes, and this is a regression", paths[0], "use a classifier")
         if spec.text_column or spec.pair_column:
             what = "text_column and pair_column are for texts, the data are images"
             raise UsageError(what, paths[0], "leave them out")
-        return _Images()
+        return _Reader(images.class_names, images.labelled_images)
+    return _Reader(partial(_table_labels, spec), partial(_table_examples, spec))
+
+
+def _table_labels(spec: DataSpec, path: Path) -> list[str]:
+    column = spec.label_column
+    return sorted_labels({label for row in read_table(path) if (label := field(row, column)).strip()}, column, path)
+
+
+def _table_examples(spec: DataSpec, path: Path, labels: Sequence[str]) -> Iterator[Example]:
     texts = (spec.text_column or TEXT_COLUMN, *([spec.pair_column] if spec.pair_column else []))
-    return _Tables(texts, spec.label_column)
+    for row in read_table(path):
+        label = field(row, spec.label_column)
+        empty = next((name for name in (*texts, spec.label_column) if not field(row, name).strip()), None)
+        if empty is not None:
+            raise UsageError(f"column {empty!r} is empty", row[0], "correct the row, or drop it")
+        if labels and label not in labels:  # ids are not accepted: label 2 of ("1", "2") is "2"
+            raise UsageError(f"label {label!r} is none of {', '.join(labels)}", row[0], "correct the line")
+        yield Example(text_of(row, texts), parse_label(label, labels, row[0]))

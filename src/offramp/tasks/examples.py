@@ -8,22 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import (
-    Any,
-    Callable,
-    Dict,
-    Iterable,
-    List,
-    Mapping,
-    NamedTuple,
-    Optional,
-    Sequence,
-    Set,
-    Tuple,
-    TypeVar,
-    Union,
-)
+from typing import Any, NamedTuple, TypeVar
 
 from offramp.errors import UsageError
 from offramp.tasks.text import Text
@@ -43,7 +30,7 @@ class Example(NamedTuple):
 
     text: Any
     """A text, a pair of texts, an image (`tasks.images.Image`) or a record (`tasks.arrays.Record`)."""
-    label: Union[int, float]
+    label: int | float
     """Id of the label; the value itself in a regression."""
 
 
@@ -53,12 +40,12 @@ class Splits:
 
     name: str
     """Name of the task."""
-    labels: Tuple[str, ...]
+    labels: tuple[str, ...]
     """Names of the label ids; empty for a regression."""
-    metrics: Tuple[str, ...]
+    metrics: tuple[str, ...]
     """Keys of `tasks.metrics.METRICS`; the score is their mean."""
-    examples: Dict[str, List[Example]]
-    partial: Tuple[str, ...] = ()
+    examples: dict[str, list[Example]]
+    partial: tuple[str, ...] = ()
     """Reasons why a score on these data is not the official score of the task, one sentence each."""
     cuts_dev: bool = False
     """Whether dev was cut from the same file as train."""
@@ -70,11 +57,11 @@ class Splits:
                 raise UsageError(f"split {name} of {self.name} is empty", where, "give more data")
         return self
 
-    def named(self, names: Sequence[str]) -> Dict[str, List[Example]]:
+    def named(self, names: Sequence[str]) -> dict[str, list[Example]]:
         """Return the splits of these names; `dev` selects both dev splits of MNLI. Raises UsageError for an unknown
         name.
         """
-        found: Dict[str, List[Example]] = {}
+        found: dict[str, list[Example]] = {}
         for name in names:
             known = [split for split in self.examples if split == name or (name == "dev" and split.startswith("dev"))]
             if not known:
@@ -83,7 +70,7 @@ class Splits:
         return found
 
 
-def cut(examples: Iterable[Example], has_dev: bool, seed: int) -> Dict[str, List[Example]]:
+def cut(examples: Iterable[Example], has_dev: bool, seed: int) -> dict[str, list[Example]]:
     """Cut examples into train, tune and certify, and into dev as well unless `has_dev`.
 
     Inputs that are not text are assigned by their bytes, so that copies of an image fall into the same split.
@@ -94,7 +81,7 @@ def cut(examples: Iterable[Example], has_dev: bool, seed: int) -> Dict[str, List
 
 def split_by_text(
     items: Iterable[Item], text_of: Callable[[Item], Text], shares: Mapping[str, float], seed: int = 0
-) -> Dict[str, List[Item]]:
+) -> dict[str, list[Item]]:
     """Divide items into the splits named in `shares`, in approximately these fractions, preserving order.
 
     The split is chosen by a hash of the text and `seed`. Texts that differ in spaces and case only share a split.
@@ -102,7 +89,7 @@ def split_by_text(
     """
     if abs(sum(shares.values()) - 1) > 1e-9:
         raise ValueError(f"shares must sum to 1, not to {sum(shares.values())}")
-    splits: Dict[str, List[Item]] = {name: [] for name in shares}
+    splits: dict[str, list[Item]] = {name: [] for name in shares}
     for item in items:
         splits[_split_of(normalised(text_of(item)), shares, seed)].append(item)
     return splits
@@ -124,7 +111,7 @@ def _split_of(text: str, shares: Mapping[str, float], seed: int) -> str:
     return list(shares)[-1]  # rounding
 
 
-def digest(examples: Iterable[Tuple[Any, Union[int, float]]]) -> str:
+def digest(examples: Iterable[tuple[Any, int | float]]) -> str:
     """Return the sha256 of the examples in order: of texts (for other inputs, of their bytes) and labels."""
     found = hashlib.sha256()
     for text, label in examples:
@@ -137,14 +124,14 @@ def _identity(content: Any) -> Text:
     return content if isinstance(content, (str, tuple)) else hashlib.sha256(content.read()).hexdigest()
 
 
-def spread(examples: Sequence[Item], num_rows: Optional[int]) -> List[Item]:
+def spread(examples: Sequence[Item], num_rows: int | None) -> list[Item]:
     """Return at most `num_rows` examples, evenly spaced; all of them if None."""
     if num_rows is None or num_rows >= len(examples):
         return list(examples)
     return [examples[index * len(examples) // num_rows] for index in range(num_rows)]
 
 
-def label_ids(labels: Sequence[str], model_labels: Sequence[str]) -> Optional[List[int]]:
+def label_ids(labels: Sequence[str], model_labels: Sequence[str]) -> list[int] | None:
     """Return the model's id of each label; [] for a regression; None if the model has other labels.
 
     A model with the default names of transformers (`LABEL_0`, ...) takes the labels in their own order.
@@ -155,7 +142,7 @@ def label_ids(labels: Sequence[str], model_labels: Sequence[str]) -> Optional[Li
     return list(range(len(labels))) if has_default_names else None
 
 
-def sorted_labels(found: Set[str], column: str, where: object) -> List[str]:
+def sorted_labels(found: set[str], column: str, where: object) -> list[str]:
     """Return the labels found in a column, sorted, numbers by value.
 
     Raises UsageError for fewer than two labels, and for more than 100 numbers, which are values of a regression.
@@ -176,12 +163,12 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _natural(label: str) -> Tuple[int, str]:
+def _natural(label: str) -> tuple[int, str]:
     """Return a sort key that orders numbers by value: 2 before 10."""
     return (int(label), label) if label.isascii() and label.isdigit() and len(label) < 19 else (0, label)
 
 
-def parse_label(text: str, labels: Sequence[str], where: object) -> Union[int, float]:
+def parse_label(text: str, labels: Sequence[str], where: object) -> int | float:
     """Parse a label, which is a name or an id; a number if `labels` is empty. Raises UsageError that names `where`."""
     if not labels:
         return _number(text, where)

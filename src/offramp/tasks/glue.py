@@ -10,10 +10,11 @@ from __future__ import annotations
 import errno
 import zipfile
 import zlib
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Callable, Dict, Iterator, List, Optional, Tuple
+from typing import IO, Any, Callable, Tuple
 
 from offramp.errors import DiskFullError, MissingExtraError, SourceError, UsageError
 from offramp.tasks.examples import Example, Splits, cut, parse_label
@@ -30,16 +31,16 @@ class Task:
     name: str
     folder: str
     """Folder name in the original download."""
-    texts: Tuple[Tuple[str, ...], ...]
+    texts: tuple[tuple[str, ...], ...]
     """Alternative names of the text column, or of both text columns."""
-    labels: Tuple[str, ...]
+    labels: tuple[str, ...]
     """Names of the label ids; empty for a regression."""
-    metrics: Tuple[str, ...]
+    metrics: tuple[str, ...]
     """Keys of `tasks.metrics.METRICS`; the score is their mean."""
-    label_columns: Tuple[str, ...] = ("label",)
+    label_columns: tuple[str, ...] = ("label",)
     """Alternative names of the label column."""
-    dev_splits: Tuple[str, ...] = ("dev",)
-    headerless: Tuple[str, ...] = ()
+    dev_splits: tuple[str, ...] = ("dev",)
+    headerless: tuple[str, ...] = ()
     """Columns of the original file without a header line."""
     has_short_rows: bool = False
     """Whether the official file has rows that lack fields. The official readers skip them."""
@@ -50,47 +51,21 @@ _ENTAILMENT = ("entailment", "not_entailment")
 TASKS = {
     task.name: task
     for task in (
-        Task(
-            "cola",
-            "CoLA",
-            (("sentence",),),
-            ("unacceptable", "acceptable"),
-            ("matthews",),
-            headerless=("source", "label", "star", "sentence"),
-        ),
+        Task("cola", "CoLA", (("sentence",),), ("unacceptable", "acceptable"), ("matthews",),
+             headerless=("source", "label", "star", "sentence")),
         Task("sst2", "SST-2", (("sentence",),), ("negative", "positive"), ("accuracy",)),
-        Task(
-            "mrpc",
-            "MRPC",
-            (_PAIR, ("#1 String", "#2 String")),
-            ("not_equivalent", "equivalent"),
-            ("accuracy", "f1"),
-            ("label", "Quality"),
-        ),
-        Task(
-            "qqp",
-            "QQP",
-            (("question1", "question2"),),
-            ("not_duplicate", "duplicate"),
-            ("accuracy", "f1"),
-            ("label", "is_duplicate"),
-            has_short_rows=True,
-        ),
+        Task("mrpc", "MRPC", (_PAIR, ("#1 String", "#2 String")), ("not_equivalent", "equivalent"), ("accuracy", "f1"),
+             ("label", "Quality")),
+        Task("qqp", "QQP", (("question1", "question2"),), ("not_duplicate", "duplicate"), ("accuracy", "f1"),
+             ("label", "is_duplicate"), has_short_rows=True),
         Task("stsb", "STS-B", (_PAIR,), (), ("pearson", "spearman"), ("score", "label")),
-        Task(
-            "mnli",
-            "MNLI",
-            (("premise", "hypothesis"), _PAIR),
-            ("entailment", "neutral", "contradiction"),
-            ("accuracy",),
-            ("label", "gold_label"),
-            ("dev_matched", "dev_mismatched"),
-        ),
+        Task("mnli", "MNLI", (("premise", "hypothesis"), _PAIR), ("entailment", "neutral", "contradiction"),
+             ("accuracy",), ("label", "gold_label"), ("dev_matched", "dev_mismatched")),
         Task("qnli", "QNLI", (("question", "sentence"),), _ENTAILMENT, ("accuracy",)),
         Task("rte", "RTE", (_PAIR,), _ENTAILMENT, ("accuracy",)),
         Task("wnli", "WNLI", (_PAIR,), ("not_entailment", "entailment"), ("accuracy",)),
     )
-}
+}  # fmt: skip
 
 
 def task_of(name: str) -> Task:
@@ -142,7 +117,7 @@ _File = Tuple[str, Callable[[], IO[bytes]]]
 """Path for messages, and a function that opens the file."""
 
 
-def _find(task: Task, data: Path) -> Dict[str, _File]:
+def _find(task: Task, data: Path) -> dict[str, _File]:
     """Return split -> file. A file whose name begins with a split is a part of it (`dev_mismatched_1000`)."""
     for place in (data / task.folder, data / task.name, data / f"{task.folder}.zip", data):
         with _listing(place) as listing:
@@ -154,8 +129,8 @@ def _find(task: Task, data: Path) -> Dict[str, _File]:
     raise UsageError(what, data, remedy)
 
 
-def _match(task: Task, listing: Dict[str, _File]) -> Dict[str, _File]:
-    found: Dict[str, _File] = {}
+def _match(task: Task, listing: dict[str, _File]) -> dict[str, _File]:
+    found: dict[str, _File] = {}
     for split in ("train", *sorted(task.dev_splits, key=len, reverse=True)):
         stems = sorted((stem for stem in listing if stem.startswith(split)), key=lambda stem: (stem != split, stem))
         if stems:
@@ -164,7 +139,7 @@ def _match(task: Task, listing: Dict[str, _File]) -> Dict[str, _File]:
 
 
 @contextmanager
-def _listing(place: Path) -> Iterator[Dict[str, _File]]:
+def _listing(place: Path) -> Iterator[dict[str, _File]]:
     """Yield the TSV tables of a folder or a zip by stem."""
     if place.suffix == ".zip" and place.is_file():
         yield {Path(name).stem: _zipped(place, name) for name in _zip_names(place) if name.endswith(".tsv")}
@@ -174,7 +149,7 @@ def _listing(place: Path) -> Iterator[Dict[str, _File]]:
         yield {}
 
 
-def _zip_names(place: Path) -> List[str]:
+def _zip_names(place: Path) -> list[str]:
     try:
         with zipfile.ZipFile(place) as archive:
             return archive.namelist()
@@ -196,7 +171,7 @@ def _read(task: Task, shown: str, opened: Callable[[], IO[bytes]]) -> Iterator[E
         raise UsageError(f"table cannot be read ({error})", shown, "get the data again") from None
 
 
-def _columns(task: Task, opened: Callable[[], IO[bytes]]) -> Optional[Tuple[str, ...]]:
+def _columns(task: Task, opened: Callable[[], IO[bytes]]) -> tuple[str, ...] | None:
     """Return the columns of a file without a header line; None if its first line names the columns."""
     with opened() as stream:
         first = stream.readline().decode("utf-8-sig", "replace").rstrip("\r\n").split("\t")
@@ -218,7 +193,7 @@ def _download(name: str, repository: str, offline: bool) -> Any:
         raise SourceError(what, repository, _HUB_REMEDY) from error
 
 
-def _examples_of_hub(task: Task, tables: Any, split: str, repository: str) -> List[Example]:
+def _examples_of_hub(task: Task, tables: Any, split: str, repository: str) -> list[Example]:
     if split not in tables:
         raise SourceError(f"no split {split!r}, found {', '.join(tables)}", repository, _HUB_REMEDY)
     where = f"{repository}:{task.name}:{split}"

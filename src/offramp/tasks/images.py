@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 import zipfile
 import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Dict, FrozenSet, Iterable, Iterator, List, Optional, Sequence, Union
+from typing import Dict, List
 
 from offramp.errors import UsageError
 from offramp.tasks.examples import Example
@@ -35,7 +36,7 @@ class Image:
     """An image on disk: a file, or a member of a zip."""
 
     path: Path
-    member: Optional[str] = None
+    member: str | None = None
 
     def __str__(self) -> str:
         return str(self.path) if self.member is None else f"{self.path}/{self.member}"
@@ -49,12 +50,12 @@ class Image:
         return data
 
 
-def is_image_source(source: Union[str, Path]) -> bool:
+def is_image_source(source: str | Path) -> bool:
     """Return whether images are expected at `source`: it is a folder, or its suffix is that of a zip or an image."""
     return source != "-" and (Path(source).is_dir() or str(source).lower().endswith((".zip", *SUFFIXES)))
 
 
-def images_at(place: Path) -> List[Image]:
+def images_at(place: Path) -> list[Image]:
     """Return an image file, or all images of a folder or a zip, at any depth, sorted by name.
 
     Raises UsageError if there are none, or if one is encrypted, damaged or too large.
@@ -69,7 +70,7 @@ def images_at(place: Path) -> List[Image]:
     raise UsageError("neither an image, a folder nor a zip", place, _NAMED)
 
 
-def class_names(place: Path) -> List[str]:
+def class_names(place: Path) -> list[str]:
     """Return the classes of a folder or zip, sorted. Raises UsageError for fewer than two, and for another layout."""
     found = sorted(_classes(place))
     if len(found) < 2:
@@ -96,11 +97,11 @@ def labelled_images(place: Path, labels: Sequence[str]) -> Iterator[Example]:
             yield Example(Image(place, name) if is_zip else Image(place / name), ids[label])
 
 
-def _none(place: Path) -> List[Image]:
+def _none(place: Path) -> list[Image]:
     raise UsageError("no images", place, _NAMED)
 
 
-def _images(names: Iterable[str]) -> List[str]:
+def _images(names: Iterable[str]) -> list[str]:
     return [name for name in names if _is_image(name) and _is_visible(name)]
 
 
@@ -116,7 +117,7 @@ def _classes(place: Path) -> _Classes:
 def _by_class(names: Iterable[str], place: Path) -> _Classes:
     """Return the images of each class. `names` are paths with slashes; that of a folder ends with one."""
     names = sorted(filter(_is_visible, names))
-    folders: Dict[str, List[str]] = {}
+    folders: dict[str, list[str]] = {}
     for name in filter(_is_image, names):
         folders.setdefault(name.rpartition("/")[0], []).append(name)
     if not folders:
@@ -155,7 +156,7 @@ def _is_image(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
-def _walk(folder: Path, start: str, above: FrozenSet[str]) -> Iterator[str]:
+def _walk(folder: Path, start: str, above: frozenset[str]) -> Iterator[str]:
     """Yield the names of all folders and files below a folder, as in a zip. Links to a parent folder are skipped."""
     real = os.path.realpath(folder)
     if real in above:
@@ -170,7 +171,7 @@ def _walk(folder: Path, start: str, above: FrozenSet[str]) -> Iterator[str]:
             yield start + name
 
 
-def _members(path: Path) -> List[str]:
+def _members(path: Path) -> list[str]:
     """Return the distinct names in a zip. Raises UsageError for an image that `Image.read` would refuse."""
     members = {member.filename: member for member in _archive(path).infolist()}
     for name, member in members.items():

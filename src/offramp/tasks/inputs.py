@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Iterable, Optional, Union
+from typing import Any
 
 from offramp.tasks.images import images_at, is_image_source
 from offramp.tasks.tables import read_texts
 
 
-def read_inputs(
-    source: Union[str, Path], text_column: Optional[str] = None, pair_column: Optional[str] = None
-) -> Iterable[Any]:
+def read_inputs(source: str | Path, text_column: str | None = None, pair_column: str | None = None) -> Iterable[Any]:
     """Return the inputs at `source`, which is a path or `-`.
 
     Texts of a .txt, .tsv or .jsonl file or of standard input (see `tables.read_texts`, which takes the column names),

@@ -8,7 +8,8 @@ Shapes: K exits, N examples, C outputs of a head, S runs.
 from __future__ import annotations
 
 import warnings
-from typing import Any, Callable, Dict, List, NamedTuple, Sequence, Tuple, cast
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -50,7 +51,7 @@ def _correlation(measure: Callable, truth_N: np.ndarray, answer_N: np.ndarray) -
     return value if np.isfinite(value) else 0.0
 
 
-METRICS: Dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "accuracy": _accuracy,
     "f1": _f1,
     "matthews": _matthews,
@@ -67,12 +68,12 @@ class Estimate(NamedTuple):
     high: float
 
 
-def default_metrics(labels: Sequence[str]) -> Tuple[str, ...]:
+def default_metrics(labels: Sequence[str]) -> tuple[str, ...]:
     """Return the metrics of data that name none: accuracy, or, without labels (a regression), both correlations."""
     return ("accuracy",) if labels else ("pearson", "spearman")
 
 
-def score(metrics: Sequence[str], truth_N: np.ndarray, answer_N: np.ndarray) -> Dict[str, float]:
+def score(metrics: Sequence[str], truth_N: np.ndarray, answer_N: np.ndarray) -> dict[str, float]:
     """Return each metric in percent, and `score`, their mean. Answers are label ids, or values for correlations.
 
     Raises ValueError for arrays of different lengths or length 0, and for an unknown metric.
@@ -86,7 +87,7 @@ def score(metrics: Sequence[str], truth_N: np.ndarray, answer_N: np.ndarray) -> 
     return {**found, "score": sum(found.values()) / len(found)}
 
 
-def score_exits(metrics: Sequence[str], truth_N: np.ndarray, logits_KNC: np.ndarray) -> List[Dict[str, float]]:
+def score_exits(metrics: Sequence[str], truth_N: np.ndarray, logits_KNC: np.ndarray) -> list[dict[str, float]]:
     """Return the scores of each exit."""
     return [score(metrics, truth_N, answers(logits_NC)) for logits_NC in logits_KNC]
 

@@ -11,23 +11,10 @@ import itertools
 import json
 import math
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import (
-    IO,
-    Any,
-    BinaryIO,
-    Callable,
-    ContextManager,
-    Dict,
-    Iterator,
-    List,
-    NamedTuple,
-    Optional,
-    Sequence,
-    Tuple,
-    Union,
-)
+from typing import IO, Any, BinaryIO, ContextManager, Dict, NamedTuple, Optional, Tuple
 
 from offramp.errors import MissingExtraError, UsageError
 from offramp.tasks.text import Text
@@ -46,7 +33,7 @@ class Line(NamedTuple):
 class Layout(NamedTuple):
     """Rows of a TSV or CSV file. The other formats name the columns of each row."""
 
-    columns: Optional[Sequence[str]] = None
+    columns: Sequence[str] | None = None
     """Names of the columns; None: the first line names them."""
     skip_short: bool = False
     """Whether to skip rows that have too few fields; otherwise they raise an error."""
@@ -122,7 +109,7 @@ def _read_parquet(stream: IO[bytes], where: object, _: Layout) -> Iterator[Row]:
         raise UsageError(f"not Parquet ({error})", where, "save it again") from None
 
 
-READERS: Dict[str, Callable[[IO[bytes], object, Layout], Iterator[Row]]] = {
+READERS: dict[str, Callable[[IO[bytes], object, Layout], Iterator[Row]]] = {
     ".tsv": _read_tsv,
     ".csv": _read_csv,
     ".jsonl": _read_jsonl,
@@ -131,7 +118,7 @@ READERS: Dict[str, Callable[[IO[bytes], object, Layout], Iterator[Row]]] = {
 """File suffix -> reader of a table."""
 
 
-def _rows(split: Iterator[Tuple[str, List[str]]], layout: Layout) -> Iterator[Row]:
+def _rows(split: Iterator[tuple[str, list[str]]], layout: Layout) -> Iterator[Row]:
     header = list(layout.columns) if layout.columns is not None else next(split, ("", None))[1]
     if header is None:
         return
@@ -144,7 +131,7 @@ def _rows(split: Iterator[Tuple[str, List[str]]], layout: Layout) -> Iterator[Ro
         yield where, dict(zip(header, cells))
 
 
-def _split_csv(stream: IO[bytes], where: object) -> Iterator[Tuple[str, List[str]]]:
+def _split_csv(stream: IO[bytes], where: object) -> Iterator[tuple[str, list[str]]]:
     lines = io.TextIOWrapper(stream, "utf-8-sig", newline="")  # type: ignore[arg-type]
     reader = csv.reader(lines, strict=True)
     try:
@@ -159,16 +146,14 @@ def _split_csv(stream: IO[bytes], where: object) -> Iterator[Tuple[str, List[str
         lines.detach()
 
 
-def _cell_text(cell: Any) -> Optional[str]:
+def _cell_text(cell: Any) -> str | None:
     """Return the text of a cell of JSON or Parquet, as in a TSV file; None for null and NaN."""
     if cell is None or (isinstance(cell, float) and math.isnan(cell)):
         return None
     return cell if isinstance(cell, str) else json.dumps(cell, default=str)
 
 
-def read_texts(
-    source: Union[str, Path], text_column: Optional[str] = None, pair_column: Optional[str] = None
-) -> Iterator[Text]:
+def read_texts(source: str | Path, text_column: str | None = None, pair_column: str | None = None) -> Iterator[Text]:
     """Yield the texts, and the pairs of texts, of `source`. The file is never in memory as a whole.
 
     - `-` (standard input) and `.txt`: one text a line;
@@ -182,38 +167,32 @@ def read_texts(
 
     Raises UsageError that names the line.
     """
-    read = _text_reader(source, text_column, pair_column)
-    texts = _texts(source, read)
+    texts = _texts(source, text_column, pair_column)
     first = next(texts, None)
     if first is None:
         raise UsageError("no input", source, "give at least one text")
     return itertools.chain([first], texts)
 
 
-_TextReader = Callable[[Iterator[Line]], Iterator[Text]]
-
-
-def _text_reader(source: Union[str, Path], text_column: Optional[str], pair_column: Optional[str]) -> _TextReader:
+def _texts(source: str | Path, text_column: str | None, pair_column: str | None) -> Iterator[Text]:
     suffix = ".txt" if source == "-" else Path(source).suffix.lower()
-    if suffix == ".jsonl":
-        return lambda lines: _texts_of_jsonl(lines, text_column, pair_column)
-    if suffix == ".tsv":
-        if pair_column is not None and text_column is None:
-            raise UsageError(f"a pair column {pair_column!r} without a text column", source, "name both columns")
-        return lambda lines: _texts_of_tsv(lines, text_column, pair_column)
-    if suffix != ".txt":
+    if suffix not in (".txt", ".tsv", ".jsonl"):
         raise UsageError(f"unknown kind of input {suffix!r}", source, "give a .txt, .tsv or .jsonl file, or -")
-    if text_column is not None or pair_column is not None:
+    if suffix == ".txt" and (text_column is not None or pair_column is not None):
         raise UsageError("plain text has no columns", source, "give a .tsv or .jsonl file, or name no column")
-    return lambda lines: (line.text for line in lines)
-
-
-def _texts(source: Union[str, Path], read: _TextReader) -> Iterator[Text]:
+    if suffix == ".tsv" and text_column is None and pair_column is not None:
+        raise UsageError(f"a pair column {pair_column!r} without a text column", source, "name both columns")
     with _open(source) as file:
-        yield from read(lines_of(source, file))
+        lines = lines_of(source, file)
+        if suffix == ".txt":
+            yield from (line.text for line in lines)
+        elif suffix == ".tsv":
+            yield from _texts_of_tsv(lines, text_column, pair_column)
+        else:
+            yield from _texts_of_jsonl(lines, text_column, pair_column)
 
 
-def _open(source: Union[str, Path]) -> ContextManager[BinaryIO]:
+def _open(source: str | Path) -> ContextManager[BinaryIO]:
     if source == "-":
         return nullcontext(sys.stdin.buffer)
     try:
@@ -237,7 +216,7 @@ def lines_of(source: object, file: IO[bytes]) -> Iterator[Line]:
             yield Line(where, text)
 
 
-def _texts_of_tsv(lines: Iterator[Line], text_column: Optional[str], pair_column: Optional[str]) -> Iterator[Text]:
+def _texts_of_tsv(lines: Iterator[Line], text_column: str | None, pair_column: str | None) -> Iterator[Text]:
     indices = [0]
     if text_column is not None:
         header = next(lines, None)
@@ -260,7 +239,7 @@ def _column(name: str, header: Line) -> int:
     return names.index(name)
 
 
-def _texts_of_jsonl(lines: Iterator[Line], text_column: Optional[str], pair_column: Optional[str]) -> Iterator[Text]:
+def _texts_of_jsonl(lines: Iterator[Line], text_column: str | None, pair_column: str | None) -> Iterator[Text]:
     for line in lines:
         record = _object_of(line)
         names = [text_column or "text"]
@@ -269,7 +248,7 @@ def _texts_of_jsonl(lines: Iterator[Line], text_column: Optional[str], pair_colu
         yield _text_or_pair([_string(record, name, line.where) for name in names])
 
 
-def _object_of(line: Line) -> Dict[str, Any]:
+def _object_of(line: Line) -> dict[str, Any]:
     """Parse the JSON object on a line. Raises UsageError."""
     try:
         record = json.loads(line.text)
@@ -280,7 +259,7 @@ def _object_of(line: Line) -> Dict[str, Any]:
     return record
 
 
-def _string(record: Dict[str, Any], name: str, where: str) -> str:
+def _string(record: dict[str, Any], name: str, where: str) -> str:
     if name not in record:
         found = ", ".join(map(repr, record)) or "none"
         raise UsageError(f"no field {name!r}, found {found}", where, "name one of these")
@@ -289,5 +268,5 @@ def _string(record: Dict[str, Any], name: str, where: str) -> str:
     return record[name]
 
 
-def _text_or_pair(texts: List[str]) -> Text:
+def _text_or_pair(texts: list[str]) -> Text:
     return texts[0] if len(texts) == 1 else (texts[0], texts[1])
