@@ -64,7 +64,7 @@ def test_regression_is_refused_and_classification_is_not(policy):
 
 @pytest.mark.parametrize("policy", ALL, ids=str)
 def test_evidence_of_a_regression_is_refused(policy):
-    with pytest.raises(ValueError, match="got that of a regression"):
+    with pytest.raises(ValueError, match="evidence must be of a classification, got a regression"):
         leaves(policy, Evidence.from_logits(np.zeros((1, 1)), REGRESSION))
 
 

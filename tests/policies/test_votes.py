@@ -21,5 +21,5 @@ def test_impossible_votes_are_refused():
         Votes(1)
     with pytest.raises(UsageError, match="votes:7 can never fire with 6 exits - use at most 6"):
         Votes(7).check(6, SINGLE)
-    with pytest.raises(UsageError, match="a regression has none"):
+    with pytest.raises(UsageError, match="which a regression does not have"):
         Votes(2).check(6, REGRESSION)

@@ -33,7 +33,7 @@ class TrainingSet:
     lengths_N: np.ndarray
     """Number of tokens of each sample."""
     is_logistic: bool
-    """Whether losses are probabilities, fitted by logistic regression; otherwise ridge regression is used."""
+    """True if losses are probabilities, fitted by logistic regression; otherwise ridge regression is used."""
 
     @classmethod
     def from_logits(

@@ -165,7 +165,7 @@ class Halting(ScoredPolicy):
     level: float
     """Largest risk at which a row leaves."""
     is_logistic: bool = True
-    """Whether risks are probabilities (logistic in the features); otherwise they are linear in the features."""
+    """True if risks are probabilities (logistic in the features); otherwise they are linear in the features."""
 
     word: ClassVar[str] = "halting"
 
@@ -202,7 +202,7 @@ class Stopping(CostAwarePolicy):
     price: float
     """Risk that one second is worth. Negative values continue even when the expected risk grows slightly."""
     is_logistic: bool = True
-    """Whether risks are probabilities (logistic in the features); otherwise they are linear in the features."""
+    """True if risks are probabilities (logistic in the features); otherwise they are linear in the features."""
 
     word: ClassVar[str] = "stopping"
 
@@ -241,7 +241,7 @@ class Index(CostAwarePolicy):
     price: float
     """Risk that one second is worth."""
     is_logistic: bool = True
-    """Whether risks are probabilities (logistic in the features); otherwise they are linear in the features."""
+    """True if risks are probabilities (logistic in the features); otherwise they are linear in the features."""
 
     word: ClassVar[str] = "index"
 

@@ -26,7 +26,7 @@ class StageBox:
     flows: Sequence[str] = ()
     shared: Sequence[str] = ()
     has_exit: bool = False
-    """Whether an exit can be placed before this stage."""
+    """True if an exit can be placed before this stage."""
 
 
 def draw_stages(title: str, boxes: Sequence[StageBox]) -> str:

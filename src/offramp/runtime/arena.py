@@ -46,7 +46,7 @@ class Arena(BufferPool):
         self._owners = np.zeros(0, np.int32)
         """Number of the shard that was last read into each page of the arena, or -1."""
         self._pages_left: Dict[str, int] = {}
-        """For each shard that was read, the number of its pages that no later shard has overwritten."""
+        """Number of pages of each shard in memory that no later shard has overwritten."""
         self.peak_bytes = 0
 
     @property

@@ -63,7 +63,7 @@ class Plan:
 
     @property
     def feasible(self) -> bool:
-        """Whether the plan fits the budget."""
+        """True if the plan fits the budget."""
         return self.predicted_peak_bytes <= self.budget_bytes
 
     def require_feasible(self, items: Sequence[Item]) -> None:

@@ -54,7 +54,7 @@ class _Loaded:
     uses: int
     idle: bool
     ahead: bool
-    """Whether the shard was read but not used yet."""
+    """True if the shard was read but not used yet."""
 
     def forget_cost(self) -> None:
         """Set the cost to 0, after it was charged to a pass or when it never will be."""

@@ -63,7 +63,7 @@ def run_folder(out: Path, config: Mapping[str, Any]) -> Iterator[Path]:
 
 @contextmanager
 def _clean_up_on_failure(partial: Path, config: Mapping[str, Any]) -> Iterator[None]:
-    """If training fails, keep the folder only if it can be resumed from."""
+    """Context manager that keeps the folder of a failed training only if it can be resumed from."""
     try:
         yield
     except BaseException as error:
