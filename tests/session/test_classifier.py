@@ -20,6 +20,7 @@ from offramp.runtime import prepare
 from offramp.runtime.slots import Slot
 from offramp.session.bulk import with_most_rows
 from offramp.session.classifier import Settings
+from tests.page_cache import held
 from tests.runtime.driver import expected
 from tests.toy import LABELS, MAX_LENGTH, Toy, ToyBackend, make_classifier
 
@@ -311,10 +312,11 @@ def test_numbers_that_are_none_come_out_as_an_error(shelf):
 
 def test_the_record_adds_up(shelf):
     store = shelf.open(LARGE)
-    with make_classifier(store, "patience:1", num_rows=2, reads="buffered") as classifier:
+    files = [store.path / shard.file for shard in store.manifest.shards.values()]
+    with held(*files), make_classifier(store, "patience:1", num_rows=2, reads="buffered") as classifier:
         before = classifier.record()
         results = classifier.predict(TEXTS, more=False)
-    record = classifier.record()
+        record = classifier.record()
     assert {key for key in before if before[key] is None} == {
         "latency_seconds_median",
         "bound_seconds",
