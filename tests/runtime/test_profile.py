@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import time
 
 import numpy as np
 import pytest
@@ -96,7 +95,7 @@ def test_heads_cost_what_passes_without_them_take_less(shelf):
 
 
 @pytest.mark.parametrize("after", ["short", "long"])
-def test_a_pass_after_short_ones_may_be_faster(shelf, after):
+def test_a_pass_after_short_ones_may_be_faster(shelf, clock, after):
     """A backend that begins the slower the more layers ran in the pass before, as caches make it; or the faster, which
     no cache does.
     """
@@ -105,12 +104,12 @@ def test_a_pass_after_short_ones_may_be_faster(shelf, after):
 
         def slow_begin(*arguments):
             ran.update(before=ran["now"], now=0)
-            time.sleep(0.0005 * (ran["before"] if after == "short" else max(16 - ran["before"], 0)))
+            clock.sleep(0.0005 * (ran["before"] if after == "short" else max(16 - ran["before"], 0)))
             return begin(*arguments)
 
         def slow_step(*arguments):
             ran["now"] += 1
-            time.sleep(0.001)
+            clock.sleep(0.001)
             return step(*arguments)
 
         classifier.backend.begin, classifier.backend.step = slow_begin, slow_step

@@ -19,10 +19,10 @@ from offramp.runtime import exits as exits_module
 from offramp.runtime import memory_model, run_plan
 from offramp.runtime.memory_model import Workload
 from offramp.runtime.slots import Slot
-from offramp.session import record as record_module
 from offramp.session.batching import bulk_batches
 from offramp.session.bulk import with_most_rows
 from offramp.session.classifier import Settings
+from tests.page_cache import held
 from tests.runtime.driver import expected
 from tests.toy import LABELS, MAX_LENGTH, Toy, ToyBackend, make_classifier, token_batch
 
@@ -314,15 +314,14 @@ def test_numbers_that_are_none_come_out_as_an_error(shelf):
         classifier.predict(TEXTS)
 
 
-def test_the_record_adds_up(shelf, monkeypatch):
+def test_the_record_adds_up(shelf):
     """Whatever other processes do to the page cache."""
     store = shelf.open(LARGE)
-    cached = {shard.file: index + 1 for index, shard in enumerate(store.manifest.shards.values())}
-    monkeypatch.setattr(record_module, "cached_bytes", lambda path: cached[path.name])
-    with make_classifier(store, "patience:1", num_rows=2, reads="buffered") as classifier:
+    files = [store.path / shard.file for shard in store.manifest.shards.values()]
+    with held(*files), make_classifier(store, "patience:1", num_rows=2, reads="buffered") as classifier:
         before = classifier.record()
         results = classifier.predict(TEXTS, more=False)
-    record = classifier.record()
+        record = classifier.record()
     assert {key for key in before if before[key] is None} == {
         "latency_seconds_median",
         "bound_seconds",
