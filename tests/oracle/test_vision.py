@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from offramp.runtime.course import Arrays, ModuleCourse, course_of
+from offramp.runtime.loop import Loop
 
 import offramp
 from offramp.backends import OrtSegments, TorchSegments
@@ -20,9 +22,7 @@ from offramp.errors import BudgetError, StoreError
 from offramp.measure import Trace
 from offramp.policies import parse, replay
 from offramp.policies.evidence import SINGLE_LABEL
-from offramp.runtime.course import Arrays, ModuleCourse, course_of
 from offramp.runtime.exits import load_exits
-from offramp.runtime.loop import Loop
 from offramp.runtime.planner import page_rounded
 from offramp.runtime.slots import Slot
 from offramp.store import Store

@@ -3,12 +3,12 @@
 import dataclasses
 
 import pytest
+from offramp.store.shapes import require_fitting
 
 import offramp
 from offramp.backends import OrtBackend
 from offramp.errors import StoreError
 from offramp.store import Step, Store
-from offramp.store.shapes import require_fitting
 from tests.division.tiny import config_of, write_model
 
 

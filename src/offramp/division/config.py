@@ -7,6 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from offramp import __version__
+from offramp.store.manifest import FORMAT
+
 METHODS = ("auto", "names", "eager", "export")
 
 
@@ -43,3 +46,8 @@ class DivisionConfig:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"method must be one of {METHODS}, not {self.method!r}")
+
+
+def identity(fingerprint: str) -> str:
+    """Return what a store is made from and by which version: an interrupted build with the same identity is resumed."""
+    return f"{fingerprint} offramp {__version__} format {FORMAT}"

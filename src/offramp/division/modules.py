@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from offramp.checkpoints.inputs import task_of
-from offramp.division.config import DivisionConfig
+from offramp.division.config import DivisionConfig, identity
 from offramp.division.exits import TrainedExits, own_exits
 from offramp.division.export import with_graphs
 from offramp.division.layout import KEPT, Layout, sliced_weights
@@ -28,7 +28,6 @@ from offramp.program.program import Module, Output, Part, Program, Texts
 from offramp.store import StoreWriter
 from offramp.store import manifest as m
 from offramp.store.files import write_atomic
-from offramp.store.writer import identity
 from offramp.streaming.capture import Arguments, LastUsed
 from offramp.streaming.placeholders import (
     Placeholder,

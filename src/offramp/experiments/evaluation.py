@@ -188,9 +188,7 @@ def trained_length(folder: Path) -> int | None:
     return found if isinstance(found, int) else None
 
 
-def model_label_ids(
-    labels: Sequence[str], problem: str | None, model_labels: Sequence[str], folder: Path
-) -> list[int]:
+def model_label_ids(labels: Sequence[str], problem: str | None, model_labels: Sequence[str], folder: Path) -> list[int]:
     """The model's id of each label of the data; none for a regression.
 
     Raises UsageError for labels, or a kind of task, that the model does not have.

@@ -14,7 +14,6 @@ import shutil
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator, List, Optional, Sequence, Tuple
 
-from offramp import __version__
 from offramp.errors import DiskFullError, StageError, StoreError, UsageError
 from offramp.store import manifest as m
 from offramp.store.files import (
@@ -35,11 +34,6 @@ _STATE = ".building"
 """File that marks a partial folder as created by offramp; contains the fingerprint."""
 _RETIRED = ".retired"
 """File that marks a replaced store, which may be deleted."""
-
-
-def identity(fingerprint: str) -> str:
-    """Return what a store is made from and by which version: an interrupted build with the same identity is resumed."""
-    return f"{fingerprint} offramp {__version__} format {m.FORMAT}"
 
 
 class StoreWriter:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from offramp.checkpoints.source import Source
-from offramp.division.config import DivisionConfig
+from offramp.division.config import DivisionConfig, identity
 from offramp.division.names.kernels import IR, OPSET, build_graphs
 from offramp.division.names.plan import Division, ShardPlan, plan_division
 from offramp.errors import MissingExtraError, SourceError
@@ -24,7 +24,6 @@ from offramp.store import Shard, StoreWriter
 from offramp.store import manifest as m
 from offramp.store.exits import exit_tensors, parse_exits
 from offramp.store.safetensors import num_bytes, read_header
-from offramp.store.writer import identity
 
 INDEX = "model.safetensors.index.json"
 CHUNK_BYTES = 2 << 20
