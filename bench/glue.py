@@ -20,7 +20,7 @@ from typing import Any
 
 from records import add_record, read_records
 
-from offramp.store.exits import DEFAULT_FORM, FORMS
+from offramp.program.heads import DEFAULT_FORM, FORMS
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "docs" / "results" / "glue.jsonl"

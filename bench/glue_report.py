@@ -17,7 +17,7 @@ from records import read_records
 
 from offramp.measure import median
 from offramp.measure.hardware import environment
-from offramp.store.exits import DEFAULT_FORM, FORMS
+from offramp.program.heads import DEFAULT_FORM, FORMS
 from offramp.tasks.glue import TASKS
 from offramp.tasks.metrics import paired_interval
 from offramp.training.settings import TrainSettings

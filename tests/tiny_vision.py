@@ -10,7 +10,8 @@ import transformers
 from PIL import Image
 
 from offramp.checkpoints.points import ModuleWithExits, points_of
-from offramp.store.exits import DEFAULT_FORM, describe_exits
+from offramp.program.heads import DEFAULT_FORM
+from offramp.store.exits import describe_exits
 
 SIDE = 16
 """Height and width of an image."""

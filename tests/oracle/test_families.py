@@ -65,8 +65,9 @@ def answers(store, texts, **options):
 def test_exits_stand_behind_each_layer_but_the_last(divided):
     assert divided.said_KNC.shape[0] == NUM_LAYERS
     with Store(divided.store) as store:
-        segments, texts = store.module.program.segments, store.module.program.texts
-        assert len(segments.exits) == NUM_LAYERS - 1 and store.contents.exits is not None
+        program, texts = store.program, store.program.texts
+        assert sum(stage.exit is not None for stage in program.layers) == NUM_LAYERS - 1
+        assert store.manifest.exits is not None
     assert texts.max_length == 20  # what the tokenizer says, which is less than the table of positions has
 
 
@@ -104,8 +105,8 @@ def test_rows_leave_where_the_exits_say_whatever_is_padded(divided, kind):
 def test_rows_of_the_word_table_are_read_and_never_the_whole(divided):
     """GPT-2's and the others' are tables by themselves only if they are large: here they are small, or looked up."""
     with Store(divided.store) as store:
-        for look_up in store.module.program.segments.look_ups.values():
-            assert look_up.input in store.module.program.inputs
+        for lookup in store.program.lookups.values():
+            assert lookup.input in store.program.inputs
 
 
 def test_a_store_is_scored_as_the_run_that_it_was_divided_from(divided, tmp_path):

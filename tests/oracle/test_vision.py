@@ -3,7 +3,6 @@
 Shapes: B rows, C labels; K exits, the last of them the model's own head.
 """
 
-import dataclasses
 import functools
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,20 +12,18 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from offramp.runtime.course import Arrays, ModuleCourse, course_of
-from offramp.runtime.loop import Loop
 
 import offramp
-from offramp.backends import OrtSegments, TorchSegments
+from offramp.backends import open_backend
 from offramp.errors import BudgetError, StoreError
-from offramp.measure import Trace
 from offramp.policies import parse, replay
 from offramp.policies.evidence import SINGLE_LABEL
-from offramp.runtime.exits import load_exits
-from offramp.runtime.planner import page_rounded
-from offramp.runtime.slots import Slot
+from offramp.program.inputs import Batch
+from offramp.runtime.inputs import InputReader
 from offramp.store import Store
+from tests.store.small import refused, reseal, tree_of
 from tests.tiny_vision import NAMES, pixels, png, with_exits, write_exits, write_model
+from tests.toy import open_engine
 
 BACKENDS = ("ort", "torch")
 NUM_ROWS = 6
@@ -63,20 +60,21 @@ def divided_vision(tmp_path_factory):
     return make
 
 
+def encode(pixels):
+    """The images as a batch of inputs."""
+    return Batch({"pixel_values": pixels}, len(pixels), 1, np.ones(len(pixels), np.int64))
+
+
 def run(path, batches, exit="none", backend="ort", num_slots=2, residents=()):
-    """Outcomes of each batch through the loop."""
-    policy = parse(exit)
+    """Outcomes of each batch through the engine."""
     with Store(path, "never") as store:
-        engine = (OrtSegments if backend == "ort" else TorchSegments)(store, 1)
-        loop = Loop(store, engine, policy, load_exits(store, course_of(store), policy), Trace())
-        size = max(page_rounded(shard.bytes) for shard in store.module.shards.values())
-        kept = {name: Slot(page_rounded(store.module.shards[name].bytes)) for name in residents}
-        widest = max(len(set(step.shards) - set(kept)) for stage in loop.stages() for step in stage.steps)
+        widest = max(len(set(step.shards) - set(residents)) for step in store.program.steps())
+        opened = open_backend(backend, store, 1)
+        engine = open_engine(store, exit, max(num_slots, widest), residents, backend=opened)
         try:
-            loop.connect([Slot(size) for _ in range(max(num_slots, widest))], kept, direct=False)
-            return [loop.sweep([Arrays({"pixel_values": batch})], more=True) for batch in batches]
+            return [engine.sweep([encode(batch)], more=True) for batch in batches]
         finally:
-            loop.close()
+            engine.close()
 
 
 def logits(outcomes):
@@ -89,7 +87,7 @@ def test_exits_stand_between_all_blocks(divided_vision, name):
     one = divided_vision(name)
     assert one.said_KBC.shape == (4, NUM_ROWS, 3)
     with Store(one.store, "never") as store:
-        assert len(course_of(store).layers) == 4
+        assert len(store.program.layers) == 4
     assert len({tuple(row) for row in one.said_KBC.argmax(2)}) > 1, "exits differ"
     assert len(set(one.said_KBC[0].argmax(1))) > 1, "images differ"
 
@@ -160,8 +158,8 @@ def test_bytes_are_those_of_the_shards_on_the_way(divided_vision):
     one = divided_vision("vit")
     (outcomes,) = run(one.store, [PIXELS[:2]])
     with Store(one.store, "never") as store:
-        used = {name for stage in store.module.stages for step in stage.steps for name in step.shards}
-        total = sum(store.module.shards[name].bytes for name in used)
+        used = {name for step in store.program.steps() for name in step.shards}
+        total = sum(store.manifest.shards[name].bytes for name in used)
     assert sum(outcome.bytes_read for outcome in outcomes) == total
 
 
@@ -170,7 +168,7 @@ def test_bytes_are_those_of_the_shards_on_the_way(divided_vision):
 def test_what_is_resident_and_how_many_slots_there_are_changes_no_bit(divided_vision, name, backend):
     one = divided_vision(name)
     with Store(one.store, "never") as store:
-        names = [name for stage in store.module.stages for step in stage.steps for name in step.shards]
+        names = [name for step in store.program.steps() for name in step.shards]
     policy, batches = "confidence:0.6", [PIXELS[:4], PIXELS[4:]]
     wanted = [logits(outcomes) for outcomes in run(one.store, batches, policy, backend)]
     for num_slots, residents in ((1, ()), (3, ()), (1, names[::2]), (0, names)):
@@ -182,7 +180,7 @@ def test_what_is_resident_and_how_many_slots_there_are_changes_no_bit(divided_vi
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_smallest_budget_runs_and_less_is_refused(divided_vision, backend, monkeypatch):
     """Of this process, whose footprint moves by some pages from one plan to the next."""
-    monkeypatch.setattr("offramp.runtime.prepare.SMALL_SHARD_BYTES", 0)  # else all of these models is resident
+    monkeypatch.setattr("offramp.runtime.memory_model.SMALL_SHARD_BYTES", 0)  # else all of these models is resident
     one, images = divided_vision("vit"), [png(seed) for seed in range(5)]
     options = {"backend": backend, "threads": 1, "batch": 2, "exit": "confidence:0.6"}
     with offramp.load(one.store, 8 << 30, **options) as classifier:
@@ -201,17 +199,18 @@ def test_an_image_of_another_size_is_an_error_that_says_so(divided_vision, backe
     one, images = divided_vision("vit"), [np.zeros((1, 3, 24, 24), np.float32)]
     with pytest.raises(StoreError, match=r"\(1, 3, 24, 24\), and the module was divided for \(2, 3, 16, 16\)"):
         run(one.store, images, backend=backend)
-    monkeypatch.setattr(ModuleCourse, "read", lambda self, batch: (batch.arrays, 0))
+    monkeypatch.setattr(InputReader, "read", lambda self, batch: (dict(batch.arrays), 0))
     with pytest.raises(StoreError, match="does not take these inputs"):
         run(one.store, images, backend=backend)
 
 
 @pytest.mark.parametrize("examples", [[{}], [{"inputs": {}}], [{"inputs": {"pixel_values": []}}], [1], 1])
-def test_a_proof_of_another_kind_is_an_error_that_says_so(divided_vision, examples):
-    with Store(divided_vision("vit").store, "never") as store:
-        store.contents = dataclasses.replace(store.module, proof={"examples": examples})
-        with pytest.raises(StoreError, match="the proof of the division cannot be read"):
-            course_of(store)
+def test_a_proof_of_another_kind_is_an_error_that_says_so(divided_vision, tmp_path, examples):
+    tree = tree_of(divided_vision("vit").store)
+    assert tree["proof"]["examples"]
+    tree["proof"]["examples"] = examples
+    reseal(tmp_path, tree)
+    refused(StoreError, lambda: Store(tmp_path, "never"), "proof")
 
 
 def test_inputs_of_another_kind_are_refused(divided_vision):

@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification
 from offramp.checkpoints.checkpoint import load_classifier
 from offramp.checkpoints.exits import ModelWithExits
 from offramp.errors import SourceError, UsageError
-from offramp.store.exits import FORMS
+from offramp.program.heads import FORMS
 from offramp.training.checkpoint import load_model, require_trainable, save_model
 from tests.training.tiny import LABELS, make_model, write_checkpoint
 

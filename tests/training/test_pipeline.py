@@ -16,7 +16,7 @@ from offramp.checkpoints.checkpoint import load_classifier
 from offramp.checkpoints.exits import ModelWithExits
 from offramp.checkpoints.predict import predict, predict_windows, to_tensors
 from offramp.errors import DiskFullError, MissingExtraError, NonFiniteError, SourceError, UsageError
-from offramp.store.exits import FORMS
+from offramp.program.heads import FORMS
 from offramp.tasks import TextEncoder
 from offramp.tasks.rows import encode_rows
 from offramp.training import TrainSettings, train_exits

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Dict, Mapping, Optional
+from typing import Any, Dict, Mapping, Optional, Tuple
 
 import numpy as np
 
@@ -54,7 +54,7 @@ class Backend(ABC):
         intermediates."""
 
     @abstractmethod
-    def begin(self, arrays: Mapping[str, np.ndarray], mask_BS: Optional[np.ndarray], shape: "tuple[int, int]") -> State:
+    def begin(self, arrays: Mapping[str, np.ndarray], mask_BS: Optional[np.ndarray], shape: Tuple[int, int]) -> State:
         """Return the state of a batch of `shape` (B, S) from its inputs and looked-up rows, by value name."""
 
     @abstractmethod

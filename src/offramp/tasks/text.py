@@ -22,7 +22,7 @@ import numpy as np
 from offramp.errors import MissingExtraError, OfframpError, SourceError, UsageError
 from offramp.program.inputs import Batch
 from offramp.program.program import TEXT_INPUTS, Texts
-from offramp.store.manifest import Encoder
+from offramp.program.encoder import Encoder
 
 Text = Union[str, Tuple[str, str]]
 """A text, or a pair of texts that the model reads together."""

@@ -29,7 +29,8 @@ from offramp.checkpoints.points import ModuleWithExits
 from offramp.checkpoints.source import open_source
 from offramp.errors import SourceError, UsageError
 from offramp.policies.evidence import REGRESSION, SINGLE_LABEL
-from offramp.store.exits import DEFAULT_FORM, describe_exits
+from offramp.program.heads import DEFAULT_FORM
+from offramp.store.exits import describe_exits
 from offramp.store.files import write_atomic
 from offramp.tasks import has_tokenizer
 from offramp.tasks.examples import label_ids

@@ -23,7 +23,7 @@ from offramp.checkpoints.points import ModuleWithExits, Point, answer_of, points
 from offramp.checkpoints.predict import to_tensors
 from offramp.errors import SourceError
 from offramp.policies.evidence import REGRESSION, SINGLE_LABEL
-from offramp.store.exits import DEFAULT_FORM
+from offramp.program.heads import DEFAULT_FORM
 from offramp.streaming.placeholders import content_sha256, weights_of
 from offramp.tasks.arrays import ArrayRows, Record, require_alike
 from offramp.training.checkpoint import Log, save_exits, unsupported_form

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from offramp.store.exits import DEFAULT_FORM, FORMS
+from offramp.program.heads import DEFAULT_FORM, FORMS
 
 LOSSES = ("pabee", "mixed", "distill", "heads-only", "last")
 """Training objectives.
@@ -46,7 +46,7 @@ class TrainSettings:
     loss: str = "pabee"
     """Training objective, one of LOSSES."""
     heads: str = DEFAULT_FORM
-    """Form of the heads, one of `store.exits.FORMS`."""
+    """Form of the heads, a key of `program.heads.FORMS`."""
     exit_weights: str | Weights = "linear"
     """A name in WEIGHTS, or a function from the number of exits to the weight of each, the shallowest first."""
     epochs: int = 3
@@ -92,7 +92,7 @@ class TrainSettings:
         if self.weight_decay < 0:
             raise ValueError(f"weight_decay must be at least 0, got {self.weight_decay}")
         _require("loss", self.loss, LOSSES)
-        _require("heads", self.heads, FORMS)
+        _require("heads", self.heads, tuple(FORMS))
         _require("precision", self.precision, PRECISIONS)
         if isinstance(self.exit_weights, str):
             _require("exit_weights", self.exit_weights, tuple(WEIGHTS))

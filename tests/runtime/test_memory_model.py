@@ -1,0 +1,151 @@
+"""What the plan reckons with besides weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from offramp.measure import Memory
+from offramp.program.program import BATCH, TOKENS, Input, LookUp, Program, Stage, Step, Texts, Value
+from offramp.runtime import memory_model
+from offramp.runtime.inputs import InputReader
+from offramp.runtime.memory_model import (
+    GATHER_COPIES,
+    HEADROOM_BYTES,
+    HELD_FACTOR,
+    NUM_REHEARSALS,
+    SMALL_LENGTH,
+    TOKEN_BYTES,
+    MemoryModel,
+    Workload,
+)
+from offramp.runtime.run_plan import plan_items
+from tests.toy import HIDDEN, MAX_LENGTH, Toy, ToyBackend
+
+ROW = 4 * HIDDEN
+TEXTS = Texts(100, 512, 0, 0)
+
+
+class Reader:
+    """As much of an `InputReader` as a model looks at."""
+
+    def __init__(self, program, **row_bytes):
+        self.program, self.row_bytes = program, row_bytes
+
+
+def model_of(program, **row_bytes):
+    return MemoryModel(Reader(program, **row_bytes), ToyBackend())
+
+
+def program_of(texts, axes, reads=(), dtype="int64", largest=()):
+    lookup = LookUp("table", "x", Value("float32", (*axes, HIDDEN)))
+    stages = (Stage("inputs", "begin"), Stage("layer.0", "layer", (Step("k", {name: name for name in reads}),)))
+    return Program({"x": Input(dtype, axes, largest)}, {"rows": lookup}, {}, stages, texts=texts)
+
+
+def test_rows_that_a_layer_reads_are_held_until_then_and_others_are_not():
+    held = model_of(program_of(TEXTS, (BATCH, TOKENS), ["rows"]), rows=ROW)
+    used = model_of(program_of(TEXTS, (BATCH, TOKENS)), rows=ROW)
+    assert held.input_bytes(3, 5) == 15 * (TOKEN_BYTES + ROW)
+    assert used.input_bytes(3, 5) == 15 * TOKEN_BYTES
+
+
+def test_gathering_takes_arrays_beside_those_that_one_row_took_in_rehearsal():
+    model = model_of(program_of(TEXTS, (BATCH, TOKENS)), rows=ROW)
+    assert model.gathering_bytes(1, 5) == 0
+    assert model.gathering_bytes(3, 5) == 2 * 5 * GATHER_COPIES * ROW
+
+
+def test_several_tables_share_what_gathering_takes(shelf):
+    """Word, position and type: three results, and the distinct rows of one."""
+    with shelf.open(Toy()) as store:
+        model = MemoryModel(InputReader(store), ToyBackend())
+        assert model.gathering_bytes(3, 5) == 2 * 5 * 4 * ROW
+        assert model.input_bytes(3, 5) == 15 * TOKEN_BYTES
+
+
+@pytest.mark.parametrize(("largest", "size"), [((), 4), ((2, None), 4), ((2, 6), 6)])
+def test_arrays_count_themselves_and_their_look_ups_at_the_largest_size(largest, size):
+    model = model_of(program_of(None, (BATCH, 4), largest=largest), rows=ROW)
+    assert model.gathering_bytes(3, 1) == model.input_bytes(3, 1) == 3 * (8 * size + GATHER_COPIES * size * ROW)
+
+
+def test_arrays_count_bytes_by_their_dtype():
+    program = Program({"x": Input("float16", (BATCH, 4, 2)), "y": Input("bool", (BATCH,))})
+    assert model_of(program).gathering_bytes(3, 1) == 3 * (2 * 8 + 1)
+
+
+def test_a_sweep_holds_all_batches_but_the_one_that_is_computed():
+    model = model_of(program_of(TEXTS, (BATCH, TOKENS)), rows=ROW)
+    held = int(HELD_FACTOR * ToyBackend().state_bytes(2, 5)) + model.input_bytes(2, 5)
+    assert model.held_bytes(2, 5) == held
+    alone = model.sweep_bytes(Workload(2, 5), 1000)
+    assert alone == 1000 + model.gathering_bytes(2, 5) + HEADROOM_BYTES
+    assert model.sweep_bytes(Workload(2, 5, 4), 1000) == alone + 3 * held
+
+
+@pytest.fixture
+def process(monkeypatch):
+    """A process that takes so much now; a rehearsal may change it."""
+
+    class Process:
+        resident, mappable, trimmed = 50 << 20, 0, 0
+
+        def __init__(self):
+            self.ran = []
+
+        def rehearse(self, num_rows, length):
+            self.ran.append((num_rows, length))
+
+    process = Process()
+    monkeypatch.setattr(memory_model, "read_memory", lambda: Memory(process.resident, process.resident, None, None))
+    monkeypatch.setattr(memory_model, "refault_bytes", lambda: process.mappable)
+    monkeypatch.setattr(memory_model, "trim_memory", lambda: setattr(process, "trimmed", len(process.ran)))
+    return process
+
+
+def test_a_footprint_is_measured_after_code_that_only_start_up_needed_is_gone(process):
+    model = model_of(program_of(TEXTS, (BATCH, TOKENS)), rows=ROW)
+    found = model.measure_footprint(process.rehearse, Workload(2, MAX_LENGTH), 1 << 40)
+    assert process.ran == [(1, SMALL_LENGTH)] * 2 + [(2, MAX_LENGTH)] * NUM_REHEARSALS
+    assert process.trimmed == 1
+    predicted = ToyBackend().activation_bytes(2, MAX_LENGTH)
+    assert found == (50 << 20, model.sweep_bytes(Workload(2, MAX_LENGTH), predicted))
+
+
+def test_what_a_rehearsal_takes_counts_where_it_is_more_than_predicted(process):
+    def rehearse(num_rows, length):
+        process.rehearse(num_rows, length)
+        process.resident = (50 << 20) + (7 << 20) * (num_rows > 1)
+
+    model, workload = model_of(program_of(TEXTS, (BATCH, TOKENS)), rows=ROW), Workload(2, MAX_LENGTH)
+    found = model.measure_footprint(rehearse, workload, 1 << 40, encoding_bytes=9)
+    assert found == (50 << 20, model.sweep_bytes(workload, 7 << 20) + 9)
+
+
+def test_a_workload_that_cannot_fit_is_not_rehearsed(process):
+    model = model_of(program_of(TEXTS, (BATCH, TOKENS)), rows=ROW)
+    model.measure_footprint(process.rehearse, Workload(2, MAX_LENGTH), 50 << 20)
+    assert process.ran == [(1, SMALL_LENGTH)] * 2
+
+
+def test_code_that_the_page_cache_did_not_hold_counts_as_if_it_had(process):
+    """The footprint of a process with a cold page cache is that of one with a warm cache."""
+    model, workload = model_of(program_of(TEXTS, (BATCH, TOKENS)), rows=ROW), Workload(2, MAX_LENGTH)
+    warm = model.measure_footprint(process.rehearse, workload, 1 << 40)
+    process.resident, process.mappable = (50 << 20) - (3 << 20), 3 << 20
+    assert model.measure_footprint(process.rehearse, workload, 1 << 40) == warm
+
+
+def test_costs_of_an_item_follow_its_weights_and_not_their_dtype(shelf, monkeypatch):
+    with shelf.open(Toy(padding_bytes=3 << 20)) as store:
+        shards, name = store.manifest.shards, "layer-00-up"
+        (item,) = plan_items(store, [(name, 1)], Workload(2, 5), 1)
+        weights = sum(int(np.prod(tensor.shape)) for tensor in shards[name].tensors)
+        assert item.compute_seconds == pytest.approx(2 * weights * 10 / 60e9)
+        assert (item.num_bytes, item.read_seconds) == (shards[name].bytes, pytest.approx(shards[name].bytes / 2e9))
+        narrow = tuple(replace(tensor, dtype="I8") for tensor in shards[name].tensors)
+        monkeypatch.setitem(shards, name, replace(shards[name], tensors=narrow))
+        assert plan_items(store, [(name, 1)], Workload(2, 5), 1) == [item]
