@@ -20,9 +20,9 @@ from typing import Any, Callable, Container, Dict, Iterable, Iterator, List, Opt
 import numpy as np
 
 from offramp.errors import MissingExtraError, OfframpError, SourceError, UsageError
+from offramp.program.encoder import Encoder
 from offramp.program.inputs import Batch
 from offramp.program.program import TEXT_INPUTS, Texts
-from offramp.program.encoder import Encoder
 
 Text = Union[str, Tuple[str, str]]
 """A text, or a pair of texts that the model reads together."""

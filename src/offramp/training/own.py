@@ -25,7 +25,8 @@ from offramp.errors import SourceError
 from offramp.policies.evidence import REGRESSION, SINGLE_LABEL
 from offramp.program.heads import DEFAULT_FORM
 from offramp.streaming.placeholders import content_sha256, weights_of
-from offramp.tasks.arrays import ArrayRows, Record, require_alike
+from offramp.tasks.arrays import Record, require_alike
+from offramp.tasks.rows import ArrayRows
 from offramp.training.checkpoint import Log, save_exits, unsupported_form
 
 WEIGHTS = "model.safetensors"
