@@ -8,14 +8,14 @@ from typing import Callable, Mapping, Optional
 
 from offramp.errors import UsageError
 from offramp.program.inputs import InputEncoder
-from offramp.program.program import Input
-from offramp.tasks.text import TextEncoder, TextSpec
+from offramp.program.program import Input, Texts
+from offramp.tasks.text import TextEncoder
 
 
 def open_encoder(
     folder: Path,
     inputs: Mapping[str, Input],
-    texts: Optional[TextSpec],
+    texts: Optional[Texts],
     max_length: Optional[int] = None,
     warn: Callable[[str], None] = warnings.warn,
 ) -> InputEncoder:

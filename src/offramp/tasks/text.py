@@ -4,7 +4,7 @@ This module truncates texts and adds special tokens itself. The tokenizers libra
 off, for a pair in every combination (360 MiB for two texts of 8,192 exclamation marks), and needs 150 MiB for a text of
 1 MB. It encodes one text at a time, so that the library starts no threads and does not warn when the process forks.
 
-It does not know where texts come from, and knows only the `Encoder` or `Texts` of the model.
+It does not know where texts come from, and knows only the `Texts` of the model.
 
 Shapes: B texts, S tokens of the longest text.
 """
@@ -20,15 +20,11 @@ from typing import Any, Callable, Container, Dict, Iterable, Iterator, List, Opt
 import numpy as np
 
 from offramp.errors import MissingExtraError, OfframpError, SourceError, UsageError
-from offramp.program.encoder import Encoder
 from offramp.program.inputs import Batch
-from offramp.program.program import TEXT_INPUTS, Texts
+from offramp.program.program import POSITION_IDS, TEXT_INPUTS, Texts
 
 Text = Union[str, Tuple[str, str]]
 """A text, or a pair of texts that the model reads together."""
-TextSpec = Union[Encoder, Texts]
-"""What a model requires of texts: vocabulary, longest input, token types, padding token, positions."""
-POSITION_IDS = "position_ids"
 
 _LAYOUTS: Tuple[Tuple[str, ...], ...] = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"))
 _SENTENCEPIECE = ("sentencepiece.bpe.model", "spiece.model", "tokenizer.model")
@@ -68,7 +64,7 @@ def tokenizer_length(folder: Union[str, Path]) -> Optional[int]:
     return int(found) if isinstance(found, (int, float)) and 0 < found < 1 << 20 else None
 
 
-def token_batch(spec: TextSpec, ids_BS: np.ndarray, mask_BS: np.ndarray, types_BS: np.ndarray) -> Batch:
+def token_batch(spec: Texts, ids_BS: np.ndarray, mask_BS: np.ndarray, types_BS: np.ndarray) -> Batch:
     """Return the batch of texts that are token ids already: int64 [B, S], padded on the right.
 
     `mask_BS` is 1 where there is a token, else 0. `types_BS` is 1 in the second text of a pair, else 0.
@@ -78,7 +74,7 @@ def token_batch(spec: TextSpec, ids_BS: np.ndarray, mask_BS: np.ndarray, types_B
     return Batch(arrays, ids_BS.shape[0], ids_BS.shape[1], np.asarray(mask_BS).sum(axis=1))
 
 
-def _positions(spec: TextSpec, ids_BS: np.ndarray) -> np.ndarray:
+def _positions(spec: Texts, ids_BS: np.ndarray) -> np.ndarray:
     """Return the row of the position table for each token, int64 [B, S].
 
     Where positions begin after that of padding (RoBERTa), a padding token inside a text takes no position and gets row
@@ -98,7 +94,7 @@ class TextEncoder:
     def __init__(
         self,
         tokenizer: Any,
-        spec: TextSpec,
+        spec: Texts,
         max_length: int,
         config: Dict[str, Any],
         warn: Callable[[str], None],
@@ -126,7 +122,7 @@ class TextEncoder:
     def from_folder(
         cls,
         folder: Union[str, Path],
-        spec: TextSpec,
+        spec: Texts,
         max_length: Optional[int] = None,
         warn: Callable[[str], None] = warnings.warn,
     ) -> TextEncoder:
