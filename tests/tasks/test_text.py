@@ -16,7 +16,7 @@ from offramp.program.encoder import Encoder
 from offramp.program.inputs import Batch
 from offramp.program.program import Texts
 from offramp.tasks import TextEncoder, has_tokenizer, token_batch
-from offramp.tasks.text import tokenizer_length
+from offramp.tasks.tokenizer import tokenizer_length
 
 pytest.importorskip("tokenizers")
 

@@ -27,7 +27,7 @@ from offramp.tasks.images import Image
 from offramp.tasks.pixels import ImageEncoder
 from offramp.tasks.processors import FILE_NAME as PROCESSOR
 from offramp.tasks.rows import ArrayRows, ImageRows, Rows, encode_rows
-from offramp.tasks.text import tokenizer_length
+from offramp.tasks.tokenizer import tokenizer_length
 
 CLASSIFIERS = ("ForImageClassification", "ForSequenceClassification", "ForAudioClassification")
 """Suffixes of transformers classes whose first output is the logits of a batch."""

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from offramp.tasks.encoders import open_encoder
     from offramp.tasks.examples import Splits
     from offramp.tasks.inputs import read_inputs
-    from offramp.tasks.text import TextEncoder, has_tokenizer, token_batch
+    from offramp.tasks.text import TextEncoder, token_batch
+    from offramp.tasks.tokenizer import has_tokenizer
 
 __all__ = ["DataSpec", "Splits", "TextEncoder", "has_tokenizer", "load", "open_encoder", "read_inputs", "token_batch"]
 
@@ -22,7 +23,8 @@ _HOMES = {
     "encoders": ("open_encoder",),
     "examples": ("Splits",),
     "inputs": ("read_inputs",),
-    "text": ("TextEncoder", "has_tokenizer", "token_batch"),
+    "text": ("TextEncoder", "token_batch"),
+    "tokenizer": ("has_tokenizer",),
 }
 
 

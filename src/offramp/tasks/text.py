@@ -11,37 +11,21 @@ Shapes: B texts, S tokens of the longest text.
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from pathlib import Path
-from typing import Any, Callable, Container, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
-from offramp.errors import MissingExtraError, OfframpError, SourceError, UsageError
+from offramp.errors import SourceError, UsageError
 from offramp.program.inputs import Batch
 from offramp.program.program import POSITION_IDS, TEXT_INPUTS, Texts
+from offramp.tasks.tokenizer import library_errors, read_tokenizer
 
 Text = Union[str, Tuple[str, str]]
 """A text, or a pair of texts that the model reads together."""
 
-_LAYOUTS: Tuple[Tuple[str, ...], ...] = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"))
-_SENTENCEPIECE = ("sentencepiece.bpe.model", "spiece.model", "tokenizer.model")
-_SAVE_FAST = "save a fast tokenizer there: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
-_GENERIC_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
-_WORDPIECE_CLASSES = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer")
-_BYTE_BPE_CLASSES = ("RobertaTokenizer",)
-_BERT_SPECIALS = {key + "_token": f"[{key.upper()}]" for key in ("unk", "sep", "pad", "cls", "mask")}
-_ROBERTA_SPECIALS = {
-    "bos_token": "<s>",
-    "eos_token": "</s>",
-    "cls_token": "<s>",
-    "sep_token": "</s>",
-    "unk_token": "<unk>",
-    "pad_token": "<pad>",
-    "mask_token": "<mask>",
-}
 _SURROGATE = re.compile("[\\ud800-\\udfff]")
 _CHARACTERS_PER_TOKEN = 8
 """Characters of a long text that are tokenized first, for each token that fits. English has 4 to 5 a token."""
@@ -51,17 +35,6 @@ inside a word; WordPiece splits a word into up to 100 tokens."""
 
 _Piece = Tuple[Optional[int], int, int]
 """Part of a template: index of the text inserted here (None: a special token), special token, token type."""
-
-
-def has_tokenizer(folder: Union[str, Path]) -> bool:
-    """Return whether the folder has the files that `TextEncoder.from_folder` needs."""
-    return _layout(Path(folder)) is not None
-
-
-def tokenizer_length(folder: Union[str, Path]) -> Optional[int]:
-    """Return `model_max_length` of `tokenizer_config.json`, or None if it is absent or stands for "unlimited"."""
-    found = _read_object(Path(folder) / "tokenizer_config.json").get("model_max_length")
-    return int(found) if isinstance(found, (int, float)) and 0 < found < 1 << 20 else None
 
 
 def token_batch(spec: Texts, ids_BS: np.ndarray, mask_BS: np.ndarray, types_BS: np.ndarray) -> Batch:
@@ -126,10 +99,7 @@ class TextEncoder:
         max_length: Optional[int] = None,
         warn: Callable[[str], None] = warnings.warn,
     ) -> TextEncoder:
-        """Read `tokenizer.json`, else `vocab.txt` (BERT layout), else `vocab.json` with `merges.txt` (RoBERTa layout).
-
-        As in transformers, `tokenizer_config.json` overrides what `tokenizer.json` says about case, accents, Chinese
-        characters and the space before the first word.
+        """Read the tokenizer of a model folder (see `tokenizer.read_tokenizer`).
 
         Args:
             max_length: longest encoded text in tokens, special tokens included; None: that of the model.
@@ -144,16 +114,9 @@ class TextEncoder:
         if max_length > spec.max_length:
             what = f"max_length {max_length} is more than the {spec.max_length} tokens that the model reads"
             raise UsageError(what, None, "use a smaller max_length")
-        layout = _layout(folder)
-        if layout is None:
-            raise _no_tokenizer(folder)
-        try:
-            config = _read_config(folder)
-            return cls(_BUILDERS[layout](folder, config), spec, max_length, config, warn)
-        except OfframpError:
-            raise
-        except Exception as error:  # the library raises plain Exception
-            raise SourceError(f"tokenizer cannot be read ({error})", folder / layout[0], _SAVE_FAST) from error
+        with library_errors(folder):
+            tokenizer, config = read_tokenizer(folder)
+            return cls(tokenizer, spec, max_length, config, warn)
 
     def encode(self, inputs: Sequence[Text]) -> Batch:
         """Return `input_ids`, `attention_mask`, `token_type_ids` and `position_ids`, int64 [B, S], padded on the right.
@@ -257,43 +220,6 @@ def _shares(lengths: List[int], room: int) -> List[int]:
     return [shorter, room - shorter] if lengths[0] <= lengths[1] else [room - shorter, shorter]
 
 
-def _layout(folder: Path) -> Optional[Tuple[str, ...]]:
-    return next((names for names in _LAYOUTS if all((folder / name).is_file() for name in names)), None)
-
-
-def _no_tokenizer(folder: Path) -> SourceError:
-    for name in _SENTENCEPIECE:
-        if (folder / name).is_file():
-            return SourceError(f"only a sentencepiece tokenizer ({name})", folder, _SAVE_FAST)
-    looked_for = ", ".join(" with ".join(names) for names in _LAYOUTS)
-    return SourceError(f"no tokenizer (looked for {looked_for})", folder, "copy the tokenizer's files there")
-
-
-def _read_config(folder: Path) -> Dict[str, Any]:
-    config = _read_object(folder / "tokenizer_config.json")
-    return {"tokenizer_class": _read_object(folder / "config.json").get("tokenizer_class"), **config}
-
-
-def _read_object(path: Path) -> Dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise SourceError(f"not JSON ({error})", path, _SAVE_FAST) from None
-    if not isinstance(tree, dict):
-        raise SourceError("not a JSON object", path, _SAVE_FAST)
-    return tree
-
-
-def _library() -> Any:
-    try:
-        import tokenizers
-    except ImportError:
-        raise MissingExtraError("tokenizers", "edge") from None
-    return tokenizers
-
-
 def _template(tokenizer: Any, num_texts: int) -> List[_Piece]:
     """Return the positions of texts and special tokens, found by encoding an example."""
     encoding = tokenizer.encode(*["a"] * num_texts)
@@ -304,107 +230,3 @@ def _template(tokenizer: Any, num_texts: int) -> List[_Piece]:
     if sorted(index for index, _, _ in pieces if index is not None) != list(range(num_texts)):
         raise ValueError(f"{num_texts} texts become the tokens {encoding.tokens}")
     return pieces
-
-
-def _from_tokenizer_json(folder: Path, config: Dict[str, Any]) -> Any:
-    library = _library()
-    tokenizer = library.Tokenizer.from_file(str(folder / "tokenizer.json"))
-    if config["tokenizer_class"] in _GENERIC_CLASSES:
-        return tokenizer
-    if isinstance(tokenizer.normalizer, library.normalizers.BertNormalizer):
-        keys = {"lowercase": "do_lower_case", "strip_accents": "strip_accents"}
-        keys["handle_chinese_chars"] = "tokenize_chinese_chars"
-        tokenizer.normalizer = _overridden(tokenizer.normalizer, config, keys)
-    if isinstance(tokenizer.pre_tokenizer, library.pre_tokenizers.ByteLevel):
-        keys = {"add_prefix_space": "add_prefix_space"}
-        tokenizer.pre_tokenizer = _overridden(tokenizer.pre_tokenizer, config, keys)
-    return tokenizer
-
-
-def _overridden(component: Any, config: Dict[str, Any], keys: Dict[str, str]) -> Any:
-    for attribute, key in keys.items():
-        if key in config:
-            setattr(component, attribute, config[key])
-    return component
-
-
-def _from_wordpiece(folder: Path, config: Dict[str, Any]) -> Any:
-    library = _library()
-    _require_class(folder, config, _WORDPIECE_CLASSES)
-    specials = _specials(folder, config, _BERT_SPECIALS)
-    unknown = _content(specials["unk_token"])
-    tokenizer = library.Tokenizer(library.models.WordPiece.from_file(str(folder / "vocab.txt"), unk_token=unknown))
-    tokenizer.normalizer = library.normalizers.BertNormalizer(
-        clean_text=True,
-        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
-        strip_accents=config.get("strip_accents"),
-        lowercase=config.get("do_lower_case", True),
-    )
-    tokenizer.pre_tokenizer = library.pre_tokenizers.BertPreTokenizer()
-    _add_specials(tokenizer, folder, specials, required=("unk_token", "cls_token", "sep_token"))
-    tokenizer.post_processor = library.processors.BertProcessing(*_separators(tokenizer, specials))
-    return tokenizer
-
-
-def _from_byte_bpe(folder: Path, config: Dict[str, Any]) -> Any:
-    library = _library()
-    _require_class(folder, config, _BYTE_BPE_CLASSES)
-    specials = _specials(folder, config, _ROBERTA_SPECIALS)
-    model = library.models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
-    tokenizer = library.Tokenizer(model)
-    add_prefix_space = config.get("add_prefix_space", False)
-    tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
-    _add_specials(tokenizer, folder, specials, required=("cls_token", "sep_token"))
-    tokenizer.post_processor = library.processors.RobertaProcessing(*_separators(tokenizer, specials))
-    return tokenizer
-
-
-_Builder = Callable[[Path, Dict[str, Any]], Any]
-_BUILDERS: Dict[Tuple[str, ...], _Builder] = dict(
-    zip(_LAYOUTS, (_from_tokenizer_json, _from_wordpiece, _from_byte_bpe))
-)
-
-
-def _require_class(folder: Path, config: Dict[str, Any], known: Container[str]) -> None:
-    """Raise SourceError unless the tokenizer class is known.
-
-    The class says how a vocabulary is applied: `vocab.txt` of Japanese BERT needs a morphological analyser.
-    """
-    name = config["tokenizer_class"]
-    if name is not None and (name[:-4] if name.endswith("Fast") else name) not in known:
-        raise SourceError(f"only the vocabulary of a {name}, which does not say how to apply it", folder, _SAVE_FAST)
-
-
-def _specials(folder: Path, config: Dict[str, Any], defaults: Dict[str, str]) -> Dict[str, Any]:
-    """Return the special tokens by name, or by number if they have none. Each is a string or has a key `content`."""
-    given = {**defaults, **config}
-    if "added_tokens_decoder" not in config:
-        given.update(_read_object(folder / "special_tokens_map.json"))
-    others = [*(given.get("additional_special_tokens") or []), *(given.get("added_tokens_decoder") or {}).values()]
-    others += _read_object(folder / "added_tokens.json")
-    named = {key: given[key] for key in defaults if given[key] is not None}
-    return {**named, **{str(number): token for number, token in enumerate(others)}}
-
-
-def _add_specials(tokenizer: Any, folder: Path, specials: Dict[str, Any], required: Container[str]) -> None:
-    absent = [key for key, token in specials.items() if tokenizer.token_to_id(_content(token)) is None]
-    for key in absent:
-        if key in required or key.isdigit():
-            raise SourceError(f"vocabulary lacks the token {_content(specials[key])!r}", folder, _SAVE_FAST)
-    tokenizer.add_special_tokens([_added_token(token) for key, token in specials.items() if key not in absent])
-
-
-def _separators(tokenizer: Any, specials: Dict[str, Any]) -> List[Tuple[str, int]]:
-    tokens = [_content(specials[key]) for key in ("sep_token", "cls_token")]
-    return [(token, tokenizer.token_to_id(token)) for token in tokens]
-
-
-def _content(token: Any) -> str:
-    return token["content"] if isinstance(token, dict) else token
-
-
-def _added_token(token: Any) -> Any:
-    flags = {"normalized": False}
-    if isinstance(token, dict):
-        flags.update((name, token[name]) for name in ("single_word", "lstrip", "rstrip", "normalized") if name in token)
-    return _library().AddedToken(_content(token), **flags)
