@@ -1,5 +1,6 @@
-"""Write docs/results/any-model.md: `python bench/any_model_report.py`. The records are those of any_model.py, vision.py
-and anywhere.py; it measures nothing. What was not run is said to be so.
+"""Write docs/results/any-model.md: `python bench/any_model_report.py`.
+
+Reads the records of any_model.py, vision.py and anywhere.py and measures nothing. Missing records are marked.
 """
 
 import collections
@@ -19,16 +20,16 @@ PAGE = any_model.RESULTS.with_name("any-model.md")
 COST_SECONDS, COST_MIB, NAMES_MIB, LATENCY = 10, 700, 80, 1.15
 WAYS = ("cpu_offload", "disk_offload")
 INTRODUCTION = """\
-# Any model: divided, streamed, and what it costs
+# Any model: division, streaming and their cost
 
-The zoo of `bench/zoo.py`: tiny configurations of the architectures of transformers, torchvision and timm, random
-weights with noise on all that a checkpoint holds, one thread, each model in a process of its own. **Random weights say
-nothing of accuracy.** How it is measured: [how-measured.md](../how-measured.md).
+The zoo of `bench/zoo.py`: tiny configurations of the architectures of transformers, torchvision and timm, with random
+weights and noise on every saved tensor, one thread, each model in its own process. **Random weights do not allow
+statements about accuracy.** Method: [how-measured.md](../how-measured.md).
 """
 KINDS = {"encoder": "encoders", "decoder": "decoders", "experts": "mixtures of experts", "recurrent": "recurrent"}
-"""Kinds of the zoo whose names want a plural here."""
+"""Plural names of kinds of the zoo."""
 CAUSES: dict[str, str] = {}
-"""Name of a model -> why it is an exception, where its record cannot say that."""
+"""Name of a model -> cause of its exception, if the record does not contain it."""
 Record = dict[str, Any]
 Records = list[Record]
 Section = tuple[list[str], list[Verdict]]
@@ -39,15 +40,17 @@ def main() -> None:
     parts: tuple[tuple[str, Callable[[Records], Section]], ...] = (
         ("## Divided and streamed", streamed),
         ("## Budgets below the largest stage", sliced),
-        ("## accelerate's offloading", offloaded),
+        ("## Offloading by accelerate", offloaded),
         ("## Stages as graphs", graphs),
-        ("## Names, eager and export on one checkpoint", agreement),
-        ("## The cost of dividing", cost),
+        ("## Agreement of names, eager and export on one checkpoint", agreement),
+        ("## Cost of dividing", cost),
         ("## Latency, streamed", latency),
     )
     sections = [(title, *part(records)) for title, part in parts]
     sections.append(("## Images with exits", *exits_on_images(read_records(vision.RESULTS))))
-    sections.append(("## Exits anywhere", *exits_anywhere(read_records(anywhere.RESULTS))))
+    sections.append(
+        ("## Exits on other architectures and custom modules", *exits_anywhere(read_records(anywhere.RESULTS)))
+    )
     sections.append(("## Not in the zoo", *missing(records)))
     lines = [INTRODUCTION, *about(records), "", "## Targets", ""]
     verdicts = [verdict for _, _, found in sections for verdict in found]
@@ -76,7 +79,7 @@ def of(records: Records, kind: str) -> Records:
 
 
 def group_of(record: Record) -> str:
-    """The row of the tables that a model is counted in."""
+    """Return the table row to which a model belongs."""
     kind = KINDS.get(record["of"], record["of"])
     return f"{record['family']}: {kind}" if record["family"] == "transformers" else record["family"]
 
@@ -93,7 +96,7 @@ def listed(names: Iterable[str]) -> str:
 
 
 def by_reason(reasons: Iterable[tuple[str, str]]) -> list[str]:
-    """A line for each reason, with the models that it is the reason of."""
+    """Return one line per reason, with the models that it applies to."""
     found: dict[str, list[str]] = collections.defaultdict(list)
     for name, reason in reasons:
         found[reason].append(name)
@@ -105,7 +108,7 @@ def by_reason(reasons: Iterable[tuple[str, str]]) -> list[str]:
 
 
 def streamed(records: Records) -> Section:
-    """Equal bits and bytes of weights under the smallest budget and twice that."""
+    """Report equality and peak bytes of weights under the smallest budget and twice the smallest budget."""
     found = of(records, "zoo")
     if not found:
         return ["not run"], []
@@ -120,28 +123,31 @@ def streamed(records: Records) -> Section:
             f"{num_equal} of {len(found)}: {100 * num_equal / len(found):.1f} %", num_equal == len(found),
         ),
         Verdict(
-            "peak bytes of weights, of the budget", "<= 1.00x, always",
+            "peak bytes of weights / weight budget", "<= 1.00x, always",
             f"at most {max(shares):.2f}x in {len(shares)} runs", max(shares) <= 1,
         ),
     ]  # fmt: skip
     rows = [group_row(name, members) for name, members in grouped(found).items()]
     rows.append(group_row("all", found))
-    head = "kind, models, equal, peak of budget, budget of weights, stages, kept, paged, seconds to divide"
+    head = (
+        "kind, models, models with equal answers, peak / weight budget, weight budget / all weights, stages,"
+        " models with kept weights, models with paged weights, seconds to divide"
+    )
     paged = [record for record in divided if record["is_paged"]]
     kept = [record for record in divided if record["kept"]]
     lines = [
-        "Each model is divided from memory by a run on 2 rows, proven there with 3 rows of another length, and "
-        "streamed anew: from its class or a module without weights under the smallest budget that holds its "
-        "largest stage, and from a module with other weights under twice that. Equal: all tensors of both "
-        "answers, bit for bit, under both budgets. Peak: of weights, as the stream counts them (its arena, what "
-        "stays, what is paged, what the code still holds), the largest of both. Budget of weights: the smallest "
-        "one, of all weights. Saved buffers stay in memory and are in neither. Kept: models with weights that "
-        "stay because the code refers to them across stages; paged: models of which some are read outside their "
-        "stages. Medians of a kind.",
+        "Each row is a kind of models. Each model is divided from memory by a run on 2 rows, verified with 3 rows of "
+        "another length, and streamed again: from its class or a module without weights under the smallest "
+        "budget that holds its largest stage, and from a module with other weights under twice that budget. Answers "
+        "are equal if all tensors of both answers are equal bit for bit under both budgets. The peak counts weights in "
+        "the arena, residents, paged weights and weights that the code still references, and is the larger of both "
+        "runs. The weight budget is the smaller one. Saved buffers stay in memory and are not counted. *Kept* weights "
+        "stay in memory because the code refers to them across stages; *paged* weights are read outside their stages. "
+        "Stages, budgets and seconds are medians.",
         "",
         *table(head.split(", "), rows),
         "",
-        "Exceptions:" if exceptions else "There is no exception.",
+        "Exceptions:" if exceptions else "There are no exceptions.",
         *by_reason(exceptions),
         "",
         f"Kept in memory: {listed(record['name'] for record in kept)}. Paged: {listed(r['name'] for r in paged)}.",
@@ -150,7 +156,7 @@ def streamed(records: Records) -> Section:
 
 
 def fault(record: Record) -> str | None:
-    """Why a model counts as an exception, or None."""
+    """Return the reason why a model counts as an exception, or None."""
     reason = record.get("failed")
     for budget in ("smallest", "twice") if reason is None else ():
         run = record[budget]
@@ -185,7 +191,7 @@ def group_row(name: str, members: Records) -> Sequence[str]:
 
 
 def sliced(records: Records) -> Section:
-    """What comes of a budget that the largest stage does not fit in."""
+    """Report runs under budgets that are smaller than the largest stage."""
     found = [record for record in of(records, "zoo") if "sliced" in record]
     if not found:
         return [], []
@@ -195,10 +201,10 @@ def sliced(records: Records) -> Section:
     shares = [record["sliced"]["budget_bytes"] / record["smallest"]["budget_bytes"] for record in good]
     worst = max(differences.values(), default=0.0)
     lines = [
-        f"Large weights of linear layers are read some rows at a time where a stage does not fit: {len(good)} models"
-        f" run so in {100 * median(shares):.0f} % (median) of the smallest budget above, {len(equal)} of them with the"
-        f" same bits. Products of parts are other products: the others differ by {worst:.1e} at most, of the largest"
-        f" value: {listed(differences)}.",
+        f"If a stage does not fit, large weights of linear layers are read in slices of rows: {len(good)} models run in"
+        f" {100 * median(shares):.0f} % (median) of the smallest budget above, {len(equal)} of them with bitwise equal"
+        f" answers. Sliced products can round differently: the others differ by at most {worst:.1e}, relative to the"
+        f" largest value: {listed(differences)}.",
         *by_reason((record["name"], record["sliced"]["failed"]) for record in found if "failed" in record["sliced"]),
     ]
     return lines, []
@@ -208,7 +214,7 @@ def sliced(records: Records) -> Section:
 
 
 def offloaded(records: Records) -> Section:
-    """accelerate on the same models and inputs."""
+    """Report offloading by accelerate on the same models and inputs."""
     found = of(records, "accelerate")
     if not found:
         return ["not run"], []
@@ -218,16 +224,16 @@ def offloaded(records: Records) -> Section:
         rows.append((name, str(len(members)), *cells))
     for way in WAYS:
         counts = counted(found)(way)
-        told = f"{counts['equal']} of {len(found)} equal, {counts['error']} end in an error, {counts['wrong']} silent"
-        verdicts.append(Verdict(f"accelerate's `{way}` on the same models, beside it", NONE, told, None))
+        shown = f"{counts['equal']} of {len(found)} equal, {counts['error']} errors, {counts['wrong']} silently wrong"
+        verdicts.append(Verdict(f"for comparison: `{way}` of accelerate on the same models", NONE, shown, None))
         wrong = {record["name"]: shown_difference(record[way]) for record in found if ended(record, way) == "wrong"}
         names = ", ".join(f"{name} ({wrong[name]})" for name in sorted(wrong)) or "none"
-        lines += [f"Silently wrong with `{way}` (largest difference, of the largest value): {names}.", ""]
+        lines += [f"Silently wrong with `{way}` (largest difference / largest value): {names}.", ""]
         errors = [(r["name"], failed_of(r, way)) for r in found if ended(r, way) == "error"]
         lines += [f"Errors of `{way}`:", *by_reason(errors), ""]
     note = (
-        "`accelerate.cpu_offload(model, execution_device='cpu')` and `disk_offload`, both inputs, eval, no gradients:"
-        " models whose answers are equal / that end in an error / that finish with other answers, and do not say so."
+        "`accelerate.cpu_offload(model, execution_device='cpu')` and `disk_offload`, both inputs, eval mode, no"
+        " gradients. Cells: models with equal answers / with an error / with different answers and no error."
     )
     head = ("kind", "models", *(f"`{way}`" for way in WAYS))
     return [note, "", *table(head, rows), "", *lines[:-1]], verdicts
@@ -257,7 +263,7 @@ def shown_difference(result: Record) -> str:
 
 
 def graphs(records: Records) -> Section:
-    """Which models have graphs for their stages, and why others have none."""
+    """Report which models have graphs for their stages, and the reasons of the others."""
     found = of(records, "export")
     if not found:
         return ["not run"], []
@@ -278,24 +284,33 @@ def graphs(records: Records) -> Section:
         for record in onnx.values() if not record.get("num_onnx")
     ]  # fmt: skip
     note = (
-        "`--method export`: the stages of the same division as graphs for PyTorch, which answer bit for bit as the"
-        " model on both inputs, or the model is refused. Exits: models where an exit can stand between two stages."
-        " Graphs: stages that differ in their weights alone share one. Seconds: of all of dividing. The last three are"
-        " medians. ONNX: models whose graphs were written for ONNX Runtime too, of those tried, and differ by at most"
-        " 1e-4 of the largest value from PyTorch's."
+        "`--method export` converts the stages of the same division to graphs for PyTorch. Their answers are bitwise"
+        " equal to the model on both inputs, otherwise the model is refused. Stages that differ only in their weights"
+        " share a graph. Stages, graphs and seconds are medians; seconds are those of the whole division. ONNX: models"
+        " with graphs for ONNX Runtime, out of those tried; their answers differ from PyTorch by at most 1e-4 of the"
+        " largest value."
     )
-    head = ("kind", "models", "graphs", "exits", "stages / graphs", "seconds", "ONNX")
+    head = (
+        "kind", "models", "models with graphs", "models with possible exits", "stages / graphs", "seconds to divide",
+        "models with ONNX graphs",
+    )  # fmt: skip
     lines = [note, "", *table(head, rows), "", "Refused:", *shortened(refused)]
     lines += ["", "No ONNX:", *shortened(without)] if without else []
     return lines, []
 
 
 def shortened(reasons: Iterable[tuple[str, str]]) -> list[str]:
-    """By reason, of which numbers and names of inputs are no part."""
-    return by_reason((name, _told(reason)) for name, reason in reasons)
+    """Group by reason, without numbers and names of inputs."""
+    return by_reason((name, _general(reason)) for name, reason in reasons)
 
 
-def _told(reason: str) -> str:
+_REWORDED = (("answers otherwise than", "differs from"), (", and elsewhere by the module", " and outside it"))
+"""Phrases in messages of older records -> plain wording."""
+
+
+def _general(reason: str) -> str:
+    for old, new in _REWORDED:
+        reason = reason.replace(old, new)
     if reason.startswith("the exported graph"):
         return reason.partition(" for ")[0].partition(" (")[0]
     return reason.removeprefix("no ONNX graphs written, the store runs on torch only: ")
@@ -305,7 +320,7 @@ def _told(reason: str) -> str:
 
 
 def agreement(records: Records) -> Section:
-    """Three divisions of one checkpoint."""
+    """Compare three divisions of one checkpoint."""
     found = of(records, "agreement")
     if not found:
         return ["not run"], []
@@ -320,9 +335,9 @@ def agreement(records: Records) -> Section:
             "same" if len(orders) == 1 else "**differ**", *(_logits(record["logits"][way]) for way in ways),
         ))  # fmt: skip
     note = (
-        "Classifiers of 3 layers, saved by transformers, divided by `names`, `eager` and `export`: weights, the order"
-        " of their layers, and logits of 3 texts of 9 to 16 tokens: equal bit for bit to transformers, or the largest"
-        " difference, of the largest value."
+        "Classifiers with 3 layers, saved by transformers and divided by `names`, `eager` and `export`. Compared are"
+        " weights, the order of layers, and logits of 3 texts of 9 to 16 tokens: bitwise equal to transformers, or the"
+        " largest difference relative to the largest value."
     )
     exact = [way for way in ways if not way.endswith("ort")]
     agree = [
@@ -343,7 +358,7 @@ def _logits(result: Record) -> str:
 
 
 def cost(records: Records) -> Section:
-    """Seconds and memory of `offramp divide`."""
+    """Report time and memory of `offramp divide`."""
     rows, verdicts = [], []
     for model, methods in any_model.SHAPES.items():
         for method in methods:
@@ -355,15 +370,15 @@ def cost(records: Records) -> Section:
                 verdicts.append(at_most(f"{what}seconds", COST_SECONDS, seconds, " s"))
             verdicts.append(peak_at_most(f"{what}largest peak of the process", limit, peaks))
     note = (
-        "`offramp divide FOLDER STORE --method ...` in a process of its own, imports included: median (least..most) of"
-        f" {any_model.COST_ROUNDS}, and the largest peak. Eager runs the model seven times: to see its stages, whole on"
-        " both inputs, and twice each from the store."
+        "`offramp divide FOLDER STORE --method ...` in its own process, including imports: median (minimum..maximum) of"
+        f" {any_model.COST_ROUNDS} runs, and the largest peak. `eager` runs the model seven times: once to find the"
+        " stages, once on each of two inputs, and twice each from the store."
     )
-    return [note, "", *table(("model", "method", "seconds", "largest peak"), rows)], verdicts
+    return [note, "", *table(("model", "method", "time", "peak memory (maximum)"), rows)], verdicts
 
 
 def latency(records: Records) -> Section:
-    """Streamed in PyTorch with room for two stages, against resident and offloaded."""
+    """Compare streaming in PyTorch with room for two stages to resident and offloaded models."""
     found = of(records, "latency")
     if not found:
         return ["not run"], []
@@ -385,21 +400,24 @@ def latency(records: Records) -> Section:
                 mib(median(each_of(mine, "bytes_read_per_input"))), mib(budgets[0]) if budgets[0] else NONE,
             ))  # fmt: skip
         shares = ratios(rivals["streamed"], rivals["resident"], lambda result: median(result["latencies_seconds"]))
-        told = f"{num_rows} row{'s' * (num_rows > 1)}, {threads} thread{'s' * (threads > 1)}"
-        what = f"{model} streamed in PyTorch with room for two stages, {told}, of resident"
+        setting = f"{num_rows} row{'s' * (num_rows > 1)}, {threads} thread{'s' * (threads > 1)}"
+        what = f"{model} streamed in PyTorch with room for two stages, {setting}: latency / resident"
         verdicts.append(at_most(what, LATENCY, shares))
     compared = [r for r in found if r["rival"] == "compare"]
     equal = all(all(r["result"].get("equal", [False])) for r in compared) and bool(compared)
     note = (
-        "128 tokens or 224 x 224 pixels a row, 2 cores, warm page cache, medians over"
-        f" {any_model.PASSES} passes a round, rounds interleaved, each rival in a process of its own. resident:"
-        " transformers with all weights in memory; streamed: `offramp.stream` with a `weight_budget` of two of the"
-        ' largest stages; disk: `device_map={"": "disk"}`. Ratios within a round: median (least..most). Peak: of the'
-        " whole process. Weights are copied from the page cache by two threads of their own, which take time from those"
-        " that compute where no core is to spare."
+        "128 tokens or 224 x 224 pixels per row, 2 cores, warm page cache, medians over"
+        f" {any_model.PASSES} passes per round, rounds interleaved, each rival in its own process. *resident*:"
+        " transformers with all weights in memory; *streamed*: `offramp.stream` with a `weight_budget` of two of the"
+        ' largest stages; *disk*: `device_map={"": "disk"}`. Ratios are taken within a round: median'
+        " (minimum..maximum). The peak is that of the whole process. Two separate threads copy weights from the page"
+        " cache; without a free core they compete with the computation."
         f" Answers of streamed and resident are {'equal bit for bit' if equal else '**not** equal'}."
     )
-    head = ("rival", "rows", "threads", "a pass", "of resident", "largest peak", "read a pass", "budget of weights")
+    head = (
+        "rival", "rows", "threads", "latency", "relative to resident", "peak memory (maximum)", "bytes read per pass",
+        "weight budget",
+    )  # fmt: skip
     return [note, "", *table(head, rows)], verdicts
 
 
@@ -407,40 +425,40 @@ def latency(records: Records) -> Section:
 
 
 def exits_on_images(records: Records) -> Section:
-    """Vision with exits, as vision.py measured it; nothing where it did not."""
+    """Report image models with exits, as measured by vision.py."""
     if not records:
         return [], []
-    note = "CIFAR images that went through JPEG, so that no number is a result on CIFAR-10."
+    note = "CIFAR images after JPEG compression; the numbers are not results on CIFAR-10."
     rows, verdicts = exits_worth(records, "net", "exits on images")
     note = " ".join([note, *dict.fromkeys(record["note"] for record in records if "note" in record)])
     return [f"{note} {worth_note(records[0])}", "", *rows], verdicts
 
 
 def exits_anywhere(records: Records) -> Section:
-    """Exits on a family without known names and on a module of one's own, as anywhere.py measured them."""
+    """Report exits on a family without known names and on a custom module, as measured by anywhere.py."""
     if not records:
         return [], []
-    rows, verdicts = exits_worth(records, "model", "exits anywhere")
+    rows, verdicts = exits_worth(records, "model", "exits")
     note = (
-        "`own`: a module of one's own (an MLP-Mixer of 6 blocks, `bench/anywhere.py`) on MNIST's test images, cut into"
-        " splits; no result on MNIST. `mpnet`: an MPNet filled from MiniLM-L6, divided by a run; `minilm`: MiniLM-L6"
-        " itself, divided by names; both trained alike on 6,000 rows of SST-2, dev is SST-2's."
+        "`own`: a custom module (an MLP-Mixer of 6 blocks, `bench/anywhere.py`) on the test images of MNIST, split"
+        " again; not a result on MNIST. `mpnet`: an MPNet initialised from MiniLM-L6, divided by a run; `minilm`:"
+        " MiniLM-L6, divided by names; both trained with equal settings on 6,000 rows of SST-2, evaluated on its dev"
+        " split."
     )
     return [f"{note} {worth_note(records[0])}", "", *rows], verdicts
 
 
 def worth_note(record: Mapping[str, Any]) -> str:
-    """What the columns of `exits_worth` are."""
+    """Describe the columns of `exits_worth`."""
     return (
-        "Accuracy in % after each exit on the test inputs; the rule is the earliest whose 95 % interval of the loss on"
-        " tune and certify ends at 0.5 points; gain in points with its interval. Speed-up: mean seconds an input of the"
-        " whole model by those with exits, one at a time,"
+        "The exit rule is the one with the earliest mean exit whose loss on tune and certify is at most 0.5 points (end"
+        " of the 95 % interval). Speed-up: mean seconds per input of the whole model over those with exits, at batch 1,"
         f" {record['latency']['inputs']} inputs, {record['latency']['threads']} thread, medians of rounds."
     )
 
 
 def exits_worth(records: Records, key: str, what: str) -> Section:
-    """A row and a verdict for each model."""
+    """Return a table row and a verdict for each model."""
     rows, verdicts = [], []
     for record in records:
         dev, rounds = record["dev"], record["latency"]["rounds"]
@@ -449,20 +467,25 @@ def exits_worth(records: Records, key: str, what: str) -> Section:
             for backend in ("ort", "torch")
         ]
         whole = dev["accuracy"][-1]
-        lost = f"{dev['gain']:+.2f} [{dev['gain_low']:+.2f} {dev['gain_high']:+.2f}]"
+        gain = f"{dev['gain']:+.2f} [{dev['gain_low']:+.2f} {dev['gain_high']:+.2f}]"
         rows.append((
-            record[key], " ".join(f"{each:.1f}" for each in dev["accuracy"]), f"`{record['rule']}`", lost,
+            record[key], " ".join(f"{each:.1f}" for each in dev["accuracy"]), f"`{record['rule']}`", gain,
             f"{dev['mean_exit']:.2f} of {record['exits']}", *map(spread, speeds),
         ))  # fmt: skip
-        told = f"{whole:.1f} % whole, {dev['gain']:+.2f} points with exits, {spread(speeds[0])} as fast"
+        shown = f"{whole:.1f} % without exits, {dev['gain']:+.2f} points with exits, speed-up {spread(speeds[0])}"
         is_faster = dev["gain"] >= -0.5 and median(speeds[0]) > 1
-        verdicts.append(Verdict(f"{record[key]}: {what}, losing 0.5 points at most", "> 1x", told, is_faster))
-    head = (key, "accuracy by exit", "rule", "gain [95 %]", "mean exit", "speed-up, ort", "speed-up, torch")
+        verdicts.append(
+            Verdict(f"{record[key]}: {what}, speed-up at a loss of at most 0.5 points", "> 1x", shown, is_faster)
+        )
+    head = (
+        key, "accuracy after each exit (%)", "exit rule", "gain (points) [95 % CI]", "mean exit", "speed-up, ort",
+        "speed-up, torch",
+    )  # fmt: skip
     return table(head, rows), verdicts
 
 
 def missing(records: Records) -> Section:
-    """What the environments could not show, where no other could."""
+    """List models that could not be measured in any environment."""
     measured = {(record["family"], record["name"]) for record in of(records, "zoo")}
     absent = {(r["family"], r["name"]): r["reason"] for r in of(records, "missing")}
     left = [(name, reason) for (family, name), reason in absent.items() if (family, name) not in measured]

@@ -1,6 +1,6 @@
 """Write docs/results/glue.md from the records of glue.py and glue_speed.py: `python bench/glue_report.py`.
 
-It computes every verdict from the records, and trains and times nothing. What was not run prints `-`.
+Computes every verdict from the records; trains and measures nothing. Missing records print `-`.
 """
 
 import sys
@@ -25,33 +25,33 @@ from offramp.training.settings import TrainSettings
 PAGE = glue.RESULTS.with_name("glue.md")
 NONE = "-"
 DEFAULT = {"loss": "pabee", "heads": DEFAULT_FORM, "joint_only": False}
-MODELS = {"minilm": "MiniLM-L6", "distil-minilm": "DistilBERT filled from MiniLM-L6"}
+MODELS = {"minilm": "MiniLM-L6", "distil-minilm": "DistilBERT initialised from MiniLM-L6"}
 NOT_GLUE = ("qnli", "qqp", "mnli")
 Record = dict[str, Any]
 INTRODUCTION = """\
 # Exits trained on GLUE
 
-MiniLM-L6 (BertModel, 6 layers, 384 wide, 22.7 M parameters) and a DistilBERT filled from it, fine-tuned with an exit
-after each layer. BERT-base and DistilBERT themselves were not to be had here. At most 10,000 training rows a task,
-{epochs} epochs, batch {batch}, learning rate {rate:g} (heads 1e-3), then {heads} epochs of the heads alone; exits are
-measured in float32. These are no reference scores of the model, but comparisons under one budget of steps. Train is cut
-by a hash of the text into train, tune and certify (80, 10, 10 %); rules are chosen on tune, dev is only reported. The
-score is the mean of the task's metrics in percent: Matthews (CoLA), accuracy, accuracy and F1 (MRPC, QQP), Pearson and
-Spearman (STS-B).
+MiniLM-L6 (BertModel, 6 layers, hidden size 384, 22.7 M parameters) and a DistilBERT initialised from it, fine-tuned
+with an exit after each layer. Pretrained BERT-base and DistilBERT were not available. At most 10,000 training rows per
+task, {epochs} epochs, batch {batch}, learning rate {rate:g} (heads 1e-3), then {heads} epochs of the heads on the
+frozen model; exits are measured in float32. These are comparisons under an equal number of steps, not reference scores
+of the model. Train is split by a hash of the text into train, tune and certify (80, 10, 10 %); rules are chosen on
+tune, dev is only reported. The score is the mean of the metrics of the task in percent: Matthews (CoLA), accuracy,
+accuracy and F1 (MRPC, QQP), Pearson and Spearman (STS-B).
 
-**QNLI, QQP and MNLI are not GLUE scores**: their data are partial. QNLI: the dev file, cut into all four; QQP: 23,497
-rows of train, cut; MNLI: matched dev, cut, its train part filled up with SNLI dev; mismatched: 1,000 rows.
+**QNLI, QQP and MNLI are not GLUE scores**: their data are partial. QNLI: the dev file, split into all four; QQP: 23,497
+rows of train, split; MNLI: matched dev, split, with SNLI dev added to its train part; mismatched: 1,000 rows.
 """
 NOTE_LAST = """\
-"Plain" is the same code with the loss of the last exit alone (`--loss last`), from the same seed. Intervals: 95 %,
-percentile bootstrap over dev rows, both models and all seeds scored on the same draw.
+Each row is one task. *Plain* is the same code with the loss of the last exit alone (`--loss last`) and the same seed.
+Intervals: 95 %, percentile bootstrap over dev rows, with both models and all seeds scored on the same draw.
 """
 NOTE_RULES = """\
-For each task the rule that leaves earliest on the tune split while it loses at most 0.5 points there. Gain: dev score
-against the last exit of the same model. Time: milliseconds a sentence at batch 1, whole model in memory, 2 threads, the
-median over rounds. Speed-up: against the plain model in the same engine (none of its heads is run), and beside it
-against the faster of two plain models, transformers' and offramp's; ratios within a round (range over rounds). The last
-column is layers alone, 6 divided by the mean exit, and no measure of time.
+Each row is one exit rule: the one with the earliest mean exit on the tune split among those that lose at most 0.5
+points there. *Gain*: dev score relative to the last exit of the same model. Latencies: per sentence at batch 1, fully
+resident, 2 threads, median over rounds. Speed-ups are ratios within a round (range over rounds), relative to the
+plain model in the same engine, which runs no heads, and to the faster of the plain models of transformers and offramp.
+*Speed-up by layer count* is 6 divided by the mean exit and not a measurement.
 """
 
 
@@ -61,19 +61,19 @@ def main() -> None:
     verdicts: list[Verdict] = []
     body: list[str] = []
     for model, name in MODELS.items():
-        body += [f"## {name}: the last exit against plain fine-tuning", ""]
+        body += [f"## {name}: last exit compared with plain fine-tuning", ""]
         lines, verdict = last_exits(records, model)
         body += [*lines, ""]
         verdicts += verdict
         body += [f"## {name}: every exit", "", *every_exit(records, model), ""]
         lines, verdict = rules(records, speeds, model)
-        body += [f"## {name}: exit rules, and what they save", "", NOTE_RULES, *lines, ""]
+        body += [f"## {name}: exit rules and their speed-up", "", NOTE_RULES, *lines, ""]
         verdicts += verdict
     verdicts += loss_verdict(records)
     body += ["## Other losses", "", *losses(records), ""]
     body += ["## Forms of heads", "", *forms(records), ""]
     lines, verdict = agreement()
-    body += ["## The engine leaves where the transcript says", "", *lines, ""]
+    body += ["## Agreement of engine and transcript", "", *lines, ""]
     verdicts += verdict
     lines, verdict = training(speeds)
     body += ["## Training", "", *lines, ""]
@@ -104,13 +104,13 @@ def facts(records: Sequence[Record]) -> list[str]:
 
 
 def of(records: Iterable[Record], **wanted: Any) -> list[Record]:
-    """Records with these settings, by seed."""
+    """Return the records with these settings, ordered by seed."""
     found = [record for record in records if all(record[key] == value for key, value in wanted.items())]
     return sorted(found, key=lambda record: record["seed"])
 
 
 def dev_of(record: Record) -> Record:
-    """The dev split that stands for a task: matched, of MNLI."""
+    """Return the dev split that represents a task; for MNLI, the matched one."""
     return record["splits"][next(name for name in record["splits"] if name.startswith("dev"))]
 
 
@@ -119,7 +119,7 @@ def unpacked(answers: Any) -> np.ndarray:
 
 
 def paired(ours: Sequence[Record], plain: Sequence[Record]) -> tuple[float, float, float]:
-    """Gain of the last exit, mean over seeds, and its interval over dev rows."""
+    """Return the gain of the last exit, mean over seeds, and its interval over dev rows."""
     truth_N = unpacked(dev_of(ours[0])["truth"])
     mine_SN, other_SN = (np.stack([unpacked(dev_of(record)["last"]) for record in side]) for side in (ours, plain))
     return paired_interval(TASKS[ours[0]["task"]].metrics, truth_N, mine_SN, other_SN)
@@ -136,7 +136,7 @@ def spread(values: Sequence[float]) -> str:
 
 
 def matched(records: Sequence[Record], **wanted: Any) -> tuple[list[Record], list[Record]]:
-    """Records, and those of plain fine-tuning with the same seeds."""
+    """Return records, and the records of plain fine-tuning with the same seeds."""
     plain = {record["seed"]: record for record in of(records, model=wanted["model"], task=wanted["task"], loss="last")}
     ours = [record for record in of(records, **wanted) if record["seed"] in plain]
     return ours, [plain[record["seed"]] for record in ours]
@@ -163,15 +163,13 @@ def last_exits(records: Sequence[Record], model: str) -> tuple[list[str], list[V
                 interval,
             )
         )
-    head = ("task", "training rows", "seeds", "plain", "PABEE, last exit", "gain [95 %]")
+    head = ("task", "training rows", "seeds", "score, plain", "score, PABEE, last exit", "gain (points) [95 % CI]")
     verdicts = []
     if gains:
         mean = float(np.mean(gains))
-        what = (
-            f"{MODELS[model]}: last exit against plain fine-tuning, mean over {len(gains)} of {len(glue.TASKS)} tasks"
-        )
+        what = f"{MODELS[model]}: last exit minus plain fine-tuning, mean over {len(gains)} of {len(glue.TASKS)} tasks"
         verdicts.append(Verdict(what, ">= -0.5 points", f"{mean:+.2f}", mean >= -0.5))
-        what = f"{MODELS[model]}: tasks worse beyond their paired 95 % interval, of {len(gains)}"
+        what = f"{MODELS[model]}: tasks of {len(gains)} that are significantly worse (paired 95 % interval)"
         verdicts.append(Verdict(what, "none", ", ".join(worse) or "none", not worse))
     return [*table(head, rows), "", NOTE_LAST], verdicts
 
@@ -218,7 +216,10 @@ def rules(records: Sequence[Record], speeds: Sequence[Record], model: str) -> tu
                 *(f"{median(each):.2f}x ({min(each):.2f}..{max(each):.2f})" if each else NONE for each in (own, best)),
                 f"{6 / chosen['mean_exit']:.2f}x",
             ))  # fmt: skip
-    head = ("task", "rule", "gain [95 %]", "transformers", "plain", "exits", "speed-up", "of the faster", "layers")
+    head = (
+        "task", "rule", "gain (points) [95 % CI]", "transformers (ms)", "offramp, plain (ms)", "offramp, exits (ms)",
+        "speed-up over offramp, plain", "speed-up over the faster plain model", "speed-up by layer count",
+    )  # fmt: skip
     return table(head, rows), rule_verdicts(found, model)
 
 
@@ -226,8 +227,8 @@ PLAIN = ("transformers, plain", "offramp, plain")
 
 
 Timed = dict[str, tuple[float, float, bool, str]]
-"""Task -> speed-up of its best rule over plain in the same engine and over the faster plain model; whether the loss is
-allowed; the gain."""
+"""Task -> speed-up of its best rule over plain in the same engine, and over the faster plain model; whether the loss is
+acceptable; the gain."""
 
 
 def rule_verdicts(found: Timed, model: str) -> list[Verdict]:
@@ -236,11 +237,13 @@ def rule_verdicts(found: Timed, model: str) -> list[Verdict]:
     for place, rival in enumerate(("plain, same engine", "the faster of transformers and offramp, plain")):
         if "sst2" in found:
             speed, kept, gain = found["sst2"][place], *found["sst2"][2:]
-            what = f"{MODELS[model]}, SST-2: speed-up over {rival}, loss at most 0.5 points or inside the interval"
+            what = f"{MODELS[model]}, SST-2: speed-up over {rival}; loss at most 0.5 points or not significant"
             verdicts.append(Verdict(what, ">= 1.50x", f"{speed:.2f}x, gain {gain}", speed >= 1.5 and kept))
         if tasks:
             fast = [task for task in tasks if found[task][place] >= 1.3 and found[task][2]]
-            what = f"{MODELS[model]}: tasks with a speed-up >= 1.30x over {rival}, such a loss; {len(tasks)} timed"
+            what = (
+                f"{MODELS[model]}: tasks with a speed-up >= 1.30x over {rival}, same condition; {len(tasks)} measured"
+            )
             verdicts.append(Verdict(what, ">= 3 of 7", f"{len(fast)}: {', '.join(fast) or 'none'}", len(fast) >= 3))
     return verdicts
 
@@ -268,9 +271,9 @@ def losses(records: Sequence[Record]) -> list[str]:
                 cells.append(NONE if found is None else two_scores(found, split))
             rows.append((f"{label(task)}, {split}", *cells))
     note = (
-        "Seed 0: the last exit / the mean of the exits before it. The default is chosen on tune. After the joint"
-        f" training the heads are trained alone for {TrainSettings.heads_epochs} epochs; `joint` is without that"
-        " (`--heads-epochs 0`), `heads-only` is that alone, after plain fine-tuning."
+        "Seed 0. Cells: score of the last exit / mean score of the exits before it. The default is chosen on tune."
+        f" After joint training the heads are trained on the frozen model for {TrainSettings.heads_epochs} epochs;"
+        " `joint` omits this stage (`--heads-epochs 0`), `heads-only` is this stage alone, after plain fine-tuning."
     )
     return [note, "", *table(("task", "plain", *LOSSES), rows)]
 
@@ -281,10 +284,11 @@ def two_scores(record: Record, split: str) -> str:
 
 
 def loss_verdict(records: Sequence[Record]) -> list[Verdict]:
-    """The other losses against the default, by the mean of all exits on tune, over the tasks and seeds that have both;
-    the best should be the default.
+    """Compare other losses with the default by the mean of all exits on tune, over tasks and seeds that have both.
+
+    The target is met if the default is the best.
     """
-    gains, told = [], []
+    gains, shown = [], []
     for name, wanted in LOSSES.items():
         pairs = [
             (ours, default)
@@ -296,9 +300,9 @@ def loss_verdict(records: Sequence[Record]) -> list[Verdict]:
             tune, dev = (gain_of_exits(pairs, split) for split in ("tune", "dev"))
             gains.append(tune)
             num_tasks = len({ours["task"] for ours, _ in pairs})
-            told.append(f"{name} {tune:+.2f} (dev {dev:+.2f}; {len(pairs)} trainings, {num_tasks} tasks)")
-    what = f"the default loss, {DEFAULT_LOSS}, is the best: mean of all exits on tune of the others, less its own"
-    return [Verdict(what, "<= 0", ", ".join(told), max(gains) <= 0)] if gains else []
+            shown.append(f"{name} {tune:+.2f} (dev {dev:+.2f}; {len(pairs)} trainings, {num_tasks} tasks)")
+    what = f"the default loss, {DEFAULT_LOSS}, is the best: mean score of all exits on tune, other losses minus default"
+    return [Verdict(what, "<= 0", ", ".join(shown), max(gains) <= 0)] if gains else []
 
 
 def seed_zero(records: Sequence[Record], task: str, wanted: Record) -> Record | None:
@@ -306,13 +310,13 @@ def seed_zero(records: Sequence[Record], task: str, wanted: Record) -> Record | 
 
 
 def gain_of_exits(pairs: Sequence[tuple[Record, Record]], split: str) -> float:
-    """The mean of all exits of the first, less that of the second."""
+    """Return the mean score of all exits of the first records minus that of the second."""
     means = [[np.mean([each["score"] for each in scored(record, split)]) for record in pair] for pair in pairs]
     return float(np.mean([ours - default for ours, default in means]))
 
 
 def scored(record: Record, split: str) -> list[dict[str, float]]:
-    """The scores of each exit."""
+    """Return the scores of each exit."""
     return (record["splits"]["tune"] if split == "tune" else dev_of(record))["exits"]
 
 
@@ -328,7 +332,8 @@ def forms(records: Sequence[Record]) -> list[str]:
                 else:
                     rows.append((f"{label(task)}, {split}", name, *[NONE] * 6))
     note = (
-        "PABEE's joint training alone, seed 0. `own-shared` is PABEE's own: the family's pooler, shared by all exits."
+        "Joint training of PABEE only, seed 0. `own-shared` is the form of PABEE: the pooler of the family, shared by"
+        " all exits. Cells: score."
     )
     return [note, "", *table(("task", "heads", *(f"exit {number}" for number in range(1, 7))), rows)]
 
@@ -340,13 +345,16 @@ def agreement() -> tuple[list[str], list[Verdict]]:
     rows = [
         (label(each["task"]), f"`{each['policy']}`", str(each["rows"]), str(each["left_elsewhere"])) for each in found
     ]
-    elsewhere, num_rows = (sum(each[key] for each in found) for key in ("left_elsewhere", "rows"))
+    num_different, num_rows = (sum(each[key] for each in found) for key in ("left_elsewhere", "rows"))
     note = (
-        f"`python bench/glue_agree.py`: the store under `--budget {glue_agree.BUDGET}` against the replayed transcript."
+        f"`python bench/glue_agree.py`: exits chosen by the engine under `--budget {glue_agree.BUDGET}`, compared with"
+        " the replay of the transcript."
     )
-    what = "dev sentences that leave the streamed engine at another exit than PABEE or a threshold replayed"
-    verdicts = [Verdict(what, "0", f"{elsewhere} of {num_rows}", elsewhere == 0)]
-    return [note, "", *table(("task", "policy", "rows", "left elsewhere"), rows)], verdicts
+    what = (
+        "dev sentences for which the streamed engine and the replay of a PABEE or threshold policy choose other exits"
+    )
+    verdicts = [Verdict(what, "0", f"{num_different} of {num_rows}", num_different == 0)]
+    return [note, "", *table(("task", "policy", "rows", "rows with different exits"), rows)], verdicts
 
 
 def training(speeds: Sequence[Record]) -> tuple[list[str], list[Verdict]]:
@@ -359,14 +367,18 @@ def training(speeds: Sequence[Record]) -> tuple[list[str], list[Verdict]]:
         middle = median([one[name]["sentences_a_second"] for one in rounds])
         rows.append((name, f"{middle:.1f}", f"{median(ratios):.2f}x ({min(ratios):.2f}..{max(ratios):.2f})"))
         if name == "--loss last":
-            what = "training without heads, of transformers' Trainer, sentences a second"
+            what = "training without heads: throughput relative to the Trainer of transformers"
             verdicts.append(Verdict(what, ">= 0.90x", f"{median(ratios):.2f}x", median(ratios) >= 0.9))
     note = (
         f"One epoch of {glue_speed.NUM_TRAIN} rows of {label(glue_speed.TRAIN_TASK)}, float32,"
         f" {glue_speed.THREADS} threads,"
-        f" median of {len(rounds)} interleaved rounds. What `--loss pabee` takes beyond `--loss last` are the heads."
+        f" median of {len(rounds)} interleaved rounds. `--loss pabee` trains the heads in addition to `--loss last`."
     )
-    return [note, "", *table(("training", "sentences a second", "of transformers' Trainer"), rows)], verdicts
+    return [
+        note,
+        "",
+        *table(("training", "throughput (sentences/s)", "relative to the Trainer of transformers"), rows),
+    ], verdicts
 
 
 def of_speed(speeds: Sequence[Record], kind: str, task: str, model: str) -> list[dict[str, Any]]:

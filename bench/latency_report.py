@@ -1,7 +1,9 @@
-"""Write docs/results/latency.md and the pictures of docs/cost-function.md from the records of latency.py:
-`python bench/latency_report.py`. It measures nothing. What was not run prints a dash.
+"""Write docs/results/latency.md and the pictures of docs/cost-function.md: `python bench/latency_report.py`.
+
+Reads the records of latency.py and measures nothing. Missing records print a dash.
 """
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,48 +21,57 @@ from offramp.measure.hardware import environment
 
 PAGE = latency.RESULTS.with_name("latency.md")
 SLOT_BYTES = 4 * 768 * 3072
-"""Of BERT-base: a third of a layer."""
+"""Size of a slot for BERT-base in bytes: one third of a layer."""
 PICTURES = latency.RESULTS.parents[1] / "pictures"
 INTRODUCTION = """\
-# Latency: what `offramp tune` promises, and what comes of it
+# Latency: predictions of `offramp tune` and measurements
 
-Models, data and splits are those of [glue.md](glue.md): MiniLM-L6 and a DistilBERT filled from it, seed 0, whole model
-in memory, batch 1 where nothing else is said, 2 threads. Policies are made on the tune split with a device profile of
-this machine. QNLI, QQP and MNLI are partial data. A dash is what was not measured yet. The policies at batch 1 of the
-first section were made before `tune` tried prices of a second below zero; from the same profiles it takes none with
-such a price at these latencies.
+Models, data and splits are those of [glue.md](glue.md): MiniLM-L6 and a DistilBERT initialised from it, seed 0, fully
+resident, batch 1 unless stated, 2 threads. Policies are chosen on the tune split with a device profile of this machine.
+QNLI, QQP and MNLI use partial data. A dash marks a missing measurement. The policies at batch 1 of the first section
+were made before `tune` considered negative prices per second; with the same profiles it selects none of them at these
+latencies. Learned policies are shown by their kind; their hashes are in the records.
 """
 NOTE_ASKED = f"""\
-A policy is tuned to a mean latency on the tune split, and then runs up to {latency.NUM_TEXTS} texts of the certify
-split, which it never saw. This machine is shared: from one second to the next it is faster or slower by a quarter. So
-policies take turns of {promise.BLOCK} passes with passes of a device profile, in one process (`bench/promise.py`), and
-each round, of {latency.ROUNDS}, has its own profile. *Tune says*: the mean latency in the policy file, of that asked
-for; less where every slower policy scores worse. *Of the texts*: what texts take, of what the profile of the same
-seconds says of these very texts; medians of rounds. *Measured of said*: what the whole certify split takes, of what
-that profile says of the tune split; that of the whole split is what the profile says of it times *of the texts*, so
-that it is not left to chance which texts run. *Of asked*: its product with *tune says*, in which the machine's drift
-since the first profile is not, nor what that profile itself was off by. *By the clock*: milliseconds measured, of those
-asked for, with both. *Speed-up*: over `--exit none`. *Tokens*: that a text is computed with in the mean, of the tune
-and of the certify split. At batch 8 these are those of the longest of eight, in which the splits of some tasks differ
-by a tenth, by chance; nothing that `tune` sees can foretell that, and it is in *measured of said* and *of asked*.
+Each row is one tuned policy, run on up to {latency.NUM_TEXTS} texts of the certify split, not used for tuning.
+The speed of this shared machine varies by a quarter from one second to the next. Therefore policies alternate with
+passes of a device profile in one process (`bench/promise.py`), in blocks of {promise.BLOCK} passes, and each of
+{latency.ROUNDS} rounds has its own profile. Ratios are medians over rounds.
+
+- *predicted / requested*: mean latency in the policy file, relative to the request. It is below 1 if every slower
+  policy has a lower score.
+- *measured / predicted*: latency on the whole certify split, relative to the prediction of the same round's profile for
+  the tune split. The latency of the whole split is the profile's prediction for it times *on these texts*, so that it
+  does not depend on which texts were run.
+- *measured / requested, drift removed*: the product of both. It excludes the drift of the machine since the first
+  profile, and the error of that profile.
+- *measured / requested, wall-clock*: measured milliseconds relative to the request, including both.
+- *on these texts: measured / predicted*: latency of the texts that were run, relative to the same round's prediction
+  for these texts.
+- *speed-up*: relative to `--exit none`.
+- *mean tokens per text (tune / certify)*: number of tokens computed. At batch 8 this is the length of the longest of
+  eight texts, in which the splits of some tasks differ by a tenth by chance. `tune` cannot predict this difference; it
+  is part of *measured / predicted* and *measured / requested*.
 """
 MISSED = """\
-- **Mean latencies.** Rounds of one policy differ: the slowest takes {spread:.0f} % more of what its own profile says
-  than the fastest (the median over policies at batch 1), since the machine's speed changes from turn to turn. Of such
-  numbers a median of five is off by some percent, and those that miss at batch 1 miss by little, on both sides. At
-  batch 8, tokens of the splits differ as well (see there). By the clock, the machine's drift between the first profile
-  and the run is counted too.
-- **Patience.** At equal latency, each of {pairs} pairs has an interval of its own: {by_chance:.1f} of them are expected
-  to lie below zero where both are as good. Latencies are matched by what the profile says; what they are measured to be
-  scatters as above, so that some pairs are not of equal time.
-- **Bytes under 128MiB.** Early exits read less than their share, as residents lie where every text comes.
+- **Mean latencies.** Rounds of one policy differ: relative to its own profile, the slowest round takes {spread:.0f} %
+  longer than the fastest (median over policies at batch 1), because the speed of the machine changes between blocks. A
+  median of five such values has an error of some percent; the misses at batch 1 are small and on both sides. At batch 8
+  the splits also differ in tokens (see the table). Wall-clock ratios include the drift between the first profile and
+  the run.
+- **Patience.** Each of {pairs} pairs has its own interval; {by_chance:.1f} of them are expected to lie below zero
+  if both policies are equally good. Latencies are matched by prediction; measured latencies scatter as above, so
+  some pairs do not have equal latency.
+- **Bytes under 128MiB.** Early exits read less than their share, because the resident layers are those that every text
+  executes.
 """
 NOTE_BENCHES = f"""\
 `offramp bench STORE --task T --exit policy.json`: {latency.BENCH_TEXTS} texts of dev, {latency.BENCH_ROUNDS} rounds in
-processes of their own. The policy is that of the middle latency above. Latencies are of a batch, in bulk of a sweep;
-differences in points and speed-ups are against plain at the same batch size, with 95 % intervals by paired bootstrap.
-*By layers* counts layers and measures nothing. `stage:K` is the model truncated after layer K, of all the one nearest
-in throughput. MiB a text: bytes read, first reads of deeper layers included. There is no int8 model here.
+separate processes. Each row is one policy at one batch size; the policy is that of the middle latency above. Latencies
+are per batch, in bulk mode per sweep. Score differences (points) and speed-ups are relative to the plain model at the
+same batch size, with 95 % intervals by paired bootstrap. *Speed-up by layer count* is not a measurement. `stage:K` is
+the truncated model with the most similar throughput. *MiB read per text* includes first reads of deeper layers. There
+is no int8 model.
 """
 
 
@@ -69,15 +80,15 @@ def main() -> None:
     verdicts: list[Verdict] = []
     body: list[str] = []
     for title, part in (
-        ("## What is missed, and why", missed),
-        ("## A mean latency is asked for", asked),
-        ("## Against patience, at equal latency", patience),
-        ("## Deadlines, while reads become slow", deadlines),
-        ("## The bench of a task", benches),
+        ("## Missed targets and their causes", missed),
+        ("## Requested mean latencies", asked),
+        ("## Cost function and patience at equal latency", patience),
+        ("## Deadlines while reads become slow", deadlines),
+        ("## Task benchmark", benches),
         ("## Certificates", certificates),
-        ("## BERT-base's shape, streamed: what exits save", streamed),
-        ("## BERT-base's shape, in bulk", bulk),
-        ("## Tuning", tuning),
+        ("## BERT-base shape, streamed: savings by exits", streamed),
+        ("## BERT-base shape, bulk mode", bulk),
+        ("## Time of tuning", tuning),
     ):
         lines, found = part(records)
         body += [title, "", *lines, ""]
@@ -104,19 +115,19 @@ def of(records: Sequence[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
 def asked(records: Sequence[dict[str, Any]]) -> tuple[list[str], list[Verdict]]:
     lines, verdicts = [NOTE_ASKED, ""], []
     for kind, batch in (("latencies", 1), ("latencies_of_batches", 8)):
-        rows, of_asked, of_said, raw = [], [], [], []
+        rows, of_requested, of_predicted, raw = [], [], [], []
         for record in of(records, kind):
             for name, seconds in record["asked"].items():
                 rounds = [each[name] for each in record["rounds"]]
                 used = record["said"][name] / seconds
-                of_said.append(median(_of_said(record, name)))
-                of_asked.append(used * of_said[-1])
+                of_predicted.append(median(_of_predicted(record, name)))
+                of_requested.append(used * of_predicted[-1])
                 raw.append(median([each["seconds"] for each in rounds]) / seconds)
                 full = median([each["none"]["seconds"] / each[name]["seconds"] for each in record["rounds"]])
                 of_texts = median([each["seconds"] / each["predicted"] for each in rounds])
                 rows.append((
-                    f"{MODELS[record['model']]}, {label(record['task'])}", f"`{record['policies'][name]}`",
-                    f"{seconds * 1e3:.2f} ms", f"{used:.3f}x", f"{of_said[-1]:.3f}x", f"{of_asked[-1]:.3f}x",
+                    f"{MODELS[record['model']]}, {label(record['task'])}", readable(record["policies"][name]),
+                    f"{seconds * 1e3:.2f} ms", f"{used:.3f}x", f"{of_predicted[-1]:.3f}x", f"{of_requested[-1]:.3f}x",
                     f"{raw[-1]:.2f}x", f"{of_texts:.3f}x", f"{full:.2f}x",
                     " / ".join(f"{record['tokens'][rows]:.1f}" for rows in ("said", "whole")),
                 ))  # fmt: skip
@@ -125,14 +136,15 @@ def asked(records: Sequence[dict[str, Any]]) -> tuple[list[str], list[Verdict]]:
             verdicts.append(Verdict(what, "within 5 %, all", NONE, None))
             continue
         head = (
-            "task", "policy", "asked", "tune says", "measured of said", "of asked", "by the clock", "of the texts",
-            "speed-up", "tokens",
+            "task", "policy", "requested mean latency", "predicted / requested", "measured / predicted",
+            "measured / requested, drift removed", "measured / requested, wall-clock",
+            "on these texts: measured / predicted", "speed-up", "mean tokens per text (tune / certify)",
         )  # fmt: skip
         lines += [f"Batch {batch}:", "", *table(head, rows), ""]
         verdicts += [
-            _within(f"{what}, of that asked for, the machine's drift taken out", of_asked),
-            _within(f"{what}, of that asked for, by the clock", raw),
-            _within(f"{what}, of what a profile of the same seconds says", of_said),
+            _within(f"{what}: measured / requested, drift removed", of_requested),
+            _within(f"{what}: measured / requested, wall-clock", raw),
+            _within(f"{what}: measured / predicted by a simultaneous profile", of_predicted),
         ]
     seen = {record["model"] for record in of(records, "latencies")}
     missing = [name for model, name in MODELS.items() if model not in seen]
@@ -140,14 +152,22 @@ def asked(records: Sequence[dict[str, Any]]) -> tuple[list[str], list[Verdict]]:
     return lines, verdicts
 
 
-def _of_said(record: dict[str, Any], name: str) -> list[float]:
-    """What the whole certify split takes, of what the profile says of the tune split, by rounds."""
+def readable(policy: str) -> str:
+    """Return the name of a policy for tables: rules as code, learned policies by their kind, without the hash."""
+    kind, _, first = re.sub(r":[0-9a-f]{8}(?=@|$)", "", policy).partition("@")
+    if kind == policy.partition("@")[0]:
+        return f"`{policy}`"
+    return f"{kind}, from exit {first}" if first else kind
+
+
+def _of_predicted(record: dict[str, Any], name: str) -> list[float]:
+    """Return, for each round, the latency of the certify split over the prediction for the tune split."""
     rounds = [each[name] for each in record["rounds"]]
     return [each["seconds"] * each["whole"] / each["predicted"] / each["said"] for each in rounds]
 
 
 def missed(records: Sequence[dict[str, Any]]) -> tuple[list[str], list[Verdict]]:
-    rounds_of = [_of_said(record, name) for record in of(records, "latencies") for name in record["asked"]]
+    rounds_of = [_of_predicted(record, name) for record in of(records, "latencies") for name in record["asked"]]
     spread = median([max(rounds) / min(rounds) - 1 for rounds in rounds_of])
     pairs = sum(len(record["pairs"]) for record in of(records, "against_patience"))
     return [MISSED.format(spread=100 * spread, pairs=pairs, by_chance=0.025 * pairs)], []
@@ -170,16 +190,16 @@ def patience(records: Sequence[dict[str, Any]]) -> tuple[list[str], list[Verdict
             interval = f"{pair['gain']:+.1f} [{pair['gain_low']:+.1f} {pair['gain_high']:+.1f}]"
             rows.append((
                 f"{MODELS[key[0]]}, {label(key[1])}", f"`{pair['patience']}`", f"{pair['score']:.1f}",
-                f"`{pair['policy']}`", interval, f"{ratio:.2f}x",
+                readable(pair["policy"]), interval, f"{ratio:.2f}x",
             ))  # fmt: skip
     note = (
-        "For each patience the cost function (`stopping` or `index`) of the same latency, which is what the profile"
-        " says of the texts of dev; scores on tune choose, as `tune` does, and labels of dev choose nothing. Gain:"
-        " score on dev, with the paired 95 % bootstrap interval. Seconds: measured in turns on up to"
-        f" {latency.PAIR_TEXTS} texts of dev, cost function by patience, medians of {latency.PAIR_ROUNDS} rounds; those"
-        " of all of dev are estimated as in the section before, by what the profile says of both; far less than 1"
-        " where no policy that was tried takes more of the time, or a faster one scores better on tune, beyond the"
-        " interval there. Of so many pairs the interval of one in forty lies below zero by chance alone."
+        "Each row compares a patience with the cost function (`stopping` or `index`) of the same latency, as predicted"
+        " by the profile for the texts of dev. The policy is chosen by its score on tune, as in `tune`; labels of dev"
+        " are not used. *Gain*: difference of scores on dev, with the paired 95 % bootstrap interval. *Latency ratio*:"
+        f" cost function over patience, measured alternately on up to {latency.PAIR_TEXTS} texts of dev, medians of"
+        f" {latency.PAIR_ROUNDS} rounds, and extrapolated to all of dev as in the section above. It is far below 1 if"
+        " no candidate uses more of the time, or if a faster one has a significantly better score on tune. By chance,"
+        " one interval in forty lies below zero."
     )
     verdicts = []
     for model, name in MODELS.items():
@@ -189,17 +209,19 @@ def patience(records: Sequence[dict[str, Any]]) -> tuple[list[str], list[Verdict
         else:
             worse = [r["task"] for r in mine if any(pair["gain_high"] < 0 for pair in r["pairs"])]
             better = [r["task"] for r in mine if np.mean([pair["gain"] for pair in r["pairs"]]) > 0]
-            what = f"{name}: tasks where the cost function is worse than a patience beyond the interval, of {len(mine)}"
+            what = f"{name}: tasks of {len(mine)} where the cost function is significantly worse than a patience"
             verdicts.append(Verdict(what, "none", ", ".join(worse) or "none", not worse))
-            what = f"{name}: tasks where it is better, in the mean over patiences"
+            what = f"{name}: tasks where the cost function is better, mean over patiences"
             verdicts.append(
                 Verdict(what, ">= 4 of 7", f"{len(better)} of {len(mine)}: {', '.join(better)}", len(better) >= 4)
             )
     if ratios:
         slower = sum(ratio > 1.05 for ratio in ratios)
         told = f"{slower} of {len(ratios)}; {_least(ratios)}, median {median(ratios):.2f}x"
-        verdicts.append(Verdict("pairs in which the cost function is slower by over 5 %", "none", told, slower == 0))
-    head = ("task", "patience", "score", "cost function", "gain [95 %]", "seconds")
+        verdicts.append(
+            Verdict("pairs in which the cost function is slower by more than 5 %", "none", told, slower == 0)
+        )
+    head = ("task", "patience", "score of patience", "cost function", "gain (points) [95 % CI]", "latency ratio")
     return [note, "", *table(head, rows)], verdicts
 
 
@@ -217,15 +239,18 @@ def deadlines(records: Sequence[dict[str, Any]]) -> tuple[list[str], list[Verdic
         for name, each in ((name, record[name]) for name in ("guard", "no guard"))
     ]  # fmt: skip
     note = (
-        f"MiniLM-L6 on SST-2, streamed, `--deadline {record['deadline'] * 1e3:.0f}ms` (twice the median of a pass);"
-        f" from request {record['requests'] // 2} on every read takes {latency.SLOWER} times as long."
+        f"MiniLM-L6 on SST-2, streamed, `--deadline {record['deadline'] * 1e3:.0f}ms` (twice the median latency)."
+        f" From request {record['requests'] // 2} on, every read takes {latency.SLOWER} times as long."
         " Exit policy: none."
     )
     share = record["guard"]["beyond"] / record["requests"]
-    what = f"requests beyond the deadline by more than 5 %, reads {latency.SLOWER}x slower from the middle on"
+    what = f"requests that exceed the deadline by more than 5 %, reads {latency.SLOWER}x slower in the second half"
     without = record["no guard"]["beyond"] / record["requests"]
     told = f"{100 * share:.2f} % (without the guard {100 * without:.0f} %)"
-    head = ("", "beyond", "p50", "p99", "worst", "mean exit before", "after")
+    head = (
+        "run", "requests past the deadline by more than 5 %", "p50 latency", "p99 latency", "maximum latency",
+        "mean exit, first half", "mean exit, second half",
+    )  # fmt: skip
     return [note, "", *table(head, rows)], [Verdict(what, "<= 1 %", told, share <= 0.01)]
 
 
@@ -240,13 +265,12 @@ def certificates(records: Sequence[dict[str, Any]]) -> tuple[list[str], list[Ver
     for method in ("ucb", "ltt"):
         each = record[method]
         rows.append((method, str(each["certified"]), str(each["violations"])))
-        what = f"{method}: sets of {record['sets']} whose certified policy risks more than {latency.EPSILON:g}"
+        what = f"{method}: sets of {record['sets']} whose certified policy has a risk above {latency.EPSILON:g}"
         verdicts.append(Verdict(what, f"<= {most}", str(each["violations"]), each["violations"] <= most))
     note = (
-        f"SST-2: {record['sets']} sets of {record['drawn']} drawn with replacement from {record['rows']} samples; among"
-        f" 30 thresholds of confidence each set certifies one, epsilon {latency.EPSILON:g}, delta {latency.DELTA:g};"
-        " the risk is that of all samples. `tests/policies/test_certify.py` does the same in every test run, and"
-        " catches a certifier that ignores chance."
+        f"SST-2: {record['sets']} sets of {record['drawn']} samples, drawn with replacement from {record['rows']}. Each"
+        f" set certifies one of 30 confidence thresholds, epsilon {latency.EPSILON:g}, delta {latency.DELTA:g}. The"
+        " true risk is that on all samples. `tests/policies/test_certify.py` repeats the experiment in every test run."
     )
     return [note, "", *table(("method", "sets with a certificate", "violations"), rows)], verdicts
 
@@ -262,41 +286,44 @@ def streamed(records: Sequence[dict[str, Any]]) -> tuple[list[str], list[Verdict
             exit = "none" if stage == 12 else f"stage:{stage}"
             pairs = [(each[budget]["none"], each[budget][exit]) for each in rounds]
             speed = median([full["seconds"] / early["seconds"] for full, early in pairs])
-            foretold = median([full["predicted"] / early["predicted"] for full, early in pairs])
+            predicted = median([full["predicted"] / early["predicted"] for full, early in pairs])
             beyond = median([(early["bytes"] - full["bytes"] * stage / 12) / SLOT_BYTES for full, early in pairs])
             seconds, peak, num_bytes = (
                 median([early[key] for _, early in pairs]) for key in ("seconds", "peak", "bytes")
             )
             if stage < 12:
                 shares.append(speed / (12 / stage))
-                of_profile.append(speed / foretold)
+                of_profile.append(speed / predicted)
                 reads.setdefault(budget, []).append(beyond)
             rows.append((
-                budget, f"`{exit}`", f"{seconds * 1e3:.0f} ms", f"{speed:.2f}x", f"{foretold:.2f}x",
+                budget, f"`{exit}`", f"{seconds * 1e3:.0f} ms", f"{speed:.2f}x", f"{predicted:.2f}x",
                 f"{12 / stage:.2f}x", f"{num_bytes / 2**20:.1f} MiB", f"{beyond:+.2f}", f"{peak / 2**20:.0f} MiB",
             ))  # fmt: skip
     theirs = [each["transformers"] for each in rounds]
     their_seconds, their_peak = (median([each[key] for each in theirs]) for key in ("seconds", "peak"))
     rows.append((
-        "none", "transformers, all in memory", f"{their_seconds * 1e3:.0f} ms", "", "", "", "", "",
+        "none", "transformers, fully resident", f"{their_seconds * 1e3:.0f} ms", "", "", "", "", "",
         f"{their_peak / 2**20:.0f} MiB",
     ))  # fmt: skip
     note = (
-        f"Random weights, fp32, 12 layers, 768 wide, texts of {latency.MAX_LENGTH} tokens, batch 1, medians of"
-        f" {latency.STREAMED_ROUNDS} rounds, in each of which the exits run there and back. Plain is the same store,"
-        " backend and budget with `--exit none`, which runs no head. By the profile: measured in the same round. Slots:"
-        " bytes read, less those of `none` times the share of"
-        f" layers run; a slot is {SLOT_BYTES / 2**20:.0f} MiB. Under the smaller budget no layer is resident. Under the"
-        " larger one a shard of each of the first three is, since every text needs these: early exits then read less"
-        " than their share, by more than a slot, and are counted as a miss although nobody loses by it."
+        f"Random weights, fp32, 12 layers, hidden size 768, texts of {latency.MAX_LENGTH} tokens, batch 1, medians of"
+        f" {latency.STREAMED_ROUNDS} rounds; each round runs the exits in ascending and descending order. Speed-ups are"
+        " relative to `--exit none` on the same store, backend and budget. The predicted speed-up is that of a profile"
+        " of the same round. *Excess reads*: bytes read minus the bytes of `none` times the fraction of layers"
+        f" executed, in slots of {SLOT_BYTES / 2**20:.0f} MiB. Under the smaller budget no layer is resident. Under the"
+        " larger one, one shard of each of the first three layers is resident, because every text needs them; early"
+        " exits then read less than their share, by more than one slot, which counts as a miss although it is harmless."
     )
-    head = ("budget", "exit", "a text", "speed-up", "by the profile", "by layers", "bytes read", "slots", "peak")
+    head = (
+        "budget", "exit", "latency per text", "speed-up", "predicted speed-up", "speed-up by layer count", "bytes read",
+        "excess reads (slots)", "peak memory",
+    )  # fmt: skip
     verdicts = [
-        Verdict("speed-up of exits, streamed, of that by layers", ">= 0.85x", _least(shares), min(shares) >= 0.85),
-        Verdict("the same, of what the profile says", ">= 0.95x", _least(of_profile), min(of_profile) >= 0.95),
+        Verdict("streamed exits: speed-up / speed-up by layer count", ">= 0.85x", _least(shares), min(shares) >= 0.85),
+        Verdict("streamed exits: speed-up / predicted", ">= 0.95x", _least(of_profile), min(of_profile) >= 0.95),
         *(
             Verdict(
-                f"bytes read with exits, less those of all by the share of layers run, `--budget {budget}`",
+                f"streamed exits: excess reads over the fraction of layers executed, `--budget {budget}`",
                 "within one slot", f"{min(beyond):+.2f} .. {max(beyond):+.2f} slots", max(map(abs, beyond)) <= 1,
             )
             for budget, beyond in reads.items()
@@ -310,7 +337,7 @@ def _least(ratios: Sequence[float]) -> str:
 
 
 def benches(records: Sequence[dict[str, Any]]) -> tuple[list[str], list[Verdict]]:
-    """What `offramp bench --task` said: all batch sizes, and the truncated model that is nearest in throughput."""
+    """Return the results of `offramp bench --task`: all batch sizes, and the truncated model of similar throughput."""
     share, rows = f"{latency.SHARES[1]:g}", []
     policies = {(r["model"], r["task"]): r["policies"][share] for r in of(records, "latencies")}
     for record in [*of(records, "task_bench"), *of(records, "streamed_task_bench")]:
@@ -320,7 +347,7 @@ def benches(records: Sequence[dict[str, Any]]) -> tuple[list[str], list[Verdict]
         cut = [each for each in measured if each["rival"] == "truncated"]
         near = min(cut, key=lambda each: abs(each["texts_per_second"] - ours["texts_per_second"]))
         for each in [*(each for each in measured if each["rival"] != "truncated"), near]:
-            exit = {"plain": "plain", "exits": f"`{policies[key]}`"}.get(each["rival"], f"`{each['exit']}`")
+            exit = {"plain": "plain", "exits": readable(policies[key])}.get(each["rival"], f"`{each['exit']}`")
             rows.append((
                 f"{MODELS[key[0]]}, {label(key[1])}{where}", exit, str(each["batch"]),
                 *(f"{1e3 * each[f'latency_seconds_{part}']:.1f}" for part in ("p50", "p90", "p99")),
@@ -332,8 +359,9 @@ def benches(records: Sequence[dict[str, Any]]) -> tuple[list[str], list[Verdict]
     if not rows:
         return ["not run"], []
     head = (
-        "task", "exit", "batch", "p50 ms", "p90", "p99", "texts a s", "peak MiB", "MiB a text", "score",
-        "against plain", "speed-up", "by layers",
+        "task", "policy", "batch", "p50 latency (ms)", "p90 (ms)", "p99 (ms)", "throughput (texts/s)",
+        "peak memory (MiB)", "MiB read per text", "score", "score difference [95 % CI]", "speed-up [95 % CI]",
+        "speed-up by layer count",
     )  # fmt: skip
     return [NOTE_BENCHES, *table(head, rows)], []
 
@@ -354,22 +382,28 @@ def bulk(records: Sequence[dict[str, Any]]) -> tuple[list[str], list[Verdict]]:
     best = [max(each["theirs"].values()) for each in rounds]
     ratios = [each["ours"] / top for each, top in zip(rounds, best, strict=True)]
     rows = [
-        (f"transformers, all in memory, batch {size}", f"{median([each['theirs'][size] for each in rounds]):.2f}", "",
+        (f"transformers, fully resident, batch {size}", f"{median([each['theirs'][size] for each in rounds]):.2f}", "",
          f"{max(each['their_peak'] for each in rounds) / 2**20:.0f} MiB", "")
         for size in sizes
     ]  # fmt: skip
     rows.append((
-        f"offramp, `--budget {latency.SHAPE_BUDGET} --batch bulk`: {rounds[0]['rows']} rows a sweep",
+        f"offramp, `--budget {latency.SHAPE_BUDGET} --batch bulk`: {rounds[0]['rows']} rows per sweep",
         f"{median([each['ours'] for each in rounds]):.2f}", f"{median(ratios):.2f}x",
         f"{max(each['peak'] for each in rounds) / 2**20:.0f} MiB",
         f"{median([each['bytes'] for each in rounds]) / 2**20:.1f} MiB",
     ))  # fmt: skip
-    what = f"bulk under {latency.SHAPE_BUDGET}, texts a second, of transformers' best batch size"
+    what = f"bulk under {latency.SHAPE_BUDGET}: throughput relative to the best batch size of transformers"
     told = f"{median(ratios):.2f}x ({_least(ratios)})"
-    head = ("", "texts a second", "of the best", "peak", "read a text")
+    head = (
+        "run",
+        "throughput (texts/s)",
+        "relative to the best of transformers",
+        "peak memory",
+        "weights read per text",
+    )
     note = (
-        f"{latency.BULK_TEXTS} texts of {latency.MAX_LENGTH} tokens, tokenized and run; transformers is given tokens."
-        " Weights are read once a sweep."
+        f"{latency.BULK_TEXTS} texts of {latency.MAX_LENGTH} tokens. offramp tokenizes them; transformers receives"
+        " token ids. Weights are read once per sweep."
     )
     return [note, "", *table(head, rows)], [Verdict(what, ">= 0.90x", told, median(ratios) >= 0.9)]
 
@@ -379,12 +413,14 @@ def tuning(records: Sequence[dict[str, Any]]) -> tuple[list[str], list[Verdict]]
     if not found:
         return ["not run"], []
     seconds = found[0]["seconds"]
-    what = "tuning, a transcript of 10,000 x 12 exits, all families"
-    return [f"{seconds:.1f} s, without the profile."], [Verdict(what, "< 30 s", f"{seconds:.1f} s", seconds < 30)]
+    what = "tuning on a transcript of 10,000 rows and 12 exits, all families of policies"
+    return [f"{seconds:.1f} s, without measuring the profile."], [
+        Verdict(what, "< 30 s", f"{seconds:.1f} s", seconds < 30)
+    ]
 
 
 def draw(record: dict[str, Any]) -> None:
-    """Three pictures, black on white, for docs/cost-function.md."""
+    """Draw three pictures for docs/cost-function.md."""
     import matplotlib as mpl
 
     mpl.use("svg")

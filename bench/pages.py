@@ -1,4 +1,4 @@
-"""A page for each section of the benchmark: its verdicts, computed from the records, and its table."""
+"""Page section of each part of the benchmark: verdicts computed from the records, and a table."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,21 +27,23 @@ Found = dict[str, Records]
 """Rival -> its records."""
 Drawn = tuple[list[Verdict], list[str]]
 NUM_WARM_UP = 2
-"""Passes of a traced run that do not count."""
+"""Number of warm-up passes of a traced run, which are excluded."""
 
 # latency --------------------------------------------------------------------------------------------------------------
 
 RESIDENT = "transformers resident"
 LATENCY_LIMITS = {96: 1.6, 128: 1.15, 192: 1.0}
-"""Budget in MiB -> of the resident rival's latency."""
+"""Budget in MiB -> largest acceptable latency relative to the resident rival."""
 LATENCY_HEAD = (
-    "rival, median, p95, of transformers resident, largest peak, median peak, read a pass, bound, of bound, reads"
+    "rival, median latency, p95 latency, relative to transformers resident, peak memory (maximum),"
+    " peak memory (median), bytes read per pass, lower bound, lower bound / median latency, reads"
 )
 LATENCY_NOTE = """\
-Peaks are those of the whole process (VmHWM). Ratios are between the medians of one round: median (least..most) over the
-rounds. What a pass reads are read calls: the first fill of residents is shared among all passes of the process, and
-transformers maps its files, which no read call shows. The bound is max(sum of computing, sum of reading) + fill (what
-nothing could hide: gathering rows, waiting for the first shard), as measured in the same passes."""
+Each row is one rival. Peaks are those of the whole process (VmHWM). Ratios are taken between the medians of one round:
+median (minimum..maximum) over the rounds. Bytes read per pass are those returned by read calls: the first read of
+residents is divided among all passes of the process, and transformers maps its files, which causes no read calls. The
+lower bound is max(sum of computation, sum of reads) + fill (time that cannot overlap: gathering rows, waiting for the
+first shard), as measured in the same passes."""
 
 
 def latency(rivals: Found) -> Drawn:
@@ -60,7 +62,7 @@ def _budget_verdicts(budget_mib: int, rivals: Found) -> list[Verdict]:
     if any("failed" in each["result"] for each in records):
         peak = Verdict(peak.what, peak.target, trouble(records) or "failed", False)
     found = ratios(records, rivals[RESIDENT], _round_latency)
-    return [peak, at_most(f"{what}latency of transformers resident", LATENCY_LIMITS[budget_mib], found)]
+    return [peak, at_most(f"{what}latency relative to transformers resident", LATENCY_LIMITS[budget_mib], found)]
 
 
 def _disk_verdicts(rivals: Found) -> list[Verdict]:
@@ -70,8 +72,8 @@ def _disk_verdicts(rivals: Found) -> list[Verdict]:
     faster = median(speed_ups) >= 1.5 if speed_ups else None
     shares = [peak / median(peaks) for peak in each_of(ours, "peak_rss_bytes")] if peaks else []
     return [
-        Verdict(f"{what}times as fast", ">= 1.50x", spread(speed_ups), faster),
-        at_most(f"{what}of its median peak", 0.3, shares),
+        Verdict(f"{what}speed-up", ">= 1.50x", spread(speed_ups), faster),
+        at_most(f"{what}peak relative to its median peak", 0.3, shares),
     ]
 
 
@@ -99,25 +101,25 @@ def _latency_row(name: str, records: Records, resident: Records) -> Sequence[str
 # start ----------------------------------------------------------------------------------------------------------------
 
 START_NOTE = """\
-From the start of the process to its first line on stdout, seen from outside: one text of 128 tokens, everything in the
-page cache, one start of each beforehand. Median (least..most) over the rounds."""
+Time from the start of the process to its first line on stdout, measured by the parent: one text of 128 tokens, all
+files in the page cache, after one warm-up start of each. Median (minimum..maximum) over the rounds."""
 
 
 def start(rivals: Found) -> Drawn:
     seconds = {name: each_of(records, "first_label_seconds") for name, records in rivals.items()}
     rows = [(name, trouble(rivals[name]) or spread(values, " s")) for name, values in seconds.items()]
     verdict = at_most("process start to first label, warm", 1.0, seconds["offramp 128MiB"], " s")
-    return [verdict], table(("rival", "first label after"), rows)
+    return [verdict], table(("rival", "time to first label"), rows)
 
 
 # cgroup ---------------------------------------------------------------------------------------------------------------
 
-CGROUP_HEAD = "run, reads, first pass, later passes, of free, charged at most, failcnt"
+CGROUP_HEAD = "run, reads, first pass, later passes, relative to no group, charged memory (maximum), failcnt"
 CGROUP_NOTE = """\
-Twelve texts of 128 tokens, `--budget 120MiB`; later passes: the median without the first two. The group's limit counts
-the page cache, too, so what is charged comes near the limit wherever files are read; failcnt says how often the limit
-was hit. All caches are dropped before each run in a group. Time limits: 120 s with buffered reads, 60 s for
-transformers; a rival that ran into its limit twice is not tried again. transformers' passes are random ids."""
+Twelve texts of 128 tokens, `--budget 120MiB`; later passes: median without the first two. The limit of the group
+includes the page cache, so the charged memory approaches the limit whenever files are read; failcnt is the number of
+times the limit was hit. All caches are dropped before each run in a group. Time limits: 120 s with buffered reads, 60 s
+for transformers; a rival that exceeds its limit twice is not run again. transformers runs on random ids."""
 
 
 def cgroup(rivals: Found) -> Drawn:
@@ -126,7 +128,7 @@ def cgroup(rivals: Found) -> Drawn:
     complete = (f"{num_good} of {len(jailed)}", num_good == len(jailed)) if jailed else (NONE, None)
     verdicts = [
         Verdict(f"{what}completes", "always", *complete),
-        at_most(f"{what}of its free latency", 1.3, ratios(jailed, free, _later_seconds)),
+        at_most(f"{what}latency relative to no group", 1.3, ratios(jailed, free, _later_seconds)),
     ]
     return verdicts, table(CGROUP_HEAD.split(", "), [_cgroup_row(name, rivals[name], free) for name in rivals])
 
@@ -157,21 +159,24 @@ def _cgroup_row(name: str, records: Records, free: Records) -> Sequence[str]:
 
 # throttle -------------------------------------------------------------------------------------------------------------
 
-THROTTLE_HEAD = "sum c, sum r, their bound, the record's bound, a pass, of their bound, of the record's bound"
+THROTTLE_HEAD = (
+    "computation, reads at 100 MB/s, lower bound, lower bound of the record, latency, latency / lower bound,"
+    " latency / lower bound of the record"
+)
 THROTTLE_NOTE = """\
-`--budget 128MiB --reads direct`, a row for each round, medians over the passes after the first two. sum c: the seconds
-of computing of a run on the free disk in the same round. sum r: the bytes that a pass reads, at 100 MB/s. Their bound
-is the larger one, with nothing for the first read, since a stream of texts begins it before the pass. The record's
-bound is made of the seconds that the throttled run measured itself, its fill included."""
+`--budget 128MiB --reads direct`, one row per round, medians over the passes after the first two. *Computation*: seconds
+of computation in a run on the unthrottled disk in the same round. *Reads at 100 MB/s*: bytes read per pass divided by
+the limit. The lower bound is the larger of both; the first read adds nothing, because with a stream of texts it starts
+before the pass. The lower bound of the record uses the seconds measured by the throttled run, including the fill."""
 
 
 def throttle(rivals: Found) -> Drawn:
     free, limited = good(rivals["free"]), good(rivals["100 MB/s"])
     rows = [_Throttled(free[number], limited[number]) for number in sorted(free.keys() & limited.keys())]
-    what = "disk at 100 MB/s, `--budget 128MiB`: a pass of max(sum c, sum r) + fill"
+    what = "disk at 100 MB/s, `--budget 128MiB`: latency relative to the lower bound"
     verdicts = [
-        at_most(f"{what}, from bytes and the limit", 1.1, [row.of_bound for row in rows]),
-        at_most(f"{what}, as its record says", 1.1, [row.of_own_bound for row in rows]),
+        at_most(f"{what} from bytes and limit", 1.1, [row.of_bound for row in rows]),
+        at_most(f"{what} of its record", 1.1, [row.of_own_bound for row in rows]),
     ]
     if not rows:
         return verdicts, [f"{name}: {trouble(records) or 'done'}" for name, records in rivals.items()]
@@ -179,7 +184,7 @@ def throttle(rivals: Found) -> Drawn:
 
 
 class _Throttled:
-    """One round: the same command on the free and on the throttled disk."""
+    """Results of one round: the same command on the unthrottled and on the throttled disk."""
 
     def __init__(self, free: Result, limited: Result) -> None:
         passes = limited["passes"][NUM_WARM_UP:]
@@ -200,11 +205,10 @@ EXACT_HEAD = "backend and shape; transformers' attention; four texts, 5 to 128 t
 BUDGETS_HEAD = "budget, slots, residents, reads, equal"
 BUDGETS = "budgets"
 EXACT_NOTE = """\
-Above: the largest difference of a logit from transformers, which tokenizes and pads the same texts itself. Its weights
-are copied from the mapped file to memory that begins on 64-byte boundaries, as ours does: elsewhere the last bits
-differ. Below it:
-the same three batches, a process a line, compared bit by bit with a process in which everything stays resident; the
-budgets begin near the smallest that is possible there."""
+First table: largest difference of a logit from transformers, which tokenizes and pads the same texts itself. Its
+weights are copied from the mapped file to memory that starts on 64-byte boundaries, as in offramp, because other
+alignments change the last bits. Second table: the same three batches, one process per line, compared bit by bit with a
+fully resident process; the budgets start near the smallest possible one."""
 
 
 def exact(rivals: Found) -> Drawn:
@@ -223,7 +227,7 @@ def _exact_rows(name: str, records: Records) -> list[Sequence[str]]:
 
 
 def _exact_verdict(name: str, records: Records) -> Verdict:
-    """ONNX Runtime may differ a little from either attention of transformers; torch from one of them not at all."""
+    """ONNX Runtime may differ slightly from transformers; torch must equal one of its attentions."""
     reason = trouble(records)
     largest = {} if reason else {key: max(batches.values()) for key, batches in records[-1]["result"].items()}
     shown = reason or ", ".join(f"{value:.1e} from {attention}" for attention, value in largest.items())
@@ -235,7 +239,7 @@ def _exact_verdict(name: str, records: Records) -> Verdict:
 
 
 def _budgets(records: Records) -> tuple[Verdict, list[str]]:
-    reason, what = trouble(records), "answers equal bit by bit, for every budget, number of slots and way of reading"
+    reason, what = trouble(records), "answers bitwise equal for every budget, number of slots and way of reading"
     if reason:
         return Verdict(what, "all", reason, None), [reason]
     runs = records[-1]["result"]["runs"]
@@ -252,16 +256,17 @@ def _budget_row(run: Result) -> Sequence[str]:
 
 # exits ----------------------------------------------------------------------------------------------------------------
 
-EXITS_HEAD = "policy, left at, shards read, slots w, read, needed, allowed, kept"
+EXITS_HEAD = "policy, exit, shards read, slots w, bytes read, required, allowed, within the allowance"
 EXITS_NOTE = """\
-One text in a new process, nothing resident yet. `stage:k` says beforehand where it ends; `from:k>confidence:0.01`
-leaves at the same exit, but only that exit can tell. What is read includes rows of the embedding tables and reads that
-the exit broke off; needed is what the stages up to k hold, and allowed adds the next w shards and the heads."""
+One text in a new process, before any weight is resident. `stage:k` fixes the exit in advance; `from:k>confidence:0.01`
+exits at the same place, but this is decided only there. Bytes read include rows of the embedding tables and reads that
+the exit cancelled. *Required*: size of the stages up to k. *Allowed*: in addition the next w shards and the heads, with
+w slots."""
 
 
 def exits(rivals: Found) -> Drawn:
     kept = sum(_keeps(records[-1]) for records in rivals.values() if not trouble(records))
-    what = "exit after stage k of 12: reads at most k stages, w shards more and the heads"
+    what = "exit after stage k of 12: reads at most k stages, w more shards and the heads"
     found = (f"{kept} of {len(rivals)}", kept == len(rivals)) if any(rivals.values()) else (NONE, None)
     verdict = Verdict(what, "always", *found)
     return [verdict], table(EXITS_HEAD.split(", "), [_exit_row(policy, rivals[policy]) for policy in rivals])
@@ -284,7 +289,8 @@ def _exit_row(policy: str, records: Records) -> Sequence[str]:
 # divide ---------------------------------------------------------------------------------------------------------------
 
 DIVIDE_NOTE = """\
-From the page cache onto the disk, every file synced. The peak is the process's as the kernel tells its parent."""
+From the page cache to the disk, with every file flushed. The peak of the process is that reported to its parent by the
+kernel."""
 
 
 def divide(rivals: Found) -> Drawn:
@@ -302,7 +308,7 @@ def _divide_row(name: str, records: Records) -> Sequence[str]:
 
 @dataclass(frozen=True)
 class Page:
-    """How a section is shown."""
+    """Title, drawing function and note of one section."""
 
     title: str
     draw: Callable[[Found], Drawn]
@@ -311,10 +317,10 @@ class Page:
 
 PAGES = {
     "latency": Page("Latency and memory", latency, LATENCY_NOTE),
-    "start": Page("From nothing to the first label", start, START_NOTE),
-    "cgroup": Page("In a small memory cgroup", cgroup, CGROUP_NOTE),
-    "throttle": Page("On a slow disk", throttle, THROTTLE_NOTE),
-    "exact": Page("The same answers", exact, EXACT_NOTE),
-    "exits": Page("What an exit saves", exits, EXITS_NOTE),
+    "start": Page("Time to the first label", start, START_NOTE),
+    "cgroup": Page("Small memory cgroup", cgroup, CGROUP_NOTE),
+    "throttle": Page("Slow disk", throttle, THROTTLE_NOTE),
+    "exact": Page("Equality of answers", exact, EXACT_NOTE),
+    "exits": Page("Reads saved by exits", exits, EXITS_NOTE),
     "divide": Page("Dividing a checkpoint", divide, DIVIDE_NOTE),
 }

@@ -1,6 +1,6 @@
-"""The records of a benchmark as one page: targets beside what was measured, then a table for each section.
+"""Page of a benchmark from its records: targets and measurements, then one table per section.
 
-It computes every verdict from the records, and measures nothing.
+Computes every verdict from the records and measures nothing.
 """
 
 from importlib import metadata
@@ -13,18 +13,18 @@ from offramp.measure.hardware import environment
 
 FULL_ROUNDS = 5
 TIMED = ("latency", "start", "cgroup", "throttle", "divide")
-"""Sections whose figures are medians over rounds."""
+"""Sections with medians over rounds."""
 INTRODUCTION = """\
-# The main job, measured
+# Main benchmark
 
-A classifier of BERT-base's exact shape (12 layers, hidden size 768, vocabulary 30,522; DistilBERT's where it is named),
-float32, batch 1, 128 tokens, 2 threads, warm cache where nothing else is said. **The weights are random**: times, bytes
-and memory do not depend on their values, and no accuracy is claimed. [How it is measured](../how-measured.md).
+A classifier with the exact shape of BERT-base (12 layers, hidden size 768, vocabulary 30,522; DistilBERT where named),
+float32, batch 1, 128 tokens, 2 threads, warm page cache unless stated. **The weights are random**: times, bytes and
+memory do not depend on their values, and no accuracy is claimed. [Method](../how-measured.md).
 """
 
 
 def write(found: dict[str, Found], missing: dict[str, str | None], out: Path, command: str) -> str:
-    """The page. `missing`: why a section cannot be run here, by section."""
+    """Return the page. `missing` maps each section to the reason why it cannot run here, or None."""
     verdicts: list[Verdict] = []
     body: list[str] = []
     for name, rivals in found.items():
@@ -48,7 +48,7 @@ def _facts(records: Records, out: Path) -> list[str]:
     storage = facts["storage"]
     return [
         f"- measured: {' to '.join(dict.fromkeys((days[0], days[-1]))) if days else 'nothing'} (UTC),"
-        " rivals interleaved, each in a process of its own",
+        " rivals interleaved, each in its own process",
         f"- machine: {facts['cpu_model']}, {facts['num_cores']} cores, {mib(facts['total_memory_bytes'])} of memory,"
         f" {facts['platform']} {facts['kernel']}, {storage['file_system']}, read-ahead {storage['read_ahead_kb']} KiB",
         f"- versions: {', '.join(f'{name} {version}' for name, version in sorted(versions.items()))}",
@@ -56,7 +56,7 @@ def _facts(records: Records, out: Path) -> list[str]:
 
 
 def _caution(records: Records) -> list[str]:
-    """A warning where some rival has fewer rounds than a published figure needs."""
+    """Return a warning if some rival has fewer rounds than a published figure needs."""
     rounds: dict[tuple[str, str], set[int]] = {}
     for record in records:
         if record["section"] in TIMED and "unfinished" not in record["result"]:
@@ -64,4 +64,4 @@ def _caution(records: Records) -> list[str]:
     least = min(map(len, rounds.values()), default=FULL_ROUNDS)
     if least >= FULL_ROUNDS:
         return []
-    return [f"**Some rivals have {least} of {FULL_ROUNDS} rounds: this is a trial, no result.**", ""]
+    return [f"**Some rivals have {least} of {FULL_ROUNDS} rounds: this is a trial, not a result.**", ""]

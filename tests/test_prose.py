@@ -25,7 +25,7 @@ DONE = [
     "runtime/weight_plan.py",
 ]
 """Files of the package that follow the rules, relative to `src/offramp`. At the end: `["**/*.py"]`."""
-DOCUMENTS = ["README.md", "docs/all-of-offramp.md", "docs/decisions/0014-one-program.md"]
+DOCUMENTS = ["README.md", "CHANGELOG.md", "SECURITY.md", "docs/*.md", "docs/decisions/*.md", "docs/results/*.md"]
 """Documents that follow the rules, relative to the repository."""
 MINIMUM_BANNED = 40
 """Lines of the word list. Raise it with the list, which only grows."""
@@ -54,6 +54,10 @@ BANNED_NAME = re.compile(
 
 def sources():
     return sorted({path for pattern in DONE for path in SOURCE.glob(pattern)})
+
+
+def documents():
+    return sorted({path for pattern in DOCUMENTS for path in ROOT.glob(pattern)})
 
 
 def docstrings(tree):
@@ -122,15 +126,16 @@ def test_docstrings_names_comments_and_messages_are_plain(path):
     assert not found, f"{path}:\n" + "\n".join(found)
 
 
-@pytest.mark.parametrize("name", DOCUMENTS)
-def test_documents_are_plain(name):
-    lines = unquoted((ROOT / name).read_text()).splitlines()
+@pytest.mark.parametrize("path", documents(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_documents_are_plain(path):
+    lines = unquoted(path.read_text()).splitlines()
     found = [f"{number}: {match.group()!r}" for number, line in enumerate(lines, 1) for match in BANNED.finditer(line)]
-    assert not found, f"{name}:\n" + "\n".join(found)
+    assert not found, f"{path}:\n" + "\n".join(found)
 
 
 def test_every_listed_file_exists_and_the_word_list_only_grows():
     assert all(list(SOURCE.glob(pattern)) for pattern in DONE)
+    assert all(list(ROOT.glob(pattern)) for pattern in DOCUMENTS)
     assert len(banned()) >= MINIMUM_BANNED
 
 
