@@ -1,5 +1,5 @@
-"""List the stages of a store in order, with the kind and the size of each shard; of a divided module also where each
-stage begins and what flows into it. --graph draws them.
+"""List the stages of a store in order with the kind and size of each shard; for a divided module also the start and the
+inputs of each stage. --graph draws them.
 """
 
 from __future__ import annotations
@@ -8,19 +8,21 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from offramp.cli.options import emit, require_writable, say, table
+from offramp.cli.options import emit, log, require_writable, table
 from offramp.errors import shown
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Options of ls."""
+    """Add the options of ls."""
     parser.add_argument("store")
-    parser.add_argument("--graph", metavar="FILE.svg", help="draw stages, what flows between them, and shared weights")
-    parser.add_argument("--json", action="store_true", help="one JSON line a shard")
+    parser.add_argument(
+        "--graph", metavar="FILE.svg", help="draw the stages, the values between them, and shared weights"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON line per shard")
 
 
 def main(args: argparse.Namespace) -> int:
-    """List."""
+    """List the stages and shards."""
     from offramp.store import Store
     from offramp.store.manifest import Manifest
 
@@ -45,15 +47,15 @@ def main(args: argparse.Namespace) -> int:
         _print(contents, uses, begins)
     if args.graph:
         Path(args.graph).write_text(_drawn(contents, begins), encoding="utf-8")
-        say(f"picture: {args.graph}")
+        log(f"picture: {args.graph}")
     return 0
 
 
 def _begins(contents: Any) -> dict[str, dict[str, Any]]:
-    """Of a divided module: stage -> where it begins, what flows into it, whether an exit stands before it."""
+    """Return for each stage of a divided module its start, its inputs, and whether an exit precedes it."""
     program, found = contents.program, {}
     exits = program.segments.exits if program.segments is not None else ()
-    for index, (stage, flow) in enumerate(zip(contents.stages, program.flows, strict=True)):
+    for index, (stage, flow) in enumerate(zip(contents.stages, program.flows)):
         start = "the inputs" if flow.start is None else flow.start.module
         again = "" if flow.start is None or flow.start.number == 1 else f" (call {flow.start.number})"
         flows = [f"{value.dtype} {'x'.join(map(str, value.shape)) or 'scalar'}" for value in flow.values]

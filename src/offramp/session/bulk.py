@@ -14,8 +14,6 @@ from offramp.runtime.prepare import SMALL_SHARD_BYTES, Workload, held_bytes, swe
 from offramp.session.classifier import Classifier
 from offramp.store import Store
 
-BULK = "bulk"
-"""What `batch` is called then."""
 MAX_ROWS, MAX_SWEEP_ROWS = 32, 256
 """Of a batch, of the longest length; more of them multiply no faster. Of a sweep; more of them read hardly less."""
 BATCH_ROWS = 0.3

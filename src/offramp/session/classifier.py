@@ -32,6 +32,7 @@ from offramp.measure import (
 from offramp.policies import Policy
 from offramp.program.program import Texts
 from offramp.runtime.backend import Backend
+from offramp.runtime.config import EngineConfig
 from offramp.runtime.course import Arrays, Batch, Tokens, course_of
 from offramp.runtime.exits import load_exits
 from offramp.runtime.gathering import Gathering
@@ -85,6 +86,8 @@ class Settings:
     """What it takes to make an array of the largest input, as to decode an image; that of texts is not worth it."""
     reached: Tuple[float, ...] = ()
     """The share of rows that come to each layer, where it is known: what is needed most is kept. All, if empty."""
+    config: Optional[EngineConfig] = None
+    """The options that these settings were made from, for records."""
 
     def __post_init__(self) -> None:
         for name in ("num_rows", "num_batches"):
@@ -335,6 +338,7 @@ class Classifier:
         return {
             "model": manifest.source.architecture,
             "store_sha256": self.store.digest,
+            "config": None if self.settings.config is None else self.settings.config.to_json(),
             "backend": self.backend.name,
             "threads": self.backend.num_threads,
             "exit": str(self.policy),

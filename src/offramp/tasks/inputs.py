@@ -11,10 +11,13 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import IO, BinaryIO, NamedTuple
+from typing import IO, TYPE_CHECKING, BinaryIO, NamedTuple
 
 from offramp.errors import UsageError
 from offramp.tasks.text import Text
+
+if TYPE_CHECKING:
+    _Read = Callable[[Iterator["Line"]], Iterator[Text]]
 
 
 class Line(NamedTuple):
@@ -44,9 +47,6 @@ def read_inputs(source: str | Path, text_column: str | None = None, pair_column:
     if first is None:
         raise UsageError("no input", source, "give at least one text")
     return itertools.chain([first], texts)
-
-
-_Read = Callable[[Iterator[Line]], Iterator[Text]]
 
 
 def _reader(source: str | Path, text_column: str | None, pair_column: str | None) -> _Read:
@@ -87,7 +87,8 @@ def lines_of(source: object, file: IO[bytes]) -> Iterator[Line]:
         except UnicodeDecodeError as error:
             what = f"not UTF-8 (byte {error.object[error.start]:#04x} at {error.start})"
             raise UsageError(what, where, "save the input as UTF-8") from None
-        text = text.removesuffix("\n").removesuffix("\r")
+        text = text[:-1] if text.endswith("\n") else text  # removesuffix is not in Python 3.8
+        text = text[:-1] if text.endswith("\r") else text
         if text.strip():
             yield Line(where, text)
 

@@ -96,17 +96,33 @@ def paired_interval(
     the percentile bootstrap over examples, both sides drawn together, from a fixed seed (Efron and Tibshirani, "An
     Introduction to the Bootstrap", 1993, chapter 13).
     """
-    generator = np.random.default_rng(0)
-    draws = [np.arange(len(truth_N)), *generator.integers(0, len(truth_N), (num_rounds, len(truth_N)))]
+
+    def gain(draw: np.ndarray) -> float:
+        own, other = (np.atleast_2d(side_SN)[:, draw] for side_SN in (answer_SN, other_SN))
+        return _mean_score(metrics, truth_N[draw], own) - _mean_score(metrics, truth_N[draw], other)
+
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a draw may hold one label alone
-        gains = [
-            _mean_score(metrics, truth_N[draw], np.atleast_2d(answer_SN)[:, draw])
-            - _mean_score(metrics, truth_N[draw], np.atleast_2d(other_SN)[:, draw])
-            for draw in draws
-        ]
-    low, high = np.percentile(gains[1:], [2.5, 97.5])
-    return gains[0], float(low), float(high)
+        warnings.simplefilter("ignore")  # a draw may hold one label only
+        return bootstrap_interval(gain, (len(truth_N),), num_rounds)
+
+
+def bootstrap_draws(statistic: Callable[..., float], sizes: Sequence[int], num_draws: int) -> tuple[float, np.ndarray]:
+    """Return a statistic of the whole data, and of `num_draws` bootstrap samples from a fixed seed.
+
+    `statistic` receives an array of indices for each axis of `sizes`.
+    """
+    generator = np.random.default_rng(0)
+    draws = [statistic(*(generator.integers(0, size, size) for size in sizes)) for _ in range(num_draws)]
+    return statistic(*map(np.arange, sizes)), np.array(draws)
+
+
+def bootstrap_interval(
+    statistic: Callable[..., float], sizes: Sequence[int], num_draws: int = 1000
+) -> tuple[float, float, float]:
+    """Return a statistic of the whole data and its 95 % percentile interval; see `bootstrap_draws`."""
+    whole, draws = bootstrap_draws(statistic, sizes, num_draws)
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return whole, float(low), float(high)
 
 
 def _mean_score(metrics: Sequence[str], truth_N: np.ndarray, answer_SN: np.ndarray) -> float:
