@@ -8,20 +8,14 @@ not done again.
 
 import argparse
 import json
-import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import glue
-from processes import offramp, run
+from processes import offramp, run, worker
 from records import add_record, read_records
-
-from offramp.experiments.children import run_worker
-from offramp.experiments.jobs import WorkerJob
-from offramp.runtime.config import EngineConfig
-from offramp.session.inputs import InputSource
 
 RESULTS = glue.RESULTS.with_name("glue-speed.jsonl")
 NUM_TEXTS, NUM_ROUNDS = 200, 3
@@ -32,15 +26,15 @@ NEVER = 1_000_000
 TRAINERS = ("transformers' Trainer", "--loss last", "--loss pabee")
 
 
-def rivals(task: str, model: str, out: Path, file: Path) -> dict[str, list[str] | WorkerJob]:
-    """Name -> command line, or job of a worker. Creates the store. Plain: the same model without any exit head."""
+def rivals(task: str, model: str, out: Path, file: Path) -> dict[str, list[str]]:
+    """Name -> command line. Creates the store. Plain: the same model without any exit head."""
     run_name = glue.Run(task, "pabee", model=model).name
     store = out / "stores" / run_name
     if not store.exists():
         finished = run(offramp("divide", out / run_name, store), {})
         assert finished.returncode == 0, finished.errors
-    config, inputs = EngineConfig(max_length=128, threads=THREADS), InputSource(file=str(file))
-    found = {"transformers, plain": WorkerJob("reference", str(out / run_name), config, inputs)}
+    config = {"max_length": 128, "threads": THREADS}
+    found = {"transformers, plain": worker("reference", out / run_name, config, inputs={"file": str(file)})}
     ours = offramp("run", store, "--input", file, "--json", "--threads", THREADS, "--max-length", 128)
     found["offramp, plain"] = ours
     chosen = glue.done()[run_name]["splits"]["chosen"]
@@ -61,19 +55,6 @@ def write_inputs(task: str, data: Path, path: Path) -> None:
     path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
 
 
-def answers(command: list[str] | WorkerJob) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The results of a process, and its record."""
-    environment = {"OMP_NUM_THREADS": str(THREADS), "HF_HUB_OFFLINE": "1"}
-    if isinstance(command, WorkerJob):
-        os.environ.update(environment)
-        found = run_worker(command)
-        return found["results"], found["record"]
-    finished = run(command, environment)
-    assert finished.returncode == 0, finished.errors
-    *results, last = [json.loads(line) for _, line in finished.lines]
-    return results, last["record"]
-
-
 def time_inference(task: str, model: str, data: Path, out: Path, number: int) -> dict[str, Any]:
     """One round: milliseconds a text of each rival, and the mean exit."""
     file = out / f"{task}.jsonl"
@@ -81,7 +62,10 @@ def time_inference(task: str, model: str, data: Path, out: Path, number: int) ->
     found = {}
     commands = list(rivals(task, model, out, file).items())
     for name, command in commands[number % len(commands) :] + commands[: number % len(commands)]:
-        results, record = answers(command)
+        finished = run(command, {"OMP_NUM_THREADS": str(THREADS), "HF_HUB_OFFLINE": "1"})
+        assert finished.returncode == 0, finished.errors
+        *results, last = [json.loads(line) for _, line in finished.lines]
+        results, record = last.get("results", results), last["record"]
         exits = [result["exit_stage"] for result in results if "exit_stage" in result]
         found[name] = {
             "milliseconds": 1000 * record["seconds_total"] / record["num_inputs"],

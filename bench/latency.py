@@ -13,14 +13,13 @@ import dataclasses
 import json
 import sys
 import time
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import glue
 import numpy as np
-from processes import offramp, rival, run
+from processes import offramp, rival, run, worker
 from records import add_record, read_records
 
 from offramp.measure import median
@@ -400,8 +399,8 @@ def bulk(out: Path) -> dict[str, Any]:
     store, rounds = base_shape(out), []
     texts = long_texts(out, BULK_TEXTS)
     for _ in range(SHAPE_ROUNDS):
-        words = ("--budget", SHAPE_BUDGET, "--batch", "bulk", "--max-length", MAX_LENGTH, "--once", "--input", texts)
-        (ours,) = finish(offramp("bench", store, *words, "--threads", THREADS, "--json"))
+        config = {"budget": SHAPE_BUDGET, "batch": "bulk", "max_length": MAX_LENGTH, "threads": THREADS}
+        (ours,) = finish(worker("inputs", store, config, inputs={"file": str(texts)}))
         (theirs,) = finish(rival("throughput", out / "shapes" / "bert-base", "--threads", THREADS))
         rounds.append({
             "rows": ours["batch"], "ours": BULK_TEXTS / ours["texts"]["seconds"], "bytes": ours["bytes_read_per_input"],
@@ -429,22 +428,17 @@ def _there_and_back(store: Path, texts: Path, budget: str) -> dict[str, Any]:
     """A profile, and then each exit twice, in one order and in its reverse: a machine that becomes slower from process
     to process makes all of them slower alike.
     """
-    from offramp.experiments.children import run_worker
-    from offramp.experiments.jobs import WorkerJob
     from offramp.policies import parse
-    from offramp.runtime.config import EngineConfig
     from offramp.runtime.profile import load_profile
-    from offramp.session.inputs import InputSource
 
     path = texts.with_name("profile.json")
-    config = EngineConfig(budget=budget, threads=THREADS, max_length=MAX_LENGTH)
-    job = WorkerJob("inputs", str(store), config, InputSource(file=str(texts)))
+    config = {"budget": budget, "threads": THREADS, "max_length": MAX_LENGTH}
     common = ("--budget", budget, "--threads", THREADS, "--max-length", MAX_LENGTH)
     finish(offramp("profile", store, "--out", path, *common))
     profile, exits = load_profile(path), ("none", *(f"stage:{stage}" for stage in STAGES))
     passes: dict[str, list[dict[str, Any]]] = {exit: [] for exit in exits}
     for exit in exits + exits[::-1]:
-        passes[exit].append(run_worker(replace(job, config=replace(config, exit=exit))))
+        passes[exit] += finish(worker("inputs", store, {**config, "exit": exit}, inputs={"file": str(texts)}))
     found = {}
     for exit, records in passes.items():
         policy = parse(exit)
