@@ -35,7 +35,7 @@ def measure(store: Path, splits: Any, inputs: Path, num_inputs: int, threads: in
     transcripts = store.with_name(store.name + "-transcripts")
     names = ("tune", "certify", "dev")
     if not transcripts.exists():
-        evaluate(store, splits, names, transcript=transcripts, batch_size=100, say=print)
+        evaluate(store, splits, names, transcript=transcripts, batch_size=100, log=print)
     said, found = {}, {}
     for split in names:
         transcript = read_transcript(transcripts, split)

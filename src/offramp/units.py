@@ -37,6 +37,15 @@ def parse_size(size: Union[int, str]) -> int:
     return num_bytes
 
 
+def parse_count(count: Union[int, str]) -> int:
+    """Return a whole number of at least 1. Raises ValueError for anything else."""
+    is_number = isinstance(count, int) and not isinstance(count, bool)
+    is_text = isinstance(count, str) and count.isascii() and count.isdigit()
+    if not (is_number or is_text) or int(count) < 1:
+        raise ValueError(f"a whole number of at least 1, not {count!r}")
+    return int(count)
+
+
 def named_size(num_bytes: int) -> str:
     """Return the size as exact text that `--budget` accepts, such as `128MiB` or `1000B`."""
     return f"{num_bytes >> 20}MiB" if num_bytes % (1 << 20) == 0 else f"{num_bytes}B"

@@ -176,7 +176,8 @@ def other_labels(folder):
 
 def test_rows_that_may_have_been_trained_on_are_not_scored_as_others(run, refused, trained, table, tmp_path):
     """Trained with 60 % of the table, a cut of 80 % or another seed would put rows of train into tune."""
-    refused(2, ("cut otherwise than in training", "cuts_dev True there, False here"), "eval", trained, "--train", table,
+    refused(2, ("split differently than in training",
+               "cuts_dev True there, False here"), "eval", trained, "--train", table,
             "--dev", table, "--split", "tune")  # fmt: skip
     refused(2, "split_seed 0 there, 1 here", "eval", trained, "--train", table, "--split-seed", 1)
     run("divide", trained, tmp_path / "store")

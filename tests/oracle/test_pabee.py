@@ -71,7 +71,7 @@ def transcribed(request, tmp_path_factory):
     metrics = ("accuracy",) if labels else ("pearson",)
     examples = [Example(text, number % 3 if labels else number / 10) for number, text in enumerate(texts())]
     data = Splits("toy", labels, metrics, {"dev": examples})
-    evaluate(folder / "run", data, ["dev"], transcript=folder / "kept", batch_size=16, say=lambda line: None)
+    evaluate(folder / "run", data, ["dev"], transcript=folder / "kept", batch_size=16, log=lambda line: None)
     store = offramp.divide(folder / "run", folder / "store")
     return store, data, read_transcript(folder / "kept", "dev")
 

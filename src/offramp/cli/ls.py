@@ -1,108 +1,151 @@
-"""List the stages of a store in order, with the kind and the size of each shard; of a divided module also where each
-stage begins and what flows into it. --graph draws them.
+"""List the stages of a store in order with the kernel and size of each shard; for a divided module also the start and
+the inputs of each stage. --graph draws them.
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Dict, List, Tuple
 
-from offramp.cli.options import emit, require_writable, say, table
+from offramp.cli.options import emit, log, require_writable, table
 from offramp.errors import shown
+from offramp.units import format_size
+
+if TYPE_CHECKING:
+    from offramp.store import Shard, Store
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Options of ls."""
+    """Add the options of ls."""
     parser.add_argument("store")
-    parser.add_argument("--graph", metavar="FILE.svg", help="draw stages, what flows between them, and shared weights")
-    parser.add_argument("--json", action="store_true", help="one JSON line a shard")
+    parser.add_argument(
+        "--graph", metavar="FILE.svg", help="draw the stages, the values between them, and shared weights"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON line per shard")
 
 
 def main(args: argparse.Namespace) -> int:
-    """List."""
+    """List the stages and shards."""
     from offramp.store import Store
-    from offramp.store.manifest import Manifest
 
     if args.graph:
         require_writable(args.graph, (".svg",))
     with Store(args.store, verify="never") as store:
-        contents = store.contents
-    begins = {} if isinstance(contents, Manifest) else _begins(contents)
-    uses = [
-        (stage.name, step.kind, contents.shards[name])
-        for stage in contents.stages
-        for step in stage.steps
-        for name in step.shards
-    ]
-    used = {shard.name for _, _, shard in uses}
-    uses += [("-", "passed through", shard) for name, shard in contents.shards.items() if name not in used]
+        rows, shards = _rows(store), store.manifest.shards
+    used = {name for row in rows for _, name in row.uses}
+    rest = Row("-", "", (), False, tuple(("passed through", name) for name in shards if name not in used))
     if args.json:
-        for stage, kind, shard in uses:
-            line = {"stage": stage, "kind": kind, "shard": shard.name, "file": shard.file, "bytes": shard.bytes}
-            emit({**line, "num_tensors": len(shard.tensors), **begins.get(stage, {})})
+        for row in [*rows, rest]:
+            for kernel, name in row.uses:
+                emit({**_json(row, kernel, shards[name]), **(row.facts if store.program.module else {})})
+    elif store.program.module is None:
+        _print_encoder(store, [*rows, rest])
     else:
-        _print(contents, uses, begins)
+        _print_module(store, [*rows, rest])
     if args.graph:
-        Path(args.graph).write_text(_drawn(contents, begins), encoding="utf-8")
-        say(f"picture: {args.graph}")
+        Path(args.graph).write_text(_drawn(store, rows), encoding="utf-8")
+        log(f"picture: {args.graph}")
     return 0
 
 
-def _begins(contents: Any) -> dict[str, dict[str, Any]]:
-    """Of a divided module: stage -> where it begins, what flows into it, whether an exit stands before it."""
-    program, found = contents.program, {}
-    exits = program.segments.exits if program.segments is not None else ()
-    for index, (stage, flow) in enumerate(zip(contents.stages, program.flows, strict=True)):
-        start = "the inputs" if flow.start is None else flow.start.module
-        again = "" if flow.start is None or flow.start.number == 1 else f" (call {flow.start.number})"
-        flows = [f"{value.dtype} {'x'.join(map(str, value.shape)) or 'scalar'}" for value in flow.values]
-        found[stage.name] = {
-            "begins": shown(start) + again, "flows": [shown(flow) for flow in flows], "exit": index in exits,
-        }  # fmt: skip
-    return found
+@dataclass(frozen=True)
+class Row:
+    """One stage of a store, or one part of a divided module."""
+
+    name: str
+    begins: str
+    """The module call that it begins with, or the name of the stage."""
+    flows: Tuple[str, ...]
+    """Descriptions of the values that it reads."""
+    has_exit: bool
+    """An exit stands before it."""
+    uses: Tuple[Tuple[str, str], ...]
+    """Kernel and shard of each use of a shard."""
+
+    @property
+    def facts(self) -> Dict[str, Any]:
+        """What a line of JSON says of a part of a module."""
+        return {"begins": self.begins, "flows": list(self.flows), "exit": self.has_exit}
 
 
-def _print(contents: Any, uses: list[tuple[str, str, Any]], begins: dict[str, dict[str, Any]]) -> None:
-    from offramp.units import format_size
-
-    sizes = [(stage, kind, shard.file, len(shard.tensors), format_size(shard.bytes)) for stage, kind, shard in uses]
-    if not begins:
-        print(table(("stage", "kind", "file", "tensors", "size"), sizes))
-        exits = f"exits after layers 1 to {len(contents.layers) - 1}" if contents.exits else "no exits"
-        head = contents.encoder.problem or "no classification head"
-        graphs = ", ".join(contents.graphs) or "none"
-        print(f"\n{shown(contents.source.architecture)}, {head}, {exits}, graphs: {graphs}")
-        return
-    empty = [(stage.name, "", "-", 0, "") for stage in contents.stages if not any(s == stage.name for s, *_ in sizes)]
-    rows, seen = [], set()
-    for stage, _, file, tensors, size in sorted([*sizes, *empty], key=lambda row: (row[0] == "-", row[0])):
-        about = begins.get(stage, {"begins": "", "flows": [], "exit": False})
-        first = stage not in seen
-        seen.add(stage)
-        flows = ", ".join(about["flows"]) if first else ""
-        mark = "exit" if about["exit"] and first else ""
-        rows.append((stage, file, tensors, size, mark, about["begins"] if first else "", flows))
-    print(table(("stage", "file", "tensors", "size", "", "begins with", "flows in"), rows))
-    graphs = f"{len(contents.graphs)} ONNX graphs" if contents.graphs else "no ONNX graphs"
-    where = "" if contents.exits is None else ", exits where marked"
-    print(f"\n{shown(contents.source.architecture)}, method {contents.source.method}, {graphs}{where}")
+def _rows(store: Store) -> List[Row]:
+    return _stage_rows(store) if store.program.module is None else _part_rows(store)
 
 
-def _drawn(contents: Any, begins: dict[str, dict[str, Any]]) -> str:
+def _stage_rows(store: Store) -> List[Row]:
+    program, homes, rows = store.program, store.manifest.tensors(), []
+    tables = dict.fromkeys(homes[lookup.table][0].name for lookup in program.lookups.values())
+    exits_before = False
+    for stage in program.stages:
+        uses = [("rows", name) for name in tables] if not rows else []
+        uses += [(step.kernel, shard) for step in stage.steps for shard in step.shards]
+        flows = ("hidden states",) if rows else ()
+        if uses:
+            rows.append(Row(stage.name, stage.name, flows, exits_before, tuple(uses)))
+        exits_before = stage.exit is not None and store.manifest.exits is not None
+    return rows
+
+
+def _part_rows(store: Store) -> List[Row]:
+    program, rows = store.program, []
+    assert program.module is not None
+    exits, count = set(), 0
+    for stage in program.stages:
+        count += len(stage.steps)
+        if stage.exit is not None:
+            exits.add(count)
+    for index, part in enumerate(program.module.parts):
+        start = "the inputs" if part.start is None else part.start.module
+        again = "" if part.start is None or part.start.number == 1 else f" (call {part.start.number})"
+        flows = [f"{value.dtype} {'x'.join(map(str, value.axes)) or 'scalar'}" for value in part.flows]
+        uses = tuple(("module", name) for name in part.shards)
+        rows.append(Row(f"{index:03d}", shown(start) + again, tuple(map(shown, flows)), index in exits, uses))
+    return rows
+
+
+def _json(row: Row, kernel: str, shard: Shard) -> Dict[str, Any]:
+    line = {"stage": row.name, "kind": kernel, "shard": shard.name, "file": shard.file, "bytes": shard.bytes}
+    return {**line, "num_tensors": len(shard.tensors)}
+
+
+def _print_encoder(store: Store, rows: List[Row]) -> None:
+    manifest, program = store.manifest, store.program
+    lines = [
+        (row.name, kernel, shard.file, len(shard.tensors), format_size(shard.bytes))
+        for row in rows
+        for kernel, name in row.uses
+        for shard in (manifest.shards[name],)
+    ]
+    print(table(("stage", "kernel", "file", "tensors", "size"), lines))
+    exits = f"exits after layers 1 to {len(program.layers) - 1}" if manifest.exits else "no exits"
+    head, graphs = program.problem or "no classification head", ", ".join(manifest.graphs) or "none"
+    print(f"\n{shown(manifest.source.architecture)}, {head}, {exits}, graphs: {graphs}")
+
+
+def _print_module(store: Store, rows: List[Row]) -> None:
+    manifest, lines = store.manifest, []
+    for row in rows:
+        shards = [manifest.shards[name] for _, name in row.uses]
+        sizes = [(each.file, len(each.tensors), format_size(each.bytes)) for each in shards]
+        for number, size in enumerate(sizes or ([("-", 0, "")] if row.name != "-" else [])):
+            about = ("exit" if row.has_exit else "", row.begins, ", ".join(row.flows)) if not number else ("", "", "")
+            lines.append((row.name, *size, *about))
+    print(table(("stage", "file", "tensors", "size", "", "begins with", "flows in"), lines))
+    graphs = f"{len(manifest.graphs)} ONNX graphs" if manifest.graphs else "no ONNX graphs"
+    where = "" if manifest.exits is None else ", exits where marked"
+    print(f"\n{shown(manifest.source.architecture)}, method {manifest.source.method}, {graphs}{where}")
+
+
+def _drawn(store: Store, rows: List[Row]) -> str:
     from offramp.reporting.stages import StageBox, draw_stages
-    from offramp.units import format_size
 
-    needs = {stage.name: [name for step in stage.steps for name in step.shards] for stage in contents.stages}
-    shared = {name for name in contents.shards if sum(name in shards for shards in needs.values()) > 1}
-    num_layers = sum(stage.role == "layer" for stage in contents.stages)
-    boxes = []
-    for place, stage in enumerate(contents.stages):
-        shards = [contents.shards[name] for name in needs[stage.name]]
-        about = begins.get(stage.name, {"begins": stage.name, "flows": ["hidden states"], "exit": False})
-        has_exit = about["exit"] or (not begins and contents.exits is not None and 1 < place <= num_layers)
-        size = format_size(sum(shard.data_bytes for shard in shards))
-        detail = f"{sum(len(shard.tensors) for shard in shards)} tensors, {size}"
-        names = [name for name in needs[stage.name] if name in shared]
-        boxes.append(StageBox(about["begins"], detail, about["flows"], names, has_exit))
-    return draw_stages(f"{shown(contents.source.architecture)}: {len(boxes)} stages", boxes)
+    shards, boxes = store.manifest.shards, []
+    needs = [[name for _, name in row.uses] for row in rows]
+    shared = {name for name in shards if sum(name in names for names in needs) > 1}
+    for row, names in zip(rows, needs):
+        size = format_size(sum(shards[name].data_bytes for name in names))
+        detail = f"{sum(len(shards[name].tensors) for name in names)} tensors, {size}"
+        boxes.append(StageBox(row.begins, detail, row.flows, [name for name in names if name in shared], row.has_exit))
+    return draw_stages(f"{shown(store.manifest.source.architecture)}: {len(boxes)} stages", boxes)
