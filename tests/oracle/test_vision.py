@@ -180,7 +180,7 @@ def test_what_is_resident_and_how_many_slots_there_are_changes_no_bit(divided_vi
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_smallest_budget_runs_and_less_is_refused(divided_vision, backend, monkeypatch):
     """Of this process, whose footprint moves by some pages from one plan to the next."""
-    monkeypatch.setattr("offramp.runtime.memory_model.SMALL_SHARD_BYTES", 0)  # else all of these models is resident
+    monkeypatch.setattr("offramp.runtime.run_plan.SMALL_SHARD_BYTES", 0)  # else all of these models is resident
     one, images = divided_vision("vit"), [png(seed) for seed in range(5)]
     options = {"backend": backend, "threads": 1, "batch": 2, "exit": "confidence:0.6"}
     with offramp.load(one.store, 8 << 30, **options) as classifier:

@@ -1,7 +1,7 @@
 """The part of a backend that does not depend on its library: loading, lifetimes of values, rows and memory.
 
-A subclass loads kernels by template, and says how arrays become values of its library and how much memory its kernels
-take. Values have the axes that the program gives them.
+A subclass loads kernels by template and knows how much memory they take. Values have the axes that the program gives
+them; they are NumPy arrays unless the subclass wraps them.
 
 Shapes: B rows, S tokens, T = B S.
 """
@@ -13,15 +13,14 @@ from typing import Any, Callable, Dict, Iterable, Mapping, Optional, Sequence, T
 
 import numpy as np
 
+from offramp.backends.blanks import ZeroWeights, blank_inputs, blank_mask
 from offramp.backends.lifetimes import lifetimes_of
 from offramp.errors import StoreError
 from offramp.program.dtypes import DTYPES
 from offramp.program.encoder import misfit
-from offramp.program.heads import HeadForm
+from offramp.program.heads import HeadForm, Shapes
 from offramp.program.program import (
-    ATTENTION_MASK,
     BATCH,
-    BATCH_TOKENS,
     CAPTURED,
     EXIT_KERNEL,
     Kernel,
@@ -29,7 +28,6 @@ from offramp.program.program import (
     Value,
 )
 from offramp.runtime.backend import Backend, State, Weights
-from offramp.runtime.slots import Slot
 from offramp.store import Store
 from offramp.store.exits import read_exits
 
@@ -60,13 +58,12 @@ class ProgramBackend(Backend):
         if not self.program.stages:
             remedy = "divide with --method export, or run it with offramp.stream"
             raise StoreError("the stages of this store are not graphs", store.path, remedy)
-        self._tensors = {name: (t.dtype, t.shape) for name, (_, t) in store.manifest.tensors().items()}
-        self._require_weights()
+        self._tensors = {name: tensor for name, (_, tensor) in store.manifest.tensors().items()}
         self.exit_form = self._exit_form()
         names = dict.fromkeys(step.kernel for step in self.program.steps())
         if self.exit_form is not None:
             names[EXIT_KERNEL] = None  # no step, but a kernel
-        self._require_templates(names)
+        self._require_runnable(names)
         self.kernels = {name: self.load(name, self.program.kernels[name]) for name in names}
         self._values, self._lifetimes = self.program.values(), lifetimes_of(self.program)
         self._is_captured = any(kernel.template == CAPTURED for kernel in self.program.kernels.values())
@@ -76,17 +73,17 @@ class ProgramBackend(Backend):
     def load(self, name: str, kernel: Kernel) -> LoadedKernel:
         """Return a kernel of one of `templates`, ready to run."""
 
-    @abstractmethod
     def wrap(self, array: np.ndarray) -> Any:
         """Return an array as a value of the library, without a copy where possible."""
+        return array
 
-    @abstractmethod
     def unwrap(self, value: Any) -> np.ndarray:
         """Return a value of the library as an array, without a copy."""
+        return value
 
-    @abstractmethod
     def take(self, value: Any, rows_B: np.ndarray, axis: int) -> Any:
         """Return a copy of some rows of a value."""
+        return np.take(value, rows_B, axis=axis)
 
     @abstractmethod
     def num_elements(self, kernel: Kernel, num_rows: int, length: int) -> int:
@@ -174,56 +171,56 @@ class ProgramBackend(Backend):
         state.num_rows = len(rows_B)
 
     def warm_up(self, num_rows: int, length: int) -> None:
-        """Run each kernel once, and each captured step, whose sizes can differ. Half of the last row is padding."""
-        mask_BS = None
-        if self.program.texts is not None:
-            mask_BS = np.ones((num_rows, length), np.int64)
-            mask_BS[-1, (length + 1) // 2 :] = 0
-        state = self.begin(self._blank_inputs(num_rows, length, mask_BS), mask_BS, (num_rows, length))
-        zeros, ran = self._zero_weights(), set()
-        for stage in self.program.stages:
+        """Run each kernel once, and each captured step, because sizes differ from step to step there."""
+        program, ran = self.program, set()
+        mask_BS = None if program.texts is None else blank_mask(num_rows, length)
+        state = self.begin(blank_inputs(program, num_rows, length, mask_BS), mask_BS, (num_rows, length))
+        zeros = ZeroWeights({name: self._tensors[name] for step in program.steps() for name in step.weights.values()})
+        for stage in program.stages:
             for step in stage.steps:
-                if step.kernel in ran and self.program.kernels[step.kernel].template != CAPTURED:
+                if step.kernel in ran and program.kernels[step.kernel].template != CAPTURED:
                     continue
                 ran.add(step.kernel)
-                for name in step.reads.values():
-                    if name not in state.values:  # the step that writes it was left out
-                        state.values[name] = self.wrap(_ones(self._values[name], num_rows, length))
-                self.run(state, step, zeros(step.weights))
-            if stage.exit in state.values and self.exit_form is not None and EXIT_KERNEL not in ran:
+                for name in set(step.reads.values()) - set(state.values):  # written by steps that are left out
+                    value = self._values[name]
+                    state.values[name] = self.wrap(np.ones(value.shape(num_rows, length), value.dtype))
+                self.run(state, step, zeros.of(step.weights))
+            if stage.exit in state.values and EXIT_KERNEL in self.kernels and EXIT_KERNEL not in ran:
                 ran.add(EXIT_KERNEL)
-                self.exit_logits(state, stage.exit, self._zero_head(stage.exit))
+                shapes = self.head_shapes(self._values[stage.exit].width)
+                zero_head = {role: np.zeros(shape, np.float32) for role, shape in shapes.items()}
+                self.exit_logits(state, stage.exit, zero_head)
+
+    def head_shapes(self, width: int) -> Shapes:
+        """Return the shapes of the weights of an exit head."""
+        assert self.exit_form is not None and self.program.output is not None, "loaded where there are exits"
+        return self.exit_form.shapes(width, self.program.output.num_labels)
 
     def _exit_form(self) -> Optional[HeadForm]:
         """Return the form of the exit heads; None without exits, and for heads that this program cannot have, which
         are refused where they are read."""
         exits, kernel = read_exits(self.store), self.program.kernels.get(EXIT_KERNEL)
-        if (
-            exits is None
-            or kernel is None
-            or (kernel.template == "pooled-linear" and exits.form != HeadForm("mean", 1))
-        ):
+        if exits is None or kernel is None:
             return None
-        return exits.form
+        fits = kernel.template != "pooled-linear" or exits.form == HeadForm("mean", 1)
+        return exits.form if fits else None
 
-    def _require_weights(self) -> None:
-        fault = misfit(self.program, self._tensors)
+    def _require_runnable(self, kernels: Iterable[str]) -> None:
+        where = self.store.path
+        fault = misfit(self.program, {name: (each.dtype, each.shape) for name, each in self._tensors.items()})
         if fault is not None:
-            raise StoreError(fault, self.store.path, REMEDY)
-        for step in self.program.steps():
-            for name in (*step.weights.values(), *step.constants.values()):
-                dtype = self._tensors[name][0]
-                if not DTYPES[dtype].computes:
-                    what = f"tensor {name!r} is {dtype}, which kernels do not take"
-                    raise StoreError(what, self.store.path, "run it with offramp.stream")
-
-    def _require_templates(self, names: Iterable[str]) -> None:
-        for name in names:
+            raise StoreError(fault, where, REMEDY)
+        for name in kernels:
             template = self.program.kernels[name].template
             if template not in self.templates:
                 what = f"kernel {name!r} is of the template {template!r}, which backend {self.name} does not run"
-                remedy = "run it with --backend ort or torch" if template == CAPTURED else REMEDY
-                raise StoreError(what, self.store.path, remedy)
+                raise StoreError(what, where, "run it with --backend ort or torch" if template == CAPTURED else REMEDY)
+        for step in self.program.steps():
+            for name in (*step.weights.values(), *step.constants.values()):
+                dtype = self._tensors[name].dtype
+                if not DTYPES[dtype].computes:
+                    what = f"tensor {name!r} is {dtype}, which kernels do not take"
+                    raise StoreError(what, where, "run it with offramp.stream")
 
     def _require_shape(self, kernel: str, result: Any, wanted: Tuple[int, ...]) -> None:
         if result is not None and tuple(result.shape) != wanted:
@@ -238,52 +235,6 @@ class ProgramBackend(Backend):
             found[name] = self.wrap(data.reshape(tensor.shape))
         return found
 
-    def _blank_inputs(self, num_rows: int, length: int, mask_BS: Optional[np.ndarray]) -> Dict[str, np.ndarray]:
-        """Return zeros for the inputs; ones for looked-up rows, because pages of zeros take no memory."""
-        found = {}
-        for name, each in self.program.inputs.items():
-            found[name] = np.zeros(Value(each.dtype, each.axes).shape(num_rows, length), each.dtype)
-            if name == ATTENTION_MASK and mask_BS is not None:
-                found[name] = mask_BS.astype(each.dtype)
-        for name, lookup in self.program.lookups.items():
-            shape = lookup.value.shape(num_rows, length)
-            if BATCH_TOKENS not in lookup.value.axes:
-                shape = (*found[lookup.input].shape, shape[-1])
-            found[name] = np.ones(shape, lookup.value.dtype)
-        return found
-
-    def _zero_weights(self) -> Callable[[Mapping[str, str]], Dict[str, np.ndarray]]:
-        """Return a function from the weights of a step (input -> tensor) to arrays of zeros.
-
-        All of them are views of one mapping that is never written, so its pages are the kernel's zero page and take no
-        memory.
-        """
-        used = {name for step in self.program.steps() for name in step.weights.values()}
-        sizes = {name: _tensor_bytes(*self._tensors[name]) for name in used}
-        zeros = Slot(max(1, 1, *sizes.values())).array
-
-        def zeros_of(weights: Mapping[str, str]) -> Dict[str, np.ndarray]:
-            found = {}
-            for role, name in weights.items():
-                dtype, shape = self._tensors[name]
-                found[role] = zeros[: sizes[name]].view(np.dtype(DTYPES[dtype].numpy)).reshape(shape)
-            return found
-
-        return zeros_of
-
-    def _zero_head(self, value: str) -> Dict[str, np.ndarray]:
-        assert self.exit_form is not None and self.program.output is not None
-        shapes = self.exit_form.shapes(self._values[value].width, self.program.output.num_labels)
-        return {role: np.zeros(shape, np.float32) for role, shape in shapes.items()}
-
-
-def _ones(value: Value, num_rows: int, length: int) -> np.ndarray:
-    return np.ones(value.shape(num_rows, length), value.dtype)
-
 
 def _num_bytes(value: Value, num_rows: int, length: int) -> int:
     return int(np.prod(value.shape(num_rows, length))) * np.dtype(value.dtype).itemsize
-
-
-def _tensor_bytes(dtype: str, shape: Tuple[int, ...]) -> int:
-    return int(np.prod(shape)) * DTYPES[dtype].item_bytes

@@ -59,18 +59,6 @@ class NumpyBackend(ProgramBackend):
         set_blas_threads(self.num_threads)  # at every pass, because other code may have set it since
         return super().begin(arrays, mask_BS, shape)
 
-    def wrap(self, array: np.ndarray) -> np.ndarray:
-        """Return the array unchanged."""
-        return array
-
-    def unwrap(self, value: np.ndarray) -> np.ndarray:
-        """Return the value unchanged."""
-        return value
-
-    def take(self, value: np.ndarray, rows_B: np.ndarray, axis: int) -> np.ndarray:
-        """Return a copy of some rows."""
-        return np.take(value, rows_B, axis=axis)
-
     def num_elements(self, kernel: Kernel, num_rows: int, length: int) -> int:
         """Return the elements of the arrays that live at once, as counted in the functions below."""
         tokens = num_rows * length

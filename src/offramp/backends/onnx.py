@@ -19,6 +19,7 @@ import numpy as np
 from offramp.backends.base import REMEDY, LoadedKernel, ProgramBackend
 from offramp.errors import MissingExtraError, StoreError
 from offramp.program.encoder import weight_shapes
+from offramp.program.heads import Shapes
 from offramp.program.program import CAPTURED, EXIT_KERNEL, Kernel
 from offramp.runtime.backend import State
 from offramp.store import Store
@@ -62,24 +63,9 @@ class OnnxBackend(ProgramBackend):
         self._sessions[name] = session
         return _Session(session, name, kernel, self.store)
 
-    def _promised(self, name: str, kernel: Kernel) -> Mapping[str, Tuple[int, ...]]:
-        if name != EXIT_KERNEL:
-            return weight_shapes(kernel) or {}
-        assert self.exit_form is not None and self.program.output is not None
+    def _promised(self, name: str, kernel: Kernel) -> Shapes:
         sizes: Sizes = kernel.attributes
-        return self.exit_form.shapes(sizes["hidden_size"], self.program.output.num_labels)
-
-    def wrap(self, array: np.ndarray) -> np.ndarray:
-        """Return the array unchanged: ONNX Runtime takes arrays."""
-        return array
-
-    def unwrap(self, value: np.ndarray) -> np.ndarray:
-        """Return the value unchanged: ONNX Runtime gives arrays."""
-        return value
-
-    def take(self, value: np.ndarray, rows_B: np.ndarray, axis: int) -> np.ndarray:
-        """Return a copy of some rows."""
-        return np.take(value, rows_B, axis=axis)
+        return self.head_shapes(sizes["hidden_size"]) if name == EXIT_KERNEL else weight_shapes(kernel) or {}
 
     def num_elements(self, kernel: Kernel, num_rows: int, length: int) -> int:
         """Return the elements of the largest set of buffers that live at once, as ONNX Runtime frees them."""
