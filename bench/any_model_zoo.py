@@ -51,11 +51,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--families", default="transformers")
     parser.add_argument("--names", default="")
+    parser.add_argument("--sample", type=int, default=0, help="so many models, spread evenly; 0: all")
     args = parser.parse_args()
     torch.set_num_threads(1)
     measure, limit_seconds = MEASURES[args.kind]
     known = {(record["family"], record["name"]) for record in of_kind(args.kind)}
-    for specimen in chosen(args.kind, args.families.split(","), {name for name in args.names.split(",") if name}):
+    found = chosen(args.kind, args.families.split(","), {name for name in args.names.split(",") if name})
+    for specimen in sampled(found, args.sample):
         if (specimen.family, specimen.name) in known:
             continue
         with tempfile.TemporaryDirectory(dir=args.out) as folder:
@@ -65,7 +67,7 @@ def main() -> None:
 
 
 def of_kind(kind: str) -> list[Result]:
-    return [record for record in read_records(any_model.RESULTS) if record["kind"] == kind]
+    return [record for record in read_records(any_model.records_path()) if record["kind"] == kind]
 
 
 def chosen(kind: str, families: Sequence[str], names: set[str]) -> list[Specimen]:
@@ -78,6 +80,13 @@ def chosen(kind: str, families: Sequence[str], names: set[str]) -> list[Specimen
         exported = {(record["family"], record["name"]) for record in of_kind("export") if "num_kinds" in record}
         found = [specimen for specimen in found if (specimen.family, specimen.name) in exported]
     return [specimen for specimen in found if not names or specimen.name in names]
+
+
+def sampled(found: list[Specimen], number: int) -> list[Specimen]:
+    """Return `number` models spread evenly over all; all of them if it is 0 or more than there are."""
+    if not 0 < number < len(found):
+        return found
+    return [found[index * len(found) // number] for index in range(number)]
 
 
 def surveyed(family: str) -> list[Specimen]:

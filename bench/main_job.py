@@ -3,6 +3,8 @@
 Every measurement is a process of its own and one line in OUT/main-job.jsonl, added when it is done. A line that is
 there is not measured again, so a run that was killed goes on where it was; begin with another OUT after a change of
 code. In a round each rival runs once, in order, so that what disturbs the machine disturbs them alike.
+
+`--against COMMIT` compares this checkout with another commit instead of with rivals; `against.py` says how.
 """
 
 import argparse
@@ -12,11 +14,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import against
 import report
 from folders import Folders
 from records import add_record, read_records
 from sections import SECTIONS, Section, Trial
 
+ROUNDS = 5
 MAX_UNFINISHED = 2
 """A rival that ran into its time limit this often is not tried again."""
 
@@ -70,16 +74,20 @@ def measure(section: Section, folders: Folders, ledger: Ledger, rounds: int) -> 
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    names = [section.name for section in SECTIONS]
+    sections, settings = ([each.name for each in group] for group in (SECTIONS, against.SETTINGS))
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="models, stores and records; several GB")
-    parser.add_argument("--rounds", type=int, default=5, help="processes of each rival (default: 5)")
-    parser.add_argument("--only", default=",".join(names), help=f"sections, of {','.join(names)}")
-    parser.add_argument("--report", type=Path, default=Path("docs/results/main-job.md"), help="default: %(default)s")
+    parser.add_argument("--rounds", type=int, help=f"processes of each rival (default: {ROUNDS}, or {against.ROUNDS})")
+    parser.add_argument("--only", help=f"sections, of {','.join(sections)}; with --against of {','.join(settings)}")
+    parser.add_argument("--against", metavar="COMMIT", help="compare this checkout with a commit")
+    parser.add_argument("--report", type=Path, help="the page (default: main-job.md, or redesign.md, in docs/results)")
     args = parser.parse_args(argv)
-    args.only = args.only.split(",")
+    names = settings if args.against else sections
+    args.only = args.only.split(",") if args.only else names
+    args.rounds = args.rounds or (against.ROUNDS if args.against else ROUNDS)
+    args.report = args.report or Path("docs/results") / ("redesign.md" if args.against else "main-job.md")
     if unknown := set(args.only) - set(names):
-        parser.error(f"no such section: {', '.join(sorted(unknown))}")
+        parser.error(f"not one of {','.join(names)}: {', '.join(sorted(unknown))}")
     if args.rounds < 1:
         parser.error("--rounds must be at least 1")
     return args
@@ -88,6 +96,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is running ends and its groups vanish
+    if args.against:
+        return against.compare(args.against, args.out, args.rounds, args.only, args.report)
     folders = Folders(args.out.resolve())
     folders.build(say)
     ledger = Ledger(folders.out / "main-job.jsonl")
