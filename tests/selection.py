@@ -57,7 +57,7 @@ ALONE = (
 
 
 def select(items, is_whole):
-    """Mark the collected tests `slow` and `alone`; `is_whole`: all tests were collected, so stale entries are errors."""
+    """Mark collected tests `slow` and `alone`. Stale entries are errors if `is_whole`: if all tests were collected."""
     names = {item: f"{item.path.stem}::{getattr(item, 'originalname', item.name)}" for item in items}
     for item, name in names.items():
         kept = [keep for pattern, keep in SAMPLED.items() if fnmatch.fnmatchcase(name, pattern)]
