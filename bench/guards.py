@@ -46,7 +46,7 @@ GUARDS = (
         "digest of small files",
         "if hashlib.sha256(data).hexdigest() != file.sha256:",
         "if False:",
-        ("test_files", "test_reader"),
+        ("test_reader",),
     ),
     Guard("digest of shards", "digest.hexdigest() == shard.sha256, shard", "True, shard", ("test_reader",)),
     Guard("cancelled reads", "lambda: self._epoch != epoch", "lambda: False", ("test_ring",)),
