@@ -24,7 +24,7 @@ from offramp.policies.evidence import MULTI_LABEL
 from offramp.runtime.profile import DeviceProfile
 from offramp.store.policy_file import PolicyFile, Prediction
 from offramp.store.transcript import Transcript
-from offramp.tasks.metrics import bootstrap_draws, score
+from offramp.tasks.metrics import bootstrap, score
 from offramp.units import format_duration
 
 BOOTSTRAP_ROUNDS = 300
@@ -162,7 +162,7 @@ def _bootstrapped_drop(
         values = [score(metrics, truth_N[draw], answer_N[draw])["score"] for answer_N in (full_N, early_N)]
         return values[0] - values[1]
 
-    whole, draws = bootstrap_draws(drop, (len(truth_N),), BOOTSTRAP_ROUNDS)
+    whole, draws = bootstrap(drop, (len(truth_N),), BOOTSTRAP_ROUNDS)
     return whole, float(np.quantile(draws, confidence))
 
 

@@ -11,9 +11,9 @@ from offramp.errors import BudgetError, RefusedError, StoreError, UsageError
 from offramp.policies import Policy, parse
 from offramp.policies.codec import from_json
 from offramp.policies.grammar import is_file
-from offramp.policies.recosting import recosted
+from offramp.policies.recosting import with_costs
 from offramp.runtime.config import BULK
-from offramp.runtime.guard import DeadlineGuard
+from offramp.runtime.guard import DeadlineGuard, Guard
 from offramp.runtime.profile import (
     DeviceProfile,
     cached_profile,
@@ -58,7 +58,7 @@ class NamedPolicy:
 
     def under(self, profile: DeviceProfile) -> NamedPolicy:
         """Return the policy with the latencies of a device profile, where that needs no new fit."""
-        return replace(self, policy=recosted(self.policy, profile.costs_from))
+        return replace(self, policy=with_costs(self.policy, profile.costs_from))
 
     def warnings(self, here: MeasuredOn, profile: Optional[DeviceProfile], has_deadline: bool) -> List[str]:
         """Return one line for each claim of a file that does not hold under the conditions `here`.
@@ -69,7 +69,7 @@ class NamedPolicy:
         lines = []
         for name, file in self.files.items():
             own = policy_of(file, name)
-            is_changed = profile is not None and recosted(own, profile.costs_from) != own
+            is_changed = profile is not None and with_costs(own, profile.costs_from) != own
             if file.certificate is not None and (is_changed or has_deadline):
                 what = "--profile" if is_changed else "a deadline"
                 lines.append(f"the certificate of {name} does not hold under {what}, which changes the exits")
@@ -150,11 +150,13 @@ def _read_profile(given: Union[DeviceProfile, str], num_exits: int, here: Measur
     return profile
 
 
-def expect_profile(guard: DeadlineGuard, classifier: Classifier, profile: Optional[DeviceProfile]) -> None:
+def expect_profile(guard: Guard, classifier: Classifier, profile: Optional[DeviceProfile]) -> None:
     """Give the guard the latencies of this profile, or of one in the cache folder; without one the guard learns them.
 
     Raises BudgetError if the first exit takes longer than the deadline.
     """
+    if not isinstance(guard, DeadlineGuard):
+        return
     profile = profile or cached_profile(fingerprint_of(classifier), 1)
     if profile is None:
         return

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Tuple, Type, TypeVar, Union
 
 from offramp.errors import StoreError, UsageError, VersionError
-from offramp.store.files import MAX_SMALL_BYTES, no_place_is_ours, write_atomic
+from offramp.store.files import MAX_SMALL_BYTES, translate_path_errors, write_atomic
 
 FORMAT = 1
 UNRECORDED = 0
@@ -149,7 +149,7 @@ def _is_number(value: Any) -> bool:
 
 def write_json(path: Path, tree: Dict[str, Any]) -> None:
     """Write an object atomically."""
-    with no_place_is_ours("a file cannot be written there", path):
+    with translate_path_errors("a file cannot be written there", path):
         path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, [json.dumps(tree, indent=1).encode() + b"\n"])
 
