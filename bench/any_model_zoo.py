@@ -377,10 +377,11 @@ def _layers(path: Path) -> list[int]:
 
 def _logits(path: Path, batch: dict[str, Any], backend: str) -> Tensor:
     """Of a store that runs by itself, with one thread."""
-    from offramp.measure import Trace
-    from offramp.policies import parse
     from offramp.runtime.course import Arrays, Tokens
     from offramp.runtime.loop import Loop
+
+    from offramp.measure import Trace
+    from offramp.policies import parse
     from offramp.runtime.slots import Slot
     from offramp.store.manifest import ModuleManifest
 

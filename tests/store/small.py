@@ -10,9 +10,24 @@ import numpy as np
 import pytest
 
 from offramp.errors import OfframpError
-from offramp.store import Encoder, Manifest, Stage, Step, Store, StoreWriter, memory, verify
-from offramp.store.manifest import Exits, Graph, Source, seal
+from offramp.program.program import (
+    BATCH,
+    BATCH_TOKENS,
+    TOKENS,
+    Input,
+    Kernel,
+    LookUp,
+    Output,
+    Program,
+    Stage,
+    Step,
+    Texts,
+    Value,
+)
+from offramp.store import Manifest, Store, StoreWriter, memory, verify
+from offramp.store.manifest import Exits, Proof, ProvenExample, ProvenInput, Source, seal
 
+LABELS = ("no", "yes")
 HIDDEN, VOCABULARY, MAX_LENGTH = 16, 4096, 8
 FINGERPRINT = "0" * 64
 SHARDS = ("rows", "norm", "layer-00", "layer-01", "head")
@@ -35,15 +50,16 @@ def write_small(path, fingerprint=FINGERPRINT, num_layer_items=300, width=HIDDEN
     with StoreWriter(path, fingerprint, **options) as writer:
         shards = {name: add_shard(writer, name, num_layer_items, width) for name in SHARDS}
         graphs = {}
-        for kind in ("embedding", "layer", "head", "exit"):
-            file = writer.add_file(f"graphs/{kind}.onnx", f"not a graph, {kind}".encode())
-            graphs[kind] = Graph(file.file, file.bytes, file.sha256, 13, 7)
+        for kernel in ("embedding", "layer", "head", "exit"):
+            graphs[kernel] = writer.add_graph(kernel, f"not a graph, {kernel}".encode(), 13, 7)
         files = (writer.add_file("vocab.txt", b"[PAD]\n"),)
         exits = Exits(writer.add_file("exits.safetensors", b"\2\0\0\0\0\0\0\0{}"), writer.add_file("exits.json", b"{}"))
         source = Source(FINGERPRINT, "SmallModel", "small", "by hand")
-        return writer.finish(
-            Manifest(source, encoder(width), stages(), shards, graphs, files, exits, {"planned": True})
+        proof = Proof(
+            (ProvenExample({"x": ProvenInput("float32", (2, 3))}, "1" * 64, True, 0, 0, 10, 20),), False, None
         )
+        labels = writer.add_labels(LABELS)
+        return writer.finish(Manifest(source, program(width), shards, graphs, files, exits, proof, labels))
 
 
 def add_shard(writer, name, num_layer_items=300, width=HIDDEN):
@@ -52,18 +68,39 @@ def add_shard(writer, name, num_layer_items=300, width=HIDDEN):
     return writer.add_shard(name, tensors, lambda tensor: [content[tensor][1].data], gathered=name == "rows")
 
 
-def encoder(width=HIDDEN):
-    sizes = (HIDDEN, width, 2, 2, 32, "gelu", 1e-12, VOCABULARY, MAX_LENGTH)
-    return Encoder(*sizes, 0, 2, 0, "tanh", "single_label_classification", ("no", "yes"))
+def program(width=HIDDEN):
+    """A program of captured kernels: rows of three tables, two layers of one kernel, a head, an exit after layer.0."""
+    ids = {"word": "input_ids", "position": "position_ids", "type": "token_type_ids"}
+    rows = Value("float32", (BATCH_TOKENS, width))
+    hidden = Value("float32", (BATCH_TOKENS, HIDDEN))
+    kernels = {name: Kernel("captured") for name in ("embedding", "layer", "head")}
+    kernels["exit"] = Kernel("exit", {"hidden_size": HIDDEN, "num_labels": 2, "activation": "tanh"})
+    return Program(
+        inputs={name: Input("int64", (BATCH, TOKENS)) for name in ids.values()},
+        lookups={role: LookUp(f"rows.{role}", name, rows) for role, name in ids.items()},
+        kernels=kernels,
+        stages=(
+            Stage("embedding", "begin", (step("embedding", [*ids], {"hidden": hidden}, "norm", ["norm.weight"]),)),
+            layer(0, "hidden", "layer.0.hidden"),
+            layer(1, "layer.0.hidden", "layer.1.hidden"),
+            Stage("head", "end", (step("head", ["layer.1.hidden"], {"logits": Value("float32", (BATCH, 2))}, "head",
+                                       ["head.weight", "head.bias"]),)),
+        ),
+        output=Output("logits", "single_label_classification", 2),
+        texts=Texts(VOCABULARY, MAX_LENGTH, 2, 0),
+    )  # fmt: skip
 
 
-def stages():
-    return (
-        Stage("embedding", "embedding", (Step("embedding", ("rows", "norm")),)),
-        Stage("layer.0", "layer", (Step("layer", ("layer-00",)),)),
-        Stage("layer.1", "layer", (Step("layer", ("layer-01",)),)),
-        Stage("head", "head", (Step("head", ("head",)),)),
-    )
+def layer(number, reads, writes):
+    shard = f"layer-0{number}"
+    value = {writes: Value("float32", (BATCH_TOKENS, HIDDEN))}
+    done = step("layer", [reads], value, shard, ["layer.weight", "layer.rest"])
+    return Stage(f"layer.{number}", "layer", (done,), writes if number == 0 else None)
+
+
+def step(kernel, reads, writes, shard, roles):
+    weights = {role: f"{shard}.{role}" for role in roles}
+    return Step(kernel, {f"r{i}": name for i, name in enumerate(reads)}, writes, weights, {}, (shard,))
 
 
 def tree_of(store):

@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import hashlib
 import json
 
@@ -7,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offramp.errors import DamagedError, OfframpError, StoreError, VersionError
-from offramp.store import Store
+from offramp.store import Store, StoreWriter
 from offramp.store import manifest as m
 from offramp.store.manifest import dumps, require_head, seal
-from offramp.store.parsing import loads
+from offramp.store.parsing import loads, parse_labels
 from tests.store.small import problems, refused, reseal, tree_of
 
 
@@ -34,10 +35,10 @@ def test_the_last_key_is_the_sha256_of_all_bytes_before_it(pristine):
     assert data == body + b'"sha256": "%s"\n}\n' % hashlib.sha256(body).hexdigest().encode()
 
 
-@pytest.mark.parametrize("version", [0, 3, -1, 1.0, "1", True, None, [1], {}, "\x1b[31m"])
+@pytest.mark.parametrize("version", [0, 4, -1, 1.0, 3.0, "1", True, None, [1], {}, "\x1b[31m"])
 def test_another_format(tree, version):
     message = refused(VersionError, lambda: loads(seal({**tree, "format": version}), "store/offramp.json"))
-    assert "this version reads 1 and 2 - store/offramp.json - use the offramp that wrote it" in message
+    assert "this version reads 1, 2, 3 - store/offramp.json - use the offramp that wrote it" in message
 
 
 def test_no_format(tree):
@@ -46,7 +47,7 @@ def test_no_format(tree):
 
 
 def test_another_format_is_named_before_anything_else():
-    refused(VersionError, lambda: loads(b'{"format": 3, "what": "else"}'), "format 3")
+    refused(VersionError, lambda: loads(b'{"format": 4, "what": "else"}'), "format 4")
 
 
 BAD_NAMES = ["..", "../x", "a/../b", "/etc/passwd", "graphs/../x", "graphs/", "", ".", ".x", "a/b", "graphs//x"]
@@ -62,6 +63,7 @@ BAD_NAMES += ["x\0", "x\n", "x\x1b[31m", "\u202ex", "a" * 101, "a b", "\\x", "C:
         lambda tree: tree["graphs"]["layer"],
         lambda tree: tree["files"][0],
         lambda tree: tree["exits"]["heads"],
+        lambda tree: tree["labels"],
     ],
 )
 def test_a_file_name_that_could_leave_the_store(tree, of, name):
@@ -69,20 +71,22 @@ def test_a_file_name_that_could_leave_the_store(tree, of, name):
     refused(DamagedError, lambda: loads(seal(tree)), ".file must be a string like")
 
 
+FREE = (".graphs", ".inputs", ".lookups", ".kernels", ".reads", ".writes", ".weights", ".constants", ".attributes")
+FREE += (".versions", ".aliases", ".values", ".batch", ".look_ups")
+"""Objects whose keys are names."""
+
+
 def objects(tree, path=""):
-    """(path, object) of every object but the proof, whose keys are free."""
-    if isinstance(tree, dict):
+    """(path, object) of every object whose keys are known."""
+    if isinstance(tree, dict) and not path.endswith(FREE):
         yield path, tree
     for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ():
-        if key != "proof":
-            yield from objects(value, f"{path}.{key}")
+        yield from objects(value, f"{path}.{key}")
 
 
 def test_every_key_is_needed_and_no_other_is_known(tree):
     count = 0
     for _, found in list(objects(tree)):
-        if set(found) == set(tree["graphs"]):
-            continue
         for key in [key for key in found if key != "format"]:
             value = found.pop(key)
             refused(DamagedError, lambda: loads(seal(tree)), f"lacks ['{key}']")
@@ -139,11 +143,15 @@ def test_every_value_may_be_wrong(tree):
                 assert error.exit_code == 4 and str(error).isprintable()
             else:
                 taken.add(key)
+                assert loads(dumps(loaded)) == loaded
                 assert dumps(loaded) == seal(tree)
         container[key] = value
-    free = {"architecture", "model_type", "method", "fingerprint", "name", "role", "labels", "problem"}
-    free |= {"widened_from", "norm_epsilon", "pad_token", "num_heads", "hidden_size", "intermediate_size", "bytes"}
-    free |= {"opset", "exits", "graphs", "files", "file", "shards", "proof", "planned", 0, 1}
+    free = {"architecture", "model_type", "method", "fingerprint", "name", "role", "problem", "module"}
+    free |= {"widened_from", "pad_token", "num_labels", "vocab_size", "max_length", "num_token_types"}
+    free |= {"position_offset", "hidden_size", "bytes", "dtype", "axes", "largest", "keeps_intermediates", "texts"}
+    free |= {"reads", "weights", "constants", "shards", "r0", "r1", "r2", "activation_bytes", "example", "stages"}
+    free |= {"opset", "exits", "graphs", "files", "file", "proof", "examples", "is_paged", "equal", "inputs", "shape"}
+    free |= {"unplanned_loads", "disorders", "peak_weight_bytes", "weight_budget_bytes", "unsaved_buffers_sha256", 0, 1}
     assert taken <= free, taken - free
 
 
@@ -159,7 +167,7 @@ def test_spoilt_bytes_are_refused(pristine, data):
 
 
 def nested(opening):
-    return b'{"format": 1, "proof": ' + opening * 100_000
+    return b'{"format": 3, "proof": ' + opening * 100_000
 
 
 BAD_JSON = {
@@ -192,8 +200,20 @@ def test_many_keys_with_the_last_one_twice():
     refused(DamagedError, lambda: loads(b"{" + keys.encode() + b"}"), "duplicate key '99999'")
 
 
+def stage(tree, index):
+    return tree["program"]["stages"][index]
+
+
+def step(tree, index=1):
+    return stage(tree, index)["steps"][0]
+
+
+def kernel(tree, name):
+    return tree["program"]["kernels"][name]
+
+
 def swap_layers(tree):
-    tree["stages"][1]["role"], tree["stages"][3]["role"] = "head", "layer"
+    stage(tree, 1)["role"], stage(tree, 3)["role"] = "end", "layer"
 
 
 def case_fold_twin(tree):
@@ -208,37 +228,21 @@ def table(tree, **changes):
     shard(tree, "rows")["tensors"][0].update(changes)
 
 
+def texts(tree, **changes):
+    tree["program"]["texts"].update(changes)
+
+
+def output(tree, **changes):
+    tree["program"]["output"].update(changes)
+
+
+ORDER = "program.stages must be one begin, the layers and one end, in this order"
 CHANGES = {
-    "stages in another order": (swap_layers, "stages must be an embedding, the layers and a head, in this order"),
-    "no embedding": (lambda tree: tree["stages"].pop(0), "stages must be an embedding"),
-    "no head": (lambda tree: tree["stages"].pop(), "stages must be an embedding, the layers and a head"),
-    "missing layer": (lambda tree: tree["stages"].pop(1), "1 layers are listed, the encoder has 2"),
-    "extra layer": (lambda tree: tree["stages"].append(tree["stages"][1]), "3 layers are listed, the encoder has 2"),
-    "layers by the billion": (lambda tree: tree["encoder"].update(num_layers=1 << 40), "2 layers are listed"),
-    "a stage twice": (lambda tree: tree["stages"][2].update(name="layer.0"), "stage 'layer.0' is listed twice"),
-    "a stage of nothing": (lambda tree: tree["stages"][1].update(steps=[]), "'layer.0' must have steps"),
-    "two embeddings": (
-        lambda tree: tree["stages"][0]["steps"].append(tree["stages"][0]["steps"][0]),
-        "'embedding' must be one step that gathers rows from one shard",
-    ),
-    "an embedding without tables": (
-        lambda tree: tree["stages"][0]["steps"][0].update(shards=["norm"]),
-        "'embedding' must be one step that gathers rows from one shard",
-    ),
-    "a layer that gathers": (
-        lambda tree: tree["stages"][1]["steps"][0].update(shards=["rows"]),
-        "'layer.0' must have steps, and gather no rows",
-    ),
-    "a shard that is not there": (
-        lambda tree: tree["stages"][1]["steps"][0].update(shards=["layer-99"]),
-        "stage 'layer.0' needs shard 'layer-99', which is not listed",
-    ),
     "a shard twice": (lambda tree: shard(tree).update(name="layer-01"), "shard 'layer-01' is listed twice"),
     "a tensor twice": (
         lambda tree: shard(tree)["tensors"][0].update(name="head.head.bias"),
         "tensor 'head.head.bias' is listed twice",
     ),
-    "a role twice": (lambda tree: shard(tree)["tensors"][1].update(role="layer.weight"), "two tensors have one role"),
     "a file twice": (
         lambda tree: shard(tree).update(file="layer-01.safetensors"),
         "file 'layer-01.safetensors' is listed twice",
@@ -255,24 +259,107 @@ CHANGES = {
         lambda tree: shard(tree)["tensors"][1].update(shape=[2**40, 2**40]),
         "tensors take 4835703278458516698825",
     ),
-    "rank 65": (lambda tree: shard(tree)["tensors"][1].update(shape=[1] * 65), "shape has 65 extents"),
+    "rank 65": (lambda tree: shard(tree)["tensors"][1].update(shape=[1] * 65), "shape has 65 dimensions"),
     "another dtype": (lambda tree: shard(tree)["tensors"][0].update(dtype="F31"), "dtype must be one of"),
     "F16 for F32": (lambda tree: shard(tree)["tensors"][0].update(dtype="F16"), "begins at 1024, not at 512"),
-    "a table of another height": (lambda tree: tree["encoder"].update(vocab_size=4097), "must hold the tables"),
-    "a table of another type": (lambda tree: table(tree, dtype="I32"), "must hold the tables"),
-    "a table of rank 1": (lambda tree: table(tree, shape=[4096 * 16]), "must hold the tables"),
-    "a table under another role": (lambda tree: table(tree, role="words"), "must hold the tables"),
     "a graph of a megabyte": (lambda tree: tree["graphs"]["layer"].update(bytes=(1 << 20) + 1), "is larger than"),
-    "a kind without a graph": (lambda tree: tree["graphs"].pop("layer"), "kinds ['layer'] have no graph"),
-    "exits without a graph": (lambda tree: tree["graphs"].pop("exit"), "kinds ['exit'] have no graph"),
     "a kind that is a path": (lambda tree: tree["graphs"].update({"../x": {}}), "graphs must be a string like"),
-    "a head without labels": (lambda tree: tree["encoder"].update(labels=[]), "go together"),
-    "labels without a head": (lambda tree: tree["encoder"].update(problem=None, head_activation=None), "go together"),
-    "heads that do not divide": (lambda tree: tree["encoder"].update(num_heads=3), "not a multiple of num_heads 3"),
-    "an unknown activation": (lambda tree: tree["encoder"].update(activation="exec"), "activation must be one of"),
-    "a regression of two": (lambda tree: tree["encoder"].update(problem="regression"), "a regression has one label"),
-    "an unknown problem": (lambda tree: tree["encoder"].update(problem="x"), "problem must be one of"),
-}
+    "stages in another order": (swap_layers, ORDER),
+    "no beginning": (lambda tree: tree["program"]["stages"].pop(0), ORDER),
+    "no end": (lambda tree: tree["program"]["stages"].pop(), ORDER),
+    "no layer": (lambda tree: tree["program"].update(stages=[stage(tree, 0), stage(tree, 3)]), ORDER),
+    "no stage": (lambda tree: tree["program"].update(stages=[]), "stages is empty"),
+    "a stage twice": (lambda tree: stage(tree, 2).update(name="layer.0"), "stage 'layer.0' is listed twice"),
+    "a stage whose name is a path": (lambda tree: stage(tree, 2).update(name="../x"), "name must be a string like"),
+    "an exit after the last layer": (lambda tree: stage(tree, 2).update(exit="hidden"), "exit must be null"),
+    "a layer without an exit": (lambda tree: stage(tree, 1).update(exit=None), "stages[1].exit must be a value"),
+    "an exit on what is written later": (
+        lambda tree: stage(tree, 1).update(exit="logits"), "exit: 'logits' is not written by then"),
+    "an exit on whole numbers": (lambda tree: stage(tree, 1).update(exit="input_ids"), "is no hidden state"),
+    "an exit on a vector": (
+        lambda tree: step(tree)["writes"]["layer.0.hidden"].update(axes=["batch*tokens"]), "is no hidden state"),
+    "an exit of no width": (
+        lambda tree: step(tree)["writes"]["layer.0.hidden"].update(axes=["batch", "tokens"]), "is no hidden state"),
+    "a value of itself": (lambda tree: step(tree)["reads"].update(r0="layer.0.hidden"), "before it is written"),
+    "a value that nothing writes": (lambda tree: step(tree)["reads"].update(r0="x"), "reads 'x' before it is written"),
+    "a value written twice": (
+        lambda tree: step(tree, 3)["writes"].update({"hidden": {"dtype": "float32", "axes": []}}),
+        "writes 'hidden', which is another value already"),
+    "an input that is written": (
+        lambda tree: step(tree, 3)["writes"].update({"input_ids": {"dtype": "float32", "axes": []}}),
+        "writes 'input_ids', which is another value already"),
+    "an unknown axis": (
+        lambda tree: step(tree, 3)["writes"]["logits"].update(axes=["rows"]), "axes must be one of"),
+    "a negative axis": (lambda tree: step(tree, 3)["writes"]["logits"].update(axes=[-1]), "must be an integer"),
+    "65 axes": (lambda tree: step(tree, 3)["writes"]["logits"].update(axes=[1] * 65), "at most 64 are read"),
+    "a kernel that is not listed": (lambda tree: step(tree).update(kernel="x"), "kernel 'x' is no kernel of steps"),
+    "an exit head as a step": (lambda tree: step(tree).update(kernel="exit"), "kernel 'exit' is no kernel of steps"),
+    "another exit kernel": (lambda tree: kernel(tree, "layer").update(template="pooled-linear"), "has the template"),
+    "a captured exit kernel": (
+        lambda tree: kernel(tree, "exit").update(template="captured", attributes={}), "has the template 'captured'"),
+    "an unknown template": (lambda tree: kernel(tree, "layer").update(template="exec"), "template must be one of"),
+    "attributes of a captured kernel": (
+        lambda tree: kernel(tree, "layer").update(attributes={"x": 1}), "takes the attributes [], not ['x']"),
+    "attributes that are a list": (
+        lambda tree: kernel(tree, "exit")["attributes"].update(activation=["tanh"]), "must be a number, a string"),
+    "an attribute too few": (lambda tree: kernel(tree, "exit")["attributes"].pop("activation"), "takes the attributes"),
+    "an unknown activation": (
+        lambda tree: kernel(tree, "exit")["attributes"].update(activation="exec"), "activation is 'exec'"),
+    "a size of nothing": (lambda tree: kernel(tree, "exit")["attributes"].update(hidden_size=0), "hidden_size is 0"),
+    "labels that differ": (
+        lambda tree: kernel(tree, "exit")["attributes"].update(num_labels=3), "another number of labels"),
+    "a shard that is not there": (
+        lambda tree: step(tree).update(shards=["layer-99"]), "needs the shard 'layer-99', which is not listed"),
+    "a shard twice in a step": (
+        lambda tree: step(tree).update(shards=["layer-00", "layer-00"]), "shard 'layer-00' is listed twice"),
+    "a weight that is not there": (
+        lambda tree: step(tree)["weights"].update({"layer.rest": "x"}), "takes the tensor 'x', which is not listed"),
+    "a weight of another shard": (
+        lambda tree: step(tree)["weights"].update({"layer.rest": "layer-01.layer.rest"}), "which is not in its shards"),
+    "a constant that is not there": (
+        lambda tree: step(tree)["constants"].update(c0="x"), "takes the tensor 'x', which is not listed"),
+    "a table that is not there": (
+        lambda tree: tree["program"]["lookups"]["word"].update(table="x"), "takes the tensor 'x', which is not listed"),
+    "a table that is no table": (
+        lambda tree: tree["program"]["lookups"]["word"].update(table="norm.norm.weight"),
+        "of whose shard no rows are gathered"),
+    "rows by no input": (
+        lambda tree: tree["program"]["lookups"]["word"].update(input="hidden"), "no input of ids"),
+    "rows by numbers": (
+        lambda tree: tree["program"].update(
+            texts=None, inputs={**tree["program"]["inputs"], "input_ids": {"dtype": "x", "axes": [], "largest": []}}),
+        "no input of ids"),
+    "rows that are an input": (
+        lambda tree: tree["program"]["lookups"].update(input_ids=tree["program"]["lookups"]["word"]),
+        "is another value already"),
+    "rows of another width": (
+        lambda tree: tree["program"]["lookups"]["word"]["value"].update(axes=["batch*tokens", 17]), "of its table are"),
+    "rows of another rank": (
+        lambda tree: tree["program"]["lookups"]["word"]["value"].update(axes=["batch", 16]), "not rows for the ids"),
+    "a vocabulary that is larger than its table": (lambda tree: texts(tree, vocab_size=4097), "has 4096 rows"),
+    "positions that the table has not": (lambda tree: texts(tree, position_offset=1), "has 8 rows"),
+    "types that the table has not": (lambda tree: texts(tree, num_token_types=3), "has 2 rows"),
+    "a table of another type": (lambda tree: table(tree, dtype="I32"), "rows of its table are I32"),
+    "a table of rank 1": (lambda tree: table(tree, shape=[4096 * 16]), "must hold tables"),
+    "two tables of one role": (lambda tree: table(tree, role="type"), "role 'type' is listed twice"),
+    "texts without ids": (lambda tree: tree["program"]["inputs"].pop("input_ids"), "no 'input_ids'"),
+    "texts and something else": (
+        lambda tree: tree["program"]["inputs"].update(x=tree["program"]["inputs"]["input_ids"]), "'x' where texts"),
+    "an input of more sizes than axes": (
+        lambda tree: tree["program"]["inputs"]["input_ids"].update(largest=[1]), "largest has 1 sizes for 2 axes"),
+    "an output that nothing writes": (lambda tree: output(tree, value="x"), "output must name a value"),
+    "no output": (lambda tree: tree["program"].update(output=None), "another number of labels"),
+    "a regression of two": (lambda tree: output(tree, problem="regression"), "a regression has one label"),
+    "an unknown problem": (lambda tree: output(tree, problem="x"), "problem must be one of"),
+    "a problem without labels": (lambda tree: output(tree, num_labels=0), "problem and num_labels go together"),
+    "labels without a problem": (lambda tree: output(tree, problem=None), "problem and num_labels go together"),
+    "an output without a file of labels": (lambda tree: tree.update(labels=None), "labels: the output has 2"),
+    "an example of three numbers": (lambda tree: tree["program"].update(example=[1, 1, 1]), "not 3 integers"),
+    "a kernel without a graph": (lambda tree: tree["graphs"].pop("layer"), "kernels ['layer'] have no graph"),
+    "exits without a graph": (lambda tree: tree["graphs"].pop("exit"), "kernels ['exit'] have no graph"),
+    "exits without a kernel": (lambda tree: tree["program"]["kernels"].pop("exit"), "exits need the kernel 'exit'"),
+    "an unknown key": (lambda tree: tree.update(encoder={}), "has unknown keys ['encoder']"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -283,9 +370,9 @@ def test_a_change_that_cannot_be(tree, name):
 
 
 def test_a_change_that_could_be_is_seen_by_the_seal(store):
-    """One flipped bit in a label, and the answers would be wrong without a word."""
+    """One changed word in an activation, and the answers would be wrong without a word."""
     path = store / "offramp.json"
-    path.write_text(path.read_text().replace('"yes"', '"yet"'))
+    path.write_text(path.read_text().replace('"tanh"', '"relu"'))
     refused(DamagedError, lambda: Store(store), "manifest was changed: it does not end in its own sha256")
 
 
@@ -315,20 +402,21 @@ def test_two_layers_of_one_shape_that_changed_places(store, tree):
 
 
 def test_a_manifest_that_is_too_long(store, tree):
-    tree["proof"] = {"x": "x" * m.MAX_MANIFEST_BYTES}
+    tree["source"]["architecture"] = "x" * m.MAX_MANIFEST_BYTES
     reseal(store, tree)
     refused(DamagedError, lambda: Store(store), "at most 2097152 are read")
 
 
 def test_nobody_writes_a_manifest_that_cannot_be_read(pristine):
     manifest = loads((pristine / "offramp.json").read_bytes())
-    manifest.proof["x"] = "x" * m.MAX_MANIFEST_BYTES
-    refused(StoreError, lambda: dumps(manifest), "at most 2097152 are read")
+    source = dataclasses.replace(manifest.source, architecture="x" * m.MAX_MANIFEST_BYTES)
+    refused(StoreError, lambda: dumps(dataclasses.replace(manifest, source=source)), "at most 2097152 are read")
 
 
 def test_a_manifest_of_a_model_without_a_head(tree):
-    tree["encoder"].update(problem=None, head_activation=None, labels=[])
-    tree["stages"].pop()
+    output(tree, problem=None, num_labels=0)
+    tree["program"]["kernels"].pop("exit")
+    tree.update(labels=None, exits=None)
     manifest = loads(seal(copy.deepcopy(tree)))
     refused(StoreError, lambda: require_head(manifest, "store"), "SmallModel has no classification head - store")
 
@@ -337,4 +425,67 @@ def test_names_of_tensors_are_not_judged(tree):
     """No path is made of them."""
     for name in ("../../x", "\0", "\x1b[31m", "x" * 100_000):
         shard(tree)["tensors"][0]["name"] = name
+        step(tree)["weights"]["layer.weight"] = name
         assert loads(seal(tree)).shards["layer-00"].tensors[0].name == name
+
+
+def test_a_module_may_stand_without_stages(tree):
+    """Only its own code runs it then."""
+    module = {
+        "name": "a.Module", "weights_sha256": "0", "versions": {"torch": "2.6"},
+        "parts": [{"shards": ["norm"], "start": None, "flows": [], "hidden": None}],
+        "aliases": {"norm.norm.weight": ["x"]},
+        "buffers": [], "pinned": [], "sliced": [], "unused": [],
+    }  # fmt: skip
+    tree["shards"].pop(0)
+    tree["program"].update(module=module, stages=[], lookups={}, kernels={}, texts=None)
+    output(tree, value="")
+    tree["exits"] = None
+    manifest = loads(seal(tree))
+    assert manifest.program.module.parts[0].shards == ("norm",) and manifest.program.problem is not None
+    assert dumps(manifest) == seal(tree)
+    module["parts"][0]["shards"] = ["x"]
+    refused(DamagedError, lambda: loads(seal(tree)), "program.module.parts[0] needs the shard 'x'")
+
+
+class TestLabels:
+    def test_they_are_read_from_their_file_and_verified(self, store):
+        with Store(store) as opened:
+            assert opened.labels == ("no", "yes")
+        path = store / "labels.json"
+        path.write_text(path.read_text().replace("yes", "yet"))
+        with Store(store) as opened:
+            refused(DamagedError, lambda: opened.labels, "sha256 differs from the manifest")
+        assert problems(store) == {"labels.json": "sha256 differs from the manifest"}
+
+    @pytest.mark.parametrize(
+        ("data", "mentions"),
+        [
+            (b'["no"]', "1 labels, the output has 2"),
+            (b'["no", "yes", "x"]', "3 labels"),
+            (b'{"0": "no", "1": "yes"}', "must be a list"),
+            (b'["no", 1]', "must be a string"),
+            (b'["no", ', "labels: "),
+            (b"[" * 100_000, "nested too deeply"),
+        ],
+    )
+    def test_another_content_is_refused(self, store, tree, data, mentions):
+        (store / "labels.json").write_bytes(data)
+        tree["labels"].update(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+        reseal(store, tree)
+        with Store(store) as opened:
+            refused(DamagedError, lambda: opened.labels, mentions)
+
+    def test_a_file_that_is_too_large(self, store, tree):
+        tree["labels"]["bytes"] = 1 << 40
+        reseal(store, tree)
+        with Store(store) as opened:
+            refused(DamagedError, lambda: opened.labels, "are read whole")
+
+    def test_many_labels_do_not_grow_the_manifest(self, tmp_path):
+        labels = [f"a category of products {i:07d}" for i in range(70_000)]
+        with StoreWriter(tmp_path / "store", "x") as writer:
+            file = writer.add_labels(labels)
+        assert file.bytes > m.MAX_MANIFEST_BYTES
+        data = (tmp_path / "store.partial" / "labels.json").read_bytes()
+        assert parse_labels(data, 70_000, "here") == tuple(labels)

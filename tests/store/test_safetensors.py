@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from offramp.errors import DamagedError
-from offramp.store.safetensors import ITEM_BYTES, Entry, header_bytes, num_bytes, parse_header, read_header
+from offramp.program.dtypes import DTYPES
+from offramp.store.safetensors import Entry, header_bytes, num_bytes, parse_header, read_header
 from tests.store.small import refused
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=20).filter(lambda name: name != "__metadata__")
 SHAPES = st.lists(st.integers(0, 5), max_size=4).map(tuple)
-TENSORS = st.dictionaries(NAMES, st.tuples(st.sampled_from(sorted(ITEM_BYTES)), SHAPES), max_size=6)
+TENSORS = st.dictionaries(NAMES, st.tuples(st.sampled_from(sorted(DTYPES)), SHAPES), max_size=6)
 DTYPES = {
     "BOOL": np.bool_,
     "U8": np.uint8,

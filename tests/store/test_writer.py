@@ -331,7 +331,7 @@ def test_a_target_that_appears_meanwhile_is_not_replaced(tmp_path):
         (tmp_path / "store").mkdir()
         (tmp_path / "store" / "thesis.tex").write_text("years of work")
         with Store(write_small(tmp_path / "other")) as other:
-            manifest = m.Manifest(other.manifest.source, other.manifest.encoder, (), shards, {}, ())
+            manifest = m.Manifest(other.manifest.source, other.program, shards, {}, ())
         writer.finish(manifest)
     assert names_in(tmp_path / "store") == ["thesis.tex"]
 

@@ -35,7 +35,7 @@ _ALL = (
     Dtype("I32", "int32", 4, computes=True),
     Dtype("U8", "uint8", 1, computes=True),
     Dtype("BOOL", "bool", 1, computes=True),
-    Dtype("C64", "complex64", 8),
+    Dtype("C64", None, 8, torch_only="complex64"),
     Dtype("U64", "uint64", 8),
     Dtype("U32", "uint32", 4),
     Dtype("I16", "int16", 2),

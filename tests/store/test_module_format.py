@@ -1,4 +1,4 @@
-"""The manifest of a divided module: what is checked of it, and what commands make of such a store."""
+"""Manifests of format 2, of a module that was divided by a run: what is checked, and what becomes of them."""
 
 import copy
 import shutil
@@ -9,11 +9,13 @@ import pytest
 
 from offramp.cli import main
 from offramp.errors import DamagedError, OfframpError, StoreError
-from offramp.program.program import Call, Flow, Program, Value
-from offramp.store import Shard, Stage, Step, Store, StoreWriter
-from offramp.store.manifest import MODULE_FORMAT, ModuleManifest, Source, dumps, seal
+from offramp.program.program import Call, Value
+from offramp.store import Store
+from offramp.store.manifest import dumps, seal
 from offramp.store.parsing import loads
-from tests.store.small import FINGERPRINT, problems, refused, reseal, tree_of
+from tests.store import old_formats
+from tests.store.old_formats import value
+from tests.store.small import problems, refused, reseal, tree_of
 from tests.store.test_manifest import LEAVES, leaves, objects
 
 TENSORS = {
@@ -30,29 +32,16 @@ GATHERED = ("words", "head")
 
 def write_module(path):
     """A store of a module that never was: a table, a weight that may be sliced, a buffer, one that stays."""
-    rng = np.random.default_rng(0)
-    with StoreWriter(path, FINGERPRINT) as writer:
-        shards = {name: add(writer, name, tensors, rng) for name, tensors in TENSORS.items()}
-        value = Value("float32", (2, 4))
-        flows = (
-            Flow(None, (), None),
-            Flow(Call("blocks.1", 1), (value, Value("bool", (2,))), 0),
-            Flow(Call("blocks.1", 2), (value,), None),
-        )
-        needs = (("words", "first", "shared"), ("shared",), ("shared", "head"))
-        stages = tuple(Stage(f"{i:03d}", "layer", (Step("module", shards),)) for i, shards in enumerate(needs))
-        program = Program(
-            "some.where.Module", "1" * 64, {"torch": "2.6"}, {"0": Value("int64", (2, 3))}, flows,
-            {"norm": ("also.norm",)}, ("shift",), ("kept",), ("head",), ("spare",), 1000,
-        )  # fmt: skip
-        source = Source(FINGERPRINT, "Module", "module", "eager")
-        return writer.finish(ModuleManifest(source, program, stages, shards, {}, (), None, {"examples": []}))
-
-
-def add(writer, name, tensors, rng) -> Shard:
-    data = {key: rng.standard_normal(shape).astype(np.float32) for key, shape in tensors.items()}
-    entries = [(key, key, "F32", shape) for key, shape in tensors.items()]
-    return writer.add_shard(name, entries, lambda key: [data[key].tobytes()], gathered=name in GATHERED)
+    flows = [
+        old_formats.flow(),
+        old_formats.flow("blocks.1", 1, [value((2, 4)), value((2,), "bool")], 0),
+        old_formats.flow("blocks.1", 2, [value((2, 4))]),
+    ]
+    stages = (("words", "first", "shared"), ("shared",), ("shared", "head"))
+    return old_formats.write_module(
+        path, TENSORS, stages, gathered=GATHERED, flows=flows, aliases={"norm": ["also.norm"]}, buffers=["shift"],
+        pinned=["kept"], sliced=["head"], unused=["spare"],
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -65,18 +54,43 @@ def tree(module_store):
     return tree_of(module_store)
 
 
-def test_write_read_write_gives_the_same_bytes(module_store):
-    data = (module_store / "offramp.json").read_bytes()
-    manifest = loads(data)
-    assert isinstance(manifest, ModuleManifest) and dumps(manifest) == data
-    assert b'"format": %d' % MODULE_FORMAT in data
+def test_it_becomes_a_program_without_stages(module_store):
+    program = loads((module_store / "offramp.json").read_bytes()).program
+    assert not program.stages and program.output is None and program.activation_bytes == 1000
+    assert program.inputs["0"].axes == ("batch", 3)
+    assert [part.shards for part in program.module.parts] == [
+        ("words", "first", "shared"),
+        ("shared",),
+        ("shared", "head"),
+    ]
+    assert program.module.parts[1].start == Call("blocks.1", 1) and program.module.parts[1].hidden == 0
+    assert program.module.parts[1].flows == (Value("float32", (2, 4)), Value("bool", (2,)))
+    assert (program.module.pinned, program.module.sliced, program.module.unused) == (("kept",), ("head",), ("spare",))
+
+
+def test_it_is_written_again_as_format_3(module_store):
+    manifest = loads((module_store / "offramp.json").read_bytes())
+    data = dumps(manifest)
+    assert b'"format": 3' in data and loads(data) == manifest and dumps(loads(data)) == data
+
+
+def test_sizes_in_which_the_proven_examples_differ_may_be_as_large_as_in_any(tree):
+    example = {
+        "inputs": {"0": ["int64", [5, 7]]}, "inputs_sha256": "2" * 64, "equal": True, "unplanned_loads": 0,
+        "disorders": 0, "peak_weight_bytes": 1, "weight_budget_bytes": 2,
+    }  # fmt: skip
+    tree["proof"] = {"examples": [example], "is_paged": True}
+    manifest = loads(seal(tree))
+    assert manifest.program.inputs["0"].largest == (5, 7)
+    assert manifest.proof.is_paged and manifest.proof.examples[0].inputs["0"].shape == (5, 7)
+    tree["proof"]["examples"][0]["inputs"]["0"] = ["int64", [2, 3], 1]
+    refused(DamagedError, lambda: loads(seal(tree)), "an input is a dtype and a shape")
 
 
 def test_every_key_is_needed_and_no_other_is_known(tree):
-    free = [tree[key] for key in ("graphs",)] + [tree["program"][key] for key in ("versions", "inputs", "aliases")]
     count = 0
-    for _, found in list(objects(tree)):
-        if any(found is each for each in free):
+    for path, found in list(objects(tree)):
+        if path == ".proof":  # its keys came one by one
             continue
         for key in [key for key in found if key != "format"]:
             value = found.pop(key)
@@ -105,7 +119,7 @@ def test_every_value_may_be_wrong(tree):
                 assert error.exit_code == 4 and str(error).isprintable()
             else:
                 taken.add(key)
-                assert dumps(loaded) == seal(tree)
+                assert not loaded.inline_labels and loads(dumps(loaded)) == loaded
         container[key] = value
     free = {"architecture", "model_type", "method", "fingerprint", "name", "role", "widened_from", "graphs", "files"}
     free |= {"shards", "proof", "examples", "exits", "kind", "blocks", "bytes", "file", "steps"}
@@ -137,9 +151,9 @@ CHANGES = {
     "no stage": (lambda tree: (tree["stages"].clear(), program(tree, flows=[])), "flows has 0 entries for 0 stages"),
     "a first stage that begins with a call": (
         lambda tree: flow(tree, 0).update(start={"module": "x", "number": 1}),
-        "the first stage, and no other, has no start",
+        "the first part, and no other, has no start",
     ),
-    "a second beginning": (lambda tree: flow(tree).update(start=None), "the first stage, and no other, has no start"),
+    "a second beginning": (lambda tree: flow(tree).update(start=None), "the first part, and no other, has no start"),
     "two stages that begin with one call": (
         lambda tree: flow(tree, 2)["start"].update(number=1),
         "start 'blocks.1, 1' is listed twice",
@@ -148,7 +162,7 @@ CHANGES = {
     "a hidden state that does not flow": (lambda tree: flow(tree).update(hidden=2), "hidden must be an integer from 0"),
     "a hidden state of nothing": (lambda tree: flow(tree).update(hidden=0, values=[]), "hidden must be an integer"),
     "a hidden state before the first": (lambda tree: flow(tree).update(hidden=-1), "hidden must be an integer from 0"),
-    "rank 65": (lambda tree: flow(tree)["values"][0].update(shape=[1] * 65), "shape has 65 extents"),
+    "rank 65": (lambda tree: flow(tree)["values"][0].update(shape=[1] * 65), "shape has 65 dimensions"),
     "a negative extent": (lambda tree: flow(tree)["values"][0].update(shape=[-1]), "shape must be an integer from 0"),
     "another role": (lambda tree: tree["stages"][0].update(role="embedding"), "role must be one of ('layer',)"),
     "a stage of two steps": (
@@ -160,7 +174,7 @@ CHANGES = {
     "a shard that is not there": (lambda tree: shards_of(tree, 0, ["x"]), "needs shard 'x', which is not listed"),
     "a shard twice in a stage": (
         lambda tree: shards_of(tree, 1, ["shared", "shared"]),
-        "in stage '001', shard 'shared' is listed twice",
+        "parts[1]: shard 'shared' is listed twice",
     ),
     "an alias of nothing": (lambda tree: program(tree, aliases={"x": ["y"]}), "names the tensor 'x', which is not"),
     "a buffer that is not there": (lambda tree: program(tree, buffers=["x"]), "names the tensor 'x', which is not"),
@@ -175,19 +189,28 @@ CHANGES = {
     ),
     "a slice of a shard that is read as a whole": (
         lambda tree: program(tree, sliced=["norm"]),
-        "program.sliced names 'norm', of whose shard no rows are gathered",
+        "program.module.sliced names 'norm', of whose shard no rows are gathered",
     ),
-    "rows that stay": (lambda tree: program(tree, pinned=["head"]), "program.pinned names 'head', of which rows are"),
-    "a buffer in a stage": (lambda tree: program(tree, buffers=["norm"]), "program.buffers names 'norm', which is in"),
-    "a buffer that is pinned": (lambda tree: program(tree, buffers=["kept"]), "program.buffers names 'kept', which is"),
-    "rows of a list": (lambda tree: entry(tree, "words").update(shape=[64 * 16]), "must hold one table"),
-    "rows of a cube": (lambda tree: entry(tree, "words").update(shape=[64, 4, 4]), "must hold one table"),
+    "rows that stay": (
+        lambda tree: program(tree, pinned=["head"]),
+        "module.pinned names 'head', of which rows are",
+    ),
+    "a buffer in a stage": (
+        lambda tree: program(tree, buffers=["norm"]),
+        "module.buffers names 'norm', which is in",
+    ),
+    "a buffer that is pinned": (
+        lambda tree: program(tree, buffers=["kept"]),
+        "module.buffers names 'kept', which is",
+    ),
+    "rows of a list": (lambda tree: entry(tree, "words").update(shape=[64 * 16]), "must hold"),
+    "rows of a cube": (lambda tree: entry(tree, "words").update(shape=[64, 4, 4]), "must hold"),
     "a table of no rows": (
         lambda tree: (
             entry(tree, "words").update(shape=[0, 16]),
             next(each for each in tree["shards"] if each["name"] == "words").update(bytes=4096),
         ),
-        "must hold one table",
+        "must hold",
     ),
     "an encoder": (lambda tree: tree.update(encoder={}), "has unknown keys ['encoder']"),
 }
@@ -202,7 +225,8 @@ def test_a_change_that_cannot_be(tree, name):
 
 def test_a_module_under_the_format_of_an_encoder_and_the_other_way_round(tree, pristine):
     refused(DamagedError, lambda: loads(seal({**tree, "format": 1})), "lacks ['encoder']")
-    refused(DamagedError, lambda: loads(seal({**tree_of(pristine), "format": 2})), "lacks ['program']")
+    refused(DamagedError, lambda: loads(seal({**tree_of(pristine), "format": 2})), "lacks ['stages']")
+    refused(DamagedError, lambda: loads(seal({**tree, "format": 3})), "lacks ['labels']")
 
 
 def test_names_of_modules_are_not_judged_and_cannot_forge_a_line(tree):
@@ -211,28 +235,15 @@ def test_names_of_modules_are_not_judged_and_cannot_forge_a_line(tree):
         changed = copy.deepcopy(tree)
         flow(changed)["start"]["module"] = name
         program(changed, module=name)
-        assert loads(seal(changed)).program.flows[1].start.module == name
+        assert loads(seal(changed)).program.module.parts[1].start.module == name
         changed[name] = 1
         refused(DamagedError, partial(loads, seal(changed)), "has unknown keys")
-
-
-def test_each_kind_of_store_is_refused_where_the_other_is_meant(module_store, pristine):
-    with Store(module_store) as store:
-        message = refused(
-            StoreError, lambda: store.manifest, "this is the store of a Module, which is no encoder of texts"
-        )
-        assert "offramp.stream" in message
-        assert store.module.program.pinned == ("kept",) and store.contents is store.module
-    with Store(pristine) as store:
-        message = refused(StoreError, lambda: store.module, "store of a SmallModel that was divided by its names")
-        assert "offramp.load" in message
-        assert store.manifest.encoder is not None and store.contents is store.manifest
 
 
 def test_rows_of_its_tables_are_gathered(module_store):
     with Store(module_store) as store:
         for name in GATHERED:
-            (tensor,) = store.module.shards[name].tensors
+            (tensor,) = store.manifest.shards[name].tensors
             whole = np.frombuffer(store.read_tensor(name, tensor), np.float32).reshape(tensor.shape)
             rows, _ = store.gather(name, tensor.role, np.array([3, 0, 3]))
             assert np.array_equal(rows, whole[[3, 0, 3]])
@@ -281,7 +292,7 @@ def test_commands_that_read_any_store_have_no_fault_of_ours(module_store, capsys
 def test_graphs_cannot_be_added_to_it(module_store, tmp_path):
     from offramp.division import add_graphs
 
-    refused(StoreError, lambda: add_graphs(module_store), "which is no encoder of texts")
+    refused(StoreError, lambda: add_graphs(module_store), "that was divided by a run")
 
 
 def test_a_manifest_that_was_sealed_again_is_still_checked(tmp_path, tree):

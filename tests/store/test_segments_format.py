@@ -1,46 +1,48 @@
-"""The graphs of a module's stages in a manifest: what a stranger may write there, and what is refused."""
+"""The graphs of a module's stages in a manifest of format 2: what a stranger may write there, and what is refused."""
 
 import copy
+import dataclasses
 import re
 
 import pytest
 
 from offramp.errors import DamagedError
-from offramp.program.program import Call, Flow, Program, Segment, Segments, Value
-from offramp.store import StoreWriter
-from offramp.store import manifest as m
-from offramp.store.manifest import dumps, seal
+from offramp.program.program import Value
+from offramp.store.manifest import File, dumps, seal
 from offramp.store.parsing import loads
-from tests.store.small import FINGERPRINT, refused, tree_of
+from tests.store import old_formats
+from tests.store.old_formats import value
+from tests.store.small import refused, reseal, tree_of
 
-HIDDEN = Value("float32", (2, 4, 8))
+SHAPE = (2, 4, 8)
 
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
     """Two stages of one kind, an exit between them."""
-    folder = tmp_path_factory.mktemp("module") / "store"
-    flows = (Flow(None, (), None), Flow(Call("block.1", 1), (HIDDEN,), 0))
-    segments = Segments(
-        (Segment("graph-a", ("x",), ("h",), ("first",), ("own",)),
-         Segment("graph-a", ("h",), ("y",), ("second",), ("own",))),
-        ("y",), {"x": HIDDEN, "h": HIDDEN, "y": HIDDEN}, {"x": 0, "h": 0, "y": 0}, (1,),
+    stages = [
+        {"kind": "graph-a", "reads": ["x"], "writes": ["h"], "weights": ["first"], "constants": ["own"]},
+        {"kind": "graph-a", "reads": ["h"], "writes": ["y"], "weights": ["second"], "constants": ["own"]},
+    ]
+    path = old_formats.write_module(
+        tmp_path_factory.mktemp("module") / "store",
+        {name: {name: (2, 8)} for name in ("first", "second", "own")},
+        [["first"], ["second"]],
+        inputs=(("x", list(SHAPE), "float32"),),
+        flows=[old_formats.flow(), old_formats.flow("block.1", 1, [value(SHAPE)], 0)],
+        aliases={"second": ["alias"]},
+        buffers=["own"],
+        problem="single_label_classification",
+        labels=["no", "yes"],
+        segments={
+            "stages": stages, "outputs": ["y"], "values": {name: value(SHAPE) for name in "xhy"},
+            "batch": {"x": 0, "h": 0, "y": 0}, "exits": [1], "look_ups": {},
+        },
     )  # fmt: skip
-    with StoreWriter(folder, FINGERPRINT) as writer:
-        shards = {}
-        for name in ("first", "second", "own"):
-            shards[name] = writer.add_shard(name, [(name, name, "F32", (2, 8))], lambda _: [bytes(64)])
-        stages = tuple(
-            m.Stage(f"00{i}", "layer", (m.Step("module", (name,)),)) for i, name in enumerate(("first", "second"))
-        )
-        file = writer.add_file("graphs/graph-a.onnx", b"no graph")
-        program = Program(
-            "a.Module", FINGERPRINT, {}, {"x": HIDDEN}, flows, {"second": ("alias",)}, ("own",), (), (), (), 4096,
-            "single_label_classification", ("no", "yes"), segments,
-        )  # fmt: skip
-        graphs = {"graph-a": m.Graph(file.file, file.bytes, file.sha256, 18, 8)}
-        source = m.Source(FINGERPRINT, "Module", "module", "export")
-        return writer.finish(m.ModuleManifest(source, program, stages, shards, graphs, ()))
+    tree = tree_of(path)
+    tree["graphs"] = {"graph-a": {"file": "graphs/graph-a.onnx", "bytes": 8, "sha256": "0" * 64, "opset": 18, "ir": 8}}
+    reseal(path, tree)
+    return path
 
 
 def look_ups(value="h", table="first", input="x"):
@@ -51,22 +53,40 @@ def segments(tree):
     return tree["program"]["segments"]
 
 
-def test_write_read_write_gives_the_same_bytes(path):
-    data = (path / "offramp.json").read_bytes()
-    found = loads(data)
-    assert dumps(found) == data
-    assert found.program.segments.exits == (1,)
+def test_stretches_between_exits_become_layers(path):
+    manifest = loads((path / "offramp.json").read_bytes())
+    program, rows = manifest.program, Value("float32", ("batch", 4, 8))
+    assert [(stage.name, stage.role, stage.exit) for stage in program.stages] == [
+        ("inputs", "begin", None), ("layer.0", "layer", "h"), ("layer.1", "layer", None), ("answer", "end", None),
+    ]  # fmt: skip
+    first, second = program.steps()
+    assert (first.kernel, first.reads, first.writes) == ("graph-a", {"r0": "x"}, {"h": rows})
+    assert (first.weights, first.constants, first.shards) == ({"w0": "first"}, {"c0": "own"}, ("first",))
+    assert (second.reads, second.weights, second.shards) == ({"r0": "h"}, {"w0": "second"}, ("second",))
+    assert {name: kernel.template for name, kernel in program.kernels.items()} == {
+        "graph-a": "captured", "exit": "pooled-linear",
+    }  # fmt: skip
+    assert program.output.value == "y" and program.output.num_labels == 2 and program.example == (2, 1)
+    assert manifest.inline_labels == ("no", "yes") and program.inputs["x"].axes == ("batch", 4, 8)
+
+
+def test_it_is_written_again_as_format_3_with_its_labels_in_a_file(path):
+    manifest = loads((path / "offramp.json").read_bytes())
+    with pytest.raises(ValueError, match="labels"):
+        dumps(manifest)
+    moved = dataclasses.replace(manifest, inline_labels=(), labels=File("labels.json", 12, "0" * 64))
+    assert loads(dumps(moved)) == moved
 
 
 ATTACKS = {
     "a value before it is there": (
-        lambda s: s["stages"][0].update(reads=["h"]), r"stages\[0\] reads 'h' before it is there"),
-    "a value of its own": (lambda s: s["stages"][1].update(reads=["y"]), r"reads 'y' before it is there"),
+        lambda s: s["stages"][0].update(reads=["h"]), r"stages\[1\].steps\[0\] reads 'h' before it is written"),
+    "a value of its own": (lambda s: s["stages"][1].update(reads=["y"]), r"exit: 'y' is not written by then"),
     "a value that is not listed": (lambda s: s["stages"][1].update(reads=["z"]), "names the value 'z'"),
     "an answer that is not listed": (lambda s: s.update(outputs=["z"]), "names the value 'z'"),
     "no answer": (lambda s: s.update(outputs=[]), "outputs"),
     "a batch of no value": (lambda s: s["batch"].update(z=0), "names the value 'z'"),
-    "a batch extent too large": (lambda s: s["batch"].update(h=3), "'h' has no extent 3"),
+    "a batch extent too large": (lambda s: s["batch"].update(h=3), "'h' has no axis 3"),
     "a negative batch extent": (lambda s: s["batch"].update(h=-1), "must be an integer"),
     "an exit out of range": (lambda s: s.update(exits=[2]), "exits must be stages in order"),
     "an exit before all": (lambda s: s.update(exits=[0]), "must be an integer"),
@@ -79,7 +99,7 @@ ATTACKS = {
     "constants that are not listed": (lambda s: s["stages"][0].update(constants=["z"]), "takes the tensor 'z'"),
     "another name of a weight": (lambda s: s["stages"][1].update(weights=["alias"]), "takes the tensor 'alias'"),
     "weights of another stage": (
-        lambda s: s["stages"][0].update(weights=["second"]), r"stages\[0\] takes 'second', not in the shards"),
+        lambda s: s["stages"][0].update(weights=["second"]), "takes 'second', which is not in its shards"),
     "a kind without graph": (lambda s: s["stages"][0].update(kind="graph-b"), "have no graph"),
     "a kind that is no name": (lambda s: s["stages"][0].update(kind="../../x"), "kind must be a string like"),
     "a stage too few": (lambda s: s["stages"].pop(), "."),
