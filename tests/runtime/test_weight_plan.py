@@ -75,7 +75,9 @@ def test_the_number_in_a_budget_error_is_the_smallest_limit_that_works(stages, s
 def test_a_budget_error_names_the_stage_that_needs_most():
     with pytest.raises(BudgetError) as caught:
         plan_weights(["a", "bc", "a"], {"a": 1 << 20, "b": 1 << 20, "c": 2 << 20}, (), 2 << 20)
-    assert re.match(r"a weight budget of 2\.0 MiB is too small for stage 1 - it needs 3\.0 MiB at once - ", str(caught.value))
+    assert re.match(
+        r"a weight budget of 2\.0 MiB is too small for stage 1 - it needs 3\.0 MiB at once - ", str(caught.value)
+    )
 
 
 @settings(max_examples=200, deadline=None)
