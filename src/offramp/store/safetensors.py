@@ -28,8 +28,9 @@ ITEM_BYTES.update({"I32": 4, "U32": 4, "F32": 4, "F64": 8, "I64": 8, "U64": 8, "
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor: dtype as spelled by safetensors, shape, and its byte range [start, end) relative to the first data
-    byte.
+    """One tensor: dtype as spelled by safetensors, shape, and byte range.
+
+    The range [start, end) is relative to the first data byte.
     """
 
     dtype: str
