@@ -152,7 +152,7 @@ def test_heads_alone_leave_the_model_as_it_is_and_a_second_call_trains_nothing(r
     weights = [(folder / "model.safetensors").read_bytes() for folder in (place / "run", tmp_path / "run")]
     heads = [(folder / "exits.safetensors").read_bytes() for folder in (place / "run", tmp_path / "run")]
     assert weights[0] == weights[1] and heads[0] != heads[1]
-    assert "trained before" in run(*words, "--loss", "heads-only").err
+    assert "already trained" in run(*words, "--loss", "heads-only").err
 
 
 def test_an_interrupted_training_goes_on(run, place, tmp_path, monkeypatch):

@@ -239,7 +239,7 @@ def test_transcripts_that_cannot_serve_are_refused(transcripts, tmp_path):
         logits_KNC[1, 5, 0] = np.nan
         return logits_KNC
 
-    with pytest.raises(NonFiniteError, match="finite logits"):
+    with pytest.raises(NonFiniteError, match="logits must be finite"):
         tune(make_transcript(tmp_path, logits=poisoned), None, make_profile(), goal, quiet)
     with pytest.raises(UsageError, match="one exit, there is nothing to tune"):
         tune(

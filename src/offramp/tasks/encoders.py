@@ -45,4 +45,5 @@ def open_encoder(
         return ImageInputs(ImageEncoder.from_folder(folder), name)
     from offramp.tasks.arrays import ArrayInputs
 
-    return ArrayInputs({name: (each.dtype, each.axes[1:]) for name, each in inputs.items()})
+    shapes = {name: tuple(axis for axis in each.axes[1:] if isinstance(axis, int)) for name, each in inputs.items()}
+    return ArrayInputs({name: (each.dtype, shapes[name]) for name, each in inputs.items()})
