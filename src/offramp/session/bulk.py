@@ -1,7 +1,7 @@
-"""Bulk mode: as many rows as a budget holds hidden states for, so that one sweep of the weights serves them all.
+"""Bulk mode: as many rows as the budget holds hidden states for share one sweep of the weights.
 
-A sweep is made of batches, which run one after another through each shard: what multiplies at once is a batch, whose
-activations are several times its hidden states.
+A sweep consists of batches that run one after another through each shard. Only one batch is computed at a time, since
+its activations are several times the size of its hidden states.
 """
 
 from __future__ import annotations
@@ -15,20 +15,19 @@ from offramp.session.classifier import Classifier
 from offramp.store import Store
 
 MAX_ROWS, MAX_SWEEP_ROWS = 32, 256
-"""Of a batch, of the longest length; more of them multiply no faster. Of a sweep; more of them read hardly less."""
+"""Maximum rows of a batch of the longest length, beyond which throughput does not grow, and of a sweep, beyond which
+the bytes read per row hardly fall."""
 BATCH_ROWS = 0.3
-"""A batch takes as much more than its rows do (of BERT-base: transformers on two cores, one row against eight)."""
+"""Fixed cost of a batch in rows. Measured for BERT-base in transformers on two cores, one row against eight."""
 SWEEP_TOKENS = 480
-"""A sweep of float32 weights reads as long as two cores compute so many tokens, where 500 MB are read in a second: what
-larger batches and longer sweeps are weighed by.
-"""
+"""Cost of reading the weights of a sweep, in tokens computed by two cores at 500 MB/s of reads (float32 weights)."""
 NO_TEXT_TOKENS = 128
-"""What an image, or a record, counts as."""
+"""Number of tokens that an image or a record of arrays counts as."""
 SLOTS = 2
-"""Of the largest shard, without which nothing is read ahead."""
+"""Number of slots of the largest shard; prefetching needs two."""
 MARGIN = 2.0
-"""What activations may take, of what the backend promises to need at once: an arena keeps a buffer of every size. For
-11 rows of BERT-base it took 68 MiB where 37 were needed."""
+"""Safety factor on Backend.activation_bytes: an arena keeps a buffer of every size. Measured: 11 rows of BERT-base took
+68 MiB, estimate 37 MiB."""
 
 
 def with_most_rows(
@@ -40,11 +39,12 @@ def with_most_rows(
     *,
     has_deadline: bool = False,
 ) -> Classifier:
-    """The classifier with the most rows a sweep whose plan the budget holds; with one row if none does. `plan_for`
-    takes the rows of a batch and the batches of a sweep. Under a deadline a sweep is one batch.
+    """Return the classifier with the cheapest rows whose plan fits the budget; with one row if none does.
 
-    The plan for one row tells what the process takes; more rows are then reckoned and not tried, since what a trial
-    takes stays with the process.
+    `plan_for` takes the rows of a batch and the batches of a sweep. Under a deadline a sweep is one batch.
+
+    The memory of the process is measured with one row; other numbers of rows are computed from it, since the memory of a
+    trial is not returned to the system.
     """
     single = plan_for(1, 1)
     course = course_of(store)
@@ -59,7 +59,9 @@ def with_most_rows(
     streamed = small + SLOTS * max(sizes)
     fitting = [num_rows for num_rows in range(1, MAX_ROWS + 1) if left(num_rows, streamed) >= 0]
     choices: Dict[int, int] = {}
-    if fitting and (has_deadline or left(max(fitting), sum(sizes)) >= 0):  # all in memory: there is nothing to share
+    if fitting and (
+        has_deadline or left(max(fitting), sum(sizes)) >= 0
+    ):  # all weights are resident, so sweeps do not pay
         choices[max(fitting)] = 1
     elif fitting:
         together = streamed + max(sizes) * bool(backend.unsettled)
@@ -70,11 +72,11 @@ def with_most_rows(
     num_rows, num_batches = min(choices.items(), key=lambda each: _cost(*each, tokens), default=(1, 1))
     if num_rows * num_batches == 1:
         return single
-    backend.close()  # what the trial took
+    backend.close()  # free the memory of the plan for one row
     several = plan_for(num_rows, num_batches)
     return several if several.plan.feasible else single
 
 
 def _cost(num_rows: int, num_batches: int, length: int) -> float:
-    """Of a row, in rows that are computed."""
+    """Return the cost of a row, in rows computed."""
     return 1 + BATCH_ROWS / num_rows + SWEEP_TOKENS / length / (num_rows * num_batches)

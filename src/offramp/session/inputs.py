@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, Mapping, Optional, Tuple
 
 from offramp.errors import UsageError
+from offramp.store.policy_file import require_known
 
 _TEXT_SUFFIXES = (".txt", ".tsv", ".jsonl")
 
@@ -58,7 +59,8 @@ class InputSource:
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> InputSource:
-        """Inverse of `to_json`. Raises TypeError for an unknown name."""
+        """Inverse of `to_json`. Raises ValueError for an unknown name."""
+        require_known(cls, tree, "key of inputs")
         pairs = tuple((first, second) for first, second in tree.get("pairs", ()))
         return cls(**{**tree, "texts": tuple(tree.get("texts", ())), "pairs": pairs})
 

@@ -130,10 +130,16 @@ def facts_from_json(kind: Type[_Facts], tree: Mapping[str, Any]) -> _Facts:
     """Build a Prediction or MeasuredOn. Raises ValueError for unknown names and wrong types."""
     if not isinstance(tree, dict):
         raise ValueError(f"expected an object, got {type(tree).__name__}")
-    unknown = sorted(set(tree) - {each.name for each in fields(kind)})
-    if unknown:
-        raise ValueError(f"unknown name {unknown[0]!r}")
+    require_known(kind, tree, "name")
     return kind(**tree)
+
+
+def require_known(kind: type, tree: Mapping[str, Any], what: str) -> None:
+    """Raise ValueError naming the keys of `tree` that are no fields of the dataclass `kind`, and listing the fields."""
+    known = [each.name for each in fields(kind)]
+    unknown = sorted(set(tree) - set(known))
+    if unknown:
+        raise ValueError(f"unknown {what} {', '.join(unknown)}; known: {', '.join(known)}")
 
 
 def _read_facts(kind: Type[_Facts], tree: Any, name: str, path: Path) -> _Facts:
