@@ -43,7 +43,7 @@ def with_most_rows(
 
     `plan_for` takes the rows of a batch and the batches of a sweep. Under a deadline a sweep is one batch.
 
-    The memory of the process is measured with one row; other numbers of rows are computed from it, since the memory of a
+    The memory of the process is measured with one row, and computed for other numbers of rows, since the memory of a
     trial is not returned to the system.
     """
     single = plan_for(1, 1)
