@@ -143,8 +143,8 @@ def test_unknown_keys_are_refused():
         assert done.returncode == 1
         return json.loads(done.stdout)["error"]["what"]
 
-    assert "unknown key colour of a job; known keys: job, store, config" in ask(colour="red")
-    assert "unknown engine option bugdet; known options: budget, exit" in ask(config={"bugdet": 1})
+    assert "unknown key of a job colour; known: job, store, config" in ask(colour="red")
+    assert "unknown engine option bugdet; known: budget, exit" in ask(config={"bugdet": 1})
     assert "unknown job 'dance'; known jobs: plan, passes" in ask(job="dance")
 
 

@@ -241,7 +241,7 @@ def test_transcripts_that_cannot_serve_are_refused(transcripts, tmp_path):
 
     with pytest.raises(NonFiniteError, match="logits must be finite"):
         tune(make_transcript(tmp_path, logits=poisoned), None, make_profile(), goal, quiet)
-    with pytest.raises(UsageError, match="one exit, there is nothing to tune"):
+    with pytest.raises(UsageError, match="one exit, so there is nothing to tune"):
         tune(
             make_transcript(tmp_path, logits=lambda logits_KNC: logits_KNC[-1:]),
             None,
@@ -394,6 +394,7 @@ def test_files_read_back(transcripts, tmp_path):
     write_policy(tmp_path / "policy.json", file)
     again = read_policy(tmp_path / "policy.json")
     assert isinstance(again, PolicyFile)
+    assert (again.predicted, again.measured_on) == (file.predicted, file.measured_on)
     assert again.policy == json.loads(json.dumps(file.policy))
     assert from_json(again.policy) == from_json(file.policy)
     assert again.front == json.loads(json.dumps(file.front))

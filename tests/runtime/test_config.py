@@ -44,7 +44,7 @@ def test_what_is_no_value_is_refused_with_the_name_of_the_option(options, messag
 
 
 def test_unknown_names_are_refused_and_the_known_ones_listed():
-    with pytest.raises(ValueError, match="unknown engine option bugdet, colour; known options: budget, exit, deadline"):
+    with pytest.raises(ValueError, match="unknown engine option bugdet, colour; known: budget, exit, deadline"):
         EngineConfig.from_json({"bugdet": 1, "colour": 2, "threads": 1})
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
+from offramp.program.checks import require_known
 from offramp.runtime.config import EngineConfig
 from offramp.session.inputs import InputSource
 
@@ -47,9 +48,6 @@ class WorkerJob:
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> WorkerJob:
         """Inverse of `to_json`. Raises ValueError for unknown names."""
-        known = [each.name for each in fields(cls)]
-        unknown = sorted(set(tree) - set(known))
-        if unknown:
-            raise ValueError(f"unknown key {', '.join(unknown)} of a job; known keys: {', '.join(known)}")
+        require_known(cls, tree, "key of a job")
         parts = {"config": EngineConfig, "inputs": InputSource}
         return cls(**{name: parts[name].from_json(value) if name in parts else value for name, value in tree.items()})

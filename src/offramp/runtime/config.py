@@ -10,6 +10,7 @@ import os
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Callable, Dict, Mapping, Optional, Sequence, Tuple, Union
 
+from offramp.program.checks import require_known
 from offramp.units import parse_count, parse_duration, parse_size
 
 READS = ("auto", "direct", "buffered")
@@ -130,8 +131,5 @@ class EngineConfig:
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> EngineConfig:
         """Build a configuration from options by name. Raises ValueError for an unknown name."""
-        known = [each.name for each in fields(cls)]
-        unknown = sorted(set(tree) - set(known))
-        if unknown:
-            raise ValueError(f"unknown engine option {', '.join(unknown)}; known options: {', '.join(known)}")
+        require_known(cls, tree, "engine option")
         return cls(**tree)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, Mapping, Optional, Tuple
 
 from offramp.errors import UsageError
+from offramp.program.checks import require_known
 from offramp.tasks import read_inputs
 
 
@@ -57,6 +58,7 @@ class InputSource:
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> InputSource:
-        """Inverse of `to_json`. Raises TypeError for an unknown name."""
+        """Inverse of `to_json`. Raises ValueError for an unknown name."""
+        require_known(cls, tree, "key of inputs")
         pairs = tuple((first, second) for first, second in tree.get("pairs", ()))
         return cls(**{**tree, "texts": tuple(tree.get("texts", ())), "pairs": pairs})

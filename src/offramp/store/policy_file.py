@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Tuple, Type, TypeVar, Union
 
 from offramp.errors import StoreError, UsageError, VersionError
+from offramp.program.checks import require_known
 from offramp.store.files import MAX_SMALL_BYTES, translate_path_errors, write_atomic
 
 FORMAT = 1
@@ -130,9 +131,7 @@ def facts_from_json(kind: Type[_Facts], tree: Mapping[str, Any]) -> _Facts:
     """Build a Prediction or MeasuredOn. Raises ValueError for unknown names and wrong types."""
     if not isinstance(tree, dict):
         raise ValueError(f"expected an object, got {type(tree).__name__}")
-    unknown = sorted(set(tree) - {each.name for each in fields(kind)})
-    if unknown:
-        raise ValueError(f"unknown name {unknown[0]!r}")
+    require_known(kind, tree, "name")
     return kind(**tree)
 
 
