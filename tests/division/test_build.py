@@ -18,6 +18,7 @@ from offramp.errors import DamagedError, DiskFullError, MissingExtraError, Sourc
 from offramp.store import Store
 from offramp.store.reader import tensor_view
 from tests.division.tiny import config_of, write_model, write_sharded
+from tests.store.old_formats import encoder_store
 from tests.store.small import names_in, problems, read, reseal, tree_of
 from tests.store.test_writer import tree_bytes
 
@@ -93,7 +94,12 @@ def test_the_manifest_names_everything_and_nothing_else_is_there(divided):
     assert set(manifest.graphs) == {"embedding", "attention", "up", "down", "head", "exit"}
     assert {file.file for file in manifest.files} == {"config.json", "vocab.txt", "model.safetensors.index.json"}
     named = {shard.file for shard in manifest.shards.values()} | {graph.file for graph in manifest.graphs.values()}
-    named |= {file.file for file in manifest.files} | {"exits.safetensors", "exits.json", "embedding-rows.blocks"}
+    named |= {file.file for file in manifest.files} | {
+        "exits.safetensors",
+        "exits.json",
+        "embedding-rows.blocks",
+        "labels.json",
+    }
     assert set(tree_bytes(divided)) == named | {"offramp.json", "graphs"}
 
 
@@ -309,6 +315,19 @@ def test_lost_graphs_are_made_again(divided, tmp_path):
     assert tree_bytes(store) == tree_bytes(divided)
 
 
+def test_graphs_of_an_old_store_are_added_and_it_becomes_format_3(tmp_path):
+    store = encoder_store(tmp_path)
+    before, graphs = tree_of(store), {path.name: path.read_bytes() for path in (store / "graphs").iterdir()}
+    with Store(store) as opened:
+        program, labels = opened.program, opened.labels
+    shutil.rmtree(store / "graphs")
+    add_graphs(store)
+    assert before["format"] == 1 and tree_of(store)["format"] == 3 and problems(store) == {}
+    assert {path.name: path.read_bytes() for path in (store / "graphs").iterdir()} == graphs
+    with Store(store) as opened:
+        assert opened.program == program and opened.labels == labels == tuple(before["encoder"]["labels"])
+
+
 def test_graphs_of_no_store(tmp_path):
     with pytest.raises(StoreError, match="no such store"):
         add_graphs(tmp_path / "missing")
@@ -317,9 +336,9 @@ def test_graphs_of_no_store(tmp_path):
 def test_graphs_of_a_foreign_store(divided, tmp_path):
     store = shutil.copytree(divided, tmp_path / "store")
     tree = tree_of(store)
-    tree["encoder"]["activation"] = "os.system"
+    tree["program"]["kernels"]["up"]["attributes"]["activation"] = "os.system"
     reseal(store, tree)
-    with pytest.raises(DamagedError, match=r"encoder.activation must be one of"):
+    with pytest.raises(DamagedError, match=r"activation is 'os.system'"):
         add_graphs(store)
 
 
@@ -346,7 +365,8 @@ def test_a_store_of_a_model_without_exits_or_head(tmp_path):
     with Store(store) as opened:
         assert opened.manifest.exits is None
         assert set(opened.manifest.graphs) == {"embedding", "attention", "up", "down"}
-        assert [stage.role for stage in opened.manifest.stages] == ["embedding", "layer", "layer"]
+        assert [stage.role for stage in opened.program.stages] == ["begin", "layer", "layer", "end"]
+        assert not opened.program.stages[-1].steps and opened.labels == () and opened.manifest.labels is None
     assert problems(store) == {}
 
 
@@ -358,7 +378,7 @@ def test_tensors_of_another_task_are_kept_and_belong_to_no_stage(own, tmp_path):
         other = store.manifest.shards["other"]
         assert [tensor.name for tensor in other.tensors] == ["cls.a", "cls.b\x1b[31m"]
         assert read(store, "other")[other.data_start :] == arrays["cls.a"].tobytes() + arrays["cls.b\x1b[31m"].tobytes()
-        assert not any("other" in step.shards for stage in store.manifest.stages for step in stage.steps)
+        assert not any("other" in step.shards for step in store.program.steps())
     assert problems(tmp_path / "store") == {}
 
 

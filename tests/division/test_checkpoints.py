@@ -20,7 +20,7 @@ from offramp.runtime.weight_plan import smallest_bytes  # noqa: E402
 from offramp.store import Store  # noqa: E402
 from offramp.streaming.capture import are_equal, tensors_of  # noqa: E402
 from offramp.streaming.opening import data_bytes, sliceable_shards  # noqa: E402
-from offramp.streaming.streamed import streamed_shards  # noqa: E402
+from offramp.streaming.parts import streamed_shards  # noqa: E402
 from tests.store.small import problems  # noqa: E402
 from tests.store.test_writer import tree_bytes  # noqa: E402
 
@@ -124,7 +124,7 @@ def refused(capsys, tmp_path):
 def smallest(store):
     with Store(store) as opened:
         return smallest_bytes(
-            streamed_shards(opened), data_bytes(opened), opened.module.program.pinned, sliceable_shards(opened)
+            streamed_shards(opened), data_bytes(opened), opened.program.module.pinned, sliceable_shards(opened)
         )
 
 
@@ -152,13 +152,13 @@ def test_a_folder_and_the_loaded_model_give_the_same_shards(folders, tmp_path, n
     model, store = folders.loaded(name), folders.store(name)
     other = offramp.divide(model, example_of(model, folders.model(name)), tmp_path / "store", method="eager")
     with Store(store) as one, Store(other) as two:
-        assert {key: shard.sha256 for key, shard in one.module.shards.items()} == {
-            key: shard.sha256 for key, shard in two.module.shards.items()
+        assert {key: shard.sha256 for key, shard in one.manifest.shards.items()} == {
+            key: shard.sha256 for key, shard in two.manifest.shards.items()
         }
-        assert one.module.stages == two.module.stages
-        assert one.module.program.flows == two.module.program.flows
-        assert [each["inputs_sha256"] for each in one.module.proof["examples"]] == [
-            each["inputs_sha256"] for each in two.module.proof["examples"]
+        assert one.program.module.parts == two.program.module.parts
+        assert one.program.inputs == two.program.inputs
+        assert [each.inputs_sha256 for each in one.manifest.proof.examples] == [
+            each.inputs_sha256 for each in two.manifest.proof.examples
         ]
 
 
@@ -173,14 +173,10 @@ def layer_of(name):
     return "ends" if found is None else int(found.group(1))
 
 
-def layers_in_order(contents):
-    """The layers, by the names of tensors, as the stages use them; tensors of no layer are left out."""
-    order = []
-    for stage in contents.stages:
-        for step in stage.steps:
-            for shard in step.shards:
-                order += [layer_of(tensor.name) for tensor in contents.shards[shard].tensors]
-    return list(dict.fromkeys(layer for layer in order if layer != "ends"))
+def layers_in_order(store, needs):
+    """The layers, by the names of tensors, in the order of use; tensors of no layer are left out."""
+    tensors = [tensor for shards in needs for name in shards for tensor in store.manifest.shards[name].tensors]
+    return list(dict.fromkeys(layer for tensor in tensors if (layer := layer_of(tensor.name)) != "ends"))
 
 
 def test_names_and_a_run_agree_on_the_tensors_of_bert_and_on_the_order_of_its_layers(folders, tmp_path):
@@ -189,13 +185,13 @@ def test_names_and_a_run_agree_on_the_tensors_of_bert_and_on_the_order_of_its_la
     wanted = load_file(folders.model(name) / "model.safetensors")
     with Store(by_names) as one, Store(folders.store(name)) as two:
         found = []
-        for opened, contents in ((one, one.manifest), (two, two.module)):
-            tensors = {tensor.name: (key, tensor) for key, shard in contents.shards.items() for tensor in shard.tensors}
+        for opened, needs in ((one, one.program.steps()), (two, two.program.module.parts)):
+            tensors = opened.manifest.tensors()
             assert tensors.keys() == wanted.keys()
-            for key, tensor in tensors.values():
-                data = np.frombuffer(opened.read_tensor(key, tensor), np.float32).reshape(tensor.shape)
+            for shard, tensor in tensors.values():
+                data = np.frombuffer(opened.read_tensor(shard.name, tensor), np.float32).reshape(tensor.shape)
                 assert np.array_equal(data, wanted[tensor.name])
-            found.append(layers_in_order(contents))
+            found.append(layers_in_order(opened, [each.shards for each in needs]))
         assert found[0] == found[1] == [0, 1, 2]
 
 
@@ -207,9 +203,9 @@ def test_narrow_checkpoints_keep_their_dtype(tmp_path, dtype):
     model.save_pretrained(tmp_path / "model")
     store = offramp.divide(tmp_path / "model", tmp_path / "store", method="eager")
     with Store(store) as opened:
-        dtypes = {tensor.dtype for shard in opened.module.shards.values() for tensor in shard.tensors}
+        dtypes = {tensor.dtype for shard in opened.manifest.shards.values() for tensor in shard.tensors}
         assert dtypes == {"BF16" if dtype is torch.bfloat16 else "F16"}
-        assert opened.module.source.widened_from is None
+        assert opened.manifest.source.widened_from is None
     loaded = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "model").eval()
     example = example_of(loaded, tmp_path / "model")
     with torch.no_grad():
@@ -226,8 +222,8 @@ def test_a_checkpoint_in_several_files_gives_the_same_store(folders, tmp_path):
     assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 1
     store = offramp.divide(tmp_path / "sharded", tmp_path / "store", method="eager")
     with Store(store) as one, Store(folders.store(name)) as two:
-        assert {key: shard.sha256 for key, shard in one.module.shards.items()} == {
-            key: shard.sha256 for key, shard in two.module.shards.items()
+        assert {key: shard.sha256 for key, shard in one.manifest.shards.items()} == {
+            key: shard.sha256 for key, shard in two.manifest.shards.items()
         }
 
 
@@ -332,11 +328,11 @@ def test_example_inputs_come_from_a_file(own, tmp_path, suffix, capsys):
     assert main([str(word) for word in words]) == 0
     assert json.loads(capsys.readouterr().out) == {"store": str(tmp_path / "store")}
     with Store(tmp_path / "store") as store:
-        assert {name: value.shape for name, value in store.module.program.inputs.items()} == {
-            name: tuple(tensor.shape) for name, tensor in INPUTS.items()
+        assert {name: each.axes for name, each in store.program.inputs.items()} == {
+            name: ("batch", *tensor.shape[1:]) for name, tensor in INPUTS.items()
         }
-        shapes = [each["inputs"]["input_ids"][1] for each in store.module.proof["examples"]]
-        assert shapes == [[3, 4], [2, 3]]
+        shapes = [each.inputs["input_ids"].shape for each in store.manifest.proof.examples]
+        assert shapes == [(3, 4), (2, 3)]
 
 
 def test_example_inputs_that_are_none_end_in_one_line(own, refused, tmp_path):

@@ -9,7 +9,7 @@ from offramp.division import exported
 from offramp.division.cutting import with_inputs
 from offramp.division.exported import export
 from offramp.errors import StageError
-from offramp.program.program import Call
+from offramp.program.program import Call, Module, Part, Program
 from offramp.streaming.capture import Arguments
 from offramp.streaming.placeholders import weights_of
 
@@ -70,19 +70,19 @@ IDS = torch.arange(10).view(2, 5)
 
 
 def run(graph, module, *inputs):
-    """The exported graph as one segment, on the module's weights."""
+    """The exported graph as one piece, on the module's weights."""
     state = {**dict(module.named_parameters()), **graph.data}
     given = dict(zip(graph.inputs, inputs, strict=True))
     given |= {name: state[stored] for name, stored in {**graph.weights, **graph.constants}.items()}
     from offramp.division.cutting import cut
-    from offramp.program.program import Flow, Program
 
-    program = Program("a.Module", "0" * 64, {}, {}, (Flow(None, (), None),), {}, (), (), (), (), 0)
-    segments, kinds = cut(graph, program)
-    (segment,) = segments.stages
-    operands = [given[name] for name in segment.reads] + [state[n] for n in (*segment.weights, *segment.constants)]
+    found = cut(
+        graph, Program({}, module=Module("a.Module", "0" * 64, {}, (Part((), None, (), None),), {}, (), (), (), ()))
+    )
+    (piece,) = found.pieces
+    operands = [given[name] for name in piece.reads] + [state[n] for n in (*piece.weights, *piece.constants)]
     with torch.no_grad():
-        return CapturedGraph(kinds[segment.kind], "here")(*operands)
+        return CapturedGraph(found.graphs[piece.kernel], "here")(*operands)
 
 
 def test_the_graph_says_what_the_module_says_for_any_batch_and_length():

@@ -74,7 +74,7 @@ def test_tied_weights_are_divided_into_graphs(tmp_path):
     torch.manual_seed(0)
     path = offramp.divide(Tied().eval(), ids(2, 6), tmp_path / "store", more_inputs=[ids(3, 4)], method="export")
     with Store(path) as store:
-        assert store.module.program.segments is not None
+        assert len(store.program.stages) >= 3 and store.manifest.source.method == "export"
 
 
 def test_extents_in_which_examples_differ_may_differ():

@@ -15,9 +15,11 @@ from torch import nn  # noqa: E402
 
 import offramp  # noqa: E402
 from offramp.cli import main  # noqa: E402
-from offramp.division.modules import variations  # noqa: E402
+from offramp.division.original import variations  # noqa: E402
 from offramp.errors import StageError, UsageError  # noqa: E402
+from offramp.program.program import Input  # noqa: E402
 from offramp.store import Store, StoreWriter  # noqa: E402
+from offramp.store.manifest import ProvenInput  # noqa: E402
 from offramp.streaming.capture import Arguments, are_equal  # noqa: E402
 from tests.division.modules import (  # noqa: E402
     CASES,
@@ -57,12 +59,12 @@ def unchanged(before, module):
 
 def program_of(store):
     with Store(store) as opened:
-        return opened.module.program
+        return opened.program
 
 
 def proof_of(store):
     with Store(store) as opened:
-        return opened.module.proof
+        return opened.manifest.proof
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -73,9 +75,9 @@ def test_a_module_is_as_it_was_and_its_store_is_sound(tmp_path, name):
     store = offramp.divide(module, example, tmp_path / "store")
     assert unchanged(before, module) and torch.equal(example, inputs)
     assert problems(store) == {}
-    examples = proof_of(store)["examples"]
-    assert all(each["equal"] and each["peak_weight_bytes"] <= each["weight_budget_bytes"] for each in examples)
-    assert not proof_of(store)["is_paged"]
+    examples = proof_of(store).examples
+    assert all(each.equal and each.peak_weight_bytes <= each.weight_budget_bytes for each in examples)
+    assert not proof_of(store).is_paged
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -107,43 +109,44 @@ for name in ("recurrent", "tied"):
 def test_what_the_manifest_says(tmp_path):
     store = offramp.divide(made(Tied), ids(), tmp_path / "store")
     with Store(store) as opened:
-        contents, program = opened.module, opened.module.program
-    assert (contents.source.architecture, contents.source.model_type, contents.source.method) == (
+        manifest, module = opened.manifest, opened.program.module
+    assert (manifest.source.architecture, manifest.source.model_type, manifest.source.method) == (
         "Tied",
         "module",
         "eager",
     )
-    assert program.module == "tests.division.modules.Tied"
-    assert program.aliases == {"words.weight": ("head.weight",)}
-    assert (program.buffers, program.pinned, program.unused) == (("shift",), (), ())
-    assert {name: value.shape for name, value in program.inputs.items()} == {"0": (2, 6)}
-    assert set(program.versions) >= {"torch"}
-    assert [flow.start and flow.start.module for flow in program.flows] == [
+    assert module.name == "tests.division.modules.Tied"
+    assert module.aliases == {"words.weight": ("head.weight",)}
+    assert (module.buffers, module.pinned, module.unused) == (("shift",), (), ())
+    assert manifest.program.inputs == {"0": Input("int64", ("batch", 6), (2, 6))}
+    assert manifest.program.example == (2, 1) and not manifest.program.stages and manifest.program.output is None
+    assert set(module.versions) >= {"torch"}
+    assert [part.start and part.start.module for part in module.parts] == [
         None,
         "blocks.0",
         "blocks.1",
         "blocks.2",
         "head",
     ]
-    assert [flow.hidden for flow in program.flows] == [None, 0, 0, 0, 0]
-    names = [tensor.name for shard in contents.shards.values() for tensor in shard.tensors]
+    assert [part.hidden for part in module.parts] == [None, 0, 0, 0, 0]
+    names = [tensor.name for shard in manifest.shards.values() for tensor in shard.tensors]
     assert sorted(names) == sorted(set(made(Tied).state_dict()) - {"head.weight"})
 
 
 def test_weights_that_several_stages_need_are_stored_once(tmp_path):
     with Store(offramp.divide(made(Tied), ids(), tmp_path / "store")) as opened:
-        homes = [list(stage.steps[0].shards) for stage in opened.module.stages]
-        shards = opened.module.shards
+        homes = [list(part.shards) for part in opened.program.module.parts]
+        shards = opened.manifest.shards
     (words,) = (name for name, shard in shards.items() if any(t.name == "words.weight" for t in shard.tensors))
     assert [words in needs for needs in homes] == [True, False, False, False, True]
 
 
 def test_the_proof_is_made_with_another_batch_size_and_length(tmp_path):
-    first, second = proof_of(offramp.divide(made(Tied), ids(2, 6), tmp_path / "a"))["examples"]
-    assert (first["inputs"], second["inputs"]) == ({"0": ["int64", [2, 6]]}, {"0": ["int64", [1, 4]]})
-    assert first["inputs_sha256"] != second["inputs_sha256"]
-    vectors_only = proof_of(offramp.divide(made(Chain), vectors(), tmp_path / "b"))["examples"]
-    assert [each["inputs"]["0"][1] for each in vectors_only] == [[2, WIDTH], [1, WIDTH]]
+    first, second = proof_of(offramp.divide(made(Tied), ids(2, 6), tmp_path / "a")).examples
+    assert (first.inputs, second.inputs) == ({"0": ProvenInput("int64", (2, 6))}, {"0": ProvenInput("int64", (1, 4))})
+    assert first.inputs_sha256 != second.inputs_sha256
+    vectors_only = proof_of(offramp.divide(made(Chain), vectors(), tmp_path / "b")).examples
+    assert [each.inputs["0"].shape for each in vectors_only] == [(2, WIDTH), (1, WIDTH)]
 
 
 class Fussy(Chain):
@@ -158,15 +161,15 @@ class Fussy(Chain):
 def test_a_module_that_takes_no_other_input_is_proven_with_one(tmp_path):
     said = []
     store = offramp.divide(made(Fussy), vectors(), tmp_path / "store", say=said.append)
-    assert len(proof_of(store)["examples"]) == 1
+    assert len(proof_of(store).examples) == 1
     assert "no proof with another batch size: ValueError" in said
 
 
 def test_more_inputs_are_what_the_proof_is_made_with(tmp_path):
     more = [vectors(5), (vectors(1),), {"hidden": vectors(7)}]
     store = offramp.divide(made(Chain), vectors(), tmp_path / "store", more_inputs=more)
-    shapes = [next(iter(each["inputs"].values()))[1] for each in proof_of(store)["examples"]]
-    assert shapes == [[count, WIDTH] for count in (2, 5, 1, 7)]
+    shapes = [next(iter(each.inputs.values())).shape for each in proof_of(store).examples]
+    assert shapes == [(count, WIDTH) for count in (2, 5, 1, 7)]
 
 
 @pytest.mark.parametrize(
@@ -435,12 +438,12 @@ def test_a_second_input_that_takes_another_path_marks_the_store(tmp_path):
     said = []
     positive = vectors().abs()
     store = offramp.divide(made(Routed), positive, tmp_path / "store", more_inputs=[-positive], say=said.append)
-    first, second = proof_of(store)["examples"]
-    assert proof_of(store)["is_paged"] and any("marked as paged" in line for line in said)
-    assert (first["disorders"], first["unplanned_loads"]) == (0, 0)
-    assert second["disorders"] > 0 and second["equal"]
+    first, second = proof_of(store).examples
+    assert proof_of(store).is_paged and any("marked as paged" in line for line in said)
+    assert (first.disorders, first.unplanned_loads) == (0, 0)
+    assert second.disorders > 0 and second.equal
     with Store(store) as opened:  # what only the second touched stays in memory, for no stage has it
-        kept = {tensor.name for tensor in opened.module.shards["kept"].tensors}
+        kept = {tensor.name for tensor in opened.manifest.shards["kept"].tensors}
     assert kept >= {"other.weight", "other.bias"}
 
 
@@ -449,26 +452,26 @@ def test_weights_that_one_of_the_examples_keeps_stay_in_memory(tmp_path):
     module = made(Keeping, only_negative=True)
     store = offramp.divide(module, positive, tmp_path / "store", more_inputs=[-positive], say=said.append)
     with Store(store) as opened:
-        assert opened.module.program.pinned == ("kept",)
-        assert [tensor.name for tensor in opened.module.shards["kept"].tensors] == ["blocks.0.up.weight"]
-    assert not proof_of(store)["is_paged"]
+        assert opened.program.module.pinned == ("kept",)
+        assert [tensor.name for tensor in opened.manifest.shards["kept"].tensors] == ["blocks.0.up.weight"]
+    assert not proof_of(store).is_paged
     assert any(line.startswith("1 weights stay in memory") for line in said)
 
 
 def test_a_size_of_stages_that_is_asked_for_holds(tmp_path):
     store = offramp.divide(made(Chain), vectors(), tmp_path / "store", stage_bytes=3000)
     with Store(store) as opened:
-        for stage in opened.module.stages:
-            shards = [opened.module.shards[name] for name in stage.steps[0].shards]
+        for part in opened.program.module.parts:
+            shards = [opened.manifest.shards[name] for name in part.shards]
             assert sum(shard.data_bytes for shard in shards) <= 3000
-        assert len(opened.module.stages) > 6
+        assert len(opened.program.module.parts) > 6
     with pytest.raises(ValueError, match="stage_bytes must be more than nothing"):
         offramp.divide(made(Chain), vectors(), tmp_path / "other", stage_bytes=0)
 
 
 def test_aligned_weights_come_first_in_a_shard(tmp_path):
     with Store(offramp.divide(made(Chain, width=13), vectors(width=13), tmp_path / "store")) as opened:
-        for shard in opened.module.shards.values():
+        for shard in opened.manifest.shards.values():
             whole = [tensor.num_bytes % 64 == 0 for tensor in shard.tensors]
             assert whole == sorted(whole, reverse=True)
 

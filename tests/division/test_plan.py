@@ -4,7 +4,6 @@ import pytest
 
 from offramp.division.names.plan import plan_division
 from offramp.errors import SourceError
-from offramp.store.manifest import Stage, Step
 from tests.division.tiny import CONFIGS, config_of, entries_of
 
 
@@ -15,20 +14,24 @@ def shard_of(division, name):
 def test_stages_and_shards_of_a_classifier():
     config = config_of()
     division = plan_division(config, entries_of(config))
-    assert division.stages == (
-        Stage("embedding", "embedding", (Step("embedding", ("embedding-rows", "embedding")),)),
+    stages = [
+        (stage.name, stage.role, [(s.kernel, s.shards) for s in stage.steps]) for stage in division.program.stages
+    ]
+    assert stages == [
+        ("embedding", "begin", [("mask", ()), ("embedding", ("embedding",))]),
         *(
-            Stage(
-                f"layer.{i}",
-                "layer",
-                tuple(Step(kind, (f"layer-0{i}-{kind}",)) for kind in ("attention", "up", "down")),
-            )
+            (f"layer.{i}", "layer", [(kernel, (f"layer-0{i}-{kernel}",)) for kernel in ("attention", "up", "down")])
             for i in range(2)
         ),
-        Stage("head", "head", (Step("head", ("head",)),)),
-    )
-    needed = [shard for stage in division.stages for step in stage.steps for shard in step.shards]
-    assert [shard.name for shard in division.shards] == needed
+        ("head", "end", [("head", ("head",))]),
+    ]
+    needed = [shard for step in division.program.steps() for shard in step.shards]
+    assert [shard.name for shard in division.shards] == ["embedding-rows", *needed]
+    tables = {lookup.table for lookup in division.program.lookups.values()}
+    assert tables == {tensor.canonical_name for tensor in shard_of(division, "embedding-rows").tensors}
+    for step in division.program.steps():
+        tensors = [tensor for name in step.shards for tensor in shard_of(division, name).tensors]
+        assert step.weights == {tensor.role: tensor.canonical_name for tensor in tensors}
     assert [shard.name for shard in division.shards if shard.gathered] == ["embedding-rows"]
     assert (division.architecture, division.model_type) == ("BertForSequenceClassification", "bert")
     assert division.widened_from is None
@@ -67,8 +70,10 @@ def test_a_bare_model_has_no_head_and_keeps_its_names(model_type, bare):
     entries = entries_of(config, bare=bare)
     division = plan_division(config, entries)
     assert {tensor.canonical_name for shard in division.shards for tensor in shard.tensors} == set(entries)
-    assert [stage.role for stage in division.stages] == ["embedding", "layer", "layer"]
-    assert division.encoder.problem is None
+    assert [(stage.role, bool(stage.steps)) for stage in division.program.stages] == [
+        ("begin", True), ("layer", True), ("layer", True), ("end", False),
+    ]  # fmt: skip
+    assert division.program.problem is None and division.labels == ()
 
 
 @pytest.mark.parametrize(
@@ -90,7 +95,7 @@ def test_heads_of_other_tasks_are_kept_in_a_shard_that_nobody_reads(model_type, 
     config = config_of(model_type, task=task)
     division = plan_division(config, {**entries_of(config), name: ("F32", (7, 32))})
     assert shard_of(division, "other").tensors == ((name, name, "other", (7, 32)),)
-    assert not any("other" in step.shards for stage in division.stages for step in stage.steps)
+    assert not any("other" in step.shards for step in division.program.steps())
 
 
 def test_position_buffers_are_dropped():

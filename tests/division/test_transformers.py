@@ -43,7 +43,7 @@ def test_the_plan_takes_every_tensor_once_with_its_shape(tmp_path, model_type, t
         assert all(tensor.canonical_name == tensor.source_name for tensor in planned)
         assert all(source.entry(tensor.source_name)[1] == tensor.shape for tensor in planned)
     assert (division.architecture, division.model_type) == (CLASSES[model_type] + task, model_type)
-    assert (division.encoder.problem is not None) == (task == "ForSequenceClassification")
+    assert (division.program.problem is not None) == (task == "ForSequenceClassification")
     has_pooler = model_type in ("bert", "roberta", "xlm-roberta")
     all_is_read = task == "ForSequenceClassification" or (task == "Model" and not has_pooler)
     assert (division.shards[-1].name != "other") == all_is_read
@@ -56,7 +56,7 @@ def test_the_tables_hold_all_of_a_classifier_and_nothing_else(tmp_path, model_ty
         family = family_of(source.config)
         assert source.entries == entries_of(source.config)
         assert all(family.place(name, family.base) is not None for name in source.entries)
-        assert plan_division(source.config, source.entries).encoder.labels == ("LABEL_0", "LABEL_1", "LABEL_2")
+        assert plan_division(source.config, source.entries).labels == ("LABEL_0", "LABEL_1", "LABEL_2")
         weights = model.state_dict()
         for name in source.entries:
             assert b"".join(source.chunks(name)) == weights[name].numpy().tobytes()

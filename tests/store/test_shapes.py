@@ -1,15 +1,18 @@
-"""A store whose manifest is sound and whose tensors are not those of its encoder."""
+"""A store whose manifest is sound and whose tensors, values or attributes are not those of its kernels."""
 
 import dataclasses
 
 import pytest
-from offramp.store.shapes import require_fitting
 
 import offramp
-from offramp.backends import OrtBackend
-from offramp.errors import StoreError
-from offramp.store import Step, Store
+from offramp.backends.onnx import OnnxBackend
+from offramp.errors import DamagedError, StoreError
+from offramp.program.program import BATCH, Value
+from offramp.store import Store
+from offramp.store.manifest import dumps
+from offramp.store.parsing import loads
 from tests.division.tiny import config_of, write_model
+from tests.store.small import refused
 
 
 @pytest.fixture(scope="module")
@@ -19,56 +22,82 @@ def path(tmp_path_factory):
     return offramp.divide(folder / "model", folder / "store")
 
 
-def with_tensor(manifest, shard, wanted, also=False, **changes):
+def with_tensor(manifest, shard, wanted, **changes):
     old = manifest.shards[shard].tensors
     tensors = [dataclasses.replace(each, **changes) if each.role == wanted else each for each in old]
-    return with_tensors(manifest, shard, [*old, *(each for each in tensors if each not in old)] if also else tensors)
-
-
-def without_tensor(manifest, shard, role):
-    return with_tensors(manifest, shard, [each for each in manifest.shards[shard].tensors if each.role != role])
-
-
-def with_tensors(manifest, shard, tensors):
     spoilt = dataclasses.replace(manifest.shards[shard], tensors=tuple(tensors))
     return dataclasses.replace(manifest, shards={**manifest.shards, shard: spoilt})
 
 
-def with_steps(manifest, change):
-    stages = [dataclasses.replace(each, steps=change(each.steps)) for each in manifest.stages]
-    return dataclasses.replace(manifest, stages=tuple(stages))
+def with_step(manifest, stage, number, **changes):
+    stages = list(manifest.program.stages)
+    steps = list(stages[stage].steps)
+    steps[number] = dataclasses.replace(steps[number], **changes)
+    stages[stage] = dataclasses.replace(stages[stage], steps=tuple(steps))
+    return with_program(manifest, stages=tuple(stages))
+
+
+def with_program(manifest, **changes):
+    return dataclasses.replace(manifest, program=dataclasses.replace(manifest.program, **changes))
+
+
+def with_attribute(manifest, kernel, **changes):
+    kernels, old = manifest.program.kernels, manifest.program.kernels[kernel]
+    changed = dataclasses.replace(old, attributes={**old.attributes, **changes})
+    return with_program(manifest, kernels={**kernels, kernel: changed})
+
+
+def of_role(manifest, shard, role):
+    return next(each.name for each in manifest.shards[shard].tensors if each.role == role)
+
+
+def without_weight(manifest, stage, number, role):
+    weights = dict(manifest.program.stages[stage].steps[number].weights)
+    del weights[role]
+    return with_step(manifest, stage, number, weights=weights)
+
+
+def swapped(manifest):
+    step = manifest.program.stages[1].steps[0]
+    weights = {**step.weights, "norm.weight": step.weights["q.weight"]}
+    return with_step(manifest, 1, 0, weights=weights)
 
 
 ATTACKS = {
-    "transposed": (lambda m: with_tensor(m, "layer-00-up", "up.weight", shape=(1, 2)), "stage layer.0, up: up.weight"),
-    "narrow": (lambda m: with_tensor(m, "layer-00-up", "up.bias", dtype="F16"), "up.bias is ('F16'"),
-    "renamed": (lambda m: with_tensor(m, "layer-00-up", "up.bias", role="up.other"), "up.bias is None"),
-    "missing": (lambda m: without_tensor(m, "layer-01-down", "norm.bias"), "layer.1, down: norm.bias is None"),
+    "transposed": (lambda m: with_tensor(m, "layer-00-up", "up.weight", shape=(32, 64)), "stage layer.0, up: up.weight"),
+    "narrow": (lambda m: with_tensor(m, "layer-00-up", "up.bias", dtype="F16", shape=(128,)), "up.bias is ('F16'"),
+    "missing": (lambda m: without_weight(m, 2, 2, "norm.bias"), "layer.1, down: norm.bias is None"),
     "extra": (
-        lambda m: with_tensor(m, "layer-00-up", "up.bias", role="up.other", also=True),
-        "layer.0, up: up.other is ('F32', (64,)), the encoder promises None",
-    ),
+        lambda m: with_step(
+            m, 1, 1, weights={**m.program.stages[1].steps[1].weights, "up.other": of_role(m, "layer-00-up", "up.bias")}),
+        "layer.0, up: up.other is ('F32', (64,)), the kernel takes None"),
+    "another weight": (swapped, "layer.0, attention: norm.weight is ('F32', (32, 32)), the kernel takes ('F32', (32,))"),
     "labels": (
-        lambda m: dataclasses.replace(m, encoder=dataclasses.replace(m.encoder, labels=("a", "b", "c"))),
-        "stage head, head: out.bias",
-    ),
-    "kind": (
-        lambda m: with_steps(m, lambda steps: tuple(Step("up", each.shards) for each in steps)),
-        "stage embedding has the steps ('up',)",
-    ),
-    "order": (lambda m: with_steps(m, lambda steps: steps[::-1]), "stage layer.0 has the steps ('down', 'up'"),
-}
+        lambda m: with_attribute(m, "head", num_labels=3), "kernels.head has another number of labels than the output"),
+    "heads that do not divide": (lambda m: with_attribute(m, "attention", num_heads=3), "not a multiple of num_heads 3"),
+    "epsilon": (lambda m: with_attribute(m, "attention", norm_epsilon=1), "norm_epsilon is 1"),
+    "another width": (lambda m: with_attribute(m, "up", intermediate_size=65), "stage layer.0, up: up.bias"),
+    "kernel": (lambda m: with_step(m, 1, 1, kernel="down"), "stage layer.0, down: down.bias is None"),
+    "a value of another shape": (
+        lambda m: with_step(m, 1, 1, writes={"layer.0.inner": Value("float32", (BATCH, 64))}),
+        "stage layer.0, up: 0 is Value(dtype='float32', axes=('batch', 64))"),
+    "a value that is not there": (lambda m: with_step(m, 1, 1, reads={}), "up: hidden is None"),
+    "a value too many": (
+        lambda m: with_step(m, 1, 1, reads={"hidden": "layer.0.attended", "mask": "mask"}), "up: mask is Value"),
+    "inner for hidden": (
+        lambda m: with_step(m, 1, 2, reads={"inner": "layer.0.attended", "hidden": "layer.0.inner"}),
+        "stage layer.0, down: hidden is Value"),
+    "a mask of numbers": (
+        lambda m: with_step(m, 0, 0, reads={"mask": "word"}),
+        "stage embedding, mask: mask is Value"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_what_the_encoder_does_not_promise_is_named(path, attack):
+def test_a_kernel_that_gets_other_than_it_takes_is_named(path, attack):
     spoil, mention = ATTACKS[attack]
-    with Store(path) as store:
-        require_fitting(store.manifest, path)
-        store.contents = spoil(store.manifest)
-        with pytest.raises(StoreError) as refused:
-            OrtBackend(store, 1)
-    assert mention in str(refused.value)
+    manifest = loads((path / "offramp.json").read_bytes())
+    refused(DamagedError, lambda: loads(dumps(spoil(manifest))), mention)
 
 
 def test_graphs_of_another_model_are_refused(path, tmp_path):
@@ -76,6 +105,6 @@ def test_graphs_of_another_model_are_refused(path, tmp_path):
     offramp.divide(tmp_path / "model", tmp_path / "other")
     with Store(path) as store, Store(tmp_path / "other") as other:
         store.read_file, own = other.read_file, store.manifest
-        store.contents = dataclasses.replace(own, graphs=other.manifest.graphs)
-        with pytest.raises(StoreError, match="takes other weights than the encoder promises"):
-            OrtBackend(store, 1)
+        store.manifest = dataclasses.replace(own, graphs=other.manifest.graphs)
+        with pytest.raises(StoreError, match="takes other weights than its kernel"):
+            OnnxBackend(store, 1)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from offramp.division.cutting import Graph, Node, cut, has_hidden, with_inputs
 from offramp.errors import StageError
-from offramp.program.program import Call, Flow, LookUp, Program, Texts, Value, is_for_heads
+from offramp.program.program import Call, Input, LookUp, Module, Part, Program, Texts, Value, can_carry_exit
 
 OPERATIONS = {
     "aten.add": add,
@@ -21,6 +21,8 @@ OPERATIONS = {
 }
 """The last two give numbers, and no tensors."""
 WIDE = Value("float32", (2, 5, 4))
+ROWS = Value("float32", ("batch", 5, 4))
+"""The same, for any number of rows."""
 
 
 def node(name, target, *args, module=None):
@@ -40,7 +42,7 @@ def graph_of(nodes, outputs, weights=("w1", "w2"), inputs=("x",), constants=("c1
         shapes = {}
     names = [*inputs, *weights, *constants, *(node.name for node in nodes if not node.is_number)]
     values = {
-        name: Value("float32", shapes.get(name, (4,) if name in (*weights, *constants) else WIDE.shape))
+        name: Value("float32", shapes.get(name, (4,) if name in (*weights, *constants) else WIDE.axes))
         for name in names
     }
     flowing = {name: 0 for name in names if name not in (*weights, *constants)}
@@ -60,9 +62,9 @@ def graph_of(nodes, outputs, weights=("w1", "w2"), inputs=("x",), constants=("c1
 
 
 def program_of(starts, hidden=None):
-    first = Flow(None, (), None)
-    later = [Flow(Call(module, 1), (WIDE, Value("int64", (2,))), hidden) for module in starts]
-    return Program("a.Toy", "0" * 64, {}, {}, (first, *later), {}, (), (), (), (), 0)
+    first = Part((), None, (), None)
+    later = [Part((), Call(module, 1), (WIDE, Value("int64", (2,))), hidden) for module in starts]
+    return Program({}, module=Module("a.Toy", "0" * 64, {}, (first, *later), {}, (), (), (), ()))
 
 
 def run_piece(data, given):
@@ -74,14 +76,13 @@ def run_piece(data, given):
     return [there[name] for name in tree["outputs"]]
 
 
-def run_pieces(segments, kinds, inputs, tensors):
+def run_pieces(found, inputs, tensors):
     there = dict(inputs)
-    for segment in segments.stages:
-        given = [there[name] for name in segment.reads] + [
-            tensors[name] for name in (*segment.weights, *segment.constants)
-        ]
-        there.update(zip(segment.writes, run_piece(kinds[segment.kind], given), strict=True))
-    return [there[name] for name in segments.outputs]
+    for piece in found.pieces:
+        given = [there[name] for name in piece.reads]
+        given += [tensors[name] for name in (*piece.weights, *piece.constants)]
+        there.update(zip(piece.writes, run_piece(found.graphs[piece.kernel], given), strict=True))
+    return [there[name] for name in found.outputs]
 
 
 def run_whole(graph, inputs, tensors):
@@ -105,34 +106,38 @@ NUMBERS = {"layer.w1": 3, "layer.w2": 5, "own.c1": 11}
 
 def test_pieces_that_differ_in_their_weights_alone_are_of_one_kind():
     nodes = [node("a", "aten.add", "x", "w1", module="one"), node("b", "aten.add", "a", "w2", module="two")]
-    segments, kinds = cut(graph_of(nodes, ["b"]), program_of(["two"]))
-    first, second = segments.stages
-    assert first.kind == second.kind and len(kinds) == 1
+    found = cut(graph_of(nodes, ["b"]), program_of(["two"]))
+    first, second = found.pieces
+    assert first.kernel == second.kernel and len(found.graphs) == 1
     assert (first.reads, first.writes, first.weights) == (("x",), ("a",), ("layer.w1",))
     assert (second.reads, second.writes, second.weights) == (("a",), ("b",), ("layer.w2",))
-    assert segments.outputs == ("b",) and set(segments.values) == {"x", "a", "b"} == set(segments.batch)
+    assert found.outputs == ("b",) and found.values == dict.fromkeys("abx", ROWS)
 
 
 @pytest.mark.parametrize("shapes", [{"w2": (8,)}, {"a": (2, 5, 8)}], ids=["a weight", "what flows"])
 def test_pieces_with_inputs_of_another_shape_are_of_another_kind(shapes):
     """ONNX Runtime has the shapes of inputs in its graphs."""
     nodes = [node("a", "aten.add", "x", "w1", module="one"), node("b", "aten.add", "a", "w2", module="two")]
-    assert len(cut(graph_of(nodes, ["b"], shapes=shapes), program_of(["two"]))[1]) == 2
+    assert len(cut(graph_of(nodes, ["b"], shapes=shapes), program_of(["two"])).graphs) == 2
 
 
 def test_extents_that_change_from_call_to_call_make_no_other_kind():
     nodes = [node("a", "aten.add", "x", "w1", module="one"), node("b", "aten.add", "a", "w2", module="two")]
-    assert len(cut(graph_of(nodes, ["b"], shapes={"a": (9, 7, 4)}), program_of(["two"]))[1]) == 1
+    assert len(cut(graph_of(nodes, ["b"], shapes={"a": (9, 7, 4)}), program_of(["two"])).graphs) == 1
 
 
 def test_numbers_are_made_anew_in_each_piece_and_do_not_flow():
     graph = graph_of(TWO_LAYERS, ["e"])
-    segments, kinds = cut(graph, program_of(["two"]))
-    second = segments.stages[1]
+    found = cut(graph, program_of(["two"]))
+    second = found.pieces[1]
     assert set(second.reads) == {"b", "x"}, "the number of x is what the second piece reads it for"
-    assert all("n" not in (*segment.reads, *segment.writes) for segment in segments.stages)
-    assert [target for _, target, *_ in json.loads(kinds[second.kind])["nodes"]] == ["aten.add", "size", "aten.scale"]
-    assert run_pieces(segments, kinds, {"x": 10}, NUMBERS) == run_whole(graph, {"x": 10}, NUMBERS)
+    assert all("n" not in (*piece.reads, *piece.writes) for piece in found.pieces)
+    assert [target for _, target, *_ in json.loads(found.graphs[second.kernel])["nodes"]] == [
+        "aten.add",
+        "size",
+        "aten.scale",
+    ]
+    assert run_pieces(found, {"x": 10}, NUMBERS) == run_whole(graph, {"x": 10}, NUMBERS)
 
 
 def test_what_a_later_piece_or_the_answer_needs_is_written_and_nothing_else():
@@ -142,14 +147,14 @@ def test_what_a_later_piece_or_the_answer_needs_is_written_and_nothing_else():
         node("d", "aten.add", "b", "w2", module="two"),
         node("e", "aten.add", "d", "a", module="three"),
     ]
-    segments, _ = cut(graph_of(nodes, ["e", "b"]), program_of(["two", "three"]))
-    assert [segment.writes for segment in segments.stages] == [("a", "b"), ("d",), ("e",)]
-    assert [segment.reads for segment in segments.stages] == [("x",), ("b",), ("d", "a")]
+    pieces = cut(graph_of(nodes, ["e", "b"]), program_of(["two", "three"])).pieces
+    assert [piece.writes for piece in pieces] == [("a", "b"), ("d",), ("e",)]
+    assert [piece.reads for piece in pieces] == [("x",), ("b",), ("d", "a")]
 
 
 def test_constants_are_told_from_weights():
     nodes = [node("a", "aten.add", "x", "c1", module="one"), node("b", "aten.add", "a", "w1", module="two")]
-    first, second = cut(graph_of(nodes, ["b"]), program_of(["two"]))[0].stages
+    first, second = cut(graph_of(nodes, ["b"]), program_of(["two"])).pieces
     assert (first.weights, first.constants) == ((), ("own.c1",))
     assert (second.weights, second.constants) == (("layer.w1",), ())
 
@@ -162,11 +167,11 @@ def test_the_hidden_state_is_read_first():
     ]
     graph = graph_of(nodes, ["b"], inputs=("x", "mask"), shapes=shapes)
     program = program_of(["two"], hidden=0)
-    segments, _ = cut(graph, program)
-    assert segments.stages[1].reads == ("a", "mask")
-    assert has_hidden(segments, program, 1)
-    assert cut(graph, program_of(["two"]))[0].stages[1].reads == ("mask", "a")
-    assert not has_hidden(segments, program_of(["two"]), 1)
+    found = cut(graph, program)
+    assert found.pieces[1].reads == ("a", "mask")
+    assert has_hidden(found, graph, program, 1)
+    assert cut(graph, program_of(["two"])).pieces[1].reads == ("mask", "a")
+    assert not has_hidden(found, graph, program_of(["two"]), 1)
 
 
 def test_of_two_values_that_could_be_the_hidden_state_none_is():
@@ -176,7 +181,7 @@ def test_of_two_values_that_could_be_the_hidden_state_none_is():
         node("d", "aten.add", "b", "a", module="two"),
     ]
     program = program_of(["two"], hidden=0)
-    assert cut(graph_of(nodes, ["d"]), program)[0].stages[1].reads == ("b", "a")
+    assert cut(graph_of(nodes, ["d"]), program).pieces[1].reads == ("b", "a")
 
 
 @pytest.mark.parametrize("starts", [["three"], ["two", "one"]], ids=["no operation", "before the stage before it"])
@@ -220,46 +225,46 @@ def graphs(draw):
 @given(graphs(), st.integers(-50, 50))
 def test_the_pieces_one_after_the_other_are_the_whole(made, x):
     graph, program = made
-    segments, kinds = cut(graph, program)
-    assert len(segments.stages) == len(program.flows)
-    assert set(kinds) == {segment.kind for segment in segments.stages}
-    assert run_pieces(segments, kinds, {"x": x}, NUMBERS) == run_whole(graph, {"x": x}, NUMBERS)
+    found = cut(graph, program)
+    assert len(found.pieces) == len(program.module.parts)
+    assert set(found.graphs) == {piece.kernel for piece in found.pieces}
+    assert run_pieces(found, {"x": x}, NUMBERS) == run_whole(graph, {"x": x}, NUMBERS)
 
 
 def looked_up(index, tables=frozenset({"layer.w1"}), inputs=("x",)):
-    """The pieces of a graph that looks up rows of `w1`, and its kinds."""
+    """The pieces of a graph that looks up rows of `w1`."""
     nodes = [
         node("rows", "aten.embedding.default", "w1", index, module="one"),
         node("b", "aten.add", "rows", "w2", module="two"),
     ]
     program = program_of(["two"])
-    program = replace(program, inputs={name: Value("int64", (2,)) for name in inputs})
+    program = replace(program, inputs={name: Input("int64", ("batch", 5)) for name in inputs})
     return cut(graph_of(nodes, ["b"], inputs=inputs), program, tables)
 
 
 def test_rows_that_an_input_looks_up_flow_in_and_the_table_does_not():
-    segments, kinds = looked_up("x")
-    assert segments.look_ups == {"rows": LookUp("layer.w1", "x")}
-    assert segments.stages[0].weights == () and segments.stages[1].reads == ("rows",)
-    assert segments.values["rows"] == WIDE and segments.batch["rows"] == 0
-    assert not any(b"embedding" in data for data in kinds.values())
+    found = looked_up("x")
+    assert found.lookups == {"rows": LookUp("layer.w1", "x", ROWS)}
+    assert found.pieces[0].weights == () and found.pieces[1].reads == ("rows",)
+    assert found.values["rows"] == ROWS
+    assert not any(b"embedding" in data for data in found.graphs.values())
 
 
 @pytest.mark.parametrize("case", [{"index": "c1"}, {"index": "x", "tables": set()}])
 def test_other_look_ups_stay_in_the_graph(case):
     """By what is no input, and of what is no table."""
-    segments, kinds = looked_up(**case)
-    assert not segments.look_ups and segments.stages[0].weights == ("layer.w1",)
-    assert any(b"embedding" in data for data in kinds.values())
+    found = looked_up(**case)
+    assert not found.lookups and found.pieces[0].weights == ("layer.w1",)
+    assert any(b"embedding" in data for data in found.graphs.values())
 
 
 def test_inputs_are_called_as_the_arguments_are():
     graph = graph_of(TWO_LAYERS, ["e"])
     renamed = with_inputs(graph, ["0"])
     assert renamed.inputs == ("0",) and "x" not in renamed.values and renamed.values["0"] == WIDE
-    segments, kinds = cut(renamed, program_of(["two"]))
-    assert segments.stages[0].reads == ("0",) and kinds == cut(graph, program_of(["two"]))[1]
-    assert run_pieces(segments, kinds, {"0": 9}, NUMBERS) == run_whole(graph, {"x": 9}, NUMBERS)
+    found = cut(renamed, program_of(["two"]))
+    assert found.pieces[0].reads == ("0",) and found.graphs == cut(graph, program_of(["two"])).graphs
+    assert run_pieces(found, {"0": 9}, NUMBERS) == run_whole(graph, {"x": 9}, NUMBERS)
 
 
 def test_an_exit_on_texts_needs_a_place_for_each_token():
@@ -267,9 +272,9 @@ def test_an_exit_on_texts_needs_a_place_for_each_token():
     for length, stands in ((5, True), (6, False)):
         program = program_of(["two"], hidden=0)
         texts = Texts(10, 8, 0, 0)
-        program = replace(program, texts=texts, inputs={"input_ids": Value("int64", (2, length))})
-        segments, _ = cut(graph_of(nodes, ["b"]), program)
-        assert has_hidden(segments, program, 1) is stands
+        program = replace(program, texts=texts, example=(2, length))
+        graph = graph_of(nodes, ["b"])
+        assert has_hidden(cut(graph, program), graph, program, 1) is stands
 
 
 @pytest.mark.parametrize(
@@ -279,8 +284,9 @@ def test_an_exit_on_texts_needs_a_place_for_each_token():
         (Value("int64", (2, 5, 4)), False),
         (Value("bfloat16", (2, 5, 4)), False),
         (Value("float32", (2,)), False),
+        (Value("float32", ("batch", "tokens")), False),
     ],
 )
 def test_an_exit_needs_what_a_head_can_read(hidden, stands):
     """Ids flow alone too, before they are looked up."""
-    assert is_for_heads(hidden) is stands
+    assert can_carry_exit(hidden) is stands
