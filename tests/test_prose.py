@@ -22,7 +22,24 @@ DONE = [
         f"runtime/{name}.py"
         for name in ("arena", "footprint", "gathering", "guard", "planner", "reads", "ring", "slots", "survival")
     ),
-    "runtime/weight_plan.py",
+    *(
+        f"runtime/{name}.py"
+        for name in (
+            "engine",
+            "exits",
+            "feed",
+            "gate",
+            "inputs",
+            "memory_model",
+            "run_plan",
+            "schedule",
+            "sweep",
+            "weight_plan",
+        )
+    ),
+    *(f"session/{name}.py" for name in ("__init__", "batching", "bulk", "classifier", "record", "results")),
+    "streaming/*.py",
+    "checkpoints/**/*.py",
 ]
 """Files of the package that follow the rules, relative to `src/offramp`. At the end: `["**/*.py"]`."""
 DOCUMENTS = [

@@ -15,7 +15,7 @@ from offramp.runtime.memory_model import (
     GATHER_COPIES,
     HEADROOM_BYTES,
     HELD_FACTOR,
-    NUM_REHEARSALS,
+    NUM_WARM_UPS,
     SMALL_LENGTH,
     TOKEN_BYTES,
     MemoryModel,
@@ -96,7 +96,7 @@ def process(monkeypatch):
         def __init__(self):
             self.ran = []
 
-        def rehearse(self, num_rows, length):
+        def warm_up(self, num_rows, length):
             self.ran.append((num_rows, length))
 
     process = Process()
@@ -108,35 +108,35 @@ def process(monkeypatch):
 
 def test_a_footprint_is_measured_after_code_that_only_start_up_needed_is_gone(process):
     model = model_of(program_of(TEXTS, (BATCH, TOKENS)), rows=ROW)
-    found = model.measure_footprint(process.rehearse, Workload(2, MAX_LENGTH), 1 << 40)
-    assert process.ran == [(1, SMALL_LENGTH)] * 2 + [(2, MAX_LENGTH)] * NUM_REHEARSALS
+    found = model.measure_footprint(process.warm_up, Workload(2, MAX_LENGTH), 1 << 40)
+    assert process.ran == [(1, SMALL_LENGTH)] * 2 + [(2, MAX_LENGTH)] * NUM_WARM_UPS
     assert process.trimmed == 1
     predicted = ToyBackend().activation_bytes(2, MAX_LENGTH)
     assert found == (50 << 20, model.sweep_bytes(Workload(2, MAX_LENGTH), predicted))
 
 
 def test_what_a_rehearsal_takes_counts_where_it_is_more_than_predicted(process):
-    def rehearse(num_rows, length):
-        process.rehearse(num_rows, length)
+    def warm_up(num_rows, length):
+        process.warm_up(num_rows, length)
         process.resident = (50 << 20) + (7 << 20) * (num_rows > 1)
 
     model, workload = model_of(program_of(TEXTS, (BATCH, TOKENS)), rows=ROW), Workload(2, MAX_LENGTH)
-    found = model.measure_footprint(rehearse, workload, 1 << 40, encoding_bytes=9)
+    found = model.measure_footprint(warm_up, workload, 1 << 40, encoding_bytes=9)
     assert found == (50 << 20, model.sweep_bytes(workload, 7 << 20) + 9)
 
 
 def test_a_workload_that_cannot_fit_is_not_rehearsed(process):
     model = model_of(program_of(TEXTS, (BATCH, TOKENS)), rows=ROW)
-    model.measure_footprint(process.rehearse, Workload(2, MAX_LENGTH), 50 << 20)
+    model.measure_footprint(process.warm_up, Workload(2, MAX_LENGTH), 50 << 20)
     assert process.ran == [(1, SMALL_LENGTH)] * 2
 
 
 def test_code_that_the_page_cache_did_not_hold_counts_as_if_it_had(process):
     """The footprint of a process with a cold page cache is that of one with a warm cache."""
     model, workload = model_of(program_of(TEXTS, (BATCH, TOKENS)), rows=ROW), Workload(2, MAX_LENGTH)
-    warm = model.measure_footprint(process.rehearse, workload, 1 << 40)
+    warm = model.measure_footprint(process.warm_up, workload, 1 << 40)
     process.resident, process.mappable = (50 << 20) - (3 << 20), 3 << 20
-    assert model.measure_footprint(process.rehearse, workload, 1 << 40) == warm
+    assert model.measure_footprint(process.warm_up, workload, 1 << 40) == warm
 
 
 def test_costs_of_an_item_follow_its_weights_and_not_their_dtype(shelf, monkeypatch):

@@ -1,4 +1,4 @@
-"""From what a user types to a folder: a folder stays as it is, anything else is a model on the Hugging Face hub.
+"""Resolves the name of a model to a folder: an existing folder, or a download from the Hugging Face hub.
 
 Only what a division reads is downloaded, and pickles only where there is no safetensors. huggingface_hub is imported
 where it is used, and keeps its own cache, tokens and environment variables (`HF_HOME`, `HF_HUB_OFFLINE`).
@@ -27,7 +27,7 @@ _PICKLES = [PICKLE, PICKLE_INDEX, "pytorch_model-*.bin"]
 
 
 def resolve(model: str, offline: bool = False) -> Path:
-    """The folder of `model`, from the hub or its cache if it is an id there. `offline`: from the cache alone.
+    """Return the folder of `model`, which is a folder or an id on the hub. `offline`: use only the cache of the hub.
 
     Raises SourceError (no such folder, not found, gated, no network), DiskFullError, and MissingExtraError without
     huggingface_hub.

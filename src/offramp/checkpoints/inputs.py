@@ -51,7 +51,7 @@ class Facts:
     max_length: int
     """Longest input in tokens; 1 for inputs without a length."""
     texts: Texts | None = None
-    """What the model requires of texts; None if it takes images."""
+    """Requirements for texts; None if the model takes images."""
 
 
 def takes_images(folder: Path) -> bool:

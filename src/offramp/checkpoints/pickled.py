@@ -33,7 +33,7 @@ _DTYPES = {f"torch.{dtype.torch}": dtype.name for dtype in DTYPES.values()}
 """Name of a dtype in torch -> in safetensors."""
 
 PIECE_BYTES = 2 << 20
-"""Of a tensor that is copied as a whole, at a time."""
+"""Size of the pieces in which a whole tensor is copied."""
 
 
 class PickledWeights:
@@ -53,7 +53,7 @@ class PickledWeights:
         self.entries = {name: (_dtype(tensor), tuple(tensor.shape)) for name, tensor in self._tensors.items()}
 
     def pieces(self, name: str, piece_bytes: int) -> Iterator[memoryview]:
-        """The data of one tensor; views of the mapped file where it lies there in order."""
+        """Yield the data of one tensor, as views of the mapped file if it is contiguous there."""
         import torch
 
         tensor = self._tensors[name]
@@ -61,14 +61,14 @@ class PickledWeights:
             yield piece.view(torch.uint8).numpy().data
 
     def read_into(self, name: str, buffer: memoryview) -> None:
-        """The same as a whole, into a buffer of its size."""
+        """Read the whole data of one tensor into a buffer of its size."""
         done = 0
         for piece in self.pieces(name, PIECE_BYTES):
             buffer[done : done + len(piece)] = piece
             done += len(piece)
 
     def close(self) -> None:
-        """Let go of the maps."""
+        """Drop the mapped files."""
         self._tensors.clear()
 
 
@@ -96,7 +96,7 @@ def _load(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _reason(error: Exception) -> str:
-    """Why, in one line, without torch's advice to load the file unsafely."""
+    """Return the reason in one line, without torch's advice to load the file unsafely."""
     text = re.sub(r"[^!-~]+", " ", str(error))
     forbidden = re.search(r"GLOBAL ([\w.]+)", text)
     return f"it calls for {forbidden[1]}" if forbidden else f"{type(error).__name__}: {text.partition('. ')[0][:120]}"
@@ -119,7 +119,7 @@ def _dtype(tensor: torch.Tensor) -> str:
 
 
 def _flat_pieces(tensor: torch.Tensor, num_items: int) -> Iterator[torch.Tensor]:
-    """One-dimensional pieces of at most `num_items`, row by row; what is not contiguous is copied piece by piece."""
+    """Yield one-dimensional pieces of at most `num_items`, row by row; non-contiguous data are copied piecewise."""
     if tensor.numel() == 0:
         return
     if tensor.is_contiguous():
@@ -133,5 +133,5 @@ def _flat_pieces(tensor: torch.Tensor, num_items: int) -> Iterator[torch.Tensor]
 
 
 def _flat(tensor: torch.Tensor) -> torch.Tensor:
-    """A contiguous tensor in one dimension; `view(-1)` would keep an odd stride where there is one item."""
+    """Return a contiguous tensor in one dimension. `view(-1)` would keep an odd stride for a single item."""
     return tensor.as_strided((tensor.numel(),), (1,))

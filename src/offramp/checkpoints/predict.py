@@ -1,4 +1,4 @@
-"""What every exit says of many rows, a window at a time, so that no number of rows is too large. No gradient.
+"""Logits of every exit for many rows, a window of rows at a time to bound memory. No gradients.
 
 Shapes: N rows of a window, B of a batch, H hidden, C labels; K exits.
 """
@@ -24,11 +24,11 @@ WINDOW_BATCHES = 64
 """Rows of this many batches are sorted by length, so that those of a batch are about equally long."""
 
 Classifier = WithExits | StoredWithExits | PreTrainedModel
-"""With exits or without."""
+"""A classifier with exits or without."""
 
 
 def predict(model: Classifier, rows: AnyRows, batch_size: int) -> np.ndarray:
-    """What each exit says of all rows: logits [K, N, C], float32; K is 1 for a model without exits."""
+    """Return the logits of each exit for all rows, float32 [K, N, C]; K is 1 for a model without exits."""
     windows = [logits_NKC for _, logits_NKC, _ in predict_windows(model, rows, batch_size)]
     return np.ascontiguousarray(np.concatenate(windows).swapaxes(0, 1))
 
@@ -36,7 +36,7 @@ def predict(model: Classifier, rows: AnyRows, batch_size: int) -> np.ndarray:
 def predict_windows(
     model: Classifier, rows: AnyRows, batch_size: int, *, with_features: bool = False
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
-    """The same as windows: index of the first row, logits [N, K, C], and, if asked for, features [N, K, H].
+    """Yield windows of rows: index of the first row, logits [N, K, C], and, if requested, features [N, K, H].
 
     A feature is the first token's hidden state where an exit stands. Raises NonFiniteError naming the exit.
     """
@@ -58,7 +58,7 @@ def _with_hidden(model: Classifier, inputs: dict[str, Tensor]) -> tuple[list[Ten
 
 
 def pooled_windows(model: WithExits, rows: AnyRows, batch_size: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Windows of what the heads see, [N, K - 1, H]."""
+    """Yield windows of the pooled values that the heads read, [N, K - 1, H]."""
     return run_windows(model, lambda inputs: [model.pooled(**inputs)], rows, batch_size)
 
 
@@ -66,8 +66,8 @@ def pooled_windows(model: WithExits, rows: AnyRows, batch_size: int) -> Iterator
 def run_windows(
     model: Classifier, call: Callable[[dict[str, Tensor]], list[list[Tensor]]], rows: AnyRows, batch_size: int
 ) -> Iterator[Any]:
-    """Windows (index of the first row, an array for each list of tensors that `call` gives for the inputs of a batch),
-    in the order of the rows; dropout is off.
+    """Yield windows in the order of the rows: index of the first row, and an array for each list of tensors that `call`
+    returns for the inputs of a batch. Dropout is off.
     """
     model.eval()
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
@@ -84,7 +84,7 @@ def run_windows(
 
 
 def to_tensors(batch: dict[str, np.ndarray], device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """A batch of `Rows` for a model."""
+    """Return a batch of rows as tensors for a model."""
     return {name: torch.from_numpy(array).to(device) for name, array in batch.items()}
 
 

@@ -1,7 +1,6 @@
-"""A model folder as offramp finds it: its config, its tensors a few megabytes at a time, and the files that go along.
+"""A model folder: its config, its tensors a few megabytes at a time, and its companion files.
 
-The folder is only read. Links are followed: the cache of the hub consists of them. What the tensors mean is `plan`'s
-matter.
+The folder is only read. Links are followed, since the cache of the hub consists of them.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ TOKENIZER = (
 )
 PROCESSOR = "preprocessor_config.json"
 TRAINING = "train.json"
-"""What a run folder says of its training; a store keeps it."""
+"""File that describes the training in a run folder; a store keeps it."""
 CHUNK_BYTES = 8 << 20
 
 
@@ -50,15 +49,15 @@ class Source:
 
     @property
     def entries(self) -> Mapping[str, tuple[str, tuple[int, ...]]]:
-        """name -> (dtype as safetensors spells it, shape) of every tensor."""
+        """Tensor name -> (dtype in safetensors, shape)."""
         return self._weights.entries
 
     def entry(self, name: str) -> tuple[str, tuple[int, ...]]:
-        """Dtype and shape of one tensor."""
+        """Return dtype and shape of one tensor."""
         return self.entries[name]
 
     def chunks(self, name: str, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes | memoryview]:
-        """The data of one tensor, little-endian and row by row, in pieces of whole items.
+        """Yield the data of one tensor, little-endian and row by row, in pieces of whole items.
 
         A piece has at most half of `chunk_bytes`, so that no more than `chunk_bytes` are held while the caller still
         has the piece before. Raises ValueError below 16 bytes, SourceError if the file has become shorter.
@@ -68,15 +67,15 @@ class Source:
         return self._weights.pieces(name, chunk_bytes // 16 * 8)
 
     def read_into(self, name: str, buffer: memoryview) -> None:
-        """The data of one tensor into a buffer of its size. Raises SourceError if the file has become shorter."""
+        """Read the data of one tensor into a buffer of its size. Raises SourceError if the file has become shorter."""
         self._weights.read_into(name, buffer)
 
     def companions(self) -> list[Path]:
-        """Files of the tokenizer and the image processor that are there, and what a run folder says of its training."""
+        """Return the present files of the tokenizer, the image processor, and the training of a run folder."""
         return _present(self.folder, (*TOKENIZER, PROCESSOR, TRAINING))
 
     def exits(self) -> tuple[Path, Path] | None:
-        """`exits.safetensors` and `exits.json`, if the folder has exits. Raises SourceError if only one is there."""
+        """Return `exits.safetensors` and `exits.json`, or None. Raises SourceError if only one of them exists."""
         found = _present(self.folder, EXITS)
         if len(found) == 1:
             missing = next(name for name in EXITS if name != found[0].name)
@@ -86,11 +85,11 @@ class Source:
         return (found[0], found[1]) if found else None
 
     def encoder(self) -> Encoder:
-        """What the model computes with. Raises SourceError for a config that offramp cannot run."""
+        """Return the sizes and settings of the model. Raises SourceError for a config that offramp cannot run."""
         return family_of(self.config).encoder(self.config)
 
     def fingerprint(self) -> str:
-        """sha256 of everything that a division takes from here: equal files give equal fingerprints, wherever they lie.
+        """Return the sha256 of everything that a division reads. Equal files have equal fingerprints in any folder.
 
         Reads every file once, 1 MiB at a time.
         """

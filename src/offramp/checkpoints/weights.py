@@ -1,7 +1,7 @@
-"""Where the tensors of a model folder are, and their bytes, a few megabytes at a time.
+"""Tensors of a model folder in safetensors files, read a few megabytes at a time.
 
-`Weights` is what a source needs of a checkpoint; this file has the one for safetensors. Files are read, never mapped:
-one that is truncated under a map kills the process.
+`Weights` is the protocol of a checkpoint; `SafetensorsWeights` implements it. Files are read, never mapped: a file that
+is truncated while it is mapped kills the process.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ class Weights(Protocol):
     """The tensors of a checkpoint."""
 
     entries: dict[str, tuple[str, tuple[int, ...]]]
-    """name -> dtype, as safetensors spells it, and shape."""
+    """Tensor name -> (dtype in safetensors, shape)."""
     files: tuple[Path, ...]
     """Every file that was read."""
 
     def pieces(self, name: str, piece_bytes: int) -> Iterator[bytes | memoryview]:
-        """The data of one tensor, little-endian and row by row, in pieces of at most `piece_bytes`, a multiple of 8."""
+        """Yield the data of one tensor, little-endian and row by row, in pieces of at most `piece_bytes` (8 n)."""
         ...
 
     def read_into(self, name: str, buffer: memoryview) -> None:
-        """The same as a whole, into a buffer of its size."""
+        """Read the whole data of one tensor into a buffer of its size."""
         ...
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         ...
 
 
@@ -64,7 +64,7 @@ class SafetensorsWeights:
             self._places[name] = fd, path, data_start + entry.start, data_start + entry.end
 
     def pieces(self, name: str, piece_bytes: int) -> Iterator[bytes]:
-        """The data of one tensor. Raises SourceError if the file has become shorter."""
+        """Yield the data of one tensor. Raises SourceError if the file has become shorter."""
         fd, path, start, end = self._places[name]
         for offset in range(start, end, piece_bytes):
             size = min(piece_bytes, end - offset)
@@ -75,7 +75,7 @@ class SafetensorsWeights:
             del data  # before the next is read
 
     def read_into(self, name: str, buffer: memoryview) -> None:
-        """The same without a copy on the way."""
+        """Read the data of one tensor without an intermediate copy."""
         fd, path, start, end = self._places[name]
         done = 0
         while done < end - start:
@@ -116,7 +116,7 @@ def open_file(path: Path) -> int:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object in a file of at most 64 MiB. Raises SourceError."""
+    """Return the JSON object in a file of at most 64 MiB. Raises SourceError."""
     fd = open_file(path)
     with os.fdopen(fd, "rb") as file:
         data = file.read(MAX_JSON_BYTES + 1)
@@ -132,7 +132,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_index(index: Path, suffix: str) -> dict[Path, frozenset[str]]:
-    """The files that an index of shards names, beside it, and the tensors that each must hold. Raises SourceError."""
+    """Return the files that an index of shards names, and the tensors that each must hold. Raises SourceError."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise SourceError("index has no weight_map", index, "get the file again")

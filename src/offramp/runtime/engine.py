@@ -1,7 +1,7 @@
 """The engine: for each stage acquire weights, run its steps, release; at an exit ask the gate; stop at the last row.
 
-It knows nothing of texts, files or devices. Several batches may share a sweep over the weights: each shard is in memory
-once and serves one batch after another, while only the values between steps are kept for the others.
+It is independent of texts, files and devices. Several batches may share a sweep over the weights: each shard is in
+memory once and serves one batch after another, while only the values between steps are kept for the others.
 
 Shapes: B rows, S tokens.
 """

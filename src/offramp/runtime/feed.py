@@ -129,7 +129,7 @@ class WeightFeed:
 
     @property
     def bytes_idle(self) -> int:
-        """Bytes charged to no row: read between passes, read ahead in vain, or read for a pass that failed."""
+        """Bytes charged to no row: read between passes, read ahead without use, or read for a failed pass."""
         return self._ring.bytes_idle
 
     def close(self) -> None:

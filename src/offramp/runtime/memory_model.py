@@ -22,7 +22,7 @@ HEADROOM_BYTES = 4 << 20
 HELD_FACTOR = 1.1
 """Safety factor on `Backend.state_bytes`. Measured: 25 BERT-base states took 10.3 MiB, estimate 9.6 MiB."""
 BULK_FACTOR = 2.0
-"""Safety factor on `Backend.activation_bytes` for batches that are estimated and not rehearsed: an arena keeps a buffer
+"""Safety factor on `Backend.activation_bytes` for batches that are estimated and not measured: an arena keeps a buffer
 of every size. Measured: 11 rows of BERT-base took 68 MiB, estimate 37 MiB."""
 STREAM_FACTOR = 1.25
 """Safety factor on `Program.activation_bytes` when a module's own code runs: Python and PyTorch keep more alive."""
@@ -33,9 +33,9 @@ TOKEN_BYTES = 4 * 8
 GATHER_COPIES = 4
 """Arrays of the size of the result that gathering rows of one table takes: the distinct rows, and three more."""
 SMALL_LENGTH = 8
-"""Tokens of the first rehearsals, which only bring code into memory."""
-NUM_REHEARSALS = 3
-"""Rehearsals at full size; allocators reach their final size within so many."""
+"""Tokens of the first warm-up passes, which only bring code into memory."""
+NUM_WARM_UPS = 3
+"""Warm-up passes at full size, after which allocators have reached their final size."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,9 @@ class MemoryModel:
         return num_rows * length * (TOKEN_BYTES + looked_up)
 
     def gathering_bytes(self, num_rows: int, length: int) -> int:
-        """Return the bytes that reading a batch takes, besides what reading one row took in rehearsals.
+        """Return the bytes that reading a batch takes, besides what warm-up passes took for one row.
 
-        Inputs other than texts are not rehearsed, so all their rows count, and the inputs themselves.
+        Warm-up passes read texts only: of other inputs all rows count, and the inputs themselves.
         """
         sizes = [self._ids_per_row(name, length) * size for name, size in self._row_bytes.items()]
         gathered = max(GATHER_COPIES * max(sizes), max(sizes) + sum(sizes)) if sizes else 0
@@ -95,26 +95,26 @@ class MemoryModel:
         return activation_bytes + held + self.gathering_bytes(*shape) + HEADROOM_BYTES
 
     def measure_footprint(
-        self, rehearse: Callable[[int, int], None], workload: Workload, budget_bytes: int, encoding_bytes: int = 0
+        self, warm_up: Callable[[int, int], None], workload: Workload, budget_bytes: int, encoding_bytes: int = 0
     ) -> Footprint:
         """Bring the process to the footprint that it has while it runs, and measure it.
 
-        Memory that only start-up needed is returned, what a pass needs is brought in. Activations are those that the
-        backend predicts or those that rehearsals were seen to take, whichever is more. A workload that cannot fit is
-        not rehearsed: its plan says so.
+        Memory that only start-up needed is returned, and warm-up passes load what a pass needs. Activations are the
+        larger of the backend's prediction and the growth in warm-up passes. A workload that cannot fit is not run: its
+        plan is not feasible.
 
         Args:
-            rehearse: runs a pass of [B, S] tokens without weights.
+            warm_up: runs a pass of [B, S] tokens without weights.
             encoding_bytes: memory for encoding the largest input.
         """
-        rehearse(1, SMALL_LENGTH)
+        warm_up(1, SMALL_LENGTH)
         trim_memory()
-        rehearse(1, SMALL_LENGTH)
+        warm_up(1, SMALL_LENGTH)
         base_bytes = resident_bytes()
         activation_bytes = self.backend.activation_bytes(workload.num_rows, workload.length)
         if base_bytes + activation_bytes <= budget_bytes:
-            for _ in range(NUM_REHEARSALS):
-                rehearse(workload.num_rows, workload.length)
+            for _ in range(NUM_WARM_UPS):
+                warm_up(workload.num_rows, workload.length)
                 activation_bytes = max(activation_bytes, resident_bytes() - base_bytes)
         return Footprint(base_bytes, self.sweep_bytes(workload, activation_bytes) + encoding_bytes)
 

@@ -1,4 +1,4 @@
-"""From a schedule and a budget to a plan: each use of a shard with its cost, and the buffers of the plan.
+"""The plan of a run: the cost of each use of a shard, and the buffers that the plan allocates.
 
 The costs are nominal: they rank plans against one another (equal layers, equal costs) and predict no seconds.
 """

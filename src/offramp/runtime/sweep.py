@@ -132,7 +132,7 @@ class BatchRun:
 
 @dataclass
 class Sweep:
-    """The batches that share one pass over the weights."""
+    """The batches that share one sweep over the weights."""
 
     runs: List[BatchRun]
     read_seconds: float = 0.0
@@ -168,6 +168,6 @@ class Sweep:
             num_bytes, num_rows = num_bytes - share, num_rows - len(run.rows_B)
 
     def cost(self, seconds: float) -> PassCost:
-        """Return the cost of a sweep that took so many seconds."""
+        """Return the cost of a sweep that took `seconds`."""
         compute_seconds = sum(run.compute_seconds for run in self.runs)
         return PassCost(seconds, compute_seconds, self.read_seconds, self.fill_seconds)

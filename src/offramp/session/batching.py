@@ -1,4 +1,4 @@
-"""Batches of bulk mode: inputs of similar length, as many as the plan has memory for.
+"""Batches of bulk mode: inputs of similar length, limited by the memory of the plan.
 
 Shapes: B rows, S tokens.
 """

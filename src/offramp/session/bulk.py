@@ -1,4 +1,4 @@
-"""Bulk mode: as many rows as a budget has memory for, so that one sweep over the weights serves them all.
+"""Bulk mode: the most rows that a budget has memory for, so that one sweep over the weights serves them all.
 
 A sweep consists of batches that run one after another through each shard. A batch is what is multiplied at once; its
 activations are several times its hidden states.
@@ -19,7 +19,7 @@ MAX_ROWS, MAX_SWEEP_ROWS = 32, 256
 BATCH_ROWS = 0.3
 """Cost of a batch in rows, besides its own rows. Measured: BERT-base in transformers, two cores, 1 row against 8."""
 SWEEP_TOKENS = 480
-"""Cost of a sweep in tokens: two cores compute so many while float32 weights are read at 500 MB/s."""
+"""Cost of a sweep in tokens: the number that two cores compute while float32 weights are read at 500 MB/s."""
 NO_TEXT_TOKENS = 128
 """Tokens that an image or a record counts as."""
 SLOTS = 2

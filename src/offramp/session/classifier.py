@@ -50,7 +50,7 @@ class Settings:
     own_process: bool = False
     """The process serves only this classifier: the budget holds from its start, not from here."""
     is_bulk: bool = False
-    """Texts of similar length run together, as many as the plan has memory for."""
+    """Texts of similar length run together, limited by the memory of the plan."""
     num_batches: int = 1
     """Batches that share a sweep over the weights in bulk mode."""
     encoding_bytes: int = 0
@@ -104,7 +104,7 @@ class Classifier:
         workload = Workload(settings.num_rows, settings.length or encoder.max_length, settings.num_batches)
         self._workload, self._planned_bytes = workload, backend.activation_bytes(workload.num_rows, workload.length)
         model = MemoryModel(self._inputs, backend)
-        footprint = model.measure_footprint(self._rehearse, workload, settings.budget_bytes, settings.encoding_bytes)
+        footprint = model.measure_footprint(self._warm_up, workload, settings.budget_bytes, settings.encoding_bytes)
         self.items = plan_items(store, self.schedule.uses(), workload, backend.num_threads, settings.reached)
         self.plan = make_run_plan(
             self.schedule, self.items, workload.num_batches, footprint, settings.budget_bytes, settings.own_process
@@ -228,7 +228,7 @@ class Classifier:
     def _is_open(self) -> bool:
         return self._engine is not None and self._engine.feed.is_open
 
-    def _rehearse(self, num_rows: int, length: int) -> None:
+    def _warm_up(self, num_rows: int, length: int) -> None:
         """Run what a pass of [B, S] tokens runs, without weights, so that code and heap are as a pass leaves them."""
         blank = self._inputs.blank(num_rows, length)
         if blank is not None:

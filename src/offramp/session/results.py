@@ -1,4 +1,4 @@
-"""What a classifier returns for one input, from the logits of its row.
+"""Results of a classifier, computed from the logits of one row.
 
 Shapes: C labels.
 """
@@ -22,7 +22,7 @@ class Result:
     label: Optional[str]
     """The `id2label` string; None for regression. Multi-label: the most probable one."""
     score: float
-    """Its softmax probability (multi-label: sigmoid; regression: the value)."""
+    """Softmax probability of the label (multi-label: sigmoid; regression: the value)."""
     exit_stage: int
     """The exit that answered, from 1; the number of layers if no exit stopped the row earlier."""
     stages_run: int

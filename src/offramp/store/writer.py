@@ -216,7 +216,7 @@ class StoreWriter:
         return m.File(path.name, size, found) if found == expected.hexdigest() else None
 
     def _drop_strangers(self, manifest: m.Manifest) -> None:
-        """What an earlier attempt left and this one does not want."""
+        """Remove files of an earlier attempt that the manifest does not list."""
         wanted = {file.file for file in m.all_files(manifest)} | {_STATE}
         wanted |= {str(Path(name).parent) for name in wanted}
         for path in sorted(self.partial.rglob("*"), reverse=True):  # contents before their folder

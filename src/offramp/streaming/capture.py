@@ -28,16 +28,16 @@ Around = Callable[[Callable[..., Any], tuple, dict[str, Any]], Any]
 
 
 class Arguments:
-    """What a model is called with: positional and by name."""
+    """Arguments of a model call, positional and by name."""
 
     def __init__(self, inputs: Tensor | Sequence[Any] | Mapping[str, Any]) -> None:
-        """A tensor, a sequence of positional arguments, or a mapping of named ones."""
+        """Take a tensor, a sequence of positional arguments, or a mapping of named ones."""
         by_name = isinstance(inputs, Mapping)
         self.args: tuple = () if by_name else (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
         self.kwargs: dict[str, Any] = dict(inputs) if by_name else {}
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors in them, by argument."""
+        """Return all tensors in the arguments, by argument."""
         named = {**{str(i): arg for i, arg in enumerate(self.args)}, **self.kwargs}
         found = {}
         for name, argument in named.items():
@@ -46,7 +46,7 @@ class Arguments:
         return found
 
     def copy(self) -> Arguments:
-        """The same with tensors of their own: a model may write to its inputs."""
+        """Return a copy with its own tensors, since a model may write to its inputs."""
 
         def copied(leaf: Any) -> Any:
             if isinstance(leaf, Tensor):
@@ -58,13 +58,13 @@ class Arguments:
         return made
 
     def call(self, model: Callable[..., Any]) -> Any:
-        """Call it without gradients."""
+        """Call the model without gradients."""
         with torch.no_grad():
             return model(*self.args, **self.kwargs)
 
 
 def tensors_of(output: Any) -> list[Tensor]:
-    """All tensors of an output, in a fixed order, whatever they are wrapped in."""
+    """Return all tensors of an output in a fixed order, from inside any containers."""
     found: list[Tensor] = []
     _collect(output, found, set())
     return found
@@ -88,7 +88,7 @@ def _collect(part: Any, found: list[Tensor], seen: set[int]) -> None:
 
 
 def are_equal(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
-    """Bit for bit, shapes and dtypes included."""
+    """Return whether two lists of tensors are equal bit for bit, shapes and dtypes included."""
     if len(found) != len(expected):
         return False
     pairs = zip(found, expected, strict=True)
@@ -96,7 +96,7 @@ def are_equal(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
 
 
 def _held(part: Any) -> list[Any]:
-    """The attributes of an object, also where it has slots for them."""
+    """Return the attributes of an object, including those in slots."""
     slots = [name for cls in type(part).__mro__ for name in vars(cls).get("__slots__", ()) if not name.startswith("__")]
     return [*getattr(part, "__dict__", {}).values(), *(getattr(part, name) for name in slots if hasattr(part, name))]
 
@@ -116,7 +116,7 @@ def surround(module: nn.Module, around: Around) -> Callable[[], None]:
     def undo() -> None:
         nonlocal active
         active = False
-        if vars(module).get("forward") is forward:  # else somebody has put another one around it since
+        if vars(module).get("forward") is forward:  # else other code has wrapped it since
             del vars(module)["forward"]
             vars(module).update({} if before is None else {"forward": before})
 
@@ -153,7 +153,7 @@ class LastUsed:
         self._kept: OrderedDict[str, Tensor] = OrderedDict()
 
     def __call__(self, name: str) -> Tensor:
-        """The weight, from memory or fetched."""
+        """Return a weight, from memory or fetched."""
         if name in self._kept:
             self._kept.move_to_end(name)
             return self._kept[name]
@@ -196,7 +196,7 @@ class _Recorder(TorchDispatchMode):
         self._calls: dict[str, int] = defaultdict(int)
 
     def fetched(self, name: str, operation: Any) -> Tensor:
-        """The data of a weight; its memory is known from now on."""
+        """Return the data of a weight, and record its memory."""
         tensor = self._fetch(name)
         self._own(tensor, name)
         self._homes[name].add(_memory(tensor))
@@ -218,7 +218,7 @@ class _Recorder(TorchDispatchMode):
         return result
 
     def trace(self, outputs: Sequence[Tensor]) -> Trace:
-        """What happened."""
+        """Return the recorded trace."""
         returned = [self._owner.get(_memory(tensor)) for tensor in outputs]
         kept = tuple(dict.fromkeys(value for value in returned if isinstance(value, int)))
         return Trace(tuple(self._events), self._values, kept)
@@ -264,7 +264,7 @@ class _Recorder(TorchDispatchMode):
 
 
 def _is_new(leaf: Any, known: Collection[int]) -> bool:
-    """Whether an operation made it: a view, and what is written in place, lie in memory that is known."""
+    """Return whether an operation made a tensor: views and in-place results lie in known memory."""
     return isinstance(leaf, Tensor) and not isinstance(leaf, Placeholder) and _memory(leaf) not in known
 
 
@@ -273,7 +273,7 @@ def _memory(tensor: Tensor) -> int:
 
 
 def value_of(tensor: Tensor) -> Value:
-    """Dtype and shape."""
+    """Return the dtype and the sizes of a tensor."""
     if tensor.is_nested:  # rows of unequal lengths
         return Value(str(tensor.dtype).removeprefix("torch."), (tensor.numel(),))
     return Value(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))

@@ -1,7 +1,4 @@
-"""What a run of a module did, as plain data: calls, operations, and the values that live between them.
-
-Pure Python: what computes is none of its business.
-"""
+"""A run of a module as plain data: calls, operations, and the values that live between them. Pure Python."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from dataclasses import dataclass
 from offramp.program.program import Call, Part, Value
 
 LOOK_UP = "aten.embedding.default"
-"""The operation that reads nothing but rows of a weight."""
+"""Operation that reads only rows of a weight."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,7 @@ class Trace:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a stage may begin: before operation number `op`, with `call`, so many calls deep."""
+    """A place where a stage may begin: before operation number `op`, with `call`, `depth` calls deep."""
 
     op: int
     call: Call | None
@@ -94,7 +91,7 @@ class Run:
         self.live = Liveness(self.ops, trace.values, trace.outputs)
 
     def weights(self, start: int = 0, end: int | None = None) -> dict[str, None]:
-        """The weights that operations `start` to before `end` touch, in order of first use."""
+        """Return the weights that operations from `start` to before `end` use, in order of first use."""
         return dict.fromkeys(name for op in self.ops[start:end] for name in op.weights)
 
     def part(self, place: Place, old_before: int) -> Part:
@@ -115,7 +112,7 @@ class Run:
 
 
 class Liveness:
-    """Which values live where: from the operation that makes them to the last one that reads them."""
+    """Lifetimes of values, from the operation that makes a value to the last one that reads it."""
 
     def __init__(self, ops: Sequence[Op], values: Mapping[int, tuple[Value, int]], outputs: Iterable[int]) -> None:
         self.values = values
@@ -130,22 +127,22 @@ class Liveness:
         self.last.update((value, len(ops)) for value in outputs)
         self._across = self._sums(len(ops), 1)
         self.most_bytes = max(self._sums(len(ops), 0))
-        """The most that lived at once."""
+        """Most bytes that live at once."""
 
     def at(self, op: int) -> list[int]:
-        """Values that were made before operation `op`, and that it or a later one reads."""
+        """Return the values that were made before operation `op`, and that it or a later one reads."""
         return [value for value, made in self.made.items() if made < op <= self.last[value]]
 
     def read_at(self, op: int) -> list[int]:
-        """Of these, what an operation reads yet."""
+        """Return those values of `at(op)` that an operation still reads."""
         return [value for value in self.at(op) if self._last_read[value] >= op]
 
     def bytes_at(self, op: int) -> int:
-        """Their bytes."""
+        """Return the bytes of the values of `at(op)`."""
         return self._across[op]
 
     def _sums(self, num_ops: int, delay: int) -> list[int]:
-        """Bytes of the values that are alive at each operation, from `delay` operations after they are made."""
+        """Return the bytes of the values alive at each operation, from `delay` operations after they are made."""
         changes = [0] * (num_ops + 2)
         for value, made in self.made.items():
             if made + delay <= self.last[value]:

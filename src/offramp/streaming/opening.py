@@ -67,7 +67,7 @@ def stream(
         raise RefusedError(what, opened.path, "divide again with the inputs that will come, or run without strict")
     activation_bytes = stream_bytes(opened.program)
     if weight_budget is None and inputs is not None:
-        activation_bytes = _rehearse(module, opened, Arguments(inputs), reads)
+        activation_bytes = _measure_activations(module, opened, Arguments(inputs), reads)
     if weight_budget is not None:
         return _within(module, opened, parse_size(weight_budget), data_bytes(opened), strict, reads)
     limit = unlimited_bytes() if budget is None else parse_size(budget)
@@ -105,12 +105,12 @@ def _within(
     return Stream(module, store, plan, sizes, strict=strict, direct=direct)
 
 
-def _rehearse(module: nn.Module, store: Store, inputs: Arguments, reads: str) -> int:
+def _measure_activations(module: nn.Module, store: Store, inputs: Arguments, reads: str) -> int:
     """Return the bytes that a pass takes besides weights, measured with the fewest weights in memory."""
     sizes = slot_bytes(store)
     smallest = _smallest(store, sizes)
-    rehearsal = _within(module, Store(store.path, store.policy), smallest, sizes, False, reads)
-    with rehearsal as running, PeakMeter("clear_refs") as meter:
+    trial = _within(module, Store(store.path, store.policy), smallest, sizes, False, reads)
+    with trial as running, PeakMeter("clear_refs") as meter:
         inputs.call(running)
         before = read_memory().rss_bytes - running.counts.peak_weight_bytes
     return max(meter.peak_bytes - before - smallest, 0) + store.program.activation_bytes
@@ -131,7 +131,7 @@ def _copied_bytes(shard: Shard) -> int:
 
 
 def _base_bytes(module: nn.Module) -> int:
-    """Return the resident memory of the process without the weights that the module will let go of."""
+    """Return the resident memory of the process without the weights that the module will release."""
     own = {id(weight.tensor): weight for weight in weights_of(module).values()}
     held = sum(weight.num_bytes for weight in own.values() if _has_data(weight))
     return max(read_memory().rss_bytes - held, 0)

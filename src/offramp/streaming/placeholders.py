@@ -1,8 +1,8 @@
-"""Weights that are not in memory: a tensor of the right shape and dtype without data, that notices every touch.
+"""Placeholders of weights that are not in memory: tensors of the right shape and dtype that detect every use.
 
-A meta tensor would not do: on a CPU several operations take one for a weight and return garbage without an error, and
-where they do not, code that asks `weight.device` builds its own tensors there. A placeholder says that it is on the
-CPU, and whatever operation touches it gets what its owner fetches.
+A meta tensor is not sufficient: on a CPU several operations accept one as a weight and return garbage without an error,
+and code that reads `weight.device` builds its own tensors there. A placeholder reports the CPU as its device, and every
+operation on it receives the data that its owner fetches.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ Substitute = Callable[["Placeholder", Any, tuple, dict], Any]
 
 
 LOOK_UP = torch.ops.aten.embedding.default
-"""The operation that reads nothing but rows of a weight; `graph.LOOK_UP` is its name."""
+"""Operation that reads only rows of a weight; `graph.LOOK_UP` is its name."""
 MM, ADDMM = torch.ops.aten.mm.default, torch.ops.aten.addmm.default
 BY_ROWS = {LOOK_UP: 0, MM: 1, ADDMM: 2}
-"""Operations that can do with some rows of a weight at a time, and which argument it is: of products of matrices the
-right one, whose rows meet columns of the left one."""
+"""Operations that need only some rows of a weight at a time -> index of the weight among the arguments. In a matrix
+product it is the right factor, whose rows are multiplied with columns of the left one."""
 
 
 class Placeholder(Tensor):
-    """One weight that is elsewhere.
+    """A weight that is not in memory.
 
     To PyTorch it is a plain tensor, for code looks at what it is given: some layers compute otherwise on tensors that
     have functions of their own, and some operations on weights that require gradients.
@@ -47,7 +47,7 @@ class Placeholder(Tensor):
 
     @staticmethod
     def __new__(cls, name: str, like: Tensor, fetch: Fetch, substitute: Substitute | None = None) -> Placeholder:
-        """Of the shape and dtype of `like`, which may be on the meta device."""
+        """Make a placeholder with the shape and dtype of `like`, which may be on the meta device."""
         made = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
             cls,
             like.shape,
@@ -64,20 +64,20 @@ class Placeholder(Tensor):
         return f"Placeholder({self.weight_name}, {tuple(self.shape)}, {self.dtype})"
 
     def tolist(self) -> Any:
-        """As of the weight: these three are no operations, so nothing else would notice them."""
+        """Return the elements of the weight. No operation is dispatched for this and the next two methods."""
         return self.detach().tolist()
 
     def numpy(self, *, force: bool = False) -> Any:
-        """As of the weight."""
+        """Return the weight as an array."""
         return self.detach().numpy(force=force)
 
     def data_ptr(self) -> int:
-        """As of the weight."""
+        """Return the address of the weight."""
         return self.detach().data_ptr()
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        """Every operation: with the weight itself, if not with rows of it."""
+        """Run an operation with rows of the weight if possible, otherwise with the whole weight."""
         if func in BY_ROWS:
             result = _substituted(args[BY_ROWS[func]], func, args, kwargs or {})
             if result is not NotImplemented:
@@ -91,11 +91,11 @@ class Placeholder(Tensor):
 
 
 class SlicedPlaceholder(Placeholder):
-    """One of which a linear layer can do with some rows at a time, where its owner says so."""
+    """A placeholder of which a linear layer can use some rows at a time, if its owner allows it."""
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        """Linear layers, which are several operations further down; else the operations."""
+        """Substitute linear layers, which are several operations below this level; run other functions normally."""
         kwargs = kwargs or {}
         if func is nn.functional.linear:
             result = _substituted(kwargs.get("weight", args[1] if len(args) > 1 else None), func, args, kwargs)
@@ -120,18 +120,18 @@ class Weight:
     places: tuple[tuple[nn.Module, str, bool], ...]
     """(module, name, whether it is a buffer of that module)."""
     aliases: tuple[str, ...]
-    """Its other names, where it is tied."""
+    """Further names, if the weight is tied."""
     owners: frozenset[str]
     """Full names of the modules that hold it."""
     is_buffer: bool
 
     @property
     def num_bytes(self) -> int:
-        """Of its data."""
+        """Size of the data."""
         return self.tensor.numel() * self.tensor.element_size()
 
     def put(self, tensor: Tensor) -> None:
-        """Set it in every place."""
+        """Set a tensor in every place of this weight."""
         for module, name, is_buffer in self.places:
             (module._buffers if is_buffer else module._parameters)[name] = tensor  # type: ignore[assignment]
             flat_names = module.__dict__.get("_flat_weights_names", ())  # of nn.LSTM and its kin
@@ -140,7 +140,7 @@ class Weight:
 
 
 def weights_of(model: nn.Module) -> dict[str, Weight]:
-    """Every parameter and saved buffer, name -> Weight, in the order of the modules. Tied ones are one."""
+    """Return every parameter and saved buffer, name -> Weight, in the order of the modules. Tied ones are one."""
     found: dict[int, list[tuple[str, nn.Module, str, Tensor, bool]]] = {}
     for path, module, name, tensor, is_buffer in _slots(model):
         found.setdefault(id(tensor), []).append((path, module, name, tensor, is_buffer))
@@ -170,14 +170,14 @@ def _slots(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Tensor, bool
 
 
 def sizes_of(weights: Mapping[str, Weight]) -> Sizes:
-    """What stages are planned by: of all weights that are no buffers."""
+    """Return the sizes that stages are planned by: those of all weights except buffers."""
     parameters = {name: weight for name, weight in weights.items() if not weight.is_buffer}
     num_bytes = {name: weight.num_bytes for name, weight in parameters.items()}
     return Sizes(num_bytes, {name: weight.owners for name, weight in parameters.items()})
 
 
 def fingerprint(weights: Mapping[str, Weight]) -> str:
-    """sha256 of names, dtypes and shapes, and of which share memory: what must be equal for a store to fit a module."""
+    """Return the sha256 of names, dtypes, shapes and ties, which must be equal for a store to fit a module."""
     facts = [
         [w.name, str(w.tensor.dtype), list(w.tensor.shape), sorted(w.aliases), w.is_buffer] for w in weights.values()
     ]
@@ -185,7 +185,7 @@ def fingerprint(weights: Mapping[str, Weight]) -> str:
 
 
 def content_sha256(weights: Mapping[str, Weight]) -> str:
-    """sha256 of `fingerprint` and of the data of all weights, which must be in memory."""
+    """Return the sha256 of `fingerprint` and of the data of all weights, which must be in memory."""
     digest = hashlib.sha256(fingerprint(weights).encode())
     for weight in weights.values():
         for piece in pieces(weight.tensor, 2 << 20):
@@ -194,14 +194,14 @@ def content_sha256(weights: Mapping[str, Weight]) -> str:
 
 
 def pieces(tensor: Tensor, num_bytes: int) -> Iterator[memoryview]:
-    """The data of a tensor, so many bytes at a time."""
+    """Yield the data of a tensor, `num_bytes` at a time."""
     data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
     for start in range(0, len(data), num_bytes):
         yield data[start : start + num_bytes]
 
 
 def unsaved_buffers(module: nn.Module) -> str:
-    """sha256 of the buffers that no checkpoint holds: a module that is built anew must have the same."""
+    """Return the sha256 of the buffers that no checkpoint holds: a module built from its class must have the same."""
     saved = {id(tensor) for *_, tensor, _ in _slots(module)}
     digest = hashlib.sha256()
     for name, buffer in module.named_buffers():
@@ -212,5 +212,5 @@ def unsaved_buffers(module: nn.Module) -> str:
 
 
 def bits(tensor: Tensor) -> bytes:
-    """The data of a tensor."""
+    """Return the data of a tensor as bytes."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

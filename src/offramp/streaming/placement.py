@@ -1,8 +1,7 @@
-"""The weights of a module as they come and go: parameters that are views of a slot, and placeholders when they are not
-there.
+"""Weights of a module in changing memory: parameters are views of a slot, or placeholders while not in memory.
 
-Setting an entry of `_parameters` takes a microsecond, a hundredth of `functional_call` or `load_state_dict`. Whoever
-keeps a reference to a weight beyond its stage would read another one later: so references are counted when a shard is
+Setting an entry of `_parameters` takes a microsecond, a hundredth of `functional_call` or `load_state_dict`. Code that
+keeps a reference to a weight after its stage would read another weight later, so references are counted when a shard is
 removed.
 """
 
@@ -29,18 +28,18 @@ ALIGNMENT_BYTES = 64
 
 
 class _View:
-    """A weight in a slot, or beside it where its bytes do not begin on a multiple of 64 there: alignment changes the
-    last bits of a result.
+    """A weight in a slot, or copied out of it if it does not start on a multiple of 64 bytes there, since alignment
+    changes the last bits of results.
     """
 
     def __init__(self, entry: Entry, raw: np.ndarray, requires_grad: bool) -> None:
-        """`raw`: its bytes in the slot."""
+        """`raw` are the bytes of the weight in the slot."""
         self.name, self._entry, self._raw, self._requires_grad = entry.name, entry, raw, requires_grad
         self._tensor = None if is_copied(entry) else self._made(torch.from_numpy(raw))
         self._baseline = (0, 0) if self._tensor is None else self._count()
 
     def tensor(self) -> nn.Parameter:
-        """The weight, as it is in the slot now."""
+        """Return the weight with the current content of the slot."""
         if is_copied(self._entry):
             self._tensor = self._made(torch.empty(len(self._raw), dtype=torch.uint8).copy_(torch.from_numpy(self._raw)))
             self._baseline = self._count()
@@ -48,7 +47,7 @@ class _View:
         return self._tensor
 
     def leave(self) -> bool:
-        """It is in no module any more. Whether anybody else has it, or a view of it."""
+        """Return whether other code holds the weight or a view of it, after it was taken out of the module."""
         is_held = any(now > before for now, before in zip(self._count(), self._baseline, strict=True))
         if is_copied(self._entry):
             self._tensor = None
@@ -64,17 +63,17 @@ class _View:
 
 
 def is_copied(entry: Entry) -> bool:
-    """Whether a tensor of a shard is used in memory of its own, beside the slot."""
+    """Return whether a tensor of a shard is copied out of the slot."""
     return entry.offset % ALIGNMENT_BYTES != 0
 
 
 class Placement:
-    """Where each weight of a module is: nowhere, or in a slot."""
+    """Puts the weights of a module into slots and takes them out."""
 
     def __init__(
         self, weights: Mapping[str, Weight], fetch: Fetch, substitute: Substitute, sliced: Set[str] = frozenset()
     ) -> None:
-        """Lets go of what the module has. `sliced`: weights that are read some rows at a time."""
+        """Release the weights of the module. `sliced`: weights that are read some rows at a time."""
         self._weights = {}
         for name, weight in weights.items():
             if not weight.is_buffer:
@@ -83,7 +82,7 @@ class Placement:
         self.clear()
 
     def put(self, shard: Shard, slot: Slot) -> None:
-        """The weights of a shard are in a slot now."""
+        """Put the weights of a shard, which a slot holds, into the module."""
         views = slot.notes.get(shard.name)
         if views is None:
             views = slot.notes[shard.name] = [self._view(shard, slot, entry) for entry in shard.tensors]
@@ -91,25 +90,25 @@ class Placement:
             self._weights[view.name].put(view.tensor())
 
     def remove(self, shard: Shard, slot: Slot) -> tuple[str, ...]:
-        """They are not any more. Returns those that somebody still has, himself or as a view of the slot."""
+        """Take the weights of a shard out of the module. Return those that other code still refers to."""
         views = slot.notes[shard.name]
         for view in views:
             self._weights[view.name].put(self._weights[view.name].tensor)
         return tuple([view.name for view in views if view.leave()])
 
     def clear(self) -> None:
-        """Nothing is there any more, however it came to be there."""
+        """Take all weights out of the module, whatever its state."""
         for weight in self._weights.values():
             weight.put(weight.tensor)
 
     def _view(self, shard: Shard, slot: Slot, entry: Entry) -> _View:
         start = shard.data_start + entry.offset
-        raw = slot.array[start : start + entry.num_bytes]  # each a memory of its own to PyTorch, so that uses are told
+        raw = slot.array[start : start + entry.num_bytes]  # a storage for each weight, so that its uses can be counted
         return _View(entry, raw, self._weights[entry.name].tensor.requires_grad)
 
 
 def tensor_of(entry: Entry, raw: bytearray) -> Tensor:
-    """A tensor of its bytes, on memory of its own."""
+    """Return a tensor with a copy of its bytes."""
     data = torch.empty(len(raw), dtype=torch.uint8)
     data.copy_(torch.frombuffer(raw, dtype=torch.uint8) if raw else data)
     return data.view(DTYPES[entry.dtype]).view(entry.shape)

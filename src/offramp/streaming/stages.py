@@ -1,4 +1,4 @@
-"""From a run of a module to its stages: where each begins, which weights it needs, and what flows into it.
+"""Planning of stages from a run of a module: where each begins, which weights it needs, and what flows into it.
 
 Cuts stand where a module call begins. Which of them is decided by dynamic programming over the bytes that are live
 there: wide places are inside blocks, narrow ones between them. That the stages give the same answers is for the builder
@@ -19,22 +19,22 @@ from offramp.streaming.graph import LOOK_UP, Place, Run, Span, Trace
 BY_ROW = frozenset({LOOK_UP, *(f"aten.{name}.default" for name in ("t", "linear", "mm", "addmm", "addmv"))})
 """Operations on a weight that a linear layer or a look-up consists of."""
 DEPTH_PRICE = 0.1
-"""A cut one module deeper must be so much narrower."""
+"""Fraction by which a cut must be narrower for each module level that it is deeper."""
 FEW_STAGES = 16
-"""As many a model without blocks is divided into, if its weights can be cut so."""
+"""Number of stages of a model without blocks, if its weights can be cut so."""
 TABLE_BYTES = 256 << 10
 """A smaller table is loaded whole."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is known of the weights: their bytes, and the modules that hold each of them, by full name."""
+    """Facts about weights: their bytes, and the full names of the modules that hold each of them."""
 
     bytes: Mapping[str, int]
     owners: Mapping[str, Set[str]]
 
     def of(self, names: Set[str] | Mapping[str, None] | Sequence[str]) -> int:
-        """Bytes of several weights."""
+        """Return the bytes of several weights."""
         return sum(self.bytes[name] for name in names)
 
 
@@ -49,20 +49,20 @@ class PlannedStage:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """All stages."""
+    """The stages of a module."""
 
     stages: tuple[PlannedStage, ...]
     adopted: tuple[str, ...]
-    """Weights that the run did not touch, but another may: they are in the stages of the module that holds them."""
+    """Weights that the run did not use, but another may: they are in the stages of the module that holds them."""
     unused: tuple[str, ...]
-    """Weights that only the whole model holds, and that the run did not touch: in no stage."""
+    """Weights that only the whole model holds, and that the run did not use: in no stage."""
     sliced: tuple[str, ...]
-    """Weights that only linear layers and look-ups touch."""
+    """Weights that only linear layers and look-ups use."""
     stage_bytes: int
     """The most that a stage needs, where it can be cut."""
     exits: tuple[int, ...]
-    """Stages before which an exit can stand: where asked for; else behind each but the last of the blocks that follow
-    one another; where there are none, before any stage that begins with a single hidden state."""
+    """Stages before which an exit can stand: those requested; otherwise after each consecutive block but the last;
+    without blocks, before each stage that begins with a single hidden state."""
     activation_bytes: int
 
 
@@ -112,15 +112,15 @@ def plan_stages(
 
 
 def _tables(run: Run, sizes: Sizes, table_bytes: int) -> frozenset[str]:
-    """Weights of which nothing but rows are looked up."""
+    """Return the weights of which only rows are looked up."""
     looked_up = {name for op in run.ops if op.name == LOOK_UP for name in op.weights}
     other = {name for op in run.ops if op.name != LOOK_UP for name in op.weights}
     return frozenset(name for name in looked_up - other if sizes.bytes[name] >= table_bytes)
 
 
 def _blocks(run: Run) -> list[Span]:
-    """Calls of the blocks that follow one another: numbered siblings, each of which takes one hidden state from the
-    one before and has several weighted calls inside. Of blocks within blocks the inner ones, if all have some.
+    """Return the calls of consecutive blocks: numbered siblings, each of which takes one hidden state from the previous
+    one and has several weighted calls inside. Nested blocks count instead of the outer ones if all of these have some.
     """
     families: dict[str, list[Span]] = defaultdict(list)
     for index, span in enumerate(run.spans):
@@ -147,7 +147,7 @@ def _is_inside(span: Span, outer: Span) -> bool:
 
 
 def _is_chain(run: Run, spans: Sequence[Span], places: Mapping[int, Place]) -> bool:
-    """Whether one hidden state flows from each to the next. What else is alive must be read inside them, like a mask:
+    """Return whether one hidden state flows from each to the next. Other live values must be read inside, like a mask:
     what is only read behind them goes round them, like the input of a residual block round its layers.
     """
     if len(spans) < 2 or any(span.start not in places for span in spans):
@@ -159,7 +159,7 @@ def _is_chain(run: Run, spans: Sequence[Span], places: Mapping[int, Place]) -> b
 
 
 def _is_composed(run: Run, index: int) -> bool:
-    """Whether several calls within a span touch weights of their own."""
+    """Return whether several calls within a span use weights of their own."""
     span, found = run.spans[index], None
     for other in islice(run.spans, index + 1, None):  # calls within it begin next
         if other.start >= span.end:
@@ -172,8 +172,8 @@ def _is_composed(run: Run, index: int) -> bool:
 
 
 def _largest(run: Run, blocks: Sequence[Span], sizes: Sizes, tables: Set[str]) -> int:
-    """Bytes of the largest block, with what comes between it and the next one; without blocks, a fair share of all
-    weights.
+    """Return the bytes of the largest block with what lies between it and the next one; without blocks, an equal share
+    of all weights.
     """
     needs = []
     for index, span in enumerate(blocks):
@@ -188,7 +188,7 @@ def _parent(span: Span) -> str:
 
 
 def _cut(run: Run, sizes: Sizes, tables: Set[str], limit: int, forced: Set[int]) -> list[Place]:
-    """The places where stages begin: the cheapest way such that each needs at most `limit`, or cannot be cut, and that
+    """Return the cheapest places for stages to begin such that each needs at most `limit`, or cannot be cut, and that
     none goes over a `forced` place.
     """
     places, live = run.places, run.live
@@ -239,7 +239,7 @@ def _adopt(
 
 
 def _called(module: str, by_module: Mapping[str, object]) -> str:
-    """The innermost called module around one, itself included; the whole model does not count."""
+    """Return the innermost called module around one, itself included; the whole model does not count."""
     while module and module not in by_module:
         module = module.rpartition(".")[0]
     return module or "-"

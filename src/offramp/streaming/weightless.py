@@ -1,7 +1,7 @@
-"""Modules without their weights: what a store's weights are put into.
+"""Modules without their weights, into which the weights of a store are put.
 
-Parameters are on the meta device until a placeholder or a weight takes their place; buffers are made as the module
-makes them, for some are in no checkpoint (rotary tables, position ids).
+Parameters are on the meta device until a placeholder or a weight replaces them. Buffers are made by the module itself,
+since some are in no checkpoint (rotary tables, position ids).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from offramp.streaming.placeholders import weights_of
 
 
 def weightless(build: Callable[[], nn.Module]) -> nn.Module:
-    """What `build` builds, in evaluation mode, its parameters without data.
+    """Return the module that `build` builds, in evaluation mode, with parameters without data.
 
     Raises StageError for a buffer without data that no store or checkpoint has.
     """
@@ -58,7 +58,7 @@ def _without_data() -> Iterator[None]:
 
 
 def of_class(cls: Any, folder: Path) -> nn.Module:
-    """A module of this class without its weights: of transformers by the config in a folder, else without arguments."""
+    """Return a module of a class without its weights; transformers classes take the config in a folder."""
     if not hasattr(cls, "from_pretrained"):
         return weightless(cls)
     config = _config(folder)
@@ -73,7 +73,7 @@ def of_class(cls: Any, folder: Path) -> nn.Module:
 
 
 def class_of_folder(folder: Path) -> Any:
-    """The class of transformers that a checkpoint folder names. Raises SourceError for none, and for its own code."""
+    """Return the transformers class that a folder names. Raises SourceError for none, and for code in the folder."""
     import transformers
 
     config = _config(folder)

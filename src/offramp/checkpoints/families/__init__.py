@@ -1,4 +1,4 @@
-"""Tensor names, one file a family. Reading and writing them is the same table."""
+"""Tensor names of supported models, one file for each family. One table serves reading and writing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_of(config: Mapping[str, Any]) -> Family:
-    """The family that `config["model_type"]` names. Raises SourceError naming the unknown one and the known ones."""
+    """Return the family that `config["model_type"]` names. Raises SourceError naming the known families."""
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         named = model_type or config.get("architectures") or "(config.json has no model_type)"

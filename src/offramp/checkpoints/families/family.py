@@ -50,7 +50,7 @@ class Family:
     """Prefix of the backbone's names in a whole model."""
     keys: Keys
     tables: Mapping[str, Table]
-    """For each kernel, role -> template of the tensor name."""
+    """Kernel -> role -> template of the tensor name."""
     head_activation: str
     other: tuple[str, ...]
     """Prefixes of tensors that belong to other tasks."""
