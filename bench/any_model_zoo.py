@@ -32,7 +32,7 @@ from offramp.runtime.weight_plan import smallest_bytes
 from offramp.store import Store
 from offramp.streaming.capture import tensors_of
 from offramp.streaming.opening import data_bytes, sliceable_shards
-from offramp.streaming.streamed import streamed_shards
+from offramp.streaming.parts import module_of, streamed_shards
 from offramp.streaming.weightless import weightless
 
 Result = dict[str, Any]
@@ -177,8 +177,9 @@ def streamed(specimen: Specimen, folder: Path) -> Result:
     expected, path = answers_of(built(specimen), specimen), folder / "store"
     seconds, _ = divided(specimen, path, "eager")
     with Store(path, verify="never") as store:
-        contents, sizes, stages = store.module, data_bytes(store), streamed_shards(store)
-        pinned, sliceable = contents.program.pinned, sliceable_shards(store)
+        contents, sizes, stages = store.manifest, data_bytes(store), streamed_shards(store)
+        pinned, sliceable = module_of(store).pinned, sliceable_shards(store)
+        num_unused = len(module_of(store).unused)
     smallest = smallest_bytes(stages, sizes, pinned)
     with_slices = smallest_bytes(stages, sizes, pinned, sliceable)
     found: Result = {
@@ -190,8 +191,8 @@ def streamed(specimen: Specimen, folder: Path) -> Result:
         "largest_weight_bytes": max(each.num_bytes for shard in contents.shards.values() for each in shard.tensors),
         "kept": [tensor.name for shard in pinned for tensor in contents.shards[shard].tensors],
         "kept_bytes": sum(sizes[shard] for shard in pinned),
-        "num_unused": len(contents.program.unused),
-        "is_paged": bool((contents.proof or {}).get("is_paged")),
+        "num_unused": num_unused,
+        "is_paged": contents.proof is not None and contents.proof.is_paged,
     }
     module: Any = type(built(specimen))
     if specimen.family != "transformers" or specimen.skeleton is not None:
@@ -286,13 +287,13 @@ def _with_graphs(specimen: Specimen, folder: Path) -> tuple[Result, list[str]]:
     except StageError as error:
         return {"refused": error.what[:CHARACTERS], "seconds": time.perf_counter() - began}, []
     with Store(folder / "store", verify="never") as store:
-        segments, graphs = store.module.program.segments, store.module.graphs
-    assert segments is not None
+        program, graphs = store.program, store.manifest.graphs
+    steps = list(program.steps())
     return {
         "seconds": seconds,
-        "num_stages": len(segments.stages),
-        "num_kinds": len({segment.kind for segment in segments.stages}),
-        "num_exits": len(segments.exits),
+        "num_stages": len(steps),
+        "num_kinds": len({step.kernel for step in steps}),
+        "num_exits": len(program.layers) - 1,
         "num_onnx": len(graphs),
     }, said
 
@@ -355,8 +356,8 @@ def agreed(specimen: Specimen, folder: Path) -> Result:
 def _weights(path: Path) -> list[str]:
     """Digests of the bytes of all weights of a store, whatever they are called."""
     with Store(path) as store:
-        shards = {name: shard for name, shard in store.contents.shards.items() if name != CONSTANTS}
-        buffers = set(store.module.program.buffers) if hasattr(store.contents, "program") else set()
+        shards = {name: shard for name, shard in store.manifest.shards.items() if name != CONSTANTS}
+        buffers = set() if store.program.module is None else set(store.program.module.buffers)
         return sorted(
             hashlib.sha256(store.read_tensor(name, entry)).hexdigest()
             for name, shard in shards.items() for entry in shard.tensors
@@ -367,36 +368,44 @@ def _weights(path: Path) -> list[str]:
 def _layers(path: Path) -> list[int]:
     """Numbers of the layers in the order in which stages take weights of them."""
     with Store(path) as store:
-        names = [
-            entry.name for stage in store.contents.stages for step in stage.steps for shard in step.shards
-            for entry in store.contents.shards[shard].tensors
-        ]  # fmt: skip
+        module, steps = store.program.module, store.program.steps()
+        used = [step.shards for step in steps] if module is None else [part.shards for part in module.parts]
+        names = [entry.name for each in used for shard in each for entry in store.manifest.shards[shard].tensors]
     numbers = [next((int(part) for part in name.split(".") if part.isdigit()), None) for name in names]
     return list(dict.fromkeys(number for number in numbers if number is not None))
 
 
 def _logits(path: Path, batch: dict[str, Any], backend: str) -> Tensor:
     """Of a store that runs by itself, with one thread."""
-    from offramp.runtime.course import Arrays, Tokens
-    from offramp.runtime.loop import Loop
-
-    from offramp.measure import Trace
+    from offramp.backends import open_backend
     from offramp.policies import parse
-    from offramp.runtime.slots import Slot
-    from offramp.store.manifest import ModuleManifest
+    from offramp.program.inputs import Batch
+    from offramp.session import Classifier, Settings
+    from offramp.tasks.text import token_batch
 
     arrays = {name: tensor.numpy() for name, tensor in batch.items()}
     with Store(path) as store:
-        is_module = isinstance(store.contents, ModuleManifest)
-        ids_BS, mask_BS = arrays["input_ids"], arrays["attention_mask"]
-        given = Arrays(arrays) if is_module else Tokens(ids_BS, mask_BS, np.zeros_like(ids_BS))
-        loop = Loop(store, offramp._backend(backend, store, 1), parse("none"), {}, Trace())
-        try:
-            largest = max(-(-shard.bytes // 4096) * 4096 for shard in store.contents.shards.values())
-            loop.connect([Slot(largest) for _ in range(8)], {}, direct=False)
-            return torch.from_numpy(np.array([outcome.logits_C for outcome in loop.sweep([given])]))
-        finally:
-            loop.close()
+        texts, (num_rows, length) = store.program.texts, arrays["input_ids"].shape
+        given = Batch(arrays, num_rows, length, np.full(num_rows, length, np.int64))
+        if texts is not None:
+            ids_BS, mask_BS = arrays["input_ids"], arrays["attention_mask"]
+            given = token_batch(texts, ids_BS, mask_BS, np.zeros_like(ids_BS))
+        encoder, settings = _Encoded(given), Settings(1 << 40, num_rows, length)
+        with Classifier(store, open_backend(backend, store, 1), encoder, parse("none"), settings) as classifier:
+            assert classifier._engine is not None
+            return torch.from_numpy(np.array([outcome.logits_C for outcome in classifier._engine.sweep([given])]))
+
+
+class _Encoded:
+    """An encoder of one batch that is encoded already."""
+
+    sample: Sequence[Any] = ()
+
+    def __init__(self, batch: Any) -> None:
+        self.batch, self.max_length = batch, batch.length
+
+    def encode(self, inputs: Sequence[Any]) -> Any:
+        return self.batch
 
 
 MEASURES: dict[str, tuple[Callable[[Specimen, Path], Result], float]] = {

@@ -101,5 +101,5 @@ def test_a_length_that_the_code_counts_on_is_refused(tmp_path):
 
 def test_examples_that_take_another_path_are_refused():
     module = Tied()
-    with pytest.raises(StageError, match="differ in more than extents"):
+    with pytest.raises(StageError, match="differ in more than sizes"):
         exported(module, {"ids": ids(2, 6)}, {"ids": ids(2, 6), "double": True})

@@ -390,7 +390,7 @@ def test_an_existing_store_is_replaced_by_force_alone(tmp_path):
         offramp.divide(made(Wide), vectors(), store)
     assert tree_bytes(store) == before
     offramp.divide(made(Wide), vectors(), store, force=True)
-    assert program_of(store).module.endswith("Wide")
+    assert program_of(store).module.name.endswith("Wide")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["store"]
 
 
@@ -520,7 +520,7 @@ def test_weights_in_a_block_that_was_never_called_are_in_no_stage_and_still_foun
             return hidden @ self.spare.norm.weight[None, :3].t() if use else hidden
 
     store = offramp.divide(made(Spare), vectors(), tmp_path / "store")
-    assert set(program_of(store).unused) == {f"spare.{name}" for name in dict(Block().named_parameters())}
+    assert set(program_of(store).module.unused) == {f"spare.{name}" for name in dict(Block().named_parameters())}
     with torch.no_grad():
         expected = made(Spare)(vectors(), use=True)
     with offramp.stream(made(Spare), store, weight_budget=16 << 10) as model:

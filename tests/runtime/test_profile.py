@@ -101,7 +101,7 @@ def test_a_pass_after_short_ones_may_be_faster(shelf, clock, after):
     no cache does.
     """
     with open_scheduled(shelf.open(Toy())) as classifier:
-        begin, step, ran = classifier.backend.begin, classifier.backend.step, {"before": 0, "now": 0}
+        begin, step, ran = classifier.backend.begin, classifier.backend.run, {"before": 0, "now": 0}
 
         def slow_begin(*arguments):
             ran.update(before=ran["now"], now=0)
@@ -113,7 +113,7 @@ def test_a_pass_after_short_ones_may_be_faster(shelf, clock, after):
             clock.sleep(0.001)
             return step(*arguments)
 
-        classifier.backend.begin, classifier.backend.step = slow_begin, slow_step
+        classifier.backend.begin, classifier.backend.run = slow_begin, slow_step
         profiler = Profiler(classifier, 4)
         for _ in range(10):
             profiler.run_round()
@@ -213,8 +213,8 @@ def test_rows_of_a_pass_share_its_seconds():
 def test_passes_have_as_many_rows_as_the_classifier_runs_together(shelf, measured):
     rows, store = [], shelf.open(Toy())
     with open_scheduled(store, 3) as classifier:
-        step = classifier.backend.step
-        classifier.backend.step = lambda state, *rest: rows.append(state.num_rows) or step(state, *rest)
+        step = classifier.backend.run
+        classifier.backend.run = lambda state, *rest: rows.append(state.num_rows) or step(state, *rest)
         profile = measure_profile(classifier, MAX_LENGTH, lambda line: None, max_seconds=1e-6)
     assert set(rows) == {1, 2, 3}, "all together, alone, and leaving one after another"
     assert (profile.batch, measured.batch) == (3, 1)

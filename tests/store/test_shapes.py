@@ -64,17 +64,18 @@ def swapped(manifest):
 
 
 ATTACKS = {
-    "transposed": (lambda m: with_tensor(m, "layer-00-up", "up.weight", shape=(32, 64)), "stage layer.0, up: up.weight"),
+    "transposed": (lambda m: with_tensor(m, "layer-00-up", "up.weight", shape=(32, 64)), "layer.0, up: up.weight"),
     "narrow": (lambda m: with_tensor(m, "layer-00-up", "up.bias", dtype="F16", shape=(128,)), "up.bias is ('F16'"),
     "missing": (lambda m: without_weight(m, 2, 2, "norm.bias"), "layer.1, down: norm.bias is None"),
     "extra": (
         lambda m: with_step(
-            m, 1, 1, weights={**m.program.stages[1].steps[1].weights, "up.other": of_role(m, "layer-00-up", "up.bias")}),
+            m, 1, 1,
+            weights={**m.program.stages[1].steps[1].weights, "up.other": of_role(m, "layer-00-up", "up.bias")}),
         "layer.0, up: up.other is ('F32', (64,)), the kernel takes None"),
-    "another weight": (swapped, "layer.0, attention: norm.weight is ('F32', (32, 32)), the kernel takes ('F32', (32,))"),
+    "another weight": (swapped, "attention: norm.weight is ('F32', (32, 32)), the kernel takes ('F32', (32,))"),
     "labels": (
         lambda m: with_attribute(m, "head", num_labels=3), "kernels.head has another number of labels than the output"),
-    "heads that do not divide": (lambda m: with_attribute(m, "attention", num_heads=3), "not a multiple of num_heads 3"),
+    "heads that do not divide": (lambda m: with_attribute(m, "attention", num_heads=3), "a multiple of num_heads 3"),
     "epsilon": (lambda m: with_attribute(m, "attention", norm_epsilon=1), "norm_epsilon is 1"),
     "another width": (lambda m: with_attribute(m, "up", intermediate_size=65), "stage layer.0, up: up.bias"),
     "kernel": (lambda m: with_step(m, 1, 1, kernel="down"), "stage layer.0, down: down.bias is None"),

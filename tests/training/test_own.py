@@ -139,7 +139,7 @@ def test_a_store_is_scored_and_has_transcripts(tmp_path):
     transcript = read_transcript(tmp_path / "said", "tune")
     assert np.allclose(np.asarray(transcript.logits_NKC).swapaxes(0, 1), metrics.logits_KNC, atol=1e-5)
     with Store(store) as opened:
-        assert transcript.about.model_sha256 == opened.contents.source.fingerprint
+        assert transcript.about.model_sha256 == opened.manifest.source.fingerprint
 
 
 def test_heads_only_leaves_the_module_as_it_is(tmp_path):

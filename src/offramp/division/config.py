@@ -1,4 +1,4 @@
-"""Options of the verb divide."""
+"""Options of the verb divide, and the identity of what it builds."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""torch.export, and its graph as plain data.
+"""Export of a module by torch.export, with its graph as plain data.
 
-The graph is exported on tensors without data, so that it takes no weights. Its operations are those that the module
-calls (nothing is decomposed), so that they give the same bits.
+The module is exported on tensors without data, so no weights are needed. Operations are not decomposed: they are those
+that the module calls, and give the same bits.
 """
 
 from __future__ import annotations
@@ -23,33 +23,34 @@ from offramp.streaming.capture import Arguments
 from offramp.streaming.placeholders import Weight
 
 CHECKS = ("aten._assert", "aten.sym_constrain_range")
-"""Operations that give nothing."""
+"""Prefixes of operations without a result."""
 _NAMES = {
     **{function: name for name, function in NUMBERS.items()},
     torch.sym_max: "max", torch.sym_min: "min", torch.sym_int: "int", torch.sym_float: "float", torch.sym_sum: "sum",
 }  # fmt: skip
-"""Operations on numbers, by the name that they get in a graph."""
+"""Operations on numbers and their names in captured graphs."""
 
 
 def export(
     module: nn.Module, weights: Mapping[str, Weight], example: Arguments, others: Sequence[Arguments] = ()
 ) -> Graph:
-    """Export a module for any number of rows, and for any extent in which `others` differ from the example; where they
-    differ in none, for any length too, if the module takes any.
+    """Export a module for any number of rows, and for any size of the axes in which `others` differ from the example.
+
+    Where they differ in no other axis, the length of token ids may vary too, if the module allows it.
 
     Raises StageError with what torch.export says where it cannot.
     """
     differing = _differing(module, example, others)
-    with_length = [extents | _lengths(leaf) for extents, leaf in zip(differing, _leaves(example), strict=True)]
-    attempts = [differing] if any(extents - {0} for extents in differing) else [with_length, differing]
+    with_length = [axes | _lengths(leaf) for axes, leaf in zip(differing, _leaves(example), strict=True)]
+    attempts = [differing] if any(axes - {0} for axes in differing) else [with_length, differing]
     reasons = []
-    for extents in attempts:
+    for axes in attempts:
         try:
-            graph = _as_data(_exported(module, weights, example, extents), module, weights)
+            graph = _as_data(_exported(module, weights, example, axes), module, weights)
             return with_inputs(graph, tuple(example.tensors()))
         except StageError:
             raise
-        except Exception as error:  # torch.export raises many kinds
+        except Exception as error:  # torch.export raises many classes
             reasons.append(f"{type(error).__name__}: {_said(error)}")
     raise StageError(
         f"torch.export cannot take this module ({reasons[-1]})", type(module).__name__, "use --method eager"
@@ -57,7 +58,7 @@ def export(
 
 
 def _said(error: Exception) -> str:
-    """What an error says first; of violated constraints, the first one."""
+    """Return the first line of an error message, or the first violated constraint."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
     constraint = next((line for line in lines if line.startswith("- ")), None)
     if constraint is not None and "Constraints" in lines[0]:
@@ -70,7 +71,7 @@ def _leaves(inputs: Arguments) -> list[Any]:
 
 
 def _differing(module: nn.Module, example: Arguments, others: Sequence[Arguments]) -> list[set[int]]:
-    """Of each leaf of the arguments, the extents that differ between the examples; the first one counts rows."""
+    """Return for each leaf of the arguments the axes that differ between the examples, and 0, which counts rows."""
     leaves = _leaves(example)
     found: list[set[int]] = [{0} if isinstance(leaf, Tensor) and leaf.dim() else set() for leaf in leaves]
     _, form = pytree.tree_flatten((example.args, example.kwargs))
@@ -78,11 +79,11 @@ def _differing(module: nn.Module, example: Arguments, others: Sequence[Arguments
         if pytree.tree_flatten((other.args, other.kwargs))[1] != form or not all(
             map(_is_alike, leaves, _leaves(other))
         ):
-            raise StageError("examples that differ in more than extents of tensors cannot share a graph",
+            raise StageError("examples that differ in more than sizes of tensors cannot share a graph",
                              type(module).__name__, "use --method eager, or give examples that are alike")  # fmt: skip
-        for extents, leaf, its in zip(found, leaves, _leaves(other), strict=True):
+        for axes, leaf, its in zip(found, leaves, _leaves(other), strict=True):
             if isinstance(leaf, Tensor):
-                extents.update(i for i, (one, two) in enumerate(zip(leaf.shape, its.shape, strict=True)) if one != two)
+                axes.update(i for i, (one, two) in enumerate(zip(leaf.shape, its.shape, strict=True)) if one != two)
     return found
 
 
@@ -93,11 +94,11 @@ def _is_alike(one: Any, other: Any) -> bool:
 
 
 def _lengths(leaf: Any) -> set[int]:
-    """The extent of ids that is a length."""
+    """Return the axes of a leaf that are lengths: axis 1 of token ids."""
     return {1} if isinstance(leaf, Tensor) and leaf.dim() == 2 and not leaf.is_floating_point() else set()
 
 
-def _exported(module: nn.Module, weights: Mapping[str, Weight], example: Arguments, extents: Sequence[set[int]]) -> Any:
+def _exported(module: nn.Module, weights: Mapping[str, Weight], example: Arguments, axes: Sequence[set[int]]) -> Any:
     from torch.fx.experimental.symbolic_shapes import ShapeEnv  # a quarter of a second, and 33 MiB
 
     mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
@@ -110,7 +111,7 @@ def _exported(module: nn.Module, weights: Mapping[str, Weight], example: Argumen
                     empty = torch.empty(like.shape, dtype=like.dtype, device="cpu")
                     weight.put(nn.Parameter(empty, requires_grad=False))
         _, form = pytree.tree_flatten((example.args, example.kwargs))
-        moving = [dict.fromkeys(sorted(each), torch.export.Dim.DYNAMIC) or None for each in extents]
+        moving = [dict.fromkeys(sorted(each), torch.export.Dim.DYNAMIC) or None for each in axes]
         shapes = pytree.tree_unflatten(moving, form)
         with torch.no_grad():
             return torch.export.export(
@@ -156,7 +157,7 @@ def _as_data(program: Any, module: nn.Module, weights: Mapping[str, Weight]) -> 
 
 
 def _writes_to_inputs(nodes: Any) -> bool:
-    """Whether an operation changes an input of the graph, or a view of one: weights, buffers and arguments alike."""
+    """Return whether an operation changes an input of the graph (weight, buffer or argument) or a view of one."""
     shares = {node.name: node.op == "placeholder" for node in nodes}
     for node in nodes:
         if node.op != "call_function":
@@ -175,7 +176,7 @@ def _writes_to_inputs(nodes: Any) -> bool:
 
 
 def _constant(program: Any, module: nn.Module, name: str) -> Tensor:
-    """A buffer of the module, or a tensor that its code makes of numbers."""
+    """Return the data of a buffer, or of a tensor that the module's code makes from numbers."""
     found = dict(module.named_buffers()).get(name)
     found = program.constants.get(name) if found is None else found
     if not isinstance(found, Tensor) or isinstance(found, FakeTensor):
@@ -190,8 +191,8 @@ def _meta(nodes: Any, name: str) -> Any:
     return found if isinstance(found, Tensor) else None
 
 
-def _hint(extent: Any) -> int:
-    return int(extent.node.hint) if isinstance(extent, torch.SymInt) else int(extent)
+def _hint(size: Any) -> int:
+    return int(size.node.hint) if isinstance(size, torch.SymInt) else int(size)
 
 
 def _is_check(node: Any) -> bool:
@@ -221,7 +222,7 @@ def _target(node: Any) -> str:
 
 
 def _data(part: Any) -> Any:
-    """An argument as JSON."""
+    """Return an argument as JSON."""
     if isinstance(part, torch.fx.Node):
         return {REFERENCE: part.name}
     if isinstance(part, (list, tuple)):

@@ -39,7 +39,7 @@ def to_onnx(graph: CapturedGraph, given: Sequence[Tensor], dynamic: Sequence[Seq
             )  # fmt: skip
         assert program is not None
         proto = program.model_proto
-    except Exception as error:  # the exporter raises many kinds
+    except Exception as error:  # the exporter raises many classes
         said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
         what = f"a stage cannot be written as ONNX ({type(error).__name__}: {said[:200]})"
         raise StageError(what, None, "run it on torch") from None

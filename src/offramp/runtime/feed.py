@@ -16,7 +16,7 @@ from offramp.measure import Trace
 from offramp.program.program import Step
 from offramp.runtime.ring import Ring, Turn
 from offramp.runtime.slots import BufferPool, Slot
-from offramp.store import Store
+from offramp.store import Shard, Store
 from offramp.store.reader import tensor_view
 
 
@@ -97,8 +97,8 @@ class WeightFeed:
         """Return the weights of a step by kernel input, as views of the slots that hold its shards."""
         views = {}
         for role, name in step.weights.items():
-            shard, tensor = self._tensors[name]
-            views[role] = tensor_view(tensor, slots[shard.name].array, shard.data_start)
+            shard = self._tensors[name][0]
+            views[role] = _views_of(shard, slots[shard.name])[name]
         return views
 
     def release(self, shard: str, *, discard: bool = False) -> None:
@@ -141,3 +141,14 @@ class WeightFeed:
         """Record a read. The reader thread calls this."""
         kind, stage = "idle_read" if idle else "read", self._stage_of.get(shard, 0)
         self.trace.add(shard, stage, kind, started, ended, num_bytes, "reader", self.pass_index)
+
+
+def _views_of(shard: Shard, slot: Slot) -> Dict[str, np.ndarray]:
+    """Return the tensors of a shard as views of a slot, by name. They are kept with the slot: each shard that it holds
+    lies at the same place every time.
+    """
+    views = slot.notes.get(shard.name)
+    if views is None:
+        views = {tensor.name: tensor_view(tensor, slot.array, shard.data_start) for tensor in shard.tensors}
+        slot.notes[shard.name] = views
+    return views

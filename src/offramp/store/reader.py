@@ -1,6 +1,6 @@
-"""Reading a store: whole shards into buffers of the caller, rows out of gathered tables, each checked by its digest.
+"""Reading a store: whole shards into buffers of the caller, and rows of gathered tables, all verified by digest.
 
-It decides nothing about when a shard is read or how long it stays: that is `runtime`. It never maps a file.
+When a shard is read and how long it stays in memory is decided by `runtime`. No file is ever mapped.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from offramp.store.parsing import loads, parse_labels
 from offramp.store.safetensors import PAGE_BYTES, parse_header
 
 READ_CHUNK_BYTES = 2 << 20
-"""A cancelled read stops at the next multiple of this."""
+"""Bytes per system call; a cancelled read stops at the next multiple."""
 VERIFY = ("always", "first", "never")
 _REMEDY = "divide the model again"
 
@@ -71,7 +71,7 @@ class Store:
         return parse_labels(self.read_file(file), output.num_labels, self.path / file.file)
 
     def close(self) -> None:
-        """Close all files, and remember what was verified."""
+        """Close all files, and remember which shards and blocks were verified."""
         for name, (identity, bitmap) in self._bitmaps.items():
             self._verified.remember_blocks(name, identity, bitmap)
         self._verified.save()
@@ -84,7 +84,7 @@ class Store:
         self._bitmaps.clear()
 
     def read_file(self, file: Union[m.File, m.Graph]) -> bytes:
-        """A small file of the store, checked; of a graph also that it refers to no other file."""
+        """Return the verified content of a small file. Raises StoreError for a graph that refers to another file."""
         data = read_small(self.path, file)
         if isinstance(file, m.Graph):
             require_self_contained(data, self.path / file.file)
@@ -101,9 +101,12 @@ class Store:
     ) -> Tuple[int, bool]:
         """Read the whole file of shard `name` to the start of `buffer`.
 
-        `direct` wants a buffer that is page-aligned and a multiple of 4096 bytes long; `halves`: two threads copy, as
-        they do of direct reads. Returns (bytes read, complete); `cancelled` is asked between chunks. Raises
-        DamagedError where the file is short or its digest differs.
+        Returns (bytes read, complete). Raises DamagedError where the file is short or its digest differs.
+
+        Args:
+            direct: bypass the page cache; the buffer must be page-aligned and a multiple of 4096 bytes long.
+            halves: let two threads copy, as in direct reads.
+            cancelled: called between chunks; the read stops when it returns True.
         """
         shard = self.manifest.shards[name]
         needed = -(-shard.bytes // PAGE_BYTES) * PAGE_BYTES if direct else shard.bytes
@@ -124,8 +127,10 @@ class Store:
     def _read_halves(
         self, shard: m.Shard, fd: int, buffer: memoryview, cancelled: Callable[[], bool]
     ) -> Tuple[int, bool]:
-        """Both halves of a file at once: a disk without a cache before it gives more to two readers than to one, and
-        two that copy from a cache are in the way of every thread that computes for half as long.
+        """Read both halves of a file at once. Returns (bytes read, complete).
+
+        A disk serves two direct readers faster than one, and two threads that copy from the page cache disturb the
+        threads that compute for half as long.
         """
         middle = shard.bytes // 2 // READ_CHUNK_BYTES * READ_CHUNK_BYTES
         if self._helper is None:
@@ -134,7 +139,7 @@ class Store:
         try:
             num_bytes, complete = self._read_span(shard, fd, buffer, (0, middle), cancelled)
         finally:
-            wait([second])  # whatever became of the first half, nobody may write to the buffer any more
+            wait([second])  # even after an error, so that no thread writes to the buffer any more
         more_bytes, more_complete = second.result()
         return num_bytes + more_bytes, complete and more_complete
 
@@ -147,10 +152,7 @@ class Store:
         cancelled: Callable[[], bool],
         digest: Any = None,
     ) -> Tuple[int, bool]:
-        """Fill `buffer` from the first byte of `span` to the last, chunk by chunk, and feed them to `digest` if any.
-
-        Returns (bytes read, complete).
-        """
+        """Read the bytes of `span` into `buffer` and update `digest`. Returns (bytes read, complete)."""
         offset, end = span
         while offset < end:
             if cancelled():
@@ -162,7 +164,7 @@ class Store:
         return offset - span[0], True
 
     def _read_chunk(self, shard: m.Shard, fd: int, buffer: memoryview, offset: int, end: int) -> int:
-        """Fill `buffer` from `offset` on, one chunk at most. Returns how many bytes came, those behind `end` apart."""
+        """Read at most one chunk into `buffer` at `offset`. Returns the number of bytes before `end` that were read."""
         with translate_read_errors(self.path / shard.file):
             got = os.preadv(fd, [buffer[offset : offset + READ_CHUNK_BYTES]], offset)
         got = min(got, end - offset)
@@ -170,7 +172,7 @@ class Store:
         return got
 
     def read_tensor(self, name: str, tensor: m.Tensor) -> bytearray:
-        """The bytes of one tensor of shard `name`; the whole file is checked first, as for `read_shard`."""
+        """Return the bytes of one tensor of shard `name`; the whole file is verified first, as for `read_shard`."""
         shard = self.manifest.shards[name]
         fd = self._fd(name)
         identity = identity_of(fd)
@@ -191,16 +193,16 @@ class Store:
             done += got
 
     def gather(self, shard_name: str, role: str, rows_N: np.ndarray) -> Tuple[np.ndarray, int]:
-        """Rows of a gathered table: ([N, width] in the order asked for, bytes read).
+        """Return rows of a gathered table [N, width] in the order of `rows_N`, and the bytes read.
 
-        Only the blocks that hold these rows are read and checked.
+        Only the blocks that contain these rows are read and verified.
         """
         shard = self.manifest.shards[shard_name]
         tensor = next(tensor for tensor in shard.tensors if tensor.role == role)
         height, width = tensor.shape
         unique_U, inverse_N = np.unique(rows_N, return_inverse=True)
         if len(unique_U) and (unique_U[0] < 0 or unique_U[-1] >= height):
-            raise ValueError(f"{tensor.name}: rows {unique_U[0]}..{unique_U[-1]} asked for, the table has {height}")
+            raise ValueError(f"{tensor.name}: rows {unique_U[0]}..{unique_U[-1]} requested, the table has {height}")
         table_UW = _aligned_rows(len(unique_U), width, _row_dtype(tensor))
         start, row_bytes = shard.data_start + tensor.offset, tensor.num_bytes // height
         read = self._check_blocks(shard, start, row_bytes, unique_U)
@@ -234,7 +236,7 @@ class Store:
         return fd
 
     def _check_blocks(self, shard: m.Shard, start: int, row_bytes: int, rows_U: np.ndarray) -> int:
-        """Hash the blocks that hold these rows, unless they have been. Returns the bytes read for it."""
+        """Verify the blocks that contain these rows, unless they are known. Returns the bytes read for it."""
         if self.policy == "never" or not len(rows_U):
             return 0
         first_U = (start + rows_U * row_bytes) // m.BLOCK_BYTES
@@ -253,7 +255,7 @@ class Store:
         return read
 
     def _blocks_of(self, shard: m.Shard) -> bytearray:
-        """Which blocks of this file, as it is now, have been verified."""
+        """Return one byte per block of the file in its present state: 1 if it has been verified."""
         assert shard.blocks is not None
         identity, count = identity_of(self._fd(shard.name)), shard.num_blocks
         if shard.name not in self._digests:
@@ -271,7 +273,7 @@ class Store:
 
 
 def read_manifest_bytes(path: Path) -> bytes:
-    """The manifest's bytes. Raises StoreError where there is none."""
+    """Return the bytes of the manifest. Raises StoreError where there is none."""
     if not path.is_dir():
         raise StoreError("no such store", path, "offramp divide MODEL STORE makes one")
     if not os.path.lexists(str(path / m.FILE_NAME)):
@@ -289,7 +291,7 @@ def read_manifest_bytes(path: Path) -> bytes:
 
 
 def _runs(rows_U: np.ndarray) -> List[Tuple[int, int]]:
-    """(first index, count) of each run of consecutive rows."""
+    """Return (first index, count) of each run of consecutive rows."""
     if not len(rows_U):
         return []
     bounds = np.concatenate([[0], np.flatnonzero(np.diff(rows_U) != 1) + 1, [len(rows_U)]])
@@ -297,16 +299,16 @@ def _runs(rows_U: np.ndarray) -> List[Tuple[int, int]]:
 
 
 def require_self_contained(graph: bytes, where: object) -> None:
-    """Raise StoreError for an ONNX graph that refers to a file outside it: old versions of ONNX Runtime read any.
+    """Raise StoreError for an ONNX graph that refers to another file: old versions of ONNX Runtime read any path.
 
-    Such a reference has the key `location`, and text stands in a graph byte for byte; ours have no such word in them.
+    Such a reference has the key `location`, which is stored as plain text; graphs of a store do not contain this word.
     """
     if b"location" in graph:
         raise StoreError("graph refers to data in another file", where, _REMEDY)
 
 
 def tensor_view(tensor: m.Tensor, buffer: np.ndarray, data_start: int = 0) -> np.ndarray:
-    """A tensor inside a loaded shard (`buffer` is uint8).
+    """Return a tensor of a loaded shard (`buffer` is uint8).
 
     Aligned tensors are views; others are copied to 64-byte-aligned memory: alignment changes the last bits of a result.
     """
@@ -347,7 +349,7 @@ def _aligned(num_bytes: int) -> np.ndarray:
 
 
 def load_tensors(store: Store, file: m.File) -> Dict[str, np.ndarray]:
-    """All tensors of a small safetensors file of the store, checked: name -> array."""
+    """Return all tensors of a small safetensors file of the store, verified: name -> array."""
     data = store.read_file(file)
     header = parse_header(data, len(data), store.path / file.file)
     array = np.frombuffer(data, np.uint8)
