@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from numbers import Integral
 from typing import Union
 
 _SIZE_UNITS = {
@@ -24,7 +25,7 @@ _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE | re.ASCII
 
 
 def parse_size(size: Union[int, str]) -> int:
-    """Bytes. Raises ValueError for anything that is not a positive size."""
+    """Return a number of bytes. Raises ValueError for anything that is not a positive size."""
     if isinstance(size, bool) or not isinstance(size, (int, str)):
         raise ValueError(f"a size is an integer or a text like '128MiB', not {size!r}")
     match = _SIZE.fullmatch(str(size))
@@ -39,7 +40,7 @@ def parse_size(size: Union[int, str]) -> int:
 
 def parse_count(count: Union[int, str]) -> int:
     """Return a whole number of at least 1. Raises ValueError for anything else."""
-    is_number = isinstance(count, int) and not isinstance(count, bool)
+    is_number = isinstance(count, Integral) and not isinstance(count, bool)  # NumPy integers as well
     is_text = isinstance(count, str) and count.isascii() and count.isdigit()
     if not (is_number or is_text) or int(count) < 1:
         raise ValueError(f"a whole number of at least 1, not {count!r}")
@@ -47,17 +48,17 @@ def parse_count(count: Union[int, str]) -> int:
 
 
 def named_size(num_bytes: int) -> str:
-    """The size as `--budget` takes it, to the byte."""
+    """Format a size exactly, as `--budget` accepts it."""
     return f"{num_bytes >> 20}MiB" if num_bytes % (1 << 20) == 0 else f"{num_bytes}B"
 
 
 def format_size(num_bytes: float) -> str:
-    """MiB with one decimal, as every message of offramp says it."""
+    """Format a size in MiB with one decimal, as all messages do."""
     return f"{num_bytes / (1 << 20):.1f} MiB"
 
 
 def parse_duration(duration: Union[int, float, str]) -> float:
-    """Seconds. Raises ValueError for anything that is not a positive duration."""
+    """Return a number of seconds. Raises ValueError for anything that is not a positive duration."""
     if isinstance(duration, (int, float)) and not isinstance(duration, bool) and 0 < duration < math.inf:
         return float(duration)
     match = None if isinstance(duration, bool) else _DURATION.fullmatch(str(duration))
@@ -68,5 +69,5 @@ def parse_duration(duration: Union[int, float, str]) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """As `12.3 ms`."""
+    """Format a duration, such as `12.3 ms`."""
     return f"{seconds * 1e3:.4g} ms" if seconds < 1 else f"{seconds:.4g} s"
