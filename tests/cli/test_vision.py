@@ -166,7 +166,7 @@ def test_an_interrupted_training_goes_on(run, place, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("offramp.training.pipeline._fit_heads", interrupt)
         said = run(*words)
-    assert said.code == 130 and "goes on at the last checkpoint" in said.err
+    assert said.code == 130 and "continues from the last checkpoint" in said.err
     said = run(*words)
     assert said.code == 0 and "from checkpoint-" in said.err
     for name in ("model.safetensors", "exits.safetensors"):

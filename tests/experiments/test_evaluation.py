@@ -5,7 +5,7 @@ import pytest
 
 import offramp
 from offramp.errors import UsageError
-from offramp.experiments.evaluation import evaluate, report
+from offramp.experiments.evaluation import EvalSettings, evaluate, report
 from offramp.policies import parse
 from offramp.store.transcript import About, read_transcript
 from offramp.tasks.examples import Example, Splits
@@ -57,15 +57,15 @@ def test_a_regression_is_overthought_where_an_exit_is_nearer():
 def test_a_run_folder_and_its_store_score_alike(model, tmp_path):
     store = offramp.divide(model, tmp_path / "store")
     policy = [parse("confidence:0.6")]
-    of_model = evaluate(model, data(), ["tune", "dev"], policies=policy, log=silent)
-    of_store = evaluate(store, data(), ["tune", "dev"], policies=policy, log=silent)
+    of_model = evaluate(model, data(), ["tune", "dev"], EvalSettings(policies=policy), log=silent)
+    of_store = evaluate(store, data(), ["tune", "dev"], EvalSettings(policies=policy), log=silent)
     assert of_model == of_store
     assert [(found.split, found.num_rows, len(found.exits)) for found in of_model] == [("tune", 10, 4), ("dev", 30, 4)]
 
 
 def test_the_transcript_holds_what_was_scored(model, tmp_path):
     (scored,) = evaluate(
-        model, data(), ["dev"], transcript=tmp_path / "t", with_features=True, batch_size=4, log=silent
+        model, data(), ["dev"], EvalSettings(transcript=tmp_path / "t", with_features=True, batch_size=4), log=silent
     )
     kept = read_transcript(tmp_path / "t", "dev")
     assert scored.transcript == str(tmp_path / "t" / "dev.json")
@@ -101,7 +101,7 @@ def test_unknown_splits_and_impossible_policies_are_refused(model):
     with pytest.raises(UsageError, match="unknown split 'test' - known are tune, dev"):
         evaluate(model, data(), ["test"], log=silent)
     with pytest.raises(UsageError, match="patience"):
-        evaluate(model, data(), ["dev"], policies=[parse("patience:9")], log=silent)
+        evaluate(model, data(), ["dev"], EvalSettings(policies=(parse("patience:9"),)), log=silent)
 
 
 def test_dev_is_all_that_is_reported(model):
@@ -115,15 +115,15 @@ def test_texts_are_cut_as_in_training(model, tmp_path):
     text = {"tune": [Example("the " * 20, 0)]}
     folder = write_tiny(tmp_path / "model")
     (folder / "train.json").write_text(json.dumps({"max_length": 9}))
-    evaluate(folder, data(**text), ["tune"], transcript=tmp_path / "t", log=silent)
+    evaluate(folder, data(**text), ["tune"], EvalSettings(transcript=tmp_path / "t"), log=silent)
     assert read_transcript(tmp_path / "t", "tune").lengths_N.tolist() == [9]
-    evaluate(folder, data(**text), ["tune"], max_length=7, transcript=tmp_path / "u", log=silent)
+    evaluate(folder, data(**text), ["tune"], EvalSettings(max_length=7, transcript=tmp_path / "u"), log=silent)
     assert read_transcript(tmp_path / "u", "tune").lengths_N.tolist() == [7]
 
 
 def test_a_classifier_without_exits_has_one_row(tmp_path):
     plain = write_tiny(tmp_path / "model", exits=False)
-    (found,) = evaluate(plain, data(), ["dev"], transcript=tmp_path / "t", with_features=True, log=silent)
+    (found,) = evaluate(plain, data(), ["dev"], EvalSettings(transcript=tmp_path / "t", with_features=True), log=silent)
     assert [row.exit for row in found.exits] == [1]
     assert read_transcript(tmp_path / "t", "dev").features(0, 2).shape == (2, 1, 32)
 

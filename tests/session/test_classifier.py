@@ -327,6 +327,7 @@ def test_the_record_adds_up(shelf):
         "latency_seconds_median",
         "bound_seconds",
         "deadline_seconds",
+        "config",  # these settings were made without one
     }
     assert record["num_inputs"] == len(TEXTS)
     assert record["page_cache_bytes"] == sum(path.stat().st_size for path in files)

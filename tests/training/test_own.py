@@ -10,7 +10,7 @@ from torch import nn
 
 import offramp
 from offramp.errors import NonFiniteError, SourceError, StoreError, UsageError
-from offramp.experiments.evaluation import evaluate
+from offramp.experiments.evaluation import EvalSettings, evaluate
 from offramp.store import Store
 from offramp.store.transcript import read_transcript
 from offramp.tasks.arrays import Record
@@ -134,7 +134,7 @@ def test_a_store_is_scored_and_has_transcripts(tmp_path):
     store = offramp.divide(module, torch.randn(2, 8), tmp_path / "store", exits=tmp_path / "run")
     rows = [Example(Record.of(x), label) for x, label in pairs(40, 1)]
     splits = Splits("toy", LABELS, ("accuracy",), {"tune": rows})
-    (report,) = evaluate(store, splits, ["tune"], transcript=tmp_path / "said", log=print)
+    (report,) = evaluate(store, splits, ["tune"], EvalSettings(transcript=tmp_path / "said"), log=print)
     assert [row.scores["accuracy"] for row in report.exits] == [each["accuracy"] for each in metrics.scores]
     transcript = read_transcript(tmp_path / "said", "tune")
     assert np.allclose(np.asarray(transcript.logits_NKC).swapaxes(0, 1), metrics.logits_KNC, atol=1e-5)

@@ -51,13 +51,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Evaluate the splits and print the tables."""
     from offramp.checkpoints.hub import resolve
-    from offramp.experiments.evaluation import classifier_facts, evaluate, require_same_cut
+    from offramp.experiments.evaluation import EvalSettings, classifier_facts, evaluate, require_same_cut
     from offramp.policies import parse
     from offramp.policies.evidence import REGRESSION
 
     if args.features and not args.transcript:
         raise UsageError("--features are written to a transcript", None, "give --transcript DIR")
-    policies = [parse(text) for text in args.exit]
+    policies = tuple(parse(text) for text in args.exit)
     folder = resolve(args.model, args.offline)
     facts = classifier_facts(folder)
     data = labelled_data(args, () if facts.problem == REGRESSION else facts.labels)
@@ -65,10 +65,9 @@ def main(args: argparse.Namespace) -> int:
         warn(f"no score of {data.name}: {sentence}")
     names = args.split.split(",")
     require_same_cut(folder, data_record(args, data), names)
-    reports = evaluate(
-        folder, data, names, policies=policies, batch_size=args.batch, max_length=args.max_length,
-        transcript=Path(args.transcript) if args.transcript else None, with_features=args.features, log=log,
-    )  # fmt: skip
+    transcript = Path(args.transcript) if args.transcript else None
+    settings = EvalSettings(policies, args.batch, args.max_length, transcript, args.features)
+    reports = evaluate(folder, data, names, settings, log=log)
     for report in reports:
         _show(report, bool(data.labels), args.json)
     return 0

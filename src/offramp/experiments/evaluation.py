@@ -66,24 +66,34 @@ class SplitReport:
     transcript: str | None
 
 
+@dataclass(frozen=True)
+class EvalSettings:
+    """Options of an evaluation. Raises ValueError for features without a transcript."""
+
+    policies: tuple[Policy, ...] = ()
+    """Policies that are replayed on the outputs of the exits."""
+    batch_size: int = 32
+    max_length: int | None = None
+    """Number of tokens to which texts are truncated; None: as in training, else the limit of the model."""
+    transcript: Path | None = None
+    """Folder for `store.transcript`."""
+    with_features: bool = False
+    """Whether transcripts hold the hidden states of the first token."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {self.batch_size}")
+        if self.with_features and self.transcript is None:
+            raise ValueError("with_features needs a transcript")
+
+
+DEFAULT_SETTINGS = EvalSettings()
+
+
 def evaluate(
-    folder: Path,
-    data: Splits,
-    names: Sequence[str],
-    *,
-    policies: Sequence[Policy] = (),
-    batch_size: int = 32,
-    max_length: int | None = None,
-    transcript: Path | None = None,
-    with_features: bool = False,
-    log: Log,
+    folder: Path, data: Splits, names: Sequence[str], settings: EvalSettings = DEFAULT_SETTINGS, *, log: Log
 ) -> list[SplitReport]:
     """Run every exit of a run folder or a store on the splits called `names`.
-
-    Args:
-        policies: policies that are replayed on the outputs of the exits.
-        max_length: tokens to which texts are truncated; None: as in training, else the limit of the model.
-        transcript: a folder for `store.transcript`; `with_features` adds the hidden states of the first token.
 
     Raises UsageError for an unknown split, for labels that the model does not have, and where a transcript exists;
     SourceError for the model, NonFiniteError naming the exit, DiskFullError.
@@ -93,9 +103,10 @@ def evaluate(
     chosen = data.named(names)
     facts = classifier_facts(folder)
     ids = model_label_ids(data.labels, facts.problem, facts.labels, folder)
-    for policy in policies:
+    for policy in settings.policies:
         policy.check(facts.num_exits, str(facts.problem))
-    max_length = max_length or trained_length(folder) or facts.max_length
+    max_length = settings.max_length or trained_length(folder) or facts.max_length
+    transcript = settings.transcript
     fingerprint, reports = _fingerprint(folder) if transcript else "", []
     with _classifier(folder) as model:
         for split, examples in chosen.items():
@@ -106,9 +117,9 @@ def evaluate(
                 data.name, split, str(facts.problem), facts.labels if data.labels else (), data.metrics,
                 fingerprint, digest(renamed) if transcript else "", max_length,
             )  # fmt: skip
-            feature_size = facts.hidden_size if with_features else 0
-            logits_KNC, path = _run(model, rows, batch_size, about, transcript, feature_size)
-            reports.append(report(about, rows.labels_N, logits_KNC, policies, path))
+            feature_size = facts.hidden_size if settings.with_features else 0
+            logits_KNC, path = _run(model, rows, settings.batch_size, about, transcript, feature_size)
+            reports.append(report(about, rows.labels_N, logits_KNC, settings.policies, path))
     return reports
 
 

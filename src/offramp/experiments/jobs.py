@@ -1,4 +1,4 @@
-"""What a worker process is asked to do, as one JSON object. Keeps to Python 3.8: `offramp profile` uses it."""
+"""Jobs of worker processes, with a JSON form. Keeps to Python 3.8: `offramp profile` uses it."""
 
 from __future__ import annotations
 

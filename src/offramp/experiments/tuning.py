@@ -34,7 +34,7 @@ MANY_SAMPLES = 100_000
 
 @dataclass(frozen=True)
 class Goal:
-    """What a policy must achieve. At least one of latency, drop and deadline is given; raises UsageError otherwise."""
+    """Requirements on a policy. At least one of latency, drop and deadline is given; raises UsageError otherwise."""
 
     latency_seconds: float | None = None
     """Mean latency of a text in seconds, its share of a batch: the policy with the best score within it is chosen."""
@@ -125,19 +125,16 @@ def _certified(
 
     log(f"certifying up to {len(ordered)} policies on {len(truth_N)} samples")
     method = _method(about.metrics, goal)
-    if method == goal.method:
+    kind, last, risk = ("certified" if method == goal.method else "estimated"), -1, 0.0
+    if kind == "certified":
         rows = [losses(truth_N, answers(each), full_N) for each in ordered]
         last = certify(rows, epsilon, delta, goal.method)
         risk = float(rows[last].mean())
-        kind = "certified"
-    else:
-        last, risk = -1, 0.0
-        for each in ordered:
-            drop, bound = _bootstrapped_drop(about.metrics, truth_N, full_N, answers(each), goal.confidence)
-            if bound > goal.max_drop:
-                break
-            last, risk = last + 1, drop / 100
-        kind = "estimated"
+    for each in ordered if kind == "estimated" else ():
+        drop, bound = _bootstrapped_drop(about.metrics, truth_N, full_N, answers(each), goal.confidence)
+        if bound > goal.max_drop:
+            break
+        last, risk = last + 1, drop / 100
     what = f"policy is {kind} to lose at most {goal.max_drop:g} points on {len(truth_N)} samples"
     remedy = "allow a larger --max-drop, a smaller --confidence, or certify on more"
     if last < 0:  # not even the full model
