@@ -83,7 +83,7 @@ def test_what_cannot_be_measured_is_told_before_anything_is(refused, store, name
     stops(2, "unknown split 'tune'", store, *named, "--split", "tune")
     stops(2, "several budgets", store, *named, "--budget", "1GiB,2GiB")
     stops(2, "--batch and --profile are for one batch size", store, *named, "--batch", 8)
-    stops(2, "'hope' is no rule", store, *named, "--exit", "hope")
+    stops(2, "'hope' is not a rule", store, *named, "--exit", "hope")
     stops(2, "patience:9", store, *named, "--exit", "patience:9")
     stops(2, "max_length 999", store, *named, "--max-length", 999)
     stops(3, "budget of 1.0 MiB", store, *named, "--budget", "1MiB")

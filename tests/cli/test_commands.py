@@ -135,7 +135,7 @@ def test_bench_measures_each_budget_in_its_own_process(run, store):
 
 
 def test_bench_ends_as_its_processes_do(refused, store, tmp_path):
-    refused(3, "smallest that", "bench", store, "--budget", "1MiB", "--repeat", "1")
+    refused(3, "the smallest budget that works is", "bench", store, "--budget", "1MiB", "--repeat", "1")
     refused(2, "none.txt", "bench", store, "--budget", "500MiB", "--repeat", "1", "--input", tmp_path / "none.txt")
 
 

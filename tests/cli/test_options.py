@@ -43,7 +43,7 @@ def test_every_backend_has_a_name_on_the_command_line(name):
 def test_an_unknown_option_of_load_is_named(store):
     with pytest.raises(ValueError, match="unknown engine option bugdet; known: budget"):
         offramp.load(store, bugdet="1MiB")
-    with pytest.raises(ValueError, match="backend must be one of ort, torch, not 'tpu'"):
+    with pytest.raises(ValueError, match=r"backend must be one of \('ort', 'torch', 'numpy'\), not 'tpu'"):
         offramp.load(store, backend="tpu")
 
 

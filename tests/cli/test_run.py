@@ -128,9 +128,9 @@ def test_output_that_could_not_be_written_is_refused_before_the_run(refused, sto
     for folder in (store, tmp_path / "nothing"):  # told before the store is opened
         refused(2, "no such folder", "run", folder, *BUDGET, "--text", "a", *trace)
         refused(2, "is a folder", "run", folder, *BUDGET, "--text", "a", "--trace", tmp_path)
-        refused(2, "no such folder", "profile", folder, *BUDGET, *picture, *trace)
-        refused(2, "no such folder", "profile", folder, *BUDGET, "--out", tmp_path / "none" / "m.svg")
-        refused(2, ".svg or .png", "profile", folder, *BUDGET, "--out", tmp_path / "m.gif")
+        refused(2, "no such folder", "memory", folder, *BUDGET, *picture, *trace)
+        refused(2, "no such folder", "memory", folder, *BUDGET, "--out", tmp_path / "none" / "m.svg")
+        refused(2, ".svg or .png", "memory", folder, *BUDGET, "--out", tmp_path / "m.gif")
     assert not (tmp_path / "m.svg").exists()
 
 
@@ -154,7 +154,7 @@ def test_labels_of_strangers_are_escaped(tmp_path, label, escaped):
 
 
 def test_an_impossible_budget_ends_with_3_and_names_the_smallest(refused, store):
-    said = refused(3, "smallest that", "run", store, "--budget", "1MiB", "--text", "the bank")
+    said = refused(3, "the smallest budget that works is", "run", store, "--budget", "1MiB", "--text", "the bank")
     assert "--budget " in said.err
 
 

@@ -186,9 +186,9 @@ def test_what_is_wrong_with_inputs_ends_with_2(refused, place, tmp_path):
     refused(2, "no images", "run", store, *BUDGET, "--input", tmp_path / "empty")
     refused(2, "cannot be decoded", "run", store, *BUDGET, "--input", tmp_path / "no.png")
     refused(2, "not a whole zip", "run", store, *BUDGET, "--input", tmp_path / "no.zip")
-    refused(2, "no length to truncate to", "run", store, *BUDGET, "--max-length", 8, "--input", place / "dev.zip")
+    refused(2, "no length to cut to", "run", store, *BUDGET, "--max-length", 8, "--input", place / "dev.zip")
     refused(2, "patience:4", "run", store, *BUDGET, "--exit", "patience:4", "--input", place / "dev.zip")
-    refused(3, "smallest that", "run", store, "--budget", "1MiB", "--input", place / "dev.zip")
+    refused(3, "the smallest budget that works is", "run", store, "--budget", "1MiB", "--input", place / "dev.zip")
 
 
 def test_what_is_wrong_with_data_ends_with_2(refused, place, tmp_path):
@@ -200,7 +200,9 @@ def test_what_is_wrong_with_data_ends_with_2(refused, place, tmp_path):
     refused(2, "the only class is 'bird'", *train, "--train", tmp_path / "one.zip")
     refused(2, "no images", *train, "--train", tmp_path)
     refused(2, "this is a regression", *train, "--train", place / "train.zip", "--regression")
-    refused(2, "--text-column", *train, "--train", place / "train.zip", "--text-column", "body")
+    refused(
+        2, "text_column and pair_column are for texts", *train, "--train", place / "train.zip", "--text-column", "body"
+    )
     refused(4, "the model takes images, the data are texts", *train, "--train", table)
     refused(4, "heads of the form 'own'", *train, "--train", place / "train.zip", "--heads", "own")
     score = ("eval", place / "run")

@@ -47,7 +47,7 @@ def test_a_policy_may_gain(column):
 def test_the_budget_is_checked_before_any_run(tmp_path):
     store = offramp.divide(write_tiny(tmp_path / "model", max_position_embeddings=MAX_LENGTH), tmp_path / "store")
     config = EngineConfig(max_length=MAX_LENGTH)
-    with pytest.raises(BudgetError, match="smallest that"):
+    with pytest.raises(BudgetError, match="the smallest budget that works is"):
         _budget(store, replace(config, budget=1 << 20))
     assert _budget(store, replace(config, budget=1 << 30)) == 1 << 30
     assert SPARE_BYTES < _budget(store, config) < 1 << 30

@@ -129,7 +129,10 @@ def test_a_pair_and_a_text_that_is_too_long(divided):
 
 ATTACKS = {
     "no ids": (lambda p: p["inputs"].pop("input_ids"), "input_ids"),
-    "another input": (lambda p: p["inputs"].update(pixels={"dtype": "int64", "shape": [2, 16]}), "pixels"),
+    "another input": (
+        lambda p: p["inputs"].update(pixels={"dtype": "int64", "axes": ["batch", "tokens"], "largest": []}),
+        "pixels",
+    ),
     "ids that are no numbers of rows": (lambda p: p["inputs"]["input_ids"].update(dtype="float32"), "input_ids"),
     "no vocabulary": (lambda p: p["texts"].update(vocab_size=0), "vocab_size"),
     "no length": (lambda p: p["texts"].update(max_length=0), "max_length"),

@@ -21,9 +21,9 @@ def test_sizes_and_durations_may_be_given_as_texts():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"budget": "12XB"}, "budget: a size is a number"),
-        ({"budget": 0}, "budget: a size is more than nothing"),
-        ({"deadline": "soon"}, "deadline: a duration is a number above 0"),
+        ({"budget": "12XB"}, "budget: a size must be a number and one of"),
+        ({"budget": 0}, "budget: a size must be positive, got 0"),
+        ({"deadline": "soon"}, "deadline: a duration must be a number above 0"),
         ({"exit": ""}, "exit: must be a text"),
         ({"exit": None}, "exit: must be a text, not None"),
         ({"profile": 3}, "profile: must be a text"),

@@ -118,9 +118,9 @@ def test_several_inputs_of_which_one_is_looked_up_in_a_table(tmp_path):
     example = {"numbers": x[:2], "word": words[:2]}
     store = offramp.divide(module, example, tmp_path / "store", exits=tmp_path / "run")
     with Store(store) as opened:
-        (look_up,) = opened.module.program.segments.look_ups.values()
+        (look_up,) = opened.program.lookups.values()
         assert (look_up.table, look_up.input) == ("table.weight", "word")
-        home = next(s for s in opened.module.shards.values() if s.tensors[0].name == "table.weight")
+        home = next(s for s in opened.manifest.shards.values() if s.tensors[0].name == "table.weight")
     with offramp.load(store, exit="confidence:0.5") as classifier:
         assert home.name not in str(classifier.describe_plan())
         results = classifier.predict([item for item, _ in examples[100:]])
@@ -176,8 +176,11 @@ def test_stages_of_another_size_leave_exits_where_they_are(tmp_path):
     module, _ = train(sequence, tmp_path / "run")
     store = offramp.divide(module, torch.randn(2, 8), tmp_path / "store", exits=tmp_path / "run", stage_bytes=1 << 20)
     with Store(store) as opened:
-        program = opened.module.program
-        starts = [program.flows[index].start.module for index in program.segments.exits]
+        program, starts, num_steps = opened.program, [], 0
+        for stage in program.stages:
+            num_steps += len(stage.steps)
+            if stage.exit is not None:
+                starts.append(program.module.parts[num_steps].start.module)
     points = json.loads((tmp_path / "run" / "exits.json").read_text())["points"]
     assert starts == [module for module, _, _ in points] and len(starts) == 2
 

@@ -115,8 +115,8 @@ def paired_bootstrap(statistic: Callable[..., float], sizes: Sequence[int], num_
 def bootstrap(statistic: Callable[..., float], sizes: Sequence[int], num_rounds: int) -> tuple[float, list[float]]:
     """Return a statistic of the samples, and of each resample; the arguments are those of `paired_bootstrap`."""
     generator = np.random.default_rng(0)
-    draws = [statistic(*(generator.integers(0, size, size) for size in sizes)) for _ in range(num_rounds)]
-    return statistic(*map(np.arange, sizes)), draws
+    value = statistic(*map(np.arange, sizes))
+    return value, [statistic(*(generator.integers(0, size, size) for size in sizes)) for _ in range(num_rounds)]
 
 
 def paired_interval(
