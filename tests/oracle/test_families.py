@@ -127,10 +127,11 @@ def test_a_pair_and_a_text_that_is_too_long(divided):
     assert len(results) == 2
 
 
+PIXELS = {"dtype": "int64", "axes": ["batch", "tokens"], "largest": []}
 ATTACKS = {
     "no ids": (lambda p: p["inputs"].pop("input_ids"), "input_ids"),
     "another input": (
-        lambda p: p["inputs"].update(pixels={"dtype": "int64", "axes": ["batch", "tokens"], "largest": []}),
+        lambda p: p["inputs"].update(pixels=PIXELS),
         "pixels",
     ),
     "ids that are no numbers of rows": (lambda p: p["inputs"]["input_ids"].update(dtype="float32"), "input_ids"),
