@@ -1,36 +1,65 @@
-# Two commands on a fresh machine: `make demo` and `make test`. Both set up .venv by themselves.
+# `make demo` and `make test` work on a fresh machine: both create .venv and install what they need.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Modules are compiled when they are first imported: compiling all of them would take longer than the rest.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest
+# One thread for each process: two processes with a pool each would wait for one another.
+PARALLEL := OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) --dist loadfile
+SRC := src/offramp
+DEVICE := $(addprefix $(SRC)/,__init__.py __main__.py errors.py units.py program store policies measure runtime session \
+	profiling tasks/__init__.py tasks/text.py) \
+	$(wildcard $(addprefix $(SRC)/backends/,__init__.py onnx.py onnx_segments.py numpy.py)) \
+	$(wildcard $(addprefix $(SRC)/cli/,__init__.py options.py run.py plan.py ls.py verify.py memory.py profile.py))
 
-.PHONY: demo test lint check bench glue clean
+.PHONY: help demo test test-all coverage guards device lint check bench glue clean
 
-demo: $(VENV)/.demo            ## train exits on real text, divide, run under a budget, draw the memory
+help:                          ## list the commands
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+demo: $(VENV)/.demo            ## train exits on text, divide, run under a budget, draw the memory
 	$(BIN)/offramp demo --out demo-out
 
-test: $(VENV)/.test            ## all tests
-	$(BIN)/python -m pytest
+test: $(VENV)/.test            ## run the tests that CI runs: all but the slow ones
+	$(PARALLEL) -m "not slow and not alone"
+	$(PYTEST) -m "not slow and alone"
 
-lint: $(VENV)/.test            ## format, lint, types, import contracts
+test-all: $(VENV)/.test        ## run all tests
+	$(PARALLEL) -m "not alone"
+	$(PYTEST) -m alone
+
+coverage: $(VENV)/.test        ## run all tests and print the line and branch coverage of src
+	$(PARALLEL) -m "not alone" --cov --cov-report=
+	$(PYTEST) -m alone --cov --cov-append --cov-report=term:skip-covered --cov-report=json:coverage.json
+
+guards: $(VENV)/.test          ## remove safety checks one by one, and check that a test fails for each
+	$(BIN)/python bench/guards.py
+
+device: $(VENV)/.test          ## run the golden answers under Python 3.8, NumPy 1.19 and ONNX Runtime 1.10
+	.ci/device.sh $(BIN)/python
+
+lint: $(VENV)/.test            ## check format, style, types, imports, and Python 3.8 in the rooms of a device
 	$(BIN)/ruff format --check src tests bench
 	$(BIN)/ruff check src tests bench
+	$(BIN)/vermin --quiet --no-tips --violations --target=3.8- $(DEVICE)
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports --no-cache
 
-check: lint test
+check: lint test device        ## run what CI runs
 
-bench: $(VENV)/.test           ## the figures of docs/results/main-job.md
+bench: $(VENV)/.test           ## measure the figures of docs/results/main-job.md
 	$(BIN)/python bench/main_job.py --out bench-out
 
-glue: $(VENV)/.test            ## the figures of docs/results/glue.md; hours on two cores, resumes; GLUE=folder
+glue: $(VENV)/.test            ## measure the figures of docs/results/glue.md: hours on two cores; resumes; GLUE=FOLDER
 	$(BIN)/python bench/glue.py --data $(GLUE) --workers 2
 	$(BIN)/python bench/glue_speed.py --data $(GLUE)
 	for task in sst2 mrpc stsb; do $(BIN)/python bench/glue_agree.py --data $(GLUE) --task $$task; done
 	$(BIN)/python bench/glue_report.py
 
-clean:
-	rm -rf $(VENV) demo-out bench-out glue-out
+clean:                         ## remove what these commands wrote
+	rm -rf $(VENV) demo-out bench-out glue-out .coverage coverage.json
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import glue
-from processes import offramp, run
+from processes import offramp, run, worker
 from records import add_record, read_records
 
 RESULTS = glue.RESULTS.with_name("glue-speed.jsonl")
@@ -27,14 +27,14 @@ TRAINERS = ("transformers' Trainer", "--loss last", "--loss pabee")
 
 
 def rivals(task: str, model: str, out: Path, file: Path) -> dict[str, list[str]]:
-    """Name -> command line. The store is made on the way. Plain: the same model, of whose heads none is run."""
+    """Name -> command line. Creates the store. Plain: the same model without any exit head."""
     run_name = glue.Run(task, "pabee", model=model).name
     store = out / "stores" / run_name
     if not store.exists():
         finished = run(offramp("divide", out / run_name, store), {})
         assert finished.returncode == 0, finished.errors
-    reference = [sys.executable, "-m", "offramp.experiments.reference", out / run_name, file, 128, THREADS]
-    found = {"transformers, plain": [*map(str, reference)]}
+    config = {"max_length": 128, "threads": THREADS}
+    found = {"transformers, plain": worker("reference", out / run_name, config, inputs={"file": str(file)})}
     ours = offramp("run", store, "--input", file, "--json", "--threads", THREADS, "--max-length", 128)
     found["offramp, plain"] = ours
     chosen = glue.done()[run_name]["splits"]["chosen"]
@@ -65,8 +65,8 @@ def time_inference(task: str, model: str, data: Path, out: Path, number: int) ->
         finished = run(command, {"OMP_NUM_THREADS": str(THREADS), "HF_HUB_OFFLINE": "1"})
         assert finished.returncode == 0, finished.errors
         *results, last = [json.loads(line) for _, line in finished.lines]
+        results, record = last.get("results", results), last["record"]
         exits = [result["exit_stage"] for result in results if "exit_stage" in result]
-        record = last["record"]
         found[name] = {
             "milliseconds": 1000 * record["seconds_total"] / record["num_inputs"],
             "mean_exit": sum(exits) / len(exits) if exits else None,

@@ -19,7 +19,7 @@ from typing import Any
 
 import glue
 import numpy as np
-from processes import offramp, rival, run
+from processes import offramp, rival, run, worker
 from records import add_record, read_records
 
 from offramp.measure import median
@@ -87,7 +87,7 @@ class Place:
         """A device profile, measured now."""
         path = self.folder / f"profile-{name}.json"
         words = ("--threads", THREADS, "--max-length", self.longest(), "--batch", batch)
-        finish(offramp("bench", self.store, "--save-profile", path, *words))
+        finish(offramp("profile", self.store, "--out", path, *words))
         return path
 
     def tune(self, profile: Path, latency_seconds: float, name: str, batch: int = 1) -> dict[str, Any]:
@@ -186,7 +186,7 @@ def against_patience(place: Place) -> dict[str, Any]:
     from offramp.policies import parse, replay
     from offramp.policies.codec import to_json
     from offramp.runtime.profile import load_profile
-    from offramp.store.policy_file import PolicyFile, write_policy
+    from offramp.store.policy_file import MeasuredOn, PolicyFile, Prediction, write_policy
     from offramp.store.transcript import read_transcript
     from offramp.tasks.metrics import paired_interval, score
 
@@ -210,7 +210,9 @@ def against_patience(place: Place) -> dict[str, Any]:
         chosen = trials.best_use_of(tried, seconds, lambda line: None).policy
         path = place.folder / f"against-{text}.json"
         about = {"task": place.task}
-        write_policy(path, PolicyFile(to_json(chosen), dev.about.model_sha256, None, {}, None, about, {}, []))
+        write_policy(
+            path, PolicyFile(to_json(chosen), dev.about.model_sha256, None, Prediction(), None, about, MeasuredOn(), [])
+        )
         exits = [replay(policy, logits_KNC, problem, lengths_N) for policy in (chosen, parse(text))]
         ours_N, theirs_N = (answer_at(logits_KNC, exit_N) for exit_N in exits)
         gain, low, high = paired_interval(metrics, dev.labels_N, ours_N, theirs_N)
@@ -321,6 +323,7 @@ def tuning_time(out: Path) -> dict[str, Any]:
     """Of a transcript of 10,000 x 12 exits."""
     from offramp.experiments.tuning import Goal, tune
     from offramp.runtime.profile import DeviceProfile
+    from offramp.store.policy_file import MeasuredOn
     from offramp.store.transcript import About, Transcript
 
     generator, num, exits = np.random.default_rng(0), 10_000, 12
@@ -334,7 +337,7 @@ def tuning_time(out: Path) -> dict[str, Any]:
     rows = (row, tuple(5 * each for each in row))
     heads = ((0.0001,) * (exits - 1),) * 2
     profile = DeviceProfile(
-        {}, (8, 128), rows, rows, rows, heads, 0.0, rows, row, row, row, rows, heads, (0.0, 0.0), 0.0, 0.1, 3
+        MeasuredOn(), (8, 128), rows, rows, rows, heads, 0.0, rows, row, row, row, rows, heads, (0.0, 0.0), 0.0, 0.1, 3
     )
     began = time.perf_counter()
     tune(transcript, None, profile, Goal(latency_seconds=0.15), lambda line: None)
@@ -396,8 +399,8 @@ def bulk(out: Path) -> dict[str, Any]:
     store, rounds = base_shape(out), []
     texts = long_texts(out, BULK_TEXTS)
     for _ in range(SHAPE_ROUNDS):
-        words = ("--budget", SHAPE_BUDGET, "--batch", "bulk", "--max-length", MAX_LENGTH, "--once", "--input", texts)
-        (ours,) = finish(offramp("bench", store, *words, "--threads", THREADS, "--json"))
+        config = {"budget": SHAPE_BUDGET, "batch": "bulk", "max_length": MAX_LENGTH, "threads": THREADS}
+        (ours,) = finish(worker("inputs", store, config, inputs={"file": str(texts)}))
         (theirs,) = finish(rival("throughput", out / "shapes" / "bert-base", "--threads", THREADS))
         rounds.append({
             "rows": ours["batch"], "ours": BULK_TEXTS / ours["texts"]["seconds"], "bytes": ours["bytes_read_per_input"],
@@ -429,12 +432,13 @@ def _there_and_back(store: Path, texts: Path, budget: str) -> dict[str, Any]:
     from offramp.runtime.profile import load_profile
 
     path = texts.with_name("profile.json")
+    config = {"budget": budget, "threads": THREADS, "max_length": MAX_LENGTH}
     common = ("--budget", budget, "--threads", THREADS, "--max-length", MAX_LENGTH)
-    finish(offramp("bench", store, "--save-profile", path, *common))
+    finish(offramp("profile", store, "--out", path, *common))
     profile, exits = load_profile(path), ("none", *(f"stage:{stage}" for stage in STAGES))
     passes: dict[str, list[dict[str, Any]]] = {exit: [] for exit in exits}
     for exit in exits + exits[::-1]:
-        passes[exit] += finish(offramp("bench", store, "--once", "--input", texts, "--exit", exit, "--json", *common))
+        passes[exit] += finish(worker("inputs", store, {**config, "exit": exit}, inputs={"file": str(texts)}))
     found = {}
     for exit, records in passes.items():
         policy = parse(exit)

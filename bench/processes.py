@@ -35,6 +35,19 @@ def offramp(*words: object) -> list[str]:
     return [sys.executable, "-m", "offramp", *map(str, words)]
 
 
+_RUN_JOB = """import json, sys
+from offramp.experiments.children import run_worker
+from offramp.experiments.jobs import WorkerJob
+job = WorkerJob.from_json(json.loads(sys.argv[1]))
+print(json.dumps(run_worker(job, lambda line: print(line, file=sys.stderr))))"""
+
+
+def worker(job: str, store: object, config: dict[str, Any], **more: Any) -> list[str]:
+    """A command that runs a job of a worker process and prints its result as one JSON line."""
+    tree = {"job": job, "store": str(store), "config": config, **more}
+    return [sys.executable, "-c", _RUN_JOB, json.dumps(tree)]
+
+
 def rival(*words: object) -> list[str]:
     """A subcommand of rivals.py."""
     return [sys.executable, str(RIVALS), *map(str, words)]

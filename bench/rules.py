@@ -27,7 +27,7 @@ def finish(command: list[str], threads: int) -> list[dict[str, Any]]:
 def measure(store: Path, splits: Any, inputs: Path, num_inputs: int, threads: int) -> dict[str, Any]:
     """Of a store that was divided from a run folder; so many `inputs` are of dev, for the latency."""
     from offramp.experiments.choosing import ALLOWED_LOSS, candidates, try_policies
-    from offramp.experiments.evaluation import answer_at, evaluate
+    from offramp.experiments.evaluation import EvalSettings, answer_at, evaluate
     from offramp.policies import parse, replay
     from offramp.store.transcript import read_transcript
     from offramp.tasks.metrics import answers, paired_interval, score_exits
@@ -35,7 +35,7 @@ def measure(store: Path, splits: Any, inputs: Path, num_inputs: int, threads: in
     transcripts = store.with_name(store.name + "-transcripts")
     names = ("tune", "certify", "dev")
     if not transcripts.exists():
-        evaluate(store, splits, names, transcript=transcripts, batch_size=100, say=print)
+        evaluate(store, splits, names, EvalSettings(transcript=transcripts, batch_size=100), log=print)
     said, found = {}, {}
     for split in names:
         transcript = read_transcript(transcripts, split)

@@ -25,8 +25,6 @@ import offramp
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # of the golden stores
 QUICK = ("--loss", "heads-only", "--heads-epochs", 3, "--batch", 16)
-_smallest: dict[tuple, int] = {}
-"""The smallest budget in MiB that this process found, by store, backend and batch."""
 
 
 def call(*words: object) -> None:
@@ -83,17 +81,21 @@ def divide(models: Path, stores: Path) -> None:
     offramp.divide(small_models.scrambled(small_models.Tied), torch.tensor([[1, 2, 3, 4]]), stores / "tied")
 
 
-def smallest_mib(load: Any, key: tuple) -> int:
-    """Return the smallest budget in MiB that an error of `load` recommends when 1 MiB is asked for."""
-    if key not in _smallest:
+def load_above(load: Any, extra_mib: int) -> Any:
+    """Return a classifier under the smallest budget that errors of `load` recommend and `extra_mib` above it.
+
+    The process may grow between two attempts: each error names a new smallest budget.
+    """
+    budget = 1
+    for _ in range(10):
         try:
-            load("1MiB").close()
+            return load(f"{budget}MiB")
         except offramp.OfframpError as error:
             found = re.findall(r"([0-9]+) ?MiB", str(error))
-            if not found:
+            if "too small" not in str(error) or not found:
                 raise
-            _smallest[key] = int(found[-1])
-    return _smallest[key]
+            budget = int(found[-1]) + extra_mib
+    raise RuntimeError(f"a budget of {budget} MiB was recommended and refused")
 
 
 def predict(cell: dict[str, Any]) -> dict[str, Any]:
@@ -103,17 +105,7 @@ def predict(cell: dict[str, Any]) -> dict[str, Any]:
     def load(budget: Any) -> Any:
         return offramp.load(cell["store"], budget=budget, threads=cell["threads"], **options)
 
-    for attempt in range(8):  # the process grows between two loads
-        budget = None
-        if cell["extra_mib"] is not None:
-            key = (cell["store"], cell["backend"], cell["batch"])
-            budget = f"{smallest_mib(load, key) + cell['extra_mib'] + attempt}MiB"
-        try:
-            classifier = load(budget)
-            break
-        except offramp.OfframpError as error:
-            if budget is None or "too small" not in str(error):
-                raise
+    classifier = load(None) if cell["extra_mib"] is None else load_above(load, cell["extra_mib"])
     with classifier:
         results = classifier.predict(inputs_of(cell["inputs"]))
         plan = classifier.describe_plan()

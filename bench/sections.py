@@ -9,7 +9,7 @@ from typing import Any
 
 import jail
 from folders import LOOK, THREADS, TOKENS, Folders, words
-from processes import failure, json_result, offramp, rival, run
+from processes import failure, json_result, offramp, rival, run, worker
 from traces import run_traced, spans_of
 
 PASSES = 10
@@ -66,8 +66,7 @@ def latency(folders: Folders) -> list[Trial]:
 
 
 def _bench(folders: Folders, budget: str) -> list[str]:
-    engine = ("--budget", budget, "--threads", THREADS, "--passes", PASSES)
-    return offramp("bench", folders.store, "--once", *engine)
+    return worker("passes", folders.store, {"budget": budget, "threads": THREADS}, passes=PASSES)
 
 
 def warm_all(folders: Folders) -> None:

@@ -1,16 +1,47 @@
-"""What holds for all tests."""
+"""Fixtures for all tests, and the selection of tests that are slow or run alone."""
 
 import signal
+import threading
+import time
 
 import pytest
 
-if (
-    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-):  # as of a job that a shell began with `&`; children would ignore it
+from tests.selection import select
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts background jobs so; children would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(config, items):
+    select(items, is_whole=config.args == config.getini("testpaths") and not config.option.keyword)
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
-    """Nothing is remembered between tests, and nothing is written to the user's cache."""
+    """Give every test a cache folder of its own, so that no test reads or writes the user's."""
     monkeypatch.setenv("OFFRAMP_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+class Clock:
+    """A clock that only `sleep` advances noticeably: each reading adds a microsecond, so that no duration is zero."""
+
+    def __init__(self):
+        self._seconds, self._lock = 0.0, threading.Lock()
+
+    def sleep(self, seconds):
+        """Advance the clock without waiting."""
+        with self._lock:
+            self._seconds += seconds
+
+    def read(self):
+        """Return the time in seconds; replaces `time.perf_counter`."""
+        self.sleep(1e-6)
+        return self._seconds
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Replace `time.perf_counter`, so that measured durations do not depend on what else the machine does."""
+    clock = Clock()
+    monkeypatch.setattr(time, "perf_counter", clock.read)
+    return clock

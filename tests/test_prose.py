@@ -45,7 +45,15 @@ DONE = [
     "checkpoints/**/*.py",
 ]
 """Files of the package that follow the rules, relative to `src/offramp`. At the end: `["**/*.py"]`."""
-DOCUMENTS = ["README.md", "CHANGELOG.md", "SECURITY.md", "docs/*.md", "docs/decisions/*.md", "docs/results/*.md"]
+DOCUMENTS = [
+    "README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "docs/*.md",
+    "docs/decisions/*.md",
+    "docs/results/*.md",
+]
 """Documents that follow the rules, relative to the repository."""
 MINIMUM_BANNED = 40
 """Lines of the word list. Raise it with the list, which only grows."""

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offramp.units import format_size, parse_size
+from offramp.units import format_size, parse_count, parse_size
 
 
 @pytest.mark.parametrize(
@@ -75,3 +76,15 @@ def test_what_is_formatted_reads_back_within_its_digit(num_bytes):
 def test_sizes_are_said_in_mib():
     assert format_size(128 << 20) == "128.0 MiB"
     assert format_size(1 << 19) == "0.5 MiB"
+
+
+@pytest.mark.parametrize(("count", "expected"), [(1, 1), ("12", 12), (np.int64(3), 3)])
+def test_counts_are_whole_numbers_or_texts(count, expected):
+    found = parse_count(count)
+    assert (found, type(found)) == (expected, int)
+
+
+@pytest.mark.parametrize("count", [0, -1, True, 1.0, "0", "-1", "1.5", "²", "", None])
+def test_what_is_no_count_is_refused(count):
+    with pytest.raises(ValueError, match="a whole number of at least 1, not "):
+        parse_count(count)

@@ -36,8 +36,9 @@ class OfframpError(Exception):
 
 
 def shown(part: object) -> str:
-    """Return `part` as printable text: control characters are escaped, because they could move the cursor or forge a
-    line.
+    """Return `part` as printable text.
+
+    Control characters are escaped, because they could move the cursor or forge a line; long text is shortened.
     """
     text = str(part)
     if len(text) > _LONGEST_PART:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from numbers import Integral
 from typing import Union
 
 _SIZE_UNITS = {
@@ -35,6 +36,15 @@ def parse_size(size: Union[int, str]) -> int:
     if num_bytes <= 0:
         raise ValueError(f"a size must be positive, got {size!r}")
     return num_bytes
+
+
+def parse_count(count: Union[int, str]) -> int:
+    """Return a whole number of at least 1. Raises ValueError for anything else."""
+    is_number = isinstance(count, Integral) and not isinstance(count, bool)  # NumPy integers as well
+    is_text = isinstance(count, str) and count.isascii() and count.isdigit()
+    if not (is_number or is_text) or int(count) < 1:
+        raise ValueError(f"a whole number of at least 1, not {count!r}")
+    return int(count)
 
 
 def named_size(num_bytes: int) -> str:

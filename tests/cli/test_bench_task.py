@@ -68,7 +68,7 @@ def test_people_get_a_table(run, named, tmp_path):
     assert heading.endswith("medians of 1 rounds")
     assert "by layer count" in head
     assert [row.split()[:2] for row in rows[:3]] == [["plain", "1"], ["plain", "8"], ["plain", "bulk"]]
-    assert rows[3].startswith("Latencies are of a batch."), "without exits there is nothing to cut at"
+    assert rows[3].startswith("Latencies are per batch."), "without exits there is nothing to cut at"
 
 
 def test_what_cannot_be_measured_is_told_before_anything_is(refused, store, named, dev, tmp_path):
@@ -77,13 +77,12 @@ def test_what_cannot_be_measured_is_told_before_anything_is(refused, store, name
 
     stops(2, "labelled data and something else", store, *named, "--input", dev)
     stops(2, "labelled data and something else", store, "--task", "sst2", "--text", "a")
-    stops(2, "labelled data and something else", store, "--task", "sst2", "--save-profile", tmp_path / "p.json")
     stops(2, "both a task and a table", store, *named, "--task", "sst2")
     stops(2, "no data", store, "--data", tmp_path)
     stops(2, "no column 'sentence'", store, "--dev", dev, "--label-column", "kind")
     stops(2, "unknown split 'tune'", store, *named, "--split", "tune")
     stops(2, "several budgets", store, *named, "--budget", "1GiB,2GiB")
-    stops(2, "--batch and --profile are of one batch size", store, *named, "--batch", 8)
+    stops(2, "--batch and --profile are for one batch size", store, *named, "--batch", 8)
     stops(2, "'hope' is not a rule", store, *named, "--exit", "hope")
     stops(2, "patience:9", store, *named, "--exit", "patience:9")
     stops(2, "max_length 999", store, *named, "--max-length", 999)

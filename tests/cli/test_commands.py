@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ET
 import pytest
 
 import offramp
-from offramp.cli import COMMANDS
+from offramp.cli import COMMANDS, NEEDS_NEWER_PYTHON
 from tests.cli.conftest import NUM_LAYERS, write_tiny
 
 BUDGET = ("--budget", "2GiB")
@@ -135,7 +135,7 @@ def test_bench_measures_each_budget_in_its_own_process(run, store):
 
 
 def test_bench_ends_as_its_processes_do(refused, store, tmp_path):
-    refused(3, "smallest budget that works", "bench", store, "--budget", "1MiB", "--repeat", "1")
+    refused(3, "the smallest budget that works is", "bench", store, "--budget", "1MiB", "--repeat", "1")
     refused(2, "none.txt", "bench", store, "--budget", "500MiB", "--repeat", "1", "--input", tmp_path / "none.txt")
 
 
@@ -145,10 +145,10 @@ def test_bench_spends_no_round_if_a_budget_is_impossible(refused, store):
 
 
 def test_random_input_is_no_longer_than_the_model_reads(run, refused, store, tmp_path):
-    assert run("profile", store, *BUDGET, "--out", tmp_path / "m.svg").code == 0
+    assert run("memory", store, *BUDGET, "--out", tmp_path / "m.svg").code == 0
     assert run("bench", store, "--budget", "500MiB", "--repeat", "1", "--passes", "1").code == 0
     too_long = ("--max-length", "999")
-    refused(2, "max_length 999", "profile", store, *BUDGET, "--out", tmp_path / "m.svg", *too_long)
+    refused(2, "max_length 999", "memory", store, *BUDGET, "--out", tmp_path / "m.svg", *too_long)
     refused(2, "max_length 999", "bench", store, "--budget", "500MiB", "--repeat", "1", *too_long)
 
 
@@ -156,11 +156,39 @@ def test_bench_refuses_exits_on_random_input(refused, store):
     refused(2, "give --input", "bench", store, "--budget", "500MiB", "--exit", "patience:1")
 
 
-def test_profile_draws_a_picture(run, store, tmp_path):
-    said = run("profile", store, *BUDGET, "--out", tmp_path / "m.svg", "--max-length", "8", "--json")
+def test_memory_draws_a_picture(run, store, tmp_path):
+    said = run("memory", store, *BUDGET, "--out", tmp_path / "m.svg", "--max-length", "8", "--json")
     assert said.code == 0
     assert said.lines[0]["picture"] == str(tmp_path / "m.svg")
     assert ET.parse(tmp_path / "m.svg").getroot().tag.endswith("svg")
+
+
+@pytest.mark.parametrize(
+    ("words", "replacement"),
+    [
+        (("profile", "STORE", "--out", "m.svg"), "offramp memory STORE --out m.svg"),
+        (("profile", "STORE", "--out", "m.png"), "offramp memory STORE --out m.png"),
+        (("profile", "STORE", "--passes", "3"), "offramp memory STORE --passes N"),
+        (("profile", "STORE", "--trace=t.jsonl"), "offramp memory STORE --trace FILE"),
+        (("bench", "STORE", "--save-profile", "p.json"), "offramp profile STORE --out FILE"),
+        (("bench", "STORE", "--save-profile=p.json"), "offramp profile STORE --out FILE"),
+    ],
+)
+def test_an_earlier_spelling_names_the_present_one(refused, store, words, replacement):
+    said = refused(2, replacement, *(store if word == "STORE" else word for word in words))
+    assert len(said.err.splitlines()) == 1
+
+
+def test_a_profile_needs_a_json_file(refused, store, tmp_path):
+    refused(2, ["give --out profile.json", "offramp memory STORE"], "profile", store)
+    refused(2, "use .json", "profile", store, "--out", tmp_path / "profile.txt")
+    refused(2, "no such folder", "profile", store, "--out", tmp_path / "none" / "profile.json")
+
+
+@pytest.mark.parametrize("command", NEEDS_NEWER_PYTHON)
+def test_a_command_that_needs_a_newer_python_names_it(refused, monkeypatch, command):
+    monkeypatch.setattr(sys, "version_info", (3, 8, 18))
+    refused(2, [f"offramp {command} needs Python 3.10 or newer", "this is 3.8.18"], command)
 
 
 def test_env_names_versions_and_hardware(run):

@@ -78,7 +78,7 @@ def test_what_is_wrong_is_told(refused, place, tmp_path):
     refused(2, "the module takes arrays", "run", place / "store", "--text", "hello")
     refused(2, "no array 'label' of labels", "eval", place / "store", "--dev", place / "data.npz")
     np.savez(tmp_path / "other.npz", x=np.zeros((3, 8), np.float32))
-    refused(2, "the module takes (0: float32, 1 extents)", "run", place / "store", "--input", tmp_path / "other.npz")
+    refused(2, "the module takes (0: float32, 1 axes)", "run", place / "store", "--input", tmp_path / "other.npz")
     refused(2, "cannot be read", "run", place / "store", "--input", tmp_path / "absent.npz")
     refused(2, "there is no length to cut to", "run", place / "store", "--max-length", 8, "--input", place / "data.npz")
 
@@ -97,7 +97,7 @@ def test_a_text_classifier_of_any_family(run, tmp_path, one_thread):
         ("tune", store, *kept, "--latency", "1s", *BUDGET, "--out", tmp_path / "policy.json"),
         ("plan", store, *BUDGET, "--max-length", 16),
         ("run", store, "--exit", tmp_path / "policy.json", *BUDGET, "--text", "the red sky", "--pair", "red", "green"),
-        ("bench", store, "--once", "--passes", 3, "--max-length", 16, *BUDGET),
+        ("bench", store, "--passes", 3, "--repeat", 1, "--max-length", 16, "--json", *BUDGET),
     ):
         said = run(*words)
         assert said.code == 0, (words[0], said.err)

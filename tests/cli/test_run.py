@@ -118,7 +118,7 @@ def test_usage_errors_end_with_2(refused, store, tmp_path):
 
 
 @pytest.mark.parametrize("column", ["--text-column", "--pair-column"])
-@pytest.mark.parametrize("command", ["run", "plan", "profile", "bench"])
+@pytest.mark.parametrize("command", ["run", "plan", "memory", "bench"])
 def test_columns_of_no_file_are_refused(refused, store, command, column):
     refused(2, "name columns of a file", command, store, "--budget", "2GiB", "--text", "a", column, "body")
 
@@ -128,9 +128,9 @@ def test_output_that_could_not_be_written_is_refused_before_the_run(refused, sto
     for folder in (store, tmp_path / "nothing"):  # told before the store is opened
         refused(2, "no such folder", "run", folder, *BUDGET, "--text", "a", *trace)
         refused(2, "is a folder", "run", folder, *BUDGET, "--text", "a", "--trace", tmp_path)
-        refused(2, "no such folder", "profile", folder, *BUDGET, *picture, *trace)
-        refused(2, "no such folder", "profile", folder, *BUDGET, "--out", tmp_path / "none" / "m.svg")
-        refused(2, ".svg or .png", "profile", folder, *BUDGET, "--out", tmp_path / "m.gif")
+        refused(2, "no such folder", "memory", folder, *BUDGET, *picture, *trace)
+        refused(2, "no such folder", "memory", folder, *BUDGET, "--out", tmp_path / "none" / "m.svg")
+        refused(2, ".svg or .png", "memory", folder, *BUDGET, "--out", tmp_path / "m.gif")
     assert not (tmp_path / "m.svg").exists()
 
 
@@ -154,7 +154,7 @@ def test_labels_of_strangers_are_escaped(tmp_path, label, escaped):
 
 
 def test_an_impossible_budget_ends_with_3_and_names_the_smallest(refused, store):
-    said = refused(3, "smallest budget that works", "run", store, "--budget", "1MiB", "--text", "the bank")
+    said = refused(3, "the smallest budget that works is", "run", store, "--budget", "1MiB", "--text", "the bank")
     assert "--budget " in said.err
 
 
@@ -186,4 +186,4 @@ def test_direct_reads_that_are_not_to_be_had_are_told(run, store, monkeypatch):
     said = run("run", store, *BUDGET, "--reads", "direct", "--text", "the bank", "--json")
     assert said.code == 0
     assert said.lines[-1]["record"]["reads"] == "buffered"
-    assert "offramp: warning: this file system has no direct reads" in said.err
+    assert "offramp: warning: this file system does not support direct reads" in said.err

@@ -56,7 +56,7 @@ def test_a_table_of_ones_own_goes_from_training_to_a_run(run, trained, table, tm
     assert said.code == 0
     head, columns, *rows = said.out.splitlines()
     assert head.startswith("dev: ")
-    assert columns.split("  ")[-1] == "right, last wrong"
+    assert columns.split("  ")[-1] == "correct here, wrong at last exit"
     assert [row.split()[:2] for row in rows[:3]] == [["exit", "1"], ["exit", "2"], ["exit", "3"]]
     assert rows[3].startswith("overthinking: ")
     assert run("divide", trained, tmp_path / "store").code == 0
@@ -91,7 +91,7 @@ def test_transcripts_of_several_splits(run, refused, trained, table, tmp_path):
         assert [row["policy"] for row in line["policies"]] == ["patience:1", "confidence:0.9"]
         assert kept.about.max_length == 16, "as in training"
     refused(2, "target exists", *words)
-    refused(2, "--features are kept in a transcript", "eval", trained, "--train", table, "--features")
+    refused(2, "--features are written to a transcript", "eval", trained, "--train", table, "--features")
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -176,7 +176,8 @@ def other_labels(folder):
 
 def test_rows_that_may_have_been_trained_on_are_not_scored_as_others(run, refused, trained, table, tmp_path):
     """Trained with 60 % of the table, a cut of 80 % or another seed would put rows of train into tune."""
-    refused(2, ("cut otherwise than in training", "cuts_dev True there, False here"), "eval", trained, "--train", table,
+    refused(2, ("split differently than in training",
+               "cuts_dev True there, False here"), "eval", trained, "--train", table,
             "--dev", table, "--split", "tune")  # fmt: skip
     refused(2, "split_seed 0 there, 1 here", "eval", trained, "--train", table, "--split-seed", 1)
     run("divide", trained, tmp_path / "store")

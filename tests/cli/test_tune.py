@@ -12,7 +12,7 @@ from offramp.policies import parse
 from offramp.policies.codec import to_json
 from offramp.policies.learned import Index
 from offramp.runtime.profile import load_profile, save_profile
-from offramp.store.policy_file import PolicyFile, write_policy
+from offramp.store.policy_file import MeasuredOn, PolicyFile, Prediction, write_policy
 from offramp.store.transcript import read_transcript
 from tests.training.tiny import LABELS, VOCABULARY, examples, make_model
 
@@ -31,7 +31,7 @@ def made(tmp_path_factory):
     call(folder, "divide", "run", "store")
     eval_words = ("--train", "mine.tsv", "--split", "tune,certify,dev", "--transcript", "transcripts")
     call(folder, "eval", "store", *eval_words)
-    call(folder, "bench", "store", "--save-profile", "profile.json", *TIGHT)
+    call(folder, "profile", "store", "--out", "profile.json", *TIGHT)
     return folder
 
 
@@ -62,7 +62,7 @@ def middle(made):
 def test_a_policy_for_a_latency_is_found_told_and_run(run, tune, made, tmp_path):
     said = tune("--latency", middle(made), "--out", tmp_path / "policy.json")
     assert said.code == 0, said.err
-    assert said.out.splitlines()[0].startswith("at most as slow")
+    assert said.out.splitlines()[0].startswith("policies at most as slow")
     assert f"{tmp_path / 'policy.json'}: " in said.out
     told = run("tune", "--explain", tmp_path / "policy.json")
     assert told.out.splitlines()[0].startswith("the front")
@@ -112,7 +112,7 @@ def test_a_drop_is_certified(tune, tmp_path):
 
 def test_a_deadline_goes_with_the_policy(run, tune, made, tmp_path):
     said = tune("--deadline", "5s", "--out", tmp_path / "policy.json")
-    assert "deadline: 5000 ms a request" in said.out
+    assert "deadline: 5000 ms per request" in said.out
     done = run("run", made / "store", "--exit", tmp_path / "policy.json", "--text", "a red rose", "--json")
     assert done.lines[-1]["record"]["deadline_seconds"] == 5.0
     other = run("run", made / "store", "--exit", tmp_path / "policy.json", "--deadline", "9s", "--text", "a", "--json")
@@ -130,9 +130,9 @@ def test_without_a_profile_one_is_measured_and_remembered(run, made, tmp_path, m
 
 
 def test_a_batch_of_several_has_its_own_profile_and_policy(run, refused, tune, made, tmp_path):
-    said = run("bench", made / "store", "--save-profile", tmp_path / "four.json", "--batch", 4, *TIGHT)
+    said = run("profile", made / "store", "--out", tmp_path / "four.json", "--batch", 4, *TIGHT)
     assert said.code == 0, said.err
-    assert said.out.splitlines()[-1] == "an input's share of passes of 4 rows"
+    assert said.out.splitlines()[-1] == "per input, for passes of 4 rows"
     profile = load_profile(tmp_path / "four.json")
     assert profile.batch == 4
     share = f"{1e3 * profile.seconds[0][0] / 4:.2f} ms"
@@ -141,7 +141,7 @@ def test_a_batch_of_several_has_its_own_profile_and_policy(run, refused, tune, m
     given = (*words, "--profile", tmp_path / "four.json", "--latency", "1s", "--out", out)
     said = run(*given, "--batch", 4)
     assert said.code == 0, said.err
-    assert "ms an input at batch 4, mean exit" in said.out
+    assert "ms per input at batch 4, mean exit" in said.out
     assert run("tune", "--explain", out).out.splitlines()[-1].endswith("; latencies hold for batch 4")
     assert json.loads(out.read_text())["measured_on"]["batch"] == 4
     words_of_run = ("run", made / "store", "--exit", out, "--text", "a red rose", "--text", "a", "--json")
@@ -157,7 +157,7 @@ def test_a_batch_of_several_has_its_own_profile_and_policy(run, refused, tune, m
     assert tuned.lines[0]["batch"] == 1
     refused(4, "(batch 1 there, 4 here)", *words, "--profile", made / "profile.json", "--latency", "1s", "--out", out,
             "--batch", 4)  # fmt: skip
-    bulk = ("bench", made / "store", "--save-profile", tmp_path / "bulk.json", "--batch", "bulk")
+    bulk = ("profile", made / "store", "--out", tmp_path / "bulk.json", "--batch", "bulk")
     refused(2, "a profile is of a fixed number of rows", *bulk)
 
 
@@ -227,17 +227,20 @@ def test_a_policy_file_with_another_policy_inside_is_refused(refused, tune, made
     tree = json.loads((tmp_path / "policy.json").read_text())
     for change in (
         {"predicted": []}, {"front": None}, {"certificate": 3}, {"model_sha256": []}, {"deadline_seconds": "soon"},
-        {"deadline_seconds": 0},
+        {"deadline_seconds": 0}, {"predicted": {"score": "high"}}, {"predicted": {"luck": 1}}, {"measured_on": []},
+        {"measured_on": {"weather": "fine"}}, {"measured_on": {"budget_bytes": "1MiB"}}, {"tuned_on": 1},
     ):  # fmt: skip
         (tmp_path / "bad.json").write_text(json.dumps({**tree, **change}))
         (name,) = change
-        what = f"policy file whose {name!r} is none"
+        what = f"policy file with an invalid {name!r}"
         refused(4, what, "run", made / "store", "--exit", tmp_path / "bad.json", "--text", "a")
         refused(4, what, "tune", "--explain", tmp_path / "bad.json")
     (tmp_path / "bad.json").write_text(json.dumps({**tree, "predicted": {}}))
-    refused(4, "does not say how it was tuned (KeyError", "tune", "--explain", tmp_path / "bad.json")
+    refused(4, "does not record how it was tuned (TypeError", "tune", "--explain", tmp_path / "bad.json")
     (tmp_path / "bad.json").write_text(json.dumps({**tree, "predicted": {"reached": [2.0]}}))
-    refused(4, "no shares of rows", "run", made / "store", "--exit", tmp_path / "bad.json", "--text", "a")
+    shares = "'predicted' (reached must be the share of rows that reach each layer"
+    refused(4, shares, "run", made / "store", "--exit", tmp_path / "bad.json", "--text", "a")
+    refused(4, shares, "tune", "--explain", tmp_path / "bad.json")
     for policy in (3, {"kind": "oracle"}, {"kind": "rule", "text": "hope"}, {"kind": ["rule"]}):
         (tmp_path / "bad.json").write_text(json.dumps({**tree, "policy": policy}))
         code = 2 if isinstance(policy, dict) and policy.get("text") == "hope" else 4
@@ -262,7 +265,7 @@ def test_a_profile_tells_the_guard_what_to_expect(refused, run, made, tmp_path):
 def test_a_profile_holds_for_its_budget_whatever_the_lengths(run, refused, made, tmp_path):
     """A plan for shorter texts keeps more than the one that was profiled under the same budget."""
     budget, profile = ("--budget", "4GiB"), tmp_path / "profile.json"
-    assert run("bench", made / "store", "--save-profile", profile, *budget, *TIGHT).code == 0
+    assert run("profile", made / "store", "--out", profile, *budget, *TIGHT).code == 0
     words = ("run", made / "store", "--text", "a", "--deadline", "10s", "--json", "--profile", profile)
     assert run(*words, *budget).code == 0
     tree = json.loads(profile.read_text())
@@ -283,7 +286,7 @@ def doubtful(place, num_exits):
 
 def write_file(path, made, policy, **changes):
     about = read_transcript(made / "transcripts", "tune").about
-    file = PolicyFile(to_json(policy), about.model_sha256, None, {}, None, {}, {}, [])
+    file = PolicyFile(to_json(policy), about.model_sha256, None, Prediction(), None, {}, MeasuredOn(), [])
     write_policy(path, dataclasses.replace(file, **changes))
     return path
 
@@ -292,7 +295,7 @@ def test_an_index_weighs_the_seconds_of_the_profile_that_run_is_given(run, made,
     """Where exits beyond the first take ages, nobody goes on; other files are not touched, and say so."""
     profile = load_profile(made / "profile.json")
     policy = doubtful(made, profile.num_exits)
-    elsewhere = {**profile.measured_on, "cpu_model": "Another"}
+    elsewhere = dataclasses.replace(profile.measured_on, cpu_model="Another")
     index = write_file(tmp_path / "index.json", made, policy, certificate={"epsilon": 0.01}, measured_on=elsewhere)
     rule = write_file(tmp_path / "rule.json", made, parse("confidence:1"), measured_on=elsewhere)
     slow = tuple((row[0], *(1e12 * each for each in row[1:])) for row in profile.seconds)
@@ -312,18 +315,18 @@ def test_an_index_weighs_the_seconds_of_the_profile_that_run_is_given(run, made,
 
 def test_a_profile_that_is_no_file_must_fit_the_batch_and_the_model(made):
     profile = load_profile(made / "profile.json")
-    other = dataclasses.replace(profile, fingerprint={"cpu_model": "Another", "batch": 1})
+    other = dataclasses.replace(profile, fingerprint=MeasuredOn(cpu_model="Another", batch=1))
     assert offramp.prepare(made / "store", profile=other).num_exits == profile.num_exits, "the caller's own word"
     with pytest.raises(RefusedError, match="batch 8 there, 1 here"):
-        offramp.prepare(made / "store", profile=dataclasses.replace(profile, fingerprint={"batch": 8}))
+        offramp.prepare(made / "store", profile=dataclasses.replace(profile, fingerprint=MeasuredOn(batch=8)))
     with pytest.raises(RefusedError, match="the profile has 1 exits, the model 3"):
         fewer = tuple(row[:1] for row in profile.seconds)
         offramp.prepare(made / "store", profile=dataclasses.replace(profile, seconds=fewer))
 
 
 def test_the_plan_knows_how_many_come_to_each_layer(made, tmp_path):
-    shares = [1.0, 0.5, 0.25]
-    out = str(write_file(tmp_path / "policy.json", made, parse("confidence:0.9"), predicted={"reached": shares}))
+    shares = (1.0, 0.5, 0.25)
+    out = str(write_file(tmp_path / "policy.json", made, parse("confidence:0.9"), predicted=Prediction(reached=shares)))
 
     def survival(exit, **options):
         items = offramp.prepare(made / "store", exit=exit, **options).items
@@ -345,7 +348,8 @@ def test_a_front_is_told_from_the_fastest_on(run, made, tmp_path):
     row = {"family": "stage", "score": 50.0, "loss": 1.0, "mean_exit": 1.0, "bytes_read": 0.0}
     seconds = {"a": 0.1000003, "b": 0.1000001, "c": 0.02}
     front = [{**row, "policy": name, "seconds": each} for name, each in seconds.items()]
-    predicted, tuned_on = {**row, "seconds": 0.1000002}, {"num_samples": 1, "task": "mine"}
+    predicted = Prediction(50.0, 1.0, 0.1000002, 1.0, 0.0)
+    tuned_on = {"num_samples": 1, "task": "mine"}
     out = write_file(tmp_path / "p.json", made, parse("none"), front=front, predicted=predicted, tuned_on=tuned_on)
     said = run("tune", "--explain", out)
     assert [line.split()[0] for line in said.out.splitlines()[1:5]] == ["c", "b", "none", "a"]

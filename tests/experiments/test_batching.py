@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from offramp.experiments.batching import beyond_shares, padded
+from offramp.experiments.batching import additional_costs, padded
 from offramp.runtime.profile import DeviceProfile
+from offramp.store.policy_file import MeasuredOn
 
 NUM_EXITS = 3
 PASS = (0.4, 0.8, 1.2)
@@ -18,7 +19,8 @@ BYTES = (10.0, 30.0, 60.0)
 def make_profile(single=SINGLE, gather=0.0, batch=4, after=0.0, heads=(0.0, 0.0)):
     reads, single_heads = (0.0,) * NUM_EXITS, tuple(seconds / 2 for seconds in heads)
     return DeviceProfile(
-        {"batch": batch}, (8,), (PASS,), (PASS,), (PASS,), (heads,), 0.0, (PASS,), reads, reads, BYTES, (single,),
+        MeasuredOn(batch=batch), (8,), (PASS,), (PASS,), (PASS,), (heads,), 0.0, (PASS,), reads, reads, BYTES,
+        (single,),
         (single_heads,), (gather,), after, 0.8, 3,
     )  # fmt: skip
 
@@ -27,7 +29,7 @@ def shares(profile, exits):
     """Seconds and bytes a text as shares, and with what they leave out."""
     exit_N, lengths_N = np.array(exits), np.full(len(exits), 8)
     seconds = profile.costs().at(lengths_N)[np.arange(len(exits)), exit_N - 1].mean()
-    more = beyond_shares(profile, 1, lengths_N, exit_N)
+    more = additional_costs(profile, 1, lengths_N, exit_N)
     return seconds, seconds + more[0], np.array(BYTES)[exit_N - 1].mean() + more[1]
 
 
@@ -61,7 +63,7 @@ def test_heads_that_never_run_are_taken_off_passes_of_one_row_too():
     exit_N, lengths_N = np.array([1, 1, 1, 3]), np.full(4, 8)
     profile = make_profile(heads=(0.04, 0.04))
     share = profile.costs(3).at(lengths_N)[np.arange(4), exit_N - 1].sum()
-    more, _ = beyond_shares(profile, 3, lengths_N, exit_N)
+    more, _ = additional_costs(profile, 3, lengths_N, exit_N)
     assert share + 4 * more == pytest.approx(0.4 + (0.25 - 0.02) + (0.25 - 0.02)), "the first head is in no layer after"
 
 
@@ -104,4 +106,4 @@ def test_each_batch_pays_for_itself():
 @pytest.mark.parametrize("exits", [[1, 2, 3], [3], [1, 1]])
 def test_texts_that_run_alone_pay_what_they_take(exits):
     profile = make_profile(gather=9.0, batch=1)
-    assert beyond_shares(profile, 1, np.full(len(exits), 8), np.array(exits)) == (0.0, 0.0)
+    assert additional_costs(profile, 1, np.full(len(exits), 8), np.array(exits)) == (0.0, 0.0)

@@ -1,54 +1,163 @@
+"""Worker processes: what they print, how they fail, and when they end."""
+
+import json
+import os
+import subprocess
 import sys
+import time
 
 import pytest
 
-from offramp.errors import BudgetError, DiskFullError, OfframpError, RefusedError, UsageError
-from offramp.experiments.children import output_of
+from offramp import errors
+from offramp.errors import MissingExtraError, OfframpError
+from offramp.experiments import children
+from offramp.experiments.children import WORKER, run_worker
+from offramp.experiments.jobs import WorkerJob
+from offramp.runtime.config import EngineConfig
+from offramp.session.inputs import InputSource
 
-
-def python(code):
-    return [sys.executable, "-c", code]
-
-
-def test_what_a_command_prints():
-    assert output_of(python("print('one'); print('two')")) == "one\ntwo\n"
-
-
-@pytest.mark.parametrize(
-    ("code", "kind"), [(1, OfframpError), (2, UsageError), (3, BudgetError), (4, RefusedError), (5, DiskFullError)]
+JOB = WorkerJob("plan", "store")
+CLASSES = sorted(
+    (each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, OfframpError)),
+    key=lambda each: each.__name__,
 )
-def test_an_error_keeps_its_class_and_its_line(code, kind):
-    lines = "progress\\nofframp: error: W - X - Y"
-    said = f"import sys; print('{lines}', file=sys.stderr); sys.exit({code})"
+
+
+@pytest.fixture
+def worker(monkeypatch):
+    """Replace the worker by a Python program."""
+
+    def replace(code):
+        monkeypatch.setattr(children, "WORKER", (sys.executable, "-c", code))
+
+    return replace
+
+
+def test_the_result_and_the_progress_arrive(worker):
+    worker("""print('{"progress": "one"}\\n{"progress": "two"}\\n{"result": {"x": 1}}')""")
+    lines = []
+    assert run_worker(JOB, lines.append) == {"x": 1}
+    assert lines == ["one", "two"]
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_an_error_keeps_its_class_and_its_parts(monkeypatch, kind):
+    """Through the code of the worker itself, with a job that fails."""
+    raised = MissingExtraError("torch", "demo") if kind is MissingExtraError else kind("W", "X", "Y")
+    make = 'MissingExtraError("torch", "demo")' if kind is MissingExtraError else f'{kind.__name__}("W", "X", "Y")'
+    code = (
+        "import sys\nfrom offramp.errors import *\nfrom offramp.experiments import worker\n"
+        f"def fail(job): raise {make}\n"
+        "worker._RUN['plan'] = fail\nsys.exit(worker.main())"
+    )
+    monkeypatch.setattr(children, "WORKER", (sys.executable, "-c", code))
     with pytest.raises(kind) as caught:
-        output_of(python(said))
+        run_worker(JOB)
     assert type(caught.value) is kind
-    assert str(caught.value) == "W - X - Y"
-    assert caught.value.exit_code == code
+    assert str(caught.value) == str(raised)
+    assert (caught.value.what, caught.value.where, caught.value.remedy) == (raised.what, raised.where, raised.remedy)
+    assert caught.value.exit_code == kind.exit_code
 
 
-def test_what_it_says_meanwhile_is_passed_on_but_not_its_error():
-    said = []
-    code = "import sys; print('out'); [print(line, file=sys.stderr) for line in sys.argv[1:]]"
-    assert output_of([*python(code), "one", "", "offramp: error: W", "two"], said.append) == "out\n"
-    assert said == ["one", "two"]
+def test_an_unforeseen_error_is_named_and_its_traceback_is_logged(worker):
+    worker(
+        "import sys\nfrom offramp.experiments import worker\n"
+        "worker._RUN['plan'] = lambda job: 1 / 0\nsys.exit(worker.main())"
+    )
+    lines = []
+    with pytest.raises(OfframpError, match="internal error in a worker process: ZeroDivisionError: division by zero"):
+        run_worker(JOB, lines.append)
+    assert lines[0].startswith("Traceback") and lines[-1] == "ZeroDivisionError: division by zero"
 
 
-def test_who_stops_listening_stops_the_child():
-    """Else this would last a minute, and the test run with it (conftest)."""
-    code = "import sys, time; print('one', file=sys.stderr, flush=True); time.sleep(60)"
+def test_lines_that_are_no_messages_are_reported(worker):
+    worker("""print('hello\\n{"other": 1}\\n[]\\n{"result": 2}')""")
+    lines = []
+    assert run_worker(JOB, lines.append) == 2
+    told = "a worker process printed a line that is no message: "
+    assert lines == [told + "hello", told + '{"other": 1}', told + "[]"]
+
+
+def test_a_worker_without_a_result_is_an_error(worker):
+    worker("print('hello')")
+    with pytest.raises(OfframpError, match="a worker process ended with 0 and no result"):
+        run_worker(JOB)
+    worker("import sys; sys.exit('no such library')")
+    with pytest.raises(OfframpError, match="ended with 1 and no result - no such library"):
+        run_worker(JOB)
+
+
+@pytest.mark.parametrize("last_words", ["", "a warning"])
+def test_a_worker_that_is_killed(worker, last_words):
+    worker(f"import os, sys; print({last_words!r}, file=sys.stderr, flush=True); os.kill(os.getpid(), 9)")
+    with pytest.raises(OfframpError) as caught:
+        run_worker(JOB)
+    assert str(caught.value) == "a worker process ended with -9 and no result"
+
+
+def test_a_caller_that_is_interrupted_stops_the_worker(worker):
+    """Otherwise this would last a minute."""
+    worker("""import time; print('{"progress": "one"}', flush=True); time.sleep(60)""")
 
     def stop(line):
         raise KeyboardInterrupt
 
+    began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        output_of(python(code), stop)
+        run_worker(JOB, stop)
+    assert time.monotonic() - began < 30
 
 
-@pytest.mark.parametrize("last_words", ["", "offramp: warning: a text was cut"])
-def test_a_command_that_is_killed(last_words):
-    with pytest.raises(OfframpError) as caught:
-        output_of(
-            python(f"import os, sys; print({last_words!r}, file=sys.stderr, flush=True); os.kill(os.getpid(), 9)")
-        )
-    assert str(caught.value) == "a process ended with -9"
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+def test_a_worker_ends_with_its_parent():
+    worker = (
+        "import os, time\nfrom offramp.experiments import worker\n"
+        "def wait(job): worker._log(str(os.getpid())); time.sleep(60)\n"
+        "worker._RUN['plan'] = wait\nworker.main()"
+    )
+    caller = (
+        "import functools, sys\nfrom offramp.experiments import children, jobs\n"
+        f"children.WORKER = (sys.executable, '-c', {worker!r})\n"
+        "children.run_worker(jobs.WorkerJob('plan', 'store'), functools.partial(print, flush=True))"
+    )
+    with subprocess.Popen([sys.executable, "-c", caller], stdout=subprocess.PIPE, text=True) as parent:
+        pid = int(parent.stdout.readline())
+        assert _is_running(pid)
+        parent.kill()
+    deadline = time.monotonic() + 30
+    while _is_running(pid):
+        assert time.monotonic() < deadline, "the worker runs for a minute if nothing ends it"
+        time.sleep(0.02)
+
+
+def test_a_worker_whose_parent_has_ended_already_does_nothing():
+    tree = {**WorkerJob("plan", "no-such-store").to_json(), "parent": 1 << 30}
+    done = subprocess.run(WORKER, input=json.dumps(tree), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+
+
+def test_unknown_keys_are_refused():
+    def ask(**more):
+        tree = {**JOB.to_json(), "parent": os.getpid(), **more}
+        done = subprocess.run(WORKER, input=json.dumps(tree), capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        return json.loads(done.stdout)["error"]["what"]
+
+    assert "unknown key of a job colour; known: job, store, config" in ask(colour="red")
+    assert "unknown engine option bugdet; known: budget, exit" in ask(config={"bugdet": 1})
+    assert "unknown job 'dance'; known jobs: plan, passes" in ask(job="dance")
+
+
+def test_a_job_survives_json():
+    inputs = InputSource(("a",), (("b", "c"),), "t.tsv", "body", None)
+    job = WorkerJob("run", "store", EngineConfig(budget="1MiB", batch="bulk"), inputs, 3, 4, True, True)
+    assert WorkerJob.from_json(json.loads(json.dumps(job.to_json()))) == job
+
+
+def _is_running(pid):
+    """A zombie that nobody has waited for yet has ended."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

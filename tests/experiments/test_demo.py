@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -5,6 +7,7 @@ import offramp
 from offramp.errors import BudgetError
 from offramp.experiments.choosing import ALLOWED_LOSS
 from offramp.experiments.demo import MAX_LENGTH, SPARE_BYTES, _budget, choose_policy
+from offramp.runtime.config import EngineConfig
 from tests.cli.conftest import write_tiny
 
 TRUTH_N = np.arange(200) % 2
@@ -43,7 +46,8 @@ def test_a_policy_may_gain(column):
 
 def test_the_budget_is_checked_before_any_run(tmp_path):
     store = offramp.divide(write_tiny(tmp_path / "model", max_position_embeddings=MAX_LENGTH), tmp_path / "store")
-    with pytest.raises(BudgetError, match="smallest budget that works"):
-        _budget(store, 1 << 20)
-    assert _budget(store, 1 << 30) == 1 << 30
-    assert SPARE_BYTES < _budget(store, None) < 1 << 30
+    config = EngineConfig(max_length=MAX_LENGTH)
+    with pytest.raises(BudgetError, match="the smallest budget that works is"):
+        _budget(store, replace(config, budget=1 << 20))
+    assert _budget(store, replace(config, budget=1 << 30)) == 1 << 30
+    assert SPARE_BYTES < _budget(store, config) < 1 << 30

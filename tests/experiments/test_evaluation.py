@@ -5,7 +5,7 @@ import pytest
 
 import offramp
 from offramp.errors import UsageError
-from offramp.experiments.evaluation import evaluate, report
+from offramp.experiments.evaluation import EvalSettings, evaluate, report
 from offramp.policies import parse
 from offramp.store.transcript import About, read_transcript
 from offramp.tasks.examples import Example, Splits
@@ -57,15 +57,15 @@ def test_a_regression_is_overthought_where_an_exit_is_nearer():
 def test_a_run_folder_and_its_store_score_alike(model, tmp_path):
     store = offramp.divide(model, tmp_path / "store")
     policy = [parse("confidence:0.6")]
-    of_model = evaluate(model, data(), ["tune", "dev"], policies=policy, say=silent)
-    of_store = evaluate(store, data(), ["tune", "dev"], policies=policy, say=silent)
+    of_model = evaluate(model, data(), ["tune", "dev"], EvalSettings(policies=policy), log=silent)
+    of_store = evaluate(store, data(), ["tune", "dev"], EvalSettings(policies=policy), log=silent)
     assert of_model == of_store
     assert [(found.split, found.num_rows, len(found.exits)) for found in of_model] == [("tune", 10, 4), ("dev", 30, 4)]
 
 
 def test_the_transcript_holds_what_was_scored(model, tmp_path):
     (scored,) = evaluate(
-        model, data(), ["dev"], transcript=tmp_path / "t", with_features=True, batch_size=4, say=silent
+        model, data(), ["dev"], EvalSettings(transcript=tmp_path / "t", with_features=True, batch_size=4), log=silent
     )
     kept = read_transcript(tmp_path / "t", "dev")
     assert scored.transcript == str(tmp_path / "t" / "dev.json")
@@ -78,36 +78,36 @@ def test_the_transcript_holds_what_was_scored(model, tmp_path):
 
 
 def test_labels_in_another_order_are_those_of_the_model(model):
-    straight = evaluate(model, data(), ["dev"], say=silent)
+    straight = evaluate(model, data(), ["dev"], log=silent)
     turned = {name: [Example(text, 2 - label) for text, label in found] for name, found in data().examples.items()}
-    assert evaluate(model, Splits("toy", LABELS[::-1], ("accuracy",), turned), ["dev"], say=silent) == straight
+    assert evaluate(model, Splits("toy", LABELS[::-1], ("accuracy",), turned), ["dev"], log=silent) == straight
 
 
 def test_labels_without_names_are_taken_by_their_ids(tmp_path):
     names = {str(index): f"LABEL_{index}" for index in range(3)}
     nameless = write_tiny(tmp_path / "model", id2label=names)
-    assert evaluate(nameless, data(), ["dev"], say=silent)[0].num_rows == 30
+    assert evaluate(nameless, data(), ["dev"], log=silent)[0].num_rows == 30
 
 
 def test_data_of_another_task_are_refused(model):
     with pytest.raises(UsageError, match="the model's labels are business, film, sport, those of the data yes, no"):
-        evaluate(model, data(("yes", "no")), ["dev"], say=silent)
+        evaluate(model, data(("yes", "no")), ["dev"], log=silent)
     values = Splits("toy", (), ("pearson",), data().examples)
     with pytest.raises(UsageError, match="the model is a classification, the data are for a regression"):
-        evaluate(model, values, ["dev"], say=silent)
+        evaluate(model, values, ["dev"], log=silent)
 
 
 def test_unknown_splits_and_impossible_policies_are_refused(model):
     with pytest.raises(UsageError, match="unknown split 'test' - known are tune, dev"):
-        evaluate(model, data(), ["test"], say=silent)
+        evaluate(model, data(), ["test"], log=silent)
     with pytest.raises(UsageError, match="patience"):
-        evaluate(model, data(), ["dev"], policies=[parse("patience:9")], say=silent)
+        evaluate(model, data(), ["dev"], EvalSettings(policies=(parse("patience:9"),)), log=silent)
 
 
 def test_dev_is_all_that_is_reported(model):
     both = data().examples["dev"]
     splits = Splits("mnli", LABELS, ("accuracy",), {"train": both, "dev_matched": both, "dev_mismatched": both[:5]})
-    found = evaluate(model, splits, ["dev"], say=silent)
+    found = evaluate(model, splits, ["dev"], log=silent)
     assert [(each.split, each.num_rows) for each in found] == [("dev_matched", 30), ("dev_mismatched", 5)]
 
 
@@ -115,15 +115,15 @@ def test_texts_are_cut_as_in_training(model, tmp_path):
     text = {"tune": [Example("the " * 20, 0)]}
     folder = write_tiny(tmp_path / "model")
     (folder / "train.json").write_text(json.dumps({"max_length": 9}))
-    evaluate(folder, data(**text), ["tune"], transcript=tmp_path / "t", say=silent)
+    evaluate(folder, data(**text), ["tune"], EvalSettings(transcript=tmp_path / "t"), log=silent)
     assert read_transcript(tmp_path / "t", "tune").lengths_N.tolist() == [9]
-    evaluate(folder, data(**text), ["tune"], max_length=7, transcript=tmp_path / "u", say=silent)
+    evaluate(folder, data(**text), ["tune"], EvalSettings(max_length=7, transcript=tmp_path / "u"), log=silent)
     assert read_transcript(tmp_path / "u", "tune").lengths_N.tolist() == [7]
 
 
 def test_a_classifier_without_exits_has_one_row(tmp_path):
     plain = write_tiny(tmp_path / "model", exits=False)
-    (found,) = evaluate(plain, data(), ["dev"], transcript=tmp_path / "t", with_features=True, say=silent)
+    (found,) = evaluate(plain, data(), ["dev"], EvalSettings(transcript=tmp_path / "t", with_features=True), log=silent)
     assert [row.exit for row in found.exits] == [1]
     assert read_transcript(tmp_path / "t", "dev").features(0, 2).shape == (2, 1, 32)
 
@@ -131,4 +131,4 @@ def test_a_classifier_without_exits_has_one_row(tmp_path):
 def test_a_model_of_several_labels_a_text_is_refused(tmp_path):
     several = write_tiny(tmp_path / "model", problem_type="multi_label_classification")
     with pytest.raises(UsageError, match="the model gives several labels to a text, the data have one"):
-        evaluate(several, data(), ["dev"], say=silent)
+        evaluate(several, data(), ["dev"], log=silent)

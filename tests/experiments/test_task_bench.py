@@ -1,8 +1,5 @@
 """The bench of a task, with records as processes print them: what is compared with what, and how."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -18,6 +15,7 @@ from offramp.experiments.task_bench import (
     rivals_of,
     take_sample,
 )
+from offramp.runtime.config import EngineConfig
 from offramp.store import Store
 from offramp.tasks.examples import Example, Splits
 from tests.cli.conftest import NUM_LAYERS, write_tiny
@@ -148,58 +146,61 @@ def test_who_is_measured(store, tmp_path):
     ]
     assert [str(rival) for rival in rivals_of(store, "none", None, (1,))] == ["plain, batch 1", *stages]
     deadline = rivals_of(store, "none", 0.00001, (1,))[1]
-    assert (deadline.name, deadline.words[-2:]) == ("exits", ["--deadline", "0.000010000"])
+    configured = deadline.configure(EngineConfig(threads=1, exit="stage:1", batch=4))
+    assert deadline.name == "exits"
+    assert configured == EngineConfig(threads=1, exit="none", batch=1, deadline=0.00001)
     for number, toy in enumerate((Toy(exits=False), Toy(trained=False))):
         with write_toy(tmp_path / str(number), toy) as other:
             assert [rival.name for rival in rivals_of(other, "none", None, (1,))] == ["plain"]
 
 
-class Processes:
-    """In the place of processes: remembers commands; a batch of 8 finds no room if `full`."""
+class Workers:
+    """In the place of worker processes: keeps jobs and their inputs; a batch of 8 does not fit if `full`."""
 
     def __init__(self, full=False):
-        self.full, self.commands = full, []
+        self.full, self.jobs = full, []
 
-    def output_of(self, command, say=print):
-        batch = command[command.index("--batch") + 1]
-        if self.full and batch == "8":
+    def run_worker(self, job, log=print):
+        if self.full and job.config.batch == 8:
             raise BudgetError("budget of 1.0 MiB is too small")
-        inputs = Path(command[command.index("--input") + 1]).read_text().splitlines()
-        self.commands.append((command, [json.loads(line) for line in inputs]))
+        self.jobs.append((job, list(job.inputs)))
+        num_inputs = len(self.jobs[-1][1])
         common = dict.fromkeys(("model", "store_sha256", "backend", "threads", "budget_bytes", "reads", "verify"), 1)
-        texts = {"seconds": 1.0, "answers": ["film"] * len(inputs), "exit_stages": [2] * len(inputs)}
+        texts = {"seconds": 1.0, "answers": ["film"] * num_inputs, "exit_stages": [2] * num_inputs}
         facts = {"latencies_seconds": [0.1], "batch": 1, "peak_rss_bytes": 1, "bytes_read_per_input": 1.0}
-        return "progress\n" + json.dumps({**common, **facts, "texts": texts}) + "\n"
+        return {**common, **facts, "texts": texts}
 
 
 @pytest.mark.parametrize("full", [False, True])
 def test_a_batch_that_the_budget_does_not_hold_is_left_out_and_told(store, monkeypatch, full):
-    processes, said = Processes(full), []
-    monkeypatch.setattr(task_bench, "output_of", processes.output_of)
-    monkeypatch.setattr("offramp.experiments.bench.output_of", processes.output_of)
+    workers, lines = Workers(full), []
+    monkeypatch.setattr(task_bench, "run_worker", workers.run_worker)
+    monkeypatch.setattr("offramp.experiments.bench.run_worker", workers.run_worker)
     pairs = Splits("toy", ("business", "film", "sport"), ("accuracy",), {"dev": [Example(("the", "film"), 1)]})
     sample = take_sample(store, pairs, "dev", 5)
-    found, common = bench_task(store, sample, "patience:1", None, ["--threads", "1"], 2, said.append)
+    config = EngineConfig(exit="patience:1", threads=1, budget=1 << 40)
+    found, common = bench_task(store, sample, config, 2, lines.append)
     batches = [1, "bulk"] if full else [1, 8, "bulk"]
     assert [each.batch for each in found if each.rival == "plain"] == batches
     assert [each.batch for each in found if each.rival == "exits"] == batches
-    assert said[0].startswith("batch 8 is left out: budget of 1.0 MiB") == full
+    assert lines[0].startswith("batch 8 is left out: budget of 1.0 MiB") == full
     assert (common["num_texts"], common["rounds"], common["split"]) == (1, 2, "dev")
-    planned = [command for command, _ in processes.commands if "plan" in command]
-    assert len(planned) == len(batches)
-    assert len(processes.commands) == len(planned) + 2 * len(found)
-    for command, inputs in processes.commands:
-        assert inputs == [{"text": "the", "pair": "film"}]
-        assert command[command.index("--threads") + 1] == "1"
+    planned = [job for job, _ in workers.jobs if job.job == "plan"]
+    assert [(job.config.exit, job.config.batch) for job in planned] == [("patience:1", batch) for batch in batches]
+    measured_jobs = [job for job, _ in workers.jobs if job.job == "inputs"]
+    assert len(workers.jobs) == len(planned) + len(measured_jobs) == len(planned) + 2 * len(found)
+    for job, inputs in workers.jobs:
+        assert inputs == [("the", "film")]
+        assert (job.store, job.config.threads, job.config.budget) == (str(store.path), 1, 1 << 40)
 
 
 def test_a_budget_that_is_too_small_for_one_text_ends_it(store, monkeypatch):
-    def impossible(command):
+    def impossible(job):
         raise BudgetError("too small")
 
-    monkeypatch.setattr(task_bench, "output_of", impossible)
+    monkeypatch.setattr(task_bench, "run_worker", impossible)
     with pytest.raises(BudgetError):
-        bench_task(store, take_sample(store, splits(), "dev", 5), "none", None, [], 1, print)
+        bench_task(store, take_sample(store, splits(), "dev", 5), EngineConfig(), 1, print)
 
 
 def test_a_regression_is_scored_by_its_values(tmp_path):

@@ -17,7 +17,7 @@ from offramp.policies.codec import from_json, to_json
 from offramp.policies.fitting import TrainingSet, fit_index_risks, fit_risks, fit_stopping, fit_thresholds
 from offramp.policies.learned import Halting, Index
 from offramp.runtime.profile import DeviceProfile
-from offramp.store.policy_file import PolicyFile, read_policy, write_policy
+from offramp.store.policy_file import MeasuredOn, PolicyFile, read_policy, write_policy
 from offramp.store.transcript import About, Transcript
 from tests.policies.test_learned import NUM_EXITS, make_logits
 
@@ -42,7 +42,7 @@ def make_profile(num_exits=NUM_EXITS, **changes):
         tuple(scale * 0.01 * k + HEAD * min(k, num_exits - 1) for k in range(1, num_exits + 1)) for scale in (1, 5)
     )
     profile = DeviceProfile(
-        {"cpu_model": "toy"}, (8, 64), rows, tuple(tuple(1.2 * s for s in row) for row in rows),
+        MeasuredOn(cpu_model="toy"), (8, 64), rows, tuple(tuple(1.2 * s for s in row) for row in rows),
         ((0.02,) * num_exits,) * 2, ((HEAD,) * (num_exits - 1),) * 2, 0.0, ((0.01,) * num_exits,) * 2,
         (0.0,) * num_exits, (0.0,) * num_exits, tuple(1000.0 * k for k in range(1, num_exits + 1)),
         rows, ((HEAD,) * (num_exits - 1),) * 2, (0.0, 0.0), 0.0, 0.1, 5,
@@ -75,9 +75,9 @@ def run_on(policy, transcript, profile):
 def test_a_latency_is_met_on_new_samples(transcripts, tmp_path, asked):
     profile = make_profile()
     file, rivals = tune(transcripts[0], None, profile, Goal(latency_seconds=asked), quiet)
-    assert file.predicted["seconds"] <= asked
+    assert file.predicted.seconds <= asked
     seconds, _, _ = run_on(from_json(file.policy), make_transcript(tmp_path, num=20_000, seed=3), profile)
-    assert seconds == pytest.approx(file.predicted["seconds"], rel=0.03)
+    assert seconds == pytest.approx(file.predicted.seconds, rel=0.03)
     assert 0.9 * asked < seconds < 1.03 * asked, "what is given is used"
     assert len({each.family for each in rivals}) == len(rivals) >= 5
     assert file.certificate is None
@@ -85,7 +85,7 @@ def test_a_latency_is_met_on_new_samples(transcripts, tmp_path, asked):
 
 def test_more_time_gives_no_worse_score(transcripts):
     scores = [
-        tune(transcripts[0], None, make_profile(), Goal(latency_seconds=asked), quiet)[0].predicted["score"]
+        tune(transcripts[0], None, make_profile(), Goal(latency_seconds=asked), quiet)[0].predicted.score
         for asked in (0.04, 0.06, 0.08, 0.12)
     ]
     assert scores == sorted(scores)
@@ -115,7 +115,7 @@ def test_a_drop_is_certified_and_kept_on_new_samples(transcripts, tmp_path):
     _, _, lost = run_on(from_json(file.policy), make_transcript(tmp_path, num=50_000, seed=3), make_profile())
     assert lost <= 0.02
     full = Trials(transcripts[0], make_profile()).rule(parse("none")).seconds
-    assert file.predicted["seconds"] < 0.8 * full, "it saves something"
+    assert file.predicted.seconds < 0.8 * full, "it saves something"
 
 
 def by_the_mean(rows, epsilon, delta, method):
@@ -160,7 +160,7 @@ def test_a_deadline_caps_the_exits(transcripts):
     assert file.deadline_seconds == 0.16
     assert trials.cap_N[lengths_N > 60].max() == 2
     assert trials.cap_N[lengths_N < 10].min() == NUM_EXITS
-    assert file.predicted["score"] < trials.full
+    assert file.predicted.score < trials.full
 
 
 @pytest.mark.parametrize("name", ["latency_seconds", "deadline_seconds"])
@@ -226,10 +226,10 @@ def test_a_certifier_that_passes_nothing_is_believed(transcripts, monkeypatch):
 
 def test_a_file_says_how_many_come_to_each_layer(transcripts):
     file, _ = tune(transcripts[0], None, make_profile(), Goal(latency_seconds=0.07), quiet)
-    reached = file.predicted["reached"]
-    assert reached[0] == 1.0 and reached == sorted(reached, reverse=True) and reached[-1] < 0.9
-    assert sum(reached) == pytest.approx(file.predicted["mean_exit"], abs=0.1)
-    assert file.measured_on == {"cpu_model": "toy", "batch": 1, "budget_bytes": None}
+    reached = file.predicted.reached
+    assert reached[0] == 1.0 and list(reached) == sorted(reached, reverse=True) and reached[-1] < 0.9
+    assert sum(reached) == pytest.approx(file.predicted.mean_exit, abs=0.1)
+    assert file.measured_on == MeasuredOn(cpu_model="toy", batch=1, budget_bytes=None)
 
 
 def test_transcripts_that_cannot_serve_are_refused(transcripts, tmp_path):
@@ -239,9 +239,9 @@ def test_transcripts_that_cannot_serve_are_refused(transcripts, tmp_path):
         logits_KNC[1, 5, 0] = np.nan
         return logits_KNC
 
-    with pytest.raises(NonFiniteError, match="finite logits"):
+    with pytest.raises(NonFiniteError, match="logits must be finite"):
         tune(make_transcript(tmp_path, logits=poisoned), None, make_profile(), goal, quiet)
-    with pytest.raises(UsageError, match="one exit, there is nothing to tune"):
+    with pytest.raises(UsageError, match="one exit, so there is nothing to tune"):
         tune(
             make_transcript(tmp_path, logits=lambda logits_KNC: logits_KNC[-1:]),
             None,
@@ -264,14 +264,14 @@ def test_transcripts_that_cannot_serve_are_refused(transcripts, tmp_path):
 def test_exits_that_say_nothing_can_be_tuned(tmp_path):
     transcript = make_transcript(tmp_path, num=200, logits=np.zeros_like)
     file, _ = tune(transcript, None, make_profile(), Goal(latency_seconds=0.06), quiet)
-    assert file.predicted["mean_exit"] == pytest.approx(1.0), "the first exit is as good as any"
+    assert file.predicted.mean_exit == pytest.approx(1.0), "the first exit is as good as any"
 
 
 def test_labels_of_one_class_can_be_tuned(tmp_path):
     transcript = make_transcript(tmp_path, num=200)
     transcript = dataclasses.replace(transcript, labels_N=np.zeros_like(transcript.labels_N))
     file, _ = tune(transcript, None, make_profile(), Goal(latency_seconds=0.06), quiet)
-    assert file.predicted["seconds"] <= 0.06
+    assert file.predicted.seconds <= 0.06
 
 
 def test_a_regression_can_be_tuned(tmp_path):
@@ -280,7 +280,7 @@ def test_a_regression_can_be_tuned(tmp_path):
     )
     transcript = dataclasses.replace(transcript, labels_N=transcript.logits_NKC[:, -1, 0] + 0.1)
     file, rivals = tune(transcript, None, make_profile(), Goal(latency_seconds=0.08), quiet)
-    assert file.predicted["seconds"] <= 0.08
+    assert file.predicted.seconds <= 0.08
     assert "stopping" in {each.family for each in rivals}
 
 
@@ -308,7 +308,7 @@ def test_under_a_deadline_every_head_runs(transcripts):
 
 def test_at_a_batch_of_several_a_latency_is_a_share_of_the_pass(transcripts):
     """By hand: each text pays an eighth of what a pass of the longest of its eight takes."""
-    several = make_profile(fingerprint={"cpu_model": "toy", "batch": 8})
+    several = make_profile(fingerprint=MeasuredOn(cpu_model="toy", batch=8))
     eighths = tuple(tuple(seconds / 8 for seconds in row) for row in several.seconds)
     several = dataclasses.replace(several, single_seconds=eighths)
     trials = Trials(transcripts[0], several)
@@ -319,15 +319,15 @@ def test_at_a_batch_of_several_a_latency_is_a_share_of_the_pass(transcripts):
     assert trials.rule(parse("none")).seconds == pytest.approx(a_pass / 8, rel=1e-3)  # but for heads
     asked = 0.6 * a_pass / 8
     file, _ = tune(transcripts[0], None, several, Goal(latency_seconds=asked), quiet)
-    assert 0.9 * asked < file.predicted["seconds"] <= asked
-    assert file.measured_on["batch"] == 8
+    assert 0.9 * asked < file.predicted.seconds <= asked
+    assert file.measured_on.batch == 8
     with pytest.raises(BudgetError, match="a latency of 1 ms is below the first exit"):
         tune(transcripts[0], None, several, Goal(latency_seconds=0.001), quiet)
 
 
 def test_a_deadline_is_that_of_the_whole_pass(transcripts):
     """A request is answered with the others of its batch, so the shares are of no use to it."""
-    single, several = make_profile(), make_profile(fingerprint={"batch": 8})
+    single, several = make_profile(), make_profile(fingerprint=MeasuredOn(batch=8))
     assert several.costs().seconds[0][0] < 0.01 < several.seconds[0][0]
     with pytest.raises(BudgetError, match="a deadline of 10 ms is below the first exit"):
         tune(transcripts[0], None, several, Goal(deadline_seconds=0.01), quiet)
@@ -394,6 +394,7 @@ def test_files_read_back(transcripts, tmp_path):
     write_policy(tmp_path / "policy.json", file)
     again = read_policy(tmp_path / "policy.json")
     assert isinstance(again, PolicyFile)
+    assert (again.predicted, again.measured_on) == (file.predicted, file.measured_on)
     assert again.policy == json.loads(json.dumps(file.policy))
     assert from_json(again.policy) == from_json(file.policy)
     assert again.front == json.loads(json.dumps(file.front))

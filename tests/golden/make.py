@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import tokenizers
 import torch
 import transformers as hf
+from offramp.models.exits import ModelWithExits
+from offramp.models.points import ModuleWithExits, points_of
 from safetensors.torch import save_file
 
 import offramp
 from offramp.cli import main
-from offramp.models.exits import ModelWithExits
-from offramp.models.points import ModuleWithExits, points_of
 from offramp.store.exits import DEFAULT_FORM, describe_exits
 from offramp.training import TrainSettings, train_exits
 from tests.golden import modules

@@ -4,6 +4,7 @@ import os
 import pytest
 
 from offramp.measure import cached, cached_bytes
+from tests.page_cache import drop, held
 
 MIB = 1 << 20
 
@@ -12,20 +13,12 @@ MIB = 1 << 20
 def file(tmp_path):
     path = tmp_path / "weights"
     path.write_bytes(b"w" * (4 * MIB + 100))
-    with path.open("rb") as opened:
-        os.fsync(opened.fileno())  # dirty pages cannot be dropped
-        opened.read()
     return path
 
 
-def drop(path):
-    descriptor = os.open(path, os.O_RDONLY)
-    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    os.close(descriptor)
-
-
-def test_a_file_that_was_read_is_cached_to_its_last_byte(file):
-    assert cached_bytes(file) == file.stat().st_size
+def test_a_file_in_the_page_cache_is_cached_to_its_last_byte(file):
+    with held(file):
+        assert cached_bytes(file) == file.stat().st_size
 
 
 def test_looking_does_not_bring_dropped_pages_back(file):
@@ -39,7 +32,8 @@ def test_looking_does_not_bring_dropped_pages_back(file):
 
 def test_a_window_at_a_time_gives_the_same_sum(file, monkeypatch):
     monkeypatch.setattr(cached, "_WINDOW_BYTES", 1 * MIB)
-    assert cached_bytes(file) == file.stat().st_size
+    with held(file):
+        assert cached_bytes(file) == file.stat().st_size
 
 
 def test_an_empty_file_holds_nothing(tmp_path):

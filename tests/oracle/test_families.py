@@ -16,7 +16,7 @@ import offramp
 from offramp.checkpoints.checkpoint import load_classifier
 from offramp.checkpoints.inputs import facts_of, rows_of
 from offramp.checkpoints.predict import predict, to_tensors
-from offramp.experiments.evaluation import evaluate
+from offramp.experiments.evaluation import EvalSettings, evaluate
 from offramp.policies import parse, replay
 from offramp.store import Store
 from offramp.store.manifest import seal
@@ -111,7 +111,8 @@ def test_rows_of_the_word_table_are_read_and_never_the_whole(divided):
 
 def test_a_store_is_scored_as_the_run_that_it_was_divided_from(divided, tmp_path):
     splits = Splits("toy", LABELS, ("accuracy",), {"tune": [Example(*row) for row in examples(20, seed=7)]})
-    both = [evaluate(place, splits, ["tune"], transcript=tmp_path / place.name, with_features=True, say=print)
+    both = [evaluate(place, splits, ["tune"],
+                     EvalSettings(transcript=tmp_path / place.name, with_features=True), log=print)
             for place in (divided.run, divided.store)]  # fmt: skip
     assert both[0][0].exits == both[1][0].exits
     run, store = (read_transcript(tmp_path / place.name, "tune") for place in (divided.run, divided.store))
@@ -126,9 +127,13 @@ def test_a_pair_and_a_text_that_is_too_long(divided):
     assert len(results) == 2
 
 
+PIXELS = {"dtype": "int64", "axes": ["batch", "tokens"], "largest": []}
 ATTACKS = {
     "no ids": (lambda p: p["inputs"].pop("input_ids"), "input_ids"),
-    "another input": (lambda p: p["inputs"].update(pixels={"dtype": "int64", "shape": [2, 16]}), "pixels"),
+    "another input": (
+        lambda p: p["inputs"].update(pixels=PIXELS),
+        "pixels",
+    ),
     "ids that are no numbers of rows": (lambda p: p["inputs"]["input_ids"].update(dtype="float32"), "input_ids"),
     "no vocabulary": (lambda p: p["texts"].update(vocab_size=0), "vocab_size"),
     "no length": (lambda p: p["texts"].update(max_length=0), "max_length"),

@@ -16,7 +16,7 @@ import torch
 
 import offramp
 from offramp.checkpoints.exits import ModelWithExits
-from offramp.experiments.evaluation import evaluate
+from offramp.experiments.evaluation import EvalSettings, evaluate
 from offramp.policies import parse, replay
 from offramp.policies.evidence import REGRESSION, SINGLE_LABEL
 from offramp.store.transcript import read_transcript
@@ -71,7 +71,9 @@ def transcribed(request, tmp_path_factory):
     metrics = ("accuracy",) if labels else ("pearson",)
     examples = [Example(text, number % 3 if labels else number / 10) for number, text in enumerate(texts())]
     data = Splits("toy", labels, metrics, {"dev": examples})
-    evaluate(folder / "run", data, ["dev"], transcript=folder / "kept", batch_size=16, say=lambda line: None)
+    evaluate(
+        folder / "run", data, ["dev"], EvalSettings(transcript=folder / "kept", batch_size=16), log=lambda line: None
+    )
     store = offramp.divide(folder / "run", folder / "store")
     return store, data, read_transcript(folder / "kept", "dev")
 

@@ -120,7 +120,7 @@ def test_what_cannot_be_read_is_named_beside_the_grammar(text, piece):
 
 @pytest.mark.parametrize("text", ["policy.json", "runs/best/policy.JSON ", "patience:3.json"])
 def test_policy_files_are_read_by_who_calls(text):
-    with pytest.raises(UsageError, match="a policy file cannot be named here"):
+    with pytest.raises(UsageError, match="a policy file is not accepted here"):
         parse(text)
     names = []
     read = lambda name: names.append(name) or parse("patience:3")  # noqa: E731

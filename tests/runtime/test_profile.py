@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import time
 
 import numpy as np
 import pytest
@@ -19,6 +18,7 @@ from offramp.runtime.profile import (
     save_profile,
 )
 from offramp.session import Classifier, Settings
+from offramp.store.policy_file import MeasuredOn
 from tests.toy import LAYER_KINDS, MAX_LENGTH, Toy, ToyBackend, ToyTextEncoder
 
 NUM_EXITS = 4
@@ -92,11 +92,11 @@ def test_heads_cost_what_passes_without_them_take_less(shelf):
         ([(0.0, 0.0)] * 20, 1.0),  # no heads
     ):
         profiler._compared = compared
-        assert profiler._heads_drawn_out() == pytest.approx(drawn_out), compared[0]
+        assert profiler._head_overhead_factor() == pytest.approx(drawn_out), compared[0]
 
 
 @pytest.mark.parametrize("after", ["short", "long"])
-def test_a_pass_after_short_ones_may_be_faster(shelf, after):
+def test_a_pass_after_short_ones_may_be_faster(shelf, clock, after):
     """A backend that begins the slower the more layers ran in the pass before, as caches make it; or the faster, which
     no cache does.
     """
@@ -105,13 +105,13 @@ def test_a_pass_after_short_ones_may_be_faster(shelf, after):
 
         def slow_begin(*arguments):
             ran.update(before=ran["now"], now=0)
-            time.sleep(0.0005 * (ran["before"] if after == "short" else max(16 - ran["before"], 0)))
+            clock.sleep(0.0005 * (ran["before"] if after == "short" else max(16 - ran["before"], 0)))
             return begin(*arguments)
 
         def slow_step(state, step_of, weights):
             if step_of.kernel in LAYER_KINDS:
                 ran["now"] += 1
-                time.sleep(0.001)
+                clock.sleep(0.001)
             return step(state, step_of, weights)
 
         classifier.backend.begin, classifier.backend.run = slow_begin, slow_step
@@ -152,7 +152,23 @@ def test_drift_of_the_machine_is_no_cache(shelf, drift, num_rounds):
 def test_heads_that_never_run_are_left_out():
     row, heads = (1.0, 2.0, 3.0, 4.0), (0.1, 0.1, 0.1)
     profile = DeviceProfile(
-        {}, (8,), (row,), (row,), (row,), (heads,), 0.0, (row,), row, row, row, (row,), (heads,), (0.0,), 0.0, 1.0, 3
+        MeasuredOn(),
+        (8,),
+        (row,),
+        (row,),
+        (row,),
+        (heads,),
+        0.0,
+        (row,),
+        row,
+        row,
+        row,
+        (row,),
+        (heads,),
+        (0.0,),
+        0.0,
+        1.0,
+        3,
     )
     assert profile.costs().seconds == (row,)
     assert profile.costs(3).seconds[0] == pytest.approx((1.0, 1.9, 2.8, 3.8))
@@ -162,7 +178,7 @@ def test_heads_that_never_run_are_left_out():
 def test_noise_does_not_turn_the_order_of_exits_round():
     row = (2.0, 1.0, 3.0)
     profile = DeviceProfile(
-        {},
+        MeasuredOn(),
         (8,),
         (row,),
         (row,),
@@ -187,7 +203,7 @@ def test_noise_does_not_turn_the_order_of_exits_round():
 def test_rows_of_a_pass_share_its_seconds():
     row, heads = (1.0, 2.0, 3.0, 4.0), (0.1, 0.1, 0.1)
     tables = ((8,), (row,), (row,), (row,), (heads,), 0.0, (row,), row, row, row, (row,), (heads,), (0.0,), 0.0, 1.0, 3)
-    single, several = DeviceProfile({}, *tables), DeviceProfile({"batch": 4}, *tables)
+    single, several = DeviceProfile(MeasuredOn(), *tables), DeviceProfile(MeasuredOn(batch=4), *tables)
     assert (single.batch, several.batch) == (1, 4)
     for first in (1, 3):
         shares = [seconds / 4 for seconds in single.costs(first).seconds[0]]
@@ -207,15 +223,15 @@ def test_passes_have_as_many_rows_as_the_classifier_runs_together(shelf, measure
     assert all(seconds > 0 for seconds in profile.gather_seconds)
     assert measured.single_seconds == measured.seconds
     assert measured.gather_seconds == (0.0, 0.0, 0.0)
-    assert profile.fingerprint == {**measured.fingerprint, "batch": 3}
+    assert profile.fingerprint == dataclasses.replace(measured.fingerprint, batch=3)
     assert all(0 < several < one for several, one in zip(profile.bytes_read, measured.bytes_read, strict=True))
 
 
 def test_a_profile_of_another_batch_size_is_refused(measured):
-    several = {**measured.fingerprint, "batch": 8}
+    several = dataclasses.replace(measured.fingerprint, batch=8)
     with pytest.raises(RefusedError, match=r"measured elsewhere \(batch 1 there, 8 here\)"):
         require_here(measured, several, "here")
-    unsaid = {key: value for key, value in measured.fingerprint.items() if key != "batch"}
+    unsaid = dataclasses.replace(measured.fingerprint, batch=None)
     first = dataclasses.replace(measured, fingerprint=unsaid)
     require_here(first, measured.fingerprint, "here")
     with pytest.raises(RefusedError, match="batch 1 there, 8 here"):
@@ -244,7 +260,7 @@ def test_the_cache_remembers_what_is_the_same(measured, shelf):
     save_profile(measured)
     assert cached_profile(measured.fingerprint, 8) == measured
     assert cached_profile(measured.fingerprint, 13) is None, "longer than what was measured"
-    assert cached_profile({**measured.fingerprint, "threads": 7}, 8) is None
+    assert cached_profile(dataclasses.replace(measured.fingerprint, threads=7), 8) is None
     with open_scheduled(shelf.open(Toy())) as classifier:
         assert fingerprint_of(classifier) == measured.fingerprint
     with open_scheduled(shelf.open(Toy(seed=1))) as classifier:
@@ -268,11 +284,11 @@ def test_an_unwritable_cache_is_no_error(measured, tmp_path, monkeypatch):
 
 def test_a_profile_of_another_machine_is_refused(measured):
     require_here(measured, measured.fingerprint, "here")
-    with pytest.raises(RefusedError, match=r"measured elsewhere \(threads 1 there, 2 here\) - here - measure this one"):
-        require_here(measured, {**measured.fingerprint, "threads": 2}, "here")
+    with pytest.raises(RefusedError, match=r"measured elsewhere \(threads 1 there, 2 here\) - here - measure one here"):
+        require_here(measured, dataclasses.replace(measured.fingerprint, threads=2), "here")
     with pytest.raises(RefusedError, match=r"measured elsewhere \(budget_bytes None there, 64MiB here\)"):
-        require_here(measured, {"budget_bytes": 64 << 20}, "here")
-    require_here(dataclasses.replace(measured, budget_bytes=64 << 20), {"budget_bytes": 64 << 20}, "here")
+        require_here(measured, MeasuredOn(budget_bytes=64 << 20), "here")
+    require_here(dataclasses.replace(measured, budget_bytes=64 << 20), MeasuredOn(budget_bytes=64 << 20), "here")
 
 
 @pytest.mark.parametrize(
@@ -290,7 +306,7 @@ def test_a_profile_of_another_machine_is_refused(measured):
     ],
 )
 def test_files_of_something_else_are_refused(measured, tmp_path, change):
-    tree = {"format": 1, **json.loads(json.dumps(dataclasses.asdict(measured))), **change}
+    tree = {"format": 1, **json.loads(json.dumps(measured.to_json())), **change}
     (tmp_path / "profile.json").write_text(json.dumps(tree))
     with pytest.raises(StoreError, match="no device profile"):
         load_profile(tmp_path / "profile.json")

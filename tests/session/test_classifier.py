@@ -23,6 +23,7 @@ from offramp.session import record as record_module
 from offramp.session.batching import bulk_batches
 from offramp.session.bulk import with_most_rows
 from offramp.session.classifier import Settings
+from tests.page_cache import held
 from tests.runtime.driver import expected
 from tests.toy import LABELS, MAX_LENGTH, Toy, ToyBackend, make_classifier, token_batch
 
@@ -314,22 +315,22 @@ def test_numbers_that_are_none_come_out_as_an_error(shelf):
         classifier.predict(TEXTS)
 
 
-def test_the_record_adds_up(shelf, monkeypatch):
+def test_the_record_adds_up(shelf):
     """Whatever other processes do to the page cache."""
     store = shelf.open(LARGE)
-    cached = {shard.file: index + 1 for index, shard in enumerate(store.manifest.shards.values())}
-    monkeypatch.setattr(record_module, "cached_bytes", lambda path: cached[path.name])
-    with make_classifier(store, "patience:1", num_rows=2, reads="buffered") as classifier:
+    files = [store.path / shard.file for shard in store.manifest.shards.values()]
+    with held(*files), make_classifier(store, "patience:1", num_rows=2, reads="buffered") as classifier:
         before = classifier.record()
         results = classifier.predict(TEXTS, more=False)
-    record = classifier.record()
+        record = classifier.record()
     assert {key for key in before if before[key] is None} == {
         "latency_seconds_median",
         "bound_seconds",
         "deadline_seconds",
+        "config",  # these settings were made without one
     }
     assert record["num_inputs"] == len(TEXTS)
-    assert record["page_cache_bytes"] == sum(cached.values())
+    assert record["page_cache_bytes"] == sum(path.stat().st_size for path in files)
     assert 0 < record["rss_anon_bytes"] + record["rss_file_bytes"] <= record["peak_rss_bytes"]
     assert record["bytes_read_total"] == sum(result.bytes_read for result in results) + record["bytes_read_idle"]
     assert record["seconds_total"] >= 3 * min(classifier.latencies) > 0

@@ -267,7 +267,8 @@ RUNNING = {
     "run": ("--budget", "1GiB", "--text", "a"),
     "plan": ("--budget", "1GiB"),
     "bench": ("--budget", "1GiB", "--repeat", "1", "--passes", "1"),
-    "profile": ("--budget", "1GiB"),
+    "memory": ("--budget", "1GiB"),
+    "profile": ("--budget", "1GiB", "--out", "profile.json"),
 }
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from offramp.errors import DamagedError, StoreError
 from offramp.store import Store, Tensor
-from offramp.store.manifest import BLOCK_BYTES, Graph
+from offramp.store.manifest import BLOCK_BYTES, Graph, all_files
 from offramp.store.memory import cache_folder
 from offramp.store.reader import READ_CHUNK_BYTES, load_tensors, tensor_view
 from tests.store.small import (
@@ -395,6 +395,16 @@ def test_a_graph_that_reads_other_files_is_refused(store):
         message = refused(StoreError, lambda: opened.read_file(graph), "graph refers to data in another file")
         assert "graphs/layer.onnx" in message
     assert problems(store) == {"graphs/layer.onnx": "graph refers to data in another file"}
+
+
+@pytest.mark.parametrize("name", ["vocab.txt", "exits.json"])
+def test_a_small_file_of_the_right_size_with_other_bytes_is_refused(store, name):
+    with Store(store, "never") as opened:
+        file = next(file for file in all_files(opened.manifest) if file.file == name)
+        assert opened.read_file(file) == (store / name).read_bytes()
+        flip(store / name, 8)
+        message = refused(DamagedError, lambda: opened.read_file(file), "sha256 differs from the manifest")
+        assert name in message
 
 
 def test_closing_twice_is_no_error(pristine):

@@ -12,9 +12,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from offramp.errors import MissingExtraError, SourceError, UsageError
+from offramp.program.encoder import Encoder
 from offramp.program.inputs import Batch
 from offramp.program.program import Texts
-from offramp.program.encoder import Encoder
 from offramp.tasks import TextEncoder, has_tokenizer, token_batch
 from offramp.tasks.tokenizer import tokenizer_length
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from offramp.checkpoints.exits import ModelWithExits
-from offramp.store.exits import FORMS, exit_tensors
+from offramp.program.heads import FORMS
 from offramp.training.loss import exit_losses, weighted_loss
 from tests.training.tiny import LABELS, MODEL_TYPES, NUM_LAYERS, VOCABULARY, make_model
 
@@ -127,7 +127,10 @@ def test_a_shared_layer_is_the_models_own_and_saved_once(model):
 def test_exit_tensors_come_back(of_each_form):
     model = of_each_form
     tensors = model.exit_tensors()
-    assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == exit_tensors(model.encoder, model.form)
+    form, shapes = FORMS[model.form], FORMS[model.form].shapes(model.encoder.hidden_size, len(model.encoder.labels))
+    numbers = range(1, model.encoder.num_layers)
+    wanted = {form.tensor_name(role, number): shape for number in numbers for role, shape in shapes.items()}
+    assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == wanted
     changed = {name: tensor + 1 for name, tensor in tensors.items()}
     model.load_exits(changed)
     for name, tensor in model.exit_tensors().items():

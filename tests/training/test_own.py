@@ -10,7 +10,7 @@ from torch import nn
 
 import offramp
 from offramp.errors import NonFiniteError, SourceError, StoreError, UsageError
-from offramp.experiments.evaluation import evaluate
+from offramp.experiments.evaluation import EvalSettings, evaluate
 from offramp.store import Store
 from offramp.store.transcript import read_transcript
 from offramp.tasks.arrays import Record
@@ -118,9 +118,9 @@ def test_several_inputs_of_which_one_is_looked_up_in_a_table(tmp_path):
     example = {"numbers": x[:2], "word": words[:2]}
     store = offramp.divide(module, example, tmp_path / "store", exits=tmp_path / "run")
     with Store(store) as opened:
-        (look_up,) = opened.module.program.segments.look_ups.values()
+        (look_up,) = opened.program.lookups.values()
         assert (look_up.table, look_up.input) == ("table.weight", "word")
-        home = next(s for s in opened.module.shards.values() if s.tensors[0].name == "table.weight")
+        home = next(s for s in opened.manifest.shards.values() if s.tensors[0].name == "table.weight")
     with offramp.load(store, exit="confidence:0.5") as classifier:
         assert home.name not in str(classifier.describe_plan())
         results = classifier.predict([item for item, _ in examples[100:]])
@@ -134,7 +134,7 @@ def test_a_store_is_scored_and_has_transcripts(tmp_path):
     store = offramp.divide(module, torch.randn(2, 8), tmp_path / "store", exits=tmp_path / "run")
     rows = [Example(Record.of(x), label) for x, label in pairs(40, 1)]
     splits = Splits("toy", LABELS, ("accuracy",), {"tune": rows})
-    (report,) = evaluate(store, splits, ["tune"], transcript=tmp_path / "said", say=print)
+    (report,) = evaluate(store, splits, ["tune"], EvalSettings(transcript=tmp_path / "said"), log=print)
     assert [row.scores["accuracy"] for row in report.exits] == [each["accuracy"] for each in metrics.scores]
     transcript = read_transcript(tmp_path / "said", "tune")
     assert np.allclose(np.asarray(transcript.logits_NKC).swapaxes(0, 1), metrics.logits_KNC, atol=1e-5)
@@ -176,8 +176,11 @@ def test_stages_of_another_size_leave_exits_where_they_are(tmp_path):
     module, _ = train(sequence, tmp_path / "run")
     store = offramp.divide(module, torch.randn(2, 8), tmp_path / "store", exits=tmp_path / "run", stage_bytes=1 << 20)
     with Store(store) as opened:
-        program = opened.module.program
-        starts = [program.flows[index].start.module for index in program.segments.exits]
+        program, starts, num_steps = opened.program, [], 0
+        for stage in program.stages:
+            num_steps += len(stage.steps)
+            if stage.exit is not None:
+                starts.append(program.module.parts[num_steps].start.module)
     points = json.loads((tmp_path / "run" / "exits.json").read_text())["points"]
     assert starts == [module for module, _, _ in points] and len(starts) == 2
 

@@ -160,5 +160,8 @@ def test_two_processes_that_were_killed_go_on_with_the_same_rows(source, table, 
         done = in_two_processes(source, table, tmp_path / out, "mixed", "-m", "offramp")
         assert done.returncode == 0, done.stderr
         assert ("from checkpoint-15" in done.stderr) == (out == "run")
+        assert done.stdout.count("the tune split") == 1, "one of them speaks"
+        assert not (tmp_path / f"{out}.partial").exists()
+        assert '"processes": 2' in (tmp_path / out / "train.json").read_text()
     for name in ("model.safetensors", "exits.safetensors"):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

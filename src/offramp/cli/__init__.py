@@ -1,7 +1,7 @@
-"""argv, progress, exit codes. The one list of commands; only the chosen one is imported, so that `--help` costs no
-NumPy.
+"""The command line: one module per command, imported only when it is chosen, so that `--help` loads no NumPy.
 
-argparse and not a larger library: `run` counts itself towards the budget that it keeps (docs/decisions/0001).
+It uses argparse instead of a larger library because `run` counts towards the budget that it keeps
+(docs/decisions/0001).
 """
 
 from __future__ import annotations
@@ -11,39 +11,47 @@ import errno
 import importlib
 import os
 import sys
-from typing import NoReturn
+from typing import List, NoReturn, Optional
 
 from offramp import __version__
 from offramp.backends import thread_variables
-from offramp.errors import OfframpError
+from offramp.errors import OfframpError, UsageError
 
 COMMANDS = {
-    "divide": "cut a model folder into a store, one file for each third of a layer",
+    "divide": "divide a model folder into a store of shards, three per layer",
     "ls": "list the stages and shards of a store",
     "verify": "check every byte of a store",
-    "plan": "say what a budget would keep in memory, and the peak that follows",
-    "run": "classify texts under a budget",
-    "profile": "draw the memory of a run over time",
+    "plan": "show what a budget keeps in memory, and the predicted peak",
+    "run": "classify inputs under a memory budget",
+    "memory": "draw the memory of a run over time",
+    "profile": "measure the latency of every exit on this machine",
     "train": "fine-tune a model with an exit after each layer, on a task of GLUE or on your own table",
-    "eval": "score every exit of a model or a store, and keep what they say",
+    "eval": "score every exit of a model or a store, and write transcripts",
     "tune": "find the exit policy for a latency, a loss or a deadline, with a certificate",
-    "bench": "measure latency, peak and bytes read for several budgets",
+    "bench": "measure latency, peak memory and bytes read for several budgets",
     "demo": "train exits on real text, divide, and run under a budget",
     "env": "show versions and hardware",
 }
+NEEDS_NEWER_PYTHON = ("divide", "train", "eval", "tune", "bench", "demo")
+"""Commands that need Python 3.10; the others run on 3.8, the Python of small devices."""
+MOVED = {
+    "bench": {"--save-profile": "offramp profile STORE --out FILE"},
+    "profile": {"--passes": "offramp memory STORE --passes N", "--trace": "offramp memory STORE --trace FILE"},
+}
+"""Command -> option of earlier versions -> its replacement."""
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, as all errors of offramp."""
+    """A parser that reports errors in one line, as all commands do."""
 
     def error(self, message: str) -> NoReturn:
-        """End with exit code 2."""
-        print(f"offramp: error: {message} - {self.prog} --help shows how", file=sys.stderr)
+        """Print the error and exit with code 2."""
+        print(f"offramp: error: {message} - see {self.prog} --help", file=sys.stderr)
         sys.exit(2)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit code."""
+def main(argv: Optional[List[str]] = None) -> int:
+    """Run one command and return the exit code."""
     argv = sys.argv[1:] if argv is None else argv
     if sys.platform == "win32":
         print("offramp: error: Windows is not supported - run it on Linux, or in WSL", file=sys.stderr)
@@ -51,11 +59,11 @@ def main(argv: list[str] | None = None) -> int:
     debug = "--debug" in argv
     try:
         code = _dispatch([word for word in argv if word != "--debug"])
-        print(end="", flush=True)  # a full disk must show now, not when the interpreter ends; stdout may be None
+        print(end="", flush=True)  # report a full disk now, not when the interpreter ends; stdout may be None
         return code
     except OfframpError as error:
         return _fail(error, str(error), error.exit_code, debug)
-    except BrokenPipeError:  # the reader of our output has gone: nothing is left to say
+    except BrokenPipeError:  # the reader of the output has closed the pipe
         _drop_output()
         return 0
     except KeyboardInterrupt as error:
@@ -64,16 +72,12 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             _drop_output()
             return _fail(error, "no space left for the output - free some space and run again", 5, debug)
-        return _fail(
-            error,
-            f"{type(error).__name__}: {error} - this is a fault of ours - run again with --debug and report it",
-            1,
-            debug,
-        )
+        what = f"{type(error).__name__}: {error} - internal error - run again with --debug and report it"
+        return _fail(error, what, 1, debug)
 
 
 def _drop_output() -> None:
-    """What is still in the buffer of stdout has nowhere to go; the interpreter would try once more."""
+    """Discard the buffer of stdout, which cannot be written; the interpreter would try again at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -81,16 +85,16 @@ def _fail(error: BaseException, message: str, exit_code: int, debug: bool) -> in
     if debug:
         import traceback
 
-        traceback.print_exception(error)
+        traceback.print_exception(type(error), error, error.__traceback__)
     try:
         print(end="", flush=True)
-    except OSError:  # the error that is told came first
+    except OSError:  # the error below occurred first
         _drop_output()
     print("offramp: error: " + " ".join(message.split()), file=sys.stderr)
     return exit_code
 
 
-def _dispatch(argv: list[str]) -> int:
+def _dispatch(argv: List[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(_overview())
         return 0 if argv else 2
@@ -99,6 +103,7 @@ def _dispatch(argv: list[str]) -> int:
         return 0
     if argv[0] not in COMMANDS:
         Parser(prog="offramp").error(f"unknown command {argv[0]!r}, known: {', '.join(COMMANDS)}")
+    _require_current(argv)
     command = importlib.import_module(f"offramp.cli.{argv[0]}")
     parser = Parser(
         prog=f"offramp {argv[0]}", description=command.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -107,20 +112,30 @@ def _dispatch(argv: list[str]) -> int:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     try:
         args = parser.parse_args(argv[1:])
-    except SystemExit as stop:  # --help, or an error that was told: `main` has yet to flush
+    except SystemExit as stop:  # --help, or an error that is printed already; `main` still flushes
         return int(stop.code or 0)
-    if getattr(args, "threads", None):
+    if getattr(args, "backend", None) and args.threads:
         os.environ.update(thread_variables(args.backend, args.threads))  # NumPy is not imported yet
     return command.main(args)
+
+
+def _require_current(argv: List[str]) -> None:
+    """Raise UsageError for a command that needs a newer Python, and for an option of an earlier version."""
+    if argv[0] in NEEDS_NEWER_PYTHON and sys.version_info < (3, 10):
+        python = ".".join(map(str, sys.version_info[:3]))
+        raise UsageError(f"offramp {argv[0]} needs Python 3.10 or newer", f"this is {python}", "use a newer Python")
+    for option, replacement in MOVED.get(argv[0], {}).items():
+        if any(word == option or word.startswith(option + "=") for word in argv[1:]):
+            raise UsageError(f"offramp {argv[0]} has no {option} any more", None, f"use {replacement}")
 
 
 def _overview() -> str:
     commands = "\n".join(f"  {name:<8} {what}" for name, what in COMMANDS.items())
     return (
         "usage: offramp COMMAND ... [--json] [--debug]\n\n"
-        "Run a model that does not fit in memory: each layer just in time under a byte budget,\n"
-        "and out at the first exit that is sure.\n\n"
+        "Run a model that does not fit in memory: load each layer just in time under a byte budget,\n"
+        "and stop at the first exit that is confident.\n\n"
         f"{commands}\n\n"
-        "offramp COMMAND --help says more. Exit codes: 0 ok, 1 our fault, 2 usage, 3 budget impossible,\n"
-        "4 damaged or refused, 5 disk full, 130 Ctrl-C."
+        "offramp COMMAND --help shows the options. Exit codes: 0 success, 1 internal error, 2 usage,\n"
+        "3 impossible budget, 4 damaged or refused, 5 disk full, 130 interrupted."
     )

@@ -1,25 +1,28 @@
-"""What `offramp bench --task` asks, and how it prints what it found."""
+"""The part of `offramp bench` that measures a task, and its output."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from offramp.cli.options import data_record, emit, labelled_data, percents, say, table, warn
+from offramp.cli.options import data_record, emit, labelled_data, log, percents, table, warn
+
+if TYPE_CHECKING:
+    from offramp.runtime.config import EngineConfig
 
 _HEAD = (
-    "", "batch", "p50", "p90", "p99", "inputs a s", "peak", "read an input",
-    "score", "against plain [95 %]", "speed-up [95 %]", "by layer count",
+    "policy", "batch", "p50 latency", "p90 latency", "p99 latency", "inputs / s", "peak memory", "bytes read / input",
+    "score (%)", "score - plain (points) [95 %]", "speed-up [95 %]", "by layer count",
 )  # fmt: skip
 _NOTES = """\
-Latencies are of a batch. Speed-ups are wall-clock, against the plain model at the same batch size; their intervals are
-by paired bootstrap over rounds and texts (batch 8: rounds and batches; bulk: rounds). By layer count: layers over the
-mean exit, no measurement: heads, embeddings and reads are not in it. stage:K is the model cut after layer K."""
+Latencies are per batch. Speed-ups are wall-clock ratios to the plain model at the same batch size; their intervals are
+paired bootstraps over rounds and texts (batch 8: rounds and batches; bulk: rounds). "by layer count" is the number of
+layers divided by the mean exit: it is not measured and omits heads, embeddings and reads. stage:K is the model
+truncated after layer K."""
 
 
-def measure(args: argparse.Namespace, options: Sequence[str]) -> int:
-    """Measure a store on the data that `args` name; `options` go to each process."""
+def measure(args: argparse.Namespace, config: EngineConfig) -> int:
+    """Measure a store on the labelled data that `args` name, with the engine options of `config`."""
     from offramp.experiments.evaluation import require_same_cut
     from offramp.experiments.task_bench import bench_task, take_sample
     from offramp.policies.evidence import REGRESSION
@@ -33,7 +36,7 @@ def measure(args: argparse.Namespace, options: Sequence[str]) -> int:
             warn(f"no score of {data.name}: {sentence}")
         require_same_cut(store.path, data_record(args, data), [args.split])
         sample = take_sample(store, data, args.split, args.rows)
-        found, record = bench_task(store, sample, args.exit, args.deadline, options, args.repeat, say)
+        found, record = bench_task(store, sample, config, args.repeat, log)
     if args.json:
         for measured in found:
             emit(vars(measured))
@@ -72,7 +75,7 @@ def _row(measured: Any) -> tuple[str, ...]:
 
 
 def _interval(form: str, value: float | None, low: float | None, high: float | None) -> str:
-    """A value and what it lies in; a dash for none."""
+    """Format a value and its interval; a dash for None."""
     if value is None:
         return "-"
     return f"{value:{form}}" if low is None or high is None else f"{value:{form}} [{low:{form}}, {high:{form}}]"

@@ -1,6 +1,4 @@
-"""The main job on real input, offline: trains exits on BBC News, divides the model, runs it under a budget, draws its
-memory.
-"""
+"""Train exits on BBC News, divide the model, run it under a budget, and draw its memory. Needs no connection."""
 
 from __future__ import annotations
 
@@ -8,19 +6,20 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from offramp.cli.options import emit, say, size, table
+from offramp.cli.options import emit, log, size, table
 
 if TYPE_CHECKING:
     from offramp.experiments.demo import Report, Row
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Options of demo."""
+    """Add the options of demo."""
+    parser.add_argument("--out", default="demo-out", metavar="DIR", help="folder for all results (default: demo-out)")
     parser.add_argument(
-        "--out", default="demo-out", metavar="DIR", help="folder for everything it makes (default: demo-out)"
-    )
-    parser.add_argument(
-        "--budget", type=size, metavar="SIZE", help="of the streamed runs (default: little more than the least)"
+        "--budget",
+        type=size,
+        metavar="SIZE",
+        help="memory budget of the streamed runs (default: slightly above the smallest)",
     )
     parser.add_argument("--json", action="store_true", help="print the report as one JSON line")
 
@@ -31,7 +30,7 @@ def main(args: argparse.Namespace) -> int:
 
     from offramp.experiments.demo import demo
 
-    report = demo(Path(args.out), args.budget, say)
+    report = demo(Path(args.out), args.budget, log)
     if args.json:
         emit(asdict(report))
     else:
@@ -40,7 +39,10 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _print(report: Report, out: str) -> None:
-    head = ("run", "accuracy [95 %]", "mean exit", "read a text", "latency", "predicted", "peak", "budget")
+    head = (
+        "run", "accuracy [95 %]", "mean exit", "bytes read per text", "median latency", "predicted peak",
+        "measured peak", "budget",
+    )  # fmt: skip
     print(f"\n{report.num_texts} test articles of BBC News, five sections, MiniLM-L6; exits: {report.policy}\n")
     print(table(head, [_cells(row) for row in report.rows]))
     print(

@@ -1,8 +1,8 @@
-"""Cut a model folder, or a model of the Hugging Face hub, into a store that runs layer by layer and that transformers
-still loads.
+"""Divide a model folder, or a model of the Hugging Face hub, into a store that runs layer by layer and that
+transformers can still load.
 
-Encoders of texts of the BERT family are divided by the names of their tensors and run without PyTorch. Any other model
-that transformers has is divided by a run of it, and runs in PyTorch by offramp.stream.
+Text encoders of the BERT family are divided by the names of their tensors and run without PyTorch. Any other model of
+transformers is divided by running it once, and runs in PyTorch with offramp.stream.
 """
 
 from __future__ import annotations
@@ -10,26 +10,26 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from offramp.cli.options import emit, say, size
+from offramp.cli.options import emit, log, size
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Options of divide."""
+    """Add the options of divide."""
     parser.add_argument("model", nargs="?", help="a checkpoint folder, or an id on the hub")
-    parser.add_argument("store", help="the folder to make")
+    parser.add_argument("store", help="the folder to create")
     parser.add_argument(
         "--method", choices=("auto", "names", "eager", "export"), default="auto", help="(default: auto)"
     )
     parser.add_argument(
-        "--stage-bytes", type=size, metavar="SIZE", help="the most that a stage should need (default: one block)"
+        "--stage-bytes", type=size, metavar="SIZE", help="target size of the weights of a stage (default: one block)"
     )
     parser.add_argument(
         "--inputs",
         metavar="FILE",
-        help="example inputs by name, .npz or .safetensors (default: made up from the config)",
+        help="example inputs by name, .npz or .safetensors (default: generated from the config)",
     )
     parser.add_argument("--force", action="store_true", help="replace an existing store")
-    parser.add_argument("--offline", action="store_true", help="take hub models from the cache alone")
+    parser.add_argument("--offline", action="store_true", help="read models of the hub from the cache only")
     parser.add_argument(
         "--graphs",
         action="store_true",
@@ -39,11 +39,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Divide."""
+    """Divide a model, or add graphs to a store."""
     from offramp.division import add_graphs, divide
-    from offramp.runtime import tune_allocator
+    from offramp.runtime.footprint import tune_allocator
 
-    tune_allocator()  # weights only pass through: a heap that keeps them makes the peak half as high again
+    tune_allocator()  # weights are needed only briefly; an untuned heap keeps them, which raises the peak by half
     if (args.model is None) != args.graphs:
         from offramp.errors import UsageError
 
@@ -57,9 +57,9 @@ def main(args: argparse.Namespace) -> int:
 
             inputs = load_inputs(Path(args.inputs))
         options = {"method": args.method, "stage_bytes": args.stage_bytes, "inputs": inputs}
-        path = divide(args.model, args.store, force=args.force, offline=args.offline, say=say, **options)
+        path = divide(args.model, args.store, force=args.force, offline=args.offline, say=log, **options)
     if args.json:
         emit({"store": str(path)})
     else:
-        say(f"store: {path}")
+        log(f"store: {path}")
     return 0

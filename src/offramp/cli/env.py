@@ -1,4 +1,4 @@
-"""Show versions and hardware, as every published figure names them."""
+"""Show the versions and the hardware that published figures state."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from offramp.cli.options import emit
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Options of env."""
-    parser.add_argument("--json", action="store_true", help="one JSON object")
+    """Add the options of env."""
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def main(args: argparse.Namespace) -> int:
-    """Show the environment."""
+    """Print the environment."""
     from offramp.measure.hardware import environment
 
     found = environment()

@@ -1,4 +1,4 @@
-"""Score every exit of a model or a store, and what exit policies would make of them.
+"""Score every exit of a model or a store, and exit policies on their outputs.
 
 offramp eval runs/mnli --task mnli --data glue
 offramp eval runs/mine --dev dev.tsv --text-column sentence --label-column label --exit confidence:0.9
@@ -19,8 +19,8 @@ from offramp.cli.options import (
     data_record,
     emit,
     labelled_data,
+    log,
     percents,
-    say,
     table,
     warn,
 )
@@ -28,7 +28,7 @@ from offramp.errors import UsageError
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Options of eval."""
+    """Add the options of eval."""
     parser.add_argument("model", help="a run folder, a store, or a classifier: a folder or an id on the hub")
     add_data(parser)
     add_columns(parser)
@@ -36,28 +36,28 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--exit", action="append", default=[], metavar="POLICY", help="also score a policy; may be given several times"
     )
-    parser.add_argument("--transcript", metavar="DIR", help="keep what every exit says of every row")
-    parser.add_argument("--features", action="store_true", help="keep the first token's hidden states as well")
+    parser.add_argument("--transcript", metavar="DIR", help="write the outputs of every exit for every row")
+    parser.add_argument("--features", action="store_true", help="also write the hidden states of the first token")
     parser.add_argument("--batch", type=count, default=32, metavar="N", help="rows that run together (default: 32)")
     parser.add_argument(
         "--max-length",
         type=count,
         metavar="N",
-        help="cut texts to N tokens (default: as in training, else the model's)",
+        help="truncate texts to N tokens (default: as in training, else the limit of the model)",
     )
-    parser.add_argument("--json", action="store_true", help="one JSON line a split")
+    parser.add_argument("--json", action="store_true", help="print one JSON line per split")
 
 
 def main(args: argparse.Namespace) -> int:
-    """Evaluate."""
+    """Evaluate the splits and print the tables."""
     from offramp.checkpoints.hub import resolve
-    from offramp.experiments.evaluation import classifier_facts, evaluate, require_same_cut
+    from offramp.experiments.evaluation import EvalSettings, classifier_facts, evaluate, require_same_cut
     from offramp.policies import parse
     from offramp.policies.evidence import REGRESSION
 
     if args.features and not args.transcript:
-        raise UsageError("--features are kept in a transcript", None, "give --transcript DIR")
-    policies = [parse(text) for text in args.exit]
+        raise UsageError("--features are written to a transcript", None, "give --transcript DIR")
+    policies = tuple(parse(text) for text in args.exit)
     folder = resolve(args.model, args.offline)
     facts = classifier_facts(folder)
     data = labelled_data(args, () if facts.problem == REGRESSION else facts.labels)
@@ -65,10 +65,9 @@ def main(args: argparse.Namespace) -> int:
         warn(f"no score of {data.name}: {sentence}")
     names = args.split.split(",")
     require_same_cut(folder, data_record(args, data), names)
-    reports = evaluate(
-        folder, data, names, policies=policies, batch_size=args.batch, max_length=args.max_length,
-        transcript=Path(args.transcript) if args.transcript else None, with_features=args.features, say=say,
-    )  # fmt: skip
+    transcript = Path(args.transcript) if args.transcript else None
+    settings = EvalSettings(policies, args.batch, args.max_length, transcript, args.features)
+    reports = evaluate(folder, data, names, settings, log=log)
     for report in reports:
         _show(report, bool(data.labels), args.json)
     return 0
@@ -79,20 +78,20 @@ def _show(report: Any, is_classification: bool, as_json: bool) -> None:
         emit(asdict(report))
         return
     names = list(percents(report.exits[0].scores))
-    overthought = "right, last wrong" if is_classification else "nearer than last"
-    head = ("", *names, "agrees with last", overthought)
+    overthought = "correct here, wrong at last exit" if is_classification else "nearer than last exit"
+    head = ("", *names, "agrees with last exit", overthought)
     rows = [
         (f"exit {row.exit}", *percents(row.scores).values(), f"{row.agreement:.1f}", f"{row.overthought:.1f}")
         for row in report.exits
     ]
     print(f"{report.split}: {report.num_rows} rows, in percent")
     print(table(head, rows))
-    what = "right at some exit and wrong at the last" if is_classification else "nearer at some exit than at the last"
+    what = "correct at some exit and wrong at the last" if is_classification else "nearer at some exit than at the last"
     print(f"overthinking: {report.overthinking:.1f} % of the rows are {what}")
     if report.policies:
         head = ("policy", *names, "mean exit")
         rows = [(row.policy, *percents(row.scores).values(), f"{row.mean_exit:.2f}") for row in report.policies]
         print(table(head, rows))
     if report.transcript:
-        say(f"transcript: {report.transcript}")
+        log(f"transcript: {report.transcript}")
     print(flush=True)

@@ -1,124 +1,90 @@
-"""Options that several commands share, and what they turn into."""
+"""Options that several commands share, and the objects that they become.
+
+The options of an engine are derived from the fields of `EngineConfig`.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offramp.backends import BACKENDS
 from offramp.errors import UsageError
+from offramp.units import parse_count, parse_duration, parse_size
 
 if TYPE_CHECKING:
+    from offramp.runtime.config import EngineConfig
+    from offramp.session.inputs import InputSource
     from offramp.tasks import Splits
 
-ENGINE = ("exit", "deadline", "profile", "backend", "threads", "batch", "max_length", "reads", "verify")
-"""The options that `add_engine` takes, by their names in `offramp.prepare`."""
+
+def argument(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Turn a parser that raises ValueError into a type for argparse, which shows the message of the error."""
+
+    def convert(text: str) -> Any:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return convert
 
 
-def size(text: str) -> int:
-    """A byte size, for argparse."""
-    from offramp.units import parse_size
-
-    try:
-        return parse_size(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+size, count, duration = argument(parse_size), argument(parse_count), argument(parse_duration)
 
 
-def count(text: str) -> int:
-    """An integer of at least 1, for argparse."""
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"a whole number of at least 1, not {text!r}")
-    return int(text)
+def add_engine(parser: Any, *names: str, omit: Sequence[str] = ()) -> None:
+    """Add the options of `EngineConfig`: all but `omit`, or those called `names`."""
+    from offramp.backends import BACKENDS
+    from offramp.runtime.config import EngineConfig
+
+    for each in fields(EngineConfig):
+        facts = each.metadata
+        if not facts["help"] or each.name in omit or (names and each.name not in names):
+            continue
+        choices = tuple(BACKENDS) if each.name == "backend" else facts["choices"]
+        details = {"choices": choices} if choices else {"type": argument(facts["parse"]), "metavar": facts["metavar"]}
+        option = "--" + each.name.replace("_", "-")
+        parser.add_argument(option, default=each.default, help=facts["help"], **details)
 
 
-def batch_size(text: str) -> int | str:
-    """A number of rows, or `bulk`, for argparse."""
-    return text if text == "bulk" else count(text)
+def engine_config(args: argparse.Namespace, **more: Any) -> EngineConfig:
+    """Return the options of `add_engine`, and `more`, for a process that serves this engine only."""
+    from offramp.runtime.config import EngineConfig
 
-
-def duration(text: str) -> float:
-    """Seconds, for argparse."""
-    from offramp.units import parse_duration
-
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def add_engine(parser: argparse.ArgumentParser) -> None:
-    """What decides how a store runs."""
-    parser.add_argument(
-        "--exit",
-        default="none",
-        metavar="POLICY",
-        help="none, stage:K, patience:P, confidence:T, ... joined by | and &, or a policy file (default: none)",
-    )
-    parser.add_argument(
-        "--deadline", type=duration, metavar="TIME", help="of each request, like 60ms: the best answer so far goes out"
-    )
-    parser.add_argument(
-        "--profile",
-        metavar="FILE",
-        help="what bench --save-profile measured: for a deadline (default: learn it), and for index policies",
-    )
-    parser.add_argument(
-        "--backend", choices=tuple(BACKENDS), default="ort", help="the compute backend (default: ort, ONNX Runtime)"
-    )
-    parser.add_argument("--threads", type=count, metavar="N", help="threads of the backend (default: the processors)")
-    parser.add_argument(
-        "--batch", type=batch_size, default=1, metavar="N",
-        help="rows that run together; bulk: as many as the budget holds, by length (default: 1)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--max-length", type=count, metavar="N", help="cut texts to N tokens (default: what the model reads)"
-    )
-    parser.add_argument(
-        "--reads",
-        choices=("auto", "direct", "buffered"),
-        default="auto",
-        help="O_DIRECT or through the page cache (default: auto)",
-    )
-    parser.add_argument(
-        "--verify",
-        choices=("first", "always", "never"),
-        default="first",
-        help="when shards are hashed (default: first)",
-    )
-
-
-def add_budget(parser: Any) -> None:
-    """The one option that everything is about."""
-    parser.add_argument(
-        "--budget",
-        type=size,
-        metavar="SIZE",
-        help="of the whole process: 128MiB, 0.3GB (default: what the machine allows)",
-    )
+    given = {each.name: getattr(args, each.name) for each in fields(EngineConfig) if hasattr(args, each.name)}
+    return EngineConfig(**{**given, "own_process": True, **more})
 
 
 def add_inputs(parser: argparse.ArgumentParser) -> None:
-    """Where texts come from; `add_columns` says what their columns are called."""
+    """Add the options that name inputs; `add_columns` adds the names of their columns."""
     parser.add_argument("--text", action="append", metavar="TEXT", help="a text; may be given several times")
-    parser.add_argument("--pair", action="append", nargs=2, metavar=("A", "B"), help="two texts that are read together")
+    parser.add_argument("--pair", action="append", nargs=2, metavar=("A", "B"), help="two texts that form one input")
     parser.add_argument(
         "--input",
         metavar="FILE",
-        help="FILE.txt, .tsv or .jsonl, - for a text a line on stdin; a file, folder or zip of images; .npz of arrays",
+        help="FILE.txt, .tsv or .jsonl; - for one text per line on stdin; a file, folder or zip of images; .npz arrays",
     )
+
+
+def input_source(args: argparse.Namespace) -> InputSource:
+    """Return the inputs that `add_inputs` names, perhaps none. Raises UsageError for columns without a file."""
+    from offramp.session.inputs import InputSource
+
+    pairs = tuple((first, second) for first, second in args.pair or ())
+    return InputSource(tuple(args.text or ()), pairs, args.input, args.text_column, args.pair_column)
 
 
 def add_columns(parser: argparse.ArgumentParser) -> None:
-    """What the columns of texts are called, in inputs and in labelled tables alike."""
+    """Add the names of text columns, in inputs and in labelled tables."""
     parser.add_argument(
         "--text-column", metavar="NAME", help="column of a table, or key of a .jsonl (with labels: sentence)"
     )
-    parser.add_argument("--pair-column", metavar="NAME", help="the second text's column or key, if there are pairs")
+    parser.add_argument("--pair-column", metavar="NAME", help="column or key of the second text, if inputs are pairs")
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
@@ -158,37 +124,8 @@ def data_record(args: argparse.Namespace, data: Splits) -> dict[str, Any]:
     return {"task": data.name, "split_seed": args.split_seed, "cuts_dev": data.cuts_dev}
 
 
-def engine_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The options of `offramp.prepare` for a process that is there for one store."""
-    return {**{name: getattr(args, name) for name in ENGINE}, "own_process": True, "warn": warn}
-
-
-def has_inputs(args: argparse.Namespace) -> bool:
-    """Return whether any input was given. Raises UsageError for column names without a file."""
-    if (args.text_column or args.pair_column) and not args.input:
-        raise UsageError("--text-column and --pair-column name columns of a file", None, "give --input FILE")
-    return bool(args.text or args.pair or args.input)
-
-
-def inputs(args: argparse.Namespace) -> Iterable[Any]:
-    """Yield the inputs in the order --text, --pair, --input."""
-    yield from args.text or ()
-    yield from (tuple(pair) for pair in args.pair or ())
-    if args.input:
-        from offramp.tasks import read_inputs
-
-        yield from read_inputs(args.input, args.text_column, args.pair_column)
-
-
-def known_inputs(args: argparse.Namespace) -> Iterable[Any] | None:
-    """Return the inputs, for the planner, if they can be read a second time; None for standard input and for pipes."""
-    if args.input and not (Path(args.input).is_file() or Path(args.input).is_dir()):
-        return None
-    return inputs(args)
-
-
 def require_writable(path: str, suffixes: tuple[str, ...] = ()) -> None:
-    """Raise UsageError, before any work is done, for a file that could not be written in the end."""
+    """Raise UsageError for a file that cannot be written, before any work is done."""
     target = Path(path)
     if suffixes and target.suffix not in suffixes:
         raise UsageError(
@@ -201,7 +138,7 @@ def require_writable(path: str, suffixes: tuple[str, ...] = ()) -> None:
 
 
 def peak_line(record: dict[str, Any]) -> str:
-    """How every run ends."""
+    """Return the last line of every run: predicted peak, measured peak and budget."""
     from offramp.units import format_size
 
     keys = ("predicted_peak_bytes", "peak_rss_bytes", "budget_bytes")
@@ -210,35 +147,35 @@ def peak_line(record: dict[str, Any]) -> str:
 
 
 def emit(tree: dict[str, Any]) -> None:
-    """One JSON line on stdout, at once. UTF-8 has no lone surrogates; a backslash makes of them what JSON does."""
+    """Print one JSON line on stdout and flush. Lone surrogates, which UTF-8 cannot encode, are escaped as in JSON."""
     line = json.dumps(tree, ensure_ascii=False, allow_nan=False)
     print(line.encode("utf-8", "backslashreplace").decode(), flush=True)
 
 
-def say(message: str) -> None:
-    """One line of progress on stderr."""
+def log(message: str) -> None:
+    """Print one line of progress on stderr."""
     print(message, file=sys.stderr, flush=True)
 
 
 def warn(message: str) -> None:
-    """One line about something that the user may not want."""
-    say(f"offramp: warning: {message}")
+    """Print one warning on stderr."""
+    log(f"offramp: warning: {message}")
 
 
 def percents(scores: dict[str, float]) -> dict[str, str]:
-    """Scores for a table; the mean of one metric is not said twice."""
+    """Format scores for a table; the mean is omitted where there is only one metric."""
     shown = {name: f"{value:.1f}" for name, value in scores.items()}
     return {name: value for name, value in shown.items() if name != "score" or len(shown) > 2}
 
 
 def table(head: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:
-    """Columns of text; the first is aligned to the left, the others to the right."""
+    """Return a text table; the first column is aligned to the left, the others to the right."""
     lines = [tuple(str(cell) for cell in row) for row in (head, *rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    widths = [max(map(len, column)) for column in zip(*lines)]
     return "\n".join(
         "  ".join(
             cell.ljust(width) if index == 0 else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(line, widths, strict=True))
+            for index, (cell, width) in enumerate(zip(line, widths))
         ).rstrip()
         for line in lines
     )

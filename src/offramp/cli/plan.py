@@ -1,41 +1,30 @@
-"""Say what a budget would keep in memory and what it would stream, and the peak that follows. Loads what `run` loads,
-but no weight.
+"""Show which shards a budget keeps in memory, which it streams, and the predicted peak. Loads everything that `run`
+loads except the weights.
 """
 
 from __future__ import annotations
 
 import argparse
 
-from offramp.cli.options import (
-    add_budget,
-    add_columns,
-    add_engine,
-    add_inputs,
-    emit,
-    engine_options,
-    has_inputs,
-    known_inputs,
-    table,
-)
+from offramp.cli.options import add_columns, add_engine, add_inputs, emit, engine_config, input_source, table, warn
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Options of plan."""
+    """Add the options of plan."""
     parser.add_argument("store")
-    add_budget(parser)
     add_engine(parser)
     add_inputs(parser)
     add_columns(parser)
-    parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def main(args: argparse.Namespace) -> int:
-    """Plan. Raises BudgetError if the budget is impossible."""
-    import offramp
+    """Print the plan. Raises BudgetError if no plan fits the budget."""
+    from offramp.session import prepare_engine
     from offramp.units import format_size
 
-    texts = known_inputs(args) if has_inputs(args) else None
-    classifier = offramp.prepare(args.store, args.budget, texts=texts, **engine_options(args))
+    texts = input_source(args).known()
+    classifier = prepare_engine(args.store, engine_config(args), texts=texts, warn=warn)
     plan = classifier.plan
     if args.json:
         emit(classifier.describe_plan())

@@ -1,5 +1,5 @@
-"""Classify texts under a budget that the whole process keeps; each text leaves at the first exit that the policy is
-sure of.
+"""Classify inputs within a memory budget for the whole process; each input stops at the first exit where the policy is
+confident.
 
 offramp run STORE --budget 128MiB --exit patience:3 --text "..."
 offramp run STORE --budget 128MiB --input texts.tsv --text-column body --json
@@ -15,29 +15,26 @@ from itertools import islice
 from typing import Any
 
 from offramp.cli.options import (
-    add_budget,
     add_columns,
     add_engine,
     add_inputs,
     emit,
-    engine_options,
-    has_inputs,
-    inputs,
-    known_inputs,
+    engine_config,
+    input_source,
+    log,
     peak_line,
     require_writable,
-    say,
+    warn,
 )
 from offramp.errors import UsageError, shown
 
-BULK_TEXTS = 1024
-"""Texts that bulk mode sorts by length at a time."""
+BULK_INPUTS = 1024
+"""Number of inputs that bulk mode sorts by length at a time."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Options of run."""
+    """Add the options of run."""
     parser.add_argument("store")
-    add_budget(parser)
     add_inputs(parser)
     add_columns(parser)
     add_engine(parser)
@@ -46,46 +43,48 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="write the timed events: FILE.jsonl, or FILE.json for chrome://tracing and Perfetto",
     )
-    parser.add_argument("--json", action="store_true", help="one JSON line an input, the record last")
+    parser.add_argument("--json", action="store_true", help="print one JSON line per input, and the record last")
 
 
 def main(args: argparse.Namespace) -> int:
-    """Run."""
+    """Classify the inputs."""
     started = time.perf_counter()
-    import offramp
     from offramp.measure import read_memory
+    from offramp.session import prepare_engine
 
-    if not has_inputs(args):
+    inputs = input_source(args)
+    if not inputs:
         raise UsageError("no input", None, "give --text, --pair or --input")
     if args.trace:
         require_writable(args.trace)
-    classifier = offramp.prepare(args.store, args.budget, texts=known_inputs(args), **engine_options(args))
+    classifier = prepare_engine(args.store, engine_config(args), texts=inputs.known(), warn=warn)
     num_layers = classifier.num_exits
     with classifier:
         ready = time.perf_counter() - started
-        size = BULK_TEXTS if args.batch == "bulk" else args.batch
-        for batch, more in _batches(inputs(args), size, live=args.input == "-"):
-            for text, result in zip(batch, classifier.predict(batch, more=more), strict=True):
+        size = BULK_INPUTS if args.batch == "bulk" else args.batch
+        for batch, more in _batches(inputs, size, is_stream=inputs.is_stream):
+            for text, result in zip(batch, classifier.predict(batch, more=more)):
                 _show(result, text, num_layers, args.json)
         record = {**classifier.record(), "ready_seconds": ready, "peak_rss_bytes": read_memory().peak_bytes}
     if args.trace:
         (classifier.trace.to_jsonl if args.trace.endswith(".jsonl") else classifier.trace.to_chrome)(args.trace)
     if args.json:
         emit({"record": record})
-    say(peak_line(record))
+    log(peak_line(record))
     return 0
 
 
-def _batches(texts: Any, num_rows: int, live: bool) -> Iterator[tuple[list[Any], bool]]:
-    """(batch, whether another follows): the last batch must not read ahead for a next one. Live input is not kept
-    waiting to find that out.
+def _batches(inputs: Any, num_rows: int, is_stream: bool) -> Iterator[tuple[list[Any], bool]]:
+    """Yield (batch, whether another follows), so that the last batch does not read ahead.
+
+    A stream always reports that another follows: waiting for the next line would delay the answer.
     """
-    texts = iter(texts)
-    batch = list(islice(texts, num_rows))
+    rest = iter(inputs)
+    batch = list(islice(rest, num_rows))
     while batch:
-        following = [] if live else list(islice(texts, num_rows))
-        yield batch, live or bool(following)
-        batch = list(islice(texts, num_rows)) if live else following
+        following = [] if is_stream else list(islice(rest, num_rows))
+        yield batch, is_stream or bool(following)
+        batch = list(islice(rest, num_rows)) if is_stream else following
 
 
 def _show(result: Any, text: Any, num_layers: int, as_json: bool) -> None:

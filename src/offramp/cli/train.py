@@ -1,10 +1,10 @@
-"""Fine-tune a model with an exit after each layer. The run folder is one of transformers, with the exits beside it.
+"""Fine-tune a model with an exit after each layer. The run folder is a checkpoint of transformers plus the exits.
 
 offramp train bert-base-uncased --task mnli --data glue --out runs/mnli
 offramp train MODEL --train train.tsv --dev dev.tsv --text-column sentence --label-column label --out runs/mine
 
-Of the train data 80 % are trained on, 10 % (tune) choose policies, 10 % (certify) are for certificates. Interrupted,
-the same command goes on at the last checkpoint. torchrun -m offramp train ... uses several GPUs.
+80 % of the data are for training, 10 % (tune) for choosing policies, 10 % (certify) for certificates. After an
+interruption, the same command continues from the last checkpoint. torchrun -m offramp train ... uses several GPUs.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from offramp.cli.options import (
     data_record,
     emit,
     labelled_data,
+    log,
     percents,
-    say,
     table,
     warn,
 )
@@ -55,28 +55,33 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--exit-weights", choices=tuple(WEIGHTS), default=default.exit_weights,
-        help=f"how much each exit's loss counts (default: {default.exit_weights})",
+        help=f"weights of the losses of the exits (default: {default.exit_weights})",
     )  # fmt: skip
-    _number(group, "--epochs", count, default.epochs, "of the whole model ")
-    _number(group, "--heads-epochs", int, default.heads_epochs, "of the heads alone, after it ")
+    _number(group, "--epochs", count, default.epochs, "epochs of the whole model ")
+    _number(group, "--heads-epochs", int, default.heads_epochs, "further epochs of the heads only ")
     _number(group, "--lr", float, default.learning_rate, "learning rate of the encoder ")
     _number(group, "--head-lr", float, default.head_learning_rate, "learning rate of the heads ")
-    _number(group, "--batch", count, default.batch_size, "rows of a batch ")
-    _number(group, "--accumulate", count, default.accumulate, "batches that make one step ")
-    _number(group, "--max-length", count, default.max_length, "tokens that texts are cut to ")
-    _number(group, "--warmup", float, default.warmup, "share of the steps ")
+    _number(group, "--batch", count, default.batch_size, "rows per batch ")
+    _number(group, "--accumulate", count, default.accumulate, "batches per step ")
+    _number(group, "--max-length", count, default.max_length, "tokens to which texts are truncated ")
+    _number(group, "--warmup", float, default.warmup, "fraction of the steps ")
     group.add_argument(
-        "--save-steps", type=count, metavar="N", help="steps between checkpoints (default: a fifth of all, at most 500)"
+        "--save-steps",
+        type=count,
+        metavar="N",
+        help="steps between checkpoints (default: a fifth of all steps, at most 500)",
     )
-    group.add_argument("--max-rows", type=count, metavar="N", help="train on N rows, spread over the train split")
-    group.add_argument("--precision", choices=PRECISIONS, default=default.precision, help="of the multiplications")
+    group.add_argument("--max-rows", type=count, metavar="N", help="train on N rows, evenly spaced in the train split")
+    group.add_argument(
+        "--precision", choices=PRECISIONS, default=default.precision, help="precision of the computation"
+    )
     group.add_argument("--report-to", default=default.report_to, metavar="NAME", help="tensorboard, wandb, ...")
     group.add_argument("--seed", type=_seeds, default=(0,), metavar="N[,N...]", help="(default: 0)")
-    parser.add_argument("--json", action="store_true", help="one JSON line a seed")
+    parser.add_argument("--json", action="store_true", help="print one JSON line per seed")
 
 
 def main(args: argparse.Namespace) -> int:
-    """Train."""
+    """Train one model per seed."""
     from offramp.checkpoints.hub import resolve
     from offramp.tasks.examples import spread
     from offramp.training import is_first_process, train_exits
@@ -88,11 +93,11 @@ def main(args: argparse.Namespace) -> int:
     model, out = resolve(args.model, args.offline), Path(args.out)
     for seed in args.seed:
         folder = out if len(args.seed) == 1 else out / f"seed-{seed}"
-        with _told_how_to_go_on(folder):
+        with _hint_on_interrupt(folder):
             metrics = train_exits(
                 model, train, data.examples.get("tune") or [], folder,
                 labels=data.labels, metrics=data.metrics, settings=_settings(args, seed), data=data_record(args, data),
-                progress=say if is_first_process() else lambda line: None,
+                progress=log if is_first_process() else lambda line: None,
             )  # fmt: skip
         if is_first_process():
             _show(str(folder), seed, metrics, args.json)
@@ -100,12 +105,12 @@ def main(args: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _told_how_to_go_on(folder: Path) -> Iterator[None]:
+def _hint_on_interrupt(folder: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
         if folder.with_name(folder.name + ".partial").exists():
-            say("the same command goes on at the last checkpoint")
+            log("the same command continues from the last checkpoint")
         raise
 
 

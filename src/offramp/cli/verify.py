@@ -1,4 +1,4 @@
-"""Check every byte of a store against its manifest. Ends with 4 if a file is missing, damaged or not a plain file."""
+"""Check every byte of a store against its manifest. Exit code 4: a file is missing, damaged or not a plain file."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from offramp.cli.options import emit
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Options of verify."""
+    """Add the options of verify."""
     parser.add_argument("store")
-    parser.add_argument("--json", action="store_true", help="one JSON line a file")
+    parser.add_argument("--json", action="store_true", help="print one JSON line per file")
 
 
 def main(args: argparse.Namespace) -> int:
-    """Verify."""
+    """Verify a store. Raises DamagedError if any file is damaged."""
     from offramp.errors import DamagedError
     from offramp.store import verify
 
@@ -28,8 +28,8 @@ def main(args: argparse.Namespace) -> int:
     bad = [check for check in checks if check.problem is not None]
     if bad:
         raise DamagedError(
-            f"{len(bad)} of {len(checks)} files are not what the manifest says", args.store, "divide the model again"
+            f"{len(bad)} of {len(checks)} files do not match the manifest", args.store, "divide the model again"
         )
     if not args.json:
-        print(f"{len(checks)} files, {sum(check.bytes for check in checks)} bytes: all as the manifest says")
+        print(f"{len(checks)} files, {sum(check.bytes for check in checks)} bytes: all match the manifest")
     return 0

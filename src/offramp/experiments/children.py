@@ -1,39 +1,94 @@
-"""Commands in processes of their own: what they print, or the error that they ended with.
-
-A measurement needs a process to itself: peaks are those of whole processes.
+"""The parent's side of worker processes. A measurement needs a process of its own, because peaks are those of whole
+processes. Keeps to Python 3.8: `offramp profile` uses it.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
+import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from typing import IO, Any, Callable
 
-from offramp.errors import BudgetError, DiskFullError, OfframpError, RefusedError, UsageError
+from offramp import errors
+from offramp.backends import thread_variables
+from offramp.errors import OfframpError
+from offramp.experiments.jobs import WorkerJob
 
-_PREFIX = "offramp: error: "
-_ERRORS = {error.exit_code: error for error in (UsageError, BudgetError, RefusedError, DiskFullError)}
+WORKER = (sys.executable, "-m", "offramp.experiments.worker")
+Log = Callable[[str], None]
 
 
-def output_of(command: Sequence[str], say: Callable[[str], None] = lambda line: None) -> str:
-    """What a command prints; what it says meanwhile is passed on. Raises the OfframpError of its exit code, with the
-    last line that it said.
+def ignore(line: str) -> None:
+    """Log nothing."""
+
+
+def run_worker(job: WorkerJob, log: Log = ignore) -> Any:
+    """Run a job in a process of its own and return its result. `log` receives its progress.
+
+    Raises the OfframpError that the worker raised, or OfframpError if it ended without a result. If the caller is
+    interrupted, the worker is killed.
     """
-    said: list[str] = []
-    with tempfile.TemporaryFile("w+") as output:
-        with subprocess.Popen(command, stdout=output, stderr=subprocess.PIPE, text=True) as child:
-            assert child.stderr is not None
+    threads = thread_variables(job.config.backend, job.config.threads) if job.config.threads else {}
+    environment = {**os.environ, **threads}
+    with tempfile.TemporaryFile("w+") as stderr:
+        with subprocess.Popen(
+            WORKER,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            universal_newlines=True,
+            env=environment,
+        ) as child:
             try:
-                for line in filter(None, map(str.strip, child.stderr)):
-                    said.append(line)
-                    if not line.startswith(_PREFIX):
-                        say(line)
-            except BaseException:  # nobody listens any more: it must not go on alone
+                outcome = _converse(child, job, log)
+            except BaseException:
                 child.kill()
                 raise
-        if child.returncode:
-            if child.returncode < 0 or not said:  # killed: what it said last was not why
-                said = [f"a process ended with {child.returncode}"]
-            raise _ERRORS.get(child.returncode, OfframpError)(said[-1].removeprefix(_PREFIX))
-        output.seek(0)
-        return output.read()
+        stderr.seek(0)
+        last = ""
+        for last in filter(None, map(str.strip, stderr)):
+            log(last)
+    if "error" in outcome:
+        raise _error(outcome["error"])
+    if "result" not in outcome:  # a process that was killed has not printed the reason
+        where = last if child.returncode >= 0 and last else None
+        raise OfframpError(f"a worker process ended with {child.returncode} and no result", where)
+    return outcome["result"]
+
+
+def _converse(child: subprocess.Popen, job: WorkerJob, log: Log) -> dict[str, Any]:
+    """Send the job, pass on the progress, and return the last message; {} if there was none."""
+    assert child.stdin is not None and child.stdout is not None
+    try:
+        child.stdin.write(json.dumps({**job.to_json(), "parent": os.getpid()}))
+        child.stdin.close()
+    except BrokenPipeError:  # the worker has ended: its messages, if any, give the reason
+        pass
+    return _outcome(child.stdout, log)
+
+
+def _outcome(lines: IO[str], log: Log) -> dict[str, Any]:
+    outcome: dict[str, Any] = {}
+    for line in lines:
+        try:
+            message = json.loads(line)
+            known = isinstance(message, dict) and set(message) <= {"progress", "result", "error"}
+        except ValueError:
+            message, known = {}, False
+        if not known:
+            log(f"a worker process printed a line that is no message: {line.strip()}")
+        elif "progress" in message:
+            log(message["progress"])
+        else:
+            outcome = message
+    return outcome
+
+
+def _error(tree: dict[str, Any]) -> OfframpError:
+    """Return the error that a worker described, as its own class."""
+    kind = getattr(errors, str(tree.get("class")), OfframpError)
+    error = kind.__new__(kind)  # MissingExtraError has other arguments than its base
+    OfframpError.__init__(error, tree["what"], tree["where"], tree["remedy"])
+    return error

@@ -1,5 +1,5 @@
-"""The verb eval: how good each exit of a model is, on any split of any labelled data, and what policies would make of
-them; every exit's output kept as a transcript, if asked for.
+"""Evaluation of every exit of a model, and of exit policies, on splits of labelled data; optionally with a transcript
+of the outputs of every exit.
 
 Shapes: N rows, K exits, C outputs of a head.
 """
@@ -28,26 +28,26 @@ from offramp.training.folders import read_config
 if TYPE_CHECKING:
     from offramp.checkpoints.inputs import AnyRows, Facts
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class ExitRow:
-    """One exit on one split; shares are in percent."""
+    """Results of one exit on one split; shares in percent."""
 
     exit: int
     scores: dict[str, float]
     """Each metric, and `score`, their mean."""
     agreement: float
-    """Rows with the last exit's label; in a regression Pearson's correlation with the last exit."""
+    """Share of rows with the label of the last exit; for a regression Pearson's correlation with the last exit."""
     overthought: float
-    """Rows that this exit has right and the last one wrong (Kaya et al., ICML 2019); in a regression, rows where this
-    exit is nearer to the truth."""
+    """Share of rows correct at this exit and wrong at the last (Kaya et al., ICML 2019); for a regression, of rows
+    where this exit is nearer to the truth."""
 
 
 @dataclass(frozen=True)
 class PolicyRow:
-    """What a policy would answer. `mean_exit` counts layers, and is no measure of time."""
+    """Replayed results of a policy. `mean_exit` counts layers and does not predict latency."""
 
     policy: str
     scores: dict[str, float]
@@ -56,7 +56,7 @@ class PolicyRow:
 
 @dataclass(frozen=True)
 class SplitReport:
-    """One split. `overthinking`: rows, in percent, that any exit has right and the last one wrong."""
+    """Results on one split. `overthinking`: percent of rows that are correct at some exit and wrong at the last."""
 
     split: str
     num_rows: int
@@ -66,26 +66,36 @@ class SplitReport:
     transcript: str | None
 
 
+@dataclass(frozen=True)
+class EvalSettings:
+    """Options of an evaluation. Raises ValueError for features without a transcript."""
+
+    policies: tuple[Policy, ...] = ()
+    """Policies that are replayed on the outputs of the exits."""
+    batch_size: int = 32
+    max_length: int | None = None
+    """Number of tokens to which texts are truncated; None: as in training, else the limit of the model."""
+    transcript: Path | None = None
+    """Folder for `store.transcript`."""
+    with_features: bool = False
+    """Whether transcripts hold the hidden states of the first token."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {self.batch_size}")
+        if self.with_features and self.transcript is None:
+            raise ValueError("with_features needs a transcript")
+
+
+DEFAULT_SETTINGS = EvalSettings()
+
+
 def evaluate(
-    folder: Path,
-    data: Splits,
-    names: Sequence[str],
-    *,
-    policies: Sequence[Policy] = (),
-    batch_size: int = 32,
-    max_length: int | None = None,
-    transcript: Path | None = None,
-    with_features: bool = False,
-    say: Say,
+    folder: Path, data: Splits, names: Sequence[str], settings: EvalSettings = DEFAULT_SETTINGS, *, log: Log
 ) -> list[SplitReport]:
-    """Run every exit of a run folder or a store on the splits of these names.
+    """Run every exit of a run folder or a store on the splits called `names`.
 
-    Args:
-        policies: are replayed on what the exits say.
-        max_length: tokens that texts are cut to; None: what the model was trained with, else what it reads.
-        transcript: a folder for `store.transcript`; `with_features` keeps the first token's hidden states as well.
-
-    Raises UsageError for an unknown split, for labels that are not the model's, and where a transcript exists;
+    Raises UsageError for an unknown split, for labels that the model does not have, and where a transcript exists;
     SourceError for the model, NonFiniteError naming the exit, DiskFullError.
     """
     from offramp.checkpoints.inputs import rows_of
@@ -93,29 +103,30 @@ def evaluate(
     chosen = data.named(names)
     facts = classifier_facts(folder)
     ids = model_label_ids(data.labels, facts.problem, facts.labels, folder)
-    for policy in policies:
+    for policy in settings.policies:
         policy.check(facts.num_exits, str(facts.problem))
-    max_length = max_length or trained_length(folder) or facts.max_length
+    max_length = settings.max_length or trained_length(folder) or facts.max_length
+    transcript = settings.transcript
     fingerprint, reports = _fingerprint(folder) if transcript else "", []
     with _classifier(folder) as model:
         for split, examples in chosen.items():
-            say(f"{split}: {len(examples)} rows")
+            log(f"{split}: {len(examples)} rows")
             renamed = [Example(text, ids[int(label)] if ids else label) for text, label in examples]
-            rows = rows_of(folder, facts, renamed, max_length, not data.labels, say)
+            rows = rows_of(folder, facts, renamed, max_length, not data.labels, log)
             about = About(
                 data.name, split, str(facts.problem), facts.labels if data.labels else (), data.metrics,
                 fingerprint, digest(renamed) if transcript else "", max_length,
             )  # fmt: skip
-            feature_size = facts.hidden_size if with_features else 0
-            logits_KNC, path = _run(model, rows, batch_size, about, transcript, feature_size)
-            reports.append(report(about, rows.labels_N, logits_KNC, policies, path))
+            feature_size = facts.hidden_size if settings.with_features else 0
+            logits_KNC, path = _run(model, rows, settings.batch_size, about, transcript, feature_size)
+            reports.append(report(about, rows.labels_N, logits_KNC, settings.policies, path))
     return reports
 
 
 def report(
     about: About, truth_N: np.ndarray, logits_KNC: np.ndarray, policies: Sequence[Policy], path: Path | None = None
 ) -> SplitReport:
-    """The tables of one split, of what its exits say."""
+    """Return the tables of one split, computed from the outputs of its exits [K, N, C]."""
     beats_KN = _beats_last(truth_N, logits_KNC, about.problem)
     scores = score_exits(about.metrics, truth_N, logits_KNC)
     exits = [
@@ -128,12 +139,12 @@ def report(
 
 
 def answer_at(logits_KNC: np.ndarray, exit_N: np.ndarray) -> np.ndarray:
-    """The answers [N] of rows that leave at these exits, from 1."""
+    """Return the answers [N] of rows that leave at the exits `exit_N`, which start at 1."""
     return answers(logits_KNC[exit_N - 1, np.arange(len(exit_N))])
 
 
 def classifier_facts(folder: Path) -> Facts:
-    """What a classifier's folder, or a store, takes and gives. Raises SourceError for one without a head."""
+    """Return the inputs and outputs of a model folder or a store. Raises SourceError for one without a head."""
     from offramp.checkpoints.inputs import facts_of, facts_of_store
 
     if (folder / FILE_NAME).is_file():
@@ -148,7 +159,7 @@ def classifier_facts(folder: Path) -> Facts:
 
 @contextmanager
 def _classifier(folder: Path) -> Iterator[Any]:
-    """The model of a folder with its exits; of the store of a module its graphs, for transformers does not load it."""
+    """Load a model with its exits; for the store of a module its graphs, which transformers cannot load."""
     from offramp.checkpoints.checkpoint import load_classifier
     from offramp.checkpoints.stored import StoredWithExits
 
@@ -160,21 +171,21 @@ def _classifier(folder: Path) -> Iterator[Any]:
 
 
 def require_same_cut(folder: Path, cut: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Raise UsageError if rows of these splits may have been trained on.
+    """Raise UsageError if rows of these splits may have been training data.
 
-    `cut` says how the data were cut now, `train.json` how they were in training: `task`, `split_seed`, `cuts_dev`.
+    `cut` describes the present split of the data, and `train.json` that of training: `task`, `split_seed`, `cuts_dev`.
     """
     found = (read_config(folder) or {}).get("data")
     if not isinstance(found, dict) or found.get("task") != cut["task"] or found == cut:
         return
     if cut["cuts_dev"] or not set(names) <= {"dev"}:
         told = ", ".join(f"{key} {found.get(key)} there, {cut[key]} here" for key in cut if found.get(key) != cut[key])
-        what = f"the splits are cut otherwise than in training ({told}): rows may have been trained on"
+        what = f"the data are split differently than in training ({told}): rows may have been training data"
         raise UsageError(what, folder, "give --train, --dev and --split-seed as in training")
 
 
 def _fingerprint(folder: Path) -> str:
-    """Of the model folder; of a store that which it was divided from, so that both have the same transcripts."""
+    """Return the fingerprint of a model folder; for a store, of its source, so that both have the same transcripts."""
     if (folder / FILE_NAME).is_file():
         with Store(folder, verify="never") as store:
             return store.manifest.source.fingerprint
@@ -183,15 +194,13 @@ def _fingerprint(folder: Path) -> str:
 
 
 def trained_length(folder: Path) -> int | None:
-    """Tokens that texts were cut to in training, if the folder tells."""
+    """Return the number of tokens to which texts were truncated in training, if the folder records it."""
     found = (read_config(folder) or {}).get("max_length")
     return found if isinstance(found, int) else None
 
 
-def model_label_ids(
-    labels: Sequence[str], problem: str | None, model_labels: Sequence[str], folder: Path
-) -> list[int]:
-    """The model's id of each label of the data; none for a regression.
+def model_label_ids(labels: Sequence[str], problem: str | None, model_labels: Sequence[str], folder: Path) -> list[int]:
+    """Return the id in the model of each label of the data; empty for a regression.
 
     Raises UsageError for labels, or a kind of task, that the model does not have.
     """
@@ -211,7 +220,7 @@ def model_label_ids(
 def _run(
     model: Any, rows: AnyRows, batch_size: int, about: About, folder: Path | None, feature_size: int
 ) -> tuple[np.ndarray, Path | None]:
-    """Logits [K, N, C], and the transcript if one is written."""
+    """Return the logits [K, N, C], and the path of the transcript if one is written."""
     from offramp.checkpoints.predict import predict, predict_windows
 
     if folder is None:
@@ -230,7 +239,7 @@ def _run(
 
 
 def _beats_last(truth_N: np.ndarray, logits_KNC: np.ndarray, problem: str) -> np.ndarray:
-    """[K, N], where an exit is right and the last one wrong; of a regression, where it is nearer to the truth."""
+    """Return where an exit is correct and the last one wrong, or in a regression nearer to the truth [K, N]."""
     answer_KN = np.stack([answers(logits_NC) for logits_NC in logits_KNC])
     if problem == REGRESSION:
         distance_KN = np.abs(answer_KN - truth_N)

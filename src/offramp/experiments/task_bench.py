@@ -1,19 +1,18 @@
-"""The bench of a task: what a policy costs and gains on the task's own texts, beside the plain and truncated models.
+"""Cost and gain of an exit policy on the texts of a task, compared with the plain model and with truncated models.
 
-The plain model is the same store, backend and budget with no head of an exit run; a truncated model is cut after a
-layer and answers there. Each is measured in processes of its own, interleaved; what is shown are medians of rounds, and
-the largest peak. Speed-ups are wall-clock, against the plain model at the same batch size. What a count of layers would
-promise stands beside them and measures nothing.
+The plain model is the same store, backend and budget without any exit head; a truncated model ends after a layer and
+answers there. Each is measured in processes of its own, interleaved; results are medians of rounds, and the largest
+peak. Speed-ups are wall-clock ratios to the plain model at the same batch size; the ratio of layer counts is given for
+comparison and is no measurement.
 
-Shapes: N texts, R rounds, U units that are timed (texts, batches, or all texts at once).
+Shapes: N texts, R rounds, U timed units (texts, batches, or all texts at once).
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,48 +22,51 @@ import numpy as np
 
 from offramp.errors import BudgetError
 from offramp.experiments.bench import run_rounds
-from offramp.experiments.children import output_of
+from offramp.experiments.children import run_worker
 from offramp.experiments.evaluation import model_label_ids, trained_length
+from offramp.experiments.jobs import WorkerJob
 from offramp.measure import median, percentile
+from offramp.runtime.config import EngineConfig
+from offramp.session.inputs import InputSource
 from offramp.store import Store
 from offramp.store.exits import read_exits
 from offramp.tasks.arrays import Record, stacked
 from offramp.tasks.examples import Splits, digest, spread
 from offramp.tasks.images import Image
-from offramp.tasks.metrics import paired_interval, score
+from offramp.tasks.metrics import paired_bootstrap, paired_interval, score
 from offramp.tasks.text import Text
 
 LARGE_BATCH = 8
 BATCHES = (1, LARGE_BATCH, "bulk")
 PAIRED_OVER = {1: "texts", LARGE_BATCH: "batches", "bulk": "rounds"}
-"""What is drawn for the interval of a speed-up, rounds always included. The batches of bulk mode depend on the plan, so
-that two rivals have no batch in common."""
+"""Batch size -> what is resampled, in addition to rounds, for the interval of a speed-up. In bulk mode batches depend
+on the plan, so two rivals have no batch in common."""
 NUM_DRAWS = 1000
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """Rows of a split, and what is true of them."""
+    """Rows of a split with their labels."""
 
     task: str
     split: str
     metrics: tuple[str, ...]
     texts: list[Text | Image | Record]
     labels: tuple[str, ...]
-    """Of the model, by their ids; none for a regression."""
+    """Labels of the model by id; empty for a regression."""
     truth_N: np.ndarray
     data_sha256: str
 
     def answers(self, record: Mapping[str, Any]) -> np.ndarray:
-        """What a process answered: label ids [N], or values [N]."""
+        """Return the answers in a record of a process: label ids [N], or values [N]."""
         found = record["texts"]["answers"]
         return np.array([self.labels.index(answer) for answer in found] if self.labels else found)
 
 
 @dataclass(frozen=True)
 class Rival:
-    """What is measured, and how it is called."""
+    """One configuration that is measured."""
 
     name: str
     """`plain`, `exits` or `truncated`."""
@@ -75,26 +77,24 @@ class Rival:
     def __str__(self) -> str:
         return f"{self.name if self.name == 'plain' else self.exit}, batch {self.batch}"
 
-    @property
-    def words(self) -> list[str]:
-        """Options of the command line."""
-        deadline = [] if self.deadline_seconds is None else ["--deadline", f"{self.deadline_seconds:.9f}"]
-        return ["--exit", self.exit, "--batch", str(self.batch), *deadline]
+    def configure(self, config: EngineConfig) -> EngineConfig:
+        """Return `config` with the policy, batch size and deadline of this rival."""
+        return replace(config, exit=self.exit, batch=self.batch, deadline=self.deadline_seconds)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One rival. Latencies are those of a batch; scores are in percent, differences in points, intervals of 95 %.
+    """Results of one rival. Latencies are per batch; scores in percent, differences in points, 95 % intervals.
 
-    What is against the plain model is None for the plain model itself, and an interval is None where a single round of
-    a single unit leaves nothing to draw.
+    Comparisons with the plain model are None for the plain model itself. The interval of a speed-up is None for a
+    single round of a single unit.
     """
 
     rival: str
     exit: str
     batch: int | str
     rows: int
-    """That the plan is made for; in bulk mode shorter texts are more."""
+    """Rows per batch in the plan; in bulk mode, batches of shorter texts have more."""
     latency_seconds_p50: float
     latency_seconds_p90: float
     latency_seconds_p99: float
@@ -107,20 +107,20 @@ class Measured:
     score_difference_low: float | None
     score_difference_high: float | None
     speedup: float | None
-    """Seconds of the plain model over those of this one."""
+    """Seconds of the plain model divided by those of this rival."""
     speedup_low: float | None
     speedup_high: float | None
     paired_over: str
-    """What was drawn for the interval of the speed-up, beside rounds."""
+    """Unit that was resampled, in addition to rounds, for the interval of the speed-up."""
     mean_exit: float
     layer_count_speedup: float
-    """Layers over the mean exit: no measurement."""
+    """Number of layers divided by the mean exit; not a measurement."""
 
 
 def take_sample(store: Store, data: Splits, split: str, num_rows: int) -> Sample:
-    """At most so many rows of a split, evenly spaced; of several splits of this name (MNLI's dev) the first.
+    """Return at most `num_rows` evenly spaced rows of a split; of several splits with this name (MNLI's dev) the first.
 
-    Raises UsageError for an unknown split, and for labels that are not the model's.
+    Raises UsageError for an unknown split, and for labels that the model does not have.
     """
     ids = model_label_ids(data.labels, store.program.problem, store.labels, store.path)
     name, examples = next(iter(data.named([split]).items()))
@@ -131,9 +131,9 @@ def take_sample(store: Store, data: Splits, split: str, num_rows: int) -> Sample
 
 
 def rivals_of(store: Store, exit: str, deadline_seconds: float | None, batches: Sequence[int | str]) -> list[Rival]:
-    """The plain model and the policy at each batch size; each truncated model at batch 1, for time's sake.
+    """Return the plain model and the policy at each batch size, and the truncated models at batch 1 to limit run time.
 
-    A store whose exits were never trained has none to be cut at.
+    A store whose exits are not trained has no truncated models.
     """
     found = [Rival("plain", "none", batch) for batch in batches]
     if exit != "none" or deadline_seconds is not None:
@@ -145,32 +145,27 @@ def rivals_of(store: Store, exit: str, deadline_seconds: float | None, batches: 
 
 
 def bench_task(
-    store: Store,
-    sample: Sample,
-    exit: str,
-    deadline_seconds: float | None,
-    options: Sequence[str],
-    rounds: int,
-    say: Say,
+    store: Store, sample: Sample, config: EngineConfig, rounds: int, log: Log
 ) -> tuple[list[Measured], dict[str, Any]]:
-    """Measure each rival on the sample, and one record of what all had in common.
+    """Measure each rival on the sample; return their results and one record of the common conditions.
 
-    `options` go to each process, as `offramp bench --once` and `offramp plan` take them. A batch size that the budget
-    does not hold is left out; if it is batch 1, that is the BudgetError. What is wrong with store, policy or budget is
-    raised before anything is measured.
+    The exit and deadline of `config` are those of the policy; its batch size is not used. A batch size that the budget
+    does not hold is left out; for batch 1 that is a BudgetError. Errors of store, policy and budget are raised before
+    anything is measured.
     """
+    if config.max_length is None and store.program.texts is not None:
+        config = replace(config, max_length=trained_length(store.path))
     with TemporaryDirectory() as folder:
-        words = ["--input", str(_write_inputs(sample, Path(folder))), *options]
-        length = trained_length(store.path) if store.program.texts is not None else None
-        words += [] if length is None or "--max-length" in options else ["--max-length", str(length)]
-        batches = [
-            batch for batch in BATCHES if _has_room(store, Rival("exits", exit, batch, deadline_seconds), words, say)
-        ]
-        rivals = rivals_of(store, exit, deadline_seconds, batches)
-        base = [sys.executable, "-m", "offramp", "bench", str(store.path), "--once", *words]
-        commands = {str(rival): [*base, *rival.words] for rival in rivals}
-        found: dict[str, list[dict[str, Any]]] = {name: [] for name in commands}
-        for name, record in run_rounds(commands, rounds, say):
+        inputs = InputSource(file=str(_write_inputs(sample, Path(folder))))
+
+        def job(kind: str, rival: Rival) -> WorkerJob:
+            return WorkerJob(kind, str(store.path), rival.configure(config), inputs)
+
+        with_policy = [Rival("exits", config.exit, batch, config.deadline) for batch in BATCHES]
+        batches = [rival.batch for rival in with_policy if _has_room(job("plan", rival), log)]
+        rivals = rivals_of(store, config.exit, config.deadline, batches)
+        found: dict[str, list[dict[str, Any]]] = {str(rival): [] for rival in rivals}
+        for name, record in run_rounds({str(rival): job("inputs", rival) for rival in rivals}, rounds, log):
             found[name].append(record)
     num_layers = len(store.program.layers)
     plain = {rival.batch: found[str(rival)] for rival in rivals if rival.name == "plain"}
@@ -185,7 +180,7 @@ def measured(
     sample: Sample,
     num_layers: int,
 ) -> Measured:
-    """What the rounds of a rival come to, beside those of the plain model at the same batch size."""
+    """Summarise the rounds of a rival and compare them with those of the plain model at the same batch size."""
     latencies = [record["latencies_seconds"] for record in records]
     p50, p90, p99 = (median([percentile(each, percent) for each in latencies]) for percent in (50, 90, 99))
     mean_exit = float(np.mean([record["texts"]["exit_stages"] for record in records]))
@@ -206,31 +201,21 @@ def measured(
 
 
 def paired_speedup(plain_RU: np.ndarray, own_RU: np.ndarray) -> tuple[float, float | None, float | None]:
-    """Seconds of the plain model over one's own, and the 95 % interval; None where there is nothing to draw.
+    """Return seconds of the plain model divided by one's own, and the 95 % interval; None where there is one value.
 
-    Seconds are medians over rounds, summed over units. The interval is the percentile bootstrap over rounds and units,
-    drawn alike for both sides, from a fixed seed.
+    Seconds are medians over rounds, summed over units. Rounds and units are resampled alike for both sides.
     """
-    num_rounds, num_units = plain_RU.shape
 
     def ratio(rounds: np.ndarray, units: np.ndarray) -> float:
         plain, own = (np.median(seconds_RU[np.ix_(rounds, units)], axis=0).sum() for seconds_RU in (plain_RU, own_RU))
         return float(plain / own)
 
-    whole = ratio(np.arange(num_rounds), np.arange(num_units))
-    if num_rounds * num_units == 1:
-        return whole, None, None
-    generator = np.random.default_rng(0)
-    drawn = [
-        ratio(generator.integers(0, num_rounds, num_rounds), generator.integers(0, num_units, num_units))
-        for _ in range(NUM_DRAWS)
-    ]
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return whole, float(low), float(high)
+    whole, low, high = paired_bootstrap(ratio, plain_RU.shape, NUM_DRAWS)
+    return (whole, low, high) if plain_RU.size > 1 else (whole, None, None)
 
 
 def _seconds(records: Sequence[Mapping[str, Any]], batch: int | str) -> np.ndarray:
-    """[R, U]: of each text, of each batch, or of all texts."""
+    """Return the seconds of each text, of each batch, or of all texts [R, U]."""
     if batch == "bulk":
         return np.array([[record["texts"]["seconds"]] for record in records])
     return np.array([record["latencies_seconds"] for record in records])
@@ -241,24 +226,24 @@ def _answers(records: Sequence[Mapping[str, Any]], sample: Sample) -> np.ndarray
 
 
 def _distinct(answer_RN: np.ndarray) -> np.ndarray:
-    """One row where all rounds answered alike, as they do unless a deadline cuts."""
+    """Return one row where the answers of all rounds are equal, as they are without a deadline."""
     return answer_RN[:1] if (answer_RN == answer_RN[0]).all() else answer_RN
 
 
-def _has_room(store: Store, rival: Rival, words: Sequence[str], say: Say) -> bool:
-    """Whether the budget holds a batch size; in a process of its own, which tells all else that is wrong as well."""
+def _has_room(job: WorkerJob, log: Log) -> bool:
+    """Return whether the budget holds the batch size of a `plan` job, which also raises all other errors."""
     try:
-        output_of([sys.executable, "-m", "offramp", "plan", str(store.path), "--json", *words, *rival.words])
+        run_worker(job)
     except BudgetError as error:
-        if rival.batch != LARGE_BATCH:
+        if job.config.batch != LARGE_BATCH:
             raise
-        say(f"batch {rival.batch} is left out: {error}")
+        log(f"batch {job.config.batch} is left out: {error}")
         return False
     return True
 
 
 def _write_inputs(sample: Sample, folder: Path) -> Path:
-    """As `offramp run` reads them: lines of texts, a zip of images whose names are in order, or arrays."""
+    """Write the inputs in a form that `offramp run` reads: lines of texts, a zip of images in order, or arrays."""
     if all(isinstance(text, Record) for text in sample.texts):
         arrays: dict[str, Any] = stacked([text for text in sample.texts if isinstance(text, Record)])
         np.savez(folder / "inputs.npz", **arrays)

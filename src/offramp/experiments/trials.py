@@ -1,6 +1,6 @@
-"""Policies tried on a transcript, without running the model: where samples leave, what they score, what that takes.
+"""Evaluation of policies on a transcript, without running the model: exits, scores and predicted latencies.
 
-What is fitted is tried on samples that it was not fitted on. Seconds come from a device profile.
+Fitted policies are scored by cross-validation. Latencies come from a device profile.
 
 Shapes: K exits, N samples, C outputs of a head.
 """
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from offramp.errors import NonFiniteError
-from offramp.experiments.batching import beyond_shares, padded
+from offramp.experiments.batching import additional_costs, padded
 from offramp.experiments.choosing import candidates
 from offramp.experiments.evaluation import answer_at
 from offramp.measure import median
@@ -30,63 +30,64 @@ from offramp.tasks.examples import spread
 from offramp.tasks.metrics import paired_interval, score
 
 FOLDS = 3
-MAX_LESSONS = 6000
-"""Samples that a policy is fitted to: six weights an exit need no more."""
+MAX_TRAINING_SAMPLES = 6000
+"""Number of samples that a policy is fitted to; it has six weights per exit."""
 PRICES = np.concatenate([-np.geomspace(1, 1e-2, 3), np.geomspace(1e-3, 3, 12)])
-"""Of the seconds of all layers, in risk, tried for the whole front; bisection adds some near a latency that is asked
-for. Below zero: the least of two noisy risks looks lower than it is, so that a fit on few samples leaves too early even
-where a second costs nothing; who has more time than that gets it used.
+"""Prices, in risk, of the latency of all layers, evaluated for the front; bisection adds some near a requested latency.
+
+Negative prices: the minimum of two noisy risks is biased low, so a fit on few samples leaves too early even at price 0.
 """
 BISECTIONS = 7
 RATIOS = np.geomspace(0.1, 8, 16)
 FRONT_POINTS = 40
-USED = 0.985
-"""Of a latency that is asked for."""
-CHANCES = 200
-"""Draws of samples, to see what two scores differ by chance."""
+MIN_USE = 0.985
+"""Fraction of a requested latency that a policy should use, if it scores as well as a faster one."""
+COMPARISON_DRAWS = 200
+"""Bootstrap draws for the difference of two scores."""
 MAX_FIRST = 3
-"""Learned policies are also tried without the heads before this exit: a head that lets few go only costs."""
+"""Last exit from which learned policies are also evaluated alone: an early head where few rows leave only costs."""
 DECISIONS = 16
+"""Number of batches used to time a decision."""
 _BETWEEN_DECISIONS = 4 << 20
-"""Floats that are read between two decisions, as the layer between them reads its weights."""
-Say = Callable[[str], None]
+"""Number of float32 read between two decisions, as a layer reads its weights, so that caches are cold."""
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True, eq=False)
-class Tried:
-    """A policy on the tune split."""
+class Candidate:
+    """A policy evaluated on the tune split."""
 
     policy: Policy
     family: str
     score: float
     loss: float
-    """Points less than the last exit's."""
+    """Points of the score below that of the last exit."""
     seconds: float
-    """Mean of a text."""
+    """Mean predicted latency of a text."""
     mean_exit: float
     bytes_read: float
     exit_N: np.ndarray
-    """Where each sample leaves when it is scored, uint8."""
+    """Exit of each sample in the cross-validated score, uint8."""
 
     def row(self) -> dict[str, Any]:
-        """For tables and files."""
+        """Return the facts for tables and files."""
         return {**{k: v for k, v in vars(self).items() if k not in ("policy", "exit_N")}, "policy": str(self.policy)}
 
     def reached(self, num_exits: int) -> list[float]:
-        """The share of samples that come to each layer."""
+        """Return the share of samples that reach each layer [K]."""
         return [float((self.exit_N >= layer).mean()) for layer in range(1, num_exits + 1)]
 
 
 @dataclass(frozen=True, eq=False)
 class _View:
-    """The samples as exits from `first` on see them, as if there were no others."""
+    """The samples and costs of a model that only has the exits from `first` on."""
 
     first: int
     training_set: TrainingSet
     costs: Costs
 
     def learned(self, policy: LearnedPolicy) -> Policy:
-        """A policy of this view for the whole model."""
+        """Return the policy for the whole model."""
         return policy if self.first == 1 else Starting(self.first, policy)
 
 
@@ -94,7 +95,7 @@ Maker = Callable[[TrainingSet], LearnedPolicy]
 
 
 class Trials:
-    """Policies tried on one transcript, with the seconds of a profile."""
+    """Evaluates policies on one transcript, with the latencies of a profile."""
 
     def __init__(self, transcript: Transcript, profile: DeviceProfile, deadline_seconds: float | None = None) -> None:
         about = transcript.about
@@ -114,33 +115,33 @@ class Trials:
         self.fold_N[order_N] = np.arange(len(order_N)) % FOLDS
         self.decision_seconds: dict[type, float] = {}
 
-    def all(self, say: Say, near_seconds: float | None) -> Iterator[Tried]:
-        """Every family; of those with a parameter also policies near a latency."""
-        say(f"trying policies on {len(self.truth_N)} samples")
+    def all(self, log: Log, near_seconds: float | None) -> Iterator[Candidate]:
+        """Evaluate every family; for families with a parameter, also policies near the latency `near_seconds`."""
+        log(f"trying policies on {len(self.truth_N)} samples")
         yield from self._rules(near_seconds)
         for view in self.views:
             if self.problem != REGRESSION:
                 levels = lambda ratio: lambda training_set: fit_thresholds(training_set, ratio)  # noqa: E731
                 yield from self._family("thresholds", view, levels, RATIOS, near_seconds)
-            risks = _remembered(fit_risks)
+            risks = _memoised(fit_risks)
             yield from self._halting(view, risks, near_seconds)
-            say(f"fitting the cost function from exit {view.first} on")
+            log(f"fitting the cost function from exit {view.first} on")
             unit = 1 / float(np.mean([row[-1] - row[0] for row in view.costs.seconds]))  # a second's worth in risk
             prices = unit * PRICES
             yield from self._family("stopping", view, self._stopping(view, risks), prices, near_seconds)
             yield from self._family("index", view, self._index(view), prices, near_seconds)
 
-    def _rules(self, near_seconds: float | None) -> Iterator[Tried]:
-        """What needs no training_set."""
-        by_level: dict[str, list[tuple[float, Tried]]] = {}
+    def _rules(self, near_seconds: float | None) -> Iterator[Candidate]:
+        """Evaluate the rules, which are not fitted."""
+        by_level: dict[str, list[tuple[float, Candidate]]] = {}
         for text in ("none", *candidates(self.num_exits, self.problem)):
             each = self.rule(parse(text))
             yield each
             rule, _, level = text.rpartition(":")
             if rule.endswith(("confidence", "entropy")):
                 by_level.setdefault(rule, []).append((float(level), each))
-        for rule, tried in by_level.items():
-            yield from _nearer(tried, lambda level, rule=rule: self.rule(parse(f"{rule}:{level}")), near_seconds)
+        for rule, evaluated in by_level.items():
+            yield from _nearer(evaluated, lambda level, rule=rule: self.rule(parse(f"{rule}:{level}")), near_seconds)
 
     def _family(
         self,
@@ -149,21 +150,19 @@ class Trials:
         make: Callable[[float], Maker],
         parameters: Sequence[float] | np.ndarray,
         near_seconds: float | None,
-    ) -> Iterator[Tried]:
-        """Parameters that spread over the front, and, by bisection, some whose policy takes about `near_seconds`."""
-        tried = [(float(each), self.fitted(family, view, make(float(each)))) for each in parameters]
-        yield from (each for _, each in tried)
-        yield from _nearer(tried, lambda parameter: self.fitted(family, view, make(parameter)), near_seconds)
+    ) -> Iterator[Candidate]:
+        """Evaluate `parameters`, and, by bisection, some whose policy takes about `near_seconds`."""
+        evaluated = [(float(each), self.fitted(family, view, make(float(each)))) for each in parameters]
+        yield from (each for _, each in evaluated)
+        yield from _nearer(evaluated, lambda parameter: self.fitted(family, view, make(parameter)), near_seconds)
 
-    def rule(self, policy: Policy) -> Tried:
-        """A policy that learnt nothing here."""
+    def rule(self, policy: Policy) -> Candidate:
+        """Evaluate a policy that is not fitted."""
         exit_N = replay(policy, self.logits_KNC, self.problem, self.lengths_N)
-        return self._tried(policy, str(policy).partition(":")[0], exit_N)
+        return self._evaluated(policy, str(policy).partition(":")[0], exit_N)
 
-    def fitted(self, family: str, view: _View, make: Maker) -> Tried:
-        """A policy fitted to all samples. Its seconds are its own; its score is that of policies that were fitted
-        without the fold they are tried on.
-        """
+    def fitted(self, family: str, view: _View, make: Maker) -> Candidate:
+        """Evaluate a policy fitted to all samples. Its score is cross-validated; its latency is that of the policy."""
         exit_N = np.empty(len(self.truth_N), np.int64)
         for fold in range(FOLDS):
             here_N = self.fold_N == fold
@@ -171,7 +170,7 @@ class Trials:
             exit_N[here_N] = exits_of(policy, view.training_set.rows(here_N)) + view.first - 1
         policy = make(self._training_set(view, None))
         own_N = exits_of(policy, view.training_set) + view.first - 1
-        return self._tried(view.learned(policy), family, own_N, exit_N)
+        return self._evaluated(view.learned(policy), family, own_N, exit_N)
 
     def _view(self, first: int, where: object) -> _View:
         try:
@@ -184,9 +183,11 @@ class Trials:
 
     def _training_set(self, view: _View, fold: int | None) -> TrainingSet:
         indices = np.flatnonzero(self.fold_N != (-1 if fold is None else fold))
-        return view.training_set.rows(np.array(spread(indices.tolist(), MAX_LESSONS)))
+        return view.training_set.rows(np.array(spread(indices.tolist(), MAX_TRAINING_SAMPLES)))
 
-    def _tried(self, policy: Policy, family: str, exit_N: np.ndarray, scored_N: np.ndarray | None = None) -> Tried:
+    def _evaluated(
+        self, policy: Policy, family: str, exit_N: np.ndarray, scored_N: np.ndarray | None = None
+    ) -> Candidate:
         exit_N = np.minimum(exit_N, self.cap_N)
         scored_N = exit_N if scored_N is None else np.minimum(scored_N, self.cap_N)
         first_head = 1 if self.has_deadline else policy.first_evidence(self.num_exits)  # the guard asks every exit
@@ -195,36 +196,35 @@ class Trials:
         asked_N = np.maximum(np.minimum(exit_N, self.num_exits - 1) - first_head + 1, 0)
         asked_G = np.maximum.reduceat(asked_N, np.arange(0, len(asked_N), self.profile.batch))
         deciding = self._decision_seconds(policy) * float(asked_G.sum()) / len(asked_N)
-        more_seconds, more_bytes = beyond_shares(self.profile, first_head, self.padded_N, exit_N)
+        more_seconds, more_bytes = additional_costs(self.profile, first_head, self.padded_N, exit_N)
         seconds = float(seconds_N.mean()) + deciding + more_seconds
         value = score(self.metrics, self.truth_N, self._answers(scored_N))["score"]
         bytes_read = float(np.array(self.profile.bytes_read)[exit_N - 1].mean()) + more_bytes
         mean_exit, exits_N = float(exit_N.mean()), scored_N.astype(np.uint8)
-        return Tried(policy, family, value, self.full - value, seconds, mean_exit, bytes_read, exits_N)
+        return Candidate(policy, family, value, self.full - value, seconds, mean_exit, bytes_read, exits_N)
 
-    def best_use_of(self, tried: Sequence[Tried], seconds: float, say: Say) -> Tried:
-        """The best score within so many seconds; of those that chance cannot tell from it, one that uses them.
-
-        A score that is best by chance and far faster would leave the user with less than he gave time for.
+    def best_use_of(self, evaluated: Sequence[Candidate], seconds: float, log: Log) -> Candidate:
+        """Return the candidate with the best score within `seconds`, or a slower one whose score is not significantly
+        lower: a far faster policy that scores best by chance would not use the time that the user allows.
         """
-        best = best_at(tried, seconds)
-        assert best is not None, "one of those tried is fast enough"
-        using = best_at([each for each in tried if each.seconds >= USED * seconds], seconds)
-        if using is None:
+        best = best_at(evaluated, seconds)
+        assert best is not None, "one candidate is fast enough"
+        slower = best_at([each for each in evaluated if each.seconds >= MIN_USE * seconds], seconds)
+        if slower is None:
             return best
-        answers = [self._answers(each.exit_N) for each in (best, using)]
-        gain, low, high = paired_interval(self.metrics, self.truth_N, *answers, num_rounds=CHANCES)
-        if low > 0 or low == high:  # beyond the bootstrap's interval; it is none if all answers are the same
+        answers = [self._answers(each.exit_N) for each in (best, slower)]
+        gain, low, high = paired_interval(self.metrics, self.truth_N, *answers, num_rounds=COMPARISON_DRAWS)
+        if low > 0 or low == high:  # outside the interval, or no interval as all answers are equal
             return best
         if gain > 0:
             faster = f"{best.policy} scores {gain:.2f} more in {best.seconds * 1e3:.2f} ms"
-            say(f"{using.policy} takes {using.seconds * 1e3:.2f} ms; {faster}, which may be chance")
-        return using
+            log(f"{slower.policy} takes {slower.seconds * 1e3:.2f} ms; {faster}, which may be chance")
+        return slower
 
     def _decision_seconds(self, policy: Policy) -> float:
-        """How much longer it decides at an exit, for a batch, than the profiled policy, which decides nothing.
+        """Return the time of a decision for a batch, less that of the profiled policy, which computes nothing.
 
-        Measured here, and drawn out as the decisions of the profiled policy are in the engine.
+        Measured here, and scaled by the ratio between engine and here for the profiled policy.
         """
         kind = type(policy.policy if isinstance(policy, Starting) else policy)
         if not issubclass(kind, LearnedPolicy):
@@ -241,34 +241,34 @@ class Trials:
         return answer_at(self.logits_KNC, exit_N)
 
     def _halting(
-        self, view: _View, by_training_set: Callable[[TrainingSet], Any], near_seconds: float | None
-    ) -> Iterator[Tried]:
+        self, view: _View, fit: Callable[[TrainingSet], Any], near_seconds: float | None
+    ) -> Iterator[Candidate]:
         is_logistic = view.training_set.is_logistic
-        all_risks = by_training_set(self._training_set(view, None))
-        seen = [predict_risk(w, x, is_logistic) for w, x in zip(all_risks, view.training_set.features_KNF, strict=True)]
-        levels = np.quantile(np.concatenate(seen), np.linspace(0.05, 0.97, 16))
-        make = lambda level: lambda training_set: Halting(by_training_set(training_set), level, is_logistic)  # noqa: E731
+        all_risks = fit(self._training_set(view, None))
+        risks = [
+            predict_risk(w, x, is_logistic) for w, x in zip(all_risks, view.training_set.features_KNF, strict=True)
+        ]
+        levels = np.quantile(np.concatenate(risks), np.linspace(0.05, 0.97, 16))
+        make = lambda level: lambda training_set: Halting(fit(training_set), level, is_logistic)  # noqa: E731
         yield from self._family("halting", view, make, levels, near_seconds)
 
-    def _stopping(self, view: _View, by_training_set: Callable[[TrainingSet], Any]) -> Callable[[float], Maker]:
-        return lambda price: (
-            lambda training_set: fit_stopping(training_set, by_training_set(training_set), view.costs, price)
-        )
+    def _stopping(self, view: _View, fit: Callable[[TrainingSet], Any]) -> Callable[[float], Maker]:
+        return lambda price: lambda training_set: fit_stopping(training_set, fit(training_set), view.costs, price)
 
     def _index(self, view: _View) -> Callable[[float], Maker]:
-        by_training_set = _remembered(fit_index_risks)
+        fit = _memoised(fit_index_risks)
         is_logistic = view.training_set.is_logistic
-        return lambda price: lambda training_set: Index(by_training_set(training_set), view.costs, price, is_logistic)
+        return lambda price: lambda training_set: Index(fit(training_set), view.costs, price, is_logistic)
 
 
 def _nearer(
-    tried: Sequence[tuple[float, Tried]], at: Callable[[float], Tried], near_seconds: float | None
-) -> Iterator[Tried]:
-    """Policies between two of those `tried`, by their one parameter, whose seconds come ever nearer."""
+    evaluated: Sequence[tuple[float, Candidate]], at: Callable[[float], Candidate], near_seconds: float | None
+) -> Iterator[Candidate]:
+    """Yield candidates by bisection of the parameter between two of `evaluated` around the latency `near_seconds`."""
     if near_seconds is None:
         return
-    slow = [pair for pair in tried if pair[1].seconds > near_seconds]
-    fast = [pair for pair in tried if pair[1].seconds <= near_seconds]
+    slow = [pair for pair in evaluated if pair[1].seconds > near_seconds]
+    fast = [pair for pair in evaluated if pair[1].seconds <= near_seconds]
     if not slow or not fast:
         return
     over = min(slow, key=lambda pair: pair[1].seconds)[0]
@@ -284,9 +284,7 @@ def _nearer(
 def _seconds_a_decision(
     policy: Policy, logits_KNC: np.ndarray, problem: str, lengths_N: np.ndarray, batch: int
 ) -> float:
-    """Of a batch at an exit: the median over some batches, all exits asked. Little of a decision is in the caches, as
-    little is in use.
-    """
+    """Return the median time of a decision for a batch, over some batches and all exits, with cold caches."""
     num_exits, num_samples = logits_KNC.shape[:2]
     seconds, weights = [], np.ones(_BETWEEN_DECISIONS, np.float32)
     for start in range(0, min(DECISIONS * batch, num_samples), batch):
@@ -302,7 +300,7 @@ def _seconds_a_decision(
 
 
 def exits_of(policy: LearnedPolicy, training_set: TrainingSet) -> np.ndarray:
-    """Where each sample leaves: what `replay` says, from features that are there already."""
+    """Return the exit of each sample [N], as `replay` does, from features that are computed already."""
     num_early, num_samples = training_set.features_KNF.shape[:2]
     exit_N = np.full(num_samples, num_early + 1)
     seconds_NK = (
@@ -318,16 +316,16 @@ def exits_of(policy: LearnedPolicy, training_set: TrainingSet) -> np.ndarray:
     return exit_N
 
 
-def best_at(tried: Sequence[Tried], seconds: float | None) -> Tried | None:
-    """The best score within so many seconds, the fastest of equals; None if none is so fast."""
-    fitting = [each for each in tried if seconds is None or each.seconds <= seconds]
+def best_at(evaluated: Sequence[Candidate], seconds: float | None) -> Candidate | None:
+    """Return the candidate with the best score within `seconds`, the fastest of equals; None if none is fast enough."""
+    fitting = [each for each in evaluated if seconds is None or each.seconds <= seconds]
     return min(fitting, key=lambda each: (-each.score, each.seconds), default=None)
 
 
-def front(tried: Sequence[Tried]) -> list[Tried]:
-    """Those that no other beats in score and seconds both, the fastest first; at most FRONT_POINTS of them."""
-    found: list[Tried] = []
-    for each in sorted(tried, key=lambda each: (each.seconds, -each.score)):
+def front(evaluated: Sequence[Candidate]) -> list[Candidate]:
+    """Return at most FRONT_POINTS candidates that no other beats in both score and latency, the fastest first."""
+    found: list[Candidate] = []
+    for each in sorted(evaluated, key=lambda each: (each.seconds, -each.score)):
         if not found or each.score > found[-1].score:
             found.append(each)
     if len(found) <= FRONT_POINTS:
@@ -336,26 +334,26 @@ def front(tried: Sequence[Tried]) -> list[Tried]:
 
 
 def _reachable(profile: DeviceProfile, lengths_N: np.ndarray, deadline_seconds: float | None) -> np.ndarray:
-    """The deepest exit that each sample reaches before the deadline, nearly always; at least the first."""
+    """Return the deepest exit that each sample reaches before the deadline at the 99th percentile; at least 1."""
     if deadline_seconds is None:
         return np.full(len(lengths_N), profile.num_exits)
-    tails = Costs(profile.lengths, _growing(profile.seconds_p99))
+    tails = Costs(profile.lengths, _increasing(profile.seconds_p99))
     return np.maximum((tails.at(lengths_N) <= deadline_seconds).sum(axis=1), 1)
 
 
-def _growing(table: Sequence[Sequence[float]]) -> tuple[tuple[float, ...], ...]:
-    """Rows whose values grow: tails are noisy."""
+def _increasing(table: Sequence[Sequence[float]]) -> tuple[tuple[float, ...], ...]:
+    """Make each row strictly increasing: measured percentiles are noisy."""
     return tuple(tuple((np.maximum.accumulate(row) + 1e-9 * np.arange(len(row))).tolist()) for row in table)
 
 
-def _remembered(fit: Callable[[TrainingSet], Any]) -> Callable[[TrainingSet], Any]:
-    """A fit that is not repeated for the same samples, which are told by their lengths and losses."""
+def _memoised(fit: Callable[[TrainingSet], Any]) -> Callable[[TrainingSet], Any]:
+    """Return `fit` with a memory of its results; samples are identified by their lengths and losses."""
     known: dict[Any, Any] = {}
 
-    def remembered(training_set: TrainingSet) -> Any:
+    def memoised(training_set: TrainingSet) -> Any:
         key = (training_set.lengths_N.tobytes(), training_set.loss_KN.tobytes())
         if key not in known:
             known[key] = fit(training_set)
         return known[key]
 
-    return remembered
+    return memoised

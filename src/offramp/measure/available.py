@@ -37,11 +37,11 @@ _V2 = _Hierarchy(
 
 
 def available_bytes(root: Union[str, os.PathLike] = "/") -> int:
-    """Return the minimum of MemAvailable and the free memory of all memory cgroups (v1, v2) that contain this process,
-    in bytes.
+    """Return the memory in bytes that this process can still allocate.
 
-    The free memory of a cgroup is its limit minus its usage plus its unmapped file cache, which the kernel reclaims
-    before it refuses an allocation. Missing sources are skipped; without any source, the total memory of the machine is
+    This is the minimum of MemAvailable and the free memory of all memory cgroups (v1, v2) that contain the process. The
+    free memory of a cgroup is its limit minus its usage plus its unmapped file cache, which the kernel reclaims before
+    it refuses an allocation. Missing sources are skipped; without any source, the total memory of the machine is
     returned.
 
     Args:

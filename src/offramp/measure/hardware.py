@@ -1,5 +1,6 @@
-"""Description of the system of a measurement: versions, processor, memory, storage device. Imports no library to query
-it.
+"""Description of the system of a measurement: versions, processor, memory, storage device.
+
+Imports no library to query it.
 
 Contains no names of users, hosts or folders, so records can be published.
 """
@@ -103,8 +104,9 @@ def _storage(path: Union[str, os.PathLike]) -> Dict[str, Any]:
 
 
 def _file_system(path: Path, mounts: str) -> Optional[str]:
-    """Return the file system type of the innermost mount that contains `path`; of several at one point, the last
-    counts.
+    """Return the file system type of the innermost mount that contains `path`.
+
+    If several mounts share this mount point, the last one counts.
     """
     kinds: Dict[Path, str] = {}
     for line in mounts.splitlines():  # proc(5): id parent device root point options [fields ...] - type source options

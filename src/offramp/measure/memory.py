@@ -95,8 +95,9 @@ def reset_peak() -> bool:
 
 
 class _Ticker:
-    """Calls `act` at the start, every `interval_seconds` in a thread, and at the stop, which re-raises errors of the
-    thread.
+    """Calls `act` at the start, every `interval_seconds` in a thread, and at the stop.
+
+    An error in the thread is raised again by the stop.
     """
 
     def __init__(self, act: Callable[[], None], interval_seconds: float) -> None:

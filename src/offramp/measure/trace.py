@@ -100,8 +100,9 @@ class Trace:
 
 
 def _chrome_events(spans: Sequence[Span]) -> Iterator[Dict[str, Any]]:
-    """Yield the names of process and threads ("M" events), then one "X" event per span, in microseconds from the first
-    span.
+    """Yield the names of process and threads ("M" events), then one "X" event per span.
+
+    Timestamps are microseconds from the start of the first span.
     """
     threads = {name: number for number, name in enumerate(sorted({span.thread for span in spans}), start=1)}
     yield {"ph": "M", "pid": 1, "name": "process_name", "args": {"name": "offramp"}}

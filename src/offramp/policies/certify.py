@@ -133,8 +133,9 @@ def _binomial(loss_N: np.ndarray, epsilon: float, delta: float) -> bool:
 
 
 def _conformal(loss_MN: Sequence[np.ndarray], epsilon: float) -> int:
-    """Return the last certified index after making losses monotone: gains count as 0, and each sample keeps its largest
-    loss.
+    """Return the last certified index after making losses monotone.
+
+    Gains count as 0, and each sample keeps its largest loss.
     """
     found, worst_N = -1, None
     for index, loss_N in enumerate(loss_MN):

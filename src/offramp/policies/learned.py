@@ -153,8 +153,9 @@ class CostAwarePolicy(ScoredPolicy):
 
 @dataclass(frozen=True)
 class Halting(ScoredPolicy):
-    """Leave when the estimated risk of this exit is at most `level`. The risk is the probability that the answer is
-    wrong.
+    """Leave when the estimated risk of this exit is at most `level`.
+
+    The risk is the probability that the answer is wrong.
 
     A learned halting score as in BERxiT (Xin et al., EACL 2021), fitted to errors instead of agreement. In a regression
     the risk is the squared error divided by the variance of the truth.
@@ -180,8 +181,9 @@ class Halting(ScoredPolicy):
 
 @dataclass(frozen=True)
 class Stopping(CostAwarePolicy):
-    """Cost function as an optimal stopping problem. A row leaves exit k when continuing reduces the risk by less than
-    it costs:
+    """Cost function as an optimal stopping problem.
+
+    A row leaves exit k when continuing reduces the risk by less than it costs:
 
         c_k - E[c_stop] <= price x (seconds to k + 1 + E[seconds from k + 1 to the stop])
 
@@ -268,8 +270,9 @@ class Index(CostAwarePolicy):
 
 @dataclass(frozen=True)
 class Starting(Policy):
-    """A learned policy for the exits from `first` on, fitted as if earlier exits did not exist. Earlier heads never
-    run.
+    """A learned policy for the exits from `first` on, fitted as if earlier exits did not exist.
+
+    Earlier heads never run.
     """
 
     first: int

@@ -12,8 +12,9 @@ from offramp.policies.policy import Policy
 
 
 def with_costs(policy: Policy, costs_from: Callable[[int], Costs], first: int = 1) -> Policy:
-    """Return the policy with new costs wherever this needs no new fit: in `Index` policies. Other policies are
-    unchanged.
+    """Return the policy with new costs wherever this needs no new fit.
+
+    This is the case for `Index` policies. Other policies are unchanged.
 
     Args:
         policy: the policy.

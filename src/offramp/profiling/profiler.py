@@ -1,7 +1,7 @@
-"""The profiler: times whole passes through the real engine, to fill a device profile (`profile.py`).
+"""Measurement of device profiles: whole passes through the real engine are timed (`runtime.profile` holds the result).
 
-Where each pass ends is drawn in turn, or stays the same for some time: caches keep the first layers from one short pass
-to the next, the better the longer that goes on, so that it matters what came before.
+The latency of a pass depends on the passes before it, because CPU caches keep the first layers from one short pass to
+the next. The exit of each pass is therefore drawn at random for some passes, and kept constant for others.
 
 Shapes: L lengths, K exits, P passes, B rows of a pass, S tokens of a row.
 """
@@ -19,51 +19,52 @@ from offramp.measure import TRACED_PASSES, median, percentile
 from offramp.policies import Decider, Evidence, Policy
 from offramp.policies.policy import Memoryless
 from offramp.program.inputs import Batch
-from offramp.runtime.profile import DeviceProfile, Table, fingerprint_of
+from offramp.runtime.profile import DeviceProfile, Table, cached_profile, fingerprint_of, save_profile
 from offramp.tasks.text import token_batch
 
 if TYPE_CHECKING:
     from offramp.session.classifier import Classifier
 
 MAX_SECONDS = 100.0
-"""A profile takes two minutes at most, with what comes before the first pass, if each pass can be run once by then."""
+"""Time limit of the rounds in seconds; with start-up, a profile takes at most two minutes if one round fits."""
 NUM_ROUNDS = 16
 _SWEEPS_IN_A_ROW, _PASSES_IN_A_ROW = 3, 18
-"""Of all lengths to one exit, and passes, at least, before those to another."""
-_FAR_OUT = 0.05
-"""Of passes at either end, whose seconds say nothing of the caches."""
-_MEMORY, _NEARBY = 6, 20
-"""Passes that the caches remember, about; and passes to either side that tell how fast the machine was then."""
+"""Minimum numbers of sweeps over all lengths, and of passes, to one exit before the next exit."""
+_WINSORIZED = 0.05
+"""Fraction of the slowest and fastest passes that are clipped in the model of the caches."""
+_CACHE_PASSES, _NEARBY = 6, 20
+"""Time constant of the caches in passes, and the number of passes on either side used to estimate machine speed."""
 _REFITS = 3
-"""Times that a line is drawn, and then what is far from it drawn in."""
-_MOST_DRAWN_OUT, _SURE_ENOUGH = 3.0, 0.5
-"""Of what heads take: no more than so often what lies between their instructions, and known to so much."""
+"""Number of fits of the cache model, each after clipping the residuals of the one before."""
+_MAX_HEAD_FACTOR, _MAX_HEAD_ERROR = 3.0, 0.5
+"""Upper bound on the ratio of measured head time to its kernel time, and the relative standard error below which the
+ratio is used."""
 _SLOWEST = 3.0
-"""Times the median: a pass that was slower than that counts as so slow, since a few such would make a mean theirs."""
-_AT_ONCE = TRACED_PASSES // 2
-"""Passes, before their traces are read: that takes as long as a short pass, and drives its code out of caches."""
+"""Bound on a pass in multiples of the median; slower ones count as this, so that a few do not dominate the mean."""
+_PASSES_AT_ONCE = TRACED_PASSES // 2
+"""Passes that run before their traces are read, since reading takes as long as a short pass and evicts its code."""
 _COMMON_TOKENS = 2048
-"""Of a vocabulary, which texts mostly consist of; their blocks are checked once."""
+"""Number of token ids used, as few as common texts use; each block of their embeddings is verified once."""
 
 Cell = Tuple[int, int]
 """A length and an exit."""
 
 
-class _Ran(NamedTuple):
+class _Pass(NamedTuple):
     place: int
-    """In the log."""
+    """Index in the log."""
     kind: Tuple[int, int, int, int]
-    """Its length, exit (0: rows leave one by one), rows, and first head."""
+    """Length, exit (0: rows leave one by one), rows, and first head."""
     seconds: float
     num_bytes: int
-    """What its rows read."""
-    pass_index: int
+    """Bytes read for all rows."""
+    trace_index: int
 
 
 class Scheduled(Policy):
-    """Leaves where it is told to, or, told nothing, lets half of the rows go at each exit.
+    """Policy of a profiled classifier: all rows leave at `exit_index`; if it is None, half of them at each exit.
 
-    The policy that a classifier to be profiled must have.
+    No head before `first_head` is evaluated.
     """
 
     def __init__(self) -> None:
@@ -74,22 +75,22 @@ class Scheduled(Policy):
         return "scheduled"
 
     def check(self, num_exits: int, problem: Optional[str]) -> None:
-        """Makes sense on every model."""
+        """Accept every model."""
 
     def earliest_exit(self, num_exits: int) -> int:
-        """The first one."""
+        """Return the first exit."""
         return 1
 
     def first_evidence(self, num_exits: int) -> int:
-        """The first, or a later one, to see what passes without heads take."""
+        """Return `first_head`: a later one measures passes without heads."""
         return self.first_head
 
     def last_exit(self, num_exits: int) -> int:
-        """The last one."""
+        """Return the last exit."""
         return num_exits
 
     def start(self, num_rows: int, num_exits: int) -> Decider:
-        """A state without a memory."""
+        """Return a decider without state."""
         return _Leave(self)
 
 
@@ -104,20 +105,32 @@ class _Leave(Memoryless):
 
 
 def profile_lengths(longest: int) -> Tuple[int, ...]:
-    """Powers of two from 4 on, and the longest itself."""
+    """Return the lengths to profile: the powers of two from 4 on, and `longest`."""
     powers = [1 << power for power in range(2, 20) if 1 << power < longest]
     return (*powers, longest)
 
 
-def measure_profile(
-    classifier: Classifier,
-    longest: int,
-    say: Callable[[str], None],
-    max_seconds: float = MAX_SECONDS,
+def device_profile(
+    classifier: Classifier, longest: int, log: Callable[[str], None], recall: bool = False
 ) -> DeviceProfile:
-    """Time passes of every length up to `longest` to every exit, with as many rows as the classifier was planned for.
+    """Return the profile of a planned classifier whose policy is `Scheduled`, and keep it in the cache folder.
 
-    The classifier is `Scheduled`, and is open.
+    `recall`: return the cached profile if there is one for inputs of `longest` tokens.
+    """
+    profile = cached_profile(fingerprint_of(classifier), longest) if recall else None
+    if profile is None:
+        with classifier:
+            profile = measure_profile(classifier, longest, log)
+        save_profile(profile)
+    return profile
+
+
+def measure_profile(
+    classifier: Classifier, longest: int, log: Callable[[str], None], max_seconds: float = MAX_SECONDS
+) -> DeviceProfile:
+    """Time passes of every length up to `longest` to every exit, with the rows that the classifier was planned for.
+
+    The classifier is open, and its policy is `Scheduled`.
     """
     profiler = Profiler(classifier, longest)
     began = time.perf_counter()
@@ -127,16 +140,17 @@ def measure_profile(
         if number == 1:
             rounds = max(1, min(NUM_ROUNDS, int(max_seconds / elapsed)))
             what = f"{len(profiler.lengths)} lengths x {classifier.num_exits} exits"
-            say(f"profiling {what}: {elapsed * rounds:.0f} s in all")
+            log(f"profiling {what}: {elapsed * rounds:.0f} s in all")
         if elapsed * (number + 1) / number > max_seconds:
             break
     return profiler.profile()
 
 
 class Profiler:
-    """Times passes of every length up to `longest` to every exit, in rounds. The classifier is `Scheduled`, and is
-    open. If it was planned for several rows, passes of one row are timed too, and passes that rows leave one after
-    another.
+    """Times passes of every length up to `longest` to every exit, in rounds.
+
+    The classifier is open, and its policy is `Scheduled`. If it was planned for several rows, passes of one row and
+    passes whose rows leave one after another are timed as well.
     """
 
     def __init__(self, classifier: Classifier, longest: int) -> None:
@@ -145,9 +159,9 @@ class Profiler:
         self.lengths, self.exits = profile_lengths(longest), tuple(range(1, classifier.num_exits + 1))
         self.num_rows, self.num_rounds = classifier.settings.num_rows, 0
         self._order = random.Random(0)
-        self._log: List[_Ran] = []
-        self._passes: List[_Ran] = []
-        self._singles: List[_Ran] = []
+        self._log: List[_Pass] = []
+        self._passes: List[_Pass] = []
+        self._singles: List[_Pass] = []
         self._steps: Dict[Cell, List[float]] = {}
         self._heads: Dict[Cell, List[float]] = {}
         self._decisions: List[float] = []
@@ -159,8 +173,8 @@ class Profiler:
         self._bytes: Dict[int, List[float]] = {}
 
     def run_round(self, until: float = math.inf) -> None:
-        """One pass of each length to each exit, in a drawn order; then some, exit by exit, if the clock is not past
-        `until`.
+        """Run one pass of each length to each exit in random order; then passes exit by exit until the time `until`
+        (time.perf_counter seconds).
         """
         self._warm_up()
         exits: List[Optional[int]] = [*self.exits, None] if self.num_rows > 1 else [*self.exits]
@@ -174,9 +188,9 @@ class Profiler:
         for kind in kinds:
             self._order.shuffle(lengths)
             jobs += [(length, *kind) for length in lengths]
-        for start in range(0, len(jobs), _AT_ONCE):
+        for start in range(0, len(jobs), _PASSES_AT_ONCE):
             if start < num_drawn or time.perf_counter() < until:
-                self._add(jobs[start : start + _AT_ONCE])
+                self._add(jobs[start : start + _PASSES_AT_ONCE])
         for place, length in enumerate(self.lengths):
             if place and time.perf_counter() > until:
                 break
@@ -185,16 +199,16 @@ class Profiler:
         self.num_rounds += 1
 
     def _warm_up(self) -> None:
-        """First reads, arrays of every size, and what was in the caches before are no part of a pass in use."""
+        """Run one pass of each size, since first reads, allocations and cold caches are not part of normal passes."""
         for length in self.lengths:
             for num_rows in {self.num_rows, 1}:
                 self._run(length, len(self.exits), num_rows)
 
     def _add(self, jobs: Sequence[Tuple[int, Optional[int], int]]) -> None:
-        """Run passes, one right after another as in use, and then take them apart."""
+        """Run passes back to back, as in use, and then evaluate their traces."""
         passes = [self._run(*job) for job in jobs]
         for (length, exit_index, num_rows), ran in zip(jobs, passes):
-            spans = self.classifier.trace.spans(ran.pass_index)
+            spans = self.classifier.trace.spans(ran.trace_index)
             if exit_index is None:
                 self._gathers.setdefault(length, []).extend(_all_seconds(spans, "gather"))
                 continue
@@ -207,15 +221,15 @@ class Profiler:
                 self._take_apart(spans, length, exit_index)
 
     def _compare_heads(self, length: int, firsts: Tuple[int, int]) -> None:
-        """Two passes of the whole model, with all heads and without, after one of this length."""
+        """Time two whole passes, with all heads and without, after one pass of this length."""
         last = len(self.exits)
         self._run(length, last, self.num_rows)
         found = {first: self._run(length, last, self.num_rows, first) for first in firsts}
-        early = [span for span in self.classifier.trace.spans(found[1].pass_index) if span.stage < last]
+        early = [span for span in self.classifier.trace.spans(found[1].trace_index) if span.stage < last]
         in_heads = sum(_all_seconds(early, "head") + _all_seconds(early, "decide"))
         self._compared.append((found[1].seconds - found[last].seconds, in_heads))
 
-    def _run(self, length: int, exit_index: Optional[int], num_rows: int, first_head: int = 1) -> _Ran:
+    def _run(self, length: int, exit_index: Optional[int], num_rows: int, first_head: int = 1) -> _Pass:
         classifier = self.classifier
         self.policy.exit_index, self.policy.first_head = exit_index, first_head
         classifier.gathering.always = exit_index is None
@@ -224,7 +238,7 @@ class Profiler:
         results = classifier.predict_batches([batch], began=began)
         num_bytes = sum(result.bytes_read for result in results)
         kind = (length, exit_index or 0, num_rows, first_head)
-        self._log.append(_Ran(len(self._log), kind, classifier.latencies[-1], num_bytes, classifier.last_pass))
+        self._log.append(_Pass(len(self._log), kind, classifier.latencies[-1], num_bytes, classifier.last_pass))
         return self._log[-1]
 
     def _take_apart(self, spans: Sequence[Any], length: int, exit_index: int) -> None:
@@ -232,7 +246,7 @@ class Profiler:
         ends = {span.stage: span.end_seconds for span in spans if span.kind in ("decide", "head")}
         previous = min(span.start_seconds for span in spans)
         for stage in self.exits:
-            end = ends.get(stage if stage < len(self.exits) else stage + 1)  # the model's own head is a stage behind
+            end = ends.get(stage if stage < len(self.exits) else stage + 1)  # the head of the model is one stage later
             if end is not None:
                 self._steps.setdefault((length, stage), []).append(end - previous)
                 previous = end
@@ -249,16 +263,16 @@ class Profiler:
             heads.setdefault((length, stage), []).append(seconds)
 
     def profile(self) -> DeviceProfile:
-        """What the rounds so far come to."""
+        """Return the profile of the rounds so far."""
         before = self._before()
         among = float(np.mean([before[ran.place] for ran in self._passes]))
         after_seconds = self._after_seconds(before)
 
-        def elsewhere(ran: _Ran) -> float:
-            """What it would have taken after passes that are as long as those of the profile are in the mean."""
+        def adjusted(ran: _Pass) -> float:
+            """Return the latency of a pass as if the passes before it had the mean latency of the profile."""
             return max(ran.seconds - after_seconds * (before[ran.place] - among), ran.seconds / 2)
 
-        means = self._means(_by_cell(self._passes, elsewhere))
+        means = self._means(_by_cell(self._passes, adjusted))
         tails = self._table(_by_cell(self._passes, lambda ran: ran.seconds), self.exits, 99)
         return DeviceProfile(
             fingerprint_of(self.classifier),
@@ -272,7 +286,7 @@ class Profiler:
             tuple(median(self._reads[stage]) for stage in self.exits),
             tuple(percentile(self._reads[stage], 99) for stage in self.exits),
             tuple(median(self._bytes[stage]) for stage in self.exits),
-            self._means(_by_cell(self._singles, elsewhere)),
+            self._means(_by_cell(self._singles, adjusted)),
             self._head_seconds(self._single_heads),
             tuple(median(self._gathers.get(length) or [0.0]) for length in self.lengths),
             after_seconds,
@@ -284,24 +298,22 @@ class Profiler:
         )
 
     def _head_seconds(self, heads: Dict[Cell, List[float]]) -> Table:
-        """[L, K - 1]."""
-        drawn_out, early = self._heads_drawn_out(), self.exits[:-1]
-        return tuple(tuple(drawn_out * seconds for seconds in row) for row in self._table(heads, early, 50))
+        """Return the cost of heads [L, K - 1]: medians of their kernel times, scaled by the measured overhead."""
+        factor, early = self._head_overhead_factor(), self.exits[:-1]
+        return tuple(tuple(factor * seconds for seconds in row) for row in self._table(heads, early, 50))
 
-    def _heads_drawn_out(self) -> float:
-        """What passes take less without heads, of what lies between the instructions of the heads; 1 if noise hides
-        it.
-        """
-        less, in_heads = (np.array(column) for column in zip(*self._compared))
+    def _head_overhead_factor(self) -> float:
+        """Return the ratio of the time saved by omitting heads to their kernel time; 1 if noise hides it."""
+        saved, in_heads = (np.array(column) for column in zip(*self._compared))
         if not in_heads.any():
             return 1.0
-        less = _without_far_out(less)
-        error = less.std() * np.sqrt(len(less)) / in_heads.sum()
-        share = float(less.sum() / in_heads.sum())
-        return min(max(share, 0.0), _MOST_DRAWN_OUT) if error < _SURE_ENOUGH else 1.0
+        saved = _winsorize(saved)
+        error = saved.std() * np.sqrt(len(saved)) / in_heads.sum()
+        factor = float(saved.sum() / in_heads.sum())
+        return min(max(factor, 0.0), _MAX_HEAD_FACTOR) if error < _MAX_HEAD_ERROR else 1.0
 
     def _before(self) -> List[float]:
-        """Of each pass, the mean logarithm of the seconds that those before it usually take; the last weigh most."""
+        """Return for each pass the exponentially weighted mean logarithm of the usual seconds of earlier passes."""
         by_kind: Dict[Tuple[int, ...], List[float]] = {}
         for ran in self._log:
             by_kind.setdefault(ran.kind, []).append(ran.seconds)
@@ -309,12 +321,13 @@ class Profiler:
         before, found = usual[self._log[0].kind], []
         for ran in self._log:
             found.append(before)
-            before += (usual[ran.kind] - before) / _MEMORY
+            before += (usual[ran.kind] - before) / _CACHE_PASSES
         return found
 
     def _after_seconds(self, before: Sequence[float]) -> float:
-        """By least squares within passes of one length to one exit, in parts of their seconds. Each pass is compared
-        with those about it, since the machine drifts.
+        """Estimate `DeviceProfile.after_seconds` by least squares within passes of one length to one exit.
+
+        Residuals are relative to the usual seconds, and to nearby passes, since the speed of the machine drifts.
         """
         kinds = [ran.kind for ran in self._passes]
         cells = [np.array([place for place, each in enumerate(kinds) if each == kind]) for kind in sorted(set(kinds))]
@@ -322,18 +335,18 @@ class Profiler:
         for here in cells:
             usual_P[here] = np.median(seen_P[here])
         longer_P = np.array([before[ran.place] for ran in self._passes]) / usual_P
-        longer_P = _less_like_and_near(longer_P, cells)
+        longer_P = _detrend(longer_P, cells)
         spread, slope = float((longer_P**2).sum()), 0.0
         if spread < 1e-12 * float((1 / usual_P**2).sum()):
-            return 0.0  # all passes take the same
+            return 0.0  # all passes have the same latency
         more_P = seen_P / usual_P
         for _ in range(_REFITS):
-            kept_P = slope * longer_P + _without_far_out(more_P - slope * longer_P)
-            slope = float(longer_P @ _less_like_and_near(kept_P, cells)) / spread
+            kept_P = slope * longer_P + _winsorize(more_P - slope * longer_P)
+            slope = float(longer_P @ _detrend(kept_P, cells)) / spread
         return min(max(slope, 0.0), float(usual_P.min()) / 2)
 
     def _means(self, samples: Dict[Cell, List[float]]) -> Table:
-        """[L, K], medians; those of an exit are drawn out to add up to all that was seen of it, but for the slowest."""
+        """Return medians [L, K], scaled per exit so that their sum is that of all samples, the slowest clipped."""
         medians = self._table(samples, self.exits, 50)
         above = []
         for column, stage in enumerate(self.exits):
@@ -347,7 +360,7 @@ class Profiler:
 
 
 def _like_inputs(classifier: Classifier, num_rows: int, length: int, number: int) -> Batch:
-    """A batch that takes as long to encode and to read as one of texts, or of images; the tokens of each are others."""
+    """Return a batch of new tokens, after encoding inputs of the same length as a real batch would be."""
     texts = classifier.store.program.texts
     if texts is None:
         return classifier.encoder.encode(list(classifier.encoder.sample) * num_rows)
@@ -357,20 +370,20 @@ def _like_inputs(classifier: Classifier, num_rows: int, length: int, number: int
     return token_batch(texts, ids_BS, np.ones_like(ids_BS), np.zeros_like(ids_BS))
 
 
-def _by_cell(passes: Sequence[_Ran], seconds_of: Callable[[_Ran], float]) -> Dict[Cell, List[float]]:
+def _by_cell(passes: Sequence[_Pass], seconds_of: Callable[[_Pass], float]) -> Dict[Cell, List[float]]:
     found: Dict[Cell, List[float]] = {}
     for ran in passes:
         found.setdefault(ran.kind[:2], []).append(seconds_of(ran))
     return found
 
 
-def _without_far_out(values: np.ndarray) -> np.ndarray:
-    """The same, those at either end drawn in."""
-    return np.clip(values, *np.quantile(values, (_FAR_OUT, 1 - _FAR_OUT)))
+def _winsorize(values: np.ndarray) -> np.ndarray:
+    """Clip values to the quantiles _WINSORIZED and 1 - _WINSORIZED."""
+    return np.clip(values, *np.quantile(values, (_WINSORIZED, 1 - _WINSORIZED)))
 
 
-def _less_like_and_near(values: np.ndarray, cells: Sequence[np.ndarray]) -> np.ndarray:
-    """What is left of values when the means of their cells are taken off, and then of those about them."""
+def _detrend(values: np.ndarray, cells: Sequence[np.ndarray]) -> np.ndarray:
+    """Subtract the mean of its cell from each value, and then the mean of the nearby values."""
     places, values = np.arange(len(values)), values.copy()
     for here in cells:
         values[here] -= values[here].mean()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Any, ItemsView, Optional, Tuple
+from dataclasses import fields
+from typing import Any, ItemsView, Mapping, Optional, Tuple
 
 
 class WrongError(Exception):
@@ -68,3 +69,11 @@ def choice_of(value: Any, where: str, choices: tuple) -> Any:
     if value not in choices:
         raise WrongError(f"{where} must be one of {choices}, not {value!r}")
     return value
+
+
+def require_known(kind: type, tree: Mapping[str, Any], what: str) -> None:
+    """Raise ValueError naming the keys of `tree` that are no fields of the dataclass `kind`, and listing the fields."""
+    known = [each.name for each in fields(kind)]
+    unknown = sorted(set(tree) - set(known))
+    if unknown:
+        raise ValueError(f"unknown {what} {', '.join(unknown)}; known: {', '.join(known)}")

@@ -253,8 +253,9 @@ def _draw_lanes(axes: Axes, spans: Sequence[Span], lanes: Sequence[str], origin:
 
 
 def _label(text: str) -> str:
-    """Return `text` as a short single line that is valid in XML. Names of stages come from stores, which are
-    untrusted.
+    """Return `text` as a short single line that is valid in XML.
+
+    Names of stages come from stores, which are untrusted.
     """
     shown = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text[: _LONGEST_LABEL + 1])
     return shown if len(shown) <= _LONGEST_LABEL else shown[: _LONGEST_LABEL - 3] + "..."

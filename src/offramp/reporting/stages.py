@@ -1,5 +1,6 @@
-"""Picture of the stages of a model as SVG: values between stages, shared weights and possible exits. Needs no
-library.
+"""Picture of the stages of a model as SVG: values between stages, shared weights and possible exits.
+
+Needs no library.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ _FONT = 'font-family="ui-sans-serif, system-ui, sans-serif"'
 
 @dataclass(frozen=True)
 class StageBox:
-    """One stage of the picture. `flows` describes its input values; `shared` names shards that other stages also
-    use.
+    """One stage of the picture.
+
+    `flows` describes its input values; `shared` names shards that other stages also use.
     """
 
     title: str

@@ -1,18 +1,5 @@
-"""Run: the budget, the plan, the ring and the loop.
+"""The engine: when a weight is in memory, the plan for a budget, exits and deadlines.
 
-Decides whether a weight is in memory and when it is read; multiplies nothing, opens no texts.
+It computes nothing (that is `offramp.backends`) and reads no inputs (that is `offramp.tasks`). Importing the room
+imports no NumPy, so that the command line can choose the number of BLAS threads before it does.
 """
-
-from offramp.runtime.backend import Backend, State
-from offramp.runtime.footprint import tune_allocator
-from offramp.runtime.planner import Item, Memory, Plan, make_plan
-
-__all__ = [
-    "Backend",
-    "Item",
-    "Memory",
-    "Plan",
-    "State",
-    "make_plan",
-    "tune_allocator",
-]

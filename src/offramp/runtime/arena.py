@@ -22,8 +22,9 @@ AHEAD = 8
 
 
 class Arena(BufferPool):
-    """Pool with a fixed place for each shard of `stages`. Its size is the maximum that the limit allows in memory
-    together.
+    """Pool with a fixed place for each shard of `stages`.
+
+    Its size is the largest total size of consecutive shards that the limit allows at once.
 
     Args:
         stages: the shards that each stage needs.
@@ -69,8 +70,9 @@ class Arena(BufferPool):
         return not any(other == shard or self._overlap(shard, other) for other in self._used)
 
     def acquire(self, shard: str) -> Slot:
-        """Return the place of the shard, or a separate buffer if it has none; unused pages of the arena are then
-        dropped.
+        """Return the place of the shard, or a separate buffer if it has none.
+
+        Unused pages of the arena are then dropped.
         """
         slot = self._slots.get(shard)
         if slot is None:
@@ -91,8 +93,9 @@ class Arena(BufferPool):
             slot.drop_pages()
 
     def discard(self, slot: Slot) -> None:
-        """Discard a slot that a caller still references. The pool moves to a new arena; pages in use keep the old one
-        alive.
+        """Discard a slot that a caller still references.
+
+        The pool moves to a new arena; pages in use keep the old one alive.
         """
         shard = self._remove_used(slot)
         if shard in self._starts:
@@ -208,8 +211,9 @@ def assign_offsets(stages: Stages, sizes: Mapping[str, int], num_bytes: int) -> 
 
 
 def _candidates(size: int, places: Sequence[Tuple[int, int]], num_bytes: int) -> Iterator[int]:
-    """Yield possible offsets of a buffer of `size` bytes: at both ends, or next to one of these places (start,
-    bytes).
+    """Yield possible offsets of a buffer of `size` bytes.
+
+    They are both ends, and the ends of these places (start, bytes).
     """
     found = [0, num_bytes - size]
     for start, taken in places:

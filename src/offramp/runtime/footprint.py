@@ -31,12 +31,12 @@ def tune_allocator() -> bool:
 
 
 def trim_memory() -> int:
-    """Release memory that only loading needed: free heap memory, and code pages of libraries. Return the bytes of code
-    released.
+    """Release memory that only loading needed, and return the bytes of code released.
 
-    Half of the code that a runtime maps runs only during start-up (graph optimisers, registries), about 20 MiB of ONNX
-    Runtime. Pages that are needed again return from the page cache by a minor fault. Only executable, private,
-    unmodified file mappings are released, so no data can be lost. Returns 0 without /proc.
+    Released are free heap memory and code pages of libraries. Half of the code that a runtime maps runs only during
+    start-up (graph optimisers, registries), about 20 MiB of ONNX Runtime. Pages that are needed again return from the
+    page cache by a minor fault. Only executable, private, unmodified file mappings are released, so no data can be
+    lost. Returns 0 without /proc.
     """
     if not sys.platform.startswith("linux"):
         return 0
@@ -50,8 +50,9 @@ def trim_memory() -> int:
 
 
 def _code_mappings() -> Iterator[Tuple[int, int, int]]:
-    """Yield (start, length, resident bytes) of code mappings that are identical to their file. Relocated code is
-    excluded.
+    """Yield (start, length, resident bytes) of code mappings that are identical to their file.
+
+    Relocated code is excluded.
     """
     start = end = resident = 0
     is_code = False

@@ -75,8 +75,9 @@ class DeadlineGuard:
         return elapsed_seconds + step <= self.deadline_seconds
 
     def latest_seconds(self, exit_index: int, length: int) -> float:
-        """Return the latest time to stop waiting for weights so that the exit after `exit_index` can answer, in seconds
-        from start.
+        """Return the latest time to wait for weights, in seconds from the start of the request.
+
+        Later, the exit after `exit_index` can no longer answer in time.
         """
         return self.deadline_seconds - self._computed.get((exit_index + 1, length.bit_length()), 0.0)
 

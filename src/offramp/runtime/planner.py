@@ -46,8 +46,9 @@ class Item:
 
 @dataclass(frozen=True)
 class Plan:
-    """Resident shards and slots. `slot_bytes` is the size of each of the `num_slots` slots; sizes are rounded to
-    pages.
+    """Resident shards and slots.
+
+    `slot_bytes` is the size of each of the `num_slots` slots; sizes are rounded to pages.
     """
 
     num_slots: int

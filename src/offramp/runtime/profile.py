@@ -1,8 +1,8 @@
-"""The device profile: what leaving at each exit takes on this machine, measured through the real engine.
+"""The device profile: latency of each exit on this machine, measured through the real engine.
 
-Whole passes are timed (`profiler.py`), under the budget that the policy is for: what is resident, what prefetch hides
-and what it does not is in them, and need not be composed. A profile is of one store, backend, budget and batch size on
-one machine; elsewhere it is refused.
+Whole passes are timed (`offramp.profiling`) under the budget that the policy is for, so the latencies include resident
+shards and the effect of prefetching. A profile holds for one store, backend, budget and batch size on one machine;
+under other conditions it is refused.
 
 Shapes: L lengths, K exits, B rows of a pass, S tokens of a row.
 """
@@ -12,102 +12,112 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Tuple
 
 import numpy as np
 
 from offramp.errors import OfframpError, RefusedError, StoreError
-from offramp.measure.hardware import machine
+from offramp.measure.hardware import machine, num_cores
 from offramp.policies.costs import Costs, as_tuples
+from offramp.runtime.config import EngineConfig
 from offramp.store.memory import cache_folder
-from offramp.store.policy_file import FORMAT, read_json, write_json
+from offramp.store.policy_file import FORMAT, MeasuredOn, facts_from_json, read_json, write_json
 from offramp.units import named_size
 
 if TYPE_CHECKING:
     from offramp.session.classifier import Classifier
 
-_REMEDY = "measure it again: offramp bench STORE --save-profile FILE"
+_REMEDY = "measure it again: offramp profile STORE --out FILE"
 
 Table = Tuple[Tuple[float, ...], ...]
 
 
 @dataclass(frozen=True)
 class DeviceProfile:
-    """Seconds of passes of `batch` rows that leave together; `costs` are those of a text. Rows of tables are lengths,
-    columns exits, from the first to the last.
+    """Latencies of passes whose `batch` rows all leave at one exit. Rows of tables are lengths, columns exits in order.
+
+    Times in seconds. `costs` gives the latency of one input.
     """
 
-    fingerprint: Dict[str, Any]
+    fingerprint: MeasuredOn
     """Machine, store, backend, batch size and plan."""
     lengths: Tuple[int, ...]
     seconds: Table
-    """[L, K], from the texts to the answers of each exit, all heads before it included: the mean, which is the median
-    of a cell, drawn out as means of the whole column are; a cell has too few passes for a mean of its own. Of passes
-    after others that take `among_seconds`.
+    """Mean latency from the inputs to the answers of each exit, including all earlier heads [L, K].
+
+    Estimated as the median of a cell, scaled by the ratio of mean to median of the whole column, since a cell has too
+    few passes for a mean of its own. Holds after passes that take `among_seconds`.
     """
     seconds_p99: Table
     step_seconds_p99: Table
-    """[L, K], from the answer of the exit before, or from the start, to this one."""
+    """99th percentile of the time from the answer of the previous exit, or from the start, to this one [L, K]."""
     head_seconds: Table
-    """[L, K - 1], the head and the decision of each exit but the last: the median, drawn out to what passes take less
-    that run none of them. Threads that waited for a head start the next layer later, for one.
+    """Cost of the head and decision of each exit but the last [L, K - 1].
+
+    Estimated from passes with and without heads: a head also delays the start of the next layer, which waits for it.
     """
     decide_seconds: float
-    """Of a decision that is none, which is in `head_seconds`: the median."""
+    """Median time of a decision by the profiled policy, which computes nothing; included in `head_seconds`."""
     compute_seconds: Table
-    """[L, K], of each layer: the median."""
+    """Median compute time of each layer [L, K]."""
     read_seconds: Tuple[float, ...]
-    """[K], of each layer, hidden or not: the median; 0 where it was resident."""
+    """Median read time of each layer, whether hidden by computation or not [K]; 0 where the layer is resident."""
     read_seconds_p99: Tuple[float, ...]
     bytes_read: Tuple[float, ...]
-    """[K], of a text that leaves there: the median."""
+    """Median bytes read for an input that leaves at each exit [K]."""
     single_seconds: Table
-    """[L, K], as `seconds`, of a pass of one row."""
+    """Same as `seconds` for passes of one row [L, K]."""
     single_head_seconds: Table
-    """[L, K - 1], as `head_seconds`, of a pass of one row."""
+    """Same as `head_seconds` for passes of one row [L, K - 1]."""
     gather_seconds: Tuple[float, ...]
-    """[L], of taking the rows that are left out of the arrays of a pass: the median; 0 where a pass has one row."""
+    """Median time of removing the rows that left from the arrays of a pass [L]; 0 where a pass has one row."""
     after_seconds: float
-    """What a pass takes more if those before it took e times as long: the longer ago, the less is left in caches."""
+    """Additional latency of a pass after passes that take e times as long: fewer weights remain in CPU caches."""
     among_seconds: float
-    """What the passes before took, of a profile: the geometric mean."""
+    """Geometric mean latency of the passes that preceded those measured."""
     num_rounds: int
     compute_seconds_p99: Table = ()
-    """As `compute_seconds`; this and the next two are told, and nothing is foretold by them."""
+    """99th percentile of `compute_seconds`. This field and the next two are informative only."""
     head_seconds_p99: Table = ()
-    """[L, K - 1], of what lies between the instructions of a head and its decision."""
+    """99th percentile of the time of a head and its decision [L, K - 1]."""
     decide_seconds_p99: float = 0.0
     budget_bytes: Optional[int] = None
-    """None: whatever the machine allows."""
+    """Memory budget in bytes; None: what the machine allows."""
 
     @property
     def num_exits(self) -> int:
-        """K."""
+        """Number of exits, K."""
         return len(self.seconds[0])
 
     @property
     def batch(self) -> int:
-        """Rows of a pass; one where the fingerprint does not say."""
-        return int(self.fingerprint.get("batch", 1))
+        """Rows of a pass; 1 where the fingerprint does not record them."""
+        return 1 if self.fingerprint.batch is None else int(self.fingerprint.batch)
 
     @property
-    def measured_on(self) -> Dict[str, Any]:
-        """The fingerprint, and the rest of what it was measured with."""
-        return {**self.fingerprint, "batch": self.batch, "budget_bytes": self.budget_bytes}
+    def measured_on(self) -> MeasuredOn:
+        """The fingerprint with batch size and budget: all conditions of the measurement."""
+        return replace(self.fingerprint, batch=self.batch, budget_bytes=self.budget_bytes)
+
+    def to_json(self) -> Dict[str, Any]:
+        """Return the profile as a tree of plain values."""
+        return {**asdict(self), "fingerprint": self.fingerprint.to_json()}
 
     def costs(self, first_head: int = 1) -> Costs:
-        """Seconds a text to each exit for a policy whose first head is `first_head`: a row's share of the pass."""
+        """Return the latency of an input at each exit, as its share of the pass, for a policy that evaluates heads from
+        `first_head` on.
+        """
         return self._costs(self.seconds, self.head_seconds, first_head, self.batch)
 
     def costs_from(self, first: int) -> Costs:
-        """The same, to the exits from `first` on alone, as if there were no others."""
+        """Return the costs of the exits from `first` on, for a policy that uses only those."""
         costs = self.costs(first)
         return Costs(costs.lengths, tuple(row[first - 1 :] for row in costs.seconds))
 
     def single_costs(self, first_head: int = 1) -> Costs:
-        """The same of a text that runs alone."""
+        """Return the costs of an input that runs alone, batch size 1."""
         return self._costs(self.single_seconds, self.single_head_seconds, first_head, 1)
 
     def _costs(self, table: Table, heads: Table, first_head: int, num_rows: int) -> Costs:
@@ -118,87 +128,100 @@ class DeviceProfile:
             for exit_index, seconds in enumerate(seconds_K, start=1):
                 rest = seconds - (spared if exit_index >= first_head else sum(heads_K[: exit_index - 1]))
                 share = rest / num_rows
-                row.append(max(share, (row[-1] if row else 0.0) + 1e-7))  # noise must not turn the order round
+                row.append(max(share, (row[-1] if row else 0.0) + 1e-7))  # noise must not change the order
             rows.append(tuple(row))
         return Costs(self.lengths, tuple(rows))
 
     def step_p99(self, exit_index: int, length: int) -> float:
-        """Seconds of a pass from the exit before to this one, seldom exceeded: for a deadline guard."""
+        """Return the 99th percentile of the time from the previous exit to this one, for a deadline guard."""
         column = [row[exit_index - 1] for row in self.step_seconds_p99]
         return float(np.interp(length, self.lengths, column))
 
 
-def engine_of(store_sha256: str, backend: str, num_threads: int, num_rows: Union[int, str]) -> Dict[str, Any]:
-    """What a profile holds for, beside its budget: another value of any of these, and it does not. `num_rows`: of a
-    batch, or "bulk".
-    """
-    return {
+def conditions_of(store_sha256: str, config: EngineConfig) -> MeasuredOn:
+    """Return the conditions, on this machine, of an engine: a latency measured under others does not hold for it."""
+    threads = config.threads or num_cores()
+    return MeasuredOn(
         **machine(),
-        "backend": backend,
-        "threads": num_threads,
-        "batch": num_rows,
-        "store_sha256": store_sha256,
-    }
+        backend=config.backend,
+        threads=threads,
+        batch=config.batch,
+        store_sha256=store_sha256,
+        budget_bytes=config.budget,
+    )
 
 
-def fingerprint_of(classifier: Classifier) -> Dict[str, Any]:
-    """The same, and the plan, which under one budget differs a little with the longest text."""
+def fingerprint_of(classifier: Classifier) -> MeasuredOn:
+    """Return the conditions of a classifier and its plan, which under one budget depends on the longest input."""
     plan, backend = classifier.plan, classifier.backend
-    return {
-        **engine_of(classifier.store.digest, backend.name, backend.num_threads, classifier.settings.num_rows),
-        "num_slots": plan.num_slots,
-        "residents": len(plan.residents),
-        "reads": "direct" if classifier.direct and plan.num_slots else "buffered",
-    }
+    return MeasuredOn(
+        **machine(),
+        backend=backend.name,
+        threads=backend.num_threads,
+        batch=classifier.settings.num_rows,
+        store_sha256=classifier.store.digest,
+        num_slots=plan.num_slots,
+        residents=len(plan.residents),
+        reads="direct" if classifier.direct and plan.num_slots else "buffered",
+    )
 
 
 def save_profile(profile: DeviceProfile, path: Optional[Path] = None) -> None:
-    """Keep it in a file, or, best effort, in the cache folder."""
-    tree = {"format": FORMAT, **asdict(profile)}
+    """Write a profile to a file, or, without `path`, to the cache folder if that is possible."""
+    tree = {"format": FORMAT, **profile.to_json()}
     if path is not None:
         write_json(path, tree)
         return
     try:
         write_json(_cached(profile.fingerprint), tree)
-    except (OSError, OfframpError):  # an unwritable cache is no error
+    except (OSError, OfframpError):  # a cache that cannot be written is no error
         return
 
 
 def load_profile(path: Path) -> DeviceProfile:
-    """Read it from a file. Raises UsageError, StoreError, VersionError."""
-    tree = read_json(path, "device profile", _REMEDY)
+    """Read a profile from a file. Raises UsageError, StoreError, VersionError."""
+    return profile_from_json(read_json(path, "device profile", _REMEDY), path)
+
+
+def profile_from_json(tree: Mapping[str, Any], where: object) -> DeviceProfile:
+    """Inverse of `DeviceProfile.to_json`. Raises StoreError naming `where` for something else."""
     try:
-        fields = {name: as_tuples(tree[name]) for name in DeviceProfile.__dataclass_fields__}
-        profile = DeviceProfile(**{**fields, "fingerprint": dict(tree["fingerprint"])})
-        for costs in (profile.costs(), profile.costs(profile.num_exits), profile.single_costs()):
-            if len(costs.lengths) != len(profile.gather_seconds) or costs.num_exits != len(profile.bytes_read):
-                raise ValueError(f"tables that do not fit {len(costs.lengths)} lengths and {costs.num_exits} exits")
-        if not (0 <= profile.after_seconds < math.inf and 0 < profile.among_seconds < math.inf):
-            raise ValueError("passes that took no time")
-        if not isinstance(profile.budget_bytes, (int, type(None))):
-            raise ValueError(f"a budget of {profile.budget_bytes!r}")
-        shapes = [{len(row) for row in table} for table in (profile.seconds_p99, profile.step_seconds_p99)]
-        if any(shape != {profile.num_exits} for shape in shapes):
-            raise ValueError(f"tails that do not fit {profile.num_exits} exits")
+        given = {each.name: as_tuples(tree[each.name]) for each in fields(DeviceProfile)}
+        profile = DeviceProfile(**{**given, "fingerprint": facts_from_json(MeasuredOn, tree["fingerprint"])})
+        _require_consistent(profile)
     except (KeyError, TypeError, ValueError, IndexError, ArithmeticError) as error:
-        raise StoreError(f"no device profile of this version ({error})", path, _REMEDY) from None
+        raise StoreError(f"no device profile of this version ({error})", where, _REMEDY) from None
     return profile
 
 
-def cached_profile(fingerprint: Dict[str, Any], longest: int) -> Optional[DeviceProfile]:
-    """The profile of this fingerprint in the cache folder, if it has inputs of this length."""
+def _require_consistent(profile: DeviceProfile) -> None:
+    for costs in (profile.costs(), profile.costs(profile.num_exits), profile.single_costs()):
+        if len(costs.lengths) != len(profile.gather_seconds) or costs.num_exits != len(profile.bytes_read):
+            raise ValueError(f"tables do not match {len(costs.lengths)} lengths and {costs.num_exits} exits")
+    if not (0 <= profile.after_seconds < math.inf and 0 < profile.among_seconds < math.inf):
+        raise ValueError("latencies of passes must be above 0")
+    if not isinstance(profile.budget_bytes, (int, type(None))):
+        raise ValueError(f"a budget of {profile.budget_bytes!r}")
+    shapes = [{len(row) for row in table} for table in (profile.seconds_p99, profile.step_seconds_p99)]
+    if any(shape != {profile.num_exits} for shape in shapes):
+        raise ValueError(f"percentiles do not match {profile.num_exits} exits")
+
+
+def cached_profile(fingerprint: MeasuredOn, longest: int) -> Optional[DeviceProfile]:
+    """Return the profile of this fingerprint from the cache folder, if it covers inputs of `longest` tokens."""
     try:
         profile = load_profile(_cached(fingerprint))
-    except OfframpError:  # nothing there, or not ours: measured again
+    except OfframpError:  # absent, or of another version
         return None
     fits = profile.fingerprint == fingerprint and profile.lengths[-1] >= longest
     return profile if fits else None
 
 
-def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """What is another value here than there; "" if nothing is."""
-    other = [key for key in here if there.get(key) != here[key]]
-    return ", ".join(f"{key} {_shown(there.get(key))} there, {_shown(here[key])} here" for key in other[:3])
+def differences(there: MeasuredOn, here: MeasuredOn) -> str:
+    """Return up to three conditions of `here` that differ as "name value there, value here", or "" if none does."""
+    old, new = there.to_json(), here.to_json()
+    other = [name for name in new if old.get(name) != new[name]]
+    return ", ".join(f"{name} {_shown(old.get(name))} there, {_shown(new[name])} here" for name in other[:3])
 
 
 def _shown(fact: Any) -> str:
@@ -206,14 +229,14 @@ def _shown(fact: Any) -> str:
     return named_size(fact) if is_size else repr(fact)
 
 
-def require_here(profile: DeviceProfile, here: Mapping[str, Any], where: object) -> None:
-    """Raise RefusedError naming what differs, if a profile is of another machine, store, engine or budget."""
+def require_here(profile: DeviceProfile, here: MeasuredOn, where: object) -> None:
+    """Raise RefusedError naming what differs, if a profile was measured under other conditions than `here`."""
     told = differences(profile.measured_on, here)
     if told:
-        remedy = "measure this one: offramp bench STORE --save-profile FILE, with the options that it will run with"
+        remedy = "measure one here with the options of the run: offramp profile STORE --out FILE"
         raise RefusedError(f"the profile was measured elsewhere ({told})", where, remedy)
 
 
-def _cached(fingerprint: Dict[str, Any]) -> Path:
-    key = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()
+def _cached(fingerprint: MeasuredOn) -> Path:
+    key = hashlib.sha256(json.dumps(fingerprint.to_json(), sort_keys=True).encode()).hexdigest()
     return cache_folder() / "profiles" / (key + ".json")

@@ -10,11 +10,9 @@ import errno
 import os
 
 from offramp.errors import DamagedError
+from offramp.runtime.config import READS
 from offramp.runtime.slots import Slot
 from offramp.store import Store
-
-READS = ("auto", "direct", "buffered")
-"""Values of the option `reads`."""
 
 
 def choose_direct(store: Store, reads: str, growth_bytes: int, available_bytes: int) -> bool:

@@ -62,8 +62,9 @@ class _Loaded:
 
 
 class Ring:
-    """Reader thread with buffers. `residents` are read once, into their own buffers; all other shards go through
-    `pool`.
+    """Reader thread with buffers.
+
+    `residents` are read once, into their own buffers; all other shards go through `pool`.
     """
 
     def __init__(
@@ -95,8 +96,9 @@ class Ring:
             self._wake_reader()
 
     def acquire(self, shard: str, until: Optional[float] = None) -> Optional[Acquired]:
-        """Return the next shard of the pass, waiting for its read. Return None at the time `until`
-        (`time.perf_counter`).
+        """Return the next shard of the pass, waiting for its read.
+
+        Return None at the time `until` (`time.perf_counter`).
 
         Raises the error of the reader thread, if any.
         """
@@ -195,8 +197,9 @@ class Ring:
             _wake(self._reader_wakeups)
 
     def _next(self) -> Optional[Turn]:
-        """Return the next turn to read, or None while the reader must wait. Turns whose shard is in memory are
-        skipped.
+        """Return the next turn to read, or None while the reader must wait.
+
+        Turns whose shard is in memory are skipped.
         """
         while self._wanted and self._wanted[0].after <= self._passed:
             turn = self._wanted[0]

@@ -73,8 +73,9 @@ def _plan_whole(stages: Stages, sizes: Mapping[str, int], kept: FrozenSet[str], 
 def smallest_bytes(
     stages: Stages, sizes: Mapping[str, int], pinned: Iterable[str] = (), sliceable: Iterable[str] = ()
 ) -> int:
-    """Return the smallest number of bytes of weights with which the stages can run, if `sliceable` shards may be
-    sliced.
+    """Return the smallest number of bytes of weights with which the stages can run.
+
+    `sliceable` shards may be read in slices.
     """
     kept = frozenset(pinned)
     return min(_fewest(stages, sizes, kept, sliced) for sliced in _slicings(kept, sizes, sliceable))

@@ -14,8 +14,6 @@ from offramp.runtime.memory_model import BULK_FACTOR, MemoryModel, Workload, sma
 from offramp.session.classifier import Classifier
 from offramp.store import Store
 
-BULK = "bulk"
-"""Value of the option `batch` that asks for it."""
 MAX_ROWS, MAX_SWEEP_ROWS = 32, 256
 """Most rows of a batch of the longest inputs: more multiply no faster. Most rows of a sweep: more read hardly less."""
 BATCH_ROWS = 0.3

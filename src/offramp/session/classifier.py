@@ -18,6 +18,7 @@ from offramp.measure import TRACED_PASSES, PeakMeter, Trace, available_bytes, re
 from offramp.policies import Policy
 from offramp.program.inputs import Batch, InputEncoder
 from offramp.runtime.backend import Backend
+from offramp.runtime.config import EngineConfig
 from offramp.runtime.engine import Engine
 from offramp.runtime.exits import load_exits
 from offramp.runtime.feed import WeightFeed
@@ -56,6 +57,8 @@ class Settings:
     """Memory for encoding the largest input, such as decoding an image; 0 if negligible."""
     reached: Tuple[float, ...] = ()
     """Share of rows that reach each layer, if known: shards that are used most become resident. Empty: all rows."""
+    config: Optional[EngineConfig] = None
+    """Options that these settings were made from, for records."""
 
     def __post_init__(self) -> None:
         for name in ("num_rows", "num_batches"):

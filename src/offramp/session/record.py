@@ -41,6 +41,7 @@ def run_json(classifier: Classifier, first_batch: int) -> Dict[str, Any]:
         "backend": classifier.backend.name,
         "threads": classifier.backend.num_threads,
         "exit": str(classifier.policy),
+        "config": None if settings.config is None else settings.config.to_json(),
         "deadline_seconds": classifier.guard.deadline_seconds,
         "num_cut_by_deadline": counts.num_cut,
         "budget_bytes": plan.budget_bytes,

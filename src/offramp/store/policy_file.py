@@ -1,22 +1,82 @@
-"""Policy files and device profiles: JSON that a command writes and a later one reads. What is in it, others know.
-
-A policy file holds the policy, the model that it is for, what it was measured on, what it is thought to give, and the
-certificate if it has one.
+"""Policy files: one tuned exit policy as JSON, with the conditions under which it was tuned. Also the reading and
+writing of JSON files with a format number, which device profiles share.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Mapping, Optional, Tuple, Type, TypeVar, Union
 
 from offramp.errors import StoreError, UsageError, VersionError
+from offramp.program.checks import require_known
 from offramp.store.files import MAX_SMALL_BYTES, translate_path_errors, write_atomic
 
 FORMAT = 1
+UNRECORDED = 0
+"""Value of `MeasuredOn.budget_bytes` where the budget was not recorded; None means that there was no budget."""
 _REMEDY = "make it again: offramp tune"
+_Facts = TypeVar("_Facts", "Prediction", "MeasuredOn")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Performance of a policy on the tune split. None: not recorded. Raises ValueError for other types."""
+
+    score: Optional[float] = None
+    """Percent."""
+    loss: Optional[float] = None
+    """Points of the score, relative to the last exit."""
+    seconds: Optional[float] = None
+    """Mean latency of an input."""
+    mean_exit: Optional[float] = None
+    bytes_read: Optional[float] = None
+    """Mean of an input."""
+    reached: Tuple[float, ...] = ()
+    """Share of rows that reach each layer; empty: not recorded."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if name != "reached" and value is not None and not _is_number(value):
+                raise ValueError(f"{name} must be a number, not {value!r}")
+        if not isinstance(self.reached, (list, tuple)) or not all(_is_number(x) and 0 <= x <= 1 for x in self.reached):
+            raise ValueError(f"reached must be the share of rows that reach each layer, not {self.reached!r}")
+        object.__setattr__(self, "reached", tuple(self.reached))
+
+
+@dataclass(frozen=True)
+class MeasuredOn:
+    """Machine, store and engine of a latency measurement. None: not recorded, except for the budget."""
+
+    platform: Optional[str] = None
+    cpu_model: Optional[str] = None
+    num_cores: Optional[int] = None
+    memory_gib: Optional[float] = None
+    backend: Optional[str] = None
+    threads: Optional[int] = None
+    batch: Union[int, str, None] = None
+    """Rows of a batch, or "bulk"."""
+    store_sha256: Optional[str] = None
+    num_slots: Optional[int] = None
+    residents: Optional[int] = None
+    """Number of resident shards."""
+    reads: Optional[str] = None
+    budget_bytes: Optional[int] = UNRECORDED
+    """Budget in bytes; None: what the machine allowed."""
+
+    def __post_init__(self) -> None:
+        if not (self.budget_bytes is None or (type(self.budget_bytes) is int and self.budget_bytes >= 0)):
+            raise ValueError(f"budget_bytes must be a number of bytes, not {self.budget_bytes!r}")
+
+    def to_json(self) -> Dict[str, Any]:
+        """Return what is recorded, by name."""
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if (value != UNRECORDED if name == "budget_bytes" else value is not None)
+        }
 
 
 @dataclass(frozen=True)
@@ -24,54 +84,77 @@ class PolicyFile:
     """One tuned policy."""
 
     policy: Dict[str, Any]
-    """Tree that `policies.codec.from_json` reads."""
+    """The policy, as `policies.codec.from_json` reads it."""
     model_sha256: str
     """Fingerprint of the model folder whose exits were tuned."""
     deadline_seconds: Optional[float]
-    predicted: Dict[str, Any]
-    """Score, loss, mean latency, mean exit and bytes read on the tune split, and the share that comes to each layer."""
+    predicted: Prediction
     certificate: Optional[Dict[str, Any]]
     tuned_on: Dict[str, Any]
     """Task, metrics, and the digests of the splits."""
-    measured_on: Dict[str, Any]
-    """Facts of the device profile: machine, store, engine, batch size, budget."""
+    measured_on: MeasuredOn
+    """Conditions of the device profile."""
     front: List[Dict[str, Any]]
-    """The policies that none beats in score and latency both, the fastest first."""
+    """Policies that no other beats in both score and latency, the fastest first."""
 
 
 def write_policy(path: Path, file: PolicyFile) -> None:
-    """Write it so that it is complete or absent. Raises UsageError for a place that cannot be, DiskFullError."""
-    write_json(path, {"format": FORMAT, **asdict(file)})
+    """Write a policy file atomically. Raises UsageError for a path that cannot be written, DiskFullError."""
+    facts = {"predicted": asdict(file.predicted), "measured_on": file.measured_on.to_json()}
+    write_json(path, {"format": FORMAT, **vars(file), **facts})
 
 
 def read_policy(path: Path) -> PolicyFile:
-    """Read it. Raises UsageError where there is none, StoreError for something else, VersionError."""
+    """Read a policy file. Raises UsageError where there is none, StoreError for something else, VersionError."""
     tree = read_json(path, "policy file", _REMEDY)
     try:
-        file = PolicyFile(**{name: tree[name] for name in PolicyFile.__dataclass_fields__})
+        given = {each.name: tree[each.name] for each in fields(PolicyFile)}
     except KeyError as error:
         raise StoreError(f"policy file without {error}", path, _REMEDY) from None
-    seconds, objects = file.deadline_seconds, dict.fromkeys(("predicted", "tuned_on", "measured_on"), dict)
-    kinds: Dict[str, type] = {**objects, "front": list, "model_sha256": str}
-    wrong = [name for name, kind in kinds.items() if not isinstance(getattr(file, name), kind)]
-    if not isinstance(file.certificate, (dict, type(None))):
-        wrong.append("certificate")
-    if seconds is not None and not (type(seconds) in (int, float) and 0 < seconds < math.inf):
-        wrong.append("deadline_seconds")
-    if wrong:
-        raise StoreError(f"policy file whose {wrong[0]!r} is none", path, _REMEDY)
-    return file
+    given["predicted"] = _read_facts(Prediction, given["predicted"], "predicted", path)
+    given["measured_on"] = _read_facts(MeasuredOn, given["measured_on"], "measured_on", path)
+    seconds = given["deadline_seconds"]
+    is_valid = {
+        "model_sha256": isinstance(given["model_sha256"], str),
+        "deadline_seconds": seconds is None or (_is_number(seconds) and 0 < seconds < math.inf),
+        "certificate": isinstance(given["certificate"], (dict, type(None))),
+        "tuned_on": isinstance(given["tuned_on"], dict),
+        "front": isinstance(given["front"], list),
+    }
+    for name, valid in is_valid.items():
+        if not valid:
+            raise StoreError(f"policy file with an invalid {name!r}", path, _REMEDY)
+    return PolicyFile(**given)
+
+
+def facts_from_json(kind: Type[_Facts], tree: Mapping[str, Any]) -> _Facts:
+    """Build a Prediction or MeasuredOn. Raises ValueError for unknown names and wrong types."""
+    if not isinstance(tree, dict):
+        raise ValueError(f"expected an object, got {type(tree).__name__}")
+    require_known(kind, tree, "name")
+    return kind(**tree)
+
+
+def _read_facts(kind: Type[_Facts], tree: Any, name: str, path: Path) -> _Facts:
+    try:
+        return facts_from_json(kind, tree)
+    except ValueError as error:
+        raise StoreError(f"policy file with an invalid {name!r} ({error})", path, _REMEDY) from None
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
 
 
 def write_json(path: Path, tree: Dict[str, Any]) -> None:
-    """Write an object, atomically."""
+    """Write an object atomically."""
     with translate_path_errors("a file cannot be written there", path):
         path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, [json.dumps(tree, indent=1).encode() + b"\n"])
 
 
 def read_json(path: Path, what: str, remedy: str) -> Dict[str, Any]:
-    """Read an object of our format.
+    """Read an object of FORMAT; `what` and `remedy` appear in errors.
 
     Raises UsageError where there is no file, StoreError for something else, VersionError for another format.
     """
@@ -87,5 +170,5 @@ def read_json(path: Path, what: str, remedy: str) -> Dict[str, Any]:
     if not isinstance(tree, dict) or "format" not in tree:
         raise StoreError(f"no {what}", path, remedy)
     if tree["format"] != FORMAT:
-        raise VersionError(f"{what} of format {tree['format']!r}, {FORMAT} is read", path, remedy)
+        raise VersionError(f"{what} of format {tree['format']!r}; format {FORMAT} is supported", path, remedy)
     return tree

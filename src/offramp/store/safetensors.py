@@ -25,8 +25,9 @@ PAGE_BYTES = 4096
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor: dtype as spelled by safetensors, shape, and its byte range [start, end) relative to the first data
-    byte.
+    """One tensor: dtype as spelled by safetensors, shape, and byte range.
+
+    The range [start, end) is relative to the first data byte.
     """
 
     dtype: str

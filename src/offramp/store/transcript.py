@@ -1,5 +1,6 @@
-"""Transcripts: the outputs of every exit on every example of a split, stored so that policies are tuned without a
-model.
+"""Transcripts: stored outputs of every exit on every example of a split.
+
+Policies are tuned on a transcript without running a model.
 
 `DIR/SPLIT.safetensors` holds, for N examples, K exits, C outputs of a head and hidden size H:
 
@@ -62,8 +63,9 @@ class About:
 
 
 class TranscriptWriter:
-    """Context manager that writes one split. Without `finish` nothing is kept. Raises UsageError if the split
-    exists.
+    """Context manager that writes one split.
+
+    Without `finish` nothing is kept. Raises UsageError if the split exists.
     """
 
     def __init__(
@@ -114,8 +116,9 @@ class TranscriptWriter:
                 self._partial.unlink()
 
     def write(self, start: int, **arrays: np.ndarray) -> None:
-        """Write rows from `start` on, each row once: `logits`, `lengths`, `labels`, and `features` if the writer has a
-        feature size.
+        """Write the arrays of the rows from `start` on; each row must be written once.
+
+        Arrays are `logits`, `lengths`, `labels`, and `features` if the writer has a feature size.
 
         Raises ValueError for other arrays or shapes, DiskFullError.
         """

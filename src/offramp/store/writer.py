@@ -65,8 +65,9 @@ class StoreWriter:
         return self
 
     def __exit__(self, kind: Any = None, error: Optional[BaseException] = None, trace: Any = None) -> None:
-        """Release the lock. After StageError the partial folder is removed, because a retry would fail in the same
-        way.
+        """Release the lock.
+
+        After StageError the partial folder is removed, because a retry would fail in the same way.
         """
         if isinstance(error, StageError) and self._lock >= 0:
             shutil.rmtree(str(self.partial), ignore_errors=True)
@@ -174,9 +175,7 @@ class StoreWriter:
         _clear(self.partial, keep=_STATE)
 
     def _is_finished_build(self) -> bool:
-        """Return whether the partial folder is a finished build of the same source that was interrupted before its
-        rename.
-        """
+        """Return whether the partial folder is a finished build of this source without its final rename."""
         try:
             manifest = loads(read_manifest_bytes(self.partial))
         except StoreError:

@@ -8,14 +8,14 @@ from typing import Callable, Mapping, Optional
 
 from offramp.errors import UsageError
 from offramp.program.inputs import InputEncoder
-from offramp.program.program import Input
-from offramp.tasks.text import TextEncoder, TextSpec
+from offramp.program.program import Input, Texts
+from offramp.tasks.text import TextEncoder
 
 
 def open_encoder(
     folder: Path,
     inputs: Mapping[str, Input],
-    texts: Optional[TextSpec],
+    texts: Optional[Texts],
     max_length: Optional[int] = None,
     warn: Callable[[str], None] = warnings.warn,
 ) -> InputEncoder:
@@ -45,5 +45,5 @@ def open_encoder(
         return ImageInputs(ImageEncoder.from_folder(folder), name)
     from offramp.tasks.arrays import ArrayInputs
 
-    sizes = {name: tuple(axis for axis in each.axes[1:] if isinstance(axis, int)) for name, each in inputs.items()}
-    return ArrayInputs({name: (each.dtype, sizes[name]) for name, each in inputs.items()})
+    shapes = {name: tuple(axis for axis in each.axes[1:] if isinstance(axis, int)) for name, each in inputs.items()}
+    return ArrayInputs({name: (each.dtype, shapes[name]) for name, each in inputs.items()})

@@ -107,11 +107,16 @@ def paired_bootstrap(statistic: Callable[..., float], sizes: Sequence[int], num_
 
     Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13.
     """
-    generator = np.random.default_rng(0)
-    value = statistic(*(np.arange(size) for size in sizes))
-    draws = [statistic(*(generator.integers(0, size, size) for size in sizes)) for _ in range(num_rounds)]
+    value, draws = bootstrap(statistic, sizes, num_rounds)
     low, high = np.percentile(draws, [2.5, 97.5])
     return Estimate(value, float(low), float(high))
+
+
+def bootstrap(statistic: Callable[..., float], sizes: Sequence[int], num_rounds: int) -> tuple[float, list[float]]:
+    """Return a statistic of the samples, and of each resample; the arguments are those of `paired_bootstrap`."""
+    generator = np.random.default_rng(0)
+    value = statistic(*map(np.arange, sizes))
+    return value, [statistic(*(generator.integers(0, size, size) for size in sizes)) for _ in range(num_rounds)]
 
 
 def paired_interval(

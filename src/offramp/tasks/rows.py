@@ -14,11 +14,11 @@ from typing import Iterable, Sequence, Union
 
 import numpy as np
 
-from offramp.program.program import TEXT_INPUTS
+from offramp.program.program import TEXT_INPUTS, Texts
 from offramp.tasks.arrays import Record, stacked
 from offramp.tasks.images import Image
 from offramp.tasks.pixels import ImageEncoder
-from offramp.tasks.text import Text, TextEncoder, TextSpec
+from offramp.tasks.text import Text, TextEncoder
 
 Indices = Union[Sequence[int], np.ndarray]
 
@@ -108,7 +108,7 @@ class ArrayRows:
 def encode_rows(
     examples: Iterable[tuple[Text, int | float]],
     text_encoder: TextEncoder,
-    spec: TextSpec,
+    spec: Texts,
     *,
     is_regression: bool,
 ) -> Rows:

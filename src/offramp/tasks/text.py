@@ -4,7 +4,7 @@ This module truncates texts and adds special tokens itself. The tokenizers libra
 off, for a pair in every combination (360 MiB for two texts of 8,192 exclamation marks), and needs 150 MiB for a text of
 1 MB. It encodes one text at a time, so that the library starts no threads and does not warn when the process forks.
 
-It does not know where texts come from, and knows only the `Encoder` or `Texts` of the model.
+It does not know where texts come from, and knows only the `Texts` of the model.
 
 Shapes: B texts, S tokens of the longest text.
 """
@@ -20,15 +20,11 @@ import numpy as np
 
 from offramp.errors import SourceError, UsageError
 from offramp.program.inputs import Batch
-from offramp.program.program import TEXT_INPUTS, Texts
-from offramp.program.encoder import Encoder
+from offramp.program.program import POSITION_IDS, TEXT_INPUTS, Texts
 from offramp.tasks.tokenizer import library_errors, read_tokenizer
 
 Text = Union[str, Tuple[str, str]]
 """A text, or a pair of texts that the model reads together."""
-TextSpec = Union[Encoder, Texts]
-"""Requirements of a model for texts: vocabulary, longest input, token types, padding token, first position."""
-POSITION_IDS = "position_ids"
 
 _SURROGATE = re.compile("[\\ud800-\\udfff]")
 _CHARACTERS_PER_TOKEN = 8
@@ -41,7 +37,7 @@ _Piece = Tuple[Optional[int], int, int]
 """Part of a template: index of the text inserted here (None: a special token), special token, token type."""
 
 
-def token_batch(spec: TextSpec, ids_BS: np.ndarray, mask_BS: np.ndarray, types_BS: np.ndarray) -> Batch:
+def token_batch(spec: Texts, ids_BS: np.ndarray, mask_BS: np.ndarray, types_BS: np.ndarray) -> Batch:
     """Return the batch of texts that are token ids already: int64 [B, S], padded on the right.
 
     `mask_BS` is 1 where there is a token, else 0. `types_BS` is 1 in the second text of a pair, else 0.
@@ -51,7 +47,7 @@ def token_batch(spec: TextSpec, ids_BS: np.ndarray, mask_BS: np.ndarray, types_B
     return Batch(arrays, ids_BS.shape[0], ids_BS.shape[1], np.asarray(mask_BS).sum(axis=1))
 
 
-def _positions(spec: TextSpec, ids_BS: np.ndarray) -> np.ndarray:
+def _positions(spec: Texts, ids_BS: np.ndarray) -> np.ndarray:
     """Return the row of the position table for each token, int64 [B, S].
 
     Where positions begin after that of padding (RoBERTa), a padding token inside a text takes no position and gets row
@@ -71,7 +67,7 @@ class TextEncoder:
     def __init__(
         self,
         tokenizer: Any,
-        spec: TextSpec,
+        spec: Texts,
         max_length: int,
         config: Dict[str, Any],
         warn: Callable[[str], None],
@@ -99,7 +95,7 @@ class TextEncoder:
     def from_folder(
         cls,
         folder: Union[str, Path],
-        spec: TextSpec,
+        spec: Texts,
         max_length: Optional[int] = None,
         warn: Callable[[str], None] = warnings.warn,
     ) -> TextEncoder:

@@ -60,8 +60,9 @@ def require_trainable(folder: Path, max_length: int) -> tuple[Facts, str]:
 
 
 def with_exits(model: PreTrainedModel, source: Path, form: str) -> WithExits:
-    """Return the model with a new head at each possible exit. Raises SourceError for a head form that it does not
-    support.
+    """Return the model with a new head at each possible exit.
+
+    Raises SourceError for a head form that it does not support.
     """
     if has_known_names(source):
         return ModelWithExits(model, form)

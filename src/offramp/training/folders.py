@@ -103,8 +103,9 @@ def checkpoints(folder: Path, stage: str) -> Path:
 
 
 def last_checkpoint(place: Path) -> Path | None:
-    """Return the newest complete checkpoint, or None. The Trainer writes its state last, so incomplete ones have
-    none.
+    """Return the newest complete checkpoint, or None.
+
+    The Trainer writes its state last, so incomplete ones have none.
     """
     found = []
     for path in place.glob("checkpoint-*"):

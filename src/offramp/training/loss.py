@@ -51,8 +51,9 @@ def weighted_loss(losses: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 
 
 def distillation_losses(losses: Sequence[Tensor], logits: Sequence[Tensor], problem: str) -> list[Tensor]:
-    """Return the losses of all exits with a distillation term from the last exit; the teacher receives no gradient from
-    it.
+    """Return the losses of all exits with a distillation term from the last exit.
+
+    The teacher receives no gradient from it.
 
     Single label: Kullback-Leibler divergence at TEMPERATURE times its square, which preserves the scale of gradients
     (Hinton et al., 2015). Multi label: cross-entropy to the probabilities of the last exit. Regression: squared
@@ -76,8 +77,9 @@ def _divergence(logits_BC: Tensor, teacher_BC: Tensor, problem: str) -> Tensor:
 
 
 def require_finite(values: Sequence[Tensor], what: str, where: str, first_exit: int = 1) -> None:
-    """Raise NonFiniteError that names the first exit with values that are not finite; `values[0]` belongs to
-    `first_exit`.
+    """Raise NonFiniteError that names the first exit with values that are not finite.
+
+    `values[0]` belongs to `first_exit`.
     """
     for number, value in enumerate(values, first_exit):
         if not torch.isfinite(value).all():

@@ -33,8 +33,9 @@ WEIGHTS = "model.safetensors"
 
 
 class OwnModule:
-    """A module trained in place. Afterwards it is in evaluation mode, on the CPU, with the weights of the run
-    folder.
+    """A module trained in place.
+
+    Afterwards it is in evaluation mode, on the CPU, with the weights of the run folder.
     """
 
     def __init__(self, module: nn.Module, examples: Sequence[tuple[Any, int | float]], labels: Sequence[str]) -> None:

@@ -1,5 +1,6 @@
-"""Training of exits, from a checkpoint and labelled examples to a run folder. `train_exits` imports torch when
-called.
+"""Training of exits, from a checkpoint and labelled examples to a run folder.
+
+`train_exits` imports torch when it is called.
 """
 
 from __future__ import annotations

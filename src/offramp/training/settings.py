@@ -111,8 +111,9 @@ class TrainSettings:
 
 @dataclass(frozen=True, eq=False)
 class ExitMetrics:
-    """Scores of each exit on the examples that were not used for training, the shallowest first; the last is the
-    model.
+    """Scores of each exit on the examples that were not used for training, the shallowest first.
+
+    The last is the model.
     """
 
     scores: tuple[dict[str, float], ...]

@@ -72,8 +72,9 @@ def fit(
 
 @contextmanager
 def _logs_beside(folder: Path) -> Iterator[None]:
-    """Move the TensorBoard logs out of the checkpoint folder, which is removed at the end. No argument sets their
-    place.
+    """Move the TensorBoard logs out of the checkpoint folder, which is removed at the end.
+
+    No argument sets their place.
     """
     if _LOGS in os.environ:
         yield
@@ -96,8 +97,9 @@ def require_possible(settings: TrainSettings) -> None:
 
 
 class ExitTrainer(Trainer):
-    """Trainer that minimises the loss of `settings`. Heads have their own learning rate; batches are grouped by
-    length.
+    """Trainer that minimises the loss of `settings`.
+
+    Heads have their own learning rate; batches are grouped by length.
     """
 
     def __init__(self, model: WithExits, rows: Batches, settings: TrainSettings, folder: Path) -> None:
@@ -129,8 +131,9 @@ class ExitTrainer(Trainer):
         return (loss, logits) if return_outputs else loss
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Save tied weights under one of their names: safetensors rejects shared memory, and loading one name loads
-        all.
+        """Save tied weights under one of their names.
+
+        Safetensors rejects shared memory, and loading one name loads all.
         """
         tensors = cast(nn.Module, self.model).state_dict() if state_dict is None else state_dict
         first = {(tensor.data_ptr(), tensor.shape, tensor.dtype): name for name, tensor in reversed(tensors.items())}

@@ -1,0 +1,123 @@
+"""Remove guards one by one and check that a test fails for each.
+
+    python bench/guards.py            # all guards
+    python bench/guards.py seal deadline
+
+A guard is removed by an exact replacement of text in a copy of the tree, so a guard whose text changed must be changed
+here too: the script then ends with an error that names it. Prints one line a guard; ends with 1 if a guard was missed.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+TIMEOUT_SECONDS = 600
+"""Time after which a run of tests counts as failed: without a guard, a thread may wait forever."""
+
+
+@dataclass(frozen=True)
+class Guard:
+    """A check in `src`, how it is removed, and the tests that must then fail."""
+
+    name: str
+    text: str
+    """Text that occurs once in all of `src`."""
+    without: str
+    """Replacement for the text."""
+    tests: tuple[str, ...]
+    """Files of tests, by name without folder and suffix."""
+
+
+GUARDS = (
+    Guard("graph size", "if graph.bytes > MAX_GRAPH_BYTES:", "if False:", ("test_manifest",)),
+    Guard("tensor offsets", "if tensor.offset != end:", "if False:", ("test_manifest",)),
+    Guard("seal", "if not is_sealed(data):", "if False:", ("test_manifest",)),
+    Guard("file names", '_FILE = re.compile(r"(graphs/)?[A-Za-z0-9]', '_FILE = re.compile(r".*', ("test_manifest",)),
+    Guard("links", "os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK", "os.O_CLOEXEC | os.O_NONBLOCK", ("test_files",)),
+    Guard("size of files", "if size != file_bytes:", "if False:", ("test_files", "test_reader")),
+    Guard(
+        "digest of small files",
+        "if hashlib.sha256(data).hexdigest() != file.sha256:",
+        "if False:",
+        ("test_reader",),
+    ),
+    Guard("digest of shards", "digest.hexdigest() == shard.sha256, shard", "True, shard", ("test_reader",)),
+    Guard("cancelled reads", "lambda: self._epoch != epoch", "lambda: False", ("test_ring",)),
+    Guard("slots still in use", "(self._room.lose if lost else self._room.give)", "self._room.give", ("test_ring",)),
+    Guard("budget", "return self.predicted_peak_bytes <= self.budget_bytes", "return True", ("test_planner",)),
+    Guard("deadline", "return elapsed_seconds + step <= self.deadline_seconds", "return True", ("test_guard",)),
+)
+
+
+def main() -> int:
+    """Remove the guards named on the command line, or all. Returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="GUARD", help=", ".join(guard.name for guard in GUARDS))
+    names = parser.parse_args().names
+    unknown = set(names) - {guard.name for guard in GUARDS}
+    if unknown:
+        parser.error(f"unknown guards: {', '.join(sorted(unknown))}")
+    guards = [guard for guard in GUARDS if not names or guard.name in names]
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder)
+        for part in ("src", "tests"):
+            shutil.copytree(ROOT / part, tree / part, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", tree)
+        sources = [source_of(guard, tree) for guard in guards]
+        if not tests_pass(tree, sorted({test for guard in guards for test in guard.tests})):
+            sys.exit("the tests fail before any guard is removed")
+        missed = [
+            guard.name for guard, source in zip(guards, sources, strict=True) if not is_caught(guard, source, tree)
+        ]
+    print(f"{len(guards) - len(missed)} of {len(guards)} removed guards made a test fail")
+    return 1 if missed else 0
+
+
+def source_of(guard: Guard, tree: Path) -> Path:
+    """Return the file that holds the text of a guard. Exits where the text does not occur exactly once."""
+    found = [path for path in tree.glob("src/**/*.py") for _ in range(path.read_text().count(guard.text))]
+    if len(found) != 1:
+        sys.exit(f"guard {guard.name!r}: {guard.text!r} occurs {len(found)} times in src: adapt bench/guards.py")
+    return found[0]
+
+
+def is_caught(guard: Guard, source: Path, tree: Path) -> bool:
+    """Remove a guard, run its tests, put it back. Returns whether a test failed."""
+    whole, began = source.read_text(), time.monotonic()
+    source.write_text(whole.replace(guard.text, guard.without))
+    try:
+        caught = not tests_pass(tree, guard.tests)
+    finally:
+        source.write_text(whole)
+    seconds = time.monotonic() - began
+    print(
+        f"{'caught' if caught else 'MISSED'}  {guard.name}  ({source.relative_to(tree)}, {seconds:.0f} s)", flush=True
+    )
+    return caught
+
+
+def tests_pass(tree: Path, names: tuple[str, ...] | list[str]) -> bool:
+    """Run files of tests in the copy until one test fails. Exits where pytest fails for another reason."""
+    paths = [str(path.relative_to(tree)) for name in names for path in sorted(tree.glob(f"tests/**/{name}.py"))]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-m", "not slow", *paths]
+    environment = {**os.environ, "PYTHONPATH": str(tree / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+    try:
+        done = subprocess.run(
+            command, cwd=tree, env=environment, capture_output=True, text=True, check=False, timeout=TIMEOUT_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        return False
+    if done.returncode not in (0, 1):
+        sys.exit(f"pytest ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return done.returncode == 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""Jobs of worker processes, with a JSON form. Keeps to Python 3.8: `offramp profile` uses it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from offramp.program.checks import require_known
+from offramp.runtime.config import EngineConfig
+from offramp.session.inputs import InputSource
+
+JOBS = {
+    "plan": "the plan of an engine, or BudgetError",
+    "passes": "a benchmark record of `passes` batches of random inputs",
+    "inputs": "a benchmark record of one run over `inputs`",
+    "run": "results of `inputs` and the record; with `sampled`, memory samples and spans as well",
+    "profile": "a device profile; with `recall`, the cached one if there is one",
+    "reference": "results of `inputs` by transformers, whole in memory, and the record",
+}
+"""Kind of job -> its result."""
+
+
+@dataclass(frozen=True)
+class WorkerJob:
+    """One job. Raises ValueError for an unknown kind."""
+
+    job: str
+    """A key of JOBS."""
+    store: str
+    """Folder of the store; of the model for `reference`."""
+    config: EngineConfig = field(default_factory=EngineConfig)
+    inputs: InputSource = field(default_factory=InputSource)
+    passes: int = 10
+    max_inputs: int | None = None
+    """Number of inputs to run; None: all."""
+    recall: bool = False
+    sampled: bool = False
+
+    def __post_init__(self) -> None:
+        if self.job not in JOBS:
+            raise ValueError(f"unknown job {self.job!r}; known jobs: {', '.join(JOBS)}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the job as a tree of plain values."""
+        return {**vars(self), "config": self.config.to_json(), "inputs": self.inputs.to_json()}
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> WorkerJob:
+        """Inverse of `to_json`. Raises ValueError for unknown names."""
+        require_known(cls, tree, "key of a job")
+        parts = {"config": EngineConfig, "inputs": InputSource}
+        return cls(**{name: parts[name].from_json(value) if name in parts else value for name, value in tree.items()})

@@ -1,0 +1,135 @@
+"""The engine configuration: the one place that names the options of a run.
+
+`offramp.load(**options)`, the command line, worker processes, records and policy files use `EngineConfig`. What has no
+JSON form (a `Policy`, a `DeviceProfile`, the inputs themselves) is an argument beside it.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Callable, Dict, Mapping, Optional, Sequence, Tuple, Union
+
+from offramp.program.checks import require_known
+from offramp.units import parse_count, parse_duration, parse_size
+
+READS = ("auto", "direct", "buffered")
+"""Ways to read shards: by O_DIRECT, through the page cache, or whichever suits the memory that is free."""
+VERIFY = ("first", "always", "never")
+"""When a store checks digests. The same as `store.reader.VERIFY`, which would import NumPy."""
+BULK = "bulk"
+"""Value of `batch` that means: as many rows as the budget holds, sorted by length."""
+
+
+def _one_of(choices: Sequence[str]) -> Callable[[Any], str]:
+    def parse(value: Any) -> str:
+        if value not in choices:
+            raise ValueError(f"must be one of {', '.join(choices)}, not {value!r}")
+        return value
+
+    return parse
+
+
+def _parse_batch(value: Any) -> Union[int, str]:
+    return BULK if value == BULK else parse_count(value)
+
+
+def _parse_text(value: Any) -> str:
+    if not isinstance(value, (str, os.PathLike)) or not str(value).strip():
+        raise ValueError(f"must be a text, not {value!r}")
+    return os.fspath(value)
+
+
+def _parse_flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"must be true or false, not {value!r}")
+    return value
+
+
+def _option(
+    default: Any,
+    parse: Callable[[Any], Any],
+    help: str = "",
+    metavar: Optional[str] = None,
+    choices: Tuple[str, ...] = (),
+) -> Any:
+    """A field with its parser, which accepts text and values alike, and its documentation on the command line.
+
+    An option without `help` is available from Python only.
+    """
+    return field(default=default, metadata={"parse": parse, "help": help, "metavar": metavar, "choices": choices})
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Options of an engine, checked on construction. Raises ValueError naming the option and the accepted values."""
+
+    budget: Optional[int] = _option(
+        None, parse_size, "memory budget of the whole process: 128MiB, 0.3GB (default: what the machine allows)", "SIZE"
+    )
+    """Maximum resident memory of the whole process in bytes; None: what the machine allows. Accepts `"128MiB"`."""
+    exit: str = _option(
+        "none",
+        _parse_text,
+        "exit policy: none, stage:K, patience:P, confidence:T, ... joined by | and &, or a policy file (default: none)",
+        "POLICY",
+    )
+    """Exit policy: a rule, or the path of a policy file that `offramp tune` wrote."""
+    deadline: Optional[float] = _option(
+        None,
+        parse_duration,
+        "time limit of each request, such as 60ms: the best answer so far is returned (default: none)",
+        "TIME",
+    )
+    """Time limit in seconds of each request; None: that of the policy file, if it has one. Accepts `"60ms"`."""
+    profile: Optional[str] = _option(
+        None,
+        _parse_text,
+        "device profile written by offramp profile: for a deadline (default: learn it) and for index policies",
+        "FILE",
+    )
+    """Path of a device profile, used by a deadline and by index policies; None: the cached profile, if there is one."""
+    backend: str = _option("ort", _parse_text, "compute backend (default: ort, ONNX Runtime)")
+    """Compute backend; `offramp.backends` lists the names."""
+    threads: Optional[int] = _option(
+        None, parse_count, "threads of the backend (default: the processors of this process)", "N"
+    )
+    """Threads of the backend; None: the processors of this process."""
+    batch: Union[int, str] = _option(
+        1, _parse_batch, "rows that run together; bulk: as many as the budget holds, by length (default: 1)", "N"
+    )
+    """Rows that run together, or `"bulk"`."""
+    max_length: Optional[int] = _option(
+        None, parse_count, "truncate texts to N tokens (default: the limit of the model)", "N"
+    )
+    """Number of tokens to which texts are truncated; None: the limit of the model."""
+    reads: str = _option(
+        "auto", _one_of(READS), "direct: O_DIRECT; buffered: through the page cache (default: auto)", choices=READS
+    )
+    """How shards are read: `direct` (O_DIRECT), `buffered` (page cache), or `auto`."""
+    verify: str = _option("first", _one_of(VERIFY), "when shards are hashed (default: first)", choices=VERIFY)
+    """When shards are hashed: at their `first` use on this machine, `always`, or `never`."""
+    longest: Optional[int] = _option(None, parse_count)
+    """Number of tokens of the longest input, if known; plans for short inputs are smaller."""
+    own_process: bool = _option(False, _parse_flag)
+    """True: the process serves this engine only, and the budget holds from the start of the process."""
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if value is None and each.default is None:
+                continue
+            try:
+                object.__setattr__(self, each.name, each.metadata["parse"](value))
+            except ValueError as error:
+                raise ValueError(f"{each.name}: {error}") from None
+
+    def to_json(self) -> Dict[str, Any]:
+        """Return the options as a tree of plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> EngineConfig:
+        """Build a configuration from options by name. Raises ValueError for an unknown name."""
+        require_known(cls, tree, "engine option")
+        return cls(**tree)

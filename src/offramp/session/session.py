@@ -1,0 +1,139 @@
+"""From a store and an engine configuration to a planned classifier.
+
+`prepare` takes the options by name, `prepare_engine` as an `EngineConfig`.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import replace
+from typing import Any, Callable, Iterable, Optional, Union
+
+from offramp.backends import open_backend
+from offramp.measure import num_cores
+from offramp.policies import Policy
+from offramp.program.inputs import InputEncoder
+from offramp.runtime.backend import Backend
+from offramp.runtime.config import BULK, EngineConfig
+from offramp.runtime.footprint import trim_memory, tune_allocator
+from offramp.runtime.guard import Guard, guard_for
+from offramp.runtime.memory_model import unlimited_bytes
+from offramp.runtime.profile import DeviceProfile, conditions_of
+from offramp.session.bulk import with_most_rows
+from offramp.session.classifier import Classifier, Settings
+from offramp.session.policy_files import NamedPolicy, expect_profile, read_exit, rebase_policy
+from offramp.store import Store
+from offramp.store.manifest import require_head
+from offramp.tasks import open_encoder
+
+
+def prepare(
+    store: Union[str, os.PathLike],
+    budget: Union[int, str, None] = None,
+    exit: Union[str, Policy] = "none",
+    *,
+    profile: Union[str, os.PathLike, DeviceProfile, None] = None,
+    texts: Optional[Iterable[Any]] = None,
+    warn: Callable[[str], None] = warnings.warn,
+    **options: Any,
+) -> Classifier:
+    """Load everything except the weights, and plan. `.plan` describes what `open()` will do, feasible or not.
+
+    Args:
+        store: the folder that `divide` made.
+        budget: maximum resident memory of the whole process: bytes, or a text such as `"128MiB"` or `"0.3GB"`; None:
+            what the machine allows.
+        exit: exit policy: `none`, `stage:K`, `patience:P`, `confidence:T`, ..., joined by `|` and `&`; the path of a
+            policy file that `offramp tune` wrote; or a policy object.
+        profile: device profile, or its path: for the deadline, and for an `index` policy, which then uses its latencies
+            instead of those of the machine where it was tuned.
+        texts: the inputs themselves, if they are known: they determine `longest`, and the memory that decoding takes.
+        warn: receives one line each time texts are truncated, direct reads are not available although requested, or a
+            policy file was tuned under other conditions.
+        options: the other fields of `EngineConfig`: deadline, backend, threads, batch, max_length, reads, verify,
+            longest, own_process.
+
+    Raises ValueError for an unknown option or value, StoreError and DamagedError for the store, UsageError for the
+    policy, RefusedError for a policy file of another model or a device profile of another machine."""
+    policy = exit if isinstance(exit, Policy) else None
+    device_profile = profile if isinstance(profile, DeviceProfile) else None
+    named = {"budget": budget, "exit": exit if policy is None else str(policy)}
+    named["profile"] = profile if device_profile is None else None
+    config = EngineConfig.from_json({**named, **options})
+    return prepare_engine(store, config, policy=policy, profile=device_profile, texts=texts, warn=warn)
+
+
+def prepare_engine(
+    store: Union[str, os.PathLike],
+    config: EngineConfig,
+    *,
+    policy: Optional[Policy] = None,
+    profile: Optional[DeviceProfile] = None,
+    texts: Optional[Iterable[Any]] = None,
+    warn: Callable[[str], None] = warnings.warn,
+) -> Classifier:
+    """Plan an engine with the options of `config`, as `prepare` does.
+
+    `policy` and `profile` replace those that `config` names.
+    """
+    named = read_exit(config.exit) if policy is None else NamedPolicy(policy)
+    if config.budget is not None:
+        tune_allocator()
+    opened = Store(store, config.verify)
+    require_head(opened.manifest, opened.path)
+    named.require_model(opened)
+    num_exits = len(opened.program.layers)
+    named.policy.check(num_exits, opened.program.problem)
+    backend = open_backend(config.backend, opened, config.threads or num_cores())
+    guard = guard_for(named.deadline_seconds if config.deadline is None else config.deadline)
+    given = profile or config.profile
+    measured = None
+    if named.files or given is not None:
+        here = conditions_of(opened.digest, config)
+        named, measured = rebase_policy(named, given, num_exits, here, guard.needs_every_exit, warn)
+    trim_memory()  # before the tokenizer allocates: start-up must not set the peak
+    for file in opened.manifest.files:
+        opened.read_file(file)  # verified before a library reads it
+    encoder = open_encoder(opened.path, opened.program.inputs, opened.program.texts, config.max_length, warn)
+    # The plan of a device profile assumes that all rows reach all layers, so a guard that relies on one needs the same.
+    reached = () if guard.needs_every_exit else named.reached(num_exits)
+    settings = replace(_settings(config, encoder, texts), reached=reached)
+    classifier = _plan(opened, backend, encoder, named.policy, settings, guard)
+    expect_profile(guard, classifier, measured)
+    if config.reads == "direct" and not classifier.direct:
+        warn("this file system does not support direct reads: reading through the page cache")
+    return classifier
+
+
+def _settings(config: EngineConfig, encoder: InputEncoder, texts: Optional[Iterable[Any]]) -> Settings:
+    """Return the settings of a classifier that runs one row at a time in bulk mode, `config.batch` rows otherwise."""
+    longest, encoding_bytes = config.longest, 0
+    if texts is not None:
+        longest = None
+        for text in texts:
+            longest = max(longest or 0, *encoder.lengths([text]))
+            encoding_bytes = max(encoding_bytes, encoder.encoding_bytes([text]))
+    return Settings(
+        config.budget or unlimited_bytes(),
+        1 if config.batch == BULK else int(config.batch),
+        longest,
+        config.reads,
+        config.own_process,
+        config.batch == BULK,
+        encoding_bytes=encoding_bytes,
+        config=config,
+    )
+
+
+def _plan(
+    store: Store, backend: Backend, encoder: InputEncoder, policy: Policy, settings: Settings, guard: Guard
+) -> Classifier:
+    def plan_for(num_rows: int, num_batches: int) -> Classifier:
+        sized = replace(settings, num_rows=num_rows, num_batches=num_batches)
+        return Classifier(store, backend, encoder, policy, sized, guard)
+
+    if not settings.is_bulk:
+        return plan_for(settings.num_rows, 1)
+    length = settings.length or encoder.max_length
+    return with_most_rows(plan_for, store, backend, length, settings.budget_bytes, has_deadline=guard.needs_every_exit)

@@ -1,0 +1,93 @@
+"""Selection of tests: which run by `make test-all` only, and which must run while no other test runs.
+
+`make test` and CI run everything that is not slow: first in two processes, then the tests marked `alone` in one.
+
+A slow test is either a parameter of a test whose other parameters CI runs (`SAMPLED`), or has a representative that CI
+runs and that fails when the same law is broken (`REPRESENTED`). Both tables are checked when tests are collected: every
+entry must match a test, and what CI keeps must not be slow. Names are `file::test`, without folder and `.py`.
+"""
+
+import fnmatch
+
+import pytest
+
+SAMPLED = {
+    "test_families::*": ("albert", "gpt2"),
+    "test_learned::test_the_cost_function_beats_thresholds_and_patience": ("0.5",),
+    "test_pabee::*": ("('bert', 'single')", "('bert', 'regression')"),
+    "test_pipeline::test_bfloat16_trains_weights_of_float32": ("distilbert",),
+    "test_pipeline::test_distilled_exits_learn": ("bert",),
+    "test_pipeline::test_equal_seeds_give_equal_files": ("distilbert",),
+    "test_pipeline::test_every_form_learns": (
+        "bert-cls-linear",
+        "distilbert-mean-linear",
+        "distilbert-own",
+        "bert-own-shared",
+    ),
+    "test_pipeline::test_exits_are_measured_in_float32_whatever_they_were_trained_in": ("distilbert",),
+    "test_pipeline::test_exits_of_a_regression_learn_a_value": ("bert",),
+    "test_pipeline::test_heads_are_trained_on_alone_after_the_model": (
+        "bert-own-shared-bfloat16",
+        "distilbert-mean-linear-float32",
+    ),
+    "test_pipeline::test_plain_fine_tuning_leaves_no_exits_and_heads_alone_leave_the_model": ("bert",),
+    "test_pipeline::test_the_last_exit_is_trained_alone_in_the_first_half_of_mixed": ("distilbert",),
+    "test_resume::test_the_continuation_is_the_same_bit_for_bit": ("heads-only-9-40-26-24", "distill-2-32-8-6"),
+    "test_train_eval::test_every_task_of_glue_trains_and_scores_from_a_folder": ("sst2", "mnli", "stsb"),
+    "test_tuning::test_a_latency_is_met_on_new_samples": ("0.07",),
+    "test_tuning::test_every_family_with_a_parameter_comes_near_the_latency": ("thresholds", "index"),
+    "test_verbs::test_run_prints_the_recorded_answers": ("bert-tuned", "bert-regression"),
+}
+"""Parameters that CI runs, by test; each is one or more neighbouring parts of a test's id, which dashes separate."""
+
+REPRESENTED = {
+    "test_resume::test_two_processes_train_one_run": (
+        "test_resume::test_two_processes_that_were_killed_go_on_with_the_same_rows"
+    ),
+    "test_tuning::test_more_time_gives_no_worse_score": "test_tuning::test_the_front_is_not_beaten",
+}
+"""Slow test -> the test that stands for its law in CI."""
+
+ALONE = (
+    "test_guard::test_a_disk_that_becomes_slow_leads_to_earlier_exits",
+    "test_process::test_the_measured_peak_stays_within_the_prediction_and_the_budget",
+    "test_vision::test_the_measured_peak_stays_within_the_budget",
+)
+"""Tests with a deadline in real time, or of the memory of a whole process."""
+
+
+def select(items, is_whole):
+    """Mark collected tests `slow` and `alone`. Stale entries are errors if `is_whole`: if all tests were collected."""
+    names = {item: f"{item.path.stem}::{getattr(item, 'originalname', item.name)}" for item in items}
+    for item, name in names.items():
+        kept = [keep for pattern, keep in SAMPLED.items() if fnmatch.fnmatchcase(name, pattern)]
+        if name in REPRESENTED or not all(_is_kept(item, keep) for keep in kept):
+            item.add_marker(pytest.mark.slow)
+        if name in ALONE:
+            item.add_marker(pytest.mark.alone)
+    if is_whole:
+        errors = list(_stale(names))
+        if errors:
+            raise pytest.UsageError("tests/selection.py: " + "; ".join(errors))
+
+
+def _is_kept(item, keep):
+    return not hasattr(item, "callspec") or any(_has_parameter(item, part) for part in keep)
+
+
+def _has_parameter(item, part):
+    return hasattr(item, "callspec") and f"-{part}-" in f"-{item.callspec.id}-"
+
+
+def _stale(names):
+    fast = {name for item, name in names.items() if not item.get_closest_marker("slow")}
+    for name in (*SAMPLED, *REPRESENTED, *ALONE):
+        if not fnmatch.filter(names.values(), name):
+            yield f"no test is named {name}"
+    for pattern, keep in SAMPLED.items():
+        matched = [item for item, name in names.items() if fnmatch.fnmatchcase(name, pattern)]
+        kept = {part for item in matched for part in keep if _has_parameter(item, part)}
+        yield from (f"no parameter of {pattern} is {part}" for part in keep if part not in kept)
+    for name in REPRESENTED.values():
+        if name not in fast:
+            yield f"{name} represents a slow test and is slow, or is no test"
