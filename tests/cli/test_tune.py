@@ -146,13 +146,13 @@ def test_a_batch_of_several_has_its_own_profile_and_policy(run, refused, tune, m
     assert json.loads(out.read_text())["measured_on"]["batch"] == 4
     words_of_run = ("run", made / "store", "--exit", out, "--text", "a red rose", "--text", "a", "--json")
     done = run(*words_of_run, "--batch", 4)
-    assert len(done.lines) == 3 and "tuned elsewhere" not in done.err
+    assert len(done.lines) == 3 and "tuned under other conditions" not in done.err
     assert (
-        "tuned elsewhere (batch 4 there, 1 here): its latency does not hold here - tune it again"
+        "tuned under other conditions (batch 4 there, 1 here): its latency does not hold here - tune it again"
         in run(*words_of_run).err
     )
-    assert "tuned elsewhere" not in run(*words_of_run, "--batch", "bulk").err, "which is for throughput"
-    refused(4, "measured elsewhere (batch 4 there, 1 here)", *given)
+    assert "tuned under other conditions" not in run(*words_of_run, "--batch", "bulk").err, "which is for throughput"
+    refused(4, "measured under other conditions (batch 4 there, 1 here)", *given)
     tuned = tune("--latency", "1s", "--out", out, "--json")
     assert tuned.lines[0]["batch"] == 1
     refused(4, "(batch 1 there, 4 here)", *words, "--profile", made / "profile.json", "--latency", "1s", "--out", out,
@@ -180,7 +180,7 @@ def test_what_cannot_be_tuned_is_refused(refused, run, made, tmp_path):
     refused(2, "need at least", "tune", made / "store", *given, "--max-drop", 0.5)
     refused(4, "(backend 'ort' there, 'torch' here)", "tune", made / "store", *given, "--latency", "1s", "--backend",
             "torch")  # fmt: skip
-    refused(4, "measured elsewhere (budget_bytes None there, 512MiB here)", "tune", made / "store", *given,
+    refused(4, "measured under other conditions (budget_bytes None there, 512MiB here)", "tune", made / "store", *given,
             "--latency", "1s", "--budget", "512MiB")  # fmt: skip
     alone = tmp_path / "alone"
     alone.mkdir()
@@ -192,7 +192,7 @@ def test_what_cannot_be_tuned_is_refused(refused, run, made, tmp_path):
     tree = json.loads((made / "profile.json").read_text())
     other.write_text(json.dumps({**tree, "fingerprint": {**tree["fingerprint"], "cpu_model": "Another"}}))
     words = ("tune", made / "store", "--transcript", made / "transcripts", "--profile", other, *out, "--latency", "1s")
-    refused(4, "measured elsewhere (cpu_model 'Another' there", *words)
+    refused(4, "measured under other conditions (cpu_model 'Another' there", *words)
     assert run(*words, "--force-profile").code == 0
     assert not list(tmp_path.glob("*.tmp"))
 
@@ -258,7 +258,15 @@ def test_a_profile_tells_the_guard_what_to_expect(refused, run, made, tmp_path):
     other = tmp_path / "other.json"
     tree = json.loads((made / "profile.json").read_text())
     other.write_text(json.dumps({**tree, "fingerprint": {**tree["fingerprint"], "store_sha256": "another"}}))
-    refused(4, "measured elsewhere (store_sha256 'another' there", *words, "--deadline", "10s", "--profile", other)
+    refused(
+        4,
+        "measured under other conditions (store_sha256 'another' there",
+        *words,
+        "--deadline",
+        "10s",
+        "--profile",
+        other,
+    )
     refused(2, "device profile cannot be read", *words, "--deadline", "10s", "--profile", tmp_path / "none.json")
 
 
@@ -272,8 +280,8 @@ def test_a_profile_holds_for_its_budget_whatever_the_lengths(run, refused, made,
     fewer = {**tree["fingerprint"], "residents": tree["fingerprint"]["residents"] - 1, "num_slots": 2}
     profile.write_text(json.dumps({**tree, "fingerprint": fewer}))
     assert run(*words, *budget).code == 0
-    refused(4, "measured elsewhere (budget_bytes 4096MiB there, None here)", *words)
-    refused(4, "measured elsewhere (budget_bytes 4096MiB there, 3072MiB here)", *words, "--budget", "3GiB")
+    refused(4, "measured under other conditions (budget_bytes 4096MiB there, None here)", *words)
+    refused(4, "measured under other conditions (budget_bytes 4096MiB there, 3072MiB here)", *words, "--budget", "3GiB")
     refused(2, "a profile is of a fixed number of rows", *words, *budget, "--batch", "bulk")
 
 
@@ -305,12 +313,12 @@ def test_an_index_weighs_the_seconds_of_the_profile_that_run_is_given(run, made,
     assert (alone.code, here.code) == (0, 0), alone.err + here.err
     assert alone.lines[-1]["record"]["exit"] == here.lines[-1]["record"]["exit"] == str(policy)
     assert alone.lines[0]["exit_stage"] == here.lines[0]["exit_stage"] == profile.num_exits
-    assert "index.json was tuned elsewhere (cpu_model 'Another' there" in alone.err
+    assert "index.json was tuned under other conditions (cpu_model 'Another' there" in alone.err
     there = run(*words, f"{index}|{rule}", "--profile", tmp_path / "slow.json")
     assert "the certificate of" in run(*words, index, "--deadline", "9s").err
     assert there.lines[0]["exit_stage"] == 1
     assert "the certificate of" in there.err and "index.json does not hold under --profile" in there.err
-    assert "rule.json was tuned elsewhere" in there.err and "index.json was tuned" not in there.err
+    assert "rule.json was tuned under other conditions" in there.err and "index.json was tuned" not in there.err
 
 
 def test_a_profile_that_is_no_file_must_fit_the_batch_and_the_model(made):

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from offramp.runtime import config as engine_config
 from offramp.runtime.config import EngineConfig
+from offramp.store import reader
 
 
 def test_sizes_and_durations_may_be_given_as_texts():
@@ -54,3 +56,7 @@ def test_a_configuration_survives_json():
     assert set(tree) == {each.name for each in fields(EngineConfig)}
     assert EngineConfig.from_json(tree) == config != EngineConfig()
     assert EngineConfig.from_json({}) == EngineConfig()
+
+
+def test_the_options_of_verify_are_those_of_the_store():
+    assert set(engine_config.VERIFY) == set(reader.VERIFY)

@@ -229,7 +229,7 @@ def test_passes_have_as_many_rows_as_the_classifier_runs_together(shelf, measure
 
 def test_a_profile_of_another_batch_size_is_refused(measured):
     several = dataclasses.replace(measured.fingerprint, batch=8)
-    with pytest.raises(RefusedError, match=r"measured elsewhere \(batch 1 there, 8 here\)"):
+    with pytest.raises(RefusedError, match=r"measured under other conditions \(batch 1 there, 8 here\)"):
         require_here(measured, several, "here")
     unsaid = dataclasses.replace(measured.fingerprint, batch=None)
     first = dataclasses.replace(measured, fingerprint=unsaid)
@@ -284,9 +284,11 @@ def test_an_unwritable_cache_is_no_error(measured, tmp_path, monkeypatch):
 
 def test_a_profile_of_another_machine_is_refused(measured):
     require_here(measured, measured.fingerprint, "here")
-    with pytest.raises(RefusedError, match=r"measured elsewhere \(threads 1 there, 2 here\) - here - measure one here"):
+    with pytest.raises(
+        RefusedError, match=r"measured under other conditions \(threads 1 there, 2 here\) - here - measure one here"
+    ):
         require_here(measured, dataclasses.replace(measured.fingerprint, threads=2), "here")
-    with pytest.raises(RefusedError, match=r"measured elsewhere \(budget_bytes None there, 64MiB here\)"):
+    with pytest.raises(RefusedError, match=r"measured under other conditions \(budget_bytes None there, 64MiB here\)"):
         require_here(measured, MeasuredOn(budget_bytes=64 << 20), "here")
     require_here(dataclasses.replace(measured, budget_bytes=64 << 20), MeasuredOn(budget_bytes=64 << 20), "here")
 

@@ -1,4 +1,4 @@
-"""When each value of a program is needed. Computed once, from the program alone."""
+"""Lifetimes of the values of a program, computed once from the program alone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Lifetimes:
 
 
 def lifetimes_of(program: Program) -> Lifetimes:
-    """Return the lifetimes of a program's values. The output is needed for ever."""
+    """Return the lifetimes of a program's values. The output has no end."""
     steps = list(program.steps())
     last: Dict[str, int] = {}
     bounds: List[int] = []

@@ -129,7 +129,7 @@ class ExitHead(nn.Module):
 def pool(hidden: Tensor, keep: Tensor | None = None) -> Tensor:
     """Return [B, H]: the mean over tokens [B, S, H], or over places of a feature map [B, H, ...].
 
-    With `keep` [B, S, 1], the mean is over the tokens where it is 1; it is 0 elsewhere.
+    With `keep` [B, S, 1], the mean is over the tokens where it is 1, not over padding, where it is 0.
     """
     if keep is not None:
         return (hidden * keep).sum(1) / keep.sum(1)

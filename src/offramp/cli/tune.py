@@ -120,8 +120,8 @@ def _show(name: str, file: Any, policy: object) -> None:
             print(f"certified{chance}: loses at most {100 * certificate['epsilon']:g} points of accuracy")
         else:
             print(f"estimated by bootstrap, not certified: loses at most {100 * certificate['epsilon']:g} points")
-        told = f"method {certificate['method']}, {certificate['num_samples']} samples"
-        print(f"  {told}, measured loss {100 * certificate['risk']:.2f} points")
+        facts = f"method {certificate['method']}, {certificate['num_samples']} samples"
+        print(f"  {facts}, measured loss {100 * certificate['risk']:.2f} points")
 
 
 def _explain(path: Path, as_json: bool) -> int:

@@ -180,14 +180,14 @@ def _row(name: str, job: WorkerJob, examples: Sequence[Article]) -> Row:
     results, record = found["results"], found["record"]
     right = [result["label"] == example.label for result, example in zip(results, examples, strict=True)]
     low, high = wilson_interval(sum(right), len(right))
-    is_ours = job.job == "run"
+    is_offramp = job.job == "run"
     return Row(
         name,
         sum(right) / len(right),
         low,
         high,
-        sum(result["exit_stage"] for result in results) / len(results) if is_ours else None,
-        record["bytes_read_total"] / len(examples) if is_ours else None,
+        sum(result["exit_stage"] for result in results) / len(results) if is_offramp else None,
+        record["bytes_read_total"] / len(examples) if is_offramp else None,
         record["latency_seconds_median"],
         record.get("predicted_peak_bytes"),
         record["peak_rss_bytes"],

@@ -78,7 +78,7 @@ class EvalSettings:
     transcript: Path | None = None
     """Folder for `store.transcript`."""
     with_features: bool = False
-    """Whether transcripts hold the hidden states of the first token."""
+    """True if transcripts hold the hidden states of the first token."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -179,8 +179,10 @@ def require_same_cut(folder: Path, cut: Mapping[str, Any], names: Sequence[str])
     if not isinstance(found, dict) or found.get("task") != cut["task"] or found == cut:
         return
     if cut["cuts_dev"] or not set(names) <= {"dev"}:
-        told = ", ".join(f"{key} {found.get(key)} there, {cut[key]} here" for key in cut if found.get(key) != cut[key])
-        what = f"the data are split differently than in training ({told}): rows may have been training data"
+        differing = ", ".join(
+            f"{key} {found.get(key)} there, {cut[key]} here" for key in cut if found.get(key) != cut[key]
+        )
+        what = f"the data are split differently than in training ({differing}): rows may have been training data"
         raise UsageError(what, folder, "give --train, --dev and --split-seed as in training")
 
 

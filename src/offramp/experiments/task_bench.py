@@ -201,7 +201,7 @@ def measured(
 
 
 def paired_speedup(plain_RU: np.ndarray, own_RU: np.ndarray) -> tuple[float, float | None, float | None]:
-    """Return seconds of the plain model divided by one's own, and the 95 % interval; None where there is one value.
+    """Return the speed-up over the plain model with its 95 % interval, which is None where there is one value.
 
     Seconds are medians over rounds, summed over units. Rounds and units are resampled alike for both sides.
     """

@@ -184,9 +184,9 @@ def _require_usable(transcript: Transcript, certify_on: Transcript | None, profi
     num_samples, least = len(certify_on.labels_N), samples_needed(*levels, "crc" if method == "crc" else "ltt")
     needed = samples_needed(*levels, method) if method == "ucb" and least < MANY_SAMPLES else least
     if num_samples < needed:
-        told = f"{goal.max_drop:g} points at confidence {goal.confidence:g} need at least {least}, all without a loss"
+        rule = f"{goal.max_drop:g} points at confidence {goal.confidence:g} need at least {least}, all without a loss"
         more = "" if needed == least else f", and {needed} by {method}; --method ltt needs no more than {least}"
-        raise UsageError(f"the certify split has {num_samples} samples", certify_on.path, told + more)
+        raise UsageError(f"the certify split has {num_samples} samples", certify_on.path, rule + more)
 
 
 def _method(metrics: Sequence[str], goal: Goal) -> str:

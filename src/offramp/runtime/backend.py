@@ -46,7 +46,7 @@ class Backend(ABC):
 
     @abstractmethod
     def activation_bytes(self, num_rows: int, length: int) -> int:
-        """Return the most bytes that a pass over [B, S] tokens takes besides weights."""
+        """Return the most bytes that one pass takes besides weights, for [B, S] tokens."""
 
     @abstractmethod
     def state_bytes(self, num_rows: int, length: int) -> int:

@@ -16,9 +16,9 @@ from offramp.units import parse_count, parse_duration, parse_size
 READS = ("auto", "direct", "buffered")
 """Ways to read shards: by O_DIRECT, through the page cache, or whichever suits the memory that is free."""
 VERIFY = ("first", "always", "never")
-"""When a store checks digests. The same as `store.reader.VERIFY`, which would import NumPy."""
+"""Times at which a store checks digests. Equal to `store.reader.VERIFY`, whose import would load NumPy."""
 BULK = "bulk"
-"""Value of `batch` that means: as many rows as the budget holds, sorted by length."""
+"""Value of `batch` that means: the most rows that the budget holds, sorted by length."""
 
 
 def _one_of(choices: Sequence[str]) -> Callable[[Any], str]:
@@ -53,7 +53,7 @@ def _option(
     metavar: Optional[str] = None,
     choices: Tuple[str, ...] = (),
 ) -> Any:
-    """A field with its parser, which accepts text and values alike, and its documentation on the command line.
+    """Return a field with its parser, which accepts text and values alike, and its documentation on the command line.
 
     An option without `help` is available from Python only.
     """
@@ -96,7 +96,10 @@ class EngineConfig:
     )
     """Threads of the backend; None: the processors of this process."""
     batch: Union[int, str] = _option(
-        1, _parse_batch, "rows that run together; bulk: as many as the budget holds, by length (default: 1)", "N"
+        1,
+        _parse_batch,
+        "rows that run together; bulk: the most that the budget holds, sorted by length (default: 1)",
+        "N",
     )
     """Rows that run together, or `"bulk"`."""
     max_length: Optional[int] = _option(
@@ -106,9 +109,9 @@ class EngineConfig:
     reads: str = _option(
         "auto", _one_of(READS), "direct: O_DIRECT; buffered: through the page cache (default: auto)", choices=READS
     )
-    """How shards are read: `direct` (O_DIRECT), `buffered` (page cache), or `auto`."""
+    """Way to read shards: `direct` (O_DIRECT), `buffered` (page cache), or `auto`."""
     verify: str = _option("first", _one_of(VERIFY), "when shards are hashed (default: first)", choices=VERIFY)
-    """When shards are hashed: at their `first` use on this machine, `always`, or `never`."""
+    """Time of hashing shards: at their `first` use on this machine, `always`, or `never`."""
     longest: Optional[int] = _option(None, parse_count)
     """Number of tokens of the longest input, if known; plans for short inputs are smaller."""
     own_process: bool = _option(False, _parse_flag)

@@ -231,10 +231,10 @@ def _shown(fact: Any) -> str:
 
 def require_here(profile: DeviceProfile, here: MeasuredOn, where: object) -> None:
     """Raise RefusedError naming what differs, if a profile was measured under other conditions than `here`."""
-    told = differences(profile.measured_on, here)
-    if told:
+    differing = differences(profile.measured_on, here)
+    if differing:
         remedy = "measure one here with the options of the run: offramp profile STORE --out FILE"
-        raise RefusedError(f"the profile was measured elsewhere ({told})", where, remedy)
+        raise RefusedError(f"the profile was measured under other conditions ({differing})", where, remedy)
 
 
 def _cached(fingerprint: MeasuredOn) -> Path:

@@ -76,9 +76,10 @@ class NamedPolicy:
             if is_changed:
                 continue
             recorded = file.measured_on.to_json()
-            told = differences(file.measured_on, MeasuredOn(**{name: getattr(here, name) for name in recorded}))
-            if told:
-                lines.append(f"{name} was tuned elsewhere ({told}): its latency does not hold here - tune it again")
+            differing = differences(file.measured_on, MeasuredOn(**{name: getattr(here, name) for name in recorded}))
+            if differing:
+                what = f"{name} was tuned under other conditions ({differing})"
+                lines.append(f"{what}: its latency does not hold here - tune it again")
         return lines
 
 

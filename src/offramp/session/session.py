@@ -1,4 +1,4 @@
-"""From a store and an engine configuration to a planned classifier.
+"""Planning of a classifier from a store and an engine configuration.
 
 `prepare` takes the options by name, `prepare_engine` as an `EngineConfig`.
 """

@@ -55,11 +55,11 @@ class DataSpec:
     labels: tuple[str, ...] | None = None
     """Names of the label ids in your own files; None: the labels of the first file, sorted. Unused for GLUE tasks."""
     regression: bool = False
-    """Whether the labels in your own files are numbers to be predicted."""
+    """True if the labels in your own files are numbers to be predicted."""
     split_seed: int = 0
     """Seed of the hash by which examples are assigned to splits."""
     offline: bool = False
-    """Whether to read the hub's data set from the local cache only."""
+    """True to read the hub's data set from the local cache only."""
 
     def __post_init__(self) -> None:
         for name in ("data", "train", "dev"):

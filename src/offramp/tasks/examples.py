@@ -48,7 +48,7 @@ class Splits:
     partial: tuple[str, ...] = ()
     """Reasons why a score on these data is not the official score of the task, one sentence each."""
     cuts_dev: bool = False
-    """Whether dev was cut from the same file as train."""
+    """True if dev was cut from the same file as train."""
 
     def require_examples(self, where: object) -> Splits:
         """Return these splits. Raises UsageError if one of them is empty."""

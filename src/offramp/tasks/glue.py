@@ -43,7 +43,7 @@ class Task:
     headerless: tuple[str, ...] = ()
     """Columns of the original file without a header line."""
     has_short_rows: bool = False
-    """Whether the official file has rows that lack fields. The official readers skip them."""
+    """True if the official file has rows that lack fields. The official readers skip them."""
 
 
 _PAIR = ("sentence1", "sentence2")

@@ -56,7 +56,7 @@ class ImageEncoder:
     std: Tuple[float, float, float] = (1.0, 1.0, 1.0)
     """Value of each channel that the difference is divided by."""
     transparent_is_white: bool = False
-    """Whether a colour that the file marks as transparent becomes white; the effect of `do_convert_rgb`."""
+    """True if a colour that the file marks as transparent becomes white: the effect of `do_convert_rgb`."""
 
     def __post_init__(self) -> None:
         for name in ("size", "crop"):

@@ -36,7 +36,7 @@ class Layout(NamedTuple):
     columns: Sequence[str] | None = None
     """Names of the columns; None: the first line names them."""
     skip_short: bool = False
-    """Whether to skip rows that have too few fields; otherwise they raise an error."""
+    """True to skip rows that have too few fields; otherwise they raise an error."""
 
 
 HEADER_LINE = Layout()
