@@ -90,7 +90,7 @@ def test_views_shared_storages_and_narrow_dtypes(tmp_path):
     save(tmp_path, tensors)
     with open_source(tmp_path) as source:
         for name, tensor in tensors.items():
-            assert source.entry(name)[1] == tuple(tensor.shape)
+            assert source.entries[name][1] == tuple(tensor.shape)
             assert data_of(source, name) == np.ascontiguousarray(tensor.detach().numpy()).tobytes()
 
 
@@ -100,7 +100,7 @@ def test_dtypes_are_spelt_as_in_safetensors(tmp_path, dtype):
     spelt = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64", "int64": "I64", "uint8": "U8"}
     spelt |= {"bool": "BOOL", "complex64": "C64"}
     with open_source(tmp_path) as source:
-        assert source.entry("a") == (spelt[dtype], (3,))
+        assert source.entries["a"] == (spelt[dtype], (3,))
         assert (
             b"".join(source.chunks("a"))
             == torch.ones(3, dtype=getattr(torch, dtype)).view(torch.uint8).numpy().tobytes()
@@ -173,6 +173,7 @@ def test_only_a_flat_dictionary_of_dense_tensors_will_do(tmp_path, tree, named):
 
 def test_without_torch_the_extra_is_named(tmp_path, monkeypatch):
     save(tmp_path, tiny_weights())
+    monkeypatch.delitem(sys.modules, "offramp.checkpoints.pickled")
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(MissingExtraError, match=r"torch is not installed - pip install 'offramp\[torch\]'"):
         open_source(tmp_path)

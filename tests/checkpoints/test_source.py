@@ -17,7 +17,7 @@ def test_one_safetensors_file(tmp_path):
         assert source.config == config_of()
         assert sorted(source.entries) == sorted(tensors)
         assert dict(source.entries) == entries_of(config_of())
-        assert source.entry("classifier.bias") == ("F32", (2,))
+        assert source.entries["classifier.bias"] == ("F32", (2,))
         for name, tensor in tensors.items():
             assert b"".join(source.chunks(name)) == tensor.tobytes() == read_into(source, name)
 
@@ -32,7 +32,7 @@ def test_several_safetensors_files(tmp_path):
 
 def read_into(source, name):
     """All of a tensor at once."""
-    dtype, shape = source.entry(name)
+    dtype, shape = source.entries[name]
     buffer = bytearray(num_bytes(dtype, shape))
     source.read_into(name, memoryview(buffer))
     return bytes(buffer)

@@ -3,15 +3,13 @@
 A value for which transformers computes something that offramp does not is refused by key and value, never guessed.
 """
 
-from __future__ import annotations
-
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from offramp.errors import SourceError
 from offramp.program.encoder import ACTIVATIONS, Encoder
-from offramp.program.program import PROBLEMS
+from offramp.program.program import PROBLEMS, REGRESSION, SINGLE_LABEL
 
 MAX_LAYERS = 4096
 MAX_LABELS = 1 << 20
@@ -33,18 +31,30 @@ class Key:
             raise bad_value(self.name, value, f"but {self.alias} is {shown(config[self.alias])}")
         return value
 
+    def read(self, config: Mapping[str, Any], is_allowed: Callable[[Any], bool], expected: str) -> Any:
+        """Return the value. Raises SourceError naming key and value unless it is allowed."""
+        value = self.find(config)
+        if not is_allowed(value):
+            raise bad_value(self.name, value, expected)
+        return value
+
+    def count(self, config: Mapping[str, Any], low: int = 1, high: int = _MAX_COUNT) -> int:
+        """Return the value, an integer from `low` to `high`."""
+        expected = f"expected an integer from {low} to {high}"
+        return self.read(config, lambda value: type(value) is int and low <= value <= high, expected)
+
 
 @dataclass(frozen=True)
 class Keys:
-    """Keys of the values that an Encoder needs; None where a family has no such value."""
+    """Keys of the values that an Encoder needs; None where a family has no such value. Defaults are those of BERT."""
 
-    hidden_size: Key
-    num_layers: Key
-    num_heads: Key
-    intermediate_size: Key
-    activation: Key
-    vocab_size: Key
-    pad_token: Key
+    hidden_size: Key = Key("hidden_size", 768)
+    num_layers: Key = Key("num_hidden_layers", 12)
+    num_heads: Key = Key("num_attention_heads", 12)
+    intermediate_size: Key = Key("intermediate_size", 3072)
+    activation: Key = Key("hidden_act", "gelu")
+    vocab_size: Key = Key("vocab_size", 30522)
+    pad_token: Key = Key("pad_token_id", 0)
     max_positions: Key = Key("max_position_embeddings", 512)
     token_types: Key | None = Key("type_vocab_size", 2)
     embedding_size: Key | None = None
@@ -71,29 +81,29 @@ def read_encoder(config: Mapping[str, Any], keys: Keys, head_activation: str | N
     Raises SourceError naming key and value.
     """
     _refuse_other_forms(config)
-    hidden_size = _count(config, keys.hidden_size)
-    num_heads = _count(config, keys.num_heads)
+    hidden_size, num_heads = keys.hidden_size.count(config), keys.num_heads.count(config)
     if hidden_size % num_heads:
         raise bad_value(keys.hidden_size.name, hidden_size, f"not a multiple of the number of heads, {num_heads}")
-    vocab_size = _count(config, keys.vocab_size)
-    pad_token = _pad_token(config, keys, vocab_size)
+    vocab_size = keys.vocab_size.count(config)
+    takes_any_padding = keys.pad_token.find(config) is None and not keys.positions_after_padding  # it is masked
+    pad_token = 0 if takes_any_padding else keys.pad_token.count(config, low=0, high=vocab_size - 1)
     offset = pad_token + 1 if keys.positions_after_padding else 0
-    labels = _labels(config) if head_activation is not None else ()
+    labels = () if head_activation is None else _labels(config)
     return Encoder(
         hidden_size=hidden_size,
-        embedding_size=_count(config, keys.embedding_size) if keys.embedding_size else hidden_size,
-        num_layers=_count(config, keys.num_layers, high=MAX_LAYERS),
+        embedding_size=keys.embedding_size.count(config) if keys.embedding_size else hidden_size,
+        num_layers=keys.num_layers.count(config, high=MAX_LAYERS),
         num_heads=num_heads,
-        intermediate_size=_count(config, keys.intermediate_size),
-        activation=_activation(config, keys.activation),
+        intermediate_size=keys.intermediate_size.count(config),
+        activation=keys.activation.read(config, ACTIVATIONS.__contains__, f"known are {', '.join(ACTIVATIONS)}"),
         norm_epsilon=_epsilon(config, keys.norm_epsilon) if keys.norm_epsilon else 1e-12,
         vocab_size=vocab_size,
-        max_length=_count(config, keys.max_positions, low=offset + 1) - offset,
+        max_length=keys.max_positions.count(config, low=offset + 1) - offset,
         position_offset=offset,
-        num_token_types=_count(config, keys.token_types) if keys.token_types else 0,
+        num_token_types=keys.token_types.count(config) if keys.token_types else 0,
         pad_token=pad_token,
         head_activation=head_activation,
-        problem=_problem(config, len(labels)) if head_activation is not None else None,
+        problem=None if head_activation is None else _problem(config, len(labels)),
         labels=labels,
     )
 
@@ -106,37 +116,16 @@ def _refuse_other_forms(config: Mapping[str, Any]) -> None:
             raise bad_value(key, config[key], "only whole encoders are supported")
 
 
-def _count(config: Mapping[str, Any], key: Key, low: int = 1, high: int = _MAX_COUNT) -> int:
-    value = key.find(config)
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise bad_value(key.name, value, f"expected an integer from {low} to {high}")
-    return value
-
-
-def _pad_token(config: Mapping[str, Any], keys: Keys, vocab_size: int) -> int:
-    if keys.pad_token.find(config) is None and not keys.positions_after_padding:
-        return 0  # any token will do: padding is masked
-    return _count(config, keys.pad_token, low=0, high=vocab_size - 1)
-
-
-def _activation(config: Mapping[str, Any], key: Key) -> str:
-    value = key.find(config)
-    if value not in ACTIVATIONS:
-        raise bad_value(key.name, value, f"known are {', '.join(ACTIVATIONS)}")
-    return value
-
-
 def _epsilon(config: Mapping[str, Any], key: Key) -> float:
-    value = key.find(config)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
-        raise bad_value(key.name, value, "expected a small number")
-    return float(value)
+    return float(
+        key.read(config, lambda value: type(value) in (int, float) and 0 <= value < 1, "expected a small number")
+    )
 
 
 def _labels(config: Mapping[str, Any]) -> tuple[str, ...]:
     id2label = config.get("id2label")
     if id2label is None:
-        num_labels = _count(config, Key("num_labels", 2), high=MAX_LABELS)
+        num_labels = Key("num_labels", 2).count(config, high=MAX_LABELS)
         return tuple(f"LABEL_{i}" for i in range(num_labels))
     if not isinstance(id2label, dict) or not 1 <= len(id2label) <= MAX_LABELS:
         raise bad_value("id2label", id2label, "expected an object of labels")
@@ -149,11 +138,11 @@ def _labels(config: Mapping[str, Any]) -> tuple[str, ...]:
 def _problem(config: Mapping[str, Any], num_labels: int) -> str:
     problem = config.get("problem_type")
     if problem is None:
-        return "regression" if num_labels == 1 else "single_label_classification"
+        return REGRESSION if num_labels == 1 else SINGLE_LABEL
     if problem not in PROBLEMS:
         raise bad_value("problem_type", problem, f"known are {', '.join(PROBLEMS)}")
-    if problem == "single_label_classification" and num_labels == 1:
+    if problem == SINGLE_LABEL and num_labels == 1:
         raise bad_value("problem_type", problem, "it needs at least two labels")
-    if problem == "regression" and num_labels != 1:
+    if problem == REGRESSION and num_labels != 1:
         raise bad_value("problem_type", problem, f"one value is answered, not {num_labels}")
     return problem

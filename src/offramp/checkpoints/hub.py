@@ -4,26 +4,15 @@ Only what a division reads is downloaded, and pickles only where there is no saf
 where it is used, and keeps its own cache, tokens and environment variables (`HF_HOME`, `HF_HUB_OFFLINE`).
 """
 
-from __future__ import annotations
-
 import errno
 from pathlib import Path
 
-from offramp.checkpoints.source import (
-    CONFIG,
-    EXITS,
-    PICKLE,
-    PICKLE_INDEX,
-    SAFETENSORS,
-    SAFETENSORS_INDEX,
-    TOKENIZER,
-    TRAINING,
-)
+from offramp.checkpoints import source
 from offramp.errors import DiskFullError, MissingExtraError, OfframpError, SourceError
 
-_COMMON = [CONFIG, *TOKENIZER, TRAINING, *EXITS]
-_SAFETENSORS = [SAFETENSORS, SAFETENSORS_INDEX, "model-*.safetensors"]
-_PICKLES = [PICKLE, PICKLE_INDEX, "pytorch_model-*.bin"]
+_COMMON = [source.CONFIG, *source.TOKENIZER, source.TRAINING, *source.EXITS]
+_SAFETENSORS = [source.SAFETENSORS, source.SAFETENSORS + source.INDEX]
+_PICKLES = [source.PICKLE, source.PICKLE + source.INDEX]
 
 
 def resolve(model: str, offline: bool = False) -> Path:
@@ -36,20 +25,13 @@ def resolve(model: str, offline: bool = False) -> Path:
         return Path(model)
     if model and Path(model).exists():
         raise SourceError("not a folder", model, "give the folder with config.json and weights")
-    if _looks_like_path(model):
-        raise SourceError(
-            "no such folder", model, "give a folder with config.json and weights, or the id of a model on the hub"
-        )
-    folder = _snapshot(model, offline, [*_COMMON, *_SAFETENSORS])
-    if not any((folder / name).exists() for name in (SAFETENSORS, SAFETENSORS_INDEX)):
-        folder = _snapshot(model, offline, [*_COMMON, *_PICKLES])
+    is_path = model.startswith((".", "/", "~")) or model.endswith("/") or "\\" in model or model.count("/") > 1
+    if is_path or not model:
+        raise SourceError("no such folder", model, f"{source.WANTED}, or the id of a model on the hub")
+    folder = _snapshot(model, offline, [*_COMMON, *_SAFETENSORS, "model-*.safetensors"])
+    if not any((folder / name).exists() for name in _SAFETENSORS):
+        folder = _snapshot(model, offline, [*_COMMON, *_PICKLES, "pytorch_model-*.bin"])
     return folder
-
-
-def _looks_like_path(model: str) -> bool:
-    return (
-        not model or model.startswith((".", "/", "~")) or model.endswith("/") or "\\" in model or model.count("/") > 1
-    )
 
 
 def _snapshot(model: str, offline: bool, patterns: list[str]) -> Path:
@@ -70,16 +52,14 @@ def _explained(error: Exception, model: str, offline: bool) -> OfframpError:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskFullError("no space left for the download", model, "free some space and run again")
     if isinstance(error, errors.GatedRepoError):
-        return SourceError("model is gated", model, "accept its terms on the hub and log in with `hf auth login`")
-    if isinstance(error, (errors.RepositoryNotFoundError, errors.HFValidationError)):
-        return SourceError("neither a folder nor a model on the hub", model, "check the spelling")
-    if isinstance(error, errors.LocalEntryNotFoundError) and offline:
-        return SourceError(
-            "no such folder, nor in the cache of the hub", model, "run once without --offline and HF_HUB_OFFLINE"
-        )
-    if isinstance(error, errors.LocalEntryNotFoundError):
-        return SourceError(
-            "no such folder, and the hub cannot be reached", model, "check the network, or give a folder"
-        )
-    reason = str(error).strip().partition("\n")[0][:200]
-    return SourceError(f"download failed ({type(error).__name__}: {reason})", model, "try again, or give a folder")
+        what, remedy = "model is gated", "accept its terms on the hub and log in with `hf auth login`"
+    elif isinstance(error, (errors.RepositoryNotFoundError, errors.HFValidationError)):
+        what, remedy = "neither a folder nor a model on the hub", "check the spelling"
+    elif isinstance(error, errors.LocalEntryNotFoundError) and offline:
+        what, remedy = "no such folder, nor in the cache of the hub", "run once without --offline and HF_HUB_OFFLINE"
+    elif isinstance(error, errors.LocalEntryNotFoundError):
+        what, remedy = "no such folder, and the hub cannot be reached", "check the network, or give a folder"
+    else:
+        reason = str(error).strip().partition("\n")[0][:200]
+        what, remedy = f"download failed ({type(error).__name__}: {reason})", "try again, or give a folder"
+    return SourceError(what, model, remedy)

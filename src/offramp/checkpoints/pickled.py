@@ -1,22 +1,18 @@
 """Tensors in `pytorch_model.bin`: a pickle, read as far as `torch.load(weights_only=True)` goes, and never further.
 
-Needs torch, imported where it is used. The file is mapped, so that tensors are paged in as they are copied; the process
-grows by what was read, and a file that is truncated meanwhile kills it.
+The file is mapped, so that tensors are paged in as they are copied; the process grows by what was read, and a file that
+is truncated meanwhile kills it.
 """
 
-from __future__ import annotations
-
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from offramp.checkpoints.weights import check_owned, open_file
-from offramp.errors import MissingExtraError, PickleError, SourceError
+import torch
+
+from offramp.checkpoints.weights import Owned, check_owned, open_file
+from offramp.errors import PickleError, SourceError
 from offramp.program.dtypes import DTYPES
-
-if TYPE_CHECKING:
-    import torch
 
 CONVERT = (
     "python -c '"
@@ -32,67 +28,44 @@ _ZIP_MAGIC = b"PK\x03\x04"
 _DTYPES = {f"torch.{dtype.torch}": dtype.name for dtype in DTYPES.values()}
 """Name of a dtype in torch -> in safetensors."""
 
-PIECE_BYTES = 2 << 20
-"""Size of the pieces in which a whole tensor is copied."""
-
 
 class PickledWeights:
-    """Tensors in files of `torch.save`. Where an index names the files, each has the set of tensors that it must hold.
+    """Tensors in files of `torch.save`.
 
-    Raises PickleError for a file that cannot be read safely, SourceError for one that is not a flat dictionary of dense
-    tensors, and MissingExtraError without torch.
+    Raises PickleError for a file that cannot be read safely, and SourceError for one that is not a flat dictionary of
+    dense tensors.
     """
 
-    def __init__(self, files: Mapping[Path, frozenset[str] | None], index: Path | None = None) -> None:
-        self.files = (*files, *([index] if index else []))
+    def __init__(self, files: Owned) -> None:
         self._tensors: dict[str, torch.Tensor] = {}
         for path, owned in files.items():
-            tensors = _load(path)
+            tensors = _flat_dict(_load(path), path)
             check_owned(owned, tensors, path)
             self._tensors |= tensors
         self.entries = {name: (_dtype(tensor), tuple(tensor.shape)) for name, tensor in self._tensors.items()}
 
     def pieces(self, name: str, piece_bytes: int) -> Iterator[memoryview]:
         """Yield the data of one tensor, as views of the mapped file if it is contiguous there."""
-        import torch
-
         tensor = self._tensors[name]
         for piece in _flat_pieces(tensor, piece_bytes // tensor.element_size()):
             yield piece.view(torch.uint8).numpy().data
-
-    def read_into(self, name: str, buffer: memoryview) -> None:
-        """Read the whole data of one tensor into a buffer of its size."""
-        done = 0
-        for piece in self.pieces(name, PIECE_BYTES):
-            buffer[done : done + len(piece)] = piece
-            done += len(piece)
 
     def close(self) -> None:
         """Drop the mapped files."""
         self._tensors.clear()
 
 
-def _load(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        import torch
-    except ImportError:
-        raise MissingExtraError("torch", "torch") from None
+def _load(path: Path) -> object:
     with open(open_file(path), "rb") as file:
         if file.read(len(_ZIP_MAGIC)) != _ZIP_MAGIC:
-            raise PickleError(
-                "not a zip file of torch.save (before torch 1.6, or damaged)",
-                path,
-                f"convert it in its folder: {CONVERT}",
-            )
+            what, remedy = "not a zip file of torch.save (before torch 1.6, or damaged)", "convert it in its folder"
+            raise PickleError(what, path, f"{remedy}: {CONVERT}")
     try:
-        tree = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a hostile pickle may raise anything; all of it means: not readable safely
-        raise PickleError(
-            f"pickle cannot be read safely ({_reason(error)})",
-            path,
-            "get the file again, or ask its author for safetensors (model.save_pretrained): a pickle can run any code",
-        ) from None
-    return _flat_dict(tree, path)
+        what, author = f"pickle cannot be read safely ({_reason(error)})", "ask its author for safetensors"
+        remedy = f"get the file again, or {author} (model.save_pretrained): a pickle can run any code"
+        raise PickleError(what, path, remedy) from None
 
 
 def _reason(error: Exception) -> str:
@@ -103,8 +76,6 @@ def _reason(error: Exception) -> str:
 
 
 def _flat_dict(tree: object, path: Path) -> dict[str, torch.Tensor]:
-    import torch
-
     remedy = "save model.state_dict() alone"
     if not isinstance(tree, dict) or not all(isinstance(name, str) for name in tree):
         raise SourceError(f"pickle holds a {type(tree).__name__}, not tensors by name", path, remedy)

@@ -3,58 +3,45 @@
 The folder is only read. Links are followed, since the cache of the hub consists of them.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from offramp.checkpoints.families import family_of
-from offramp.checkpoints.pickled import PickledWeights
-from offramp.checkpoints.weights import SafetensorsWeights, Weights, open_file, read_index, read_json
-from offramp.errors import SourceError
+from offramp.checkpoints.weights import Owned, SafetensorsWeights, Weights, open_file, read_index, read_json
+from offramp.errors import MissingExtraError, SourceError
 from offramp.program.encoder import Encoder
 from offramp.store.files import sha256_of
 
 CONFIG = "config.json"
-SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
-PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
+INDEX = ".index.json"
+"""Suffix of the index of several files, after the name of a single one."""
 EXITS = ("exits.safetensors", "exits.json")
 TOKENIZER = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "sentencepiece.bpe.model",
-    "spiece.model",
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model", "spiece.model"),
 )
 PROCESSOR = "preprocessor_config.json"
 TRAINING = "train.json"
 """File that describes the training in a run folder; a store keeps it."""
 CHUNK_BYTES = 8 << 20
+WANTED = "give a folder with config.json and weights"
+"""Remedy for a path that is no model folder."""
 
 
-class Source:
+class Source(AbstractContextManager):
     """An open model folder; a context manager."""
 
-    def __init__(self, folder: Path, config: dict[str, Any], weights: Weights) -> None:
-        self.folder, self.config, self._weights = folder, config, weights
-
-    @property
-    def entries(self) -> Mapping[str, tuple[str, tuple[int, ...]]]:
+    def __init__(self, folder: Path, config: dict[str, Any], weights: Weights, files: Iterable[Path]) -> None:
+        """`files`: those that the weights are in."""
+        self.folder, self.config, self._weights, self._files = folder, config, weights, files
+        self.entries = weights.entries
         """Tensor name -> (dtype in safetensors, shape)."""
-        return self._weights.entries
-
-    def entry(self, name: str) -> tuple[str, tuple[int, ...]]:
-        """Return dtype and shape of one tensor."""
-        return self.entries[name]
 
     def chunks(self, name: str, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes | memoryview]:
         """Yield the data of one tensor, little-endian and row by row, in pieces of whole items.
@@ -68,7 +55,10 @@ class Source:
 
     def read_into(self, name: str, buffer: memoryview) -> None:
         """Read the data of one tensor into a buffer of its size. Raises SourceError if the file has become shorter."""
-        self._weights.read_into(name, buffer)
+        done = 0
+        for piece in self._weights.pieces(name, CHUNK_BYTES // 4):
+            buffer[done : done + len(piece)] = piece
+            done += len(piece)
 
     def companions(self) -> list[Path]:
         """Return the present files of the tokenizer, the image processor, and the training of a run folder."""
@@ -78,10 +68,9 @@ class Source:
         """Return `exits.safetensors` and `exits.json`, or None. Raises SourceError if only one of them exists."""
         found = _present(self.folder, EXITS)
         if len(found) == 1:
-            missing = next(name for name in EXITS if name != found[0].name)
-            raise SourceError(
-                f"exits without {missing}", self.folder, "get the whole run folder again, or remove the other"
-            )
+            (missing,) = set(EXITS) - {found[0].name}
+            what, remedy = f"exits without {missing}", "get the whole run folder again, or remove the other"
+            raise SourceError(what, self.folder, remedy)
         return (found[0], found[1]) if found else None
 
     def encoder(self) -> Encoder:
@@ -94,21 +83,18 @@ class Source:
         Reads every file once, 1 MiB at a time.
         """
         digest = hashlib.sha256()
-        files = [self.folder / CONFIG, *self._weights.files, *self.companions(), *(self.exits() or ())]
+        files = [self.folder / CONFIG, *self._files, *self.companions(), *(self.exits() or ())]
         for path in sorted(files, key=lambda path: path.name):
-            digest.update(json.dumps([path.name, *_size_and_sha256(path)]).encode() + b"\n")
+            with os.fdopen(open_file(path), "rb") as file:
+                facts = [path.name, os.fstat(file.fileno()).st_size, sha256_of(file.fileno())]
+            digest.update(json.dumps(facts).encode() + b"\n")
         return digest.hexdigest()
 
     def close(self) -> None:
         """Close the files."""
         self._weights.close()
 
-    def __enter__(self) -> Source:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -119,39 +105,30 @@ def open_source(folder: Path) -> Source:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise SourceError("no such folder", folder, "give a folder with config.json and weights")
+        raise SourceError("no such folder", folder, WANTED)
     if not (folder / CONFIG).is_file():
         inner = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}"))
-        remedy = (
-            f"name one of its folders: {', '.join(inner)}" if inner else "give a folder with config.json and weights"
-        )
+        remedy = f"name one of its folders: {', '.join(inner)}" if inner else WANTED
         raise SourceError(f"not a model folder: no {CONFIG}", folder, remedy)
-    return Source(folder, read_json(folder / CONFIG), _open_weights(folder))
+    config = read_json(folder / CONFIG)
+    for name, open_weights in ((SAFETENSORS, SafetensorsWeights), (PICKLE, _open_pickles)):
+        file, index = folder / name, folder / (name + INDEX)
+        if file.is_file():
+            return Source(folder, config, open_weights({file: None}), [file])
+        if index.is_file():
+            owned = read_index(index, file.suffix)
+            return Source(folder, config, open_weights(owned), [*owned, index])
+    what = f"not a model folder: no {SAFETENSORS}, no {PICKLE}, and no index of either"
+    raise SourceError(what, folder, "save the model as safetensors")
 
 
-def _open_weights(folder: Path) -> Weights:
-    if (folder / SAFETENSORS).is_file():
-        return SafetensorsWeights({folder / SAFETENSORS: None})
-    if (folder / SAFETENSORS_INDEX).is_file():
-        return SafetensorsWeights(read_index(folder / SAFETENSORS_INDEX, ".safetensors"), folder / SAFETENSORS_INDEX)
-    if (folder / PICKLE).is_file():
-        return PickledWeights({folder / PICKLE: None})
-    if (folder / PICKLE_INDEX).is_file():
-        return PickledWeights(read_index(folder / PICKLE_INDEX, ".bin"), folder / PICKLE_INDEX)
-    raise SourceError(
-        f"not a model folder: no {SAFETENSORS}, no {PICKLE}, and no index of either",
-        folder,
-        "save the model as safetensors",
-    )
+def _open_pickles(files: Owned) -> Weights:
+    try:
+        from offramp.checkpoints.pickled import PickledWeights
+    except ImportError:
+        raise MissingExtraError("torch", "torch") from None
+    return PickledWeights(files)
 
 
 def _present(folder: Path, names: Iterable[str]) -> list[Path]:
     return [folder / name for name in names if (folder / name).is_file()]
-
-
-def _size_and_sha256(path: Path) -> tuple[int, str]:
-    fd = open_file(path)
-    try:
-        return os.fstat(fd).st_size, sha256_of(fd)
-    finally:
-        os.close(fd)

@@ -4,18 +4,19 @@
 is truncated while it is mapped kills the process.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
 from offramp.errors import DamagedError, SourceError
-from offramp.store.safetensors import Entry, read_header
+from offramp.store.safetensors import read_header
 
 MAX_JSON_BYTES = 64 << 20
+Owned = Mapping[Path, frozenset[str] | None]
+"""File of weights -> the tensors that an index promises in it, neither fewer nor more; None without an index."""
 
 
 class Weights(Protocol):
@@ -23,45 +24,37 @@ class Weights(Protocol):
 
     entries: dict[str, tuple[str, tuple[int, ...]]]
     """Tensor name -> (dtype in safetensors, shape)."""
-    files: tuple[Path, ...]
-    """Every file that was read."""
 
     def pieces(self, name: str, piece_bytes: int) -> Iterator[bytes | memoryview]:
         """Yield the data of one tensor, little-endian and row by row, in pieces of at most `piece_bytes` (8 n)."""
         ...
 
-    def read_into(self, name: str, buffer: memoryview) -> None:
-        """Read the whole data of one tensor into a buffer of its size."""
-        ...
-
     def close(self) -> None:
         """Close the files."""
-        ...
 
 
 class SafetensorsWeights:
-    """Tensors in safetensors files. Where an index names the files, each has the set of tensors that it must hold."""
+    """Tensors in safetensors files."""
 
-    def __init__(self, files: Mapping[Path, frozenset[str] | None], index: Path | None = None) -> None:
-        self.files = (*files, *([index] if index else []))
+    def __init__(self, files: Owned) -> None:
         self.entries: dict[str, tuple[str, tuple[int, ...]]] = {}
         self._places: dict[str, tuple[int, Path, int, int]] = {}
-        self._fds: list[int] = []
-        try:
+        with ExitStack() as opened:
             for path, owned in files.items():
-                self._add(path, owned)
-        except BaseException:
-            self.close()
-            raise
+                fd = open_file(path)
+                opened.callback(os.close, fd)
+                self._add(fd, path, owned)
+            self._opened = opened.pop_all()
 
-    def _add(self, path: Path, owned: frozenset[str] | None) -> None:
-        fd = open_file(path)
-        self._fds.append(fd)
-        tensors, data_start = _read_header(fd, path)
-        check_owned(owned, tensors, path)
-        for name, entry in tensors.items():
+    def _add(self, fd: int, path: Path, owned: frozenset[str] | None) -> None:
+        try:
+            header = read_header(fd, os.fstat(fd).st_size, path)
+        except DamagedError as error:  # of a store; this is a source
+            raise SourceError(error.what, error.where, error.remedy) from None
+        check_owned(owned, header.tensors, path)
+        for name, entry in header.tensors.items():
             self.entries[name] = entry.dtype, entry.shape
-            self._places[name] = fd, path, data_start + entry.start, data_start + entry.end
+            self._places[name] = fd, path, header.data_start + entry.start, header.data_start + entry.end
 
     def pieces(self, name: str, piece_bytes: int) -> Iterator[bytes]:
         """Yield the data of one tensor. Raises SourceError if the file has become shorter."""
@@ -74,28 +67,9 @@ class SafetensorsWeights:
             yield data
             del data  # before the next is read
 
-    def read_into(self, name: str, buffer: memoryview) -> None:
-        """Read the data of one tensor without an intermediate copy."""
-        fd, path, start, end = self._places[name]
-        done = 0
-        while done < end - start:
-            size = os.preadv(fd, [buffer[done:]], start + done)
-            if not size:
-                raise SourceError(f"file ends inside tensor {name!r}", path, "get the file again")
-            done += size
-
     def close(self) -> None:
         """Close the files."""
-        while self._fds:
-            os.close(self._fds.pop())
-
-
-def _read_header(fd: int, path: Path) -> tuple[Mapping[str, Entry], int]:
-    try:
-        header = read_header(fd, os.fstat(fd).st_size, path)
-    except DamagedError as error:  # of a store; this is a source
-        raise SourceError(error.what, error.where, error.remedy) from None
-    return header.tensors, header.data_start
+        self._opened.close()
 
 
 def check_owned(owned: frozenset[str] | None, found: Mapping[str, object], path: Path) -> None:
@@ -117,8 +91,7 @@ def open_file(path: Path) -> int:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file of at most 64 MiB. Raises SourceError."""
-    fd = open_file(path)
-    with os.fdopen(fd, "rb") as file:
+    with os.fdopen(open_file(path), "rb") as file:
         data = file.read(MAX_JSON_BYTES + 1)
     try:
         if len(data) > MAX_JSON_BYTES:

@@ -48,7 +48,7 @@ def divide_checkpoint(folder: Path, store: Path, config: DivisionConfig) -> Path
             config.say("transformers computes weights of this model from several tensors: it is loaded as a whole once")
             module = cls.from_pretrained(folder, local_files_only=True).eval()
         else:
-            with_dtypes(module, {name: source.entry(found)[0] for name, found in names.items()})
+            with_dtypes(module, {name: source.entries[found][0] for name, found in names.items()})
             _fill_buffers(weights_of(module), names, source)
         texts = texts_of(module, folder)
         origin = _origin(module, names, source, texts)
@@ -70,8 +70,8 @@ def _names(module: nn.Module, source: Source) -> dict[str, str] | None:
         found = next((renamed[n] for n in (name, *weight.aliases) if n in renamed), None)
         if found is None:
             missing.append(name)
-        elif source.entry(found)[1] != tuple(weight.tensor.shape):
-            mis_shaped.append(f"{name} {source.entry(found)[1]} not {tuple(weight.tensor.shape)}")
+        elif source.entries[found][1] != tuple(weight.tensor.shape):
+            mis_shaped.append(f"{name} {source.entries[found][1]} not {tuple(weight.tensor.shape)}")
         else:
             names[name] = found
     for what, wrong in (("missing", missing), ("mis-shaped", mis_shaped)):
@@ -131,7 +131,7 @@ def _exits_of(module: nn.Module, source: Source) -> TrainedExits | None:
 
 
 def _read(source: Source, name: str) -> Tensor:
-    dtype, shape = source.entry(name)
+    dtype, shape = source.entries[name]
     data = torch.empty(shape, dtype=DTYPES[dtype])
     source.read_into(name, data.view(-1).view(torch.uint8).numpy().data)
     return data

@@ -69,7 +69,7 @@ def _write_shard(source: Source, plan: ShardPlan, writer: StoreWriter) -> Shard:
     tensors = [(tensor.canonical_name, tensor.role, "F32", tensor.shape) for tensor in plan.tensors]
 
     def read(name: str) -> Iterable[bytes | memoryview]:
-        dtype = source.entry(names[name])[0]
+        dtype = source.entries[names[name]][0]
         return _upcast(dtype, source.chunks(names[name], CHUNK_BYTES))
 
     return writer.add_shard(plan.name, tensors, read, gathered=plan.gathered)
