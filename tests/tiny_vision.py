@@ -9,7 +9,7 @@ import torch
 import transformers
 from PIL import Image
 
-from offramp.checkpoints.points import ModuleWithExits, points_of
+from offramp.checkpoints.exits import ModuleWithExits, points_of
 from offramp.program.heads import DEFAULT_FORM
 from offramp.store.exits import describe_exits
 

@@ -13,9 +13,8 @@ import torch
 import transformers
 
 import offramp
-from offramp.checkpoints.checkpoint import load_classifier
+from offramp.checkpoints.checkpoint import load_classifier, predict, to_tensors
 from offramp.checkpoints.inputs import facts_of, rows_of
-from offramp.checkpoints.predict import predict, to_tensors
 from offramp.experiments.evaluation import EvalSettings, evaluate
 from offramp.policies import parse, replay
 from offramp.store import Store

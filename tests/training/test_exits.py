@@ -34,6 +34,10 @@ def own_batch(model):
     return batch(model.model.config.pad_token_id)
 
 
+def run(model, ids, mask, **options):
+    return model(input_ids=ids, attention_mask=mask, **options)
+
+
 def test_mean_counts_tokens_alone():
     hidden = torch.tensor([[[1.0, 2.0], [3.0, 6.0], [1e6, -1e6]]])
     head = ModelWithExits(make_model("bert")).heads[0]
@@ -43,7 +47,7 @@ def test_mean_counts_tokens_alone():
 @torch.no_grad()
 def test_last_exit_is_what_transformers_answers(model):
     ids, mask = own_batch(model)
-    logits = model(ids, mask)
+    logits = run(model, ids, mask)
     assert len(logits) == NUM_LAYERS
     assert torch.equal(logits[-1], model.model(input_ids=ids, attention_mask=mask).logits)
 
@@ -52,7 +56,7 @@ def test_last_exit_is_what_transformers_answers(model):
 def test_exit_k_reads_the_hidden_state_after_layer_k(model):
     ids, mask = own_batch(model)
     hidden = model.model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
-    for number, (logits, head) in enumerate(zip(model(ids, mask), model.heads, strict=False), 1):
+    for number, (logits, head) in enumerate(zip(run(model, ids, mask), model.heads, strict=False), 1):
         means = torch.stack([hidden[number][row, :length].mean(0) for row, length in enumerate(LENGTHS)])
         torch.testing.assert_close(logits, means @ head.exit.weight.T + head.exit.bias)
 
@@ -61,9 +65,9 @@ def test_exit_k_reads_the_hidden_state_after_layer_k(model):
 def test_padding_changes_no_exit(model):
     """An additive mask handed to DistilBERT would hide its tokens and show it the padding."""
     ids, mask = own_batch(model)
-    padded = model(ids, mask)
+    padded = run(model, ids, mask)
     for row, length in enumerate(LENGTHS):
-        alone = model(ids[row : row + 1, :length], mask[row : row + 1, :length])
+        alone = run(model, ids[row : row + 1, :length], mask[row : row + 1, :length])
         for of_batch, of_row in zip(padded, alone, strict=True):
             torch.testing.assert_close(of_batch[row : row + 1], of_row, atol=1e-5, rtol=0)
 
@@ -72,7 +76,7 @@ def test_padding_changes_no_exit(model):
 @torch.no_grad()
 def test_what_stands_in_the_padding_does_not_matter(model_type):
     model = ModelWithExits(make_model(model_type)).eval()
-    for of_zeros, of_words in zip(model(*batch()), model(*batch(filler=7)), strict=True):
+    for of_zeros, of_words in zip(run(model, *batch()), run(model, *batch(filler=7)), strict=True):
         torch.testing.assert_close(of_zeros, of_words, atol=1e-5, rtol=0)
 
 
@@ -82,7 +86,7 @@ def test_each_token_matters_to_each_exit(model):
     for position in range(LENGTHS[0]):
         changed = ids.clone()
         changed[0, position] = 5 + (ids[0, position] - 4) % len(VOCABULARY[5:])
-        for before, after in zip(model(ids, mask), model(changed, mask), strict=True):
+        for before, after in zip(run(model, ids, mask), run(model, changed, mask), strict=True):
             assert (before[0] - after[0]).abs().max() > 1e-3
             torch.testing.assert_close(before[1:], after[1:], atol=1e-5, rtol=0)
 
@@ -99,7 +103,7 @@ def test_other_forms_read_the_first_token(of_each_form):
     ids, mask = own_batch(model)
     hidden = model.model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
     activation = ACTIVATIONS[model.model.config.model_type]
-    for number, (logits, head) in enumerate(zip(model(ids, mask), model.heads, strict=False), 1):
+    for number, (logits, head) in enumerate(zip(run(model, ids, mask), model.heads, strict=False), 1):
         first, last = hidden[number][:, 0], head.exit
         if model.form != "cls-linear":
             first, last = activation(first @ last.dense.weight.T + last.dense.bias), last.out
@@ -142,8 +146,8 @@ def test_exit_tensors_come_back(of_each_form):
 @torch.no_grad()
 def test_the_last_exit_alone_costs_no_heads(model):
     ids, mask = own_batch(model)
-    (last,) = model(ids, mask, last_only=True)
-    assert torch.equal(last, model(ids, mask)[-1])
+    (last,) = run(model, ids, mask, last_only=True)
+    assert torch.equal(last, run(model, ids, mask)[-1])
 
 
 @torch.no_grad()
@@ -151,16 +155,16 @@ def test_dropout_of_heads_is_that_of_the_models_own_head_and_off_at_inference():
     model = ModelWithExits(make_model("distilbert", seq_classif_dropout=0.5, dropout=0.0, attention_dropout=0.0))
     ids, mask = own_batch(model)
     model.train()
-    assert not torch.equal(model(ids, mask)[0], model(ids, mask)[0])
+    assert not torch.equal(run(model, ids, mask)[0], run(model, ids, mask)[0])
     model.eval()
-    assert torch.equal(model(ids, mask)[0], model(ids, mask)[0])
+    assert torch.equal(run(model, ids, mask)[0], run(model, ids, mask)[0])
 
 
 def test_gradients_reach_every_head_and_the_first_layer(of_each_form):
     model = of_each_form
     model.train()
     ids, mask = own_batch(model)
-    losses = exit_losses(model(ids, mask), torch.tensor([0, 1, 2]), "single_label_classification")
+    losses = exit_losses(run(model, ids, mask), torch.tensor([0, 1, 2]), "single_label_classification")
     weighted_loss(losses, [1 / 3] * 3).backward()
     for parameter in model.heads.parameters():
         assert parameter.grad.abs().max() > 0

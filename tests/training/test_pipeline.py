@@ -12,9 +12,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import offramp.training.trainer
-from offramp.checkpoints.checkpoint import load_classifier
+from offramp.checkpoints.checkpoint import load_classifier, predict, predict_windows, to_tensors
 from offramp.checkpoints.exits import ModelWithExits
-from offramp.checkpoints.predict import predict, predict_windows, to_tensors
 from offramp.errors import DiskFullError, MissingExtraError, NonFiniteError, SourceError, UsageError
 from offramp.program.heads import FORMS
 from offramp.tasks import TextEncoder
@@ -83,9 +82,7 @@ def test_metrics_are_those_of_the_saved_files(trained):
     for text, label in TUNE:
         encoded = tokenizer(text, return_tensors="pt")
         with torch.no_grad():
-            right += torch.stack(
-                [logits.argmax() == label for logits in model(encoded.input_ids, encoded.attention_mask)]
-            )
+            right += torch.stack([logits.argmax() == label for logits in model(**encoded)])
     assert (100 * right / len(TUNE)).tolist() == pytest.approx([scores["score"] for scores in metrics.scores])
 
 
@@ -128,7 +125,7 @@ def test_dropout_is_off_when_exits_are_measured(bert):
 
 
 def test_windows_come_in_the_order_of_the_rows(bert, monkeypatch):
-    monkeypatch.setattr("offramp.checkpoints.predict.WINDOW_BATCHES", 2)
+    monkeypatch.setattr("offramp.checkpoints.checkpoint.WINDOW_BATCHES", 2)
     model = ModelWithExits(make_model("bert"))
     rows = rows_of(bert, model.model, examples(23))
     inputs = to_tensors(rows.batch(range(23)))

@@ -1,27 +1,41 @@
-"""Loads a classifier and its exits from a run folder, or from a store that transformers can load."""
+"""Classifiers and their exits, loaded from a run folder or a store, and the logits of every exit for many rows.
 
-from __future__ import annotations
+Rows are taken a window at a time to bound memory. No gradients.
 
-from collections.abc import Iterator
+Shapes: N rows of a window, B of a batch, S tokens, H width, C labels; K exits.
+"""
+
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor, nn
 from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification, PreTrainedModel
 
-from offramp.checkpoints.exits import ModelWithExits
-from offramp.checkpoints.inputs import has_known_names, takes_images
-from offramp.checkpoints.points import ModuleWithExits
+from offramp.backends.torch import TorchBackend
+from offramp.backends.torch_modules import pool
+from offramp.checkpoints.exits import ModelWithExits, ModuleWithExits, WithExits, widened
+from offramp.checkpoints.inputs import AnyRows, has_known_names, takes_images
 from offramp.checkpoints.source import open_source
-from offramp.errors import SourceError
-from offramp.program.program import Call
+from offramp.errors import NonFiniteError, SourceError
+from offramp.measure import num_cores
+from offramp.policies import parse
+from offramp.program.inputs import Batch
+from offramp.program.program import TEXT_INPUTS, Call
+from offramp.runtime.exits import exit_widths, load_exits
+from offramp.runtime.inputs import InputReader
+from offramp.store import Store
 from offramp.store.exits import parse_exits
+from offramp.store.reader import tensor_view
 
-WithExits = ModelWithExits | ModuleWithExits
-"""A classifier of texts divided by tensor names, or any other."""
+WINDOW_BATCHES = 64
+"""Rows of this many batches are sorted by length, so that those of a batch are about equally long."""
 
 
 def auto_class(folder: Path) -> Any:
@@ -44,12 +58,11 @@ def load_classifier(folder: Path) -> WithExits | PreTrainedModel:
     description = parse_exits(file.read_bytes(), folder, SourceError)
     if not description.trained:
         raise SourceError("the exits were never trained", folder, "train them, or remove their two files")
-    points = [(Call(module, number), width) for module, number, width in description.points]
-    with_exits = (
-        ModelWithExits(model, description.form.name)
-        if has_known_names(folder)
-        else ModuleWithExits(model, points, of_texts=not takes_images(folder))
-    )
+    if has_known_names(folder):
+        with_exits = ModelWithExits(model, description.form.name)
+    else:
+        points = [(Call(module, number), width) for module, number, width in description.points]
+        with_exits = ModuleWithExits(model, points, of_texts=not takes_images(folder))
     try:
         with_exits.load_exits(load_file(tensors))
     except (ValueError, SafetensorError) as error:
@@ -76,3 +89,118 @@ def quiet_libraries() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if has_bars:
             logging.enable_progress_bar()
+
+
+class StoredWithExits(nn.Module):
+    """The exits of a divided module: its steps run with all weights in memory.
+
+    Raises StoreError where the stages of the store are no graphs.
+    """
+
+    def __init__(self, store: Store) -> None:
+        super().__init__()
+        self._program, self._inputs = store.program, InputReader(store)
+        self._backend = TorchBackend(store, num_cores())
+        has_exits = store.manifest.exits is not None
+        self._exits = load_exits(store, parse("none"), needs_all=has_exits) if has_exits else {}
+        self.heads = range(len(self._exits))
+        self._width = max(exit_widths(self._program), default=1)
+        self._weights: dict[str, np.ndarray] = {}
+        tensors = store.manifest.tensors()
+        for name in {name for step in self._program.steps() for name in step.weights.values()}:
+            shard, tensor = tensors[name]
+            data = np.frombuffer(store.read_tensor(shard.name, tensor), np.uint8)
+            self._weights[name] = tensor_view(replace(tensor, offset=0), data)
+
+    def with_hidden(self, **inputs: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Return logits [B, C] of each exit, and the pooled value that it reads, as one token [B, 1, H].
+
+        Narrower values are filled up with zeros. The last exit has no value of its own and repeats the one before.
+        """
+        batch = self._batch({name: tensor.numpy() for name, tensor in inputs.items()})
+        shape, mask_BS = (batch.num_rows, batch.length), self._inputs.mask(batch)
+        state = self._backend.begin(self._inputs.read(batch)[0], mask_BS, shape)
+        logits, pooled = [], []
+        for index, stage in enumerate(self._program.stages):
+            for step in stage.steps:
+                self._backend.run(state, step, {role: self._weights[name] for role, name in step.weights.items()})
+            if stage.exit is not None and index in self._exits:
+                logits.append(torch.from_numpy(self._backend.exit_logits(state, stage.exit, self._exits[index])))
+                keep = None if mask_BS is None else torch.from_numpy(mask_BS[:, :, None].astype(np.float32))
+                pooled.append(widened(pool(state.values[stage.exit], keep), self._width)[:, None])
+        return [*logits, torch.from_numpy(self._backend.logits(state))], [*pooled, *pooled[-1:]]
+
+    def _batch(self, arrays: dict[str, np.ndarray]) -> Batch:
+        """Return the batch of a model's inputs; texts without token types have zeros."""
+        num_rows, length = len(next(iter(arrays.values()))), 1
+        if self._program.texts is not None:
+            length = arrays[TEXT_INPUTS[0]].shape[1]
+            arrays = {TEXT_INPUTS[2]: np.zeros((num_rows, length), np.int64), **arrays}
+        known = {*self._program.inputs, *TEXT_INPUTS}
+        taken = {name: array for name, array in arrays.items() if name in known}
+        return Batch(taken, num_rows, length, np.full(num_rows, length, np.int64))
+
+
+Classifier = WithExits | StoredWithExits | PreTrainedModel
+"""A classifier with exits or without."""
+
+
+def predict(model: Classifier, rows: AnyRows, batch_size: int) -> np.ndarray:
+    """Return the logits of each exit for all rows, float32 [K, N, C]; K is 1 for a model without exits."""
+    windows = [logits_NKC for _, logits_NKC, _ in predict_windows(model, rows, batch_size)]
+    return np.ascontiguousarray(np.concatenate(windows).swapaxes(0, 1))
+
+
+def predict_windows(
+    model: Classifier, rows: AnyRows, batch_size: int, *, with_features: bool = False
+) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
+    """Yield windows of rows: index of the first row, logits [N, K, C], and, if requested, features [N, K, H].
+
+    A feature is the first token's hidden state where an exit stands. Raises NonFiniteError naming the exit.
+    """
+
+    def outputs(inputs: dict[str, Tensor]) -> list[list[Tensor]]:
+        if isinstance(model, (WithExits, StoredWithExits)):
+            logits, hidden = model.with_hidden(**inputs)
+        else:
+            output = model(**inputs, output_hidden_states=True)
+            logits, hidden = [output.logits], output.hidden_states[-1:]
+        return [logits, [hidden_BSH[:, 0] for hidden_BSH in hidden]] if with_features else [logits]
+
+    for start, logits_NKC, *features in _run_windows(model, outputs, rows, batch_size):
+        bad_K = ~np.isfinite(logits_NKC).all(axis=(0, 2))
+        if bad_K.any():
+            what = f"output of exit {int(bad_K.argmax()) + 1} is not finite"
+            raise NonFiniteError(what, "the trained model", "lower the learning rate")
+        yield start, logits_NKC, features[0] if with_features else None
+
+
+def pooled_windows(model: WithExits, rows: AnyRows, batch_size: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield windows of the pooled values that the heads read, [N, K - 1, H]."""
+    return _run_windows(model, lambda inputs: [model.pooled(**inputs)], rows, batch_size)
+
+
+@torch.inference_mode()
+def _run_windows(
+    model: Classifier, call: Callable[[dict[str, Tensor]], list[list[Tensor]]], rows: AnyRows, batch_size: int
+) -> Iterator[Any]:
+    """Yield windows in the order of the rows: index of the first row, and an array for each list of tensors that `call`
+    returns for the inputs of a batch. Dropout is off.
+    """
+    model.eval()
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    for start in range(0, len(rows), WINDOW_BATCHES * batch_size):
+        indices = np.arange(start, min(start + WINDOW_BATCHES * batch_size, len(rows)))
+        order = indices[np.argsort(rows.lengths_N[indices], kind="stable")]
+        parts = []
+        for first in range(0, len(order), batch_size):
+            inputs = to_tensors(rows.batch(order[first : first + batch_size]), device)
+            del inputs["labels"]
+            parts.append([torch.stack([t.float().cpu() for t in tensors], 1).numpy() for tensors in call(inputs)])
+        back = np.argsort(order, kind="stable")
+        yield start, *(np.concatenate(arrays)[back] for arrays in zip(*parts, strict=True))
+
+
+def to_tensors(batch: dict[str, np.ndarray], device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """Return a batch of rows as tensors for a model."""
+    return {name: torch.from_numpy(array).to(device) for name, array in batch.items()}

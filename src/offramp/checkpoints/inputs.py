@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from offramp.checkpoints.exits import Point, points_of
 from offramp.checkpoints.families import FAMILIES
-from offramp.checkpoints.points import Point, points_of
 from offramp.checkpoints.source import open_source
 from offramp.errors import SourceError, StoreError
 from offramp.program.program import REGRESSION, SINGLE_LABEL, TEXT_INPUTS, Texts

@@ -160,8 +160,7 @@ def classifier_facts(folder: Path) -> Facts:
 @contextmanager
 def _classifier(folder: Path) -> Iterator[Any]:
     """Load a model with its exits; for the store of a module its graphs, which transformers cannot load."""
-    from offramp.checkpoints.checkpoint import load_classifier
-    from offramp.checkpoints.stored import StoredWithExits
+    from offramp.checkpoints.checkpoint import StoredWithExits, load_classifier
 
     if not (folder / FILE_NAME).is_file():
         yield load_classifier(folder)
@@ -223,7 +222,7 @@ def _run(
     model: Any, rows: AnyRows, batch_size: int, about: About, folder: Path | None, feature_size: int
 ) -> tuple[np.ndarray, Path | None]:
     """Return the logits [K, N, C], and the path of the transcript if one is written."""
-    from offramp.checkpoints.predict import predict, predict_windows
+    from offramp.checkpoints.checkpoint import predict, predict_windows
 
     if folder is None:
         return predict(model, rows, batch_size), None

@@ -15,7 +15,7 @@ from safetensors.torch import save
 from transformers import AutoTokenizer, PreTrainedModel
 
 from offramp.checkpoints.checkpoint import WithExits, auto_class, load_classifier
-from offramp.checkpoints.exits import ModelWithExits
+from offramp.checkpoints.exits import ModelWithExits, ModuleWithExits
 from offramp.checkpoints.inputs import (
     AnyRows,
     Facts,
@@ -25,7 +25,6 @@ from offramp.checkpoints.inputs import (
     rows_of,
     takes_images,
 )
-from offramp.checkpoints.points import ModuleWithExits
 from offramp.checkpoints.source import open_source
 from offramp.errors import SourceError, UsageError
 from offramp.policies.evidence import REGRESSION, SINGLE_LABEL

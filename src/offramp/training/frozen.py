@@ -14,8 +14,8 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from torch import Tensor, nn
 
-from offramp.checkpoints.checkpoint import WithExits
-from offramp.checkpoints.predict import AnyRows, pooled_windows
+from offramp.checkpoints.checkpoint import WithExits, pooled_windows
+from offramp.checkpoints.inputs import AnyRows
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,10 +17,9 @@ from safetensors.torch import load_file, load_model
 from safetensors.torch import save_model as save_weights
 from torch import nn
 
-from offramp.checkpoints.checkpoint import device
+from offramp.checkpoints.checkpoint import device, to_tensors
+from offramp.checkpoints.exits import ModuleWithExits, Point, answer_of, points_of
 from offramp.checkpoints.inputs import BATCH, AnyRows, Facts
-from offramp.checkpoints.points import ModuleWithExits, Point, answer_of, points_of
-from offramp.checkpoints.predict import to_tensors
 from offramp.errors import SourceError
 from offramp.policies.evidence import REGRESSION, SINGLE_LABEL
 from offramp.program.heads import DEFAULT_FORM

@@ -187,7 +187,7 @@ def _from(checkpoint: Path | None) -> str:
 
 def _measure(job: _Job, folder: Path) -> ExitMetrics:
     """Measure the saved model in float32; autocast would remain active in the model that was trained with it."""
-    from offramp.checkpoints.predict import predict
+    from offramp.checkpoints.checkpoint import predict
     from offramp.tasks.metrics import score_exits
 
     rows = _rows(job, job.tune)

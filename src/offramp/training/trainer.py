@@ -19,8 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
-from offramp.checkpoints.checkpoint import WithExits
-from offramp.checkpoints.predict import to_tensors
+from offramp.checkpoints.checkpoint import WithExits, to_tensors
 from offramp.errors import UsageError
 from offramp.training.batches import LengthGroupedBatches
 from offramp.training.frozen import Heads
