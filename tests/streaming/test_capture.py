@@ -17,7 +17,6 @@ from offramp.streaming.capture import (  # noqa: E402
     tensors_of,
     trace_run,
 )
-from offramp.streaming.graph import Enter, Leave, Op, Run  # noqa: E402
 from offramp.streaming.placeholders import weights_of  # noqa: E402
 from tests.division.modules import CASES, Block, Chain, Failing, Keeping, Shared, Tied, ids, made, vectors  # noqa: E402
 
@@ -28,17 +27,16 @@ def traced(module, inputs, fetch=None):
 
 
 def ops(trace):
-    return [event for event in trace.events if isinstance(event, Op)]
+    return list(trace.ops)
 
 
 def calls(trace):
-    return [(event.call.module, event.call.number) for event in trace.events if isinstance(event, Enter)]
+    return [(span.call.module, span.call.number) for span in trace.spans]
 
 
 def touched_in(trace, module):
     """The weights that each call of a module touches."""
-    run = Run(trace)
-    return [list(run.weights(span.start, span.end)) for span in run.spans if span.call.module == module]
+    return [list(trace.weights(span.start, span.end)) for span in trace.spans if span.module == module]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -67,7 +65,7 @@ def test_the_same_run_gives_the_same_trace(name):
 def test_every_weight_is_seen_in_the_call_of_its_module(name):
     make, inputs = CASES[name]
     module = made(make)
-    touched = set(Run(traced(module, inputs)[0]).weights())
+    touched = set(traced(module, inputs)[0].weights())
     assert touched == {key for key, weight in weights_of(module).items() if not weight.is_buffer}
 
 
@@ -75,7 +73,7 @@ def test_calls_are_nested_and_counted_and_the_whole_module_is_no_call():
     trace, _ = traced(made(Shared), vectors())
     assert calls(trace)[:5] == [("first", 1), ("block", 1), ("block.norm", 1), ("block.up", 1), ("block.down", 1)]
     assert [number for module, number in calls(trace) if module == "block"] == [1, 2, 3]
-    assert sum(isinstance(event, Leave) for event in trace.events) == len(calls(trace))
+    assert all(span.start <= span.end <= len(trace.ops) for span in trace.spans)
     assert len({tuple(names) for names in touched_in(trace, "block")}) == 1
 
 
@@ -115,11 +113,8 @@ def test_memory_that_comes_back_is_not_taken_for_what_was_there():
     for index in range(30):
         (touched,) = touched_in(trace, f"blocks.{index}")
         assert {name.rpartition(".")[0].rpartition(".")[0] for name in touched} == {f"blocks.{index}"}
-    run = Run(trace)
-    starts = [
-        span.start for span in run.spans if span.call.module.startswith("blocks.") and span.call.module.count(".") == 1
-    ]
-    assert [len(run.live.at(start)) for start in starts] == [1] * 30
+    starts = [span.start for span in trace.spans if span.module.startswith("blocks.") and span.module.count(".") == 1]
+    assert [len(trace.live.at(start)) for start in starts] == [1] * 30
 
 
 class Direct(nn.Module):
@@ -143,8 +138,8 @@ def test_what_a_hook_of_the_user_touches_is_touched_before_the_call():
     module.blocks[1].register_forward_pre_hook(lambda part, args: (args[0] * module.head.bias[0],))
     trace, _ = traced(module, vectors())
     assert "head.bias" not in touched_in(trace, "blocks.1")[0]
-    before = trace.events[: [getattr(event, "call", None) for event in trace.events].index(Call("blocks.1", 1))]
-    assert any("head.bias" in event.weights for event in before if isinstance(event, Op))
+    (start,) = (span.start for span in trace.spans if span.call == Call("blocks.1", 1))
+    assert any("head.bias" in op.weights for op in trace.ops[:start])
 
 
 class Arguing(nn.Module):
@@ -164,7 +159,7 @@ class Takes(nn.Module):
 
 def test_arguments_are_the_values_among_them_and_none_for_the_others():
     trace, _ = traced(made(Arguing), vectors())
-    (entered,) = (event for event in trace.events if isinstance(event, Enter) and event.call.module == "inner")
+    (entered,) = (span for span in trace.spans if span.module == "inner")
     made_before = [value for op in ops(trace)[:2] for value in op.writes]
     assert [value for value, _ in entered.arguments] == [None, made_before[-1], None]
     assert [value.axes for _, value in entered.arguments] == [(2, 16), (2, 16), (16,)]
@@ -216,8 +211,8 @@ def test_an_exception_that_the_module_catches_ends_the_calls_that_it_left():
 
     module = made(Catching)
     module.inner.error = ValueError()
-    run = Run(traced(module, vectors())[0])
-    inner, last = (next(span for span in run.spans if span.call.module == name) for name in ("inner", "last"))
+    run = traced(module, vectors())[0]
+    inner, last = (next(span for span in run.spans if span.module == name) for name in ("inner", "last"))
     assert inner.end <= last.start
 
 

@@ -5,7 +5,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offramp.program.program import Call
-from offramp.streaming.graph import Run
 from offramp.streaming.stages import FEW_STAGES, plan_stages
 from tests.streaming.traces import WEIGHTS, Tracer, sizes, trace, traces
 
@@ -19,7 +18,7 @@ def starts(plan):
 
 def bounds(plan, run):
     """The first operation of each stage, and the end."""
-    at = {place.call: place.op for place in run.places}
+    at = {place.call: place.start for place in run.places}
     return [*(at[stage.part.start] for stage in plan.stages), len(run.ops)]
 
 
@@ -35,8 +34,8 @@ plans = st.tuples(traces, st.sampled_from([None, 1, 10, 25, 60, 10_000]), st.sam
 @settings(max_examples=300, deadline=None)
 @given(plans)
 def test_stages_cover_all_operations_and_have_the_weights_that_these_touch(case):
-    traced, stage_bytes, table_bytes = case
-    plan, run = plan_stages(traced, SIZES, stage_bytes, table_bytes), Run(traced)
+    run, stage_bytes, table_bytes = case
+    plan = plan_stages(run, SIZES, stage_bytes, table_bytes)
     ends = bounds(plan, run)
     assert ends[0] == 0 and (not run.ops or ends == sorted(set(ends)))
     for stage, ops in staged(plan, run):
@@ -49,9 +48,9 @@ def test_stages_cover_all_operations_and_have_the_weights_that_these_touch(case)
 @settings(max_examples=300, deadline=None)
 @given(plans)
 def test_no_stage_needs_more_than_it_may_unless_it_cannot_be_cut(case):
-    traced, stage_bytes, table_bytes = case
-    plan, run = plan_stages(traced, SIZES, stage_bytes, table_bytes), Run(traced)
-    places, ends = {place.op for place in run.places}, bounds(plan, run)
+    run, stage_bytes, table_bytes = case
+    plan = plan_stages(run, SIZES, stage_bytes, table_bytes)
+    places, ends = {place.start for place in run.places}, bounds(plan, run)
     assert stage_bytes in (None, plan.stage_bytes)
     for i, (stage, ops) in enumerate(staged(plan, run)):
         needed = {name for op in ops for name in op.weights} - set(stage.tables)
@@ -61,8 +60,8 @@ def test_no_stage_needs_more_than_it_may_unless_it_cannot_be_cut(case):
 @settings(max_examples=200, deadline=None)
 @given(plans)
 def test_each_weight_is_touched_adopted_or_unused_and_a_table_only_looked_up(case):
-    traced, stage_bytes, table_bytes = case
-    plan, run = plan_stages(traced, SIZES, stage_bytes, table_bytes), Run(traced)
+    run, stage_bytes, table_bytes = case
+    plan = plan_stages(run, SIZES, stage_bytes, table_bytes)
     touched = set(run.weights())
     assert touched | set(plan.adopted) | set(plan.unused) == set(WEIGHTS)
     assert len(touched) + len(plan.adopted) + len(plan.unused) == len(WEIGHTS)
@@ -79,7 +78,7 @@ def test_equal_runs_give_equal_stages(case):
     traced, stage_bytes, table_bytes = case
     plan = plan_stages(traced, SIZES, stage_bytes, table_bytes)
     again = plan_stages(
-        type(traced)(traced.events, dict(traced.values), traced.outputs), SIZES, stage_bytes, table_bytes
+        type(traced)(traced.ops, traced.spans, dict(traced.values), traced.outputs), SIZES, stage_bytes, table_bytes
     )
     assert plan == again
 
@@ -92,7 +91,7 @@ def block(name, *weights, inner=2):
 
 def of_trace(text, size=4):
     """Sizes for all weights in a trace."""
-    return sizes(dict.fromkeys(Run(trace(text)).weights(), size))
+    return sizes(dict.fromkeys(trace(text).weights(), size))
 
 
 def stages_of(text, **options):
@@ -146,7 +145,7 @@ def test_what_blocks_only_hand_out_is_no_obstacle():
             tracer.leave()
         tracer.leave()
     traced = tracer.done(hidden, *cache)
-    plan = plan_stages(traced, sizes(dict.fromkeys(Run(traced).weights(), 4)))
+    plan = plan_stages(traced, sizes(dict.fromkeys(traced.weights(), 4)))
     assert starts(plan) == [None, "layers.0", "layers.1", "layers.2"]
     assert [stage.part.flows[stage.part.hidden] for stage in plan.stages[1:]] == [traced.values[hidden][0]] * 3
     assert [len(stage.part.flows) for stage in plan.stages] == [0, 1, 3, 5]
@@ -176,7 +175,7 @@ def test_layers_that_a_residual_goes_round_are_no_blocks(bypass):
         tracer.leave()
     tracer.op(reads=(tracer.now, start) if bypass else (tracer.now,))
     traced = tracer.done()
-    of = sizes(dict.fromkeys(Run(traced).weights(), 4))
+    of = sizes(dict.fromkeys(traced.weights(), 4))
     plan = plan_stages(traced, of)
     assert (plan.stage_bytes == 8) != bypass
     assert (starts(plan) == [None, "layers.0", "layers.1", "layers.2"]) != bypass
@@ -194,7 +193,7 @@ def test_a_mask_that_every_block_reads_is_no_obstacle():
             tracer.leave()
         tracer.leave()
     traced = tracer.done()
-    plan = plan_stages(traced, sizes(dict.fromkeys(Run(traced).weights(), 4)))
+    plan = plan_stages(traced, sizes(dict.fromkeys(traced.weights(), 4)))
     assert starts(plan)[-2:] == ["layers.1", "layers.2"]
     assert [len(stage.part.flows) for stage in plan.stages[-2:]] == [2, 2]
     assert all(stage.part.hidden == 1 for stage in plan.stages[-2:])

@@ -12,7 +12,7 @@ from collections import defaultdict
 from hypothesis import strategies as st
 
 from offramp.program.program import Call, Value
-from offramp.streaming.graph import Enter, Leave, Op, Trace
+from offramp.streaming.graph import Op, Span, Trace
 from offramp.streaming.stages import Sizes
 
 VALUE_BYTES = 8
@@ -22,7 +22,7 @@ class Tracer:
     """Writes a trace. Values are numbers; `now` is the last one made."""
 
     def __init__(self):
-        self.events, self.values, self.now = [], {}, None
+        self.ops, self.spans, self.values, self.now = [], [], {}, None
         self._calls, self._open = defaultdict(int), []
 
     def enter(self, module, *arguments):
@@ -30,19 +30,19 @@ class Tracer:
         self._calls[module] += 1
         given = arguments or (self.now,)
         taken = tuple((value, Value("float32", (2,))) for value in given)
-        self.events.append(Enter(Call(module, self._calls[module]), taken))
-        self._open.append(module)
+        call = Call(module, self._calls[module])
+        self.spans.append(Span(call, len(self.ops), -1, len(self._open), taken))
+        self._open.append(self.spans[-1])
 
     def leave(self):
-        self.events.append(Leave())
-        self._open.pop()
+        self._open.pop().end = len(self.ops)
 
     def op(self, *weights, name="aten.mm.default", reads=None, num_bytes=VALUE_BYTES):
         """One operation. Returns the number of what it makes."""
         made = len(self.values)
         read = ((self.now,) if self.now is not None else ()) if reads is None else reads
         self.values[made] = Value("float32", (2,)), num_bytes
-        self.events.append(Op(name, weights, tuple(read), (made,)))
+        self.ops.append(Op(name, weights, tuple(read), (made,)))
         self.now = made
         return made
 
@@ -50,7 +50,7 @@ class Tracer:
         while self._open:
             self.leave()
         kept = outputs or (() if self.now is None else (self.now,))
-        return Trace(tuple(self.events), self.values, tuple(kept))
+        return Trace(self.ops, self.spans, self.values, tuple(kept))
 
 
 def trace(text):

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from offramp.program.program import Call, Value
-from offramp.streaming.graph import Enter, Leave, Op, Trace
+from offramp.streaming.graph import Op, Span, Trace
 from offramp.streaming.placeholders import Placeholder, Weight, bits
 
 Around = Callable[[Callable[..., Any], tuple, dict[str, Any]], Any]
@@ -38,11 +38,9 @@ class Arguments:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all tensors in the arguments, by argument."""
-        named = {**{str(i): arg for i, arg in enumerate(self.args)}, **self.kwargs}
         found = {}
-        for name, argument in named.items():
-            leaves = [leaf for leaf in pytree.tree_leaves(argument) if isinstance(leaf, Tensor)]
-            found.update({f"{name}.{i}" if i else name: leaf for i, leaf in enumerate(leaves)})
+        for name, argument in {**{str(i): arg for i, arg in enumerate(self.args)}, **self.kwargs}.items():
+            found.update({f"{name}.{i}" if i else name: leaf for i, leaf in enumerate(_leaves(argument))})
         return found
 
     def copy(self) -> Arguments:
@@ -63,42 +61,42 @@ class Arguments:
             return model(*self.args, **self.kwargs)
 
 
+def _leaves(tree: Any) -> list[Tensor]:
+    """Return the tensors among arguments or results of an operation or a call."""
+    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
 def tensors_of(output: Any) -> list[Tensor]:
     """Return all tensors of an output in a fixed order, from inside any containers."""
     found: list[Tensor] = []
-    _collect(output, found, set())
+    seen: set[int] = set()
+
+    def collect(part: Any) -> None:
+        if isinstance(part, Tensor):
+            found.append(part)
+        elif isinstance(part, (list, tuple, set, Mapping)):
+            for value in part.values() if isinstance(part, Mapping) else part:
+                collect(value)
+        elif not isinstance(part, (nn.Module, type)) and id(part) not in seen:  # a dataclass, a cache
+            seen.add(id(part))
+            for value in _attributes(part):
+                collect(value)
+
+    collect(output)
     return found
 
 
-def _collect(part: Any, found: list[Tensor], seen: set[int]) -> None:
-    if isinstance(part, Tensor):
-        found.append(part)
-    elif isinstance(part, (nn.Module, type)):
-        return
-    elif isinstance(part, Mapping):
-        for value in part.values():
-            _collect(value, found, seen)
-    elif isinstance(part, (list, tuple, set)):
-        for value in part:
-            _collect(value, found, seen)
-    elif id(part) not in seen:  # a dataclass, a cache of keys and values
-        seen.add(id(part))
-        for value in _held(part):
-            _collect(value, found, seen)
+def _attributes(part: Any) -> Iterable[Any]:
+    """Return the attributes of an object, including those in slots."""
+    slots = [name for cls in type(part).__mro__ for name in vars(cls).get("__slots__", ()) if not name.startswith("__")]
+    return [*getattr(part, "__dict__", {}).values(), *(getattr(part, name) for name in slots if hasattr(part, name))]
 
 
 def are_equal(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
     """Return whether two lists of tensors are equal bit for bit, shapes and dtypes included."""
-    if len(found) != len(expected):
-        return False
-    pairs = zip(found, expected, strict=True)
-    return all(a.dtype == b.dtype and a.shape == b.shape and bits(a) == bits(b) for a, b in pairs)
-
-
-def _held(part: Any) -> list[Any]:
-    """Return the attributes of an object, including those in slots."""
-    slots = [name for cls in type(part).__mro__ for name in vars(cls).get("__slots__", ()) if not name.startswith("__")]
-    return [*getattr(part, "__dict__", {}).values(), *(getattr(part, name) for name in slots if hasattr(part, name))]
+    return len(found) == len(expected) and all(
+        a.dtype == b.dtype and a.shape == b.shape and bits(a) == bits(b) for a, b in zip(found, expected, strict=True)
+    )
 
 
 def surround(module: nn.Module, around: Around) -> Callable[[], None]:
@@ -132,16 +130,16 @@ def trace_run(
     `fetch(name)` gives the data of a weight. What the module held before stands in its places again afterwards.
     """
     recorder = _Recorder(fetch)
-    before = {name: weight.tensor for name, weight in weights.items()}
-    parameters = [weight for weight in weights.values() if not weight.is_buffer]
-    try:
-        for weight in parameters:
-            weight.put(Placeholder(weight.name, weight.tensor, recorder.fetched))
-        with recorder.calls_of(model), recorder:
+    with ExitStack() as undo:
+        for weight in weights.values():
+            if not weight.is_buffer:
+                undo.callback(weight.put, weight.tensor)
+                weight.put(Placeholder(weight.name, weight.tensor, recorder.fetched))
+        for path, module in model.named_modules():
+            if path:
+                undo.callback(surround(module, functools.partial(recorder.call, path)))
+        with recorder:
             output = inputs.call(model)
-    finally:
-        for weight in parameters:
-            weight.put(before[weight.name])
     return recorder.trace(tensors_of(output)), output
 
 
@@ -150,17 +148,17 @@ class LastUsed:
 
     def __init__(self, fetch: Callable[[str], Tensor], max_bytes: int) -> None:
         self._fetch, self._max_bytes, self._bytes = fetch, max_bytes, 0
-        self._kept: OrderedDict[str, Tensor] = OrderedDict()
+        self._kept: dict[str, Tensor] = {}
+        """In the order of their last use."""
 
     def __call__(self, name: str) -> Tensor:
         """Return a weight, from memory or fetched."""
-        if name in self._kept:
-            self._kept.move_to_end(name)
-            return self._kept[name]
-        tensor = self._fetch(name)
-        self._bytes += tensor.nbytes
-        while self._kept and self._bytes > self._max_bytes:
-            self._bytes -= self._kept.popitem(last=False)[1].nbytes
+        tensor = self._kept.pop(name, None)
+        if tensor is None:
+            tensor = self._fetch(name)
+            self._bytes += tensor.nbytes
+            while self._kept and self._bytes > self._max_bytes:
+                self._bytes -= self._kept.pop(next(iter(self._kept))).nbytes
         self._kept[name] = tensor
         return tensor
 
@@ -174,26 +172,28 @@ class Touches(TorchDispatchMode):
         self.found: set[str] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        for leaf in pytree.tree_leaves((args, kwargs)):
-            if isinstance(leaf, Tensor) and not isinstance(leaf, Placeholder) and _memory(leaf) in self._names:
-                self.found.add(self._names[_memory(leaf)])
+        real = (_memory(leaf) for leaf in _leaves((args, kwargs)) if not isinstance(leaf, Placeholder))
+        self.found.update(self._names[memory] for memory in real if memory in self._names)
         return func(*args, **(kwargs or {}))
 
 
 class _Recorder(TorchDispatchMode):
-    """Writes events. A piece of memory is known by the address of its storage, which nothing else can take while a
-    weak reference to it is held.
+    """Writes down operations and calls. A piece of memory is known by the address of its storage, which nothing else
+    can take while a weak reference to it is held.
     """
 
     def __init__(self, fetch: Callable[[str], Tensor]) -> None:
         super().__init__()
         self._fetch = fetch
-        self._events: list[Enter | Leave | Op] = []
+        self._ops: list[Op] = []
+        self._spans: list[Span] = []
         self._values: dict[int, tuple[Value, int]] = {}
         self._owner: dict[int, str | int] = {}
+        """Memory -> the weight or the value that lies there."""
         self._homes: dict[str, set[int]] = defaultdict(set)
         self._addresses: list[StorageWeakRef] = []
-        self._calls: dict[str, int] = defaultdict(int)
+        self._calls: Counter[str] = Counter()
+        self._depth = 0
 
     def fetched(self, name: str, operation: Any) -> Tensor:
         """Return the data of a weight, and record its memory."""
@@ -204,57 +204,45 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        inputs = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        inputs = _leaves((args, kwargs))
         touched = [leaf.weight_name for leaf in inputs if isinstance(leaf, Placeholder)]
-        real = [leaf for leaf in inputs if not isinstance(leaf, Placeholder)]
-        known = dict.fromkeys(_memory(leaf) for leaf in real)  # in order, and not in that of addresses
+        known = dict.fromkeys(_memory(leaf) for leaf in inputs if not isinstance(leaf, Placeholder))  # ordered
         owners = [self._owner[memory] for memory in known if memory in self._owner]
-        reads = tuple(owner for owner in owners if isinstance(owner, int))
-        weights = (*touched, *(owner for owner in owners if isinstance(owner, str)))
+        weights = dict.fromkeys((*touched, *(owner for owner in owners if isinstance(owner, str))))
         result = func(*args, **kwargs)
         known.update((memory, None) for name in touched for memory in self._homes[name])
-        writes = tuple(self._new(leaf) for leaf in pytree.tree_leaves(result) if _is_new(leaf, known))
-        self._events.append(Op(str(func), tuple(dict.fromkeys(weights)), reads, writes))
+        writes = []
+        for leaf in _leaves(result):
+            if not isinstance(leaf, Placeholder) and _memory(leaf) not in known:  # else a view, or written in place
+                writes.append(len(self._values))
+                self._own(leaf, len(self._values))
+                self._values[len(self._values)] = value_of(leaf), leaf.nbytes
+        reads = tuple(owner for owner in owners if isinstance(owner, int))
+        self._ops.append(Op(str(func), tuple(weights), reads, tuple(writes)))
         return result
 
     def trace(self, outputs: Sequence[Tensor]) -> Trace:
         """Return the recorded trace."""
-        returned = [self._owner.get(_memory(tensor)) for tensor in outputs]
-        kept = tuple(dict.fromkeys(value for value in returned if isinstance(value, int)))
-        return Trace(tuple(self._events), self._values, kept)
+        returned = dict.fromkeys(number for number in map(self._value, outputs) if number is not None)
+        return Trace(self._ops, self._spans, self._values, tuple(returned))
 
-    @contextmanager
-    def calls_of(self, model: nn.Module) -> Iterator[None]:
-        """Have the begin and the end of every module call written down."""
-        undo = [surround(module, self._around(path)) for path, module in model.named_modules() if path]
+    def call(self, path: str, forward: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Call a module, and record where the call begins and ends."""
+        self._calls[path] += 1
+        arguments = tuple((self._value(leaf), value_of(leaf)) for leaf in _leaves((args, kwargs)))
+        span = Span(Call(path, self._calls[path]), len(self._ops), -1, self._depth, arguments)
+        self._spans.append(span)
+        self._depth += 1
         try:
-            yield
+            return forward(*args, **kwargs)
         finally:
-            for each in undo:
-                each()
+            span.end = len(self._ops)
+            self._depth -= 1
 
-    def _around(self, path: str) -> Around:
-        def around(forward: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
-            self._calls[path] += 1
-            leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-            owners = [None if isinstance(leaf, Placeholder) else self._owner.get(_memory(leaf)) for leaf in leaves]
-            arguments = tuple(
-                (owner if isinstance(owner, int) else None, value_of(leaf))
-                for owner, leaf in zip(owners, leaves, strict=True)
-            )
-            self._events.append(Enter(Call(path, self._calls[path]), arguments))
-            try:
-                return forward(*args, **kwargs)
-            finally:
-                self._events.append(Leave())
-
-        return around
-
-    def _new(self, tensor: Tensor) -> int:
-        number = len(self._values)
-        self._values[number] = value_of(tensor), tensor.nbytes
-        self._own(tensor, number)
-        return number
+    def _value(self, tensor: Tensor) -> int | None:
+        """Return the number of the value in a tensor's memory, if there is one."""
+        owner = None if isinstance(tensor, Placeholder) else self._owner.get(_memory(tensor))
+        return owner if isinstance(owner, int) else None
 
     def _own(self, tensor: Tensor, owner: str | int) -> None:
         memory = _memory(tensor)
@@ -263,17 +251,11 @@ class _Recorder(TorchDispatchMode):
         self._owner[memory] = owner
 
 
-def _is_new(leaf: Any, known: Collection[int]) -> bool:
-    """Return whether an operation made a tensor: views and in-place results lie in known memory."""
-    return isinstance(leaf, Tensor) and not isinstance(leaf, Placeholder) and _memory(leaf) not in known
-
-
 def _memory(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata if tensor.layout == torch.strided else id(tensor)
 
 
 def value_of(tensor: Tensor) -> Value:
     """Return the dtype and the sizes of a tensor."""
-    if tensor.is_nested:  # rows of unequal lengths
-        return Value(str(tensor.dtype).removeprefix("torch."), (tensor.numel(),))
-    return Value(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
+    axes = (tensor.numel(),) if tensor.is_nested else tuple(tensor.shape)  # nested: rows of unequal lengths
+    return Value(str(tensor.dtype).removeprefix("torch."), axes)

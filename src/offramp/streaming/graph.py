@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 
 from offramp.program.program import Call, Part, Value
 
 LOOK_UP = "aten.embedding.default"
 """Operation that reads only rows of a weight."""
-
-
-@dataclass(frozen=True)
-class Enter:
-    """A module call begins. `arguments`: the tensors among its arguments, in order, as they are then, each with the
-    number of its value; None for one that is no value: an input of the run, a weight, a constant.
-    """
-
-    call: Call
-    arguments: tuple[tuple[int | None, Value], ...] = ()
-
-
-@dataclass(frozen=True)
-class Leave:
-    """The last module call that began ends."""
 
 
 @dataclass(frozen=True)
@@ -36,65 +23,63 @@ class Op:
     writes: tuple[int, ...] = ()
 
 
+@dataclass
+class Span:
+    """A module call, `depth` calls deep, from operation `start` to before operation `end`."""
+
+    call: Call | None
+    """None: the whole run."""
+    start: int
+    end: int
+    depth: int = 0
+    arguments: tuple[tuple[int | None, Value], ...] = ()
+    """Tensors among its arguments, in order, as they are when it begins, each with the number of its value; None for
+    one that is no value: an input of the run, a weight, a constant."""
+
+    @property
+    def module(self) -> str:
+        """Name of the module; "" for the whole run."""
+        return "" if self.call is None else self.call.module
+
+
 @dataclass(frozen=True)
 class Trace:
-    """One run. Values are numbered; `values` says what they are and how many bytes they took."""
+    """One run. Calls are in the order in which they begin. Values are numbered; `values` says what they are and how
+    many bytes they took.
+    """
 
-    events: tuple[Enter | Leave | Op, ...]
+    ops: Sequence[Op]
+    spans: Sequence[Span]
     values: Mapping[int, tuple[Value, int]]
     outputs: tuple[int, ...]
     """Values that the run returned: they live to its end."""
 
+    @cached_property
+    def places(self) -> list[Span]:
+        """Calls before which a stage may begin, at most one for each operation; the first place is the whole run."""
+        places = [Span(None, 0, len(self.ops))]
+        for span in self.spans:
+            if span.start > places[-1].start:
+                places.append(span)
+            elif places[-1].call is not None and span.depth <= places[-1].depth:
+                places[-1] = span  # of calls that begin at one operation, the outermost that it is in
+        return [place for place in places if place.start < len(self.ops) or not place.start]
 
-@dataclass(frozen=True)
-class Place:
-    """A place where a stage may begin: before operation number `op`, with `call`, `depth` calls deep."""
-
-    op: int
-    call: Call | None
-    depth: int
-    arguments: tuple[tuple[int | None, Value], ...] = ()
-
-
-@dataclass(frozen=True)
-class Span:
-    """A module call, from operation `start` to before operation `end`."""
-
-    call: Call
-    start: int
-    end: int
-
-
-class Run:
-    """A trace taken apart: operations in order, places to cut before them, and the span of each module call."""
-
-    def __init__(self, trace: Trace) -> None:
-        self.ops: list[Op] = []
-        self.places = [Place(0, None, 0)]
-        self.spans: list[Span] = []
-        begun: list[tuple[int, Call, int]] = []
-        for event in trace.events:
-            if isinstance(event, Op):
-                self.ops.append(event)
-            elif isinstance(event, Leave):
-                index, call, start = begun.pop()
-                self.spans[index] = Span(call, start, len(self.ops))
-            else:
-                here = Place(len(self.ops), event.call, len(begun), event.arguments)
-                if here.op > self.places[-1].op:
-                    self.places.append(here)
-                elif self.places[-1].call is not None and here.depth <= self.places[-1].depth:
-                    self.places[-1] = here  # of calls that begin at one operation, the outermost that it is in
-                begun.append((len(self.spans), event.call, len(self.ops)))
-                self.spans.append(Span(event.call, len(self.ops), len(self.ops)))
-        self.places = [place for place in self.places if place.op < len(self.ops) or not place.op]
-        self.live = Liveness(self.ops, trace.values, trace.outputs)
+    @cached_property
+    def live(self) -> Liveness:
+        """Lifetimes of the values."""
+        return Liveness(self)
 
     def weights(self, start: int = 0, end: int | None = None) -> dict[str, None]:
         """Return the weights that operations from `start` to before `end` use, in order of first use."""
         return dict.fromkeys(name for op in self.ops[start:end] for name in op.weights)
 
-    def part(self, place: Place, old_before: int) -> Part:
+    def used_only_by(self, operations: Set[str]) -> set[str]:
+        """Return the weights that these operations use and no others."""
+        used = {name for op in self.ops if op.name in operations for name in op.weights}
+        return used - {name for op in self.ops if op.name not in operations for name in op.weights}
+
+    def part(self, place: Span, old_before: int) -> Part:
         """Return the part that begins at a place, without shards.
 
         Its flows leave out values that the run only returns, such as a cache of keys and values. It has a hidden state
@@ -102,11 +87,11 @@ class Run:
         """
         if place.call is None:
             return Part((), None, (), None)
-        alive, made = self.live.at(place.op), self.live.made
+        alive, made = self.live.at(place.start), self.live.made
         now = dict(place.arguments)
-        values = tuple(now.get(value, self.live.values[value][0]) for value in alive)
+        values = tuple(now.get(value, self.values[value][0]) for value in alive)
         first = place.arguments[0][0] if place.arguments else None
-        others = (value for value in self.live.read_at(place.op) if value != first)
+        others = (value for value in self.live.read_at(place.start) if value != first)
         alone = first in alive and all(made[value] < old_before for value in others)
         return Part((), place.call, values, alive.index(first) if first is not None and alone else None)
 
@@ -114,19 +99,16 @@ class Run:
 class Liveness:
     """Lifetimes of values, from the operation that makes a value to the last one that reads it."""
 
-    def __init__(self, ops: Sequence[Op], values: Mapping[int, tuple[Value, int]], outputs: Iterable[int]) -> None:
-        self.values = values
+    def __init__(self, trace: Trace) -> None:
+        self._values = trace.values
         self.made: dict[int, int] = {}
-        self.last: dict[int, int] = {}
-        for number, op in enumerate(ops):
-            for value in op.writes:
-                self.made[value] = self.last[value] = number
-            for value in op.reads:
-                self.last[value] = number
-        self._last_read = dict(self.last)
-        self.last.update((value, len(ops)) for value in outputs)
-        self._across = self._sums(len(ops), 1)
-        self.most_bytes = max(self._sums(len(ops), 0))
+        self._last_read: dict[int, int] = {}
+        for number, op in enumerate(trace.ops):
+            self.made.update(dict.fromkeys(op.writes, number))
+            self._last_read.update(dict.fromkeys((*op.writes, *op.reads), number))
+        self.last = self._last_read | dict.fromkeys(trace.outputs, len(trace.ops))
+        self._across = self._sums(len(trace.ops), 1)
+        self.most_bytes = max(self._sums(len(trace.ops), 0))
         """Most bytes that live at once."""
 
     def at(self, op: int) -> list[int]:
@@ -146,10 +128,6 @@ class Liveness:
         changes = [0] * (num_ops + 2)
         for value, made in self.made.items():
             if made + delay <= self.last[value]:
-                changes[made + delay] += self.values[value][1]
-                changes[self.last[value] + 1] -= self.values[value][1]
-        sums, alive = [], 0
-        for change in changes:
-            alive += change
-            sums.append(alive)
-        return sums
+                changes[made + delay] += self._values[value][1]
+                changes[self.last[value] + 1] -= self._values[value][1]
+        return list(accumulate(changes))

@@ -5,16 +5,15 @@ there: wide places are inside blocks, narrow ones between them. That the stages 
 to prove.
 """
 
-from __future__ import annotations
-
 import math
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import islice, pairwise, zip_longest
 
 from offramp.program.program import Call, Part
-from offramp.streaming.graph import LOOK_UP, Place, Run, Span, Trace
+from offramp.streaming.graph import LOOK_UP, Span, Trace
 
 BY_ROW = frozenset({LOOK_UP, *(f"aten.{name}.default" for name in ("t", "linear", "mm", "addmm", "addmv"))})
 """Operations on a weight that a linear layer or a look-up consists of."""
@@ -83,52 +82,41 @@ def plan_stages(
     """
     if stage_bytes is not None and stage_bytes <= 0:
         raise ValueError(f"stage_bytes must be more than nothing, not {stage_bytes}")
-    run = Run(trace)
-    tables = _tables(run, sizes, table_bytes)
-    blocks = _blocks(run)
+    looked_up = trace.used_only_by({LOOK_UP})
+    tables = frozenset(name for name in looked_up if sizes.bytes[name] >= table_bytes)
+    blocks = _blocks(trace)
     begins = {span.start for span in blocks}
-    limit = stage_bytes or _largest(run, blocks, sizes, tables)
-    asked = {place.op for place in run.places if place.call in points}
-    cuts = _cut(run, sizes, tables, limit, asked if stage_bytes else begins | asked)
-    bounds = [*(place.op for place in cuts), len(run.ops)]
-    uses = [run.weights(start, end) for start, end in pairwise(bounds)]
-    adopted, unused = _adopt(run, bounds[:-1], uses, sizes)
+    limit = stage_bytes or _largest(trace, blocks, sizes, tables)
+    asked = {place.start for place in trace.places if place.call in points}
+    cuts = _cut(trace, sizes, tables, limit, asked if stage_bytes else begins | asked)
+    bounds = [*(place.start for place in cuts), len(trace.ops)]
+    uses = [trace.weights(start, end) for start, end in pairwise(bounds)]
+    adopted, unused = _adopt(trace, bounds[:-1], uses, sizes)
     first_end = blocks[0].end if blocks else bounds[1]  # what was made by then, like a mask, is no news later
-    stages = [
-        PlannedStage(
-            run.part(place, first_end if place.op >= first_end else bounds[1]),
-            tuple(name for name in names if name not in tables),
-            tuple(name for name in names if name in tables),
-        )
-        for place, names in zip(cuts, uses, strict=True)
-    ]
-    exits = [index for index, place in enumerate(cuts) if place.op in (asked or begins)]
-    exits = exits if asked or not exits else exits[1:]
-    has_hidden = [index for index, stage in enumerate(stages) if stage.part.hidden is not None]
-    by_row = {name for op in run.ops if op.name in BY_ROW for name in op.weights}
-    sliced = by_row - {name for op in run.ops if op.name not in BY_ROW for name in op.weights}
-    return StagePlan(tuple(stages), adopted, unused, tuple(sorted(sliced)), limit,
-                     tuple(exits if begins or asked else has_hidden), run.live.most_bytes)  # fmt: skip
+    parts = [trace.part(place, first_end if place.start >= first_end else bounds[1]) for place in cuts]
+    stages = tuple(
+        PlannedStage(part, tuple(n for n in names if n not in tables), tuple(n for n in names if n in tables))
+        for part, names in zip(parts, uses, strict=True)
+    )
+    if asked or begins:
+        exits = [index for index, place in enumerate(cuts) if place.start in (asked or begins)][0 if asked else 1 :]
+    else:
+        exits = [index for index, part in enumerate(parts) if part.hidden is not None]
+    sliced = tuple(sorted(trace.used_only_by(BY_ROW)))
+    return StagePlan(stages, adopted, unused, sliced, limit, tuple(exits), trace.live.most_bytes)
 
 
-def _tables(run: Run, sizes: Sizes, table_bytes: int) -> frozenset[str]:
-    """Return the weights of which only rows are looked up."""
-    looked_up = {name for op in run.ops if op.name == LOOK_UP for name in op.weights}
-    other = {name for op in run.ops if op.name != LOOK_UP for name in op.weights}
-    return frozenset(name for name in looked_up - other if sizes.bytes[name] >= table_bytes)
-
-
-def _blocks(run: Run) -> list[Span]:
+def _blocks(trace: Trace) -> list[Span]:
     """Return the calls of consecutive blocks: numbered siblings, each of which takes one hidden state from the previous
     one and has several weighted calls inside. Nested blocks count instead of the outer ones if all of these have some.
     """
     families: dict[str, list[Span]] = defaultdict(list)
-    for index, span in enumerate(run.spans):
-        parent, _, last = span.call.module.rpartition(".")
-        if last.isdigit() and _is_composed(run, index):
+    for index, span in enumerate(trace.spans):
+        parent, _, last = span.module.rpartition(".")
+        if last.isdigit() and _is_composed(trace, index):
             families[parent].append(span)
-    places = {place.op: place for place in run.places}
-    chains = {parent: spans for parent, spans in families.items() if _is_chain(run, spans, places)}
+    places = {place.start: place for place in trace.places}
+    chains = {parent: spans for parent, spans in families.items() if _is_chain(trace, spans, places)}
     kept: list[str] = []
     for parent in sorted(chains, key=lambda parent: parent.count(".") + bool(parent)):
         inner = [span for other in chains if other != parent and _is_within(other, parent) for span in chains[other]]
@@ -143,59 +131,58 @@ def _is_within(module: str, parent: str) -> bool:
 
 
 def _is_inside(span: Span, outer: Span) -> bool:
-    return _is_within(span.call.module, outer.call.module) and outer.start <= span.start and span.end <= outer.end
+    return _is_within(span.module, outer.module) and outer.start <= span.start and span.end <= outer.end
 
 
-def _is_chain(run: Run, spans: Sequence[Span], places: Mapping[int, Place]) -> bool:
+def _is_chain(trace: Trace, spans: Sequence[Span], places: Mapping[int, Span]) -> bool:
     """Return whether one hidden state flows from each to the next. Other live values must be read inside, like a mask:
     what is only read behind them goes round them, like the input of a residual block round its layers.
     """
     if len(spans) < 2 or any(span.start not in places for span in spans):
         return False
-    inside = {value for span in spans[1:] for op in run.ops[span.start : span.end] for value in op.reads}
-    parts = [run.part(places[span.start], spans[0].end) for span in spans[1:]]
-    alive = {value for span in spans[1:] for value in run.live.read_at(span.start)}
+    inside = {value for span in spans[1:] for op in trace.ops[span.start : span.end] for value in op.reads}
+    parts = [trace.part(places[span.start], spans[0].end) for span in spans[1:]]
+    alive = {value for span in spans[1:] for value in trace.live.read_at(span.start)}
     return all(part.hidden is not None for part in parts) and alive <= inside
 
 
-def _is_composed(run: Run, index: int) -> bool:
+def _is_composed(trace: Trace, index: int) -> bool:
     """Return whether several calls within a span use weights of their own."""
-    span, found = run.spans[index], None
-    for other in islice(run.spans, index + 1, None):  # calls within it begin next
+    span, found = trace.spans[index], None
+    for other in islice(trace.spans, index + 1, None):  # calls within it begin next
         if other.start >= span.end:
             return False
-        touched = tuple(run.weights(other.start, other.end)) if _is_inside(other, span) else ()
+        touched = tuple(trace.weights(other.start, other.end)) if _is_inside(other, span) else ()
         if touched and found not in (None, touched):
             return True
         found = touched or found
     return False
 
 
-def _largest(run: Run, blocks: Sequence[Span], sizes: Sizes, tables: Set[str]) -> int:
+def _largest(trace: Trace, blocks: Sequence[Span], sizes: Sizes, tables: Set[str]) -> int:
     """Return the bytes of the largest block with what lies between it and the next one; without blocks, an equal share
     of all weights.
     """
     needs = []
-    for index, span in enumerate(blocks):
-        after = blocks[min(index + 1, len(blocks) - 1)]
-        end = after.start if after is not span and _parent(after) == _parent(span) else span.end
-        needs.append(sizes.of(run.weights(span.start, end).keys() - tables))
-    return max(needs, default=0) or max(sizes.of(run.weights().keys() - tables) // FEW_STAGES, 1)
+    for span, after in zip_longest(blocks, blocks[1:]):
+        end = after.start if after and _parent(after) == _parent(span) else span.end
+        needs.append(sizes.of(trace.weights(span.start, end).keys() - tables))
+    return max(needs, default=0) or max(sizes.of(trace.weights().keys() - tables) // FEW_STAGES, 1)
 
 
 def _parent(span: Span) -> str:
-    return span.call.module.rpartition(".")[0]
+    return span.module.rpartition(".")[0]
 
 
-def _cut(run: Run, sizes: Sizes, tables: Set[str], limit: int, forced: Set[int]) -> list[Place]:
+def _cut(trace: Trace, sizes: Sizes, tables: Set[str], limit: int, forced: Set[int]) -> list[Span]:
     """Return the cheapest places for stages to begin such that each needs at most `limit`, or cannot be cut, and that
     none goes over a `forced` place.
     """
-    places, live = run.places, run.live
-    bounds = [*(place.op for place in places), len(run.ops)]
-    needs = [run.weights(start, end).keys() - tables for start, end in pairwise(bounds)]
-    price = min((live.bytes_at(place.op) for place in places if live.bytes_at(place.op)), default=1)
-    costs = [(live.bytes_at(place.op) + price) * (1 + DEPTH_PRICE * place.depth) for place in places]
+    places, live = trace.places, trace.live
+    bounds = [*(place.start for place in places), len(trace.ops)]
+    needs = [trace.weights(start, end).keys() - tables for start, end in pairwise(bounds)]
+    price = min((live.bytes_at(place.start) for place in places if live.bytes_at(place.start)), default=1)
+    costs = [(live.bytes_at(place.start) + price) * (1 + DEPTH_PRICE * place.depth) for place in places]
     best, begins = [0.0], [0]
     for end in range(1, len(places) + 1):
         best.append(math.inf)
@@ -217,33 +204,25 @@ def _cut(run: Run, sizes: Sizes, tables: Set[str], limit: int, forced: Set[int])
 
 
 def _adopt(
-    run: Run, starts: Sequence[int], uses: list[dict[str, None]], sizes: Sizes
+    trace: Trace, starts: Sequence[int], uses: list[dict[str, None]], sizes: Sizes
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Give weights that were not touched to the stages of the innermost call around them: (adopted, unused).
 
-    Another input may route to them: an expert that this one never asked.
+    Another input may route to them: an expert that this one never asked. The whole model is no call.
     """
     by_module: dict[str, list[Span]] = defaultdict(list)
-    for span in run.spans:
-        by_module[span.call.module].append(span)
-    touched, adopted, unused = run.weights(), [], []
-    for name in sizes.bytes:
-        if name in touched:
-            continue
-        spans = [span for owner in sizes.owners[name] for span in by_module.get(_called(owner, by_module), ())]
-        places = sorted({_stage_at(starts, op) for span in spans for op in (span.start, max(span.end - 1, span.start))})
-        for index in range(places[0], places[-1] + 1) if places else ():
+    for span in trace.spans:
+        by_module[span.module].append(span)
+    touched, adopted, unused = trace.weights(), [], []
+    for name in (name for name in sizes.bytes if name not in touched):
+        spans: list[Span] = []
+        for module in sizes.owners[name]:
+            while module and module not in by_module:
+                module = module.rpartition(".")[0]
+            spans += by_module.get(module, ())
+        ops = {op for span in spans for op in (span.start, max(span.end - 1, span.start))}
+        places = [bisect_right(starts, op) - 1 for op in ops]
+        for index in range(min(places), max(places) + 1) if places else ():
             uses[index][name] = None
         (adopted if places else unused).append(name)
     return tuple(adopted), tuple(unused)
-
-
-def _called(module: str, by_module: Mapping[str, object]) -> str:
-    """Return the innermost called module around one, itself included; the whole model does not count."""
-    while module and module not in by_module:
-        module = module.rpartition(".")[0]
-    return module or "-"
-
-
-def _stage_at(starts: Sequence[int], op: int) -> int:
-    return max(index for index, start in enumerate(starts) if start <= op)
