@@ -19,8 +19,11 @@ from offramp.division.checkpoints import example_of, load_inputs  # noqa: E402
 from offramp.runtime.weight_plan import smallest_bytes  # noqa: E402
 from offramp.store import Store  # noqa: E402
 from offramp.streaming.capture import are_equal, tensors_of  # noqa: E402
-from offramp.streaming.opening import data_bytes, sliceable_shards  # noqa: E402
-from offramp.streaming.parts import streamed_shards  # noqa: E402
+from offramp.streaming.parts import (  # noqa: E402
+    data_bytes,
+    sliceable_shards,
+    streamed_shards,
+)
 from tests.store.small import problems  # noqa: E402
 from tests.store.test_writer import tree_bytes  # noqa: E402
 

@@ -17,8 +17,11 @@ from offramp.errors import BudgetError, DamagedError, RefusedError, StageError, 
 from offramp.runtime.weight_plan import smallest_bytes  # noqa: E402
 from offramp.store import Store  # noqa: E402
 from offramp.streaming.capture import tensors_of  # noqa: E402
-from offramp.streaming.opening import data_bytes, sliceable_shards  # noqa: E402
-from offramp.streaming.parts import streamed_shards  # noqa: E402
+from offramp.streaming.parts import (  # noqa: E402
+    data_bytes,
+    sliceable_shards,
+    streamed_shards,
+)
 from offramp.streaming.placeholders import Placeholder, weights_of  # noqa: E402
 from tests.division.modules import (  # noqa: E402
     CASES,
@@ -612,6 +615,11 @@ def test_a_budget_of_the_process(shelf):
     assert 50 < int(needed) < 8 << 10
     with pytest.raises(ValueError, match="give budget, for the whole process, or weight_budget"):
         offramp.stream(made(Chain), store, budget="1GiB", weight_budget=1)
+
+
+def test_an_unknown_option_is_refused_with_the_known_ones(shelf):
+    with pytest.raises(ValueError, match="unknown stream option weigth_budget; known: strict, reads, verify"):
+        offramp.stream(made(Chain), shelf(Chain, vectors()), weigth_budget=1)
 
 
 def test_a_part_that_is_called_by_itself_is_streamed_too(shelf):

@@ -19,8 +19,7 @@ from offramp.runtime.weight_plan import plan_weights, smallest_bytes
 from offramp.store import Store
 from offramp.store.manifest import Proof, ProvenExample, ProvenInput
 from offramp.streaming.capture import Touches, are_equal, tensors_of
-from offramp.streaming.opening import data_bytes, sliceable_shards
-from offramp.streaming.parts import streamed_shards
+from offramp.streaming.parts import data_bytes, sliceable_shards, streamed_shards
 from offramp.streaming.placeholders import bits
 from offramp.streaming.streamed import Stream
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -48,14 +49,8 @@ class Placeholder(Tensor):
     @staticmethod
     def __new__(cls, name: str, like: Tensor, fetch: Fetch, substitute: Substitute | None = None) -> Placeholder:
         """Make a placeholder with the shape and dtype of `like`, which may be on the meta device."""
-        made = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
-            cls,
-            like.shape,
-            strides=like.stride(),
-            dtype=like.dtype,
-            device=torch.device("cpu"),
-            requires_grad=like.requires_grad,
-        )
+        facts: Any = {"strides": like.stride(), "dtype": like.dtype, "requires_grad": like.requires_grad}
+        made = Tensor._make_wrapper_subclass(cls, like.shape, device="cpu", **facts)  # type: ignore[attr-defined]
         made.weight_name, made.fetch, made.substitute = name, fetch, substitute
         made._is_param = isinstance(like, nn.Parameter)
         return made
@@ -86,8 +81,8 @@ class Placeholder(Tensor):
         def there(part: Any) -> Any:
             return part.fetch(part.weight_name, func) if isinstance(part, Placeholder) else part
 
-        args, named = pytree.tree_map(there, (args, kwargs or {}))
-        return func(*args, **named)
+        args, kwargs = pytree.tree_map(there, (args, kwargs or {}))
+        return func(*args, **kwargs)
 
 
 class SlicedPlaceholder(Placeholder):
@@ -128,7 +123,7 @@ class Weight:
     @property
     def num_bytes(self) -> int:
         """Size of the data."""
-        return self.tensor.numel() * self.tensor.element_size()
+        return self.tensor.nbytes
 
     def put(self, tensor: Tensor) -> None:
         """Set a tensor in every place of this weight."""
@@ -141,46 +136,36 @@ class Weight:
 
 def weights_of(model: nn.Module) -> dict[str, Weight]:
     """Return every parameter and saved buffer, name -> Weight, in the order of the modules. Tied ones are one."""
-    found: dict[int, list[tuple[str, nn.Module, str, Tensor, bool]]] = {}
-    for path, module, name, tensor, is_buffer in _slots(model):
-        found.setdefault(id(tensor), []).append((path, module, name, tensor, is_buffer))
+    found: dict[int, list[tuple[str, nn.Module, str, Tensor, bool]]] = defaultdict(list)
+    for slot in _slots(model):
+        found[id(slot[3])].append(slot)
     weights = {}
     for slots in found.values():
-        names = [f"{path}.{name}" if path else name for path, _, name, _, _ in slots]
-        weights[names[0]] = Weight(
-            names[0],
-            slots[0][3],
-            tuple((module, name, is_buffer) for _, module, name, _, is_buffer in slots),
-            tuple(names[1:]),
-            frozenset(path for path, *_ in slots),
-            all(is_buffer for *_, is_buffer in slots),
-        )
+        paths, modules, names, tensors, are_buffers = zip(*slots, strict=True)
+        first, *aliases = [f"{path}.{name}" if path else name for path, name in zip(paths, names, strict=True)]
+        places = tuple(zip(modules, names, are_buffers, strict=True))
+        weights[first] = Weight(first, tensors[0], places, tuple(aliases), frozenset(paths), all(are_buffers))
     return weights
 
 
 def _slots(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Tensor, bool]]:
     for path, module in model.named_modules(remove_duplicate=False):
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                yield path, module, name, parameter, False
-        for name, buffer in module._buffers.items():
-            is_saved = name not in module._non_persistent_buffers_set or isinstance(buffer, nn.Parameter)
-            if buffer is not None and is_saved:
-                yield path, module, name, buffer, True
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            is_saved = name not in module._non_persistent_buffers_set or isinstance(tensor, nn.Parameter)
+            if tensor is not None and is_saved:
+                yield path, module, name, tensor, name in module._buffers
 
 
 def sizes_of(weights: Mapping[str, Weight]) -> Sizes:
     """Return the sizes that stages are planned by: those of all weights except buffers."""
-    parameters = {name: weight for name, weight in weights.items() if not weight.is_buffer}
-    num_bytes = {name: weight.num_bytes for name, weight in parameters.items()}
-    return Sizes(num_bytes, {name: weight.owners for name, weight in parameters.items()})
+    parameters = [weight for weight in weights.values() if not weight.is_buffer]
+    return Sizes({w.name: w.num_bytes for w in parameters}, {w.name: w.owners for w in parameters})
 
 
 def fingerprint(weights: Mapping[str, Weight]) -> str:
     """Return the sha256 of names, dtypes, shapes and ties, which must be equal for a store to fit a module."""
-    facts = [
-        [w.name, str(w.tensor.dtype), list(w.tensor.shape), sorted(w.aliases), w.is_buffer] for w in weights.values()
-    ]
+    described = [(w, w.tensor) for w in weights.values()]
+    facts = [[w.name, str(t.dtype), list(t.shape), sorted(w.aliases), w.is_buffer] for w, t in described]
     return hashlib.sha256(json.dumps(sorted(facts)).encode()).hexdigest()
 
 

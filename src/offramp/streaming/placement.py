@@ -1,25 +1,29 @@
-"""Weights of a module in changing memory: parameters are views of a slot, or placeholders while not in memory.
+"""Weights of a module in changing memory: parameters are views of a slot, or placeholders while not in memory. Some
+operations on a placeholder need only some rows at a time, which are read from the store when they run.
 
 Setting an entry of `_parameters` takes a microsecond, a hundredth of `functional_call` or `load_state_dict`. Code that
 keeps a reference to a weight after its stage would read another weight later, so references are counted when a shard is
 removed.
+
+Shapes: N rows of a table or matrix, W its width.
 """
 
-from __future__ import annotations
-
 import sys
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from offramp.program import dtypes
 from offramp.runtime.slots import Slot
-from offramp.store import Shard
+from offramp.store import Shard, Store
 from offramp.store import Tensor as Entry
-from offramp.streaming.placeholders import Fetch, Placeholder, SlicedPlaceholder, Substitute, Weight
+from offramp.streaming import placeholders
+from offramp.streaming.placeholders import Placeholder, SlicedPlaceholder, Weight
 
 DTYPES = {dtype.name: getattr(torch, dtype.torch) for dtype in dtypes.DTYPES.values()}
 """Name in safetensors -> dtype of torch."""
@@ -35,15 +39,14 @@ class _View:
     def __init__(self, entry: Entry, raw: np.ndarray, requires_grad: bool) -> None:
         """`raw` are the bytes of the weight in the slot."""
         self.name, self._entry, self._raw, self._requires_grad = entry.name, entry, raw, requires_grad
-        self._tensor = None if is_copied(entry) else self._made(torch.from_numpy(raw))
-        self._baseline = (0, 0) if self._tensor is None else self._count()
+        self._tensor: nn.Parameter | None = None
+        self._baseline = (0, 0)
 
     def tensor(self) -> nn.Parameter:
         """Return the weight with the current content of the slot."""
-        if is_copied(self._entry):
-            self._tensor = self._made(torch.empty(len(self._raw), dtype=torch.uint8).copy_(torch.from_numpy(self._raw)))
+        if self._tensor is None:
+            self._tensor = self._made()
             self._baseline = self._count()
-        assert self._tensor is not None
         return self._tensor
 
     def leave(self) -> bool:
@@ -53,9 +56,11 @@ class _View:
             self._tensor = None
         return is_held
 
-    def _made(self, data: Tensor) -> nn.Parameter:
-        typed = data.view(DTYPES[self._entry.dtype]).view(self._entry.shape)
-        return nn.Parameter(typed, requires_grad=self._requires_grad)
+    def _made(self) -> nn.Parameter:
+        data = torch.from_numpy(self._raw)
+        if is_copied(self._entry):
+            data = torch.empty_like(data).copy_(data)
+        return nn.Parameter(data.view(DTYPES[self._entry.dtype]).view(self._entry.shape), self._requires_grad)
 
     def _count(self) -> tuple[int, int]:
         assert self._tensor is not None
@@ -67,26 +72,78 @@ def is_copied(entry: Entry) -> bool:
     return entry.offset % ALIGNMENT_BYTES != 0
 
 
+class WeightRows:
+    """Computes look-ups and linear layers from rows of their weights."""
+
+    def __init__(self, store: Store, sliced: Set[str], slice_bytes: int) -> None:
+        """`sliced` shards are read `slice_bytes` at a time."""
+        self._store, self._sliced, self._slice_bytes = store, sliced, slice_bytes
+        self._tensors = store.manifest.tensors()
+        self.sliced_weights = {tensor.name for name in sliced for tensor in store.manifest.shards[name].tensors}
+        self.bytes_read = 0
+
+    def substitute(self, weight: Placeholder, function: Any, args: tuple, kwargs: dict) -> Any:
+        """Return the result of an operation on a weight, or NotImplemented if it needs the whole weight."""
+        name = weight.weight_name
+        shard, tensor = self._tensors[name]
+        if function is placeholders.LOOK_UP and shard.blocks is not None:
+            indices = args[1]
+            return self._rows(name, indices.reshape(-1).numpy()).view(*indices.shape, tensor.shape[1])
+        if function is functional.linear and shard.name in self._sliced:
+            return self._linear(name, *args, **kwargs)
+        if function in (placeholders.MM, placeholders.ADDMM) and shard.name in self._sliced and not kwargs:
+            *start, left, _ = args
+            return self._product(name, left, *start)
+        return NotImplemented
+
+    def _linear(self, name: str, input: Tensor, weight: Any, bias: Tensor | None = None) -> Tensor:
+        """Compute some outputs at a time. The last bits may differ from those of the whole product."""
+        parts = [
+            functional.linear(input, rows, None if bias is None else bias[start:end])
+            for start, end, rows in self._slices(name)
+        ]
+        return torch.cat(parts, -1)
+
+    def _product(self, name: str, left: Tensor, total: Tensor | None = None) -> Tensor:
+        """Sum products of some columns of the left matrix with the matching rows of the weight."""
+        for start, end, rows in self._slices(name):
+            part = left[:, start:end]
+            total = part @ rows if total is None else torch.addmm(total, part, rows)
+        assert total is not None, "a weight has rows"
+        return total
+
+    def _slices(self, name: str) -> Iterator[tuple[int, int, Tensor]]:
+        """Yield (first row, end, rows), as many rows at a time as a slice holds."""
+        tensor = self._tensors[name][1]
+        height = max(self._slice_bytes * tensor.shape[0] // max(tensor.num_bytes, 1), 1)
+        for start in range(0, tensor.shape[0], height):
+            end = min(start + height, tensor.shape[0])
+            yield start, end, self._rows(name, np.arange(start, end))
+
+    def _rows(self, name: str, rows_N: np.ndarray) -> Tensor:
+        shard, tensor = self._tensors[name]
+        rows_NW, num_bytes = self._store.gather(shard.name, tensor.role, rows_N)
+        self.bytes_read += num_bytes
+        return torch.from_numpy(rows_NW.view(np.uint8)).view(DTYPES[tensor.dtype]).view(len(rows_N), tensor.shape[1])
+
+
 class Placement:
     """Puts the weights of a module into slots and takes them out."""
 
-    def __init__(
-        self, weights: Mapping[str, Weight], fetch: Fetch, substitute: Substitute, sliced: Set[str] = frozenset()
-    ) -> None:
-        """Release the weights of the module. `sliced`: weights that are read some rows at a time."""
-        self._weights = {}
+    def __init__(self, weights: Mapping[str, Weight], fetch: placeholders.Fetch, rows: WeightRows) -> None:
+        """Release the weights of the module. `fetch` gives one that is used as a whole while it is not in memory."""
+        sliced, self._weights = rows.sliced_weights, {}
         for name, weight in weights.items():
             if not weight.is_buffer:
                 kind = SlicedPlaceholder if name in sliced else Placeholder
-                self._weights[name] = replace(weight, tensor=kind(name, weight.tensor, fetch, substitute))
+                self._weights[name] = replace(weight, tensor=kind(name, weight.tensor, fetch, rows.substitute))
         self.clear()
 
     def put(self, shard: Shard, slot: Slot) -> None:
         """Put the weights of a shard, which a slot holds, into the module."""
-        views = slot.notes.get(shard.name)
-        if views is None:
-            views = slot.notes[shard.name] = [self._view(shard, slot, entry) for entry in shard.tensors]
-        for view in views:
+        if shard.name not in slot.notes:
+            slot.notes[shard.name] = [self._view(shard, slot, entry) for entry in shard.tensors]
+        for view in slot.notes[shard.name]:
             self._weights[view.name].put(view.tensor())
 
     def remove(self, shard: Shard, slot: Slot) -> tuple[str, ...]:

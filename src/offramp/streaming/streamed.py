@@ -8,12 +8,14 @@ It runs forward passes. Generation calls the module once a step, and each call i
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,19 +23,24 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from offramp.errors import StageError, UsageError
-from offramp.measure import TRACED_PASSES, Trace
+from offramp.errors import BudgetError, RefusedError, StageError, UsageError
+from offramp.measure import TRACED_PASSES, PeakMeter, Trace, available_bytes, read_memory
+from offramp.program.checks import require_known
+from offramp.program.program import Call
 from offramp.runtime.arena import Arena
 from offramp.runtime.feed import Buffers, WeightFeed
+from offramp.runtime.memory_model import HEADROOM_BYTES, stream_bytes, unlimited_bytes
 from offramp.runtime.planner import page_rounded
+from offramp.runtime.reads import choose_direct
 from offramp.runtime.slots import Slot
-from offramp.runtime.weight_plan import WeightPlan
+from offramp.runtime.weight_plan import WeightPlan, plan_weights, smallest_bytes
 from offramp.store import Store
-from offramp.streaming.capture import Around, surround, tensors_of
-from offramp.streaming.parts import Parts, module_of
-from offramp.streaming.placeholders import Placeholder, Weight, weights_of
-from offramp.streaming.placement import Placement, tensor_of
-from offramp.streaming.rows import WeightRows
+from offramp.streaming.capture import Arguments, surround, tensors_of
+from offramp.streaming.parts import Parts, data_bytes, module_of, sliceable_shards, slot_bytes, streamed_shards
+from offramp.streaming.placeholders import Placeholder, fingerprint, unsaved_buffers, weights_of
+from offramp.streaming.placement import DTYPES, Placement, WeightRows, tensor_of
+from offramp.streaming.weightless import of_class, with_dtypes
+from offramp.units import format_size, parse_size
 
 READ_AHEAD = 64
 """Most shards that are read ahead; in practice the memory for streamed shards is the limit."""
@@ -91,21 +98,19 @@ class Stream:
         self._shards, self._tensors, self._parts = store.manifest.shards, store.manifest.tensors(), Parts(store, plan)
         self._rows = WeightRows(store, plan.sliced, plan.slice_bytes)
         self._part, self._first, self._next_first = -1, 0, 0
-        self._calls: dict[str, int] = defaultdict(int)
+        self._calls: Counter[str] = Counter()
         self._slots: dict[str, Slot] = {}
         self._paged: dict[str, Tensor] = {}
         self._lost: list[tuple[weakref.ref[np.ndarray], int]] = []
-        self._undo: list[Callable[[], None]] = []
         self._lock, self._running = threading.RLock(), 0
-        self._placement: Placement | None = None
-        self._feed: WeightFeed | None = None
-        self._bytes_before = 0
+        self._is_open, self._closing, self._bytes_before = False, ExitStack(), 0
 
     def open(self) -> Stream:
         """Take the weights out of the module, load its buffers, start to read."""
         if self.module in _STREAMED:
             raise UsageError("the module is streamed already", self.store.path, "close the other stream first")
         _STREAMED.add(self.module)
+        self._closing.callback(_STREAMED.discard, self.module)
         try:
             self._open()
         except BaseException:
@@ -115,9 +120,11 @@ class Stream:
 
     def _open(self) -> None:
         weights, parts = weights_of(self.module), self._parts
-        _load_buffers(self.store, weights)
-        sliced = {tensor.name for name in self.plan.sliced for tensor in self._shards[name].tensors}
-        self._placement = Placement(weights, self._fetch, self._rows.substitute, sliced)
+        for name in module_of(self.store).buffers:
+            shard, entry = self._tensors[name]
+            weights[name].put(tensor_of(entry, self.store.read_tensor(shard.name, entry)))
+        self._placement = Placement(weights, self._fetch, self._rows)
+        self._closing.callback(self._placement.clear)
         sizes = {name: page_rounded(shard.bytes) for name, shard in self._shards.items()}
         streamed = [[name for name in shards if name not in self.plan.residents] for shards in parts.needs]
         self._arena = Arena(streamed, sizes, self._sizes, self.plan.pool_bytes)
@@ -125,27 +132,24 @@ class Stream:
         buffers = Buffers(self._arena, residents, READ_AHEAD)
         # By halves: the threads of PyTorch would wait for the core that a single reader takes.
         self._feed = WeightFeed(self.store, buffers, parts.stage_of, self.trace, direct=self._direct, halves=True)
-        self._undo = [surround(self.module, self._run_pass)]
-        starts = {module for module, _ in parts.starts}
+        self._is_open = True
+        self._closing.callback(self._feed.close)
+        self._closing.callback(surround(self.module, self._run_pass))
+        starts = {call.module for call in parts.starts}
         for path, module in self.module.named_modules():
             if path in starts:
-                self._undo.append(surround(module, self._around(path)))
+                self._closing.callback(surround(module, partial(self._call, path)))
 
     def close(self) -> None:
         """Stop the reader and free all weights; the module cannot run afterwards."""
         with self._lock:
-            for undo in self._undo:
-                undo()
-            if self._placement is not None:
-                self._placement.clear()
+            self._closing.close()
             self._slots.clear()
             self._paged.clear()
-            if self._feed is not None:
-                self._feed.close()
+            if self._is_open:
+                self._is_open = False
                 self._bytes_before += self._feed.bytes_read
-            self._feed = None
             self.store.close()
-            _STREAMED.discard(self.module)
 
     def __enter__(self) -> Stream:
         return self.open()
@@ -155,7 +159,7 @@ class Stream:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run one pass without gradients."""
-        if self._feed is None:
+        if not self._is_open:
             raise ValueError("the stream is not open: use it in a `with` block, or call open()")
         return self.module(*args, **kwargs)
 
@@ -165,10 +169,11 @@ class Stream:
 
     def record(self) -> dict[str, Any]:
         """Return one JSON object about the run so far."""
-        counts = {**vars(self.counts), "unplanned": sorted(self.counts.unplanned), "held": sorted(self.counts.held)}
-        bytes_read = self._bytes_before + (0 if self._feed is None else self._feed.bytes_read)
+        bytes_read = self._bytes_before + (self._feed.bytes_read if self._is_open else 0)
         return {
-            **counts,
+            **vars(self.counts),
+            "unplanned": sorted(self.counts.unplanned),
+            "held": sorted(self.counts.held),
             "gathered_bytes": self._rows.bytes_read,
             "store_sha256": self.store.digest,
             "resident_bytes": self.plan.resident_bytes,
@@ -183,8 +188,8 @@ class Stream:
         if self._running == threading.get_ident():  # the module calls itself
             return forward(*args, **kwargs)
         if self.module.training:
-            raise UsageError("the module is in training mode, and streamed weights cannot be trained", None,
-                             "call eval() on it")  # fmt: skip
+            what = "the module is in training mode, and streamed weights cannot be trained"
+            raise UsageError(what, None, "call eval() on it")
         with self._lock, torch.no_grad(), _no_cast_is_kept():
             try:
                 self._running = threading.get_ident()
@@ -197,7 +202,6 @@ class Stream:
                 self._end()
 
     def _begin(self, first: int) -> None:
-        assert self._feed is not None and self._placement is not None
         if self._part >= 0:  # an interrupt has stopped the end of the previous pass
             self._leave(())
             self._placement.clear()
@@ -210,7 +214,6 @@ class Stream:
 
     def _end(self) -> None:
         """End a pass, whatever the module raised."""
-        assert self._feed is not None
         self._leave(())
         self._paged.clear()
         self.counts.passes += 1
@@ -224,34 +227,31 @@ class Stream:
             return output
         return pytree.tree_map_only(Placeholder, lambda leaf: self._fetch(leaf.weight_name, "the result"), output)
 
-    def _around(self, path: str) -> Around:
-        def around(forward: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
-            if self._running != threading.get_ident():  # a submodule is called alone, such as an encoder by generation
-                first = self._parts.starts.get((path, 1), 0)
-                return self._run_pass(lambda *a, **named: around(forward, a, named), args, kwargs, first)
-            self._calls[path] += 1
-            index = self._parts.starts.get((path, self._calls[path]))
-            if index is not None:
-                self._go_to(index)
-            return forward(*args, **kwargs)
-
-        return around
+    def _call(self, path: str, forward: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Call a submodule that a part may start with."""
+        if self._running != threading.get_ident():  # it is called alone, such as an encoder by generation
+            first = self._parts.starts.get(Call(path, 1), 0)
+            return self._run_pass(lambda *a, **named: self._call(path, forward, a, named), args, kwargs, first)
+        self._calls[path] += 1
+        index = self._parts.starts.get(Call(path, self._calls[path]))
+        if index is not None:
+            self._go_to(index)
+        return forward(*args, **kwargs)
 
     def _go_to(self, index: int) -> None:
         if index != self._part + 1:
             self.counts.disorders += 1
             if self.strict:
-                found, before = self._parts.name(index), self._parts.name(self._part)
-                what = f"stage {found} began after {before}: another path than when divided"
-                raise StageError(what, self.store.path, "divide with this input as an example, or without strict")
+                raise self._deviation(f"stage {index:03d} began after {self._part:03d}: another path than when divided")
             self._leave(())
-            assert self._feed is not None
             self._feed.begin_pass(self._parts.turns(index))
         self._enter(index)
 
+    def _deviation(self, what: str) -> StageError:
+        return StageError(what, self.store.path, "divide with this input as an example, or run without strict")
+
     def _enter(self, index: int) -> None:
         """Take out the weights that a part does not need, and put in those that it does."""
-        assert self._feed is not None and self._placement is not None
         needs = self._parts.needs[index]
         self._require_released(self._leave(needs))
         self._paged.clear()
@@ -266,7 +266,6 @@ class Stream:
 
     def _leave(self, keeping: Collection[str]) -> list[str]:
         """Take out all streamed shards except `keeping`. Return the weights that the code still refers to."""
-        assert self._feed is not None and self._placement is not None
         all_held: list[str] = []
         for name in [name for name in self._slots if name not in keeping and name not in self.plan.residents]:
             slot = self._slots[name]
@@ -281,21 +280,19 @@ class Stream:
 
     def _require_released(self, held: list[str]) -> None:
         if held and self.strict:
-            what = f"{held[0]} is still referred to after stage {self._parts.name(self._part)}"
-            raise StageError(what, self.store.path, "divide with this input as an example, or without strict")
+            raise self._deviation(f"{held[0]} is still referred to after stage {self._part:03d}")
 
     def _fetch(self, name: str, operation: Any) -> Tensor:
         """Return a weight that is used while it is not in memory."""
-        if self._feed is None:
+        if not self._is_open:
             raise StageError(f"{operation} touches {name}, and its stream is closed", None, "open the store again")
         if name in self._paged:
             return self._paged[name]
         shard, entry = self._tensors[name]
         if self.strict:
-            where = f"in stage {self._parts.name(self._part)}" if self._part >= 0 else "outside of a pass"
-            homes = ", ".join(self._parts.homes(shard.name)) or "none"
-            remedy = "divide with this input as an example, or run without strict"
-            raise StageError(f"{operation} touches {name} {where}; it is planned for {homes}", self.store.path, remedy)
+            where = f"in stage {self._part:03d}" if self._part >= 0 else "outside of a pass"
+            homes = self._parts.homes(shard.name)
+            raise self._deviation(f"{operation} touches {name} {where}; it is planned for {homes}")
         tensor = tensor_of(entry, self.store.read_tensor(shard.name, entry))
         self.counts.unplanned_loads += 1
         self.counts.unplanned.add(name)
@@ -312,9 +309,132 @@ class Stream:
         self.counts.peak_weight_bytes = max(self.counts.peak_weight_bytes, weights)
 
 
-def _load_buffers(store: Store, weights: Mapping[str, Weight]) -> None:
-    """Put the saved buffers of a store into a module."""
-    tensors = store.manifest.tensors()
-    for name in module_of(store).buffers:
-        shard, entry = tensors[name]
-        weights[name].put(tensor_of(entry, store.read_tensor(shard.name, entry)))
+@dataclass(frozen=True)
+class StreamConfig:
+    """Options of a stream that do not change how much memory it may take."""
+
+    strict: bool = False
+    """Refuse deviations from the plan (a weight used outside its stage, another order of stages) instead of reading the
+    weights when they are used."""
+    reads: str = "auto"
+    """Way to read shards, as for `load`."""
+    verify: str = "first"
+    """Time of hashing shards, as for `load`."""
+
+
+def stream(
+    module: nn.Module | type,
+    store: str | os.PathLike,
+    budget: int | str | None = None,
+    *,
+    weight_budget: int | str | None = None,
+    inputs: Any = None,
+    **options: Any,
+) -> Stream:
+    """Run a divided module under a budget: `with stream(model, store, budget="1GiB") as model: model(**inputs)`.
+
+    Args:
+        module: the module, whose weights are freed, or its class, which is then built without weights.
+        store: the folder that `divide` made from it.
+        budget: maximum resident memory of the whole process; None: what the machine allows.
+        weight_budget: maximum bytes of weights in memory instead, whatever else the process takes.
+        inputs: the largest expected inputs, as `divide` takes them, for `budget`: they are run once to measure
+            activations. None: no input is larger than the example of the division.
+        options: fields of `StreamConfig`: `strict`, `reads`, `verify`.
+
+    Raises BudgetError naming the smallest budget that works, StageError if the module does not belong to the store,
+    StoreError, and ValueError for an unknown option.
+    """
+    if budget is not None and weight_budget is not None:
+        raise ValueError("give budget, for the whole process, or weight_budget, for weights alone")
+    require_known(StreamConfig, options, "stream option")
+    config = StreamConfig(**options)
+    opened = Store(store, config.verify)
+    module = _fitting(module, opened)
+    proof = opened.manifest.proof
+    if config.strict and proof is not None and proof.is_paged:
+        what = "weights of this store are read outside their stages"
+        raise RefusedError(what, opened.path, "divide again with the inputs that will come, or run without strict")
+    if weight_budget is not None:
+        return _within(module, opened, parse_size(weight_budget), data_bytes(opened), config)
+    activation_bytes = stream_bytes(opened.program)
+    if inputs is not None:
+        activation_bytes = _measure_activations(module, opened, Arguments(inputs), config.reads)
+    limit = unlimited_bytes() if budget is None else parse_size(budget)
+    base_bytes = _base_bytes(module) + HEADROOM_BYTES
+    other, sizes = base_bytes + activation_bytes, slot_bytes(opened)
+    try:
+        return _within(module, opened, limit - other, sizes, config)
+    except BudgetError:
+        what = f"budget of {format_size(limit)} is too small"
+        parts = f"process {format_size(base_bytes)} + activations {format_size(activation_bytes)} + weights"
+        needed = other + _smallest(opened, sizes)
+        raise BudgetError(what, parts, f"the smallest budget that works is {-(-needed >> 20)}MiB") from None
+
+
+def _smallest(store: Store, sizes: Mapping[str, int]) -> int:
+    """Return the fewest bytes of weights that the module can run with."""
+    return smallest_bytes(streamed_shards(store), sizes, module_of(store).pinned, sliceable_shards(store))
+
+
+def _within(
+    module: nn.Module, store: Store, limit_bytes: int, sizes: Mapping[str, int], config: StreamConfig
+) -> Stream:
+    """Return a stream with at most `limit_bytes` of weights in memory."""
+    pinned = module_of(store).pinned
+    plan = plan_weights(streamed_shards(store), sizes, pinned, limit_bytes, sliceable_shards(store))
+    grows = min(plan.resident_bytes + plan.pool_bytes, sum(sizes.values()))
+    direct = choose_direct(store, config.reads, grows, available_bytes())
+    return Stream(module, store, plan, sizes, strict=config.strict, direct=direct)
+
+
+def _measure_activations(module: nn.Module, store: Store, inputs: Arguments, reads: str) -> int:
+    """Return the bytes that a pass takes besides weights, measured with the fewest weights in memory."""
+    sizes = slot_bytes(store)
+    smallest = _smallest(store, sizes)
+    trial = _within(module, Store(store.path, store.policy), smallest, sizes, StreamConfig(reads=reads))
+    with trial as running, PeakMeter("clear_refs") as meter:
+        inputs.call(running)
+        before = read_memory().rss_bytes - running.counts.peak_weight_bytes
+    return max(meter.peak_bytes - before - smallest, 0) + store.program.activation_bytes
+
+
+def _base_bytes(module: nn.Module) -> int:
+    """Return the resident memory of the process without the weights that the module will release."""
+    parameters = [weight.tensor for weight in weights_of(module).values() if not weight.is_buffer]
+    held = sum(tensor.nbytes for tensor in parameters if type(tensor) is nn.Parameter and not tensor.is_meta)
+    return max(read_memory().rss_bytes - held, 0)
+
+
+def _fitting(module: nn.Module | type, store: Store) -> nn.Module:
+    """Return the module, built if it is a class. Raises StageError unless the store was made from such a module."""
+    divided, tensors = module_of(store), {name: entry for name, (_, entry) in store.manifest.tensors().items()}
+    if isinstance(module, type):
+        module = of_class(module, store.path)
+        aliases = {alias: name for name, aliases in divided.aliases.items() for alias in aliases}
+        named = tensors | {alias: tensors[name] for alias, name in aliases.items()}
+        with_dtypes(module, {name: entry.dtype for name, entry in named.items()})
+        proof = store.manifest.proof
+        if proof is not None and proof.unsaved_buffers_sha256 not in (None, unsaved_buffers(module)):
+            what = "buffers that are in no checkpoint are others than those of the divided module"
+            raise StageError(what, store.path, f"give the {divided.name} that was divided, not its class")
+    weights = weights_of(module)
+    for name, weight in weights.items():
+        if weight.tensor.device.type not in ("cpu", "meta"):
+            what = f"{name} is on {weight.tensor.device}, and a stream computes on the CPU"
+            raise StageError(what, store.path, "give module.cpu()")
+    own = {name: _described(weight.tensor.dtype, weight.tensor.shape) for name, weight in weights.items()}
+    stored = {name: _described(DTYPES[entry.dtype], entry.shape) for name, entry in tensors.items()}
+    buffers = {name for name, weight in weights.items() if weight.is_buffer}
+    differ = next((name for name in (*sorted(own), *sorted(stored)) if own.get(name) != stored.get(name)), None)
+    if differ is not None:
+        what = f"{differ} is {own.get(differ, 'missing')} in the module, {stored.get(differ, 'missing')} in the store"
+    elif fingerprint(weights) != divided.weights_sha256 or buffers != set(divided.buffers):
+        what = "which weights are tied, or are buffers, differs from the store"
+    else:
+        return module
+    raise StageError(what, store.path, f"give a {divided.name} as it was divided, or divide again")
+
+
+def _described(dtype: torch.dtype, shape: tuple[int, ...]) -> str:
+    return f"{str(dtype).removeprefix('torch.')} {list(shape)}"

@@ -4,18 +4,17 @@ Parameters are on the meta device until a placeholder or a weight replaces them.
 since some are in no checkpoint (rotary tables, position ids).
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from offramp.errors import MissingExtraError, OfframpError, SourceError, StageError
 from offramp.streaming.placeholders import weights_of
+from offramp.streaming.placement import DTYPES
 
 
 def weightless(build: Callable[[], nn.Module]) -> nn.Module:
@@ -23,7 +22,7 @@ def weightless(build: Callable[[], nn.Module]) -> nn.Module:
 
     Raises StageError for a buffer without data that no store or checkpoint has.
     """
-    with _without_data():
+    with register_module_parameter_registration_hook(_emptied):
         module = build()
     if hasattr(module, "tie_weights"):
         module.tie_weights()  # type: ignore[operator]
@@ -36,25 +35,15 @@ def weightless(build: Callable[[], nn.Module]) -> nn.Module:
     return module
 
 
-@contextmanager
-def _without_data() -> Iterator[None]:
-    """Parameters lose their data as soon as they are registered. One that is registered twice stays one: accelerate's
-    `init_empty_weights` would untie it.
+def _emptied(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter:
+    """Return a parameter without its data as soon as it is registered. One that is registered twice stays one:
+    accelerate's `init_empty_weights` would untie it.
     """
-    register = nn.Module.register_parameter
-
-    def register_empty(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None and not parameter.is_meta:
-            empty = type(parameter)(parameter.to("meta"), requires_grad=parameter.requires_grad)
-            vars(empty).update(vars(parameter))
-            parameter = empty
-        register(module, name, parameter)
-
-    nn.Module.register_parameter = register_empty  # type: ignore[method-assign, assignment]
-    try:
-        yield
-    finally:
-        nn.Module.register_parameter = register
+    if parameter.is_meta:
+        return parameter
+    empty = type(parameter)(parameter.to("meta"), requires_grad=parameter.requires_grad)
+    vars(empty).update(vars(parameter))
+    return empty
 
 
 def of_class(cls: Any, folder: Path) -> nn.Module:
@@ -86,18 +75,12 @@ def class_of_folder(folder: Path) -> Any:
             what = f"config.json is of a {config.model_type}, and its architecture is {names[0]}"
             raise SourceError(what, folder, "get the model again")
         return found
-    registered = [auto._model_mapping.get(type(config), None) for auto in _autos(transformers)]
-    own = next((cls for cls in registered if getattr(cls, "__name__", "") == names[0]), None)
-    if own is None:
-        remedy = "build the module yourself and call offramp.divide(module, example_inputs, store)"
-        raise SourceError(f"transformers has no {names[0]}, and code in a model folder is not run", folder, remedy)
-    return own
-
-
-def _autos(transformers: Any) -> list[Any]:
-    """Classes that a program may have registered its own models with."""
-    kinds = ("", "ForImageClassification", "ForSequenceClassification", "ForCausalLM")
-    return [getattr(transformers, f"AutoModel{kind}") for kind in kinds]
+    for kind in ("", "ForImageClassification", "ForSequenceClassification", "ForCausalLM"):
+        own = getattr(transformers, f"AutoModel{kind}")._model_mapping.get(type(config), None)
+        if getattr(own, "__name__", "") == names[0]:  # registered by the program that divides
+            return own
+    remedy = "build the module yourself and call offramp.divide(module, example_inputs, store)"
+    raise SourceError(f"transformers has no {names[0]}, and code in a model folder is not run", folder, remedy)
 
 
 def _config(folder: Path) -> Any:
@@ -117,8 +100,6 @@ def _said(error: Exception) -> str:
 
 def with_dtypes(module: nn.Module, dtypes: dict[str, str]) -> None:
     """Give weights without data, and buffers, the dtypes, as safetensors spells them, of what will take their place."""
-    from offramp.streaming.placement import DTYPES
-
     for weight in weights_of(module).values():
         tensor = weight.tensor
         spelled = next((dtypes[name] for name in (weight.name, *weight.aliases) if name in dtypes), None)
