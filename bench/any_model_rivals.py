@@ -119,7 +119,7 @@ def _two_stages(path: Path) -> int:
     """Twice the largest stage."""
     from offramp.runtime.weight_plan import smallest_bytes
     from offramp.store import Store
-    from offramp.streaming.parts import data_bytes, streamed_shards
+    from offramp.streaming.placement import data_bytes, streamed_shards
 
     with Store(path) as store:
         return 2 * smallest_bytes(streamed_shards(store), data_bytes(store))

@@ -31,7 +31,7 @@ from offramp.errors import StageError
 from offramp.runtime.weight_plan import smallest_bytes
 from offramp.store import Store
 from offramp.streaming.capture import tensors_of
-from offramp.streaming.parts import data_bytes, module_of, sliceable_shards, streamed_shards
+from offramp.streaming.placement import data_bytes, module_of, sliceable_shards, streamed_shards
 from offramp.streaming.weightless import weightless
 
 Result = dict[str, Any]

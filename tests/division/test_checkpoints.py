@@ -19,7 +19,7 @@ from offramp.division.checkpoints import example_of, load_inputs  # noqa: E402
 from offramp.runtime.weight_plan import smallest_bytes  # noqa: E402
 from offramp.store import Store  # noqa: E402
 from offramp.streaming.capture import are_equal, tensors_of  # noqa: E402
-from offramp.streaming.parts import (  # noqa: E402
+from offramp.streaming.placement import (  # noqa: E402
     data_bytes,
     sliceable_shards,
     streamed_shards,

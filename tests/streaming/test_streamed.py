@@ -17,12 +17,12 @@ from offramp.errors import BudgetError, DamagedError, RefusedError, StageError, 
 from offramp.runtime.weight_plan import smallest_bytes  # noqa: E402
 from offramp.store import Store  # noqa: E402
 from offramp.streaming.capture import tensors_of  # noqa: E402
-from offramp.streaming.parts import (  # noqa: E402
+from offramp.streaming.placeholders import Placeholder, weights_of  # noqa: E402
+from offramp.streaming.placement import (  # noqa: E402
     data_bytes,
     sliceable_shards,
     streamed_shards,
 )
-from offramp.streaming.placeholders import Placeholder, weights_of  # noqa: E402
 from tests.division.modules import (  # noqa: E402
     CASES,
     WIDTH,

@@ -19,9 +19,9 @@ from offramp.runtime.weight_plan import plan_weights, smallest_bytes
 from offramp.store import Store
 from offramp.store.manifest import Proof, ProvenExample, ProvenInput
 from offramp.streaming.capture import Touches, are_equal, tensors_of
-from offramp.streaming.parts import data_bytes, sliceable_shards, streamed_shards
 from offramp.streaming.placeholders import bits
-from offramp.streaming.streamed import Stream
+from offramp.streaming.placement import data_bytes, sliceable_shards, streamed_shards
+from offramp.streaming.streamed import Stream, StreamConfig
 
 
 def prove_all(original: Original, folder: Path) -> tuple[list[ProvenExample], set[str]]:
@@ -61,10 +61,11 @@ def _streamed(original: Original, folder: Path, sliceable: Sequence[str] = ()) -
     """Yield the module as it runs from a store under the smallest weight budget; afterwards it has its own weights."""
     store = Store(folder, verify="never")
     assert store.program.module is not None, "divided by a run"
+    config = StreamConfig(reads="buffered")
     sizes, stages, pinned = data_bytes(store), streamed_shards(store), store.program.module.pinned
     plan = plan_weights(stages, sizes, pinned, smallest_bytes(stages, sizes, pinned, sliceable), sliceable)
     try:
-        with undisturbed(original.module), Stream(original.module, store, plan, sizes) as stream:
+        with undisturbed(original.module), Stream(original.module, store, plan, sizes, config) as stream:
             yield stream
     finally:
         for weight in original.weights.values():

@@ -18,7 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from offramp.errors import StoreError
 from offramp.program import dtypes
+from offramp.program.program import Module
+from offramp.runtime.planner import page_rounded
 from offramp.runtime.slots import Slot
 from offramp.store import Shard, Store
 from offramp.store import Tensor as Entry
@@ -72,6 +75,41 @@ def is_copied(entry: Entry) -> bool:
     return entry.offset % ALIGNMENT_BYTES != 0
 
 
+def module_of(store: Store) -> Module:
+    """Return the module that a store was divided from. Raises StoreError for an encoder divided by tensor names."""
+    if store.program.module is None:
+        what = f"this is the store of a {store.manifest.source.architecture} that was divided by its names"
+        raise StoreError(what, store.path, "run it with offramp.load, or divide with --method eager")
+    return store.program.module
+
+
+def streamed_shards(store: Store) -> list[list[str]]:
+    """Return the shards that each part has in memory as a whole, if they fit. Rows of the others are gathered."""
+    module, shards = module_of(store), store.manifest.shards
+    whole = {n for n, shard in shards.items() if shard.blocks is None or shard.tensors[0].name in module.sliced}
+    return [[name for name in part.shards if name in whole] for part in module.parts]
+
+
+def sliceable_shards(store: Store) -> list[str]:
+    """Return the shards that may be read some rows at a time."""
+    sliced = set(module_of(store).sliced)
+    return [name for name, shard in store.manifest.shards.items() if shard.tensors and shard.tensors[0].name in sliced]
+
+
+def data_bytes(store: Store) -> dict[str, int]:
+    """Return the bytes of weights of each shard."""
+    return {name: shard.data_bytes + _copied_bytes(shard) for name, shard in store.manifest.shards.items()}
+
+
+def slot_bytes(store: Store) -> dict[str, int]:
+    """Return the memory that each shard takes: its file in whole pages, and tensors that are copied out of it."""
+    return {name: page_rounded(shard.bytes) + _copied_bytes(shard) for name, shard in store.manifest.shards.items()}
+
+
+def _copied_bytes(shard: Shard) -> int:
+    return sum(entry.num_bytes for entry in shard.tensors if is_copied(entry))
+
+
 class WeightRows:
     """Computes look-ups and linear layers from rows of their weights."""
 
@@ -99,26 +137,24 @@ class WeightRows:
     def _linear(self, name: str, input: Tensor, weight: Any, bias: Tensor | None = None) -> Tensor:
         """Compute some outputs at a time. The last bits may differ from those of the whole product."""
         parts = [
-            functional.linear(input, rows, None if bias is None else bias[start:end])
-            for start, end, rows in self._slices(name)
+            functional.linear(input, rows, bias if bias is None else bias[part]) for part, rows in self._slices(name)
         ]
         return torch.cat(parts, -1)
 
     def _product(self, name: str, left: Tensor, total: Tensor | None = None) -> Tensor:
         """Sum products of some columns of the left matrix with the matching rows of the weight."""
-        for start, end, rows in self._slices(name):
-            part = left[:, start:end]
-            total = part @ rows if total is None else torch.addmm(total, part, rows)
+        for part, rows in self._slices(name):
+            total = left[:, part] @ rows if total is None else torch.addmm(total, left[:, part], rows)
         assert total is not None, "a weight has rows"
         return total
 
-    def _slices(self, name: str) -> Iterator[tuple[int, int, Tensor]]:
-        """Yield (first row, end, rows), as many rows at a time as a slice holds."""
+    def _slices(self, name: str) -> Iterator[tuple[slice, Tensor]]:
+        """Yield places of rows and the rows, as many at a time as a slice holds."""
         tensor = self._tensors[name][1]
         height = max(self._slice_bytes * tensor.shape[0] // max(tensor.num_bytes, 1), 1)
         for start in range(0, tensor.shape[0], height):
             end = min(start + height, tensor.shape[0])
-            yield start, end, self._rows(name, np.arange(start, end))
+            yield slice(start, end), self._rows(name, np.arange(start, end))
 
     def _rows(self, name: str, rows_N: np.ndarray) -> Tensor:
         shard, tensor = self._tensors[name]

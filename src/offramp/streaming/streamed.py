@@ -32,13 +32,13 @@ from offramp.runtime.feed import Buffers, WeightFeed
 from offramp.runtime.memory_model import HEADROOM_BYTES, stream_bytes, unlimited_bytes
 from offramp.runtime.planner import page_rounded
 from offramp.runtime.reads import choose_direct
+from offramp.runtime.ring import Turn
 from offramp.runtime.slots import Slot
-from offramp.runtime.weight_plan import WeightPlan, plan_weights, smallest_bytes
+from offramp.runtime.weight_plan import WeightPlan, plan_weights, reading_order, smallest_bytes
 from offramp.store import Store
+from offramp.streaming import placement
 from offramp.streaming.capture import Arguments, surround, tensors_of
-from offramp.streaming.parts import Parts, data_bytes, module_of, sliceable_shards, slot_bytes, streamed_shards
 from offramp.streaming.placeholders import Placeholder, fingerprint, unsaved_buffers, weights_of
-from offramp.streaming.placement import DTYPES, Placement, WeightRows, tensor_of
 from offramp.streaming.weightless import of_class, with_dtypes
 from offramp.units import format_size, parse_size
 
@@ -64,6 +64,19 @@ class Counts:
     peak_weight_bytes: int = 0
 
 
+@dataclass(frozen=True)
+class StreamConfig:
+    """Options of a stream that do not change how much memory it may take."""
+
+    strict: bool = False
+    """Refuse deviations from the plan (a weight used outside its stage, another order of stages) instead of reading the
+    weights when they are used."""
+    reads: str = "auto"
+    """Way to read shards, as for `load`."""
+    verify: str = "first"
+    """Time of hashing shards, as for `load`."""
+
+
 @contextmanager
 def _no_cast_is_kept() -> Iterator[None]:
     """Disable the cache of autocast, which keeps weights in the other dtype to the end of a pass."""
@@ -82,21 +95,26 @@ class Stream:
     """
 
     def __init__(
-        self,
-        module: nn.Module,
-        store: Store,
-        plan: WeightPlan,
-        sizes: Mapping[str, int],
-        *,
-        strict: bool = False,
-        direct: bool = False,
+        self, module: nn.Module, store: Store, plan: WeightPlan, sizes: Mapping[str, int], config: StreamConfig
     ) -> None:
         """`sizes`: bytes that each shard counts against the budget of the plan."""
-        self._sizes = sizes
-        self.module, self.store, self.plan, self.strict, self._direct = module, store, plan, strict, direct
+        self.module, self.store, self.plan, self.strict, self._sizes = module, store, plan, config.strict, sizes
+        grows = min(plan.resident_bytes + plan.pool_bytes, sum(sizes.values()))
+        self._direct = choose_direct(store, config.reads, grows, available_bytes())
         self.counts, self.trace = Counts(), Trace(num_passes=TRACED_PASSES)
-        self._shards, self._tensors, self._parts = store.manifest.shards, store.manifest.tensors(), Parts(store, plan)
-        self._rows = WeightRows(store, plan.sliced, plan.slice_bytes)
+        self._shards, self._tensors, divided = (
+            store.manifest.shards,
+            store.manifest.tensors(),
+            placement.module_of(store),
+        )
+        self._parts = divided.parts
+        self._needs = [
+            [name for name in shards if name not in plan.sliced] for shards in placement.streamed_shards(store)
+        ]
+        """Shards that each part has in memory as a whole."""
+        self._needs[0] = list(dict.fromkeys((*divided.pinned, *self._needs[0])))  # from the first use on
+        self._starts = {part.start: index for index, part in enumerate(divided.parts) if part.start is not None}
+        self._rows = placement.WeightRows(store, plan.sliced, plan.slice_bytes)
         self._part, self._first, self._next_first = -1, 0, 0
         self._calls: Counter[str] = Counter()
         self._slots: dict[str, Slot] = {}
@@ -119,23 +137,24 @@ class Stream:
         return self
 
     def _open(self) -> None:
-        weights, parts = weights_of(self.module), self._parts
-        for name in module_of(self.store).buffers:
+        weights = weights_of(self.module)
+        for name in placement.module_of(self.store).buffers:
             shard, entry = self._tensors[name]
-            weights[name].put(tensor_of(entry, self.store.read_tensor(shard.name, entry)))
-        self._placement = Placement(weights, self._fetch, self._rows)
+            weights[name].put(placement.tensor_of(entry, self.store.read_tensor(shard.name, entry)))
+        self._placement = placement.Placement(weights, self._fetch, self._rows)
         self._closing.callback(self._placement.clear)
         sizes = {name: page_rounded(shard.bytes) for name, shard in self._shards.items()}
-        streamed = [[name for name in shards if name not in self.plan.residents] for shards in parts.needs]
+        streamed = [[name for name in shards if name not in self.plan.residents] for shards in self._needs]
         self._arena = Arena(streamed, sizes, self._sizes, self.plan.pool_bytes)
         residents = {name: Slot(sizes[name]) for name in sorted(self.plan.residents)}
         buffers = Buffers(self._arena, residents, READ_AHEAD)
+        first_use = {name: index for index, names in reversed([*enumerate(self._needs)]) for name in names}
         # By halves: the threads of PyTorch would wait for the core that a single reader takes.
-        self._feed = WeightFeed(self.store, buffers, parts.stage_of, self.trace, direct=self._direct, halves=True)
+        self._feed = WeightFeed(self.store, buffers, first_use, self.trace, direct=self._direct, halves=True)
         self._is_open = True
         self._closing.callback(self._feed.close)
         self._closing.callback(surround(self.module, self._run_pass))
-        starts = {call.module for call in parts.starts}
+        starts = {call.module for call in self._starts}
         for path, module in self.module.named_modules():
             if path in starts:
                 self._closing.callback(surround(module, partial(self._call, path)))
@@ -194,46 +213,48 @@ class Stream:
             try:
                 self._running = threading.get_ident()
                 self._begin(first)
-                output = self._without_placeholders(forward(*args, **kwargs))
-                self._require_released(self._leave(()))
+                output = forward(*args, **kwargs)
+                if any(isinstance(tensor, Placeholder) for tensor in tensors_of(output)):  # empty after the stream
+                    output = pytree.tree_map_only(
+                        Placeholder, lambda w: self._fetch(w.weight_name, "the result"), output
+                    )
+                self._leave(strict=self.strict)
                 return output
             finally:
                 self._running = 0
                 self._end()
 
+    def _turns(self, first: int) -> list[Turn]:
+        """Return the reads of a pass that begins with part `first`, in order."""
+        return [Turn(name) for shards in reading_order(self._needs[first:]) for name in shards]
+
     def _begin(self, first: int) -> None:
         if self._part >= 0:  # an interrupt has stopped the end of the previous pass
-            self._leave(())
+            self._leave()
             self._placement.clear()
             self._slots.clear()
         self._calls.clear()
-        self._feed.begin_pass(self._parts.turns(first), restart=first != self._next_first)
+        self._feed.begin_pass(self._turns(first), restart=first != self._next_first)
         self._first, self._part = first, first - 1
         if not first:
             self._enter(0)
 
     def _end(self) -> None:
         """End a pass, whatever the module raised."""
-        self._leave(())
+        self._leave()
         self._paged.clear()
         self.counts.passes += 1
-        self._next_first = (self._first + 1) % len(self._parts.needs) if self._first else 0
-        self._feed.end_pass(self._parts.turns(self._next_first))
+        self._next_first = (self._first + 1) % len(self._needs) if self._first else 0
+        self._feed.end_pass(self._turns(self._next_first))
         self._part = -1
-
-    def _without_placeholders(self, output: Any) -> Any:
-        """Return an output with weights in place of placeholders, which would be empty when the stream is closed."""
-        if not any(isinstance(tensor, Placeholder) for tensor in tensors_of(output)):
-            return output
-        return pytree.tree_map_only(Placeholder, lambda leaf: self._fetch(leaf.weight_name, "the result"), output)
 
     def _call(self, path: str, forward: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
         """Call a submodule that a part may start with."""
         if self._running != threading.get_ident():  # it is called alone, such as an encoder by generation
-            first = self._parts.starts.get(Call(path, 1), 0)
+            first = self._starts.get(Call(path, 1), 0)
             return self._run_pass(lambda *a, **named: self._call(path, forward, a, named), args, kwargs, first)
         self._calls[path] += 1
-        index = self._parts.starts.get(Call(path, self._calls[path]))
+        index = self._starts.get(Call(path, self._calls[path]))
         if index is not None:
             self._go_to(index)
         return forward(*args, **kwargs)
@@ -243,8 +264,8 @@ class Stream:
             self.counts.disorders += 1
             if self.strict:
                 raise self._deviation(f"stage {index:03d} began after {self._part:03d}: another path than when divided")
-            self._leave(())
-            self._feed.begin_pass(self._parts.turns(index))
+            self._leave()
+            self._feed.begin_pass(self._turns(index))
         self._enter(index)
 
     def _deviation(self, what: str) -> StageError:
@@ -252,8 +273,8 @@ class Stream:
 
     def _enter(self, index: int) -> None:
         """Take out the weights that a part does not need, and put in those that it does."""
-        needs = self._parts.needs[index]
-        self._require_released(self._leave(needs))
+        needs = self._needs[index]
+        self._leave(needs, strict=self.strict)
         self._paged.clear()
         self._part = index
         for name in needs:
@@ -264,8 +285,8 @@ class Stream:
                 self._placement.put(self._shards[name], loaded.slot)
         self._update_peak()
 
-    def _leave(self, keeping: Collection[str]) -> list[str]:
-        """Take out all streamed shards except `keeping`. Return the weights that the code still refers to."""
+    def _leave(self, keeping: Collection[str] = (), *, strict: bool = False) -> None:
+        """Take out all streamed shards except `keeping`. `strict`: raise StageError for a weight still referred to."""
         all_held: list[str] = []
         for name in [name for name in self._slots if name not in keeping and name not in self.plan.residents]:
             slot = self._slots[name]
@@ -276,11 +297,8 @@ class Stream:
                 self._lost.append((weakref.ref(slot.array), self._sizes[name]))
                 self.counts.held.update(held)
                 all_held += held
-        return all_held
-
-    def _require_released(self, held: list[str]) -> None:
-        if held and self.strict:
-            raise self._deviation(f"{held[0]} is still referred to after stage {self._part:03d}")
+        if all_held and strict:
+            raise self._deviation(f"{all_held[0]} is still referred to after stage {self._part:03d}")
 
     def _fetch(self, name: str, operation: Any) -> Tensor:
         """Return a weight that is used while it is not in memory."""
@@ -291,14 +309,17 @@ class Stream:
         shard, entry = self._tensors[name]
         if self.strict:
             where = f"in stage {self._part:03d}" if self._part >= 0 else "outside of a pass"
-            homes = self._parts.homes(shard.name)
+            homes = ", ".join(f"{i:03d}" for i, part in enumerate(self._parts) if shard.name in part.shards) or "none"
             raise self._deviation(f"{operation} touches {name} {where}; it is planned for {homes}")
-        tensor = tensor_of(entry, self.store.read_tensor(shard.name, entry))
+        tensor = placement.tensor_of(entry, self.store.read_tensor(shard.name, entry))
         self.counts.unplanned_loads += 1
         self.counts.unplanned.add(name)
         self._paged[name] = tensor
         self._update_peak()
         return tensor
+
+    def _fetch_result(self, weight: Placeholder) -> Tensor:
+        return self._fetch(weight.weight_name, "the result")
 
     def _update_peak(self) -> None:
         """Count the bytes of weights that are in memory now."""
@@ -307,19 +328,6 @@ class Stream:
         held = sum(num_bytes for _, num_bytes in self._lost)
         weights = self._arena.peak_bytes + self.plan.resident_bytes + self.plan.slice_bytes + paged + held
         self.counts.peak_weight_bytes = max(self.counts.peak_weight_bytes, weights)
-
-
-@dataclass(frozen=True)
-class StreamConfig:
-    """Options of a stream that do not change how much memory it may take."""
-
-    strict: bool = False
-    """Refuse deviations from the plan (a weight used outside its stage, another order of stages) instead of reading the
-    weights when they are used."""
-    reads: str = "auto"
-    """Way to read shards, as for `load`."""
-    verify: str = "first"
-    """Time of hashing shards, as for `load`."""
 
 
 def stream(
@@ -356,13 +364,13 @@ def stream(
         what = "weights of this store are read outside their stages"
         raise RefusedError(what, opened.path, "divide again with the inputs that will come, or run without strict")
     if weight_budget is not None:
-        return _within(module, opened, parse_size(weight_budget), data_bytes(opened), config)
+        return _within(module, opened, parse_size(weight_budget), placement.data_bytes(opened), config)
     activation_bytes = stream_bytes(opened.program)
     if inputs is not None:
         activation_bytes = _measure_activations(module, opened, Arguments(inputs), config.reads)
     limit = unlimited_bytes() if budget is None else parse_size(budget)
     base_bytes = _base_bytes(module) + HEADROOM_BYTES
-    other, sizes = base_bytes + activation_bytes, slot_bytes(opened)
+    other, sizes = base_bytes + activation_bytes, placement.slot_bytes(opened)
     try:
         return _within(module, opened, limit - other, sizes, config)
     except BudgetError:
@@ -374,23 +382,23 @@ def stream(
 
 def _smallest(store: Store, sizes: Mapping[str, int]) -> int:
     """Return the fewest bytes of weights that the module can run with."""
-    return smallest_bytes(streamed_shards(store), sizes, module_of(store).pinned, sliceable_shards(store))
+    return smallest_bytes(
+        placement.streamed_shards(store), sizes, placement.module_of(store).pinned, placement.sliceable_shards(store)
+    )
 
 
 def _within(
     module: nn.Module, store: Store, limit_bytes: int, sizes: Mapping[str, int], config: StreamConfig
 ) -> Stream:
     """Return a stream with at most `limit_bytes` of weights in memory."""
-    pinned = module_of(store).pinned
-    plan = plan_weights(streamed_shards(store), sizes, pinned, limit_bytes, sliceable_shards(store))
-    grows = min(plan.resident_bytes + plan.pool_bytes, sum(sizes.values()))
-    direct = choose_direct(store, config.reads, grows, available_bytes())
-    return Stream(module, store, plan, sizes, strict=config.strict, direct=direct)
+    pinned = placement.module_of(store).pinned
+    plan = plan_weights(placement.streamed_shards(store), sizes, pinned, limit_bytes, placement.sliceable_shards(store))
+    return Stream(module, store, plan, sizes, config)
 
 
 def _measure_activations(module: nn.Module, store: Store, inputs: Arguments, reads: str) -> int:
     """Return the bytes that a pass takes besides weights, measured with the fewest weights in memory."""
-    sizes = slot_bytes(store)
+    sizes = placement.slot_bytes(store)
     smallest = _smallest(store, sizes)
     trial = _within(module, Store(store.path, store.policy), smallest, sizes, StreamConfig(reads=reads))
     with trial as running, PeakMeter("clear_refs") as meter:
@@ -408,7 +416,10 @@ def _base_bytes(module: nn.Module) -> int:
 
 def _fitting(module: nn.Module | type, store: Store) -> nn.Module:
     """Return the module, built if it is a class. Raises StageError unless the store was made from such a module."""
-    divided, tensors = module_of(store), {name: entry for name, (_, entry) in store.manifest.tensors().items()}
+    divided, tensors = (
+        placement.module_of(store),
+        {name: entry for name, (_, entry) in store.manifest.tensors().items()},
+    )
     if isinstance(module, type):
         module = of_class(module, store.path)
         aliases = {alias: name for name, aliases in divided.aliases.items() for alias in aliases}
@@ -424,7 +435,7 @@ def _fitting(module: nn.Module | type, store: Store) -> nn.Module:
             what = f"{name} is on {weight.tensor.device}, and a stream computes on the CPU"
             raise StageError(what, store.path, "give module.cpu()")
     own = {name: _described(weight.tensor.dtype, weight.tensor.shape) for name, weight in weights.items()}
-    stored = {name: _described(DTYPES[entry.dtype], entry.shape) for name, entry in tensors.items()}
+    stored = {name: _described(placement.DTYPES[entry.dtype], entry.shape) for name, entry in tensors.items()}
     buffers = {name for name, weight in weights.items() if weight.is_buffer}
     differ = next((name for name in (*sorted(own), *sorted(stored)) if own.get(name) != stored.get(name)), None)
     if differ is not None:
