@@ -15,12 +15,11 @@ from torch import Tensor
 
 from offramp.division.original import Example, Original, undisturbed
 from offramp.errors import StageError
-from offramp.runtime.weight_plan import plan_weights, smallest_bytes
 from offramp.store import Store
 from offramp.store.manifest import Proof, ProvenExample, ProvenInput
 from offramp.streaming.capture import Touches, are_equal, tensors_of
 from offramp.streaming.placeholders import bits
-from offramp.streaming.placement import data_bytes, sliceable_shards, streamed_shards
+from offramp.streaming.placement import data_bytes, plan_within, sliceable_shards, smallest_weights
 from offramp.streaming.streamed import Stream, StreamConfig
 
 
@@ -60,10 +59,8 @@ def verdict(proven: Sequence[ProvenExample], original: Original) -> Proof:
 def _streamed(original: Original, folder: Path, sliceable: Sequence[str] = ()) -> Iterator[Stream]:
     """Yield the module as it runs from a store under the smallest weight budget; afterwards it has its own weights."""
     store = Store(folder, verify="never")
-    assert store.program.module is not None, "divided by a run"
-    config = StreamConfig(reads="buffered")
-    sizes, stages, pinned = data_bytes(store), streamed_shards(store), store.program.module.pinned
-    plan = plan_weights(stages, sizes, pinned, smallest_bytes(stages, sizes, pinned, sliceable), sliceable)
+    sizes, config = data_bytes(store), StreamConfig(reads="buffered")
+    plan = plan_within(store, sizes, smallest_weights(store, sizes, sliceable), sliceable)
     try:
         with undisturbed(original.module), Stream(original.module, store, plan, sizes, config) as stream:
             yield stream

@@ -9,7 +9,7 @@ Shapes: N rows of a table or matrix, W its width.
 """
 
 import sys
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Collection, Iterator, Mapping, Set
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from offramp.program import dtypes
 from offramp.program.program import Module
 from offramp.runtime.planner import page_rounded
 from offramp.runtime.slots import Slot
+from offramp.runtime.weight_plan import WeightPlan, plan_weights, smallest_bytes
 from offramp.store import Shard, Store
 from offramp.store import Tensor as Entry
 from offramp.streaming import placeholders
@@ -104,6 +105,23 @@ def data_bytes(store: Store) -> dict[str, int]:
 def slot_bytes(store: Store) -> dict[str, int]:
     """Return the memory that each shard takes: its file in whole pages, and tensors that are copied out of it."""
     return {name: page_rounded(shard.bytes) + _copied_bytes(shard) for name, shard in store.manifest.shards.items()}
+
+
+def smallest_weights(store: Store, sizes: Mapping[str, int], sliceable: Collection[str] | None = None) -> int:
+    """Return the fewest bytes of weights, by the `sizes` of shards, that the module can run with.
+
+    `sliceable`: shards that may be read some rows at a time; None: all that can be.
+    """
+    slices = sliceable_shards(store) if sliceable is None else sliceable
+    return smallest_bytes(streamed_shards(store), sizes, module_of(store).pinned, slices)
+
+
+def plan_within(
+    store: Store, sizes: Mapping[str, int], limit_bytes: int, sliceable: Collection[str] | None = None
+) -> WeightPlan:
+    """Return the plan with at most `limit_bytes` of weights in memory. Raises BudgetError."""
+    slices = sliceable_shards(store) if sliceable is None else sliceable
+    return plan_weights(streamed_shards(store), sizes, module_of(store).pinned, limit_bytes, slices)
 
 
 def _copied_bytes(shard: Shard) -> int:

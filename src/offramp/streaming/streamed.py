@@ -34,7 +34,7 @@ from offramp.runtime.planner import page_rounded
 from offramp.runtime.reads import choose_direct
 from offramp.runtime.ring import Turn
 from offramp.runtime.slots import Slot
-from offramp.runtime.weight_plan import WeightPlan, plan_weights, reading_order, smallest_bytes
+from offramp.runtime.weight_plan import WeightPlan, reading_order
 from offramp.store import Store
 from offramp.streaming import placement
 from offramp.streaming.capture import Arguments, surround, tensors_of
@@ -102,18 +102,13 @@ class Stream:
         grows = min(plan.resident_bytes + plan.pool_bytes, sum(sizes.values()))
         self._direct = choose_direct(store, config.reads, grows, available_bytes())
         self.counts, self.trace = Counts(), Trace(num_passes=TRACED_PASSES)
-        self._shards, self._tensors, divided = (
-            store.manifest.shards,
-            store.manifest.tensors(),
-            placement.module_of(store),
-        )
-        self._parts = divided.parts
-        self._needs = [
-            [name for name in shards if name not in plan.sliced] for shards in placement.streamed_shards(store)
-        ]
+        self._divided = placement.module_of(store)
+        self._shards, self._tensors = store.manifest.shards, store.manifest.tensors()
+        first, *others = placement.streamed_shards(store)
+        needs = [dict.fromkeys((*self._divided.pinned, *first)), *others]  # pinned ones stay from the first use on
+        self._needs = [[name for name in shards if name not in plan.sliced] for shards in needs]
         """Shards that each part has in memory as a whole."""
-        self._needs[0] = list(dict.fromkeys((*divided.pinned, *self._needs[0])))  # from the first use on
-        self._starts = {part.start: index for index, part in enumerate(divided.parts) if part.start is not None}
+        self._starts = {part.start: index for index, part in enumerate(self._divided.parts) if part.start is not None}
         self._rows = placement.WeightRows(store, plan.sliced, plan.slice_bytes)
         self._part, self._first, self._next_first = -1, 0, 0
         self._calls: Counter[str] = Counter()
@@ -127,22 +122,29 @@ class Stream:
         """Take the weights out of the module, load its buffers, start to read."""
         if self.module in _STREAMED:
             raise UsageError("the module is streamed already", self.store.path, "close the other stream first")
-        _STREAMED.add(self.module)
-        self._closing.callback(_STREAMED.discard, self.module)
-        try:
-            self._open()
-        except BaseException:
-            self.close()
-            raise
+        with ExitStack() as closing:
+            _STREAMED.add(self.module)
+            closing.callback(_STREAMED.discard, self.module)
+            closing.callback(self.store.close)
+            weights = weights_of(self.module)
+            for name in self._divided.buffers:
+                shard, entry = self._tensors[name]
+                weights[name].put(placement.tensor_of(entry, self.store.read_tensor(shard.name, entry)))
+            self._placement = placement.Placement(weights, self._fetch, self._rows)
+            closing.callback(self._placement.clear)
+            self._feed = self._open_feed()
+            closing.callback(self._feed.close)
+            closing.callback(surround(self.module, self._run_pass))
+            starts = {call.module for call in self._starts}
+            for path, module in self.module.named_modules():
+                if path in starts:
+                    closing.callback(surround(module, partial(self._call, path)))
+            self._is_open, self._closing = True, closing.pop_all()
         return self
 
-    def _open(self) -> None:
-        weights = weights_of(self.module)
-        for name in placement.module_of(self.store).buffers:
-            shard, entry = self._tensors[name]
-            weights[name].put(placement.tensor_of(entry, self.store.read_tensor(shard.name, entry)))
-        self._placement = placement.Placement(weights, self._fetch, self._rows)
-        self._closing.callback(self._placement.clear)
+    __enter__ = open
+
+    def _open_feed(self) -> WeightFeed:
         sizes = {name: page_rounded(shard.bytes) for name, shard in self._shards.items()}
         streamed = [[name for name in shards if name not in self.plan.residents] for shards in self._needs]
         self._arena = Arena(streamed, sizes, self._sizes, self.plan.pool_bytes)
@@ -150,14 +152,7 @@ class Stream:
         buffers = Buffers(self._arena, residents, READ_AHEAD)
         first_use = {name: index for index, names in reversed([*enumerate(self._needs)]) for name in names}
         # By halves: the threads of PyTorch would wait for the core that a single reader takes.
-        self._feed = WeightFeed(self.store, buffers, first_use, self.trace, direct=self._direct, halves=True)
-        self._is_open = True
-        self._closing.callback(self._feed.close)
-        self._closing.callback(surround(self.module, self._run_pass))
-        starts = {call.module for call in self._starts}
-        for path, module in self.module.named_modules():
-            if path in starts:
-                self._closing.callback(surround(module, partial(self._call, path)))
+        return WeightFeed(self.store, buffers, first_use, self.trace, direct=self._direct, halves=True)
 
     def close(self) -> None:
         """Stop the reader and free all weights; the module cannot run afterwards."""
@@ -165,13 +160,10 @@ class Stream:
             self._closing.close()
             self._slots.clear()
             self._paged.clear()
+            self.store.close()
             if self._is_open:
                 self._is_open = False
                 self._bytes_before += self._feed.bytes_read
-            self.store.close()
-
-    def __enter__(self) -> Stream:
-        return self.open()
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -309,7 +301,10 @@ class Stream:
         shard, entry = self._tensors[name]
         if self.strict:
             where = f"in stage {self._part:03d}" if self._part >= 0 else "outside of a pass"
-            homes = ", ".join(f"{i:03d}" for i, part in enumerate(self._parts) if shard.name in part.shards) or "none"
+            homes = (
+                ", ".join(f"{i:03d}" for i, part in enumerate(self._divided.parts) if shard.name in part.shards)
+                or "none"
+            )
             raise self._deviation(f"{operation} touches {name} {where}; it is planned for {homes}")
         tensor = placement.tensor_of(entry, self.store.read_tensor(shard.name, entry))
         self.counts.unplanned_loads += 1
@@ -364,7 +359,9 @@ def stream(
         what = "weights of this store are read outside their stages"
         raise RefusedError(what, opened.path, "divide again with the inputs that will come, or run without strict")
     if weight_budget is not None:
-        return _within(module, opened, parse_size(weight_budget), placement.data_bytes(opened), config)
+        sizes = placement.data_bytes(opened)
+        plan = placement.plan_within(opened, sizes, parse_size(weight_budget))
+        return Stream(module, opened, plan, sizes, config)
     activation_bytes = stream_bytes(opened.program)
     if inputs is not None:
         activation_bytes = _measure_activations(module, opened, Arguments(inputs), config.reads)
@@ -372,35 +369,20 @@ def stream(
     base_bytes = _base_bytes(module) + HEADROOM_BYTES
     other, sizes = base_bytes + activation_bytes, placement.slot_bytes(opened)
     try:
-        return _within(module, opened, limit - other, sizes, config)
+        return Stream(module, opened, placement.plan_within(opened, sizes, limit - other), sizes, config)
     except BudgetError:
         what = f"budget of {format_size(limit)} is too small"
         parts = f"process {format_size(base_bytes)} + activations {format_size(activation_bytes)} + weights"
-        needed = other + _smallest(opened, sizes)
+        needed = other + placement.smallest_weights(opened, sizes)
         raise BudgetError(what, parts, f"the smallest budget that works is {-(-needed >> 20)}MiB") from None
-
-
-def _smallest(store: Store, sizes: Mapping[str, int]) -> int:
-    """Return the fewest bytes of weights that the module can run with."""
-    return smallest_bytes(
-        placement.streamed_shards(store), sizes, placement.module_of(store).pinned, placement.sliceable_shards(store)
-    )
-
-
-def _within(
-    module: nn.Module, store: Store, limit_bytes: int, sizes: Mapping[str, int], config: StreamConfig
-) -> Stream:
-    """Return a stream with at most `limit_bytes` of weights in memory."""
-    pinned = placement.module_of(store).pinned
-    plan = plan_weights(placement.streamed_shards(store), sizes, pinned, limit_bytes, placement.sliceable_shards(store))
-    return Stream(module, store, plan, sizes, config)
 
 
 def _measure_activations(module: nn.Module, store: Store, inputs: Arguments, reads: str) -> int:
     """Return the bytes that a pass takes besides weights, measured with the fewest weights in memory."""
     sizes = placement.slot_bytes(store)
-    smallest = _smallest(store, sizes)
-    trial = _within(module, Store(store.path, store.policy), smallest, sizes, StreamConfig(reads=reads))
+    smallest = placement.smallest_weights(store, sizes)
+    plan = placement.plan_within(store, sizes, smallest)
+    trial = Stream(module, Store(store.path, store.policy), plan, sizes, StreamConfig(reads=reads))
     with trial as running, PeakMeter("clear_refs") as meter:
         inputs.call(running)
         before = read_memory().rss_bytes - running.counts.peak_weight_bytes
@@ -416,10 +398,8 @@ def _base_bytes(module: nn.Module) -> int:
 
 def _fitting(module: nn.Module | type, store: Store) -> nn.Module:
     """Return the module, built if it is a class. Raises StageError unless the store was made from such a module."""
-    divided, tensors = (
-        placement.module_of(store),
-        {name: entry for name, (_, entry) in store.manifest.tensors().items()},
-    )
+    divided = placement.module_of(store)
+    tensors = {name: entry for name, (_, entry) in store.manifest.tensors().items()}
     if isinstance(module, type):
         module = of_class(module, store.path)
         aliases = {alias: name for name, aliases in divided.aliases.items() for alias in aliases}
