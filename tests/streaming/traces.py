@@ -12,8 +12,7 @@ from collections import defaultdict
 from hypothesis import strategies as st
 
 from offramp.program.program import Call, Value
-from offramp.streaming.graph import Op, Span, Trace
-from offramp.streaming.stages import Sizes
+from offramp.streaming.stages import Op, Sizes, Span, Trace
 
 VALUE_BYTES = 8
 

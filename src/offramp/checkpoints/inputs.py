@@ -1,7 +1,5 @@
 """Facts about the classifier in a model folder or a store: its inputs, labels and exits; and examples of its inputs."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
@@ -14,7 +12,7 @@ from torch import nn
 
 from offramp.checkpoints.exits import Point, points_of
 from offramp.checkpoints.families import FAMILIES
-from offramp.checkpoints.source import open_source
+from offramp.checkpoints.source import PROCESSOR, open_source
 from offramp.errors import SourceError, StoreError
 from offramp.program.program import REGRESSION, SINGLE_LABEL, TEXT_INPUTS, Texts
 from offramp.runtime.exits import exit_widths
@@ -25,7 +23,6 @@ from offramp.tasks import TextEncoder, has_tokenizer
 from offramp.tasks.arrays import Record
 from offramp.tasks.images import Image
 from offramp.tasks.pixels import ImageEncoder
-from offramp.tasks.processors import FILE_NAME as PROCESSOR
 from offramp.tasks.rows import ArrayRows, ImageRows, Rows, encode_rows
 from offramp.tasks.tokenizer import tokenizer_length
 
@@ -81,13 +78,12 @@ def facts_of(folder: Path) -> Facts:
         exits = source.exits()
     module = of_class(class_of_folder(folder), folder)
     texts = None if takes_images(folder) else read_texts(module, folder)
-    problem, labels = task_of(module)
     if exits is not None:
         widths = [width for *_, width in parse_exits(exits[1].read_bytes(), folder, SourceError).points]
     else:
         widths = [width for _, width in points_of_folder(module, folder)]
     length = 1 if texts is None else texts.max_length
-    return Facts(problem, labels, len(widths) + 1, max(widths, default=1), length, texts)
+    return Facts(*task_of(module), len(widths) + 1, max(widths, default=1), length, texts)
 
 
 def facts_of_store(store: Store) -> Facts:
@@ -185,12 +181,9 @@ def example_texts(module: nn.Module, texts: Texts) -> dict[str, Any]:
     """Return two texts of random tokens, one of them padded, as arguments of the module's `forward`."""
     ids = torch.randint(3, max(texts.vocab_size, 4), (BATCH, LENGTH), generator=torch.Generator().manual_seed(0))
     types = (torch.arange(LENGTH) >= LENGTH // 2).long().expand(BATCH, -1).contiguous()
-    made = dict(zip(TEXT_INPUTS, (ids, padded(ids), types), strict=True))
-    wanted = TEXT_INPUTS if texts.num_token_types > 1 else TEXT_INPUTS[:2]
-    taken = _taken(module)
-    return {name: made[name] for name in wanted if name in taken} | (
-        {"use_cache": False} if "use_cache" in taken else {}
-    )
+    made = dict(zip(TEXT_INPUTS, (ids, padded(ids), types), strict=True)) | {"use_cache": False}
+    unwanted = () if texts.num_token_types > 1 else TEXT_INPUTS[2:]
+    return {name: value for name, value in made.items() if name in _taken(module) and name not in unwanted}
 
 
 def padded(ids: torch.Tensor) -> torch.Tensor:

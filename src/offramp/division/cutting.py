@@ -19,7 +19,7 @@ from typing import Any
 from offramp.errors import StageError
 from offramp.program.captured import Piece
 from offramp.program.program import BATCH, Axis, Call, LookUp, Module, Part, Program, Value, can_carry_exit
-from offramp.streaming.graph import LOOK_UP
+from offramp.streaming.stages import LOOK_UP
 
 REFERENCE = "v"
 """Key of an argument that names a value."""

@@ -14,9 +14,9 @@ from torch.utils import _pytree as pytree
 from offramp.errors import OfframpError, StageError, UsageError
 from offramp.program.program import Value
 from offramp.streaming.capture import Arguments, tensors_of, trace_run, value_of
-from offramp.streaming.graph import Trace
 from offramp.streaming.placeholders import Placeholder, Weight, weights_of
 from offramp.streaming.placement import ALIGNMENT_BYTES, NAMES
+from offramp.streaming.stages import Trace
 
 PLAIN = (Tensor, nn.Parameter, Placeholder)
 """Classes of weights whose data are their whole state."""

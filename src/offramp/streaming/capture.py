@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -20,8 +20,8 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from offramp.program.program import Call, Value
-from offramp.streaming.graph import Op, Span, Trace
 from offramp.streaming.placeholders import Placeholder, Weight, bits
+from offramp.streaming.stages import Op, Span, Trace
 
 Around = Callable[[Callable[..., Any], tuple, dict[str, Any]], Any]
 """(forward, arguments, keywords) -> what the call gives."""
@@ -190,7 +190,6 @@ class _Recorder(TorchDispatchMode):
         self._values: dict[int, tuple[Value, int]] = {}
         self._owner: dict[int, str | int] = {}
         """Memory -> the weight or the value that lies there."""
-        self._homes: dict[str, set[int]] = defaultdict(set)
         self._addresses: list[StorageWeakRef] = []
         self._calls: Counter[str] = Counter()
         self._depth = 0
@@ -199,7 +198,6 @@ class _Recorder(TorchDispatchMode):
         """Return the data of a weight, and record its memory."""
         tensor = self._fetch(name)
         self._own(tensor, name)
-        self._homes[name].add(_memory(tensor))
         return tensor
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -210,10 +208,10 @@ class _Recorder(TorchDispatchMode):
         owners = [self._owner[memory] for memory in known if memory in self._owner]
         weights = dict.fromkeys((*touched, *(owner for owner in owners if isinstance(owner, str))))
         result = func(*args, **kwargs)
-        known.update((memory, None) for name in touched for memory in self._homes[name])
         writes = []
-        for leaf in _leaves(result):
-            if not isinstance(leaf, Placeholder) and _memory(leaf) not in known:  # else a view, or written in place
+        for leaf in (leaf for leaf in _leaves(result) if not isinstance(leaf, Placeholder)):
+            memory = _memory(leaf)
+            if memory not in known and self._owner.get(memory) not in touched:  # else a view, or written in place
                 writes.append(len(self._values))
                 self._own(leaf, len(self._values))
                 self._values[len(self._values)] = value_of(leaf), leaf.nbytes
