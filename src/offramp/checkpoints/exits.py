@@ -135,7 +135,7 @@ class WithExits(nn.Module):
             found.update({FORMS[self.form].tensor_name(role, number): state[role] for role in state})
         return found
 
-    def _answer(self, inputs: Mapping[str, Tensor]) -> Tensor:
+    def _answer(self, inputs: Mapping[str, Any]) -> Tensor:
         return answer_of(self.model, inputs)
 
     def _run(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor], Sequence[Tensor]]:
@@ -156,7 +156,7 @@ class ModelWithExits(WithExits):
         config = {**json.loads(model.config.to_json_string(use_diff=False)), "architectures": [type(model).__name__]}
         family = family_of(config)
         encoder = family.encoder(config)
-        sizes = {"hidden_size": encoder.hidden_size, "num_labels": len(encoder.labels)}
+        sizes: dict[str, Any] = {"hidden_size": encoder.hidden_size, "num_labels": len(encoder.labels)}
         sizes["activation"] = encoder.head_activation
         heads = [ExitHead(sizes, FORMS[form]) for _ in range(encoder.num_layers - 1)]
         super().__init__(model, heads, float(model.config.initializer_range))

@@ -81,8 +81,8 @@ class Placeholder(Tensor):
         def there(part: Any) -> Any:
             return part.fetch(part.weight_name, func) if isinstance(part, Placeholder) else part
 
-        args, kwargs = pytree.tree_map(there, (args, kwargs or {}))
-        return func(*args, **kwargs)
+        args, named = pytree.tree_map(there, (args, kwargs or {}))
+        return func(*args, **named)
 
 
 class SlicedPlaceholder(Placeholder):

@@ -340,7 +340,7 @@ def _adopt(
         for module in sizes.owners[name]:
             while module and module not in by_module:
                 module = module.rpartition(".")[0]
-            spans += by_module.get(module, ())
+            spans.extend(by_module.get(module, ()))
         ops = {op for span in spans for op in (span.start, max(span.end - 1, span.start))}
         places = [bisect_right(starts, op) - 1 for op in ops]
         for index in range(min(places), max(places) + 1) if places else ():

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch.utils._pytree import tree_map_only
 
 from offramp.errors import BudgetError, RefusedError, StageError, UsageError
 from offramp.measure import TRACED_PASSES, PeakMeter, Trace, available_bytes, read_memory
@@ -207,9 +207,7 @@ class Stream:
                 self._begin(first)
                 output = forward(*args, **kwargs)
                 if any(isinstance(tensor, Placeholder) for tensor in tensors_of(output)):  # empty after the stream
-                    output = pytree.tree_map_only(
-                        Placeholder, lambda w: self._fetch(w.weight_name, "the result"), output
-                    )
+                    output = tree_map_only(Placeholder, lambda w: self._fetch(w.weight_name, "the result"), output)
                 self._leave(strict=self.strict)
                 return output
             finally:
@@ -248,17 +246,15 @@ class Stream:
         self._calls[path] += 1
         index = self._starts.get(Call(path, self._calls[path]))
         if index is not None:
-            self._go_to(index)
+            if index != self._part + 1:
+                self.counts.disorders += 1
+                if self.strict:
+                    what = f"stage {index:03d} began after {self._part:03d}: another path than when divided"
+                    raise self._deviation(what)
+                self._leave()
+                self._feed.begin_pass(self._turns(index))
+            self._enter(index)
         return forward(*args, **kwargs)
-
-    def _go_to(self, index: int) -> None:
-        if index != self._part + 1:
-            self.counts.disorders += 1
-            if self.strict:
-                raise self._deviation(f"stage {index:03d} began after {self._part:03d}: another path than when divided")
-            self._leave()
-            self._feed.begin_pass(self._turns(index))
-        self._enter(index)
 
     def _deviation(self, what: str) -> StageError:
         return StageError(what, self.store.path, "divide with this input as an example, or run without strict")
@@ -301,20 +297,15 @@ class Stream:
         shard, entry = self._tensors[name]
         if self.strict:
             where = f"in stage {self._part:03d}" if self._part >= 0 else "outside of a pass"
-            homes = (
-                ", ".join(f"{i:03d}" for i, part in enumerate(self._divided.parts) if shard.name in part.shards)
-                or "none"
-            )
-            raise self._deviation(f"{operation} touches {name} {where}; it is planned for {homes}")
+            homes = [f"{i:03d}" for i, part in enumerate(self._divided.parts) if shard.name in part.shards]
+            planned = ", ".join(homes) or "none"
+            raise self._deviation(f"{operation} touches {name} {where}; it is planned for {planned}")
         tensor = placement.tensor_of(entry, self.store.read_tensor(shard.name, entry))
         self.counts.unplanned_loads += 1
         self.counts.unplanned.add(name)
         self._paged[name] = tensor
         self._update_peak()
         return tensor
-
-    def _fetch_result(self, weight: Placeholder) -> Tensor:
-        return self._fetch(weight.weight_name, "the result")
 
     def _update_peak(self) -> None:
         """Count the bytes of weights that are in memory now."""

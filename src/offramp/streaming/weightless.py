@@ -22,7 +22,7 @@ def weightless(build: Callable[[], nn.Module]) -> nn.Module:
 
     Raises StageError for a buffer without data that no store or checkpoint has.
     """
-    with register_module_parameter_registration_hook(_emptied):
+    with register_module_parameter_registration_hook(_emptied):  # type: ignore[arg-type]
         module = build()
     if hasattr(module, "tie_weights"):
         module.tie_weights()  # type: ignore[operator]
