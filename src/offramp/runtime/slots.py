@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from abc import ABC, abstractmethod
-from typing import Any, Dict, Optional, Sequence
+from typing import Dict, Optional, Protocol, Sequence
 
 import numpy as np
 
@@ -22,38 +21,32 @@ class Slot:
         self._pages = new_pages(num_bytes) if pages is None else pages
         self.view = memoryview(self._pages)[start : start + num_bytes]
         self.array = np.frombuffer(self._pages, np.uint8, num_bytes, start)
-        self.notes: Dict[str, Any] = {}
-        """Objects that the user of the slot keeps as long as the slot lives: views of it, by shard."""
+        self.notes: Dict[str, np.ndarray] = {}
+        """Views of the slot that its user keeps as long as the slot lives, by tensor."""
 
     def drop_pages(self) -> None:
         """Return the pages to the kernel. Reading them afterwards returns zeros."""
         self._pages.madvise(mmap.MADV_DONTNEED, self._start, self.num_bytes)
 
 
-class BufferPool(ABC):
+class BufferPool(Protocol):
     """Pool of buffers for streamed shards."""
 
-    @abstractmethod
     def fits(self, shard: str) -> bool:
         """Return whether a buffer for the shard is available now."""
 
-    @abstractmethod
     def acquire(self, shard: str) -> Slot:
         """Return a buffer for a shard; `fits` must hold."""
 
-    @abstractmethod
     def release(self, slot: Slot) -> None:
         """Return a slot to the pool."""
 
-    @abstractmethod
     def discard(self, slot: Slot) -> None:
         """Discard a slot that a caller still references; allocate a replacement."""
 
-    @abstractmethod
     def clear(self, kept: Optional[Slot]) -> None:
         """Release all slots except `kept`, the one that is being filled."""
 
-    @abstractmethod
     def close(self) -> None:
         """Drop all buffers."""
 
@@ -62,8 +55,7 @@ class EqualSlots(BufferPool):
     """Pool of slots of equal size; each holds any shard."""
 
     def __init__(self, slots: Sequence[Slot]) -> None:
-        self._slots = list(slots)
-        self._free = list(slots)
+        self._slots, self._free = list(slots), list(slots)
 
     def fits(self, shard: str) -> bool:
         """Return whether a slot is free."""
