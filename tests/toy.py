@@ -252,7 +252,7 @@ def open_engine(
     parsed.check(len(program.layers), program.problem)
     backend, schedule = backend or ToyBackend(), Schedule(program, parsed.last_exit(len(program.layers)))
     heads = load_exits(store, parsed, needs_all=guard.needs_every_exit)
-    gate = ExitGate(program, backend, parsed, heads, guard, store.path)
+    gate = ExitGate(store, backend, parsed, heads, guard)
     sizes = {
         name: -(-shard.bytes // 4096) * 4096 for name, shard in store.manifest.shards.items() if shard.blocks is None
     }

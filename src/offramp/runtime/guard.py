@@ -17,11 +17,6 @@ Expected = Callable[[int, int], float]
 """Function (exit, tokens) -> upper estimate of the seconds from the previous exit to this one."""
 
 
-def no_estimate(exit_index: int, length: int) -> float:
-    """Return 0: the estimate on a machine without a device profile."""
-    return 0.0
-
-
 class NoDeadline:
     """The guard of requests without a deadline: never too late, and nothing to learn."""
 
@@ -49,7 +44,7 @@ class DeadlineGuard:
     needs_every_exit = True
     """Every exit is evaluated, whatever the policy: under a deadline any answer is better than none."""
 
-    def __init__(self, deadline_seconds: float, expected: Expected = no_estimate) -> None:
+    def __init__(self, deadline_seconds: float, expected: Expected = lambda *_: 0.0) -> None:
         if not deadline_seconds > 0:
             raise ValueError(f"deadline_seconds must be positive, got {deadline_seconds}")
         self.deadline_seconds, self.expected = deadline_seconds, expected
@@ -58,10 +53,9 @@ class DeadlineGuard:
 
     def begin(self) -> None:
         """Start a new request and decay the learned times."""
-        for key in self._slowest:
-            self._slowest[key] *= _DECAY
-        for key in self._computed:
-            self._computed[key] *= _DECAY
+        for learned in (self._slowest, self._computed):
+            for key in learned:
+                learned[key] *= _DECAY
 
     def record(self, exit_index: int, length: int, seconds: float, compute_seconds: float) -> None:
         """Record the seconds from the previous exit to this one, and the part of them spent computing."""

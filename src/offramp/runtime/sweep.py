@@ -17,7 +17,7 @@ from offramp.measure import Trace
 from offramp.policies import Decider
 from offramp.program.inputs import Batch
 from offramp.runtime.backend import State
-from offramp.runtime.feed import Loaded
+from offramp.runtime.ring import Loaded
 
 
 @dataclass
@@ -66,11 +66,12 @@ class BatchRun:
     pass_index: int
     state: Optional[State] = None
     """None until the inputs of the batch have been read."""
-    answer: Optional[Answer] = None
     compute_seconds: float = 0.0
     layer_seconds: float = 0.0
     """Compute time of the current layer, its exit excluded."""
     outcomes: List[Outcome] = field(init=False)
+    answer: Answer = field(init=False)
+    """The last one; that of exit 0 is none, given when the request began."""
     rows_B: np.ndarray = field(init=False)
     lengths_B: np.ndarray = field(init=False)
     places_B: np.ndarray = field(init=False)
@@ -78,6 +79,7 @@ class BatchRun:
 
     def __post_init__(self) -> None:
         self.outcomes = [Outcome() for _ in range(self.batch.num_rows)]
+        self.answer = Answer(0, np.empty(0), self.began, 0.0)
         self.rows_B = self.places_B = np.arange(self.batch.num_rows)
         self.lengths_B = self.batch.lengths_B
 
@@ -94,17 +96,6 @@ class BatchRun:
         self.trace.add(name, stage, kind, started, ended, 0, "loop", self.pass_index)
         self.compute_seconds += ended - started
         return result
-
-    def remaining_P(self) -> np.ndarray:
-        """Return which rows of the backend's arrays remain, bool."""
-        assert self.state is not None
-        remaining_P = np.zeros(self.state.num_rows, bool)
-        remaining_P[self.places_B] = True
-        return remaining_P
-
-    def mark_gathered(self) -> None:
-        """Note that the backend's arrays hold the remaining rows only."""
-        self.places_B = np.arange(len(self.rows_B))
 
     def charge(self, num_bytes: int) -> None:
         """Share the bytes of a read equally among the remaining rows; the first rows take the remainder."""
@@ -124,7 +115,7 @@ class BatchRun:
 
     def cut(self) -> None:
         """End all remaining rows with the answer of the last exit that was evaluated."""
-        assert self.answer is not None
+        assert self.answer.exit_stage, "an exit was evaluated"
         for row in self.rows_B.tolist():
             self.outcomes[row].is_cut = True
         self.leave(self.answer.logits_BC, np.ones(len(self.rows_B), bool), self.answer.exit_stage)
@@ -166,8 +157,3 @@ class Sweep:
             share = num_bytes * len(run.rows_B) // num_rows
             run.charge(share)
             num_bytes, num_rows = num_bytes - share, num_rows - len(run.rows_B)
-
-    def cost(self, seconds: float) -> PassCost:
-        """Return the cost of a sweep that took `seconds`."""
-        compute_seconds = sum(run.compute_seconds for run in self.runs)
-        return PassCost(seconds, compute_seconds, self.read_seconds, self.fill_seconds)

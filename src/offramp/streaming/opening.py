@@ -13,7 +13,7 @@ from offramp.errors import BudgetError, RefusedError, StageError
 from offramp.measure import PeakMeter, available_bytes, read_memory
 from offramp.runtime.memory_model import HEADROOM_BYTES, stream_bytes, unlimited_bytes
 from offramp.runtime.planner import page_rounded
-from offramp.runtime.reads import choose_direct
+from offramp.runtime.run_plan import choose_direct
 from offramp.runtime.weight_plan import plan_weights, smallest_bytes
 from offramp.store import Shard, Store
 from offramp.streaming.capture import Arguments
