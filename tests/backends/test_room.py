@@ -47,7 +47,7 @@ except MissingExtraError as error:
 def test_a_backend_has_the_name_that_opens_it(store, name):
     with Store(store) as opened:
         backend = open_backend(name, opened, 1)
-    assert Backend in type(backend).__mro__ and backend.name == name and backend.num_threads == 1
+    assert isinstance(backend, Backend) and backend.name == name and backend.num_threads == 1
     assert backend.program is opened.program
 
 

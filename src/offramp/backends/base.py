@@ -9,26 +9,28 @@ Shapes: B rows, S tokens, T = B S.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, Callable, Dict, Iterable, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
 import numpy as np
 
-from offramp.backends.blanks import ZeroWeights, blank_inputs, blank_mask
-from offramp.backends.lifetimes import lifetimes_of
 from offramp.errors import StoreError
 from offramp.program.dtypes import DTYPES
 from offramp.program.encoder import misfit
 from offramp.program.heads import HeadForm, Shapes
 from offramp.program.program import (
+    ATTENTION_MASK,
     BATCH,
+    BATCH_TOKENS,
     CAPTURED,
     EXIT_KERNEL,
     Kernel,
+    Program,
     Step,
     Value,
 )
 from offramp.runtime.backend import Backend, State, Weights
-from offramp.store import Store
+from offramp.runtime.slots import Slot
+from offramp.store import Store, Tensor
 from offramp.store.exits import read_exits
 
 LoadedKernel = Callable[[State, Dict[str, Any]], Sequence[Any]]
@@ -40,6 +42,8 @@ CAPTURED_SCRATCH_BYTES = 8 << 20
 """Bytes for each thread that libraries take in captured kernels: packed operands of matrix products, columns of
 convolutions."""
 REMEDY = "divide the model again"
+MASK = "mask"
+"""Template of the kernel whose result tells attention which tokens are padding."""
 
 
 class ProgramBackend(Backend):
@@ -68,6 +72,12 @@ class ProgramBackend(Backend):
         self._values, self._lifetimes = self.program.values(), lifetimes_of(self.program)
         self._is_captured = any(kernel.template == CAPTURED for kernel in self.program.kernels.values())
         self._constants = self._read_constants()
+
+    def wrong_inputs(self, name: str, line: str) -> StoreError:
+        """Return the error of a kernel that does not take its inputs; `line` is what the library says."""
+        is_captured = self.program.kernels[name].template == CAPTURED
+        remedy = "divide the model with such an input as its example" if is_captured else REMEDY
+        return StoreError(f"graph {name!r} does not take these inputs: {line[-200:]}", self.store.path, remedy)
 
     @abstractmethod
     def load(self, name: str, kernel: Kernel) -> LoadedKernel:
@@ -173,9 +183,12 @@ class ProgramBackend(Backend):
     def warm_up(self, num_rows: int, length: int) -> None:
         """Run each kernel once, and each captured step, because sizes differ from step to step there."""
         program, ran = self.program, set()
-        mask_BS = None if program.texts is None else blank_mask(num_rows, length)
-        state = self.begin(blank_inputs(program, num_rows, length, mask_BS), mask_BS, (num_rows, length))
-        zeros = ZeroWeights({name: self._tensors[name] for step in program.steps() for name in step.weights.values()})
+        mask_BS = None
+        if program.texts is not None:
+            mask_BS = np.ones((num_rows, length), np.int64)
+            mask_BS[-1, (length + 1) // 2 :] = 0  # so that kernels use their mask
+        state = self.begin(_blank_inputs(program, num_rows, length, mask_BS), mask_BS, (num_rows, length))
+        zeros = _zeros({name: self._tensors[name] for step in program.steps() for name in step.weights.values()})
         for stage in program.stages:
             for step in stage.steps:
                 if step.kernel in ran and program.kernels[step.kernel].template != CAPTURED:
@@ -184,7 +197,7 @@ class ProgramBackend(Backend):
                 for name in set(step.reads.values()) - set(state.values):  # written by steps that are left out
                     value = self._values[name]
                     state.values[name] = self.wrap(np.ones(value.shape(num_rows, length), value.dtype))
-                self.run(state, step, zeros.of(step.weights))
+                self.run(state, step, {role: zeros[name] for role, name in step.weights.items()})
             if stage.exit in state.values and EXIT_KERNEL in self.kernels and EXIT_KERNEL not in ran:
                 ran.add(EXIT_KERNEL)
                 shapes = self.head_shapes(self._values[stage.exit].width)
@@ -236,5 +249,77 @@ class ProgramBackend(Backend):
         return found
 
 
+class Lifetimes(NamedTuple):
+    """The values of a program that are needed at each place."""
+
+    read: Set[str]
+    """Values that a step, an exit or the output reads."""
+    ended: Mapping[int, Sequence[str]]
+    """Identity of a step (steps hold dicts and cannot be hashed) -> values that nothing needs after it."""
+    between: Tuple[Tuple[str, ...], ...]
+    """Values made by steps, masks excluded, that are needed after each stage."""
+
+
+def lifetimes_of(program: Program) -> Lifetimes:
+    """Return the lifetimes of a program's values. The output has no end."""
+    steps, bounds = list(program.steps()), []
+    made: Dict[str, int] = {}
+    last: Dict[str, int] = {}
+    read = {name for step in steps for name in step.reads.values()}
+    index = 0
+    for stage in program.stages:
+        for step in stage.steps:
+            last.update(dict.fromkeys((*step.writes, *step.reads.values()), index))
+            if program.kernels[step.kernel].template != MASK:
+                made.update(dict.fromkeys(step.writes, index))
+            index += 1
+        if stage.exit is not None:
+            last[stage.exit] = index  # the exit runs before the next step
+            read.add(stage.exit)
+        bounds.append(index)
+    if program.output is not None:
+        last[program.output.value] = len(steps)
+        read.add(program.output.value)
+    ended: Dict[int, List[str]] = {id(step): [] for step in steps}
+    for name, index in last.items():
+        if index < len(steps):
+            ended[id(steps[index])].append(name)
+    between = (tuple(name for name, index in made.items() if index < bound <= last[name]) for bound in bounds)
+    return Lifetimes(read, ended, tuple(between))
+
+
+def _blank_inputs(program: Program, num_rows: int, length: int, mask_BS: Optional[np.ndarray]) -> Dict[str, np.ndarray]:
+    """Return zeros for the inputs of a program, ones for its looked-up rows: pages of zeros would take no memory."""
+    found = {}
+    for name, each in program.inputs.items():
+        found[name] = np.zeros(Value(each.dtype, each.axes).shape(num_rows, length), each.dtype)
+        if name == ATTENTION_MASK and mask_BS is not None:
+            found[name] = mask_BS.astype(each.dtype)
+    for name, lookup in program.lookups.items():
+        shape = lookup.value.shape(num_rows, length)
+        if BATCH_TOKENS not in lookup.value.axes:  # axes are those of the example
+            shape = (*found[lookup.input].shape, shape[-1])
+        found[name] = np.ones(shape, lookup.value.dtype)
+    return found
+
+
+def _zeros(tensors: Mapping[str, Tensor]) -> Dict[str, np.ndarray]:
+    """Return zeros in place of tensors.
+
+    All of them are views of one mapping that is never written, so its pages are the kernel's zero page and take no
+    memory.
+    """
+    zeros = Slot(max((tensor.num_bytes for tensor in tensors.values()), default=0) or 1).array
+    return {
+        name: zeros[: tensor.num_bytes].view(np.dtype(DTYPES[tensor.dtype].numpy)).reshape(tensor.shape)
+        for name, tensor in tensors.items()
+    }
+
+
 def _num_bytes(value: Value, num_rows: int, length: int) -> int:
     return int(np.prod(value.shape(num_rows, length))) * np.dtype(value.dtype).itemsize
+
+
+def lines_of(error: Exception) -> List[str]:
+    """Return the lines of the message of a library's error; the name of its type, if it has none."""
+    return str(error).splitlines() or [type(error).__name__]

@@ -143,14 +143,7 @@ def _exit(sizes: Inputs, form: HeadForm, state: State, inputs: Inputs) -> Tuple[
     return (_linear(pooled_BH, inputs, "exit"),)
 
 
-_TEMPLATES: Dict[str, Callable[[Inputs, State, Inputs], Tuple[Any]]] = {
-    "mask": _mask,
-    "embedding": _embedding,
-    "attention": _attention,
-    "up": _up,
-    "down": _down,
-    "head": _head,
-}
+_TEMPLATES = {"mask": _mask, "embedding": _embedding, "attention": _attention, "up": _up, "down": _down, "head": _head}
 NumpyBackend.templates = (*_TEMPLATES, "exit")
 
 

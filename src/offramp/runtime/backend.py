@@ -8,8 +8,9 @@ Shapes: B rows, S tokens of the longest row (1 where inputs have no tokens), C l
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Dict, Mapping, Optional, Protocol, Tuple
+from typing import Any, Dict, Mapping, Optional, Tuple
 
 import numpy as np
 
@@ -30,39 +31,53 @@ class State:
     mask_BS: Optional[np.ndarray] = None
     """int64 [B, S] of texts: 1 for a token, 0 for padding. None for inputs without tokens."""
 
+    def keep_BS1(self) -> np.ndarray:
+        """Return the mask of texts as float32 [B, S, 1]."""
+        assert self.mask_BS is not None, "state of texts"
+        return self.mask_BS[:, :, None].astype(np.float32)
 
-class Backend(Protocol):
+
+class Backend(ABC):
     """Runs the kernels of one program. Not thread-safe: the engine is its only caller."""
 
     name: str
     num_threads: int
     program: Program
 
+    @abstractmethod
     def warm_up(self, num_rows: int, length: int) -> None:
         """Run every kernel once on [B, S] tokens with zeros for weights, so that code, threads and heap are in memory
         before the plan is made."""
 
+    @abstractmethod
     def activation_bytes(self, num_rows: int, length: int) -> int:
         """Return the most bytes that one pass takes besides weights, for [B, S] tokens."""
 
+    @abstractmethod
     def state_bytes(self, num_rows: int, length: int) -> int:
         """Return the bytes that the values of [B, S] tokens take between two steps, except after kernels that keep
         intermediates."""
 
+    @abstractmethod
     def begin(self, arrays: Mapping[str, np.ndarray], mask_BS: Optional[np.ndarray], shape: Tuple[int, int]) -> State:
         """Return the state of a batch of `shape` (B, S) from its inputs and looked-up rows, by value name."""
 
+    @abstractmethod
     def run(self, state: State, step: Step, weights: Weights) -> None:
         """Run one step: read its values from `state`, add what it writes, drop what no later step or exit reads."""
 
+    @abstractmethod
     def exit_logits(self, state: State, value: str, weights: Weights) -> np.ndarray:
         """Return the logits [B, C] of an exit head that reads `value`."""
 
+    @abstractmethod
     def logits(self, state: State) -> np.ndarray:
         """Return the output value of the program: logits [B, C]."""
 
+    @abstractmethod
     def keep(self, state: State, mask_B: np.ndarray) -> None:
         """Drop the rows where `mask_B` is false from every value."""
 
+    @abstractmethod
     def close(self) -> None:
         """Free what the backend holds. It may be used again."""

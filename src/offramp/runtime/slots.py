@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import mmap
-from typing import Dict, Optional, Protocol, Sequence
+from abc import ABC, abstractmethod
+from typing import Dict, Optional, Sequence
 
 import numpy as np
 
@@ -29,24 +30,30 @@ class Slot:
         self._pages.madvise(mmap.MADV_DONTNEED, self._start, self.num_bytes)
 
 
-class BufferPool(Protocol):
+class BufferPool(ABC):
     """Pool of buffers for streamed shards."""
 
+    @abstractmethod
     def fits(self, shard: str) -> bool:
         """Return whether a buffer for the shard is available now."""
 
+    @abstractmethod
     def acquire(self, shard: str) -> Slot:
         """Return a buffer for a shard; `fits` must hold."""
 
+    @abstractmethod
     def release(self, slot: Slot) -> None:
         """Return a slot to the pool."""
 
+    @abstractmethod
     def discard(self, slot: Slot) -> None:
         """Discard a slot that a caller still references; allocate a replacement."""
 
+    @abstractmethod
     def clear(self, kept: Optional[Slot]) -> None:
         """Release all slots except `kept`, the one that is being filled."""
 
+    @abstractmethod
     def close(self) -> None:
         """Drop all buffers."""
 
