@@ -7,8 +7,6 @@ bits as transformers and as the captured module itself. It does not promise a sm
 Shapes: B rows, S tokens of the longest row, T = B S, H hidden, C labels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 

@@ -4,8 +4,6 @@ Only operations of torch's `aten` namespace and a few on numbers are allowed, so
 compute and has no other effect.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import operator

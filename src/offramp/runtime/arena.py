@@ -8,7 +8,8 @@ needed at about the same time do not overlap, so one can be read while another i
 from __future__ import annotations
 
 import mmap
-from typing import Dict, FrozenSet, Iterable, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
+from itertools import chain
+from typing import Dict, FrozenSet, Iterable, List, Mapping, Optional, Sequence, Set
 
 import numpy as np
 
@@ -78,7 +79,8 @@ class Arena(BufferPool):
         if slot is None:
             slot = self._slots[shard] = self._new_slot(shard)
         self._used[shard] = slot
-        self._overwrite(shard)
+        if shard in self._starts:
+            self._overwrite(shard)
         if self.held_bytes > self.limit_bytes:
             self._drop_pages(self._used)
         self.peak_bytes = max(self.peak_bytes, self.held_bytes)
@@ -130,8 +132,6 @@ class Arena(BufferPool):
 
     def _overwrite(self, shard: str) -> None:
         """Record that the shard overwrites the previous contents of its place."""
-        if shard not in self._starts:
-            return
         first, num_pages = self._starts[shard] // PAGE, pages_of(self._buffer_bytes[shard])
         place = self._owners[first : first + num_pages]
         for number, count in zip(*np.unique(place[place >= 0], return_counts=True)):
@@ -198,27 +198,19 @@ def assign_offsets(stages: Stages, sizes: Mapping[str, int], num_bytes: int) -> 
     for shard in near:
         placed = [(other, distance) for other, distance in near[shard].items() if other in starts]
         best, best_distance = None, 0
-        for start in _candidates(sizes[shard], [(starts[other], sizes[other]) for other, _ in placed], num_bytes):
+        last = num_bytes - sizes[shard]
+        ends = ((starts[other] + sizes[other], starts[other] - sizes[shard]) for other, _ in placed)
+        for start in dict.fromkeys(chain((0, last), *ends)):
             end = start + sizes[shard]
-            overlaps = [
+            overlaps = (
                 distance for other, distance in placed if start < starts[other] + sizes[other] and starts[other] < end
-            ]
-            if min(overlaps, default=AHEAD + 1) > best_distance:
-                best, best_distance = start, min(overlaps, default=AHEAD + 1)
+            )
+            distance = min(overlaps, default=AHEAD + 1)
+            if 0 <= start <= last and distance > best_distance:
+                best, best_distance = start, distance
         if best is not None:
             starts[shard] = best
     return starts
-
-
-def _candidates(size: int, places: Sequence[Tuple[int, int]], num_bytes: int) -> Iterator[int]:
-    """Yield possible offsets of a buffer of `size` bytes.
-
-    They are both ends, and the ends of these places (start, bytes).
-    """
-    found = [0, num_bytes - size]
-    for start, taken in places:
-        found += [start + taken, start - size]
-    return (start for start in dict.fromkeys(found) if 0 <= start <= num_bytes - size)
 
 
 def _neighbours(stages: Stages) -> Dict[str, Dict[str, int]]:

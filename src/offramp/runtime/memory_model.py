@@ -74,7 +74,10 @@ class MemoryModel:
 
         Warm-up passes read texts only: of other inputs all rows count, and the inputs themselves.
         """
-        sizes = [self._ids_per_row(name, length) * size for name, size in self._row_bytes.items()]
+        lookups = self._program.lookups
+        sizes = [
+            _row_items(self._program, lookups[name].input, length) * size for name, size in self._row_bytes.items()
+        ]
         gathered = max(GATHER_COPIES * max(sizes), max(sizes) + sum(sizes)) if sizes else 0
         if self._program.texts is not None:
             return (num_rows - 1) * gathered
@@ -117,9 +120,6 @@ class MemoryModel:
                 warm_up(workload.num_rows, workload.length)
                 activation_bytes = max(activation_bytes, resident_bytes() - base_bytes)
         return Footprint(base_bytes, self.sweep_bytes(workload, activation_bytes) + encoding_bytes)
-
-    def _ids_per_row(self, lookup: str, length: int) -> int:
-        return _row_items(self._program, self._program.lookups[lookup].input, length)
 
 
 def resident_bytes() -> int:

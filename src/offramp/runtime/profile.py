@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Tuple
@@ -134,8 +135,7 @@ class DeviceProfile:
 
     def step_p99(self, exit_index: int, length: int) -> float:
         """Return the 99th percentile of the time from the previous exit to this one, for a deadline guard."""
-        column = [row[exit_index - 1] for row in self.step_seconds_p99]
-        return float(np.interp(length, self.lengths, column))
+        return float(np.interp(length, self.lengths, [row[exit_index - 1] for row in self.step_seconds_p99]))
 
 
 def conditions_of(store_sha256: str, config: EngineConfig) -> MeasuredOn:
@@ -169,13 +169,9 @@ def fingerprint_of(classifier: Classifier) -> MeasuredOn:
 def save_profile(profile: DeviceProfile, path: Optional[Path] = None) -> None:
     """Write a profile to a file, or, without `path`, to the cache folder if that is possible."""
     tree = {"format": FORMAT, **profile.to_json()}
-    if path is not None:
-        write_json(path, tree)
-        return
-    try:
-        write_json(_cached(profile.fingerprint), tree)
-    except (OSError, OfframpError):  # a cache that cannot be written is no error
-        return
+    allowed = () if path is not None else (OSError, OfframpError)  # a cache that cannot be written is no error
+    with suppress(*allowed):
+        write_json(path or _cached(profile.fingerprint), tree)
 
 
 def load_profile(path: Path) -> DeviceProfile:
@@ -202,8 +198,7 @@ def _require_consistent(profile: DeviceProfile) -> None:
         raise ValueError("latencies of passes must be above 0")
     if not isinstance(profile.budget_bytes, (int, type(None))):
         raise ValueError(f"a budget of {profile.budget_bytes!r}")
-    shapes = [{len(row) for row in table} for table in (profile.seconds_p99, profile.step_seconds_p99)]
-    if any(shape != {profile.num_exits} for shape in shapes):
+    if {len(row) for row in (*profile.seconds_p99, *profile.step_seconds_p99)} != {profile.num_exits}:
         raise ValueError(f"percentiles do not match {profile.num_exits} exits")
 
 
@@ -213,8 +208,7 @@ def cached_profile(fingerprint: MeasuredOn, longest: int) -> Optional[DeviceProf
         profile = load_profile(_cached(fingerprint))
     except OfframpError:  # absent, or of another version
         return None
-    fits = profile.fingerprint == fingerprint and profile.lengths[-1] >= longest
-    return profile if fits else None
+    return profile if profile.fingerprint == fingerprint and profile.lengths[-1] >= longest else None
 
 
 def differences(there: MeasuredOn, here: MeasuredOn) -> str:

@@ -179,8 +179,7 @@ class Ring:
     def _restart(self, turns: Sequence[Turn]) -> None:
         """Discard the state of the pass. Safe in any state, because an interrupt can stop the engine anywhere."""
         self._epoch += 1
-        self._error = None
-        self._loaded = {}
+        self._error, self._loaded = None, {}
         self._pool.clear(self._filling)
         for entry in self._residents.values():
             entry.forget_cost()
@@ -203,12 +202,11 @@ class Ring:
         """
         while self._wanted and self._wanted[0].after <= self._passed:
             turn = self._wanted[0]
-            loaded = self._loaded.get(turn.shard)
-            if loaded is None and turn.shard not in self._residents:
+            if turn.shard in self._loaded:
+                self._loaded[turn.shard].uses += 1
+            elif turn.shard not in self._residents:
                 has_slot = turn.shard in self._resident_slots or self._pool.fits(turn.shard)
                 return turn if has_slot and self._ahead < self._depth else None
-            if loaded is not None:
-                loaded.uses += 1
             self._wanted.popleft()
         return None
 
