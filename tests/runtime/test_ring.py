@@ -13,9 +13,8 @@ import pytest
 
 import offramp.runtime.ring as ring_module
 from offramp.errors import DamagedError
-from offramp.runtime.arena import Arena
 from offramp.runtime.ring import Ring, Turn
-from offramp.runtime.slots import EqualSlots, Slot
+from offramp.runtime.slots import Arena, EqualSlots, Slot
 from tests.runtime.driver import eventually
 
 BYTES = 4096

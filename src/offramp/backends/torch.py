@@ -65,7 +65,11 @@ class TorchBackend(ProgramBackend):
 
     def _load(self, name: str, kernel: Kernel) -> LoadedKernel:
         if kernel.template == CAPTURED:
-            return self._captured(name)
+            files, file = {each.file: each for each in self.store.manifest.files}, captured_file(name)
+            if file not in files:
+                raise StoreError(f"the store has no {file}", self.store.path, REMEDY)
+            graph = CapturedGraph(self.store.read_file(files[file]), self.store.path / file)
+            return lambda state, inputs: graph(*(inputs[each] for each in graph.inputs))
         if kernel.template == "mask":
             return lambda state, inputs: (make_mask(torch.from_numpy(inputs["mask"].numpy() > 0), self.attention),)
         if kernel.template == "pooled-linear":
@@ -80,13 +84,6 @@ class TorchBackend(ProgramBackend):
                 module = _MODULES[kernel.template](kernel.attributes)
         self.skeletons[name] = Skeleton(module)
         return self.skeletons[name]
-
-    def _captured(self, name: str) -> LoadedKernel:
-        files, file = {each.file: each for each in self.store.manifest.files}, captured_file(name)
-        if file not in files:
-            raise StoreError(f"the store has no {file}", self.store.path, REMEDY)
-        graph = CapturedGraph(self.store.read_file(files[file]), self.store.path / file)
-        return lambda state, inputs: graph(*(inputs[each] for each in graph.inputs))
 
     def begin(self, arrays: Mapping[str, np.ndarray], mask_BS: np.ndarray | None, shape: tuple[int, int]) -> State:
         """Return the state of a batch."""

@@ -48,10 +48,9 @@ class CapturedGraph(nn.Module):
                 for name, target, args, kwargs in tree["nodes"]
             ]
             self._outputs = names_of(tree["outputs"], "outputs")
-            self._require_order()
+            self._last = self._last_uses()
         except (WrongError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise StoreError(f"not a captured graph ({type(error).__name__}: {error})", where, REMEDY) from None
-        self._last = self._last_uses()
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Return the outputs. `inputs` are values that the step reads, then weights, then constants, as in `inputs`."""
@@ -62,27 +61,23 @@ class CapturedGraph(nn.Module):
                 del values[ended]
         return tuple(values[name] for name in self._outputs)
 
-    def _require_order(self) -> None:
-        """Raise ValueError unless each value is made once, and before it is used."""
-        made = set(self.inputs)
-        for name, _, args, kwargs in self._nodes:
-            missing = [used for used in _names([args, kwargs]) if used not in made]
+    def _last_uses(self) -> dict[int, list[str]]:
+        """Return index of an operation -> values that no later operation uses.
+
+        Raises ValueError unless each value is made once, and before it is used.
+        """
+        made, last = set(self.inputs), dict[str, int]()
+        uses = [(name, _names([args, kwargs])) for name, _, args, kwargs in self._nodes]
+        for index, (name, used) in enumerate([*uses, ("", self._outputs)]):  # the last use is that of the outputs
+            missing = [each for each in used if each not in made]
             if missing:
                 raise ValueError(f"value {missing[0]!r} is used before it is made")
             if name in made:
                 raise ValueError(f"value {name!r} is made twice")
             made.add(name)
-        missing = [name for name in self._outputs if name not in made]
-        if missing:
-            raise ValueError(f"value {missing[0]!r} is never made")
-
-    def _last_uses(self) -> dict[int, list[str]]:
-        """Return index of an operation -> values that no later operation uses."""
-        last: dict[str, int] = {}
-        for index, (name, _, args, kwargs) in enumerate(self._nodes):
-            last.update(dict.fromkeys((name, *_names([args, kwargs])), index))
+            last.update(dict.fromkeys((name, *used), index))
         found = defaultdict[int, list[str]](list)
-        for name in last.keys() - set(self._outputs):
+        for name in last.keys() - {"", *self._outputs}:
             found[last[name]].append(name)
         return found
 

@@ -7,8 +7,7 @@ decides what it touches next.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from typing import Callable, Dict, Mapping, Optional, Tuple
+from typing import Callable, Dict, Mapping, NamedTuple, Optional, Tuple
 
 import numpy as np
 
@@ -20,8 +19,7 @@ from offramp.store import Store
 from offramp.store.reader import tensor_view
 
 
-@dataclass(frozen=True)
-class Buffers:
+class Buffers(NamedTuple):
     """Memory for weights, and how far ahead of their use they are read."""
 
     pool: BufferPool

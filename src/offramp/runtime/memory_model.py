@@ -5,7 +5,6 @@ Shapes: B rows, S tokens.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Callable, Iterable, List, NamedTuple
 
 import numpy as np
@@ -38,8 +37,7 @@ NUM_WARM_UPS = 3
 """Warm-up passes at full size, after which allocators have reached their final size."""
 
 
-@dataclass(frozen=True)
-class Workload:
+class Workload(NamedTuple):
     """The largest input of a plan: B rows of S tokens, and how many such batches share a sweep."""
 
     num_rows: int

@@ -11,7 +11,7 @@ these costs. The planner is independent of files, clocks and backends.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain, combinations
 from typing import FrozenSet, Iterable, Iterator, List, Sequence, Set, Tuple
 
@@ -86,7 +86,7 @@ class Memory:
 
     base_bytes: int
     activation_bytes: int
-    always_resident: FrozenSet[str] = field(default_factory=frozenset)
+    always_resident: FrozenSet[str] = frozenset()
     """Shards that are too small to be worth a slot."""
     start_bytes: int = 0
     """Peak of the process during start-up, if it counts; no plan can reduce it."""

@@ -25,8 +25,7 @@ OnRead = Callable[[str, float, float, int, bool], None]
 """Callback (shard, start seconds, end seconds, bytes, idle), called in the reader thread after each read."""
 
 
-@dataclass(frozen=True)
-class Turn:
+class Turn(NamedTuple):
     """One shard in the reading order of a pass. It is not read before the engine has continued past stage `after` (0:
     no gate).
     """
@@ -82,8 +81,7 @@ class Ring:
         self.bytes_read = self.bytes_used = self.pass_index = 0
         # Implemented in C, unlike threading.Condition: KeyboardInterrupt cannot leave them in an intermediate state.
         self._lock = threading.Lock()
-        self._engine_wakeups: SimpleQueue = SimpleQueue()
-        self._reader_wakeups: SimpleQueue = SimpleQueue()
+        self._engine_wakeups, self._reader_wakeups = SimpleQueue(), SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="offramp-reader", daemon=True)
         self._thread.start()
 

@@ -39,29 +39,20 @@ def plan_items(
         reached: share of rows that reach each layer; empty: all rows reach all layers.
     """
     num_rows, speed = workload.num_batches * workload.num_rows, NOMINAL_FLOPS_PER_SECOND * num_threads
-    tokens = num_rows * workload.length
-
-    def survival(stage: int) -> float:
-        share = reached[min(stage, len(reached)) - 1] if reached and stage else 1.0
-        return 1 - (1 - share) ** num_rows
-
-    def item(name: str, stage: int) -> Item:
+    tokens, items = num_rows * workload.length, []
+    for name, stage in uses:
         shard = store.manifest.shards[name]
         num_weights = sum(tensor.num_bytes // DTYPES[tensor.dtype].item_bytes for tensor in shard.tensors)
         compute_seconds = 2 * num_weights * tokens / speed  # a multiplication and an addition of each for a token
         read_seconds = shard.bytes / NOMINAL_READ_BYTES_PER_SECOND
-        return Item(name, stage, shard.bytes, compute_seconds, read_seconds, survival(stage))
-
-    return [item(*use) for use in uses]
+        share = reached[min(stage, len(reached)) - 1] if reached and stage else 1.0
+        survival = 1 - (1 - share) ** num_rows
+        items.append(Item(name, stage, shard.bytes, compute_seconds, read_seconds, survival))
+    return items
 
 
 def make_run_plan(
-    schedule: Schedule,
-    items: Sequence[Item],
-    num_batches: int,
-    footprint: Footprint,
-    budget_bytes: int,
-    own_process: bool,
+    schedule: Schedule, items: List[Item], num_batches: int, footprint: Footprint, budget_bytes: int, own_process: bool
 ) -> Plan:
     """Return the plan for a process with this footprint.
 

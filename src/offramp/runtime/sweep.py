@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Any, Callable, List, Optional
+from typing import Any, Callable, List, NamedTuple, Optional
 
 import numpy as np
 
@@ -31,8 +31,7 @@ class Outcome:
     """The deadline ended the row, not the policy."""
 
 
-@dataclass(frozen=True)
-class PassCost:
+class PassCost(NamedTuple):
     """Seconds of one sweep. Reads count even if they ended before it began."""
 
     seconds: float
@@ -42,8 +41,7 @@ class PassCost:
     """Reading that cannot overlap with computing: gathering rows, and waiting for the first shard."""
 
 
-@dataclass
-class Answer:
+class Answer(NamedTuple):
     """Logits of the remaining rows at the last exit that was evaluated."""
 
     exit_stage: int

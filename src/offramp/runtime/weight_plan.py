@@ -6,8 +6,7 @@ holds two consecutive stages, because one is read while the other computes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import FrozenSet, Iterable, List, Mapping, Sequence
+from typing import FrozenSet, Iterable, List, Mapping, NamedTuple, Sequence
 
 from offramp.errors import BudgetError
 from offramp.units import format_size
@@ -18,8 +17,7 @@ Stages = Sequence[Sequence[str]]
 """The shards that each stage needs, in order."""
 
 
-@dataclass(frozen=True)
-class WeightPlan:
+class WeightPlan(NamedTuple):
     """`residents` stay in memory and take `resident_bytes`; all other shards share a pool of `pool_bytes`."""
 
     residents: FrozenSet[str]

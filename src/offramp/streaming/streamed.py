@@ -23,10 +23,9 @@ from torch.utils import _pytree as pytree
 
 from offramp.errors import StageError, UsageError
 from offramp.measure import TRACED_PASSES, Trace
-from offramp.runtime.arena import Arena
 from offramp.runtime.feed import Buffers, WeightFeed
 from offramp.runtime.planner import page_rounded
-from offramp.runtime.slots import Slot
+from offramp.runtime.slots import Arena, Slot
 from offramp.runtime.weight_plan import WeightPlan
 from offramp.store import Store
 from offramp.streaming.capture import Around, surround, tensors_of
