@@ -17,17 +17,7 @@ from offramp.errors import StoreError
 from offramp.program.dtypes import DTYPES
 from offramp.program.encoder import misfit
 from offramp.program.heads import HeadForm, Shapes
-from offramp.program.program import (
-    ATTENTION_MASK,
-    BATCH,
-    BATCH_TOKENS,
-    CAPTURED,
-    EXIT_KERNEL,
-    Kernel,
-    Program,
-    Step,
-    Value,
-)
+from offramp.program.program import ATTENTION_MASK, BATCH, BATCH_TOKENS, CAPTURED, EXIT_KERNEL, Kernel, Program, Step
 from offramp.runtime.backend import Backend, State, Weights
 from offramp.runtime.slots import Slot
 from offramp.store import Store, Tensor
@@ -62,8 +52,13 @@ class ProgramBackend(Backend):
         if not self.program.stages:
             remedy = "divide with --method export, or run it with offramp.stream"
             raise StoreError("the stages of this store are not graphs", store.path, remedy)
-        self._tensors = {name: tensor for name, (_, tensor) in store.manifest.tensors().items()}
-        self.exit_form = self._exit_form()
+        self._tensors = store.manifest.tensors()
+        self.exit_form: Optional[HeadForm] = None
+        exits, kernel = read_exits(store), self.program.kernels.get(EXIT_KERNEL)
+        if exits is not None and kernel is not None:
+            # Heads that this program cannot have are refused where they are read.
+            fits = kernel.template != "pooled-linear" or exits.form == HeadForm("mean", 1)
+            self.exit_form = exits.form if fits else None
         names = dict.fromkeys(step.kernel for step in self.program.steps())
         if self.exit_form is not None:
             names[EXIT_KERNEL] = None  # no step, but a kernel
@@ -118,11 +113,11 @@ class ProgramBackend(Backend):
     def state_bytes(self, num_rows: int, length: int) -> int:
         """Return the bytes of values that live between two stages. Captured programs: the most that live at once."""
         if not self._is_captured:
-            flows = (
-                sum(_num_bytes(self._values[name], num_rows, length) for name in names)
-                for names in self._lifetimes.between
-            )
-            return max(flows, default=0) + self.mask_bytes(num_rows, length)
+            most = 0
+            for values in ([self._values[name] for name in names] for names in self._lifetimes.between):
+                sizes = (np.prod(each.shape(num_rows, length)) * np.dtype(each.dtype).itemsize for each in values)
+                most = max(most, int(sum(sizes)))
+            return most + self.mask_bytes(num_rows, length)
         rows, tokens = self.program.example
         lived = self.program.activation_bytes * num_rows / max(rows, 1)
         return int(CAPTURED_FACTOR * lived * (length / max(tokens, 1) if self.program.texts else 1))
@@ -187,8 +182,9 @@ class ProgramBackend(Backend):
         if program.texts is not None:
             mask_BS = np.ones((num_rows, length), np.int64)
             mask_BS[-1, (length + 1) // 2 :] = 0  # so that kernels use their mask
-        state = self.begin(_blank_inputs(program, num_rows, length, mask_BS), mask_BS, (num_rows, length))
-        zeros = _zeros({name: self._tensors[name] for step in program.steps() for name in step.weights.values()})
+        shape = (num_rows, length)
+        state = self.begin(_blank_inputs(program, shape, mask_BS), mask_BS, shape)
+        zeros = _zeros({name: self._tensors[name][1] for step in program.steps() for name in step.weights.values()})
         for stage in program.stages:
             for step in stage.steps:
                 if step.kernel in ran and program.kernels[step.kernel].template != CAPTURED:
@@ -196,7 +192,7 @@ class ProgramBackend(Backend):
                 ran.add(step.kernel)
                 for name in set(step.reads.values()) - set(state.values):  # written by steps that are left out
                     value = self._values[name]
-                    state.values[name] = self.wrap(np.ones(value.shape(num_rows, length), value.dtype))
+                    state.values[name] = self.wrap(np.ones(value.shape(*shape), value.dtype))
                 self.run(state, step, {role: zeros[name] for role, name in step.weights.items()})
             if stage.exit in state.values and EXIT_KERNEL in self.kernels and EXIT_KERNEL not in ran:
                 ran.add(EXIT_KERNEL)
@@ -209,18 +205,9 @@ class ProgramBackend(Backend):
         assert self.exit_form is not None and self.program.output is not None, "loaded where there are exits"
         return self.exit_form.shapes(width, self.program.output.num_labels)
 
-    def _exit_form(self) -> Optional[HeadForm]:
-        """Return the form of the exit heads; None without exits, and for heads that this program cannot have, which
-        are refused where they are read."""
-        exits, kernel = read_exits(self.store), self.program.kernels.get(EXIT_KERNEL)
-        if exits is None or kernel is None:
-            return None
-        fits = kernel.template != "pooled-linear" or exits.form == HeadForm("mean", 1)
-        return exits.form if fits else None
-
     def _require_runnable(self, kernels: Iterable[str]) -> None:
         where = self.store.path
-        fault = misfit(self.program, {name: (each.dtype, each.shape) for name, each in self._tensors.items()})
+        fault = misfit(self.program, {name: (each.dtype, each.shape) for name, (_, each) in self._tensors.items()})
         if fault is not None:
             raise StoreError(fault, where, REMEDY)
         for name in kernels:
@@ -230,7 +217,7 @@ class ProgramBackend(Backend):
                 raise StoreError(what, where, "run it with --backend ort or torch" if template == CAPTURED else REMEDY)
         for step in self.program.steps():
             for name in (*step.weights.values(), *step.constants.values()):
-                dtype = self._tensors[name].dtype
+                dtype = self._tensors[name][1].dtype
                 if not DTYPES[dtype].computes:
                     what = f"tensor {name!r} is {dtype}, which kernels do not take"
                     raise StoreError(what, where, "run it with offramp.stream")
@@ -241,9 +228,9 @@ class ProgramBackend(Backend):
             raise StoreError(what, self.store.path, REMEDY)
 
     def _read_constants(self) -> Dict[str, Any]:
-        places, found = self.store.manifest.tensors(), {}
+        found = {}
         for name in {name for step in self.program.steps() for name in step.constants.values()}:
-            shard, tensor = places[name]
+            shard, tensor = self._tensors[name]
             data = np.frombuffer(self.store.read_tensor(shard.name, tensor), DTYPES[tensor.dtype].numpy)
             found[name] = self.wrap(data.reshape(tensor.shape))
         return found
@@ -288,18 +275,17 @@ def lifetimes_of(program: Program) -> Lifetimes:
     return Lifetimes(read, ended, tuple(between))
 
 
-def _blank_inputs(program: Program, num_rows: int, length: int, mask_BS: Optional[np.ndarray]) -> Dict[str, np.ndarray]:
+def _blank_inputs(program: Program, shape: Tuple[int, int], mask_BS: Optional[np.ndarray]) -> Dict[str, np.ndarray]:
     """Return zeros for the inputs of a program, ones for its looked-up rows: pages of zeros would take no memory."""
-    found = {}
-    for name, each in program.inputs.items():
-        found[name] = np.zeros(Value(each.dtype, each.axes).shape(num_rows, length), each.dtype)
-        if name == ATTENTION_MASK and mask_BS is not None:
-            found[name] = mask_BS.astype(each.dtype)
+    values = program.values()
+    found = {name: np.zeros(values[name].shape(*shape), each.dtype) for name, each in program.inputs.items()}
+    if ATTENTION_MASK in found and mask_BS is not None:
+        found[ATTENTION_MASK] = mask_BS.astype(found[ATTENTION_MASK].dtype)
     for name, lookup in program.lookups.items():
-        shape = lookup.value.shape(num_rows, length)
+        sizes = lookup.value.shape(*shape)
         if BATCH_TOKENS not in lookup.value.axes:  # axes are those of the example
-            shape = (*found[lookup.input].shape, shape[-1])
-        found[name] = np.ones(shape, lookup.value.dtype)
+            sizes = (*found[lookup.input].shape, sizes[-1])
+        found[name] = np.ones(sizes, lookup.value.dtype)
     return found
 
 
@@ -314,10 +300,6 @@ def _zeros(tensors: Mapping[str, Tensor]) -> Dict[str, np.ndarray]:
         name: zeros[: tensor.num_bytes].view(np.dtype(DTYPES[tensor.dtype].numpy)).reshape(tensor.shape)
         for name, tensor in tensors.items()
     }
-
-
-def _num_bytes(value: Value, num_rows: int, length: int) -> int:
-    return int(np.prod(value.shape(num_rows, length))) * np.dtype(value.dtype).itemsize
 
 
 def lines_of(error: Exception) -> List[str]:

@@ -124,11 +124,9 @@ class DeviceProfile:
     def _costs(self, table: Table, heads: Table, first_head: int, num_rows: int) -> Costs:
         rows = []
         for seconds_K, heads_K in zip(table, heads):
-            spared = sum(heads_K[: first_head - 1])
             row: List[float] = []
             for exit_index, seconds in enumerate(seconds_K, start=1):
-                rest = seconds - (spared if exit_index >= first_head else sum(heads_K[: exit_index - 1]))
-                share = rest / num_rows
+                share = (seconds - sum(heads_K[: min(exit_index, first_head) - 1])) / num_rows
                 row.append(max(share, (row[-1] if row else 0.0) + 1e-7))  # noise must not change the order
             rows.append(tuple(row))
         return Costs(self.lengths, tuple(rows))
@@ -140,11 +138,10 @@ class DeviceProfile:
 
 def conditions_of(store_sha256: str, config: EngineConfig) -> MeasuredOn:
     """Return the conditions, on this machine, of an engine: a latency measured under others does not hold for it."""
-    threads = config.threads or num_cores()
     return MeasuredOn(
         **machine(),
         backend=config.backend,
-        threads=threads,
+        threads=config.threads or num_cores(),
         batch=config.batch,
         store_sha256=store_sha256,
         budget_bytes=config.budget,
