@@ -132,10 +132,10 @@ class ToyBackend(Backend):
         """Return what the head wrote."""
         return state.values["logits"]
 
-    def keep(self, state, mask_B) -> None:
+    def keep(self, state, rows_B) -> None:
         """Gather the rows that stay."""
-        state.values = {name: array[mask_B] for name, array in state.values.items()}
-        state.num_rows = int(mask_B.sum())
+        state.values = {name: array[rows_B] for name, array in state.values.items()}
+        state.num_rows = len(rows_B)
 
     def close(self) -> None:
         """Remember it."""

@@ -158,9 +158,8 @@ class ProgramBackend(Backend):
         assert self.program.output is not None, "checked when the store is loaded"
         return np.array(self.unwrap(state.values[self.program.output.value]))
 
-    def keep(self, state: State, mask_B: np.ndarray) -> None:
-        """Take the rows where `mask_B` is true along the axis `batch`, or in groups of S along `batch*tokens`."""
-        rows_B = np.flatnonzero(mask_B)
+    def keep(self, state: State, rows_B: np.ndarray) -> None:
+        """Take these rows along the axis `batch`, or in groups of S along `batch*tokens`."""
         for name, held in state.values.items():
             axis = self._values[name].row_axis
             if axis is None or held is None:

@@ -75,8 +75,8 @@ class Backend(ABC):
         """Return the output value of the program: logits [B, C]."""
 
     @abstractmethod
-    def keep(self, state: State, mask_B: np.ndarray) -> None:
-        """Drop the rows where `mask_B` is false from every value."""
+    def keep(self, state: State, rows_B: np.ndarray) -> None:
+        """Drop all rows but these places, in ascending order, from every value."""
 
     @abstractmethod
     def close(self) -> None:

@@ -109,9 +109,7 @@ class ExitGate:
         num_layers = self.exit_statistics.expected_layers(exit_index, self.last_exit, num_kept)
         if not self.gathering.pays(run.state.num_rows, num_kept, run.length, num_layers):
             return
-        remaining_P = np.zeros(run.state.num_rows, bool)
-        remaining_P[run.places_B] = True
-        run.timed(f"exit {exit_index}", exit_index, "gather", self._backend.keep, run.state, remaining_P)
+        run.timed(f"exit {exit_index}", exit_index, "gather", self._backend.keep, run.state, run.places_B)
         run.places_B = np.arange(num_kept)
         self.gathering.record_gathering(num_kept, run.length, run.compute_seconds - before)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from offramp.measure import available_bytes, read_memory
 from offramp.measure.mapped import refault_bytes
-from offramp.program.program import TOKENS, Program
+from offramp.program.program import TOKENS, Input, Program
 from offramp.runtime.backend import Backend
 from offramp.runtime.footprint import trim_memory
 from offramp.runtime.inputs import InputReader
@@ -72,17 +72,13 @@ class MemoryModel:
 
         Warm-up passes read texts only: of other inputs all rows count, and the inputs themselves.
         """
-        lookups = self._program.lookups
-        sizes = [
-            _row_items(self._program, lookups[name].input, length) * size for name, size in self._row_bytes.items()
-        ]
+        inputs, lookups = self._program.inputs, self._program.lookups
+        items = {name: _row_items(each, length) for name, each in inputs.items()}
+        sizes = [items[lookups[name].input] * size for name, size in self._row_bytes.items()]
         gathered = max(GATHER_COPIES * max(sizes), max(sizes) + sum(sizes)) if sizes else 0
         if self._program.texts is not None:
             return (num_rows - 1) * gathered
-        own = sum(
-            _row_items(self._program, name, length) * np.dtype(each.dtype).itemsize
-            for name, each in self._program.inputs.items()
-        )
+        own = sum(items[name] * np.dtype(each.dtype).itemsize for name, each in inputs.items())
         return num_rows * (own + gathered)
 
     def held_bytes(self, num_rows: int, length: int) -> int:
@@ -140,9 +136,9 @@ def small_shards(sizes: Iterable[int]) -> List[int]:
     return [size for size in sizes if size <= SMALL_SHARD_BYTES]
 
 
-def _row_items(program: Program, name: str, length: int) -> int:
+def _row_items(each: Input, length: int) -> int:
     """Return the most elements of one row of an input."""
-    each, items = program.inputs[name], 1
+    items = 1
     for axis, most in zip(each.axes, each.largest or [None] * len(each.axes)):
         if axis == TOKENS:
             items *= length

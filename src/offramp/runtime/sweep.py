@@ -8,7 +8,7 @@ Shapes: B remaining rows, P rows of the backend's arrays, C labels.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Callable, List, NamedTuple, Optional
 
 import numpy as np
@@ -52,39 +52,26 @@ class Answer(NamedTuple):
     """Compute time of the batch until then."""
 
 
-@dataclass
 class BatchRun:
-    """One batch of a sweep. `rows_B` are the places in the batch of the rows that remain."""
+    """One batch of a sweep. `rows_B` are the places in the batch of the rows that remain.
 
-    batch: Batch
-    decider: Decider
-    began: float
-    """Start of the request, a time of `time.perf_counter`."""
-    trace: Trace
-    pass_index: int
-    state: Optional[State] = None
-    """None until the inputs of the batch have been read."""
-    compute_seconds: float = 0.0
-    layer_seconds: float = 0.0
-    """Compute time of the current layer, its exit excluded."""
-    outcomes: List[Outcome] = field(init=False)
-    answer: Answer = field(init=False)
-    """The last one; that of exit 0 is none, given when the request began."""
-    rows_B: np.ndarray = field(init=False)
-    lengths_B: np.ndarray = field(init=False)
-    places_B: np.ndarray = field(init=False)
-    """Places of the remaining rows in the backend's arrays, in order."""
+    `began` is the start of the request, a time of `time.perf_counter`.
+    """
 
-    def __post_init__(self) -> None:
-        self.outcomes = [Outcome() for _ in range(self.batch.num_rows)]
-        self.answer = Answer(0, np.empty(0), self.began, 0.0)
-        self.rows_B = self.places_B = np.arange(self.batch.num_rows)
-        self.lengths_B = self.batch.lengths_B
-
-    @property
-    def length(self) -> int:
+    def __init__(self, batch: Batch, decider: Decider, began: float, trace: Trace, pass_index: int) -> None:
+        self.batch, self.decider, self.began, self.trace, self.pass_index = batch, decider, began, trace, pass_index
+        self.length = batch.length
         """Tokens that all rows are padded to, S."""
-        return self.batch.length
+        self.state: Optional[State] = None
+        """None until the inputs of the batch have been read."""
+        self.answer = Answer(0, np.empty(0), began, 0.0)
+        """The last one; that of exit 0 is none, given when the request began."""
+        self.compute_seconds = self.layer_seconds = 0.0
+        """Compute time of the batch, and that of its current layer, the exit excluded."""
+        self.outcomes = [Outcome() for _ in range(batch.num_rows)]
+        self.rows_B = self.places_B = np.arange(batch.num_rows)
+        """Rows that remain, in order: their places in the batch, and in the backend's arrays."""
+        self.lengths_B = batch.lengths_B
 
     def timed(self, name: str, stage: int, kind: str, act: Callable[..., Any], *arguments: Any) -> Any:
         """Return `act(*arguments)`; record the call in the trace and count it as compute time."""
