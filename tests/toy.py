@@ -132,10 +132,10 @@ class ToyBackend(Backend):
         """Return what the head wrote."""
         return state.values["logits"]
 
-    def keep(self, state, mask_B) -> None:
+    def keep(self, state, rows_B) -> None:
         """Gather the rows that stay."""
-        state.values = {name: array[mask_B] for name, array in state.values.items()}
-        state.num_rows = int(mask_B.sum())
+        state.values = {name: array[rows_B] for name, array in state.values.items()}
+        state.num_rows = len(rows_B)
 
     def close(self) -> None:
         """Remember it."""
@@ -252,7 +252,7 @@ def open_engine(
     parsed.check(len(program.layers), program.problem)
     backend, schedule = backend or ToyBackend(), Schedule(program, parsed.last_exit(len(program.layers)))
     heads = load_exits(store, parsed, needs_all=guard.needs_every_exit)
-    gate = ExitGate(program, backend, parsed, heads, guard, store.path)
+    gate = ExitGate(store, backend, parsed, heads, guard)
     sizes = {
         name: -(-shard.bytes // 4096) * 4096 for name, shard in store.manifest.shards.items() if shard.blocks is None
     }

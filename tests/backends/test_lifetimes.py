@@ -1,6 +1,6 @@
 """A value is kept as long as a later step, exit or caller reads it, and not longer."""
 
-from offramp.backends.lifetimes import lifetimes_of
+from offramp.backends.base import lifetimes_of
 from offramp.program.program import BATCH, BEGIN, END, LAYER, Kernel, Output, Program, Stage, Step, Value
 from tests.backends import captured
 

@@ -33,7 +33,7 @@ def same_threads():
 
 
 def skeleton(backend, kernel):
-    return backend.kernels[kernel].run.module
+    return backend.skeletons[kernel].module
 
 
 def test_the_parameters_of_a_module_are_the_weights_of_its_kernel(store):
@@ -75,7 +75,7 @@ def test_rows_that_leave_change_nothing_for_the_others_in_eager_attention(store,
     whole, shrunk = begin(backend, mask_of(lengths)), begin(backend, mask_of(lengths))
     for state in (whole, shrunk):
         run(backend, state, [begun, first])
-    backend.keep(shrunk, np.array([True, False, True]))
+    backend.keep(shrunk, np.array([0, 2]))
     assert shrunk.num_rows == 2
     for ask in (exit_answer, lambda one, state: answer(one, state, rest)):
         np.testing.assert_allclose(ask(backend, shrunk), ask(backend, whole)[[0, 2]], rtol=0, atol=1e-5)
@@ -171,9 +171,9 @@ def test_memory_that_is_short_is_a_memory_error(store, monkeypatch):
     """PyTorch says it with a RuntimeError."""
     backend = TorchBackend(store, 1)
 
-    def fail(*arguments):
+    def fail(**arguments):
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
 
-    monkeypatch.setattr(backend.kernels["embedding"], "run", fail)
+    monkeypatch.setattr(backend.skeletons["embedding"], "module", fail)
     with pytest.raises(MemoryError, match="allocate memory"):
         backend.warm_up(1, 4)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from offramp.runtime.reads import choose_direct
+from offramp.runtime.run_plan import choose_direct
 from offramp.store import Store
 from tests.oracle.tiny import BACKENDS, Case, Way, logits, make_batch, run, streamed_shards
 

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from offramp.errors import NonFiniteError, StoreError
-from offramp.runtime.reads import direct_works
+from offramp.runtime.run_plan import direct_works
 from tests.runtime.driver import answers, batches, encode, expected
 from tests.toy import Toy, layer_shards, open_engine, token_batch
 

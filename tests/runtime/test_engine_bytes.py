@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from offramp.errors import DamagedError
-from offramp.runtime.survival import MIN_OBSERVATIONS
+from offramp.runtime.gate import MIN_OBSERVATIONS
 from tests.runtime.driver import answers, batches, encode, eventually, expected
 from tests.toy import Toy, ToyBackend, layer_shards, open_engine
 
@@ -118,7 +118,7 @@ def test_an_idle_gap_passes_over_residents(shelf):
 def test_nothing_is_read_ahead_when_nothing_follows(shelf):
     engine = open_engine(shelf.open(sure(2)), "none", 3)
     engine.sweep([encode(["abc"])], more=False)
-    assert not engine.feed._ring._wanted
+    assert not engine.feed._wanted
     engine.close()
     assert engine.feed.bytes_idle == 0
 
@@ -207,7 +207,7 @@ def test_an_exit_stops_a_slow_read_at_its_next_chunk(shelf):
             reached.wait()
             return super().exit_logits(state, value, weights)
 
-    def read_shard(name, view, *, direct, halves, cancelled):
+    def read_shard(name, view, *, cancelled, **how):
         def stop():
             asked.append(name)
             if name == slow and asked.count(slow) == 2:  # one chunk is read
@@ -215,7 +215,7 @@ def test_an_exit_stops_a_slow_read_at_its_next_chunk(shelf):
                 go.wait()
             return cancelled()
 
-        return type(store).read_shard(store, name, view, direct=direct, halves=halves, cancelled=stop)
+        return type(store).read_shard(store, name, view, cancelled=stop, **how)
 
     store.read_shard = read_shard
     engine = open_engine(store, "confidence:0.9", 2, backend=Waiting())

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import sys
 
 import pytest
@@ -77,7 +76,7 @@ Anonymous:             0 kB
 
 
 def test_only_unmodified_code_of_files_is_given_back(monkeypatch):
-    monkeypatch.setattr(footprint, "open", lambda *_: io.BytesIO(SMAPS), raising=False)
+    monkeypatch.setattr(footprint.Path, "read_bytes", lambda _: SMAPS)
     found = list(footprint._code_mappings())
     assert found == [(0x7F0000000000, 0x3000, 8192), (0x7F0000070000, 0x1000, 4096)]
 

@@ -9,9 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from offramp.runtime.gathering import Gathering
+from offramp.runtime.gate import ExitStatistics, Gathering
 from offramp.runtime.guard import DeadlineGuard
-from offramp.runtime.survival import ExitStatistics
 from tests.runtime.driver import answers, batches, encode, expected
 from tests.toy import Toy, ToyBackend, layer_shards, open_engine
 

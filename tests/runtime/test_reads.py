@@ -6,8 +6,8 @@ import os
 import pytest
 
 from offramp.errors import StoreError
-from offramp.runtime import reads
-from offramp.runtime.reads import choose_direct, direct_works
+from offramp.runtime import run_plan
+from offramp.runtime.run_plan import choose_direct, direct_works
 from tests.toy import Toy, write_toy
 
 
@@ -33,7 +33,7 @@ def test_direct_where_it_is_wanted_or_memory_is_short_and_it_works(
 ):
     """`available` is counted from store + 10 bytes."""
     probed = []
-    monkeypatch.setattr(reads, "direct_works", lambda store: probed.append(store) or works)
+    monkeypatch.setattr(run_plan, "direct_works", lambda store: probed.append(store) or works)
     store_bytes = sum(shard.bytes for shard in store.manifest.shards.values())
     assert choose_direct(store, wanted, growth, store_bytes + 10 + available) == (probes and works)
     assert probed == [store] * probes

@@ -182,7 +182,7 @@ def test_an_interrupt_in_the_middle_of_the_end_of_a_pass_spoils_nothing(shelf, m
     expected = plain(made(Chain), vectors())
     with offramp.stream(made(Chain), store, weight_budget=smallest(store)) as model:
         for name in ("release", "end_pass"):
-            original = getattr(model._feed._ring, name)
+            original = getattr(model._feed, name)
             calls = []
 
             def interrupted(*args, name=name, original=original, calls=calls, **options):
@@ -191,7 +191,7 @@ def test_an_interrupt_in_the_middle_of_the_end_of_a_pass_spoils_nothing(shelf, m
                     raise KeyboardInterrupt
                 return original(*args, **options)
 
-            monkeypatch.setattr(model._feed._ring, name, interrupted)
+            monkeypatch.setattr(model._feed, name, interrupted)
             with pytest.raises(KeyboardInterrupt):
                 model(vectors())
             monkeypatch.undo()

@@ -9,26 +9,18 @@ Shapes: B rows, S tokens, T = B S.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, Callable, Dict, Iterable, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
 import numpy as np
 
-from offramp.backends.blanks import ZeroWeights, blank_inputs, blank_mask
-from offramp.backends.lifetimes import lifetimes_of
 from offramp.errors import StoreError
 from offramp.program.dtypes import DTYPES
 from offramp.program.encoder import misfit
 from offramp.program.heads import HeadForm, Shapes
-from offramp.program.program import (
-    BATCH,
-    CAPTURED,
-    EXIT_KERNEL,
-    Kernel,
-    Step,
-    Value,
-)
+from offramp.program.program import ATTENTION_MASK, BATCH, BATCH_TOKENS, CAPTURED, EXIT_KERNEL, Kernel, Program, Step
 from offramp.runtime.backend import Backend, State, Weights
-from offramp.store import Store
+from offramp.runtime.slots import Slot
+from offramp.store import Store, Tensor
 from offramp.store.exits import read_exits
 
 LoadedKernel = Callable[[State, Dict[str, Any]], Sequence[Any]]
@@ -40,6 +32,8 @@ CAPTURED_SCRATCH_BYTES = 8 << 20
 """Bytes for each thread that libraries take in captured kernels: packed operands of matrix products, columns of
 convolutions."""
 REMEDY = "divide the model again"
+MASK = "mask"
+"""Template of the kernel whose result tells attention which tokens are padding."""
 
 
 class ProgramBackend(Backend):
@@ -58,8 +52,13 @@ class ProgramBackend(Backend):
         if not self.program.stages:
             remedy = "divide with --method export, or run it with offramp.stream"
             raise StoreError("the stages of this store are not graphs", store.path, remedy)
-        self._tensors = {name: tensor for name, (_, tensor) in store.manifest.tensors().items()}
-        self.exit_form = self._exit_form()
+        self._tensors = store.manifest.tensors()
+        self.exit_form: Optional[HeadForm] = None
+        exits, kernel = read_exits(store), self.program.kernels.get(EXIT_KERNEL)
+        if exits is not None and kernel is not None:
+            # Heads that this program cannot have are refused where they are read.
+            fits = kernel.template != "pooled-linear" or exits.form == HeadForm("mean", 1)
+            self.exit_form = exits.form if fits else None
         names = dict.fromkeys(step.kernel for step in self.program.steps())
         if self.exit_form is not None:
             names[EXIT_KERNEL] = None  # no step, but a kernel
@@ -68,6 +67,12 @@ class ProgramBackend(Backend):
         self._values, self._lifetimes = self.program.values(), lifetimes_of(self.program)
         self._is_captured = any(kernel.template == CAPTURED for kernel in self.program.kernels.values())
         self._constants = self._read_constants()
+
+    def wrong_inputs(self, name: str, line: str) -> StoreError:
+        """Return the error of a kernel that does not take its inputs; `line` is what the library says."""
+        is_captured = self.program.kernels[name].template == CAPTURED
+        remedy = "divide the model with such an input as its example" if is_captured else REMEDY
+        return StoreError(f"graph {name!r} does not take these inputs: {line[-200:]}", self.store.path, remedy)
 
     @abstractmethod
     def load(self, name: str, kernel: Kernel) -> LoadedKernel:
@@ -108,11 +113,11 @@ class ProgramBackend(Backend):
     def state_bytes(self, num_rows: int, length: int) -> int:
         """Return the bytes of values that live between two stages. Captured programs: the most that live at once."""
         if not self._is_captured:
-            flows = (
-                sum(_num_bytes(self._values[name], num_rows, length) for name in names)
-                for names in self._lifetimes.between
-            )
-            return max(flows, default=0) + self.mask_bytes(num_rows, length)
+            most = 0
+            for values in ([self._values[name] for name in names] for names in self._lifetimes.between):
+                sizes = (np.prod(each.shape(num_rows, length)) * np.dtype(each.dtype).itemsize for each in values)
+                most = max(most, int(sum(sizes)))
+            return most + self.mask_bytes(num_rows, length)
         rows, tokens = self.program.example
         lived = self.program.activation_bytes * num_rows / max(rows, 1)
         return int(CAPTURED_FACTOR * lived * (length / max(tokens, 1) if self.program.texts else 1))
@@ -153,9 +158,8 @@ class ProgramBackend(Backend):
         assert self.program.output is not None, "checked when the store is loaded"
         return np.array(self.unwrap(state.values[self.program.output.value]))
 
-    def keep(self, state: State, mask_B: np.ndarray) -> None:
-        """Take the rows where `mask_B` is true along the axis `batch`, or in groups of S along `batch*tokens`."""
-        rows_B = np.flatnonzero(mask_B)
+    def keep(self, state: State, rows_B: np.ndarray) -> None:
+        """Take these rows along the axis `batch`, or in groups of S along `batch*tokens`."""
         for name, held in state.values.items():
             axis = self._values[name].row_axis
             if axis is None or held is None:
@@ -173,9 +177,13 @@ class ProgramBackend(Backend):
     def warm_up(self, num_rows: int, length: int) -> None:
         """Run each kernel once, and each captured step, because sizes differ from step to step there."""
         program, ran = self.program, set()
-        mask_BS = None if program.texts is None else blank_mask(num_rows, length)
-        state = self.begin(blank_inputs(program, num_rows, length, mask_BS), mask_BS, (num_rows, length))
-        zeros = ZeroWeights({name: self._tensors[name] for step in program.steps() for name in step.weights.values()})
+        mask_BS = None
+        if program.texts is not None:
+            mask_BS = np.ones((num_rows, length), np.int64)
+            mask_BS[-1, (length + 1) // 2 :] = 0  # so that kernels use their mask
+        shape = (num_rows, length)
+        state = self.begin(_blank_inputs(program, shape, mask_BS), mask_BS, shape)
+        zeros = _zeros({name: self._tensors[name][1] for step in program.steps() for name in step.weights.values()})
         for stage in program.stages:
             for step in stage.steps:
                 if step.kernel in ran and program.kernels[step.kernel].template != CAPTURED:
@@ -183,8 +191,8 @@ class ProgramBackend(Backend):
                 ran.add(step.kernel)
                 for name in set(step.reads.values()) - set(state.values):  # written by steps that are left out
                     value = self._values[name]
-                    state.values[name] = self.wrap(np.ones(value.shape(num_rows, length), value.dtype))
-                self.run(state, step, zeros.of(step.weights))
+                    state.values[name] = self.wrap(np.ones(value.shape(*shape), value.dtype))
+                self.run(state, step, {role: zeros[name] for role, name in step.weights.items()})
             if stage.exit in state.values and EXIT_KERNEL in self.kernels and EXIT_KERNEL not in ran:
                 ran.add(EXIT_KERNEL)
                 shapes = self.head_shapes(self._values[stage.exit].width)
@@ -196,18 +204,9 @@ class ProgramBackend(Backend):
         assert self.exit_form is not None and self.program.output is not None, "loaded where there are exits"
         return self.exit_form.shapes(width, self.program.output.num_labels)
 
-    def _exit_form(self) -> Optional[HeadForm]:
-        """Return the form of the exit heads; None without exits, and for heads that this program cannot have, which
-        are refused where they are read."""
-        exits, kernel = read_exits(self.store), self.program.kernels.get(EXIT_KERNEL)
-        if exits is None or kernel is None:
-            return None
-        fits = kernel.template != "pooled-linear" or exits.form == HeadForm("mean", 1)
-        return exits.form if fits else None
-
     def _require_runnable(self, kernels: Iterable[str]) -> None:
         where = self.store.path
-        fault = misfit(self.program, {name: (each.dtype, each.shape) for name, each in self._tensors.items()})
+        fault = misfit(self.program, {name: (each.dtype, each.shape) for name, (_, each) in self._tensors.items()})
         if fault is not None:
             raise StoreError(fault, where, REMEDY)
         for name in kernels:
@@ -217,7 +216,7 @@ class ProgramBackend(Backend):
                 raise StoreError(what, where, "run it with --backend ort or torch" if template == CAPTURED else REMEDY)
         for step in self.program.steps():
             for name in (*step.weights.values(), *step.constants.values()):
-                dtype = self._tensors[name].dtype
+                dtype = self._tensors[name][1].dtype
                 if not DTYPES[dtype].computes:
                     what = f"tensor {name!r} is {dtype}, which kernels do not take"
                     raise StoreError(what, where, "run it with offramp.stream")
@@ -228,13 +227,80 @@ class ProgramBackend(Backend):
             raise StoreError(what, self.store.path, REMEDY)
 
     def _read_constants(self) -> Dict[str, Any]:
-        places, found = self.store.manifest.tensors(), {}
+        found = {}
         for name in {name for step in self.program.steps() for name in step.constants.values()}:
-            shard, tensor = places[name]
+            shard, tensor = self._tensors[name]
             data = np.frombuffer(self.store.read_tensor(shard.name, tensor), DTYPES[tensor.dtype].numpy)
             found[name] = self.wrap(data.reshape(tensor.shape))
         return found
 
 
-def _num_bytes(value: Value, num_rows: int, length: int) -> int:
-    return int(np.prod(value.shape(num_rows, length))) * np.dtype(value.dtype).itemsize
+class Lifetimes(NamedTuple):
+    """The values of a program that are needed at each place."""
+
+    read: Set[str]
+    """Values that a step, an exit or the output reads."""
+    ended: Mapping[int, Sequence[str]]
+    """Identity of a step (steps hold dicts and cannot be hashed) -> values that nothing needs after it."""
+    between: Tuple[Tuple[str, ...], ...]
+    """Values made by steps, masks excluded, that are needed after each stage."""
+
+
+def lifetimes_of(program: Program) -> Lifetimes:
+    """Return the lifetimes of a program's values. The output has no end."""
+    steps, bounds = list(program.steps()), []
+    made: Dict[str, int] = {}
+    last: Dict[str, int] = {}
+    read = {name for step in steps for name in step.reads.values()}
+    index = 0
+    for stage in program.stages:
+        for step in stage.steps:
+            last.update(dict.fromkeys((*step.writes, *step.reads.values()), index))
+            if program.kernels[step.kernel].template != MASK:
+                made.update(dict.fromkeys(step.writes, index))
+            index += 1
+        if stage.exit is not None:
+            last[stage.exit] = index  # the exit runs before the next step
+            read.add(stage.exit)
+        bounds.append(index)
+    if program.output is not None:
+        last[program.output.value] = len(steps)
+        read.add(program.output.value)
+    ended: Dict[int, List[str]] = {id(step): [] for step in steps}
+    for name, index in last.items():
+        if index < len(steps):
+            ended[id(steps[index])].append(name)
+    between = (tuple(name for name, index in made.items() if index < bound <= last[name]) for bound in bounds)
+    return Lifetimes(read, ended, tuple(between))
+
+
+def _blank_inputs(program: Program, shape: Tuple[int, int], mask_BS: Optional[np.ndarray]) -> Dict[str, np.ndarray]:
+    """Return zeros for the inputs of a program, ones for its looked-up rows: pages of zeros would take no memory."""
+    values = program.values()
+    found = {name: np.zeros(values[name].shape(*shape), each.dtype) for name, each in program.inputs.items()}
+    if ATTENTION_MASK in found and mask_BS is not None:
+        found[ATTENTION_MASK] = mask_BS.astype(found[ATTENTION_MASK].dtype)
+    for name, lookup in program.lookups.items():
+        sizes = lookup.value.shape(*shape)
+        if BATCH_TOKENS not in lookup.value.axes:  # axes are those of the example
+            sizes = (*found[lookup.input].shape, sizes[-1])
+        found[name] = np.ones(sizes, lookup.value.dtype)
+    return found
+
+
+def _zeros(tensors: Mapping[str, Tensor]) -> Dict[str, np.ndarray]:
+    """Return zeros in place of tensors.
+
+    All of them are views of one mapping that is never written, so its pages are the kernel's zero page and take no
+    memory.
+    """
+    zeros = Slot(max((tensor.num_bytes for tensor in tensors.values()), default=0) or 1).array
+    return {
+        name: zeros[: tensor.num_bytes].view(np.dtype(DTYPES[tensor.dtype].numpy)).reshape(tensor.shape)
+        for name, tensor in tensors.items()
+    }
+
+
+def lines_of(error: Exception) -> List[str]:
+    """Return the lines of the message of a library's error; the name of its type, if it has none."""
+    return str(error).splitlines() or [type(error).__name__]

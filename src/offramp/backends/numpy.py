@@ -143,14 +143,7 @@ def _exit(sizes: Inputs, form: HeadForm, state: State, inputs: Inputs) -> Tuple[
     return (_linear(pooled_BH, inputs, "exit"),)
 
 
-_TEMPLATES: Dict[str, Callable[[Inputs, State, Inputs], Tuple[Any]]] = {
-    "mask": _mask,
-    "embedding": _embedding,
-    "attention": _attention,
-    "up": _up,
-    "down": _down,
-    "head": _head,
-}
+_TEMPLATES = {"mask": _mask, "embedding": _embedding, "attention": _attention, "up": _up, "down": _down, "head": _head}
 NumpyBackend.templates = (*_TEMPLATES, "exit")
 
 
@@ -267,11 +260,9 @@ def _thread_functions() -> Optional[Tuple[Any, Any]]:
 
 
 _CORES = ("numpy._core._multiarray_umath", "numpy.core._multiarray_umath")
-_THREAD_FUNCTIONS = (
-    ("scipy_openblas_get_num_threads64_", "scipy_openblas_set_num_threads64_"),
-    ("scipy_openblas_get_num_threads", "scipy_openblas_set_num_threads"),
-    ("openblas_get_num_threads64_", "openblas_set_num_threads64_"),
-    ("openblas_get_num_threads", "openblas_set_num_threads"),
+_OPENBLAS = [f"{prefix}openblas_%s_num_threads{suffix}" for prefix in ("scipy_", "") for suffix in ("64_", "")]
+_THREAD_FUNCTIONS = [
+    *((name % "get", name % "set") for name in _OPENBLAS),
     ("MKL_Get_Max_Threads", "MKL_Set_Num_Threads"),
-)
+]
 """Names (get, set) in builds of OpenBLAS, which the wheels of NumPy contain, and in MKL."""

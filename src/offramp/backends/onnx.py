@@ -16,10 +16,9 @@ from typing import Any, Callable, Dict, List, Mapping, Tuple
 
 import numpy as np
 
-from offramp.backends.base import REMEDY, LoadedKernel, ProgramBackend
+from offramp.backends.base import REMEDY, LoadedKernel, ProgramBackend, lines_of
 from offramp.errors import MissingExtraError, StoreError
 from offramp.program.encoder import weight_shapes
-from offramp.program.heads import Shapes
 from offramp.program.program import CAPTURED, EXIT_KERNEL, Kernel
 from offramp.runtime.backend import State
 from offramp.store import Store
@@ -49,23 +48,36 @@ class OnnxBackend(ProgramBackend):
         """Open the session of a kernel; masks and pooled exits of captured programs are computed by NumPy."""
         if kernel.template in _IN_NUMPY:
             return _IN_NUMPY[kernel.template]
-        graphs, path = self.store.manifest.graphs, self.store.path
+        graphs, path, is_captured = self.store.manifest.graphs, self.store.path, kernel.template == CAPTURED
         if name not in graphs:
-            remedy = "offramp divide --graphs STORE adds them, or --backend torch"
-            if kernel.template == CAPTURED:
-                remedy = "divide it with onnxscript installed, or --backend torch"
-            raise StoreError(
-                "the store has no graphs" if not graphs else f"the store has no graph {name!r}", path, remedy
-            )
+            what = f"the store has no graph {name!r}" if graphs else "the store has no graphs"
+            remedy = "divide it with onnxscript installed" if is_captured else "offramp divide --graphs STORE adds them"
+            raise StoreError(what, path, f"{remedy}, or --backend torch")
         session = open_session(self.store.read_file(graphs[name]), self.num_threads, self.store, name)
-        if kernel.template != CAPTURED and _weights(session) != self._promised(name, kernel):
-            raise StoreError(f"graph {name!r} takes other weights than its kernel", path, REMEDY)
+        if not is_captured:
+            hidden: Any = kernel.attributes.get("hidden_size")
+            promised = self.head_shapes(hidden) if name == EXIT_KERNEL else weight_shapes(kernel) or {}
+            if _weights(session) != promised:
+                raise StoreError(f"graph {name!r} takes other weights than its kernel", path, REMEDY)
         self._sessions[name] = session
-        return _Session(session, name, kernel, self.store)
+        return self._run_of(session, name, kernel)
 
-    def _promised(self, name: str, kernel: Kernel) -> Shapes:
-        sizes: Sizes = kernel.attributes
-        return self.head_shapes(sizes["hidden_size"]) if name == EXIT_KERNEL else weight_shapes(kernel) or {}
+    def _run_of(self, session: Any, name: str, kernel: Kernel) -> LoadedKernel:
+        """Return the call of a session. Inputs of its graph that are not inputs of its template are derived."""
+        taken = {node.name for node in session.get_inputs()}
+        derived = {name: derive for name, derive in _DERIVED.get(kernel.template, {}).items() if name in taken}
+
+        def run(state: State, inputs: Dict[str, Any]) -> List[np.ndarray]:
+            feeds = {name: array for name, array in inputs.items() if name in taken}
+            feeds.update((name, derive(kernel.attributes, state, inputs)) for name, derive in derived.items())
+            try:
+                return session.run(None, feeds)
+            except MemoryError:
+                raise
+            except Exception as error:  # onnxruntime's exceptions have no common base across versions
+                raise self.wrong_inputs(name, lines_of(error)[-1]) from error
+
+        return run
 
     def num_elements(self, kernel: Kernel, num_rows: int, length: int) -> int:
         """Return the elements of the largest set of buffers that live at once, as ONNX Runtime frees them."""
@@ -100,31 +112,6 @@ class OnnxBackend(ProgramBackend):
         session.run(None, {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}, options)
 
 
-class _Session:
-    """One loaded kernel. Inputs of its graph that are not inputs of its template are derived from them."""
-
-    def __init__(self, session: Any, name: str, kernel: Kernel, store: Store) -> None:
-        self._session, self._name, self._kernel, self._path = session, name, kernel, store.path
-        self._taken = {node.name for node in session.get_inputs()}
-        derived = _DERIVED.get(kernel.template, {})
-        self._derived = {name: derive for name, derive in derived.items() if name in self._taken}
-
-    def __call__(self, state: State, inputs: Dict[str, Any]) -> List[np.ndarray]:
-        feeds = {name: array for name, array in inputs.items() if name in self._taken}
-        for name, derive in self._derived.items():
-            feeds[name] = derive(self._kernel.attributes, state, inputs)
-        try:
-            return self._session.run(None, feeds)
-        except MemoryError:
-            raise
-        except Exception as error:  # onnxruntime's exceptions have no common base across versions
-            what = f"graph {self._name!r} does not take these inputs: {_lines(error)[-1][-200:]}"
-            remedy = REMEDY
-            if self._kernel.template == CAPTURED:
-                remedy = "divide the model with such an input as its example"
-            raise StoreError(what, self._path, remedy) from error
-
-
 def open_session(graph: bytes, num_threads: int, store: Store, name: str) -> Any:
     """Return a session of ONNX Runtime that shares the arena.
 
@@ -146,7 +133,7 @@ def open_session(graph: bytes, num_threads: int, store: Store, name: str) -> Any
     try:
         return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions have no common base across versions
-        raise StoreError(f"graph {name!r} does not load: {_lines(error)[0]}", store.path, REMEDY) from error
+        raise StoreError(f"graph {name!r} does not load: {lines_of(error)[0]}", store.path, REMEDY) from error
 
 
 @lru_cache(maxsize=1)
@@ -168,7 +155,7 @@ def _pooled_linear(state: State, inputs: Dict[str, Any]) -> Tuple[np.ndarray]:
     """Return logits [B, C]: the mean over tokens [B, S, H] or places [B, H, ...], then a linear layer."""
     hidden = inputs["hidden"]
     if state.mask_BS is not None:
-        keep_BS1 = state.mask_BS[:, :, None].astype(np.float32)
+        keep_BS1 = state.keep_BS1()
         hidden = (hidden * keep_BS1).sum(axis=1) / keep_BS1.sum(axis=1)
     elif hidden.ndim == 3:
         hidden = hidden.mean(axis=1)
@@ -192,15 +179,10 @@ def _first_BH(sizes: Sizes, state: State, inputs: Dict[str, Any]) -> np.ndarray:
     return np.ascontiguousarray(_hidden_BSH(sizes, state, inputs)[:, 0])
 
 
-def _keep_BS1(sizes: Sizes, state: State, inputs: Dict[str, Any]) -> np.ndarray:
-    assert state.mask_BS is not None, "encoders read texts"
-    return state.mask_BS[:, :, None].astype(np.float32)
-
-
 _DERIVED: Dict[str, Dict[str, Callable[[Sizes, State, Dict[str, Any]], np.ndarray]]] = {
     "attention": {"shape": _attention_shape},
     "head": {"first": _first_BH},
-    "exit": {"hidden": _hidden_BSH, "first": _first_BH, "keep": _keep_BS1},
+    "exit": {"hidden": _hidden_BSH, "first": _first_BH, "keep": lambda sizes, state, inputs: state.keep_BS1()},
 }
 """Template -> input of its graph -> function that derives it."""
 
@@ -212,7 +194,3 @@ def _weights(session: Any) -> Dict[str, Tuple[int, ...]]:
         for node in session.get_inputs()
         if node.type == "tensor(float)" and all(isinstance(size, int) for size in node.shape)
     }
-
-
-def _lines(error: Exception) -> List[str]:
-    return str(error).splitlines() or [type(error).__name__]

@@ -7,8 +7,6 @@ bits as transformers and as the captured module itself. It does not promise a sm
 Shapes: B rows, S tokens of the longest row, T = B S, H hidden, C labels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from offramp.backends.base import REMEDY, LoadedKernel, ProgramBackend
+from offramp.backends.base import REMEDY, LoadedKernel, ProgramBackend, lines_of
 from offramp.backends.torch_graphs import CapturedGraph
 from offramp.backends.torch_modules import ATTENTIONS, Attention, Down, Embedding, ExitHead, Head, Up, make_mask, pool
 from offramp.errors import StoreError
@@ -47,34 +45,45 @@ class TorchBackend(ProgramBackend):
         if attention not in ATTENTIONS:
             raise ValueError(f"attention must be one of {tuple(ATTENTIONS)}, not {attention!r}")
         self.attention = attention
+        self.skeletons: dict[str, Skeleton] = {}
         super().__init__(store, num_threads)
 
     def load(self, name: str, kernel: Kernel) -> LoadedKernel:
         """Build the module of a template on the meta device, or parse a captured graph."""
-        remedy = "divide the model with such an input as its example" if kernel.template == CAPTURED else REMEDY
-        return _Guarded(self._load(name, kernel), name, (self.store.path, remedy))
+        run = self._load(name, kernel)
+
+        @torch.inference_mode()
+        def guarded(state: State, inputs: dict[str, Any]) -> Sequence[Tensor]:
+            try:
+                return run(state, inputs)
+            except (RuntimeError, ValueError, IndexError, TypeError, KeyError) as error:
+                if "allocate memory" in str(error):  # PyTorch raises RuntimeError where memory is short
+                    raise MemoryError(str(error)) from error
+                raise self.wrong_inputs(name, lines_of(error)[0]) from error
+
+        return guarded
 
     def _load(self, name: str, kernel: Kernel) -> LoadedKernel:
         if kernel.template == CAPTURED:
-            return self._captured(name)
+            files, file = {each.file: each for each in self.store.manifest.files}, captured_file(name)
+            if file not in files:
+                raise StoreError(f"the store has no {file}", self.store.path, REMEDY)
+            graph = CapturedGraph(self.store.read_file(files[file]), self.store.path / file)
+            return lambda state, inputs: graph(*(inputs[each] for each in graph.inputs))
         if kernel.template == "mask":
             return lambda state, inputs: (make_mask(torch.from_numpy(inputs["mask"].numpy() > 0), self.attention),)
         if kernel.template == "pooled-linear":
             return _pooled_linear
         with torch.device("meta"):
             if kernel.template == "attention":
-                return Skeleton(Attention(kernel.attributes, ATTENTIONS[self.attention]))
-            if kernel.template == "exit":
+                module: nn.Module = Attention(kernel.attributes, ATTENTIONS[self.attention])
+            elif kernel.template == "exit":
                 assert self.exit_form is not None, "loaded where there are exits"
-                return Skeleton(ExitHead(kernel.attributes, self.exit_form))
-            return Skeleton(_MODULES[kernel.template](kernel.attributes))
-
-    def _captured(self, name: str) -> LoadedKernel:
-        files, file = {each.file: each for each in self.store.manifest.files}, captured_file(name)
-        if file not in files:
-            raise StoreError(f"the store has no {file}", self.store.path, REMEDY)
-        graph = CapturedGraph(self.store.read_file(files[file]), self.store.path / file)
-        return lambda state, inputs: graph(*(inputs[each] for each in graph.inputs))
+                module = ExitHead(kernel.attributes, self.exit_form)
+            else:
+                module = _MODULES[kernel.template](kernel.attributes)
+        self.skeletons[name] = Skeleton(module)
+        return self.skeletons[name]
 
     def begin(self, arrays: Mapping[str, np.ndarray], mask_BS: np.ndarray | None, shape: tuple[int, int]) -> State:
         """Return the state of a batch."""
@@ -117,9 +126,8 @@ class TorchBackend(ProgramBackend):
 
     def close(self) -> None:
         """Drop the references to the slots that the last calls used."""
-        for kernel in self.kernels.values():
-            if isinstance(kernel, _Guarded) and isinstance(kernel.run, Skeleton):
-                kernel.run.drop_weights()
+        for skeleton in self.skeletons.values():
+            skeleton.drop_weights()
 
 
 class Skeleton:
@@ -143,7 +151,7 @@ class Skeleton:
             else:
                 given[name] = tensor if name == "mask" else tensor.view(state.num_rows, state.length, -1)
         if isinstance(self.module, ExitHead):
-            given["keep"] = _keep_BS1(state)
+            given["keep"] = torch.from_numpy(state.keep_BS1())
         return (self.module(**given).flatten(0, -2),)
 
     def drop_weights(self) -> None:
@@ -152,29 +160,7 @@ class Skeleton:
             parameters[name] = parameters[name].to("meta")
 
 
-class _Guarded:
-    """A kernel in inference mode, whose errors are errors of the store. `about`: the store's path, and the remedy."""
-
-    def __init__(self, run: LoadedKernel, name: str, about: tuple[object, str]) -> None:
-        self.run, self._name, self._about = run, name, about
-
-    @torch.inference_mode()
-    def __call__(self, state: State, inputs: dict[str, Any]) -> Sequence[Tensor]:
-        try:
-            return self.run(state, inputs)
-        except (RuntimeError, ValueError, IndexError, TypeError, KeyError) as error:
-            if "allocate memory" in str(error):  # PyTorch raises RuntimeError where memory is short
-                raise MemoryError(str(error)) from error
-            line = (str(error).splitlines() or [type(error).__name__])[0][-200:]
-            raise StoreError(f"graph {self._name!r} does not take these inputs: {line}", *self._about) from error
-
-
 def _pooled_linear(state: State, inputs: dict[str, Any]) -> tuple[Tensor]:
     """Return logits [B, C], with the operations of training: equal bits."""
-    pooled = pool(inputs["hidden"], None if state.mask_BS is None else _keep_BS1(state))
+    pooled = pool(inputs["hidden"], None if state.mask_BS is None else torch.from_numpy(state.keep_BS1()))
     return (functional.linear(pooled, inputs["exit.weight"], inputs["exit.bias"]),)
-
-
-def _keep_BS1(state: State) -> Tensor:
-    assert state.mask_BS is not None, "state of texts"
-    return torch.from_numpy(state.mask_BS[:, :, None].astype(np.float32))

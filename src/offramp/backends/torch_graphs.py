@@ -4,11 +4,10 @@ Only operations of torch's `aten` namespace and a few on numbers are allowed, so
 compute and has no other effect.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import operator
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from offramp.backends.base import REMEDY
 from offramp.errors import StoreError
+from offramp.program.checks import WrongError, int_of, items_of, list_of, names_of, str_of
 
 NUMBERS: dict[str, Callable[..., Any]] = {
     "add": operator.add, "sub": operator.sub, "mul": operator.mul, "floordiv": operator.floordiv,
@@ -41,17 +41,16 @@ class CapturedGraph(nn.Module):
         super().__init__()
         try:
             tree = json.loads(data)
-            counts = [_count(tree["inputs"][letter]) for letter in "rwc"]
-            self.inputs = [f"{letter}{i}" for letter, count in zip("rwc", counts, strict=True) for i in range(count)]
+            counts = {letter: int_of(tree["inputs"][letter], "a number of inputs", 0, _MOST_INPUTS) for letter in "rwc"}
+            self.inputs = [f"{letter}{i}" for letter, count in counts.items() for i in range(count)]
             self._nodes = [
-                (name, _function(target), _list(self._value(args)), self._by_name(kwargs))
+                (str_of(name, "a value"), _function(target), list_of(_value(args), "arguments"), _by_name(kwargs))
                 for name, target, args, kwargs in tree["nodes"]
             ]
-            self._outputs = [_name(name) for name in tree["outputs"]]
-            self._require_order()
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            self._outputs = names_of(tree["outputs"], "outputs")
+            self._last = self._last_uses()
+        except (WrongError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise StoreError(f"not a captured graph ({type(error).__name__}: {error})", where, REMEDY) from None
-        self._last = self._last_uses()
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Return the outputs. `inputs` are values that the step reads, then weights, then constants, as in `inputs`."""
@@ -62,58 +61,24 @@ class CapturedGraph(nn.Module):
                 del values[ended]
         return tuple(values[name] for name in self._outputs)
 
-    def _value(self, part: Any, depth: int = 0) -> Any:
-        """Return an argument decoded from JSON, with references to values left in place."""
-        if depth > _MAX_DEPTH:
-            raise ValueError("arguments are nested too deeply")
-        if isinstance(part, list):
-            return [self._value(inner, depth + 1) for inner in part]
-        if not isinstance(part, dict):
-            return part
-        if set(part) == {"v"}:
-            return _Reference(_name(part["v"]))
-        if set(part) == {"float"}:
-            return float(part["float"])
-        if set(part) == {"device"}:
-            return torch.device("cpu")
-        for kind, cls in _KINDS.items():
-            if set(part) == {kind}:
-                found = getattr(torch, part[kind])
-                if not isinstance(found, cls):
-                    raise ValueError(f"{part[kind]} is not a {kind}")
-                return found
-        return {key: self._value(inner, depth + 1) for key, inner in part.items()}
+    def _last_uses(self) -> dict[int, list[str]]:
+        """Return index of an operation -> values that no later operation uses.
 
-    def _by_name(self, kwargs: Any) -> dict[str, Any]:
-        """Return the named arguments. Their names are free: `dtype` can be one, and is a kind of value as well."""
-        if not isinstance(kwargs, dict):
-            raise TypeError("named arguments are not an object")
-        return {key: self._value(inner) for key, inner in kwargs.items()}
-
-    def _require_order(self) -> None:
-        """Raise ValueError unless each value is made once, and before it is used."""
-        made = set(self.inputs)
-        for name, _, args, kwargs in self._nodes:
-            missing = [used for used in _names([args, kwargs]) if used not in made]
+        Raises ValueError unless each value is made once, and before it is used.
+        """
+        made, last = set(self.inputs), dict[str, int]()
+        uses = [(name, _names([args, kwargs])) for name, _, args, kwargs in self._nodes]
+        for index, (name, used) in enumerate([*uses, ("", self._outputs)]):  # the last use is that of the outputs
+            missing = [each for each in used if each not in made]
             if missing:
                 raise ValueError(f"value {missing[0]!r} is used before it is made")
-            if _name(name) in made:
+            if name in made:
                 raise ValueError(f"value {name!r} is made twice")
             made.add(name)
-        missing = [name for name in self._outputs if name not in made]
-        if missing:
-            raise ValueError(f"value {missing[0]!r} is never made")
-
-    def _last_uses(self) -> dict[int, list[str]]:
-        """Return index of an operation -> values that no later operation uses."""
-        last: dict[str, int] = {}
-        for index, (name, _, args, kwargs) in enumerate(self._nodes):
-            for used in (name, *_names([args, kwargs])):
-                last[used] = index
-        found: dict[int, list[str]] = {}
-        for name, index in last.items():
-            if name not in self._outputs:
-                found.setdefault(index, []).append(name)
+            last.update(dict.fromkeys((name, *used), index))
+        found = defaultdict[int, list[str]](list)
+        for name in last.keys() - {"", *self._outputs}:
+            found[last[name]].append(name)
         return found
 
 
@@ -121,6 +86,34 @@ class _Reference(str):
     """Name of a value, as an argument of an operation."""
 
     __slots__ = ()
+
+
+def _value(part: Any, depth: int = 0) -> Any:
+    """Return an argument decoded from JSON, with references to values left in place."""
+    if depth > _MAX_DEPTH:
+        raise ValueError("arguments are nested too deeply")
+    if isinstance(part, list):
+        return [_value(inner, depth + 1) for inner in part]
+    if not isinstance(part, dict):
+        return part
+    if len(part) != 1 or not part.keys() <= {"v", "float", "device", *_KINDS}:
+        return {key: _value(inner, depth + 1) for key, inner in part.items()}
+    ((kind, inner),) = part.items()
+    if kind == "v":
+        return _Reference(str_of(inner, "a value"))
+    if kind == "float":
+        return float(inner)
+    if kind == "device":
+        return torch.device("cpu")
+    found = getattr(torch, inner)
+    if not isinstance(found, _KINDS[kind]):
+        raise ValueError(f"{inner} is not a {kind}")
+    return found
+
+
+def _by_name(kwargs: Any) -> dict[str, Any]:
+    """Return the named arguments. Their names are free: `dtype` can be one, and is a kind of value as well."""
+    return {key: _value(inner) for key, inner in items_of(kwargs, "named arguments")}
 
 
 def _function(target: str) -> Callable[..., Any]:
@@ -134,24 +127,6 @@ def _function(target: str) -> Callable[..., Any]:
     if not isinstance(found, torch._ops.OpOverload):
         raise ValueError(f"operation {target} is not allowed in a store")
     return found
-
-
-def _count(value: Any) -> int:
-    if type(value) is not int or not 0 <= value <= _MOST_INPUTS:
-        raise ValueError(f"{value!r} is not a number of inputs")
-    return value
-
-
-def _name(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is not the name of a value")
-    return value
-
-
-def _list(value: Any) -> list[Any]:
-    if not isinstance(value, list):
-        raise TypeError("arguments are not a list")
-    return value
 
 
 def _filled(part: Any, values: dict[str, Any]) -> Any:

@@ -7,16 +7,18 @@ kernel.
 Shapes: B rows, S tokens of the longest row, H hidden, I intermediate, E embedding width, C labels.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from offramp.program.heads import HeadForm
+
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor]
+"""Function (query, key, value, mask, scale) -> context."""
 
 
 class Embedding(nn.Module):
@@ -107,9 +109,7 @@ class ExitHead(nn.Module):
     def __init__(self, sizes: Mapping, form: HeadForm) -> None:
         super().__init__()
         self._pools_mean = form.pool == "mean"
-        self.exit: nn.Linear | Head = (
-            Head(sizes) if form.depth == 2 else nn.Linear(sizes["hidden_size"], sizes["num_labels"])
-        )
+        self.exit = Head(sizes) if form.depth == 2 else nn.Linear(sizes["hidden_size"], sizes["num_labels"])
 
     def forward(self, hidden: Tensor, keep: Tensor) -> Tensor:
         """Pool, classify."""
@@ -162,22 +162,17 @@ def _eager(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale
     return torch.matmul(functional.softmax(scores, -1), value)
 
 
-def _gelu_tanh(x: Tensor) -> Tensor:
-    return functional.gelu(x, approximate="tanh")
-
-
 def _gelu_new(x: Tensor) -> Tensor:
-    """Return `_gelu_tanh` computed with the operations of its first publication: the last bits differ."""
+    """Return `gelu_pytorch_tanh` computed with the operations of its first publication: the last bits differ."""
     scale = math.sqrt(2.0 / math.pi)
     return 0.5 * x * (1.0 + torch.tanh(scale * (x + 0.044715 * torch.pow(x, 3.0))))
 
 
-Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor]
 ATTENTIONS: dict[str, Attend] = {"sdpa": _sdpa, "eager": _eager}
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": functional.gelu,
     "gelu_new": _gelu_new,
-    "gelu_pytorch_tanh": _gelu_tanh,
+    "gelu_pytorch_tanh": partial(functional.gelu, approximate="tanh"),
     "relu": functional.relu,
     "silu": functional.silu,
     "swish": functional.silu,

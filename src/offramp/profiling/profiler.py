@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 import random
 import time
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any, Callable, DefaultDict, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -46,8 +47,9 @@ _PASSES_AT_ONCE = TRACED_PASSES // 2
 _COMMON_TOKENS = 2048
 """Number of token ids used, as few as common texts use; each block of their embeddings is verified once."""
 
-Cell = Tuple[int, int]
-"""A length and an exit."""
+Log = Callable[[str], None]
+Samples = Dict[Tuple[int, ...], List[float]]
+"""A length and an exit, or one of the two -> measurements."""
 
 
 class _Pass(NamedTuple):
@@ -61,10 +63,10 @@ class _Pass(NamedTuple):
     trace_index: int
 
 
-class Scheduled(Policy):
+class Scheduled(Policy, Memoryless):
     """Policy of a profiled classifier: all rows leave at `exit_index`; if it is None, half of them at each exit.
 
-    No head before `first_head` is evaluated.
+    No head before `first_head` is evaluated. It has no state of a batch, and is its own decider.
     """
 
     def __init__(self) -> None:
@@ -90,18 +92,14 @@ class Scheduled(Policy):
         return num_exits
 
     def start(self, num_rows: int, num_exits: int) -> Decider:
-        """Return a decider without state."""
-        return _Leave(self)
-
-
-class _Leave(Memoryless):
-    def __init__(self, policy: Scheduled) -> None:
-        self.policy = policy
+        """Return the policy itself."""
+        return self
 
     def update(self, exit_index: int, evidence: Evidence) -> np.ndarray:
-        if self.policy.exit_index is None:
+        """Return the rows that leave at this exit."""
+        if self.exit_index is None:
             return np.arange(evidence.num_rows) % 2 == 1
-        return np.full(evidence.num_rows, exit_index >= self.policy.exit_index)
+        return np.full(evidence.num_rows, exit_index >= self.exit_index)
 
 
 def profile_lengths(longest: int) -> Tuple[int, ...]:
@@ -110,9 +108,7 @@ def profile_lengths(longest: int) -> Tuple[int, ...]:
     return (*powers, longest)
 
 
-def device_profile(
-    classifier: Classifier, longest: int, log: Callable[[str], None], recall: bool = False
-) -> DeviceProfile:
+def device_profile(classifier: Classifier, longest: int, log: Log, recall: bool = False) -> DeviceProfile:
     """Return the profile of a planned classifier whose policy is `Scheduled`, and keep it in the cache folder.
 
     `recall`: return the cached profile if there is one for inputs of `longest` tokens.
@@ -125,9 +121,7 @@ def device_profile(
     return profile
 
 
-def measure_profile(
-    classifier: Classifier, longest: int, log: Callable[[str], None], max_seconds: float = MAX_SECONDS
-) -> DeviceProfile:
+def measure_profile(classifier: Classifier, longest: int, log: Log, max_seconds: float = MAX_SECONDS) -> DeviceProfile:
     """Time passes of every length up to `longest` to every exit, with the rows that the classifier was planned for.
 
     The classifier is open, and its policy is `Scheduled`.
@@ -162,24 +156,21 @@ class Profiler:
         self._log: List[_Pass] = []
         self._passes: List[_Pass] = []
         self._singles: List[_Pass] = []
-        self._steps: Dict[Cell, List[float]] = {}
-        self._heads: Dict[Cell, List[float]] = {}
+        self._samples: DefaultDict[str, Samples] = defaultdict(lambda: defaultdict(list))
+        """Name of a measurement -> its samples; those of stages by length and stage."""
         self._decisions: List[float] = []
-        self._computes: Dict[Cell, List[float]] = {}
-        self._single_heads: Dict[Cell, List[float]] = {}
-        self._gathers: Dict[int, List[float]] = {}
         self._compared: List[Tuple[float, float]] = []
-        self._reads: Dict[int, List[float]] = {}
-        self._bytes: Dict[int, List[float]] = {}
 
     def run_round(self, until: float = math.inf) -> None:
         """Run one pass of each length to each exit in random order; then passes exit by exit until the time `until`
         (time.perf_counter seconds).
         """
-        self._warm_up()
-        exits: List[Optional[int]] = [*self.exits, None] if self.num_rows > 1 else [*self.exits]
-        kinds = [(exit_index, self.num_rows) for exit_index in exits]
-        kinds += [(exit_index, 1) for exit_index in self.exits if self.num_rows > 1]
+        for length in self.lengths:  # first reads, allocations and cold caches are not part of normal passes
+            for num_rows in {self.num_rows, 1}:
+                self._run(length, len(self.exits), num_rows)
+        kinds: List[Tuple[Optional[int], int]] = [(exit_index, self.num_rows) for exit_index in self.exits]
+        if self.num_rows > 1:
+            kinds += [(None, self.num_rows), *((exit_index, 1) for exit_index in self.exits)]
         jobs = [(length, *kind) for kind in kinds for length in self.lengths]
         self._order.shuffle(jobs)
         num_drawn = len(jobs)
@@ -198,26 +189,20 @@ class Profiler:
             self._compare_heads(length, (len(self.exits), 1))
         self.num_rounds += 1
 
-    def _warm_up(self) -> None:
-        """Run one pass of each size, since first reads, allocations and cold caches are not part of normal passes."""
-        for length in self.lengths:
-            for num_rows in {self.num_rows, 1}:
-                self._run(length, len(self.exits), num_rows)
-
     def _add(self, jobs: Sequence[Tuple[int, Optional[int], int]]) -> None:
         """Run passes back to back, as in use, and then evaluate their traces."""
-        passes = [self._run(*job) for job in jobs]
-        for (length, exit_index, num_rows), ran in zip(jobs, passes):
+        for ran in [self._run(*job) for job in jobs]:
+            length, exit_index, num_rows, _ = ran.kind
             spans = self.classifier.trace.spans(ran.trace_index)
-            if exit_index is None:
-                self._gathers.setdefault(length, []).extend(_all_seconds(spans, "gather"))
+            if not exit_index:
+                self._samples["gather"][length,] += _seconds(spans, "gather")
                 continue
             if num_rows == 1:
                 self._singles.append(ran)
-                self._add_heads(self._single_heads, spans, length, exit_index)
+                self._add_heads("single head", spans, length, exit_index)
             if num_rows == self.num_rows:
                 self._passes.append(ran)
-                self._bytes.setdefault(exit_index, []).append(ran.num_bytes / num_rows)
+                self._samples["bytes"][exit_index,].append(ran.num_bytes / num_rows)
                 self._take_apart(spans, length, exit_index)
 
     def _compare_heads(self, length: int, firsts: Tuple[int, int]) -> None:
@@ -226,8 +211,8 @@ class Profiler:
         self._run(length, last, self.num_rows)
         found = {first: self._run(length, last, self.num_rows, first) for first in firsts}
         early = [span for span in self.classifier.trace.spans(found[1].trace_index) if span.stage < last]
-        in_heads = sum(_all_seconds(early, "head") + _all_seconds(early, "decide"))
-        self._compared.append((found[1].seconds - found[last].seconds, in_heads))
+        saved = found[1].seconds - found[last].seconds
+        self._compared.append((saved, sum(_seconds(early, "head", "decide"))))
 
     def _run(self, length: int, exit_index: Optional[int], num_rows: int, first_head: int = 1) -> _Pass:
         classifier = self.classifier
@@ -242,25 +227,22 @@ class Profiler:
         return self._log[-1]
 
     def _take_apart(self, spans: Sequence[Any], length: int, exit_index: int) -> None:
-        self._decisions += _all_seconds(spans, "decide")
+        self._decisions += _seconds(spans, "decide")
         ends = {span.stage: span.end_seconds for span in spans if span.kind in ("decide", "head")}
         previous = min(span.start_seconds for span in spans)
         for stage in self.exits:
             end = ends.get(stage if stage < len(self.exits) else stage + 1)  # the head of the model is one stage later
             if end is not None:
-                self._steps.setdefault((length, stage), []).append(end - previous)
+                self._samples["step"][length, stage].append(end - previous)
                 previous = end
         for stage in self.exits[:exit_index]:
-            self._computes.setdefault((length, stage), []).append(_seconds(spans, "compute", stage))
-            self._reads.setdefault(stage, []).append(
-                _seconds(spans, "read", stage) + _seconds(spans, "idle_read", stage)
-            )
-        self._add_heads(self._heads, spans, length, exit_index)
+            self._samples["compute"][length, stage].append(sum(_seconds(spans, "compute", stage=stage)))
+            self._samples["read"][stage,].append(sum(_seconds(spans, "read", "idle_read", stage=stage)))
+        self._add_heads("head", spans, length, exit_index)
 
-    def _add_heads(self, heads: Dict[Cell, List[float]], spans: Sequence[Any], length: int, exit_index: int) -> None:
+    def _add_heads(self, name: str, spans: Sequence[Any], length: int, exit_index: int) -> None:
         for stage in self.exits[: min(exit_index, len(self.exits) - 1)]:
-            seconds = _seconds(spans, "head", stage) + _seconds(spans, "decide", stage)
-            heads.setdefault((length, stage), []).append(seconds)
+            self._samples[name][length, stage].append(sum(_seconds(spans, "head", "decide", stage=stage)))
 
     def profile(self) -> DeviceProfile:
         """Return the profile of the rounds so far."""
@@ -272,35 +254,38 @@ class Profiler:
             """Return the latency of a pass as if the passes before it had the mean latency of the profile."""
             return max(ran.seconds - after_seconds * (before[ran.place] - among), ran.seconds / 2)
 
-        means = self._means(_by_cell(self._passes, adjusted))
-        tails = self._table(_by_cell(self._passes, lambda ran: ran.seconds), self.exits, 99)
+        means = self._means(_by_kind(self._passes, adjusted))
+        tails = self._table(_by_kind(self._passes, lambda ran: ran.seconds), 99)
+        reads, num_bytes = ([self._samples[name][stage,] for stage in self.exits] for name in ("read", "bytes"))
+        gathers = [self._samples["gather"][length,] for length in self.lengths]
+        decisions = self._decisions or [0.0]
         return DeviceProfile(
             fingerprint_of(self.classifier),
             self.lengths,
             means,
             tuple(tuple(map(max, mean_K, tail_K)) for mean_K, tail_K in zip(means, tails)),
-            self._table(self._steps, self.exits, 99),
-            self._head_seconds(self._heads),
-            median(self._decisions or [0.0]),
-            self._table(self._computes, self.exits, 50),
-            tuple(median(self._reads[stage]) for stage in self.exits),
-            tuple(percentile(self._reads[stage], 99) for stage in self.exits),
-            tuple(median(self._bytes[stage]) for stage in self.exits),
-            self._means(_by_cell(self._singles, adjusted)),
-            self._head_seconds(self._single_heads),
-            tuple(median(self._gathers.get(length) or [0.0]) for length in self.lengths),
+            self._table(self._samples["step"], 99),
+            self._head_seconds("head"),
+            median(decisions),
+            self._table(self._samples["compute"], 50),
+            tuple(map(median, reads)),
+            tuple(percentile(seconds, 99) for seconds in reads),
+            tuple(map(median, num_bytes)),
+            self._means(_by_kind(self._singles, adjusted)),
+            self._head_seconds("single head"),
+            tuple(median(seconds or [0.0]) for seconds in gathers),
             after_seconds,
             math.exp(among),
             self.num_rounds,
-            self._table(self._computes, self.exits, 99),
-            self._table(self._heads, self.exits[:-1], 99),
-            percentile(self._decisions or [0.0], 99),
+            self._table(self._samples["compute"], 99),
+            self._table(self._samples["head"], 99, self.exits[:-1]),
+            percentile(decisions, 99),
         )
 
-    def _head_seconds(self, heads: Dict[Cell, List[float]]) -> Table:
+    def _head_seconds(self, name: str) -> Table:
         """Return the cost of heads [L, K - 1]: medians of their kernel times, scaled by the measured overhead."""
-        factor, early = self._head_overhead_factor(), self.exits[:-1]
-        return tuple(tuple(factor * seconds for seconds in row) for row in self._table(heads, early, 50))
+        factor, medians = self._head_overhead_factor(), self._table(self._samples[name], 50, self.exits[:-1])
+        return tuple(tuple(factor * seconds for seconds in row) for row in medians)
 
     def _head_overhead_factor(self) -> float:
         """Return the ratio of the time saved by omitting heads to their kernel time; 1 if noise hides it."""
@@ -314,10 +299,8 @@ class Profiler:
 
     def _before(self) -> List[float]:
         """Return for each pass the exponentially weighted mean logarithm of the usual seconds of earlier passes."""
-        by_kind: Dict[Tuple[int, ...], List[float]] = {}
-        for ran in self._log:
-            by_kind.setdefault(ran.kind, []).append(ran.seconds)
-        usual = {kind: math.log(median(samples)) for kind, samples in by_kind.items()}
+        by_kind = _by_kind(self._log, lambda ran: ran.seconds, 4)
+        usual = {kind: math.log(median(seconds)) for kind, seconds in by_kind.items()}
         before, found = usual[self._log[0].kind], []
         for ran in self._log:
             found.append(before)
@@ -334,8 +317,7 @@ class Profiler:
         seen_P, usual_P = np.array([ran.seconds for ran in self._passes]), np.empty(len(kinds))
         for here in cells:
             usual_P[here] = np.median(seen_P[here])
-        longer_P = np.array([before[ran.place] for ran in self._passes]) / usual_P
-        longer_P = _detrend(longer_P, cells)
+        longer_P = _detrend(np.array([before[ran.place] for ran in self._passes]) / usual_P, cells)
         spread, slope = float((longer_P**2).sum()), 0.0
         if spread < 1e-12 * float((1 / usual_P**2).sum()):
             return 0.0  # all passes have the same latency
@@ -345,9 +327,9 @@ class Profiler:
             slope = float(longer_P @ _detrend(kept_P, cells)) / spread
         return min(max(slope, 0.0), float(usual_P.min()) / 2)
 
-    def _means(self, samples: Dict[Cell, List[float]]) -> Table:
+    def _means(self, samples: Samples) -> Table:
         """Return medians [L, K], scaled per exit so that their sum is that of all samples, the slowest clipped."""
-        medians = self._table(samples, self.exits, 50)
+        medians = self._table(samples, 50)
         above = []
         for column, stage in enumerate(self.exits):
             pairs = [(row[column], samples[length, stage]) for row, length in zip(medians, self.lengths)]
@@ -355,8 +337,10 @@ class Profiler:
             above.append(seen / sum(middle * len(each) for middle, each in pairs))
         return tuple(tuple(more * seconds for more, seconds in zip(above, row)) for row in medians)
 
-    def _table(self, samples: Dict[Cell, List[float]], exits: Sequence[int], percent: float) -> Table:
-        return tuple(tuple(percentile(samples[length, stage], percent) for stage in exits) for length in self.lengths)
+    def _table(self, samples: Samples, percent: float, exits: Optional[Sequence[int]] = None) -> Table:
+        """Return a percentile of the samples of each length and exit, or of some exits."""
+        stages = self.exits if exits is None else exits
+        return tuple(tuple(percentile(samples[length, stage], percent) for stage in stages) for length in self.lengths)
 
 
 def _like_inputs(classifier: Classifier, num_rows: int, length: int, number: int) -> Batch:
@@ -370,10 +354,11 @@ def _like_inputs(classifier: Classifier, num_rows: int, length: int, number: int
     return token_batch(texts, ids_BS, np.ones_like(ids_BS), np.zeros_like(ids_BS))
 
 
-def _by_cell(passes: Sequence[_Pass], seconds_of: Callable[[_Pass], float]) -> Dict[Cell, List[float]]:
-    found: Dict[Cell, List[float]] = {}
+def _by_kind(passes: Sequence[_Pass], seconds_of: Callable[[_Pass], float], size: int = 2) -> Samples:
+    """Return the seconds of passes by the first `size` parts of their kinds: by length and exit."""
+    found: Samples = defaultdict(list)
     for ran in passes:
-        found.setdefault(ran.kind[:2], []).append(seconds_of(ran))
+        found[ran.kind[:size]].append(seconds_of(ran))
     return found
 
 
@@ -392,9 +377,8 @@ def _detrend(values: np.ndarray, cells: Sequence[np.ndarray]) -> np.ndarray:
     return values - (sums[end] - sums[first]) / (end - first)
 
 
-def _seconds(spans: Sequence[Any], kind: str, stage: int) -> float:
-    return sum(_all_seconds([span for span in spans if span.stage == stage], kind))
-
-
-def _all_seconds(spans: Sequence[Any], kind: str) -> List[float]:
-    return [span.end_seconds - span.start_seconds for span in spans if span.kind == kind]
+def _seconds(spans: Sequence[Any], *kinds: str, stage: Optional[int] = None) -> List[float]:
+    """Return the seconds of spans of some kinds, of one stage or of all."""
+    return [
+        span.end_seconds - span.start_seconds for span in spans if span.kind in kinds and stage in (None, span.stage)
+    ]

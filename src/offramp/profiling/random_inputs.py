@@ -5,7 +5,7 @@ Numbers come from a linear congruence, so that a measured process loads no rando
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, List, Optional, Tuple
+from typing import TYPE_CHECKING, List, Optional
 
 import numpy as np
 
@@ -29,22 +29,12 @@ def random_length(store: str, max_length: Optional[int]) -> int:
         return 1 if texts is None else min(max_length or RANDOM_LENGTH, texts.max_length)
 
 
-def random_tokens(
-    classifier: Classifier, num_rows: int, length: int, seed: int
-) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return ids, mask and token types [num_rows, length] of random texts without padding."""
-    texts = classifier.store.program.texts
-    assert texts is not None
-    ids = _numbers(num_rows * length, seed) % texts.vocab_size
-    ids = ids.reshape(num_rows, length)
-    return ids, np.ones_like(ids), np.zeros_like(ids)
-
-
 def random_batch(classifier: Classifier, num_rows: int, length: int, seed: int) -> Batch:
-    """Return random tokens, or random arrays for a store that takes arrays."""
+    """Return random tokens without padding, or random arrays for a store that takes arrays."""
     program = classifier.store.program
     if program.texts is not None:
-        return token_batch(program.texts, *random_tokens(classifier, num_rows, length, seed))
+        ids_BS = _numbers(num_rows * length, seed).reshape(num_rows, length) % program.texts.vocab_size
+        return token_batch(program.texts, ids_BS, np.ones_like(ids_BS), np.zeros_like(ids_BS))
     found = {}
     for name, value in program.inputs.items():
         shape = (num_rows, *(axis for axis in value.axes[1:] if isinstance(axis, int)))

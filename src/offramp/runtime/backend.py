@@ -31,6 +31,11 @@ class State:
     mask_BS: Optional[np.ndarray] = None
     """int64 [B, S] of texts: 1 for a token, 0 for padding. None for inputs without tokens."""
 
+    def keep_BS1(self) -> np.ndarray:
+        """Return the mask of texts as float32 [B, S, 1]."""
+        assert self.mask_BS is not None, "state of texts"
+        return self.mask_BS[:, :, None].astype(np.float32)
+
 
 class Backend(ABC):
     """Runs the kernels of one program. Not thread-safe: the engine is its only caller."""
@@ -70,8 +75,8 @@ class Backend(ABC):
         """Return the output value of the program: logits [B, C]."""
 
     @abstractmethod
-    def keep(self, state: State, mask_B: np.ndarray) -> None:
-        """Drop the rows where `mask_B` is false from every value."""
+    def keep(self, state: State, rows_B: np.ndarray) -> None:
+        """Drop all rows but these places, in ascending order, from every value."""
 
     @abstractmethod
     def close(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Callable, Dict, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Mapping, Optional, Union
 
 from offramp.program.checks import require_known
 from offramp.units import parse_count, parse_duration, parse_size
@@ -19,15 +19,6 @@ VERIFY = ("first", "always", "never")
 """Times at which a store checks digests. Equal to `store.reader.VERIFY`, whose import would load NumPy."""
 BULK = "bulk"
 """Value of `batch` that means: the most rows that the budget holds, sorted by length."""
-
-
-def _one_of(choices: Sequence[str]) -> Callable[[Any], str]:
-    def parse(value: Any) -> str:
-        if value not in choices:
-            raise ValueError(f"must be one of {', '.join(choices)}, not {value!r}")
-        return value
-
-    return parse
 
 
 def _parse_batch(value: Any) -> Union[int, str]:
@@ -46,16 +37,10 @@ def _parse_flag(value: Any) -> bool:
     return value
 
 
-def _option(
-    default: Any,
-    parse: Callable[[Any], Any],
-    help: str = "",
-    metavar: Optional[str] = None,
-    choices: Tuple[str, ...] = (),
-) -> Any:
+def _option(default: Any, parse: Callable, help: str = "", metavar: Optional[str] = None, choices: tuple = ()) -> Any:
     """Return a field with its parser, which accepts text and values alike, and its documentation on the command line.
 
-    An option without `help` is available from Python only.
+    An option without `help` is available from Python only. Without `choices` any value that parses is allowed.
     """
     return field(default=default, metadata={"parse": parse, "help": help, "metavar": metavar, "choices": choices})
 
@@ -69,48 +54,28 @@ class EngineConfig:
     )
     """Maximum resident memory of the whole process in bytes; None: what the machine allows. Accepts `"128MiB"`."""
     exit: str = _option(
-        "none",
-        _parse_text,
-        "exit policy: none, stage:K, patience:P, confidence:T, ... joined by | and &, or a policy file (default: none)",
-        "POLICY",
+        "none", _parse_text, "exit policy: none, stage:K, patience:P, ... joined by | and &, or a policy file", "POLICY"
     )
     """Exit policy: a rule, or the path of a policy file that `offramp tune` wrote."""
     deadline: Optional[float] = _option(
-        None,
-        parse_duration,
-        "time limit of each request, such as 60ms: the best answer so far is returned (default: none)",
-        "TIME",
+        None, parse_duration, "time limit of each request, such as 60ms: the best answer so far is returned", "TIME"
     )
     """Time limit in seconds of each request; None: that of the policy file, if it has one. Accepts `"60ms"`."""
     profile: Optional[str] = _option(
-        None,
-        _parse_text,
-        "device profile written by offramp profile: for a deadline (default: learn it) and for index policies",
-        "FILE",
+        None, _parse_text, "device profile of offramp profile: for a deadline, and for index policies", "FILE"
     )
     """Path of a device profile, used by a deadline and by index policies; None: the cached profile, if there is one."""
     backend: str = _option("ort", _parse_text, "compute backend (default: ort, ONNX Runtime)")
     """Compute backend; `offramp.backends` lists the names."""
-    threads: Optional[int] = _option(
-        None, parse_count, "threads of the backend (default: the processors of this process)", "N"
-    )
+    threads: Optional[int] = _option(None, parse_count, "threads of the backend (default: all processors)", "N")
     """Threads of the backend; None: the processors of this process."""
-    batch: Union[int, str] = _option(
-        1,
-        _parse_batch,
-        "rows that run together; bulk: the most that the budget holds, sorted by length (default: 1)",
-        "N",
-    )
+    batch: Union[int, str] = _option(1, _parse_batch, "rows run together; bulk: the most that fit (default: 1)", "N")
     """Rows that run together, or `"bulk"`."""
-    max_length: Optional[int] = _option(
-        None, parse_count, "truncate texts to N tokens (default: the limit of the model)", "N"
-    )
+    max_length: Optional[int] = _option(None, parse_count, "most tokens of a text (default: the model's limit)", "N")
     """Number of tokens to which texts are truncated; None: the limit of the model."""
-    reads: str = _option(
-        "auto", _one_of(READS), "direct: O_DIRECT; buffered: through the page cache (default: auto)", choices=READS
-    )
+    reads: str = _option("auto", _parse_text, "direct: O_DIRECT; buffered: page cache (default: auto)", choices=READS)
     """Way to read shards: `direct` (O_DIRECT), `buffered` (page cache), or `auto`."""
-    verify: str = _option("first", _one_of(VERIFY), "when shards are hashed (default: first)", choices=VERIFY)
+    verify: str = _option("first", _parse_text, "when shards are hashed (default: first)", choices=VERIFY)
     """Time of hashing shards: at their `first` use on this machine, `always`, or `never`."""
     longest: Optional[int] = _option(None, parse_count)
     """Number of tokens of the longest input, if known; plans for short inputs are smaller."""
@@ -122,7 +87,10 @@ class EngineConfig:
             value = getattr(self, each.name)
             if value is None and each.default is None:
                 continue
+            choices = each.metadata["choices"]
             try:
+                if choices and value not in choices:
+                    raise ValueError(f"must be one of {', '.join(choices)}, not {value!r}")
                 object.__setattr__(self, each.name, each.metadata["parse"](value))
             except ValueError as error:
                 raise ValueError(f"{each.name}: {error}") from None

@@ -10,21 +10,17 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import Deque, Dict, List, Optional, Sequence
-
-import numpy as np
+from typing import Deque, List, Optional, Sequence
 
 from offramp.program.inputs import Batch
 from offramp.program.program import END, LAYER, Step
-from offramp.runtime.backend import Backend, State
+from offramp.runtime.backend import Backend, State, Weights
 from offramp.runtime.feed import WeightFeed
 from offramp.runtime.gate import ExitGate
 from offramp.runtime.inputs import InputReader
 from offramp.runtime.ring import Turn
 from offramp.runtime.schedule import Group, Schedule, shards_of
 from offramp.runtime.sweep import BatchRun, Outcome, PassCost, Sweep
-
-Arrays = Dict[str, np.ndarray]
 
 
 class _LateError(Exception):
@@ -50,7 +46,10 @@ class Engine:
             began: start of the request, which a deadline counts from; None: now.
         """
         started = time.perf_counter()
-        sweep = self._start(batches, started if began is None else began)
+        began = started if began is None else began
+        sweep = Sweep([self._start(batch, began) for batch in batches if batch.num_rows])
+        assert len(sweep.runs) <= 1 or not self.gate.guard.needs_every_exit, "a deadline is for one batch"
+        self.gate.guard.begin()
         if not sweep.runs:
             return []
         self.feed.begin_pass(self.turns(sweep.num_rows))
@@ -61,7 +60,8 @@ class Engine:
         finally:
             self.feed.end_pass(self.turns(sweep.num_rows) if more and not sweep.live else ())
         self.feed.count_charged(sum(outcome.bytes_read for outcome in sweep.outcomes))
-        self.costs.append(sweep.cost(time.perf_counter() - started))
+        seconds, compute_seconds = time.perf_counter() - started, sum(run.compute_seconds for run in sweep.runs)
+        self.costs.append(PassCost(seconds, compute_seconds, sweep.read_seconds, sweep.fill_seconds))
         return sweep.outcomes
 
     def _run(self, sweep: Sweep) -> None:
@@ -87,16 +87,9 @@ class Engine:
         self.feed.close()
         self.backend.close()
 
-    def _start(self, batches: Sequence[Batch], began: float) -> Sweep:
-        policy, num_exits = self.gate.policy, self.schedule.num_exits
-        trace, pass_index = self.feed.trace, self.feed.pass_index
-        runs = [
-            BatchRun(batch, policy.start(batch.num_rows, num_exits), began, trace, pass_index)
-            for batch in batches if batch.num_rows
-        ]  # fmt: skip
-        assert len(runs) <= 1 or not self.gate.guard.needs_every_exit, "a deadline is for one batch"
-        self.gate.guard.begin()
-        return Sweep(runs)
+    def _start(self, batch: Batch, began: float) -> BatchRun:
+        decider = self.gate.policy.start(batch.num_rows, self.schedule.num_exits)
+        return BatchRun(batch, decider, began, self.feed.trace, self.feed.pass_index)
 
     def _begin(self, sweep: Sweep, run: BatchRun) -> State:
         """Read the inputs of a batch and hand them to the backend."""
@@ -114,7 +107,7 @@ class Engine:
         run.state = state
         return state
 
-    def _acquire(self, step: Step, sweep: Sweep) -> Arrays:
+    def _acquire(self, step: Step, sweep: Sweep) -> Weights:
         """Wait for the shards of a step and charge them to the rows. Return its weights by kernel input."""
         slots = {}
         for shard in shards_of(step):
@@ -128,11 +121,11 @@ class Engine:
 
     def _wait_until(self, sweep: Sweep) -> Optional[float]:
         """Return the time at which to stop waiting for weights, or None without a deadline or an answer to give."""
-        run, answer = sweep.runs[0], sweep.runs[0].answer
-        latest = None if answer is None else self.gate.guard.latest_seconds(answer.exit_stage, run.length)
+        run, answered = sweep.runs[0], sweep.runs[0].answer.exit_stage
+        latest = self.gate.guard.latest_seconds(answered, run.length) if answered else None
         return None if latest is None else run.began + latest
 
-    def _compute(self, index: int, steps: Group, weights: Sequence[Arrays], run: BatchRun, state: State) -> None:
+    def _compute(self, index: int, steps: Group, weights: Sequence[Weights], run: BatchRun, state: State) -> None:
         """Run the steps of a group for one batch."""
         stage, before = self.schedule.stages[index], run.compute_seconds
         kind = "head" if stage.role == END else "compute"

@@ -22,14 +22,12 @@ def load_exits(store: Store, policy: Policy, *, needs_all: bool = False) -> Dict
 
     Raises UsageError where there are none, StoreError where they do not fit the program.
     """
-    program = store.program
+    program, exits, description = store.program, store.manifest.exits, read_exits(store)
     num_exits = len(program.layers)
     if num_exits == 1 and needs_all:
         raise UsageError("a deadline needs exits and this model has one layer", store.path, "run it without a deadline")
     if num_exits == 1 or (policy.earliest_exit(num_exits) >= num_exits and not needs_all):
         return {}
-    exits = store.manifest.exits
-    description = read_exits(store)
     if exits is None or description is None:
         what = f"{'a deadline' if needs_all else f'exit {policy}'} needs exits and this store has none"
         raise UsageError(what, store.path, f"{_NO_EXIT}; train exits and divide again")
@@ -40,13 +38,11 @@ def load_exits(store: Store, policy: Policy, *, needs_all: bool = False) -> Dict
         what = f"exits that read the {form.pool} token with {form.depth} layers are for encoders of texts"
         raise StoreError(what, store.path, _REMEDY)
     assert program.output is not None, "a kernel for exits"
-    tensors = load_tensors(store, exits.heads)
-    heads = {}
+    tensors, heads = load_tensors(store, exits.heads), {}
     for index, width in enumerate(exit_widths(program), 1):
-        shapes = form.shapes(width, program.output.num_labels)
-        heads[index] = {role: tensors.get(form.tensor_name(role, index), np.empty(0)) for role in shapes}
-        for role, shape in shapes.items():
-            array = heads[index][role]
+        heads[index] = {}
+        for role, shape in form.shapes(width, program.output.num_labels).items():
+            array = heads[index][role] = tensors.get(form.tensor_name(role, index), np.empty(0))
             if array.shape != shape or array.dtype != np.float32:
                 what = f"exit {index}: {role} is {array.dtype} {array.shape}, not float32 {shape}"
                 raise StoreError(what, store.path, _REMEDY)

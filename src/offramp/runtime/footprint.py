@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from pathlib import Path
 from typing import Iterator, Tuple
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
@@ -20,11 +21,8 @@ def tune_allocator() -> bool:
 
     By default glibc raises the thresholds at each large free and gives every thread its own arena.
     """
-    if not sys.platform.startswith("linux"):
-        return False
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except AttributeError:  # musl has no mallopt
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform.startswith("linux") else None
+    if mallopt is None:  # musl has none
         return False
     settings = ((_M_ARENA_MAX, 1), (_M_MMAP_THRESHOLD, HEAP_BLOCK_BYTES), (_M_TRIM_THRESHOLD, HEAP_BLOCK_BYTES))
     return all(mallopt(option, value) for option, value in settings)
@@ -44,9 +42,8 @@ def trim_memory() -> int:
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    return sum(
-        resident for start, length, resident in _code_mappings() if libc.madvise(start, length, _MADV_DONTNEED) == 0
-    )
+    dropped = (size for start, length, size in _code_mappings() if libc.madvise(start, length, _MADV_DONTNEED) == 0)
+    return sum(dropped)
 
 
 def _code_mappings() -> Iterator[Tuple[int, int, int]]:
@@ -56,9 +53,7 @@ def _code_mappings() -> Iterator[Tuple[int, int, int]]:
     """
     start = end = resident = 0
     is_code = False
-    with open("/proc/self/smaps", "rb") as smaps:
-        lines = smaps.read().splitlines()
-    for line in lines:
+    for line in Path("/proc/self/smaps").read_bytes().splitlines():
         words = line.split()
         if b"-" in words[0]:
             start, end = (int(part, 16) for part in words[0].split(b"-"))

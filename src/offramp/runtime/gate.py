@@ -1,43 +1,49 @@
 """The exit gate: head, evidence, policy, and which rows leave; whether the rest is gathered or carried on.
 
+What it learns of exits serves to decide how far ahead weights are read. What it learns of times serves to decide
+whether to gather (F7 in docs/cost-function.md): that pays if computing the departed rows through the expected further
+layers would take longer. Answers do not depend on either: rows that have left are computed but ignored.
+
 Shapes: B remaining rows, P rows of the backend's arrays, C labels.
 """
 
 from __future__ import annotations
 
 import time
-from typing import Mapping
+from typing import Dict, Mapping, Tuple
 
 import numpy as np
 
 from offramp.errors import NonFiniteError
 from offramp.policies import Evidence, Policy
-from offramp.program.program import Program
 from offramp.runtime.backend import Backend, Weights
-from offramp.runtime.gathering import Gathering
 from offramp.runtime.guard import Guard
-from offramp.runtime.survival import ExitStatistics
 from offramp.runtime.sweep import Answer, BatchRun
+from offramp.store import Store
+
+MIN_OBSERVATIONS = 8
+"""Number of rows that must have been evaluated at an exit before prefetching may stop there."""
+_RATE = 0.2
+"""Weight of a new measurement in the exponential moving average."""
+_DECAY = 0.98
+"""Factor per decision applied to the time of gathering. A shape that was slow once is tried again after some hundred
+decisions."""
+Shape = Tuple[int, int]
+"""Logarithmic size classes of rows and tokens."""
 
 
 class ExitGate:
     """Decides after each layer which rows leave with the answer of its exit. Exits are counted from 1."""
 
     def __init__(
-        self,
-        program: Program,
-        backend: Backend,
-        policy: Policy,
-        heads: Mapping[int, Weights],
-        guard: Guard,
-        where: object,
+        self, store: Store, backend: Backend, policy: Policy, heads: Mapping[int, Weights], guard: Guard
     ) -> None:
-        """`heads` maps an exit to the weights of its head; `where` is the store that errors name."""
-        self.policy, self.guard = policy, guard
+        """`heads` maps an exit to the weights of its head."""
+        self.policy, self.guard, program = policy, guard, store.program
         self.num_exits = len(program.layers)
         self.last_exit = policy.last_exit(self.num_exits)
         self.exit_statistics, self.gathering = ExitStatistics(self.num_exits), Gathering()
-        self._backend, self._heads, self._where, self._problem = backend, heads, where, program.problem
+        self._backend, self._heads, self._where, self._problem = backend, heads, store.path, program.problem
         self._values = [stage.exit for stage in program.stages]
 
     def ask(self, stage: int, run: BatchRun) -> None:
@@ -53,7 +59,6 @@ class ExitGate:
 
     def note_missed(self, run: BatchRun) -> None:
         """Tell the guard that the weights of the next exit were not there in time."""
-        assert run.answer is not None
         self._tell_guard(run.answer.exit_stage + 1, run, time.perf_counter())
 
     def _is_asked(self, exit_index: int) -> bool:
@@ -94,10 +99,8 @@ class ExitGate:
 
     def _tell_guard(self, exit_index: int, run: BatchRun, now: float) -> None:
         """Report how long it took from the previous answer to exit `exit_index`."""
-        before, computed = (run.began, 0.0)
-        if run.answer is not None:
-            before, computed = run.answer.seconds, run.answer.compute_seconds
-        self.guard.record(exit_index, run.length, now - before, run.compute_seconds - computed)
+        seconds, compute_seconds = now - run.answer.seconds, run.compute_seconds - run.answer.compute_seconds
+        self.guard.record(exit_index, run.length, seconds, compute_seconds)
 
     def _gather(self, exit_index: int, run: BatchRun) -> None:
         """Take rows that have left out of the backend's arrays, if carrying them on would cost more."""
@@ -106,9 +109,8 @@ class ExitGate:
         num_layers = self.exit_statistics.expected_layers(exit_index, self.last_exit, num_kept)
         if not self.gathering.pays(run.state.num_rows, num_kept, run.length, num_layers):
             return
-        name = f"exit {exit_index}"
-        run.timed(name, exit_index, "gather", self._backend.keep, run.state, run.remaining_P())
-        run.mark_gathered()
+        run.timed(f"exit {exit_index}", exit_index, "gather", self._backend.keep, run.state, run.places_B)
+        run.places_B = np.arange(num_kept)
         self.gathering.record_gathering(num_kept, run.length, run.compute_seconds - before)
 
     def _answer(self, run: BatchRun) -> None:
@@ -120,9 +122,75 @@ class ExitGate:
 
     def _finite(self, logits_BC: np.ndarray, name: str) -> np.ndarray:
         if not np.isfinite(logits_BC).all():
-            what, remedy = (
-                f"{name} gave NaN or infinite logits",
-                "the weights are broken: train or convert the model again",
-            )
-            raise NonFiniteError(what, self._where, remedy)
+            remedy = "the weights are broken: train or convert the model again"
+            raise NonFiniteError(f"{name} gave NaN or infinite logits", self._where, remedy)
         return logits_BC
+
+
+class ExitStatistics:
+    """Counts of rows evaluated and rows that left, by exit: an estimate of how likely rows leave, as if independent."""
+
+    def __init__(self, num_exits: int) -> None:
+        self.evaluated, self.exited = np.zeros(num_exits + 1, np.int64), np.zeros(num_exits + 1, np.int64)
+
+    def record(self, exit_index: int, leave_B: np.ndarray) -> None:
+        """Add one batch evaluated at `exit_index`; `leave_B` marks the rows that exit."""
+        self.evaluated[exit_index] += len(leave_B)
+        self.exited[exit_index] += int(leave_B.sum())
+
+    def likely_empties(self, exit_index: int, num_rows: int) -> bool:
+        """Return whether all `num_rows` rows exit at `exit_index` with estimated probability above 0.5."""
+        evaluated = self.evaluated[exit_index]
+        return bool(evaluated >= MIN_OBSERVATIONS and 2 * (self.exited[exit_index] / evaluated) ** num_rows > 1)
+
+    def expected_layers(self, exit_index: int, last_exit: int, num_rows: int) -> float:
+        """Return the expected number of further layers that a batch of `num_rows` rows executes after `exit_index`.
+
+        A batch executes a layer while at least one of its rows remains.
+        """
+        layers, remaining = 0.0, 1.0
+        for index in range(exit_index + 1, last_exit + 1):
+            layers += 1 - (1 - remaining) ** num_rows
+            if self.evaluated[index]:
+                remaining *= 1 - float(self.exited[index] / self.evaluated[index])
+        return layers
+
+
+class Gathering:
+    """Learned times of layers and of gathering. Shapes in the same size class share their measurements."""
+
+    def __init__(self) -> None:
+        self._row_seconds: Dict[Shape, float] = {}
+        self._gather_seconds: Dict[Shape, float] = {}
+        self.always = False
+        """Gather regardless of the estimate, to measure the cost of gathering."""
+
+    def record_layer(self, num_rows: int, length: int, seconds: float) -> None:
+        """Record the seconds of one layer for `num_rows` rows, including rows that have left."""
+        _update_mean(self._row_seconds, _shape(num_rows, length), seconds / num_rows)
+
+    def record_gathering(self, num_kept: int, length: int, seconds: float) -> None:
+        """Record the seconds of gathering `num_kept` rows."""
+        _update_mean(self._gather_seconds, _shape(num_kept, length), seconds)
+
+    def pays(self, num_rows: int, num_kept: int, length: int, num_layers: float) -> bool:
+        """Return whether to gather `num_kept` rows of a batch that is expected to execute `num_layers` further layers.
+
+        Shapes without measurements return True.
+        """
+        here, kept = _shape(num_rows, length), _shape(num_kept, length)
+        if self.always or here not in self._row_seconds or kept not in self._gather_seconds:
+            return True
+        if (num_rows - num_kept) * self._row_seconds[here] * num_layers > self._gather_seconds[kept]:
+            return True
+        self._gather_seconds[kept] *= _DECAY
+        return False
+
+
+def _shape(num_rows: int, length: int) -> Shape:
+    return num_rows.bit_length(), length.bit_length()
+
+
+def _update_mean(means: Dict[Shape, float], shape: Shape, seconds: float) -> None:
+    before = means.get(shape, seconds)
+    means[shape] = before + _RATE * (seconds - before)

@@ -17,11 +17,6 @@ Expected = Callable[[int, int], float]
 """Function (exit, tokens) -> upper estimate of the seconds from the previous exit to this one."""
 
 
-def no_estimate(exit_index: int, length: int) -> float:
-    """Return 0: the estimate on a machine without a device profile."""
-    return 0.0
-
-
 class NoDeadline:
     """The guard of requests without a deadline: never too late, and nothing to learn."""
 
@@ -49,29 +44,27 @@ class DeadlineGuard:
     needs_every_exit = True
     """Every exit is evaluated, whatever the policy: under a deadline any answer is better than none."""
 
-    def __init__(self, deadline_seconds: float, expected: Expected = no_estimate) -> None:
+    def __init__(self, deadline_seconds: float, expected: Expected = lambda *_: 0.0) -> None:
         if not deadline_seconds > 0:
             raise ValueError(f"deadline_seconds must be positive, got {deadline_seconds}")
         self.deadline_seconds, self.expected = deadline_seconds, expected
-        self._slowest: Dict[Tuple[int, int], float] = {}
-        self._computed: Dict[Tuple[int, int], float] = {}
+        self._learned: Dict[Tuple[int, int], Tuple[float, float]] = {}
+        """Exit, size class of the tokens -> most seconds from the previous exit, and most of them spent computing."""
 
     def begin(self) -> None:
         """Start a new request and decay the learned times."""
-        for key in self._slowest:
-            self._slowest[key] *= _DECAY
-        for key in self._computed:
-            self._computed[key] *= _DECAY
+        for key, (seconds, compute_seconds) in self._learned.items():
+            self._learned[key] = (seconds * _DECAY, compute_seconds * _DECAY)
 
     def record(self, exit_index: int, length: int, seconds: float, compute_seconds: float) -> None:
         """Record the seconds from the previous exit to this one, and the part of them spent computing."""
-        key = (exit_index, length.bit_length())
-        self._slowest[key] = max(self._slowest.get(key, 0.0), seconds)
-        self._computed[key] = max(self._computed.get(key, 0.0), compute_seconds)
+        most_seconds, most_computing = self._most(exit_index, length)
+        most = (max(most_seconds, seconds), max(most_computing, compute_seconds))
+        self._learned[exit_index, length.bit_length()] = most
 
     def allows_next_exit(self, exit_index: int, length: int, elapsed_seconds: float) -> bool:
         """Return whether the exit after `exit_index` is likely to be reached in time."""
-        step = max(self.expected(exit_index + 1, length), self._slowest.get((exit_index + 1, length.bit_length()), 0.0))
+        step = max(self.expected(exit_index + 1, length), self._most(exit_index + 1, length)[0])
         return elapsed_seconds + step <= self.deadline_seconds
 
     def latest_seconds(self, exit_index: int, length: int) -> float:
@@ -79,7 +72,10 @@ class DeadlineGuard:
 
         Later, the exit after `exit_index` can no longer answer in time.
         """
-        return self.deadline_seconds - self._computed.get((exit_index + 1, length.bit_length()), 0.0)
+        return self.deadline_seconds - self._most(exit_index + 1, length)[1]
+
+    def _most(self, exit_index: int, length: int) -> Tuple[float, float]:
+        return self._learned.get((exit_index, length.bit_length()), (0.0, 0.0))
 
 
 Guard = Union[DeadlineGuard, NoDeadline]

@@ -11,20 +11,8 @@ import numpy as np
 
 from offramp.errors import StoreError
 from offramp.program.inputs import Batch
-from offramp.program.program import (
-    ATTENTION_MASK,
-    BATCH_TOKENS,
-    INPUT_IDS,
-    POSITION_IDS,
-    TEXT_INPUTS,
-    TOKENS,
-    Input,
-    Texts,
-)
+from offramp.program.program import ATTENTION_MASK, BATCH_TOKENS, INPUT_IDS, POSITION_IDS, TEXT_INPUTS, TOKENS, Input
 from offramp.store import Store
-
-_DIVIDE_SIZES = "divide it with inputs of several such sizes as examples"
-_DIVIDE_LARGER = "divide it with an example as large as the largest input"
 
 
 class InputReader:
@@ -80,15 +68,13 @@ class InputReader:
         if found != wanted:
             raise ValueError(f"expected inputs {wanted} (dtype, number of axes), got {found}")
         if program.texts is not None:
-            self._require_known_tokens(arrays[INPUT_IDS], program.texts)
+            most, vocab_size = arrays[INPUT_IDS].max(), program.texts.vocab_size
+            if most >= vocab_size:
+                what = f"token id {most} in a vocabulary of {vocab_size}"
+                raise StoreError(what, self._store.path, "the tokenizer belongs to another model")
         for name, each in program.inputs.items():
             self._require_proven(name, each, arrays[name].shape)
         return {name: arrays[name] for name in program.inputs}
-
-    def _require_known_tokens(self, ids_BS: np.ndarray, texts: Texts) -> None:
-        if ids_BS.max() >= texts.vocab_size:
-            what = f"token id {ids_BS.max()} in a vocabulary of {texts.vocab_size}"
-            raise StoreError(what, self._store.path, "the tokenizer belongs to another model")
 
     def _require_proven(self, name: str, each: Input, shape: Tuple[int, ...]) -> None:
         """Raise StoreError for a size that a graph may have been specialised against, or that no plan reckoned with."""
@@ -96,8 +82,11 @@ class InputReader:
         largest = each.largest[1:] or tuple(None if isinstance(axis, int) else axis for axis in each.axes[1:])
         for size, example, limit in zip(shape[1:], divided, largest):
             if limit is None and size != example:
-                what = f"{name} is {shape}, and the module was divided for {(self.program.example[0], *divided)}"
-                raise StoreError(what, self._store.path, _DIVIDE_SIZES)
-            if self.program.texts is None and isinstance(limit, int) and size > limit:
-                what = f"{name} is {shape}, which is larger than the examples that the module was divided with"
-                raise StoreError(what, self._store.path, _DIVIDE_LARGER)
+                what = f"and the module was divided for {(self.program.example[0], *divided)}"
+                remedy = "divide it with inputs of several such sizes as examples"
+            elif self.program.texts is None and isinstance(limit, int) and size > limit:
+                what = "which is larger than the examples that the module was divided with"
+                remedy = "divide it with an example as large as the largest input"
+            else:
+                continue
+            raise StoreError(f"{name} is {shape}, {what}", self._store.path, remedy)

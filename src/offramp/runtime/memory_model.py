@@ -5,14 +5,13 @@ Shapes: B rows, S tokens.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Callable, Iterable, List, NamedTuple
 
 import numpy as np
 
 from offramp.measure import available_bytes, read_memory
 from offramp.measure.mapped import refault_bytes
-from offramp.program.program import TOKENS, Program
+from offramp.program.program import TOKENS, Input, Program
 from offramp.runtime.backend import Backend
 from offramp.runtime.footprint import trim_memory
 from offramp.runtime.inputs import InputReader
@@ -38,8 +37,7 @@ NUM_WARM_UPS = 3
 """Warm-up passes at full size, after which allocators have reached their final size."""
 
 
-@dataclass(frozen=True)
-class Workload:
+class Workload(NamedTuple):
     """The largest input of a plan: B rows of S tokens, and how many such batches share a sweep."""
 
     num_rows: int
@@ -74,14 +72,13 @@ class MemoryModel:
 
         Warm-up passes read texts only: of other inputs all rows count, and the inputs themselves.
         """
-        sizes = [self._ids_per_row(name, length) * size for name, size in self._row_bytes.items()]
+        inputs, lookups = self._program.inputs, self._program.lookups
+        items = {name: _row_items(each, length) for name, each in inputs.items()}
+        sizes = [items[lookups[name].input] * size for name, size in self._row_bytes.items()]
         gathered = max(GATHER_COPIES * max(sizes), max(sizes) + sum(sizes)) if sizes else 0
         if self._program.texts is not None:
             return (num_rows - 1) * gathered
-        own = sum(
-            _row_items(self._program, name, length) * np.dtype(each.dtype).itemsize
-            for name, each in self._program.inputs.items()
-        )
+        own = sum(items[name] * np.dtype(each.dtype).itemsize for name, each in inputs.items())
         return num_rows * (own + gathered)
 
     def held_bytes(self, num_rows: int, length: int) -> int:
@@ -118,9 +115,6 @@ class MemoryModel:
                 activation_bytes = max(activation_bytes, resident_bytes() - base_bytes)
         return Footprint(base_bytes, self.sweep_bytes(workload, activation_bytes) + encoding_bytes)
 
-    def _ids_per_row(self, lookup: str, length: int) -> int:
-        return _row_items(self._program, self._program.lookups[lookup].input, length)
-
 
 def resident_bytes() -> int:
     """Return the resident memory of this process, with code pages that the page cache may still add to it."""
@@ -142,9 +136,9 @@ def small_shards(sizes: Iterable[int]) -> List[int]:
     return [size for size in sizes if size <= SMALL_SHARD_BYTES]
 
 
-def _row_items(program: Program, name: str, length: int) -> int:
+def _row_items(each: Input, length: int) -> int:
     """Return the most elements of one row of an input."""
-    each, items = program.inputs[name], 1
+    items = 1
     for axis, most in zip(each.axes, each.largest or [None] * len(each.axes)):
         if axis == TOKENS:
             items *= length

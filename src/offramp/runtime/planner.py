@@ -11,7 +11,7 @@ these costs. The planner is independent of files, clocks and backends.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain, combinations
 from typing import FrozenSet, Iterable, Iterator, List, Sequence, Set, Tuple
 
@@ -86,7 +86,7 @@ class Memory:
 
     base_bytes: int
     activation_bytes: int
-    always_resident: FrozenSet[str] = field(default_factory=frozenset)
+    always_resident: FrozenSet[str] = frozenset()
     """Shards that are too small to be worth a slot."""
     start_bytes: int = 0
     """Peak of the process during start-up, if it counts; no plan can reduce it."""
@@ -173,11 +173,10 @@ class _Choice:
         if self.peak_bytes(frozenset(self.sizes), 0) <= budget_bytes:
             return  # a fully resident model is the fastest
         for num_slots in range(self.memory.min_slots, max(MAX_SLOTS, self.memory.min_slots) + 1):
-            if len(self.free) <= MAX_EXHAUSTIVE:
-                yield from ((self._keeping(more), num_slots) for more in _subsets(self.free))
-                continue
-            yield from ((self._keeping(more), num_slots) for more in _even_spreads(self.free))
-            for residents in self._starts():
+            are_few = len(self.free) <= MAX_EXHAUSTIVE
+            for more in _subsets(self.free) if are_few else _even_spreads(self.free):
+                yield self._keeping(more), num_slots
+            for residents in () if are_few else self._starts():
                 yield from self._ladder(residents, num_slots, budget_bytes)
 
     def _starts(self) -> Set[FrozenSet[str]]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Tuple
@@ -123,28 +124,24 @@ class DeviceProfile:
     def _costs(self, table: Table, heads: Table, first_head: int, num_rows: int) -> Costs:
         rows = []
         for seconds_K, heads_K in zip(table, heads):
-            spared = sum(heads_K[: first_head - 1])
             row: List[float] = []
             for exit_index, seconds in enumerate(seconds_K, start=1):
-                rest = seconds - (spared if exit_index >= first_head else sum(heads_K[: exit_index - 1]))
-                share = rest / num_rows
+                share = (seconds - sum(heads_K[: min(exit_index, first_head) - 1])) / num_rows
                 row.append(max(share, (row[-1] if row else 0.0) + 1e-7))  # noise must not change the order
             rows.append(tuple(row))
         return Costs(self.lengths, tuple(rows))
 
     def step_p99(self, exit_index: int, length: int) -> float:
         """Return the 99th percentile of the time from the previous exit to this one, for a deadline guard."""
-        column = [row[exit_index - 1] for row in self.step_seconds_p99]
-        return float(np.interp(length, self.lengths, column))
+        return float(np.interp(length, self.lengths, [row[exit_index - 1] for row in self.step_seconds_p99]))
 
 
 def conditions_of(store_sha256: str, config: EngineConfig) -> MeasuredOn:
     """Return the conditions, on this machine, of an engine: a latency measured under others does not hold for it."""
-    threads = config.threads or num_cores()
     return MeasuredOn(
         **machine(),
         backend=config.backend,
-        threads=threads,
+        threads=config.threads or num_cores(),
         batch=config.batch,
         store_sha256=store_sha256,
         budget_bytes=config.budget,
@@ -169,13 +166,9 @@ def fingerprint_of(classifier: Classifier) -> MeasuredOn:
 def save_profile(profile: DeviceProfile, path: Optional[Path] = None) -> None:
     """Write a profile to a file, or, without `path`, to the cache folder if that is possible."""
     tree = {"format": FORMAT, **profile.to_json()}
-    if path is not None:
-        write_json(path, tree)
-        return
-    try:
-        write_json(_cached(profile.fingerprint), tree)
-    except (OSError, OfframpError):  # a cache that cannot be written is no error
-        return
+    allowed = () if path is not None else (OSError, OfframpError)  # a cache that cannot be written is no error
+    with suppress(*allowed):
+        write_json(path or _cached(profile.fingerprint), tree)
 
 
 def load_profile(path: Path) -> DeviceProfile:
@@ -202,8 +195,7 @@ def _require_consistent(profile: DeviceProfile) -> None:
         raise ValueError("latencies of passes must be above 0")
     if not isinstance(profile.budget_bytes, (int, type(None))):
         raise ValueError(f"a budget of {profile.budget_bytes!r}")
-    shapes = [{len(row) for row in table} for table in (profile.seconds_p99, profile.step_seconds_p99)]
-    if any(shape != {profile.num_exits} for shape in shapes):
+    if {len(row) for row in (*profile.seconds_p99, *profile.step_seconds_p99)} != {profile.num_exits}:
         raise ValueError(f"percentiles do not match {profile.num_exits} exits")
 
 
@@ -213,8 +205,7 @@ def cached_profile(fingerprint: MeasuredOn, longest: int) -> Optional[DeviceProf
         profile = load_profile(_cached(fingerprint))
     except OfframpError:  # absent, or of another version
         return None
-    fits = profile.fingerprint == fingerprint and profile.lengths[-1] >= longest
-    return profile if fits else None
+    return profile if profile.fingerprint == fingerprint and profile.lengths[-1] >= longest else None
 
 
 def differences(there: MeasuredOn, here: MeasuredOn) -> str:

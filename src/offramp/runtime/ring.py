@@ -25,8 +25,7 @@ OnRead = Callable[[str, float, float, int, bool], None]
 """Callback (shard, start seconds, end seconds, bytes, idle), called in the reader thread after each read."""
 
 
-@dataclass(frozen=True)
-class Turn:
+class Turn(NamedTuple):
     """One shard in the reading order of a pass. It is not read before the engine has continued past stage `after` (0:
     no gate).
     """
@@ -35,25 +34,25 @@ class Turn:
     after: int = 0
 
 
-class Acquired(NamedTuple):
-    """A loaded shard. Bytes and seconds are those of its read if this is the first use since the read, otherwise 0."""
+class Loaded(NamedTuple):
+    """A shard in memory. Bytes and seconds of its read are 0 unless this is the first use since the read."""
 
     slot: Slot
     num_bytes: int
-    """Bytes read for this pass; 0 if the shard was read while the engine was idle."""
-    seconds: float
+    """0 also if the shard was read between passes."""
+    read_seconds: float
+    waited_seconds: float
 
 
 @dataclass
-class _Loaded:
+class _Entry:
     """State of a shard in memory: its slot, the cost of its read, and the number of uses that remain."""
 
     slot: Slot
     num_bytes: int
     seconds: float
-    uses: int
-    idle: bool
-    ahead: bool
+    uses: int = 1
+    ahead: bool = True
     """True if the shard was read but not used yet."""
 
     def forget_cost(self) -> None:
@@ -73,47 +72,45 @@ class Ring:
         self._read, self._on_read, self._depth = read, on_read, depth
         self._pool, self._resident_slots = pool, residents
         self._filling: Optional[Slot] = None
-        self._residents: Dict[str, _Loaded] = {}
-        self._loaded: Dict[str, _Loaded] = {}
+        self._residents: Dict[str, _Entry] = {}
+        self._loaded: Dict[str, _Entry] = {}
         self._wanted: Deque[Turn] = deque()
         self._ahead = self._epoch = self._passed = 0
-        self._idle = self._closed = False
+        self._idle, self.is_open = False, True
         self._error: Optional[BaseException] = None
-        self.bytes_read = self.bytes_used = 0
+        self.bytes_read = self.bytes_used = self.pass_index = 0
         # Implemented in C, unlike threading.Condition: KeyboardInterrupt cannot leave them in an intermediate state.
         self._lock = threading.Lock()
-        self._engine_wakeups: SimpleQueue = SimpleQueue()
-        self._reader_wakeups: SimpleQueue = SimpleQueue()
+        self._engine_wakeups, self._reader_wakeups = SimpleQueue(), SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="offramp-reader", daemon=True)
         self._thread.start()
 
-    def begin_pass(self, turns: Sequence[Turn]) -> None:
-        """Start fetching a pass. Shards that were prefetched for the same order are kept."""
+    def begin_pass(self, turns: Sequence[Turn], *, restart: bool = False) -> None:
+        """Start to read the shards of a pass. Keep what was read ahead for it, unless `restart`."""
         with self._lock:
-            if not self._idle:
+            if restart or not self._idle:
                 self._restart(turns)
             self._idle = False
             self._wake_reader()
 
-    def acquire(self, shard: str, until: Optional[float] = None) -> Optional[Acquired]:
-        """Return the next shard of the pass, waiting for its read.
-
-        Return None at the time `until` (`time.perf_counter`).
-
-        Raises the error of the reader thread, if any.
+    def acquire(self, shard: str, until: Optional[float] = None) -> Optional[Loaded]:
+        """Wait for the next shard of the pass. Return None if it is not there at `until`, a time of
+        `time.perf_counter`. Raises the error of the reader thread, if any.
         """
+        started = time.perf_counter()
         while True:
             with self._lock:
                 entry = self._loaded.get(shard) or self._residents.get(shard)
                 if entry is not None:
-                    acquired = Acquired(entry.slot, 0 if entry.idle else entry.num_bytes, entry.seconds)
+                    waited_seconds = time.perf_counter() - started
+                    loaded = Loaded(entry.slot, entry.num_bytes, entry.seconds, waited_seconds)
                     self._ahead -= entry.ahead
                     entry.forget_cost()
                     self._wake_reader()
-                    return acquired
+                    return loaded
                 if self._error is not None:
                     raise self._error
-                if self._closed:
+                if not self.is_open:
                     raise RuntimeError("the ring is closed")
             try:
                 self._engine_wakeups.get(timeout=None if until is None else max(until - time.perf_counter(), 0.0))
@@ -147,14 +144,15 @@ class Ring:
             self._restart(next_turns)
             self._idle = bool(next_turns)
             self._wake_reader()
+        self.pass_index += 1
 
-    def add_bytes_read(self, num_bytes: int) -> None:
-        """Add bytes that the engine read itself (gathered rows)."""
+    def count_read(self, num_bytes: int) -> None:
+        """Count bytes that the engine read itself (gathered rows)."""
         with self._lock:
             self.bytes_read += num_bytes
 
-    def add_bytes_used(self, num_bytes: int) -> None:
-        """Add bytes that a finished pass charged to its rows."""
+    def count_charged(self, num_bytes: int) -> None:
+        """Count bytes that a finished pass charged to its rows."""
         with self._lock:
             self.bytes_used += num_bytes
 
@@ -166,7 +164,7 @@ class Ring:
     def close(self) -> None:
         """Stop the reader and release all buffers. A read in flight ends at its next chunk."""
         with self._lock:
-            self._closed = True
+            self.is_open = False
             self._epoch += 1
         _wake(self._reader_wakeups)
         _wake(self._engine_wakeups)
@@ -179,8 +177,7 @@ class Ring:
     def _restart(self, turns: Sequence[Turn]) -> None:
         """Discard the state of the pass. Safe in any state, because an interrupt can stop the engine anywhere."""
         self._epoch += 1
-        self._error = None
-        self._loaded = {}
+        self._error, self._loaded = None, {}
         self._pool.clear(self._filling)
         for entry in self._residents.values():
             entry.forget_cost()
@@ -203,17 +200,16 @@ class Ring:
         """
         while self._wanted and self._wanted[0].after <= self._passed:
             turn = self._wanted[0]
-            loaded = self._loaded.get(turn.shard)
-            if loaded is None and turn.shard not in self._residents:
+            if turn.shard in self._loaded:
+                self._loaded[turn.shard].uses += 1
+            elif turn.shard not in self._residents:
                 has_slot = turn.shard in self._resident_slots or self._pool.fits(turn.shard)
                 return turn if has_slot and self._ahead < self._depth else None
-            if loaded is not None:
-                loaded.uses += 1
             self._wanted.popleft()
         return None
 
     def _run(self) -> None:
-        while not self._closed:
+        while self.is_open:
             job = self._start_next()
             if job is None:
                 self._reader_wakeups.get()
@@ -223,7 +219,7 @@ class Ring:
     def _start_next(self) -> Optional[Tuple[str, Slot, int, bool]]:
         with self._lock:
             turn = self._next()
-            if turn is None or self._closed:
+            if turn is None or not self.is_open:
                 return None
             self._wanted.popleft()
             self._ahead += 1
@@ -231,38 +227,32 @@ class Ring:
             return turn.shard, self._filling, self._epoch, self._idle
 
     def _fetch(self, shard: str, slot: Slot, epoch: int, idle: bool) -> None:
-        start, seconds, num_bytes, complete = time.perf_counter(), 0.0, 0, False
         error: Optional[BaseException] = None
+        num_bytes, complete, is_resident = 0, False, shard in self._resident_slots
+        started = ended = time.perf_counter()
         try:
             num_bytes, complete = self._read(shard, slot.view, lambda: self._epoch != epoch)
             ended = time.perf_counter()
-            seconds = ended - start
-            self._on_read(shard, start, ended, num_bytes, idle)
+            self._on_read(shard, started, ended, num_bytes, idle)
         except BaseException as caught:  # raised in the engine thread by acquire
             error = caught
         with self._lock:
             self.bytes_read += num_bytes
             self._filling = None
-            current = epoch == self._epoch
-            if error is not None and current:
+            is_current = epoch == self._epoch
+            if error is not None and is_current:
                 self._error = error
                 self._wanted.clear()
-            entry = _Loaded(slot, num_bytes, seconds, 1, idle, True)
-            if not current:
+            entry = _Entry(slot, 0 if idle else num_bytes, ended - started)
+            if not is_current:
                 entry.forget_cost()
-            self._place(shard, complete, current, entry)
+            if complete and (is_resident or is_current):  # residents are kept even if their pass is over
+                (self._residents if is_resident else self._loaded)[shard] = entry
+            elif not is_resident:
+                self._pool.release(slot)
             self._next()  # later turns of the same shard register their use before the engine can release it
         _wake(self._engine_wakeups)
         error = None  # its traceback references this frame and thus the slot
-
-    def _place(self, shard: str, complete: bool, current: bool, entry: _Loaded) -> None:
-        """Make a shard available unless its pass is over; residents are always kept."""
-        if complete and shard in self._resident_slots:
-            self._residents[shard] = entry
-        elif complete and current:
-            self._loaded[shard] = entry
-        elif shard not in self._resident_slots:
-            self._pool.release(entry.slot)
 
 
 def _wake(queue: SimpleQueue) -> None:

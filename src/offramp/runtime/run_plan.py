@@ -1,20 +1,28 @@
-"""The plan of a run: the cost of each use of a shard, and the buffers that the plan allocates.
+"""The plan of a run: the cost of each use of a shard, the buffers that the plan allocates, and the way of reading.
 
 The costs are nominal: they rank plans against one another (equal layers, equal costs) and predict no seconds.
+
+Shards are read directly (O_DIRECT) if memory is scarce, otherwise buffered through the page cache. Buffered reads near
+a memory limit thrash: the kernel evicts the pages that the next pass needs, and the process waits for reclaim. Direct
+reads leave no pages behind, but every pass pays for the disk.
 """
 
 from __future__ import annotations
 
+import errno
+import os
 from typing import List, Sequence, Tuple
 
+from offramp.errors import DamagedError
 from offramp.measure import read_memory
 from offramp.program.dtypes import DTYPES
+from offramp.runtime.config import READS
 from offramp.runtime.feed import Buffers
 from offramp.runtime.memory_model import SMALL_SHARD_BYTES, Footprint, Workload
 from offramp.runtime.planner import Item, Memory, Plan, make_plan, page_rounded
 from offramp.runtime.schedule import Schedule
 from offramp.runtime.slots import EqualSlots, Slot
-from offramp.store import Shard, Store
+from offramp.store import Store
 
 NOMINAL_FLOPS_PER_SECOND = 60e9
 """Nominal speed of one core."""
@@ -31,28 +39,20 @@ def plan_items(
         reached: share of rows that reach each layer; empty: all rows reach all layers.
     """
     num_rows, speed = workload.num_batches * workload.num_rows, NOMINAL_FLOPS_PER_SECOND * num_threads
-    tokens = num_rows * workload.length
-
-    def survival(stage: int) -> float:
-        share = reached[min(stage, len(reached)) - 1] if reached and stage else 1.0
-        return 1 - (1 - share) ** num_rows
-
-    def item(name: str, stage: int) -> Item:
+    tokens, items = num_rows * workload.length, []
+    for name, stage in uses:
         shard = store.manifest.shards[name]
-        compute_seconds = 2 * _num_weights(shard) * tokens / speed
+        num_weights = sum(tensor.num_bytes // DTYPES[tensor.dtype].item_bytes for tensor in shard.tensors)
+        compute_seconds = 2 * num_weights * tokens / speed  # a multiplication and an addition of each for a token
         read_seconds = shard.bytes / NOMINAL_READ_BYTES_PER_SECOND
-        return Item(name, stage, shard.bytes, compute_seconds, read_seconds, survival(stage))
-
-    return [item(*use) for use in uses]
+        share = reached[min(stage, len(reached)) - 1] if reached and stage else 1.0
+        survival = 1 - (1 - share) ** num_rows
+        items.append(Item(name, stage, shard.bytes, compute_seconds, read_seconds, survival))
+    return items
 
 
 def make_run_plan(
-    schedule: Schedule,
-    items: Sequence[Item],
-    num_batches: int,
-    footprint: Footprint,
-    budget_bytes: int,
-    own_process: bool,
+    schedule: Schedule, items: List[Item], num_batches: int, footprint: Footprint, budget_bytes: int, own_process: bool
 ) -> Plan:
     """Return the plan for a process with this footprint.
 
@@ -73,6 +73,34 @@ def allocate(store: Store, plan: Plan) -> Buffers:
     return Buffers(EqualSlots(slots), residents, depth=len(slots) or 2)
 
 
-def _num_weights(shard: Shard) -> int:
-    """Return the elements of a shard's tensors: each takes one multiplication and one addition a token."""
-    return sum(tensor.num_bytes // DTYPES[tensor.dtype].item_bytes for tensor in shard.tensors)
+def choose_direct(store: Store, reads: str, growth_bytes: int, available_bytes: int) -> bool:
+    """Return whether to read with O_DIRECT.
+
+    `auto` chooses direct reads if the size of the store plus the planned growth exceeds the available memory and the
+    file system supports them. Raises ValueError for an unknown value of `reads`.
+    """
+    if reads not in READS:
+        raise ValueError(f"reads must be one of {READS}, got {reads!r}")
+    if reads == "buffered" or not hasattr(os, "O_DIRECT"):
+        return False
+    store_bytes = sum(shard.bytes for shard in store.manifest.shards.values())
+    if reads == "auto" and store_bytes + growth_bytes <= available_bytes:
+        return False
+    return direct_works(store)
+
+
+def direct_works(store: Store) -> bool:
+    """Probe: read the smallest shard to its end, into an aligned buffer; EINVAL may come at open or at read."""
+    whole = [shard for shard in store.manifest.shards.values() if shard.blocks is None]
+    if not whole:
+        return False
+    shard = min(whole, key=lambda shard: shard.bytes)
+    slot = Slot(page_rounded(shard.bytes))
+    try:
+        return store.read_shard(shard.name, slot.view, direct=True)[1]
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):
+            return False
+        raise
+    except DamagedError:
+        return False  # a short tail: the buffered read reports whether the file is damaged

@@ -24,9 +24,7 @@ class Schedule:
         self.stages = program.stages[: last_exit + 1] if last_exit < self.num_exits else program.stages
         self.stage_of: Dict[str, int] = dict(self.uses())
         """Shard -> index of the last stage that uses it."""
-        self._groups = {
-            is_shared: [self._grouped(stage, is_shared) for stage in self.stages] for is_shared in (False, True)
-        }
+        self._groups = [[self._grouped(stage, is_shared) for stage in self.stages] for is_shared in (False, True)]
 
     def groups(self, index: int, num_batches: int) -> List[Group]:
         """Return the steps of stage `index` in groups that hold their weights together.
@@ -39,9 +37,8 @@ class Schedule:
 
     def uses(self) -> List[Tuple[str, int]]:
         """Return (shard, stage index) of each use of a shard in a full pass, in order."""
-        return [
-            (name, index) for index, stage in enumerate(self.stages) for step in stage.steps for name in shards_of(step)
-        ]
+        stages = enumerate(self.stages)
+        return [(name, index) for index, stage in stages for step in stage.steps for name in shards_of(step)]
 
     def turns(self, likely_ends_at: Callable[[int], bool]) -> List[Turn]:
         """Return the reads of a pass in order. Reads after an exit where the pass likely ends wait for its decision.

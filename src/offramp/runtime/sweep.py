@@ -8,8 +8,8 @@ Shapes: B remaining rows, P rows of the backend's arrays, C labels.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
-from typing import Any, Callable, List, Optional
+from dataclasses import dataclass
+from typing import Any, Callable, List, NamedTuple, Optional
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from offramp.measure import Trace
 from offramp.policies import Decider
 from offramp.program.inputs import Batch
 from offramp.runtime.backend import State
-from offramp.runtime.feed import Loaded
+from offramp.runtime.ring import Loaded
 
 
 @dataclass
@@ -31,8 +31,7 @@ class Outcome:
     """The deadline ended the row, not the policy."""
 
 
-@dataclass(frozen=True)
-class PassCost:
+class PassCost(NamedTuple):
     """Seconds of one sweep. Reads count even if they ended before it began."""
 
     seconds: float
@@ -42,8 +41,7 @@ class PassCost:
     """Reading that cannot overlap with computing: gathering rows, and waiting for the first shard."""
 
 
-@dataclass
-class Answer:
+class Answer(NamedTuple):
     """Logits of the remaining rows at the last exit that was evaluated."""
 
     exit_stage: int
@@ -54,37 +52,26 @@ class Answer:
     """Compute time of the batch until then."""
 
 
-@dataclass
 class BatchRun:
-    """One batch of a sweep. `rows_B` are the places in the batch of the rows that remain."""
+    """One batch of a sweep. `rows_B` are the places in the batch of the rows that remain.
 
-    batch: Batch
-    decider: Decider
-    began: float
-    """Start of the request, a time of `time.perf_counter`."""
-    trace: Trace
-    pass_index: int
-    state: Optional[State] = None
-    """None until the inputs of the batch have been read."""
-    answer: Optional[Answer] = None
-    compute_seconds: float = 0.0
-    layer_seconds: float = 0.0
-    """Compute time of the current layer, its exit excluded."""
-    outcomes: List[Outcome] = field(init=False)
-    rows_B: np.ndarray = field(init=False)
-    lengths_B: np.ndarray = field(init=False)
-    places_B: np.ndarray = field(init=False)
-    """Places of the remaining rows in the backend's arrays, in order."""
+    `began` is the start of the request, a time of `time.perf_counter`.
+    """
 
-    def __post_init__(self) -> None:
-        self.outcomes = [Outcome() for _ in range(self.batch.num_rows)]
-        self.rows_B = self.places_B = np.arange(self.batch.num_rows)
-        self.lengths_B = self.batch.lengths_B
-
-    @property
-    def length(self) -> int:
+    def __init__(self, batch: Batch, decider: Decider, began: float, trace: Trace, pass_index: int) -> None:
+        self.batch, self.decider, self.began, self.trace, self.pass_index = batch, decider, began, trace, pass_index
+        self.length = batch.length
         """Tokens that all rows are padded to, S."""
-        return self.batch.length
+        self.state: Optional[State] = None
+        """None until the inputs of the batch have been read."""
+        self.answer = Answer(0, np.empty(0), began, 0.0)
+        """The last one; that of exit 0 is none, given when the request began."""
+        self.compute_seconds = self.layer_seconds = 0.0
+        """Compute time of the batch, and that of its current layer, the exit excluded."""
+        self.outcomes = [Outcome() for _ in range(batch.num_rows)]
+        self.rows_B = self.places_B = np.arange(batch.num_rows)
+        """Rows that remain, in order: their places in the batch, and in the backend's arrays."""
+        self.lengths_B = batch.lengths_B
 
     def timed(self, name: str, stage: int, kind: str, act: Callable[..., Any], *arguments: Any) -> Any:
         """Return `act(*arguments)`; record the call in the trace and count it as compute time."""
@@ -94,17 +81,6 @@ class BatchRun:
         self.trace.add(name, stage, kind, started, ended, 0, "loop", self.pass_index)
         self.compute_seconds += ended - started
         return result
-
-    def remaining_P(self) -> np.ndarray:
-        """Return which rows of the backend's arrays remain, bool."""
-        assert self.state is not None
-        remaining_P = np.zeros(self.state.num_rows, bool)
-        remaining_P[self.places_B] = True
-        return remaining_P
-
-    def mark_gathered(self) -> None:
-        """Note that the backend's arrays hold the remaining rows only."""
-        self.places_B = np.arange(len(self.rows_B))
 
     def charge(self, num_bytes: int) -> None:
         """Share the bytes of a read equally among the remaining rows; the first rows take the remainder."""
@@ -124,7 +100,7 @@ class BatchRun:
 
     def cut(self) -> None:
         """End all remaining rows with the answer of the last exit that was evaluated."""
-        assert self.answer is not None
+        assert self.answer.exit_stage, "an exit was evaluated"
         for row in self.rows_B.tolist():
             self.outcomes[row].is_cut = True
         self.leave(self.answer.logits_BC, np.ones(len(self.rows_B), bool), self.answer.exit_stage)
@@ -166,8 +142,3 @@ class Sweep:
             share = num_bytes * len(run.rows_B) // num_rows
             run.charge(share)
             num_bytes, num_rows = num_bytes - share, num_rows - len(run.rows_B)
-
-    def cost(self, seconds: float) -> PassCost:
-        """Return the cost of a sweep that took `seconds`."""
-        compute_seconds = sum(run.compute_seconds for run in self.runs)
-        return PassCost(seconds, compute_seconds, self.read_seconds, self.fill_seconds)

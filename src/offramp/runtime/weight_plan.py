@@ -6,8 +6,7 @@ holds two consecutive stages, because one is read while the other computes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Dict, FrozenSet, Iterable, List, Mapping, Sequence, Tuple
+from typing import FrozenSet, Iterable, List, Mapping, NamedTuple, Sequence
 
 from offramp.errors import BudgetError
 from offramp.units import format_size
@@ -18,8 +17,7 @@ Stages = Sequence[Sequence[str]]
 """The shards that each stage needs, in order."""
 
 
-@dataclass(frozen=True)
-class WeightPlan:
+class WeightPlan(NamedTuple):
     """`residents` stay in memory and take `resident_bytes`; all other shards share a pool of `pool_bytes`."""
 
     residents: FrozenSet[str]
@@ -32,11 +30,7 @@ class WeightPlan:
 
 
 def plan_weights(
-    stages: Stages,
-    sizes: Mapping[str, int],
-    pinned: Iterable[str],
-    limit_bytes: int,
-    sliceable: Iterable[str] = (),
+    stages: Stages, sizes: Mapping[str, int], pinned: Iterable[str], limit_bytes: int, sliceable: Iterable[str] = ()
 ) -> WeightPlan:
     """Return the plan that keeps as many shards as the limit allows, if possible with one stage of read-ahead.
 
@@ -44,30 +38,33 @@ def plan_weights(
     that names the stage that does not fit and the smallest limit.
     """
     kept = frozenset(pinned)
-    choices = _slicings(kept, sizes, sliceable)
-    left_out = next(
-        (sliced for sliced in choices if _fewest(stages, sizes, kept, sliced) <= limit_bytes),
-        min(choices, key=lambda sliced: _fewest(stages, sizes, kept, sliced)),
-    )
-    rest = [[shard for shard in shards if shard not in left_out] for shards in stages]
-    needed, reserved = _fewest(stages, sizes, kept, left_out), slice_bytes(left_out, sizes)
+    choices = [(_fewest(stages, sizes, kept, sliced), sliced) for sliced in _slicings(kept, sizes, sliceable)]
+    smallest = min(choices, key=lambda choice: choice[0])
+    needed, sliced = next((choice for choice in choices if choice[0] <= limit_bytes), smallest)
+    rest = [[shard for shard in shards if shard not in sliced] for shards in stages]
     if needed > limit_bytes:
-        index = max(range(len(rest)), key=lambda i: _bytes(set(rest[i]) - kept, sizes))
+        stage_bytes = [_bytes(set(shards) - kept, sizes) for shards in rest]
+        index = stage_bytes.index(max(stage_bytes))
         what = f"a weight budget of {format_size(limit_bytes)} is too small for stage {index}"
-        why = f"it needs {format_size(_bytes(set(rest[index]) - kept, sizes))} at once"
+        why = f"it needs {format_size(stage_bytes[index])} at once"
         raise BudgetError(what, why, f"the smallest weight budget that works is {needed} bytes")
-    return replace(_plan_whole(rest, sizes, kept, limit_bytes - reserved), sliced=left_out, slice_bytes=reserved)
+    reserved = slice_bytes(sliced, sizes)
+    residents = _residents(rest, sizes, kept, limit_bytes - reserved)
+    resident_bytes = _bytes(residents, sizes)
+    return WeightPlan(residents, resident_bytes, limit_bytes - reserved - resident_bytes, sliced, reserved)
 
 
-def _plan_whole(stages: Stages, sizes: Mapping[str, int], kept: FrozenSet[str], limit_bytes: int) -> WeightPlan:
-    used = {shard for shards in stages for shard in shards}
-    if _bytes(used | kept, sizes) <= limit_bytes:
-        return _plan(used | kept, sizes, limit_bytes)
+def _residents(stages: Stages, sizes: Mapping[str, int], kept: FrozenSet[str], limit_bytes: int) -> FrozenSet[str]:
+    """Return the shards that stay in memory, `kept` among them."""
+    used = kept.union(*stages)
+    if _bytes(used, sizes) <= limit_bytes:
+        return used
+    pairs = list(zip(stages, [*stages[1:], stages[0]]))  # the last stage is followed by the first
     for shard in _by_priority(stages, sizes, kept):
         more = kept | {shard}
-        if _bytes(more, sizes) + _two_stages(stages, sizes, more) <= limit_bytes:
+        if _bytes(more, sizes) + max(_bytes({*one, *other} - more, sizes) for one, other in pairs) <= limit_bytes:
             kept = more
-    return _plan(kept, sizes, limit_bytes)
+    return kept
 
 
 def smallest_bytes(
@@ -100,23 +97,7 @@ def slice_bytes(sliced: Iterable[str], sizes: Mapping[str, int]) -> int:
 
 def reading_order(stages: Stages) -> List[List[str]]:
     """Return the shards to read at the start of each stage: those that the previous stage does not hold."""
-    before: Sequence[str] = ()
-    order = []
-    for shards in stages:
-        order.append([shard for shard in shards if shard not in before])
-        before = shards
-    return order
-
-
-def _plan(kept: Iterable[str], sizes: Mapping[str, int], limit_bytes: int) -> WeightPlan:
-    residents = frozenset(kept)
-    return WeightPlan(residents, _bytes(residents, sizes), limit_bytes - _bytes(residents, sizes))
-
-
-def _two_stages(stages: Stages, sizes: Mapping[str, int], kept: FrozenSet[str]) -> int:
-    """Return the maximum size of two consecutive stages together; the last stage is followed by the first."""
-    pairs = zip(stages, [*stages[1:], stages[0]])
-    return max(_bytes({*one, *other} - kept, sizes) for one, other in pairs)
+    return [[shard for shard in shards if shard not in before] for before, shards in zip([(), *stages], stages)]
 
 
 def _by_priority(stages: Stages, sizes: Mapping[str, int], kept: FrozenSet[str]) -> List[str]:
@@ -127,12 +108,8 @@ def _by_priority(stages: Stages, sizes: Mapping[str, int], kept: FrozenSet[str])
     """
     names = list(dict.fromkeys(shard for shards in stages for shard in shards if shard not in kept))
     width = max(len(names) - 1, 1).bit_length()
-    rank: Dict[str, int] = {name: int(format(place, f"0{width}b")[::-1], 2) for place, name in enumerate(names)}
-
-    def priority(name: str) -> Tuple[int, int]:
-        return -sizes[name], rank[name]
-
-    return sorted(names, key=priority)
+    rank = {name: int(format(place, f"0{width}b")[::-1], 2) for place, name in enumerate(names)}
+    return sorted(names, key=lambda name: (-sizes[name], rank[name]))
 
 
 def _bytes(names: Iterable[str], sizes: Mapping[str, int]) -> int:

@@ -22,13 +22,11 @@ from offramp.runtime.config import EngineConfig
 from offramp.runtime.engine import Engine
 from offramp.runtime.exits import load_exits
 from offramp.runtime.feed import WeightFeed
-from offramp.runtime.gate import ExitGate
-from offramp.runtime.gathering import Gathering
+from offramp.runtime.gate import ExitGate, Gathering
 from offramp.runtime.guard import NO_DEADLINE, Guard
 from offramp.runtime.inputs import InputReader
 from offramp.runtime.memory_model import MemoryModel, Workload
-from offramp.runtime.reads import choose_direct
-from offramp.runtime.run_plan import allocate, make_run_plan, plan_items
+from offramp.runtime.run_plan import allocate, choose_direct, make_run_plan, plan_items
 from offramp.runtime.schedule import Schedule
 from offramp.runtime.sweep import Outcome, PassCost
 from offramp.session.batching import bulk_batches
@@ -100,7 +98,7 @@ class Classifier:
         self.guard, program, self._labels = guard, store.program, store.labels
         self.schedule, self._inputs = Schedule(program, policy.last_exit(len(program.layers))), InputReader(store)
         heads = load_exits(store, policy, needs_all=guard.needs_every_exit)
-        self._gate = ExitGate(program, backend, policy, heads, guard, store.path)
+        self._gate = ExitGate(store, backend, policy, heads, guard)
         workload = Workload(settings.num_rows, settings.length or encoder.max_length, settings.num_batches)
         self._workload, self._planned_bytes = workload, backend.activation_bytes(workload.num_rows, workload.length)
         model = MemoryModel(self._inputs, backend)

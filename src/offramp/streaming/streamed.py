@@ -27,13 +27,12 @@ from offramp.errors import BudgetError, RefusedError, StageError, UsageError
 from offramp.measure import TRACED_PASSES, PeakMeter, Trace, available_bytes, read_memory
 from offramp.program.checks import require_known
 from offramp.program.program import Call
-from offramp.runtime.arena import Arena
 from offramp.runtime.feed import Buffers, WeightFeed
 from offramp.runtime.memory_model import HEADROOM_BYTES, stream_bytes, unlimited_bytes
 from offramp.runtime.planner import page_rounded
-from offramp.runtime.reads import choose_direct
+from offramp.runtime.run_plan import choose_direct
 from offramp.runtime.ring import Turn
-from offramp.runtime.slots import Slot
+from offramp.runtime.slots import Arena, Slot
 from offramp.runtime.weight_plan import WeightPlan, reading_order
 from offramp.store import Store
 from offramp.streaming import placement
