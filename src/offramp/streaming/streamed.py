@@ -30,8 +30,8 @@ from offramp.program.program import Call
 from offramp.runtime.feed import Buffers, WeightFeed
 from offramp.runtime.memory_model import HEADROOM_BYTES, stream_bytes, unlimited_bytes
 from offramp.runtime.planner import page_rounded
-from offramp.runtime.run_plan import choose_direct
 from offramp.runtime.ring import Turn
+from offramp.runtime.run_plan import choose_direct
 from offramp.runtime.slots import Arena, Slot
 from offramp.runtime.weight_plan import WeightPlan, reading_order
 from offramp.store import Store
