@@ -9,26 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
-from offramp.program.program import (
-    BATCH,
-    BEGIN,
-    CAPTURED,
-    END,
-    EXIT_KERNEL,
-    INPUT_IDS,
-    LAYER,
-    POOLED_LINEAR,
-    TOKENS,
-    Axis,
-    Input,
-    Kernel,
-    LookUp,
-    Output,
-    Program,
-    Stage,
-    Step,
-    Value,
-)
+from offramp.program import program as p
+from offramp.program.program import Axis, Input, Kernel, LookUp, Output, Program, Stage, Step, Value
 
 
 @dataclass(frozen=True)
@@ -72,7 +54,7 @@ def captured_inputs(
     """
     inputs: Dict[str, Input] = {}
     for name, value in examples[0].items():
-        names: Tuple[Axis, ...] = (BATCH, TOKENS) if of_texts else (BATCH,)
+        names: Tuple[Axis, ...] = (p.BATCH, p.TOKENS) if of_texts else (p.BATCH,)
         others = [other[name].axes for other in examples[1:] if name in other]
         largest: List[Optional[int]] = []
         for index in range(len(value.axes)):
@@ -81,7 +63,7 @@ def captured_inputs(
         axes = (*names[: len(value.axes)], *value.axes[len(names) :])
         inputs[name] = Input(value.dtype, axes, tuple(largest))
     num_rows = max([1, *(value.axes[0] for value in examples[0].values() if value.axes)])  # type: ignore[type-var]
-    tokens = examples[0][INPUT_IDS].axes[1] if of_texts else 1
+    tokens = examples[0][p.INPUT_IDS].axes[1] if of_texts else 1
     return inputs, (num_rows, tokens)  # type: ignore[return-value]
 
 
@@ -103,18 +85,18 @@ def captured_program(
         output: value that the module returns.
     """
     bounds = [0, *exits, len(pieces)]
-    stages = [Stage("inputs", BEGIN)]
+    stages = [Stage("inputs", p.BEGIN)]
     for number, start in enumerate(bounds[:-1]):
         end = bounds[number + 1]
         steps = tuple(piece.step(values) for piece in pieces[start:end])
-        stages.append(Stage(f"layer.{number}", LAYER, steps, pieces[end].reads[0] if end in exits else None))
-    kernels = {piece.kernel: Kernel(CAPTURED) for piece in pieces}
+        stages.append(Stage(f"layer.{number}", p.LAYER, steps, pieces[end].reads[0] if end in exits else None))
+    kernels = {piece.kernel: Kernel(p.CAPTURED) for piece in pieces}
     meaning = program.output or Output("")
     return replace(
         program,
         lookups=dict(lookups),
-        kernels={**kernels, EXIT_KERNEL: Kernel(POOLED_LINEAR)},
-        stages=(*stages, Stage("answer", END)),
+        kernels={**kernels, p.EXIT_KERNEL: Kernel(p.POOLED_LINEAR)},
+        stages=(*stages, Stage("answer", p.END)),
         output=replace(meaning, value=output),
     )
 

@@ -4,23 +4,13 @@ from __future__ import annotations
 
 from typing import Iterable, Mapping, Optional
 
-from offramp.program.checks import WrongError
+from offramp.program import program as p
+from offramp.program.checks import WrongError, int_of, require_distinct
 from offramp.program.encoder import misfit
-from offramp.program.parsing import require_distinct
-from offramp.program.program import (
-    EXIT_KERNEL,
-    INPUT_IDS,
-    POOLED_LINEAR,
-    POSITION_IDS,
-    TOKEN_TYPE_IDS,
-    LookUp,
-    Module,
-    Step,
-    Texts,
-)
-from offramp.store.manifest import Manifest, Shard, all_files
+from offramp.store.manifest import MAX_GRAPH_BYTES, MAX_MANIFEST_BYTES, Manifest, Shard, all_files
+from offramp.store.safetensors import PAGE_BYTES
 
-TEMPLATES_WITHOUT_GRAPH = ("mask", POOLED_LINEAR)
+TEMPLATES_WITHOUT_GRAPH = ("mask", p.POOLED_LINEAR)
 """Templates that every backend computes by itself."""
 
 
@@ -29,7 +19,8 @@ def check_manifest(manifest: Manifest) -> None:
     program, shards = manifest.program, manifest.shards
     require_distinct((tensor.name for shard in shards.values() for tensor in shard.tensors), "tensor")
     require_distinct((file.file.lower() for file in all_files(manifest)), "file")  # some file systems fold case
-    for shard in shards.values():
+    for index, shard in enumerate(shards.values()):
+        _check_layout(shard, f"shards[{index}]")
         _check_gathered(shard)
     for index, stage in enumerate(program.stages):
         for number, step in enumerate(stage.steps):
@@ -47,6 +38,19 @@ def check_manifest(manifest: Manifest) -> None:
         raise WrongError(f"labels: the output has {num_labels}")
 
 
+def _check_layout(shard: Shard, where: str) -> None:
+    int_of(shard.data_start, f"{where}.data_start", PAGE_BYTES, min(shard.bytes, MAX_MANIFEST_BYTES))
+    if shard.data_start % PAGE_BYTES:
+        raise WrongError(f"{where}.data_start {shard.data_start} is not a multiple of {PAGE_BYTES}")
+    end = 0
+    for tensor in sorted(shard.tensors, key=lambda tensor: tensor.offset):
+        if tensor.offset != end:
+            raise WrongError(f"{where}: tensor {tensor.name!r} begins at {tensor.offset}, not at {end}")
+        end += tensor.num_bytes
+    if end != shard.data_bytes:
+        raise WrongError(f"{where}: tensors take {end} bytes, the file holds {shard.data_bytes}")
+
+
 def _check_gathered(shard: Shard) -> None:
     """Raise WrongError unless a shard from which rows are gathered consists of tables with distinct roles."""
     if shard.blocks is None:
@@ -56,7 +60,7 @@ def _check_gathered(shard: Shard) -> None:
     require_distinct((tensor.role for tensor in shard.tensors), f"shard {shard.name!r}: role")
 
 
-def _check_step(step: Step, manifest: Manifest, where: str) -> None:
+def _check_step(step: p.Step, manifest: Manifest, where: str) -> None:
     _require_listed(step.shards, manifest.shards, f"{where} needs the shard")
     _require_listed((*step.weights.values(), *step.constants.values()), manifest.tensors(), f"{where} takes the tensor")
     for name in step.weights.values():
@@ -70,7 +74,7 @@ def _require_listed(names: Iterable[str], known: Mapping[str, object], what: str
             raise WrongError(f"{what} {name!r}, which is not listed")
 
 
-def _check_look_up(name: str, lookup: LookUp, texts: Optional[Texts], manifest: Manifest) -> None:
+def _check_look_up(name: str, lookup: p.LookUp, texts: Optional[p.Texts], manifest: Manifest) -> None:
     """Raise WrongError unless the table is gathered, float32, and has a row for every id that may occur."""
     where = f"program.lookups.{name}"
     _require_listed([lookup.table], manifest.tensors(), f"{where} takes the tensor")
@@ -82,16 +86,16 @@ def _check_look_up(name: str, lookup: LookUp, texts: Optional[Texts], manifest: 
     if texts is None:
         return
     needed = {
-        INPUT_IDS: texts.vocab_size,
-        POSITION_IDS: texts.max_length + texts.position_offset,
-        TOKEN_TYPE_IDS: texts.num_token_types,
+        p.INPUT_IDS: texts.vocab_size,
+        p.POSITION_IDS: texts.max_length + texts.position_offset,
+        p.TOKEN_TYPE_IDS: texts.num_token_types,
     }
-    if table.shape[0] < needed.get(lookup.input, 0):
-        what = f"has {table.shape[0]} rows, {lookup.input} names {needed[lookup.input]}"
-        raise WrongError(f"{where}: {lookup.table!r} {what}")
+    height, least = table.shape[0], needed.get(lookup.input, 0)
+    if height < least:
+        raise WrongError(f"{where}: {lookup.table!r} has {height} rows, {lookup.input} names {least}")
 
 
-def _check_module(module: Module, manifest: Manifest) -> None:
+def _check_module(module: p.Module, manifest: Manifest) -> None:
     """Raise WrongError unless the names of a module are known and its shards are of the kinds that they must be."""
     where, shards, tensors = "program.module", manifest.shards, manifest.tensors()
     for index, part in enumerate(module.parts):
@@ -117,14 +121,15 @@ def _check_module(module: Module, manifest: Manifest) -> None:
 
 def _check_graphs(manifest: Manifest) -> None:
     """Raise WrongError unless all kernels have graphs or none has, and exits have their kernel."""
-    kernels = manifest.program.kernels
+    kernels, graphs = manifest.program.kernels, manifest.graphs
+    for name, graph in graphs.items():
+        if graph.bytes > MAX_GRAPH_BYTES:
+            raise WrongError(f"graphs.{name} of {graph.bytes} bytes is larger than {MAX_GRAPH_BYTES}")
     needed = {step.kernel for step in manifest.program.steps()}
     if manifest.exits is not None:
-        if EXIT_KERNEL not in kernels:
-            raise WrongError(f"exits need the kernel {EXIT_KERNEL!r}")
-        needed.add(EXIT_KERNEL)
-    lost = sorted(
-        name for name in needed - set(manifest.graphs) if kernels[name].template not in TEMPLATES_WITHOUT_GRAPH
-    )
-    if manifest.graphs and lost:
+        if p.EXIT_KERNEL not in kernels:
+            raise WrongError(f"exits need the kernel {p.EXIT_KERNEL!r}")
+        needed.add(p.EXIT_KERNEL)
+    lost = [name for name in sorted(needed - set(graphs)) if kernels[name].template not in TEMPLATES_WITHOUT_GRAPH]
+    if graphs and lost:
         raise WrongError(f"kernels {lost} have no graph")

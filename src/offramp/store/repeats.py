@@ -8,13 +8,12 @@ group may contain such an element whose own `repeat` progresses.
 Only lists are written so, and an object with exactly these three keys has no other meaning inside them.
 """
 
-from __future__ import annotations
-
 import json
 import re
-from typing import Any, Dict, List, Sequence, Tuple
+from dataclasses import dataclass, field
+from typing import Any, List, Sequence, Tuple
 
-from offramp.program.checks import WrongError, int_of, list_of
+from offramp.program.checks import WrongError, read
 from offramp.store.safetensors import strict_json
 
 KEYS = ("repeat", "first", "second")
@@ -27,6 +26,13 @@ MAX_EXPANDED_BYTES = 16 << 20
 _INTEGER = re.compile(r"\d{1,15}")
 _MAX_INTEGER = 10**15 - 1
 _OVERHEAD_BYTES = len('{"repeat":,"first":[],"second":[]}')
+
+
+@dataclass(frozen=True)
+class _Repeat:
+    repeat: int = field(metadata={"low": MIN_REPEATS})
+    first: Tuple[Any, ...]
+    second: Tuple[Any, ...]
 
 
 def compress(tree: Any) -> Any:
@@ -116,21 +122,20 @@ class _Expansion:
             place = f"{where}[{index}]"
             if isinstance(element, dict) and set(element) == set(KEYS):
                 try:
-                    found += self._copies(element, place)
+                    found += self._copies(read(_Repeat, element, place), place)
                 except ValueError as error:
                     raise WrongError(f"{place}: {error}") from None
             else:
                 found.append(self.expand(element, place))
         return found
 
-    def _copies(self, element: Dict[str, Any], where: str) -> List[Any]:
+    def _copies(self, element: _Repeat, where: str) -> List[Any]:
         """Return all members of a repeat, themselves expanded. Equal members share their trees."""
-        count = int_of(element["repeat"], where + ".repeat", MIN_REPEATS)
-        first, second = (_Form(_text(list_of(element[key], f"{where}.{key}"))) for key in KEYS[1:])
-        series, before = _Series(first, second), self._num_bytes
+        count, first, before = element.repeat, _Form(_text(element.first)), self._num_bytes
+        series = _Series(first, _Form(_text(element.second)))
         if series.is_constant:
             self._charge(first.num_bytes)
-            members = self.expand(element["first"], where)
+            members = self.expand(list(element.first), where)
             self._charge((self._num_bytes - before) * (count - 1))
             return members * count
         found: List[Any] = []
