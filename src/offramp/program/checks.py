@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 import typing
 from collections.abc import Mapping as AbstractMapping
+from collections.abc import Sequence as AbstractSequence
 from dataclasses import fields, is_dataclass
 from functools import lru_cache, partial
 from typing import Any, Callable, Dict, Iterable, Mapping, Optional, Sequence, Set, Tuple, Union
@@ -26,7 +27,7 @@ _Reader = Callable[[Any, str], Any]
 _NAMES = {int: "a number", float: "a number", str: "a string", type(None): "null"}
 
 
-class WrongError(Exception):
+class WrongError(ValueError):
     """A value of a JSON tree that is not allowed."""
 
 
@@ -35,7 +36,7 @@ def read(kind: Any, tree: Any, where: str) -> Any:
 
     Args:
         kind: a dataclass, whose fields must all be there and no other; str, int, float, bool or Any; or Optional,
-            Union of scalars, Tuple, Mapping or Dict of these.
+            Union of scalars, Tuple, Sequence, Mapping or Dict of these.
     """
     try:
         return _reader(kind, {})(tree, where)
@@ -107,8 +108,8 @@ def _reader(kind: Any, rules: Mapping[str, Any]) -> _Reader:
         return _object_reader(kind)
     if origin is Union:
         return _union_reader(parts, rules)
-    if origin is tuple:
-        return _list_reader(parts, rules)
+    if origin is tuple or origin is AbstractSequence:
+        return _list_reader(parts if origin is tuple else (*parts, ...), rules)
     if origin in (dict, AbstractMapping):
         return _map_reader(parts[1], rules)
     assert kind is Any, f"{kind!r} has no reader; modules of dataclasses that are read must not postpone annotations"

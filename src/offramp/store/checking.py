@@ -10,7 +10,7 @@ from typing import Iterator, Optional
 
 from offramp.errors import DamagedError, RefusedError
 from offramp.store import manifest as m
-from offramp.store.files import iter_chunks, open_regular, read_small, require_size, sha256_of, translate_read_errors
+from offramp.store.files import block_digests, opened, read_small, require_size, sha256_of, translate_read_errors
 from offramp.store.parsing import loads
 from offramp.store.reader import read_manifest_bytes, require_self_contained
 from offramp.store.safetensors import read_header
@@ -47,17 +47,16 @@ def verify(path: os.PathLike) -> Iterator[Check]:
 
 def _check(root: Path, file: m.File, shard: Optional[m.Shard]) -> None:
     where = root / file.file
-    fd = open_regular(root, file.file)
-    try:
-        with translate_read_errors(where):
-            require_size(fd, file.bytes, where)
-            if sha256_of(fd) != file.sha256:
-                raise DamagedError("sha256 differs from the manifest", where)
-            if shard is not None:
-                _check_header(fd, shard, where)
-                _check_blocks(root, fd, shard, where)
-    finally:
-        os.close(fd)
+    with opened(root, file.file) as fd, translate_read_errors(where):
+        require_size(fd, file.bytes, where)
+        if sha256_of(fd) != file.sha256:
+            raise DamagedError("sha256 differs from the manifest", where)
+        if shard is None:
+            return
+        _check_header(fd, shard, where)
+        blocks = shard.blocks
+        if blocks is not None and hashlib.sha256(block_digests(fd, shard.bytes)).hexdigest() != blocks.sha256:
+            raise DamagedError(f"blocks differ from {blocks.file}", where)
 
 
 def _check_header(fd: int, shard: m.Shard, where: Path) -> None:
@@ -67,10 +66,3 @@ def _check_header(fd: int, shard: m.Shard, where: Path) -> None:
     if found != expected or header.data_start != shard.data_start:
         names = sorted({name for name, *_ in found ^ expected})
         raise DamagedError(f"tensors differ from the manifest: {names[:5]}", where)
-
-
-def _check_blocks(root: Path, fd: int, shard: m.Shard, where: Path) -> None:
-    if shard.blocks is not None:
-        digests = b"".join(hashlib.sha256(block).digest() for block in iter_chunks(fd, shard.bytes, m.BLOCK_BYTES))
-        if hashlib.sha256(digests).hexdigest() != shard.blocks.sha256:
-            raise DamagedError(f"blocks differ from {shard.blocks.file}", where)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Iterable, Iterator, Tuple, Union
 
 from offramp.errors import DamagedError, DiskFullError, StoreError, UsageError
-from offramp.store.manifest import File, Graph
+from offramp.store.manifest import BLOCK_BYTES, File
 
 Data = Union[bytes, memoryview]
 """Bytes of a file, or a view of them."""
@@ -23,6 +23,7 @@ CHUNK_BYTES = 1 << 20
 """Bytes per read when a file is streamed."""
 MAX_SMALL_BYTES = 64 << 20
 """Maximum size in bytes of a file that is read into memory as a whole."""
+_REMEDY = "divide the model again"
 _NOT_PLAIN = (errno.ELOOP, errno.ENOTDIR, errno.ENXIO, errno.ENODEV, errno.EMLINK)
 """Error numbers of `open` on symlinks, folders, pipes and devices."""
 _UNREADABLE = (errno.EIO, errno.EACCES, errno.EPERM, errno.ESTALE)
@@ -40,7 +41,7 @@ def translate_read_errors(where: object) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno == errno.ENOENT:
-            raise DamagedError("file is missing", where, "divide the model again") from None
+            raise DamagedError("file is missing", where, _REMEDY) from None
         if error.errno in _NOT_PLAIN:
             raise _not_plain(where) from None
         if error.errno in _UNREADABLE:
@@ -76,29 +77,33 @@ def open_regular(root: Path, name: str, flags: int = 0) -> int:
     return fd
 
 
+@contextlib.contextmanager
+def opened(root: Path, name: str) -> Iterator[int]:
+    """Context manager of the descriptor that `open_regular` returns."""
+    fd = open_regular(root, name)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
 def require_size(fd: int, file_bytes: int, where: object) -> None:
     """Raise DamagedError unless the open file has the size given in the manifest."""
     size = os.fstat(fd).st_size
     if size != file_bytes:
-        raise DamagedError(
-            f"file has {size} bytes, expected {file_bytes} from the manifest", where, "divide the model again"
-        )
+        raise DamagedError(f"file has {size} bytes, expected {file_bytes} from the manifest", where, _REMEDY)
 
 
-def read_small(root: Path, file: Union[File, Graph]) -> bytes:
+def read_small(root: Path, file: File) -> bytes:
     """Return the whole content of a small file of the store, checked against its size and digest."""
     where = root / file.file
     if file.bytes > MAX_SMALL_BYTES:
         raise DamagedError(f"file of {file.bytes} bytes exceeds the limit of {MAX_SMALL_BYTES}", where)
-    fd = open_regular(root, file.file)
-    try:
+    with opened(root, file.file) as fd, translate_read_errors(where):
         require_size(fd, file.bytes, where)
-        with translate_read_errors(where):
-            data = b"".join(iter_chunks(fd, file.bytes))
-    finally:
-        os.close(fd)
+        data = b"".join(iter_chunks(fd, file.bytes))
     if hashlib.sha256(data).hexdigest() != file.sha256:
-        raise DamagedError("sha256 differs from the manifest", where, "divide the model again")
+        raise DamagedError("sha256 differs from the manifest", where, _REMEDY)
     return data
 
 
@@ -111,6 +116,22 @@ def iter_chunks(fd: int, size: int, chunk_bytes: int = CHUNK_BYTES) -> Iterator[
             return
         offset += len(data)
         yield data
+
+
+def read_exactly(fd: int, view: memoryview, offset: int, where: object, remedy: str = _REMEDY) -> None:
+    """Fill `view` from the bytes of a file at `offset`. Raises DamagedError where the file is shorter."""
+    done = 0
+    while done < len(view):
+        with translate_read_errors(where):
+            got = os.preadv(fd, [view[done : done + CHUNK_BYTES]], offset + done)
+        if not got:
+            raise DamagedError("file ends inside a tensor", where, remedy)
+        done += got
+
+
+def block_digests(fd: int, size: int) -> bytes:
+    """Return the concatenated SHA-256 digests of the blocks of a file of `size` bytes."""
+    return b"".join(hashlib.sha256(block).digest() for block in iter_chunks(fd, size, BLOCK_BYTES))
 
 
 def sha256_of(fd: int) -> str:
@@ -213,16 +234,16 @@ def _write_durably(fd: int, chunks: Iterable[Data]) -> Tuple[int, str]:
     try:
         for chunk in chunks:
             digest.update(chunk)
-            size += _write_all(fd, chunk)
+            write_all(fd, chunk)
+            size += memoryview(chunk).nbytes
         os.fsync(fd)
     finally:
         os.close(fd)
     return size, digest.hexdigest()
 
 
-def _write_all(fd: int, chunk: Data) -> int:
+def write_all(fd: int, chunk: Data) -> None:
+    """Write a whole chunk at the position of the descriptor."""
     view = memoryview(chunk).cast("B")
-    written = 0
-    while written < len(view):
-        written += os.write(fd, view[written:])
-    return written
+    while len(view):
+        view = view[os.write(fd, view) :]

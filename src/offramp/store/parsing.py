@@ -90,7 +90,7 @@ def parse_labels(data: bytes, num_labels: int, where: object) -> Tuple[str, ...]
         labels = read(Tuple[str, ...], strict_json(data), "labels")
         if len(labels) != num_labels:
             raise WrongError(f"{len(labels)} labels, the output has {num_labels}")
-    except (ValueError, WrongError) as error:
+    except ValueError as error:
         raise DamagedError(f"labels: {error}", where, _REMEDY) from None
     return labels
 

@@ -123,6 +123,8 @@ class _Expansion:
             if isinstance(element, dict) and set(element) == set(KEYS):
                 try:
                     found += self._copies(read(_Repeat, element, place), place)
+                except WrongError:
+                    raise
                 except ValueError as error:
                     raise WrongError(f"{place}: {error}") from None
             else:
