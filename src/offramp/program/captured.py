@@ -31,14 +31,13 @@ class Piece:
 
     def step(self, values: Mapping[str, Value]) -> Step:
         """Return the step; the graph calls what it reads r0, r1, ..., weights w0, ... and constants c0, ..."""
-        return Step(
-            self.kernel,
+        writes = {name: values[name] for name in self.writes}
+        reads, weights, constants = (
             _numbered("r", self.reads),
-            {name: values[name] for name in self.writes},
             _numbered("w", self.weights),
             _numbered("c", self.constants),
-            self.shards,
         )
+        return Step(self.kernel, reads, writes, weights, constants, self.shards)
 
 
 def captured_inputs(
@@ -90,15 +89,10 @@ def captured_program(
         end = bounds[number + 1]
         steps = tuple(piece.step(values) for piece in pieces[start:end])
         stages.append(Stage(f"layer.{number}", p.LAYER, steps, pieces[end].reads[0] if end in exits else None))
-    kernels = {piece.kernel: Kernel(p.CAPTURED) for piece in pieces}
-    meaning = program.output or Output("")
-    return replace(
-        program,
-        lookups=dict(lookups),
-        kernels={**kernels, p.EXIT_KERNEL: Kernel(p.POOLED_LINEAR)},
-        stages=(*stages, Stage("answer", p.END)),
-        output=replace(meaning, value=output),
-    )
+    stages.append(Stage("answer", p.END))
+    kernels = {**{piece.kernel: Kernel(p.CAPTURED) for piece in pieces}, p.EXIT_KERNEL: Kernel(p.POOLED_LINEAR)}
+    answer = replace(program.output or Output(""), value=output)
+    return replace(program, lookups=dict(lookups), kernels=kernels, stages=tuple(stages), output=answer)
 
 
 def _numbered(letter: str, names: Sequence[str]) -> Dict[str, str]:

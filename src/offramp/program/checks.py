@@ -16,7 +16,7 @@ from collections.abc import Mapping as AbstractMapping
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import fields, is_dataclass
 from functools import lru_cache, partial
-from typing import Any, Callable, Dict, Iterable, Mapping, Optional, Sequence, Set, Tuple, Union
+from typing import Any, Callable, Container, Dict, Iterable, Mapping, Optional, Sequence, Set, Tuple, Union
 
 MAX_RANK = 64
 """Largest number of dimensions of a tensor or axes of a value."""
@@ -67,6 +67,13 @@ def require_distinct(names: Iterable[str], what: str) -> None:
         if name in seen:
             raise WrongError(f"{what} {name!r} is listed twice")
         seen.add(name)
+
+
+def require_listed(names: Iterable[str], known: Container[str], what: str) -> None:
+    """Raise WrongError for the first name that is not among the known ones."""
+    for name in names:
+        if name not in known:
+            raise WrongError(f"{what} {name!r}, which is not listed")
 
 
 def require_known(kind: type, tree: Mapping[str, Any], what: str) -> None:

@@ -85,15 +85,10 @@ def encoder_program(encoder: Encoder, stages: Sequence[PlacedStage], gathered: S
         built.append(Stage("head", p.END))
     output = Output(last) if encoder.problem is None else Output("logits", encoder.problem, len(encoder.labels))
     tables, rows = stages[0].steps[0].tensors, Value("float32", (p.BATCH_TOKENS, encoder.embedding_size))
-    inputs = [p.INPUT_IDS, p.ATTENTION_MASK, p.POSITION_IDS, *([p.TOKEN_TYPE_IDS] if encoder.num_token_types else [])]
-    return Program(
-        inputs={name: Input("int64", (p.BATCH, p.TOKENS)) for name in inputs},
-        lookups={role: LookUp(tables[role], input, rows) for role, input in _roles(encoder).items()},
-        kernels=kernels,
-        stages=tuple(built),
-        output=output,
-        texts=encoder.texts,
-    )
+    names = [p.INPUT_IDS, p.ATTENTION_MASK, p.POSITION_IDS, *([p.TOKEN_TYPE_IDS] if encoder.num_token_types else [])]
+    inputs = {name: Input("int64", (p.BATCH, p.TOKENS)) for name in names}
+    lookups = {role: LookUp(tables[role], name, rows) for role, name in _roles(encoder).items()}
+    return Program(inputs, lookups, kernels, tuple(built), output, encoder.texts)
 
 
 def weight_shapes(kernel: Kernel) -> Optional[Shapes]:
@@ -193,8 +188,7 @@ def _build_stage(
     steps = [Step("mask", {"mask": p.ATTENTION_MASK}, {"mask": _MASK})] if stage.role == p.BEGIN else []
     for placed in stage.steps:
         reads, result = ports[placed.kernel]
-        kernel = kernels[placed.kernel]
-        writes = {result: _sized(TEMPLATES[kernel.template].result, kernel.attributes)}
+        writes = {result: _sized(TEMPLATES[placed.kernel].result, kernels[placed.kernel].attributes)}
         weights = {role: name for role, name in placed.tensors.items() if role not in TABLES}
         shards = tuple(shard for shard in placed.shards if shard not in gathered)
         steps.append(Step(placed.kernel, reads, writes, weights, {}, shards))
@@ -243,29 +237,21 @@ def _norm(width: str) -> Dict[str, Tuple[str, ...]]:
     return {"norm.weight": (width,), "norm.bias": (width,)}
 
 
-_H, _I = "hidden_size", "intermediate_size"
+_H, _I, _E, _EPSILON = "hidden_size", "intermediate_size", "embedding_size", "norm_epsilon"
 _MASK, _LOGITS = Value("float32", (p.BATCH, 1, 1, p.TOKENS)), Value("float32", (p.BATCH, "num_labels"))
-_ROWS, _HIDDEN, _INNER = (Value("float32", (p.BATCH_TOKENS, width)) for width in ("embedding_size", _H, _I))
-_PROJECTED = {**_norm("embedding_size"), **linear_shapes("project", _H, "embedding_size")}
-_ATTENDED = {role: shape for part in "qkvo" for role, shape in linear_shapes(part, _H, _H).items()}
-_CLASSIFIED = {**linear_shapes("dense", _H, _H), **linear_shapes("out", "num_labels", _H)}
-_HEAD = (_H, "num_labels", "activation")
+_HIDDEN, _INNER, _ROWS = (Value("float32", (p.BATCH_TOKENS, width)) for width in (_H, _I, _E))
+_EMBEDDING = {**_norm(_E), **linear_shapes("project", _H, _E)}
+_QKVO = {role: shape for part in "qkvo" for role, shape in linear_shapes(part, _H, _H).items()}
+_DOWN = {**linear_shapes("down", _H, _I), **_norm(_H)}
+_HEAD = {**linear_shapes("dense", _H, _H), **linear_shapes("out", "num_labels", _H)}
+_READS = {"hidden": _HIDDEN}
 TEMPLATES: Dict[str, _Template] = {
     "mask": _Template((), {"mask": Value("int64", (p.BATCH, p.TOKENS))}, _MASK, {}),
-    "embedding": _Template(
-        (_H, "embedding_size", "num_token_types", "norm_epsilon"), dict.fromkeys(TABLES, _ROWS), _HIDDEN, _PROJECTED
-    ),
-    "attention": _Template(
-        (_H, "num_heads", "norm_epsilon"), {"hidden": _HIDDEN, "mask": _MASK}, _HIDDEN, {**_ATTENDED, **_norm(_H)}
-    ),
-    "up": _Template((_H, _I, "activation"), {"hidden": _HIDDEN}, _INNER, linear_shapes("up", _I, _H)),
-    "down": _Template(
-        (_H, _I, "norm_epsilon"),
-        {"hidden": _HIDDEN, "inner": _INNER},
-        _HIDDEN,
-        {**linear_shapes("down", _H, _I), **_norm(_H)},
-    ),
-    "head": _Template(_HEAD, {"hidden": _HIDDEN}, _LOGITS, _CLASSIFIED),
-    "exit": _Template(_HEAD, {}, _LOGITS, {}),
+    "embedding": _Template((_H, _E, "num_token_types", _EPSILON), dict.fromkeys(TABLES, _ROWS), _HIDDEN, _EMBEDDING),
+    "attention": _Template((_H, "num_heads", _EPSILON), {**_READS, "mask": _MASK}, _HIDDEN, {**_QKVO, **_norm(_H)}),
+    "up": _Template((_H, _I, "activation"), _READS, _INNER, linear_shapes("up", _I, _H)),
+    "down": _Template((_H, _I, _EPSILON), {**_READS, "inner": _INNER}, _HIDDEN, _DOWN),
+    "head": _Template((_H, "num_labels", "activation"), _READS, _LOGITS, _HEAD),
+    "exit": _Template((_H, "num_labels", "activation"), {}, _LOGITS, {}),
 }
 """Interface of each kernel by its template; an exit head depends on its form, so its weights are not listed."""

@@ -123,7 +123,7 @@ def read_exactly(fd: int, view: memoryview, offset: int, where: object, remedy: 
     done = 0
     while done < len(view):
         with translate_read_errors(where):
-            got = os.preadv(fd, [view[done : done + CHUNK_BYTES]], offset + done)
+            got = os.preadv(fd, [view[done:]], offset + done)
         if not got:
             raise DamagedError("file ends inside a tensor", where, remedy)
         done += got
@@ -180,24 +180,18 @@ def lock_folder(folder: Path, what: str, busy: str) -> int:
     Raises UsageError: with `busy` if another process holds the lock, with `what` if the folder cannot be created.
     """
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    with translate_path_errors(what, folder):
+    with translate_path_errors(what, folder), contextlib.ExitStack() as on_failure:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):
             folder.mkdir()
-        lock = -1
-        try:
+        # locked, or renamed by the holder of the lock in the meantime
+        with contextlib.suppress(BlockingIOError, FileNotFoundError):
             lock = os.open(str(folder), flags)
+            on_failure.callback(os.close, lock)
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(lock), os.lstat(str(folder))):
+                on_failure.pop_all()
                 return lock
-        except (BlockingIOError, FileNotFoundError):
-            pass  # locked, or renamed by the holder of the lock in the meantime
-        except BaseException:
-            if lock >= 0:
-                os.close(lock)
-            raise
-    if lock >= 0:
-        os.close(lock)
     raise UsageError(busy, folder, "wait until it has finished")
 
 

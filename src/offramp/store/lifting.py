@@ -10,7 +10,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 from offramp.program import encoder as e
 from offramp.program import program as p
 from offramp.program.captured import Piece, captured_inputs, captured_program
-from offramp.program.checks import MAX_RANK, NAMED, POSITIVE, WrongError, read, require_distinct
+from offramp.program.checks import MAX_RANK, NAMED, POSITIVE, WrongError, read, require_distinct, require_listed
 from offramp.program.program import LookUp, Module, Output, Part, Program, Texts, Value
 from offramp.store.manifest import Proof, ProvenExample, ProvenInput, Shard
 
@@ -162,9 +162,7 @@ def _check_encoder(encoder: e.Encoder) -> None:
 def _check_stages(stages: Sequence[OldStage], shards: Shards) -> None:
     require_distinct((stage.name for stage in stages), "stage")
     for stage in stages:
-        for name in stage.shards:
-            if name not in shards:
-                raise WrongError(f"stage {stage.name!r} needs shard {name!r}, which is not listed")
+        require_listed(stage.shards, shards, f"stage {stage.name!r} needs shard")
 
 
 def _placed(stage: OldStage, shards: Shards) -> e.PlacedStage:
@@ -207,14 +205,9 @@ def lift_module(
     proven = [{name: Value(each.dtype, each.shape) for name, each in part.inputs.items()} for part in proof.examples]
     divided = {name: example.value() for name, example in old.inputs.items()}
     inputs, example = captured_inputs([divided, *proven], old.texts is not None)
-    program = Program(
-        inputs=inputs,
-        output=None if old.problem is None else Output("", old.problem, len(old.labels)),
-        texts=None if old.texts is None else Texts(**vars(old.texts)),
-        module=_module(old, stages),
-        activation_bytes=old.activation_bytes,
-        example=example,
-    )
+    output = None if old.problem is None else Output("", old.problem, len(old.labels))
+    texts = None if old.texts is None else Texts(**vars(old.texts))
+    program = Program(inputs, {}, {}, (), output, texts, _module(old, stages), old.activation_bytes, example)
     if old.segments is not None:
         program = _with_steps(old.segments, program, stages, shards)
     return program, old.labels if old.problem is not None else ()
@@ -242,9 +235,7 @@ def _with_steps(old: _Segments, program: Program, stages: Sequence[OldStage], sh
     if not old.outputs:
         raise WrongError(f"{where}.outputs must name what the module returns")
     named = [name for segment in old.stages for name in (*segment.reads, *segment.writes)]
-    for name in (*old.outputs, *named, *old.batch, *old.look_ups):
-        if name not in old.values:
-            raise WrongError(f"{where} names the value {name!r}, which is not listed")
+    require_listed((*old.outputs, *named, *old.batch, *old.look_ups), old.values, f"{where} names the value")
     for index in old.exits:
         if not old.stages[index].reads:
             raise WrongError(f"{where}.exits: stage {index} behind an exit reads no value")

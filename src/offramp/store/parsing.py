@@ -1,24 +1,26 @@
-"""Manifests read from bytes: the one place that checks them.
+"""Manifests read from bytes: the one place that checks them, alone and as parts that must fit together.
 
 Unknown or missing keys, types, names and sizes are refused here by name, so that every caller can rely on a `Manifest`.
-Files are compared with their digests by `store.reader` and `store.checking`.
+Files are compared with their digests by `store.reader`.
 """
 
 from dataclasses import dataclass, field
 from typing import Any, Dict, Optional, Tuple
 
 from offramp.errors import DamagedError, VersionError
-from offramp.program.checks import NAMED, WrongError, read, require_distinct
+from offramp.program import program as p
+from offramp.program.checks import NAMED, WrongError, int_of, read, require_distinct, require_listed
 from offramp.program.consistency import check_program
-from offramp.program.encoder import Encoder
+from offramp.program.encoder import Encoder, misfit
 from offramp.program.program import Program
 from offramp.store import lifting
 from offramp.store import manifest as m
-from offramp.store.consistency import check_manifest
 from offramp.store.repeats import expand
-from offramp.store.safetensors import strict_json
+from offramp.store.safetensors import PAGE_BYTES, require_contiguous, strict_json
 
 _REMEDY = "divide the model again"
+_TEMPLATES_WITHOUT_GRAPH = ("mask", p.POOLED_LINEAR)
+"""Templates that every backend computes by itself."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def loads(data: bytes, where: object = m.FILE_NAME) -> m.Manifest:
     try:
         manifest = _manifest(read(_KINDS[version], tree, ""))
         check_program(manifest.program)
-        check_manifest(manifest)
+        _check_manifest(manifest)
     except WrongError as error:
         raise DamagedError(f"manifest: {error}", where, _REMEDY) from None
     if not m.is_sealed(data):
@@ -109,3 +111,105 @@ def _manifest(found: Any) -> m.Manifest:
         program, inline_labels = lifting.lift_encoder(found.encoder, found.stages, shards)
     common = (found.graphs, found.files, found.exits)
     return m.Manifest(found.source, program, shards, *common, proof, labels, inline_labels)
+
+
+def _check_manifest(manifest: m.Manifest) -> None:
+    """Raise WrongError naming the first part that does not fit the others."""
+    program, shards = manifest.program, manifest.shards
+    require_distinct((tensor.name for shard in shards.values() for tensor in shard.tensors), "tensor")
+    require_distinct((file.file.lower() for file in m.all_files(manifest)), "file")  # some file systems fold case
+    for index, shard in enumerate(shards.values()):
+        _check_shard(shard, f"shards[{index}]")
+    for index, stage in enumerate(program.stages):
+        for number, step in enumerate(stage.steps):
+            _check_step(step, manifest, f"program.stages[{index}].steps[{number}]")
+    for name, lookup in program.lookups.items():
+        _check_look_up(lookup, f"program.lookups.{name}", program.texts, manifest)
+    if program.module is not None:
+        _check_module(program.module, manifest)
+    wrong = misfit(program, {name: (tensor.dtype, tensor.shape) for name, (_, tensor) in manifest.tensors().items()})
+    if wrong is not None:
+        raise WrongError(wrong)
+    _check_graphs(manifest)
+    num_labels = 0 if program.output is None else program.output.num_labels
+    if (manifest.labels is not None) + bool(manifest.inline_labels) != bool(num_labels):
+        raise WrongError(f"labels: the output has {num_labels}")
+
+
+def _check_shard(shard: m.Shard, where: str) -> None:
+    """Raise WrongError unless tensors fill the file, and rows are gathered from tables with distinct roles."""
+    int_of(shard.data_start, f"{where}.data_start", PAGE_BYTES, min(shard.bytes, m.MAX_MANIFEST_BYTES))
+    if shard.data_start % PAGE_BYTES:
+        raise WrongError(f"{where}.data_start {shard.data_start} is not a multiple of {PAGE_BYTES}")
+    tensors = ((tensor.offset, tensor.num_bytes, tensor.name) for tensor in shard.tensors)
+    require_contiguous(tensors, shard.data_bytes, f"{where}: ")
+    if shard.blocks is None:
+        return
+    if not shard.tensors or any(len(tensor.shape) != 2 or 0 in tensor.shape for tensor in shard.tensors):
+        raise WrongError(f"shard {shard.name!r}, of which rows are gathered, must hold tables")
+    require_distinct((tensor.role for tensor in shard.tensors), f"shard {shard.name!r}: role")
+
+
+def _check_step(step: p.Step, manifest: m.Manifest, where: str) -> None:
+    require_listed(step.shards, manifest.shards, f"{where} needs the shard")
+    require_listed((*step.weights.values(), *step.constants.values()), manifest.tensors(), f"{where} takes the tensor")
+    for name in step.weights.values():
+        if manifest.tensors()[name][0].name not in step.shards:
+            raise WrongError(f"{where} takes {name!r}, which is not in its shards")
+
+
+def _check_look_up(lookup: p.LookUp, where: str, texts: Optional[p.Texts], manifest: m.Manifest) -> None:
+    """Raise WrongError unless the table is gathered, float32, and has a row for every id that may occur."""
+    require_listed([lookup.table], manifest.tensors(), f"{where} takes the tensor")
+    shard, table = manifest.tensors()[lookup.table]
+    if shard.blocks is None:
+        raise WrongError(f"{where} takes {lookup.table!r}, of whose shard no rows are gathered")
+    if table.dtype != "F32" or lookup.value.axes[-1] != table.shape[1]:
+        raise WrongError(f"{where} is {lookup.value}, the rows of its table are {table.dtype} [{table.shape[1]}]")
+    if texts is None:
+        return
+    needed = {p.INPUT_IDS: texts.vocab_size, p.TOKEN_TYPE_IDS: texts.num_token_types}
+    needed[p.POSITION_IDS] = texts.max_length + texts.position_offset
+    height, least = table.shape[0], needed.get(lookup.input, 0)
+    if height < least:
+        raise WrongError(f"{where}: {lookup.table!r} has {height} rows, {lookup.input} names {least}")
+
+
+def _check_module(module: p.Module, manifest: m.Manifest) -> None:
+    """Raise WrongError unless the names of a module are known and its shards are of the kinds that they must be."""
+    where, shards, tensors = "program.module", manifest.shards, manifest.tensors()
+    for index, part in enumerate(module.parts):
+        require_listed(part.shards, shards, f"{where}.parts[{index}] needs the shard")
+    require_listed(module.pinned, shards, f"{where}.pinned names the shard")
+    for key in ("aliases", "buffers", "sliced", "unused"):
+        require_listed(getattr(module, key), tensors, f"{where}.{key} names the tensor")
+    require_distinct([*tensors, *(name for names in module.aliases.values() for name in names)], "tensor")
+    for shard in shards.values():
+        if shard.blocks is not None and (len(shard.tensors) != 1 or shard.tensors[0].role != "rows"):
+            raise WrongError(f"shard {shard.name!r}, of which rows are gathered, must hold one table")
+    for name in module.sliced:
+        if tensors[name][0].blocks is None:
+            raise WrongError(f"{where}.sliced names {name!r}, of whose shard no rows are gathered")
+    for name in module.pinned:
+        if shards[name].blocks is not None:
+            raise WrongError(f"{where}.pinned names {name!r}, of which rows are gathered")
+    placed = {name for part in module.parts for name in part.shards}.union(module.pinned)
+    for name in module.buffers:
+        if tensors[name][0].name in placed:
+            raise WrongError(f"{where}.buffers names {name!r}, which is in a part")
+
+
+def _check_graphs(manifest: m.Manifest) -> None:
+    """Raise WrongError unless all kernels have graphs or none has, and exits have their kernel."""
+    kernels, graphs = manifest.program.kernels, manifest.graphs
+    for name, graph in graphs.items():
+        if graph.bytes > m.MAX_GRAPH_BYTES:
+            raise WrongError(f"graphs.{name} of {graph.bytes} bytes is larger than {m.MAX_GRAPH_BYTES}")
+    needed = {step.kernel for step in manifest.program.steps()}
+    if manifest.exits is not None:
+        if p.EXIT_KERNEL not in kernels:
+            raise WrongError(f"exits need the kernel {p.EXIT_KERNEL!r}")
+        needed.add(p.EXIT_KERNEL)
+    lost = [name for name in sorted(needed - set(graphs)) if kernels[name].template not in _TEMPLATES_WITHOUT_GRAPH]
+    if graphs and lost:
+        raise WrongError(f"kernels {lost} have no graph")

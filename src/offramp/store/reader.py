@@ -1,4 +1,5 @@
-"""Reading a store: whole shards into buffers of the caller, and rows of gathered tables, all verified by digest.
+"""Reading a store: whole shards into buffers of the caller, and rows of gathered tables, all verified by digest; and the
+verification of every byte of every file that the manifest lists.
 
 When a shard is read and how long it stays in memory is decided by `runtime`. No file is ever mapped.
 """
@@ -9,30 +10,28 @@ import hashlib
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
 
-from offramp.errors import DamagedError, StoreError
+from offramp.errors import DamagedError, RefusedError, StoreError
 from offramp.program.dtypes import DTYPES
 from offramp.program.program import Program
 from offramp.store import files
 from offramp.store import manifest as m
 from offramp.store.memory import VerifiedMemory, identity_of
 from offramp.store.parsing import loads, parse_labels
-from offramp.store.safetensors import PAGE_BYTES, parse_header
+from offramp.store.safetensors import PAGE_BYTES, parse_header, read_header
 
 READ_CHUNK_BYTES = 2 << 20
 """Bytes per system call; a cancelled read stops at the next multiple."""
 Cancelled = Callable[[], bool]
+"""Function that returns whether to stop reading. `bool` itself always returns False."""
 VERIFY = ("always", "first", "never")
 _REMEDY = "divide the model again"
-
-
-def _never() -> bool:
-    return False
 
 
 class Store:
@@ -92,13 +91,7 @@ class Store:
         return data
 
     def read_shard(
-        self,
-        name: str,
-        buffer: memoryview,
-        *,
-        direct: bool = False,
-        halves: bool = False,
-        cancelled: Cancelled = _never,
+        self, name: str, buffer: memoryview, *, direct: bool = False, halves: bool = False, cancelled: Cancelled = bool
     ) -> Tuple[int, bool]:
         """Read the whole file of shard `name` to the start of `buffer`.
 
@@ -148,22 +141,16 @@ class Store:
         return num_bytes + more_bytes, complete and more_complete
 
     def _read_span(
-        self,
-        shard: m.Shard,
-        fd: int,
-        buffer: memoryview,
-        span: Tuple[int, int],
-        cancelled: Cancelled,
-        digest: Any = None,
+        self, shard: m.Shard, fd: int, view: memoryview, span: Tuple[int, int], cancelled: Cancelled, digest: Any = None
     ) -> Tuple[int, bool]:
-        """Read the bytes of `span` into `buffer` and update `digest`. Returns (bytes read, complete)."""
+        """Read the bytes of `span` into `view` and update `digest`. Returns (bytes read, complete)."""
         offset, end = span
         while offset < end:
             if cancelled():
                 return offset - span[0], False
-            got = self._read_chunk(shard, fd, buffer, offset, end)
+            got = self._read_chunk(shard, fd, view, offset, end)
             if digest is not None:
-                digest.update(buffer[offset : offset + got])
+                digest.update(view[offset : offset + got])
             offset += got
         return offset - span[0], True
 
@@ -204,13 +191,11 @@ class Store:
         table_UW = _aligned_rows(len(unique_U), width, np.dtype(name))
         start, row_bytes = shard.data_start + tensor.offset, tensor.num_bytes // height
         read = self._check_blocks(shard, start, row_bytes, unique_U)
-        fd, view = self._fd(shard_name), table_UW.reshape(-1).view(np.uint8).data
+        fd, view, where = self._fd(shard_name), table_UW.reshape(-1).view(np.uint8).data, self.path / shard.file
         for first, count in _runs(unique_U):
             part = view[first * row_bytes : (first + count) * row_bytes]
-            with files.translate_read_errors(self.path / shard.file):
-                got = os.preadv(fd, [part], start + int(unique_U[first]) * row_bytes)
-            self._require(got == len(part), shard, "file ends inside a table")
-            read += got
+            files.read_exactly(fd, part, start + int(unique_U[first]) * row_bytes, where)
+        read += len(view)
         if np.array_equal(unique_U, rows_N):  # a slice, which may be large
             return table_UW, read
         rows_NW = _aligned_rows(inverse_N.size, width, table_UW.dtype)
@@ -335,3 +320,55 @@ def load_tensors(store: Store, file: m.File) -> Dict[str, np.ndarray]:
         name: tensor_view(m.Tensor(name, "", entry.dtype, entry.shape, entry.start), array, header.data_start)
         for name, entry in header.tensors.items()
     }
+
+
+@dataclass(frozen=True)
+class Check:
+    """Result of checking one file. `problem` describes the error, or is None."""
+
+    file: str
+    bytes: int
+    problem: Optional[str]
+
+
+def verify(path: os.PathLike) -> Iterator[Check]:
+    """Check a store file by file, in the order of the manifest.
+
+    Raises StoreError or VersionError if the manifest itself cannot be read.
+    """
+    root = Path(path)
+    manifest = loads(read_manifest_bytes(root), root / m.FILE_NAME)
+    shards = {shard.file: shard for shard in manifest.shards.values()}
+    graphs = {graph.file for graph in manifest.graphs.values()}
+    for file in m.all_files(manifest):
+        try:
+            _check(root, file, shards.get(file.file))
+            if file.file in graphs:
+                require_self_contained(files.read_small(root, file), root / file.file)
+        except RefusedError as error:
+            yield Check(file.file, file.bytes, error.what)
+        else:
+            yield Check(file.file, file.bytes, None)
+
+
+def _check(root: Path, file: m.File, shard: Optional[m.Shard]) -> None:
+    where = root / file.file
+    with files.opened(root, file.file) as fd, files.translate_read_errors(where):
+        files.require_size(fd, file.bytes, where)
+        if files.sha256_of(fd) != file.sha256:
+            raise DamagedError("sha256 differs from the manifest", where)
+        if shard is None:
+            return
+        _check_header(fd, shard, where)
+        blocks = shard.blocks
+        if blocks is not None and hashlib.sha256(files.block_digests(fd, shard.bytes)).hexdigest() != blocks.sha256:
+            raise DamagedError(f"blocks differ from {blocks.file}", where)
+
+
+def _check_header(fd: int, shard: m.Shard, where: Path) -> None:
+    header = read_header(fd, shard.bytes, where)
+    found = {(name, entry.dtype, entry.shape, entry.start) for name, entry in header.tensors.items()}
+    expected = {(tensor.name, tensor.dtype, tensor.shape, tensor.offset) for tensor in shard.tensors}
+    if found != expected or header.data_start != shard.data_start:
+        names = sorted({name for name, *_ in found ^ expected})
+        raise DamagedError(f"tensors differ from the manifest: {names[:5]}", where)

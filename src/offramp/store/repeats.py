@@ -56,7 +56,7 @@ class _Form:
     """JSON text of one element, split into its integers (as text) and the pieces between them."""
 
     def __init__(self, text: str) -> None:
-        self.num_bytes = len(text)
+        self.text, self.num_bytes = text, len(text)
         self.pieces, self.integers = _INTEGER.split(text), _INTEGER.findall(text)
 
 
@@ -68,10 +68,9 @@ class _Series:
         if first.pieces != second.pieces:
             raise ValueError("first and second differ in more than integers")
         self._pieces = first.pieces
-        self._integers = [
-            (int(one), int(other) - int(one), len(one)) for one, other in zip(first.integers, second.integers)
-        ]
-        if self.integers(1) != second.integers:
+        pairs = zip(first.integers, second.integers)
+        self._integers = [(int(one), int(other) - int(one), len(one)) for one, other in pairs]
+        if self.text(1) != second.text:
             raise ValueError("first and second differ in leading zeros")
 
     @property
@@ -79,25 +78,20 @@ class _Series:
         """All members are equal."""
         return all(step == 0 for _, step, _ in self._integers)
 
-    def integers(self, index: int) -> List[str]:
-        """Return the integers of member `index`, from 0. Raises ValueError where one leaves its range."""
-        found = []
-        for start, step, width in self._integers:
+    def text(self, index: int) -> str:
+        """Return member `index`, from 0. Raises ValueError where an integer leaves its range."""
+        text = self._pieces[0]
+        for (start, step, width), piece in zip(self._integers, self._pieces[1:]):
             number = start + index * step
             if not 0 <= number <= _MAX_INTEGER:
                 raise ValueError(f"a repeated integer becomes {number}")
-            found.append(str(number).zfill(width))
-        return found
-
-    def text(self, index: int) -> str:
-        """Return member `index`. Raises ValueError where an integer leaves its range."""
-        pairs = zip(self.integers(index), self._pieces[1:])
-        return self._pieces[0] + "".join(integer + piece for integer, piece in pairs)
+            text += str(number).zfill(width) + piece
+        return text
 
     def contains(self, form: _Form, index: int) -> bool:
         """Return whether `form` is member `index`."""
         try:
-            return form.pieces == self._pieces and form.integers == self.integers(index)
+            return form.pieces == self._pieces and form.text == self.text(index)
         except ValueError:
             return False
 
@@ -188,16 +182,12 @@ def _best_run(forms: Sequence[_Form], start: int) -> Tuple[int, int]:
 
 
 def _num_copies(forms: Sequence[_Form], start: int, group: int) -> int:
-    series = []
-    for offset in range(start, start + group):
-        try:
-            series.append(_Series(forms[offset], forms[offset + group]))
-        except ValueError:
-            return 0
-    count = 2
-    while start + (count + 1) * group <= len(forms):
-        members = forms[start + count * group : start + (count + 1) * group]
-        if not all(each.contains(form, count) for each, form in zip(series, members)):
-            break
-        count += 1
-    return count
+    try:
+        series = [_Series(forms[at], forms[at + group]) for at in range(start, start + group)]
+    except ValueError:
+        return 0
+    for at in range(start + 2 * group, len(forms)):
+        index, offset = divmod(at - start, group)
+        if not series[offset].contains(forms[at], index):
+            return index
+    return (len(forms) - start) // group

@@ -62,7 +62,7 @@ def parse_header(data: bytes, size: int, where: object) -> Header:
         tree = read(Dict[str, Any], tree, "header")
         metadata = read(Dict[str, str], tree.pop("__metadata__", {}), "__metadata__")
         tensors = {name: _entry(described, f"tensor {name!r}") for name, described in tree.items()}
-        _check_layout(tensors, size - 8 - length)
+        require_contiguous(((e.start, e.end - e.start, name) for name, e in tensors.items()), size - 8 - length)
     except WrongError as error:
         raise _damaged(str(error), where) from None
     return Header(tensors, 8 + length, metadata)
@@ -149,11 +149,12 @@ def _entry(tree: Any, where: str) -> Entry:
     return Entry(found.dtype, found.shape, start, end)
 
 
-def _check_layout(tensors: Dict[str, Entry], data_bytes: int) -> None:
+def require_contiguous(tensors: Iterable[Tuple[int, int, str]], data_bytes: int, where: str = "") -> None:
+    """Raise WrongError unless tensors, (start, number of bytes, name) each, fill the data without gap or overlap."""
     end = 0
-    for name, entry in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
-        if entry.start != end:
-            raise WrongError(f"tensor {name!r} begins at {entry.start}, expected {end}")
-        end = entry.end
+    for start, size, name in sorted(tensors):
+        if start != end:
+            raise WrongError(f"{where}tensor {name!r} begins at {start}, not at {end}")
+        end += size
     if end != data_bytes:
-        raise WrongError(f"tensors occupy {end} bytes, the file has {data_bytes}")
+        raise WrongError(f"{where}tensors take {end} bytes, the file holds {data_bytes}")

@@ -27,6 +27,8 @@ _STATE = ".building"
 """File that marks a partial folder as created by offramp; contains the fingerprint."""
 _RETIRED = ".retired"
 """File that marks a replaced store, which may be deleted."""
+Described = Tuple[str, str, str, Tuple[int, ...]]
+"""Name, role, dtype and shape of a tensor."""
 Reader = Callable[[str], Iterable[files.Data]]
 """Function that yields the data of a tensor in chunks."""
 
@@ -77,19 +79,12 @@ class StoreWriter:
             remedy = "free some space or choose another folder"
             raise DiskFullError(f"{needed} bytes needed, {free} free", self.target.parent, remedy)
 
-    def add_shard(
-        self,
-        name: str,
-        tensors: Sequence[Tuple[str, str, str, Tuple[int, ...]]],
-        read: Reader,
-        *,
-        gathered: bool = False,
-    ) -> m.Shard:
-        """Write one shard of (name, role, dtype, shape) tensors in the given order.
+    def add_shard(self, name: str, tensors: Sequence[Described], read: Reader, *, gathered: bool = False) -> m.Shard:
+        """Write one shard of tensors in the given order.
 
         Args:
             name: name of the shard.
-            tensors: name, role, dtype and shape of each tensor.
+            tensors: description of each tensor.
             read: yields the data of one tensor in chunks; called again if a file of an earlier attempt differs.
             gathered: whether single rows will be read; adds digests of blocks.
         """
