@@ -12,6 +12,8 @@ from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 from offramp.program import program as p
 from offramp.program.program import Axis, Input, Kernel, LookUp, Output, Program, Stage, Step, Value
 
+Values = Mapping[str, Value]
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -29,20 +31,14 @@ class Piece:
     shards: Tuple[str, ...] = ()
     """Shards that contain the weights."""
 
-    def step(self, values: Mapping[str, Value]) -> Step:
+    def step(self, values: Values) -> Step:
         """Return the step; the graph calls what it reads r0, r1, ..., weights w0, ... and constants c0, ..."""
-        writes = {name: values[name] for name in self.writes}
-        reads, weights, constants = (
-            _numbered("r", self.reads),
-            _numbered("w", self.weights),
-            _numbered("c", self.constants),
-        )
+        reads, writes = _numbered("r", self.reads), {name: values[name] for name in self.writes}
+        weights, constants = _numbered("w", self.weights), _numbered("c", self.constants)
         return Step(self.kernel, reads, writes, weights, constants, self.shards)
 
 
-def captured_inputs(
-    examples: Sequence[Mapping[str, Value]], of_texts: bool
-) -> Tuple[Dict[str, Input], Tuple[int, int]]:
+def captured_inputs(examples: Sequence[Values], of_texts: bool) -> Tuple[Dict[str, Input], Tuple[int, int]]:
     """Return the inputs of a program, and the rows and tokens of the first example, which it was captured from.
 
     The first axis counts rows, and the second one tokens where texts are the input. Other axes are fixed, unless the
@@ -69,7 +65,7 @@ def captured_inputs(
 def captured_program(
     program: Program,
     pieces: Sequence[Piece],
-    values: Mapping[str, Value],
+    values: Values,
     exits: Sequence[int],
     lookups: Mapping[str, LookUp],
     output: str,

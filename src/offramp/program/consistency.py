@@ -16,7 +16,11 @@ from offramp.program.program import Output, Program, Value
 def check_program(program: Program) -> None:
     """Raise WrongError unless stages, steps, values and exits fit together."""
     _check_inputs(program)
-    _check_output(program)
+    output = program.output or Output("")
+    if (output.problem is None) != (output.num_labels == 0):
+        raise WrongError("program.output: problem and num_labels go together")
+    if output.problem == p.REGRESSION and output.num_labels != 1:
+        raise WrongError(f"program.output: a regression has one label, not {output.num_labels}")
     if program.module is not None:
         _check_parts(program.module)
     if not program.stages:
@@ -50,14 +54,6 @@ def _check_inputs(program: Program) -> None:
         is_ids = each.dtype == "int64" and len(each.axes) == 2 and 0 not in each.axes
         if not is_ids or name not in (*p.TEXT_INPUTS, p.POSITION_IDS):
             raise WrongError(f"program.inputs: {name!r} where texts are the input")
-
-
-def _check_output(program: Program) -> None:
-    output = program.output or Output("")
-    if (output.problem is None) != (output.num_labels == 0):
-        raise WrongError("program.output: problem and num_labels go together")
-    if output.problem == p.REGRESSION and output.num_labels != 1:
-        raise WrongError(f"program.output: a regression has one label, not {output.num_labels}")
 
 
 def _check_parts(module: p.Module) -> None:

@@ -21,6 +21,8 @@ LAYER_KERNELS = ("attention", "up", "down")
 TABLES = {"word": p.INPUT_IDS, "position": p.POSITION_IDS, "type": p.TOKEN_TYPE_IDS}
 """Role of each embedding table -> the input that names its rows."""
 
+Kernels = Mapping[str, Kernel]
+
 
 @dataclass(frozen=True)
 class Encoder:
@@ -80,7 +82,7 @@ def encoder_program(encoder: Encoder, stages: Sequence[PlacedStage], gathered: S
         gathered: shards of which only rows are read.
     """
     kernels, last = _kernels(encoder), _hidden(encoder.num_layers - 1)
-    built = [_build_stage(stage, index, encoder, kernels, gathered) for index, stage in enumerate(stages)]
+    built = [_build_stage(stage, layer, encoder, kernels, gathered) for layer, stage in enumerate(stages, start=-1)]
     if stages[-1].role != p.END:
         built.append(Stage("head", p.END))
     output = Output(last) if encoder.problem is None else Output("logits", encoder.problem, len(encoder.labels))
@@ -173,10 +175,7 @@ def _hidden(layer: int) -> str:
     return f"layer.{layer}.hidden" if layer >= 0 else "embedding.hidden"
 
 
-def _build_stage(
-    stage: PlacedStage, index: int, encoder: Encoder, kernels: Mapping[str, Kernel], gathered: Sequence[str]
-) -> Stage:
-    layer = index - 1
+def _build_stage(stage: PlacedStage, layer: int, encoder: Encoder, kernels: Kernels, gathered: Sequence[str]) -> Stage:
     attended, inner = f"layer.{layer}.attended", f"layer.{layer}.inner"
     ports: Dict[str, Tuple[Dict[str, str], str]] = {
         "embedding": ({role: role for role in _roles(encoder)}, _hidden(-1)),
@@ -229,7 +228,7 @@ class _Template:
         return {port: _sized(self.reads[port], sizes) for port in ports}
 
 
-def _sized(value: Value, sizes: Mapping[str, Any]) -> Value:
+def _sized(value: Value, sizes: Mapping[Any, Any]) -> Value:
     return Value(value.dtype, tuple(sizes.get(axis, axis) for axis in value.axes))
 
 

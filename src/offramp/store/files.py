@@ -12,7 +12,7 @@ import hashlib
 import os
 import stat
 from pathlib import Path
-from typing import Iterable, Iterator, Tuple, Union
+from typing import Iterable, Iterator, Union
 
 from offramp.errors import DamagedError, DiskFullError, StoreError, UsageError
 from offramp.store.manifest import BLOCK_BYTES, File
@@ -208,32 +208,24 @@ def write_atomic(path: Path, chunks: Iterable[Data]) -> File:
 
     The mode follows the umask. Raises DiskFullError.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    temporary, digest, size = path.with_name(path.name + ".tmp"), hashlib.sha256(), 0
     with translate_disk_full(path):
         fd = os.open(str(temporary), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         try:
-            size, sha256 = _write_durably(fd, chunks)
+            with contextlib.ExitStack() as closing:
+                closing.callback(os.close, fd)
+                for chunk in chunks:
+                    digest.update(chunk)
+                    write_all(fd, chunk)
+                    size += memoryview(chunk).nbytes
+                os.fsync(fd)
             temporary.replace(path)
         except BaseException:
             with contextlib.suppress(OSError):  # the first error is the one to report
                 temporary.unlink()
             raise
         fsync_folder(path.parent)
-    return File(path.name, size, sha256)
-
-
-def _write_durably(fd: int, chunks: Iterable[Data]) -> Tuple[int, str]:
-    """Write, flush and close. Return the size in bytes and the SHA-256 digest."""
-    digest, size = hashlib.sha256(), 0
-    try:
-        for chunk in chunks:
-            digest.update(chunk)
-            write_all(fd, chunk)
-            size += memoryview(chunk).nbytes
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    return size, digest.hexdigest()
+    return File(path.name, size, digest.hexdigest())
 
 
 def write_all(fd: int, chunk: Data) -> None:

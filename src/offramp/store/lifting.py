@@ -5,7 +5,7 @@ exported, by one captured graph for each stage.
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
 
 from offramp.program import encoder as e
 from offramp.program import program as p
@@ -49,9 +49,7 @@ class _Example:
     shape: Tuple[int, ...] = field(metadata={"most": MAX_RANK})
 
     def value(self, batch_axis: Optional[int] = None) -> Value:
-        axes: List[p.Axis] = list(self.shape)
-        if batch_axis is not None:
-            axes[batch_axis] = p.BATCH
+        axes = (p.BATCH if axis == batch_axis else size for axis, size in enumerate(self.shape))
         return Value(self.dtype, tuple(axes))
 
 
@@ -134,7 +132,11 @@ class OldProgram:
 
 def lift_encoder(encoder: e.Encoder, stages: Sequence[OldStage], shards: Shards) -> Tuple[Program, Tuple[str, ...]]:
     """Return the program and the labels of a manifest of format 1. Raises WrongError."""
-    _check_encoder(encoder)
+    if encoder.hidden_size % encoder.num_heads:
+        what = f"hidden_size {encoder.hidden_size} is not a multiple of num_heads {encoder.num_heads}"
+        raise WrongError(f"encoder: {what}")
+    if not (encoder.head_activation is None) == (encoder.problem is None) == (not encoder.labels):
+        raise WrongError("encoder: head_activation, problem and labels go together")
     _check_stages(stages, shards)
     num_layers = sum(stage.role == "layer" for stage in stages)
     if num_layers != encoder.num_layers:
@@ -149,14 +151,6 @@ def lift_encoder(encoder: e.Encoder, stages: Sequence[OldStage], shards: Shards)
         if found != {role: ("F32", shape) for role, shape in e.table_shapes(encoder).items()}:
             raise WrongError(f"shard {name!r} must hold the tables of the encoder, not {found}")
     return e.encoder_program(encoder, placed, gathered), encoder.labels
-
-
-def _check_encoder(encoder: e.Encoder) -> None:
-    if encoder.hidden_size % encoder.num_heads:
-        what = f"hidden_size {encoder.hidden_size} is not a multiple of num_heads {encoder.num_heads}"
-        raise WrongError(f"encoder: {what}")
-    if not (encoder.head_activation is None) == (encoder.problem is None) == (not encoder.labels):
-        raise WrongError("encoder: head_activation, problem and labels go together")
 
 
 def _check_stages(stages: Sequence[OldStage], shards: Shards) -> None:
@@ -244,7 +238,12 @@ def _with_steps(old: _Segments, program: Program, stages: Sequence[OldStage], sh
             raise WrongError(f"{where}.batch: {name!r} has no axis {axis}")
     values = {name: example.value(old.batch.get(name)) for name, example in old.values.items()}
     pieces = [_placed_piece(segment, stage, shards) for segment, stage in zip(old.stages, stages)]
-    lookups = {name: _look_up(name, part, program, values[name]) for name, part in old.look_ups.items()}
+    lookups = {}
+    for name, part in old.look_ups.items():
+        if part.input not in program.inputs:
+            raise WrongError(f"{where}.look_ups: {name!r} is looked up by {part.input!r}, no input of ids")
+        value = Value(values[name].dtype, (*program.inputs[part.input].axes, *values[name].axes[-1:]))
+        lookups[name] = LookUp(part.table, part.input, value)
     return captured_program(program, pieces, values, old.exits, lookups, old.outputs[0])
 
 
@@ -253,9 +252,3 @@ def _placed_piece(segment: _Segment, stage: OldStage, shards: Shards) -> Piece:
     taken = set(segment.weights)
     needed = tuple(name for name in stage.shards if any(tensor.name in taken for tensor in shards[name].tensors))
     return Piece(*vars(segment).values(), shards=needed)
-
-
-def _look_up(name: str, old: _OldLookUp, program: Program, value: Value) -> LookUp:
-    if old.input not in program.inputs:
-        raise WrongError(f"program.segments.look_ups: {name!r} is looked up by {old.input!r}, no input of ids")
-    return LookUp(old.table, old.input, Value(value.dtype, (*program.inputs[old.input].axes, *value.axes[-1:])))

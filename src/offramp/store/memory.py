@@ -76,18 +76,15 @@ class VerifiedMemory:
             return
         with contextlib.suppress(OSError):  # without a cache the next process hashes again
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._replace(json.dumps(self._verified))
+            fd, temporary = tempfile.mkstemp(dir=str(self._path.parent))
+            try:
+                with os.fdopen(fd, "w") as stream:
+                    json.dump(self._verified, stream)
+                Path(temporary).replace(self._path)
+            except BaseException:
+                Path(temporary).unlink()
+                raise
             self._saved = dict(self._verified)
-
-    def _replace(self, text: str) -> None:
-        fd, temporary = tempfile.mkstemp(dir=str(self._path.parent))
-        try:
-            with os.fdopen(fd, "w") as stream:
-                stream.write(text)
-            Path(temporary).replace(self._path)
-        except BaseException:
-            Path(temporary).unlink()
-            raise
 
     def _load(self) -> Dict[str, str]:
         try:

@@ -99,13 +99,14 @@ def read_policy(path: Path) -> PolicyFile:
     """Read a policy file. Raises UsageError where there is none, StoreError for something else, VersionError."""
     tree, given = read_json(path, "policy file", _REMEDY), {}
     for each in fields(PolicyFile):
+        kind: Any = each.type
         if each.name not in tree:
             raise StoreError(f"policy file without {each.name!r}", path, _REMEDY)
         try:
-            if each.type in (Prediction, MeasuredOn):
-                given[each.name] = facts_from_json(each.type, tree[each.name])
+            if kind in (Prediction, MeasuredOn):
+                given[each.name] = facts_from_json(kind, tree[each.name])
             else:
-                given[each.name] = read(each.type, tree[each.name], each.name)
+                given[each.name] = read(kind, tree[each.name], each.name)
         except ValueError as error:
             raise StoreError(f"policy file with an invalid {each.name!r} ({error})", path, _REMEDY) from None
     seconds = given["deadline_seconds"]
@@ -116,9 +117,7 @@ def read_policy(path: Path) -> PolicyFile:
 
 def facts_from_json(kind: Type[_Facts], tree: Mapping[str, Any]) -> _Facts:
     """Build a Prediction or MeasuredOn; absent facts are not recorded. Raises ValueError for names and wrong types."""
-    if not isinstance(tree, dict):
-        raise ValueError(f"expected an object, got {type(tree).__name__}")
-    return read(kind, {**plain(kind()), **tree}, "")
+    return read(kind, {**plain(kind()), **read(Dict[str, Any], tree, kind.__name__)}, "")
 
 
 def write_json(path: Path, tree: Dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
-"""Reading a store: whole shards into buffers of the caller, and rows of gathered tables, all verified by digest; and the
-verification of every byte of every file that the manifest lists.
+"""Reading a store: whole shards into buffers of the caller, and rows of gathered tables, all verified by digest.
 
-When a shard is read and how long it stays in memory is decided by `runtime`. No file is ever mapped.
+`verify` checks every byte of every file that the manifest lists. When a shard is read and how long it stays in memory
+is decided by `runtime`. No file is ever mapped.
 """
 
 from __future__ import annotations

@@ -73,11 +73,6 @@ class _Series:
         if self.text(1) != second.text:
             raise ValueError("first and second differ in leading zeros")
 
-    @property
-    def is_constant(self) -> bool:
-        """All members are equal."""
-        return all(step == 0 for _, step, _ in self._integers)
-
     def text(self, index: int) -> str:
         """Return member `index`, from 0. Raises ValueError where an integer leaves its range."""
         text = self._pieces[0]
@@ -127,9 +122,10 @@ class _Expansion:
 
     def _copies(self, element: _Repeat, where: str) -> List[Any]:
         """Return all members of a repeat, themselves expanded. Equal members share their trees."""
-        count, first, before = element.repeat, _Form(_text(element.first)), self._num_bytes
-        series = _Series(first, _Form(_text(element.second)))
-        if series.is_constant:
+        count, before = element.repeat, self._num_bytes
+        first, second = (_Form(_text(members)) for members in (element.first, element.second))
+        series = _Series(first, second)
+        if first.text == second.text:
             self._charge(first.num_bytes)
             members = self.expand(list(element.first), where)
             self._charge((self._num_bytes - before) * (count - 1))
@@ -157,19 +153,18 @@ def _compress_list(elements: List[Any]) -> List[Any]:
     start = 0
     while start < len(elements):
         group, count = _best_run(forms, start)
-        if count:
+        if count > 1:
             first, second = elements[start : start + group], elements[start + group : start + 2 * group]
             found.append({"repeat": count, "first": first, "second": second})
         else:
-            group, count = 1, 1
             found.append(elements[start])
         start += group * count
     return found
 
 
 def _best_run(forms: Sequence[_Form], start: int) -> Tuple[int, int]:
-    """Return (elements of the group, copies) of the run at `start` that saves the most bytes; (0, 0) if none does."""
-    best, most_saved = (0, 0), 0
+    """Return (elements of the group, copies) of the run at `start` that saves the most bytes; (1, 1) if none does."""
+    best, most_saved = (1, 1), 0
     for group in range(1, min(MAX_GROUP, (len(forms) - start) // MIN_REPEATS) + 1):
         count = _num_copies(forms, start, group)
         sizes = [form.num_bytes for form in forms[start : start + group * count]]

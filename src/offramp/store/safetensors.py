@@ -55,16 +55,14 @@ def parse_header(data: bytes, size: int, where: object) -> Header:
     if len(text) != length:
         raise _damaged("file ends inside its header", where)
     try:
-        tree = strict_json(text)
-    except ValueError as error:
-        raise _damaged(f"header is not JSON ({error})", where) from None
-    try:
-        tree = read(Dict[str, Any], tree, "header")
+        tree = read(Dict[str, Any], strict_json(text), "header")
         metadata = read(Dict[str, str], tree.pop("__metadata__", {}), "__metadata__")
         tensors = {name: _entry(described, f"tensor {name!r}") for name, described in tree.items()}
         require_contiguous(((e.start, e.end - e.start, name) for name, e in tensors.items()), size - 8 - length)
     except WrongError as error:
         raise _damaged(str(error), where) from None
+    except ValueError as error:
+        raise _damaged(f"header is not JSON ({error})", where) from None
     return Header(tensors, 8 + length, metadata)
 
 

@@ -199,8 +199,8 @@ def _read(path: Path) -> Transcript:
             arrays[name] = _read_array(fd, header.data_start + entry.start, entry.dtype, entry.shape, path)
     features = header.tensors.get("features")
     _require_shapes(arrays, None if features is None else features.shape, path)
-    place = (None, 0) if features is None else (header.data_start + features.start, features.shape[2])
-    return Transcript(about, *arrays.values(), path, *place)
+    start, size = (None, 0) if features is None else (header.data_start + features.start, features.shape[2])
+    return Transcript(about, arrays["logits"], arrays["lengths"], arrays["labels"], path, start, size)
 
 
 def _read_description(path: Path) -> Tuple[About, _Data]:
