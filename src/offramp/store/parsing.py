@@ -40,7 +40,7 @@ class _EncoderManifest(_Common):
     encoder: Encoder
     stages: Tuple[lifting.OldStage, ...]
     proof: Optional[Dict[str, Any]]
-    """Nothing reads it."""
+    """Ignored."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ FORMAT = 1
 UNRECORDED = 0
 """Value of `MeasuredOn.budget_bytes` where the budget was not recorded; None means that there was no budget."""
 _REMEDY = "make it again: offramp tune"
-_Facts = TypeVar("_Facts", "Prediction", "MeasuredOn")
+_Facts = TypeVar("_Facts", bound="Union[Prediction, MeasuredOn]")
 
 
 @dataclass(frozen=True)
