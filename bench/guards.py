@@ -36,9 +36,9 @@ class Guard:
 
 
 GUARDS = (
-    Guard("graph size", "if graph.bytes > MAX_GRAPH_BYTES:", "if False:", ("test_manifest",)),
-    Guard("tensor offsets", "if tensor.offset != end:", "if False:", ("test_manifest",)),
-    Guard("seal", "if not is_sealed(data):", "if False:", ("test_manifest",)),
+    Guard("graph size", "if graph.bytes > m.MAX_GRAPH_BYTES:", "if False:", ("test_manifest",)),
+    Guard("tensor offsets", "if start != end:", "if False:", ("test_manifest",)),
+    Guard("seal", "if not m.is_sealed(data):", "if False:", ("test_manifest",)),
     Guard("file names", '_FILE = re.compile(r"(graphs/)?[A-Za-z0-9]', '_FILE = re.compile(r".*', ("test_manifest",)),
     Guard("links", "os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK", "os.O_CLOEXEC | os.O_NONBLOCK", ("test_files",)),
     Guard("size of files", "if size != file_bytes:", "if False:", ("test_files", "test_reader")),

@@ -3,7 +3,7 @@
 import pytest
 
 from offramp.program.captured import Piece, captured_inputs, captured_program
-from offramp.program.parsing import check_program
+from offramp.program.consistency import check_program
 from offramp.program.program import Input, Output, Program, Value
 
 IDS = Value("int64", (2, 16))

@@ -4,6 +4,8 @@ import dataclasses
 
 import pytest
 
+from offramp.program.checks import read
+from offramp.program.consistency import check_program
 from offramp.program.encoder import (
     LAYER_KERNELS,
     Encoder,
@@ -14,8 +16,7 @@ from offramp.program.encoder import (
     misfit,
     wrong_attributes,
 )
-from offramp.program.parsing import check_program, program_of
-from offramp.program.program import Kernel, plain
+from offramp.program.program import Kernel, Program, plain
 
 ENCODER = Encoder(8, 8, 3, 2, 16, "gelu", 1e-12, 30, 24, 2, 2, 1, "tanh", "single_label_classification", ("a", "b"))
 HEADLESS = dataclasses.replace(ENCODER, head_activation=None, problem=None, labels=())
@@ -54,7 +55,7 @@ def program_and_tensors(encoder):
 def test_a_program_is_sound_and_comes_back(encoder):
     program, tensors = program_and_tensors(encoder)
     check_program(program)
-    assert misfit(program, tensors) is None and program_of(plain(program)) == program
+    assert misfit(program, tensors) is None and read(Program, plain(program), "program") == program
     assert [layer.exit is not None for layer in program.layers] == [True] * (encoder.num_layers - 1) + [False]
     assert program.problem == encoder.problem and program.output.num_labels == len(encoder.labels)
     assert ("type" in program.lookups) == ("token_type_ids" in program.inputs) == bool(encoder.num_token_types)

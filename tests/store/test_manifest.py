@@ -259,7 +259,7 @@ CHANGES = {
         lambda tree: shard(tree)["tensors"][1].update(shape=[2**40, 2**40]),
         "tensors take 4835703278458516698825",
     ),
-    "rank 65": (lambda tree: shard(tree)["tensors"][1].update(shape=[1] * 65), "shape has 65 dimensions"),
+    "rank 65": (lambda tree: shard(tree)["tensors"][1].update(shape=[1] * 65), "shape has 65 elements"),
     "another dtype": (lambda tree: shard(tree)["tensors"][0].update(dtype="F31"), "dtype must be one of"),
     "F16 for F32": (lambda tree: shard(tree)["tensors"][0].update(dtype="F16"), "begins at 1024, not at 512"),
     "a graph of a megabyte": (lambda tree: tree["graphs"]["layer"].update(bytes=(1 << 20) + 1), "is larger than"),
@@ -301,7 +301,7 @@ CHANGES = {
     "attributes of a captured kernel": (
         lambda tree: kernel(tree, "layer").update(attributes={"x": 1}), "takes the attributes [], not ['x']"),
     "attributes that are a list": (
-        lambda tree: kernel(tree, "exit")["attributes"].update(activation=["tanh"]), "must be a number, a string"),
+        lambda tree: kernel(tree, "exit")["attributes"].update(activation=["tanh"]), "must be a number or a string"),
     "an attribute too few": (lambda tree: kernel(tree, "exit")["attributes"].pop("activation"), "takes the attributes"),
     "an unknown activation": (
         lambda tree: kernel(tree, "exit")["attributes"].update(activation="exec"), "activation is 'exec'"),
@@ -354,7 +354,7 @@ CHANGES = {
     "a problem without labels": (lambda tree: output(tree, num_labels=0), "problem and num_labels go together"),
     "labels without a problem": (lambda tree: output(tree, problem=None), "problem and num_labels go together"),
     "an output without a file of labels": (lambda tree: tree.update(labels=None), "labels: the output has 2"),
-    "an example of three numbers": (lambda tree: tree["program"].update(example=[1, 1, 1]), "not 3 integers"),
+    "an example of three numbers": (lambda tree: tree["program"].update(example=[1, 1, 1]), "must have 2 elements"),
     "a kernel without a graph": (lambda tree: tree["graphs"].pop("layer"), "kernels ['layer'] have no graph"),
     "exits without a graph": (lambda tree: tree["graphs"].pop("exit"), "kernels ['exit'] have no graph"),
     "exits without a kernel": (lambda tree: tree["program"]["kernels"].pop("exit"), "exits need the kernel 'exit'"),

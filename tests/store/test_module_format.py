@@ -84,7 +84,7 @@ def test_sizes_in_which_the_proven_examples_differ_may_be_as_large_as_in_any(tre
     assert manifest.program.inputs["0"].largest == (5, 7)
     assert manifest.proof.is_paged and manifest.proof.examples[0].inputs["0"].shape == (5, 7)
     tree["proof"]["examples"][0]["inputs"]["0"] = ["int64", [2, 3], 1]
-    refused(DamagedError, lambda: loads(seal(tree)), "an input is a dtype and a shape")
+    refused(DamagedError, lambda: loads(seal(tree)), "proof.examples[0].inputs must have 2 elements, not 3")
 
 
 def test_every_key_is_needed_and_no_other_is_known(tree):
@@ -162,9 +162,12 @@ CHANGES = {
     "a hidden state that does not flow": (lambda tree: flow(tree).update(hidden=2), "hidden must be an integer from 0"),
     "a hidden state of nothing": (lambda tree: flow(tree).update(hidden=0, values=[]), "hidden must be an integer"),
     "a hidden state before the first": (lambda tree: flow(tree).update(hidden=-1), "hidden must be an integer from 0"),
-    "rank 65": (lambda tree: flow(tree)["values"][0].update(shape=[1] * 65), "shape has 65 dimensions"),
+    "rank 65": (lambda tree: flow(tree)["values"][0].update(shape=[1] * 65), "shape has 65 elements"),
     "a negative extent": (lambda tree: flow(tree)["values"][0].update(shape=[-1]), "shape must be an integer from 0"),
-    "another role": (lambda tree: tree["stages"][0].update(role="embedding"), "role must be one of ('layer',)"),
+    "another role": (
+        lambda tree: tree["stages"][0].update(role="embedding"),
+        "stage '000' must be one step of a layer",
+    ),
     "a stage of two steps": (
         lambda tree: tree["stages"][0]["steps"].append({"kind": "module", "shards": []}),
         "stage '000' must be one step",

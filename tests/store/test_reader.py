@@ -348,7 +348,7 @@ def test_a_table_that_is_cut_while_it_is_open(store):
     with Store(store, "never") as opened:
         opened.gather("rows", "word", np.array([0]))
         os.truncate(store / "rows.safetensors", 8192)
-        refused(DamagedError, lambda: opened.gather("rows", "word", np.array([4000])), "file ends inside a table")
+        refused(DamagedError, lambda: opened.gather("rows", "word", np.array([4000])), "file ends inside a tensor")
 
 
 def test_views_are_aligned_or_copied():

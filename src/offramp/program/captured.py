@@ -9,26 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
-from offramp.program.program import (
-    BATCH,
-    BEGIN,
-    CAPTURED,
-    END,
-    EXIT_KERNEL,
-    INPUT_IDS,
-    LAYER,
-    POOLED_LINEAR,
-    TOKENS,
-    Axis,
-    Input,
-    Kernel,
-    LookUp,
-    Output,
-    Program,
-    Stage,
-    Step,
-    Value,
-)
+from offramp.program import program as p
+from offramp.program.program import Axis, Input, Kernel, LookUp, Output, Program, Stage, Step, Value
+
+Values = Mapping[str, Value]
 
 
 @dataclass(frozen=True)
@@ -47,21 +31,14 @@ class Piece:
     shards: Tuple[str, ...] = ()
     """Shards that contain the weights."""
 
-    def step(self, values: Mapping[str, Value]) -> Step:
+    def step(self, values: Values) -> Step:
         """Return the step; the graph calls what it reads r0, r1, ..., weights w0, ... and constants c0, ..."""
-        return Step(
-            self.kernel,
-            _numbered("r", self.reads),
-            {name: values[name] for name in self.writes},
-            _numbered("w", self.weights),
-            _numbered("c", self.constants),
-            self.shards,
-        )
+        reads, writes = _numbered("r", self.reads), {name: values[name] for name in self.writes}
+        weights, constants = _numbered("w", self.weights), _numbered("c", self.constants)
+        return Step(self.kernel, reads, writes, weights, constants, self.shards)
 
 
-def captured_inputs(
-    examples: Sequence[Mapping[str, Value]], of_texts: bool
-) -> Tuple[Dict[str, Input], Tuple[int, int]]:
+def captured_inputs(examples: Sequence[Values], of_texts: bool) -> Tuple[Dict[str, Input], Tuple[int, int]]:
     """Return the inputs of a program, and the rows and tokens of the first example, which it was captured from.
 
     The first axis counts rows, and the second one tokens where texts are the input. Other axes are fixed, unless the
@@ -72,7 +49,7 @@ def captured_inputs(
     """
     inputs: Dict[str, Input] = {}
     for name, value in examples[0].items():
-        names: Tuple[Axis, ...] = (BATCH, TOKENS) if of_texts else (BATCH,)
+        names: Tuple[Axis, ...] = (p.BATCH, p.TOKENS) if of_texts else (p.BATCH,)
         others = [other[name].axes for other in examples[1:] if name in other]
         largest: List[Optional[int]] = []
         for index in range(len(value.axes)):
@@ -81,14 +58,14 @@ def captured_inputs(
         axes = (*names[: len(value.axes)], *value.axes[len(names) :])
         inputs[name] = Input(value.dtype, axes, tuple(largest))
     num_rows = max([1, *(value.axes[0] for value in examples[0].values() if value.axes)])  # type: ignore[type-var]
-    tokens = examples[0][INPUT_IDS].axes[1] if of_texts else 1
+    tokens = examples[0][p.INPUT_IDS].axes[1] if of_texts else 1
     return inputs, (num_rows, tokens)  # type: ignore[return-value]
 
 
 def captured_program(
     program: Program,
     pieces: Sequence[Piece],
-    values: Mapping[str, Value],
+    values: Values,
     exits: Sequence[int],
     lookups: Mapping[str, LookUp],
     output: str,
@@ -103,20 +80,15 @@ def captured_program(
         output: value that the module returns.
     """
     bounds = [0, *exits, len(pieces)]
-    stages = [Stage("inputs", BEGIN)]
+    stages = [Stage("inputs", p.BEGIN)]
     for number, start in enumerate(bounds[:-1]):
         end = bounds[number + 1]
         steps = tuple(piece.step(values) for piece in pieces[start:end])
-        stages.append(Stage(f"layer.{number}", LAYER, steps, pieces[end].reads[0] if end in exits else None))
-    kernels = {piece.kernel: Kernel(CAPTURED) for piece in pieces}
-    meaning = program.output or Output("")
-    return replace(
-        program,
-        lookups=dict(lookups),
-        kernels={**kernels, EXIT_KERNEL: Kernel(POOLED_LINEAR)},
-        stages=(*stages, Stage("answer", END)),
-        output=replace(meaning, value=output),
-    )
+        stages.append(Stage(f"layer.{number}", p.LAYER, steps, pieces[end].reads[0] if end in exits else None))
+    stages.append(Stage("answer", p.END))
+    kernels = {**{piece.kernel: Kernel(p.CAPTURED) for piece in pieces}, p.EXIT_KERNEL: Kernel(p.POOLED_LINEAR)}
+    answer = replace(program.output or Output(""), value=output)
+    return replace(program, lookups=dict(lookups), kernels=kernels, stages=tuple(stages), output=answer)
 
 
 def _numbered(letter: str, names: Sequence[str]) -> Dict[str, str]:

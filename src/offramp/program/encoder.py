@@ -6,73 +6,53 @@ kernels are written by the backends: `attention`, `up` and `down`.
 Shapes: B rows, S tokens, T = B S, H hidden, I intermediate, E embedding width, C labels.
 """
 
-from __future__ import annotations
+from dataclasses import dataclass, field
+from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
 
-from dataclasses import dataclass
-from typing import Callable, Dict, Mapping, Optional, Sequence, Tuple
-
+from offramp.program import program as p
 from offramp.program.heads import Shapes, linear_shapes
-from offramp.program.program import (
-    ATTENTION_MASK,
-    BATCH,
-    BATCH_TOKENS,
-    BEGIN,
-    END,
-    EXIT_KERNEL,
-    INPUT_IDS,
-    LAYER,
-    POSITION_IDS,
-    TOKEN_TYPE_IDS,
-    TOKENS,
-    Input,
-    Kernel,
-    LookUp,
-    Output,
-    Program,
-    Stage,
-    Step,
-    Texts,
-    Value,
-)
+from offramp.program.program import Input, Kernel, LookUp, Output, Program, Stage, Step, Texts, Value
 
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish", "tanh")
 MAX_SIZE = 1 << 40
 """Largest size among the attributes of a kernel."""
+_SIZE, _COUNT = {"low": 1, "high": MAX_SIZE}, {"high": MAX_SIZE}
 LAYER_KERNELS = ("attention", "up", "down")
-TABLES = {"word": INPUT_IDS, "position": POSITION_IDS, "type": TOKEN_TYPE_IDS}
+TABLES = {"word": p.INPUT_IDS, "position": p.POSITION_IDS, "type": p.TOKEN_TYPE_IDS}
 """Role of each embedding table -> the input that names its rows."""
+
+Kernels = Mapping[str, Kernel]
 
 
 @dataclass(frozen=True)
 class Encoder:
     """Sizes and settings of an encoder, in words common to its families."""
 
-    hidden_size: int
-    embedding_size: int
-    num_layers: int
-    num_heads: int
-    intermediate_size: int
-    activation: str
+    hidden_size: int = field(metadata=_SIZE)
+    embedding_size: int = field(metadata=_SIZE)
+    num_layers: int = field(metadata=_SIZE)
+    num_heads: int = field(metadata=_SIZE)
+    intermediate_size: int = field(metadata=_SIZE)
+    activation: str = field(metadata={"choices": ACTIVATIONS})
     norm_epsilon: float
-    vocab_size: int
-    max_length: int
+    vocab_size: int = field(metadata=_SIZE)
+    max_length: int = field(metadata=_SIZE)
     """Longest input in tokens."""
-    position_offset: int
+    position_offset: int = field(metadata=_COUNT)
     """Row of the position table that the first token takes (RoBERTa: 2)."""
-    num_token_types: int
+    num_token_types: int = field(metadata=_COUNT)
     """0 where there are no token types (DistilBERT)."""
-    pad_token: int
-    head_activation: Optional[str]
+    pad_token: int = field(metadata=_COUNT)
+    head_activation: Optional[str] = field(metadata={"choices": ACTIVATIONS})
     """Activation between the two layers of the classification head; None without a head."""
-    problem: Optional[str]
+    problem: Optional[str] = field(metadata={"choices": p.PROBLEMS})
     labels: Tuple[str, ...]
     """Labels in the order of their ids."""
 
     @property
     def texts(self) -> Texts:
         """Return the requirements of the encoder on texts."""
-        sizes = (self.vocab_size, self.max_length, self.num_token_types, self.pad_token, self.position_offset)
-        return Texts(*sizes)
+        return Texts(self.vocab_size, self.max_length, self.num_token_types, self.pad_token, self.position_offset)
 
 
 @dataclass(frozen=True)
@@ -102,42 +82,42 @@ def encoder_program(encoder: Encoder, stages: Sequence[PlacedStage], gathered: S
         gathered: shards of which only rows are read.
     """
     kernels, last = _kernels(encoder), _hidden(encoder.num_layers - 1)
-    built = [_build_stage(stage, index, encoder, kernels, gathered) for index, stage in enumerate(stages)]
-    if stages[-1].role != END:
-        built.append(Stage("head", END))
+    built = [_build_stage(stage, layer, encoder, kernels, gathered) for layer, stage in enumerate(stages, start=-1)]
+    if stages[-1].role != p.END:
+        built.append(Stage("head", p.END))
     output = Output(last) if encoder.problem is None else Output("logits", encoder.problem, len(encoder.labels))
-    tables = stages[0].steps[0].tensors
-    width = Value("float32", (BATCH_TOKENS, encoder.embedding_size))
-    inputs = [INPUT_IDS, ATTENTION_MASK, POSITION_IDS, *([TOKEN_TYPE_IDS] if encoder.num_token_types else [])]
-    return Program(
-        inputs={name: Input("int64", (BATCH, TOKENS)) for name in inputs},
-        lookups={role: LookUp(tables[role], input, width) for role, input in _roles(encoder).items()},
-        kernels=kernels,
-        stages=tuple(built),
-        output=output,
-        texts=encoder.texts,
-    )
+    tables, rows = stages[0].steps[0].tensors, Value("float32", (p.BATCH_TOKENS, encoder.embedding_size))
+    names = [p.INPUT_IDS, p.ATTENTION_MASK, p.POSITION_IDS, *([p.TOKEN_TYPE_IDS] if encoder.num_token_types else [])]
+    inputs = {name: Input("int64", (p.BATCH, p.TOKENS)) for name in names}
+    lookups = {role: LookUp(tables[role], name, rows) for role, name in _roles(encoder).items()}
+    return Program(inputs, lookups, kernels, tuple(built), output, encoder.texts)
 
 
 def weight_shapes(kernel: Kernel) -> Optional[Shapes]:
     """Return the shape of each weight of a template of this file, or None for any other template."""
-    template = _TEMPLATES.get(kernel.template)
-    return None if template is None else template.weights(kernel.attributes)
+    if kernel.template not in TEMPLATES:
+        return None
+    sizes: Mapping[str, Any] = kernel.attributes
+    is_projected = sizes.get("embedding_size") != sizes.get("hidden_size")
+    return {
+        role: tuple(sizes[size] for size in shape)
+        for role, shape in TEMPLATES[kernel.template].weights.items()
+        if is_projected or not role.startswith("project.")
+    }
 
 
 def wrong_attributes(kernel: Kernel) -> Optional[str]:
     """Return what is wrong with the attributes of a kernel, or None if its template takes them."""
-    known = _TEMPLATES[kernel.template].attributes if kernel.template in _TEMPLATES else ()
+    known = TEMPLATES[kernel.template].attributes if kernel.template in TEMPLATES else ()
     if set(kernel.attributes) != set(known):
         return f"{kernel.template} takes the attributes {sorted(known)}, not {sorted(kernel.attributes)}"
     for name, value in kernel.attributes.items():
-        low = 0 if name == "num_token_types" else 1
         if name == "activation":
             fits = value in ACTIVATIONS
         elif name == "norm_epsilon":
             fits = isinstance(value, float) and 0 <= value < 1
         else:
-            fits = isinstance(value, int) and low <= value <= MAX_SIZE
+            fits = isinstance(value, int) and (name != "num_token_types") <= value <= MAX_SIZE
         if not fits:
             return f"{name} is {value!r}"
     heads, hidden = kernel.attributes.get("num_heads"), kernel.attributes.get("hidden_size")
@@ -156,16 +136,15 @@ def misfit(program: Program, tensors: Mapping[str, Tuple[str, Tuple[int, ...]]])
     for stage in program.stages:
         for step in stage.steps:
             kernel = program.kernels[step.kernel]
-            template = _TEMPLATES.get(kernel.template)
-            if template is None:
+            template, shapes = TEMPLATES.get(kernel.template), weight_shapes(kernel)
+            if template is None or shapes is None:
                 continue
-            promised = {role: ("F32", shape) for role, shape in template.weights(kernel.attributes).items()}
+            weights = {role: tensors[name] for role, name in step.weights.items()}
+            reads = {port: values[name] for port, name in step.reads.items()}
             wrong = (
-                _difference({role: tensors[name] for role, name in step.weights.items()}, promised)
-                or _difference(
-                    {port: values[name] for port, name in step.reads.items()}, template.reads(kernel.attributes)
-                )
-                or _difference(dict(enumerate(step.writes.values())), {0: template.result(kernel.attributes)})
+                _difference(weights, {role: ("F32", shape) for role, shape in shapes.items()})
+                or _difference(reads, template.sized_reads(kernel.attributes))
+                or _difference(dict(enumerate(step.writes.values())), {0: _sized(template.result, kernel.attributes)})
             )
             if wrong:
                 return f"stage {stage.name}, {step.kernel}: {wrong}"
@@ -181,31 +160,22 @@ def _difference(found: Mapping, wanted: Mapping) -> Optional[str]:
 
 def table_shapes(encoder: Encoder) -> Shapes:
     """Return the shape of each embedding table, role -> [rows, E]."""
-    width = encoder.embedding_size
-    rows = {"word": (encoder.vocab_size, width), "position": (encoder.max_length + encoder.position_offset, width)}
-    if encoder.num_token_types:
-        rows["type"] = (encoder.num_token_types, width)
-    return rows
+    heights = {"word": encoder.vocab_size, "position": encoder.max_length + encoder.position_offset}
+    heights["type"] = encoder.num_token_types
+    return {role: (height, encoder.embedding_size) for role, height in heights.items() if role in _roles(encoder)}
 
 
 def encoder_shapes(encoder: Encoder) -> Dict[str, Shapes]:
     """Return kernel -> shape of each of its weights, for all steps of an encoder; tables under `embedding-rows`."""
-    found = {"embedding-rows": table_shapes(encoder)}
-    for name, kernel in _kernels(encoder).items():
-        shapes = weight_shapes(kernel)
-        if shapes and name != EXIT_KERNEL:
-            found[name] = shapes
-    return found
+    shapes = {name: weight_shapes(kernel) for name, kernel in _kernels(encoder).items()}
+    return {"embedding-rows": table_shapes(encoder), **{name: each for name, each in shapes.items() if each}}
 
 
 def _hidden(layer: int) -> str:
     return f"layer.{layer}.hidden" if layer >= 0 else "embedding.hidden"
 
 
-def _build_stage(
-    stage: PlacedStage, index: int, encoder: Encoder, kernels: Mapping[str, Kernel], gathered: Sequence[str]
-) -> Stage:
-    layer = index - 1
+def _build_stage(stage: PlacedStage, layer: int, encoder: Encoder, kernels: Kernels, gathered: Sequence[str]) -> Stage:
     attended, inner = f"layer.{layer}.attended", f"layer.{layer}.inner"
     ports: Dict[str, Tuple[Dict[str, str], str]] = {
         "embedding": ({role: role for role in _roles(encoder)}, _hidden(-1)),
@@ -214,15 +184,14 @@ def _build_stage(
         "down": ({"inner": inner, "hidden": attended}, _hidden(layer)),
         "head": ({"hidden": _hidden(encoder.num_layers - 1)}, "logits"),
     }
-    steps = [Step("mask", {"mask": ATTENTION_MASK}, {"mask": _MASK})] if stage.role == BEGIN else []
+    steps = [Step("mask", {"mask": p.ATTENTION_MASK}, {"mask": _MASK})] if stage.role == p.BEGIN else []
     for placed in stage.steps:
         reads, result = ports[placed.kernel]
-        kernel = kernels[placed.kernel]
-        writes = {result: _TEMPLATES[kernel.template].result(kernel.attributes)}
+        writes = {result: _sized(TEMPLATES[placed.kernel].result, kernels[placed.kernel].attributes)}
         weights = {role: name for role, name in placed.tensors.items() if role not in TABLES}
         shards = tuple(shard for shard in placed.shards if shard not in gathered)
         steps.append(Step(placed.kernel, reads, writes, weights, {}, shards))
-    carries_exit = stage.role == LAYER and layer < encoder.num_layers - 1
+    carries_exit = stage.role == p.LAYER and layer < encoder.num_layers - 1
     return Stage(stage.name, stage.role, tuple(steps), _hidden(layer) if carries_exit else None)
 
 
@@ -232,104 +201,56 @@ def _roles(encoder: Encoder) -> Dict[str, str]:
 
 
 def _kernels(encoder: Encoder) -> Dict[str, Kernel]:
-    hidden, epsilon = {"hidden_size": encoder.hidden_size}, {"norm_epsilon": encoder.norm_epsilon}
-    inner = {**hidden, "intermediate_size": encoder.intermediate_size}
-    sizes = {"embedding_size": encoder.embedding_size, "num_token_types": encoder.num_token_types}
-    kernels = {
-        "mask": Kernel("mask"),
-        "embedding": Kernel("embedding", {**hidden, **sizes, **epsilon}),
-        "attention": Kernel("attention", {**hidden, "num_heads": encoder.num_heads, **epsilon}),
-        "up": Kernel("up", {**inner, "activation": encoder.activation}, keeps_intermediates=True),
-        "down": Kernel("down", {**inner, **epsilon}),
-    }
-    if encoder.problem is not None:
-        head = {**hidden, "num_labels": len(encoder.labels), "activation": encoder.head_activation}
-        kernels.update({"head": Kernel("head", head), EXIT_KERNEL: Kernel("exit", head)})
+    kernels = {}
+    for name, template in TEMPLATES.items():
+        settings = {**vars(encoder), "num_labels": len(encoder.labels)}
+        if name in ("head", p.EXIT_KERNEL):
+            if encoder.problem is None:
+                continue
+            settings["activation"] = encoder.head_activation
+        attributes = {key: settings[key] for key in template.attributes}
+        kernels[name] = Kernel(name, attributes, keeps_intermediates=name == "up")
     return kernels
-
-
-def _norm(width: int) -> Shapes:
-    return {"norm.weight": (width,), "norm.bias": (width,)}
-
-
-def _embedding(sizes: Mapping) -> Shapes:
-    hidden, width = sizes["hidden_size"], sizes["embedding_size"]
-    return {**_norm(width), **(linear_shapes("project", hidden, width) if width != hidden else {})}
-
-
-def _attention(sizes: Mapping) -> Shapes:
-    hidden = sizes["hidden_size"]
-    parts = {role: shape for part in "qkvo" for role, shape in linear_shapes(part, hidden, hidden).items()}
-    return {**parts, **_norm(hidden)}
-
-
-def _up(sizes: Mapping) -> Shapes:
-    return linear_shapes("up", sizes["intermediate_size"], sizes["hidden_size"])
-
-
-def _down(sizes: Mapping) -> Shapes:
-    return {**linear_shapes("down", sizes["hidden_size"], sizes["intermediate_size"]), **_norm(sizes["hidden_size"])}
-
-
-def _head(sizes: Mapping) -> Shapes:
-    hidden = sizes["hidden_size"]
-    return {**linear_shapes("dense", hidden, hidden), **linear_shapes("out", sizes["num_labels"], hidden)}
-
-
-_MASK = Value("float32", (BATCH, 1, 1, TOKENS))
-
-
-def _tokens_of(width: str) -> Callable[[Mapping], Value]:
-    return lambda sizes: Value("float32", (BATCH_TOKENS, sizes[width]))
-
-
-def _logits(sizes: Mapping) -> Value:
-    return Value("float32", (BATCH, sizes["num_labels"]))
-
-
-def _embedding_reads(sizes: Mapping) -> Dict[str, Value]:
-    rows = _tokens_of("embedding_size")(sizes)
-    return {role: rows for role in TABLES if role != "type" or sizes["num_token_types"]}
 
 
 @dataclass(frozen=True)
 class _Template:
-    """Interface of one kernel, as functions of its attributes."""
+    """Interface of one kernel. A size among axes and in shapes is the name of an attribute."""
 
     attributes: Tuple[str, ...]
-    reads: Callable[[Mapping], Dict[str, Value]]
-    result: Callable[[Mapping], Value]
-    weights: Callable[[Mapping], Shapes]
+    reads: Mapping[str, Value]
+    result: Value
+    weights: Mapping[str, Tuple[str, ...]]
+
+    def sized_reads(self, sizes: Mapping[str, Any]) -> Dict[str, Value]:
+        """Return what the kernel reads, without token types where the encoder has none."""
+        ports = (port for port in self.reads if port != "type" or sizes["num_token_types"])
+        return {port: _sized(self.reads[port], sizes) for port in ports}
 
 
-_hidden_of = _tokens_of("hidden_size")
-_TEMPLATES: Dict[str, _Template] = {
-    "mask": _Template(
-        (), lambda sizes: {"mask": Value("int64", (BATCH, TOKENS))}, lambda sizes: _MASK, lambda sizes: {}
-    ),
-    "embedding": _Template(
-        ("hidden_size", "embedding_size", "num_token_types", "norm_epsilon"), _embedding_reads, _hidden_of, _embedding
-    ),
-    "attention": _Template(
-        ("hidden_size", "num_heads", "norm_epsilon"),
-        lambda sizes: {"hidden": _hidden_of(sizes), "mask": _MASK},
-        _hidden_of,
-        _attention,
-    ),
-    "up": _Template(
-        ("hidden_size", "intermediate_size", "activation"),
-        lambda sizes: {"hidden": _hidden_of(sizes)},
-        _tokens_of("intermediate_size"),
-        _up,
-    ),
-    "down": _Template(
-        ("hidden_size", "intermediate_size", "norm_epsilon"),
-        lambda sizes: {"hidden": _hidden_of(sizes), "inner": _tokens_of("intermediate_size")(sizes)},
-        _hidden_of,
-        _down,
-    ),
-    "head": _Template(
-        ("hidden_size", "num_labels", "activation"), lambda sizes: {"hidden": _hidden_of(sizes)}, _logits, _head
-    ),
-    "exit": _Template(("hidden_size", "num_labels", "activation"), lambda sizes: {}, _logits, lambda sizes: {}),
+def _sized(value: Value, sizes: Mapping[Any, Any]) -> Value:
+    return Value(value.dtype, tuple(sizes.get(axis, axis) for axis in value.axes))
+
+
+def _norm(width: str) -> Dict[str, Tuple[str, ...]]:
+    return {"norm.weight": (width,), "norm.bias": (width,)}
+
+
+_H, _I, _E, _EPSILON = "hidden_size", "intermediate_size", "embedding_size", "norm_epsilon"
+_MASK, _LOGITS = Value("float32", (p.BATCH, 1, 1, p.TOKENS)), Value("float32", (p.BATCH, "num_labels"))
+_HIDDEN, _INNER, _ROWS = (Value("float32", (p.BATCH_TOKENS, width)) for width in (_H, _I, _E))
+_EMBEDDING = {**_norm(_E), **linear_shapes("project", _H, _E)}
+_QKVO = {role: shape for part in "qkvo" for role, shape in linear_shapes(part, _H, _H).items()}
+_DOWN = {**linear_shapes("down", _H, _I), **_norm(_H)}
+_HEAD = {**linear_shapes("dense", _H, _H), **linear_shapes("out", "num_labels", _H)}
+_READS = {"hidden": _HIDDEN}
+TEMPLATES: Dict[str, _Template] = {
+    "mask": _Template((), {"mask": Value("int64", (p.BATCH, p.TOKENS))}, _MASK, {}),
+    "embedding": _Template((_H, _E, "num_token_types", _EPSILON), dict.fromkeys(TABLES, _ROWS), _HIDDEN, _EMBEDDING),
+    "attention": _Template((_H, "num_heads", _EPSILON), {**_READS, "mask": _MASK}, _HIDDEN, {**_QKVO, **_norm(_H)}),
+    "up": _Template((_H, _I, "activation"), _READS, _INNER, linear_shapes("up", _I, _H)),
+    "down": _Template((_H, _I, _EPSILON), {**_READS, "inner": _INNER}, _HIDDEN, _DOWN),
+    "head": _Template((_H, "num_labels", "activation"), _READS, _LOGITS, _HEAD),
+    "exit": _Template((_H, "num_labels", "activation"), {}, _LOGITS, {}),
 }
+"""Interface of each kernel by its template; an exit head depends on its form, so its weights are not listed."""

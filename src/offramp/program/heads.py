@@ -8,10 +8,11 @@ Shapes: H width of the value that a head reads, C labels.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, Tuple
+from typing import Dict, Tuple, TypeVar
 
 Shapes = Dict[str, Tuple[int, ...]]
 """Role -> shape."""
+Size = TypeVar("Size", int, str)
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,6 @@ FORMS: Dict[str, HeadForm] = {
 DEFAULT_FORM = "mean-linear"
 
 
-def linear_shapes(role: str, outputs: int, inputs: int) -> Shapes:
-    """Return the shapes of weight and bias of a linear layer."""
+def linear_shapes(role: str, outputs: Size, inputs: Size) -> Dict[str, Tuple[Size, ...]]:
+    """Return the shapes of weight and bias of a linear layer, from sizes or their names."""
     return {f"{role}.weight": (outputs, inputs), f"{role}.bias": (outputs,)}

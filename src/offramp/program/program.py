@@ -4,21 +4,17 @@ A program is plain data and needs the standard library only. Places of weights o
 computing belongs to `offramp.backends`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any, Dict, Iterator, Mapping, Optional, Tuple, Union
+
+from offramp.program.checks import MAX_RANK, NAMED, POSITIVE
 
 BATCH, TOKENS, BATCH_TOKENS = "batch", "tokens", "batch*tokens"
 Axis = Union[str, int]
 """`batch`, `tokens`, `batch*tokens` (rows of equal length, one after another), or a size."""
 AXES = (BATCH, TOKENS, BATCH_TOKENS)
-INPUT_IDS, ATTENTION_MASK, TOKEN_TYPE_IDS, POSITION_IDS = (
-    "input_ids",
-    "attention_mask",
-    "token_type_ids",
-    "position_ids",
-)
+INPUT_IDS, ATTENTION_MASK = "input_ids", "attention_mask"
+TOKEN_TYPE_IDS, POSITION_IDS = "token_type_ids", "position_ids"
 TEXT_INPUTS = (INPUT_IDS, ATTENTION_MASK, TOKEN_TYPE_IDS)
 """The inputs that a module for texts may be called with; int64 [B, S] each."""
 SINGLE_LABEL, MULTI_LABEL, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
@@ -31,6 +27,7 @@ POOLED_LINEAR = "pooled-linear"
 """Template of exit heads of captured programs: the mean over tokens or places, then one linear layer."""
 BEGIN, LAYER, END = "begin", "layer", "end"
 """Roles of stages: before the first layer, a layer (after which rows may leave), after the last layer."""
+_SIZED = {"choices": AXES, "most": MAX_RANK}
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ class Value:
     """
 
     dtype: str
-    axes: Tuple[Axis, ...]
+    axes: Tuple[Axis, ...] = field(metadata=_SIZED)
 
     @property
     def row_axis(self) -> Optional[int]:
@@ -71,8 +68,8 @@ class Input:
     """An input of the program: its dtype and axes, and the sizes that the division was proven for."""
 
     dtype: str
-    axes: Tuple[Axis, ...]
-    largest: Tuple[Optional[int], ...] = ()
+    axes: Tuple[Axis, ...] = field(metadata=_SIZED)
+    largest: Tuple[Optional[int], ...] = field(default=(), metadata=POSITIVE)
     """Largest size of each axis among the examples, where they differ; None where the size is fixed: by `axes`, or for
     `tokens` by `Program.example`. Empty: only the model's own limits apply."""
 
@@ -102,7 +99,7 @@ class Kernel:
 class Step:
     """One call of a kernel."""
 
-    kernel: str
+    kernel: str = field(metadata=NAMED)
     reads: Mapping[str, str] = field(default_factory=dict)
     """Input of the kernel -> value (an input, a look-up, or what an earlier step wrote)."""
     writes: Mapping[str, Value] = field(default_factory=dict)
@@ -111,7 +108,7 @@ class Step:
     """Input of the kernel -> tensor of the shards of this step."""
     constants: Mapping[str, str] = field(default_factory=dict)
     """Input of the kernel -> tensor that stays in memory."""
-    shards: Tuple[str, ...] = ()
+    shards: Tuple[str, ...] = field(default=(), metadata=NAMED)
     """Shards that must be in memory while the kernel runs, in the order in which they are read."""
 
 
@@ -119,8 +116,8 @@ class Step:
 class Stage:
     """The steps up to the next place where rows may leave."""
 
-    name: str
-    role: str
+    name: str = field(metadata=NAMED)
+    role: str = field(metadata={"choices": (BEGIN, LAYER, END)})
     steps: Tuple[Step, ...] = ()
     exit: Optional[str] = None
     """The value that an exit head after this stage reads, where an exit can stand."""
@@ -132,7 +129,7 @@ class Output:
 
     value: str
     """Empty where only the module's own code computes it."""
-    problem: Optional[str] = None
+    problem: Optional[str] = field(default=None, metadata={"choices": PROBLEMS})
     """One of PROBLEMS; None where the value is no answer of a classification or regression head."""
     num_labels: int = 0
 
@@ -141,8 +138,8 @@ class Output:
 class Texts:
     """Requirements of a model on the tokens of texts."""
 
-    vocab_size: int
-    max_length: int
+    vocab_size: int = field(metadata=POSITIVE)
+    max_length: int = field(metadata=POSITIVE)
     """Longest input in tokens."""
     num_token_types: int
     """0 where the model has no token types."""
@@ -156,14 +153,14 @@ class Call:
     """A call of a module within a pass: its full name, and which of its calls, from 1."""
 
     module: str
-    number: int
+    number: int = field(metadata=POSITIVE)
 
 
 @dataclass(frozen=True)
 class Part:
     """One part of a module's own code: what `offramp.stream` needs in memory from one module call to the next."""
 
-    shards: Tuple[str, ...]
+    shards: Tuple[str, ...] = field(metadata=NAMED)
     start: Optional[Call]
     """The module call that it begins with; None for the first part."""
     flows: Tuple[Value, ...]
@@ -203,7 +200,7 @@ class Program:
 
     inputs: Mapping[str, Input]
     lookups: Mapping[str, LookUp] = field(default_factory=dict)
-    kernels: Mapping[str, Kernel] = field(default_factory=dict)
+    kernels: Mapping[str, Kernel] = field(default_factory=dict, metadata=NAMED)
     stages: Tuple[Stage, ...] = ()
     """One of role `begin`, the layers, one of role `end`."""
     output: Optional[Output] = None
@@ -213,7 +210,7 @@ class Program:
     """Set where the program was captured from a run."""
     activation_bytes: int = 0
     """Most bytes of values that lived at once in the example of a captured program."""
-    example: Tuple[int, int] = (1, 1)
+    example: Tuple[int, int] = field(default=(1, 1), metadata=POSITIVE)
     """Rows and tokens of that example."""
 
     @property

@@ -3,8 +3,6 @@
 Exit K, from 1, stands after layer K; the last exit is the model's own head and is not in these files.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from typing import Any, Dict, Optional, Sequence, Tuple, Type
@@ -14,6 +12,8 @@ from offramp.program.heads import FORMS, HeadForm
 from offramp.program.program import Program
 from offramp.store.reader import Store
 
+Point = Tuple[str, int, int]
+"""(module, number of its call, width) of the call that begins after an exit."""
 _REMEDY = "train the exits again"
 
 
@@ -23,15 +23,13 @@ class ExitsDescription:
 
     form: HeadForm
     trained: bool
-    points: Tuple[Tuple[str, int, int], ...] = ()
-    """(module, number of its call, width) of the call that begins after each exit; empty for text encoders."""
+    points: Tuple[Point, ...] = ()
+    """Calls that begin after the exits; empty for text encoders."""
     weights_sha256: str = ""
     """Digest of the module weights that the exits were trained with, where these are not in the run folder itself."""
 
 
-def describe_exits(
-    form: str, num_exits: int, points: Sequence[Tuple[str, int, int]] = (), weights_sha256: str = ""
-) -> bytes:
+def describe_exits(form: str, num_exits: int, points: Sequence[Point] = (), weights_sha256: str = "") -> bytes:
     """Return the content of `exits.json` for trained exits.
 
     Args:

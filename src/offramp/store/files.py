@@ -12,10 +12,10 @@ import hashlib
 import os
 import stat
 from pathlib import Path
-from typing import Iterable, Iterator, Tuple, Union
+from typing import Iterable, Iterator, Union
 
 from offramp.errors import DamagedError, DiskFullError, StoreError, UsageError
-from offramp.store.manifest import File, Graph
+from offramp.store.manifest import BLOCK_BYTES, File
 
 Data = Union[bytes, memoryview]
 """Bytes of a file, or a view of them."""
@@ -23,6 +23,7 @@ CHUNK_BYTES = 1 << 20
 """Bytes per read when a file is streamed."""
 MAX_SMALL_BYTES = 64 << 20
 """Maximum size in bytes of a file that is read into memory as a whole."""
+_REMEDY = "divide the model again"
 _NOT_PLAIN = (errno.ELOOP, errno.ENOTDIR, errno.ENXIO, errno.ENODEV, errno.EMLINK)
 """Error numbers of `open` on symlinks, folders, pipes and devices."""
 _UNREADABLE = (errno.EIO, errno.EACCES, errno.EPERM, errno.ESTALE)
@@ -40,7 +41,7 @@ def translate_read_errors(where: object) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno == errno.ENOENT:
-            raise DamagedError("file is missing", where, "divide the model again") from None
+            raise DamagedError("file is missing", where, _REMEDY) from None
         if error.errno in _NOT_PLAIN:
             raise _not_plain(where) from None
         if error.errno in _UNREADABLE:
@@ -76,29 +77,33 @@ def open_regular(root: Path, name: str, flags: int = 0) -> int:
     return fd
 
 
+@contextlib.contextmanager
+def opened(root: Path, name: str) -> Iterator[int]:
+    """Context manager of the descriptor that `open_regular` returns."""
+    fd = open_regular(root, name)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
 def require_size(fd: int, file_bytes: int, where: object) -> None:
     """Raise DamagedError unless the open file has the size given in the manifest."""
     size = os.fstat(fd).st_size
     if size != file_bytes:
-        raise DamagedError(
-            f"file has {size} bytes, expected {file_bytes} from the manifest", where, "divide the model again"
-        )
+        raise DamagedError(f"file has {size} bytes, expected {file_bytes} from the manifest", where, _REMEDY)
 
 
-def read_small(root: Path, file: Union[File, Graph]) -> bytes:
+def read_small(root: Path, file: File) -> bytes:
     """Return the whole content of a small file of the store, checked against its size and digest."""
     where = root / file.file
     if file.bytes > MAX_SMALL_BYTES:
         raise DamagedError(f"file of {file.bytes} bytes exceeds the limit of {MAX_SMALL_BYTES}", where)
-    fd = open_regular(root, file.file)
-    try:
+    with opened(root, file.file) as fd, translate_read_errors(where):
         require_size(fd, file.bytes, where)
-        with translate_read_errors(where):
-            data = b"".join(iter_chunks(fd, file.bytes))
-    finally:
-        os.close(fd)
+        data = b"".join(iter_chunks(fd, file.bytes))
     if hashlib.sha256(data).hexdigest() != file.sha256:
-        raise DamagedError("sha256 differs from the manifest", where, "divide the model again")
+        raise DamagedError("sha256 differs from the manifest", where, _REMEDY)
     return data
 
 
@@ -111,6 +116,22 @@ def iter_chunks(fd: int, size: int, chunk_bytes: int = CHUNK_BYTES) -> Iterator[
             return
         offset += len(data)
         yield data
+
+
+def read_exactly(fd: int, view: memoryview, offset: int, where: object, remedy: str = _REMEDY) -> None:
+    """Fill `view` from the bytes of a file at `offset`. Raises DamagedError where the file is shorter."""
+    done = 0
+    while done < len(view):
+        with translate_read_errors(where):
+            got = os.preadv(fd, [view[done:]], offset + done)
+        if not got:
+            raise DamagedError("file ends inside a tensor", where, remedy)
+        done += got
+
+
+def block_digests(fd: int, size: int) -> bytes:
+    """Return the concatenated SHA-256 digests of the blocks of a file of `size` bytes."""
+    return b"".join(hashlib.sha256(block).digest() for block in iter_chunks(fd, size, BLOCK_BYTES))
 
 
 def sha256_of(fd: int) -> str:
@@ -159,24 +180,18 @@ def lock_folder(folder: Path, what: str, busy: str) -> int:
     Raises UsageError: with `busy` if another process holds the lock, with `what` if the folder cannot be created.
     """
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    with translate_path_errors(what, folder):
+    with translate_path_errors(what, folder), contextlib.ExitStack() as on_failure:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):
             folder.mkdir()
-        lock = -1
-        try:
+        # locked, or renamed by the holder of the lock in the meantime
+        with contextlib.suppress(BlockingIOError, FileNotFoundError):
             lock = os.open(str(folder), flags)
+            on_failure.callback(os.close, lock)
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(lock), os.lstat(str(folder))):
+                on_failure.pop_all()
                 return lock
-        except (BlockingIOError, FileNotFoundError):
-            pass  # locked, or renamed by the holder of the lock in the meantime
-        except BaseException:
-            if lock >= 0:
-                os.close(lock)
-            raise
-    if lock >= 0:
-        os.close(lock)
     raise UsageError(busy, folder, "wait until it has finished")
 
 
@@ -193,36 +208,28 @@ def write_atomic(path: Path, chunks: Iterable[Data]) -> File:
 
     The mode follows the umask. Raises DiskFullError.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    temporary, digest, size = path.with_name(path.name + ".tmp"), hashlib.sha256(), 0
     with translate_disk_full(path):
         fd = os.open(str(temporary), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         try:
-            size, sha256 = _write_durably(fd, chunks)
+            with contextlib.ExitStack() as closing:
+                closing.callback(os.close, fd)
+                for chunk in chunks:
+                    digest.update(chunk)
+                    write_all(fd, chunk)
+                    size += memoryview(chunk).nbytes
+                os.fsync(fd)
             temporary.replace(path)
         except BaseException:
             with contextlib.suppress(OSError):  # the first error is the one to report
                 temporary.unlink()
             raise
         fsync_folder(path.parent)
-    return File(path.name, size, sha256)
+    return File(path.name, size, digest.hexdigest())
 
 
-def _write_durably(fd: int, chunks: Iterable[Data]) -> Tuple[int, str]:
-    """Write, flush and close. Return the size in bytes and the SHA-256 digest."""
-    digest, size = hashlib.sha256(), 0
-    try:
-        for chunk in chunks:
-            digest.update(chunk)
-            size += _write_all(fd, chunk)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    return size, digest.hexdigest()
-
-
-def _write_all(fd: int, chunk: Data) -> int:
+def write_all(fd: int, chunk: Data) -> None:
+    """Write a whole chunk at the position of the descriptor."""
     view = memoryview(chunk).cast("B")
-    written = 0
-    while written < len(view):
-        written += os.write(fd, view[written:])
-    return written
+    while len(view):
+        view = view[os.write(fd, view) :]

@@ -4,31 +4,34 @@ The classes are plain data, written here as format 3 and read by `store.parsing`
 docs/store-format.md describes the format for other implementations.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Optional, Sequence, Tuple
 
 from offramp.errors import StoreError
+from offramp.program.checks import MAX_RANK, NAMED, POSITIVE
+from offramp.program.dtypes import DTYPES
 from offramp.program.program import Program, plain
 from offramp.store.repeats import compress
 from offramp.store.safetensors import num_bytes
 
 FILE_NAME = "offramp.json"
 LABELS_FILE = "labels.json"
-FORMAT = 3
-ENCODER_FORMAT, MODULE_FORMAT = 1, 2
-"""Older formats, which are read and no longer written: a text encoder, and a module that was divided by a run."""
-FORMATS = (ENCODER_FORMAT, MODULE_FORMAT, FORMAT)
+ENCODER_FORMAT, MODULE_FORMAT, FORMAT = 1, 2, 3
+"""Formats that are read; only the last one is written. The first describes a text encoder, the second a module that was
+divided by a run."""
 MAX_MANIFEST_BYTES = 2 << 20
 """Largest manifest that is read. Parsing a hostile manifest takes up to 25 times its size in memory."""
 MAX_GRAPH_BYTES = 1 << 20
 """Largest graph that is read. Weights are inputs of a graph, so it holds no large tensors."""
 BLOCK_BYTES = 64 << 10
 """Block size of the digests of gathered tables, so that one row can be verified without reading its table."""
+_FILE = re.compile(r"(graphs/)?[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_SHA256 = {"pattern": re.compile(r"[0-9a-f]{64}")}
+_DTYPE, _SHAPE = {"choices": tuple(DTYPES)}, {"most": MAX_RANK}
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,8 @@ class Tensor:
 
     name: str
     role: str
-    dtype: str
-    shape: Tuple[int, ...]
+    dtype: str = field(metadata=_DTYPE)
+    shape: Tuple[int, ...] = field(metadata=_SHAPE)
     offset: int
 
     @property
@@ -51,19 +54,19 @@ class Tensor:
 class File:
     """A file of the store with its size and digest."""
 
-    file: str
+    file: str = field(metadata={"pattern": _FILE})
     bytes: int
-    sha256: str
+    sha256: str = field(metadata=_SHA256)
 
 
 @dataclass(frozen=True)
 class Shard:
     """Tensors that are loaded and evicted together: a safetensors file. Data begin at `data_start`, on a page."""
 
-    name: str
-    file: str
+    name: str = field(metadata=NAMED)
+    file: str = field(metadata={"pattern": _FILE})
     bytes: int
-    sha256: str
+    sha256: str = field(metadata=_SHA256)
     data_start: int
     tensors: Tuple[Tensor, ...]
     blocks: Optional[File] = None
@@ -84,22 +87,19 @@ class Shard:
 class Source:
     """Origin of the store. `widened_from` is the narrow dtype of the source, if it was converted to F32."""
 
-    fingerprint: str
+    fingerprint: str = field(metadata=_SHA256)
     architecture: str
     model_type: str
     method: str
-    widened_from: Optional[str] = None
+    widened_from: Optional[str] = field(default=None, metadata=_DTYPE)
 
 
 @dataclass(frozen=True)
-class Graph:
+class Graph(File):
     """ONNX graph of one kernel, with its weights as inputs."""
 
-    file: str
-    bytes: int
-    sha256: str
-    opset: int
-    ir: int
+    opset: int = field(metadata=POSITIVE)
+    ir: int = field(metadata=POSITIVE)
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class ProvenInput:
     """One input of an example: NumPy's or PyTorch's name of its dtype, and its shape."""
 
     dtype: str
-    shape: Tuple[int, ...]
+    shape: Tuple[int, ...] = field(metadata=_SHAPE)
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class ProvenExample:
     """One example that was run from the store under the smallest weight budget and compared with the whole module."""
 
     inputs: Dict[str, ProvenInput]
-    inputs_sha256: str
+    inputs_sha256: str = field(metadata=_SHA256)
     equal: bool
     """All outputs were equal bit for bit."""
     unplanned_loads: int
@@ -141,7 +141,7 @@ class Proof:
     examples: Tuple[ProvenExample, ...] = ()
     is_paged: bool = False
     """True if weights are used outside their stages; a strict stream refuses such a store."""
-    unsaved_buffers_sha256: Optional[str] = None
+    unsaved_buffers_sha256: Optional[str] = field(default=None, metadata=_SHA256)
     """Digest of the buffers that no checkpoint holds: a module built anew from its class must have the same."""
 
 
@@ -212,12 +212,13 @@ def _last_line(body: bytes) -> bytes:
 
 def all_files(manifest: Manifest) -> Tuple[File, ...]:
     """Return every file that the manifest names, in a fixed order."""
-    exits = manifest.exits
-    found: List[File] = [File(shard.file, shard.bytes, shard.sha256) for shard in manifest.shards.values()]
-    found += [shard.blocks for shard in manifest.shards.values() if shard.blocks is not None]
-    found += [File(graph.file, graph.bytes, graph.sha256) for graph in manifest.graphs.values()]
-    found += list(manifest.files) + ([] if manifest.labels is None else [manifest.labels])
-    return tuple(found + ([] if exits is None else [exits.heads, exits.description]))
+    shards, exits = manifest.shards.values(), manifest.exits
+    found = [File(shard.file, shard.bytes, shard.sha256) for shard in shards]
+    found += [shard.blocks for shard in shards if shard.blocks is not None]
+    found += [*manifest.graphs.values(), *manifest.files]
+    found += [] if manifest.labels is None else [manifest.labels]
+    found += [] if exits is None else [exits.heads, exits.description]
+    return tuple(found)
 
 
 def captured_file(kernel: str) -> str:
@@ -228,8 +229,6 @@ def captured_file(kernel: str) -> str:
 def require_head(manifest: Manifest, where: object) -> None:
     """Raise StoreError unless the model ends in a classification head."""
     if manifest.program.problem is None:
-        raise StoreError(
-            f"{manifest.source.architecture} has no classification head",
-            where,
-            "divide a model ...ForSequenceClassification or ...ForImageClassification, or run it with offramp.stream",
-        )
+        what = f"{manifest.source.architecture} has no classification head"
+        models = "...ForSequenceClassification or ...ForImageClassification"
+        raise StoreError(what, where, f"divide a model {models}, or run it with offramp.stream")

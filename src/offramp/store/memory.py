@@ -45,7 +45,7 @@ class VerifiedMemory:
         key = hashlib.sha256(os.fsencode(os.path.realpath(str(store))) + b"\0" + manifest_bytes).hexdigest()
         self._path = cache_folder() / "verified" / (key + ".json")
         self._verified = self._load()
-        self._changed = False
+        self._saved = dict(self._verified)
 
     def knows(self, shard: str, identity: Optional[str]) -> bool:
         """Return whether the whole file of `shard` was verified with this identity."""
@@ -54,7 +54,7 @@ class VerifiedMemory:
     def remember(self, shard: str, identity: Optional[str]) -> None:
         """Record that the whole file matched its digest."""
         if identity is not None:
-            self._put(shard, identity)
+            self._verified[shard] = identity
 
     def blocks(self, shard: str, identity: Optional[str], count: int) -> bytearray:
         """Return one byte per block of the file: 1 if the block was verified with this identity, otherwise 0."""
@@ -68,30 +68,23 @@ class VerifiedMemory:
     def remember_blocks(self, shard: str, identity: Optional[str], bitmap: bytearray) -> None:
         """Record the current state of the bitmap returned by `blocks`."""
         if identity is not None:
-            self._put(_blocks_key(shard), f"{identity} {bitmap.hex()}")
+            self._verified[_blocks_key(shard)] = f"{identity} {bitmap.hex()}"
 
     def save(self) -> None:
         """Write the cache if it changed. Errors are ignored."""
-        if not self._changed:
+        if self._verified == self._saved:
             return
         with contextlib.suppress(OSError):  # without a cache the next process hashes again
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._replace(json.dumps(self._verified))
-            self._changed = False
-
-    def _replace(self, text: str) -> None:
-        fd, temporary = tempfile.mkstemp(dir=str(self._path.parent))
-        try:
-            with os.fdopen(fd, "w") as stream:
-                stream.write(text)
-            Path(temporary).replace(self._path)
-        except BaseException:
-            Path(temporary).unlink()
-            raise
-
-    def _put(self, key: str, value: str) -> None:
-        self._changed |= self._verified.get(key) != value
-        self._verified[key] = value
+            fd, temporary = tempfile.mkstemp(dir=str(self._path.parent))
+            try:
+                with os.fdopen(fd, "w") as stream:
+                    json.dump(self._verified, stream)
+                Path(temporary).replace(self._path)
+            except BaseException:
+                Path(temporary).unlink()
+                raise
+            self._saved = dict(self._verified)
 
     def _load(self) -> Dict[str, str]:
         try:

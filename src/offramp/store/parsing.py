@@ -1,74 +1,87 @@
-"""Manifests read from bytes: the one place that checks them.
+"""Manifests read from bytes: the one place that checks them, alone and as parts that must fit together.
 
 Unknown or missing keys, types, names and sizes are refused here by name, so that every caller can rely on a `Manifest`.
-Files are compared with their digests by `store.reader` and `store.checking`.
+Files are compared with their digests by `store.reader`.
 """
 
-from __future__ import annotations
-
-import re
-from typing import Any, Dict, List, Tuple
+from dataclasses import dataclass, field
+from typing import Any, Dict, Optional, Tuple
 
 from offramp.errors import DamagedError, VersionError
-from offramp.program.checks import (
-    WrongError,
-    bool_of,
-    choice_of,
-    int_of,
-    items_of,
-    list_of,
-    names_of,
-    object_of,
-    str_of,
-)
-from offramp.program.dtypes import DTYPES
-from offramp.program.parsing import MAX_RANK, NAME, check_program, program_of, require_distinct
-from offramp.store.consistency import check_manifest
-from offramp.store.lifting import lift_encoder, lift_module, lift_proof
-from offramp.store.manifest import (
-    ENCODER_FORMAT,
-    FILE_NAME,
-    FORMAT,
-    FORMATS,
-    MAX_GRAPH_BYTES,
-    MAX_MANIFEST_BYTES,
-    Exits,
-    File,
-    Graph,
-    Manifest,
-    Proof,
-    ProvenExample,
-    ProvenInput,
-    Shard,
-    Source,
-    Tensor,
-    is_sealed,
-)
+from offramp.program import program as p
+from offramp.program.checks import NAMED, WrongError, int_of, read, require_distinct, require_listed
+from offramp.program.consistency import check_program
+from offramp.program.encoder import Encoder, misfit
+from offramp.program.program import Program
+from offramp.store import lifting
+from offramp.store import manifest as m
 from offramp.store.repeats import expand
-from offramp.store.safetensors import PAGE_BYTES, strict_json
+from offramp.store.safetensors import PAGE_BYTES, require_contiguous, strict_json
 
-_FILE = re.compile(r"(graphs/)?[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _REMEDY = "divide the model again"
+_TEMPLATES_WITHOUT_GRAPH = ("mask", p.POOLED_LINEAR)
+"""Templates that every backend computes by itself."""
 
 
-def loads(data: bytes, where: object = FILE_NAME) -> Manifest:
+@dataclass(frozen=True)
+class _Common:
+    """Keys of the manifests of all formats, `format` excepted."""
+
+    source: m.Source
+    shards: Tuple[m.Shard, ...]
+    graphs: Dict[str, m.Graph] = field(metadata=NAMED)
+    files: Tuple[m.File, ...]
+    exits: Optional[m.Exits]
+    sha256: Any
+
+
+@dataclass(frozen=True)
+class _EncoderManifest(_Common):
+    encoder: Encoder
+    stages: Tuple[lifting.OldStage, ...]
+    proof: Optional[Dict[str, Any]]
+    """Ignored."""
+
+
+@dataclass(frozen=True)
+class _ModuleManifest(_Common):
+    program: lifting.OldProgram
+    stages: Tuple[lifting.OldStage, ...]
+    proof: Optional[Dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class _ProgramManifest(_Common):
+    program: Any
+    proof: Optional[m.Proof]
+    labels: Optional[m.File]
+
+
+_KINDS = {m.ENCODER_FORMAT: _EncoderManifest, m.MODULE_FORMAT: _ModuleManifest, m.FORMAT: _ProgramManifest}
+
+
+def loads(data: bytes, where: object = m.FILE_NAME) -> m.Manifest:
     """Return the checked manifest of format 1, 2 or 3.
 
     Raises VersionError for another format, DamagedError naming the key for anything else that is wrong.
     """
-    tree = _tree(data, where)
+    try:
+        tree = strict_json(data)
+    except ValueError as error:
+        raise DamagedError(f"manifest is not JSON ({error})", where, _REMEDY) from None
+    if not isinstance(tree, dict):
+        raise DamagedError("manifest is not a JSON object", where, _REMEDY)
     version = tree.pop("format", None)
-    if type(version) is not int or version not in FORMATS:
-        what = f"manifest has format {version!r}, this version reads {', '.join(map(str, FORMATS))}"
+    if type(version) is not int or version not in _KINDS:
+        what = f"manifest has format {version!r}, this version reads {', '.join(map(str, _KINDS))}"
         raise VersionError(what, where, "use the offramp that wrote it, or divide again")
     try:
-        manifest = _manifest(tree) if version == FORMAT else _old_manifest(tree, version)
+        manifest = _manifest(read(_KINDS[version], tree, ""))
         check_program(manifest.program)
-        check_manifest(manifest)
+        _check_manifest(manifest)
     except WrongError as error:
         raise DamagedError(f"manifest: {error}", where, _REMEDY) from None
-    if not is_sealed(data):
+    if not m.is_sealed(data):
         raise DamagedError("manifest was changed: it does not end in its own sha256", where, _REMEDY)
     return manifest
 
@@ -76,175 +89,127 @@ def loads(data: bytes, where: object = FILE_NAME) -> Manifest:
 def parse_labels(data: bytes, num_labels: int, where: object) -> Tuple[str, ...]:
     """Return the labels of `labels.json`. Raises DamagedError unless it is a list of `num_labels` strings."""
     try:
-        labels = names_of(strict_json(data), "labels")
+        labels = read(Tuple[str, ...], strict_json(data), "labels")
         if len(labels) != num_labels:
             raise WrongError(f"{len(labels)} labels, the output has {num_labels}")
-    except (ValueError, WrongError) as error:
+    except ValueError as error:
         raise DamagedError(f"labels: {error}", where, _REMEDY) from None
     return labels
 
 
-def _tree(data: bytes, where: object) -> Dict[str, Any]:
-    try:
-        tree = strict_json(data)
-    except ValueError as error:
-        raise DamagedError(f"manifest is not JSON ({error})", where, _REMEDY) from None
-    if not isinstance(tree, dict):
-        raise DamagedError("manifest is not a JSON object", where, _REMEDY)
-    return tree
+def _manifest(found: Any) -> m.Manifest:
+    """Return a manifest of any format with its computation as a program."""
+    require_distinct((shard.name for shard in found.shards), "shard")
+    shards: Dict[str, m.Shard] = {shard.name: shard for shard in found.shards}
+    proof, labels, inline_labels = None, None, ()
+    if isinstance(found, _ProgramManifest):
+        program, proof, labels = read(Program, expand(found.program, "program"), "program"), found.proof, found.labels
+    elif isinstance(found, _ModuleManifest):
+        proof = lifting.lift_proof(found.proof)
+        program, inline_labels = lifting.lift_module(found.program, found.stages, shards, proof)
+    else:
+        program, inline_labels = lifting.lift_encoder(found.encoder, found.stages, shards)
+    common = (found.graphs, found.files, found.exits)
+    return m.Manifest(found.source, program, shards, *common, proof, labels, inline_labels)
 
 
-def _manifest(tree: Dict[str, Any]) -> Manifest:
-    tree = object_of(tree, "manifest", "source program shards graphs files exits proof labels sha256")
-    common = _common(tree)
-    proof, labels = tree["proof"], tree["labels"]
-    return Manifest(
-        program=program_of(expand(tree["program"], "program")),
-        proof=None if proof is None else _proof(proof),
-        labels=None if labels is None else _file(labels, "labels"),
-        **common,
-    )
+def _check_manifest(manifest: m.Manifest) -> None:
+    """Raise WrongError naming the first part that does not fit the others."""
+    program, shards = manifest.program, manifest.shards
+    require_distinct((tensor.name for shard in shards.values() for tensor in shard.tensors), "tensor")
+    require_distinct((file.file.lower() for file in m.all_files(manifest)), "file")  # some file systems fold case
+    for index, shard in enumerate(shards.values()):
+        _check_shard(shard, f"shards[{index}]")
+    for index, stage in enumerate(program.stages):
+        for number, step in enumerate(stage.steps):
+            _check_step(step, manifest, f"program.stages[{index}].steps[{number}]")
+    for name, lookup in program.lookups.items():
+        _check_look_up(lookup, f"program.lookups.{name}", program.texts, manifest)
+    if program.module is not None:
+        _check_module(program.module, manifest)
+    wrong = misfit(program, {name: (tensor.dtype, tensor.shape) for name, (_, tensor) in manifest.tensors().items()})
+    if wrong is not None:
+        raise WrongError(wrong)
+    _check_graphs(manifest)
+    num_labels = 0 if program.output is None else program.output.num_labels
+    if (manifest.labels is not None) + bool(manifest.inline_labels) != bool(num_labels):
+        raise WrongError(f"labels: the output has {num_labels}")
 
 
-def _old_manifest(tree: Dict[str, Any], version: int) -> Manifest:
-    """Return a manifest of format 1 or 2 with its computation as a program."""
-    described = "encoder" if version == ENCODER_FORMAT else "program"
-    tree = object_of(tree, "manifest", f"source {described} stages shards graphs files exits proof sha256")
-    common = _common(tree)
-    if version == ENCODER_FORMAT:  # its proof, where there is one, is an object that nothing reads
-        items_of({} if tree["proof"] is None else tree["proof"], "proof")
-        program, labels = lift_encoder(tree["encoder"], tree["stages"], common["shards"])
-        return Manifest(program=program, inline_labels=labels, **common)
-    proof = _proof(lift_proof(tree["proof"]))
-    program, labels = lift_module(tree["program"], tree["stages"], common["shards"], proof)
-    return Manifest(program=program, inline_labels=labels, proof=proof, **common)
-
-
-def _common(tree: Dict[str, Any]) -> Dict[str, Any]:
-    """Return the fields that all formats describe alike."""
-    shards: List[Shard] = [_shard(part, f"shards[{i}]") for i, part in enumerate(list_of(tree["shards"], "shards"))]
-    require_distinct((shard.name for shard in shards), "shard")
-    exits = tree["exits"]
-    if exits is not None:
-        exits = object_of(exits, "exits", "heads description")
-        exits = Exits(_file(exits["heads"], "exits.heads"), _file(exits["description"], "exits.description"))
-    return {
-        "source": _source(tree["source"]),
-        "shards": {shard.name: shard for shard in shards},
-        "graphs": {
-            str_of(name, "graphs", NAME): _graph(part, "graphs." + name)
-            for name, part in items_of(tree["graphs"], "graphs")
-        },
-        "files": tuple(_file(part, f"files[{i}]") for i, part in enumerate(list_of(tree["files"], "files"))),
-        "exits": exits,
-    }
-
-
-def _file_fields(tree: Dict[str, Any], where: str) -> Tuple[str, int, str]:
-    return (
-        str_of(tree["file"], where + ".file", _FILE),
-        int_of(tree["bytes"], where + ".bytes"),
-        str_of(tree["sha256"], where + ".sha256", _SHA256),
-    )
-
-
-def _file(tree: Any, where: str) -> File:
-    return File(*_file_fields(object_of(tree, where, "file bytes sha256"), where))
-
-
-def _graph(tree: Any, where: str) -> Graph:
-    tree = object_of(tree, where, "file bytes sha256 opset ir")
-    versions = (int_of(tree[key], f"{where}.{key}", 1) for key in ("opset", "ir"))
-    graph = Graph(*_file_fields(tree, where), *versions)
-    if graph.bytes > MAX_GRAPH_BYTES:
-        raise WrongError(f"{where} of {graph.bytes} bytes is larger than {MAX_GRAPH_BYTES}")
-    return graph
-
-
-def _shape(tree: Any, where: str) -> Tuple[int, ...]:
-    shape = tuple(int_of(size, where) for size in list_of(tree, where))
-    if len(shape) > MAX_RANK:
-        raise WrongError(f"{where} has {len(shape)} dimensions, at most {MAX_RANK} are read")
-    return shape
-
-
-def _tensor(tree: Any, where: str) -> Tensor:
-    tree = object_of(tree, where, "name role dtype shape offset")
-    return Tensor(
-        str_of(tree["name"], where + ".name"),
-        str_of(tree["role"], where + ".role"),
-        choice_of(tree["dtype"], where + ".dtype", tuple(DTYPES)),
-        _shape(tree["shape"], where + ".shape"),
-        int_of(tree["offset"], where + ".offset"),
-    )
-
-
-def _shard(tree: Any, where: str) -> Shard:
-    tree = object_of(tree, where, "name file bytes sha256 data_start tensors blocks")
-    file, size, sha256 = _file_fields(tree, where)
-    tensors = enumerate(list_of(tree["tensors"], where + ".tensors"))
-    shard = Shard(
-        str_of(tree["name"], where + ".name", NAME),
-        file,
-        size,
-        sha256,
-        int_of(tree["data_start"], where + ".data_start", PAGE_BYTES, min(size, MAX_MANIFEST_BYTES)),
-        tuple(_tensor(tensor, f"{where}.tensors[{i}]") for i, tensor in tensors),
-        None if tree["blocks"] is None else _file(tree["blocks"], where + ".blocks"),
-    )
-    _check_layout(shard, where)
-    return shard
-
-
-def _check_layout(shard: Shard, where: str) -> None:
+def _check_shard(shard: m.Shard, where: str) -> None:
+    """Raise WrongError unless tensors fill the file, and rows are gathered from tables with distinct roles."""
+    int_of(shard.data_start, f"{where}.data_start", PAGE_BYTES, min(shard.bytes, m.MAX_MANIFEST_BYTES))
     if shard.data_start % PAGE_BYTES:
         raise WrongError(f"{where}.data_start {shard.data_start} is not a multiple of {PAGE_BYTES}")
-    end = 0
-    for tensor in sorted(shard.tensors, key=lambda tensor: tensor.offset):
-        if tensor.offset != end:
-            raise WrongError(f"{where}: tensor {tensor.name!r} begins at {tensor.offset}, not at {end}")
-        end += tensor.num_bytes
-    if end != shard.data_bytes:
-        raise WrongError(f"{where}: tensors take {end} bytes, the file holds {shard.data_bytes}")
+    tensors = ((tensor.offset, tensor.num_bytes, tensor.name) for tensor in shard.tensors)
+    require_contiguous(tensors, shard.data_bytes, f"{where}: ")
+    if shard.blocks is None:
+        return
+    if not shard.tensors or any(len(tensor.shape) != 2 or 0 in tensor.shape for tensor in shard.tensors):
+        raise WrongError(f"shard {shard.name!r}, of which rows are gathered, must hold tables")
+    require_distinct((tensor.role for tensor in shard.tensors), f"shard {shard.name!r}: role")
 
 
-def _source(tree: Any) -> Source:
-    tree = object_of(tree, "source", "fingerprint architecture model_type method widened_from")
-    widened = tree["widened_from"]
-    architecture, model_type, method = (
-        str_of(tree[key], "source." + key) for key in ("architecture", "model_type", "method")
-    )
-    return Source(
-        str_of(tree["fingerprint"], "source.fingerprint", _SHA256),
-        architecture,
-        model_type,
-        method,
-        None if widened is None else choice_of(widened, "source.widened_from", tuple(DTYPES)),
-    )
+def _check_step(step: p.Step, manifest: m.Manifest, where: str) -> None:
+    require_listed(step.shards, manifest.shards, f"{where} needs the shard")
+    require_listed((*step.weights.values(), *step.constants.values()), manifest.tensors(), f"{where} takes the tensor")
+    for name in step.weights.values():
+        if manifest.tensors()[name][0].name not in step.shards:
+            raise WrongError(f"{where} takes {name!r}, which is not in its shards")
 
 
-def _proof(tree: Any) -> Proof:
-    tree = object_of(tree, "proof", "examples is_paged unsaved_buffers_sha256")
-    digest = tree["unsaved_buffers_sha256"]
-    examples = enumerate(list_of(tree["examples"], "proof.examples"))
-    return Proof(
-        tuple(_proven_example(example, f"proof.examples[{i}]") for i, example in examples),
-        bool_of(tree["is_paged"], "proof.is_paged"),
-        None if digest is None else str_of(digest, "proof.unsaved_buffers_sha256", _SHA256),
-    )
+def _check_look_up(lookup: p.LookUp, where: str, texts: Optional[p.Texts], manifest: m.Manifest) -> None:
+    """Raise WrongError unless the table is gathered, float32, and has a row for every id that may occur."""
+    require_listed([lookup.table], manifest.tensors(), f"{where} takes the tensor")
+    shard, table = manifest.tensors()[lookup.table]
+    if shard.blocks is None:
+        raise WrongError(f"{where} takes {lookup.table!r}, of whose shard no rows are gathered")
+    if table.dtype != "F32" or lookup.value.axes[-1] != table.shape[1]:
+        raise WrongError(f"{where} is {lookup.value}, the rows of its table are {table.dtype} [{table.shape[1]}]")
+    if texts is None:
+        return
+    needed = {p.INPUT_IDS: texts.vocab_size, p.TOKEN_TYPE_IDS: texts.num_token_types}
+    needed[p.POSITION_IDS] = texts.max_length + texts.position_offset
+    height, least = table.shape[0], needed.get(lookup.input, 0)
+    if height < least:
+        raise WrongError(f"{where}: {lookup.table!r} has {height} rows, {lookup.input} names {least}")
 
 
-def _proven_example(tree: Any, where: str) -> ProvenExample:
-    counts = "unplanned_loads disorders peak_weight_bytes weight_budget_bytes"
-    tree = object_of(tree, where, f"inputs inputs_sha256 equal {counts}")
-    return ProvenExample(
-        {name: _proven_input(part, f"{where}.inputs") for name, part in items_of(tree["inputs"], where + ".inputs")},
-        str_of(tree["inputs_sha256"], where + ".inputs_sha256", _SHA256),
-        bool_of(tree["equal"], where + ".equal"),
-        *(int_of(tree[key], f"{where}.{key}") for key in counts.split()),
-    )
+def _check_module(module: p.Module, manifest: m.Manifest) -> None:
+    """Raise WrongError unless the names of a module are known and its shards are of the kinds that they must be."""
+    where, shards, tensors = "program.module", manifest.shards, manifest.tensors()
+    for index, part in enumerate(module.parts):
+        require_listed(part.shards, shards, f"{where}.parts[{index}] needs the shard")
+    require_listed(module.pinned, shards, f"{where}.pinned names the shard")
+    for key in ("aliases", "buffers", "sliced", "unused"):
+        require_listed(getattr(module, key), tensors, f"{where}.{key} names the tensor")
+    require_distinct([*tensors, *(name for names in module.aliases.values() for name in names)], "tensor")
+    for shard in shards.values():
+        if shard.blocks is not None and (len(shard.tensors) != 1 or shard.tensors[0].role != "rows"):
+            raise WrongError(f"shard {shard.name!r}, of which rows are gathered, must hold one table")
+    for name in module.sliced:
+        if tensors[name][0].blocks is None:
+            raise WrongError(f"{where}.sliced names {name!r}, of whose shard no rows are gathered")
+    for name in module.pinned:
+        if shards[name].blocks is not None:
+            raise WrongError(f"{where}.pinned names {name!r}, of which rows are gathered")
+    placed = {name for part in module.parts for name in part.shards}.union(module.pinned)
+    for name in module.buffers:
+        if tensors[name][0].name in placed:
+            raise WrongError(f"{where}.buffers names {name!r}, which is in a part")
 
 
-def _proven_input(tree: Any, where: str) -> ProvenInput:
-    tree = object_of(tree, where, "dtype shape")
-    return ProvenInput(str_of(tree["dtype"], where + ".dtype"), _shape(tree["shape"], where + ".shape"))
+def _check_graphs(manifest: m.Manifest) -> None:
+    """Raise WrongError unless all kernels have graphs or none has, and exits have their kernel."""
+    kernels, graphs = manifest.program.kernels, manifest.graphs
+    for name, graph in graphs.items():
+        if graph.bytes > m.MAX_GRAPH_BYTES:
+            raise WrongError(f"graphs.{name} of {graph.bytes} bytes is larger than {m.MAX_GRAPH_BYTES}")
+    needed = {step.kernel for step in manifest.program.steps()}
+    if manifest.exits is not None:
+        if p.EXIT_KERNEL not in kernels:
+            raise WrongError(f"exits need the kernel {p.EXIT_KERNEL!r}")
+        needed.add(p.EXIT_KERNEL)
+    lost = [name for name in sorted(needed - set(graphs)) if kernels[name].template not in _TEMPLATES_WITHOUT_GRAPH]
+    if graphs and lost:
+        raise WrongError(f"kernels {lost} have no graph")

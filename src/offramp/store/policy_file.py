@@ -2,28 +2,27 @@
 writing of JSON files with a format number, which device profiles share.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Tuple, Type, TypeVar, Union
+from typing import Any, Dict, Mapping, Optional, Sequence, Tuple, Type, TypeVar, Union
 
 from offramp.errors import StoreError, UsageError, VersionError
-from offramp.program.checks import require_known
+from offramp.program.checks import read
+from offramp.program.program import plain
 from offramp.store.files import MAX_SMALL_BYTES, translate_path_errors, write_atomic
 
 FORMAT = 1
 UNRECORDED = 0
 """Value of `MeasuredOn.budget_bytes` where the budget was not recorded; None means that there was no budget."""
 _REMEDY = "make it again: offramp tune"
-_Facts = TypeVar("_Facts", "Prediction", "MeasuredOn")
+_Facts = TypeVar("_Facts", bound="Union[Prediction, MeasuredOn]")
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Performance of a policy on the tune split. None: not recorded. Raises ValueError for other types."""
+    """Performance of a policy on the tune split. None: not recorded."""
 
     score: Optional[float] = None
     """Percent."""
@@ -38,12 +37,8 @@ class Prediction:
     """Share of rows that reach each layer; empty: not recorded."""
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if name != "reached" and value is not None and not _is_number(value):
-                raise ValueError(f"{name} must be a number, not {value!r}")
-        if not isinstance(self.reached, (list, tuple)) or not all(_is_number(x) and 0 <= x <= 1 for x in self.reached):
+        if not all(0 <= share <= 1 for share in self.reached):
             raise ValueError(f"reached must be the share of rows that reach each layer, not {self.reached!r}")
-        object.__setattr__(self, "reached", tuple(self.reached))
 
 
 @dataclass(frozen=True)
@@ -65,10 +60,6 @@ class MeasuredOn:
     reads: Optional[str] = None
     budget_bytes: Optional[int] = UNRECORDED
     """Budget in bytes; None: what the machine allowed."""
-
-    def __post_init__(self) -> None:
-        if not (self.budget_bytes is None or (type(self.budget_bytes) is int and self.budget_bytes >= 0)):
-            raise ValueError(f"budget_bytes must be a number of bytes, not {self.budget_bytes!r}")
 
     def to_json(self) -> Dict[str, Any]:
         """Return what is recorded, by name."""
@@ -94,7 +85,7 @@ class PolicyFile:
     """Task, metrics, and the digests of the splits."""
     measured_on: MeasuredOn
     """Conditions of the device profile."""
-    front: List[Dict[str, Any]]
+    front: Sequence[Dict[str, Any]]
     """Policies that no other beats in both score and latency, the fastest first."""
 
 
@@ -106,44 +97,27 @@ def write_policy(path: Path, file: PolicyFile) -> None:
 
 def read_policy(path: Path) -> PolicyFile:
     """Read a policy file. Raises UsageError where there is none, StoreError for something else, VersionError."""
-    tree = read_json(path, "policy file", _REMEDY)
-    try:
-        given = {each.name: tree[each.name] for each in fields(PolicyFile)}
-    except KeyError as error:
-        raise StoreError(f"policy file without {error}", path, _REMEDY) from None
-    given["predicted"] = _read_facts(Prediction, given["predicted"], "predicted", path)
-    given["measured_on"] = _read_facts(MeasuredOn, given["measured_on"], "measured_on", path)
+    tree, given = read_json(path, "policy file", _REMEDY), {}
+    for each in fields(PolicyFile):
+        kind: Any = each.type
+        if each.name not in tree:
+            raise StoreError(f"policy file without {each.name!r}", path, _REMEDY)
+        try:
+            if kind in (Prediction, MeasuredOn):
+                given[each.name] = facts_from_json(kind, tree[each.name])
+            else:
+                given[each.name] = read(kind, tree[each.name], each.name)
+        except ValueError as error:
+            raise StoreError(f"policy file with an invalid {each.name!r} ({error})", path, _REMEDY) from None
     seconds = given["deadline_seconds"]
-    is_valid = {
-        "model_sha256": isinstance(given["model_sha256"], str),
-        "deadline_seconds": seconds is None or (_is_number(seconds) and 0 < seconds < math.inf),
-        "certificate": isinstance(given["certificate"], (dict, type(None))),
-        "tuned_on": isinstance(given["tuned_on"], dict),
-        "front": isinstance(given["front"], list),
-    }
-    for name, valid in is_valid.items():
-        if not valid:
-            raise StoreError(f"policy file with an invalid {name!r}", path, _REMEDY)
+    if seconds is not None and not 0 < seconds < math.inf:
+        raise StoreError("policy file with an invalid 'deadline_seconds'", path, _REMEDY)
     return PolicyFile(**given)
 
 
 def facts_from_json(kind: Type[_Facts], tree: Mapping[str, Any]) -> _Facts:
-    """Build a Prediction or MeasuredOn. Raises ValueError for unknown names and wrong types."""
-    if not isinstance(tree, dict):
-        raise ValueError(f"expected an object, got {type(tree).__name__}")
-    require_known(kind, tree, "name")
-    return kind(**tree)
-
-
-def _read_facts(kind: Type[_Facts], tree: Any, name: str, path: Path) -> _Facts:
-    try:
-        return facts_from_json(kind, tree)
-    except ValueError as error:
-        raise StoreError(f"policy file with an invalid {name!r} ({error})", path, _REMEDY) from None
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float)
+    """Build a Prediction or MeasuredOn; absent facts are not recorded. Raises ValueError for names and wrong types."""
+    return read(kind, {**plain(kind()), **read(Dict[str, Any], tree, kind.__name__)}, "")
 
 
 def write_json(path: Path, tree: Dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """Reading a store: whole shards into buffers of the caller, and rows of gathered tables, all verified by digest.
 
-When a shard is read and how long it stays in memory is decided by `runtime`. No file is ever mapped.
+`verify` checks every byte of every file that the manifest lists. When a shard is read and how long it stays in memory
+is decided by `runtime`. No file is ever mapped.
 """
 
 from __future__ import annotations
@@ -9,29 +10,28 @@ import hashlib
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
 
-from offramp.errors import DamagedError, StoreError
+from offramp.errors import DamagedError, RefusedError, StoreError
 from offramp.program.dtypes import DTYPES
 from offramp.program.program import Program
+from offramp.store import files
 from offramp.store import manifest as m
-from offramp.store.files import open_regular, read_small, require_size, sha256_of, translate_read_errors
 from offramp.store.memory import VerifiedMemory, identity_of
 from offramp.store.parsing import loads, parse_labels
-from offramp.store.safetensors import PAGE_BYTES, parse_header
+from offramp.store.safetensors import PAGE_BYTES, parse_header, read_header
 
 READ_CHUNK_BYTES = 2 << 20
 """Bytes per system call; a cancelled read stops at the next multiple."""
+Cancelled = Callable[[], bool]
+"""Function that returns whether to stop reading. `bool` itself always returns False."""
 VERIFY = ("always", "first", "never")
 _REMEDY = "divide the model again"
-
-
-def _never() -> bool:
-    return False
 
 
 class Store:
@@ -83,21 +83,15 @@ class Store:
         self._fds.clear()
         self._bitmaps.clear()
 
-    def read_file(self, file: Union[m.File, m.Graph]) -> bytes:
+    def read_file(self, file: m.File) -> bytes:
         """Return the verified content of a small file. Raises StoreError for a graph that refers to another file."""
-        data = read_small(self.path, file)
+        data = files.read_small(self.path, file)
         if isinstance(file, m.Graph):
             require_self_contained(data, self.path / file.file)
         return data
 
     def read_shard(
-        self,
-        name: str,
-        buffer: memoryview,
-        *,
-        direct: bool = False,
-        halves: bool = False,
-        cancelled: Callable[[], bool] = _never,
+        self, name: str, buffer: memoryview, *, direct: bool = False, halves: bool = False, cancelled: Cancelled = bool
     ) -> Tuple[int, bool]:
         """Read the whole file of shard `name` to the start of `buffer`.
 
@@ -113,8 +107,7 @@ class Store:
         if len(buffer) < needed:
             raise ValueError(f"shard {name} takes {needed} bytes, the buffer has {len(buffer)}")
         fd = self._fd(name, direct)
-        identity = identity_of(fd)
-        check = self.policy == "always" or (self.policy == "first" and not self._verified.knows(name, identity))
+        identity, check = self._identify(name, fd)
         if (direct or halves) and not check and shard.bytes > 2 * READ_CHUNK_BYTES:
             return self._read_halves(shard, fd, buffer[:needed], cancelled)
         digest = hashlib.sha256() if check else None
@@ -124,9 +117,13 @@ class Store:
             self._verified.remember(name, identity)
         return num_bytes, complete
 
-    def _read_halves(
-        self, shard: m.Shard, fd: int, buffer: memoryview, cancelled: Callable[[], bool]
-    ) -> Tuple[int, bool]:
+    def _identify(self, name: str, fd: int) -> Tuple[Optional[str], bool]:
+        """Return the identity of a shard's file, and whether its digest must be verified."""
+        identity = identity_of(fd)
+        is_known = self.policy == "first" and self._verified.knows(name, identity)
+        return identity, self.policy != "never" and not is_known
+
+    def _read_halves(self, shard: m.Shard, fd: int, buffer: memoryview, cancelled: Cancelled) -> Tuple[int, bool]:
         """Read both halves of a file at once. Returns (bytes read, complete).
 
         A disk serves two direct readers faster than one, and two threads that copy from the page cache disturb the
@@ -144,28 +141,22 @@ class Store:
         return num_bytes + more_bytes, complete and more_complete
 
     def _read_span(
-        self,
-        shard: m.Shard,
-        fd: int,
-        buffer: memoryview,
-        span: Tuple[int, int],
-        cancelled: Callable[[], bool],
-        digest: Any = None,
+        self, shard: m.Shard, fd: int, view: memoryview, span: Tuple[int, int], cancelled: Cancelled, digest: Any = None
     ) -> Tuple[int, bool]:
-        """Read the bytes of `span` into `buffer` and update `digest`. Returns (bytes read, complete)."""
+        """Read the bytes of `span` into `view` and update `digest`. Returns (bytes read, complete)."""
         offset, end = span
         while offset < end:
             if cancelled():
                 return offset - span[0], False
-            got = self._read_chunk(shard, fd, buffer, offset, end)
+            got = self._read_chunk(shard, fd, view, offset, end)
             if digest is not None:
-                digest.update(buffer[offset : offset + got])
+                digest.update(view[offset : offset + got])
             offset += got
         return offset - span[0], True
 
     def _read_chunk(self, shard: m.Shard, fd: int, buffer: memoryview, offset: int, end: int) -> int:
         """Read at most one chunk into `buffer` at `offset`. Returns the number of bytes before `end` that were read."""
-        with translate_read_errors(self.path / shard.file):
+        with files.translate_read_errors(self.path / shard.file):
             got = os.preadv(fd, [buffer[offset : offset + READ_CHUNK_BYTES]], offset)
         got = min(got, end - offset)
         self._require(got > 0, shard, f"file ends at byte {offset} of {shard.bytes}")
@@ -174,23 +165,15 @@ class Store:
     def read_tensor(self, name: str, tensor: m.Tensor) -> bytearray:
         """Return the bytes of one tensor of shard `name`; the whole file is verified first, as for `read_shard`."""
         shard = self.manifest.shards[name]
-        fd = self._fd(name)
-        identity = identity_of(fd)
-        if self.policy == "always" or (self.policy == "first" and not self._verified.knows(name, identity)):
-            with translate_read_errors(self.path / shard.file):
-                self._require(sha256_of(fd) == shard.sha256, shard, "sha256 differs from the manifest")
+        fd, where = self._fd(name), self.path / shard.file
+        identity, check = self._identify(name, fd)
+        if check:
+            with files.translate_read_errors(where):
+                self._require(files.sha256_of(fd) == shard.sha256, shard, "sha256 differs from the manifest")
             self._verified.remember(name, identity)
         data = bytearray(tensor.num_bytes)
-        self._read_exactly(shard, fd, memoryview(data), shard.data_start + tensor.offset)
+        files.read_exactly(fd, memoryview(data), shard.data_start + tensor.offset, where)
         return data
-
-    def _read_exactly(self, shard: m.Shard, fd: int, view: memoryview, offset: int) -> None:
-        done = 0
-        while done < len(view):
-            with translate_read_errors(self.path / shard.file):
-                got = os.preadv(fd, [view[done : done + READ_CHUNK_BYTES]], offset + done)
-            self._require(got > 0, shard, "file ends inside a tensor")
-            done += got
 
     def gather(self, shard_name: str, role: str, rows_N: np.ndarray) -> Tuple[np.ndarray, int]:
         """Return rows of a gathered table [N, width] in the order of `rows_N`, and the bytes read.
@@ -203,16 +186,16 @@ class Store:
         unique_U, inverse_N = np.unique(rows_N, return_inverse=True)
         if len(unique_U) and (unique_U[0] < 0 or unique_U[-1] >= height):
             raise ValueError(f"{tensor.name}: rows {unique_U[0]}..{unique_U[-1]} requested, the table has {height}")
-        table_UW = _aligned_rows(len(unique_U), width, _row_dtype(tensor))
+        dtype = DTYPES[tensor.dtype]
+        name = dtype.numpy or f"u{dtype.item_bytes}"  # rows of a dtype that NumPy does not have are unsigned integers
+        table_UW = _aligned_rows(len(unique_U), width, np.dtype(name))
         start, row_bytes = shard.data_start + tensor.offset, tensor.num_bytes // height
         read = self._check_blocks(shard, start, row_bytes, unique_U)
-        fd, view = self._fd(shard_name), table_UW.reshape(-1).view(np.uint8).data
+        fd, view, where = self._fd(shard_name), table_UW.reshape(-1).view(np.uint8).data, self.path / shard.file
         for first, count in _runs(unique_U):
             part = view[first * row_bytes : (first + count) * row_bytes]
-            with translate_read_errors(self.path / shard.file):
-                got = os.preadv(fd, [part], start + int(unique_U[first]) * row_bytes)
-            self._require(got == len(part), shard, "file ends inside a table")
-            read += got
+            files.read_exactly(fd, part, start + int(unique_U[first]) * row_bytes, where)
+        read += len(view)
         if np.array_equal(unique_U, rows_N):  # a slice, which may be large
             return table_UW, read
         rows_NW = _aligned_rows(inverse_N.size, width, table_UW.dtype)
@@ -225,9 +208,9 @@ class Store:
             return self._fds[name, direct]
 
     def _open(self, shard: m.Shard, direct: bool) -> int:
-        fd = open_regular(self.path, shard.file, os.O_DIRECT if direct else 0)
+        fd = files.open_regular(self.path, shard.file, os.O_DIRECT if direct else 0)
         try:
-            require_size(fd, shard.bytes, self.path / shard.file)
+            files.require_size(fd, shard.bytes, self.path / shard.file)
         except DamagedError:
             os.close(fd)
             raise
@@ -246,7 +229,7 @@ class Store:
         for block in np.unique(np.concatenate(spans)).tolist():
             if bitmap[block] and self.policy == "first":
                 continue
-            with translate_read_errors(self.path / shard.file):
+            with files.translate_read_errors(self.path / shard.file):
                 data = os.pread(self._fd(shard.name), m.BLOCK_BYTES, block * m.BLOCK_BYTES)
             matches = hashlib.sha256(data).digest() == digests[block * 32 : block * 32 + 32]
             self._require(matches, shard, f"sha256 of block {block} differs from the manifest")
@@ -274,20 +257,16 @@ class Store:
 
 def read_manifest_bytes(path: Path) -> bytes:
     """Return the bytes of the manifest. Raises StoreError where there is none."""
+    where, remedy = path / m.FILE_NAME, "offramp divide MODEL STORE makes one"
     if not path.is_dir():
-        raise StoreError("no such store", path, "offramp divide MODEL STORE makes one")
-    if not os.path.lexists(str(path / m.FILE_NAME)):
-        raise StoreError(f"not a store: no {m.FILE_NAME}", path, "offramp divide MODEL STORE makes one")
-    fd = open_regular(path, m.FILE_NAME)
-    try:
+        raise StoreError("no such store", path, remedy)
+    if not os.path.lexists(str(where)):
+        raise StoreError(f"not a store: no {m.FILE_NAME}", path, remedy)
+    with files.opened(path, m.FILE_NAME) as fd, files.translate_read_errors(where):
         size = os.fstat(fd).st_size
         if size > m.MAX_MANIFEST_BYTES:
-            what = f"manifest of {size} bytes, at most {m.MAX_MANIFEST_BYTES} are read"
-            raise DamagedError(what, path / m.FILE_NAME, _REMEDY)
-        with translate_read_errors(path / m.FILE_NAME):
-            return os.pread(fd, size, 0)
-    finally:
-        os.close(fd)
+            raise DamagedError(f"manifest of {size} bytes, at most {m.MAX_MANIFEST_BYTES} are read", where, _REMEDY)
+        return os.pread(fd, size, 0)
 
 
 def _runs(rows_U: np.ndarray) -> List[Tuple[int, int]]:
@@ -312,34 +291,18 @@ def tensor_view(tensor: m.Tensor, buffer: np.ndarray, data_start: int = 0) -> np
 
     Aligned tensors are views; others are copied to 64-byte-aligned memory: alignment changes the last bits of a result.
     """
-    start = data_start + tensor.offset
-    raw = buffer[start : start + tensor.num_bytes]
-    if raw.ctypes.data % 64:
-        raw = _aligned_copy(raw)
-    return raw.view(_array_dtype(tensor)).reshape(tensor.shape)
-
-
-def _row_dtype(tensor: m.Tensor) -> Any:
-    """Return the dtype of gathered rows: where NumPy has none, unsigned integers of the same size."""
-    dtype = DTYPES[tensor.dtype]
-    return np.dtype(dtype.numpy or f"u{dtype.item_bytes}")
-
-
-def _array_dtype(tensor: m.Tensor) -> Any:
-    dtype = DTYPES[tensor.dtype].numpy
+    start, dtype = data_start + tensor.offset, DTYPES[tensor.dtype].numpy
     if dtype is None:
         raise StoreError(f"tensor {tensor.name!r} is {tensor.dtype}, for which NumPy has no dtype", None, _REMEDY)
-    return np.dtype(dtype)
+    raw = buffer[start : start + tensor.num_bytes]
+    if raw.ctypes.data % 64:
+        unaligned, raw = raw, _aligned(len(raw))
+        raw[:] = unaligned
+    return raw.view(dtype).reshape(tensor.shape)
 
 
-def _aligned_copy(raw: np.ndarray) -> np.ndarray:
-    room = _aligned(len(raw))
-    room[:] = raw
-    return room
-
-
-def _aligned_rows(height: int, width: int, dtype: Any) -> np.ndarray:
-    return _aligned(height * width * np.dtype(dtype).itemsize).view(dtype).reshape(height, width)
+def _aligned_rows(height: int, width: int, dtype: np.dtype) -> np.ndarray:
+    return _aligned(height * width * dtype.itemsize).view(dtype).reshape(height, width)
 
 
 def _aligned(num_bytes: int) -> np.ndarray:
@@ -357,3 +320,55 @@ def load_tensors(store: Store, file: m.File) -> Dict[str, np.ndarray]:
         name: tensor_view(m.Tensor(name, "", entry.dtype, entry.shape, entry.start), array, header.data_start)
         for name, entry in header.tensors.items()
     }
+
+
+@dataclass(frozen=True)
+class Check:
+    """Result of checking one file. `problem` describes the error, or is None."""
+
+    file: str
+    bytes: int
+    problem: Optional[str]
+
+
+def verify(path: os.PathLike) -> Iterator[Check]:
+    """Check a store file by file, in the order of the manifest.
+
+    Raises StoreError or VersionError if the manifest itself cannot be read.
+    """
+    root = Path(path)
+    manifest = loads(read_manifest_bytes(root), root / m.FILE_NAME)
+    shards = {shard.file: shard for shard in manifest.shards.values()}
+    graphs = {graph.file for graph in manifest.graphs.values()}
+    for file in m.all_files(manifest):
+        try:
+            _check(root, file, shards.get(file.file))
+            if file.file in graphs:
+                require_self_contained(files.read_small(root, file), root / file.file)
+        except RefusedError as error:
+            yield Check(file.file, file.bytes, error.what)
+        else:
+            yield Check(file.file, file.bytes, None)
+
+
+def _check(root: Path, file: m.File, shard: Optional[m.Shard]) -> None:
+    where = root / file.file
+    with files.opened(root, file.file) as fd, files.translate_read_errors(where):
+        files.require_size(fd, file.bytes, where)
+        if files.sha256_of(fd) != file.sha256:
+            raise DamagedError("sha256 differs from the manifest", where)
+        if shard is None:
+            return
+        _check_header(fd, shard, where)
+        blocks = shard.blocks
+        if blocks is not None and hashlib.sha256(files.block_digests(fd, shard.bytes)).hexdigest() != blocks.sha256:
+            raise DamagedError(f"blocks differ from {blocks.file}", where)
+
+
+def _check_header(fd: int, shard: m.Shard, where: Path) -> None:
+    header = read_header(fd, shard.bytes, where)
+    found = {(name, entry.dtype, entry.shape, entry.start) for name, entry in header.tensors.items()}
+    expected = {(tensor.name, tensor.dtype, tensor.shape, tensor.offset) for tensor in shard.tensors}
+    if found != expected or header.data_start != shard.data_start:
+        names = sorted({name for name, *_ in found ^ expected})
+        raise DamagedError(f"tensors differ from the manifest: {names[:5]}", where)

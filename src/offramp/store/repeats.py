@@ -8,13 +8,12 @@ group may contain such an element whose own `repeat` progresses.
 Only lists are written so, and an object with exactly these three keys has no other meaning inside them.
 """
 
-from __future__ import annotations
-
 import json
 import re
-from typing import Any, Dict, List, Sequence, Tuple
+from dataclasses import dataclass, field
+from typing import Any, List, Sequence, Tuple
 
-from offramp.program.checks import WrongError, int_of, list_of
+from offramp.program.checks import WrongError, read
 from offramp.store.safetensors import strict_json
 
 KEYS = ("repeat", "first", "second")
@@ -27,6 +26,13 @@ MAX_EXPANDED_BYTES = 16 << 20
 _INTEGER = re.compile(r"\d{1,15}")
 _MAX_INTEGER = 10**15 - 1
 _OVERHEAD_BYTES = len('{"repeat":,"first":[],"second":[]}')
+
+
+@dataclass(frozen=True)
+class _Repeat:
+    repeat: int = field(metadata={"low": MIN_REPEATS})
+    first: Tuple[Any, ...]
+    second: Tuple[Any, ...]
 
 
 def compress(tree: Any) -> Any:
@@ -50,7 +56,7 @@ class _Form:
     """JSON text of one element, split into its integers (as text) and the pieces between them."""
 
     def __init__(self, text: str) -> None:
-        self.num_bytes = len(text)
+        self.text, self.num_bytes = text, len(text)
         self.pieces, self.integers = _INTEGER.split(text), _INTEGER.findall(text)
 
 
@@ -62,36 +68,25 @@ class _Series:
         if first.pieces != second.pieces:
             raise ValueError("first and second differ in more than integers")
         self._pieces = first.pieces
-        self._integers = [
-            (int(one), int(other) - int(one), len(one)) for one, other in zip(first.integers, second.integers)
-        ]
-        if self.integers(1) != second.integers:
+        pairs = zip(first.integers, second.integers)
+        self._integers = [(int(one), int(other) - int(one), len(one)) for one, other in pairs]
+        if self.text(1) != second.text:
             raise ValueError("first and second differ in leading zeros")
 
-    @property
-    def is_constant(self) -> bool:
-        """All members are equal."""
-        return all(step == 0 for _, step, _ in self._integers)
-
-    def integers(self, index: int) -> List[str]:
-        """Return the integers of member `index`, from 0. Raises ValueError where one leaves its range."""
-        found = []
-        for start, step, width in self._integers:
+    def text(self, index: int) -> str:
+        """Return member `index`, from 0. Raises ValueError where an integer leaves its range."""
+        text = self._pieces[0]
+        for (start, step, width), piece in zip(self._integers, self._pieces[1:]):
             number = start + index * step
             if not 0 <= number <= _MAX_INTEGER:
                 raise ValueError(f"a repeated integer becomes {number}")
-            found.append(str(number).zfill(width))
-        return found
-
-    def text(self, index: int) -> str:
-        """Return member `index`. Raises ValueError where an integer leaves its range."""
-        pairs = zip(self.integers(index), self._pieces[1:])
-        return self._pieces[0] + "".join(integer + piece for integer, piece in pairs)
+            text += str(number).zfill(width) + piece
+        return text
 
     def contains(self, form: _Form, index: int) -> bool:
         """Return whether `form` is member `index`."""
         try:
-            return form.pieces == self._pieces and form.integers == self.integers(index)
+            return form.pieces == self._pieces and form.text == self.text(index)
         except ValueError:
             return False
 
@@ -116,21 +111,23 @@ class _Expansion:
             place = f"{where}[{index}]"
             if isinstance(element, dict) and set(element) == set(KEYS):
                 try:
-                    found += self._copies(element, place)
+                    found += self._copies(read(_Repeat, element, place), place)
+                except WrongError:
+                    raise
                 except ValueError as error:
                     raise WrongError(f"{place}: {error}") from None
             else:
                 found.append(self.expand(element, place))
         return found
 
-    def _copies(self, element: Dict[str, Any], where: str) -> List[Any]:
+    def _copies(self, element: _Repeat, where: str) -> List[Any]:
         """Return all members of a repeat, themselves expanded. Equal members share their trees."""
-        count = int_of(element["repeat"], where + ".repeat", MIN_REPEATS)
-        first, second = (_Form(_text(list_of(element[key], f"{where}.{key}"))) for key in KEYS[1:])
-        series, before = _Series(first, second), self._num_bytes
-        if series.is_constant:
+        count, before = element.repeat, self._num_bytes
+        first, second = (_Form(_text(members)) for members in (element.first, element.second))
+        series = _Series(first, second)
+        if first.text == second.text:
             self._charge(first.num_bytes)
-            members = self.expand(element["first"], where)
+            members = self.expand(list(element.first), where)
             self._charge((self._num_bytes - before) * (count - 1))
             return members * count
         found: List[Any] = []
@@ -156,19 +153,18 @@ def _compress_list(elements: List[Any]) -> List[Any]:
     start = 0
     while start < len(elements):
         group, count = _best_run(forms, start)
-        if count:
+        if count > 1:
             first, second = elements[start : start + group], elements[start + group : start + 2 * group]
             found.append({"repeat": count, "first": first, "second": second})
         else:
-            group, count = 1, 1
             found.append(elements[start])
         start += group * count
     return found
 
 
 def _best_run(forms: Sequence[_Form], start: int) -> Tuple[int, int]:
-    """Return (elements of the group, copies) of the run at `start` that saves the most bytes; (0, 0) if none does."""
-    best, most_saved = (0, 0), 0
+    """Return (elements of the group, copies) of the run at `start` that saves the most bytes; (1, 1) if none does."""
+    best, most_saved = (1, 1), 0
     for group in range(1, min(MAX_GROUP, (len(forms) - start) // MIN_REPEATS) + 1):
         count = _num_copies(forms, start, group)
         sizes = [form.num_bytes for form in forms[start : start + group * count]]
@@ -181,16 +177,12 @@ def _best_run(forms: Sequence[_Form], start: int) -> Tuple[int, int]:
 
 
 def _num_copies(forms: Sequence[_Form], start: int, group: int) -> int:
-    series = []
-    for offset in range(start, start + group):
-        try:
-            series.append(_Series(forms[offset], forms[offset + group]))
-        except ValueError:
-            return 0
-    count = 2
-    while start + (count + 1) * group <= len(forms):
-        members = forms[start + count * group : start + (count + 1) * group]
-        if not all(each.contains(form, count) for each, form in zip(series, members)):
-            break
-        count += 1
-    return count
+    try:
+        series = [_Series(forms[at], forms[at + group]) for at in range(start, start + group)]
+    except ValueError:
+        return 0
+    for at in range(start + 2 * group, len(forms)):
+        index, offset = divmod(at - start, group)
+        if not series[offset].contains(forms[at], index):
+            return index
+    return (len(forms) - start) // group

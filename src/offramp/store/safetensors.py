@@ -5,21 +5,18 @@ Files are never mapped, because truncation of a mapped file kills the process wi
 here: the manifest holds the digests. Format: https://github.com/huggingface/safetensors (README, "Format").
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Dict, Iterable, Tuple
 
 from offramp.errors import DamagedError
+from offramp.program.checks import MAX_RANK, WrongError, read
 from offramp.program.dtypes import DTYPES
 
 MAX_HEADER_BYTES = 100_000_000
 """Maximum size of a header in bytes; the limit of the reference implementation."""
-MAX_RANK = 64
-"""Maximum number of dimensions of a tensor."""
 PAGE_BYTES = 4096
 
 
@@ -58,16 +55,14 @@ def parse_header(data: bytes, size: int, where: object) -> Header:
     if len(text) != length:
         raise _damaged("file ends inside its header", where)
     try:
-        tree = strict_json(text)
+        tree = read(Dict[str, Any], strict_json(text), "header")
+        metadata = read(Dict[str, str], tree.pop("__metadata__", {}), "__metadata__")
+        tensors = {name: _entry(described, f"tensor {name!r}") for name, described in tree.items()}
+        require_contiguous(((e.start, e.end - e.start, name) for name, e in tensors.items()), size - 8 - length)
+    except WrongError as error:
+        raise _damaged(str(error), where) from None
     except ValueError as error:
         raise _damaged(f"header is not JSON ({error})", where) from None
-    if not isinstance(tree, dict):
-        raise _damaged("header is not a JSON object", where)
-    metadata = tree.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise _damaged("__metadata__ must map strings to strings", where)
-    tensors = {name: _entry(name, fields, where) for name, fields in tree.items()}
-    _check_layout(tensors, size - 8 - length, where)
     return Header(tensors, 8 + length, metadata)
 
 
@@ -93,10 +88,7 @@ def header_bytes(tensors: Iterable[Tuple[str, str, Tuple[int, ...], int]]) -> by
 
 def num_bytes(dtype: str, shape: Tuple[int, ...]) -> int:
     """Size of a tensor's data."""
-    size = DTYPES[dtype].item_bytes
-    for extent in shape:
-        size *= extent
-    return size
+    return DTYPES[dtype].item_bytes * math.prod(shape)
 
 
 def _damaged(what: str, where: object) -> DamagedError:
@@ -109,14 +101,9 @@ def strict_json(data: bytes) -> Any:
     Refused are duplicate keys, NaN, numbers beyond the range of a float or with more than 20 digits (parsing them takes
     quadratic time), and nesting deeper than the stack of the interpreter.
     """
+    numbers: Dict[str, Any] = {"parse_int": _short_int, "parse_float": _finite_float, "parse_constant": _finite_float}
     try:
-        return json.loads(
-            data.decode("utf-8"),
-            object_pairs_hook=_unique,
-            parse_int=_short_int,
-            parse_float=_finite_float,
-            parse_constant=_finite_float,
-        )
+        return json.loads(data.decode("utf-8"), object_pairs_hook=_unique, **numbers)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
@@ -143,30 +130,29 @@ def _finite_float(text: str) -> float:
     return value
 
 
-def _natural(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62
+@dataclass(frozen=True)
+class _Described:
+    """A tensor as a header describes it."""
+
+    dtype: str = field(metadata={"choices": tuple(DTYPES)})
+    shape: Tuple[int, ...] = field(metadata={"most": MAX_RANK})
+    data_offsets: Tuple[int, int]
 
 
-def _entry(name: str, fields: object, where: object) -> Entry:
-    if not isinstance(fields, dict) or set(fields) != {"dtype", "shape", "data_offsets"}:
-        raise _damaged(f"tensor {name!r} must have dtype, shape and data_offsets", where)
-    dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise _damaged(f"tensor {name!r} has unknown dtype {dtype!r}", where)
-    if not isinstance(shape, list) or len(shape) > MAX_RANK or not all(map(_natural, shape)):
-        raise _damaged(f"tensor {name!r} has a bad shape", where)
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_natural, offsets)):
-        raise _damaged(f"tensor {name!r} has bad offsets", where)
-    if offsets[1] - offsets[0] != num_bytes(dtype, tuple(shape)):
-        raise _damaged(f"tensor {name!r} of {dtype} {shape} cannot occupy {offsets[1] - offsets[0]} bytes", where)
-    return Entry(dtype, tuple(shape), offsets[0], offsets[1])
+def _entry(tree: Any, where: str) -> Entry:
+    found = read(_Described, tree, where)
+    start, end = found.data_offsets
+    if end - start != num_bytes(found.dtype, found.shape):
+        raise WrongError(f"{where} of {found.dtype} {[*found.shape]} cannot occupy {end - start} bytes")
+    return Entry(found.dtype, found.shape, start, end)
 
 
-def _check_layout(tensors: Dict[str, Entry], data_bytes: int, where: object) -> None:
+def require_contiguous(tensors: Iterable[Tuple[int, int, str]], data_bytes: int, where: str = "") -> None:
+    """Raise WrongError unless tensors, (start, number of bytes, name) each, fill the data without gap or overlap."""
     end = 0
-    for name, entry in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
-        if entry.start != end:
-            raise _damaged(f"tensor {name!r} begins at {entry.start}, expected {end}", where)
-        end = entry.end
+    for start, size, name in sorted(tensors):
+        if start != end:
+            raise WrongError(f"{where}tensor {name!r} begins at {start}, not at {end}")
+        end += size
     if end != data_bytes:
-        raise _damaged(f"tensors occupy {end} bytes, the file has {data_bytes}", where)
+        raise WrongError(f"{where}tensors take {end} bytes, the file holds {data_bytes}")

@@ -11,30 +11,18 @@ Policies are tuned on a transcript without running a model.
 read in windows, so their number is not limited by memory. This module is independent of models and policies.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple, cast
+from typing import Dict, List, Optional, Tuple
 
 import numpy as np
 
 from offramp.errors import DamagedError, StoreError, UsageError, VersionError
-from offramp.store.files import (
-    MAX_SMALL_BYTES,
-    fsync_folder,
-    iter_chunks,
-    open_regular,
-    require_size,
-    sha256_of,
-    translate_disk_full,
-    translate_path_errors,
-    translate_read_errors,
-    write_atomic,
-)
+from offramp.program.checks import read
+from offramp.store import files
 from offramp.store.safetensors import header_bytes, num_bytes, read_header
 
 FORMAT = 1
@@ -62,6 +50,12 @@ class About:
     """Maximum number of tokens; longer texts were truncated."""
 
 
+@dataclass(frozen=True)
+class _Data:
+    bytes: int
+    sha256: str
+
+
 class TranscriptWriter:
     """Context manager that writes one split.
 
@@ -72,37 +66,36 @@ class TranscriptWriter:
         self, folder: Path, about: About, num_rows: int, num_exits: int, num_outputs: int, feature_size: int = 0
     ) -> None:
         self.folder, self.about = folder, about
-        label_dtype = "F32" if about.problem == "regression" else "I64"
-        specs = [
-            ("logits", "F32", (num_rows, num_exits, num_outputs)),
-            ("lengths", "I32", (num_rows,)),
-            ("labels", label_dtype, (num_rows,)),
-        ]
+        tensors = {
+            "logits": ("F32", (num_rows, num_exits, num_outputs)),
+            "lengths": ("I32", (num_rows,)),
+            "labels": ("F32" if about.problem == "regression" else "I64", (num_rows,)),
+        }
         if feature_size:
-            specs.append(("features", "F32", (num_rows, num_exits, feature_size)))
-        self._specs = {name: (_DTYPES[dtype], shape) for name, dtype, shape in specs}
-        entries, offset = [], 0
-        for name, dtype, shape in specs:
-            entries.append((name, dtype, shape, offset))
-            offset += num_bytes(dtype, shape)
-        self._header, self._size = header_bytes(entries), offset
-        self._starts = {name: len(self._header) + start for name, _, _, start in entries}
+            tensors["features"] = ("F32", (num_rows, num_exits, feature_size))
+        entries, size = [], 0
+        for name, (dtype, shape) in tensors.items():
+            entries.append((name, dtype, shape, size))
+            size += num_bytes(dtype, shape)
+        self._header = header_bytes(entries)
+        self._file_bytes = len(self._header) + size
+        self._specs = {name: (_DTYPES[dtype], shape, start) for name, dtype, shape, start in entries}
         self._path, self._description = folder / (about.split + ".safetensors"), folder / (about.split + ".json")
         self._partial = folder / (about.split + ".safetensors.tmp")
         self._fd, self._rows_left = -1, num_rows
 
-    def __enter__(self) -> TranscriptWriter:
+    def __enter__(self) -> "TranscriptWriter":
         for path in (self._path, self._description):
             if os.path.lexists(str(path)):
                 raise UsageError("target exists", path, "choose another folder, or remove it")
-        with translate_disk_full(self.folder):
+        with files.translate_disk_full(self.folder):
             flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
-            with translate_path_errors("a transcript cannot be written there", self.folder):
+            with files.translate_path_errors("a transcript cannot be written there", self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._fd = os.open(str(self._partial), flags, 0o666)
             try:
-                os.ftruncate(self._fd, len(self._header) + self._size)
-                _pwrite(self._fd, self._header, 0)
+                os.ftruncate(self._fd, self._file_bytes)
+                files.write_all(self._fd, self._header)
             except OSError:
                 self.__exit__()
                 raise
@@ -125,14 +118,13 @@ class TranscriptWriter:
         if set(arrays) != set(self._specs):
             raise ValueError(f"arrays must be {sorted(self._specs)}, got {sorted(arrays)}")
         for name, array in arrays.items():
-            dtype, shape = self._specs[name]
+            dtype, shape, first = self._specs[name]
             if array.shape[1:] != shape[1:] or start + len(array) > shape[0]:
                 raise ValueError(f"{name} of shape {array.shape} at {start} does not fit {shape}")
             row_bytes = dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64))
-            with translate_disk_full(self._partial):
-                _pwrite(
-                    self._fd, np.ascontiguousarray(array, dtype).data.cast("B"), self._starts[name] + start * row_bytes
-                )
+            with files.translate_disk_full(self._partial):
+                os.lseek(self._fd, len(self._header) + first + start * row_bytes, os.SEEK_SET)
+                files.write_all(self._fd, np.ascontiguousarray(array, dtype).data)
         self._rows_left -= len(arrays["labels"])
 
     def finish(self) -> Path:
@@ -142,14 +134,13 @@ class TranscriptWriter:
         """
         if self._rows_left:
             raise ValueError(f"{self._rows_left} rows were not written")
-        with translate_disk_full(self._partial):
+        with files.translate_disk_full(self._partial):
             os.fsync(self._fd)
-            sha256 = sha256_of(self._fd)
+            sha256 = files.sha256_of(self._fd)
             self._partial.replace(self._path)
-            fsync_folder(self.folder)
-        file = {"bytes": len(self._header) + self._size, "sha256": sha256}
-        tree = {"format": FORMAT, **asdict(self.about), "file": file}
-        write_atomic(self._description, [json.dumps(tree, indent=1).encode() + b"\n"])
+            files.fsync_folder(self.folder)
+        tree = {"format": FORMAT, **asdict(self.about), "file": {"bytes": self._file_bytes, "sha256": sha256}}
+        files.write_atomic(self._description, [json.dumps(tree, indent=1).encode() + b"\n"])
         return self._description
 
 
@@ -173,11 +164,8 @@ class Transcript:
             raise ValueError(f"the transcript has no features for rows {start} to {stop}")
         shape = (stop - start, num_exits, self.feature_size)
         row_bytes = 4 * num_exits * self.feature_size
-        fd = open_regular(self.path.parent, self.path.name)
-        try:
+        with files.opened(self.path.parent, self.path.name) as fd:
             return _read_array(fd, self.feature_start + start * row_bytes, "F32", shape, self.path)
-        finally:
-            os.close(fd)
 
 
 def read_transcript(folder: Path, split: str) -> Transcript:
@@ -188,9 +176,8 @@ def read_transcript(folder: Path, split: str) -> Transcript:
     """
     path = folder / (split + ".safetensors")
     if not any(os.path.lexists(str(each)) for each in (path, path.with_suffix(".json"))):
-        raise UsageError(
-            f"no transcript of split {split}", folder, f"create one: offramp eval --split {split} --transcript DIR"
-        )
+        remedy = f"create one: offramp eval --split {split} --transcript DIR"
+        raise UsageError(f"no transcript of split {split}", folder, remedy)
     try:
         return _read(path)
     except DamagedError as error:  # replaces the remedy, which is written for stores
@@ -198,52 +185,34 @@ def read_transcript(folder: Path, split: str) -> Transcript:
 
 
 def _read(path: Path) -> Transcript:
-    folder, split = path.parent, path.stem
-    about, file = _read_description(folder, split)
-    fd = open_regular(folder, path.name)
-    try:
-        require_size(fd, file["bytes"], path)
-        if sha256_of(fd) != file["sha256"]:
+    about, file = _read_description(path.with_suffix(".json"))
+    with files.opened(path.parent, path.name) as fd:
+        files.require_size(fd, file.bytes, path)
+        if files.sha256_of(fd) != file.sha256:
             raise StoreError("sha256 differs from the description", path, _REMEDY)
-        header = read_header(fd, file["bytes"], path)
+        header = read_header(fd, file.bytes, path)
         arrays = {}
         for name in ("logits", "lengths", "labels"):
             entry = header.tensors.get(name)
             if entry is None or entry.dtype not in _DTYPES:
                 raise StoreError(f"tensor {name!r} is missing or has a wrong dtype", path, _REMEDY)
             arrays[name] = _read_array(fd, header.data_start + entry.start, entry.dtype, entry.shape, path)
-    finally:
-        os.close(fd)
     features = header.tensors.get("features")
     _require_shapes(arrays, None if features is None else features.shape, path)
-    return Transcript(
-        about,
-        arrays["logits"],
-        arrays["lengths"],
-        arrays["labels"],
-        path,
-        None if features is None else header.data_start + features.start,
-        0 if features is None else features.shape[2],
-    )
+    start, size = (None, 0) if features is None else (header.data_start + features.start, features.shape[2])
+    return Transcript(about, arrays["logits"], arrays["lengths"], arrays["labels"], path, start, size)
 
 
-def _read_description(folder: Path, split: str) -> Tuple[About, Dict[str, Any]]:
-    path = folder / (split + ".json")
-    fd = open_regular(folder, path.name)
-    try:
-        with translate_read_errors(path):
-            data = b"".join(iter_chunks(fd, min(os.fstat(fd).st_size, MAX_SMALL_BYTES)))
-    finally:
-        os.close(fd)
+def _read_description(path: Path) -> Tuple[About, _Data]:
+    with files.opened(path.parent, path.name) as fd, files.translate_read_errors(path):
+        data = b"".join(files.iter_chunks(fd, min(os.fstat(fd).st_size, files.MAX_SMALL_BYTES)))
     try:
         tree = json.loads(data)
-        if tree["format"] != FORMAT:
-            raise VersionError(f"transcript of format {tree['format']!r}, only {FORMAT} is supported", path, _REMEDY)
-        file = {"bytes": int(tree["file"]["bytes"]), "sha256": str(tree["file"]["sha256"])}
-        fields = {name: tree[name] for name in About.__dataclass_fields__}
-        lists = {name: tuple(fields[name]) for name in ("labels", "metrics")}
-        return About(**{**fields, **lists}), file
-    except (ValueError, KeyError, TypeError, RecursionError):
+        version, file = tree.pop("format"), tree.pop("file")
+        if version != FORMAT:
+            raise VersionError(f"transcript of format {version!r}, only {FORMAT} is supported", path, _REMEDY)
+        return read(About, tree, ""), read(_Data, file, "file")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise StoreError("not a description of a transcript", path, _REMEDY) from None
 
 
@@ -257,19 +226,5 @@ def _require_shapes(arrays: Dict[str, np.ndarray], features: Optional[Tuple[int,
 
 def _read_array(fd: int, offset: int, dtype: str, shape: Tuple[int, ...], where: Path) -> np.ndarray:
     array = np.empty(shape, _DTYPES[dtype])
-    view: Any = memoryview(cast(Any, array.reshape(-1).view(np.uint8)))
-    done = 0
-    while done < len(view):
-        with translate_read_errors(where):
-            count = os.preadv(fd, [view[done:]], offset + done)
-        if not count:
-            raise StoreError("file ends inside a tensor", where, _REMEDY)
-        done += count
+    files.read_exactly(fd, array.reshape(-1).view(np.uint8).data, offset, where, _REMEDY)
     return array
-
-
-def _pwrite(fd: int, data: Any, offset: int) -> None:
-    view = memoryview(data)
-    done = 0
-    while done < len(view):
-        done += os.pwrite(fd, view[done:], offset + done)

@@ -11,21 +11,14 @@ import contextlib
 import hashlib
 import os
 import shutil
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Iterable, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Iterable, Iterator, Optional, Sequence, Tuple
 
 from offramp.errors import DiskFullError, StageError, StoreError, UsageError
+from offramp.store import files
 from offramp.store import manifest as m
-from offramp.store.files import (
-    Data,
-    fsync_folder,
-    lock_folder,
-    make_folder,
-    open_regular,
-    sha256_of,
-    translate_disk_full,
-    write_atomic,
-)
 from offramp.store.parsing import loads
 from offramp.store.reader import read_manifest_bytes
 from offramp.store.safetensors import header_bytes, num_bytes
@@ -34,6 +27,10 @@ _STATE = ".building"
 """File that marks a partial folder as created by offramp; contains the fingerprint."""
 _RETIRED = ".retired"
 """File that marks a replaced store, which may be deleted."""
+Described = Tuple[str, str, str, Tuple[int, ...]]
+"""Name, role, dtype and shape of a tensor."""
+Reader = Callable[[str], Iterable[files.Data]]
+"""Function that yields the data of a tensor in chunks."""
 
 
 class StoreWriter:
@@ -52,13 +49,12 @@ class StoreWriter:
     def __enter__(self) -> StoreWriter:
         self._refuse_target()
         try:
-            with translate_disk_full(self.partial):
-                self._lock = lock_folder(
-                    self.partial, "a store cannot be built there", "another process is building this store"
-                )
+            with files.translate_disk_full(self.partial):
+                busy = "another process is building this store"
+                self._lock = files.lock_folder(self.partial, "a store cannot be built there", busy)
                 self._refuse_target()  # again: another writer may have finished in the meantime
                 self._resume_or_clear()
-            make_folder(self.partial / "graphs")
+            files.make_folder(self.partial / "graphs")
         except BaseException:
             self.__exit__()
             raise
@@ -83,19 +79,12 @@ class StoreWriter:
             remedy = "free some space or choose another folder"
             raise DiskFullError(f"{needed} bytes needed, {free} free", self.target.parent, remedy)
 
-    def add_shard(
-        self,
-        name: str,
-        tensors: Sequence[Tuple[str, str, str, Tuple[int, ...]]],
-        read: Callable[[str], Iterable[Data]],
-        *,
-        gathered: bool = False,
-    ) -> m.Shard:
-        """Write one shard of (name, role, dtype, shape) tensors in the given order.
+    def add_shard(self, name: str, tensors: Sequence[Described], read: Reader, *, gathered: bool = False) -> m.Shard:
+        """Write one shard of tensors in the given order.
 
         Args:
             name: name of the shard.
-            tensors: name, role, dtype and shape of each tensor.
+            tensors: description of each tensor.
             read: yields the data of one tensor in chunks; called again if a file of an earlier attempt differs.
             gathered: whether single rows will be read; adds digests of blocks.
         """
@@ -104,26 +93,21 @@ class StoreWriter:
             entries.append(m.Tensor(tensor, role, dtype, tuple(shape), offset))
             offset += num_bytes(dtype, tuple(shape))
         header = header_bytes((entry.name, entry.dtype, entry.shape, entry.offset) for entry in entries)
-        blocks = _BlockDigests() if gathered else None
-
-        def chunks() -> Iterator[Data]:
-            data = _chained(header, entries, read)
-            return data if blocks is None else blocks.watch(data)
-
-        path = self.partial / (name + ".safetensors")
-        file = self._kept(path, len(header) + offset, chunks) or write_atomic(path, chunks())
-        block_file = None if blocks is None else self.add_file(name + ".blocks", blocks.finish())
-        return m.Shard(name, file.file, file.bytes, file.sha256, len(header), tuple(entries), block_file)
+        path, chunks = self.partial / (name + ".safetensors"), partial(_chained, header, entries, read)
+        file, blocks = self._kept(path, len(header) + offset, chunks) or files.write_atomic(path, chunks()), None
+        if gathered:
+            with files.opened(self.partial, path.name) as fd:
+                blocks = self.add_file(name + ".blocks", files.block_digests(fd, file.bytes))
+        return m.Shard(name, file.file, file.bytes, file.sha256, len(header), tuple(entries), blocks)
 
     def add_file(self, name: str, data: bytes) -> m.File:
         """Write a small companion file, at most one folder deep."""
-        file = write_atomic(self.partial / name, [data])
-        return m.File(name, file.bytes, file.sha256)
+        return replace(files.write_atomic(self.partial / name, [data]), file=name)
 
     def add_copy(self, name: str, source: Path) -> m.File:
         """Copy a companion file of any size."""
         with open(source, "rb") as stream:
-            return write_atomic(self.partial / name, iter(lambda: stream.read(1 << 20), b""))
+            return files.write_atomic(self.partial / name, iter(partial(stream.read, 1 << 20), b""))
 
     def add_labels(self, labels: Sequence[str]) -> Optional[m.File]:
         """Write the labels in the order of their ids. Returns None where there are none."""
@@ -135,20 +119,22 @@ class StoreWriter:
 
     def add_graph(self, kernel: str, data: bytes, opset: int, ir: int) -> m.Graph:
         """Write the ONNX graph of a kernel."""
-        file = self.add_file(f"graphs/{kernel}.onnx", data)
-        return m.Graph(file.file, file.bytes, file.sha256, opset, ir)
+        return m.Graph(**vars(self.add_file(f"graphs/{kernel}.onnx", data)), opset=opset, ir=ir)
 
     def finish(self, manifest: m.Manifest) -> Path:
         """Write the manifest, then give the folder its final name."""
-        with translate_disk_full(self.target):
+        with files.translate_disk_full(self.target):
             self._drop_strangers(manifest)
-            write_atomic(self.partial / m.FILE_NAME, [m.dumps(manifest)])
+            files.write_atomic(self.partial / m.FILE_NAME, [m.dumps(manifest)])
             (self.partial / _STATE).unlink()
-            fsync_folder(self.partial)
+            files.fsync_folder(self.partial)
             self._refuse_target()
-            self._retire_target()
+            if self.target.exists():
+                self._delete_retired()
+                (self.target / _RETIRED).touch()
+                self.target.rename(self._retired)
             self.partial.rename(self.target)
-            fsync_folder(self.target.parent)
+            files.fsync_folder(self.target.parent)
             self._delete_retired()
         return self.target
 
@@ -168,25 +154,17 @@ class StoreWriter:
         if _STATE in present and state.read_bytes() == self.fingerprint.encode():
             return
         if not (_STATE in present or present <= {_STATE + ".tmp"} or self._is_finished_build()):
-            raise UsageError(
-                "a folder with this name exists and was not created by offramp", self.partial, "move it away"
-            )
-        write_atomic(state, [self.fingerprint.encode()])  # first: it marks the folder as created by offramp
+            what = "a folder with this name exists and was not created by offramp"
+            raise UsageError(what, self.partial, "move it away")
+        files.write_atomic(state, [self.fingerprint.encode()])  # first: it marks the folder as created by offramp
         _clear(self.partial, keep=_STATE)
 
     def _is_finished_build(self) -> bool:
         """Return whether the partial folder is a finished build of this source without its final rename."""
         try:
-            manifest = loads(read_manifest_bytes(self.partial))
+            return loads(read_manifest_bytes(self.partial)).source.fingerprint in self.fingerprint
         except StoreError:
             return False
-        return manifest.source.fingerprint in self.fingerprint
-
-    def _retire_target(self) -> None:
-        if self.target.exists():
-            self._delete_retired()
-            (self.target / _RETIRED).touch()
-            self.target.rename(self._retired)
 
     def _may_delete_retired(self) -> bool:
         """Return whether the retired folder exists and is a replaced store or the rest of one."""
@@ -201,18 +179,15 @@ class StoreWriter:
                 (self._retired / _RETIRED).unlink()
             self._retired.rmdir()
 
-    def _kept(self, path: Path, size: int, chunks: Callable[[], Iterable[Data]]) -> Optional[m.File]:
+    def _kept(self, path: Path, size: int, chunks: Callable[[], Iterable[files.Data]]) -> Optional[m.File]:
         """Return the file of an earlier attempt if it is identical to the file to be written, otherwise None."""
         if path.is_symlink() or not path.is_file() or path.stat().st_size != size:
             return None
         expected = hashlib.sha256()
         for chunk in chunks():
             expected.update(chunk)
-        fd = open_regular(path.parent, path.name)
-        try:
-            found = sha256_of(fd)
-        finally:
-            os.close(fd)
+        with files.opened(path.parent, path.name) as fd:
+            found = files.sha256_of(fd)
         return m.File(path.name, size, found) if found == expected.hexdigest() else None
 
     def _drop_strangers(self, manifest: m.Manifest) -> None:
@@ -237,40 +212,7 @@ def _remove(path: Path) -> None:
         path.unlink()
 
 
-class _BlockDigests:
-    """SHA-256 digests of every 64 KiB of a file while it is written."""
-
-    def __init__(self) -> None:
-        self._digests: List[bytes] = []
-        self._current, self._filled = hashlib.sha256(), 0
-
-    def watch(self, chunks: Iterable[Data]) -> Iterator[Data]:
-        """Yield the chunks of one file unchanged, updating the digests."""
-        self._digests.clear()
-        self._current, self._filled = hashlib.sha256(), 0
-        for chunk in chunks:
-            view = memoryview(chunk).cast("B")
-            while len(view):
-                part = view[: m.BLOCK_BYTES - self._filled]
-                self._current.update(part)
-                self._filled += len(part)
-                view = view[len(part) :]
-                if self._filled == m.BLOCK_BYTES:
-                    self._close_block()
-            yield chunk
-
-    def finish(self) -> bytes:
-        """Return the concatenated digests."""
-        if self._filled:
-            self._close_block()
-        return b"".join(self._digests)
-
-    def _close_block(self) -> None:
-        self._digests.append(self._current.digest())
-        self._current, self._filled = hashlib.sha256(), 0
-
-
-def _chained(header: bytes, entries: Sequence[m.Tensor], read: Callable[[str], Iterable[Data]]) -> Iterator[Data]:
+def _chained(header: bytes, entries: Sequence[m.Tensor], read: Reader) -> Iterator[files.Data]:
     yield header
     for entry in entries:
         size = 0
