@@ -17,7 +17,6 @@ import numpy as np
 
 from offramp.measure import TRACED_PASSES, median, percentile
 from offramp.policies import Decider, Evidence, Policy
-from offramp.policies.policy import Memoryless
 from offramp.program.inputs import Batch
 from offramp.runtime.profile import DeviceProfile, Table, cached_profile, fingerprint_of, save_profile
 from offramp.tasks.text import token_batch
@@ -94,7 +93,7 @@ class Scheduled(Policy):
         return _Leave(self)
 
 
-class _Leave(Memoryless):
+class _Leave(Decider):
     def __init__(self, policy: Scheduled) -> None:
         self.policy = policy
 
