@@ -12,7 +12,7 @@ from typing import Callable, Dict, Mapping, NamedTuple, Optional, Sequence, Tupl
 
 import numpy as np
 
-from offramp.measure import Trace
+from offramp.measure import Span, Trace
 from offramp.program.program import Step
 from offramp.runtime.ring import Ring, Turn
 from offramp.runtime.slots import BufferPool, Slot
@@ -90,7 +90,8 @@ class WeightFeed:
             return None
         slot, num_bytes, seconds = acquired
         ended = time.perf_counter()
-        self.trace.add(shard, self._stage_of.get(shard, 0), "wait", started, ended, num_bytes, "loop", self.pass_index)
+        stage = self._stage_of.get(shard, 0)
+        self.trace.add(Span(shard, stage, "wait", started, ended, num_bytes, "loop", self.pass_index))
         return Loaded(slot, num_bytes, seconds, ended - started)
 
     def views(self, step: Step, slots: Mapping[str, Slot]) -> Dict[str, np.ndarray]:
@@ -140,7 +141,7 @@ class WeightFeed:
     def _on_read(self, shard: str, started: float, ended: float, num_bytes: int, idle: bool) -> None:
         """Record a read. The reader thread calls this."""
         kind, stage = "idle_read" if idle else "read", self._stage_of.get(shard, 0)
-        self.trace.add(shard, stage, kind, started, ended, num_bytes, "reader", self.pass_index)
+        self.trace.add(Span(shard, stage, kind, started, ended, num_bytes, "reader", self.pass_index))
 
 
 def _views_of(shard: Shard, slot: Slot) -> Dict[str, np.ndarray]:
