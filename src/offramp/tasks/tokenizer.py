@@ -17,14 +17,9 @@ _WORDPIECE_CLASSES = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer"
 _BYTE_BPE_CLASSES = ("RobertaTokenizer",)
 _BERT_SPECIALS = {key + "_token": f"[{key.upper()}]" for key in ("unk", "sep", "pad", "cls", "mask")}
 _ROBERTA_SPECIALS = {
-    "bos_token": "<s>",
-    "eos_token": "</s>",
-    "cls_token": "<s>",
-    "sep_token": "</s>",
-    "unk_token": "<unk>",
-    "pad_token": "<pad>",
-    "mask_token": "<mask>",
-}
+    "bos_token": "<s>", "eos_token": "</s>", "cls_token": "<s>", "sep_token": "</s>", "unk_token": "<unk>",
+    "pad_token": "<pad>", "mask_token": "<mask>",
+}  # fmt: skip
 
 
 def has_tokenizer(folder: Union[str, Path]) -> bool:
@@ -34,7 +29,7 @@ def has_tokenizer(folder: Union[str, Path]) -> bool:
 
 def tokenizer_length(folder: Union[str, Path]) -> Optional[int]:
     """Return `model_max_length` of `tokenizer_config.json`, or None if it is absent or stands for "unlimited"."""
-    found = _read_object(Path(folder) / "tokenizer_config.json").get("model_max_length")
+    found = read_object(Path(folder) / "tokenizer_config.json").get("model_max_length")
     return int(found) if isinstance(found, (int, float)) and 0 < found < 1 << 20 else None
 
 
@@ -80,19 +75,20 @@ def _no_tokenizer(folder: Path) -> SourceError:
 
 
 def _read_config(folder: Path) -> Dict[str, Any]:
-    config = _read_object(folder / "tokenizer_config.json")
-    return {"tokenizer_class": _read_object(folder / "config.json").get("tokenizer_class"), **config}
+    config = read_object(folder / "tokenizer_config.json")
+    return {"tokenizer_class": read_object(folder / "config.json").get("tokenizer_class"), **config}
 
 
-def _read_object(path: Path) -> Dict[str, Any]:
+def read_object(path: Path, remedy: str = _SAVE_FAST) -> Dict[str, Any]:
+    """Read a JSON object of a model folder. Returns {} if the file is absent. Raises SourceError."""
     if not path.is_file():
         return {}
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise SourceError(f"not JSON ({error})", path, _SAVE_FAST) from None
+        raise SourceError(f"not JSON ({error})", path, remedy) from None
     if not isinstance(tree, dict):
-        raise SourceError("not a JSON object", path, _SAVE_FAST)
+        raise SourceError("not a JSON object", path, remedy)
     return tree
 
 
@@ -177,9 +173,9 @@ def _specials(folder: Path, config: Dict[str, Any], defaults: Dict[str, str]) ->
     """Return the special tokens by name, or by number if they have none. Each is a string or has a key `content`."""
     given = {**defaults, **config}
     if "added_tokens_decoder" not in config:
-        given.update(_read_object(folder / "special_tokens_map.json"))
+        given.update(read_object(folder / "special_tokens_map.json"))
     others = [*(given.get("additional_special_tokens") or []), *(given.get("added_tokens_decoder") or {}).values()]
-    others += _read_object(folder / "added_tokens.json")
+    others += read_object(folder / "added_tokens.json")
     named = {key: given[key] for key in defaults if given[key] is not None}
     return {**named, **{str(number): token for number, token in enumerate(others)}}
 
