@@ -119,22 +119,17 @@ _File = Tuple[str, Callable[[], IO[bytes]]]
 
 def _find(task: Task, data: Path) -> dict[str, _File]:
     """Return split -> file. A file whose name begins with a split is a part of it (`dev_mismatched_1000`)."""
+    splits = ("train", *task.dev_splits)
     for place in (data / task.folder, data / task.name, data / f"{task.folder}.zip", data):
-        found = _match(task, _listing(place))
+        listing, found = _listing(place), {}
+        for split in sorted(splits, key=len, reverse=True):  # `dev_mismatched` before `dev`
+            stems = [stem for stem in listing if stem.startswith(split)]
+            if stems:
+                found[split] = listing.pop(min(stems, key=lambda stem: (stem != split, stem)))
         if found:
-            return found
-    what = f"no {' or '.join(('train', *task.dev_splits))} table of {task.name}"
+            return {split: found[split] for split in splits if split in found}
     remedy = f"give the folder that holds {task.folder}/, {task.name}/ or {task.folder}.zip"
-    raise UsageError(what, data, remedy)
-
-
-def _match(task: Task, listing: dict[str, _File]) -> dict[str, _File]:
-    found = {}
-    for split in ("train", *sorted(task.dev_splits, key=len, reverse=True)):
-        stems = [stem for stem in listing if stem.startswith(split)]
-        if stems:
-            found[split] = listing.pop(min(stems, key=lambda stem: (stem != split, stem)))
-    return {split: found[split] for split in ("train", *task.dev_splits) if split in found}
+    raise UsageError(f"no {' or '.join(splits)} table of {task.name}", data, remedy)
 
 
 def _listing(place: Path) -> dict[str, _File]:
@@ -142,15 +137,11 @@ def _listing(place: Path) -> dict[str, _File]:
     if not (place.suffix == ".zip" and place.is_file()):
         return {path.stem: (str(path), partial(path.open, "rb")) for path in sorted(place.glob("*.tsv"))}
     try:
-        with zipfile.ZipFile(place) as archive:
-            names = [name for name in archive.namelist() if name.endswith(".tsv")]
+        archive = zipfile.ZipFile(place)
     except zipfile.BadZipFile as error:
         raise UsageError(f"not a whole zip ({error})", place, "download it again") from None
-    return {Path(name).stem: (f"{place}/{name}", partial(_open_member, place, name)) for name in names}
-
-
-def _open_member(place: Path, name: str) -> IO[bytes]:
-    return zipfile.ZipFile(place).open(name)
+    names = [name for name in archive.namelist() if name.endswith(".tsv")]
+    return {Path(name).stem: (f"{place}/{name}", partial(archive.open, name)) for name in names}
 
 
 def _read(task: Task, shown: str, opened: Callable[[], IO[bytes]]) -> Iterator[Example]:

@@ -94,10 +94,7 @@ class ImageEncoder:
         tree.update(do_resize=self.size is not None, do_center_crop=self.crop is not None)
         for name, size in (("size", self.size), ("crop_size", self.crop)):
             if size is not None:
-                height_width = (
-                    {"shortest_edge": size} if isinstance(size, int) else dict(zip(("height", "width"), size))
-                )
-                tree[name] = height_width
+                tree[name] = {"shortest_edge": size} if isinstance(size, int) else {"height": size[0], "width": size[1]}
         tree.update(resample=self.resample, do_rescale=True, rescale_factor=self.scale)
         tree.update(do_normalize=True, image_mean=list(self.mean), image_std=list(self.std))
         return {**tree, "do_convert_rgb": self.transparent_is_white}

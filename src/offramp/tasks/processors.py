@@ -80,7 +80,13 @@ def read_processor(folder: Path) -> Tuple[Dict[str, Any], Path]:
         if not path.is_file():
             raise SourceError(f"no image processor (looked for {FILE_NAME})", folder, "copy the file there")
         tree = read_object(path, _AGAIN)
-    return tree if _type_of(tree) else {**tree, "image_processor_type": _type_for(folder)}, path
+    if _type_of(tree):
+        return tree, path
+    family = read_object(folder / "config.json", _AGAIN).get("model_type")  # the earliest published files name no type
+    name = next((name for name, families in _FAMILIES.items() if family in families), None)
+    if name is None:
+        raise SourceError(f"no image processor is named, and none is known of {family!r}", folder, _REMEDY)
+    return {**tree, "image_processor_type": name}, path
 
 
 def fields_of(tree: Mapping[str, Any], where: object) -> Dict[str, Any]:
@@ -96,8 +102,24 @@ def fields_of(tree: Mapping[str, Any], where: object) -> Dict[str, Any]:
     if unknown:
         what = f"the image processor has the key {unknown[0]!r}, which may change pixels"
         raise SourceError(what, where, _REMEDY)
-    given = {key: value for key, value in tree.items() if key in defaults}  # null does not stand for the default
-    return _fields({**defaults, **given})
+    given = {key: tree.get(key, default) for key, default in defaults.items()}  # null does not stand for the default
+    if given["do_pad"]:
+        raise ValueError("it pads images")
+    size = _size(given["size"], given["default_to_square"]) if given["do_resize"] else None
+    crop = _size(given["crop_size"], True) if given["do_center_crop"] else None
+    if isinstance(crop, int):
+        raise ValueError(f"crop_size is {crop}, known are a number, and height and width")
+    if "crop_pct" in given and size is not None:  # ConvNext keeps this fraction of the image, but a large one whole
+        if not isinstance(size, int) or crop is not None:
+            raise ValueError(f"size is {size} and crop_size {crop}, ConvNext has a shortest edge alone")
+        is_whole, square = size >= _WHOLE_EDGE, (size, size)
+        size, crop = (square, None) if is_whole else (int(size / given["crop_pct"]), square)
+    fields: Dict[str, Any] = {"size": size, "crop": crop, "transparent_is_white": bool(given["do_convert_rgb"])}
+    if size is not None or given["resample"] is not None:
+        fields["resample"] = given["resample"]
+    if given["do_normalize"]:
+        fields.update(mean=_three(given["image_mean"]), std=_three(given["image_std"]))
+    return {**fields, "scale": given["rescale_factor"] if given["do_rescale"] else 1.0}
 
 
 @contextmanager
@@ -119,35 +141,6 @@ def _type_of(tree: Mapping[str, Any]) -> str:
         if found.endswith(suffix):
             found = found[: -len(suffix)]
     return found
-
-
-def _type_for(folder: Path) -> str:
-    """Return the processor of a model by its `model_type`: the earliest published files name none."""
-    family = read_object(folder / "config.json", _AGAIN).get("model_type")
-    found = next((name for name, families in _FAMILIES.items() if family in families), None)
-    if found is None:
-        raise SourceError(f"no image processor is named, and none is known of {family!r}", folder, _REMEDY)
-    return found
-
-
-def _fields(given: Mapping[str, Any]) -> Dict[str, Any]:
-    if given["do_pad"]:
-        raise ValueError("it pads images")
-    size = _size(given["size"], given["default_to_square"]) if given["do_resize"] else None
-    crop = _size(given["crop_size"], True) if given["do_center_crop"] else None
-    if isinstance(crop, int):
-        raise ValueError(f"crop_size is {crop}, known are a number, and height and width")
-    if "crop_pct" in given and size is not None:  # ConvNext keeps this fraction of the image, but a large one whole
-        if not isinstance(size, int) or crop is not None:
-            raise ValueError(f"size is {size} and crop_size {crop}, ConvNext has a shortest edge alone")
-        is_whole, square = size >= _WHOLE_EDGE, (size, size)
-        size, crop = (square, None) if is_whole else (int(size / given["crop_pct"]), square)
-    fields: Dict[str, Any] = {"size": size, "crop": crop, "transparent_is_white": bool(given["do_convert_rgb"])}
-    if size is not None or given["resample"] is not None:
-        fields["resample"] = given["resample"]
-    if given["do_normalize"]:
-        fields.update(mean=_three(given["image_mean"]), std=_three(given["image_std"]))
-    return {**fields, "scale": given["rescale_factor"] if given["do_rescale"] else 1.0}
 
 
 def _size(value: Any, square: bool) -> Union[Size, int]:

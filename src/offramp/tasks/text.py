@@ -25,6 +25,8 @@ from offramp.tasks.tokenizer import library_errors, read_tokenizer
 
 Text = Union[str, Tuple[str, str]]
 """A text, or a pair of texts that the model reads together."""
+Warn = Callable[[str], None]
+"""Function that receives a warning."""
 
 _SURROGATE = re.compile("[\\ud800-\\udfff]")
 _CHARACTERS_PER_TOKEN = 8
@@ -56,9 +58,7 @@ class TextEncoder:
 
     sample: Tuple[Text, ...] = ("a b",)
 
-    def __init__(
-        self, tokenizer: Any, spec: Texts, max_length: int, config: Dict[str, Any], warn: Callable[[str], None]
-    ) -> None:
+    def __init__(self, tokenizer: Any, spec: Texts, max_length: int, config: Dict[str, Any], warn: Warn) -> None:
         """Take ownership of a `tokenizers.Tokenizer`, which `from_folder` reads."""
         side = (tokenizer.truncation or {}).get("direction", "right")
         tokenizer.no_truncation()
@@ -71,20 +71,15 @@ class TextEncoder:
         inputs = config.get("model_input_names", ["token_type_ids"])
         self._has_types = spec.num_token_types > 1 and "token_type_ids" in inputs
         self._templates = {num_texts: _template(tokenizer, num_texts) for num_texts in (1, 2)}
-        self._warn: Optional[Callable[[str], None]] = warn
+        self._warn: Optional[Warn] = warn
         smallest = len(self._templates[2])
         if max_length < smallest:
-            raise UsageError(
-                f"max_length {max_length} is too short for a pair of texts", None, f"use at least {smallest}"
-            )
+            what = f"max_length {max_length} is too short for a pair of texts"
+            raise UsageError(what, None, f"use at least {smallest}")
 
     @classmethod
     def from_folder(
-        cls,
-        folder: Union[str, Path],
-        spec: Texts,
-        max_length: Optional[int] = None,
-        warn: Callable[[str], None] = warnings.warn,
+        cls, folder: Union[str, Path], spec: Texts, max_length: Optional[int] = None, warn: Warn = warnings.warn
     ) -> TextEncoder:
         """Read the tokenizer of a model folder (see `tokenizer.read_tokenizer`).
 
