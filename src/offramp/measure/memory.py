@@ -43,7 +43,9 @@ def read_memory() -> Memory:
     """
     status = _status_bytes()
     if "VmHWM" not in status:
-        peak_bytes = _rusage_peak_bytes()
+        import resource  # not available on every system
+
+        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << (0 if sys.platform == "darwin" else 10)
         return Memory(peak_bytes, peak_bytes, None, None)
     anon_bytes = status.get("RssAnon")  # since Linux 4.5
     file_bytes = None if anon_bytes is None else status["RssFile"] + status["RssShmem"]
@@ -63,13 +65,6 @@ def _status_bytes() -> Dict[str, int]:
     begin = status.find(b"VmHWM:")
     words = status[begin : status.find(b"VmData:", begin)].split()  # name, number, "kB", five times
     return {name[:-1].decode(): int(kib) << 10 for name, kib in zip(words[0::3], words[1::3])} if begin >= 0 else {}
-
-
-def _rusage_peak_bytes() -> int:
-    import resource  # not available on every system
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak << 10
 
 
 def reset_peak() -> bool:

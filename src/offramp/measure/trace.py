@@ -44,15 +44,11 @@ class Trace:
         """Record one event. The oldest pass is dropped when more than `num_passes` are kept."""
         spans = self._passes.get(span.pass_index)
         if spans is None:
-            spans = self._open(span.pass_index)
+            with self._opening:
+                spans = self._passes.setdefault(span.pass_index, [])
+                if len(self._passes) > self.num_passes:
+                    del self._passes[min(self._passes)]
         spans.append(span)
-
-    def _open(self, pass_index: int) -> List[Span]:
-        with self._opening:
-            spans = self._passes.setdefault(pass_index, [])
-            if len(self._passes) > self.num_passes:
-                del self._passes[min(self._passes)]
-        return spans
 
     def spans(self, pass_index: Optional[int] = None) -> List[Span]:
         """Return the spans of one pass, or of all kept passes, in order of their start."""

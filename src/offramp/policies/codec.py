@@ -14,7 +14,7 @@ from offramp.policies.policy import Policy
 
 RULE = "rule"
 """Value of `kind` for a policy that the grammar can express."""
-KINDS: Dict[str, Type[Policy]] = {
+KINDS: Dict[str, Type[Any]] = {
     "starting": Starting, "from": From, "any": AnyOf, "all": AllOf,
     **{kind.word: kind for kind in (Thresholds, Halting, Stopping, Index)},
 }  # fmt: skip
@@ -32,6 +32,7 @@ def to_json(policy: Policy) -> Dict[str, Any]:
     word = next(word for word, kind in KINDS.items() if isinstance(policy, kind))
     if isinstance(policy, AbstractJoin):
         return {"kind": word, "parts": [to_json(part) for part in policy.parts]}
+    assert isinstance(policy, (From, Starting))
     return {"kind": word, **vars(policy), "policy": to_json(policy.policy)}
 
 

@@ -123,12 +123,11 @@ def fit_thresholds(training_set: TrainingSet, ratio: float) -> Thresholds:
 
 
 def _fit_risk(features_NF: np.ndarray, loss_N: np.ndarray, is_logistic: bool) -> Weights:
-    return _logistic(features_NF, loss_N) if is_logistic else _ridge(features_NF, loss_N)
-
-
-def _ridge(features_NF: np.ndarray, target_N: np.ndarray) -> Weights:
+    """Fit a logistic or a ridge regression."""
+    if is_logistic:
+        return _logistic(features_NF, loss_N)
     matrix = features_NF.T @ features_NF + _penalty(features_NF.shape[1])
-    return tuple(np.linalg.solve(matrix, features_NF.T @ target_N).tolist())
+    return tuple(np.linalg.solve(matrix, features_NF.T @ loss_N).tolist())
 
 
 def _logistic(features_NF: np.ndarray, target_N: np.ndarray) -> Weights:

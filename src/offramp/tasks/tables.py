@@ -13,12 +13,12 @@ import math
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import IO, Any, BinaryIO, Collection, ContextManager, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import IO, Any, Collection, ContextManager, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
 from offramp.errors import MissingExtraError, UsageError
 from offramp.tasks.text import Text
 
-Row = Tuple[str, Dict[str, Optional[str]]]
+Row = Tuple[str, Mapping[str, Optional[str]]]
 """Position of a row (`FILE:LINE`), and column -> text. The text is None for null and NaN."""
 Line = Tuple[str, str]
 """Position of a line (`FILE:LINE`), and its text without the end."""
@@ -181,7 +181,7 @@ def _texts(source: Union[str, Path], text_column: Optional[str], pair_column: Op
             yield from _texts_of_jsonl(file, source, text_column or "text", pair_column)
 
 
-def _open(source: Union[str, Path]) -> ContextManager[BinaryIO]:
+def _open(source: Union[str, Path]) -> ContextManager[IO[bytes]]:
     try:
         return nullcontext(sys.stdin.buffer) if source == "-" else open(source, "rb")
     except OSError as error:

@@ -49,7 +49,7 @@ def token_batch(spec: Texts, ids_BS: np.ndarray, mask_BS: np.ndarray, types_BS: 
     else:  # RoBERTa: padding inside a text takes no position and gets row offset - 1, as in `make_positions` of fairseq
         is_token_BS = ids_BS != spec.pad_token
         positions_BS = np.cumsum(is_token_BS, axis=1) * is_token_BS + spec.position_offset - 1
-    arrays = dict(zip((*TEXT_INPUTS, POSITION_IDS), (ids_BS, mask_BS, types_BS, positions_BS)))
+    arrays: Dict[str, np.ndarray] = dict(zip((*TEXT_INPUTS, POSITION_IDS), (ids_BS, mask_BS, types_BS, positions_BS)))
     return Batch(arrays, ids_BS.shape[0], ids_BS.shape[1], np.asarray(mask_BS).sum(axis=1))
 
 

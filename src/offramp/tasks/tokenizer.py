@@ -52,7 +52,7 @@ def read_tokenizer(folder: Path) -> Tuple[Any, Dict[str, Any]]:
         raise SourceError(f"no tokenizer (looked for {looked_for})", folder, "copy the tokenizer's files there")
     own = read_object(folder / "tokenizer_config.json")
     config = {"tokenizer_class": read_object(folder / "config.json").get("tokenizer_class"), **own}
-    return _BUILDERS[layout](folder, config), config
+    return _BUILDERS[_LAYOUTS.index(layout)](folder, config), config
 
 
 @contextmanager
@@ -137,7 +137,8 @@ def _from_byte_bpe(folder: Path, config: Dict[str, Any]) -> Any:
     return _with_specials(tokenizer, folder, specials, required, library.processors.RobertaProcessing)
 
 
-_BUILDERS = dict(zip(_LAYOUTS, (_from_tokenizer_json, _from_wordpiece, _from_byte_bpe)))
+_BUILDERS = (_from_tokenizer_json, _from_wordpiece, _from_byte_bpe)
+"""Builders for the layouts of `_LAYOUTS`, in the same order."""
 
 
 def _specials(folder: Path, config: Dict[str, Any], known: Container[str], defaults: Dict[str, str]) -> Dict[str, Any]:
