@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from offramp.measure import hardware
+from offramp.measure import available_bytes, hardware
 from offramp.measure.hardware import environment
 
 
@@ -61,7 +61,7 @@ def test_the_processor_is_named_on_x86_and_arm(monkeypatch, cpuinfo, model):
 
 
 def test_without_proc_little_is_known(monkeypatch):
-    monkeypatch.setattr(hardware, "_text", lambda path: None)
+    monkeypatch.setattr(hardware, "_text", lambda path: "")
     storage = environment("/")["storage"]
     assert storage == {"file_system": None, "read_ahead_kb": None, "io_scheduler": None}
 
@@ -80,3 +80,117 @@ MOUNTS = """\
 )
 def test_the_nearest_mount_tells_the_file_system(path, kind):
     assert hardware._file_system(Path(path), MOUNTS) == kind
+
+
+MIB = 1 << 20
+UNLIMITED_V1 = 9223372036854771712
+
+
+def plant(root, files):
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(str(text))
+
+
+def meminfo(available_bytes):
+    return f"MemTotal: 9999999 kB\nMemFree: 1 kB\nMemAvailable: {available_bytes // 1024} kB\n"
+
+
+def v1(folder, limit, usage, stat=""):
+    base = f"sys/fs/cgroup/memory{folder}"
+    return {
+        f"{base}/memory.limit_in_bytes": limit,
+        f"{base}/memory.usage_in_bytes": usage,
+        f"{base}/memory.stat": stat,
+    }
+
+
+def v2(folder, limit, usage, stat=""):
+    base = f"sys/fs/cgroup{folder}"
+    return {f"{base}/memory.max": limit, f"{base}/memory.current": usage, f"{base}/memory.stat": stat}
+
+
+def test_this_machine_has_some_memory_left():
+    assert 0 < available_bytes() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_without_any_source_it_is_the_machines_memory(tmp_path):
+    assert available_bytes(tmp_path) == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_without_cgroups_it_is_what_the_machine_has_left(tmp_path):
+    plant(tmp_path, {"proc/meminfo": meminfo(512 * MIB)})
+    assert available_bytes(tmp_path) == 512 * MIB
+
+
+def test_v1_limit_counts_unmapped_cache_as_free(tmp_path):
+    stat = f"cache 1\ntotal_active_file {10 * MIB}\ntotal_inactive_file {30 * MIB}\ntotal_mapped_file {15 * MIB}\n"
+    plant(
+        tmp_path,
+        {
+            "proc/meminfo": meminfo(4096 * MIB),
+            "proc/self/cgroup": "9:cpu,cpuacct:/a\n4:hugetlb,memory:/a/b\n0::/\n",
+            **v1("/a/b", 128 * MIB, 100 * MIB, stat),
+            **v1("/a", UNLIMITED_V1, 100 * MIB),
+            **v1("", UNLIMITED_V1, 300 * MIB),
+        },
+    )
+    assert available_bytes(tmp_path) == (128 - 100 + 10 + 30 - 15) * MIB
+
+
+def test_v2_limit_counts_unmapped_cache_as_free(tmp_path):
+    stat = f"anon 5\nactive_file {10 * MIB}\ninactive_file {30 * MIB}\nfile_mapped {15 * MIB}\n"
+    plant(
+        tmp_path,
+        {
+            "proc/meminfo": meminfo(4096 * MIB),
+            "proc/self/cgroup": "0::/user.slice/run.scope\n",
+            **v2("/user.slice/run.scope", 128 * MIB, 100 * MIB, stat),
+            **v2("/user.slice", "max", 100 * MIB),
+        },
+    )
+    assert available_bytes(tmp_path) == (128 - 100 + 10 + 30 - 15) * MIB
+
+
+def test_a_tighter_group_above_decides(tmp_path):
+    plant(
+        tmp_path,
+        {
+            "proc/self/cgroup": "0::/user.slice/run.scope\n",
+            **v2("/user.slice/run.scope", 512 * MIB, 100 * MIB),
+            **v2("/user.slice", 256 * MIB, 200 * MIB),
+        },
+    )
+    assert available_bytes(tmp_path) == 56 * MIB
+
+
+def test_memory_high_is_a_limit_too(tmp_path):
+    plant(
+        tmp_path,
+        {
+            "proc/self/cgroup": "0::/run\n",
+            **v2("/run", "max", 40 * MIB),
+            "sys/fs/cgroup/run/memory.high": 100 * MIB,
+        },
+    )
+    assert available_bytes(tmp_path) == 60 * MIB
+
+
+@pytest.mark.parametrize("group", ["/docker/3f1c", "/../other", "/"])
+def test_a_container_finds_its_own_group_at_the_mount_point(tmp_path, group):
+    plant(tmp_path, {"proc/self/cgroup": f"4:memory:{group}\n", **v1("", 128 * MIB, 100 * MIB)})
+    assert available_bytes(tmp_path) == 28 * MIB
+
+
+def test_the_machine_may_have_less_than_the_group_allows(tmp_path):
+    plant(
+        tmp_path,
+        {"proc/meminfo": meminfo(20 * MIB), "proc/self/cgroup": "0::/run\n", **v2("/run", 512 * MIB, 100 * MIB)},
+    )
+    assert available_bytes(tmp_path) == 20 * MIB
+
+
+def test_a_group_above_its_limit_leaves_nothing(tmp_path):
+    plant(tmp_path, {"proc/self/cgroup": "0::/run\n", **v2("/run", 64 * MIB, 100 * MIB)})
+    assert available_bytes(tmp_path) == 0

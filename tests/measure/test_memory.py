@@ -181,7 +181,7 @@ def test_an_exception_of_the_thread_surfaces(monkeypatch):
     meter = PeakMeter(interval_seconds=0.001)
     monkeypatch.setattr(memory, "read_memory", fail_later)
     meter.start()
-    wait_until(lambda: meter._ticker._error is not None)
+    wait_until(lambda: meter._error is not None)
     with pytest.raises(OSError, match="too many open files"):
         meter.stop()
 

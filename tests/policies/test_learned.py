@@ -12,7 +12,7 @@ from offramp.policies import Evidence, parse, replay
 from offramp.policies.codec import FIRST_FEATURE_NAMES, from_json, to_json
 from offramp.policies.combine import AllOf, AnyOf, From
 from offramp.policies.costs import Costs
-from offramp.policies.features import FEATURES, FeatureMemory
+from offramp.policies.evidence import FEATURES, FeatureMemory
 from offramp.policies.fitting import TrainingSet, fit_index_risks, fit_risks, fit_stopping, fit_thresholds
 from offramp.policies.learned import Halting, Index, Starting, Stopping, Thresholds, predict_risk
 from tests.policies.driver import MULTI, REGRESSION, SINGLE, exits_of, logits, quick

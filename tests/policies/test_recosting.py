@@ -4,8 +4,7 @@ from offramp.policies import parse, replay
 from offramp.policies.combine import AllOf, AnyOf, From
 from offramp.policies.costs import Costs
 from offramp.policies.fitting import TrainingSet, fit_index_risks, fit_risks, fit_stopping
-from offramp.policies.learned import Halting, Index, Starting
-from offramp.policies.recosting import with_costs
+from offramp.policies.learned import Halting, Index, Starting, with_costs
 from tests.policies.driver import SINGLE
 from tests.policies.test_learned import COSTS, NUM_EXITS, make_logits
 

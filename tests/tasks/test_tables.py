@@ -3,7 +3,7 @@ import json
 import pytest
 
 from offramp.errors import UsageError
-from offramp.tasks.tables import Layout, field, read_stream, read_table
+from offramp.tasks.tables import field, read_stream, read_table
 
 
 def write(path, text):
@@ -30,7 +30,7 @@ def test_json_lines_and_byte_order_marks(tmp_path):
 
 def test_columns_may_be_named_from_outside(tmp_path):
     with write(tmp_path / "t.tsv", "x\ty\n").open("rb") as stream:
-        assert list(read_stream(stream, ".tsv", "here", Layout(("a", "b")))) == [("here:1", {"a": "x", "b": "y"})]
+        assert list(read_stream(stream, ".tsv", "here", ("a", "b"))) == [("here:1", {"a": "x", "b": "y"})]
 
 
 def test_rows_say_where_they_stand(tmp_path):

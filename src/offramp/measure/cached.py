@@ -12,7 +12,6 @@ from typing import Any, Optional, Union
 
 _WINDOW_BYTES = 1 << 30
 """Size of each mapping passed to mincore(2), in bytes. Limits its result vector (one byte per page) to 256 KiB."""
-_MAP_FAILED = ctypes.c_void_p(-1).value
 
 
 def cached_bytes(path: Union[str, os.PathLike]) -> Optional[int]:
@@ -35,33 +34,27 @@ def cached_bytes(path: Union[str, os.PathLike]) -> Optional[int]:
 
 
 def _cached_bytes(descriptor: int, size_bytes: int) -> Optional[int]:
-    libc = _libc()
-    total = 0
-    for offset in range(0, size_bytes, _WINDOW_BYTES):
-        pages = _cached_pages(libc, descriptor, offset, min(_WINDOW_BYTES, size_bytes - offset))
-        if pages is None:
-            return None
-        total += pages * mmap.PAGESIZE
-    return min(total, size_bytes)  # the last page may extend beyond the end of the file
+    libc, pages = _libc(), 0
+    try:
+        for offset in range(0, size_bytes, _WINDOW_BYTES):
+            length = min(_WINDOW_BYTES, size_bytes - offset)
+            with mmap.mmap(descriptor, length, mmap.MAP_SHARED, mmap.PROT_READ, offset=offset) as mapping:
+                pages += _cached_pages(libc, mapping)
+    except OSError:  # the file cannot be mapped, or mincore is refused
+        return None
+    return min(pages * mmap.PAGESIZE, size_bytes)  # the last page may extend beyond the end of the file
 
 
 def _libc() -> Any:
-    libc = ctypes.CDLL(None)
-    size, pointer, number = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_int
-    libc.mmap.argtypes, libc.mmap.restype = [pointer, size, number, number, number, ctypes.c_long], pointer
-    libc.mincore.argtypes = [pointer, size, ctypes.c_char_p]
-    libc.munmap.argtypes = [pointer, size]
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p]
     return libc
 
 
-def _cached_pages(libc: Any, descriptor: int, offset: int, length: int) -> Optional[int]:
-    # ctypes, because `mmap.mmap` does not expose the address of a read-only mapping.
-    address = libc.mmap(None, length, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, offset)
-    if address == _MAP_FAILED:
-        return None
-    states = ctypes.create_string_buffer(-(-length // mmap.PAGESIZE))
-    try:
-        refused = libc.mincore(address, length, states)
-    finally:
-        libc.munmap(address, length)
-    return None if refused else sum(state & 1 for state in states.raw)
+def _cached_pages(libc: Any, mapping: mmap.mmap) -> int:
+    import numpy as np  # imported late: `offramp.measure` does not need it otherwise
+
+    states = ctypes.create_string_buffer(-(-len(mapping) // mmap.PAGESIZE))
+    if libc.mincore(np.frombuffer(mapping, np.uint8).ctypes.data, len(mapping), states):
+        raise OSError(ctypes.get_errno(), "mincore")
+    return sum(state & 1 for state in states.raw)

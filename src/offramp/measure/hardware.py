@@ -1,15 +1,15 @@
-"""Description of the system of a measurement: versions, processor, memory, storage device.
+"""Facts about the machine: its description for records, and the memory that this process can still allocate.
 
-Imports no library to query it.
-
-Contains no names of users, hosts or folders, so records can be published.
+No library is imported to query it. The description contains no names of users, hosts or folders, so records can be
+published. Available memory is the minimum over the machine and every memory cgroup that contains the process: an
+estimate for choosing how to read, not a guarantee, because other processes share the same memory.
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Dict, Iterator, Optional, Tuple, Union
+from typing import Any, Dict, Iterator, NamedTuple, Optional, Tuple, Union
 
 _LIBRARIES = ("numpy", "onnxruntime", "tokenizers", "torch", "transformers", "onnx")
 
@@ -31,7 +31,7 @@ def environment(path: Optional[Union[str, os.PathLike]] = None) -> Dict[str, Any
         "kernel": os.uname().release,
         **machine(),
         "total_memory_bytes": _memory_bytes(),
-        "library_versions": dict(_library_versions()),
+        "library_versions": {library: found for library in _LIBRARIES if (found := _version(library)) is not None},
     }
     if path is not None:
         facts["storage"] = _storage(path)
@@ -44,13 +44,8 @@ def machine() -> Dict[str, Any]:
     Omits versions, whose lookup would add to the memory of a run.
     """
     system = os.uname()
-    facts = {
-        "platform": f"{system.sysname} {system.machine}",
-        "cpu_model": _cpu_model(),
-        "num_cores": num_cores(),
-        "memory_gib": round(_memory_bytes() / 2**30, 1),
-    }
-    return _printable(facts)
+    facts = {"platform": f"{system.sysname} {system.machine}", "cpu_model": _cpu_model(), "num_cores": num_cores()}
+    return _printable({**facts, "memory_gib": round(_memory_bytes() / 2**30, 1)})
 
 
 def _memory_bytes() -> int:
@@ -58,26 +53,15 @@ def _memory_bytes() -> int:
 
 
 def _cpu_model() -> Optional[str]:
-    lines = [line.split(":", 1) for line in (_text("/proc/cpuinfo") or "").splitlines() if ":" in line]
+    lines = [line.split(":", 1) for line in _text("/proc/cpuinfo").splitlines() if ":" in line]
     names = {key.strip(): value.strip() for key, value in reversed(lines)}
-    for key in ("model name", "Model", "Hardware"):  # x86, then two spellings on ARM
-        if key in names:
-            return names[key]
-    return None
+    keys = ("model name", "Model", "Hardware")  # x86, then two spellings on ARM
+    return next((names[key] for key in keys if key in names), None)
 
 
 def num_cores() -> int:
     """Return the number of cores that this process may use, at least 1."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _library_versions() -> Iterator[Tuple[str, str]]:
-    for library in _LIBRARIES:
-        version = _version(library)
-        if version is not None:
-            yield library, version
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _version(library: str) -> Optional[str]:
@@ -97,7 +81,7 @@ def _storage(path: Union[str, os.PathLike]) -> Dict[str, Any]:
     queues = (f"/sys/dev/block/{name}/queue", f"/sys/dev/block/{name}/../queue")
     read_ahead = _first_text(f"/sys/class/bdi/{name}/read_ahead_kb", *(f"{queue}/read_ahead_kb" for queue in queues))
     return {
-        "file_system": _file_system(Path(path).resolve(), _text("/proc/self/mountinfo") or ""),
+        "file_system": _file_system(Path(path).resolve(), _text("/proc/self/mountinfo")),
         "read_ahead_kb": int(read_ahead) if read_ahead else None,
         "io_scheduler": _first_text(*(f"{queue}/scheduler" for queue in queues)),
     }
@@ -120,12 +104,12 @@ def _first_text(*paths: str) -> Optional[str]:
     return next((text for text in map(_text, paths) if text), None)
 
 
-def _text(path: str) -> Optional[str]:
+def _text(path: Union[str, os.PathLike]) -> str:
+    """Return a file without surrounding whitespace; "" if it is absent (another operating system) or hidden."""
     try:
-        with open(path, errors="surrogateescape") as file:
-            return file.read().strip()
-    except OSError:  # another operating system, or hidden: unknown
-        return None
+        return Path(path).read_text(errors="surrogateescape").strip()
+    except OSError:
+        return ""
 
 
 def _printable(fact: Any) -> Any:
@@ -134,3 +118,75 @@ def _printable(fact: Any) -> Any:
     if isinstance(fact, str):
         return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in fact)
     return fact
+
+
+class _Hierarchy(NamedTuple):
+    """File names of one version of Linux memory cgroups."""
+
+    mount: str
+    limits: Tuple[str, ...]
+    usage: str
+    cache: Tuple[str, ...]
+    mapped: str
+
+
+_V1 = _Hierarchy(
+    "sys/fs/cgroup/memory", ("memory.limit_in_bytes",), "memory.usage_in_bytes",
+    ("total_active_file", "total_inactive_file"), "total_mapped_file",
+)  # fmt: skip
+_V2 = _Hierarchy(
+    "sys/fs/cgroup", ("memory.max", "memory.high"), "memory.current", ("active_file", "inactive_file"), "file_mapped"
+)
+
+
+def available_bytes(root: Union[str, os.PathLike] = "/") -> int:
+    """Return the memory in bytes that this process can still allocate.
+
+    This is the minimum of MemAvailable and the free memory of all memory cgroups (v1, v2) that contain the process. The
+    free memory of a cgroup is its limit minus its usage plus its unmapped file cache, which the kernel reclaims before
+    it refuses an allocation. Missing sources are skipped; without any source, the total memory of the machine is
+    returned.
+
+    Args:
+        root: folder that contains `proc` and `sys`.
+    """
+    root = Path(root)
+    known = [available for available in (_machine_bytes(root), *_cgroup_bytes(root)) if available is not None]
+    return max(0, min(known)) if known else _memory_bytes()
+
+
+def _machine_bytes(root: Path) -> Optional[int]:
+    kib = _table(root / "proc/meminfo").get("MemAvailable:")
+    return None if kib is None else kib << 10
+
+
+def _cgroup_bytes(root: Path) -> Iterator[Optional[int]]:
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, controllers, group = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        hierarchy = _V1 if controllers else _V2
+        # In a container the path may be the one on the host, while the mount point is the container's own group.
+        names = [name for name in group.split("/") if name not in ("", "..")]
+        for depth in range(len(names) + 1):
+            yield _group_bytes(root.joinpath(hierarchy.mount, *names[:depth]), hierarchy)
+
+
+def _group_bytes(folder: Path, hierarchy: _Hierarchy) -> Optional[int]:
+    limits = [limit for limit in (_number(folder / name) for name in hierarchy.limits) if limit is not None]
+    usage = _number(folder / hierarchy.usage)
+    if not limits or usage is None:
+        return None
+    stat = _table(folder / "memory.stat")
+    cache = sum(stat.get(name, 0) for name in hierarchy.cache)
+    return min(limits) - usage + max(0, cache - stat.get(hierarchy.mapped, 0))
+
+
+def _number(path: Path) -> Optional[int]:
+    text = _text(path)
+    return int(text) if text.isdigit() else None  # "max": no limit
+
+
+def _table(path: Path) -> Dict[str, int]:
+    rows = (line.split() for line in _text(path).splitlines())
+    return {row[0]: int(row[1]) for row in rows if len(row) >= 2}

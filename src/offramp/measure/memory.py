@@ -13,10 +13,11 @@ import time
 from array import array
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Dict, List, NamedTuple, Optional
+from typing import Dict, List, NamedTuple, Optional, TypeVar
 
 _STATUS = "/proc/self/status"
 _CLEAR_REFS = "/proc/self/clear_refs"
+_Self = TypeVar("_Self", bound="_Sampler")
 _UNKNOWN = -1
 """Stored in a sample in place of a number that the system does not report."""
 
@@ -40,21 +41,18 @@ def read_memory() -> Memory:
 
     Without /proc (macOS) only the peak is known; it is then also returned as the resident set, an upper bound.
     """
-    kib = _status_kib()
-    if "VmHWM" not in kib:
-        peak_bytes = _rusage_peak_bytes()
+    status = _status_bytes()
+    if "VmHWM" not in status:
+        import resource  # not available on every system
+
+        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << (0 if sys.platform == "darwin" else 10)
         return Memory(peak_bytes, peak_bytes, None, None)
-    if "RssAnon" not in kib:  # before Linux 4.5
-        return Memory(kib["VmRSS"] << 10, kib["VmHWM"] << 10, None, None)
-    return Memory(
-        rss_bytes=kib["VmRSS"] << 10,
-        peak_bytes=kib["VmHWM"] << 10,
-        anon_bytes=kib["RssAnon"] << 10,
-        file_bytes=(kib["RssFile"] + kib["RssShmem"]) << 10,
-    )
+    anon_bytes = status.get("RssAnon")  # since Linux 4.5
+    file_bytes = None if anon_bytes is None else status["RssFile"] + status["RssShmem"]
+    return Memory(status["VmRSS"], status["VmHWM"], anon_bytes, file_bytes)
 
 
-def _status_kib() -> Dict[str, int]:
+def _status_bytes() -> Dict[str, int]:
     # Opened on every call: after a fork, an inherited descriptor would report the parent.
     try:
         descriptor = os.open(_STATUS, os.O_RDONLY)
@@ -66,14 +64,7 @@ def _status_kib() -> Dict[str, int]:
         os.close(descriptor)
     begin = status.find(b"VmHWM:")
     words = status[begin : status.find(b"VmData:", begin)].split()  # name, number, "kB", five times
-    return {name[:-1].decode(): int(number) for name, number in zip(words[0::3], words[1::3])} if begin >= 0 else {}
-
-
-def _rusage_peak_bytes() -> int:
-    import resource  # not available on every system
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak << 10
+    return {name[:-1].decode(): int(kib) << 10 for name, kib in zip(words[0::3], words[1::3])} if begin >= 0 else {}
 
 
 def reset_peak() -> bool:
@@ -82,31 +73,31 @@ def reset_peak() -> bool:
     The reset affects every reader of the peak in this process, so it happens only on request.
     """
     try:
-        descriptor = os.open(_CLEAR_REFS, os.O_WRONLY)
+        with os.fdopen(os.open(_CLEAR_REFS, os.O_WRONLY), "wb", 0) as file:
+            file.write(b"5")  # proc(5): reset the peak resident set, since Linux 4.0
     except OSError:
         return False
-    try:
-        os.write(descriptor, b"5")  # proc(5): reset the peak resident set, since Linux 4.0
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
     return True
 
 
-class _Ticker:
-    """Calls `act` at the start, every `interval_seconds` in a thread, and at the stop.
+class _Sampler:
+    """Calls `sample` at the start, every `interval_seconds` in a thread, and at the stop.
 
     An error in the thread is raised again by the stop.
     """
 
-    def __init__(self, act: Callable[[], None], interval_seconds: float) -> None:
+    def __init__(self, interval_seconds: float) -> None:
         if not interval_seconds > 0:
             raise ValueError(f"interval_seconds must be positive, got {interval_seconds}")
-        self._act, self._interval_seconds = act, interval_seconds
+        self._interval_seconds = interval_seconds
+
+    def sample(self) -> None:
+        """Take one sample."""
+        raise NotImplementedError
 
     def start(self) -> None:
-        self._act()
+        """Take the first sample and start sampling."""
+        self.sample()
         self._error: Optional[BaseException] = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="offramp-memory", daemon=True)
@@ -115,19 +106,27 @@ class _Ticker:
     def _run(self) -> None:
         try:
             while not self._stopping.wait(self._interval_seconds):
-                self._act()
+                self.sample()
         except BaseException as error:
             self._error = error
 
     def stop(self) -> None:
+        """End the thread and take the last sample."""
         self._stopping.set()
         self._thread.join()
         if self._error is not None:
             raise self._error
-        self._act()
+        self.sample()
+
+    def __enter__(self: _Self) -> _Self:
+        self.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop()
 
 
-class PeakMeter:
+class PeakMeter(_Sampler):
     """Peak resident set of a phase: `with PeakMeter() as meter: ...`, then `meter.peak_bytes` and `meter.method`.
 
     Args:
@@ -147,8 +146,8 @@ class PeakMeter:
     def __init__(self, method: str = "sampled", interval_seconds: float = 0.005) -> None:
         if method not in self.METHODS:
             raise ValueError(f"method must be one of {self.METHODS}, got {method!r}")
+        super().__init__(interval_seconds)
         self.method = method
-        self._ticker = _Ticker(self.sample, interval_seconds)
         self._running = False
         self._peak_bytes = 0
         self._lock = threading.Lock()
@@ -163,12 +162,12 @@ class PeakMeter:
         self._peak_bytes = 0
         self._running = True
         if self.method == "sampled":
-            self._ticker.start()
+            super().start()
 
     def stop(self) -> None:
         """End the phase and freeze `peak_bytes`."""
         if self.method == "sampled":
-            self._ticker.stop()
+            super().stop()
         else:
             self.sample()
         self._running = False
@@ -187,13 +186,6 @@ class PeakMeter:
             self.sample()
         return self._peak_bytes
 
-    def __enter__(self) -> PeakMeter:
-        self.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.stop()
-
 
 class MemorySample(NamedTuple):
     """One sample of `MemorySampler`. Timestamps are those of `time.perf_counter`."""
@@ -204,28 +196,21 @@ class MemorySample(NamedTuple):
     file_bytes: int | None
 
 
-class MemorySampler:
+class MemorySampler(_Sampler):
     """Records the memory of this process over time in a background thread.
 
     All samples are kept, 32 bytes each: intended for runs of seconds, not for long-lived servers.
     """
 
     def __init__(self, interval_seconds: float = 0.002) -> None:
+        super().__init__(interval_seconds)
         self._rows = array("q")  # nanoseconds, rss, anon, file; flat, to add little to the memory that it measures
-        self._ticker = _Ticker(self._sample, interval_seconds)
 
-    def _sample(self) -> None:
+    def sample(self) -> None:
+        """Take one sample."""
         memory = read_memory()
         parts = [_UNKNOWN if part is None else part for part in (memory.anon_bytes, memory.file_bytes)]
         self._rows.extend([time.perf_counter_ns(), memory.rss_bytes, *parts])
-
-    def start(self) -> None:
-        """Start sampling."""
-        self._ticker.start()
-
-    def stop(self) -> None:
-        """Take the last sample and end the thread."""
-        self._ticker.stop()
 
     @property
     def samples(self) -> List[MemorySample]:
@@ -235,10 +220,3 @@ class MemorySampler:
             MemorySample(nanoseconds / 1e9, rss, *(None if part == _UNKNOWN else part for part in parts))
             for nanoseconds, rss, *parts in zip(*columns)
         ]
-
-    def __enter__(self) -> MemorySampler:
-        self.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.stop()

@@ -31,61 +31,30 @@ class Span(NamedTuple):
 
 
 class Trace:
-    """Append-only, thread-safe list of spans that keeps the last `num_passes` passes.
+    """Append-only, thread-safe list of spans that keeps the last `num_passes` passes."""
 
-    With `enabled=False` nothing is recorded.
-    """
-
-    def __init__(self, enabled: bool = True, num_passes: int = 64) -> None:
+    def __init__(self, num_passes: int = 64) -> None:
         if num_passes < 1:
             raise ValueError(f"num_passes must be at least 1, got {num_passes}")
-        self.enabled, self.num_passes = enabled, num_passes
+        self.num_passes = num_passes
         self._passes: Dict[int, List[Span]] = {}
         self._opening = threading.Lock()
 
-    def add(
-        self,
-        name: str,
-        stage: int,
-        kind: str,
-        start_seconds: float,
-        end_seconds: float,
-        bytes: int = 0,
-        thread: str = "loop",
-        pass_index: int = 0,
-    ) -> None:
+    def add(self, span: Span) -> None:
         """Record one event. The oldest pass is dropped when more than `num_passes` are kept."""
-        if not self.enabled:
-            return
-        spans = self._passes.get(pass_index)
+        spans = self._passes.get(span.pass_index)
         if spans is None:
-            spans = self._open(pass_index)
-        spans.append(Span(name, stage, kind, start_seconds, end_seconds, bytes, thread, pass_index))
-
-    def _open(self, pass_index: int) -> List[Span]:
-        with self._opening:
-            spans = self._passes.setdefault(pass_index, [])
-            if len(self._passes) > self.num_passes:
-                del self._passes[min(self._passes)]
-        return spans
+            with self._opening:
+                spans = self._passes.setdefault(span.pass_index, [])
+                if len(self._passes) > self.num_passes:
+                    del self._passes[min(self._passes)]
+        spans.append(span)
 
     def spans(self, pass_index: Optional[int] = None) -> List[Span]:
         """Return the spans of one pass, or of all kept passes, in order of their start."""
         with self._opening:
             kept = list(self._passes.values()) if pass_index is None else [self._passes.get(pass_index, [])]
         return sorted((span for spans in kept for span in list(spans)), key=lambda span: span.start_seconds)
-
-    def totals(self, kind: str, pass_index: Optional[int] = None) -> float:
-        """Return the total seconds of all spans of `kind`."""
-        return sum(self.by_stage(kind, pass_index).values())
-
-    def by_stage(self, kind: str, pass_index: Optional[int] = None) -> Dict[int, float]:
-        """Return the seconds of spans of `kind` per stage, summed over passes, in order of the stages."""
-        seconds: Dict[int, float] = {}
-        for span in self.spans(pass_index):
-            if span.kind == kind:
-                seconds[span.stage] = seconds.get(span.stage, 0.0) + span.end_seconds - span.start_seconds
-        return dict(sorted(seconds.items()))
 
     def to_jsonl(self, path: Any) -> None:
         """Write one JSON object per span, with the fields of `Span`."""
@@ -109,16 +78,10 @@ def _chrome_events(spans: Sequence[Span]) -> Iterator[Dict[str, Any]]:
     for name, number in threads.items():
         yield {"ph": "M", "pid": 1, "tid": number, "name": "thread_name", "args": {"name": name}}
     for span in spans:
-        yield {
-            "ph": "X",
-            "pid": 1,
-            "tid": threads[span.thread],
-            "name": span.name,
-            "cat": span.kind,
-            "ts": (span.start_seconds - spans[0].start_seconds) * 1e6,
-            "dur": (span.end_seconds - span.start_seconds) * 1e6,
-            "args": {"kind": span.kind, "stage": span.stage, "pass_index": span.pass_index, "bytes": span.bytes},
-        }
+        start, seconds = span.start_seconds - spans[0].start_seconds, span.end_seconds - span.start_seconds
+        event = {"ph": "X", "pid": 1, "tid": threads[span.thread], "name": span.name, "cat": span.kind}
+        facts = {"kind": span.kind, "stage": span.stage, "pass_index": span.pass_index, "bytes": span.bytes}
+        yield {**event, "ts": start * 1e6, "dur": seconds * 1e6, "args": facts}
 
 
 def bound_seconds(compute: Sequence[float], read: Sequence[float], fill_seconds: float) -> float:

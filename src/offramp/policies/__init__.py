@@ -2,30 +2,11 @@
 
 from offramp.policies.combine import AllOf, AnyOf, From
 from offramp.policies.evidence import PROBLEMS, Evidence
-from offramp.policies.fixed import FullDepth, StopAt
 from offramp.policies.grammar import GRAMMAR, parse
-from offramp.policies.patience import Patience
-from offramp.policies.policy import Decider, Policy
-from offramp.policies.replay import replay
-from offramp.policies.threshold import Confidence, Entropy, Margin
-from offramp.policies.votes import Votes
+from offramp.policies.policy import Decider, Policy, replay
+from offramp.policies.rules import Confidence, Entropy, FullDepth, Margin, Patience, StopAt, Votes
 
 __all__ = [
-    "GRAMMAR",
-    "PROBLEMS",
-    "AllOf",
-    "AnyOf",
-    "Confidence",
-    "Decider",
-    "Entropy",
-    "Evidence",
-    "From",
-    "FullDepth",
-    "Margin",
-    "Patience",
-    "Policy",
-    "StopAt",
-    "Votes",
-    "parse",
-    "replay",
-]
+    "GRAMMAR", "PROBLEMS", "AllOf", "AnyOf", "Confidence", "Decider", "Entropy", "Evidence", "From", "FullDepth",
+    "Margin", "Patience", "Policy", "StopAt", "Votes", "parse", "replay",
+]  # fmt: skip

@@ -79,11 +79,11 @@ def certify(loss_MN: Sequence[np.ndarray], epsilon: float, delta: float, method:
     _require_levels(epsilon, delta)
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    if method == "crc":
-        return _conformal(loss_MN, epsilon)
-    is_below: Callable[[np.ndarray, float, float], bool] = _TESTS[method]
+    worst_N = np.zeros(1)
     for index, loss_N in enumerate(loss_MN):
-        if not is_below(_checked(loss_N), epsilon, delta):
+        loss_N = _checked(loss_N)
+        worst_N = np.maximum(worst_N, loss_N)  # `crc` needs monotone losses; gains count as 0
+        if not _TESTS[method](worst_N if method == "crc" else loss_N, epsilon, delta):
             return index - 1
     return len(loss_MN) - 1
 
@@ -132,22 +132,14 @@ def _binomial(loss_N: np.ndarray, epsilon: float, delta: float) -> bool:
     return epsilon >= 1 or binomial_tail(int((loss_N > 0).sum()), len(loss_N), epsilon) <= delta
 
 
-def _conformal(loss_MN: Sequence[np.ndarray], epsilon: float) -> int:
-    """Return the last certified index after making losses monotone.
-
-    Gains count as 0, and each sample keeps its largest loss.
-    """
-    found, worst_N = -1, None
-    for index, loss_N in enumerate(loss_MN):
-        loss_N = np.maximum(_checked(loss_N), 0)
-        worst_N = loss_N if worst_N is None else np.maximum(worst_N, loss_N)
-        if (worst_N.sum() + 1) / (len(worst_N) + 1) > epsilon:
-            break
-        found = index
-    return found
+def _conformal(worst_N: np.ndarray, epsilon: float, delta: float) -> bool:
+    """Return whether the mean of the largest losses of each sample so far, with one more loss of 1, is small enough."""
+    return (worst_N.sum() + 1) / (len(worst_N) + 1) <= epsilon
 
 
-_TESTS: Dict[str, Callable[[np.ndarray, float, float], bool]] = {"ucb": _betting, "ltt": _binomial}
+_TESTS: Dict[str, Callable[[np.ndarray, float, float], bool]] = {
+    "ucb": _betting, "ltt": _binomial, "crc": _conformal,
+}  # fmt: skip
 
 
 def _checked(loss_N: np.ndarray) -> np.ndarray:

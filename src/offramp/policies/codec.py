@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Any, Dict, Type
+from typing import Any, Callable, Dict, Type
 
 from offramp.policies.combine import AbstractJoin, AllOf, AnyOf, From
 from offramp.policies.costs import Costs, as_tuples
-from offramp.policies.features import FEATURES
+from offramp.policies.evidence import FEATURES
 from offramp.policies.grammar import parse
 from offramp.policies.learned import Halting, Index, LearnedPolicy, ScoredPolicy, Starting, Stopping, Thresholds
 from offramp.policies.policy import Policy
 
 RULE = "rule"
 """Value of `kind` for a policy that the grammar can express."""
-KINDS = {kind.word: kind for kind in (Thresholds, Halting, Stopping, Index)}
-JOINS: Dict[str, Type[AbstractJoin]] = {"any": AnyOf, "all": AllOf}
-FROM = "from"
+KINDS: Dict[str, Type[Any]] = {
+    "starting": Starting, "from": From, "any": AnyOf, "all": AllOf,
+    **{kind.word: kind for kind in (Thresholds, Halting, Stopping, Index)},
+}  # fmt: skip
+"""Value of `kind` -> class of the policy, whose fields are the other members of the object."""
 FIRST_FEATURE_NAMES = ["one", "sureness", "entropy", "change", "streak", "log_length"]  # prose: as old files spell it
 """Feature names in policy files of offramp 0.1; the features are those of FEATURES, in the same order."""
 
@@ -25,15 +27,13 @@ def to_json(policy: Policy) -> Dict[str, Any]:
     """Return the JSON object that represents a policy in a policy file."""
     if isinstance(policy, LearnedPolicy):
         return policy.to_json()
-    if isinstance(policy, Starting):
-        return {"kind": policy.word, "first": policy.first, "policy": to_json(policy.policy)}
     if not _has_learned(policy):
         return {"kind": RULE, "text": str(policy)}
-    if isinstance(policy, From):
-        return {"kind": FROM, "exit_index": policy.exit_index, "policy": to_json(policy.policy)}
-    assert isinstance(policy, AbstractJoin)
-    word = next(word for word, join in JOINS.items() if isinstance(policy, join))
-    return {"kind": word, "parts": [to_json(part) for part in policy.parts]}
+    word = next(word for word, kind in KINDS.items() if isinstance(policy, kind))
+    if isinstance(policy, AbstractJoin):
+        return {"kind": word, "parts": [to_json(part) for part in policy.parts]}
+    assert isinstance(policy, (From, Starting))
+    return {"kind": word, **vars(policy), "policy": to_json(policy.policy)}
 
 
 def from_json(tree: Any) -> Policy:
@@ -47,43 +47,30 @@ def from_json(tree: Any) -> Policy:
     word = found.pop("kind", None)
     if word == RULE and isinstance(found.get("text"), str) and len(found) == 1:
         return parse(found["text"])
-    if word == Starting.word and set(found) == {"first", "policy"}:
-        inner = from_json(found["policy"])
-        if not isinstance(inner, LearnedPolicy):
-            raise ValueError(f"{word}: expected a learned policy inside, got {inner}")
-        return Starting(found["first"], inner)
-    if word == FROM and set(found) == {"exit_index", "policy"}:
-        if type(found["exit_index"]) is not int:
-            raise ValueError(f"{FROM}: exit_index must be an integer, got {found['exit_index']!r}")
-        return From(found["exit_index"], from_json(found["policy"]))
-    if isinstance(word, str) and word in JOINS and set(found) == {"parts"} and isinstance(found["parts"], list):
-        return JOINS[word](tuple(from_json(part) for part in found["parts"]))
-    return _learned(word, found)
-
-
-def _learned(word: Any, found: Dict[str, Any]) -> LearnedPolicy:
     kind = KINDS.get(word) if isinstance(word, str) else None
     if kind is None:
-        known = ", ".join((RULE, Starting.word, FROM, *JOINS, *KINDS))
-        raise ValueError(f"kind must be one of {known}, got {word!r}")
-    features = found.pop("features", None)
+        raise ValueError(f"kind must be one of {', '.join((RULE, *KINDS))}, got {word!r}")
+    features = found.pop("features", None) if issubclass(kind, LearnedPolicy) else None
     if issubclass(kind, ScoredPolicy) and features not in (list(FEATURES), FIRST_FEATURE_NAMES):
         raise ValueError(f"features must be {', '.join(FEATURES)}, got {features!r}")
     names = [field.name for field in fields(kind)]
     if set(found) != set(names):
-        raise ValueError(f"{kind.word}: expected {', '.join(names)}, got {', '.join(sorted(found))}")
+        raise ValueError(f"{word}: expected {', '.join(names)}, got {', '.join(sorted(found))}")
     try:
-        if "costs" in found:
-            costs = found["costs"]
-            found["costs"] = Costs(as_tuples(costs["lengths"]), as_tuples(costs["seconds"]))
-        return kind(**{name: as_tuples(value) for name, value in found.items()})
+        return kind(**{name: _READERS.get(name, as_tuples)(value) for name, value in found.items()})
     except (TypeError, KeyError) as error:
-        raise ValueError(f"{kind.word}: invalid value ({error})") from None
+        raise ValueError(f"{word}: invalid value ({error})") from None
+
+
+_READERS: Dict[str, Callable[[Any], Any]] = {
+    "costs": lambda tree: Costs(as_tuples(tree["lengths"]), as_tuples(tree["seconds"])),
+    "policy": from_json,
+    "parts": lambda trees: tuple(map(from_json, trees)),
+}
+"""Functions that read the fields of policies that are neither numbers nor arrays of numbers."""
 
 
 def _has_learned(policy: Policy) -> bool:
     if isinstance(policy, AbstractJoin):
-        return any(_has_learned(part) for part in policy.parts)
-    if isinstance(policy, From):
-        return _has_learned(policy.policy)
-    return isinstance(policy, (LearnedPolicy, Starting))
+        return any(map(_has_learned, policy.parts))
+    return _has_learned(policy.policy) if isinstance(policy, From) else isinstance(policy, (LearnedPolicy, Starting))

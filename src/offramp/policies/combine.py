@@ -8,13 +8,13 @@ learned policies.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Optional, Sequence, Tuple, Type
+from typing import Callable, ClassVar, Optional, Sequence, Tuple
 
 import numpy as np
 
 from offramp.policies.evidence import Evidence
-from offramp.policies.fixed import FullDepth, refuse_missing_exit, refuse_no_exit
 from offramp.policies.policy import Decider, Policy
+from offramp.policies.rules import FullDepth, refuse_missing_exit, refuse_no_exit
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,17 @@ class AbstractJoin(Policy):
 
     sign: ClassVar[str]
     """Operator between the parts in the grammar."""
+    join: ClassVar[np.ufunc]
+    """Function that joins the masks of two parts."""
+    limit: ClassVar[Callable[..., int]]
+    """Function that chooses among the earliest, and among the last, exits of the parts."""
+
+    def __post_init__(self) -> None:
+        if len(self.parts) < 2:
+            raise ValueError(f"a combination needs at least two parts, got {len(self.parts)}")
+        for part in self.parts:
+            if isinstance(part, (FullDepth, From, AnyOf, type(self))):
+                raise ValueError(f"{self}: {part} cannot be a part of it")
 
     def __str__(self) -> str:
         return self.sign.join(map(str, self.parts))
@@ -39,49 +50,31 @@ class AbstractJoin(Policy):
         """The largest lookback of any part."""
         return max(part.lookback for part in self.parts)
 
+    def earliest_exit(self, num_exits: int) -> int:
+        """Return the latest `earliest_exit` of the parts for `AllOf`, the earliest for `AnyOf`."""
+        return self.limit(part.earliest_exit(num_exits) for part in self.parts)
+
+    def last_exit(self, num_exits: int) -> int:
+        """Return the latest `last_exit` of the parts for `AllOf`, the earliest for `AnyOf`."""
+        return self.limit(part.last_exit(num_exits) for part in self.parts)
+
+    def start(self, num_rows: int, num_exits: int) -> Decider:
+        """Return the combined state of all parts."""
+        return _Joined(self.join, [part.start(num_rows, num_exits) for part in self.parts])
+
 
 @dataclass(frozen=True)
 class AllOf(AbstractJoin):
     """`A&B`: a row leaves at the first exit where all parts let it leave."""
 
-    sign: ClassVar[str] = "&"
-
-    def __post_init__(self) -> None:
-        _refuse_parts(self, (FullDepth, AbstractJoin, From))
-
-    def earliest_exit(self, num_exits: int) -> int:
-        """Return the latest `earliest_exit` of the parts."""
-        return max(part.earliest_exit(num_exits) for part in self.parts)
-
-    def last_exit(self, num_exits: int) -> int:
-        """Return the latest `last_exit` of the parts."""
-        return max(part.last_exit(num_exits) for part in self.parts)
-
-    def start(self, num_rows: int, num_exits: int) -> Decider:
-        """Return the combined state of all parts."""
-        return _Joined([part.start(num_rows, num_exits) for part in self.parts], np.logical_and)
+    sign, join, limit = "&", np.logical_and, max
 
 
 @dataclass(frozen=True)
 class AnyOf(AbstractJoin):
     """`A|B`: a row leaves at the first exit where at least one part lets it leave."""
 
-    sign: ClassVar[str] = "|"
-
-    def __post_init__(self) -> None:
-        _refuse_parts(self, (FullDepth, AnyOf, From))
-
-    def earliest_exit(self, num_exits: int) -> int:
-        """Return the earliest `earliest_exit` of the parts."""
-        return min(part.earliest_exit(num_exits) for part in self.parts)
-
-    def last_exit(self, num_exits: int) -> int:
-        """Return the earliest `last_exit` of the parts."""
-        return min(part.last_exit(num_exits) for part in self.parts)
-
-    def start(self, num_rows: int, num_exits: int) -> Decider:
-        """Return the combined state of all parts."""
-        return _Joined([part.start(num_rows, num_exits) for part in self.parts], np.logical_or)
+    sign, join, limit = "|", np.logical_or, min
 
 
 @dataclass(frozen=True)
@@ -123,32 +116,17 @@ class From(Policy):
 
 
 class _Joined(Decider):
-    def __init__(self, deciders: Sequence[Decider], join: np.ufunc) -> None:
-        self.deciders, self.join = deciders, join
+    def __init__(self, join: np.ufunc, parts: Sequence[Decider]) -> None:
+        self.join, self.parts = join, parts
 
     def update(self, exit_index: int, evidence: Evidence) -> np.ndarray:
-        return self.join.reduce([decider.update(exit_index, evidence) for decider in self.deciders])
-
-    def keep(self, mask_B: np.ndarray) -> None:
-        for decider in self.deciders:
-            decider.keep(mask_B)
+        return self.join.reduce([part.update(exit_index, evidence) for part in self.parts])
 
 
 class _NotBefore(Decider):
     def __init__(self, exit_index: int, decider: Decider) -> None:
-        self.exit_index, self.decider = exit_index, decider
+        self.exit_index, self.parts = exit_index, [decider]
 
     def update(self, exit_index: int, evidence: Evidence) -> np.ndarray:
-        leaves_B = self.decider.update(exit_index, evidence)
+        leaves_B = self.parts[0].update(exit_index, evidence)
         return leaves_B if exit_index >= self.exit_index else np.zeros_like(leaves_B)
-
-    def keep(self, mask_B: np.ndarray) -> None:
-        self.decider.keep(mask_B)
-
-
-def _refuse_parts(policy: AbstractJoin, misplaced: Tuple[Type[Policy], ...]) -> None:
-    if len(policy.parts) < 2:
-        raise ValueError(f"a combination needs at least two parts, got {len(policy.parts)}")
-    for part in policy.parts:
-        if isinstance(part, misplaced):
-            raise ValueError(f"{policy}: {part} cannot be a part of it")

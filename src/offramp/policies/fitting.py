@@ -6,13 +6,12 @@ Shapes: K exits, N samples, C outputs of a head, F features.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import List, Optional, Sequence, Tuple
+from typing import Optional, Tuple
 
 import numpy as np
 
 from offramp.policies.costs import Costs
-from offramp.policies.evidence import REGRESSION, Evidence
-from offramp.policies.features import FEATURES, FeatureMemory
+from offramp.policies.evidence import FEATURES, REGRESSION, Evidence, FeatureMemory
 from offramp.policies.learned import Stopping, Thresholds, Weights
 
 RIDGE = 1.0
@@ -40,33 +39,22 @@ class TrainingSet:
         cls, logits_KNC: np.ndarray, truth_N: np.ndarray, lengths_N: np.ndarray, problem: str
     ) -> TrainingSet:
         """Build the set from recorded logits and the truth (label ids or values). Raises ValueError for NaN."""
-        memory = FeatureMemory(len(truth_N))
+        memory, shape = FeatureMemory(len(truth_N)), (len(logits_KNC) - 1, len(truth_N))
         evidence = [Evidence.from_logits(logits_NC, problem, lengths_N) for logits_NC in logits_KNC]
-        features = [memory.update(each) for each in evidence[:-1]]
+        features_KNF = np.array([memory.update(each) for each in evidence[:-1]]).reshape(*shape, len(FEATURES))
         if problem == REGRESSION:
             variance = max(float(np.var(truth_N)), 1e-12)
             loss_KN = (logits_KNC[:, :, 0].astype(np.float64) - truth_N) ** 2 / variance
-            return cls(_stacked(features, len(truth_N)), None, loss_KN, lengths_N, False)
-        loss_KN = np.stack([(each.answer_BA[:, 0] != truth_N) for each in evidence]).astype(np.float64)
-        confidences = [each.confidence_B for each in evidence[:-1] if each.confidence_B is not None]
-        return cls(
-            _stacked(features, len(truth_N)),
-            np.array(confidences).reshape(len(confidences), len(truth_N)),
-            loss_KN,
-            lengths_N,
-            True,
-        )
+            return cls(features_KNF, None, loss_KN, lengths_N, False)
+        loss_KN = np.stack([each.answer_BA[:, 0] != truth_N for each in evidence]).astype(np.float64)
+        confidence_KN = np.array([each.score("confidence") for each in evidence[:-1]]).reshape(shape)
+        return cls(features_KNF, confidence_KN, loss_KN, lengths_N, True)
 
     def rows(self, chosen_N: np.ndarray) -> TrainingSet:
         """Return a subset of the samples, selected by a mask or by indices."""
+        features_KNF, loss_KN = self.features_KNF[:, chosen_N], self.loss_KN[:, chosen_N]
         confidence_KN = None if self.confidence_KN is None else self.confidence_KN[:, chosen_N]
-        return TrainingSet(
-            self.features_KNF[:, chosen_N],
-            confidence_KN,
-            self.loss_KN[:, chosen_N],
-            self.lengths_N[chosen_N],
-            self.is_logistic,
-        )
+        return TrainingSet(features_KNF, confidence_KN, loss_KN, self.lengths_N[chosen_N], self.is_logistic)
 
 
 def fit_risks(training_set: TrainingSet) -> Tuple[Weights, ...]:
@@ -88,39 +76,31 @@ def fit_stopping(training_set: TrainingSet, risks: Tuple[Weights, ...], costs: C
         costs: latency of each exit.
         price: risk that one second is worth.
     """
-    seconds_NK = costs.at(training_set.lengths_N)
+    seconds_NK, is_logistic = costs.at(training_set.lengths_N), training_set.is_logistic
     stop_N, loss_N = seconds_NK[:, -1], training_set.loss_KN[-1]
-    futures: List[Weights] = []
-    waits: List[Weights] = []
-    for exit_index in range(len(risks), 0, -1):
-        features_NF, next_N = training_set.features_KNF[exit_index - 1], seconds_NK[:, exit_index]
+    policy = Stopping((), (), (), _costs_from(costs, len(risks)), price, is_logistic)
+    for here in range(len(risks) - 1, -1, -1):
+        features_NF, next_N = training_set.features_KNF[here], seconds_NK[:, here + 1]
         left_N = seconds_NK[:, -1] - next_N
-        futures.insert(0, _fit_risk(features_NF, loss_N, training_set.is_logistic))
-        waits.insert(0, _logistic(features_NF, (stop_N - next_N) / np.where(left_N > 0, left_N, 1)))
-        num_later = len(futures)
-        policy = Stopping(  # restricted to the exits from `exit_index` on
-            risks[-num_later:], tuple(futures), tuple(waits), _last_costs(costs, num_later + 1), price,
-            training_set.is_logistic,
-        )  # fmt: skip
-        leaves_N = policy.leaves(1, features_NF, seconds_NK[:, exit_index - 1 :])
-        stop_N = np.where(leaves_N, seconds_NK[:, exit_index - 1], stop_N)
-        loss_N = np.where(leaves_N, training_set.loss_KN[exit_index - 1], loss_N)
-    return Stopping(risks, tuple(futures), tuple(waits), costs, price, training_set.is_logistic)
+        futures = (_fit_risk(features_NF, loss_N, is_logistic), *policy.futures)
+        waits = (_logistic(features_NF, (stop_N - next_N) / np.where(left_N > 0, left_N, 1)), *policy.waits)
+        policy = Stopping(risks[here:], futures, waits, _costs_from(costs, here), price, is_logistic)
+        leaves_N = policy.leaves(1, features_NF, seconds_NK[:, here:])
+        stop_N = np.where(leaves_N, seconds_NK[:, here], stop_N)
+        loss_N = np.where(leaves_N, training_set.loss_KN[here], loss_N)
+    return policy
 
 
-def _last_costs(costs: Costs, num_exits: int) -> Costs:
-    return Costs(costs.lengths, tuple(row[-num_exits:] for row in costs.seconds))
+def _costs_from(costs: Costs, first: int) -> Costs:
+    """Return the costs of the exits from index `first`, counted from 0, on."""
+    return Costs(costs.lengths, tuple(row[first:] for row in costs.seconds))
 
 
 def fit_index_risks(training_set: TrainingSet) -> Tuple[Tuple[Weights, ...], ...]:
     """Fit the risk of each exit m from the features at each exit k <= m, k except the last."""
-    num_early = len(training_set.features_KNF)
     return tuple(
-        tuple(
-            _fit_risk(training_set.features_KNF[here], training_set.loss_KN[there], training_set.is_logistic)
-            for there in range(here, num_early + 1)
-        )
-        for here in range(num_early)
+        tuple(_fit_risk(features_NF, loss_N, training_set.is_logistic) for loss_N in training_set.loss_KN[here:])
+        for here, features_NF in enumerate(training_set.features_KNF)
     )
 
 
@@ -143,12 +123,11 @@ def fit_thresholds(training_set: TrainingSet, ratio: float) -> Thresholds:
 
 
 def _fit_risk(features_NF: np.ndarray, loss_N: np.ndarray, is_logistic: bool) -> Weights:
-    return _logistic(features_NF, loss_N) if is_logistic else _ridge(features_NF, loss_N)
-
-
-def _ridge(features_NF: np.ndarray, target_N: np.ndarray) -> Weights:
+    """Fit a logistic or a ridge regression."""
+    if is_logistic:
+        return _logistic(features_NF, loss_N)
     matrix = features_NF.T @ features_NF + _penalty(features_NF.shape[1])
-    return _weights(np.linalg.solve(matrix, features_NF.T @ target_N))
+    return tuple(np.linalg.solve(matrix, features_NF.T @ loss_N).tolist())
 
 
 def _logistic(features_NF: np.ndarray, target_N: np.ndarray) -> Weights:
@@ -174,18 +153,10 @@ def _logistic(features_NF: np.ndarray, target_N: np.ndarray) -> Weights:
         previous, best = best, objective(weights)
         if previous - best <= 1e-9 * (1 + abs(best)):
             break
-    return _weights(weights)
+    return tuple(weights.tolist())
 
 
 def _penalty(size: int) -> np.ndarray:
     diagonal = np.full(size, RIDGE)
     diagonal[0] = 1e-6  # the constant is not penalised; a tiny value keeps the matrix regular
     return np.diag(diagonal)
-
-
-def _weights(values: np.ndarray) -> Weights:
-    return tuple(float(value) for value in values)
-
-
-def _stacked(features: Sequence[np.ndarray], num_samples: int) -> np.ndarray:
-    return np.stack(features) if features else np.empty((0, num_samples, len(FEATURES)))

@@ -13,15 +13,12 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Callable, Dict, Optional
+from typing import Callable, Dict, Optional, Sequence, Type
 
 from offramp.errors import UsageError
-from offramp.policies.combine import AllOf, AnyOf, From
-from offramp.policies.fixed import FullDepth, StopAt
-from offramp.policies.patience import Patience
+from offramp.policies.combine import AbstractJoin, AllOf, AnyOf, From
 from offramp.policies.policy import Policy
-from offramp.policies.threshold import Confidence, Entropy, Margin
-from offramp.policies.votes import Votes
+from offramp.policies.rules import Confidence, Entropy, FullDepth, Margin, Patience, StopAt, Votes
 
 GRAMMAR = (
     "[from:K>] RULES, joined by | and &: none, stage:K, patience:P[@TAU], votes:V, entropy:T, confidence:T, margin:T,"
@@ -42,7 +39,10 @@ def parse(text: str, read: Read = None) -> Policy:
     Raises UsageError that names the part that cannot be parsed, and whatever `read` raises.
     """
     try:
-        return _expression(text, read)
+        prefix = _PREFIX.fullmatch(text)
+        if prefix is None:
+            return _joined(text, read, (AnyOf, AllOf))
+        return From(_integer(prefix[1], "from:K>"), _joined(prefix[2], read, (AnyOf, AllOf)))
     except ValueError as error:
         raise UsageError(f"invalid exit policy: {error}", repr(text), f"write {GRAMMAR}") from error
 
@@ -52,26 +52,15 @@ def is_file(text: str) -> bool:
     return text.strip().lower().endswith(".json")
 
 
-def _expression(text: str, read: Read) -> Policy:
-    prefix = _PREFIX.fullmatch(text)
-    if prefix is None:
-        return _any(text, read)
-    exit_text, rest = prefix.groups()
-    return From(_integer(exit_text, "from:K>"), _any(rest, read))
+def _joined(text: str, read: Read, joins: Sequence[Type[AbstractJoin]]) -> Policy:
+    """Parse rules that are joined by the signs of `joins`; the first binds least."""
+    if not joins:
+        return _rule(text.strip(), read)
+    parts = tuple(_joined(piece, read, joins[1:]) for piece in text.split(joins[0].sign))
+    return parts[0] if len(parts) == 1 else joins[0](parts)
 
 
-def _any(text: str, read: Read) -> Policy:
-    parts = tuple(_all(piece, read) for piece in text.split("|"))
-    return parts[0] if len(parts) == 1 else AnyOf(parts)
-
-
-def _all(text: str, read: Read) -> Policy:
-    parts = tuple(_rule(piece, read) for piece in text.split("&"))
-    return parts[0] if len(parts) == 1 else AllOf(parts)
-
-
-def _rule(text: str, read: Read) -> Policy:
-    rule = text.strip()
+def _rule(rule: str, read: Read) -> Policy:
     if rule == "none":
         return FullDepth()
     if is_file(rule):

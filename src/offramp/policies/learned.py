@@ -12,17 +12,18 @@ import hashlib
 import json
 import math
 from abc import abstractmethod
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar, Dict, Optional, Tuple
+from typing import Any, Callable, ClassVar, Dict, Optional, Tuple
 
 import numpy as np
 
 from offramp.errors import UsageError
+from offramp.policies.combine import AbstractJoin, From
 from offramp.policies.costs import Costs
-from offramp.policies.evidence import REGRESSION, Evidence
-from offramp.policies.features import FEATURES, FeatureMemory
-from offramp.policies.policy import Decider, Memoryless, Policy
+from offramp.policies.evidence import FEATURES, Evidence, FeatureMemory
+from offramp.policies.policy import Decider, MemorylessPolicy, Policy
+from offramp.policies.rules import refuse_regression
 
 Weights = Tuple[float, ...]
 """Linear weights, one number per feature."""
@@ -46,12 +47,7 @@ class LearnedPolicy(Policy):
 
     def to_json(self) -> Dict[str, Any]:
         """Return the JSON object that represents the policy in a policy file."""
-        tree: Dict[str, Any] = {"kind": self.word}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            is_costs = isinstance(value, Costs)
-            tree[field.name] = {"lengths": value.lengths, "seconds": value.seconds} if is_costs else value
-        return tree
+        return {"kind": self.word, **asdict(self)}
 
     def check(self, num_exits: int, problem: Optional[str]) -> None:
         """Raise UsageError if the model has a different number of exits."""
@@ -64,17 +60,9 @@ class LearnedPolicy(Policy):
         """All earlier exits."""
         return self.num_early_exits
 
-    def earliest_exit(self, num_exits: int) -> int:
-        """Return the first exit."""
-        return 1
-
-    def last_exit(self, num_exits: int) -> int:
-        """Return the last exit: a row may never meet the condition."""
-        return num_exits
-
 
 @dataclass(frozen=True)
-class Thresholds(LearnedPolicy):
+class Thresholds(LearnedPolicy, MemorylessPolicy):
     """Leave exit k when the probability of the answer is at least `levels[k - 1]`. A level above 1 disables the exit.
 
     Generalises the geometric budget of MSDNet (Huang et al., "Multi-Scale Dense Networks", ICLR 2018).
@@ -96,14 +84,14 @@ class Thresholds(LearnedPolicy):
     def check(self, num_exits: int, problem: Optional[str]) -> None:
         """Raise UsageError for a different number of exits or a regression."""
         super().check(num_exits, problem)
-        if problem == REGRESSION:
-            raise UsageError(
-                f"{self} needs probabilities, which a regression does not have", None, "tune another policy"
-            )
+        refuse_regression(self, problem, "probabilities", "tune another policy")
 
-    def start(self, num_rows: int, num_exits: int) -> Decider:
-        """Return a stateless decider."""
-        return _Levels(self.levels)
+    def update(self, exit_index: int, evidence: Evidence) -> np.ndarray:
+        """Return the mask of rows with a confidence of at least the level, bool [B]; all rows at the last exit."""
+        confidence_B = evidence.score("confidence")
+        if exit_index > len(self.levels):
+            return np.ones(evidence.num_rows, bool)
+        return confidence_B >= self.levels[exit_index - 1]
 
 
 @dataclass(frozen=True)
@@ -282,8 +270,10 @@ class Starting(Policy):
     word: ClassVar[str] = "starting"
 
     def __post_init__(self) -> None:
-        if isinstance(self.first, bool) or not isinstance(self.first, int) or self.first < 2:
+        if type(self.first) is not int or self.first < 2:
             raise ValueError(f"{self.word}: first must be an integer >= 2, got {self.first!r}")
+        if not isinstance(self.policy, LearnedPolicy):
+            raise ValueError(f"{self.word}: expected a learned policy inside, got {self.policy}")
 
     def __str__(self) -> str:
         return f"{self.policy}@{self.first}"
@@ -305,10 +295,6 @@ class Starting(Policy):
         """Return `first`."""
         return self.first
 
-    def last_exit(self, num_exits: int) -> int:
-        """Return the last exit."""
-        return num_exits
-
     def start(self, num_rows: int, num_exits: int) -> Decider:
         """Return the state of the inner policy, with renumbered exits."""
         return _Renumbered(self.first, self.policy.start(num_rows, num_exits - self.first + 1))
@@ -322,18 +308,6 @@ def predict_risk(weights: Weights, features_BF: np.ndarray, is_logistic: bool) -
 
 def _logistic(linear: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(np.minimum(-linear, 500.0)))
-
-
-class _Levels(Memoryless):
-    def __init__(self, levels: Tuple[float, ...]) -> None:
-        self.levels = levels
-
-    def update(self, exit_index: int, evidence: Evidence) -> np.ndarray:
-        if evidence.confidence_B is None:
-            raise ValueError("evidence must be of a classification, got a regression")
-        if exit_index > len(self.levels):
-            return np.ones(evidence.num_rows, bool)
-        return evidence.confidence_B >= self.levels[exit_index - 1]
 
 
 class _Scored(Decider):
@@ -358,15 +332,32 @@ class _Scored(Decider):
 
 class _Renumbered(Decider):
     def __init__(self, first: int, decider: Decider) -> None:
-        self.first, self.decider = first, decider
+        self.first, self.parts = first, [decider]
 
     def update(self, exit_index: int, evidence: Evidence) -> np.ndarray:
         if exit_index < self.first:
             return np.zeros(evidence.num_rows, bool)
-        return self.decider.update(exit_index - self.first + 1, evidence)
+        return self.parts[0].update(exit_index - self.first + 1, evidence)
 
-    def keep(self, mask_B: np.ndarray) -> None:
-        self.decider.keep(mask_B)
+
+def with_costs(policy: Policy, costs_from: Callable[[int], Costs], first: int = 1) -> Policy:
+    """Return the policy with the latencies of another device wherever this needs no new fit.
+
+    This is the case for `Index` policies. Other policies are unchanged.
+
+    Args:
+        policy: the policy.
+        costs_from: returns the costs of the exits from a given exit on, for a policy whose first head is that exit.
+        first: index of the first exit of `policy`.
+    """
+    if isinstance(policy, Index):
+        return replace(policy, costs=costs_from(first))
+    if isinstance(policy, (Starting, From)):
+        first = policy.first if isinstance(policy, Starting) else 1
+        return replace(policy, policy=with_costs(policy.policy, costs_from, first))
+    if isinstance(policy, AbstractJoin):
+        return replace(policy, parts=tuple(with_costs(part, costs_from) for part in policy.parts))
+    return policy
 
 
 def _require_finite(policy: LearnedPolicy, numbers: Any) -> None:

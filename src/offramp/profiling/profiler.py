@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Callable, DefaultDict, Dict, List, NamedT
 import numpy as np
 
 from offramp.measure import TRACED_PASSES, median, percentile
-from offramp.policies import Decider, Evidence, Policy
-from offramp.policies.policy import Memoryless
+from offramp.policies import Evidence
+from offramp.policies.policy import MemorylessPolicy
 from offramp.program.inputs import Batch
 from offramp.runtime.profile import DeviceProfile, Table, cached_profile, fingerprint_of, save_profile
 from offramp.tasks.text import token_batch
@@ -63,7 +63,7 @@ class _Pass(NamedTuple):
     trace_index: int
 
 
-class Scheduled(Policy, Memoryless):
+class Scheduled(MemorylessPolicy):
     """Policy of a profiled classifier: all rows leave at `exit_index`; if it is None, half of them at each exit.
 
     No head before `first_head` is evaluated. It has no state of a batch, and is its own decider.
@@ -90,10 +90,6 @@ class Scheduled(Policy, Memoryless):
     def last_exit(self, num_exits: int) -> int:
         """Return the last exit."""
         return num_exits
-
-    def start(self, num_rows: int, num_exits: int) -> Decider:
-        """Return the policy itself."""
-        return self
 
     def update(self, exit_index: int, evidence: Evidence) -> np.ndarray:
         """Return the rows that leave at this exit."""

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from typing import Deque, List, Optional, Sequence
 
+from offramp.measure import Span
 from offramp.program.inputs import Batch
 from offramp.program.program import END, LAYER, Step
 from offramp.runtime.backend import Backend, State, Weights
@@ -97,7 +98,7 @@ class Engine:
         arrays, num_bytes = self.inputs.read(run.batch)
         ended = time.perf_counter()
         if num_bytes:
-            self.feed.trace.add("rows", 0, "read", started, ended, num_bytes, "loop", run.pass_index)
+            self.feed.trace.add(Span("rows", 0, "read", started, ended, num_bytes, "loop", run.pass_index))
             sweep.read_seconds += ended - started
             sweep.fill_seconds += ended - started
             self.feed.count_read(num_bytes)

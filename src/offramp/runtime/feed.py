@@ -11,7 +11,7 @@ from typing import Callable, Dict, Mapping, NamedTuple, Optional, Tuple
 
 import numpy as np
 
-from offramp.measure import Trace
+from offramp.measure import Span, Trace
 from offramp.program.program import Step
 from offramp.runtime.ring import Loaded, Ring
 from offramp.runtime.slots import BufferPool, Slot
@@ -57,7 +57,7 @@ class WeightFeed(Ring):
         if loaded is not None:
             ended, stage = time.perf_counter(), self._stage_of.get(shard, 0)
             started = ended - loaded.waited_seconds
-            self.trace.add(shard, stage, "wait", started, ended, loaded.num_bytes, "loop", self.pass_index)
+            self.trace.add(Span(shard, stage, "wait", started, ended, loaded.num_bytes, "loop", self.pass_index))
         return loaded
 
     def views(self, step: Step, slots: Mapping[str, Slot]) -> Dict[str, np.ndarray]:
@@ -76,4 +76,4 @@ class WeightFeed(Ring):
 
     def _trace_read(self, shard: str, started: float, ended: float, num_bytes: int, idle: bool) -> None:
         kind, stage = "idle_read" if idle else "read", self._stage_of.get(shard, 0)
-        self.trace.add(shard, stage, kind, started, ended, num_bytes, "reader", self.pass_index)
+        self.trace.add(Span(shard, stage, kind, started, ended, num_bytes, "reader", self.pass_index))

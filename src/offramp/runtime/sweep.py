@@ -13,7 +13,7 @@ from typing import Any, Callable, List, NamedTuple, Optional
 
 import numpy as np
 
-from offramp.measure import Trace
+from offramp.measure import Span, Trace
 from offramp.policies import Decider
 from offramp.program.inputs import Batch
 from offramp.runtime.backend import State
@@ -78,7 +78,7 @@ class BatchRun:
         started = time.perf_counter()
         result = act(*arguments)
         ended = time.perf_counter()
-        self.trace.add(name, stage, kind, started, ended, 0, "loop", self.pass_index)
+        self.trace.add(Span(name, stage, kind, started, ended, 0, "loop", self.pass_index))
         self.compute_seconds += ended - started
         return result
 

@@ -11,7 +11,7 @@ from offramp.errors import BudgetError, RefusedError, StoreError, UsageError
 from offramp.policies import Policy, parse
 from offramp.policies.codec import from_json
 from offramp.policies.grammar import is_file
-from offramp.policies.recosting import with_costs
+from offramp.policies.learned import with_costs
 from offramp.runtime.config import BULK
 from offramp.runtime.guard import DeadlineGuard, Guard
 from offramp.runtime.profile import (

@@ -10,27 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from offramp.tasks.data import DataSpec, load
-    from offramp.tasks.encoders import open_encoder
+    from offramp.tasks.encoders import open_encoder, read_inputs
     from offramp.tasks.examples import Splits
-    from offramp.tasks.inputs import read_inputs
     from offramp.tasks.text import TextEncoder, token_batch
     from offramp.tasks.tokenizer import has_tokenizer
 
 __all__ = ["DataSpec", "Splits", "TextEncoder", "has_tokenizer", "load", "open_encoder", "read_inputs", "token_batch"]
 
 _HOMES = {
-    "data": ("DataSpec", "load"),
-    "encoders": ("open_encoder",),
-    "examples": ("Splits",),
-    "inputs": ("read_inputs",),
-    "text": ("TextEncoder", "token_batch"),
-    "tokenizer": ("has_tokenizer",),
-}
+    "DataSpec": "data", "Splits": "examples", "TextEncoder": "text", "has_tokenizer": "tokenizer", "load": "data",
+    "open_encoder": "encoders", "read_inputs": "encoders", "token_batch": "text",
+}  # fmt: skip
+"""Public name -> module of this room that defines it."""
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name on first access (PEP 562)."""
-    for module, names in _HOMES.items():
-        if name in names:
-            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

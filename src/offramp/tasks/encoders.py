@@ -1,10 +1,13 @@
-"""The choice of the encoder for the inputs of a model. Only the chosen encoder is imported."""
+"""The choice of the encoder for the inputs of a model, and of the reader of a file of inputs.
+
+Only the chosen one is imported.
+"""
 
 from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Callable, Mapping, Optional
+from typing import Any, Callable, Iterable, Mapping, Optional, Union
 
 from offramp.errors import UsageError
 from offramp.program.inputs import InputEncoder
@@ -47,3 +50,22 @@ def open_encoder(
 
     shapes = {name: tuple(axis for axis in each.axes[1:] if isinstance(axis, int)) for name, each in inputs.items()}
     return ArrayInputs({name: (each.dtype, shapes[name]) for name, each in inputs.items()})
+
+
+def read_inputs(
+    source: Union[str, Path], text_column: Optional[str] = None, pair_column: Optional[str] = None
+) -> Iterable[Any]:
+    """Return the inputs at `source`, which is a path or `-`.
+
+    Texts of a .txt, .tsv or .jsonl file or of standard input (see `tables.read_texts`, which takes the column names),
+    images of a file, a folder or a zip, or records of an .npz file. Raises UsageError.
+    """
+    from offramp.tasks import images, tables
+
+    if images.is_image_source(source):
+        return images.images_at(Path(source))
+    if str(source).endswith(".npz"):
+        from offramp.tasks.arrays import records_at
+
+        return records_at(Path(source))
+    return tables.read_texts(source, text_column, pair_column)

@@ -150,40 +150,32 @@ def sorted_labels(found: set[str], column: str, where: object) -> list[str]:
     if len(found) < 2:
         what = f"column {column!r} has {len(found)} different labels"
         raise UsageError(what, where, "a classifier needs at least two; --regression for values")
-    if len(found) > _MAX_NUMERIC_LABELS and all(_is_number(label) for label in found):
+    if len(found) > _MAX_NUMERIC_LABELS and None not in map(_float, found):
         raise UsageError(f"column {column!r} has {len(found)} different numbers", where, "--regression for values")
-    return sorted(found, key=_natural)
+    return sorted(found, key=lambda label: (int(label) if _is_id(label) and len(label) < 19 else 0, label))
 
 
-def _is_number(text: str) -> bool:
+def _is_id(text: str) -> bool:
+    return text.isascii() and text.isdigit()
+
+
+def _float(text: str) -> float | None:
     try:
-        float(text)
+        return float(text)
     except ValueError:
-        return False
-    return True
-
-
-def _natural(label: str) -> tuple[int, str]:
-    """Return a sort key that orders numbers by value: 2 before 10."""
-    return (int(label), label) if label.isascii() and label.isdigit() and len(label) < 19 else (0, label)
+        return None
 
 
 def parse_label(text: str, labels: Sequence[str], where: object) -> int | float:
     """Parse a label, which is a name or an id; a number if `labels` is empty. Raises UsageError that names `where`."""
     if not labels:
-        return _number(text, where)
+        value = _float(text)
+        if value is None or not math.isfinite(value):
+            kind = "number" if value is None else "finite number"
+            raise UsageError(f"{text!r} is not a {kind}", where, "correct the line")
+        return value
     if text in labels:
         return labels.index(text)
-    if text.isascii() and text.isdigit() and int(text) < len(labels):
+    if _is_id(text) and int(text) < len(labels):
         return int(text)
     raise UsageError(f"label {text!r} is none of {', '.join(labels)}", where, "correct the line")
-
-
-def _number(text: str, where: object) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        raise UsageError(f"{text!r} is not a number", where, "correct the line") from None
-    if not math.isfinite(value):
-        raise UsageError(f"{text!r} is not a finite number", where, "correct the line")
-    return value

@@ -11,14 +11,14 @@ import errno
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Callable, Tuple
 
 from offramp.errors import DiskFullError, MissingExtraError, SourceError, UsageError
 from offramp.tasks.examples import Example, Splits, cut, parse_label
-from offramp.tasks.tables import Layout, Row, field, read_stream, text_of
+from offramp.tasks.tables import Row, field, read_stream, text_of
 
 REPOSITORY = "nyu-mll/glue"
 _HUB_REMEDY = "check the network and run again: complete files are kept; or give GLUE's files with --data DIR"
@@ -83,13 +83,13 @@ def load_files(task: Task, data: Path, seed: int = 0) -> Splits:
     """
     files = _find(task, data)
     examples = {name: list(_read(task, *file)) for name, file in files.items()}
-    partial = [f"{name} is read from {file[0]}" for name, file in files.items() if Path(file[0]).stem != name]
+    notes = [f"{name} is read from {file[0]}" for name, file in files.items() if Path(file[0]).stem != name]
     missing = [name for name in ("train", *task.dev_splits) if name not in files]
-    partial += [f"there is no {name} file" for name in missing]
+    notes += [f"there is no {name} file" for name in missing]
     whole = "train" if "train" in examples else next(iter(examples))
     has_dev = whole == "train" and bool(set(task.dev_splits) & set(files))
     examples = {**cut(examples.pop(whole), has_dev, seed), **examples}
-    splits = Splits(task.name, task.labels, task.metrics, examples, tuple(partial), not has_dev)
+    splits = Splits(task.name, task.labels, task.metrics, examples, tuple(notes), not has_dev)
     return splits.require_examples(data)
 
 
@@ -119,63 +119,42 @@ _File = Tuple[str, Callable[[], IO[bytes]]]
 
 def _find(task: Task, data: Path) -> dict[str, _File]:
     """Return split -> file. A file whose name begins with a split is a part of it (`dev_mismatched_1000`)."""
+    splits = ("train", *task.dev_splits)
     for place in (data / task.folder, data / task.name, data / f"{task.folder}.zip", data):
-        with _listing(place) as listing:
-            found = _match(task, listing)
+        listing, found = _listing(place), {}
+        for split in sorted(splits, key=len, reverse=True):  # `dev_mismatched` before `dev`
+            stems = [stem for stem in listing if stem.startswith(split)]
+            if stems:
+                found[split] = listing.pop(min(stems, key=lambda stem: (stem != split, stem)))
         if found:
-            return found
-    what = f"no {' or '.join(('train', *task.dev_splits))} table of {task.name}"
+            return {split: found[split] for split in splits if split in found}
     remedy = f"give the folder that holds {task.folder}/, {task.name}/ or {task.folder}.zip"
-    raise UsageError(what, data, remedy)
+    raise UsageError(f"no {' or '.join(splits)} table of {task.name}", data, remedy)
 
 
-def _match(task: Task, listing: dict[str, _File]) -> dict[str, _File]:
-    found: dict[str, _File] = {}
-    for split in ("train", *sorted(task.dev_splits, key=len, reverse=True)):
-        stems = sorted((stem for stem in listing if stem.startswith(split)), key=lambda stem: (stem != split, stem))
-        if stems:
-            found[split] = listing.pop(stems[0])
-    return {split: found[split] for split in ("train", *task.dev_splits) if split in found}
-
-
-@contextmanager
-def _listing(place: Path) -> Iterator[dict[str, _File]]:
-    """Yield the TSV tables of a folder or a zip by stem."""
-    if place.suffix == ".zip" and place.is_file():
-        yield {Path(name).stem: _zipped(place, name) for name in _zip_names(place) if name.endswith(".tsv")}
-    elif place.is_dir():
-        yield {path.stem: (str(path), lambda path=path: path.open("rb")) for path in sorted(place.glob("*.tsv"))}
-    else:
-        yield {}
-
-
-def _zip_names(place: Path) -> list[str]:
+def _listing(place: Path) -> dict[str, _File]:
+    """Return the TSV tables of a folder or a zip by stem."""
+    if not (place.suffix == ".zip" and place.is_file()):
+        return {path.stem: (str(path), partial(path.open, "rb")) for path in sorted(place.glob("*.tsv"))}
     try:
-        with zipfile.ZipFile(place) as archive:
-            return archive.namelist()
+        archive = zipfile.ZipFile(place)
     except zipfile.BadZipFile as error:
         raise UsageError(f"not a whole zip ({error})", place, "download it again") from None
-
-
-def _zipped(place: Path, name: str) -> _File:
-    return f"{place}/{name}", lambda: zipfile.ZipFile(place).open(name)
+    names = [name for name in archive.namelist() if name.endswith(".tsv")]
+    return {Path(name).stem: (f"{place}/{name}", partial(archive.open, name)) for name in names}
 
 
 def _read(task: Task, shown: str, opened: Callable[[], IO[bytes]]) -> Iterator[Example]:
     try:
-        layout = Layout(_columns(task, opened), task.has_short_rows)
         with opened() as stream:
-            for row in read_stream(stream, ".tsv", shown, layout):
+            first = stream.readline().decode("utf-8-sig", "replace").rstrip("\r\n").split("\t")
+        is_headerless = task.headerless and not set(task.label_columns) & set(first)
+        with opened() as stream:
+            columns = task.headerless if is_headerless else None
+            for row in read_stream(stream, ".tsv", shown, columns, task.has_short_rows):
                 yield _example_of(task, row)
     except (OSError, zipfile.BadZipFile, zlib.error) as error:
         raise UsageError(f"table cannot be read ({error})", shown, "get the data again") from None
-
-
-def _columns(task: Task, opened: Callable[[], IO[bytes]]) -> tuple[str, ...] | None:
-    """Return the columns of a file without a header line; None if its first line names the columns."""
-    with opened() as stream:
-        first = stream.readline().decode("utf-8-sig", "replace").rstrip("\r\n").split("\t")
-    return task.headerless if task.headerless and not set(task.label_columns) & set(first) else None
 
 
 def _download(name: str, repository: str, offline: bool) -> Any:
@@ -197,5 +176,5 @@ def _examples_of_hub(task: Task, tables: Any, split: str, repository: str) -> li
     if split not in tables:
         raise SourceError(f"no split {split!r}, found {', '.join(tables)}", repository, _HUB_REMEDY)
     where = f"{repository}:{task.name}:{split}"
-    rows = ((f"{where}:{number}", row) for number, row in enumerate(tables[split]))
-    return [_example_of(task, (place, {key: str(cell) for key, cell in row.items()})) for place, row in rows]
+    rows = ({key: str(cell) for key, cell in row.items()} for row in tables[split])
+    return [_example_of(task, (f"{where}:{number}", row)) for number, row in enumerate(rows)]

@@ -8,12 +8,11 @@ from __future__ import annotations
 import os
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Dict, List
+from typing import Dict, FrozenSet, Iterator, List, Optional, Sequence
 
 from offramp.errors import UsageError
 from offramp.tasks.examples import Example
@@ -27,8 +26,6 @@ _MAX_LISTED = 8
 _LAYOUT = "give a folder or a zip that has one folder of images for each class"
 _AGAIN = "get the data again"
 _NAMED = f"give files that end in {', '.join(SUFFIXES)}"
-_Classes = Dict[str, List[str]]
-"""Class -> names of its images, sorted."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,10 @@ class Image:
     def read(self) -> bytes:
         """Return the bytes of the image file. Raises UsageError if it cannot be read, is encrypted or is too large."""
         with _read_errors(self):
-            data = _read_file(self.path) if self.member is None else _read_member(self)
+            if self.member is not None:
+                return _read_member(self)
+            with self.path.open("rb") as file:
+                data = file.read(MAX_FILE_BYTES + 1)
         if len(data) > MAX_FILE_BYTES:
             raise _too_large(self)
         return data
@@ -60,14 +60,15 @@ def images_at(place: Path) -> list[Image]:
 
     Raises UsageError if there are none, or if one is encrypted, damaged or too large.
     """
-    with _read_errors(place):
-        if place.is_file() and _is_image(place.name):
-            return [Image(place)]
-        if place.is_dir():
-            return [Image(place / name) for name in sorted(_images(_walk(place, "", frozenset())))] or _none(place)
-        if place.is_file():
-            return [Image(place, name) for name in sorted(_images(_members(place)))] or _none(place)
-    raise UsageError("neither an image, a folder nor a zip", place, _NAMED)
+    if place.is_file() and _is_image(place.name):
+        return [Image(place)]
+    names = _names(place)
+    if names is None:
+        raise UsageError("neither an image, a folder nor a zip", place, _NAMED)
+    found = [_image_at(place, name) for name in sorted(names) if _is_image(name) and _is_visible(name)]
+    if not found:
+        raise UsageError("no images", place, _NAMED)
+    return found
 
 
 def class_names(place: Path) -> list[str]:
@@ -90,62 +91,42 @@ def labelled_images(place: Path, labels: Sequence[str]) -> Iterator[Example]:
     if unknown:
         known = ", ".join(labels[:_MAX_LISTED]) + (", ..." if len(labels) > _MAX_LISTED else "")
         raise UsageError(f"class {unknown[0]!r} is none of {known}", place, "rename its folder, or leave it out")
-    is_zip = place.is_file()
     ids = {label: number for number, label in enumerate(labels)}
     for label, names in classes.items():
         for name in names:
-            yield Example(Image(place, name) if is_zip else Image(place / name), ids[label])
+            yield Example(_image_at(place, name), ids[label])
 
 
-def _none(place: Path) -> list[Image]:
-    raise UsageError("no images", place, _NAMED)
+def _image_at(place: Path, name: str) -> Image:
+    return Image(place, name) if place.is_file() else Image(place / name)
 
 
-def _images(names: Iterable[str]) -> list[str]:
-    return [name for name in names if _is_image(name) and _is_visible(name)]
-
-
-def _classes(place: Path) -> _Classes:
-    with _read_errors(place):
-        if place.is_dir():
-            return _by_class(list(_walk(place, "", frozenset())), place)
-        if place.is_file():
-            return _by_class(_members(place), place)
-    raise UsageError("neither a folder nor a zip", place, _LAYOUT)
-
-
-def _by_class(names: Iterable[str], place: Path) -> _Classes:
-    """Return the images of each class. `names` are paths with slashes; that of a folder ends with one."""
-    names = sorted(filter(_is_visible, names))
-    folders: dict[str, list[str]] = {}
+def _classes(place: Path) -> Dict[str, List[str]]:
+    """Return the names of the images of each class, sorted. Raises UsageError for another layout."""
+    found = _names(place)
+    if found is None:
+        raise UsageError("neither a folder nor a zip", place, _LAYOUT)
+    names = sorted(filter(_is_visible, found))
+    folders: Dict[str, List[str]] = {}
     for name in filter(_is_image, names):
         folders.setdefault(name.rpartition("/")[0], []).append(name)
     if not folders:
         raise UsageError(f"no images ({', '.join(SUFFIXES)})", place, _LAYOUT)
     if "" in folders:
         raise UsageError(f"image {folders[''][0]} lies in no folder of a class", place, _LAYOUT)
-    classes = {folder.rpartition("/")[2]: found for folder, found in folders.items()}
-    _require_images(classes, _parent(list(folders), place), names, place)
-    return classes
-
-
-def _parent(folders: Sequence[str], place: Path) -> str:
-    """Return the folder that contains the class folders. Raises UsageError if they are in different places."""
-    parents = {folder.rpartition("/")[0]: folder for folder in reversed(folders)}
+    parents = {folder.rpartition("/")[0]: folder for folder in reversed(list(folders))}
     if len(parents) > 1:
         first, second = list(parents.values())[:2]
         what = f"folders of classes lie in different places ({first}, {second})"
         raise UsageError(what, place, "give the folder that they lie in; train and dev need separate folders")
-    return next(iter(parents))
-
-
-def _require_images(classes: Iterable[str], parent: str, names: Sequence[str], place: Path) -> None:
-    """Raise UsageError if a folder next to the class folders has no images."""
+    classes = {folder.rpartition("/")[2]: images for folder, images in folders.items()}
+    (parent,) = parents
     start = f"{parent}/" if parent else ""
     below = [name[len(start) :] for name in names if name.startswith(start)]
     empty = sorted({name.split("/")[0] for name in below if "/" in name} - set(classes))
     if empty:
         raise UsageError(f"class {empty[0]!r} has no images", place, "add some, or remove its folder")
+    return classes
 
 
 def _is_visible(name: str) -> bool:
@@ -156,7 +137,24 @@ def _is_image(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
-def _walk(folder: Path, start: str, above: frozenset[str]) -> Iterator[str]:
+def _names(place: Path) -> Optional[List[str]]:
+    """Return the paths in a folder or zip, with slashes; that of a folder ends with one. None for neither.
+
+    Raises UsageError for an image in a zip that `Image.read` would refuse.
+    """
+    with _read_errors(place):
+        if place.is_dir():
+            return list(_walk(place, "", frozenset()))
+        if not place.is_file():
+            return None
+        members = {member.filename: member for member in _archive(place).infolist()}
+        for name, member in members.items():
+            if _is_image(name) and _is_visible(name):
+                _require_readable(member, Image(place, name))
+        return list(members)
+
+
+def _walk(folder: Path, start: str, above: FrozenSet[str]) -> Iterator[str]:
     """Yield the names of all folders and files below a folder, as in a zip. Links to a parent folder are skipped."""
     real = os.path.realpath(folder)
     if real in above:
@@ -171,29 +169,14 @@ def _walk(folder: Path, start: str, above: frozenset[str]) -> Iterator[str]:
             yield start + name
 
 
-def _members(path: Path) -> list[str]:
-    """Return the distinct names in a zip. Raises UsageError for an image that `Image.read` would refuse."""
-    members = {member.filename: member for member in _archive(path).infolist()}
-    for name, member in members.items():
-        if _is_image(name) and _is_visible(name):
-            _require_readable(member, Image(path, name))
-    return list(members)
-
-
 def _require_readable(member: zipfile.ZipInfo, image: Image) -> None:
     if member.flag_bits & 1:
         raise UsageError("image is encrypted", image, "give a zip without a password")
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # only these bound their output
-        raise UsageError(
-            f"image is packed by method {member.compress_type}", image, "pack it with deflate, or store it"
-        )
+        what = f"image is packed by method {member.compress_type}"
+        raise UsageError(what, image, "pack it with deflate, or store it")
     if member.file_size > MAX_FILE_BYTES:
         raise _too_large(image)
-
-
-def _read_file(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(MAX_FILE_BYTES + 1)
 
 
 def _read_member(image: Image) -> bytes:

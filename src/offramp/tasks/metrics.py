@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -21,8 +22,7 @@ def _accuracy(truth_N: np.ndarray, answer_N: np.ndarray) -> float:
 def _f1(truth_N: np.ndarray, answer_N: np.ndarray) -> float:
     from sklearn.metrics import f1_score
 
-    value: Any = f1_score(truth_N, answer_N, zero_division=cast(Any, 0.0))
-    return float(value)
+    return float(cast(Any, f1_score(truth_N, answer_N, zero_division=cast(Any, 0.0))))
 
 
 def _matthews(truth_N: np.ndarray, answer_N: np.ndarray) -> float:
@@ -31,33 +31,20 @@ def _matthews(truth_N: np.ndarray, answer_N: np.ndarray) -> float:
     return float(matthews_corrcoef(truth_N, answer_N))
 
 
-def _pearson(truth_N: np.ndarray, answer_N: np.ndarray) -> float:
-    from scipy.stats import pearsonr
+def _correlation(name: str, truth_N: np.ndarray, answer_N: np.ndarray) -> float:
+    """Return a correlation of scipy, or 0 if either array is constant and the correlation undefined."""
+    from scipy import stats
 
-    return _correlation(pearsonr, truth_N, answer_N)
-
-
-def _spearman(truth_N: np.ndarray, answer_N: np.ndarray) -> float:
-    from scipy.stats import spearmanr
-
-    return _correlation(spearmanr, truth_N, answer_N)
-
-
-def _correlation(measure: Callable, truth_N: np.ndarray, answer_N: np.ndarray) -> float:
-    """Return the correlation, or 0 if either array is constant and the correlation undefined."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        value = float(measure(truth_N, answer_N)[0]) if len(truth_N) > 1 else 0.0
+        value = float(getattr(stats, name)(truth_N, answer_N)[0]) if len(truth_N) > 1 else 0.0
     return value if np.isfinite(value) else 0.0
 
 
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    "accuracy": _accuracy,
-    "f1": _f1,
-    "matthews": _matthews,
-    "pearson": _pearson,
-    "spearman": _spearman,
-}
+    "accuracy": _accuracy, "f1": _f1, "matthews": _matthews,
+    "pearson": partial(_correlation, "pearsonr"), "spearman": partial(_correlation, "spearmanr"),
+}  # fmt: skip
 
 
 class Estimate(NamedTuple):
@@ -128,14 +115,11 @@ def paired_interval(
     resampled examples.
     """
 
-    def gain(draw: np.ndarray) -> float:
-        mine, others = (np.atleast_2d(answers_SN)[:, draw] for answers_SN in (answer_SN, other_SN))
-        return _mean_score(metrics, truth_N[draw], mine) - _mean_score(metrics, truth_N[draw], others)
+    def mean_score(answer_SN: np.ndarray, draw: np.ndarray) -> float:
+        scores = [score(metrics, truth_N[draw], each_N[draw])["score"] for each_N in np.atleast_2d(answer_SN)]
+        return sum(scores) / len(scores)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a resample may contain a single label
-        return paired_bootstrap(gain, [len(truth_N)], num_rounds)
-
-
-def _mean_score(metrics: Sequence[str], truth_N: np.ndarray, answer_SN: np.ndarray) -> float:
-    return sum(score(metrics, truth_N, answer_N)["score"] for answer_N in answer_SN) / len(answer_SN)
+        difference = lambda draw: mean_score(answer_SN, draw) - mean_score(other_SN, draw)  # noqa: E731
+        return paired_bootstrap(difference, [len(truth_N)], num_rounds)

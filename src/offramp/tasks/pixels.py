@@ -20,7 +20,7 @@ import numpy as np
 from offramp.errors import MissingExtraError, OfframpError, UsageError
 from offramp.program.inputs import Batch
 from offramp.tasks.images import Image
-from offramp.tasks.processors import BICUBIC, Size, bad_processor, fields_of, is_number, read_processor
+from offramp.tasks.processors import BICUBIC, Size, fields_of, is_number, processor_errors, read_processor
 
 if TYPE_CHECKING:
     from PIL import Image as Pillow
@@ -82,11 +82,8 @@ class ImageEncoder:
 
         Raises SourceError for an unknown processor, for an unknown key that may change pixels, and for invalid values.
         """
-        fields = fields_of(tree, where)
-        try:
-            return cls(**fields)
-        except (ValueError, TypeError) as error:
-            raise bad_processor(error, where) from None
+        with processor_errors(where):
+            return cls(**fields_of(tree, where))
 
     def to_json(self) -> Dict[str, Any]:
         """Return an equivalent image processor configuration, for a file named `processors.FILE_NAME`.
@@ -95,10 +92,9 @@ class ImageEncoder:
         """
         tree: Dict[str, Any] = {"image_processor_type": "ViTImageProcessor"}
         tree.update(do_resize=self.size is not None, do_center_crop=self.crop is not None)
-        if self.size is not None:
-            tree["size"] = {"shortest_edge": self.size} if isinstance(self.size, int) else _named(self.size)
-        if self.crop is not None:
-            tree["crop_size"] = _named(self.crop)
+        for name, size in (("size", self.size), ("crop_size", self.crop)):
+            if size is not None:
+                tree[name] = {"shortest_edge": size} if isinstance(size, int) else {"height": size[0], "width": size[1]}
         tree.update(resample=self.resample, do_rescale=True, rescale_factor=self.scale)
         tree.update(do_normalize=True, image_mean=list(self.mean), image_std=list(self.std))
         return {**tree, "do_convert_rgb": self.transparent_is_white}
@@ -121,7 +117,10 @@ class ImageEncoder:
             bytes_HW3 = self._bytes(data, where)
             if row == 0:
                 pixels_B3HW = np.empty((len(images), 3, *bytes_HW3.shape[:2]), np.float32)
-            _require_same(bytes_HW3.shape[:2], pixels_B3HW.shape[2:], where)
+            if bytes_HW3.shape[:2] != pixels_B3HW.shape[2:]:
+                sizes = "{} x {} (height x width), the first of its batch {} x {}"
+                what = f"image comes out {sizes.format(*bytes_HW3.shape[:2], *pixels_B3HW.shape[2:])}"
+                raise UsageError(what, where, "resize to height and width, or crop")
             for channel in range(3):
                 pixels_B3HW[row, channel] = values_3V[channel][bytes_HW3[:, :, channel]]
         return pixels_B3HW
@@ -148,8 +147,11 @@ class ImageEncoder:
             height, width = self.size if isinstance(self.size, tuple) else _scaled(image.height, image.width, self.size)
             _require_moderate(height, width, where)
             image = image.resize((width, height), self.resample)
-        bytes_HW3 = np.asarray(image)
-        return bytes_HW3 if self.crop is None else _cropped(bytes_HW3, self.crop)
+        if self.crop is not None:  # Pillow pads with zeros
+            height, width = self.crop
+            top, left = (image.height - height) // 2, (image.width - width) // 2
+            image = image.crop((left, top, left + width, top + height))
+        return np.asarray(image)
 
 
 class ImageInputs:
@@ -164,9 +166,7 @@ class ImageInputs:
 
     def encode(self, inputs: Sequence[Union[Image, bytes]]) -> Batch:
         """Return one input of float32 [B, 3, H, W]. Raises UsageError for an input that is not a decodable image."""
-        for image in inputs:
-            _require_image(image)
-        pixels_B3HW = self.encoder.encode(inputs)
+        pixels_B3HW = self.encoder.encode([_require_image(image) for image in inputs])
         return Batch({self.name: pixels_B3HW}, len(inputs), 1, np.ones(len(inputs), np.int64))
 
     def lengths(self, inputs: Iterable[Union[Image, bytes]]) -> Iterator[int]:
@@ -175,16 +175,13 @@ class ImageInputs:
 
     def encoding_bytes(self, inputs: Iterable[Union[Image, bytes]]) -> int:
         """Return the most memory in bytes that decoding any one of the images takes. Raises as `encode`."""
-        return max((self._decoding_bytes(image) for image in inputs), default=0)
-
-    def _decoding_bytes(self, image: Union[Image, bytes]) -> int:
-        _require_image(image)
-        return self.encoder.decoding_bytes(image)
+        return max((self.encoder.decoding_bytes(_require_image(image)) for image in inputs), default=0)
 
 
-def _require_image(image: object) -> None:
+def _require_image(image: object) -> Union[Image, bytes]:
     if not isinstance(image, (Image, bytes)):
         raise UsageError("the model takes images, not texts", None, "give --input a file, a folder or a zip of images")
+    return image
 
 
 def _decoded(data: bytes, where: object, transparent_is_white: bool) -> Pillow.Image:
@@ -233,31 +230,10 @@ def _too_large(where: object) -> UsageError:
     return UsageError(f"image has, or is resized to, more than {MAX_PIXELS} pixels", where, "make it smaller")
 
 
-def _require_same(found: Sequence[int], first: Sequence[int], where: object) -> None:
-    if tuple(found) != tuple(first):
-        what = "image comes out {} x {} (height x width), the first of its batch {} x {}".format(*found, *first)
-        raise UsageError(what, where, "resize to height and width, or crop")
-
-
 def _scaled(height: int, width: int, edge: int) -> Size:
     """Return height and width scaled so that the shorter edge has length `edge`."""
     longer = int(edge * max(height, width) / min(height, width))
     return (longer, edge) if width <= height else (edge, longer)
-
-
-def _cropped(bytes_HW3: np.ndarray, size: Size) -> np.ndarray:
-    found_HW3 = np.zeros((*size, 3), np.uint8)
-    (rows, to_rows), (columns, to_columns) = map(_middle, bytes_HW3.shape, size)
-    found_HW3[to_rows, to_columns] = bytes_HW3[rows, columns]
-    return found_HW3
-
-
-def _middle(length: int, wanted: int) -> Tuple[slice, slice]:
-    """Return the slice of a centered crop along one axis of the image, and its slice in the result."""
-    start = (length - wanted) // 2
-    if start >= 0:
-        return slice(start, start + wanted), slice(0, wanted)
-    return slice(0, length), slice(-start, -start + length)
 
 
 def _is_size(size: Any, or_edge: bool) -> bool:
@@ -266,7 +242,3 @@ def _is_size(size: Any, or_edge: bool) -> bool:
         return True
     lengths = [size] if or_edge and type(size) is int else size if isinstance(size, tuple) and len(size) == 2 else [0]
     return all(type(length) is int and length > 0 for length in lengths) and math.prod(lengths) <= MAX_PIXELS
-
-
-def _named(size: Size) -> Dict[str, int]:
-    return {"height": size[0], "width": size[1]}

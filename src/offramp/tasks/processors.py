@@ -6,12 +6,13 @@ error, because a key that is ignored silently would give wrong pixels.
 
 from __future__ import annotations
 
-import json
 import math
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, Mapping, Optional, Tuple, Union
+from typing import Any, Dict, Iterator, Mapping, Tuple, Union
 
 from offramp.errors import SourceError
+from offramp.tasks.tokenizer import read_object
 
 FILE_NAME = "preprocessor_config.json"
 BILINEAR, BICUBIC = 2, 3
@@ -22,27 +23,17 @@ Size = Tuple[int, int]
 _WHOLE_EDGE = 384
 """Smallest edge length at which ConvNext resizes the whole image and does not crop."""
 _REMEDY = "describe what the model reads with ImageEncoder(...)"
+_AGAIN = "save the image processor again"
 _IMAGENET = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}
 _CLIP = {
-    "image_mean": (0.48145466, 0.4578275, 0.40821073),
-    "image_std": (0.26862954, 0.26130258, 0.27577711),
-}
+    "image_mean": (0.48145466, 0.4578275, 0.40821073), "image_std": (0.26862954, 0.26130258, 0.27577711),
+}  # fmt: skip
 _EDGE = {"default_to_square": False, "do_center_crop": True, "crop_size": 224}
 _DEFAULTS: Dict[str, Any] = {
-    "do_convert_rgb": False,
-    "do_resize": True,
-    "size": 224,
-    "default_to_square": True,
-    "resample": BICUBIC,
-    "do_center_crop": False,
-    "crop_size": None,
-    "do_rescale": True,
-    "rescale_factor": 1 / 255,
-    "do_normalize": True,
-    "image_mean": 0.5,
-    "image_std": 0.5,
-    "do_pad": False,
-}
+    "do_convert_rgb": False, "do_resize": True, "size": 224, "default_to_square": True, "resample": BICUBIC,
+    "do_center_crop": False, "crop_size": None, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
+    "image_mean": 0.5, "image_std": 0.5, "do_pad": False,
+}  # fmt: skip
 _PROCESSORS: Dict[str, Dict[str, Any]] = {
     "ViT": {"resample": BILINEAR},
     "DeiT": {"size": 256, "do_center_crop": True, "crop_size": 224},
@@ -83,17 +74,26 @@ def read_processor(folder: Path) -> Tuple[Dict[str, Any], Path]:
     Raises SourceError if the folder has no image processor, or none is known for its model type.
     """
     path = folder / "processor_config.json"
-    tree = _read_object(path).get("image_processor")
+    tree = read_object(path, _AGAIN).get("image_processor")
     if not isinstance(tree, dict):
         path = folder / FILE_NAME
         if not path.is_file():
             raise SourceError(f"no image processor (looked for {FILE_NAME})", folder, "copy the file there")
-        tree = _read_object(path)
-    return tree if _type_of(tree) else {**tree, "image_processor_type": _type_for(folder)}, path
+        tree = read_object(path, _AGAIN)
+    if _type_of(tree):
+        return tree, path
+    family = read_object(folder / "config.json", _AGAIN).get("model_type")  # the earliest published files name no type
+    name = next((name for name, families in _FAMILIES.items() if family in families), None)
+    if name is None:
+        raise SourceError(f"no image processor is named, and none is known of {family!r}", folder, _REMEDY)
+    return {**tree, "image_processor_type": name}, path
 
 
 def fields_of(tree: Mapping[str, Any], where: object) -> Dict[str, Any]:
-    """Return the arguments of an `ImageEncoder`. Raises SourceError for an unknown processor, key or value."""
+    """Return the arguments of an `ImageEncoder`.
+
+    Raises SourceError for an unknown processor or key, ValueError, TypeError or ArithmeticError for an invalid value.
+    """
     name = _type_of(tree)
     if name not in _PROCESSORS:
         raise SourceError(f"unknown image processor {name!r}, known are {', '.join(_PROCESSORS)}", where, _REMEDY)
@@ -102,16 +102,33 @@ def fields_of(tree: Mapping[str, Any], where: object) -> Dict[str, Any]:
     if unknown:
         what = f"the image processor has the key {unknown[0]!r}, which may change pixels"
         raise SourceError(what, where, _REMEDY)
-    given = {key: value for key, value in tree.items() if key in defaults}  # null does not stand for the default
+    given = {key: tree.get(key, default) for key, default in defaults.items()}  # null does not stand for the default
+    if given["do_pad"]:
+        raise ValueError("it pads images")
+    size = _size(given["size"], given["default_to_square"]) if given["do_resize"] else None
+    crop = _size(given["crop_size"], True) if given["do_center_crop"] else None
+    if isinstance(crop, int):
+        raise ValueError(f"crop_size is {crop}, known are a number, and height and width")
+    if "crop_pct" in given and size is not None:  # ConvNext keeps this fraction of the image, but a large one whole
+        if not isinstance(size, int) or crop is not None:
+            raise ValueError(f"size is {size} and crop_size {crop}, ConvNext has a shortest edge alone")
+        is_whole, square = size >= _WHOLE_EDGE, (size, size)
+        size, crop = (square, None) if is_whole else (int(size / given["crop_pct"]), square)
+    fields: Dict[str, Any] = {"size": size, "crop": crop, "transparent_is_white": bool(given["do_convert_rgb"])}
+    if size is not None or given["resample"] is not None:
+        fields["resample"] = given["resample"]
+    if given["do_normalize"]:
+        fields.update(mean=_three(given["image_mean"]), std=_three(given["image_std"]))
+    return {**fields, "scale": given["rescale_factor"] if given["do_rescale"] else 1.0}
+
+
+@contextmanager
+def processor_errors(where: object) -> Iterator[None]:
+    """Convert errors about invalid values to SourceError. `where` names the file of the processor."""
     try:
-        return _fields({**defaults, **given})
+        yield
     except (ValueError, TypeError, ArithmeticError) as error:
-        raise bad_processor(error, where) from None
-
-
-def bad_processor(error: Exception, where: object) -> SourceError:
-    """Return the error for a processor with invalid values."""
-    return SourceError(f"image processor cannot be read ({error})", where, _REMEDY)
+        raise SourceError(f"image processor cannot be read ({error})", where, _REMEDY) from None
 
 
 def _type_of(tree: Mapping[str, Any]) -> str:
@@ -123,48 +140,6 @@ def _type_of(tree: Mapping[str, Any]) -> str:
     for suffix in ("Fast", "Pil", "ImageProcessor", "FeatureExtractor"):
         if found.endswith(suffix):
             found = found[: -len(suffix)]
-    return found
-
-
-def _type_for(folder: Path) -> str:
-    """Return the processor of a model by its `model_type`: the earliest published files name none."""
-    family = _read_object(folder / "config.json").get("model_type")
-    for name, families in _FAMILIES.items():
-        if family in families:
-            return name
-    raise SourceError(f"no image processor is named, and none is known of {family!r}", folder, _REMEDY)
-
-
-def _fields(given: Mapping[str, Any]) -> Dict[str, Any]:
-    if given["do_pad"]:
-        raise ValueError("it pads images")
-    size = _size(given["size"], given["default_to_square"]) if given["do_resize"] else None
-    crop = _crop(given["crop_size"]) if given["do_center_crop"] else None
-    if "crop_pct" in given and size is not None:
-        size, crop = _cropped_size(size, given["crop_pct"], crop)
-    fields: Dict[str, Any] = {"size": size, "crop": crop, "transparent_is_white": bool(given["do_convert_rgb"])}
-    if size is not None or given["resample"] is not None:
-        fields["resample"] = given["resample"]
-    if given["do_normalize"]:
-        fields.update(mean=_three(given["image_mean"]), std=_three(given["image_std"]))
-    return {**fields, "scale": given["rescale_factor"] if given["do_rescale"] else 1.0}
-
-
-def _cropped_size(
-    size: Union[Size, int], share: float, crop: Optional[Size]
-) -> Tuple[Union[Size, int], Optional[Size]]:
-    """Return the sizes to which ConvNext resizes and then crops, so that a fraction `share` of the image remains."""
-    if not isinstance(size, int) or crop is not None:
-        raise ValueError(f"size is {size} and crop_size {crop}, ConvNext has a shortest edge alone")
-    if size >= _WHOLE_EDGE:
-        return (size, size), None
-    return int(size / share), (size, size)
-
-
-def _crop(value: Any) -> Size:
-    found = _size(value, square=True)
-    if isinstance(found, int):
-        raise ValueError(f"crop_size is {value}, known are a number, and height and width")
     return found
 
 
@@ -183,24 +158,9 @@ def _size(value: Any, square: bool) -> Union[Size, int]:
 
 def _three(values: Any) -> Tuple[float, ...]:
     """Return one value for each channel."""
-    if isinstance(values, (list, tuple)):
-        return tuple(values)
-    return (values,) * 3
+    return tuple(values) if isinstance(values, (list, tuple)) else (values,) * 3
 
 
 def is_number(value: Any) -> bool:
     """Return whether `value` is a finite int or float. A bool is not a number."""
     return type(value) in (int, float) and math.isfinite(value)
-
-
-def _read_object(path: Path) -> Dict[str, Any]:
-    """Read a JSON object. Returns {} if the file is absent."""
-    if not path.is_file():
-        return {}
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise SourceError(f"not JSON ({error})", path, "save the image processor again") from None
-    if not isinstance(tree, dict):
-        raise SourceError("not a JSON object", path, "save the image processor again")
-    return tree

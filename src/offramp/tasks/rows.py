@@ -23,8 +23,22 @@ from offramp.tasks.text import Text, TextEncoder
 Indices = Union[Sequence[int], np.ndarray]
 
 
+class _Labelled:
+    """Common base of rows: their number, and their lengths where inputs have no length."""
+
+    labels_N: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels_N)
+
+    @property
+    def lengths_N(self) -> np.ndarray:
+        """1 for each row."""
+        return np.ones(len(self), np.int64)
+
+
 @dataclass(frozen=True, eq=False)
-class Rows:
+class Rows(_Labelled):
     """Token ids of N texts, and their labels."""
 
     ids_T: np.ndarray
@@ -36,9 +50,6 @@ class Rows:
     labels_N: np.ndarray
     """Label ids in int64, or values of a regression in float32."""
     pad_token: int
-
-    def __len__(self) -> int:
-        return len(self.labels_N)
 
     @property
     def lengths_N(self) -> np.ndarray:
@@ -64,20 +75,12 @@ class Rows:
 
 
 @dataclass(frozen=True, eq=False)
-class ImageRows:
+class ImageRows(_Labelled):
     """N images and their label ids."""
 
     images: Sequence[Image]
     labels_N: np.ndarray
     encoder: ImageEncoder
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    @property
-    def lengths_N(self) -> np.ndarray:
-        """1 for each image."""
-        return np.ones(len(self), np.int64)
 
     def batch(self, indices: Indices) -> dict[str, np.ndarray]:
         """Return `pixel_values` [B, 3, H, W] and `labels` [B]. Raises UsageError for an undecodable image."""
@@ -86,19 +89,11 @@ class ImageRows:
 
 
 @dataclass(frozen=True, eq=False)
-class ArrayRows:
+class ArrayRows(_Labelled):
     """N records of arrays and their labels."""
 
     records: Sequence[Record]
     labels_N: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    @property
-    def lengths_N(self) -> np.ndarray:
-        """1 for each record."""
-        return np.ones(len(self), np.int64)
 
     def batch(self, indices: Indices) -> dict[str, np.ndarray]:
         """Return each argument [B, ...], and `labels` [B]."""
@@ -106,11 +101,7 @@ class ArrayRows:
 
 
 def encode_rows(
-    examples: Iterable[tuple[Text, int | float]],
-    text_encoder: TextEncoder,
-    spec: Texts,
-    *,
-    is_regression: bool,
+    examples: Iterable[tuple[Text, int | float]], text_encoder: TextEncoder, spec: Texts, *, is_regression: bool
 ) -> Rows:
     """Encode labelled texts, in order. `text_encoder` truncates long texts."""
     ids, types, starts, labels = array("i"), array("B"), array("q", [0]), []

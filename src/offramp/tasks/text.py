@@ -25,6 +25,8 @@ from offramp.tasks.tokenizer import library_errors, read_tokenizer
 
 Text = Union[str, Tuple[str, str]]
 """A text, or a pair of texts that the model reads together."""
+Warn = Callable[[str], None]
+"""Function that receives a warning."""
 
 _SURROGATE = re.compile("[\\ud800-\\udfff]")
 _CHARACTERS_PER_TOKEN = 8
@@ -42,21 +44,13 @@ def token_batch(spec: Texts, ids_BS: np.ndarray, mask_BS: np.ndarray, types_BS: 
 
     `mask_BS` is 1 where there is a token, else 0. `types_BS` is 1 in the second text of a pair, else 0.
     """
-    names = (*TEXT_INPUTS, POSITION_IDS)
-    arrays: Dict[str, np.ndarray] = dict(zip(names, (ids_BS, mask_BS, types_BS, _positions(spec, ids_BS))))
-    return Batch(arrays, ids_BS.shape[0], ids_BS.shape[1], np.asarray(mask_BS).sum(axis=1))
-
-
-def _positions(spec: Texts, ids_BS: np.ndarray) -> np.ndarray:
-    """Return the row of the position table for each token, int64 [B, S].
-
-    Where positions begin after that of padding (RoBERTa), a padding token inside a text takes no position and gets row
-    `position_offset - 1`, as in fairseq (`make_positions`).
-    """
     if not spec.position_offset:
-        return np.tile(np.arange(ids_BS.shape[1], dtype=np.int64), (ids_BS.shape[0], 1))
-    is_token_BS = ids_BS != spec.pad_token
-    return np.cumsum(is_token_BS, axis=1) * is_token_BS + spec.position_offset - 1
+        positions_BS = np.tile(np.arange(ids_BS.shape[1], dtype=np.int64), (ids_BS.shape[0], 1))
+    else:  # RoBERTa: padding inside a text takes no position and gets row offset - 1, as in `make_positions` of fairseq
+        is_token_BS = ids_BS != spec.pad_token
+        positions_BS = np.cumsum(is_token_BS, axis=1) * is_token_BS + spec.position_offset - 1
+    arrays: Dict[str, np.ndarray] = dict(zip((*TEXT_INPUTS, POSITION_IDS), (ids_BS, mask_BS, types_BS, positions_BS)))
+    return Batch(arrays, ids_BS.shape[0], ids_BS.shape[1], np.asarray(mask_BS).sum(axis=1))
 
 
 class TextEncoder:
@@ -64,14 +58,7 @@ class TextEncoder:
 
     sample: Tuple[Text, ...] = ("a b",)
 
-    def __init__(
-        self,
-        tokenizer: Any,
-        spec: Texts,
-        max_length: int,
-        config: Dict[str, Any],
-        warn: Callable[[str], None],
-    ) -> None:
+    def __init__(self, tokenizer: Any, spec: Texts, max_length: int, config: Dict[str, Any], warn: Warn) -> None:
         """Take ownership of a `tokenizers.Tokenizer`, which `from_folder` reads."""
         side = (tokenizer.truncation or {}).get("direction", "right")
         tokenizer.no_truncation()
@@ -84,20 +71,15 @@ class TextEncoder:
         inputs = config.get("model_input_names", ["token_type_ids"])
         self._has_types = spec.num_token_types > 1 and "token_type_ids" in inputs
         self._templates = {num_texts: _template(tokenizer, num_texts) for num_texts in (1, 2)}
-        self._warn: Optional[Callable[[str], None]] = warn
+        self._warn: Optional[Warn] = warn
         smallest = len(self._templates[2])
         if max_length < smallest:
-            raise UsageError(
-                f"max_length {max_length} is too short for a pair of texts", None, f"use at least {smallest}"
-            )
+            what = f"max_length {max_length} is too short for a pair of texts"
+            raise UsageError(what, None, f"use at least {smallest}")
 
     @classmethod
     def from_folder(
-        cls,
-        folder: Union[str, Path],
-        spec: Texts,
-        max_length: Optional[int] = None,
-        warn: Callable[[str], None] = warnings.warn,
+        cls, folder: Union[str, Path], spec: Texts, max_length: Optional[int] = None, warn: Warn = warnings.warn
     ) -> TextEncoder:
         """Read the tokenizer of a model folder (see `tokenizer.read_tokenizer`).
 
@@ -108,9 +90,7 @@ class TextEncoder:
         Raises UsageError for a `max_length` that the model does not support, SourceError for a folder without a
         readable tokenizer, MissingExtraError without the tokenizers library.
         """
-        folder = Path(folder)
-        if max_length is None:
-            max_length = spec.max_length
+        folder, max_length = Path(folder), spec.max_length if max_length is None else max_length
         if max_length > spec.max_length:
             what = f"max_length {max_length} is more than the {spec.max_length} tokens that the model reads"
             raise UsageError(what, None, "use a smaller max_length")
@@ -134,7 +114,9 @@ class TextEncoder:
             ids_BS[row, : len(ids)] = ids
             if self._has_types:
                 types_BS[row, : len(types)] = types
-        self._check_vocabulary(int(ids_BS.max()) if ids_BS.size else 0)
+        if ids_BS.size and ids_BS.max() >= self._spec.vocab_size:
+            what = f"the tokenizer gives token {ids_BS.max()}, the model's vocabulary has {self._spec.vocab_size}"
+            raise SourceError(what, None, "use the tokenizer that the model was trained with")
         mask_BS = (np.arange(shape[1]) < lengths_B[:, None]).astype(np.int64)
         return token_batch(self._spec, ids_BS, mask_BS, types_BS)
 
@@ -167,7 +149,10 @@ class TextEncoder:
         lengths = [len(part) for part in parts]
         if sum(lengths) <= room:
             return parts
-        self._warn_once()
+        warn, self._warn = self._warn, None
+        if warn is not None:
+            limit = f"{self.max_length} tokens (the model reads up to {self._spec.max_length})"
+            warn(f"a text is longer than {limit} and was cut; this warning is given once")
         if len(parts) == 2 and min(lengths) > self.max_length:  # both were read in part only: count all tokens
             lengths = [self._num_tokens(text) for text in texts]
         keep = _shares(lengths, room)
@@ -196,17 +181,6 @@ class TextEncoder:
 
     def _all_tokens(self, text: str) -> List[int]:
         return self._tokenizer.encode(_SURROGATE.sub("\ufffd", text), add_special_tokens=False).ids
-
-    def _warn_once(self) -> None:
-        warn, self._warn = self._warn, None
-        if warn is not None:
-            limit = f"{self.max_length} tokens (the model reads up to {self._spec.max_length})"
-            warn(f"a text is longer than {limit} and was cut; this warning is given once")
-
-    def _check_vocabulary(self, token: int) -> None:
-        if token >= self._spec.vocab_size:
-            what = f"the tokenizer gives token {token}, the model's vocabulary has {self._spec.vocab_size}"
-            raise SourceError(what, None, "use the tokenizer that the model was trained with")
 
 
 def _shares(lengths: List[int], room: int) -> List[int]:

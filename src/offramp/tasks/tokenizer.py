@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Callable, Container, Dict, Iterator, List, Optional, Tuple, Union
+from typing import Any, Callable, Container, Dict, Iterator, Optional, Tuple, Union
 
 from offramp.errors import MissingExtraError, OfframpError, SourceError
 
@@ -17,14 +17,9 @@ _WORDPIECE_CLASSES = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer"
 _BYTE_BPE_CLASSES = ("RobertaTokenizer",)
 _BERT_SPECIALS = {key + "_token": f"[{key.upper()}]" for key in ("unk", "sep", "pad", "cls", "mask")}
 _ROBERTA_SPECIALS = {
-    "bos_token": "<s>",
-    "eos_token": "</s>",
-    "cls_token": "<s>",
-    "sep_token": "</s>",
-    "unk_token": "<unk>",
-    "pad_token": "<pad>",
-    "mask_token": "<mask>",
-}
+    "bos_token": "<s>", "eos_token": "</s>", "cls_token": "<s>", "sep_token": "</s>", "unk_token": "<unk>",
+    "pad_token": "<pad>", "mask_token": "<mask>",
+}  # fmt: skip
 
 
 def has_tokenizer(folder: Union[str, Path]) -> bool:
@@ -34,7 +29,7 @@ def has_tokenizer(folder: Union[str, Path]) -> bool:
 
 def tokenizer_length(folder: Union[str, Path]) -> Optional[int]:
     """Return `model_max_length` of `tokenizer_config.json`, or None if it is absent or stands for "unlimited"."""
-    found = _read_object(Path(folder) / "tokenizer_config.json").get("model_max_length")
+    found = read_object(Path(folder) / "tokenizer_config.json").get("model_max_length")
     return int(found) if isinstance(found, (int, float)) and 0 < found < 1 << 20 else None
 
 
@@ -50,9 +45,14 @@ def read_tokenizer(folder: Path) -> Tuple[Any, Dict[str, Any]]:
     """
     layout = _layout(folder)
     if layout is None:
-        raise _no_tokenizer(folder)
-    config = _read_config(folder)
-    return _BUILDERS[layout](folder, config), config
+        sentencepiece = next((name for name in _SENTENCEPIECE if (folder / name).is_file()), None)
+        if sentencepiece is not None:
+            raise SourceError(f"only a sentencepiece tokenizer ({sentencepiece})", folder, _SAVE_FAST)
+        looked_for = ", ".join(" with ".join(names) for names in _LAYOUTS)
+        raise SourceError(f"no tokenizer (looked for {looked_for})", folder, "copy the tokenizer's files there")
+    own = read_object(folder / "tokenizer_config.json")
+    config = {"tokenizer_class": read_object(folder / "config.json").get("tokenizer_class"), **own}
+    return _BUILDERS[_LAYOUTS.index(layout)](folder, config), config
 
 
 @contextmanager
@@ -71,28 +71,16 @@ def _layout(folder: Path) -> Optional[Tuple[str, ...]]:
     return next((names for names in _LAYOUTS if all((folder / name).is_file() for name in names)), None)
 
 
-def _no_tokenizer(folder: Path) -> SourceError:
-    for name in _SENTENCEPIECE:
-        if (folder / name).is_file():
-            return SourceError(f"only a sentencepiece tokenizer ({name})", folder, _SAVE_FAST)
-    looked_for = ", ".join(" with ".join(names) for names in _LAYOUTS)
-    return SourceError(f"no tokenizer (looked for {looked_for})", folder, "copy the tokenizer's files there")
-
-
-def _read_config(folder: Path) -> Dict[str, Any]:
-    config = _read_object(folder / "tokenizer_config.json")
-    return {"tokenizer_class": _read_object(folder / "config.json").get("tokenizer_class"), **config}
-
-
-def _read_object(path: Path) -> Dict[str, Any]:
+def read_object(path: Path, remedy: str = _SAVE_FAST) -> Dict[str, Any]:
+    """Read a JSON object of a model folder. Returns {} if the file is absent. Raises SourceError."""
     if not path.is_file():
         return {}
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise SourceError(f"not JSON ({error})", path, _SAVE_FAST) from None
+        raise SourceError(f"not JSON ({error})", path, remedy) from None
     if not isinstance(tree, dict):
-        raise SourceError("not a JSON object", path, _SAVE_FAST)
+        raise SourceError("not a JSON object", path, remedy)
     return tree
 
 
@@ -109,27 +97,22 @@ def _from_tokenizer_json(folder: Path, config: Dict[str, Any]) -> Any:
     tokenizer = library.Tokenizer.from_file(str(folder / "tokenizer.json"))
     if config["tokenizer_class"] in _GENERIC_CLASSES:
         return tokenizer
-    if isinstance(tokenizer.normalizer, library.normalizers.BertNormalizer):
-        keys = {"lowercase": "do_lower_case", "strip_accents": "strip_accents"}
-        keys["handle_chinese_chars"] = "tokenize_chinese_chars"
-        tokenizer.normalizer = _overridden(tokenizer.normalizer, config, keys)
-    if isinstance(tokenizer.pre_tokenizer, library.pre_tokenizers.ByteLevel):
-        keys = {"add_prefix_space": "add_prefix_space"}
-        tokenizer.pre_tokenizer = _overridden(tokenizer.pre_tokenizer, config, keys)
+    normalizing = {"strip_accents": "strip_accents", "handle_chinese_chars": "tokenize_chinese_chars"}
+    for name, kind, keys in (
+        ("normalizer", library.normalizers.BertNormalizer, {"lowercase": "do_lower_case", **normalizing}),
+        ("pre_tokenizer", library.pre_tokenizers.ByteLevel, {"add_prefix_space": "add_prefix_space"}),
+    ):
+        component = getattr(tokenizer, name)
+        if isinstance(component, kind):
+            for attribute in (attribute for attribute, key in keys.items() if key in config):
+                setattr(component, attribute, config[keys[attribute]])
+            setattr(tokenizer, name, component)
     return tokenizer
-
-
-def _overridden(component: Any, config: Dict[str, Any], keys: Dict[str, str]) -> Any:
-    for attribute, key in keys.items():
-        if key in config:
-            setattr(component, attribute, config[key])
-    return component
 
 
 def _from_wordpiece(folder: Path, config: Dict[str, Any]) -> Any:
     library = _library()
-    _require_class(folder, config, _WORDPIECE_CLASSES)
-    specials = _specials(folder, config, _BERT_SPECIALS)
+    specials = _specials(folder, config, _WORDPIECE_CLASSES, _BERT_SPECIALS)
     unknown = _content(specials["unk_token"])
     tokenizer = library.Tokenizer(library.models.WordPiece.from_file(str(folder / "vocab.txt"), unk_token=unknown))
     tokenizer.normalizer = library.normalizers.BertNormalizer(
@@ -139,62 +122,55 @@ def _from_wordpiece(folder: Path, config: Dict[str, Any]) -> Any:
         lowercase=config.get("do_lower_case", True),
     )
     tokenizer.pre_tokenizer = library.pre_tokenizers.BertPreTokenizer()
-    _add_specials(tokenizer, folder, specials, required=("unk_token", "cls_token", "sep_token"))
-    tokenizer.post_processor = library.processors.BertProcessing(*_separators(tokenizer, specials))
-    return tokenizer
+    required = ("unk_token", "cls_token", "sep_token")
+    return _with_specials(tokenizer, folder, specials, required, library.processors.BertProcessing)
 
 
 def _from_byte_bpe(folder: Path, config: Dict[str, Any]) -> Any:
     library = _library()
-    _require_class(folder, config, _BYTE_BPE_CLASSES)
-    specials = _specials(folder, config, _ROBERTA_SPECIALS)
+    specials = _specials(folder, config, _BYTE_BPE_CLASSES, _ROBERTA_SPECIALS)
     model = library.models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
     tokenizer = library.Tokenizer(model)
     add_prefix_space = config.get("add_prefix_space", False)
     tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
-    _add_specials(tokenizer, folder, specials, required=("cls_token", "sep_token"))
-    tokenizer.post_processor = library.processors.RobertaProcessing(*_separators(tokenizer, specials))
-    return tokenizer
+    required = ("cls_token", "sep_token")
+    return _with_specials(tokenizer, folder, specials, required, library.processors.RobertaProcessing)
 
 
-_Builder = Callable[[Path, Dict[str, Any]], Any]
-_BUILDERS: Dict[Tuple[str, ...], _Builder] = dict(
-    zip(_LAYOUTS, (_from_tokenizer_json, _from_wordpiece, _from_byte_bpe))
-)
+_BUILDERS = (_from_tokenizer_json, _from_wordpiece, _from_byte_bpe)
+"""Builders for the layouts of `_LAYOUTS`, in the same order."""
 
 
-def _require_class(folder: Path, config: Dict[str, Any], known: Container[str]) -> None:
-    """Raise SourceError unless the tokenizer class is known.
+def _specials(folder: Path, config: Dict[str, Any], known: Container[str], defaults: Dict[str, str]) -> Dict[str, Any]:
+    """Return the special tokens by name, or by number if they have none. Each is a string or has a key `content`.
 
-    The class says how a vocabulary is applied: `vocab.txt` of Japanese BERT needs a morphological analyser.
+    Raises SourceError unless the tokenizer class is known. The class says how a vocabulary is applied: `vocab.txt` of
+    Japanese BERT needs a morphological analyser.
     """
     name = config["tokenizer_class"]
     if name is not None and (name[:-4] if name.endswith("Fast") else name) not in known:
         raise SourceError(f"only the vocabulary of a {name}, which does not say how to apply it", folder, _SAVE_FAST)
-
-
-def _specials(folder: Path, config: Dict[str, Any], defaults: Dict[str, str]) -> Dict[str, Any]:
-    """Return the special tokens by name, or by number if they have none. Each is a string or has a key `content`."""
     given = {**defaults, **config}
     if "added_tokens_decoder" not in config:
-        given.update(_read_object(folder / "special_tokens_map.json"))
+        given.update(read_object(folder / "special_tokens_map.json"))
     others = [*(given.get("additional_special_tokens") or []), *(given.get("added_tokens_decoder") or {}).values()]
-    others += _read_object(folder / "added_tokens.json")
+    others += read_object(folder / "added_tokens.json")
     named = {key: given[key] for key in defaults if given[key] is not None}
     return {**named, **{str(number): token for number, token in enumerate(others)}}
 
 
-def _add_specials(tokenizer: Any, folder: Path, specials: Dict[str, Any], required: Container[str]) -> None:
+def _with_specials(
+    tokenizer: Any, folder: Path, specials: Dict[str, Any], required: Container[str], processing: Callable[..., Any]
+) -> Any:
+    """Add special tokens and a post-processor to a tokenizer. Raises SourceError if the vocabulary lacks one."""
     absent = [key for key, token in specials.items() if tokenizer.token_to_id(_content(token)) is None]
     for key in absent:
         if key in required or key.isdigit():
             raise SourceError(f"vocabulary lacks the token {_content(specials[key])!r}", folder, _SAVE_FAST)
     tokenizer.add_special_tokens([_added_token(token) for key, token in specials.items() if key not in absent])
-
-
-def _separators(tokenizer: Any, specials: Dict[str, Any]) -> List[Tuple[str, int]]:
     tokens = [_content(specials[key]) for key in ("sep_token", "cls_token")]
-    return [(token, tokenizer.token_to_id(token)) for token in tokens]
+    tokenizer.post_processor = processing(*((token, tokenizer.token_to_id(token)) for token in tokens))
+    return tokenizer
 
 
 def _content(token: Any) -> str:

@@ -8,8 +8,127 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from offramp.errors import UsageError
-from offramp.policies import Evidence, Patience
+from offramp.policies import Confidence, Entropy, Evidence, FullDepth, Margin, Patience, StopAt, Votes, parse
 from tests.policies.driver import MULTI, REGRESSION, SINGLE, answers, exits_of, logits, quick
+
+
+def test_none_never_lets_a_row_leave():
+    decider = FullDepth().start(2, 4)
+    evidence = Evidence.from_logits(np.array([[99.0, 0.0], [0.0, 99.0]]), SINGLE)
+    assert not any(decider.update(exit_index, evidence).any() for exit_index in range(1, 5))
+
+
+def test_none_needs_the_last_head_only():
+    policy = FullDepth()
+    assert (policy.first_evidence(6), policy.earliest_exit(6), policy.last_exit(6)) == (6, 6, 6)
+
+
+@pytest.mark.parametrize("exit_index", [1, 2, 4])
+def test_stage_lets_every_row_leave_there(exit_index):
+    policy = StopAt(exit_index)
+    assert (
+        exits_of(policy, answers([[0, 1, 0]] * 4))
+        == exits_of(policy, answers([[0, 1, 0]] * 4), first=1)
+        == [exit_index] * 3
+    )
+
+
+def test_stage_needs_one_head_and_nothing_deeper():
+    policy = StopAt(3)
+    assert (policy.first_evidence(6), policy.earliest_exit(6), policy.last_exit(6)) == (3, 3, 3)
+
+
+@pytest.mark.parametrize("problem", [SINGLE, REGRESSION, None])
+def test_fixed_depths_fit_every_problem(problem):
+    FullDepth().check(1, problem)
+    StopAt(6).check(6, problem)
+
+
+@pytest.mark.parametrize(("num_exits", "text"), [(6, "6 exits"), (1, "1 exit")])
+def test_a_stage_that_is_not_there_is_refused(num_exits, text):
+    with pytest.raises(UsageError, match=f"stage:7 can never fire with {text} - use at most {num_exits}"):
+        StopAt(7).check(num_exits, SINGLE)
+
+
+@pytest.mark.parametrize("exit_index", [0, -1, 2.5])
+def test_exits_count_from_one(exit_index):
+    with pytest.raises(ValueError, match="exits count from 1"):
+        StopAt(exit_index)
+
+
+ALL = [Confidence(0.7), Margin(0.7), Entropy(0.7)]
+
+
+def evidence_of(**scores):
+    num_rows = len(next(iter(scores.values())))
+    unread = dict.fromkeys(("confidence_B", "entropy_B", "margin_B"), np.full(num_rows, np.nan))
+    known = {name: np.array(values) for name, values in scores.items()}
+    return Evidence(SINGLE, np.zeros((num_rows, 1), np.int64), **{**unread, **known})
+
+
+def leaves(policy, evidence):
+    return policy.start(evidence.num_rows, 6).update(1, evidence).tolist()
+
+
+def test_confidence_leaves_at_the_threshold_and_above():
+    assert leaves(Confidence(0.5), evidence_of(confidence_B=[0.4, 0.5, 0.6])) == [False, True, True]
+
+
+def test_margin_leaves_at_the_threshold_and_above():
+    assert leaves(Margin(0.5), evidence_of(margin_B=[0.4, 0.5, 0.6])) == [False, True, True]
+
+
+def test_entropy_leaves_at_the_threshold_and_below():
+    assert leaves(Entropy(0.5), evidence_of(entropy_B=[0.4, 0.5, 0.6])) == [True, True, False]
+
+
+@pytest.mark.parametrize("num_classes", [2, 100])
+def test_one_entropy_threshold_means_the_same_for_any_number_of_classes(num_classes):
+    # Without the division by log C, nothing of two classes exceeds 0.7 and all of a hundred undecided ones do.
+    undecided, sure = np.zeros(num_classes), 30 * np.eye(num_classes)[0]
+    assert exits_of(Entropy(0.7), np.array([[undecided, sure]] * 3)) == [3, 1]
+
+
+@pytest.mark.parametrize("policy", ALL, ids=str)
+def test_each_row_leaves_when_it_is_sure(policy):
+    sure, unsure = [0.0, 9.0], [0.0, 0.1]
+    logits_KBC = np.array([[unsure, sure, unsure], [sure, unsure, unsure], [unsure, unsure, unsure]])
+    assert exits_of(policy, logits_KBC) == [2, 1, 3]
+
+
+@pytest.mark.parametrize("policy", ALL, ids=str)
+def test_a_threshold_reads_from_the_first_exit_and_may_reach_the_last(policy):
+    assert (policy.first_evidence(6), policy.earliest_exit(6), policy.last_exit(6), policy.lookback) == (1, 1, 6, 0)
+
+
+@pytest.mark.parametrize("policy", ALL, ids=str)
+def test_regression_is_refused_and_classification_is_not(policy):
+    with pytest.raises(UsageError, match=f"{policy} needs probabilities.*use patience:P@TAU"):
+        policy.check(6, REGRESSION)
+    for problem in (SINGLE, MULTI, None):
+        policy.check(6, problem)
+
+
+@pytest.mark.parametrize("policy", ALL, ids=str)
+def test_evidence_of_a_regression_is_refused(policy):
+    with pytest.raises(ValueError, match="evidence must be of a classification, got a regression"):
+        leaves(policy, Evidence.from_logits(np.zeros((1, 1)), REGRESSION))
+
+
+@pytest.mark.parametrize("policy", [Confidence, Margin])
+@pytest.mark.parametrize("threshold", [0, -0.1, 1.001, math.nan, math.inf])
+def test_a_probability_lies_above_zero_and_up_to_one(policy, threshold):
+    with pytest.raises(ValueError, match="threshold out of range, expected 0 < T <= 1"):
+        policy(threshold)
+    assert policy(1).threshold == 1
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1, 2, math.nan])
+def test_an_entropy_threshold_lies_from_zero_to_below_one(threshold):
+    with pytest.raises(ValueError, match="threshold out of range, expected 0 <= T < 1"):
+        Entropy(threshold)
+    assert Entropy(0).threshold == 0
+
 
 patiences = st.integers(1, 9) | st.just(math.inf)
 
@@ -143,3 +262,23 @@ def test_a_patience_that_does_not_count_is_refused(patience):
 def test_a_tau_that_is_no_distance_is_refused(tau):
     with pytest.raises(ValueError, match="TAU must be finite and > 0"):
         Patience(3, tau)
+
+
+def test_votes_need_not_be_in_a_row():
+    labels_KB = [[0, 0, 0, 0], [1, 0, 1, 1], [0, 1, 2, 1], [1, 0, 0, 0], [1, 0, 1, 1]]
+    assert exits_of(Votes(2), answers(labels_KB, 3)) == [3, 2, 4, 3]
+    assert exits_of(Votes(3), answers(labels_KB, 3)) == [5, 4, 5, 5]
+
+
+def test_from_does_not_lose_the_first_votes():
+    labels_KB = [[0], [0], [1], [0], [1]]
+    assert exits_of(parse("from:4>votes:3"), answers(labels_KB)) == [4]
+
+
+def test_impossible_votes_are_refused():
+    with pytest.raises(ValueError, match="votes:1: V must be an integer >= 2"):
+        Votes(1)
+    with pytest.raises(UsageError, match="votes:7 can never fire with 6 exits - use at most 6"):
+        Votes(7).check(6, SINGLE)
+    with pytest.raises(UsageError, match="which a regression does not have"):
+        Votes(2).check(6, REGRESSION)
