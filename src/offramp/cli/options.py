@@ -134,9 +134,8 @@ def require_writable(path: str, suffixes: tuple[str, ...] = ()) -> None:
 
 def peak_line(record: dict[str, Any]) -> str:
     """Return the last line of every run: predicted peak, measured peak and budget."""
-    keys = ("predicted_peak_bytes", "peak_rss_bytes", "budget_bytes")
-    predicted, measured, budget = (format_size(record[key]) for key in keys)
-    return f"predicted peak {predicted} / measured peak {measured} / budget {budget}"
+    predicted, measured = format_size(record["predicted_peak_bytes"]), format_size(record["peak_rss_bytes"])
+    return f"predicted peak {predicted} / measured peak {measured} / budget {format_size(record['budget_bytes'])}"
 
 
 def emit(tree: dict[str, Any]) -> None:

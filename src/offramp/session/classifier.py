@@ -79,8 +79,7 @@ class RunCounts:
     def add(self, seconds: float, outcomes: Sequence[Outcome]) -> None:
         """Count one request."""
         self.latencies.append(seconds)
-        self.seconds += seconds
-        self.num_inputs += len(outcomes)
+        self.seconds, self.num_inputs = self.seconds + seconds, self.num_inputs + len(outcomes)
         self.num_cut += sum(outcome.is_cut for outcome in outcomes)
 
 
@@ -88,14 +87,9 @@ class Classifier:
     """Classifies inputs with a store. A context manager; `close` frees the weights."""
 
     def __init__(
-        self,
-        store: Store,
-        backend: Backend,
-        encoder: InputEncoder,
-        policy: Policy,
-        settings: Settings,
+        self, store: Store, backend: Backend, encoder: InputEncoder, policy: Policy, settings: Settings,
         guard: Guard = NO_DEADLINE,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.store, self.backend, self.encoder, self.policy, self.settings = store, backend, encoder, policy, settings
         self.guard, program, self._labels = guard, store.program, store.labels
         self.schedule, self._inputs = Schedule(program, policy.last_exit(len(program.layers))), InputReader(store)

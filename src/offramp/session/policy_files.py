@@ -103,13 +103,9 @@ def policy_of(file: PolicyFile, where: object) -> Policy:
 
 
 def rebase_policy(
-    named: NamedPolicy,
-    given: Union[DeviceProfile, str, None],
-    num_exits: int,
-    here: MeasuredOn,
-    has_deadline: bool,
+    named: NamedPolicy, given: Union[DeviceProfile, str, None], num_exits: int, here: MeasuredOn, has_deadline: bool,
     warn: Callable[[str], None],
-) -> Tuple[NamedPolicy, Optional[DeviceProfile]]:
+) -> Tuple[NamedPolicy, Optional[DeviceProfile]]:  # fmt: skip
     """Return the policy with the latencies of the device profile, if one is given, and that profile.
 
     `here` are the conditions of this engine; `warn` receives each claim of the policy files that does not hold here.
@@ -151,8 +147,6 @@ def expect_profile(guard: Guard, classifier: Classifier, profile: Optional[Devic
     guard.expected = profile.step_p99
     first = profile.seconds[0][0]
     if first > guard.deadline_seconds:
-        raise BudgetError(
-            f"a deadline of {format_duration(guard.deadline_seconds)} is below the first exit",
-            f"which takes {format_duration(first)} for {profile.lengths[0]} tokens",
-            f"--deadline {first * 1.2e3:.3g}ms works for such inputs",
-        )
+        what = f"a deadline of {format_duration(guard.deadline_seconds)} is below the first exit"
+        where = f"which takes {format_duration(first)} for {profile.lengths[0]} tokens"
+        raise BudgetError(what, where, f"--deadline {first * 1.2e3:.3g}ms works for such inputs")

@@ -57,21 +57,16 @@ def prepare(
     policy, RefusedError for a policy file of another model or a device profile of another machine."""
     policy = exit if isinstance(exit, Policy) else None
     device_profile = profile if isinstance(profile, DeviceProfile) else None
-    named = {"budget": budget, "exit": exit if policy is None else str(policy)}
-    named["profile"] = profile if device_profile is None else None
-    config = EngineConfig.from_json({**named, **options})
+    named = {"exit": exit if policy is None else str(policy), "profile": None if device_profile else profile}
+    config = EngineConfig.from_json({"budget": budget, **named, **options})
     return prepare_engine(store, config, policy=policy, profile=device_profile, texts=texts, warn=warn)
 
 
 def prepare_engine(
-    store: Union[str, os.PathLike],
-    config: EngineConfig,
-    *,
-    policy: Optional[Policy] = None,
-    profile: Optional[DeviceProfile] = None,
-    texts: Optional[Iterable[Any]] = None,
-    warn: Callable[[str], None] = warnings.warn,
-) -> Classifier:
+    store: Union[str, os.PathLike], config: EngineConfig, *,
+    policy: Optional[Policy] = None, profile: Optional[DeviceProfile] = None,
+    texts: Optional[Iterable[Any]] = None, warn: Callable[[str], None] = warnings.warn,
+) -> Classifier:  # fmt: skip
     """Plan an engine with the options of `config`, as `prepare` does.
 
     `policy` and `profile` replace those that `config` names.
