@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -168,6 +168,6 @@ def table(head: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:
     return "\n".join(form.format(*line).rstrip() for line in lines)
 
 
-def table_of(items: Iterable[Any], columns: dict[str, Callable[[Any], object]]) -> str:
+def table_of(items: Iterable[Any], columns: Mapping[str, Callable[[Any], object]]) -> str:
     """Return a text table with a row per item; `columns` maps each heading to the function of its cells."""
     return table(tuple(columns), [tuple(cell(item) for cell in columns.values()) for item in items])

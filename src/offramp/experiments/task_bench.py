@@ -235,7 +235,8 @@ def _write_inputs(sample: Sample, folder: Path) -> Path:
     """Write the inputs in a form that `offramp run` reads: lines of texts, a zip of images in order, or arrays."""
     texts: list[Any] = sample.texts
     if all(isinstance(text, Record) for text in texts):
-        np.savez(folder / "inputs.npz", **stacked(texts))
+        arrays: dict[str, Any] = stacked(texts)
+        np.savez(folder / "inputs.npz", **arrays)
         return folder / "inputs.npz"
     if any(isinstance(text, Image) for text in texts):
         with ZipFile(folder / "inputs.zip", "w") as archive:

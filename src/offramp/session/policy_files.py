@@ -117,11 +117,11 @@ def rebase_policy(
         if given is not None:
             raise UsageError("a profile is of a fixed number of rows", None, "omit it, or give --batch that number")
         return named, None
-    profile = None
+    profile, where, required = None, None, here
     if isinstance(given, DeviceProfile):
-        profile, where, required = given, None, MeasuredOn(batch=here.batch)  # the caller vouches for its machine
+        profile, required = given, MeasuredOn(batch=here.batch)  # the caller vouches for its machine
     elif given is not None:
-        profile, where, required = profiles.load_profile(Path(given)), given, here
+        profile, where = profiles.load_profile(Path(given)), given
     if profile is not None:
         profiles.require_here(profile, required, where)
         if profile.num_exits != num_exits:
