@@ -119,7 +119,7 @@ def test_rows_are_evenly_spaced_and_labels_those_of_the_model(store):
     assert sample.texts == [f"the bank {number}" for number in (0, 2, 4, 6, 8)]
     assert sample.truth_N.tolist() == [2, 0, 1, 2, 0]
     assert take_sample(store, splits(), "tune", 5).truth_N.tolist() == [0, 1, 2]
-    assert sample.answers({"texts": {"answers": ["sport", "business"]}}).tolist() == [2, 0]
+    assert sample.answers([{"texts": {"answers": ["sport", "business"]}}]).tolist() == [[2, 0]]
 
 
 def test_of_two_dev_splits_the_first_is_taken_and_named(store):
@@ -208,6 +208,6 @@ def test_a_regression_is_scored_by_its_values(tmp_path):
         values = Splits("toy", (), ("pearson",), {"dev": [Example("a", 1.5), Example("b", 2.5)]})
         sample = take_sample(store, values, "dev", 5)
         assert sample.truth_N.tolist() == [1.5, 2.5]
-        assert sample.answers({"texts": {"answers": [0.5, 0.7]}}).tolist() == [0.5, 0.7]
+        assert sample.answers([{"texts": {"answers": [0.5, 0.7]}}]).tolist() == [[0.5, 0.7]]
         with pytest.raises(UsageError, match="the model is a regression, the data are for a classification"):
             take_sample(store, Splits("toy", LABELS, ("accuracy",), {"dev": [Example("a", 1)]}), "dev", 5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import threading
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,9 +20,8 @@ from offramp.runtime import exits as exits_module
 from offramp.runtime import memory_model, run_plan
 from offramp.runtime.memory_model import Workload
 from offramp.runtime.slots import Slot
-from offramp.session import record as record_module
-from offramp.session.batching import bulk_batches
-from offramp.session.bulk import with_most_rows
+from offramp.session import classifier as classifier_module
+from offramp.session.bulk import bulk_batches, with_most_rows
 from offramp.session.classifier import Settings
 from tests.page_cache import held
 from tests.runtime.driver import expected
@@ -343,8 +343,8 @@ def test_the_record_adds_up(shelf):
 def test_the_page_cache_is_unknown_if_that_of_any_shard_is(shelf, monkeypatch):
     store, unknown = shelf.open(Toy()), "head.safetensors"
     assert unknown in {shard.file for shard in store.manifest.shards.values()}
-    monkeypatch.setattr(record_module, "cached_bytes", lambda path: None if path.name == unknown else 1)
-    assert record_module.page_cache_bytes(store) is None
+    monkeypatch.setattr("offramp.measure.cached_bytes", lambda path: None if path.name == unknown else 1)
+    assert classifier_module.page_cache_bytes(store) is None
 
 
 def test_the_plan_speaks_of_every_shard_once(shelf, fixed_memory):
@@ -417,13 +417,13 @@ def test_bulk_takes_the_most_rows_that_fit(shelf):
     store = shelf.open(Toy(padding_bytes=1 << 20))
     tried = []
 
-    def plan_for(num_rows, num_batches):
+    def plan_for(budget, num_rows, num_batches):
         tried.append((num_rows, num_batches))
         return make_classifier(store, num_rows=num_rows, num_batches=num_batches, budget_bytes=budget)
 
     for budget, sizes in ((1 << 40, [(1, 1), (32, 1)]), (1, [(1, 1)])):
         tried.clear()
-        classifier = with_most_rows(plan_for, store, ToyBackend(), MAX_LENGTH, budget)
+        classifier = with_most_rows(partial(plan_for, budget))
         assert tried == sizes, "what cannot fit is not tried, and of what lies in memory one batch is a sweep"
         assert (classifier.settings.num_rows, classifier.settings.num_batches) == sizes[-1]
         classifier.close()
@@ -441,11 +441,11 @@ def test_bulk_sweeps_hold_as_many_batches_as_the_budget_has_room_for(shelf, fixe
     found = []
     for megabytes in (11, 12, 14):
         budget = BASE_BYTES + (megabytes << 20)
-        classifier = with_most_rows(plan_for, store, ToyBackend(), MAX_LENGTH, budget)
+        classifier = with_most_rows(plan_for)
         settings = classifier.settings
         found.append(settings.num_rows * settings.num_batches)
         assert classifier.plan.feasible and classifier.plan.predicted_peak_bytes <= budget
-        alone = with_most_rows(plan_for, store, ToyBackend(), MAX_LENGTH, budget, has_deadline=True)
+        alone = with_most_rows(plan_for, has_deadline=True)
         assert alone.settings.num_batches == 1
         assert settings.num_batches > 1
         assert classifier.plan.num_slots >= 2

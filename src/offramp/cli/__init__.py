@@ -11,7 +11,7 @@ import errno
 import importlib
 import os
 import sys
-from typing import List, NoReturn, Optional
+from typing import NoReturn
 
 from offramp import __version__
 from offramp.backends import thread_variables
@@ -50,7 +50,7 @@ class Parser(argparse.ArgumentParser):
         sys.exit(2)
 
 
-def main(argv: Optional[List[str]] = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """Run one command and return the exit code."""
     argv = sys.argv[1:] if argv is None else argv
     if sys.platform == "win32":
@@ -94,7 +94,7 @@ def _fail(error: BaseException, message: str, exit_code: int, debug: bool) -> in
     return exit_code
 
 
-def _dispatch(argv: List[str]) -> int:
+def _dispatch(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(_overview())
         return 0 if argv else 2
@@ -105,9 +105,8 @@ def _dispatch(argv: List[str]) -> int:
         Parser(prog="offramp").error(f"unknown command {argv[0]!r}, known: {', '.join(COMMANDS)}")
     _require_current(argv)
     command = importlib.import_module(f"offramp.cli.{argv[0]}")
-    parser = Parser(
-        prog=f"offramp {argv[0]}", description=command.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    form = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog=f"offramp {argv[0]}", description=command.__doc__, formatter_class=form)
     command.configure(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     try:
@@ -116,10 +115,11 @@ def _dispatch(argv: List[str]) -> int:
         return int(stop.code or 0)
     if getattr(args, "backend", None) and args.threads:
         os.environ.update(thread_variables(args.backend, args.threads))  # NumPy is not imported yet
-    return command.main(args)
+    command.main(args)
+    return 0
 
 
-def _require_current(argv: List[str]) -> None:
+def _require_current(argv: list[str]) -> None:
     """Raise UsageError for a command that needs a newer Python, and for an option of an earlier version."""
     if argv[0] in NEEDS_NEWER_PYTHON and sys.version_info < (3, 10):
         python = ".".join(map(str, sys.version_info[:3]))

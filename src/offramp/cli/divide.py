@@ -5,48 +5,36 @@ Text encoders of the BERT family are divided by the names of their tensors and r
 transformers is divided by running it once, and runs in PyTorch with offramp.stream.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 
 from offramp.cli.options import emit, log, size
+from offramp.errors import UsageError
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options of divide."""
-    parser.add_argument("model", nargs="?", help="a checkpoint folder, or an id on the hub")
-    parser.add_argument("store", help="the folder to create")
-    parser.add_argument(
-        "--method", choices=("auto", "names", "eager", "export"), default="auto", help="(default: auto)"
-    )
-    parser.add_argument(
-        "--stage-bytes", type=size, metavar="SIZE", help="target size of the weights of a stage (default: one block)"
-    )
-    parser.add_argument(
-        "--inputs",
-        metavar="FILE",
-        help="example inputs by name, .npz or .safetensors (default: generated from the config)",
-    )
-    parser.add_argument("--force", action="store_true", help="replace an existing store")
-    parser.add_argument("--offline", action="store_true", help="read models of the hub from the cache only")
-    parser.add_argument(
-        "--graphs",
-        action="store_true",
-        help="only add the graphs to a store that has none: offramp divide --graphs STORE",
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON line at the end")
+    add = parser.add_argument
+    add("model", nargs="?", help="a checkpoint folder, or an id on the hub")
+    add("store", help="the folder to create")
+    add("--method", choices=("auto", "names", "eager", "export"), default="auto", help="(default: auto)")
+    add("--stage-bytes", type=size, metavar="SIZE", help="target size of the weights of a stage (default: one block)")
+    inputs = "example inputs by name, .npz or .safetensors (default: generated from the config)"
+    add("--inputs", metavar="FILE", help=inputs)
+    add("--force", action="store_true", help="replace an existing store")
+    add("--offline", action="store_true", help="read models of the hub from the cache only")
+    graphs = "only add the graphs to a store that has none: offramp divide --graphs STORE"
+    add("--graphs", action="store_true", help=graphs)
+    add("--json", action="store_true", help="print one JSON line at the end")
 
 
-def main(args: argparse.Namespace) -> int:
+def main(args: argparse.Namespace) -> None:
     """Divide a model, or add graphs to a store."""
     from offramp.division import add_graphs, divide
     from offramp.runtime.footprint import tune_allocator
 
     tune_allocator()  # weights are needed only briefly; an untuned heap keeps them, which raises the peak by half
     if (args.model is None) != args.graphs:
-        from offramp.errors import UsageError
-
         raise UsageError("divide takes MODEL and STORE, or --graphs and STORE")
     if args.graphs:
         path = add_graphs(args.store)
@@ -62,4 +50,3 @@ def main(args: argparse.Namespace) -> int:
         emit({"store": str(path)})
     else:
         log(f"store: {path}")
-    return 0

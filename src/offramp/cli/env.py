@@ -1,7 +1,5 @@
 """Show the versions and the hardware that published figures state."""
 
-from __future__ import annotations
-
 import argparse
 
 from offramp.cli.options import emit
@@ -12,14 +10,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
-def main(args: argparse.Namespace) -> int:
+def main(args: argparse.Namespace) -> None:
     """Print the environment."""
     from offramp.measure.hardware import environment
 
     found = environment()
     if args.json:
         emit(found)
-    else:
-        found.update(found.pop("library_versions"))
-        print("\n".join(f"{name:<20} {value}" for name, value in found.items()))
-    return 0
+        return
+    found.update(found.pop("library_versions"))
+    print("\n".join(f"{name:<20} {value}" for name, value in found.items()))

@@ -6,48 +6,49 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, List, Tuple
+from typing import TYPE_CHECKING
 
 from offramp.cli.options import emit, log, require_writable, table
 from offramp.errors import shown
 from offramp.units import format_size
 
 if TYPE_CHECKING:
-    from offramp.store import Shard, Store
+    from offramp.store import Store
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options of ls."""
     parser.add_argument("store")
-    parser.add_argument(
-        "--graph", metavar="FILE.svg", help="draw the stages, the values between them, and shared weights"
-    )
+    graph = "draw the stages, the values between them, and shared weights"
+    parser.add_argument("--graph", metavar="FILE.svg", help=graph)
     parser.add_argument("--json", action="store_true", help="print one JSON line per shard")
 
 
-def main(args: argparse.Namespace) -> int:
+def main(args: argparse.Namespace) -> None:
     """List the stages and shards."""
     from offramp.store import Store
 
     if args.graph:
         require_writable(args.graph, (".svg",))
     with Store(args.store, verify="never") as store:
-        rows, shards = _rows(store), store.manifest.shards
+        is_module, shards = store.program.module is not None, store.manifest.shards
+        rows = _part_rows(store) if is_module else _stage_rows(store)
     used = {name for row in rows for _, name in row.uses}
     rest = Row("-", "", (), False, tuple(("passed through", name) for name in shards if name not in used))
     if args.json:
         for row in [*rows, rest]:
+            facts = {"begins": row.begins, "flows": list(row.flows), "exit": row.has_exit} if is_module else {}
             for kernel, name in row.uses:
-                emit({**_json(row, kernel, shards[name]), **(row.facts if store.program.module else {})})
-    elif store.program.module is None:
-        _print_encoder(store, [*rows, rest])
+                shard = shards[name]
+                sizes = {"file": shard.file, "bytes": shard.bytes, "num_tensors": len(shard.tensors)}
+                emit({"stage": row.name, "kind": kernel, "shard": shard.name, **sizes, **facts})
     else:
-        _print_module(store, [*rows, rest])
+        (_print_module if is_module else _print_encoder)(store, [*rows, rest])
     if args.graph:
         Path(args.graph).write_text(_drawn(store, rows), encoding="utf-8")
         log(f"picture: {args.graph}")
-    return 0
 
 
 @dataclass(frozen=True)
@@ -57,24 +58,15 @@ class Row:
     name: str
     begins: str
     """The module call that it begins with, or the name of the stage."""
-    flows: Tuple[str, ...]
+    flows: tuple[str, ...]
     """Descriptions of the values that it reads."""
     has_exit: bool
     """An exit stands before it."""
-    uses: Tuple[Tuple[str, str], ...]
+    uses: tuple[tuple[str, str], ...]
     """Kernel and shard of each use of a shard."""
 
-    @property
-    def facts(self) -> Dict[str, Any]:
-        """Return the fields that a part of a module adds to its JSON lines."""
-        return {"begins": self.begins, "flows": list(self.flows), "exit": self.has_exit}
 
-
-def _rows(store: Store) -> List[Row]:
-    return _stage_rows(store) if store.program.module is None else _part_rows(store)
-
-
-def _stage_rows(store: Store) -> List[Row]:
+def _stage_rows(store: Store) -> list[Row]:
     program, homes, rows = store.program, store.manifest.tensors(), []
     tables = dict.fromkeys(homes[lookup.table][0].name for lookup in program.lookups.values())
     exits_before = False
@@ -88,14 +80,11 @@ def _stage_rows(store: Store) -> List[Row]:
     return rows
 
 
-def _part_rows(store: Store) -> List[Row]:
+def _part_rows(store: Store) -> list[Row]:
     program, rows = store.program, []
     assert program.module is not None
-    exits, count = set(), 0
-    for stage in program.stages:
-        count += len(stage.steps)
-        if stage.exit is not None:
-            exits.add(count)
+    ends = accumulate(len(stage.steps) for stage in program.stages)
+    exits = {end for end, stage in zip(ends, program.stages) if stage.exit is not None}
     for index, part in enumerate(program.module.parts):
         start = "the inputs" if part.start is None else part.start.module
         again = "" if part.start is None or part.start.number == 1 else f" (call {part.start.number})"
@@ -105,26 +94,19 @@ def _part_rows(store: Store) -> List[Row]:
     return rows
 
 
-def _json(row: Row, kernel: str, shard: Shard) -> Dict[str, Any]:
-    line = {"stage": row.name, "kind": kernel, "shard": shard.name, "file": shard.file, "bytes": shard.bytes}
-    return {**line, "num_tensors": len(shard.tensors)}
-
-
-def _print_encoder(store: Store, rows: List[Row]) -> None:
-    manifest, program = store.manifest, store.program
-    lines = [
-        (row.name, kernel, shard.file, len(shard.tensors), format_size(shard.bytes))
-        for row in rows
-        for kernel, name in row.uses
-        for shard in (manifest.shards[name],)
-    ]
+def _print_encoder(store: Store, rows: list[Row]) -> None:
+    manifest, program, lines = store.manifest, store.program, []
+    for row in rows:
+        for kernel, name in row.uses:
+            shard = manifest.shards[name]
+            lines.append((row.name, kernel, shard.file, len(shard.tensors), format_size(shard.bytes)))
     print(table(("stage", "kernel", "file", "tensors", "size"), lines))
     exits = f"exits after layers 1 to {len(program.layers) - 1}" if manifest.exits else "no exits"
     head, graphs = program.problem or "no classification head", ", ".join(manifest.graphs) or "none"
     print(f"\n{shown(manifest.source.architecture)}, {head}, {exits}, graphs: {graphs}")
 
 
-def _print_module(store: Store, rows: List[Row]) -> None:
+def _print_module(store: Store, rows: list[Row]) -> None:
     manifest, lines = store.manifest, []
     for row in rows:
         shards = [manifest.shards[name] for _, name in row.uses]
@@ -138,7 +120,7 @@ def _print_module(store: Store, rows: List[Row]) -> None:
     print(f"\n{shown(manifest.source.architecture)}, method {manifest.source.method}, {graphs}{where}")
 
 
-def _drawn(store: Store, rows: List[Row]) -> str:
+def _drawn(store: Store, rows: list[Row]) -> str:
     from offramp.reporting.stages import StageBox, draw_stages
 
     shards, boxes = store.manifest.shards, []

@@ -2,40 +2,26 @@
 token ids or random pixels are classified.
 """
 
-from __future__ import annotations
-
 import argparse
 
-from offramp.cli.options import (
-    add_columns,
-    add_engine,
-    add_inputs,
-    count,
-    emit,
-    engine_config,
-    input_source,
-    log,
-    peak_line,
-    require_writable,
-    warn,
-)
+from offramp.cli import options
+from offramp.cli.options import count, emit, log, require_writable, warn
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options of memory."""
-    parser.add_argument("store")
-    parser.add_argument(
-        "--out", default="memory.svg", metavar="FILE", help="picture to write, .svg or .png (default: memory.svg)"
-    )
-    parser.add_argument("--passes", type=count, default=2, metavar="N", help="number of batches to draw (default: 2)")
-    parser.add_argument("--trace", metavar="FILE", help="also write the timed events as JSON lines")
-    add_engine(parser)
-    add_inputs(parser)
-    add_columns(parser)
-    parser.add_argument("--json", action="store_true", help="print the record as one JSON line")
+    add = parser.add_argument
+    add("store")
+    add("--out", default="memory.svg", metavar="FILE", help="picture to write, .svg or .png (default: memory.svg)")
+    add("--passes", type=count, default=2, metavar="N", help="number of batches to draw (default: 2)")
+    add("--trace", metavar="FILE", help="also write the timed events as JSON lines")
+    options.add_engine(parser)
+    options.add_inputs(parser)
+    options.add_columns(parser)
+    add("--json", action="store_true", help="print the record as one JSON line")
 
 
-def main(args: argparse.Namespace) -> int:
+def main(args: argparse.Namespace) -> None:
     """Run the batches, then draw the picture."""
     from itertools import islice
 
@@ -46,9 +32,9 @@ def main(args: argparse.Namespace) -> int:
     require_writable(args.out, (".svg", ".png"))
     if args.trace:
         require_writable(args.trace)
-    inputs = input_source(args)
+    inputs = options.input_source(args)
     length = None if inputs else random_length(args.store, args.max_length)
-    config = engine_config(args, longest=length)
+    config = options.engine_config(args, longest=length)
     sampler = MemorySampler()
     with sampler, prepare_engine(args.store, config, texts=inputs.known(), warn=warn) as classifier:
         num_rows = classifier.settings.num_rows
@@ -68,5 +54,4 @@ def main(args: argparse.Namespace) -> int:
     draw_memory(args.out, sampler.samples, classifier.trace.spans(), args.budget, title)
     if args.json:
         emit({**record, "picture": args.out})
-    log(f"{peak_line(record)}\npicture: {args.out}")
-    return 0
+    log(f"{options.peak_line(record)}\npicture: {args.out}")

@@ -8,13 +8,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offramp.errors import UsageError
-from offramp.units import parse_count, parse_duration, parse_size
+from offramp.program.program import REGRESSION
+from offramp.units import format_size, parse_count, parse_duration, parse_size
 
 if TYPE_CHECKING:
     from offramp.runtime.config import EngineConfig
@@ -48,8 +49,7 @@ def add_engine(parser: Any, *names: str, omit: Sequence[str] = ()) -> None:
             continue
         choices = tuple(BACKENDS) if each.name == "backend" else facts["choices"]
         details = {"choices": choices} if choices else {"type": argument(facts["parse"]), "metavar": facts["metavar"]}
-        option = "--" + each.name.replace("_", "-")
-        parser.add_argument(option, default=each.default, help=facts["help"], **details)
+        parser.add_argument("--" + each.name.replace("_", "-"), default=each.default, help=facts["help"], **details)
 
 
 def engine_config(args: argparse.Namespace, **more: Any) -> EngineConfig:
@@ -62,13 +62,11 @@ def engine_config(args: argparse.Namespace, **more: Any) -> EngineConfig:
 
 def add_inputs(parser: argparse.ArgumentParser) -> None:
     """Add the options that name inputs; `add_columns` adds the names of their columns."""
-    parser.add_argument("--text", action="append", metavar="TEXT", help="a text; may be given several times")
-    parser.add_argument("--pair", action="append", nargs=2, metavar=("A", "B"), help="two texts that form one input")
-    parser.add_argument(
-        "--input",
-        metavar="FILE",
-        help="FILE.txt, .tsv or .jsonl; - for one text per line on stdin; a file, folder or zip of images; .npz arrays",
-    )
+    add = parser.add_argument
+    file = "FILE.txt, .tsv or .jsonl; - for one text per line on stdin; a file, folder or zip of images; .npz arrays"
+    add("--text", action="append", metavar="TEXT", help="a text; may be given several times")
+    add("--pair", action="append", nargs=2, metavar=("A", "B"), help="two texts that form one input")
+    add("--input", metavar="FILE", help=file)
 
 
 def input_source(args: argparse.Namespace) -> InputSource:
@@ -81,42 +79,41 @@ def input_source(args: argparse.Namespace) -> InputSource:
 
 def add_columns(parser: argparse.ArgumentParser) -> None:
     """Add the names of text columns, in inputs and in labelled tables."""
-    parser.add_argument(
-        "--text-column", metavar="NAME", help="column of a table, or key of a .jsonl (with labels: sentence)"
-    )
-    parser.add_argument("--pair-column", metavar="NAME", help="column or key of the second text, if inputs are pairs")
+    add, text = parser.add_argument, "column of a table, or key of a .jsonl (with labels: sentence)"
+    add("--text-column", metavar="NAME", help=text)
+    add("--pair-column", metavar="NAME", help="column or key of the second text, if inputs are pairs")
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
     """Add the options of `tasks.DataSpec`, beside the columns that `add_columns` names."""
-    group = parser.add_argument_group("data: a task of GLUE, or your own tables")
-    group.add_argument("--task", metavar="NAME", help="cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte or wnli")
-    group.add_argument("--data", metavar="DIR", help="GLUE's folders or zips (default: the hub)")
-    group.add_argument(
-        "--train",
-        metavar="FILE",
-        help="your data, cut into parts: .tsv, .csv, .jsonl or .parquet, a folder or zip of images, or .npz",
-    )
-    group.add_argument("--dev", metavar="FILE", help="data that are only reported (default: a part of --train)")
-    group.add_argument("--label-column", default="label", metavar="NAME", help="(default: label)")
-    group.add_argument("--regression", action="store_true", help="labels are numbers to be predicted")
-    group.add_argument("--split-seed", type=int, default=0, metavar="N", help="seed of the cutting (default: 0)")
+    add = parser.add_argument_group("data: a task of GLUE, or your own tables").add_argument
+    train = "your data, cut into parts: .tsv, .csv, .jsonl or .parquet, a folder or zip of images, or .npz"
+    add("--task", metavar="NAME", help="cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte or wnli")
+    add("--data", metavar="DIR", help="GLUE's folders or zips (default: the hub)")
+    add("--train", metavar="FILE", help=train)
+    add("--dev", metavar="FILE", help="data that are only reported (default: a part of --train)")
+    add("--label-column", default="label", metavar="NAME", help="(default: label)")
+    add("--regression", action="store_true", help="labels are numbers to be predicted")
+    add("--split-seed", type=int, default=0, metavar="N", help="seed of the cutting (default: 0)")
     parser.add_argument("--offline", action="store_true", help="read models and data of the hub from the cache only")
 
 
-def labelled_data(args: argparse.Namespace, labels: Sequence[str] | None = None) -> Splits:
-    """Load the data that `add_data` and `add_columns` name.
+def labelled_data(args: argparse.Namespace, problem: str | None = None, labels: Sequence[str] | None = None) -> Splits:
+    """Load the data that `add_data` and `add_columns` name, and warn of the parts that have no score.
 
-    `labels` are those of the model, where one is given: () for a regression. Raises UsageError for options that
-    contradict each other, and the errors of `tasks.load`.
+    `problem` and `labels` are those of the model, where one is given. Raises UsageError for options that contradict
+    each other, and the errors of `tasks.load`.
     """
     from offramp.tasks import DataSpec, load
 
-    is_regression = args.regression or (labels is not None and not labels)
+    is_regression = args.regression or problem == REGRESSION or (labels is not None and not labels)
     names = ("task", "data", "train", "dev", "text_column", "pair_column", "label_column", "split_seed", "offline")
-    options = {name: getattr(args, name) for name in names}
     own_labels = None if is_regression or labels is None else tuple(labels)
-    return load(DataSpec(**options, labels=own_labels, regression=is_regression))
+    options = {name: getattr(args, name) for name in names}
+    data = load(DataSpec(**options, labels=own_labels, regression=is_regression))
+    for sentence in data.partial:
+        warn(f"no score of {data.name}: {sentence}")
+    return data
 
 
 def data_record(args: argparse.Namespace, data: Splits) -> dict[str, Any]:
@@ -128,22 +125,17 @@ def require_writable(path: str, suffixes: tuple[str, ...] = ()) -> None:
     """Raise UsageError for a file that cannot be written, before any work is done."""
     target = Path(path)
     if suffixes and target.suffix not in suffixes:
-        raise UsageError(
-            f"cannot write a {target.suffix or 'file without a suffix'}", path, f"use {' or '.join(suffixes)}"
-        )
+        what = f"cannot write a {target.suffix or 'file without a suffix'}"
+        raise UsageError(what, path, f"use {' or '.join(suffixes)}")
     if target.is_dir() or not target.parent.is_dir():
-        raise UsageError(
-            "is a folder" if target.is_dir() else "no such folder", path, "name a file in a folder that exists"
-        )
+        what = "is a folder" if target.is_dir() else "no such folder"
+        raise UsageError(what, path, "name a file in a folder that exists")
 
 
 def peak_line(record: dict[str, Any]) -> str:
     """Return the last line of every run: predicted peak, measured peak and budget."""
-    from offramp.units import format_size
-
-    keys = ("predicted_peak_bytes", "peak_rss_bytes", "budget_bytes")
-    predicted, measured, budget = (format_size(record[key]) for key in keys)
-    return f"predicted peak {predicted} / measured peak {measured} / budget {budget}"
+    predicted, measured = format_size(record["predicted_peak_bytes"]), format_size(record["peak_rss_bytes"])
+    return f"predicted peak {predicted} / measured peak {measured} / budget {format_size(record['budget_bytes'])}"
 
 
 def emit(tree: dict[str, Any]) -> None:
@@ -171,11 +163,11 @@ def percents(scores: dict[str, float]) -> dict[str, str]:
 def table(head: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:
     """Return a text table; the first column is aligned to the left, the others to the right."""
     lines = [tuple(str(cell) for cell in row) for row in (head, *rows)]
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if index == 0 else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(line, widths))
-        ).rstrip()
-        for line in lines
-    )
+    first, *others = (max(map(len, column)) for column in zip(*lines))
+    form = "  ".join([f"{{:<{first}}}", *(f"{{:>{width}}}" for width in others)])
+    return "\n".join(form.format(*line).rstrip() for line in lines)
+
+
+def table_of(items: Iterable[Any], columns: Mapping[str, Callable[[Any], object]]) -> str:
+    """Return a text table with a row per item; `columns` maps each heading to the function of its cells."""
+    return table(tuple(columns), [tuple(cell(item) for cell in columns.values()) for item in items])

@@ -3,11 +3,8 @@
 offramp profile STORE --budget 128MiB --out profile.json
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
-from typing import Any
 
 from offramp.cli.options import add_engine, emit, engine_config, log, require_writable, table
 from offramp.errors import UsageError
@@ -21,7 +18,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the profile as one JSON line")
 
 
-def main(args: argparse.Namespace) -> int:
+def main(args: argparse.Namespace) -> None:
     """Measure the profile in a process of its own and write it."""
     if args.out is None:
         remedy = "give --out profile.json; the memory of a run is drawn by offramp memory STORE"
@@ -38,17 +35,11 @@ def main(args: argparse.Namespace) -> int:
     save_profile(profile, Path(args.out))
     if args.json:
         emit(tree)
-    else:
-        _print(profile)
-    return 0
-
-
-def _print(profile: Any) -> None:
-    head = ("tokens", *(f"exit {number}" for number in range(1, profile.num_exits + 1)))
+        return
     rows = [
         (length, *(f"{seconds / profile.batch * 1e3:.2f} ms" for seconds in row))
         for length, row in zip(profile.lengths, profile.seconds)
     ]
-    print(table(head, rows))
+    print(table(("tokens", *(f"exit {number}" for number in range(1, profile.num_exits + 1))), rows))
     if profile.batch > 1:
         print(f"per input, for passes of {profile.batch} rows")

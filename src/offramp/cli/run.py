@@ -14,18 +14,8 @@ from dataclasses import asdict
 from itertools import islice
 from typing import Any
 
-from offramp.cli.options import (
-    add_columns,
-    add_engine,
-    add_inputs,
-    emit,
-    engine_config,
-    input_source,
-    log,
-    peak_line,
-    require_writable,
-    warn,
-)
+from offramp.cli import options
+from offramp.cli.options import emit, log, require_writable, warn
 from offramp.errors import UsageError, shown
 
 BULK_INPUTS = 1024
@@ -35,43 +25,38 @@ BULK_INPUTS = 1024
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options of run."""
     parser.add_argument("store")
-    add_inputs(parser)
-    add_columns(parser)
-    add_engine(parser)
-    parser.add_argument(
-        "--trace",
-        metavar="FILE",
-        help="write the timed events: FILE.jsonl, or FILE.json for chrome://tracing and Perfetto",
-    )
+    options.add_inputs(parser)
+    options.add_columns(parser)
+    options.add_engine(parser)
+    trace = "write the timed events: FILE.jsonl, or FILE.json for chrome://tracing and Perfetto"
+    parser.add_argument("--trace", metavar="FILE", help=trace)
     parser.add_argument("--json", action="store_true", help="print one JSON line per input, and the record last")
 
 
-def main(args: argparse.Namespace) -> int:
+def main(args: argparse.Namespace) -> None:
     """Classify the inputs."""
     started = time.perf_counter()
     from offramp.measure import read_memory
     from offramp.session import prepare_engine
 
-    inputs = input_source(args)
+    inputs = options.input_source(args)
     if not inputs:
         raise UsageError("no input", None, "give --text, --pair or --input")
     if args.trace:
         require_writable(args.trace)
-    classifier = prepare_engine(args.store, engine_config(args), texts=inputs.known(), warn=warn)
-    num_layers = classifier.num_exits
+    classifier = prepare_engine(args.store, options.engine_config(args), texts=inputs.known(), warn=warn)
     with classifier:
         ready = time.perf_counter() - started
         size = BULK_INPUTS if args.batch == "bulk" else args.batch
         for batch, more in _batches(inputs, size, is_stream=inputs.is_stream):
             for text, result in zip(batch, classifier.predict(batch, more=more)):
-                _show(result, text, num_layers, args.json)
+                _show(result, text, classifier.num_exits, args.json)
         record = {**classifier.record(), "ready_seconds": ready, "peak_rss_bytes": read_memory().peak_bytes}
     if args.trace:
         (classifier.trace.to_jsonl if args.trace.endswith(".jsonl") else classifier.trace.to_chrome)(args.trace)
     if args.json:
         emit({"record": record})
-    log(peak_line(record))
-    return 0
+    log(options.peak_line(record))
 
 
 def _batches(inputs: Any, num_rows: int, is_stream: bool) -> Iterator[tuple[list[Any], bool]]:

@@ -6,59 +6,47 @@ offramp tune STORE --transcript transcripts --max-drop 0.5 --confidence 0.9
 offramp tune --explain policy.json
 """
 
-from __future__ import annotations
-
 import argparse
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from offramp.cli.options import add_engine, duration, emit, engine_config, log, table
+from offramp.cli.options import add_engine, duration, emit, engine_config, log, table_of
 from offramp.errors import StoreError, UsageError
+from offramp.units import format_size, named_size
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options of tune."""
     from offramp.policies.certify import METHODS
 
-    parser.add_argument("store", nargs="?", help="the store that the policy is for")
-    parser.add_argument(
-        "--transcript", metavar="DIR", help="folder that offramp eval --transcript wrote for this store"
-    )
-    parser.add_argument(
-        "--out", default="policy.json", metavar="FILE", help="policy file to write, for --exit (default: policy.json)"
-    )
-    parser.add_argument("--explain", metavar="FILE", help="show a policy file and the front that it was chosen from")
-    goal = parser.add_argument_group("goal")
-    goal.add_argument(
-        "--latency", type=duration, metavar="TIME", help="choose the best score within this mean latency, such as 40ms"
-    )
-    goal.add_argument(
-        "--max-drop",
-        type=float,
-        metavar="POINTS",
-        help="choose the fastest policy that is certified to lose at most this",
-    )
-    goal.add_argument(
-        "--confidence", type=float, default=0.9, metavar="P", help="confidence of the certificate (default: 0.9)"
-    )
-    goal.add_argument("--method", choices=METHODS, default="ucb", help="method of the certificate (default: ucb)")
-    goal.add_argument(
-        "--deadline",
-        type=duration,
-        metavar="TIME",
-        help="time limit of each request: the best answer so far is returned",
-    )
+    add = parser.add_argument
+    add("store", nargs="?", help="the store that the policy is for")
+    add("--transcript", metavar="DIR", help="folder that offramp eval --transcript wrote for this store")
+    out = "policy file to write, for --exit (default: policy.json)"
+    add("--out", default="policy.json", metavar="FILE", help=out)
+    add("--explain", metavar="FILE", help="show a policy file and the front that it was chosen from")
+    goal = parser.add_argument_group("goal").add_argument
+    latency = "choose the best score within this mean latency, such as 40ms"
+    drop = "choose the fastest policy that is certified to lose at most this"
+    deadline = "time limit of each request: the best answer so far is returned"
+    confidence = "confidence of the certificate (default: 0.9)"
+    goal("--latency", type=duration, metavar="TIME", help=latency)
+    goal("--max-drop", type=float, metavar="POINTS", help=drop)
+    goal("--confidence", type=float, default=0.9, metavar="P", help=confidence)
+    goal("--method", choices=METHODS, default="ucb", help="method of the certificate (default: ucb)")
+    goal("--deadline", type=duration, metavar="TIME", help=deadline)
     machine = parser.add_argument_group("machine")
     add_engine(machine, "budget", "batch", "profile", "backend", "threads")
     machine.add_argument("--force-profile", action="store_true", help="accept a profile of another machine")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add("--json", action="store_true", help="print one JSON object")
 
 
-def main(args: argparse.Namespace) -> int:
+def main(args: argparse.Namespace) -> None:
     """Tune a policy, or explain a policy file."""
     if args.explain:
-        return _explain(Path(args.explain), args.json)
+        _explain(Path(args.explain), args.json)
+        return
     if not args.store or not args.transcript:
         missing = "transcript" if args.store else "store"
         raise UsageError(f"no {missing}", None, "offramp tune STORE --transcript DIR --latency 40ms")
@@ -67,64 +55,62 @@ def main(args: argparse.Namespace) -> int:
     from offramp.store import Store
     from offramp.store.manifest import require_head
     from offramp.store.policy_file import write_policy
+    from offramp.store.transcript import read_transcript
 
     goal = Goal(args.latency, args.max_drop, args.confidence, args.method, args.deadline)
-    transcript, certify_on = _transcripts(Path(args.transcript), needs_certify=goal.max_drop is not None)
+    folder = Path(args.transcript)
+    transcript = read_transcript(folder, "tune")
+    certify_on = None if goal.max_drop is None else read_transcript(folder, "certify")
     with Store(args.store) as store:
         require_head(store.manifest, store.path)
         if transcript.about.model_sha256 != store.manifest.source.fingerprint:
-            remedy = (
-                "offramp eval --transcript writes one for this store, or for the run folder that it was divided from"
-            )
-            raise UsageError("the transcript is of another model", transcript.path, remedy)
+            what = "offramp eval --transcript writes one for this store, or for the run folder that it was divided from"
+            raise UsageError("the transcript is of another model", transcript.path, what)
         texts = store.program.texts
-        digest, limit = store.digest, None if texts is None else texts.max_length
-    longest = None if limit is None else min(int(transcript.lengths_N.max()), limit)
-    profile = _profile(args, digest, longest)
+    longest = None if texts is None else min(int(transcript.lengths_N.max()), texts.max_length)
+    profile = _profile(args, store.digest, longest)
     file, rivals = tune(transcript, certify_on, profile, goal, log)
     policy = policy_of(file, args.out)
     write_policy(Path(args.out), file)
     if args.json:
         predicted = asdict(file.predicted)
         emit({"out": args.out, "batch": profile.batch, "predicted": predicted, "certificate": file.certificate})
-        return 0
-    print(table(_HEAD, [_row(each.row()) for each in sorted(rivals, key=lambda each: -each.score)]))
-    _show(args.out, file, policy)
-    return 0
+        return
+    _print_rows("policies at most as slow", [each.row() for each in sorted(rivals, key=lambda each: -each.score)])
+    _print_policy(args.out, file, policy)
 
 
-_COLUMNS = ("score (%)", "loss (points)", "latency", "mean exit")
-_HEAD = ("policies at most as slow", *_COLUMNS)
+def _print_rows(title: str, rows: list[dict[str, Any]]) -> None:
+    columns = {
+        title: lambda row: row["policy"],
+        "score (%)": lambda row: f"{row['score']:.1f}",
+        "loss (points)": lambda row: f"{row['loss']:+.2f}",
+        "latency": lambda row: f"{row['seconds'] * 1e3:.2f} ms",
+        "mean exit": lambda row: f"{row['mean_exit']:.2f}",
+    }
+    print(table_of(rows, columns))
 
 
-def _row(facts: dict[str, Any]) -> tuple[str, ...]:
-    return (
-        facts["policy"], f"{facts['score']:.1f}", f"{facts['loss']:+.2f}", f"{facts['seconds'] * 1e3:.2f} ms",
-        f"{facts['mean_exit']:.2f}",
-    )  # fmt: skip
-
-
-def _show(name: str, file: Any, policy: object) -> None:
-    predicted = file.predicted
-    print(
-        f"{name}: {policy}, score {predicted.score:.1f} ({0.0 - predicted.loss:+.2f} relative to the last"
-        f" exit), {predicted.seconds * 1e3:.2f} ms per input at batch {file.measured_on.batch or 1},"
-        f" mean exit {predicted.mean_exit:.2f}"
-    )
+def _print_policy(name: str, file: Any, policy: object) -> None:
+    predicted, certificate = file.predicted, file.certificate
+    score = f"score {predicted.score:.1f} ({0.0 - predicted.loss:+.2f} relative to the last exit)"
+    latency = f"{predicted.seconds * 1e3:.2f} ms per input at batch {file.measured_on.batch or 1}"
+    print(f"{name}: {policy}, {score}, {latency}, mean exit {predicted.mean_exit:.2f}")
     if file.deadline_seconds is not None:
         print(f"deadline: {file.deadline_seconds * 1e3:g} ms per request")
-    certificate = file.certificate
-    if certificate is not None:
-        if certificate["kind"] == "certified":
-            chance = "" if certificate["delta"] is None else f" with confidence {1 - certificate['delta']:g}"
-            print(f"certified{chance}: loses at most {100 * certificate['epsilon']:g} points of accuracy")
-        else:
-            print(f"estimated by bootstrap, not certified: loses at most {100 * certificate['epsilon']:g} points")
-        facts = f"method {certificate['method']}, {certificate['num_samples']} samples"
-        print(f"  {facts}, measured loss {100 * certificate['risk']:.2f} points")
+    if certificate is None:
+        return
+    loss = f"loses at most {100 * certificate['epsilon']:g} points"
+    if certificate["kind"] == "certified":
+        chance = "" if certificate["delta"] is None else f" with confidence {1 - certificate['delta']:g}"
+        print(f"certified{chance}: {loss} of accuracy")
+    else:
+        print(f"estimated by bootstrap, not certified: {loss}")
+    facts = f"method {certificate['method']}, {certificate['num_samples']} samples"
+    print(f"  {facts}, measured loss {100 * certificate['risk']:.2f} points")
 
 
-def _explain(path: Path, as_json: bool) -> int:
+def _explain(path: Path, as_json: bool) -> None:
     from offramp.session.policy_files import policy_of
     from offramp.store.policy_file import read_policy
 
@@ -132,36 +118,25 @@ def _explain(path: Path, as_json: bool) -> int:
     policy = policy_of(file, path)
     if as_json:
         emit(asdict(file))
-        return 0
+        return
     try:
         _print_front(path, file, policy)
     except (KeyError, TypeError, ValueError) as error:
         what = f"policy file that does not record how it was tuned ({type(error).__name__}: {error})"
         raise StoreError(what, path, "make it again: offramp tune") from None
-    return 0
 
 
 def _print_front(path: Path, file: Any, policy: object) -> None:
-    from offramp.units import format_size, named_size
-
     front = [each for each in file.front if each["policy"] != str(policy)]
     front.append({**asdict(file.predicted), "policy": f"{policy}  <- this one"})
-    front.sort(key=lambda each: each["seconds"])
-    print(table(("the front", *_COLUMNS), [_row(each) for each in front]))
-    _show(str(path), file, policy)
+    _print_rows("the front", sorted(front, key=lambda each: each["seconds"]))
+    _print_policy(str(path), file, policy)
     print(f"tuned on {file.tuned_on['num_samples']} samples of {file.tuned_on['task']}")
     print(f"reads {format_size(round(file.predicted.bytes_read))} per input")
     measured = file.measured_on
-    facts = (measured.cpu_model, measured.num_cores, measured.backend, measured.threads)
-    machine = ", ".join(map(str, facts))
+    machine = f"{measured.cpu_model}, {measured.num_cores}, {measured.backend}, {measured.threads}"
     under = f" and --budget {named_size(measured.budget_bytes)}" if measured.budget_bytes else ""
     print(f"measured on {machine}; latencies hold for batch {measured.batch or 1}{under}")
-
-
-def _transcripts(folder: Path, needs_certify: bool) -> tuple[Any, Any]:
-    from offramp.store.transcript import read_transcript
-
-    return read_transcript(folder, "tune"), read_transcript(folder, "certify") if needs_certify else None
 
 
 def _profile(args: argparse.Namespace, store_sha256: str, longest: int | None) -> Any:

@@ -1,10 +1,9 @@
 """Check every byte of a store against its manifest. Exit code 4: a file is missing, damaged or not a plain file."""
 
-from __future__ import annotations
-
 import argparse
 
 from offramp.cli.options import emit
+from offramp.errors import DamagedError
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -13,9 +12,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON line per file")
 
 
-def main(args: argparse.Namespace) -> int:
+def main(args: argparse.Namespace) -> None:
     """Verify a store. Raises DamagedError if any file is damaged."""
-    from offramp.errors import DamagedError
     from offramp.store import verify
 
     checks = []
@@ -25,11 +23,9 @@ def main(args: argparse.Namespace) -> int:
             emit({"file": check.file, "bytes": check.bytes, "ok": check.problem is None, "problem": check.problem})
         elif check.problem is not None:
             print(f"{check.file}: {check.problem}")
-    bad = [check for check in checks if check.problem is not None]
-    if bad:
-        raise DamagedError(
-            f"{len(bad)} of {len(checks)} files do not match the manifest", args.store, "divide the model again"
-        )
+    num_bad = sum(check.problem is not None for check in checks)
+    if num_bad:
+        what = f"{num_bad} of {len(checks)} files do not match the manifest"
+        raise DamagedError(what, args.store, "divide the model again")
     if not args.json:
         print(f"{len(checks)} files, {sum(check.bytes for check in checks)} bytes: all match the manifest")
-    return 0

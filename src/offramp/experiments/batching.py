@@ -11,8 +11,6 @@ A profile times passes whose rows all leave at one exit, and gives each row its 
 Shapes: N samples in the order in which they run, G batches of them, K exits.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from offramp.runtime.profile import DeviceProfile

@@ -2,20 +2,16 @@
 medians over all rounds.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from offramp.experiments.children import ignore, run_worker
+from offramp.experiments.children import Log, ignore, run_worker
 from offramp.experiments.jobs import WorkerJob
 from offramp.measure import median, percentile
 
 
-def run_rounds(
-    jobs: Mapping[str, WorkerJob], rounds: int, log: Callable[[str], None]
-) -> Iterator[tuple[str, dict[str, Any]]]:
+def run_rounds(jobs: Mapping[str, WorkerJob], rounds: int, log: Log) -> Iterator[tuple[str, dict[str, Any]]]:
     """Run each job once a round, starting each round with another one; yield (name, result). An error ends it."""
     names = list(jobs)
     for number in range(rounds):
@@ -26,7 +22,7 @@ def run_rounds(
             yield name, result
 
 
-def bench(job: WorkerJob, budgets: Sequence[int], rounds: int, log: Callable[[str], None]) -> list[dict[str, Any]]:
+def bench(job: WorkerJob, budgets: Sequence[int], rounds: int, log: Log) -> list[dict[str, Any]]:
     """Return one record per budget (in bytes), in order. `job` is measured under each of them.
 
     The smallest budget runs first: if any is impossible, it is that one, and the error is raised immediately.

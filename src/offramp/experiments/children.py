@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from typing import IO, Any, Callable
+from typing import Any, Callable
 
 from offramp import errors
 from offramp.backends import thread_variables
@@ -31,16 +31,9 @@ def run_worker(job: WorkerJob, log: Log = ignore) -> Any:
     interrupted, the worker is killed.
     """
     threads = thread_variables(job.config.backend, job.config.threads) if job.config.threads else {}
-    environment = {**os.environ, **threads}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "env": {**os.environ, **threads}}
     with tempfile.TemporaryFile("w+") as stderr:
-        with subprocess.Popen(
-            WORKER,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            universal_newlines=True,
-            env=environment,
-        ) as child:
+        with subprocess.Popen(WORKER, stderr=stderr, universal_newlines=True, **pipes) as child:
             try:
                 outcome = _converse(child, job, log)
             except BaseException:
@@ -66,12 +59,8 @@ def _converse(child: subprocess.Popen, job: WorkerJob, log: Log) -> dict[str, An
         child.stdin.close()
     except BrokenPipeError:  # the worker has ended: its messages, if any, give the reason
         pass
-    return _outcome(child.stdout, log)
-
-
-def _outcome(lines: IO[str], log: Log) -> dict[str, Any]:
     outcome: dict[str, Any] = {}
-    for line in lines:
+    for line in child.stdout:
         try:
             message = json.loads(line)
             known = isinstance(message, dict) and set(message) <= {"progress", "result", "error"}

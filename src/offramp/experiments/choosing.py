@@ -3,8 +3,6 @@
 Shapes: K exits, N samples, C outputs of a head.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -38,15 +36,10 @@ def candidates(num_exits: int, problem: str) -> list[str]:
     runs = range(1, num_exits - 1)  # patience P agrees at P + 1 exits, and must leave before the last
     if problem == REGRESSION:
         return fixed + [f"patience:{run}@{distance}" for run in runs for distance in _DISTANCES]
-    late = [f"from:{number}>confidence:{level}" for number in range(2, num_exits - 1) for level in _CONFIDENCES]
-    return [
-        *fixed,
-        *(f"patience:{run}" for run in runs),
-        *(f"votes:{votes}" for votes in range(2, num_exits)),
-        *(f"confidence:{level}" for level in _CONFIDENCES),
-        *late,
-        *(f"entropy:{level}" for level in _ENTROPIES),
-    ]
+    counted = [f"patience:{run}" for run in runs] + [f"votes:{votes}" for votes in range(2, num_exits)]
+    confident = [f"confidence:{level}" for level in _CONFIDENCES]
+    late = [f"from:{number}>{rule}" for number in range(2, num_exits - 1) for rule in confident]
+    return [*fixed, *counted, *confident, *late, *(f"entropy:{level}" for level in _ENTROPIES)]
 
 
 def try_policies(

@@ -6,7 +6,7 @@ Shapes: N rows, K exits, C outputs of a head.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 
 from offramp.checkpoints.source import open_source
 from offramp.errors import SourceError, UsageError
+from offramp.experiments.children import Log
 from offramp.policies import Policy, replay
 from offramp.policies.evidence import MULTI_LABEL, REGRESSION
 from offramp.store import Store
@@ -27,8 +28,6 @@ from offramp.training.folders import read_config
 
 if TYPE_CHECKING:
     from offramp.checkpoints.inputs import AnyRows, Facts
-
-Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -127,13 +126,20 @@ def report(
     about: About, truth_N: np.ndarray, logits_KNC: np.ndarray, policies: Sequence[Policy], path: Path | None = None
 ) -> SplitReport:
     """Return the tables of one split, computed from the outputs of its exits [K, N, C]."""
-    beats_KN = _beats_last(truth_N, logits_KNC, about.problem)
-    scores = score_exits(about.metrics, truth_N, logits_KNC)
-    exits = [
-        ExitRow(number, scores[number - 1], _agreement(logits_NC, logits_KNC[-1], about.problem), 100 * over)
-        for number, (logits_NC, over) in enumerate(zip(logits_KNC, beats_KN.mean(1), strict=True), 1)
-    ]
-    replayed = [_replayed(policy, about, truth_N, logits_KNC) for policy in policies]
+    answer_KN = np.stack([answers(logits_NC) for logits_NC in logits_KNC])
+    if about.problem == REGRESSION:
+        distance_KN = np.abs(answer_KN - truth_N)
+        beats_KN, metric = distance_KN < distance_KN[-1], "pearson"
+    else:
+        beats_KN, metric = (answer_KN == truth_N) & (answer_KN[-1] != truth_N), "accuracy"
+    overthought_K, exits, replayed = 100 * beats_KN.mean(1), [], []
+    for index, scores in enumerate(score_exits(about.metrics, truth_N, logits_KNC)):
+        agreement = score([metric], answer_KN[-1], answer_KN[index])["score"]
+        exits.append(ExitRow(index + 1, scores, agreement, overthought_K[index]))
+    for policy in policies:
+        exit_N = replay(policy, logits_KNC, about.problem)
+        scores = score(about.metrics, truth_N, answer_at(logits_KNC, exit_N))
+        replayed.append(PolicyRow(str(policy), scores, float(exit_N.mean())))
     overthinking = 100 * float(beats_KN.any(0).mean())
     return SplitReport(about.split, len(truth_N), tuple(exits), overthinking, tuple(replayed), path and str(path))
 
@@ -178,9 +184,8 @@ def require_same_cut(folder: Path, cut: Mapping[str, Any], names: Sequence[str])
     if not isinstance(found, dict) or found.get("task") != cut["task"] or found == cut:
         return
     if cut["cuts_dev"] or not set(names) <= {"dev"}:
-        differing = ", ".join(
-            f"{key} {found.get(key)} there, {cut[key]} here" for key in cut if found.get(key) != cut[key]
-        )
+        changed = [f"{key} {found.get(key)} there, {cut[key]} here" for key in cut if found.get(key) != cut[key]]
+        differing = ", ".join(changed)
         what = f"the data are split differently than in training ({differing}): rows may have been training data"
         raise UsageError(what, folder, "give --train, --dev and --split-seed as in training")
 
@@ -237,22 +242,3 @@ def _run(
             kept = {"logits": logits_NKC, "lengths": rows.lengths_N[part], "labels": rows.labels_N[part]}
             writer.write(start, **kept, **({} if features_NKH is None else {"features": features_NKH}))
         return found_NKC.swapaxes(0, 1), writer.finish()
-
-
-def _beats_last(truth_N: np.ndarray, logits_KNC: np.ndarray, problem: str) -> np.ndarray:
-    """Return where an exit is correct and the last one wrong, or in a regression nearer to the truth [K, N]."""
-    answer_KN = np.stack([answers(logits_NC) for logits_NC in logits_KNC])
-    if problem == REGRESSION:
-        distance_KN = np.abs(answer_KN - truth_N)
-        return distance_KN < distance_KN[-1]
-    return (answer_KN == truth_N) & (answer_KN[-1] != truth_N)
-
-
-def _agreement(logits_NC: np.ndarray, last_NC: np.ndarray, problem: str) -> float:
-    metric = "pearson" if problem == REGRESSION else "accuracy"
-    return score([metric], answers(last_NC), answers(logits_NC))["score"]
-
-
-def _replayed(policy: Policy, about: About, truth_N: np.ndarray, logits_KNC: np.ndarray) -> PolicyRow:
-    exit_N = replay(policy, logits_KNC, about.problem)
-    return PolicyRow(str(policy), score(about.metrics, truth_N, answer_at(logits_KNC, exit_N)), float(exit_N.mean()))

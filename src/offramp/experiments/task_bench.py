@@ -8,10 +8,8 @@ comparison and is no measurement.
 Shapes: N texts, R rounds, U timed units (texts, batches, or all texts at once).
 """
 
-from __future__ import annotations
-
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,7 +20,7 @@ import numpy as np
 
 from offramp.errors import BudgetError
 from offramp.experiments.bench import run_rounds
-from offramp.experiments.children import run_worker
+from offramp.experiments.children import Log, run_worker
 from offramp.experiments.evaluation import model_label_ids, trained_length
 from offramp.experiments.jobs import WorkerJob
 from offramp.measure import median, percentile
@@ -42,7 +40,8 @@ PAIRED_OVER = {1: "texts", LARGE_BATCH: "batches", "bulk": "rounds"}
 """Batch size -> what is resampled, in addition to rounds, for the interval of a speed-up. In bulk mode batches depend
 on the plan, so two rivals have no batch in common."""
 NUM_DRAWS = 1000
-Log = Callable[[str], None]
+Records = Sequence[Mapping[str, Any]]
+"""One record per round, as worker processes return them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,10 +57,10 @@ class Sample:
     truth_N: np.ndarray
     data_sha256: str
 
-    def answers(self, record: Mapping[str, Any]) -> np.ndarray:
-        """Return the answers in a record of a process: label ids [N], or values [N]."""
-        found = record["texts"]["answers"]
-        return np.array([self.labels.index(answer) for answer in found] if self.labels else found)
+    def answers(self, records: Records) -> np.ndarray:
+        """Return the answers in the records of rounds: label ids or values [R, N]."""
+        rounds = [record["texts"]["answers"] for record in records]
+        return np.array([list(map(self.labels.index, found)) if self.labels else found for found in rounds])
 
 
 @dataclass(frozen=True)
@@ -173,22 +172,16 @@ def bench_task(
     return rows, _common(sample, plain[1][0], rounds, num_layers)
 
 
-def measured(
-    rival: Rival,
-    records: Sequence[Mapping[str, Any]],
-    plain: Sequence[Mapping[str, Any]],
-    sample: Sample,
-    num_layers: int,
-) -> Measured:
+def measured(rival: Rival, records: Records, plain: Records, sample: Sample, num_layers: int) -> Measured:
     """Summarise the rounds of a rival and compare them with those of the plain model at the same batch size."""
     latencies = [record["latencies_seconds"] for record in records]
     p50, p90, p99 = (median([percentile(each, percent) for each in latencies]) for percent in (50, 90, 99))
     mean_exit = float(np.mean([record["texts"]["exit_stages"] for record in records]))
-    answer_RN = np.stack([sample.answers(record) for record in records])
+    answer_RN = sample.answers(records)
     each_round = [score(sample.metrics, sample.truth_N, answer_N) for answer_N in answer_RN]
     gain = speedup = (None, None, None)
     if rival.name != "plain":
-        gain = paired_interval(sample.metrics, sample.truth_N, _distinct(answer_RN), _distinct(_answers(plain, sample)))
+        gain = paired_interval(sample.metrics, sample.truth_N, _distinct(answer_RN), _distinct(sample.answers(plain)))
         speedup = paired_speedup(_seconds(plain, rival.batch), _seconds(records, rival.batch))
     return Measured(
         rival.name, rival.exit, rival.batch, records[0]["batch"], p50, p90, p99,
@@ -214,15 +207,11 @@ def paired_speedup(plain_RU: np.ndarray, own_RU: np.ndarray) -> tuple[float, flo
     return (whole, low, high) if plain_RU.size > 1 else (whole, None, None)
 
 
-def _seconds(records: Sequence[Mapping[str, Any]], batch: int | str) -> np.ndarray:
+def _seconds(records: Records, batch: int | str) -> np.ndarray:
     """Return the seconds of each text, of each batch, or of all texts [R, U]."""
     if batch == "bulk":
         return np.array([[record["texts"]["seconds"]] for record in records])
     return np.array([record["latencies_seconds"] for record in records])
-
-
-def _answers(records: Sequence[Mapping[str, Any]], sample: Sample) -> np.ndarray:
-    return np.stack([sample.answers(record) for record in records])
 
 
 def _distinct(answer_RN: np.ndarray) -> np.ndarray:
@@ -244,32 +233,23 @@ def _has_room(job: WorkerJob, log: Log) -> bool:
 
 def _write_inputs(sample: Sample, folder: Path) -> Path:
     """Write the inputs in a form that `offramp run` reads: lines of texts, a zip of images in order, or arrays."""
-    if all(isinstance(text, Record) for text in sample.texts):
-        arrays: dict[str, Any] = stacked([text for text in sample.texts if isinstance(text, Record)])
+    texts: list[Any] = sample.texts
+    if all(isinstance(text, Record) for text in texts):
+        arrays: dict[str, Any] = stacked(texts)
         np.savez(folder / "inputs.npz", **arrays)
         return folder / "inputs.npz"
-    if any(isinstance(text, Image) for text in sample.texts):
-        path = folder / "inputs.zip"
-        with ZipFile(path, "w") as archive:
-            for number, image in enumerate(sample.texts):
-                assert isinstance(image, Image)
+    if any(isinstance(text, Image) for text in texts):
+        with ZipFile(folder / "inputs.zip", "w") as archive:
+            for number, image in enumerate(texts):
                 archive.writestr(f"{number:06d}{Path(image.member or image.path).suffix}", image.read())
-        return path
-    path = folder / "inputs.jsonl"
-    pairs = [{"text": text} if isinstance(text, str) else {"text": text[0], "pair": text[1]} for text in sample.texts]  # type: ignore[index]
-    path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-    return path
+        return folder / "inputs.zip"
+    lines = [{"text": text} if isinstance(text, str) else {"text": text[0], "pair": text[1]} for text in texts]
+    (folder / "inputs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder / "inputs.jsonl"
 
 
 def _common(sample: Sample, record: Mapping[str, Any], rounds: int, num_layers: int) -> dict[str, Any]:
     keys = ("model", "store_sha256", "backend", "threads", "budget_bytes", "reads", "verify")
-    return {
-        "task": sample.task,
-        "split": sample.split,
-        "metrics": list(sample.metrics),
-        "data_sha256": sample.data_sha256,
-        "num_texts": len(sample.texts),
-        "num_layers": num_layers,
-        "rounds": rounds,
-        **{key: record[key] for key in keys},
-    }
+    data = {"task": sample.task, "split": sample.split, "metrics": list(sample.metrics)}
+    counts = {"num_texts": len(sample.texts), "num_layers": num_layers, "rounds": rounds}
+    return {**data, "data_sha256": sample.data_sha256, **counts, **{key: record[key] for key in keys}}

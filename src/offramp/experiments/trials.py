@@ -5,17 +5,17 @@ Fitted policies are scored by cross-validation. Latencies come from a device pro
 Shapes: K exits, N samples, C outputs of a head.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from offramp.errors import NonFiniteError
 from offramp.experiments.batching import additional_costs, padded
+from offramp.experiments.children import Log
 from offramp.experiments.choosing import candidates
 from offramp.experiments.evaluation import answer_at
 from offramp.measure import median
@@ -50,7 +50,6 @@ DECISIONS = 16
 """Number of batches used to time a decision."""
 _BETWEEN_DECISIONS = 4 << 20
 """Number of float32 read between two decisions, as a layer reads its weights, so that caches are cold."""
-Log = Callable[[str], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,10 +72,6 @@ class Candidate:
         """Return the facts for tables and files."""
         return {**{k: v for k, v in vars(self).items() if k not in ("policy", "exit_N")}, "policy": str(self.policy)}
 
-    def reached(self, num_exits: int) -> list[float]:
-        """Return the share of samples that reach each layer [K]."""
-        return [float((self.exit_N >= layer).mean()) for layer in range(1, num_exits + 1)]
-
 
 @dataclass(frozen=True, eq=False)
 class _View:
@@ -86,12 +81,9 @@ class _View:
     training_set: TrainingSet
     costs: Costs
 
-    def learned(self, policy: LearnedPolicy) -> Policy:
-        """Return the policy for the whole model."""
-        return policy if self.first == 1 else Starting(self.first, policy)
 
-
-Maker = Callable[[TrainingSet], LearnedPolicy]
+Fit = Callable[[TrainingSet, float], LearnedPolicy]
+"""Fits a policy of one family, with a value of its parameter, to samples."""
 
 
 class Trials:
@@ -108,7 +100,7 @@ class Trials:
         self.cap_N = _reachable(profile, self.padded_N, deadline_seconds)
         firsts = (1,) if self.has_deadline else range(1, 1 + min(MAX_FIRST, self.num_exits - 1))
         self.views = [self._view(first, transcript.path) for first in firsts]
-        full_N = self._answers(np.full(len(self.truth_N), self.num_exits))
+        full_N = answer_at(self.logits_KNC, np.full(len(self.truth_N), self.num_exits))
         self.full = score(self.metrics, self.truth_N, full_N)["score"]
         order_N = np.random.default_rng(0).permutation(len(self.truth_N))
         self.fold_N = np.empty(len(order_N), np.int64)
@@ -120,16 +112,27 @@ class Trials:
         log(f"trying policies on {len(self.truth_N)} samples")
         yield from self._rules(near_seconds)
         for view in self.views:
-            if self.problem != REGRESSION:
-                levels = lambda ratio: lambda training_set: fit_thresholds(training_set, ratio)  # noqa: E731
-                yield from self._family("thresholds", view, levels, RATIOS, near_seconds)
-            risks = _memoised(fit_risks)
-            yield from self._halting(view, risks, near_seconds)
-            log(f"fitting the cost function from exit {view.first} on")
-            unit = 1 / float(np.mean([row[-1] - row[0] for row in view.costs.seconds]))  # a second's worth in risk
-            prices = unit * PRICES
-            yield from self._family("stopping", view, self._stopping(view, risks), prices, near_seconds)
-            yield from self._family("index", view, self._index(view), prices, near_seconds)
+            for family, fit, parameters in self._families(view, log):
+                fitted = partial(self.fitted, family, view, fit)
+                evaluated = [(value, fitted(value)) for value in map(float, parameters)]
+                yield from (each for _, each in evaluated)
+                yield from _nearer(evaluated, fitted, near_seconds)
+
+    def _families(self, view: _View, log: Log) -> Iterator[tuple[str, Fit, np.ndarray]]:
+        """Yield the name of each learned family, its fit, and the values of its parameter."""
+        risks, index_risks, costs = _memoised(fit_risks), _memoised(fit_index_risks), view.costs
+        is_logistic, features_KNF = view.training_set.is_logistic, view.training_set.features_KNF
+        if self.problem != REGRESSION:
+            yield "thresholds", fit_thresholds, RATIOS
+        weights = risks(self._training_set(view, None))
+        predicted = [predict_risk(w, x, is_logistic) for w, x in zip(weights, features_KNF, strict=True)]
+        levels = np.quantile(np.concatenate(predicted), np.linspace(0.05, 0.97, 16))
+        yield "halting", lambda samples, level: Halting(risks(samples), level, is_logistic), levels
+        log(f"fitting the cost function from exit {view.first} on")
+        unit = 1 / float(np.mean([row[-1] - row[0] for row in costs.seconds]))  # a second's worth in risk
+        prices = unit * PRICES
+        yield "stopping", lambda samples, price: fit_stopping(samples, risks(samples), costs, price), prices
+        yield "index", lambda samples, price: Index(index_risks(samples), costs, price, is_logistic), prices
 
     def _rules(self, near_seconds: float | None) -> Iterator[Candidate]:
         """Evaluate the rules, which are not fitted."""
@@ -143,40 +146,27 @@ class Trials:
         for rule, evaluated in by_level.items():
             yield from _nearer(evaluated, lambda level, rule=rule: self.rule(parse(f"{rule}:{level}")), near_seconds)
 
-    def _family(
-        self,
-        family: str,
-        view: _View,
-        make: Callable[[float], Maker],
-        parameters: Sequence[float] | np.ndarray,
-        near_seconds: float | None,
-    ) -> Iterator[Candidate]:
-        """Evaluate `parameters`, and, by bisection, some whose policy takes about `near_seconds`."""
-        evaluated = [(float(each), self.fitted(family, view, make(float(each)))) for each in parameters]
-        yield from (each for _, each in evaluated)
-        yield from _nearer(evaluated, lambda parameter: self.fitted(family, view, make(parameter)), near_seconds)
-
     def rule(self, policy: Policy) -> Candidate:
         """Evaluate a policy that is not fitted."""
         exit_N = replay(policy, self.logits_KNC, self.problem, self.lengths_N)
-        return self._evaluated(policy, str(policy).partition(":")[0], exit_N)
+        return self._evaluated(policy, str(policy).partition(":")[0], exit_N, exit_N)
 
-    def fitted(self, family: str, view: _View, make: Maker) -> Candidate:
+    def fitted(self, family: str, view: _View, fit: Fit, parameter: float) -> Candidate:
         """Evaluate a policy fitted to all samples. Its score is cross-validated; its latency is that of the policy."""
         exit_N = np.empty(len(self.truth_N), np.int64)
         for fold in range(FOLDS):
             here_N = self.fold_N == fold
-            policy = make(self._training_set(view, fold))
+            policy = fit(self._training_set(view, fold), parameter)
             exit_N[here_N] = exits_of(policy, view.training_set.rows(here_N)) + view.first - 1
-        policy = make(self._training_set(view, None))
+        policy = fit(self._training_set(view, None), parameter)
         own_N = exits_of(policy, view.training_set) + view.first - 1
-        return self._evaluated(view.learned(policy), family, own_N, exit_N)
+        whole = policy if view.first == 1 else Starting(view.first, policy)
+        return self._evaluated(whole, family, own_N, exit_N)
 
     def _view(self, first: int, where: object) -> _View:
+        logits_KNC = self.logits_KNC[first - 1 :]
         try:
-            training_set = TrainingSet.from_logits(
-                self.logits_KNC[first - 1 :], self.truth_N, self.lengths_N, self.problem
-            )
+            training_set = TrainingSet.from_logits(logits_KNC, self.truth_N, self.lengths_N, self.problem)
         except ValueError as error:
             raise NonFiniteError(str(error), where, "train the exits again") from None
         return _View(first, training_set, self.profile.costs_from(first))
@@ -185,11 +175,8 @@ class Trials:
         indices = np.flatnonzero(self.fold_N != (-1 if fold is None else fold))
         return view.training_set.rows(np.array(spread(indices.tolist(), MAX_TRAINING_SAMPLES)))
 
-    def _evaluated(
-        self, policy: Policy, family: str, exit_N: np.ndarray, scored_N: np.ndarray | None = None
-    ) -> Candidate:
-        exit_N = np.minimum(exit_N, self.cap_N)
-        scored_N = exit_N if scored_N is None else np.minimum(scored_N, self.cap_N)
+    def _evaluated(self, policy: Policy, family: str, exit_N: np.ndarray, scored_N: np.ndarray) -> Candidate:
+        exit_N, scored_N = np.minimum(exit_N, self.cap_N), np.minimum(scored_N, self.cap_N)
         first_head = 1 if self.has_deadline else policy.first_evidence(self.num_exits)  # the guard asks every exit
         costs = self.profile.costs(first_head)
         seconds_N = costs.at(self.padded_N)[np.arange(len(exit_N)), exit_N - 1]
@@ -198,7 +185,7 @@ class Trials:
         deciding = self._decision_seconds(policy) * float(asked_G.sum()) / len(asked_N)
         more_seconds, more_bytes = additional_costs(self.profile, first_head, self.padded_N, exit_N)
         seconds = float(seconds_N.mean()) + deciding + more_seconds
-        value = score(self.metrics, self.truth_N, self._answers(scored_N))["score"]
+        value = score(self.metrics, self.truth_N, answer_at(self.logits_KNC, scored_N))["score"]
         bytes_read = float(np.array(self.profile.bytes_read)[exit_N - 1].mean()) + more_bytes
         mean_exit, exits_N = float(exit_N.mean()), scored_N.astype(np.uint8)
         return Candidate(policy, family, value, self.full - value, seconds, mean_exit, bytes_read, exits_N)
@@ -212,7 +199,7 @@ class Trials:
         slower = best_at([each for each in evaluated if each.seconds >= MIN_USE * seconds], seconds)
         if slower is None:
             return best
-        answers = [self._answers(each.exit_N) for each in (best, slower)]
+        answers = [answer_at(self.logits_KNC, each.exit_N) for each in (best, slower)]
         gain, low, high = paired_interval(self.metrics, self.truth_N, *answers, num_rounds=COMPARISON_DRAWS)
         if low > 0 or low == high:  # outside the interval, or no interval as all answers are equal
             return best
@@ -230,35 +217,27 @@ class Trials:
         if not issubclass(kind, LearnedPolicy):
             return 0.0
         if kind not in self.decision_seconds:
-            asked = (self.logits_KNC, self.problem, self.lengths_N, self.profile.batch)
             if not self.decision_seconds:
-                self.decision_seconds[StopAt] = _seconds_a_decision(StopAt(1), *asked)
-            base, own = self.decision_seconds[StopAt], _seconds_a_decision(policy, *asked)
+                self.decision_seconds[StopAt] = self._time_decision(StopAt(1))
+            base, own = self.decision_seconds[StopAt], self._time_decision(policy)
             self.decision_seconds[kind] = max(own - base, 0.0) * max(self.profile.decide_seconds / base, 1.0)
         return self.decision_seconds[kind]
 
-    def _answers(self, exit_N: np.ndarray) -> np.ndarray:
-        return answer_at(self.logits_KNC, exit_N)
-
-    def _halting(
-        self, view: _View, fit: Callable[[TrainingSet], Any], near_seconds: float | None
-    ) -> Iterator[Candidate]:
-        is_logistic = view.training_set.is_logistic
-        all_risks = fit(self._training_set(view, None))
-        risks = [
-            predict_risk(w, x, is_logistic) for w, x in zip(all_risks, view.training_set.features_KNF, strict=True)
-        ]
-        levels = np.quantile(np.concatenate(risks), np.linspace(0.05, 0.97, 16))
-        make = lambda level: lambda training_set: Halting(fit(training_set), level, is_logistic)  # noqa: E731
-        yield from self._family("halting", view, make, levels, near_seconds)
-
-    def _stopping(self, view: _View, fit: Callable[[TrainingSet], Any]) -> Callable[[float], Maker]:
-        return lambda price: lambda training_set: fit_stopping(training_set, fit(training_set), view.costs, price)
-
-    def _index(self, view: _View) -> Callable[[float], Maker]:
-        fit = _memoised(fit_index_risks)
-        is_logistic = view.training_set.is_logistic
-        return lambda price: lambda training_set: Index(fit(training_set), view.costs, price, is_logistic)
+    def _time_decision(self, policy: Policy) -> float:
+        """Return the median time of a decision for a batch, over some batches and all exits, with cold caches."""
+        batch, num_samples = self.profile.batch, len(self.truth_N)
+        seconds, weights = [], np.ones(_BETWEEN_DECISIONS, np.float32)
+        for start in range(0, min(DECISIONS * batch, num_samples), batch):
+            here = slice(start, min(start + batch, num_samples))
+            decider = policy.start(here.stop - start, self.num_exits)
+            for exit_index in range(policy.first_evidence(self.num_exits), self.num_exits):
+                weights.sum()
+                began = time.perf_counter()
+                logits_NC = self.logits_KNC[exit_index - 1, here]
+                evidence = Evidence.from_logits(logits_NC, self.problem, self.lengths_N[here])
+                decider.update(exit_index, evidence)
+                seconds.append(time.perf_counter() - began)
+        return median(seconds)
 
 
 def _nearer(
@@ -281,33 +260,13 @@ def _nearer(
         yield each
 
 
-def _seconds_a_decision(
-    policy: Policy, logits_KNC: np.ndarray, problem: str, lengths_N: np.ndarray, batch: int
-) -> float:
-    """Return the median time of a decision for a batch, over some batches and all exits, with cold caches."""
-    num_exits, num_samples = logits_KNC.shape[:2]
-    seconds, weights = [], np.ones(_BETWEEN_DECISIONS, np.float32)
-    for start in range(0, min(DECISIONS * batch, num_samples), batch):
-        here = slice(start, min(start + batch, num_samples))
-        decider = policy.start(here.stop - start, num_exits)
-        for exit_index in range(policy.first_evidence(num_exits), num_exits):
-            weights.sum()
-            began = time.perf_counter()
-            evidence = Evidence.from_logits(logits_KNC[exit_index - 1, here], problem, lengths_N[here])
-            decider.update(exit_index, evidence)
-            seconds.append(time.perf_counter() - began)
-    return median(seconds)
-
-
 def exits_of(policy: LearnedPolicy, training_set: TrainingSet) -> np.ndarray:
     """Return the exit of each sample [N], as `replay` does, from features that are computed already."""
     num_early, num_samples = training_set.features_KNF.shape[:2]
     exit_N = np.full(num_samples, num_early + 1)
-    seconds_NK = (
-        policy.seconds(training_set.lengths_N) if isinstance(policy, ScoredPolicy) else np.empty((num_samples, 0))
-    )
+    seconds_NK = policy.seconds(training_set.lengths_N) if isinstance(policy, ScoredPolicy) else None
     for exit_index in range(num_early, 0, -1):
-        if isinstance(policy, ScoredPolicy):
+        if isinstance(policy, ScoredPolicy) and seconds_NK is not None:
             leaves_N = policy.leaves(exit_index, training_set.features_KNF[exit_index - 1], seconds_NK)
         else:
             assert isinstance(policy, Thresholds) and training_set.confidence_KN is not None
@@ -337,13 +296,11 @@ def _reachable(profile: DeviceProfile, lengths_N: np.ndarray, deadline_seconds: 
     """Return the deepest exit that each sample reaches before the deadline at the 99th percentile; at least 1."""
     if deadline_seconds is None:
         return np.full(len(lengths_N), profile.num_exits)
-    tails = Costs(profile.lengths, _increasing(profile.seconds_p99))
-    return np.maximum((tails.at(lengths_N) <= deadline_seconds).sum(axis=1), 1)
-
-
-def _increasing(table: Sequence[Sequence[float]]) -> tuple[tuple[float, ...], ...]:
-    """Make each row strictly increasing: measured percentiles are noisy."""
-    return tuple(tuple((np.maximum.accumulate(row) + 1e-9 * np.arange(len(row))).tolist()) for row in table)
+    tails = []
+    for row in profile.seconds_p99:  # measured percentiles are noisy: costs increase strictly
+        tails.append(tuple((np.maximum.accumulate(row) + 1e-9 * np.arange(len(row))).tolist()))
+    costs = Costs(profile.lengths, tuple(tails))
+    return np.maximum((costs.at(lengths_N) <= deadline_seconds).sum(axis=1), 1)
 
 
 def _memoised(fit: Callable[[TrainingSet], Any]) -> Callable[[TrainingSet], Any]:

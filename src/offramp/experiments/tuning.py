@@ -6,8 +6,6 @@ the selection otherwise.
 Shapes: K exits, N samples, C outputs of a head.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from offramp.errors import BudgetError, RefusedError, UsageError
+from offramp.experiments.children import Log
 from offramp.experiments.evaluation import answer_at
-from offramp.experiments.trials import Candidate, Log, Trials, best_at, front
+from offramp.experiments.trials import Candidate, Trials, best_at, front
 from offramp.policies import FullDepth, StopAt, replay
 from offramp.policies.certify import Certificate, certify, losses, samples_needed
 from offramp.policies.codec import to_json
@@ -62,11 +61,7 @@ class Goal:
 
 
 def tune(
-    transcript: Transcript,
-    certify_on: Transcript | None,
-    profile: DeviceProfile,
-    goal: Goal,
-    log: Log,
+    transcript: Transcript, certify_on: Transcript | None, profile: DeviceProfile, goal: Goal, log: Log
 ) -> tuple[PolicyFile, list[Candidate]]:
     """Return the policy that meets the goal, and for comparison the best of each family with the same latency.
 
@@ -77,26 +72,24 @@ def tune(
     trials = Trials(transcript, profile, goal.deadline_seconds)
     _require_possible(trials, goal)
     candidates = list(trials.all(log, goal.latency_seconds))
-    certificate: dict[str, Any] | None = None
     if goal.max_drop is not None:
         assert certify_on is not None
         chosen, certificate = _certified(candidates, certify_on, goal, log)
     else:
-        chosen = trials.best_use_of(candidates, goal.latency_seconds or float("inf"), log)
+        chosen, certificate = trials.best_use_of(candidates, goal.latency_seconds or float("inf"), log), None
     families = {each.family: None for each in candidates}
-    limit = chosen.seconds * 1.001
+    limit, about = chosen.seconds * 1.001, transcript.about
     rivals = [best_at([each for each in candidates if each.family == family], limit) for family in families]
-    about = transcript.about
-    predicted = Prediction(
-        chosen.score, chosen.loss, chosen.seconds, chosen.mean_exit, chosen.bytes_read,
-        tuple(chosen.reached(trials.num_exits)),
-    )  # fmt: skip
+    names = ("score", "loss", "seconds", "mean_exit", "bytes_read")
+    reached = tuple(float((chosen.exit_N >= layer).mean()) for layer in range(1, trials.num_exits + 1))
+    predicted = Prediction(**{name: getattr(chosen, name) for name in names}, reached=reached)
+    tuned_on = {
+        "task": about.task, "metrics": list(about.metrics), "tune_sha256": about.data_sha256,
+        "certify_sha256": certify_on.about.data_sha256 if certify_on else None, "num_samples": len(trials.truth_N),
+    }  # fmt: skip
     file = PolicyFile(
-        to_json(chosen.policy), about.model_sha256, goal.deadline_seconds,
-        predicted, certificate,
-        {"task": about.task, "metrics": list(about.metrics), "tune_sha256": about.data_sha256,
-         "certify_sha256": certify_on.about.data_sha256 if certify_on else None, "num_samples": len(trials.truth_N)},
-        profile.measured_on, [each.row() for each in front(candidates)],
+        to_json(chosen.policy), about.model_sha256, goal.deadline_seconds, predicted, certificate,
+        tuned_on, profile.measured_on, [each.row() for each in front(candidates)],
     )  # fmt: skip
     return file, [each for each in rivals if each is not None]
 
@@ -142,12 +135,8 @@ def _certified(
     if last == 0:
         log(f"no faster {what}: {remedy}")
     certificate = Certificate(method, epsilon, None if method == "crc" else delta, len(truth_N), risk)
-    return ordered[last], {
-        **asdict(certificate),
-        "kind": kind,
-        "split_sha256": about.data_sha256,
-        "num_tested": last + 1,
-    }
+    facts = {"kind": kind, "split_sha256": about.data_sha256, "num_tested": last + 1}
+    return ordered[last], {**asdict(certificate), **facts}
 
 
 def _bootstrapped_drop(
@@ -197,13 +186,9 @@ def _method(metrics: Sequence[str], goal: Goal) -> str:
 def _require_possible(trials: Trials, goal: Goal) -> None:
     a_text = trials.rule(StopAt(1)).seconds
     a_pass = float(trials.profile.costs().at(trials.padded_N)[:, 0].mean()) * trials.profile.batch
-    for name, asked, smallest in (
-        ("latency", goal.latency_seconds, a_text),
-        ("deadline", goal.deadline_seconds, a_pass),
-    ):
-        if asked is not None and asked < smallest:
-            raise BudgetError(
-                f"a {name} of {format_duration(asked)} is below the first exit",
-                f"which takes {format_duration(smallest)} in the mean",
-                f"--{name} {smallest * 1.05e3:.3g}ms is about the smallest that works",
-            )
+    asked = (("latency", goal.latency_seconds, a_text), ("deadline", goal.deadline_seconds, a_pass))
+    for name, seconds, smallest in asked:
+        if seconds is not None and seconds < smallest:
+            what = f"a {name} of {format_duration(seconds)} is below the first exit"
+            remedy = f"--{name} {smallest * 1.05e3:.3g}ms is about the smallest that works"
+            raise BudgetError(what, f"which takes {format_duration(smallest)} in the mean", remedy)

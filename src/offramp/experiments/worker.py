@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import sys
+import time
 import traceback
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -20,9 +21,11 @@ from typing import Any, Callable
 
 from offramp.errors import OfframpError, UsageError
 from offramp.experiments.jobs import WorkerJob
+from offramp.measure import MemorySampler, median, num_cores, read_memory
 from offramp.runtime.config import BULK
 from offramp.session import Classifier, prepare_engine
 
+WARM_UP_PASSES = 2
 _PR_SET_PDEATHSIG = 1
 """Option of prctl(2): the signal that this process receives when its parent ends."""
 
@@ -77,24 +80,42 @@ def _plan(job: WorkerJob) -> dict[str, Any]:
 
 
 def _passes(job: WorkerJob) -> dict[str, Any]:
-    from offramp.experiments.passes import measure_random
-    from offramp.profiling.random_inputs import random_length
+    from offramp.profiling.random_inputs import random_length, random_sweep
 
     length = random_length(job.store, job.config.max_length)
     with _prepare(replace(job, config=replace(job.config, longest=length))) as classifier:
-        return measure_random(classifier, length, job.passes)
+        num_rows, warm = classifier.settings.num_rows, {}
+        for index in range(WARM_UP_PASSES + job.passes):
+            if index == WARM_UP_PASSES:
+                warm = classifier.record()
+            classifier.predict_batches(random_sweep(classifier, num_rows, length, index))
+        return _bench_record(classifier, WARM_UP_PASSES, warm)
 
 
 def _inputs(job: WorkerJob) -> dict[str, Any]:
-    from offramp.experiments.passes import measure_inputs
-
     with _prepare(job) as classifier:
-        return measure_inputs(classifier, list(job.inputs))
+        inputs, settings = list(job.inputs), classifier.settings
+        classifier.predict(inputs[: WARM_UP_PASSES * settings.num_rows * settings.num_batches])
+        num_warm, warm = len(classifier.latencies), classifier.record()
+        began = time.perf_counter()
+        results = classifier.predict(inputs)
+        found = {
+            "seconds": time.perf_counter() - began,
+            "answers": [result.score if result.label is None else result.label for result in results],
+            "exit_stages": [result.exit_stage for result in results],
+        }
+        return {**_bench_record(classifier, num_warm, warm), "texts": found}
+
+
+def _bench_record(classifier: Classifier, num_warm: int, warm: dict[str, Any]) -> dict[str, Any]:
+    """Return the record without the first `num_warm` sweeps, after which the record was `warm`."""
+    record, latencies = classifier.record(first_batch=num_warm), classifier.latencies[num_warm:]
+    read_bytes, num_inputs = (record[key] - warm[key] for key in ("bytes_read_total", "num_inputs"))
+    peak_bytes, mean_bytes = read_memory().peak_bytes, read_bytes / max(num_inputs, 1)
+    return {**record, "latencies_seconds": latencies, "peak_rss_bytes": peak_bytes, "bytes_read_per_input": mean_bytes}
 
 
 def _run(job: WorkerJob) -> dict[str, Any]:
-    from offramp.measure import MemorySampler, read_memory
-
     inputs = list(islice(job.inputs, job.max_inputs))
     sampler = MemorySampler()
     with sampler if job.sampled else nullcontext(), _prepare(job) as classifier:
@@ -118,19 +139,35 @@ def _profile(job: WorkerJob) -> dict[str, Any]:
 
 
 def _reference(job: WorkerJob) -> dict[str, Any]:
-    from offramp.experiments.reference import classify
+    """Classify texts and pairs of texts one by one with transformers; `max_length` and `threads` are used."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    return classify(job.store, job.inputs, job.config)
+    torch.set_num_threads(job.config.threads or num_cores())
+    tokenizer = AutoTokenizer.from_pretrained(job.store)
+    model = AutoModelForSequenceClassification.from_pretrained(job.store).eval()
+    latencies, results = [], []
+    for text in job.inputs:
+        started = time.perf_counter()
+        with torch.inference_mode():
+            parts = (text,) if isinstance(text, str) else text
+            inputs = tokenizer(*parts, truncation=True, max_length=job.config.max_length, return_tensors="pt")
+            probability_C = model(**inputs).logits[0].softmax(0)
+        latencies.append(time.perf_counter() - started)
+        best = int(probability_C.argmax())
+        results.append({"label": model.config.id2label[best], "score": float(probability_C[best])})
+    record = {
+        "latency_seconds_median": median(latencies),
+        "seconds_total": sum(latencies),
+        "peak_rss_bytes": read_memory().peak_bytes,
+        "num_inputs": len(latencies),
+    }
+    return {"results": results, "record": record}
 
 
 _RUN: dict[str, Callable[[WorkerJob], dict[str, Any]]] = {
-    "plan": _plan,
-    "passes": _passes,
-    "inputs": _inputs,
-    "run": _run,
-    "profile": _profile,
-    "reference": _reference,
-}
+    "plan": _plan, "passes": _passes, "inputs": _inputs, "run": _run, "profile": _profile, "reference": _reference,
+}  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(main())

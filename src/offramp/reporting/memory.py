@@ -28,16 +28,12 @@ _RSS, _ANON, _BUDGET, _WAIT = "#1d4e89", "#a9c6e3", "#c62828", "#e08e45"
 _BANDS = ("#f5efdf", "#e6eee0")  # stages with even and odd numbers
 _LANES = {"read": _RSS, "idle_read": _ANON, "wait": _WAIT}  # from top to bottom
 _STYLE: dict[Any, Any] = {
+    **dict.fromkeys(("axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), _QUIET),
+    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), _LINE),
     "text.usetex": False,
     "font.family": "sans-serif",
     "font.size": 9,
     "text.color": _INK,
-    "axes.labelcolor": _QUIET,
-    "axes.edgecolor": _LINE,
-    "xtick.color": _LINE,
-    "ytick.color": _LINE,
-    "xtick.labelcolor": _QUIET,
-    "ytick.labelcolor": _QUIET,
     "svg.fonttype": "none",  # text stays searchable and accessible to screen readers
     "svg.hashsalt": "offramp",  # equal inputs give equal bytes
 }
@@ -52,21 +48,15 @@ class _Band:
     bars: list[tuple[float, float]]
 
     @property
-    def begin(self) -> float:
-        return self.bars[0][0]
-
-    @property
-    def end(self) -> float:
-        return sum(self.bars[-1])
+    def ends(self) -> tuple[float, float]:
+        """Begin and end in milliseconds of the picture."""
+        return self.bars[0][0], sum(self.bars[-1])
 
 
 def draw_memory(
-    path: str | PathLike[str],
-    samples: Sequence[MemorySample],
-    spans: Sequence[Span],
-    budget_bytes: int | None,
+    path: str | PathLike[str], samples: Sequence[MemorySample], spans: Sequence[Span], budget_bytes: int | None,
     title: str = "Memory of one run",
-) -> None:
+) -> None:  # fmt: skip
     """Draw the memory of a run to `path`, an `.svg` or `.png` file.
 
     Args:
@@ -149,23 +139,21 @@ def _draw_limits(axes: Axes, samples: Sequence[MemorySample], origin: float, bud
 
 
 def _note(
-    axes: Axes, text: str, point: tuple[float, float], offset_points: tuple[float, float], side: str, color: str
+    axes: Axes, text: str, point: tuple[float, float], offset: tuple[float, float], side: str, color: str
 ) -> None:
+    """Write a text beside a point; the offset is in points of the page."""
     halo = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.75}
-    axes.annotate(
-        text, point, offset_points, textcoords="offset points", ha=side, color=color, weight="bold", bbox=halo, zorder=6
-    )
+    style = {"ha": side, "color": color, "weight": "bold", "bbox": halo, "zorder": 6}
+    axes.annotate(text, point, offset, textcoords="offset points", **style)
 
 
 def _bands(spans: Sequence[Span], origin: float) -> list[_Band]:
-    computed = [span for span in spans if span.kind in ("compute", "head")]
-    stages: dict[tuple[int, int], list[Span]] = {}
-    for span in sorted(computed, key=lambda span: span.start_seconds):
-        stages.setdefault((span.pass_index, span.stage), []).append(span)
-    return [
-        _Band(stage, _label(parts[0].name), [_bar(part, origin) for part in parts])
-        for (_, stage), parts in stages.items()
-    ]
+    found: dict[tuple[int, int], _Band] = {}
+    for span in sorted(spans, key=lambda span: span.start_seconds):
+        if span.kind in ("compute", "head"):
+            band = found.setdefault((span.pass_index, span.stage), _Band(span.stage, _label(span.name), []))
+            band.bars.append(_bar(span, origin))
+    return list(found.values())
 
 
 def _bar(span: Span, origin: float) -> tuple[float, float]:
@@ -179,19 +167,8 @@ def _draw_bands(axes: Axes, bands: Sequence[_Band]) -> None:
         bars = [bar for band in bands if band.stage % 2 == parity for bar in band.bars]
         axes.broken_barh(bars, (0, 1), transform=whole_height, color=tint, linewidth=0, antialiased=False, zorder=0)
     for band, text in _fitting(axes, bands):
-        middle = (band.begin + band.end) / 2
-        axes.text(
-            middle,
-            0.955,
-            text,
-            transform=whole_height,
-            fontsize=_LABEL_POINTS,
-            color=_QUIET,
-            horizontalalignment="center",
-            verticalalignment="center",
-            parse_math=False,
-            zorder=6,
-        )
+        style = {"fontsize": _LABEL_POINTS, "color": _QUIET, "ha": "center", "va": "center", "zorder": 6}
+        axes.text(sum(band.ends) / 2, 0.955, text, transform=whole_height, parse_math=False, **style)
 
 
 def _fitting(axes: Axes, bands: Sequence[_Band]) -> list[tuple[_Band, str]]:
@@ -213,7 +190,7 @@ def _text_width(text: str) -> float:
 
 def _band_width(axes: Axes, band: _Band) -> float:
     """Return the width of a band in points."""
-    (begin, _), (end, _) = axes.transData.transform([(band.begin, 0), (band.end, 0)])
+    (begin, _), (end, _) = axes.transData.transform([(x, 0) for x in band.ends])
     return (end - begin) * 72 / axes.figure.dpi
 
 
@@ -223,21 +200,12 @@ def _draw_exits(axes: Axes, spans: Sequence[Span], origin: float) -> None:
     last = {span.pass_index: span for span in heads}
     answers = [span for span in heads if span is last[span.pass_index]]
     evaluated = [span for span in heads if span is not last[span.pass_index]]
+    edge = {"markersize": 6, "markeredgecolor": _INK, "markeredgewidth": 0.8}
+    style: dict[str, Any] = {**edge, "transform": axes.get_xaxis_transform(), "clip_on": False, "zorder": 6}
     for exits, face, label in ((evaluated, "white", "exit evaluated"), (answers, _INK, "exit taken")):
         if exits:
-            axes.plot(
-                [sum(_bar(span, origin)) for span in exits],
-                [0.985] * len(exits),
-                "v",
-                transform=axes.get_xaxis_transform(),
-                markersize=6,
-                markerfacecolor=face,
-                markeredgecolor=_INK,
-                markeredgewidth=0.8,
-                label=label,
-                clip_on=False,
-                zorder=6,
-            )
+            ends = [sum(_bar(span, origin)) for span in exits]
+            axes.plot(ends, [0.985] * len(exits), "v", markerfacecolor=face, label=label, **style)
 
 
 def _draw_lanes(axes: Axes, spans: Sequence[Span], lanes: Sequence[str], origin: float) -> None:

@@ -35,9 +35,9 @@ def draw_stages(title: str, boxes: Sequence[StageBox]) -> str:
     """Return the picture as SVG text."""
     top = MARGIN + 34
     height = top + len(boxes) * (BOX_HEIGHT + GAP) - GAP + MARGIN
+    size = f'width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}"'
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" '
-        f'viewBox="0 0 {WIDTH} {height}" {_FONT}>',
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} {_FONT}>',
         f'<rect width="{WIDTH}" height="{height}" fill="white"/>',
         _text(MARGIN, MARGIN + 14, title, 15, INK, bold=True),
     ]
@@ -57,9 +57,8 @@ def _box(y: int, box: StageBox) -> list[str]:
     ]
     if box.shared:
         x, middle = MARGIN + BOX_WIDTH, y + BOX_HEIGHT / 2
-        drawn.append(
-            f'<line x1="{x}" y1="{middle}" x2="{x + 26}" y2="{middle}" stroke="{SHARED}" stroke-dasharray="3 3"/>'
-        )
+        line = f'x1="{x}" y1="{middle}" x2="{x + 26}" y2="{middle}" stroke="{SHARED}"'
+        drawn.append(f'<line {line} stroke-dasharray="3 3"/>')
         drawn.append(_text(x + 32, middle + 4, _cut("shared: " + ", ".join(box.shared), 58), 11, SHARED))
     return drawn
 

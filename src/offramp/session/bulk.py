@@ -1,19 +1,23 @@
-"""Bulk mode: the most rows that a budget has memory for, so that one sweep over the weights serves them all.
+"""Bulk mode: inputs of similar length run together, as many rows as a budget has memory for.
 
-A sweep consists of batches that run one after another through each shard. A batch is what is multiplied at once; its
-activations are several times its hidden states.
+A sweep over the weights consists of batches that run one after another through each shard. A batch is what is
+multiplied at once; its activations are several times its hidden states.
+
+Shapes: B rows, S tokens.
 """
 
 from __future__ import annotations
 
-from typing import Callable, Dict
+from typing import TYPE_CHECKING, Callable, Dict, Iterator, List, Sequence
 
 from offramp.runtime.backend import Backend
 from offramp.runtime.inputs import InputReader
 from offramp.runtime.memory_model import BULK_FACTOR, MemoryModel, Workload, small_shards
-from offramp.session.classifier import Classifier
-from offramp.store import Store
 
+if TYPE_CHECKING:
+    from offramp.session.classifier import Classifier
+
+MAX_BULK_ROWS = 256
 MAX_ROWS, MAX_SWEEP_ROWS = 32, 256
 """Most rows of a batch of the longest inputs: more multiply no faster. Most rows of a sweep: more read hardly less."""
 BATCH_ROWS = 0.3
@@ -26,15 +30,28 @@ SLOTS = 2
 """Slots for the largest shard; with fewer nothing is read ahead."""
 
 
-def with_most_rows(
-    plan_for: Callable[[int, int], Classifier],
-    store: Store,
-    backend: Backend,
-    length: int,
-    budget_bytes: int,
-    *,
-    has_deadline: bool = False,
-) -> Classifier:
+def bulk_batches(lengths: Sequence[int], workload: Workload, backend: Backend) -> Iterator[List[int]]:
+    """Yield indices of inputs with these lengths in batches, the longest inputs first.
+
+    A batch takes no more activations, and has no more tokens, than the largest batch of the workload: arrays with more
+    tokens would be larger than any that the backend has kept.
+    """
+    planned_bytes = backend.activation_bytes(workload.num_rows, workload.length)
+    planned_tokens = workload.num_rows * workload.length
+    batch: List[int] = []
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        longest = lengths[batch[0]] if batch else lengths[index]
+        fits = backend.activation_bytes(len(batch) + 1, longest) <= planned_bytes
+        fits = fits and (len(batch) + 1) * longest <= planned_tokens
+        if batch and (not fits or len(batch) == MAX_BULK_ROWS):
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def with_most_rows(plan_for: Callable[[int, int], Classifier], *, has_deadline: bool = False) -> Classifier:
     """Return the classifier with the cheapest rows whose plan fits the budget; one row a sweep if no other fits.
 
     The plan for one row measures the process. Larger ones are estimated and not tried, since the memory of a trial
@@ -45,14 +62,15 @@ def with_most_rows(
         has_deadline: a sweep is one batch.
     """
     single = plan_for(1, 1)
-    model, program = MemoryModel(InputReader(store), backend), store.program
+    store, backend, settings = single.store, single.backend, single.settings
+    model, program, length = MemoryModel(InputReader(store), backend), store.program, single.length
     used = {shard for step in program.steps() for shard in step.shards}
     sizes = [shard.bytes for name, shard in store.manifest.shards.items() if name in used]
-    base = single.plan.base_bytes + single.settings.encoding_bytes
+    available_bytes = settings.budget_bytes - single.plan.base_bytes - settings.encoding_bytes
 
     def left(num_rows: int, weights: int) -> int:
         activations = int(BULK_FACTOR * backend.activation_bytes(num_rows, length))
-        return budget_bytes - base - weights - model.sweep_bytes(Workload(num_rows, length), activations)
+        return available_bytes - weights - model.sweep_bytes(Workload(num_rows, length), activations)
 
     streamed = sum(small_shards(sizes)) + SLOTS * max(sizes)
     fitting = [num_rows for num_rows in range(1, MAX_ROWS + 1) if left(num_rows, streamed) >= 0]
@@ -65,7 +83,7 @@ def with_most_rows(
             room = left(num_rows, streamed + max(sizes) * keeps) // model.held_bytes(num_rows, length)
             choices[num_rows] = 1 + min(max(room, 0), MAX_SWEEP_ROWS // num_rows - 1)
     tokens = NO_TEXT_TOKENS if program.texts is None else length
-    num_rows, num_batches = min(choices.items(), key=lambda each: _cost(*each, tokens), default=(1, 1))
+    num_rows, num_batches = min(choices.items(), key=lambda choice: _cost(*choice, tokens), default=(1, 1))
     if num_rows * num_batches == 1:
         return single
     backend.close()  # free the memory of the trial

@@ -13,8 +13,9 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Deque, Dict, List, Optional, Sequence, Tuple
 
+from offramp import measure
 from offramp.errors import UsageError
-from offramp.measure import TRACED_PASSES, PeakMeter, Trace, available_bytes, read_memory
+from offramp.measure import PeakMeter, Trace
 from offramp.policies import Policy
 from offramp.program.inputs import Batch, InputEncoder
 from offramp.runtime.backend import Backend
@@ -29,8 +30,7 @@ from offramp.runtime.memory_model import MemoryModel, Workload
 from offramp.runtime.run_plan import allocate, choose_direct, make_run_plan, plan_items
 from offramp.runtime.schedule import Schedule
 from offramp.runtime.sweep import Outcome, PassCost
-from offramp.session.batching import bulk_batches
-from offramp.session.record import plan_json, run_json
+from offramp.session.bulk import bulk_batches
 from offramp.session.results import Result, result_of
 from offramp.store import Store
 
@@ -77,8 +77,7 @@ class RunCounts:
     def add(self, seconds: float, outcomes: Sequence[Outcome]) -> None:
         """Count one request."""
         self.latencies.append(seconds)
-        self.seconds += seconds
-        self.num_inputs += len(outcomes)
+        self.seconds, self.num_inputs = self.seconds + seconds, self.num_inputs + len(outcomes)
         self.num_cut += sum(outcome.is_cut for outcome in outcomes)
 
 
@@ -86,20 +85,15 @@ class Classifier:
     """Classifies inputs with a store. A context manager; `close` frees the weights."""
 
     def __init__(
-        self,
-        store: Store,
-        backend: Backend,
-        encoder: InputEncoder,
-        policy: Policy,
-        settings: Settings,
+        self, store: Store, backend: Backend, encoder: InputEncoder, policy: Policy, settings: Settings,
         guard: Guard = NO_DEADLINE,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.store, self.backend, self.encoder, self.policy, self.settings = store, backend, encoder, policy, settings
         self.guard, program, self._labels = guard, store.program, store.labels
         self.schedule, self._inputs = Schedule(program, policy.last_exit(len(program.layers))), InputReader(store)
         heads = load_exits(store, policy, needs_all=guard.needs_every_exit)
         self._gate = ExitGate(store, backend, policy, heads, guard)
-        workload = Workload(settings.num_rows, settings.length or encoder.max_length, settings.num_batches)
+        workload = Workload(settings.num_rows, self.length, settings.num_batches)
         self._workload, self._planned_bytes = workload, backend.activation_bytes(workload.num_rows, workload.length)
         model = MemoryModel(self._inputs, backend)
         footprint = model.measure_footprint(self._warm_up, workload, settings.budget_bytes, settings.encoding_bytes)
@@ -108,7 +102,7 @@ class Classifier:
             self.schedule, self.items, workload.num_batches, footprint, settings.budget_bytes, settings.own_process
         )
         growth_bytes = self.plan.predicted_peak_bytes - self.plan.base_bytes
-        self.direct = choose_direct(store, settings.reads, growth_bytes, available_bytes())
+        self.direct = choose_direct(store, settings.reads, growth_bytes, measure.available_bytes())
         self.trace, self.counts = _new_trace(settings), RunCounts()
         self._lock = threading.Lock()
         self._engine: Optional[Engine] = None
@@ -180,6 +174,11 @@ class Classifier:
         return [result_of(outcome, self.store.program.problem, self._labels) for outcome in outcomes]
 
     @property
+    def length(self) -> int:
+        """Tokens of the longest input that is planned for."""
+        return self.settings.length or self.encoder.max_length
+
+    @property
     def num_exits(self) -> int:
         """Number of exits, the model's own head included."""
         return self.schedule.num_exits
@@ -205,22 +204,64 @@ class Classifier:
         return [] if self._engine is None else list(self._engine.costs)
 
     @property
-    def bytes_read(self) -> Tuple[int, int]:
-        """Bytes read from the store since `open`, and how many of them no row was charged for."""
-        return (0, 0) if self._engine is None else (self._engine.feed.bytes_read, self._engine.feed.bytes_idle)
-
-    @property
     def peak_rss_bytes(self) -> int:
         """Peak resident memory in bytes: since `open`, or of the whole process if it serves only this classifier."""
-        return self._peak.peak_bytes or read_memory().peak_bytes
+        return self._peak.peak_bytes or measure.read_memory().peak_bytes
 
     def describe_plan(self) -> Dict[str, Any]:
-        """Return the plan as one JSON object."""
-        return plan_json(self)
+        """Return the plan as one JSON object, stage by stage. Sizes are in bytes."""
+        names = (
+            "feasible", "budget_bytes", "predicted_peak_bytes", "smallest_budget_bytes", "base_bytes",
+            "activation_bytes", "num_slots", "slot_bytes", "resident_bytes",
+        )  # fmt: skip
+        stages = []
+        for stage in self.schedule.stages:
+            used = {shard for step in stage.steps for shard in step.shards}
+            items = [(item.shard, item.num_bytes) for item in self.items if item.shard in used]
+            residents = self.plan.residents
+            shards = [{"shard": name, "bytes": size, "resident": name in residents} for name, size in items]
+            stages.append({"stage": stage.name, "bytes": sum(size for _, size in items), "shards": shards})
+        return {**{name: getattr(self.plan, name) for name in names}, "reads": self._reads, "stages": stages}
 
     def record(self, first_batch: int = 0) -> Dict[str, Any]:
         """Return one JSON object about the run since `open`; medians leave out batches before `first_batch`."""
-        return run_json(self, first_batch)
+        plan, settings, counts, memory = self.plan, self.settings, self.counts, measure.read_memory()
+        latencies, bound_seconds = self.latencies[first_batch:], measure.bound_seconds
+        costs, feed = self.costs[first_batch:], None if self._engine is None else self._engine.feed
+        bounds = [bound_seconds([cost.compute_seconds], [cost.read_seconds], cost.fill_seconds) for cost in costs]
+        return {
+            "model": self.store.manifest.source.architecture,
+            "store_sha256": self.store.digest,
+            "backend": self.backend.name,
+            "threads": self.backend.num_threads,
+            "exit": str(self.policy),
+            "config": None if settings.config is None else settings.config.to_json(),
+            "deadline_seconds": self.guard.deadline_seconds,
+            "num_cut_by_deadline": counts.num_cut,
+            "budget_bytes": plan.budget_bytes,
+            "predicted_peak_bytes": plan.predicted_peak_bytes,
+            "peak_rss_bytes": self.peak_rss_bytes,
+            "rss_anon_bytes": memory.anon_bytes,
+            "rss_file_bytes": memory.file_bytes,
+            "page_cache_bytes": page_cache_bytes(self.store),
+            "num_slots": plan.num_slots,
+            "num_residents": len(plan.residents),
+            "resident_bytes": plan.resident_bytes,
+            "reads": self._reads,
+            "verify": self.store.policy,
+            "batch": settings.num_rows * settings.num_batches,
+            "is_bulk": settings.is_bulk,
+            "num_inputs": counts.num_inputs,
+            "seconds_total": counts.seconds,
+            "latency_seconds_median": measure.median(latencies) if latencies else None,
+            "bytes_read_total": feed.bytes_read if feed else 0,
+            "bytes_read_idle": feed.bytes_idle if feed else 0,
+            "bound_seconds": measure.median(bounds) if bounds else None,
+        }
+
+    @property
+    def _reads(self) -> str:
+        return "direct" if self.direct else "buffered"
 
     @property
     def _is_open(self) -> bool:
@@ -246,4 +287,11 @@ class Classifier:
 
 
 def _new_trace(settings: Settings) -> Trace:
-    return Trace(num_passes=max(1, TRACED_PASSES // settings.num_batches))
+    return Trace(num_passes=max(1, measure.TRACED_PASSES // settings.num_batches))
+
+
+def page_cache_bytes(store: Store) -> Optional[int]:
+    """Return the bytes of shards in the page cache, or None if unknown. A memory cgroup is charged for them."""
+    parts = [measure.cached_bytes(store.path / shard.file) for shard in store.manifest.shards.values()]
+    known = [part for part in parts if part is not None]
+    return sum(known) if len(known) == len(parts) else None

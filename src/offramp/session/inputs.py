@@ -47,9 +47,8 @@ class InputSource:
 
     def known(self) -> Optional[InputSource]:
         """Return these inputs if they can be read twice, so that a plan can examine them first; else None."""
-        is_repeatable = self.file is None or (
-            self.file != "-" and (Path(self.file).is_file() or Path(self.file).is_dir())
-        )
+        file = None if self.file is None else Path(self.file)
+        is_repeatable = file is None or (not self.is_stream and (file.is_file() or file.is_dir()))
         return self if self and is_repeatable else None
 
     def to_json(self) -> Dict[str, Any]:

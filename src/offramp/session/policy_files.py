@@ -12,16 +12,10 @@ from offramp.policies import Policy, parse
 from offramp.policies.codec import from_json
 from offramp.policies.grammar import is_file
 from offramp.policies.learned import with_costs
+from offramp.runtime import profile as profiles
 from offramp.runtime.config import BULK
 from offramp.runtime.guard import DeadlineGuard, Guard
-from offramp.runtime.profile import (
-    DeviceProfile,
-    cached_profile,
-    differences,
-    fingerprint_of,
-    load_profile,
-    require_here,
-)
+from offramp.runtime.profile import DeviceProfile
 from offramp.session.classifier import Classifier
 from offramp.store import Store
 from offramp.store.policy_file import MeasuredOn, PolicyFile, read_policy
@@ -56,10 +50,6 @@ class NamedPolicy:
                 what = "the policy was tuned for another model, or before its exits were trained again"
                 raise RefusedError(what, name, "tune it on a transcript of this store")
 
-    def under(self, profile: DeviceProfile) -> NamedPolicy:
-        """Return the policy with the latencies of a device profile, where that needs no new fit."""
-        return replace(self, policy=with_costs(self.policy, profile.costs_from))
-
     def warnings(self, here: MeasuredOn, profile: Optional[DeviceProfile], has_deadline: bool) -> List[str]:
         """Return one line for each claim of a file that does not hold under the conditions `here`.
 
@@ -75,8 +65,8 @@ class NamedPolicy:
                 lines.append(f"the certificate of {name} does not hold under {what}, which changes the exits")
             if is_changed:
                 continue
-            recorded = file.measured_on.to_json()
-            differing = differences(file.measured_on, MeasuredOn(**{name: getattr(here, name) for name in recorded}))
+            comparable = MeasuredOn(**{name: getattr(here, name) for name in file.measured_on.to_json()})
+            differing = profiles.differences(file.measured_on, comparable)
             if differing:
                 what = f"{name} was tuned under other conditions ({differing})"
                 lines.append(f"{what}: its latency does not hold here - tune it again")
@@ -97,9 +87,8 @@ def read_exit(exit: Union[str, Policy]) -> NamedPolicy:
         return policy_of(files[name], name)
 
     stands_alone = is_file(exit) and os.path.exists(exit.strip())  # noqa: PTH110  # Path.exists may raise
-    policy = (
-        read(exit.strip()) if stands_alone else parse(exit, read)
-    )  # a whole file may hold a policy that cannot be combined
+    # A whole file may hold a policy that cannot be combined.
+    policy = read(exit.strip()) if stands_alone else parse(exit, read)
     if len({file.model_sha256 for file in files.values()}) > 1:
         raise UsageError("the policy files are of two models", repr(exit), "combine policies of one model")
     return NamedPolicy(policy, files)
@@ -114,13 +103,9 @@ def policy_of(file: PolicyFile, where: object) -> Policy:
 
 
 def rebase_policy(
-    named: NamedPolicy,
-    given: Union[DeviceProfile, str, None],
-    num_exits: int,
-    here: MeasuredOn,
-    has_deadline: bool,
+    named: NamedPolicy, given: Union[DeviceProfile, str, None], num_exits: int, here: MeasuredOn, has_deadline: bool,
     warn: Callable[[str], None],
-) -> Tuple[NamedPolicy, Optional[DeviceProfile]]:
+) -> Tuple[NamedPolicy, Optional[DeviceProfile]]:  # fmt: skip
     """Return the policy with the latencies of the device profile, if one is given, and that profile.
 
     `here` are the conditions of this engine; `warn` receives each claim of the policy files that does not hold here.
@@ -132,23 +117,21 @@ def rebase_policy(
         if given is not None:
             raise UsageError("a profile is of a fixed number of rows", None, "omit it, or give --batch that number")
         return named, None
-    profile = None if given is None else _read_profile(given, num_exits, here)
+    profile, where, required = None, None, here
+    if isinstance(given, DeviceProfile):
+        profile, required = given, MeasuredOn(batch=here.batch)  # the caller vouches for its machine
+    elif given is not None:
+        profile, where = profiles.load_profile(Path(given)), given
+    if profile is not None:
+        profiles.require_here(profile, required, where)
+        if profile.num_exits != num_exits:
+            what = f"the profile has {profile.num_exits} exits, the model {num_exits}"
+            raise RefusedError(what, where, "take a profile of this store")
     for line in named.warnings(here, profile, has_deadline):
         warn(line)
-    return named if profile is None else named.under(profile), profile
-
-
-def _read_profile(given: Union[DeviceProfile, str], num_exits: int, here: MeasuredOn) -> DeviceProfile:
-    """Return the profile. The caller of Python code that gives an object vouches for its machine."""
-    if isinstance(given, DeviceProfile):
-        profile, where, here = given, None, MeasuredOn(batch=here.batch)
-    else:
-        profile, where = load_profile(Path(given)), given
-    require_here(profile, here, where)
-    if profile.num_exits != num_exits:
-        what = f"the profile has {profile.num_exits} exits, the model {num_exits}"
-        raise RefusedError(what, where, "take a profile of this store")
-    return profile
+    if profile is None:
+        return named, None
+    return replace(named, policy=with_costs(named.policy, profile.costs_from)), profile
 
 
 def expect_profile(guard: Guard, classifier: Classifier, profile: Optional[DeviceProfile]) -> None:
@@ -158,14 +141,12 @@ def expect_profile(guard: Guard, classifier: Classifier, profile: Optional[Devic
     """
     if not isinstance(guard, DeadlineGuard):
         return
-    profile = profile or cached_profile(fingerprint_of(classifier), 1)
+    profile = profile or profiles.cached_profile(profiles.fingerprint_of(classifier), 1)
     if profile is None:
         return
     guard.expected = profile.step_p99
     first = profile.seconds[0][0]
     if first > guard.deadline_seconds:
-        raise BudgetError(
-            f"a deadline of {format_duration(guard.deadline_seconds)} is below the first exit",
-            f"which takes {format_duration(first)} for {profile.lengths[0]} tokens",
-            f"--deadline {first * 1.2e3:.3g}ms works for such inputs",
-        )
+        what = f"a deadline of {format_duration(guard.deadline_seconds)} is below the first exit"
+        where = f"which takes {format_duration(first)} for {profile.lengths[0]} tokens"
+        raise BudgetError(what, where, f"--deadline {first * 1.2e3:.3g}ms works for such inputs")

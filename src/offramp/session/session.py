@@ -14,15 +14,14 @@ from offramp.backends import open_backend
 from offramp.measure import num_cores
 from offramp.policies import Policy
 from offramp.program.inputs import InputEncoder
-from offramp.runtime.backend import Backend
 from offramp.runtime.config import BULK, EngineConfig
 from offramp.runtime.footprint import trim_memory, tune_allocator
-from offramp.runtime.guard import Guard, guard_for
+from offramp.runtime.guard import guard_for
 from offramp.runtime.memory_model import unlimited_bytes
 from offramp.runtime.profile import DeviceProfile, conditions_of
 from offramp.session.bulk import with_most_rows
 from offramp.session.classifier import Classifier, Settings
-from offramp.session.policy_files import NamedPolicy, expect_profile, read_exit, rebase_policy
+from offramp.session.policy_files import expect_profile, read_exit, rebase_policy
 from offramp.store import Store
 from offramp.store.manifest import require_head
 from offramp.tasks import open_encoder
@@ -58,26 +57,21 @@ def prepare(
     policy, RefusedError for a policy file of another model or a device profile of another machine."""
     policy = exit if isinstance(exit, Policy) else None
     device_profile = profile if isinstance(profile, DeviceProfile) else None
-    named = {"budget": budget, "exit": exit if policy is None else str(policy)}
-    named["profile"] = profile if device_profile is None else None
-    config = EngineConfig.from_json({**named, **options})
+    named = {"exit": exit if policy is None else str(policy), "profile": None if device_profile else profile}
+    config = EngineConfig.from_json({"budget": budget, **named, **options})
     return prepare_engine(store, config, policy=policy, profile=device_profile, texts=texts, warn=warn)
 
 
 def prepare_engine(
-    store: Union[str, os.PathLike],
-    config: EngineConfig,
-    *,
-    policy: Optional[Policy] = None,
-    profile: Optional[DeviceProfile] = None,
-    texts: Optional[Iterable[Any]] = None,
-    warn: Callable[[str], None] = warnings.warn,
-) -> Classifier:
+    store: Union[str, os.PathLike], config: EngineConfig, *,
+    policy: Optional[Policy] = None, profile: Optional[DeviceProfile] = None,
+    texts: Optional[Iterable[Any]] = None, warn: Callable[[str], None] = warnings.warn,
+) -> Classifier:  # fmt: skip
     """Plan an engine with the options of `config`, as `prepare` does.
 
     `policy` and `profile` replace those that `config` names.
     """
-    named = read_exit(config.exit) if policy is None else NamedPolicy(policy)
+    named = read_exit(config.exit if policy is None else policy)
     if config.budget is not None:
         tune_allocator()
     opened = Store(store, config.verify)
@@ -99,7 +93,15 @@ def prepare_engine(
     # The plan of a device profile assumes that all rows reach all layers, so a guard that relies on one needs the same.
     reached = () if guard.needs_every_exit else named.reached(num_exits)
     settings = replace(_settings(config, encoder, texts), reached=reached)
-    classifier = _plan(opened, backend, encoder, named.policy, settings, guard)
+
+    def plan_for(num_rows: int, num_batches: int) -> Classifier:
+        sized = replace(settings, num_rows=num_rows, num_batches=num_batches)
+        return Classifier(opened, backend, encoder, named.policy, sized, guard)
+
+    if settings.is_bulk:
+        classifier = with_most_rows(plan_for, has_deadline=guard.needs_every_exit)
+    else:
+        classifier = plan_for(settings.num_rows, 1)
     expect_profile(guard, classifier, measured)
     if config.reads == "direct" and not classifier.direct:
         warn("this file system does not support direct reads: reading through the page cache")
@@ -114,26 +116,6 @@ def _settings(config: EngineConfig, encoder: InputEncoder, texts: Optional[Itera
         for text in texts:
             longest = max(longest or 0, *encoder.lengths([text]))
             encoding_bytes = max(encoding_bytes, encoder.encoding_bytes([text]))
-    return Settings(
-        config.budget or unlimited_bytes(),
-        1 if config.batch == BULK else int(config.batch),
-        longest,
-        config.reads,
-        config.own_process,
-        config.batch == BULK,
-        encoding_bytes=encoding_bytes,
-        config=config,
-    )
-
-
-def _plan(
-    store: Store, backend: Backend, encoder: InputEncoder, policy: Policy, settings: Settings, guard: Guard
-) -> Classifier:
-    def plan_for(num_rows: int, num_batches: int) -> Classifier:
-        sized = replace(settings, num_rows=num_rows, num_batches=num_batches)
-        return Classifier(store, backend, encoder, policy, sized, guard)
-
-    if not settings.is_bulk:
-        return plan_for(settings.num_rows, 1)
-    length = settings.length or encoder.max_length
-    return with_most_rows(plan_for, store, backend, length, settings.budget_bytes, has_deadline=guard.needs_every_exit)
+    budget, is_bulk = config.budget or unlimited_bytes(), config.batch == BULK
+    settings = Settings(budget, 1 if is_bulk else int(config.batch), longest, config.reads, config.own_process, is_bulk)
+    return replace(settings, encoding_bytes=encoding_bytes, config=config)
