@@ -10,7 +10,7 @@ Pure Python; the graphs are JSON.
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -58,26 +58,6 @@ class Graph:
     """Constant -> its tensor."""
 
 
-def with_inputs(graph: Graph, arguments: Sequence[str]) -> Graph:
-    """Return the graph with its inputs named as the arguments of the module, in order: torch.export names positional
-    ones as the module's code does.
-    """
-    names = dict(zip(graph.inputs, arguments, strict=True))
-
-    def keyed(mapping: Mapping[str, Any]) -> dict[str, Any]:
-        return {names.get(name, name): value for name, value in mapping.items()}
-
-    known = {name: names.get(name, name) for name in (*graph.values, *(node.name for node in graph.nodes))}
-    known.update({name: name for name in (*graph.weights, *graph.constants)})
-    nodes = [
-        replace(node, args=_renamed(node.args, known), kwargs=_renamed(node.kwargs, known)) for node in graph.nodes
-    ]
-    return replace(
-        graph, nodes=tuple(nodes), inputs=tuple(arguments), outputs=tuple(known[name] for name in graph.outputs),
-        values=keyed(graph.values), batch=keyed(graph.batch), dynamic=keyed(graph.dynamic),
-    )  # fmt: skip
-
-
 @dataclass(frozen=True)
 class Cut:
     """The pieces of a graph, in order, and the graph of each kernel that they call."""
@@ -116,7 +96,11 @@ def cut(graph: Graph, program: Program, tables: Set[str] = frozenset()) -> Cut:
         graphs[piece.kernel] = data
         pieces.insert(0, piece)
     flowing = sorted({name for piece in pieces for name in (*piece.reads, *piece.writes)})
-    values = {name: _by_rows(graph, name) for name in flowing}
+    values = {}
+    for name in flowing:  # for any number of rows
+        value, rows = graph.values[name], graph.batch.get(name)
+        axes = tuple(BATCH if axis == rows else size for axis, size in enumerate(value.axes))
+        values[name] = Value(value.dtype, axes)
     return Cut(tuple(pieces), graphs, values, lookups, graph.outputs)
 
 
@@ -133,12 +117,6 @@ def _piece(
     kernel = f"graph-{hashlib.sha256(data).hexdigest()[:12]}"
     own_weights = tuple(graph.weights[name] for name in weights)
     return Piece(kernel, values, writes, own_weights, tuple(graph.constants[name] for name in constants)), data
-
-
-def _by_rows(graph: Graph, name: str) -> Value:
-    """Return a value for any number of rows."""
-    value, rows = graph.values[name], graph.batch.get(name)
-    return replace(value, axes=tuple(BATCH if axis == rows else size for axis, size in enumerate(value.axes)))
 
 
 def _look_up(node: Node, graph: Graph, program: Program, tables: Set[str]) -> LookUp | None:

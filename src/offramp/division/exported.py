@@ -15,8 +15,9 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from offramp.backends.torch_graphs import NUMBERS
-from offramp.division.cutting import REFERENCE, Graph, Node, with_inputs
+from offramp.division.cutting import REFERENCE, Graph, Node
 from offramp.division.messages import no_graph, said
+from offramp.division.proof import undisturbed
 from offramp.errors import StageError
 from offramp.program.program import Call, Value
 from offramp.streaming.capture import Arguments
@@ -46,8 +47,8 @@ def export(
     reason = ""
     for axes in attempts:
         try:
-            graph = _as_data(_exported(module, weights, example, axes), module, weights)
-            return with_inputs(graph, tuple(example.tensors()))
+            program = _exported(module, weights, example, axes)
+            return _as_data(program, module, weights, tuple(example.tensors()))
         except StageError:
             raise
         except Exception as error:  # torch.export raises many classes
@@ -96,26 +97,26 @@ def _exported(module: nn.Module, weights: Mapping[str, Weight], example: Argumen
     from torch.fx.experimental.symbolic_shapes import ShapeEnv  # a quarter of a second, and 33 MiB
 
     mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
-    buffers = [(owner, name, b) for owner in module.modules() for name, b in owner._buffers.items() if b is not None]
+    moving = [dict.fromkeys(sorted(each), torch.export.Dim.DYNAMIC) or None for each in axes]
+    args, kwargs = pytree.tree_unflatten(moving, _form(example))
+    shapes = dict(kwargs) if not args else (*args, *kwargs.values())  # by the parameters of `forward`
     try:
         with mode:
             for weight in weights.values():
                 if not weight.is_buffer:
                     empty = torch.empty(weight.tensor.shape, dtype=weight.tensor.dtype, device="cpu")
                     weight.put(nn.Parameter(empty, requires_grad=False))
-        moving = [dict.fromkeys(sorted(each), torch.export.Dim.DYNAMIC) or None for each in axes]
-        args, kwargs = pytree.tree_unflatten(moving, _form(example))
-        shapes = dict(kwargs) if not args else (*args, *kwargs.values())  # by the parameters of `forward`
-        with torch.no_grad():
+        with undisturbed(module), torch.no_grad():
             return torch.export.export(module, example.args, example.kwargs, dynamic_shapes=shapes, strict=False)
     finally:
         for weight in weights.values():
             weight.put(weight.tensor)
-        for owner, name, buffer in buffers:
-            owner._buffers[name] = buffer
 
 
-def _as_data(program: Any, module: nn.Module, weights: Mapping[str, Weight]) -> Graph:
+def _as_data(program: Any, module: nn.Module, weights: Mapping[str, Weight], arguments: Sequence[str]) -> Graph:
+    """Return an exported program as plain data. Its inputs are named as the arguments, in order: torch.export names
+    positional ones as the module's code does.
+    """
     signature, nodes = program.graph_signature, list(program.graph.nodes)
     if signature.buffers_to_mutate or signature.user_inputs_to_mutate or _writes_to_inputs(nodes):
         raise no_graph("the module writes to its buffers or inputs", type(module).__name__)
@@ -123,10 +124,15 @@ def _as_data(program: Any, module: nn.Module, weights: Mapping[str, Weight]) -> 
     constants: dict[str, str] = {**signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
     buffers = {key: first_names.get(name, name) for key, name in constants.items()}
     tensors = {node.name: node.meta["val"] for node in nodes if isinstance(node.meta.get("val"), Tensor)}
-    inputs = tuple(name for name in signature.user_inputs if isinstance(name, str) and name in tensors)
+    inputs = [name for name in signature.user_inputs if isinstance(name, str) and name in tensors]
+    outputs = [name for name in signature.user_outputs if isinstance(name, str) and name in tensors]
+    names = dict(zip(inputs, arguments, strict=True))
+    for node in nodes:
+        node.name = names.get(node.name, node.name)
     symbols = {str(tensors[name].shape[0]) for name in inputs if tensors[name].dim()}
     values, batch, dynamic = {}, {}, {}
     for name, tensor in tensors.items():
+        name = names.get(name, name)
         values[name] = Value(str(tensor.dtype).removeprefix("torch."), tuple(map(_hint, tensor.shape)))
         moving = {i: str(size) for i, size in enumerate(tensor.shape) if isinstance(size, torch.SymInt)}
         counting = [i for i, symbol in moving.items() if symbol in symbols]
@@ -134,17 +140,13 @@ def _as_data(program: Any, module: nn.Module, weights: Mapping[str, Weight]) -> 
             dynamic[name] = tuple(moving)
         if counting:
             batch[name] = counting[0]
+    calls = [node for node in nodes if node.op == "call_function" and not str(node.target).startswith(CHECKS)]
+    parameters = {key: first_names[name] for key, name in signature.inputs_to_parameters.items()}
+    data = {name: _constant(program, module, name) for name in buffers.values()}
     return Graph(
-        nodes=tuple(_node(node) for node in nodes if node.op == "call_function" and not _is_check(node)),
-        inputs=inputs,
-        weights={key: first_names[name] for key, name in signature.inputs_to_parameters.items()},
-        constants=buffers,
-        outputs=tuple(name for name in signature.user_outputs if isinstance(name, str) and name in values),
-        values=values,
-        batch=batch,
-        dynamic=dynamic,
-        data={name: _constant(program, module, name) for name in buffers.values()},
-    )
+        tuple(map(_node, calls)), tuple(arguments), parameters, buffers,
+        tuple(names.get(name, name) for name in outputs), values, batch, dynamic, data,
+    )  # fmt: skip
 
 
 def _writes_to_inputs(nodes: Any) -> bool:
@@ -177,10 +179,6 @@ def _constant(program: Any, module: nn.Module, name: str) -> Tensor:
 
 def _hint(size: Any) -> int:
     return int(size.node.hint) if isinstance(size, torch.SymInt) else int(size)
-
-
-def _is_check(node: Any) -> bool:
-    return str(node.target).startswith(CHECKS)
 
 
 def _node(node: Any) -> Node:

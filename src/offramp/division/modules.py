@@ -22,7 +22,7 @@ from offramp.division.export import with_graphs
 from offramp.division.proof import Original, prove_all, prove_slices, require_divisible, verdict
 from offramp.errors import SourceError, StageError, UsageError
 from offramp.program.captured import captured_inputs
-from offramp.program.program import REGRESSION, SINGLE_LABEL, Call, Module, Output, Part, Program, Texts
+from offramp.program.program import REGRESSION, SINGLE_LABEL, Call, Module, Output, Program, Texts
 from offramp.store import Shard, StoreWriter
 from offramp.store import manifest as m
 from offramp.store.exits import parse_exits
@@ -33,6 +33,8 @@ from offramp.streaming.placement import NAMES
 from offramp.streaming.stages import StagePlan, plan_stages
 
 Weights = Mapping[str, placeholders.Weight]
+Chunks = Callable[[str], Iterator[bytes | memoryview]]
+"""Function from a weight to its data in pieces."""
 CHUNK_BYTES = 2 << 20
 KEPT_BYTES = 64 << 20
 """Bytes of weights that are kept while a run is traced, in addition to the one in use."""
@@ -93,8 +95,7 @@ class Origin:
     """Source of a module's weights, and of the files that come with them."""
 
     fetch: Callable[[str], Tensor]
-    chunks: Callable[[str], Iterator[bytes | memoryview]]
-    """Function from a weight to its data in pieces."""
+    chunks: Chunks
     source: m.Source
     write_files: Callable[[StoreWriter], Sequence[m.File]] = lambda writer: ()
     """Writes the companions: config, tokenizer."""
@@ -162,12 +163,13 @@ def _proven(original: Original, plan: StagePlan, origin: Origin, writer: StoreWr
     inputs, example = captured_inputs(described, origin.texts is not None)
     kept: set[str] = set()
     while True:
-        layout = Layout(original.weights, plan, kept)
+        sliced = _sliced_weights(original.weights, plan)
+        shelves = _layout(original.weights, plan, sliced, kept)
         program = Program(
-            inputs=inputs, output=output, texts=origin.texts, module=_module(original, plan, layout),
+            inputs=inputs, output=output, texts=origin.texts, module=_module(original, plan, sliced, shelves),
             activation_bytes=plan.activation_bytes, example=example,
         )  # fmt: skip
-        shards = layout.write(writer, origin)
+        shards = {name: shelf.write(name, original.weights, writer, origin.chunks) for name, shelf in shelves.items()}
         manifest = m.Manifest(origin.source, program, shards, {}, files, labels=listed)
         write_atomic(writer.partial / m.FILE_NAME, [m.dumps(manifest)])
         proven, escaped = prove_all(original, writer.partial)
@@ -208,54 +210,46 @@ def in_memory(module: nn.Module, weights: Weights) -> Origin:
     )
 
 
-class Layout:
-    """Assignment of weights to shards.
+@dataclass(frozen=True)
+class Shelf:
+    """Weights that lie in one shard, and the indices of the stages that need it."""
 
-    One shard holds the weights that the same stages need. Each table and each weight that is larger than a stage has a
-    shard of its own; so have the weights that are kept, the buffers, and the weights that no stage needs.
+    names: Sequence[str]
+    stages: Sequence[int] = ()
+    gathered: bool = False
+    """Rows of the weight are read singly."""
+
+    def write(self, shard: str, weights: Weights, writer: StoreWriter, chunks: Chunks) -> Shard:
+        """Write the shard."""
+        aligned = sorted(self.names, key=lambda name: weights[name].num_bytes % 64 != 0)  # else in order of use
+        tensors = [(name, weights[name].tensor) for name in aligned]
+        entries = [(name, "rows" if self.gathered else name, NAMES[t.dtype], tuple(t.shape)) for name, t in tensors]
+        return writer.add_shard(shard, entries, chunks, gathered=self.gathered)
+
+
+def _layout(weights: Weights, plan: StagePlan, sliced: Sequence[str], kept: Set[str]) -> dict[str, Shelf]:
+    """Return shard -> its weights.
+
+    One shard holds the weights that the same stages need. Each table and each weight that is read some rows at a time
+    has a shard of its own; so have the weights that are kept, the buffers, and the weights that no stage needs.
     """
-
-    def __init__(self, weights: Weights, plan: StagePlan, kept: Set[str]) -> None:
-        self._weights, self._plan = weights, plan
-        self.shards: dict[str, list[str]] = {}
-        self.sliced = _sliced_weights(weights, plan)
-        self._by_rows = {name for stage in plan.stages for name in stage.tables}.union(self.sliced)
-        self._needs: list[list[str]] = [[] for _ in plan.stages]
-        homes: dict[str, list[int]] = {}
-        for index, stage in enumerate(plan.stages):
-            for name in (*stage.uses, *stage.tables):
-                homes.setdefault(name, []).append(index)
-        groups: dict[tuple, list[str]] = {}
-        for name, indices in homes.items():
-            if name not in kept:
-                groups.setdefault((tuple(indices), name if name in self._by_rows else ""), []).append(name)
-        for (indices, _), names in groups.items():
-            self._add(f"weights-{len(self.shards):03d}", names, indices)
-        self._add(KEPT, [name for name in weights if name in kept], [0])
-        self._add("buffers", [name for name, weight in weights.items() if weight.is_buffer], [])
-        self._add("unused", [name for name in plan.unused if name not in kept], [])
-
-    def _add(self, shard: str, names: list[str], stages: Sequence[int]) -> None:
-        if names:
-            self.shards[shard] = names
-            for index in stages:
-                self._needs[index].append(shard)
-
-    def parts(self) -> tuple[Part, ...]:
-        """Return the parts of the module with the shards that each needs."""
-        stages = zip(self._plan.stages, self._needs, strict=True)
-        return tuple(replace(stage.part, shards=tuple(shards)) for stage, shards in stages)
-
-    def write(self, writer: StoreWriter, origin: Origin) -> dict[str, Shard]:
-        """Write all shards."""
-        shards = {}
-        for shard, names in self.shards.items():
-            rows = shard != KEPT and names[0] in self._by_rows
-            aligned = sorted(names, key=lambda name: self._weights[name].num_bytes % 64 != 0)  # else in order of use
-            tensors = [(name, self._weights[name].tensor) for name in aligned]
-            entries = [(name, "rows" if rows else name, NAMES[t.dtype], tuple(t.shape)) for name, t in tensors]
-            shards[shard] = writer.add_shard(shard, entries, origin.chunks, gathered=rows)
-        return shards
+    by_rows = {name for stage in plan.stages for name in stage.tables}.union(sliced)
+    homes: dict[str, list[int]] = {}
+    for index, stage in enumerate(plan.stages):
+        for name in (*stage.uses, *stage.tables):
+            homes.setdefault(name, []).append(index)
+    groups: dict[tuple, list[str]] = {}
+    for name, indices in homes.items():
+        if name not in kept:
+            groups.setdefault((tuple(indices), name if name in by_rows else ""), []).append(name)
+    found = {
+        f"weights-{number:03d}": Shelf(names, stages, gathered=bool(table))
+        for number, ((stages, table), names) in enumerate(groups.items())
+    }
+    found[KEPT] = Shelf([name for name in weights if name in kept], (0,))
+    found["buffers"] = Shelf([name for name, weight in weights.items() if weight.is_buffer])
+    found["unused"] = Shelf([name for name in plan.unused if name not in kept])
+    return {shard: shelf for shard, shelf in found.items() if shelf.names}
 
 
 def _sliced_weights(weights: Weights, plan: StagePlan) -> tuple[str, ...]:
@@ -266,21 +260,21 @@ def _sliced_weights(weights: Weights, plan: StagePlan) -> tuple[str, ...]:
     return tuple(name for name in large if len(shapes[name]) == 2 and shapes[name][0] >= MIN_SLICED_ROWS)
 
 
-def _module(original: Original, plan: StagePlan, layout: Layout) -> Module:
+def _module(original: Original, plan: StagePlan, sliced: tuple[str, ...], shelves: Mapping[str, Shelf]) -> Module:
     cls, weights = type(original.module), original.weights
     versions = {"torch": torch.__version__.partition("+")[0]}
     package = cls.__module__.partition(".")[0]
     version = getattr(sys.modules.get(package), "__version__", None)
     if version and package != "torch":
         versions[package] = str(version)
+    parts = []
+    for index, stage in enumerate(plan.stages):
+        needed = tuple(shard for shard, shelf in shelves.items() if index in shelf.stages)
+        parts.append(replace(stage.part, shards=needed))
     return Module(
-        name=f"{cls.__module__}.{cls.__qualname__}",
-        weights_sha256=placeholders.fingerprint(weights),
-        versions=versions,
-        parts=layout.parts(),
+        name=f"{cls.__module__}.{cls.__qualname__}", weights_sha256=placeholders.fingerprint(weights),
+        versions=versions, parts=tuple(parts),
         aliases={name: weight.aliases for name, weight in weights.items() if weight.aliases},
         buffers=tuple(name for name, weight in weights.items() if weight.is_buffer),
-        pinned=(KEPT,) if KEPT in layout.shards else (),
-        sliced=layout.sliced,
-        unused=plan.unused,
-    )
+        pinned=(KEPT,) if KEPT in shelves else (), sliced=sliced, unused=plan.unused,
+    )  # fmt: skip

@@ -8,7 +8,7 @@ logit.
 
 import importlib.util
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -90,7 +90,13 @@ def divide_by_names(source: Source, store: Path, config: DivisionConfig) -> Path
         files = [_config(source, division, writer), *(writer.add_copy(path.name, path) for path in source.companions())]
         files.append(writer.add_file(INDEX, _index(shards)))
         exits, form = _exits(source, program, writer)
-        graphs = _write_graphs(program, form, writer, say)
+        try:
+            data = encoder_graphs(program, form)
+        except MissingExtraError as error:
+            more = f"{error} and `offramp divide --graphs STORE` adds them"
+            say(f"no graphs written, the store runs on torch only: {more}")
+            data = {}
+        graphs = {kernel: writer.add_graph(kernel, graph, OPSET, IR) for kernel, graph in data.items()}
         made_from = m.Source(fingerprint, division.architecture, division.model_type, "names", division.widened_from)
         labels = writer.add_labels(division.labels)
         return writer.finish(m.Manifest(made_from, program, shards, graphs, tuple(files), exits, labels=labels))
@@ -264,14 +270,3 @@ def _exits(source: Source, program: Program, writer: StoreWriter) -> tuple[m.Exi
             what = f"exits do not fit the model: {name} is {found.get(name)}, not {wanted.get(name)}"
             raise SourceError(what, heads, "train the exits again")
     return writer.add_exits(heads, description), form
-
-
-def _write_graphs(
-    program: Program, form: HeadForm | None, writer: StoreWriter, say: Callable[[str], None]
-) -> dict[str, m.Graph]:
-    try:
-        graphs = encoder_graphs(program, form)
-    except MissingExtraError as error:
-        say(f"no graphs written, the store runs on torch only: {error} and `offramp divide --graphs STORE` adds them")
-        return {}
-    return {kernel: writer.add_graph(kernel, data, OPSET, IR) for kernel, data in graphs.items()}

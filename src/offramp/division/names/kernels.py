@@ -189,11 +189,6 @@ def _silu(g: _Graph, x: str) -> str:
 
 
 _ACTIVATIONS: dict[str, Callable[[_Graph, str], str]] = {
-    "gelu": _gelu,
-    "gelu_new": _gelu_tanh,
-    "gelu_pytorch_tanh": _gelu_tanh,
-    "relu": lambda g, x: g.op("Relu", x),
-    "silu": _silu,
-    "swish": _silu,
-    "tanh": lambda g, x: g.op("Tanh", x),
-}
+    "gelu": _gelu, "gelu_new": _gelu_tanh, "gelu_pytorch_tanh": _gelu_tanh, "silu": _silu, "swish": _silu,
+    "relu": lambda g, x: g.op("Relu", x), "tanh": lambda g, x: g.op("Tanh", x),
+}  # fmt: skip
