@@ -194,7 +194,7 @@ def in_memory(module: nn.Module, weights: Weights) -> Origin:
     for name, weight in weights.items():
         if weight.tensor.is_meta or isinstance(weight.tensor, placeholders.Placeholder):
             raise StageError(f"weight {name} has no data", type(module).__name__, "give a module with its weights")
-    config = getattr(module, "config", None)
+    config: Any = getattr(module, "config", None)
     kind = str(getattr(config, "model_type", None) or "module")
 
     def write_files(writer: StoreWriter) -> list[m.File]:

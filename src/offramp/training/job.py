@@ -31,7 +31,7 @@ class Job:
     def __init__(
         self, model: Any, train: Examples, tune: Examples, labels: Sequence[str], options: TrainOptions
     ) -> None:
-        """Raises SourceError for a model that cannot be trained, UsageError for impossible settings."""
+        """Check the arguments. Raises SourceError for a model that cannot be trained, UsageError for the settings."""
         self.settings, self.progress = options.settings or TrainSettings(), options.progress
         require_possible(self.settings)
         if isinstance(model, (str, os.PathLike)):

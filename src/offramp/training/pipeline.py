@@ -56,7 +56,8 @@ def train_exits(
 def _checked(name: str, examples: Examples, num_labels: int) -> Examples:
     """Return the examples with labels as Python numbers, because NumPy and torch scalars are not valid JSON."""
     checked: list[tuple[Any, int | float]] = []
-    for item, label in examples:
+    for item, given in examples:
+        label: Any = given
         if not num_labels:
             label = float(label)
             if not math.isfinite(label):

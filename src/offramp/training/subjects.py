@@ -44,7 +44,7 @@ class FolderModel:
     """A model folder as the subject of training."""
 
     def __init__(self, folder: Path, max_length: int) -> None:
-        """Nothing is loaded.
+        """Read the config and the fingerprint of the folder, without its weights.
 
         Raises SourceError for a folder that cannot be trained or divided, UsageError if the model does not support
         `max_length` tokens.

@@ -46,7 +46,7 @@ class PlannedTensor(NamedTuple):
     """One tensor: its name in the source and in the store, its name in the computation, and its shape."""
 
     source_name: str
-    """Empty where the source has no such tensor, which is refused."""
+    """Name in the source; empty where the source has no such tensor, which is refused."""
     canonical_name: str
     role: str
     shape: tuple[int, ...]
