@@ -4,15 +4,17 @@ A piece is a small graph whose weights are inputs. Pieces that differ only in wh
 shapes, share one kernel, which is written once. Numbers that follow from shapes are computed again in each piece that
 needs them, so that only tensors flow from one piece to the next.
 
-Pure Python; the graphs are JSON.
+The graphs are JSON.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
+
+from torch.utils import _pytree as pytree
 
 from offramp.division.messages import no_graph
 from offramp.program.captured import Piece
@@ -123,7 +125,7 @@ def _look_up(node: Node, graph: Graph, program: Program, tables: Set[str]) -> Lo
     """Return the look-up that an operation is, if it takes rows of a table by an input."""
     if node.target != LOOK_UP:
         return None
-    table, index = (part.get(REFERENCE) if isinstance(part, Mapping) else None for part in node.args[:2])
+    table, index = (part[REFERENCE] if _is_reference(part) else None for part in node.args[:2])
     name, ids = graph.weights.get(str(table)), program.inputs.get(str(index))
     if name is None or name not in tables or ids is None or index not in graph.inputs:
         return None
@@ -186,26 +188,21 @@ def _with_numbers(piece: Sequence[Node], numbers: Mapping[str, Node]) -> list[No
     return list(found.values())
 
 
+def _is_reference(part: Any) -> bool:
+    return isinstance(part, dict) and REFERENCE in part
+
+
 def _references(nodes: Iterable[Node]) -> list[str]:
     """Return the values that nodes use, each once, in order."""
-    return list(dict.fromkeys(name for node in nodes for name in _named((node.args, node.kwargs))))
+    arguments = [(node.args, node.kwargs) for node in nodes]
+    leaves = pytree.tree_leaves(arguments, is_leaf=_is_reference)
+    return list(dict.fromkeys(leaf[REFERENCE] for leaf in leaves if _is_reference(leaf)))
 
 
 def _reads(nodes: Sequence[Node]) -> list[str]:
     """Return the values that nodes use and do not compute, in order of first use."""
     made = {node.name for node in nodes}
     return [name for name in _references(nodes) if name not in made]
-
-
-def _named(tree: Any) -> Iterator[str]:
-    if isinstance(tree, Mapping):
-        if REFERENCE in tree:
-            yield tree[REFERENCE]
-            return
-        tree = list(tree.values())
-    if isinstance(tree, (list, tuple)):
-        for part in tree:
-            yield from _named(part)
 
 
 def _canonical(
@@ -234,10 +231,7 @@ def _canonical(
 
 
 def _renamed(tree: Any, names: Mapping[str, str]) -> Any:
-    if isinstance(tree, Mapping):
-        if REFERENCE in tree:
-            return {REFERENCE: names[tree[REFERENCE]]}
-        return {key: _renamed(value, names) for key, value in tree.items()}
-    if isinstance(tree, (list, tuple)):
-        return [_renamed(part, names) for part in tree]
-    return tree
+    def rename(part: Any) -> Any:
+        return {REFERENCE: names[part[REFERENCE]]} if _is_reference(part) else part
+
+    return pytree.tree_map(rename, tree, is_leaf=_is_reference)

@@ -204,9 +204,9 @@ def _require_fit(
         "unexpected": [f"{shown(name)} {found[name]}" for name in unexpected],
         "mis-shaped": [f"{shown(name)} {found[name]} not {expected[name]}" for name in wrong],
     }
-    told = [f"{len(names)} {what}: {listed(names)}" for what, names in complaints.items() if names]
-    if told:
-        raise SourceError(f"tensors do not fit config.json: {'; '.join(told)}", where, "get the whole model again")
+    faults = [f"{len(names)} {what}: {listed(names)}" for what, names in complaints.items() if names]
+    if faults:
+        raise SourceError(f"tensors do not fit config.json: {'; '.join(faults)}", where, "get the whole model again")
 
 
 def encoder_graphs(program: Program, form: HeadForm | None) -> dict[str, bytes]:
