@@ -6,8 +6,8 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from offramp.division.names.build import plan_division
 from offramp.division.names.kernels import build_graphs
-from offramp.division.names.plan import plan_division
 from offramp.program.encoder import weight_shapes
 from offramp.program.heads import FORMS
 from offramp.store import Store

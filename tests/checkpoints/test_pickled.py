@@ -8,7 +8,7 @@ import pytest
 
 from offramp.checkpoints.pickled import CONVERT
 from offramp.checkpoints.source import open_source
-from offramp.division.names.plan import plan_division
+from offramp.division.names.build import plan_division
 from offramp.errors import MissingExtraError, PickleError, SourceError
 from tests.division.tiny import config_of, entries_of, random_tensors, write_index, write_model
 

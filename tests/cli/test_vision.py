@@ -164,7 +164,7 @@ def test_an_interrupted_training_goes_on(run, place, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("offramp.training.pipeline._fit_heads", interrupt)
+        patch.setattr("offramp.training.job.Job._fit_heads", interrupt)
         said = run(*words)
     assert said.code == 130 and "continues from the last checkpoint" in said.err
     said = run(*words)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offramp.division.cutting import Graph, Node, cut, has_hidden, with_inputs
+from offramp.division.cutting import Graph, Node, cut, has_hidden
 from offramp.errors import StageError
 from offramp.program.program import Call, Input, LookUp, Module, Part, Program, Texts, Value, can_carry_exit
 
@@ -256,15 +256,6 @@ def test_other_look_ups_stay_in_the_graph(case):
     found = looked_up(**case)
     assert not found.lookups and found.pieces[0].weights == ("layer.w1",)
     assert any(b"embedding" in data for data in found.graphs.values())
-
-
-def test_inputs_are_called_as_the_arguments_are():
-    graph = graph_of(TWO_LAYERS, ["e"])
-    renamed = with_inputs(graph, ["0"])
-    assert renamed.inputs == ("0",) and "x" not in renamed.values and renamed.values["0"] == WIDE
-    found = cut(renamed, program_of(["two"]))
-    assert found.pieces[0].reads == ("0",) and found.graphs == cut(graph, program_of(["two"])).graphs
-    assert run_pieces(found, {"0": 9}, NUMBERS) == run_whole(graph, {"x": 9}, NUMBERS)
 
 
 def test_an_exit_on_texts_needs_a_place_for_each_token():

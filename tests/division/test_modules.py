@@ -15,7 +15,7 @@ from torch import nn  # noqa: E402
 
 import offramp  # noqa: E402
 from offramp.cli import main  # noqa: E402
-from offramp.division.original import variations  # noqa: E402
+from offramp.division.proof import variations  # noqa: E402
 from offramp.errors import StageError, UsageError  # noqa: E402
 from offramp.program.program import Input  # noqa: E402
 from offramp.store import Store, StoreWriter  # noqa: E402

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from offramp.division.names.plan import plan_division
+from offramp.division.names.build import plan_division
 from offramp.errors import SourceError
 from tests.division.tiny import CONFIGS, config_of, entries_of
 

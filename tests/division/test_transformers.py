@@ -3,7 +3,7 @@
 import pytest
 
 from offramp.checkpoints.source import open_source
-from offramp.division.names.plan import plan_division
+from offramp.division.names.build import plan_division
 from tests.division.tiny import CLASSES, config_of, entries_of
 
 transformers = pytest.importorskip("transformers")

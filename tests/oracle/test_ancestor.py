@@ -13,7 +13,7 @@ from transformers import AutoModel
 import offramp
 from offramp.checkpoints.exits import ModelWithExits
 from offramp.errors import UsageError
-from offramp.training.checkpoint import load_model, save_model
+from offramp.training.subjects import load_model, save_model
 from tests.oracle.tiny import BACKENDS
 from tests.training.tiny import LABELS, VOCABULARY, make_model, write_checkpoint
 

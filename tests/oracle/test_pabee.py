@@ -21,7 +21,7 @@ from offramp.policies import parse, replay
 from offramp.policies.evidence import REGRESSION, SINGLE_LABEL
 from offramp.store.transcript import read_transcript
 from offramp.tasks.examples import Example, Splits
-from offramp.training.checkpoint import save_model
+from offramp.training.subjects import save_model
 from tests.training.tiny import LABELS, VOCABULARY, WORDS, make_model
 
 NUM_LAYERS, NUM_TEXTS = 5, 64

@@ -3,7 +3,7 @@ from accelerate.data_loader import BatchSamplerShard, SkipBatchSampler
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offramp.training.batches import LengthGroupedBatches
+from offramp.training.trainer import LengthGroupedBatches
 
 
 @given(

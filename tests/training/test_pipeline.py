@@ -196,6 +196,11 @@ def test_impossible_data_is_refused(bert, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["bert"]
 
 
+def test_an_unknown_option_is_refused_with_the_known_ones(bert, tmp_path):
+    with pytest.raises(TypeError, match="unknown options epochs; known are settings, metrics, data, progress"):
+        train_exits(bert, TRAIN, TUNE, tmp_path / "run", labels=LABELS, epochs=3)
+
+
 def test_a_target_that_exists_is_refused_before_training(bert, tmp_path):
     told = []
     (tmp_path / "run").mkdir()
@@ -273,7 +278,7 @@ def test_a_model_of_one_layer_has_no_heads_to_train(tmp_path):
 
 
 def test_heads_alone_are_trained_on_so_many_rows_at_most(bert, tmp_path, monkeypatch):
-    monkeypatch.setattr("offramp.training.pipeline.MAX_HEADS_ROWS", 24)
+    monkeypatch.setattr("offramp.training.job.MAX_HEADS_ROWS", 24)
     told = []
     settings = TrainSettings(epochs=1, heads_epochs=1, max_length=16)
     train_exits(bert, TRAIN, TUNE, tmp_path / "run", labels=LABELS, settings=settings, progress=told.append)

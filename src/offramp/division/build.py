@@ -4,14 +4,12 @@ A text encoder of a known family is divided by the names of its tensors (`names/
 and its division proves itself (`modules.py`).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import os
 from pathlib import Path
 from typing import Any
 
-from offramp.checkpoints.families import FAMILIES
+from offramp.checkpoints.families import family_of
 from offramp.checkpoints.hub import resolve
 from offramp.checkpoints.source import open_source
 from offramp.division.config import DivisionConfig
@@ -42,16 +40,17 @@ def divide(model: Any, *rest: Any, **options: Any) -> Path:
     if len(rest) != 1 + is_module:
         raise TypeError("divide(folder, store) or divide(module, example_inputs, store)")
     store = Path(rest[-1])
+    if os.path.lexists(store) and not config.force:  # the writer checks again, under its lock
+        raise UsageError("target exists", store, "choose another name, or --force to replace it")
     if is_module:
         from offramp.division.modules import divide_module
 
-        _refuse_existing(store, config.force)
         return divide_module(model, rest[0], store, config)
     if config.exits is not None:
         raise UsageError("a checkpoint folder has its exits beside its weights", config.exits, "divide that folder")
-    _refuse_existing(store, config.force)
     folder = resolve(str(model), config.offline)
-    _refuse_itself(folder, store)
+    if store.exists() and store.samefile(folder):  # --force would replace the source while it is read
+        raise UsageError("model and store are the same folder", store, "choose another name for the store")
     if config.method in ("eager", "export") or (config.method == "auto" and not _has_known_names(folder)):
         from offramp.division.checkpoints import divide_checkpoint
 
@@ -68,13 +67,11 @@ def divide(model: Any, *rest: Any, **options: Any) -> Path:
 def _has_known_names(folder: Path) -> bool:
     """Return whether the names of the tensors are known, and the model has a classification head or none."""
     with open_source(folder) as source:
-        if source.config.get("model_type") not in FAMILIES:
-            return False
         try:
-            architecture = FAMILIES[source.config["model_type"]].architecture(source.config)
+            architecture = family_of(source.config).architecture(source.config)
         except SourceError:
             return False
-        return architecture.endswith(("Model", "ForSequenceClassification"))
+    return architecture.endswith(("Model", "ForSequenceClassification"))
 
 
 def add_graphs(store: str | os.PathLike) -> Path:
@@ -99,15 +96,3 @@ def add_graphs(store: str | os.PathLike) -> Path:
     manifest = dataclasses.replace(manifest, graphs=written, labels=listed, inline_labels=())
     write_atomic(folder / m.FILE_NAME, [m.dumps(manifest)])
     return folder
-
-
-def _refuse_existing(store: Path, force: bool) -> None:
-    """Raise UsageError before anything is read or hashed; the writer checks again, under its lock."""
-    if os.path.lexists(store) and not force:
-        raise UsageError("target exists", store, "choose another name, or --force to replace it")
-
-
-def _refuse_itself(folder: Path, store: Path) -> None:
-    """Raise UsageError where --force would replace the source while it is read: a store is a model folder too."""
-    if store.exists() and store.samefile(folder):
-        raise UsageError("model and store are the same folder", store, "choose another name for the store")

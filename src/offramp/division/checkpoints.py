@@ -2,9 +2,6 @@
 one, and example inputs.
 """
 
-from __future__ import annotations
-
-import importlib.util
 import inspect
 from collections.abc import Mapping
 from dataclasses import replace
@@ -18,13 +15,13 @@ from torch import Tensor, nn
 from offramp.checkpoints.inputs import BATCH, LENGTH, example_texts, padded, task_of, texts_of
 from offramp.checkpoints.source import Source, open_source
 from offramp.division.config import DivisionConfig
-from offramp.division.exits import TrainedExits
-from offramp.division.modules import CHUNK_BYTES, Origin, divide_module, in_memory
+from offramp.division.messages import listed
+from offramp.division.modules import CHUNK_BYTES, Origin, TrainedExits, divide_module, in_memory
 from offramp.errors import OfframpError, SourceError, UsageError
 from offramp.program.program import Texts
 from offramp.store import StoreWriter
 from offramp.store import manifest as m
-from offramp.streaming.placeholders import Weight, weights_of
+from offramp.streaming.placeholders import weights_of
 from offramp.streaming.placement import DTYPES
 from offramp.streaming.weightless import class_of_folder, of_class, with_dtypes
 from offramp.tasks.pixels import ImageEncoder
@@ -32,7 +29,6 @@ from offramp.tasks.processors import FILE_NAME as PROCESSOR
 
 SECONDS = 1
 """Seconds of sound in a made-up example."""
-_LISTED = 5
 
 
 def divide_checkpoint(folder: Path, store: Path, config: DivisionConfig) -> Path:
@@ -49,11 +45,12 @@ def divide_checkpoint(folder: Path, store: Path, config: DivisionConfig) -> Path
             module = cls.from_pretrained(folder, local_files_only=True).eval()
         else:
             with_dtypes(module, {name: source.entries[found][0] for name, found in names.items()})
-            _fill_buffers(weights_of(module), names, source)
+            for name, weight in weights_of(module).items():
+                if weight.is_buffer:
+                    weight.put(_read(source, names[name]))
         texts = texts_of(module, folder)
-        origin = _origin(module, names, source, texts)
         example = dict(config.inputs) if config.inputs else example_of(module, folder, texts)
-        return divide_module(module, example, store, config, origin)
+        return divide_module(module, example, store, config, _origin(module, names, source, texts))
 
 
 def _names(module: nn.Module, source: Source) -> dict[str, str] | None:
@@ -76,26 +73,24 @@ def _names(module: nn.Module, source: Source) -> dict[str, str] | None:
             names[name] = found
     for what, wrong in (("missing", missing), ("mis-shaped", mis_shaped)):
         if wrong:
-            more = ", ..." if len(wrong) > _LISTED else ""
             remedy = "load it with transformers, and call offramp.divide(module, example_inputs, store)"
-            shown = ", ".join(wrong[:_LISTED])
-            raise SourceError(f"{len(wrong)} tensors {what}: {shown}{more}", source.folder, remedy)
+            raise SourceError(f"{len(wrong)} tensors {what}: {listed(wrong)}", source.folder, remedy)
     return names
 
 
 def _renamed(module: nn.Module, source: Source) -> dict[str, str] | None:
     """Return name in the module -> name in the checkpoint, or None where one weight is made from several tensors."""
+    from transformers import core_model_loading as loading
     from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
     transforms = get_model_conversion_mapping(module)  # type: ignore[arg-type]
-    renamings = [each for each in transforms if isinstance(each, WeightRenaming)]
-    converters = [each for each in transforms if isinstance(each, WeightConverter)]
+    renamings = [each for each in transforms if isinstance(each, loading.WeightRenaming)]
+    converters = [each for each in transforms if isinstance(each, loading.WeightConverter)]
     known = module.state_dict()
     prefix = str(getattr(module, "base_model_prefix", "") or "") or None
     found = {}
     for name in source.entries:
-        new, converter = rename_source_key(name, renamings, converters, prefix, known)
+        new, converter = loading.rename_source_key(name, renamings, converters, prefix, known)
         if converter is not None and name not in known:
             return None
         found[name if name in known else new] = name
@@ -111,23 +106,15 @@ def _origin(module: nn.Module, names: Mapping[str, str] | None, source: Source, 
 
     kind = str(getattr(module.config, "model_type", "module"))
     described = m.Source(source.fingerprint(), type(module).__name__, kind, "eager")
+    files = source.exits()
+    exits = None if files is None else TrainedExits(*files, task_of(module))
     if names is None:
         found = in_memory(module, weights_of(module))
-        return replace(found, source=described, write_files=write_files, exits=_exits_of(module, source), texts=texts)
+        return replace(found, source=described, write_files=write_files, exits=exits, texts=texts)
     return Origin(
-        lambda name: _read(source, names[name]),
-        lambda name: source.chunks(names[name], CHUNK_BYTES),
-        described,
-        write_files,
-        _exits_of(module, source),
-        texts,
-    )
-
-
-def _exits_of(module: nn.Module, source: Source) -> TrainedExits | None:
-    """Return the exits of a run folder, or None."""
-    found = source.exits()
-    return None if found is None else TrainedExits(*found, task_of(module))
+        lambda name: _read(source, names[name]), lambda name: source.chunks(names[name], CHUNK_BYTES), described,
+        write_files, exits, texts,
+    )  # fmt: skip
 
 
 def _read(source: Source, name: str) -> Tensor:
@@ -137,12 +124,6 @@ def _read(source: Source, name: str) -> Tensor:
     return data
 
 
-def _fill_buffers(weights: Mapping[str, Weight], names: Mapping[str, str], source: Source) -> None:
-    for name, weight in weights.items():
-        if weight.is_buffer:
-            weight.put(_read(source, names[name]))
-
-
 def example_of(module: nn.Module, folder: Path, texts: Texts | None = None) -> dict[str, Any]:
     """Return made-up inputs of a model of transformers: those of tokens, pixels and sound that its `forward` names.
 
@@ -150,57 +131,49 @@ def example_of(module: nn.Module, folder: Path, texts: Texts | None = None) -> d
     """
     if texts is not None:
         return example_texts(module, texts)
-    config, taken = module.config, inspect.signature(module.forward).parameters
+    config, taken = module.config, inspect.signature(module.forward).parameters.keys()
+    wanted = {str(getattr(module, "main_input_name", "input_ids")), "pixel_values", "input_ids"} & taken
+    if "input_ids" in wanted:
+        wanted.add("attention_mask")
+    if getattr(config, "is_encoder_decoder", False):
+        wanted.add("decoder_input_ids")
+    example = {name: tensor for name, tensor in _made_up(config, folder).items() if name in wanted & taken}
+    if not example:
+        what = f"no example can be made up for a {type(module).__name__}"
+        raise UsageError(what, None, "give --inputs FILE.safetensors")
+    return {**example, **({"use_cache": False} if "use_cache" in taken else {})}
+
+
+def _made_up(config: Any, folder: Path) -> dict[str, Tensor]:
+    """Return random inputs of every kind, by the names that models of transformers use."""
+
+    def size(name: str, default: int) -> Any:
+        """Return a setting of the config, or of one of the configs within it."""
+        inner = (getattr(config, part, None) for part in ("text_config", "vision_config", "encoder"))
+        found = (getattr(part, name, None) for part in (config, *inner))
+        return next((value for value in found if value is not None), default)
+
     generator = torch.Generator().manual_seed(0)
-    vocabulary = _first(config, "vocab_size", 100)
-    ids = torch.randint(3, max(vocabulary, 4), (BATCH, LENGTH), generator=generator)
-    size = _pixels(folder) or _first(config, "image_size", 224)
-    height, width = size if isinstance(size, (list, tuple)) else (size, size)
-    pixels = torch.randn(BATCH, _first(config, "num_channels", 3), height, width, generator=generator)
-    made: dict[str, Any] = {
+    ids = torch.randint(3, max(size("vocab_size", 100), 4), (BATCH, LENGTH), generator=generator)
+    shape = _pixels(folder) or size("image_size", 224)
+    height, width = shape if isinstance(shape, (list, tuple)) else (shape, shape)
+    frames = (size("num_mel_bins", 80), 2 * size("max_source_positions", 1500))
+    return {
         "input_ids": ids,
         "attention_mask": padded(ids),
         "decoder_input_ids": ids[:, : LENGTH // 2],
-        "pixel_values": pixels,
+        "pixel_values": torch.randn(BATCH, size("num_channels", 3), height, width, generator=generator),
         "input_values": torch.randn(BATCH, 16_000 * SECONDS, generator=generator),
-        "input_features": torch.randn(
-            BATCH,
-            _first(config, "num_mel_bins", 80),
-            2 * _first(config, "max_source_positions", 1500),
-            generator=generator,
-        ),
+        "input_features": torch.randn(BATCH, *frames, generator=generator),
     }
-    main = str(getattr(module, "main_input_name", "input_ids"))
-    wanted = {main, *(name for name in ("pixel_values", "input_ids") if name in taken)} & made.keys() & taken.keys()
-    if "input_ids" in wanted:
-        wanted |= {"attention_mask"} & taken.keys()
-    if getattr(config, "is_encoder_decoder", False):
-        wanted |= {"decoder_input_ids"} & taken.keys()
-    if not wanted:
-        raise UsageError(
-            f"no example can be made up for a {type(module).__name__}", None, "give --inputs FILE.safetensors"
-        )
-    example = {name: made[name] for name in made if name in wanted}
-    return {**example, **({"use_cache": False} if "use_cache" in taken else {})}
 
 
 def _pixels(folder: Path) -> tuple[int, int] | None:
     """Return height and width of the images that the folder's image processor makes, if it has a known one."""
-    if not (folder / PROCESSOR).is_file():
-        return None
     try:
-        return ImageEncoder.from_folder(folder).shape
+        return ImageEncoder.from_folder(folder).shape if (folder / PROCESSOR).is_file() else None
     except OfframpError:
         return None
-
-
-def _first(config: Any, name: str, default: Any) -> Any:
-    """Return a setting of a config, or of one of the configs within it."""
-    for part in (config, *(getattr(config, inner, None) for inner in ("text_config", "vision_config", "encoder"))):
-        found = getattr(part, name, None)
-        if found is not None:
-            return found
-    return default
 
 
 def load_inputs(path: Path) -> dict[str, Tensor]:
@@ -211,12 +184,8 @@ def load_inputs(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as arrays:
                 return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-        if importlib.util.find_spec("safetensors") is None:
-            raise UsageError("safetensors is not installed", path, "save the inputs with numpy.savez as .npz")
         from safetensors.torch import load_file
 
         return load_file(path)
-    except UsageError:
-        raise
     except Exception as error:  # NumPy, zip files and safetensors raise classes of their own
         raise UsageError(f"cannot be read as example inputs ({error})", path, "save them with numpy.savez") from None

@@ -1,13 +1,13 @@
-"""Options of the verb divide, and the identity of what it builds."""
-
-from __future__ import annotations
+"""Options of the verb divide."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from offramp import __version__
+from offramp.store import StoreWriter
 from offramp.store.manifest import FORMAT
 
 METHODS = ("auto", "names", "eager", "export")
@@ -47,7 +47,6 @@ class DivisionConfig:
         if self.method not in METHODS:
             raise ValueError(f"method must be one of {METHODS}, not {self.method!r}")
 
-
-def identity(fingerprint: str) -> str:
-    """Return what a store is made from and by which version: an interrupted build with the same identity is resumed."""
-    return f"{fingerprint} offramp {__version__} format {FORMAT}"
+    def writer(self, store: Path, fingerprint: str) -> StoreWriter:
+        """Return the writer of a store. An interrupted build of the same source by the same version is resumed."""
+        return StoreWriter(store, f"{fingerprint} offramp {__version__} format {FORMAT}", force=self.force)

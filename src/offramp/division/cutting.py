@@ -4,21 +4,21 @@ A piece is a small graph whose weights are inputs. Pieces that differ only in wh
 shapes, share one kernel, which is written once. Numbers that follow from shapes are computed again in each piece that
 needs them, so that only tensors flow from one piece to the next.
 
-Pure Python; the graphs are JSON.
+The graphs are JSON.
 """
-
-from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from offramp.errors import StageError
+from torch.utils import _pytree as pytree
+
+from offramp.division.messages import no_graph
 from offramp.program.captured import Piece
-from offramp.program.program import BATCH, Axis, Call, LookUp, Module, Part, Program, Value, can_carry_exit
+from offramp.program.program import BATCH, Call, LookUp, Module, Part, Program, Value, can_carry_exit
 from offramp.streaming.stages import LOOK_UP
 
 REFERENCE = "v"
@@ -60,26 +60,6 @@ class Graph:
     """Constant -> its tensor."""
 
 
-def with_inputs(graph: Graph, arguments: Sequence[str]) -> Graph:
-    """Return the graph with its inputs named as the arguments of the module, in order: torch.export names positional
-    ones as the module's code does.
-    """
-    names = dict(zip(graph.inputs, arguments, strict=True))
-
-    def keyed(mapping: Mapping[str, Any]) -> dict[str, Any]:
-        return {names.get(name, name): value for name, value in mapping.items()}
-
-    known = {name: names.get(name, name) for name in (*graph.values, *(node.name for node in graph.nodes))}
-    known.update({name: name for name in (*graph.weights, *graph.constants)})
-    nodes = [
-        replace(node, args=_renamed(node.args, known), kwargs=_renamed(node.kwargs, known)) for node in graph.nodes
-    ]
-    return replace(
-        graph, nodes=tuple(nodes), inputs=tuple(arguments), outputs=tuple(known[name] for name in graph.outputs),
-        values=keyed(graph.values), batch=keyed(graph.batch), dynamic=keyed(graph.dynamic),
-    )  # fmt: skip
-
-
 @dataclass(frozen=True)
 class Cut:
     """The pieces of a graph, in order, and the graph of each kernel that they call."""
@@ -110,13 +90,19 @@ def cut(graph: Graph, program: Program, tables: Set[str] = frozenset()) -> Cut:
     graphs: dict[str, bytes] = {}
     for span, part in zip(reversed(spans), reversed(program.module.parts), strict=True):
         full = _with_numbers(span, numbers)
-        _require_tensors(full, graph, program.module)
+        foreign = next((name for name in _reads(full) if name not in graph.values), None)
+        if foreign is not None:
+            raise no_graph(f"{foreign} flows between stages and is no tensor", program.module.name)
         piece, data = _piece(full, span, needed_later, part, graph)
         needed_later = (needed_later - {node.name for node in span}) | set(piece.reads)
         graphs[piece.kernel] = data
         pieces.insert(0, piece)
     flowing = sorted({name for piece in pieces for name in (*piece.reads, *piece.writes)})
-    values = {name: _by_rows(graph.values[name], graph.batch.get(name)) for name in flowing}
+    values = {}
+    for name in flowing:  # for any number of rows
+        value, rows = graph.values[name], graph.batch.get(name)
+        axes = tuple(BATCH if axis == rows else size for axis, size in enumerate(value.axes))
+        values[name] = Value(value.dtype, axes)
     return Cut(tuple(pieces), graphs, values, lookups, graph.outputs)
 
 
@@ -127,28 +113,19 @@ def _piece(
     reads = _reads(full)
     weights = tuple(name for name in reads if name in graph.weights)
     constants = tuple(name for name in reads if name in graph.constants)
-    values = _hidden_first(tuple(n for n in reads if n not in graph.weights and n not in graph.constants), part, graph)
+    values = _hidden_first([name for name in reads if name not in (*weights, *constants)], part, graph)
     writes = tuple(node.name for node in span if node.name in needed_later)
-    inputs = {"r": values, "w": weights, "c": constants}
-    shapes = [_fixed(name, graph) for group in inputs.values() for name in group]
-    data = _canonical(full, inputs, writes, shapes)
+    data = _canonical(full, {"r": values, "w": weights, "c": constants}, writes, graph)
     kernel = f"graph-{hashlib.sha256(data).hexdigest()[:12]}"
     own_weights = tuple(graph.weights[name] for name in weights)
     return Piece(kernel, values, writes, own_weights, tuple(graph.constants[name] for name in constants)), data
-
-
-def _by_rows(value: Value, batch_axis: int | None) -> Value:
-    axes: list[Axis] = list(value.axes)
-    if batch_axis is not None:
-        axes[batch_axis] = BATCH
-    return Value(value.dtype, tuple(axes))
 
 
 def _look_up(node: Node, graph: Graph, program: Program, tables: Set[str]) -> LookUp | None:
     """Return the look-up that an operation is, if it takes rows of a table by an input."""
     if node.target != LOOK_UP:
         return None
-    table, index = (part.get(REFERENCE) if isinstance(part, Mapping) else None for part in node.args[:2])
+    table, index = (part[REFERENCE] if _is_reference(part) else None for part in node.args[:2])
     name, ids = graph.weights.get(str(table)), program.inputs.get(str(index))
     if name is None or name not in tables or ids is None or index not in graph.inputs:
         return None
@@ -156,18 +133,10 @@ def _look_up(node: Node, graph: Graph, program: Program, tables: Set[str]) -> Lo
     return LookUp(name, str(index), Value(found.dtype, (*ids.axes, found.axes[-1])))
 
 
-def _require_tensors(nodes: Sequence[Node], graph: Graph, module: Module) -> None:
-    foreign = next((name for name in _reads(nodes) if name not in graph.values), None)
-    if foreign is not None:
-        raise StageError(f"{foreign} flows between stages and is no tensor", module.name, "use --method eager")
-
-
-def _hidden_first(values: tuple[str, ...], part: Part, graph: Graph) -> tuple[str, ...]:
+def _hidden_first(values: Sequence[str], part: Part, graph: Graph) -> tuple[str, ...]:
     """Return the values with the hidden state, which an exit before the part reads, in front."""
     hidden = None if part.hidden is None else part.flows[part.hidden]
-    like = [
-        name for name in values if hidden is not None and name in graph.batch and _is_like(graph.values[name], hidden)
-    ]
+    like = [name for name in values if name in graph.batch and hidden and _is_like(graph.values[name], hidden)]
     front = like if len(like) == 1 else []
     return (*front, *(name for name in values if name not in front))
 
@@ -199,7 +168,7 @@ def _starts(nodes: Sequence[Node], module: Module) -> list[int]:
         if place is None or place < starts[-1]:
             assert part.start is not None
             what = f"{part.start.module} (call {part.start.number}) begins at no operation of the exported graph"
-            raise StageError(what, module.name, "use --method eager")
+            raise no_graph(what, module.name)
         starts.append(place)
     return starts
 
@@ -219,9 +188,15 @@ def _with_numbers(piece: Sequence[Node], numbers: Mapping[str, Node]) -> list[No
     return list(found.values())
 
 
+def _is_reference(part: Any) -> bool:
+    return isinstance(part, dict) and REFERENCE in part
+
+
 def _references(nodes: Iterable[Node]) -> list[str]:
     """Return the values that nodes use, each once, in order."""
-    return list(dict.fromkeys(name for node in nodes for name in _named((node.args, node.kwargs))))
+    arguments = [(node.args, node.kwargs) for node in nodes]
+    leaves = pytree.tree_leaves(arguments, is_leaf=_is_reference)
+    return list(dict.fromkeys(leaf[REFERENCE] for leaf in leaves if _is_reference(leaf)))
 
 
 def _reads(nodes: Sequence[Node]) -> list[str]:
@@ -230,36 +205,20 @@ def _reads(nodes: Sequence[Node]) -> list[str]:
     return [name for name in _references(nodes) if name not in made]
 
 
-def _named(tree: Any) -> Iterator[str]:
-    if isinstance(tree, Mapping):
-        if REFERENCE in tree:
-            yield tree[REFERENCE]
-            return
-        tree = list(tree.values())
-    if isinstance(tree, (list, tuple)):
-        for part in tree:
-            yield from _named(part)
-
-
-def _fixed(name: str, graph: Graph) -> list[Axis | None]:
-    """Return its shape, with None for sizes that may differ from call to call."""
-    moving = graph.dynamic.get(name, ())
-    return [None if axis in moving else n for axis, n in enumerate(graph.values[name].axes)]
-
-
 def _canonical(
-    nodes: Sequence[Node],
-    inputs: Mapping[str, Sequence[str]],
-    writes: Sequence[str],
-    shapes: Sequence[Sequence[Axis | None]],
+    nodes: Sequence[Node], inputs: Mapping[str, Sequence[str]], writes: Sequence[str], graph: Graph
 ) -> bytes:
     """Return a piece as JSON with names that do not depend on its place in the graph.
 
-    It contains the shapes of its inputs, in their order: graphs for ONNX Runtime have these fixed, so pieces with other
-    shapes need other kernels.
+    It contains the shapes of its inputs, in their order, with None for sizes that may differ from call to call: graphs
+    for ONNX Runtime have the others fixed, so pieces with other shapes need other kernels.
     """
     names = {name: f"{letter}{i}" for letter, group in inputs.items() for i, name in enumerate(group)}
     names.update({node.name: f"n{i}" for i, node in enumerate(nodes)})
+    shapes = []
+    for name in (name for group in inputs.values() for name in group):
+        moving = graph.dynamic.get(name, ())
+        shapes.append([None if axis in moving else size for axis, size in enumerate(graph.values[name].axes)])
     tree = {
         "inputs": {letter: len(group) for letter, group in inputs.items()},
         "nodes": [
@@ -272,10 +231,7 @@ def _canonical(
 
 
 def _renamed(tree: Any, names: Mapping[str, str]) -> Any:
-    if isinstance(tree, Mapping):
-        if REFERENCE in tree:
-            return {REFERENCE: names[tree[REFERENCE]]}
-        return {key: _renamed(value, names) for key, value in tree.items()}
-    if isinstance(tree, (list, tuple)):
-        return [_renamed(part, names) for part in tree]
-    return tree
+    def rename(part: Any) -> Any:
+        return {REFERENCE: names[part[REFERENCE]]} if _is_reference(part) else part
+
+    return pytree.tree_map(rename, tree, is_leaf=_is_reference)

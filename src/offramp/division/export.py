@@ -1,12 +1,18 @@
-"""Captured graphs for the parts of a divided module: exported, cut where parts begin, proven, and written."""
+"""Captured graphs for the parts of a divided module: exported, cut where parts begin, proven, and written.
 
-from __future__ import annotations
+Graphs for ONNX Runtime are made from those for PyTorch, and each is compared with its origin.
+"""
 
+import contextlib
 import importlib.util
-from collections.abc import Callable, Sequence
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -14,8 +20,8 @@ from torch.nn import functional
 from offramp.backends.torch_graphs import CapturedGraph
 from offramp.division.cutting import Cut, Graph, cut, has_hidden
 from offramp.division.exported import export
-from offramp.division.onnx_export import IR, OPSET, difference, to_onnx
-from offramp.division.original import Original
+from offramp.division.messages import no_graph, said
+from offramp.division.proof import Example, Original
 from offramp.errors import StageError
 from offramp.program.captured import captured_program
 from offramp.store import StoreWriter
@@ -26,6 +32,10 @@ from offramp.streaming.placement import NAMES
 
 CONSTANTS = "constants"
 """Name of the shard of tensors that graphs take in addition to weights and saved buffers."""
+OPSET, IR = 18, 8
+"""Versions that torch writes; ONNX Runtime 1.14 reads them."""
+TOLERANCE = 1e-4
+"""Largest accepted difference of ONNX Runtime, relative to the largest value of a result."""
 Watch = Callable[[int, list[Tensor], tuple[Tensor, ...]], None]
 """Called with the index of a piece, its operands and its results."""
 
@@ -39,21 +49,22 @@ def with_graphs(original: Original, manifest: m.Manifest, exits: Sequence[int], 
     Raises StageError with the reason where the module cannot be exported, or its graphs give other answers.
     """
     inputs = [example.inputs for example in original.examples]
+    module = manifest.program.module
+    assert module is not None, "divided by a run"
     graph = export(original.module, original.weights, inputs[0], inputs[1:])
-    found = cut(graph, manifest.program, _tables(manifest))
+    by_rows = {name for name, (shard, _) in manifest.tensors().items() if shard.blocks is not None}
+    found = cut(graph, manifest.program, by_rows - set(module.sliced))
     found, manifest = _placed(found, manifest)
     run = _Run(original, graph, found)
     for example in original.examples:
-        fault = _fault(run, example.inputs, example.outputs)
+        fault = _fault(run, example)
         if fault is not None:
-            shown = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in example.inputs.tensors().items())
-            raise StageError(f"the exported graph {fault} for {shown}", original.name, "use --method eager")
+            raise no_graph(f"the exported graph {fault} for {example.shapes}", original.name)
     places = [index for index in exits if has_hidden(found, graph, manifest.program, index)]
     program = captured_program(manifest.program, found.pieces, found.values, places, found.lookups, found.outputs[0])
     files = [writer.add_file(m.captured_file(kernel), data) for kernel, data in sorted(found.graphs.items())]
-    original.say(
-        f"{len(found.pieces)} stages as {len(found.graphs)} graphs, exits can stand before {len(places)} of them"
-    )
+    counts = f"{len(found.pieces)} stages as {len(found.graphs)} graphs"
+    original.say(f"{counts}, exits can stand before {len(places)} of them")
     return replace(
         manifest, program=program, shards={**manifest.shards, **_constants(graph, found, manifest, writer)},
         graphs=_write_onnx(run, writer), files=(*manifest.files, *files),
@@ -85,30 +96,22 @@ class _Run:
         return [values[name] for name in self.found.outputs]
 
 
-def _tables(manifest: m.Manifest) -> set[str]:
-    """Return the tensors from which a stream reads only rows."""
-    module = manifest.program.module
-    assert module is not None, "divided by a run"
-    return {name for name, (shard, _) in manifest.tensors().items() if shard.blocks is not None} - set(module.sliced)
-
-
-def _fault(run: _Run, inputs: Arguments, expected: Sequence[Tensor]) -> str | None:
+def _fault(run: _Run, example: Example) -> str | None:
+    """Return what is wrong with the graphs on an example, or None."""
     try:
-        found = run(inputs)
+        found = run(example.inputs)
     except Exception as error:  # operations raise any class for shapes that they do not take
-        return f"fails ({type(error).__name__}: {str(error).partition(chr(10))[0][:200]})"
-    if are_equal(found, expected):
+        return f"fails ({said(error)})"
+    if are_equal(found, example.outputs):
         return None
-    if [tensor.shape for tensor in found] != [tensor.shape for tensor in expected]:
+    if [tensor.shape for tensor in found] != [tensor.shape for tensor in example.outputs]:
         return "answers in other shapes than the module"
-    worst = max(map(_distance, found, expected), default=0.0)
+    worst = 0.0
+    for one, other in zip(found, example.outputs, strict=True):
+        if other.numel():
+            scale = other.double().abs().max().clamp(min=1e-30)
+            worst = max(worst, float((one.double() - other.double()).abs().max() / scale))
     return f"gives other answers than the module (by {worst:.1e} at most, of the largest value)"
-
-
-def _distance(found: Tensor, expected: Tensor) -> float:
-    if not expected.numel():
-        return 0.0
-    return float((found.double() - expected.double()).abs().max() / expected.double().abs().max().clamp(min=1e-30))
 
 
 def _placed(found: Cut, manifest: m.Manifest) -> tuple[Cut, m.Manifest]:
@@ -126,7 +129,7 @@ def _placed(found: Cut, manifest: m.Manifest) -> tuple[Cut, m.Manifest]:
         lost = [name for name, home in homes.items() if home not in part.shards]
         if lost:
             what = f"{min(lost)} is used in stage {index:03d} of the exported graph, and in another one by the module"
-            raise StageError(what, module.name, "use --method eager")
+            raise no_graph(what, module.name)
         parts.append(part)
         pieces.append(replace(piece, shards=tuple(name for name in part.shards if name in homes.values())))
     program = replace(manifest.program, module=replace(module, parts=tuple(parts)))
@@ -135,13 +138,13 @@ def _placed(found: Cut, manifest: m.Manifest) -> tuple[Cut, m.Manifest]:
 
 def _constants(graph: Graph, found: Cut, manifest: m.Manifest, writer: StoreWriter) -> dict[str, m.Shard]:
     """Write the constants that are not in the store. Returns their shard by name, or nothing."""
-    used = {name for piece in found.pieces for name in piece.constants}
-    constants = {name: data for name, data in graph.data.items() if name in used and name not in manifest.tensors()}
+    used = {name for piece in found.pieces for name in piece.constants} - manifest.tensors().keys()
+    constants = [(name, tensor) for name, tensor in graph.data.items() if name in used]
     if not constants:
         return {}
-    tensors = sorted(constants.items(), key=lambda pair: pair[1].nbytes % 64 != 0)
-    entries = [(name, name, NAMES[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors]
-    return {CONSTANTS: writer.add_shard(CONSTANTS, entries, lambda name: [bits(constants[name])])}
+    aligned = sorted(constants, key=lambda pair: pair[1].nbytes % 64 != 0)
+    entries = [(name, name, NAMES[tensor.dtype], tuple(tensor.shape)) for name, tensor in aligned]
+    return {CONSTANTS: writer.add_shard(CONSTANTS, entries, lambda name: [bits(graph.data[name])])}
 
 
 def _write_onnx(run: _Run, writer: StoreWriter) -> dict[str, m.Graph]:
@@ -151,15 +154,14 @@ def _write_onnx(run: _Run, writer: StoreWriter) -> dict[str, m.Graph]:
         say("no ONNX graphs written, the store runs on torch only: pip install 'offramp[divide]'")
         return {}
     written: dict[str, m.Graph] = {}
-    worst = 0.0
+    differences = [0.0]
 
     def write(index: int, given: list[Tensor], results: tuple[Tensor, ...]) -> None:
-        nonlocal worst
         piece = run.found.pieces[index]
         if piece.kernel not in written:
             graph = run.graphs[piece.kernel]
-            data = to_onnx(graph, given, [run.graph.dynamic.get(name, ()) for name in piece.reads])
-            worst = max(worst, difference(data, graph.inputs, given, results))
+            data = _to_onnx(graph, given, [run.graph.dynamic.get(name, ()) for name in piece.reads])
+            differences.append(_difference(data, graph.inputs, given, results))
             written[piece.kernel] = writer.add_graph(piece.kernel, data, OPSET, IR)
 
     try:
@@ -167,5 +169,77 @@ def _write_onnx(run: _Run, writer: StoreWriter) -> dict[str, m.Graph]:
     except StageError as error:
         say(f"no ONNX graphs written, the store runs on torch only: {error}")
         return {}
-    say(f"ONNX graphs differ from PyTorch's by {worst:.1e} at most, of the largest value")
+    say(f"ONNX graphs differ from PyTorch's by {max(differences):.1e} at most, of the largest value")
     return written
+
+
+def _to_onnx(graph: CapturedGraph, given: Sequence[Tensor], dynamic: Sequence[Sequence[int]]) -> bytes:
+    """Return a graph as ONNX bytes. Raises StageError where PyTorch cannot write it.
+
+    Args:
+        given: example operands.
+        dynamic: axes whose sizes may differ from call to call, of the first operands.
+    """
+    moving = [dict.fromkeys(each, torch.export.Dim.DYNAMIC) or None for each in dynamic]
+    shapes = (*moving, *[None] * (len(given) - len(moving)))
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                graph, tuple(given), dynamo=True, dynamic_shapes=(shapes,), input_names=list(graph.inputs),
+                opset_version=OPSET, verbose=False, external_data=False, optimize=True,
+            )  # fmt: skip
+        assert program is not None
+        proto = program.model_proto
+    except Exception as error:  # the exporter raises many classes
+        raise StageError(f"a stage cannot be written as ONNX ({said(error)})", None, "run it on torch") from None
+    for node in proto.graph.node:
+        node.doc_string = ""
+        del node.metadata_props[:]
+    for info in (*proto.graph.input, *proto.graph.output):
+        del info.metadata_props[:]
+    del proto.graph.value_info[:]
+    proto.ir_version = IR
+    return proto.SerializeToString(deterministic=True)
+
+
+def _difference(data: bytes, names: Sequence[str], given: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """Return the largest difference between ONNX Runtime's results and those expected, relative to the largest value.
+
+    Raises StageError where it is larger than TOLERANCE, or the graph does not run.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        taken = {each.name for each in session.get_inputs()}
+        feeds = {n: t.detach().contiguous().numpy() for n, t in zip(names, given, strict=True) if n in taken}
+        results: Any = session.run(None, feeds)
+    except Exception as error:  # onnxruntime's exceptions have no common base
+        raise StageError(f"a stage does not run as ONNX ({said(error)})", None, "") from None
+    worst = 0.0
+    for found, tensor in zip(results, expected, strict=True):
+        wanted = tensor.detach().numpy()
+        if found.dtype.kind == "f" and wanted.size:
+            finite = np.isfinite(wanted)
+            scale = max(float(np.abs(wanted[finite]).max(initial=0)), 1e-6)
+            worst = max(worst, float(np.abs(found - wanted)[finite].max(initial=0)) / scale)
+        elif not np.array_equal(found, wanted):
+            worst = float("inf")
+    if worst > TOLERANCE:
+        raise StageError(f"ONNX Runtime differs by {worst:.1e} of the largest value", None, "run it on torch")
+    return worst
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Suppress the exporter's progress on stdout, in warnings and in logs."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -4,9 +4,8 @@ The module is exported on tensors without data, so no weights are needed. Operat
 that the module calls, and give the same bits.
 """
 
-from __future__ import annotations
-
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,9 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from offramp.backends.torch_graphs import NUMBERS
-from offramp.division.cutting import REFERENCE, Graph, Node, with_inputs
+from offramp.division.cutting import REFERENCE, Graph, Node
+from offramp.division.messages import no_graph, said
+from offramp.division.proof import undisturbed
 from offramp.errors import StageError
 from offramp.program.program import Call, Value
 from offramp.streaming.capture import Arguments
@@ -43,44 +44,38 @@ def export(
     differing = _differing(module, example, others)
     with_length = [axes | _lengths(leaf) for axes, leaf in zip(differing, _leaves(example), strict=True)]
     attempts = [differing] if any(axes - {0} for axes in differing) else [with_length, differing]
-    reasons = []
+    reason = ""
     for axes in attempts:
         try:
-            graph = _as_data(_exported(module, weights, example, axes), module, weights)
-            return with_inputs(graph, tuple(example.tensors()))
+            program = _exported(module, weights, example, axes)
+            return _as_data(program, module, weights, tuple(example.tensors()))
         except StageError:
             raise
         except Exception as error:  # torch.export raises many classes
-            reasons.append(f"{type(error).__name__}: {_said(error)}")
-    raise StageError(
-        f"torch.export cannot take this module ({reasons[-1]})", type(module).__name__, "use --method eager"
-    )
-
-
-def _said(error: Exception) -> str:
-    """Return the first line of an error message, or the first violated constraint."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
-    constraint = next((line for line in lines if line.startswith("- ")), None)
-    if constraint is not None and "Constraints" in lines[0]:
-        return constraint.removeprefix("- ").partition(". ")[0]
-    return lines[0][:300]
+            reason = said(error)
+            violated = re.search(r"^\s*- (.*?)(\. |$)", str(error), re.MULTILINE)
+            if "Constraints" in reason and violated:
+                reason = f"{type(error).__name__}: {violated[1]}"
+    raise no_graph(f"torch.export cannot take this module ({reason})", type(module).__name__)
 
 
 def _leaves(inputs: Arguments) -> list[Any]:
     return pytree.tree_leaves((inputs.args, inputs.kwargs))
 
 
+def _form(inputs: Arguments) -> pytree.TreeSpec:
+    return pytree.tree_structure((inputs.args, inputs.kwargs))
+
+
 def _differing(module: nn.Module, example: Arguments, others: Sequence[Arguments]) -> list[set[int]]:
     """Return for each leaf of the arguments the axes that differ between the examples, and 0, which counts rows."""
     leaves = _leaves(example)
     found: list[set[int]] = [{0} if isinstance(leaf, Tensor) and leaf.dim() else set() for leaf in leaves]
-    _, form = pytree.tree_flatten((example.args, example.kwargs))
     for other in others:
-        if pytree.tree_flatten((other.args, other.kwargs))[1] != form or not all(
-            map(_is_alike, leaves, _leaves(other))
-        ):
-            raise StageError("examples that differ in more than sizes of tensors cannot share a graph",
-                             type(module).__name__, "use --method eager, or give examples that are alike")  # fmt: skip
+        if _form(other) != _form(example) or not all(map(_is_alike, leaves, _leaves(other))):
+            remedy = "use --method eager, or give examples that are alike"
+            what = "examples that differ in more than sizes of tensors cannot share a graph"
+            raise StageError(what, type(module).__name__, remedy)
         for axes, leaf, its in zip(found, leaves, _leaves(other), strict=True):
             if isinstance(leaf, Tensor):
                 axes.update(i for i, (one, two) in enumerate(zip(leaf.shape, its.shape, strict=True)) if one != two)
@@ -102,57 +97,55 @@ def _exported(module: nn.Module, weights: Mapping[str, Weight], example: Argumen
     from torch.fx.experimental.symbolic_shapes import ShapeEnv  # a quarter of a second, and 33 MiB
 
     mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
-    buffers = [(owner, name, b) for owner in module.modules() for name, b in owner._buffers.items() if b is not None]
+    moving = [dict.fromkeys(sorted(each), torch.export.Dim.DYNAMIC) or None for each in axes]
+    args, kwargs = pytree.tree_unflatten(moving, _form(example))
+    shapes = dict(kwargs) if not args else (*args, *kwargs.values())  # by the parameters of `forward`
     try:
         with mode:
             for weight in weights.values():
                 if not weight.is_buffer:
-                    like = weight.tensor
-                    empty = torch.empty(like.shape, dtype=like.dtype, device="cpu")
+                    empty = torch.empty(weight.tensor.shape, dtype=weight.tensor.dtype, device="cpu")
                     weight.put(nn.Parameter(empty, requires_grad=False))
-        _, form = pytree.tree_flatten((example.args, example.kwargs))
-        moving = [dict.fromkeys(sorted(each), torch.export.Dim.DYNAMIC) or None for each in axes]
-        shapes = pytree.tree_unflatten(moving, form)
-        with torch.no_grad():
-            return torch.export.export(
-                module, example.args, example.kwargs, dynamic_shapes=_by_parameter(module, *shapes), strict=False
-            )
+        with undisturbed(module), torch.no_grad():
+            return torch.export.export(module, example.args, example.kwargs, dynamic_shapes=shapes, strict=False)
     finally:
         for weight in weights.values():
             weight.put(weight.tensor)
-        for owner, name, buffer in buffers:
-            owner._buffers[name] = buffer
 
 
-def _by_parameter(module: nn.Module, args: Any, kwargs: Any) -> Any:
-    return tuple(args) if args and not kwargs else ({**kwargs} if not args else (*args, *kwargs.values()))
-
-
-def _as_data(program: Any, module: nn.Module, weights: Mapping[str, Weight]) -> Graph:
+def _as_data(program: Any, module: nn.Module, weights: Mapping[str, Weight], arguments: Sequence[str]) -> Graph:
+    """Return an exported program as plain data. Its inputs are named as the arguments, in order: torch.export names
+    positional ones as the module's code does.
+    """
     signature, nodes = program.graph_signature, list(program.graph.nodes)
+    if signature.buffers_to_mutate or signature.user_inputs_to_mutate or _writes_to_inputs(nodes):
+        raise no_graph("the module writes to its buffers or inputs", type(module).__name__)
     first_names = {name: weight.name for weight in weights.values() for name in (weight.name, *weight.aliases)}
     constants: dict[str, str] = {**signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
     buffers = {key: first_names.get(name, name) for key, name in constants.items()}
-    inputs = tuple(name for name in signature.user_inputs if isinstance(name, str) and _meta(nodes, name) is not None)
-    if signature.buffers_to_mutate or signature.user_inputs_to_mutate or _writes_to_inputs(nodes):
-        raise StageError("the module writes to its buffers or inputs", type(module).__name__, "use --method eager")
-    symbols = {str(_meta(nodes, name).shape[0]) for name in inputs if _meta(nodes, name).dim()}
-    values, batch, dynamic = {}, {}, {}
+    tensors = {node.name: node.meta["val"] for node in nodes if isinstance(node.meta.get("val"), Tensor)}
+    inputs = [name for name in signature.user_inputs if isinstance(name, str) and name in tensors]
+    outputs = [name for name in signature.user_outputs if isinstance(name, str) and name in tensors]
+    names = dict(zip(inputs, arguments, strict=True))
     for node in nodes:
-        value = node.meta.get("val")
-        if isinstance(value, Tensor):
-            values[node.name] = Value(str(value.dtype).removeprefix("torch."), tuple(_hint(n) for n in value.shape))
-            counting = [i for i, n in enumerate(value.shape) if isinstance(n, torch.SymInt) and str(n) in symbols]
-            batch.update({node.name: counting[0]} if counting else {})
-            moving = tuple(i for i, n in enumerate(value.shape) if isinstance(n, torch.SymInt))
-            dynamic.update({node.name: moving} if moving else {})
-    made = [_node(node) for node in nodes if node.op == "call_function" and not _is_check(node)]
-    outputs = tuple(name for name in signature.user_outputs if isinstance(name, str) and name in values)
-    names = [name for name in inputs if name in values]
+        node.name = names.get(node.name, node.name)
+    symbols = {str(tensors[name].shape[0]) for name in inputs if tensors[name].dim()}
+    values, batch, dynamic = {}, {}, {}
+    for name, tensor in tensors.items():
+        name = names.get(name, name)
+        values[name] = Value(str(tensor.dtype).removeprefix("torch."), tuple(map(_hint, tensor.shape)))
+        moving = {i: str(size) for i, size in enumerate(tensor.shape) if isinstance(size, torch.SymInt)}
+        counting = [i for i, symbol in moving.items() if symbol in symbols]
+        if moving:
+            dynamic[name] = tuple(moving)
+        if counting:
+            batch[name] = counting[0]
+    calls = [node for node in nodes if node.op == "call_function" and not str(node.target).startswith(CHECKS)]
+    parameters = {key: first_names[name] for key, name in signature.inputs_to_parameters.items()}
     data = {name: _constant(program, module, name) for name in buffers.values()}
     return Graph(
-        tuple(made), tuple(names), {key: first_names[name] for key, name in signature.inputs_to_parameters.items()},
-        buffers, outputs, values, batch, dynamic, data,
+        tuple(map(_node, calls)), tuple(arguments), parameters, buffers,
+        tuple(names.get(name, name) for name in outputs), values, batch, dynamic, data,
     )  # fmt: skip
 
 
@@ -180,23 +173,12 @@ def _constant(program: Any, module: nn.Module, name: str) -> Tensor:
     found = dict(module.named_buffers()).get(name)
     found = program.constants.get(name) if found is None else found
     if not isinstance(found, Tensor) or isinstance(found, FakeTensor):
-        raise StageError(
-            f"constant {name} of the exported graph has no data", type(module).__name__, "use --method eager"
-        )
+        raise no_graph(f"constant {name} of the exported graph has no data", type(module).__name__)
     return found
-
-
-def _meta(nodes: Any, name: str) -> Any:
-    found = next((node.meta.get("val") for node in nodes if node.name == name), None)
-    return found if isinstance(found, Tensor) else None
 
 
 def _hint(size: Any) -> int:
     return int(size.node.hint) if isinstance(size, torch.SymInt) else int(size)
-
-
-def _is_check(node: Any) -> bool:
-    return str(node.target).startswith(CHECKS)
 
 
 def _node(node: Any) -> Node:
@@ -211,13 +193,11 @@ def _node(node: Any) -> Node:
 
 def _target(node: Any) -> str:
     if isinstance(node.target, torch._ops.OpOverload):
-        name = str(node.target)
-        if not name.startswith("aten."):
-            raise StageError(f"operation {name} is none of torch's own", None, "use --method eager")
-        return name
+        if not str(node.target).startswith("aten."):
+            raise no_graph(f"operation {node.target} is none of torch's own")
+        return str(node.target)
     if node.target not in _NAMES:
-        name = getattr(node.target, "__name__", node.target)
-        raise StageError(f"operation {name} is not known", None, "use --method eager")
+        raise no_graph(f"operation {getattr(node.target, '__name__', node.target)} is not known")
     return _NAMES[node.target]
 
 
@@ -236,4 +216,4 @@ def _data(part: Any) -> Any:
     for kind in (torch.dtype, torch.device, torch.memory_format, torch.layout):
         if isinstance(part, kind):
             return {kind.__name__: str(part).removeprefix("torch.")}
-    raise StageError(f"argument {part!r} of the exported graph is not known", None, "use --method eager")
+    raise no_graph(f"argument {part!r} of the exported graph is not known")

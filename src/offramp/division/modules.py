@@ -4,54 +4,98 @@ store prove that the answers are equal bit for bit.
 Weights of a checkpoint are read in parts; a module that is in memory is not changed.
 """
 
-from __future__ import annotations
-
+import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from offramp.checkpoints.inputs import task_of
-from offramp.division.config import DivisionConfig, identity
-from offramp.division.exits import TrainedExits, own_exits
+from offramp.checkpoints.source import EXITS, TRAINING
+from offramp.division.config import DivisionConfig
 from offramp.division.export import with_graphs
-from offramp.division.layout import KEPT, Layout, sliced_weights
-from offramp.division.original import Fetch, Original, require_divisible, run_examples, trace
-from offramp.division.proof import prove_all, prove_slices, verdict
-from offramp.errors import StageError, UsageError
+from offramp.division.proof import Original, prove_all, prove_slices, require_divisible, verdict
+from offramp.errors import SourceError, StageError, UsageError
 from offramp.program.captured import captured_inputs
-from offramp.program.program import Module, Output, Part, Program, Texts
-from offramp.store import StoreWriter
+from offramp.program.program import REGRESSION, SINGLE_LABEL, Call, Module, Output, Program, Texts
+from offramp.store import Shard, StoreWriter
 from offramp.store import manifest as m
+from offramp.store.exits import parse_exits
 from offramp.store.files import write_atomic
-from offramp.streaming.capture import Arguments, LastUsed
-from offramp.streaming.placeholders import (
-    Placeholder,
-    Weight,
-    content_sha256,
-    fingerprint,
-    pieces,
-    sizes_of,
-    unsaved_buffers,
-    weights_of,
-)
+from offramp.streaming import placeholders
+from offramp.streaming.capture import Arguments, LastUsed, value_of
+from offramp.streaming.placement import NAMES
 from offramp.streaming.stages import StagePlan, plan_stages
 
+Weights = Mapping[str, placeholders.Weight]
+Chunks = Callable[[str], Iterator[bytes | memoryview]]
+"""Function from a weight to its data in pieces."""
 CHUNK_BYTES = 2 << 20
 KEPT_BYTES = 64 << 20
 """Bytes of weights that are kept while a run is traced, in addition to the one in use."""
+MIN_SLICED_ROWS = 4
+"""Fewest rows of a weight that is read some rows at a time."""
+KEPT = "kept"
+"""Name of the shard of weights that stay in memory."""
+
+
+@dataclass(frozen=True)
+class TrainedExits:
+    """Two files, and the problem and labels of the model that they were trained with."""
+
+    heads: Path
+    description: Path
+    task: tuple[str | None, tuple[str, ...]]
+
+    @property
+    def calls(self) -> tuple[Call, ...]:
+        """Calls that begin after an exit. Raises SourceError for a description that cannot be read."""
+        points = parse_exits(self.description.read_bytes(), self.description.parent, SourceError).points
+        return tuple(Call(module, number) for module, number, _ in points)
+
+    def added_to(self, manifest: m.Manifest, writer: StoreWriter) -> m.Manifest:
+        """Copy the exits and return the manifest with them. Raises SourceError unless layers begin where they stand."""
+        program = manifest.program
+        assert program.module is not None and program.stages, "divided by export"
+        steps = accumulate(len(layer.steps) for layer in program.layers[:-1])
+        starts = tuple(program.module.parts[index].start for index in steps)
+        if starts != self.calls:
+            what = f"{len(self.calls)} exits were trained, and the graphs of this division have {len(starts)} places"
+            raise SourceError(what, self.description.parent, "train the exits again")
+        return replace(manifest, exits=writer.add_exits(self.heads, self.description))
+
+
+def own_exits(folder: Path, weights_sha256: str) -> TrainedExits:
+    """Return the exits that `training.train_exits` wrote for a module that is no checkpoint.
+
+    Raises SourceError for another folder, and where the exits were trained with other weights than the module has.
+    """
+    heads, description, training = paths = [folder / name for name in (*EXITS, TRAINING)]
+    missing = next((path.name for path in paths if not path.is_file()), None)
+    if missing:
+        raise SourceError(f"no run folder with exits: {missing} is missing", folder, "train them with train_exits")
+    found = parse_exits(description.read_bytes(), folder, SourceError)
+    if not found.trained or found.weights_sha256 != weights_sha256:
+        what = "the exits were trained with other weights than the module has"
+        raise SourceError(what, folder, "safetensors.torch.load_model(module, FOLDER/model.safetensors)")
+    try:
+        labels = tuple(map(str, json.loads(training.read_bytes())["labels"]))
+    except (ValueError, KeyError, TypeError):
+        raise SourceError(f"{TRAINING} does not name the labels", folder, "train the exits again") from None
+    return TrainedExits(heads, description, (SINGLE_LABEL, labels) if labels else (REGRESSION, ("score",)))
 
 
 @dataclass(frozen=True)
 class Origin:
     """Source of a module's weights, and of the files that come with them."""
 
-    fetch: Fetch
-    chunks: Callable[[str], Iterator[bytes | memoryview]]
+    fetch: Callable[[str], Tensor]
+    chunks: Chunks
     source: m.Source
     write_files: Callable[[StoreWriter], Sequence[m.File]] = lambda writer: ()
     """Writes the companions: config, tokenizer."""
@@ -76,56 +120,56 @@ def divide_module(
     if module.training:
         raise UsageError("the module is in training mode", None, "call eval() on it")
     require_divisible(module)
-    weights, buffers_sha256, say = weights_of(module), unsaved_buffers(module), config.say
-    example = Arguments(example_inputs)
-    made_up = origin is not None
+    weights, buffers_sha256 = placeholders.weights_of(module), placeholders.unsaved_buffers(module)
+    example, made_up = Arguments(example_inputs), origin is not None
     origin = origin or in_memory(module, weights)
     if config.exits is not None:
         origin = replace(origin, exits=own_exits(Path(config.exits), origin.source.fingerprint))
-    fetch = LastUsed(origin.fetch, KEPT_BYTES)
-    run = trace(module, weights, example, fetch, made_up)
-    sizes = sizes_of(weights)
+    original = Original(module, weights, LastUsed(origin.fetch, KEPT_BYTES), config.say)
+    run, sizes = original.trace(example, made_up=made_up), placeholders.sizes_of(weights)
     plan = plan_stages(run, sizes, config.stage_bytes, points=() if origin.exits is None else origin.exits.calls)
-    say(f"{len(plan.stages)} stages of at most {max(sizes.of(stage.uses) for stage in plan.stages)} bytes")
-    more = [Arguments(inputs) for inputs in config.more_inputs]
-    original = Original(module, weights, fetch, run_examples(module, weights, example, more, fetch, say), say)
-    made_from = f"{origin.source.fingerprint} {fingerprint(weights)}"
-    with StoreWriter(store, identity(made_from), force=config.force) as writer:
+    config.say(f"{len(plan.stages)} stages of at most {max(sizes.of(stage.uses) for stage in plan.stages)} bytes")
+    original = original.with_examples(example, [Arguments(inputs) for inputs in config.more_inputs])
+    with config.writer(store, f"{origin.source.fingerprint} {placeholders.fingerprint(weights)}") as writer:
         writer.require_space(sum(weight.num_bytes for weight in weights.values()))
-        manifest = _proven(original, plan, origin, writer)
-        assert manifest.proof is not None
-        manifest = replace(manifest, proof=replace(manifest.proof, unsaved_buffers_sha256=buffers_sha256))
+        manifest, proof = _proven(original, plan, origin, writer)
+        manifest = replace(manifest, proof=replace(proof, unsaved_buffers_sha256=buffers_sha256))
         if origin.exits is not None:
             manifest = with_graphs(original, manifest, plan.exits, writer)
             return writer.finish(origin.exits.added_to(manifest, writer))
         if config.method == "export" or (config.method == "auto" and manifest.program.problem is not None):
-            manifest = _try_graphs(original, manifest, plan.exits, writer, required=config.method == "export")
+            try:
+                manifest = with_graphs(original, manifest, plan.exits, writer)
+            except StageError as error:
+                if config.method == "export":
+                    raise
+                config.say(f"no graphs of stages, the store runs by offramp.stream only: {error}")
         return writer.finish(manifest)
 
 
-def _proven(original: Original, plan: StagePlan, origin: Origin, writer: StoreWriter) -> m.Manifest:
-    """Write the shards and return the manifest with its proof.
+def _proven(original: Original, plan: StagePlan, origin: Origin, writer: StoreWriter) -> tuple[m.Manifest, m.Proof]:
+    """Write the shards and return the manifest and its proof.
 
     This is repeated until all weights that are used outside their stages stay in memory, and all that are planned to be
     read by rows can be.
     """
-    files = tuple(origin.write_files(writer))
+    say, files = original.say, tuple(origin.write_files(writer))
     problem, labels = task_of(original.module) if origin.exits is None else origin.exits.task
     output = None if problem is None else Output("", problem, len(labels))
     listed = writer.add_labels(labels)
+    described = [
+        {name: value_of(tensor) for name, tensor in each.inputs.tensors().items()} for each in original.examples
+    ]
+    inputs, example = captured_inputs(described, origin.texts is not None)
     kept: set[str] = set()
     while True:
-        layout = Layout(original.weights, plan, kept)
-        inputs, example = captured_inputs([e.described() for e in original.examples], origin.texts is not None)
+        sliced = _sliced_weights(original.weights, plan)
+        shelves = _layout(original.weights, plan, sliced, kept)
         program = Program(
-            inputs=inputs,
-            output=output,
-            texts=origin.texts,
-            module=_module(original, plan, layout.parts(), (KEPT,) if kept else ()),
-            activation_bytes=plan.activation_bytes,
-            example=example,
-        )
-        shards = layout.write(writer, origin.chunks)
+            inputs=inputs, output=output, texts=origin.texts, module=_module(original, plan, sliced, shelves),
+            activation_bytes=plan.activation_bytes, example=example,
+        )  # fmt: skip
+        shards = {name: shelf.write(name, original.weights, writer, origin.chunks) for name, shelf in shelves.items()}
         manifest = m.Manifest(origin.source, program, shards, {}, files, labels=listed)
         write_atomic(writer.partial / m.FILE_NAME, [m.dumps(manifest)])
         proven, escaped = prove_all(original, writer.partial)
@@ -134,74 +178,103 @@ def _proven(original: Original, plan: StagePlan, origin: Origin, writer: StoreWr
             whole = prove_slices(original, writer.partial)
             if not whole:
                 break
-            original.say(f"{len(whole)} weights cannot be read some rows at a time")
+            say(f"{len(whole)} weights cannot be read some rows at a time")
         else:
-            original.say(f"{len(escaped)} weights stay in memory: the code uses them outside their stages")
+            say(f"{len(escaped)} weights stay in memory: the code uses them outside their stages")
         kept |= escaped
         plan = replace(plan, sliced=tuple(name for name in plan.sliced if name not in kept | whole))
     proof = verdict(proven, original)
     if proof.is_paged:
-        original.say("some weights are read outside their stages: the store is marked as paged, and strict refuses it")
-    return replace(manifest, proof=proof)
+        say("some weights are read outside their stages: the store is marked as paged, and strict refuses it")
+    return manifest, proof
 
 
-def _try_graphs(
-    original: Original, manifest: m.Manifest, exits: Sequence[int], writer: StoreWriter, *, required: bool
-) -> m.Manifest:
-    try:
-        return with_graphs(original, manifest, exits, writer)
-    except StageError as error:
-        if required:
-            raise
-        original.say(f"no graphs of stages, the store runs by offramp.stream only: {error}")
-        return manifest
-
-
-def in_memory(module: nn.Module, weights: Mapping[str, Weight]) -> Origin:
+def in_memory(module: nn.Module, weights: Weights) -> Origin:
     """Return the origin of a module that holds its weights. Raises StageError for weights without data."""
-
     for name, weight in weights.items():
-        if weight.tensor.is_meta or isinstance(weight.tensor, Placeholder):
+        if weight.tensor.is_meta or isinstance(weight.tensor, placeholders.Placeholder):
             raise StageError(f"weight {name} has no data", type(module).__name__, "give a module with its weights")
-    config = getattr(module, "config", None)
+    config: Any = getattr(module, "config", None)
     kind = str(getattr(config, "model_type", None) or "module")
-    source = m.Source(content_sha256(weights), type(module).__name__, kind, "eager")
 
     def write_files(writer: StoreWriter) -> list[m.File]:
         """Write the config, with which the module can be built again by its class."""
-        data = (
-            config.to_json_string(use_diff=True).encode()
-            if config is not None and hasattr(config, "to_json_string")
-            else b""
-        )
-        return [writer.add_file("config.json", data)] if data else []
+        text = config.to_json_string(use_diff=True) if hasattr(config, "to_json_string") else ""
+        return [writer.add_file("config.json", text.encode())] if text else []
 
     return Origin(
         lambda name: weights[name].tensor.detach().clone(),
-        lambda name: pieces(weights[name].tensor, CHUNK_BYTES),
-        source,
+        lambda name: placeholders.pieces(weights[name].tensor, CHUNK_BYTES),
+        m.Source(placeholders.content_sha256(weights), type(module).__name__, kind, "eager"),
         write_files,
     )
 
 
-def _module(original: Original, plan: StagePlan, parts: tuple[Part, ...], pinned: tuple[str, ...]) -> Module:
+@dataclass(frozen=True)
+class Shelf:
+    """Weights that lie in one shard, and the indices of the stages that need it."""
+
+    names: Sequence[str]
+    stages: Sequence[int] = ()
+    gathered: bool = False
+    """Rows of the weight are read singly."""
+
+    def write(self, shard: str, weights: Weights, writer: StoreWriter, chunks: Chunks) -> Shard:
+        """Write the shard."""
+        aligned = sorted(self.names, key=lambda name: weights[name].num_bytes % 64 != 0)  # else in order of use
+        tensors = [(name, weights[name].tensor) for name in aligned]
+        entries = [(name, "rows" if self.gathered else name, NAMES[t.dtype], tuple(t.shape)) for name, t in tensors]
+        return writer.add_shard(shard, entries, chunks, gathered=self.gathered)
+
+
+def _layout(weights: Weights, plan: StagePlan, sliced: Sequence[str], kept: Set[str]) -> dict[str, Shelf]:
+    """Return shard -> its weights.
+
+    One shard holds the weights that the same stages need. Each table and each weight that is read some rows at a time
+    has a shard of its own; so have the weights that are kept, the buffers, and the weights that no stage needs.
+    """
+    by_rows = {name for stage in plan.stages for name in stage.tables}.union(sliced)
+    homes: dict[str, list[int]] = {}
+    for index, stage in enumerate(plan.stages):
+        for name in (*stage.uses, *stage.tables):
+            homes.setdefault(name, []).append(index)
+    groups: dict[tuple, list[str]] = {}
+    for name, indices in homes.items():
+        if name not in kept:
+            groups.setdefault((tuple(indices), name if name in by_rows else ""), []).append(name)
+    found = {
+        f"weights-{number:03d}": Shelf(names, stages, gathered=bool(table))
+        for number, ((stages, table), names) in enumerate(groups.items())
+    }
+    found[KEPT] = Shelf([name for name in weights if name in kept], (0,))
+    found["buffers"] = Shelf([name for name, weight in weights.items() if weight.is_buffer])
+    found["unused"] = Shelf([name for name in plan.unused if name not in kept])
+    return {shard: shelf for shard, shelf in found.items() if shelf.names}
+
+
+def _sliced_weights(weights: Weights, plan: StagePlan) -> tuple[str, ...]:
+    """Return the weights that are larger than a stage should be, and that can be read some rows at a time."""
+    tables = {name for stage in plan.stages for name in stage.tables}
+    large = [name for name in plan.sliced if name not in tables and weights[name].num_bytes > plan.stage_bytes]
+    shapes = {name: weights[name].tensor.shape for name in large}
+    return tuple(name for name in large if len(shapes[name]) == 2 and shapes[name][0] >= MIN_SLICED_ROWS)
+
+
+def _module(original: Original, plan: StagePlan, sliced: tuple[str, ...], shelves: Mapping[str, Shelf]) -> Module:
     cls, weights = type(original.module), original.weights
+    versions = {"torch": torch.__version__.partition("+")[0]}
+    package = cls.__module__.partition(".")[0]
+    version = getattr(sys.modules.get(package), "__version__", None)
+    if version and package != "torch":
+        versions[package] = str(version)
+    parts = []
+    for index, stage in enumerate(plan.stages):
+        needed = tuple(shard for shard, shelf in shelves.items() if index in shelf.stages)
+        parts.append(replace(stage.part, shards=needed))
     return Module(
-        name=f"{cls.__module__}.{cls.__qualname__}",
-        weights_sha256=fingerprint(weights),
-        versions=versions(original.module),
-        parts=parts,
+        name=f"{cls.__module__}.{cls.__qualname__}", weights_sha256=placeholders.fingerprint(weights),
+        versions=versions, parts=tuple(parts),
         aliases={name: weight.aliases for name, weight in weights.items() if weight.aliases},
         buffers=tuple(name for name, weight in weights.items() if weight.is_buffer),
-        pinned=pinned,
-        sliced=sliced_weights(weights, plan),
-        unused=plan.unused,
-    )
-
-
-def versions(module: nn.Module) -> dict[str, str]:
-    """Return the versions of torch and of the package that the module comes from."""
-    found = {"torch": torch.__version__.partition("+")[0]}
-    package = type(module).__module__.partition(".")[0]
-    version = getattr(sys.modules.get(package), "__version__", None)
-    return {**found, package: str(version)} if version and package != "torch" else found
+        pinned=(KEPT,) if KEPT in shelves else (), sliced=sliced, unused=plan.unused,
+    )  # fmt: skip

@@ -1,26 +1,198 @@
-"""The proof of a division: each example is run from the store under the smallest weight budget.
+"""The module that is being divided, its own answers to examples, and the proof that its store gives the same answers.
 
-The results are compared bit for bit with the answers of the module itself.
+For the proof, each example is run from the store under the smallest weight budget. The results are compared bit for bit
+with the answers of the module itself.
 """
-
-from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
-from offramp.division.original import Example, Original, undisturbed
-from offramp.errors import StageError
+from offramp.division.messages import said
+from offramp.errors import OfframpError, StageError, UsageError
 from offramp.store import Store
 from offramp.store.manifest import Proof, ProvenExample, ProvenInput
-from offramp.streaming.capture import Touches, are_equal, tensors_of
-from offramp.streaming.placeholders import bits
-from offramp.streaming.placement import data_bytes, plan_within, sliceable_shards, smallest_weights
+from offramp.streaming.capture import Arguments, Touches, are_equal, tensors_of, trace_run
+from offramp.streaming.placeholders import Placeholder, Weight, bits, weights_of
+from offramp.streaming.placement import (
+    ALIGNMENT_BYTES,
+    NAMES,
+    data_bytes,
+    plan_within,
+    sliceable_shards,
+    smallest_weights,
+)
+from offramp.streaming.stages import Trace
 from offramp.streaming.streamed import Stream, StreamConfig
+
+PLAIN = (Tensor, nn.Parameter, Placeholder)
+"""Classes of weights whose data are their whole state."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """Arguments of a module, and the tensors that it returns for them."""
+
+    inputs: Arguments
+    outputs: Sequence[Tensor]
+
+    @property
+    def shapes(self) -> str:
+        """Shapes of the tensors among the arguments, in words."""
+        return ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in self.inputs.tensors().items())
+
+
+@dataclass(frozen=True)
+class Original:
+    """A module in evaluation mode, which stays as it is."""
+
+    module: nn.Module
+    weights: Mapping[str, Weight]
+    fetch: Callable[[str], Tensor]
+    """Returns the data of a weight, which may lie in a checkpoint and not in the module."""
+    say: Callable[[str], None]
+    examples: tuple[Example, ...] = ()
+    """The first is the one that is traced; the division is proven with all."""
+
+    @property
+    def name(self) -> str:
+        """Name of the module's class."""
+        return type(self.module).__name__
+
+    def trace(self, inputs: Arguments, *, made_up: bool) -> Trace:
+        """Return the operations of one run.
+
+        Raises UsageError where the module does not take inputs that are `made_up`; for any others, the exception of the
+        module itself.
+        """
+        try:
+            with undisturbed(self.module):
+                return trace_run(self.module, self.weights, inputs.copy(), self.fetch)[0]
+        except OfframpError:
+            raise
+        except Exception as error:
+            if not made_up:
+                raise
+            what = f"the example inputs do not suit a {self.name} ({said(error)})"
+            raise UsageError(what, None, "give --inputs FILE.safetensors with what it takes, by name") from None
+
+    def with_examples(self, inputs: Arguments, more: Sequence[Arguments]) -> "Original":
+        """Return the module with its own answers to all examples.
+
+        Without `more`, the first example with another batch size and length is added, if the module takes it.
+        """
+        examples = [self._answered(inputs)]
+        if not examples[0].outputs:
+            raise StageError("the module gives no tensor, so nothing can be compared", self.name)
+        examples += [self._answered(each) for each in more]
+        for name, varied in () if more else variations(inputs):
+            try:
+                examples.append(self._answered(varied))
+                break
+            except StageError:
+                raise
+            except Exception as error:  # modules raise any class for inputs that they do not take
+                self.say(f"no proof with another {name}: {type(error).__name__}")
+        return replace(self, examples=tuple(examples))
+
+    def _answered(self, inputs: Arguments) -> Example:
+        """Return the module's own answer. Weights that it does not hold are fetched as they are used.
+
+        Weights that are not aligned as in a stream, such as those of a mapped checkpoint, are fetched too: with a
+        single row, alignment changes the last bits.
+        """
+        absent = [weight for weight in self.weights.values() if weight.tensor.is_meta or not _is_aligned(weight)]
+        try:
+            for weight in absent:
+                weight.put(Placeholder(weight.name, weight.tensor, lambda name, operation: self.fetch(name)))
+            with undisturbed(self.module):
+                outputs = tensors_of(inputs.copy().call(self.module))
+                return Example(inputs, [tensor.detach().clone() for tensor in outputs])
+        finally:
+            for weight in absent:
+                weight.put(weight.tensor)
+
+
+def _is_aligned(weight: Weight) -> bool:
+    return weight.is_buffer or weight.tensor.data_ptr() % ALIGNMENT_BYTES == 0
+
+
+def variations(example: Arguments) -> Iterator[tuple[str, Arguments]]:
+    """Yield (name, example) with another batch size and length, then with another batch size only."""
+    tensors = example.tensors()
+    batched = {tensor.shape[0] for tensor in tensors.values() if tensor.dim()}
+    lengths = {tensor.shape[1] for tensor in tensors.values() if tensor.dim() == 2 and not tensor.is_floating_point()}
+    if len(batched) != 1:
+        return
+    if len(lengths) == 1 and max(lengths) > 2:
+        yield "batch size and length", _varied(example, max(lengths))
+    yield "batch size", _varied(example, 0)
+
+
+def _varied(example: Arguments, length: int) -> Arguments:
+    """Return the example with one row less (or two rows of one), and about half the length in tensors of `length`."""
+
+    def vary(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or not leaf.dim():
+            return leaf
+        leaf = leaf[:-1].contiguous() if len(leaf) > 1 else torch.cat([leaf, leaf])
+        shorter = length and leaf.dim() > 1 and leaf.shape[1] == length
+        return leaf[:, : length // 2 + 1].contiguous() if shorter else leaf
+
+    made = Arguments(())
+    made.args, made.kwargs = pytree.tree_map(vary, (example.args, example.kwargs))
+    return made
+
+
+@contextmanager
+def undisturbed(module: nn.Module) -> Iterator[None]:
+    """Restore the module's buffers afterwards; within, it has copies that it may write to."""
+    before = [(part, dict(part._buffers)) for part in module.modules()]
+    copies: dict[int, Tensor] = {}
+    for part, buffers in before:
+        for name, buffer in buffers.items():
+            if buffer is not None and not isinstance(buffer, nn.Parameter):
+                part._buffers[name] = copies.setdefault(id(buffer), buffer.clone())
+    try:
+        yield
+    finally:
+        for part, buffers in before:
+            part._buffers.update(buffers)
+
+
+def require_divisible(module: nn.Module) -> None:
+    """Raise StageError naming what cannot be divided: compiled code, weights without data or of other classes."""
+
+    def refuse(what: str, remedy: str | None = "divide the module before it is quantised") -> None:
+        raise StageError(what, type(module).__name__, remedy)
+
+    for path, part in module.named_modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            what = f"{path or 'the module'} is compiled by torch.jit, so its weights cannot be taken out"
+            refuse(what, "divide the module that it was compiled from")
+    weights = weights_of(module)
+    if all(weight.is_buffer for weight in weights.values()):
+        refuse("the module has no weights, so there is nothing to divide", None)
+    for name, buffer in module.named_buffers():
+        if buffer.is_meta:
+            refuse(f"buffer {name} has no data", "build the module with its buffers")
+    for name, weight in weights.items():
+        tensor = weight.tensor
+        if type(tensor) not in PLAIN:
+            remedy = "divide the module before it is quantised, and after it has run once"
+            refuse(f"weight {name} is a {type(tensor).__name__}", remedy)
+        if tensor.device.type not in ("cpu", "meta"):
+            refuse(f"weight {name} is on {tensor.device}, and a stream computes on the CPU", "divide module.cpu()")
+        if tensor.dtype not in NAMES or tensor.layout != torch.strided:
+            refuse(f"weight {name} is {tensor.dtype}, {tensor.layout}")
 
 
 def prove_all(original: Original, folder: Path) -> tuple[list[ProvenExample], set[str]]:
@@ -37,7 +209,7 @@ def prove_slices(original: Original, folder: Path) -> set[str]:
     found: set[str] = set()
     with Store(folder, verify="never") as store:
         sliceable, module = sliceable_shards(store), store.program.module
-    assert module is not None, "divided by a run"
+        assert module is not None, "divided by a run"
     for example in original.examples if sliceable else ():
         with _streamed(original, folder, sliceable) as stream:
             example.inputs.copy().call(stream)
@@ -47,11 +219,10 @@ def prove_slices(original: Original, folder: Path) -> set[str]:
 
 def verdict(proven: Sequence[ProvenExample], original: Original) -> Proof:
     """Return the proof that the manifest contains. Raises StageError where an answer differs."""
-    wrong = next((example for example in proven if not example.equal), None)
-    if wrong is not None:
-        inputs = ", ".join(f"{name} {tuple(each.shape)}" for name, each in wrong.inputs.items())
-        raise StageError(f"the divided module gives other answers than the whole one for {inputs}", original.name,
-                         "if its answers differ from run to run, make it deterministic")  # fmt: skip
+    for result, example in zip(proven, original.examples, strict=True):
+        if not result.equal:
+            what = f"the divided module gives other answers than the whole one for {example.shapes}"
+            raise StageError(what, original.name, "if its answers differ from run to run, make it deterministic")
     return Proof(tuple(proven), any(example.unplanned_loads or example.disorders for example in proven))
 
 
@@ -80,12 +251,15 @@ def _prove(original: Original, folder: Path, example: Example, num_passes: int) 
         counts, plan = stream.counts, stream.plan
     if touches.found:
         what = f"weight {min(touches.found)} is used through a reference outside its module, which cannot be replaced"
-        remedy = "have the code take it from its module each time it runs"
-        raise StageError(what, original.name, remedy)
-    tensors = inputs.tensors()
+        raise StageError(what, original.name, "have the code take it from its module each time it runs")
+    described, digest = {}, hashlib.sha256()
+    for name, tensor in inputs.tensors().items():
+        described[name] = ProvenInput(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(bits(tensor))
     proven = ProvenExample(
-        {name: ProvenInput(str(t.dtype).removeprefix("torch."), tuple(t.shape)) for name, t in tensors.items()},
-        _digest(tensors),
+        described,
+        digest.hexdigest(),
         all(are_equal(output, example.outputs) for output in outputs),
         unplanned_loads=-(-counts.unplanned_loads // counts.passes),
         disorders=-(-counts.disorders // counts.passes),
@@ -93,11 +267,3 @@ def _prove(original: Original, folder: Path, example: Example, num_passes: int) 
         weight_budget_bytes=plan.resident_bytes + plan.pool_bytes,
     )
     return proven, counts.held | counts.unplanned
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in tensors.items():
-        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(bits(tensor))
-    return digest.hexdigest()

@@ -4,14 +4,12 @@ A run is built in `OUT.partial`, which is locked and holds the configuration (`t
 renamed to `OUT` when it is complete. This module does not know the contents of the files.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,29 +48,25 @@ def run_folder(out: Path, config: Mapping[str, Any]) -> Iterator[Path]:
     configuration or one that another process writes to, and DiskFullError.
     """
     partial = _partial(out)
-    with translate_disk_full(out):
-        lock = lock_folder(partial, "a run cannot be built there", "another training writes here")
+    with translate_disk_full(out), ExitStack() as stack:
+        stack.callback(os.close, lock_folder(partial, "a run cannot be built there", "another training writes here"))
+        _claim(partial, config)
         try:
-            _claim(partial, config)
-            with _clean_up_on_failure(partial, config):
-                yield partial
-            _finish(partial, out)
-        finally:
-            os.close(lock)
+            yield partial
+        except BaseException as error:
+            _clean_up(partial, config, error)
+            raise
+        _finish(partial, out)
 
 
-@contextmanager
-def _clean_up_on_failure(partial: Path, config: Mapping[str, Any]) -> Iterator[None]:
-    """Context manager that keeps the folder of a failed training only if it can be resumed from."""
-    try:
-        yield
-    except BaseException as error:
-        if isinstance(error, NonFiniteError) or not _has_checkpoint(partial):
-            _clear(partial, config)
-        if any(mark in str(error) for mark in _DISK_FULL_MESSAGES):
-            remedy = "free some space and run again: training resumes at the last checkpoint"
-            raise DiskFullError("no space left", partial, remedy) from error
-        raise
+def _clean_up(partial: Path, config: Mapping[str, Any], error: BaseException) -> None:
+    """Keep the folder of a failed training only if it can be resumed from. Raises DiskFullError if that failed it."""
+    can_resume = any(last_checkpoint(stage) for stage in (partial / _CHECKPOINTS).glob("*"))
+    if (isinstance(error, NonFiniteError) or not can_resume) and read_config(partial) == config:
+        shutil.rmtree(partial, ignore_errors=True)
+    if any(mark in str(error) for mark in _DISK_FULL_MESSAGES):
+        remedy = "free some space and run again: training resumes at the last checkpoint"
+        raise DiskFullError("no space left", partial, remedy) from error
 
 
 def await_folder(out: Path) -> Path:
@@ -80,20 +74,21 @@ def await_folder(out: Path) -> Path:
 
     Raises UsageError after `_WAIT_SECONDS`; the other process reports the reason.
     """
-    partial, deadline = _partial(out), time.monotonic() + _WAIT_SECONDS
-    while read_config(partial) is None:
-        if time.monotonic() > deadline:
-            raise UsageError("the first process did not create the folder", partial, "see its output")
-        time.sleep(0.05)
+    partial = _partial(out)
+    _await(lambda: read_config(partial) is not None, "create the folder", partial)
     return partial
 
 
 def await_run(out: Path, config: Mapping[str, Any]) -> None:
     """Wait until another process has finished the run. Raises UsageError after `_WAIT_SECONDS`."""
+    _await(lambda: is_finished(out, config), "finish", out)
+
+
+def _await(is_done: Callable[[], bool], what: str, where: Path) -> None:
     deadline = time.monotonic() + _WAIT_SECONDS
-    while not is_finished(out, config):
+    while not is_done():
         if time.monotonic() > deadline:
-            raise UsageError("the first process did not finish", out, "see its output")
+            raise UsageError(f"the first process did not {what}", where, "see its output")
         time.sleep(0.05)
 
 
@@ -115,10 +110,6 @@ def last_checkpoint(place: Path) -> Path | None:
     return max(found)[1] if found else None
 
 
-def _has_checkpoint(partial: Path) -> bool:
-    return any(last_checkpoint(stage) for stage in (partial / _CHECKPOINTS).glob("*"))
-
-
 def _partial(out: Path) -> Path:
     return out.with_name(out.name + ".partial")
 
@@ -131,12 +122,6 @@ def _claim(partial: Path, config: Mapping[str, Any]) -> None:
         raise UsageError("the folder contains other files", partial, _CHOOSE_ANOTHER)
     else:
         write_atomic(partial / TRAINING, [json.dumps(config, indent=1).encode() + b"\n"])
-
-
-def _clear(partial: Path, config: Mapping[str, Any]) -> None:
-    """Remove the folder if it belongs to this configuration."""
-    if read_config(partial) == config:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _finish(partial: Path, out: Path) -> None:

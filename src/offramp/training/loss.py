@@ -3,8 +3,6 @@
 Shapes: B rows, C labels; K exits.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
@@ -31,12 +29,11 @@ def exit_losses(logits: Sequence[Tensor], labels: Tensor, problem: str) -> list[
     """
     if problem == SINGLE_LABEL:
         return [functional.cross_entropy(logits_BC, labels) for logits_BC in logits]
+    targets = labels.to(logits[0].dtype)
     if problem == MULTI_LABEL:
-        targets_BC = labels.to(logits[0].dtype)
-        return [functional.binary_cross_entropy_with_logits(logits_BC, targets_BC) for logits_BC in logits]
-    if problem == REGRESSION:
-        targets_B1 = labels.to(logits[0].dtype).reshape(-1, 1)  # [B] against [B, 1] would broadcast to [B, B]
-        return [functional.mse_loss(logits_BC, targets_B1) for logits_BC in logits]
+        return [functional.binary_cross_entropy_with_logits(logits_BC, targets) for logits_BC in logits]
+    if problem == REGRESSION:  # [B] against [B, 1] would broadcast to [B, B]
+        return [functional.mse_loss(logits_BC, targets.reshape(-1, 1)) for logits_BC in logits]
     raise ValueError(f"problem must be {SINGLE_LABEL}, {MULTI_LABEL} or {REGRESSION}, got {problem}")
 
 
@@ -60,11 +57,11 @@ def distillation_losses(losses: Sequence[Tensor], logits: Sequence[Tensor], prob
     distance.
     """
     teacher_BC = logits[-1].detach()
-    divergences = [_divergence(logits_BC, teacher_BC, problem) for logits_BC in logits[:-1]]
-    return [
-        *((1 - TEACHER_SHARE) * loss + TEACHER_SHARE * far for loss, far in zip(losses, divergences, strict=False)),
-        losses[-1],
-    ]
+    distilled = []
+    for loss, logits_BC in zip(losses[:-1], logits[:-1], strict=True):
+        distance = _divergence(logits_BC, teacher_BC, problem)
+        distilled.append((1 - TEACHER_SHARE) * loss + TEACHER_SHARE * distance)
+    return [*distilled, losses[-1]]
 
 
 def _divergence(logits_BC: Tensor, teacher_BC: Tensor, problem: str) -> Tensor:

@@ -1,11 +1,10 @@
-"""Training settings and results. Plain data, without torch.
+"""Settings, options and results of a training. Plain data, without torch.
 
 Shapes: K exits, N examples, C outputs of a head.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,8 @@ import numpy as np
 
 from offramp.program.heads import DEFAULT_FORM, FORMS
 
+Examples = Sequence[tuple[Any, int | float]]
+"""Texts, pairs of texts, images or records of arrays, each with its label."""
 LOSSES = ("pabee", "mixed", "distill", "heads-only", "last")
 """Training objectives.
 
@@ -78,24 +79,23 @@ class TrainSettings:
     """Seed of initialisation, dropout and batch order."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "learning_rate", "head_learning_rate", "batch_size", "accumulate", "max_length"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be greater than 0, got {getattr(self, name)}")
-        if self.heads_epochs < (self.loss == "heads-only"):
-            raise ValueError(f"heads_epochs must be at least {int(self.loss == 'heads-only')}, got {self.heads_epochs}")
-        if self.save_steps is not None and self.save_steps < 1:
-            raise ValueError(f"save_steps must be at least 1, got {self.save_steps}")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed must be from 0 to {2**32 - 1}, got {self.seed}")
-        if not 0 <= self.warmup < 1:
-            raise ValueError(f"warmup must be from 0 to below 1, got {self.warmup}")
-        if self.weight_decay < 0:
-            raise ValueError(f"weight_decay must be at least 0, got {self.weight_decay}")
-        _require("loss", self.loss, LOSSES)
-        _require("heads", self.heads, tuple(FORMS))
-        _require("precision", self.precision, PRECISIONS)
+        fewest_heads_epochs, largest_seed = int(self.loss == "heads-only"), 2**32 - 1
+        known = {"loss": LOSSES, "heads": tuple(FORMS), "precision": PRECISIONS}
         if isinstance(self.exit_weights, str):
-            _require("exit_weights", self.exit_weights, tuple(WEIGHTS))
+            known["exit_weights"] = tuple(WEIGHTS)
+        positive = ("epochs", "learning_rate", "head_learning_rate", "batch_size", "accumulate", "max_length")
+        checks = {
+            **{name: (getattr(self, name) > 0, "greater than 0") for name in positive},
+            "heads_epochs": (self.heads_epochs >= fewest_heads_epochs, f"at least {fewest_heads_epochs}"),
+            "save_steps": (self.save_steps is None or self.save_steps >= 1, "at least 1"),
+            "seed": (0 <= self.seed <= largest_seed, f"from 0 to {largest_seed}"),
+            "warmup": (0 <= self.warmup < 1, "from 0 to below 1"),
+            "weight_decay": (self.weight_decay >= 0, "at least 0"),
+            **{name: (getattr(self, name) in names, f"one of {', '.join(names)}") for name, names in known.items()},
+        }
+        for name, (is_possible, expected) in checks.items():
+            if not is_possible:
+                raise ValueError(f"{name} must be {expected}, got {getattr(self, name)!r}")
 
     def weights(self, num_exits: int) -> list[float]:
         """Return the weight of each exit in the loss, normalised to sum to 1.
@@ -107,6 +107,20 @@ class TrainSettings:
         if len(given) != num_exits or not all(0 <= weight < float("inf") for weight in given) or not sum(given):
             raise ValueError(f"exit_weights must return {num_exits} numbers >= 0 with a positive sum, got {given}")
         return [weight / sum(given) for weight in given]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """Options of `train_exits`."""
+
+    settings: TrainSettings | None = None
+    """Training settings; None for the defaults of `TrainSettings`."""
+    metrics: Sequence[str] = ()
+    """Keys of `tasks.metrics.METRICS`. Default: accuracy, or Pearson and Spearman."""
+    data: Mapping[str, Any] | None = None
+    """Description of the examples in JSON, kept in `train.json` and part of the configuration."""
+    progress: Callable[[str], None] = lambda line: None
+    """Called with about twenty lines of text."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +136,6 @@ class ExitMetrics:
     """Logits of each exit on each example, float32, for choosing policies. A single exit if there are no heads."""
 
 
-def _require(name: str, value: Any, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+def is_first_process() -> bool:
+    """Return whether this process writes and prints: the only one, or the first of those started by torchrun."""
+    return os.environ.get("RANK", "0") == "0"

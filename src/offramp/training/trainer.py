@@ -1,61 +1,135 @@
 """Trainer of transformers with a loss at every exit. Writes checkpoints; independent of the type of the inputs.
 
-Shapes: B rows of a batch, C labels; K exits.
+The composition and order of batches are determined by the seed and the epoch alone. The inputs of heads on a frozen
+model, the pooled hidden states of each row, are computed once and cached on disk.
+
+Shapes: N rows, B rows of a batch, H hidden, C labels; K exits.
 """
 
-from __future__ import annotations
-
+import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.lib.format import open_memmap
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
-from offramp.checkpoints.checkpoint import WithExits, to_tensors
+from offramp.checkpoints.checkpoint import WithExits, pooled_windows, to_tensors
+from offramp.checkpoints.inputs import AnyRows
 from offramp.errors import UsageError
-from offramp.training.batches import LengthGroupedBatches
-from offramp.training.frozen import Heads
 from offramp.training.loss import distillation_losses, exit_losses, require_finite, weighted_loss
 from offramp.training.settings import TrainSettings
 
-_LOGS = "TENSORBOARD_LOGGING_DIR"
+MEGABATCH = 50
+"""Number of batches whose rows are sorted by length together."""
 MIXED_SHARE = 0.5
 """Fraction of the steps in which `mixed` trains the last exit alone."""
+_LOGS = "TENSORBOARD_LOGGING_DIR"
 
 
-class Batches(Protocol):
-    """Protocol of rows that are read in batches: token ids, pixels, or head inputs."""
+@dataclass(frozen=True, eq=False)
+class PooledRows:
+    """Head inputs of N rows, memory-mapped from a file."""
+
+    pooled_NKH: np.ndarray
+    """Input of each head, [N, K - 1, H]."""
+    labels_N: np.ndarray
+    """Label id or value of each row."""
 
     def __len__(self) -> int:
-        """Return the number of rows."""
-        ...
+        return len(self.labels_N)
 
     @property
     def lengths_N(self) -> np.ndarray:
-        """Number of tokens of each row."""
-        ...
+        """Ones: pooled rows have no length."""
+        return np.ones(len(self), np.int64)
 
-    def batch(self, indices: Any) -> dict[str, np.ndarray]:
-        """Return the arguments of the model, and `labels`."""
-        ...
+    def batch(self, indices: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
+        """Return `pooled` [B, K - 1, H] and `labels` of the given rows."""
+        return {"pooled": self.pooled_NKH[indices], "labels": self.labels_N[indices]}
+
+
+def pool_rows(model: WithExits, rows: AnyRows, batch_size: int, path: Path) -> PooledRows:
+    """Return the head inputs of all rows, running the model once. A complete file of an earlier attempt is reused."""
+    if not path.is_file():
+        partial = path.with_name(path.name + ".tmp")
+        pooled_NKH = open_memmap(partial, "w+", np.float32, (len(rows), len(model.heads), model.pooled_size))
+        with partial.open("r+b") as file:  # otherwise a full disk would kill the process (SIGBUS)
+            os.posix_fallocate(file.fileno(), 0, partial.stat().st_size)
+        for start, window_NKH in pooled_windows(model, rows, batch_size):
+            pooled_NKH[start : start + len(window_NKH)] = window_NKH
+        pooled_NKH.flush()
+        partial.replace(path)
+    return PooledRows(np.load(path, mmap_mode="r", allow_pickle=False), rows.labels_N)
+
+
+class Heads(nn.Module):
+    """The heads of a model as a module of their own, applied to pooled hidden states."""
+
+    def __init__(self, model: WithExits) -> None:
+        super().__init__()
+        self.heads = model.heads
+        self._classify, self._owner = model.classify, [model]  # in a list, so that it is not registered as a submodule
+
+    def train(self, mode: bool = True) -> "Heads":
+        """Set the mode of the heads; their dropout follows the mode of the owner."""
+        self._owner[0].training = mode
+        return super().train(mode)
+
+    def forward(self, pooled: Tensor) -> list[Tensor]:
+        """Return the logits [B, C] of each exit except the last, from `pooled` [B, K - 1, H]."""
+        return self._classify(list(pooled.unbind(1)))
+
+
+class LengthGroupedBatches(Sampler[list[int]], TrainerCallback):
+    """Batches of rows of similar length, in a random order that differs between epochs.
+
+    The order depends only on the seed and the epoch number, so a resumed training sees the same batches. It is a
+    callback because two wrappers hide a sampler from the Trainer when several processes resume.
+    """
+
+    drop_last = False  # accelerate reads this attribute
+
+    def __init__(self, lengths_N: np.ndarray, batch_size: int, seed: int) -> None:
+        self.lengths_N, self.batch_size, self.seed, self.epoch = lengths_N, batch_size, seed, 0
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.lengths_N) / self.batch_size)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch number; the Trainer calls this before each epoch."""
+        self.epoch = epoch
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Set the epoch number from the state of the Trainer."""
+        self.set_epoch(int((state.epoch or 0) + 1e-6))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = np.random.default_rng((self.seed, self.epoch))
+        order_N = generator.permutation(len(self.lengths_N))
+        size, batches = MEGABATCH * self.batch_size, []
+        for begin in range(0, len(order_N), size):
+            rows = order_N[begin : begin + size]
+            rows = rows[np.argsort(self.lengths_N[rows], kind="stable")]
+            batches += [rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)]
+        num_full = len(order_N) // self.batch_size  # a short batch comes last: accelerate distributes only full ones
+        for index in (*generator.permutation(num_full), *range(num_full, len(batches))):
+            yield batches[index].tolist()
 
 
 def fit(
-    model: WithExits,
-    rows: Batches,
-    settings: TrainSettings,
-    folder: Path,
-    checkpoint: Path | None,
+    model: WithExits, rows: AnyRows | PooledRows, settings: TrainSettings, folder: Path, checkpoint: Path | None,
     progress: Callable[[str], None],
-) -> None:
+) -> None:  # fmt: skip
     """Train `model` in place, from `checkpoint` if given; the Trainer writes checkpoints to `folder`.
 
     `heads-only` trains the heads on `PooledRows`, other losses train the whole model. Seeds the generators of random,
@@ -75,14 +149,13 @@ def _logs_beside(folder: Path) -> Iterator[None]:
 
     No argument sets their place.
     """
-    if _LOGS in os.environ:
-        yield
-        return
-    os.environ[_LOGS] = str(folder.parent.with_name("logs") / folder.name)
+    was_set = _LOGS in os.environ
+    os.environ.setdefault(_LOGS, str(folder.parent.with_name("logs") / folder.name))
     try:
         yield
     finally:
-        del os.environ[_LOGS]
+        if not was_set:
+            del os.environ[_LOGS]
 
 
 def require_possible(settings: TrainSettings) -> None:
@@ -101,32 +174,34 @@ class ExitTrainer(Trainer):
     Heads have their own learning rate; batches are grouped by length.
     """
 
-    def __init__(self, model: WithExits, rows: Batches, settings: TrainSettings, folder: Path) -> None:
+    def __init__(self, model: WithExits, rows: AnyRows | PooledRows, settings: TrainSettings, folder: Path) -> None:
         trained = Heads(model) if settings.loss == "heads-only" else model
-        super().__init__(
-            trained, _arguments(settings, len(rows), folder), train_dataset=cast(Dataset, range(len(rows)))
-        )
+        indices = cast(Dataset, range(len(rows)))
+        super().__init__(trained, _arguments(settings, len(rows), folder), train_dataset=indices)
         self.exits_model, self.rows, self.settings = model, rows, settings
         self.problem = model.problem
         self.weights = settings.weights(len(model.heads) + 1)
         self.model_accepts_loss_kwargs = False  # losses are means over a batch, not scaled for accumulation
 
     def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
+        self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Return the loss of a batch, with the logits of each exit if requested."""
         inputs = dict(inputs)
         labels = inputs.pop("labels")
-        last_only = self._last_only()
+        objective, state = self.settings.loss, self.state
+        is_first_half = state.global_step < MIXED_SHARE * state.max_steps
+        last_only = objective == "last" or (objective == "mixed" and is_first_half)
         logits = model(**inputs, last_only=True) if last_only else model(**inputs)
         losses = exit_losses([logits_BC.float() for logits_BC in logits], labels, self.problem)
-        where = f"training step {self.state.global_step + 1}"
+        where = f"training step {state.global_step + 1}"
         require_finite(losses, "loss", where, first_exit=len(self.weights) if last_only else 1)
-        loss = losses[0] if last_only else self._joint(losses, logits)
+        if objective == "distill":
+            losses = distillation_losses(losses, logits, self.problem)
+        weights = self.weights
+        if last_only or objective == "heads-only":  # the last exit alone, or all but the last, which is frozen
+            weights = [1 / len(losses)] * len(losses)
+        loss = weighted_loss(losses, weights)
         return (loss, logits) if return_outputs else loss
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
@@ -139,17 +214,6 @@ class ExitTrainer(Trainer):
         once = {name: tensor for name, tensor in tensors.items() if not tensor.numel() or name in first.values()}
         super()._save(output_dir, state_dict=once)
 
-    def _last_only(self) -> bool:
-        loss, state = self.settings.loss, self.state
-        return loss == "last" or (loss == "mixed" and state.global_step < MIXED_SHARE * state.max_steps)
-
-    def _joint(self, losses: list[Tensor], logits: list[Tensor]) -> Tensor:
-        if self.settings.loss == "distill":
-            losses = distillation_losses(losses, logits, self.problem)
-        if self.settings.loss == "heads-only":  # the last exit is frozen
-            return weighted_loss(losses, [1 / len(losses)] * len(losses))
-        return weighted_loss(losses, self.weights)
-
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Return AdamW with separate learning rates for pretrained weights and heads."""
         settings = self.settings
@@ -157,12 +221,9 @@ class ExitTrainer(Trainer):
         groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
         for parameter in cast(nn.Module, self.model).parameters():
             groups.setdefault((id(parameter) in encoder, parameter.ndim > 1), []).append(parameter)
+        rates = {True: settings.learning_rate, False: settings.head_learning_rate}
         options = [
-            {
-                "params": parameters,
-                "lr": settings.learning_rate if in_encoder else settings.head_learning_rate,
-                "weight_decay": settings.weight_decay if is_matrix else 0.0,
-            }
+            {"params": parameters, "lr": rates[in_encoder], "weight_decay": is_matrix * settings.weight_decay}
             for (in_encoder, is_matrix), parameters in groups.items()
         ]
         self.optimizer = torch.optim.AdamW(options, fused=True)
@@ -171,23 +232,10 @@ class ExitTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader:
         """Return the batches, in an order determined by the seed and the epoch."""
         sampler = LengthGroupedBatches(self.rows.lengths_N, self.settings.batch_size, self.settings.seed)
-        self.add_callback(_Epochs(sampler))
-
-        def collate(indices: list[int]) -> dict[str, Tensor]:
-            return to_tensors(self.rows.batch(indices))
-
-        loader = DataLoader(cast(Dataset, self.train_dataset), batch_sampler=sampler, collate_fn=collate)
+        self.add_callback(sampler)
+        indices = cast(Dataset, self.train_dataset)
+        loader = DataLoader(indices, batch_sampler=sampler, collate_fn=lambda rows: to_tensors(self.rows.batch(rows)))
         return self.accelerator.prepare(loader)
-
-
-class _Epochs(TrainerCallback):
-    """Sets the epoch of the batches. When several processes resume, two wrappers hide the sampler from the Trainer."""
-
-    def __init__(self, batches: LengthGroupedBatches) -> None:
-        self._batches = batches
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._batches.set_epoch(int((state.epoch or 0) + 1e-6))
 
 
 class _Progress(TrainerCallback):
@@ -207,28 +255,18 @@ class _Progress(TrainerCallback):
 
 
 def _arguments(settings: TrainSettings, num_rows: int, folder: Path) -> TrainingArguments:
+    use_cpu = not torch.cuda.is_available()
     arguments = TrainingArguments(
-        output_dir=str(folder),
-        num_train_epochs=settings.epochs,
-        per_device_train_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.accumulate,
+        output_dir=str(folder), seed=settings.seed, report_to=settings.report_to, disable_tqdm=True, use_cpu=use_cpu,
+        num_train_epochs=settings.epochs, per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.accumulate, lr_scheduler_type="linear",
         warmup_steps=settings.warmup,  # below 1: a fraction of the steps
-        lr_scheduler_type="linear",
-        use_cpu=not torch.cuda.is_available(),
-        bf16=settings.precision == "bfloat16",
-        fp16=settings.precision == "float16",
-        seed=settings.seed,
-        remove_unused_columns=False,
+        bf16=settings.precision == "bfloat16", fp16=settings.precision == "float16",
         logging_steps=0.05,  # of all steps
-        save_strategy="steps",
-        save_steps=settings.save_steps or _save_steps(settings, num_rows),
-        save_total_limit=1,
-        eval_strategy="no",
-        report_to=settings.report_to,
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
+        save_strategy="steps", save_steps=settings.save_steps or _save_steps(settings, num_rows), save_total_limit=1,
+        eval_strategy="no", remove_unused_columns=False, dataloader_pin_memory=False,
         ddp_find_unused_parameters=settings.loss in ("last", "mixed"),
-    )
+    )  # fmt: skip
     if arguments.n_gpu > 1:  # DataParallel copies the model for each batch; torchrun uses all GPUs
         arguments._n_gpu = 1
     return arguments

@@ -1,40 +1,85 @@
 """Build the store of a text encoder by the names of its tensors, without running the model.
 
-A few megabytes of tensor data are held at a time. Tests compare the store with its source tensor by tensor and logit by
+The plan, that is the shard, name and role of each tensor and the program that takes them, is decided from the config
+and from the names, dtypes and shapes of the tensors. A family is assumed to compute what its table says. A few
+megabytes of tensor data are held at a time. Tests compare the store with its source tensor by tensor and logit by
 logit.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from offramp.checkpoints.families import Family, family_of, shown
 from offramp.checkpoints.source import Source
-from offramp.division.config import DivisionConfig, identity
+from offramp.division.config import DivisionConfig
+from offramp.division.messages import listed
 from offramp.division.names.kernels import IR, OPSET, build_graphs
-from offramp.division.names.plan import Division, ShardPlan, plan_division
 from offramp.errors import MissingExtraError, SourceError
+from offramp.program import encoder as encoders
 from offramp.program.heads import HeadForm
-from offramp.program.program import Program
+from offramp.program.program import BEGIN, END, LAYER, Program
 from offramp.store import Shard, StoreWriter
 from offramp.store import manifest as m
 from offramp.store.exits import exit_tensors, parse_exits
 from offramp.store.safetensors import num_bytes, read_header
 
+Entry = tuple[str, tuple[int, ...]]
+"""Dtype, as safetensors spells it, and shape."""
+DTYPES = ("F32", "F16", "BF16")
+"""Dtypes of checkpoints that can be divided by names; the narrow ones are converted to F32, which is exact."""
+ALIGNMENT_BYTES = 64
+ROWS = "embedding-rows"
+"""The shard of embedding tables, from which rows are gathered."""
 INDEX = "model.safetensors.index.json"
 CHUNK_BYTES = 2 << 20
 """Bytes of the source that are read at a time; while they are converted to F32, 3.5 times as much is held."""
 
 
+class PlannedTensor(NamedTuple):
+    """One tensor: its name in the source and in the store, its name in the computation, and its shape."""
+
+    source_name: str
+    """Name in the source; empty where the source has no such tensor, which is refused."""
+    canonical_name: str
+    role: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """One shard, its tensors in the order of the file."""
+
+    name: str
+    tensors: tuple[PlannedTensor, ...]
+    gathered: bool = False
+    """Rows of its tensors are fetched singly."""
+
+
+@dataclass(frozen=True)
+class Division:
+    """Plan of a store. The shard `other`, if there is one, belongs to no stage: it only keeps the checkpoint whole."""
+
+    program: Program
+    labels: tuple[str, ...]
+    architecture: str
+    model_type: str
+    shards: tuple[ShardPlan, ...]
+    widened_from: str | None
+    """The narrow dtype of the source; None if all of it is F32."""
+
+
 def divide_by_names(source: Source, store: Path, config: DivisionConfig) -> Path:
     """Divide a checkpoint of a BERT-like text encoder. Raises SourceError, UsageError, DiskFullError."""
     division = plan_division(source.config, source.entries, source.folder)
-    fingerprint, say = source.fingerprint(), config.say
-    with StoreWriter(store, identity(fingerprint), force=config.force) as writer:
+    fingerprint, program, say = source.fingerprint(), division.program, config.say
+    with config.writer(store, fingerprint) as writer:
         writer.require_space(sum(num_bytes("F32", t.shape) for shard in division.shards for t in shard.tensors))
         if division.widened_from is not None:
             say(f"converted from {division.widened_from} to F32")
@@ -44,17 +89,124 @@ def divide_by_names(source: Source, store: Path, config: DivisionConfig) -> Path
             say(f"{plan.name} ({number}/{len(division.shards)})")
         files = [_config(source, division, writer), *(writer.add_copy(path.name, path) for path in source.companions())]
         files.append(writer.add_file(INDEX, _index(shards)))
-        exits, form = _exits(source, division.program, writer)
-        manifest = m.Manifest(
-            m.Source(fingerprint, division.architecture, division.model_type, "names", division.widened_from),
-            division.program,
-            shards,
-            _write_graphs(division.program, form, writer, say),
-            tuple(files),
-            exits,
-            labels=writer.add_labels(division.labels),
-        )
-        return writer.finish(manifest)
+        exits, form = _exits(source, program, writer)
+        try:
+            data = encoder_graphs(program, form)
+        except MissingExtraError as error:
+            more = f"{error} and `offramp divide --graphs STORE` adds them"
+            say(f"no graphs written, the store runs on torch only: {more}")
+            data = {}
+        graphs = {kernel: writer.add_graph(kernel, graph, OPSET, IR) for kernel, graph in data.items()}
+        made_from = m.Source(fingerprint, division.architecture, division.model_type, "names", division.widened_from)
+        labels = writer.add_labels(division.labels)
+        return writer.finish(m.Manifest(made_from, program, shards, graphs, tuple(files), exits, labels=labels))
+
+
+def plan_division(config: Mapping[str, Any], entries: Mapping[str, Entry], where: object = None) -> Division:
+    """Plan the division of a model with this `config.json` and these tensors, name -> (dtype, shape).
+
+    Raises SourceError for an unknown architecture or setting, and for tensors that are missing, unexpected, mis-shaped
+    or of another dtype than F32, F16 and BF16, by name; `where` is where they are.
+    """
+    family = family_of(config)
+    encoder = family.encoder(config)
+    sources = _canonical_names(entries, where)
+    found = {name: entries[source][1] for name, source in sources.items()}
+    base = family.base if any(name.startswith(family.base) for name in found) else ""
+    widened_from = _widened_from({source: entries[source][0] for source in sources.values()}, where)
+    wanted = _wanted(family, encoder, base, sources)
+    expected = {tensor.canonical_name: tensor.shape for tensors in wanted.values() for tensor in tensors}
+    passed_through = family.passed_through(base, family.has_head(config))
+    other = sorted(name for name in found if name not in expected and name.startswith(passed_through))
+    _require_fit(expected, found, other, where)
+    if other:
+        wanted["other"] = [PlannedTensor(sources[name], name, "other", found[name]) for name in other]
+    shards = []
+    for name, tensors in wanted.items():  # sorting is stable: else in order of use
+        aligned = sorted(tensors, key=lambda tensor: num_bytes("F32", tensor.shape) % ALIGNMENT_BYTES != 0)
+        shards.append(ShardPlan(name, tuple(aligned), gathered=name == ROWS))
+    program, architecture = _program(encoder, wanted), family.architecture(config)
+    return Division(program, encoder.labels, architecture, family.model_type, tuple(shards), widened_from)
+
+
+def _canonical_names(entries: Mapping[str, Entry], where: object) -> dict[str, str]:
+    """Return canonical name -> name in the source, without position buffers that old versions of transformers saved.
+
+    Today's names replace `LayerNorm.gamma` and `.beta`, which come from TensorFlow.
+    """
+    found: dict[str, str] = {}
+    for source in entries:
+        name = source
+        for old, new in (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")):
+            if source.endswith(old):
+                name = source.removesuffix(old) + new
+        if name in found:
+            what = f"{shown(source)} and {shown(found[name])} are the same tensor"
+            raise SourceError(what, where, "get the model again")
+        if not name.endswith("embeddings.position_ids"):
+            found[name] = source
+    return found
+
+
+def _widened_from(dtypes: Mapping[str, str], where: object) -> str | None:
+    for name, dtype in dtypes.items():
+        if dtype not in DTYPES:
+            remedy = f"divide a model of {', '.join(DTYPES)}, not a quantised one"
+            raise SourceError(f"tensor {shown(name)} has dtype {dtype}", where, remedy)
+    return next((dtype for dtype in dtypes.values() if dtype != "F32"), None)
+
+
+def _stages(encoder: encoders.Encoder) -> dict[str, list[tuple[str, str, int | None]]]:
+    """Return stage -> (kernel, shard, layer) of each of its steps that take weights, in order."""
+    stages: dict[str, list[tuple[str, str, int | None]]] = {"embedding": [("embedding", "embedding", None)]}
+    for i in range(encoder.num_layers):
+        stages[f"layer.{i}"] = [(kernel, f"layer-{i:02d}-{kernel}", i) for kernel in encoders.LAYER_KERNELS]
+    if encoder.problem is not None:
+        stages["head"] = [("head", "head", None)]
+    return stages
+
+
+def _wanted(
+    family: Family, encoder: encoders.Encoder, base: str, sources: Mapping[str, str]
+) -> dict[str, list[PlannedTensor]]:
+    """Return shard -> its tensors in order of use."""
+    shapes, wanted = encoders.encoder_shapes(encoder), {}
+    for kernel, shard, layer in ((ROWS, ROWS, None), *chain.from_iterable(_stages(encoder).values())):
+        names = family.names(kernel, base, layer)
+        wanted[shard] = [
+            PlannedTensor(sources.get(names[role], ""), names[role], role, shape)
+            for role, shape in shapes[kernel].items()
+        ]
+    return wanted
+
+
+def _program(encoder: encoders.Encoder, wanted: Mapping[str, Sequence[PlannedTensor]]) -> Program:
+    placed = []
+    for stage, places in _stages(encoder).items():
+        steps = []
+        for kernel, shard, _ in places:
+            shards = (ROWS, shard) if kernel == "embedding" else (shard,)
+            tensors = {tensor.role: tensor.canonical_name for name in shards for tensor in wanted[name]}
+            steps.append(encoders.PlacedStep(kernel, shards, tensors))
+        role = {"embedding": BEGIN, "head": END}.get(stage, LAYER)
+        placed.append(encoders.PlacedStage(stage, role, tuple(steps)))
+    return encoders.encoder_program(encoder, placed, [ROWS])
+
+
+def _require_fit(
+    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], other: Collection[str], where: object
+) -> None:
+    """Raise SourceError naming what is missing, unexpected or mis-shaped among the tensors `found`, name -> shape."""
+    unexpected = sorted(found.keys() - expected.keys() - set(other))
+    wrong = [name for name, shape in expected.items() if found.get(name, shape) != shape]
+    complaints = {
+        "missing": [f"{shown(name)} {shape}" for name, shape in expected.items() if name not in found],
+        "unexpected": [f"{shown(name)} {found[name]}" for name in unexpected],
+        "mis-shaped": [f"{shown(name)} {found[name]} not {expected[name]}" for name in wrong],
+    }
+    faults = [f"{len(names)} {what}: {listed(names)}" for what, names in complaints.items() if names]
+    if faults:
+        raise SourceError(f"tensors do not fit config.json: {'; '.join(faults)}", where, "get the whole model again")
 
 
 def encoder_graphs(program: Program, form: HeadForm | None) -> dict[str, bytes]:
@@ -69,8 +221,7 @@ def _write_shard(source: Source, plan: ShardPlan, writer: StoreWriter) -> Shard:
     tensors = [(tensor.canonical_name, tensor.role, "F32", tensor.shape) for tensor in plan.tensors]
 
     def read(name: str) -> Iterable[bytes | memoryview]:
-        dtype = source.entries[names[name]][0]
-        return _upcast(dtype, source.chunks(names[name], CHUNK_BYTES))
+        return _upcast(source.entries[names[name]][0], source.chunks(names[name], CHUNK_BYTES))
 
     return writer.add_shard(plan.name, tensors, read, gathered=plan.gathered)
 
@@ -104,33 +255,18 @@ def _index(shards: Mapping[str, Shard]) -> bytes:
 
 
 def _exits(source: Source, program: Program, writer: StoreWriter) -> tuple[m.Exits | None, HeadForm | None]:
-    found = source.exits()
-    if found is None:
+    """Copy the exits. Raises SourceError unless there is one after each layer but the last, and nothing else."""
+    exits = source.exits()
+    if exits is None:
         return None, None
-    heads, description = found
+    heads, description = exits
     form = parse_exits(description.read_bytes(), source.folder, SourceError).form
-    _require_exits(heads, program, form)
-    return writer.add_exits(heads, description), form
-
-
-def _require_exits(heads: Path, program: Program, form: HeadForm) -> None:
-    """Raise SourceError unless the file holds an exit after each layer but the last, and nothing else."""
     with heads.open("rb") as file:
-        found = read_header(file.fileno(), heads.stat().st_size, heads).tensors
+        tensors = read_header(file.fileno(), heads.stat().st_size, heads).tensors
+    found = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
     wanted = {name: ("F32", shape) for name, shape in exit_tensors(program, form).items()}
     for name in sorted({*found, *wanted}):
-        entry = (found[name].dtype, found[name].shape) if name in found else None
-        if entry != wanted.get(name):
-            what = f"exits do not fit the model: {name} is {entry}, not {wanted.get(name)}"
+        if found.get(name) != wanted.get(name):
+            what = f"exits do not fit the model: {name} is {found.get(name)}, not {wanted.get(name)}"
             raise SourceError(what, heads, "train the exits again")
-
-
-def _write_graphs(
-    program: Program, form: HeadForm | None, writer: StoreWriter, say: Callable[[str], None]
-) -> dict[str, m.Graph]:
-    try:
-        graphs = encoder_graphs(program, form)
-    except MissingExtraError as error:
-        say(f"no graphs written, the store runs on torch only: {error} and `offramp divide --graphs STORE` adds them")
-        return {}
-    return {kernel: writer.add_graph(kernel, data, OPSET, IR) for kernel, data in graphs.items()}
+    return writer.add_exits(heads, description), form

@@ -7,8 +7,6 @@ checkpoint. No initialiser is larger than a few numbers, nothing is external.
 Shapes: T tokens of the padded batch (B rows of S), H hidden, I intermediate, E embedding width, C labels.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -31,11 +29,14 @@ def build_graphs(program: Program, form: HeadForm | None) -> dict[str, bytes]:
 
     Raises KeyError for a program with kernels of other templates.
     """
-    kernels = program.kernels
     graphs = {
-        name: BUILDERS[kernel.template](kernel.attributes) for name, kernel in kernels.items() if name not in _NO_GRAPH
+        name: BUILDERS[kernel.template](kernel.attributes)
+        for name, kernel in program.kernels.items()
+        if name not in ("mask", EXIT_KERNEL)
     }
-    return graphs if form is None else {**graphs, EXIT_KERNEL: exit_head(kernels[EXIT_KERNEL].attributes, form)}
+    if form is not None:
+        graphs[EXIT_KERNEL] = exit_head(program.kernels[EXIT_KERNEL].attributes, form)
+    return graphs
 
 
 def embedding(sizes: Sizes) -> bytes:
@@ -121,54 +122,41 @@ def _two_layers(name: str, sizes: Sizes, prefix: str) -> bytes:
     return g.finish(logits, "B", num_labels)
 
 
-BUILDERS: dict[str, Callable[[Sizes], bytes]] = {
-    "embedding": embedding,
-    "attention": attention,
-    "up": up,
-    "down": down,
-    "head": head,
-}
+BUILDERS = {"embedding": embedding, "attention": attention, "up": up, "down": down, "head": head}
 """Builder of each template; exit heads also depend on their form."""
-_NO_GRAPH = ("mask", EXIT_KERNEL)
 
 
 class _Graph:
     """A graph under construction. Nodes and constants are numbered, inputs keep their names."""
 
     def __init__(self, name: str) -> None:
+        import onnx  # of the extra `divide`
+
+        self._onnx, self._helper = onnx, onnx.helper
         self.name, self.nodes, self.inputs, self.constants = name, [], [], []
 
     def input(self, name: str, *shape: int | str, dtype: type = np.float32) -> str:
-        from onnx import helper
-
-        self.inputs.append(helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), shape))
+        kind = self._helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        self.inputs.append(self._helper.make_tensor_value_info(name, kind, shape))
         return name
 
     def constant(self, value: float | list[int], dtype: type = np.float32) -> str:
-        from onnx import numpy_helper
-
         name = f"c{len(self.constants)}"
-        self.constants.append(numpy_helper.from_array(np.asarray(value, dtype), name))
+        self.constants.append(self._onnx.numpy_helper.from_array(np.asarray(value, dtype), name))
         return name
 
     def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
-        from onnx import helper
-
         name = f"n{len(self.nodes)}"
-        self.nodes.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
+        self.nodes.append(self._helper.make_node(kind, inputs, [name], name=name, **attributes))
         return name
 
     def finish(self, output: str, *shape: int | str) -> bytes:
-        import onnx
-        from onnx import helper
-
-        self.nodes.append(helper.make_node("Identity", [output], ["out"], name="out"))
-        value = helper.make_tensor_value_info("out", onnx.TensorProto.FLOAT, shape)
-        graph = helper.make_graph(self.nodes, self.name, self.inputs, [value], self.constants)
-        model = helper.make_model(
-            graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR, producer_name="offramp"
-        )
-        onnx.checker.check_model(model, full_check=True)
+        self.nodes.append(self._helper.make_node("Identity", [output], ["out"], name="out"))
+        value = self._helper.make_tensor_value_info("out", self._onnx.TensorProto.FLOAT, shape)
+        graph = self._helper.make_graph(self.nodes, self.name, self.inputs, [value], self.constants)
+        opsets = [self._helper.make_opsetid("", OPSET)]
+        model = self._helper.make_model(graph, opset_imports=opsets, ir_version=IR, producer_name="offramp")
+        self._onnx.checker.check_model(model, full_check=True)
         return model.SerializeToString(deterministic=True)
 
 
@@ -200,16 +188,7 @@ def _silu(g: _Graph, x: str) -> str:
     return g.op("Mul", x, g.op("Sigmoid", x))
 
 
-def _plain(kind: str) -> Callable[[_Graph, str], str]:
-    return lambda g, x: g.op(kind, x)
-
-
 _ACTIVATIONS: dict[str, Callable[[_Graph, str], str]] = {
-    "gelu": _gelu,
-    "gelu_new": _gelu_tanh,
-    "gelu_pytorch_tanh": _gelu_tanh,
-    "relu": _plain("Relu"),
-    "silu": _silu,
-    "swish": _silu,
-    "tanh": _plain("Tanh"),
-}
+    "gelu": _gelu, "gelu_new": _gelu_tanh, "gelu_pytorch_tanh": _gelu_tanh, "silu": _silu, "swish": _silu,
+    "relu": lambda g, x: g.op("Relu", x), "tanh": lambda g, x: g.op("Tanh", x),
+}  # fmt: skip

@@ -11,7 +11,7 @@ from offramp.checkpoints.checkpoint import load_classifier
 from offramp.checkpoints.exits import ModelWithExits
 from offramp.errors import SourceError, UsageError
 from offramp.program.heads import FORMS
-from offramp.training.checkpoint import load_model, require_trainable, save_model
+from offramp.training.subjects import FolderModel, load_model, save_model
 from tests.training.tiny import LABELS, make_model, write_checkpoint
 
 
@@ -92,15 +92,15 @@ def test_a_tensor_of_the_encoder_that_is_not_there_is_named(change, tmp_path):
 
 def test_what_could_not_be_trained_is_refused(tmp_path):
     with pytest.raises(SourceError, match="no such folder"):
-        require_trainable(tmp_path / "absent", 8)
+        FolderModel(tmp_path / "absent", 8)
     write_checkpoint(tmp_path, make_model("bert"))
-    facts, fingerprint = require_trainable(tmp_path, 24)
-    assert (facts.num_exits, len(fingerprint)) == (3, 64)
+    subject = FolderModel(tmp_path, 24)
+    assert (subject.facts.num_exits, len(subject.fingerprint)) == (3, 64)
     with pytest.raises(UsageError, match="max_length 25 exceeds the 24"):
-        require_trainable(tmp_path, 25)
+        FolderModel(tmp_path, 25)
     (tmp_path / "vocab.txt").unlink()
     with pytest.raises(SourceError, match="no tokenizer"):
-        require_trainable(tmp_path, 8)
+        FolderModel(tmp_path, 8)
 
 
 def test_an_architecture_that_cannot_be_divided_is_refused(tmp_path):
@@ -108,7 +108,7 @@ def test_an_architecture_that_cannot_be_divided_is_refused(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "gpt2"}))
     with pytest.raises(SourceError, match="gpt2"):
-        require_trainable(tmp_path, 8)
+        FolderModel(tmp_path, 8)
 
 
 @pytest.mark.parametrize("model_type", ["bert", "distilbert", "roberta", "electra"])
