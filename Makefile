@@ -40,12 +40,13 @@ guards: $(VENV)/.test          ## remove safety checks one by one, and check tha
 device: $(VENV)/.test          ## run the golden answers under Python 3.8, NumPy 1.19 and ONNX Runtime 1.10
 	.ci/device.sh $(BIN)/python
 
-lint: $(VENV)/.test            ## check format, style, types, imports, and Python 3.8 in the rooms of a device
+lint: $(VENV)/.test            ## check format, style, types, imports, sizes, and Python 3.8 in the rooms of a device
 	$(BIN)/ruff format --check src tests bench
 	$(BIN)/ruff check src tests bench
 	$(BIN)/vermin --quiet --no-tips --violations --target=3.8- $(DEVICE)
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/python bench/house.py
 
 check: lint test device        ## run what CI runs
 

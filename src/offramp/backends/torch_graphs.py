@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from offramp.backends.base import REMEDY
 from offramp.errors import StoreError
-from offramp.program.checks import WrongError, int_of, items_of, list_of, names_of, str_of
+from offramp.program.checks import WrongError, int_of, read, str_of
 
 NUMBERS: dict[str, Callable[..., Any]] = {
     "add": operator.add, "sub": operator.sub, "mul": operator.mul, "floordiv": operator.floordiv,
@@ -31,6 +31,8 @@ _REFUSED = ("aten.from_file", "aten._assert", "aten._print")
 _MOST_INPUTS = 1 << 16
 _MAX_DEPTH = 16
 """Deepest nesting of lists in arguments. Python's own limit depends on its version."""
+_NODES = tuple[tuple[str, str, tuple[Any, ...], dict[str, Any]], ...]
+"""Name of the value, operation, arguments by position and by name of each node."""
 _KINDS = {"dtype": torch.dtype, "memory_format": torch.memory_format, "layout": torch.layout}
 
 
@@ -44,10 +46,10 @@ class CapturedGraph(nn.Module):
             counts = {letter: int_of(tree["inputs"][letter], "a number of inputs", 0, _MOST_INPUTS) for letter in "rwc"}
             self.inputs = [f"{letter}{i}" for letter, count in counts.items() for i in range(count)]
             self._nodes = [
-                (str_of(name, "a value"), _function(target), list_of(_value(args), "arguments"), _by_name(kwargs))
-                for name, target, args, kwargs in tree["nodes"]
+                (name, _function(target), _value(args), {key: _value(inner) for key, inner in kwargs.items()})
+                for name, target, args, kwargs in read(_NODES, tree["nodes"], "nodes")
             ]
-            self._outputs = names_of(tree["outputs"], "outputs")
+            self._outputs = read(tuple[str, ...], tree["outputs"], "outputs")
             self._last = self._last_uses()
         except (WrongError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise StoreError(f"not a captured graph ({type(error).__name__}: {error})", where, REMEDY) from None
@@ -92,7 +94,7 @@ def _value(part: Any, depth: int = 0) -> Any:
     """Return an argument decoded from JSON, with references to values left in place."""
     if depth > _MAX_DEPTH:
         raise ValueError("arguments are nested too deeply")
-    if isinstance(part, list):
+    if isinstance(part, (list, tuple)):
         return [_value(inner, depth + 1) for inner in part]
     if not isinstance(part, dict):
         return part
@@ -109,11 +111,6 @@ def _value(part: Any, depth: int = 0) -> Any:
     if not isinstance(found, _KINDS[kind]):
         raise ValueError(f"{inner} is not a {kind}")
     return found
-
-
-def _by_name(kwargs: Any) -> dict[str, Any]:
-    """Return the named arguments. Their names are free: `dtype` can be one, and is a kind of value as well."""
-    return {key: _value(inner) for key, inner in items_of(kwargs, "named arguments")}
 
 
 def _function(target: str) -> Callable[..., Any]:

@@ -112,9 +112,13 @@ def _origin(module: nn.Module, names: Mapping[str, str] | None, source: Source, 
         found = in_memory(module, weights_of(module))
         return replace(found, source=described, write_files=write_files, exits=exits, texts=texts)
     return Origin(
-        lambda name: _read(source, names[name]), lambda name: source.chunks(names[name], CHUNK_BYTES), described,
-        write_files, exits, texts,
-    )  # fmt: skip
+        lambda name: _read(source, names[name]),
+        lambda name: source.chunks(names[name], CHUNK_BYTES),
+        described,
+        write_files,
+        exits,
+        texts,
+    )
 
 
 def _read(source: Source, name: str) -> Tensor:

@@ -66,10 +66,13 @@ def with_graphs(original: Original, manifest: m.Manifest, exits: Sequence[int], 
     counts = f"{len(found.pieces)} stages as {len(found.graphs)} graphs"
     original.say(f"{counts}, exits can stand before {len(places)} of them")
     return replace(
-        manifest, program=program, shards={**manifest.shards, **_constants(graph, found, manifest, writer)},
-        graphs=_write_onnx(run, writer), files=(*manifest.files, *files),
+        manifest,
+        program=program,
+        shards={**manifest.shards, **_constants(graph, found, manifest, writer)},
+        graphs=_write_onnx(run, writer),
+        files=(*manifest.files, *files),
         source=replace(manifest.source, method="export"),
-    )  # fmt: skip
+    )
 
 
 class _Run:
@@ -185,9 +188,16 @@ def _to_onnx(graph: CapturedGraph, given: Sequence[Tensor], dynamic: Sequence[Se
     try:
         with _quiet():
             program = torch.onnx.export(
-                graph, tuple(given), dynamo=True, dynamic_shapes=(shapes,), input_names=list(graph.inputs),
-                opset_version=OPSET, verbose=False, external_data=False, optimize=True,
-            )  # fmt: skip
+                graph,
+                tuple(given),
+                dynamo=True,
+                dynamic_shapes=(shapes,),
+                input_names=list(graph.inputs),
+                opset_version=OPSET,
+                verbose=False,
+                external_data=False,
+                optimize=True,
+            )
         assert program is not None
         proto = program.model_proto
     except Exception as error:  # the exporter raises many classes

@@ -144,9 +144,16 @@ def _as_data(program: Any, module: nn.Module, weights: Mapping[str, Weight], arg
     parameters = {key: first_names[name] for key, name in signature.inputs_to_parameters.items()}
     data = {name: _constant(program, module, name) for name in buffers.values()}
     return Graph(
-        tuple(map(_node, calls)), tuple(arguments), parameters, buffers,
-        tuple(names.get(name, name) for name in outputs), values, batch, dynamic, data,
-    )  # fmt: skip
+        tuple(map(_node, calls)),
+        tuple(arguments),
+        parameters,
+        buffers,
+        tuple(names.get(name, name) for name in outputs),
+        values,
+        batch,
+        dynamic,
+        data,
+    )
 
 
 def _writes_to_inputs(nodes: Any) -> bool:

@@ -166,9 +166,13 @@ def _proven(original: Original, plan: StagePlan, origin: Origin, writer: StoreWr
         sliced = _sliced_weights(original.weights, plan)
         shelves = _layout(original.weights, plan, sliced, kept)
         program = Program(
-            inputs=inputs, output=output, texts=origin.texts, module=_module(original, plan, sliced, shelves),
-            activation_bytes=plan.activation_bytes, example=example,
-        )  # fmt: skip
+            inputs=inputs,
+            output=output,
+            texts=origin.texts,
+            module=_module(original, plan, sliced, shelves),
+            activation_bytes=plan.activation_bytes,
+            example=example,
+        )
         shards = {name: shelf.write(name, original.weights, writer, origin.chunks) for name, shelf in shelves.items()}
         manifest = m.Manifest(origin.source, program, shards, {}, files, labels=listed)
         write_atomic(writer.partial / m.FILE_NAME, [m.dumps(manifest)])
@@ -272,9 +276,13 @@ def _module(original: Original, plan: StagePlan, sliced: tuple[str, ...], shelve
         needed = tuple(shard for shard, shelf in shelves.items() if index in shelf.stages)
         parts.append(replace(stage.part, shards=needed))
     return Module(
-        name=f"{cls.__module__}.{cls.__qualname__}", weights_sha256=placeholders.fingerprint(weights),
-        versions=versions, parts=tuple(parts),
+        name=f"{cls.__module__}.{cls.__qualname__}",
+        weights_sha256=placeholders.fingerprint(weights),
+        versions=versions,
+        parts=tuple(parts),
         aliases={name: weight.aliases for name, weight in weights.items() if weight.aliases},
         buffers=tuple(name for name, weight in weights.items() if weight.is_buffer),
-        pinned=(KEPT,) if KEPT in shelves else (), sliced=sliced, unused=plan.unused,
-    )  # fmt: skip
+        pinned=(KEPT,) if KEPT in shelves else (),
+        sliced=sliced,
+        unused=plan.unused,
+    )

@@ -150,9 +150,16 @@ def _row(name: str, job: WorkerJob, articles: Sequence[Article]) -> Row:
         mean_bytes = record["bytes_read_total"] / num_texts
     latency, predicted = record["latency_seconds_median"], record.get("predicted_peak_bytes")
     return Row(
-        name, num_right / num_texts, *wilson_interval(num_right, num_texts), mean_exit, mean_bytes,
-        latency, predicted, record["peak_rss_bytes"], job.config.budget,
-    )  # fmt: skip
+        name,
+        num_right / num_texts,
+        *wilson_interval(num_right, num_texts),
+        mean_exit,
+        mean_bytes,
+        latency,
+        predicted,
+        record["peak_rss_bytes"],
+        job.config.budget,
+    )
 
 
 def _draw(job: WorkerJob, picture: str) -> str:

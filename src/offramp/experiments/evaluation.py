@@ -113,9 +113,15 @@ def evaluate(
             renamed = [Example(text, ids[int(label)] if ids else label) for text, label in examples]
             rows = rows_of(folder, facts, renamed, max_length, not data.labels, log)
             about = About(
-                data.name, split, str(facts.problem), facts.labels if data.labels else (), data.metrics,
-                fingerprint, digest(renamed) if transcript else "", max_length,
-            )  # fmt: skip
+                data.name,
+                split,
+                str(facts.problem),
+                facts.labels if data.labels else (),
+                data.metrics,
+                fingerprint,
+                digest(renamed) if transcript else "",
+                max_length,
+            )
             feature_size = facts.hidden_size if settings.with_features else 0
             logits_KNC, path = _run(model, rows, settings.batch_size, about, transcript, feature_size)
             reports.append(report(about, rows.labels_N, logits_KNC, settings.policies, path))

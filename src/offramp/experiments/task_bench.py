@@ -184,13 +184,23 @@ def measured(rival: Rival, records: Records, plain: Records, sample: Sample, num
         gain = paired_interval(sample.metrics, sample.truth_N, _distinct(answer_RN), _distinct(sample.answers(plain)))
         speedup = paired_speedup(_seconds(plain, rival.batch), _seconds(records, rival.batch))
     return Measured(
-        rival.name, rival.exit, rival.batch, records[0]["batch"], p50, p90, p99,
+        rival.name,
+        rival.exit,
+        rival.batch,
+        records[0]["batch"],
+        p50,
+        p90,
+        p99,
         len(sample.texts) / median([record["texts"]["seconds"] for record in records]),
         max(record["peak_rss_bytes"] for record in records),
         median([record["bytes_read_per_input"] for record in records]),
         {name: float(np.mean([scores[name] for scores in each_round])) for name in each_round[0]},
-        *gain, *speedup, PAIRED_OVER[rival.batch], mean_exit, num_layers / mean_exit,
-    )  # fmt: skip
+        *gain,
+        *speedup,
+        PAIRED_OVER[rival.batch],
+        mean_exit,
+        num_layers / mean_exit,
+    )
 
 
 def paired_speedup(plain_RU: np.ndarray, own_RU: np.ndarray) -> tuple[float, float | None, float | None]:

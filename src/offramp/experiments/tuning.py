@@ -84,13 +84,22 @@ def tune(
     reached = tuple(float((chosen.exit_N >= layer).mean()) for layer in range(1, trials.num_exits + 1))
     predicted = Prediction(**{name: getattr(chosen, name) for name in names}, reached=reached)
     tuned_on = {
-        "task": about.task, "metrics": list(about.metrics), "tune_sha256": about.data_sha256,
-        "certify_sha256": certify_on.about.data_sha256 if certify_on else None, "num_samples": len(trials.truth_N),
-    }  # fmt: skip
+        "task": about.task,
+        "metrics": list(about.metrics),
+        "tune_sha256": about.data_sha256,
+        "certify_sha256": certify_on.about.data_sha256 if certify_on else None,
+        "num_samples": len(trials.truth_N),
+    }
     file = PolicyFile(
-        to_json(chosen.policy), about.model_sha256, goal.deadline_seconds, predicted, certificate,
-        tuned_on, profile.measured_on, [each.row() for each in front(candidates)],
-    )  # fmt: skip
+        to_json(chosen.policy),
+        about.model_sha256,
+        goal.deadline_seconds,
+        predicted,
+        certificate,
+        tuned_on,
+        profile.measured_on,
+        [each.row() for each in front(candidates)],
+    )
     return file, [each for each in rivals if each is not None]
 
 

@@ -3,7 +3,7 @@
     EXPRESSION := [from:K>] ANY          the prefix may occur once, at the start, and applies to the whole expression
     ANY        := ALL { "|" ALL }
     ALL        := RULE { "&" RULE }      & binds tighter than |
-    RULE       := none | stage:K | patience:P[@TAU] | votes:V | entropy:T | confidence:T | margin:T | FILE.json
+    RULE       := none | one of the forms of _RULES | FILE.json
 
 Policy files are read by a function that the caller passes in. Whitespace is allowed around every word, number and
 operator. `none` cannot be combined. Whether a policy fits a model is checked by `Policy.check`.
@@ -19,11 +19,6 @@ from offramp.errors import UsageError
 from offramp.policies.combine import AbstractJoin, AllOf, AnyOf, From
 from offramp.policies.policy import Policy
 from offramp.policies.rules import Confidence, Entropy, FullDepth, Margin, Patience, StopAt, Votes
-
-GRAMMAR = (
-    "[from:K>] RULES, joined by | and &: none, stage:K, patience:P[@TAU], votes:V, entropy:T, confidence:T, margin:T,"
-    " or a policy file"
-)
 
 Read = Optional[Callable[[str], Policy]]
 """Function that reads a policy file: from its name to the policy. None where files are not accepted."""
@@ -68,9 +63,9 @@ def _rule(rule: str, read: Read) -> Policy:
             raise ValueError(f"{rule!r}: a policy file is not accepted here")
         return read(rule)
     word, _, value = rule.partition(":")
-    if word.strip() not in _RULES:
+    if word.strip() not in _BY_WORD:
         raise ValueError(f"{rule!r} is not a rule")
-    return _RULES[word.strip()](value, rule)
+    return _BY_WORD[word.strip()](value, rule)
 
 
 def _patience(text: str, rule: str) -> Policy:
@@ -92,10 +87,13 @@ def _number(text: str, piece: str) -> float:
 
 
 _RULES: Dict[str, Callable[[str, str], Policy]] = {
-    "stage": lambda value, rule: StopAt(_integer(value, rule)),
-    "patience": _patience,
-    "votes": lambda value, rule: Votes(_integer(value, rule)),
-    "entropy": lambda value, rule: Entropy(_number(value, rule)),
-    "confidence": lambda value, rule: Confidence(_number(value, rule)),
-    "margin": lambda value, rule: Margin(_number(value, rule)),
+    "stage:K": lambda value, rule: StopAt(_integer(value, rule)),
+    "patience:P[@TAU]": _patience,
+    "votes:V": lambda value, rule: Votes(_integer(value, rule)),
+    "entropy:T": lambda value, rule: Entropy(_number(value, rule)),
+    "confidence:T": lambda value, rule: Confidence(_number(value, rule)),
+    "margin:T": lambda value, rule: Margin(_number(value, rule)),
 }
+"""Form of a rule -> function of its value and its text. A new rule is one line here."""
+_BY_WORD = {form.partition(":")[0]: make for form, make in _RULES.items()}
+GRAMMAR = f"[from:K>] RULES, joined by | and &: none, {', '.join(_RULES)}, or a policy file"

@@ -19,12 +19,14 @@ class Dtype:
     item_bytes: int
     computes: bool = False
     """Backends take tensors of this dtype as inputs of kernels."""
+    upcasts: bool = False
+    """Every value is a float32, so that checkpoints of text encoders are stored as F32 exactly."""
 
 
 _ALL = (
-    Dtype("F32", "float32", "float32", 4, computes=True),
-    Dtype("F16", "float16", "float16", 2),
-    Dtype("BF16", None, "bfloat16", 2),
+    Dtype("F32", "float32", "float32", 4, computes=True, upcasts=True),
+    Dtype("F16", "float16", "float16", 2, upcasts=True),
+    Dtype("BF16", None, "bfloat16", 2, upcasts=True),
     Dtype("F64", "float64", "float64", 8),
     Dtype("I64", "int64", "int64", 8, computes=True),
     Dtype("I32", "int32", "int32", 4, computes=True),

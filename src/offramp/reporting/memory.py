@@ -54,9 +54,12 @@ class _Band:
 
 
 def draw_memory(
-    path: str | PathLike[str], samples: Sequence[MemorySample], spans: Sequence[Span], budget_bytes: int | None,
+    path: str | PathLike[str],
+    samples: Sequence[MemorySample],
+    spans: Sequence[Span],
+    budget_bytes: int | None,
     title: str = "Memory of one run",
-) -> None:  # fmt: skip
+) -> None:
     """Draw the memory of a run to `path`, an `.svg` or `.png` file.
 
     Args:

@@ -85,9 +85,14 @@ class Classifier:
     """Classifies inputs with a store. A context manager; `close` frees the weights."""
 
     def __init__(
-        self, store: Store, backend: Backend, encoder: InputEncoder, policy: Policy, settings: Settings,
+        self,
+        store: Store,
+        backend: Backend,
+        encoder: InputEncoder,
+        policy: Policy,
+        settings: Settings,
         guard: Guard = NO_DEADLINE,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.store, self.backend, self.encoder, self.policy, self.settings = store, backend, encoder, policy, settings
         self.guard, program, self._labels = guard, store.program, store.labels
         self.schedule, self._inputs = Schedule(program, policy.last_exit(len(program.layers))), InputReader(store)
@@ -211,9 +216,16 @@ class Classifier:
     def describe_plan(self) -> Dict[str, Any]:
         """Return the plan as one JSON object, stage by stage. Sizes are in bytes."""
         names = (
-            "feasible", "budget_bytes", "predicted_peak_bytes", "smallest_budget_bytes", "base_bytes",
-            "activation_bytes", "num_slots", "slot_bytes", "resident_bytes",
-        )  # fmt: skip
+            "feasible",
+            "budget_bytes",
+            "predicted_peak_bytes",
+            "smallest_budget_bytes",
+            "base_bytes",
+            "activation_bytes",
+            "num_slots",
+            "slot_bytes",
+            "resident_bytes",
+        )
         stages = []
         for stage in self.schedule.stages:
             used = {shard for step in stage.steps for shard in step.shards}

@@ -103,9 +103,13 @@ def policy_of(file: PolicyFile, where: object) -> Policy:
 
 
 def rebase_policy(
-    named: NamedPolicy, given: Union[DeviceProfile, str, None], num_exits: int, here: MeasuredOn, has_deadline: bool,
+    named: NamedPolicy,
+    given: Union[DeviceProfile, str, None],
+    num_exits: int,
+    here: MeasuredOn,
+    has_deadline: bool,
     warn: Callable[[str], None],
-) -> Tuple[NamedPolicy, Optional[DeviceProfile]]:  # fmt: skip
+) -> Tuple[NamedPolicy, Optional[DeviceProfile]]:
     """Return the policy with the latencies of the device profile, if one is given, and that profile.
 
     `here` are the conditions of this engine; `warn` receives each claim of the policy files that does not hold here.

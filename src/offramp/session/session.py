@@ -63,10 +63,14 @@ def prepare(
 
 
 def prepare_engine(
-    store: Union[str, os.PathLike], config: EngineConfig, *,
-    policy: Optional[Policy] = None, profile: Optional[DeviceProfile] = None,
-    texts: Optional[Iterable[Any]] = None, warn: Callable[[str], None] = warnings.warn,
-) -> Classifier:  # fmt: skip
+    store: Union[str, os.PathLike],
+    config: EngineConfig,
+    *,
+    policy: Optional[Policy] = None,
+    profile: Optional[DeviceProfile] = None,
+    texts: Optional[Iterable[Any]] = None,
+    warn: Callable[[str], None] = warnings.warn,
+) -> Classifier:
     """Plan an engine with the options of `config`, as `prepare` does.
 
     `policy` and `profile` replace those that `config` names.

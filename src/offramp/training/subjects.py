@@ -168,10 +168,15 @@ def load_model(folder: Path, labels: Sequence[str]) -> tuple[PreTrainedModel, bo
     """
     names = dict(enumerate(labels or ["score"]))
     model, info = auto_class(folder).from_pretrained(
-        folder, id2label=names, label2id={label: index for index, label in names.items()},
-        problem_type=SINGLE_LABEL if labels else REGRESSION, dtype=torch.float32,
-        local_files_only=True, ignore_mismatched_sizes=True, output_loading_info=True,
-    )  # fmt: skip
+        folder,
+        id2label=names,
+        label2id={label: index for index, label in names.items()},
+        problem_type=SINGLE_LABEL if labels else REGRESSION,
+        dtype=torch.float32,
+        local_files_only=True,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
     initialised = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
     base = model.base_model_prefix + "."
     missing = sorted(name for name in initialised if name.startswith(base) and not name.startswith(base + "pooler."))

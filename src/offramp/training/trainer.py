@@ -127,9 +127,13 @@ class LengthGroupedBatches(Sampler[list[int]], TrainerCallback):
 
 
 def fit(
-    model: WithExits, rows: AnyRows | PooledRows, settings: TrainSettings, folder: Path, checkpoint: Path | None,
+    model: WithExits,
+    rows: AnyRows | PooledRows,
+    settings: TrainSettings,
+    folder: Path,
+    checkpoint: Path | None,
     progress: Callable[[str], None],
-) -> None:  # fmt: skip
+) -> None:
     """Train `model` in place, from `checkpoint` if given; the Trainer writes checkpoints to `folder`.
 
     `heads-only` trains the heads on `PooledRows`, other losses train the whole model. Seeds the generators of random,
@@ -257,16 +261,27 @@ class _Progress(TrainerCallback):
 def _arguments(settings: TrainSettings, num_rows: int, folder: Path) -> TrainingArguments:
     use_cpu = not torch.cuda.is_available()
     arguments = TrainingArguments(
-        output_dir=str(folder), seed=settings.seed, report_to=settings.report_to, disable_tqdm=True, use_cpu=use_cpu,
-        num_train_epochs=settings.epochs, per_device_train_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.accumulate, lr_scheduler_type="linear",
+        output_dir=str(folder),
+        seed=settings.seed,
+        report_to=settings.report_to,
+        disable_tqdm=True,
+        use_cpu=use_cpu,
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.accumulate,
+        lr_scheduler_type="linear",
         warmup_steps=settings.warmup,  # below 1: a fraction of the steps
-        bf16=settings.precision == "bfloat16", fp16=settings.precision == "float16",
+        bf16=settings.precision == "bfloat16",
+        fp16=settings.precision == "float16",
         logging_steps=0.05,  # of all steps
-        save_strategy="steps", save_steps=settings.save_steps or _save_steps(settings, num_rows), save_total_limit=1,
-        eval_strategy="no", remove_unused_columns=False, dataloader_pin_memory=False,
+        save_strategy="steps",
+        save_steps=settings.save_steps or _save_steps(settings, num_rows),
+        save_total_limit=1,
+        eval_strategy="no",
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
         ddp_find_unused_parameters=settings.loss in ("last", "mixed"),
-    )  # fmt: skip
+    )
     if arguments.n_gpu > 1:  # DataParallel copies the model for each batch; torchrun uses all GPUs
         arguments._n_gpu = 1
     return arguments

@@ -23,6 +23,7 @@ from offramp.division.messages import listed
 from offramp.division.names.kernels import IR, OPSET, build_graphs
 from offramp.errors import MissingExtraError, SourceError
 from offramp.program import encoder as encoders
+from offramp.program.dtypes import DTYPES
 from offramp.program.heads import HeadForm
 from offramp.program.program import BEGIN, END, LAYER, Program
 from offramp.store import Shard, StoreWriter
@@ -32,8 +33,6 @@ from offramp.store.safetensors import num_bytes, read_header
 
 Entry = tuple[str, tuple[int, ...]]
 """Dtype, as safetensors spells it, and shape."""
-DTYPES = ("F32", "F16", "BF16")
-"""Dtypes of checkpoints that can be divided by names; the narrow ones are converted to F32, which is exact."""
 ALIGNMENT_BYTES = 64
 ROWS = "embedding-rows"
 """The shard of embedding tables, from which rows are gathered."""
@@ -149,9 +148,10 @@ def _canonical_names(entries: Mapping[str, Entry], where: object) -> dict[str, s
 
 
 def _widened_from(dtypes: Mapping[str, str], where: object) -> str | None:
+    known = [dtype.name for dtype in DTYPES.values() if dtype.upcasts]
     for name, dtype in dtypes.items():
-        if dtype not in DTYPES:
-            remedy = f"divide a model of {', '.join(DTYPES)}, not a quantised one"
+        if dtype not in known:
+            remedy = f"divide a model of {', '.join(known)}, not a quantised one"
             raise SourceError(f"tensor {shown(name)} has dtype {dtype}", where, remedy)
     return next((dtype for dtype in dtypes.values() if dtype != "F32"), None)
 
