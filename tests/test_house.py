@@ -3,8 +3,10 @@
 import importlib
 import json
 import pkgutil
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -74,3 +76,20 @@ def test_no_module_shadows_a_public_verb():
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
     assert all(callable(getattr(offramp, verb)) for verb in verbs)
+
+
+ROOT = Path(__file__).parents[1]
+PAGES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/all-of-offramp.md", "docs/cost-function.md")
+
+
+def named_files():
+    """Python files that pages name, by page."""
+    for page in (*PAGES, "docs/how-measured.md", "docs/store-format.md"):
+        for name in re.findall(r"`(?:src/offramp/)?((?:[a-z_]+/)+[a-z_]+\.py)", (ROOT / page).read_text()):
+            yield page, name
+
+
+def test_pages_name_files_that_exist():
+    named = list(named_files())
+    assert len(named) > 10
+    assert [each for each in named if not ((ROOT / "src/offramp" / each[1]).exists() or (ROOT / each[1]).exists())] == []
