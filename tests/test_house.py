@@ -79,17 +79,15 @@ def test_no_module_shadows_a_public_verb():
 
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/all-of-offramp.md", "docs/cost-function.md")
-
-
-def named_files():
-    """Python files that pages name, by page."""
-    for page in (*PAGES, "docs/how-measured.md", "docs/store-format.md"):
-        for name in re.findall(r"`(?:src/offramp/)?((?:[a-z_]+/)+[a-z_]+\.py)", (ROOT / page).read_text()):
-            yield page, name
+PAGES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", *(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")))
 
 
 def test_pages_name_files_that_exist():
-    named = list(named_files())
+    named = [
+        (page, name)
+        for page in PAGES
+        for name in re.findall(r"`(?:src/offramp/)?((?:[a-z_]+/)+[a-z_]+\.py)", (ROOT / page).read_text())
+    ]
     assert len(named) > 10
-    assert [each for each in named if not ((ROOT / "src/offramp" / each[1]).exists() or (ROOT / each[1]).exists())] == []
+    homes = (ROOT / "src/offramp", ROOT)
+    assert [(page, name) for page, name in named if not any((home / name).exists() for home in homes)] == []
