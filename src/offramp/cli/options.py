@@ -35,6 +35,15 @@ def argument(parse: Callable[[str], Any]) -> Callable[[str], Any]:
     return convert
 
 
+class _Once(argparse.Action):
+    """An option that is refused if it is given twice; argparse would keep the last."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        if getattr(namespace, self.dest) is not self.default:
+            raise argparse.ArgumentError(self, "given twice: combine policies with | or &")
+        setattr(namespace, self.dest, values)
+
+
 size, count, duration = argument(parse_size), argument(parse_count), argument(parse_duration)
 
 
@@ -49,6 +58,7 @@ def add_engine(parser: Any, *names: str, omit: Sequence[str] = ()) -> None:
             continue
         choices = tuple(BACKENDS) if each.name == "backend" else facts["choices"]
         details = {"choices": choices} if choices else {"type": argument(facts["parse"]), "metavar": facts["metavar"]}
+        details["action"] = _Once if each.name == "exit" else "store"
         parser.add_argument("--" + each.name.replace("_", "-"), default=each.default, help=facts["help"], **details)
 
 
