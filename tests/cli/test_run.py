@@ -70,6 +70,24 @@ def test_pairs_files_and_stdin_give_what_texts_give(run, store, tmp_path, monkey
     assert results("--pair", "the bank", "fell today") != results("--text", "the bank")
 
 
+def test_there_is_a_result_for_each_line_and_row_and_what_was_taken_is_said(run, store, tmp_path):
+    def results(*words):
+        said = run("run", store, *BUDGET, "--json", "--input", *words)
+        return len(said.lines) - 1, said.err
+
+    (tmp_path / "t.txt").write_text("the bank\n\na film\n\n")
+    number, err = results(tmp_path / "t.txt")
+    assert number == 4 and "blank texts, each answered as an empty one: 2" in err
+    for suffix, mark in (("tsv", "\t"), ("csv", ",")):
+        table = tmp_path / f"t.{suffix}"
+        table.write_text(f"sentence{mark}label\nthe bank{mark}x\n\na film{mark}y\n")
+        number, err = results(table)
+        assert number == 2 and "this line is the header" in err and "column 'sentence'" in err
+        assert "blank lines were skipped: 1" in err
+        number, err = results(table, "--header", "no", "--text-column", "1")
+        assert number == 3 and "header" not in err
+
+
 @pytest.mark.parametrize(
     "options",
     [["--batch", "3"], ["--reads", "direct"], ["--reads", "buffered"], ["--verify", "always"], ["--threads", "1"]],
@@ -108,10 +126,15 @@ def test_usage_errors_end_with_2(refused, store, tmp_path):
     (tmp_path / "t.tsv").write_text("id\tbody\n1\tthe bank\n")
     refused(2, "no input", "run", store)
     refused(2, "--budget", "run", store, "--budget", "12XB", "--text", "a")
+    refused(2, "got '128': 128MiB?", "run", store, "--budget", "128", "--text", "a")
+    refused(2, "got '40': 40ms?", "run", store, "--deadline", "40", "--text", "a")
+    twice = ("--exit", "patience:1", "--exit", "stage:2")
+    refused(2, "given twice: combine policies with | or &", "run", store, *twice, "--text", "a")
     refused(2, "patience:4", "run", store, "--exit", "patience:4", "--text", "a")
     refused(2, "perhaps", "run", store, "--exit", "perhaps", "--text", "a")
     refused(2, "empty.txt", "run", store, "--input", tmp_path / "empty.txt")
     refused(2, ["title", "body"], "run", store, "--input", tmp_path / "t.tsv", "--text-column", "title")
+    refused(2, "--header: yes or no", "run", store, "--input", tmp_path / "t.tsv", "--header", "perhaps")
     refused(2, "none.txt", "run", store, "--input", tmp_path / "none.txt")
     refused(2, "unknown command 'frobnicate'", "frobnicate")
     refused(2, "--threads", "run", store, "--threads", "0", "--text", "a")

@@ -391,6 +391,13 @@ def test_no_texts_give_an_empty_batch(folder):
     assert (batch.num_rows, batch.length, batch.lengths_B.shape) == (0, 0, (0,))
 
 
+@pytest.mark.parametrize("wrong", [(), ("a", "b", "c"), ("a", None), ["a", 5], (b"a",), None, 5, float("nan"), b"a"])
+def test_what_is_neither_a_text_nor_a_pair_is_refused(folder, wrong):
+    ours = TextEncoder.from_folder(folder, encoder())
+    with pytest.raises(UsageError, match="text"):
+        ours.encode(["a", wrong])
+
+
 def test_padding_and_cutting_in_tokenizer_json_do_not_apply(real, minilm):
     saved = json.loads((minilm / "tokenizer.json").read_text())
     assert saved["padding"]["strategy"] == {"Fixed": 128} and saved["truncation"]["max_length"] == 128

@@ -44,11 +44,12 @@ def main(args: argparse.Namespace) -> None:
         raise UsageError("no input", None, "give --text, --pair or --input")
     if args.trace:
         require_writable(args.trace)
-    classifier = prepare_engine(args.store, options.engine_config(args), texts=inputs.known(), warn=warn)
+    known = inputs.known(log)
+    classifier = prepare_engine(args.store, options.engine_config(args), texts=known, warn=warn)
     with classifier:
         ready = time.perf_counter() - started
         size = BULK_INPUTS if args.batch == "bulk" else args.batch
-        for batch, more in _batches(inputs, size, is_stream=inputs.is_stream):
+        for batch, more in _batches(inputs if known else inputs.read(log), size, is_stream=inputs.is_stream):
             for text, result in zip(batch, classifier.predict(batch, more=more)):
                 _show(result, text, classifier.num_exits, args.json)
         record = {**classifier.record(), "ready_seconds": ready, "peak_rss_bytes": read_memory().peak_bytes}

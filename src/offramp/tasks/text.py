@@ -133,6 +133,9 @@ class TextEncoder:
         texts: Sequence[str] = (text,) if isinstance(text, str) else text
         if not isinstance(texts, (tuple, list)):
             raise UsageError("the model takes texts, not this input", str(text), "give --text, or a file of texts")
+        if len(texts) not in self._templates or not all(isinstance(part, str) for part in texts):
+            kinds = ", ".join(type(part).__name__ for part in texts) or "nothing"
+            raise UsageError("an input is a text or a pair of texts", f"here: {kinds}", "give one or two strings")
         template = self._templates[len(texts)]
         num_specials = len(template) - len(texts)
         parts = self._fitting_tokens(texts, self.max_length - num_specials)
