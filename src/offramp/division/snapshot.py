@@ -26,7 +26,7 @@ _CLOSED = (ModuleType, FunctionType, MethodType, type)
 
 
 class Snapshot:
-    """Everything that the attributes of a module lead to, as it is now."""
+    """The state of all objects that the attributes of a module lead to, for a later `restore`."""
 
     def __init__(self, module: nn.Module) -> None:
         self._generators: list[tuple[torch.Generator, Tensor]] = []

@@ -162,7 +162,7 @@ class LastUsed:
     def __init__(self, fetch: Callable[[str], Tensor], max_bytes: int) -> None:
         self._fetch, self._max_bytes, self._bytes = fetch, max_bytes, 0
         self._kept: dict[str, Tensor] = {}
-        """In the order of their last use."""
+        """Kept weights, the last used one last."""
 
     def __call__(self, name: str) -> Tensor:
         """Return a weight, from memory or fetched."""
