@@ -8,6 +8,7 @@ It runs forward passes. Generation calls the module once a step, and each call i
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 import weakref
@@ -34,15 +35,19 @@ from offramp.runtime.ring import Turn
 from offramp.runtime.run_plan import choose_direct
 from offramp.runtime.slots import Arena, Slot
 from offramp.runtime.weight_plan import WeightPlan, reading_order
-from offramp.store import Store
+from offramp.store import Shard, Store
+from offramp.store.safetensors import header_bytes
 from offramp.streaming import placement
-from offramp.streaming.capture import Arguments, surround, tensors_of
-from offramp.streaming.placeholders import Placeholder, fingerprint, unsaved_buffers, weights_of
+from offramp.streaming.capture import Arguments, are_equal, surround, tensors_of
+from offramp.streaming.layouts import layout_of, layouts_of
+from offramp.streaming.placeholders import Placeholder, Weight, fingerprint, pieces, unsaved_buffers, weights_of
 from offramp.streaming.weightless import of_class, with_dtypes
 from offramp.units import format_size, parse_size
 
 READ_AHEAD = 64
 """Most shards that are read ahead; in practice the memory for streamed shards is the limit."""
+PIECE_BYTES = 2 << 20
+"""Bytes of a weight that are hashed at once."""
 _STREAMED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 """Modules that a stream holds."""
 
@@ -108,7 +113,7 @@ class Stream:
         self._needs = [[name for name in shards if name not in plan.sliced] for shards in needs]
         """Shards that each part has in memory as a whole."""
         self._starts = {part.start: index for index, part in enumerate(self._divided.parts) if part.start is not None}
-        self._rows = placement.WeightRows(store, plan.sliced, plan.slice_bytes)
+        self._rows, self._layouts = placement.WeightRows(store, plan.sliced, plan.slice_bytes), layouts_of(store)
         self._part, self._first, self._next_first = -1, 0, 0
         self._calls: Counter[str] = Counter()
         self._slots: dict[str, Slot] = {}
@@ -127,9 +132,8 @@ class Stream:
             closing.callback(self.store.close)
             weights = weights_of(self.module)
             for name in self._divided.buffers:
-                shard, entry = self._tensors[name]
-                weights[name].put(placement.tensor_of(entry, self.store.read_tensor(shard.name, entry)))
-            self._placement = placement.Placement(weights, self._fetch, self._rows)
+                weights[name].put(placement.read_tensor(self.store, name, self._layouts))
+            self._placement = placement.Placement(weights, self._fetch, self._rows, self._layouts)
             closing.callback(self._placement.clear)
             self._feed = self._open_feed()
             closing.callback(self._feed.close)
@@ -293,13 +297,13 @@ class Stream:
             raise StageError(f"{operation} touches {name}, and its stream is closed", None, "open the store again")
         if name in self._paged:
             return self._paged[name]
-        shard, entry = self._tensors[name]
         if self.strict:
+            shard = self._tensors[name][0]
             where = f"in stage {self._part:03d}" if self._part >= 0 else "outside of a pass"
             homes = [f"{i:03d}" for i, part in enumerate(self._divided.parts) if shard.name in part.shards]
             planned = ", ".join(homes) or "none"
             raise self._deviation(f"{operation} touches {name} {where}; it is planned for {planned}")
-        tensor = placement.tensor_of(entry, self.store.read_tensor(shard.name, entry))
+        tensor = placement.read_tensor(self.store, name, self._layouts)
         self.counts.unplanned_loads += 1
         self.counts.unplanned.add(name)
         self._paged[name] = tensor
@@ -413,8 +417,39 @@ def _fitting(module: nn.Module | type, store: Store) -> nn.Module:
     elif fingerprint(weights) != divided.weights_sha256 or buffers != set(divided.buffers):
         what = "which weights are tied, or are buffers, differs from the store"
     else:
+        _require_equal(weights, store)
         return module
     raise StageError(what, store.path, f"give a {divided.name} as it was divided, or divide again")
+
+
+def _require_equal(weights: Mapping[str, Weight], store: Store) -> None:
+    """Raise StageError if the weights that a module holds are others than those of the store.
+
+    What was streamed before, or is of a class, holds none.
+    """
+    loaded = {n: w for n, w in weights.items() if not w.tensor.is_meta and not isinstance(w.tensor, Placeholder)}
+    if all(weight.is_buffer for weight in loaded.values()):
+        return
+    layouts = layouts_of(store)
+    for shard in store.manifest.shards.values():
+        held = {entry.name: loaded[entry.name].tensor for entry in shard.tensors if entry.name in loaded}
+        if len(held) == len(shard.tensors) and _shard_sha256(shard, held) == shard.sha256:
+            differ = [name for name in held if layout_of(held[name]) != layouts.get(name)]
+        else:
+            differ = [n for n in held if not are_equal([held[n]], [placement.read_tensor(store, n, layouts)])]
+        if differ:
+            what = f"{differ[0]} has other values or strides in the module than in the store"
+            remedy = "divide again to run the module's own weights, or give its class to run those of the store"
+            raise StageError(what, store.path, remedy)
+
+
+def _shard_sha256(shard: Shard, held: Mapping[str, Tensor]) -> str:
+    """Return the sha256 of the file that would hold the tensors."""
+    digest = hashlib.sha256(header_bytes((e.name, e.dtype, e.shape, e.offset) for e in shard.tensors))
+    for entry in shard.tensors:
+        for piece in pieces(held[entry.name], PIECE_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def _described(dtype: torch.dtype, shape: tuple[int, ...]) -> str:
