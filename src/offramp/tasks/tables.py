@@ -15,7 +15,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import IO, Any, Collection, ContextManager, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
-from offramp.errors import MissingExtraError, UsageError
+from offramp.errors import UsageError, import_error
 from offramp.tasks.text import Text
 
 Row = Tuple[str, Mapping[str, Optional[str]]]
@@ -120,8 +120,8 @@ def _read_parquet(stream: IO[bytes], where: object) -> Iterator[Tuple[str, Dict[
     try:
         import pyarrow as pa
         from pyarrow.parquet import ParquetFile
-    except ImportError:
-        raise MissingExtraError("pyarrow", "data") from None
+    except ImportError as error:
+        raise import_error(error, "pyarrow", "data") from None
     try:
         batches = ParquetFile(stream).iter_batches(batch_size=1024)
         rows = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
