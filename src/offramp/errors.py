@@ -120,7 +120,7 @@ def import_error(error: ImportError, library: str, extra: str) -> OfframpError:
 
 
 class SystemNotice(UserWarning):
-    """This system lacks a feature; offramp goes on with a weaker one, which the message names."""
+    """Warning that this system lacks a feature. The message names what is used instead."""
 
 
 _MEMORY_REMEDY = "close other programs, or raise the limit of memory (ulimit -v)"

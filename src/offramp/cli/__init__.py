@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import io
 import os
 import sys
 import warnings
@@ -83,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
 def _prepare_output() -> None:
     """Let letters that the encoding of a terminal does not have be printed as escapes."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 

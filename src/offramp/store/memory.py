@@ -21,7 +21,7 @@ from offramp.store.files import absolute
 _TICK_NANOSECONDS = 100_000_000
 """Upper bound on the resolution of file timestamps. Two changes within this time can have equal timestamps."""
 _COARSE_TICK_NANOSECONDS = 2_000_000_000
-"""The same for file systems that keep whole seconds, such as FAT and ext3."""
+"""Upper bound on the resolution where timestamps are whole seconds, as on FAT and ext3."""
 
 
 def cache_folder() -> Path:
