@@ -2,11 +2,15 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 
 import pytest
+
+from offramp.division import divide
+from tests.cli.conftest import write_tiny
 
 OFFRAMP = [sys.executable, "-m", "offramp"]
 
@@ -120,3 +124,55 @@ def test_telemetry_is_off_and_no_connection_is_open_after_a_run(store):
     environment = {key: value for key, value in os.environ.items() if key not in ("CI", "ORT_DISABLE_TELEMETRY")}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.splitlines()[-1] == "1"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_a_terminal_of_any_encoding_shows_every_label(model, tmp_path, encoding):
+    """Letters that it does not have are escaped: for programs as JSON escapes them, for people with backslashes."""
+    labels = {"0": "größer", "1": "模型", "2": "\U0001f600"}
+    store = divide(write_tiny(tmp_path / "model", id2label=labels), tmp_path / "store")
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "LC_ALL": "C", "PYTHONUTF8": "0"}
+    command = [*OFFRAMP, "run", str(store), "--budget", "500MiB", "--text", "größer"]
+    for more in ([], ["--json"]):
+        done = subprocess.run([*command, *more], capture_output=True, env=environment, check=False)
+        assert (done.returncode, b"error" in done.stderr) == (0, False), done.stderr
+        first = done.stdout.decode(encoding).splitlines()[0]
+        if more:
+            assert json.loads(first)["label"] in labels.values()
+        elif encoding == "utf-8":
+            assert first.split()[0] in labels.values()
+            assert first.endswith("größer")
+
+
+def test_an_argument_is_utf8_in_every_locale(store):
+    def scores(**changes):
+        command = [*OFFRAMP, "run", str(store), "--budget", "500MiB", "--text", "bänk 模型", "--json"]
+        done = subprocess.run(command, capture_output=True, env={**os.environ, **changes}, check=True)
+        return json.loads(done.stdout.splitlines()[0])["score"]
+
+    assert scores(LC_ALL="C", PYTHONUTF8="0") == scores(PYTHONUTF8="1")
+
+
+@pytest.mark.parametrize("words", [["divide", "MODEL", "made"], ["run", "store", "--text", "a"], ["ls", "store"]])
+def test_a_working_folder_that_was_deleted(model, tmp_path, words):
+    (tmp_path / "gone").mkdir()
+    line = " ".join(str(model) if word == "MODEL" else word for word in words)
+    shell = f"cd {tmp_path}/gone && rmdir {tmp_path}/gone && exec {sys.executable} -m offramp {line}"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("offramp: error: the working folder was deleted")
+
+
+def test_few_open_files_are_enough(store):
+    limit = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (24, 24))  # noqa: E731
+    command = [*OFFRAMP, "run", str(store), "--budget", "500MiB", "--text", "the bank"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=limit)
+    assert (done.returncode, "error" in done.stderr) == (0, False), done.stderr
+
+
+@pytest.mark.parametrize("kib", range(100_000, 400_000, 100_000))
+def test_a_limit_of_the_address_space_is_not_called_a_missing_library(store, kib):
+    shell = f"ulimit -v {kib}; exec {sys.executable} -m offramp run {store} --budget 500MiB --text bank"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=False)
+    assert "not installed" not in done.stderr
+    assert "internal error" not in done.stderr

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
@@ -155,6 +156,24 @@ def test_output_that_could_not_be_written_is_refused_before_the_run(refused, sto
         refused(2, "no such folder", "memory", folder, *BUDGET, "--out", tmp_path / "none" / "m.svg")
         refused(2, ".svg or .png", "memory", folder, *BUDGET, "--out", tmp_path / "m.gif")
     assert not (tmp_path / "m.svg").exists()
+
+
+@pytest.mark.parametrize("folder", ["/proc/self/fdinfo", "/sys", "/dev/null"])
+def test_a_folder_that_takes_no_files_is_told_before_the_run(run, tmp_path, folder):
+    if not Path(folder).exists():
+        pytest.skip(f"no {folder} here: a folder that takes no files is not tested")
+    for words in (("run", "--text", "a", "--trace", f"{folder}/x.json"), ("ls", "--graph", f"{folder}/x.svg")):
+        said = run(words[0], tmp_path / "nothing", *words[1:])
+        assert said.code == 2
+        assert f"{folder}/x." in said.err.splitlines()[-1]
+
+
+def test_asking_whether_a_file_can_be_written_changes_nothing(refused, tmp_path):
+    (tmp_path / "old.json").write_text("old")
+    for name in ("old.json", "new.json"):
+        refused(4, "no such store", "run", tmp_path / "nothing", *BUDGET, "--text", "a", "--trace", tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["old.json"]
+    assert (tmp_path / "old.json").read_text() == "old"
 
 
 def test_what_is_not_printable_is_escaped_for_a_person(run, store, tmp_path):

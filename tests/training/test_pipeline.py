@@ -204,6 +204,7 @@ def test_an_unknown_option_is_refused_with_the_known_ones(bert, tmp_path):
 def test_a_target_that_exists_is_refused_before_training(bert, tmp_path):
     told = []
     (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "precious").touch()
     with pytest.raises(UsageError, match="target exists"):
         train_exits(bert, TRAIN, TUNE, tmp_path / "run", labels=LABELS, settings=FORTY_STEPS, progress=told.append)
     assert not told

@@ -13,7 +13,7 @@ from typing import Any
 
 from offramp.checkpoints.families import family_of
 from offramp.checkpoints.weights import Owned, SafetensorsWeights, Weights, open_file, read_index, read_json
-from offramp.errors import MissingExtraError, SourceError
+from offramp.errors import SourceError, import_error
 from offramp.program.encoder import Encoder
 from offramp.store.files import sha256_of
 
@@ -125,8 +125,8 @@ def open_source(folder: Path) -> Source:
 def _open_pickles(files: Owned) -> Weights:
     try:
         from offramp.checkpoints.pickled import PickledWeights
-    except ImportError:
-        raise MissingExtraError("torch", "torch") from None
+    except ImportError as error:
+        raise import_error(error, "torch", "torch") from None
     return PickledWeights(files)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
@@ -74,9 +75,17 @@ def add_inputs(parser: argparse.ArgumentParser) -> None:
     """Add the options that name inputs; `add_columns` adds the names of their columns."""
     add = parser.add_argument
     file = "FILE.txt, .tsv, .csv, .jsonl or .parquet; - for stdin; a file, folder or zip of images; .npz arrays"
-    add("--text", action="append", metavar="TEXT", help="a text; may be given several times")
-    add("--pair", action="append", nargs=2, metavar=("A", "B"), help="two texts that form one input")
+    add("--text", action="append", type=_utf8, metavar="TEXT", help="a text; may be given several times")
+    add("--pair", action="append", nargs=2, type=_utf8, metavar=("A", "B"), help="two texts that form one input")
     add("--input", metavar="FILE", help=file)
+
+
+def _utf8(word: str) -> str:
+    """Return an argument as UTF-8, also where the locale is another: ASCII would leave its bytes undecoded."""
+    try:
+        return os.fsencode(word).decode("utf-8")
+    except UnicodeError:  # not UTF-8, or not the bytes of an argument
+        return word
 
 
 def input_source(args: argparse.Namespace) -> InputSource:
@@ -145,7 +154,7 @@ def data_record(args: argparse.Namespace, data: Splits) -> dict[str, Any]:
 
 
 def require_writable(path: str, suffixes: tuple[str, ...] = ()) -> None:
-    """Raise UsageError for a file that cannot be written, before any work is done."""
+    """Raise UsageError or OSError for a file that cannot be written, before any work is done."""
     target = Path(path)
     if suffixes and target.suffix not in suffixes:
         what = f"cannot write a {target.suffix or 'file without a suffix'}"
@@ -153,6 +162,12 @@ def require_writable(path: str, suffixes: tuple[str, ...] = ()) -> None:
     if target.is_dir() or not target.parent.is_dir():
         what = "is a folder" if target.is_dir() else "no such folder"
         raise UsageError(what, path, "name a file in a folder that exists")
+    is_new = not os.path.lexists(path)
+    if is_new or target.is_file():  # opening a pipe would wait for its reader
+        with open(target, "ab"):
+            pass
+    if is_new:
+        target.unlink()
 
 
 def peak_line(record: dict[str, Any]) -> str:
@@ -162,9 +177,13 @@ def peak_line(record: dict[str, Any]) -> str:
 
 
 def emit(tree: dict[str, Any]) -> None:
-    """Print one JSON line on stdout and flush. Lone surrogates, which UTF-8 cannot encode, are escaped as in JSON."""
+    """Print one JSON line on stdout and flush. What its encoding does not have is escaped as in JSON."""
     line = json.dumps(tree, ensure_ascii=False, allow_nan=False)
-    print(line.encode("utf-8", "backslashreplace").decode(), flush=True)
+    try:
+        line.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        line = json.dumps(tree, allow_nan=False)
+    print(line, flush=True)
 
 
 def log(message: str) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Deque, Dict, List, Optional, Sequence, Tuple
 
 from offramp import measure
-from offramp.errors import UsageError
+from offramp.errors import DamagedError, UsageError
 from offramp.measure import PeakMeter, Trace
 from offramp.policies import Policy
 from offramp.program.inputs import Batch, InputEncoder
@@ -304,6 +304,9 @@ def _new_trace(settings: Settings) -> Trace:
 
 def page_cache_bytes(store: Store) -> Optional[int]:
     """Return the bytes of shards in the page cache, or None if unknown. A memory cgroup is charged for them."""
-    parts = [measure.cached_bytes(store.path / shard.file) for shard in store.manifest.shards.values()]
+    try:
+        parts = [measure.cached_bytes(each.file, dir_fd=store.folder.fd) for each in store.manifest.shards.values()]
+    except (OSError, DamagedError):  # the store was removed while it was open
+        return None
     known = [part for part in parts if part is not None]
     return sum(known) if len(known) == len(parts) else None

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from offramp.errors import MissingExtraError, OfframpError, SourceError, StageError
+from offramp.errors import OfframpError, SourceError, StageError, import_error
 from offramp.streaming.placeholders import weights_of
 from offramp.streaming.placement import DTYPES
 
@@ -86,8 +86,8 @@ def class_of_folder(folder: Path) -> Any:
 def _config(folder: Path) -> Any:
     try:
         from transformers import AutoConfig
-    except ModuleNotFoundError:
-        raise MissingExtraError("transformers", "train") from None
+    except ImportError as error:
+        raise import_error(error, "transformers", "train") from None
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # of whatever kind: its fields are checked by their own classes

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, Callable, Tuple
 
-from offramp.errors import DiskFullError, MissingExtraError, SourceError, UsageError
+from offramp.errors import DiskFullError, SourceError, UsageError, import_error
 from offramp.tasks.examples import Example, Splits, cut, parse_label
 from offramp.tasks.lines import Notes, Say, silent
 from offramp.tasks.tables import Layout, Row, field, read_stream, text_of
@@ -166,8 +166,8 @@ def _read(task: Task, notes: Notes, shown: str, opened: Callable[[], IO[bytes]])
 def _download(name: str, repository: str, offline: bool) -> Any:
     try:
         import datasets
-    except ImportError:
-        raise MissingExtraError("datasets", "data") from None
+    except ImportError as error:
+        raise import_error(error, "datasets", "data") from None
     config = datasets.DownloadConfig(local_files_only=offline)
     try:
         return datasets.load_dataset(repository, name, download_config=config)

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, Collection, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
-from offramp.errors import MissingExtraError, UsageError
+from offramp.errors import UsageError, import_error
 from offramp.tasks.frames import frame_rows, is_frame, require_distinct
 from offramp.tasks.lines import MAX_ROW_BYTES, MAX_TEXT_BYTES, Line, Notes, Say, is_pipe, lines_of, open_source, silent
 from offramp.tasks.text import Text
@@ -241,8 +241,8 @@ def _read_parquet(stream: IO[bytes], where: object, layout: Layout, notes: Notes
     try:
         import pyarrow as pa
         from pyarrow.parquet import ParquetFile
-    except ImportError:
-        raise MissingExtraError("pyarrow", "data") from None
+    except ImportError as error:
+        raise import_error(error, "pyarrow", "data") from None
     try:
         file = ParquetFile(stream)
         require_distinct(file.schema_arrow.names, where)
