@@ -14,6 +14,8 @@ from offramp.program.program import PROBLEMS, REGRESSION, SINGLE_LABEL
 MAX_LAYERS = 4096
 MAX_LABELS = 1 << 20
 _MAX_COUNT = 1 << 40
+MEANING = ("id2label", "num_labels", "problem_type", "position_embedding_type")
+"""Keys that decide what an answer means. A value that is refused would, in a run, give other answers without a word."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,9 @@ def shown(value: object) -> str:
 
 
 def bad_value(key: str, value: object, expected: str) -> SourceError:
-    """Return the error for a value that is not allowed."""
-    return SourceError(f"{key} is {shown(value)}: {expected}", "config.json", "divide a model of a supported form")
+    """Return the error for a value that is not allowed where a model is divided by names."""
+    remedy = f"divide {'' if key in MEANING else 'with --method eager, or '}a model of a supported form"
+    return SourceError(f"{key} is {shown(value)}: {expected}", "config.json", remedy)
 
 
 def read_encoder(config: Mapping[str, Any], keys: Keys, head_activation: str | None) -> Encoder:
@@ -110,7 +113,10 @@ def read_encoder(config: Mapping[str, Any], keys: Keys, head_activation: str | N
 
 def _refuse_other_forms(config: Mapping[str, Any]) -> None:
     if config.get("position_embedding_type") not in (None, "absolute"):
-        raise bad_value("position_embedding_type", config["position_embedding_type"], "only absolute is supported")
+        what = f"position_embedding_type is {shown(config['position_embedding_type'])}: only absolute is supported"
+        raise SourceError(
+            f"{what}, and transformers 5 ignores the key", "config.json", "use a model of absolute positions"
+        )
     for key in ("is_decoder", "add_cross_attention", "pruned_heads"):
         if config.get(key):
             raise bad_value(key, config[key], "only whole encoders are supported")

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from offramp.checkpoints.exits import Point, points_of
-from offramp.checkpoints.families import FAMILIES
 from offramp.checkpoints.source import PROCESSOR, open_source
 from offramp.errors import SourceError, StoreError
 from offramp.program.program import REGRESSION, SINGLE_LABEL, TEXT_INPUTS, Texts
@@ -64,7 +63,7 @@ def has_known_names(folder: Path) -> bool:
     if takes_images(folder):
         return False
     with open_source(folder) as source:
-        return source.config.get("model_type") in FAMILIES
+        return source.misfit() is None
 
 
 def facts_of(folder: Path) -> Facts:
