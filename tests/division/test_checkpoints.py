@@ -255,7 +255,8 @@ def test_tensors_that_do_not_fit_are_named(own, refused):
     refused(own, ["1 tensors missing", name])
     spoil(own, **{name: np.zeros((3, 3), np.float32)})
     refused(own, ["1 tensors mis-shaped", name, "(3, 3) not (16, 32)"])
-    spoil(own, **{key: None for key in load_file(own / "model.safetensors") if "layer.0" in key})
+    whole = {name: np.zeros((16, 32), np.float32)}
+    spoil(own, **whole, **{key: None for key in load_file(own / "model.safetensors") if "layer.0" in key})
     refused(own, ["16 tensors missing", ", ..."])
 
 
