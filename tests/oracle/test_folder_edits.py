@@ -24,8 +24,6 @@ TEXT = "the red rose is a rose"
 WEIGHTS, DTYPES = "model.safetensors", (torch.float16, torch.bfloat16, torch.float64, torch.int32)
 QUIET_KEYS = ("transformers_version",)
 SHARDS = ("one.safetensors", "sub/two.safetensors")
-COVERED = tuple(family for family in (*KNOWN, *FAMILIES) if family != "gpt2")
-"""Families whose sample holds; the other one is still to be settled."""
 NOTHING = ("no refusal is right",)
 
 
@@ -103,7 +101,7 @@ def folders(tmp_path_factory):
             folder = write_classifier(tmp_path_factory.mktemp("models") / family, family)
             model = transformers.AutoModelForSequenceClassification.from_pretrained(folder)
             inputs = transformers.AutoTokenizer.from_pretrained(folder)(TEXT, return_tensors="pt")
-            if family == "distilbert":
+            if family in ("distilbert", "gpt2"):  # GPT-2 would add rows of words for types
                 inputs.pop("token_type_ids", None)
             edits = sorted(edits_of(folder), key=lambda edit: edit.name)
             random.Random(family).shuffle(edits)
@@ -148,7 +146,7 @@ def fault(edit, got, wanted, unedited):
 
 
 @pytest.mark.parametrize("part", PARTS)
-@pytest.mark.parametrize("family", COVERED)
+@pytest.mark.parametrize("family", (*KNOWN, *FAMILIES))
 def test_an_edited_folder_answers_as_in_transformers_or_is_refused(folders, tmp_path, family, part):
     folder, cls, inputs, edits = folders(family)
     unedited, faults = expected(folder, cls, inputs), {}
