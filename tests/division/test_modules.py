@@ -11,6 +11,7 @@ import tempfile
 import pytest
 
 torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
 from torch import nn  # noqa: E402
 
 import offramp  # noqa: E402
@@ -312,6 +313,11 @@ def own():
     return module
 
 
+def offloaded():
+    accelerate = pytest.importorskip("accelerate")
+    return accelerate.cpu_offload(made(Chain), "cpu")
+
+
 def learning():
     return made(Chain).train()
 
@@ -329,18 +335,43 @@ REFUSED = {
     "weights of a kind of their own": (
         own,
         StageError,
-        "weight first.weight is a Own - Chain - divide the module before",
+        "weight first.weight is of a class of its own, Own - Chain - put torch.nn.Parameter(",
     ),
     "weights that are not there yet": (
         lambda: made(lambda: nn.Sequential(nn.LazyLinear(3))),
         StageError,
-        "weight 0.weight is a UninitializedParameter - Sequential - divide the module before it is quantised, and ",
+        "weight 0.weight has no shape before the module has run - Sequential - run the module once",
     ),
-    "a sparse weight": (lambda: made(Sparse), StageError, "weight weight is torch.float32, torch.sparse_coo - Sparse"),
+    "a sparse weight": (lambda: made(Sparse), StageError, "weight weight is sparse (torch.sparse_coo) - Sparse - "),
     "a quantised buffer": (
         lambda: made(Quantised),
         StageError,
-        "weight table is torch.qint8, torch.strided - Quantised",
+        "weight table is quantised (qint8, Tensor) - Quantised - divide the module before it is quantised",
+    ),
+    "a weight of a dtype that no file holds": (
+        lambda: made(Complex),
+        StageError,
+        "weight turn is complex128, which no store holds - Complex - put torch.nn.Parameter(weight.to(",
+    ),
+    "what is no module": (
+        lambda: torch.export.export(made(Chain), (vectors(),)),
+        UsageError,
+        "a ExportedProgram is no torch.nn.Module - give the module that it was made of",
+    ),
+    "the module of an exported program": (
+        lambda: torch.export.export(made(Chain), (vectors(),)).module(),
+        StageError,
+        "the module is compiled by torch.export, so its weights cannot be taken out - ",
+    ),
+    "a module for a compiler": (
+        lambda: torch.compile(made(Chain)),
+        StageError,
+        "the module is compiled by torch.compile, so its weights cannot be taken out - OptimizedModule - divide the ",
+    ),
+    "a module that accelerate has offloaded": (
+        offloaded,
+        StageError,
+        "weight first.weight has no data: accelerate has offloaded it - Chain - load the model without device_map",
     ),
     "an answer without tensors": (lambda: made(Scalar), StageError, "the module gives no tensor, so nothing can be"),
     "a weight that is read from a list": (
@@ -526,3 +557,66 @@ def test_weights_in_a_block_that_was_never_called_are_in_no_stage_and_still_foun
     with offramp.stream(made(Spare), store, weight_budget=16 << 10) as model:
         assert torch.equal(model(vectors(), use=True), expected)
         assert model.counts.unplanned == {"spare.norm.weight"}
+
+
+class Complex(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.turn = nn.Linear(WIDTH, WIDTH), nn.Parameter(torch.randn(WIDTH, dtype=torch.complex128))
+
+    def forward(self, hidden):
+        return self.inner(hidden) * self.turn.abs().float()
+
+
+def plainly_weighted():
+    module = own()
+    module.first.weight = nn.Parameter(module.first.weight.detach().as_subclass(torch.Tensor))
+    return module
+
+
+def densely_weighted():
+    module = made(Sparse)
+    module.weight = nn.Parameter(module.weight.detach().to_dense())
+    return module
+
+
+def run_once():
+    module = made(lambda: nn.Sequential(nn.LazyLinear(3)))
+    module(vectors())
+    return module
+
+
+def narrower():
+    module = made(Complex)
+    module.turn = nn.Parameter(module.turn.detach().to(torch.complex64))
+    return module
+
+
+@pytest.mark.parametrize("make", [plainly_weighted, densely_weighted, run_once, narrower])
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+def test_a_module_that_was_refused_divides_after_its_remedy(tmp_path, make):
+    module = make()
+    with torch.no_grad():
+        expected = module(vectors())
+    with offramp.stream(module, offramp.divide(module, vectors(), tmp_path / "store")) as stream:
+        assert torch.equal(stream(vectors()), expected)
+
+
+class OddForSequenceClassification(Chain):
+    """Named as a classifier of transformers, with an output of another shape than its labels."""
+
+    def __init__(self, num_labels):
+        super().__init__()
+        self.config = transformers.PretrainedConfig(num_labels=num_labels)
+
+
+@pytest.mark.parametrize(("num_labels", "problem"), [(3, "single_label_classification"), (2, None), (1, None)])
+def test_a_classifier_answers_a_number_for_each_label(tmp_path, num_labels, problem):
+    said = []
+    store = offramp.divide(
+        made(lambda: OddForSequenceClassification(num_labels)), vectors(), tmp_path / "s", say=said.append
+    )
+    with Store(store) as opened:
+        assert opened.program.problem == problem
+    told = any("the first output has shape [2, 3], expected logits [2, " in line for line in said)
+    assert told == (problem is None)

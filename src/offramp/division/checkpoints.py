@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from offramp.checkpoints.inputs import BATCH, LENGTH, example_texts, padded, task_of, texts_of
+from offramp.checkpoints.inputs import BATCH, LENGTH, example_texts, padded, set_to_answer, task_of, texts_of
 from offramp.checkpoints.source import Source, open_source
 from offramp.division.config import DivisionConfig
-from offramp.division.messages import listed
+from offramp.division.messages import advice, listed
 from offramp.division.modules import CHUNK_BYTES, Origin, TrainedExits, divide_module, in_memory
 from offramp.errors import OfframpError, SourceError, UsageError
 from offramp.program.program import Texts
@@ -48,7 +48,7 @@ def divide_checkpoint(folder: Path, store: Path, config: DivisionConfig) -> Path
             for name, weight in weights_of(module).items():
                 if weight.is_buffer:
                     weight.put(_read(source, names[name]))
-        texts = texts_of(module, folder)
+        texts = texts_of(set_to_answer(module), folder)
         example = dict(config.inputs) if config.inputs else example_of(module, folder, texts)
         return divide_module(module, example, store, config, _origin(module, names, source, texts))
 
@@ -73,7 +73,7 @@ def _names(module: nn.Module, source: Source) -> dict[str, str] | None:
             names[name] = found
     for what, wrong in (("missing", missing), ("mis-shaped", mis_shaped)):
         if wrong:
-            remedy = "load it with transformers, and call offramp.divide(module, example_inputs, store)"
+            remedy = advice(missing, renamed)
             raise SourceError(f"{len(wrong)} tensors {what}: {listed(wrong)}", source.folder, remedy)
     return names
 

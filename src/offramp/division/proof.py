@@ -35,6 +35,8 @@ from offramp.streaming.streamed import Stream, StreamConfig
 
 PLAIN = (Tensor, nn.Parameter, Placeholder)
 """Classes of weights whose data are their whole state."""
+QUANTIZERS = ("bitsandbytes", "hqq", "optimum", "torchao")
+"""Packages whose classes of weights are quantised."""
 
 
 @dataclass(frozen=True)
@@ -171,12 +173,13 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
 def require_divisible(module: nn.Module) -> None:
     """Raise StageError naming what cannot be divided: compiled code, weights without data or of other classes."""
 
-    def refuse(what: str, remedy: str | None = "divide the module before it is quantised") -> None:
+    def refuse(what: str, remedy: str | None) -> None:
         raise StageError(what, type(module).__name__, remedy)
 
     for path, part in module.named_modules():
-        if isinstance(part, torch.jit.ScriptModule):
-            what = f"{path or 'the module'} is compiled by torch.jit, so its weights cannot be taken out"
+        maker = _maker(part)
+        if maker is not None:
+            what = f"{path or 'the module'} is compiled by {maker}, so its weights cannot be taken out"
             refuse(what, "divide the module that it was compiled from")
     weights = weights_of(module)
     if all(weight.is_buffer for weight in weights.values()):
@@ -185,14 +188,41 @@ def require_divisible(module: nn.Module) -> None:
         if buffer.is_meta:
             refuse(f"buffer {name} has no data", "build the module with its buffers")
     for name, weight in weights.items():
-        tensor = weight.tensor
-        if type(tensor) not in PLAIN:
-            remedy = "divide the module before it is quantised, and after it has run once"
-            refuse(f"weight {name} is a {type(tensor).__name__}", remedy)
-        if tensor.device.type not in ("cpu", "meta"):
-            refuse(f"weight {name} is on {tensor.device}, and a stream computes on the CPU", "divide module.cpu()")
-        if tensor.dtype not in NAMES or tensor.layout != torch.strided:
-            refuse(f"weight {name} is {tensor.dtype}, {tensor.layout}")
+        fault, remedy = _fault(weight.tensor)
+        if fault:
+            refuse(f"weight {name} {fault}", remedy)
+
+
+def _maker(part: nn.Module) -> str | None:
+    """Return what has compiled a module into code that no longer takes its weights from it, or None."""
+    if isinstance(part, torch.jit.ScriptModule):
+        return "torch.jit"
+    if isinstance(part, torch.fx.GraphModule) and "eval" in vars(part):  # replaced there by one that only raises
+        return "torch.export"
+    is_compiled = hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) is not None
+    return "torch.compile" if is_compiled else None
+
+
+def _fault(tensor: Tensor) -> tuple[str, str]:
+    """Return what keeps a weight out of a store, and what to do about it; empty texts for one that can be divided."""
+    kind, dtype = type(tensor), str(tensor.dtype).removeprefix("torch.")
+    if nn.parameter.is_lazy(tensor):
+        return "has no shape before the module has run", "run the module once"
+    if tensor.is_quantized or kind.__module__.partition(".")[0] in QUANTIZERS:
+        return f"is quantised ({dtype}, {kind.__name__})", "divide the module before it is quantised"
+    if kind.__module__.startswith("torch.distributed"):
+        return "is distributed over processes", "put weight.full_tensor() in its place"
+    if kind not in PLAIN:
+        remedy = "put torch.nn.Parameter(weight.detach().as_subclass(torch.Tensor)) in its place"
+        return f"is of a class of its own, {kind.__name__}", remedy
+    if tensor.device.type not in ("cpu", "meta"):
+        return f"is on {tensor.device}, and a stream computes on the CPU", "divide module.cpu()"
+    if tensor.layout != torch.strided:
+        return f"is sparse ({tensor.layout})", "put torch.nn.Parameter(weight.to_dense()) in its place"
+    if tensor.dtype not in NAMES:
+        found = "complex64" if tensor.is_complex() else "float32"
+        return f"is {dtype}, which no store holds", f"put torch.nn.Parameter(weight.to(torch.{found})) in its place"
+    return "", ""
 
 
 def prove_all(original: Original, folder: Path) -> tuple[list[ProvenExample], set[str]]:
