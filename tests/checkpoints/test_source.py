@@ -262,3 +262,50 @@ def test_a_folder_of_several_runs_names_them(tmp_path):
         write_model(tmp_path / f"seed-{seed}")
     with pytest.raises(SourceError, match=r"no config.json - .* - name one of its folders: seed-1, seed-2"):
         open_source(tmp_path)
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "a" * 64 + "\nsize 12345\n"
+STAND_INS = {POINTER: "a Git LFS pointer", "<!DOCTYPE html>\n<html>": "a web page", "<html><head>": "a web page"}
+
+
+def whole_folder(folder):
+    """A sharded model with every other file that a source may have."""
+    write_sharded(folder)
+    for name in (*TOKENIZER, "preprocessor_config.json", "train.json", "exits.json", "exits.safetensors"):
+        (folder / name).write_text("{}")
+
+
+@pytest.mark.parametrize("text", STAND_INS)
+def test_a_file_that_stands_in_for_another_is_called_by_its_name(tmp_path, text):
+    whole_folder(tmp_path)
+    with open_source(tmp_path):
+        pass
+    for path in sorted(tmp_path.iterdir()):
+        before = path.read_bytes()
+        path.write_text(text)
+        with pytest.raises(SourceError) as caught:
+            open_source(tmp_path)
+        assert str(caught.value).startswith(f"{STAND_INS[text]} in place of the file - {path} - ")
+        path.write_bytes(before)
+
+
+def test_a_pickle_that_is_a_pointer_is_called_so(tmp_path):
+    write_model(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "pytorch_model.bin").write_text(POINTER)
+    before = num_open_files()
+    with pytest.raises(SourceError, match=r"a Git LFS pointer .*pytorch_model\.bin - run `git lfs pull`"):
+        open_source(tmp_path)
+    assert num_open_files() == before
+
+
+def test_an_adapter_is_never_left_out(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "some/base"}')
+    with pytest.raises(SourceError, match=r"an adapter, without the model that it changes \(some/base\) - .*merge_and"):
+        open_source(tmp_path)
+    write_model(tmp_path)
+    with pytest.raises(SourceError, match=r"an adapter lies beside the weights, and changes them - .*merge_and_unload"):
+        open_source(tmp_path)
+    (tmp_path / "adapter_config.json").unlink()  # as the message advises
+    with open_source(tmp_path):
+        pass

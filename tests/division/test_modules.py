@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
 from torch import nn  # noqa: E402
 
 import offramp  # noqa: E402
@@ -354,6 +355,11 @@ def unfolded():
     return module
 
 
+def offloaded():
+    accelerate = pytest.importorskip("accelerate")
+    return accelerate.cpu_offload(made(Chain), "cpu")
+
+
 def learning():
     return made(Chain).train()
 
@@ -408,15 +414,25 @@ REFUSED = {
         StageError,
         "weight held is a view that negates other memory - Chain - replace it with its resolve_neg()",
     ),
-    "an exported graph": (
+    "what is no module": (
+        lambda: torch.export.export(made(Chain), (vectors(),)),
+        UsageError,
+        "a ExportedProgram is no torch.nn.Module - give the module that it was made of",
+    ),
+    "the module of an exported program": (
         lambda: torch.export.export(made(Chain), (vectors(),)).module(),
         StageError,
-        "the module is a graph of torch.export, and calls no layers that stages could begin with - ",
+        "the module is compiled by torch.export, so its weights cannot be taken out - ",
     ),
-    "code that is compiled when it runs": (
+    "a module for a compiler": (
         lambda: torch.compile(made(Chain)),
         StageError,
-        "the module is compiled by torch.compile - OptimizedModule - divide its attribute _orig_mod",
+        "the module is compiled by torch.compile, so its weights cannot be taken out - OptimizedModule - divide the ",
+    ),
+    "a module that accelerate has offloaded": (
+        offloaded,
+        StageError,
+        "weight first.weight has no data: accelerate has offloaded it - Chain - load the model without device_map",
     ),
     "an answer without tensors": (lambda: made(Scalar), StageError, "the module gives no tensor, so nothing can be"),
     "a weight that is read from a list": (
@@ -718,3 +734,66 @@ def test_an_array_is_an_example_like_a_tensor(tmp_path):
         offramp.divide(made(Chain), each, tmp_path / str(i)) for i, each in enumerate((vectors(), vectors().numpy()))
     )
     assert tree_bytes(first) == tree_bytes(second)
+
+
+class Complex(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.turn = nn.Linear(WIDTH, WIDTH), nn.Parameter(torch.randn(WIDTH, dtype=torch.complex128))
+
+    def forward(self, hidden):
+        return self.inner(hidden) * self.turn.abs().float()
+
+
+def plainly_weighted():
+    module = of_kind(Own)
+    module.first.weight = nn.Parameter(module.first.weight.detach().as_subclass(torch.Tensor))
+    return module
+
+
+def densely_weighted():
+    module = made(Sparse)
+    module.weight = nn.Parameter(module.weight.detach().to_dense())
+    return module
+
+
+def run_once():
+    module = made(lambda: nn.Sequential(nn.LazyLinear(3)))
+    module(vectors())
+    return module
+
+
+def narrower():
+    module = made(Complex)
+    module.turn = nn.Parameter(module.turn.detach().to(torch.complex64))
+    return module
+
+
+@pytest.mark.parametrize("make", [plainly_weighted, densely_weighted, run_once, narrower])
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+def test_a_module_that_was_refused_divides_after_its_remedy(tmp_path, make):
+    module = make()
+    with torch.no_grad():
+        expected = module(vectors())
+    with offramp.stream(module, offramp.divide(module, vectors(), tmp_path / "store")) as stream:
+        assert torch.equal(stream(vectors()), expected)
+
+
+class OddForSequenceClassification(Chain):
+    """Named as a classifier of transformers, with an output of another shape than its labels."""
+
+    def __init__(self, num_labels):
+        super().__init__()
+        self.config = transformers.PretrainedConfig(num_labels=num_labels)
+
+
+@pytest.mark.parametrize(("num_labels", "problem"), [(3, "single_label_classification"), (2, None), (1, None)])
+def test_a_classifier_answers_a_number_for_each_label(tmp_path, num_labels, problem):
+    said = []
+    store = offramp.divide(
+        made(lambda: OddForSequenceClassification(num_labels)), vectors(), tmp_path / "s", say=said.append
+    )
+    with Store(store) as opened:
+        assert opened.program.problem == problem
+    told = any("the first output has shape [2, 3], expected logits [2, " in line for line in said)
+    assert told == (problem is None)

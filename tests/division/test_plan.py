@@ -6,7 +6,7 @@ import pytest
 from offramp.checkpoints.families import FAMILIES
 from offramp.division.names.build import plan_division
 from offramp.errors import SourceError
-from tests.division.tiny import CONFIGS, config_of, entries_of
+from tests.division.tiny import CLASSES, CONFIGS, config_of, entries_of
 
 
 def shard_of(division, name):
@@ -208,3 +208,33 @@ def test_a_transposed_table_is_found():
     entries["electra.embeddings_project.weight"] = ("F32", (16, 32))
     with pytest.raises(SourceError, match=r"mis-shaped: electra\.embeddings_project\.weight \(16, 32\) not \(32, 16\)"):
         plan_division(config, entries)
+
+
+WRAPPED = {"module.": "DataParallel", "base_model.model.": "peft", "model.bert.": "another wrapper"}
+
+
+@pytest.mark.parametrize("model_type", CLASSES)
+@pytest.mark.parametrize("prefix", WRAPPED)
+def test_a_prefix_of_a_wrapper_is_named_and_can_be_taken_off(model_type, prefix):
+    config = config_of(model_type)
+    wrapped = {prefix + name: entry for name, entry in entries_of(config).items()}
+    with pytest.raises(SourceError) as caught:
+        plan_division(config, wrapped)
+    assert f"take '{prefix}' off the names of its tensors" in str(caught.value)
+    plan_division(config, {name.removeprefix(prefix): entry for name, entry in wrapped.items()})
+
+
+def test_missing_layers_are_told_from_other_missing_tensors():
+    deeper, key = config_of(num_hidden_layers=4), "num_hidden_layers"
+    with pytest.raises(SourceError, match=r"config\.json has more layers than the file, whose last is 1: correct it"):
+        plan_division(deeper, entries_of(config_of()))
+    plan_division({**deeper, key: 2}, entries_of(config_of()))
+    less = {name: entry for name, entry in entries_of(deeper).items() if ".layer.2." not in name}
+    with pytest.raises(SourceError, match="get the whole model again"):
+        plan_division(deeper, less)
+
+
+def test_tensors_of_an_adapter_are_called_so():
+    lora = {f"bert.encoder.layer.0.attention.self.query.lora_{side}.weight": ("F32", (4, 32)) for side in "AB"}
+    with pytest.raises(SourceError, match="merge the adapter into the weights"):
+        plan_division(config_of(), {**entries_of(config_of()), **lora})

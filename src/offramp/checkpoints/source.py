@@ -28,6 +28,8 @@ TOKENIZER = (
     *("vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model", "spiece.model"),
 )
 PROCESSOR = "preprocessor_config.json"
+ADAPTER = "adapter_config.json"
+"""Description of an adapter of peft, whose weights transformers adds to those of the model if peft is installed."""
 TRAINING = "train.json"
 """File that describes the training in a run folder; a store keeps it."""
 CHUNK_BYTES = 8 << 20
@@ -140,11 +142,14 @@ def open_source(folder: Path) -> Source:
     folder = Path(folder)
     if not folder.is_dir():
         raise SourceError("no such folder", folder, WANTED)
+    _refuse_adapter(folder)
     if not (folder / CONFIG).is_file():
         inner = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}"))
         remedy = f"name one of its folders: {', '.join(inner)}" if inner else WANTED
         raise SourceError(f"not a model folder: no {CONFIG}", folder, remedy)
     config = read_json(folder / CONFIG)
+    for path in _present(folder, (*TOKENIZER, PROCESSOR, TRAINING, *EXITS)):
+        os.close(open_file(path))  # libraries read most of them, and would call a pointer damaged
     for name, open_weights in ((SAFETENSORS, SafetensorsWeights), (PICKLE, _open_pickles)):
         file, index = folder / name, folder / (name + INDEX)
         if file.is_file():
@@ -162,6 +167,17 @@ def _with_architecture(config: dict[str, Any], names: Collection[str]) -> dict[s
     if family is None or config.get("architectures") or not family.holds_head(names):
         return config
     return {**config, "architectures": [family.classes[0] + "ForSequenceClassification"]}
+
+
+def _refuse_adapter(folder: Path) -> None:
+    """Raise SourceError for a folder with an adapter: without it the model gives other answers."""
+    if (folder / ADAPTER).is_file():
+        base = read_json(folder / ADAPTER).get("base_model_name_or_path")
+        merge = "save PeftModel.from_pretrained(MODEL, ADAPTER).merge_and_unload() of peft, and divide that"
+        if (folder / CONFIG).is_file():
+            remedy = f"{merge}; or remove {ADAPTER}, for the model without it"
+            raise SourceError("an adapter lies beside the weights, and changes them", folder, remedy)
+        raise SourceError(f"an adapter, without the model that it changes ({base})", folder, merge)
 
 
 def _open_pickles(files: Iterable[Path]) -> Weights:

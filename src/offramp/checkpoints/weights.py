@@ -15,6 +15,12 @@ from offramp.errors import DamagedError, SourceError
 from offramp.store.safetensors import read_header
 
 MAX_JSON_BYTES = 64 << 20
+STAND_INS = {
+    b"version https://git-lfs.github.com/spec/": ("a Git LFS pointer", "run `git lfs pull` in its folder"),
+    b"<!doctype html": ("a web page", "download the file itself"),
+    b"<html": ("a web page", "download the file itself"),
+}
+"""Beginning of a file that stands in for one of a model, in lower case -> its kind, and the remedy."""
 
 
 class Weights(Protocol):
@@ -70,13 +76,19 @@ class SafetensorsWeights:
 
 
 def open_file(path: Path) -> int:
-    """Open a plain file for reading, links followed. Raises SourceError."""
+    """Open a plain file for reading, links followed. Raises SourceError, also for a file that stands in for another."""
     if not path.is_file():
         raise SourceError("no such file", path, "get the whole model again")
     try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise SourceError(f"cannot be read ({error.strerror})", path, "check its permissions") from None
+    beginning = os.pread(fd, max(map(len, STAND_INS)), 0).lower()
+    for start, (kind, remedy) in STAND_INS.items():
+        if beginning.startswith(start):
+            os.close(fd)
+            raise SourceError(f"{kind} in place of the file", path, remedy)
+    return fd
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -77,7 +77,14 @@ def _show(result: Any, text: Any, num_layers: int, as_json: bool) -> None:
     if as_json:
         emit(asdict(result))
         return
-    name = result.label or "value" if result.labels is None else ", ".join(result.labels) or "none"
     beginning = " ".join((" | ".join(text) if isinstance(text, tuple) else str(text))[:200].split())[:60]
-    line = f"{shown(name)}  {result.score:.4f}  exit {result.exit_stage}/{num_layers}  {shown(beginning)}"
-    print(line, flush=True)
+    print(f"{_answer(result)}  exit {result.exit_stage}/{num_layers}  {shown(beginning)}", flush=True)
+
+
+def _answer(result: Any) -> str:
+    """Return label and score of a result, or all its values, as text for a terminal."""
+    if result.values is not None:
+        return "  ".join(f"{value:.4f}" for value in result.values)
+    name = "value" if result.label is None else result.label
+    name = name if result.labels is None else ", ".join(result.labels) or "none"
+    return f"{shown(name)}  {result.score:.4f}"

@@ -12,10 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from offramp.checkpoints.inputs import BATCH, CLASSIFIERS, LENGTH, example_texts, padded, task_of, texts_of
+from offramp.checkpoints.inputs import (
+    BATCH,
+    CLASSIFIERS,
+    LENGTH,
+    example_texts,
+    padded,
+    set_to_answer,
+    task_of,
+    texts_of,
+)
 from offramp.checkpoints.source import Source, open_source
 from offramp.division.config import DivisionConfig
-from offramp.division.messages import listed
+from offramp.division.messages import advice, listed
 from offramp.division.modules import CHUNK_BYTES, Origin, TrainedExits, divide_module, in_memory
 from offramp.division.names.build import FLOATS
 from offramp.errors import OfframpError, SourceError, UsageError
@@ -48,7 +57,7 @@ def divide_checkpoint(folder: Path, store: Path, config: DivisionConfig) -> Path
             module = _loaded(cls, folder, dtype)
         else:
             found.prepare(module, config)
-        texts = texts_of(module, folder)
+        texts = texts_of(set_to_answer(module), folder)
         example = dict(config.inputs) if config.inputs else example_of(module, folder, texts)
         origin = _origin(module, found, source, texts, is_config_copied=dtype in (None, source.dtype))
         return divide_module(module, example, store, config, origin)
@@ -149,7 +158,8 @@ def _found(module: nn.Module, source: Source, dtype: str | None) -> _Found | Non
             names[name] = found
     for what, wrong in (("missing", missing), ("mis-shaped", mis_shaped)):
         if wrong:
-            raise _misfit(what, wrong, source.folder)
+            remedy = advice(missing, renamed)
+            raise SourceError(f"{len(wrong)} tensors {what}: {listed(wrong)}", source.folder, remedy)
     left_out = tuple(found for name, found in renamed.items() if name not in known)
     dtypes = _dtypes(module, {name: source.entries[found][0] for name, found in names.items()}, dtype, source.folder)
     return _Found(source, names, dtypes, absent, left_out)

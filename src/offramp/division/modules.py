@@ -117,6 +117,10 @@ def divide_module(
 
     Raises StageError where the module cannot be divided or its answers from the store differ, UsageError.
     """
+    if not isinstance(module, nn.Module):
+        raise UsageError(
+            f"a {type(module).__name__} is no torch.nn.Module", None, "give the module that it was made of"
+        )
     require_divisible(module)
     if module.training:
         raise UsageError("the module is in training mode", None, "call eval() on it")
@@ -154,7 +158,7 @@ def _proven(original: Original, plan: StagePlan, origin: Origin, writer: StoreWr
     read by rows can be.
     """
     say, files = original.say, (*origin.write_files(writer), *_layout_files(original.weights, writer))
-    problem, labels = task_of(original.module) if origin.exits is None else origin.exits.task
+    problem, labels = _task(original) if origin.exits is None else origin.exits.task
     output = None if problem is None else Output("", problem, len(labels))
     listed = writer.add_labels(labels)
     described = [
@@ -193,11 +197,30 @@ def _proven(original: Original, plan: StagePlan, origin: Origin, writer: StoreWr
     return manifest, proof
 
 
+def _task(original: Original) -> tuple[str | None, tuple[str, ...]]:
+    """Return problem and labels of a classifier; (None, ()) where its first output is not a number for each label."""
+    problem, labels = task_of(original.module)
+    example = original.examples[0]
+    rows, shape = next(iter(example.inputs.tensors().values())).shape[:1], example.outputs[0].shape
+    if problem is None or shape == (*rows, len(labels)):
+        return problem, labels
+    what = f"the first output has shape {[*shape]}, expected logits {[*rows, len(labels)]} of {len(labels)} labels"
+    original.say(f"no classifier, the store runs by offramp.stream only: {what}")
+    return None, ()
+
+
 def in_memory(module: nn.Module, weights: Weights) -> Origin:
     """Return the origin of a module that holds its weights. Raises StageError for weights without data."""
     for name, weight in weights.items():
         if weight.tensor.is_meta or isinstance(weight.tensor, placeholders.Placeholder):
-            raise StageError(f"weight {name} has no data", type(module).__name__, "give a module with its weights")
+            is_offloaded = any(hasattr(part, "_hf_hook") for part in module.modules())
+            keeper, remedy = ("", "give a module with its weights")
+            if is_offloaded:
+                keeper, remedy = (
+                    ": accelerate has offloaded it",
+                    "load the model without device_map, or divide its folder",
+                )
+            raise StageError(f"weight {name} has no data{keeper}", type(module).__name__, remedy)
     config: Any = getattr(module, "config", None)
     kind = str(getattr(config, "model_type", None) or "module")
 

@@ -38,6 +38,8 @@ from offramp.streaming.streamed import Stream, StreamConfig
 
 PLAIN = (Tensor, nn.Parameter, Placeholder)
 """Classes of weights whose data are their whole state."""
+QUANTIZERS = ("bitsandbytes", "hqq", "optimum", "torchao")
+"""Packages whose classes of weights are quantised."""
 
 
 class _Bare(nn.Parameter):
@@ -172,18 +174,14 @@ def _varied(example: Arguments, length: int) -> Arguments:
 def require_divisible(module: nn.Module) -> None:
     """Raise StageError naming what cannot be divided: compiled code, weights without data or of other classes."""
 
-    def refuse(what: str, remedy: str | None = "divide the module before it is quantised") -> None:
+    def refuse(what: str, remedy: str | None) -> None:
         raise StageError(what, type(module).__name__, remedy)
 
     for path, part in module.named_modules():
-        if isinstance(part, torch.jit.ScriptModule):
-            what = f"{path or 'the module'} is compiled by torch.jit, so its weights cannot be taken out"
+        maker = _maker(part)
+        if maker is not None:
+            what = f"{path or 'the module'} is compiled by {maker}, so its weights cannot be taken out"
             refuse(what, "divide the module that it was compiled from")
-        if "_orig_mod" in part._modules:
-            refuse(f"{path or 'the module'} is compiled by torch.compile", "divide its attribute _orig_mod")
-    if isinstance(module, torch.fx.GraphModule) and "eval" in vars(module):
-        what = "the module is a graph of torch.export, and calls no layers that stages could begin with"
-        refuse(what, "divide the module that was exported")
     weights = weights_of(module)
     if all(weight.is_buffer for weight in weights.values()):
         refuse("the module has no weights, so there is nothing to divide", None)
@@ -199,6 +197,16 @@ def require_divisible(module: nn.Module) -> None:
             refuse(f"weight {name} is on {tensor.device}, and a stream computes on the CPU", "divide module.cpu()")
 
 
+def _maker(part: nn.Module) -> str | None:
+    """Return what has compiled a module into code that no longer takes its weights from it, or None."""
+    if isinstance(part, torch.jit.ScriptModule):
+        return "torch.jit"
+    if isinstance(part, torch.fx.GraphModule) and "eval" in vars(part):  # replaced there by one that only raises
+        return "torch.export"
+    is_compiled = hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) is not None
+    return "torch.compile" if is_compiled else None
+
+
 def _fault_of(tensor: Tensor) -> tuple[str, str] | None:
     """Return why a store cannot hold a weight, and what to do, or None if it can."""
     kind = type(tensor)
@@ -206,8 +214,10 @@ def _fault_of(tensor: Tensor) -> tuple[str, str] | None:
         return None
     if is_lazy(tensor):
         return f"is a {kind.__name__}, which has no data", "run the module once before it is divided"
-    if tensor.is_quantized:
+    if tensor.is_quantized or kind.__module__.partition(".")[0] in QUANTIZERS:
         return f"is quantised ({tensor.dtype})", "divide the module before it is quantised"
+    if kind.__module__.startswith("torch.distributed"):
+        return "is distributed over processes", "put weight.full_tensor() in its place"
     own = [each for each in kind.__mro__[: kind.__mro__.index(Tensor)] if each not in PLAIN]
     if any(vars(each).keys() - vars(_Bare).keys() for each in own):
         remedy = "replace it with an nn.Parameter; divide a quantised module before it is quantised"

@@ -146,7 +146,7 @@ def _reference(job: WorkerJob) -> dict[str, Any]:
 
     torch.set_num_threads(job.config.threads or num_cores())
     tokenizer = AutoTokenizer.from_pretrained(job.store)
-    model = AutoModelForSequenceClassification.from_pretrained(job.store).eval()
+    model = AutoModelForSequenceClassification.from_pretrained(job.store, return_dict=True).eval()
     latencies, results = [], []
     for text in job.inputs:
         started = time.perf_counter()

@@ -117,7 +117,7 @@ def encode_rows(
         np.frombuffer(types, np.uint8) if types else None,
         np.frombuffer(starts, np.int64),
         np.array(labels, np.float32 if is_regression else np.int64),
-        spec.pad_token,
+        spec.pad_token or 0,
     )
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from offramp.checkpoints.families import Family, family_of, shown
 from offramp.checkpoints.source import Source
 from offramp.division.config import DivisionConfig
-from offramp.division.messages import listed
+from offramp.division.messages import advice, listed
 from offramp.division.names.kernels import IR, OPSET, build_graphs
 from offramp.errors import MissingExtraError, SourceError
 from offramp.program import encoder as encoders
@@ -241,7 +241,8 @@ def _require_fit(
         "mis-shaped": [f"{shown(name)} {found[name]} not {expected[name]}" for name in wrong],
     }
     faults = [f"{len(names)} {what}: {listed(names)}" for what, names in complaints.items() if names]
-    raise SourceError(f"tensors do not fit config.json: {'; '.join(faults)}", where, "get the whole model again")
+    remedy = advice([name for name in expected if name not in found], found)
+    raise SourceError(f"tensors do not fit config.json: {'; '.join(faults)}", where, remedy)
 
 
 def encoder_graphs(program: Program, form: HeadForm | None) -> dict[str, bytes]:
