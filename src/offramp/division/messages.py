@@ -1,7 +1,7 @@
 """Wording that refusals of divisions share."""
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import takewhile
 
 from offramp.errors import StageError
@@ -12,9 +12,14 @@ def listed(items: Sequence[str], num_shown: int = 5) -> str:
     return ", ".join(items[:num_shown]) + (", ..." if len(items) > num_shown else "")
 
 
+def adapter_tensors(names: Iterable[str]) -> list[str]:
+    """Return the names of tensors of a LoRA adapter: a model without them gives other answers."""
+    return [name for name in names if ".lora_" in name]
+
+
 def advice(missing: Sequence[str], found: Collection[str]) -> str:
     """Return what to do about a checkpoint that lacks tensors, from the names that it has instead."""
-    if any(".lora_" in name for name in found):
+    if adapter_tensors(found):
         return "merge the adapter into the weights: merge_and_unload() of peft, then save_pretrained"
     if not missing:
         return "get the whole model again"

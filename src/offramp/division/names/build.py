@@ -20,7 +20,7 @@ import numpy as np
 from offramp.checkpoints.families import Family, family_of, shown
 from offramp.checkpoints.source import Source
 from offramp.division.config import DivisionConfig
-from offramp.division.messages import advice, listed
+from offramp.division.messages import adapter_tensors, advice, listed
 from offramp.division.names.kernels import IR, OPSET, build_graphs
 from offramp.errors import MissingExtraError, SourceError
 from offramp.program import encoder as encoders
@@ -229,10 +229,12 @@ def _require_fit(
 ) -> None:
     """Raise SourceError naming what does not fit among the tensors `found`, name -> shape.
 
-    Unexpected tensors alone are no fault, unless they are of further layers.
+    Unexpected tensors alone are no fault, unless they are of further layers or of an adapter.
     """
     wrong = [name for name, shape in expected.items() if found.get(name, shape) != shape]
-    further = [name for name in unexpected if _NUMBER.sub(".0.", name, count=1) in expected]
+    further = [name for name in unexpected if _NUMBER.sub(".0.", name, count=1) in expected] + adapter_tensors(
+        unexpected
+    )
     if not wrong and not further and expected.keys() <= found.keys():
         return
     complaints = {
