@@ -260,6 +260,12 @@ def test_tensors_that_do_not_fit_are_named(own, refused):
     refused(own, ["16 tensors missing", ", ..."])
 
 
+def test_tensors_of_an_adapter_are_not_left_out(own, refused):
+    """A model without its adapter would give other answers."""
+    spoil(own, **{"bert.encoder.layer.0.attention.self.query.lora_A.weight": np.zeros((4, 32), np.float32)})
+    refused(own, ["1 tensors unexpected", "lora_A", "merge the adapter into the weights"])
+
+
 NOT_READ = {
     "ResNetForImageClassification": "num_batches_tracked",
     "Wav2Vec2ForSequenceClassification": "masked_spec_embed",
