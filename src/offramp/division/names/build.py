@@ -232,10 +232,9 @@ def _require_fit(
     Unexpected tensors alone are no fault, unless they are of further layers or of an adapter.
     """
     wrong = [name for name, shape in expected.items() if found.get(name, shape) != shape]
-    further = [name for name in unexpected if _NUMBER.sub(".0.", name, count=1) in expected] + adapter_tensors(
-        unexpected
-    )
-    if not wrong and not further and expected.keys() <= found.keys():
+    needed = [name for name in unexpected if _NUMBER.sub(".0.", name, count=1) in expected]
+    needed += adapter_tensors(unexpected)
+    if not wrong and not needed and expected.keys() <= found.keys():
         return
     complaints = {
         "missing": [f"{shown(name)} {shape}" for name, shape in expected.items() if name not in found],
