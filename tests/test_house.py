@@ -79,7 +79,14 @@ def test_no_module_shadows_a_public_verb():
 
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", *(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")))
+FAULTS = "docs/results/faults.md"
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    *(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")),
+    FAULTS,
+)
 
 
 def test_pages_name_files_that_exist():
@@ -91,3 +98,12 @@ def test_pages_name_files_that_exist():
     assert len(named) > 10
     homes = (ROOT / "src/offramp", ROOT)
     assert [(page, name) for page, name in named if not any((home / name).exists() for home in homes)] == []
+
+
+def test_every_kind_of_fault_has_its_mechanism_and_its_test():
+    kinds = [*(f"A{number}" for number in range(1, 11)), *(f"B{number}" for number in range(11, 17))]
+    kinds += [f"C{number}" for number in range(1, 7)]
+    rows = re.findall(r"^\| ([ABC]\d+) [^|]+\| ([^|]+) \| ([^|]+) \|$", (ROOT / FAULTS).read_text(), re.MULTILINE)
+    assert [kind for kind, _, _ in rows] == kinds
+    for kind, mechanism, test in rows:
+        assert mechanism == test == "not measured" or (".py`" in mechanism and "`tests/" in test), kind
