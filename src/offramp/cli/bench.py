@@ -17,13 +17,15 @@ from typing import Any
 from offramp.cli import options
 from offramp.cli.options import count, emit, log, percents, table_of
 from offramp.errors import UsageError
-from offramp.units import format_size, parse_size
+from offramp.units import format_size
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options of bench."""
-    add, sizes = parser.add_argument, options.argument(lambda text: [parse_size(part) for part in text.split(",")])
-    budgets = "memory budgets of the whole process, such as 128MiB,192MiB"
+    from offramp.runtime.config import parse_budget
+
+    add, sizes = parser.add_argument, options.argument(lambda text: [parse_budget(part) for part in text.split(",")])
+    budgets = "memory budgets of the whole process, such as 128MiB,192MiB,resident"
     add("store")
     add("--budget", type=sizes, dest="budgets", default=[], metavar="SIZE[,SIZE...]", help=budgets)
     add("--repeat", type=count, default=5, metavar="N", help="rounds, each with a new process per budget (default: 5)")
@@ -65,8 +67,12 @@ def main(args: argparse.Namespace) -> None:
     print(table_of(records, _BUDGET_COLUMNS))
 
 
+def _budget(budget: int | str) -> str:
+    return budget if isinstance(budget, str) else format_size(budget)
+
+
 _BUDGET_COLUMNS = {
-    "budget": lambda record: format_size(record["budget_bytes"]),
+    "budget": lambda record: _budget(record["config"]["budget"]),
     "predicted peak": lambda record: format_size(record["predicted_peak_bytes"]),
     "measured peak": lambda record: format_size(record["peak_rss_bytes"]),
     "median latency": lambda record: f"{record['latency_seconds_median'] * 1e3:.1f} ms",

@@ -136,7 +136,7 @@ def _profile(job: WorkerJob) -> dict[str, Any]:
     config = replace(job.config, exit="none", deadline=None, profile=None, longest=longest)
     classifier = _prepare(replace(job, config=config), policy=Scheduled())
     profile = device_profile(classifier, longest, _log, job.recall)
-    return replace(profile, budget_bytes=config.budget).to_json()
+    return replace(profile, budget_bytes=config.budget_bytes).to_json()
 
 
 def _reference(job: WorkerJob) -> dict[str, Any]:
