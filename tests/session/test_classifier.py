@@ -19,6 +19,7 @@ from offramp.measure import Memory, read_memory
 from offramp.runtime import exits as exits_module
 from offramp.runtime import memory_model, run_plan
 from offramp.runtime.memory_model import Workload
+from offramp.runtime.guard import DeadlineGuard
 from offramp.runtime.slots import Slot
 from offramp.session import classifier as classifier_module
 from offramp.session.bulk import bulk_batches, with_most_rows
@@ -329,7 +330,8 @@ def test_the_record_adds_up(shelf):
         "deadline_seconds",
         "config",  # these settings were made without one
     }
-    assert record["num_inputs"] == len(TEXTS)
+    assert record["num_inputs"] == len(TEXTS) and record["late"] == 0
+    assert record["stages_run_total"] == sum(result.stages_run for result in results)
     assert record["page_cache_bytes"] == sum(path.stat().st_size for path in files)
     assert 0 < record["rss_anon_bytes"] + record["rss_file_bytes"] <= record["peak_rss_bytes"]
     assert record["bytes_read_total"] == sum(result.bytes_read for result in results) + record["bytes_read_idle"]
@@ -351,6 +353,8 @@ def test_the_plan_speaks_of_every_shard_once(shelf, fixed_memory):
     store = shelf.open(LARGE)
     classifier = make_classifier(store, "none", make_classifier(store).plan.smallest_budget_bytes + (2 << 20))
     tree = classifier.describe_plan()
+        "latency_seconds_p95",
+        "latency_seconds_p99",
     shards = [shard for stage in tree["stages"] for shard in stage["shards"]]
     assert [shard["shard"] for shard in shards] == [name for name in store.manifest.shards if name != "rows"]
     assert sum(-(-shard["bytes"] // 4096) * 4096 for shard in shards if shard["resident"]) == tree["resident_bytes"]
@@ -366,6 +370,23 @@ def test_the_process_stays_below_the_prediction_and_the_budget(shelf, run_python
     extra = {"one slot": 0, "some residents": 20 << 20, "everything": 1 << 30}[room]
     printed = run_python(
         f"""
+@pytest.mark.parametrize(("deadline", "late"), [(0.05, 4), (0.5, 2), (5.0, 0)])
+def test_rows_of_requests_that_end_after_the_deadline_are_late(shelf, clock, deadline, late):
+    """Two rows a request; the first takes a second, the next 0.1 s, the last nothing to speak of."""
+    classifier, pauses = make_classifier(shelf.open(Toy()), num_rows=2), [1.0, 0.1, 0.0]
+    classifier.guard = DeadlineGuard(deadline)  # of the record alone: the gate has none
+    encode = classifier.encoder.encode
+
+    def slow(inputs):
+        clock.sleep(pauses.pop(0))
+        return encode(inputs)
+
+    with classifier:
+        classifier.encoder.encode = slow
+        classifier.predict(TEXTS)
+    assert classifier.record()["late"] == late
+
+
         from offramp.store import Store
         from offramp.measure import reset_peak
         from tests.toy import make_classifier

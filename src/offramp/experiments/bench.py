@@ -46,6 +46,7 @@ def summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
         kept[key] = median([record[key] for record in records])
     kept["peak_rss_bytes"] = max(record["peak_rss_bytes"] for record in records)
     kept["latency_seconds_median"] = median(latencies)
-    kept["latency_seconds_p95"] = percentile(latencies, 95)
+    for percent in (95, 99):
+        kept[f"latency_seconds_p{percent}"] = percentile(latencies, percent)
     kept["rounds"] = len(records)
     return kept

@@ -35,6 +35,12 @@ from offramp.session.results import Result, result_of
 from offramp.store import Store
 
 
+SUMS = (
+    "num_inputs", "seconds_total", "stages_run_total", "bytes_read_total", "bytes_read_idle", "late",
+    "num_cut_by_deadline",
+)  # fmt: skip
+"""Keys of a record whose values are sums over the run."""
+
 @dataclass(frozen=True)
 class Settings:
     """Options of a classifier. Sizes are in bytes."""
@@ -74,12 +80,18 @@ class RunCounts:
     num_cut: int = 0
     """Rows that the deadline ended."""
 
-    def add(self, seconds: float, outcomes: Sequence[Outcome]) -> None:
+    num_late: int = 0
+    """Rows whose answer came after the deadline."""
+    num_stages: int = 0
+    """Layers that were run, summed over rows."""
+    def add(self, seconds: float, outcomes: Sequence[Outcome], deadline_seconds: Optional[float]) -> None:
         """Count one request."""
         self.latencies.append(seconds)
         self.seconds, self.num_inputs = self.seconds + seconds, self.num_inputs + len(outcomes)
         self.num_cut += sum(outcome.is_cut for outcome in outcomes)
 
+        self.num_late += len(outcomes) if deadline_seconds is not None and seconds > deadline_seconds else 0
+        self.num_stages += sum(outcome.exit_stage for outcome in outcomes)
 
 class Classifier:
     """Classifies inputs with a store. A context manager; `close` frees the weights."""
@@ -174,7 +186,7 @@ class Classifier:
                 raise ValueError("the classifier is not open: use it in a `with` block, or call open()")
             began = time.perf_counter() if began is None else began
             outcomes = self._engine.sweep(batches, more=more, began=began)
-            self.counts.add(time.perf_counter() - began, outcomes)
+            self.counts.add(time.perf_counter() - began, outcomes, self.guard.deadline_seconds)
             self._peak.sample()  # other code may reset the kernel's peak before the next call
         return [result_of(outcome, self.store.program.problem, self._labels) for outcome in outcomes]
 
@@ -291,7 +303,11 @@ class Classifier:
         """Raise UsageError for batches that take more memory than was planned."""
         planned = self._workload
         if len(batches) > planned.num_batches:
+            "stages_run_total": counts.num_stages,
+            "late": counts.num_late,
             raise UsageError(f"{len(batches)} batches", None, f"the plan was made for {planned.num_batches}")
+            "latency_seconds_p95": measure.percentile(latencies, 95) if latencies else None,
+            "latency_seconds_p99": measure.percentile(latencies, 99) if latencies else None,
         for batch in batches:
             if self.backend.activation_bytes(batch.num_rows, batch.length) > self._planned_bytes:
                 what, most = f"{batch.num_rows} x {batch.length}", f"{planned.num_rows} x {planned.length}"

@@ -110,7 +110,7 @@ def prepare_engine(
         classifier = with_most_rows(plan_for, has_deadline=guard.needs_every_exit)
     else:
         classifier = plan_for(settings.num_rows, 1)
-    expect_profile(guard, classifier, measured)
+    expect_profile(guard, classifier, measured, warn)
     if config.budget == RESIDENT:
         _require_resident(classifier)
     if config.reads == "direct" and not classifier.direct:
