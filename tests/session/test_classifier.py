@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import threading
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -18,12 +19,14 @@ from offramp.errors import BudgetError, NonFiniteError, StoreError, UsageError
 from offramp.measure import Memory, read_memory
 from offramp.runtime import exits as exits_module
 from offramp.runtime import memory_model, run_plan
-from offramp.runtime.memory_model import Workload
 from offramp.runtime.guard import DeadlineGuard
+from offramp.runtime.memory_model import Workload
 from offramp.runtime.slots import Slot
+from offramp.runtime.sweep import Outcome
 from offramp.session import classifier as classifier_module
 from offramp.session.bulk import bulk_batches, with_most_rows
 from offramp.session.classifier import Settings
+from offramp.session.results import result_of
 from tests.page_cache import held
 from tests.runtime.driver import expected
 from tests.toy import LABELS, MAX_LENGTH, Toy, ToyBackend, make_classifier, token_batch
@@ -87,6 +90,34 @@ def test_regression_has_a_value_and_no_label(shelf):
         results = classifier.predict(TEXTS)
     values = [float(np.frombuffer(data, np.float32)[0]) for _, data in expected(store, TEXTS, "none")]
     assert [(result.label, result.score) for result in results] == [(None, value) for value in values]
+
+
+@pytest.mark.parametrize("problem", ["single_label_classification", "multi_label_classification", "regression"])
+def test_all_scores_are_those_of_the_logits_in_the_order_of_the_labels(shelf, problem):
+    store = shelf.open(Toy(problem=problem))
+    with make_classifier(store) as classifier:
+        plain, results = classifier.predict(TEXTS), classifier.predict(TEXTS, all_scores=True)
+    assert {result.scores for result in plain} == {None}
+    assert [replace(result, scores=None, bytes_read=0) for result in results] == [
+        replace(result, bytes_read=0) for result in plain
+    ]
+    for result, (_, data) in zip(results, expected(store, TEXTS, "none"), strict=True):
+        logits_C = np.frombuffer(data, np.float32).astype(float)
+        if problem == "regression":
+            assert result.scores is None
+            continue
+        exponents_C = np.exp(logits_C)
+        scores_C = exponents_C / exponents_C.sum() if "single" in problem else 1 / (1 + 1 / exponents_C)
+        assert list(result.scores) == list(LABELS)
+        assert list(result.scores.values()) == pytest.approx(scores_C.tolist())
+        assert result.scores[result.label] == result.score
+
+
+def test_labels_that_are_not_distinct_lose_no_score():
+    outcome = Outcome(np.array([1.0, 2.0, 0.0], np.float32), 1)
+    result = result_of(outcome, "single_label_classification", ("film", "film", "1:film"), all_scores=True)
+    assert list(result.scores) == ["0:film", "1:film", "2:1:film"]
+    assert sum(result.scores.values()) == pytest.approx(1)
 
 
 def test_multi_label_names_all_that_are_more_likely_than_not(shelf):
@@ -212,11 +243,6 @@ def test_a_closed_classifier_refuses_and_can_be_opened_again(shelf):
         assert rows_of(classifier.predict(TEXTS)) == plainly(store, TEXTS, "none")
 
 
-def test_one_text_in_place_of_a_list_is_refused(shelf):
-    with make_classifier(shelf.open(Toy())) as classifier, pytest.raises(ValueError, match=r"predict\(\[text\]\)"):
-        classifier.predict("abc")
-
-
 def tokens(num_rows, length):
     ids_BS = np.ones((num_rows, length), np.int64)
     return token_batch(ids_BS, ids_BS)
@@ -326,6 +352,8 @@ def test_the_record_adds_up(shelf):
         record = classifier.record()
     assert {key for key in before if before[key] is None} == {
         "latency_seconds_median",
+        "latency_seconds_p95",
+        "latency_seconds_p99",
         "bound_seconds",
         "deadline_seconds",
         "config",  # these settings were made without one
@@ -342,34 +370,6 @@ def test_the_record_adds_up(shelf):
     assert (record["predicted_peak_bytes"], record["budget_bytes"]) == (plan.predicted_peak_bytes, plan.budget_bytes)
 
 
-def test_the_page_cache_is_unknown_if_that_of_any_shard_is(shelf, monkeypatch):
-    store, unknown = shelf.open(Toy()), "head.safetensors"
-    assert unknown in {shard.file for shard in store.manifest.shards.values()}
-    monkeypatch.setattr("offramp.measure.cached_bytes", lambda path, **_: None if path == unknown else 1)
-    assert classifier_module.page_cache_bytes(store) is None
-
-
-def test_the_plan_speaks_of_every_shard_once(shelf, fixed_memory):
-    store = shelf.open(LARGE)
-    classifier = make_classifier(store, "none", make_classifier(store).plan.smallest_budget_bytes + (2 << 20))
-    tree = classifier.describe_plan()
-        "latency_seconds_p95",
-        "latency_seconds_p99",
-    shards = [shard for stage in tree["stages"] for shard in stage["shards"]]
-    assert [shard["shard"] for shard in shards] == [name for name in store.manifest.shards if name != "rows"]
-    assert sum(-(-shard["bytes"] // 4096) * 4096 for shard in shards if shard["resident"]) == tree["resident_bytes"]
-    assert tree["feasible"] and tree["num_slots"] >= 1
-    assert tree["predicted_peak_bytes"] <= tree["budget_bytes"]
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.parametrize("room", ["one slot", "some residents", "everything"])
-def test_the_process_stays_below_the_prediction_and_the_budget(shelf, run_python, room):
-    """64 MiB of shards in a process of its own."""
-    store = shelf.open(Toy(12, padding_bytes=(64 << 20) // 12))
-    extra = {"one slot": 0, "some residents": 20 << 20, "everything": 1 << 30}[room]
-    printed = run_python(
-        f"""
 @pytest.mark.parametrize(("deadline", "late"), [(0.05, 4), (0.5, 2), (5.0, 0)])
 def test_rows_of_requests_that_end_after_the_deadline_are_late(shelf, clock, deadline, late):
     """Two rows a request; the first takes a second, the next 0.1 s, the last nothing to speak of."""
@@ -387,6 +387,32 @@ def test_rows_of_requests_that_end_after_the_deadline_are_late(shelf, clock, dea
     assert classifier.record()["late"] == late
 
 
+def test_the_page_cache_is_unknown_if_that_of_any_shard_is(shelf, monkeypatch):
+    store, unknown = shelf.open(Toy()), "head.safetensors"
+    assert unknown in {shard.file for shard in store.manifest.shards.values()}
+    monkeypatch.setattr("offramp.measure.cached_bytes", lambda path, **_: None if path == unknown else 1)
+    assert classifier_module.page_cache_bytes(store) is None
+
+
+def test_the_plan_speaks_of_every_shard_once(shelf, fixed_memory):
+    store = shelf.open(LARGE)
+    classifier = make_classifier(store, "none", make_classifier(store).plan.smallest_budget_bytes + (2 << 20))
+    tree = classifier.describe_plan()
+    shards = [shard for stage in tree["stages"] for shard in stage["shards"]]
+    assert [shard["shard"] for shard in shards] == [name for name in store.manifest.shards if name != "rows"]
+    assert sum(-(-shard["bytes"] // 4096) * 4096 for shard in shards if shard["resident"]) == tree["resident_bytes"]
+    assert tree["feasible"] and tree["num_slots"] >= 1
+    assert tree["predicted_peak_bytes"] <= tree["budget_bytes"]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("room", ["one slot", "some residents", "everything"])
+def test_the_process_stays_below_the_prediction_and_the_budget(shelf, run_python, room):
+    """64 MiB of shards in a process of its own."""
+    store = shelf.open(Toy(12, padding_bytes=(64 << 20) // 12))
+    extra = {"one slot": 0, "some residents": 20 << 20, "everything": 1 << 30}[room]
+    printed = run_python(
+        f"""
         from offramp.store import Store
         from offramp.measure import reset_peak
         from tests.toy import make_classifier
