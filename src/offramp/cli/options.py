@@ -181,7 +181,7 @@ def silent(message: str) -> None:
 
 
 def peak_line(record: dict[str, Any]) -> str:
-    """Return the last line of every run: predicted peak, measured peak and budget."""
+    """Return the last line of a run: predicted peak, measured peak and budget."""
     predicted, measured = format_size(record["predicted_peak_bytes"]), format_size(record["peak_rss_bytes"])
     return f"predicted peak {predicted} / measured peak {measured} / budget {format_size(record['budget_bytes'])}"
 
