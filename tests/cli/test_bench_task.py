@@ -5,6 +5,7 @@ import json
 import pytest
 
 import offramp
+from offramp.experiments.task_bench import Measured
 from tests.cli.conftest import NUM_LAYERS, WORDS, write_tiny
 
 TEXTS = [f"the {one} {other}" for one in WORDS for other in WORDS]
@@ -52,11 +53,25 @@ def test_rivals_are_measured_on_the_same_texts_and_scored(run, store, named):
         assert (row["speedup"] is None) == (exit == "none")
         if exit != "none":
             assert row["score_difference"] == pytest.approx(100 * right / NUM_ROWS - 100)
-            assert row["score_difference_low"] <= row["score_difference"] <= row["score_difference_high"]
+            assert (row["score_difference_low"], row["speedup_low"]) == (None, None), "one round"
     assert {row["paired_over"] for row in rows if row["batch"] == 8} == {"batches"}
     record = last["record"]
     assert (record["task"], record["split"], record["num_texts"], record["rounds"]) == ("dev", "dev", NUM_ROWS, 1)
     assert (record["budget_bytes"], record["threads"], record["num_layers"]) == (2 << 30, 1, NUM_LAYERS)
+
+
+@pytest.mark.parametrize(("rounds", "has_intervals"), [(1, False), (2, True)])
+def test_intervals_are_printed_for_several_rounds_only(run, store, named, monkeypatch, rounds, has_intervals):
+    low_high = (0.1, 9.9) if has_intervals else (None, None)
+    row = Measured("exits", POLICY, 1, 1, 0.1, 0.1, 0.1, 9.0, 1 << 20, 1.0, {"accuracy": 90.0, "score": 90.0}, -1.0,
+                   *low_high, 2.0, *low_high, "texts", 2.0, 2.0)  # fmt: skip
+    facts = {"num_texts": 1, "split": "dev", "metrics": ["accuracy"], "backend": "ort", "threads": 1, "task": "dev"}
+    record = {**facts, "budget_bytes": 1 << 30, "rounds": rounds}
+    monkeypatch.setattr("offramp.experiments.task_bench.bench_task", lambda *_: ([row], record))
+    said = run("bench", store, *named, "--repeat", rounds)
+    assert said.code == 0, said.err
+    assert ("[0.1" in said.out, "[95 %]" in said.out, "bootstraps" in said.out) == (has_intervals,) * 3
+    assert ("one round has no intervals" in said.out) == (not has_intervals)
 
 
 def test_people_get_a_table(run, named, tmp_path):

@@ -59,7 +59,10 @@ def test_a_model_without_a_head_divides_but_does_not_run(run, refused, tmp_path)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "architectures": ["BertModel"]}))
     assert run("divide", folder, tmp_path / "store").code == 0
-    refused(4, ["BertModel", "no classification head"], "run", tmp_path / "store", *BUDGET, "--text", "a")
+    words = ("--input", tmp_path / "none.txt")  # never read
+    mentions = ["BertModel", "no classification head", "ForSequenceClassification", "offramp.stream"]
+    for command in (("run",), ("plan",), ("memory", "--out", tmp_path / "m.svg")):
+        refused(4, mentions, *command, tmp_path / "store", *BUDGET, *words)
 
 
 def test_a_model_without_exits_runs_whole(run, refused, tmp_path):

@@ -35,6 +35,19 @@ def test_words_become_values():
     assert "exit" not in vars(parser(omit=("exit",)).parse_args([]))
 
 
+def test_resident_is_a_budget_without_bytes():
+    for config in (engine_config(parser().parse_args(["--budget", "resident"])), EngineConfig("resident")):
+        assert (config.budget, config.budget_bytes) == ("resident", None)
+        assert EngineConfig.from_json(config.to_json()) == config
+    assert (EngineConfig().budget_bytes, EngineConfig("1KiB").budget_bytes, EngineConfig(7).budget_bytes) == (
+        None,
+        1024,
+        7,
+    )
+    with pytest.raises(ValueError, match="budget: a size must be a number"):
+        EngineConfig("residents")
+
+
 @pytest.mark.parametrize("name", BACKENDS)
 def test_every_backend_has_a_name_on_the_command_line(name):
     assert parser().parse_args(["--backend", name]).backend == name

@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import re
 import subprocess
 import sys
 from dataclasses import fields
@@ -11,6 +13,7 @@ import pytest
 
 import offramp
 from offramp import Result
+from offramp.tasks.tables import read_table
 from tests.cli.conftest import LABELS, NUM_LAYERS, write_tiny
 
 BUDGET = ("--budget", "2GiB")  # of this process, which has pytest in it
@@ -37,6 +40,137 @@ def test_one_json_line_an_input_and_the_record_last(run, store):
     assert record["num_inputs"] == 2
     assert record["budget_bytes"] == 2 << 30
     assert sum(result["bytes_read"] for result in results) + record["bytes_read_idle"] == record["bytes_read_total"]
+
+
+class Terminal(io.StringIO):
+    """A stream that is taken for a terminal."""
+
+    def isatty(self):
+        return True
+
+
+def test_a_run_on_a_terminal_closes_with_one_line(run, store, monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    texts = ("--text", "the bank fell", "--text", "a film won", "--text", "a match")
+    said = run("run", store, *BUDGET, *texts, "--exit", "stage:2", "--json")
+    (line,) = terminal.getvalue().splitlines()
+    record = said.lines[-1]["record"]
+    number = r"\d+(\.\d+)?"
+    form = rf"3 texts, median {number} ms and p95 {number} ms, {number} MiB read, mean exit 2\.00 of {NUM_LAYERS}, "
+    assert re.fullmatch(rf"{form}peak {number} MiB of 2048\.0 MiB", line), line
+    assert record["stages_run_total"] == 6 and record["late"] == 0
+    assert record["latency_seconds_median"] <= record["latency_seconds_p95"] <= record["latency_seconds_p99"]
+    for more, ending in (
+        (("--quiet",), ""),
+        (("--deadline", "99s"), ", 0 late for the deadline of 99 s (p99 "),
+        (("--batch", "3"), " ms a batch of 3, "),
+    ):
+        terminal.truncate(0)
+        run("run", store, *BUDGET, *texts, *more)
+        assert ending in terminal.getvalue() and bool(ending) == bool(terminal.getvalue())
+
+
+def test_late_answers_are_counted_and_an_impossible_deadline_is_named_at_the_start(run, store):
+    words = ("--text", "the bank fell", "--text", "a film won")
+    said = run("run", store, *BUDGET, *words, "--deadline", "1us", "--json")
+    assert said.code == 0
+    first, *_, late, peak = said.err.splitlines()
+    assert first.startswith("offramp: warning: no input meets a deadline of 0.001 ms: the first exit takes ")
+    assert late.startswith("2 late for the deadline of 0.001 ms (p99 ") and peak.startswith("predicted peak ")
+    assert said.lines[-1]["record"]["late"] == 2
+    assert [line["exit_stage"] for line in said.lines[:-1]] == [1, 1], "answered nevertheless"
+    said = run("run", store, *BUDGET, *words, "--deadline", "99s", "--json")
+    assert "warning" not in said.err and said.lines[-1]["record"]["late"] == 0
+    assert "0 late for the deadline of 99 s" in said.err
+
+
+def test_all_scores_are_probabilities_by_label(run, store):
+    words = ("run", store, *BUDGET, "--text", "the bank fell", "--text", "a film won")
+    plain, found = run(*words, "--json").lines[:-1], run(*words, "--all-scores", "--json").lines[:-1]
+    ranking = sorted(found[0]["scores"].items(), key=lambda item: -item[1])
+    for before, result in zip(plain, found, strict=True):
+        scores = result.pop("scores")
+        assert before.pop("scores") is None and result == before
+        assert list(scores) == list(LABELS.values()) and sum(scores.values()) == pytest.approx(1)
+        assert scores[result["label"]] == result["score"] == max(scores.values())
+    line = run(*words, "--all-scores").out.splitlines()[0].partition("  exit ")[0]
+    assert line == "  ".join(f"{name}  {score:.4f}" for name, score in ranking)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "options"),
+    [(".csv", []), (".jsonl", ["--batch", "bulk"]), (".parquet", ["--all-scores", "--batch", "2"])],
+)
+def test_out_has_the_answers_that_are_printed(run, store, tmp_path, suffix, options):
+    (tmp_path / "t.txt").write_text("the bank\n\na film, 'won'\n")
+    words = ("run", store, *BUDGET, "--input", tmp_path / "t.txt", *options)
+    printed, out = run(*words, "--json").lines[:-1], tmp_path / f"answers{suffix}"
+    said = run(*words, "--out", out)
+    assert (said.code, said.out) == (0, ""), said.err
+    rows = [row for _, row in read_table(out)]
+    assert [row["input"] for row in rows] == ["the bank", "", "a film, 'won'"]
+    assert [row["label"] for row in rows] == [line["label"] for line in printed]
+    assert [float(row["score"]) for row in rows] == pytest.approx([line["score"] for line in printed], abs=1e-6)
+    has_scores = any(name.startswith("scores") and row[name] for row in rows for name in row)
+    assert has_scores == ("--all-scores" in options)
+    (line,) = run(*words, "--out", out, "--json").lines
+    assert line["record"]["num_inputs"] == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == [out.name, "t.txt"]
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_store_is_opened(refused, tmp_path):
+    nothing, texts = tmp_path / "nothing", tmp_path / "t.csv"
+    texts.write_text("text\na\n")
+    os.mkfifo(tmp_path / "pipe.csv")
+    (tmp_path / "taken.csv.tmp").mkdir()
+    (tmp_path / "loop.csv").symlink_to("texts.csv")
+    (tmp_path / "texts.csv").symlink_to("t.csv")
+    words = ("run", nothing, *BUDGET, "--input", texts, "--out")
+    refused(2, ".csv or .jsonl or .parquet", *words, tmp_path / "out.txt")
+    refused(2, "no such folder", *words, tmp_path / "none" / "out.csv")
+    refused(2, "is a pipe, a device or a folder", *words, tmp_path / "pipe.csv")
+    refused(2, "taken.csv.tmp", *words, tmp_path / "taken.csv")
+    for name in ("t.csv", "loop.csv"):
+        refused(2, "the results would replace the inputs", *words, tmp_path / name)
+    refused(4, "no such store", *words, tmp_path / "out.csv")
+    assert not (tmp_path / "out.csv").exists() and texts.read_text() == "text\na\n"
+
+
+def test_a_failed_run_leaves_the_file_of_an_earlier_one(refused, run, store, tmp_path):
+    out, table = tmp_path / "out.csv", tmp_path / "t.jsonl"
+    assert run("run", store, *BUDGET, "--text", "the bank", "--out", out).code == 0
+    before = out.read_bytes()
+    table.write_text('{"text": "the bank"}\n{"text": 3}\n')
+    refused(2, "t.jsonl:2", "run", store, *BUDGET, "--input", table, "--out", out)
+    refused(3, "too small", "run", store, "--budget", "1MiB", "--text", "a", "--out", out)
+    assert out.read_bytes() == before and sorted(path.name for path in tmp_path.iterdir()) == ["out.csv", "t.jsonl"]
+
+
+def test_quiet_prints_results_and_warnings(run, store, tmp_path):
+    (tmp_path / "t.csv").write_text("body\n" + "the bank " * 40 + "\n\n")
+    words = ("run", store, *BUDGET, "--input", tmp_path / "t.csv", "--text-column", "body")
+    said, quiet = run(*words), run(*words, "--quiet")
+    assert len(said.err.splitlines()) > 1 and quiet.out == said.out
+    (warning,) = quiet.err.splitlines()
+    assert warning.startswith("offramp: warning: a text is longer than")
+    assert run("run", store, *BUDGET, "--text", "a", "--quiet").err == ""
+
+
+def test_resident_is_a_budget(run, store):
+    said = run("run", store, "--budget", "resident", "--text", "the bank", "--text", "a film", "--json")
+    record = said.lines[-1]["record"]
+    assert (record["config"]["budget"], record["num_slots"]) == ("resident", 0)
+    plan = run("plan", store, "--budget", "resident", "--json").lines[0]
+    assert all(shard["resident"] for stage in plan["stages"] for shard in stage["shards"])
+    said = run(
+        "bench", store, "--budget", "resident,1GiB", "--repeat", "1", "--passes", "1", "--threads", "1", "--json"
+    )
+    assert said.code == 0, said.err
+    assert [line["config"]["budget"] for line in said.lines] == ["resident", 1 << 30]
+    assert [line["num_inputs"] for line in said.lines] == [1, 1], "warm-up passes are not counted"
+    with offramp.load(store, budget="resident") as classifier:
+        assert classifier.plan.num_slots == 0 and len(classifier.predict(["a"])) == 1
 
 
 def test_a_person_sees_a_line_an_input_and_the_peak(run, store):

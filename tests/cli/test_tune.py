@@ -119,6 +119,28 @@ def test_a_deadline_goes_with_the_policy(run, tune, made, tmp_path):
     assert other.lines[-1]["record"]["deadline_seconds"] == 9.0
 
 
+@pytest.mark.parametrize("goal", [("--max-drop", 20, "--confidence", 0.8), ("--deadline", "5s")])
+def test_a_policy_that_misses_its_goal_replaces_no_file(run, refused, tune, made, tmp_path, monkeypatch, goal):
+    out = tmp_path / "policy.json"
+    assert tune(*goal, "--out", out).code == 0
+    good = out.read_bytes()
+    monkeypatch.setattr("offramp.experiments.tuning.certify", lambda *_: 0)  # the whole model alone passes
+    profile = load_profile(made / "profile.json")
+    slow = tuple((9.0,) * profile.num_exits for _ in profile.lengths)
+    save_profile(dataclasses.replace(profile, seconds_p99=slow), tmp_path / "slow.json")
+    words = ("tune", made / "store", "--transcript", made / "transcripts", "--profile", tmp_path / "slow.json", *goal)
+    missed = "no policy faster than" if goal[0] == "--max-drop" else "100.0 % of the texts miss the deadline of 5 s"
+    said = run(*words, "--out", out)
+    assert (said.code, said.out) == (4, "")
+    assert missed in said.err and "policy.json - allow a larger --max-drop or --deadline" in said.err
+    assert out.read_bytes() == good
+    said = run(*words, "--out", tmp_path / "other.json")
+    assert said.code == 0 and f"offramp: warning: {missed}" in said.err
+    assert run("run", made / "store", "--exit", tmp_path / "other.json", "--text", "a red rose").code == 0
+    refused(3, "below the first exit", *words[: -len(goal)], "--latency", "1us", "--out", out)
+    assert out.read_bytes() == good and not list(tmp_path.glob("*.tmp"))
+
+
 def test_without_a_profile_one_is_measured_and_remembered(run, made, tmp_path, monkeypatch):
     monkeypatch.setenv("OFFRAMP_CACHE", str(tmp_path / "cache"))
     words = ("tune", made / "store", "--transcript", made / "transcripts", "--latency", "1s")

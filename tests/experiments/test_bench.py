@@ -33,5 +33,9 @@ def test_each_budget_is_measured_with_the_smallest_first(monkeypatch):
     found = bench.bench(WorkerJob("passes", "store"), [7, 5], 2, lambda line: None)
     assert ran == [5, 7, 7, 5]
     assert [record["budget"] for record in found] == [7, 5], "in the order that was asked for"
+    assert found[0]["latency_seconds_p95"] <= found[0]["latency_seconds_p99"] <= 3
     assert [record["peak_rss_bytes"] for record in found] == [3, 4], "the largest"
     assert found[0]["latency_seconds_median"] == pytest.approx(2.5) and found[0]["rounds"] == 2
+    del ran[:]
+    bench.bench(WorkerJob("passes", "store"), ["resident", 7, 5], 1, lambda line: None)
+    assert ran == [5, 7, "resident"]

@@ -71,6 +71,16 @@ def test_a_deadline_may_answer_otherwise_in_each_round():
     assert found.score_difference == pytest.approx(-10)
 
 
+@pytest.mark.parametrize("batch", [1, 8, "bulk"])
+def test_one_round_has_values_and_no_intervals(batch):
+    plain, early = record([0.02] * NUM_TEXTS), record(np.linspace(0.005, 0.015, NUM_TEXTS), wrong=2)
+    for rounds, has_intervals in ((1, False), (2, True)):
+        found = measured(Rival("exits", "stage:2", batch), [early] * rounds, [plain] * rounds, SAMPLE, num_layers=4)
+        assert found.speedup == pytest.approx(2) and found.score_difference == pytest.approx(-10)
+        ends = (found.speedup_low, found.speedup_high, found.score_difference_low, found.score_difference_high)
+        assert [each is not None for each in ends] == [has_intervals] * 4
+
+
 def test_in_bulk_mode_whole_rounds_are_paired():
     """The batches of one rival are not those of another."""
     plain = [record([1.0, 3.0], total=4.0), record([2.0, 3.0], total=5.0)]

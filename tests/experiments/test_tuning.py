@@ -10,7 +10,7 @@ from scipy.stats import binom
 from offramp.errors import BudgetError, NonFiniteError, RefusedError, UsageError
 from offramp.experiments import tuning
 from offramp.experiments.trials import Trials, exits_of, front
-from offramp.experiments.tuning import Goal, tune
+from offramp.experiments.tuning import Goal, shortfall, tune
 from offramp.policies import parse, replay
 from offramp.policies.certify import certify
 from offramp.policies.codec import from_json, to_json
@@ -112,6 +112,7 @@ def test_a_drop_is_certified_and_kept_on_new_samples(transcripts, tmp_path):
     assert file.certificate["kind"] == "certified"
     assert file.certificate["epsilon"] == pytest.approx(0.02)
     assert file.certificate["num_samples"] == 2500
+    assert shortfall(file, transcripts[0], make_profile()) is None
     _, _, lost = run_on(from_json(file.policy), make_transcript(tmp_path, num=50_000, seed=3), make_profile())
     assert lost <= 0.02
     full = Trials(transcripts[0], make_profile()).rule(parse("none")).seconds
@@ -163,6 +164,17 @@ def test_a_deadline_caps_the_exits(transcripts):
     assert file.predicted.score < trials.full
 
 
+@pytest.mark.parametrize("deadline", [0.03, 0.05, 0.16])
+def test_texts_that_miss_the_deadline_at_every_exit_are_a_shortfall(transcripts, deadline):
+    profile = make_profile()
+    file, _ = tune(transcripts[0], None, profile, Goal(deadline_seconds=deadline), quiet)
+    first_N = np.interp(transcripts[0].lengths_N, profile.lengths, [row[0] for row in profile.seconds_p99])
+    late = 100 * (first_N > deadline).mean()
+    found = shortfall(file, transcripts[0], profile)
+    assert found is None if late == 0 else found.startswith(f"{late:.1f} % of the texts miss the deadline of ")
+    assert (late > 0) == (deadline < 0.16)
+
+
 @pytest.mark.parametrize("name", ["latency_seconds", "deadline_seconds"])
 def test_what_is_below_the_first_exit_is_refused_with_what_would_do(transcripts, name):
     with pytest.raises(
@@ -204,6 +216,7 @@ def test_what_cannot_be_certified_runs_all_layers_and_says_so(transcripts, tmp_p
     file, _ = tune(one, other, make_profile(), Goal(max_drop=0.5), said.append)
     assert str(from_json(file.policy)) == "none"
     assert (file.certificate["risk"], file.certificate["num_tested"]) == (0.0, 1)
+    assert "no policy faster than the whole model" in shortfall(file, one, make_profile())
     (line,) = [line for line in said if "no faster policy" in line]
     assert "to lose at most 0.5 points on 600 samples: allow a larger --max-drop" in line
 

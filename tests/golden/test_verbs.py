@@ -1,5 +1,6 @@
 """The verbs that a device needs, each run as a process on golden stores. Runs on Python 3.8 without PyTorch."""
 
+import csv
 import json
 import re
 import subprocess
@@ -74,6 +75,22 @@ def test_run_prints_the_recorded_answers(golden, backends, name):
                 found = {field: line[field] for field in ("label", "exit_stage", "stages_run")}
                 assert found == {field: expected[field][place] for field in found}
                 assert abs(line["score"] - expected["score"][place]) <= TOLERANCES[backend]
+
+
+def test_run_writes_a_table_of_all_scores(golden, tmp_path):
+    words = ["--text", "the red sky", "--text", 'a "blue, sea"', "--threads", 1, "--all-scores"]
+    printed = process("run", golden(STORE), *words, "--json")[:-1]
+    assert process("run", golden(STORE), *words, "--out", tmp_path / "out.csv", "--quiet") == ""
+    process("run", golden(STORE), *words, "--out", tmp_path / "out.jsonl", "--budget", "resident")
+    with open(str(tmp_path / "out.csv"), newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    for text, row, line, result in zip(["the red sky", 'a "blue, sea"'], rows, lines, printed):
+        assert (row["input"], row["label"]) == (line["input"], line["label"]) == (text, result["label"])
+        for label, score in result["scores"].items():
+            assert abs(line["scores"][label] - score) <= TOLERANCE
+            assert abs(float(row["scores." + label]) - score) <= TOLERANCE
+    assert len(rows) == len(lines) == 2
 
 
 def test_plan_names_a_budget_that_run_accepts(golden, backends):

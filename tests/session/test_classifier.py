@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import threading
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -18,11 +19,14 @@ from offramp.errors import BudgetError, NonFiniteError, StoreError, UsageError
 from offramp.measure import Memory, read_memory
 from offramp.runtime import exits as exits_module
 from offramp.runtime import memory_model, run_plan
+from offramp.runtime.guard import DeadlineGuard
 from offramp.runtime.memory_model import Workload
 from offramp.runtime.slots import Slot
+from offramp.runtime.sweep import Outcome
 from offramp.session import classifier as classifier_module
 from offramp.session.bulk import bulk_batches, with_most_rows
 from offramp.session.classifier import Settings
+from offramp.session.results import result_of
 from tests.page_cache import held
 from tests.runtime.driver import expected
 from tests.toy import LABELS, MAX_LENGTH, Toy, ToyBackend, make_classifier, token_batch
@@ -86,6 +90,34 @@ def test_regression_has_a_value_and_no_label(shelf):
         results = classifier.predict(TEXTS)
     values = [float(np.frombuffer(data, np.float32)[0]) for _, data in expected(store, TEXTS, "none")]
     assert [(result.label, result.score) for result in results] == [(None, value) for value in values]
+
+
+@pytest.mark.parametrize("problem", ["single_label_classification", "multi_label_classification", "regression"])
+def test_all_scores_are_those_of_the_logits_in_the_order_of_the_labels(shelf, problem):
+    store = shelf.open(Toy(problem=problem))
+    with make_classifier(store) as classifier:
+        plain, results = classifier.predict(TEXTS), classifier.predict(TEXTS, all_scores=True)
+    assert {result.scores for result in plain} == {None}
+    assert [replace(result, scores=None, bytes_read=0) for result in results] == [
+        replace(result, bytes_read=0) for result in plain
+    ]
+    for result, (_, data) in zip(results, expected(store, TEXTS, "none"), strict=True):
+        logits_C = np.frombuffer(data, np.float32).astype(float)
+        if problem == "regression":
+            assert result.scores is None
+            continue
+        exponents_C = np.exp(logits_C)
+        scores_C = exponents_C / exponents_C.sum() if "single" in problem else 1 / (1 + 1 / exponents_C)
+        assert list(result.scores) == list(LABELS)
+        assert list(result.scores.values()) == pytest.approx(scores_C.tolist())
+        assert result.scores[result.label] == result.score
+
+
+def test_labels_that_are_not_distinct_lose_no_score():
+    outcome = Outcome(np.array([1.0, 2.0, 0.0], np.float32), 1)
+    result = result_of(outcome, "single_label_classification", ("film", "film", "1:film"), all_scores=True)
+    assert list(result.scores) == ["0:film", "1:film", "2:1:film"]
+    assert sum(result.scores.values()) == pytest.approx(1)
 
 
 def test_multi_label_names_all_that_are_more_likely_than_not(shelf):
@@ -211,11 +243,6 @@ def test_a_closed_classifier_refuses_and_can_be_opened_again(shelf):
         assert rows_of(classifier.predict(TEXTS)) == plainly(store, TEXTS, "none")
 
 
-def test_one_text_in_place_of_a_list_is_refused(shelf):
-    with make_classifier(shelf.open(Toy())) as classifier, pytest.raises(ValueError, match=r"predict\(\[text\]\)"):
-        classifier.predict("abc")
-
-
 def tokens(num_rows, length):
     ids_BS = np.ones((num_rows, length), np.int64)
     return token_batch(ids_BS, ids_BS)
@@ -325,11 +352,14 @@ def test_the_record_adds_up(shelf):
         record = classifier.record()
     assert {key for key in before if before[key] is None} == {
         "latency_seconds_median",
+        "latency_seconds_p95",
+        "latency_seconds_p99",
         "bound_seconds",
         "deadline_seconds",
         "config",  # these settings were made without one
     }
-    assert record["num_inputs"] == len(TEXTS)
+    assert record["num_inputs"] == len(TEXTS) and record["late"] == 0
+    assert record["stages_run_total"] == sum(result.stages_run for result in results)
     assert record["page_cache_bytes"] == sum(path.stat().st_size for path in files)
     assert 0 < record["rss_anon_bytes"] + record["rss_file_bytes"] <= record["peak_rss_bytes"]
     assert record["bytes_read_total"] == sum(result.bytes_read for result in results) + record["bytes_read_idle"]
@@ -338,6 +368,23 @@ def test_the_record_adds_up(shelf):
     plan, described = classifier.plan, {key: record[key] for key in ("model", "backend", "exit", "reads", "batch")}
     assert described == {"model": "Toy", "backend": "toy", "exit": "patience:1", "reads": "buffered", "batch": 2}
     assert (record["predicted_peak_bytes"], record["budget_bytes"]) == (plan.predicted_peak_bytes, plan.budget_bytes)
+
+
+@pytest.mark.parametrize(("deadline", "late"), [(0.05, 4), (0.5, 2), (5.0, 0)])
+def test_rows_of_requests_that_end_after_the_deadline_are_late(shelf, clock, deadline, late):
+    """Two rows a request; the first takes a second, the next 0.1 s, the last nothing to speak of."""
+    classifier, pauses = make_classifier(shelf.open(Toy()), num_rows=2), [1.0, 0.1, 0.0]
+    classifier.guard = DeadlineGuard(deadline)  # of the record alone: the gate has none
+    encode = classifier.encoder.encode
+
+    def slow(inputs):
+        clock.sleep(pauses.pop(0))
+        return encode(inputs)
+
+    with classifier:
+        classifier.encoder.encode = slow
+        classifier.predict(TEXTS)
+    assert classifier.record()["late"] == late
 
 
 def test_the_page_cache_is_unknown_if_that_of_any_shard_is(shelf, monkeypatch):

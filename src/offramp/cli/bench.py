@@ -17,13 +17,15 @@ from typing import Any
 from offramp.cli import options
 from offramp.cli.options import count, emit, log, percents, table_of
 from offramp.errors import UsageError
-from offramp.units import format_size, parse_size
+from offramp.units import format_size
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options of bench."""
-    add, sizes = parser.add_argument, options.argument(lambda text: [parse_size(part) for part in text.split(",")])
-    budgets = "memory budgets of the whole process, such as 128MiB,192MiB"
+    from offramp.runtime.config import parse_budget
+
+    add, sizes = parser.add_argument, options.argument(lambda text: [parse_budget(part) for part in text.split(",")])
+    budgets = "memory budgets of the whole process, such as 128MiB,192MiB,resident"
     add("store")
     add("--budget", type=sizes, dest="budgets", default=[], metavar="SIZE[,SIZE...]", help=budgets)
     add("--repeat", type=count, default=5, metavar="N", help="rounds, each with a new process per budget (default: 5)")
@@ -65,8 +67,12 @@ def main(args: argparse.Namespace) -> None:
     print(table_of(records, _BUDGET_COLUMNS))
 
 
+def _budget(budget: int | str) -> str:
+    return budget if isinstance(budget, str) else format_size(budget)
+
+
 _BUDGET_COLUMNS = {
-    "budget": lambda record: format_size(record["budget_bytes"]),
+    "budget": lambda record: _budget(record["config"]["budget"]),
     "predicted peak": lambda record: format_size(record["predicted_peak_bytes"]),
     "measured peak": lambda record: format_size(record["peak_rss_bytes"]),
     "median latency": lambda record: f"{record['latency_seconds_median'] * 1e3:.1f} ms",
@@ -105,8 +111,9 @@ def _bench_task(args: argparse.Namespace) -> None:
     rows = f"{record['num_texts']} rows of {record['split']}, {', '.join(record['metrics'])} in percent"
     engine = f"{record['backend']}, {record['threads']} threads, budget {format_size(record['budget_bytes'])}"
     print(f"{record['task']}: {rows}; {engine}; medians of {record['rounds']} rounds")
-    print(table_of(found, _RIVAL_COLUMNS))
-    print(_NOTES)
+    mark, intervals = (" [95 %]", _INTERVALS) if record["rounds"] > 1 else ("", _NO_INTERVALS)
+    print(table_of(found, {name.format(mark): cell for name, cell in _RIVAL_COLUMNS.items()}))
+    print(_NOTES.format(intervals))
 
 
 def _interval(form: str, measured: Any, name: str) -> str:
@@ -127,12 +134,14 @@ _RIVAL_COLUMNS = {
     "peak memory": lambda measured: format_size(measured.peak_rss_bytes),
     "bytes read / input": lambda measured: format_size(measured.bytes_read_per_text),
     "score (%)": lambda measured: " / ".join(percents(measured.scores).values()),
-    "score - plain (points) [95 %]": lambda measured: _interval("+.1f", measured, "score_difference"),
-    "speed-up [95 %]": lambda measured: _interval(".2f", measured, "speedup"),
+    "score - plain (points){}": lambda measured: _interval("+.1f", measured, "score_difference"),
+    "speed-up{}": lambda measured: _interval(".2f", measured, "speedup"),
     "by layer count": lambda measured: f"{measured.layer_count_speedup:.2f}",
 }
+_INTERVALS = """\
+their intervals are paired bootstraps over rounds and texts (batch 8: rounds and batches; bulk: rounds)"""
+_NO_INTERVALS = "one round has no intervals (see --repeat)"
 _NOTES = """\
-Latencies are per batch. Speed-ups are wall-clock ratios to the plain model at the same batch size; their intervals are
-paired bootstraps over rounds and texts (batch 8: rounds and batches; bulk: rounds). "by layer count" is the number of
-layers divided by the mean exit: it is not measured and omits heads, embeddings and reads. stage:K is the model
-truncated after layer K."""
+Latencies are per batch. Speed-ups are wall-clock ratios to the plain model at the same batch size; {}.
+"by layer count" is the number of layers divided by the mean exit: it is not measured and omits heads, embeddings and
+reads. stage:K is the model truncated after layer K."""

@@ -53,7 +53,7 @@ def main(args: argparse.Namespace) -> None:
     from offramp.reporting.memory import draw_memory  # imports matplotlib, so only after the measurement
 
     title = f"{record['model']}, {record['backend']}, exit {record['exit']}"
-    draw_memory(args.out, sampler.samples, classifier.trace.spans(), args.budget, title)
+    draw_memory(args.out, sampler.samples, classifier.trace.spans(), config.budget_bytes, title)
     if args.json:
         emit({**record, "picture": args.out})
     log(f"{options.peak_line(record)}\npicture: {args.out}")

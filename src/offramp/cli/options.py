@@ -153,25 +153,35 @@ def data_record(args: argparse.Namespace, data: Splits) -> dict[str, Any]:
     return {"task": data.name, "split_seed": args.split_seed, "cuts_dev": data.cuts_dev}
 
 
-def require_writable(path: str, suffixes: tuple[str, ...] = ()) -> None:
-    """Raise UsageError or OSError for a file that cannot be written, before any work is done."""
-    target = Path(path)
-    if suffixes and target.suffix not in suffixes:
-        what = f"cannot write a {target.suffix or 'file without a suffix'}"
+def require_writable(path: str, suffixes: tuple[str, ...] = (), *, atomic: bool = False) -> None:
+    """Raise UsageError or OSError for a file that cannot be written, before any work is done.
+
+    `atomic`: the file will be replaced by one that is written beside it.
+    """
+    target = Path(os.path.realpath(path) if atomic else path)
+    if suffixes and Path(path).suffix not in suffixes:
+        what = f"cannot write a {Path(path).suffix or 'file without a suffix'}"
         raise UsageError(what, path, f"use {' or '.join(suffixes)}")
     if target.is_dir() or not target.parent.is_dir():
         what = "is a folder" if target.is_dir() else "no such folder"
         raise UsageError(what, path, "name a file in a folder that exists")
-    is_new = not os.path.lexists(path)
-    if is_new or target.is_file():  # opening a pipe would wait for its reader
-        with open(target, "ab"):
-            pass
-    if is_new:
-        target.unlink()
+    for file in (target, target.with_name(target.name + ".tmp"))[: 1 + atomic]:
+        is_new = not os.path.lexists(file)
+        if atomic and not is_new and not file.is_file():
+            raise UsageError("is a pipe, a device or a folder", file, "name another file")
+        if is_new or file.is_file():  # opening a pipe would wait for its reader
+            with open(file, "ab"):
+                pass
+        if is_new:
+            file.unlink()
+
+
+def silent(message: str) -> None:
+    """Discard a line."""
 
 
 def peak_line(record: dict[str, Any]) -> str:
-    """Return the last line of every run: predicted peak, measured peak and budget."""
+    """Return the last line of a run: predicted peak, measured peak and budget."""
     predicted, measured = format_size(record["predicted_peak_bytes"]), format_size(record["peak_rss_bytes"])
     return f"predicted peak {predicted} / measured peak {measured} / budget {format_size(record['budget_bytes'])}"
 

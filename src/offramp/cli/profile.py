@@ -25,7 +25,7 @@ def main(args: argparse.Namespace) -> None:
         raise UsageError("no file for the device profile", None, remedy)
     if args.out.endswith((".svg", ".png")):
         raise UsageError("profile measures a device profile", args.out, f"offramp memory STORE --out {args.out} draws")
-    require_writable(args.out, (".json",))
+    require_writable(args.out, (".json",), atomic=True)
     from offramp.experiments.children import run_worker
     from offramp.experiments.jobs import WorkerJob
     from offramp.runtime.profile import profile_from_json, save_profile

@@ -3,23 +3,28 @@ confident.
 
 offramp run STORE --budget 128MiB --exit patience:3 --text "..."
 offramp run STORE --budget 128MiB --input texts.tsv --text-column body --json
+offramp run STORE --budget 128MiB --input texts.csv --out answers.csv --all-scores
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
-from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from offramp.cli import options
-from offramp.cli.options import emit, log, require_writable, warn
+from offramp.cli.options import emit, log, require_writable, silent, warn
 from offramp.errors import UsageError, shown
+from offramp.program.program import REGRESSION
+from offramp.units import format_duration, format_size
 
-BULK_INPUTS = 1024
-"""Number of inputs that bulk mode sorts by length at a time."""
+if TYPE_CHECKING:
+    from offramp.session import Classifier
+    from offramp.session.inputs import InputSource
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -29,8 +34,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     options.add_columns(parser)
     options.add_engine(parser)
     trace = "write the timed events: FILE.jsonl, or FILE.json for chrome://tracing and Perfetto"
-    parser.add_argument("--trace", metavar="FILE", help=trace)
-    parser.add_argument("--json", action="store_true", help="print one JSON line per input, and the record last")
+    out = "write the results there instead of printing them: .csv, .jsonl or .parquet (which takes more memory)"
+    add = parser.add_argument
+    add("--all-scores", action="store_true", help="give the probability of every class")
+    add("--out", metavar="FILE", help=out)
+    add("--trace", metavar="FILE", help=trace)
+    add("--quiet", action="store_true", help="print results, warnings and errors only: no notices, no closing line")
+    add("--json", action="store_true", help="print one JSON line per input, and the record last")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -39,38 +49,76 @@ def main(args: argparse.Namespace) -> None:
     from offramp.measure import read_memory
     from offramp.session import prepare_engine
 
-    inputs = options.input_source(args)
+    inputs, notify = options.input_source(args), silent if args.quiet else log
     if not inputs:
         raise UsageError("no input", None, "give --text, --pair or --input")
-    if args.trace:
-        require_writable(args.trace)
-    known = inputs.known(log)
+    _require_outputs(args)
+    known = inputs.known(notify)
     classifier = prepare_engine(args.store, options.engine_config(args), texts=known, warn=warn)
+    if args.all_scores and classifier.store.program.problem == REGRESSION:
+        raise UsageError("a regression has no classes", args.store, "leave out --all-scores")
     with classifier:
         ready = time.perf_counter() - started
-        size = BULK_INPUTS if args.batch == "bulk" else args.batch
-        for batch, more in _batches(inputs if known else inputs.read(log), size, is_stream=inputs.is_stream):
-            for text, result in zip(batch, classifier.predict(batch, more=more)):
+        answers = _answers(classifier, inputs, inputs if known else inputs.read(notify), args)
+        if args.out:
+            from offramp.session.outputs import write_results
+
+            write_results(args.out, answers)
+        else:
+            for text, result in answers:
                 _show(result, text, classifier.num_exits, args.json)
         record = {**classifier.record(), "ready_seconds": ready, "peak_rss_bytes": read_memory().peak_bytes}
     if args.trace:
         (classifier.trace.to_jsonl if args.trace.endswith(".jsonl") else classifier.trace.to_chrome)(args.trace)
     if args.json:
         emit({"record": record})
-    log(options.peak_line(record))
+    notify(_closing_line(record, classifier))
 
 
-def _batches(inputs: Any, num_rows: int, is_stream: bool) -> Iterator[tuple[list[Any], bool]]:
-    """Yield (batch, whether another follows), so that the last batch does not read ahead.
+def _require_outputs(args: argparse.Namespace) -> None:
+    """Raise UsageError or OSError for files that cannot be written."""
+    if args.trace:
+        require_writable(args.trace)
+    if args.out:
+        from offramp.session.outputs import FORMATS, require_library
 
-    A stream always reports that another follows: waiting for the next line would delay the answer.
-    """
-    rest = iter(inputs)
-    batch = list(islice(rest, num_rows))
-    while batch:
-        following = [] if is_stream else list(islice(rest, num_rows))
-        yield batch, is_stream or bool(following)
-        batch = list(islice(rest, num_rows)) if is_stream else following
+        require_writable(args.out, tuple(FORMATS), atomic=True)
+        if args.input and os.path.realpath(args.input) == os.path.realpath(args.out):
+            raise UsageError("the results would replace the inputs", args.out, "name another file")
+        require_library(args.out)
+
+
+def _answers(
+    classifier: Classifier, inputs: InputSource, source: Any, args: argparse.Namespace
+) -> Iterator[tuple[Any, Any]]:
+    """Yield each input with its result."""
+    from offramp.session.requests import BULK_INPUTS, requests_of
+
+    size = BULK_INPUTS if args.batch == "bulk" else args.batch
+    for batch, more in requests_of(source, size, waits=inputs.is_stream):
+        yield from zip(batch, classifier.predict(batch, more=more, all_scores=args.all_scores))
+
+
+def _closing_line(record: dict[str, Any], classifier: Classifier) -> str:
+    """Return the last line of a run: on a terminal a summary, otherwise the line that programs know."""
+    late = ""
+    if record["deadline_seconds"] is not None:
+        deadline = f"the deadline of {format_duration(record['deadline_seconds'])}"
+        late = f"{record['late']} late for {deadline} (p99 {format_duration(record['latency_seconds_p99'])})"
+    if sys.stderr is None or not sys.stderr.isatty():
+        return "\n".join([*([late] if late else []), options.peak_line(record)])
+    number, kind = record["num_inputs"], "inputs" if classifier.store.program.texts is None else "texts"
+    median, p95 = (format_duration(record[f"latency_seconds_{name}"]) for name in ("median", "p95"))
+    batch = f" a batch of {record['batch']}" if record["batch"] > 1 else ""
+    parts = [
+        f"{number} {kind if number > 1 else kind[:-1]}",
+        f"median {median} and p95 {p95}{batch}",
+        f"{format_size(record['bytes_read_total'])} read",
+        f"mean exit {record['stages_run_total'] / number:.2f} of {classifier.num_exits}",
+        f"peak {format_size(record['peak_rss_bytes'])} of {format_size(record['budget_bytes'])}",
+        late,
+    ]
+    return ", ".join(part for part in parts if part)
 
 
 def _show(result: Any, text: Any, num_layers: int, as_json: bool) -> None:
@@ -82,9 +130,12 @@ def _show(result: Any, text: Any, num_layers: int, as_json: bool) -> None:
 
 
 def _answer(result: Any) -> str:
-    """Return label and score of a result, or all its values, as text for a terminal."""
+    """Return label and score of a result, or all its scores or values, as text for a terminal."""
     if result.values is not None:
         return "  ".join(f"{value:.4f}" for value in result.values)
+    if result.scores is not None:
+        best_first = sorted(result.scores.items(), key=lambda item: -item[1])
+        return "  ".join(f"{shown(name)}  {score:.4f}" for name, score in best_first)
     name = "value" if result.label is None else result.label
     name = name if result.labels is None else ", ".join(result.labels) or "none"
     return f"{shown(name)}  {result.score:.4f}"

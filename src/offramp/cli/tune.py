@@ -11,8 +11,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from offramp.cli.options import add_engine, duration, emit, engine_config, log, require_writable, table_of
-from offramp.errors import StoreError, UsageError
+from offramp.cli.options import add_engine, duration, emit, engine_config, log, require_writable, table_of, warn
+from offramp.errors import RefusedError, StoreError, UsageError
 from offramp.units import format_size, named_size
 
 
@@ -50,7 +50,7 @@ def main(args: argparse.Namespace) -> None:
     if not args.store or not args.transcript:
         missing = "transcript" if args.store else "store"
         raise UsageError(f"no {missing}", None, "offramp tune STORE --transcript DIR --latency 40ms")
-    from offramp.experiments.tuning import Goal, tune
+    from offramp.experiments.tuning import Goal, shortfall, tune
     from offramp.session.policy_files import policy_of
     from offramp.store import Store
     from offramp.store.manifest import require_head
@@ -58,7 +58,7 @@ def main(args: argparse.Namespace) -> None:
     from offramp.store.transcript import read_transcript
 
     if Path(args.out).parent.is_dir():  # else it is created
-        require_writable(args.out)
+        require_writable(args.out, atomic=True)
     goal = Goal(args.latency, args.max_drop, args.confidence, args.method, args.deadline)
     folder = Path(args.transcript)
     transcript = read_transcript(folder, "tune")
@@ -73,6 +73,7 @@ def main(args: argparse.Namespace) -> None:
     profile = _profile(args, store.digest, longest)
     file, rivals = tune(transcript, certify_on, profile, goal, log)
     policy = policy_of(file, args.out)
+    _report_shortfall(shortfall(file, transcript, profile), args.out)
     write_policy(Path(args.out), file)
     if args.json:
         predicted = asdict(file.predicted)
@@ -80,6 +81,16 @@ def main(args: argparse.Namespace) -> None:
         return
     _print_rows("policies at most as slow", [each.row() for each in sorted(rivals, key=lambda each: -each.score)])
     _print_policy(args.out, file, policy)
+
+
+def _report_shortfall(missed: str | None, out: str) -> None:
+    """Warn of a policy that misses its goal. Raises RefusedError where it would replace a file."""
+    if missed is None:
+        return
+    if Path(out).exists():
+        remedy = "allow a larger --max-drop or --deadline, or name another file with --out"
+        raise RefusedError(f"{missed}, so the policy file is not replaced", out, remedy)
+    warn(missed)
 
 
 def _print_rows(title: str, rows: list[dict[str, Any]]) -> None:

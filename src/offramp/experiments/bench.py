@@ -9,6 +9,7 @@ from typing import Any
 from offramp.experiments.children import Log, ignore, run_worker
 from offramp.experiments.jobs import WorkerJob
 from offramp.measure import median, percentile
+from offramp.runtime.config import RESIDENT
 
 
 def run_rounds(jobs: Mapping[str, WorkerJob], rounds: int, log: Log) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -22,12 +23,13 @@ def run_rounds(jobs: Mapping[str, WorkerJob], rounds: int, log: Log) -> Iterator
             yield name, result
 
 
-def bench(job: WorkerJob, budgets: Sequence[int], rounds: int, log: Log) -> list[dict[str, Any]]:
-    """Return one record per budget (in bytes), in order. `job` is measured under each of them.
+def bench(job: WorkerJob, budgets: Sequence[int | str], rounds: int, log: Log) -> list[dict[str, Any]]:
+    """Return one record per budget (in bytes, or RESIDENT), in order. `job` is measured under each of them.
 
     The smallest budget runs first: if any is impossible, it is that one, and the error is raised immediately.
     """
-    jobs = {str(budget): replace(job, config=replace(job.config, budget=budget)) for budget in sorted(budgets)}
+    ordered = sorted(budgets, key=lambda budget: (budget == RESIDENT, budget))
+    jobs = {str(budget): replace(job, config=replace(job.config, budget=budget)) for budget in ordered}
     found: dict[str, list[dict[str, Any]]] = {str(budget): [] for budget in budgets}
     for budget, record in run_rounds(jobs, rounds, log):
         found[budget].append(record)
@@ -44,6 +46,7 @@ def summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
         kept[key] = median([record[key] for record in records])
     kept["peak_rss_bytes"] = max(record["peak_rss_bytes"] for record in records)
     kept["latency_seconds_median"] = median(latencies)
-    kept["latency_seconds_p95"] = percentile(latencies, 95)
+    for percent in (95, 99):
+        kept[f"latency_seconds_p{percent}"] = percentile(latencies, percent)
     kept["rounds"] = len(records)
     return kept

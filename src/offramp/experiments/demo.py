@@ -122,7 +122,7 @@ def _train(run: Path, labelled: dict[str, list[tuple[str, int]]], log: Log) -> n
 def _budget(store: Path, config: EngineConfig) -> int:
     """Return the budget of `config`, or a default. Raises BudgetError for one that is too small, before any run."""
     plan = run_worker(WorkerJob("plan", str(store), config))
-    return config.budget or (-(-plan["smallest_budget_bytes"] >> 20) << 20) + SPARE_BYTES
+    return config.budget_bytes or (-(-plan["smallest_budget_bytes"] >> 20) << 20) + SPARE_BYTES
 
 
 def _compare(streamed: WorkerJob, run: Path, articles: Sequence[Article], policy: str, log: Log) -> tuple[Row, ...]:
@@ -158,7 +158,7 @@ def _row(name: str, job: WorkerJob, articles: Sequence[Article]) -> Row:
         latency,
         predicted,
         record["peak_rss_bytes"],
-        job.config.budget,
+        job.config.budget_bytes,
     )
 
 
@@ -168,5 +168,5 @@ def _draw(job: WorkerJob, picture: str) -> str:
     found = run_worker(replace(job, max_inputs=DRAWN_TEXTS, sampled=True))
     samples, record = [MemorySample(*sample) for sample in found["samples"]], found["record"]
     title = f"{record['model']}, {record['backend']}, exit {record['exit']}"
-    draw_memory(picture, samples, [Span(*span) for span in found["spans"]], job.config.budget, title)
+    draw_memory(picture, samples, [Span(*span) for span in found["spans"]], job.config.budget_bytes, title)
     return picture

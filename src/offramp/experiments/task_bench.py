@@ -85,8 +85,8 @@ class Rival:
 class Measured:
     """Results of one rival. Latencies are per batch; scores in percent, differences in points, 95 % intervals.
 
-    Comparisons with the plain model are None for the plain model itself. The interval of a speed-up is None for a
-    single round of a single unit.
+    Comparisons with the plain model are None for the plain model itself. Intervals are None for a single round, which
+    does not show how much rounds differ.
     """
 
     rival: str
@@ -183,6 +183,8 @@ def measured(rival: Rival, records: Records, plain: Records, sample: Sample, num
     if rival.name != "plain":
         gain = paired_interval(sample.metrics, sample.truth_N, _distinct(answer_RN), _distinct(sample.answers(plain)))
         speedup = paired_speedup(_seconds(plain, rival.batch), _seconds(records, rival.batch))
+    if len(records) == 1:
+        gain, speedup = ((value, None, None) for value, _, _ in (gain, speedup))
     return Measured(
         rival.name,
         rival.exit,

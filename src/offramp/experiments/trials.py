@@ -97,7 +97,7 @@ class Trials:
         self.num_exits = len(self.logits_KNC)
         self.padded_N = padded(self.lengths_N, profile.batch)
         self.has_deadline = deadline_seconds is not None
-        self.cap_N = _reachable(profile, self.padded_N, deadline_seconds)
+        self.cap_N = np.maximum(reachable(profile, self.padded_N, deadline_seconds), 1)
         firsts = (1,) if self.has_deadline else range(1, 1 + min(MAX_FIRST, self.num_exits - 1))
         self.views = [self._view(first, transcript.path) for first in firsts]
         full_N = answer_at(self.logits_KNC, np.full(len(self.truth_N), self.num_exits))
@@ -292,15 +292,15 @@ def front(evaluated: Sequence[Candidate]) -> list[Candidate]:
     return [found[round(place * (len(found) - 1) / (FRONT_POINTS - 1))] for place in range(FRONT_POINTS)]
 
 
-def _reachable(profile: DeviceProfile, lengths_N: np.ndarray, deadline_seconds: float | None) -> np.ndarray:
-    """Return the deepest exit that each sample reaches before the deadline at the 99th percentile; at least 1."""
+def reachable(profile: DeviceProfile, lengths_N: np.ndarray, deadline_seconds: float | None) -> np.ndarray:
+    """Return the deepest exit that each sample reaches before the deadline at the 99th percentile; 0 for none."""
     if deadline_seconds is None:
         return np.full(len(lengths_N), profile.num_exits)
     tails = []
     for row in profile.seconds_p99:  # measured percentiles are noisy: costs increase strictly
         tails.append(tuple((np.maximum.accumulate(row) + 1e-9 * np.arange(len(row))).tolist()))
     costs = Costs(profile.lengths, tuple(tails))
-    return np.maximum((costs.at(lengths_N) <= deadline_seconds).sum(axis=1), 1)
+    return (costs.at(lengths_N) <= deadline_seconds).sum(axis=1)
 
 
 def _memoised(fit: Callable[[TrainingSet], Any]) -> Callable[[TrainingSet], Any]:

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from offramp.errors import BudgetError, RefusedError, UsageError
+from offramp.experiments.batching import padded
 from offramp.experiments.children import Log
 from offramp.experiments.evaluation import answer_at
-from offramp.experiments.trials import Candidate, Trials, best_at, front
+from offramp.experiments.trials import Candidate, Trials, best_at, front, reachable
 from offramp.policies import FullDepth, StopAt, replay
 from offramp.policies.certify import Certificate, certify, losses, samples_needed
 from offramp.policies.codec import to_json
@@ -101,6 +102,18 @@ def tune(
         [each.row() for each in front(candidates)],
     )
     return file, [each for each in rivals if each is not None]
+
+
+def shortfall(file: PolicyFile, transcript: Transcript, profile: DeviceProfile) -> str | None:
+    """Return how a policy that `tune` found misses its goal, or None: it saves nothing, or some texts are late."""
+    if file.certificate is not None and file.policy == to_json(FullDepth()):
+        return "no policy faster than the whole model keeps within the drop"
+    if file.deadline_seconds is None:
+        return None
+    lengths_N = padded(transcript.lengths_N.astype(np.int64), profile.batch)
+    late = float((reachable(profile, lengths_N, file.deadline_seconds) == 0).mean())
+    deadline = format_duration(file.deadline_seconds)
+    return f"{100 * late:.1f} % of the texts miss the deadline of {deadline} at every exit" if late else None
 
 
 def _certified(

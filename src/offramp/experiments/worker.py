@@ -24,6 +24,7 @@ from offramp.experiments.jobs import WorkerJob
 from offramp.measure import MemorySampler, median, num_cores, read_memory
 from offramp.runtime.config import BULK
 from offramp.session import Classifier, prepare_engine
+from offramp.session.classifier import SUMS
 from offramp.tasks.lines import silent
 
 WARM_UP_PASSES = 2
@@ -111,8 +112,8 @@ def _inputs(job: WorkerJob) -> dict[str, Any]:
 def _bench_record(classifier: Classifier, num_warm: int, warm: dict[str, Any]) -> dict[str, Any]:
     """Return the record without the first `num_warm` sweeps, after which the record was `warm`."""
     record, latencies = classifier.record(first_batch=num_warm), classifier.latencies[num_warm:]
-    read_bytes, num_inputs = (record[key] - warm[key] for key in ("bytes_read_total", "num_inputs"))
-    peak_bytes, mean_bytes = read_memory().peak_bytes, read_bytes / max(num_inputs, 1)
+    record.update({key: record[key] - warm[key] for key in SUMS})
+    peak_bytes, mean_bytes = read_memory().peak_bytes, record["bytes_read_total"] / max(record["num_inputs"], 1)
     return {**record, "latencies_seconds": latencies, "peak_rss_bytes": peak_bytes, "bytes_read_per_input": mean_bytes}
 
 
@@ -136,7 +137,7 @@ def _profile(job: WorkerJob) -> dict[str, Any]:
     config = replace(job.config, exit="none", deadline=None, profile=None, longest=longest)
     classifier = _prepare(replace(job, config=config), policy=Scheduled())
     profile = device_profile(classifier, longest, _log, job.recall)
-    return replace(profile, budget_bytes=config.budget).to_json()
+    return replace(profile, budget_bytes=config.budget_bytes).to_json()
 
 
 def _reference(job: WorkerJob) -> dict[str, Any]:

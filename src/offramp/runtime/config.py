@@ -19,6 +19,13 @@ VERIFY = ("first", "always", "never")
 """Times at which a store checks digests. Equal to `store.reader.VERIFY`, whose import would load NumPy."""
 BULK = "bulk"
 """Value of `batch` that means: the most rows that the budget holds, sorted by length."""
+RESIDENT = "resident"
+"""Value of `budget` that means: all weights stay in memory, or the engine is refused."""
+
+
+def parse_budget(value: Any) -> Union[int, str]:
+    """Return a budget in bytes, or RESIDENT. Raises ValueError as `parse_size` does."""
+    return RESIDENT if value == RESIDENT else parse_size(value)
 
 
 def _parse_batch(value: Any) -> Union[int, str]:
@@ -49,10 +56,15 @@ def _option(default: Any, parse: Callable, help: str = "", metavar: Optional[str
 class EngineConfig:
     """Options of an engine, checked on construction. Raises ValueError naming the option and the accepted values."""
 
-    budget: Optional[int] = _option(
-        None, parse_size, "memory budget of the whole process: 128MiB, 0.3GB (default: what the machine allows)", "SIZE"
+    budget: Union[int, str, None] = _option(
+        None,
+        parse_budget,
+        "memory budget of the whole process: 128MiB, 0.3GB; resident: all weights stay in memory, or it is refused"
+        " (default: what the machine allows)",
+        "SIZE",
     )
-    """Maximum resident memory of the whole process in bytes; None: what the machine allows. Accepts `"128MiB"`."""
+    """Maximum resident memory of the whole process in bytes; None: what the machine allows; `"resident"`: the same, and
+    all weights must fit. Accepts `"128MiB"`."""
     exit: str = _option(
         "none", _parse_text, "exit policy: none, stage:K, patience:P, ... joined by | and &, or a policy file", "POLICY"
     )
@@ -94,6 +106,11 @@ class EngineConfig:
                 object.__setattr__(self, each.name, each.metadata["parse"](value))
             except ValueError as error:
                 raise ValueError(f"{each.name}: {error}") from None
+
+    @property
+    def budget_bytes(self) -> Optional[int]:
+        """The budget in bytes; None: what the machine allows."""
+        return self.budget if isinstance(self.budget, int) else None
 
     def to_json(self) -> Dict[str, Any]:
         """Return the options as a tree of plain values."""

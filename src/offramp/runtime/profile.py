@@ -144,7 +144,7 @@ def conditions_of(store_sha256: str, config: EngineConfig) -> MeasuredOn:
         threads=config.threads or num_cores(),
         batch=config.batch,
         store_sha256=store_sha256,
-        budget_bytes=config.budget,
+        budget_bytes=config.budget_bytes,
     )
 
 

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any, Deque, Dict, List, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Deque, Dict, Iterable, List, Optional, Sequence, Tuple
 
 from offramp import measure
 from offramp.errors import DamagedError, UsageError
@@ -31,8 +31,18 @@ from offramp.runtime.run_plan import allocate, choose_direct, make_run_plan, pla
 from offramp.runtime.schedule import Schedule
 from offramp.runtime.sweep import Outcome, PassCost
 from offramp.session.bulk import bulk_batches
+from offramp.session.requests import require_several, stream_results
 from offramp.session.results import Result, result_of
 from offramp.store import Store
+
+if TYPE_CHECKING:
+    from typing import Iterator, Literal, overload
+
+SUMS = (
+    "num_inputs", "seconds_total", "stages_run_total", "bytes_read_total", "bytes_read_idle", "late",
+    "num_cut_by_deadline",
+)  # fmt: skip
+"""Keys of a record whose values are sums over the run."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +83,18 @@ class RunCounts:
     num_inputs: int = 0
     num_cut: int = 0
     """Rows that the deadline ended."""
+    num_late: int = 0
+    """Rows whose answer came after the deadline."""
+    num_stages: int = 0
+    """Layers that were run, summed over rows."""
 
-    def add(self, seconds: float, outcomes: Sequence[Outcome]) -> None:
+    def add(self, seconds: float, outcomes: Sequence[Outcome], deadline_seconds: Optional[float]) -> None:
         """Count one request."""
         self.latencies.append(seconds)
         self.seconds, self.num_inputs = self.seconds + seconds, self.num_inputs + len(outcomes)
         self.num_cut += sum(outcome.is_cut for outcome in outcomes)
+        self.num_late += len(outcomes) if deadline_seconds is not None and seconds > deadline_seconds else 0
+        self.num_stages += sum(outcome.exit_stage for outcome in outcomes)
 
 
 class Classifier:
@@ -144,13 +160,36 @@ class Classifier:
             self.backend.close()
             self.store.close()
 
-    def predict(self, texts: Sequence[Any], *, more: bool = True) -> List[Result]:
+    if TYPE_CHECKING:
+
+        @overload
+        def predict(
+            self, texts: Iterable[Any], *, more: bool = ..., stream: Literal[False] = ..., all_scores: bool = ...
+        ) -> List[Result]: ...
+
+        @overload
+        def predict(
+            self, texts: Iterable[Any], *, more: bool = ..., stream: Literal[True], all_scores: bool = ...
+        ) -> Iterator[Result]: ...
+
+    def predict(
+        self, texts: Iterable[Any], *, more: bool = True, stream: bool = False, all_scores: bool = False
+    ) -> Any:
         """Return one result for each input, in order. A text is a string or a pair of strings.
 
-        `more=False`: no further inputs follow, so nothing is read ahead.
+        Args:
+            texts: inputs: a list, a generator, a column of a table, or another iterable.
+            more: False: no further inputs follow, so nothing is read ahead.
+            stream: return an iterator instead of a list. It takes inputs as it needs them (the rows of one batch; in
+                bulk mode 1024) and yields results as they are ready. It may be left, or closed, at any time.
+            all_scores: set `Result.scores`, the probability of each class.
+
+        Raises ValueError for one input in place of several, and for a table.
         """
-        if isinstance(texts, str):
-            raise ValueError("predict takes a list of texts, not one text: predict([text])")
+        require_several(texts)
+        if stream:
+            return stream_results(self, texts, more=more, all_scores=all_scores)
+        texts = texts if isinstance(texts, (list, tuple)) else list(texts)
         indices = range(len(texts))
         step = self.settings.num_rows
         batches = [list(indices[start : start + step]) for start in indices[::step]]
@@ -160,12 +199,13 @@ class Classifier:
         for start in range(0, len(batches), self.settings.num_batches):
             began, end = time.perf_counter(), start + self.settings.num_batches
             sweep = [self.encoder.encode([texts[index] for index in batch]) for batch in batches[start:end]]
-            results = self.predict_batches(sweep, more=more or end < len(batches), began=began)
+            follows = more or end < len(batches)
+            results = self.predict_batches(sweep, more=follows, began=began, all_scores=all_scores)
             found.update(zip((index for batch in batches[start:end] for index in batch), results))
         return [found[index] for index in indices]
 
     def predict_batches(
-        self, batches: Sequence[Batch], *, more: bool = True, began: Optional[float] = None
+        self, batches: Sequence[Batch], *, more: bool = True, began: Optional[float] = None, all_scores: bool = False
     ) -> List[Result]:
         """Return the results of several encoded batches that share one sweep over the weights, batch after batch."""
         self._require_planned(batches)
@@ -174,9 +214,10 @@ class Classifier:
                 raise ValueError("the classifier is not open: use it in a `with` block, or call open()")
             began = time.perf_counter() if began is None else began
             outcomes = self._engine.sweep(batches, more=more, began=began)
-            self.counts.add(time.perf_counter() - began, outcomes)
+            self.counts.add(time.perf_counter() - began, outcomes, self.guard.deadline_seconds)
             self._peak.sample()  # other code may reset the kernel's peak before the next call
-        return [result_of(outcome, self.store.program.problem, self._labels) for outcome in outcomes]
+        problem = self.store.program.problem
+        return [result_of(outcome, problem, self._labels, all_scores=all_scores) for outcome in outcomes]
 
     @property
     def length(self) -> int:
@@ -265,7 +306,11 @@ class Classifier:
             "is_bulk": settings.is_bulk,
             "num_inputs": counts.num_inputs,
             "seconds_total": counts.seconds,
+            "stages_run_total": counts.num_stages,
+            "late": counts.num_late,
             "latency_seconds_median": measure.median(latencies) if latencies else None,
+            "latency_seconds_p95": measure.percentile(latencies, 95) if latencies else None,
+            "latency_seconds_p99": measure.percentile(latencies, 99) if latencies else None,
             "bytes_read_total": feed.bytes_read if feed else 0,
             "bytes_read_idle": feed.bytes_idle if feed else 0,
             "bound_seconds": measure.median(bounds) if bounds else None,

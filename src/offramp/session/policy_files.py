@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Callable, Dict, List, Mapping, Optional, Tuple, Union
@@ -10,14 +11,19 @@ from typing import Callable, Dict, List, Mapping, Optional, Tuple, Union
 from offramp.errors import BudgetError, RefusedError, StoreError, UsageError
 from offramp.policies import Policy, parse
 from offramp.policies.grammar import is_file
+from offramp.program.program import CAPTURED
 from offramp.runtime import profile as profiles
 from offramp.runtime.config import BULK
 from offramp.runtime.guard import DeadlineGuard, Guard
+from offramp.runtime.memory_model import SMALL_LENGTH
 from offramp.runtime.profile import DeviceProfile
 from offramp.session.classifier import Classifier
 from offramp.store import Store
 from offramp.store.policy_file import MeasuredOn, PolicyFile, read_policy
 from offramp.units import format_duration
+
+_WARM_UPS = 3
+"""Passes without weights of which the fastest tells what the first exit takes at least."""
 
 
 @dataclass(frozen=True)
@@ -142,15 +148,23 @@ def rebase_policy(
     return replace(named, policy=with_costs(named.policy, profile.costs_from)), profile
 
 
-def expect_profile(guard: Guard, classifier: Classifier, profile: Optional[DeviceProfile]) -> None:
+def expect_profile(
+    guard: Guard, classifier: Classifier, profile: Optional[DeviceProfile], warn: Callable[[str], None]
+) -> None:
     """Give the guard the latencies of this profile, or of one in the cache folder; without one the guard learns them.
 
-    Raises BudgetError if the first exit takes longer than the deadline.
+    Raises BudgetError if the first exit takes longer than the deadline. Without a profile, `warn` receives one line if
+    computing the first exit alone takes longer.
     """
     if not isinstance(guard, DeadlineGuard):
         return
     profile = profile or profiles.cached_profile(profiles.fingerprint_of(classifier), 1)
     if profile is None:
+        least = _least_seconds(classifier)
+        if least > guard.deadline_seconds:
+            deadline, exit = format_duration(guard.deadline_seconds), format_duration(least)
+            what = f"no input meets a deadline of {deadline}: the first exit takes {exit} or more"
+            warn(f"{what} - offramp profile measures what is possible")
         return
     guard.expected = profile.step_p99
     first = profile.seconds[0][0]
@@ -158,3 +172,18 @@ def expect_profile(guard: Guard, classifier: Classifier, profile: Optional[Devic
         what = f"a deadline of {format_duration(guard.deadline_seconds)} is below the first exit"
         where = f"which takes {format_duration(first)} for {profile.lengths[0]} tokens"
         raise BudgetError(what, where, f"--deadline {first * 1.2e3:.3g}ms works for such inputs")
+
+
+def _least_seconds(classifier: Classifier) -> float:
+    """Return the seconds of computing the first exit for a short input, without reading weights.
+
+    A warm-up runs each kernel once, which is about one layer and its head; where each step has a kernel of its own, it
+    runs all layers.
+    """
+    backend, program, seconds = classifier.backend, classifier.store.program, []
+    for _ in range(_WARM_UPS):
+        began = time.perf_counter()
+        backend.warm_up(1, min(SMALL_LENGTH, classifier.length))
+        seconds.append(time.perf_counter() - began)
+    is_whole = any(kernel.template == CAPTURED for kernel in program.kernels.values())
+    return min(seconds) / (len(program.layers) if is_whole else 1)

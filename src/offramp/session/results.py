@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Optional, Sequence, Tuple
+from typing import Dict, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -34,9 +34,12 @@ class Result:
     """Multi-label only: all labels with a probability of one half or more."""
     values: Optional[Tuple[float, ...]] = None
     """Regression of several values only: all of them, in the order of their ids."""
+    scores: Optional[Dict[str, float]] = None
+    """Probability of each label, in the order of their ids, if all scores were requested; None for a regression. Labels
+    that are not distinct have their ids in front, as in `0:film`."""
 
 
-def result_of(outcome: Outcome, problem: Optional[str], labels: Sequence[str]) -> Result:
+def result_of(outcome: Outcome, problem: Optional[str], labels: Sequence[str], *, all_scores: bool = False) -> Result:
     """Return the result of one row."""
     assert outcome.logits_C is not None, "every row of a finished sweep has logits"
     logits_C = outcome.logits_C.astype(np.float64)
@@ -50,10 +53,19 @@ def result_of(outcome: Outcome, problem: Optional[str], labels: Sequence[str]) -
         scores_C = [_sigmoid(logit) for logit in logits_C]
         best = int(np.argmax(scores_C))
         likely = tuple(label for label, logit in zip(labels, logits_C) if logit >= 0)
-        return Result(labels[best], scores_C[best], *common, likely)
+        scores = _by_label(labels, scores_C) if all_scores else None
+        return Result(labels[best], scores_C[best], *common, likely, scores=scores)
     exponents_C = np.exp(logits_C - logits_C.max())
     best = int(logits_C.argmax())
-    return Result(labels[best], float(exponents_C[best] / exponents_C.sum()), *common)
+    scores = _by_label(labels, (exponents_C / exponents_C.sum()).tolist()) if all_scores else None
+    return Result(labels[best], float(exponents_C[best] / exponents_C.sum()), *common, scores=scores)
+
+
+def _by_label(labels: Sequence[str], scores_C: Sequence[float]) -> Dict[str, float]:
+    found = dict(zip(labels, scores_C))
+    if len(found) < len(labels):
+        found = {f"{index}:{label}": score for index, (label, score) in enumerate(zip(labels, scores_C))}
+    return found
 
 
 def _sigmoid(logit: float) -> float:

@@ -11,14 +11,15 @@ from dataclasses import replace
 from typing import Any, Callable, Iterable, Optional, Union
 
 from offramp.backends import open_backend
-from offramp.errors import UsageError
+from offramp.errors import BudgetError, UsageError
 from offramp.measure import num_cores
 from offramp.policies import Policy
 from offramp.program.inputs import InputEncoder
-from offramp.runtime.config import BULK, EngineConfig
+from offramp.runtime.config import BULK, RESIDENT, EngineConfig
 from offramp.runtime.footprint import trim_memory, tune_allocator
 from offramp.runtime.guard import guard_for
 from offramp.runtime.memory_model import unlimited_bytes
+from offramp.runtime.planner import page_rounded
 from offramp.runtime.profile import DeviceProfile, conditions_of
 from offramp.session.bulk import with_most_rows
 from offramp.session.classifier import Classifier, Settings
@@ -26,6 +27,7 @@ from offramp.session.policy_files import expect_profile, read_exit, rebase_polic
 from offramp.store import Store
 from offramp.store.manifest import require_head
 from offramp.tasks import open_encoder
+from offramp.units import format_size
 
 
 def prepare(
@@ -43,7 +45,7 @@ def prepare(
     Args:
         store: the folder that `divide` made.
         budget: maximum resident memory of the whole process: bytes, or a text such as `"128MiB"` or `"0.3GB"`; None:
-            what the machine allows.
+            what the machine allows; `"resident"`: the same, refused unless all weights stay in memory.
         exit: exit policy: `none`, `stage:K`, `patience:P`, `confidence:T`, ..., joined by `|` and `&`; the path of a
             policy file that `offramp tune` wrote; or a policy object.
         profile: device profile, or its path: for the deadline, and for an `index` policy, which then uses its latencies
@@ -77,7 +79,7 @@ def prepare_engine(
     `policy` and `profile` replace those that `config` names.
     """
     named = read_exit(config.exit if policy is None else policy)
-    if config.budget is not None:
+    if config.budget_bytes is not None:
         tune_allocator()
     opened = Store(store, config.verify)
     require_head(opened.manifest, opened.path)
@@ -108,10 +110,26 @@ def prepare_engine(
         classifier = with_most_rows(plan_for, has_deadline=guard.needs_every_exit)
     else:
         classifier = plan_for(settings.num_rows, 1)
-    expect_profile(guard, classifier, measured)
+    expect_profile(guard, classifier, measured, warn)
+    if config.budget == RESIDENT:
+        _require_resident(classifier)
     if config.reads == "direct" and not classifier.direct:
         warn("this file system does not support direct reads: reading through the page cache")
     return classifier
+
+
+def _require_resident(classifier: Classifier) -> None:
+    """Raise BudgetError unless the plan keeps all weights in memory."""
+    plan = classifier.plan
+    if plan.feasible and not plan.num_slots:
+        return
+    weights = sum({item.shard: page_rounded(item.num_bytes) for item in classifier.items}.values())
+    need, have = plan.base_bytes + plan.activation_bytes + weights, format_size(plan.budget_bytes)
+    what = f"the process takes {format_size(need)} with all weights in memory, and {have} are available"
+    least = -(-plan.smallest_budget_bytes >> 20)
+    raise BudgetError(
+        what, classifier.store.path, f"stream the weights: --budget {least}MiB is the smallest that works"
+    )
 
 
 def _require_padding(store: Store, config: EngineConfig) -> None:
@@ -130,6 +148,6 @@ def _settings(config: EngineConfig, encoder: InputEncoder, texts: Optional[Itera
         for text in texts:
             longest = max(longest or 0, *encoder.lengths([text]))
             encoding_bytes = max(encoding_bytes, encoder.encoding_bytes([text]))
-    budget, is_bulk = config.budget or unlimited_bytes(), config.batch == BULK
+    budget, is_bulk = config.budget_bytes or unlimited_bytes(), config.batch == BULK
     settings = Settings(budget, 1 if is_bulk else int(config.batch), longest, config.reads, config.own_process, is_bulk)
     return replace(settings, encoding_bytes=encoding_bytes, config=config)
