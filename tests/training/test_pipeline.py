@@ -197,7 +197,9 @@ def test_impossible_data_is_refused(bert, tmp_path):
 
 
 def test_an_unknown_option_is_refused_with_the_known_ones(bert, tmp_path):
-    with pytest.raises(TypeError, match="unknown options epochs; known are settings, metrics, data, progress"):
+    with pytest.raises(
+        ValueError, match="unknown option of train_exits epochs; known: settings, metrics, data, progre"
+    ):
         train_exits(bert, TRAIN, TUNE, tmp_path / "run", labels=LABELS, epochs=3)
 
 
