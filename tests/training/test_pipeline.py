@@ -439,6 +439,14 @@ def test_keys_about_the_form_of_the_output_change_no_training(bert, tmp_path, ke
     assert np.array_equal(found.logits_KNC, expected.logits_KNC)
 
 
+def test_a_config_that_transformers_refuses_is_no_internal_error(bert, tmp_path):
+    with_keys(bert, hidden_dropout_prob=None)
+    with pytest.raises(SourceError, match=r"config\.json cannot be read .*hidden_dropout_prob"):
+        train_exits(bert, TRAIN, TUNE, tmp_path / "run", labels=LABELS, settings=FORTY_STEPS)
+    with pytest.raises(SourceError, match=r"config\.json cannot be read .*hidden_dropout_prob"):
+        load_classifier(bert)
+
+
 def test_what_cannot_be_saved_is_refused_before_the_first_step(bert, tmp_path, monkeypatch):
     told = []
 
