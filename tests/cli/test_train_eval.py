@@ -5,6 +5,7 @@ import json
 import pytest
 
 from offramp.store.transcript import read_transcript
+from offramp.tasks import DataSpec, load
 from offramp.tasks.glue import TASKS
 from tests.training.tiny import LABELS, VOCABULARY, examples, make_model
 
@@ -184,6 +185,26 @@ def test_rows_that_may_have_been_trained_on_are_not_scored_as_others(run, refuse
     run("divide", trained, tmp_path / "store")
     refused(2, "split_seed 0 there, 1 here", "eval", tmp_path / "store", "--train", table, "--split-seed", 1)
     assert run("eval", trained, "--dev", table).code == 0, "a table of its own"
+
+
+def test_training_says_what_it_works_with(run, encoder, table, tmp_path):
+    words = ("--train", table, *QUICK, "--heads-epochs", 1)
+    said = run("train", encoder, "--out", tmp_path / "run", *words)
+    examples = load(DataSpec(train=table)).examples
+    for name, rows in examples.items():
+        counts = ", ".join(f"{label} {sum(row.label == index for row in rows)}" for index, label in
+                           enumerate(sorted(LABELS)))  # fmt: skip
+        assert f"{name}: {len(rows)} rows: {counts}\n" in said.err
+    assert "the model has no head for 3 labels: a new one is trained\n" in said.err
+    assert "phases: model with 2 heads (epochs: 1), heads alone (epochs: 1), measuring the exits\n" in said.err
+    again = run("train", tmp_path / "run", "--out", tmp_path / "again", *words, "--loss", "heads-only")
+    assert "a new one" not in again.err and "phases: heads alone (epochs: 1), measuring the exits\n" in again.err
+
+
+def test_a_bare_encoder_has_no_head_to_keep(refused, encoder, table, tmp_path):
+    words = ("train", encoder, "--train", table, "--out", tmp_path / "run", *QUICK, "--loss", "heads-only")
+    said = refused(4, "it has no head for 3 labels", *words)
+    assert "phases" not in said.err and not (tmp_path / "run.partial").exists()
 
 
 def test_a_store_cuts_texts_as_training_did(run, trained, table, tmp_path):

@@ -249,7 +249,7 @@ def test_plain_fine_tuning_leaves_no_exits_and_heads_alone_leave_the_model(sourc
     np.testing.assert_array_equal(heads.logits_KNC[-1], plain.logits_KNC[0])
     for name, tensor in load_file(tmp_path / "plain" / "model.safetensors").items():
         assert torch.equal(tensor, load_file(tmp_path / "heads" / "model.safetensors")[name]), name
-    with pytest.raises(SourceError, match=r"it has no head for 3 outputs - .* - train a model with --loss last first"):
+    with pytest.raises(SourceError, match=r"it has no head for 3 labels - .* - train a model with --loss last first"):
         train_exits(source, TRAIN, TUNE, tmp_path / "none", labels=LABELS, settings=settings)
 
 

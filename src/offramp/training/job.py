@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ class Job:
         require_possible(self.settings)
         if isinstance(model, (str, os.PathLike)):
             self.subject = FolderModel(Path(model), self.settings.max_length)
+            if self.settings.loss == "heads-only" and self.subject.facts.problem is None:
+                raise self._headless(len(labels))
         else:  # digests and batches use arrays, whatever the type of the inputs
             train, tune = ([(Record.of(item), label) for item, label in part] for part in (train, tune))
             self.subject = OwnModule(model, train, labels)
@@ -97,18 +99,34 @@ class Job:
         settings = self.settings
         set_seed(settings.seed)  # the heads are initialised next
         classifier, head_is_new = self.subject.load(self.labels)
-        if settings.loss == "heads-only" and head_is_new:
-            what = f"heads-only keeps the model as it is, but it has no head for {len(self.labels) or 1} outputs"
-            raise SourceError(what, self.subject.name, "train a model with --loss last first")
+        if head_is_new and settings.loss == "heads-only":
+            raise self._headless(len(self.labels))
         model = self.subject.with_exits(classifier, settings.heads)
         if is_first_process():
             self._require_savable(model, folder)
+        if head_is_new:
+            self.progress(f"the model has no head for {_outputs(len(self.labels))}: a new one is trained")
+        self.progress(f"phases: {', '.join(self._phases(len(model.heads)))}")
         if settings.loss != "heads-only":
             self._fit_model(model, folder)
         if settings.loss != "last" and settings.heads_epochs and len(model.heads):
             self._fit_heads(model, folder)
         if is_first_process():
             self.subject.save(model, folder, with_exits=settings.loss != "last")
+
+    def _phases(self, num_heads: int) -> Iterator[str]:
+        """Yield the parts of the training, with their numbers of epochs."""
+        settings = self.settings
+        if settings.loss != "heads-only":
+            what = "model" if settings.loss == "last" or not num_heads else f"model with {num_heads} heads"
+            yield f"{what} (epochs: {settings.epochs})"
+        if settings.loss != "last" and settings.heads_epochs and num_heads:
+            yield f"heads alone (epochs: {settings.heads_epochs})"
+        yield "measuring the exits"
+
+    def _headless(self, num_labels: int) -> SourceError:
+        what = f"heads-only keeps the model as it is, but it has no head for {_outputs(num_labels)}"
+        return SourceError(what, self.subject.name, "train a model with --loss last first")
 
     def _require_savable(self, model: WithExits, folder: Path) -> None:
         """Save the untrained model once, for what refuses to be saved should do so before the first step.
@@ -149,6 +167,10 @@ class Job:
 
     def _rows(self, examples: Examples) -> AnyRows:
         return self.subject.rows(examples, self.settings.max_length, not self.labels, self.progress)
+
+
+def _outputs(num_labels: int) -> str:
+    return f"{num_labels} labels" if num_labels else "a number"
 
 
 def _resumed(checkpoint: Path | None) -> str:
