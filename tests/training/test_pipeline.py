@@ -14,9 +14,12 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 import offramp.training.trainer
 from offramp.checkpoints.checkpoint import load_classifier, predict, predict_windows, to_tensors
 from offramp.checkpoints.exits import ModelWithExits
+from offramp.division import divide
 from offramp.errors import DiskFullError, MissingExtraError, NonFiniteError, SourceError, UsageError
 from offramp.program.heads import FORMS
+from offramp.store.trained_rows import read_trained_rows
 from offramp.tasks import TextEncoder
+from offramp.tasks.digests import row_digests
 from offramp.tasks.rows import encode_rows
 from offramp.training import TrainSettings, train_exits
 from offramp.training.trainer import _save_steps
@@ -32,6 +35,7 @@ FILES = {
     "tokenizer.json",
     "tokenizer_config.json",
     "train.json",
+    "trained-rows.json",
 }
 
 
@@ -423,6 +427,30 @@ def test_what_the_data_are_is_kept(bert, tmp_path):
     assert json.loads((tmp_path / "run" / "train.json").read_text())["data"] == cut
     with pytest.raises(UsageError, match="another configuration"):
         train_exits(bert, TRAIN[:8], TUNE[:1], tmp_path / "run", labels=LABELS, settings=settings)
+
+
+def digests_in(folder, examples):
+    """For each text, whether the folder records that it was trained on."""
+    rows = read_trained_rows(folder)
+    return rows.among(row_digests([text for text, _ in examples], rows.salt)).tolist()
+
+
+def test_the_rows_of_this_training_and_of_those_before_it_are_recorded(bert, tmp_path):
+    rows = [(f"the red rose {number}", number % 3) for number in range(30)]
+    options = {"labels": LABELS, "settings": TrainSettings(loss="last", epochs=1, max_length=16)}
+    train_exits(bert, rows[:10], rows[20:], tmp_path / "first", **options)
+    assert digests_in(tmp_path / "first", rows) == [True] * 10 + [False] * 20
+    options["settings"] = TrainSettings(loss="heads-only", heads_epochs=1, max_length=16)
+    train_exits(tmp_path / "first", rows[5:15], rows[20:], tmp_path / "second", **options)
+    assert digests_in(tmp_path / "second", rows) == [True] * 15 + [False] * 15
+    assert digests_in(divide(tmp_path / "second", tmp_path / "store"), rows) == [True] * 15 + [False] * 15
+
+
+def test_rows_of_tune_that_are_trained_on_are_counted(bert, tmp_path):
+    told, settings = [], TrainSettings(loss="last", epochs=1, max_length=16)
+    rows = [("a new rose", 0), *TRAIN[:4]]
+    train_exits(bert, TRAIN, rows, tmp_path / "run", labels=LABELS, settings=settings, progress=told.append)
+    assert any("measuring the exits on 5 rows, 4 of which were trained on" in line for line in told)
 
 
 def with_keys(folder, **keys):

@@ -7,12 +7,17 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import set_seed
 
 from offramp.checkpoints.checkpoint import WithExits, device, predict, quiet_libraries
 from offramp.checkpoints.inputs import AnyRows
 from offramp.errors import OfframpError, SourceError
+from offramp.store.files import write_atomic
+from offramp.store.trained_rows import FILE_NAME as TRAINED_ROWS
+from offramp.store.trained_rows import TrainedRows
 from offramp.tasks.arrays import Record
+from offramp.tasks.digests import row_digests
 from offramp.tasks.examples import digest, label_ids, spread
 from offramp.tasks.metrics import default_metrics, score_exits
 from offramp.training import folders
@@ -46,6 +51,7 @@ class Job:
         self.train, self.tune = ([(item, ids[int(y)] if ids else y) for item, y in part] for part in (train, tune))
         self.metrics = tuple(options.metrics) or default_metrics(labels)
         self.config = self._config(options.data or {})
+        self.trained_rows = self._trained_rows()
 
     def _label_ids(self, labels: Sequence[str]) -> list[int]:
         """Return the id of each label in the model.
@@ -74,6 +80,15 @@ class Job:
             **{key: value for key, value in asdict(self.settings).items() if key not in left_out},
         }
 
+    def _trained_rows(self) -> TrainedRows:
+        """Return the rows of this training, and those that the model was trained on before, as its folder tells."""
+        before, first = self.subject.trained_rows, self.train[0][0]
+        salt = self.config["train_sha256"][:32] if before is None else before.salt
+        arguments = tuple(sorted(first.arrays)) if isinstance(first, Record) else ()
+        digests_N = row_digests((item for item, _ in self.train), salt, arguments)
+        earlier = [] if before is None else [before.digests_N]
+        return TrainedRows(salt, arguments, np.unique(np.concatenate([digests_N, *earlier])))
+
     def run(self, out: Path) -> ExitMetrics:
         """Train unless `out` is complete, and measure the exits. A module is then on the CPU, in evaluation mode."""
         try:
@@ -87,7 +102,7 @@ class Job:
                     self._train(folders.await_folder(out))
                     folders.await_run(out, self.config)
                 rows = self._rows(self.tune)
-                self.progress(f"measuring the exits on {len(rows)} rows")
+                self.progress(f"measuring the exits on {len(rows)} rows{self._shared_rows()}")
                 # saved and loaded again: autocast would remain active in the model that was trained with it
                 logits_KNC = predict(self.subject.saved(out), rows, self.settings.batch_size)
                 return ExitMetrics(tuple(score_exits(self.metrics, rows.labels_N, logits_KNC)), logits_KNC)
@@ -113,6 +128,7 @@ class Job:
             self._fit_heads(model, folder)
         if is_first_process():
             self.subject.save(model, folder, with_exits=settings.loss != "last")
+            write_atomic(folder / TRAINED_ROWS, [self.trained_rows.to_bytes()])
 
     def _phases(self, num_heads: int) -> Iterator[str]:
         """Yield the parts of the training, with their numbers of epochs."""
@@ -123,6 +139,12 @@ class Job:
         if settings.loss != "last" and settings.heads_epochs and num_heads:
             yield f"heads alone (epochs: {settings.heads_epochs})"
         yield "measuring the exits"
+
+    def _shared_rows(self) -> str:
+        """Return how many rows of tune were trained on, for a message; "" if none was."""
+        rows = self.trained_rows
+        num_seen = int(rows.among(row_digests((item for item, _ in self.tune), rows.salt, rows.arguments)).sum())
+        return f", {num_seen} of which were trained on: their scores say little about other rows" if num_seen else ""
 
     def _headless(self, num_labels: int) -> SourceError:
         what = f"heads-only keeps the model as it is, but it has no head for {_outputs(num_labels)}"
