@@ -57,6 +57,12 @@ GUARDS = (
         ("test_ring",),
     ),
     Guard("budget", "return self.predicted_peak_bytes <= self.budget_bytes", "return True", ("test_planner",)),
+    Guard(
+        "rows of the training",
+        "if num_seen > MOST_SHARE * len(examples) and not include:",
+        "if False:",
+        ("test_held_out",),
+    ),
     Guard("deadline", "return elapsed_seconds + step <= self.deadline_seconds", "return True", ("test_guard",)),
 )
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import save_file
 
-from offramp.checkpoints.source import TOKENIZER, open_source
+from offramp.checkpoints.source import COMPANIONS, TOKENIZER, open_source
 from offramp.errors import DamagedError, SourceError
 from offramp.store.safetensors import num_bytes
 from tests.division.tiny import CONFIGS, config_of, entries_of, random_tensors, write_index, write_model, write_sharded
@@ -271,7 +271,7 @@ STAND_INS = {POINTER: "a Git LFS pointer", "<!DOCTYPE html>\n<html>": "a web pag
 def whole_folder(folder):
     """A sharded model with every other file that a source may have."""
     write_sharded(folder)
-    for name in (*TOKENIZER, "preprocessor_config.json", "train.json", "exits.json", "exits.safetensors"):
+    for name in (*COMPANIONS, "exits.json", "exits.safetensors"):
         (folder / name).write_text("{}")
 
 

@@ -57,6 +57,7 @@ def test_rivals_are_measured_on_the_same_texts_and_scored(run, store, named):
     assert {row["paired_over"] for row in rows if row["batch"] == 8} == {"batches"}
     record = last["record"]
     assert (record["task"], record["split"], record["num_texts"], record["rounds"]) == ("dev", "dev", NUM_ROWS, 1)
+    assert (record["training_rows"], record["includes_training_rows"]) == (None, False)
     assert (record["budget_bytes"], record["threads"], record["num_layers"]) == (2 << 30, 1, NUM_LAYERS)
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import offramp
+from offramp.tasks import DataSpec, load
 from offramp.training import TrainSettings, train_exits
 from tests.tiny_families import write_classifier
 from tests.training.tiny import LABELS as COLOURS
@@ -35,18 +36,27 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def place(one_thread, tmp_path_factory):
-    """A folder with labelled arrays and a store with exits."""
+    """A folder with labelled arrays, and a store with exits that were trained on a part of them."""
     folder = tmp_path_factory.mktemp("own")
-    x = torch.randn(NUM_ROWS, 8, generator=torch.Generator().manual_seed(0))
-    y = x[:, :3].argmax(1).tolist()
-    np.savez(folder / "data.npz", **{"0": x.numpy(), "kind": np.array([LABELS[label] for label in y])})
+    write_arrays(folder / "data.npz", NUM_ROWS, seed=0)
+    write_arrays(folder / "new.npz", NUM_ROWS, seed=1)
+    found = load(DataSpec(train=folder / "data.npz", label_column="kind", labels=LABELS))
+    train_own(folder, found.examples["train"], found.examples["tune"], "run", "store")
+    return folder
+
+
+def write_arrays(path, num_rows, seed):
+    x = torch.randn(num_rows, 8, generator=torch.Generator().manual_seed(seed))
+    labels = [LABELS[label] for label in x[:, :3].argmax(1).tolist()]
+    np.savez(path, **{"0": x.numpy(), "kind": np.array(labels)})
+
+
+def train_own(folder, train, tune, run, store):
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(8, 16), Block(), Block(), Block(), nn.Linear(16, 3)).eval()
-    rows = list(zip(x, y, strict=True))
     settings = TrainSettings(epochs=6, heads_epochs=2, learning_rate=1e-2)
-    train_exits(module, rows, rows[:20], folder / "run", labels=LABELS, settings=settings)
-    offramp.divide(module, torch.randn(2, 8), folder / "store", exits=folder / "run")
-    return folder
+    train_exits(module, train, tune, folder / run, labels=LABELS, settings=settings)
+    offramp.divide(module, torch.randn(2, 8), folder / store, exits=folder / run)
 
 
 def data(place):
@@ -65,10 +75,33 @@ def test_it_is_scored_tuned_and_run(run, place, tmp_path):
     assert len(found.lines) == NUM_ROWS + 1 and {line["label"] for line in found.lines[:-1]} <= set(LABELS)
 
 
+def test_what_was_trained_on_is_not_scored_tuned_or_measured(run, refused, place, tmp_path, one_thread):
+    """Rows that a program of one's own cut otherwise: the last 20 were held out, and the cut of the file is another."""
+    found = load(DataSpec(dev=place / "data.npz", label_column="kind", labels=LABELS)).examples["dev"]
+    rows = [(torch.from_numpy(example.text.arrays["0"]), example.label) for example in found]
+    train_own(tmp_path, rows[:-20], rows[-20:], "run", "store")
+    asked, kept = ("--include-training-rows", "--json"), ("--transcript", tmp_path / "said")
+    score = ("eval", tmp_path / "store", *data(place), "--split", "tune,certify")
+    refused(2, ("rows of tune were trained on", asked[0]), *score)
+    lines = run(*score, *kept, *asked).lines
+    assert all(line["includes_training_rows"] and line["training_rows"] > 0.5 * line["num_rows"] for line in lines)
+    tune = ("tune", tmp_path / "store", *kept, "--latency", "1s", *BUDGET, "--out", tmp_path / "policy.json")
+    refused(2, ("the model was trained on", asked[0]), *tune)
+    (line,) = run(*tune, *asked).lines
+    assert line["training_rows"] == lines[0]["training_rows"]
+    assert "the model was trained on" in run("tune", "--explain", tmp_path / "policy.json").out
+    measure = ("bench", tmp_path / "store", *data(place), "--rows", 2, "--repeat", 1, "--threads", 1)
+    refused(2, ("rows of dev were trained on", asked[0]), *measure)
+    np.savez(tmp_path / "held.npz", **{"0": np.stack([x for x, _ in rows[-20:]]),
+                                       "kind": [LABELS[label] for _, label in rows[-20:]]})  # fmt: skip
+    (line,) = run("eval", tmp_path / "store", "--dev", tmp_path / "held.npz", *data(place)[2:], "--json").lines
+    assert (line["num_rows"], line["training_rows"]) == (20, 0)
+
+
 def test_what_leaves_is_what_eval_says(run, place):
-    dev = ("--dev", place / "data.npz", "--label-column", "kind")
+    dev = ("--dev", place / "new.npz", "--label-column", "kind")
     (report,) = run("eval", place / "store", *dev, "--exit", "confidence:0.7", "--json").lines
-    words = ("--input", place / "data.npz", "--exit", "confidence:0.7")
+    words = ("--input", place / "new.npz", "--exit", "confidence:0.7")
     lines = run("run", place / "store", *words, *BUDGET, "--json").lines
     exits = [line["exit_stage"] for line in lines[:-1]]
     assert len(set(exits)) > 1 and np.mean(exits) == pytest.approx(report["policies"][0]["mean_exit"])

@@ -1,10 +1,14 @@
 """`train` and `eval` on tables of one's own and on GLUE's folders: what is printed, and what is refused."""
 
 import json
+import shutil
 
 import pytest
 
+from offramp.experiments.task_bench import take_sample
+from offramp.store import Store
 from offramp.store.transcript import read_transcript
+from offramp.tasks import DataSpec, load
 from offramp.tasks.glue import TASKS
 from tests.training.tiny import LABELS, VOCABULARY, examples, make_model
 
@@ -175,15 +179,82 @@ def other_labels(folder):
     return path
 
 
-def test_rows_that_may_have_been_trained_on_are_not_scored_as_others(run, refused, trained, table, tmp_path):
-    """Trained with 60 % of the table, a cut of 80 % or another seed would put rows of train into tune."""
-    refused(2, ("split differently than in training",
-               "cuts_dev True there, False here"), "eval", trained, "--train", table,
-            "--dev", table, "--split", "tune")  # fmt: skip
-    refused(2, "split_seed 0 there, 1 here", "eval", trained, "--train", table, "--split-seed", 1)
+OTHER_CUT = ("--split-seed", 1)
+LEFT_OUT = "were trained on"
+
+
+def test_rows_that_were_trained_on_are_not_scored_as_others(run, refused, trained, table, tmp_path):
+    """Another seed, or the table under another name, puts rows of train into dev."""
     run("divide", trained, tmp_path / "store")
-    refused(2, "split_seed 0 there, 1 here", "eval", tmp_path / "store", "--train", table, "--split-seed", 1)
-    assert run("eval", trained, "--dev", table).code == 0, "a table of its own"
+    (tmp_path / "copy.tsv").write_text(table.read_text().replace("the ", "The  "))
+    for model in (trained, tmp_path / "store"):
+        for words in (("--train", table, *OTHER_CUT), ("--dev", tmp_path / "copy.tsv")):
+            refused(2, (LEFT_OUT, "--include-training-rows"), "eval", model, *words)
+            asked = run("eval", model, *words, "--include-training-rows", "--json")
+            assert asked.code == 0, asked.err
+            (line,) = asked.lines
+            assert line["includes_training_rows"] and 0 < line["training_rows"] <= line["num_rows"]
+            assert f"{line['training_rows']} of {line['num_rows']} rows of dev {LEFT_OUT}" in asked.err
+    refused(2, LEFT_OUT, "eval", trained, "--train", table, "--split", "train")
+    shown = run("eval", trained, "--train", table, "--split", "train", "--include-training-rows").out
+    assert "of which were trained on" in shown.splitlines()[0]
+    kept = run("eval", trained, "--train", table, "--json")
+    assert (kept.lines[0]["training_rows"], kept.lines[0]["includes_training_rows"]) == (0, False)
+
+
+def test_a_few_copies_of_rows_of_training_are_left_out_and_counted(run, trained, table, tmp_path):
+    first = table.read_text().splitlines()[1:]
+    splits = load(DataSpec(train=table))
+    copy = next(line for line in first if line.split("\t")[0] == splits.examples["train"][0].text)
+    rows = [f"a grey rose {number}\tred" for number in range(19)]
+    (tmp_path / "dev.tsv").write_text("\n".join(["sentence\tlabel", *rows, copy]) + "\n")
+    said = run("eval", trained, "--dev", tmp_path / "dev.tsv", "--json")
+    assert (said.lines[0]["num_rows"], said.lines[0]["training_rows"]) == (19, 1)
+    assert "1 of 20 rows of dev were trained on, and are left out" in said.err
+
+
+def test_a_training_that_does_not_record_its_rows(run, refused, trained, table, tmp_path):
+    """Run folders and stores of before go on working; the cut into splits is compared, as it was."""
+    shutil.copytree(trained, tmp_path / "run")
+    (tmp_path / "run" / "trained-rows.json").unlink()
+    assert run("divide", tmp_path / "run", tmp_path / "store").code == 0
+    for model in (tmp_path / "run", tmp_path / "store"):
+        refused(2, "split_seed 0 there, 1 here", "eval", model, "--train", table, *OTHER_CUT)
+        cut = ("--train", table, "--dev", table, "--split", "tune")
+        refused(2, ("split differently than in training", "cuts_dev True there, False here"), "eval", model, *cut)
+        assert run("eval", model, "--train", table, *OTHER_CUT, "--include-training-rows").code == 0
+        said = run("eval", model, "--train", table, "--json")
+        assert said.code == 0 and said.lines[0]["training_rows"] is None
+        assert said.err.count("the rows of its training are not recorded") == 1
+
+
+def test_bench_refuses_what_eval_does(run, refused, trained, table, tmp_path):
+    run("divide", trained, tmp_path / "store")
+    words = ("bench", tmp_path / "store", "--train", table, *OTHER_CUT)
+    refused(2, (LEFT_OUT, "--include-training-rows"), *words)
+    with Store(tmp_path / "store", "never") as store:
+        sample = take_sample(store, load(DataSpec(train=table, split_seed=1)), "dev", 5, include=True)
+    assert sample.includes_training_rows and sample.training_rows > 0 and len(sample.texts) == 5
+
+
+def test_training_says_what_it_works_with(run, encoder, table, tmp_path):
+    words = ("--train", table, *QUICK, "--heads-epochs", 1)
+    said = run("train", encoder, "--out", tmp_path / "run", *words)
+    examples = load(DataSpec(train=table)).examples
+    for name, rows in examples.items():
+        counts = ", ".join(f"{label} {sum(row.label == index for row in rows)}" for index, label in
+                           enumerate(sorted(LABELS)))  # fmt: skip
+        assert f"{name}: {len(rows)} rows: {counts}\n" in said.err
+    assert "the model has no head for 3 labels: a new one is trained\n" in said.err
+    assert "phases: model with 2 heads (epochs: 1), heads alone (epochs: 1), measuring the exits\n" in said.err
+    again = run("train", tmp_path / "run", "--out", tmp_path / "again", *words, "--loss", "heads-only")
+    assert "a new one" not in again.err and "phases: heads alone (epochs: 1), measuring the exits\n" in again.err
+
+
+def test_a_bare_encoder_has_no_head_to_keep(refused, encoder, table, tmp_path):
+    words = ("train", encoder, "--train", table, "--out", tmp_path / "run", *QUICK, "--loss", "heads-only")
+    said = refused(4, "it has no head for 3 labels", *words)
+    assert "phases" not in said.err and not (tmp_path / "run.partial").exists()
 
 
 def test_a_store_cuts_texts_as_training_did(run, trained, table, tmp_path):

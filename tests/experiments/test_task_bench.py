@@ -23,7 +23,7 @@ from tests.toy import LABELS, Toy, write_toy
 
 NUM_TEXTS = 20
 TRUTH_N = np.array([0, 1] * 10)
-SAMPLE = Sample("toy", "dev", ("accuracy",), ["a"] * NUM_TEXTS, ("no", "yes"), TRUTH_N, "digest")
+SAMPLE = Sample("toy", "dev", ("accuracy",), ["a"] * NUM_TEXTS, ("no", "yes"), TRUTH_N, "digest", 0, False)
 
 
 def record(latencies, wrong=0, exits=(4,) * NUM_TEXTS, peak=100, read=10.0, total=None):

@@ -411,3 +411,34 @@ def test_files_read_back(transcripts, tmp_path):
     assert again.policy == json.loads(json.dumps(file.policy))
     assert from_json(again.policy) == from_json(file.policy)
     assert list(again.front) == json.loads(json.dumps(file.front))
+
+
+def with_rows(transcript, rows_N=None, **known):
+    """The transcript with what is known of its rows."""
+    return dataclasses.replace(transcript, about=dataclasses.replace(transcript.about, **known), rows_N=rows_N)
+
+
+def test_samples_that_were_trained_on_are_refused_and_counted(transcripts):
+    asked, said = Goal(latency_seconds=0.07), []
+    both = {"training_rows": 40, "includes_training_rows": True}
+    with pytest.raises(UsageError, match=r"trained on 40 of 1500 samples .* --include-training-rows"):
+        tune(with_rows(transcripts[0], **both), None, make_profile(), asked, quiet)
+    included = dataclasses.replace(asked, include_training_rows=True)
+    file, _ = tune(with_rows(transcripts[0], **both), None, make_profile(), included, said.append)
+    assert file.tuned_on["training_rows"] == 40 and not any("not recorded" in line for line in said)
+    left_out = with_rows(transcripts[0], training_rows=40)
+    assert tune(left_out, None, make_profile(), asked, quiet)[0].tuned_on["training_rows"] == 0
+    file, _ = tune(transcripts[0], None, make_profile(), asked, said.append)
+    assert file.tuned_on["training_rows"] is None
+    assert sum("not recorded" in line for line in said) == 1
+
+
+def test_a_policy_is_not_certified_on_rows_that_it_was_chosen_on(transcripts):
+    on_tune, certify_on = transcripts
+    rows_N, others_N = np.arange(1500, dtype=np.uint64), np.arange(1499, 3999, dtype=np.uint64)
+    asked = Goal(max_drop=20)
+    shared = [with_rows(on_tune, rows_N, row_salt="ab"), with_rows(certify_on, others_N, row_salt="ab")]
+    with pytest.raises(UsageError, match="1 rows of the certify split are in the tune split too"):
+        tune(*shared, make_profile(), asked, quiet)
+    apart = with_rows(certify_on, others_N + np.uint64(1), row_salt="ab")
+    assert tune(shared[0], apart, make_profile(), asked, quiet)[0].certificate is not None

@@ -111,7 +111,8 @@ def test_rows_of_the_word_table_are_read_and_never_the_whole(divided):
 def test_a_store_is_scored_as_the_run_that_it_was_divided_from(divided, tmp_path):
     splits = Splits("toy", LABELS, ("accuracy",), {"tune": [Example(*row) for row in examples(20, seed=7)]})
     both = [evaluate(place, splits, ["tune"],
-                     EvalSettings(transcript=tmp_path / place.name, with_features=True), log=print)
+                     EvalSettings(transcript=tmp_path / place.name, with_features=True, include_training_rows=True),
+                     log=print)
             for place in (divided.run, divided.store)]  # fmt: skip
     assert both[0][0].exits == both[1][0].exits
     run, store = (read_transcript(tmp_path / place.name, "tune") for place in (divided.run, divided.store))

@@ -47,6 +47,25 @@ def test_what_is_written_is_read(tmp_path, window):
     assert sorted(path.name for path in (tmp_path / "deep" / "t").iterdir()) == ["dev.json", "dev.safetensors"]
 
 
+def test_digests_of_rows_are_kept(tmp_path):
+    about = dataclasses.replace(ABOUT, row_salt="ab" * 16, training_rows=3, includes_training_rows=True)
+    digests_N = np.arange(NUM_ROWS, dtype=np.uint64) * np.uint64(2**60) + np.uint64(1)
+    write(tmp_path, {**arrays(), "rows": digests_N}, about)
+    found = read_transcript(tmp_path, "dev")
+    assert found.about == about and found.rows_N is not None
+    np.testing.assert_array_equal(found.rows_N, digests_N)
+    np.testing.assert_array_equal(load_file(tmp_path / "dev.safetensors")["rows"], digests_N)
+    np.testing.assert_array_equal(found.features(2, 9), arrays()["features"][2:9])
+
+
+def test_a_transcript_of_format_1_has_none(tmp_path):
+    write(tmp_path, arrays())
+    edit(format=1, row_salt=None, training_rows=None, includes_training_rows=None)(tmp_path)
+    found = read_transcript(tmp_path, "dev")
+    assert (found.about, found.rows_N) == (ABOUT, None)
+    assert found.about.training_rows is None and not found.about.includes_training_rows
+
+
 def test_safetensors_reads_the_same(tmp_path):
     given = arrays()
     write(tmp_path, given)
@@ -139,7 +158,8 @@ def cut_file(folder):
 def edit(**changes):
     def apply(folder):
         tree = {**json.loads((folder / "dev.json").read_text()), **changes}
-        (folder / "dev.json").write_text(json.dumps({name: value for name, value in tree.items() if value is not None}))
+        kept = {name: value for name, value in tree.items() if changes.get(name, "kept") is not None}
+        (folder / "dev.json").write_text(json.dumps(kept))
 
     return apply
 
@@ -154,7 +174,9 @@ def link(folder):
     [
         (damage_bytes, StoreError, "sha256 differs"),
         (cut_file, DamagedError, "from the manifest"),
-        (edit(format=2), VersionError, "transcript of format 2, only 1 is supported"),
+        (edit(format=3), VersionError, "transcript of format 3, supported are 1 and 2"),
+        (edit(row_salt="ab"), StoreError, "tensor 'rows' is missing"),
+        (edit(row_salt=None), StoreError, "not a description of a transcript"),
         (edit(task=None), StoreError, "not a description of a transcript"),
         (edit(file=[]), StoreError, "not a description of a transcript"),
         (lambda folder: (folder / "dev.json").write_bytes(b"\xff{"), StoreError, "not a description of a transcript"),

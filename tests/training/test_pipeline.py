@@ -14,9 +14,12 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 import offramp.training.trainer
 from offramp.checkpoints.checkpoint import load_classifier, predict, predict_windows, to_tensors
 from offramp.checkpoints.exits import ModelWithExits
+from offramp.division import divide
 from offramp.errors import DiskFullError, MissingExtraError, NonFiniteError, SourceError, UsageError
 from offramp.program.heads import FORMS
+from offramp.store.trained_rows import read_trained_rows
 from offramp.tasks import TextEncoder
+from offramp.tasks.digests import row_digests
 from offramp.tasks.rows import encode_rows
 from offramp.training import TrainSettings, train_exits
 from offramp.training.trainer import _save_steps
@@ -32,6 +35,7 @@ FILES = {
     "tokenizer.json",
     "tokenizer_config.json",
     "train.json",
+    "trained-rows.json",
 }
 
 
@@ -197,7 +201,9 @@ def test_impossible_data_is_refused(bert, tmp_path):
 
 
 def test_an_unknown_option_is_refused_with_the_known_ones(bert, tmp_path):
-    with pytest.raises(TypeError, match="unknown options epochs; known are settings, metrics, data, progress"):
+    with pytest.raises(
+        ValueError, match="unknown option of train_exits epochs; known: settings, metrics, data, progre"
+    ):
         train_exits(bert, TRAIN, TUNE, tmp_path / "run", labels=LABELS, epochs=3)
 
 
@@ -247,7 +253,7 @@ def test_plain_fine_tuning_leaves_no_exits_and_heads_alone_leave_the_model(sourc
     np.testing.assert_array_equal(heads.logits_KNC[-1], plain.logits_KNC[0])
     for name, tensor in load_file(tmp_path / "plain" / "model.safetensors").items():
         assert torch.equal(tensor, load_file(tmp_path / "heads" / "model.safetensors")[name]), name
-    with pytest.raises(SourceError, match=r"it has no head for 3 outputs - .* - train a model with --loss last first"):
+    with pytest.raises(SourceError, match=r"it has no head for 3 labels - .* - train a model with --loss last first"):
         train_exits(source, TRAIN, TUNE, tmp_path / "none", labels=LABELS, settings=settings)
 
 
@@ -423,6 +429,30 @@ def test_what_the_data_are_is_kept(bert, tmp_path):
         train_exits(bert, TRAIN[:8], TUNE[:1], tmp_path / "run", labels=LABELS, settings=settings)
 
 
+def digests_in(folder, examples):
+    """For each text, whether the folder records that it was trained on."""
+    rows = read_trained_rows(folder)
+    return rows.among(row_digests([text for text, _ in examples], rows.salt)).tolist()
+
+
+def test_the_rows_of_this_training_and_of_those_before_it_are_recorded(bert, tmp_path):
+    rows = [(f"the red rose {number}", number % 3) for number in range(30)]
+    options = {"labels": LABELS, "settings": TrainSettings(loss="last", epochs=1, max_length=16)}
+    train_exits(bert, rows[:10], rows[20:], tmp_path / "first", **options)
+    assert digests_in(tmp_path / "first", rows) == [True] * 10 + [False] * 20
+    options["settings"] = TrainSettings(loss="heads-only", heads_epochs=1, max_length=16)
+    train_exits(tmp_path / "first", rows[5:15], rows[20:], tmp_path / "second", **options)
+    assert digests_in(tmp_path / "second", rows) == [True] * 15 + [False] * 15
+    assert digests_in(divide(tmp_path / "second", tmp_path / "store"), rows) == [True] * 15 + [False] * 15
+
+
+def test_rows_of_tune_that_are_trained_on_are_counted(bert, tmp_path):
+    told, settings = [], TrainSettings(loss="last", epochs=1, max_length=16)
+    rows = [("a new rose", 0), *TRAIN[:4]]
+    train_exits(bert, TRAIN, rows, tmp_path / "run", labels=LABELS, settings=settings, progress=told.append)
+    assert any("measuring the exits on 5 rows, 4 of which were trained on" in line for line in told)
+
+
 def with_keys(folder, **keys):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **keys}))
@@ -435,6 +465,14 @@ def test_keys_about_the_form_of_the_output_change_no_training(bert, tmp_path, ke
     with_keys(bert, **keys)
     found = train_exits(bert, TRAIN, TUNE, tmp_path / "run", labels=LABELS, settings=settings)
     assert np.array_equal(found.logits_KNC, expected.logits_KNC)
+
+
+def test_a_config_that_transformers_refuses_is_no_internal_error(bert, tmp_path):
+    with_keys(bert, hidden_dropout_prob=None)
+    with pytest.raises(SourceError, match=r"config\.json cannot be read .*hidden_dropout_prob"):
+        train_exits(bert, TRAIN, TUNE, tmp_path / "run", labels=LABELS, settings=FORTY_STEPS)
+    with pytest.raises(SourceError, match=r"config\.json cannot be read .*hidden_dropout_prob"):
+        load_classifier(bert)
 
 
 def test_what_cannot_be_saved_is_refused_before_the_first_step(bert, tmp_path, monkeypatch):

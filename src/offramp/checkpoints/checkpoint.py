@@ -33,13 +33,18 @@ from offramp.runtime.inputs import InputReader
 from offramp.store import Store
 from offramp.store.exits import parse_exits
 from offramp.store.reader import tensor_view
+from offramp.streaming.weightless import config_of_folder
 
 WINDOW_BATCHES = 64
 """Rows of this many batches are sorted by length, so that those of a batch are about equally long."""
 
 
 def auto_class(folder: Path) -> Any:
-    """Return the auto class of transformers that loads the classifier of a folder."""
+    """Return the auto class of transformers that loads the classifier of a folder.
+
+    Raises SourceError for a config that transformers refuses.
+    """
+    config_of_folder(folder)
     return AutoModelForImageClassification if takes_images(folder) else AutoModelForSequenceClassification
 
 

@@ -10,8 +10,7 @@ from pathlib import Path
 from offramp.checkpoints import source
 from offramp.errors import DiskFullError, OfframpError, SourceError, import_error
 
-_COMMON = [source.CONFIG, *source.TOKENIZER, source.PROCESSOR, source.TRAINING, *source.EXITS]
-_COMMON += [source.ADAPTER, "adapter_model.safetensors"]
+_COMMON = [source.CONFIG, source.ADAPTER, "adapter_model.safetensors", *source.COMPANIONS, *source.EXITS]
 _SAFETENSORS = [source.SAFETENSORS, source.SAFETENSORS + source.INDEX]
 _PICKLES = [source.PICKLE, source.PICKLE + source.INDEX]
 

@@ -17,6 +17,7 @@ from offramp.checkpoints.weights import SafetensorsWeights, Weights, open_file, 
 from offramp.errors import SourceError, import_error
 from offramp.program.encoder import Encoder
 from offramp.store.files import sha256_of
+from offramp.store.trained_rows import FILE_NAME as TRAINED_ROWS
 
 CONFIG = "config.json"
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
@@ -32,6 +33,8 @@ ADAPTER = "adapter_config.json"
 """Description of an adapter of peft, whose weights transformers adds to those of the model if peft is installed."""
 TRAINING = "train.json"
 """File that describes the training in a run folder; a store keeps it."""
+COMPANIONS = (*TOKENIZER, PROCESSOR, TRAINING, TRAINED_ROWS)
+"""Files that a store keeps as they are."""
 CHUNK_BYTES = 8 << 20
 WANTED = "give a folder with config.json and weights"
 """Remedy for a path that is no model folder."""
@@ -67,7 +70,7 @@ class Source(AbstractContextManager):
 
     def companions(self) -> list[Path]:
         """Return the present files of the tokenizer, the image processor, and the training of a run folder."""
-        return _present(self.folder, (*TOKENIZER, PROCESSOR, TRAINING))
+        return _present(self.folder, COMPANIONS)
 
     def exits(self) -> tuple[Path, Path] | None:
         """Return `exits.safetensors` and `exits.json`, or None. Raises SourceError if only one of them exists."""
@@ -148,7 +151,7 @@ def open_source(folder: Path) -> Source:
         remedy = f"name one of its folders: {', '.join(inner)}" if inner else WANTED
         raise SourceError(f"not a model folder: no {CONFIG}", folder, remedy)
     config = read_json(folder / CONFIG)
-    for path in _present(folder, (*TOKENIZER, PROCESSOR, TRAINING, *EXITS)):
+    for path in _present(folder, (*COMPANIONS, *EXITS)):
         os.close(open_file(path))  # libraries read most of them, and would call a pointer damaged
     for name, open_weights in ((SAFETENSORS, SafetensorsWeights), (PICKLE, _open_pickles)):
         file, index = folder / name, folder / (name + INDEX)

@@ -36,6 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     options.add_columns(parser)
     add("--split", default="dev", metavar="NAME", help="train, tune, certify or dev (default: dev)")
     add("--rows", type=count, default=200, metavar="N", help="number of evenly spaced rows of the split (default: 200)")
+    options.add_training_rows(parser)
     add("--json", action="store_true", help="print one JSON line per budget, or per rival and the record last")
 
 
@@ -91,7 +92,7 @@ def _bench_task(args: argparse.Namespace) -> None:
         raise UsageError("--batch and --profile are for one batch size", None, "a task is measured at 1, 8 and bulk")
     if len(args.budgets) > 1:
         raise UsageError("several budgets", None, "a task is measured under one")
-    from offramp.experiments.evaluation import require_same_cut
+    from offramp.experiments.held_out import require_same_cut
     from offramp.experiments.task_bench import bench_task, take_sample
     from offramp.store import Store
     from offramp.store.manifest import require_head
@@ -100,15 +101,17 @@ def _bench_task(args: argparse.Namespace) -> None:
     with Store(args.store, "never") as store:
         require_head(store.manifest, store.path)
         data = options.labelled_data(args, store.program.problem, store.labels)
-        require_same_cut(store.path, options.data_record(args, data), [args.split])
-        sample = take_sample(store, data, args.split, args.rows)
+        if not args.include_training_rows:
+            require_same_cut(store.path, options.data_record(args, data), [args.split])
+        sample = take_sample(store, data, args.split, args.rows, include=args.include_training_rows, log=log)
         found, record = bench_task(store, sample, config, args.repeat, log)
     if args.json:
         for measured in found:
             emit(vars(measured))
         emit({"record": record})
         return
-    rows = f"{record['num_texts']} rows of {record['split']}, {', '.join(record['metrics'])} in percent"
+    trained = " with rows that were trained on" if record["includes_training_rows"] else ""
+    rows = f"{record['num_texts']} rows of {record['split']}{trained}, {', '.join(record['metrics'])} in percent"
     engine = f"{record['backend']}, {record['threads']} threads, budget {format_size(record['budget_bytes'])}"
     print(f"{record['task']}: {rows}; {engine}; medians of {record['rounds']} rounds")
     mark, intervals = (" [95 %]", _INTERVALS) if record["rounds"] > 1 else ("", _NO_INTERVALS)

@@ -29,13 +29,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--batch", type=count, default=32, metavar="N", help="rows that run together (default: 32)")
     length = "truncate texts to N tokens (default: as in training, else the limit of the model)"
     add("--max-length", type=count, metavar="N", help=length)
+    options.add_training_rows(parser)
     add("--json", action="store_true", help="print one JSON line per split")
 
 
 def main(args: argparse.Namespace) -> None:
     """Evaluate the splits and print the tables."""
     from offramp.checkpoints.hub import resolve
-    from offramp.experiments.evaluation import EvalSettings, classifier_facts, evaluate, require_same_cut
+    from offramp.experiments.evaluation import EvalSettings, classifier_facts, evaluate
+    from offramp.experiments.held_out import require_same_cut
     from offramp.policies import parse
 
     if args.features and not args.transcript:
@@ -44,9 +46,12 @@ def main(args: argparse.Namespace) -> None:
     folder, names = resolve(args.model, args.offline), args.split.split(",")
     facts = classifier_facts(folder)
     data = options.labelled_data(args, facts.problem, facts.labels)
-    require_same_cut(folder, options.data_record(args, data), names)
+    if not args.include_training_rows:
+        require_same_cut(folder, options.data_record(args, data), names)
     transcript = Path(args.transcript) if args.transcript else None
-    settings = EvalSettings(policies, args.batch, args.max_length, transcript, args.features)
+    settings = EvalSettings(
+        policies, args.batch, args.max_length, transcript, args.features, args.include_training_rows
+    )
     for report in evaluate(folder, data, names, settings, log=log):
         if args.json:
             emit(asdict(report))
@@ -61,7 +66,12 @@ def _show(report: Any, is_classification: bool) -> None:
         (f"exit {row.exit}", *percents(row.scores).values(), f"{row.agreement:.1f}", f"{row.overthought:.1f}")
         for row in report.exits
     ]
-    print(f"{report.split}: {report.num_rows} rows, in percent")
+    trained = (
+        f", {report.training_rows} of which were trained on"
+        if report.includes_training_rows and report.training_rows
+        else ""
+    )
+    print(f"{report.split}: {report.num_rows} rows{trained}, in percent")
     print(table(("", *names, "agrees with last exit", overthought), rows))
     what = "correct at some exit and wrong at the last" if is_classification else "nearer at some exit than at the last"
     print(f"overthinking: {report.overthinking:.1f} % of the rows are {what}")

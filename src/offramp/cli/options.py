@@ -130,6 +130,12 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--offline", action="store_true", help="read models and data of the hub from the cache only")
 
 
+def add_training_rows(parser: argparse.ArgumentParser) -> None:
+    """Add the option to evaluate rows that the model was trained on."""
+    what = "also evaluate rows that were trained on (default: left out, and refused where they are many)"
+    parser.add_argument("--include-training-rows", action="store_true", help=what)
+
+
 def labelled_data(args: argparse.Namespace, problem: str | None = None, labels: Sequence[str] | None = None) -> Splits:
     """Load the data that `add_data` and `add_columns` name, and warn of the parts that have no score.
 

@@ -61,11 +61,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Train one model per seed."""
     from offramp.checkpoints.hub import resolve
-    from offramp.tasks.examples import spread
+    from offramp.tasks.examples import counted, spread
     from offramp.training import TrainSettings, is_first_process, train_exits
 
     data = options.labelled_data(args)
     train, tune = spread(data.examples.get("train") or [], args.max_rows), data.examples.get("tune") or []
+    if is_first_process():
+        for name, found in data.examples.items():
+            rows = train if name == "train" else found
+            log(f"{name}: {len(rows)} rows: {counted([row.label for row in rows], data.labels)}")
     model, out = resolve(args.model, args.offline), Path(args.out)
     given = {each.name: getattr(args, each.name) for each in fields(TrainSettings) if hasattr(args, each.name)}
     facts = {"labels": data.labels, "metrics": data.metrics, "data": options.data_record(args, data)}

@@ -11,7 +11,17 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from offramp.cli.options import add_engine, duration, emit, engine_config, log, require_writable, table_of, warn
+from offramp.cli.options import (
+    add_engine,
+    add_training_rows,
+    duration,
+    emit,
+    engine_config,
+    log,
+    require_writable,
+    table_of,
+    warn,
+)
 from offramp.errors import RefusedError, StoreError, UsageError
 from offramp.units import format_size, named_size
 
@@ -39,6 +49,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     machine = parser.add_argument_group("machine")
     add_engine(machine, "budget", "batch", "profile", "backend", "threads")
     machine.add_argument("--force-profile", action="store_true", help="accept a profile of another machine")
+    add_training_rows(parser)
     add("--json", action="store_true", help="print one JSON object")
 
 
@@ -59,7 +70,8 @@ def main(args: argparse.Namespace) -> None:
 
     if Path(args.out).parent.is_dir():  # else it is created
         require_writable(args.out, atomic=True)
-    goal = Goal(args.latency, args.max_drop, args.confidence, args.method, args.deadline)
+    wanted = (args.latency, args.max_drop, args.confidence, args.method, args.deadline)
+    goal = Goal(*wanted, include_training_rows=args.include_training_rows)
     folder = Path(args.transcript)
     transcript = read_transcript(folder, "tune")
     certify_on = None if goal.max_drop is None else read_transcript(folder, "certify")
@@ -77,7 +89,8 @@ def main(args: argparse.Namespace) -> None:
     write_policy(Path(args.out), file)
     if args.json:
         predicted = asdict(file.predicted)
-        emit({"out": args.out, "batch": profile.batch, "predicted": predicted, "certificate": file.certificate})
+        known = {"certificate": file.certificate, "training_rows": file.tuned_on["training_rows"]}
+        emit({"out": args.out, "batch": profile.batch, "predicted": predicted, **known})
         return
     _print_rows("policies at most as slow", [each.row() for each in sorted(rivals, key=lambda each: -each.score)])
     _print_policy(args.out, file, policy)
@@ -144,7 +157,9 @@ def _print_front(path: Path, file: Any, policy: object) -> None:
     front.append({**asdict(file.predicted), "policy": f"{policy}  <- this one"})
     _print_rows("the front", sorted(front, key=lambda each: each["seconds"]))
     _print_policy(str(path), file, policy)
-    print(f"tuned on {file.tuned_on['num_samples']} samples of {file.tuned_on['task']}")
+    trained = file.tuned_on.get("training_rows")
+    trained = f"; the model was trained on {trained} of the samples" if trained else ""
+    print(f"tuned on {file.tuned_on['num_samples']} samples of {file.tuned_on['task']}{trained}")
     print(f"reads {format_size(round(file.predicted.bytes_read))} per input")
     measured = file.measured_on
     machine = f"{measured.cpu_model}, {measured.num_cores}, {measured.backend}, {measured.threads}"

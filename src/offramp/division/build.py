@@ -17,6 +17,7 @@ from offramp.division.config import DivisionConfig
 from offramp.division.names.build import divide_by_names, encoder_graphs
 from offramp.division.names.kernels import IR, OPSET
 from offramp.errors import StoreError, UsageError
+from offramp.program.checks import require_known
 from offramp.program.program import CAPTURED
 from offramp.store import Store
 from offramp.store import manifest as m
@@ -35,8 +36,10 @@ def divide(model: Any, *rest: Any, **options: Any) -> Path:
         options: fields of `DivisionConfig`: `method`, `stage_bytes`, `inputs`, `more_inputs`, `exits`, `force`,
             `offline`, `say`.
 
-    Raises SourceError, StageError, PickleError, UsageError (target exists), DiskFullError, MissingExtraError.
+    Raises SourceError, StageError, PickleError, UsageError (target exists), DiskFullError, MissingExtraError, and
+    ValueError for an unknown option.
     """
+    require_known(DivisionConfig, options, "option of divide")
     config = DivisionConfig(**options)
     is_module = not isinstance(model, (str, os.PathLike))
     if len(rest) != 1 + is_module:

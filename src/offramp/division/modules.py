@@ -27,6 +27,7 @@ from offramp.store import Shard, StoreWriter
 from offramp.store import manifest as m
 from offramp.store.exits import parse_exits
 from offramp.store.files import write_atomic
+from offramp.store.trained_rows import FILE_NAME as TRAINED_ROWS
 from offramp.streaming import layouts, placeholders
 from offramp.streaming.capture import Arguments, LastUsed, value_of
 from offramp.streaming.placement import NAMES
@@ -51,6 +52,8 @@ class TrainedExits:
     heads: Path
     description: Path
     task: tuple[str | None, tuple[str, ...]]
+    companions: tuple[Path, ...] = ()
+    """Further files of the training that the store keeps, where no checkpoint brings them."""
 
     @property
     def calls(self) -> tuple[Call, ...]:
@@ -67,7 +70,8 @@ class TrainedExits:
         if starts != self.calls:
             what = f"{len(self.calls)} exits were trained, and the graphs of this division have {len(starts)} places"
             raise SourceError(what, self.description.parent, "train the exits again")
-        return replace(manifest, exits=writer.add_exits(self.heads, self.description))
+        files = (*manifest.files, *(writer.add_copy(path.name, path) for path in self.companions))
+        return replace(manifest, exits=writer.add_exits(self.heads, self.description), files=files)
 
 
 def own_exits(folder: Path, weights_sha256: str) -> TrainedExits:
@@ -87,7 +91,9 @@ def own_exits(folder: Path, weights_sha256: str) -> TrainedExits:
         labels = tuple(map(str, json.loads(training.read_bytes())["labels"]))
     except (ValueError, KeyError, TypeError):
         raise SourceError(f"{TRAINING} does not name the labels", folder, "train the exits again") from None
-    return TrainedExits(heads, description, (SINGLE_LABEL, labels) if labels else (REGRESSION, ("score",)))
+    task = (SINGLE_LABEL, labels) if labels else (REGRESSION, ("score",))
+    rows = folder / TRAINED_ROWS
+    return TrainedExits(heads, description, task, (rows,) if rows.is_file() else ())
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ Shapes: N rows, K exits, C outputs of a head.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy as np
 from offramp.checkpoints.source import open_source
 from offramp.errors import SourceError, UsageError
 from offramp.experiments.children import Log
+from offramp.experiments.held_out import held_out
 from offramp.policies import Policy, replay
 from offramp.policies.evidence import MULTI_LABEL, REGRESSION
 from offramp.store import Store
@@ -59,6 +60,11 @@ class SplitReport:
 
     split: str
     num_rows: int
+    """Number of rows that were evaluated."""
+    training_rows: int | None
+    """Number of rows of the split that the model was trained on; None: unknown."""
+    includes_training_rows: bool
+    """False if these rows were left out."""
     exits: tuple[ExitRow, ...]
     overthinking: float
     policies: tuple[PolicyRow, ...]
@@ -78,6 +84,8 @@ class EvalSettings:
     """Folder for `store.transcript`."""
     with_features: bool = False
     """True if transcripts hold the hidden states of the first token."""
+    include_training_rows: bool = False
+    """True to evaluate rows that the model was trained on; False: they are left out, and many are refused."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -94,8 +102,9 @@ def evaluate(
 ) -> list[SplitReport]:
     """Run every exit of a run folder or a store on the splits called `names`.
 
-    Raises UsageError for an unknown split, for labels that the model does not have, and where a transcript exists;
-    SourceError for the model, NonFiniteError naming the exit, DiskFullError.
+    Raises UsageError for an unknown split, for labels that the model does not have, for a split with many rows that the
+    model was trained on, and where a transcript exists; SourceError for the model, NonFiniteError naming the exit,
+    DiskFullError.
     """
     from offramp.checkpoints.inputs import rows_of
 
@@ -108,10 +117,11 @@ def evaluate(
     runs_singly = facts.texts is not None and facts.texts.pad_token is None
     batch_size, transcript = 1 if runs_singly else settings.batch_size, settings.transcript
     fingerprint, reports = _fingerprint(folder) if transcript else "", []
+    splits = held_out(folder, chosen, settings.include_training_rows, log, fingerprint[:32])
     with _classifier(folder) as model:
-        for split, examples in chosen.items():
-            log(f"{split}: {len(examples)} rows")
-            renamed = [Example(text, ids[int(label)] if ids else label) for text, label in examples]
+        for split, kept in splits.items():
+            log(f"{split}: {len(kept.examples)} rows")
+            renamed = [Example(text, ids[int(label)] if ids else label) for text, label in kept.examples]
             rows = rows_of(folder, facts, renamed, max_length, not data.labels, log)
             about = About(
                 data.name,
@@ -122,9 +132,12 @@ def evaluate(
                 fingerprint,
                 digest(renamed) if transcript else "",
                 max_length,
+                kept.salt,
+                kept.training_rows,
+                kept.includes_training_rows,
             )
             feature_size = facts.hidden_size if settings.with_features else 0
-            logits_KNC, path = _run(model, rows, batch_size, about, transcript, feature_size)
+            logits_KNC, path = _run(model, rows, batch_size, about, transcript, feature_size, kept.digests_N)
             reports.append(report(about, rows.labels_N, logits_KNC, settings.policies, path))
     return reports
 
@@ -148,7 +161,9 @@ def report(
         scores = score(about.metrics, truth_N, answer_at(logits_KNC, exit_N))
         replayed.append(PolicyRow(str(policy), scores, float(exit_N.mean())))
     overthinking = 100 * float(beats_KN.any(0).mean())
-    return SplitReport(about.split, len(truth_N), tuple(exits), overthinking, tuple(replayed), path and str(path))
+    known = (about.training_rows, about.includes_training_rows)
+    tables = (tuple(exits), overthinking, tuple(replayed))
+    return SplitReport(about.split, len(truth_N), *known, *tables, path and str(path))
 
 
 def answer_at(logits_KNC: np.ndarray, exit_N: np.ndarray) -> np.ndarray:
@@ -180,21 +195,6 @@ def _classifier(folder: Path) -> Iterator[Any]:
         return
     with Store(folder) as store:
         yield load_classifier(folder) if store.program.module is None else StoredWithExits(store)
-
-
-def require_same_cut(folder: Path, cut: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Raise UsageError if rows of these splits may have been training data.
-
-    `cut` describes the present split of the data, and `train.json` that of training: `task`, `split_seed`, `cuts_dev`.
-    """
-    found = (read_config(folder) or {}).get("data")
-    if not isinstance(found, dict) or found.get("task") != cut["task"] or found == cut:
-        return
-    if cut["cuts_dev"] or not set(names) <= {"dev"}:
-        changed = [f"{key} {found.get(key)} there, {cut[key]} here" for key in cut if found.get(key) != cut[key]]
-        differing = ", ".join(changed)
-        what = f"the data are split differently than in training ({differing}): rows may have been training data"
-        raise UsageError(what, folder, "give --train, --dev and --split-seed as in training")
 
 
 def _fingerprint(folder: Path) -> str:
@@ -234,7 +234,13 @@ def model_label_ids(labels: Sequence[str], problem: str | None, model_labels: Se
 
 
 def _run(
-    model: Any, rows: AnyRows, batch_size: int, about: About, folder: Path | None, feature_size: int
+    model: Any,
+    rows: AnyRows,
+    batch_size: int,
+    about: About,
+    folder: Path | None,
+    feature_size: int,
+    digests_N: np.ndarray,
 ) -> tuple[np.ndarray, Path | None]:
     """Return the logits [K, N, C], and the path of the transcript if one is written."""
     from offramp.checkpoints.checkpoint import predict, predict_windows
@@ -250,5 +256,6 @@ def _run(
             part = slice(start, start + len(logits_NKC))
             found_NKC[part] = logits_NKC
             kept = {"logits": logits_NKC, "lengths": rows.lengths_N[part], "labels": rows.labels_N[part]}
+            kept["rows"] = digests_N[part]
             writer.write(start, **kept, **({} if features_NKH is None else {"features": features_NKH}))
         return found_NKC.swapaxes(0, 1), writer.finish()

@@ -22,6 +22,7 @@ from offramp.errors import BudgetError
 from offramp.experiments.bench import run_rounds
 from offramp.experiments.children import Log, run_worker
 from offramp.experiments.evaluation import model_label_ids, trained_length
+from offramp.experiments.held_out import held_out
 from offramp.experiments.jobs import WorkerJob
 from offramp.measure import median, percentile
 from offramp.runtime.config import EngineConfig
@@ -31,6 +32,7 @@ from offramp.store.exits import read_exits
 from offramp.tasks.arrays import Record, stacked
 from offramp.tasks.examples import Splits, digest, spread
 from offramp.tasks.images import Image
+from offramp.tasks.lines import silent
 from offramp.tasks.metrics import paired_bootstrap, paired_interval, score
 from offramp.tasks.text import Text
 
@@ -56,6 +58,10 @@ class Sample:
     """Labels of the model by id; empty for a regression."""
     truth_N: np.ndarray
     data_sha256: str
+    training_rows: int | None
+    """Number of rows of the split that were trained on; None: unknown."""
+    includes_training_rows: bool
+    """False if these rows were left out."""
 
     def answers(self, records: Records) -> np.ndarray:
         """Return the answers in the records of rounds: label ids or values [R, N]."""
@@ -116,17 +122,24 @@ class Measured:
     """Number of layers divided by the mean exit; not a measurement."""
 
 
-def take_sample(store: Store, data: Splits, split: str, num_rows: int) -> Sample:
+def take_sample(
+    store: Store, data: Splits, split: str, num_rows: int, *, include: bool = False, log: Log = silent
+) -> Sample:
     """Return at most `num_rows` evenly spaced rows of a split; of several splits with this name (MNLI's dev) the first.
 
-    Raises UsageError for an unknown split, and for labels that the model does not have.
+    Rows that the model was trained on are left out, unless `include` is True.
+
+    Raises UsageError for an unknown split, for labels that the model does not have, and for a split with many rows that
+    were trained on.
     """
     ids = model_label_ids(data.labels, store.program.problem, store.labels, store.path)
     name, examples = next(iter(data.named([split]).items()))
-    rows = [(text, ids[int(label)] if ids else label) for text, label in spread(examples, num_rows)]
+    kept = held_out(store.path, {name: examples}, include, log)[name]
+    rows = [(text, ids[int(label)] if ids else label) for text, label in spread(kept.examples, num_rows)]
     labels = store.labels if data.labels else ()
     truth_N = np.array([label for _, label in rows])
-    return Sample(data.name, name, data.metrics, [text for text, _ in rows], labels, truth_N, digest(rows))
+    known = (kept.training_rows, kept.includes_training_rows)
+    return Sample(data.name, name, data.metrics, [text for text, _ in rows], labels, truth_N, digest(rows), *known)
 
 
 def rivals_of(store: Store, exit: str, deadline_seconds: float | None, batches: Sequence[int | str]) -> list[Rival]:
@@ -264,5 +277,6 @@ def _write_inputs(sample: Sample, folder: Path) -> Path:
 def _common(sample: Sample, record: Mapping[str, Any], rounds: int, num_layers: int) -> dict[str, Any]:
     keys = ("model", "store_sha256", "backend", "threads", "budget_bytes", "reads", "verify")
     data = {"task": sample.task, "split": sample.split, "metrics": list(sample.metrics)}
+    data |= {name: getattr(sample, name) for name in ("training_rows", "includes_training_rows")}
     counts = {"num_texts": len(sample.texts), "num_layers": num_layers, "rounds": rounds}
     return {**data, "data_sha256": sample.data_sha256, **counts, **{key: record[key] for key in keys}}

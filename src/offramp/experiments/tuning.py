@@ -46,6 +46,8 @@ class Goal:
     """Method of the certificate, one of `policies.certify.METHODS`."""
     deadline_seconds: float | None = None
     """Deadline of each request in seconds, which a guard enforces at run time."""
+    include_training_rows: bool = False
+    """True to accept samples that the model was trained on."""
 
     def __post_init__(self) -> None:
         if self.latency_seconds is None and self.max_drop is None and self.deadline_seconds is None:
@@ -70,6 +72,7 @@ def tune(
     where no policy can be certified, NonFiniteError for a transcript with NaN.
     """
     _require_usable(transcript, certify_on, profile, goal)
+    num_trained = _training_rows([transcript, *([] if certify_on is None else [certify_on])], goal, log)
     trials = Trials(transcript, profile, goal.deadline_seconds)
     _require_possible(trials, goal)
     candidates = list(trials.all(log, goal.latency_seconds))
@@ -90,6 +93,7 @@ def tune(
         "tune_sha256": about.data_sha256,
         "certify_sha256": certify_on.about.data_sha256 if certify_on else None,
         "num_samples": len(trials.truth_N),
+        "training_rows": num_trained,
     }
     file = PolicyFile(
         to_json(chosen.policy),
@@ -191,6 +195,10 @@ def _require_usable(transcript: Transcript, certify_on: Transcript | None, profi
     if certify_on.about.model_sha256 != about.model_sha256 or certify_on.about.data_sha256 == about.data_sha256:
         what = "the certify split is of another model, or the tune split itself"
         raise UsageError(what, certify_on.path, "write both at once: offramp eval --split tune,certify")
+    num_shared = _shared_rows(transcript, certify_on)
+    if num_shared:
+        what = f"{num_shared} rows of the certify split are in the tune split too"
+        raise UsageError(what, certify_on.path, "write both at once: offramp eval --split tune,certify")
     levels, method = (goal.max_drop / 100, 1 - goal.confidence), _method(about.metrics, goal)
     num_samples, least = len(certify_on.labels_N), samples_needed(*levels, "crc" if method == "crc" else "ltt")
     needed = samples_needed(*levels, method) if method == "ucb" and least < MANY_SAMPLES else least
@@ -198,6 +206,32 @@ def _require_usable(transcript: Transcript, certify_on: Transcript | None, profi
         rule = f"{goal.max_drop:g} points at confidence {goal.confidence:g} need at least {least}, all without a loss"
         more = "" if needed == least else f", and {needed} by {method}; --method ltt needs no more than {least}"
         raise UsageError(f"the certify split has {num_samples} samples", certify_on.path, rule + more)
+
+
+def _shared_rows(transcript: Transcript, other: Transcript) -> int:
+    """Return the number of rows of `other` that are in `transcript`; 0 where it is unknown."""
+    if transcript.rows_N is None or other.rows_N is None or transcript.about.row_salt != other.about.row_salt:
+        return 0
+    return int(np.isin(other.rows_N, transcript.rows_N).sum())
+
+
+def _training_rows(transcripts: Sequence[Transcript], goal: Goal, log: Log) -> int | None:
+    """Return the number of samples that the model was trained on, or None if it is unknown.
+
+    Raises UsageError if there are some, unless the goal accepts them.
+    """
+    total = 0
+    for each in transcripts:
+        about = each.about
+        if about.training_rows is None:
+            log(f"{each.path}: the rows of the model's training are not recorded, so that samples may be among them")
+            return None
+        if about.includes_training_rows and about.training_rows and not goal.include_training_rows:
+            what = f"the model was trained on {about.training_rows} of {len(each.labels_N)} samples"
+            remedy = "write the transcript without --include-training-rows, or give it here too"
+            raise UsageError(what, each.path, remedy)
+        total += about.training_rows if about.includes_training_rows else 0
+    return total
 
 
 def _method(metrics: Sequence[str], goal: Goal) -> str:

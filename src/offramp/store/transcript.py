@@ -5,6 +5,7 @@ Policies are tuned on a transcript without running a model.
 `DIR/SPLIT.safetensors` holds, for N examples, K exits, C outputs of a head and hidden size H:
 
     logits [N, K, C] F32    lengths [N] I32, in tokens    labels [N] I64, or F32 values of a regression
+    rows [N] U64, optional: salted digests of the inputs (`tasks.digests`)
     features [N, K, H] F32, optional: the hidden state of the first token at each exit
 
 `DIR/SPLIT.json` describes the data and is written last; a transcript without it does not exist. Rows are written and
@@ -14,7 +15,7 @@ read in windows, so their number is not limited by memory. This module is indepe
 import contextlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Dict, List, Optional, Tuple
 
@@ -25,10 +26,10 @@ from offramp.program.checks import read
 from offramp.store import files
 from offramp.store.safetensors import header_bytes, num_bytes, read_header
 
-FORMAT = 1
-"""Version of the transcript format."""
+FORMAT = 2
+"""Version of the transcript format that is written. Format 1, which is read as well, has no digests of rows."""
 _REMEDY = "write the transcript again: offramp eval --transcript"
-_DTYPES = {"F32": np.dtype("<f4"), "I32": np.dtype("<i4"), "I64": np.dtype("<i8")}
+_DTYPES = {"U64": np.dtype("<u8"), "F32": np.dtype("<f4"), "I32": np.dtype("<i4"), "I64": np.dtype("<i8")}
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,12 @@ class About:
     """Digest of texts and labels, in order."""
     max_length: int
     """Maximum number of tokens; longer texts were truncated."""
+    row_salt: str = ""
+    """Salt of the digests of rows; empty without digests."""
+    training_rows: Optional[int] = None
+    """Number of rows of the split that the model was trained on; None: unknown."""
+    includes_training_rows: bool = False
+    """False if these rows were left out."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,8 @@ class TranscriptWriter:
             "lengths": ("I32", (num_rows,)),
             "labels": ("F32" if about.problem == "regression" else "I64", (num_rows,)),
         }
+        if about.row_salt:
+            tensors["rows"] = ("U64", (num_rows,))
         if feature_size:
             tensors["features"] = ("F32", (num_rows, num_exits, feature_size))
         entries, size = [], 0
@@ -111,7 +120,8 @@ class TranscriptWriter:
     def write(self, start: int, **arrays: np.ndarray) -> None:
         """Write the arrays of the rows from `start` on; each row must be written once.
 
-        Arrays are `logits`, `lengths`, `labels`, and `features` if the writer has a feature size.
+        Arrays are `logits`, `lengths`, `labels`, `rows` if there is a salt, and `features` if the writer has a feature
+        size.
 
         Raises ValueError for other arrays or shapes, DiskFullError.
         """
@@ -156,6 +166,8 @@ class Transcript:
     feature_start: Optional[int]
     """Offset of the features in the file in bytes; None without features."""
     feature_size: int
+    rows_N: Optional[np.ndarray] = None
+    """Digests of the rows, uint64; None if they were not recorded."""
 
     def features(self, start: int, stop: int) -> np.ndarray:
         """Return the features [stop - start, K, H] of a range of rows. Raises ValueError if there are none."""
@@ -192,7 +204,7 @@ def _read(path: Path) -> Transcript:
             raise StoreError("sha256 differs from the description", path, _REMEDY)
         header = read_header(fd, file.bytes, path)
         arrays = {}
-        for name in ("logits", "lengths", "labels"):
+        for name in ("logits", "lengths", "labels", *(["rows"] if about.row_salt else [])):
             entry = header.tensors.get(name)
             if entry is None or entry.dtype not in _DTYPES:
                 raise StoreError(f"tensor {name!r} is missing or has a wrong dtype", path, _REMEDY)
@@ -200,7 +212,8 @@ def _read(path: Path) -> Transcript:
     features = header.tensors.get("features")
     _require_shapes(arrays, None if features is None else features.shape, path)
     start, size = (None, 0) if features is None else (header.data_start + features.start, features.shape[2])
-    return Transcript(about, arrays["logits"], arrays["lengths"], arrays["labels"], path, start, size)
+    logits_NKC, lengths_N, labels_N = (arrays[name] for name in ("logits", "lengths", "labels"))
+    return Transcript(about, logits_NKC, lengths_N, labels_N, path, start, size, arrays.get("rows"))
 
 
 def _read_description(path: Path) -> Tuple[About, _Data]:
@@ -209,8 +222,10 @@ def _read_description(path: Path) -> Tuple[About, _Data]:
     try:
         tree = json.loads(data)
         version, file = tree.pop("format"), tree.pop("file")
-        if version != FORMAT:
-            raise VersionError(f"transcript of format {version!r}, only {FORMAT} is supported", path, _REMEDY)
+        if version not in (1, FORMAT):
+            raise VersionError(f"transcript of format {version!r}, supported are 1 and {FORMAT}", path, _REMEDY)
+        if version == 1:
+            tree = {**{each.name: each.default for each in fields(About) if each.default is not MISSING}, **tree}
         return read(About, tree, ""), read(_Data, file, "file")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise StoreError("not a description of a transcript", path, _REMEDY) from None
@@ -218,7 +233,7 @@ def _read_description(path: Path) -> Tuple[About, _Data]:
 
 def _require_shapes(arrays: Dict[str, np.ndarray], features: Optional[Tuple[int, ...]], where: Path) -> None:
     shape = arrays["logits"].shape
-    found: List[Tuple[int, ...]] = [arrays["lengths"].shape, arrays["labels"].shape]
+    found: List[Tuple[int, ...]] = [array.shape for name, array in arrays.items() if name != "logits"]
     fits = len(shape) == 3 and all(other == shape[:1] for other in found)
     if not fits or not (features is None or (len(features) == 3 and features[:2] == shape[:2])):
         raise StoreError(f"tensors of shapes {shape}, {found}, {features} are not a transcript", where, _REMEDY)

@@ -53,7 +53,7 @@ def of_class(cls: Any, folder: Path, dtype: str | None = None) -> nn.Module:
     """
     if not hasattr(cls, "from_pretrained"):
         return weightless(cls)
-    config = _config(folder)
+    config = config_of_folder(folder)
     if dtype is not None:
         config.dtype = dtype
     build = getattr(cls, "_from_config", None) or cls.from_config
@@ -70,7 +70,7 @@ def class_of_folder(folder: Path) -> Any:
     """Return the transformers class that a folder names. Raises SourceError for none, and for code in the folder."""
     import transformers
 
-    config = _config(folder)
+    config = config_of_folder(folder)
     names = list(getattr(config, "architectures", None) or ())
     if not names:
         what = "config.json names no architecture: the key architectures is missing"
@@ -89,7 +89,8 @@ def class_of_folder(folder: Path) -> Any:
     raise SourceError(f"transformers has no {names[0]}, and code in a model folder is not run", folder, remedy)
 
 
-def _config(folder: Path) -> Any:
+def config_of_folder(folder: Path) -> Any:
+    """Return the config of a folder as transformers reads it. Raises SourceError where transformers refuses it."""
     try:
         from transformers import AutoConfig
     except ImportError as error:

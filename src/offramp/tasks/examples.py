@@ -21,6 +21,8 @@ WHOLE_SHARES = {"train": 0.6, "tune": 0.1, "certify": 0.1, "dev": 0.2}
 """Fractions of a single file, where there is no dev file."""
 _MAX_NUMERIC_LABELS = 100
 """Number of distinct labels above which numeric labels are taken for values of a regression."""
+_MAX_COUNTED_LABELS = 12
+"""Most labels whose rows are counted one by one in a message."""
 
 Item = TypeVar("Item")
 
@@ -122,6 +124,16 @@ def digest(examples: Iterable[tuple[Any, int | float]]) -> str:
 def _identity(content: Any) -> Text:
     """Return a text unchanged; for other inputs, the sha256 of their bytes."""
     return content if isinstance(content, (str, tuple)) else hashlib.sha256(content.read()).hexdigest()
+
+
+def counted(labels_N: Sequence[int | float], labels: Sequence[str]) -> str:
+    """Return the number of rows of each label, or the range of the values of a regression, in words."""
+    if not labels:
+        return f"values from {min(labels_N):g} to {max(labels_N):g}"
+    counts = [labels_N.count(number) for number in range(len(labels))]
+    if len(labels) > _MAX_COUNTED_LABELS:
+        return f"{len(labels)} labels of {min(counts)} to {max(counts)} rows each"
+    return ", ".join(f"{label} {count}" for label, count in zip(labels, counts))
 
 
 def spread(examples: Sequence[Item], num_rows: int | None) -> list[Item]:

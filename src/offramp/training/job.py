@@ -2,17 +2,22 @@
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import set_seed
 
 from offramp.checkpoints.checkpoint import WithExits, device, predict, quiet_libraries
 from offramp.checkpoints.inputs import AnyRows
 from offramp.errors import OfframpError, SourceError
+from offramp.store.files import write_atomic
+from offramp.store.trained_rows import FILE_NAME as TRAINED_ROWS
+from offramp.store.trained_rows import TrainedRows
 from offramp.tasks.arrays import Record
+from offramp.tasks.digests import row_digests
 from offramp.tasks.examples import digest, label_ids, spread
 from offramp.tasks.metrics import default_metrics, score_exits
 from offramp.training import folders
@@ -36,6 +41,8 @@ class Job:
         require_possible(self.settings)
         if isinstance(model, (str, os.PathLike)):
             self.subject = FolderModel(Path(model), self.settings.max_length)
+            if self.settings.loss == "heads-only" and self.subject.facts.problem is None:
+                raise self._headless(len(labels))
         else:  # digests and batches use arrays, whatever the type of the inputs
             train, tune = ([(Record.of(item), label) for item, label in part] for part in (train, tune))
             self.subject = OwnModule(model, train, labels)
@@ -44,6 +51,7 @@ class Job:
         self.train, self.tune = ([(item, ids[int(y)] if ids else y) for item, y in part] for part in (train, tune))
         self.metrics = tuple(options.metrics) or default_metrics(labels)
         self.config = self._config(options.data or {})
+        self.trained_rows = self._trained_rows()
 
     def _label_ids(self, labels: Sequence[str]) -> list[int]:
         """Return the id of each label in the model.
@@ -72,6 +80,15 @@ class Job:
             **{key: value for key, value in asdict(self.settings).items() if key not in left_out},
         }
 
+    def _trained_rows(self) -> TrainedRows:
+        """Return the rows of this training, and those that the model was trained on before, as its folder tells."""
+        before, first = self.subject.trained_rows, self.train[0][0]
+        salt = self.config["train_sha256"][:32] if before is None else before.salt
+        arguments = tuple(sorted(first.arrays)) if isinstance(first, Record) else ()
+        digests_N = row_digests((item for item, _ in self.train), salt, arguments)
+        earlier = [] if before is None else [before.digests_N]
+        return TrainedRows(salt, arguments, np.unique(np.concatenate([digests_N, *earlier])))
+
     def run(self, out: Path) -> ExitMetrics:
         """Train unless `out` is complete, and measure the exits. A module is then on the CPU, in evaluation mode."""
         try:
@@ -85,7 +102,7 @@ class Job:
                     self._train(folders.await_folder(out))
                     folders.await_run(out, self.config)
                 rows = self._rows(self.tune)
-                self.progress(f"measuring the exits on {len(rows)} rows")
+                self.progress(f"measuring the exits on {len(rows)} rows{self._shared_rows()}")
                 # saved and loaded again: autocast would remain active in the model that was trained with it
                 logits_KNC = predict(self.subject.saved(out), rows, self.settings.batch_size)
                 return ExitMetrics(tuple(score_exits(self.metrics, rows.labels_N, logits_KNC)), logits_KNC)
@@ -97,18 +114,41 @@ class Job:
         settings = self.settings
         set_seed(settings.seed)  # the heads are initialised next
         classifier, head_is_new = self.subject.load(self.labels)
-        if settings.loss == "heads-only" and head_is_new:
-            what = f"heads-only keeps the model as it is, but it has no head for {len(self.labels) or 1} outputs"
-            raise SourceError(what, self.subject.name, "train a model with --loss last first")
+        if head_is_new and settings.loss == "heads-only":
+            raise self._headless(len(self.labels))
         model = self.subject.with_exits(classifier, settings.heads)
         if is_first_process():
             self._require_savable(model, folder)
+        if head_is_new:
+            self.progress(f"the model has no head for {_outputs(len(self.labels))}: a new one is trained")
+        self.progress(f"phases: {', '.join(self._phases(len(model.heads)))}")
         if settings.loss != "heads-only":
             self._fit_model(model, folder)
         if settings.loss != "last" and settings.heads_epochs and len(model.heads):
             self._fit_heads(model, folder)
         if is_first_process():
             self.subject.save(model, folder, with_exits=settings.loss != "last")
+            write_atomic(folder / TRAINED_ROWS, [self.trained_rows.to_bytes()])
+
+    def _phases(self, num_heads: int) -> Iterator[str]:
+        """Yield the parts of the training, with their numbers of epochs."""
+        settings = self.settings
+        if settings.loss != "heads-only":
+            what = "model" if settings.loss == "last" or not num_heads else f"model with {num_heads} heads"
+            yield f"{what} (epochs: {settings.epochs})"
+        if settings.loss != "last" and settings.heads_epochs and num_heads:
+            yield f"heads alone (epochs: {settings.heads_epochs})"
+        yield "measuring the exits"
+
+    def _shared_rows(self) -> str:
+        """Return how many rows of tune were trained on, for a message; "" if none was."""
+        rows = self.trained_rows
+        num_seen = int(rows.among(row_digests((item for item, _ in self.tune), rows.salt, rows.arguments)).sum())
+        return f", {num_seen} of which were trained on: their scores say little about other rows" if num_seen else ""
+
+    def _headless(self, num_labels: int) -> SourceError:
+        what = f"heads-only keeps the model as it is, but it has no head for {_outputs(num_labels)}"
+        return SourceError(what, self.subject.name, "train a model with --loss last first")
 
     def _require_savable(self, model: WithExits, folder: Path) -> None:
         """Save the untrained model once, for what refuses to be saved should do so before the first step.
@@ -149,6 +189,10 @@ class Job:
 
     def _rows(self, examples: Examples) -> AnyRows:
         return self.subject.rows(examples, self.settings.max_length, not self.labels, self.progress)
+
+
+def _outputs(num_labels: int) -> str:
+    return f"{num_labels} labels" if num_labels else "a number"
 
 
 def _resumed(checkpoint: Path | None) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from offramp.errors import MissingExtraError, UsageError
+from offramp.program.checks import require_known
 from offramp.training.settings import Examples, ExitMetrics, TrainOptions
 
 
@@ -35,15 +36,13 @@ def train_exits(
         accelerate train together; the first one writes.
 
     Raises:
-        TypeError: an unknown option.
+        ValueError: an unknown option, and a label that is none of `labels`.
         UsageError: no examples, or `out` exists and is not a run of this configuration.
         SourceError: the model cannot be trained.
         NonFiniteError: training diverged; the message names the exit.
         MissingExtraError: torch, transformers or accelerate is missing.
     """
-    unknown = ", ".join(sorted(options.keys() - TrainOptions.__dataclass_fields__.keys()))
-    if unknown:
-        raise TypeError(f"unknown options {unknown}; known are {', '.join(TrainOptions.__dataclass_fields__)}")
+    require_known(TrainOptions, options, "option of train_exits")
     train, tune = _checked("train", train, len(labels)), _checked("tune", tune, len(labels))
     for library in ("torch", "transformers", "accelerate"):
         if find_spec(library) is None:

@@ -26,6 +26,7 @@ from offramp.policies.evidence import REGRESSION, SINGLE_LABEL
 from offramp.program.heads import DEFAULT_FORM
 from offramp.store.exits import describe_exits
 from offramp.store.files import write_atomic
+from offramp.store.trained_rows import read_trained_rows
 from offramp.streaming.placeholders import content_sha256, weights_of
 from offramp.tasks import has_tokenizer
 from offramp.tasks.arrays import Record, require_alike
@@ -50,6 +51,7 @@ class FolderModel:
         self.name = folder
         with open_source(folder) as source:
             self.fingerprint = source.fingerprint()
+        self.trained_rows = read_trained_rows(folder)
         self.facts = inputs.facts_of(folder)
         if self.facts.texts is None:
             return
@@ -103,7 +105,7 @@ class OwnModule:
 
         Raises SourceError if the output of the module is not logits [B, C].
         """
-        self.module, self.name = module.cpu().eval(), type(module).__name__
+        self.module, self.name, self.trained_rows = module.cpu().eval(), type(module).__name__, None
         self._problem, self._num_labels = (SINGLE_LABEL, len(labels)) if labels else (REGRESSION, 1)
         few = examples[: inputs.BATCH]
         batch = to_tensors(self.rows(few, 1, not labels).batch(range(len(few))))
