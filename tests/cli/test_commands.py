@@ -119,7 +119,7 @@ def test_an_impossible_plan_is_told_and_ends_with_3(run, store):
     assert said.code == 3
     assert said.lines[0]["feasible"] is False
     assert said.lines[0]["smallest_budget_bytes"] > 1 << 20
-    assert said.err.startswith("offramp: error: budget of 1.0 MiB is too small")
+    assert said.err.startswith("offramp: error: budget of 1.00 MiB is too small")
     assert run("plan", store, "--budget", "1MiB").code == 3
 
 
@@ -140,7 +140,7 @@ def test_bench_ends_as_its_processes_do(refused, store, tmp_path):
 
 
 def test_bench_spends_no_round_if_a_budget_is_impossible(refused, store):
-    said = refused(3, "budget of 1.0 MiB", "bench", store, "--budget", "500MiB,1MiB", "--repeat", "1", "--passes", "1")
+    said = refused(3, "budget of 1.00 MiB", "bench", store, "--budget", "500MiB,1MiB", "--repeat", "1", "--passes", "1")
     assert "round" not in said.err
 
 

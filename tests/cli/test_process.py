@@ -81,7 +81,7 @@ BUFFERED = {key: value for key, value in os.environ.items() if key != "PYTHONUNB
         (["run", "STORE", "--budget", "500MiB", "--text", "the bank", "--json"], 5, "no space left"),
         (["ls", "STORE"], 5, "no space left"),
         (["run", "--help"], 5, "no space left"),
-        (["plan", "STORE", "--budget", "1MiB"], 3, "budget of 1.0 MiB"),
+        (["plan", "STORE", "--budget", "1MiB"], 3, "budget of 1.00 MiB"),
     ],
 )
 def test_a_full_disk_ends_with_5_unless_an_error_came_first(store, words, code, said):
@@ -100,7 +100,7 @@ def test_an_error_is_told_though_the_reader_has_gone(store):
     done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False, env=BUFFERED)
     os.close(write)
     assert done.returncode == 3
-    assert done.stderr.startswith("offramp: error: budget of 1.0 MiB")
+    assert done.stderr.startswith("offramp: error: budget of 1.00 MiB")
     assert len(done.stderr.splitlines()) == 1
 
 

@@ -45,7 +45,7 @@ def texts(path):
 def test_the_picture_says_what_it_shows(tmp_path):
     draw_memory(tmp_path / "memory.svg", samples(), layers(), 128 * MIB, title="BERT in 128 MiB")
     shown = texts(tmp_path / "memory.svg")
-    for text in ("BERT in 128 MiB", "peak 100.0 MiB", "budget 128 MiB", "memory (MiB)", "time (ms)"):
+    for text in ("BERT in 128 MiB", "peak 100.0 MiB", "budget 128.0 MiB", "memory (MiB)", "time (ms)"):
         assert text in shown
     for text in ("layer 1", "layer 2", "layer 3", "read", "wait", "exit evaluated", "exit taken"):
         assert text in shown

@@ -87,7 +87,7 @@ def test_of_a_long_line_the_beginning_is_read_and_this_is_said(write, said):
     path = write("some.txt", f"short\n{long}\nlast\n")
     texts = list(read_texts(path, log=said.append))
     assert texts == ["short", long[: MAX_TEXT_BYTES // 2], "last"]
-    assert said == [f"lines of which only the first 1 MiB was read: 1 ({path}:2)"]
+    assert said == [f"lines of which only the first 1.00 MiB was read: 1 ({path}:2)"]
 
 
 @pytest.mark.parametrize("suffix", ["txt", "tsv", "csv", "jsonl"])

@@ -24,7 +24,7 @@ from offramp.runtime.profile import DeviceProfile
 from offramp.store.policy_file import PolicyFile, Prediction
 from offramp.store.transcript import Transcript
 from offramp.tasks.metrics import bootstrap, score
-from offramp.units import format_duration
+from offramp.units import format_duration, named_duration
 
 BOOTSTRAP_ROUNDS = 300
 MANY_SAMPLES = 100_000
@@ -199,5 +199,5 @@ def _require_possible(trials: Trials, goal: Goal) -> None:
     for name, seconds, smallest in asked:
         if seconds is not None and seconds < smallest:
             what = f"a {name} of {format_duration(seconds)} is below the first exit"
-            remedy = f"--{name} {smallest * 1.05e3:.3g}ms is about the smallest that works"
+            remedy = f"--{name} {named_duration(1.05 * smallest)} is about the smallest that works"
             raise BudgetError(what, f"which takes {format_duration(smallest)} in the mean", remedy)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offramp.errors import import_error
+from offramp.units import format_size
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -130,7 +131,7 @@ def _draw_limits(axes: Axes, samples: Sequence[MemorySample], origin: float, bud
     axes.set_ylim(0, height)
     if budget_bytes is not None:
         axes.axhline(budget_mib, color=_BUDGET, linewidth=1.3, linestyle=(0, (5, 3)), zorder=3)
-        _note(axes, f"budget {budget_mib:.4g} MiB", (axes.get_xlim()[1], budget_mib), (-2, 4), "right", _BUDGET)
+        _note(axes, f"budget {format_size(budget_bytes)}", (axes.get_xlim()[1], budget_mib), (-2, 4), "right", _BUDGET)
 
     peak = (top.seconds - origin) * 1e3, peak_mib
     exceeds = budget_bytes is not None and top.rss_bytes > budget_bytes
@@ -138,7 +139,7 @@ def _draw_limits(axes: Axes, samples: Sequence[MemorySample], origin: float, bud
     side = "right" if peak[0] > axes.get_xlim()[1] / 2 else "left"
     color = _BUDGET if exceeds else _RSS
     axes.plot(*peak, "o", color=color, markersize=5, zorder=5, clip_on=False)
-    _note(axes, f"peak {peak_mib:.1f} MiB", peak, (-6 if side == "right" else 6, -18 if beneath else 7), side, color)
+    _note(axes, f"peak {format_size(top.rss_bytes)}", peak, (-6 if side == "right" else 6, -18 if beneath else 7), side, color)
 
 
 def _note(

@@ -16,7 +16,7 @@ from itertools import chain, combinations
 from typing import FrozenSet, Iterable, Iterator, List, Sequence, Set, Tuple
 
 from offramp.errors import BudgetError
-from offramp.units import format_size
+from offramp.units import format_size, named_budget
 
 PAGE_BYTES = 4096
 """Unit in bytes to which buffers are rounded."""
@@ -76,7 +76,7 @@ class Plan:
             f"budget of {format_size(self.budget_bytes)} is too small",
             f"process {format_size(self.base_bytes)} + activations {format_size(self.activation_bytes)}"
             f" + one slot for {largest.shard} {format_size(page_rounded(largest.num_bytes))}",
-            f"the smallest budget that works is --budget {-(-self.smallest_budget_bytes >> 20)}MiB",
+            f"the smallest budget that works is --budget {named_budget(self.smallest_budget_bytes)}",
         )
 
 

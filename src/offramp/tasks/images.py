@@ -16,6 +16,7 @@ from typing import Dict, FrozenSet, Iterator, List, Optional, Sequence
 
 from offramp.errors import UsageError
 from offramp.tasks.examples import Example
+from offramp.units import format_size
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 """Suffixes of image files, in lower or upper case. Other files are ignored."""
@@ -188,7 +189,7 @@ def _read_member(image: Image) -> bytes:
 
 
 def _too_large(image: Image) -> UsageError:
-    return UsageError(f"image has more than {MAX_FILE_BYTES >> 20} MiB", image, "make it smaller, or leave it out")
+    return UsageError(f"image has more than {format_size(MAX_FILE_BYTES)}", image, "make it smaller, or leave it out")
 
 
 def _archive(path: Path) -> zipfile.ZipFile:

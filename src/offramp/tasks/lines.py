@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any, Callable, Dict, Iterator, List, Optional, Tuple, Union
 
 from offramp.errors import UsageError, shown
+from offramp.units import format_size
 
 MAX_TEXT_BYTES = 1 << 20
 """Bytes read of a line of plain text. The rest is skipped: it lies far behind the longest text that a model reads."""
@@ -102,7 +103,7 @@ def lines_of(
         is_cut = len(data) > longest and not data.endswith(b"\n")
         if is_cut:
             if cut is None:
-                raise UsageError(f"a line of more than {longest} bytes", place, "shorten or split it")
+                raise UsageError(f"a line of more than {format_size(longest)}", place, "shorten or split it")
             cut(place)
             _skip_line(file, longest)
             data = data[:longest]

@@ -29,6 +29,7 @@ from offramp.errors import UsageError
 from offramp.tasks.rows import Labelled
 from offramp.training.loss import distillation_losses, exit_losses, require_finite, weighted_loss
 from offramp.training.settings import TrainSettings
+from offramp.units import format_duration
 
 MEGABATCH = 50
 """Number of batches whose rows are sorted by length together."""
@@ -246,9 +247,9 @@ class _Progress(TrainerCallback):
         if logs and "loss" in logs and state.is_world_process_zero:  # the last call passes a summary instead
             first, began = self._began
             seconds_per_step = (time.monotonic() - began) / max(state.global_step - first, 1)
-            minutes = seconds_per_step * (state.max_steps - state.global_step) / 60
+            remaining = format_duration(seconds_per_step * (state.max_steps - state.global_step))
             line = f"step {state.global_step} of {state.max_steps}: loss {logs['loss']:.3f}"
-            self._progress(f"{line}, {minutes:.1f} minutes remaining")
+            self._progress(f"{line}, {remaining} remaining")
 
 
 def _arguments(settings: TrainSettings, num_rows: int, folder: Path) -> TrainingArguments:
