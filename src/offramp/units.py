@@ -16,6 +16,8 @@ _BINARY = {unit + end: 1 << bits for unit, bits in zip("kmgt", (10, 20, 30, 40))
 _SIZE_UNITS = {**_DECIMAL, **_BINARY}
 """Unit in lower case -> bytes. `128M` is 128 MiB, as in Docker, and so is `128Mi`, as in Kubernetes."""
 _TIME_UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
+_NEARLY_ONE = 0.9995
+"""Smallest number of units that is formatted in them: it is rounded to 1.00."""
 _QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE | re.ASCII)
 
 
@@ -50,9 +52,27 @@ def named_size(num_bytes: int) -> str:
     return f"{num_bytes >> 20}MiB" if num_bytes % (1 << 20) == 0 else f"{num_bytes}B"
 
 
+def named_budget(num_bytes: int) -> str:
+    """Return the size, rounded up to whole MiB, as text that `--budget` accepts."""
+    return named_size(-(-num_bytes >> 20) << 20)
+
+
+def named_duration(seconds: float) -> str:
+    """Return a duration above 0, rounded up to three digits, as text that `--deadline` accepts, such as `12.3ms`."""
+    decimals = 2 - math.floor(math.log10(seconds * 1e3))
+    return f"{math.ceil(seconds * 1e3 * 10**decimals) / 10**decimals:.{max(decimals, 0)}f}ms"
+
+
 def format_size(num_bytes: float) -> str:
-    """Return the size in MiB with one decimal, the format of all messages."""
-    return f"{num_bytes / (1 << 20):.1f} MiB"
+    """Return the size with at least three digits: in MiB, or below it in KiB or bytes. The format of all messages."""
+    for unit, unit_bytes in (("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if abs(num_bytes) >= _NEARLY_ONE * unit_bytes:
+            return f"{_three_digits(num_bytes / unit_bytes)} {unit}"
+    return f"{num_bytes:.4g} B"
+
+
+def _three_digits(number: float) -> str:
+    return f"{number:.{2 if abs(number) < 9.995 else 1}f}"
 
 
 def parse_duration(duration: Union[int, float, str]) -> float:
@@ -72,5 +92,8 @@ def parse_duration(duration: Union[int, float, str]) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """Return the duration as text with four significant digits, such as `12.3 ms` or `1.5 s`."""
-    return f"{seconds * 1e3:.4g} ms" if seconds < 1 else f"{seconds:.4g} s"
+    """Return the duration with at least three digits, such as `12.3 ms` or `1.50 s`. The format of all messages."""
+    for unit, unit_seconds, least in (("min", 60, 2), ("s", 1, _NEARLY_ONE), ("ms", 1e-3, _NEARLY_ONE)):
+        if abs(seconds) >= least * unit_seconds:
+            return f"{_three_digits(seconds / unit_seconds)} {unit}"
+    return f"{seconds * 1e6:.4g} us"

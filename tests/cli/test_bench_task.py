@@ -102,7 +102,7 @@ def test_what_cannot_be_measured_is_told_before_anything_is(refused, store, name
     stops(2, "'hope' is not a rule", store, *named, "--exit", "hope")
     stops(2, "patience:9", store, *named, "--exit", "patience:9")
     stops(2, "max_length 999", store, *named, "--max-length", 999)
-    stops(3, "budget of 1.0 MiB", store, *named, "--budget", "1MiB")
+    stops(3, "budget of 1.00 MiB", store, *named, "--budget", "1MiB")
     other = tmp_path / "other.tsv"
     other.write_text("sentence\tlabel\nthe bank\tham\nthe film\tspam\n")
     stops(2, "label 'ham' is none of business, film, sport", store, "--dev", other)

@@ -112,7 +112,7 @@ def test_a_drop_is_certified(tune, tmp_path):
 
 def test_a_deadline_goes_with_the_policy(run, tune, made, tmp_path):
     said = tune("--deadline", "5s", "--out", tmp_path / "policy.json")
-    assert "deadline: 5000 ms per request" in said.out
+    assert "deadline: 5.00 s per request" in said.out
     done = run("run", made / "store", "--exit", tmp_path / "policy.json", "--text", "a red rose", "--json")
     assert done.lines[-1]["record"]["deadline_seconds"] == 5.0
     other = run("run", made / "store", "--exit", tmp_path / "policy.json", "--deadline", "9s", "--text", "a", "--json")
@@ -198,7 +198,7 @@ def test_what_cannot_be_tuned_is_refused(refused, run, made, tmp_path):
     refused(2, "no goal", "tune", made / "store", *given)
     refused(2, "a duration must be a number above 0", "tune", made / "store", *given, "--latency", "soon")
     refused(3, "below the first exit", "tune", made / "store", *given, "--latency", "1us")
-    refused(3, "a deadline of 0.001 ms is below the first exit", "tune", made / "store", *given, "--deadline", "1us")
+    refused(3, "a deadline of 1 us is below the first exit", "tune", made / "store", *given, "--deadline", "1us")
     refused(2, "need at least", "tune", made / "store", *given, "--max-drop", 0.5)
     refused(4, "(backend 'ort' there, 'torch' here)", "tune", made / "store", *given, "--latency", "1s", "--backend",
             "torch")  # fmt: skip
@@ -276,7 +276,7 @@ def test_a_profile_tells_the_guard_what_to_expect(refused, run, made, tmp_path):
     done = run(*words, "--deadline", "10s", "--profile", made / "profile.json", "--json")
     assert done.code == 0, done.err
     told = (*words, "--profile", made / "profile.json", "--deadline", "1us")
-    refused(3, "a deadline of 0.001 ms is below the first exit", *told)
+    refused(3, "a deadline of 1 us is below the first exit", *told)
     other = tmp_path / "other.json"
     tree = json.loads((made / "profile.json").read_text())
     other.write_text(json.dumps({**tree, "fingerprint": {**tree["fingerprint"], "store_sha256": "another"}}))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from offramp.experiments import tuning
 from offramp.experiments.trials import Trials, exits_of, front
 from offramp.experiments.tuning import Goal, shortfall, tune
 from offramp.policies import parse, replay
-from offramp.policies.certify import certify
+from offramp.policies.certify import METHODS, certify
 from offramp.policies.codec import from_json, to_json
 from offramp.policies.fitting import TrainingSet, fit_index_risks, fit_risks, fit_stopping, fit_thresholds
 from offramp.policies.learned import Halting, Index
@@ -102,7 +103,7 @@ def test_time_is_used_where_chance_may_explain_a_better_score(transcripts, num_o
     exit_N[np.flatnonzero(right_N & wrong_N)[:num_other]] = 1
     slow = dataclasses.replace(fast, seconds=0.099, score=fast.score - num_other / 100, exit_N=exit_N)
     assert trials.best_use_of([fast, slow], 0.1, said.append) is (slow if used else fast)
-    assert ["takes 99.00 ms" in line and "in 50.00 ms" in line for line in said] == [True] * used
+    assert ["takes 99.0 ms" in line and "in 50.0 ms" in line for line in said] == [True] * used
     assert trials.best_use_of([fast, slow], 0.2, said.append) is fast, "which uses no more of it"
 
 
@@ -178,7 +179,7 @@ def test_texts_that_miss_the_deadline_at_every_exit_are_a_shortfall(transcripts,
 @pytest.mark.parametrize("name", ["latency_seconds", "deadline_seconds"])
 def test_what_is_below_the_first_exit_is_refused_with_what_would_do(transcripts, name):
     with pytest.raises(
-        BudgetError, match=r"of 1 ms is below the first exit - which takes .* ms in the mean - --\w+ .*ms"
+        BudgetError, match=r"of 1.00 ms is below the first exit - which takes .* ms in the mean - --\w+ .*ms"
     ):
         tune(transcripts[0], None, make_profile(), Goal(**{name: 0.001}), quiet)
 
@@ -196,9 +197,28 @@ def test_certificates_need_a_split_of_their_own(transcripts, tmp_path):
             tune(given, other, make_profile(), goal, quiet)
     few = make_transcript(tmp_path, "certify", 459, seed=7)
     with pytest.raises(
-        UsageError, match=r"459 samples - .* 0.5 points at confidence 0.9 need at least 460, .* 496 by ucb"
+        UsageError, match=r"with 459 rows the least drop that 90 % allows is 0.54 points - .*0.54, .* 496 rows .* 460"
     ):
         tune(given, few, make_profile(), goal, quiet)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("num_samples", "confidence"), [(5, 0.9), (60, 0.99), (230, 0.95), (900, 0.9)])
+def test_the_drop_that_is_named_can_be_certified_with_these_rows(
+    transcripts, tmp_path, method, num_samples, confidence
+):
+    few = make_transcript(tmp_path, "certify", num_samples, seed=7)
+    goal = Goal(max_drop=0.05, confidence=confidence, method=method)
+    with pytest.raises(UsageError, match=f"with {num_samples} rows the least drop") as refused:
+        tune(transcripts[0], few, make_profile(), goal, quiet)
+    named = re.search(r"give --max-drop ([0-9.]+), or", str(refused.value))
+    if named is None:
+        assert method == "ucb" and num_samples == 5
+        return
+    assert f"is {named[1]} points" in str(refused.value)
+    tune(transcripts[0], few, make_profile(), dataclasses.replace(goal, max_drop=float(named[1])), quiet)
+    with pytest.raises(UsageError):
+        tune(transcripts[0], few, make_profile(), dataclasses.replace(goal, max_drop=0.9 * float(named[1])), quiet)
 
 
 def test_where_exits_are_always_wrong_the_whole_model_is_what_is_left(tmp_path):
@@ -334,7 +354,7 @@ def test_at_a_batch_of_several_a_latency_is_a_share_of_the_pass(transcripts):
     file, _ = tune(transcripts[0], None, several, Goal(latency_seconds=asked), quiet)
     assert 0.9 * asked < file.predicted.seconds <= asked
     assert file.measured_on.batch == 8
-    with pytest.raises(BudgetError, match="a latency of 1 ms is below the first exit"):
+    with pytest.raises(BudgetError, match=r"a latency of 1.00 ms is below the first exit"):
         tune(transcripts[0], None, several, Goal(latency_seconds=0.001), quiet)
 
 
@@ -342,7 +362,7 @@ def test_a_deadline_is_that_of_the_whole_pass(transcripts):
     """A request is answered with the others of its batch, so the shares are of no use to it."""
     single, several = make_profile(), make_profile(fingerprint=MeasuredOn(batch=8))
     assert several.costs().seconds[0][0] < 0.01 < several.seconds[0][0]
-    with pytest.raises(BudgetError, match="a deadline of 10 ms is below the first exit"):
+    with pytest.raises(BudgetError, match=r"a deadline of 10.0 ms is below the first exit"):
         tune(transcripts[0], None, several, Goal(deadline_seconds=0.01), quiet)
     alone, together = Trials(transcripts[0], single, 0.16), Trials(transcripts[0], several, 0.16)
     assert (together.cap_N <= alone.cap_N).all(), "texts of a batch are longer"

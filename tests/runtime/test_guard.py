@@ -59,7 +59,7 @@ def test_other_durations_are_refused(text):
 
 def test_durations_are_shown():
     assert format_duration(0.0123) == "12.3 ms"
-    assert format_duration(2.5) == "2.5 s"
+    assert format_duration(2.5) == "2.50 s"
 
 
 @pytest.mark.parametrize("policy", ["none", "patience:1", "stage:3"])

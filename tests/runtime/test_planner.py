@@ -174,7 +174,8 @@ def test_a_budget_that_is_too_small_is_refused_with_the_smallest_that_would_do()
     plan = make_plan(items, BASE, 1 << 20)
     with pytest.raises(
         BudgetError,
-        match=r"^budget of 1.0 MiB is too small - process 3.9 MiB \+ activations 0.0 MiB \+ one slot for s00 0.2 MiB"
+        match=r"^budget of 1.00 MiB is too small - process 3.91 MiB \+ activations 40.0 KiB"
+        r" \+ one slot for s00 160.0 KiB"
         " - the smallest budget that works is --budget 5MiB$",
     ):
         plan.require_feasible(items)

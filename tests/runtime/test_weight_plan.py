@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from offramp.errors import BudgetError
 from offramp.runtime.weight_plan import plan_weights, reading_order, slice_bytes, smallest_bytes
+from offramp.units import named_size
 
 NAMES = "abcdefgh"
 names = st.sampled_from(NAMES)
@@ -68,7 +69,7 @@ def test_the_number_in_a_budget_error_is_the_smallest_limit_that_works(stages, s
     smallest = smallest_bytes(stages, sizes, pinned, sliceable)
     plan_weights(stages, sizes, pinned, smallest, sliceable)
     for limit in {smallest - 1, smallest // 2, 0, -5} - {smallest}:
-        with pytest.raises(BudgetError, match=rf"- the smallest weight budget that works is {smallest} bytes"):
+        with pytest.raises(BudgetError, match=rf"- the smallest weight budget that works is {named_size(smallest)}"):
             plan_weights(stages, sizes, pinned, limit, sliceable)
 
 
@@ -76,7 +77,7 @@ def test_a_budget_error_names_the_stage_that_needs_most():
     with pytest.raises(BudgetError) as caught:
         plan_weights(["a", "bc", "a"], {"a": 1 << 20, "b": 1 << 20, "c": 2 << 20}, (), 2 << 20)
     assert re.match(
-        r"a weight budget of 2\.0 MiB is too small for stage 1 - it needs 3\.0 MiB at once - ", str(caught.value)
+        r"a weight budget of 2\.00 MiB is too small for stage 1 - it needs 3\.00 MiB at once - ", str(caught.value)
     )
 
 

@@ -203,7 +203,7 @@ def test_a_small_disk(model, tmp_path):
     run = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
     assert run.returncode == 0, run.stderr
     asked, full = run.stdout.splitlines()
-    assert re.fullmatch(r"\d+ bytes needed, \d+ free - .* - free some space or .* \| store.partial", asked)
+    assert re.fullmatch(r"\S+ \S+ needed, \S+ \S+ free - .* - free some space or .* \| store.partial", asked)
     assert re.fullmatch(r"no space left - .* - free some space and run again.* \| store.partial", full)
 
 

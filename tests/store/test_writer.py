@@ -340,7 +340,7 @@ def test_space_is_asked_for_before_anything_is_written(tmp_path):
     free = shutil.disk_usage(tmp_path).free
     with StoreWriter(tmp_path / "store", FINGERPRINT) as writer:
         writer.require_space(free // 2)
-        with pytest.raises(DiskFullError, match=r"^\d+ bytes needed, \d+ free - ") as caught:
+        with pytest.raises(DiskFullError, match=r"^\S+ \S+ needed, \S+ \S+ free - ") as caught:
             writer.require_space(free * 2)
     assert caught.value.exit_code == 5
 

@@ -23,6 +23,7 @@ from offramp.streaming.placement import (  # noqa: E402
     sliceable_shards,
     streamed_shards,
 )
+from offramp.units import named_size  # noqa: E402
 from tests.division.modules import (  # noqa: E402
     CASES,
     WIDTH,
@@ -114,7 +115,7 @@ def test_one_byte_less_than_the_smallest_limit_is_refused_with_the_number_that_w
     make, inputs = CASES[name]
     store = shelf(make, inputs, key=name)
     low = smallest(store, sliced=True)
-    with pytest.raises(BudgetError, match=rf"- the smallest weight budget that works is {low} bytes"):
+    with pytest.raises(BudgetError, match=rf"- the smallest weight budget that works is {named_size(low)}"):
         offramp.stream(made(make), store, weight_budget=low - 1)
     with offramp.stream(made(make), store, weight_budget=low) as model:
         model(inputs)

@@ -219,7 +219,7 @@ def test_an_empty_split_is_refused(tmp_path):
 
 
 def test_what_is_neither_a_folder_nor_a_zip_is_refused(tmp_path):
-    with pytest.raises(UsageError, match=r"neither a folder nor a zip - .*absent - give a folder or a zip"):
+    with pytest.raises(UsageError, match=r"no such file or folder - .*absent"):
         images.class_names(tmp_path / "absent")
     (tmp_path / "text.txt").write_text("text")
     with pytest.raises(UsageError, match=r"not a whole zip \(.*\) - .*text.txt - get the data again"):
@@ -279,10 +279,10 @@ def test_bombs_are_not_unpacked(tmp_path):
     tracemalloc.start()
     try:
         with pytest.raises(
-            UsageError, match=r"image has more than 128 MiB - .*bomb.zip/cat/bomb.png - make it smaller"
+            UsageError, match=r"image has more than 128\.0 MiB - .*bomb.zip/cat/bomb.png - make it smaller"
         ):
             load_images(bomb, None)
-        with pytest.raises(UsageError, match="more than 128 MiB"):
+        with pytest.raises(UsageError, match=r"more than 128\.0 MiB"):
             Image(bomb, "cat/bomb.png").read()
         with pytest.raises(UsageError, match="image is damaged"):
             Image(liar, "cat/bomb.png").read()
@@ -296,9 +296,9 @@ def test_files_that_are_too_large_or_closed_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(images, "MAX_FILE_BYTES", 1 << 20)
     with (folder / "cat" / "large.jpg").open("wb") as file:
         file.truncate((1 << 20) + 1)
-    with pytest.raises(UsageError, match=r"image has more than 1 MiB - .*cat/large.jpg"):
+    with pytest.raises(UsageError, match=r"image has more than 1.00 MiB - .*cat/large.jpg"):
         load_images(folder, None)
-    with pytest.raises(UsageError, match=r"images cannot be read \(No such file or directory\) - .*absent.jpg"):
+    with pytest.raises(UsageError, match=r"no such file or folder - .*absent.jpg"):
         Image(folder / "absent.jpg").read()
 
 

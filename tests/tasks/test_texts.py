@@ -87,7 +87,7 @@ def test_of_a_long_line_the_beginning_is_read_and_this_is_said(write, said):
     path = write("some.txt", f"short\n{long}\nlast\n")
     texts = list(read_texts(path, log=said.append))
     assert texts == ["short", long[: MAX_TEXT_BYTES // 2], "last"]
-    assert said == [f"lines of which only the first 1 MiB was read: 1 ({path}:2)"]
+    assert said == [f"lines of which only the first 1.00 MiB was read: 1 ({path}:2)"]
 
 
 @pytest.mark.parametrize("suffix", ["txt", "tsv", "csv", "jsonl"])
@@ -242,7 +242,7 @@ def test_what_is_wrong_is_told(write, name, content, columns, message):
 
 
 def test_a_missing_file_and_a_folder_are_told_at_the_call(tmp_path):
-    with pytest.raises(UsageError, match=r"No such file.*none\.txt"):
+    with pytest.raises(UsageError, match=r"no such file.*none\.txt"):
         read_texts(tmp_path / "none.txt")
     (tmp_path / "folder.txt").mkdir()
     with pytest.raises(UsageError, match=r"Is a directory.*folder\.txt"):

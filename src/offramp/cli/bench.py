@@ -17,7 +17,7 @@ from typing import Any
 from offramp.cli import options
 from offramp.cli.options import count, emit, log, percents, table_of
 from offramp.errors import UsageError
-from offramp.units import format_size
+from offramp.units import format_duration, format_size
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -76,9 +76,9 @@ _BUDGET_COLUMNS = {
     "budget": lambda record: _budget(record["config"]["budget"]),
     "predicted peak": lambda record: format_size(record["predicted_peak_bytes"]),
     "measured peak": lambda record: format_size(record["peak_rss_bytes"]),
-    "median latency": lambda record: f"{record['latency_seconds_median'] * 1e3:.1f} ms",
-    "p95 latency": lambda record: f"{record['latency_seconds_p95'] * 1e3:.1f} ms",
-    "latency bound": lambda record: f"{record['bound_seconds'] * 1e3:.1f} ms",
+    "median latency": lambda record: format_duration(record["latency_seconds_median"]),
+    "p95 latency": lambda record: format_duration(record["latency_seconds_p95"]),
+    "latency bound": lambda record: format_duration(record["bound_seconds"]),
     "bound / median": lambda record: f"{100 * record['bound_seconds'] / record['latency_seconds_median']:.0f} %",
     "bytes read per input": lambda record: format_size(record["bytes_read_per_input"]),
 }
@@ -130,9 +130,9 @@ def _interval(form: str, measured: Any, name: str) -> str:
 _RIVAL_COLUMNS = {
     "policy": lambda measured: measured.rival if measured.rival == "plain" else measured.exit,
     "batch": lambda measured: measured.batch,
-    "p50 latency": lambda measured: f"{measured.latency_seconds_p50 * 1e3:.2f} ms",
-    "p90 latency": lambda measured: f"{measured.latency_seconds_p90 * 1e3:.2f} ms",
-    "p99 latency": lambda measured: f"{measured.latency_seconds_p99 * 1e3:.2f} ms",
+    "p50 latency": lambda measured: format_duration(measured.latency_seconds_p50),
+    "p90 latency": lambda measured: format_duration(measured.latency_seconds_p90),
+    "p99 latency": lambda measured: format_duration(measured.latency_seconds_p99),
     "inputs / s": lambda measured: f"{measured.texts_per_second:.1f}",
     "peak memory": lambda measured: format_size(measured.peak_rss_bytes),
     "bytes read / input": lambda measured: format_size(measured.bytes_read_per_text),

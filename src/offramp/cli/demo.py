@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from offramp.cli.options import emit, log, size, table_of
-from offramp.units import format_size
+from offramp.units import format_duration, format_size
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +41,7 @@ _COLUMNS = {
     "accuracy [95 %]": lambda row: f"{row.accuracy:.3f} [{row.accuracy_low:.3f} {row.accuracy_high:.3f}]",
     "mean exit": lambda row: "-" if row.mean_exit is None else f"{row.mean_exit:.2f}",
     "bytes read per text": lambda row: _size_or_dash(row.bytes_read_per_input),
-    "median latency": lambda row: f"{row.latency_seconds_median * 1e3:.1f} ms",
+    "median latency": lambda row: format_duration(row.latency_seconds_median),
     "predicted peak": lambda row: _size_or_dash(row.predicted_peak_bytes),
     "measured peak": lambda row: format_size(row.peak_rss_bytes),
     "budget": lambda row: _size_or_dash(row.budget_bytes),

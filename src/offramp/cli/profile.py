@@ -8,6 +8,7 @@ from pathlib import Path
 
 from offramp.cli.options import add_engine, emit, engine_config, log, require_writable, table
 from offramp.errors import UsageError
+from offramp.units import format_duration
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +38,7 @@ def main(args: argparse.Namespace) -> None:
         emit(tree)
         return
     rows = [
-        (length, *(f"{seconds / profile.batch * 1e3:.2f} ms" for seconds in row))
+        (length, *(format_duration(seconds / profile.batch) for seconds in row))
         for length, row in zip(profile.lengths, profile.seconds)
     ]
     print(table(("tokens", *(f"exit {number}" for number in range(1, profile.num_exits + 1))), rows))

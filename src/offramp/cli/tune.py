@@ -23,7 +23,7 @@ from offramp.cli.options import (
     warn,
 )
 from offramp.errors import RefusedError, StoreError, UsageError
-from offramp.units import format_size, named_size
+from offramp.units import format_duration, format_size, named_size
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -68,8 +68,8 @@ def main(args: argparse.Namespace) -> None:
     from offramp.store.policy_file import write_policy
     from offramp.store.transcript import read_transcript
 
-    if Path(args.out).parent.is_dir():  # else it is created
-        require_writable(args.out, atomic=True)
+    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+    require_writable(args.out, atomic=True)
     wanted = (args.latency, args.max_drop, args.confidence, args.method, args.deadline)
     goal = Goal(*wanted, include_training_rows=args.include_training_rows)
     folder = Path(args.transcript)
@@ -111,7 +111,7 @@ def _print_rows(title: str, rows: list[dict[str, Any]]) -> None:
         title: lambda row: row["policy"],
         "score (%)": lambda row: f"{row['score']:.1f}",
         "loss (points)": lambda row: f"{row['loss']:+.2f}",
-        "latency": lambda row: f"{row['seconds'] * 1e3:.2f} ms",
+        "latency": lambda row: format_duration(row["seconds"]),
         "mean exit": lambda row: f"{row['mean_exit']:.2f}",
     }
     print(table_of(rows, columns))
@@ -120,10 +120,10 @@ def _print_rows(title: str, rows: list[dict[str, Any]]) -> None:
 def _print_policy(name: str, file: Any, policy: object) -> None:
     predicted, certificate = file.predicted, file.certificate
     score = f"score {predicted.score:.1f} ({0.0 - predicted.loss:+.2f} relative to the last exit)"
-    latency = f"{predicted.seconds * 1e3:.2f} ms per input at batch {file.measured_on.batch or 1}"
+    latency = f"{format_duration(predicted.seconds)} per input at batch {file.measured_on.batch or 1}"
     print(f"{name}: {policy}, {score}, {latency}, mean exit {predicted.mean_exit:.2f}")
     if file.deadline_seconds is not None:
-        print(f"deadline: {file.deadline_seconds * 1e3:g} ms per request")
+        print(f"deadline: {format_duration(file.deadline_seconds)} per request")
     if certificate is None:
         return
     loss = f"loses at most {100 * certificate['epsilon']:g} points"

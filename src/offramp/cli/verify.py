@@ -4,6 +4,7 @@ import argparse
 
 from offramp.cli.options import emit
 from offramp.errors import DamagedError
+from offramp.units import format_size
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -28,4 +29,4 @@ def main(args: argparse.Namespace) -> None:
         what = f"{num_bad} of {len(checks)} files do not match the manifest"
         raise DamagedError(what, args.store, "divide the model again")
     if not args.json:
-        print(f"{len(checks)} files, {sum(check.bytes for check in checks)} bytes: all match the manifest")
+        print(f"{len(checks)} files, {format_size(sum(check.bytes for check in checks))}: all match the manifest")

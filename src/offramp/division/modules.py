@@ -32,6 +32,7 @@ from offramp.streaming import layouts, placeholders
 from offramp.streaming.capture import Arguments, LastUsed, value_of
 from offramp.streaming.placement import NAMES
 from offramp.streaming.stages import StagePlan, plan_stages
+from offramp.units import format_size
 
 Weights = Mapping[str, placeholders.Weight]
 Chunks = Callable[[str], Iterator[bytes | memoryview]]
@@ -138,7 +139,9 @@ def divide_module(
     original = Original(module, weights, LastUsed(origin.fetch, KEPT_BYTES), config.say)
     (run, outputs), sizes = original.trace(example, made_up=made_up), placeholders.sizes_of(weights)
     plan = plan_stages(run, sizes, config.stage_bytes, points=() if origin.exits is None else origin.exits.calls)
-    config.say(f"{len(plan.stages)} stages of at most {max(sizes.of(stage.uses) for stage in plan.stages)} bytes")
+    config.say(
+        f"{len(plan.stages)} stages of at most {format_size(max(sizes.of(stage.uses) for stage in plan.stages))}"
+    )
     original = original.with_examples(example, [Arguments(inputs) for inputs in config.more_inputs], outputs)
     with config.writer(store, f"{origin.source.fingerprint} {placeholders.fingerprint(weights)}") as writer:
         writer.require_space(sum(weight.num_bytes for weight in weights.values()))

@@ -28,6 +28,7 @@ from offramp.runtime.profile import DeviceProfile
 from offramp.store.transcript import Transcript
 from offramp.tasks.examples import spread
 from offramp.tasks.metrics import paired_interval, score
+from offramp.units import format_duration
 
 FOLDS = 3
 MAX_TRAINING_SAMPLES = 6000
@@ -204,8 +205,8 @@ class Trials:
         if low > 0 or low == high:  # outside the interval, or no interval as all answers are equal
             return best
         if gain > 0:
-            faster = f"{best.policy} scores {gain:.2f} more in {best.seconds * 1e3:.2f} ms"
-            log(f"{slower.policy} takes {slower.seconds * 1e3:.2f} ms; {faster}, which may be chance")
+            faster = f"{best.policy} scores {gain:.2f} more in {format_duration(best.seconds)}"
+            log(f"{slower.policy} takes {format_duration(slower.seconds)}; {faster}, which may be chance")
         return slower
 
     def _decision_seconds(self, policy: Policy) -> float:

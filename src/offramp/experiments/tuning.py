@@ -6,6 +6,7 @@ the selection otherwise.
 Shapes: K exits, N samples, C outputs of a head.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,14 +19,14 @@ from offramp.experiments.children import Log
 from offramp.experiments.evaluation import answer_at
 from offramp.experiments.trials import Candidate, Trials, best_at, front, reachable
 from offramp.policies import FullDepth, StopAt, replay
-from offramp.policies.certify import Certificate, certify, losses, samples_needed
+from offramp.policies.certify import Certificate, certify, is_certifiable, least_epsilon, losses, samples_needed
 from offramp.policies.codec import to_json
 from offramp.policies.evidence import MULTI_LABEL
 from offramp.runtime.profile import DeviceProfile
 from offramp.store.policy_file import PolicyFile, Prediction
 from offramp.store.transcript import Transcript
 from offramp.tasks.metrics import bootstrap, score
-from offramp.units import format_duration
+from offramp.units import format_duration, named_duration
 
 BOOTSTRAP_ROUNDS = 300
 MANY_SAMPLES = 100_000
@@ -155,7 +156,8 @@ def _certified(
             break
         last, risk = last + 1, drop / 100
     what = f"policy is {kind} to lose at most {goal.max_drop:g} points on {len(truth_N)} samples"
-    remedy = "allow a larger --max-drop, a smaller --confidence, or certify on more"
+    allowed = _allowed(len(truth_N), goal.confidence, "ltt" if method == "bootstrap" else method)
+    remedy = f"allow a larger --max-drop, a smaller --confidence, or certify on more ({allowed})"
     if last < 0:  # not even the full model
         raise RefusedError(f"no {what}", certify_on.path, remedy)
     if last == 0:
@@ -199,13 +201,30 @@ def _require_usable(transcript: Transcript, certify_on: Transcript | None, profi
     if num_shared:
         what = f"{num_shared} rows of the certify split are in the tune split too"
         raise UsageError(what, certify_on.path, "write both at once: offramp eval --split tune,certify")
-    levels, method = (goal.max_drop / 100, 1 - goal.confidence), _method(about.metrics, goal)
-    num_samples, least = len(certify_on.labels_N), samples_needed(*levels, "crc" if method == "crc" else "ltt")
-    needed = samples_needed(*levels, method) if method == "ucb" and least < MANY_SAMPLES else least
-    if num_samples < needed:
-        rule = f"{goal.max_drop:g} points at confidence {goal.confidence:g} need at least {least}, all without a loss"
-        more = "" if needed == least else f", and {needed} by {method}; --method ltt needs no more than {least}"
-        raise UsageError(f"the certify split has {num_samples} samples", certify_on.path, rule + more)
+    num_samples, levels = len(certify_on.labels_N), (goal.max_drop / 100, 1 - goal.confidence)
+    method = _method(about.metrics, goal)
+    rule = "ltt" if method == "bootstrap" else method  # no method with a confidence needs fewer
+    if is_certifiable(num_samples, *levels, rule):
+        return
+    fewest = samples_needed(*levels, "crc" if rule == "crc" else "ltt")
+    needed = samples_needed(*levels, rule) if rule == "ucb" and fewest < MANY_SAMPLES else fewest
+    more = f"certify on {needed} rows or more, of which none has a loss"
+    more += f", or --method ltt, which needs no more than {fewest}" if needed > fewest else ""
+    least = _least_drop(num_samples, goal.confidence, rule)
+    what = f"{goal.max_drop:g} points cannot be certified: {_allowed(num_samples, goal.confidence, rule)}"
+    raise UsageError(what, certify_on.path, f"give --max-drop {least:g}, or {more}" if least < 100 else more)
+
+
+def _least_drop(num_samples: int, confidence: float, rule: str) -> float:
+    """Return the points that so many samples can certify if none has a loss, rounded up to two digits."""
+    points = 100 * least_epsilon(num_samples, 1 - confidence, rule)
+    step = 10.0 ** (math.floor(math.log10(points)) - 1)
+    return float(f"{math.ceil(points / step - 1e-6) * step:.4g}")
+
+
+def _allowed(num_samples: int, confidence: float, rule: str) -> str:
+    allows = "certified in the mean" if rule == "crc" else f"that {100 * confidence:g} % allows"
+    return f"with {num_samples} rows the least drop {allows} is {_least_drop(num_samples, confidence, rule):g} points"
 
 
 def _shared_rows(transcript: Transcript, other: Transcript) -> int:
@@ -246,5 +265,5 @@ def _require_possible(trials: Trials, goal: Goal) -> None:
     for name, seconds, smallest in asked:
         if seconds is not None and seconds < smallest:
             what = f"a {name} of {format_duration(seconds)} is below the first exit"
-            remedy = f"--{name} {smallest * 1.05e3:.3g}ms is about the smallest that works"
+            remedy = f"--{name} {named_duration(1.05 * smallest)} is about the smallest that works"
             raise BudgetError(what, f"which takes {format_duration(smallest)} in the mean", remedy)

@@ -22,6 +22,7 @@ from offramp.policies.policy import MemorylessPolicy
 from offramp.program.inputs import Batch
 from offramp.runtime.profile import DeviceProfile, Table, cached_profile, fingerprint_of, save_profile
 from offramp.tasks.text import token_batch
+from offramp.units import format_duration
 
 if TYPE_CHECKING:
     from offramp.session.classifier import Classifier
@@ -130,7 +131,7 @@ def measure_profile(classifier: Classifier, longest: int, log: Log, max_seconds:
         if number == 1:
             rounds = max(1, min(NUM_ROUNDS, int(max_seconds / elapsed)))
             what = f"{len(profiler.lengths)} lengths x {classifier.num_exits} exits"
-            log(f"profiling {what}: {elapsed * rounds:.0f} s in all")
+            log(f"profiling {what}: {format_duration(elapsed * rounds)} in all")
         if elapsed * (number + 1) / number > max_seconds:
             break
     return profiler.profile()

@@ -16,7 +16,7 @@ from itertools import chain, combinations
 from typing import FrozenSet, Iterable, Iterator, List, Sequence, Set, Tuple
 
 from offramp.errors import BudgetError
-from offramp.units import format_size
+from offramp.units import format_size, named_budget
 
 PAGE_BYTES = 4096
 """Unit in bytes to which buffers are rounded."""
@@ -67,8 +67,11 @@ class Plan:
         """True if the plan fits the budget."""
         return self.predicted_peak_bytes <= self.budget_bytes
 
-    def require_feasible(self, items: Sequence[Item]) -> None:
-        """Raise BudgetError with the smallest budget that works and the reason, unless the plan is feasible."""
+    def require_feasible(self, items: Sequence[Item], hint: str = "") -> None:
+        """Raise BudgetError with the smallest budget that works and the reason, unless the plan is feasible.
+
+        `hint` follows the remedy.
+        """
         if self.feasible:
             return
         largest = max(items, key=lambda item: item.num_bytes)
@@ -76,7 +79,7 @@ class Plan:
             f"budget of {format_size(self.budget_bytes)} is too small",
             f"process {format_size(self.base_bytes)} + activations {format_size(self.activation_bytes)}"
             f" + one slot for {largest.shard} {format_size(page_rounded(largest.num_bytes))}",
-            f"the smallest budget that works is --budget {-(-self.smallest_budget_bytes >> 20)}MiB",
+            f"the smallest budget that works is --budget {named_budget(self.smallest_budget_bytes)}{hint}",
         )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import FrozenSet, Iterable, List, Mapping, NamedTuple, Sequence
 
 from offramp.errors import BudgetError
-from offramp.units import format_size
+from offramp.units import format_size, named_size
 
 SLICE_BYTES = 8 << 20
 """Maximum size of one slice of rows in bytes."""
@@ -47,7 +47,7 @@ def plan_weights(
         index = stage_bytes.index(max(stage_bytes))
         what = f"a weight budget of {format_size(limit_bytes)} is too small for stage {index}"
         why = f"it needs {format_size(stage_bytes[index])} at once"
-        raise BudgetError(what, why, f"the smallest weight budget that works is {needed} bytes")
+        raise BudgetError(what, why, f"the smallest weight budget that works is {named_size(needed)}")
     reserved = slice_bytes(sliced, sizes)
     residents = _residents(rest, sizes, kept, limit_bytes - reserved)
     resident_bytes = _bytes(residents, sizes)

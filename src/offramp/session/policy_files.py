@@ -20,7 +20,7 @@ from offramp.runtime.profile import DeviceProfile
 from offramp.session.classifier import Classifier
 from offramp.store import Store
 from offramp.store.policy_file import MeasuredOn, PolicyFile, read_policy
-from offramp.units import format_duration
+from offramp.units import format_duration, named_duration
 
 _WARM_UPS = 3
 """Passes without weights of which the fastest tells what the first exit takes at least."""
@@ -171,7 +171,7 @@ def expect_profile(
     if first > guard.deadline_seconds:
         what = f"a deadline of {format_duration(guard.deadline_seconds)} is below the first exit"
         where = f"which takes {format_duration(first)} for {profile.lengths[0]} tokens"
-        raise BudgetError(what, where, f"--deadline {first * 1.2e3:.3g}ms works for such inputs")
+        raise BudgetError(what, where, f"--deadline {named_duration(1.2 * first)} works for such inputs")
 
 
 def _least_seconds(classifier: Classifier) -> float:

@@ -40,7 +40,7 @@ from offramp.streaming.capture import Arguments, surround, tensors_of
 from offramp.streaming.layouts import layouts_of
 from offramp.streaming.matching import matching_module
 from offramp.streaming.placeholders import Placeholder, weights_of
-from offramp.units import format_size, parse_size
+from offramp.units import format_size, named_budget, parse_size
 
 READ_AHEAD = 64
 """Most shards that are read ahead; in practice the memory for streamed shards is the limit."""
@@ -364,7 +364,7 @@ def stream(
         what = f"budget of {format_size(limit)} is too small"
         parts = f"process {format_size(base_bytes)} + activations {format_size(activation_bytes)} + weights"
         needed = other + placement.smallest_weights(opened, sizes)
-        raise BudgetError(what, parts, f"the smallest budget that works is {-(-needed >> 20)}MiB") from None
+        raise BudgetError(what, parts, f"the smallest budget that works is {named_budget(needed)}") from None
 
 
 def _measure_activations(module: nn.Module, store: Store, inputs: Arguments, reads: str) -> int:

@@ -13,7 +13,8 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any, Callable, Dict, Iterator, List, Optional, Tuple, Union
 
-from offramp.errors import UsageError, shown
+from offramp.errors import UsageError, missing, shown
+from offramp.units import format_size
 
 MAX_TEXT_BYTES = 1 << 20
 """Bytes read of a line of plain text. The rest is skipped: it lies far behind the longest text that a model reads."""
@@ -70,6 +71,8 @@ def open_source(source: Union[str, Path]) -> Iterator[IO[bytes]]:
     try:
         with nullcontext(sys.stdin.buffer) if source == "-" else open(source, "rb") as file:
             yield file
+    except FileNotFoundError:
+        raise missing(source) from None
     except OSError as error:
         raise UsageError(f"input cannot be read ({error.strerror})", source, "check the path") from None
 
@@ -102,7 +105,7 @@ def lines_of(
         is_cut = len(data) > longest and not data.endswith(b"\n")
         if is_cut:
             if cut is None:
-                raise UsageError(f"a line of more than {longest} bytes", place, "shorten or split it")
+                raise UsageError(f"a line of more than {format_size(longest)}", place, "shorten or split it")
             cut(place)
             _skip_line(file, longest)
             data = data[:longest]

@@ -17,10 +17,11 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, Collection, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
-from offramp.errors import UsageError, import_error
+from offramp.errors import UsageError, import_error, missing
 from offramp.tasks.frames import frame_rows, is_frame, require_distinct
 from offramp.tasks.lines import MAX_ROW_BYTES, MAX_TEXT_BYTES, Line, Log, Notes, is_pipe, lines_of, open_source, silent
 from offramp.tasks.text import Text
+from offramp.units import format_size
 
 Row = Tuple[str, Mapping[str, Any]]
 """Position of a row (`FILE:LINE`), and column -> cell: text, or a value of JSON, Parquet or a table in memory."""
@@ -73,6 +74,8 @@ class Layout:
             return found
         if is_pipe(source) or str(source).startswith(("/dev/", "/proc/")):
             return PLAIN
+        if not Path(source).exists():
+            raise missing(source)
         remedy = f"give a {', '.join(f'.{name}' for name in (PLAIN, *READERS))} file, or --input-format"
         raise UsageError(f"unknown kind of input {Path(source).suffix!r}", source, remedy)
 
@@ -371,7 +374,7 @@ def _counted(texts: Iterator[Tuple[str, Text]], notes: Notes) -> Iterator[Text]:
 
 
 def _plain_texts(source: Source, notes: Notes) -> Iterator[Tuple[str, Text]]:
-    cut = partial(notes.add, f"lines of which only the first {MAX_TEXT_BYTES >> 20} MiB was read")
+    cut = partial(notes.add, f"lines of which only the first {format_size(MAX_TEXT_BYTES)} was read")
     with open_source(source) as file:
         for number, (place, text) in enumerate(lines_of(source, file, MAX_TEXT_BYTES, cut)):
             if number == 0 and re.match(r'\{\s*"', text):

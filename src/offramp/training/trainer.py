@@ -29,6 +29,7 @@ from offramp.errors import UsageError
 from offramp.tasks.rows import Labelled
 from offramp.training.loss import distillation_losses, exit_losses, require_finite, weighted_loss
 from offramp.training.settings import TrainSettings
+from offramp.units import format_duration
 
 MEGABATCH = 50
 """Number of batches whose rows are sorted by length together."""
@@ -192,7 +193,8 @@ class ExitTrainer(Trainer):
         logits = model(**inputs, last_only=True) if last_only else model(**inputs)
         losses = exit_losses([logits_BC.float() for logits_BC in logits], labels, self.problem)
         where = f"training step {state.global_step + 1}"
-        require_finite(losses, "loss", where, first_exit=len(self.weights) if last_only else 1)
+        given = {} if objective == "heads-only" else inputs
+        require_finite(losses, "loss", where, len(self.weights) if last_only else 1, given)
         if objective == "distill":
             losses = distillation_losses(losses, logits, self.problem)
         weights = self.weights
@@ -246,9 +248,9 @@ class _Progress(TrainerCallback):
         if logs and "loss" in logs and state.is_world_process_zero:  # the last call passes a summary instead
             first, began = self._began
             seconds_per_step = (time.monotonic() - began) / max(state.global_step - first, 1)
-            minutes = seconds_per_step * (state.max_steps - state.global_step) / 60
+            remaining = format_duration(seconds_per_step * (state.max_steps - state.global_step))
             line = f"step {state.global_step} of {state.max_steps}: loss {logs['loss']:.3f}"
-            self._progress(f"{line}, {minutes:.1f} minutes remaining")
+            self._progress(f"{line}, {remaining} remaining")
 
 
 def _arguments(settings: TrainSettings, num_rows: int, folder: Path) -> TrainingArguments:
