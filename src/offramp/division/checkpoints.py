@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from offramp.checkpoints.inputs import BATCH, LENGTH, example_texts, padded, task_of, texts_of
 from offramp.checkpoints.source import Source, open_source
+from offramp.checkpoints.tokenizing import Say, store_tokenizer
 from offramp.division.config import DivisionConfig
 from offramp.division.messages import listed
 from offramp.division.modules import CHUNK_BYTES, Origin, TrainedExits, divide_module, in_memory
@@ -50,7 +51,7 @@ def divide_checkpoint(folder: Path, store: Path, config: DivisionConfig) -> Path
                     weight.put(_read(source, names[name]))
         texts = texts_of(module, folder)
         example = dict(config.inputs) if config.inputs else example_of(module, folder, texts)
-        return divide_module(module, example, store, config, _origin(module, names, source, texts))
+        return divide_module(module, example, store, config, _origin(module, names, source, texts, config.say))
 
 
 def _names(module: nn.Module, source: Source) -> dict[str, str] | None:
@@ -97,12 +98,15 @@ def _renamed(module: nn.Module, source: Source) -> dict[str, str] | None:
     return found
 
 
-def _origin(module: nn.Module, names: Mapping[str, str] | None, source: Source, texts: Texts | None) -> Origin:
+def _origin(
+    module: nn.Module, names: Mapping[str, str] | None, source: Source, texts: Texts | None, say: Say
+) -> Origin:
     """Return the origin in the checkpoint's tensors, or in the module where it holds its weights (`names` is None)."""
 
     def write_files(writer: StoreWriter) -> list[m.File]:
         paths = [source.folder / "config.json", *source.companions()]
-        return [writer.add_copy(path.name, path) for path in paths]
+        made = [] if texts is None else store_tokenizer(source.folder, writer, say)
+        return [*(writer.add_copy(path.name, path) for path in paths), *made]
 
     kind = str(getattr(module.config, "model_type", "module"))
     described = m.Source(source.fingerprint(), type(module).__name__, kind, "eager")

@@ -3,17 +3,12 @@
 from collections.abc import Sequence
 
 from offramp.errors import StageError
+from offramp.errors import said as said
 
 
 def listed(items: Sequence[str], num_shown: int = 5) -> str:
     """Return the first items, separated by commas."""
     return ", ".join(items[:num_shown]) + (", ..." if len(items) > num_shown else "")
-
-
-def said(error: Exception) -> str:
-    """Return the class of an exception and the first line of its message."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
-    return f"{type(error).__name__}: {lines[0][:300]}"
 
 
 def no_graph(what: str, where: object = None) -> StageError:
