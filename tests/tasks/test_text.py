@@ -559,7 +559,6 @@ def test_a_folder_with_a_tokenizer_is_recognised(tmp_path, make):
     [
         ("tokenizer.json", "{", "cannot be read"),
         ("tokenizer.json", "{}", "cannot be read"),
-        ("tokenizer.json", '{"model": {"type": "WordLevel", "vocab": {}, "unk_token": "?"}}', "cannot be read"),
         ("tokenizer_config.json", "{", r"not JSON.*tokenizer_config\.json"),
         ("tokenizer_config.json", "[]", r"not a JSON object.*tokenizer_config\.json"),
         ("tokenizer_config.json", '{"do_lower_case": "yes"}', "cannot be read"),
@@ -573,6 +572,12 @@ def test_a_damaged_tokenizer_is_refused(folder, name, content, message):
     (folder / name).write_text(content)
     with pytest.raises(SourceError, match=message):
         TextEncoder.from_folder(folder, encoder())
+
+
+def test_a_word_without_a_token_is_refused(folder):
+    (folder / "tokenizer.json").write_text('{"model": {"type": "WordLevel", "vocab": {}, "unk_token": "?"}}')
+    with pytest.raises(SourceError, match="no token for a part of a text"):
+        TextEncoder.from_folder(folder, encoder()).encode(["a"])
 
 
 def test_without_the_library_the_extra_is_named(folder, monkeypatch):

@@ -228,7 +228,11 @@ class TextEncoder:
         return num_tokens
 
     def _encoding(self, text: str) -> Any:
-        return self._tokenizer.encode(_SURROGATE.sub("\ufffd", text), add_special_tokens=False)
+        try:
+            return self._tokenizer.encode(_SURROGATE.sub("\ufffd", text), add_special_tokens=False)
+        except Exception as error:  # of whatever kind: the library raises Exception for a word without a token
+            what = f"the tokenizer has no token for a part of a text ({error})"
+            raise SourceError(what, None, "use a tokenizer with an unknown token") from None
 
 
 def _shares(lengths: List[int], room: int) -> List[int]:
