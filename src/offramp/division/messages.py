@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable, Sequence
 from itertools import takewhile
 
 from offramp.errors import StageError
+from offramp.errors import said as said
 
 
 def listed(items: Sequence[str], num_shown: int = 5) -> str:
@@ -46,12 +47,6 @@ def _layer(name: str) -> int:
     """Return the number of the layer that a tensor belongs to, or -1."""
     number = re.search(r"\.(\d+)\.", name)
     return int(number[1]) if number else -1
-
-
-def said(error: Exception) -> str:
-    """Return the class of an exception and the first line of its message."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
-    return f"{type(error).__name__}: {lines[0][:300]}"
 
 
 def no_graph(what: str, where: object = None) -> StageError:

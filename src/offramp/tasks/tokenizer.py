@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Callable, Container, Dict, Iterator, Optional, Tuple, Union
 
 from offramp.errors import OfframpError, SourceError, import_error
+from offramp.tasks.tokenizer_settings import TokenizerSettings, length_of, read_settings
 
 _LAYOUTS: Tuple[Tuple[str, ...], ...] = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"))
 _SENTENCEPIECE = ("sentencepiece.bpe.model", "spiece.model", "tokenizer.model")
@@ -28,21 +29,37 @@ def has_tokenizer(folder: Union[str, Path]) -> bool:
 
 
 def tokenizer_length(folder: Union[str, Path]) -> Optional[int]:
-    """Return `model_max_length` of `tokenizer_config.json`, or None if it is absent or stands for "unlimited"."""
-    found = read_object(Path(folder) / "tokenizer_config.json").get("model_max_length")
-    return int(found) if isinstance(found, (int, float)) and 0 < found < 1 << 20 else None
+    """Return the tokens to which the tokenizer of a folder truncates; None: it names no limit, or no sensible one."""
+    settings = read_settings(Path(folder)) or _settings(read_object(Path(folder) / "tokenizer_config.json"))
+    return settings.max_length
 
 
-def read_tokenizer(folder: Path) -> Tuple[Any, Dict[str, Any]]:
-    """Read the `tokenizers.Tokenizer` of a model folder, and its `tokenizer_config.json`.
+def read_tokenizer(folder: Path) -> Tuple[Any, TokenizerSettings]:
+    """Read the `tokenizers.Tokenizer` of a model folder or a store, and the settings for it.
 
-    The files are `tokenizer.json`, else `vocab.txt` (BERT layout), else `vocab.json` with `merges.txt` (RoBERTa
-    layout). As in transformers, `tokenizer_config.json` overrides what `tokenizer.json` says about case, accents,
-    Chinese characters and the space before the first word.
+    A store that was divided where transformers is installed has the tokenizer and the settings of `AutoTokenizer` (see
+    `checkpoints.tokenizing`). Otherwise the files are `tokenizer.json`, else `vocab.txt` (BERT layout), else
+    `vocab.json` with `merges.txt` (RoBERTa layout). As in transformers, `tokenizer_config.json` then overrides what
+    `tokenizer.json` says about case, accents, Chinese characters and the space before the first word, and adds tokens.
 
     Raises SourceError for a folder without a tokenizer, MissingExtraError without the tokenizers library; other errors
     are those of the library (see `library_errors`).
     """
+    settings = read_settings(folder)
+    if settings is not None:
+        tokenizer = _library().Tokenizer.from_file(str(folder / str(settings.tokenizer)))
+    else:
+        tokenizer, config = _from_files(folder)
+        settings = _settings(config, (tokenizer.truncation or {}).get("direction", "right"))
+    if settings.splits_special_tokens:
+        tokenizer.encode_special_tokens = True
+    tokenizer.no_truncation()
+    tokenizer.no_padding()  # a tokenizer.json may pad every text to 128 tokens
+    return tokenizer, settings
+
+
+def _from_files(folder: Path) -> Tuple[Any, Dict[str, Any]]:
+    """Return the tokenizer of the first layout that a folder has, and its `tokenizer_config.json`."""
     layout = _layout(folder)
     if layout is None:
         sentencepiece = next((name for name in _SENTENCEPIECE if (folder / name).is_file()), None)
@@ -53,6 +70,16 @@ def read_tokenizer(folder: Path) -> Tuple[Any, Dict[str, Any]]:
     own = read_object(folder / "tokenizer_config.json")
     config = {"tokenizer_class": read_object(folder / "config.json").get("tokenizer_class"), **own}
     return _BUILDERS[_LAYOUTS.index(layout)](folder, config), config
+
+
+def _settings(config: Dict[str, Any], side: str = "right") -> TokenizerSettings:
+    """Return the settings in a `tokenizer_config.json`; `side` is the one of truncation in `tokenizer.json`."""
+    return TokenizerSettings(
+        max_length=length_of(config.get("model_max_length", config.get("max_len"))),
+        keeps_end=config.get("truncation_side", side) == "left",
+        has_types="token_type_ids" in config.get("model_input_names", ["token_type_ids"]),
+        splits_special_tokens=bool(config.get("split_special_tokens")),
+    )
 
 
 @contextmanager
@@ -95,6 +122,7 @@ def _library() -> Any:
 def _from_tokenizer_json(folder: Path, config: Dict[str, Any]) -> Any:
     library = _library()
     tokenizer = library.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    _add_tokens(tokenizer, folder, config.get("added_tokens_decoder") or {})
     if config["tokenizer_class"] in _GENERIC_CLASSES:
         return tokenizer
     normalizing = {"strip_accents": "strip_accents", "handle_chinese_chars": "tokenize_chinese_chars"}
@@ -108,6 +136,17 @@ def _from_tokenizer_json(folder: Path, config: Dict[str, Any]) -> Any:
                 setattr(component, attribute, config[keys[attribute]])
             setattr(tokenizer, name, component)
     return tokenizer
+
+
+def _add_tokens(tokenizer: Any, folder: Path, tokens: Dict[str, Any]) -> None:
+    """Add the tokens that `tokenizer_config.json` alone has. Raises SourceError if one would get another id."""
+    for number, token in sorted(tokens.items(), key=lambda item: int(item[0])):
+        content = _content(token)
+        if tokenizer.token_to_id(content) is None:
+            add = tokenizer.add_special_tokens if token.get("special") else tokenizer.add_tokens
+            add([_added_token(token)])
+            if tokenizer.token_to_id(content) != int(number):
+                raise SourceError(f"token {content!r} cannot have the id {number}", folder, _SAVE_FAST)
 
 
 def _from_wordpiece(folder: Path, config: Dict[str, Any]) -> Any:
