@@ -16,15 +16,14 @@ _BINARY = {unit + end: 1 << bits for unit, bits in zip("kmgt", (10, 20, 30, 40))
 _SIZE_UNITS = {**_DECIMAL, **_BINARY}
 """Unit in lower case -> bytes. `128M` is 128 MiB, as in Docker, and so is `128Mi`, as in Kubernetes."""
 _TIME_UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
-_DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE | re.ASCII)
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE | re.ASCII)
+_QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE | re.ASCII)
 
 
 def parse_size(size: Union[int, str]) -> int:
     """Return a size in bytes. Raises ValueError for anything that is not a positive size, and a text without a unit."""
     if isinstance(size, bool) or not isinstance(size, (int, str)):
         raise ValueError(f"a size must be an integer or a text like '128MiB', got {size!r}")
-    match = _SIZE.fullmatch(f"{size}B" if isinstance(size, int) else size)
+    match = _QUANTITY.fullmatch(f"{size}B" if isinstance(size, int) else size)
     if match and not match.group(2) and float(match.group(1)) > 0:
         meant = "B" if float(match.group(1)) >= 1 << 20 else "MiB"
         raise ValueError(f"a size must have a unit, got {size!r}: {match.group(1)}{meant}?")
@@ -62,7 +61,7 @@ def parse_duration(duration: Union[int, float, str]) -> float:
     """
     if isinstance(duration, (int, float)) and not isinstance(duration, bool) and 0 < duration < math.inf:
         return float(duration)
-    match = None if isinstance(duration, bool) else _DURATION.fullmatch(str(duration))
+    match = None if isinstance(duration, bool) else _QUANTITY.fullmatch(str(duration))
     if match and not match.group(2) and float(match.group(1)) > 0 and isinstance(duration, str):
         meant = "ms" if float(match.group(1)) >= 1 else "s"
         raise ValueError(f"a duration must have a unit, got {duration!r}: {match.group(1)}{meant}?")

@@ -20,7 +20,7 @@ def test_the_measured_peak_stays_within_the_prediction_and_the_budget(store, tmp
     plan = subprocess.run([*OFFRAMP, "plan", str(store), "--json"], capture_output=True, text=True, check=True)
     budget = json.loads(plan.stdout)["smallest_budget_bytes"] + (2 << 20)
     command = [*OFFRAMP, "run", str(store), "--input", str(tmp_path / "t.txt"), "--json", "--exit", "patience:2"]
-    done = subprocess.run([*command, "--budget", str(budget)], capture_output=True, text=True, check=True)
+    done = subprocess.run([*command, "--budget", f"{budget}B"], capture_output=True, text=True, check=True)
     record = json.loads(done.stdout.splitlines()[-1])["record"]
     assert record["peak_rss_bytes"] <= record["predicted_peak_bytes"] <= budget
 

@@ -41,7 +41,7 @@ def said():
 def test_a_text_file_has_one_text_a_line_and_blank_lines_are_counted(write, said):
     path = write("some.TXT", "\ufeff\nfirst\n\ufeff  second, indented\r\n \t \r\nthird\u2028still third\x0cand\rhere")
     texts = ["", "first", "\ufeff  second, indented", " \t ", "third\u2028still third\x0cand\rhere"]
-    assert list(read_texts(path, say=said.append)) == texts
+    assert list(read_texts(path, log=said.append)) == texts
     assert said == [f"blank texts, each answered as an empty one: 2 ({path}:1, {path}:4)"]
 
 
@@ -64,7 +64,7 @@ def test_standard_input_is_read_as_utf8_whatever_the_locale(monkeypatch):
 
 def test_standard_input_may_be_a_table_and_may_be_closed(monkeypatch, said):
     type_in(monkeypatch, b'{"text": "a"}\n')
-    assert list(read_texts("-", say=said.append)) == ['{"text": "a"}']
+    assert list(read_texts("-", log=said.append)) == ['{"text": "a"}']
     assert "--input-format jsonl" in said[0]
     type_in(monkeypatch, b'{"text": "a"}\n')
     assert list(read_texts("-", layout=Layout("jsonl"))) == ["a"]
@@ -85,7 +85,7 @@ def test_a_pipe_without_a_suffix_is_plain_text(tmp_path):
 def test_of_a_long_line_the_beginning_is_read_and_this_is_said(write, said):
     long = "é" * MAX_TEXT_BYTES
     path = write("some.txt", f"short\n{long}\nlast\n")
-    texts = list(read_texts(path, say=said.append))
+    texts = list(read_texts(path, log=said.append))
     assert texts == ["short", long[: MAX_TEXT_BYTES // 2], "last"]
     assert said == [f"lines of which only the first 1 MiB was read: 1 ({path}:2)"]
 
@@ -140,7 +140,7 @@ def test_standard_input_stays_open(monkeypatch):
 def test_what_is_taken_for_a_header_is_said(write, said, suffix, lines, header, texts, mention):
     mark = "\t" if suffix == "tsv" else ","
     path = write(f"some.{suffix}", "".join(line.replace(" ", mark) + "\n" for line in lines.split(",")))
-    found = read_texts(path, say=said.append, layout=Layout(header=header))
+    found = read_texts(path, log=said.append, layout=Layout(header=header))
     assert list(found) == texts
     assert mention in "\n".join(said)
 

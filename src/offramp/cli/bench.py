@@ -53,7 +53,7 @@ def main(args: argparse.Namespace) -> None:
     from offramp.experiments.bench import bench
     from offramp.experiments.jobs import WorkerJob
 
-    for _ in inputs.read(log):  # errors, and what is odd, are said once and not by each process
+    for _ in inputs.read(log):  # errors and irregular rows are reported once, not by each process
         pass
     config = options.engine_config(args)
     job = WorkerJob("inputs" if inputs else "passes", args.store, config, inputs, args.passes)

@@ -101,7 +101,7 @@ def add_columns(parser: argparse.ArgumentParser) -> None:
     """Add the names of text columns, and how a table is written: of inputs and of labelled tables alike."""
     add, yes_or_no = parser.add_argument, {"type": argument(_parse_choice), "metavar": "yes|no"}
     formats = ("txt", "tsv", "csv", "jsonl", "parquet")
-    header = "whether the first line names the columns; without a header they are 1, 2, ... (default: it is said)"
+    header = "whether the first line names the columns; without a header they are 1, 2, ... (default: a reported guess)"
     quotes = "whether fields of a .tsv are in double quotes (default: the first lines tell)"
     add("--text-column", metavar="NAME", help="column of the text (default: sentence, or text)")
     add("--pair-column", metavar="NAME", help="column of the second text of a pair (default: pair, if there is one)")

@@ -134,7 +134,7 @@ def _undo_of_tensor(tensor: Tensor, *, has_copy: bool) -> Undo:
     """Return what restores the memory of a tensor, its flag and, of a copy that is made, its data."""
     if isinstance(tensor, Placeholder) or tensor.is_meta:
         return lambda: None
-    data, learns = tensor.data, tensor.requires_grad
+    data, needs_grad = tensor.data, tensor.requires_grad
     copy = data.clone() if has_copy else None
 
     def undo() -> None:
@@ -142,8 +142,8 @@ def _undo_of_tensor(tensor: Tensor, *, has_copy: bool) -> Undo:
             tensor.data = data
         if copy is not None and bits(data) != bits(copy):
             data.copy_(copy)
-        if tensor.requires_grad != learns:
-            tensor.requires_grad_(learns)
+        if tensor.requires_grad != needs_grad:
+            tensor.requires_grad_(needs_grad)
 
     return undo
 

@@ -41,24 +41,24 @@ class InputSource:
     def __iter__(self) -> Iterator[Any]:
         return self.read(lambda line: None)
 
-    def read(self, say: Callable[[str], None]) -> Iterator[Any]:
-        """Yield the inputs; `say` receives what was taken for a header and a text, and the rows that were odd."""
+    def read(self, log: Callable[[str], None]) -> Iterator[Any]:
+        """Yield the inputs; `log` receives guesses about the header and the text column, and irregular rows."""
         yield from self.texts
         yield from self.pairs
         if self.file is not None:
             from offramp.tasks.tables import Layout
 
             layout = Layout(self.format, self.header, self.quotes)
-            yield from read_inputs(self.file, self.text_column, self.pair_column, layout=layout, say=say)
+            yield from read_inputs(self.file, self.text_column, self.pair_column, layout=layout, log=log)
 
     @property
     def is_stream(self) -> bool:
         """True for standard input and pipes, whose texts arrive over time."""
         return self.file is not None and is_pipe(self.file)
 
-    def known(self, say: Callable[[str], None]) -> Optional[Iterator[Any]]:
+    def known(self, log: Callable[[str], None]) -> Optional[Iterator[Any]]:
         """Return the inputs, as `read` does, if they can be read twice, so that a plan can examine them; else None."""
-        return self.read(say) if self and not self.is_stream else None
+        return self.read(log) if self and not self.is_stream else None
 
     def to_json(self) -> Dict[str, Any]:
         """Return the names as a tree of plain values."""

@@ -135,7 +135,7 @@ class _EncoderManifest(Common):
     encoder: e.Encoder
     stages: Tuple[OldStage, ...]
     proof: Optional[Dict[str, Any]]
-    """Ignored."""
+    """Free-form proof of format 1, which nothing reads."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Manifests read from bytes: the one place that checks them, alone and as parts that must fit together.
 
 Unknown or missing keys, types, names and sizes are refused here by name, so that every caller can rely on a `Manifest`.
-Files are compared with their digests by `store.reader`.
+Files are compared with their digests by `store.reader` and `store.checking`.
 """
 
 from dataclasses import dataclass

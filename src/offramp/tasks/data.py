@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, List, Tuple, Union
 
 from offramp.errors import UsageError
+from offramp.program.checks import require_known
 from offramp.tasks import arrays, images
 from offramp.tasks.examples import Example, Splits, cut, parse_label, sorted_labels
 from offramp.tasks.frames import frame_name, is_frame
 from offramp.tasks.glue import load_files, load_hub, task_of
-from offramp.tasks.lines import MAX_PLACES, Notes, Say
+from offramp.tasks.lines import MAX_PLACES, Log, Notes
 from offramp.tasks.metrics import default_metrics
 from offramp.tasks.tables import (
     TEXT_COLUMNS,
@@ -113,35 +114,33 @@ class DataSpec:
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> DataSpec:
         """Read a specification. Raises ValueError for an unknown key, and the errors of the constructor."""
-        unknown = sorted(set(tree) - {each.name for each in fields(cls)})
-        if unknown:
-            raise ValueError(f"unknown key {unknown[0]!r}, known are {', '.join(each.name for each in fields(cls))}")
+        require_known(cls, tree, "key")
         return cls(**tree)
 
 
-def load(spec: DataSpec, say: Say = warnings.warn) -> Splits:
+def load(spec: DataSpec, log: Log = warnings.warn) -> Splits:
     """Load labelled data and cut them into splits.
 
     A train file is cut into train, tune and certify, and, without a dev file, into dev as well. The split of an example
     depends on its content and `split_seed` only. Scores of your own files are accuracy, or Pearson's and Spearman's
-    correlations for a regression. `say` receives what was guessed, and the number of rows that were skipped.
+    correlations for a regression. `log` receives what was guessed, and the number of rows that were skipped.
 
     Raises UsageError for a file that cannot be read or has another layout, a missing column, a label that is not one of
     `labels`, fewer than two labels, and an empty split; SourceError for a failed download; MissingExtraError for a
     library that is not installed.
     """
     if spec.task is None:
-        return _load_own(spec, say)
+        return _load_own(spec, log)
     task = task_of(spec.task)
     if spec.data is not None:
-        return load_files(task, Path(spec.data), spec.split_seed, say)
+        return load_files(task, Path(spec.data), spec.split_seed, log)
     return load_hub(task, spec.split_seed, offline=spec.offline)
 
 
-def _load_own(spec: DataSpec, say: Say) -> Splits:
+def _load_own(spec: DataSpec, log: Log) -> Splits:
     sources = {"train": spec.train, "dev": spec.dev}
     first = spec.dev if spec.train is None else spec.train
-    readers = {name: _readers_of(spec, source, say) for name, source in sources.items() if source is not None}
+    readers = {name: _readers_of(spec, source, log) for name, source in sources.items() if source is not None}
     labels_of, _ = next(iter(readers.values()))
     labels = () if spec.regression else spec.labels or tuple(labels_of())
     found = {name: examples_of(labels) for name, (_, examples_of) in readers.items()}
@@ -160,7 +159,7 @@ The first returns the labels that occur, sorted. The second yields the examples,
 """
 
 
-def _readers_of(spec: DataSpec, source: Any, say: Say) -> _Readers:
+def _readers_of(spec: DataSpec, source: Any, log: Log) -> _Readers:
     """Return the readers of a source. Files are of one kind, which their suffixes tell."""
     own = [each for each in (spec.train, spec.dev) if each is not None]
     paths = [str(each) for each in own if not is_frame(each)]
@@ -169,8 +168,8 @@ def _readers_of(spec: DataSpec, source: Any, say: Say) -> _Readers:
         column = spec.label_column
         return partial(arrays.array_labels, Path(source), column), partial(_records, Path(source), column)
     if has_frames or not all(images.is_image_source(path) for path in paths):
-        rows = list(_table_rows(spec, source, say))
-        return partial(_table_labels, spec, source, rows), partial(_table_examples, spec, rows, say)
+        rows = list(_table_rows(spec, source, log))
+        return partial(_table_labels, spec, source, rows), partial(_table_examples, spec, rows, log)
     if spec.regression:
         raise UsageError("folders of images have classes, and this is a regression", paths[0], "use a classifier")
     if spec.text_column or spec.pair_column:
@@ -186,16 +185,16 @@ _Labelled = Tuple[str, Text, str]
 """Position of a row, its text, and its label as text."""
 
 
-def _table_rows(spec: DataSpec, source: Any, say: Say) -> Iterator[_Labelled]:
+def _table_rows(spec: DataSpec, source: Any, log: Log) -> Iterator[_Labelled]:
     """Yield the rows of a table. Raises UsageError that names the first odd row and counts the others."""
-    notes, odd, text_column = Notes(say), [], ""
+    notes, odd, text_column = Notes(log), [], ""
     spellings: dict[str, set[str]] = {}
     for row in read_table(source, Layout(spec.format, spec.header, spec.quotes), notes):
         if not text_column:
             columns = text_columns(row, spec.text_column, spec.pair_column)
             require_columns(row, (*columns, spec.label_column))
             if columns not in ((spec.text_column,), (spec.text_column, spec.pair_column), TEXT_COLUMNS[:1]):
-                notes.say(f"{row[0]}: texts are read from the column {' and '.join(map(repr, columns))}")
+                notes.log(f"{row[0]}: texts are read from the column {' and '.join(map(repr, columns))}")
             text_column = columns[0]
         try:
             found = _labelled(row, text_columns(row, text_column, spec.pair_column), spec.label_column)
@@ -210,7 +209,7 @@ def _table_rows(spec: DataSpec, source: Any, say: Say) -> Iterator[_Labelled]:
         raise UsageError(odd[0].what + others, odd[0].where, odd[0].remedy)
     for label, several in sorted(spellings.items()):
         if len(several) > 1 and not spec.regression:
-            notes.say(f"{frame_name(source)}: the labels {' and '.join(sorted(several))} are one class, {label}")
+            notes.log(f"{frame_name(source)}: the labels {' and '.join(sorted(several))} are one class, {label}")
     notes.report()
 
 
@@ -228,13 +227,13 @@ def _table_labels(spec: DataSpec, source: Any, rows: Sequence[_Labelled]) -> lis
     return sorted_labels({label for _, _, label in rows}, spec.label_column, frame_name(source))
 
 
-def _table_examples(spec: DataSpec, rows: Sequence[_Labelled], say: Say, labels: Sequence[str]) -> Iterator[Example]:
+def _table_examples(spec: DataSpec, rows: Sequence[_Labelled], log: Log, labels: Sequence[str]) -> Iterator[Example]:
     """Yield the examples. Labels are names, or, where none is the name of a label of the model, ids of its labels."""
     ids = {same_label(label): number for number, label in reversed(list(enumerate(labels)))}
     found, numbers = {label for _, _, label in rows}, {str(number): number for number in range(len(labels))}
     if spec.labels is not None and found and not found & set(ids) and found <= set(numbers):
         taken = ", ".join(f"{label} = {labels[numbers[label]]}" for label in sorted(found, key=int)[:MAX_PLACES])
-        say(f"{rows[0][0]}: labels are read as ids of the model's labels: {taken}")
+        log(f"{rows[0][0]}: labels are read as ids of the model's labels: {taken}")
         ids = numbers
     for place, text, label in rows:
         if labels and label not in ids:  # label 2 of ("1", "2") is "2"

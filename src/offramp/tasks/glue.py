@@ -18,7 +18,7 @@ from typing import IO, Any, Callable, Tuple
 
 from offramp.errors import DiskFullError, SourceError, UsageError, import_error
 from offramp.tasks.examples import Example, Splits, cut, parse_label
-from offramp.tasks.lines import Notes, Say, silent
+from offramp.tasks.lines import Log, Notes, silent
 from offramp.tasks.tables import Layout, Row, field, read_stream, text_of
 
 REPOSITORY = "nyu-mll/glue"
@@ -76,16 +76,16 @@ def task_of(name: str) -> Task:
     return TASKS[name]
 
 
-def load_files(task: Task, data: Path, seed: int = 0, say: Say = silent) -> Splits:
+def load_files(task: Task, data: Path, seed: int = 0, log: Log = silent) -> Splits:
     """Read a task from the folder of GLUE's folders or zips, from one of these folders, or from plain tables.
 
-    Train is cut into train, tune and certify. Without a train file, the only file is cut into all four splits. `say`
+    Train is cut into train, tune and certify. Without a train file, the only file is cut into all four splits. `log`
     receives the number of rows that were skipped.
 
     Raises UsageError for another layout, an empty split, or an unknown label, with file and line.
     """
     files = _find(task, data)
-    odd = Notes(say)
+    odd = Notes(log)
     examples = {name: list(_read(task, odd, *file)) for name, file in files.items()}
     odd.report()
     notes = [f"{name} is read from {file[0]}" for name, file in files.items() if Path(file[0]).stem != name]

@@ -23,11 +23,15 @@ MAX_PLACES = 5
 """Number of places that a message lists."""
 Line = Tuple[str, str]
 """Position of a line (`FILE:LINE`), and its text with the line break."""
-Say = Callable[[str], None]
-"""Function that receives a line for people."""
-_MARKS = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16"),
-          (codecs.BOM_UTF16_BE, "utf-16"))  # fmt: skip
-"""Byte order marks, the longest first, and what they mean. That of UTF-8 is removed while a line is decoded."""
+Log = Callable[[str], None]
+"""Function that receives one line of progress or a notice."""
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+"""Byte order marks, the longest first, and the encodings that they name. UTF-8's is removed when a line is decoded."""
 _AS_UTF8 = "save it as UTF-8"
 
 
@@ -38,13 +42,13 @@ def silent(line: str) -> None:
 class Notes:
     """Counts of odd rows by kind, with the places of the first of each kind."""
 
-    def __init__(self, say: Say = silent) -> None:
-        self._say = say
+    def __init__(self, log: Log = silent) -> None:
+        self._log = log
         self._found: Dict[str, Tuple[int, List[str]]] = {}
 
-    def say(self, line: str) -> None:
-        """Say a line now."""
-        self._say(shown(line))
+    def log(self, line: str) -> None:
+        """Report a line now."""
+        self._log(shown(line))
 
     def add(self, what: str, place: str) -> None:
         """Count one row."""
@@ -52,9 +56,9 @@ class Notes:
         self._found[what] = number + 1, places if number >= MAX_PLACES else [*places, place]
 
     def report(self) -> None:
-        """Say each kind in one line, and forget it."""
+        """Report each kind in one line, and forget it."""
         for what, (number, places) in self._found.items():
-            self.say(f"{what}: {number} ({', '.join(places)}{', ...' if number > len(places) else ''})")
+            self.log(f"{what}: {number} ({', '.join(places)}{', ...' if number > len(places) else ''})")
         self._found = {}
 
 

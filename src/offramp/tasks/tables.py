@@ -1,8 +1,8 @@
 """The one reader of texts and tables: plain lines, TSV, CSV, JSON lines and Parquet, of files, pipes and standard
 input, and tables in memory.
 
-Rows have named columns, and are read one at a time. Nothing is dropped, merged or guessed in silence: rows that are odd
-are refused or counted with their place, and what was taken for a header, a text or a quote is said.
+Rows have named columns, and are read one at a time. Nothing is dropped, merged or guessed silently: irregular rows are
+refused, or counted with their place, and guesses about the header, the text column and quotes are reported.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import IO, Any, Collection, Dict, Iterable, Iterator, List, Mapping,
 
 from offramp.errors import UsageError, import_error
 from offramp.tasks.frames import frame_rows, is_frame, require_distinct
-from offramp.tasks.lines import MAX_ROW_BYTES, MAX_TEXT_BYTES, Line, Notes, Say, is_pipe, lines_of, open_source, silent
+from offramp.tasks.lines import MAX_ROW_BYTES, MAX_TEXT_BYTES, Line, Log, Notes, is_pipe, lines_of, open_source, silent
 from offramp.tasks.text import Text
 
 Row = Tuple[str, Mapping[str, Any]]
@@ -58,7 +58,7 @@ class Layout:
     columns: Tuple[str, ...] = ()
     """Names of the columns of a TSV or CSV file without a header."""
     guesses_header: bool = False
-    """Meaning of `header=None`. True: the first line decides, and the decision is said. False: there is a header."""
+    """Meaning of `header=None`. True: the first line decides, which is reported. False: there is a header."""
     skips_short: bool = False
     """True to skip rows that have too few fields; otherwise they raise an error."""
 
@@ -120,15 +120,15 @@ def _named(rows: Iterator[Tuple[str, List[str]]], layout: Layout, notes: Notes) 
 
 
 def _has_header(cells: List[str], place: str, layout: Layout, notes: Notes) -> bool:
-    """Return whether the first line names the columns. A guess is said."""
+    """Return whether the first line names the columns. A guess is reported."""
     if layout.header is not None or not layout.guesses_header:
         return layout.header is not False
     words = TEXT_COLUMNS if len(cells) == 1 else _KNOWN_NAMES
     found = any(cell.strip().casefold() in words for cell in cells)
     if found:
-        notes.say(f"{place}: this line is the header, with the columns {', '.join(cells)} (--header no if it is a row)")
+        notes.log(f"{place}: this line is the header, with the columns {', '.join(cells)} (--header no if it is a row)")
     else:
-        notes.say(f"{place}: this line is a row, and there is no header (--header yes if it names the columns)")
+        notes.log(f"{place}: this line is a row, and there is no header (--header yes if it names the columns)")
     return found
 
 
@@ -141,7 +141,7 @@ def _split_tsv(stream: IO[bytes], where: object, layout: Layout, notes: Notes) -
         quotes = _is_quoted([text for _, text in sample], following is None)
         lines = itertools.chain(sample, [] if following is None else [following], lines)
         if quotes:
-            notes.say(f"{where}: fields are in double quotes, which are removed (--quotes no keeps them)")
+            notes.log(f"{where}: fields are in double quotes, which are removed (--quotes no keeps them)")
     if quotes:
         yield from _split_quoted(lines, where, "\t")
         return
@@ -332,19 +332,19 @@ def read_texts(
     text_column: Optional[str] = None,
     pair_column: Optional[str] = None,
     layout: Optional[Layout] = None,
-    say: Say = silent,
+    log: Log = silent,
 ) -> Iterator[Text]:
     """Yield the texts, and the pairs of texts, of `source`, one for each line or row. It is never in memory as a whole.
 
     Plain text has one text a line; a blank line is an empty text. A table has them in `text_column`, or else in
     `sentence`, `text`, the only column, or the first of a table without a header; and the second text of a pair in
     `pair_column`, or else in `pair`, if there is one. The first line of a TSV or CSV file names the columns if one of
-    them is given, or if it holds such names. `say` receives what was taken, and what was odd at the end.
+    them is given, or if it holds such names. `log` receives the guesses, and the irregular rows at the end.
 
     The first row, or the first line that is not blank, is read by this call, so that a missing file, an unknown column
     and an empty input raise at once. Raises UsageError that names the line.
     """
-    notes, layout = Notes(say), layout or Layout()
+    notes, layout = Notes(log), layout or Layout()
     is_plain = not is_frame(source) and layout.format_of(source) == PLAIN
     if is_plain and (text_column is not None or pair_column is not None):
         raise UsageError("plain text has no columns", source, "give a table, or --input-format, or name no column")
@@ -375,7 +375,7 @@ def _plain_texts(source: Source, notes: Notes) -> Iterator[Tuple[str, Text]]:
     with open_source(source) as file:
         for number, (place, text) in enumerate(lines_of(source, file, MAX_TEXT_BYTES, cut)):
             if number == 0 and re.match(r'\{\s*"', text):
-                notes.say(f"{place}: this line looks like JSON and is read as a text (--input-format jsonl reads it)")
+                notes.log(f"{place}: this line looks like JSON and is read as a text (--input-format jsonl reads it)")
             yield place, _stripped(text)
 
 
@@ -388,6 +388,6 @@ def _table_texts(
     for row in read_table(source, layout, notes):
         columns = text_columns(row, text_column, pair_column)
         if first and columns != tuple(name for name in names if name):
-            notes.say(f"{row[0]}: texts are read from the column {' and '.join(map(repr, columns))}")
+            notes.log(f"{row[0]}: texts are read from the column {' and '.join(map(repr, columns))}")
         first, text_column = False, columns[0]
         yield row[0], text_of(row, columns)
