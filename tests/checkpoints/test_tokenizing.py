@@ -1,6 +1,7 @@
 """Tokenizers of model folders: ids and token types are those of `AutoTokenizer`, whatever the folder's files say."""
 
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -12,8 +13,10 @@ import pytest
 from offramp.errors import SourceError
 from offramp.program.program import Texts
 from offramp.store import StoreWriter
+from offramp.tasks.model_files import ModelFiles
 from offramp.tasks.text import TextEncoder
 from offramp.tasks.tokenizer_settings import FAST_TOKENIZER, SETTINGS, read_settings
+from tests.processes import is_running, wait_until
 from tests.tasks.test_text import BERT_VOCABULARY, WORDS, bert_folder, expected, roberta_folder, rows
 
 pytest.importorskip("transformers")
@@ -21,33 +24,14 @@ pytest.importorskip("transformers")
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer
 
-from offramp.checkpoints import auto_tokenizer
+from offramp.checkpoints import auto_tokenizer, tokenizing
 from offramp.checkpoints.auto_tokenizer import save_tokenizer, write_tokenizer
-from offramp.checkpoints.tokenizing import open_text_encoder, store_tokenizer
+from offramp.checkpoints.tokenizing import OUTCOME, open_text_encoder, store_tokenizer
 
 TEXTS = Texts(vocab_size=1 << 20, max_length=1 << 20, num_token_types=2, pad_token=0)
 USER = {"content": "<user>", "special": True, "lstrip": False, "rstrip": False, "normalized": False}
 SPACED = {**USER, "content": "New York", "special": False, "lstrip": True, "normalized": True, "single_word": True}
-PIECES = [
-    "<s>",
-    "<pad>",
-    "</s>",
-    "<unk>",
-    "▁",
-    "▁the",
-    "▁cat",
-    "s",
-    "a",
-    "aa",
-    "aaa",
-    "e",
-    "l",
-    "o",
-    "he",
-    "▁w",
-    "中",
-    "é",
-]
+PIECES = ["<s>", "<pad>", "</s>", "<unk>", "▁", "▁the", "▁cat", "s", "a", "aa", "aaa", "e", "l", "o", "he", "▁w", "中"]
 
 
 def as_json(folder, **config):
@@ -162,7 +146,6 @@ def some_texts(num, seed):
     words = [
         *WORDS,
         "<user>",
-        "New York",
         "[SEP]",
         "[MASK]",
         "<s>",
@@ -172,16 +155,20 @@ def some_texts(num, seed):
         "Café",
         "e\u0301",
         "😀",
+        "New York",
         "  ",
     ]
     characters = [*map(chr, range(32, 0x250)), *"中国語العربيةहिन्दीไทย😀👍🏽ﬁ①\u200b\u3000\t\n\u0000\ufffd"]
 
-    def text():
-        kind, size = choose.randrange(3), choose.choice((0, 1, 3, 10, 40, 1500))
+    def text(sizes=(0, 1, 3, 10, 40, 800)):
+        kind, size = choose.randrange(3), choose.choice(sizes)
         alphabet = (words, characters, ["a", "aa", "é"])[kind]
         return ("", " ", " ")[choose.randrange(3)].join(choose.choices(alphabet, k=size))
 
-    return [text() if choose.random() < 0.6 else (text(), text()) for _ in range(num)]
+    def pair():  # transformers keeps each combination of the parts that it cuts off: one text is short
+        return tuple(choose.sample([text(), text((0, 1, 3, 10))], 2))
+
+    return [text() if choose.random() < 0.6 else pair() for _ in range(num)]
 
 
 def outcome(call, *args):
@@ -197,9 +184,12 @@ def encoded(ours, text):
 
 
 @pytest.mark.parametrize("num", [25, pytest.param(500, marks=pytest.mark.slow)])
-def test_a_store_gives_the_tokens_of_transformers(folder, tmp_path, num):
+def test_a_store_gives_the_tokens_of_transformers(folder, tmp_path, monkeypatch, num):
+    if num < 100:
+        monkeypatch.setattr(auto_tokenizer, "_NUM_RANDOM", 10)
+        monkeypatch.setattr(auto_tokenizer, "_NUM_WORDS", 10)
     place, theirs = as_in_a_store(folder, tmp_path), AutoTokenizer.from_pretrained(folder)
-    settings = read_settings(place)
+    settings = read_settings(ModelFiles(place))
     assert settings and settings.proof and settings.proof.num_probes > 100
     for length in (None, 12):
         ours = TextEncoder.from_folder(place, TEXTS, length, warn=lambda message: None)
@@ -233,7 +223,7 @@ def test_without_transformers_the_store_has_no_proof_and_says_so(tmp_path, monke
     place = as_in_a_store(folder, tmp_path, said)
     assert said == ["the tokenizer is not proven equal to that of transformers, and is made from its files: "
                     "transformers is not installed"]  # fmt: skip
-    assert json.loads((place / SETTINGS).read_text())["proof"] is None and read_settings(place) is None
+    assert json.loads((place / SETTINGS).read_text())["proof"] is None and read_settings(ModelFiles(place)) is None
     assert TextEncoder.from_folder(place, TEXTS).max_length == 9
 
 
@@ -259,13 +249,21 @@ def test_a_difference_is_refused_with_the_text(tmp_path, monkeypatch):
         as_in_a_store(folder, tmp_path)
 
 
+def test_a_tokenizer_of_python_code_is_not_proven(tmp_path, monkeypatch):
+    folder, said = bert_folder(tmp_path / "model"), []
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *args, **options: object())
+    as_in_a_store(folder, tmp_path, said)
+    assert len(said) == 1 and said[0].endswith("TypeError: object is no fast tokenizer")
+
+
 def test_rows_of_a_model_folder_and_of_its_store_are_equal(tmp_path):
     folder = as_json(tmp_path / "model", added_tokens_decoder={str(len(BERT_VOCABULARY)): USER})
     text, quiet = "the <user> cat", {"max_length": 32, "warn": lambda message: None}
     store = as_in_a_store(folder, tmp_path)
     encoders = [open_text_encoder(place, TEXTS, **quiet) for place in (folder, store)]
     first, second = (rows(encoder.encode([text])) for encoder in encoders)
-    assert first == second and len(BERT_VOCABULARY) in first[0][0]
+    user = AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids("<user>")
+    assert first == second and user in first[0][0]
 
 
 def test_a_process_without_transformers_asks_another_one(tmp_path):
@@ -281,14 +279,13 @@ print(sorted({{"torch", "transformers", "tokenizers"}} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [str([SETTINGS, FAST_TOKENIZER]), "[]"] and done.stderr == ""
-    settings = read_settings(tmp_path / "store.partial")
+    settings = read_settings(ModelFiles(tmp_path / "store.partial"))
     assert settings and settings.proof and settings.max_length == 9
 
 
 def test_what_another_process_refuses_is_refused_here(tmp_path, monkeypatch):
     def refuse(command, **options):
-        failure = {"refusal": ["it differs", "report it"], "reason": "SourceError: it differs"}
-        Path(command[4], "failure.json").write_text(json.dumps(failure))
+        Path(command[4], OUTCOME).write_text(json.dumps({"refusal": ["it differs", "report it"], "reason": ""}))
         return subprocess.CompletedProcess(command, 0)
 
     folder = bert_folder(tmp_path / "model")
@@ -298,22 +295,55 @@ def test_what_another_process_refuses_is_refused_here(tmp_path, monkeypatch):
         as_in_a_store(folder, tmp_path)
 
 
-@pytest.mark.parametrize("outcome", [subprocess.CompletedProcess([], -9), OSError("no process")])
-def test_a_process_that_dies_leaves_the_store_without_proof(tmp_path, monkeypatch, outcome):
-    def die(command, **options):
+@pytest.mark.parametrize(
+    ("outcome", "reason"),
+    [
+        (subprocess.CompletedProcess([], -9, stderr=b""), "ended with -9"),
+        (subprocess.CompletedProcess([], 1, stderr=b"Traceback\nImportError: x\n"), "ended with 1: ImportError: x"),
+        (OSError("no process"), "did not end well (no process)"),
+        (subprocess.TimeoutExpired("python", 600), "timed out after 600 seconds)"),
+    ],
+)
+def test_a_process_that_fails_leaves_the_store_without_proof(tmp_path, monkeypatch, outcome, reason):
+    def fail(command, **options):
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
 
     folder, said = bert_folder(tmp_path / "model"), []
     monkeypatch.delitem(sys.modules, "transformers")
-    monkeypatch.setattr(subprocess, "run", die)
+    monkeypatch.setattr(subprocess, "run", fail)
     as_in_a_store(folder, tmp_path, said)
-    assert len(said) == 1 and ("-9" in said[0] or "no process" in said[0])
+    assert len(said) == 1 and said[0].endswith(reason)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+def test_the_other_process_ends_with_its_parent(tmp_path):
+    folder, stub = bert_folder(tmp_path / "model"), tmp_path / "path" / "transformers.py"
+    stub.parent.mkdir()
+    stub.write_text(f"""
+import os, pathlib, time
+pathlib.Path({str(tmp_path / "pid")!r}).write_text(str(os.getpid()))
+time.sleep(60)
+""")
+    code = f"from offramp.checkpoints.tokenizing import *\nstore_tokenizer(Path({str(folder)!r}), None, print)"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(stub.parent), *sys.path])}
+    with subprocess.Popen([sys.executable, "-c", code], env=environment) as parent:
+        wait_until(lambda: (tmp_path / "pid").is_file() and (tmp_path / "pid").read_text(), "no process was started")
+        parent.kill()
+    pid = int((tmp_path / "pid").read_text())
+    wait_until(lambda: not is_running(pid), "the process runs for a minute if nothing ends it")
+
+
+def test_a_process_whose_parent_has_ended_already_writes_nothing(tmp_path):
+    words = [bert_folder(tmp_path / "model"), tmp_path, 1 << 30]
+    command = [sys.executable, "-m", tokenizing.__name__, *map(str, words)]
+    assert subprocess.run(command, check=False).returncode == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_write_tokenizer_needs_no_network_and_keeps_the_log_quiet(tmp_path, capfd):
-    folder = as_json(tmp_path / "model", tokenizer_class="RobertaTokenizer")
+    folder = configured(as_json(tmp_path / "model"), tokenizer_class="RobertaTokenizer")
     (tmp_path / "out").mkdir()
     outcome(write_tokenizer, folder, tmp_path / "out")
     assert capfd.readouterr() == ("", "")

@@ -1,18 +1,14 @@
 """The tokenizer that `AutoTokenizer` makes from a model folder, written down so that it can be applied without
-transformers, and compared with it on probe texts.
-
-`python -m offramp.checkpoints.auto_tokenizer FOLDER OUT FAILURE PARENT` does this in a process of its own, which ends
-with its parent; `tokenizing.py` is the parent's side. Imports transformers, and torch only where transformers does.
+transformers, and compared with it on probe texts. Imports transformers, and torch only where transformers does.
 """
 
-import json
 import os
 import shutil
-import sys
 import unicodedata
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -22,8 +18,7 @@ import transformers
 from transformers import AutoTokenizer
 
 from offramp.checkpoints.source import TOKENIZER
-from offramp.errors import OfframpError, SourceError, said
-from offramp.measure.processes import die_with_parent, is_orphan
+from offramp.errors import OfframpError, SourceError
 from offramp.program.program import TEXT_INPUTS, Texts
 from offramp.tasks.text import Text, TextEncoder
 from offramp.tasks.tokenizer_settings import FAST_TOKENIZER, SETTINGS, TokenizerProof, TokenizerSettings, length_of
@@ -34,6 +29,8 @@ _ANY = Texts(vocab_size=1 << 31, max_length=1 << 31, num_token_types=2, pad_toke
 """Requirements of no model."""
 _SHORT = 16
 """A length in tokens to which nearly every probe is truncated, special tokens included."""
+_SHORT_CHARACTERS = 60
+"""Length of the texts that others are paired with: the library keeps each combination of the parts that it cuts off."""
 _NUM_RANDOM, _NUM_WORDS, _NUM_ADDED = 100, 60, 64
 """Probes of random characters, probes of words of the vocabulary, and most added tokens that are probed."""
 _TEXTS = (
@@ -44,10 +41,6 @@ _TEXTS = (
     "http://x.org/z?a=b&c=d#e @user #tag <b>&amp;</b>", "1234567890 3.14 1,000,000 1e-5", "def f(x):\n    x += 2",
     "x" * 130, "!?" * 60, "a" * 2001, "1" * 700, "word " * 1200, "中" * 1500, "no-space," * 300,
 )  # fmt: skip
-
-
-class NoFastTokenizerError(Exception):
-    """The tokenizer of a folder is written in Python, so that only transformers can apply it."""
 
 
 @contextmanager
@@ -72,20 +65,20 @@ def write_tokenizer(folder: Path, out: Path) -> None:
 
     Where `tokenizer.json` of the folder is that tokenizer, `out` gets a link to it.
 
-    Raises SourceError for a tokenizer that offramp applies in another way, NoFastTokenizerError, and the errors of
-    transformers.
+    Raises SourceError for a tokenizer that offramp applies in another way, TypeError for one that only transformers can
+    apply, and the errors of transformers.
     """
     tokenizer = _load(folder)
-    backend, name, own = _backend(tokenizer), FAST_TOKENIZER, folder / TOKENIZER_JSON
-    if own.is_file() and _canonical(tokenizers.Tokenizer.from_file(str(own))) == _canonical(backend):
+    content, name, own = _json(tokenizer.backend_tokenizer), FAST_TOKENIZER, folder / TOKENIZER_JSON
+    if own.is_file() and _json(tokenizers.Tokenizer.from_file(str(own))) == content:
         name = TOKENIZER_JSON
         (out / name).symlink_to(own.resolve())
     else:
-        backend.save(str(out / name), pretty=False)
-    (out / SETTINGS).write_bytes(_settings(tokenizer, name, None).to_json())
-    num_probes = _compare(tokenizer, out, folder)
-    proof = TokenizerProof(num_probes, transformers.__version__, tokenizers.__version__)
-    (out / SETTINGS).write_bytes(_settings(tokenizer, name, proof).to_json())
+        (out / name).write_text(content, encoding="utf-8")
+    settings = replace(_settings(tokenizer), tokenizer=name)
+    (out / SETTINGS).write_bytes(settings.to_json())
+    proof = TokenizerProof(_compare(tokenizer, out, folder), transformers.__version__, tokenizers.__version__)
+    (out / SETTINGS).write_bytes(replace(settings, proof=proof).to_json())
 
 
 @_quiet()
@@ -94,73 +87,65 @@ def save_tokenizer(folder: Path, out: Path) -> None:
 
     The files are copied where a tokenizer that was saved and loaded again would be another one, or may be.
     """
-    before = {path.name for path in out.iterdir()}
+    before = set(out.iterdir())
     try:
         tokenizer = _load(folder)
         tokenizer.save_pretrained(out)
-        kinds = [(_settings(each, None, None), _canonical(_backend(each))) for each in (tokenizer, _load(out))]
-        is_same = kinds[0] == kinds[1]
+        first, second = ((_settings(each), _json(each.backend_tokenizer)) for each in (tokenizer, _load(out)))
+        is_same = first == second
     except Exception:  # transformers raises many classes, also for files that it wrote itself
         is_same = False
     if not is_same:
-        for name in {path.name for path in out.iterdir()} - before:
-            (out / name).unlink()
-        for name in TOKENIZER:
-            if (folder / name).is_file():
-                shutil.copyfile(folder / name, out / name)
+        for path in set(out.iterdir()) - before:
+            path.unlink()
+        for path in filter(Path.is_file, (folder / name for name in TOKENIZER)):
+            shutil.copyfile(path, out / path.name)
 
 
 def _load(folder: Path) -> Any:
     tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if not isinstance(getattr(tokenizer, "backend_tokenizer", None), tokenizers.Tokenizer):
-        raise NoFastTokenizerError(f"{type(tokenizer).__name__} is no fast tokenizer")
+        raise TypeError(f"{type(tokenizer).__name__} is no fast tokenizer")
     return tokenizer
 
 
-def _settings(tokenizer: Any, name: str | None, proof: TokenizerProof | None) -> TokenizerSettings:
+def _settings(tokenizer: Any) -> TokenizerSettings:
     return TokenizerSettings(
-        tokenizer=name,
         max_length=length_of(tokenizer.model_max_length),
         keeps_end=tokenizer.truncation_side == "left",
         has_types=TEXT_INPUTS[2] in tokenizer.model_input_names,
         splits_special_tokens=bool(tokenizer.split_special_tokens),
-        proof=proof,
     )
 
 
-def _backend(tokenizer: Any) -> tokenizers.Tokenizer:
-    """Return a copy of the `tokenizers.Tokenizer`, which truncates and pads nothing."""
-    backend = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    backend.no_truncation()
-    backend.no_padding()
-    return backend
-
-
-def _canonical(backend: tokenizers.Tokenizer) -> str:
-    backend.no_truncation()
-    backend.no_padding()
-    return backend.to_str()
+def _json(tokenizer: tokenizers.Tokenizer) -> str:
+    """Return a tokenizer as JSON without truncation and padding, which transformers sets at each call."""
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer.to_str()
 
 
 def _compare(tokenizer: Any, out: Path, folder: Path) -> int:
     """Return the number of probes. Raises SourceError for the first one that offramp encodes in another way."""
     singles = list(_probes(tokenizer))
-    probes: list[Text] = [*singles, *zip(singles, singles[1:] + singles[:1], strict=True)]
-    num_probes = 0
-    for length in (None, _SHORT):
+    short = [text for text in singles if len(text) <= _SHORT_CHARACTERS]
+    pairs = [(text, short[index % len(short)]) for index, text in enumerate(singles)]
+    probes: list[Text] = [*singles, *pairs, *((second, first) for first, second in pairs[::2])]
+    lengths = (None, _SHORT)
+    for length in lengths:
         ours = TextEncoder.from_folder(out, _ANY, length, warn=lambda message: None)
         for text in probes:
-            num_probes += 1
             if _ids(ours, text) != _ids_of_transformers(tokenizer, text, length):
                 what = f"the tokenizer of offramp gives other tokens than transformers for {text!r:.200}"
                 raise SourceError(what, folder, "save a tokenizer of another class, or report it")
-    return num_probes
+    return len(lengths) * len(probes)
 
 
 def _ids(ours: TextEncoder, text: Text) -> tuple[list[int], list[int]] | None:
+    """Return token ids and types, or None for a word that the vocabulary has no token for."""
     try:
         arrays = ours.encode([text]).arrays
-    except Exception:  # the library raises Exception for a word that the vocabulary has no token for
+    except OfframpError:
         return None
     ids, types = (arrays[name][0].tolist() for name in (TEXT_INPUTS[0], TEXT_INPUTS[2]))
     return ids, types
@@ -170,7 +155,7 @@ def _ids_of_transformers(tokenizer: Any, text: Text, length: int | None) -> tupl
     lists = [[part] for part in ((text,) if isinstance(text, str) else text)]  # an empty second text counts as one
     try:
         out = tokenizer(*lists, truncation=True, max_length=length, padding=False)
-    except Exception:
+    except Exception:  # the class that the tokenizers library raises for a word without a token
         return None
     ids = out["input_ids"][0]
     types = out[TEXT_INPUTS[2]][0] if TEXT_INPUTS[2] in out else [0] * len(ids)
@@ -188,23 +173,6 @@ def _probes(tokenizer: Any) -> Iterator[str]:
         chosen = random.choices(vocabulary, k=1 + index % 30)
         words = [token.lstrip("#").replace("▁", " ").replace("Ġ", " ") for token in chosen]
         yield (" ", "", ", ")[index % 3].join(words)
-    assigned = [char for char in map(chr, range(0xD800)) if unicodedata.category(char) != "Cn"]
+    assigned = [char for char in map(chr, range(0x32000)) if unicodedata.category(char) not in ("Cn", "Cs")]
     for index in range(_NUM_RANDOM):
         yield "".join(random.choices(assigned if index % 2 else assigned[:600], k=1 + index))
-
-
-def main(folder: str, out: str, failure: str, parent: str) -> int:
-    """Write the tokenizer of `folder` into the folder `out`, or why there is none to the file `failure`."""
-    die_with_parent()
-    if is_orphan(int(parent)):
-        return 1
-    try:
-        write_tokenizer(Path(folder), Path(out))
-    except Exception as error:
-        refusal = [error.what, error.remedy] if isinstance(error, OfframpError) else None
-        Path(failure).write_text(json.dumps({"refusal": refusal, "reason": said(error)}))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))

@@ -23,6 +23,7 @@ from offramp.streaming.weightless import class_of_folder, of_class
 from offramp.tasks import has_tokenizer
 from offramp.tasks.arrays import Record
 from offramp.tasks.images import Image
+from offramp.tasks.model_files import files_of
 from offramp.tasks.pixels import ImageEncoder
 from offramp.tasks.rows import ArrayRows, ImageRows, Rows, encode_rows
 from offramp.tasks.tokenizer import tokenizer_length
@@ -59,7 +60,8 @@ class Facts:
 
 def takes_images(folder: Path) -> bool:
     """Return whether a model folder is for images: it has an image processor and no tokenizer."""
-    return (folder / PROCESSOR).is_file() and not has_tokenizer(folder)
+    files = files_of(folder)
+    return files.has(PROCESSOR) and not has_tokenizer(files)
 
 
 def has_known_names(folder: Path) -> bool:

@@ -1,8 +1,10 @@
 """The tokenizer of a model folder as transformers reads it, made once and kept in the store.
 
 The files of a folder do not tell how they are applied: classes of transformers have defaults of their own, and override
-what is in the files. So `AutoTokenizer` is asked, where transformers is installed. That takes some hundred megabytes,
-so a process that has not imported it already starts another one (`auto_tokenizer.py`).
+what is in the files. So `AutoTokenizer` is asked, where transformers is installed (`auto_tokenizer.py`). A process that
+has not imported transformers, which takes 70 MiB, starts another one for it:
+
+    python -m offramp.checkpoints.tokenizing FOLDER OUT PARENT
 """
 
 import importlib.util
@@ -17,17 +19,19 @@ from pathlib import Path
 
 from offramp.checkpoints.source import TOKENIZER
 from offramp.errors import SourceError, said
+from offramp.measure.processes import die_with_parent, is_orphan
 from offramp.program.program import Texts
 from offramp.store import StoreWriter
 from offramp.store import manifest as m
+from offramp.tasks.model_files import files_of
 from offramp.tasks.text import TextEncoder
 from offramp.tasks.tokenizer_settings import FAST_TOKENIZER, SETTINGS, TokenizerSettings
 
-FAILURE = "failure.json"
-"""File that the other process writes instead of a tokenizer."""
+OUTCOME = "outcome.json"
+"""File that the other process writes beside the tokenizer: a refusal or the reason why there is none."""
 _SECONDS = 600
 """Time after which the other process is taken to hang."""
-_OFFLINE = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+_OFFLINE = {"HF_HUB_OFFLINE": "1"}
 Say = Callable[[str], None]
 
 
@@ -52,10 +56,11 @@ def open_text_encoder(folder: Path, texts: Texts, max_length: int | None, warn: 
 
     Raises SourceError, and the errors of `TextEncoder.from_folder`.
     """
-    if (folder / SETTINGS).is_file():
-        return TextEncoder.from_folder(folder, texts, max_length, warn)
+    files = files_of(folder)
+    if files.has(SETTINGS):
+        return TextEncoder.from_folder(files, texts, max_length, warn)
     with _made(folder) as (made, reason):
-        return TextEncoder.from_folder(folder if reason else made, texts, max_length, warn)
+        return TextEncoder.from_folder(files if reason else made, texts, max_length, warn)
 
 
 @contextmanager
@@ -66,15 +71,16 @@ def _made(folder: Path) -> Iterator[tuple[Path, str]]:
         if importlib.util.find_spec("transformers") is None:
             yield out, "transformers is not installed"
         elif sys.modules.get("transformers"):
-            yield out, _made_here(folder, out)
+            yield out, _make(folder, out)
         else:
-            yield out, _made_by_another_process(folder, out)
+            yield out, _make_in_another_process(folder, out)
 
 
-def _made_here(folder: Path, out: Path) -> str:
-    from offramp.checkpoints.auto_tokenizer import write_tokenizer
-
+def _make(folder: Path, out: Path) -> str:
+    """Write the tokenizer into a folder. Returns the reason why it cannot be written, else "". Raises SourceError."""
     try:
+        from offramp.checkpoints.auto_tokenizer import write_tokenizer
+
         write_tokenizer(folder, out)
     except SourceError:
         raise
@@ -83,20 +89,37 @@ def _made_here(folder: Path, out: Path) -> str:
     return ""
 
 
-def _made_by_another_process(folder: Path, out: Path) -> str:
-    words = map(str, (folder, out, out / FAILURE, os.getpid()))
-    command = [sys.executable, "-m", "offramp.checkpoints.auto_tokenizer", *words]
-    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+def _make_in_another_process(folder: Path, out: Path) -> str:
+    command = [sys.executable, "-m", "offramp.checkpoints.tokenizing", str(folder), str(out), str(os.getpid())]
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     try:
         done = subprocess.run(command, env={**os.environ, **_OFFLINE}, timeout=_SECONDS, check=False, **pipes)
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"the process that reads it did not end well ({error})"
     if done.returncode:
-        return f"the process that reads it ended with {done.returncode}"
-    if not (out / FAILURE).is_file():
-        return ""
-    failure = json.loads((out / FAILURE).read_text())
-    if failure["refusal"]:
-        what, remedy = failure["refusal"]
+        last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        return f"the process that reads it ended with {done.returncode}{last and ': '}{last}"
+    outcome = json.loads((out / OUTCOME).read_text())
+    if outcome["refusal"]:
+        what, remedy = outcome["refusal"]
         raise SourceError(what, folder, remedy)
-    return failure["reason"]
+    return outcome["reason"]
+
+
+def main(folder: str, out: str, parent: str) -> int:
+    """Write the tokenizer of a folder, and the outcome, into the folder `out`. The process ends with its parent."""
+    die_with_parent()
+    if is_orphan(int(parent)):
+        return 1
+    sys.modules["torch"] = None  # type: ignore[assignment]  # transformers would import it: 250 MiB instead of 70
+    refusal, reason = None, ""
+    try:
+        reason = _make(Path(folder), Path(out))
+    except SourceError as error:
+        refusal = (error.what, error.remedy)
+    Path(out, OUTCOME).write_text(json.dumps({"refusal": refusal, "reason": reason}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

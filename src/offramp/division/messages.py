@@ -5,7 +5,6 @@ from collections.abc import Collection, Iterable, Sequence
 from itertools import takewhile
 
 from offramp.errors import StageError
-from offramp.errors import said as said
 
 
 def listed(items: Sequence[str], num_shown: int = 5) -> str:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import importlib
 import re
 import warnings
-from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
@@ -24,6 +23,7 @@ import numpy as np
 from offramp.errors import SourceError, UsageError
 from offramp.program.inputs import Batch
 from offramp.program.program import POSITION_IDS, TEXT_INPUTS, Texts
+from offramp.tasks.model_files import AnyFolder, files_of
 from offramp.tasks.tokenizer import library_errors, read_tokenizer
 from offramp.tasks.tokenizer_settings import TokenizerSettings
 
@@ -82,9 +82,9 @@ class TextEncoder:
 
     @classmethod
     def from_folder(
-        cls, folder: Union[str, Path], spec: Texts, max_length: Optional[int] = None, warn: Warn = warnings.warn
+        cls, folder: AnyFolder, spec: Texts, max_length: Optional[int] = None, warn: Warn = warnings.warn
     ) -> TextEncoder:
-        """Read the tokenizer of a model folder (see `tokenizer.read_tokenizer`).
+        """Read the tokenizer of a model folder or a store (see `tokenizer.read_tokenizer`).
 
         Args:
             max_length: longest encoded text in tokens, special tokens included; None: that of the tokenizer, or of
@@ -94,12 +94,12 @@ class TextEncoder:
         Raises UsageError for a `max_length` that the model does not support, SourceError for a folder without a
         readable tokenizer, MissingExtraError without the tokenizers library.
         """
-        folder = Path(folder)
+        files = files_of(folder)
         if max_length is not None and max_length > spec.max_length:
             what = f"max_length {max_length} is more than the {spec.max_length} tokens that the model reads"
             raise UsageError(what, None, "use a smaller max_length")
-        with library_errors(folder):
-            tokenizer, settings = read_tokenizer(folder)
+        with library_errors(files):
+            tokenizer, settings = read_tokenizer(files)
             longest = min(spec.max_length, settings.max_length or spec.max_length)
             encoder = cls(tokenizer, spec, longest if max_length is None else max_length, settings, warn)
         if max_length is not None:

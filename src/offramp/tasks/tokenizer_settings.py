@@ -5,11 +5,11 @@ They lie in `offramp_tokenizer.json` beside the tokenizer: `tokenizers.Tokenizer
 
 import json
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Optional
 
 from offramp.errors import DamagedError
 from offramp.program.checks import NAMED, POSITIVE, read
+from offramp.tasks.model_files import ModelFiles
 
 SETTINGS = "offramp_tokenizer.json"
 FAST_TOKENIZER = "offramp_fast_tokenizer.json"
@@ -51,13 +51,15 @@ class TokenizerSettings:
         return json.dumps(asdict(self), indent=1).encode() + b"\n"
 
 
-def read_settings(folder: Path) -> Optional[TokenizerSettings]:
+def read_settings(files: ModelFiles) -> Optional[TokenizerSettings]:
     """Return the settings in a folder, or None where it has none or they name no tokenizer. Raises DamagedError."""
-    path = folder / SETTINGS
-    if not path.is_file():
+    path = files.folder / SETTINGS
+    if not files.has(SETTINGS):
         return None
     try:
         settings = read(TokenizerSettings, json.loads(path.read_text(encoding="utf-8")), "")
+        if settings.tokenizer is not None and not files.has(settings.tokenizer):
+            raise ValueError(f"there is no file {settings.tokenizer}")
     except (ValueError, RecursionError) as error:
         raise DamagedError(f"settings of the tokenizer: {error}", path, "divide the model again") from None
     return None if settings.tokenizer is None else settings
