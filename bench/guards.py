@@ -66,7 +66,7 @@ GUARDS = (
     ),
     Guard(
         "tokens of transformers",
-        "if _ids(ours, text) != _ids_of_transformers(tokenizer, text, length):",
+        "if found != _ids_of_transformers(tokenizer, text, length):",
         "if False:",
         ("test_tokenizing",),
     ),

@@ -6,11 +6,12 @@ import random
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from offramp.errors import SourceError
+from offramp.errors import SourceError, UsageError
 from offramp.program.program import Texts
 from offramp.store import StoreWriter
 from offramp.tasks.model_files import ModelFiles
@@ -94,6 +95,14 @@ def word_level(folder):
     return saved(folder, tokenizer, pad_token="[UNK]", extra_special_tokens=["<user>"])
 
 
+SENTENCEPIECE = {
+    "XLNet": "xlnet",
+    "Albert": "albert",
+    "XLMRoberta": "xlm-roberta",
+    "DebertaV2": "deberta-v2",
+    "T5": "t5",
+}
+"""Classes with rules of their own for a vocabulary of sentencepiece, and their model types."""
 CONFIGURATIONS = {
     "vocabulary": bert_folder,
     "cased": lambda folder: bert_folder(folder, do_lower_case=False),
@@ -121,6 +130,7 @@ CONFIGURATIONS = {
     "Unigram": unigram,
     "Unigram, one word": lambda folder: unigram(folder, split=False, model_max_length=24),
     "begin and end": lambda folder: unigram(folder, bos_token="<s>", eos_token="</s>", add_eos_token=True),
+    **{cls: partial(unigram, cls=f"{cls}Tokenizer", model_type=kind) for cls, kind in SENTENCEPIECE.items()},
     "letters": letters,
     "words": word_level,
 }  # fmt: skip
@@ -254,6 +264,20 @@ def test_a_tokenizer_of_python_code_is_not_proven(tmp_path, monkeypatch):
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *args, **options: object())
     as_in_a_store(folder, tmp_path, said)
     assert len(said) == 1 and said[0].endswith("TypeError: object is no fast tokenizer")
+
+
+def test_a_tokenizer_that_takes_more_than_texts_is_not_proven(tmp_path):
+    folder, said = configured(as_json(tmp_path / "model"), tokenizer_class="LayoutLMv2Tokenizer"), []
+    as_in_a_store(folder, tmp_path, said)
+    assert len(said) == 1 and said[0].endswith("TypeError: LayoutLMv2Tokenizer takes more than a text")
+
+
+def test_a_length_without_room_for_a_pair_is_proven_for_texts(tmp_path):
+    place = as_in_a_store(bert_folder(tmp_path / "model", model_max_length=4), tmp_path)
+    settings, ours = read_settings(ModelFiles(place)), TextEncoder.from_folder(place, TEXTS, warn=lambda message: None)
+    assert settings and settings.proof and encoded(ours, "a b c")[0] == encoded(ours, "a b d e")[0]
+    with pytest.raises(UsageError, match="max_length 4 is too short for a pair of texts"):
+        ours.encode([("a", "b")])
 
 
 def test_rows_of_a_model_folder_and_of_its_store_are_equal(tmp_path):
