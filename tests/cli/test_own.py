@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 import offramp
-from offramp.tasks import DataSpec, load
 from offramp.errors import NonFiniteError
+from offramp.tasks import DataSpec, load
 from offramp.training import TrainSettings, train_exits
 from tests.tiny_families import write_classifier
 from tests.training.tiny import LABELS as COLOURS

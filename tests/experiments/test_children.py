@@ -15,6 +15,7 @@ from offramp.experiments.children import WORKER, run_worker
 from offramp.experiments.jobs import WorkerJob
 from offramp.runtime.config import EngineConfig
 from offramp.session.inputs import InputSource
+from tests.processes import is_running, wait_until
 
 JOB = WorkerJob("plan", "store")
 CLASSES = sorted(
@@ -122,12 +123,9 @@ def test_a_worker_ends_with_its_parent():
     )
     with subprocess.Popen([sys.executable, "-c", caller], stdout=subprocess.PIPE, text=True) as parent:
         pid = int(parent.stdout.readline())
-        assert _is_running(pid)
+        assert is_running(pid)
         parent.kill()
-    deadline = time.monotonic() + 30
-    while _is_running(pid):
-        assert time.monotonic() < deadline, "the worker runs for a minute if nothing ends it"
-        time.sleep(0.02)
+    wait_until(lambda: not is_running(pid), "the worker runs for a minute if nothing ends it")
 
 
 def test_a_worker_whose_parent_has_ended_already_does_nothing():
@@ -152,12 +150,3 @@ def test_a_job_survives_json():
     inputs = InputSource(("a",), (("b", "c"),), "t.tsv", "body", None)
     job = WorkerJob("run", "store", EngineConfig(budget="1MiB", batch="bulk"), inputs, 3, 4, True, True)
     assert WorkerJob.from_json(json.loads(json.dumps(job.to_json()))) == job
-
-
-def _is_running(pid):
-    """A zombie that nobody has waited for yet has ended."""
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False

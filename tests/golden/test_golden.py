@@ -18,6 +18,11 @@ from tests.golden.common import BACKENDS, TOLERANCE, TUNED, read_answers, smalle
 GOLDEN = read_answers()
 CLASSIFIERS, STREAMS, HEADLESS = GOLDEN["stores"], GOLDEN["streams"], GOLDEN["headless"]
 CASES = [(name, backend) for name in CLASSIFIERS for backend in BACKENDS]
+ENCODER_FILES = (
+    *("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"),
+    *("added_tokens.json", "offramp_tokenizer.json", "preprocessor_config.json", "processor_config.json"),
+)
+"""Files that decide how inputs become arrays."""
 has_cli = pytest.mark.skipif(sys.version_info < (3, 10), reason="tune needs Python 3.10")
 
 
@@ -119,6 +124,17 @@ def test_a_golden_store_answers_the_same_under_the_smallest_budget(golden, name,
     expected = rules(name, backend)["none"]
     with load_smallest(golden(name), backend) as classifier:
         require_answers(classifier, name, expected)
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_files_that_the_manifest_does_not_list_change_no_answer(tmp_path, name):
+    require(name, "ort")
+    store = unpack(name, tmp_path)
+    for other in ENCODER_FILES:
+        if not (store / other).exists():
+            (store / other).write_text("{ no JSON, and no vocabulary")
+    with load(store, "ort", "none") as classifier:
+        require_answers(classifier, name, rules(name, "ort")["none"])
 
 
 @pytest.mark.parametrize("name", HEADLESS)

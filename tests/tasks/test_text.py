@@ -11,12 +11,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from offramp.errors import MissingExtraError, SourceError, UsageError
+from offramp.errors import DamagedError, MissingExtraError, SourceError, UsageError
 from offramp.program.encoder import Encoder
 from offramp.program.inputs import Batch
 from offramp.program.program import Texts
 from offramp.tasks import TextEncoder, has_tokenizer, token_batch
 from offramp.tasks.tokenizer import tokenizer_length
+from offramp.tasks.tokenizer_settings import SETTINGS
 
 pytest.importorskip("tokenizers")
 
@@ -310,6 +311,100 @@ def test_long_texts_are_cut_as_transformers_cuts_them_in_bytes_too(auto, tmp_pat
     assert_equal_to_transformers(ours, auto.from_pretrained(folder), texts, types=False)
 
 
+def a_unigram(**options):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    pieces = [("<unk>", 0.0), ("▁", -2.0), ("▁a", -3.1), ("中国", -1.0), ("国中国", -1.2), ("中", -3.0), ("国", -3.0)]
+    pieces += [("a" * length, -1.0 - 0.9 * length + 0.35 * (length == 3)) for length in range(1, 8)]
+    found = Tokenizer(models.Unigram(pieces, unk_id=0))
+    found.pre_tokenizer = pre_tokenizers.Metaspace(**options)
+    return found
+
+
+def a_bpe(pre_tokenizer=None):
+    from tokenizers import Tokenizer, models
+
+    tokens = [*"0123456789a 中国", "aa", "aaa", "aaaa", "12", "012", "中国"]
+    merges = [("a", "a"), ("aa", "a"), ("aa", "aa"), ("1", "2"), ("0", "12"), ("中", "国")]
+    found = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, merges))
+    if pre_tokenizer is not None:
+        found.pre_tokenizer = pre_tokenizer
+    return found
+
+
+def digits_from_the_right():
+    from tokenizers import Regex, pre_tokenizers
+
+    return a_bpe(pre_tokenizers.Split(Regex(r"\d(?=(?:\d{3})+(?!\d))|\s+"), "merged_with_previous"))
+
+
+def an_added_token():
+    found = a_bpe()
+    found.add_special_tokens(["<a token that is longer than a part of a text is cut>"])
+    return found
+
+
+@pytest.mark.parametrize(
+    "make",
+    [a_unigram, lambda: a_unigram(split=False), a_bpe, digits_from_the_right, an_added_token],
+    ids=["Unigram", "Unigram, one word", "BPE, one word", "digits from the right", "added token"],
+)
+@pytest.mark.parametrize("size", [1153, 2001, 5000, 70_001])
+def test_the_first_tokens_of_a_long_text_are_those_of_the_whole_text(tmp_path, make, size):
+    if make is digits_from_the_right:
+        size = min(size, 5001)  # looking ahead takes the square of the length
+    whole = make()
+    whole.save(str(tmp_path / "tokenizer.json"))
+    ours = TextEncoder.from_folder(tmp_path, encoder(), 16, **QUIET)
+    token = "<a token that is longer than a part of a text is cut>"
+    for unit in ("a", "aaaaa ", "0123456789", "中国", "a" * 1130 + token, "0" * 1100 + " "):
+        text = (unit * size)[:size]
+        assert rows(ours.encode([text]))[0][0] == whole.encode(text).ids[:16], unit[:20]
+
+
+@pytest.mark.parametrize("letters", ["ACGT", "x"])
+def test_special_tokens_are_found_whatever_the_vocabulary_has(tmp_path, letters):
+    from tokenizers import Tokenizer, models, processors
+
+    whole = Tokenizer(models.BPE({token: index for index, token in enumerate(["[CLS]", "[SEP]", *letters])}, []))
+    whole.post_processor = processors.BertProcessing(("[SEP]", 1), ("[CLS]", 0))
+    whole.save(str(tmp_path / "tokenizer.json"))
+    ours = TextEncoder.from_folder(tmp_path, encoder())
+    text = (letters, letters)
+    assert rows(ours.encode([letters, text])) == [
+        (e.ids, e.type_ids) for e in (whole.encode(letters), whole.encode(*text))
+    ]
+
+
+def test_texts_are_cut_to_the_length_of_the_tokenizer_unless_another_is_given(tmp_path):
+    folder = bert_folder(tmp_path / "bert", model_max_length=8)
+    assert TextEncoder.from_folder(folder, encoder(), **QUIET).encode(["a " * 40]).length == 8
+    assert TextEncoder.from_folder(folder, encoder(), 20, **QUIET).encode(["a " * 40]).length == 20
+    assert TextEncoder.from_folder(folder, encoder(max_length=6), **QUIET).encode(["a " * 40]).length == 6
+
+
+def test_a_tokenizer_whose_length_is_short_of_a_pair_takes_texts(tmp_path):
+    ours = TextEncoder.from_folder(bert_folder(tmp_path / "bert", model_max_length=3), encoder(), **QUIET)
+    assert ours.encode(["a b"]).length == 3
+    with pytest.raises(UsageError, match=r"max_length 3 .* pair of texts - use at least 5"):
+        ours.encode([("a", "b")])
+
+
+def test_an_added_token_that_cannot_have_its_id_is_refused(auto, folder):
+    auto.from_pretrained(folder).save_pretrained(folder)
+    config = {"added_tokens_decoder": {"900": {"content": "<user>", "special": True}}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(SourceError, match=r"'<user>' cannot have the id 900"):
+        TextEncoder.from_folder(folder, encoder())
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"tokenizer": "../x"}', '{"tokenizer": null}'])
+def test_damaged_settings_are_refused(folder, content):
+    (folder / SETTINGS).write_text(content)
+    with pytest.raises(DamagedError, match=SETTINGS):
+        TextEncoder.from_folder(folder, encoder())
+
+
 def test_a_long_text_costs_little_memory_no_thread_and_no_warning_at_a_fork(tmp_path):
     folder = bert_folder(tmp_path / "bert")
     code = f"""
@@ -483,7 +578,6 @@ def test_a_folder_with_a_tokenizer_is_recognised(tmp_path, make):
     [
         ("tokenizer.json", "{", "cannot be read"),
         ("tokenizer.json", "{}", "cannot be read"),
-        ("tokenizer.json", '{"model": {"type": "WordLevel", "vocab": {}, "unk_token": "?"}}', "cannot be read"),
         ("tokenizer_config.json", "{", r"not JSON.*tokenizer_config\.json"),
         ("tokenizer_config.json", "[]", r"not a JSON object.*tokenizer_config\.json"),
         ("tokenizer_config.json", '{"do_lower_case": "yes"}', "cannot be read"),
@@ -497,6 +591,12 @@ def test_a_damaged_tokenizer_is_refused(folder, name, content, message):
     (folder / name).write_text(content)
     with pytest.raises(SourceError, match=message):
         TextEncoder.from_folder(folder, encoder())
+
+
+def test_a_word_without_a_token_is_refused(folder):
+    (folder / "tokenizer.json").write_text('{"model": {"type": "WordLevel", "vocab": {}, "unk_token": "?"}}')
+    with pytest.raises(SourceError, match="no token for a part of a text"):
+        TextEncoder.from_folder(folder, encoder()).encode(["a"])
 
 
 def test_without_the_library_the_extra_is_named(folder, monkeypatch):

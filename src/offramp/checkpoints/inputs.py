@@ -13,15 +13,17 @@ from torch import nn
 from offramp.checkpoints.config import labels_by_id, problem_of
 from offramp.checkpoints.exits import Point, points_of
 from offramp.checkpoints.source import PROCESSOR, open_source
+from offramp.checkpoints.tokenizing import open_text_encoder
 from offramp.errors import SourceError, StoreError
 from offramp.program.program import TEXT_INPUTS, Texts
 from offramp.runtime.exits import exit_widths
 from offramp.store import Store
 from offramp.store.exits import parse_exits
 from offramp.streaming.weightless import class_of_folder, of_class
-from offramp.tasks import TextEncoder, has_tokenizer
+from offramp.tasks import has_tokenizer
 from offramp.tasks.arrays import Record
 from offramp.tasks.images import Image
+from offramp.tasks.model_files import files_of
 from offramp.tasks.pixels import ImageEncoder
 from offramp.tasks.rows import ArrayRows, ImageRows, Rows, encode_rows
 from offramp.tasks.tokenizer import tokenizer_length
@@ -58,7 +60,8 @@ class Facts:
 
 def takes_images(folder: Path) -> bool:
     """Return whether a model folder is for images: it has an image processor and no tokenizer."""
-    return (folder / PROCESSOR).is_file() and not has_tokenizer(folder)
+    files = files_of(folder)
+    return files.has(PROCESSOR) and not has_tokenizer(files)
 
 
 def has_known_names(folder: Path) -> bool:
@@ -117,7 +120,7 @@ def rows_of(
 ) -> AnyRows:
     """Return one row for each example, in order: texts as tokens, images by their places."""
     if facts.texts is not None:
-        text_encoder = TextEncoder.from_folder(folder, facts.texts, max_length, say)
+        text_encoder = open_text_encoder(folder, facts.texts, max_length, say)
         return encode_rows(examples, text_encoder, facts.texts, is_regression=is_regression)
     pairs = list(examples)
     labels_N = np.array([label for _, label in pairs], np.float32 if is_regression else np.int64)

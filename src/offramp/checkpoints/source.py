@@ -26,7 +26,8 @@ INDEX = ".index.json"
 EXITS = ("exits.safetensors", "exits.json")
 TOKENIZER = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model", "spiece.model"),
+    *("vocab.txt", "vocab.json", "merges.txt", "bpe.codes"),
+    *("sentencepiece.bpe.model", "spiece.model", "spm.model", "tokenizer.model"),
 )
 PROCESSOR = "preprocessor_config.json"
 ADAPTER = "adapter_config.json"

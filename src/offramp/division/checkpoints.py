@@ -23,6 +23,7 @@ from offramp.checkpoints.inputs import (
     texts_of,
 )
 from offramp.checkpoints.source import Source, open_source
+from offramp.checkpoints.tokenizing import Say, store_tokenizer
 from offramp.division.config import DivisionConfig
 from offramp.division.messages import adapter_tensors, advice, listed
 from offramp.division.modules import CHUNK_BYTES, Origin, TrainedExits, divide_module, in_memory
@@ -59,7 +60,7 @@ def divide_checkpoint(folder: Path, store: Path, config: DivisionConfig) -> Path
             found.prepare(module, config)
         texts = texts_of(set_to_answer(module), folder)
         example = dict(config.inputs) if config.inputs else example_of(module, folder, texts)
-        origin = _origin(module, found, source, texts, is_config_copied=dtype in (None, source.dtype))
+        origin = _origin(module, found, source, texts, config.say, is_config_copied=dtype in (None, source.dtype))
         return divide_module(module, example, store, config, origin)
 
 
@@ -224,7 +225,7 @@ def _renamed(module: nn.Module, source: Source) -> dict[str, str] | None:
 
 
 def _origin(
-    module: nn.Module, found: _Found | None, source: Source, texts: Texts | None, *, is_config_copied: bool
+    module: nn.Module, found: _Found | None, source: Source, texts: Texts | None, say: Say, *, is_config_copied: bool
 ) -> Origin:
     """Return the origin in the checkpoint's tensors, or in the module where it holds its weights (`found` is None)."""
     widened_from = None if found is None else found.widened_from
@@ -233,7 +234,8 @@ def _origin(
         path = source.folder / "config.json"
         copied = writer.add_copy(path.name, path) if is_config_copied else None
         config = copied or writer.add_file(path.name, source.config_in_float32())
-        return [config, *(writer.add_copy(path.name, path) for path in source.companions())]
+        made = [] if texts is None else store_tokenizer(source.folder, writer, say)
+        return [config, *(writer.add_copy(path.name, path) for path in source.companions()), *made]
 
     kind = str(getattr(module.config, "model_type", "module"))
     described = m.Source(source.fingerprint(), type(module).__name__, kind, "eager", widened_from)

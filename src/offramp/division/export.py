@@ -16,10 +16,10 @@ from torch.nn import functional
 from offramp.backends.torch_graphs import CapturedGraph
 from offramp.division.cutting import Cut, Graph, cut, has_hidden
 from offramp.division.exported import export, quiet
-from offramp.division.messages import no_graph, said
+from offramp.division.messages import no_graph
 from offramp.division.proof import Example, Original
 from offramp.division.snapshot import undisturbed
-from offramp.errors import StageError
+from offramp.errors import StageError, said
 from offramp.program.captured import captured_program
 from offramp.store import StoreWriter
 from offramp.store import manifest as m

@@ -20,9 +20,9 @@ from torch.utils import _pytree as pytree
 
 from offramp.backends.torch_graphs import NUMBERS
 from offramp.division.cutting import REFERENCE, Graph, Node
-from offramp.division.messages import no_graph, said
+from offramp.division.messages import no_graph
 from offramp.division.snapshot import undisturbed
-from offramp.errors import StageError
+from offramp.errors import StageError, said
 from offramp.program.program import Call, Value
 from offramp.streaming.capture import Arguments
 from offramp.streaming.placeholders import Weight

@@ -48,12 +48,6 @@ def _layer(name: str) -> int:
     return int(number[1]) if number else -1
 
 
-def said(error: Exception) -> str:
-    """Return the class of an exception and the first line of its message."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
-    return f"{type(error).__name__}: {lines[0][:300]}"
-
-
 def no_graph(what: str, where: object = None) -> StageError:
     """Return the error for a module that can be divided, but not into graphs."""
     return StageError(what, where, "use --method eager")

@@ -18,9 +18,8 @@ from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from offramp.division.differences import Log, first_difference, logged
-from offramp.division.messages import said
 from offramp.division.snapshot import Snapshot, undisturbed
-from offramp.errors import OfframpError, StageError, UsageError
+from offramp.errors import OfframpError, StageError, UsageError, said
 from offramp.store import Store
 from offramp.store.manifest import Proof, ProvenExample, ProvenInput
 from offramp.streaming.capture import Arguments, Touches, are_equal, tensors_of, trace_run

@@ -25,6 +25,7 @@ from offramp.store.manifest import FILE_NAME
 from offramp.store.transcript import About, TranscriptWriter
 from offramp.tasks.examples import Example, Splits, digest, label_ids
 from offramp.tasks.metrics import answers, score, score_exits
+from offramp.tasks.tokenizer import tokenizer_length
 from offramp.training.folders import read_config
 
 if TYPE_CHECKING:
@@ -113,7 +114,8 @@ def evaluate(
     ids = model_label_ids(data.labels, facts.problem, facts.labels, folder)
     for policy in settings.policies:
         policy.check(facts.num_exits, str(facts.problem))
-    max_length = settings.max_length or trained_length(folder) or facts.max_length
+    own_length = None if facts.texts is None else tokenizer_length(folder)
+    max_length = settings.max_length or trained_length(folder) or min(own_length or facts.max_length, facts.max_length)
     runs_singly = facts.texts is not None and facts.texts.pad_token is None
     batch_size, transcript = 1 if runs_singly else settings.batch_size, settings.transcript
     fingerprint, reports = _fingerprint(folder) if transcript else "", []

@@ -7,10 +7,7 @@ memory. Keeps to Python 3.8: `offramp profile` uses it.
 
 from __future__ import annotations
 
-import ctypes
 import json
-import os
-import signal
 import sys
 import time
 import traceback
@@ -22,6 +19,7 @@ from typing import Any, Callable
 from offramp.errors import OfframpError, UsageError
 from offramp.experiments.jobs import WorkerJob
 from offramp.measure import MemorySampler, median, num_cores, read_memory
+from offramp.measure.processes import die_with_parent, is_orphan
 from offramp.runtime.config import BULK
 from offramp.session import Classifier, prepare_engine
 from offramp.session.classifier import SUMS
@@ -29,16 +27,14 @@ from offramp.session.lengths import require_feasible
 from offramp.tasks.lines import silent
 
 WARM_UP_PASSES = 2
-_PR_SET_PDEATHSIG = 1
-"""Option of prctl(2): the signal that this process receives when its parent ends."""
 
 
 def main() -> int:
     """Run the job on stdin; returns the exit code."""
-    _die_with_parent()
+    die_with_parent()
     tree = json.load(sys.stdin)
     parent = tree.pop("parent", None)
-    if parent is not None and os.getppid() != parent:  # the parent ended before prctl took effect
+    if parent is not None and is_orphan(parent):
         return 1
     try:
         job = WorkerJob.from_json(tree)
@@ -55,12 +51,6 @@ def main() -> int:
         what = f"internal error in a worker process: {type(error).__name__}: {error}"
         _send("error", {"class": "OfframpError", "what": what, "where": None, "remedy": "report it"})
         return 1
-
-
-def _die_with_parent() -> None:
-    """Ask Linux to kill this process when its parent ends. Other systems have no such call."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def _send(kind: str, tree: Any) -> None:

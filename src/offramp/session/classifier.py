@@ -31,8 +31,8 @@ from offramp.runtime.run_plan import allocate, choose_direct, make_run_plan, pla
 from offramp.runtime.schedule import Schedule
 from offramp.runtime.sweep import Outcome, PassCost
 from offramp.session.bulk import bulk_batches
-from offramp.session.requests import require_several, stream_results
 from offramp.session.lengths import require_feasible
+from offramp.session.requests import require_several, stream_results
 from offramp.session.results import Result, result_of
 from offramp.store import Store
 

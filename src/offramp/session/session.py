@@ -27,6 +27,7 @@ from offramp.session.policy_files import expect_profile, read_exit, rebase_polic
 from offramp.store import Store
 from offramp.store.manifest import require_head
 from offramp.tasks import open_encoder
+from offramp.tasks.model_files import ModelFiles
 from offramp.units import format_size
 
 
@@ -97,7 +98,8 @@ def prepare_engine(
     trim_memory()  # before the tokenizer allocates: start-up must not set the peak
     for file in opened.manifest.files:
         opened.read_file(file)  # verified before a library reads it
-    encoder = open_encoder(opened.path, opened.program.inputs, opened.program.texts, config.max_length, warn)
+    listed = ModelFiles(opened.path, opened.manifest)
+    encoder = open_encoder(listed, opened.program.inputs, opened.program.texts, config.max_length, warn)
     # The plan of a device profile assumes that all rows reach all layers, so a guard that relies on one needs the same.
     reached = () if guard.needs_every_exit else named.reached(num_exits)
     settings = replace(_settings(config, encoder, texts), reached=reached)

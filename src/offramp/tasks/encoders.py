@@ -12,11 +12,12 @@ from typing import Any, Callable, Iterable, Mapping, Optional, Union
 from offramp.errors import UsageError
 from offramp.program.inputs import InputEncoder
 from offramp.program.program import Input, Texts
+from offramp.tasks.model_files import AnyFolder, files_of
 from offramp.tasks.text import TextEncoder
 
 
 def open_encoder(
-    folder: Path,
+    folder: AnyFolder,
     inputs: Mapping[str, Input],
     texts: Optional[Texts],
     max_length: Optional[int] = None,
@@ -35,17 +36,20 @@ def open_encoder(
     Raises UsageError for a `max_length` that the model does not support, SourceError for a tokenizer or an image
     processor that cannot be read.
     """
+    files = files_of(folder)
     if texts is not None:
-        return TextEncoder.from_folder(folder, texts, max_length, warn)
+        return TextEncoder.from_folder(files, texts, max_length, warn)
     if max_length is not None:
-        raise UsageError("the model takes no texts, so there is no length to cut to", folder, "leave out max_length")
+        raise UsageError(
+            "the model takes no texts, so there is no length to cut to", files.folder, "leave out max_length"
+        )
     from offramp.tasks.processors import FILE_NAME
 
     name, first = next(iter(inputs.items()))
-    if len(inputs) == 1 and len(first.axes) == 4 and (folder / FILE_NAME).is_file():
+    if len(inputs) == 1 and len(first.axes) == 4 and files.has(FILE_NAME):
         from offramp.tasks.pixels import ImageEncoder, ImageInputs
 
-        return ImageInputs(ImageEncoder.from_folder(folder), name)
+        return ImageInputs(ImageEncoder.from_folder(files), name)
     from offramp.tasks.arrays import ArrayInputs
 
     shapes = {name: tuple(axis for axis in each.axes[1:] if isinstance(axis, int)) for name, each in inputs.items()}

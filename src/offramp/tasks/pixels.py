@@ -12,7 +12,6 @@ import io
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, Iterable, Iterator, Mapping, Optional, Sequence, Tuple, Union
 
 import numpy as np
@@ -20,6 +19,7 @@ import numpy as np
 from offramp.errors import OfframpError, UsageError, import_error
 from offramp.program.inputs import Batch
 from offramp.tasks.images import Image
+from offramp.tasks.model_files import AnyFolder, files_of
 from offramp.tasks.processors import BICUBIC, Size, fields_of, is_number, processor_errors, read_processor
 
 if TYPE_CHECKING:
@@ -69,12 +69,12 @@ class ImageEncoder:
                 raise ValueError(f"{name} must be finite, not 0, and one for each channel, not {values}")
 
     @classmethod
-    def from_folder(cls, folder: Union[str, Path]) -> ImageEncoder:
-        """Read the image processor of a model folder, by the rules of transformers.
+    def from_folder(cls, folder: AnyFolder) -> ImageEncoder:
+        """Read the image processor of a model folder or a store, by the rules of transformers.
 
         Raises SourceError for a folder without an image processor, and for an unknown processor or key.
         """
-        return cls.from_json(*read_processor(Path(folder)))
+        return cls.from_json(*read_processor(files_of(folder)))
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any], where: object = None) -> ImageEncoder:

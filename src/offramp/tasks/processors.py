@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, Mapping, Tuple, Union
 
 from offramp.errors import SourceError
-from offramp.tasks.tokenizer import read_object
+from offramp.tasks.model_files import ModelFiles
 
 FILE_NAME = "preprocessor_config.json"
 BILINEAR, BICUBIC = 2, 3
@@ -68,25 +68,25 @@ _WITHOUT_EFFECT = {
 """Keys that do not change pixels."""
 
 
-def read_processor(folder: Path) -> Tuple[Dict[str, Any], Path]:
-    """Read the image processor of a model folder. Returns its configuration, with a type, and the path of its file.
+def read_processor(files: ModelFiles) -> Tuple[Dict[str, Any], Path]:
+    """Read the image processor of a model folder or a store. Returns its configuration, with a type, and its path.
 
     Raises SourceError if the folder has no image processor, or none is known for its model type.
     """
-    path = folder / "processor_config.json"
-    tree = read_object(path, _AGAIN).get("image_processor")
+    name = "processor_config.json"
+    tree = files.read_object(name, _AGAIN).get("image_processor")
     if not isinstance(tree, dict):
-        path = folder / FILE_NAME
-        if not path.is_file():
-            raise SourceError(f"no image processor (looked for {FILE_NAME})", folder, "copy the file there")
-        tree = read_object(path, _AGAIN)
+        name = FILE_NAME
+        if not files.has(name):
+            raise SourceError(f"no image processor (looked for {name})", files.folder, "copy the file there")
+        tree = files.read_object(name, _AGAIN)
     if _type_of(tree):
-        return tree, path
-    family = read_object(folder / "config.json", _AGAIN).get("model_type")  # the earliest published files name no type
-    name = next((name for name, families in _FAMILIES.items() if family in families), None)
-    if name is None:
-        raise SourceError(f"no image processor is named, and none is known of {family!r}", folder, _REMEDY)
-    return {**tree, "image_processor_type": name}, path
+        return tree, files.folder / name
+    family = files.read_object("config.json", _AGAIN).get("model_type")  # the earliest published files name no type
+    kind = next((kind for kind, families in _FAMILIES.items() if family in families), None)
+    if kind is None:
+        raise SourceError(f"no image processor is named, and none is known of {family!r}", files.folder, _REMEDY)
+    return {**tree, "image_processor_type": kind}, files.folder / name
 
 
 def fields_of(tree: Mapping[str, Any], where: object) -> Dict[str, Any]:

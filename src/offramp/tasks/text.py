@@ -3,6 +3,8 @@
 This module truncates texts and adds special tokens itself. The tokenizers library would keep every piece that it cuts
 off, for a pair in every combination (360 MiB for two texts of 8,192 exclamation marks), and needs 150 MiB for a text of
 1 MB. It encodes one text at a time, so that the library starts no threads and does not warn when the process forks.
+Of a long text, a beginning is tokenized whose first tokens are those of the whole text; where no such beginning is
+found, the whole text is.
 
 It does not know where texts come from, and knows only the `Texts` of the model.
 
@@ -11,9 +13,9 @@ Shapes: B texts, S tokens of the longest text.
 
 from __future__ import annotations
 
+import importlib
 import re
 import warnings
-from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
@@ -21,7 +23,9 @@ import numpy as np
 from offramp.errors import SourceError, UsageError
 from offramp.program.inputs import Batch
 from offramp.program.program import POSITION_IDS, TEXT_INPUTS, Texts
+from offramp.tasks.model_files import AnyFolder, files_of
 from offramp.tasks.tokenizer import library_errors, read_tokenizer
+from offramp.tasks.tokenizer_settings import TokenizerSettings
 
 Text = Union[str, Tuple[str, str]]
 """A text, or a pair of texts that the model reads together."""
@@ -34,6 +38,12 @@ _CHARACTERS_PER_TOKEN = 8
 _SEAM_TOKENS = 128
 """Tokens read from a long text in addition to those that fit. The last ones may be wrong, because the text is cut
 inside a word; WordPiece splits a word into up to 100 tokens."""
+_SEAM_CHARACTERS = 128
+"""Characters before the end of a part of a text whose tokens are not used: a special token may be cut there."""
+_WHOLE_CHARACTERS = 1 << 16
+"""Length up to which a text without a safe place for a cut is tokenized as a whole: at most 10 MiB."""
+_LONGEST_PIECE = 16
+"""Characters of the longest token that sentencepiece trains by default."""
 
 _Piece = Tuple[Optional[int], int, int]
 """Part of a template: index of the text inserted here (None: a special token), special token, token type."""
@@ -58,45 +68,43 @@ class TextEncoder:
 
     sample: Tuple[Text, ...] = ("a b",)
 
-    def __init__(self, tokenizer: Any, spec: Texts, max_length: int, config: Dict[str, Any], warn: Warn) -> None:
+    def __init__(self, tokenizer: Any, spec: Texts, max_length: int, settings: TokenizerSettings, warn: Warn) -> None:
         """Take ownership of a `tokenizers.Tokenizer`, which `from_folder` reads."""
-        side = (tokenizer.truncation or {}).get("direction", "right")
-        tokenizer.no_truncation()
-        tokenizer.no_padding()  # a tokenizer.json may pad every text to 128 tokens
         self.max_length = max_length
         self._tokenizer = tokenizer
         self._spec, self._padding = spec, spec.pad_token or 0
         self._chunk_size = _CHARACTERS_PER_TOKEN * (max_length + _SEAM_TOKENS)
-        self._keeps_end = config.get("truncation_side", side) == "left"
-        inputs = config.get("model_input_names", ["token_type_ids"])
-        self._has_types = spec.num_token_types > 1 and "token_type_ids" in inputs
+        self._keeps_end = settings.keeps_end
+        self._has_types = spec.num_token_types > 1 and settings.has_types
+        self._is_local = type(tokenizer.pre_tokenizer).__name__ == "BertPreTokenizer"
         self._templates = {num_texts: _template(tokenizer, num_texts) for num_texts in (1, 2)}
         self._warn: Optional[Warn] = warn
-        smallest = len(self._templates[2])
-        if max_length < smallest:
-            what = f"max_length {max_length} is too short for a pair of texts"
-            raise UsageError(what, None, f"use at least {smallest}")
 
     @classmethod
     def from_folder(
-        cls, folder: Union[str, Path], spec: Texts, max_length: Optional[int] = None, warn: Warn = warnings.warn
+        cls, folder: AnyFolder, spec: Texts, max_length: Optional[int] = None, warn: Warn = warnings.warn
     ) -> TextEncoder:
-        """Read the tokenizer of a model folder (see `tokenizer.read_tokenizer`).
+        """Read the tokenizer of a model folder or a store (see `tokenizer.read_tokenizer`).
 
         Args:
-            max_length: longest encoded text in tokens, special tokens included; None: that of the model.
+            max_length: longest encoded text in tokens, special tokens included; None: that of the tokenizer, or of
+                the model where it is less.
             warn: called once, when the first text is truncated.
 
         Raises UsageError for a `max_length` that the model does not support, SourceError for a folder without a
         readable tokenizer, MissingExtraError without the tokenizers library.
         """
-        folder, max_length = Path(folder), spec.max_length if max_length is None else max_length
-        if max_length > spec.max_length:
+        files = files_of(folder)
+        if max_length is not None and max_length > spec.max_length:
             what = f"max_length {max_length} is more than the {spec.max_length} tokens that the model reads"
             raise UsageError(what, None, "use a smaller max_length")
-        with library_errors(folder):
-            tokenizer, config = read_tokenizer(folder)
-            return cls(tokenizer, spec, max_length, config, warn)
+        with library_errors(files):
+            tokenizer, settings = read_tokenizer(files)
+            longest = min(spec.max_length, settings.max_length or spec.max_length)
+            encoder = cls(tokenizer, spec, longest if max_length is None else max_length, settings, warn)
+        if max_length is not None:
+            encoder._require_room(2)
+        return encoder
 
     def encode(self, inputs: Sequence[Text]) -> Batch:
         """Return `input_ids`, `attention_mask`, `token_type_ids` and `position_ids`, int64 [B, S], padded on the right.
@@ -141,6 +149,7 @@ class TextEncoder:
         if len(texts) not in self._templates or not all(isinstance(part, str) for part in texts):
             kinds = ", ".join(type(part).__name__ for part in texts) or "nothing"
             raise UsageError("an input is a text or a pair of texts", f"here: {kinds}", "give one or two strings")
+        self._require_room(len(texts))
         template = self._templates[len(texts)]
         num_specials = len(template) - len(texts)
         parts = self._fitting_tokens(texts, self.max_length - num_specials)
@@ -151,6 +160,13 @@ class TextEncoder:
             ids += part
             types += [token_type] * len(part)
         return (ids, types) if ids else ([self._padding], [0])  # an empty text without special tokens
+
+    def _require_room(self, num_texts: int) -> None:
+        """Raise UsageError unless a token of each text fits."""
+        smallest = len(self._templates[num_texts])
+        if self.max_length < smallest:
+            what = f"max_length {self.max_length} is too short for a {'pair of texts' if num_texts == 2 else 'text'}"
+            raise UsageError(what, None, f"use at least {smallest}")
 
     def _fitting_tokens(self, texts: Sequence[str], room: int) -> List[List[int]]:
         parts = [self._tokens(text) for text in texts]
@@ -167,28 +183,64 @@ class TextEncoder:
         return [part[len(part) - num :] if self._keeps_end else part[:num] for part, num in zip(parts, keep)]
 
     def _tokens(self, text: str) -> List[int]:
-        """Return the tokens of a text; of a long text, its first tokens: `_SEAM_TOKENS` more than fit."""
-        end = self._chunk_size
+        """Return the tokens of a text; of a long text, its first tokens: more than fit."""
+        end, is_long = self._chunk_size, len(text) > _WHOLE_CHARACTERS
         while end < len(text) and not self._keeps_end:
-            ids = self._all_tokens(text[:end])
-            if len(ids) > self.max_length + _SEAM_TOKENS:
+            ids = self._settled_tokens(text[:end])
+            if is_long and len(ids) <= self.max_length:
+                ids = self._agreed_tokens(text, end)
+            if len(ids) > self.max_length:
                 return ids
-            end *= 2
-        return self._all_tokens(text)
+            end = end * 2 if is_long else len(text)
+        return self._encoding(text).ids
+
+    def _settled_tokens(self, part: str) -> List[int]:
+        """Return the first tokens of the beginning of a text that are its tokens whatever follows.
+
+        They end before white space (anywhere, if words are found as in BERT), and at least one whole word lies between
+        them and the end: what follows changes no word but the last, and the white space beside it.
+        """
+        encoding, seam = self._encoding(part), len(part) - _SEAM_CHARACTERS
+        if not self._is_local:
+            seam = next((index for index in range(seam - 1, -1, -1) if part[index].isspace()), 0)
+        words, offsets, num = encoding.word_ids, encoding.offsets, len(encoding.ids)
+        while num and (words[num - 1] is None or words[num - 1] >= words[-1] - 1 or offsets[num - 1][1] > seam):
+            num -= 1
+        return encoding.ids[:num]
+
+    def _agreed_tokens(self, text: str, end: int) -> List[int]:
+        """Return the first tokens that are the same for each of several ends next to one another.
+
+        The best pieces of a text (Unigram) continue the best pieces of one of these beginnings, since no piece is
+        longer than all of them are apart.
+        """
+        encoding = self._encoding(text[:end])
+        agreed = encoding.ids[: sum(stop <= end - _SEAM_CHARACTERS for _, stop in encoding.offsets)]
+        for missing in range(1, _LONGEST_PIECE + 1):
+            ids = self._encoding(text[: end - missing]).ids
+            agreed = agreed[: next((i for i, (a, b) in enumerate(zip(agreed, ids)) if a != b), len(ids))]
+        return agreed
 
     def _num_tokens(self, text: str) -> int:
         """Return the number of tokens of a text, counted in chunks that end at spaces, so that no word is split."""
         num_tokens = start = 0
         while start < len(text):
-            end = start + self._chunk_size
-            space = text.rfind(" ", start + 1, end) if end < len(text) else -1
+            end = min(start + self._chunk_size, len(text))
+            space = text.rfind(" ", start + 1, end) if end < len(text) else end
+            if space < 0 and not self._is_local:  # the tokens of a word may depend on its end
+                space = text.find(" ", end)
+                end = len(text) if space < 0 else space
             end = end if space < 0 else space
-            num_tokens += len(self._all_tokens(text[start:end]))
+            num_tokens += len(self._encoding(text[start:end]).ids)
             start = end
         return num_tokens
 
-    def _all_tokens(self, text: str) -> List[int]:
-        return self._tokenizer.encode(_SURROGATE.sub("\ufffd", text), add_special_tokens=False).ids
+    def _encoding(self, text: str) -> Any:
+        try:
+            return self._tokenizer.encode(_SURROGATE.sub("\ufffd", text), add_special_tokens=False)
+        except Exception as error:  # of whatever kind: the library raises Exception for a word without a token
+            what = f"the tokenizer has no token for a part of a text ({error})"
+            raise SourceError(what, None, "use a tokenizer with an unknown token") from None
 
 
 def _shares(lengths: List[int], room: int) -> List[int]:
@@ -203,8 +255,12 @@ def _shares(lengths: List[int], room: int) -> List[int]:
 
 
 def _template(tokenizer: Any, num_texts: int) -> List[_Piece]:
-    """Return the positions of texts and special tokens, found by encoding an example."""
-    encoding = tokenizer.encode(*["a"] * num_texts)
+    """Return the positions of texts and special tokens, found by an example of one token, which every model has."""
+    library = importlib.import_module("tokenizers")
+    example = library.Tokenizer(library.models.WordLevel({"a": 0}, unk_token="a"))
+    if tokenizer.post_processor is not None:
+        example.post_processor = tokenizer.post_processor
+    encoding = example.encode(*["a"] * num_texts)
     pieces: List[_Piece] = []
     for index, token, token_type in zip(encoding.sequence_ids, encoding.ids, encoding.type_ids):
         if index is None or not pieces or pieces[-1][0] != index:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, Callable, Container, Dict, Iterator, Optional, Tuple, Union
+from typing import Any, Callable, Container, Dict, Iterator, Optional, Tuple
 
 from offramp.errors import OfframpError, SourceError, import_error
+from offramp.tasks.model_files import AnyFolder, ModelFiles, files_of
+from offramp.tasks.tokenizer_settings import TokenizerSettings, length_of, read_settings
 
 _LAYOUTS: Tuple[Tuple[str, ...], ...] = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"))
 _SENTENCEPIECE = ("sentencepiece.bpe.model", "spiece.model", "tokenizer.model")
+_CONFIG = "tokenizer_config.json"
 _SAVE_FAST = "save a fast tokenizer there: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
 _GENERIC_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
 _WORDPIECE_CLASSES = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer")
@@ -22,66 +23,81 @@ _ROBERTA_SPECIALS = {
 }  # fmt: skip
 
 
-def has_tokenizer(folder: Union[str, Path]) -> bool:
+def has_tokenizer(folder: AnyFolder) -> bool:
     """Return whether the folder has the files that `TextEncoder.from_folder` needs."""
-    return _layout(Path(folder)) is not None
+    files = files_of(folder)
+    return _layout(files) is not None or read_settings(files) is not None
 
 
-def tokenizer_length(folder: Union[str, Path]) -> Optional[int]:
-    """Return `model_max_length` of `tokenizer_config.json`, or None if it is absent or stands for "unlimited"."""
-    found = read_object(Path(folder) / "tokenizer_config.json").get("model_max_length")
-    return int(found) if isinstance(found, (int, float)) and 0 < found < 1 << 20 else None
+def tokenizer_length(folder: AnyFolder) -> Optional[int]:
+    """Return the tokens to which the tokenizer of a folder truncates; None: it names no limit, or no sensible one."""
+    files = files_of(folder)
+    settings = read_settings(files) or _settings(files.read_object(_CONFIG, _SAVE_FAST))
+    return settings.max_length
 
 
-def read_tokenizer(folder: Path) -> Tuple[Any, Dict[str, Any]]:
-    """Read the `tokenizers.Tokenizer` of a model folder, and its `tokenizer_config.json`.
+def read_tokenizer(files: ModelFiles) -> Tuple[Any, TokenizerSettings]:
+    """Read the `tokenizers.Tokenizer` of a model folder or a store, and the settings for it.
 
-    The files are `tokenizer.json`, else `vocab.txt` (BERT layout), else `vocab.json` with `merges.txt` (RoBERTa
-    layout). As in transformers, `tokenizer_config.json` overrides what `tokenizer.json` says about case, accents,
-    Chinese characters and the space before the first word.
+    A store that was divided where transformers is installed has the tokenizer and the settings of `AutoTokenizer` (see
+    `checkpoints.tokenizing`). Otherwise the files are `tokenizer.json`, else `vocab.txt` (BERT layout), else
+    `vocab.json` with `merges.txt` (RoBERTa layout). As in transformers, `tokenizer_config.json` then overrides what
+    `tokenizer.json` says about case, accents, Chinese characters and the space before the first word, and adds tokens.
 
     Raises SourceError for a folder without a tokenizer, MissingExtraError without the tokenizers library; other errors
     are those of the library (see `library_errors`).
     """
-    layout = _layout(folder)
+    settings = read_settings(files)
+    if settings is not None:
+        tokenizer = _library().Tokenizer.from_file(str(files.folder / str(settings.tokenizer)))
+    else:
+        tokenizer, config = _from_files(files)
+        settings = _settings(config, (tokenizer.truncation or {}).get("direction", "right"))
+    if settings.splits_special_tokens:
+        tokenizer.encode_special_tokens = True
+    tokenizer.no_truncation()
+    tokenizer.no_padding()  # a tokenizer.json may pad every text to 128 tokens
+    return tokenizer, settings
+
+
+def _from_files(files: ModelFiles) -> Tuple[Any, Dict[str, Any]]:
+    """Return the tokenizer of the first layout that a folder has, and its `tokenizer_config.json`."""
+    layout = _layout(files)
     if layout is None:
-        sentencepiece = next((name for name in _SENTENCEPIECE if (folder / name).is_file()), None)
+        sentencepiece = next((name for name in _SENTENCEPIECE if files.has(name)), None)
         if sentencepiece is not None:
-            raise SourceError(f"only a sentencepiece tokenizer ({sentencepiece})", folder, _SAVE_FAST)
+            raise SourceError(f"only a sentencepiece tokenizer ({sentencepiece})", files.folder, _SAVE_FAST)
         looked_for = ", ".join(" with ".join(names) for names in _LAYOUTS)
-        raise SourceError(f"no tokenizer (looked for {looked_for})", folder, "copy the tokenizer's files there")
-    own = read_object(folder / "tokenizer_config.json")
-    config = {"tokenizer_class": read_object(folder / "config.json").get("tokenizer_class"), **own}
-    return _BUILDERS[_LAYOUTS.index(layout)](folder, config), config
+        raise SourceError(f"no tokenizer (looked for {looked_for})", files.folder, "copy the tokenizer's files there")
+    own = files.read_object(_CONFIG, _SAVE_FAST)
+    config = {"tokenizer_class": files.read_object("config.json", _SAVE_FAST).get("tokenizer_class"), **own}
+    return _BUILDERS[_LAYOUTS.index(layout)](files, config), config
+
+
+def _settings(config: Dict[str, Any], side: str = "right") -> TokenizerSettings:
+    """Return the settings in a `tokenizer_config.json`; `side` is the one of truncation in `tokenizer.json`."""
+    return TokenizerSettings(
+        max_length=length_of(config.get("model_max_length", config.get("max_len"))),
+        keeps_end=config.get("truncation_side", side) == "left",
+        has_types="token_type_ids" in config.get("model_input_names", ["token_type_ids"]),
+        splits_special_tokens=bool(config.get("split_special_tokens")),
+    )
 
 
 @contextmanager
-def library_errors(folder: Path) -> Iterator[None]:
+def library_errors(files: ModelFiles) -> Iterator[None]:
     """Convert errors of the tokenizers library, which raises plain Exception, to SourceError."""
     try:
         yield
     except OfframpError:
         raise
     except Exception as error:
-        file = folder / (_layout(folder) or ("",))[0]
+        file = files.folder / (_layout(files) or ("",))[0]
         raise SourceError(f"tokenizer cannot be read ({error})", file, _SAVE_FAST) from error
 
 
-def _layout(folder: Path) -> Optional[Tuple[str, ...]]:
-    return next((names for names in _LAYOUTS if all((folder / name).is_file() for name in names)), None)
-
-
-def read_object(path: Path, remedy: str = _SAVE_FAST) -> Dict[str, Any]:
-    """Read a JSON object of a model folder. Returns {} if the file is absent. Raises SourceError."""
-    if not path.is_file():
-        return {}
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise SourceError(f"not JSON ({error})", path, remedy) from None
-    if not isinstance(tree, dict):
-        raise SourceError("not a JSON object", path, remedy)
-    return tree
+def _layout(files: ModelFiles) -> Optional[Tuple[str, ...]]:
+    return next((names for names in _LAYOUTS if all(map(files.has, names))), None)
 
 
 def _library() -> Any:
@@ -92,9 +108,10 @@ def _library() -> Any:
     return tokenizers
 
 
-def _from_tokenizer_json(folder: Path, config: Dict[str, Any]) -> Any:
+def _from_tokenizer_json(files: ModelFiles, config: Dict[str, Any]) -> Any:
     library = _library()
-    tokenizer = library.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer = library.Tokenizer.from_file(str(files.folder / "tokenizer.json"))
+    _add_tokens(tokenizer, files, config.get("added_tokens_decoder") or {})
     if config["tokenizer_class"] in _GENERIC_CLASSES:
         return tokenizer
     normalizing = {"strip_accents": "strip_accents", "handle_chinese_chars": "tokenize_chinese_chars"}
@@ -110,11 +127,23 @@ def _from_tokenizer_json(folder: Path, config: Dict[str, Any]) -> Any:
     return tokenizer
 
 
-def _from_wordpiece(folder: Path, config: Dict[str, Any]) -> Any:
+def _add_tokens(tokenizer: Any, files: ModelFiles, tokens: Dict[str, Any]) -> None:
+    """Add the tokens that `tokenizer_config.json` alone has. Raises SourceError if one would get another id."""
+    for number, token in sorted(tokens.items(), key=lambda item: int(item[0])):
+        content = _content(token)
+        if tokenizer.token_to_id(content) is None:
+            add = tokenizer.add_special_tokens if token.get("special") else tokenizer.add_tokens
+            add([_added_token(token)])
+            if tokenizer.token_to_id(content) != int(number):
+                raise SourceError(f"token {content!r} cannot have the id {number}", files.folder, _SAVE_FAST)
+
+
+def _from_wordpiece(files: ModelFiles, config: Dict[str, Any]) -> Any:
     library = _library()
-    specials = _specials(folder, config, _WORDPIECE_CLASSES, _BERT_SPECIALS)
+    specials = _specials(files, config, _WORDPIECE_CLASSES, _BERT_SPECIALS)
     unknown = _content(specials["unk_token"])
-    tokenizer = library.Tokenizer(library.models.WordPiece.from_file(str(folder / "vocab.txt"), unk_token=unknown))
+    model = library.models.WordPiece.from_file(str(files.folder / "vocab.txt"), unk_token=unknown)
+    tokenizer = library.Tokenizer(model)
     tokenizer.normalizer = library.normalizers.BertNormalizer(
         clean_text=True,
         handle_chinese_chars=config.get("tokenize_chinese_chars", True),
@@ -123,25 +152,27 @@ def _from_wordpiece(folder: Path, config: Dict[str, Any]) -> Any:
     )
     tokenizer.pre_tokenizer = library.pre_tokenizers.BertPreTokenizer()
     required = ("unk_token", "cls_token", "sep_token")
-    return _with_specials(tokenizer, folder, specials, required, library.processors.BertProcessing)
+    return _with_specials(tokenizer, files, specials, required, library.processors.BertProcessing)
 
 
-def _from_byte_bpe(folder: Path, config: Dict[str, Any]) -> Any:
+def _from_byte_bpe(files: ModelFiles, config: Dict[str, Any]) -> Any:
     library = _library()
-    specials = _specials(folder, config, _BYTE_BPE_CLASSES, _ROBERTA_SPECIALS)
-    model = library.models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    specials = _specials(files, config, _BYTE_BPE_CLASSES, _ROBERTA_SPECIALS)
+    model = library.models.BPE.from_file(*(str(files.folder / name) for name in ("vocab.json", "merges.txt")))
     tokenizer = library.Tokenizer(model)
     add_prefix_space = config.get("add_prefix_space", False)
     tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
     required = ("cls_token", "sep_token")
-    return _with_specials(tokenizer, folder, specials, required, library.processors.RobertaProcessing)
+    return _with_specials(tokenizer, files, specials, required, library.processors.RobertaProcessing)
 
 
 _BUILDERS = (_from_tokenizer_json, _from_wordpiece, _from_byte_bpe)
 """Builders for the layouts of `_LAYOUTS`, in the same order."""
 
 
-def _specials(folder: Path, config: Dict[str, Any], known: Container[str], defaults: Dict[str, str]) -> Dict[str, Any]:
+def _specials(
+    files: ModelFiles, config: Dict[str, Any], known: Container[str], defaults: Dict[str, str]
+) -> Dict[str, Any]:
     """Return the special tokens by name, or by number if they have none. Each is a string or has a key `content`.
 
     Raises SourceError unless the tokenizer class is known. The class says how a vocabulary is applied: `vocab.txt` of
@@ -149,24 +180,29 @@ def _specials(folder: Path, config: Dict[str, Any], known: Container[str], defau
     """
     name = config["tokenizer_class"]
     if name is not None and (name[:-4] if name.endswith("Fast") else name) not in known:
-        raise SourceError(f"only the vocabulary of a {name}, which does not say how to apply it", folder, _SAVE_FAST)
+        what = f"only the vocabulary of a {name}, which does not say how to apply it"
+        raise SourceError(what, files.folder, _SAVE_FAST)
     given = {**defaults, **config}
     if "added_tokens_decoder" not in config:
-        given.update(read_object(folder / "special_tokens_map.json"))
+        given.update(files.read_object("special_tokens_map.json", _SAVE_FAST))
     others = [*(given.get("additional_special_tokens") or []), *(given.get("added_tokens_decoder") or {}).values()]
-    others += read_object(folder / "added_tokens.json")
+    others += files.read_object("added_tokens.json", _SAVE_FAST)
     named = {key: given[key] for key in defaults if given[key] is not None}
     return {**named, **{str(number): token for number, token in enumerate(others)}}
 
 
 def _with_specials(
-    tokenizer: Any, folder: Path, specials: Dict[str, Any], required: Container[str], processing: Callable[..., Any]
+    tokenizer: Any,
+    files: ModelFiles,
+    specials: Dict[str, Any],
+    required: Container[str],
+    processing: Callable[..., Any],
 ) -> Any:
     """Add special tokens and a post-processor to a tokenizer. Raises SourceError if the vocabulary lacks one."""
     absent = [key for key, token in specials.items() if tokenizer.token_to_id(_content(token)) is None]
     for key in absent:
         if key in required or key.isdigit():
-            raise SourceError(f"vocabulary lacks the token {_content(specials[key])!r}", folder, _SAVE_FAST)
+            raise SourceError(f"vocabulary lacks the token {_content(specials[key])!r}", files.folder, _SAVE_FAST)
     tokenizer.add_special_tokens([_added_token(token) for key, token in specials.items() if key not in absent])
     tokens = [_content(specials[key]) for key in ("sep_token", "cls_token")]
     tokenizer.post_processor = processing(*((token, tokenizer.token_to_id(token)) for token in tokens))

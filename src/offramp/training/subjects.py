@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from safetensors import torch as safetensors
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from offramp.checkpoints import inputs
+from offramp.checkpoints.auto_tokenizer import save_tokenizer
 from offramp.checkpoints.checkpoint import WithExits, auto_class, device, load_classifier, to_tensors
 from offramp.checkpoints.exits import ModelWithExits, ModuleWithExits, Point, answer_of, points_of
 from offramp.checkpoints.source import open_source
@@ -82,12 +83,12 @@ class FolderModel:
 
     def save(self, model: Any, folder: Path, *, with_exits: bool) -> None:
         """Write a transformers folder with its tokenizer or image processor, and the exits beside the model."""
+        save_model(model, folder, with_exits=with_exits)
         if inputs.takes_images(self.name):
             tree = ImageEncoder.from_folder(self.name).to_json()
             write_atomic(folder / PROCESSOR, [json.dumps(tree, indent=1).encode() + b"\n"])
         else:
-            AutoTokenizer.from_pretrained(self.name, local_files_only=True).save_pretrained(folder)
-        save_model(model, folder, with_exits=with_exits)
+            save_tokenizer(self.name, folder)  # it needs the config of the model
 
     def saved(self, folder: Path) -> WithExits | PreTrainedModel:
         """Load the result of `save`."""

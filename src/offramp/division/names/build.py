@@ -19,6 +19,7 @@ import numpy as np
 
 from offramp.checkpoints.families import Family, family_of, shown
 from offramp.checkpoints.source import Source
+from offramp.checkpoints.tokenizing import store_tokenizer
 from offramp.division.config import DivisionConfig
 from offramp.division.messages import adapter_tensors, advice, listed
 from offramp.division.names.kernels import IR, OPSET, build_graphs
@@ -98,7 +99,7 @@ def divide_by_names(source: Source, store: Path, config: DivisionConfig) -> Path
             shards[plan.name] = _write_shard(source, plan, writer)
             say(f"{plan.name} ({number}/{len(division.shards)})")
         files = [_config(source, division, writer), *(writer.add_copy(path.name, path) for path in source.companions())]
-        files.append(writer.add_file(INDEX, _index(shards)))
+        files += [*store_tokenizer(source.folder, writer, say), writer.add_file(INDEX, _index(shards))]
         exits, form = _exits(source, program, writer)
         try:
             data = encoder_graphs(program, form)
