@@ -13,8 +13,8 @@ from offramp.checkpoints.hub import resolve
 from offramp.checkpoints.source import ADAPTER, CONFIG, PROCESSOR, TOKENIZER, open_source
 from offramp.checkpoints.weights import read_json
 from offramp.division.config import DivisionConfig
-from offramp.division.messages import listed, said
-from offramp.errors import SourceError
+from offramp.division.messages import listed
+from offramp.errors import SourceError, said
 
 CLASSES = {
     "SEQ_CLS": "AutoModelForSequenceClassification",
