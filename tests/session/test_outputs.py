@@ -86,6 +86,28 @@ def test_parquet_is_written_a_group_at_a_time(tmp_path):
     assert all(after == before + 1 for before, after in pairwise(numbers)) and len(numbers) == 2500
 
 
+def test_long_inputs_end_a_group_earlier(tmp_path):
+    path = tmp_path / "out.parquet"
+    write_results(str(path), (("a" * 100_000, ONE) for _ in range(10)))
+    file = pyarrow.parquet.ParquetFile(path)
+    assert [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)] == [3, 3, 3, 1]
+
+
+def test_what_parquet_loads_is_loaded_before_the_plan(run_python):
+    printed = run_python(
+        """
+        import sys
+        from offramp.session.outputs import require_library, write_results
+        from offramp.session.results import Result
+        require_library("out.parquet")
+        before = set(sys.modules)
+        write_results("out.parquet", [("a", Result("film", 0.5, 1, 1, 0, ("film",), scores={"film": 0.5}))])
+        print("pyarrow.parquet" in before, sorted(set(sys.modules) - before))
+        """
+    )
+    assert printed == "True []\n"
+
+
 @pytest.mark.parametrize("suffix", FORMATS)
 @pytest.mark.parametrize("number", [0, 1, 2000])
 def test_a_failure_leaves_the_file_that_was_there(tmp_path, suffix, number):

@@ -7,7 +7,7 @@ import io
 import json
 import os
 from dataclasses import asdict
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, List, Tuple
 
@@ -18,15 +18,19 @@ from offramp.tasks.images import Image
 
 Cells = Dict[str, Any]
 """One row: column -> cell."""
-_ROWS_AT_ONCE = 1024
-"""Rows of a row group of Parquet."""
+_ROWS_AT_ONCE, _CHARACTERS_AT_ONCE = 1024, 1 << 18
+"""Most rows of a row group of Parquet, and the number of characters of its inputs at which it ends earlier."""
 
 
 def require_library(path: str) -> None:
-    """Raise OfframpError for Parquet without pyarrow, which is imported here so that the plan counts its memory."""
+    """Raise OfframpError for Parquet without pyarrow.
+
+    A file is made in memory, so that the plan counts what that takes: pyarrow loads more libraries when it is used.
+    """
     if path.endswith(".parquet"):
         try:
-            import pyarrow.parquet  # noqa: F401
+            for _ in _parquet(iter([{"input": "a", "label": "b", "labels": ("c",), "score": 0.5}] * _ROWS_AT_ONCE)):
+                pass
         except ImportError as error:
             found = import_error(error, "pyarrow", "data")
             remedy = f"{found.remedy}; .csv and .jsonl need no library"
@@ -100,10 +104,22 @@ def _parquet(rows: Iterator[Cells]) -> Iterator[bytes]:
     schema = pa.schema([(_encodable(name), kinds.get(name, pa.float64())) for name in first])
     sink, columns = io.BytesIO(), chain([first], columns)
     with ParquetWriter(sink, schema) as writer:
-        for group in iter(lambda: list(islice(columns, _ROWS_AT_ONCE)), []):
+        for group in _groups(columns):
             writer.write_table(pa.table([[_encodable(row[name]) for row in group] for name in first], schema=schema))
             yield _drained(sink)
     yield _drained(sink)
+
+
+def _groups(rows: Iterator[Cells]) -> Iterator[List[Cells]]:
+    group, size = [], 0
+    for row in rows:
+        group.append(row)
+        size += len(row.get("input", ""))
+        if len(group) == _ROWS_AT_ONCE or size >= _CHARACTERS_AT_ONCE:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
 def _drained(sink: io.BytesIO) -> bytes:
