@@ -125,9 +125,9 @@ def import_error(error: ImportError, library: str, extra: str) -> OfframpError:
     return OfframpError(f"{library} is installed but does not load ({reason})", None, f"install {library} again")
 
 
-def missing(path: object) -> UsageError:
-    """Return the error of a path at which there is nothing."""
-    return UsageError("no such file or folder", path, "check the path")
+def missing(path: object, kind: str = "file or folder") -> UsageError:
+    """Return the error of a path at which there is nothing. `kind` is what should be there."""
+    return UsageError(f"no such {kind}", path, "check the path")
 
 
 def require_folder(path: object, kind: str, remedy: str) -> None:

@@ -216,7 +216,7 @@ def _require_usable(transcript: Transcript, certify_on: Transcript | None, profi
 
 
 def _least_drop(num_samples: int, confidence: float, rule: str) -> float:
-    """Return the points that so many samples can certify if none has a loss, rounded up to two digits."""
+    """Return the points that `num_samples` can certify if none has a loss, rounded up to two digits."""
     points = 100 * least_epsilon(num_samples, 1 - confidence, rule)
     step = 10.0 ** (math.floor(math.log10(points)) - 1)
     return float(f"{math.ceil(points / step - 1e-6) * step:.4g}")

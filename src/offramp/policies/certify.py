@@ -70,12 +70,12 @@ def samples_needed(epsilon: float, delta: float, method: str = "ltt") -> int:
 
 
 def is_certifiable(num_samples: int, epsilon: float, delta: float, method: str = "ltt") -> bool:
-    """Return whether so many samples can certify epsilon when no sample has a loss."""
+    """Return whether `num_samples` can certify epsilon when no sample has a loss."""
     return certify([np.zeros(num_samples)], epsilon, delta, method) == 0
 
 
 def least_epsilon(num_samples: int, delta: float, method: str = "ltt") -> float:
-    """Return the smallest epsilon that so many samples can certify, when no sample has a loss."""
+    """Return the smallest epsilon that `num_samples` can certify when no sample has a loss."""
     failing, enough = 0.0, 1.0
     for _ in range(_LEVEL_BITS):
         middle = (failing + enough) / 2

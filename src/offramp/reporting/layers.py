@@ -21,7 +21,7 @@ class StageCost:
     weight_bytes: int
     """Weights that the stage uses."""
     resident_bytes: int
-    """Those of them that stay in memory between passes."""
+    """Part of the weights that stays in memory between passes."""
     read_bytes: float = 0.0
     read_ms: float = 0.0
     """Time of reads, most of which passes while earlier stages are computed."""

@@ -1,4 +1,4 @@
-"""What the length of texts costs in a plan, and the length that a budget allows."""
+"""The cost of the length of texts in a plan, and the length that a budget allows."""
 
 from __future__ import annotations
 

@@ -136,7 +136,7 @@ def read_json(path: Path, what: str, remedy: str) -> Dict[str, Any]:
         with path.open("rb") as file:
             data = file.read(MAX_SMALL_BYTES)
     except FileNotFoundError:
-        raise missing(path) from None
+        raise missing(path, what) from None
     except OSError as error:
         raise UsageError(f"{what} cannot be read ({error.strerror})", path, "check the path") from None
     try:
