@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from offramp.experiments import tuning
 from offramp.experiments.trials import Trials, exits_of, front
 from offramp.experiments.tuning import Goal, tune
 from offramp.policies import parse, replay
-from offramp.policies.certify import certify
+from offramp.policies.certify import METHODS, certify
 from offramp.policies.codec import from_json, to_json
 from offramp.policies.fitting import TrainingSet, fit_index_risks, fit_risks, fit_stopping, fit_thresholds
 from offramp.policies.learned import Halting, Index
@@ -184,9 +185,28 @@ def test_certificates_need_a_split_of_their_own(transcripts, tmp_path):
             tune(given, other, make_profile(), goal, quiet)
     few = make_transcript(tmp_path, "certify", 459, seed=7)
     with pytest.raises(
-        UsageError, match=r"459 samples - .* 0.5 points at confidence 0.9 need at least 460, .* 496 by ucb"
+        UsageError, match=r"with 459 rows the least drop that 90 % allows is 0.54 points - .*0.54, .* 496 rows .* 460"
     ):
         tune(given, few, make_profile(), goal, quiet)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("num_samples", "confidence"), [(5, 0.9), (60, 0.99), (230, 0.95), (900, 0.9)])
+def test_the_drop_that_is_named_can_be_certified_with_these_rows(
+    transcripts, tmp_path, method, num_samples, confidence
+):
+    few = make_transcript(tmp_path, "certify", num_samples, seed=7)
+    goal = Goal(max_drop=0.05, confidence=confidence, method=method)
+    with pytest.raises(UsageError, match=f"with {num_samples} rows the least drop") as refused:
+        tune(transcripts[0], few, make_profile(), goal, quiet)
+    named = re.search(r"give --max-drop ([0-9.]+), or", str(refused.value))
+    if named is None:
+        assert method == "ucb" and num_samples == 5
+        return
+    assert f"is {named[1]} points" in str(refused.value)
+    tune(transcripts[0], few, make_profile(), dataclasses.replace(goal, max_drop=float(named[1])), quiet)
+    with pytest.raises(UsageError):
+        tune(transcripts[0], few, make_profile(), dataclasses.replace(goal, max_drop=0.9 * float(named[1])), quiet)
 
 
 def test_where_exits_are_always_wrong_the_whole_model_is_what_is_left(tmp_path):

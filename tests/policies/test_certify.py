@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from offramp.policies import certify as certify_module
-from offramp.policies.certify import METHODS, binomial_tail, certify, losses, samples_needed, upper_bound
+from offramp.policies.certify import METHODS, binomial_tail, certify, least_epsilon, losses, samples_needed, upper_bound
 
 EPSILON, DELTA, NUM_SETS, NUM_SAMPLES = 0.03, 0.1, 1000, 300
 MOST_VIOLATIONS = int(binom.ppf(0.99, NUM_SETS, DELTA))
@@ -141,3 +141,10 @@ def test_what_cannot_be_certified_is_refused(loss_N, epsilon, delta, method):
 
 def test_methods_are_tested():
     assert METHODS == ("ucb", "ltt", "crc")
+
+
+@given(st.integers(20, 3000), st.floats(0.01, 0.5), st.sampled_from(METHODS))
+def test_the_least_level_is_certified_and_no_smaller_one(num_samples, delta, method):
+    least, samples = least_epsilon(num_samples, delta, method), [np.zeros(num_samples)]
+    assert certify(samples, least, delta, method) == 0
+    assert certify(samples, least - 1e-6, delta, method) == -1

@@ -6,6 +6,7 @@ the selection otherwise.
 Shapes: K exits, N samples, C outputs of a head.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from offramp.experiments.children import Log
 from offramp.experiments.evaluation import answer_at
 from offramp.experiments.trials import Candidate, Trials, best_at, front
 from offramp.policies import FullDepth, StopAt, replay
-from offramp.policies.certify import Certificate, certify, losses, samples_needed
+from offramp.policies.certify import Certificate, certify, is_certifiable, least_epsilon, losses, samples_needed
 from offramp.policies.codec import to_json
 from offramp.policies.evidence import MULTI_LABEL
 from offramp.runtime.profile import DeviceProfile
@@ -138,7 +139,8 @@ def _certified(
             break
         last, risk = last + 1, drop / 100
     what = f"policy is {kind} to lose at most {goal.max_drop:g} points on {len(truth_N)} samples"
-    remedy = "allow a larger --max-drop, a smaller --confidence, or certify on more"
+    allowed = _allowed(len(truth_N), goal.confidence, "ltt" if method == "bootstrap" else method)
+    remedy = f"allow a larger --max-drop, a smaller --confidence, or certify on more ({allowed})"
     if last < 0:  # not even the full model
         raise RefusedError(f"no {what}", certify_on.path, remedy)
     if last == 0:
@@ -178,13 +180,30 @@ def _require_usable(transcript: Transcript, certify_on: Transcript | None, profi
     if certify_on.about.model_sha256 != about.model_sha256 or certify_on.about.data_sha256 == about.data_sha256:
         what = "the certify split is of another model, or the tune split itself"
         raise UsageError(what, certify_on.path, "write both at once: offramp eval --split tune,certify")
-    levels, method = (goal.max_drop / 100, 1 - goal.confidence), _method(about.metrics, goal)
-    num_samples, least = len(certify_on.labels_N), samples_needed(*levels, "crc" if method == "crc" else "ltt")
-    needed = samples_needed(*levels, method) if method == "ucb" and least < MANY_SAMPLES else least
-    if num_samples < needed:
-        rule = f"{goal.max_drop:g} points at confidence {goal.confidence:g} need at least {least}, all without a loss"
-        more = "" if needed == least else f", and {needed} by {method}; --method ltt needs no more than {least}"
-        raise UsageError(f"the certify split has {num_samples} samples", certify_on.path, rule + more)
+    num_samples, levels = len(certify_on.labels_N), (goal.max_drop / 100, 1 - goal.confidence)
+    method = _method(about.metrics, goal)
+    rule = "ltt" if method == "bootstrap" else method  # no method with a confidence needs fewer
+    if is_certifiable(num_samples, *levels, rule):
+        return
+    fewest = samples_needed(*levels, "crc" if rule == "crc" else "ltt")
+    needed = samples_needed(*levels, rule) if rule == "ucb" and fewest < MANY_SAMPLES else fewest
+    more = f"certify on {needed} rows or more, of which none has a loss"
+    more += f", or --method ltt, which needs no more than {fewest}" if needed > fewest else ""
+    least = _least_drop(num_samples, goal.confidence, rule)
+    what = f"{goal.max_drop:g} points cannot be certified: {_allowed(num_samples, goal.confidence, rule)}"
+    raise UsageError(what, certify_on.path, f"give --max-drop {least:g}, or {more}" if least < 100 else more)
+
+
+def _least_drop(num_samples: int, confidence: float, rule: str) -> float:
+    """Return the points that `num_samples` can certify if none has a loss, rounded up to two digits."""
+    points = 100 * least_epsilon(num_samples, 1 - confidence, rule)
+    step = 10.0 ** (math.floor(math.log10(points)) - 1)
+    return float(f"{math.ceil(points / step - 1e-6) * step:.4g}")
+
+
+def _allowed(num_samples: int, confidence: float, rule: str) -> str:
+    allows = "certified in the mean" if rule == "crc" else f"that {100 * confidence:g} % allows"
+    return f"with {num_samples} rows the least drop {allows} is {_least_drop(num_samples, confidence, rule):g} points"
 
 
 def _method(metrics: Sequence[str], goal: Goal) -> str:

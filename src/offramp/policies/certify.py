@@ -27,6 +27,9 @@ METHODS = ("ucb", "ltt", "crc")
 - `crc`: conformal risk control (Angelopoulos et al., ICLR 2024), which bounds the expectation of the risk and has no
   delta."""
 
+_LEVEL_BITS = 24
+"""Number of bisections after which a level is known."""
+
 
 @dataclass(frozen=True)
 class Certificate:
@@ -57,11 +60,26 @@ def samples_needed(epsilon: float, delta: float, method: str = "ltt") -> int:
     if method == "ltt":
         return least
     failing, enough = least - 1, least
-    while certify([np.zeros(enough)], epsilon, delta, method) < 0:
+    while not is_certifiable(enough, epsilon, delta, method):
         failing, enough = enough, 2 * enough
     while enough - failing > 1:
         middle = (failing + enough) // 2
-        is_enough = certify([np.zeros(middle)], epsilon, delta, method) == 0
+        is_enough = is_certifiable(middle, epsilon, delta, method)
+        failing, enough = (failing, middle) if is_enough else (middle, enough)
+    return enough
+
+
+def is_certifiable(num_samples: int, epsilon: float, delta: float, method: str = "ltt") -> bool:
+    """Return whether `num_samples` can certify epsilon when no sample has a loss."""
+    return certify([np.zeros(num_samples)], epsilon, delta, method) == 0
+
+
+def least_epsilon(num_samples: int, delta: float, method: str = "ltt") -> float:
+    """Return the smallest epsilon that `num_samples` can certify when no sample has a loss."""
+    failing, enough = 0.0, 1.0
+    for _ in range(_LEVEL_BITS):
+        middle = (failing + enough) / 2
+        is_enough = is_certifiable(num_samples, middle, delta, method)
         failing, enough = (failing, middle) if is_enough else (middle, enough)
     return enough
 
