@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import offramp
+from offramp.errors import NonFiniteError
 from offramp.training import TrainSettings, train_exits
 from tests.tiny_families import write_classifier
 from tests.training.tiny import LABELS as COLOURS
@@ -102,3 +103,24 @@ def test_a_text_classifier_of_any_family(run, tmp_path, one_thread):
         said = run(*words)
         assert said.code == 0, (words[0], said.err)
     assert said.lines[-1]["num_inputs"] >= 3
+
+
+@pytest.mark.parametrize("number", [np.nan, -np.inf])
+def test_an_input_that_is_not_finite_is_named_and_not_the_weights(refused, place, tmp_path, number):
+    with np.load(place / "data.npz") as arrays:
+        given = {name: arrays[name].copy() for name in arrays.files}
+    given["0"][2, 5] = number
+    np.savez(tmp_path / "odd.npz", **given)
+    what = "has NaN or infinite numbers"
+    run_words = ("--input", tmp_path / "odd.npz", "--batch", 4, *BUDGET)
+    refused(4, [f"input '0' of row 3 {what}, so that head gave"], "run", place / "store", *run_words)
+    refused(4, [what], "run", place / "store", *run_words, "--exit", "confidence:0.9")
+    odd = ("--train", tmp_path / "odd.npz", "--label-column", "kind", "--split", "train,tune,certify,dev")
+    refused(4, ["an input has NaN or infinite numbers", "of the data"], "eval", place / "store", *odd)
+
+
+def test_an_input_of_a_training_that_is_not_finite_is_named(tmp_path):
+    module = nn.Sequential(nn.Linear(8, 16), Block(), Block(), nn.Linear(16, 3))
+    rows = [(torch.full((8,), float("nan") if number == 5 else 1.0), number % 3) for number in range(12)]
+    with pytest.raises(NonFiniteError, match="input '0' has NaN or infinite numbers - training step 1 - replace"):
+        train_exits(module, rows, rows[:3], tmp_path / "run", labels=LABELS, settings=TrainSettings(epochs=1))

@@ -1,6 +1,7 @@
 """Images from the command line: train, score, divide, run, tune and bench, by the same commands as texts."""
 
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -10,6 +11,7 @@ import pytest
 import torch
 import transformers
 
+import offramp
 from offramp.store.transcript import read_transcript
 from tests.tiny_vision import LABELS, write_images, write_model
 
@@ -228,3 +230,14 @@ def test_the_measured_peak_stays_within_the_budget(place, backend):
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     record = json.loads(done.stdout.splitlines()[-1])["record"]
     assert record["peak_rss_bytes"] <= record["budget_bytes"] == budget
+
+
+def test_a_missing_image_processor_is_named(refused, place, tmp_path):
+    shutil.copytree(place / "model", tmp_path / "model")
+    (tmp_path / "model" / "preprocessor_config.json").unlink()
+    data = ("--dev", place / "dev.zip")
+    refused(4, ["no image processor", "preprocessor_config.json"], "eval", tmp_path / "model", *data)
+    module = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "model").eval()
+    offramp.divide(module, torch.zeros(2, 3, 32, 32), tmp_path / "store")
+    words = ("--input", place / "images", *BUDGET)
+    refused(2, ["the store has no image processor", "preprocessor_config.json"], "run", tmp_path / "store", *words)

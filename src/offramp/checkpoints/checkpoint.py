@@ -29,7 +29,7 @@ from offramp.policies import parse
 from offramp.program.inputs import Batch
 from offramp.program.program import TEXT_INPUTS, Call
 from offramp.runtime.exits import exit_widths, load_exits
-from offramp.runtime.inputs import InputReader
+from offramp.runtime.inputs import InputReader, not_finite
 from offramp.store import Store
 from offramp.store.exits import parse_exits
 from offramp.store.reader import tensor_view
@@ -173,11 +173,22 @@ def predict_windows(
         return [logits, [hidden_BSH[:, 0] for hidden_BSH in hidden]] if with_features else [logits]
 
     for start, logits_NKC, *features in _run_windows(model, outputs, rows, batch_size):
-        bad_K = ~np.isfinite(logits_NKC).all(axis=(0, 2))
-        if bad_K.any():
-            what = f"output of exit {int(bad_K.argmax()) + 1} is not finite"
-            raise NonFiniteError(what, "the trained model", "lower the learning rate")
+        _require_finite(logits_NKC, rows, start)
         yield start, logits_NKC, features[0] if with_features else None
+
+
+def _require_finite(logits_NKC: np.ndarray, rows: AnyRows, start: int) -> None:
+    """Raise NonFiniteError that names an input, or else the exit, if an output of the rows from `start` is not."""
+    is_finite_NK = np.isfinite(logits_NKC).all(axis=-1)
+    if is_finite_NK.all():
+        return
+    number = start + int(is_finite_NK.all(axis=-1).argmin())
+    arrays = {name: array for name, array in rows.batch(np.array([number])).items() if name != "labels"}
+    if not_finite(arrays, [0]) is not None:
+        where = f"row {number + 1} of the data"
+        raise NonFiniteError("an input has NaN or infinite numbers", where, "replace these numbers, or drop the row")
+    what = f"output of exit {int(is_finite_NK.all(axis=0).argmin()) + 1} is not finite"
+    raise NonFiniteError(what, "the trained model", "lower the learning rate")
 
 
 def pooled_windows(model: WithExits, rows: AnyRows, batch_size: int) -> Iterator[tuple[int, np.ndarray]]:

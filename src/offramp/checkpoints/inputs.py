@@ -164,6 +164,8 @@ def read_texts(module: nn.Module, folder: Path) -> Texts:
     config: Any = module.config
     vocab_size, pad_token = getattr(config, "vocab_size", None), getattr(config, "pad_token_id", None)
     if not isinstance(vocab_size, int) or TEXT_INPUTS[0] not in taken_by(module):
+        if "pixel_values" in taken_by(module) and not (folder / PROCESSOR).is_file():
+            raise SourceError(f"no image processor (looked for {PROCESSOR})", folder, "copy the file there")
         raise SourceError(f"a {type(module).__name__} reads neither texts nor images", folder, "take another model")
     has_padding = isinstance(pad_token, int) and 0 <= pad_token < vocab_size
     types = int(getattr(config, "type_vocab_size", 0) or 0) if TEXT_INPUTS[2] in taken_by(module) else 0

@@ -18,6 +18,7 @@ from offramp.errors import NonFiniteError
 from offramp.policies import Evidence, Policy
 from offramp.runtime.backend import Backend, Weights
 from offramp.runtime.guard import Guard
+from offramp.runtime.inputs import not_finite
 from offramp.runtime.sweep import Answer, BatchRun
 from offramp.store import Store
 
@@ -86,7 +87,7 @@ class ExitGate:
     def _decide(self, exit_index: int, run: BatchRun, logits_BC: np.ndarray) -> np.ndarray:
         """Return which rows the policy lets leave, bool [B]."""
         assert self._problem is not None
-        finite_BC = self._finite(logits_BC, f"exit {exit_index}")
+        finite_BC = self._finite(logits_BC, f"exit {exit_index}", run)
         return run.decider.update(exit_index, Evidence.from_logits(finite_BC, self._problem, run.lengths_B))
 
     def _check_deadline(self, exit_index: int, run: BatchRun, logits_BC: np.ndarray) -> None:
@@ -116,15 +117,19 @@ class ExitGate:
     def _answer(self, run: BatchRun) -> None:
         """Let all remaining rows leave with the program's own output."""
         logits_PC = run.timed("head", self.num_exits + 1, "head", self._backend.logits, run.state)
-        logits_BC = self._finite(logits_PC[run.places_B], "head")
+        logits_BC = self._finite(logits_PC[run.places_B], "head", run)
         self._tell_guard(self.num_exits, run, time.perf_counter())
         run.leave(logits_BC, np.ones(len(logits_BC), bool), self.num_exits)
 
-    def _finite(self, logits_BC: np.ndarray, name: str) -> np.ndarray:
-        if not np.isfinite(logits_BC).all():
-            remedy = "the weights are broken: train or convert the model again"
-            raise NonFiniteError(f"{name} gave NaN or infinite logits", self._where, remedy)
-        return logits_BC
+    def _finite(self, logits_BC: np.ndarray, name: str, run: BatchRun) -> np.ndarray:
+        is_finite_B = np.isfinite(logits_BC).all(axis=1)
+        if is_finite_B.all():
+            return logits_BC
+        what = f"{name} gave NaN or infinite logits"
+        reason = not_finite(run.batch.arrays, run.rows_B[~is_finite_B].tolist())
+        if reason is not None:
+            raise NonFiniteError(f"{reason}, so that {what}", None, "replace these numbers, or leave out the input")
+        raise NonFiniteError(what, self._where, "the weights are broken: train or convert the model again")
 
 
 class ExitStatistics:

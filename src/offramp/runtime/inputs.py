@@ -5,7 +5,7 @@ Shapes: B rows, S tokens, T = B S, W width of a table.
 
 from __future__ import annotations
 
-from typing import Dict, Optional, Tuple
+from typing import Dict, Iterable, Mapping, Optional, Tuple
 
 import numpy as np
 
@@ -13,6 +13,14 @@ from offramp.errors import StoreError
 from offramp.program.inputs import Batch
 from offramp.program.program import ATTENTION_MASK, BATCH_TOKENS, INPUT_IDS, POSITION_IDS, TEXT_INPUTS, TOKENS, Input
 from offramp.store import Store
+
+
+def not_finite(arrays: Mapping[str, np.ndarray], rows: Iterable[int]) -> Optional[str]:
+    """Return the name and the row of the first input with NaN or infinite numbers in one of these rows, or None."""
+    reals = {name: array for name, array in arrays.items() if np.issubdtype(array.dtype, np.floating)}
+    bad = ((name, row) for row in rows for name, array in reals.items() if not np.isfinite(array[row]).all())
+    name, row = next(bad, (None, 0))
+    return None if name is None else f"input {name!r} of row {row + 1} has NaN or infinite numbers"
 
 
 class InputReader:

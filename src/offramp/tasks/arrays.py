@@ -16,6 +16,8 @@ import numpy as np
 from offramp.errors import UsageError
 from offramp.program.inputs import Batch
 from offramp.tasks.examples import Example, parse_label, sorted_labels
+from offramp.tasks.images import Image
+from offramp.tasks.processors import FILE_NAME as PROCESSOR
 
 SUFFIX = ".npz"
 _REMEDY = "save one array for each argument with numpy.savez; the first axis of each counts records"
@@ -31,11 +33,14 @@ class Record:
     def of(cls, item: Any) -> Record:
         """Return the record of an array or tensor, a sequence of them (positional arguments), or a mapping by name.
 
-        Raises UsageError for a text.
+        Raises UsageError for a text or an image.
         """
         if isinstance(item, Record):
             return item
-        if isinstance(item, (str, bytes)):
+        if isinstance(item, (Image, bytes)):
+            what = f"the store has no image processor ({PROCESSOR}), so that the module takes arrays, not images"
+            raise UsageError(what, item if isinstance(item, Image) else None, f"divide a folder that has {PROCESSOR}")
+        if isinstance(item, str):
             raise UsageError("the module takes arrays, not texts", str(item)[:60], "give --input FILE.npz")
         if not isinstance(item, Mapping):
             item = {str(i): part for i, part in enumerate(item if isinstance(item, (tuple, list)) else [item])}

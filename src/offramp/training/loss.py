@@ -3,7 +3,7 @@
 Shapes: B rows, C labels; K exits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -73,11 +73,17 @@ def _divergence(logits_BC: Tensor, teacher_BC: Tensor, problem: str) -> Tensor:
     return TEMPERATURE**2 * functional.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 
-def require_finite(values: Sequence[Tensor], what: str, where: str, first_exit: int = 1) -> None:
-    """Raise NonFiniteError that names the first exit with values that are not finite.
+def require_finite(
+    values: Sequence[Tensor], what: str, where: str, first_exit: int = 1, inputs: Mapping[str, Tensor] | None = None
+) -> None:
+    """Raise NonFiniteError if values are not finite: it names an input that is not, or else the first such exit.
 
-    `values[0]` belongs to `first_exit`.
+    `values[0]` belongs to `first_exit`; `inputs` are those of the model.
     """
     for number, value in enumerate(values, first_exit):
         if not torch.isfinite(value).all():
+            for name, tensor in (inputs or {}).items():
+                if not torch.isfinite(tensor).all():
+                    remedy = "replace these numbers in the data, or drop their rows"
+                    raise NonFiniteError(f"input {name!r} has NaN or infinite numbers", where, remedy)
             raise NonFiniteError(f"{what} of exit {number} is not finite", where, "lower the learning rate")

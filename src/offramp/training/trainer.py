@@ -193,7 +193,8 @@ class ExitTrainer(Trainer):
         logits = model(**inputs, last_only=True) if last_only else model(**inputs)
         losses = exit_losses([logits_BC.float() for logits_BC in logits], labels, self.problem)
         where = f"training step {state.global_step + 1}"
-        require_finite(losses, "loss", where, first_exit=len(self.weights) if last_only else 1)
+        given = {} if objective == "heads-only" else inputs
+        require_finite(losses, "loss", where, len(self.weights) if last_only else 1, given)
         if objective == "distill":
             losses = distillation_losses(losses, logits, self.problem)
         weights = self.weights
