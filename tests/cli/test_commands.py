@@ -1,6 +1,8 @@
 """The commands around `run`: each does its work, says it in text and in JSON, and fails in one line."""
 
+import csv
 import json
+import re
 import shutil
 import sys
 import xml.etree.ElementTree as ET
@@ -161,6 +163,35 @@ def test_memory_draws_a_picture(run, store, tmp_path):
     assert said.code == 0
     assert said.lines[0]["picture"] == str(tmp_path / "m.svg")
     assert ET.parse(tmp_path / "m.svg").getroot().tag.endswith("svg")
+
+
+@pytest.mark.parametrize("form", ["table", "md", "csv"])
+def test_memory_tells_the_bytes_and_milliseconds_of_each_stage(run, store, tmp_path, form):
+    words = ("memory", store, *BUDGET, "--out", tmp_path / "m.svg", "--passes", 3, "--format", form)
+    said = run(*words)
+    assert said.code == 0, said.err
+    stages = ["embedding", *(f"layer.{number}" for number in range(NUM_LAYERS)), "head"]
+    first, *rows = said.out.splitlines()
+    if form == "csv":
+        table = list(csv.DictReader(said.out.splitlines()))
+        assert [row["stage"] for row in table] == stages
+        sizes = {line["shard"]: line["bytes"] for line in run("ls", store, "--json").lines}
+        layers = sum(size for name, size in sizes.items() if name.startswith("layer-"))
+        assert sum(int(row["weight_bytes"]) for row in table[1:-1]) == layers
+        assert all(float(row["compute_ms"]) > 0 for row in table)
+        assert sum(float(row["read_bytes"]) for row in table[1:-1]) == pytest.approx(layers / 3)
+        return
+    cells = [re.split(r"\s*\|\s*" if form == "md" else r"\s{2,}", row.strip(" |")) for row in rows]
+    assert [row[0] for row in cells if row[0] != "---"] == [*stages, "all"]
+    assert {len(row) for row in cells} == {7}
+    assert first.strip("| ").startswith("stage")
+    assert [stage["stage"] for stage in run(*words, "--json").lines[0]["stages"]] == stages
+
+
+def test_memory_needs_a_library_before_the_run(refused, store, tmp_path, monkeypatch):
+    monkeypatch.setattr("offramp.cli.memory.find_spec", lambda name: None)
+    said = refused(1, "matplotlib is not installed", "memory", store, *BUDGET, "--out", tmp_path / "m.svg")
+    assert len(said.err.splitlines()) == 1
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from offramp.errors import MissingExtraError
 from offramp.measure import MemorySample, Span
 from offramp.reporting.memory import _label, draw_memory
+from offramp.units import format_duration
 
 MIB = 1 << 20
 
@@ -47,9 +48,26 @@ def test_the_picture_says_what_it_shows(tmp_path):
     shown = texts(tmp_path / "memory.svg")
     for text in ("BERT in 128 MiB", "peak 100.0 MiB", "budget 128.0 MiB", "memory (MiB)", "time (ms)"):
         assert text in shown
-    for text in ("layer 1", "layer 2", "layer 3", "read", "wait", "exit evaluated", "exit taken"):
+    for text in ("layer 1", "layer 2", "layer 3", "read", "wait"):
         assert text in shown
-    assert "idle read" not in shown
+    for text in ("resident set", "anonymous part", "budget", "exit evaluated", "exit taken", "computing, by stage"):
+        assert text in shown, "every mark is in the legend"
+    assert {"reading weights", "waiting for weights"} <= set(shown)
+    assert not {"idle read", "reading between passes"} & set(shown)
+
+
+@pytest.mark.parametrize("start_seconds", [0.0, 0.5, 60.0])
+def test_the_run_fills_the_picture_however_long_start_up_takes(tmp_path, start_seconds):
+    early = [MemorySample(7 - start_seconds * part, (40 + 70 * part) * MIB, None, None) for part in (1, 0.5)]
+    found = [*(early if start_seconds else ()), *samples(anon=False)]
+    draw_memory(tmp_path / "memory.svg", found, layers(), 128 * MIB, begin_seconds=7.0)
+    shown = texts(tmp_path / "memory.svg")
+    ticks = [float(text) for text in shown[: shown.index("time (ms)")] if text.isdigit()]
+    assert 60 <= max(ticks) <= 100
+    assert [text for text in shown if text.startswith("start-up")] == (
+        [] if not start_seconds else [f"start-up {format_duration(start_seconds)}"]
+    )
+    assert f"peak {110 if start_seconds else 100}.0 MiB" in shown, "a peak of start-up counts"
 
 
 def test_names_give_way_to_numbers_and_numbers_to_nothing(tmp_path):

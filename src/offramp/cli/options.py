@@ -210,6 +210,26 @@ def table(head: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:
     return "\n".join(form.format(*line).rstrip() for line in lines)
 
 
+def _markdown(head: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:
+    """Return a table in Markdown; the first column is aligned to the left, the others to the right."""
+    lines = [head, ("---", *("---:" for _ in head[1:])), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def _csv(head: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:
+    """Return comma-separated values with a header."""
+    import csv
+    import io
+
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([head, *rows])
+    return text.getvalue().rstrip("\n")
+
+
+TABLES = {"table": table, "md": _markdown, "csv": _csv}
+"""Format -> function that returns a table from its heading and its rows."""
+
+
 def table_of(items: Iterable[Any], columns: Mapping[str, Callable[[Any], object]]) -> str:
     """Return a text table with a row per item; `columns` maps each heading to the function of its cells."""
     return table(tuple(columns), [tuple(cell(item) for cell in columns.values()) for item in items])

@@ -1,5 +1,7 @@
 """Picture of the memory of one run over time: budget, stages as bands, and lanes of reads and waits below.
 
+Start-up, which takes longer than a short run, is compressed into a narrow panel on the left.
+
 The curve has the resolution of the samples, so the peak of the kernel can be higher.
 """
 
@@ -13,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offramp.errors import import_error
-from offramp.units import format_size
+from offramp.units import format_duration, format_size
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,6 +30,8 @@ _INK, _QUIET, _LINE = "#1f2933", "#616e7c", "#c3cad1"
 _RSS, _ANON, _BUDGET, _WAIT = "#1d4e89", "#a9c6e3", "#c62828", "#e08e45"
 _BANDS = ("#f5efdf", "#e6eee0")  # stages with even and odd numbers
 _LANES = {"read": _RSS, "idle_read": _ANON, "wait": _WAIT}  # from top to bottom
+_MEANING = {"read": "reading weights", "idle_read": "reading between passes", "wait": "waiting for weights"}
+_START_UP_WIDTH = 0.08  # of the whole picture
 _STYLE: dict[Any, Any] = {
     **dict.fromkeys(("axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), _QUIET),
     **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), _LINE),
@@ -60,6 +64,7 @@ def draw_memory(
     spans: Sequence[Span],
     budget_bytes: int | None,
     title: str = "Memory of one run",
+    begin_seconds: float | None = None,
 ) -> None:
     """Draw the memory of a run to `path`, an `.svg` or `.png` file.
 
@@ -69,6 +74,7 @@ def draw_memory(
         spans: `compute` and `head` spans become bands; `read`, `idle_read` and `wait` spans become lanes below.
         budget_bytes: drawn as a dashed line; None draws no line.
         title: title of the picture. The title and the names of spans may contain any text.
+        begin_seconds: when the first input was given; earlier samples are start-up. None: when the first span began.
 
     Raises:
         ValueError: another suffix, or no samples.
@@ -87,59 +93,105 @@ def draw_memory(
     with mpl.rc_context(_STYLE), warnings.catch_warnings():
         # Missing glyphs: the viewer of an SVG substitutes a font, a PNG shows a box.
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
-        _figure(samples, spans, budget_bytes, title).savefig(path, dpi=160, metadata=no_timestamp)
+        found = [span.start_seconds for span in spans] if begin_seconds is None else [begin_seconds]
+        begin = min(found, default=samples[0].seconds)
+        _figure(samples, spans, budget_bytes, title, begin).savefig(path, dpi=160, metadata=no_timestamp)
 
 
-def _figure(samples: Sequence[MemorySample], spans: Sequence[Span], budget_bytes: int | None, title: str) -> Figure:
+def _figure(
+    samples: Sequence[MemorySample], spans: Sequence[Span], budget_bytes: int | None, title: str, begin: float
+) -> Figure:
     from matplotlib.figure import Figure
 
-    origin = min([samples[0].seconds, *(span.start_seconds for span in spans)])
     end = max([samples[-1].seconds, *(span.end_seconds for span in spans)])
     lanes = [kind for kind in _LANES if any(span.kind == kind for span in spans)]
+    widths = [_START_UP_WIDTH, 1 - _START_UP_WIDTH] if samples[0].seconds < begin else [1]
 
-    figure = Figure(figsize=(9.6, 4.6))
-    edges = {"left": 0.075, "right": 0.98, "top": 0.855, "bottom": 0.105, "hspace": 0.05}
-    memory, activity = figure.subplots(2, sharex=True, height_ratios=[20, 1 + len(lanes)], gridspec_kw=edges)
-    memory.set_xlim(0, (end - origin) * 1e3 or 1)
-    _draw_curve(memory, samples, origin)
-    _draw_limits(memory, samples, origin, budget_bytes)
-    _draw_bands(memory, _bands(spans, origin))
-    _draw_exits(memory, spans, origin)
-    _draw_lanes(activity, spans, lanes, origin)
-    memory.legend(loc="lower left", bbox_to_anchor=(-0.008, 1.0), ncols=5, frameon=False, borderaxespad=0.2)
-    figure.text(0.075, 0.94, _label(title), fontsize=12, fontweight="bold", parse_math=False)
+    figure = Figure(figsize=(9.6, 4.8))
+    edges = {"left": 0.075, "right": 0.98, "top": 0.80, "bottom": 0.105, "hspace": 0.05, "wspace": 0.02}
+    ratios = {"height_ratios": [20, 1 + len(lanes)], "width_ratios": widths}
+    grid = {"sharex": "col", "sharey": "row", "squeeze": False, "gridspec_kw": edges}
+    panels, rows = figure.subplots(2, len(widths), **grid, **ratios)
+    memory, activity = panels[-1], rows[-1]
+    panels[0].set_ylabel("memory (MiB)")
+    if len(widths) > 1:
+        _prepare_start_up(panels[0], rows[0], begin - samples[0].seconds)
+    memory.set_xlim(0, (end - begin) * 1e3 or 1)
+    for axes in panels:
+        _draw_curve(axes, samples, begin)
+    _draw_limits(panels, samples, begin, budget_bytes)
+    bands = _bands(spans, begin)
+    _draw_bands(memory, bands)
+    _draw_exits(memory, spans, begin)
+    _draw_lanes(activity, spans, lanes, begin)
+    _draw_legend(memory, lanes, has_bands=bool(bands))
+    figure.text(0.075, 0.93, _label(title), fontsize=12, fontweight="bold", parse_math=False)
     return figure
 
 
-def _draw_curve(axes: Axes, samples: Sequence[MemorySample], origin: float) -> None:
-    milliseconds = [(sample.seconds - origin) * 1e3 for sample in samples]
+def _prepare_start_up(panel: Axes, row: Axes, seconds: float) -> None:
+    """Prepare the panel of start-up, whose time has a scale of its own, and the row below it."""
+    panel.set_xlim(-seconds * 1e3, 0)
+    panel.set_facecolor("#f4f5f6")
+    row.set_xticks([])
+    row.tick_params(axis="y", length=0)
+    row.spines[:].set_visible(False)
+    row.set_xlabel(f"start-up {format_duration(seconds)}", fontsize=_LABEL_POINTS, labelpad=17)
+
+
+def _draw_legend(axes: Axes, lanes: Sequence[str], has_bands: bool) -> None:
+    """Explain every mark of the picture, in lines above it."""
+    from matplotlib.legend_handler import HandlerTuple
+    from matplotlib.patches import Patch
+
+    keys: list[Any]
+    keys, labels = axes.get_legend_handles_labels()
+    if has_bands:
+        keys.append(tuple(Patch(facecolor=tint, edgecolor=_LINE, linewidth=0.4) for tint in _BANDS))
+        labels.append("computing, by stage")
+    keys += [Patch(color=_LANES[kind]) for kind in lanes]
+    labels += [_MEANING[kind] for kind in lanes]
+    place = {"loc": "lower left", "bbox_to_anchor": (0.067, 0.805), "bbox_transform": axes.figure.transFigure}
+    style = {"ncols": 5, "frameon": False, "borderaxespad": 0.2, "fontsize": 8, "columnspacing": 1.4}
+    axes.legend(keys, labels, handler_map={tuple: HandlerTuple(ndivide=None)}, **place, **style)
+
+
+def _draw_curve(axes: Axes, samples: Sequence[MemorySample], begin: float) -> None:
+    milliseconds = [(sample.seconds - begin) * 1e3 for sample in samples]
     rss_mib = [sample.rss_bytes / _MIB for sample in samples]
     anon_mib = [sample.anon_bytes / _MIB for sample in samples if sample.anon_bytes is not None]
     axes.plot(milliseconds, rss_mib, color=_RSS, linewidth=1.6, label="resident set", zorder=4)
     if len(anon_mib) == len(samples):
         axes.fill_between(milliseconds, anon_mib, color=_ANON, alpha=0.8, lw=0, label="anonymous part", zorder=2)
-    axes.set_ylabel("memory (MiB)")
     axes.tick_params(axis="x", length=0, labelbottom=False)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _draw_limits(axes: Axes, samples: Sequence[MemorySample], origin: float, budget_bytes: int | None) -> None:
-    """Draw the peak and the budget with their labels."""
-    top = max(samples, key=lambda sample: sample.rss_bytes)
+def _draw_limits(
+    panels: Sequence[Axes], samples: Sequence[MemorySample], begin: float, budget_bytes: int | None
+) -> None:
+    """Draw the peak, which start-up may set, and the budget, with their labels."""
+    memory, top = panels[-1], max(samples, key=lambda sample: sample.rss_bytes)
     peak_mib, budget_mib = top.rss_bytes / _MIB, (budget_bytes or 0) / _MIB
     height = 1.22 * max(peak_mib, budget_mib)
-    axes.set_ylim(0, height)
+    memory.set_ylim(0, height)
     if budget_bytes is not None:
-        axes.axhline(budget_mib, color=_BUDGET, linewidth=1.3, linestyle=(0, (5, 3)), zorder=3)
-        _note(axes, f"budget {format_size(budget_bytes)}", (axes.get_xlim()[1], budget_mib), (-2, 4), "right", _BUDGET)
+        for axes in panels:
+            axes.axhline(budget_mib, color=_BUDGET, linewidth=1.3, linestyle=(0, (5, 3)), label="budget", zorder=3)
+        end = memory.get_xlim()[1], budget_mib
+        _note(memory, f"budget {format_size(budget_bytes)}", end, (-2, 4), "right", _BUDGET)
 
-    peak = (top.seconds - origin) * 1e3, peak_mib
+    axes = panels[0] if top.seconds < begin else memory
+    peak = (top.seconds - begin) * 1e3, peak_mib
     exceeds = budget_bytes is not None and top.rss_bytes > budget_bytes
     beneath = abs(budget_mib - peak_mib) < 0.12 * height  # keeps the two labels from overlapping
-    side = "right" if peak[0] > axes.get_xlim()[1] / 2 else "left"
+    side = "right" if peak[0] > memory.get_xlim()[1] / 2 else "left"
     color = _BUDGET if exceeds else _RSS
     axes.plot(*peak, "o", color=color, markersize=5, zorder=5, clip_on=False)
-    _note(axes, f"peak {format_size(top.rss_bytes)}", peak, (-6 if side == "right" else 6, -18 if beneath else 7), side, color)
+    axes.set_zorder(1)  # the label may extend over the other panel
+    axes.patch.set_visible(axes is not memory)
+    offset = (-6 if side == "right" else 6, -18 if beneath else 7)
+    _note(axes, f"peak {format_size(top.rss_bytes)}", peak, offset, side, color)
 
 
 def _note(
