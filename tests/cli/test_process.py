@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -176,3 +177,23 @@ def test_a_limit_of_the_address_space_is_not_called_a_missing_library(store, kib
     done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=False)
     assert "not installed" not in done.stderr
     assert "internal error" not in done.stderr
+
+
+def test_plan_names_a_length_of_texts_that_fits(tmp_path):
+    """The store reads 2,048 tokens, whose attention takes more than all else; of 16 tokens it takes nearly nothing."""
+    store = divide(write_tiny(tmp_path / "model", max_position_embeddings=2048), tmp_path / "store")
+
+    def plan(*words):
+        command = [*OFFRAMP, "plan", str(store), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert "activations are those of 2048 tokens a text: --max-length 1024 would save " in plan().stdout
+    assert "--max-length" not in plan("--max-length", "16").stdout
+    whole, short = (json.loads(plan("--json", *words).stdout) for words in ((), ("--max-length", "16")))
+    budget = f"{(whole['smallest_budget_bytes'] + short['smallest_budget_bytes']) // 2}B"
+    refused = plan("--budget", budget)
+    length = re.search(r"MiB, and --max-length (\d+) works with this one$", refused.stderr)
+    assert (refused.returncode, length is None) == (3, False), refused.stderr
+    assert int(length[1]) >= 256
+    assert plan("--budget", budget, "--max-length", length[1]).returncode == 0
+    assert "--max-length" not in plan("--budget", "1MiB").stderr

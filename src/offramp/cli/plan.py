@@ -7,6 +7,9 @@ import argparse
 from offramp.cli import options
 from offramp.units import format_size
 
+LARGE_SHARE = 0.05
+"""Share of the peak that texts of half the length must save, for the length to be named as what costs."""
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options of plan."""
@@ -20,6 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Print the plan. Raises BudgetError if no plan fits the budget."""
     from offramp.session import prepare_engine
+    from offramp.session.lengths import activation_bytes_of, require_feasible
 
     texts = options.input_source(args).known(options.log)
     classifier = prepare_engine(args.store, options.engine_config(args), texts=texts, warn=options.warn)
@@ -38,4 +42,9 @@ def main(args: argparse.Namespace) -> None:
         print(f"\nprocess {base} + activations {activations} + {slots} + residents {format_size(plan.resident_bytes)}")
         print(f"predicted peak {format_size(plan.predicted_peak_bytes)} / budget {format_size(plan.budget_bytes)}")
         print(f"smallest budget {format_size(plan.smallest_budget_bytes)}")
-    plan.require_feasible(items)
+        length, shorter = classifier.length, classifier.length // 2
+        saved_bytes = plan.activation_bytes - activation_bytes_of(classifier, max(shorter, 1))
+        if saved_bytes >= LARGE_SHARE * plan.predicted_peak_bytes:
+            what = f"activations are those of {length} tokens a text"
+            print(f"{what}: --max-length {shorter} would save {format_size(saved_bytes)}")
+    require_feasible(classifier)

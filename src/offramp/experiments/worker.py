@@ -24,6 +24,7 @@ from offramp.experiments.jobs import WorkerJob
 from offramp.measure import MemorySampler, median, num_cores, read_memory
 from offramp.runtime.config import BULK
 from offramp.session import Classifier, prepare_engine
+from offramp.session.lengths import require_feasible
 from offramp.tasks.lines import silent
 
 WARM_UP_PASSES = 2
@@ -76,7 +77,7 @@ def _prepare(job: WorkerJob, **more: Any) -> Classifier:
 
 def _plan(job: WorkerJob) -> dict[str, Any]:
     classifier = _prepare(job)
-    classifier.plan.require_feasible(classifier.items)
+    require_feasible(classifier)
     return classifier.describe_plan()
 
 

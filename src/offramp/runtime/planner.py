@@ -67,8 +67,11 @@ class Plan:
         """True if the plan fits the budget."""
         return self.predicted_peak_bytes <= self.budget_bytes
 
-    def require_feasible(self, items: Sequence[Item]) -> None:
-        """Raise BudgetError with the smallest budget that works and the reason, unless the plan is feasible."""
+    def require_feasible(self, items: Sequence[Item], hint: str = "") -> None:
+        """Raise BudgetError with the smallest budget that works and the reason, unless the plan is feasible.
+
+        `hint` follows the remedy.
+        """
         if self.feasible:
             return
         largest = max(items, key=lambda item: item.num_bytes)
@@ -76,7 +79,7 @@ class Plan:
             f"budget of {format_size(self.budget_bytes)} is too small",
             f"process {format_size(self.base_bytes)} + activations {format_size(self.activation_bytes)}"
             f" + one slot for {largest.shard} {format_size(page_rounded(largest.num_bytes))}",
-            f"the smallest budget that works is --budget {named_budget(self.smallest_budget_bytes)}",
+            f"the smallest budget that works is --budget {named_budget(self.smallest_budget_bytes)}{hint}",
         )
 
 

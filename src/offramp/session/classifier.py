@@ -31,6 +31,7 @@ from offramp.runtime.run_plan import allocate, choose_direct, make_run_plan, pla
 from offramp.runtime.schedule import Schedule
 from offramp.runtime.sweep import Outcome, PassCost
 from offramp.session.bulk import bulk_batches
+from offramp.session.lengths import require_feasible
 from offramp.session.results import Result, result_of
 from offramp.store import Store
 
@@ -118,7 +119,7 @@ class Classifier:
 
         Unless the process serves only this classifier, the kernel's peak (VmHWM) is reset, if allowed.
         """
-        self.plan.require_feasible(self.items)
+        require_feasible(self)
         with self._lock:
             if not self._is_open:
                 self._peak.start()
