@@ -1,7 +1,7 @@
 """Exception tree of offramp. Each class carries the exit code of the command line.
 
     OfframpError                 1  base class
-    ├── UsageError               2  wrong arguments, existing target, unknown column or policy, empty input
+    ├── UsageError               2  wrong arguments, wrong path, existing target, unknown column, empty input
     ├── BudgetError              3  no plan fits; the message names the smallest budget that works
     ├── RefusedError             4  input that is damaged, of unknown format, or unsafe
     │   ├── SourceError             a model folder: architecture; missing, extra or mis-shaped tensors
@@ -117,6 +117,18 @@ def import_error(error: ImportError, library: str, extra: str) -> OfframpError:
         return BudgetError(f"not enough memory to load {library}", None, _MEMORY_REMEDY)
     reason = str(error).strip().partition("\n")[0]
     return OfframpError(f"{library} is installed but does not load ({reason})", None, f"install {library} again")
+
+
+def missing(path: object, kind: str = "file or folder") -> UsageError:
+    """Return the error of a path at which there is nothing. `kind` is what should be there."""
+    return UsageError(f"no such {kind}", path, "check the path")
+
+
+def require_folder(path: object, kind: str, remedy: str) -> None:
+    """Raise UsageError unless a folder lies at a path. `kind` is what the folder should be."""
+    if not os.path.isdir(str(path)):  # noqa: PTH112  # Path("") is the working folder, and Path.is_dir may raise
+        what = "not a folder" if os.path.lexists(str(path)) else f"no such {kind}"
+        raise UsageError(what, str(path) or repr(""), remedy)
 
 
 class SystemNotice(UserWarning):

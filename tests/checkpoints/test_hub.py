@@ -7,7 +7,7 @@ import pytest
 
 from offramp.checkpoints.hub import resolve
 from offramp.checkpoints.source import open_source
-from offramp.errors import DiskFullError, MissingExtraError, SourceError
+from offramp.errors import DiskFullError, MissingExtraError, OfframpError, SourceError, UsageError
 from tests.division.tiny import config_of, entries_of, write_model
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
@@ -70,7 +70,7 @@ def test_the_environment_may_say_offline(cache, monkeypatch):
 
 
 def test_what_the_cache_does_not_have_is_an_error_offline(cache):
-    with pytest.raises(SourceError, match="no such folder, nor in the cache of the hub - acme/other") as caught:
+    with pytest.raises(UsageError, match="no such folder, nor in the cache of the hub - acme/other") as caught:
         resolve("acme/other", offline=True)
     assert "\n" not in str(caught.value)
 
@@ -94,14 +94,14 @@ def test_pickles_are_fetched_only_where_there_is_no_safetensors(downloads):
     "model", ["", ".model", "./model", "../model", "/no/such", "~/model", "a/b/c", "model/", "a\\b"]
 )
 def test_what_looks_like_a_path_is_not_asked_of_the_hub(downloads, model):
-    with pytest.raises(SourceError, match="no such folder"):
+    with pytest.raises(UsageError, match="no such folder"):
         resolve(model)
     assert downloads.calls == []
 
 
 def test_a_file_is_not_a_folder(downloads):
     (downloads.outcome / "model.safetensors").write_bytes(b"")
-    with pytest.raises(SourceError, match=r"not a folder - model\.safetensors"):
+    with pytest.raises(UsageError, match=r"not a folder - model\.safetensors"):
         resolve("model.safetensors")
 
 
@@ -110,24 +110,25 @@ def http_error(kind):
 
 
 @pytest.mark.parametrize(
-    ("kind", "said"),
+    ("kind", "exit_code", "said"),
     [
-        ("GatedRepoError", "model is gated - acme/tiny"),
-        ("RepositoryNotFoundError", "neither a folder nor a model on the hub - acme/tiny"),
-        ("HfHubHTTPError", r"download failed \(HfHubHTTPError: first line\) - acme/tiny"),
+        ("GatedRepoError", 4, "model is gated - acme/tiny"),
+        ("RepositoryNotFoundError", 2, "neither a folder nor a model on the hub - acme/tiny"),
+        ("HfHubHTTPError", 4, r"download failed \(HfHubHTTPError: first line\) - acme/tiny"),
     ],
 )
-def test_answers_of_the_hub_become_one_line(downloads, kind, said):
+def test_answers_of_the_hub_become_one_line(downloads, kind, exit_code, said):
     downloads.outcome = http_error(getattr(errors, kind))
-    with pytest.raises(SourceError, match=said) as caught:
+    with pytest.raises(OfframpError, match=said) as caught:
         resolve("acme/tiny")
+    assert caught.value.exit_code == exit_code
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("error", "expected", "said"),
     [
-        (errors.LocalEntryNotFoundError("x"), SourceError, "the hub cannot be reached"),
+        (errors.LocalEntryNotFoundError("x"), UsageError, "the hub cannot be reached"),
         (ConnectionError("reset\nby peer"), SourceError, r"download failed \(ConnectionError: reset\)"),
         (OSError(errno.ENOSPC, "full"), DiskFullError, "no space left for the download"),
     ],
@@ -141,7 +142,7 @@ def test_failures_on_the_way_become_one_line(downloads, error, expected, said):
 
 @pytest.mark.parametrize("model", ["acme--tiny", "a b", "-acme/tiny"])
 def test_what_can_be_no_id_is_an_error(cache, model):
-    with pytest.raises(SourceError, match="neither a folder nor a model on the hub"):
+    with pytest.raises(UsageError, match="neither a folder nor a model on the hub"):
         resolve(model, offline=True)
 
 

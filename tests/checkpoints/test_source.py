@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from offramp.checkpoints.source import TOKENIZER, open_source
-from offramp.errors import DamagedError, SourceError
+from offramp.errors import DamagedError, SourceError, UsageError
 from offramp.store.safetensors import num_bytes
 from tests.division.tiny import CONFIGS, config_of, entries_of, random_tensors, write_index, write_model, write_sharded
 
@@ -127,12 +127,12 @@ def test_exits_come_in_pairs(tmp_path):
 
 
 def test_what_is_no_model_folder_is_told_what_it_lacks(tmp_path):
-    with pytest.raises(SourceError, match="no such folder"):
+    with pytest.raises(UsageError, match="no such folder"):
         open_source(tmp_path / "nothing")
     (tmp_path / "file").write_text("")
-    with pytest.raises(SourceError, match="no such folder"):
+    with pytest.raises(UsageError, match="not a folder"):
         open_source(tmp_path / "file")
-    with pytest.raises(SourceError, match=r"not a model folder: no config\.json"):
+    with pytest.raises(UsageError, match=r"not a model folder: no config\.json"):
         open_source(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(SourceError, match=r"not a model folder: no model\.safetensors, no pytorch_model\.bin"):
@@ -152,7 +152,7 @@ def test_a_pipe_does_not_hang(tmp_path):
     write_model(tmp_path)
     (tmp_path / "config.json").unlink()
     os.mkfifo(tmp_path / "config.json")
-    with pytest.raises(SourceError, match=r"no config\.json"):
+    with pytest.raises(UsageError, match=r"no config\.json"):
         open_source(tmp_path)
 
 
@@ -260,7 +260,7 @@ def test_files_are_closed(tmp_path):
 def test_a_folder_of_several_runs_names_them(tmp_path):
     for seed in (2, 1):
         write_model(tmp_path / f"seed-{seed}")
-    with pytest.raises(SourceError, match=r"no config.json - .* - name one of its folders: seed-1, seed-2"):
+    with pytest.raises(UsageError, match=r"no config.json - .* - name one of its folders: seed-1, seed-2"):
         open_source(tmp_path)
 
 

@@ -41,7 +41,7 @@ def test_divide_says_what_it_cannot_read(refused, run, tmp_path):
     becomes(architectures=["MyOwnModel"])
     refused(4, ["no MyOwnModel", "code in a model folder is not run"], "divide", folder, tmp_path / "store")
     assert not (tmp_path / "store").exists()
-    refused(4, "no such folder", "divide", tmp_path / "nothing", tmp_path / "store")
+    refused(2, "no such folder", "divide", tmp_path / "nothing", tmp_path / "store")
     refused(2, "MODEL and STORE", "divide", tmp_path / "store")
 
 

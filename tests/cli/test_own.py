@@ -80,7 +80,7 @@ def test_what_is_wrong_is_told(refused, place, tmp_path):
     refused(2, "no array 'label' of labels", "eval", place / "store", "--dev", place / "data.npz")
     np.savez(tmp_path / "other.npz", x=np.zeros((3, 8), np.float32))
     refused(2, "the module takes (0: float32, 1 axes)", "run", place / "store", "--input", tmp_path / "other.npz")
-    refused(2, "cannot be read", "run", place / "store", "--input", tmp_path / "absent.npz")
+    refused(2, "no such file or folder", "run", place / "store", "--input", tmp_path / "absent.npz")
     refused(2, "there is no length to cut to", "run", place / "store", "--max-length", 8, "--input", place / "data.npz")
 
 

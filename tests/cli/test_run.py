@@ -171,7 +171,7 @@ def test_a_folder_that_takes_no_files_is_told_before_the_run(run, tmp_path, fold
 def test_asking_whether_a_file_can_be_written_changes_nothing(refused, tmp_path):
     (tmp_path / "old.json").write_text("old")
     for name in ("old.json", "new.json"):
-        refused(4, "no such store", "run", tmp_path / "nothing", *BUDGET, "--text", "a", "--trace", tmp_path / name)
+        refused(2, "no such store", "run", tmp_path / "nothing", *BUDGET, "--text", "a", "--trace", tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == ["old.json"]
     assert (tmp_path / "old.json").read_text() == "old"
 
@@ -201,7 +201,7 @@ def test_an_impossible_budget_ends_with_3_and_names_the_smallest(refused, store)
 
 
 def test_what_is_damaged_or_foreign_ends_with_4(refused, store, tmp_path):
-    refused(4, "no such store", "run", tmp_path / "nothing", "--text", "a")
+    refused(2, "no such store", "run", tmp_path / "nothing", "--text", "a")
     refused(4, "not a store", "run", tmp_path, "--text", "a")
 
 

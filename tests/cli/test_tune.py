@@ -14,6 +14,7 @@ from offramp.policies.learned import Index
 from offramp.runtime.profile import load_profile, save_profile
 from offramp.store.policy_file import MeasuredOn, PolicyFile, Prediction, write_policy
 from offramp.store.transcript import read_transcript
+from offramp.units import format_duration
 from tests.training.tiny import LABELS, VOCABULARY, examples, make_model
 
 TIGHT = ("--max-length", 16)
@@ -84,7 +85,7 @@ def test_a_policy_file_is_joined_with_rules(run, refused, tune, made, tmp_path):
     done = run(*words, "--exit", f"{out}|stage:1")
     assert done.code == 0, done.err
     assert done.lines[0]["exit_stage"] == 1
-    refused(2, "policy file cannot be read", *words, "--exit", "none.json|stage:1")
+    refused(2, "no such policy file", *words, "--exit", "none.json|stage:1")
     tree = json.loads(out.read_text())
     (tmp_path / "other.json").write_text(json.dumps({**tree, "model_sha256": "0" * 64}))
     refused(2, "the policy files are of two models", *words, "--exit", f"{out}|{tmp_path / 'other.json'}")
@@ -135,13 +136,13 @@ def test_a_batch_of_several_has_its_own_profile_and_policy(run, refused, tune, m
     assert said.out.splitlines()[-1] == "per input, for passes of 4 rows"
     profile = load_profile(tmp_path / "four.json")
     assert profile.batch == 4
-    share = f"{1e3 * profile.seconds[0][0] / 4:.2f} ms"
+    share = format_duration(profile.seconds[0][0] / 4)
     assert said.out.splitlines()[1].split("  ")[-profile.num_exits].strip() == share
     out, words = tmp_path / "policy.json", ("tune", made / "store", "--transcript", made / "transcripts")
     given = (*words, "--profile", tmp_path / "four.json", "--latency", "1s", "--out", out)
     said = run(*given, "--batch", 4)
     assert said.code == 0, said.err
-    assert "ms per input at batch 4, mean exit" in said.out
+    assert "s per input at batch 4, mean exit" in said.out
     assert run("tune", "--explain", out).out.splitlines()[-1].endswith("; latencies hold for batch 4")
     assert json.loads(out.read_text())["measured_on"]["batch"] == 4
     words_of_run = ("run", made / "store", "--exit", out, "--text", "a red rose", "--text", "a", "--json")
@@ -177,7 +178,7 @@ def test_what_cannot_be_tuned_is_refused(refused, run, made, tmp_path):
     refused(2, "a duration must be a number above 0", "tune", made / "store", *given, "--latency", "soon")
     refused(3, "below the first exit", "tune", made / "store", *given, "--latency", "1us")
     refused(3, "a deadline of 1 us is below the first exit", "tune", made / "store", *given, "--deadline", "1us")
-    refused(2, "need at least", "tune", made / "store", *given, "--max-drop", 0.5)
+    refused(2, "rows the least drop that 90 % allows is", "tune", made / "store", *given, "--max-drop", 0.5)
     refused(4, "(backend 'ort' there, 'torch' here)", "tune", made / "store", *given, "--latency", "1s", "--backend",
             "torch")  # fmt: skip
     refused(4, "measured under other conditions (budget_bytes None there, 512MiB here)", "tune", made / "store", *given,
@@ -207,7 +208,7 @@ def test_policies_of_another_model_are_refused(refused, tune, store, made, tmp_p
 @pytest.mark.parametrize(
     ("content", "code", "what"),
     [
-        (None, 2, "policy file cannot be read"),
+        (None, 2, "no such policy file"),
         ("{", 4, "no policy file"),
         ("[]", 4, "no policy file"),
         ('{"format": 2}', 4, "policy file of format 2"),
@@ -267,7 +268,7 @@ def test_a_profile_tells_the_guard_what_to_expect(refused, run, made, tmp_path):
         "--profile",
         other,
     )
-    refused(2, "device profile cannot be read", *words, "--deadline", "10s", "--profile", tmp_path / "none.json")
+    refused(2, "no such device profile", *words, "--deadline", "10s", "--profile", tmp_path / "none.json")
 
 
 def test_a_profile_holds_for_its_budget_whatever_the_lengths(run, refused, made, tmp_path):

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from offramp.checkpoints import weights
 from offramp.checkpoints.source import open_source
 from offramp.division import add_graphs, divide
-from offramp.errors import DamagedError, DiskFullError, MissingExtraError, SourceError, StoreError, UsageError
+from offramp.errors import DamagedError, DiskFullError, MissingExtraError, SourceError, UsageError
 from offramp.store import Store
 from offramp.store.reader import tensor_view
 from tests.division.tiny import config_of, write_model, write_sharded
@@ -330,7 +330,7 @@ def test_graphs_of_an_old_store_are_added_and_it_becomes_format_3(tmp_path):
 
 
 def test_graphs_of_no_store(tmp_path):
-    with pytest.raises(StoreError, match="no such store"):
+    with pytest.raises(UsageError, match="no such store"):
         add_graphs(tmp_path / "missing")
 
 

@@ -312,5 +312,5 @@ def test_files_of_something_else_are_refused(measured, tmp_path, change):
     (tmp_path / "profile.json").write_text(json.dumps(tree))
     with pytest.raises(StoreError, match="no device profile"):
         load_profile(tmp_path / "profile.json")
-    with pytest.raises(UsageError, match="device profile cannot be read"):
+    with pytest.raises(UsageError, match="no such device profile"):
         load_profile(tmp_path / "none.json")

@@ -105,7 +105,7 @@ def test_a_file_that_is_none(store, file, attack):
     if file == "offramp.json":
         mentions = {os.unlink: "no offramp.json", cut: "", extend: "", empty: "not JSON"}.get(attack, ATTACKS[attack])
         for action in (lambda: Store(store), lambda: problems(store)):
-            refused(StoreError, action, mentions)
+            refused(UsageError if attack is os.unlink else StoreError, action, mentions)
         return
     message = refused(DamagedError, lambda: use(store), ATTACKS[attack])
     assert str(store / file) in message
@@ -154,9 +154,14 @@ def test_two_shards_that_changed_places(store):
 def test_no_store(tmp_path, name):
     (tmp_path / "file").write_text("")
     (tmp_path / "empty\x1b[31m").mkdir()
-    mentions = "not a store: no offramp.json" if "empty" in name else "no such store"
-    refused(StoreError, lambda: Store(tmp_path / name), mentions)
-    refused(StoreError, lambda: problems(tmp_path / name), mentions)
+    mentions = {"missing": "no such store", "file": "not a folder"}.get(name, "not a store: no offramp.json")
+    refused(UsageError, lambda: Store(tmp_path / name), mentions)
+    refused(UsageError, lambda: problems(tmp_path / name), mentions)
+
+
+def test_an_empty_path_is_not_the_working_folder(store, monkeypatch):
+    monkeypatch.chdir(store)
+    refused(UsageError, lambda: Store(""), "no such file or folder - ''")
 
 
 def test_other_files_beside_are_never_opened(store):

@@ -644,7 +644,7 @@ def test_a_budget_of_the_process(shelf):
         with offramp.stream(made(Chain), store, **options) as model:
             assert same(model(vectors()), plain(made(Chain), vectors()))
     with pytest.raises(
-        BudgetError, match=r"budget of 1\.0 MiB is too small - process .* the smallest budget that works is \d+MiB"
+        BudgetError, match=r"budget of 1\.00 MiB is too small - process .* the smallest budget that works is \d+MiB"
     ) as caught:
         offramp.stream(made(Chain), store, budget="1MiB")
     needed = str(caught.value).rpartition(" ")[2].removesuffix("MiB")

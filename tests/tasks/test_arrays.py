@@ -81,7 +81,7 @@ def test_arrays_that_do_not_fit_are_refused(arrays, told, tmp_path):
 def test_what_is_no_file_of_arrays_is_refused(tmp_path):
     (tmp_path / "d.npz").write_text("no zip")
     (tmp_path / "e.npz").write_bytes(b"PK\3\4 torn")
-    for name, told in (("absent.npz", "cannot be read"), ("d.npz", "no arrays"), ("e.npz", "no arrays")):
+    for name, told in (("absent.npz", "no such file"), ("d.npz", "no arrays"), ("e.npz", "no arrays")):
         with pytest.raises(UsageError, match=told):
             records_at(tmp_path / name)
     with pytest.raises(UsageError, match="label 'b' is none of"):

@@ -242,7 +242,7 @@ def test_what_is_wrong_is_told(write, name, content, columns, message):
 
 
 def test_a_missing_file_and_a_folder_are_told_at_the_call(tmp_path):
-    with pytest.raises(UsageError, match=r"No such file.*none\.txt"):
+    with pytest.raises(UsageError, match=r"no such file.*none\.txt"):
         read_texts(tmp_path / "none.txt")
     (tmp_path / "folder.txt").mkdir()
     with pytest.raises(UsageError, match=r"Is a directory.*folder\.txt"):

@@ -91,7 +91,7 @@ def test_a_tensor_of_the_encoder_that_is_not_there_is_named(change, tmp_path):
 
 
 def test_what_could_not_be_trained_is_refused(tmp_path):
-    with pytest.raises(SourceError, match="no such folder"):
+    with pytest.raises(UsageError, match="no such folder"):
         FolderModel(tmp_path / "absent", 8)
     write_checkpoint(tmp_path, make_model("bert"))
     subject = FolderModel(tmp_path, 24)

@@ -5,10 +5,11 @@ where it is used, and keeps its own cache, tokens and environment variables (`HF
 """
 
 import errno
+import os
 from pathlib import Path
 
 from offramp.checkpoints import source
-from offramp.errors import DiskFullError, OfframpError, SourceError, import_error
+from offramp.errors import DiskFullError, OfframpError, SourceError, UsageError, import_error, require_folder
 
 _COMMON = [source.CONFIG, source.ADAPTER, *source.TOKENIZER, source.PROCESSOR, source.TRAINING, *source.EXITS]
 _SAFETENSORS = [source.SAFETENSORS, source.SAFETENSORS + source.INDEX]
@@ -18,16 +19,13 @@ _PICKLES = [source.PICKLE, source.PICKLE + source.INDEX]
 def resolve(model: str, offline: bool = False) -> Path:
     """Return the folder of `model`, which is a folder or an id on the hub. `offline`: use only the cache of the hub.
 
-    Raises SourceError (no such folder, not found, gated, no network), DiskFullError, and MissingExtraError without
-    huggingface_hub.
+    Raises UsageError (no such folder, not found), SourceError (gated, download failed), DiskFullError, and
+    MissingExtraError without huggingface_hub.
     """
-    if model and Path(model).is_dir():
-        return Path(model)
-    if model and Path(model).exists():
-        raise SourceError("not a folder", model, "give the folder with config.json and weights")
     is_path = model.startswith((".", "/", "~")) or model.endswith("/") or "\\" in model or model.count("/") > 1
-    if is_path or not model:
-        raise SourceError("no such folder", model, f"{source.WANTED}, or the id of a model on the hub")
+    if is_path or not model or os.path.lexists(model):
+        require_folder(model, "folder", f"{source.WANTED}, or the id of a model on the hub")
+        return Path(model)
     folder = _snapshot(model, offline, [*_COMMON, *_SAFETENSORS, "model-*.safetensors"])
     if not any((folder / name).exists() for name in _SAFETENSORS):
         folder = _snapshot(model, offline, [*_COMMON, *_PICKLES, "pytorch_model-*.bin"])
@@ -52,14 +50,14 @@ def _explained(error: Exception, model: str, offline: bool) -> OfframpError:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskFullError("no space left for the download", model, "free some space and run again")
     if isinstance(error, errors.GatedRepoError):
-        what, remedy = "model is gated", "accept its terms on the hub and log in with `hf auth login`"
-    elif isinstance(error, (errors.RepositoryNotFoundError, errors.HFValidationError)):
-        what, remedy = "neither a folder nor a model on the hub", "check the spelling"
-    elif isinstance(error, errors.LocalEntryNotFoundError) and offline:
+        return SourceError("model is gated", model, "accept its terms on the hub and log in with `hf auth login`")
+    if isinstance(error, (errors.RepositoryNotFoundError, errors.HFValidationError)):
+        return UsageError("neither a folder nor a model on the hub", model, "check the spelling")
+    if isinstance(error, errors.LocalEntryNotFoundError) and offline:
         what, remedy = "no such folder, nor in the cache of the hub", "run once without --offline and HF_HUB_OFFLINE"
-    elif isinstance(error, errors.LocalEntryNotFoundError):
+        return UsageError(what, model, remedy)
+    if isinstance(error, errors.LocalEntryNotFoundError):
         what, remedy = "no such folder, and the hub cannot be reached", "check the network, or give a folder"
-    else:
-        reason = str(error).strip().partition("\n")[0][:200]
-        what, remedy = f"download failed ({type(error).__name__}: {reason})", "try again, or give a folder"
-    return SourceError(what, model, remedy)
+        return UsageError(what, model, remedy)
+    reason = str(error).strip().partition("\n")[0][:200]
+    return SourceError(f"download failed ({type(error).__name__}: {reason})", model, "try again, or give a folder")

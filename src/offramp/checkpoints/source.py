@@ -14,7 +14,7 @@ from typing import Any
 from offramp.checkpoints.config import MEANING
 from offramp.checkpoints.families import FAMILIES, family_of, shown
 from offramp.checkpoints.weights import SafetensorsWeights, Weights, open_file, read_index, read_json
-from offramp.errors import SourceError, import_error
+from offramp.errors import SourceError, UsageError, import_error, require_folder
 from offramp.program.encoder import Encoder
 from offramp.store.files import sha256_of
 
@@ -137,16 +137,16 @@ class Source(AbstractContextManager):
 def open_source(folder: Path) -> Source:
     """Open a model folder: `config.json`, and weights as safetensors, else as pickle; one file, else several by index.
 
-    Raises SourceError saying what is missing or damaged, PickleError, and MissingExtraError for a pickle without torch.
+    Raises UsageError for a path without a model folder, SourceError saying what is missing or damaged, PickleError, and
+    MissingExtraError for a pickle without torch.
     """
+    require_folder(folder, "folder", WANTED)
     folder = Path(folder)
-    if not folder.is_dir():
-        raise SourceError("no such folder", folder, WANTED)
     _refuse_adapter(folder)
     if not (folder / CONFIG).is_file():
         inner = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}"))
         remedy = f"name one of its folders: {', '.join(inner)}" if inner else WANTED
-        raise SourceError(f"not a model folder: no {CONFIG}", folder, remedy)
+        raise UsageError(f"not a model folder: no {CONFIG}", folder, remedy)
     config = read_json(folder / CONFIG)
     for path in _present(folder, (*TOKENIZER, PROCESSOR, TRAINING, *EXITS)):
         os.close(open_file(path))  # libraries read most of them, and would call a pointer damaged

@@ -137,6 +137,9 @@ def _dispatch(argv: list[str]) -> int:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     try:
         args = parser.parse_args(argv[1:])
+        for name, value in vars(args).items():
+            if value == "" and not name.endswith("_column"):
+                parser.error(f"argument {name} is empty")
     except SystemExit as stop:  # --help, or an error that is printed already; `main` still flushes
         return int(stop.code or 0)
     if getattr(args, "backend", None) and args.threads:

@@ -57,8 +57,8 @@ def main(args: argparse.Namespace) -> None:
     from offramp.store.policy_file import write_policy
     from offramp.store.transcript import read_transcript
 
-    if Path(args.out).parent.is_dir():  # else it is created
-        require_writable(args.out)
+    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+    require_writable(args.out)
     goal = Goal(args.latency, args.max_drop, args.confidence, args.method, args.deadline)
     folder = Path(args.transcript)
     transcript = read_transcript(folder, "tune")

@@ -27,7 +27,7 @@ from offramp.division.config import DivisionConfig
 from offramp.division.messages import adapter_tensors, advice, listed
 from offramp.division.modules import CHUNK_BYTES, Origin, TrainedExits, divide_module, in_memory
 from offramp.division.names.build import FLOATS
-from offramp.errors import OfframpError, SourceError, UsageError
+from offramp.errors import OfframpError, SourceError, UsageError, missing
 from offramp.program.program import Texts
 from offramp.store import StoreWriter
 from offramp.store import manifest as m
@@ -299,8 +299,8 @@ def _pixels(folder: Path) -> tuple[int, int] | None:
 
 def load_inputs(path: Path) -> dict[str, Tensor]:
     """Return example inputs by name from a safetensors file or an .npz. Raises UsageError."""
-    if not path.is_file():
-        raise UsageError("no such file", path, "save the inputs with numpy.savez or safetensors")
+    if not path.exists():
+        raise missing(path)
     try:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as arrays:

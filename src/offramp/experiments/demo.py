@@ -73,8 +73,8 @@ def demo(out: Path, budget: int | None, log: Log) -> Report:
     """
     from offramp.division import divide
 
-    splits = split(load_bbc())
     out.mkdir(parents=True, exist_ok=True)
+    splits = split(load_bbc())
     labelled = {
         name: [(article.text, LABELS.index(article.label)) for article in articles] for name, articles in splits.items()
     }

@@ -16,7 +16,7 @@ import weakref
 from pathlib import Path
 from typing import Callable, Iterable, Iterator, Optional, Union
 
-from offramp.errors import DamagedError, DiskFullError, StoreError, SystemNotice, UsageError
+from offramp.errors import DamagedError, DiskFullError, StoreError, SystemNotice, UsageError, missing
 from offramp.store.manifest import BLOCK_BYTES, File
 
 Data = Union[bytes, memoryview]
@@ -41,7 +41,11 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def absolute(path: Union[str, os.PathLike]) -> Path:
-    """Return a path that does not depend on the working folder. Raises UsageError where that was deleted."""
+    """Return a path that does not depend on the working folder. Raises UsageError where that was deleted, and for an
+    empty path.
+    """
+    if not os.fspath(path):
+        raise missing(repr(path))
     try:
         return Path(path).absolute()
     except FileNotFoundError:

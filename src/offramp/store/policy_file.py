@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Dict, Mapping, Optional, Sequence, Tuple, Type, TypeVar, Union
 
-from offramp.errors import StoreError, UsageError, VersionError
+from offramp.errors import StoreError, UsageError, VersionError, missing
 from offramp.program.checks import read
 from offramp.program.program import plain
 from offramp.store.files import MAX_SMALL_BYTES, translate_path_errors, write_atomic
@@ -135,6 +135,8 @@ def read_json(path: Path, what: str, remedy: str) -> Dict[str, Any]:
     try:
         with path.open("rb") as file:
             data = file.read(MAX_SMALL_BYTES)
+    except FileNotFoundError:
+        raise missing(path, what) from None
     except OSError as error:
         raise UsageError(f"{what} cannot be read ({error.strerror})", path, "check the path") from None
     try:

@@ -18,7 +18,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
 
-from offramp.errors import DamagedError, StoreError
+from offramp.errors import DamagedError, StoreError, UsageError, require_folder
 from offramp.program.dtypes import DTYPES
 from offramp.program.program import Program
 from offramp.store import files
@@ -281,12 +281,11 @@ def most_open() -> int:
 
 
 def read_manifest_bytes(path: Path, folder: Optional[files.Folder] = None) -> bytes:
-    """Return the bytes of the manifest in a folder, which may be open. Raises StoreError where there is none."""
+    """Return the bytes of the manifest in a folder, which may be open. Raises UsageError where there is none."""
     where, remedy = path / m.FILE_NAME, "offramp divide MODEL STORE makes one"
-    if not path.is_dir():
-        raise StoreError("no such store", path, remedy)
+    require_folder(path, "store", remedy)
     if not os.path.lexists(str(where)):
-        raise StoreError(f"not a store: no {m.FILE_NAME}", path, remedy)
+        raise UsageError(f"not a store: no {m.FILE_NAME}", path, remedy)
     dir_fd = None if folder is None else folder.fd
     with files.opened(path, m.FILE_NAME, dir_fd=dir_fd) as fd, files.translate_read_errors(where):
         size = os.fstat(fd).st_size

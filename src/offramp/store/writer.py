@@ -89,7 +89,9 @@ class StoreWriter:
         needed, usage = max(total_bytes - present, 0) * 21 // 20, shutil.disk_usage(str(self.partial))
         if needed > usage.free and any(usage):  # some network file systems report 0 of 0 bytes
             remedy = "free some space or choose another folder"
-            raise DiskFullError(f"{format_size(needed)} needed, {format_size(usage.free)} free", self.target.parent, remedy)
+            raise DiskFullError(
+                f"{format_size(needed)} needed, {format_size(usage.free)} free", self.target.parent, remedy
+            )
 
     def add_shard(self, name: str, tensors: Sequence[Described], read: Reader, *, gathered: bool = False) -> m.Shard:
         """Write one shard of tensors in the given order.
@@ -181,7 +183,7 @@ class StoreWriter:
         """Return whether the partial folder is a finished build of this source without its final rename."""
         try:
             return loads(read_manifest_bytes(self.partial)).source.fingerprint in self.fingerprint
-        except StoreError:
+        except (StoreError, UsageError):
             return False
 
     def _may_delete_retired(self) -> bool:

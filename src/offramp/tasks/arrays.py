@@ -13,7 +13,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from offramp.errors import UsageError
+from offramp.errors import UsageError, missing
 from offramp.program.inputs import Batch
 from offramp.tasks.examples import Example, parse_label, sorted_labels
 from offramp.tasks.images import Image
@@ -152,6 +152,8 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         with path.open("rb") as data, np.load(data, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        raise missing(path) from None
     except OSError as error:
         raise UsageError(f"cannot be read ({error.strerror or error})", path, "check the path") from None
     except (ValueError, BadZipFile, AttributeError, EOFError) as error:

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, Callable, Tuple
 
-from offramp.errors import DiskFullError, SourceError, UsageError, import_error
+from offramp.errors import DiskFullError, SourceError, UsageError, import_error, missing
 from offramp.tasks.examples import Example, Splits, cut, parse_label
 from offramp.tasks.lines import Log, Notes, silent
 from offramp.tasks.tables import Layout, Row, field, read_stream, text_of
@@ -84,13 +84,14 @@ def load_files(task: Task, data: Path, seed: int = 0, log: Log = silent) -> Spli
 
     Raises UsageError for another layout, an empty split, or an unknown label, with file and line.
     """
+    if not data.exists():
+        raise missing(data)
     files = _find(task, data)
     odd = Notes(log)
     examples = {name: list(_read(task, odd, *file)) for name, file in files.items()}
     odd.report()
     notes = [f"{name} is read from {file[0]}" for name, file in files.items() if Path(file[0]).stem != name]
-    missing = [name for name in ("train", *task.dev_splits) if name not in files]
-    notes += [f"there is no {name} file" for name in missing]
+    notes += [f"there is no {name} file" for name in ("train", *task.dev_splits) if name not in files]
     whole = "train" if "train" in examples else next(iter(examples))
     has_dev = whole == "train" and bool(set(task.dev_splits) & set(files))
     examples = {**cut(examples.pop(whole), has_dev, seed), **examples}

@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Dict, FrozenSet, Iterator, List, Optional, Sequence
 
-from offramp.errors import UsageError
+from offramp.errors import UsageError, missing
 from offramp.tasks.examples import Example
 from offramp.units import format_size
 
@@ -146,6 +146,7 @@ def _names(place: Path) -> Optional[List[str]]:
     with _read_errors(place):
         if place.is_dir():
             return list(_walk(place, "", frozenset()))
+        place.stat()
         if not place.is_file():
             return None
         members = {member.filename: member for member in _archive(place).infolist()}
@@ -210,6 +211,8 @@ def _read_errors(where: object) -> Iterator[None]:
     """Convert errors of the file system and of zipfile to UsageError."""
     try:
         yield
+    except FileNotFoundError:
+        raise missing(where) from None
     except zipfile.BadZipFile as error:
         what = "image is damaged" if isinstance(where, Image) else "not a whole zip"
         raise UsageError(f"{what} ({error})", where, _AGAIN) from None

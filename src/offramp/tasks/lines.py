@@ -13,7 +13,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any, Callable, Dict, Iterator, List, Optional, Tuple, Union
 
-from offramp.errors import UsageError, shown
+from offramp.errors import UsageError, missing, shown
 from offramp.units import format_size
 
 MAX_TEXT_BYTES = 1 << 20
@@ -71,6 +71,8 @@ def open_source(source: Union[str, Path]) -> Iterator[IO[bytes]]:
     try:
         with nullcontext(sys.stdin.buffer) if source == "-" else open(source, "rb") as file:
             yield file
+    except FileNotFoundError:
+        raise missing(source) from None
     except OSError as error:
         raise UsageError(f"input cannot be read ({error.strerror})", source, "check the path") from None
 

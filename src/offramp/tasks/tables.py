@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, Collection, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
-from offramp.errors import UsageError, import_error
+from offramp.errors import UsageError, import_error, missing
 from offramp.tasks.frames import frame_rows, is_frame, require_distinct
 from offramp.tasks.lines import MAX_ROW_BYTES, MAX_TEXT_BYTES, Line, Log, Notes, is_pipe, lines_of, open_source, silent
 from offramp.tasks.text import Text
@@ -74,6 +74,8 @@ class Layout:
             return found
         if is_pipe(source) or str(source).startswith(("/dev/", "/proc/")):
             return PLAIN
+        if not Path(source).exists():
+            raise missing(source)
         remedy = f"give a {', '.join(f'.{name}' for name in (PLAIN, *READERS))} file, or --input-format"
         raise UsageError(f"unknown kind of input {Path(source).suffix!r}", source, remedy)
 
