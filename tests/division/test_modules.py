@@ -23,6 +23,7 @@ from offramp.program.program import Input  # noqa: E402
 from offramp.store import Store, StoreWriter  # noqa: E402
 from offramp.store.manifest import ProvenInput  # noqa: E402
 from offramp.streaming.capture import Arguments, are_equal  # noqa: E402
+from offramp.streaming.placement import DTYPES, read_tensor  # noqa: E402
 from tests.division.modules import (  # noqa: E402
     CASES,
     WIDTH,
@@ -797,3 +798,15 @@ def test_a_classifier_answers_a_number_for_each_label(tmp_path, num_labels, prob
         assert opened.program.problem == problem
     told = any("the first output has shape [2, 3], expected logits [2, " in line for line in said)
     assert told == (problem is None)
+
+
+@pytest.mark.parametrize("name", [name for name in DTYPES if name.startswith("F8_")])
+def test_weights_of_small_dtypes_are_kept_bit_for_bit(tmp_path, name):
+    held = torch.arange(1, 9).float().to(DTYPES[name])
+    store = offramp.divide(holding(held), vectors(), tmp_path / "store")
+    with Store(store) as opened:
+        assert opened.manifest.tensors()["held"][1].dtype == name
+        found = read_tensor(opened, "held", {})
+    assert found.dtype == held.dtype and torch.equal(found.view(torch.uint8), held.view(torch.uint8))
+    with offramp.stream(holding(held), store, budget="8GiB") as model:
+        assert torch.equal(model.held.view(torch.uint8), held.view(torch.uint8))

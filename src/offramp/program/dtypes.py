@@ -15,7 +15,7 @@ class Dtype:
     numpy: Optional[str]
     """None where NumPy has no such dtype: such tensors are handled as bytes."""
     torch: str
-    """PyTorch's name."""
+    """PyTorch's name. Early versions of PyTorch lack some of them."""
     item_bytes: int
     computes: bool = False
     """Backends take tensors of this dtype as inputs of kernels."""
@@ -40,8 +40,15 @@ _ALL = (
     Dtype("I8", "int8", "int8", 1),
     Dtype("F8_E5M2", None, "float8_e5m2", 1),
     Dtype("F8_E4M3", None, "float8_e4m3fn", 1),
+    Dtype("F8_E5M2FNUZ", None, "float8_e5m2fnuz", 1),
+    Dtype("F8_E4M3FNUZ", None, "float8_e4m3fnuz", 1),
+    Dtype("F8_E8M0", None, "float8_e8m0fnu", 1),
 )
 DTYPES: Dict[str, Dtype] = {dtype.name: dtype for dtype in _ALL}
 """Dtypes by the name that safetensors uses."""
+FLOAT = _ALL[0].name
+"""Dtype that kernels compute in, and that checkpoints of text encoders are stored in."""
+PACKED = ("F4", "F6_E2M3", "F6_E3M2")
+"""Dtypes of safetensors whose values share bytes. A store cannot hold them."""
 BY_NUMPY: Dict[str, Dtype] = {dtype.numpy: dtype for dtype in _ALL if dtype.numpy is not None}
 """Dtypes by NumPy's name."""

@@ -9,11 +9,11 @@ import json
 import math
 import os
 from dataclasses import dataclass, field
-from typing import Any, Dict, Iterable, Optional, Tuple
+from typing import Any, Dict, Iterable, Mapping, Optional, Tuple
 
 from offramp.errors import DamagedError
 from offramp.program.checks import MAX_RANK, WrongError, read
-from offramp.program.dtypes import DTYPES
+from offramp.program.dtypes import DTYPES, PACKED
 
 MAX_HEADER_BYTES = 100_000_000
 """Maximum size of a header in bytes; the limit of the reference implementation."""
@@ -57,6 +57,7 @@ def parse_header(data: bytes, size: int, where: object) -> Header:
     try:
         tree = read(Dict[str, Any], strict_json(text), "header")
         metadata = read(Optional[Dict[str, str]], tree.pop("__metadata__", None), "__metadata__") or {}
+        _refuse_packed(tree, where)
         tensors = {name: _entry(described, f"tensor {name!r}") for name, described in tree.items()}
         require_contiguous(((e.start, e.end - e.start, name) for name, e in tensors.items()), size - 8 - length)
     except WrongError as error:
@@ -89,6 +90,15 @@ def header_bytes(tensors: Iterable[Tuple[str, str, Tuple[int, ...], int]]) -> by
 def num_bytes(dtype: str, shape: Tuple[int, ...]) -> int:
     """Size of a tensor's data."""
     return DTYPES[dtype].item_bytes * math.prod(shape)
+
+
+def _refuse_packed(tree: Mapping[str, Any], where: object) -> None:
+    """Raise DamagedError for a tensor whose values share bytes: such a file is whole, but no store can hold it."""
+    for name, described in tree.items():
+        dtype = described.get("dtype") if isinstance(described, dict) else None
+        if dtype in PACKED:
+            what = f"tensor {name!r} is {dtype}, whose values share bytes, which a store cannot hold"
+            raise DamagedError(what, where, "convert it to a dtype of whole bytes, such as F8_E4M3 or F16")
 
 
 def _damaged(what: str, where: object) -> DamagedError:

@@ -30,7 +30,7 @@ from offramp.streaming import placeholders
 from offramp.streaming.layouts import Layout, layouts_of
 from offramp.streaming.placeholders import Placeholder, SlicedPlaceholder, Weight
 
-DTYPES = {dtype.name: getattr(torch, dtype.torch) for dtype in dtypes.DTYPES.values()}
+DTYPES = {dtype.name: getattr(torch, dtype.torch) for dtype in dtypes.DTYPES.values() if hasattr(torch, dtype.torch)}
 """Name in safetensors -> dtype of torch."""
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 ALIGNMENT_BYTES = 64
