@@ -28,6 +28,7 @@ from offramp.division.messages import adapter_tensors, advice, listed
 from offramp.division.modules import CHUNK_BYTES, Origin, TrainedExits, divide_module, in_memory
 from offramp.division.names.build import FLOATS
 from offramp.errors import OfframpError, SourceError, UsageError, missing
+from offramp.program.dtypes import FLOAT
 from offramp.program.program import Texts
 from offramp.store import StoreWriter
 from offramp.store import manifest as m
@@ -90,7 +91,7 @@ class _Found:
     def widened_from(self) -> str | None:
         """The first dtype that is converted to F32, if any is."""
         pairs = ((self.source.entries[self.names[name]][0], dtype) for name, dtype in self.dtypes.items())
-        return next((found for found, dtype in pairs if found != dtype == "F32"), None)
+        return next((found for found, dtype in pairs if found != dtype == FLOAT), None)
 
     def prepare(self, module: nn.Module, config: DivisionConfig) -> None:
         """Give the module the dtypes of the store, and its buffers; say what was converted, left out or lacks."""
@@ -99,7 +100,7 @@ class _Found:
             if weight.is_buffer and name in self.names:
                 weight.put(self.read(name))
         if self.widened_from is not None:
-            config.say(f"converted from {self.widened_from} to F32")
+            config.say(f"converted from {self.widened_from} to {FLOAT}")
         if self.left_out:
             what = f"tensors left out, which a {type(module).__name__} does not have"
             config.say(f"{len(self.left_out)} {what}: {listed(self.left_out)}")
@@ -192,7 +193,7 @@ def _dtypes(module: nn.Module, found: Mapping[str, str], dtype: str | None, fold
         if kind not in FLOATS:
             what = f"tensor {name} has dtype {kind}, so the weights are quantised"
             raise SourceError(what, folder, f"divide a model of {', '.join(FLOATS)}")
-    widest = "F64" if dtype is None and "F64" in floats.values() else "F32"
+    widest = "F64" if dtype is None and "F64" in floats.values() else FLOAT
     kept = [getattr(module, f"_keep_in_fp32_modules{end}", None) or () for end in ("", "_strict")]
     mixed = {kind for name, kind in floats.items() if not any(part in name for part in (*kept[0], *kept[1]))}
     if dtype is None and len(mixed) == 1:

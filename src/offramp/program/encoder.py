@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
 
 from offramp.program import program as p
+from offramp.program.dtypes import FLOAT
 from offramp.program.heads import Shapes, linear_shapes
 from offramp.program.program import Input, Kernel, LookUp, Output, Program, Stage, Step, Texts, Value
 
@@ -142,7 +143,7 @@ def misfit(program: Program, tensors: Mapping[str, Tuple[str, Tuple[int, ...]]])
             weights = {role: tensors[name] for role, name in step.weights.items()}
             reads = {port: values[name] for port, name in step.reads.items()}
             wrong = (
-                _difference(weights, {role: ("F32", shape) for role, shape in shapes.items()})
+                _difference(weights, {role: (FLOAT, shape) for role, shape in shapes.items()})
                 or _difference(reads, template.sized_reads(kernel.attributes))
                 or _difference(dict(enumerate(step.writes.values())), {0: _sized(template.result, kernel.attributes)})
             )

@@ -11,6 +11,7 @@ from offramp.program import encoder as e
 from offramp.program import program as p
 from offramp.program.captured import Piece, captured_inputs, captured_program
 from offramp.program.checks import MAX_RANK, NAMED, POSITIVE, WrongError, read, require_distinct, require_listed
+from offramp.program.dtypes import FLOAT
 from offramp.program.program import LookUp, Module, Output, Part, Program, Texts, Value
 from offramp.store.manifest import ENCODER_FORMAT, Common, Manifest, Proof, ProvenExample, ProvenInput, Shard
 
@@ -175,7 +176,7 @@ def lift_encoder(encoder: e.Encoder, stages: Sequence[OldStage], shards: Shards)
     gathered = tuple(name for name, shard in shards.items() if shard.blocks is not None)
     for name in gathered:
         found = {tensor.role: (tensor.dtype, tensor.shape) for tensor in shards[name].tensors}
-        if found != {role: ("F32", shape) for role, shape in e.table_shapes(encoder).items()}:
+        if found != {role: (FLOAT, shape) for role, shape in e.table_shapes(encoder).items()}:
             raise WrongError(f"shard {name!r} must hold the tables of the encoder, not {found}")
     return e.encoder_program(encoder, placed, gathered), encoder.labels
 

@@ -11,6 +11,7 @@ from offramp.errors import DamagedError, VersionError
 from offramp.program import program as p
 from offramp.program.checks import WrongError, int_of, read, require_distinct, require_listed
 from offramp.program.consistency import check_program
+from offramp.program.dtypes import FLOAT
 from offramp.program.encoder import misfit
 from offramp.program.program import Program
 from offramp.store import manifest as m
@@ -129,7 +130,7 @@ def _check_look_up(lookup: p.LookUp, where: str, texts: Optional[p.Texts], manif
     shard, table = manifest.tensors()[lookup.table]
     if shard.blocks is None:
         raise WrongError(f"{where} takes {lookup.table!r}, of whose shard no rows are gathered")
-    if table.dtype != "F32" or lookup.value.axes[-1] != table.shape[1]:
+    if table.dtype != FLOAT or lookup.value.axes[-1] != table.shape[1]:
         raise WrongError(f"{where} is {lookup.value}, the rows of its table are {table.dtype} [{table.shape[1]}]")
     if texts is None:
         return

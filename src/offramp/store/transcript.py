@@ -22,13 +22,14 @@ import numpy as np
 
 from offramp.errors import DamagedError, StoreError, UsageError, VersionError
 from offramp.program.checks import read
+from offramp.program.dtypes import DTYPES, FLOAT
 from offramp.store import files
 from offramp.store.safetensors import header_bytes, num_bytes, read_header
 
 FORMAT = 1
 """Version of the transcript format."""
 _REMEDY = "write the transcript again: offramp eval --transcript"
-_DTYPES = {"F32": np.dtype("<f4"), "I32": np.dtype("<i4"), "I64": np.dtype("<i8")}
+_DTYPES = {name: np.dtype(DTYPES[name].numpy).newbyteorder("<") for name in (FLOAT, "I32", "I64")}
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,12 @@ class TranscriptWriter:
     ) -> None:
         self.folder, self.about = folder, about
         tensors = {
-            "logits": ("F32", (num_rows, num_exits, num_outputs)),
+            "logits": (FLOAT, (num_rows, num_exits, num_outputs)),
             "lengths": ("I32", (num_rows,)),
-            "labels": ("F32" if about.problem == "regression" else "I64", (num_rows,)),
+            "labels": (FLOAT if about.problem == "regression" else "I64", (num_rows,)),
         }
         if feature_size:
-            tensors["features"] = ("F32", (num_rows, num_exits, feature_size))
+            tensors["features"] = (FLOAT, (num_rows, num_exits, feature_size))
         entries, size = [], 0
         for name, (dtype, shape) in tensors.items():
             entries.append((name, dtype, shape, size))
@@ -165,7 +166,7 @@ class Transcript:
         shape = (stop - start, num_exits, self.feature_size)
         row_bytes = 4 * num_exits * self.feature_size
         with files.opened(self.path.parent, self.path.name) as fd:
-            return _read_array(fd, self.feature_start + start * row_bytes, "F32", shape, self.path)
+            return _read_array(fd, self.feature_start + start * row_bytes, FLOAT, shape, self.path)
 
 
 def read_transcript(folder: Path, split: str) -> Transcript:

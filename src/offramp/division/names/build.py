@@ -24,7 +24,7 @@ from offramp.division.messages import adapter_tensors, advice, listed
 from offramp.division.names.kernels import IR, OPSET, build_graphs
 from offramp.errors import MissingExtraError, SourceError
 from offramp.program import encoder as encoders
-from offramp.program.dtypes import DTYPES
+from offramp.program.dtypes import DTYPES, FLOAT
 from offramp.program.heads import HeadForm
 from offramp.program.program import BEGIN, END, LAYER, Program
 from offramp.store import Shard, StoreWriter
@@ -87,9 +87,9 @@ def divide_by_names(source: Source, store: Path, config: DivisionConfig) -> Path
     division = plan_division(source.config, source.entries, source.folder)
     fingerprint, program, say = source.fingerprint(), division.program, config.say
     with config.writer(store, fingerprint) as writer:
-        writer.require_space(sum(num_bytes("F32", t.shape) for shard in division.shards for t in shard.tensors))
+        writer.require_space(sum(num_bytes(FLOAT, t.shape) for shard in division.shards for t in shard.tensors))
         if division.widened_from is not None:
-            say(f"converted from {division.widened_from} to F32")
+            say(f"converted from {division.widened_from} to {FLOAT}")
         if division.left_out:
             names = listed([shown(name) for name in division.left_out])
             say(f"{len(division.left_out)} tensors left out, which a {division.architecture} does not have: {names}")
@@ -136,7 +136,7 @@ def plan_division(config: Mapping[str, Any], entries: Mapping[str, Entry], where
     left_out = tuple(sources[name] for name in extra if name not in other)
     shards = []
     for name, tensors in wanted.items():  # sorting is stable: else in order of use
-        aligned = sorted(tensors, key=lambda tensor: num_bytes("F32", tensor.shape) % ALIGNMENT_BYTES != 0)
+        aligned = sorted(tensors, key=lambda tensor: num_bytes(FLOAT, tensor.shape) % ALIGNMENT_BYTES != 0)
         shards.append(ShardPlan(name, tuple(aligned), gathered=name == ROWS))
     program, architecture = _program(encoder, wanted), family.architecture(config)
     return Division(program, encoder.labels, architecture, family.model_type, tuple(shards), widened_from, left_out)
@@ -181,7 +181,7 @@ def _widened_from(dtypes: Mapping[str, str], where: object) -> str | None:
         if dtype not in FLOATS:
             remedy = f"divide a model of {', '.join(FLOATS)}, not a quantised one"
             raise SourceError(f"tensor {shown(name)} has dtype {dtype}", where, remedy)
-    return next((dtype for dtype in dtypes.values() if dtype != "F32"), None)
+    return next((dtype for dtype in dtypes.values() if dtype != FLOAT), None)
 
 
 def _stages(encoder: encoders.Encoder) -> dict[str, list[tuple[str, str, int | None]]]:
@@ -255,7 +255,7 @@ def encoder_graphs(program: Program, form: HeadForm | None) -> dict[str, bytes]:
 
 def _write_shard(source: Source, plan: ShardPlan, writer: StoreWriter) -> Shard:
     names = {tensor.canonical_name: tensor.source_name for tensor in plan.tensors}
-    tensors = [(tensor.canonical_name, tensor.role, "F32", tensor.shape) for tensor in plan.tensors]
+    tensors = [(tensor.canonical_name, tensor.role, FLOAT, tensor.shape) for tensor in plan.tensors]
 
     def read(name: str) -> Iterable[bytes | memoryview]:
         return _upcast(source.entries[names[name]][0], source.chunks(names[name], CHUNK_BYTES))
@@ -303,7 +303,7 @@ def _exits(source: Source, program: Program, writer: StoreWriter) -> tuple[m.Exi
     with heads.open("rb") as file:
         tensors = read_header(file.fileno(), heads.stat().st_size, heads).tensors
     found = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
-    wanted = {name: ("F32", shape) for name, shape in exit_tensors(program, form).items()}
+    wanted = {name: (FLOAT, shape) for name, shape in exit_tensors(program, form).items()}
     for name in sorted({*found, *wanted}):
         if found.get(name) != wanted.get(name):
             what = f"exits do not fit the model: {name} is {found.get(name)}, not {wanted.get(name)}"
