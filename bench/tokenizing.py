@@ -3,7 +3,7 @@ tokenizer, each by itself and in turns.
 
     python bench/tokenizing.py MODEL [--rounds 5]
 
-Prints one JSON line a part: the median of the seconds, and the highest peak.
+Prints one JSON line a part: the medians of the seconds and of those of the processor, and the highest peak.
 """
 
 import argparse
@@ -32,6 +32,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     asked = parser.parse_args()
     found: dict[str, list[Finished]] = defaultdict(list)
+    computing: dict[str, list[float]] = defaultdict(list)
     for _ in range(asked.rounds):
         with tempfile.TemporaryDirectory() as place:
             store, made = Path(place, "store"), Path(place, "made")
@@ -41,14 +42,17 @@ def main() -> int:
                 "tokenizer": ["-m", "offramp.checkpoints.tokenizing", str(asked.model), str(made), str(os.getpid())],
             }
             for part, words in parts.items():
-                found[part].append(run([sys.executable, *words], {"HF_HUB_OFFLINE": "1"}))
+                before = os.times()
+                done, after = run([sys.executable, *words], {"HF_HUB_OFFLINE": "1"}), os.times()
+                found[part].append(done)
+                computing[part].append(sum(after[2:4]) - sum(before[2:4]))
             outcome = json.loads((made / OUTCOME).read_text())
             if outcome != {"refusal": None, "reason": ""}:
                 sys.exit(f"no tokenizer was made: {outcome}")
     for part, runs in found.items():
-        seconds, peak_bytes = median([each.seconds for each in runs]), max(each.peak_rss_bytes for each in runs)
-        failures = [reason for reason in map(failure, runs) if reason]
-        print(json.dumps({"part": part, "seconds": seconds, "peak_rss_bytes": peak_bytes, "failures": failures}))
+        figures = {"seconds": median([each.seconds for each in runs]), "cpu_seconds": median(computing[part])}
+        figures["peak_rss_bytes"] = max(each.peak_rss_bytes for each in runs)
+        print(json.dumps({"part": part, **figures, "failures": [reason for reason in map(failure, runs) if reason]}))
     return 0
 
 

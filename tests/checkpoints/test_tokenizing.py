@@ -97,7 +97,6 @@ def word_level(folder):
 
 SENTENCEPIECE = {
     "XLNet": "xlnet",
-    "Albert": "albert",
     "XLMRoberta": "xlm-roberta",
     "DebertaV2": "deberta-v2",
     "T5": "t5",

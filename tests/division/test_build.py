@@ -36,7 +36,7 @@ def add_exits(folder, description=b'{"form": "mean-linear", "exits": [1], "train
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "model"
     write_model(folder)
-    (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n")
+    (folder / "train.json").write_text("{}")
     add_exits(folder)
     return folder
 
@@ -50,6 +50,18 @@ def divided(model, tmp_path_factory):
 def own(model, tmp_path):
     """A copy of the model that a test may spoil."""
     return shutil.copytree(model, tmp_path / "own")
+
+
+def test_a_store_keeps_the_tokenizer_and_says_where_it_has_no_proof(own, tmp_path):
+    (own / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n")
+    said = []
+    store = divide(own, tmp_path / "store", say=said.append)
+    with Store(store) as opened:
+        names = {file.file for file in opened.manifest.files}
+    has_proof = json.loads((store / SETTINGS).read_text())["proof"] is not None
+    assert {"vocab.txt", SETTINGS} <= names and (FAST_TOKENIZER in names) == has_proof
+    assert sum("not proven equal" in line for line in said) == (not has_proof)
+    assert has_proof == (importlib.util.find_spec("transformers") is not None)
 
 
 def test_a_divided_model_holds_every_tensor(model, divided):
@@ -93,8 +105,7 @@ def test_the_manifest_names_everything_and_nothing_else_is_there(divided):
     with Store(divided) as store:
         manifest = store.manifest
     assert set(manifest.graphs) == {"embedding", "attention", "up", "down", "head", "exit"}
-    names = {"config.json", "vocab.txt", "model.safetensors.index.json", SETTINGS}
-    assert {file.file for file in manifest.files} - {FAST_TOKENIZER} == names  # that of transformers, if it is there
+    assert {file.file for file in manifest.files} == {"config.json", "train.json", "model.safetensors.index.json"}
     named = {shard.file for shard in manifest.shards.values()} | {graph.file for graph in manifest.graphs.values()}
     named |= {file.file for file in manifest.files} | {
         "exits.safetensors",

@@ -42,7 +42,7 @@ class Call(NamedTuple):
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "model"
     write_model(folder, config_of(num_hidden_layers=1))
-    (folder / "vocab.txt").write_text("[PAD]\n")
+    (folder / "train.json").write_text("{}")
     return folder
 
 

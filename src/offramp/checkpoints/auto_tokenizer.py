@@ -25,7 +25,8 @@ from offramp.tasks.tokenizer_settings import FAST_TOKENIZER, SETTINGS, Tokenizer
 
 TOKENIZER_JSON = "tokenizer.json"
 _PARALLEL = "TOKENIZERS_PARALLELISM"
-_ANY = Texts(vocab_size=1 << 31, max_length=1 << 31, num_token_types=2, pad_token=0)
+_PADDING = 0
+_ANY = Texts(vocab_size=1 << 31, max_length=1 << 31, num_token_types=2, pad_token=_PADDING)
 """Requirements of no model."""
 _SHORT = 16
 """A length in tokens to which nearly every probe is truncated, special tokens included."""
@@ -166,7 +167,7 @@ def _ids_of_transformers(tokenizer: Any, text: Text, length: int | None) -> tupl
         return None
     ids = out["input_ids"][0]
     types = out[TEXT_INPUTS[2]][0] if TEXT_INPUTS[2] in out else [0] * len(ids)
-    return (ids, types) if ids else ([_ANY.pad_token], [0])
+    return (ids, types) if ids else ([_PADDING], [0])
 
 
 def _probes(tokenizer: Any) -> Iterator[str]:
