@@ -52,10 +52,10 @@ def write_arrays(path, num_rows, seed):
     np.savez(path, **{"0": x.numpy(), "kind": np.array(labels)})
 
 
-def train_own(folder, train, tune, run, store):
+def train_own(folder, train, tune, run, store, epochs=6):
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(8, 16), Block(), Block(), Block(), nn.Linear(16, 3)).eval()
-    settings = TrainSettings(epochs=6, heads_epochs=2, learning_rate=1e-2)
+    settings = TrainSettings(epochs=epochs, heads_epochs=2, learning_rate=1e-2)
     train_exits(module, train, tune, folder / run, labels=LABELS, settings=settings)
     offramp.divide(module, torch.randn(2, 8), folder / store, exits=folder / run)
 
@@ -80,14 +80,14 @@ def test_what_was_trained_on_is_not_scored_tuned_or_measured(run, refused, place
     """Rows that a program of one's own cut otherwise: the last 20 were held out, and the cut of the file is another."""
     found = load(DataSpec(dev=place / "data.npz", label_column="kind", labels=LABELS)).examples["dev"]
     rows = [(torch.from_numpy(example.text.arrays["0"]), example.label) for example in found]
-    train_own(tmp_path, rows[:-20], rows[-20:], "run", "store")
+    train_own(tmp_path, rows[:-20], rows[-20:], "run", "store", epochs=1)
     asked, kept = ("--include-training-rows", "--json"), ("--transcript", tmp_path / "said")
     score = ("eval", tmp_path / "store", *data(place), "--split", "tune,certify")
     refused(2, ("rows of tune were trained on", asked[0]), *score)
     lines = run(*score, *kept, *asked).lines
     assert all(line["includes_training_rows"] and line["training_rows"] > 0.5 * line["num_rows"] for line in lines)
     tune = ("tune", tmp_path / "store", *kept, "--latency", "1s", *BUDGET, "--out", tmp_path / "policy.json")
-    refused(2, ("the model was trained on", asked[0]), *tune)
+    assert "measuring" not in refused(2, ("the model was trained on", asked[0]), *tune).err
     (line,) = run(*tune, *asked).lines
     assert line["training_rows"] == lines[0]["training_rows"]
     assert "the model was trained on" in run("tune", "--explain", tmp_path / "policy.json").out

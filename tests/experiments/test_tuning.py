@@ -438,27 +438,28 @@ def with_rows(transcript, rows_N=None, **known):
     return dataclasses.replace(transcript, about=dataclasses.replace(transcript.about, **known), rows_N=rows_N)
 
 
-def test_samples_that_were_trained_on_are_refused_and_counted(transcripts):
-    asked, said = Goal(latency_seconds=0.07), []
-    both = {"training_rows": 40, "includes_training_rows": True}
-    with pytest.raises(UsageError, match=r"trained on 40 of 1500 samples .* --include-training-rows"):
-        tune(with_rows(transcripts[0], **both), None, make_profile(), asked, quiet)
+def test_samples_that_were_trained_on_are_refused_and_counted(tmp_path):
+    few, asked, said = make_transcript(tmp_path, num=60), Goal(latency_seconds=0.07), []
+    trained = with_rows(few, training_rows=40, includes_training_rows=True)
+    with pytest.raises(UsageError, match=r"trained on 40 of 60 samples .* --include-training-rows"):
+        tune(trained, None, make_profile(), asked, quiet)
     included = dataclasses.replace(asked, include_training_rows=True)
-    file, _ = tune(with_rows(transcripts[0], **both), None, make_profile(), included, said.append)
-    assert file.tuned_on["training_rows"] == 40 and not any("not recorded" in line for line in said)
-    left_out = with_rows(transcripts[0], training_rows=40)
-    assert tune(left_out, None, make_profile(), asked, quiet)[0].tuned_on["training_rows"] == 0
-    file, _ = tune(transcripts[0], None, make_profile(), asked, said.append)
-    assert file.tuned_on["training_rows"] is None
-    assert sum("not recorded" in line for line in said) == 1
+    for transcript, goal, expected in (
+        (trained, included, 40),
+        (with_rows(few, training_rows=40), asked, 0),  # they were left out
+        (few, asked, None),
+    ):
+        file, _ = tune(transcript, None, make_profile(), goal, said.append)
+        assert file.tuned_on["training_rows"] == expected
+        assert sum("not recorded" in line for line in said) == (expected is None)
 
 
-def test_a_policy_is_not_certified_on_rows_that_it_was_chosen_on(transcripts):
-    on_tune, certify_on = transcripts
-    rows_N, others_N = np.arange(1500, dtype=np.uint64), np.arange(1499, 3999, dtype=np.uint64)
-    asked = Goal(max_drop=20)
+def test_a_policy_is_not_certified_on_rows_that_it_was_chosen_on(tmp_path):
+    on_tune, certify_on = make_transcript(tmp_path, num=60), make_transcript(tmp_path, "certify", 60, seed=7)
+    rows_N, others_N = np.arange(60, dtype=np.uint64), np.arange(59, 119, dtype=np.uint64)
+    goal = Goal(max_drop=30)
     shared = [with_rows(on_tune, rows_N, row_salt="ab"), with_rows(certify_on, others_N, row_salt="ab")]
     with pytest.raises(UsageError, match="1 rows of the certify split are in the tune split too"):
-        tune(*shared, make_profile(), asked, quiet)
+        tune(*shared, make_profile(), goal, quiet)
     apart = with_rows(certify_on, others_N + np.uint64(1), row_salt="ab")
-    assert tune(shared[0], apart, make_profile(), asked, quiet)[0].certificate is not None
+    assert tune(shared[0], apart, make_profile(), goal, quiet)[0].certificate is not None

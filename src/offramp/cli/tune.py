@@ -61,7 +61,7 @@ def main(args: argparse.Namespace) -> None:
     if not args.store or not args.transcript:
         missing = "transcript" if args.store else "store"
         raise UsageError(f"no {missing}", None, "offramp tune STORE --transcript DIR --latency 40ms")
-    from offramp.experiments.tuning import Goal, shortfall, tune
+    from offramp.experiments.tuning import Goal, require_held_out, shortfall, tune
     from offramp.session.policy_files import policy_of
     from offramp.store import Store
     from offramp.store.manifest import require_head
@@ -75,6 +75,7 @@ def main(args: argparse.Namespace) -> None:
     folder = Path(args.transcript)
     transcript = read_transcript(folder, "tune")
     certify_on = None if goal.max_drop is None else read_transcript(folder, "certify")
+    require_held_out([transcript, *([] if certify_on is None else [certify_on])], goal)  # before latencies are measured
     with Store(args.store) as store:
         require_head(store.manifest, store.path)
         if transcript.about.model_sha256 != store.manifest.source.fingerprint:

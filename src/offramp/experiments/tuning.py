@@ -73,7 +73,9 @@ def tune(
     where no policy can be certified, NonFiniteError for a transcript with NaN.
     """
     _require_usable(transcript, certify_on, profile, goal)
-    num_trained = _training_rows([transcript, *([] if certify_on is None else [certify_on])], goal, log)
+    transcripts = [transcript] if certify_on is None else [transcript, certify_on]
+    require_held_out(transcripts, goal)
+    num_trained = _training_rows(transcripts, log)
     trials = Trials(transcript, profile, goal.deadline_seconds)
     _require_possible(trials, goal)
     candidates = list(trials.all(log, goal.latency_seconds))
@@ -234,22 +236,23 @@ def _shared_rows(transcript: Transcript, other: Transcript) -> int:
     return int(np.isin(other.rows_N, transcript.rows_N).sum())
 
 
-def _training_rows(transcripts: Sequence[Transcript], goal: Goal, log: Log) -> int | None:
-    """Return the number of samples that the model was trained on, or None if it is unknown.
-
-    Raises UsageError if there are some, unless the goal accepts them.
-    """
-    total = 0
+def require_held_out(transcripts: Sequence[Transcript], goal: Goal) -> None:
+    """Raise UsageError for samples that the model was trained on, unless the goal accepts them."""
     for each in transcripts:
-        about = each.about
-        if about.training_rows is None:
-            log(f"{each.path}: the rows of the model's training are not recorded, so that samples may be among them")
-            return None
-        if about.includes_training_rows and about.training_rows and not goal.include_training_rows:
-            what = f"the model was trained on {about.training_rows} of {len(each.labels_N)} samples"
+        if each.about.includes_training_rows and each.about.training_rows and not goal.include_training_rows:
+            what = f"the model was trained on {each.about.training_rows} of {len(each.labels_N)} samples"
             remedy = "write the transcript without --include-training-rows, or give it here too"
             raise UsageError(what, each.path, remedy)
-        total += about.training_rows if about.includes_training_rows else 0
+
+
+def _training_rows(transcripts: Sequence[Transcript], log: Log) -> int | None:
+    """Return the number of samples that the model was trained on, or None if it is unknown."""
+    total = 0
+    for each in transcripts:
+        if each.about.training_rows is None:
+            log(f"{each.path}: the rows of the model's training are not recorded, so that samples may be among them")
+            return None
+        total += each.about.training_rows if each.about.includes_training_rows else 0
     return total
 
 
