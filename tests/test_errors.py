@@ -1,7 +1,9 @@
+import errno
+
 import pytest
 
 from offramp import errors
-from offramp.errors import MissingExtraError, OfframpError, StoreError
+from offramp.errors import MissingExtraError, OfframpError, StoreError, is_out_of_memory
 
 EXIT_CODES = {
     "OfframpError": 1,
@@ -56,3 +58,22 @@ def test_endless_names_are_cut():
     assert len(message) < 1100
     assert message.startswith("begin xxx")
     assert message.endswith("xxx end - path")
+
+
+SHORT = [
+    MemoryError(),
+    OSError(errno.ENOMEM, "Cannot allocate memory"),
+    RuntimeError("can't start new thread"),
+    RuntimeError("std::bad_alloc"),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ImportError("libx.so: failed to map segment from shared object: Cannot allocate memory"),
+]
+OTHER = [ValueError("bad"), OSError(errno.ENOENT, "No such file"), StoreError("file allocate memory is missing"), None]
+
+
+@pytest.mark.parametrize(("error", "is_short"), [*((each, True) for each in SHORT), *((each, False) for each in OTHER)])
+def test_memory_is_short_whichever_library_says_so(error, is_short):
+    assert is_out_of_memory(error) == is_short
+    outer = StoreError("graph does not load")
+    outer.__cause__ = error
+    assert is_out_of_memory(outer) == is_short

@@ -20,9 +20,28 @@ quote names from untrusted files: control characters are escaped and long parts 
 
 from __future__ import annotations
 
+import errno
+
 _LONGEST_PART = 1000
 """Longest part of a message in characters; longer parts are shortened in the middle. Valid paths and remedies are
 shorter."""
+
+
+_OUT_OF_MEMORY = ("bad_alloc", "bad allocation", "allocate memory", "start new thread", "pthread_create failed")
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Return whether an error, or what caused it, is that the system refuses memory or a thread.
+
+    Libraries raise their own classes for it, so their messages decide.
+    """
+    while error is not None:
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+            return True
+        if not isinstance(error, OfframpError) and any(words in str(error) for words in _OUT_OF_MEMORY):
+            return True
+        error = error.__cause__
+    return False
 
 
 class OfframpError(Exception):

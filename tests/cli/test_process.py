@@ -120,3 +120,20 @@ def test_telemetry_is_off_and_no_connection_is_open_after_a_run(store):
     environment = {key: value for key, value in os.environ.items() if key not in ("CI", "ORT_DISABLE_TELEMETRY")}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.splitlines()[-1] == "1"
+
+
+@pytest.mark.parametrize("megabytes", [300, 400, 500, 700, 1000, 4000])
+def test_a_limit_of_the_address_space_is_kept_or_refused_in_one_line(store, megabytes):
+    """At each, there is too little of it for something else: a library, a thread, a buffer, nothing."""
+    run = f"{sys.executable} -m offramp run {store} --threads 1 --budget 2GiB --text bank --json"
+    limited = f"ulimit -v {megabytes * 1000}; exec {run}"
+    done = subprocess.run(["bash", "-c", limited], env=BUFFERED, capture_output=True, text=True, check=False)
+    assert done.returncode in (0, 3), done.stderr
+    assert "internal error" not in done.stderr and "Traceback" not in done.stderr
+    if done.returncode == 0:
+        record = json.loads(done.stdout.splitlines()[-1])["record"]
+        assert record["peak_rss_bytes"] <= record["budget_bytes"] <= 2 << 30
+        assert record["limited_by"] in ("address space", "budget", "available memory", "container")
+    else:
+        assert done.stderr.splitlines()[-1].startswith("offramp: error: ")
+        assert "ulimit -v" in done.stderr.splitlines()[-1]

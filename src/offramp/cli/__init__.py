@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from offramp import __version__
 from offramp.backends import thread_variables
-from offramp.errors import OfframpError, UsageError
+from offramp.errors import BudgetError, OfframpError, UsageError, is_out_of_memory
 
 COMMANDS = {
     "divide": "divide a model folder into a store of shards, three per layer",
@@ -61,14 +61,18 @@ def main(argv: list[str] | None = None) -> int:
         code = _dispatch([word for word in argv if word != "--debug"])
         print(end="", flush=True)  # report a full disk now, not when the interpreter ends; stdout may be None
         return code
-    except OfframpError as error:
-        return _fail(error, str(error), error.exit_code, debug)
     except BrokenPipeError:  # the reader of the output has closed the pipe
         _drop_output()
         return 0
     except KeyboardInterrupt as error:
         return _fail(error, "interrupted", 130, debug)
     except Exception as error:
+        if is_out_of_memory(error):
+            what, why = "the system refuses memory or a thread", str(error) or type(error).__name__
+            remedy = "raise the limit (ulimit -v, ulimit -u, the container's), or give a smaller --budget"
+            return _fail(error, f"{what} - {why} - {remedy}", BudgetError.exit_code, debug)
+        if isinstance(error, OfframpError):
+            return _fail(error, str(error), error.exit_code, debug)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             _drop_output()
             return _fail(error, "no space left for the output - free some space and run again", 5, debug)

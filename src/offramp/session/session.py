@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import warnings
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any, Callable, Iterable, Optional, Union
 
 from offramp.backends import open_backend
@@ -17,7 +19,7 @@ from offramp.program.inputs import InputEncoder
 from offramp.runtime.config import BULK, EngineConfig
 from offramp.runtime.footprint import trim_memory, tune_allocator
 from offramp.runtime.guard import guard_for
-from offramp.runtime.memory_model import unlimited_bytes
+from offramp.runtime.ledger import least_limit
 from offramp.runtime.profile import DeviceProfile, conditions_of
 from offramp.session.bulk import with_most_rows
 from offramp.session.classifier import Classifier, Settings
@@ -25,6 +27,7 @@ from offramp.session.policy_files import expect_profile, read_exit, rebase_polic
 from offramp.store import Store
 from offramp.store.manifest import require_head
 from offramp.tasks import open_encoder
+from offramp.units import format_size
 
 
 def prepare(
@@ -106,7 +109,12 @@ def prepare_engine(
         classifier = with_most_rows(plan_for, has_deadline=guard.needs_every_exit)
     else:
         classifier = plan_for(settings.num_rows, 1)
+    known = replace(config, longest=settings.length)
+    classifier.recipe = partial(prepare_engine, Path(store).absolute(), known, policy=policy, profile=profile)
     expect_profile(guard, classifier, measured)
+    if config.budget is not None and config.budget > settings.budget_bytes and classifier.plan.num_slots:
+        what, size = settings.limited_by, format_size(settings.budget_bytes)
+        warn(f"{what} of {size} is less than the budget of {format_size(config.budget)}: planned for {size}")
     if config.reads == "direct" and not classifier.direct:
         warn("this file system does not support direct reads: reading through the page cache")
     return classifier
@@ -120,6 +128,7 @@ def _settings(config: EngineConfig, encoder: InputEncoder, texts: Optional[Itera
         for text in texts:
             longest = max(longest or 0, *encoder.lengths([text]))
             encoding_bytes = max(encoding_bytes, encoder.encoding_bytes([text]))
-    budget, is_bulk = config.budget or unlimited_bytes(), config.batch == BULK
-    settings = Settings(budget, 1 if is_bulk else int(config.batch), longest, config.reads, config.own_process, is_bulk)
+    limit, is_bulk = least_limit(config.budget), config.batch == BULK
+    num_rows, own = 1 if is_bulk else int(config.batch), config.own_process
+    settings = Settings(limit.num_bytes, num_rows, longest, config.reads, own, is_bulk, limited_by=limit.source)
     return replace(settings, encoding_bytes=encoding_bytes, config=config)

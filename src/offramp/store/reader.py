@@ -18,6 +18,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 import numpy as np
 
 from offramp.errors import DamagedError, RefusedError, StoreError
+from offramp.forks import Forked
 from offramp.program.dtypes import DTYPES
 from offramp.program.program import Program
 from offramp.store import files
@@ -34,8 +35,13 @@ VERIFY = ("always", "first", "never")
 _REMEDY = "divide the model again"
 
 
-class Store:
-    """An open store. Shards may be read from any thread; rows from one thread at a time."""
+def _reduced(store: Store) -> Tuple[Any, ...]:
+    """Return what a pickle of a store consists of."""
+    return Store, (store.path.absolute(), store.policy)
+
+
+class Store(Forked):
+    """An open store. Shards may be read from any thread; rows from one thread at a time. A pickle names its folder."""
 
     def __init__(self, path: os.PathLike | str, verify: str = "first") -> None:
         if verify not in VERIFY:
@@ -50,6 +56,13 @@ class Store:
         self._bitmaps: Dict[str, Tuple[Optional[str], bytearray]] = {}
         self._digests: Dict[str, bytes] = {}
         self._helper: Optional[ThreadPoolExecutor] = None
+        self.survive_forks()
+
+    def after_fork(self) -> None:
+        """Forget the thread that reads second halves, and the lock that it may have held."""
+        self._opening, self._helper = threading.Lock(), None
+
+    __reduce__ = _reduced
 
     def __enter__(self) -> Store:
         return self

@@ -1,0 +1,99 @@
+"""Tensors that a streamed module holds beside the weights of its store: buffers, caches, packed weights, and those that
+a hook computes from others before each call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from offramp.streaming.placeholders import Placeholder
+
+MOST_OBJECTS = 200_000
+"""Objects after which the search for tensors ends."""
+PLAIN = (str, bytes, int, float, complex, type(None), type, nn.Module, torch.dtype, torch.device)
+INTERNAL = frozenset({*vars(nn.Module()), "forward", "_flat_weights"} - {"_buffers"})
+"""Attributes of a module in which its weights lie, or no tensors."""
+
+
+class Derived(NamedTuple):
+    """A weight that a hook computes from others before each call of its module, as an attribute."""
+
+    module: nn.Module
+    name: str
+    compute: Callable[[], Tensor]
+
+
+class Outside:
+    """The tensors of one module that are no weights of its store."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module, self._derived = module, list(_derived_of(module))
+        self.num_bytes = self._bytes()
+        """Bytes of these tensors when the stream was made, without weights that hooks compute."""
+        self.counted_bytes = 0
+        """Bytes of them that count against the budget."""
+        self.is_said = False
+        """True after a warning that weights have taken more than their budget."""
+
+    def free(self) -> None:
+        """Replace weights that hooks have computed by placeholders that compute them where they are used."""
+        for module, name, compute in self._derived:
+            weight = vars(module).get(name)
+            if isinstance(weight, Tensor) and not isinstance(weight, Placeholder):
+                vars(module)[name] = Placeholder(name, weight.detach(), lambda *_, compute=compute: compute())
+
+    def grown_bytes(self) -> int:
+        """Return the bytes that have been added since the stream was made."""
+        return max(self._bytes() - self.num_bytes, 0)
+
+    def _bytes(self) -> int:
+        derived = {(id(module), name) for module, name, _ in self._derived}
+        roots = [
+            value
+            for part in self._module.modules()
+            for name, value in vars(part).items()
+            if name not in INTERNAL and (id(part), name) not in derived
+        ]
+        return sum(_storages(roots).values())
+
+
+def _derived_of(module: nn.Module) -> Iterator[Derived]:
+    for part in module.modules():
+        for hook in part._forward_pre_hooks.values():
+            if isinstance(hook, WeightNorm):
+                yield Derived(part, hook.name, partial(hook.compute_weight, part))
+            elif isinstance(hook, SpectralNorm):
+                yield Derived(part, hook.name, partial(hook.compute_weight, part, False))
+
+
+def _storages(roots: Iterable[Any]) -> dict[int, int]:
+    """Return the bytes of the storages of all tensors that can be reached, by address."""
+    found: dict[int, int] = {}
+    seen: set[int] = set()
+    left = list(roots)
+    while left and len(seen) < MOST_OBJECTS:
+        part = left.pop()
+        if isinstance(part, PLAIN) or id(part) in seen or (callable(part) and not hasattr(part, "__dict__")):
+            continue
+        seen.add(id(part))
+        if isinstance(part, Tensor):
+            if not isinstance(part, Placeholder) and part.layout == torch.strided and not part.is_meta:
+                storage = part.untyped_storage()
+                found[storage.data_ptr()] = storage.nbytes()
+        elif isinstance(part, torch.ScriptObject):  # packed: its state is a copy
+            state = part.__getstate__() if hasattr(part, "__getstate__") else ()
+            found[-id(part)] = sum(_storages([state]).values())
+        elif isinstance(part, Mapping):
+            left.extend(part.values())
+        elif isinstance(part, (list, tuple, set, frozenset)):
+            left.extend(part)
+        else:
+            left.extend(getattr(part, "__dict__", {}).values())
+    return found
