@@ -1,4 +1,4 @@
-"""Forks: what an object with locks or threads does so that it goes on in the child of a fork.
+"""Forks: what an object with locks or threads does so that it works in the child of a fork.
 
 A fork copies all memory and only the thread that forks. The other threads are gone in the child, and locks that they
 held are never released there.
@@ -25,7 +25,7 @@ class Forked:
         _OWNERS.add(self)
 
     def before_fork(self) -> None:
-        """Bring the state to a point where a copy can go on."""
+        """Bring the state to a point where a copy of it is consistent."""
 
     def after_fork_in_parent(self) -> None:
         """Undo `before_fork`."""
@@ -42,14 +42,14 @@ def _prepare() -> None:
         owner.before_fork()
 
 
-def _go_on() -> None:
+def _resume() -> None:
     for owner in _PREPARED:
         owner.after_fork_in_parent()
     _PREPARED.clear()
     _FORKING.release()
 
 
-def _go_on_in_child() -> None:
+def _resume_in_child() -> None:
     global _FORKING  # noqa: PLW0603
     _FORKING = threading.RLock()
     for owner in _PREPARED:
@@ -58,4 +58,4 @@ def _go_on_in_child() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_prepare, after_in_parent=_go_on, after_in_child=_go_on_in_child)
+    os.register_at_fork(before=_prepare, after_in_parent=_resume, after_in_child=_resume_in_child)

@@ -82,7 +82,7 @@ class Backend(ABC):
         """Return memory that only larger inputs than the coming ones needed."""
 
     def renew(self) -> None:  # noqa: B027
-        """Go on in the child of a fork, where the threads of the library are gone."""
+        """Resume in the child of a fork, where the threads of the library are gone."""
 
     @abstractmethod
     def close(self) -> None:

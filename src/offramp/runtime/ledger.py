@@ -1,4 +1,4 @@
-"""What a plan may take: the least of the budget and of what the system allows, less what other engines reserve.
+"""Limits of a plan: the least of the budget and of what the system allows, less what other engines reserve.
 
 A budget is that of the whole process. Each open engine reserves its growth, so that the next one is planned with what
 is left, whether the weights of the first are in memory by then or not.
@@ -29,12 +29,12 @@ class Limit(NamedTuple):
 
 
 class Share(NamedTuple):
-    """What an open engine has reserved, in bytes."""
+    """Reservation of an open engine, in bytes."""
 
     weight_bytes: int
     activation_bytes: int
     budget_bytes: Optional[int]
-    """Its budget; None: it has none but that of the system, which bounds all plans."""
+    """Budget of the engine; None: only the limit of the system, which bounds all plans."""
     resident_bytes: Callable[[], int]
     """Returns how much of its weights is in memory."""
     measured: int

@@ -37,7 +37,7 @@ REMEDIES = {
     ADDRESS_SPACE: "raise the limit of ulimit -v by {more}",
     OTHER_BUDGET: "close the other engine first",
 }
-"""What sets the limit -> what to do where it is too small."""
+"""Source of a limit -> remedy where the limit is too small."""
 
 
 def remedy(limit: Limit, needed_bytes: int) -> str:
@@ -80,7 +80,7 @@ class Plan:
     budget_bytes: int
     """Most memory of the process: the budget, or less where `limited_by` says so."""
     limited_by: str = BUDGET
-    """What sets `budget_bytes`: see `ledger`."""
+    """Source of `budget_bytes`, one of those in `ledger`."""
     reserved_bytes: int = 0
     """Part of `base_bytes` that other open engines have reserved for their weights."""
 

@@ -196,7 +196,7 @@ class Ring(Forked):
         self._residents.clear()
 
     def before_fork(self) -> None:
-        """Hold the lock: no thread is in the middle of a change. Not for ever: the forking thread may hold it."""
+        """Take the lock, so that no thread is in the middle of a change. Give up if the forking thread holds it."""
         self._is_frozen = self._lock.acquire(timeout=LIVENESS_SECONDS)
 
     def after_fork_in_parent(self) -> None:

@@ -62,7 +62,7 @@ class Settings:
     config: Optional[EngineConfig] = None
     """Options that these settings were made from, for records."""
     limited_by: str = BUDGET
-    """What sets `budget_bytes`: see `ledger`."""
+    """Source of `budget_bytes`, one of those in `ledger`."""
 
     def __post_init__(self) -> None:
         for name in ("num_rows", "num_batches"):
@@ -90,7 +90,7 @@ class RunCounts:
 class Classifier(Forked):
     """Classifies inputs with a store. A context manager; `close` frees the weights and ends all threads.
 
-    In the child of a fork it goes on with threads of its own. A pickle of it names its store and its options; the
+    In the child of a fork it starts threads of its own. A pickle of it names its store and its options; the
     process that loads it plans and opens it again.
     """
 

@@ -1,4 +1,4 @@
-"""Whose pass a call of a streamed module belongs to, where the module is called by several threads."""
+"""Passes of a streamed module that several threads call: one at a time, and which calls belong to it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from offramp.forks import Forked
 
 PATIENCE_SECONDS = 5.0
-"""Time in which a running pass must do something, so that another pass goes on waiting for its end."""
+"""Time in which a running pass must do something, so that another pass still waits for its end."""
 
 
 class Passes(Forked):
@@ -71,7 +71,7 @@ class Passes(Forked):
                 continue
             if self.thread:
                 return False
-            self._lock = threading.Lock()  # an interrupt has left it to nobody
+            self._lock = threading.Lock()  # an interrupt has left it locked
 
     def _progress(self) -> tuple[int, str]:
         """Return the thread that runs the pass and, on Linux, what changes while it computes: its times and faults."""

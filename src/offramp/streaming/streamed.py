@@ -45,7 +45,9 @@ from offramp.streaming.weightless import of_class, with_dtypes
 from offramp.units import format_size, parse_size
 
 FEW = 1 / 8
-"""Fraction of a weight budget up to which buffers and the like are not counted."""
+"""Fraction of a weight budget up to which buffers are not counted."""
+RESULT = "the result"
+"""Name used instead of an operation where the module returns a weight."""
 READ_AHEAD = 64
 """Most shards that are read ahead; in practice the memory for streamed shards is the limit."""
 _STREAMED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -112,7 +114,7 @@ class Stream:
 
     `module` is the module itself; its other attributes are reached through the stream. One pass at a time: another call
     of the module waits, and a part that another thread calls during a pass belongs to that pass. In the child of a fork
-    it goes on with a reader of its own, and with one thread of PyTorch, whose other threads are not there.
+    it starts a reader of its own, and uses one thread of PyTorch, whose other threads are not there.
     """
 
     def __init__(
@@ -142,7 +144,7 @@ class Stream:
         self.budget_bytes: int | None = None
         """Budget of the whole process, if one was given."""
         self._outside: Outside | None = None
-        """What the module holds beside its weights; None: it is not looked for."""
+        """Tensors of the module beside its weights; None: they are not counted."""
 
     def open(self) -> Stream:
         """Take the weights out of the module, load its buffers, start to read."""
@@ -246,7 +248,7 @@ class Stream:
                     self._begin(first)
                 output = forward(*args, **kwargs)
                 if any(isinstance(tensor, Placeholder) for tensor in tensors_of(output)):  # empty after the stream
-                    output = tree_map_only(Placeholder, lambda w: self._fetch(w.weight_name, "the result"), output)
+                    output = tree_map_only(Placeholder, lambda w: self._fetch(w.weight_name, RESULT), output)
                 with self._passes.changing:
                     self._leave(strict=self.strict)
                 return output
@@ -362,7 +364,8 @@ class Stream:
             return now  # another weight of the same operation has brought its part
         self.counts.unplanned_loads += 1
         self.counts.unplanned.add(name)
-        if self._outside is not None and not self._passes.is_shared and self._part >= 0:
+        bounded = self._outside is not None and not self._passes.is_shared and operation != RESULT
+        if bounded and self._part >= 0:
             # A part in place of this one: there is no memory for more than is planned.
             part = next((index for index, names in enumerate(self._needs) if shard.name in names), None)
             if part is not None:
