@@ -35,9 +35,9 @@ VERIFY = ("always", "first", "never")
 _REMEDY = "divide the model again"
 
 
-def _reduced(store: Store) -> Tuple[Any, ...]:
+def _reduced(self: Store) -> Tuple[Any, ...]:
     """Return what a pickle of a store consists of."""
-    return Store, (store.path.absolute(), store.policy)
+    return Store, (self.path.absolute(), self.policy)
 
 
 class Store(Forked):

@@ -88,7 +88,7 @@ def _storages(roots: Iterable[Any]) -> dict[int, int]:
                 storage = part.untyped_storage()
                 found[storage.data_ptr()] = storage.nbytes()
         elif isinstance(part, torch.ScriptObject):  # packed: its state is a copy
-            state = part.__getstate__() if hasattr(part, "__getstate__") else ()
+            state = getattr(part, "__getstate__", tuple)()
             found[-id(part)] = sum(_storages([state]).values())
         elif isinstance(part, Mapping):
             left.extend(part.values())
