@@ -50,7 +50,12 @@ GUARDS = (
     ),
     Guard("digest of shards", "digest.hexdigest() == shard.sha256, shard", "True, shard", ("test_reader",)),
     Guard("cancelled reads", "lambda: self._epoch != epoch", "lambda: False", ("test_ring",)),
-    Guard("slots still in use", "(self._room.lose if lost else self._room.give)", "self._room.give", ("test_ring",)),
+    Guard(
+        "slots still in use",
+        "(self._pool.discard if discard else self._pool.release)",
+        "self._pool.release",
+        ("test_ring",),
+    ),
     Guard("budget", "return self.predicted_peak_bytes <= self.budget_bytes", "return True", ("test_planner",)),
     Guard("deadline", "return elapsed_seconds + step <= self.deadline_seconds", "return True", ("test_guard",)),
 )

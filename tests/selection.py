@@ -13,6 +13,7 @@ import pytest
 
 SAMPLED = {
     "test_families::*": ("albert", "gpt2"),
+    "test_folder_edits::*": ("part0",),
     "test_learned::test_the_cost_function_beats_thresholds_and_patience": ("0.5",),
     "test_pabee::*": ("('bert', 'single')", "('bert', 'regression')"),
     "test_pipeline::test_bfloat16_trains_weights_of_float32": ("distilbert",),

@@ -1,9 +1,10 @@
 import errno
+import os
 
 import pytest
 
 from offramp import errors
-from offramp.errors import MissingExtraError, OfframpError, StoreError, is_out_of_memory
+from offramp.errors import MissingExtraError, OfframpError, StoreError
 
 EXIT_CODES = {
     "OfframpError": 1,
@@ -24,6 +25,7 @@ EXIT_CODES = {
 
 def test_exit_codes():
     classes = {name: value for name, value in vars(errors).items() if isinstance(value, type)}
+    assert issubclass(classes.pop("SystemNotice"), UserWarning)
     assert {name: value.exit_code for name, value in classes.items()} == EXIT_CODES
     assert all(issubclass(value, OfframpError) for value in classes.values())
 
@@ -60,20 +62,61 @@ def test_endless_names_are_cut():
     assert message.endswith("xxx end - path")
 
 
-SHORT = [
-    MemoryError(),
-    OSError(errno.ENOMEM, "Cannot allocate memory"),
-    RuntimeError("can't start new thread"),
-    RuntimeError("std::bad_alloc"),
-    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
-    ImportError("libx.so: failed to map segment from shared object: Cannot allocate memory"),
-]
-OTHER = [ValueError("bad"), OSError(errno.ENOENT, "No such file"), StoreError("file allocate memory is missing"), None]
+@pytest.mark.parametrize("number", errno.errorcode, ids=errno.errorcode.get)
+def test_every_error_of_the_system_is_one_sentence_with_an_exit_code(number):
+    for where in ("file", None):
+        found = errors.system_error(OSError(number, os.strerror(number), where))
+        what, *_, remedy = str(found).split(" - ")
+        assert found.exit_code in (2, 3, 4, 5)
+        assert what and remedy and str(found).isprintable()
+        assert ("file" in str(found).split(" - ")) is (where is not None)
 
 
-@pytest.mark.parametrize(("error", "is_short"), [*((each, True) for each in SHORT), *((each, False) for each in OTHER)])
-def test_memory_is_short_whichever_library_says_so(error, is_short):
-    assert is_out_of_memory(error) == is_short
-    outer = StoreError("graph does not load")
-    outer.__cause__ = error
-    assert is_out_of_memory(outer) == is_short
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        ("ENOSPC", 5),
+        ("EDQUOT", 5),
+        ("ENOMEM", 3),
+        ("EMFILE", 2),
+        ("EACCES", 2),
+        ("EROFS", 2),
+        ("EIO", 4),
+        ("ENOENT", 2),
+    ],
+)
+def test_exit_codes_of_the_system(number, code):
+    number = getattr(errno, number)
+    for error in (OSError(number, os.strerror(number), "file"), Exception(f"reading failed (os error {number})")):
+        assert errors.system_error(error).exit_code == code
+        try:
+            raise RuntimeError("a library failed") from error
+        except RuntimeError as outer:
+            assert errors.system_error(outer).exit_code == code
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        ImportError("libx.so: failed to map segment from shared object"),
+        RuntimeError("std::bad_alloc"),
+        RuntimeError("BFCArena: Failed to allocate memory for requested buffer of size 8"),
+    ],
+)
+def test_memory_that_cannot_be_allocated_ends_with_3(error):
+    assert errors.system_error(error).exit_code == 3
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), KeyError("memory"), ImportError("no x"), AssertionError()])
+def test_other_errors_are_not_of_the_system(error):
+    assert errors.system_error(error) is None
+
+
+def test_a_library_that_does_not_load_is_not_called_missing():
+    absent = errors.import_error(ModuleNotFoundError("No module named 'x'", name="x"), "x", "edge")
+    assert isinstance(absent, MissingExtraError)
+    no_memory = errors.import_error(ImportError("x.so: cannot allocate memory in static TLS block"), "x", "edge")
+    broken = errors.import_error(ImportError("libgomp.so.1: cannot open shared object file"), "x", "edge")
+    assert [no_memory.exit_code, broken.exit_code] == [3, 1]
+    assert "not installed" not in f"{no_memory} {broken}"

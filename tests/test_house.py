@@ -3,8 +3,10 @@
 import importlib
 import json
 import pkgutil
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -74,3 +76,18 @@ def test_no_module_shadows_a_public_verb():
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
     assert all(callable(getattr(offramp, verb)) for verb in verbs)
+
+
+ROOT = Path(__file__).parents[1]
+PAGES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", *(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")))
+
+
+def test_pages_name_files_that_exist():
+    named = [
+        (page, name)
+        for page in PAGES
+        for name in re.findall(r"`(?:src/offramp/)?((?:[a-z_]+/)+[a-z_]+\.py)", (ROOT / page).read_text())
+    ]
+    assert len(named) > 10
+    homes = (ROOT / "src/offramp", ROOT)
+    assert [(page, name) for page, name in named if not any((home / name).exists() for home in homes)] == []

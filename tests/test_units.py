@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offramp.units import format_size, parse_count, parse_size
+from offramp.units import format_size, parse_count, parse_duration, parse_size
 
 
 @pytest.mark.parametrize(
@@ -15,7 +15,10 @@ from offramp.units import format_size, parse_count, parse_size
         ("0.3GB", 300_000_000),
         ("300MiB", 300 << 20),
         ("1.5 GiB", 3 << 29),
-        (" 7 ", 7),
+        (" 7 B ", 7),
+        ("128M", 128 << 20),
+        ("1.5g", 3 << 29),
+        ("64Ki", 64 << 10),
         ("7b", 7),
         ("4kib", 4096),
         ("1TB", 10**12),
@@ -39,7 +42,7 @@ def test_sizes_as_people_write_them(text, num_bytes):
         "128MBs",
         "0",
         "0MiB",
-        "0.0001",
+        "0.0001B",
         "1.MB",
         "nan",
         "inf",
@@ -58,8 +61,21 @@ def test_numbers_that_are_no_sizes_are_refused(size):
 
 
 @given(st.integers(1, 1 << 60))
-def test_an_integer_is_itself_as_a_number_and_as_a_text(num_bytes):
-    assert parse_size(num_bytes) == parse_size(str(num_bytes)) == parse_size(f"{num_bytes} B") == num_bytes
+def test_an_integer_is_a_number_of_bytes(num_bytes):
+    assert parse_size(num_bytes) == parse_size(f"{num_bytes} B") == num_bytes
+
+
+@given(st.integers(1, 1 << 40) | st.floats(0.001, 1e6).map(lambda number: round(number, 3)))
+def test_a_text_without_a_unit_is_refused_with_a_spelling_that_is_accepted(number):
+    for parse in (parse_size, parse_duration):
+        with pytest.raises(ValueError, match=r"must have a unit, got '.*': \S+\?") as refused:
+            parse(f"{number:f}" if isinstance(number, float) else str(number))
+        assert parse(str(refused.value).rpartition(" ")[2].rstrip("?")) > 0
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("40ms", 0.04), ("0.5 s", 0.5), ("500us", 5e-4), (2, 2.0), (0.25, 0.25)])
+def test_durations_as_people_write_them(text, seconds):
+    assert parse_duration(text) == pytest.approx(seconds)
 
 
 @given(st.integers(1, 1 << 30), st.sampled_from(["kib", "KiB", "MIB", "gb", "TB"]))

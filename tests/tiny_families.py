@@ -1,4 +1,6 @@
-"""Tiny random classifiers of texts whose families offramp knows nothing of, in folders with a tokenizer."""
+"""Tiny random classifiers of texts in folders with a tokenizer: of families that offramp knows nothing of, and, for
+tests of all, of those whose tensors it knows by name.
+"""
 
 import torch
 import transformers as hf
@@ -23,12 +25,23 @@ MAKERS = {
     ),
 }  # fmt: skip
 FAMILIES = tuple(MAKERS)
+_DISTIL = {"dim": 32, "n_layers": NUM_LAYERS, "n_heads": 4, "hidden_dim": 48}
+_NAMES = {"hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"}
+KNOWN = {
+    "bert": lambda: hf.BertForSequenceClassification(hf.BertConfig(**SIZES)),
+    "distilbert": lambda: hf.DistilBertForSequenceClassification(
+        hf.DistilBertConfig(**_DISTIL, **{key: SIZES[key] for key in SIZES.keys() - _NAMES})
+    ),
+    "roberta": lambda: hf.RobertaForSequenceClassification(hf.RobertaConfig(**SIZES)),
+    "xlm-roberta": lambda: hf.XLMRobertaForSequenceClassification(hf.XLMRobertaConfig(**SIZES)),
+    "electra": lambda: hf.ElectraForSequenceClassification(hf.ElectraConfig(embedding_size=16, **SIZES)),
+}
 
 
 def write_classifier(folder, family, bare=False):
     """A folder of one; `bare`: without its head."""
     torch.manual_seed(0)
-    model = MAKERS[family]()
+    model = {**MAKERS, **KNOWN}[family]()
     (model.base_model if bare else model).save_pretrained(folder)
     (folder / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
     hf.BertTokenizerFast.from_pretrained(folder, model_max_length=20).save_pretrained(folder)

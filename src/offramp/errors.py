@@ -21,27 +21,12 @@ quote names from untrusted files: control characters are escaped and long parts 
 from __future__ import annotations
 
 import errno
+import os
+import re
 
 _LONGEST_PART = 1000
 """Longest part of a message in characters; longer parts are shortened in the middle. Valid paths and remedies are
 shorter."""
-
-
-_OUT_OF_MEMORY = ("bad_alloc", "bad allocation", "allocate memory", "start new thread", "pthread_create failed")
-
-
-def is_out_of_memory(error: BaseException | None) -> bool:
-    """Return whether an error, or what caused it, is that the system refuses memory or a thread.
-
-    Libraries raise their own classes for it, so their messages decide.
-    """
-    while error is not None:
-        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
-            return True
-        if not isinstance(error, OfframpError) and any(words in str(error) for words in _OUT_OF_MEMORY):
-            return True
-        error = error.__cause__
-    return False
 
 
 class OfframpError(Exception):
@@ -122,3 +107,71 @@ class MissingExtraError(OfframpError):
 
     def __init__(self, library: str, extra: str) -> None:
         super().__init__(f"{library} is not installed", None, f"pip install 'offramp[{extra}]'")
+
+
+def import_error(error: ImportError, library: str, extra: str) -> OfframpError:
+    """Return the reason why an optional library cannot be imported: it is not installed, or it does not load."""
+    if isinstance(error, ModuleNotFoundError):
+        return MissingExtraError(library, extra)
+    if is_out_of_memory(error):
+        return BudgetError(f"not enough memory to load {library}", None, _MEMORY_REMEDY)
+    reason = str(error).strip().partition("\n")[0]
+    return OfframpError(f"{library} is installed but does not load ({reason})", None, f"install {library} again")
+
+
+class SystemNotice(UserWarning):
+    """Warning that this system lacks a feature. The message names what is used instead."""
+
+
+_MEMORY_REMEDY = "close other programs, or raise the limit of memory (ulimit -v)"
+_NO_MEMORY = re.compile(
+    "bad_alloc|bad allocation|failed to map segment|(cannot|can't|failed to|unable to) allocate", re.IGNORECASE
+)
+_NO_THREAD = re.compile("can't start new thread|pthread_create failed")
+_RUST_ERROR = re.compile(r"\(os error (\d+)\)")
+_SYSTEM = (
+    ("ENOSPC EDQUOT EFBIG", DiskFullError, "no space left", "free some space and run again"),
+    ("ENOMEM", BudgetError, "not enough memory", _MEMORY_REMEDY),
+    ("EMFILE ENFILE", UsageError, "too many open files", "raise the limit of open files: ulimit -n 1024"),
+    ("EAGAIN", BudgetError, "no further thread or process can start", "raise the limits (ulimit -u, ulimit -v)"),
+    ("EACCES EPERM EROFS", UsageError, "no permission", "check the permissions, or name another place"),
+    ("EBUSY EXDEV ETXTBSY", UsageError, "in use, or a mount point", "name a folder inside it, or another place"),
+    ("EIO ESTALE EREMOTEIO ENXIO ENODEV ETIMEDOUT", RefusedError, "a device fails", "check the disk or its connection"),
+    ("ENOSYS EOPNOTSUPP ENOLCK EINVAL EBADF ENOTTY", UsageError, "not supported here", "use another file system"),
+    ("ENOENT", UsageError, "no such file or folder", "check the path"),
+)
+"""Error numbers of the operating system -> class, what happened, and what to do."""
+_OTHER = UsageError, "the system refuses", "check the path, or run again with --debug to see the call"
+
+
+def system_error(error: BaseException) -> OfframpError | None:
+    """Return the failure of the operating system that an exception reports as an OfframpError, or None.
+
+    Libraries report such failures in their own exceptions: as their cause, or in the text.
+    """
+    number = _error_number(error)
+    if number is None and not isinstance(error, OSError):
+        return None if error.__cause__ is None else system_error(error.__cause__)
+    name = errno.errorcode.get(number or 0, "")
+    kind, what, remedy = next((row[1:] for row in _SYSTEM if name in row[0].split()), _OTHER)
+    place = [shown(part) for part in (getattr(error, key, None) for key in ("filename", "filename2")) if part]
+    if number == errno.ENOENT and isinstance(error, OSError) and not place:  # os.getcwd
+        what, remedy = "the working folder was deleted", "change to a folder that exists"
+    reason = os.strerror(number) if number else str(error).strip().partition("\n")[0]
+    return kind(f"{what} ({reason})", " -> ".join(place) or None, remedy)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an exception reports that memory could not be allocated."""
+    return isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)) is not None
+
+
+def _error_number(error: BaseException) -> int | None:
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    if is_out_of_memory(error):
+        return errno.ENOMEM
+    if _NO_THREAD.search(str(error)):
+        return errno.EAGAIN
+    found = _RUST_ERROR.search(str(error))
+    return None if found is None else int(found.group(1))

@@ -1,4 +1,8 @@
-"""Parsing and formatting of byte sizes (`300MB`, `0.3GB`, `300MiB`) and durations (`40ms`, `0.04s`, `500us`)."""
+"""Parsing and formatting of byte sizes (`300MB`, `0.3GB`, `300MiB`) and durations (`40ms`, `0.04s`, `500us`).
+
+A text needs a unit, because a number alone is taken for MiB or ms as often as for bytes or seconds. A number that is no
+text is bytes or seconds.
+"""
 
 from __future__ import annotations
 
@@ -7,28 +11,22 @@ import re
 from numbers import Integral
 from typing import Union
 
-_SIZE_UNITS = {
-    "": 1,
-    "b": 1,
-    "kb": 10**3,
-    "mb": 10**6,
-    "gb": 10**9,
-    "tb": 10**12,
-    "kib": 1 << 10,
-    "mib": 1 << 20,
-    "gib": 1 << 30,
-    "tib": 1 << 40,
-}
-_TIME_UNITS = {"": 1.0, "s": 1.0, "ms": 1e-3, "us": 1e-6}
-_DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE | re.ASCII)
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE | re.ASCII)
+_DECIMAL = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+_BINARY = {unit + end: 1 << bits for unit, bits in zip("kmgt", (10, 20, 30, 40)) for end in ("", "i", "ib")}
+_SIZE_UNITS = {**_DECIMAL, **_BINARY}
+"""Unit in lower case -> bytes. `128M` is 128 MiB, as in Docker, and so is `128Mi`, as in Kubernetes."""
+_TIME_UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
+_QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE | re.ASCII)
 
 
 def parse_size(size: Union[int, str]) -> int:
-    """Return a size in bytes. Raises ValueError for anything that is not a positive size."""
+    """Return a size in bytes. Raises ValueError for anything that is not a positive size, and a text without a unit."""
     if isinstance(size, bool) or not isinstance(size, (int, str)):
         raise ValueError(f"a size must be an integer or a text like '128MiB', got {size!r}")
-    match = _SIZE.fullmatch(str(size))
+    match = _QUANTITY.fullmatch(f"{size}B" if isinstance(size, int) else size)
+    if match and not match.group(2) and float(match.group(1)) > 0:
+        meant = "B" if float(match.group(1)) >= 1 << 20 else "MiB"
+        raise ValueError(f"a size must have a unit, got {size!r}: {match.group(1)}{meant}?")
     unit = _SIZE_UNITS.get(match.group(2).lower()) if match else None
     if match is None or unit is None:
         raise ValueError(f"a size must be a number and one of B KB MB GB KiB MiB GiB, like '128MiB', got {size!r}")
@@ -58,10 +56,15 @@ def format_size(num_bytes: float) -> str:
 
 
 def parse_duration(duration: Union[int, float, str]) -> float:
-    """Return a duration in seconds. Raises ValueError for anything that is not a positive duration."""
+    """Return a duration in seconds. Raises ValueError for anything that is not a positive duration, and a text without
+    a unit.
+    """
     if isinstance(duration, (int, float)) and not isinstance(duration, bool) and 0 < duration < math.inf:
         return float(duration)
-    match = None if isinstance(duration, bool) else _DURATION.fullmatch(str(duration))
+    match = None if isinstance(duration, bool) else _QUANTITY.fullmatch(str(duration))
+    if match and not match.group(2) and float(match.group(1)) > 0 and isinstance(duration, str):
+        meant = "ms" if float(match.group(1)) >= 1 else "s"
+        raise ValueError(f"a duration must have a unit, got {duration!r}: {match.group(1)}{meant}?")
     unit = _TIME_UNITS.get(match.group(2).lower()) if match else None
     if match is None or unit is None or float(match.group(1)) <= 0:
         raise ValueError(f"a duration must be a number above 0 and one of s ms us, like '40ms', got {duration!r}")

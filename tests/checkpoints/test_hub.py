@@ -80,7 +80,8 @@ def test_pickles_are_fetched_only_where_there_is_no_safetensors(downloads):
     resolve("acme/tiny")
     assert [model for model, _ in downloads.calls] == ["acme/tiny"]
     asked = downloads.calls[0][1]
-    assert {"config.json", "vocab.txt", "model.safetensors", "exits.json"} <= set(asked["allow_patterns"])
+    wanted = {"config.json", "adapter_config.json", "vocab.txt", "preprocessor_config.json", "model.safetensors"}
+    assert {*wanted, "exits.json"} <= set(asked["allow_patterns"])
     assert not any(pattern.endswith(".bin") for pattern in asked["allow_patterns"])
     assert asked["local_files_only"] is False
     (downloads.outcome / "model.safetensors").unlink()

@@ -68,8 +68,8 @@ def test_several_pickles_with_an_index(tmp_path):
         {**weight_map, "classifier.bias": files[1 - files.index(weight_map["classifier.bias"])]},
         "pytorch_model.bin.index.json",
     )
-    with pytest.raises(SourceError, match=r"disagree about tensor 'classifier\.bias'"):
-        open_source(tmp_path)
+    with open_source(tmp_path) as source:  # the files say what they hold
+        assert source.entries == entries_of(config_of())
 
 
 def test_views_shared_storages_and_narrow_dtypes(tmp_path):

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
@@ -70,6 +71,24 @@ def test_pairs_files_and_stdin_give_what_texts_give(run, store, tmp_path, monkey
     assert results("--pair", "the bank", "fell today") != results("--text", "the bank")
 
 
+def test_there_is_a_result_for_each_line_and_row_and_what_was_taken_is_said(run, store, tmp_path):
+    def results(*words):
+        said = run("run", store, *BUDGET, "--json", "--input", *words)
+        return len(said.lines) - 1, said.err
+
+    (tmp_path / "t.txt").write_text("the bank\n\na film\n\n")
+    number, err = results(tmp_path / "t.txt")
+    assert number == 4 and "blank texts, each answered as an empty one: 2" in err
+    for suffix, mark in (("tsv", "\t"), ("csv", ",")):
+        table = tmp_path / f"t.{suffix}"
+        table.write_text(f"sentence{mark}label\nthe bank{mark}x\n\na film{mark}y\n")
+        number, err = results(table)
+        assert number == 2 and "this line is the header" in err and "column 'sentence'" in err
+        assert "blank lines were skipped: 1" in err
+        number, err = results(table, "--header", "no", "--text-column", "1")
+        assert number == 3 and "header" not in err
+
+
 @pytest.mark.parametrize(
     "options",
     [["--batch", "3"], ["--reads", "direct"], ["--reads", "buffered"], ["--verify", "always"], ["--threads", "1"]],
@@ -108,10 +127,15 @@ def test_usage_errors_end_with_2(refused, store, tmp_path):
     (tmp_path / "t.tsv").write_text("id\tbody\n1\tthe bank\n")
     refused(2, "no input", "run", store)
     refused(2, "--budget", "run", store, "--budget", "12XB", "--text", "a")
+    refused(2, "got '128': 128MiB?", "run", store, "--budget", "128", "--text", "a")
+    refused(2, "got '40': 40ms?", "run", store, "--deadline", "40", "--text", "a")
+    twice = ("--exit", "patience:1", "--exit", "stage:2")
+    refused(2, "given twice: combine policies with | or &", "run", store, *twice, "--text", "a")
     refused(2, "patience:4", "run", store, "--exit", "patience:4", "--text", "a")
     refused(2, "perhaps", "run", store, "--exit", "perhaps", "--text", "a")
     refused(2, "empty.txt", "run", store, "--input", tmp_path / "empty.txt")
     refused(2, ["title", "body"], "run", store, "--input", tmp_path / "t.tsv", "--text-column", "title")
+    refused(2, "--header: yes or no", "run", store, "--input", tmp_path / "t.tsv", "--header", "perhaps")
     refused(2, "none.txt", "run", store, "--input", tmp_path / "none.txt")
     refused(2, "unknown command 'frobnicate'", "frobnicate")
     refused(2, "--threads", "run", store, "--threads", "0", "--text", "a")
@@ -132,6 +156,24 @@ def test_output_that_could_not_be_written_is_refused_before_the_run(refused, sto
         refused(2, "no such folder", "memory", folder, *BUDGET, "--out", tmp_path / "none" / "m.svg")
         refused(2, ".svg or .png", "memory", folder, *BUDGET, "--out", tmp_path / "m.gif")
     assert not (tmp_path / "m.svg").exists()
+
+
+@pytest.mark.parametrize("folder", ["/proc/self/fdinfo", "/sys", "/dev/null"])
+def test_a_folder_that_takes_no_files_is_told_before_the_run(run, tmp_path, folder):
+    if not Path(folder).exists():
+        pytest.skip(f"no {folder} here: a folder that takes no files is not tested")
+    for words in (("run", "--text", "a", "--trace", f"{folder}/x.json"), ("ls", "--graph", f"{folder}/x.svg")):
+        said = run(words[0], tmp_path / "nothing", *words[1:])
+        assert said.code == 2
+        assert f"{folder}/x." in said.err.splitlines()[-1]
+
+
+def test_asking_whether_a_file_can_be_written_changes_nothing(refused, tmp_path):
+    (tmp_path / "old.json").write_text("old")
+    for name in ("old.json", "new.json"):
+        refused(4, "no such store", "run", tmp_path / "nothing", *BUDGET, "--text", "a", "--trace", tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["old.json"]
+    assert (tmp_path / "old.json").read_text() == "old"
 
 
 def test_what_is_not_printable_is_escaped_for_a_person(run, store, tmp_path):

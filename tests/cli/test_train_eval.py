@@ -146,6 +146,7 @@ def test_what_cannot_be_trained_is_refused(refused, encoder, table, tmp_path):
     refused(2, "max_length 99 exceeds the 24 tokens", *train, "--train", table, "--max-length", 99)
     refused(4, "no such folder", "train", tmp_path / "absent", *out, "--train", table)
     (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "precious").touch()
     refused(2, "target exists and is not a run folder", *train, "--train", table, *QUICK)
 
 

@@ -224,7 +224,7 @@ def test_the_measured_peak_stays_within_the_budget(place, backend):
     base = [sys.executable, "-m", "offramp"]
     plan = subprocess.run([*base, "plan", str(place / "store"), *words], capture_output=True, text=True, check=True)
     budget = json.loads(plan.stdout)["smallest_budget_bytes"] + (2 << 20)
-    command = [*base, "run", str(place / "store"), *words, *POLICY, "--budget", str(budget)]
+    command = [*base, "run", str(place / "store"), *words, *POLICY, "--budget", f"{budget}B"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     record = json.loads(done.stdout.splitlines()[-1])["record"]
     assert record["peak_rss_bytes"] <= record["budget_bytes"] == budget

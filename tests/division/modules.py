@@ -155,6 +155,21 @@ class Failing(Chain):
         return self.head(hidden)
 
 
+class Counting(nn.Module):
+    """Counts its calls in a buffer, and adds the count to its answer if `adds`."""
+
+    def __init__(self, adds=False):
+        super().__init__()
+        self.inner, self.adds = nn.Linear(WIDTH, WIDTH), adds
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("unsaved", torch.zeros(()), persistent=False)
+
+    def forward(self, hidden):
+        self.calls += 1
+        self.unsaved += 1
+        return self.inner(hidden) + (self.calls if self.adds else 0)
+
+
 def fast():
     """Layers that PyTorch has a faster way for, if nobody watches."""
     return nn.TransformerEncoder(nn.TransformerEncoderLayer(WIDTH, 4, 32, batch_first=True), 3)

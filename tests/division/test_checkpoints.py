@@ -255,8 +255,74 @@ def test_tensors_that_do_not_fit_are_named(own, refused):
     refused(own, ["1 tensors missing", name])
     spoil(own, **{name: np.zeros((3, 3), np.float32)})
     refused(own, ["1 tensors mis-shaped", name, "(3, 3) not (16, 32)"])
-    spoil(own, **{key: None for key in load_file(own / "model.safetensors") if "layer.0" in key})
+    whole = {name: np.zeros((16, 32), np.float32)}
+    spoil(own, **whole, **{key: None for key in load_file(own / "model.safetensors") if "layer.0" in key})
     refused(own, ["16 tensors missing", ", ..."])
+
+
+def test_tensors_of_an_adapter_are_not_left_out(own, refused):
+    """A model without its adapter would give other answers."""
+    spoil(own, **{"bert.encoder.layer.0.attention.self.query.lora_A.weight": np.zeros((4, 32), np.float32)})
+    refused(own, ["1 tensors unexpected", "lora_A", "merge the adapter into the weights"])
+
+
+NOT_READ = {
+    "ResNetForImageClassification": "num_batches_tracked",
+    "Wav2Vec2ForSequenceClassification": "masked_spec_embed",
+    "BertForSequenceClassification": "token_type_ids",
+}
+
+
+@pytest.mark.parametrize("name", NOT_READ)
+def test_tensors_that_no_answer_depends_on_may_be_absent_or_too_many(folders, tmp_path, name):
+    own, model = shutil.copytree(folders.model(name), tmp_path / "own"), folders.loaded(name)
+    names = load_file(own / "model.safetensors")
+    absent = {key: None for key in names if key.endswith(NOT_READ[name])}
+    spoil(own, **absent, **{"loss.weight": np.ones(2, np.float32)})
+    said = []
+    store = offramp.divide(own, tmp_path / "store", method="eager", say=said.append)
+    assert any("1 tensors left out" in line and "loss.weight" in line for line in said)
+    assert any(f"{len(absent)} tensors missing" in line for line in said) == bool(absent)
+    example = example_of(model, own)
+    with torch.no_grad():
+        expected = tensors_of(model(**example))
+    with offramp.stream(type(model), store, weight_budget=smallest(store)) as stream:
+        assert are_equal(tensors_of(stream(**example)), expected)
+
+
+@pytest.mark.parametrize("name", ["ResNetForImageClassification", "MixtralForCausalLM"])
+def test_a_buffer_or_a_converted_weight_that_answers_depend_on_may_not_be_absent(folders, tmp_path, refused, name):
+    own = shutil.copytree(folders.model(name), tmp_path / "own")
+    ending = "running_mean" if name.startswith("ResNet") else "layernorm.weight"
+    gone = next(key for key in load_file(own / "model.safetensors") if key.endswith(ending))
+    spoil(own, **{gone: None})
+    refused(own, ["1 tensors missing", gone])
+
+
+def test_weights_of_several_dtypes_become_the_widest(folders, tmp_path):
+    name = "GPT2LMHeadModel"
+    own = shutil.copytree(folders.model(name), tmp_path / "own")
+    arrays = load_file(own / "model.safetensors")
+    spoil(own, **{key: array.astype(np.float16) for key, array in arrays.items() if array.ndim > 1})
+    store = offramp.divide(own, tmp_path / "store", method="eager")
+    with Store(store) as opened:
+        tensors = opened.manifest.tensors()
+        assert {tensor.dtype for _, tensor in tensors.values()} == {"F32"}
+        assert opened.manifest.source.widened_from == "F16"
+    model = transformers.GPT2LMHeadModel.from_pretrained(own, dtype=torch.float32).eval()
+    example = example_of(model, own)
+    with torch.no_grad():
+        expected = tensors_of(model(**example))
+    with offramp.stream(transformers.GPT2LMHeadModel, store, weight_budget=smallest(store)) as stream:
+        assert are_equal(tensors_of(stream(**example)), expected)
+
+
+def test_integers_in_place_of_floats_are_called_quantised(own, refused):
+    name = "bert.encoder.layer.1.output.dense.weight"
+    spoil(own, **{name: np.ones((16, 32), np.int8)})
+    refused(own, [name, "has dtype I8, so the weights are quantised"])
+    change(own, quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})
+    refused(own, ["the weights are quantised (bitsandbytes)"])
 
 
 @pytest.mark.parametrize(
@@ -376,6 +442,17 @@ def test_the_method_is_chosen_and_said(own, tmp_path):
         said = []
         offramp.divide(own, tmp_path / f"{expected}-{len(options)}", say=said.append, **options)
         assert said[0].startswith(f"method {expected}: ")
+    change(own, hidden_act="mish")
+    said = []
+    store = offramp.divide(own, tmp_path / "mish", say=said.append)
+    assert said[0].startswith("method eager: hidden_act is mish: known are gelu") and "takes torch" in said[0]
+    with Store(store) as opened:
+        assert opened.program.module is not None
+    with pytest.raises(offramp.OfframpError, match=r"hidden_act is mish: known are .* --method eager"):
+        offramp.divide(own, tmp_path / "none", method="names")
+    change(own, position_embedding_type="relative_key")
+    with pytest.raises(offramp.OfframpError, match="position_embedding_type is relative_key: only absolute"):
+        offramp.divide(own, tmp_path / "none")
     change(own, model_type="gpt2", architectures=["GPT2LMHeadModel"])
     with pytest.raises(offramp.OfframpError, match="unknown architecture"):
         offramp.divide(own, tmp_path / "none", method="names")

@@ -103,3 +103,49 @@ def test_examples_that_take_another_path_are_refused():
     module = Tied()
     with pytest.raises(StageError, match="differ in more than sizes"):
         exported(module, {"ids": ids(2, 6)}, {"ids": ids(2, 6), "double": True})
+
+
+class Blocked(Tied):
+    """Computes otherwise for long texts, as models do that attend in blocks, and keeps which way it took."""
+
+    def __init__(self, is_kept=False, axis=1):
+        super().__init__()
+        self.is_short, self.is_kept, self.axis = False, is_kept, axis
+
+    def forward(self, ids):
+        is_short = self.is_short or ids.shape[self.axis] <= 10
+        self.is_short = is_short and self.is_kept
+        return super().forward(ids, double=not is_short)
+
+
+@pytest.mark.parametrize("is_kept", [False, True])
+def test_a_graph_that_holds_for_some_lengths_is_refused_where_texts_can_be_longer(is_kept):
+    module, ids = Blocked(is_kept).eval(), torch.arange(12).view(2, 6)
+    examples = Arguments(ids), [Arguments(ids[:1, :4])]
+    says = "the graph holds for at most 10 tokens, and the model takes 11 - Blocked - use --method eager"
+    with pytest.raises(StageError) as caught:
+        export(module, weights_of(module), *examples, longest=11)
+    assert str(caught.value) == says
+    for longest in (10, None):
+        assert export(module, weights_of(module), *examples, longest=longest).nodes
+    assert not module.is_short
+
+
+def test_a_graph_that_holds_for_some_numbers_of_rows_is_refused():
+    with pytest.raises(StageError, match="the graph holds for at most 10 rows, and the model takes any number"):
+        exported(Blocked(axis=0), torch.arange(12).view(2, 6), torch.arange(4).view(1, 4))
+
+
+class Printing(OfOneLength):
+    """Branches on a value, which torch.export refuses at length."""
+
+    def forward(self, values):
+        hidden = super().forward(values)
+        return hidden if hidden.sum() > 0 else -hidden
+
+
+def test_a_refusal_of_torch_export_prints_nothing_of_its_own(capfd):
+    with pytest.raises(StageError) as caught:
+        exported(Printing(), torch.randn(2, 3, 4))
+    assert str(caught.value).count("\n") == 0
+    assert capfd.readouterr() == ("", "")

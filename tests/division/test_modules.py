@@ -8,15 +8,17 @@ import subprocess
 import sys
 import tempfile
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
 from torch import nn  # noqa: E402
 
 import offramp  # noqa: E402
 from offramp.cli import main  # noqa: E402
 from offramp.division.proof import variations  # noqa: E402
-from offramp.errors import StageError, UsageError  # noqa: E402
+from offramp.errors import DamagedError, StageError, UsageError  # noqa: E402
 from offramp.program.program import Input  # noqa: E402
 from offramp.store import Store, StoreWriter  # noqa: E402
 from offramp.store.manifest import ProvenInput  # noqa: E402
@@ -26,6 +28,7 @@ from tests.division.modules import (  # noqa: E402
     WIDTH,
     Block,
     Chain,
+    Counting,
     Failing,
     Keeping,
     Routed,
@@ -208,35 +211,52 @@ def aligned(module):
     return module
 
 
-class Random(Chain):
+class Clock(nn.Linear):
+    """Answers differently each time."""
+
+    times = 0
+
     def forward(self, hidden):
-        return super().forward(hidden) + torch.rand(1)
+        Clock.times += 1
+        return super().forward(hidden) + Clock.times
 
 
-def test_a_module_that_answers_otherwise_each_time_is_refused(tmp_path):
-    module = made(Random)
+def test_a_module_that_answers_otherwise_each_time_is_refused_by_the_part_that_does(tmp_path):
+    module = nn.Sequential(made(nn.Linear, WIDTH, WIDTH), made(Clock, WIDTH, WIDTH), nn.ReLU()).eval()
     before = state(module)
     with pytest.raises(StageError) as caught:
         offramp.divide(module, vectors(), tmp_path / "store")
     what, where, remedy = str(caught.value).split(" - ")
-    assert what == "the divided module gives other answers than the whole one for 0 (2, 16)"
-    assert (where, remedy) == ("Random", "if its answers differ from run to run, make it deterministic")
+    assert what == (
+        "two runs of the module with equal inputs and random generators give different answers: "
+        "they first differ in 1 (call 1), a Clock"
+    )
+    assert (where, remedy) == ("Sequential", "make it deterministic")
     assert unchanged(before, module) and not (tmp_path / "store").exists()
 
 
-class Counting(nn.Module):
-    """Counts its calls in a buffer, and adds the count to its answer if `adds`."""
-
-    def __init__(self, adds=False):
-        super().__init__()
-        self.inner, self.adds = nn.Linear(WIDTH, WIDTH), adds
-        self.register_buffer("calls", torch.zeros(()))
-        self.register_buffer("unsaved", torch.zeros(()), persistent=False)
+class Looking(nn.Linear):
+    """Computes otherwise on weights that are in memory."""
 
     def forward(self, hidden):
-        self.calls += 1
-        self.unsaved += 1
-        return self.inner(hidden) + (self.calls if self.adds else 0)
+        return super().forward(hidden) + (type(self.weight) is nn.Parameter)
+
+
+@pytest.mark.parametrize("inner", [Looking, None])
+def test_a_step_whose_value_differs_in_the_store_is_named(tmp_path, inner):
+    module = made(Chain)
+    if inner is not None:
+        module.blocks[2].up = made(inner, WIDTH, 2 * WIDTH)
+        says = "they first differ in blocks.2.up (call 1), a Looking"
+    else:
+        own = module.forward
+        module.forward = lambda hidden: own(hidden) + (type(module.head.weight) is nn.Parameter)
+        says = "they first differ in no part of the module, but in its own code, a Chain"
+    with pytest.raises(StageError) as caught:
+        offramp.divide(module, vectors(), tmp_path / "store")
+    what, where, remedy = str(caught.value).split(" - ")
+    assert what == f"the divided module gives other answers than the whole one for 0 (2, 16): {says}"
+    assert (where, remedy) == ("Chain", "compute that from inputs and weights alone")
 
 
 def test_buffers_that_a_run_writes_to_are_as_they_were(tmp_path):
@@ -247,7 +267,10 @@ def test_buffers_that_a_run_writes_to_are_as_they_were(tmp_path):
 
 
 def test_a_module_whose_answer_hangs_on_its_calls_before_is_refused(tmp_path):
-    with pytest.raises(StageError, match="gives other answers"):
+    says = (
+        r"a second run gives another answer than the first for 0 \(2, 16\): .* its own code, a Counting - .* no state"
+    )
+    with pytest.raises(StageError, match=says):
         offramp.divide(made(Counting, adds=True), vectors(), tmp_path / "store")
 
 
@@ -302,14 +325,39 @@ def streamed():
     return module
 
 
+class Bare(nn.Parameter):
+    """A class that only marks."""
+
+
 class Own(nn.Parameter):
     """As libraries that quantise have them."""
 
+    def scaled(self):
+        return self * 2
 
-def own():
+
+def of_kind(kind):
     module = made(Chain)
-    module.first.weight = Own(module.first.weight.detach())
+    module.first.weight = kind(module.first.weight.detach())
     return module
+
+
+def holding(tensor, *, is_saved=True):
+    """A chain with a tensor that it does not use."""
+    module = made(Chain)
+    module.register_buffer("held", tensor, persistent=is_saved)
+    return module
+
+
+def unfolded():
+    module = made(Chain)
+    module.first.weight = nn.Parameter(torch.randn(40).as_strided((WIDTH, WIDTH), (1, 1)))
+    return module
+
+
+def offloaded():
+    accelerate = pytest.importorskip("accelerate")
+    return accelerate.cpu_offload(made(Chain), "cpu")
 
 
 def learning():
@@ -327,20 +375,64 @@ REFUSED = {
     "weights without data": (lambda: made(Chain).to("meta"), StageError, "weight first.weight has no data - Chain"),
     "weights that are in a store": (streamed, StageError, "weight first.weight has no data - Chain - give a module"),
     "weights of a kind of their own": (
-        own,
+        lambda: of_kind(Own),
         StageError,
-        "weight first.weight is a Own - Chain - divide the module before",
+        "weight first.weight is a Own, a tensor with code of its own - Chain - replace it with an nn.Parameter",
     ),
     "weights that are not there yet": (
         lambda: made(lambda: nn.Sequential(nn.LazyLinear(3))),
         StageError,
-        "weight 0.weight is a UninitializedParameter - Sequential - divide the module before it is quantised, and ",
+        "weight 0.weight is a UninitializedParameter, which has no data - Sequential - run the module once before",
     ),
-    "a sparse weight": (lambda: made(Sparse), StageError, "weight weight is torch.float32, torch.sparse_coo - Sparse"),
+    "a sparse weight": (
+        lambda: made(Sparse),
+        StageError,
+        "weight weight is not dense but sparse_coo - Sparse - keep its to_dense(), or register a buffer with",
+    ),
+    "a sparse buffer": (
+        lambda: holding(torch.eye(3).to_sparse_csr()),
+        StageError,
+        "weight held is not dense but sparse_csr - Chain - keep",
+    ),
     "a quantised buffer": (
         lambda: made(Quantised),
         StageError,
-        "weight table is torch.qint8, torch.strided - Quantised",
+        "weight table is quantised (torch.qint8) - Quantised - divide the module before",
+    ),
+    "double complex numbers": (
+        lambda: holding(torch.ones(2, dtype=torch.complex128)),
+        StageError,
+        "weight held is torch.complex128, which a store cannot hold - Chain - keep it in another dtype",
+    ),
+    "elements that overlap": (
+        unfolded,
+        StageError,
+        "weight first.weight is a view with strides (1, 1) of other memory - Chain - replace it with its contiguous()",
+    ),
+    "a lazily negated weight": (
+        lambda: holding(torch.randn(2, 2, dtype=torch.complex64).conj().imag),
+        StageError,
+        "weight held is a view that negates other memory - Chain - replace it with its resolve_neg()",
+    ),
+    "what is no module": (
+        lambda: torch.export.export(made(Chain), (vectors(),)),
+        UsageError,
+        "a ExportedProgram is no torch.nn.Module - give the module that it was made of",
+    ),
+    "the module of an exported program": (
+        lambda: torch.export.export(made(Chain), (vectors(),)).module(),
+        StageError,
+        "the module is compiled by torch.export, so its weights cannot be taken out - ",
+    ),
+    "a module for a compiler": (
+        lambda: torch.compile(made(Chain)),
+        StageError,
+        "the module is compiled by torch.compile, so its weights cannot be taken out - OptimizedModule - divide the ",
+    ),
+    "a module that accelerate has offloaded": (
+        offloaded,
+        StageError,
+        "weight first.weight has no data: accelerate has offloaded it - Chain - load the model without device_map",
     ),
     "an answer without tensors": (lambda: made(Scalar), StageError, "the module gives no tensor, so nothing can be"),
     "a weight that is read from a list": (
@@ -360,7 +452,7 @@ COMPARED = {"an answer without tensors", "a weight that is read from a list", "w
 
 
 @pytest.mark.parametrize("name", REFUSED)
-@pytest.mark.filterwarnings("ignore:.*(torch.jit|quantize_per_tensor).*", "ignore:Lazy modules")
+@pytest.mark.filterwarnings("ignore:.*(torch.jit|quantize_per_tensor|Sparse CSR).*", "ignore:Lazy modules")
 def test_a_module_that_cannot_be_divided_is_refused_in_one_line_and_stays_as_it_is(tmp_path, name):
     make, kind, says = REFUSED[name]
     module = make()
@@ -526,3 +618,182 @@ def test_weights_in_a_block_that_was_never_called_are_in_no_stage_and_still_foun
     with offramp.stream(made(Spare), store, weight_budget=16 << 10) as model:
         assert torch.equal(model(vectors(), use=True), expected)
         assert model.counts.unplanned == {"spare.norm.weight"}
+
+
+def transposed(shape, order):
+    """Random numbers that lie in another order of axes than their shape says."""
+    data = torch.randn([shape[axis] for axis in order], generator=torch.Generator().manual_seed(1))
+    return data.permute([order.index(axis) for axis in range(len(shape))])
+
+
+class Laid(nn.Module):
+    """Layers with given weights."""
+
+    def __init__(self, weight, **buffers):
+        super().__init__()
+        self.layer = nn.Conv2d(3, 8, 3) if weight.dim() == 4 else nn.Linear(64, 64, dtype=weight.dtype)
+        self.layer.weight = nn.Parameter(weight, requires_grad=weight.is_floating_point())
+        self.last = nn.Linear(64, 64)
+        for name, buffer in buffers.items():
+            self.register_buffer(name, buffer)
+
+    def forward(self, inputs):
+        answer = self.layer(inputs)
+        answer = answer if answer.dim() == 4 else self.last(answer.real if answer.is_complex() else answer)
+        return [answer, *(buffer.conj() @ buffer.t() for buffer in self.buffers())]
+
+
+LAID = {
+    "transposed": lambda: Laid(transposed((64, 64), (1, 0))),
+    "channels last": lambda: Laid(transposed((8, 3, 3, 3), (0, 2, 3, 1))),
+    "repeated": lambda: Laid(torch.randn(1, 64).expand(64, 64)),
+    "some columns": lambda: Laid(torch.randn(64, 100)[:, :64]),
+    "conjugated": lambda: Laid(torch.randn(64, 64, dtype=torch.complex64).t().conj()),
+    "a transposed buffer": lambda: Laid(torch.randn(64, 64), held=transposed((5, 64), (1, 0))),
+    "a conjugated buffer": lambda: Laid(torch.randn(64, 64), held=torch.randn(5, 5, dtype=torch.complex64).conj()),
+}
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("name", LAID)
+def test_a_weight_in_another_layout_streams_the_same_bits(tmp_path, name, rows):
+    """As a transposed view a weight takes part in other products than as a copy, which end in other last bits."""
+    torch.manual_seed(0)
+    module = LAID[name]().eval()
+    kind = module.layer.weight.dtype
+    inputs = torch.randn(rows, 3, 9, 9) if module.layer.weight.dim() == 4 else torch.randn(rows, 64, dtype=kind)
+    with torch.no_grad():
+        expected = module(inputs)
+    store = offramp.divide(module, inputs, tmp_path / "store", more_inputs=[inputs])
+    layout = module.layer.weight.stride(), module.layer.weight.is_conj()
+    limit = sum(shard.bytes for shard in Store(store).manifest.shards.values()) * 4
+    with offramp.stream(module, store, weight_budget=limit) as stream:
+        found = []
+        module.layer.register_forward_pre_hook(lambda layer, _: found.append(layer.weight))
+        assert are_equal(stream(inputs), expected)
+        assert (found[0].stride(), found[0].is_conj()) == layout
+
+
+def test_layouts_that_a_division_cannot_write_are_refused(tmp_path):
+    module = Laid(transposed((64, 64), (1, 0))).eval()
+    store = offramp.divide(module, torch.randn(2, 64), tmp_path / "store")
+    for damage in (b"{}x", b"[]", b'{"layer.weight": [[1, 1], false]}', b'{"other": [[1, 64], false]}'):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(DamagedError):
+            patch.setattr(Store, "read_file", lambda self, file, damage=damage: damage)
+            offramp.stream(module, store, weight_budget="1MiB").open()
+
+
+def test_a_class_of_parameters_without_code_of_its_own_stays_what_it_is(tmp_path):
+    module, seen = of_kind(Bare), []
+    expected = module(vectors()).detach()
+    store = offramp.divide(module, vectors(), tmp_path / "store")
+    with offramp.stream(module, store, weight_budget="1MiB") as stream:
+        module.first.register_forward_pre_hook(lambda layer, _: seen.append(type(layer.weight)))
+        assert torch.equal(stream(vectors()), expected) and seen == [Bare]
+
+
+class Spread(nn.Module):
+    """Multiplies with a matrix that is an unsaved buffer, made on the way, or an argument, and returns it."""
+
+    def __init__(self, matrix, is_built=False):
+        super().__init__()
+        self.inner, self.is_built = nn.Linear(WIDTH, WIDTH), is_built
+        self.register_buffer("matrix", matrix, persistent=False)
+
+    def forward(self, hidden, matrix=None):
+        if self.is_built:
+            matrix = (torch.eye(len(hidden)) * 2).to_sparse() if matrix is None else matrix
+        matrix = self.matrix if matrix is None else matrix
+        return matrix @ self.inner(hidden), matrix
+
+
+@pytest.mark.parametrize("to_sparse", ["to_sparse", "to_sparse_csr", "to_sparse_csc"])
+@pytest.mark.parametrize("place", ["buffer", "built", "given"])
+@pytest.mark.filterwarnings("ignore:Sparse CS")
+def test_sparse_tensors_on_the_way_are_like_all_others(tmp_path, place, to_sparse):
+    matrix = getattr(torch.eye(5) * 3, to_sparse)()
+    module = made(Spread, matrix if place == "buffer" else None, is_built=place == "built")
+    inputs = (vectors(5), matrix) if place == "given" else (vectors(5),)
+    with torch.no_grad():
+        expected = module(*inputs)
+    store = offramp.divide(module, inputs, tmp_path / "store", more_inputs=[inputs])
+    with offramp.stream(module, store, weight_budget="1MiB") as stream:
+        assert are_equal(stream(*inputs), expected)
+
+
+@pytest.mark.parametrize("example", [3, "hello", None, {1, 2}, {1: vectors()}, np.array(["a"]), made(Chain)])
+def test_an_example_that_is_no_arguments_is_refused_in_one_line(tmp_path, example):
+    with pytest.raises(
+        UsageError, match=r"the example inputs are a \w+, not a tensor, a tuple or a dictionary of names"
+    ):
+        offramp.divide(made(Chain), example, tmp_path / "store")
+
+
+def test_an_array_is_an_example_like_a_tensor(tmp_path):
+    first, second = (
+        offramp.divide(made(Chain), each, tmp_path / str(i)) for i, each in enumerate((vectors(), vectors().numpy()))
+    )
+    assert tree_bytes(first) == tree_bytes(second)
+
+
+class Complex(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.turn = nn.Linear(WIDTH, WIDTH), nn.Parameter(torch.randn(WIDTH, dtype=torch.complex128))
+
+    def forward(self, hidden):
+        return self.inner(hidden) * self.turn.abs().float()
+
+
+def plainly_weighted():
+    module = of_kind(Own)
+    module.first.weight = nn.Parameter(module.first.weight.detach().as_subclass(torch.Tensor))
+    return module
+
+
+def densely_weighted():
+    module = made(Sparse)
+    module.weight = nn.Parameter(module.weight.detach().to_dense())
+    return module
+
+
+def run_once():
+    module = made(lambda: nn.Sequential(nn.LazyLinear(3)))
+    module(vectors())
+    return module
+
+
+def narrower():
+    module = made(Complex)
+    module.turn = nn.Parameter(module.turn.detach().to(torch.complex64))
+    return module
+
+
+@pytest.mark.parametrize("make", [plainly_weighted, densely_weighted, run_once, narrower])
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+def test_a_module_that_was_refused_divides_after_its_remedy(tmp_path, make):
+    module = make()
+    with torch.no_grad():
+        expected = module(vectors())
+    with offramp.stream(module, offramp.divide(module, vectors(), tmp_path / "store")) as stream:
+        assert torch.equal(stream(vectors()), expected)
+
+
+class OddForSequenceClassification(Chain):
+    """Named as a classifier of transformers, with an output of another shape than its labels."""
+
+    def __init__(self, num_labels):
+        super().__init__()
+        self.config = transformers.PretrainedConfig(num_labels=num_labels)
+
+
+@pytest.mark.parametrize(("num_labels", "problem"), [(3, "single_label_classification"), (2, None), (1, None)])
+def test_a_classifier_answers_a_number_for_each_label(tmp_path, num_labels, problem):
+    said = []
+    store = offramp.divide(
+        made(lambda: OddForSequenceClassification(num_labels)), vectors(), tmp_path / "s", say=said.append
+    )
+    with Store(store) as opened:
+        assert opened.program.problem == problem
+    told = any("the first output has shape [2, 3], expected logits [2, " in line for line in said)
+    assert told == (problem is None)

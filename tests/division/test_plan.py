@@ -1,10 +1,12 @@
+import dataclasses
 import math
 
 import pytest
 
+from offramp.checkpoints.families import FAMILIES
 from offramp.division.names.build import plan_division
 from offramp.errors import SourceError
-from tests.division.tiny import CONFIGS, config_of, entries_of
+from tests.division.tiny import CLASSES, CONFIGS, config_of, entries_of
 
 
 def shard_of(division, name):
@@ -119,15 +121,15 @@ def test_names_from_tensorflow_get_the_names_of_today():
         plan_division(config, {**old, "bert.embeddings.LayerNorm.weight": ("F32", (32,))})
 
 
-@pytest.mark.parametrize("dtype", ["F16", "BF16"])
-def test_a_narrow_source_is_said(dtype):
+@pytest.mark.parametrize("dtype", ["F16", "BF16", "F64"])
+def test_a_source_of_another_dtype_is_said(dtype):
     config = config_of()
     assert plan_division(config, entries_of(config, dtype=dtype)).widened_from == dtype
     mixed = {**entries_of(config), "classifier.bias": (dtype, (2,))}
     assert plan_division(config, mixed).widened_from == dtype
 
 
-@pytest.mark.parametrize("dtype", ["F64", "I8", "U8", "F8_E4M3", "torch.complex64"])
+@pytest.mark.parametrize("dtype", ["I8", "U8", "F8_E4M3", "torch.complex64"])
 def test_other_dtypes_are_refused_by_name(dtype):
     config = config_of()
     with pytest.raises(SourceError, match=rf"tensor classifier\.bias has dtype {dtype} - the file"):
@@ -146,6 +148,37 @@ def test_missing_unexpected_and_mis_shaped_tensors_are_named_together():
         "tensors do not fit config.json: 1 missing: classifier.bias (2,); 1 unexpected: classifier.scale (2,); "
         "1 mis-shaped: bert.pooler.dense.weight (32, 31) not (32, 32) - model.safetensors - get the whole model again"
     )
+
+
+def test_tensors_of_nothing_are_left_out_whatever_their_dtype():
+    config = config_of()
+    plain = plan_division(config, entries_of(config))
+    extra = {"loss_fct.weight": ("F32", (2,)), "classifier_old.weight": ("I8", (2, 32)), "cls.ids": ("I64", (3,))}
+    division = plan_division(config, {**entries_of(config), **extra, "bert.embeddings.token_type_ids": ("I64", (1, 9))})
+    assert division == dataclasses.replace(plain, left_out=("classifier_old.weight", "cls.ids", "loss_fct.weight"))
+
+
+@pytest.mark.parametrize("model_type", CONFIGS)
+def test_names_may_have_the_prefix_of_the_backbone_or_not(model_type):
+    config = config_of(model_type)
+    whole, base = entries_of(config), FAMILIES[model_type].base
+    expected = plan_division(config, whole)
+    for step in (1, 2):
+        mixed = {
+            name.removeprefix(base) if number % step == 0 else name: entry
+            for number, (name, entry) in enumerate(whole.items())
+        }
+        division = plan_division(config, mixed)
+        tensors = [tensor for shard in division.shards for tensor in shard.tensors]
+        assert sorted(tensor.source_name for tensor in tensors) == sorted(mixed)
+        if step == 2:
+            assert division.program == expected.program
+
+
+def test_a_part_of_a_head_without_architectures_is_refused():
+    config = {key: value for key, value in config_of().items() if key != "architectures"}
+    with pytest.raises(SourceError, match=r'no architectures.*add "architectures": \["BertForSequence'):
+        plan_division(config, {**entries_of(config), "classifier.weight": ("F32", (2, 32))})
 
 
 def test_no_more_than_five_of_each_are_listed():
@@ -175,3 +208,33 @@ def test_a_transposed_table_is_found():
     entries["electra.embeddings_project.weight"] = ("F32", (16, 32))
     with pytest.raises(SourceError, match=r"mis-shaped: electra\.embeddings_project\.weight \(16, 32\) not \(32, 16\)"):
         plan_division(config, entries)
+
+
+WRAPPED = {"module.": "DataParallel", "base_model.model.": "peft", "model.bert.": "another wrapper"}
+
+
+@pytest.mark.parametrize("model_type", CLASSES)
+@pytest.mark.parametrize("prefix", WRAPPED)
+def test_a_prefix_of_a_wrapper_is_named_and_can_be_taken_off(model_type, prefix):
+    config = config_of(model_type)
+    wrapped = {prefix + name: entry for name, entry in entries_of(config).items()}
+    with pytest.raises(SourceError) as caught:
+        plan_division(config, wrapped)
+    assert f"take '{prefix}' off the names of its tensors" in str(caught.value)
+    plan_division(config, {name.removeprefix(prefix): entry for name, entry in wrapped.items()})
+
+
+def test_missing_layers_are_told_from_other_missing_tensors():
+    deeper, key = config_of(num_hidden_layers=4), "num_hidden_layers"
+    with pytest.raises(SourceError, match=r"config\.json has more layers than the file, whose last is 1: correct it"):
+        plan_division(deeper, entries_of(config_of()))
+    plan_division({**deeper, key: 2}, entries_of(config_of()))
+    less = {name: entry for name, entry in entries_of(deeper).items() if ".layer.2." not in name}
+    with pytest.raises(SourceError, match="get the whole model again"):
+        plan_division(deeper, less)
+
+
+def test_tensors_of_an_adapter_are_called_so():
+    lora = {f"bert.encoder.layer.0.attention.self.query.lora_{side}.weight": ("F32", (4, 32)) for side in "AB"}
+    with pytest.raises(SourceError, match="merge the adapter into the weights"):
+        plan_division(config_of(), {**entries_of(config_of()), **lora})

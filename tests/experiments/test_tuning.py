@@ -397,4 +397,4 @@ def test_files_read_back(transcripts, tmp_path):
     assert (again.predicted, again.measured_on) == (file.predicted, file.measured_on)
     assert again.policy == json.loads(json.dumps(file.policy))
     assert from_json(again.policy) == from_json(file.policy)
-    assert again.front == json.loads(json.dumps(file.front))
+    assert list(again.front) == json.loads(json.dumps(file.front))

@@ -82,7 +82,9 @@ def test_plan_names_a_budget_that_run_accepts(golden, backends):
         (plan,) = process("plan", golden(STORE), *options)
         assert plan["feasible"]
         budget = plan["smallest_budget_bytes"] + (2 << 20)
-        record = process("run", golden(STORE), "--text", "the red sky", "--budget", budget, *options)[-1]["record"]
+        record = process("run", golden(STORE), "--text", "the red sky", "--budget", f"{budget}B", *options)[-1][
+            "record"
+        ]
         assert record["peak_rss_bytes"] <= budget == record["budget_bytes"]
         assert "predicted peak" in process("plan", golden(STORE), *options[:-1])
 

@@ -43,7 +43,7 @@ def test_an_empty_file_holds_nothing(tmp_path):
 
 def test_the_system_does_not_tell_about_the_files_of_others(file, monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: file.stat().st_uid + 1)
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr(os, "access", lambda path, mode, **_: False)
     assert cached_bytes(file) is None
 
 

@@ -196,6 +196,55 @@ def test_a_group_above_its_limit_leaves_nothing(tmp_path):
     assert available_bytes(tmp_path) == 0
 
 
+def cpu_v1(folder, quota, period=100000):
+    base = f"sys/fs/cgroup/cpu{folder}"
+    return {f"{base}/cpu.cfs_quota_us": quota, f"{base}/cpu.cfs_period_us": period}
+
+
+def cpu_v2(folder, text):
+    return {f"sys/fs/cgroup{folder}/cpu.max": text}
+
+
+@pytest.mark.parametrize(
+    ("groups", "cores"),
+    [
+        ({}, 8),
+        (cpu_v1("/a", 50000), 1),
+        (cpu_v1("/a", 100000), 1),
+        (cpu_v1("/a", 250000), 3),
+        (cpu_v1("/a", -1), 8),
+        (cpu_v1("/a", 1600000), 8),
+        (cpu_v1("/a", 400000) | cpu_v1("", 200000), 2),
+        (cpu_v1("", 200000) | cpu_v1("/b", 100000), 2),
+        (cpu_v2("/a", "50000 100000"), 1),
+        (cpu_v2("/a", "150000 100000"), 2),
+        (cpu_v2("/a", "max 100000"), 8),
+        (cpu_v2("/a", "100000 0"), 8),
+        (cpu_v2("", "300000 100000"), 3),
+    ],
+)
+def test_a_quota_of_processors_limits_the_cores(tmp_path, monkeypatch, groups, cores):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    is_v1 = any("cfs" in name for name in groups)
+    plant(tmp_path, {"proc/self/cgroup": "4:cpu,cpuacct:/a\n3:memory:/c\n" if is_v1 else "0::/a\n", **groups})
+    assert hardware.num_cores(tmp_path) == cores
+
+
+def test_a_sandbox_without_affinity(monkeypatch, tmp_path):
+    def refuse(_):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(os, "sched_getaffinity", refuse)
+    assert hardware.num_cores(tmp_path) == os.cpu_count()
+
+
+@pytest.mark.parametrize("text", ["", "nothing of the kind\n", "MemAvailable: many kB\n", "0\n:::\n"])
+def test_files_of_the_kernel_in_another_form_are_skipped(tmp_path, text):
+    plant(tmp_path, {"proc/meminfo": text, "proc/self/cgroup": text})
+    assert available_bytes(tmp_path) > 0
+    assert hardware.num_cores(tmp_path) >= 1
+
+
 @pytest.mark.parametrize("make", [v1, v2])
 def test_the_least_limit_of_all_groups_is_that_of_the_container(tmp_path, make):
     line = "4:memory:/a/b" if make is v1 else "0::/a/b"

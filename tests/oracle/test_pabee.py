@@ -83,7 +83,9 @@ def standardise(model, given):
     """Give the values of each exit mean 0 and spread 1: as they come, they lie far apart for every sample alike."""
     encode = {word: number for number, word in enumerate(VOCABULARY)}
     rows = [torch.tensor([[2, *(encode[word] for word in text.split()), 3]]) for text in given]
-    values_NK = torch.stack([torch.cat(model.eval()(row, torch.ones_like(row)), 1)[0] for row in rows])
+    values_NK = torch.stack(
+        [torch.cat(model.eval()(input_ids=row, attention_mask=torch.ones_like(row)), 1)[0] for row in rows]
+    )
     for head, mean, spread in zip(model.heads, values_NK.mean(0), values_NK.std(0), strict=False):
         head.exit.weight /= spread
         head.exit.bias.copy_((head.exit.bias - mean) / spread)

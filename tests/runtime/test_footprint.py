@@ -81,6 +81,15 @@ def test_only_unmodified_code_of_files_is_given_back(monkeypatch):
     assert found == [(0x7F0000000000, 0x3000, 8192), (0x7F0000070000, 0x1000, 4096)]
 
 
+@pytest.mark.parametrize("error", [FileNotFoundError, PermissionError])
+def test_a_kernel_without_the_list_of_mappings(monkeypatch, error):
+    def absent(_):
+        raise error(2, "no such file", "/proc/self/smaps")
+
+    monkeypatch.setattr(footprint.Path, "read_bytes", absent)
+    assert footprint.trim_memory() == 0
+
+
 def test_elsewhere_nothing_is_done(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     assert footprint.trim_memory() == 0

@@ -45,9 +45,7 @@ def test_what_was_slow_is_tried_again():
     assert 20 < tries < 300
 
 
-@pytest.mark.parametrize(
-    ("text", "seconds"), [("40ms", 0.04), ("0.5 s", 0.5), ("2", 2.0), ("250us", 0.00025), (0.1, 0.1)]
-)
+@pytest.mark.parametrize(("text", "seconds"), [("40ms", 0.04), ("0.5 s", 0.5), ("250us", 0.00025), (0.1, 0.1)])
 def test_durations_are_read(text, seconds):
     assert parse_duration(text) == pytest.approx(seconds)
     assert guard_for(text).deadline_seconds == pytest.approx(seconds)

@@ -150,7 +150,6 @@ CHANGES = {
     "labels without a head": (lambda tree: encoder(tree, problem=None, head_activation=None), "go together"),
     "heads that do not divide": (lambda tree: encoder(tree, num_heads=3), "not a multiple of num_heads 3"),
     "an unknown activation": (lambda tree: encoder(tree, activation="exec"), "activation must be one of"),
-    "a regression of two": (lambda tree: encoder(tree, problem="regression"), "a regression has one label"),
     "an unknown problem": (lambda tree: encoder(tree, problem="x"), "problem must be one of"),
     "another kind": (lambda tree: steps(tree)[1].update(kind="down"), "layer.0 has the steps ('attention', 'down'"),
     "kinds in another order": (lambda tree: steps(tree).reverse(), "stage layer.0 has the steps ('down', 'up'"),

@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import os
 import shutil
 import signal
@@ -8,9 +9,18 @@ import stat
 import numpy as np
 import pytest
 
-from offramp.errors import DamagedError, DiskFullError, OfframpError, StoreError
+from offramp.errors import DamagedError, DiskFullError, OfframpError, StoreError, SystemNotice, UsageError
 from offramp.store import Store
-from offramp.store.files import iter_chunks, make_folder, open_regular, translate_disk_full, write_atomic
+from offramp.store.files import (
+    Folder,
+    absolute,
+    iter_chunks,
+    lock_folder,
+    make_folder,
+    open_regular,
+    translate_disk_full,
+    write_atomic,
+)
 from tests.store.small import names_in, problems, refused, use
 
 FILES = ["layer-00.safetensors", "graphs/layer.onnx", "vocab.txt", "rows.blocks", "offramp.json"]
@@ -251,3 +261,75 @@ def test_a_folder_inside_a_store_is_no_link(tmp_path):
     (tmp_path / "file").write_text("")
     for name in ("link", "file"):
         refused(DamagedError, lambda: make_folder(tmp_path / name), PLAIN)  # noqa: B023
+
+
+UNSUPPORTED = ("ENOSYS", "EOPNOTSUPP", "ENOLCK", "EINVAL", "EBADF")
+BROKEN = ("EIO", "ENOSPC", "EACCES")
+
+
+def failing_with(name):
+    def fail(*_):
+        number = getattr(errno, name)
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_a_file_system_without_locks(tmp_path, monkeypatch, name):
+    """A file that one process can create takes the place of the lock, and goes with it."""
+    monkeypatch.setattr(fcntl, "flock", failing_with(name))
+    with pytest.warns(SystemNotice, match=r"no locks: folder\.lock"):
+        release = lock_folder(tmp_path / "folder", "no", "another process is here")
+    with pytest.raises(UsageError, match=r"^another process is here - .*folder\.lock - wait .* remove this file"):
+        lock_folder(tmp_path / "folder", "no", "another process is here")
+    release()
+    assert names_in(tmp_path) == ["folder"]
+    with pytest.warns(SystemNotice):
+        lock_folder(tmp_path / "folder", "no", "busy")()
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_lock_that_fails_is_not_a_file_system_without_locks(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(fcntl, "flock", failing_with(name))
+    before = names_in("/proc/self/fd")
+    with pytest.raises((OSError, UsageError)):
+        lock_folder(tmp_path / "folder", "cannot be locked", "busy")
+    assert names_in(tmp_path) == ["folder"]
+    assert names_in("/proc/self/fd") == before
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_a_file_system_that_cannot_flush(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(os, "fsync", failing_with(name))
+    with pytest.warns(SystemNotice, match="does not flush"):
+        write_atomic(tmp_path / "file", [b"x"])
+    assert (tmp_path / "file").read_bytes() == b"x"
+
+
+@pytest.mark.parametrize("name", ["EIO", "ENOSPC"])
+def test_a_flush_that_fails_is_an_error(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(os, "fsync", failing_with(name))
+    with pytest.raises((OSError, DiskFullError), match=r"file"):
+        write_atomic(tmp_path / "file", [b"x"])
+    assert names_in(tmp_path) == []
+
+
+def test_a_folder_is_found_although_it_moves(store, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = Folder("store")
+    assert folder.path == store and folder.fd == folder.fd
+    monkeypatch.chdir("/")
+    store.rename(tmp_path / "moved")
+    os.close(open_regular(folder.path, "graphs/layer.onnx", dir_fd=folder.fd))
+    folder.close()
+    refused(DamagedError, lambda: folder.fd, "file is missing")
+
+
+def test_a_working_folder_that_was_deleted(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert absolute(tmp_path) == tmp_path
+    with pytest.raises(UsageError, match="the working folder was deleted - store - change to a folder that exists"):
+        absolute("store")

@@ -349,7 +349,6 @@ CHANGES = {
         lambda tree: tree["program"]["inputs"]["input_ids"].update(largest=[1]), "largest has 1 sizes for 2 axes"),
     "an output that nothing writes": (lambda tree: output(tree, value="x"), "output must name a value"),
     "no output": (lambda tree: tree["program"].update(output=None), "another number of labels"),
-    "a regression of two": (lambda tree: output(tree, problem="regression"), "a regression has one label"),
     "an unknown problem": (lambda tree: output(tree, problem="x"), "problem must be one of"),
     "a problem without labels": (lambda tree: output(tree, num_labels=0), "problem and num_labels go together"),
     "labels without a problem": (lambda tree: output(tree, problem=None), "problem and num_labels go together"),

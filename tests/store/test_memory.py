@@ -285,3 +285,36 @@ def test_two_memories_at_once_lose_one_and_never_mix(tmp_path):
     last = VerifiedMemory(tmp_path, b"")
     assert (last.knows("a", "1"), last.knows("b", "2")) == (False, True)
     assert not last.knows("b", "1") and not last.knows("b", None)
+
+
+YEARS = 20 * 365 * 86400 * 10**9
+
+
+@pytest.mark.parametrize(
+    ("ctime", "away", "is_known"),
+    [
+        (10**18 + 1, 10**7, False),
+        (10**18 + 1, -(10**7), False),
+        (10**18 + 1, 2 * 10**8, True),
+        (10**18 + 1, -YEARS, True),
+        (10**18 + 1, YEARS, True),
+        (10**18, 10**9, False),
+        (10**18, -(10**9), False),
+        (10**18, 3 * 10**9, True),
+    ],
+)
+def test_a_file_is_new_within_a_tick_of_its_time_on_either_side(monkeypatch, ctime, away, is_known):
+    """A clock that stands years before the files would make every pass hash them again. Whole seconds tick slowly."""
+    facts = types.SimpleNamespace(st_dev=1, st_ino=2, st_size=3, st_mtime_ns=4, st_ctime_ns=ctime)
+    monkeypatch.setattr(memory, "os", types.SimpleNamespace(fstat=lambda _: facts))
+    monkeypatch.setattr(memory, "time", types.SimpleNamespace(time_ns=lambda: ctime + away))
+    assert (memory.identity_of(0) is not None) is is_known
+
+
+def test_a_cache_that_is_named_from_the_working_folder_stays_where_it_was(old, hashed, monkeypatch, tmp_path):
+    monkeypatch.setenv("OFFRAMP_CACHE", "cache")
+    monkeypatch.chdir(tmp_path)
+    with Store(old) as opened:
+        read(opened, "layer-00")
+        monkeypatch.chdir("/")
+    assert (tmp_path / "cache" / "verified").is_dir()

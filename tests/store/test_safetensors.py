@@ -102,6 +102,11 @@ def test_the_header_of_an_open_file(tmp_path):
     assert (header.data_start, header.metadata) == (4096, {"format": "pt"})
 
 
+def test_metadata_may_be_null():
+    data = by_hand({"__metadata__": None, "a": tensor()}, b"12345678")
+    assert safetensors.deserialize(data) and parse_header(data, len(data), "file").metadata == {}
+
+
 GOOD = file_of({"a": ("F32", (2,)), "b": ("F32", (1, 1))})
 DATA = b"\x5a" * 8
 BAD_FILES = {

@@ -373,3 +373,63 @@ def test_a_build_that_is_refused_leaves_nothing_and_one_that_fails_is_resumed(tm
             add_shard(writer, "norm")
             raise error
         assert writer.partial.exists() is is_kept and not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("lost", [False, True])
+def test_an_empty_folder_becomes_the_store_in_place(pristine, tmp_path, force, lost):
+    """It may be a mount point, which cannot be renamed, with the folder that a new file system has."""
+    target = tmp_path / "store"
+    (target / "lost+found" if lost else target).mkdir(parents=True)
+    if lost:
+        (target / "lost+found" / "piece").write_text("of a file")
+    before = target.stat().st_ino
+    write_small(target, force=force)
+    assert target.stat().st_ino == before
+    assert names_in(tmp_path) == ["store"]
+    found = {name: data for name, data in tree_bytes(target).items() if not name.startswith("lost+found")}
+    assert found == tree_bytes(pristine)
+    assert (target / "lost+found" / "piece").exists() is lost
+    with pytest.raises(UsageError, match="target exists"):
+        write_small(target)
+
+
+def test_a_build_in_place_is_resumed_and_keeps_the_folder_if_it_is_refused(pristine, tmp_path):
+    target = tmp_path / "store"
+    target.mkdir()
+    with pytest.raises(StageError), StoreWriter(target, FINGERPRINT) as writer:
+        add_shard(writer, "norm")
+        raise StageError("no")
+    assert names_in(target) == []
+    with StoreWriter(target, FINGERPRINT) as writer:
+        add_shard(writer, "norm")
+        with pytest.raises(UsageError, match="another process is building this store"):
+            write_small(target)
+    before = (target / "norm.safetensors").stat().st_ino
+    write_small(target)
+    assert (target / "norm.safetensors").stat().st_ino == before
+    assert tree_bytes(target) == tree_bytes(pristine)
+
+
+def test_a_folder_with_files_is_no_empty_folder(tmp_path):
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "thesis.tex").write_text("years of work")
+    for force in (False, True):
+        with pytest.raises(UsageError, match="target exists"):
+            write_small(tmp_path / "store", force=force)
+    assert names_in(tmp_path / "store") == ["thesis.tex"]
+
+
+def test_a_mount_point_is_not_replaced(store, monkeypatch):
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == str(store))
+    with pytest.raises(UsageError, match=r"a mount point cannot be replaced - .* - remove its files"):
+        write_small(store, force=True)
+
+
+def test_a_file_system_that_reports_no_sizes(tmp_path, monkeypatch):
+    with StoreWriter(tmp_path / "store", FINGERPRINT) as writer:
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 0))
+        writer.require_space(1 << 60)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 0))
+        with pytest.raises(DiskFullError):
+            writer.require_space(1 << 20)

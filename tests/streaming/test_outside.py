@@ -17,6 +17,7 @@ from offramp.streaming.outside import Outside  # noqa: E402
 from offramp.streaming.placement import data_bytes, smallest_weights  # noqa: E402
 from tests.division.modules import WIDTH, Block, Chain, made, vectors  # noqa: E402
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
 LARGE = 256
 """Width of a layer whose weight is far larger than its vectors."""
 
@@ -51,19 +52,31 @@ class Normed(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
-@pytest.mark.filterwarnings("ignore:offramp. .* of weights were in memory")
 @pytest.mark.parametrize("norm", [weight_norm, spectral_norm])
-def test_weights_that_hooks_compute_are_freed_after_each_part(tmp_path, norm):
+def test_weights_that_hooks_compute_count_and_are_freed_after_each_part(tmp_path, norm):
     make, inputs = lambda: Normed(norm), torch.randn(2, LARGE)
     expected = plain(made(make), inputs)
     store = offramp.divide(made(make), inputs, tmp_path / "store")
-    module = made(make)
-    with offramp.stream(module, store, weight_budget=smallest(store)) as model:
-        assert kept(module) == 0
+    module, size = made(make), 4 * LARGE * LARGE
+    with pytest.raises(BudgetError) as refused:
+        offramp.stream(module, store, weight_budget=smallest(store))
+    named = int(refused.value.remedy.split()[-2])
+    assert named == smallest(store) + size
+    with offramp.stream(module, store, weight_budget=named, strict=True) as model:
         for _ in range(3):
-            assert torch.equal(model(inputs), expected)
             assert kept(module) == 0
-        assert model.counts.outside_bytes == 0
+            assert torch.equal(model(inputs), expected)
+        assert model.counts.outside_bytes == size
+        assert smallest(store) < model.counts.peak_weight_bytes <= named
+
+
+def test_weights_that_hooks_compute_are_right_outside_of_calls(tmp_path):
+    module, inputs = made(lambda: Normed(weight_norm)), torch.randn(2, LARGE)
+    expected, weight = plain(module, inputs), plain(module.layers[2].weight.clone)
+    store = offramp.divide(module, inputs, tmp_path / "store")
+    with offramp.stream(module, store) as model:
+        assert torch.equal(model.layers[2].weight.clone(), weight)
+        assert torch.equal(model(inputs), expected)
 
 
 class Caching(nn.Module):
@@ -120,7 +133,7 @@ class Buffered(Chain):
 def test_many_buffers_count_against_a_weight_budget(tmp_path):
     make = lambda: Buffered(1 << 20)  # noqa: E731
     store = offramp.divide(made(make), vectors(), tmp_path / "store")
-    with pytest.raises(BudgetError, match=r"buffers, packed weights and caches of the module 1\.0 MiB") as refused:
+    with pytest.raises(BudgetError, match=r"tensors of the module beside its weights take 1\.0 MiB") as refused:
         offramp.stream(made(make), store, weight_budget=900_000)
     named = int(refused.value.remedy.split()[-2])
     with pytest.raises(BudgetError):

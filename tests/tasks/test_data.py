@@ -1,4 +1,6 @@
 import json
+import os
+import threading
 
 import pytest
 
@@ -49,6 +51,66 @@ def test_labels_that_are_numbers_keep_their_type(tmp_path):
         assert load_table(write(tmp_path / f"mine.{suffix}", rows)).labels == ("0", "1")
 
 
+def test_tables_in_memory_are_data(tmp_path):
+    frame = pytest.importorskip("pandas").DataFrame(ROWS)
+    assert load_table(frame).examples == load_table(write(tmp_path / "mine.tsv")).examples
+    with pytest.raises(ValueError, match="a table in memory has no JSON form"):
+        DataSpec(train=frame).to_json()
+
+
+def test_a_pipe_is_data(tmp_path):
+    file = write(tmp_path / "mine.csv")
+    os.mkfifo(tmp_path / "pipe.csv")
+    writer = threading.Thread(target=(tmp_path / "pipe.csv").write_bytes, args=(file.read_bytes(),))
+    writer.start()
+    assert load_table(tmp_path / "pipe.csv").examples == load_table(file).examples
+    writer.join()
+
+
+def test_columns_are_looked_for_where_no_name_is_given(tmp_path):
+    said = []
+    rows = [{"text": row["review"], "label": row["stars"], "pair": "b"} for row in ROWS]
+    found = load(DataSpec(train=write(tmp_path / "t.csv", rows)), said.append)
+    assert {example.text[1] for example in found.examples["train"]} == {"b"}
+    assert "texts are read from the column 'text' and 'pair'" in said[0]
+    headless = tmp_path / "h.csv"
+    headless.write_text("".join(f"{row['review']},{row['stars']}\n" for row in ROWS))
+    numbered = {"text_column": "1", "label_column": "2", "header": False}
+    assert load_table(headless, **numbered).examples == load_table(write(tmp_path / "mine.csv")).examples
+
+
+def test_numbers_in_other_spellings_are_one_label(tmp_path):
+    said, spellings = [], (1, 1.0, "1", "1.0", 0)
+    rows = [{"review": f"text {number}", "stars": spellings[number % 5]} for number in range(60)]
+    spec = DataSpec(train=write(tmp_path / "t.jsonl", rows), text_column="review", label_column="stars")
+    found = load(spec, said.append)
+    assert found.labels == ("0", "1")
+    assert sum(example.label for examples in found.examples.values() for example in examples) == 48
+    assert said == [f"{tmp_path / 't.jsonl'}: the labels 1 and 1.0 are one class, 1"]
+
+
+@pytest.mark.parametrize("labels", [("LABEL_0", "LABEL_1", "LABEL_2"), ("no", "yes", "maybe")])
+def test_ids_of_the_labels_of_a_model_are_labels(tmp_path, labels):
+    def spec(*ids):
+        rows = [{"review": f"text {number}", "stars": each} for number, each in enumerate(ids)]
+        dev = write(tmp_path / "d.jsonl", rows)
+        return DataSpec(dev=dev, text_column="review", label_column="stars", labels=labels)
+
+    said = []
+    assert [example.label for example in load(spec(2, 0.0, "1"), said.append).examples["dev"]] == [2, 0, 1]
+    assert f"labels are read as ids of the model's labels: 0 = {labels[0]}" in "".join(said)
+    for wrong in ((0, 1, 2, 3), (0, -1), (0, labels[1]), ("00", 1)):
+        with pytest.raises(UsageError, match="is none of"):
+            load(spec(*wrong), said.append)
+
+
+def test_odd_rows_are_counted_and_named(tmp_path):
+    odd = [{"review": 5, "stars": 9}, {"review": "x", "stars": ["9"]}, {"review": " ", "stars": 9}, {"stars": 9}]
+    match = r"column 'review' is a int, not a text \(3 other rows are odd: .*:62, .*:63, .*:64\) - .*:61 - write a text"
+    with pytest.raises(UsageError, match=match):
+        load_table(write(tmp_path / "t.jsonl", [*ROWS, *odd]))
+
+
 def test_a_dev_file_is_reported_and_never_trained_on(tmp_path):
     dev = write(tmp_path / "dev.csv", [{"review": "unseen", "stars": "10"}])
     found = load_table(write(tmp_path / "train.csv"), dev)
@@ -93,7 +155,7 @@ def test_holes_are_named(tmp_path, row, match):
 
 def test_holes_of_a_parquet_table_are_named(tmp_path):
     rows = [{"review": "x", "stars": 1.0}, {"review": "y", "stars": float("nan")}, {"review": None, "stars": 0.0}]
-    with pytest.raises(UsageError, match=r"column 'stars' is null or NaN - .*t.parquet:2"):
+    with pytest.raises(UsageError, match=r"column 'stars' is null or NaN \(1 other rows are odd: .*:3\) - .*:2"):
         load_table(write(tmp_path / "t.parquet", rows))
 
 
@@ -112,9 +174,10 @@ def test_labels_may_be_long(tmp_path):
 
 
 def test_values_must_be_finite_numbers(tmp_path):
-    rows = [{"review": f"text {number}", "stars": "nan" if number == 7 else "1.5"} for number in range(60)]
-    with pytest.raises(UsageError, match=r"'nan' is not a finite number - .*t.tsv:9"):
-        load_table(write(tmp_path / "t.tsv", rows), regression=True)
+    for value, match in (("inf", "'inf' is not a finite number"), ("nan", "column 'stars' is null or NaN")):
+        rows = [{"review": f"text {number}", "stars": value if number == 7 else "1.5"} for number in range(60)]
+        with pytest.raises(UsageError, match=f"{match} - .*t.tsv:9"):
+            load_table(write(tmp_path / "t.tsv", rows), regression=True)
 
 
 def test_labels_that_are_none_are_refused(tmp_path):
@@ -139,12 +202,12 @@ def test_an_empty_split_is_refused(tmp_path):
 
 
 def test_what_is_no_table_is_refused(tmp_path, monkeypatch):
-    with pytest.raises(UsageError, match=r"table cannot be read \(No such file"):
+    with pytest.raises(UsageError, match=r"input cannot be read \(No such file"):
         load_table(tmp_path / "absent.parquet")
     (tmp_path / "t.parquet").write_text("text")
     with pytest.raises(UsageError, match=r"not Parquet .* - .*t.parquet - save it again"):
         load_table(tmp_path / "t.parquet")
-    with pytest.raises(UsageError, match=r"unknown kind of table '\.xlsx'"):
+    with pytest.raises(UsageError, match=r"unknown kind of input '\.xlsx'"):
         load_table(write(tmp_path / "t.xlsx"))
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'offramp\[data\]'"):
@@ -194,7 +257,7 @@ def test_a_specification_is_checked_when_it_is_made(fields, error, match):
 
 
 def test_unknown_keys_are_refused():
-    with pytest.raises(ValueError, match="unknown key 'columns', known are task, data, train"):
+    with pytest.raises(ValueError, match="unknown key columns; known: task, data, train"):
         DataSpec.from_json({"task": "rte", "columns": []})
 
 

@@ -73,9 +73,11 @@ def test_a_single_file_is_cut_and_said_to_be_partial(tmp_path):
 
 def test_torn_lines_are_passed_over_only_where_the_official_file_has_them(tmp_path):
     write_original(tmp_path / "QQP", "qqp", extra="7\ttorn")
-    assert len(load_files(TASKS["qqp"], tmp_path).examples["dev"]) == 60
+    said = []
+    assert len(load_files(TASKS["qqp"], tmp_path, log=said.append).examples["dev"]) == 60
+    assert "rows with too few fields were skipped: 2 (" in "".join(said)
     write_original(tmp_path / "RTE", "rte", extra="7\ttorn")
-    with pytest.raises(UsageError, match=r"2 columns, 4 are expected - .*RTE/train.tsv:62"):
+    with pytest.raises(UsageError, match=r"2 fields, 4 are expected - .*RTE/train.tsv:62"):
         load_files(TASKS["rte"], tmp_path)
 
 

@@ -1,9 +1,13 @@
+import csv
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from offramp.errors import UsageError
-from offramp.tasks.tables import field, read_stream, read_table
+from offramp.tasks.lines import Notes
+from offramp.tasks.tables import Layout, field, label_field, read_stream, read_table
 
 
 def write(path, text):
@@ -15,6 +19,39 @@ def rows(path):
     return [cells for _, cells in read_table(path)]
 
 
+TEXTS = ("plain", 'a "quote" inside', '"all of it"', "tab\there", "line\nbreak", '"', "")
+
+
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC])
+@pytest.mark.parametrize("separator", ["\t", ","])
+@settings(deadline=None)
+@given(texts=st.lists(st.sampled_from(TEXTS), min_size=1, max_size=4))
+def test_what_a_writer_of_quotes_writes_is_read_or_refused(tmp_path_factory, quoting, separator, texts):
+    """Rows of a TSV file whose quotes are not recognised are read literally, and have other numbers of fields."""
+    path = tmp_path_factory.mktemp("quotes") / ("t.csv" if separator == "," else "t.tsv")
+    wanted = [{"text": text, "label": "x"} for text in texts]
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, delimiter=separator, quoting=quoting)
+        writer.writerows([["text", "label"], *([text, "x"] for text in texts)])
+    assert rows(path) == wanted
+    assert [cells for _, cells in read_table(path, Layout(quotes=True))] == wanted
+
+
+@pytest.mark.parametrize("text", ['"one', 'two "x"', '"three"', '"four" and "five"', '""'])
+def test_quotes_of_a_tsv_that_is_not_quoted_are_part_of_the_text(tmp_path, text):
+    path = write(tmp_path / "t.tsv", f"text\tlabel\nplain\t1\n{text}\t0\nplain\t1\n")
+    assert [row["text"] for row in rows(path)] == ["plain", text, "plain"]
+
+
+def test_quotes_in_later_lines_of_a_tsv_are_counted(tmp_path):
+    said = []
+    notes = Notes(said.append)
+    path = write(tmp_path / "t.tsv", "text\n" + "plain\n" * 60 + '"a ""b"""\n')
+    assert [cells["text"] for _, cells in read_table(path, notes=notes)][-1] == '"a ""b"""'
+    notes.report()
+    assert said == [f"rows have quotes that were kept (--quotes yes removes them): 1 ({path}:62)"]
+
+
 def test_quotes_mean_nothing_in_a_tsv_and_something_in_a_csv(tmp_path):
     tsv = write(tmp_path / "t.tsv", 'text\tlabel\r\n"one\t1\r\n\r\ntwo "x"\t0\r\n')
     assert rows(tsv) == [{"text": '"one', "label": "1"}, {"text": 'two "x"', "label": "0"}]
@@ -24,31 +61,95 @@ def test_quotes_mean_nothing_in_a_tsv_and_something_in_a_csv(tmp_path):
 
 def test_json_lines_and_byte_order_marks(tmp_path):
     lines = json.dumps({"text": "ä", "label": 1}) + "\n\n" + json.dumps({"text": "b", "label": "x"}) + "\n"
-    assert rows(write(tmp_path / "t.jsonl", lines)) == [{"text": "ä", "label": "1"}, {"text": "b", "label": "x"}]
+    assert rows(write(tmp_path / "t.jsonl", lines)) == [{"text": "ä", "label": 1}, {"text": "b", "label": "x"}]
     assert rows(write(tmp_path / "t.tsv", b"\xef\xbb\xbftext\none\n")) == [{"text": "one"}]
+    for name in ("t.tsv", "t.csv"):
+        assert rows(write(tmp_path / name, "text\none\n".encode("utf-16"))) == [{"text": "one"}]
+
+
+@pytest.mark.parametrize(
+    ("cells", "label"),
+    [
+        ((1, 1.0, "1", "1.0", "1.00"), "1"),
+        ((-3, "-3.0"), "-3"),
+        ((1.5, "1.5"), "1.5"),
+        ((True, "true"), "true"),
+        (("01",), "01"),
+        (("1.10",), "1.10"),
+        (("a.0",), "a.0"),
+    ],
+)
+def test_labels_that_are_one_number_are_one_label(cells, label):
+    assert {label_field(("here", {"label": cell}), "label") for cell in cells} == {label}
+
+
+@pytest.mark.parametrize("cell", [None, float("nan"), "nan", " NaN ", [], ["x"], {"x": 1}])
+def test_what_is_no_label_is_refused(cell):
+    with pytest.raises(UsageError, match=r"column 'label' is (null or NaN|a list|a dict)"):
+        label_field(("here", {"label": cell}), "label")
+
+
+@pytest.mark.parametrize("cell", [None, float("nan"), 5, 1.5, True, ["good", "cat"], {}])
+def test_what_is_no_text_is_refused(cell):
+    with pytest.raises(UsageError, match="column 'text' is"):
+        field(("here", {"text": cell}), "text")
+
+
+def test_rows_of_a_table_in_memory(tmp_path):
+    pandas, datasets = pytest.importorskip("pandas"), pytest.importorskip("datasets")
+    found = [{"text": "a", "label": 0}, {"text": "b", "label": 1}]
+    frame = pandas.DataFrame(found)
+    assert [cells for _, cells in read_table(frame)] == found
+    assert {type(cells["label"]) for _, cells in read_table(frame)} == {int}
+    names = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
+    data = datasets.Dataset.from_list([*found, {"text": "c", "label": -1}], features=names)
+    assert [cells["label"] for _, cells in read_table(data)] == ["no", "yes", None]
+    frame.columns = ["text", "text"]
+    with pytest.raises(UsageError, match="two columns are named 'text' - DataFrame"):
+        list(read_table(frame))
+    with pytest.raises(UsageError, match="DatasetDict is no table"):
+        list(read_table(datasets.DatasetDict(train=data)))
 
 
 def test_columns_may_be_named_from_outside(tmp_path):
     with write(tmp_path / "t.tsv", "x\ty\n").open("rb") as stream:
-        assert list(read_stream(stream, ".tsv", "here", ("a", "b"))) == [("here:1", {"a": "x", "b": "y"})]
+        layout = Layout("tsv", columns=("a", "b"))
+        assert list(read_stream(stream, "here", layout, Notes())) == [("here:1", {"a": "x", "b": "y"})]
+
+
+def test_columns_without_a_header_are_numbered(tmp_path):
+    path = write(tmp_path / "t.csv", "x,y\n")
+    assert [cells for _, cells in read_table(path, Layout(header=False))] == [{"1": "x", "2": "y"}]
+
+
+def test_blank_and_short_rows_are_counted_where_they_are_skipped(tmp_path):
+    said = []
+    notes = Notes(said.append)
+    path = write(tmp_path / "t.tsv", "a\tb\n\n1\t2\n3\n\t\n" + "\n" * 9)
+    found = [cells for _, cells in read_table(path, Layout(skips_short=True), notes)]
+    assert found == [{"a": "1", "b": "2"}, {"a": "", "b": ""}]
+    notes.report()
+    places = ", ".join(f"{path}:{number}" for number in (2, 6, 7, 8, 9))
+    short = f"rows with too few fields were skipped: 1 ({path}:4)"
+    assert said == [f"blank lines were skipped: 10 ({places}, ...)", short]
 
 
 def test_rows_say_where_they_stand(tmp_path):
-    (row,) = read_table(write(tmp_path / "t.tsv", "text\n\none\n"))
+    (row,) = read_table(write(tmp_path / "t.tsv", "text\tx\n\none\t1\n"))
     assert row[0].endswith("t.tsv:3")
-    with pytest.raises(UsageError, match=r"no column 'label', found 'text' - .*t.tsv:3 - name one of these"):
+    with pytest.raises(UsageError, match=r"no column 'label', found 'text', 'x' - .*t.tsv:3 - name one of these"):
         field(row, "label")
 
 
 @pytest.mark.parametrize(
     ("name", "content", "mention"),
     [
-        ("t.tsv", "a\tb\n1\n", "1 columns, 2 are expected - .*t.tsv:2"),
+        ("t.tsv", "a\tb\n1\n", "1 fields, 2 are expected - .*t.tsv:2"),
         ("t.csv", 'a\n"open\n', "not CSV"),
         ("t.jsonl", "[1]\n", "a list, not an object"),
         ("t.jsonl", "{\n", "not JSON"),
         ("t.tsv", b"a\n\xff\n", "not UTF-8"),
-        ("t.xls", "a\n", "unknown kind of table '.xls'"),
+        ("t.xls", "a\n", "unknown kind of input '.xls'"),
     ],
 )
 def test_what_is_no_table_is_refused(tmp_path, name, content, mention):

@@ -98,6 +98,18 @@ def roberta_folder(folder: Path, **config) -> Path:
     return folder
 
 
+def test_texts_of_one_length_need_no_padding_and_others_are_refused(tmp_path):
+    spec = encoder().texts
+    unpadded = Texts(spec.vocab_size, spec.max_length, spec.num_token_types, None)
+    folder = bert_folder(tmp_path / "m")
+    ours, padded = (TextEncoder.from_folder(folder, each, **QUIET) for each in (unpadded, spec))
+    for texts in (["the cat"], ["", "", ""], ["the cat", "cat the"], [("a", "b"), ("c", "d")], []):
+        found, expected = ours.encode(texts).arrays, padded.encode(texts).arrays
+        assert all(np.array_equal(found[name], expected[name]) for name in expected)
+    with pytest.raises(UsageError, match="no token for padding, and these texts differ in length - use batch 1"):
+        ours.encode(["the cat", "cat"])
+
+
 @pytest.fixture(scope="module")
 def auto():
     return pytest.importorskip("transformers").AutoTokenizer
@@ -389,6 +401,13 @@ def test_no_texts_give_an_empty_batch(folder):
     batch = TextEncoder.from_folder(folder, encoder()).encode([])
     assert [array.shape for array in batch.arrays.values()] == [(0, 0)] * 4
     assert (batch.num_rows, batch.length, batch.lengths_B.shape) == (0, 0, (0,))
+
+
+@pytest.mark.parametrize("wrong", [(), ("a", "b", "c"), ("a", None), ["a", 5], (b"a",), None, 5, float("nan"), b"a"])
+def test_what_is_neither_a_text_nor_a_pair_is_refused(folder, wrong):
+    ours = TextEncoder.from_folder(folder, encoder())
+    with pytest.raises(UsageError, match="text"):
+        ours.encode(["a", wrong])
 
 
 def test_padding_and_cutting_in_tokenizer_json_do_not_apply(real, minilm):

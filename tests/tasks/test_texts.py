@@ -1,17 +1,21 @@
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import json
 import os
 import sys
+import threading
+import tracemalloc
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from offramp.errors import UsageError
-from offramp.tasks.tables import read_texts
+from offramp.tasks.lines import MAX_TEXT_BYTES
+from offramp.tasks.tables import Layout, read_texts
 
 
 @pytest.fixture
@@ -28,14 +32,79 @@ def type_in(monkeypatch, data: bytes) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), encoding="ascii"))
 
 
-def test_a_text_file_has_one_text_a_line_and_blank_lines_are_skipped(write):
-    path = write("some.TXT", "\ufefffirst\n\n\ufeff  second, indented\r\n \t \r\nthird\u2028still third\x0cand\rhere")
-    assert list(read_texts(path)) == ["first", "\ufeff  second, indented", "third\u2028still third\x0cand\rhere"]
+@pytest.fixture
+def said():
+    """What `read_texts` says: pass `said.append`."""
+    return []
+
+
+def test_a_text_file_has_one_text_a_line_and_blank_lines_are_counted(write, said):
+    path = write("some.TXT", "\ufeff\nfirst\n\ufeff  second, indented\r\n \t \r\nthird\u2028still third\x0cand\rhere")
+    texts = ["", "first", "\ufeff  second, indented", " \t ", "third\u2028still third\x0cand\rhere"]
+    assert list(read_texts(path, log=said.append)) == texts
+    assert said == [f"blank texts, each answered as an empty one: 2 ({path}:1, {path}:4)"]
+
+
+@given(lines=st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n\0")), min_size=1))
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_there_is_a_text_for_each_line_in_every_encoding(tmp_path_factory, encoding, lines):
+    lines = ["first", *lines]
+    mark = "\ufeff" if encoding.endswith("e") else ""
+    path = tmp_path_factory.mktemp("any") / "any.txt"
+    path.write_bytes((mark + "".join(line + "\n" for line in lines)).encode(encoding))
+    assert list(read_texts(path)) == lines
 
 
 def test_standard_input_is_read_as_utf8_whatever_the_locale(monkeypatch):
     type_in(monkeypatch, "café\n\n中国\n".encode())
+    assert list(read_texts("-")) == ["café", "", "中国"]
+    type_in(monkeypatch, "café\n中国\n".encode("utf-16"))
     assert list(read_texts("-")) == ["café", "中国"]
+
+
+def test_standard_input_may_be_a_table_and_may_be_closed(monkeypatch, said):
+    type_in(monkeypatch, b'{"text": "a"}\n')
+    assert list(read_texts("-", log=said.append)) == ['{"text": "a"}']
+    assert "--input-format jsonl" in said[0]
+    type_in(monkeypatch, b'{"text": "a"}\n')
+    assert list(read_texts("-", layout=Layout("jsonl"))) == ["a"]
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(UsageError, match="standard input is closed"):
+        read_texts("-")
+
+
+def test_a_pipe_without_a_suffix_is_plain_text(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=("one\ntwo\n",))
+    writer.start()
+    assert list(read_texts(pipe)) == ["one", "two"]
+    writer.join()
+
+
+def test_of_a_long_line_the_beginning_is_read_and_this_is_said(write, said):
+    long = "é" * MAX_TEXT_BYTES
+    path = write("some.txt", f"short\n{long}\nlast\n")
+    texts = list(read_texts(path, log=said.append))
+    assert texts == ["short", long[: MAX_TEXT_BYTES // 2], "last"]
+    assert said == [f"lines of which only the first 1 MiB was read: 1 ({path}:2)"]
+
+
+@pytest.mark.parametrize("suffix", ["txt", "tsv", "csv", "jsonl"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_a_line_without_end_takes_no_memory(tmp_path, suffix, encoding):
+    path = tmp_path / f"some.{suffix}"
+    with path.open("wb") as file:
+        file.write('"first '.encode(encoding))
+        for _ in range(48):
+            file.write(("x" * (1 << 20)).encode(encoding).lstrip(b"\xff\xfe"))
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(UsageError):
+            list(read_texts(path))
+        assert tracemalloc.get_traced_memory()[1] < 24 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_line_is_given_before_the_next_one_arrives(monkeypatch):
@@ -56,20 +125,57 @@ def test_standard_input_stays_open(monkeypatch):
     assert not sys.stdin.buffer.closed
 
 
-def test_the_first_column_of_a_tsv_is_the_text(write):
-    path = write("some.tsv", 'text\tlabel\n"quoted\t1\n\tempty text\n\nno tab\r\n')
-    assert list(read_texts(str(path))) == ["text", '"quoted', "", "no tab"]
+@pytest.mark.parametrize("suffix", ["tsv", "csv"])
+@pytest.mark.parametrize(
+    ("lines", "header", "texts", "mention"),
+    [
+        ("text label,one 1,two 2", None, ["one", "two"], "this line is the header, with the columns text, label"),
+        ("label sentence,1 one", None, ["one"], "this line is the header"),
+        ("one 1,two 2", None, ["one", "two"], "this line is a row, and there is no header"),
+        ("text label,one 1", False, ["text", "one"], "read from the column '1'"),
+        ("text,one", None, ["one"], "this line is the header"),
+        ("good,one", None, ["good", "one"], "this line is a row"),
+    ],
+)
+def test_what_is_taken_for_a_header_is_said(write, said, suffix, lines, header, texts, mention):
+    mark = "\t" if suffix == "tsv" else ","
+    path = write(f"some.{suffix}", "".join(line.replace(" ", mark) + "\n" for line in lines.split(",")))
+    found = read_texts(path, log=said.append, layout=Layout(header=header))
+    assert list(found) == texts
+    assert mention in "\n".join(said)
 
 
-def test_named_columns_of_a_tsv(write):
-    path = write("some.tsv", '\ufeffid\ta\tb\n1\t"it\'s"\tx "y" z\n2\tc\t\textra\n')
-    assert list(read_texts(path, "a")) == ['"it\'s"', "c"]
-    assert list(read_texts(path, "b", "id")) == [('x "y" z', "1"), ("", "2")]
+def test_a_column_is_never_guessed_where_names_are_given(write):
+    with pytest.raises(UsageError, match="no column 'sentence' or 'text', found 'question', 'answer'"):
+        read_texts(write("some.tsv", "question\tanswer\na\tb\n"))
 
 
-def test_a_field_may_be_larger_than_the_csv_module_allows(write):
-    path = write("some.tsv", "text\tlabel\n" + "x" * 3_000_000 + "\t1\n")
+@pytest.mark.parametrize("suffix", ["tsv", "csv"])
+def test_a_named_column_needs_a_header(write, suffix):
+    mark = "\t" if suffix == "tsv" else ","
+    path = write(f"some.{suffix}", "\ufeffid\ta\tb\n1\tit's\tx\n\n2\tc\t\n".replace("\t", mark))
+    assert list(read_texts(path, "a")) == ["it's", "c"]
+    assert list(read_texts(path, "b", "id")) == [("x", "1"), ("", "2")]
+
+
+@pytest.mark.parametrize("suffix", ["tsv", "csv"])
+def test_a_field_may_be_larger_than_the_csv_module_allows(write, suffix):
+    mark = "\t" if suffix == "tsv" else ","
+    path = write(f"some.{suffix}", f"text{mark}label\n" + "x" * 3_000_000 + f"{mark}1\n")
     assert [len(text) for text in read_texts(path, "text")] == [3_000_000]
+
+
+def test_all_formats_of_a_table_give_the_same_texts(write, tmp_path):
+    rows = [{"text": f'a {n} "quote", comma', "pair": "b"} for n in range(9)]
+    frame = pytest.importorskip("pandas").DataFrame(rows)
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    frame.to_csv(tmp_path / "t.tsv", index=False, sep="\t")
+    frame.to_json(tmp_path / "t.jsonl", orient="records", lines=True)
+    frame.to_parquet(tmp_path / "t.parquet")
+    wanted = [(row["text"], row["pair"]) for row in rows]
+    assert list(read_texts(frame)) == wanted
+    for suffix in ("csv", "tsv", "jsonl", "parquet"):
+        assert list(read_texts(tmp_path / f"t.{suffix}")) == wanted
 
 
 def test_jsonl_has_texts_and_pairs(write):
@@ -83,7 +189,7 @@ def test_named_fields_of_jsonl(write):
     path = write("some.jsonl", '{"q": "what", "a": "that", "pair": "other"}\n')
     assert list(read_texts(path, "q", "a")) == [("what", "that")]
     assert list(read_texts(path, "q")) == [("what", "other")]
-    with pytest.raises(UsageError, match="no field 'text'"):
+    with pytest.raises(UsageError, match="no column 'sentence' or 'text'"):
         read_texts(path, None, "a")
 
 
@@ -97,29 +203,36 @@ def test_every_text_survives_jsonl(tmp_path_factory, texts):
 @pytest.mark.parametrize(
     "name, content, columns, message",
     [
-        ("some.csv", "a,b\n", (), r"unknown kind of input '\.csv' - .*some\.csv - .*\.txt, \.tsv or \.jsonl"),
+        ("some.xls", "a,b\n", (), r"unknown kind of input '\.xls' - .*some\.xls - .*\.txt, \.tsv, \.csv"),
         ("none", "a\n", (), "unknown kind of input ''"),
         ("some.txt", "a\n", ("a",), "plain text has no columns"),
         ("some.txt", "", (), r"no input - .*some\.txt"),
         ("some.txt", "\n \r\n", (), "no input"),
         ("some.tsv", "", ("a",), "no input"),
         ("some.tsv", "a\tb\n", ("a",), "no input"),
-        ("some.tsv", "a\tb\n1\t2\n", ("c",), r"no column 'c', found 'a', 'b' - .*some\.tsv:1"),
+        ("some.tsv", "a\tb\n1\t2\n", ("c",), r"no column 'c', found 'a', 'b' - .*some\.tsv:2"),
         ("some.tsv", "a\tb\n1\t2\n", ("a", "c"), "no column 'c', found 'a', 'b'"),
-        ("some.tsv", "a\tb\n1\t2\n", (None, "b"), "pair column 'b' without a text column"),
-        ("some.tsv", "a\tb\n1\t2\n3\n", ("b",), r"1 columns, 2 are needed - .*some\.tsv:3"),
+        ("some.tsv", "a\tb\n1\t2\n", (None, "b"), "no column 'sentence' or 'text', found 'a', 'b'"),
+        ("some.tsv", "a\tb\n1\t2\n3\n", ("b",), r"1 fields, 2 are expected - .*some\.tsv:3"),
+        ("some.tsv", "a\tb\n1\t2\t3\n", ("b",), r"3 fields, 2 are expected - .*some\.tsv:2"),
+        ("some.csv", "a,b\n1,2,3\n", ("b",), r"3 fields, 2 are expected - .*some\.csv:2"),
+        ("some.csv", "a,b,a\n1,2,3\n", ("b",), r"two columns are named 'a' - .*some\.csv:1"),
+        ("some.jsonl", '{"a": "x", "a": "y"}', ("a",), r"not JSON \(two of the keys 'a', 'a' are equal\)"),
         ("some.jsonl", "", (), "no input"),
         ("some.jsonl", '\n{"text": "a"\n', (), r"not JSON .*some\.jsonl:2"),
         ("some.jsonl", "[" * 100_000, (), r"not JSON .*some\.jsonl:1"),
         ("some.jsonl", '{"text": ' + "9" * 5000 + "}", (), "not JSON"),
         ("some.jsonl", '["text"]', (), r"a list, not an object - .*some\.jsonl:1"),
-        ("some.jsonl", '{"txt": "a", "label": 1}', (), r"no field 'text', found 'txt', 'label' - .*some\.jsonl:1"),
-        ("some.jsonl", "{}", ("a",), "no field 'a', found none"),
-        ("some.jsonl", '{"text": "a"}', ("text", "b"), "no field 'b', found 'text'"),
-        ("some.jsonl", '{"text": 7}', (), "field 'text' is a int, not a string"),
-        ("some.jsonl", '{"text": "a", "pair": null}', (), "field 'pair' is a NoneType, not a string"),
+        ("some.jsonl", '{"txt": "a", "label": 1}', (), r"no column 'sentence' or 'text', found 'txt', 'label' - .*:1"),
+        ("some.jsonl", "{}", ("a",), "no column 'a', found none"),
+        ("some.jsonl", '{"text": "a"}', ("text", "b"), "no column 'b', found 'text'"),
+        ("some.jsonl", '{"text": 7}', (), "column 'text' is a int, not a text"),
+        ("some.jsonl", '{"text": ["a"]}', (), "column 'text' is a list, not a text"),
+        ("some.jsonl", '{"text": NaN}', (), "column 'text' is null or NaN"),
+        ("some.jsonl", '{"text": "a", "pair": null}', (), "column 'pair' is null or NaN"),
         ("some.txt", b"fine\n\xa3600m\n", (), r"not UTF-8 \(byte 0xa3 at 0\) - .*some\.txt:2"),
-        ("some.txt", "text".encode("utf-16"), (), r"not UTF-8 \(byte 0xff at 0\) - .*some\.txt:1"),
+        ("some.txt", "text".encode("utf-16-le"), (), r"not UTF-8 \(zero bytes, perhaps UTF-16"),
+        ("some.txt", "text".encode("utf-16")[:-1], (), r"damaged text \(.*truncated data"),
     ],
 )
 def test_what_is_wrong_is_told(write, name, content, columns, message):

@@ -139,3 +139,16 @@ def test_a_place_where_no_folder_can_be_is_refused(tmp_path):
     match = r"a run cannot be built there \(File exists\) - .*run.partial - choose another folder"
     with pytest.raises(UsageError, match=match), run_folder(tmp_path / "file" / "run", CONFIG):
         pass
+
+
+def test_an_empty_folder_becomes_the_run_unless_it_is_a_mount_point(tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    out.mkdir()
+    assert not is_finished(out, CONFIG)
+    with run_folder(out, CONFIG):
+        pass
+    assert is_finished(out, CONFIG)
+    (tmp_path / "volume").mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == tmp_path / "volume")
+    with pytest.raises(UsageError, match="target exists and is not a run folder"):
+        is_finished(tmp_path / "volume", CONFIG)

@@ -204,6 +204,7 @@ def test_an_unknown_option_is_refused_with_the_known_ones(bert, tmp_path):
 def test_a_target_that_exists_is_refused_before_training(bert, tmp_path):
     told = []
     (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "precious").touch()
     with pytest.raises(UsageError, match="target exists"):
         train_exits(bert, TRAIN, TUNE, tmp_path / "run", labels=LABELS, settings=FORTY_STEPS, progress=told.append)
     assert not told
@@ -420,3 +421,29 @@ def test_what_the_data_are_is_kept(bert, tmp_path):
     assert json.loads((tmp_path / "run" / "train.json").read_text())["data"] == cut
     with pytest.raises(UsageError, match="another configuration"):
         train_exits(bert, TRAIN[:8], TUNE[:1], tmp_path / "run", labels=LABELS, settings=settings)
+
+
+def with_keys(folder, **keys):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **keys}))
+
+
+@pytest.mark.parametrize("keys", [{"output_attentions": True}, {"return_dict": False}, {"output_hidden_states": True}])
+def test_keys_about_the_form_of_the_output_change_no_training(bert, tmp_path, keys):
+    settings = TrainSettings(epochs=1, heads_epochs=1, max_length=16)
+    expected = train_exits(bert, TRAIN, TUNE, tmp_path / "plain", labels=LABELS, settings=settings)
+    with_keys(bert, **keys)
+    found = train_exits(bert, TRAIN, TUNE, tmp_path / "run", labels=LABELS, settings=settings)
+    assert np.array_equal(found.logits_KNC, expected.logits_KNC)
+
+
+def test_what_cannot_be_saved_is_refused_before_the_first_step(bert, tmp_path, monkeypatch):
+    told = []
+
+    def refuse(self, *args, **kwargs):
+        raise ValueError("the key\nsuch cannot be saved")
+
+    monkeypatch.setattr("transformers.PretrainedConfig.save_pretrained", refuse)
+    with pytest.raises(SourceError, match=r"the model cannot be saved \(ValueError: the key such cannot be saved\)"):
+        train_exits(bert, TRAIN, TUNE, tmp_path / "run", labels=LABELS, settings=FORTY_STEPS, progress=told.append)
+    assert told == [] and not list(tmp_path.glob("run*"))

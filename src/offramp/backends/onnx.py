@@ -18,11 +18,12 @@ from typing import Any, Callable, Dict, List, Mapping, Tuple
 import numpy as np
 
 from offramp.backends.base import REMEDY, LoadedKernel, ProgramBackend, lines_of
-from offramp.errors import MissingExtraError, StoreError, is_out_of_memory
+from offramp.errors import StoreError, import_error, is_out_of_memory
 from offramp.program.encoder import weight_shapes
 from offramp.program.program import CAPTURED, EXIT_KERNEL, Kernel
 from offramp.runtime.backend import State
 from offramp.store import Store
+from offramp.store.files import notice
 
 Sizes = Mapping[str, Any]
 """Attributes of a kernel."""
@@ -75,7 +76,7 @@ class OnnxBackend(ProgramBackend):
                 return session.run(None, feeds)
             except Exception as error:  # onnxruntime's exceptions have no common base across versions
                 if is_out_of_memory(error):
-                    raise MemoryError(lines_of(error)[0]) from error
+                    raise
                 raise self.wrong_inputs(name, lines_of(error)[-1]) from error
 
         return run
@@ -136,8 +137,8 @@ def open_session(graph: bytes, num_threads: int, store: Store, name: str) -> Any
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime as ort
-    except ImportError:
-        raise MissingExtraError("onnxruntime", "edge") from None
+    except ImportError as error:
+        raise import_error(error, "onnxruntime", "edge") from None
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = num_threads, 1
     options.enable_mem_pattern = False
@@ -149,7 +150,7 @@ def open_session(graph: bytes, num_threads: int, store: Store, name: str) -> Any
         return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions have no common base across versions
         if is_out_of_memory(error):
-            raise MemoryError(lines_of(error)[0]) from error
+            raise
         raise StoreError(f"graph {name!r} does not load: {lines_of(error)[0]}", store.path, REMEDY) from error
 
 
@@ -160,7 +161,13 @@ def _share_arena() -> None:
 
     memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
     no_limit, as_requested, whole_chunks = 0, 1, -1
-    ort.create_and_register_allocator(memory, ort.OrtArenaCfg(no_limit, as_requested, ARENA_START_BYTES, whole_chunks))
+    arena = ort.OrtArenaCfg(no_limit, as_requested, ARENA_START_BYTES, whole_chunks)
+    try:
+        ort.create_and_register_allocator(memory, arena)
+    except Exception as error:  # onnxruntime's exceptions have no common base across versions
+        if "already" not in str(error):
+            raise
+        notice("another library of this process has registered an arena of ONNX Runtime: its growth is not planned")
 
 
 def _mask(state: State, inputs: Dict[str, Any]) -> Tuple[np.ndarray]:

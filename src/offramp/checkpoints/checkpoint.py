@@ -21,9 +21,9 @@ from transformers import AutoModelForImageClassification, AutoModelForSequenceCl
 from offramp.backends.torch import TorchBackend
 from offramp.backends.torch_modules import pool
 from offramp.checkpoints.exits import ModelWithExits, ModuleWithExits, WithExits, widened
-from offramp.checkpoints.inputs import AnyRows, has_known_names, takes_images
+from offramp.checkpoints.inputs import PLAIN_OUTPUT, AnyRows, has_known_names, taken_by, takes_images
 from offramp.checkpoints.source import open_source
-from offramp.errors import NonFiniteError, SourceError
+from offramp.errors import NonFiniteError, SourceError, UsageError
 from offramp.measure import num_cores
 from offramp.policies import parse
 from offramp.program.inputs import Batch
@@ -51,7 +51,8 @@ def load_classifier(folder: Path) -> WithExits | PreTrainedModel:
     with open_source(folder) as source:
         exits = source.exits()
     with quiet_libraries():
-        model = auto_class(folder).from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+        options = {"dtype": torch.float32, "local_files_only": True, **PLAIN_OUTPUT}
+        model = auto_class(folder).from_pretrained(folder, **options)
     if exits is None:
         return model.to(device())
     tensors, file = exits
@@ -163,8 +164,12 @@ def predict_windows(
         if isinstance(model, (WithExits, StoredWithExits)):
             logits, hidden = model.with_hidden(**inputs)
         else:
-            output = model(**inputs, output_hidden_states=True)
-            logits, hidden = [output.logits], output.hidden_states[-1:]
+            known = {name: tensor for name, tensor in inputs.items() if name in taken_by(model)}
+            output = model(**known, **({"output_hidden_states": True} if with_features else {}))
+            logits, hidden = [output.logits], (getattr(output, "hidden_states", None) or ())[-1:]
+            if with_features and not hidden:
+                what = f"a {type(model).__name__} returns no hidden states"
+                raise UsageError(what, None, "leave out --features")
         return [logits, [hidden_BSH[:, 0] for hidden_BSH in hidden]] if with_features else [logits]
 
     for start, logits_NKC, *features in _run_windows(model, outputs, rows, batch_size):

@@ -14,6 +14,8 @@ from offramp.program.program import PROBLEMS, REGRESSION, SINGLE_LABEL
 MAX_LAYERS = 4096
 MAX_LABELS = 1 << 20
 _MAX_COUNT = 1 << 40
+MEANING = ("id2label", "num_labels", "problem_type", "position_embedding_type")
+"""Keys that decide what an answer means. A value that is refused would, in a run, give other answers without a word."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +72,10 @@ def shown(value: object) -> str:
     return text if len(text) <= 100 else text[:100] + "..."
 
 
-def bad_value(key: str, value: object, expected: str) -> SourceError:
-    """Return the error for a value that is not allowed."""
-    return SourceError(f"{key} is {shown(value)}: {expected}", "config.json", "divide a model of a supported form")
+def bad_value(key: str, value: object, expected: str, remedy: str | None = None) -> SourceError:
+    """Return the error for a value that is not allowed where a model is divided by names."""
+    remedy = remedy or f"divide {'' if key in MEANING else 'with --method eager, or '}a model of a supported form"
+    return SourceError(f"{key} is {shown(value)}: {expected}", "config.json", remedy)
 
 
 def read_encoder(config: Mapping[str, Any], keys: Keys, head_activation: str | None) -> Encoder:
@@ -110,7 +113,10 @@ def read_encoder(config: Mapping[str, Any], keys: Keys, head_activation: str | N
 
 def _refuse_other_forms(config: Mapping[str, Any]) -> None:
     if config.get("position_embedding_type") not in (None, "absolute"):
-        raise bad_value("position_embedding_type", config["position_embedding_type"], "only absolute is supported")
+        what = f"position_embedding_type is {shown(config['position_embedding_type'])}: only absolute is supported"
+        raise SourceError(
+            f"{what}, and transformers 5 ignores the key", "config.json", "use a model of absolute positions"
+        )
     for key in ("is_decoder", "add_cross_attention", "pruned_heads"):
         if config.get(key):
             raise bad_value(key, config[key], "only whole encoders are supported")
@@ -124,25 +130,53 @@ def _epsilon(config: Mapping[str, Any], key: Key) -> float:
 
 def _labels(config: Mapping[str, Any]) -> tuple[str, ...]:
     id2label = config.get("id2label")
-    if id2label is None:
+    if id2label is not None and not isinstance(id2label, dict):
+        raise bad_value("id2label", id2label, "expected an object of labels")
+    size = len(_by_id(id2label or {}))
+    if id2label is None or config.get("num_labels", size) != size:  # transformers prefers num_labels
         num_labels = Key("num_labels", 2).count(config, high=MAX_LABELS)
         return tuple(f"LABEL_{i}" for i in range(num_labels))
-    if not isinstance(id2label, dict) or not 1 <= len(id2label) <= MAX_LABELS:
-        raise bad_value("id2label", id2label, "expected an object of labels")
-    labels = [id2label.get(str(i)) for i in range(len(id2label))]
-    if not all(isinstance(label, (str, int)) for label in labels):
-        raise bad_value("id2label", id2label, f"expected a label for each id from 0 to {len(labels) - 1}")
-    return tuple(map(str, labels))
+    if not 1 <= size <= MAX_LABELS:
+        raise bad_value("id2label", id2label, f"expected 1 to {MAX_LABELS} labels")
+    return labels_by_id(id2label)
+
+
+def labels_by_id(id2label: Mapping[Any, Any]) -> tuple[str, ...]:
+    """Return the label of each output of a head by its id, as transformers does; a head has as many outputs as labels.
+
+    Raises SourceError for an output without a label: the file may count from 1, or mean another head.
+    """
+    labels = _by_id(id2label)
+    last = len(labels) - 1
+    if set(labels) != set(range(last + 1)) or not all(isinstance(label, (str, int)) for label in labels.values()):
+        expected = f"expected a label for each id from 0 to {last}, the outputs of the head"
+        raise bad_value("id2label", id2label, expected, f"number the labels from 0 to {last} in id2label")
+    return tuple(str(labels[index]) for index in range(last + 1))
+
+
+def _by_id(id2label: Mapping[Any, Any]) -> dict[int, Any]:
+    try:
+        return {int(key): label for key, label in id2label.items()}
+    except (TypeError, ValueError):
+        raise bad_value("id2label", id2label, "expected ids as keys", "number the labels from 0 in id2label") from None
+
+
+def problem_of(problem: object, num_labels: int) -> str:
+    """Return the kind of answers of a head from `problem_type`, by the rule of transformers where that is None.
+
+    Raises SourceError for another one: transformers would compute probabilities, whatever it means.
+    """
+    if problem is None:
+        return REGRESSION if num_labels == 1 else SINGLE_LABEL
+    if not isinstance(problem, str) or problem not in PROBLEMS:
+        known = ", ".join(PROBLEMS)
+        raise bad_value("problem_type", problem, f"known are {known}", "set problem_type to one of them, or to null")
+    return problem
 
 
 def _problem(config: Mapping[str, Any], num_labels: int) -> str:
-    problem = config.get("problem_type")
-    if problem is None:
-        return REGRESSION if num_labels == 1 else SINGLE_LABEL
-    if problem not in PROBLEMS:
-        raise bad_value("problem_type", problem, f"known are {', '.join(PROBLEMS)}")
-    if problem == SINGLE_LABEL and num_labels == 1:
+    problem, named = problem_of(config.get("problem_type"), num_labels), config.get("id2label")
+    is_alone = (num_labels if named is None else len(named)) == 1
+    if is_alone and config.get("problem_type") == SINGLE_LABEL:
         raise bad_value("problem_type", problem, "it needs at least two labels")
-    if problem == REGRESSION and num_labels != 1:
-        raise bad_value("problem_type", problem, f"one value is answered, not {num_labels}")
     return problem

@@ -4,7 +4,7 @@ In a template, `{base}` stands for the name of the backbone, which is empty for 
 Tables are in order of use. They follow models/*/modeling_*.py of transformers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,6 +45,10 @@ class Family:
     def has_head(self, config: Mapping[str, Any]) -> bool:
         """Return whether the model ends in a classification head."""
         return self.architecture(config).endswith("ForSequenceClassification")
+
+    def holds_head(self, names: Collection[str]) -> bool:
+        """Return whether the tensors of these names include those of a whole classification head."""
+        return any(set(self.names("head", base).values()) <= set(names) for base in (self.base, ""))
 
     def encoder(self, config: Mapping[str, Any]) -> Encoder:
         """Return the sizes and settings of the model."""

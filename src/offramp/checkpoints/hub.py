@@ -8,9 +8,9 @@ import errno
 from pathlib import Path
 
 from offramp.checkpoints import source
-from offramp.errors import DiskFullError, MissingExtraError, OfframpError, SourceError
+from offramp.errors import DiskFullError, OfframpError, SourceError, import_error
 
-_COMMON = [source.CONFIG, *source.TOKENIZER, source.TRAINING, *source.EXITS]
+_COMMON = [source.CONFIG, source.ADAPTER, *source.TOKENIZER, source.PROCESSOR, source.TRAINING, *source.EXITS]
 _SAFETENSORS = [source.SAFETENSORS, source.SAFETENSORS + source.INDEX]
 _PICKLES = [source.PICKLE, source.PICKLE + source.INDEX]
 
@@ -37,8 +37,8 @@ def resolve(model: str, offline: bool = False) -> Path:
 def _snapshot(model: str, offline: bool, patterns: list[str]) -> Path:
     try:
         from huggingface_hub import constants, snapshot_download
-    except ImportError:
-        raise MissingExtraError("huggingface_hub", "divide") from None
+    except ImportError as error:
+        raise import_error(error, "huggingface_hub", "divide") from None
     offline = offline or constants.HF_HUB_OFFLINE
     try:
         return Path(snapshot_download(model, allow_patterns=patterns, local_files_only=offline))

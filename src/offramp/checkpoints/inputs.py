@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from offramp.checkpoints.config import labels_by_id, problem_of
 from offramp.checkpoints.exits import Point, points_of
-from offramp.checkpoints.families import FAMILIES
 from offramp.checkpoints.source import PROCESSOR, open_source
 from offramp.errors import SourceError, StoreError
-from offramp.program.program import REGRESSION, SINGLE_LABEL, TEXT_INPUTS, Texts
+from offramp.program.program import TEXT_INPUTS, Texts
 from offramp.runtime.exits import exit_widths
 from offramp.store import Store
 from offramp.store.exits import parse_exits
@@ -30,6 +30,11 @@ CLASSIFIERS = ("ForImageClassification", "ForSequenceClassification", "ForAudioC
 """Suffixes of transformers classes whose first output is the logits of a batch."""
 BATCH, LENGTH = 2, 16
 """Shape of example texts: rows, tokens."""
+PLAIN_OUTPUT = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
+"""Keys of a config that decide in which form a model returns its logits, and what beside them; the values that this
+room reads. With `output_attentions`, transformers cannot save most models."""
+NO_TOKEN = -1
+"""Id that no token has."""
 DEFAULT_LENGTH = 512
 """Longest input in tokens of a model that names no limit."""
 Examples = Iterable[tuple[Any, int | float]]
@@ -64,7 +69,7 @@ def has_known_names(folder: Path) -> bool:
     if takes_images(folder):
         return False
     with open_source(folder) as source:
-        return source.config.get("model_type") in FAMILIES
+        return source.misfit() is None
 
 
 def facts_of(folder: Path) -> Facts:
@@ -76,7 +81,7 @@ def facts_of(folder: Path) -> Facts:
         return Facts(encoder.problem, encoder.labels, *sizes, encoder.texts)
     with open_source(folder) as source:
         exits = source.exits()
-    module = of_class(class_of_folder(folder), folder)
+    module = set_to_answer(of_class(class_of_folder(folder), folder))
     texts = None if takes_images(folder) else read_texts(module, folder)
     if exits is not None:
         widths = [width for *_, width in parse_exits(exits[1].read_bytes(), folder, SourceError).points]
@@ -125,13 +130,15 @@ def rows_of(
 
 
 def task_of(module: nn.Module) -> tuple[str | None, tuple[str, ...]]:
-    """Return problem and labels of a transformers classifier; (None, ()) for any other module."""
+    """Return problem and labels of a transformers classifier; (None, ()) for any other module.
+
+    Raises SourceError for an output without a label.
+    """
     config: Any = getattr(module, "config", None)
     if not getattr(config, "id2label", None) or not type(module).__name__.endswith(CLASSIFIERS):
         return None, ()
-    labels = tuple(str(config.id2label[index]) for index in sorted(config.id2label))
-    problem = getattr(config, "problem_type", None) or (REGRESSION if len(labels) == 1 else SINGLE_LABEL)
-    return str(problem), labels
+    labels = labels_by_id(config.id2label)
+    return problem_of(getattr(config, "problem_type", None), len(labels)), labels
 
 
 def example_pixels(folder: Path) -> dict[str, torch.Tensor]:
@@ -146,7 +153,7 @@ def example_pixels(folder: Path) -> dict[str, torch.Tensor]:
 def texts_of(module: nn.Module, folder: Path) -> Texts | None:
     """Return what a classifier in a folder with a tokenizer requires of texts, or None for any other model."""
     is_classifier = task_of(module)[0] is not None and not takes_images(folder) and has_tokenizer(folder)
-    return read_texts(module, folder) if is_classifier and TEXT_INPUTS[0] in _taken(module) else None
+    return read_texts(module, folder) if is_classifier and TEXT_INPUTS[0] in taken_by(module) else None
 
 
 def read_texts(module: nn.Module, folder: Path) -> Texts:
@@ -155,14 +162,27 @@ def read_texts(module: nn.Module, folder: Path) -> Texts:
     Raises SourceError for a model that reads no tokens.
     """
     config: Any = module.config
-    vocab_size = getattr(config, "vocab_size", None)
-    if not isinstance(vocab_size, int) or TEXT_INPUTS[0] not in _taken(module):
+    vocab_size, pad_token = getattr(config, "vocab_size", None), getattr(config, "pad_token_id", None)
+    if not isinstance(vocab_size, int) or TEXT_INPUTS[0] not in taken_by(module):
         raise SourceError(f"a {type(module).__name__} reads neither texts nor images", folder, "take another model")
-    if not isinstance(getattr(config, "pad_token_id", None), int):
-        remedy = "set pad_token_id in config.json to that of its tokenizer"
-        raise SourceError("the config names no token for padding, so that texts make no batch", folder, remedy)
-    types = int(getattr(config, "type_vocab_size", 0) or 0) if TEXT_INPUTS[2] in _taken(module) else 0
-    return Texts(vocab_size, _longest(module, folder), types, config.pad_token_id)
+    has_padding = isinstance(pad_token, int) and 0 <= pad_token < vocab_size
+    types = int(getattr(config, "type_vocab_size", 0) or 0) if TEXT_INPUTS[2] in taken_by(module) else 0
+    return Texts(vocab_size, _longest(module, folder), types, pad_token if has_padding else None)
+
+
+def set_to_answer(module: nn.Module) -> nn.Module:
+    """Return a module of transformers after its config was set: a classifier gives its logits first, for several rows.
+
+    Where the config names no token for padding, classifiers of decoders refuse several rows. With NO_TOKEN they take
+    the last token of each row, as they do of one.
+    """
+    config: Any = getattr(module, "config", None)
+    if task_of(module)[0] is not None:
+        for key, value in PLAIN_OUTPUT.items():
+            setattr(config, key, value)
+    if getattr(config, "pad_token_id", NO_TOKEN) is None:
+        config.pad_token_id = NO_TOKEN
+    return module
 
 
 def _longest(module: nn.Module, folder: Path) -> int:
@@ -183,7 +203,7 @@ def example_texts(module: nn.Module, texts: Texts) -> dict[str, Any]:
     types = (torch.arange(LENGTH) >= LENGTH // 2).long().expand(BATCH, -1).contiguous()
     made = dict(zip(TEXT_INPUTS, (ids, padded(ids), types), strict=True)) | {"use_cache": False}
     unwanted = () if texts.num_token_types > 1 else TEXT_INPUTS[2:]
-    return {name: value for name, value in made.items() if name in _taken(module) and name not in unwanted}
+    return {name: value for name, value in made.items() if name in taken_by(module) and name not in unwanted}
 
 
 def padded(ids: torch.Tensor) -> torch.Tensor:
@@ -193,5 +213,6 @@ def padded(ids: torch.Tensor) -> torch.Tensor:
     return mask
 
 
-def _taken(module: nn.Module) -> Collection[str]:
+def taken_by(module: nn.Module) -> Collection[str]:
+    """Return the names of the arguments of a module's `forward`."""
     return inspect.signature(module.forward).parameters.keys()

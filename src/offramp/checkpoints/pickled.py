@@ -5,12 +5,12 @@ is truncated meanwhile kills it.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 
-from offramp.checkpoints.weights import Owned, check_owned, open_file
+from offramp.checkpoints.weights import open_file
 from offramp.errors import PickleError, SourceError
 from offramp.program.dtypes import DTYPES
 
@@ -36,12 +36,10 @@ class PickledWeights:
     dense tensors.
     """
 
-    def __init__(self, files: Owned) -> None:
+    def __init__(self, files: Iterable[Path]) -> None:
         self._tensors: dict[str, torch.Tensor] = {}
-        for path, owned in files.items():
-            tensors = _flat_dict(_load(path), path)
-            check_owned(owned, tensors, path)
-            self._tensors |= tensors
+        for path in files:
+            self._tensors |= _flat_dict(_load(path), path)
         self.entries = {name: (_dtype(tensor), tuple(tensor.shape)) for name, tensor in self._tensors.items()}
 
     def pieces(self, name: str, piece_bytes: int) -> Iterator[memoryview]:

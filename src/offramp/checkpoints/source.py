@@ -6,14 +6,15 @@ The folder is only read. Links are followed, since the cache of the hub consists
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from offramp.checkpoints.families import family_of
-from offramp.checkpoints.weights import Owned, SafetensorsWeights, Weights, open_file, read_index, read_json
-from offramp.errors import MissingExtraError, SourceError
+from offramp.checkpoints.config import MEANING
+from offramp.checkpoints.families import FAMILIES, family_of, shown
+from offramp.checkpoints.weights import SafetensorsWeights, Weights, open_file, read_index, read_json
+from offramp.errors import SourceError, import_error
 from offramp.program.encoder import Encoder
 from offramp.store.files import sha256_of
 
@@ -27,6 +28,8 @@ TOKENIZER = (
     *("vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model", "spiece.model"),
 )
 PROCESSOR = "preprocessor_config.json"
+ADAPTER = "adapter_config.json"
+"""Description of an adapter of peft, whose weights transformers adds to those of the model if peft is installed."""
 TRAINING = "train.json"
 """File that describes the training in a run folder; a store keeps it."""
 CHUNK_BYTES = 8 << 20
@@ -39,7 +42,9 @@ class Source(AbstractContextManager):
 
     def __init__(self, folder: Path, config: dict[str, Any], weights: Weights, files: Iterable[Path]) -> None:
         """`files`: those that the weights are in."""
-        self.folder, self.config, self._weights, self._files = folder, config, weights, files
+        self.folder, self._weights, self._files = folder, weights, files
+        self.config = _with_architecture(config, weights.entries)
+        """Content of config.json, with the class that the tensors tell where a known family's config names none."""
         self.entries = weights.entries
         """Tensor name -> (dtype in safetensors, shape)."""
 
@@ -73,6 +78,37 @@ class Source(AbstractContextManager):
             raise SourceError(what, self.folder, remedy)
         return (found[0], found[1]) if found else None
 
+    @property
+    def dtype(self) -> str:
+        """Name in PyTorch of the dtype that the config gives to the weights."""
+        return str(self.config.get("dtype") or self.config.get("torch_dtype") or "float32")
+
+    def config_in_float32(self) -> bytes:
+        """Return config.json with F32 as the dtype of the weights: transformers would convert them back."""
+        config = {**self.config, **{key: "float32" for key in ("torch_dtype", "dtype") if key in self.config}}
+        return (json.dumps(config, indent=2) + "\n").encode()
+
+    def require_unquantised(self) -> None:
+        """Raise SourceError for a config with a method of quantisation, which names what the weights stand for."""
+        settings = self.config.get("quantization_config")
+        if settings is not None:
+            method = settings.get("quant_method") if isinstance(settings, dict) else settings
+            what = f"the weights are quantised ({shown(method or 'quantization_config')})"
+            raise SourceError(what, self.folder, "divide the model that was quantised")
+
+    def misfit(self) -> SourceError | None:
+        """Return why offramp cannot run the model by the names of its tensors, as far as config.json tells, or None.
+
+        Raises SourceError for a value that is refused in a run, too.
+        """
+        try:
+            self.encoder()
+        except SourceError as error:
+            if error.what.startswith(MEANING):
+                raise
+            return error
+        return None
+
     def encoder(self) -> Encoder:
         """Return the sizes and settings of the model. Raises SourceError for a config that offramp cannot run."""
         return family_of(self.config).encoder(self.config)
@@ -84,9 +120,9 @@ class Source(AbstractContextManager):
         """
         digest = hashlib.sha256()
         files = [self.folder / CONFIG, *self._files, *self.companions(), *(self.exits() or ())]
-        for path in sorted(files, key=lambda path: path.name):
+        for name, path in sorted((path.relative_to(self.folder).as_posix(), path) for path in files):
             with os.fdopen(open_file(path), "rb") as file:
-                facts = [path.name, os.fstat(file.fileno()).st_size, sha256_of(file.fileno())]
+                facts = [name, os.fstat(file.fileno()).st_size, sha256_of(file.fileno())]
             digest.update(json.dumps(facts).encode() + b"\n")
         return digest.hexdigest()
 
@@ -106,27 +142,49 @@ def open_source(folder: Path) -> Source:
     folder = Path(folder)
     if not folder.is_dir():
         raise SourceError("no such folder", folder, WANTED)
+    _refuse_adapter(folder)
     if not (folder / CONFIG).is_file():
         inner = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}"))
         remedy = f"name one of its folders: {', '.join(inner)}" if inner else WANTED
         raise SourceError(f"not a model folder: no {CONFIG}", folder, remedy)
     config = read_json(folder / CONFIG)
+    for path in _present(folder, (*TOKENIZER, PROCESSOR, TRAINING, *EXITS)):
+        os.close(open_file(path))  # libraries read most of them, and would call a pointer damaged
     for name, open_weights in ((SAFETENSORS, SafetensorsWeights), (PICKLE, _open_pickles)):
         file, index = folder / name, folder / (name + INDEX)
         if file.is_file():
-            return Source(folder, config, open_weights({file: None}), [file])
+            return Source(folder, config, open_weights([file]), [file])
         if index.is_file():
-            owned = read_index(index, file.suffix)
-            return Source(folder, config, open_weights(owned), [*owned, index])
+            files = read_index(index, file.suffix)
+            return Source(folder, config, open_weights(files), [*files, index])
     what = f"not a model folder: no {SAFETENSORS}, no {PICKLE}, and no index of either"
     raise SourceError(what, folder, "save the model as safetensors")
 
 
-def _open_pickles(files: Owned) -> Weights:
+def _with_architecture(config: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """Return the config with its class, where it names none, but its family is known and the tensors tell it."""
+    family = FAMILIES.get(str(config.get("model_type")))
+    if family is None or config.get("architectures") or not family.holds_head(names):
+        return config
+    return {**config, "architectures": [family.classes[0] + "ForSequenceClassification"]}
+
+
+def _refuse_adapter(folder: Path) -> None:
+    """Raise SourceError for a folder with an adapter: without it the model gives other answers."""
+    if (folder / ADAPTER).is_file():
+        base = read_json(folder / ADAPTER).get("base_model_name_or_path")
+        merge = "save PeftModel.from_pretrained(MODEL, ADAPTER).merge_and_unload() of peft, and divide that"
+        if (folder / CONFIG).is_file():
+            remedy = f"{merge}; or remove {ADAPTER}, for the model without it"
+            raise SourceError("an adapter lies beside the weights, and changes them", folder, remedy)
+        raise SourceError(f"an adapter, without the model that it changes ({base})", folder, merge)
+
+
+def _open_pickles(files: Iterable[Path]) -> Weights:
     try:
         from offramp.checkpoints.pickled import PickledWeights
-    except ImportError:
-        raise MissingExtraError("torch", "torch") from None
+    except ImportError as error:
+        raise import_error(error, "torch", "torch") from None
     return PickledWeights(files)
 
 

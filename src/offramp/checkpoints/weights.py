@@ -6,17 +6,21 @@ is truncated while it is mapped kills the process.
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from offramp.errors import DamagedError, SourceError
 from offramp.store.safetensors import read_header
 
 MAX_JSON_BYTES = 64 << 20
-Owned = Mapping[Path, frozenset[str] | None]
-"""File of weights -> the tensors that an index promises in it, neither fewer nor more; None without an index."""
+STAND_INS = {
+    b"version https://git-lfs.github.com/spec/": ("a Git LFS pointer", "run `git lfs pull` in its folder"),
+    b"<!doctype html": ("a web page", "download the file itself"),
+    b"<html": ("a web page", "download the file itself"),
+}
+"""Beginning of a file that stands in for one of a model, in lower case -> its kind, and the remedy."""
 
 
 class Weights(Protocol):
@@ -34,24 +38,23 @@ class Weights(Protocol):
 
 
 class SafetensorsWeights:
-    """Tensors in safetensors files."""
+    """Tensors in safetensors files. A tensor of several files is that of the last one, as in transformers."""
 
-    def __init__(self, files: Owned) -> None:
+    def __init__(self, files: Iterable[Path]) -> None:
         self.entries: dict[str, tuple[str, tuple[int, ...]]] = {}
         self._places: dict[str, tuple[int, Path, int, int]] = {}
         with ExitStack() as opened:
-            for path, owned in files.items():
+            for path in files:
                 fd = open_file(path)
                 opened.callback(os.close, fd)
-                self._add(fd, path, owned)
+                self._add(fd, path)
             self._opened = opened.pop_all()
 
-    def _add(self, fd: int, path: Path, owned: frozenset[str] | None) -> None:
+    def _add(self, fd: int, path: Path) -> None:
         try:
             header = read_header(fd, os.fstat(fd).st_size, path)
         except DamagedError as error:  # of a store; this is a source
             raise SourceError(error.what, error.where, error.remedy) from None
-        check_owned(owned, header.tensors, path)
         for name, entry in header.tensors.items():
             self.entries[name] = entry.dtype, entry.shape
             self._places[name] = fd, path, header.data_start + entry.start, header.data_start + entry.end
@@ -72,21 +75,20 @@ class SafetensorsWeights:
         self._opened.close()
 
 
-def check_owned(owned: frozenset[str] | None, found: Mapping[str, object], path: Path) -> None:
-    """Raise SourceError unless a file holds the tensors that its index promises, neither fewer nor more."""
-    if owned is not None and owned != found.keys():
-        name = min(owned ^ found.keys())
-        raise SourceError(f"index and file disagree about tensor {name!r}", path, "get the whole model again")
-
-
 def open_file(path: Path) -> int:
-    """Open a plain file for reading, links followed. Raises SourceError."""
+    """Open a plain file for reading, links followed. Raises SourceError, also for a file that stands in for another."""
     if not path.is_file():
         raise SourceError("no such file", path, "get the whole model again")
     try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise SourceError(f"cannot be read ({error.strerror})", path, "check its permissions") from None
+    beginning = os.pread(fd, max(map(len, STAND_INS)), 0).lower()
+    for start, (kind, remedy) in STAND_INS.items():
+        if beginning.startswith(start):
+            os.close(fd)
+            raise SourceError(f"{kind} in place of the file", path, remedy)
+    return fd
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -104,14 +106,21 @@ def read_json(path: Path) -> dict[str, Any]:
     return tree
 
 
-def read_index(index: Path, suffix: str) -> dict[Path, frozenset[str]]:
-    """Return the files that an index of shards names, and the tensors that each must hold. Raises SourceError."""
+def read_index(index: Path, suffix: str) -> list[Path]:
+    """Return the files that an index of shards names, in the order in which transformers reads them.
+
+    Which tensor is in which file is left to the files, as in transformers. Raises SourceError.
+    """
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise SourceError("index has no weight_map", index, "get the file again")
-    owned: dict[str, set[str]] = {}
-    for tensor, file in weight_map.items():
-        if not isinstance(file, str) or Path(file).name != file or not file.endswith(suffix) or "\0" in file:
-            raise SourceError(f"index names the file {file!r}", index, f"it must be a plain name that ends in {suffix}")
-        owned.setdefault(file, set()).add(tensor)
-    return {index.parent / file: frozenset(owned[file]) for file in sorted(owned)}
+    for file in weight_map.values():
+        if not isinstance(file, str) or not file.endswith(suffix) or not _stays_inside(file):
+            remedy = f"it must be a path in this folder that ends in {suffix}"
+            raise SourceError(f"index names the file {file!r}", index, remedy)
+    return [index.parent / file for file in sorted(set(weight_map.values()))]
+
+
+def _stays_inside(file: str) -> bool:
+    path = PurePosixPath(file)
+    return not path.is_absolute() and ".." not in path.parts and "\0" not in file

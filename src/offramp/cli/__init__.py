@@ -7,15 +7,17 @@ It uses argparse instead of a larger library because `run` counts towards the bu
 from __future__ import annotations
 
 import argparse
-import errno
+import contextlib
 import importlib
+import io
 import os
 import sys
-from typing import NoReturn
+import warnings
+from typing import Any, NoReturn
 
 from offramp import __version__
 from offramp.backends import thread_variables
-from offramp.errors import BudgetError, OfframpError, UsageError, is_out_of_memory
+from offramp.errors import OfframpError, SystemNotice, UsageError, system_error
 
 COMMANDS = {
     "divide": "divide a model folder into a store of shards, three per layer",
@@ -57,27 +59,46 @@ def main(argv: list[str] | None = None) -> int:
         print("offramp: error: Windows is not supported - run it on Linux, or in WSL", file=sys.stderr)
         return 1
     debug = "--debug" in argv
+    _prepare_output()
     try:
-        code = _dispatch([word for word in argv if word != "--debug"])
+        with warnings.catch_warnings():
+            _print_notices()
+            code = _dispatch([word for word in argv if word != "--debug"])
         print(end="", flush=True)  # report a full disk now, not when the interpreter ends; stdout may be None
         return code
+    except OfframpError as error:
+        return _fail(error, str(error), error.exit_code, debug)
     except BrokenPipeError:  # the reader of the output has closed the pipe
         _drop_output()
         return 0
     except KeyboardInterrupt as error:
         return _fail(error, "interrupted", 130, debug)
     except Exception as error:
-        if is_out_of_memory(error):
-            what, why = "the system refuses memory or a thread", str(error) or type(error).__name__
-            remedy = "raise the limit (ulimit -v, ulimit -u, the container's), or give a smaller --budget"
-            return _fail(error, f"{what} - {why} - {remedy}", BudgetError.exit_code, debug)
-        if isinstance(error, OfframpError):
-            return _fail(error, str(error), error.exit_code, debug)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            _drop_output()
-            return _fail(error, "no space left for the output - free some space and run again", 5, debug)
+        found = system_error(error)
+        if found is not None:
+            return _fail(error, str(found), found.exit_code, debug)
         what = f"{type(error).__name__}: {error} - internal error - run again with --debug and report it"
         return _fail(error, what, 1, debug)
+
+
+def _prepare_output() -> None:
+    """Let letters that the encoding of a terminal does not have be printed as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _print_notices() -> None:
+    """Print notices about this system as other warnings of the command line, one line each."""
+    show = warnings.showwarning
+
+    def print_notice(message: Any, category: type[Warning], *rest: Any) -> None:
+        if issubclass(category, SystemNotice):
+            print(f"offramp: warning: {message}", file=sys.stderr, flush=True)
+        else:
+            show(message, category, *rest)
+
+    warnings.showwarning = print_notice
 
 
 def _drop_output() -> None:
@@ -94,7 +115,8 @@ def _fail(error: BaseException, message: str, exit_code: int, debug: bool) -> in
         print(end="", flush=True)
     except OSError:  # the error below occurred first
         _drop_output()
-    print("offramp: error: " + " ".join(message.split()), file=sys.stderr)
+    with contextlib.suppress(OSError):  # stderr may be full or closed; the exit code remains
+        print("offramp: error: " + " ".join(message.split()), file=sys.stderr, flush=True)
     return exit_code
 
 

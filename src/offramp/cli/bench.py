@@ -53,6 +53,8 @@ def main(args: argparse.Namespace) -> None:
     from offramp.experiments.bench import bench
     from offramp.experiments.jobs import WorkerJob
 
+    for _ in inputs.read(log):  # errors and irregular rows are reported once, not by each process
+        pass
     config = options.engine_config(args)
     job = WorkerJob("inputs" if inputs else "passes", args.store, config, inputs, args.passes)
     records = bench(job, args.budgets, args.repeat, log)

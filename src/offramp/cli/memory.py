@@ -36,11 +36,13 @@ def main(args: argparse.Namespace) -> None:
     length = None if inputs else random_length(args.store, args.max_length)
     config = options.engine_config(args, longest=length)
     sampler = MemorySampler()
-    with sampler, prepare_engine(args.store, config, texts=inputs.known(), warn=warn) as classifier:
+    known = inputs.known(log)
+    with sampler, prepare_engine(args.store, config, texts=known, warn=warn) as classifier:
         num_rows = classifier.settings.num_rows
         if length is None:
             num_inputs = args.passes * num_rows * classifier.settings.num_batches
-            classifier.predict(list(islice(inputs, num_inputs)), more=False)
+            source = inputs if known else inputs.read(log)
+            classifier.predict(list(islice(source, num_inputs)), more=False)
         else:
             for index in range(args.passes):
                 sweep = random_sweep(classifier, num_rows, length, index)

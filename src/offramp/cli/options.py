@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
@@ -35,6 +36,15 @@ def argument(parse: Callable[[str], Any]) -> Callable[[str], Any]:
     return convert
 
 
+class _Once(argparse.Action):
+    """An option that is refused if it is given twice; argparse would keep the last."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        if getattr(namespace, self.dest) is not self.default:
+            raise argparse.ArgumentError(self, "given twice: combine policies with | or &")
+        setattr(namespace, self.dest, values)
+
+
 size, count, duration = argument(parse_size), argument(parse_count), argument(parse_duration)
 
 
@@ -49,6 +59,7 @@ def add_engine(parser: Any, *names: str, omit: Sequence[str] = ()) -> None:
             continue
         choices = tuple(BACKENDS) if each.name == "backend" else facts["choices"]
         details = {"choices": choices} if choices else {"type": argument(facts["parse"]), "metavar": facts["metavar"]}
+        details["action"] = _Once if each.name == "exit" else "store"
         parser.add_argument("--" + each.name.replace("_", "-"), default=each.default, help=facts["help"], **details)
 
 
@@ -63,10 +74,18 @@ def engine_config(args: argparse.Namespace, **more: Any) -> EngineConfig:
 def add_inputs(parser: argparse.ArgumentParser) -> None:
     """Add the options that name inputs; `add_columns` adds the names of their columns."""
     add = parser.add_argument
-    file = "FILE.txt, .tsv or .jsonl; - for one text per line on stdin; a file, folder or zip of images; .npz arrays"
-    add("--text", action="append", metavar="TEXT", help="a text; may be given several times")
-    add("--pair", action="append", nargs=2, metavar=("A", "B"), help="two texts that form one input")
+    file = "FILE.txt, .tsv, .csv, .jsonl or .parquet; - for stdin; a file, folder or zip of images; .npz arrays"
+    add("--text", action="append", type=_utf8, metavar="TEXT", help="a text; may be given several times")
+    add("--pair", action="append", nargs=2, type=_utf8, metavar=("A", "B"), help="two texts that form one input")
     add("--input", metavar="FILE", help=file)
+
+
+def _utf8(word: str) -> str:
+    """Return an argument as UTF-8, also where the locale is another: ASCII would leave its bytes undecoded."""
+    try:
+        return os.fsencode(word).decode("utf-8")
+    except UnicodeError:  # not UTF-8, or not the bytes of an argument
+        return word
 
 
 def input_source(args: argparse.Namespace) -> InputSource:
@@ -74,14 +93,27 @@ def input_source(args: argparse.Namespace) -> InputSource:
     from offramp.session.inputs import InputSource
 
     pairs = tuple((first, second) for first, second in args.pair or ())
-    return InputSource(tuple(args.text or ()), pairs, args.input, args.text_column, args.pair_column)
+    columns = args.text_column, args.pair_column
+    return InputSource(tuple(args.text or ()), pairs, args.input, *columns, args.input_format, args.header, args.quotes)
 
 
 def add_columns(parser: argparse.ArgumentParser) -> None:
-    """Add the names of text columns, in inputs and in labelled tables."""
-    add, text = parser.add_argument, "column of a table, or key of a .jsonl (with labels: sentence)"
-    add("--text-column", metavar="NAME", help=text)
-    add("--pair-column", metavar="NAME", help="column or key of the second text, if inputs are pairs")
+    """Add the names of text columns, and how a table is written: of inputs and of labelled tables alike."""
+    add, yes_or_no = parser.add_argument, {"type": argument(_parse_choice), "metavar": "yes|no"}
+    formats = ("txt", "tsv", "csv", "jsonl", "parquet")
+    header = "whether the first line names the columns; without a header they are 1, 2, ... (default: a reported guess)"
+    quotes = "whether fields of a .tsv are in double quotes (default: the first lines tell)"
+    add("--text-column", metavar="NAME", help="column of the text (default: sentence, or text)")
+    add("--pair-column", metavar="NAME", help="column of the second text of a pair (default: pair, if there is one)")
+    add("--input-format", choices=formats, help="format of a file whose name does not tell it (stdin: txt)")
+    add("--header", help=header, **yes_or_no)
+    add("--quotes", help=quotes, **yes_or_no)
+
+
+def _parse_choice(text: str) -> bool:
+    if text not in ("yes", "no"):
+        raise ValueError(f"yes or no, not {text!r}")
+    return text == "yes"
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
@@ -107,10 +139,10 @@ def labelled_data(args: argparse.Namespace, problem: str | None = None, labels: 
     from offramp.tasks import DataSpec, load
 
     is_regression = args.regression or problem == REGRESSION or (labels is not None and not labels)
-    names = ("task", "data", "train", "dev", "text_column", "pair_column", "label_column", "split_seed", "offline")
+    names = ("task", "data", "train", "dev", "text_column", "pair_column", "label_column", "header", "quotes")
     own_labels = None if is_regression or labels is None else tuple(labels)
-    options = {name: getattr(args, name) for name in names}
-    data = load(DataSpec(**options, labels=own_labels, regression=is_regression))
+    options = {name: getattr(args, name) for name in (*names, "split_seed", "offline")}
+    data = load(DataSpec(**options, format=args.input_format, labels=own_labels, regression=is_regression), log)
     for sentence in data.partial:
         warn(f"no score of {data.name}: {sentence}")
     return data
@@ -122,7 +154,7 @@ def data_record(args: argparse.Namespace, data: Splits) -> dict[str, Any]:
 
 
 def require_writable(path: str, suffixes: tuple[str, ...] = ()) -> None:
-    """Raise UsageError for a file that cannot be written, before any work is done."""
+    """Raise UsageError or OSError for a file that cannot be written, before any work is done."""
     target = Path(path)
     if suffixes and target.suffix not in suffixes:
         what = f"cannot write a {target.suffix or 'file without a suffix'}"
@@ -130,6 +162,12 @@ def require_writable(path: str, suffixes: tuple[str, ...] = ()) -> None:
     if target.is_dir() or not target.parent.is_dir():
         what = "is a folder" if target.is_dir() else "no such folder"
         raise UsageError(what, path, "name a file in a folder that exists")
+    is_new = not os.path.lexists(path)
+    if is_new or target.is_file():  # opening a pipe would wait for its reader
+        with open(target, "ab"):
+            pass
+    if is_new:
+        target.unlink()
 
 
 def peak_line(record: dict[str, Any]) -> str:
@@ -140,9 +178,13 @@ def peak_line(record: dict[str, Any]) -> str:
 
 
 def emit(tree: dict[str, Any]) -> None:
-    """Print one JSON line on stdout and flush. Lone surrogates, which UTF-8 cannot encode, are escaped as in JSON."""
+    """Print one JSON line on stdout and flush. What its encoding does not have is escaped as in JSON."""
     line = json.dumps(tree, ensure_ascii=False, allow_nan=False)
-    print(line.encode("utf-8", "backslashreplace").decode(), flush=True)
+    try:
+        line.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        line = json.dumps(tree, allow_nan=False)
+    print(line, flush=True)
 
 
 def log(message: str) -> None:

@@ -21,7 +21,7 @@ def main(args: argparse.Namespace) -> None:
     """Print the plan. Raises BudgetError if no plan fits the budget."""
     from offramp.session import prepare_engine
 
-    texts = options.input_source(args).known()
+    texts = options.input_source(args).known(options.log)
     classifier = prepare_engine(args.store, options.engine_config(args), texts=texts, warn=options.warn)
     plan, items = classifier.plan, classifier.items
     if args.json:

@@ -44,11 +44,12 @@ def main(args: argparse.Namespace) -> None:
         raise UsageError("no input", None, "give --text, --pair or --input")
     if args.trace:
         require_writable(args.trace)
-    classifier = prepare_engine(args.store, options.engine_config(args), texts=inputs.known(), warn=warn)
+    known = inputs.known(log)
+    classifier = prepare_engine(args.store, options.engine_config(args), texts=known, warn=warn)
     with classifier:
         ready = time.perf_counter() - started
         size = BULK_INPUTS if args.batch == "bulk" else args.batch
-        for batch, more in _batches(inputs, size, is_stream=inputs.is_stream):
+        for batch, more in _batches(inputs if known else inputs.read(log), size, is_stream=inputs.is_stream):
             for text, result in zip(batch, classifier.predict(batch, more=more)):
                 _show(result, text, classifier.num_exits, args.json)
         record = {**classifier.record(), "ready_seconds": ready, "peak_rss_bytes": read_memory().peak_bytes}
@@ -76,7 +77,14 @@ def _show(result: Any, text: Any, num_layers: int, as_json: bool) -> None:
     if as_json:
         emit(asdict(result))
         return
-    name = result.label or "value" if result.labels is None else ", ".join(result.labels) or "none"
     beginning = " ".join((" | ".join(text) if isinstance(text, tuple) else str(text))[:200].split())[:60]
-    line = f"{shown(name)}  {result.score:.4f}  exit {result.exit_stage}/{num_layers}  {shown(beginning)}"
-    print(line, flush=True)
+    print(f"{_answer(result)}  exit {result.exit_stage}/{num_layers}  {shown(beginning)}", flush=True)
+
+
+def _answer(result: Any) -> str:
+    """Return label and score of a result, or all its values, as text for a terminal."""
+    if result.values is not None:
+        return "  ".join(f"{value:.4f}" for value in result.values)
+    name = "value" if result.label is None else result.label
+    name = name if result.labels is None else ", ".join(result.labels) or "none"
+    return f"{shown(name)}  {result.score:.4f}"

@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from offramp.cli.options import add_engine, duration, emit, engine_config, log, table_of
+from offramp.cli.options import add_engine, duration, emit, engine_config, log, require_writable, table_of
 from offramp.errors import StoreError, UsageError
 from offramp.units import format_size, named_size
 
@@ -57,6 +57,8 @@ def main(args: argparse.Namespace) -> None:
     from offramp.store.policy_file import write_policy
     from offramp.store.transcript import read_transcript
 
+    if Path(args.out).parent.is_dir():  # else it is created
+        require_writable(args.out)
     goal = Goal(args.latency, args.max_drop, args.confidence, args.method, args.deadline)
     folder = Path(args.transcript)
     transcript = read_transcript(folder, "tune")

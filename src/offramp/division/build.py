@@ -9,18 +9,19 @@ import os
 from pathlib import Path
 from typing import Any
 
-from offramp.checkpoints.families import family_of
+from offramp.checkpoints.families import FAMILIES
 from offramp.checkpoints.hub import resolve
-from offramp.checkpoints.source import open_source
+from offramp.checkpoints.source import Source, open_source
 from offramp.division.config import DivisionConfig
 from offramp.division.names.build import divide_by_names, encoder_graphs
 from offramp.division.names.kernels import IR, OPSET
-from offramp.errors import SourceError, StoreError, UsageError
+from offramp.errors import StoreError, UsageError
 from offramp.program.program import CAPTURED
 from offramp.store import Store
 from offramp.store import manifest as m
 from offramp.store.exits import read_exits
 from offramp.store.files import make_folder, write_atomic
+from offramp.store.writer import may_fill
 
 
 def divide(model: Any, *rest: Any, **options: Any) -> Path:
@@ -40,7 +41,7 @@ def divide(model: Any, *rest: Any, **options: Any) -> Path:
     if len(rest) != 1 + is_module:
         raise TypeError("divide(folder, store) or divide(module, example_inputs, store)")
     store = Path(rest[-1])
-    if os.path.lexists(store) and not config.force:  # the writer checks again, under its lock
+    if os.path.lexists(store) and not (config.force or may_fill(store)):  # the writer checks again, under its lock
         raise UsageError("target exists", store, "choose another name, or --force to replace it")
     if is_module:
         from offramp.division.modules import divide_module
@@ -51,27 +52,30 @@ def divide(model: Any, *rest: Any, **options: Any) -> Path:
     folder = resolve(str(model), config.offline)
     if store.exists() and store.samefile(folder):  # --force would replace the source while it is read
         raise UsageError("model and store are the same folder", store, "choose another name for the store")
-    if config.method in ("eager", "export") or (config.method == "auto" and not _has_known_names(folder)):
-        from offramp.division.checkpoints import divide_checkpoint
-
-        why = "requested" if config.method != "auto" else "not a text classifier of the BERT family, so it is run once"
-        config.say(f"method {'eager' if config.method == 'auto' else config.method}: {why}")
-        return divide_checkpoint(folder, store, config)
-    if config.stage_bytes is not None or config.inputs is not None:
-        raise UsageError("stage sizes and example inputs are for a division by a run", folder, "give --method eager")
-    config.say("method names: a text encoder whose tensors have known names")
     with open_source(folder) as source:
-        return divide_by_names(source, store, config)
+        source.require_unquantised()
+        why = _why_a_run(source) if config.method == "auto" else None if config.method == "names" else "requested"
+        if why is None:
+            if config.stage_bytes is not None or config.inputs is not None:
+                what = "stage sizes and example inputs are for a division by a run"
+                raise UsageError(what, folder, "give --method eager")
+            config.say("method names: a text encoder whose tensors have known names")
+            return divide_by_names(source, store, config)
+    from offramp.division.checkpoints import divide_checkpoint
+
+    config.say(f"method {'eager' if config.method == 'auto' else config.method}: {why}")
+    return divide_checkpoint(folder, store, config)
 
 
-def _has_known_names(folder: Path) -> bool:
-    """Return whether the names of the tensors are known, and the model has a classification head or none."""
-    with open_source(folder) as source:
-        try:
-            architecture = family_of(source.config).architecture(source.config)
-        except SourceError:
-            return False
-    return architecture.endswith(("Model", "ForSequenceClassification"))
+def _why_a_run(source: Source) -> str | None:
+    """Return why a folder is divided by a run, with what that costs where its family is known; None: by names."""
+    family, misfit = FAMILIES.get(str(source.config.get("model_type"))), source.misfit()
+    if family is None:
+        return "not a text classifier of the BERT family, so it is run once"
+    if misfit is not None:
+        return f"{misfit.what}, so it is run once, which takes torch, transformers, and more time and memory"
+    is_known = family.architecture(source.config).endswith(("Model", "ForSequenceClassification"))
+    return None if is_known else "not a text classifier of the BERT family, so it is run once"
 
 
 def add_graphs(store: str | os.PathLike) -> Path:

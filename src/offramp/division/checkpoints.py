@@ -3,8 +3,8 @@ one, and example inputs.
 """
 
 import inspect
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,26 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from offramp.checkpoints.inputs import BATCH, LENGTH, example_texts, padded, task_of, texts_of
+from offramp.checkpoints.inputs import (
+    BATCH,
+    CLASSIFIERS,
+    LENGTH,
+    example_texts,
+    padded,
+    set_to_answer,
+    task_of,
+    texts_of,
+)
 from offramp.checkpoints.source import Source, open_source
 from offramp.division.config import DivisionConfig
-from offramp.division.messages import listed
+from offramp.division.messages import adapter_tensors, advice, listed
 from offramp.division.modules import CHUNK_BYTES, Origin, TrainedExits, divide_module, in_memory
+from offramp.division.names.build import FLOATS
 from offramp.errors import OfframpError, SourceError, UsageError
 from offramp.program.program import Texts
 from offramp.store import StoreWriter
 from offramp.store import manifest as m
-from offramp.streaming.placeholders import weights_of
+from offramp.streaming.placeholders import Weight, pieces, weights_of
 from offramp.streaming.placement import DTYPES
 from offramp.streaming.weightless import class_of_folder, of_class, with_dtypes
 from offramp.tasks.pixels import ImageEncoder
@@ -38,23 +48,93 @@ def divide_checkpoint(folder: Path, store: Path, config: DivisionConfig) -> Path
     """
     with open_source(folder) as source:
         cls = class_of_folder(folder)
-        module = of_class(cls, folder)
-        names = _names(module, source)
-        if names is None:
+        # the engine computes in F32, as do the kernels of models that are divided by names
+        dtype = "float32" if cls.__name__.endswith(CLASSIFIERS) and config.method != "eager" else None
+        module = of_class(cls, folder, dtype)
+        found = _found(module, source, dtype)
+        if found is None:
             config.say("transformers computes weights of this model from several tensors: it is loaded as a whole once")
-            module = cls.from_pretrained(folder, local_files_only=True).eval()
+            module = _loaded(cls, folder, dtype)
         else:
-            with_dtypes(module, {name: source.entries[found][0] for name, found in names.items()})
-            for name, weight in weights_of(module).items():
-                if weight.is_buffer:
-                    weight.put(_read(source, names[name]))
-        texts = texts_of(module, folder)
+            found.prepare(module, config)
+        texts = texts_of(set_to_answer(module), folder)
         example = dict(config.inputs) if config.inputs else example_of(module, folder, texts)
-        return divide_module(module, example, store, config, _origin(module, names, source, texts))
+        origin = _origin(module, found, source, texts, is_config_copied=dtype in (None, source.dtype))
+        return divide_module(module, example, store, config, origin)
 
 
-def _names(module: nn.Module, source: Source) -> dict[str, str] | None:
-    """Return weight -> its tensor in the checkpoint, by any of its names, as transformers would rename them.
+def _loaded(cls: Any, folder: Path, dtype: str | None) -> nn.Module:
+    """Return the module as transformers loads it. Raises SourceError for weights that it would make up."""
+    options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
+    module, said = cls.from_pretrained(folder, local_files_only=True, output_loading_info=True, **options)
+    if said["missing_keys"]:
+        raise _misfit("missing", sorted(said["missing_keys"]), folder)
+    return module.eval()
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Weights of a module in the tensors of a checkpoint."""
+
+    source: Source
+    names: Mapping[str, str]
+    """Weight -> its tensor in the checkpoint."""
+    dtypes: Mapping[str, str]
+    """Weight -> the dtype that it has in the store."""
+    absent: Mapping[str, Tensor]
+    """Weights that the checkpoint lacks: constants of the module, and NaN for parameters, which nothing may use."""
+    left_out: tuple[str, ...]
+    """Tensors of the checkpoint that are of no weight, and that transformers ignores."""
+
+    @property
+    def widened_from(self) -> str | None:
+        """The first dtype that is converted to F32, if any is."""
+        pairs = ((self.source.entries[self.names[name]][0], dtype) for name, dtype in self.dtypes.items())
+        return next((found for found, dtype in pairs if found != dtype == "F32"), None)
+
+    def prepare(self, module: nn.Module, config: DivisionConfig) -> None:
+        """Give the module the dtypes of the store, and its buffers; say what was converted, left out or lacks."""
+        with_dtypes(module, dict(self.dtypes))
+        for name, weight in weights_of(module).items():
+            if weight.is_buffer and name in self.names:
+                weight.put(self.read(name))
+        if self.widened_from is not None:
+            config.say(f"converted from {self.widened_from} to F32")
+        if self.left_out:
+            what = f"tensors left out, which a {type(module).__name__} does not have"
+            config.say(f"{len(self.left_out)} {what}: {listed(self.left_out)}")
+        if self.absent:
+            config.say(f"{len(self.absent)} tensors missing, which must not be used: {listed([*self.absent])}")
+
+    def fetch(self, name: str) -> Tensor:
+        """Return the data of a weight that is used. Raises SourceError for one that the checkpoint lacks."""
+        if name in self.absent:
+            raise _misfit("missing", list(self.absent), self.source.folder)
+        return self.read(name)
+
+    def read(self, name: str) -> Tensor:
+        """Return the data of a weight that the checkpoint has, as they are in the store."""
+        dtype, shape = self.source.entries[self.names[name]]
+        data = torch.empty(shape, dtype=DTYPES[dtype])
+        self.source.read_into(self.names[name], data.view(-1).view(torch.uint8).numpy().data)
+        return data.to(DTYPES[self.dtypes[name]])
+
+    def chunks(self, name: str) -> Iterator[bytes | memoryview]:
+        """Yield the data of a weight as they are in the store."""
+        if name in self.absent:
+            yield from pieces(self.absent[name], CHUNK_BYTES)
+            return
+        found, dtype = self.source.entries[self.names[name]][0], self.dtypes[name]
+        for chunk in self.source.chunks(self.names[name], CHUNK_BYTES):
+            if found == dtype:
+                yield chunk
+            else:
+                data = torch.frombuffer(bytearray(chunk), dtype=DTYPES[found]).to(DTYPES[dtype])
+                yield from pieces(data, CHUNK_BYTES)
+
+
+def _found(module: nn.Module, source: Source, dtype: str | None) -> _Found | None:
+    """Return weights and their tensors in the checkpoint, by any of their names, as transformers would rename them.
 
     Returns None where transformers computes weights from several tensors. Raises SourceError naming what does not fit.
     """
@@ -62,20 +142,66 @@ def _names(module: nn.Module, source: Source) -> dict[str, str] | None:
     if renamed is None:
         return None
     names: dict[str, str] = {}
+    absent: dict[str, Tensor] = {}
+    known: set[str] = set()
     missing, mis_shaped = [], []
     for name, weight in weights_of(module).items():
+        known |= {name, *weight.aliases}
         found = next((renamed[n] for n in (name, *weight.aliases) if n in renamed), None)
-        if found is None:
-            missing.append(name)
+        if found is None and weight.is_buffer and weight.tensor.is_floating_point():
+            missing.append(name)  # such as the mean of a norm, which no trace of a run shows
+        elif found is None:
+            absent[name] = _absent(weight)
         elif source.entries[found][1] != tuple(weight.tensor.shape):
             mis_shaped.append(f"{name} {source.entries[found][1]} not {tuple(weight.tensor.shape)}")
         else:
             names[name] = found
     for what, wrong in (("missing", missing), ("mis-shaped", mis_shaped)):
         if wrong:
-            remedy = "load it with transformers, and call offramp.divide(module, example_inputs, store)"
+            remedy = advice(missing, renamed)
             raise SourceError(f"{len(wrong)} tensors {what}: {listed(wrong)}", source.folder, remedy)
-    return names
+    left_out = tuple(found for name, found in renamed.items() if name not in known)
+    if adapter_tensors(left_out):
+        what = f"{len(left_out)} tensors unexpected: {listed(left_out)}"
+        raise SourceError(what, source.folder, advice([], left_out))
+    dtypes = _dtypes(module, {name: source.entries[found][0] for name, found in names.items()}, dtype, source.folder)
+    return _Found(source, names, dtypes, absent, left_out)
+
+
+def _absent(weight: Weight) -> Tensor:
+    """Return the value of a weight that a checkpoint lacks: a NaN that is used after all shows in the answer."""
+    if weight.is_buffer:
+        return weight.tensor
+    kind = weight.tensor.dtype
+    return torch.full(weight.tensor.shape, torch.nan if kind.is_floating_point else 0, dtype=kind)
+
+
+def _misfit(what: str, names: list[str], folder: Path) -> SourceError:
+    remedy = "load it with transformers, and call offramp.divide(module, example_inputs, store)"
+    return SourceError(f"{len(names)} tensors {what}: {listed(names)}", folder, remedy)
+
+
+def _dtypes(module: nn.Module, found: Mapping[str, str], dtype: str | None, folder: Path) -> dict[str, str]:
+    """Return weight -> its dtype in the store, given those in the checkpoint.
+
+    Floats of several dtypes become the widest of them, unless the class keeps some in F32. Raises SourceError for other
+    dtypes in place of floats: such weights are quantised.
+    """
+    floats = {name: found[name] for name, weight in weights_of(module).items() if name in found and _is_float(weight)}
+    for name, kind in floats.items():
+        if kind not in FLOATS:
+            what = f"tensor {name} has dtype {kind}, so the weights are quantised"
+            raise SourceError(what, folder, f"divide a model of {', '.join(FLOATS)}")
+    widest = "F64" if dtype is None and "F64" in floats.values() else "F32"
+    kept = [getattr(module, f"_keep_in_fp32_modules{end}", None) or () for end in ("", "_strict")]
+    mixed = {kind for name, kind in floats.items() if not any(part in name for part in (*kept[0], *kept[1]))}
+    if dtype is None and len(mixed) == 1:
+        return dict(found)
+    return {**found, **dict.fromkeys(floats, widest)}
+
+
+def _is_float(weight: Weight) -> bool:
+    return weight.tensor.is_floating_point()
 
 
 def _renamed(module: nn.Module, source: Source) -> dict[str, str] | None:
@@ -97,35 +223,26 @@ def _renamed(module: nn.Module, source: Source) -> dict[str, str] | None:
     return found
 
 
-def _origin(module: nn.Module, names: Mapping[str, str] | None, source: Source, texts: Texts | None) -> Origin:
-    """Return the origin in the checkpoint's tensors, or in the module where it holds its weights (`names` is None)."""
+def _origin(
+    module: nn.Module, found: _Found | None, source: Source, texts: Texts | None, *, is_config_copied: bool
+) -> Origin:
+    """Return the origin in the checkpoint's tensors, or in the module where it holds its weights (`found` is None)."""
+    widened_from = None if found is None else found.widened_from
 
     def write_files(writer: StoreWriter) -> list[m.File]:
-        paths = [source.folder / "config.json", *source.companions()]
-        return [writer.add_copy(path.name, path) for path in paths]
+        path = source.folder / "config.json"
+        copied = writer.add_copy(path.name, path) if is_config_copied else None
+        config = copied or writer.add_file(path.name, source.config_in_float32())
+        return [config, *(writer.add_copy(path.name, path) for path in source.companions())]
 
     kind = str(getattr(module.config, "model_type", "module"))
-    described = m.Source(source.fingerprint(), type(module).__name__, kind, "eager")
+    described = m.Source(source.fingerprint(), type(module).__name__, kind, "eager", widened_from)
     files = source.exits()
     exits = None if files is None else TrainedExits(*files, task_of(module))
-    if names is None:
-        found = in_memory(module, weights_of(module))
-        return replace(found, source=described, write_files=write_files, exits=exits, texts=texts)
-    return Origin(
-        lambda name: _read(source, names[name]),
-        lambda name: source.chunks(names[name], CHUNK_BYTES),
-        described,
-        write_files,
-        exits,
-        texts,
-    )
-
-
-def _read(source: Source, name: str) -> Tensor:
-    dtype, shape = source.entries[name]
-    data = torch.empty(shape, dtype=DTYPES[dtype])
-    source.read_into(name, data.view(-1).view(torch.uint8).numpy().data)
-    return data
+    if found is None:
+        held = in_memory(module, weights_of(module))
+        return replace(held, source=described, write_files=write_files, exits=exits, texts=texts)
+    return Origin(found.fetch, found.chunks, described, write_files, exits, texts)
 
 
 def example_of(module: nn.Module, folder: Path, texts: Texts | None = None) -> dict[str, Any]:

@@ -3,12 +3,8 @@
 Graphs for ONNX Runtime are made from those for PyTorch, and each is compared with its origin.
 """
 
-import contextlib
 import importlib.util
-import io
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,9 +15,10 @@ from torch.nn import functional
 
 from offramp.backends.torch_graphs import CapturedGraph
 from offramp.division.cutting import Cut, Graph, cut, has_hidden
-from offramp.division.exported import export
+from offramp.division.exported import export, quiet
 from offramp.division.messages import no_graph, said
 from offramp.division.proof import Example, Original
+from offramp.division.snapshot import undisturbed
 from offramp.errors import StageError
 from offramp.program.captured import captured_program
 from offramp.store import StoreWriter
@@ -51,7 +48,9 @@ def with_graphs(original: Original, manifest: m.Manifest, exits: Sequence[int], 
     inputs = [example.inputs for example in original.examples]
     module = manifest.program.module
     assert module is not None, "divided by a run"
-    graph = export(original.module, original.weights, inputs[0], inputs[1:])
+    texts = manifest.program.texts
+    longest = None if texts is None else texts.max_length
+    graph = export(original.module, original.weights, inputs[0], inputs[1:], longest)
     by_rows = {name for name, (shard, _) in manifest.tensors().items() if shard.blocks is not None}
     found = cut(graph, manifest.program, by_rows - set(module.sliced))
     found, manifest = _placed(found, manifest)
@@ -86,12 +85,12 @@ class _Run:
         """Return the outputs."""
         fetch, graph = self.original.fetch, self.graph
         values: dict[str, Any] = dict(zip(graph.inputs, inputs.copy().tensors().values(), strict=True))
-        with torch.no_grad():
+        with undisturbed(self.original.module), torch.no_grad():  # for the state of the random generators
             for name, lookup in self.found.lookups.items():
                 values[name] = functional.embedding(values[lookup.input], fetch(lookup.table))
             for index, piece in enumerate(self.found.pieces):
                 given = [values[name] for name in piece.reads]
-                given += [fetch(name) for name in piece.weights]
+                given += [fetch(name).contiguous() for name in piece.weights]  # as backends have them
                 given += [graph.data[name] for name in piece.constants]
                 made = self.graphs[piece.kernel](*given)
                 watch(index, given, made)
@@ -186,7 +185,7 @@ def _to_onnx(graph: CapturedGraph, given: Sequence[Tensor], dynamic: Sequence[Se
     moving = [dict.fromkeys(each, torch.export.Dim.DYNAMIC) or None for each in dynamic]
     shapes = (*moving, *[None] * (len(given) - len(moving)))
     try:
-        with _quiet():
+        with quiet():
             program = torch.onnx.export(
                 graph,
                 tuple(given),
@@ -240,16 +239,3 @@ def _difference(data: bytes, names: Sequence[str], given: Sequence[Tensor], expe
     if worst > TOLERANCE:
         raise StageError(f"ONNX Runtime differs by {worst:.1e} of the largest value", None, "run it on torch")
     return worst
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress the exporter's progress on stdout, in warnings and in logs."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

@@ -4,9 +4,13 @@ The module is exported on tensors without data, so no weights are needed. Operat
 that the module calls, and give the same bits.
 """
 
+import io
+import logging
 import math
 import re
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
 import torch
@@ -17,12 +21,14 @@ from torch.utils import _pytree as pytree
 from offramp.backends.torch_graphs import NUMBERS
 from offramp.division.cutting import REFERENCE, Graph, Node
 from offramp.division.messages import no_graph, said
-from offramp.division.proof import undisturbed
+from offramp.division.snapshot import undisturbed
 from offramp.errors import StageError
 from offramp.program.program import Call, Value
 from offramp.streaming.capture import Arguments
 from offramp.streaming.placeholders import Weight
 
+MOST_ROWS = 1 << 31
+"""Number of rows that any graph must take."""
 CHECKS = ("aten._assert", "aten.sym_constrain_range")
 """Prefixes of operations without a result."""
 _NAMES = {
@@ -33,13 +39,20 @@ _NAMES = {
 
 
 def export(
-    module: nn.Module, weights: Mapping[str, Weight], example: Arguments, others: Sequence[Arguments] = ()
+    module: nn.Module,
+    weights: Mapping[str, Weight],
+    example: Arguments,
+    others: Sequence[Arguments] = (),
+    longest: int | None = None,
 ) -> Graph:
     """Export a module for any number of rows, and for any size of the axes in which `others` differ from the example.
 
     Where they differ in no other axis, the length of token ids may vary too, if the module allows it.
 
-    Raises StageError with what torch.export says where it cannot.
+    Args:
+        longest: most tokens that the graph must take, of a module that classifies texts.
+
+    Raises StageError with what torch.export says where it cannot, and where the graph holds for some lengths only.
     """
     differing = _differing(module, example, others)
     with_length = [axes | _lengths(leaf) for axes, leaf in zip(differing, _leaves(example), strict=True)]
@@ -48,6 +61,7 @@ def export(
     for axes in attempts:
         try:
             program = _exported(module, weights, example, axes)
+            _require_sizes(program, module, longest)
             return _as_data(program, module, weights, tuple(example.tensors()))
         except StageError:
             raise
@@ -100,17 +114,44 @@ def _exported(module: nn.Module, weights: Mapping[str, Weight], example: Argumen
     moving = [dict.fromkeys(sorted(each), torch.export.Dim.DYNAMIC) or None for each in axes]
     args, kwargs = pytree.tree_unflatten(moving, _form(example))
     shapes = dict(kwargs) if not args else (*args, *kwargs.values())  # by the parameters of `forward`
-    try:
+    with undisturbed(module), torch.no_grad():
         with mode:
             for weight in weights.values():
                 if not weight.is_buffer:
                     empty = torch.empty(weight.tensor.shape, dtype=weight.tensor.dtype, device="cpu")
                     weight.put(nn.Parameter(empty, requires_grad=False))
-        with undisturbed(module), torch.no_grad():
+        with quiet():
             return torch.export.export(module, example.args, example.kwargs, dynamic_shapes=shapes, strict=False)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Suppress the exporter's progress and dumps on stdout and stderr, in warnings and in logs."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
     finally:
-        for weight in weights.values():
-            weight.put(weight.tensor)
+        logging.disable(before)
+
+
+def _require_sizes(program: Any, module: nn.Module, longest: int | None) -> None:
+    """Raise StageError unless an exported program takes any number of rows, and texts of all lengths up to `longest`.
+
+    A module that computes differently from some size on, such as in blocks, is exported for the sizes on the example's
+    side of that.
+    """
+    inputs = program.graph_signature.user_inputs
+    for node in program.graph.find_nodes(op="placeholder"):
+        sizes = getattr(node.meta.get("val"), "shape", ()) if node.name in inputs else ()
+        for size, needed, unit in zip(sizes, (MOST_ROWS, longest), ("rows", "tokens"), strict=False):
+            limits = program.range_constraints.get(size.node.expr) if isinstance(size, torch.SymInt) else None
+            if needed is not None and limits is not None and not limits.upper >= needed:
+                taken = needed if needed == longest else "any number"
+                what = f"the graph holds for at most {limits.upper} {unit}, and the model takes {taken}"
+                raise no_graph(what, type(module).__name__)
 
 
 def _as_data(program: Any, module: nn.Module, weights: Mapping[str, Weight], arguments: Sequence[str]) -> Graph:

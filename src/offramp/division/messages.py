@@ -1,6 +1,8 @@
 """Wording that refusals of divisions share."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Iterable, Sequence
+from itertools import takewhile
 
 from offramp.errors import StageError
 
@@ -8,6 +10,42 @@ from offramp.errors import StageError
 def listed(items: Sequence[str], num_shown: int = 5) -> str:
     """Return the first items, separated by commas."""
     return ", ".join(items[:num_shown]) + (", ..." if len(items) > num_shown else "")
+
+
+def adapter_tensors(names: Iterable[str]) -> list[str]:
+    """Return the names of tensors of a LoRA adapter: a model without them gives other answers."""
+    return [name for name in names if ".lora_" in name]
+
+
+def advice(missing: Sequence[str], found: Collection[str]) -> str:
+    """Return what to do about a checkpoint that lacks tensors, from the names that it has instead."""
+    if adapter_tensors(found):
+        return "merge the adapter into the weights: merge_and_unload() of peft, then save_pretrained"
+    if not missing:
+        return "get the whole model again"
+    prefix = _common_prefix(found)
+    if prefix and any(name.endswith("." + missing[0]) for name in found):
+        return f"take {prefix!r} off the names of its tensors, or save the model without its wrapper"
+    last = max(map(_layer, found), default=-1)
+    if min(map(_layer, missing)) > last >= 0:
+        return (
+            f"config.json has more layers than the file, whose last is {last}: correct it, or get the whole model again"
+        )
+    return "get the whole model again"
+
+
+def _common_prefix(names: Collection[str]) -> str:
+    """Return the modules with which all names begin, with a dot at the end, or an empty text."""
+    parts = list(
+        takewhile(lambda each: len(set(each)) == 1, zip(*(name.split(".")[:-1] for name in names), strict=False))
+    )
+    return "".join(f"{each[0]}." for each in parts)
+
+
+def _layer(name: str) -> int:
+    """Return the number of the layer that a tensor belongs to, or -1."""
+    number = re.search(r"\.(\d+)\.", name)
+    return int(number[1]) if number else -1
 
 
 def said(error: Exception) -> str:

@@ -27,7 +27,7 @@ from offramp.store import Shard, StoreWriter
 from offramp.store import manifest as m
 from offramp.store.exits import parse_exits
 from offramp.store.files import write_atomic
-from offramp.streaming import placeholders
+from offramp.streaming import layouts, placeholders
 from offramp.streaming.capture import Arguments, LastUsed, value_of
 from offramp.streaming.placement import NAMES
 from offramp.streaming.stages import StagePlan, plan_stages
@@ -117,19 +117,23 @@ def divide_module(
 
     Raises StageError where the module cannot be divided or its answers from the store differ, UsageError.
     """
+    if not isinstance(module, nn.Module):
+        raise UsageError(
+            f"a {type(module).__name__} is no torch.nn.Module", None, "give the module that it was made of"
+        )
+    require_divisible(module)
     if module.training:
         raise UsageError("the module is in training mode", None, "call eval() on it")
-    require_divisible(module)
     weights, buffers_sha256 = placeholders.weights_of(module), placeholders.unsaved_buffers(module)
     example, made_up = Arguments(example_inputs), origin is not None
     origin = origin or in_memory(module, weights)
     if config.exits is not None:
         origin = replace(origin, exits=own_exits(Path(config.exits), origin.source.fingerprint))
     original = Original(module, weights, LastUsed(origin.fetch, KEPT_BYTES), config.say)
-    run, sizes = original.trace(example, made_up=made_up), placeholders.sizes_of(weights)
+    (run, outputs), sizes = original.trace(example, made_up=made_up), placeholders.sizes_of(weights)
     plan = plan_stages(run, sizes, config.stage_bytes, points=() if origin.exits is None else origin.exits.calls)
     config.say(f"{len(plan.stages)} stages of at most {max(sizes.of(stage.uses) for stage in plan.stages)} bytes")
-    original = original.with_examples(example, [Arguments(inputs) for inputs in config.more_inputs])
+    original = original.with_examples(example, [Arguments(inputs) for inputs in config.more_inputs], outputs)
     with config.writer(store, f"{origin.source.fingerprint} {placeholders.fingerprint(weights)}") as writer:
         writer.require_space(sum(weight.num_bytes for weight in weights.values()))
         manifest, proof = _proven(original, plan, origin, writer)
@@ -153,8 +157,8 @@ def _proven(original: Original, plan: StagePlan, origin: Origin, writer: StoreWr
     This is repeated until all weights that are used outside their stages stay in memory, and all that are planned to be
     read by rows can be.
     """
-    say, files = original.say, tuple(origin.write_files(writer))
-    problem, labels = task_of(original.module) if origin.exits is None else origin.exits.task
+    say, files = original.say, (*origin.write_files(writer), *_layout_files(original.weights, writer))
+    problem, labels = _task(original) if origin.exits is None else origin.exits.task
     output = None if problem is None else Output("", problem, len(labels))
     listed = writer.add_labels(labels)
     described = [
@@ -187,17 +191,36 @@ def _proven(original: Original, plan: StagePlan, origin: Origin, writer: StoreWr
             say(f"{len(escaped)} weights stay in memory: the code uses them outside their stages")
         kept |= escaped
         plan = replace(plan, sliced=tuple(name for name in plan.sliced if name not in kept | whole))
-    proof = verdict(proven, original)
+    proof = verdict(proven, original, writer.partial)
     if proof.is_paged:
         say("some weights are read outside their stages: the store is marked as paged, and strict refuses it")
     return manifest, proof
+
+
+def _task(original: Original) -> tuple[str | None, tuple[str, ...]]:
+    """Return problem and labels of a classifier; (None, ()) where its first output is not a number for each label."""
+    problem, labels = task_of(original.module)
+    example = original.examples[0]
+    rows, shape = next(iter(example.inputs.tensors().values())).shape[:1], example.outputs[0].shape
+    if problem is None or shape == (*rows, len(labels)):
+        return problem, labels
+    what = f"the first output has shape {[*shape]}, expected logits {[*rows, len(labels)]} of {len(labels)} labels"
+    original.say(f"no classifier, the store runs by offramp.stream only: {what}")
+    return None, ()
 
 
 def in_memory(module: nn.Module, weights: Weights) -> Origin:
     """Return the origin of a module that holds its weights. Raises StageError for weights without data."""
     for name, weight in weights.items():
         if weight.tensor.is_meta or isinstance(weight.tensor, placeholders.Placeholder):
-            raise StageError(f"weight {name} has no data", type(module).__name__, "give a module with its weights")
+            is_offloaded = any(hasattr(part, "_hf_hook") for part in module.modules())
+            keeper, remedy = ("", "give a module with its weights")
+            if is_offloaded:
+                keeper, remedy = (
+                    ": accelerate has offloaded it",
+                    "load the model without device_map, or divide its folder",
+                )
+            raise StageError(f"weight {name} has no data{keeper}", type(module).__name__, remedy)
     config: Any = getattr(module, "config", None)
     kind = str(getattr(config, "model_type", None) or "module")
 
@@ -207,11 +230,18 @@ def in_memory(module: nn.Module, weights: Weights) -> Origin:
         return [writer.add_file("config.json", text.encode())] if text else []
 
     return Origin(
-        lambda name: weights[name].tensor.detach().clone(),
+        lambda name: layouts.copied(weights[name].tensor),
         lambda name: placeholders.pieces(weights[name].tensor, CHUNK_BYTES),
         m.Source(placeholders.content_sha256(weights), type(module).__name__, kind, "eager"),
         write_files,
     )
+
+
+def _layout_files(weights: Weights, writer: StoreWriter) -> list[m.File]:
+    """Write the layouts of the weights that do not lie row by row, if there are some."""
+    found = {name: layouts.layout_of(weight.tensor) for name, weight in weights.items()}
+    described = {name: layout for name, layout in found.items() if layout is not None}
+    return [writer.add_file(layouts.FILE_NAME, layouts.dumps(described))] if described else []
 
 
 @dataclass(frozen=True)

@@ -7,23 +7,26 @@ with the answers of the module itself.
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
+from offramp.division.differences import Log, first_difference, logged
 from offramp.division.messages import said
+from offramp.division.snapshot import Snapshot, undisturbed
 from offramp.errors import OfframpError, StageError, UsageError
 from offramp.store import Store
 from offramp.store.manifest import Proof, ProvenExample, ProvenInput
 from offramp.streaming.capture import Arguments, Touches, are_equal, tensors_of, trace_run
+from offramp.streaming.layouts import layout_of
 from offramp.streaming.placeholders import Placeholder, Weight, bits, weights_of
 from offramp.streaming.placement import (
-    ALIGNMENT_BYTES,
     NAMES,
     data_bytes,
     plan_within,
@@ -35,6 +38,12 @@ from offramp.streaming.streamed import Stream, StreamConfig
 
 PLAIN = (Tensor, nn.Parameter, Placeholder)
 """Classes of weights whose data are their whole state."""
+QUANTIZERS = ("bitsandbytes", "hqq", "optimum", "torchao")
+"""Packages whose classes of weights are quantised."""
+
+
+class _Bare(nn.Parameter):
+    """A class without code of its own: another one has no more attributes."""
 
 
 @dataclass(frozen=True)
@@ -67,15 +76,24 @@ class Original:
         """Name of the module's class."""
         return type(self.module).__name__
 
-    def trace(self, inputs: Arguments, *, made_up: bool) -> Trace:
-        """Return the operations of one run.
+    def run(self, inputs: Arguments) -> tuple[Trace, list[Tensor]]:
+        """Run the module, each weight fetched as it is used. Returns the operations, and the tensors of the answer.
+
+        The module has none of its own weights while it runs: those of a checkpoint are not in memory, code can write
+        to them, and with a single row other alignment than in a stream changes the last bits.
+        """
+        with undisturbed(self.module):
+            trace, output = trace_run(self.module, self.weights, inputs.copy(), self.fetch)
+            return trace, [tensor.detach().clone() for tensor in tensors_of(output)]
+
+    def trace(self, inputs: Arguments, *, made_up: bool) -> tuple[Trace, list[Tensor]]:
+        """Return the operations and the answer of one run.
 
         Raises UsageError where the module does not take inputs that are `made_up`; for any others, the exception of the
         module itself.
         """
         try:
-            with undisturbed(self.module):
-                return trace_run(self.module, self.weights, inputs.copy(), self.fetch)[0]
+            return self.run(inputs)
         except OfframpError:
             raise
         except Exception as error:
@@ -84,14 +102,21 @@ class Original:
             what = f"the example inputs do not suit a {self.name} ({said(error)})"
             raise UsageError(what, None, "give --inputs FILE.safetensors with what it takes, by name") from None
 
-    def with_examples(self, inputs: Arguments, more: Sequence[Arguments]) -> "Original":
+    def with_examples(
+        self, inputs: Arguments, more: Sequence[Arguments], outputs: Sequence[Tensor] | None = None
+    ) -> "Original":
         """Return the module with its own answers to all examples.
 
         Without `more`, the first example with another batch size and length is added, if the module takes it.
+
+        Args:
+            outputs: the answer of an earlier run with `inputs`, which must be the same.
         """
         examples = [self._answered(inputs)]
         if not examples[0].outputs:
             raise StageError("the module gives no tensor, so nothing can be compared", self.name)
+        if outputs is not None and not are_equal(outputs, examples[0].outputs):
+            raise self.undetermined(self.log(inputs), self.log(inputs))
         examples += [self._answered(each) for each in more]
         for name, varied in () if more else variations(inputs):
             try:
@@ -103,26 +128,20 @@ class Original:
                 self.say(f"no proof with another {name}: {type(error).__name__}")
         return replace(self, examples=tuple(examples))
 
+    def log(self, inputs: Arguments) -> Log:
+        """Return the log of a run."""
+        with logged(self.module) as log:
+            self.run(inputs)
+        return log
+
+    def undetermined(self, one: Log, other: Log) -> StageError:
+        """Return the error for a module of which two equal runs differ."""
+        where = first_difference(one, other, self.module)
+        what = f"two runs of the module with equal inputs and random generators give different answers: {where}"
+        return StageError(what, self.name, "make it deterministic")
+
     def _answered(self, inputs: Arguments) -> Example:
-        """Return the module's own answer. Weights that it does not hold are fetched as they are used.
-
-        Weights that are not aligned as in a stream, such as those of a mapped checkpoint, are fetched too: with a
-        single row, alignment changes the last bits.
-        """
-        absent = [weight for weight in self.weights.values() if weight.tensor.is_meta or not _is_aligned(weight)]
-        try:
-            for weight in absent:
-                weight.put(Placeholder(weight.name, weight.tensor, lambda name, operation: self.fetch(name)))
-            with undisturbed(self.module):
-                outputs = tensors_of(inputs.copy().call(self.module))
-                return Example(inputs, [tensor.detach().clone() for tensor in outputs])
-        finally:
-            for weight in absent:
-                weight.put(weight.tensor)
-
-
-def _is_aligned(weight: Weight) -> bool:
-    return weight.is_buffer or weight.tensor.data_ptr() % ALIGNMENT_BYTES == 0
+        return Example(inputs, self.run(inputs)[1])
 
 
 def variations(example: Arguments) -> Iterator[tuple[str, Arguments]]:
@@ -141,7 +160,7 @@ def _varied(example: Arguments, length: int) -> Arguments:
     """Return the example with one row less (or two rows of one), and about half the length in tensors of `length`."""
 
     def vary(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor) or not leaf.dim():
+        if not isinstance(leaf, Tensor) or not leaf.dim() or leaf.layout != torch.strided:
             return leaf
         leaf = leaf[:-1].contiguous() if len(leaf) > 1 else torch.cat([leaf, leaf])
         shorter = length and leaf.dim() > 1 and leaf.shape[1] == length
@@ -152,31 +171,16 @@ def _varied(example: Arguments, length: int) -> Arguments:
     return made
 
 
-@contextmanager
-def undisturbed(module: nn.Module) -> Iterator[None]:
-    """Restore the module's buffers afterwards; within, it has copies that it may write to."""
-    before = [(part, dict(part._buffers)) for part in module.modules()]
-    copies: dict[int, Tensor] = {}
-    for part, buffers in before:
-        for name, buffer in buffers.items():
-            if buffer is not None and not isinstance(buffer, nn.Parameter):
-                part._buffers[name] = copies.setdefault(id(buffer), buffer.clone())
-    try:
-        yield
-    finally:
-        for part, buffers in before:
-            part._buffers.update(buffers)
-
-
 def require_divisible(module: nn.Module) -> None:
     """Raise StageError naming what cannot be divided: compiled code, weights without data or of other classes."""
 
-    def refuse(what: str, remedy: str | None = "divide the module before it is quantised") -> None:
+    def refuse(what: str, remedy: str | None) -> None:
         raise StageError(what, type(module).__name__, remedy)
 
     for path, part in module.named_modules():
-        if isinstance(part, torch.jit.ScriptModule):
-            what = f"{path or 'the module'} is compiled by torch.jit, so its weights cannot be taken out"
+        maker = _maker(part)
+        if maker is not None:
+            what = f"{path or 'the module'} is compiled by {maker}, so its weights cannot be taken out"
             refuse(what, "divide the module that it was compiled from")
     weights = weights_of(module)
     if all(weight.is_buffer for weight in weights.values()):
@@ -186,13 +190,49 @@ def require_divisible(module: nn.Module) -> None:
             refuse(f"buffer {name} has no data", "build the module with its buffers")
     for name, weight in weights.items():
         tensor = weight.tensor
-        if type(tensor) not in PLAIN:
-            remedy = "divide the module before it is quantised, and after it has run once"
-            refuse(f"weight {name} is a {type(tensor).__name__}", remedy)
+        fault = _fault_of(tensor)
+        if fault is not None:
+            refuse(f"weight {name} {fault[0]}", fault[1])
         if tensor.device.type not in ("cpu", "meta"):
             refuse(f"weight {name} is on {tensor.device}, and a stream computes on the CPU", "divide module.cpu()")
-        if tensor.dtype not in NAMES or tensor.layout != torch.strided:
-            refuse(f"weight {name} is {tensor.dtype}, {tensor.layout}")
+
+
+def _maker(part: nn.Module) -> str | None:
+    """Return what has compiled a module into code that no longer takes its weights from it, or None."""
+    if isinstance(part, torch.jit.ScriptModule):
+        return "torch.jit"
+    if isinstance(part, torch.fx.GraphModule) and "eval" in vars(part):  # replaced there by one that only raises
+        return "torch.export"
+    is_compiled = hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) is not None
+    return "torch.compile" if is_compiled else None
+
+
+def _fault_of(tensor: Tensor) -> tuple[str, str] | None:
+    """Return why a store cannot hold a weight, and what to do, or None if it can."""
+    kind = type(tensor)
+    if isinstance(tensor, Placeholder):
+        return None
+    if is_lazy(tensor):
+        return f"is a {kind.__name__}, which has no data", "run the module once before it is divided"
+    if tensor.is_quantized or kind.__module__.partition(".")[0] in QUANTIZERS:
+        return f"is quantised ({tensor.dtype})", "divide the module before it is quantised"
+    if kind.__module__.startswith("torch.distributed"):
+        return "is distributed over processes", "put weight.full_tensor() in its place"
+    own = [each for each in kind.__mro__[: kind.__mro__.index(Tensor)] if each not in PLAIN]
+    if any(vars(each).keys() - vars(_Bare).keys() for each in own):
+        remedy = "replace it with an nn.Parameter; divide a quantised module before it is quantised"
+        return f"is a {kind.__name__}, a tensor with code of its own", remedy
+    if tensor.layout != torch.strided:
+        remedy = "keep its to_dense(), or register a buffer with persistent=False"
+        return f"is not dense but {str(tensor.layout).removeprefix('torch.')}", remedy
+    if tensor.dtype not in NAMES:
+        return f"is {tensor.dtype}, which a store cannot hold", "keep it in another dtype, complex numbers as complex64"
+    if tensor.is_neg():
+        return "is a view that negates other memory", "replace it with its resolve_neg()"
+    layout = layout_of(tensor)
+    if layout is not None and not layout.fits(tensor.shape):
+        return f"is a view with strides {layout.strides} of other memory", "replace it with its contiguous()"
+    return None
 
 
 def prove_all(original: Original, folder: Path) -> tuple[list[ProvenExample], set[str]]:
@@ -211,43 +251,68 @@ def prove_slices(original: Original, folder: Path) -> set[str]:
         sliceable, module = sliceable_shards(store), store.program.module
         assert module is not None, "divided by a run"
     for example in original.examples if sliceable else ():
-        with _streamed(original, folder, sliceable) as stream:
+        with _streamed(original, folder, sliceable) as (stream, _):
             example.inputs.copy().call(stream)
             found |= stream.counts.unplanned & set(module.sliced)
     return found
 
 
-def verdict(proven: Sequence[ProvenExample], original: Original) -> Proof:
+def verdict(proven: Sequence[ProvenExample], original: Original, folder: Path) -> Proof:
     """Return the proof that the manifest contains. Raises StageError where an answer differs."""
     for result, example in zip(proven, original.examples, strict=True):
         if not result.equal:
-            what = f"the divided module gives other answers than the whole one for {example.shapes}"
-            raise StageError(what, original.name, "if its answers differ from run to run, make it deterministic")
+            raise _disproof(original, folder, example)
     return Proof(tuple(proven), any(example.unplanned_loads or example.disorders for example in proven))
 
 
+def _disproof(original: Original, folder: Path, example: Example) -> StageError:
+    """Return the error for a module whose answer from the store differs, with the first step that differs."""
+    one, other = (original.log(example.inputs) for _ in range(2))
+    if one != other:
+        return original.undetermined(one, other)
+    streamed: list[Log] = []
+    with _streamed(original, folder) as (stream, snapshot):
+        for _ in range(2):
+            snapshot.seed()
+            with logged(original.module) as log:
+                outputs = tensors_of(example.inputs.copy().call(stream))
+            streamed.append(log)
+            if not are_equal(outputs, example.outputs):
+                break
+    what, remedy = (
+        "the divided module gives other answers than the whole one",
+        "compute that from inputs and weights alone",
+    )
+    if len(streamed) > 1:
+        what, remedy, one = (
+            "a second run gives another answer than the first",
+            "keep no state between runs",
+            streamed[1],
+        )
+    where = first_difference(streamed[0], one, original.module)
+    return StageError(f"{what} for {example.shapes}: {where}", original.name, remedy)
+
+
 @contextmanager
-def _streamed(original: Original, folder: Path, sliceable: Sequence[str] = ()) -> Iterator[Stream]:
+def _streamed(original: Original, folder: Path, sliceable: Sequence[str] = ()) -> Iterator[tuple[Stream, Snapshot]]:
     """Yield the module as it runs from a store under the smallest weight budget; afterwards it has its own weights."""
     store = Store(folder, verify="never")
     sizes, config = data_bytes(store), StreamConfig(reads="buffered")
     plan = plan_within(store, sizes, smallest_weights(store, sizes, sliceable), sliceable)
-    try:
-        with undisturbed(original.module), Stream(original.module, store, plan, sizes, config) as stream:
-            yield stream
-    finally:
-        for weight in original.weights.values():
-            weight.put(weight.tensor)
+    with undisturbed(original.module) as snapshot, Stream(original.module, store, plan, sizes, config) as stream:
+        yield stream, snapshot
 
 
 def _prove(original: Original, folder: Path, example: Example, num_passes: int) -> tuple[ProvenExample, set[str]]:
     """Run one example from the store. Returns the result, and the weights that were used outside their stages."""
     own = {name: weight.tensor for name, weight in original.weights.items() if not weight.is_buffer}
-    inputs = example.inputs
-    with _streamed(original, folder) as stream:
-        with Touches(own) as touches:
-            outputs = [tensors_of(inputs.copy().call(stream))]
-        outputs += [tensors_of(inputs.copy().call(stream)) for _ in range(num_passes - 1)]
+    inputs, outputs = example.inputs, []
+    with _streamed(original, folder) as (stream, snapshot):
+        touches = Touches(own)
+        for number in range(num_passes):
+            snapshot.seed()
+            with nullcontext() if number else touches:
+                outputs.append(tensors_of(inputs.copy().call(stream)))
         counts, plan = stream.counts, stream.plan
     if touches.found:
         what = f"weight {min(touches.found)} is used through a reference outside its module, which cannot be replaced"

@@ -105,7 +105,8 @@ def evaluate(
     for policy in settings.policies:
         policy.check(facts.num_exits, str(facts.problem))
     max_length = settings.max_length or trained_length(folder) or facts.max_length
-    transcript = settings.transcript
+    runs_singly = facts.texts is not None and facts.texts.pad_token is None
+    batch_size, transcript = 1 if runs_singly else settings.batch_size, settings.transcript
     fingerprint, reports = _fingerprint(folder) if transcript else "", []
     with _classifier(folder) as model:
         for split, examples in chosen.items():
@@ -123,7 +124,7 @@ def evaluate(
                 max_length,
             )
             feature_size = facts.hidden_size if settings.with_features else 0
-            logits_KNC, path = _run(model, rows, settings.batch_size, about, transcript, feature_size)
+            logits_KNC, path = _run(model, rows, batch_size, about, transcript, feature_size)
             reports.append(report(about, rows.labels_N, logits_KNC, settings.policies, path))
     return reports
 
@@ -222,6 +223,9 @@ def model_label_ids(labels: Sequence[str], problem: str | None, model_labels: Se
         kinds = ("a regression", "a classification")
         has, wants = kinds if problem == REGRESSION else kinds[::-1]
         raise UsageError(f"the model is {has}, the data are for {wants}", folder, "take a model of this task")
+    if problem == REGRESSION and len(model_labels) > 1:
+        what = f"the model gives {len(model_labels)} values to a text, the data have one"
+        raise UsageError(what, folder, "score another model")
     ids = label_ids(labels, model_labels)
     if ids is not None:
         return ids

@@ -254,7 +254,8 @@ def _write_inputs(sample: Sample, folder: Path) -> Path:
                 archive.writestr(f"{number:06d}{Path(image.member or image.path).suffix}", image.read())
         return folder / "inputs.zip"
     lines = [{"text": text} if isinstance(text, str) else {"text": text[0], "pair": text[1]} for text in texts]
-    (folder / "inputs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    written = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    (folder / "inputs.jsonl").write_bytes(written.encode("utf-8", "backslashreplace"))
     return folder / "inputs.jsonl"
 
 

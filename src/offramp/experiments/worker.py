@@ -24,6 +24,7 @@ from offramp.experiments.jobs import WorkerJob
 from offramp.measure import MemorySampler, median, num_cores, read_memory
 from offramp.runtime.config import BULK
 from offramp.session import Classifier, prepare_engine
+from offramp.tasks.lines import silent
 
 WARM_UP_PASSES = 2
 _PR_SET_PDEATHSIG = 1
@@ -69,7 +70,7 @@ def _log(line: str) -> None:
 
 
 def _prepare(job: WorkerJob, **more: Any) -> Classifier:
-    options = {"texts": job.inputs.known(), **more}
+    options = {"texts": job.inputs.known(silent), **more}
     return prepare_engine(job.store, job.config, warn=lambda line: _log(f"offramp: warning: {line}"), **options)
 
 
@@ -145,7 +146,7 @@ def _reference(job: WorkerJob) -> dict[str, Any]:
 
     torch.set_num_threads(job.config.threads or num_cores())
     tokenizer = AutoTokenizer.from_pretrained(job.store)
-    model = AutoModelForSequenceClassification.from_pretrained(job.store).eval()
+    model = AutoModelForSequenceClassification.from_pretrained(job.store, return_dict=True).eval()
     latencies, results = [], []
     for text in job.inputs:
         started = time.perf_counter()

@@ -59,9 +59,26 @@ def _cpu_model() -> Optional[str]:
     return next((names[key] for key in keys if key in names), None)
 
 
-def num_cores() -> int:
-    """Return the number of cores that this process may use, at least 1."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def num_cores(root: Union[str, os.PathLike] = "/") -> int:
+    """Return the number of cores that this process may use, at least 1.
+
+    This is the minimum of its affinity and of the CPU quotas of its cgroups, which are rounded up. `root` is the folder
+    that contains `proc` and `sys`.
+    """
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except (AttributeError, OSError):  # another operating system, or a sandbox without the call
+        cores = os.cpu_count() or 1
+    return max(1, min([cores, *_cpu_quotas(Path(root))]))
+
+
+def _cpu_quotas(root: Path) -> Iterator[int]:
+    """Yield the CPU quota of each cgroup that has one, in whole cores."""
+    for folder, is_v1 in _cgroups(root, "cpu"):
+        names = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if is_v1 else ("cpu.max",)
+        words = " ".join(_text(folder / name) for name in names).split()  # "max", or -1 in v1: no quota
+        if len(words) == 2 and words[0].isdigit() and words[1].isdigit() and int(words[1]):
+            yield -(-int(words[0]) // int(words[1]))
 
 
 def _version(library: str) -> Optional[str]:
@@ -123,7 +140,6 @@ def _printable(fact: Any) -> Any:
 class _Hierarchy(NamedTuple):
     """File names of one version of Linux memory cgroups."""
 
-    mount: str
     limits: Tuple[str, ...]
     usage: str
     cache: Tuple[str, ...]
@@ -131,12 +147,10 @@ class _Hierarchy(NamedTuple):
 
 
 _V1 = _Hierarchy(
-    "sys/fs/cgroup/memory", ("memory.limit_in_bytes",), "memory.usage_in_bytes",
+    ("memory.limit_in_bytes",), "memory.usage_in_bytes",
     ("total_active_file", "total_inactive_file"), "total_mapped_file",
 )  # fmt: skip
-_V2 = _Hierarchy(
-    "sys/fs/cgroup", ("memory.max", "memory.high"), "memory.current", ("active_file", "inactive_file"), "file_mapped"
-)
+_V2 = _Hierarchy(("memory.max", "memory.high"), "memory.current", ("active_file", "inactive_file"), "file_mapped")
 
 
 def available_bytes(root: Union[str, os.PathLike] = "/") -> int:
@@ -182,24 +196,27 @@ def _machine_bytes(root: Path) -> Optional[int]:
 
 def _groups(root: Path) -> Iterator[Tuple[int, int, int]]:
     """Yield (limit, usage, unmapped file cache) in bytes of each memory cgroup that has a limit."""
+    for folder, is_v1 in _cgroups(root, "memory"):
+        hierarchy = _V1 if is_v1 else _V2
+        limits = [limit for limit in (_number(folder / name) for name in hierarchy.limits) if limit is not None]
+        usage = _number(folder / hierarchy.usage)
+        if limits and usage is not None:
+            stat = _table(folder / "memory.stat")
+            cache = sum(stat.get(name, 0) for name in hierarchy.cache)
+            yield min(limits), usage, max(0, cache - stat.get(hierarchy.mapped, 0))
+
+
+def _cgroups(root: Path, controller: str) -> Iterator[Tuple[Path, bool]]:
+    """Yield the folder of each cgroup that contains this process, from the outermost, and whether it is of v1."""
     for line in _text(root / "proc/self/cgroup").splitlines():
-        _, controllers, group = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
+        controllers, _, group = line.partition(":")[2].partition(":")
+        if controllers and controller not in controllers.split(","):
             continue
-        hierarchy = _V1 if controllers else _V2
+        mount = root.joinpath("sys/fs/cgroup", controller if controllers else "")
         # In a container the path may be the one on the host, while the mount point is the container's own group.
         names = [name for name in group.split("/") if name not in ("", "..")]
         for depth in range(len(names) + 1):
-            yield from _group(root.joinpath(hierarchy.mount, *names[:depth]), hierarchy)
-
-
-def _group(folder: Path, hierarchy: _Hierarchy) -> Iterator[Tuple[int, int, int]]:
-    limits = [limit for limit in (_number(folder / name) for name in hierarchy.limits) if limit is not None]
-    usage = _number(folder / hierarchy.usage)
-    if limits and usage is not None:
-        stat = _table(folder / "memory.stat")
-        cache = sum(stat.get(name, 0) for name in hierarchy.cache)
-        yield min(limits), usage, max(0, cache - stat.get(hierarchy.mapped, 0))
+            yield mount.joinpath(*names[:depth]), bool(controllers)
 
 
 def _number(path: Path) -> Optional[int]:
@@ -209,4 +226,4 @@ def _number(path: Path) -> Optional[int]:
 
 def _table(path: Path) -> Dict[str, int]:
     rows = (line.split() for line in _text(path).splitlines())
-    return {row[0]: int(row[1]) for row in rows if len(row) >= 2}
+    return {row[0]: int(row[1]) for row in rows if len(row) >= 2 and row[1].isdigit()}

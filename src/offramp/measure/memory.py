@@ -12,7 +12,6 @@ import threading
 import time
 from array import array
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, TypeVar
 
 from offramp.forks import Forked
@@ -50,15 +49,15 @@ def read_memory() -> Memory:
         peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << (0 if sys.platform == "darwin" else 10)
         return Memory(peak_bytes, peak_bytes, None, None)
     anon_bytes = status.get("RssAnon")  # since Linux 4.5
-    file_bytes = None if anon_bytes is None else status["RssFile"] + status["RssShmem"]
-    return Memory(status["VmRSS"], status["VmHWM"], anon_bytes, file_bytes)
+    file_bytes = None if anon_bytes is None else status.get("RssFile", 0) + status.get("RssShmem", 0)
+    return Memory(status.get("VmRSS", status["VmHWM"]), status["VmHWM"], anon_bytes, file_bytes)
 
 
 def _status_bytes() -> Dict[str, int]:
     # Opened on every call: after a fork, an inherited descriptor would report the parent.
     try:
         descriptor = os.open(_STATUS, os.O_RDONLY)
-    except FileNotFoundError:
+    except OSError:  # another operating system, or a sandbox that hides it
         return {}
     try:
         status = os.read(descriptor, 1 << 14)
@@ -169,7 +168,7 @@ class PeakMeter(_Sampler):
         """Begin the phase."""
         if self.method == "clear_refs" and not reset_peak():
             self.method = "sampled"
-        if self.method == "sampled" and not Path(_STATUS).exists():
+        if self.method == "sampled" and not _status_bytes():
             self.method = "hwm"
         self._earlier_peak_bytes = read_memory().peak_bytes
         self._peak_bytes = 0

@@ -19,8 +19,6 @@ def check_program(program: Program) -> None:
     output = program.output or Output("")
     if (output.problem is None) != (output.num_labels == 0):
         raise WrongError("program.output: problem and num_labels go together")
-    if output.problem == p.REGRESSION and output.num_labels != 1:
-        raise WrongError(f"program.output: a regression has one label, not {output.num_labels}")
     if program.module is not None:
         _check_parts(program.module)
     if not program.stages:

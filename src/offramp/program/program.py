@@ -143,7 +143,8 @@ class Texts:
     """Longest input in tokens."""
     num_token_types: int
     """0 where the model has no token types."""
-    pad_token: int
+    pad_token: Optional[int]
+    """None where the model has no token for padding, so that only texts of one length make a batch."""
     position_offset: int = 0
     """Row of the position table that the first token takes (RoBERTa: 2)."""
 

@@ -12,7 +12,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offramp.errors import MissingExtraError
+from offramp.errors import import_error
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -80,8 +80,8 @@ def draw_memory(
         raise ValueError("samples must not be empty")
     try:
         import matplotlib as mpl
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("matplotlib", "report") from error
+    except ImportError as error:
+        raise import_error(error, "matplotlib", "report") from None
     no_timestamp = {"Date": None} if path.suffix == ".svg" else {"Software": None}
     with mpl.rc_context(_STYLE), warnings.catch_warnings():
         # Missing glyphs: the viewer of an SVG substitutes a font, a PNG shows a box.

@@ -34,7 +34,7 @@ def trim_memory() -> int:
     Released are free heap memory and code pages of libraries. Half of the code that a runtime maps runs only during
     start-up (graph optimisers, registries), about 20 MiB of ONNX Runtime. Pages that are needed again return from the
     page cache by a minor fault. Only executable, private, unmodified file mappings are released, so no data can be
-    lost. Returns 0 without /proc.
+    lost. Returns 0 without /proc/self/smaps.
     """
     if not sys.platform.startswith("linux"):
         return 0
@@ -53,7 +53,11 @@ def _code_mappings() -> Iterator[Tuple[int, int, int]]:
     """
     start = end = resident = 0
     is_code = False
-    for line in Path("/proc/self/smaps").read_bytes().splitlines():
+    try:
+        smaps = Path("/proc/self/smaps").read_bytes()
+    except OSError:  # a kernel without it, or a sandbox that hides it
+        return
+    for line in smaps.splitlines():
         words = line.split()
         if b"-" in words[0]:
             start, end = (int(part, 16) for part in words[0].split(b"-"))

@@ -8,7 +8,6 @@ while another is used.
 
 from __future__ import annotations
 
-import errno
 import mmap
 from abc import ABC, abstractmethod
 from itertools import chain
@@ -33,9 +32,7 @@ def new_pages(num_bytes: int) -> mmap.mmap:
     """
     try:
         return mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    except OSError as error:
-        if error.errno != errno.ENOMEM:
-            raise
+    except OSError:
         what = f"the system refuses {format_size(num_bytes)} of memory for weights"
         raise BudgetError(what, None, "raise the limit of ulimit -v, or give a smaller --budget") from None
 

@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from typing import Any, Callable, Deque, Dict, List, Optional, Sequence, Tuple
 
 from offramp import measure
-from offramp.errors import StoreError, UsageError
+from offramp.errors import DamagedError, StoreError, UsageError
 from offramp.forks import Forked
 from offramp.measure import PeakMeter, Trace
 from offramp.policies import Policy
 from offramp.program.inputs import Batch, InputEncoder
 from offramp.runtime.backend import Backend
-from offramp.runtime.config import READS, EngineConfig
+from offramp.runtime.config import EngineConfig
 from offramp.runtime.engine import Engine
 from offramp.runtime.exits import load_exits
 from offramp.runtime.feed import WeightFeed
@@ -275,7 +275,7 @@ class Classifier(Forked):
             stages.append({"stage": stage.name, "bytes": sum(size for _, size in items), "shards": shards})
         return {
             **{name: getattr(self.plan, name) for name in names},
-            "reads": READS[1 if self.direct else 2],
+            "reads": "direct" if self.direct else "buffered",
             "stages": stages,
         }
 
@@ -304,7 +304,7 @@ class Classifier(Forked):
             "num_slots": plan.num_slots,
             "num_residents": len(plan.residents),
             "resident_bytes": plan.resident_bytes,
-            "reads": READS[1 if self.direct else 2],
+            "reads": "direct" if self.direct else "buffered",
             "verify": self.store.policy,
             "batch": settings.num_rows * settings.num_batches,
             "is_bulk": settings.is_bulk,
@@ -370,6 +370,9 @@ def _new_trace(settings: Settings) -> Trace:
 
 def page_cache_bytes(store: Store) -> Optional[int]:
     """Return the bytes of shards in the page cache, or None if unknown. A memory cgroup is charged for them."""
-    parts = [measure.cached_bytes(store.path / shard.file) for shard in store.manifest.shards.values()]
+    try:
+        parts = [measure.cached_bytes(each.file, dir_fd=store.folder.fd) for each in store.manifest.shards.values()]
+    except (OSError, DamagedError):  # the store was removed while it was open
+        return None
     known = [part for part in parts if part is not None]
     return sum(known) if len(known) == len(parts) else None

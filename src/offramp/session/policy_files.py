@@ -9,9 +9,7 @@ from typing import Callable, Dict, List, Mapping, Optional, Tuple, Union
 
 from offramp.errors import BudgetError, RefusedError, StoreError, UsageError
 from offramp.policies import Policy, parse
-from offramp.policies.codec import from_json
 from offramp.policies.grammar import is_file
-from offramp.policies.learned import with_costs
 from offramp.runtime import profile as profiles
 from offramp.runtime.config import BULK
 from offramp.runtime.guard import DeadlineGuard, Guard
@@ -56,6 +54,8 @@ class NamedPolicy:
         Latencies do not hold on another machine, engine or budget. Certificates do not hold under a deadline, nor where
         `profile` changes the latencies that the policy uses.
         """
+        from offramp.policies.learned import with_costs
+
         lines = []
         for name, file in self.files.items():
             own = policy_of(file, name)
@@ -96,6 +96,8 @@ def read_exit(exit: Union[str, Policy]) -> NamedPolicy:
 
 def policy_of(file: PolicyFile, where: object) -> Policy:
     """Return the policy that a file describes. Raises StoreError for an invalid one, UsageError for an invalid rule."""
+    from offramp.policies.codec import from_json  # imported for files only: learned policies make start-up slower
+
     try:
         return from_json(file.policy)
     except (ValueError, OverflowError, RecursionError) as error:
@@ -135,6 +137,8 @@ def rebase_policy(
         warn(line)
     if profile is None:
         return named, None
+    from offramp.policies.learned import with_costs
+
     return replace(named, policy=with_costs(named.policy, profile.costs_from)), profile
 
 

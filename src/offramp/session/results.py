@@ -20,9 +20,10 @@ class Result:
     """The answer for one input. The fields are the keys of `offramp run --json`."""
 
     label: Optional[str]
-    """The `id2label` string; None for regression. Multi-label: the most probable one."""
+    """The `id2label` string; None for a regression of one value. Multi-label: the most probable one; several values:
+    the name of the largest."""
     score: float
-    """Softmax probability of the label (multi-label: sigmoid; regression: the value)."""
+    """Softmax probability of the label (multi-label: sigmoid; regression: the value, or the largest of several)."""
     exit_stage: int
     """The exit that answered, from 1; the number of layers if no exit stopped the row earlier."""
     stages_run: int
@@ -31,6 +32,8 @@ class Result:
     """Share of this input in the bytes read from the store."""
     labels: Optional[Tuple[str, ...]] = None
     """Multi-label only: all labels with a probability of one half or more."""
+    values: Optional[Tuple[float, ...]] = None
+    """Regression of several values only: all of them, in the order of their ids."""
 
 
 def result_of(outcome: Outcome, problem: Optional[str], labels: Sequence[str]) -> Result:
@@ -38,8 +41,11 @@ def result_of(outcome: Outcome, problem: Optional[str], labels: Sequence[str]) -
     assert outcome.logits_C is not None, "every row of a finished sweep has logits"
     logits_C = outcome.logits_C.astype(np.float64)
     common = (outcome.exit_stage, outcome.exit_stage, outcome.bytes_read)
-    if problem == REGRESSION:
+    if problem == REGRESSION and len(logits_C) == 1:
         return Result(None, float(logits_C[0]), *common)
+    if problem == REGRESSION:
+        best = int(np.argmax(logits_C))
+        return Result(labels[best], float(logits_C[best]), *common, values=tuple(logits_C.tolist()))
     if problem == MULTI_LABEL:
         scores_C = [_sigmoid(logit) for logit in logits_C]
         best = int(np.argmax(scores_C))

@@ -9,10 +9,10 @@ import os
 import warnings
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Callable, Iterable, Optional, Union
 
 from offramp.backends import open_backend
+from offramp.errors import UsageError
 from offramp.measure import num_cores
 from offramp.policies import Policy
 from offramp.program.inputs import InputEncoder
@@ -83,6 +83,7 @@ def prepare_engine(
         tune_allocator()
     opened = Store(store, config.verify)
     require_head(opened.manifest, opened.path)
+    _require_padding(opened, config)
     named.require_model(opened)
     num_exits = len(opened.program.layers)
     named.policy.check(num_exits, opened.program.problem)
@@ -110,7 +111,7 @@ def prepare_engine(
     else:
         classifier = plan_for(settings.num_rows, 1)
     known = replace(config, longest=settings.length)
-    classifier.recipe = partial(prepare_engine, Path(store).absolute(), known, policy=policy, profile=profile)
+    classifier.recipe = partial(prepare_engine, opened.path, known, policy=policy, profile=profile)
     expect_profile(guard, classifier, measured)
     if config.budget is not None and config.budget > settings.budget_bytes and classifier.plan.num_slots:
         what, size = settings.limited_by, format_size(settings.budget_bytes)
@@ -118,6 +119,14 @@ def prepare_engine(
     if config.reads == "direct" and not classifier.direct:
         warn("this file system does not support direct reads: reading through the page cache")
     return classifier
+
+
+def _require_padding(store: Store, config: EngineConfig) -> None:
+    """Raise UsageError if texts that run together cannot be padded to one length."""
+    texts = store.program.texts
+    if texts is not None and texts.pad_token is None and config.batch != 1:
+        what = "the model has no token for padding, so that each text runs alone"
+        raise UsageError(what, store.path, "use batch 1, or set pad_token_id in config.json and divide again")
 
 
 def _settings(config: EngineConfig, encoder: InputEncoder, texts: Optional[Iterable[Any]]) -> Settings:

@@ -11,10 +11,12 @@ import fcntl
 import hashlib
 import os
 import stat
+import warnings
+import weakref
 from pathlib import Path
-from typing import Iterable, Iterator, Union
+from typing import Callable, Iterable, Iterator, Optional, Union
 
-from offramp.errors import DamagedError, DiskFullError, StoreError, UsageError
+from offramp.errors import DamagedError, DiskFullError, StoreError, SystemNotice, UsageError
 from offramp.store.manifest import BLOCK_BYTES, File
 
 Data = Union[bytes, memoryview]
@@ -24,14 +26,53 @@ CHUNK_BYTES = 1 << 20
 MAX_SMALL_BYTES = 64 << 20
 """Maximum size in bytes of a file that is read into memory as a whole."""
 _REMEDY = "divide the model again"
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+"""Flags that open a folder."""
 _NOT_PLAIN = (errno.ELOOP, errno.ENOTDIR, errno.ENXIO, errno.ENODEV, errno.EMLINK)
 """Error numbers of `open` on symlinks, folders, pipes and devices."""
 _UNREADABLE = (errno.EIO, errno.EACCES, errno.EPERM, errno.ESTALE)
 """Error numbers of files that exist but cannot be read."""
 _NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG)
 """Error numbers of paths at which no folder can be created."""
+_UNSUPPORTED = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL, errno.EBADF)
+"""Error numbers of calls that a kernel or a file system does not implement. No failing device reports them."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers of a full disk, an exhausted quota and a file size limit."""
+
+
+def absolute(path: Union[str, os.PathLike]) -> Path:
+    """Return a path that does not depend on the working folder. Raises UsageError where that was deleted."""
+    try:
+        return Path(path).absolute()
+    except FileNotFoundError:
+        raise UsageError("the working folder was deleted", path, "change to a folder that exists") from None
+
+
+class Folder:
+    """A folder and one descriptor of it, by which its files are found although it is renamed.
+
+    The descriptor is opened at the first use, and closed by `close` or with the object.
+    """
+
+    def __init__(self, path: Union[str, os.PathLike]) -> None:
+        self.path = absolute(path)
+        self._closing: Optional[weakref.finalize] = None
+        self._fd = -1
+
+    @property
+    def fd(self) -> int:
+        """Descriptor of the folder."""
+        if self._closing is None:
+            with translate_read_errors(self.path):
+                self._fd = os.open(str(self.path), _FOLDER)
+            self._closing = weakref.finalize(self, os.close, self._fd)
+        return self._fd
+
+    def close(self) -> None:
+        """Close the descriptor; the next use opens it again."""
+        if self._closing is not None:
+            self._closing()
+            self._closing = None
 
 
 @contextlib.contextmanager
@@ -47,30 +88,37 @@ def translate_read_errors(where: object) -> Iterator[None]:
         if error.errno in _UNREADABLE:
             what = f"file cannot be read ({error.strerror})"
             raise StoreError(what, where, "check permissions and disk") from error
+        _locate(error, where)
         raise
+
+
+def _locate(error: OSError, where: object) -> None:
+    """Give an error of a descriptor, which has no file name, the path that its message will name."""
+    if error.filename is None:
+        error.filename = str(where)
 
 
 def _not_plain(where: object) -> DamagedError:
     return DamagedError("not a regular file: a store must not contain links or devices", where, "copy the file itself")
 
 
-def open_regular(root: Path, name: str, flags: int = 0) -> int:
+def open_regular(root: Path, name: str, flags: int = 0, *, dir_fd: Optional[int] = None) -> int:
     """Open `name` (at most one folder deep) under `root` for reading. Return the descriptor.
+
+    `dir_fd` is an open descriptor of `root`, which is opened otherwise.
 
     Raises DamagedError for missing files, symlinks, folders, pipes and devices.
     """
     flags |= os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # NONBLOCK: opening a pipe must not block
     *parents, leaf = name.split("/")
-    with translate_read_errors(root / name):
-        folder = os.open(str(root), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            for parent in parents:
-                inner = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=folder)
-                os.close(folder)
-                folder = inner
-            fd = os.open(leaf, flags, dir_fd=folder)
-        finally:
-            os.close(folder)
+    with translate_read_errors(root / name), contextlib.ExitStack() as closing:
+        if dir_fd is None:
+            dir_fd = os.open(str(root), _FOLDER)
+            closing.callback(os.close, dir_fd)
+        for parent in parents:
+            dir_fd = os.open(parent, _FOLDER | os.O_NOFOLLOW, dir_fd=dir_fd)
+            closing.callback(os.close, dir_fd)
+        fd = os.open(leaf, flags, dir_fd=dir_fd)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise _not_plain(root / name)
@@ -78,9 +126,9 @@ def open_regular(root: Path, name: str, flags: int = 0) -> int:
 
 
 @contextlib.contextmanager
-def opened(root: Path, name: str) -> Iterator[int]:
+def opened(root: Path, name: str, *, dir_fd: Optional[int] = None) -> Iterator[int]:
     """Context manager of the descriptor that `open_regular` returns."""
-    fd = open_regular(root, name)
+    fd = open_regular(root, name, dir_fd=dir_fd)
     try:
         yield fd
     finally:
@@ -94,12 +142,12 @@ def require_size(fd: int, file_bytes: int, where: object) -> None:
         raise DamagedError(f"file has {size} bytes, expected {file_bytes} from the manifest", where, _REMEDY)
 
 
-def read_small(root: Path, file: File) -> bytes:
+def read_small(root: Path, file: File, *, dir_fd: Optional[int] = None) -> bytes:
     """Return the whole content of a small file of the store, checked against its size and digest."""
     where = root / file.file
     if file.bytes > MAX_SMALL_BYTES:
         raise DamagedError(f"file of {file.bytes} bytes exceeds the limit of {MAX_SMALL_BYTES}", where)
-    with opened(root, file.file) as fd, translate_read_errors(where):
+    with opened(root, file.file, dir_fd=dir_fd) as fd, translate_read_errors(where):
         require_size(fd, file.bytes, where)
         data = b"".join(iter_chunks(fd, file.bytes))
     if hashlib.sha256(data).hexdigest() != file.sha256:
@@ -142,24 +190,40 @@ def sha256_of(fd: int) -> str:
     return digest.hexdigest()
 
 
-def fsync_folder(folder: Path) -> None:
-    """Flush the names in a folder to disk."""
-    fd = os.open(str(folder), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def notice(message: str) -> None:
+    """Warn once that this system lacks a feature."""
+    warnings.warn(message, SystemNotice, stacklevel=1)  # one place, so each text is shown once
+
+
+def fsync(fd: int) -> None:
+    """Flush a file, or the names in a folder, to disk. Warns where the file system cannot do this."""
     try:
         os.fsync(fd)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:  # such as EIO: the data are lost
+            raise
+        notice("this file system does not flush files to the disk: a power failure may damage what was just written")
+
+
+def fsync_folder(folder: Path) -> None:
+    """Flush the names in a folder to disk."""
+    fd = os.open(str(folder), _FOLDER)
+    try:
+        fsync(fd)
     finally:
         os.close(fd)
 
 
 @contextlib.contextmanager
 def translate_disk_full(where: object) -> Iterator[None]:
-    """Translate OSError of a full disk to DiskFullError."""
+    """Translate OSError of a full disk to DiskFullError. Other errors get the path if they have none."""
     try:
         yield
     except OSError as error:
         if error.errno in _FULL:
             what, remedy = "no space left", "free some space and run again: finished shards are kept"
             raise DiskFullError(what, where, remedy) from error
+        _locate(error, where)
         raise
 
 
@@ -174,25 +238,52 @@ def translate_path_errors(what: str, where: object) -> Iterator[None]:
         raise
 
 
-def lock_folder(folder: Path, what: str, busy: str) -> int:
-    """Create a folder and its parents, and lock it until the returned descriptor is closed.
+def lock_folder(folder: Path, what: str, busy: str) -> Callable[[], None]:
+    """Create a folder and its parents, and lock it. Return the function that releases the lock.
+
+    Where the file system has no locks, a file `FOLDER.lock` beside the folder takes the place of the lock.
 
     Raises UsageError: with `busy` if another process holds the lock, with `what` if the folder cannot be created.
     """
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     with translate_path_errors(what, folder), contextlib.ExitStack() as on_failure:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):
             folder.mkdir()
         # locked, or renamed by the holder of the lock in the meantime
         with contextlib.suppress(BlockingIOError, FileNotFoundError):
-            lock = os.open(str(folder), flags)
+            lock = os.open(str(folder), _FOLDER | os.O_NOFOLLOW)
             on_failure.callback(os.close, lock)
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not _flock(lock):
+                on_failure.callback(_own(folder.with_name(folder.name + ".lock"), busy))
             if os.path.samestat(os.fstat(lock), os.lstat(str(folder))):
-                on_failure.pop_all()
-                return lock
+                return on_failure.pop_all().close
     raise UsageError(busy, folder, "wait until it has finished")
+
+
+def _flock(fd: int) -> bool:
+    """Lock a file without waiting. Return False where the file system has no locks."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+        return False
+    return True
+
+
+def _own(owner: Path, busy: str) -> Callable[[], None]:
+    """Create a file that only one process can create. Return the function that removes it."""
+    try:
+        os.close(os.open(str(owner), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
+    except FileExistsError:
+        raise UsageError(busy, owner, "wait until it has finished; remove this file if it was killed") from None
+    notice(f"this file system has no locks: {owner.name} keeps other processes away")
+
+    def remove() -> None:
+        with contextlib.suppress(FileNotFoundError):
+            owner.unlink()
+
+    return remove
 
 
 def make_folder(folder: Path) -> None:
@@ -218,7 +309,7 @@ def write_atomic(path: Path, chunks: Iterable[Data]) -> File:
                     digest.update(chunk)
                     write_all(fd, chunk)
                     size += memoryview(chunk).nbytes
-                os.fsync(fd)
+                fsync(fd)
             temporary.replace(path)
         except BaseException:
             with contextlib.suppress(OSError):  # the first error is the one to report

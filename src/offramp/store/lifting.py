@@ -12,7 +12,7 @@ from offramp.program import program as p
 from offramp.program.captured import Piece, captured_inputs, captured_program
 from offramp.program.checks import MAX_RANK, NAMED, POSITIVE, WrongError, read, require_distinct, require_listed
 from offramp.program.program import LookUp, Module, Output, Part, Program, Texts, Value
-from offramp.store.manifest import Proof, ProvenExample, ProvenInput, Shard
+from offramp.store.manifest import ENCODER_FORMAT, Common, Manifest, Proof, ProvenExample, ProvenInput, Shard
 
 Shards = Mapping[str, Shard]
 _ROLES = {"embedding": p.BEGIN, "layer": p.LAYER, "head": p.END}
@@ -128,6 +128,33 @@ class OldProgram:
     pinned: Tuple[str, ...]
     sliced: Tuple[str, ...]
     unused: Tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _EncoderManifest(Common):
+    encoder: e.Encoder
+    stages: Tuple[OldStage, ...]
+    proof: Optional[Dict[str, Any]]
+    """Free-form proof of format 1, which nothing reads."""
+
+
+@dataclass(frozen=True)
+class _ModuleManifest(Common):
+    program: OldProgram
+    stages: Tuple[OldStage, ...]
+    proof: Optional[Dict[str, Any]]
+
+
+def lift(tree: Mapping[str, Any], version: int) -> Manifest:
+    """Return a manifest of format 1 or 2 with its computation as a program. Raises WrongError."""
+    if version == ENCODER_FORMAT:
+        encoder: _EncoderManifest = read(_EncoderManifest, tree, "")
+        program, labels = lift_encoder(encoder.encoder, encoder.stages, encoder.shards_by_name())
+        return encoder.manifest(program, inline_labels=labels)
+    module: _ModuleManifest = read(_ModuleManifest, tree, "")
+    proof = lift_proof(module.proof)
+    program, labels = lift_module(module.program, module.stages, module.shards_by_name(), proof)
+    return module.manifest(program, proof, inline_labels=labels)
 
 
 def lift_encoder(encoder: e.Encoder, stages: Sequence[OldStage], shards: Shards) -> Tuple[Program, Tuple[str, ...]]:

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any, Dict, Optional, Sequence, Tuple
 
 from offramp.errors import StoreError
-from offramp.program.checks import MAX_RANK, NAMED, POSITIVE
+from offramp.program.checks import MAX_RANK, NAMED, POSITIVE, require_distinct
 from offramp.program.dtypes import DTYPES
 from offramp.program.program import Program, plain
 from offramp.store.repeats import compress
@@ -20,7 +20,7 @@ from offramp.store.safetensors import num_bytes
 
 FILE_NAME = "offramp.json"
 LABELS_FILE = "labels.json"
-ENCODER_FORMAT, MODULE_FORMAT, FORMAT = 1, 2, 3
+ENCODER_FORMAT, MODULE_FORMAT, FORMAT = FORMATS = 1, 2, 3
 """Formats that are read; only the last one is written. The first describes a text encoder, the second a module that was
 divided by a run."""
 MAX_MANIFEST_BYTES = 2 << 20
@@ -169,6 +169,29 @@ class Manifest:
     @cached_property
     def _tensors(self) -> Dict[str, Tuple[Shard, Tensor]]:
         return {tensor.name: (shard, tensor) for shard in self.shards.values() for tensor in shard.tensors}
+
+
+@dataclass(frozen=True)
+class Common:
+    """Keys of the manifests of all formats, `format` excepted."""
+
+    source: Source
+    shards: Tuple[Shard, ...]
+    graphs: Dict[str, Graph] = field(metadata=NAMED)
+    files: Tuple[File, ...]
+    exits: Optional[Exits]
+    sha256: Any
+
+    def shards_by_name(self) -> Dict[str, Shard]:
+        """Return the shards by name. Raises WrongError where two have one name."""
+        require_distinct((shard.name for shard in self.shards), "shard")
+        return {shard.name: shard for shard in self.shards}
+
+    def manifest(self, program: Program, *others: Any, **more: Any) -> Manifest:
+        """Return the manifest of a program. `others` and `more` are its fields from `proof` on."""
+        return Manifest(
+            self.source, program, self.shards_by_name(), self.graphs, self.files, self.exits, *others, **more
+        )
 
 
 def dumps(manifest: Manifest) -> bytes:

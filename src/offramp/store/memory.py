@@ -16,8 +16,12 @@ import time
 from pathlib import Path
 from typing import Dict, Optional
 
+from offramp.store.files import absolute
+
 _TICK_NANOSECONDS = 100_000_000
 """Upper bound on the resolution of file timestamps. Two changes within this time can have equal timestamps."""
+_COARSE_TICK_NANOSECONDS = 2_000_000_000
+"""Upper bound on the resolution where timestamps are whole seconds, as on FAT and ext3."""
 
 
 def cache_folder() -> Path:
@@ -30,10 +34,11 @@ def cache_folder() -> Path:
 def identity_of(fd: int) -> Optional[str]:
     """Return the identity of the file behind `fd`, or None if the file is so new that a change might not be visible.
 
-    Must be called before the file is read.
+    Must be called before the file is read. A change far in the future was made under another clock: it is not new.
     """
     stat = os.fstat(fd)
-    if time.time_ns() - stat.st_ctime_ns < _TICK_NANOSECONDS:
+    tick = _TICK_NANOSECONDS if stat.st_ctime_ns % 1_000_000_000 else _COARSE_TICK_NANOSECONDS
+    if abs(time.time_ns() - stat.st_ctime_ns) < tick:
         return None
     return f"{stat.st_dev}:{stat.st_ino}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"
 
@@ -43,7 +48,7 @@ class VerifiedMemory:
 
     def __init__(self, store: Path, manifest_bytes: bytes) -> None:
         key = hashlib.sha256(os.fsencode(os.path.realpath(str(store))) + b"\0" + manifest_bytes).hexdigest()
-        self._path = cache_folder() / "verified" / (key + ".json")
+        self._path = absolute(cache_folder()) / "verified" / (key + ".json")
         self._verified = self._load()
         self._saved = dict(self._verified)
 

@@ -1,19 +1,18 @@
 """Manifests read from bytes: the one place that checks them, alone and as parts that must fit together.
 
 Unknown or missing keys, types, names and sizes are refused here by name, so that every caller can rely on a `Manifest`.
-Files are compared with their digests by `store.reader`.
+Files are compared with their digests by `store.reader` and `store.checking`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Dict, Optional, Tuple
 
 from offramp.errors import DamagedError, VersionError
 from offramp.program import program as p
-from offramp.program.checks import NAMED, WrongError, int_of, read, require_distinct, require_listed
+from offramp.program.checks import WrongError, int_of, read, require_distinct, require_listed
 from offramp.program.consistency import check_program
-from offramp.program.encoder import Encoder, misfit
+from offramp.program.encoder import misfit
 from offramp.program.program import Program
-from offramp.store import lifting
 from offramp.store import manifest as m
 from offramp.store.repeats import expand
 from offramp.store.safetensors import PAGE_BYTES, require_contiguous, strict_json
@@ -24,40 +23,10 @@ _TEMPLATES_WITHOUT_GRAPH = ("mask", p.POOLED_LINEAR)
 
 
 @dataclass(frozen=True)
-class _Common:
-    """Keys of the manifests of all formats, `format` excepted."""
-
-    source: m.Source
-    shards: Tuple[m.Shard, ...]
-    graphs: Dict[str, m.Graph] = field(metadata=NAMED)
-    files: Tuple[m.File, ...]
-    exits: Optional[m.Exits]
-    sha256: Any
-
-
-@dataclass(frozen=True)
-class _EncoderManifest(_Common):
-    encoder: Encoder
-    stages: Tuple[lifting.OldStage, ...]
-    proof: Optional[Dict[str, Any]]
-    """Ignored."""
-
-
-@dataclass(frozen=True)
-class _ModuleManifest(_Common):
-    program: lifting.OldProgram
-    stages: Tuple[lifting.OldStage, ...]
-    proof: Optional[Dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class _ProgramManifest(_Common):
+class _ProgramManifest(m.Common):
     program: Any
     proof: Optional[m.Proof]
     labels: Optional[m.File]
-
-
-_KINDS = {m.ENCODER_FORMAT: _EncoderManifest, m.MODULE_FORMAT: _ModuleManifest, m.FORMAT: _ProgramManifest}
 
 
 def loads(data: bytes, where: object = m.FILE_NAME) -> m.Manifest:
@@ -72,11 +41,11 @@ def loads(data: bytes, where: object = m.FILE_NAME) -> m.Manifest:
     if not isinstance(tree, dict):
         raise DamagedError("manifest is not a JSON object", where, _REMEDY)
     version = tree.pop("format", None)
-    if type(version) is not int or version not in _KINDS:
-        what = f"manifest has format {version!r}, this version reads {', '.join(map(str, _KINDS))}"
+    if type(version) is not int or version not in m.FORMATS:
+        what = f"manifest has format {version!r}, this version reads {', '.join(map(str, m.FORMATS))}"
         raise VersionError(what, where, "use the offramp that wrote it, or divide again")
     try:
-        manifest = _manifest(read(_KINDS[version], tree, ""))
+        manifest = _manifest(tree) if version == m.FORMAT else _old_manifest(tree, version)
         check_program(manifest.program)
         _check_manifest(manifest)
     except WrongError as error:
@@ -97,20 +66,16 @@ def parse_labels(data: bytes, num_labels: int, where: object) -> Tuple[str, ...]
     return labels
 
 
-def _manifest(found: Any) -> m.Manifest:
-    """Return a manifest of any format with its computation as a program."""
-    require_distinct((shard.name for shard in found.shards), "shard")
-    shards: Dict[str, m.Shard] = {shard.name: shard for shard in found.shards}
-    proof, labels, inline_labels = None, None, ()
-    if isinstance(found, _ProgramManifest):
-        program, proof, labels = read(Program, expand(found.program, "program"), "program"), found.proof, found.labels
-    elif isinstance(found, _ModuleManifest):
-        proof = lifting.lift_proof(found.proof)
-        program, inline_labels = lifting.lift_module(found.program, found.stages, shards, proof)
-    else:
-        program, inline_labels = lifting.lift_encoder(found.encoder, found.stages, shards)
-    common = (found.graphs, found.files, found.exits)
-    return m.Manifest(found.source, program, shards, *common, proof, labels, inline_labels)
+def _manifest(tree: Dict[str, Any]) -> m.Manifest:
+    found = read(_ProgramManifest, tree, "")
+    program = read(Program, expand(found.program, "program"), "program")
+    return found.manifest(program, found.proof, found.labels)
+
+
+def _old_manifest(tree: Dict[str, Any], version: int) -> m.Manifest:
+    from offramp.store.lifting import lift  # imported for old stores only: its dataclasses make start-up slower
+
+    return lift(tree, version)
 
 
 def _check_manifest(manifest: m.Manifest) -> None:

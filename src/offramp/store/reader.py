@@ -1,23 +1,25 @@
 """Reading a store: whole shards into buffers of the caller, and rows of gathered tables, all verified by digest.
 
-`verify` checks every byte of every file that the manifest lists. When a shard is read and how long it stays in memory
+When a shard is read and how long it stays in memory
 is decided by `runtime`. No file is ever mapped.
 """
 
 from __future__ import annotations
 
+import contextlib
+import copyreg
 import hashlib
 import os
+import resource
 import threading
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
 
-from offramp.errors import DamagedError, RefusedError, StoreError
+from offramp.errors import DamagedError, StoreError
 from offramp.forks import Forked
 from offramp.program.dtypes import DTYPES
 from offramp.program.program import Program
@@ -25,19 +27,16 @@ from offramp.store import files
 from offramp.store import manifest as m
 from offramp.store.memory import VerifiedMemory, identity_of
 from offramp.store.parsing import loads, parse_labels
-from offramp.store.safetensors import PAGE_BYTES, parse_header, read_header
+from offramp.store.safetensors import PAGE_BYTES, parse_header
 
 READ_CHUNK_BYTES = 2 << 20
 """Bytes per system call; a cancelled read stops at the next multiple."""
 Cancelled = Callable[[], bool]
 """Function that returns whether to stop reading. `bool` itself always returns False."""
+MOST_OPEN = 64
+"""Maximum number of files of shards that stay open between reads. An open of a local file takes microseconds."""
 VERIFY = ("always", "first", "never")
 _REMEDY = "divide the model again"
-
-
-def _reduced(self: Store) -> Tuple[Any, ...]:
-    """Return what a pickle of a store consists of."""
-    return Store, (self.path.absolute(), self.policy)
 
 
 class Store(Forked):
@@ -46,8 +45,9 @@ class Store(Forked):
     def __init__(self, path: os.PathLike | str, verify: str = "first") -> None:
         if verify not in VERIFY:
             raise ValueError(f"verify must be one of {VERIFY}, not {verify!r}")
-        self.path, self.policy = Path(path), verify
-        data = read_manifest_bytes(self.path)
+        self.folder, self.policy = files.Folder(path), verify
+        self.path = self.folder.path
+        data = read_manifest_bytes(self.path, self.folder)
         self.manifest = loads(data, self.path / m.FILE_NAME)
         self.digest = hashlib.sha256(data).hexdigest()
         self._verified = VerifiedMemory(self.path, data)
@@ -61,8 +61,6 @@ class Store(Forked):
     def after_fork(self) -> None:
         """Forget the thread that reads second halves, and the lock that it may have held."""
         self._opening, self._helper = threading.Lock(), None
-
-    __reduce__ = _reduced
 
     def __enter__(self) -> Store:
         return self
@@ -94,11 +92,12 @@ class Store(Forked):
         for fd in self._fds.values():
             os.close(fd)
         self._fds.clear()
+        self.folder.close()
         self._bitmaps.clear()
 
     def read_file(self, file: m.File) -> bytes:
         """Return the verified content of a small file. Raises StoreError for a graph that refers to another file."""
-        data = files.read_small(self.path, file)
+        data = files.read_small(self.path, file, dir_fd=self.folder.fd)
         if isinstance(file, m.Graph):
             require_self_contained(data, self.path / file.file)
         return data
@@ -119,12 +118,12 @@ class Store(Forked):
         needed = -(-shard.bytes // PAGE_BYTES) * PAGE_BYTES if direct else shard.bytes
         if len(buffer) < needed:
             raise ValueError(f"shard {name} takes {needed} bytes, the buffer has {len(buffer)}")
-        fd = self._fd(name, direct)
-        identity, check = self._identify(name, fd)
-        if (direct or halves) and not check and shard.bytes > 2 * READ_CHUNK_BYTES:
-            return self._read_halves(shard, fd, buffer[:needed], cancelled)
-        digest = hashlib.sha256() if check else None
-        num_bytes, complete = self._read_span(shard, fd, buffer[:needed], (0, shard.bytes), cancelled, digest)
+        with self._opened(name, direct) as fd:
+            identity, check = self._identify(name, fd)
+            if (direct or halves) and not check and shard.bytes > 2 * READ_CHUNK_BYTES:
+                return self._read_halves(shard, fd, buffer[:needed], cancelled)
+            digest = hashlib.sha256() if check else None
+            num_bytes, complete = self._read_span(shard, fd, buffer[:needed], (0, shard.bytes), cancelled, digest)
         if digest is not None and complete:
             self._require(digest.hexdigest() == shard.sha256, shard, "sha256 differs from the manifest")
             self._verified.remember(name, identity)
@@ -178,14 +177,14 @@ class Store(Forked):
     def read_tensor(self, name: str, tensor: m.Tensor) -> bytearray:
         """Return the bytes of one tensor of shard `name`; the whole file is verified first, as for `read_shard`."""
         shard = self.manifest.shards[name]
-        fd, where = self._fd(name), self.path / shard.file
-        identity, check = self._identify(name, fd)
-        if check:
-            with files.translate_read_errors(where):
-                self._require(files.sha256_of(fd) == shard.sha256, shard, "sha256 differs from the manifest")
-            self._verified.remember(name, identity)
-        data = bytearray(tensor.num_bytes)
-        files.read_exactly(fd, memoryview(data), shard.data_start + tensor.offset, where)
+        where, data = self.path / shard.file, bytearray(tensor.num_bytes)
+        with self._opened(name) as fd:
+            identity, check = self._identify(name, fd)
+            if check:
+                with files.translate_read_errors(where):
+                    self._require(files.sha256_of(fd) == shard.sha256, shard, "sha256 differs from the manifest")
+                self._verified.remember(name, identity)
+            files.read_exactly(fd, memoryview(data), shard.data_start + tensor.offset, where)
         return data
 
     def gather(self, shard_name: str, role: str, rows_N: np.ndarray) -> Tuple[np.ndarray, int]:
@@ -203,57 +202,71 @@ class Store(Forked):
         name = dtype.numpy or f"u{dtype.item_bytes}"  # rows of a dtype that NumPy does not have are unsigned integers
         table_UW = _aligned_rows(len(unique_U), width, np.dtype(name))
         start, row_bytes = shard.data_start + tensor.offset, tensor.num_bytes // height
-        read = self._check_blocks(shard, start, row_bytes, unique_U)
-        fd, view, where = self._fd(shard_name), table_UW.reshape(-1).view(np.uint8).data, self.path / shard.file
-        for first, count in _runs(unique_U):
-            part = view[first * row_bytes : (first + count) * row_bytes]
-            files.read_exactly(fd, part, start + int(unique_U[first]) * row_bytes, where)
-        read += len(view)
+        view, where = table_UW.reshape(-1).view(np.uint8).data, self.path / shard.file
+        with self._opened(shard_name) as fd:
+            read = len(view) + self._check_blocks(shard, fd, start, row_bytes, unique_U)
+            for first, count in _runs(unique_U):
+                part = view[first * row_bytes : (first + count) * row_bytes]
+                files.read_exactly(fd, part, start + int(unique_U[first]) * row_bytes, where)
         if np.array_equal(unique_U, rows_N):  # a slice, which may be large
             return table_UW, read
         rows_NW = _aligned_rows(inverse_N.size, width, table_UW.dtype)
         return np.take(table_UW, inverse_N.reshape(-1), 0, rows_NW, "clip"), read  # else NumPy makes one more copy
 
-    def _fd(self, name: str, direct: bool = False) -> int:
+    @contextlib.contextmanager
+    def _opened(self, name: str, direct: bool = False) -> Iterator[int]:
+        """Context manager of the descriptor of a shard, which stays open if few others do.
+
+        A descriptor that stays open is never closed for another one: a thread may be reading from it.
+        """
         with self._opening:
-            if (name, direct) not in self._fds:
-                self._fds[name, direct] = self._open(self.manifest.shards[name], direct)
-            return self._fds[name, direct]
+            fd = self._fds.get((name, direct))
+            if fd is None:
+                fd = self._open(self.manifest.shards[name], direct)
+                if len(self._fds) < most_open():
+                    self._fds[name, direct] = fd
+            stays = (name, direct) in self._fds
+        try:
+            yield fd
+        finally:
+            if not stays:
+                os.close(fd)
 
     def _open(self, shard: m.Shard, direct: bool) -> int:
-        fd = files.open_regular(self.path, shard.file, os.O_DIRECT if direct else 0)
+        fd = files.open_regular(self.path, shard.file, os.O_DIRECT if direct else 0, dir_fd=self.folder.fd)
         try:
             files.require_size(fd, shard.bytes, self.path / shard.file)
-        except DamagedError:
+        except BaseException:
             os.close(fd)
             raise
         if shard.blocks is not None and hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)  # rows are scattered: readahead would fetch megabytes
+            with contextlib.suppress(OSError):  # only advice: rows are scattered, readahead would fetch megabytes
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
         return fd
 
-    def _check_blocks(self, shard: m.Shard, start: int, row_bytes: int, rows_U: np.ndarray) -> int:
+    def _check_blocks(self, shard: m.Shard, fd: int, start: int, row_bytes: int, rows_U: np.ndarray) -> int:
         """Verify the blocks that contain these rows, unless they are known. Returns the bytes read for it."""
         if self.policy == "never" or not len(rows_U):
             return 0
         first_U = (start + rows_U * row_bytes) // m.BLOCK_BYTES
         last_U = (start + (rows_U + 1) * row_bytes - 1) // m.BLOCK_BYTES
         spans = [np.arange(first, last + 1) for first, last in zip(first_U, last_U)]
-        bitmap, digests, read = self._blocks_of(shard), self._digests[shard.name], 0
+        bitmap, digests, read = self._blocks_of(shard, fd), self._digests[shard.name], 0
         for block in np.unique(np.concatenate(spans)).tolist():
             if bitmap[block] and self.policy == "first":
                 continue
             with files.translate_read_errors(self.path / shard.file):
-                data = os.pread(self._fd(shard.name), m.BLOCK_BYTES, block * m.BLOCK_BYTES)
+                data = os.pread(fd, m.BLOCK_BYTES, block * m.BLOCK_BYTES)
             matches = hashlib.sha256(data).digest() == digests[block * 32 : block * 32 + 32]
             self._require(matches, shard, f"sha256 of block {block} differs from the manifest")
             bitmap[block] = 1
             read += len(data)
         return read
 
-    def _blocks_of(self, shard: m.Shard) -> bytearray:
+    def _blocks_of(self, shard: m.Shard, fd: int) -> bytearray:
         """Return one byte per block of the file in its present state: 1 if it has been verified."""
         assert shard.blocks is not None
-        identity, count = identity_of(self._fd(shard.name)), shard.num_blocks
+        identity, count = identity_of(fd), shard.num_blocks
         if shard.name not in self._digests:
             digests = self.read_file(shard.blocks)
             self._require(len(digests) == 32 * count, shard, f"{len(digests)} bytes of digests for {count} blocks")
@@ -268,14 +281,24 @@ class Store(Forked):
             raise DamagedError(what, self.path / shard.file, _REMEDY)
 
 
-def read_manifest_bytes(path: Path) -> bytes:
-    """Return the bytes of the manifest. Raises StoreError where there is none."""
+copyreg.pickle(Store, lambda store: (Store, (store.path, store.policy)))
+
+
+def most_open() -> int:
+    """Return how many files of shards may stay open: a quarter of what the process may open, and at most MOST_OPEN."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return MOST_OPEN if limit == resource.RLIM_INFINITY else min(MOST_OPEN, limit // 4)
+
+
+def read_manifest_bytes(path: Path, folder: Optional[files.Folder] = None) -> bytes:
+    """Return the bytes of the manifest in a folder, which may be open. Raises StoreError where there is none."""
     where, remedy = path / m.FILE_NAME, "offramp divide MODEL STORE makes one"
     if not path.is_dir():
         raise StoreError("no such store", path, remedy)
     if not os.path.lexists(str(where)):
         raise StoreError(f"not a store: no {m.FILE_NAME}", path, remedy)
-    with files.opened(path, m.FILE_NAME) as fd, files.translate_read_errors(where):
+    dir_fd = None if folder is None else folder.fd
+    with files.opened(path, m.FILE_NAME, dir_fd=dir_fd) as fd, files.translate_read_errors(where):
         size = os.fstat(fd).st_size
         if size > m.MAX_MANIFEST_BYTES:
             raise DamagedError(f"manifest of {size} bytes, at most {m.MAX_MANIFEST_BYTES} are read", where, _REMEDY)
@@ -333,55 +356,3 @@ def load_tensors(store: Store, file: m.File) -> Dict[str, np.ndarray]:
         name: tensor_view(m.Tensor(name, "", entry.dtype, entry.shape, entry.start), array, header.data_start)
         for name, entry in header.tensors.items()
     }
-
-
-@dataclass(frozen=True)
-class Check:
-    """Result of checking one file. `problem` describes the error, or is None."""
-
-    file: str
-    bytes: int
-    problem: Optional[str]
-
-
-def verify(path: os.PathLike) -> Iterator[Check]:
-    """Check a store file by file, in the order of the manifest.
-
-    Raises StoreError or VersionError if the manifest itself cannot be read.
-    """
-    root = Path(path)
-    manifest = loads(read_manifest_bytes(root), root / m.FILE_NAME)
-    shards = {shard.file: shard for shard in manifest.shards.values()}
-    graphs = {graph.file for graph in manifest.graphs.values()}
-    for file in m.all_files(manifest):
-        try:
-            _check(root, file, shards.get(file.file))
-            if file.file in graphs:
-                require_self_contained(files.read_small(root, file), root / file.file)
-        except RefusedError as error:
-            yield Check(file.file, file.bytes, error.what)
-        else:
-            yield Check(file.file, file.bytes, None)
-
-
-def _check(root: Path, file: m.File, shard: Optional[m.Shard]) -> None:
-    where = root / file.file
-    with files.opened(root, file.file) as fd, files.translate_read_errors(where):
-        files.require_size(fd, file.bytes, where)
-        if files.sha256_of(fd) != file.sha256:
-            raise DamagedError("sha256 differs from the manifest", where)
-        if shard is None:
-            return
-        _check_header(fd, shard, where)
-        blocks = shard.blocks
-        if blocks is not None and hashlib.sha256(files.block_digests(fd, shard.bytes)).hexdigest() != blocks.sha256:
-            raise DamagedError(f"blocks differ from {blocks.file}", where)
-
-
-def _check_header(fd: int, shard: m.Shard, where: Path) -> None:
-    header = read_header(fd, shard.bytes, where)
-    found = {(name, entry.dtype, entry.shape, entry.start) for name, entry in header.tensors.items()}
-    expected = {(tensor.name, tensor.dtype, tensor.shape, tensor.offset) for tensor in shard.tensors}
-    if found != expected or header.data_start != shard.data_start:
-        names = sorted({name for name, *_ in found ^ expected})
-        raise DamagedError(f"tensors differ from the manifest: {names[:5]}", where)

@@ -9,7 +9,7 @@ import json
 import math
 import os
 from dataclasses import dataclass, field
-from typing import Any, Dict, Iterable, Tuple
+from typing import Any, Dict, Iterable, Optional, Tuple
 
 from offramp.errors import DamagedError
 from offramp.program.checks import MAX_RANK, WrongError, read
@@ -56,7 +56,7 @@ def parse_header(data: bytes, size: int, where: object) -> Header:
         raise _damaged("file ends inside its header", where)
     try:
         tree = read(Dict[str, Any], strict_json(text), "header")
-        metadata = read(Dict[str, str], tree.pop("__metadata__", {}), "__metadata__")
+        metadata = read(Optional[Dict[str, str]], tree.pop("__metadata__", None), "__metadata__") or {}
         tensors = {name: _entry(described, f"tensor {name!r}") for name, described in tree.items()}
         require_contiguous(((e.start, e.end - e.start, name) for name, e in tensors.items()), size - 8 - length)
     except WrongError as error:

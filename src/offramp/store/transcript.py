@@ -135,7 +135,7 @@ class TranscriptWriter:
         if self._rows_left:
             raise ValueError(f"{self._rows_left} rows were not written")
         with files.translate_disk_full(self._partial):
-            os.fsync(self._fd)
+            files.fsync(self._fd)
             sha256 = files.sha256_of(self._fd)
             self._partial.replace(self._path)
             files.fsync_folder(self.folder)

@@ -3,6 +3,9 @@
 Files are written to `STORE.partial`, the manifest last, followed by one rename. An interrupted build is resumed if the
 fingerprint matches; a shard of the earlier attempt is kept if it is byte for byte identical. At most one chunk of
 tensor data is in memory at a time. A folder created by another program is never deleted.
+
+An empty folder becomes the store in place, because it may be a mount point, which cannot be renamed: it is a store when
+the manifest is there.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Iterable, Iterator, Optional, Sequence, Tuple
+from typing import Any, Callable, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 from offramp.errors import DiskFullError, StageError, StoreError, UsageError
 from offramp.store import files
@@ -25,6 +28,8 @@ from offramp.store.safetensors import header_bytes, num_bytes
 
 _STATE = ".building"
 """File that marks a partial folder as created by offramp; contains the fingerprint."""
+_LOST = "lost+found"
+"""Folder that is part of an empty file system."""
 _RETIRED = ".retired"
 """File that marks a replaced store, which may be deleted."""
 Described = Tuple[str, str, str, Tuple[int, ...]]
@@ -40,18 +45,20 @@ class StoreWriter:
     """
 
     def __init__(self, target: Path, fingerprint: str, *, force: bool = False) -> None:
-        self.target = Path(os.path.abspath(str(target)))  # noqa: PTH100 - pathlib would keep `..` as the name
+        self.target = Path(os.path.normpath(str(files.absolute(target))))  # else `..` would be the name
         self.fingerprint, self.force = fingerprint, force
         self.partial = self.target.parent / (self.target.name + ".partial")
         self._retired = self.target.parent / (self.target.name + ".retired")
-        self._lock = -1
+        self._release: Optional[Callable[[], None]] = None
 
     def __enter__(self) -> StoreWriter:
+        what, busy = "a store cannot be built there", "another process is building this store"
+        with files.translate_path_errors(what, self.target):
+            self.partial = self.target if may_fill(self.target) else self.partial
         self._refuse_target()
         try:
             with files.translate_disk_full(self.partial):
-                busy = "another process is building this store"
-                self._lock = files.lock_folder(self.partial, "a store cannot be built there", busy)
+                self._release = files.lock_folder(self.partial, what, busy)
                 self._refuse_target()  # again: another writer may have finished in the meantime
                 self._resume_or_clear()
             files.make_folder(self.partial / "graphs")
@@ -65,19 +72,23 @@ class StoreWriter:
 
         After StageError the partial folder is removed, because a retry would fail in the same way.
         """
-        if isinstance(error, StageError) and self._lock >= 0:
-            shutil.rmtree(str(self.partial), ignore_errors=True)
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        if self._release is None:
+            return
+        if isinstance(error, StageError):
+            with contextlib.suppress(OSError):
+                _clear(self.partial)
+                if self.partial != self.target:
+                    self.partial.rmdir()
+        self._release()
+        self._release = None
 
     def require_space(self, total_bytes: int) -> None:
         """Raise DiskFullError unless the free space exceeds the bytes that remain to be written by 5 %."""
         present = sum(path.stat().st_size for path in self.partial.rglob("*") if path.is_file())
-        needed, free = max(total_bytes - present, 0) * 21 // 20, shutil.disk_usage(str(self.partial)).free
-        if needed > free:
+        needed, usage = max(total_bytes - present, 0) * 21 // 20, shutil.disk_usage(str(self.partial))
+        if needed > usage.free and any(usage):  # some network file systems report 0 of 0 bytes
             remedy = "free some space or choose another folder"
-            raise DiskFullError(f"{needed} bytes needed, {free} free", self.target.parent, remedy)
+            raise DiskFullError(f"{needed} bytes needed, {usage.free} free", self.target.parent, remedy)
 
     def add_shard(self, name: str, tensors: Sequence[Described], read: Reader, *, gathered: bool = False) -> m.Shard:
         """Write one shard of tensors in the given order.
@@ -122,12 +133,14 @@ class StoreWriter:
         return m.Graph(**vars(self.add_file(f"graphs/{kernel}.onnx", data)), opset=opset, ir=ir)
 
     def finish(self, manifest: m.Manifest) -> Path:
-        """Write the manifest, then give the folder its final name."""
+        """Write the manifest, then give the folder its final name, unless it has it already."""
         with files.translate_disk_full(self.target):
             self._drop_strangers(manifest)
             files.write_atomic(self.partial / m.FILE_NAME, [m.dumps(manifest)])
             (self.partial / _STATE).unlink()
             files.fsync_folder(self.partial)
+            if self.partial == self.target:
+                return self.target
             self._refuse_target()
             if self.target.exists():
                 self._delete_retired()
@@ -139,18 +152,22 @@ class StoreWriter:
         return self.target
 
     def _refuse_target(self) -> None:
-        if not os.path.lexists(str(self.target)):
+        if not os.path.lexists(str(self.target)) or (self.partial == self.target and may_fill(self.target)):
             return
         if not self.force:
             raise UsageError("target exists", self.target, "choose another name, or --force to replace it")
         if self.target.is_symlink() or not (self.target / m.FILE_NAME).is_file():
             what = "target exists and is not a store, so --force does not replace it"
             raise UsageError(what, self.target, "choose another name")
+        if os.path.ismount(str(self.target)):
+            raise UsageError(
+                "a mount point cannot be replaced", self.target, "remove its files, or choose another name"
+            )
         if os.path.lexists(str(self._retired)) and not self._may_delete_retired():
             raise UsageError("--force needs this name for the old store, but it exists", self._retired, "move it away")
 
     def _resume_or_clear(self) -> None:
-        state, present = self.partial / _STATE, {path.name for path in self.partial.iterdir()}
+        state, present = self.partial / _STATE, {path.name for path in _entries(self.partial)}
         if _STATE in present and state.read_bytes() == self.fingerprint.encode():
             return
         if not (_STATE in present or present <= {_STATE + ".tmp"} or self._is_finished_build()):
@@ -192,15 +209,27 @@ class StoreWriter:
 
     def _drop_strangers(self, manifest: m.Manifest) -> None:
         """Remove files of an earlier attempt that the manifest does not list."""
-        wanted = {file.file for file in m.all_files(manifest)} | {_STATE}
+        wanted = {file.file for file in m.all_files(manifest)} | {_STATE, _LOST}
         wanted |= {str(Path(name).parent) for name in wanted}
         for path in sorted(self.partial.rglob("*"), reverse=True):  # contents before their folder
-            if str(path.relative_to(self.partial)) not in wanted:
+            if str(path.relative_to(self.partial)) not in wanted and path.parent.name != _LOST:
                 _remove(path)
 
 
-def _clear(folder: Path, keep: str) -> None:
-    for path in folder.iterdir():
+def may_fill(folder: Path) -> bool:
+    """Return whether a folder is empty, or holds a store under construction."""
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    names = {path.name for path in _entries(folder)}
+    return _STATE in names or names <= {_STATE + ".tmp"}
+
+
+def _entries(folder: Path) -> List[Path]:
+    return [path for path in folder.iterdir() if path.name != _LOST]
+
+
+def _clear(folder: Path, keep: str = "") -> None:
+    for path in _entries(folder):
         if path.name != keep:
             _remove(path)
 

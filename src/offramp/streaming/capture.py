@@ -13,14 +13,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from offramp.errors import UsageError
 from offramp.program.program import Call, Value
-from offramp.streaming.placeholders import Placeholder, Weight, bits
+from offramp.streaming.placeholders import Placeholder, Weight, bits, num_bytes, written_to
 from offramp.streaming.stages import Op, Span, Trace
 
 Around = Callable[[Callable[..., Any], tuple, dict[str, Any]], Any]
@@ -30,11 +32,20 @@ Around = Callable[[Callable[..., Any], tuple, dict[str, Any]], Any]
 class Arguments:
     """Arguments of a model call, positional and by name."""
 
-    def __init__(self, inputs: Tensor | Sequence[Any] | Mapping[str, Any]) -> None:
-        """Take a tensor, a sequence of positional arguments, or a mapping of named ones."""
-        by_name = isinstance(inputs, Mapping)
-        self.args: tuple = () if by_name else (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
-        self.kwargs: dict[str, Any] = dict(inputs) if by_name else {}
+    def __init__(self, inputs: Tensor | np.ndarray | Sequence[Any] | Mapping[str, Any]) -> None:
+        """Take a tensor, a NumPy array, a sequence of positional arguments, or a mapping of named ones.
+
+        Raises UsageError for anything else.
+        """
+        if isinstance(inputs, np.ndarray) and inputs.dtype.kind in "biufc":
+            inputs = torch.from_numpy(inputs.copy())
+        is_named = isinstance(inputs, Mapping) and all(isinstance(name, str) for name in inputs)
+        if not is_named and not isinstance(inputs, (Tensor, list, tuple)):
+            what = f"the example inputs are a {type(inputs).__name__}, not a tensor, a tuple or a dictionary of names"
+            raise UsageError(what, None, "give a tuple of the arguments of the module, such as (inputs,)")
+        by_name: Any = inputs if is_named else {}
+        self.args: tuple = () if is_named else (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+        self.kwargs: dict[str, Any] = dict(by_name)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all tensors in the arguments, by argument."""
@@ -95,7 +106,8 @@ def _attributes(part: Any) -> Iterable[Any]:
 def are_equal(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
     """Return whether two lists of tensors are equal bit for bit, shapes and dtypes included."""
     return len(found) == len(expected) and all(
-        a.dtype == b.dtype and a.shape == b.shape and bits(a) == bits(b) for a, b in zip(found, expected, strict=True)
+        (a.dtype, a.layout) == (b.dtype, b.layout) and value_of(a) == value_of(b) and bits(a) == bits(b)
+        for a, b in zip(found, expected, strict=True)
     )
 
 
@@ -103,9 +115,11 @@ def surround(module: nn.Module, around: Around) -> Callable[[], None]:
     """Have `around(forward, args, kwargs)` called in place of a module's `forward`. Returns what undoes it.
 
     Hooks would not do: they are not called for a `forward` that is called directly, nor after an interrupt, and some
-    layers compute otherwise where they have any.
+    layers compute otherwise where they have any. A module that has hooks before its `forward`, which may use its
+    weights, is surrounded with them.
     """
-    before, own, active = vars(module).get("forward"), module.forward, True
+    name = "_call_impl" if module._forward_pre_hooks else "forward"
+    before, own, active = vars(module).get(name), getattr(module, name), True
 
     @functools.wraps(own)
     def forward(*args: Any, **kwargs: Any) -> Any:
@@ -114,11 +128,11 @@ def surround(module: nn.Module, around: Around) -> Callable[[], None]:
     def undo() -> None:
         nonlocal active
         active = False
-        if vars(module).get("forward") is forward:  # else other code has wrapped it since
-            del vars(module)["forward"]
-            vars(module).update({} if before is None else {"forward": before})
+        if vars(module).get(name) is forward:  # else other code has wrapped it since
+            del vars(module)[name]
+            vars(module).update({} if before is None else {name: before})
 
-    vars(module)["forward"] = forward
+    vars(module)[name] = forward
     return undo
 
 
@@ -127,14 +141,15 @@ def trace_run(
 ) -> tuple[Trace, Any]:
     """Run a module once with its weights fetched on touch. Returns what happened, and the output.
 
-    `fetch(name)` gives the data of a weight. What the module held before stands in its places again afterwards.
+    `fetch(name)` gives the data of a weight. What the module held before stands in its places again afterwards. Raises
+    StageError before a weight is written to.
     """
-    recorder = _Recorder(fetch)
+    parameters = {name: weight for name, weight in weights.items() if not weight.is_buffer}
+    recorder = _Recorder(fetch, {name: weight.tensor for name, weight in parameters.items()})
     with ExitStack() as undo:
-        for weight in weights.values():
-            if not weight.is_buffer:
-                undo.callback(weight.put, weight.tensor)
-                weight.put(Placeholder(weight.name, weight.tensor, recorder.fetched))
+        for weight in parameters.values():
+            undo.callback(weight.put, weight.tensor)
+            weight.put(Placeholder(weight.name, weight.tensor, recorder.fetched))
         for path, module in model.named_modules():
             if path:
                 undo.callback(surround(module, functools.partial(recorder.call, path)))
@@ -149,7 +164,7 @@ class LastUsed:
     def __init__(self, fetch: Callable[[str], Tensor], max_bytes: int) -> None:
         self._fetch, self._max_bytes, self._bytes = fetch, max_bytes, 0
         self._kept: dict[str, Tensor] = {}
-        """In the order of their last use."""
+        """Kept weights by name, the least recently used first."""
 
     def __call__(self, name: str) -> Tensor:
         """Return a weight, from memory or fetched."""
@@ -164,7 +179,10 @@ class LastUsed:
 
 
 class Touches(TorchDispatchMode):
-    """Notices which of some tensors, by name, an operation touches, be it through a view."""
+    """Notices which of some tensors, by name, an operation touches, be it through a view.
+
+    Raises StageError before an operation that would write to one of them.
+    """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -172,9 +190,28 @@ class Touches(TorchDispatchMode):
         self.found: set[str] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        real = (_memory(leaf) for leaf in _leaves((args, kwargs)) if not isinstance(leaf, Placeholder))
-        self.found.update(self._names[memory] for memory in real if memory in self._names)
+        self.found.update(filter(None, map(self._name, _leaves((args, kwargs)))))
+        _require_unwritten(func, map(self._name, _written(func, args, kwargs or {})))
         return func(*args, **(kwargs or {}))
+
+    def _name(self, tensor: Tensor) -> str | None:
+        return None if isinstance(tensor, Placeholder) else self._names.get(_memory(tensor))
+
+
+def _written(func: Any, args: tuple, kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """Return the tensors that an operation writes to."""
+    if not isinstance(func, torch._ops.OpOverload) or not func._schema.is_mutable:
+        return []
+    known = enumerate(func._schema.arguments)
+    given = [kwargs.get(a.name, args[i] if i < len(args) else None) for i, a in known if a.is_write]
+    return _leaves(given)
+
+
+def _require_unwritten(func: Any, weights: Iterable[str | None]) -> None:
+    """Raise StageError if one of the `weights` that an operation writes to is not None."""
+    name = next(filter(None, weights), None)
+    if name is not None:
+        raise written_to(name, str(func))
 
 
 class _Recorder(TorchDispatchMode):
@@ -182,15 +219,16 @@ class _Recorder(TorchDispatchMode):
     can take while a weak reference to it is held.
     """
 
-    def __init__(self, fetch: Callable[[str], Tensor]) -> None:
+    def __init__(self, fetch: Callable[[str], Tensor], own: Mapping[str, Tensor]) -> None:
+        """`own`: tensors of the module that placeholders stand for; code can refer to them directly."""
         super().__init__()
         self._fetch = fetch
         self._ops: list[Op] = []
         self._spans: list[Span] = []
         self._values: dict[int, tuple[Value, int]] = {}
-        self._owner: dict[int, str | int] = {}
+        self._owner: dict[int, str | int] = {_memory(tensor): name for name, tensor in own.items()}
         """Memory -> the weight or the value that lies there."""
-        self._addresses: list[StorageWeakRef] = []
+        self._addresses: list[Any] = []
         self._calls: Counter[str] = Counter()
         self._depth = 0
 
@@ -207,6 +245,7 @@ class _Recorder(TorchDispatchMode):
         known = dict.fromkeys(_memory(leaf) for leaf in inputs if not isinstance(leaf, Placeholder))  # ordered
         owners = [self._owner[memory] for memory in known if memory in self._owner]
         weights = dict.fromkeys((*touched, *(owner for owner in owners if isinstance(owner, str))))
+        _require_unwritten(func, map(self._weight, _written(func, args, kwargs)))
         result = func(*args, **kwargs)
         writes = []
         for leaf in (leaf for leaf in _leaves(result) if not isinstance(leaf, Placeholder)):
@@ -214,7 +253,7 @@ class _Recorder(TorchDispatchMode):
             if memory not in known and self._owner.get(memory) not in touched:  # else a view, or written in place
                 writes.append(len(self._values))
                 self._own(leaf, len(self._values))
-                self._values[len(self._values)] = value_of(leaf), leaf.nbytes
+                self._values[len(self._values)] = value_of(leaf), num_bytes(leaf)
         reads = tuple(owner for owner in owners if isinstance(owner, int))
         self._ops.append(Op(str(func), tuple(weights), reads, tuple(writes)))
         return result
@@ -242,15 +281,22 @@ class _Recorder(TorchDispatchMode):
         owner = None if isinstance(tensor, Placeholder) else self._owner.get(_memory(tensor))
         return owner if isinstance(owner, int) else None
 
+    def _weight(self, tensor: Tensor) -> str | None:
+        """Return the name of the weight that a tensor is or views, if there is one."""
+        owner = tensor.weight_name if isinstance(tensor, Placeholder) else self._owner.get(_memory(tensor))
+        return owner if isinstance(owner, str) else None
+
     def _own(self, tensor: Tensor, owner: str | int) -> None:
         memory = _memory(tensor)
-        if memory not in self._owner and tensor.layout == torch.strided:
-            self._addresses.append(StorageWeakRef(tensor.untyped_storage()))
+        if memory not in self._owner:
+            is_dense = tensor.layout == torch.strided
+            weak = StorageWeakRef(tensor.untyped_storage()) if is_dense else torch._C._WeakTensorRef(tensor)  # type: ignore[attr-defined]
+            self._addresses.append(weak)
         self._owner[memory] = owner
 
 
 def _memory(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata if tensor.layout == torch.strided else id(tensor)
+    return tensor.untyped_storage()._cdata if tensor.layout == torch.strided else tensor._cdata
 
 
 def value_of(tensor: Tensor) -> Value:

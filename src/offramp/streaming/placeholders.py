@@ -17,7 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from offramp.errors import StageError
 from offramp.streaming.stages import Sizes
 
 Fetch = Callable[[str, Any], Tensor]
@@ -42,6 +44,8 @@ class Placeholder(Tensor):
     """
 
     weight_name: str
+    kind: type[nn.Parameter]
+    """Class of the weight itself."""
     fetch: Fetch
     substitute: Substitute | None
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
@@ -53,18 +57,29 @@ class Placeholder(Tensor):
         made = Tensor._make_wrapper_subclass(cls, like.shape, device="cpu", **facts)  # type: ignore[attr-defined]
         made.weight_name, made.fetch, made.substitute = name, fetch, substitute
         made._is_param = isinstance(like, nn.Parameter)
+        kind = getattr(like, "kind", type(like))  # `like` can be a placeholder itself
+        made.kind = kind if issubclass(kind, nn.Parameter) else nn.Parameter
         return made
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:
         return f"Placeholder({self.weight_name}, {tuple(self.shape)}, {self.dtype})"
 
     def tolist(self) -> Any:
-        """Return the elements of the weight. No operation is dispatched for this and the next two methods."""
+        """Return the elements of the weight. No operation is dispatched for this and the next methods."""
         return self.detach().tolist()
 
     def numpy(self, *, force: bool = False) -> Any:
         """Return the weight as an array."""
         return self.detach().numpy(force=force)
+
+    @property
+    def data(self) -> Tensor:  # type: ignore[override]
+        """The weight without its history. Raises StageError where it is set."""
+        return self.detach()
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        raise written_to(self.weight_name, "its attribute data")
 
     def data_ptr(self) -> int:
         """Return the address of the weight."""
@@ -104,6 +119,12 @@ def _substituted(weight: Any, func: Any, args: tuple, kwargs: dict) -> Any:
     if isinstance(weight, Placeholder) and weight.substitute is not None:
         return weight.substitute(weight, func, args, kwargs)
     return NotImplemented
+
+
+def written_to(name: str, by: str) -> StageError:
+    """Return the error for a module whose run writes to a weight; `by`: the operation that does."""
+    remedy = "compute a new tensor instead (of an nn.Embedding: set max_norm to None)"
+    return StageError(f"a run of the module writes to its weight {name} ({by})", None, remedy)
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,10 +200,38 @@ def content_sha256(weights: Mapping[str, Weight]) -> str:
 
 
 def pieces(tensor: Tensor, num_bytes: int) -> Iterator[memoryview]:
-    """Yield the data of a tensor, `num_bytes` at a time."""
-    data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    """Yield the data of a dense tensor row by row, `num_bytes` at a time."""
+    plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    data = plain.reshape(-1).view(torch.uint8).numpy().data
     for start in range(0, len(data), num_bytes):
         yield data[start : start + num_bytes]
+
+
+def dense_parts(tensor: Tensor) -> list[Tensor]:
+    """Return the dense tensors that a tensor of any layout consists of; a dense one is its only part."""
+    if is_traceable_wrapper_subclass(tensor):
+        return [part for name in tensor.__tensor_flatten__()[0] for part in dense_parts(getattr(tensor, name))]
+    tensor = tensor.detach()
+    if tensor.is_nested:
+        return list(tensor.unbind())
+    if tensor.is_quantized:
+        by_channel = tensor.qscheme() not in (torch.per_tensor_affine, torch.per_tensor_symmetric)
+        scales = (tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points()) if by_channel else ()
+        return [tensor.int_repr(), *(scales or (torch.tensor([tensor.q_scale(), tensor.q_zero_point()]),))]
+    if tensor.layout == torch.strided:
+        return [tensor]
+    if tensor.layout == torch.sparse_coo:
+        return [tensor._indices(), tensor._values()]
+    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return [tensor.crow_indices(), tensor.col_indices(), tensor.values()]
+    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return [tensor.ccol_indices(), tensor.row_indices(), tensor.values()]
+    return [tensor.to_dense()]  # of libraries of kernels, such as oneDNN
+
+
+def num_bytes(tensor: Tensor) -> int:
+    """Return the size of the data of a tensor of any layout."""
+    return sum(part.nbytes for part in dense_parts(tensor))
 
 
 def unsaved_buffers(module: nn.Module) -> str:
@@ -197,5 +246,5 @@ def unsaved_buffers(module: nn.Module) -> str:
 
 
 def bits(tensor: Tensor) -> bytes:
-    """Return the data of a tensor as bytes."""
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    """Return the data of a tensor of any layout as bytes."""
+    return b"".join(piece for part in dense_parts(tensor) for piece in pieces(part, max(part.nbytes, 1)))

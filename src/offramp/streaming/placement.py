@@ -27,6 +27,7 @@ from offramp.runtime.weight_plan import WeightPlan, plan_weights, smallest_bytes
 from offramp.store import Shard, Store
 from offramp.store import Tensor as Entry
 from offramp.streaming import placeholders
+from offramp.streaming.layouts import Layout, layouts_of
 from offramp.streaming.placeholders import Placeholder, SlicedPlaceholder, Weight
 
 DTYPES = {dtype.name: getattr(torch, dtype.torch) for dtype in dtypes.DTYPES.values()}
@@ -36,13 +37,13 @@ ALIGNMENT_BYTES = 64
 
 
 class _View:
-    """A weight in a slot, or copied out of it if it does not start on a multiple of 64 bytes there, since alignment
-    changes the last bits of results.
+    """A weight in a slot, or copied out of it if it does not start on a multiple of 64 bytes there or has a layout,
+    since both change the last bits of results.
     """
 
-    def __init__(self, entry: Entry, raw: np.ndarray, requires_grad: bool) -> None:
-        """`raw` are the bytes of the weight in the slot."""
-        self.name, self._entry, self._raw, self._requires_grad = entry.name, entry, raw, requires_grad
+    def __init__(self, entry: Entry, raw: np.ndarray, like: Placeholder, layout: Layout | None) -> None:
+        """`raw` are the bytes of the weight in the slot, `like` what stands for it while it is not in memory."""
+        self.name, self._entry, self._raw, self._like, self._layout = entry.name, entry, raw, like, layout
         self._tensor: nn.Parameter | None = None
         self._baseline = (0, 0)
 
@@ -56,24 +57,25 @@ class _View:
     def leave(self) -> bool:
         """Return whether other code holds the weight or a view of it, after it was taken out of the module."""
         is_held = any(now > before for now, before in zip(self._count(), self._baseline, strict=True))
-        if is_copied(self._entry):
+        if is_copied(self._entry, self._layout):
             self._tensor = None
         return is_held
 
     def _made(self) -> nn.Parameter:
         data = torch.from_numpy(self._raw)
-        if is_copied(self._entry):
-            data = torch.empty_like(data).copy_(data)
-        return nn.Parameter(data.view(DTYPES[self._entry.dtype]).view(self._entry.shape), self._requires_grad)
+        if is_copied(self._entry, self._layout):
+            return self._like.kind(tensor_of(self._entry, data, self._layout), self._like.requires_grad)
+        data = data.view(DTYPES[self._entry.dtype]).view(self._entry.shape)
+        return self._like.kind(data, self._like.requires_grad)
 
     def _count(self) -> tuple[int, int]:
         assert self._tensor is not None
         return sys.getrefcount(self._tensor), torch._C._storage_Use_Count(self._tensor.untyped_storage()._cdata)
 
 
-def is_copied(entry: Entry) -> bool:
+def is_copied(entry: Entry, layout: Layout | None) -> bool:
     """Return whether a tensor of a shard is copied out of the slot."""
-    return entry.offset % ALIGNMENT_BYTES != 0
+    return layout is not None or entry.offset % ALIGNMENT_BYTES != 0
 
 
 def module_of(store: Store) -> Module:
@@ -99,12 +101,14 @@ def sliceable_shards(store: Store) -> list[str]:
 
 def data_bytes(store: Store) -> dict[str, int]:
     """Return the bytes of weights of each shard."""
-    return {name: shard.data_bytes + _copied_bytes(shard) for name, shard in store.manifest.shards.items()}
+    layouts = layouts_of(store)
+    return {name: shard.data_bytes + _copied_bytes(shard, layouts) for name, shard in store.manifest.shards.items()}
 
 
 def slot_bytes(store: Store) -> dict[str, int]:
     """Return the memory that each shard takes: its file in whole pages, and tensors that are copied out of it."""
-    return {name: page_rounded(shard.bytes) + _copied_bytes(shard) for name, shard in store.manifest.shards.items()}
+    shards, layouts = store.manifest.shards, layouts_of(store)
+    return {name: page_rounded(shard.bytes) + _copied_bytes(shard, layouts) for name, shard in shards.items()}
 
 
 def smallest_weights(store: Store, sizes: Mapping[str, int], sliceable: Collection[str] | None = None) -> int:
@@ -124,8 +128,15 @@ def plan_within(
     return plan_weights(streamed_shards(store), sizes, module_of(store).pinned, limit_bytes, slices)
 
 
-def _copied_bytes(shard: Shard) -> int:
-    return sum(entry.num_bytes for entry in shard.tensors if is_copied(entry))
+def _copied_bytes(shard: Shard, layouts: Mapping[str, Layout]) -> int:
+    """Return the memory of the tensors that are copied out of a slot."""
+    found = [(entry, layouts.get(entry.name)) for entry in shard.tensors if is_copied(entry, layouts.get(entry.name))]
+    spans = [entry.num_bytes if layout is None else _span_bytes(entry, layout) for entry, layout in found]
+    return sum(spans)
+
+
+def _span_bytes(entry: Entry, layout: Layout) -> int:
+    return layout.span(entry.shape) * dtypes.DTYPES[entry.dtype].item_bytes
 
 
 class WeightRows:
@@ -184,9 +195,15 @@ class WeightRows:
 class Placement:
     """Puts the weights of a module into slots and takes them out."""
 
-    def __init__(self, weights: Mapping[str, Weight], fetch: placeholders.Fetch, rows: WeightRows) -> None:
+    def __init__(
+        self,
+        weights: Mapping[str, Weight],
+        fetch: placeholders.Fetch,
+        rows: WeightRows,
+        layouts: Mapping[str, Layout],
+    ) -> None:
         """Release the weights of the module. `fetch` gives one that is used as a whole while it is not in memory."""
-        sliced, self._weights = rows.sliced_weights, {}
+        sliced, self._weights, self._layouts = rows.sliced_weights, {}, layouts
         for name, weight in weights.items():
             if not weight.is_buffer:
                 kind = SlicedPlaceholder if name in sliced else Placeholder
@@ -220,11 +237,21 @@ class Placement:
     def _view(self, shard: Shard, slot: Slot, entry: Entry) -> _View:
         start = shard.data_start + entry.offset
         raw = slot.array[start : start + entry.num_bytes]  # a storage for each weight, so that its uses can be counted
-        return _View(entry, raw, self._weights[entry.name].tensor.requires_grad)
+        like: Any = self._weights[entry.name].tensor
+        return _View(entry, raw, like, self._layouts.get(entry.name))
 
 
-def tensor_of(entry: Entry, raw: bytearray) -> Tensor:
+def tensor_of(entry: Entry, raw: Tensor, layout: Layout | None) -> Tensor:
     """Return a tensor with a copy of its bytes."""
-    data = torch.empty(len(raw), dtype=torch.uint8)
-    data.copy_(torch.frombuffer(raw, dtype=torch.uint8) if raw else data)
-    return data.view(DTYPES[entry.dtype]).view(entry.shape)
+    if layout is None or raw.data_ptr() % ALIGNMENT_BYTES:  # no view of another dtype begins anywhere
+        raw = torch.empty_like(raw).copy_(raw)
+    data = raw.view(DTYPES[entry.dtype]).view(entry.shape)
+    return data if layout is None else layout.apply(data)
+
+
+def read_tensor(store: Store, name: str, layouts: Mapping[str, Layout]) -> Tensor:
+    """Return one tensor of a store."""
+    shard, entry = store.manifest.tensors()[name]
+    raw = store.read_tensor(shard.name, entry)
+    data = torch.frombuffer(raw, dtype=torch.uint8) if raw else torch.empty(0, dtype=torch.uint8)
+    return tensor_of(entry, data, layouts.get(name))

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,14 +38,13 @@ from offramp.runtime.weight_plan import WeightPlan, reading_order
 from offramp.store import Store
 from offramp.streaming import placement
 from offramp.streaming.capture import Arguments, surround, tensors_of
+from offramp.streaming.layouts import layouts_of
+from offramp.streaming.matching import matching_module
 from offramp.streaming.outside import Outside
 from offramp.streaming.passes import Passes
-from offramp.streaming.placeholders import Placeholder, fingerprint, unsaved_buffers, weights_of
-from offramp.streaming.weightless import of_class, with_dtypes
+from offramp.streaming.placeholders import Placeholder, weights_of
 from offramp.units import format_size, parse_size
 
-FEW = 1 / 8
-"""Fraction of a weight budget up to which buffers are not counted."""
 RESULT = "the result"
 """Name used instead of an operation where the module returns a weight."""
 READ_AHEAD = 64
@@ -68,10 +67,27 @@ class Counts:
     disorders: int = 0
     """Parts that did not follow the previous one."""
     outside_bytes: int = 0
-    """Bytes of tensors that are no weights of the store and count as weights: buffers and packed weights, where they
-    are many, and what passes have added, such as a cache. Looked for after passes 1, 2, 4, 8, ..."""
+    """Bytes of tensors that are no weights of the store and count as weights: those that hooks compute, buffers and
+    packed weights where they are many, and what passes have added, such as a cache. The last are looked for after
+    passes 1, 2, 4, 8, ..."""
     peak_weight_bytes: int = 0
     """The most weights in memory, `outside_bytes` among them."""
+
+
+class Bounds(NamedTuple):
+    """Facts about a stream that bound its memory, beside its plan of weights."""
+
+    outside: Outside | None = None
+    """Tensors of the module beside its weights. None: they are not counted, and a weight that is used outside its part
+    is read beside the others."""
+    limited_by: str = "weight budget"
+    budget_bytes: int | None = None
+    """Budget of the whole process, if one was given."""
+    activation_bytes: int = 0
+
+
+UNCOUNTED = Bounds()
+"""Bounds of a proof or a trial."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +134,13 @@ class Stream:
     """
 
     def __init__(
-        self, module: nn.Module, store: Store, plan: WeightPlan, sizes: Mapping[str, int], config: StreamConfig
+        self,
+        module: nn.Module,
+        store: Store,
+        plan: WeightPlan,
+        sizes: Mapping[str, int],
+        config: StreamConfig,
+        bounds: Bounds = UNCOUNTED,
     ) -> None:
         """`sizes`: bytes that each shard counts against the budget of the plan."""
         self.module, self.store, self.plan, self.strict, self._sizes = module, store, plan, config.strict, sizes
@@ -132,7 +154,7 @@ class Stream:
         self._needs = [[name for name in shards if name not in plan.sliced] for shards in needs]
         """Shards that each part has in memory as a whole."""
         self._starts = {part.start: index for index, part in enumerate(self._divided.parts) if part.start is not None}
-        self._rows = placement.WeightRows(store, plan.sliced, plan.slice_bytes)
+        self._rows, self._layouts = placement.WeightRows(store, plan.sliced, plan.slice_bytes), layouts_of(store)
         self._part, self._first, self._next_first = -1, 0, 0
         self._calls: Counter[str] = Counter()
         self._slots: dict[str, Slot] = {}
@@ -140,11 +162,8 @@ class Stream:
         self._lost: list[tuple[weakref.ref[np.ndarray], int]] = []
         self._passes = Passes()
         self._is_open, self._closing, self._bytes_before = False, ExitStack(), 0
-        self.activation_bytes, self.limited_by = 0, "weight budget"
-        self.budget_bytes: int | None = None
-        """Budget of the whole process, if one was given."""
-        self._outside: Outside | None = None
-        """Tensors of the module beside its weights; None: they are not counted."""
+        self.bounds, self._outside = bounds, bounds.outside
+        self.counts.outside_bytes = 0 if bounds.outside is None else bounds.outside.counted_bytes
 
     def open(self) -> Stream:
         """Take the weights out of the module, load its buffers, start to read."""
@@ -156,9 +175,8 @@ class Stream:
             closing.callback(self.store.close)
             weights = weights_of(self.module)
             for name in self._divided.buffers:
-                shard, entry = self._tensors[name]
-                weights[name].put(placement.tensor_of(entry, self.store.read_tensor(shard.name, entry)))
-            self._placement = placement.Placement(weights, self._fetch, self._rows)
+                weights[name].put(placement.read_tensor(self.store, name, self._layouts))
+            self._placement = placement.Placement(weights, self._fetch, self._rows, self._layouts)
             closing.callback(self._placement.clear)
             if self._outside is not None:
                 self._outside.free()
@@ -224,7 +242,7 @@ class Stream:
             "gathered_bytes": self._rows.bytes_read,
             "store_sha256": self.store.digest,
             "resident_bytes": self.plan.resident_bytes,
-            "limited_by": self.limited_by,
+            "limited_by": self.bounds.limited_by,
             "room_bytes": self.plan.pool_bytes,
             "sliced": sorted(self.plan.sliced),
             "bytes_read_total": bytes_read + self._rows.bytes_read,
@@ -276,12 +294,11 @@ class Stream:
         self._leave()
         self._paged.clear()
         self.counts.passes += 1
-        if self._outside is not None:
-            self._outside.free()
         self._next_first = (self._first + 1) % len(self._needs) if self._first else 0
         self._feed.end_pass(self._turns(self._next_first))
         self._part = -1
         if self._outside is not None:
+            self._outside.free()
             _look_outside(self.counts, self._outside, self.plan)
 
     def _call(self, path: str, forward: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -353,7 +370,7 @@ class Stream:
 
     def _read(self, name: str, operation: Any) -> Tensor:
         """Read a weight that is used while it is not in memory, or refuse that."""
-        shard, entry = self._tensors[name]
+        shard = self._tensors[name][0]
         if self.strict:
             where = f"in stage {self._part:03d}" if self._part >= 0 else "outside of a pass"
             homes = [f"{i:03d}" for i, part in enumerate(self._divided.parts) if shard.name in part.shards]
@@ -364,16 +381,14 @@ class Stream:
             return now  # another weight of the same operation has brought its part
         self.counts.unplanned_loads += 1
         self.counts.unplanned.add(name)
-        bounded = self._outside is not None and not self._passes.is_shared and operation != RESULT
-        if bounded and self._part >= 0:
-            # A part in place of this one: there is no memory for more than is planned.
-            part = next((index for index, names in enumerate(self._needs) if shard.name in names), None)
-            if part is not None:
-                self._leave()
-                self._feed.begin_pass(self._turns(part))
-                self._enter(part)
-                return self._placement.current(name)
-        tensor = placement.tensor_of(entry, self.store.read_tensor(shard.name, entry))
+        part = next((index for index, names in enumerate(self._needs) if shard.name in names), None)
+        is_bounded = self._outside is not None and not self._passes.is_shared and operation != RESULT
+        if is_bounded and self._part >= 0 and part is not None:  # in place of this part: the plan has memory for one
+            self._leave()
+            self._feed.begin_pass(self._turns(part))
+            self._enter(part)
+            return self._placement.current(name)
+        tensor = placement.read_tensor(self.store, name, self._layouts)
         self._paged[name] = tensor
         self._update_peak()
         return tensor
@@ -403,28 +418,12 @@ def _look_outside(counts: Counts, outside: Outside, plan: WeightPlan) -> None:
         warnings.warn(f"{what}: {why} outside their stages, {len(counts.held)} are still referred to", stacklevel=2)
 
 
-def _weight_limit(limit_bytes: int, outside: Outside, smallest_bytes: int) -> int:
-    """Return what of a weight budget is left for the weights of the store.
-
-    Few buffers are not counted. Raises BudgetError if others leave too little.
-    """
-    if outside.num_bytes <= limit_bytes * FEW:
-        return limit_bytes
-    outside.counted_bytes = outside.num_bytes
-    if limit_bytes < outside.num_bytes + smallest_bytes:
-        what = f"a weight budget of {format_size(limit_bytes)} is too small"
-        parts = f"buffers, packed weights and caches of the module {format_size(outside.num_bytes)}"
-        needed = outside.num_bytes + smallest_bytes
-        raise BudgetError(what, f"{parts} + weights", f"the smallest weight budget that works is {needed} bytes")
-    return limit_bytes - outside.num_bytes
-
-
 def _share(stream: Stream, feed: WeightFeed) -> Share:
     """Return what a stream reserves."""
-    plan, sizes = stream.plan, stream._sizes
+    plan, sizes, bounds = stream.plan, stream._sizes, stream.bounds
     streamed = min(plan.pool_bytes, page_rounded(stream._arena.num_bytes))
     weight_bytes = sum(sizes[name] for name in plan.residents) + streamed + plan.slice_bytes
-    return Share(weight_bytes, stream.activation_bytes, stream.budget_bytes, feed.resident_bytes, LEDGER.moment())
+    return Share(weight_bytes, bounds.activation_bytes, bounds.budget_bytes, feed.resident_bytes, LEDGER.moment())
 
 
 def stream(
@@ -455,7 +454,7 @@ def stream(
     require_known(StreamConfig, options, "stream option")
     config = StreamConfig(**options)
     opened = Store(store, config.verify)
-    module = _fitting(module, opened)
+    module = matching_module(module, opened)
     outside = Outside(module)
     proof = opened.manifest.proof
     if config.strict and proof is not None and proof.is_paged:
@@ -463,19 +462,16 @@ def stream(
         raise RefusedError(what, opened.path, "divide again with the inputs that will come, or run without strict")
     if weight_budget is not None:
         sizes = placement.data_bytes(opened)
-        limit_bytes = _weight_limit(parse_size(weight_budget), outside, placement.smallest_weights(opened, sizes))
-        made = Stream(module, opened, placement.plan_within(opened, sizes, limit_bytes), sizes, config)
-        made._outside, made.counts.outside_bytes = outside, outside.counted_bytes
-        return made
+        plan = placement.plan_within(opened, sizes, outside.weight_limit(parse_size(weight_budget), opened))
+        return Stream(module, opened, plan, sizes, config, Bounds(outside))
     activation_bytes = stream_bytes(opened.program)
     if inputs is not None:
         activation_bytes = _measure_activations(module, opened, Arguments(inputs), config.reads)
     limit = LEDGER.left(least_limit(None if budget is None else parse_size(budget)), LEDGER.moment())
     sizes = placement.slot_bytes(opened)
-    made = Stream(module, opened, _plan_of_process(module, opened, limit, activation_bytes, sizes), sizes, config)
-    made._outside, made.activation_bytes, made.limited_by = outside, activation_bytes, limit.source
-    made.budget_bytes = limit.num_bytes if limit.source == BUDGET else None
-    return made
+    plan = _plan_of_process(module, opened, limit, activation_bytes, sizes)
+    budget_bytes = limit.num_bytes if limit.source == BUDGET else None
+    return Stream(module, opened, plan, sizes, config, Bounds(outside, limit.source, budget_bytes, activation_bytes))
 
 
 def _plan_of_process(
@@ -511,38 +507,3 @@ def _base_bytes(module: nn.Module) -> int:
     parameters = [weight.tensor for weight in weights_of(module).values() if not weight.is_buffer]
     held = sum(tensor.nbytes for tensor in parameters if type(tensor) is nn.Parameter and not tensor.is_meta)
     return max(read_memory().rss_bytes - held - LEDGER.resident_bytes(), 0)
-
-
-def _fitting(module: nn.Module | type, store: Store) -> nn.Module:
-    """Return the module, built if it is a class. Raises StageError unless the store was made from such a module."""
-    divided = placement.module_of(store)
-    tensors = {name: entry for name, (_, entry) in store.manifest.tensors().items()}
-    if isinstance(module, type):
-        module = of_class(module, store.path)
-        aliases = {alias: name for name, aliases in divided.aliases.items() for alias in aliases}
-        named = tensors | {alias: tensors[name] for alias, name in aliases.items()}
-        with_dtypes(module, {name: entry.dtype for name, entry in named.items()})
-        proof = store.manifest.proof
-        if proof is not None and proof.unsaved_buffers_sha256 not in (None, unsaved_buffers(module)):
-            what = "buffers that are in no checkpoint are others than those of the divided module"
-            raise StageError(what, store.path, f"give the {divided.name} that was divided, not its class")
-    weights = weights_of(module)
-    for name, weight in weights.items():
-        if weight.tensor.device.type not in ("cpu", "meta"):
-            what = f"{name} is on {weight.tensor.device}, and a stream computes on the CPU"
-            raise StageError(what, store.path, "give module.cpu()")
-    own = {name: _described(weight.tensor.dtype, weight.tensor.shape) for name, weight in weights.items()}
-    stored = {name: _described(placement.DTYPES[entry.dtype], entry.shape) for name, entry in tensors.items()}
-    buffers = {name for name, weight in weights.items() if weight.is_buffer}
-    differ = next((name for name in (*sorted(own), *sorted(stored)) if own.get(name) != stored.get(name)), None)
-    if differ is not None:
-        what = f"{differ} is {own.get(differ, 'missing')} in the module, {stored.get(differ, 'missing')} in the store"
-    elif fingerprint(weights) != divided.weights_sha256 or buffers != set(divided.buffers):
-        what = "which weights are tied, or are buffers, differs from the store"
-    else:
-        return module
-    raise StageError(what, store.path, f"give a {divided.name} as it was divided, or divide again")
-
-
-def _described(dtype: torch.dtype, shape: tuple[int, ...]) -> str:
-    return f"{str(dtype).removeprefix('torch.')} {list(shape)}"

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from offramp.errors import MissingExtraError, OfframpError, SourceError, StageError
+from offramp.errors import OfframpError, SourceError, StageError, import_error
 from offramp.streaming.placeholders import weights_of
 from offramp.streaming.placement import DTYPES
 
@@ -46,11 +46,16 @@ def _emptied(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parame
     return empty
 
 
-def of_class(cls: Any, folder: Path) -> nn.Module:
-    """Return a module of a class without its weights; transformers classes take the config in a folder."""
+def of_class(cls: Any, folder: Path, dtype: str | None = None) -> nn.Module:
+    """Return a module of a class without its weights; transformers classes take the config in a folder.
+
+    `dtype`: replaces the dtype of the config.
+    """
     if not hasattr(cls, "from_pretrained"):
         return weightless(cls)
     config = _config(folder)
+    if dtype is not None:
+        config.dtype = dtype
     build = getattr(cls, "_from_config", None) or cls.from_config
     try:
         return weightless(lambda: build(config))
@@ -68,7 +73,8 @@ def class_of_folder(folder: Path) -> Any:
     config = _config(folder)
     names = list(getattr(config, "architectures", None) or ())
     if not names:
-        raise SourceError("config.json names no architecture", folder, "save the model again with save_pretrained")
+        what = "config.json names no architecture: the key architectures is missing"
+        raise SourceError(what, folder, 'add "architectures": [CLASS] to it, or save the model with save_pretrained')
     found = getattr(transformers, str(names[0]), None)
     if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
         if not isinstance(config, found.config_class or object):
@@ -86,8 +92,8 @@ def class_of_folder(folder: Path) -> Any:
 def _config(folder: Path) -> Any:
     try:
         from transformers import AutoConfig
-    except ModuleNotFoundError:
-        raise MissingExtraError("transformers", "train") from None
+    except ImportError as error:
+        raise import_error(error, "transformers", "train") from None
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # of whatever kind: its fields are checked by their own classes

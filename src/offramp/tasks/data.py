@@ -3,25 +3,39 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, List, Tuple, Union
 
 from offramp.errors import UsageError
+from offramp.program.checks import require_known
 from offramp.tasks import arrays, images
 from offramp.tasks.examples import Example, Splits, cut, parse_label, sorted_labels
+from offramp.tasks.frames import frame_name, is_frame
 from offramp.tasks.glue import load_files, load_hub, task_of
+from offramp.tasks.lines import MAX_PLACES, Log, Notes
 from offramp.tasks.metrics import default_metrics
-from offramp.tasks.tables import field, read_table, text_of
+from offramp.tasks.tables import (
+    TEXT_COLUMNS,
+    Layout,
+    Row,
+    label_field,
+    label_spelling,
+    read_table,
+    require_columns,
+    same_label,
+    text_columns,
+    text_of,
+)
+from offramp.tasks.text import Text
 
-TEXT_COLUMN = "sentence"
-"""Name of the text column of a table, unless the specification names another."""
 PathLike = Union[str, "os.PathLike[str]"]
 _TYPES = {
     "label_column": (str,), "labels": (tuple, type(None)), "regression": (bool,), "split_seed": (int,),
-    "offline": (bool,),
+    "offline": (bool,), "header": (bool, type(None)), "quotes": (bool, type(None)),
 }  # fmt: skip
 """Types of the fields that are not a string or None."""
 _REMEDY = "give a task, or a train or dev file with the names of its columns"
@@ -38,15 +52,16 @@ class DataSpec:
     """Name of a GLUE task: cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte or wnli."""
     data: PathLike | None = None
     """Folder of GLUE's folders or zips; None: the hub's data set."""
-    train: PathLike | None = None
-    """File of your own that is cut into train, tune and certify: a table (.tsv, .csv, .jsonl, .parquet), a folder or
-    zip of images with one folder for each class, or an .npz of arrays. None: there is only `dev`."""
-    dev: PathLike | None = None
-    """File of your own that is only reported; None: a part of `train`."""
+    train: PathLike | Any | None = None
+    """Data of your own that are cut into train, tune and certify: a table (.tsv, .csv, .jsonl, .parquet, a pipe, a data
+    set of Hugging Face `datasets`, a frame of pandas), a folder or zip of images with one folder for each class, or an
+    .npz of arrays. None: there is only `dev`."""
+    dev: PathLike | Any | None = None
+    """Data of your own that are only reported; None: a part of `train`."""
     text_column: str | None = None
-    """Column of the text in a table; None: `sentence`."""
+    """Column of the text in a table; None: `sentence`, or else `text`."""
     pair_column: str | None = None
-    """Column of the second text, if the table has pairs."""
+    """Column of the second text, if the table has pairs; None: `pair`, if there is one."""
     label_column: str = "label"
     """Column of a table, or array of an .npz, with the labels."""
     labels: tuple[str, ...] | None = None
@@ -57,16 +72,20 @@ class DataSpec:
     """Seed of the hash by which examples are assigned to splits."""
     offline: bool = False
     """True to read the hub's data set from the local cache only."""
+    format: str | None = None
+    """Format of a table; see `tables.Layout`, also for `header` and `quotes`."""
+    header: bool | None = None
+    quotes: bool | None = None
 
     def __post_init__(self) -> None:
         for name in ("data", "train", "dev"):
-            if getattr(self, name) is not None:
+            if getattr(self, name) is not None and not is_frame(getattr(self, name)):
                 object.__setattr__(self, name, os.fspath(getattr(self, name)))
         if self.labels is not None:
             object.__setattr__(self, "labels", tuple(self.labels))
         self._require_types()
-        own = self.train or self.dev
-        if bool(self.task) == bool(own):
+        own = self.train is not None or self.dev is not None
+        if bool(self.task) == own:
             raise UsageError("both a task and a table" if own else "no data", None, _REMEDY)
         if own and self.data:
             raise UsageError("data names a folder of GLUE, and no task is given", self.data, "give a task")
@@ -76,7 +95,7 @@ class DataSpec:
     def _require_types(self) -> None:
         for name, value in vars(self).items():
             types = _TYPES.get(name, (str, type(None)))
-            if type(value) not in types:
+            if type(value) not in types and not (name in ("train", "dev") and is_frame(value)):
                 raise ValueError(f"{name} must be {' or '.join(each.__name__ for each in types)}, not {value!r}")
         if self.labels is not None and not (self.labels and all(isinstance(label, str) for label in self.labels)):
             raise ValueError(f"labels must be names, at least one, not {self.labels}")
@@ -84,85 +103,139 @@ class DataSpec:
             raise ValueError(f"labels must be None for a regression, not {self.labels}")
 
     def to_json(self) -> dict[str, Any]:
-        """Return the specification as a JSON object, which `from_json` reads."""
+        """Return the specification as a JSON object, which `from_json` reads.
+
+        Raises ValueError for a table in memory.
+        """
+        if is_frame(self.train) or is_frame(self.dev):
+            raise ValueError("a table in memory has no JSON form: write it to a .parquet file")
         return asdict(self)
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> DataSpec:
         """Read a specification. Raises ValueError for an unknown key, and the errors of the constructor."""
-        unknown = sorted(set(tree) - {each.name for each in fields(cls)})
-        if unknown:
-            raise ValueError(f"unknown key {unknown[0]!r}, known are {', '.join(each.name for each in fields(cls))}")
+        require_known(cls, tree, "key")
         return cls(**tree)
 
 
-def load(spec: DataSpec) -> Splits:
+def load(spec: DataSpec, log: Log = warnings.warn) -> Splits:
     """Load labelled data and cut them into splits.
 
     A train file is cut into train, tune and certify, and, without a dev file, into dev as well. The split of an example
     depends on its content and `split_seed` only. Scores of your own files are accuracy, or Pearson's and Spearman's
-    correlations for a regression.
+    correlations for a regression. `log` receives what was guessed, and the number of rows that were skipped.
 
     Raises UsageError for a file that cannot be read or has another layout, a missing column, a label that is not one of
     `labels`, fewer than two labels, and an empty split; SourceError for a failed download; MissingExtraError for a
     library that is not installed.
     """
     if spec.task is None:
-        return _load_own(spec)
+        return _load_own(spec, log)
     task = task_of(spec.task)
     if spec.data is not None:
-        return load_files(task, Path(spec.data), spec.split_seed)
+        return load_files(task, Path(spec.data), spec.split_seed, log)
     return load_hub(task, spec.split_seed, offline=spec.offline)
 
 
-def _load_own(spec: DataSpec) -> Splits:
-    train, dev = (Path(path) if path else None for path in (spec.train, spec.dev))
-    first = train or dev
-    assert first is not None
-    labels_of, examples_of = _readers_of(spec)
-    labels = () if spec.regression else spec.labels or tuple(labels_of(first))
-    examples = {} if train is None else cut(examples_of(train, labels), dev is not None, spec.split_seed)
-    if dev is not None:
-        examples["dev"] = list(examples_of(dev, labels))
-    name = first.absolute().stem
-    return Splits(name, labels, default_metrics(labels), examples, cuts_dev=dev is None).require_examples(first)
+def _load_own(spec: DataSpec, log: Log) -> Splits:
+    sources = {"train": spec.train, "dev": spec.dev}
+    first = spec.dev if spec.train is None else spec.train
+    readers = {name: _readers_of(spec, source, log) for name, source in sources.items() if source is not None}
+    labels_of, _ = next(iter(readers.values()))
+    labels = () if spec.regression else spec.labels or tuple(labels_of())
+    found = {name: examples_of(labels) for name, (_, examples_of) in readers.items()}
+    examples = cut(found["train"], "dev" in found, spec.split_seed) if "train" in found else {}
+    if "dev" in found:
+        examples["dev"] = list(found["dev"])
+    where = frame_name(first)
+    splits = Splits(Path(where).absolute().stem, labels, default_metrics(labels), examples, cuts_dev=spec.dev is None)
+    return splits.require_examples(where)
 
 
-_Readers = Tuple[Callable[[Path], List[str]], Callable[[Path, Sequence[str]], Iterator[Example]]]
-"""Functions that read one kind of labelled file.
+_Readers = Tuple[Callable[[], List[str]], Callable[[Sequence[str]], Iterator[Example]]]
+"""Functions that read one labelled source.
 
-The first returns the labels that occur in a file, sorted. The second yields its examples, whose labels must be among
-those given.
+The first returns the labels that occur, sorted. The second yields the examples, whose labels must be among those given.
 """
 
 
-def _readers_of(spec: DataSpec) -> _Readers:
-    """Return the readers for the files of a specification, chosen by their suffixes."""
-    paths = [str(path) for path in (spec.train, spec.dev) if path]
-    if all(path.endswith(arrays.SUFFIX) for path in paths):
+def _readers_of(spec: DataSpec, source: Any, log: Log) -> _Readers:
+    """Return the readers of a source. Files are of one kind, which their suffixes tell."""
+    own = [each for each in (spec.train, spec.dev) if each is not None]
+    paths = [str(each) for each in own if not is_frame(each)]
+    has_frames = len(paths) < len(own)
+    if not has_frames and all(path.endswith(arrays.SUFFIX) for path in paths):
         column = spec.label_column
-        return partial(arrays.array_labels, column=column), partial(arrays.labelled_records, column=column)
-    if not all(images.is_image_source(path) for path in paths):
-        return partial(_table_labels, spec), partial(_table_examples, spec)
+        return partial(arrays.array_labels, Path(source), column), partial(_records, Path(source), column)
+    if has_frames or not all(images.is_image_source(path) for path in paths):
+        rows = list(_table_rows(spec, source, log))
+        return partial(_table_labels, spec, source, rows), partial(_table_examples, spec, rows, log)
     if spec.regression:
         raise UsageError("folders of images have classes, and this is a regression", paths[0], "use a classifier")
     if spec.text_column or spec.pair_column:
         raise UsageError("text_column and pair_column are for texts, the data are images", paths[0], "leave them out")
-    return images.class_names, images.labelled_images
+    return partial(images.class_names, Path(source)), partial(images.labelled_images, Path(source))
 
 
-def _table_labels(spec: DataSpec, path: Path) -> list[str]:
-    column = spec.label_column
-    return sorted_labels({label for row in read_table(path) if (label := field(row, column)).strip()}, column, path)
+def _records(path: Path, column: str, labels: Sequence[str]) -> Iterator[Example]:
+    return arrays.labelled_records(path, labels, column)
 
 
-def _table_examples(spec: DataSpec, path: Path, labels: Sequence[str]) -> Iterator[Example]:
-    texts = (spec.text_column or TEXT_COLUMN, *([spec.pair_column] if spec.pair_column else []))
-    for row in read_table(path):
-        label = field(row, spec.label_column)
-        empty = next((name for name in (*texts, spec.label_column) if not field(row, name).strip()), None)
-        if empty is not None:
-            raise UsageError(f"column {empty!r} is empty", row[0], "correct the row, or drop it")
-        if labels and label not in labels:  # ids are not accepted: label 2 of ("1", "2") is "2"
-            raise UsageError(f"label {label!r} is none of {', '.join(labels)}", row[0], "correct the line")
-        yield Example(text_of(row, texts), parse_label(label, labels, row[0]))
+_Labelled = Tuple[str, Text, str]
+"""Position of a row, its text, and its label as text."""
+
+
+def _table_rows(spec: DataSpec, source: Any, log: Log) -> Iterator[_Labelled]:
+    """Yield the rows of a table. Raises UsageError that names the first odd row and counts the others."""
+    notes, odd, text_column = Notes(log), [], ""
+    spellings: dict[str, set[str]] = {}
+    for row in read_table(source, Layout(spec.format, spec.header, spec.quotes), notes):
+        if not text_column:
+            columns = text_columns(row, spec.text_column, spec.pair_column)
+            require_columns(row, (*columns, spec.label_column))
+            if columns not in ((spec.text_column,), (spec.text_column, spec.pair_column), TEXT_COLUMNS[:1]):
+                notes.log(f"{row[0]}: texts are read from the column {' and '.join(map(repr, columns))}")
+            text_column = columns[0]
+        try:
+            found = _labelled(row, text_columns(row, text_column, spec.pair_column), spec.label_column)
+        except UsageError as error:
+            odd.append(error)
+            continue
+        spellings.setdefault(found[2], set()).add(label_spelling(row[1][spec.label_column]))
+        yield found
+    if odd:
+        places = ", ".join(str(error.where) for error in odd[1 : MAX_PLACES + 1])
+        others = f" ({len(odd) - 1} other rows are odd: {places})" if places else ""
+        raise UsageError(odd[0].what + others, odd[0].where, odd[0].remedy)
+    for label, several in sorted(spellings.items()):
+        if len(several) > 1 and not spec.regression:
+            notes.log(f"{frame_name(source)}: the labels {' and '.join(sorted(several))} are one class, {label}")
+    notes.report()
+
+
+def _labelled(row: Row, columns: Sequence[str], label_column: str) -> _Labelled:
+    """Return the text and the label of a row. Raises UsageError if one is absent, null, empty or of another type."""
+    text, label = text_of(row, columns), label_field(row, label_column)
+    cells = dict(zip(columns, [text] if isinstance(text, str) else text))
+    empty = next((name for name, cell in {**cells, label_column: label}.items() if not cell.strip()), None)
+    if empty is not None:
+        raise UsageError(f"column {empty!r} is empty", row[0], "correct the row, or drop it")
+    return row[0], text, label
+
+
+def _table_labels(spec: DataSpec, source: Any, rows: Sequence[_Labelled]) -> list[str]:
+    return sorted_labels({label for _, _, label in rows}, spec.label_column, frame_name(source))
+
+
+def _table_examples(spec: DataSpec, rows: Sequence[_Labelled], log: Log, labels: Sequence[str]) -> Iterator[Example]:
+    """Yield the examples. Labels are names, or, where none is the name of a label of the model, ids of its labels."""
+    ids = {same_label(label): number for number, label in reversed(list(enumerate(labels)))}
+    found, numbers = {label for _, _, label in rows}, {str(number): number for number in range(len(labels))}
+    if spec.labels is not None and found and not found & set(ids) and found <= set(numbers):
+        taken = ", ".join(f"{label} = {labels[numbers[label]]}" for label in sorted(found, key=int)[:MAX_PLACES])
+        log(f"{rows[0][0]}: labels are read as ids of the model's labels: {taken}")
+        ids = numbers
+    for place, text, label in rows:
+        if labels and label not in ids:  # label 2 of ("1", "2") is "2"
+            raise UsageError(f"label {label!r} is none of {', '.join(labels)}", place, "correct the line")
+        yield Example(text, ids[label] if labels else parse_label(label, (), place))

@@ -52,13 +52,11 @@ def open_encoder(
     return ArrayInputs({name: (each.dtype, shapes[name]) for name, each in inputs.items()})
 
 
-def read_inputs(
-    source: Union[str, Path], text_column: Optional[str] = None, pair_column: Optional[str] = None
-) -> Iterable[Any]:
+def read_inputs(source: Union[str, Path], *columns: Any, **options: Any) -> Iterable[Any]:
     """Return the inputs at `source`, which is a path or `-`.
 
-    Texts of a .txt, .tsv or .jsonl file or of standard input (see `tables.read_texts`, which takes the column names),
-    images of a file, a folder or a zip, or records of an .npz file. Raises UsageError.
+    Texts of a file, a pipe or standard input (see `tables.read_texts`, which takes `columns` and `options`), images of
+    a file, a folder or a zip, or records of an .npz file. Raises UsageError.
     """
     from offramp.tasks import images, tables
 
@@ -68,4 +66,4 @@ def read_inputs(
         from offramp.tasks.arrays import records_at
 
         return records_at(Path(source))
-    return tables.read_texts(source, text_column, pair_column)
+    return tables.read_texts(source, *columns, **options)

@@ -16,9 +16,10 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, Callable, Tuple
 
-from offramp.errors import DiskFullError, MissingExtraError, SourceError, UsageError
+from offramp.errors import DiskFullError, SourceError, UsageError, import_error
 from offramp.tasks.examples import Example, Splits, cut, parse_label
-from offramp.tasks.tables import Row, field, read_stream, text_of
+from offramp.tasks.lines import Log, Notes, silent
+from offramp.tasks.tables import Layout, Row, field, read_stream, text_of
 
 REPOSITORY = "nyu-mll/glue"
 _HUB_REMEDY = "check the network and run again: complete files are kept; or give GLUE's files with --data DIR"
@@ -75,14 +76,18 @@ def task_of(name: str) -> Task:
     return TASKS[name]
 
 
-def load_files(task: Task, data: Path, seed: int = 0) -> Splits:
+def load_files(task: Task, data: Path, seed: int = 0, log: Log = silent) -> Splits:
     """Read a task from the folder of GLUE's folders or zips, from one of these folders, or from plain tables.
 
-    Train is cut into train, tune and certify. Without a train file, the only file is cut into all four splits. Raises
-    UsageError for another layout, an empty split, or an unknown label, with file and line.
+    Train is cut into train, tune and certify. Without a train file, the only file is cut into all four splits. `log`
+    receives the number of rows that were skipped.
+
+    Raises UsageError for another layout, an empty split, or an unknown label, with file and line.
     """
     files = _find(task, data)
-    examples = {name: list(_read(task, *file)) for name, file in files.items()}
+    odd = Notes(log)
+    examples = {name: list(_read(task, odd, *file)) for name, file in files.items()}
+    odd.report()
     notes = [f"{name} is read from {file[0]}" for name, file in files.items() if Path(file[0]).stem != name]
     missing = [name for name in ("train", *task.dev_splits) if name not in files]
     notes += [f"there is no {name} file" for name in missing]
@@ -144,14 +149,15 @@ def _listing(place: Path) -> dict[str, _File]:
     return {Path(name).stem: (f"{place}/{name}", partial(archive.open, name)) for name in names}
 
 
-def _read(task: Task, shown: str, opened: Callable[[], IO[bytes]]) -> Iterator[Example]:
+def _read(task: Task, notes: Notes, shown: str, opened: Callable[[], IO[bytes]]) -> Iterator[Example]:
     try:
         with opened() as stream:
             first = stream.readline().decode("utf-8-sig", "replace").rstrip("\r\n").split("\t")
         is_headerless = task.headerless and not set(task.label_columns) & set(first)
         with opened() as stream:
-            columns = task.headerless if is_headerless else None
-            for row in read_stream(stream, ".tsv", shown, columns, task.has_short_rows):
+            columns = task.headerless if is_headerless else ()
+            layout = Layout("tsv", quotes=False, columns=columns, skips_short=task.has_short_rows)
+            for row in read_stream(stream, shown, layout, notes):
                 yield _example_of(task, row)
     except (OSError, zipfile.BadZipFile, zlib.error) as error:
         raise UsageError(f"table cannot be read ({error})", shown, "get the data again") from None
@@ -160,8 +166,8 @@ def _read(task: Task, shown: str, opened: Callable[[], IO[bytes]]) -> Iterator[E
 def _download(name: str, repository: str, offline: bool) -> Any:
     try:
         import datasets
-    except ImportError:
-        raise MissingExtraError("datasets", "data") from None
+    except ImportError as error:
+        raise import_error(error, "datasets", "data") from None
     config = datasets.DownloadConfig(local_files_only=offline)
     try:
         return datasets.load_dataset(repository, name, download_config=config)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Dict, Iterable, Iterator, Mapping, Option
 
 import numpy as np
 
-from offramp.errors import MissingExtraError, OfframpError, UsageError
+from offramp.errors import OfframpError, UsageError, import_error
 from offramp.program.inputs import Batch
 from offramp.tasks.images import Image
 from offramp.tasks.processors import BICUBIC, Size, fields_of, is_number, processor_errors, read_processor
@@ -206,8 +206,8 @@ def _opened(data: bytes, where: object) -> Iterator[Pillow.Image]:
     try:
         from PIL import Image as Pillow
         from PIL import UnidentifiedImageError
-    except ImportError:
-        raise MissingExtraError("Pillow", "vision") from None
+    except ImportError as error:
+        raise import_error(error, "Pillow", "vision") from None
     try:
         with Pillow.open(io.BytesIO(data), formats=_FORMATS) as image:
             _require_moderate(image.height, image.width, where)

@@ -23,7 +23,7 @@ from offramp.tasks.text import Text, TextEncoder
 Indices = Union[Sequence[int], np.ndarray]
 
 
-class _Labelled:
+class Labelled:
     """Common base of rows: their number, and their lengths where inputs have no length."""
 
     labels_N: np.ndarray
@@ -33,12 +33,12 @@ class _Labelled:
 
     @property
     def lengths_N(self) -> np.ndarray:
-        """1 for each row."""
+        """Length of each row: 1."""
         return np.ones(len(self), np.int64)
 
 
 @dataclass(frozen=True, eq=False)
-class Rows(_Labelled):
+class Rows(Labelled):
     """Token ids of N texts, and their labels."""
 
     ids_T: np.ndarray
@@ -75,7 +75,7 @@ class Rows(_Labelled):
 
 
 @dataclass(frozen=True, eq=False)
-class ImageRows(_Labelled):
+class ImageRows(Labelled):
     """N images and their label ids."""
 
     images: Sequence[Image]
@@ -89,7 +89,7 @@ class ImageRows(_Labelled):
 
 
 @dataclass(frozen=True, eq=False)
-class ArrayRows(_Labelled):
+class ArrayRows(Labelled):
     """N records of arrays and their labels."""
 
     records: Sequence[Record]
@@ -117,7 +117,7 @@ def encode_rows(
         np.frombuffer(types, np.uint8) if types else None,
         np.frombuffer(starts, np.int64),
         np.array(labels, np.float32 if is_regression else np.int64),
-        spec.pad_token,
+        spec.pad_token or 0,
     )
 
 

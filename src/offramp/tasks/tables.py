@@ -1,114 +1,228 @@
-"""Tables and texts on disk, read one row at a time: TSV, CSV, JSON lines, Parquet, and plain lines of text.
+"""The one reader of texts and tables: plain lines, TSV, CSV, JSON lines and Parquet, of files, pipes and standard
+input, and tables in memory.
 
-Rows have named columns; what a column means is not known here.
+Rows have named columns, and are read one at a time. Nothing is dropped, merged or guessed silently: irregular rows are
+refused, or counted with their place, and guesses about the header, the text column and quotes are reported.
 """
 
 from __future__ import annotations
 
 import csv
-import io
 import itertools
 import json
 import math
-import sys
-from contextlib import nullcontext
+import re
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import IO, Any, Collection, ContextManager, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import IO, Any, Collection, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
-from offramp.errors import MissingExtraError, UsageError
+from offramp.errors import UsageError, import_error
+from offramp.tasks.frames import frame_rows, is_frame, require_distinct
+from offramp.tasks.lines import MAX_ROW_BYTES, MAX_TEXT_BYTES, Line, Log, Notes, is_pipe, lines_of, open_source, silent
 from offramp.tasks.text import Text
 
-Row = Tuple[str, Mapping[str, Optional[str]]]
-"""Position of a row (`FILE:LINE`), and column -> text. The text is None for null and NaN."""
-Line = Tuple[str, str]
-"""Position of a line (`FILE:LINE`), and its text without the end."""
+Row = Tuple[str, Mapping[str, Any]]
+"""Position of a row (`FILE:LINE`), and column -> cell: text, or a value of JSON, Parquet or a table in memory."""
+Source = Union[str, Path, Any]
+"""Path, `-` for standard input, or a table in memory (`frames.is_frame`)."""
+TEXT_COLUMNS = ("sentence", "text")
+"""Names of the text column that are looked for where none is given, in this order."""
+PAIR_COLUMN = "pair"
+"""Name of the column with the second text, where none is given."""
+PLAIN = "txt"
+"""Format of one text a line."""
+_KNOWN_NAMES = {
+    *TEXT_COLUMNS, PAIR_COLUMN, "label", "labels", "class", "category", "target", "score", "id", "idx", "index",
+    "title", "body", "content", "review", "comment", "question", "answer", "premise", "hypothesis", "sentence1",
+    "sentence2", "text1", "text2", "question1", "question2",
+}  # fmt: skip
+"""Words that mark the first line of a table of several columns as names, if one of its fields is such a word."""
+_SAMPLE_LINES, _SAMPLE_CHARACTERS = 50, 1 << 16
+"""Size of the sample by which the quoting of a TSV file is recognised; the smaller one counts."""
+_MAX_BLANKS = 1024
+"""Number of blank texts that are skipped to find out that there is no other."""
 
 
-def read_table(path: Path) -> Iterator[Row]:
-    """Yield the rows of a file, whose suffix is a key of `READERS`.
+@dataclass(frozen=True)
+class Layout:
+    """Layout of a file; what is None follows from its name and first lines. Raises ValueError for an unknown format."""
 
-    The first line of a TSV or CSV file names the columns. A TSV file is split at tabs, without quoting. Numbers in JSON
-    lines and Parquet are converted to text. Blank lines are skipped. Parquet needs pyarrow.
+    format: Optional[str] = None
+    """`txt`, or a key of `READERS`; None: the suffix of the file; `txt` for standard input and pipes without one."""
+    header: Optional[bool] = None
+    """True if the first line of a TSV or CSV file names the columns; without a header they are `1`, `2`, ..."""
+    quotes: Optional[bool] = None
+    """True if fields of a TSV file are in double quotes, as pandas writes them where they hold tabs, line breaks or
+    quotes. Fields of CSV files always may be."""
+    columns: Tuple[str, ...] = ()
+    """Names of the columns of a TSV or CSV file without a header."""
+    guesses_header: bool = False
+    """Meaning of `header=None`. True: the first line decides, which is reported. False: there is a header."""
+    skips_short: bool = False
+    """True to skip rows that have too few fields; otherwise they raise an error."""
 
-    Raises UsageError that names file and line, MissingExtraError.
+    def __post_init__(self) -> None:
+        if self.format not in (None, PLAIN, *READERS):
+            raise ValueError(f"format must be one of {', '.join((PLAIN, *READERS))}, not {self.format!r}")
+
+    def format_of(self, source: Source) -> str:
+        """Return the format of a file. Raises UsageError if its name does not tell."""
+        found = self.format or Path(source).suffix.lower()[1:]
+        if found in (PLAIN, *READERS):
+            return found
+        if is_pipe(source) or str(source).startswith(("/dev/", "/proc/")):
+            return PLAIN
+        remedy = f"give a {', '.join(f'.{name}' for name in (PLAIN, *READERS))} file, or --input-format"
+        raise UsageError(f"unknown kind of input {Path(source).suffix!r}", source, remedy)
+
+
+def read_table(source: Source, layout: Optional[Layout] = None, notes: Optional[Notes] = None) -> Iterator[Row]:
+    """Yield the rows of a table. Blank lines of a table of several columns are skipped, and counted in `notes`.
+
+    Raises UsageError that names file and line, MissingExtraError for Parquet without pyarrow.
     """
+    if is_frame(source):
+        yield from frame_rows(source)
+        return
+    with open_source(source) as file:
+        yield from read_stream(file, source, layout or Layout(), notes or Notes())
+
+
+def read_stream(stream: IO[bytes], where: Source, layout: Layout, notes: Notes) -> Iterator[Row]:
+    """Yield the rows of an open file, which `where` names in errors."""
+    name = layout.format_of(where)
+    if name == PLAIN:
+        raise UsageError("plain text has no columns", where, f"give a {', '.join(READERS)} file, or --input-format")
+    rows = READERS[name](stream, where, layout, notes)
+    return rows if name not in ("tsv", "csv") else _named(rows, layout, notes)
+
+
+def _named(rows: Iterator[Tuple[str, List[str]]], layout: Layout, notes: Notes) -> Iterator[Row]:
+    """Yield rows of fields by column. A blank line is a row where there is one column."""
+    columns = list(layout.columns)
+    for place, cells in rows:
+        if len(columns) != 1 and len(cells) < 2 and not "".join(cells).strip():
+            notes.add("blank lines were skipped", place)
+        elif not columns:
+            has_header = _has_header(cells, place, layout, notes)
+            columns = cells if has_header else [str(number) for number in range(1, len(cells) + 1)]
+            require_distinct(columns, place)
+            if not has_header:
+                yield place, dict(zip(columns, cells))
+        elif len(cells or [""]) == len(columns):
+            yield place, dict(zip(columns, cells or [""]))
+        elif len(cells) < len(columns) and layout.skips_short:
+            notes.add("rows with too few fields were skipped", place)
+        else:
+            what = f"{len(cells)} fields, {len(columns)} are expected"
+            raise UsageError(what, place, "separate fields as the first line does; see --quotes and --header")
+
+
+def _has_header(cells: List[str], place: str, layout: Layout, notes: Notes) -> bool:
+    """Return whether the first line names the columns. A guess is reported."""
+    if layout.header is not None or not layout.guesses_header:
+        return layout.header is not False
+    words = TEXT_COLUMNS if len(cells) == 1 else _KNOWN_NAMES
+    found = any(cell.strip().casefold() in words for cell in cells)
+    if found:
+        notes.log(f"{place}: this line is the header, with the columns {', '.join(cells)} (--header no if it is a row)")
+    else:
+        notes.log(f"{place}: this line is a row, and there is no header (--header yes if it names the columns)")
+    return found
+
+
+def _split_tsv(stream: IO[bytes], where: object, layout: Layout, notes: Notes) -> Iterator[Tuple[str, List[str]]]:
+    lines = lines_of(where, stream)
+    quotes = layout.quotes
+    if quotes is None:
+        sample = _sample(lines)
+        following = next(lines, None)
+        quotes = _is_quoted([text for _, text in sample], following is None)
+        lines = itertools.chain(sample, [] if following is None else [following], lines)
+        if quotes:
+            notes.log(f"{where}: fields are in double quotes, which are removed (--quotes no keeps them)")
+    if quotes:
+        yield from _split_quoted(lines, where, "\t")
+        return
+    for place, text in lines:
+        cells = _stripped(text).split("\t")
+        if layout.quotes is None and '""' in text and any(map(_holds_doubled_quotes, cells)):
+            notes.add("rows have quotes that were kept (--quotes yes removes them)", place)
+        yield place, cells
+
+
+def _sample(lines: Iterator[Line]) -> List[Line]:
+    found, size = [], 0
+    for line in itertools.islice(lines, _SAMPLE_LINES):
+        found.append(line)
+        size += len(line[1])
+        if size > _SAMPLE_CHARACTERS:
+            break
+    return found
+
+
+def _holds_doubled_quotes(cell: str) -> bool:
+    """Return whether a field is in quotes and holds doubled quotes, as only a writer of quoted fields makes them."""
+    inner = cell[1:-1]
+    return len(cell) > 3 and cell[0] == cell[-1] == '"' and '""' in inner and '"' not in inner.replace('""', "")
+
+
+def _is_quoted(lines: Sequence[str], is_whole: bool) -> bool:
+    """Return whether the first lines of a TSV file, or all of them, must be read with quotes.
+
+    Quotes are part of the text unless the lines have equal numbers of fields with quoting and not without it, unless a
+    field holds doubled quotes, or unless all fields of the first line, one of several columns, are quoted.
+    """
+    plain = [_stripped(line).split("\t") for line in lines if line.strip()]
+    if not any('"' in line for line in lines):
+        return False
     try:
-        with path.open("rb") as file:
-            yield from read_stream(file, path.suffix.lower(), path)
-    except OSError as error:
-        raise UsageError(f"table cannot be read ({error.strerror})", path, "check the path") from None
+        quoted = [cells for cells in _csv_reader(lines, "\t") if any(cells)]
+    except csv.Error as error:
+        if is_whole or "unexpected end" not in str(error):
+            return False
+        quoted = [cells for cells in csv.reader(lines, delimiter="\t") if any(cells)][:-1]  # the last is incomplete
+    is_even = len(set(map(len, quoted))) == 1
+    is_needed = len(set(map(len, plain))) > 1
+    names_are_quoted = len(plain[0]) > 1 and all(re.fullmatch('".+"', cell) for cell in plain[0])
+    holds_doubled = any(_holds_doubled_quotes(cell) for cells in plain for cell in cells)
+    return is_even and (is_needed or names_are_quoted or holds_doubled)
 
 
-def read_stream(
-    stream: IO[bytes], suffix: str, where: object, columns: Optional[Sequence[str]] = None, skip_short: bool = False
-) -> Iterator[Row]:
-    """Yield the rows of an open file in the format of `suffix`.
-
-    Args:
-        stream: the open file.
-        suffix: a key of `READERS`.
-        where: names the file in errors.
-        columns: names of the columns of a TSV or CSV file; None: the first line names them.
-        skip_short: True to skip rows of such a file that have too few fields; otherwise they raise an error.
-    """
-    if suffix not in READERS:
-        raise UsageError(f"unknown kind of table {suffix!r}", where, f"give a {', '.join(READERS)} file")
-    for place, cells in READERS[suffix](stream, where):
-        if isinstance(cells, dict):
-            yield place, {name: _cell_text(cell) for name, cell in cells.items()}
-        elif columns is None:
-            columns = cells
-        elif len(cells) == len(columns):
-            yield place, dict(zip(columns, cells))
-        elif len(cells) > len(columns) or not skip_short:
-            what = f"{len(cells)} columns, {len(columns)} are expected"
-            raise UsageError(what, place, "separate columns as the first line does")
+def _split_csv(stream: IO[bytes], where: object, layout: Layout, notes: Notes) -> Iterator[Tuple[str, List[str]]]:
+    return _split_quoted(lines_of(where, stream), where, ",")
 
 
-def field(row: Row, name: str) -> str:
-    """Return one column of a row. Raises UsageError if it is absent, null or NaN."""
-    where, cells = row
-    if name not in cells:
-        raise _absent("column", name, cells, where)
-    cell = cells[name]
-    if cell is None:
-        raise UsageError(f"column {name!r} is null or NaN", where, "correct the row, or drop it")
-    return cell
+def _csv_reader(lines: Iterable[str], mark: str) -> Any:
+    csv.field_size_limit(max(csv.field_size_limit(), MAX_ROW_BYTES))  # the default refuses 131,072 characters
+    return csv.reader(lines, delimiter=mark, strict=True)
 
 
-def text_of(row: Row, names: Sequence[str]) -> Text:
-    """Return one column as a text, or two columns as a pair of texts."""
-    return _text_or_pair([field(row, name) for name in names])
-
-
-def _absent(kind: str, name: str, found: Collection[str], where: str) -> UsageError:
-    return UsageError(f"no {kind} {name!r}, found {', '.join(map(repr, found)) or 'none'}", where, "name one of these")
-
-
-def _split_tsv(stream: IO[bytes], where: object) -> Iterator[Tuple[str, List[str]]]:
-    return ((place, text.split("\t")) for place, text in lines_of(where, stream))
-
-
-def _split_csv(stream: IO[bytes], where: object) -> Iterator[Tuple[str, List[str]]]:
-    lines = io.TextIOWrapper(stream, "utf-8-sig", newline="")  # type: ignore[arg-type]
-    reader = csv.reader(lines, strict=True)
+def _split_quoted(lines: Iterator[Line], where: object, mark: str) -> Iterator[Tuple[str, List[str]]]:
+    reader = _csv_reader((text for _, text in lines), mark)
     try:
         for cells in reader:
-            if any(cell.strip() for cell in cells):
-                yield f"{where}:{reader.line_num}", cells
-    except UnicodeDecodeError as error:
-        raise UsageError(f"not UTF-8 (byte {error.object[error.start]:#04x})", where, "save it as UTF-8") from None
+            yield f"{where}:{reader.line_num}", cells
     except csv.Error as error:
-        raise UsageError(f"not CSV ({error})", where, "quote fields that hold quotes or line breaks") from None
-    finally:
-        lines.detach()
+        what = f"not {'CSV' if mark == ',' else 'TSV with quotes'} ({error})"
+        raise UsageError(what, f"{where}:{reader.line_num}", "quote fields that hold quotes or line breaks") from None
 
 
-def _parse_jsonl(stream: IO[bytes], where: object) -> Iterator[Tuple[str, Dict[str, Any]]]:
+def _stripped(line: str) -> str:
+    """Return a line without its line break, LF or CRLF."""
+    text = line[:-1] if line.endswith("\n") else line
+    return text[:-1] if text.endswith("\r") else text
+
+
+def _parse_jsonl(stream: IO[bytes], where: object, layout: Layout, notes: Notes) -> Iterator[Row]:
     """Yield the JSON object on each line. Raises UsageError."""
     for place, text in lines_of(where, stream):
+        if not text.strip():
+            notes.add("blank lines were skipped", place)
+            continue
         try:
-            record = json.loads(text)
+            record = json.loads(text, object_pairs_hook=_object)
         except (ValueError, RecursionError) as error:
             raise UsageError(f"not JSON ({error})", place, "write one object a line") from None
         if not isinstance(record, dict):
@@ -116,123 +230,164 @@ def _parse_jsonl(stream: IO[bytes], where: object) -> Iterator[Tuple[str, Dict[s
         yield place, record
 
 
-def _read_parquet(stream: IO[bytes], where: object) -> Iterator[Tuple[str, Dict[str, Any]]]:
+def _object(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"two of the keys {', '.join(repr(name) for name, _ in pairs)} are equal")
+    return found
+
+
+def _read_parquet(stream: IO[bytes], where: object, layout: Layout, notes: Notes) -> Iterator[Row]:
     try:
         import pyarrow as pa
         from pyarrow.parquet import ParquetFile
-    except ImportError:
-        raise MissingExtraError("pyarrow", "data") from None
+    except ImportError as error:
+        raise import_error(error, "pyarrow", "data") from None
     try:
-        batches = ParquetFile(stream).iter_batches(batch_size=1024)
-        rows = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
+        file = ParquetFile(stream)
+        require_distinct(file.schema_arrow.names, where)
+        rows = itertools.chain.from_iterable(batch.to_pylist() for batch in file.iter_batches(batch_size=1024))
         yield from ((f"{where}:{number}", cells) for number, cells in enumerate(rows, 1))
     except (pa.ArrowException, OSError) as error:
         raise UsageError(f"not Parquet ({error})", where, "save it again") from None
 
 
-READERS = {".tsv": _split_tsv, ".csv": _split_csv, ".jsonl": _parse_jsonl, ".parquet": _read_parquet}
-"""File suffix -> reader of a table. It yields positions, and either the fields of a row or its cells by column."""
+READERS: Dict[str, Any] = {"tsv": _split_tsv, "csv": _split_csv, "jsonl": _parse_jsonl, "parquet": _read_parquet}
+"""Format -> reader of a table. It yields positions, and either the fields of a row or its cells by column."""
 
 
-def _cell_text(cell: Any) -> Optional[str]:
-    """Return the text of a cell of JSON or Parquet, as in a TSV file; None for null and NaN."""
-    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
-        return None
-    return cell if isinstance(cell, str) else json.dumps(cell, default=str)
+def is_null(cell: Any) -> bool:
+    """Return whether a cell is null or NaN."""
+    return cell is None or (isinstance(cell, float) and math.isnan(cell))
+
+
+def require_columns(row: Row, names: Sequence[str]) -> None:
+    """Raise UsageError for the first of these columns that a row lacks."""
+    absent = next((name for name in names if name not in row[1]), None)
+    if absent is not None:
+        raise _absent(repr(absent), row[1], row[0])
+
+
+def field(row: Row, name: str) -> str:
+    """Return one column of a row. Raises UsageError if it is absent, null, NaN or not a text."""
+    require_columns(row, (name,))
+    where, cell = row[0], row[1][name]
+    if is_null(cell):
+        raise UsageError(f"column {name!r} is null or NaN", where, "correct the row, or drop it")
+    if not isinstance(cell, str):
+        raise UsageError(f"column {name!r} is a {type(cell).__name__}, not a text", where, "write a text, in quotes")
+    return cell
+
+
+def label_field(row: Row, name: str) -> str:
+    """Return the label in one column of a row, as text. Equal numbers have equal texts: 1, 1.0 and "1.0" are `1`.
+
+    Raises UsageError if it is absent, null, NaN, or several values.
+    """
+    require_columns(row, (name,))
+    where, cell = row[0], row[1][name]
+    if isinstance(cell, (list, dict, tuple, set)):
+        remedy = "write one label a row: a model of several labels cannot be trained"
+        raise UsageError(f"column {name!r} is a {type(cell).__name__}, not one label", where, remedy)
+    if is_null(cell) or (isinstance(cell, str) and cell.strip().casefold() == "nan"):
+        raise UsageError(f"column {name!r} is null or NaN", where, "correct the row, or drop it")
+    return same_label(label_spelling(cell))
+
+
+def label_spelling(cell: Any) -> str:
+    """Return a label as it is written."""
+    return str(cell).lower() if isinstance(cell, bool) else str(cell)
+
+
+def same_label(label: str) -> str:
+    """Return one spelling for labels that are the same number: `1` for `1.0`."""
+    return re.sub(r"^(-?\d+)\.0+$", r"\1", label, flags=re.ASCII)
+
+
+def text_of(row: Row, names: Sequence[str]) -> Text:
+    """Return one column as a text, or two columns as a pair of texts."""
+    texts = [field(row, name) for name in names]
+    return texts[0] if len(texts) == 1 else (texts[0], texts[1])
+
+
+def _absent(names: str, found: Collection[str], where: str) -> UsageError:
+    return UsageError(f"no column {names}, found {', '.join(map(repr, found)) or 'none'}", where, "name one of these")
+
+
+def text_columns(row: Row, text_column: Optional[str], pair_column: Optional[str]) -> Tuple[str, ...]:
+    """Return the columns of a row that hold its text, or both texts, by name where none is given."""
+    where, cells = row
+    if text_column is None:
+        text_column = next((name for name in TEXT_COLUMNS if name in cells), None)
+    if text_column is None:
+        if len(cells) != 1 and next(iter(cells), "") != "1":
+            raise _absent(" or ".join(map(repr, TEXT_COLUMNS)), cells, where)
+        text_column = next(iter(cells))
+    pair_column = pair_column or (PAIR_COLUMN if PAIR_COLUMN in cells and text_column != PAIR_COLUMN else None)
+    return (text_column,) if pair_column is None else (text_column, pair_column)
 
 
 def read_texts(
-    source: Union[str, Path], text_column: Optional[str] = None, pair_column: Optional[str] = None
+    source: Source,
+    text_column: Optional[str] = None,
+    pair_column: Optional[str] = None,
+    layout: Optional[Layout] = None,
+    log: Log = silent,
 ) -> Iterator[Text]:
-    """Yield the texts, and the pairs of texts, of `source`. The file is never in memory as a whole.
+    """Yield the texts, and the pairs of texts, of `source`, one for each line or row. It is never in memory as a whole.
 
-    - `-` (standard input) and `.txt`: one text a line;
-    - `.tsv`: the first column, or the columns that `text_column` and `pair_column` name in the first line. Fields are
-      split at tabs, without quoting;
-    - `.jsonl`: the field `text` or `text_column` of each object, and the field `pair`, if there is one, as second text.
-      A `pair_column` must be in every object.
+    Plain text has one text a line; a blank line is an empty text. A table has them in `text_column`, or else in
+    `sentence`, `text`, the only column, or the first of a table without a header; and the second text of a pair in
+    `pair_column`, or else in `pair`, if there is one. The first line of a TSV or CSV file names the columns if one of
+    them is given, or if it holds such names. `log` receives the guesses, and the irregular rows at the end.
 
-    Lines end with LF or CRLF, are UTF-8 with or without a byte order mark, and are skipped if blank. The first text is
-    read by this call, so that a missing file, an unknown column and an empty input raise at once.
-
-    Raises UsageError that names the line.
+    The first row, or the first line that is not blank, is read by this call, so that a missing file, an unknown column
+    and an empty input raise at once. Raises UsageError that names the line.
     """
-    texts = _texts(source, text_column, pair_column)
-    first = next(texts, None)
-    if first is None:
-        raise UsageError("no input", source, "give at least one text")
-    return itertools.chain([first], texts)
+    notes, layout = Notes(log), layout or Layout()
+    is_plain = not is_frame(source) and layout.format_of(source) == PLAIN
+    if is_plain and (text_column is not None or pair_column is not None):
+        raise UsageError("plain text has no columns", source, "give a table, or --input-format, or name no column")
+    names = text_column, pair_column
+    found = _plain_texts(source, notes) if is_plain else _table_texts(source, names, layout, notes)
+    texts, first = _counted(found, notes), []
+    for text in texts:
+        first.append(text)
+        if not is_plain or _has_text(text) or len(first) == _MAX_BLANKS:
+            return itertools.chain(first, texts)
+    raise UsageError("no input", source, "give at least one text")
 
 
-def _texts(source: Union[str, Path], text_column: Optional[str], pair_column: Optional[str]) -> Iterator[Text]:
-    suffix = ".txt" if source == "-" else Path(source).suffix.lower()
-    if suffix not in (".txt", ".tsv", ".jsonl"):
-        raise UsageError(f"unknown kind of input {suffix!r}", source, "give a .txt, .tsv or .jsonl file, or -")
-    if suffix == ".txt" and (text_column is not None or pair_column is not None):
-        raise UsageError("plain text has no columns", source, "give a .tsv or .jsonl file, or name no column")
-    if suffix == ".tsv" and text_column is None and pair_column is not None:
-        raise UsageError(f"a pair column {pair_column!r} without a text column", source, "name both columns")
-    with _open(source) as file:
-        if suffix == ".txt":
-            yield from (text for _, text in lines_of(source, file))
-        elif suffix == ".tsv":
-            yield from _texts_of_tsv(lines_of(source, file), text_column, pair_column)
-        else:
-            yield from _texts_of_jsonl(file, source, text_column or "text", pair_column)
+def _has_text(text: Text) -> bool:
+    return any(part.strip() for part in ((text,) if isinstance(text, str) else text))
 
 
-def _open(source: Union[str, Path]) -> ContextManager[IO[bytes]]:
-    try:
-        return nullcontext(sys.stdin.buffer) if source == "-" else open(source, "rb")
-    except OSError as error:
-        raise UsageError(f"input cannot be read ({error.strerror})", source, "check the path") from None
+def _counted(texts: Iterator[Tuple[str, Text]], notes: Notes) -> Iterator[Text]:
+    for place, text in texts:
+        if not _has_text(text):
+            notes.add("blank texts, each answered as an empty one", place)
+        yield text
+    notes.report()
 
 
-def lines_of(source: object, file: IO[bytes]) -> Iterator[Line]:
-    """Yield the lines of a file that are not blank. `source` names it in errors. Raises UsageError if not UTF-8."""
-    for number, line in enumerate(file, 1):
-        where = f"{source}:{number}"
-        try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\n")
-        except UnicodeDecodeError as error:
-            what = f"not UTF-8 (byte {error.object[error.start]:#04x} at {error.start})"
-            raise UsageError(what, where, "save the input as UTF-8") from None
-        if text.strip():
-            yield where, text[:-1] if text.endswith("\r") else text
+def _plain_texts(source: Source, notes: Notes) -> Iterator[Tuple[str, Text]]:
+    cut = partial(notes.add, f"lines of which only the first {MAX_TEXT_BYTES >> 20} MiB was read")
+    with open_source(source) as file:
+        for number, (place, text) in enumerate(lines_of(source, file, MAX_TEXT_BYTES, cut)):
+            if number == 0 and re.match(r'\{\s*"', text):
+                notes.log(f"{place}: this line looks like JSON and is read as a text (--input-format jsonl reads it)")
+            yield place, _stripped(text)
 
 
-def _texts_of_tsv(lines: Iterator[Line], text_column: Optional[str], pair_column: Optional[str]) -> Iterator[Text]:
-    indices = [0]
-    if text_column is not None:
-        where, header = next(lines, (None, ""))
-        if where is None:
-            return
-        found, names = header.split("\t"), [text_column] if pair_column is None else [text_column, pair_column]
-        for name in names:
-            if name not in found:
-                raise _absent("column", name, found, where)
-        indices = [found.index(name) for name in names]
-    for where, text in lines:
-        fields = text.split("\t")
-        if len(fields) <= max(indices):
-            what = f"{len(fields)} columns, {max(indices) + 1} are needed"
-            raise UsageError(what, where, "separate columns by tabs")
-        yield _text_or_pair([fields[index] for index in indices])
-
-
-def _texts_of_jsonl(file: IO[bytes], source: object, text_field: str, pair_field: Optional[str]) -> Iterator[Text]:
-    for where, record in _parse_jsonl(file, source):
-        names = [text_field]
-        if pair_field is not None or "pair" in record:
-            names.append(pair_field or "pair")
-        for name in names:
-            if name not in record:
-                raise _absent("field", name, record, where)
-            if not isinstance(record[name], str):
-                what = f"field {name!r} is a {type(record[name]).__name__}, not a string"
-                raise UsageError(what, where, "write a string")
-        yield _text_or_pair([record[name] for name in names])
-
-
-def _text_or_pair(texts: Sequence[str]) -> Text:
-    return texts[0] if len(texts) == 1 else (texts[0], texts[1])
+def _table_texts(
+    source: Source, names: Tuple[Optional[str], Optional[str]], layout: Layout, notes: Notes
+) -> Iterator[Tuple[str, Text]]:
+    layout = replace(layout, guesses_header=not any(names))
+    text_column, pair_column = names
+    first = True
+    for row in read_table(source, layout, notes):
+        columns = text_columns(row, text_column, pair_column)
+        if first and columns != tuple(name for name in names if name):
+            notes.log(f"{row[0]}: texts are read from the column {' and '.join(map(repr, columns))}")
+        first, text_column = False, columns[0]
+        yield row[0], text_of(row, columns)

@@ -65,7 +65,7 @@ class TextEncoder:
         tokenizer.no_padding()  # a tokenizer.json may pad every text to 128 tokens
         self.max_length = max_length
         self._tokenizer = tokenizer
-        self._spec = spec
+        self._spec, self._padding = spec, spec.pad_token or 0
         self._chunk_size = _CHARACTERS_PER_TOKEN * (max_length + _SEAM_TOKENS)
         self._keeps_end = config.get("truncation_side", side) == "left"
         inputs = config.get("model_input_names", ["token_type_ids"])
@@ -104,12 +104,17 @@ class TextEncoder:
         Long texts are truncated at the end, and of a pair the longer text first, as in transformers with
         `truncation=True`. Lone surrogates are read as U+FFFD. An empty list of texts gives arrays of shape (0, 0).
 
-        Raises SourceError for a token outside the model's vocabulary, UsageError for an input that is not text.
+        Raises SourceError for a token outside the model's vocabulary, UsageError for an input that is not text, and for
+        texts of several lengths if the model has no token for padding.
         """
         rows = [self._encode(text) for text in inputs]
         lengths_B = np.array([len(ids) for ids, _ in rows], np.int64)
         shape = (len(rows), int(lengths_B.max()) if rows else 0)
-        ids_BS, types_BS = np.full(shape, self._spec.pad_token, np.int64), np.zeros(shape, np.int64)
+        if self._spec.pad_token is None and lengths_B.sum() < shape[0] * shape[1]:
+            raise UsageError(
+                "the model has no token for padding, and these texts differ in length", None, "use batch 1"
+            )
+        ids_BS, types_BS = np.full(shape, self._padding, np.int64), np.zeros(shape, np.int64)
         for row, (ids, types) in enumerate(rows):
             ids_BS[row, : len(ids)] = ids
             if self._has_types:
@@ -133,6 +138,9 @@ class TextEncoder:
         texts: Sequence[str] = (text,) if isinstance(text, str) else text
         if not isinstance(texts, (tuple, list)):
             raise UsageError("the model takes texts, not this input", str(text), "give --text, or a file of texts")
+        if len(texts) not in self._templates or not all(isinstance(part, str) for part in texts):
+            kinds = ", ".join(type(part).__name__ for part in texts) or "nothing"
+            raise UsageError("an input is a text or a pair of texts", f"here: {kinds}", "give one or two strings")
         template = self._templates[len(texts)]
         num_specials = len(template) - len(texts)
         parts = self._fitting_tokens(texts, self.max_length - num_specials)
@@ -142,7 +150,7 @@ class TextEncoder:
             part = [token] if index is None else parts[index]
             ids += part
             types += [token_type] * len(part)
-        return (ids, types) if ids else ([self._spec.pad_token], [0])  # an empty text without special tokens
+        return (ids, types) if ids else ([self._padding], [0])  # an empty text without special tokens
 
     def _fitting_tokens(self, texts: Sequence[str], room: int) -> List[List[int]]:
         parts = [self._tokens(text) for text in texts]

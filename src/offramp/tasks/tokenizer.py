@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Callable, Container, Dict, Iterator, Optional, Tuple, Union
 
-from offramp.errors import MissingExtraError, OfframpError, SourceError
+from offramp.errors import OfframpError, SourceError, import_error
 
 _LAYOUTS: Tuple[Tuple[str, ...], ...] = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"))
 _SENTENCEPIECE = ("sentencepiece.bpe.model", "spiece.model", "tokenizer.model")
@@ -87,8 +87,8 @@ def read_object(path: Path, remedy: str = _SAVE_FAST) -> Dict[str, Any]:
 def _library() -> Any:
     try:
         import tokenizers
-    except ImportError:
-        raise MissingExtraError("tokenizers", "edge") from None
+    except ImportError as error:
+        raise import_error(error, "tokenizers", "edge") from None
     return tokenizers
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from offramp.checkpoints.source import TRAINING
 from offramp.errors import DiskFullError, NonFiniteError, UsageError
-from offramp.store.files import fsync_folder, lock_folder, translate_disk_full, write_atomic
+from offramp.store.files import fsync, fsync_folder, lock_folder, translate_disk_full, write_atomic
 
 _CHECKPOINTS = "checkpoints"
 _WAIT_SECONDS = 300
@@ -30,7 +30,7 @@ def is_finished(out: Path, config: Mapping[str, Any]) -> bool:
 
     Raises UsageError if `out` exists and is anything else, naming the difference.
     """
-    if not os.path.lexists(out):
+    if not os.path.lexists(out) or _is_replaceable(out):
         return False
     found = read_config(out)
     if found is None:
@@ -49,7 +49,7 @@ def run_folder(out: Path, config: Mapping[str, Any]) -> Iterator[Path]:
     """
     partial = _partial(out)
     with translate_disk_full(out), ExitStack() as stack:
-        stack.callback(os.close, lock_folder(partial, "a run cannot be built there", "another training writes here"))
+        stack.callback(lock_folder(partial, "a run cannot be built there", "another training writes here"))
         _claim(partial, config)
         try:
             yield partial
@@ -92,6 +92,11 @@ def _await(is_done: Callable[[], bool], what: str, where: Path) -> None:
         time.sleep(0.05)
 
 
+def _is_replaceable(folder: Path) -> bool:
+    """Return whether a folder is empty and the run folder can be renamed to it: it is no link and no mount point."""
+    return folder.is_dir() and not (folder.is_symlink() or os.path.ismount(folder) or any(folder.iterdir()))
+
+
 def checkpoints(folder: Path, stage: str) -> Path:
     """Return the folder for the checkpoints of one stage of a run under construction."""
     return folder / _CHECKPOINTS / stage
@@ -131,7 +136,7 @@ def _finish(partial: Path, out: Path) -> None:
         if path.is_file():
             path.chmod(mode)
             with path.open("rb") as file:
-                os.fsync(file.fileno())
+                fsync(file.fileno())
     fsync_folder(partial)
     partial.rename(out)
     fsync_folder(out.parent)

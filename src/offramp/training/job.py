@@ -1,6 +1,7 @@
 """One training from validated examples to a run folder, and the measurement of its exits."""
 
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from transformers import set_seed
 
 from offramp.checkpoints.checkpoint import WithExits, device, predict, quiet_libraries
 from offramp.checkpoints.inputs import AnyRows
-from offramp.errors import SourceError
+from offramp.errors import OfframpError, SourceError
 from offramp.tasks.arrays import Record
 from offramp.tasks.examples import digest, label_ids, spread
 from offramp.tasks.metrics import default_metrics, score_exits
@@ -100,12 +101,32 @@ class Job:
             what = f"heads-only keeps the model as it is, but it has no head for {len(self.labels) or 1} outputs"
             raise SourceError(what, self.subject.name, "train a model with --loss last first")
         model = self.subject.with_exits(classifier, settings.heads)
+        if is_first_process():
+            self._require_savable(model, folder)
         if settings.loss != "heads-only":
             self._fit_model(model, folder)
         if settings.loss != "last" and settings.heads_epochs and len(model.heads):
             self._fit_heads(model, folder)
         if is_first_process():
             self.subject.save(model, folder, with_exits=settings.loss != "last")
+
+    def _require_savable(self, model: WithExits, folder: Path) -> None:
+        """Save the untrained model once, for what refuses to be saved should do so before the first step.
+
+        Raises SourceError with the reason of the library that saves it.
+        """
+        trial = folder / "trial"
+        shutil.rmtree(trial, ignore_errors=True)
+        trial.mkdir()
+        try:
+            self.subject.save(model, trial, with_exits=self.settings.loss != "last")
+        except (OfframpError, OSError):
+            raise
+        except Exception as error:  # transformers and safetensors raise many classes
+            what = f"the model cannot be saved ({type(error).__name__}: {' '.join(str(error).split())})"
+            raise SourceError(what, self.subject.name, "change what it names before training") from None
+        finally:
+            shutil.rmtree(trial, ignore_errors=True)
 
     def _fit_model(self, model: WithExits, folder: Path) -> None:
         rows = self._rows(self.train)

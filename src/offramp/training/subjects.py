@@ -55,6 +55,9 @@ class FolderModel:
             return
         if not has_tokenizer(folder):
             raise SourceError("no tokenizer", folder, "copy the tokenizer files there")
+        if self.facts.texts.pad_token is None:
+            what = "config.json names no token for padding, so that texts make no batch to train on"
+            raise SourceError(what, folder, "set pad_token_id there, to eos_token_id if its tokenizer has no other")
         if max_length > self.facts.max_length:
             what = f"max_length {max_length} exceeds the {self.facts.max_length} tokens that the model supports"
             raise UsageError(what, None, "use a smaller max_length")
@@ -148,7 +151,10 @@ class OwnModule:
             shape = list(answer_of(self.module, batch).shape)
         if shape != expected:
             what = f"the output of the module has shape {shape}, expected logits {expected}"
-            raise SourceError(what, self.name, "pass one label per logit")
+            remedy = "pass one label per logit"
+            if self._problem == REGRESSION:
+                remedy = "return one value per row"
+            raise SourceError(what, self.name, remedy)
         positional = sorted((name for name in batch if name.isdecimal()), key=int)
         return points_of(self.module, tuple(batch[name] for name in positional) if positional else batch)
 
@@ -176,6 +182,7 @@ def load_model(folder: Path, labels: Sequence[str]) -> tuple[PreTrainedModel, bo
         local_files_only=True,
         ignore_mismatched_sizes=True,
         output_loading_info=True,
+        **inputs.PLAIN_OUTPUT,
     )
     initialised = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
     base = model.base_model_prefix + "."

@@ -26,6 +26,7 @@ from transformers.integrations.integration_utils import get_available_reporting_
 from offramp.checkpoints.checkpoint import WithExits, pooled_windows, to_tensors
 from offramp.checkpoints.inputs import AnyRows
 from offramp.errors import UsageError
+from offramp.tasks.rows import Labelled
 from offramp.training.loss import distillation_losses, exit_losses, require_finite, weighted_loss
 from offramp.training.settings import TrainSettings
 
@@ -37,21 +38,13 @@ _LOGS = "TENSORBOARD_LOGGING_DIR"
 
 
 @dataclass(frozen=True, eq=False)
-class PooledRows:
+class PooledRows(Labelled):
     """Head inputs of N rows, memory-mapped from a file."""
 
     pooled_NKH: np.ndarray
     """Input of each head, [N, K - 1, H]."""
     labels_N: np.ndarray
     """Label id or value of each row."""
-
-    def __len__(self) -> int:
-        return len(self.labels_N)
-
-    @property
-    def lengths_N(self) -> np.ndarray:
-        """Ones: pooled rows have no length."""
-        return np.ones(len(self), np.int64)
 
     def batch(self, indices: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
         """Return `pooled` [B, K - 1, H] and `labels` of the given rows."""

@@ -8,7 +8,8 @@ logit.
 
 import importlib.util
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 from offramp.checkpoints.families import Family, family_of, shown
 from offramp.checkpoints.source import Source
 from offramp.division.config import DivisionConfig
-from offramp.division.messages import listed
+from offramp.division.messages import adapter_tensors, advice, listed
 from offramp.division.names.kernels import IR, OPSET, build_graphs
 from offramp.errors import MissingExtraError, SourceError
 from offramp.program import encoder as encoders
@@ -39,6 +40,11 @@ ROWS = "embedding-rows"
 INDEX = "model.safetensors.index.json"
 CHUNK_BYTES = 2 << 20
 """Bytes of the source that are read at a time; while they are converted to F32, 3.5 times as much is held."""
+FLOATS = (*(dtype.name for dtype in DTYPES.values() if dtype.upcasts), "F64")
+"""Dtypes that are stored as F32; of these, only F64 is rounded, as in transformers."""
+BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
+"""Endings of constants that old versions of transformers saved."""
+_NUMBER = re.compile(r"\.\d+\.")
 
 
 class PlannedTensor(NamedTuple):
@@ -71,7 +77,9 @@ class Division:
     model_type: str
     shards: tuple[ShardPlan, ...]
     widened_from: str | None
-    """The narrow dtype of the source; None if all of it is F32."""
+    """The first other dtype among the tensors of the source; None if all of them are F32."""
+    left_out: tuple[str, ...]
+    """Tensors of the source that the model does not have, and that transformers ignores."""
 
 
 def divide_by_names(source: Source, store: Path, config: DivisionConfig) -> Path:
@@ -82,6 +90,9 @@ def divide_by_names(source: Source, store: Path, config: DivisionConfig) -> Path
         writer.require_space(sum(num_bytes("F32", t.shape) for shard in division.shards for t in shard.tensors))
         if division.widened_from is not None:
             say(f"converted from {division.widened_from} to F32")
+        if division.left_out:
+            names = listed([shown(name) for name in division.left_out])
+            say(f"{len(division.left_out)} tensors left out, which a {division.architecture} does not have: {names}")
         shards = {}
         for number, plan in enumerate(division.shards, start=1):
             shards[plan.name] = _write_shard(source, plan, writer)
@@ -104,34 +115,40 @@ def divide_by_names(source: Source, store: Path, config: DivisionConfig) -> Path
 def plan_division(config: Mapping[str, Any], entries: Mapping[str, Entry], where: object = None) -> Division:
     """Plan the division of a model with this `config.json` and these tensors, name -> (dtype, shape).
 
-    Raises SourceError for an unknown architecture or setting, and for tensors that are missing, unexpected, mis-shaped
-    or of another dtype than F32, F16 and BF16, by name; `where` is where they are.
+    Raises SourceError for an unknown architecture or setting, and for tensors that are missing, mis-shaped, of layers
+    that the config does not have, or of a dtype that is not among `FLOATS`, by name; `where` is where they are.
     """
     family = family_of(config)
     encoder = family.encoder(config)
-    sources = _canonical_names(entries, where)
+    base = family.base if any(name.startswith(family.base) for name in entries) else ""
+    expected = {tensor.canonical_name: tensor.shape for tensor in chain(*_wanted(family, encoder, base, {}).values())}
+    sources = _canonical_names(entries, family.base, expected, where)
     found = {name: entries[source][1] for name, source in sources.items()}
-    base = family.base if any(name.startswith(family.base) for name in found) else ""
-    widened_from = _widened_from({source: entries[source][0] for source in sources.values()}, where)
-    wanted = _wanted(family, encoder, base, sources)
-    expected = {tensor.canonical_name: tensor.shape for tensors in wanted.values() for tensor in tensors}
+    _require_class(family, config, found)
     passed_through = family.passed_through(base, family.has_head(config))
-    other = sorted(name for name in found if name not in expected and name.startswith(passed_through))
-    _require_fit(expected, found, other, where)
+    extra = [name for name in sorted(found) if name not in expected]
+    other = [name for name in extra if name.startswith(passed_through) and entries[sources[name]][0] in FLOATS]
+    _require_fit(expected, found, [name for name in extra if name not in other], where)
+    wanted = _wanted(family, encoder, base, sources)
     if other:
         wanted["other"] = [PlannedTensor(sources[name], name, "other", found[name]) for name in other]
+    widened_from = _widened_from({sources[name]: entries[sources[name]][0] for name in (*expected, *other)}, where)
+    left_out = tuple(sources[name] for name in extra if name not in other)
     shards = []
     for name, tensors in wanted.items():  # sorting is stable: else in order of use
         aligned = sorted(tensors, key=lambda tensor: num_bytes("F32", tensor.shape) % ALIGNMENT_BYTES != 0)
         shards.append(ShardPlan(name, tuple(aligned), gathered=name == ROWS))
     program, architecture = _program(encoder, wanted), family.architecture(config)
-    return Division(program, encoder.labels, architecture, family.model_type, tuple(shards), widened_from)
+    return Division(program, encoder.labels, architecture, family.model_type, tuple(shards), widened_from, left_out)
 
 
-def _canonical_names(entries: Mapping[str, Entry], where: object) -> dict[str, str]:
-    """Return canonical name -> name in the source, without position buffers that old versions of transformers saved.
+def _canonical_names(
+    entries: Mapping[str, Entry], prefix: str, expected: Mapping[str, tuple[int, ...]], where: object
+) -> dict[str, str]:
+    """Return canonical name -> name in the source, without constants that old versions of transformers saved.
 
-    Today's names replace `LayerNorm.gamma` and `.beta`, which come from TensorFlow.
+    Today's names replace `LayerNorm.gamma` and `.beta`, which come from TensorFlow. As in transformers, each name may
+    have the prefix of the backbone or not.
     """
     found: dict[str, str] = {}
     for source in entries:
@@ -139,19 +156,30 @@ def _canonical_names(entries: Mapping[str, Entry], where: object) -> dict[str, s
         for old, new in (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")):
             if source.endswith(old):
                 name = source.removesuffix(old) + new
+        other = name.removeprefix(prefix) if name.startswith(prefix) else prefix + name
+        if name not in expected and other in expected:
+            name = other
         if name in found:
             what = f"{shown(source)} and {shown(found[name])} are the same tensor"
             raise SourceError(what, where, "get the model again")
-        if not name.endswith("embeddings.position_ids"):
+        if not name.endswith(BUFFERS):
             found[name] = source
     return found
 
 
+def _require_class(family: Family, config: Mapping[str, Any], found: Mapping[str, object]) -> None:
+    """Raise SourceError where the config names no class, and there is a head that may be of several classes."""
+    out = family.names("head", "")["out.weight"]
+    if not config.get("architectures") and out in found:
+        classes = f'"architectures": ["{family.classes[0]}ForSequenceClassification"]'
+        what = f"config.json names no architectures, and {shown(out)} is of a head"
+        raise SourceError(what, "config.json", f"add {classes}, or the class that the head is of")
+
+
 def _widened_from(dtypes: Mapping[str, str], where: object) -> str | None:
-    known = [dtype.name for dtype in DTYPES.values() if dtype.upcasts]
     for name, dtype in dtypes.items():
-        if dtype not in known:
-            remedy = f"divide a model of {', '.join(known)}, not a quantised one"
+        if dtype not in FLOATS:
+            remedy = f"divide a model of {', '.join(FLOATS)}, not a quantised one"
             raise SourceError(f"tensor {shown(name)} has dtype {dtype}", where, remedy)
     return next((dtype for dtype in dtypes.values() if dtype != "F32"), None)
 
@@ -194,19 +222,28 @@ def _program(encoder: encoders.Encoder, wanted: Mapping[str, Sequence[PlannedTen
 
 
 def _require_fit(
-    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], other: Collection[str], where: object
+    expected: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, tuple[int, ...]],
+    unexpected: Sequence[str],
+    where: object,
 ) -> None:
-    """Raise SourceError naming what is missing, unexpected or mis-shaped among the tensors `found`, name -> shape."""
-    unexpected = sorted(found.keys() - expected.keys() - set(other))
+    """Raise SourceError naming what does not fit among the tensors `found`, name -> shape.
+
+    Unexpected tensors alone are no fault, unless they are of further layers or of an adapter.
+    """
     wrong = [name for name, shape in expected.items() if found.get(name, shape) != shape]
+    needed = [name for name in unexpected if _NUMBER.sub(".0.", name, count=1) in expected]
+    needed += adapter_tensors(unexpected)
+    if not wrong and not needed and expected.keys() <= found.keys():
+        return
     complaints = {
         "missing": [f"{shown(name)} {shape}" for name, shape in expected.items() if name not in found],
         "unexpected": [f"{shown(name)} {found[name]}" for name in unexpected],
         "mis-shaped": [f"{shown(name)} {found[name]} not {expected[name]}" for name in wrong],
     }
     faults = [f"{len(names)} {what}: {listed(names)}" for what, names in complaints.items() if names]
-    if faults:
-        raise SourceError(f"tensors do not fit config.json: {'; '.join(faults)}", where, "get the whole model again")
+    remedy = advice([name for name in expected if name not in found], found)
+    raise SourceError(f"tensors do not fit config.json: {'; '.join(faults)}", where, remedy)
 
 
 def encoder_graphs(program: Program, form: HeadForm | None) -> dict[str, bytes]:
@@ -227,10 +264,13 @@ def _write_shard(source: Source, plan: ShardPlan, writer: StoreWriter) -> Shard:
 
 
 def _upcast(dtype: str, chunks: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
-    """Yield data of F16 and BF16 as F32, which is exact, and other data unchanged."""
+    """Yield data of F16 and BF16 as F32, which is exact, of F64 rounded to F32, and other data unchanged."""
     for chunk in chunks:
         if dtype == "F16":
             yield np.frombuffer(chunk, np.float16).astype(np.float32).data.cast("B")
+        elif dtype == "F64":
+            with np.errstate(over="ignore"):
+                yield np.frombuffer(chunk, np.float64).astype(np.float32).data.cast("B")
         elif dtype == "BF16":  # the upper half of a float32
             yield (np.frombuffer(chunk, np.uint16).astype(np.uint32) << 16).data.cast("B")
         else:
@@ -238,12 +278,11 @@ def _upcast(dtype: str, chunks: Iterable[bytes | memoryview]) -> Iterator[bytes 
 
 
 def _config(source: Source, division: Division, writer: StoreWriter) -> m.File:
-    """Write config.json, with the dtype of a converted checkpoint replaced: transformers would convert it back."""
+    """Write config.json, with the dtype of a converted checkpoint replaced."""
     path = source.folder / "config.json"
     if division.widened_from is None:
         return writer.add_copy(path.name, path)
-    config = {**source.config, **{key: "float32" for key in ("torch_dtype", "dtype") if key in source.config}}
-    return writer.add_file(path.name, (json.dumps(config, indent=2) + "\n").encode())
+    return writer.add_file(path.name, source.config_in_float32())
 
 
 def _index(shards: Mapping[str, Shard]) -> bytes:

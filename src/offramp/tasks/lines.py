@@ -1,0 +1,146 @@
+"""Lines of files, pipes and standard input: decoded, bounded in length, and counted where they are odd.
+
+The encoding is UTF-8, or the one that a byte order mark names.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import itertools
+import sys
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import IO, Any, Callable, Dict, Iterator, List, Optional, Tuple, Union
+
+from offramp.errors import UsageError, shown
+
+MAX_TEXT_BYTES = 1 << 20
+"""Bytes read of a line of plain text. The rest is skipped: it lies far behind the longest text that a model reads."""
+MAX_ROW_BYTES = 4 << 20
+"""Largest line, and largest field, of a table. A longer one is refused, since a row cannot be cut."""
+MAX_PLACES = 5
+"""Number of places that a message lists."""
+Line = Tuple[str, str]
+"""Position of a line (`FILE:LINE`), and its text with the line break."""
+Log = Callable[[str], None]
+"""Function that receives one line of progress or a notice."""
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+"""Byte order marks, the longest first, and the encodings that they name. UTF-8's is removed when a line is decoded."""
+_AS_UTF8 = "save it as UTF-8"
+
+
+def silent(line: str) -> None:
+    """Discard a line."""
+
+
+class Notes:
+    """Counts of odd rows by kind, with the places of the first of each kind."""
+
+    def __init__(self, log: Log = silent) -> None:
+        self._log = log
+        self._found: Dict[str, Tuple[int, List[str]]] = {}
+
+    def log(self, line: str) -> None:
+        """Report a line now."""
+        self._log(shown(line))
+
+    def add(self, what: str, place: str) -> None:
+        """Count one row."""
+        number, places = self._found.get(what, (0, []))
+        self._found[what] = number + 1, places if number >= MAX_PLACES else [*places, place]
+
+    def report(self) -> None:
+        """Report each kind in one line, and forget it."""
+        for what, (number, places) in self._found.items():
+            self.log(f"{what}: {number} ({', '.join(places)}{', ...' if number > len(places) else ''})")
+        self._found = {}
+
+
+@contextmanager
+def open_source(source: Union[str, Path]) -> Iterator[IO[bytes]]:
+    """Open a file or a pipe, or standard input for `-`, which stays open. Raises UsageError, also while it is read."""
+    if source == "-" and sys.stdin is None:
+        raise UsageError("standard input is closed", source, "name a file, or pipe the inputs into the command")
+    try:
+        with nullcontext(sys.stdin.buffer) if source == "-" else open(source, "rb") as file:
+            yield file
+    except OSError as error:
+        raise UsageError(f"input cannot be read ({error.strerror})", source, "check the path") from None
+
+
+def is_pipe(source: Union[str, Path]) -> bool:
+    """Return whether `source` can be read only once: standard input, a named pipe, or a pipe of the shell."""
+    path = Path(source)
+    return source == "-" or (path.exists() and not path.is_file() and not path.is_dir())
+
+
+def lines_of(
+    where: object, file: IO[bytes], longest: int = MAX_ROW_BYTES, cut: Optional[Callable[[str], None]] = None
+) -> Iterator[Line]:
+    """Yield the lines of a file, which `where` names in errors. A longer line than `longest` bytes is never in memory.
+
+    Args:
+        cut: receives the place of a line of which only the first `longest` bytes are read; None: such a line raises.
+
+    Raises UsageError for a line in another encoding, and for one that is too long.
+    """
+    number, data = 1, file.readline(longest + 1)
+    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), None)
+    if encoding is not None:
+        file = io.BufferedReader(_Transcoded(file, data, encoding, where))
+        data = file.readline(longest + 1)
+    elif b"\0" in data[:4]:
+        raise UsageError("not UTF-8 (zero bytes, perhaps UTF-16 without a byte order mark)", where, _AS_UTF8)
+    while data:
+        place = f"{where}:{number}"
+        is_cut = len(data) > longest and not data.endswith(b"\n")
+        if is_cut:
+            if cut is None:
+                raise UsageError(f"a line of more than {longest} bytes", place, "shorten or split it")
+            cut(place)
+            _skip_line(file, longest)
+            data = data[:longest]
+        decoder = codecs.getincrementaldecoder("utf-8-sig" if number == 1 else "utf-8")()
+        try:
+            text = decoder.decode(data, not is_cut)  # the last character of a line that is cut may be incomplete
+        except UnicodeDecodeError as error:
+            what = f"not UTF-8 (byte {error.object[error.start]:#04x} at {error.start})"
+            raise UsageError(what, place, _AS_UTF8) from None
+        yield place, text
+        number, data = number + 1, file.readline(longest + 1)
+
+
+def _skip_line(file: IO[bytes], step: int) -> None:
+    """Read to the end of a line, `step` bytes at a time."""
+    while file.readline(step)[-1:] not in (b"", b"\n"):
+        pass
+
+
+class _Transcoded(io.RawIOBase):
+    """Stream in another encoding, read as UTF-8."""
+
+    def __init__(self, file: IO[bytes], first: bytes, encoding: str, where: object) -> None:
+        self._chunks = itertools.chain([first], iter(lambda: file.readline(io.DEFAULT_BUFFER_SIZE), b""), [b""])
+        self._decoder, self._where, self._rest = codecs.getincrementaldecoder(encoding)(), where, memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            while not self._rest:
+                chunk = next(self._chunks, None)
+                if chunk is None:
+                    return 0
+                self._rest = memoryview(self._decoder.decode(chunk, not chunk).encode())
+        except UnicodeError as error:
+            raise UsageError(f"damaged text ({error})", self._where, _AS_UTF8) from None
+        part, self._rest = self._rest[: len(buffer)], self._rest[len(buffer) :]
+        buffer[: len(part)] = part
+        return len(part)

@@ -1,0 +1,74 @@
+"""Runs commands in children, each with one system call of offramp's own files spoilt by a tracer.
+
+`python fault_driver.py FOLDER` reads lines of JSON: {"place", "words", "inject", "paths"}. A child is forked, strace is
+attached to it with `-e inject=INJECT` for calls that name or hold one of the paths, and the command runs in `place`.
+Prints one line for each: how it ended, and its stdout and stderr; `null` where strace could not be attached.
+"""
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx  # noqa: F401 - imported once, for all children
+import onnxruntime  # noqa: F401
+import tokenizers  # noqa: F401
+
+import offramp.cli.divide
+import offramp.cli.ls
+import offramp.cli.plan
+import offramp.cli.run
+import offramp.cli.verify
+import offramp.division.build
+import offramp.session  # noqa: F401
+from offramp.cli import main
+
+SECONDS = 30
+PR_SET_PTRACER = 0x59616D61
+
+
+def child(fault, gate):
+    ctypes.CDLL(None).prctl(PR_SET_PTRACER, ctypes.c_ulong(-1), 0, 0, 0)
+    signal.alarm(SECONDS)
+    os.chdir(fault["place"])
+    os.environ["OFFRAMP_CACHE"] = str(Path(fault["place"], "cache"))
+    for number, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT, 0o600), number)
+    os.read(gate, 1)
+    code = main(fault["words"])
+    sys.stdout.flush()
+    return code
+
+
+def run(fault):
+    gate, opener = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        code = 99
+        try:
+            code = child(fault, gate)
+        finally:
+            os._exit(code)
+    paths = [word for path in fault["paths"] for word in ("-P", path)]
+    name = fault["inject"].partition(":")[0]
+    command = ["strace", "-f", "-o", os.devnull, "-e", f"trace={name}", "-e", f"inject={fault['inject']}", *paths]
+    with subprocess.Popen([*command, "-p", str(pid)], stderr=subprocess.PIPE, text=True) as tracer:
+        first = tracer.stderr.readline()
+        os.write(opener, b"x")
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        tracer.stderr.read()
+    os.close(gate)
+    os.close(opener)
+    if "attached" not in first:
+        return None
+    said = [Path(fault["place"], each).read_text(errors="replace") for each in ("out", "err")]
+    return {"code": status, "out": said[0], "err": said[1]}
+
+
+if __name__ == "__main__":
+    for line in sys.stdin:
+        sys.stdout.write(json.dumps(run(json.loads(line))) + "\n")
+        sys.stdout.flush()
