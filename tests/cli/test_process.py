@@ -25,6 +25,22 @@ def test_the_measured_peak_stays_within_the_prediction_and_the_budget(store, tmp
     assert record["peak_rss_bytes"] <= record["predicted_peak_bytes"] <= budget
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "tsv"])
+def test_rows_of_megabytes_are_in_the_plan(store, tmp_path, suffix):
+    """Python holds lines and their fields, four bytes a character."""
+    text, file = f"{'the bank ' * 400_000}\U0001f600", tmp_path / f"t.{suffix}"
+    rows = (
+        [json.dumps({"text": text}, ensure_ascii=False)] * 2 if suffix == "jsonl" else ["text\tid", *[f"{text}\t1"] * 2]
+    )
+    file.write_text("\n".join(rows) + "\n")
+    command = [*OFFRAMP, "run", str(store), "--input", str(file), "--text-column", "text", "--json", "--budget"]
+    refused = subprocess.run([*command, "1MiB"], capture_output=True, text=True, check=False)
+    named = refused.stderr.split()[-1]
+    done = subprocess.run([*command, named], capture_output=True, text=True, check=True)
+    record = json.loads(done.stdout.splitlines()[-1])["record"]
+    assert record["peak_rss_bytes"] <= record["budget_bytes"]
+
+
 def test_a_text_on_stdin_is_answered_before_the_next_one_comes(store):
     with subprocess.Popen(
         [*OFFRAMP, "run", str(store), "--budget", "500MiB", "--input", "-", "--json"],

@@ -19,7 +19,7 @@ from offramp.program.inputs import InputEncoder
 from offramp.runtime.config import BULK, EngineConfig
 from offramp.runtime.footprint import trim_memory, tune_allocator
 from offramp.runtime.guard import guard_for
-from offramp.runtime.ledger import least_limit
+from offramp.runtime.ledger import MEMORY, least_limit
 from offramp.runtime.profile import DeviceProfile, conditions_of
 from offramp.session.bulk import with_most_rows
 from offramp.session.classifier import Classifier, Settings
@@ -79,7 +79,7 @@ def prepare_engine(
     `policy` and `profile` replace those that `config` names.
     """
     named = read_exit(config.exit if policy is None else policy)
-    if config.budget is not None:
+    if config.budget is not None or least_limit(None).source != MEMORY:
         tune_allocator()
     opened = Store(store, config.verify)
     require_head(opened.manifest, opened.path)
