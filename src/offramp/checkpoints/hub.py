@@ -10,7 +10,8 @@ from pathlib import Path
 from offramp.checkpoints import source
 from offramp.errors import DiskFullError, OfframpError, SourceError, import_error
 
-_COMMON = [source.CONFIG, source.ADAPTER, *source.TOKENIZER, source.PROCESSOR, source.TRAINING, *source.EXITS]
+_COMMON = [source.CONFIG, *source.TOKENIZER, source.PROCESSOR, source.TRAINING, *source.EXITS]
+_COMMON += [source.ADAPTER, "adapter_model.safetensors"]
 _SAFETENSORS = [source.SAFETENSORS, source.SAFETENSORS + source.INDEX]
 _PICKLES = [source.PICKLE, source.PICKLE + source.INDEX]
 

@@ -173,7 +173,7 @@ def _refuse_adapter(folder: Path) -> None:
     """Raise SourceError for a folder with an adapter: without it the model gives other answers."""
     if (folder / ADAPTER).is_file():
         base = read_json(folder / ADAPTER).get("base_model_name_or_path")
-        merge = "save PeftModel.from_pretrained(MODEL, ADAPTER).merge_and_unload() of peft, and divide that"
+        merge = "divide it where peft is installed, which merges the two"
         if (folder / CONFIG).is_file():
             remedy = f"{merge}; or remove {ADAPTER}, for the model without it"
             raise SourceError("an adapter lies beside the weights, and changes them", folder, remedy)

@@ -6,12 +6,13 @@ and its division proves itself (`modules.py`).
 
 import dataclasses
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from offramp.checkpoints.families import FAMILIES
 from offramp.checkpoints.hub import resolve
-from offramp.checkpoints.source import Source, open_source
+from offramp.checkpoints.source import ADAPTER, Source, open_source
 from offramp.division.config import DivisionConfig
 from offramp.division.names.build import divide_by_names, encoder_graphs
 from offramp.division.names.kernels import IR, OPSET
@@ -50,6 +51,16 @@ def divide(model: Any, *rest: Any, **options: Any) -> Path:
     if config.exits is not None:
         raise UsageError("a checkpoint folder has its exits beside its weights", config.exits, "divide that folder")
     folder = resolve(str(model), config.offline)
+    if (folder / ADAPTER).is_file() and find_spec("peft") is not None:
+        from offramp.division.adapters import merged
+
+        with merged(folder, store, config) as whole:
+            return _divide_folder(whole, store, config)
+    return _divide_folder(folder, store, config)
+
+
+def _divide_folder(folder: Path, store: Path, config: DivisionConfig) -> Path:
+    """Divide a model folder by the method that is asked for, or fits."""
     if store.exists() and store.samefile(folder):  # --force would replace the source while it is read
         raise UsageError("model and store are the same folder", store, "choose another name for the store")
     with open_source(folder) as source:

@@ -1,0 +1,104 @@
+"""Adapters of peft: a folder that holds changes of the weights of a model. peft merges them, then the result is divided
+as any other model.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from offramp.checkpoints.hub import resolve
+from offramp.checkpoints.source import ADAPTER, CONFIG, PROCESSOR, TOKENIZER, open_source
+from offramp.checkpoints.weights import read_json
+from offramp.division.config import DivisionConfig
+from offramp.division.messages import listed, said
+from offramp.errors import SourceError
+
+CLASSES = {
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+    "QUESTION_ANS": "AutoModelForQuestionAnswering",
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+    "FEATURE_EXTRACTION": "AutoModel",
+}
+"""Task type in an adapter's description -> the class of transformers that loads its model."""
+HEADS = ("classifier.weight", "score.weight", "out_proj.weight")
+"""Ends of the names of weights that have one row a label."""
+
+
+@contextmanager
+def merged(folder: Path, store: Path, config: DivisionConfig) -> Iterator[Path]:
+    """Yield a temporary folder beside the store: the model that an adapter changes, with the adapter merged into it.
+
+    As transformers does, takes the model that lies beside the adapter, else the one that its description names. The
+    model is in memory as a whole while it is merged. Raises SourceError where the two do not fit, or where a tensor is
+    in neither.
+    """
+    settings = read_json(folder / ADAPTER)
+    named = str(settings.get("base_model_name_or_path"))
+    parent = store.parent if store.parent.is_dir() else None  # where there is room for a store
+    with tempfile.TemporaryDirectory(prefix=".offramp-merged-", dir=parent) as scratch:
+        if (folder / CONFIG).is_file():
+            base = _without_adapter(folder, Path(scratch, "base"))
+        else:
+            base = resolve(named, config.offline)
+        with open_source(base) as source:
+            source.require_unquantised()
+        config.say(f"adapter: peft merges it into {named}, which is in memory as a whole meanwhile")
+        model = _merge(base, folder, settings)
+        target = Path(scratch, "model")
+        model.save_pretrained(target)
+        for name in (*TOKENIZER, PROCESSOR):
+            found = next((each / name for each in _with_tokenizer(folder, base) if (each / name).is_file()), None)
+            if found is not None:
+                shutil.copyfile(found, target / name)
+        del model
+        yield target
+
+
+def _without_adapter(folder: Path, base: Path) -> Path:
+    """Make a folder of links to the files of a model: transformers would add the adapter to it by itself."""
+    base.mkdir()
+    for path in folder.iterdir():
+        if not path.name.startswith("adapter_"):
+            (base / path.name).symlink_to(path.resolve())
+    return base
+
+
+def _with_tokenizer(folder: Path, base: Path) -> tuple[Path, ...]:
+    """Return where tokenizer files are taken from: all of the adapter's, else all of the model's."""
+    return (folder,) if any((folder / name).is_file() for name in TOKENIZER) else (base,)
+
+
+def _merge(base: Path, folder: Path, settings: dict[str, Any]) -> Any:
+    """Return the model with the adapter in its weights."""
+    import transformers
+    from peft import PeftModel
+    from peft.utils import load_peft_weights
+
+    name = CLASSES.get(str(settings.get("task_type")))
+    if name is None:
+        name = read_json(base / CONFIG).get("architectures", ["AutoModel"])[0]
+    weights = load_peft_weights(str(folder), device="cpu")
+    described = transformers.AutoConfig.from_pretrained(base)
+    rows = next((len(weight) for key, weight in weights.items() if key.endswith(HEADS)), None)
+    if rows not in (None, described.num_labels):
+        described.num_labels = rows
+    try:
+        cls = getattr(transformers, name)
+        model, loaded = cls.from_pretrained(base, config=described, local_files_only=True, output_loading_info=True)
+        lacking = [key for key in loaded["missing_keys"] if not any(each.endswith(key) for each in weights)]
+        adapted = None if lacking else PeftModel.from_pretrained(model, str(folder))
+    except Exception as error:  # transformers and peft raise classes of many kinds for what does not fit
+        what = f"the adapter does not fit the model that it names ({said(error)})"
+        raise SourceError(what, folder, "check base_model_name_or_path in adapter_config.json") from error
+    if adapted is None:
+        what = f"{len(lacking)} tensors are neither in the adapter nor in its model: {listed(sorted(lacking))}"
+        raise SourceError(what, folder, "save the adapter with modules_to_save=[...] that names its new head")
+    if not hasattr(adapted, "merge_and_unload"):
+        what = f"an adapter of kind {settings.get('peft_type')}, which no weights can hold"
+        raise SourceError(what, folder, "train an adapter that changes weights, such as LoRA")
+    return adapted.merge_and_unload()

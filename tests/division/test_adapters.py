@@ -1,0 +1,101 @@
+"""Folders of adapters: divided as the model that peft makes of them, or refused for the true reason."""
+
+import json
+
+import pytest
+import torch
+import transformers as hf
+
+import offramp
+from offramp.errors import SourceError
+from tests.tiny_families import KNOWN, write_classifier
+
+peft = pytest.importorskip("peft")
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+TEXTS = ["good film", "bad bad film", "a"]
+
+
+def adapter_of(model, folder, **changes):
+    """Write a LoRA adapter with weights that matter; returns the model with it."""
+    torch.manual_seed(1)
+    settings = {"task_type": "SEQ_CLS", "r": 4, "target_modules": ["query", "value"], "init_lora_weights": False}
+    adapted = peft.get_peft_model(model, peft.LoraConfig(**{**settings, **changes})).eval()
+    adapted.save_pretrained(folder)
+    return adapted
+
+
+@pytest.fixture
+def base(tmp_path):
+    return write_classifier(tmp_path / "base", "bert")
+
+
+def logits_of(model, base):
+    with torch.no_grad():
+        batch = hf.AutoTokenizer.from_pretrained(base)(TEXTS, padding=True, return_tensors="pt")
+        return model(**batch).logits.softmax(-1)
+
+
+def answers(folder, store):
+    offramp.divide(folder, store)
+    with offramp.load(store) as classifier:
+        results = classifier.predict(TEXTS)
+        return [(result.label, result.score) for result in results]
+
+
+def assert_same(found, wanted, labels):
+    for (label, score), row in zip(found, wanted, strict=True):
+        assert label == labels[int(row.argmax())]
+        assert score == pytest.approx(float(row.max()), abs=1e-5)
+
+
+def test_an_adapter_is_merged_into_the_model_that_it_names(base, tmp_path):
+    model = hf.AutoModelForSequenceClassification.from_pretrained(base)
+    plain = logits_of(model, base)
+    adapted = adapter_of(model, tmp_path / "adapter")
+    wanted = logits_of(adapted, base)
+    assert (wanted - plain).abs().max() > 1e-3  # the adapter matters
+    found = answers(tmp_path / "adapter", tmp_path / "store")
+    assert_same(found, wanted, model.config.id2label)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_an_adapter_beside_the_weights_changes_those(base, tmp_path):
+    """Its description may name a model elsewhere: transformers takes the weights that lie beside it."""
+    model = hf.AutoModelForSequenceClassification.from_pretrained(base)
+    wanted = logits_of(adapter_of(model, base), base)
+    described = json.loads((base / "adapter_config.json").read_text())
+    (base / "adapter_config.json").write_text(json.dumps({**described, "base_model_name_or_path": "none/such"}))
+    found = answers(base, tmp_path / "store")
+    assert_same(found, wanted, model.config.id2label)
+
+
+def test_a_new_head_comes_from_the_adapter(tmp_path):
+    base = write_classifier(tmp_path / "base", "bert", bare=True)
+    model = hf.AutoModelForSequenceClassification.from_pretrained(base, num_labels=5)
+    wanted = logits_of(adapter_of(model, tmp_path / "adapter"), base)
+    found = answers(tmp_path / "adapter", tmp_path / "store")
+    assert_same(found, wanted, {id: f"LABEL_{id}" for id in range(5)})
+
+
+def test_what_cannot_be_merged_is_refused(base, tmp_path):
+    bare = write_classifier(tmp_path / "bare", "bert", bare=True)
+    model = hf.AutoModelForSequenceClassification.from_pretrained(bare)
+    adapter_of(model, tmp_path / "headless", task_type=None)
+    prompts = peft.PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=2)
+    model = hf.AutoModelForSequenceClassification.from_pretrained(base)
+    peft.get_peft_model(model, prompts).save_pretrained(tmp_path / "prompts")
+    wide = KNOWN["bert"]().config
+    wide.hidden_size = 64
+    hf.BertForSequenceClassification(wide).save_pretrained(tmp_path / "wide")
+    adapter_of(hf.AutoModelForSequenceClassification.from_pretrained(tmp_path / "wide"), tmp_path / "misfit")
+    described = json.loads((tmp_path / "misfit" / "adapter_config.json").read_text())
+    described["base_model_name_or_path"] = str(base)
+    (tmp_path / "misfit" / "adapter_config.json").write_text(json.dumps(described))
+    described = json.loads((tmp_path / "headless" / "adapter_config.json").read_text())
+    described["task_type"] = "SEQ_CLS"
+    (tmp_path / "headless" / "adapter_config.json").write_text(json.dumps(described))
+    reasons = {"headless": "neither in the adapter nor in its model", "prompts": "PROMPT_TUNING, which no weights"}
+    for name, reason in {**reasons, "misfit": "does not fit the model"}.items():
+        with pytest.raises(SourceError, match=reason):
+            offramp.divide(tmp_path / name, tmp_path / "store")
+        assert not (tmp_path / "store").exists()
