@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest
 # One thread for each process: two processes with a pool each would wait for one another.
 PARALLEL := OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) --dist loadfile
 SRC := src/offramp
-DEVICE := $(addprefix $(SRC)/,__init__.py __main__.py errors.py units.py program store policies measure runtime session \
+DEVICE := $(addprefix $(SRC)/,__init__.py __main__.py errors.py forks.py units.py program store policies measure runtime session \
 	profiling tasks/__init__.py tasks/text.py) \
 	$(wildcard $(addprefix $(SRC)/backends/,__init__.py onnx.py onnx_segments.py numpy.py)) \
 	$(wildcard $(addprefix $(SRC)/cli/,__init__.py options.py run.py plan.py ls.py verify.py memory.py profile.py))

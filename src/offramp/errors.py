@@ -145,12 +145,13 @@ _MEMORY_REMEDY = "close other programs, or raise the limit of memory (ulimit -v)
 _NO_MEMORY = re.compile(
     "bad_alloc|bad allocation|failed to map segment|(cannot|can't|failed to|unable to) allocate", re.IGNORECASE
 )
+_NO_THREAD = re.compile("can't start new thread|pthread_create failed")
 _RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 _SYSTEM = (
     ("ENOSPC EDQUOT EFBIG", DiskFullError, "no space left", "free some space and run again"),
     ("ENOMEM", BudgetError, "not enough memory", _MEMORY_REMEDY),
     ("EMFILE ENFILE", UsageError, "too many open files", "raise the limit of open files: ulimit -n 1024"),
-    ("EAGAIN", UsageError, "no further thread or process can start", "raise the limit of processes (ulimit -u)"),
+    ("EAGAIN", BudgetError, "no further thread or process can start", "raise the limits (ulimit -u, ulimit -v)"),
     ("EACCES EPERM EROFS", UsageError, "no permission", "check the permissions, or name another place"),
     ("EBUSY EXDEV ETXTBSY", UsageError, "in use, or a mount point", "name a folder inside it, or another place"),
     ("EIO ESTALE EREMOTEIO ENXIO ENODEV ETIMEDOUT", RefusedError, "a device fails", "check the disk or its connection"),
@@ -188,7 +189,7 @@ def _error_number(error: BaseException) -> int | None:
         return error.errno
     if is_out_of_memory(error):
         return errno.ENOMEM
-    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+    if _NO_THREAD.search(str(error)):
         return errno.EAGAIN
     found = _RUST_ERROR.search(str(error))
     return None if found is None else int(found.group(1))

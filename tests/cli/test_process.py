@@ -26,6 +26,22 @@ def test_the_measured_peak_stays_within_the_prediction_and_the_budget(store, tmp
     assert record["peak_rss_bytes"] <= record["predicted_peak_bytes"] <= budget
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "tsv"])
+def test_rows_of_megabytes_are_in_the_plan(store, tmp_path, suffix):
+    """Python holds lines and their fields, four bytes a character."""
+    text, file = f"{'the bank ' * 400_000}\U0001f600", tmp_path / f"t.{suffix}"
+    rows = (
+        [json.dumps({"text": text}, ensure_ascii=False)] * 2 if suffix == "jsonl" else ["text\tid", *[f"{text}\t1"] * 2]
+    )
+    file.write_text("\n".join(rows) + "\n")
+    command = [*OFFRAMP, "run", str(store), "--input", str(file), "--text-column", "text", "--json", "--budget"]
+    refused = subprocess.run([*command, "1MiB"], capture_output=True, text=True, check=False)
+    named = refused.stderr.split()[-1]
+    done = subprocess.run([*command, named], capture_output=True, text=True, check=True)
+    record = json.loads(done.stdout.splitlines()[-1])["record"]
+    assert record["peak_rss_bytes"] <= record["budget_bytes"]
+
+
 def test_a_text_on_stdin_is_answered_before_the_next_one_comes(store):
     with subprocess.Popen(
         [*OFFRAMP, "run", str(store), "--budget", "500MiB", "--input", "-", "--json"],
@@ -197,3 +213,20 @@ def test_plan_names_a_length_of_texts_that_fits(tmp_path):
     assert int(length[1]) >= 256
     assert plan("--budget", budget, "--max-length", length[1]).returncode == 0
     assert "--max-length" not in plan("--budget", "1MiB").stderr
+
+
+@pytest.mark.parametrize("megabytes", [100, 200, 300, 400, 500, 700, 4000])
+def test_a_limit_of_the_address_space_is_kept_or_refused_in_one_line(store, megabytes):
+    """At each, there is too little of it for something else: a library, a thread, a buffer, nothing."""
+    run = f"{sys.executable} -m offramp run {store} --threads 1 --budget 2GiB --text bank --json"
+    limited = f"ulimit -v {megabytes * 1000}; exec {run}"
+    done = subprocess.run(["bash", "-c", limited], env=BUFFERED, capture_output=True, text=True, check=False)
+    assert done.returncode in (0, 3), done.stderr
+    assert not any(words in done.stderr for words in ("internal error", "Traceback", "not installed"))
+    if done.returncode == 0:
+        record = json.loads(done.stdout.splitlines()[-1])["record"]
+        assert record["peak_rss_bytes"] <= record["budget_bytes"] <= 2 << 30
+        assert record["limited_by"] in ("address space", "budget", "available memory", "container")
+    else:
+        assert done.stderr.splitlines()[-1].startswith("offramp: error: ")
+        assert "ulimit -v" in done.stderr.splitlines()[-1]

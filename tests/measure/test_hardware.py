@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from offramp.measure import available_bytes, hardware
+from offramp.measure import available_bytes, container_bytes, hardware
 from offramp.measure.hardware import environment
 
 
@@ -243,3 +243,38 @@ def test_files_of_the_kernel_in_another_form_are_skipped(tmp_path, text):
     plant(tmp_path, {"proc/meminfo": text, "proc/self/cgroup": text})
     assert available_bytes(tmp_path) > 0
     assert hardware.num_cores(tmp_path) >= 1
+
+
+@pytest.mark.parametrize("make", [v1, v2])
+def test_the_least_limit_of_all_groups_is_that_of_the_container(tmp_path, make):
+    line = "4:memory:/a/b" if make is v1 else "0::/a/b"
+    limits = {"": 3000 * MIB, "/a": 128 * MIB, "/a/b": 256 * MIB}
+    files = {}
+    for folder, limit in limits.items():
+        files.update(make(folder, limit, 10 * MIB))
+    plant(tmp_path, {"proc/self/cgroup": line + "\n", **files})
+    assert container_bytes(tmp_path) == 128 * MIB
+
+
+def test_a_limit_that_the_machine_cannot_reach_is_none(tmp_path):
+    assert container_bytes(tmp_path) is None
+    plant(tmp_path, {"proc/self/cgroup": "4:memory:/a\n", **v1("/a", UNLIMITED_V1, MIB)})
+    assert container_bytes(tmp_path) is None
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_of_a_limited_address_space_the_rest_can_be_mapped():
+    code = """
+import mmap, resource
+from offramp.measure import address_space_bytes
+assert address_space_bytes() is None
+resource.setrlimit(resource.RLIMIT_AS, (1 << 31, resource.RLIM_INFINITY))
+left = address_space_bytes()
+kept = mmap.mmap(-1, left - (1 << 20))
+assert 0 <= left - len(kept) - address_space_bytes() <= 1 << 20
+try:
+    mmap.mmap(-1, 2 << 20)
+except OSError:
+    print("full")
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "full\n"

@@ -15,6 +15,7 @@ import offramp.runtime.ring as ring_module
 from offramp.errors import DamagedError
 from offramp.runtime.ring import Ring, Turn
 from offramp.runtime.slots import Arena, EqualSlots, Slot
+from tests.forked import in_child
 from tests.runtime.driver import eventually
 
 BYTES = 4096
@@ -659,3 +660,67 @@ def test_random_passes_never_break_a_rule(seed, eager_switching):
     schedule.run(20)
     assert schedule.problems == []
     assert schedule.bytes_paid <= schedule.bytes_read == schedule.ring.bytes_read
+
+
+@pytest.mark.parametrize("num_slots", [1, 2, 3])
+@pytest.mark.parametrize("residents", ["", "b", "bd"])
+@pytest.mark.parametrize("reading", ["", "b", "c", "f"])
+def test_a_forked_pass_goes_on_in_both_processes(num_slots, residents, reading):
+    """At every point of a pass, whatever the reader does then: in the child it is gone, with what it read."""
+    names = "abcdefa"
+    for point in range(len(names)):
+        disk = Disk()
+        ring = make_ring(disk, num_slots, residents)
+        if reading and names.index(reading) >= point:
+            disk.slow(reading)
+        ring.begin_pass(turns(names))
+        for shard in names[:point]:
+            use(ring, shard)
+        if disk.hold and num_slots > names.index(reading) - point:
+            assert disk.chunk_done[reading].wait(10)
+
+        def go_on(disk=disk, ring=ring, point=point):
+            for held in disk.hold.values():
+                held.set()
+            for shard in names[point:]:
+                use(ring, shard)
+            ring.end_pass(turns(names))
+            ring.begin_pass(turns(names))
+            for shard in names:
+                use(ring, shard)
+            ring.close()
+
+        assert in_child(go_on) == 0
+        go_on()
+
+
+def test_a_fork_between_passes_leaves_both_processes_a_reader():
+    ring = make_ring(Disk(), 2)
+    for _ in range(2):
+        ring.end_pass(turns("abc"))
+        assert in_child(lambda: [ring.begin_pass(turns("abc")), [use(ring, shard) for shard in "abc"]]) == 0
+        ring.begin_pass(turns("abc"))
+        assert [use(ring, shard) for shard in "abc"].count(BYTES) <= 3
+
+
+def test_nobody_waits_for_a_reader_that_has_ended(monkeypatch):
+    monkeypatch.setattr(ring_module, "LIVENESS_SECONDS", 0.05)
+    ring = make_ring(Disk())
+    ended = threading.Thread(target=lambda: None)
+    ended.start()
+    ended.join()
+    ring._thread = ended
+    with pytest.raises(RuntimeError, match="the reader thread has ended"):
+        ring.acquire("a")
+
+
+def test_a_buffer_that_cannot_be_had_is_an_error_of_the_pass(monkeypatch):
+    ring = make_ring(Disk())
+    with monkeypatch.context() as short:
+        short.setattr(ring._pool, "acquire", lambda shard: (_ for _ in ()).throw(MemoryError("no memory")))
+        ring.begin_pass(turns("ab"))
+        with pytest.raises(MemoryError, match="no memory"):
+            ring.acquire("a")
+    ring.end_pass()
+    ring.begin_pass(turns("ab"))
+    assert [use(ring, shard) for shard in "ab"] == [BYTES] * 2

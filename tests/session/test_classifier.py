@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 import sys
 import threading
 from dataclasses import replace
@@ -27,6 +28,7 @@ from offramp.session import classifier as classifier_module
 from offramp.session.bulk import bulk_batches, with_most_rows
 from offramp.session.classifier import Settings
 from offramp.session.results import result_of
+from tests.forked import in_child
 from tests.page_cache import held
 from tests.runtime.driver import expected
 from tests.toy import LABELS, MAX_LENGTH, Toy, ToyBackend, make_classifier, token_batch
@@ -162,6 +164,71 @@ def test_the_smallest_budget_that_is_named_works_and_a_mib_less_does_not(shelf, 
     assert classifier.plan.num_slots == 1
     with pytest.raises(BudgetError):
         make_classifier(store, "none", (named - 1) << 20).open()
+
+
+@settings(deadline=None, max_examples=12, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_engines_that_are_open_together_stay_within_the_least_of_their_budgets(shelf, fixed_memory, data):
+    """In every order of planning, opening, using and closing."""
+    store = shelf.open(LARGE)
+    smallest = make_classifier(store).plan.smallest_budget_bytes
+    budgets = data.draw(st.lists(st.integers(smallest, smallest + (20 << 20)), min_size=2, max_size=3))
+    planned = [make_classifier(store, "none", budget) for budget in budgets]
+    opened = []
+    for classifier in data.draw(st.permutations(planned)):
+        if opened and data.draw(st.booleans()):
+            opened[-1].predict(TEXTS)
+        try:
+            opened.append(classifier.open())
+        except BudgetError as error:
+            assert "other open engines" in str(error)
+            if len(opened) > 1 and data.draw(st.booleans()):
+                opened.pop(0).close()
+    plans = [classifier.plan for classifier in opened]
+    weights = sum(plan.num_slots * plan.slot_bytes + plan.resident_bytes for plan in plans)
+    most = max(plan.activation_bytes for plan in plans)
+    assert BASE_BYTES + weights + most <= min(classifier.settings.budget_bytes for classifier in opened)
+    for classifier in opened:
+        assert rows_of(classifier.predict(TEXTS)) == plainly(store, TEXTS, "none")
+        classifier.close()
+    with make_classifier(store, "none", smallest) as classifier:
+        assert classifier.plan.reserved_bytes == 0
+
+
+def test_the_remedy_beside_an_open_engine_works(shelf, fixed_memory):
+    store = shelf.open(LARGE)
+    smallest = make_classifier(store).plan.smallest_budget_bytes
+    with make_classifier(store, "none", smallest), pytest.raises(BudgetError, match="other open engines") as refused:
+        make_classifier(store, "none", smallest + 1).open()
+    assert refused.value.remedy == "close the other engine first"
+    with make_classifier(store, "none", smallest + 1) as second:
+        assert rows_of(second.predict(TEXTS)) == plainly(store, TEXTS, "none")
+
+
+def test_a_forked_classifier_answers_in_both_processes(shelf, fixed_memory):
+    """Also while another thread predicts, whose locks are held for ever in the child."""
+    store = shelf.open(LARGE)
+    budget_bytes = make_classifier(store).plan.smallest_budget_bytes + (3 << 20)
+    wanted = plainly(store, TEXTS, "none")
+    with make_classifier(store, "none", budget_bytes) as classifier:
+
+        def check():
+            assert rows_of(classifier.predict(TEXTS)) == wanted
+
+        check()
+        assert in_child(check) == 0
+        may_end = threading.Event()
+        other = threading.Thread(target=lambda: [classifier.predict(TEXTS) for _ in iter(may_end.is_set, True)])
+        other.start()
+        assert [in_child(check) for _ in range(10)] == [0] * 10
+        may_end.set()
+        other.join()
+        check()
+
+
+def test_a_classifier_of_parts_says_that_it_cannot_be_pickled(shelf):
+    with pytest.raises(UsageError, match=r"cannot be pickled.*call offramp\.load in the other process"):
+        pickle.dumps(make_classifier(shelf.open(Toy())))
 
 
 def test_a_budget_from_the_start_of_the_process_counts_what_has_been(shelf, monkeypatch):

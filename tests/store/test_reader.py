@@ -3,6 +3,7 @@ import errno
 import hashlib
 import mmap
 import os
+import pickle
 import random
 import tempfile
 import threading
@@ -55,6 +56,16 @@ def read_direct(store, shard, buffer):
         if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):
             pytest.skip("this file system has no direct reads")
         raise
+
+
+def test_a_pickled_store_is_opened_again_wherever_the_process_is(tmp_path, monkeypatch):
+    folder = write_small(tmp_path / "store")
+    monkeypatch.chdir(tmp_path)
+    with Store(folder.name, "always") as store:
+        data = pickle.dumps(store)
+    monkeypatch.chdir("/")
+    with pickle.loads(data) as store:
+        assert (store.path, store.policy) == (folder, "always")
 
 
 @pytest.mark.parametrize("verify", ["first", "always", "never"])

@@ -209,6 +209,7 @@ def test_a_view_that_is_kept_for_every_input_stays_in_memory_by_plan(shelf):
     assert kept == ["blocks.0.up.weight"]
 
 
+@pytest.mark.filterwarnings("ignore:offramp. .* of weights were in memory")
 def test_a_view_that_is_kept_for_another_input_is_never_overwritten(shelf):
     store, other = shelf(lambda: Keeping(only_negative=True), positive(), key="keeping for some"), -positive()
     module = made(Keeping, only_negative=True)
@@ -264,6 +265,7 @@ class Late(nn.Module):
         return (hidden, self.blocks[0].up.weight, self.blocks[2].up.weight) if is_negative else (hidden,)
 
 
+@pytest.mark.filterwarnings("ignore:offramp. .* of weights were in memory")
 def test_weights_that_are_given_out_for_another_input_are_read_for_that(shelf):
     store = shelf(Late, positive())
     with offramp.stream(made(Late), store, weight_budget=smallest(store)) as model:
@@ -273,6 +275,7 @@ def test_weights_that_are_given_out_for_another_input_are_read_for_that(shelf):
     assert same(kept, plain(made(Late), -positive()))
 
 
+@pytest.mark.filterwarnings("ignore:offramp. .* of weights were in memory")
 def test_another_path_gives_the_right_answer_and_is_counted(shelf):
     """It skips blocks, goes back, and touches a layer that was never called."""
     store = shelf(Routed, positive())
@@ -658,6 +661,7 @@ def test_an_unknown_option_is_refused_with_the_known_ones(shelf):
         offramp.stream(made(Chain), shelf(Chain, vectors()), weigth_budget=1)
 
 
+@pytest.mark.filterwarnings("ignore:offramp. .* of weights were in memory")
 def test_a_part_that_is_called_by_itself_is_streamed_too(shelf):
     """As `generate` calls the encoder of an encoder-decoder."""
 
@@ -721,6 +725,7 @@ def t5():
     return T5ForConditionalGeneration(T5Config(decoder_start_token_id=0, **shape, **SMALL))
 
 
+@pytest.mark.filterwarnings("ignore:offramp. .* of weights were in memory")
 @pytest.mark.parametrize("make", [gpt2, llama, t5])
 def test_generation_with_a_cache_gives_the_tokens_and_scores_of_the_model(shelf, make):
     inputs = {"input_ids": ids(), "attention_mask": torch.ones_like(ids())}

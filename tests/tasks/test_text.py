@@ -16,6 +16,7 @@ from offramp.program.encoder import Encoder
 from offramp.program.inputs import Batch
 from offramp.program.program import Texts
 from offramp.tasks import TextEncoder, has_tokenizer, token_batch
+from offramp.tasks.text import COPIES
 from offramp.tasks.tokenizer import tokenizer_length
 from offramp.tasks.tokenizer_settings import SETTINGS
 
@@ -462,12 +463,19 @@ def test_rows_are_padded_to_the_longest(folder):
     assert {array.dtype for array in (*batch.arrays.values(), batch.lengths_B)} == {np.dtype(np.int64)}
 
 
-def test_each_text_has_a_length_and_tokenizing_takes_no_memory_of_the_plan(folder):
+def test_each_text_has_a_length(folder):
     ours = TextEncoder.from_folder(folder, encoder(), max_length=6, **QUIET)
     texts = ["the cat", "", ("a", "b"), "a " * 40]
     assert list(ours.lengths(texts)) == [4, 2, 5, 6]
-    assert ours.encoding_bytes(texts) == 0
     assert ours.encode(ours.sample).num_rows == 1
+
+
+def test_the_largest_input_determines_the_memory_of_encoding(folder):
+    ours = TextEncoder.from_folder(folder, encoder(), max_length=6, **QUIET)
+    pair = ("a" * 1000, "\U0001f600" * 1000)
+    assert ours.encoding_bytes([]) == 0
+    assert ours.encoding_bytes(["a"]) < 1000
+    assert ours.encoding_bytes(["a", pair, "a" * 4000]) == COPIES * sum(map(sys.getsizeof, pair)) > COPIES * 5000
 
 
 def test_positions_after_that_of_padding_are_those_of_fairseq():

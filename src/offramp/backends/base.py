@@ -63,7 +63,8 @@ class ProgramBackend(Backend):
         if self.exit_form is not None:
             names[EXIT_KERNEL] = None  # no step, but a kernel
         self._require_runnable(names)
-        self.kernels = {name: self.load(name, self.program.kernels[name]) for name in names}
+        self.kernels: Dict[str, LoadedKernel] = _Kernels(self)
+        self.kernels.update({name: self.load(name, self.program.kernels[name]) for name in names})
         self._values, self._lifetimes = self.program.values(), lifetimes_of(self.program)
         self._is_captured = any(kernel.template == CAPTURED for kernel in self.program.kernels.values())
         self._constants = self._read_constants()
@@ -193,7 +194,7 @@ class ProgramBackend(Backend):
                     value = self._values[name]
                     state.values[name] = self.wrap(np.ones(value.shape(*shape), value.dtype))
                 self.run(state, step, {role: zeros[name] for role, name in step.weights.items()})
-            if stage.exit in state.values and EXIT_KERNEL in self.kernels and EXIT_KERNEL not in ran:
+            if stage.exit in state.values and self.exit_form is not None and EXIT_KERNEL not in ran:
                 ran.add(EXIT_KERNEL)
                 shapes = self.head_shapes(self._values[stage.exit].width)
                 zero_head = {role: np.zeros(shape, np.float32) for role, shape in shapes.items()}
@@ -233,6 +234,18 @@ class ProgramBackend(Backend):
             data = np.frombuffer(self.store.read_tensor(shard.name, tensor), DTYPES[tensor.dtype].numpy)
             found[name] = self.wrap(data.reshape(tensor.shape))
         return found
+
+
+class _Kernels(Dict[str, LoadedKernel]):
+    """Kernels by name. One that was freed is loaded again when it is used."""
+
+    def __init__(self, backend: ProgramBackend) -> None:
+        super().__init__()
+        self._backend = backend
+
+    def __missing__(self, name: str) -> LoadedKernel:
+        self[name] = self._backend.load(name, self._backend.program.kernels[name])
+        return self[name]
 
 
 class Lifetimes(NamedTuple):

@@ -10,6 +10,7 @@ Shapes: B rows, S tokens of the longest row, T = B S, H hidden, C labels.
 
 from __future__ import annotations
 
+import ctypes
 import os
 from functools import lru_cache
 from typing import Any, Callable, Dict, List, Mapping, Tuple
@@ -99,7 +100,7 @@ class OnnxBackend(ProgramBackend):
         """Return the bytes of two float masks: one for attention, one for the mean over tokens."""
         return 2 * num_rows * length * _MASKED.itemsize
 
-    def close(self) -> None:
+    def trim(self) -> None:
         """Shrink the shared arena to the buffers in use, by running the smallest kernel once."""
         import onnxruntime as ort
 
@@ -111,6 +112,20 @@ class OnnxBackend(ProgramBackend):
         session, sizes = self._sessions[names[0]], self.program.kernels[names[0]].attributes
         shapes = {**_weights(session), "hidden": (1, sizes["hidden_size"])}
         session.run(None, {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}, options)
+
+    def close(self) -> None:
+        """Shrink the arena and end the sessions with their threads. They open again when they are used."""
+        self.trim()
+        self.kernels.clear()
+        self._sessions.clear()
+
+    def renew(self) -> None:
+        """Open the sessions again where they have threads. The old ones would wait for theirs, even to end."""
+        if self.num_threads > 1:
+            for session in self._sessions.values():
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
+            self.kernels.clear()
+            self._sessions.clear()
 
 
 def open_session(graph: bytes, num_threads: int, store: Store, name: str) -> Any:
@@ -141,7 +156,7 @@ def open_session(graph: bytes, num_threads: int, store: Store, name: str) -> Any
 
 @lru_cache(maxsize=1)
 def _share_arena() -> None:
-    """Register the arena of this process's sessions, once: it can be shrunk (`OnnxBackend.close`), not removed."""
+    """Register the arena of this process's sessions, once: it can be shrunk (`OnnxBackend.trim`), not removed."""
     import onnxruntime as ort
 
     memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)

@@ -18,7 +18,7 @@ from torch.nn import functional
 from offramp.backends.base import REMEDY, LoadedKernel, ProgramBackend, lines_of
 from offramp.backends.torch_graphs import CapturedGraph
 from offramp.backends.torch_modules import ATTENTIONS, Attention, Down, Embedding, ExitHead, Head, Up, make_mask, pool
-from offramp.errors import StoreError
+from offramp.errors import StoreError, is_out_of_memory
 from offramp.program.program import CAPTURED, Kernel
 from offramp.runtime.backend import State
 from offramp.store import Store
@@ -57,7 +57,7 @@ class TorchBackend(ProgramBackend):
             try:
                 return run(state, inputs)
             except (RuntimeError, ValueError, IndexError, TypeError, KeyError) as error:
-                if "allocate memory" in str(error):  # PyTorch raises RuntimeError where memory is short
+                if is_out_of_memory(error):  # PyTorch raises RuntimeError where memory is short
                     raise MemoryError(str(error)) from error
                 raise self.wrong_inputs(name, lines_of(error)[0]) from error
 
@@ -123,6 +123,10 @@ class TorchBackend(ProgramBackend):
     def mask_bytes(self, num_rows: int, length: int) -> int:
         """Return the bytes of a float mask for each pair of tokens, the most that attention expands it to."""
         return num_rows * length * length * torch.float32.itemsize
+
+    def renew(self) -> None:
+        """Compute in one thread: OpenMP waits for the others, which are not in the child."""
+        self.num_threads = 1
 
     def close(self) -> None:
         """Drop the references to the slots that the last calls used."""

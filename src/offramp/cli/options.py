@@ -187,9 +187,10 @@ def silent(message: str) -> None:
 
 
 def peak_line(record: dict[str, Any]) -> str:
-    """Return the last line of a run: predicted peak, measured peak and budget."""
+    """Return the last line of a run: predicted peak, measured peak and the limit that was kept."""
     predicted, measured = format_size(record["predicted_peak_bytes"]), format_size(record["peak_rss_bytes"])
-    return f"predicted peak {predicted} / measured peak {measured} / budget {format_size(record['budget_bytes'])}"
+    limit = f"{record['limited_by']} {format_size(record['budget_bytes'])}"
+    return f"predicted peak {predicted} / measured peak {measured} / {limit}"
 
 
 def emit(tree: dict[str, Any]) -> None:

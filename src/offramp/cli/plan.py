@@ -40,7 +40,8 @@ def main(args: argparse.Namespace) -> None:
         slots = f"{plan.num_slots} slots {format_size(plan.num_slots * plan.slot_bytes)}"
         base, activations = format_size(plan.base_bytes), format_size(plan.activation_bytes)
         print(f"\nprocess {base} + activations {activations} + {slots} + residents {format_size(plan.resident_bytes)}")
-        print(f"predicted peak {format_size(plan.predicted_peak_bytes)} / budget {format_size(plan.budget_bytes)}")
+        limit = f"{plan.limited_by} {format_size(plan.budget_bytes)}"
+        print(f"predicted peak {format_size(plan.predicted_peak_bytes)} / {limit}")
         print(f"smallest budget {format_size(plan.smallest_budget_bytes)}")
         length, shorter = classifier.length, classifier.length // 2
         saved_bytes = plan.activation_bytes - activation_bytes_of(classifier, max(shorter, 1))

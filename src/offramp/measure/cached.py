@@ -33,6 +33,14 @@ def cached_bytes(path: Union[str, os.PathLike], *, dir_fd: Optional[int] = None)
         os.close(descriptor)
 
 
+def resident_bytes(mapping: mmap.mmap) -> int:
+    """Return the number of bytes of an anonymous mapping that are in memory; 0 if the system does not report it."""
+    try:
+        return _cached_pages(_libc(), mapping) * mmap.PAGESIZE
+    except OSError:
+        return 0
+
+
 def _cached_bytes(descriptor: int, size_bytes: int) -> Optional[int]:
     libc, pages = _libc(), 0
     try:

@@ -165,8 +165,28 @@ def available_bytes(root: Union[str, os.PathLike] = "/") -> int:
         root: folder that contains `proc` and `sys`.
     """
     root = Path(root)
-    known = [available for available in (_machine_bytes(root), *_cgroup_bytes(root)) if available is not None]
+    free = (limit - usage + cache for limit, usage, cache in _groups(root))
+    known = [available for available in (_machine_bytes(root), *free) if available is not None]
     return max(0, min(known)) if known else _memory_bytes()
+
+
+def container_bytes(root: Union[str, os.PathLike] = "/") -> Optional[int]:
+    """Return the least limit in bytes of the memory cgroups that contain the process; None: less than the machine has.
+
+    `root` is the folder that contains `proc` and `sys`.
+    """
+    least = min((limit for limit, *_ in _groups(Path(root))), default=None)
+    return None if least is None or least >= _memory_bytes() else least
+
+
+def address_space_bytes() -> Optional[int]:
+    """Return the bytes that this process can still map under its limit (`ulimit -v`), or None without a limit."""
+    import resource  # not available on every system
+
+    limit, pages = resource.getrlimit(resource.RLIMIT_AS)[0], _text("/proc/self/statm").split()
+    if limit == resource.RLIM_INFINITY or not pages:
+        return None
+    return max(0, limit - int(pages[0]) * os.sysconf("SC_PAGE_SIZE"))
 
 
 def _machine_bytes(root: Path) -> Optional[int]:
@@ -174,9 +194,16 @@ def _machine_bytes(root: Path) -> Optional[int]:
     return None if kib is None else kib << 10
 
 
-def _cgroup_bytes(root: Path) -> Iterator[Optional[int]]:
+def _groups(root: Path) -> Iterator[Tuple[int, int, int]]:
+    """Yield (limit, usage, unmapped file cache) in bytes of each memory cgroup that has a limit."""
     for folder, is_v1 in _cgroups(root, "memory"):
-        yield _group_bytes(folder, _V1 if is_v1 else _V2)
+        hierarchy = _V1 if is_v1 else _V2
+        limits = [limit for limit in (_number(folder / name) for name in hierarchy.limits) if limit is not None]
+        usage = _number(folder / hierarchy.usage)
+        if limits and usage is not None:
+            stat = _table(folder / "memory.stat")
+            cache = sum(stat.get(name, 0) for name in hierarchy.cache)
+            yield min(limits), usage, max(0, cache - stat.get(hierarchy.mapped, 0))
 
 
 def _cgroups(root: Path, controller: str) -> Iterator[Tuple[Path, bool]]:
@@ -190,16 +217,6 @@ def _cgroups(root: Path, controller: str) -> Iterator[Tuple[Path, bool]]:
         names = [name for name in group.split("/") if name not in ("", "..")]
         for depth in range(len(names) + 1):
             yield mount.joinpath(*names[:depth]), bool(controllers)
-
-
-def _group_bytes(folder: Path, hierarchy: _Hierarchy) -> Optional[int]:
-    limits = [limit for limit in (_number(folder / name) for name in hierarchy.limits) if limit is not None]
-    usage = _number(folder / hierarchy.usage)
-    if not limits or usage is None:
-        return None
-    stat = _table(folder / "memory.stat")
-    cache = sum(stat.get(name, 0) for name in hierarchy.cache)
-    return min(limits) - usage + max(0, cache - stat.get(hierarchy.mapped, 0))
 
 
 def _number(path: Path) -> Optional[int]:

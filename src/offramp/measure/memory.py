@@ -14,6 +14,8 @@ from array import array
 from dataclasses import dataclass
 from typing import Dict, List, NamedTuple, Optional, TypeVar
 
+from offramp.forks import Forked
+
 _STATUS = "/proc/self/status"
 _CLEAR_REFS = "/proc/self/clear_refs"
 _Self = TypeVar("_Self", bound="_Sampler")
@@ -79,7 +81,7 @@ def reset_peak() -> bool:
     return True
 
 
-class _Sampler:
+class _Sampler(Forked):
     """Calls `sample` at the start, every `interval_seconds` in a thread, and at the stop.
 
     An error in the thread is raised again by the stop.
@@ -89,6 +91,12 @@ class _Sampler:
         if not interval_seconds > 0:
             raise ValueError(f"interval_seconds must be positive, got {interval_seconds}")
         self._interval_seconds = interval_seconds
+        self._stopping = threading.Event()
+        self.survive_forks()
+
+    def after_fork(self) -> None:
+        """Forget the thread: in the child, samples are those that callers take."""
+        self._stopping = threading.Event()
 
     def sample(self) -> None:
         """Take one sample."""
@@ -98,7 +106,7 @@ class _Sampler:
         """Take the first sample and start sampling."""
         self.sample()
         self._error: Optional[BaseException] = None
-        self._stopping = threading.Event()
+        self._stopping.clear()
         self._thread = threading.Thread(target=self._run, name="offramp-memory", daemon=True)
         self._thread.start()
 
@@ -149,6 +157,11 @@ class PeakMeter(_Sampler):
         self.method = method
         self._running = False
         self._peak_bytes = 0
+        self._lock = threading.Lock()
+
+    def after_fork(self) -> None:
+        """Forget the thread, and the lock that it may have held."""
+        super().after_fork()
         self._lock = threading.Lock()
 
     def start(self) -> None:

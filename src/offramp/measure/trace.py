@@ -10,6 +10,8 @@ import json
 import threading
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence
 
+from offramp.forks import Forked
+
 TRACED_PASSES = 16
 """Number of passes whose events an engine keeps. BERT-base records 150 events per pass, 0.4 MiB in total."""
 
@@ -30,7 +32,7 @@ class Span(NamedTuple):
     pass_index: int = 0
 
 
-class Trace:
+class Trace(Forked):
     """Append-only, thread-safe list of spans that keeps the last `num_passes` passes."""
 
     def __init__(self, num_passes: int = 64) -> None:
@@ -38,6 +40,11 @@ class Trace:
             raise ValueError(f"num_passes must be at least 1, got {num_passes}")
         self.num_passes = num_passes
         self._passes: Dict[int, List[Span]] = {}
+        self._opening = threading.Lock()
+        self.survive_forks()
+
+    def after_fork(self) -> None:
+        """Replace the lock, which another thread may have held."""
         self._opening = threading.Lock()
 
     def add(self, span: Span) -> None:

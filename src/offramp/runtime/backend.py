@@ -78,6 +78,12 @@ class Backend(ABC):
     def keep(self, state: State, rows_B: np.ndarray) -> None:
         """Drop all rows but these places, in ascending order, from every value."""
 
+    def trim(self) -> None:  # noqa: B027
+        """Return memory that only larger inputs than the coming ones needed."""
+
+    def renew(self) -> None:  # noqa: B027
+        """Resume in the child of a fork, where the threads of the library are gone."""
+
     @abstractmethod
     def close(self) -> None:
-        """Free what the backend holds. It may be used again."""
+        """Free what the backend holds, and end its threads. It may be used again."""

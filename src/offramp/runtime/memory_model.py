@@ -9,12 +9,13 @@ from typing import Callable, Iterable, List, NamedTuple
 
 import numpy as np
 
-from offramp.measure import available_bytes, read_memory
+from offramp.measure import read_memory
 from offramp.measure.mapped import refault_bytes
 from offramp.program.program import TOKENS, Input, Program
 from offramp.runtime.backend import Backend
 from offramp.runtime.footprint import trim_memory
 from offramp.runtime.inputs import InputReader
+from offramp.runtime.ledger import LEDGER
 
 HEADROOM_BYTES = 4 << 20
 """Growth of Python's heap, and error of the kernel's per-thread counters of resident pages (64 pages each)."""
@@ -92,38 +93,46 @@ class MemoryModel:
         return activation_bytes + held + self.gathering_bytes(*shape) + HEADROOM_BYTES
 
     def measure_footprint(
-        self, warm_up: Callable[[int, int], None], workload: Workload, budget_bytes: int, encoding_bytes: int = 0
+        self,
+        warm_up: Callable[[int, int], None],
+        workload: Workload,
+        budget_bytes: int,
+        encoding_bytes: int = 0,
+        *,
+        most_bytes: int = 0,
     ) -> Footprint:
         """Bring the process to the footprint that it has while it runs, and measure it.
 
         Memory that only start-up needed is returned, and warm-up passes load what a pass needs. Activations are the
         larger of the backend's prediction and the growth in warm-up passes. A workload that cannot fit is not run: its
-        plan is not feasible.
+        plan is not feasible, and names a budget by the most that the prediction may be too small.
 
         Args:
             warm_up: runs a pass of [B, S] tokens without weights.
+            budget_bytes: most memory without the weights of open engines.
             encoding_bytes: memory for encoding the largest input.
+            most_bytes: memory up to which a workload that does not fit the budget is run nevertheless, so that the
+                budget that is named is measured.
         """
         warm_up(1, SMALL_LENGTH)
         trim_memory()
         warm_up(1, SMALL_LENGTH)
-        base_bytes = resident_bytes()
+        base_bytes = resident_bytes() - LEDGER.resident_bytes()
         activation_bytes = self.backend.activation_bytes(workload.num_rows, workload.length)
-        if base_bytes + activation_bytes <= budget_bytes:
+        fits = base_bytes + activation_bytes <= budget_bytes
+        if fits or base_bytes + int(BULK_FACTOR * activation_bytes) <= most_bytes:
             for _ in range(NUM_WARM_UPS):
                 warm_up(workload.num_rows, workload.length)
-                activation_bytes = max(activation_bytes, resident_bytes() - base_bytes)
+                grown_bytes = resident_bytes() - LEDGER.resident_bytes() - base_bytes
+                activation_bytes = max(activation_bytes, grown_bytes)
+        else:
+            activation_bytes = int(BULK_FACTOR * activation_bytes)
         return Footprint(base_bytes, self.sweep_bytes(workload, activation_bytes) + encoding_bytes)
 
 
 def resident_bytes() -> int:
     """Return the resident memory of this process, with code pages that the page cache may still add to it."""
     return read_memory().rss_bytes + refault_bytes()
-
-
-def unlimited_bytes() -> int:
-    """Return the budget of a run without one: all memory that this process has or may still use."""
-    return available_bytes() + read_memory().rss_bytes
 
 
 def stream_bytes(program: Program) -> int:

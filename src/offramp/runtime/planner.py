@@ -16,6 +16,7 @@ from itertools import chain, combinations
 from typing import FrozenSet, Iterable, Iterator, List, Sequence, Set, Tuple
 
 from offramp.errors import BudgetError
+from offramp.runtime.ledger import ADDRESS_SPACE, BUDGET, CONTAINER, MEMORY, OTHER_BUDGET, Limit
 from offramp.units import format_size, named_budget
 
 PAGE_BYTES = 4096
@@ -28,6 +29,22 @@ tried."""
 CONTENTION = 0.15
 """Fraction of the time of an overlapped read that still adds to the latency, because the reader shares memory bandwidth
 and cores with the computation."""
+
+REMEDIES = {
+    BUDGET: "the smallest budget that works is --budget {least}",
+    CONTAINER: "raise the memory limit of the container to {least}",
+    MEMORY: "end other programs until {more} KiB more are available",
+    ADDRESS_SPACE: "raise the limit of ulimit -v by {more}",
+    OTHER_BUDGET: "close the other engine first",
+}
+"""Source of a limit -> remedy where the limit is too small."""
+
+
+def remedy(limit: Limit, needed_bytes: int) -> str:
+    """Return what to do where a process needs more than its limit."""
+    source = OTHER_BUDGET if limit.reserved_bytes else limit.source
+    more_kib = -(-(needed_bytes - limit.num_bytes) >> 10)
+    return REMEDIES[source].format(least=named_budget(needed_bytes), more=more_kib)
 
 
 @dataclass(frozen=True)
@@ -61,6 +78,11 @@ class Plan:
     predicted_seconds: float
     smallest_budget_bytes: int
     budget_bytes: int
+    """Most memory of the process: the budget, or less where `limited_by` says so."""
+    limited_by: str = BUDGET
+    """Source of `budget_bytes`, one of those in `ledger`."""
+    reserved_bytes: int = 0
+    """Part of `base_bytes` that other open engines have reserved for their weights."""
 
     @property
     def feasible(self) -> bool:
@@ -75,11 +97,13 @@ class Plan:
         if self.feasible:
             return
         largest = max(items, key=lambda item: item.num_bytes)
+        others = f" + other open engines {format_size(self.reserved_bytes)}" if self.reserved_bytes else ""
         raise BudgetError(
-            f"budget of {format_size(self.budget_bytes)} is too small",
-            f"process {format_size(self.base_bytes)} + activations {format_size(self.activation_bytes)}"
+            f"{self.limited_by} of {format_size(self.budget_bytes)} is too small",
+            f"process {format_size(self.base_bytes - self.reserved_bytes)}{others}"
+            f" + activations {format_size(self.activation_bytes)}"
             f" + one slot for {largest.shard} {format_size(page_rounded(largest.num_bytes))}",
-            f"the smallest budget that works is --budget {named_budget(self.smallest_budget_bytes)}{hint}",
+            remedy(Limit(self.budget_bytes, self.limited_by, self.reserved_bytes), self.smallest_budget_bytes) + hint,
         )
 
 

@@ -5,7 +5,8 @@ most that many reads. A *gated* shard is not read until the engine has decided t
 pass ends, prefetched shards are dropped, a read in flight stops at its next chunk, and the first shards of the next
 pass are prefetched while the engine is idle.
 
-The ring is independent of models: a shard is a name and a number of bytes. One engine thread at a time.
+The ring is independent of models: a shard is a name and a number of bytes. One engine thread at a time. In the child of
+a fork, where the reader thread is gone, the first shard that can be read starts another one.
 """
 
 from __future__ import annotations
@@ -17,12 +18,16 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Callable, Deque, Dict, NamedTuple, Optional, Sequence, Tuple
 
+from offramp.forks import Forked
+from offramp.measure import resident_bytes
 from offramp.runtime.slots import BufferPool, Slot
 
 Reader = Callable[[str, memoryview, Callable[[], bool]], Tuple[int, bool]]
 """Function (shard, buffer, cancelled) -> (bytes read, complete)."""
 OnRead = Callable[[str, float, float, int, bool], None]
 """Callback (shard, start seconds, end seconds, bytes, idle), called in the reader thread after each read."""
+LIVENESS_SECONDS = 1.0
+"""Time between two checks that the thread that is waited for is alive."""
 
 
 class Turn(NamedTuple):
@@ -60,7 +65,7 @@ class _Entry:
         self.num_bytes, self.seconds, self.ahead = 0, 0.0, False
 
 
-class Ring:
+class Ring(Forked):
     """Reader thread with buffers.
 
     `residents` are read once, into their own buffers; all other shards go through `pool`.
@@ -72,6 +77,8 @@ class Ring:
         self._read, self._on_read, self._depth = read, on_read, depth
         self._pool, self._resident_slots = pool, residents
         self._filling: Optional[Slot] = None
+        self._fetching: Optional[Tuple[Turn, int]] = None
+        """The turn that the reader has taken, and its epoch."""
         self._residents: Dict[str, _Entry] = {}
         self._loaded: Dict[str, _Entry] = {}
         self._wanted: Deque[Turn] = deque()
@@ -82,8 +89,9 @@ class Ring:
         # Implemented in C, unlike threading.Condition: KeyboardInterrupt cannot leave them in an intermediate state.
         self._lock = threading.Lock()
         self._engine_wakeups, self._reader_wakeups = SimpleQueue(), SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="offramp-reader", daemon=True)
-        self._thread.start()
+        self._thread: Optional[threading.Thread] = _started(self._run)
+        self._is_frozen = False
+        self.survive_forks()
 
     def begin_pass(self, turns: Sequence[Turn], *, restart: bool = False) -> None:
         """Start to read the shards of a pass. Keep what was read ahead for it, unless `restart`."""
@@ -112,10 +120,16 @@ class Ring:
                     raise self._error
                 if not self.is_open:
                     raise RuntimeError("the ring is closed")
+                if self._thread is None:
+                    self._wake_reader()
+            left = None if until is None else max(until - time.perf_counter(), 0.0)
             try:
-                self._engine_wakeups.get(timeout=None if until is None else max(until - time.perf_counter(), 0.0))
+                self._engine_wakeups.get(timeout=LIVENESS_SECONDS if left is None else min(left, LIVENESS_SECONDS))
             except Empty:
-                return None
+                if left is not None and left <= LIVENESS_SECONDS:
+                    return None
+                if self._thread is not None and not self._thread.is_alive() and self.is_open:
+                    raise RuntimeError("the reader thread has ended") from None
 
     def release(self, shard: str, *, discard: bool = False) -> None:
         """End this use of the shard. Its slot becomes free unless another use was prefetched.
@@ -161,6 +175,12 @@ class Ring:
         """Bytes that were not charged to any row: read while idle, prefetched but unused, or read for a failed pass."""
         return self.bytes_read - self.bytes_used
 
+    def resident_bytes(self) -> int:
+        """Return the bytes of its buffers that are in memory."""
+        with self._lock:
+            pages = [*self._pool.pages(), *(slot.pages for slot in self._resident_slots.values())]
+        return sum(map(resident_bytes, pages))
+
     def close(self) -> None:
         """Stop the reader and release all buffers. A read in flight ends at its next chunk."""
         with self._lock:
@@ -168,11 +188,35 @@ class Ring:
             self._epoch += 1
         _wake(self._reader_wakeups)
         _wake(self._engine_wakeups)
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
         self._restart(())
         self._pool.close()
         self._resident_slots = {}
         self._residents.clear()
+
+    def before_fork(self) -> None:
+        """Take the lock, so that no thread is in the middle of a change. Give up if the forking thread holds it."""
+        self._is_frozen = self._lock.acquire(timeout=LIVENESS_SECONDS)
+
+    def after_fork_in_parent(self) -> None:
+        """Release the lock."""
+        if self._is_frozen:
+            self._lock.release()
+
+    def after_fork(self) -> None:
+        """Forget the reader. The shard that it was reading is wanted again."""
+        self._lock, self._thread = threading.Lock(), None
+        self._engine_wakeups, self._reader_wakeups = SimpleQueue(), SimpleQueue()
+        if self._fetching is None or self._filling is None:
+            return
+        turn, epoch = self._fetching
+        if turn.shard not in self._resident_slots:
+            self._pool.release(self._filling)
+        if epoch == self._epoch:
+            self._ahead -= 1
+            self._wanted.appendleft(turn)
+        self._filling = self._fetching = None
 
     def _restart(self, turns: Sequence[Turn]) -> None:
         """Discard the state of the pass. Safe in any state, because an interrupt can stop the engine anywhere."""
@@ -191,6 +235,8 @@ class Ring:
         engine.
         """
         if self._next() is not None:
+            if self._thread is None:
+                self._thread = _started(self._run)
             _wake(self._reader_wakeups)
 
     def _next(self) -> Optional[Turn]:
@@ -221,10 +267,17 @@ class Ring:
             turn = self._next()
             if turn is None or not self.is_open:
                 return None
+            try:
+                slot = self._resident_slots.get(turn.shard) or self._pool.acquire(turn.shard)
+            except BaseException as error:  # no memory for a buffer; raised in the engine thread
+                self._error = error
+                self._wanted.clear()
+                _wake(self._engine_wakeups)
+                return None
             self._wanted.popleft()
             self._ahead += 1
-            self._filling = self._resident_slots.get(turn.shard) or self._pool.acquire(turn.shard)
-            return turn.shard, self._filling, self._epoch, self._idle
+            self._filling, self._fetching = slot, (turn, self._epoch)
+            return turn.shard, slot, self._epoch, self._idle
 
     def _fetch(self, shard: str, slot: Slot, epoch: int, idle: bool) -> None:
         error: Optional[BaseException] = None
@@ -238,7 +291,7 @@ class Ring:
             error = caught
         with self._lock:
             self.bytes_read += num_bytes
-            self._filling = None
+            self._filling = self._fetching = None
             is_current = epoch == self._epoch
             if error is not None and is_current:
                 self._error = error
@@ -253,6 +306,12 @@ class Ring:
             self._next()  # later turns of the same shard register their use before the engine can release it
         _wake(self._engine_wakeups)
         error = None  # its traceback references this frame and thus the slot
+
+
+def _started(run: Callable[[], None]) -> threading.Thread:
+    thread = threading.Thread(target=run, name="offramp-reader", daemon=True)
+    thread.start()
+    return thread
 
 
 def _wake(queue: SimpleQueue) -> None:

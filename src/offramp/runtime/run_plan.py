@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
+from dataclasses import replace
 from typing import List, Sequence, Tuple
 
 from offramp.errors import DamagedError
@@ -18,6 +19,7 @@ from offramp.measure import read_memory
 from offramp.program.dtypes import DTYPES
 from offramp.runtime.config import READS
 from offramp.runtime.feed import Buffers
+from offramp.runtime.ledger import Limit
 from offramp.runtime.memory_model import SMALL_SHARD_BYTES, Footprint, Workload
 from offramp.runtime.planner import Item, Memory, Plan, make_plan, page_rounded
 from offramp.runtime.schedule import Schedule
@@ -52,18 +54,22 @@ def plan_items(
 
 
 def make_run_plan(
-    schedule: Schedule, items: List[Item], num_batches: int, footprint: Footprint, budget_bytes: int, own_process: bool
+    schedule: Schedule, items: List[Item], num_batches: int, footprint: Footprint, limit: Limit, own_process: bool
 ) -> Plan:
     """Return the plan for a process with this footprint.
 
     Args:
         num_batches: batches that share a sweep.
+        limit: most memory of the process, and what of it other engines have reserved.
         own_process: the budget holds from the start of the process, so its peak so far counts.
     """
     small = frozenset(item.shard for item in items if item.num_bytes <= SMALL_SHARD_BYTES)
     together = max(schedule.most_shards_together(num_batches, small), 1)
     start_bytes = read_memory().peak_bytes if own_process else 0
-    return make_plan(items, Memory(*footprint, small, start_bytes, together), budget_bytes)
+    base_bytes = footprint.base_bytes + limit.reserved_bytes
+    memory = Memory(base_bytes, footprint.activation_bytes, small, start_bytes, together)
+    plan = make_plan(items, memory, limit.num_bytes)
+    return replace(plan, limited_by=limit.source, reserved_bytes=limit.reserved_bytes)
 
 
 def allocate(store: Store, plan: Plan) -> Buffers:

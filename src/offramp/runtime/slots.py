@@ -15,6 +15,9 @@ from typing import Any, Dict, FrozenSet, Iterable, List, Mapping, Optional, Sequ
 
 import numpy as np
 
+from offramp.errors import BudgetError
+from offramp.units import format_size
+
 Stages = Sequence[Sequence[str]]
 """The shards that each stage needs at once, in the order of a pass; after the last stage the first one follows."""
 PAGE = mmap.PAGESIZE
@@ -23,8 +26,15 @@ AHEAD = 8
 
 
 def new_pages(num_bytes: int) -> mmap.mmap:
-    """Return anonymous page-aligned memory. Pages use physical memory when they are first touched."""
-    return mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    """Return anonymous page-aligned memory. Pages use physical memory when they are first touched.
+
+    Raises BudgetError where the system gives none (`ulimit -v`).
+    """
+    try:
+        return mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError:
+        what = f"the system refuses {format_size(num_bytes)} of memory for weights"
+        raise BudgetError(what, None, "raise the limit of ulimit -v, or give a smaller --budget") from None
 
 
 class Slot:
@@ -32,15 +42,15 @@ class Slot:
 
     def __init__(self, num_bytes: int, pages: Optional[mmap.mmap] = None, start: int = 0) -> None:
         self.num_bytes, self._start = num_bytes, start
-        self._pages = new_pages(num_bytes) if pages is None else pages
-        self.view = memoryview(self._pages)[start : start + num_bytes]
-        self.array = np.frombuffer(self._pages, np.uint8, num_bytes, start)
+        self.pages = new_pages(num_bytes) if pages is None else pages
+        self.view = memoryview(self.pages)[start : start + num_bytes]
+        self.array = np.frombuffer(self.pages, np.uint8, num_bytes, start)
         self.notes: Dict[str, Any] = {}
         """Views of it that the user of the slot keeps as long as the slot lives, by tensor or by shard."""
 
     def drop_pages(self) -> None:
         """Return the pages to the kernel. Reading them afterwards returns zeros."""
-        self._pages.madvise(mmap.MADV_DONTNEED, self._start, self.num_bytes)
+        self.pages.madvise(mmap.MADV_DONTNEED, self._start, self.num_bytes)
 
 
 class BufferPool(ABC):
@@ -65,6 +75,10 @@ class BufferPool(ABC):
     @abstractmethod
     def clear(self, kept: Optional[Slot]) -> None:
         """Release all slots except `kept`, the one that is being filled."""
+
+    @abstractmethod
+    def pages(self) -> Iterable[mmap.mmap]:
+        """Return the mappings in which all buffers lie."""
 
     @abstractmethod
     def close(self) -> None:
@@ -97,6 +111,10 @@ class EqualSlots(BufferPool):
     def clear(self, kept: Optional[Slot]) -> None:
         """Release all slots except `kept`."""
         self._free = [slot for slot in self._slots if slot is not kept]
+
+    def pages(self) -> Iterable[mmap.mmap]:
+        """Return the mappings of all slots."""
+        return [slot.pages for slot in self._slots]
 
     def close(self) -> None:
         """Drop all slots."""
@@ -192,6 +210,11 @@ class Arena(BufferPool):
         """Release all slots except `kept`, the one that is being filled."""
         for slot in [slot for slot in self._used.values() if slot is not kept]:
             self.release(slot)
+
+    def pages(self) -> Iterable[mmap.mmap]:
+        """Return the mapping of the arena and those of separate buffers."""
+        separate = [slot.pages for shard, slot in self._slots.items() if shard not in self._starts]
+        return separate if self._map is None else [self._map, *separate]
 
     def close(self) -> None:
         """Drop all buffers."""

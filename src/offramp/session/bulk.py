@@ -66,7 +66,7 @@ def with_most_rows(plan_for: Callable[[int, int], Classifier], *, has_deadline: 
     model, program, length = MemoryModel(InputReader(store), backend), store.program, single.length
     used = {shard for step in program.steps() for shard in step.shards}
     sizes = [shard.bytes for name, shard in store.manifest.shards.items() if name in used]
-    available_bytes = settings.budget_bytes - single.plan.base_bytes - settings.encoding_bytes
+    available_bytes = single.plan.budget_bytes - single.plan.base_bytes - settings.encoding_bytes
 
     def left(num_rows: int, weights: int) -> int:
         activations = int(BULK_FACTOR * backend.activation_bytes(num_rows, length))
@@ -86,7 +86,7 @@ def with_most_rows(plan_for: Callable[[int, int], Classifier], *, has_deadline: 
     num_rows, num_batches = min(choices.items(), key=lambda choice: _cost(*choice, tokens), default=(1, 1))
     if num_rows * num_batches == 1:
         return single
-    backend.close()  # free the memory of the trial
+    backend.trim()  # free the memory of the trial
     several = plan_for(num_rows, num_batches)
     return several if several.plan.feasible else single
 

@@ -11,10 +11,11 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Deque, Dict, Iterable, List, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Deque, Dict, Iterable, List, Optional, Sequence, Tuple
 
 from offramp import measure
-from offramp.errors import DamagedError, UsageError
+from offramp.errors import DamagedError, StoreError, UsageError
+from offramp.forks import Forked
 from offramp.measure import PeakMeter, Trace
 from offramp.policies import Policy
 from offramp.program.inputs import Batch, InputEncoder
@@ -23,10 +24,12 @@ from offramp.runtime.config import EngineConfig
 from offramp.runtime.engine import Engine
 from offramp.runtime.exits import load_exits
 from offramp.runtime.feed import WeightFeed
+from offramp.runtime.footprint import trim_memory
 from offramp.runtime.gate import ExitGate, Gathering
 from offramp.runtime.guard import NO_DEADLINE, Guard
 from offramp.runtime.inputs import InputReader
-from offramp.runtime.memory_model import MemoryModel, Workload
+from offramp.runtime.ledger import BUDGET, LEDGER, Limit, Share, system_limit
+from offramp.runtime.memory_model import SMALL_LENGTH, MemoryModel, Workload
 from offramp.runtime.run_plan import allocate, choose_direct, make_run_plan, plan_items
 from offramp.runtime.schedule import Schedule
 from offramp.runtime.sweep import Outcome, PassCost
@@ -51,6 +54,7 @@ class Settings:
     """Options of a classifier. Sizes are in bytes."""
 
     budget_bytes: int
+    """Most memory of the process: the budget, or less where `limited_by` says so."""
     num_rows: int = 1
     """Rows of a batch."""
     length: Optional[int] = None
@@ -68,6 +72,8 @@ class Settings:
     """Share of rows that reach each layer, if known: shards that are used most become resident. Empty: all rows."""
     config: Optional[EngineConfig] = None
     """Options that these settings were made from, for records."""
+    limited_by: str = BUDGET
+    """Source of `budget_bytes`, one of those in `ledger`."""
 
     def __post_init__(self) -> None:
         for name in ("num_rows", "num_batches"):
@@ -98,8 +104,12 @@ class RunCounts:
         self.num_stages += sum(outcome.exit_stage for outcome in outcomes)
 
 
-class Classifier:
-    """Classifies inputs with a store. A context manager; `close` frees the weights."""
+class Classifier(Forked):
+    """Classifies inputs with a store. A context manager; `close` frees the weights and ends all threads.
+
+    In the child of a fork it starts threads of its own. A pickle of it names its store and its options; the
+    process that loads it plans and opens it again.
+    """
 
     def __init__(
         self,
@@ -118,44 +128,69 @@ class Classifier:
         workload = Workload(settings.num_rows, self.length, settings.num_batches)
         self._workload, self._planned_bytes = workload, backend.activation_bytes(workload.num_rows, workload.length)
         model = MemoryModel(self._inputs, backend)
-        footprint = model.measure_footprint(self._warm_up, workload, settings.budget_bytes, settings.encoding_bytes)
-        self.items = plan_items(store, self.schedule.uses(), workload, backend.num_threads, settings.reached)
-        self.plan = make_run_plan(
-            self.schedule, self.items, workload.num_batches, footprint, settings.budget_bytes, settings.own_process
+        left = LEDGER.left(Limit(settings.budget_bytes, settings.limited_by), LEDGER.moment())
+        self._footprint = model.measure_footprint(
+            self._warm_up,
+            workload,
+            left.num_bytes - left.reserved_bytes,
+            settings.encoding_bytes,
+            most_bytes=system_limit().num_bytes if settings.own_process else 0,
         )
+        self.measured = LEDGER.moment()
+        self.items = plan_items(store, self.schedule.uses(), workload, backend.num_threads, settings.reached)
+        self._left: Optional[Limit] = None
+        self._make_plan()
         growth_bytes = self.plan.predicted_peak_bytes - self.plan.base_bytes
         self.direct = choose_direct(store, settings.reads, growth_bytes, measure.available_bytes())
         self.trace, self.counts = _new_trace(settings), RunCounts()
-        self._lock = threading.Lock()
+        self._lock, self._is_forked = threading.Lock(), False
         self._engine: Optional[Engine] = None
+        self.recipe: Optional[Callable[[], Classifier]] = None
+        """Makes this classifier again, in any process; None: it was made of parts."""
         self._peak = PeakMeter("hwm" if settings.own_process else "clear_refs")
+        self.survive_forks()
 
     def open(self) -> Classifier:
         """Allocate the memory of the plan and start to read. Raises BudgetError if the budget is too small for it.
 
         Unless the process serves only this classifier, the kernel's peak (VmHWM) is reset, if allowed.
         """
-        require_feasible(self)
-        with self._lock:
+        with self._lock, LEDGER.lock:
             if not self._is_open:
+                self._make_plan()  # other engines may have opened or closed since
+                require_feasible(self)
+                if self._engine is not None:  # what `close` has freed is loaded before weights are
+                    self._warm_up(1, SMALL_LENGTH)
+                    trim_memory()
                 self._peak.start()
                 self.trace, self.counts = _new_trace(self.settings), RunCounts()
                 buffers, stage_of = allocate(self.store, self.plan), self.schedule.stage_of
                 feed = WeightFeed(self.store, buffers, stage_of, self.trace, direct=self.direct)
                 self._engine = Engine(self.schedule, self._inputs, self.backend, self._gate, feed)
+                LEDGER.reserve(self, _share(self, feed))
         return self
 
-    def __enter__(self) -> Classifier:
-        return self.open()
+    __enter__ = open
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def after_fork(self) -> None:
+        """Replace the lock, which another thread may have held."""
+        self._lock, self._is_forked = threading.Lock(), True
+
+    def __reduce__(self) -> Tuple[Any, ...]:
+        if self.recipe is None:
+            what = "a classifier that was made of parts cannot be pickled"
+            raise UsageError(what, self.store.path, "call offramp.load in the other process")
+        return _reopened, (self.recipe, self.store.digest, self._is_open)
+
     def close(self) -> None:
-        """Stop the reader, free the slots, remember which files were verified."""
+        """Stop the reader, free the slots, end the threads of the backend, remember which files were verified."""
         with self._lock:
             if self._is_open:
                 self._peak.stop()
+            LEDGER.release(self)
             if self._engine is not None:
                 self._engine.feed.close()
             self.backend.close()
@@ -209,10 +244,13 @@ class Classifier:
         self, batches: Sequence[Batch], *, more: bool = True, began: Optional[float] = None, all_scores: bool = False
     ) -> List[Result]:
         """Return the results of several encoded batches that share one sweep over the weights, batch after batch."""
-        self._require_planned(batches)
+        _require_planned(batches, self._workload, self._planned_bytes, self.backend)
         with self._lock:
             if self._engine is None or not self._is_open:
                 raise ValueError("the classifier is not open: use it in a `with` block, or call open()")
+            if self._is_forked:
+                self._is_forked = False
+                self.backend.renew()
             began = time.perf_counter() if began is None else began
             outcomes = self._engine.sweep(batches, more=more, began=began)
             self.counts.add(time.perf_counter() - began, outcomes, self.guard.deadline_seconds)
@@ -267,6 +305,8 @@ class Classifier:
             "num_slots",
             "slot_bytes",
             "resident_bytes",
+            "limited_by",
+            "reserved_bytes",
         )
         stages = []
         for stage in self.schedule.stages:
@@ -275,7 +315,11 @@ class Classifier:
             residents = self.plan.residents
             shards = [{"shard": name, "bytes": size, "resident": name in residents} for name, size in items]
             stages.append({"stage": stage.name, "bytes": sum(size for _, size in items), "shards": shards})
-        return {**{name: getattr(self.plan, name) for name in names}, "reads": self._reads, "stages": stages}
+        return {
+            **{name: getattr(self.plan, name) for name in names},
+            "reads": "direct" if self.direct else "buffered",
+            "stages": stages,
+        }
 
     def record(self, first_batch: int = 0) -> Dict[str, Any]:
         """Return one JSON object about the run since `open`; medians leave out batches before `first_batch`."""
@@ -293,6 +337,7 @@ class Classifier:
             "deadline_seconds": self.guard.deadline_seconds,
             "num_cut_by_deadline": counts.num_cut,
             "budget_bytes": plan.budget_bytes,
+            "limited_by": plan.limited_by,
             "predicted_peak_bytes": plan.predicted_peak_bytes,
             "peak_rss_bytes": self.peak_rss_bytes,
             "rss_anon_bytes": memory.anon_bytes,
@@ -301,7 +346,7 @@ class Classifier:
             "num_slots": plan.num_slots,
             "num_residents": len(plan.residents),
             "resident_bytes": plan.resident_bytes,
-            "reads": self._reads,
+            "reads": "direct" if self.direct else "buffered",
             "verify": self.store.policy,
             "batch": settings.num_rows * settings.num_batches,
             "is_bulk": settings.is_bulk,
@@ -318,12 +363,16 @@ class Classifier:
         }
 
     @property
-    def _reads(self) -> str:
-        return "direct" if self.direct else "buffered"
-
-    @property
     def _is_open(self) -> bool:
         return self._engine is not None and self._engine.feed.is_open
+
+    def _make_plan(self) -> None:
+        """Make the plan with what other open engines leave, unless it is made."""
+        settings, footprint = self.settings, self._footprint
+        left = LEDGER.left(Limit(settings.budget_bytes, settings.limited_by), self.measured)
+        if left != self._left:
+            uses, batches, own = self.items, self._workload.num_batches, settings.own_process
+            self._left, self.plan = left, make_run_plan(self.schedule, uses, batches, footprint, left, own)
 
     def _warm_up(self, num_rows: int, length: int) -> None:
         """Run what a pass of [B, S] tokens runs, without weights, so that code and heap are as a pass leaves them."""
@@ -333,15 +382,32 @@ class Classifier:
         self.backend.warm_up(num_rows, length)
         self.encoder.encode(list(self.encoder.sample))
 
-    def _require_planned(self, batches: Sequence[Batch]) -> None:
-        """Raise UsageError for batches that take more memory than was planned."""
-        planned = self._workload
-        if len(batches) > planned.num_batches:
-            raise UsageError(f"{len(batches)} batches", None, f"the plan was made for {planned.num_batches}")
-        for batch in batches:
-            if self.backend.activation_bytes(batch.num_rows, batch.length) > self._planned_bytes:
-                what, most = f"{batch.num_rows} x {batch.length}", f"{planned.num_rows} x {planned.length}"
-                raise UsageError(f"batch of {what} tokens", None, f"the plan was made for {most}")
+
+def _require_planned(batches: Sequence[Batch], planned: Workload, planned_bytes: int, backend: Backend) -> None:
+    """Raise UsageError for batches that take more memory than was planned."""
+    if len(batches) > planned.num_batches:
+        raise UsageError(f"{len(batches)} batches", None, f"the plan was made for {planned.num_batches}")
+    for batch in batches:
+        if backend.activation_bytes(batch.num_rows, batch.length) > planned_bytes:
+            what, most = f"{batch.num_rows} x {batch.length}", f"{planned.num_rows} x {planned.length}"
+            raise UsageError(f"batch of {what} tokens", None, f"the plan was made for {most}")
+
+
+def _reopened(recipe: Callable[[], Classifier], digest: str, is_open: bool) -> Classifier:
+    """Return the classifier of a pickle. Raises StoreError if its store is another one by now."""
+    classifier = recipe()
+    if classifier.store.digest != digest:
+        what = "the store is another one than when the classifier was pickled"
+        raise StoreError(what, classifier.store.path, "load it again, and pickle that")
+    return classifier.open() if is_open else classifier
+
+
+def _share(classifier: Classifier, feed: WeightFeed) -> Share:
+    """Return what a classifier reserves."""
+    plan, settings, measured = classifier.plan, classifier.settings, classifier.measured
+    budget_bytes = settings.budget_bytes if settings.limited_by == BUDGET else None
+    weight_bytes = plan.num_slots * plan.slot_bytes + plan.resident_bytes
+    return Share(weight_bytes, plan.activation_bytes, budget_bytes, feed.resident_bytes, measured)
 
 
 def _new_trace(settings: Settings) -> Trace:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Optional
 
 from offramp.runtime.inputs import InputReader
+from offramp.runtime.ledger import Limit
 from offramp.runtime.memory_model import Footprint, MemoryModel, Workload
 from offramp.runtime.run_plan import make_run_plan
 
@@ -35,10 +36,12 @@ def fitting_length(classifier: Classifier) -> Optional[int]:
     if classifier.store.program.texts is None:
         return None
     plan, settings = classifier.plan, classifier.settings
+    limit = Limit(plan.budget_bytes, plan.limited_by, plan.reserved_bytes)
     lengths = (1 << bits for bits in range((classifier.length - 1).bit_length() - 1, 0, -1))
     for length in (length for length in lengths if length >= SHORTEST):
-        footprint = Footprint(plan.base_bytes, activation_bytes_of(classifier, length) + SPARE_BYTES)
-        how = (settings.num_batches, footprint, plan.budget_bytes, settings.own_process)
+        activation_bytes = activation_bytes_of(classifier, length) + SPARE_BYTES
+        footprint = Footprint(plan.base_bytes - plan.reserved_bytes, activation_bytes)
+        how = (settings.num_batches, footprint, limit, settings.own_process)
         if make_run_plan(classifier.schedule, classifier.items, *how).feasible:
             return length
     return None

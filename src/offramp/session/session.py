@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import warnings
 from dataclasses import replace
+from functools import partial
 from typing import Any, Callable, Iterable, Optional, Union
 
 from offramp.backends import open_backend
@@ -18,7 +19,7 @@ from offramp.program.inputs import InputEncoder
 from offramp.runtime.config import BULK, RESIDENT, EngineConfig
 from offramp.runtime.footprint import trim_memory, tune_allocator
 from offramp.runtime.guard import guard_for
-from offramp.runtime.memory_model import unlimited_bytes
+from offramp.runtime.ledger import MEMORY, least_limit
 from offramp.runtime.planner import page_rounded
 from offramp.runtime.profile import DeviceProfile, conditions_of
 from offramp.session.bulk import with_most_rows
@@ -80,7 +81,7 @@ def prepare_engine(
     `policy` and `profile` replace those that `config` names.
     """
     named = read_exit(config.exit if policy is None else policy)
-    if config.budget_bytes is not None:
+    if config.budget_bytes is not None or least_limit(None).source != MEMORY:
         tune_allocator()
     opened = Store(store, config.verify)
     require_head(opened.manifest, opened.path)
@@ -115,6 +116,12 @@ def prepare_engine(
     expect_profile(guard, classifier, measured, warn)
     if config.budget == RESIDENT:
         _require_resident(classifier)
+    known = replace(config, longest=settings.length)
+    classifier.recipe = partial(prepare_engine, opened.path, known, policy=policy, profile=profile)
+    asked = config.budget_bytes or 0
+    if asked > settings.budget_bytes and classifier.plan.num_slots:
+        what, size = settings.limited_by, format_size(settings.budget_bytes)
+        warn(f"{what} of {size} is less than the budget of {format_size(asked)}: planned for {size}")
     if config.reads == "direct" and not classifier.direct:
         warn("this file system does not support direct reads: reading through the page cache")
     return classifier
@@ -150,6 +157,7 @@ def _settings(config: EngineConfig, encoder: InputEncoder, texts: Optional[Itera
         for text in texts:
             longest = max(longest or 0, *encoder.lengths([text]))
             encoding_bytes = max(encoding_bytes, encoder.encoding_bytes([text]))
-    budget, is_bulk = config.budget_bytes or unlimited_bytes(), config.batch == BULK
-    settings = Settings(budget, 1 if is_bulk else int(config.batch), longest, config.reads, config.own_process, is_bulk)
+    limit, is_bulk = least_limit(config.budget_bytes), config.batch == BULK
+    num_rows, own = 1 if is_bulk else int(config.batch), config.own_process
+    settings = Settings(limit.num_bytes, num_rows, longest, config.reads, own, is_bulk, limited_by=limit.source)
     return replace(settings, encoding_bytes=encoding_bytes, config=config)

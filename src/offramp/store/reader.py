@@ -7,6 +7,7 @@ is decided by `runtime`. No file is ever mapped.
 from __future__ import annotations
 
 import contextlib
+import copyreg
 import hashlib
 import os
 import resource
@@ -19,6 +20,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 import numpy as np
 
 from offramp.errors import DamagedError, StoreError, UsageError, require_folder
+from offramp.forks import Forked
 from offramp.program.dtypes import DTYPES
 from offramp.program.program import Program
 from offramp.store import files
@@ -37,8 +39,8 @@ VERIFY = ("always", "first", "never")
 _REMEDY = "divide the model again"
 
 
-class Store:
-    """An open store. Shards may be read from any thread; rows from one thread at a time."""
+class Store(Forked):
+    """An open store. Shards may be read from any thread; rows from one thread at a time. A pickle names its folder."""
 
     def __init__(self, path: os.PathLike | str, verify: str = "first") -> None:
         if verify not in VERIFY:
@@ -54,6 +56,11 @@ class Store:
         self._bitmaps: Dict[str, Tuple[Optional[str], bytearray]] = {}
         self._digests: Dict[str, bytes] = {}
         self._helper: Optional[ThreadPoolExecutor] = None
+        self.survive_forks()
+
+    def after_fork(self) -> None:
+        """Forget the thread that reads second halves, and the lock that it may have held."""
+        self._opening, self._helper = threading.Lock(), None
 
     def __enter__(self) -> Store:
         return self
@@ -272,6 +279,9 @@ class Store:
     def _require(self, fine: bool, shard: m.Shard, what: str) -> None:
         if not fine:
             raise DamagedError(what, self.path / shard.file, _REMEDY)
+
+
+copyreg.pickle(Store, lambda store: (Store, (store.path, store.policy)))
 
 
 def most_open() -> int:

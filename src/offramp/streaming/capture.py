@@ -115,9 +115,11 @@ def surround(module: nn.Module, around: Around) -> Callable[[], None]:
     """Have `around(forward, args, kwargs)` called in place of a module's `forward`. Returns what undoes it.
 
     Hooks would not do: they are not called for a `forward` that is called directly, nor after an interrupt, and some
-    layers compute otherwise where they have any.
+    layers compute otherwise where they have any. A module that has hooks before its `forward`, which may use its
+    weights, is surrounded with them.
     """
-    before, own, active = vars(module).get("forward"), module.forward, True
+    name = "_call_impl" if module._forward_pre_hooks else "forward"
+    before, own, active = vars(module).get(name), getattr(module, name), True
 
     @functools.wraps(own)
     def forward(*args: Any, **kwargs: Any) -> Any:
@@ -126,11 +128,11 @@ def surround(module: nn.Module, around: Around) -> Callable[[], None]:
     def undo() -> None:
         nonlocal active
         active = False
-        if vars(module).get("forward") is forward:  # else other code has wrapped it since
-            del vars(module)["forward"]
-            vars(module).update({} if before is None else {"forward": before})
+        if vars(module).get(name) is forward:  # else other code has wrapped it since
+            del vars(module)[name]
+            vars(module).update({} if before is None else {name: before})
 
-    vars(module)["forward"] = forward
+    vars(module)[name] = forward
     return undo
 
 

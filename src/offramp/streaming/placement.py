@@ -224,6 +224,11 @@ class Placement:
             self._weights[view.name].put(self._weights[view.name].tensor)
         return tuple([view.name for view in views if view.leave()])
 
+    def current(self, name: str) -> Tensor:
+        """Return what stands in the module for a weight now."""
+        module, attribute, is_buffer = self._weights[name].places[0]
+        return (module._buffers if is_buffer else module._parameters)[attribute]  # type: ignore[return-value]
+
     def clear(self) -> None:
         """Take all weights out of the module, whatever its state."""
         for weight in self._weights.values():

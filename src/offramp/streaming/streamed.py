@@ -9,14 +9,14 @@ It runs forward passes. Generation calls the module once a step, and each call i
 from __future__ import annotations
 
 import os
-import threading
+import warnings
 import weakref
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,8 +28,9 @@ from offramp.measure import TRACED_PASSES, PeakMeter, Trace, available_bytes, re
 from offramp.program.checks import require_known
 from offramp.program.program import Call
 from offramp.runtime.feed import Buffers, WeightFeed
-from offramp.runtime.memory_model import HEADROOM_BYTES, stream_bytes, unlimited_bytes
-from offramp.runtime.planner import page_rounded
+from offramp.runtime.ledger import BUDGET, LEDGER, Limit, Share, least_limit
+from offramp.runtime.memory_model import HEADROOM_BYTES, stream_bytes
+from offramp.runtime.planner import page_rounded, remedy
 from offramp.runtime.ring import Turn
 from offramp.runtime.run_plan import choose_direct
 from offramp.runtime.slots import Arena, Slot
@@ -39,9 +40,13 @@ from offramp.streaming import placement
 from offramp.streaming.capture import Arguments, surround, tensors_of
 from offramp.streaming.layouts import layouts_of
 from offramp.streaming.matching import matching_module
+from offramp.streaming.outside import Outside
+from offramp.streaming.passes import Passes
 from offramp.streaming.placeholders import Placeholder, weights_of
-from offramp.units import format_size, named_budget, parse_size
+from offramp.units import format_size, parse_size
 
+RESULT = "the result"
+"""Name used instead of an operation where the module returns a weight."""
 READ_AHEAD = 64
 """Most shards that are read ahead; in practice the memory for streamed shards is the limit."""
 _STREAMED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -61,7 +66,28 @@ class Counts:
     """Weights that the code still referred to after their part: their memory was not reused."""
     disorders: int = 0
     """Parts that did not follow the previous one."""
+    outside_bytes: int = 0
+    """Bytes of tensors that are no weights of the store and count as weights: those that hooks compute, buffers and
+    packed weights where they are many, and what passes have added, such as a cache. The last are looked for after
+    passes 1, 2, 4, 8, ..."""
     peak_weight_bytes: int = 0
+    """The most weights in memory, `outside_bytes` among them."""
+
+
+class Bounds(NamedTuple):
+    """Facts about a stream that bound its memory, beside its plan of weights."""
+
+    outside: Outside | None = None
+    """Tensors of the module beside its weights. None: they are not counted, and a weight that is used outside its part
+    is read beside the others."""
+    limited_by: str = "weight budget"
+    budget_bytes: int | None = None
+    """Budget of the whole process, if one was given."""
+    activation_bytes: int = 0
+
+
+UNCOUNTED = Bounds()
+"""Bounds of a proof or a trial."""
 
 
 @dataclass(frozen=True)
@@ -88,14 +114,33 @@ def _no_cast_is_kept() -> Iterator[None]:
         torch.set_autocast_cache_enabled(before)
 
 
+def _deviation(what: str, store: Store) -> StageError:
+    return StageError(what, store.path, "divide with this input as an example, or run without strict")
+
+
+@contextmanager
+def _of_another_thread() -> Iterator[None]:
+    """Disable, in a thread that calls a part of a pass, what is disabled in the thread of the pass."""
+    with torch.no_grad(), _no_cast_is_kept():
+        yield
+
+
 class Stream:
     """A module whose weights come from a store as they are needed. A context manager, callable like the module.
 
-    `module` is the module itself; its other attributes are reached through the stream. One pass at a time.
+    `module` is the module itself; its other attributes are reached through the stream. One pass at a time: another call
+    of the module waits, and a part that another thread calls during a pass belongs to that pass. In the child of a fork
+    it starts a reader of its own, and uses one thread of PyTorch, whose other threads are not there.
     """
 
     def __init__(
-        self, module: nn.Module, store: Store, plan: WeightPlan, sizes: Mapping[str, int], config: StreamConfig
+        self,
+        module: nn.Module,
+        store: Store,
+        plan: WeightPlan,
+        sizes: Mapping[str, int],
+        config: StreamConfig,
+        bounds: Bounds = UNCOUNTED,
     ) -> None:
         """`sizes`: bytes that each shard counts against the budget of the plan."""
         self.module, self.store, self.plan, self.strict, self._sizes = module, store, plan, config.strict, sizes
@@ -115,8 +160,10 @@ class Stream:
         self._slots: dict[str, Slot] = {}
         self._paged: dict[str, Tensor] = {}
         self._lost: list[tuple[weakref.ref[np.ndarray], int]] = []
-        self._lock, self._running = threading.RLock(), 0
+        self._passes = Passes()
         self._is_open, self._closing, self._bytes_before = False, ExitStack(), 0
+        self.bounds, self._outside = bounds, bounds.outside
+        self.counts.outside_bytes = 0 if bounds.outside is None else bounds.outside.counted_bytes
 
     def open(self) -> Stream:
         """Take the weights out of the module, load its buffers, start to read."""
@@ -131,8 +178,12 @@ class Stream:
                 weights[name].put(placement.read_tensor(self.store, name, self._layouts))
             self._placement = placement.Placement(weights, self._fetch, self._rows, self._layouts)
             closing.callback(self._placement.clear)
+            if self._outside is not None:
+                self._outside.free()
             self._feed = self._open_feed()
             closing.callback(self._feed.close)
+            LEDGER.reserve(self, _share(self, self._feed))
+            closing.callback(LEDGER.release, self)
             closing.callback(surround(self.module, self._run_pass))
             starts = {call.module for call in self._starts}
             for path, module in self.module.named_modules():
@@ -155,7 +206,7 @@ class Stream:
 
     def close(self) -> None:
         """Stop the reader and free all weights; the module cannot run afterwards."""
-        with self._lock:
+        with self._passes.begin(), self._passes.changing:
             self._closing.close()
             self._slots.clear()
             self._paged.clear()
@@ -166,6 +217,10 @@ class Stream:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __reduce__(self) -> Any:
+        what = "a stream cannot be pickled: its weights are in the memory of this process"
+        raise UsageError(what, self.store.path, "call offramp.stream(module, store) in the other process")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run one pass without gradients."""
@@ -187,6 +242,7 @@ class Stream:
             "gathered_bytes": self._rows.bytes_read,
             "store_sha256": self.store.digest,
             "resident_bytes": self.plan.resident_bytes,
+            "limited_by": self.bounds.limited_by,
             "room_bytes": self.plan.pool_bytes,
             "sliced": sorted(self.plan.sliced),
             "bytes_read_total": bytes_read + self._rows.bytes_read,
@@ -195,23 +251,28 @@ class Stream:
 
     def _run_pass(self, forward: Callable[..., Any], args: tuple, kwargs: dict[str, Any], first: int = 0) -> Any:
         """Run one pass without gradients: of the module, or of the submodule that part `first` starts with."""
-        if self._running == threading.get_ident():  # the module calls itself
+        if self._passes.is_own:  # the module calls itself
             return forward(*args, **kwargs)
         if self.module.training:
             what = "the module is in training mode, and streamed weights cannot be trained"
             raise UsageError(what, None, "call eval() on it")
-        with self._lock, torch.no_grad(), _no_cast_is_kept():
+        with self._passes.begin() as is_next, torch.no_grad(), _no_cast_is_kept():
+            if not is_next:
+                return forward(*args, **kwargs)
+            if self._passes.is_forked:
+                torch.set_num_threads(1)  # its other threads are not in this process
             try:
-                self._running = threading.get_ident()
-                self._begin(first)
+                with self._passes.changing:
+                    self._begin(first)
                 output = forward(*args, **kwargs)
                 if any(isinstance(tensor, Placeholder) for tensor in tensors_of(output)):  # empty after the stream
-                    output = tree_map_only(Placeholder, lambda w: self._fetch(w.weight_name, "the result"), output)
-                self._leave(strict=self.strict)
+                    output = tree_map_only(Placeholder, lambda w: self._fetch(w.weight_name, RESULT), output)
+                with self._passes.changing:
+                    self._leave(strict=self.strict)
                 return output
             finally:
-                self._running = 0
-                self._end()
+                with self._passes.changing:
+                    self._end()
 
     def _turns(self, first: int) -> list[Turn]:
         """Return the reads of a pass that begins with part `first`, in order."""
@@ -236,37 +297,49 @@ class Stream:
         self._next_first = (self._first + 1) % len(self._needs) if self._first else 0
         self._feed.end_pass(self._turns(self._next_first))
         self._part = -1
+        if self._outside is not None:
+            self._outside.free()
+            _look_outside(self.counts, self._outside, self.plan)
 
     def _call(self, path: str, forward: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
         """Call a submodule that a part may start with."""
-        if self._running != threading.get_ident():  # it is called alone, such as an encoder by generation
+        if not self._passes.thread:  # it is called alone, such as an encoder by generation
             first = self._starts.get(Call(path, 1), 0)
             return self._run_pass(lambda *a, **named: self._call(path, forward, a, named), args, kwargs, first)
+        with nullcontext() if self._passes.is_own else _of_another_thread():
+            with self._passes.changing:
+                self._passes.is_shared |= not self._passes.is_own
+                self._start_part(path)
+            return forward(*args, **kwargs)
+
+    def _start_part(self, path: str) -> None:
+        """Count a call of a submodule, and exchange the weights if a part starts with it."""
         self._calls[path] += 1
         index = self._starts.get(Call(path, self._calls[path]))
-        if index is not None:
-            if index != self._part + 1:
-                self.counts.disorders += 1
-                if self.strict:
-                    what = f"stage {index:03d} began after {self._part:03d}: another path than when divided"
-                    raise self._deviation(what)
-                self._leave()
-                self._feed.begin_pass(self._turns(index))
-            self._enter(index)
-        return forward(*args, **kwargs)
-
-    def _deviation(self, what: str) -> StageError:
-        return StageError(what, self.store.path, "divide with this input as an example, or run without strict")
+        if index is None or index == self._part:  # a weight that a hook used before has brought the part
+            return
+        if index != self._part + 1:
+            self.counts.disorders += 1
+            if self.strict:
+                what = f"stage {index:03d} began after {self._part:03d}: another path than when divided"
+                raise _deviation(what, self.store)
+            self._leave()
+            self._feed.begin_pass(self._turns(index))
+        self._enter(index)
 
     def _enter(self, index: int) -> None:
         """Take out the weights that a part does not need, and put in those that it does."""
         needs = self._needs[index]
         self._leave(needs, strict=self.strict)
         self._paged.clear()
+        if self._outside is not None:
+            self._outside.free()
         self._part = index
         for name in needs:
             if name not in self._slots:
+                self._passes.is_reading = True
                 loaded = self._feed.acquire(name)
+                self._passes.is_reading = False
                 assert loaded is not None, "without a deadline it waits"
                 self._slots[name] = loaded.slot
                 self._placement.put(self._shards[name], loaded.slot)
@@ -278,30 +351,44 @@ class Stream:
         for name in [name for name in self._slots if name not in keeping and name not in self.plan.residents]:
             slot = self._slots[name]
             held = self._placement.remove(self._shards[name], slot)
-            self._feed.release(name, discard=bool(held))
+            # Another thread may be computing with a weight that it holds in a place where uses cannot be counted.
+            self._feed.release(name, discard=bool(held) or self._passes.is_shared)
             del self._slots[name]
-            if held:
+            if held or self._passes.is_shared:
                 self._lost.append((weakref.ref(slot.array), self._sizes[name]))
                 self.counts.held.update(held)
                 all_held += held
         if all_held and strict:
-            raise self._deviation(f"{all_held[0]} is still referred to after stage {self._part:03d}")
+            raise _deviation(f"{all_held[0]} is still referred to after stage {self._part:03d}", self.store)
 
     def _fetch(self, name: str, operation: Any) -> Tensor:
         """Return a weight that is used while it is not in memory."""
         if not self._is_open:
             raise StageError(f"{operation} touches {name}, and its stream is closed", None, "open the store again")
-        if name in self._paged:
-            return self._paged[name]
+        with self._passes.changing:
+            return self._paged[name] if name in self._paged else self._read(name, operation)
+
+    def _read(self, name: str, operation: Any) -> Tensor:
+        """Read a weight that is used while it is not in memory, or refuse that."""
+        shard = self._tensors[name][0]
         if self.strict:
-            shard = self._tensors[name][0]
             where = f"in stage {self._part:03d}" if self._part >= 0 else "outside of a pass"
             homes = [f"{i:03d}" for i, part in enumerate(self._divided.parts) if shard.name in part.shards]
             planned = ", ".join(homes) or "none"
-            raise self._deviation(f"{operation} touches {name} {where}; it is planned for {planned}")
-        tensor = placement.read_tensor(self.store, name, self._layouts)
+            raise _deviation(f"{operation} touches {name} {where}; it is planned for {planned}", self.store)
+        now = self._placement.current(name)
+        if self._outside is not None and not isinstance(now, Placeholder):
+            return now  # another weight of the same operation has brought its part
         self.counts.unplanned_loads += 1
         self.counts.unplanned.add(name)
+        part = next((index for index, names in enumerate(self._needs) if shard.name in names), None)
+        is_bounded = self._outside is not None and not self._passes.is_shared and operation != RESULT
+        if is_bounded and self._part >= 0 and part is not None:  # in place of this part: the plan has memory for one
+            self._leave()
+            self._feed.begin_pass(self._turns(part))
+            self._enter(part)
+            return self._placement.current(name)
+        tensor = placement.read_tensor(self.store, name, self._layouts)
         self._paged[name] = tensor
         self._update_peak()
         return tensor
@@ -312,7 +399,31 @@ class Stream:
         self._lost = [(array, num_bytes) for array, num_bytes in self._lost if array() is not None]
         held = sum(num_bytes for _, num_bytes in self._lost)
         weights = self._arena.peak_bytes + self.plan.resident_bytes + self.plan.slice_bytes + paged + held
+        weights += self.counts.outside_bytes
         self.counts.peak_weight_bytes = max(self.counts.peak_weight_bytes, weights)
+
+
+def _look_outside(counts: Counts, outside: Outside, plan: WeightPlan) -> None:
+    """Count what passes have added beside the weights, and warn once if weights take more than their plan allows."""
+    limit = plan.resident_bytes + plan.pool_bytes + plan.slice_bytes + outside.counted_bytes
+    if counts.passes & (counts.passes - 1) == 0:
+        found = outside.counted_bytes + outside.grown_bytes()
+        counts.peak_weight_bytes += max(found - counts.outside_bytes, 0)
+        counts.outside_bytes = max(found, counts.outside_bytes)
+    if counts.peak_weight_bytes > limit and not outside.is_said:
+        outside.is_said = True
+        size, beside = format_size(counts.peak_weight_bytes), format_size(counts.outside_bytes)
+        why = f"{beside} are in tensors that are no weights of the store, {len(counts.unplanned)} weights were used"
+        what = f"offramp: {size} of weights were in memory, the budget of weights is {format_size(limit)}"
+        warnings.warn(f"{what}: {why} outside their stages, {len(counts.held)} are still referred to", stacklevel=2)
+
+
+def _share(stream: Stream, feed: WeightFeed) -> Share:
+    """Return what a stream reserves."""
+    plan, sizes, bounds = stream.plan, stream._sizes, stream.bounds
+    streamed = min(plan.pool_bytes, page_rounded(stream._arena.num_bytes))
+    weight_bytes = sum(sizes[name] for name in plan.residents) + streamed + plan.slice_bytes
+    return Share(weight_bytes, bounds.activation_bytes, bounds.budget_bytes, feed.resident_bytes, LEDGER.moment())
 
 
 def stream(
@@ -344,27 +455,39 @@ def stream(
     config = StreamConfig(**options)
     opened = Store(store, config.verify)
     module = matching_module(module, opened)
+    outside = Outside(module)
     proof = opened.manifest.proof
     if config.strict and proof is not None and proof.is_paged:
         what = "weights of this store are read outside their stages"
         raise RefusedError(what, opened.path, "divide again with the inputs that will come, or run without strict")
     if weight_budget is not None:
         sizes = placement.data_bytes(opened)
-        plan = placement.plan_within(opened, sizes, parse_size(weight_budget))
-        return Stream(module, opened, plan, sizes, config)
+        plan = placement.plan_within(opened, sizes, outside.weight_limit(parse_size(weight_budget), opened))
+        return Stream(module, opened, plan, sizes, config, Bounds(outside))
     activation_bytes = stream_bytes(opened.program)
     if inputs is not None:
         activation_bytes = _measure_activations(module, opened, Arguments(inputs), config.reads)
-    limit = unlimited_bytes() if budget is None else parse_size(budget)
+    limit = LEDGER.left(least_limit(None if budget is None else parse_size(budget)), LEDGER.moment())
+    sizes = placement.slot_bytes(opened)
+    plan = _plan_of_process(module, opened, limit, activation_bytes, sizes)
+    budget_bytes = limit.num_bytes if limit.source == BUDGET else None
+    return Stream(module, opened, plan, sizes, config, Bounds(outside, limit.source, budget_bytes, activation_bytes))
+
+
+def _plan_of_process(
+    module: nn.Module, store: Store, limit: Limit, activation_bytes: int, sizes: Mapping[str, int]
+) -> WeightPlan:
+    """Return the plan of weights for a limit of the whole process. Raises BudgetError."""
     base_bytes = _base_bytes(module) + HEADROOM_BYTES
-    other, sizes = base_bytes + activation_bytes, placement.slot_bytes(opened)
+    other = base_bytes + limit.reserved_bytes + activation_bytes
     try:
-        return Stream(module, opened, placement.plan_within(opened, sizes, limit - other), sizes, config)
+        return placement.plan_within(store, sizes, limit.num_bytes - other)
     except BudgetError:
-        what = f"budget of {format_size(limit)} is too small"
-        parts = f"process {format_size(base_bytes)} + activations {format_size(activation_bytes)} + weights"
-        needed = other + placement.smallest_weights(opened, sizes)
-        raise BudgetError(what, parts, f"the smallest budget that works is {named_budget(needed)}") from None
+        what = f"{limit.source} of {format_size(limit.num_bytes)} is too small"
+        others = f" + other open engines {format_size(limit.reserved_bytes)}" if limit.reserved_bytes else ""
+        parts = f"process {format_size(base_bytes)}{others} + activations {format_size(activation_bytes)} + weights"
+        needed = other + placement.smallest_weights(store, sizes)
+        raise BudgetError(what, parts, remedy(limit, needed).replace("--budget ", "")) from None
 
 
 def _measure_activations(module: nn.Module, store: Store, inputs: Arguments, reads: str) -> int:
@@ -383,4 +506,4 @@ def _base_bytes(module: nn.Module) -> int:
     """Return the resident memory of the process without the weights that the module will release."""
     parameters = [weight.tensor for weight in weights_of(module).values() if not weight.is_buffer]
     held = sum(tensor.nbytes for tensor in parameters if type(tensor) is nn.Parameter and not tensor.is_meta)
-    return max(read_memory().rss_bytes - held, 0)
+    return max(read_memory().rss_bytes - held - LEDGER.resident_bytes(), 0)

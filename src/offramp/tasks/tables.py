@@ -140,9 +140,11 @@ def _split_tsv(stream: IO[bytes], where: object, layout: Layout, notes: Notes) -
     quotes = layout.quotes
     if quotes is None:
         sample = _sample(lines)
-        following = next(lines, None)
-        quotes = _is_quoted([text for _, text in sample], following is None)
-        lines = itertools.chain(sample, [] if following is None else [following], lines)
+        following = list(itertools.islice(lines, 1))
+        quotes = _is_quoted([text for _, text in sample], not following)
+        held = sample + following
+        del sample[:], following
+        lines = itertools.chain((held.pop(0) for _ in range(len(held))), lines)  # each is dropped once it is read
         if quotes:
             notes.log(f"{where}: fields are in double quotes, which are removed (--quotes no keeps them)")
     if quotes:
@@ -177,9 +179,9 @@ def _is_quoted(lines: Sequence[str], is_whole: bool) -> bool:
     Quotes are part of the text unless the lines have equal numbers of fields with quoting and not without it, unless a
     field holds doubled quotes, or unless all fields of the first line, one of several columns, are quoted.
     """
-    plain = [_stripped(line).split("\t") for line in lines if line.strip()]
     if not any('"' in line for line in lines):
         return False
+    plain = [_stripped(line).split("\t") for line in lines if line.strip()]
     try:
         quoted = [cells for cells in _csv_reader(lines, "\t") if any(cells)]
     except csv.Error as error:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import sys
 import warnings
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
@@ -44,6 +45,13 @@ _WHOLE_CHARACTERS = 1 << 16
 """Length up to which a text without a safe place for a cut is tokenized as a whole: at most 10 MiB."""
 _LONGEST_PIECE = 16
 """Characters of the longest token that sentencepiece trains by default."""
+
+COPIES = 6
+"""Most copies of a text while rows like it are read: lines, their fields, and the rows before and after. Measured: 5.1
+of a TSV file whose quotes are guessed.
+"""
+BYTES_PER_CHARACTER = 150
+"""Memory of the tokenizers library for a text that is tokenized as a whole."""
 
 _Piece = Tuple[Optional[int], int, int]
 """Part of a template: index of the text inserted here (None: a special token), special token, token type."""
@@ -139,8 +147,11 @@ class TextEncoder:
             yield self.encode([text]).length
 
     def encoding_bytes(self, inputs: Iterable[Text]) -> int:
-        """Return 0: tokenizing a text takes little memory compared with the headroom of a plan."""
-        return 0
+        """Return the bytes of the copies of the largest input, and of all its tokens if the last ones are kept."""
+        parts = ((text,) if isinstance(text, str) else text for text in inputs)
+        by_character = BYTES_PER_CHARACTER * self._keeps_end
+        sizes = (sum(COPIES * sys.getsizeof(part) + by_character * len(part) for part in each) for each in parts)
+        return max(sizes, default=0)
 
     def _encode(self, text: Text) -> Tuple[List[int], List[int]]:
         texts: Sequence[str] = (text,) if isinstance(text, str) else text

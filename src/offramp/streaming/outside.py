@@ -1,0 +1,129 @@
+"""Tensors that a streamed module holds beside the weights of its store: buffers, caches, packed weights, and those that
+a hook computes from others before each call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from offramp.errors import BudgetError
+from offramp.store import Store
+from offramp.streaming import placement
+from offramp.streaming.placeholders import Placeholder
+from offramp.units import format_size
+
+FEW = 1 / 8
+"""Fraction of a weight budget up to which buffers are not counted."""
+MOST_OBJECTS = 200_000
+"""Objects after which the search for tensors ends."""
+PLAIN = (str, bytes, int, float, complex, type(None), type, nn.Module, torch.dtype, torch.device)
+INTERNAL = frozenset({*vars(nn.Module()), "forward", "_flat_weights"} - {"_buffers"})
+"""Attributes of a module in which its weights lie, or no tensors."""
+
+
+class Computed(NamedTuple):
+    """A weight that a hook computes before each call of its module, as an attribute."""
+
+    module: nn.Module
+    name: str
+    source: str
+    """Full name of the weight of equal size that it is computed from."""
+    compute: Callable[[], Tensor]
+
+
+class Outside:
+    """The tensors of one module that are no weights of its store."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module, self._computed = module, list(_computed_weights(module))
+        self.num_bytes = self._bytes()
+        """Bytes of these tensors when the stream was made, without weights that hooks compute."""
+        self.counted_bytes = 0
+        """Bytes that count against a weight budget."""
+        self.is_said = False
+        """True after a warning that weights have taken more than their budget."""
+
+    def weight_limit(self, limit_bytes: int, store: Store) -> int:
+        """Return what a weight budget leaves for the weights of the store.
+
+        Weights that the hooks of one stage compute count, and other tensors unless they are few. Raises BudgetError.
+        """
+        shards, sources = store.manifest.shards, {computed.source for computed in self._computed}
+        stages = [
+            [entry for name in names for entry in shards[name].tensors] for names in placement.streamed_shards(store)
+        ]
+        self.counted_bytes = max(sum(each.num_bytes for each in stage if each.name in sources) for stage in stages)
+        if self.num_bytes > limit_bytes * FEW:
+            self.counted_bytes += self.num_bytes
+        needed = self.counted_bytes + placement.smallest_weights(store, placement.data_bytes(store))
+        if self.counted_bytes and limit_bytes < needed:
+            what = f"a weight budget of {format_size(limit_bytes)} is too small"
+            why = f"tensors of the module beside its weights take {format_size(self.counted_bytes)}"
+            raise BudgetError(what, why, f"the smallest weight budget that works is {needed} bytes")
+        return limit_bytes - self.counted_bytes
+
+    def free(self) -> None:
+        """Replace weights that hooks have computed by placeholders that compute them where they are used."""
+        for module, name, _, compute in self._computed:
+            weight = vars(module).get(name)
+            if isinstance(weight, Tensor) and not isinstance(weight, Placeholder):
+                vars(module)[name] = Placeholder(name, weight.detach(), lambda *_, compute=compute: compute())
+
+    def grown_bytes(self) -> int:
+        """Return the bytes that have been added since the stream was made."""
+        return max(self._bytes() - self.num_bytes, 0)
+
+    def _bytes(self) -> int:
+        computed = {(id(module), name) for module, name, *_ in self._computed}
+        roots = [
+            value
+            for part in self._module.modules()
+            for name, value in vars(part).items()
+            if name not in INTERNAL and (id(part), name) not in computed
+        ]
+        return sum(_storages(roots).values())
+
+
+def _computed_weights(module: nn.Module) -> Iterator[Computed]:
+    for path, part in module.named_modules():
+        for hook in part._forward_pre_hooks.values():
+            if isinstance(hook, WeightNorm):
+                source, compute = "_v", partial(hook.compute_weight, part)
+            elif isinstance(hook, SpectralNorm):
+                source, compute = "_orig", partial(hook.compute_weight, part, False)
+            else:
+                continue
+            yield Computed(part, hook.name, f"{path}.{hook.name}{source}".lstrip("."), compute)
+
+
+def _storages(roots: Iterable[Any]) -> dict[int, int]:
+    """Return the bytes of the storages of all tensors that can be reached, by address."""
+    found: dict[int, int] = {}
+    seen: set[int] = set()
+    left = list(roots)
+    while left and len(seen) < MOST_OBJECTS:
+        part = left.pop()
+        if isinstance(part, PLAIN) or id(part) in seen or (callable(part) and not hasattr(part, "__dict__")):
+            continue
+        seen.add(id(part))
+        if isinstance(part, Tensor):
+            if not isinstance(part, Placeholder) and part.layout == torch.strided and not part.is_meta:
+                storage = part.untyped_storage()
+                found[storage.data_ptr()] = storage.nbytes()
+        elif isinstance(part, torch.ScriptObject):  # packed: its state is a copy
+            state = getattr(part, "__getstate__", tuple)()
+            found[-id(part)] = sum(_storages([state]).values())
+        elif isinstance(part, Mapping):
+            left.extend(part.values())
+        elif isinstance(part, (list, tuple, set, frozenset)):
+            left.extend(part)
+        else:
+            left.extend(getattr(part, "__dict__", {}).values())
+    return found
