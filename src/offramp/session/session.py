@@ -118,13 +118,18 @@ def prepare_engine(
         _require_resident(classifier)
     known = replace(config, longest=settings.length)
     classifier.recipe = partial(prepare_engine, opened.path, known, policy=policy, profile=profile)
-    asked = config.budget_bytes or 0
+    _report_limits(classifier, config, warn)
+    return classifier
+
+
+def _report_limits(classifier: Classifier, config: EngineConfig, warn: Callable[[str], None]) -> None:
+    """Report a system that gives less than was asked for: memory, or direct reads."""
+    asked, settings = config.budget_bytes or 0, classifier.settings
     if asked > settings.budget_bytes and classifier.plan.num_slots:
         what, size = settings.limited_by, format_size(settings.budget_bytes)
         warn(f"{what} of {size} is less than the budget of {format_size(asked)}: planned for {size}")
     if config.reads == "direct" and not classifier.direct:
         warn("this file system does not support direct reads: reading through the page cache")
-    return classifier
 
 
 def _require_resident(classifier: Classifier) -> None:
