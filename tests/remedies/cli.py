@@ -108,10 +108,12 @@ TABLE = [
         undo,
         simulates="python",
     ),
-    options(
+    instead(
         "cli/bench.py: policies leave",
         "bench store --budget 2GiB --repeat 1 --passes 1 --exit patience:1",
         "give --input, or --exit none",
+        "bench store --budget 2GiB --repeat 1 --passes 1 --exit patience:1 --input texts.txt",
+        "bench store --budget 2GiB --repeat 1 --passes 1 --exit none",
         slow=True,
     ),
     options(

@@ -257,7 +257,7 @@ def stream_headless(w, said):
     from transformers import BertForSequenceClassification
 
     assert "divide with --method eager and run it with offramp.stream" in said
-    w.run("divide model another --method eager")
+    w.run("divide plain another --method eager")
     offramp.stream(BertForSequenceClassification, w / "another").open().close()
 
 

@@ -10,7 +10,7 @@ from offramp import errors
 from offramp.checkpoints.weights import STAND_INS
 from tests.remedies.entries import provoke
 from tests.remedies.places import House
-from tests.remedies.table import OPEN, SAMPLE, SLOW, TABLE, lacking
+from tests.remedies.table import OPEN, TABLE, lacking, slow_entries
 
 HOUSE = House()
 ADVISING = [place for place in HOUSE.places if place.remedies]
@@ -18,14 +18,11 @@ CARRIED = [entry for entry in TABLE if entry.closed is None]
 
 
 def params():
-    numbers, costly = Counter(), Counter()
+    numbers, slow = Counter(), slow_entries()
     for entry in CARRIED:
         numbers[entry.id] += 1
-        is_costly = entry.place.startswith(SLOW)
-        costly[is_costly] += 1
-        is_slow = entry.slow or (is_costly and costly[True] % SAMPLE)
         name = entry.id if numbers[entry.id] == 1 else f"{entry.id}-{numbers[entry.id]}"
-        yield pytest.param(entry, id=name, marks=pytest.mark.slow if is_slow else ())
+        yield pytest.param(entry, id=name, marks=pytest.mark.slow if entry in slow else ())
 
 
 @pytest.mark.parametrize("entry", list(params()))

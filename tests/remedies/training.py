@@ -321,7 +321,7 @@ def profile(w, batch):
     from offramp.experiments.jobs import WorkerJob
     from offramp.runtime.config import EngineConfig
 
-    job = WorkerJob("profile", str(w.store), EngineConfig(batch=batch, threads=1, max_length=4))
+    job = WorkerJob("profile", str(w.store), EngineConfig(batch=batch, threads=1, max_length=8))
     return worker._profile(job)
 
 
