@@ -34,7 +34,6 @@ SIMULATED = {
 }
 """What cannot be had in a test -> how it is stood in for."""
 CLOSED = {
-    "report": "a fault of offramp itself: nothing but a new version leads on",
     "research": "asks for a model, a processor or a task of another kind: the choice is the reader's, not a call",
     "torn": "only where a file changes between two reads of one command; the remedy is that of its twin",
     "unreachable": "guards what only files of another program, another library or a GPU break; no input of a test does",

@@ -18,7 +18,7 @@ def adapter_tensors(names: Iterable[str]) -> list[str]:
 
 
 MERGE = "merge the adapter into the weights: merge_and_unload() of peft, then save_pretrained"
-"""What to do about the tensors of an adapter."""
+"""Remedy for a checkpoint with tensors of an adapter."""
 
 
 def advice(missing: Sequence[str], found: Collection[str]) -> str:
