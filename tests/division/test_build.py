@@ -251,7 +251,7 @@ def test_the_source_is_not_touched(own, tmp_path):
 def test_a_target_that_exists_is_refused_before_the_source_is_read(tmp_path):
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "precious").touch()
-    with pytest.raises(UsageError, match=r"target exists - .*store"):
+    with pytest.raises(UsageError, match=r"target exists and is not a store, .* - .*store - choose another name"):
         divide(tmp_path / "missing", tmp_path / "store")
 
 

@@ -177,7 +177,7 @@ def test_names_may_have_the_prefix_of_the_backbone_or_not(model_type):
 
 def test_a_part_of_a_head_without_architectures_is_refused():
     config = {key: value for key, value in config_of().items() if key != "architectures"}
-    with pytest.raises(SourceError, match=r'no architectures.*add "architectures": \["BertForSequence'):
+    with pytest.raises(SourceError, match=r'no architectures.*add "architectures": \["BertForToken'):
         plan_division(config, {**entries_of(config), "classifier.weight": ("F32", (2, 32))})
 
 

@@ -25,7 +25,7 @@ from offramp.checkpoints.inputs import (
 from offramp.checkpoints.source import Source, open_source
 from offramp.checkpoints.tokenizing import Say, store_tokenizer
 from offramp.division.config import DivisionConfig
-from offramp.division.messages import adapter_tensors, advice, listed
+from offramp.division.messages import MERGE, adapter_tensors, advice, listed
 from offramp.division.modules import CHUNK_BYTES, Origin, TrainedExits, divide_module, in_memory
 from offramp.division.names.build import FLOATS
 from offramp.errors import OfframpError, SourceError, UsageError, missing
@@ -165,7 +165,7 @@ def _found(module: nn.Module, source: Source, dtype: str | None) -> _Found | Non
     left_out = tuple(found for name, found in renamed.items() if name not in known)
     if adapter_tensors(left_out):
         what = f"{len(left_out)} tensors unexpected: {listed(left_out)}"
-        raise SourceError(what, source.folder, advice([], left_out))
+        raise SourceError(what, source.folder, MERGE)
     dtypes = _dtypes(module, {name: source.entries[found][0] for name, found in names.items()}, dtype, source.folder)
     return _Found(source, names, dtypes, absent, left_out)
 

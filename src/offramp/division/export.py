@@ -226,7 +226,7 @@ def _difference(data: bytes, names: Sequence[str], given: Sequence[Tensor], expe
         feeds = {n: t.detach().contiguous().numpy() for n, t in zip(names, given, strict=True) if n in taken}
         results: Any = session.run(None, feeds)
     except Exception as error:  # onnxruntime's exceptions have no common base
-        raise StageError(f"a stage does not run as ONNX ({said(error)})", None, "") from None
+        raise StageError(f"a stage does not run as ONNX ({said(error)})", None, "run it on torch") from None
     worst = 0.0
     for found, tensor in zip(results, expected, strict=True):
         wanted = tensor.detach().numpy()

@@ -17,10 +17,14 @@ def adapter_tensors(names: Iterable[str]) -> list[str]:
     return [name for name in names if ".lora_" in name]
 
 
+MERGE = "merge the adapter into the weights: merge_and_unload() of peft, then save_pretrained"
+"""Remedy for a checkpoint with tensors of an adapter."""
+
+
 def advice(missing: Sequence[str], found: Collection[str]) -> str:
     """Return what to do about a checkpoint that lacks tensors, from the names that it has instead."""
     if adapter_tensors(found):
-        return "merge the adapter into the weights: merge_and_unload() of peft, then save_pretrained"
+        return MERGE
     if not missing:
         return "get the whole model again"
     prefix = _common_prefix(found)

@@ -70,7 +70,8 @@ class TrainedExits:
         starts = tuple(program.module.parts[index].start for index in steps)
         if starts != self.calls:
             what = f"{len(self.calls)} exits were trained, and the graphs of this division have {len(starts)} places"
-            raise SourceError(what, self.description.parent, "train the exits again")
+            remedy = "train the exits again" if self.calls else "divide with --method names"
+            raise SourceError(what, self.description.parent, remedy)
         files = (*manifest.files, *(writer.add_copy(path.name, path) for path in self.companions))
         return replace(manifest, exits=writer.add_exits(self.heads, self.description), files=files)
 

@@ -13,7 +13,7 @@ from offramp.store import Store
 from offramp.store.exits import read_exits
 from offramp.store.reader import load_tensors
 
-_REMEDY = "train the exits again"
+_REMEDY = "train the exits again, and divide again"
 _NO_EXIT = "--exit none runs the whole model"
 
 

@@ -46,17 +46,18 @@ def describe_exits(form: str, num_exits: int, points: Sequence[Point] = (), weig
 
 def parse_exits(data: bytes, where: object, error: Type[RefusedError] = StoreError) -> ExitsDescription:
     """Return what `exits.json` describes. Raises `error` where it cannot be read or its form is unknown."""
+    remedy = f"{_REMEDY}, and divide again" if error is StoreError else _REMEDY
     try:
         tree = json.loads(data)
         form = tree["form"]
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise error("exits.json does not name the form of the exits", where, _REMEDY) from None
+        raise error("exits.json does not name the form of the exits", where, remedy) from None
     if not isinstance(form, str) or form not in FORMS:
-        raise error(f"unknown form of exits {form!r}, known: {sorted(FORMS)}", where, _REMEDY)
+        raise error(f"unknown form of exits {form!r}, known: {sorted(FORMS)}", where, remedy)
     try:
         points = tuple((str(module), int(number), int(width)) for module, number, width in tree.get("points", ()))
     except (TypeError, ValueError):
-        raise error("exits.json does not name the places of the exits", where, _REMEDY) from None
+        raise error("exits.json does not name the places of the exits", where, remedy) from None
     return ExitsDescription(FORMS[form], bool(tree.get("trained")), points, str(tree.get("weights_sha256", "")))
 
 

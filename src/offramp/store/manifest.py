@@ -254,4 +254,7 @@ def require_head(manifest: Manifest, where: object) -> None:
     if manifest.program.problem is None:
         what = f"{manifest.source.architecture} has no classification head"
         models = "...ForSequenceClassification or ...ForImageClassification"
-        raise StoreError(what, where, f"divide a model {models}, or run it with offramp.stream")
+        streamed = "run it with offramp.stream"
+        if manifest.program.module is None:
+            streamed = f"divide with --method eager and {streamed}"
+        raise StoreError(what, where, f"divide a model {models}, or {streamed}")

@@ -295,7 +295,7 @@ def read_manifest_bytes(path: Path, folder: Optional[files.Folder] = None) -> by
     where, remedy = path / m.FILE_NAME, "offramp divide MODEL STORE makes one"
     require_folder(path, "store", remedy)
     if not os.path.lexists(str(where)):
-        raise UsageError(f"not a store: no {m.FILE_NAME}", path, remedy)
+        raise UsageError(f"not a store: no {m.FILE_NAME}", path, f"{remedy} under a new name")
     dir_fd = None if folder is None else folder.fd
     with files.opened(path, m.FILE_NAME, dir_fd=dir_fd) as fd, files.translate_read_errors(where):
         size = os.fstat(fd).st_size

@@ -157,15 +157,7 @@ class StoreWriter:
     def _refuse_target(self) -> None:
         if not os.path.lexists(str(self.target)) or (self.partial == self.target and may_fill(self.target)):
             return
-        if not self.force:
-            raise UsageError("target exists", self.target, "choose another name, or --force to replace it")
-        if self.target.is_symlink() or not (self.target / m.FILE_NAME).is_file():
-            what = "target exists and is not a store, so --force does not replace it"
-            raise UsageError(what, self.target, "choose another name")
-        if os.path.ismount(str(self.target)):
-            raise UsageError(
-                "a mount point cannot be replaced", self.target, "remove its files, or choose another name"
-            )
+        require_replaceable(self.target, self.force)
         if os.path.lexists(str(self._retired)) and not self._may_delete_retired():
             raise UsageError("--force needs this name for the old store, but it exists", self._retired, "move it away")
 
@@ -217,6 +209,17 @@ class StoreWriter:
         for path in sorted(self.partial.rglob("*"), reverse=True):  # contents before their folder
             if str(path.relative_to(self.partial)) not in wanted and path.parent.name != _LOST:
                 _remove(path)
+
+
+def require_replaceable(target: Path, force: bool) -> None:
+    """Raise UsageError for a target that exists, unless it is a store and is replaced by `force`."""
+    if target.is_symlink() or not (target / m.FILE_NAME).is_file():
+        what = "target exists and is not a store, so --force does not replace it"
+        raise UsageError(what, target, "choose another name")
+    if os.path.ismount(str(target)):
+        raise UsageError("a mount point cannot be replaced", target, "remove its files, or choose another name")
+    if not force:
+        raise UsageError("target exists", target, "choose another name, or --force to replace it")
 
 
 def may_fill(folder: Path) -> bool:

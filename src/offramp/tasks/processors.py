@@ -22,7 +22,7 @@ Size = Tuple[int, int]
 
 _WHOLE_EDGE = 384
 """Smallest edge length at which ConvNext resizes the whole image and does not crop."""
-_REMEDY = "describe what the model reads with ImageEncoder(...)"
+_REMEDY = f"describe what the model reads in {FILE_NAME} alone: offramp.tasks.pixels.ImageEncoder(...).to_json()"
 _AGAIN = "save the image processor again"
 _IMAGENET = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}
 _CLIP = {

@@ -172,7 +172,7 @@ def _require_class(family: Family, config: Mapping[str, Any], found: Mapping[str
     """Raise SourceError where the config names no class, and there is a head that may be of several classes."""
     out = family.names("head", "")["out.weight"]
     if not config.get("architectures") and out in found:
-        classes = f'"architectures": ["{family.classes[0]}ForSequenceClassification"]'
+        classes = f'"architectures": ["{family.classes[0]}ForTokenClassification"]'
         what = f"config.json names no architectures, and {shown(out)} is of a head"
         raise SourceError(what, "config.json", f"add {classes}, or the class that the head is of")
 

@@ -1,0 +1,476 @@
+"""Remedies of the room checkpoints: model folders, the hub, config.json, pickles, exits beside a model."""
+
+import json
+import shutil
+
+import torch
+from safetensors.torch import load_file
+
+from offramp.checkpoints import hub
+from offramp.checkpoints.checkpoint import load_classifier
+from offramp.checkpoints.source import open_source
+from offramp.division.names.build import divide_by_names
+from offramp.program.program import Texts
+from tests.remedies.entries import Entry, closed, corrected, said_by
+from tests.remedies.store import failing, os_error, spoilt, undo
+
+DIVIDE = "divide model another"
+
+
+def restore(*names):
+    """Put files of the whole model back."""
+
+    def act(w, said):
+        for name in names:
+            shutil.copy(w.made.model / name, w.model / name)
+
+    act.says = f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} put back whole"
+    return act
+
+
+def spoil_file(name, content):
+    return lambda w: (w.model / name).write_bytes(content)
+
+
+def file(place, name, content, says, act=None, work=DIVIDE):
+    """An entry of a file of a model that is replaced by other bytes, and put back."""
+    return Entry(place, spoilt(spoil_file(name, content), work), says, act or restore(name))
+
+
+def config(place, says, wrong, right, work=DIVIDE, act=None):
+    """An entry of a key of config.json; with the method that the remedy names, or another value."""
+
+    def mend(w, said):
+        w.edit_json("model/config.json", lambda tree: {**tree, **right})
+
+    mend.says = f"config.json is corrected: {json.dumps(right)}"
+    return Entry(
+        place,
+        spoilt(lambda w: w.edit_json("model/config.json", lambda tree: {**tree, **wrong}), work),
+        says,
+        act or mend,
+    )
+
+
+def removed(*names):
+    return lambda w: [(w.model / name).unlink() for name in names]
+
+
+def save(w, tree, **options):
+    (w.model / "model.safetensors").unlink(missing_ok=True)
+    torch.save(tree, w.model / "pytorch_model.bin", **options)
+
+
+def pickled(change=lambda tensors: tensors, **options):
+    """Replace the weights by a pickle."""
+    return lambda w: save(w, change(load_file(w.model / "model.safetensors")), **options)
+
+
+def save_state(w, said):
+    save(w, load_file(w.made.model / "model.safetensors"))
+
+
+save_state.says = "`torch.save(model.state_dict(), ...)`"
+
+
+def convert(w, said):
+    """Run the command that the message names, in the folder of the model."""
+    import os
+    import subprocess
+    import sys
+
+    code = said.partition("python -c ")[2].strip()
+    subprocess.run(f"{sys.executable} -c {code}", shell=True, check=True, cwd=w.model, env=os.environ)
+
+
+convert.says = "the command that the message names, in the folder"
+
+
+def adapter(base):
+    def spoil(w):
+        (w.model / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "x"}))
+        if not base:
+            (w.model / "config.json").unlink()
+
+    return spoil
+
+
+def merged(w, said):
+    """The folder that merge_and_unload and save_pretrained write has no adapter."""
+    restore("config.json")(w, said)
+    (w.model / "adapter_config.json").unlink()
+
+
+merged.says = "the merged model is saved there"
+
+
+def by_names(w):
+    with open_source(w.model) as source:
+        from offramp.division.config import DivideConfig
+
+        return divide_by_names(source, w / "another", DivideConfig(method="names"))
+
+
+def explained(error, offline=False):
+    """Let the download fail."""
+
+    def spoil(w):
+        import huggingface_hub
+
+        failing(huggingface_hub, "snapshot_download", error() if callable(error) else error)(w)
+        w.patch(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
+
+    return spoil
+
+
+def hub_error(name):
+    def make():
+        from huggingface_hub import errors
+
+        kind = getattr(errors, name)
+        return kind.__new__(kind)
+
+    return make
+
+
+def arrived(w, said):
+    """The download works: it gives a folder."""
+    import huggingface_hub
+
+    w.undo()
+    w.patch(huggingface_hub, "snapshot_download", lambda *args, **kwargs: str(w.model))
+    w.patch(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+
+
+arrived.says = "the download works again"
+
+
+def from_hub(w):
+    return hub.resolve("acme/tiny")
+
+
+def hubbed(says, error, act=arrived, offline=False, simulates="network", **options):
+    work = spoilt(explained(error, offline), from_hub)
+    return Entry("checkpoints/hub.py: model is gated", work, says, act, simulates=simulates, **options)
+
+
+WHOLE = said_by(lambda w: w.run("divide model another"), "a folder is given")
+
+
+def poisoned(broken):
+    """Classify rows with a model whose head gives infinite numbers, as a training that diverged leaves it."""
+
+    def work(w):
+        from offramp.checkpoints.checkpoint import predict
+        from offramp.checkpoints.exits import ModelWithExits
+        from offramp.tasks import TextEncoder
+        from offramp.tasks.rows import encode_rows
+        from tests.training.tiny import examples, make_model
+
+        folder = w.copy("encoder")
+        model = ModelWithExits(make_model("bert"))
+        if broken:
+            torch.nn.init.constant_(model.heads[1].exit.bias, float("inf"))
+        spec = Texts(15, 24, 2, 0)
+        return predict(
+            model, encode_rows(examples(5), TextEncoder.from_folder(folder, spec, 16), spec, is_regression=False), 2
+        )
+
+    return work
+
+
+def hidden(w, with_features):
+    from types import SimpleNamespace
+
+    from offramp.checkpoints.checkpoint import predict_windows
+    from offramp.tasks.arrays import Record
+    from offramp.tasks.rows import ArrayRows
+
+    class Plain(torch.nn.Module):
+        def forward(self, x):
+            return SimpleNamespace(logits=x[:, :2])
+
+    class Hiding(Plain):
+        def forward(self, x, output_hidden_states=False):
+            return super().forward(x)
+
+    rows = ArrayRows([Record.of({"x": torch.ones(3)})] * 2, torch.zeros(2, dtype=torch.int64).numpy())
+    return list(predict_windows(Hiding(), rows, 2, with_features=with_features))
+
+
+def images_for_texts(w, item):
+    from offramp.checkpoints.inputs import Facts, rows_of
+
+    (w / "vision").mkdir(exist_ok=True)
+    (w / "vision/preprocessor_config.json").write_text(json.dumps({"image_processor_type": "ViTImageProcessor"}))
+    return rows_of(
+        w / "vision", Facts("single_label_classification", ("a", "b"), 2, 8, 1), [(item(w), 0)], 1, False, print
+    )
+
+
+def picture(w):
+    from offramp.tasks.images import images_at
+
+    return images_at(w.copy("images"))[0]
+
+
+TABLE = [
+    file("checkpoints/weights.py: not JSON", "config.json", b"{", "get the file again"),
+    file("checkpoints/weights.py: not a JSON object", "config.json", b"[]", "get the file again"),
+    file(
+        "checkpoints/weights.py: {} in place of the file",
+        "model.safetensors",
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n",
+        "run `git lfs pull` in its folder",
+    ),
+    file(
+        "checkpoints/weights.py: {} in place of the file",
+        "model.safetensors",
+        b"<!DOCTYPE html><html></html>",
+        "download the file itself",
+    ),
+    file(
+        "store/safetensors.py: file ends inside its header",
+        "model.safetensors",
+        b"\0" * 64,
+        "download or write the file again",
+    ),
+    Entry(
+        "checkpoints/weights.py: no such file",
+        spoilt(
+            lambda w: (
+                (w.model / "model.safetensors").rename(w.model / "x"),
+                (w.model / "model.safetensors.index.json").write_text('{"weight_map": {"a": "x.safetensors"}}'),
+            ),
+            DIVIDE,
+        ),
+        "get the whole model again",
+        restore("model.safetensors"),
+    ),
+    Entry(
+        "checkpoints/weights.py: index has no weight_map",
+        spoilt(
+            lambda w: (
+                (w.model / "model.safetensors").unlink(),
+                (w.model / "model.safetensors.index.json").write_text("{}"),
+            ),
+            DIVIDE,
+        ),
+        "get the file again",
+        restore("model.safetensors"),
+    ),
+    Entry(
+        "checkpoints/weights.py: index names the file",
+        spoilt(
+            lambda w: (
+                (w.model / "model.safetensors").unlink(),
+                (w.model / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../x"}}'),
+            ),
+            DIVIDE,
+        ),
+        "it must be a path in this folder that ends in .safetensors",
+        restore("model.safetensors"),
+    ),
+    Entry(
+        "checkpoints/weights.py: cannot be read",
+        spoilt(
+            failing(
+                __import__("os"),
+                "open",
+                os_error("EACCES"),
+                lambda path, *rest, **more: str(path).endswith("model.safetensors"),
+            ),
+            DIVIDE,
+        ),
+        "check its permissions",
+        undo,
+        simulates="permission",
+    ),
+    corrected("checkpoints/source.py: no such folder", lambda w: open_source(w / "none"), "give a", DIVIDE),
+    Entry(
+        "checkpoints/source.py: not a model folder: no {}",
+        spoilt(
+            lambda w: (w.copy("model"), (w / "outer").mkdir(), w.model.rename(w / "outer" / "inner")),
+            "divide outer another",
+        ),
+        "name one of its folders: inner",
+        said_by("divide outer/inner another", "that folder is given"),
+        again=False,
+    ),
+    Entry(
+        "checkpoints/source.py: not a model folder: no {}, no {}",
+        spoilt(removed("model.safetensors"), DIVIDE),
+        "save the model as safetensors",
+        restore("model.safetensors"),
+    ),
+    Entry(
+        "checkpoints/source.py: exits without",
+        spoilt(removed("exits.json"), DIVIDE),
+        "get the whole run folder again",
+        restore("exits.json"),
+    ),
+    Entry(
+        "checkpoints/source.py: exits without",
+        spoilt(removed("exits.json"), DIVIDE),
+        "or remove the other",
+        said_by(removed("exits.safetensors"), "the other is removed"),
+    ),
+    config(
+        "checkpoints/source.py: the weights are quantised",
+        "divide the model that was quantised",
+        {"quantization_config": {"quant_method": "gptq"}},
+        {"quantization_config": None},
+    ),
+    Entry(
+        "checkpoints/source.py: an adapter lies beside the weights",
+        spoilt(adapter(True), DIVIDE),
+        "or remove adapter_config.json",
+        merged,
+    ),
+    Entry(
+        "checkpoints/source.py: an adapter, without the model",
+        spoilt(adapter(False), DIVIDE),
+        "merge_and_unload()",
+        merged,
+    ),
+    corrected(
+        "checkpoints/hub.py: not a folder",
+        "divide model/config.json another",
+        "give the folder with config.json",
+        DIVIDE,
+    ),
+    corrected("checkpoints/hub.py: no such folder", "divide ./none another", "or the id of a model on the hub", DIVIDE),
+    Entry(
+        "checkpoints/hub.py: no space left",
+        spoilt(explained(os_error("ENOSPC")), from_hub),
+        "free some space and run again",
+        arrived,
+        simulates="disk space",
+    ),
+    hubbed("check the spelling", hub_error("RepositoryNotFoundError")),
+    hubbed("accept its terms on the hub", hub_error("GatedRepoError")),
+    hubbed("run once without --offline", hub_error("LocalEntryNotFoundError"), offline=True),
+    hubbed("check the network, or give a folder", hub_error("LocalEntryNotFoundError")),
+    hubbed("check the network, or give a folder", hub_error("LocalEntryNotFoundError"), WHOLE, again=False),
+    hubbed("try again, or give a folder", RuntimeError("broken")),
+    Entry(
+        "checkpoints/pickled.py: not a zip file",
+        spoilt(pickled(_use_new_zipfile_serialization=False), DIVIDE),
+        "convert it in its folder",
+        convert,
+    ),
+    Entry(
+        "checkpoints/pickled.py: pickle cannot be read safely",
+        spoilt(pickled(lambda tensors: {"a": print}), DIVIDE),
+        "get the file again",
+        save_state,
+    ),
+    Entry(
+        "checkpoints/pickled.py: pickle holds a {}",
+        spoilt(pickled(lambda tensors: [1]), DIVIDE),
+        "save model.state_dict() alone",
+        save_state,
+    ),
+    Entry(
+        "checkpoints/pickled.py: pickle holds {}, which",
+        spoilt(pickled(lambda tensors: {**tensors, "epoch": 3}), DIVIDE),
+        "save model.state_dict() alone",
+        save_state,
+    ),
+    config(
+        "checkpoints/config.py: {} is {}: {}",
+        "number the labels from 0 to 2 in id2label",
+        {"id2label": {"1": "a", "2": "b", "3": "c"}},
+        {"id2label": {"0": "a", "1": "b", "2": "c"}},
+    ),
+    config(
+        "checkpoints/config.py: {} is {}: {}",
+        "number the labels from 0 in id2label",
+        {"id2label": {"x": "a"}},
+        {"id2label": {"0": "a", "1": "b", "2": "c"}},
+    ),
+    config(
+        "checkpoints/config.py: {} is {}: {}",
+        "set problem_type to one of them, or to null",
+        {"problem_type": "odd"},
+        {"problem_type": None},
+    ),
+    config(
+        "checkpoints/config.py: {} is {}: {}",
+        "divide a model of a supported form",
+        {"id2label": 3},
+        {"id2label": {"0": "a", "1": "b", "2": "c"}},
+    ),
+    Entry(
+        "checkpoints/config.py: {} is {}: {}",
+        spoilt(
+            lambda w: w.edit_json("plain/config.json", lambda tree: {**tree, "hidden_act": "mish"}),
+            "divide plain another --method names",
+        ),
+        "divide with --method eager, or ",
+        said_by("divide plain another --method eager", "`--method eager`"),
+        again=False,
+    ),
+    Entry(
+        "checkpoints/checkpoint.py: the exits were never trained",
+        spoilt(
+            lambda w: w.edit_json("model/exits.json", lambda tree: {**tree, "trained": False}),
+            lambda w: load_classifier(w.model),
+        ),
+        "train them, or remove their two files",
+        said_by(removed("exits.json", "exits.safetensors"), "their two files are removed"),
+    ),
+    Entry(
+        "checkpoints/checkpoint.py: exits cannot be read",
+        spoilt(spoil_file("exits.safetensors", b"no"), lambda w: load_classifier(w.model)),
+        "train the exits again",
+        restore("exits.safetensors"),
+    ),
+    corrected(
+        "checkpoints/checkpoint.py: output of exit {} is not finite",
+        poisoned(True),
+        "lower the learning rate",
+        poisoned(False),
+    ),
+    corrected(
+        "checkpoints/checkpoint.py: a {} returns no hidden states",
+        lambda w: hidden(w, True),
+        "leave out --features",
+        lambda w: hidden(w, False),
+    ),
+    config(
+        "checkpoints/config.py: {}, and transformers 5 ignores",
+        "use a model of absolute positions",
+        {"position_embedding_type": "relative_key"},
+        {"position_embedding_type": "absolute"},
+        "divide model another --method names",
+    ),
+    config(
+        "checkpoints/families.py: unknown architecture",
+        "known are",
+        {"model_type": "odd"},
+        {"model_type": "bert"},
+        "divide model another --method names",
+    ),
+    corrected(
+        "checkpoints/inputs.py: the model takes images",
+        lambda w: images_for_texts(w, lambda w: "a text"),
+        "give a folder or a zip of images",
+        lambda w: images_for_texts(w, picture),
+    ),
+    closed("checkpoints/inputs.py: a {} reads neither texts nor images", "research", "take another model"),
+    closed("checkpoints/exits.py: {} was not called", "research", "exits need a model that always goes the same way"),
+    closed("checkpoints/weights.py: file ends inside tensor", "torn", "get the file again"),
+    corrected(
+        "checkpoints/inputs.py: the stages of this store are no graphs",
+        "eval eager --train mine.tsv --split dev --max-length 16",
+        "divide with --method export",
+        "eval export --train mine.tsv --split dev --max-length 16",
+    ),
+    corrected(
+        "checkpoints/source.py: not a model folder: no {}",
+        "divide images another",
+        "give a folder with config.json and weights",
+        DIVIDE,
+    ),
+]

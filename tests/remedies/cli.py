@@ -1,0 +1,215 @@
+"""Remedies of the command line: options that are missing, contradict each other, or have moved."""
+
+import sys
+
+from tests.remedies.entries import TEXT, Entry, named_command, options
+from tests.remedies.store import spoilt, undo
+
+SAY = f"--text '{TEXT}'"
+LABELS = "--text-column sentence --label-column label"
+GOAL = "--profile profile.json --force-profile --latency 1s"
+
+
+def old_python(w):
+    w.patch(sys, "version_info", (3, 8, 10, "final", 0))
+
+
+def without_record(w):
+    """A policy file that does not say how it was tuned."""
+    w.edit_json("policy.json", lambda tree: {**tree, "tuned_on": {}})
+
+
+def tune_again(w, said):
+    """Run the command that the message names, with what tuning needs."""
+    w.run(f"tune tuned --transcript transcripts {GOAL} --out policy.json")
+
+
+tune_again.says = f"`offramp tune tuned --transcript transcripts {GOAL} --out policy.json`"
+
+
+def other_text(command, other):
+    def act(w, said):
+        w.run(other)
+
+    act.says = f"`offramp {other}`"
+    return act
+
+
+def instead(place, command, says, *others, **more):
+    """An entry of a command whose remedy names other words: each of the other commands is run."""
+
+    def run_each(w, said):
+        for other in others:
+            w.run(other)
+
+    run_each.says = " and ".join(f"`offramp {other}`" for other in others)
+    return Entry(place, command, says, run_each, again=False, **more)
+
+
+def replaced(command, option):
+    """Run the command with the option that the message names in place of the old one."""
+
+    def act(w, said):
+        new = said.rpartition("use ")[2]
+        w.run(command.replace(option, new.split()[0]) if new.startswith("--") else new.replace("offramp ", "", 1))
+
+    act.says = "the command with what the message names"
+    return act
+
+
+COPY = "a copy of the store"
+
+
+def of_another(w):
+    """A transcript of the store itself."""
+    w.run("eval store --train mine.tsv --split tune --transcript own --max-length 16")
+
+
+def tune_own(w, said):
+    of_another(w)
+    w.run("profile store --out made.json --threads 1 --max-length 16")
+    w.run("tune store --transcript own --latency 1s --profile made.json --force-profile")
+
+
+tune_own.says = "`offramp eval --transcript own` of this store, and tuned on it"
+
+
+TABLE = [
+    options(
+        "cli/run.py: no input",
+        "run store",
+        "give --text, --pair or --input",
+        SAY,
+        "--pair 'the bank' 'fell'",
+        "--input texts.txt",
+    ),
+    instead(
+        "cli/tune.py: no {}",
+        "tune store",
+        "offramp tune STORE --transcript DIR --latency 40ms",
+        f"tune tuned --transcript transcripts {GOAL}",
+    ),
+    Entry(
+        "cli/tune.py: policy file that does not record",
+        spoilt(without_record, "tune --explain policy.json"),
+        "make it again: offramp tune",
+        tune_again,
+    ),
+    Entry(
+        "cli/verify.py: {} of {} files",
+        spoilt(lambda w: (w.store / "exits.json").unlink(), "verify store"),
+        "divide the model again",
+        "divide model store --force",
+    ),
+    Entry(
+        "cli/__init__.py: offramp {} needs Python 3.10",
+        spoilt(old_python, "divide model another"),
+        "use a newer Python",
+        undo,
+        simulates="python",
+    ),
+    instead(
+        "cli/bench.py: policies leave",
+        "bench store --budget 2GiB --repeat 1 --passes 1 --exit patience:1",
+        "give --input, or --exit none",
+        "bench store --budget 2GiB --repeat 1 --passes 1 --exit patience:1 --input texts.txt",
+        "bench store --budget 2GiB --repeat 1 --passes 1 --exit none",
+        slow=True,
+    ),
+    options(
+        "cli/bench.py: no budget",
+        "bench store --repeat 1 --passes 1",
+        "give --budget 128MiB",
+        "--budget 2GiB",
+        "--budget 2GiB,3GiB",
+        slow=True,
+    ),
+    instead(
+        "cli/bench.py: each process reads",
+        "bench store --budget 2GiB --repeat 1 --input -",
+        "give --input a file",
+        "bench store --budget 2GiB --repeat 1 --input texts.txt",
+        slow=True,
+    ),
+    instead(
+        "cli/bench.py: labelled data and something else",
+        f"bench store --dev mine.tsv {LABELS} --text x",
+        "give --task or --dev alone",
+        f"bench store --dev mine.tsv {LABELS} --rows 3 --repeat 1",
+        slow=True,
+    ),
+    instead(
+        "cli/bench.py: --batch and --profile",
+        f"bench store --dev mine.tsv {LABELS} --batch 8",
+        "a task is measured at 1, 8 and bulk",
+        f"bench store --dev mine.tsv {LABELS} --rows 3 --repeat 1",
+        slow=True,
+    ),
+    instead(
+        "cli/bench.py: several budgets",
+        f"bench store --dev mine.tsv {LABELS} --budget 2GiB,3GiB",
+        "a task is measured under one",
+        f"bench store --dev mine.tsv {LABELS} --rows 3 --repeat 1 --budget 2GiB",
+        slow=True,
+    ),
+    options(
+        "cli/eval.py: --features",
+        "eval model --train mine.tsv --features",
+        "give --transcript DIR",
+        "--transcript made",
+    ),
+    options(
+        "cli/profile.py: no file",
+        "profile store --max-length 8 --threads 1",
+        "give --out profile.json",
+        "--out made.json",
+        slow=True,
+    ),
+    Entry(
+        "cli/profile.py: profile measures",
+        "profile store --out memory.svg",
+        "offramp memory STORE --out memory.svg draws",
+        named_command("--threads 1", STORE="store"),
+        again=False,
+    ),
+    instead(
+        "cli/options.py: cannot write a",
+        "memory store --out memory.pdf",
+        "use .svg or .png",
+        "memory store --out memory.svg --threads 1",
+        "memory store --out memory.png --threads 1",
+    ),
+    instead(
+        "cli/options.py: is a folder | no such folder",
+        f"run store {SAY} --trace none/trace.json",
+        "name a file in a folder that exists",
+        f"run store {SAY} --trace trace.json",
+    ),
+    instead(
+        "cli/train.py: {}",
+        "train encoder --train mine.tsv --out made --warmup 2",
+        "offramp train --help shows",
+        "train --help",
+    ),
+    instead(
+        "cli/__init__.py: offramp {} has no {} any more",
+        "profile store --passes 3",
+        "use offramp memory STORE --passes N",
+        "memory store --passes 3 --out memory.svg --threads 1 --max-length 8",
+    ),
+    instead(
+        "cli/options.py: given twice",
+        f"run store {SAY} --exit stage:1 --exit patience:1",
+        "combine policies with | or &",
+        f"run store {SAY} --exit 'confidence:0.9|patience:1'",
+        f"run store {SAY} --exit 'confidence:0.9&patience:1'",
+    ),
+    Entry(
+        "cli/tune.py: the transcript is of another model",
+        f"tune store --transcript transcripts {GOAL}",
+        "offramp eval --transcript writes one for this store",
+        tune_own,
+        again=False,
+        slow=True,
+    ),
+]

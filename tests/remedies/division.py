@@ -1,0 +1,1010 @@
+"""Remedies of the rooms division, streaming and backends: modules that cannot be divided, stores that do not run so."""
+
+import json
+import re
+
+import numpy as np
+import torch
+from torch import nn
+
+import offramp
+from offramp.division.checkpoints import example_of, load_inputs
+from offramp.streaming.weightless import class_of_folder, weightless
+from tests.division.modules import WIDTH, Chain, Counting, Routed, Tied, ids, made, vectors
+from tests.remedies.entries import Entry, closed, corrected, options, said_by
+from tests.remedies.store import damaged, named_file, spoilt, use
+
+EXPORTED = ("graphs are of the store of a module", "export")
+
+
+def divide(w, module, inputs=None, name="made", **options):
+    return offramp.divide(module, vectors() if inputs is None else inputs, w / name, **options)
+
+
+def modules(place, says, wrong, right, inputs=vectors, **options):
+    """An entry of a module that cannot be divided, and of the module that the remedy describes."""
+    return corrected(
+        place,
+        lambda w: divide(w, wrong(), inputs(), **options),
+        says,
+        lambda w: divide(w, right(), inputs(), **options),
+    )
+
+
+def weight(says, wrong, right):
+    """An entry of a tensor that a store cannot hold."""
+    return modules(
+        "division/proof.py: the module has no weights", says, lambda: holding(wrong()), lambda: holding(right())
+    )
+
+
+def holding(tensor, *, is_saved=True):
+    module = made(Chain)
+    if isinstance(tensor, nn.Parameter):
+        module.register_parameter("held", tensor)
+    else:
+        module.register_buffer("held", tensor, persistent=is_saved)
+    return module
+
+
+class Own(nn.Parameter):
+    """As libraries that quantise have them."""
+
+    def scaled(self):
+        return self * 2
+
+
+def of_kind(kind):
+    module = made(Chain)
+    module.first.weight = kind(module.first.weight.detach())
+    return module
+
+
+def lazy(has_run=False):
+    module = nn.Sequential(nn.LazyLinear(3)).eval()
+    if has_run:
+        module(vectors())
+    return module
+
+
+class Listed(nn.Module):
+    """Reads a weight from a list of its own, or from its module."""
+
+    def __init__(self, is_own=True):
+        super().__init__()
+        self.inner = nn.Linear(WIDTH, WIDTH)
+        self.kept = [self.inner.weight] if is_own else None
+
+    def forward(self, hidden):
+        return self.inner(hidden) @ (self.kept[0] if self.kept else self.inner.weight)
+
+
+class Clock(nn.Linear):
+    """Answers differently each time, unless it stands still."""
+
+    times, stands = 0, False
+
+    def forward(self, hidden):
+        Clock.times += not self.stands
+        return super().forward(hidden) + Clock.times
+
+
+class Looking(nn.Linear):
+    """Computes otherwise on weights that are in memory."""
+
+    def forward(self, hidden):
+        return super().forward(hidden) + (type(self.weight) is nn.Parameter)
+
+
+def clock(stands):
+    module = nn.Sequential(made(nn.Linear, WIDTH, WIDTH), made(Clock, WIDTH, WIDTH)).eval()
+    module[1].stands = stands
+    return module
+
+
+class Writing(nn.Module):
+    """Writes to its weight, or computes a new tensor."""
+
+    def __init__(self, writes):
+        super().__init__()
+        self.inner, self.writes = nn.Linear(WIDTH, WIDTH), writes
+
+    def forward(self, hidden):
+        if self.writes:
+            self.inner.weight.data.mul_(1.0)
+        return self.inner(hidden)
+
+
+class NoPlace(Chain):
+    def forward(self, hidden):
+        return float(super().forward(hidden).sum())
+
+
+def offloaded():
+    import accelerate
+
+    return accelerate.cpu_offload(made(Chain), "cpu")
+
+
+def meta_buffer(is_meta):
+    module = made(Tied)
+    if is_meta:
+        module.shift = module.shift.to("meta")
+    return module
+
+
+def stream(w, module, **options):
+    """Divide a chain and stream a module from its store."""
+    store = w / "made"
+    if not store.exists():
+        divide(w, made(Chain))
+    with offramp.stream(module, store, **options) as model:
+        return model(vectors())
+
+
+def streams(place, says, wrong, right, **options):
+    return corrected(place, lambda w: stream(w, **wrong()), says, lambda w: stream(w, **right()), **options)
+
+
+def changed():
+    module = made(Chain)
+    module.blocks[2].up.bias.data[1] += 1
+    return module
+
+
+def training():
+    return made(Chain).train()
+
+
+def eager(says, module, inputs=vectors, **more):
+    """An entry of a module that has no graph, and is divided with the method that the message names."""
+    method = {"method": "export", **more}
+    return corrected(
+        "division/messages.py: {}",
+        lambda w: divide(w, module(), inputs(), **method),
+        says,
+        lambda w: divide(w, module(), inputs(), **{**method, "method": "eager"}),
+    )
+
+
+def strictly(w, module, store, inputs):
+    with offramp.stream(module, store, strict=True) as model:
+        return model(inputs)
+
+
+def routed(w, more=()):
+    return divide(w, made(Routed), vectors().abs(), f"routed{len(more)}", more_inputs=list(more))
+
+
+def negative():
+    return -vectors().abs()
+
+
+def closed_stream(w, again=False):
+    w.once(divide_chain)
+    module = made(Chain)
+    model = offramp.stream(module, w / "made")
+    with model:
+        model(vectors())
+    if not again:
+        return module(vectors())
+    with offramp.stream(module, w / "made") as model:
+        return model(vectors())
+
+
+def divide_chain(w):
+    divide(w, made(Chain))
+
+
+def twice(w, closes):
+    w.once(divide_chain)
+    module = made(Chain)
+    one = offramp.stream(module, w / "made").open()
+    if closes:
+        one.close()
+    try:
+        with offramp.stream(module, w / "made") as model:
+            return model(vectors())
+    finally:
+        one.close()
+
+
+def buffers_of_another(w, given):
+    module = made(Tied)
+    module.positions += 1
+    store = w / "tied"
+    if not store.exists():
+        divide(w, module, ids(), "tied")
+    with offramp.stream(module if given else Tied, store) as model:
+        return model(ids())
+
+
+def named_weight_budget(w, said):
+    stream(w, made(Chain), weight_budget=int(said.rpartition("works is ")[2].split()[0]))
+
+
+named_weight_budget.says = "the weight budget that the message names"
+
+
+def named_budget(w, said):
+    stream(w, made(Chain), budget=said.rpartition("works is ")[2].split()[0])
+
+
+named_budget.says = "the budget that the message names"
+
+
+def without_graphs(w):
+    """A store that was divided without onnx."""
+    w.without("onnx", "onnxscript")
+    w.run("divide model store --force")
+    w.undo()
+
+
+def load(w, name, **options):
+    with offramp.load(w.copy(name), threads=1, **options) as classifier:
+        return classifier.predict(["the bank fell"])
+
+
+def config(change, act=None):
+    def spoil(w):
+        w.edit_json("model/config.json", lambda tree: {**tree, **change})
+
+    return spoil
+
+
+def tensors_of_model(change, name="model"):
+    """Change the tensors of a model."""
+
+    def spoil(w):
+        from safetensors.numpy import load_file, save_file
+
+        path = w.copy(name) / "model.safetensors"
+        save_file(change(load_file(path)), path, {"format": "pt"})
+
+    return spoil
+
+
+def whole(w, said):
+    """Put the whole models back."""
+    import shutil
+
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(w.made.model / name, w.model)
+        shutil.copy(w.made.plain / name, w.copy("plain"))
+
+
+whole.says = "the whole model is put back"
+MAKE = "divide model another"
+
+
+def tensors(place, says, change, act=whole, work=MAKE, **more):
+    name = "plain" if " plain " in work else "model"
+    return Entry(place, spoilt(tensors_of_model(change, name), work), says, act, **more)
+
+
+def without_prefix(w, said):
+    tensors_of_model(lambda all: {name.removeprefix("wrapped."): array for name, array in all.items()})(w)
+
+
+without_prefix.says = "the prefix that the message names is taken off"
+
+
+def two_layers(w, said):
+    w.edit_json("model/config.json", lambda tree: {**tree, "num_hidden_layers": 2})
+    for name in ("exits.json", "exits.safetensors"):
+        (w.model / name).unlink()
+
+
+two_layers.says = "config.json is corrected"
+
+
+def low(tensors):
+    return {name: array for name, array in tensors.items() if ".layer.2." not in name and ".layer.3." not in name}
+
+
+EXPORT = "divide plain export --force --method export"
+
+
+def of_export(place, spoil, backend="torch"):
+    """An entry of a store of graphs, which is divided again."""
+    return Entry(place, spoilt(spoil, lambda w: load(w, "export", backend=backend)), "divide the model again", EXPORT)
+
+
+def captured_graphs(change):
+    """Change all captured graphs for PyTorch."""
+
+    def spoil(w):
+        for path in w.copy("export").glob("graphs/*.json"):
+            named_file(f"graphs/{path.name}", change, "export")(w)
+
+    return spoil
+
+
+def without_captured(tree):
+    tree["files"] = [each for each in tree["files"] if not each["file"].startswith("graphs/")]
+
+
+def another_graph(w):
+    """Add a graph of a kernel that the program does not have."""
+    import shutil
+
+    shutil.copy(w.store / "graphs/up.onnx", w.store / "graphs/mixer.onnx")
+    w.edit(lambda tree: tree["graphs"].update(mixer={**tree["graphs"]["up"], "file": "graphs/mixer.onnx"}))
+
+
+def graph_of(name):
+    """Put the graph of one kernel in place of another."""
+    return lambda w: named_file("graphs/up.onnx", lambda data: (w.store / f"graphs/{name}.onnx").read_bytes())(w)
+
+
+def changed_graph(name, change):
+    """Change an ONNX graph of the store."""
+
+    def spoil(w):
+        import onnx
+
+        def changed(data):
+            model = onnx.load_from_string(data)
+            change(model.graph)
+            return model.SerializeToString()
+
+        named_file(f"graphs/{name}.onnx", changed)(w)
+
+    return spoil
+
+
+def twice_out(graph):
+    graph.output.append(graph.output[0].__class__())
+    graph.output[-1].CopyFrom(graph.output[0])
+    graph.node.add(op_type="Identity", input=[graph.output[0].name], output=["again"], name="again")
+    graph.output[-1].name = "again"
+
+
+def transposed(graph):
+    last = graph.output[0].name
+    graph.node.add(op_type="Transpose", input=[last], output=["turned"], name="turned")
+    graph.output[0].name = "turned"
+    del graph.output[0].type.tensor_type.shape.dim[:]
+
+
+def misshapen(graph):
+    from onnx import numpy_helper
+
+    graph.initializer.append(numpy_helper.from_array(np.array([7, 7, 7]), "shape"))
+    graph.node.add(op_type="Reshape", input=[graph.output[0].name, "shape"], output=["odd"], name="odd")
+    graph.output[0].name = "odd"
+    del graph.output[0].type.tensor_type.shape.dim[:]
+
+
+def without_exporter(w):
+    """An exporter of graphs that fails."""
+    from tests.remedies.store import failing
+
+    failing(torch.onnx, "export", RuntimeError("no such operation"))(w)
+
+
+def on_ort(w, backend="ort"):
+    if not (w / "another").exists():
+        w.run("divide plain another --method export")
+    with offramp.load(w / "another", threads=1, backend=backend) as classifier:
+        return classifier.predict(["the bank fell"])
+
+
+def other_difference(w):
+    from offramp.division import export
+
+    w.patch(export, "TOLERANCE", -1.0)
+
+
+def lora(all):
+    return {**all, "bert.encoder.layer.0.attention.self.query.lora_A.weight": np.zeros((2, 32), np.float32)}
+
+
+def integers(all):
+    name = "bert.encoder.layer.0.output.dense.weight"
+    return {**all, name: all[name].astype(np.int8)}
+
+
+def narrow(all):
+    name = "bert.encoder.layer.0.output.dense.weight"
+    return {**all, name: all[name][:, :-1].copy()}
+
+
+def exits_of_another(w):
+    from safetensors.numpy import load_file, save_file
+
+    path = w.model / "exits.safetensors"
+    save_file({name: array[..., :-1].copy() for name, array in load_file(path).items()}, path)
+
+
+def whole_exits(w, said):
+    import shutil
+
+    shutil.copy(w.made.model / "exits.safetensors", w.model)
+
+
+whole_exits.says = "the exits of a training are put there"
+
+
+def of_class(w, cls, name):
+    from offramp.streaming.weightless import of_class
+
+    w.copy("encoder" if name == "encoder" else "model")
+    return of_class(cls(), w / name)
+
+
+def wrong_class():
+    from transformers import GPT2LMHeadModel
+
+    return GPT2LMHeadModel
+
+
+def right_class():
+    from transformers import BertForSequenceClassification
+
+    return BertForSequenceClassification
+
+
+def class_named(change):
+    return spoilt(lambda w: w.edit_json("model/config.json", change), lambda w: class_of_folder(w.model))
+
+
+def without(*keys):
+    return lambda tree: {name: value for name, value in tree.items() if name not in keys}
+
+
+def restore_config(w, said):
+    import shutil
+
+    shutil.copy(w.made.model / "config.json", w.model)
+
+
+restore_config.says = "config.json of the whole model"
+
+
+def divide_loaded(w, said):
+    from transformers import BertForSequenceClassification
+
+    module = BertForSequenceClassification.from_pretrained(w.copy("plain")).eval()
+    divide(w, module, {"input_ids": torch.ones(2, 5, dtype=torch.int64)})
+
+
+divide_loaded.says = "`from_pretrained`, and `offramp.divide(module, example_inputs, store)`"
+
+
+def head_of_tokens(w):
+    """A model without a pooler, whose config does not name its class."""
+    tensors_of_model(lambda all: {name: array for name, array in all.items() if "pooler" not in name}, "plain")(w)
+    w.edit_json("plain/config.json", without("architectures"))
+
+
+def add_class(w, said):
+    (found,) = re.findall(r'"architectures": (\[.*?\])', said)
+    w.edit_json("plain/config.json", lambda tree: {**tree, "architectures": json.loads(found)})
+
+
+add_class.says = "the key that the message names is added"
+
+
+class Strange(nn.Module):
+    """Takes an input of a name that offramp cannot make up."""
+
+    main_input_name, config = "waves", None
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, waves):
+        return self.inner(waves)
+
+
+class Buffered(nn.Module):
+    """Has a buffer that no checkpoint holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(WIDTH, WIDTH)
+        self.register_buffer("scale", torch.ones_like(self.inner.weight), persistent=False)
+
+
+class NoBuffer(nn.Module):
+    """The module itself, built with data."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, hidden):
+        return self.inner(hidden)
+
+
+def layouts(w):
+    """A module whose layouts somebody changed."""
+    divide(w, transposed_module())
+    path = w / "made" / "layouts.json"
+    w.store.rename(w / "aside") if (w / "store").exists() else None
+    (w / "made").rename(w / "store")
+    named_file("layouts.json", lambda data: b"[]")(w)
+    (w / "store").rename(w / "made")
+    return path
+
+
+def transposed_module():
+    module = made(Chain)
+    module.first.weight.data = module.first.weight.data.t().contiguous().t()
+    return module
+
+
+def stream_transposed(w):
+    with offramp.stream(transposed_module(), w / "made") as model:
+        return model(vectors())
+
+
+def divide_transposed(w, said):
+    divide(w, transposed_module(), force=True)
+
+
+divide_transposed.says = "`offramp.divide(..., force=True)`"
+
+
+def odd_inputs(w):
+    np.savez("x.npz", odd=np.zeros(3))
+    w.run("divide plain another --method eager --inputs x.npz")
+
+
+def given_inputs(w):
+    np.savez("x.npz", input_ids=np.ones((2, 5), np.int64), attention_mask=np.ones((2, 5), np.int64))
+    w.run("divide plain another --method eager --inputs x.npz")
+
+
+TABLE = [
+    closed("backends/base.py: {} | stage", "unreachable", "divide the model again"),
+    closed("backends/base.py: kernel {} is of the template", "unreachable", "divide the model again"),
+    damaged("backends/onnx.py: graphs of unknown kernels", another_graph),
+    damaged("backends/onnx.py: graph {} takes other weights", graph_of("down")),
+    damaged("backends/base.py: kernel {} gives {} values", changed_graph("up", twice_out)),
+    damaged("backends/base.py: kernel {} gives {}, not {}", changed_graph("head", transposed)),
+    damaged("backends/base.py: graph {} does not take", changed_graph("up", misshapen)),
+    of_export("backends/torch.py: the store has no {}", lambda w: w.edit(without_captured, "export")),
+    of_export("backends/torch_graphs.py: not a captured graph", captured_graphs(lambda data: b"{}")),
+    Entry(
+        "backends/onnx.py: the store has no graph",
+        spoilt(lambda w: w.edit(lambda tree: {**tree, "graphs": {}}, "export"), lambda w: load(w, "export")),
+        "divide it with onnxscript installed",
+        EXPORT,
+    ),
+    modules(
+        "division/modules.py: the module is in training mode", "call eval() on it", training, lambda: training().eval()
+    ),
+    modules(
+        "division/modules.py: a {} is no torch.nn.Module",
+        "give the module that it was made of",
+        lambda: torch.export.export(made(Chain), (vectors(),)),
+        lambda: made(Chain),
+    ),
+    modules(
+        "division/proof.py: the module has no weights",
+        "divide the module that it was compiled from",
+        lambda: torch.compile(made(Chain)),
+        lambda: made(Chain),
+    ),
+    modules(
+        "division/proof.py: the module has no weights",
+        "build the module with its buffers",
+        lambda: meta_buffer(True),
+        lambda: meta_buffer(False),
+        ids,
+    ),
+    modules(
+        "division/proof.py: the module has no weights",
+        "run the module once before it is divided",
+        lazy,
+        lambda: lazy(True),
+    ),
+    weight(
+        "divide the module before it is quantised",
+        lambda: torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
+        lambda: torch.ones(2),
+    ),
+    closed("division/proof.py: the module has no weights", "unreachable", "put weight.full_tensor() in its place"),
+    modules(
+        "division/proof.py: the module has no weights",
+        "replace it with an nn.Parameter",
+        lambda: of_kind(Own),
+        lambda: of_kind(nn.Parameter),
+    ),
+    weight(
+        "keep it in another dtype, complex numbers as complex64",
+        lambda: torch.ones(2, dtype=torch.complex128),
+        lambda: torch.ones(2, dtype=torch.complex64),
+    ),
+    weight(
+        "replace it with its contiguous()",
+        lambda: torch.randn(40).as_strided((WIDTH, WIDTH), (1, 1)),
+        lambda: torch.randn(40).as_strided((WIDTH, WIDTH), (1, 1)).contiguous(),
+    ),
+    weight("keep its to_dense()", lambda: torch.eye(3).to_sparse(), lambda: torch.eye(3).to_sparse().to_dense()),
+    weight(
+        "replace it with its resolve_neg()",
+        lambda: torch.randn(2, 2, dtype=torch.complex64).conj().imag,
+        torch.randn(2, 2, dtype=torch.complex64).conj().imag.resolve_neg,
+    ),
+    modules(
+        "division/modules.py: weight {} has no data",
+        "give a module with its weights",
+        lambda: made(Chain).to("meta"),
+        lambda: made(Chain),
+    ),
+    modules(
+        "division/modules.py: weight {} has no data",
+        "load the model without device_map",
+        offloaded,
+        lambda: made(Chain),
+    ),
+    modules(
+        "division/proof.py: weight {} is used through a reference",
+        "have the code take it from its module",
+        lambda: Listed().eval(),
+        lambda: Listed(False).eval(),
+    ),
+    modules(
+        "division/proof.py: two runs of the module", "make it deterministic", lambda: clock(False), lambda: clock(True)
+    ),
+    modules(
+        "division/proof.py: {} for {}",
+        "compute that from inputs and weights alone",
+        lambda: nn.Sequential(made(Looking, WIDTH, WIDTH), nn.ReLU()).eval(),
+        lambda: nn.Sequential(made(nn.Linear, WIDTH, WIDTH), nn.ReLU()).eval(),
+    ),
+    modules(
+        "division/proof.py: {} for {}",
+        "keep no state between runs",
+        lambda: made(Counting, adds=True),
+        lambda: made(Chain),
+    ),
+    modules(
+        "streaming/placeholders.py: a run of the module writes",
+        "compute a new tensor instead",
+        lambda: Writing(True).eval(),
+        lambda: Writing(False).eval(),
+    ),
+    corrected(
+        "streaming/capture.py: the example inputs are a {}",
+        lambda w: divide(w, made(Chain), 3),
+        "give a tuple of the arguments of the module",
+        lambda w: divide(w, made(Chain), (vectors(),)),
+    ),
+    corrected(
+        "division/proof.py: the example inputs do not suit",
+        odd_inputs,
+        "give --inputs FILE.safetensors with what it takes",
+        given_inputs,
+    ),
+    streams(
+        "streaming/streamed.py: the module is in training mode",
+        "call eval() on it",
+        lambda: {"module": training()},
+        lambda: {"module": training().eval()},
+    ),
+    streams(
+        "streaming/matching.py: {} is {} in the module, {} in the store",
+        "or divide again",
+        lambda: {"module": made(Chain, num_blocks=5)},
+        lambda: {"module": made(Chain)},
+    ),
+    streams(
+        "streaming/matching.py: {} has other values",
+        "or give its class",
+        lambda: {"module": changed()},
+        lambda: {"module": Chain},
+    ),
+    corrected(
+        "streaming/matching.py: buffers that are in no checkpoint",
+        lambda w: buffers_of_another(w, False),
+        "give the tests.division.modules.Tied that was divided",
+        lambda w: buffers_of_another(w, True),
+    ),
+    corrected(
+        "streaming/streamed.py: the module is streamed already",
+        lambda w: twice(w, False),
+        "close the other stream first",
+        lambda w: twice(w, True),
+    ),
+    corrected(
+        "streaming/streamed.py: the stream is not open",
+        lambda w: (divide(w, made(Chain)), offramp.stream(made(Chain), w / "made")(vectors())),
+        "use it in a `with` block, or call open()",
+        lambda w: (stream(w, made(Chain)), offramp.stream(made(Chain), w / "made").open()(vectors())),
+    ),
+    corrected(
+        "streaming/streamed.py: {} touches {}, and its stream is closed",
+        closed_stream,
+        "open the store again",
+        lambda w: closed_stream(w, again=True),
+    ),
+    streams(
+        "streaming/streamed.py: give budget, for the whole process",
+        "or weight_budget, for weights alone",
+        lambda: {"module": made(Chain), "budget": "8GiB", "weight_budget": "1GiB"},
+        lambda: {"module": made(Chain), "budget": "8GiB"},
+    ),
+    Entry(
+        "runtime/weight_plan.py: ",
+        lambda w: stream(w, made(Chain), weight_budget=1),
+        "the smallest weight budget that works",
+        named_weight_budget,
+        again=False,
+    ),
+    Entry(
+        "streaming/streamed.py: budget of {} is too small",
+        lambda w: stream(w, made(Chain), budget="1MiB"),
+        "the smallest budget that works is",
+        named_budget,
+        again=False,
+    ),
+    corrected(
+        "streaming/streamed.py: {} is still referred",
+        lambda w: strictly(w, made(Routed), routed(w), negative()),
+        "divide with this input as an example",
+        lambda w: strictly(w, made(Routed), divide(w, made(Routed), negative()), negative()),
+    ),
+    corrected(
+        "streaming/streamed.py: {} is still referred",
+        lambda w: strictly(w, made(Routed), routed(w), negative()),
+        "or run without strict",
+        lambda w: offramp.stream(made(Routed), w / "routed0").open()(negative()),
+    ),
+    corrected(
+        "streaming/streamed.py: weights of this store are read",
+        lambda w: strictly(w, made(Routed), routed(w, [negative()]), negative()),
+        "or run without strict",
+        lambda w: offramp.stream(made(Routed), w / "routed1").open()(negative()),
+    ),
+    corrected(
+        "streaming/placement.py: this is the store of a {}",
+        lambda w: offramp.stream(made(Chain), w.store).open(),
+        "run it with offramp.load, or divide with --method eager",
+        lambda w: (load(w, "store"), w.copy("eager")),
+    ),
+    eager("use --method eager", lambda: made(Counting)),
+    corrected(
+        "backends/base.py: the stages of this store are not graphs",
+        lambda w: load(w, "eager"),
+        "divide with --method export, or run it with offramp.stream",
+        lambda w: load(w, "export"),
+    ),
+    Entry(
+        "backends/onnx.py: the store has no graph",
+        spoilt(without_graphs, use),
+        "offramp divide --graphs STORE adds them",
+        said_by("divide --graphs store", "`offramp divide --graphs store`"),
+    ),
+    Entry(
+        "backends/onnx.py: the store has no graph",
+        spoilt(without_graphs, use),
+        "or --backend torch",
+        said_by(lambda w: load(w, "store", backend="torch"), "`--backend torch`"),
+        again=False,
+    ),
+    corrected(
+        "backends/base.py: kernel {} is of the template",
+        lambda w: load(w, "export", backend="numpy"),
+        "run it with --backend ort or torch",
+        lambda w: [load(w, "export", backend=each) for each in ("ort", "torch")],
+    ),
+    tensors(
+        "division/names/build.py: tensors do not fit",
+        "get the whole model again",
+        lambda all: dict(list(all.items())[3:]),
+        work="divide model another --method names",
+    ),
+    tensors(
+        "division/names/build.py: tensors do not fit",
+        "take 'wrapped.' off",
+        lambda all: {f"wrapped.{name}": array for name, array in all.items()},
+        without_prefix,
+        "divide model another --method names",
+    ),
+    tensors(
+        "division/names/build.py: tensors do not fit",
+        "config.json has more layers than the file",
+        low,
+        two_layers,
+        "divide model another --method names",
+    ),
+    tensors(
+        "division/names/build.py: {} and {} are the same tensor",
+        "get the model again",
+        lambda all: {**all, "embeddings.word_embeddings.weight": all["bert.embeddings.word_embeddings.weight"]},
+        work="divide model another --method names",
+    ),
+    corrected(
+        "division/build.py: model and store are the same folder",
+        "divide store store --force",
+        "choose another name for the store",
+        MAKE,
+    ),
+    corrected(
+        "division/build.py: a checkpoint folder has its exits",
+        lambda w: offramp.divide(w.model, w / "other", exits=w.model),
+        "divide that folder",
+        lambda w: offramp.divide(w.model, w / "other"),
+    ),
+    options(
+        "division/build.py: stage sizes and example inputs",
+        "divide plain another --stage-bytes 64KiB",
+        "give --method eager",
+        "--method eager",
+    ),
+    corrected(
+        "division/build.py: divide(folder, store)",
+        lambda w: offramp.divide(w.model),
+        "divide(folder, store)",
+        lambda w: offramp.divide(w.model, w / "other"),
+    ),
+    Entry(
+        "division/build.py: this is the store of a {}",
+        "divide --graphs eager",
+        "divide --method export",
+        said_by("divide plain another --method export", "`offramp divide plain another --method export`"),
+        again=False,
+    ),
+    corrected(
+        "division/checkpoints.py: no such file",
+        lambda w: load_inputs(w / "x.npz"),
+        "save the inputs with numpy.savez",
+        lambda w: (np.savez("x.npz", x=np.zeros(3)), load_inputs(w / "x.npz")),
+    ),
+    Entry(
+        "division/checkpoints.py: cannot be read as example inputs",
+        spoilt(lambda w: (w / "x.npz").write_text("no"), lambda w: load_inputs(w / "x.npz")),
+        "save them with numpy.savez",
+        said_by(lambda w: np.savez("x.npz", x=np.zeros(3)), "`numpy.savez`"),
+    ),
+    Entry(
+        "division/export.py: a stage cannot be written as ONNX",
+        spoilt(without_exporter, on_ort),
+        "run it on torch",
+        said_by(lambda w: on_ort(w, "torch"), "`backend='torch'`"),
+        again=False,
+    ),
+    Entry(
+        "division/export.py: ONNX Runtime differs",
+        spoilt(other_difference, on_ort),
+        "run it on torch",
+        said_by(lambda w: on_ort(w, "torch"), "`backend='torch'`"),
+        again=False,
+    ),
+    closed("division/export.py: a stage does not run as ONNX", "unreachable", "run it on torch"),
+    closed(
+        "backends/base.py: graph {} does not take", "unreachable", "divide the model with such an input as its example"
+    ),
+    closed("backends/base.py: tensor {} is {}, which kernels", "unreachable", "run it with offramp.stream"),
+    tensors(
+        "division/names/build.py: tensors do not fit",
+        "merge the adapter into the weights",
+        lora,
+        work="divide model another --method names",
+    ),
+    tensors(
+        "division/names/build.py: tensor {} has dtype",
+        "not a quantised one",
+        integers,
+        work="divide model another --method names",
+    ),
+    tensors(
+        "division/checkpoints.py: {} tensors {}: {} [_found]",
+        "get the whole model again",
+        narrow,
+        work="divide plain another --method eager",
+    ),
+    tensors(
+        "division/checkpoints.py: {} tensors unexpected",
+        "merge the adapter into the weights",
+        lora,
+        work="divide plain another --method eager",
+    ),
+    tensors(
+        "division/checkpoints.py: tensor {} has dtype",
+        "divide a model of",
+        integers,
+        work="divide plain another --method eager",
+    ),
+    *(
+        closed("division/checkpoints.py: {} tensors {}: {} [_found]", "shared", says)
+        for says in (
+            "merge the adapter into the weights",
+            "off the names of its tensors",
+            "config.json has more layers than the file",
+        )
+    ),
+    tensors(
+        "division/checkpoints.py: {} tensors {}: {} [_misfit]",
+        "call offramp.divide(module, example_inputs, store)",
+        lambda all: dict(list(all.items())[3:]),
+        divide_loaded,
+        "divide plain another --method eager",
+        again=False,
+    ),
+    corrected(
+        "division/checkpoints.py: no example can be made up",
+        lambda w: example_of(Strange(), w.model),
+        "give --inputs FILE.safetensors",
+        lambda w: divide(w, Strange().eval(), {"waves": vectors()}),
+    ),
+    Entry(
+        "division/names/build.py: config.json names no architectures",
+        spoilt(head_of_tokens, "divide plain another"),
+        'add "architectures": ["BertForTokenClassification"]',
+        add_class,
+    ),
+    closed("division/modules.py: {} exits were trained, and", "unreachable", "train the exits again"),
+    Entry(
+        "division/modules.py: {} exits were trained, and",
+        "divide model another --method export",
+        "divide with --method names",
+        said_by("divide model another --method names", "`--method names`"),
+        again=False,
+    ),
+    Entry(
+        "division/names/build.py: exits do not fit",
+        spoilt(exits_of_another, MAKE),
+        "train the exits again",
+        whole_exits,
+    ),
+    corrected(
+        "division/exported.py: examples that differ",
+        lambda w: divide(w, made(Chain), vectors(), method="export", more_inputs=[{"hidden": vectors()}]),
+        "use --method eager, or give examples that are alike",
+        lambda w: (
+            divide(w, made(Chain), vectors(), method="eager", more_inputs=[{"hidden": vectors()}]),
+            divide(w, made(Chain), vectors(), "alike", method="export", more_inputs=[vectors(3)]),
+        ),
+    ),
+    closed("division/proof.py: the module has no weights", "unreachable", "divide module.cpu()"),
+    closed("streaming/matching.py: {} is on {}", "unreachable", "give module.cpu()"),
+    corrected(
+        "streaming/weightless.py: config.json makes no",
+        lambda w: of_class(w, wrong_class, "model"),
+        "give a folder or a store of this class",
+        lambda w: of_class(w, right_class, "model"),
+    ),
+    Entry(
+        "streaming/weightless.py: config.json names no architecture",
+        class_named(without("architectures")),
+        'add "architectures": [CLASS] to it',
+        restore_config,
+    ),
+    Entry(
+        "streaming/weightless.py: config.json is of a {}",
+        class_named(lambda tree: {**tree, "model_type": "gpt2"}),
+        "get the model again",
+        restore_config,
+    ),
+    Entry(
+        "streaming/weightless.py: transformers has no",
+        class_named(lambda tree: {**tree, "architectures": ["Odd"]}),
+        "build the module yourself and call offramp.divide(module, example_inputs, store)",
+        said_by(lambda w: divide(w, made(Chain)), "`offramp.divide(module, example_inputs, store)`"),
+        again=False,
+    ),
+    Entry(
+        "streaming/weightless.py: config.json cannot be read",
+        class_named(lambda tree: {**tree, "hidden_size": "x"}),
+        "use another model",
+        restore_config,
+    ),
+    corrected(
+        "streaming/weightless.py: buffer {} has no data",
+        lambda w: weightless(Buffered),
+        "give a module that is built already",
+        lambda w: divide(w, NoBuffer().eval()),
+    ),
+    Entry(
+        "streaming/layouts.py: layouts of tensors",
+        spoilt(layouts, stream_transposed),
+        "divide again",
+        divide_transposed,
+    ),
+]

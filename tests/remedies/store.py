@@ -1,0 +1,393 @@
+"""Remedies of the rooms store, backends and errors: damaged stores, full disks, taken targets."""
+
+import errno
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+import offramp
+from offramp.store import Store, files
+from tests.remedies.entries import TEXT, Entry, closed
+from tests.store.small import flip
+
+DIVIDE = "divide model store --force"
+AGAIN = "divide the model again"
+
+
+def use(w, **options):
+    """Classify one text with exits."""
+    with offramp.load(w.store, **{"exit": "confidence:0.5", "threads": 1, "verify": "always", **options}) as classifier:
+        return classifier.predict([TEXT])
+
+
+def spoilt(spoil, use=use):
+    """Work that first spoils something, once."""
+
+    def work(w):
+        w.once(spoil)
+        return w.carry_out(use)
+
+    return work
+
+
+def failing(owner, name, error, when=lambda *args, **kwargs: True):
+    """Spoil a function until `undo`: it raises an error."""
+
+    def spoil(w):
+        before = getattr(owner, name)
+
+        def fail(*args, **kwargs):
+            if when(*args, **kwargs):
+                raise error
+            return before(*args, **kwargs)
+
+        w.patch(owner, name, fail)
+
+    return spoil
+
+
+def undo(w, said):
+    """take the fault away"""
+    w.undo()
+
+
+undo.says = "the fault is taken away"
+
+
+def os_error(name):
+    number = getattr(errno, name)
+    return OSError(number, os.strerror(number))
+
+
+def damaged(place, spoil, use=use):
+    """An entry of a damaged store, which is divided again."""
+    return Entry(place, spoilt(spoil, use), AGAIN, DIVIDE)
+
+
+def edited(place, change):
+    """An entry of a store whose manifest somebody changed and sealed."""
+    return damaged(place, lambda w: w.edit(change))
+
+
+def write(name, data):
+    """Spoil a file by writing others bytes."""
+    return lambda w: (w.store / name).write_bytes(data)
+
+
+def shard(w, end=".safetensors"):
+    return sorted(path for path in w.store.glob(f"*{end}") if not path.name.startswith("exits"))[0]
+
+
+def cut(w):
+    """Shorten the first shard."""
+    os.truncate(shard(w), shard(w).stat().st_size - 1)
+
+
+def named_file(name, change, store="store"):
+    """Change a file of a store together with its description in the manifest."""
+
+    def spoil(w):
+        from hashlib import sha256
+
+        path = w.copy(store) / name
+        data = change(path.read_bytes())
+        path.write_bytes(data)
+
+        def described(tree):
+            if isinstance(tree, dict):
+                if tree.get("file") == name:
+                    tree.update(bytes=len(data), sha256=sha256(data).hexdigest())
+                for each in tree.values():
+                    described(each)
+            elif isinstance(tree, list):
+                for each in tree:
+                    described(each)
+
+        w.edit(described, store)
+
+    return spoil
+
+
+def exits_json(tree):
+    """Spoil the description of the exits of a store; training writes it again, here the folder that was divided."""
+    return named_file("exits.json", lambda data: json.dumps(tree(json.loads(data))).encode())
+
+
+def exit_heads(w):
+    """Let the heads of a store have another width."""
+    from safetensors.numpy import load, save
+
+    def narrow(data):
+        return save({name: array[..., :-1].copy() for name, array in load(data).items()})
+
+    named_file("exits.safetensors", narrow)(w)
+
+
+def full(w):
+    """A disk without space for the store."""
+    failing(
+        os,
+        "write",
+        os_error("ENOSPC"),
+        lambda fd, *rest: str(Path(f"/proc/self/fd/{fd}").readlink()).startswith(str(w.folder)),
+    )(w)
+
+
+def link(w):
+    """Put a link in the place of a file."""
+    file = w.store / "config.json"
+    file.rename(w / "elsewhere")
+    file.symlink_to(w / "elsewhere")
+
+
+def copy_the_file(w, said):
+    """Put the file itself in place of the link."""
+    file = w.store / "config.json"
+    file.unlink()
+    shutil.copy(w / "elsewhere", file)
+
+
+def read_config(w):
+    with Store(w.store) as store:
+        return [store.read_file(file) for file in store.manifest.files]
+
+
+def rename_target(w, said):
+    w.run("divide model another")
+
+
+def then(act, line):
+    """Follow an action by a command."""
+
+    def both(w, said):
+        act(w, said)
+        w.run(line)
+
+    both.says = f"{act.says}, then `offramp {line}`"
+    return both
+
+
+rename_target.says = "`offramp divide model another`"
+
+
+def move_away(name):
+    def act(w, said):
+        (w / name).rename(w / "moved")
+
+    act.says = f"`mv {name} moved`"
+    return act
+
+
+def folder_with(name, file="notes.txt"):
+    def spoil(w):
+        (w / name).mkdir()
+        (w / name / file).write_text("mine")
+
+    return spoil
+
+
+def graph(change):
+    return named_file("graphs/up.onnx", change)
+
+
+def locked(w):
+    """Another process builds the store."""
+    w.keep(files.lock_folder(w / "another.partial", "", ""))
+
+
+def release(w, said):
+    """wait until the other process has finished"""
+    w.let_go()
+
+
+release.says = "the other process ends"
+
+
+def no_locks(w):
+    failing(files.fcntl, "flock", os_error("ENOLCK"))(w)
+    (w / "another.partial.lock").touch()
+
+
+def remove_owner(w, said):
+    (path,) = [word for word in said.split(" - ") if word.endswith(".lock")]
+    Path(path).unlink()
+
+
+remove_owner.says = "the file that the message names is removed"
+
+
+def gone(w):
+    """Delete the working folder."""
+    (w / "gone").mkdir()
+    os.chdir(w / "gone")
+    (w / "gone").rmdir()
+
+
+def to_a_folder(w, said):
+    os.chdir(w.folder)
+
+
+to_a_folder.says = "`cd` to a folder that exists"
+
+
+def gather_while_cut(w):
+    """Read rows of a file that another process cuts between two reads, once."""
+    with Store(w.store, "never") as store:
+        shard = next(shard for shard in store.manifest.shards.values() if shard.blocks is not None)
+        role, height = shard.tensors[0].role, shard.tensors[0].shape[0]
+        store.gather(shard.name, role, np.array([0]))
+        w.once(cut_tables)
+        store.gather(shard.name, role, np.array([height - 1]))
+
+
+def cut_tables(w):
+    os.truncate(next(w.store.glob("*rows.safetensors")), 4100)
+
+
+def mounted(w):
+    """The store lies on a mount point."""
+    w.patch(os.path, "ismount", lambda path: str(path) == str(w.store))
+
+
+def remove_files(w, said):
+    for path in w.store.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+remove_files.says = "`rm -r store/*`"
+
+
+TABLE = [
+    damaged("store/parsing.py: manifest is not JSON", write("offramp.json", b"{")),
+    damaged("store/parsing.py: manifest is not a JSON object", write("offramp.json", b"[]")),
+    edited("store/parsing.py: manifest: {}", lambda tree: tree.update(program={})),
+    damaged("store/parsing.py: manifest was changed", lambda w: flip(w.store / "offramp.json", 8 * 60)),
+    damaged("store/parsing.py: labels: {}", named_file("labels.json", lambda data: b'["one"]')),
+    Entry(
+        "store/parsing.py: manifest has format",
+        spoilt(lambda w: w.edit(lambda tree: {**tree, "format": 99})),
+        "divide again",
+        DIVIDE,
+    ),
+    damaged("store/files.py: file is missing", lambda w: (w.store / "exits.json").unlink()),
+    damaged("store/files.py: file has {} bytes", cut),
+    damaged("store/files.py: sha256 differs", lambda w: flip(w.store / "exits.json", 9)),
+    damaged("store/files.py: file ends inside a tensor", lambda w: None, gather_while_cut),
+    damaged("store/reader.py: file ends at byte", lambda w: flip(shard(w), 8 * 5000)),
+    damaged("store/reader.py: manifest of {} bytes", write("offramp.json", b" " * (3 << 20))),
+    damaged("store/reader.py: graph refers to data in another file", graph(lambda data: data + b"location")),
+    damaged("backends/onnx.py: graph {} does not load", graph(lambda data: b"not a graph")),
+    Entry("store/files.py: not a regular file", spoilt(link, read_config), "copy the file itself", copy_the_file),
+    Entry(
+        "store/files.py: file cannot be read",
+        spoilt(failing(os, "open", os_error("EACCES"), lambda path, *rest, **more: str(path).startswith("layer")), use),
+        "check permissions and disk",
+        undo,
+        simulates="permission",
+    ),
+    Entry(
+        "store/files.py: the working folder was deleted",
+        spoilt(gone, lambda w: files.absolute("x")),
+        "change to a folder that exists",
+        to_a_folder,
+    ),
+    Entry(
+        "store/files.py: no space left",
+        spoilt(full, "divide model another"),
+        "free some space and run again: finished shards are kept",
+        undo,
+        simulates="disk space",
+    ),
+    Entry(
+        "store/writer.py: {} bytes needed, {} free",
+        spoilt(
+            lambda w: w.patch(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 8, 1)),
+            "divide model another",
+        ),
+        "free some space",
+        undo,
+        simulates="disk space",
+    ),
+    Entry(
+        "store/files.py: {} ({})",
+        spoilt(lambda w: (w / "file").write_text(""), "divide model file/store"),
+        "choose another folder",
+        rename_target,
+        again=False,
+    ),
+    Entry(
+        "store/files.py: another process is building this store | another training writes here",
+        spoilt(locked, "divide model another"),
+        "wait until it has finished",
+        release,
+        simulates="processes",
+    ),
+    Entry(
+        "store/files.py: another process is building this store",
+        spoilt(no_locks, "divide model another"),
+        "remove this file if it was killed",
+        remove_owner,
+        simulates="processes",
+    ),
+    Entry(
+        "store/reader.py: no such store",
+        "ls another",
+        "offramp divide MODEL STORE makes one",
+        rename_target,
+        again=True,
+    ),
+    Entry(
+        "store/reader.py: not a store",
+        spoilt(folder_with("mine"), "ls mine"),
+        "offramp divide MODEL STORE makes one under a new name",
+        then(rename_target, "ls another"),
+        again=False,
+    ),
+    Entry(
+        "store/writer.py: target exists",
+        spoilt(lambda w: w.store, "divide model store"),
+        "choose another name, or",
+        rename_target,
+        again=False,
+    ),
+    Entry(
+        "store/writer.py: target exists",
+        spoilt(lambda w: w.store, "divide model store"),
+        "or --force to replace it",
+        DIVIDE,
+        again=False,
+    ),
+    Entry(
+        "store/writer.py: target exists and is not a store",
+        spoilt(folder_with("mine"), "divide model mine --force"),
+        "choose another name",
+        rename_target,
+        again=False,
+    ),
+    Entry(
+        "store/writer.py: --force needs this name",
+        spoilt(lambda w: (w.store, folder_with("store.retired")(w)), DIVIDE),
+        "move it away",
+        move_away("store.retired"),
+    ),
+    Entry(
+        "store/writer.py: a folder with this name exists",
+        spoilt(folder_with("another.partial"), "divide model another"),
+        "move it away",
+        move_away("another.partial"),
+    ),
+    closed("store/manifest.py: manifest of {} bytes", "research"),
+    Entry(
+        "store/writer.py: a mount point cannot be replaced", spoilt(mounted, DIVIDE), "remove its files", remove_files
+    ),
+    Entry(
+        "store/writer.py: a mount point cannot be replaced",
+        spoilt(mounted, DIVIDE),
+        "or choose another name",
+        rename_target,
+        again=False,
+    ),
+]
