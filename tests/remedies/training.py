@@ -8,7 +8,8 @@ import numpy as np
 
 import offramp
 from offramp.experiments import tuning
-from offramp.experiments.evaluation import model_label_ids, require_same_cut
+from offramp.experiments.evaluation import model_label_ids
+from offramp.experiments.held_out import require_same_cut
 from offramp.experiments.tuning import Goal
 from offramp.policies import parse
 from offramp.training import TrainSettings, folders, train_exits
