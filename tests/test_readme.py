@@ -87,10 +87,11 @@ def free_names(code):
 
 
 def shape(printed):
-    """A pattern of what a block prints: words as they are, any numbers, any width of columns; `...`: any lines."""
+    """A pattern of what a block prints: words as they are, any numbers and sizes, any widths; `...`: any lines."""
     lines = []
     for line in printed.splitlines():
         words = (re.sub(r"\\?-?\d+(\\\.\d+)?", r"-?\\d+(\\.\\d+)?", re.escape(word)) for word in line.split())
+        words = ("([KMG]i)?B" if word == "MiB" else word for word in words)
         lines.append("(.*\n)*?" if line.strip() == "..." else r"[ \t]*" + r"[ \t]+".join(words) + r"[ \t]*\n")
     return "(.*\n)*?" + "".join(lines)
 

@@ -67,7 +67,7 @@ def test_intervals_are_printed_for_several_rounds_only(run, store, named, monkey
     row = Measured("exits", POLICY, 1, 1, 0.1, 0.1, 0.1, 9.0, 1 << 20, 1.0, {"accuracy": 90.0, "score": 90.0}, -1.0,
                    *low_high, 2.0, *low_high, "texts", 2.0, 2.0)  # fmt: skip
     facts = {"num_texts": 1, "split": "dev", "metrics": ["accuracy"], "backend": "ort", "threads": 1, "task": "dev"}
-    record = {**facts, "budget_bytes": 1 << 30, "rounds": rounds}
+    record = {**facts, "budget_bytes": 1 << 30, "rounds": rounds, "includes_training_rows": False}
     monkeypatch.setattr("offramp.experiments.task_bench.bench_task", lambda *_: ([row], record))
     said = run("bench", store, *named, "--repeat", rounds)
     assert said.code == 0, said.err

@@ -149,6 +149,7 @@ def test_an_input_that_is_not_finite_is_named_and_not_the_weights(refused, place
     refused(4, [f"input '0' of row 3 {what}, so that head gave"], "run", place / "store", *run_words)
     refused(4, [what], "run", place / "store", *run_words, "--exit", "confidence:0.9")
     odd = ("--train", tmp_path / "odd.npz", "--label-column", "kind", "--split", "train,tune,certify,dev")
+    odd += ("--include-training-rows",)
     refused(4, ["an input has NaN or infinite numbers", "of the data"], "eval", place / "store", *odd)
 
 

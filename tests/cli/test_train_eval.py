@@ -78,7 +78,7 @@ def test_several_seeds_make_several_runs_and_one_of_them_is_named(run, refused, 
         (str(tmp_path / "runs" / f"seed-{seed}"), seed) for seed in (3, 1)
     ]
     assert {len(line["tune_scores"]) for line in said.lines} == {3}
-    refused(4, "name one of its folders: seed-1, seed-3", "divide", tmp_path / "runs", tmp_path / "store")
+    refused(2, "name one of its folders: seed-1, seed-3", "divide", tmp_path / "runs", tmp_path / "store")
     again = run(*words)
     assert again.lines == said.lines
     assert again.err.count("already trained") == 2

@@ -130,7 +130,7 @@ def test_a_policy_that_misses_its_goal_replaces_no_file(run, refused, tune, made
     slow = tuple((9.0,) * profile.num_exits for _ in profile.lengths)
     save_profile(dataclasses.replace(profile, seconds_p99=slow), tmp_path / "slow.json")
     words = ("tune", made / "store", "--transcript", made / "transcripts", "--profile", tmp_path / "slow.json", *goal)
-    missed = "no policy faster than" if goal[0] == "--max-drop" else "100.0 % of the texts miss the deadline of 5 s"
+    missed = "no policy faster than" if goal[0] == "--max-drop" else "100.0 % of the texts miss the deadline of 5.00 s"
     said = run(*words, "--out", out)
     assert (said.code, said.out) == (4, "")
     assert missed in said.err and "policy.json - allow a larger --max-drop or --deadline" in said.err

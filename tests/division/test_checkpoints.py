@@ -365,7 +365,7 @@ def test_broken_folders_end_in_one_line(own, refused):
     (own / "config.json").write_text("{")
     refused(own, ["config.json"])
     (own / "config.json").unlink()
-    refused(own, ["config.json"])
+    refused(own, ["config.json"], code=2)
 
 
 INPUTS = {

@@ -41,8 +41,9 @@ def fitting_length(classifier: Classifier) -> Optional[int]:
     for length in (length for length in lengths if length >= SHORTEST):
         activation_bytes = activation_bytes_of(classifier, length) + SPARE_BYTES
         footprint = Footprint(plan.base_bytes - plan.reserved_bytes, activation_bytes)
-        how = (settings.num_batches, footprint, limit, settings.own_process)
-        if make_run_plan(classifier.schedule, classifier.items, *how).feasible:
+        how = (settings.num_batches, footprint, limit)
+        # The peak of this process is that of the longer texts, which were tried.
+        if make_run_plan(classifier.schedule, classifier.items, *how, own_process=False).feasible:
             return length
     return None
 

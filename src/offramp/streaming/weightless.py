@@ -71,9 +71,9 @@ def class_of_folder(folder: Path) -> Any:
     import transformers
 
     config = config_of_folder(folder)
-    names = list(getattr(config, "architectures", None) or ())
-    if not names:
-        what = "config.json names no architecture: the key architectures is missing"
+    names = getattr(config, "architectures", None)
+    if not isinstance(names, list) or not names:
+        what = f"config.json names no architecture: the key architectures is {names or 'missing'!r}"
         raise SourceError(what, folder, 'add "architectures": [CLASS] to it, or save the model with save_pretrained')
     found = getattr(transformers, str(names[0]), None)
     if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
@@ -98,7 +98,8 @@ def config_of_folder(folder: Path) -> Any:
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # of whatever kind: its fields are checked by their own classes
-        raise SourceError(f"config.json cannot be read ({_said(error)})", folder, "use another model") from None
+        why = _said(error).replace("model type", "model_type")  # the key, as it stands in the file
+        raise SourceError(f"config.json cannot be read ({why})", folder, "use another model") from None
 
 
 def _said(error: Exception) -> str:
