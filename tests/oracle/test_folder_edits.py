@@ -89,16 +89,15 @@ def edits_of(folder):
     yield Edit("tensors of nothing", NOTHING, tensors={**tensors, **extra})
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """family -> (folder, class, inputs of the text, its edits)."""
+def maker(place):
+    """A function: family -> (folder, class, inputs of the text, its edits), made once; `place()` is a new folder."""
     made = {}
 
     def make(family):
         if family not in made:
             transformers.utils.logging.disable_progress_bar()
             transformers.utils.logging.set_verbosity_error()
-            folder = write_classifier(tmp_path_factory.mktemp("models") / family, family)
+            folder = write_classifier(place() / family, family)
             model = transformers.AutoModelForSequenceClassification.from_pretrained(folder)
             inputs = transformers.AutoTokenizer.from_pretrained(folder)(TEXT, return_tensors="pt")
             if family in ("distilbert", "gpt2"):  # GPT-2 would add rows of words for types
@@ -109,6 +108,11 @@ def folders(tmp_path_factory):
         return made[family]
 
     return make
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return maker(lambda: tmp_path_factory.mktemp("models"))
 
 
 def expected(folder, cls, inputs):
