@@ -15,6 +15,7 @@ from offramp.errors import BudgetError  # noqa: E402
 from offramp.store import Store  # noqa: E402
 from offramp.streaming.outside import Outside  # noqa: E402
 from offramp.streaming.placement import data_bytes, smallest_weights  # noqa: E402
+from offramp.units import parse_size  # noqa: E402
 from tests.division.modules import WIDTH, Block, Chain, made, vectors  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
@@ -60,7 +61,7 @@ def test_weights_that_hooks_compute_count_and_are_freed_after_each_part(tmp_path
     module, size = made(make), 4 * LARGE * LARGE
     with pytest.raises(BudgetError) as refused:
         offramp.stream(module, store, weight_budget=smallest(store))
-    named = int(refused.value.remedy.split()[-2])
+    named = parse_size(refused.value.remedy.split()[-1])
     assert named == smallest(store) + size
     with offramp.stream(module, store, weight_budget=named, strict=True) as model:
         for _ in range(3):
@@ -133,9 +134,9 @@ class Buffered(Chain):
 def test_many_buffers_count_against_a_weight_budget(tmp_path):
     make = lambda: Buffered(1 << 20)  # noqa: E731
     store = offramp.divide(made(make), vectors(), tmp_path / "store")
-    with pytest.raises(BudgetError, match=r"tensors of the module beside its weights take 1\.0 MiB") as refused:
+    with pytest.raises(BudgetError, match=r"tensors of the module beside its weights take 1\.00 MiB") as refused:
         offramp.stream(made(make), store, weight_budget=900_000)
-    named = int(refused.value.remedy.split()[-2])
+    named = parse_size(refused.value.remedy.split()[-1])
     with pytest.raises(BudgetError):
         offramp.stream(made(make), store, weight_budget=named - 1)
     with offramp.stream(made(make), store, weight_budget=named) as model:

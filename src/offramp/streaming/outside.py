@@ -17,7 +17,7 @@ from offramp.errors import BudgetError
 from offramp.store import Store
 from offramp.streaming import placement
 from offramp.streaming.placeholders import Placeholder
-from offramp.units import format_size
+from offramp.units import format_size, named_size
 
 FEW = 1 / 8
 """Fraction of a weight budget up to which buffers are not counted."""
@@ -66,7 +66,7 @@ class Outside:
         if self.counted_bytes and limit_bytes < needed:
             what = f"a weight budget of {format_size(limit_bytes)} is too small"
             why = f"tensors of the module beside its weights take {format_size(self.counted_bytes)}"
-            raise BudgetError(what, why, f"the smallest weight budget that works is {needed} bytes")
+            raise BudgetError(what, why, f"the smallest weight budget that works is {named_size(needed)}")
         return limit_bytes - self.counted_bytes
 
     def free(self) -> None:
