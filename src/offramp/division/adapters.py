@@ -97,11 +97,11 @@ def _merge(base: Path, folder: Path, settings: dict[str, Any]) -> Any:
     if name is None:
         name = (read_json(base / CONFIG).get("architectures") or ["AutoModel"])[0]
     weights = _weights_of(folder)
-    described = transformers.AutoConfig.from_pretrained(base)
     rows = next((len(weight) for key, weight in weights.items() if key.endswith(HEADS)), None)
-    if rows not in (None, described.num_labels):
-        described.num_labels = rows
     try:
+        described = transformers.AutoConfig.from_pretrained(base)
+        if rows not in (None, described.num_labels):
+            described.num_labels = rows
         cls = getattr(transformers, name)
         model, loaded = cls.from_pretrained(base, config=described, local_files_only=True, output_loading_info=True)
         lacking = [key for key in loaded["missing_keys"] if not any(each.endswith(key) for each in weights)]
