@@ -87,6 +87,7 @@ def test_pickles_are_fetched_only_where_there_is_no_safetensors(downloads):
     (downloads.outcome / "model.safetensors").unlink()
     resolve("acme/tiny", offline=True)
     assert "pytorch_model.bin" in downloads.calls[-1][1]["allow_patterns"]
+    assert "adapter_model.bin" in downloads.calls[-1][1]["allow_patterns"]
     assert [options["local_files_only"] for _, options in downloads.calls[1:]] == [True, True]
 
 

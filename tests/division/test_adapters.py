@@ -99,3 +99,15 @@ def test_what_cannot_be_merged_is_refused(base, tmp_path):
         with pytest.raises(SourceError, match=reason):
             offramp.divide(tmp_path / name, tmp_path / "store")
         assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("content", [None, b"no weights"])
+def test_an_adapter_without_its_weights_is_refused(base, tmp_path, content):
+    """peft would look for them on the hub, where the path of a folder is no name."""
+    model = hf.AutoModelForSequenceClassification.from_pretrained(base)
+    adapter_of(model, tmp_path / "adapter")
+    (tmp_path / "adapter/adapter_model.safetensors").unlink()
+    if content is not None:
+        (tmp_path / "adapter/adapter_model.safetensors").write_bytes(content)
+    with pytest.raises(SourceError, match=r"weights of the adapter cannot be read .* - get the whole folder of"):
+        offramp.divide(tmp_path / "adapter", tmp_path / "store")

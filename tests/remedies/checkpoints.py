@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 
@@ -86,24 +88,6 @@ def convert(w, said):
 convert.says = "the command that the message names, in the folder"
 
 
-def adapter(base):
-    def spoil(w):
-        (w.model / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "x"}))
-        if not base:
-            (w.model / "config.json").unlink()
-
-    return spoil
-
-
-def merged(w, said):
-    """The folder that merge_and_unload and save_pretrained write has no adapter."""
-    restore("config.json")(w, said)
-    (w.model / "adapter_config.json").unlink()
-
-
-merged.says = "the merged model is saved there"
-
-
 def by_names(w):
     with open_source(w.model) as source:
         from offramp.division.config import DivideConfig
@@ -149,9 +133,10 @@ def from_hub(w):
     return hub.resolve("acme/tiny")
 
 
-def hubbed(says, error, act=arrived, offline=False, simulates="network", **options):
+def hubbed(what, says, error, act=arrived, offline=False, **options):
+    """An entry of a download that fails."""
     work = spoilt(explained(error, offline), from_hub)
-    return Entry("checkpoints/hub.py: model is gated", work, says, act, simulates=simulates, **options)
+    return Entry(f"checkpoints/hub.py: {what}", work, says, act, simulates="network", **options)
 
 
 WHOLE = said_by(lambda w: w.run("divide model another"), "a folder is given")
@@ -180,8 +165,6 @@ def poisoned(broken):
 
 
 def hidden(w, with_features):
-    from types import SimpleNamespace
-
     from offramp.checkpoints.checkpoint import predict_windows
     from offramp.tasks.arrays import Record
     from offramp.tasks.rows import ArrayRows
@@ -196,6 +179,41 @@ def hidden(w, with_features):
 
     rows = ArrayRows([Record.of({"x": torch.ones(3)})] * 2, torch.zeros(2, dtype=torch.int64).numpy())
     return list(predict_windows(Hiding(), rows, 2, with_features=with_features))
+
+
+def with_nan(w, *numbers):
+    """Classify rows of one number each."""
+    from offramp.checkpoints.checkpoint import predict
+    from offramp.tasks.arrays import Record
+    from offramp.tasks.rows import ArrayRows
+
+    class Plain(torch.nn.Module):
+        def forward(self, x):
+            return SimpleNamespace(logits=x.expand(-1, 2))
+
+    records = [Record.of({"x": torch.tensor([number])}) for number in numbers]
+    return predict(Plain(), ArrayRows(records, np.zeros(len(records), np.int64)), 2)
+
+
+def vision(w):
+    """A model of images without its image processor."""
+    from tests.tiny_vision import write_model
+
+    write_model(w / "vit", "vit")
+    (w / "vit/preprocessor_config.json").rename(w / "elsewhere.json")
+
+
+def copy_processor(w, said):
+    (w / "elsewhere.json").rename(w / "vit/preprocessor_config.json")
+
+
+copy_processor.says = "the file is copied there"
+
+
+def facts(w):
+    from offramp.checkpoints.inputs import facts_of
+
+    return facts_of(w / "vit")
 
 
 def images_for_texts(w, item):
@@ -286,7 +304,12 @@ TABLE = [
         undo,
         simulates="permission",
     ),
-    corrected("checkpoints/source.py: no such folder", lambda w: open_source(w / "none"), "give a", DIVIDE),
+    corrected(
+        "errors.py: not a folder | no such {}",
+        lambda w: open_source(w / "none"),
+        "give a folder with config.json and weights",
+        DIVIDE,
+    ),
     Entry(
         "checkpoints/source.py: not a model folder: no {}",
         spoilt(
@@ -321,25 +344,20 @@ TABLE = [
         {"quantization_config": {"quant_method": "gptq"}},
         {"quantization_config": None},
     ),
-    Entry(
-        "checkpoints/source.py: an adapter lies beside the weights",
-        spoilt(adapter(True), DIVIDE),
-        "or remove adapter_config.json",
-        merged,
-    ),
-    Entry(
-        "checkpoints/source.py: an adapter, without the model",
-        spoilt(adapter(False), DIVIDE),
-        "merge_and_unload()",
-        merged,
-    ),
     corrected(
-        "checkpoints/hub.py: not a folder",
+        "errors.py: not a folder | no such {}",
         "divide model/config.json another",
-        "give the folder with config.json",
+        "give a folder with config.json and weights",
         DIVIDE,
     ),
-    corrected("checkpoints/hub.py: no such folder", "divide ./none another", "or the id of a model on the hub", DIVIDE),
+    Entry(
+        "errors.py: not a folder | no such {}",
+        spoilt(explained(RuntimeError), "divide ./none another"),
+        "or the id of a model on the hub",
+        said_by(lambda w: (arrived(w, ""), w.run("divide acme/tiny another")), "the id of a model on the hub"),
+        again=False,
+        simulates="network",
+    ),
     Entry(
         "checkpoints/hub.py: no space left",
         spoilt(explained(os_error("ENOSPC")), from_hub),
@@ -347,12 +365,17 @@ TABLE = [
         arrived,
         simulates="disk space",
     ),
-    hubbed("check the spelling", hub_error("RepositoryNotFoundError")),
-    hubbed("accept its terms on the hub", hub_error("GatedRepoError")),
-    hubbed("run once without --offline", hub_error("LocalEntryNotFoundError"), offline=True),
-    hubbed("check the network, or give a folder", hub_error("LocalEntryNotFoundError")),
-    hubbed("check the network, or give a folder", hub_error("LocalEntryNotFoundError"), WHOLE, again=False),
-    hubbed("try again, or give a folder", RuntimeError("broken")),
+    hubbed("neither a folder nor a model", "check the spelling", hub_error("RepositoryNotFoundError")),
+    hubbed("model is gated", "accept its terms on the hub", hub_error("GatedRepoError")),
+    hubbed(
+        "no such folder, nor in the cache",
+        "run once without --offline",
+        hub_error("LocalEntryNotFoundError"),
+        offline=True,
+    ),
+    hubbed("no such folder, and the hub", "check the network, or give", hub_error("LocalEntryNotFoundError")),
+    hubbed("no such folder, and the hub", "or give a folder", hub_error("LocalEntryNotFoundError"), WHOLE, again=False),
+    hubbed("download failed", "try again, or give a folder", RuntimeError("broken")),
     Entry(
         "checkpoints/pickled.py: not a zip file",
         spoilt(pickled(_use_new_zipfile_serialization=False), DIVIDE),
@@ -473,4 +496,20 @@ TABLE = [
         "give a folder with config.json and weights",
         DIVIDE,
     ),
+    corrected(
+        "checkpoints/checkpoint.py: an input has NaN",
+        lambda w: with_nan(w, 1.0, float("nan"), 2.0),
+        "replace these numbers, or drop the row",
+        lambda w: (with_nan(w, 1.0, 0.0, 2.0), with_nan(w, 1.0, 2.0)),
+    ),
+    Entry(
+        "checkpoints/inputs.py: no image processor (looked for",
+        spoilt(vision, facts),
+        "copy the file there",
+        copy_processor,
+    ),
+    closed(
+        "checkpoints/auto_tokenizer.py: the tokenizer of offramp", "unreachable", "save a tokenizer of another class"
+    ),
+    closed("checkpoints/tokenizing.py: {}", "unreachable"),
 ]

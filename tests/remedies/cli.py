@@ -1,5 +1,6 @@
 """Remedies of the command line: options that are missing, contradict each other, or have moved."""
 
+import os
 import sys
 
 from tests.remedies.entries import TEXT, Entry, named_command, options
@@ -72,6 +73,22 @@ def tune_own(w, said):
 
 
 tune_own.says = "`offramp eval --transcript own` of this store, and tuned on it"
+
+
+SHORT = f"tune tuned --transcript transcripts {GOAL.replace(' --latency 1s', '')} --out policy.json"
+TABLE_OF_TEXTS = "--input in.csv --text-column sentence"
+
+
+def table(w):
+    (w / "in.csv").write_text("sentence\nthe bank fell\na film won\n")
+
+
+def pipe(w):
+    os.mkfifo(w / "out.csv")
+
+
+def of_regression(w):
+    w.run("divide regression scores")
 
 
 TABLE = [
@@ -211,5 +228,39 @@ TABLE = [
         tune_own,
         again=False,
         slow=True,
+    ),
+    instead(
+        "cli/tune.py: {}, so the policy file is not replaced",
+        spoilt(lambda w: w.copy("policy.json"), f"{SHORT} --deadline 1.48ms"),
+        "allow a larger --max-drop or --deadline, or name another file with --out",
+        f"{SHORT} --deadline 10s",
+        f"{SHORT} --max-drop 20",
+        f"{SHORT.replace('policy.json', 'other.json')} --deadline 1.48ms",
+    ),
+    instead(
+        "cli/options.py: is a pipe, a device or a folder",
+        spoilt(pipe, f"run store {SAY} --out out.csv"),
+        "name another file",
+        f"run store {SAY} --out another.csv",
+    ),
+    instead(
+        "cli/run.py: a regression has no classes",
+        spoilt(of_regression, f"run scores {SAY} --all-scores"),
+        "leave out --all-scores",
+        f"run scores {SAY}",
+    ),
+    instead(
+        "cli/run.py: the results would replace the inputs",
+        spoilt(table, f"run store {TABLE_OF_TEXTS} --out in.csv"),
+        "name another file",
+        f"run store {TABLE_OF_TEXTS} --out out.csv",
+    ),
+    instead(
+        "session/outputs.py: {}",
+        spoilt(lambda w: w.without("pyarrow"), f"run store {SAY} --out out.parquet"),
+        "; .csv and .jsonl need no library",
+        f"run store {SAY} --out out.csv",
+        f"run store {SAY} --out out.jsonl",
+        simulates="library",
     ),
 ]

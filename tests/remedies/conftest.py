@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import offramp
+from offramp.runtime.ledger import LEDGER
 from tests.cli.conftest import write_tiny
 from tests.golden.common import TUNED, unpack
 from tests.remedies.entries import Bench
@@ -145,4 +146,8 @@ def w(made, tmp_path, monkeypatch):
     place = tmp_path / "w"
     place.mkdir()
     with monkeypatch.context() as patches:
-        yield Bench(place, made, patches)
+        bench = Bench(place, made, patches)
+        yield bench
+        bench.let_go()
+    for engine in list(LEDGER._shares):  # an action may open one to show that it can
+        engine.close()

@@ -1,6 +1,7 @@
 """Remedies of the rooms division, streaming and backends: modules that cannot be divided, stores that do not run so."""
 
 import json
+import pickle
 import re
 
 import numpy as np
@@ -220,7 +221,7 @@ def buffers_of_another(w, given):
 
 
 def named_weight_budget(w, said):
-    stream(w, made(Chain), weight_budget=int(said.rpartition("works is ")[2].split()[0]))
+    stream(w, made(Chain), weight_budget=said.rpartition("works is ")[2])
 
 
 named_weight_budget.says = "the weight budget that the message names"
@@ -231,6 +232,53 @@ def named_budget(w, said):
 
 
 named_budget.says = "the budget that the message names"
+
+
+class Normed(nn.Module):
+    """Layers whose weight a hook computes."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(torch.nn.utils.weight_norm(nn.Linear(WIDTH, WIDTH)) for _ in range(3))
+
+    def forward(self, hidden):
+        for layer in self.layers:
+            hidden = layer(hidden)
+        return hidden
+
+
+def stream_normed(w, weight_budget):
+    if not (w / "made").exists():
+        divide(w, made(Normed))
+    with offramp.stream(made(Normed), w / "made", weight_budget=weight_budget) as model:
+        return model(vectors())
+
+
+def named_bytes(w, said):
+    stream_normed(w, said.rpartition("works is ")[2])
+
+
+named_bytes.says = "the weight budget that the message names"
+
+
+def pickled_stream(w):
+    divide(w, made(Chain))
+    with offramp.stream(made(Chain), w / "made") as model:
+        pickle.dumps(model)
+
+
+def stream_there(w, said):
+    """Stream in another process."""
+    from tests.remedies.runtime import in_another_process
+
+    code = f"""import offramp, torch
+from tests.division.modules import Chain, made, vectors
+with offramp.stream(made(Chain), {str(w / "made")!r}) as model:
+    print(torch.equal(model(vectors()), made(Chain)(vectors())))"""
+    assert in_another_process(code).strip() == "True"
+
+
+stream_there.says = "`offramp.stream` in the other process"
 
 
 def without_graphs(w):
@@ -737,7 +785,7 @@ TABLE = [
         again=False,
     ),
     Entry(
-        "streaming/streamed.py: budget of {} is too small",
+        "streaming/streamed.py: {} of {} is too small",
         lambda w: stream(w, made(Chain), budget="1MiB"),
         "the smallest budget that works is",
         named_budget,
@@ -849,12 +897,6 @@ TABLE = [
         "divide --method export",
         said_by("divide plain another --method export", "`offramp divide plain another --method export`"),
         again=False,
-    ),
-    corrected(
-        "division/checkpoints.py: no such file",
-        lambda w: load_inputs(w / "x.npz"),
-        "save the inputs with numpy.savez",
-        lambda w: (np.savez("x.npz", x=np.zeros(3)), load_inputs(w / "x.npz")),
     ),
     Entry(
         "division/checkpoints.py: cannot be read as example inputs",
@@ -1006,5 +1048,20 @@ TABLE = [
         spoilt(layouts, stream_transposed),
         "divide again",
         divide_transposed,
+    ),
+    Entry(
+        "streaming/outside.py: a weight budget of",
+        lambda w: stream_normed(w, 1),
+        "the smallest weight budget that works is",
+        named_bytes,
+        again=False,
+    ),
+    Entry(
+        "streaming/streamed.py: a stream cannot be pickled",
+        pickled_stream,
+        "call offramp.stream(module, store) in the other process",
+        stream_there,
+        again=False,
+        slow=True,
     ),
 ]

@@ -23,7 +23,7 @@ from tests.remedies.places import SOURCE
 
 TEXT = "the bank fell today"
 SIMULATED = {
-    "memory": "the allocation fails by a replaced function or a limit, which the action takes away",
+    "memory": "the allocation fails by a replaced function or limit, which the action takes away or raises",
     "disk space": "the write fails with ENOSPC, which the action takes away",
     "permission": "the call fails with EACCES where the user is root, which the action takes away",
     "library": "the import fails by an entry in sys.modules, which the action takes away",
@@ -168,7 +168,7 @@ class Bench:
     def run(self, line):
         """Run a command. Folders that it names are copied here if they are not here. Returns stdout."""
         words = shlex.split(line)
-        for name in {word.partition("/")[0] for word in words} & set(self.made.NAMES):
+        for name in {word.partition("/")[0] for word in words[1:]} & set(self.made.NAMES):
             self.copy(name)
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

@@ -1,20 +1,29 @@
 """Remedies of the rooms units, policies, runtime, session and profiling: options, plans, policies, device profiles."""
 
 import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+from functools import partial
 
 import numpy as np
 
 import offramp
-from offramp import units
+from offramp import measure, units
 from offramp.policies import parse
 from offramp.policies.codec import to_json
 from offramp.program.inputs import Batch
+from offramp.runtime import ledger, memory_model, run_plan, slots
+from offramp.runtime.ledger import STACK_BYTES
 from offramp.session.inputs import InputSource
 from offramp.store.policy_file import read_policy
+from offramp.units import parse_size
 from tests.golden.common import unpack
 from tests.remedies.cli import SAY, tune_again
 from tests.remedies.entries import TEXT, Entry, closed, corrected, named_command, said_by
-from tests.remedies.store import DIVIDE, exit_heads, exits_json, spoilt, use
+from tests.remedies.store import DIVIDE, exit_heads, exits_json, failing, os_error, spoilt, undo, use
 
 TUNED = f"run tuned {SAY} --exit policy.json --threads 1"
 SINGLE, REGRESSION = "single_label_classification", "regression"
@@ -63,14 +72,99 @@ measure_again.says = "`offramp profile store --out profile.json --threads 1 --ma
 PROFILE = f"run store {SAY} --deadline 10s --profile profile.json --threads 1 --max-length 8"
 
 
-def named_budget(command):
-    """Run the command with the budget that the message names."""
+def named_words(command, words):
+    """Run the command with the words that the message names."""
 
     def act(w, said):
-        w.run(f"{command} {said.rpartition('works is ')[2]}")
+        w.run(f"{command} {re.findall(words, said)[-1]}")
 
-    act.says = "the command with the budget that the message names"
+    act.says = "the command with what the message names"
     return act
+
+
+SMALL = f"run store {SAY} --threads 1"
+
+
+def long_store(w):
+    """A store whose texts may be so long that attention takes more memory than all else."""
+    from tests.cli.conftest import write_tiny
+
+    fixed(w)
+    offramp.divide(write_tiny(w / "long-model", exits=False, max_position_embeddings=2048), w / "long")
+
+
+def between(w):
+    """A budget that is enough for short texts only."""
+    lengths = (2048, 16)
+    least = [offramp.prepare(w / "long", threads=1, max_length=each).plan.smallest_budget_bytes for each in lengths]
+    return f"plan long --threads 1 --budget {sum(least) // 2}B"
+
+
+def too_long(w):
+    w.run(between(w))
+
+
+def shorter(w, said):
+    w.run(f"{between(w)} {re.findall('--max-length [0-9]+', said)[-1]}")
+
+
+shorter.says = "the length that the message names"
+
+
+RSS = 50 << 20
+
+
+def fixed(w, **system):
+    """Let the process have 50 MiB, whatever happens in it, and the system give what is said."""
+    w.patch(memory_model, "resident_bytes", lambda: RSS)
+    for module in (ledger, run_plan):
+        w.patch(module, "read_memory", lambda: measure.Memory(RSS, RSS, None, None))
+    for name, num_bytes in system.items():
+        w.patch(ledger, name, partial(int, num_bytes))
+
+
+def limited(name):
+    """Let the system give 64 KiB less than a run needs."""
+
+    def spoil(w):
+        fixed(w)
+        needed = offramp.prepare(w.store, 1 << 40, threads=1).plan.smallest_budget_bytes - (64 << 10)
+        w.limit = {"container_bytes": needed, "available_bytes": needed - RSS}.get(name, needed - RSS + STACK_BYTES)
+        fixed(w, **{name: w.limit})
+
+    return spoil
+
+
+def raised(name, words):
+    """Raise a limit as far as the message says: `words` find the number, in KiB or of a unit."""
+
+    def act(w, said):
+        number, unit = re.search(words, said).groups()
+        num_bytes = parse_size(number + (unit or "KiB"))
+        fixed(w, **{name: num_bytes if name == "container_bytes" else w.limit + num_bytes})
+
+    act.says = "the limit is raised as far as the message says"
+    return act
+
+
+def open_first(w):
+    fixed(w)
+    w.least = offramp.prepare(w.store, threads=1).plan.smallest_budget_bytes
+    w.keep(offramp.prepare(w.store, w.least, threads=1).open().close)
+
+
+def beside_another(w):
+    """Open an engine beside another one that has the budget, unless that was closed."""
+    w.once(open_first)
+    with offramp.prepare(w.store, w.least + 1, threads=1) as classifier:
+        return classifier.predict([TEXT])
+
+
+def close_the_other(w, said):
+    w.let_go()
+
+
+close_the_other.says = "the other engine is closed"
 
 
 def named_deadline(w, said):
@@ -264,6 +358,108 @@ def stream_headless(w, said):
 stream_headless.says = "`--method eager` and `offramp.stream`"
 
 
+def in_another_process(code):
+    """Run Python code in another process. Returns what it prints."""
+    path = os.pathsep.join(sys.path)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+def pickled_parts(w):
+    """Send a classifier that was made of parts to another process."""
+    from offramp.session.classifier import Classifier
+
+    whole = offramp.prepare(w.store, threads=1)
+    pickle.dumps(Classifier(whole.store, whole.backend, whole.encoder, whole.policy, whole.settings, whole.guard))
+
+
+def load_there(w, said):
+    code = f"import offramp; print(offramp.load({str(w.store)!r}, threads=1).predict([{TEXT!r}])[0].label)"
+    assert in_another_process(code).strip() == load(w)[0].label
+
+
+load_there.says = "`offramp.load` in the other process"
+
+
+def pickle_it(w):
+    w.pickle = pickle.dumps(offramp.prepare(w.store, threads=1))
+    w.run("divide plain store --force")
+
+
+def unpickled(w):
+    with pickle.loads(w.pickle) as classifier:
+        return classifier.predict([TEXT])
+
+
+def pickle_again(w, said):
+    w.pickle = pickle.dumps(offramp.prepare(w.store, threads=1))
+
+
+pickle_again.says = "the store is loaded and pickled again"
+
+
+def large_store(w):
+    """A store of which a run may hold a part in memory, or all of it."""
+    from tests.cli.conftest import write_tiny
+
+    offramp.divide(write_tiny(w / "large-model", exits=False, hidden_size=256, intermediate_size=1024), w / "large")
+    fixed(w)
+    least = offramp.prepare(w / "large", threads=1).plan.smallest_budget_bytes
+    fixed(w, available_bytes=least + (1 << 20) - RSS)
+
+
+def stream_the_weights(w, said):
+    with offramp.load(w / "large", re.search(r"--budget (\S+)", said)[1], threads=1) as classifier:
+        assert classifier.plan.num_slots
+        classifier.predict([TEXT])
+
+
+stream_the_weights.says = "the budget that the message names"
+
+
+def no_large_pages(w):
+    """The system gives no mapping of more than 16 KiB for weights."""
+    failing(slots.mmap, "mmap", os_error("ENOMEM"), lambda _, num_bytes, **more: num_bytes > LARGE_PAGES)(w)
+
+
+LARGE_PAGES = 16 << 10
+
+
+def of_arrays(w):
+    """The store of a classifier of arrays, and arrays of which one has NaN."""
+    from tests.cli.test_own import write_arrays
+    from tests.remedies.training import divide_own
+
+    divide_own(w, loads=True)
+    write_arrays(w / "odd.npz", 4, seed=0)
+    change_arrays(w, lambda x: np.where(np.arange(x.size).reshape(x.shape) == 21, np.nan, x).astype(x.dtype))
+
+
+def change_arrays(w, change):
+    with np.load(w / "odd.npz") as found:
+        given = dict(found)
+    np.savez(w / "odd.npz", **{name: change(array) if array.ndim == 2 else array for name, array in given.items()})
+
+
+def replace_numbers(w, said):
+    change_arrays(w, np.nan_to_num)
+
+
+replace_numbers.says = "the numbers are replaced"
+
+
+def leave_out(w, said):
+    with np.load(w / "odd.npz") as found:
+        given = dict(found)
+    row = int(re.search(r"of row (\d+)", said)[1]) - 1
+    np.savez(w / "odd.npz", **{name: np.delete(array, row, 0) for name, array in given.items()})
+
+
+leave_out.says = "the row that the message names is left out"
+
+
 TABLE = [
     corrected(
         "units.py: a size must be an integer",
@@ -346,7 +542,7 @@ TABLE = [
         lambda w: InputSource(file="x.tsv", text_column="x"),
     ),
     corrected(
-        "session/classifier.py: predict takes a list",
+        "session/requests.py: predict takes an iterable of inputs, such as",
         plan(TEXT),
         "predict([text])",
         plan(["the"]),
@@ -411,11 +607,38 @@ TABLE = [
         again=False,
     ),
     Entry(
-        "runtime/planner.py: budget of {} is too small",
-        f"run store {SAY} --budget 1MiB",
-        "the smallest budget that works is",
-        said_by(lambda w: None, "the budget that the message names"),
+        "runtime/planner.py: {} of {} is too small",
+        f"{SMALL} --budget 1MiB",
+        "the smallest budget that works is --budget",
+        named_words(SMALL, r"--budget \S+"),
         again=False,
+    ),
+    Entry(
+        "runtime/planner.py: {} of {} is too small",
+        spoilt(long_store, too_long),
+        "works with this one",
+        shorter,
+        again=False,
+    ),
+    *(
+        Entry(
+            "runtime/planner.py: {} of {} is too small",
+            spoilt(limited(name), load),
+            says,
+            raised(name, words),
+            simulates="memory",
+        )
+        for name, says, words in (
+            ("container_bytes", "raise the memory limit of the container to", r"container to ([\d.]+)(\w+)"),
+            ("available_bytes", "KiB more are available", r"until ([\d.]+) (KiB) more"),
+            ("address_space_bytes", "raise the limit of ulimit -v by", r"ulimit -v by (\d+)()"),
+        )
+    ),
+    Entry(
+        "runtime/planner.py: {} of {} is too small",
+        beside_another,
+        "close the other engine first",
+        close_the_other,
     ),
     Entry("runtime/gate.py: {} gave NaN", spoilt(no_nan, use), "train or convert the model again", convert_again),
     Entry(
@@ -446,7 +669,7 @@ TABLE = [
     tuned("store/policy_file.py: {} of format", lambda tree: {**tree, "format": 99}),
     corrected(
         "store/policy_file.py: {} cannot be read",
-        f"run tuned {SAY} --exit none.json",
+        spoilt(lambda w: (w / "odd.json").mkdir(), f"run tuned {SAY} --exit odd.json --threads 1"),
         "check the path",
         f"run tuned {SAY} --exit policy.json",
     ),
@@ -571,4 +794,42 @@ TABLE = [
     closed("runtime/exits.py: exits that read the {} token", "unreachable", "train the exits again, and divide again"),
     closed("store/reader.py: tensor {} is {}, for which", "unreachable", "divide the model again"),
     closed("store/files.py: file ends inside a tensor", "torn", "write the transcript again"),
+    Entry(
+        "session/classifier.py: a classifier that was made of parts",
+        pickled_parts,
+        "call offramp.load in the other process",
+        load_there,
+        again=False,
+    ),
+    Entry(
+        "session/classifier.py: the store is another one",
+        spoilt(pickle_it, unpickled),
+        "load it again, and pickle that",
+        pickle_again,
+    ),
+    Entry(
+        "session/session.py: the process takes",
+        spoilt(large_store, lambda w: load(w, w / "large", budget="resident")),
+        "stream the weights: --budget",
+        stream_the_weights,
+        again=False,
+        simulates="memory",
+    ),
+    Entry(
+        "runtime/slots.py: the system refuses",
+        spoilt(no_large_pages, lambda w: load(w, w.copy("bare"))),
+        "raise the limit of ulimit -v",
+        undo,
+        simulates="memory",
+    ),
+    *(
+        Entry(
+            "runtime/gate.py: {}, so that {}",
+            spoilt(of_arrays, "run store --input odd.npz --batch 4 --threads 1"),
+            "replace these numbers, or leave out the input",
+            act,
+            slow=True,
+        )
+        for act in (replace_numbers, leave_out)
+    ),
 ]

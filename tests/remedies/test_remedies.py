@@ -8,6 +8,7 @@ import pytest
 
 from offramp import errors
 from offramp.checkpoints.weights import STAND_INS
+from offramp.runtime.planner import REMEDIES
 from tests.remedies.entries import provoke
 from tests.remedies.places import House
 from tests.remedies.table import OPEN, TABLE, lacking, slow_entries
@@ -47,8 +48,9 @@ def test_every_entry_is_of_one_place_that_advises():
 
 
 def test_every_row_of_the_tables_of_remedies_has_an_entry():
-    """Tables that the finder cannot read: errors of the system, and files that stand in for a checkpoint's."""
+    """Tables that the finder cannot read: errors of the system, files that stand in for a checkpoint's, and limits."""
     rows = [row[-1] for row in errors._SYSTEM] + [errors._OTHER[-1]] + [remedy for _, remedy in STAND_INS.values()]
+    rows += REMEDIES.values()
     assert [row for row in rows if not any(entry.says in row for entry in TABLE)] == []
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 
 import numpy as np
@@ -15,9 +16,9 @@ from offramp.policies import parse
 from offramp.training import TrainSettings, folders, train_exits
 from offramp.training.subjects import FolderModel
 from offramp.units import parse_duration
-from tests.experiments.test_tuning import make_profile, make_transcript
+from tests.experiments.test_tuning import make_profile, make_transcript, with_rows
 from tests.remedies.cli import instead
-from tests.remedies.entries import Entry, corrected
+from tests.remedies.entries import Entry, corrected, said_by
 from tests.remedies.store import failing, spoilt, undo
 from tests.training.test_own import made as own_made
 from tests.training.test_own import pairs, sequence
@@ -298,6 +299,60 @@ def few(w, num, **goal):
     return tune(w, Goal(**{"max_drop": 0.5, **goal}), certify_on=certify(w, num=num))
 
 
+def certify_as_said(w, said):
+    """Follow each of the ways that the message names."""
+    remedy = said.rpartition(" - ")[2]
+    for drop in re.findall(r"--max-drop ([\d.]+)", remedy):
+        few(w, 459, max_drop=float(drop))
+    few(w, int(re.search(r"certify on (\d+) rows", remedy)[1]))
+    few(w, int(re.search(r"--method ltt, which needs no more than (\d+)", remedy)[1]), method="ltt")
+
+
+certify_as_said.says = "each way that the message names"
+
+
+def certified_on(w, first):
+    """Certify on 60 rows, the first of them the number `first` of rows of which 60 are tuned on."""
+    on = (with_rows(make_transcript(w.folder, num=60), np.arange(60, dtype=np.uint64), row_salt="ab"),)
+    rows_N = np.arange(first, first + 60, dtype=np.uint64)
+    return tune(w, Goal(max_drop=30), *on, with_rows(certify(w, num=60), rows_N, row_salt="ab"))
+
+
+def with_training_rows(w, are_included, accepts):
+    """Tune on rows of which some were trained on, or were left out."""
+    known = {"training_rows": 40, "includes_training_rows": are_included}
+    goal = Goal(latency_seconds=0.07, include_training_rows=accepts)
+    return tune(w, goal, with_rows(make_transcript(w.folder, num=60), **known))
+
+
+def scored(line):
+    """Score the run folder on a table of texts that no training has seen, or on the rows of its own."""
+
+    def work(w):
+        for name, rows in (("seen.tsv", examples(16)), ("new.tsv", [("of of the " * n, n % 3) for n in range(1, 20)])):
+            (w / name).write_text("sentence\tlabel\n" + "".join(f"{text}\t{LABELS[label]}\n" for text, label in rows))
+        w.run(f"eval run --max-length 16 {line}")
+
+    return work
+
+
+def trained_on_a_table(w, said):
+    """Train on a table, and score the model on splits that were cut in the same way."""
+    lines = (f"red rose of row {number}\tred\n" if number % 2 else f"sky {number}\tblue\n" for number in range(90))
+    (w / "all.tsv").write_text("sentence\tlabel\n" + "".join(lines))
+    w.run(f"train encoder --train all.tsv --split-seed 3 --out made {QUICK}")
+    w.run("eval made --train all.tsv --split-seed 3 --split tune,certify,dev")
+
+
+trained_on_a_table.says = "the options of the training are given"
+
+
+def own_with_nan(w, num_bad):
+    rows = [(x * float("nan") if number < num_bad else x, label) for number, (x, label) in enumerate(pairs(16))]
+    settings = TrainSettings(epochs=1, heads_epochs=1, batch_size=8)
+    return train_exits(own_made(sequence), rows, rows[8:], w / "own", labels=LABELS, settings=settings)
+
+
 def named_goal(name):
     def act(w, said):
         text = said.rpartition(f"--{name} ")[2].split()[0]
@@ -435,17 +490,31 @@ TABLE = [
         "write both at once: offramp eval --split tune,certify",
         lambda w: tune(w, Goal(max_drop=5), certify_on=certify(w)),
     ),
-    corrected(
-        "experiments/tuning.py: the certify split has {} samples",
+    Entry(
+        "experiments/tuning.py: {} points cannot be certified",
         lambda w: few(w, 459),
-        "need at least 460",
-        lambda w: few(w, 500),
+        "give --max-drop",
+        certify_as_said,
+        again=False,
+    ),
+    Entry(
+        "experiments/tuning.py: {} points cannot be certified",
+        lambda w: few(w, 5),
+        "certify on",
+        certify_as_said,
+        again=False,
     ),
     corrected(
-        "experiments/tuning.py: the certify split has {} samples",
-        lambda w: few(w, 470),
-        "; --method ltt needs no more than ",
-        lambda w: few(w, 470, method="ltt"),
+        "experiments/tuning.py: {} rows of the certify split",
+        lambda w: certified_on(w, 59),
+        "write both at once: offramp eval --split tune,certify",
+        lambda w: certified_on(w, 60),
+    ),
+    corrected(
+        "experiments/tuning.py: the model was trained on",
+        lambda w: with_training_rows(w, True, False),
+        "write the transcript without --include-training-rows, or give it here too",
+        lambda w: (with_training_rows(w, False, False), with_training_rows(w, True, True)),
     ),
     corrected(
         "experiments/tuning.py: the model has one exit",
@@ -623,7 +692,7 @@ TABLE = [
     transcript("store/transcript.py: tensor {} is missing", tensors(lambda all: {"x": all["labels"]})),
     transcript("store/transcript.py: tensors of shapes", tensors(lambda all: {**all, "labels": all["labels"][:-1]})),
     corrected(
-        "experiments/evaluation.py: the data are split differently",
+        "experiments/held_out.py: the data are split differently",
         lambda w: same_cut(w, 3),
         "give --train, --dev and --split-seed as in training",
         lambda w: same_cut(w, 0),
@@ -642,4 +711,24 @@ TABLE = [
         existing_transcript("u"),
     ),
     Entry("store/transcript.py: target exists", existing_transcript("t"), "or remove it", removed),
+    *(
+        Entry(
+            "experiments/held_out.py: {} of {} rows of {} were trained on",
+            scored("--dev seen.tsv"),
+            "give --train, --dev and --split-seed as in training, or other data, or --include-training-rows",
+            act,
+            again=False,
+        )
+        for act in (
+            trained_on_a_table,
+            said_by(scored("--dev new.tsv"), "other data"),
+            said_by(scored("--dev seen.tsv --include-training-rows"), "`--include-training-rows`"),
+        )
+    ),
+    trained(
+        "training/loss.py: input {} has NaN",
+        "replace these numbers in the data, or drop their rows",
+        lambda w: own_with_nan(w, 1),
+        lambda w: own_with_nan(w, 0),
+    ),
 ]

@@ -13,7 +13,7 @@ from offramp.errors import DiskFullError, OfframpError, SourceError, UsageError,
 
 _COMMON = [source.CONFIG, source.ADAPTER, "adapter_model.safetensors", *source.COMPANIONS, *source.EXITS]
 _SAFETENSORS = [source.SAFETENSORS, source.SAFETENSORS + source.INDEX]
-_PICKLES = [source.PICKLE, source.PICKLE + source.INDEX]
+_PICKLES = [source.PICKLE, source.PICKLE + source.INDEX, "adapter_model.bin"]
 
 
 def resolve(model: str, offline: bool = False) -> Path:

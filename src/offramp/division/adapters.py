@@ -25,6 +25,8 @@ CLASSES = {
     "FEATURE_EXTRACTION": "AutoModel",
 }
 """Task type in an adapter's description -> the class of transformers that loads its model."""
+WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+"""Names of the file of an adapter's weights."""
 HEADS = ("classifier.weight", "score.weight", "out_proj.weight")
 """Ends of the names of weights that have one row a label."""
 
@@ -73,21 +75,33 @@ def _with_tokenizer(folder: Path, base: Path) -> tuple[Path, ...]:
     return (folder,) if any((folder / name).is_file() for name in TOKENIZER) else (base,)
 
 
+def _weights_of(folder: Path) -> dict[str, Any]:
+    """Return the weights of an adapter. Raises SourceError where its folder has none that can be read."""
+    from peft.utils import load_peft_weights
+
+    try:
+        if not any((folder / name).is_file() for name in WEIGHTS):  # peft would look for them on the hub
+            raise FileNotFoundError(f"there is no {' or '.join(WEIGHTS)}")
+        return load_peft_weights(str(folder), device="cpu")
+    except Exception as error:  # safetensors and torch raise classes of their own
+        what = f"the weights of the adapter cannot be read ({said(error)})"
+        raise SourceError(what, folder, "get the whole folder of the adapter again") from error
+
+
 def _merge(base: Path, folder: Path, settings: dict[str, Any]) -> Any:
     """Return the model with the adapter in its weights."""
     import transformers
     from peft import PeftModel
-    from peft.utils import load_peft_weights
 
     name = CLASSES.get(str(settings.get("task_type")))
     if name is None:
-        name = read_json(base / CONFIG).get("architectures", ["AutoModel"])[0]
-    weights = load_peft_weights(str(folder), device="cpu")
-    described = transformers.AutoConfig.from_pretrained(base)
+        name = (read_json(base / CONFIG).get("architectures") or ["AutoModel"])[0]
+    weights = _weights_of(folder)
     rows = next((len(weight) for key, weight in weights.items() if key.endswith(HEADS)), None)
-    if rows not in (None, described.num_labels):
-        described.num_labels = rows
     try:
+        described = transformers.AutoConfig.from_pretrained(base)
+        if rows not in (None, described.num_labels):
+            described.num_labels = rows
         cls = getattr(transformers, name)
         model, loaded = cls.from_pretrained(base, config=described, local_files_only=True, output_loading_info=True)
         lacking = [key for key in loaded["missing_keys"] if not any(each.endswith(key) for each in weights)]
