@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import chain, combinations
-from typing import FrozenSet, Iterable, Iterator, List, Sequence, Set, Tuple
+from typing import Dict, FrozenSet, Iterable, Iterator, List, Sequence, Set, Tuple
 
 from offramp.errors import BudgetError
 from offramp.runtime.ledger import ADDRESS_SPACE, BUDGET, CONTAINER, MEMORY, OTHER_BUDGET, Limit
@@ -134,26 +134,28 @@ def make_plan(items: Sequence[Item], memory: Memory, budget_bytes: int) -> Plan:
     choice = _Choice(items, memory)
     smallest = min(choice.floors(), key=lambda pair: choice.peak_bytes(*pair))
     fitting = [pair for pair in choice.candidates(budget_bytes) if choice.peak_bytes(*pair) <= budget_bytes]
-    best = min(fitting, key=lambda pair: (pass_seconds(items, *pair), choice.peak_bytes(*pair)), default=smallest)
+    best = min(fitting, key=lambda pair: (choice.seconds(*pair), choice.peak_bytes(*pair)), default=smallest)
     return choice.plan(*best, budget_bytes, choice.peak_bytes(*smallest))
 
 
 def pass_seconds(items: Sequence[Item], residents: FrozenSet[str], num_slots: int) -> float:
     """Return the expected seconds of one pass in a steady sequence of passes, by the recurrence of this module."""
+    costs = [(item.shard in residents, item.compute_seconds, item.read_seconds, item.survival) for item in items]
     io_end, comp_end, expected = 0.0, 0.0, 0.0
-    ends: List[float] = []
-    for turn in (0, 1):
-        for item in items:
+    ends = [0.0] * num_slots
+    for is_counted in (False, True):
+        for is_resident, compute, read, survival in costs:
             previous = comp_end
-            if item.shard in residents:
-                comp_end += item.compute_seconds
-            else:
-                free = ends[-num_slots] if len(ends) >= num_slots else 0.0
-                io_end = max(io_end, free) + item.read_seconds
-                comp_end = max(comp_end, io_end) + item.compute_seconds
+            if is_resident:
+                comp_end += compute
+            else:  # conditions in place of max: this loop is most of the time of a plan
+                free = ends[-num_slots]
+                io_end = (free if free > io_end else io_end) + read
+                comp_end = (io_end if io_end > comp_end else comp_end) + compute
                 ends.append(comp_end)
-                expected += turn * item.survival * item.read_seconds * CONTENTION
-            expected += turn * item.survival * (comp_end - previous)
+            if is_counted:
+                expected += 0.0 if is_resident else survival * read * CONTENTION
+                expected += survival * (comp_end - previous)
     return expected
 
 
@@ -168,6 +170,14 @@ class _Choice:
         self.items, self.memory = items, memory
         self.sizes = {item.shard: page_rounded(item.num_bytes) for item in items}
         self.free = [shard for shard in self.sizes if shard not in memory.always_resident]
+        self._seconds: Dict[Candidate, float] = {}
+
+    def seconds(self, residents: FrozenSet[str], num_slots: int) -> float:
+        """Return the seconds of a pass, computed once for each candidate."""
+        found = self._seconds.get((residents, num_slots))
+        if found is None:
+            found = self._seconds[residents, num_slots] = pass_seconds(self.items, residents, num_slots)
+        return found
 
     def peak_bytes(self, residents: FrozenSet[str], num_slots: int) -> int:
         weights_bytes = num_slots * self._slot_bytes(residents) + self._kept(residents)
@@ -183,7 +193,7 @@ class _Choice:
             self.memory.activation_bytes,
             self._kept(residents),
             self.peak_bytes(residents, num_slots),
-            pass_seconds(self.items, residents, num_slots),
+            self.seconds(residents, num_slots),
             floor_bytes,
             budget_bytes,
         )
@@ -224,8 +234,8 @@ class _Choice:
         left, step = [shard for shard in self.free if shard not in residents], 1 + len(self.free) ** 2 // 1600
         while left and self.peak_bytes(residents, num_slots) <= budget_bytes:
             yield residents, num_slots
-            before = pass_seconds(self.items, residents, num_slots)
-            seconds = {shard: pass_seconds(self.items, residents | {shard}, num_slots) for shard in left}
+            before = self.seconds(residents, num_slots)
+            seconds = {shard: self.seconds(residents | {shard}, num_slots) for shard in left}
             left.sort(key=lambda shard: (seconds[shard] - before) / self.sizes[shard])
             for best in left[:step]:
                 residents = residents | {best}
