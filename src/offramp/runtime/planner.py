@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import chain, combinations
-from typing import Dict, FrozenSet, Iterable, Iterator, List, Sequence, Set, Tuple
+from typing import FrozenSet, Iterable, Iterator, List, Sequence, Set, Tuple
 
 from offramp.errors import BudgetError
 from offramp.runtime.ledger import ADDRESS_SPACE, BUDGET, CONTAINER, MEMORY, OTHER_BUDGET, Limit
@@ -134,7 +134,7 @@ def make_plan(items: Sequence[Item], memory: Memory, budget_bytes: int) -> Plan:
     choice = _Choice(items, memory)
     smallest = min(choice.floors(), key=lambda pair: choice.peak_bytes(*pair))
     fitting = [pair for pair in choice.candidates(budget_bytes) if choice.peak_bytes(*pair) <= budget_bytes]
-    best = min(fitting, key=lambda pair: (choice.seconds(*pair), choice.peak_bytes(*pair)), default=smallest)
+    best = min(fitting, key=lambda pair: (pass_seconds(items, *pair), choice.peak_bytes(*pair)), default=smallest)
     return choice.plan(*best, budget_bytes, choice.peak_bytes(*smallest))
 
 
@@ -170,14 +170,6 @@ class _Choice:
         self.items, self.memory = items, memory
         self.sizes = {item.shard: page_rounded(item.num_bytes) for item in items}
         self.free = [shard for shard in self.sizes if shard not in memory.always_resident]
-        self._seconds: Dict[Candidate, float] = {}
-
-    def seconds(self, residents: FrozenSet[str], num_slots: int) -> float:
-        """Return the seconds of a pass, computed once for each candidate."""
-        found = self._seconds.get((residents, num_slots))
-        if found is None:
-            found = self._seconds[residents, num_slots] = pass_seconds(self.items, residents, num_slots)
-        return found
 
     def peak_bytes(self, residents: FrozenSet[str], num_slots: int) -> int:
         weights_bytes = num_slots * self._slot_bytes(residents) + self._kept(residents)
@@ -193,7 +185,7 @@ class _Choice:
             self.memory.activation_bytes,
             self._kept(residents),
             self.peak_bytes(residents, num_slots),
-            self.seconds(residents, num_slots),
+            pass_seconds(self.items, residents, num_slots),
             floor_bytes,
             budget_bytes,
         )
@@ -234,8 +226,8 @@ class _Choice:
         left, step = [shard for shard in self.free if shard not in residents], 1 + len(self.free) ** 2 // 1600
         while left and self.peak_bytes(residents, num_slots) <= budget_bytes:
             yield residents, num_slots
-            before = self.seconds(residents, num_slots)
-            seconds = {shard: self.seconds(residents | {shard}, num_slots) for shard in left}
+            before = pass_seconds(self.items, residents, num_slots)
+            seconds = {shard: pass_seconds(self.items, residents | {shard}, num_slots) for shard in left}
             left.sort(key=lambda shard: (seconds[shard] - before) / self.sizes[shard])
             for best in left[:step]:
                 residents = residents | {best}
