@@ -785,7 +785,7 @@ TABLE = [
         again=False,
     ),
     Entry(
-        "streaming/streamed.py: {} of {} is too small",
+        "runtime/planner.py: {} of {} is too small",
         lambda w: stream(w, made(Chain), budget="1MiB"),
         "the smallest budget that works is",
         named_budget,

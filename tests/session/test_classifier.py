@@ -24,9 +24,9 @@ from offramp.runtime.guard import DeadlineGuard
 from offramp.runtime.memory_model import Workload
 from offramp.runtime.slots import Slot
 from offramp.runtime.sweep import Outcome
-from offramp.session import classifier as classifier_module
 from offramp.session.bulk import bulk_batches, with_most_rows
 from offramp.session.classifier import Settings
+from offramp.session.records import page_cache_bytes
 from offramp.session.results import result_of
 from tests.forked import in_child
 from tests.page_cache import held
@@ -458,7 +458,7 @@ def test_the_page_cache_is_unknown_if_that_of_any_shard_is(shelf, monkeypatch):
     store, unknown = shelf.open(Toy()), "head.safetensors"
     assert unknown in {shard.file for shard in store.manifest.shards.values()}
     monkeypatch.setattr("offramp.measure.cached_bytes", lambda path, **_: None if path == unknown else 1)
-    assert classifier_module.page_cache_bytes(store) is None
+    assert page_cache_bytes(store) is None
 
 
 def test_the_plan_speaks_of_every_shard_once(shelf, fixed_memory):

@@ -182,10 +182,6 @@ def require_writable(path: str, suffixes: tuple[str, ...] = (), *, atomic: bool 
             file.unlink()
 
 
-def silent(message: str) -> None:
-    """Discard a line."""
-
-
 def peak_line(record: dict[str, Any]) -> str:
     """Return the last line of a run: predicted peak, measured peak and the limit that was kept."""
     predicted, measured = format_size(record["predicted_peak_bytes"]), format_size(record["peak_rss_bytes"])

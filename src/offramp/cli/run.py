@@ -17,7 +17,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from offramp.cli import options
-from offramp.cli.options import emit, log, require_writable, silent, warn
+from offramp.cli.options import emit, log, require_writable, warn
 from offramp.errors import UsageError, shown
 from offramp.program.program import REGRESSION
 from offramp.units import format_duration, format_size
@@ -48,6 +48,7 @@ def main(args: argparse.Namespace) -> None:
     started = time.perf_counter()
     from offramp.measure import read_memory
     from offramp.session import prepare_engine
+    from offramp.tasks.lines import silent
 
     inputs, notify = options.input_source(args), silent if args.quiet else log
     if not inputs:

@@ -22,8 +22,8 @@ from offramp.measure import MemorySampler, median, num_cores, read_memory
 from offramp.measure.processes import die_with_parent, is_orphan
 from offramp.runtime.config import BULK
 from offramp.session import Classifier, prepare_engine
-from offramp.session.classifier import SUMS
 from offramp.session.lengths import require_feasible
+from offramp.session.records import SUMS
 from offramp.tasks.lines import silent
 
 WARM_UP_PASSES = 2

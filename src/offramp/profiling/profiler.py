@@ -220,7 +220,9 @@ class Profiler:
         results = classifier.predict_batches([batch], began=began)
         num_bytes = sum(result.bytes_read for result in results)
         kind = (length, exit_index or 0, num_rows, first_head)
-        self._log.append(_Pass(len(self._log), kind, classifier.latencies[-1], num_bytes, classifier.last_pass))
+        assert classifier.feed is not None, "it has just run"
+        last_pass = classifier.feed.pass_index - 1
+        self._log.append(_Pass(len(self._log), kind, classifier.latencies[-1], num_bytes, last_pass))
         return self._log[-1]
 
     def _take_apart(self, spans: Sequence[Any], length: int, exit_index: int) -> None:

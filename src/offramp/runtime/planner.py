@@ -31,20 +31,33 @@ CONTENTION = 0.15
 and cores with the computation."""
 
 REMEDIES = {
-    BUDGET: "the smallest budget that works is --budget {least}",
+    BUDGET: "the smallest budget that works is {option}{least}",
     CONTAINER: "raise the memory limit of the container to {least}",
     MEMORY: "end other programs until {more} KiB more are available",
-    ADDRESS_SPACE: "raise the limit of ulimit -v by {more}",
+    ADDRESS_SPACE: "raise the limit of ulimit -v by {more}, in KiB",
     OTHER_BUDGET: "close the other engine first",
 }
 """Source of a limit -> remedy where the limit is too small."""
 
 
-def remedy(limit: Limit, needed_bytes: int) -> str:
-    """Return what to do where a process needs more than its limit."""
+def too_small(
+    limit: Limit, parts: Sequence[Tuple[str, int]], needed_bytes: int, option: str = "", hint: str = ""
+) -> BudgetError:
+    """Return the error for a process that needs more than its limit.
+
+    Args:
+        parts: what the process takes besides the weights of other open engines, by name, in bytes.
+        needed_bytes: smallest limit that works.
+        option: spelling of the option that sets a budget, before its value.
+        hint: follows the remedy.
+    """
+    what = f"{limit.source} of {format_size(limit.num_bytes)} is too small"
+    others = [("other open engines", limit.reserved_bytes)] if limit.reserved_bytes else []
+    where = " + ".join(f"{name} {format_size(size)}" for name, size in (*parts[:1], *others, *parts[1:]))
     source = OTHER_BUDGET if limit.reserved_bytes else limit.source
     more_kib = -(-(needed_bytes - limit.num_bytes) >> 10)
-    return REMEDIES[source].format(least=named_budget(needed_bytes), more=more_kib)
+    facts = {"option": option, "least": named_budget(needed_bytes), "more": more_kib}
+    return BudgetError(what, where, REMEDIES[source].format(**facts) + hint)
 
 
 @dataclass(frozen=True)
@@ -97,14 +110,13 @@ class Plan:
         if self.feasible:
             return
         largest = max(items, key=lambda item: item.num_bytes)
-        others = f" + other open engines {format_size(self.reserved_bytes)}" if self.reserved_bytes else ""
-        raise BudgetError(
-            f"{self.limited_by} of {format_size(self.budget_bytes)} is too small",
-            f"process {format_size(self.base_bytes - self.reserved_bytes)}{others}"
-            f" + activations {format_size(self.activation_bytes)}"
-            f" + one slot for {largest.shard} {format_size(page_rounded(largest.num_bytes))}",
-            remedy(Limit(self.budget_bytes, self.limited_by, self.reserved_bytes), self.smallest_budget_bytes) + hint,
+        parts = (
+            ("process", self.base_bytes - self.reserved_bytes),
+            ("activations", self.activation_bytes),
+            (f"one slot for {largest.shard}", page_rounded(largest.num_bytes)),
         )
+        limit = Limit(self.budget_bytes, self.limited_by, self.reserved_bytes)
+        raise too_small(limit, parts, self.smallest_budget_bytes, option="--budget ", hint=hint)
 
 
 @dataclass(frozen=True)

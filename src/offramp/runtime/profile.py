@@ -23,6 +23,7 @@ from offramp.errors import OfframpError, RefusedError, StoreError
 from offramp.measure.hardware import machine, num_cores
 from offramp.policies.costs import Costs, as_tuples
 from offramp.runtime.config import EngineConfig
+from offramp.runtime.run_plan import reads_of
 from offramp.store.memory import cache_folder
 from offramp.store.policy_file import FORMAT, MeasuredOn, facts_from_json, read_json, write_json
 from offramp.units import named_size
@@ -159,7 +160,7 @@ def fingerprint_of(classifier: Classifier) -> MeasuredOn:
         store_sha256=classifier.store.digest,
         num_slots=plan.num_slots,
         residents=len(plan.residents),
-        reads="direct" if classifier.direct and plan.num_slots else "buffered",
+        reads=reads_of(classifier.direct and plan.num_slots > 0),
     )
 
 

@@ -95,6 +95,11 @@ def choose_direct(store: Store, reads: str, growth_bytes: int, available_bytes: 
     return direct_works(store)
 
 
+def reads_of(direct: bool) -> str:
+    """Return the name of a way to read, as records have it."""
+    return "direct" if direct else "buffered"
+
+
 def direct_works(store: Store) -> bool:
     """Probe: read the smallest shard to its end, into an aligned buffer; EINVAL may come at open or at read."""
     whole = [shard for shard in store.manifest.shards.values() if shard.blocks is None]

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Callable, Deque, Dict, Iterable, List, Optional, Sequence, Tuple
 
 from offramp import measure
-from offramp.errors import DamagedError, StoreError, UsageError
+from offramp.errors import StoreError, UsageError
 from offramp.forks import Forked
 from offramp.measure import PeakMeter, Trace
 from offramp.policies import Policy
@@ -35,18 +35,13 @@ from offramp.runtime.schedule import Schedule
 from offramp.runtime.sweep import Outcome, PassCost
 from offramp.session.bulk import bulk_batches
 from offramp.session.lengths import require_feasible
+from offramp.session.records import plan_record, run_record
 from offramp.session.requests import require_several, stream_results
 from offramp.session.results import Result, result_of
 from offramp.store import Store
 
 if TYPE_CHECKING:
     from typing import Iterator, Literal, overload
-
-SUMS = (
-    "num_inputs", "seconds_total", "stages_run_total", "bytes_read_total", "bytes_read_idle", "late",
-    "num_cut_by_deadline",
-)  # fmt: skip
-"""Keys of a record whose values are sums over the run."""
 
 
 @dataclass(frozen=True)
@@ -269,9 +264,9 @@ class Classifier(Forked):
         return self.schedule.num_exits
 
     @property
-    def last_pass(self) -> int:
-        """Index of the last sweep, as the trace numbers it; -1 before the first."""
-        return -1 if self._engine is None else self._engine.feed.pass_index - 1
+    def feed(self) -> Optional[WeightFeed]:
+        """Reader of the weights; None before the first `open`."""
+        return None if self._engine is None else self._engine.feed
 
     @property
     def gathering(self) -> Gathering:
@@ -295,76 +290,15 @@ class Classifier(Forked):
 
     def describe_plan(self) -> Dict[str, Any]:
         """Return the plan as one JSON object, stage by stage. Sizes are in bytes."""
-        names = (
-            "feasible",
-            "budget_bytes",
-            "predicted_peak_bytes",
-            "smallest_budget_bytes",
-            "base_bytes",
-            "activation_bytes",
-            "num_slots",
-            "slot_bytes",
-            "resident_bytes",
-            "limited_by",
-            "reserved_bytes",
-        )
-        stages = []
-        for stage in self.schedule.stages:
-            used = {shard for step in stage.steps for shard in step.shards}
-            items = [(item.shard, item.num_bytes) for item in self.items if item.shard in used]
-            residents = self.plan.residents
-            shards = [{"shard": name, "bytes": size, "resident": name in residents} for name, size in items]
-            stages.append({"stage": stage.name, "bytes": sum(size for _, size in items), "shards": shards})
-        return {
-            **{name: getattr(self.plan, name) for name in names},
-            "reads": "direct" if self.direct else "buffered",
-            "stages": stages,
-        }
+        return plan_record(self)
 
     def record(self, first_batch: int = 0) -> Dict[str, Any]:
         """Return one JSON object about the run since `open`; medians leave out batches before `first_batch`."""
-        plan, settings, counts, memory = self.plan, self.settings, self.counts, measure.read_memory()
-        latencies, bound_seconds = self.latencies[first_batch:], measure.bound_seconds
-        costs, feed = self.costs[first_batch:], None if self._engine is None else self._engine.feed
-        bounds = [bound_seconds([cost.compute_seconds], [cost.read_seconds], cost.fill_seconds) for cost in costs]
-        return {
-            "model": self.store.manifest.source.architecture,
-            "store_sha256": self.store.digest,
-            "backend": self.backend.name,
-            "threads": self.backend.num_threads,
-            "exit": str(self.policy),
-            "config": None if settings.config is None else settings.config.to_json(),
-            "deadline_seconds": self.guard.deadline_seconds,
-            "num_cut_by_deadline": counts.num_cut,
-            "budget_bytes": plan.budget_bytes,
-            "limited_by": plan.limited_by,
-            "predicted_peak_bytes": plan.predicted_peak_bytes,
-            "peak_rss_bytes": self.peak_rss_bytes,
-            "rss_anon_bytes": memory.anon_bytes,
-            "rss_file_bytes": memory.file_bytes,
-            "page_cache_bytes": page_cache_bytes(self.store),
-            "num_slots": plan.num_slots,
-            "num_residents": len(plan.residents),
-            "resident_bytes": plan.resident_bytes,
-            "reads": "direct" if self.direct else "buffered",
-            "verify": self.store.policy,
-            "batch": settings.num_rows * settings.num_batches,
-            "is_bulk": settings.is_bulk,
-            "num_inputs": counts.num_inputs,
-            "seconds_total": counts.seconds,
-            "stages_run_total": counts.num_stages,
-            "late": counts.num_late,
-            "latency_seconds_median": measure.median(latencies) if latencies else None,
-            "latency_seconds_p95": measure.percentile(latencies, 95) if latencies else None,
-            "latency_seconds_p99": measure.percentile(latencies, 99) if latencies else None,
-            "bytes_read_total": feed.bytes_read if feed else 0,
-            "bytes_read_idle": feed.bytes_idle if feed else 0,
-            "bound_seconds": measure.median(bounds) if bounds else None,
-        }
+        return run_record(self, first_batch)
 
     @property
     def _is_open(self) -> bool:
-        return self._engine is not None and self._engine.feed.is_open
+        return self.feed is not None and self.feed.is_open
 
     def _make_plan(self) -> None:
         """Make the plan with what other open engines leave, unless it is made."""
@@ -412,13 +346,3 @@ def _share(classifier: Classifier, feed: WeightFeed) -> Share:
 
 def _new_trace(settings: Settings) -> Trace:
     return Trace(num_passes=max(1, measure.TRACED_PASSES // settings.num_batches))
-
-
-def page_cache_bytes(store: Store) -> Optional[int]:
-    """Return the bytes of shards in the page cache, or None if unknown. A memory cgroup is charged for them."""
-    try:
-        parts = [measure.cached_bytes(each.file, dir_fd=store.folder.fd) for each in store.manifest.shards.values()]
-    except (OSError, DamagedError):  # the store was removed while it was open
-        return None
-    known = [part for part in parts if part is not None]
-    return sum(known) if len(known) == len(parts) else None

@@ -24,12 +24,12 @@ from offramp.runtime.planner import page_rounded
 from offramp.runtime.profile import DeviceProfile, conditions_of
 from offramp.session.bulk import with_most_rows
 from offramp.session.classifier import Classifier, Settings
-from offramp.session.policy_files import expect_profile, read_exit, rebase_policy
+from offramp.session.policy_files import NamedPolicy, expect_profile, read_exit, rebase_policy
 from offramp.store import Store
 from offramp.store.manifest import require_head
 from offramp.tasks import open_encoder
 from offramp.tasks.model_files import ModelFiles
-from offramp.units import format_size
+from offramp.units import format_size, named_budget
 
 
 def prepare(
@@ -83,12 +83,8 @@ def prepare_engine(
     named = read_exit(config.exit if policy is None else policy)
     if config.budget_bytes is not None or least_limit(None).source != MEMORY:
         tune_allocator()
-    opened = Store(store, config.verify)
-    require_head(opened.manifest, opened.path)
-    _require_padding(opened, config)
-    named.require_model(opened)
+    opened = _opened(store, config, named)
     num_exits = len(opened.program.layers)
-    named.policy.check(num_exits, opened.program.problem)
     backend = open_backend(config.backend, opened, config.threads or num_cores())
     guard = guard_for(named.deadline_seconds if config.deadline is None else config.deadline)
     given = profile or config.profile
@@ -122,6 +118,16 @@ def prepare_engine(
     return classifier
 
 
+def _opened(store: Union[str, os.PathLike], config: EngineConfig, named: NamedPolicy) -> Store:
+    """Open a store, and raise an error where options or policy do not suit its model."""
+    opened = Store(store, config.verify)
+    require_head(opened.manifest, opened.path)
+    _require_padding(opened, config)
+    named.require_model(opened)
+    named.policy.check(len(opened.program.layers), opened.program.problem)
+    return opened
+
+
 def _report_limits(classifier: Classifier, config: EngineConfig, warn: Callable[[str], None]) -> None:
     """Report a system that gives less than was asked for: memory, or direct reads."""
     asked, settings = config.budget_bytes or 0, classifier.settings
@@ -140,10 +146,9 @@ def _require_resident(classifier: Classifier) -> None:
     weights = sum({item.shard: page_rounded(item.num_bytes) for item in classifier.items}.values())
     need, have = plan.base_bytes + plan.activation_bytes + weights, format_size(plan.budget_bytes)
     what = f"the process takes {format_size(need)} with all weights in memory, and {have} are available"
-    least = -(-plan.smallest_budget_bytes >> 20)
-    raise BudgetError(
-        what, classifier.store.path, f"stream the weights: --budget {least}MiB is the smallest that works"
-    )
+    least = named_budget(plan.smallest_budget_bytes)
+    remedy = f"stream the weights: --budget {least} is the smallest that works"
+    raise BudgetError(what, classifier.store.path, remedy)
 
 
 def _require_padding(store: Store, config: EngineConfig) -> None:

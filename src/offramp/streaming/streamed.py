@@ -30,9 +30,9 @@ from offramp.program.program import Call
 from offramp.runtime.feed import Buffers, WeightFeed
 from offramp.runtime.ledger import BUDGET, LEDGER, Limit, Share, least_limit
 from offramp.runtime.memory_model import HEADROOM_BYTES, stream_bytes
-from offramp.runtime.planner import page_rounded, remedy
+from offramp.runtime.planner import page_rounded, too_small
 from offramp.runtime.ring import Turn
-from offramp.runtime.run_plan import choose_direct
+from offramp.runtime.run_plan import choose_direct, reads_of
 from offramp.runtime.slots import Arena, Slot
 from offramp.runtime.weight_plan import WeightPlan, reading_order
 from offramp.store import Store
@@ -246,7 +246,7 @@ class Stream:
             "room_bytes": self.plan.pool_bytes,
             "sliced": sorted(self.plan.sliced),
             "bytes_read_total": bytes_read + self._rows.bytes_read,
-            "reads": "direct" if self._direct else "buffered",
+            "reads": reads_of(self._direct),
         }
 
     def _run_pass(self, forward: Callable[..., Any], args: tuple, kwargs: dict[str, Any], first: int = 0) -> Any:
@@ -483,11 +483,9 @@ def _plan_of_process(
     try:
         return placement.plan_within(store, sizes, limit.num_bytes - other)
     except BudgetError:
-        what = f"{limit.source} of {format_size(limit.num_bytes)} is too small"
-        others = f" + other open engines {format_size(limit.reserved_bytes)}" if limit.reserved_bytes else ""
-        parts = f"process {format_size(base_bytes)}{others} + activations {format_size(activation_bytes)} + weights"
-        needed = other + placement.smallest_weights(store, sizes)
-        raise BudgetError(what, parts, remedy(limit, needed).replace("--budget ", "")) from None
+        weight_bytes = placement.smallest_weights(store, sizes)
+        parts = (("process", base_bytes), ("activations", activation_bytes), ("weights", weight_bytes))
+        raise too_small(limit, parts, other + weight_bytes) from None
 
 
 def _measure_activations(module: nn.Module, store: Store, inputs: Arguments, reads: str) -> int:
