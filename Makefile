@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest
 # One thread for each process: two processes with a pool each would wait for one another.
-PARALLEL := OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) --dist loadfile
+PARALLEL := OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 SRC := src/offramp
 DEVICE := $(addprefix $(SRC)/,__init__.py __main__.py errors.py forks.py units.py program store policies measure runtime session \
 	profiling tasks/__init__.py tasks/text.py) \

@@ -58,8 +58,16 @@ ALONE = (
 """Tests with a deadline in real time, or of the memory of a whole process."""
 
 
+FIRST = ("test_readme", "test_resume", "test_pipeline", "test_folder_edits", "test_remedies", "test_system_faults")
+"""Files that take longest, which start first, so that no process is left with one of them at the end."""
+
+
 def select(items, is_whole):
-    """Mark collected tests `slow` and `alone`. Stale entries are errors if `is_whole`: if all tests were collected."""
+    """Mark collected tests `slow` and `alone`, and put long files first.
+
+    Stale entries are errors if `is_whole`: if all tests were collected.
+    """
+    items.sort(key=lambda item: FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST))
     names = {item: f"{item.path.stem}::{getattr(item, 'originalname', item.name)}" for item in items}
     for item, name in names.items():
         kept = [keep for pattern, keep in SAMPLED.items() if fnmatch.fnmatchcase(name, pattern)]
