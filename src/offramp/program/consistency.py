@@ -12,6 +12,9 @@ from offramp.program.checks import WrongError, int_of, require_distinct, str_of
 from offramp.program.encoder import TEMPLATES, wrong_attributes
 from offramp.program.program import Output, Program, Value
 
+MAX_TEMPLATE_KERNELS = 16
+"""Most kernels of templates. An encoder has one of each template; every kernel costs a session of the backend."""
+
 
 def check_program(program: Program) -> None:
     """Raise WrongError unless stages, steps, values and exits fit together."""
@@ -46,6 +49,8 @@ def _check_inputs(program: Program) -> None:
             raise WrongError(f"{where} has {len(each.largest)} sizes for {len(each.axes)} axes")
     if program.texts is None:
         return
+    if program.texts.pad_token is not None:
+        int_of(program.texts.pad_token, "program.texts.pad_token", 0, program.texts.vocab_size - 1)
     if p.INPUT_IDS not in program.inputs:
         raise WrongError(f"program.inputs: no {p.INPUT_IDS!r} where texts are the input")
     for name, each in program.inputs.items():
@@ -84,6 +89,9 @@ def _check_look_ups(program: Program) -> Dict[str, Value]:
 
 def _check_kernels(program: Program) -> None:
     num_labels = 0 if program.output is None else program.output.num_labels
+    num_templates = sum(kernel.template in TEMPLATES for kernel in program.kernels.values())
+    if num_templates > MAX_TEMPLATE_KERNELS:
+        raise WrongError(f"program.kernels has {num_templates} kernels of templates, at most {MAX_TEMPLATE_KERNELS}")
     for name, kernel in program.kernels.items():
         where = f"program.kernels.{name}"
         str_of(kernel.template, where + ".template", choices=(*TEMPLATES, p.CAPTURED, p.POOLED_LINEAR))
