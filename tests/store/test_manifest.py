@@ -355,7 +355,6 @@ CHANGES = {
     "an output without a file of labels": (lambda tree: tree.update(labels=None), "labels: the output has 2"),
     "an example of three numbers": (lambda tree: tree["program"].update(example=[1, 1, 1]), "must have 2 elements"),
     "a kernel without a graph": (lambda tree: tree["graphs"].pop("layer"), "kernels ['layer'] have no graph"),
-    "exits without a graph": (lambda tree: tree["graphs"].pop("exit"), "kernels ['exit'] have no graph"),
     "exits without a kernel": (lambda tree: tree["program"]["kernels"].pop("exit"), "exits need the kernel 'exit'"),
     "an unknown key": (lambda tree: tree.update(encoder={}), "has unknown keys ['encoder']"),
 }  # fmt: skip

@@ -19,8 +19,6 @@ from offramp.store.repeats import expand
 from offramp.store.safetensors import PAGE_BYTES, require_contiguous, strict_json
 
 _REMEDY = "divide the model again"
-_TEMPLATES_WITHOUT_GRAPH = ("mask", p.POOLED_LINEAR)
-"""Templates that every backend computes by itself."""
 
 
 @dataclass(frozen=True)
@@ -166,16 +164,14 @@ def _check_module(module: p.Module, manifest: m.Manifest) -> None:
 
 
 def _check_graphs(manifest: m.Manifest) -> None:
-    """Raise WrongError unless all kernels have graphs or none has, and exits have their kernel."""
+    """Raise WrongError unless all captured kernels have graphs or none has, and exits have their kernel."""
     kernels, graphs = manifest.program.kernels, manifest.graphs
     for name, graph in graphs.items():
         if graph.bytes > m.MAX_GRAPH_BYTES:
             raise WrongError(f"graphs.{name} of {graph.bytes} bytes is larger than {m.MAX_GRAPH_BYTES}")
-    needed = {step.kernel for step in manifest.program.steps()}
-    if manifest.exits is not None:
-        if p.EXIT_KERNEL not in kernels:
-            raise WrongError(f"exits need the kernel {p.EXIT_KERNEL!r}")
-        needed.add(p.EXIT_KERNEL)
-    lost = [name for name in sorted(needed - set(graphs)) if kernels[name].template not in _TEMPLATES_WITHOUT_GRAPH]
+    if manifest.exits is not None and p.EXIT_KERNEL not in kernels:
+        raise WrongError(f"exits need the kernel {p.EXIT_KERNEL!r}")
+    needed = {step.kernel for step in manifest.program.steps() if kernels[step.kernel].template == p.CAPTURED}
+    lost = sorted(needed - set(graphs))
     if graphs and lost:
         raise WrongError(f"kernels {lost} have no graph")
