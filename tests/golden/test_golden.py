@@ -137,7 +137,7 @@ def test_files_that_the_manifest_does_not_list_change_no_answer(tmp_path, name):
         require_answers(classifier, name, rules(name, "ort")["none"])
 
 
-@pytest.mark.parametrize("name", [name for name in CLASSIFIERS if not name.endswith("-export")])
+@pytest.mark.parametrize("name", ["bert-tuned", "electra-own"])
 def test_graphs_of_text_encoders_are_not_read(tmp_path, name):
     require(name, "ort")
     store = unpack(name, tmp_path)

@@ -6,6 +6,10 @@ import pytest
 
 import offramp
 from offramp.errors import DamagedError
+from offramp.program import consistency
+from offramp.program import program as p
+from offramp.program.checks import WrongError
+from offramp.program.consistency import check_program
 from offramp.program.program import BATCH, Value
 from offramp.store.manifest import dumps
 from offramp.store.parsing import loads
@@ -103,6 +107,9 @@ ATTACKS = {
         lambda m: with_attribute(m, "exit", hidden_size=64), "stage layer.0, exit: hidden is Value"),
     "seventeen kernels": (lambda m: with_more_kernels(m, 17), "has 17 kernels of templates, at most 16"),
     "no token for padding": (lambda m: with_padding(m, 50), "program.texts.pad_token must be an integer from 0 to 49"),
+    "a shard that it takes nothing of": (
+        lambda m: with_step(m, 1, 1, shards=(*m.program.stages[1].steps[1].shards, "layer-01-up")),
+        "stages[1].steps[1] needs the shard 'layer-01-up', of which it takes nothing"),
     "a million heads": (lambda m: with_attribute(m, "attention", num_heads=1 << 20), "a multiple of num_heads 1048576"),
     "no heads": (lambda m: with_attribute(m, "attention", num_heads=0), "num_heads is 0"),
 }  # fmt: skip
@@ -149,3 +156,29 @@ def test_heads_of_few_elements_are_few(wide, num_heads):
     else:
         mention = f"num_heads {num_heads} makes heads of {384 // num_heads} elements, more than 32 heads have at least"
         refused(DamagedError, lambda: loads(dumps(changed)), mention)
+
+
+def with_layers(program, number):
+    """The program with its first layer as often, one after another."""
+    first, *others = program.stages[1:]
+    text = repr(first)
+    layers = [first]
+    for i in range(1, number):
+        renamed = text.replace("embedding.hidden", f"@{i - 1}").replace("layer.0.attended", f"layer.{i}.attended")
+        renamed = renamed.replace("layer.0.hidden", f"layer.{i}.hidden").replace("layer.0.inner", f"layer.{i}.inner")
+        renamed = renamed.replace(f"@{i - 1}", f"layer.{i - 1}.hidden").replace("'layer.0'", f"'layer.{i}'")
+        layers.append(eval(renamed, vars(p)))  # as a dataclass writes itself
+    layers[-1] = dataclasses.replace(layers[-1], exit=None)
+    head = dataclasses.replace(others[-1].steps[0], reads={"hidden": f"layer.{number - 1}.hidden"})
+    end = dataclasses.replace(others[-1], steps=(head,))
+    return dataclasses.replace(program, stages=(program.stages[0], *layers, end))
+
+
+def test_steps_that_share_weights_have_an_end(path, monkeypatch):
+    """A repeat of a few bytes would make any number of them."""
+    program = loads((path / "offramp.json").read_bytes()).program
+    assert consistency.MAX_STEPS == 4096
+    monkeypatch.setattr(consistency, "MAX_STEPS", 33)
+    check_program(with_layers(program, 10))
+    with pytest.raises(WrongError, match="have 36 steps, at most 33 are run"):
+        check_program(with_layers(program, 11))

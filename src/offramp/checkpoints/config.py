@@ -11,7 +11,8 @@ from offramp.errors import SourceError
 from offramp.program.encoder import ACTIVATIONS, Encoder, wrong_heads
 from offramp.program.program import PROBLEMS, REGRESSION, SINGLE_LABEL
 
-MAX_LAYERS = 4096
+MAX_LAYERS = 1024
+"""Most layers: each has three of the steps that a program may have."""
 MAX_LABELS = 1 << 20
 _MAX_COUNT = 1 << 40
 MEANING = ("id2label", "num_labels", "problem_type", "position_embedding_type")

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from offramp.division.messages import no_graph
 from offramp.program.captured import Piece
+from offramp.program.consistency import MAX_STEPS
 from offramp.program.program import BATCH, Call, LookUp, Module, Part, Program, Value, can_carry_exit
 from offramp.streaming.stages import LOOK_UP
 
@@ -80,6 +81,8 @@ def cut(graph: Graph, program: Program, tables: Set[str] = frozenset()) -> Cut:
     Raises StageError where a part begins at no operation of the graph, or something other than a tensor would flow.
     """
     assert program.module is not None, "a program that is captured"
+    if len(program.module.parts) > MAX_STEPS:
+        raise no_graph(f"{len(program.module.parts)} stages, at most {MAX_STEPS} become graphs", program.module.name)
     numbers = {node.name: node for node in graph.nodes if node.is_number}
     lookups = {node.name: found for node in graph.nodes if (found := _look_up(node, graph, program, tables))}
     nodes = [node for node in graph.nodes if not node.is_number]
@@ -147,6 +150,8 @@ def has_hidden(found: Cut, graph: Graph, program: Program, index: int) -> bool:
     For texts, the hidden state must have one place for each token.
     """
     assert program.module is not None, "a program that is captured"
+    if len(program.module.parts) > MAX_STEPS:
+        raise no_graph(f"{len(program.module.parts)} stages, at most {MAX_STEPS} become graphs", program.module.name)
     part, reads = program.module.parts[index], found.pieces[index].reads
     if part.hidden is None or not reads or not _is_like(graph.values[reads[0]], part.flows[part.hidden]):
         return False

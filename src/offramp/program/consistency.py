@@ -15,6 +15,9 @@ from offramp.program.program import Output, Program, Value
 MAX_TEMPLATE_KERNELS = 16
 """Most kernels of templates. An encoder has one of each template; every kernel costs a session of the backend."""
 
+MAX_STEPS = 4096
+"""Most steps of a program. Steps may share weights, so a few bytes could describe any number of them."""
+
 
 def check_program(program: Program) -> None:
     """Raise WrongError unless stages, steps, values and exits fit together."""
@@ -28,6 +31,9 @@ def check_program(program: Program) -> None:
         if program.module is None or program.lookups or program.kernels:
             raise WrongError("program.stages is empty, which only a module without kernels and lookups allows")
         return
+    num_steps = sum(len(stage.steps) for stage in program.stages)
+    if num_steps > MAX_STEPS:
+        raise WrongError(f"program.stages have {num_steps} steps, at most {MAX_STEPS} are run")
     known = _check_look_ups(program)
     _check_kernels(program)
     _check_stages(program)

@@ -117,9 +117,13 @@ def _check_shard(shard: m.Shard, where: str) -> None:
 def _check_step(step: p.Step, manifest: m.Manifest, where: str) -> None:
     require_listed(step.shards, manifest.shards, f"{where} needs the shard")
     require_listed((*step.weights.values(), *step.constants.values()), manifest.tensors(), f"{where} takes the tensor")
-    for name in step.weights.values():
-        if manifest.tensors()[name][0].name not in step.shards:
+    taken = {manifest.tensors()[name][0].name: name for name in step.weights.values()}
+    for shard, name in taken.items():
+        if shard not in step.shards:
             raise WrongError(f"{where} takes {name!r}, which is not in its shards")
+    for shard in step.shards:
+        if shard not in taken:
+            raise WrongError(f"{where} needs the shard {shard!r}, of which it takes nothing")
 
 
 def _check_look_up(lookup: p.LookUp, where: str, texts: Optional[p.Texts], manifest: m.Manifest) -> None:
