@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from offramp.division.messages import no_graph
 from offramp.program.captured import Piece
 from offramp.program.consistency import MAX_STEPS
-from offramp.program.program import BATCH, Call, LookUp, Module, Part, Program, Value, can_carry_exit
+from offramp.program.program import BATCH, Call, LookUp, Module, Part, Program, Value, can_carry_exit, fits_output
 from offramp.streaming.stages import LOOK_UP
 
 REFERENCE = "v"
@@ -106,6 +106,11 @@ def cut(graph: Graph, program: Program, tables: Set[str] = frozenset()) -> Cut:
         value, rows = graph.values[name], graph.batch.get(name)
         axes = tuple(BATCH if axis == rows else size for axis, size in enumerate(value.axes))
         values[name] = Value(value.dtype, axes)
+    output, result = program.output, values.get(graph.outputs[0])
+    if output is not None and result is not None and not fits_output(result, output):
+        raise no_graph(
+            f"the first output has the axes {result.axes}, not {output.num_labels} labels", program.module.name
+        )
     return Cut(tuple(pieces), graphs, values, lookups, graph.outputs)
 
 

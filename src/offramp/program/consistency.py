@@ -46,6 +46,9 @@ def check_program(program: Program) -> None:
             raise WrongError(f"program.stages[{index}].exit: {stage.exit!r} {wrong}")
     if program.output is None or program.output.value not in known:
         raise WrongError("program.output must name a value that is written")
+    logits = known[program.output.value]
+    if not p.fits_output(logits, output):
+        raise WrongError(f"program.output.value: {output.value!r} has the axes {logits.axes}, no row of logits")
 
 
 def _check_inputs(program: Program) -> None:
@@ -60,7 +63,7 @@ def _check_inputs(program: Program) -> None:
     if p.INPUT_IDS not in program.inputs:
         raise WrongError(f"program.inputs: no {p.INPUT_IDS!r} where texts are the input")
     for name, each in program.inputs.items():
-        is_ids = each.dtype == "int64" and len(each.axes) == 2 and 0 not in each.axes
+        is_ids = each.dtype == "int64" and each.axes == (p.BATCH, p.TOKENS)
         if not is_ids or name not in (*p.TEXT_INPUTS, p.POSITION_IDS):
             raise WrongError(f"program.inputs: {name!r} where texts are the input")
 
