@@ -296,3 +296,10 @@ def test_more_stages_than_a_program_has_become_no_graphs(monkeypatch):
     monkeypatch.setattr(cutting, "MAX_STEPS", 1)
     with pytest.raises(StageError, match=r"2 stages, at most 1 become graphs - .*--method eager"):
         cut(graph_of(list(TWO_LAYERS), ["e"]), program_of(["two"]))
+
+
+def test_an_input_that_no_array_can_be_becomes_no_graph():
+    graph = graph_of([node("a", "aten.add", "x", "w1", module="one")], ["a"])
+    narrow = replace(graph, values={**graph.values, "x": Value("bfloat16", WIDE.axes)})
+    with pytest.raises(StageError, match=r"the input 'x' is bfloat16, which no array is - .*--method eager"):
+        cut(narrow, program_of([]))

@@ -612,6 +612,7 @@ TABLE = [
     ),
     of_export("backends/base.py: kernel {} gives {} values", onnx_graphs(twice_out), "ort"),
     closed("backends/base.py: kernel {} gives {}, not {}", "unreachable", "divide the model again"),
+    closed("backends/base.py: the exit reads {}", "unreachable", "divide the model again"),
     closed("backends/base.py: graph {} does not take", "unreachable", "divide the model again"),
     of_export("backends/torch.py: the store has no {}", lambda w: w.edit(without_captured, "export")),
     of_export("backends/torch_graphs.py: not a captured graph", captured_graphs(lambda data: b"{}")),

@@ -148,7 +148,11 @@ class ProgramBackend(Backend):
 
     def exit_logits(self, state: State, value: str, weights: Weights) -> np.ndarray:
         """Return the logits [B, C] of an exit head."""
-        inputs = {"hidden": state.values[value]}
+        hidden, declared = state.values[value], self._values[value]
+        if hidden.ndim != len(declared.axes) or hidden.shape[declared.width_axis] != declared.width:
+            what = f"the exit reads {value!r} of the shape {tuple(hidden.shape)}, not {declared.axes}"
+            raise StoreError(what, self.store.path, REMEDY)
+        inputs = {"hidden": hidden}
         inputs.update((role, self.wrap(array)) for role, array in weights.items())
         (logits,) = self.kernels[EXIT_KERNEL](state, inputs)
         assert self.program.output is not None, "exits stand on classifiers"

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 from offramp.division.messages import no_graph
 from offramp.program.captured import Piece
 from offramp.program.consistency import MAX_STEPS
+from offramp.program.dtypes import OF_INPUTS
 from offramp.program.program import BATCH, Call, LookUp, Module, Part, Program, Value, can_carry_exit, fits_output
 from offramp.streaming.stages import LOOK_UP
 
@@ -83,6 +84,9 @@ def cut(graph: Graph, program: Program, tables: Set[str] = frozenset()) -> Cut:
     assert program.module is not None, "a program that is captured"
     if len(program.module.parts) > MAX_STEPS:
         raise no_graph(f"{len(program.module.parts)} stages, at most {MAX_STEPS} become graphs", program.module.name)
+    odd = next((name for name in graph.inputs if graph.values[name].dtype not in OF_INPUTS), None)
+    if odd is not None:
+        raise no_graph(f"the input {odd!r} is {graph.values[odd].dtype}, which no array is", program.module.name)
     numbers = {node.name: node for node in graph.nodes if node.is_number}
     lookups = {node.name: found for node in graph.nodes if (found := _look_up(node, graph, program, tables))}
     nodes = [node for node in graph.nodes if not node.is_number]

@@ -9,6 +9,7 @@ from typing import Dict
 
 from offramp.program import program as p
 from offramp.program.checks import WrongError, int_of, require_distinct, str_of
+from offramp.program.dtypes import OF_INPUTS
 from offramp.program.encoder import TEMPLATES, wrong_attributes
 from offramp.program.program import Output, Program, Value
 
@@ -37,11 +38,13 @@ def check_program(program: Program) -> None:
     known = _check_look_ups(program)
     _check_kernels(program)
     _check_stages(program)
+    exits = program.kernels.get(p.EXIT_KERNEL)
+    are_masked = program.texts is not None and exits is not None and exits.template == p.POOLED_LINEAR
     for index, stage in enumerate(program.stages):
         for number, step in enumerate(stage.steps):
             _check_step(step, program, known, f"program.stages[{index}].steps[{number}]")
         value = known.get(stage.exit or "")
-        if stage.exit is not None and (value is None or not p.can_carry_exit(value)):
+        if stage.exit is not None and (value is None or not p.can_carry_exit(value, of_texts=are_masked)):
             wrong = "is not written by then" if value is None else f"({value.dtype} {value.axes}) is no hidden state"
             raise WrongError(f"program.stages[{index}].exit: {stage.exit!r} {wrong}")
     if program.output is None or program.output.value not in known:
@@ -56,6 +59,8 @@ def _check_inputs(program: Program) -> None:
         if each.largest and len(each.largest) != len(each.axes):
             where = f"program.inputs.{name}.largest"
             raise WrongError(f"{where} has {len(each.largest)} sizes for {len(each.axes)} axes")
+        if program.stages:
+            str_of(each.dtype, f"program.inputs.{name}.dtype", choices=OF_INPUTS)
     if program.texts is None:
         return
     if program.texts.pad_token is not None:
