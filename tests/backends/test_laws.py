@@ -269,3 +269,18 @@ def test_heads_that_a_captured_program_cannot_have_are_not_loaded(captured, monk
     backend = opened(name, captured)
     assert EXIT_KERNEL not in backend.kernels
     backend.warm_up(2, 1)
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 5), (3, 4), (3, 3, 4, 1)])
+@pytest.mark.parametrize("name", ["ort", "torch"])
+def test_an_exit_that_would_read_a_value_of_another_shape_is_refused(captured, name, shape):
+    """Sizes of captured values are those of an example, so a manifest may state others than a graph gives."""
+    backend = opened(name, captured)
+    state = backend.begin({"x": np.zeros((3, 3, 4), np.float32)}, None, (3, 1))
+    stage = captured.program.stages[1]
+    for step in stage.steps:
+        backend.run(state, step, weights_of(captured, step))
+    assert backend.exit_logits(state, stage.exit, head_of(captured)).shape == (3, 2)
+    state.values[stage.exit] = backend.wrap(np.zeros(shape, np.float32))
+    with pytest.raises(StoreError, match=r"the exit reads 'h0' of the shape .* - divide the model again"):
+        backend.exit_logits(state, stage.exit, head_of(captured))

@@ -35,7 +35,7 @@ def path(tmp_path_factory):
         problem="single_label_classification",
         labels=["no", "yes"],
         segments={
-            "stages": stages, "outputs": ["y"], "values": {name: value(SHAPE) for name in "xhy"},
+            "stages": stages, "outputs": ["y"], "values": {"x": value(SHAPE), "h": value(SHAPE), "y": value((2, 2))},
             "batch": {"x": 0, "h": 0, "y": 0}, "exits": [1], "look_ups": {},
         },
     )  # fmt: skip
@@ -130,3 +130,17 @@ def test_what_makes_no_sense_is_refused(path, name):
     tree = copy.deepcopy(tree_of(path))
     spoil(segments(tree))
     assert re.search(said, refused(DamagedError, lambda: loads(seal(tree))))
+
+
+@pytest.mark.parametrize("dtype", ["", "y", "object", "float8_e5m2", "bfloat16", "O", "V4", "datetime64[s]"])
+def test_inputs_of_graphs_have_dtypes_of_arrays(path, dtype):
+    tree = tree_of(path)
+    tree["program"]["inputs"]["x"]["dtype"] = dtype
+    refused(DamagedError, lambda: loads(seal(tree)), "program.inputs.x.dtype must be one of")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int64", "bool", "complex64"])
+def test_inputs_of_other_arrays_are_read(path, dtype):
+    tree = tree_of(path)
+    tree["program"]["inputs"]["x"]["dtype"] = dtype
+    assert loads(seal(tree)).program.inputs["x"].dtype == dtype
