@@ -49,6 +49,9 @@ GUARDS = (
     Guard("seal", "if not m.is_sealed(data):", "if False:", ("test_manifest",)),
     Guard("file names", '_FILE = re.compile(r"(graphs/)?[A-Za-z0-9]', '_FILE = re.compile(r".*', ("test_manifest",)),
     Guard("links", "os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK", "os.O_CLOEXEC | os.O_NONBLOCK", ("test_files",)),
+    Guard("pipes outside a store", "if not stat.S_ISREG(found.st_mode):", "if False:", ("test_odd_files",)),
+    Guard("lock of readers", "flock(fd, fcntl.LOCK_SH)", "pass", ("test_replacing",)),
+    Guard("mark of a replaced store", "and is_deletable(folder)", "", ("test_replacing",)),
     Guard("size of files", "if size != file_bytes:", "if False:", ("test_files", "test_reader")),
     Guard(
         "digest of small files",
@@ -74,7 +77,7 @@ GUARDS = (
     Guard("deadline", "return elapsed_seconds + step <= self.deadline_seconds", "return True", ("test_guard",)),
     Guard(
         "files that a store does not list",
-        "(self._listed is None or name in self._listed) and ",
+        "name in self._listed if self._listed is not None else ",
         "",
         ("test_model_files",),
     ),

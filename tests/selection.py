@@ -15,6 +15,7 @@ SAMPLED = {
     "test_families::*": ("albert", "gpt2"),
     "test_folder_edits::*": ("part0",),
     "test_learned::test_the_cost_function_beats_thresholds_and_patience": ("0.5",),
+    "test_no_files::test_a_store_with_what_is_no_file_is_refused_or_answers_as_before": ("run-fifo", "verify-fifo"),
     "test_pabee::*": ("('bert', 'single')", "('bert', 'regression')"),
     "test_pipeline::test_bfloat16_trains_weights_of_float32": ("distilbert",),
     "test_pipeline::test_distilled_exits_learn": ("bert",),

@@ -152,7 +152,7 @@ def test_a_pipe_does_not_hang(tmp_path):
     write_model(tmp_path)
     (tmp_path / "config.json").unlink()
     os.mkfifo(tmp_path / "config.json")
-    with pytest.raises(UsageError, match=r"no config\.json"):
+    with pytest.raises(SourceError, match=r"a pipe, .*config\.json - remove it, or put the file itself there"):
         open_source(tmp_path)
 
 

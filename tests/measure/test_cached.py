@@ -3,10 +3,19 @@ import os
 
 import pytest
 
-from offramp.measure import cached, cached_bytes
+from offramp import measure
+from offramp.measure import cached
 from tests.page_cache import drop, held
 
 MIB = 1 << 20
+
+
+def cached_bytes(path):
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return measure.cached_bytes(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @pytest.fixture
@@ -62,6 +71,11 @@ def test_a_refused_look_is_not_known(file, monkeypatch):
     assert cached_bytes(file) is None
 
 
-def test_a_missing_file_is_an_error(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        cached_bytes(tmp_path / "absent")
+def test_a_file_without_a_name_is_looked_at_by_its_descriptor(file):
+    descriptor = os.open(file, os.O_RDONLY)
+    with held(file):
+        size = file.stat().st_size
+        file.unlink()
+        os.mkfifo(file)
+        assert measure.cached_bytes(descriptor) == size
+    os.close(descriptor)

@@ -1,6 +1,7 @@
 """Remedies of the room checkpoints: model folders, the hub, config.json, pickles, exits beside a model."""
 
 import json
+import os
 import shutil
 from types import SimpleNamespace
 
@@ -13,6 +14,8 @@ from offramp.checkpoints.checkpoint import load_classifier
 from offramp.checkpoints.source import open_source
 from offramp.division.names.build import divide_by_names
 from offramp.program.program import Texts
+from offramp.tasks.model_files import ModelFiles
+from offramp.training.folders import recorded_config
 from tests.remedies.entries import Entry, closed, corrected, said_by
 from tests.remedies.store import failing, os_error, spoilt, undo
 
@@ -56,6 +59,27 @@ def config(place, says, wrong, right, work=DIVIDE, act=None):
 
 def removed(*names):
     return lambda w: [(w.model / name).unlink() for name in names]
+
+
+def in_place_of(name):
+    """Put a pipe in the place of a file."""
+
+    def spoil(w):
+        (w.model / name).unlink(missing_ok=True)
+        os.mkfifo(w.model / name)
+
+    return spoil
+
+
+def put_back(name):
+    """Replace a pipe by the file."""
+
+    def act(w, said):
+        (w.model / name).unlink()
+        restore(name)(w, said)
+
+    act.says = f"{name} is put in the place of the pipe"
+    return act
 
 
 def save(w, tree, **options):
@@ -300,9 +324,37 @@ TABLE = [
             ),
             DIVIDE,
         ),
-        "check its permissions",
+        "put a file there that can be read",
         undo,
         simulates="permission",
+    ),
+    Entry(
+        "tasks/model_files.py: file cannot be read",
+        spoilt(in_place_of("vocab.txt"), lambda w: ModelFiles(w.model).read("vocab.txt")),
+        "put a file there that can be read",
+        put_back("vocab.txt"),
+    ),
+    *(
+        Entry(
+            f"tasks/model_files.py: {place}",
+            spoilt(spoil_file("train.json", content), lambda w: recorded_config(w.model)),
+            "get the folder again",
+            said_by(removed("train.json"), "the folder is put back whole"),
+        )
+        for place, content in (("not JSON", b"{"), ("not a JSON object", b"[]"))
+    ),
+    closed("experiments/evaluation.py: the store was replaced while it was read", "torn", "run again"),
+    Entry(
+        "checkpoints/source.py: a pipe, a device or a socket",
+        spoilt(in_place_of("merges.txt"), DIVIDE),
+        "remove it",
+        said_by(removed("merges.txt"), "it is removed"),
+    ),
+    Entry(
+        "checkpoints/source.py: a pipe, a device or a socket",
+        spoilt(in_place_of("vocab.txt"), DIVIDE),
+        "put the file itself there",
+        put_back("vocab.txt"),
     ),
     corrected(
         "errors.py: not a folder | no such {}",

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 import offramp
-from offramp.store import Store, files
+from offramp.store import Store, files, folders
 from tests.remedies.entries import TEXT, Entry, closed
 from tests.store.small import flip
 
@@ -243,6 +243,32 @@ def cut_tables(w):
     os.truncate(next(w.store.glob("*rows.safetensors")), 4100)
 
 
+def half_replaced(w):
+    """A division was stopped between two renames."""
+    w.patch(folders, "WAIT_SECONDS", 0.05)
+    (w.store / folders.RETIRED).touch()
+    w.store.rename(w / f"another{folders.RETIRED}")
+
+
+def read_after_close(w):
+    """Read from a store that was closed before another one took its place, once."""
+    with Store(w.store) as store:
+        store.close()
+        w.once(another_store)
+        store.read_file(store.manifest.files[0])
+
+
+def another_store(w):
+    w.edit(lambda tree: tree["source"].update(fingerprint="1" * 64))
+
+
+def nothing_to_do(w, said):
+    """the work is done again, which opens it"""
+
+
+nothing_to_do.says = "the store is opened again"
+
+
 def mounted(w):
     """The store lies on a mount point."""
     w.patch(os.path, "ismount", lambda path: str(path) == str(w.store))
@@ -285,10 +311,21 @@ def record_again(w, said):
     """The folder has the record of its training."""
     from offramp.store.trained_rows import TrainedRows
 
+    (w.model / "trained-rows.json").unlink()
     (w.model / "trained-rows.json").write_bytes(TrainedRows("ab" * 16, (), np.zeros(0, np.uint64)).to_bytes())
 
 
 record_again.says = "the folder is put back whole"
+
+
+def pipe_of_rows(w):
+    os.mkfifo(w.model / "trained-rows.json")
+
+
+def read_rows(w):
+    from offramp.store.trained_rows import read_trained_rows
+
+    return read_trained_rows(w.model)
 
 
 def remove_record(w, said):
@@ -337,6 +374,11 @@ TABLE = [
         undo,
         simulates="disk space",
     ),
+    *(
+        Entry("store/folders.py: the store is being replaced", spoilt(half_replaced, "ls another"), says, rename_target)
+        for says in ("run again when the division has finished", "divide again if it was killed")
+    ),
+    Entry("store/reader.py: another store has taken the place", read_after_close, "open it again", nothing_to_do),
     Entry(
         "store/writer.py: {} needed, {} free",
         spoilt(
@@ -431,6 +473,10 @@ TABLE = [
         spoilt(packed, "divide model another"),
         "convert it to a dtype of whole bytes, such as F8_E4M3 or F16",
         as_halves,
+    ),
+    *(
+        Entry("store/trained_rows.py: the record", spoilt(pipe_of_rows, read_rows), says, act)
+        for says, act in (("get the folder again", record_again), ("or remove the file", remove_record))
     ),
     *(
         Entry(f"store/trained_rows.py: {place}", unrecorded(content), says, act)

@@ -1,12 +1,14 @@
 """Remedies that are about this computer: errors of the operating system, libraries that are missing or do not load."""
 
 import builtins
+import os
 import re
+import threading
 from importlib import metadata
 
 import offramp
 from offramp.cli import ls
-from tests.remedies.entries import TEXT, Entry
+from tests.remedies.entries import TEXT, Entry, said_by
 from tests.remedies.store import failing, os_error, spoilt, undo
 
 STANDS_FOR = {"ENOSPC": "disk space", "ENOMEM": "memory", "EACCES": "permission"}
@@ -105,7 +107,35 @@ def train(w):
     return train_exits(w.model, [("a", 0)], [("a", 0)], w / "run", labels=("a", "b"))
 
 
+TRACED = "run store --text bank --budget 2GiB --trace"
+
+
+def pipe(w):
+    os.mkfifo(w / "trace.json")
+
+
+def start_reader(w, said):
+    """start a process that reads the pipe"""
+    threading.Thread(target=(w / "trace.json").read_text, daemon=True).start()
+
+
+start_reader.says = "`cat trace.json &`"
+
+
 TABLE = [
+    Entry(
+        "measure/trace.py: no process reads this pipe",
+        spoilt(pipe, f"{TRACED} trace.json"),
+        "start its reader first",
+        start_reader,
+    ),
+    Entry(
+        "measure/trace.py: no process reads this pipe",
+        spoilt(pipe, f"{TRACED} trace.json"),
+        "or name a file",
+        said_by(f"{TRACED} another.json", "a file is named"),
+        again=False,
+    ),
     *(system(name) for name in SAYS),
     Entry(
         "errors.py: {} ({})",

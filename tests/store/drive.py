@@ -17,6 +17,7 @@ import onnx  # noqa: F401 - imported once, for all children
 
 from offramp.division import divide
 from offramp.errors import OfframpError
+from offramp.store.folders import exchange
 
 NULL = os.open(os.devnull, os.O_RDWR)
 ROOT = os.open("/", os.O_RDONLY)
@@ -32,7 +33,8 @@ CALLS = {
     "rmdir": MISSING.rmdir,
 }
 """What makes one call of a kind, as the division does, and changes nothing. Some machines have the `at` forms alone."""
-CALLS.update({"mkdirat": CALLS["mkdir"], "renameat": CALLS["rename"], "renameat2": CALLS["rename"]})
+CALLS.update({"mkdirat": CALLS["mkdir"], "renameat": CALLS["rename"]})
+CALLS["renameat2"] = lambda: exchange(MISSING, Path("missing/y"))
 
 
 def spend(syscall: str, count: int) -> None:

@@ -12,7 +12,6 @@ import pytest
 from offramp.errors import DamagedError, DiskFullError, OfframpError, StoreError, SystemNotice, UsageError
 from offramp.store import Store
 from offramp.store.files import (
-    Folder,
     absolute,
     iter_chunks,
     lock_folder,
@@ -21,6 +20,7 @@ from offramp.store.files import (
     translate_disk_full,
     write_atomic,
 )
+from offramp.store.folders import Folder
 from tests.store.small import names_in, problems, refused, use
 
 FILES = ["layer-00.safetensors", "graphs/layer.onnx", "vocab.txt", "rows.blocks", "offramp.json"]

@@ -41,7 +41,9 @@ def test_a_store_has_the_files_that_its_manifest_lists(tmp_path):
     with pytest.raises(SourceError, match="no image processor"):
         ImageEncoder.from_folder(path)
     (path / "vocab.txt").unlink()
-    assert not has_tokenizer(path)
+    assert has_tokenizer(path)  # a file that is listed and missing is no reason for another tokenizer
+    with pytest.raises(DamagedError, match="file is missing"):
+        files_of(path).read("vocab.txt")
 
 
 def test_a_store_whose_manifest_is_damaged_is_refused(tmp_path):
@@ -49,3 +51,16 @@ def test_a_store_whose_manifest_is_damaged_is_refused(tmp_path):
     (path / "offramp.json").write_text("{")
     with pytest.raises(DamagedError, match=r"offramp\.json"):
         has_tokenizer(path)
+
+
+def test_the_files_of_a_store_are_those_of_the_folder_that_was_opened(tmp_path):
+    path = write_small(tmp_path / "store")
+    with Store(path) as store:
+        files = ModelFiles(path, store.manifest, store.folder)
+        before = files.read("vocab.txt")
+        path.rename(tmp_path / "moved")
+        path.mkdir()
+        (path / "vocab.txt").write_text("another")
+        assert files.read("vocab.txt") == before
+        with files.opened("vocab.txt") as place, open(place, "rb") as file:
+            assert file.read() == before

@@ -5,6 +5,7 @@ Rows are taken a window at a time to bound memory. No gradients.
 Shapes: N rows of a window, B of a batch, S tokens, H width, C labels; K exits.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor, nn
 from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification, PreTrainedModel
 
@@ -23,6 +24,7 @@ from offramp.backends.torch_modules import pool
 from offramp.checkpoints.exits import ModelWithExits, ModuleWithExits, WithExits, widened
 from offramp.checkpoints.inputs import PLAIN_OUTPUT, AnyRows, has_known_names, taken_by, takes_images
 from offramp.checkpoints.source import open_source
+from offramp.checkpoints.weights import open_file, read_small
 from offramp.errors import NonFiniteError, SourceError, UsageError
 from offramp.measure import num_cores
 from offramp.policies import parse
@@ -61,7 +63,7 @@ def load_classifier(folder: Path) -> WithExits | PreTrainedModel:
     if exits is None:
         return model.to(device())
     tensors, file = exits
-    description = parse_exits(file.read_bytes(), folder, SourceError)
+    description = parse_exits(read_small(file), folder, SourceError)
     if not description.trained:
         raise SourceError("the exits were never trained", folder, "train them, or remove their two files")
     if has_known_names(folder):
@@ -70,7 +72,8 @@ def load_classifier(folder: Path) -> WithExits | PreTrainedModel:
         points = [(Call(module, number), width) for module, number, width in description.points]
         with_exits = ModuleWithExits(model, points, of_texts=not takes_images(folder))
     try:
-        with_exits.load_exits(load_file(tensors))
+        with os.fdopen(open_file(tensors), "rb") as heads:
+            with_exits.load_exits(load(heads.read()))
     except (ValueError, SafetensorError) as error:
         raise SourceError(f"exits cannot be read ({error})", tensors, "train the exits again") from None
     return with_exits.to(device())

@@ -4,6 +4,7 @@ The file is mapped, so that tensors are paged in as they are copied; the process
 is truncated meanwhile kills it.
 """
 
+import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -54,16 +55,17 @@ class PickledWeights:
 
 
 def _load(path: Path) -> object:
-    with open(open_file(path), "rb") as file:
+    with os.fdopen(open_file(path), "rb") as file:
         if file.read(len(_ZIP_MAGIC)) != _ZIP_MAGIC:
             what, remedy = "not a zip file of torch.save (before torch 1.6, or damaged)", "convert it in its folder"
             raise PickleError(what, path, f"{remedy}: {CONVERT}")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # a hostile pickle may raise anything; all of it means: not readable safely
-        what, author = f"pickle cannot be read safely ({_reason(error)})", "ask its author for safetensors"
-        remedy = f"get the file again, or {author} (model.save_pretrained): a pickle can run any code"
-        raise PickleError(what, path, remedy) from None
+        try:  # by its descriptor: nothing else can have taken its place
+            opened = f"/proc/self/fd/{file.fileno()}"
+            return torch.load(opened, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as error:  # a hostile pickle may raise anything; all of it means: not readable safely
+            what, author = f"pickle cannot be read safely ({_reason(error)})", "ask its author for safetensors"
+            remedy = f"get the file again, or {author} (model.save_pretrained): a pickle can run any code"
+            raise PickleError(what, path, remedy) from None
 
 
 def _reason(error: Exception) -> str:

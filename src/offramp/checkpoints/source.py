@@ -6,8 +6,9 @@ The folder is only read. Links are followed, since the cache of the hub consists
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from offramp.checkpoints.families import FAMILIES, family_of, shown
 from offramp.checkpoints.weights import SafetensorsWeights, Weights, open_file, read_index, read_json
 from offramp.errors import SourceError, UsageError, import_error, require_folder
 from offramp.program.encoder import Encoder
+from offramp.store import Store
+from offramp.store import manifest as m
 from offramp.store.files import sha256_of
 from offramp.store.trained_rows import FILE_NAME as TRAINED_ROWS
 
@@ -146,6 +149,7 @@ def open_source(folder: Path) -> Source:
     """
     require_folder(folder, "folder", WANTED)
     folder = Path(folder)
+    require_files(folder)
     _refuse_adapter(folder)
     if not (folder / CONFIG).is_file():
         inner = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}"))
@@ -163,6 +167,20 @@ def open_source(folder: Path) -> Source:
             return Source(folder, config, open_weights(files), [*files, index])
     what = f"not a model folder: no {SAFETENSORS}, no {PICKLE}, and no index of either"
     raise SourceError(what, folder, "save the model as safetensors")
+
+
+@contextmanager
+def folder_of_store(store: Store) -> Iterator[Path]:
+    """Yield a temporary folder with links to the files that an open store lists, as a model folder.
+
+    transformers would read other files that lie beside them, and those of another store that takes its place.
+    """
+    place = f"/proc/self/fd/{store.folder.fd}"
+    with tempfile.TemporaryDirectory() as folder:
+        for file in m.all_files(store.manifest):
+            if "/" not in file.file:
+                Path(folder, file.file).symlink_to(f"{place}/{file.file}")
+        yield Path(folder)
 
 
 def _with_architecture(config: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
@@ -193,4 +211,17 @@ def _open_pickles(files: Iterable[Path]) -> Weights:
 
 
 def _present(folder: Path, names: Iterable[str]) -> list[Path]:
-    return [folder / name for name in names if (folder / name).is_file()]
+    return [folder / name for name in names if os.path.lexists(folder / name) and not (folder / name).is_dir()]
+
+
+def require_files(folder: Path) -> None:
+    """Raise SourceError for a pipe, a device or a socket in a model folder, or a link to one.
+
+    The libraries that read the folder open files of many names, and would wait for a pipe.
+    """
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            path = Path(entry.path)
+            if not entry.name.startswith(".") and path.exists() and not (path.is_file() or path.is_dir()):
+                what = "a pipe, a device or a socket in a model folder"
+                raise SourceError(what, path, "remove it, or put the file itself there")

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from offramp.errors import DamagedError, SourceError
+from offramp.store.files import open_plain
 from offramp.store.safetensors import read_header
 
 MAX_JSON_BYTES = 64 << 20
@@ -76,13 +77,13 @@ class SafetensorsWeights:
 
 
 def open_file(path: Path) -> int:
-    """Open a plain file for reading, links followed. Raises SourceError, also for a file that stands in for another."""
-    if not path.is_file():
-        raise SourceError("no such file", path, "get the whole model again")
+    """Open a regular file for reading, links followed. Raises SourceError, also for a stand-in for a file."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = open_plain(path)
+    except FileNotFoundError:
+        raise SourceError("no such file", path, "get the whole model again") from None
     except OSError as error:
-        raise SourceError(f"cannot be read ({error.strerror})", path, "check its permissions") from None
+        raise SourceError(f"cannot be read ({error.strerror})", path, "put a file there that can be read") from None
     beginning = os.pread(fd, max(map(len, STAND_INS)), 0).lower()
     for start, (kind, remedy) in STAND_INS.items():
         if beginning.startswith(start):
@@ -91,10 +92,15 @@ def open_file(path: Path) -> int:
     return fd
 
 
+def read_small(path: Path, most_bytes: int = MAX_JSON_BYTES) -> bytes:
+    """Return the content of a file, or its first `most_bytes`. Raises SourceError, as `open_file` does."""
+    with os.fdopen(open_file(path), "rb") as file:
+        return file.read(most_bytes)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file of at most 64 MiB. Raises SourceError."""
-    with os.fdopen(open_file(path), "rb") as file:
-        data = file.read(MAX_JSON_BYTES + 1)
+    data = read_small(path, MAX_JSON_BYTES + 1)
     try:
         if len(data) > MAX_JSON_BYTES:
             raise ValueError("too long")

@@ -162,7 +162,8 @@ def data_record(args: argparse.Namespace, data: Splits) -> dict[str, Any]:
 def require_writable(path: str, suffixes: tuple[str, ...] = (), *, atomic: bool = False) -> None:
     """Raise UsageError or OSError for a file that cannot be written, before any work is done.
 
-    `atomic`: the file will be replaced by one that is written beside it.
+    `atomic`: the file will be replaced by one that is written beside it. What is replaced, or has one of `suffixes`,
+    must be a regular file.
     """
     target = Path(os.path.realpath(path) if atomic else path)
     if suffixes and Path(path).suffix not in suffixes:
@@ -173,7 +174,8 @@ def require_writable(path: str, suffixes: tuple[str, ...] = (), *, atomic: bool 
         raise UsageError(what, path, "name a file in a folder that exists")
     for file in (target, target.with_name(target.name + ".tmp"))[: 1 + atomic]:
         is_new = not os.path.lexists(file)
-        if atomic and not is_new and not file.is_file():
+        exists = not is_new if atomic else bool(suffixes) and file.exists()
+        if exists and not file.is_file():
             raise UsageError("is a pipe, a device or a folder", file, "name another file")
         if is_new or file.is_file():  # opening a pipe would wait for its reader
             with open(file, "ab"):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from offramp.checkpoints.hub import resolve
-from offramp.checkpoints.source import ADAPTER, CONFIG, PROCESSOR, TOKENIZER, open_source
+from offramp.checkpoints.source import ADAPTER, CONFIG, PROCESSOR, TOKENIZER, open_source, require_files
 from offramp.checkpoints.weights import read_json
 from offramp.division.config import DivisionConfig
 from offramp.division.messages import listed
@@ -39,6 +39,7 @@ def merged(folder: Path, store: Path, config: DivisionConfig) -> Iterator[Path]:
     model is in memory as a whole while it is merged. Raises SourceError where the two do not fit, or where a tensor is
     in neither.
     """
+    require_files(folder)
     settings = read_json(folder / ADAPTER)
     named = str(settings.get("base_model_name_or_path"))
     parent = store.parent if store.parent.is_dir() else None  # where there is room for a store

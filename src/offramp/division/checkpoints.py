@@ -3,6 +3,7 @@ one, and example inputs.
 """
 
 import inspect
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +34,7 @@ from offramp.program.dtypes import FLOAT
 from offramp.program.program import Texts
 from offramp.store import StoreWriter
 from offramp.store import manifest as m
+from offramp.store.files import open_plain
 from offramp.streaming.placeholders import Weight, pieces, weights_of
 from offramp.streaming.placement import DTYPES
 from offramp.streaming.weightless import class_of_folder, of_class, with_dtypes
@@ -305,11 +307,12 @@ def load_inputs(path: Path) -> dict[str, Tensor]:
     if not path.exists():
         raise missing(path)
     try:
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
-                return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-        from safetensors.torch import load_file
+        with os.fdopen(open_plain(path), "rb") as file:
+            if path.suffix == ".npz":
+                with np.load(file, allow_pickle=False) as arrays:
+                    return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+            from safetensors.torch import load
 
-        return load_file(path)
+            return load(file.read())
     except Exception as error:  # NumPy, zip files and safetensors raise classes of their own
         raise UsageError(f"cannot be read as example inputs ({error})", path, "save them with numpy.savez") from None

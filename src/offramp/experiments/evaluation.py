@@ -6,6 +6,7 @@ Shapes: N rows, K exits, C outputs of a head.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,19 +15,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from offramp.checkpoints.source import open_source
-from offramp.errors import SourceError, UsageError
+from offramp.checkpoints.source import folder_of_store, open_source
+from offramp.errors import SourceError, StoreError, UsageError
 from offramp.experiments.children import Log
 from offramp.experiments.held_out import held_out
 from offramp.policies import Policy, replay
 from offramp.policies.evidence import MULTI_LABEL, REGRESSION
 from offramp.store import Store
-from offramp.store.manifest import FILE_NAME
+from offramp.store.checking import require_whole
+from offramp.store.reader import is_store, read_manifest_bytes
 from offramp.store.transcript import About, TranscriptWriter
 from offramp.tasks.examples import Example, Splits, digest, label_ids
 from offramp.tasks.metrics import answers, score, score_exits
 from offramp.tasks.tokenizer import tokenizer_length
-from offramp.training.folders import read_config
+from offramp.training.folders import recorded_config
 
 if TYPE_CHECKING:
     from offramp.checkpoints.inputs import AnyRows, Facts
@@ -109,7 +111,7 @@ def evaluate(
     """
     from offramp.checkpoints.inputs import rows_of
 
-    chosen = data.named(names)
+    chosen, digest_before = data.named(names), _digest(folder)
     facts = classifier_facts(folder)
     ids = model_label_ids(data.labels, facts.problem, facts.labels, folder)
     for policy in settings.policies:
@@ -125,6 +127,8 @@ def evaluate(
             log(f"{split}: {len(kept.examples)} rows")
             renamed = [Example(text, ids[int(label)] if ids else label) for text, label in kept.examples]
             rows = rows_of(folder, facts, renamed, max_length, not data.labels, log)
+            if _digest(folder) != digest_before:
+                raise StoreError("the store was replaced while it was read", folder, "run again")
             about = About(
                 data.name,
                 split,
@@ -177,7 +181,7 @@ def classifier_facts(folder: Path) -> Facts:
     """Return the inputs and outputs of a model folder or a store. Raises SourceError for one without a head."""
     from offramp.checkpoints.inputs import facts_of, facts_of_store
 
-    if (folder / FILE_NAME).is_file():
+    if is_store(folder):
         with Store(folder, verify="never") as store:
             facts = facts_of_store(store)
     else:
@@ -192,16 +196,26 @@ def _classifier(folder: Path) -> Iterator[Any]:
     """Load a model with its exits; for the store of a module its graphs, which transformers cannot load."""
     from offramp.checkpoints.checkpoint import StoredWithExits, load_classifier
 
-    if not (folder / FILE_NAME).is_file():
+    if not is_store(folder):
         yield load_classifier(folder)
         return
     with Store(folder) as store:
-        yield load_classifier(folder) if store.program.module is None else StoredWithExits(store)
+        if store.program.module is not None:
+            yield StoredWithExits(store)
+            return
+        require_whole(store)
+        with folder_of_store(store) as links:
+            yield load_classifier(links)
+
+
+def _digest(folder: Path) -> str:
+    """Return the digest of a store's manifest; "" for a model folder."""
+    return hashlib.sha256(read_manifest_bytes(folder)).hexdigest() if is_store(folder) else ""
 
 
 def _fingerprint(folder: Path) -> str:
     """Return the fingerprint of a model folder; for a store, of its source, so that both have the same transcripts."""
-    if (folder / FILE_NAME).is_file():
+    if is_store(folder):
         with Store(folder, verify="never") as store:
             return store.manifest.source.fingerprint
     with open_source(folder) as source:
@@ -210,7 +224,7 @@ def _fingerprint(folder: Path) -> str:
 
 def trained_length(folder: Path) -> int | None:
     """Return the number of tokens to which texts were truncated in training, if the folder records it."""
-    found = (read_config(folder) or {}).get("max_length")
+    found = recorded_config(folder).get("max_length")
     return found if isinstance(found, int) else None
 
 

@@ -19,7 +19,7 @@ from offramp.experiments.children import Log
 from offramp.store.trained_rows import TrainedRows, read_trained_rows
 from offramp.tasks.digests import row_digests
 from offramp.tasks.examples import Example
-from offramp.training.folders import read_config
+from offramp.training.folders import recorded_config
 
 MOST_SHARE = 0.1
 """Largest share of a split that is left out. With more, what remains is not the data that were named."""
@@ -84,7 +84,7 @@ def require_same_cut(folder: Path, cut: Mapping[str, Any], names: Sequence[str])
 
     `cut` describes the present split of the data, and `train.json` that of training: `task`, `split_seed`, `cuts_dev`.
     """
-    found = (read_config(folder) or {}).get("data")
+    found = recorded_config(folder).get("data")
     if not isinstance(found, dict) or found.get("task") != cut["task"] or found == cut:
         return
     if read_trained_rows(folder) is None and (cut["cuts_dev"] or not set(names) <= {"dev"}):

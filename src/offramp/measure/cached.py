@@ -8,29 +8,22 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-from typing import Any, Optional, Union
+from typing import Any, Optional
 
 _WINDOW_BYTES = 1 << 30
 """Size of each mapping passed to mincore(2), in bytes. Limits its result vector (one byte per page) to 256 KiB."""
 
 
-def cached_bytes(path: Union[str, os.PathLike], *, dir_fd: Optional[int] = None) -> Optional[int]:
-    """Return the number of bytes of a file that are in the page cache, or None if the system does not report it.
+def cached_bytes(descriptor: int) -> Optional[int]:
+    """Return the number of bytes of an open file that are in the page cache, or None if the system does not report it.
 
     The file is not read. Since Linux 5.2, mincore(2) reports every page as cached unless the caller owns the file or
-    may write to it; None is returned in that case. `path` is relative to the open folder `dir_fd`, if given.
-
-    Raises:
-        OSError: the file does not exist or is not readable.
+    may write to it; None is returned in that case.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=dir_fd)
-    try:
-        status = os.fstat(descriptor)
-        if status.st_uid != os.geteuid() and not os.access(path, os.W_OK, dir_fd=dir_fd):
-            return None
-        return _cached_bytes(descriptor, status.st_size)
-    finally:
-        os.close(descriptor)
+    status = os.fstat(descriptor)
+    if status.st_uid != os.geteuid() and not os.access(f"/proc/self/fd/{descriptor}", os.W_OK):
+        return None
+    return _cached_bytes(descriptor, status.st_size)
 
 
 def resident_bytes(mapping: mmap.mmap) -> int:

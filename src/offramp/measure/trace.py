@@ -6,10 +6,13 @@ in memory, for a bounded number of passes, so tracing can stay enabled in a long
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import threading
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence
+from typing import IO, Any, Dict, Iterator, List, NamedTuple, Optional, Sequence
 
+from offramp.errors import UsageError
 from offramp.forks import Forked
 
 TRACED_PASSES = 16
@@ -65,14 +68,30 @@ class Trace(Forked):
 
     def to_jsonl(self, path: Any) -> None:
         """Write one JSON object per span, with the fields of `Span`."""
-        with open(path, "w", encoding="utf-8") as file:
+        with _opened(path) as file:
             for span in self.spans():
                 file.write(json.dumps(span._asdict()) + "\n")
 
     def to_chrome(self, path: Any) -> None:
         """Write a file in the Trace Event Format, which Perfetto and chrome://tracing open."""
-        with open(path, "w", encoding="utf-8") as file:
+        with _opened(path) as file:
             json.dump({"traceEvents": list(_chrome_events(self.spans())), "displayTimeUnit": "ms"}, file)
+
+
+def _opened(path: Any) -> IO[str]:
+    """Open a file for writing. Raises UsageError for a pipe without a reader, which would be waited for."""
+
+    def opener(name: str, flags: int) -> int:
+        descriptor = os.open(name, flags | os.O_NONBLOCK, 0o666)
+        os.set_blocking(descriptor, True)
+        return descriptor
+
+    try:
+        return open(path, "w", encoding="utf-8", opener=opener)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        raise UsageError("no process reads this pipe", path, "start its reader first, or name a file") from None
 
 
 def _chrome_events(spans: Sequence[Span]) -> Iterator[Dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Dict, Optional
 
 from offramp import measure
-from offramp.errors import DamagedError
+from offramp.errors import OfframpError
 from offramp.runtime.run_plan import reads_of
 from offramp.store import Store
 
@@ -79,9 +79,14 @@ def run_record(classifier: Classifier, first_batch: int) -> Dict[str, Any]:
 
 def page_cache_bytes(store: Store) -> Optional[int]:
     """Return the bytes of shards in the page cache, or None if unknown. A memory cgroup is charged for them."""
+    known = 0
     try:
-        parts = [measure.cached_bytes(each.file, dir_fd=store.folder.fd) for each in store.manifest.shards.values()]
-    except (OSError, DamagedError):  # the store was removed while it was open
+        for name in store.manifest.shards:
+            with store.opened(name, direct=None) as descriptor:
+                part = measure.cached_bytes(descriptor)
+            if part is None:
+                return None
+            known += part
+    except (OSError, OfframpError):  # a shard that no input needed was removed or replaced
         return None
-    known = [part for part in parts if part is not None]
-    return sum(known) if len(known) == len(parts) else None
+    return known

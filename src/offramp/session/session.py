@@ -95,7 +95,7 @@ def prepare_engine(
     trim_memory()  # before the tokenizer allocates: start-up must not set the peak
     for file in opened.manifest.files:
         opened.read_file(file)  # verified before a library reads it
-    listed = ModelFiles(opened.path, opened.manifest)
+    listed = ModelFiles(opened.path, opened.manifest, opened.folder)
     encoder = open_encoder(listed, opened.program.inputs, opened.program.texts, config.max_length, warn)
     # The plan of a device profile assumes that all rows reach all layers, so a guard that relies on one needs the same.
     reached = () if guard.needs_every_exit else named.reached(num_exits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from dataclasses import dataclass
@@ -11,8 +12,9 @@ from typing import Iterator, Optional
 from offramp.errors import DamagedError, RefusedError
 from offramp.store import files
 from offramp.store import manifest as m
+from offramp.store.folders import Folder
 from offramp.store.parsing import loads
-from offramp.store.reader import read_manifest_bytes, require_self_contained
+from offramp.store.reader import Store, read_manifest_bytes, require_self_contained
 from offramp.store.safetensors import read_header
 
 
@@ -30,24 +32,32 @@ def verify(path: os.PathLike) -> Iterator[Check]:
 
     Raises StoreError or VersionError if the manifest itself cannot be read.
     """
-    root = files.absolute(path)
-    manifest = loads(read_manifest_bytes(root), root / m.FILE_NAME)
-    shards = {shard.file: shard for shard in manifest.shards.values()}
-    graphs = {graph.file for graph in manifest.graphs.values()}
-    for file in m.all_files(manifest):
-        try:
-            _check(root, file, shards.get(file.file))
-            if file.file in graphs:
-                require_self_contained(files.read_small(root, file), root / file.file)
-        except RefusedError as error:
-            yield Check(file.file, file.bytes, error.what)
-        else:
-            yield Check(file.file, file.bytes, None)
+    with contextlib.closing(Folder(path)) as folder:
+        manifest = loads(read_manifest_bytes(folder.path, folder), folder.path / m.FILE_NAME)
+        shards = {shard.file: shard for shard in manifest.shards.values()}
+        graphs = {graph.file for graph in manifest.graphs.values()}
+        for file in m.all_files(manifest):
+            try:
+                _check(folder, file, shards.get(file.file))
+                if file.file in graphs:
+                    data = files.read_small(folder.path, file, dir_fd=folder.fd)
+                    require_self_contained(data, folder.path / file.file)
+            except RefusedError as error:
+                yield Check(file.file, file.bytes, error.what)
+            else:
+                yield Check(file.file, file.bytes, None)
 
 
-def _check(root: Path, file: m.File, shard: Optional[m.Shard]) -> None:
-    where = root / file.file
-    with files.opened(root, file.file) as fd, files.translate_read_errors(where):
+def require_whole(store: Store) -> None:
+    """Check every file of an open store. Raises DamagedError for the first that differs from the manifest."""
+    shards = {shard.file: shard for shard in store.manifest.shards.values()}
+    for file in m.all_files(store.manifest):
+        _check(store.folder, file, shards.get(file.file))
+
+
+def _check(folder: Folder, file: m.File, shard: Optional[m.Shard]) -> None:
+    where = folder.path / file.file
+    with files.opened(folder.path, file.file, dir_fd=folder.fd) as fd, files.translate_read_errors(where):
         files.require_size(fd, file.bytes, where)
         if files.sha256_of(fd) != file.sha256:
             raise DamagedError("sha256 differs from the manifest", where)

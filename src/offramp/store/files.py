@@ -12,7 +12,6 @@ import hashlib
 import os
 import stat
 import warnings
-import weakref
 from pathlib import Path
 from typing import Callable, Iterable, Iterator, Optional, Union
 
@@ -26,7 +25,7 @@ CHUNK_BYTES = 1 << 20
 MAX_SMALL_BYTES = 64 << 20
 """Maximum size in bytes of a file that is read into memory as a whole."""
 _REMEDY = "divide the model again"
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 """Flags that open a folder."""
 _NOT_PLAIN = (errno.ELOOP, errno.ENOTDIR, errno.ENXIO, errno.ENODEV, errno.EMLINK)
 """Error numbers of `open` on symlinks, folders, pipes and devices."""
@@ -38,6 +37,11 @@ _UNSUPPORTED = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL, errn
 """Error numbers of calls that a kernel or a file system does not implement. No failing device reports them."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers of a full disk, an exhausted quota and a file size limit."""
+_KINDS = {
+    stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder", stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}  # fmt: skip
+"""Type of what is no regular file -> its name in errors."""
 
 
 def absolute(path: Union[str, os.PathLike]) -> Path:
@@ -50,33 +54,6 @@ def absolute(path: Union[str, os.PathLike]) -> Path:
         return Path(path).absolute()
     except FileNotFoundError:
         raise UsageError("the working folder was deleted", path, "change to a folder that exists") from None
-
-
-class Folder:
-    """A folder and one descriptor of it, by which its files are found although it is renamed.
-
-    The descriptor is opened at the first use, and closed by `close` or with the object.
-    """
-
-    def __init__(self, path: Union[str, os.PathLike]) -> None:
-        self.path = absolute(path)
-        self._closing: Optional[weakref.finalize] = None
-        self._fd = -1
-
-    @property
-    def fd(self) -> int:
-        """Descriptor of the folder."""
-        if self._closing is None:
-            with translate_read_errors(self.path):
-                self._fd = os.open(str(self.path), _FOLDER)
-            self._closing = weakref.finalize(self, os.close, self._fd)
-        return self._fd
-
-    def close(self) -> None:
-        """Close the descriptor; the next use opens it again."""
-        if self._closing is not None:
-            self._closing()
-            self._closing = None
 
 
 @contextlib.contextmanager
@@ -117,16 +94,50 @@ def open_regular(root: Path, name: str, flags: int = 0, *, dir_fd: Optional[int]
     *parents, leaf = name.split("/")
     with translate_read_errors(root / name), contextlib.ExitStack() as closing:
         if dir_fd is None:
-            dir_fd = os.open(str(root), _FOLDER)
+            dir_fd = os.open(str(root), FOLDER)
             closing.callback(os.close, dir_fd)
         for parent in parents:
-            dir_fd = os.open(parent, _FOLDER | os.O_NOFOLLOW, dir_fd=dir_fd)
+            dir_fd = os.open(parent, FOLDER | os.O_NOFOLLOW, dir_fd=dir_fd)
             closing.callback(os.close, dir_fd)
         fd = os.open(leaf, flags, dir_fd=dir_fd)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise _not_plain(root / name)
     return fd
+
+
+def open_plain(path: Union[str, os.PathLike]) -> int:
+    """Open a regular file outside a store for reading; links are followed. Return the descriptor.
+
+    Nothing else is opened: a pipe would wait for its writer, and some devices act when they are opened. Raises OSError
+    whose `strerror` names what is there instead.
+    """
+    where = str(path)
+    _require_plain(Path(path).stat(), where)
+    fd = os.open(where, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        _require_plain(os.fstat(fd), where)  # again: it may be another file by now
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _require_plain(found: os.stat_result, where: str) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "a special file")
+        raise OSError(errno.ENXIO, f"{kind}, not a regular file", where)
+
+
+def read_plain(path: Union[str, os.PathLike], most_bytes: int = MAX_SMALL_BYTES) -> bytes:
+    """Return the content of a regular file outside a store, or its first `most_bytes`. Raises OSError, as `open_plain`
+    does.
+    """
+    fd = open_plain(path)
+    try:
+        return b"".join(iter_chunks(fd, most_bytes))
+    finally:
+        os.close(fd)
 
 
 @contextlib.contextmanager
@@ -211,7 +222,7 @@ def fsync(fd: int) -> None:
 
 def fsync_folder(folder: Path) -> None:
     """Flush the names in a folder to disk."""
-    fd = os.open(str(folder), _FOLDER)
+    fd = os.open(str(folder), FOLDER)
     try:
         fsync(fd)
     finally:
@@ -255,19 +266,19 @@ def lock_folder(folder: Path, what: str, busy: str) -> Callable[[], None]:
             folder.mkdir()
         # locked, or renamed by the holder of the lock in the meantime
         with contextlib.suppress(BlockingIOError, FileNotFoundError):
-            lock = os.open(str(folder), _FOLDER | os.O_NOFOLLOW)
+            lock = os.open(str(folder), FOLDER | os.O_NOFOLLOW)
             on_failure.callback(os.close, lock)
-            if not _flock(lock):
+            if not flock(lock, fcntl.LOCK_EX):
                 on_failure.callback(_own(folder.with_name(folder.name + ".lock"), busy))
             if os.path.samestat(os.fstat(lock), os.lstat(str(folder))):
                 return on_failure.pop_all().close
     raise UsageError(busy, folder, "wait until it has finished")
 
 
-def _flock(fd: int) -> bool:
-    """Lock a file without waiting. Return False where the file system has no locks."""
+def flock(fd: int, kind: int) -> bool:
+    """Lock a file without waiting. Return False where the file system has no locks. Raises BlockingIOError."""
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno not in _UNSUPPORTED:
             raise

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Dict, Optional
 
-from offramp.store.files import absolute
+from offramp.store.files import absolute, read_plain
 
 _TICK_NANOSECONDS = 100_000_000
 """Upper bound on the resolution of file timestamps. Two changes within this time can have equal timestamps."""
@@ -93,7 +93,7 @@ class VerifiedMemory:
 
     def _load(self) -> Dict[str, str]:
         try:
-            tree = json.loads(self._path.read_text())
+            tree = json.loads(read_plain(self._path))
         except (OSError, ValueError, RecursionError):  # absent, unreadable or incomplete: start empty
             return {}
         return {key: value for key, value in tree.items() if isinstance(value, str)} if isinstance(tree, dict) else {}

@@ -11,7 +11,7 @@ from typing import Any, Dict, Mapping, Optional, Sequence, Tuple, Type, TypeVar,
 from offramp.errors import StoreError, UsageError, VersionError, missing
 from offramp.program.checks import read
 from offramp.program.program import plain
-from offramp.store.files import MAX_SMALL_BYTES, translate_path_errors, write_atomic
+from offramp.store.files import read_plain, translate_path_errors, write_atomic
 
 FORMAT = 1
 UNRECORDED = 0
@@ -133,8 +133,7 @@ def read_json(path: Path, what: str, remedy: str) -> Dict[str, Any]:
     Raises UsageError where there is no file, StoreError for something else, VersionError for another format.
     """
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_SMALL_BYTES)
+        data = read_plain(path)
     except FileNotFoundError:
         raise missing(path, what) from None
     except OSError as error:

@@ -25,6 +25,7 @@ from offramp.program.dtypes import DTYPES
 from offramp.program.program import Program
 from offramp.store import files
 from offramp.store import manifest as m
+from offramp.store.folders import Folder, is_being_replaced
 from offramp.store.memory import VerifiedMemory, identity_of
 from offramp.store.parsing import loads, parse_labels
 from offramp.store.safetensors import PAGE_BYTES, parse_header
@@ -40,12 +41,15 @@ _REMEDY = "divide the model again"
 
 
 class Store(Forked):
-    """An open store. Shards may be read from any thread; rows from one thread at a time. A pickle names its folder."""
+    """An open store. Shards may be read from any thread; rows from one thread at a time. A pickle names its folder.
+
+    Until it is closed a division does not delete its files. What is read after that opens the folder again.
+    """
 
     def __init__(self, path: os.PathLike | str, verify: str = "first") -> None:
         if verify not in VERIFY:
             raise ValueError(f"verify must be one of {VERIFY}, not {verify!r}")
-        self.folder, self.policy = files.Folder(path), verify
+        self.folder, self.policy = Folder(path), verify
         self.path = self.folder.path
         data = read_manifest_bytes(self.path, self.folder)
         self.manifest = loads(data, self.path / m.FILE_NAME)
@@ -97,7 +101,8 @@ class Store(Forked):
 
     def read_file(self, file: m.File) -> bytes:
         """Return the verified content of a small file. Raises StoreError for a graph that refers to another file."""
-        data = files.read_small(self.path, file, dir_fd=self.folder.fd)
+        with _folder_of(self) as dir_fd:
+            data = files.read_small(self.path, file, dir_fd=dir_fd)
         if isinstance(file, m.Graph):
             require_self_contained(data, self.path / file.file)
         return data
@@ -118,7 +123,7 @@ class Store(Forked):
         needed = -(-shard.bytes // PAGE_BYTES) * PAGE_BYTES if direct else shard.bytes
         if len(buffer) < needed:
             raise ValueError(f"shard {name} takes {needed} bytes, the buffer has {len(buffer)}")
-        with self._opened(name, direct) as fd:
+        with self.opened(name, direct) as fd:
             identity, check = self._identify(name, fd)
             if (direct or halves) and not check and shard.bytes > 2 * READ_CHUNK_BYTES:
                 return self._read_halves(shard, fd, buffer[:needed], cancelled)
@@ -178,7 +183,7 @@ class Store(Forked):
         """Return the bytes of one tensor of shard `name`; the whole file is verified first, as for `read_shard`."""
         shard = self.manifest.shards[name]
         where, data = self.path / shard.file, bytearray(tensor.num_bytes)
-        with self._opened(name) as fd:
+        with self.opened(name) as fd:
             identity, check = self._identify(name, fd)
             if check:
                 with files.translate_read_errors(where):
@@ -204,7 +209,7 @@ class Store(Forked):
         table_UW = _aligned_rows(len(unique_U), width, np.dtype(name))
         start, row_bytes = shard.data_start + tensor.offset, tensor.num_bytes // height
         view, where = table_UW.reshape(-1).view(np.uint8).data, self.path / shard.file
-        with self._opened(shard_name) as fd:
+        with self.opened(shard_name) as fd:
             read = len(view) + self._check_blocks(shard, fd, start, row_bytes, unique_U)
             for first, count in _runs(unique_U):
                 part = view[first * row_bytes : (first + count) * row_bytes]
@@ -215,12 +220,14 @@ class Store(Forked):
         return np.take(table_UW, inverse_N.reshape(-1), 0, rows_NW, "clip"), read  # else NumPy makes one more copy
 
     @contextlib.contextmanager
-    def _opened(self, name: str, direct: bool = False) -> Iterator[int]:
-        """Context manager of the descriptor of a shard, which stays open if few others do.
+    def opened(self, name: str, direct: Optional[bool] = False) -> Iterator[int]:
+        """Context manager of the descriptor of a shard's file, which stays open if few others do. Raises StoreError.
 
+        `direct`: it reads past the page cache; None: either, as it may be open already.
         A descriptor that stays open is never closed for another one: a thread may be reading from it.
         """
         with self._opening:
+            direct = (name, True) in self._fds if direct is None else direct
             fd = self._fds.get((name, direct))
             if fd is None:
                 fd = self._open(self.manifest.shards[name], direct)
@@ -234,7 +241,8 @@ class Store(Forked):
                 os.close(fd)
 
     def _open(self, shard: m.Shard, direct: bool) -> int:
-        fd = files.open_regular(self.path, shard.file, os.O_DIRECT if direct else 0, dir_fd=self.folder.fd)
+        with _folder_of(self) as dir_fd:
+            fd = files.open_regular(self.path, shard.file, os.O_DIRECT if direct else 0, dir_fd=dir_fd)
         try:
             files.require_size(fd, shard.bytes, self.path / shard.file)
         except BaseException:
@@ -285,24 +293,51 @@ class Store(Forked):
 copyreg.pickle(Store, lambda store: (Store, (store.path, store.policy)))
 
 
+@contextlib.contextmanager
+def _folder_of(store: Store) -> Iterator[int]:
+    """Context manager of the descriptor of a store's folder.
+
+    Raises StoreError if another store has taken its place after `close`, or where the file system has no locks.
+    """
+    opened = store.folder
+    is_same = opened.is_open or hashlib.sha256(read_manifest_bytes(store.path, opened)).hexdigest() == store.digest
+    try:
+        if is_same:
+            yield opened.fd
+            return
+    except DamagedError:
+        if not opened.is_replaced:
+            raise
+    if not is_same:
+        opened.close()
+    raise StoreError("another store has taken the place of the one that was opened", store.path, "open it again")
+
+
 def most_open() -> int:
     """Return how many files of shards may stay open: a quarter of what the process may open, and at most MOST_OPEN."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return MOST_OPEN if limit == resource.RLIM_INFINITY else min(MOST_OPEN, limit // 4)
 
 
-def read_manifest_bytes(path: Path, folder: Optional[files.Folder] = None) -> bytes:
+def is_store(folder: Path) -> bool:
+    """Return whether a folder has a manifest, which may be damaged, or had one until another store takes its place."""
+    return os.path.lexists(str(folder / m.FILE_NAME)) or is_being_replaced(folder)
+
+
+def read_manifest_bytes(path: Path, folder: Optional[Folder] = None) -> bytes:
     """Return the bytes of the manifest in a folder, which may be open. Raises UsageError where there is none."""
     where, remedy = path / m.FILE_NAME, "offramp divide MODEL STORE makes one"
-    require_folder(path, "store", remedy)
-    if not os.path.lexists(str(where)):
-        raise UsageError(f"not a store: no {m.FILE_NAME}", path, f"{remedy} under a new name")
-    dir_fd = None if folder is None else folder.fd
-    with files.opened(path, m.FILE_NAME, dir_fd=dir_fd) as fd, files.translate_read_errors(where):
-        size = os.fstat(fd).st_size
-        if size > m.MAX_MANIFEST_BYTES:
-            raise DamagedError(f"manifest of {size} bytes, at most {m.MAX_MANIFEST_BYTES} are read", where, _REMEDY)
-        return os.pread(fd, size, 0)
+    if not is_being_replaced(path):
+        require_folder(path, "store", remedy)
+    with contextlib.closing(Folder(path)) if folder is None else contextlib.nullcontext(folder) as opened:
+        dir_fd: int = opened.fd
+        if m.FILE_NAME not in os.listdir(dir_fd):
+            raise UsageError(f"not a store: no {m.FILE_NAME}", path, f"{remedy} under a new name")
+        with files.opened(path, m.FILE_NAME, dir_fd=dir_fd) as fd, files.translate_read_errors(where):
+            size = os.fstat(fd).st_size
+            if size > m.MAX_MANIFEST_BYTES:
+                raise DamagedError(f"manifest of {size} bytes, at most {m.MAX_MANIFEST_BYTES} are read", where, _REMEDY)
+            return os.pread(fd, size, 0)
 
 
 def _runs(rows_U: np.ndarray) -> List[Tuple[int, int]]:

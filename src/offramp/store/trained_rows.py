@@ -15,8 +15,8 @@ import numpy as np
 
 from offramp.errors import StoreError, VersionError
 from offramp.program.checks import read
-from offramp.store.manifest import FILE_NAME as MANIFEST
-from offramp.store.reader import Store
+from offramp.store.files import read_plain
+from offramp.store.reader import Store, is_store
 
 FILE_NAME = "trained-rows.json"
 FORMAT = 1
@@ -62,11 +62,16 @@ def read_trained_rows(folder: Path) -> Optional[TrainedRows]:
     Raises StoreError for a file with other contents, VersionError for another format; DamagedError for a store.
     """
     path = folder / FILE_NAME
-    if (folder / MANIFEST).is_file():
+    if is_store(folder):
         with Store(folder, verify="never") as store:
             file = next((each for each in store.manifest.files if each.file == FILE_NAME), None)
             return None if file is None else parse_trained_rows(store.read_file(file), path)
-    return parse_trained_rows(path.read_bytes(), path) if path.is_file() else None
+    try:
+        return parse_trained_rows(read_plain(path), path)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StoreError(f"the record of the training cannot be read ({error.strerror})", path, _REMEDY) from None
 
 
 def parse_trained_rows(data: bytes, where: object) -> TrainedRows:

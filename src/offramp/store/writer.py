@@ -1,6 +1,7 @@
 """Atomic and resumable writing of a store.
 
-Files are written to `STORE.partial`, the manifest last, followed by one rename. An interrupted build is resumed if the
+Files are written to `STORE.partial`, the manifest last, followed by one rename, or an exchange with the store that is
+replaced (`folders`). An interrupted build is resumed if the
 fingerprint matches; a shard of the earlier attempt is kept if it is byte for byte identical. At most one chunk of
 tensor data is in memory at a time. A folder created by another program is never deleted.
 
@@ -19,20 +20,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator, List, Optional, Sequence, Tuple
 
-from offramp.errors import DiskFullError, StageError, StoreError, UsageError
-from offramp.store import files
+from offramp.errors import DamagedError, DiskFullError, StageError, StoreError, UsageError
+from offramp.store import files, folders
 from offramp.store import manifest as m
+from offramp.store.folders import STATE, remove
 from offramp.store.parsing import loads
 from offramp.store.reader import read_manifest_bytes
 from offramp.store.safetensors import header_bytes, num_bytes
 from offramp.units import format_size
 
-_STATE = ".building"
-"""File that marks a partial folder as created by offramp; contains the fingerprint."""
 _LOST = "lost+found"
 """Folder that is part of an empty file system."""
-_RETIRED = ".retired"
-"""File that marks a replaced store, which may be deleted."""
 Described = Tuple[str, str, str, Tuple[int, ...]]
 """Name, role, dtype and shape of a tensor."""
 Reader = Callable[[str], Iterable[files.Data]]
@@ -49,17 +47,16 @@ class StoreWriter:
         self.target = Path(os.path.normpath(str(files.absolute(target))))  # else `..` would be the name
         self.fingerprint, self.force = fingerprint, force
         self.partial = self.target.parent / (self.target.name + ".partial")
-        self._retired = self.target.parent / (self.target.name + ".retired")
         self._release: Optional[Callable[[], None]] = None
 
     def __enter__(self) -> StoreWriter:
-        what, busy = "a store cannot be built there", "another process is building this store"
+        what = "a store cannot be built there"
         with files.translate_path_errors(what, self.target):
             self.partial = self.target if may_fill(self.target) else self.partial
         self._refuse_target()
         try:
             with files.translate_disk_full(self.partial):
-                self._release = files.lock_folder(self.partial, what, busy)
+                self._release = self._lock(what)
                 self._refuse_target()  # again: another writer may have finished in the meantime
                 self._resume_or_clear()
             files.make_folder(self.partial / "graphs")
@@ -80,8 +77,24 @@ class StoreWriter:
                 _clear(self.partial)
                 if self.partial != self.target:
                     self.partial.rmdir()
-        self._release()
-        self._release = None
+        self._unlock()
+
+    def _lock(self, what: str) -> Callable[[], None]:
+        """Create and lock the partial folder. Returns the function that frees the lock. Raises UsageError."""
+        busy = "another process is building this store"
+        if self.partial == self.target:
+            return files.lock_folder(self.partial, what, busy)
+        with files.translate_path_errors(what, self.partial):
+            self.target.parent.mkdir(parents=True, exist_ok=True)
+            with folders.names_locked(self.target.parent):
+                if folders.is_retired(self.partial):  # a writer was killed after it exchanged the two
+                    self.partial.rename(folders.retired_name(self.target))
+                return files.lock_folder(self.partial, what, busy)
+
+    def _unlock(self) -> None:
+        if self._release is not None:
+            self._release()
+            self._release = None
 
     def require_space(self, total_bytes: int) -> None:
         """Raise DiskFullError unless the free space exceeds the bytes that remain to be written by 5 %."""
@@ -120,7 +133,7 @@ class StoreWriter:
 
     def add_copy(self, name: str, source: Path) -> m.File:
         """Copy a companion file of any size."""
-        with open(source, "rb") as stream:
+        with os.fdopen(files.open_plain(source), "rb") as stream:
             return files.write_atomic(self.partial / name, iter(partial(stream.read, 1 << 20), b""))
 
     def add_labels(self, labels: Sequence[str]) -> Optional[m.File]:
@@ -140,56 +153,57 @@ class StoreWriter:
         with files.translate_disk_full(self.target):
             self._drop_strangers(manifest)
             files.write_atomic(self.partial / m.FILE_NAME, [m.dumps(manifest)])
-            (self.partial / _STATE).unlink()
+            (self.partial / STATE).unlink()
             files.fsync_folder(self.partial)
             if self.partial == self.target:
                 return self.target
             self._refuse_target()
-            if self.target.exists():
-                self._delete_retired()
-                (self.target / _RETIRED).touch()
-                self.target.rename(self._retired)
-            self.partial.rename(self.target)
+            with folders.names_locked(self.target.parent):
+                if self.target.exists():
+                    folders.replace_folder(self.partial, self.target)
+                else:
+                    self.partial.rename(self.target)
             files.fsync_folder(self.target.parent)
-            self._delete_retired()
+            self._unlock()  # readers of the new store wait for it
+            folders.delete_retired(self.target)
         return self.target
 
     def _refuse_target(self) -> None:
         if not os.path.lexists(str(self.target)) or (self.partial == self.target and may_fill(self.target)):
             return
         require_replaceable(self.target, self.force)
-        if os.path.lexists(str(self._retired)) and not self._may_delete_retired():
-            raise UsageError("--force needs this name for the old store, but it exists", self._retired, "move it away")
+        retired = self.target.with_name(self.target.name + folders.RETIRED)
+        if os.path.lexists(str(retired)) and not folders.is_deletable(retired):
+            raise UsageError("--force needs this name for the old store, but it exists", retired, "move it away")
 
     def _resume_or_clear(self) -> None:
-        state, present = self.partial / _STATE, {path.name for path in _entries(self.partial)}
-        if _STATE in present and state.read_bytes() == self.fingerprint.encode():
+        state, present = self.partial / STATE, {path.name for path in _entries(self.partial)}
+        if STATE in present and self._is_of_this_source():
             return
-        if not (_STATE in present or present <= {_STATE + ".tmp"} or self._is_finished_build()):
+        if not (STATE in present or present <= {STATE + ".tmp"} or self._is_finished_build()):
             what = "a folder with this name exists and was not created by offramp"
             raise UsageError(what, self.partial, "move it away")
+        if state.is_dir() and not state.is_symlink():
+            remove(state)
         files.write_atomic(state, [self.fingerprint.encode()])  # first: it marks the folder as created by offramp
-        _clear(self.partial, keep=_STATE)
+        _clear(self.partial, keep=STATE)
+
+    def _is_of_this_source(self) -> bool:
+        """Return whether the partial folder was begun for this source; what is no regular file tells nothing."""
+        wanted = self.fingerprint.encode()
+        try:
+            with files.opened(self.partial, STATE) as fd:
+                return os.pread(fd, len(wanted) + 1, 0) == wanted
+        except DamagedError:
+            return False
 
     def _is_finished_build(self) -> bool:
         """Return whether the partial folder is a finished build of this source without its final rename."""
         try:
-            return loads(read_manifest_bytes(self.partial)).source.fingerprint in self.fingerprint
+            found = folders.Folder(self.partial, is_shared=False)  # this writer has the lock
+            return loads(read_manifest_bytes(self.partial, found)).source.fingerprint in self.fingerprint
         except (StoreError, UsageError):
             return False
-
-    def _may_delete_retired(self) -> bool:
-        """Return whether the retired folder exists and is a replaced store or the rest of one."""
-        if self._retired.is_symlink() or not self._retired.is_dir():
-            return False
-        return (self._retired / _RETIRED).is_file() or not any(self._retired.iterdir())
-
-    def _delete_retired(self) -> None:
-        if self._may_delete_retired():
-            _clear(self._retired, keep=_RETIRED)
-            with contextlib.suppress(FileNotFoundError):
-                (self._retired / _RETIRED).unlink()
-            self._retired.rmdir()
 
     def _kept(self, path: Path, size: int, chunks: Callable[[], Iterable[files.Data]]) -> Optional[m.File]:
         """Return the file of an earlier attempt if it is identical to the file to be written, otherwise None."""
@@ -204,16 +218,16 @@ class StoreWriter:
 
     def _drop_strangers(self, manifest: m.Manifest) -> None:
         """Remove files of an earlier attempt that the manifest does not list."""
-        wanted = {file.file for file in m.all_files(manifest)} | {_STATE, _LOST}
+        wanted = {file.file for file in m.all_files(manifest)} | {STATE, _LOST}
         wanted |= {str(Path(name).parent) for name in wanted}
         for path in sorted(self.partial.rglob("*"), reverse=True):  # contents before their folder
             if str(path.relative_to(self.partial)) not in wanted and path.parent.name != _LOST:
-                _remove(path)
+                remove(path)
 
 
 def require_replaceable(target: Path, force: bool) -> None:
     """Raise UsageError for a target that exists, unless it is a store and is replaced by `force`."""
-    if target.is_symlink() or not (target / m.FILE_NAME).is_file():
+    if target.is_symlink() or (target / m.FILE_NAME).is_symlink() or not (target / m.FILE_NAME).is_file():
         what = "target exists and is not a store, so --force does not replace it"
         raise UsageError(what, target, "choose another name")
     if os.path.ismount(str(target)):
@@ -227,7 +241,7 @@ def may_fill(folder: Path) -> bool:
     if folder.is_symlink() or not folder.is_dir():
         return False
     names = {path.name for path in _entries(folder)}
-    return _STATE in names or names <= {_STATE + ".tmp"}
+    return STATE in names or names <= {STATE + ".tmp"}
 
 
 def _entries(folder: Path) -> List[Path]:
@@ -237,14 +251,7 @@ def _entries(folder: Path) -> List[Path]:
 def _clear(folder: Path, keep: str = "") -> None:
     for path in _entries(folder):
         if path.name != keep:
-            _remove(path)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(str(path))
-    else:
-        path.unlink()
+            remove(path)
 
 
 def _chained(header: bytes, entries: Sequence[m.Tensor], read: Reader) -> Iterator[files.Data]:

@@ -5,6 +5,7 @@ Shapes: N records of a file, B records of a batch.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 
 from offramp.errors import UsageError, missing
 from offramp.program.inputs import Batch
+from offramp.store.files import open_plain
 from offramp.tasks.examples import Example, parse_label, sorted_labels
 from offramp.tasks.images import Image
 from offramp.tasks.processors import FILE_NAME as PROCESSOR
@@ -150,7 +152,7 @@ def _records(arrays: Mapping[str, np.ndarray], path: Path) -> list[Record]:
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
     try:
-        with path.open("rb") as data, np.load(data, allow_pickle=False) as file:
+        with os.fdopen(open_plain(path), "rb") as data, np.load(data, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise missing(path) from None

@@ -8,6 +8,7 @@ partial data are not GLUE scores. The hub's data set is `nyu-mll/glue`, read by 
 from __future__ import annotations
 
 import errno
+import os
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any, Callable, Tuple
 
 from offramp.errors import DiskFullError, SourceError, UsageError, import_error, missing
+from offramp.store.files import open_plain
 from offramp.tasks.examples import Example, Splits, cut, parse_label
 from offramp.tasks.lines import Log, Notes, silent
 from offramp.tasks.tables import Layout, Row, field, read_stream, text_of
@@ -141,13 +143,17 @@ def _find(task: Task, data: Path) -> dict[str, _File]:
 def _listing(place: Path) -> dict[str, _File]:
     """Return the TSV tables of a folder or a zip by stem."""
     if not (place.suffix == ".zip" and place.is_file()):
-        return {path.stem: (str(path), partial(path.open, "rb")) for path in sorted(place.glob("*.tsv"))}
+        return {path.stem: (str(path), partial(_open, path)) for path in sorted(place.glob("*.tsv"))}
     try:
         archive = zipfile.ZipFile(place)
     except zipfile.BadZipFile as error:
         raise UsageError(f"not a whole zip ({error})", place, "download it again") from None
     names = [name for name in archive.namelist() if name.endswith(".tsv")]
     return {Path(name).stem: (f"{place}/{name}", partial(archive.open, name)) for name in names}
+
+
+def _open(path: Path) -> IO[bytes]:
+    return os.fdopen(open_plain(path), "rb")
 
 
 def _read(task: Task, notes: Notes, shown: str, opened: Callable[[], IO[bytes]]) -> Iterator[Example]:

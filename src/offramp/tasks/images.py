@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Dict, FrozenSet, Iterator, List, Optional, Sequence
 
 from offramp.errors import UsageError, missing
+from offramp.store.files import read_plain
 from offramp.tasks.examples import Example
 from offramp.units import format_size
 
@@ -44,8 +45,7 @@ class Image:
         with _read_errors(self):
             if self.member is not None:
                 return _read_member(self)
-            with self.path.open("rb") as file:
-                data = file.read(MAX_FILE_BYTES + 1)
+            data = read_plain(self.path, MAX_FILE_BYTES + 1)
         if len(data) > MAX_FILE_BYTES:
             raise _too_large(self)
         return data

@@ -2,40 +2,88 @@
 
 import json
 import os
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Container, Dict, Optional, Union
+from typing import Any, Dict, Iterator, Optional, Union
 
 from offramp.errors import SourceError
-from offramp.store.manifest import FILE_NAME, Manifest
+from offramp.store.files import open_plain, open_regular, read_plain, read_small
+from offramp.store.folders import Folder
+from offramp.store.manifest import FILE_NAME, File, Manifest
 from offramp.store.parsing import loads
-from offramp.store.reader import read_manifest_bytes
+from offramp.store.reader import is_store, read_manifest_bytes
+
+_REMEDY = "put a file there that can be read"
 
 
 class ModelFiles:
-    """Files of a folder by name. Of a store, only those exist that its manifest lists: no other changes an answer."""
+    """Files of a folder by name. Of a store, only those exist that its manifest lists: no other changes an answer.
 
-    def __init__(self, folder: Union[str, os.PathLike], manifest: Optional[Manifest] = None) -> None:
+    Those of a store are regular files, found by the descriptor of its folder; those of a model folder may be links to
+    regular files.
+    """
+
+    def __init__(
+        self, folder: Union[str, os.PathLike], manifest: Optional[Manifest] = None, opened: Optional[Folder] = None
+    ) -> None:
+        """`opened`: the folder of the store from which the manifest was read; None: it is opened again."""
         self.folder = Path(folder)
-        self._listed: Optional[Container[str]] = None
+        self._listed: Optional[Dict[str, File]] = None
         if manifest is not None:
-            self._listed = {file.file for file in manifest.files}
+            self._listed = {file.file: file for file in manifest.files}
+            self._opened = opened or Folder(folder)
 
     def has(self, name: str) -> bool:
-        """Return whether the folder has a file."""
-        return (self._listed is None or name in self._listed) and (self.folder / name).is_file()
+        """Return whether the folder has a file, which may be none that can be read, such as a pipe."""
+        path = self.folder / name
+        return name in self._listed if self._listed is not None else os.path.lexists(str(path)) and not path.is_dir()
+
+    def read(self, name: str) -> bytes:
+        """Return the content of a file of at most 64 MiB, verified where it is of a store.
+
+        Raises SourceError for what is no regular file in a model folder, DamagedError for a store.
+        """
+        if self._listed is not None:
+            return read_small(self.folder, self._listed[name], dir_fd=self._opened.fd)
+        with self._errors(name):
+            return read_plain(self.folder / name)
+
+    @contextmanager
+    def opened(self, name: str) -> Iterator[str]:
+        """Context manager of a path by which a library opens a file that was checked to be a regular one.
+
+        A file of a store is not verified here. Raises as `read`.
+        """
+        if self._listed is not None:
+            fd = open_regular(self.folder, name, dir_fd=self._opened.fd)
+        else:
+            with self._errors(name):
+                fd = open_plain(self.folder / name)
+        try:
+            path = Path(f"/proc/self/fd/{fd}")
+            yield str(path if path.exists() else self.folder / name)
+        finally:
+            os.close(fd)
 
     def read_object(self, name: str, remedy: str) -> Dict[str, Any]:
-        """Read a JSON object. Returns {} if the file is absent. Raises SourceError."""
+        """Read a JSON object. Returns {} if the file is absent. Raises SourceError, and as `read`."""
         path = self.folder / name
         if not self.has(name):
             return {}
         try:
-            tree = json.loads(path.read_text(encoding="utf-8"))
+            tree = json.loads(self.read(name).decode("utf-8"))
         except (ValueError, RecursionError) as error:
             raise SourceError(f"not JSON ({error})", path, remedy) from None
         if not isinstance(tree, dict):
             raise SourceError("not a JSON object", path, remedy)
         return tree
+
+    @contextmanager
+    def _errors(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise SourceError(f"file cannot be read ({error.strerror})", self.folder / name, _REMEDY) from None
 
 
 AnyFolder = Union[str, os.PathLike, ModelFiles]
@@ -47,6 +95,7 @@ def files_of(folder: AnyFolder) -> ModelFiles:
     if isinstance(folder, ModelFiles):
         return folder
     path = Path(folder)
-    if not (path / FILE_NAME).is_file():
+    if not is_store(path):
         return ModelFiles(path)
-    return ModelFiles(path, loads(read_manifest_bytes(path), path / FILE_NAME))
+    opened = Folder(path)
+    return ModelFiles(path, loads(read_manifest_bytes(path, opened), path / FILE_NAME), opened)

@@ -49,7 +49,8 @@ def read_tokenizer(files: ModelFiles) -> Tuple[Any, TokenizerSettings]:
     """
     settings = read_settings(files)
     if settings is not None:
-        tokenizer = _library().Tokenizer.from_file(str(files.folder / str(settings.tokenizer)))
+        with files.opened(str(settings.tokenizer)) as path:
+            tokenizer = _library().Tokenizer.from_file(path)
     else:
         tokenizer, config = _from_files(files)
         settings = _settings(config, (tokenizer.truncation or {}).get("direction", "right"))
@@ -110,7 +111,8 @@ def _library() -> Any:
 
 def _from_tokenizer_json(files: ModelFiles, config: Dict[str, Any]) -> Any:
     library = _library()
-    tokenizer = library.Tokenizer.from_file(str(files.folder / "tokenizer.json"))
+    with files.opened("tokenizer.json") as path:
+        tokenizer = library.Tokenizer.from_file(path)
     _add_tokens(tokenizer, files, config.get("added_tokens_decoder") or {})
     if config["tokenizer_class"] in _GENERIC_CLASSES:
         return tokenizer
@@ -142,7 +144,8 @@ def _from_wordpiece(files: ModelFiles, config: Dict[str, Any]) -> Any:
     library = _library()
     specials = _specials(files, config, _WORDPIECE_CLASSES, _BERT_SPECIALS)
     unknown = _content(specials["unk_token"])
-    model = library.models.WordPiece.from_file(str(files.folder / "vocab.txt"), unk_token=unknown)
+    with files.opened("vocab.txt") as path:
+        model = library.models.WordPiece.from_file(path, unk_token=unknown)
     tokenizer = library.Tokenizer(model)
     tokenizer.normalizer = library.normalizers.BertNormalizer(
         clean_text=True,
@@ -158,7 +161,8 @@ def _from_wordpiece(files: ModelFiles, config: Dict[str, Any]) -> Any:
 def _from_byte_bpe(files: ModelFiles, config: Dict[str, Any]) -> Any:
     library = _library()
     specials = _specials(files, config, _BYTE_BPE_CLASSES, _ROBERTA_SPECIALS)
-    model = library.models.BPE.from_file(*(str(files.folder / name) for name in ("vocab.json", "merges.txt")))
+    with files.opened("vocab.json") as vocabulary, files.opened("merges.txt") as merges:
+        model = library.models.BPE.from_file(vocabulary, merges)
     tokenizer = library.Tokenizer(model)
     add_prefix_space = config.get("add_prefix_space", False)
     tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)

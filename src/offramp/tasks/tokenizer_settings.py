@@ -57,7 +57,7 @@ def read_settings(files: ModelFiles) -> Optional[TokenizerSettings]:
     if not files.has(SETTINGS):
         return None
     try:
-        settings = read(TokenizerSettings, json.loads(path.read_text(encoding="utf-8")), "")
+        settings = read(TokenizerSettings, json.loads(files.read(SETTINGS).decode("utf-8")), "")
         if settings.tokenizer is not None and not files.has(settings.tokenizer):
             raise ValueError(f"there is no file {settings.tokenizer}")
     except (ValueError, RecursionError) as error:

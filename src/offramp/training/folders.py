@@ -15,7 +15,8 @@ from typing import Any
 
 from offramp.checkpoints.source import TRAINING
 from offramp.errors import DiskFullError, NonFiniteError, UsageError
-from offramp.store.files import fsync, fsync_folder, lock_folder, translate_disk_full, write_atomic
+from offramp.store.files import fsync, fsync_folder, lock_folder, read_plain, translate_disk_full, write_atomic
+from offramp.tasks.model_files import files_of
 
 _CHECKPOINTS = "checkpoints"
 _WAIT_SECONDS = 300
@@ -110,7 +111,7 @@ def last_checkpoint(place: Path) -> Path | None:
     found = []
     for path in place.glob("checkpoint-*"):
         with suppress(OSError, ValueError):
-            json.loads((path / "trainer_state.json").read_bytes())
+            json.loads(read_plain(path / "trainer_state.json"))
             found.append((int(path.name.rpartition("-")[2]), path))
     return max(found)[1] if found else None
 
@@ -146,10 +147,18 @@ def _finish(partial: Path, out: Path) -> None:
 def read_config(folder: Path) -> dict[str, Any] | None:
     """Return the configuration in a folder, or None if there is none."""
     try:
-        tree = json.loads((folder / TRAINING).read_bytes())
+        tree = json.loads(read_plain(folder / TRAINING))
     except (OSError, ValueError, RecursionError):
         return None
     return tree if isinstance(tree, dict) else None
+
+
+def recorded_config(folder: Path) -> dict[str, Any]:
+    """Return the configuration of the training of a model folder or a store, {} if it records none.
+
+    Raises SourceError, and DamagedError for a store.
+    """
+    return files_of(folder).read_object(TRAINING, "get the folder again")
 
 
 def _require_same(found: Mapping[str, Any], config: Mapping[str, Any], where: Path) -> None:

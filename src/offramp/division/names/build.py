@@ -7,6 +7,7 @@ logit.
 """
 
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import numpy as np
 from offramp.checkpoints.families import Family, family_of, shown
 from offramp.checkpoints.source import Source
 from offramp.checkpoints.tokenizing import store_tokenizer
+from offramp.checkpoints.weights import open_file, read_small
 from offramp.division.config import DivisionConfig
 from offramp.division.messages import adapter_tensors, advice, listed
 from offramp.errors import SourceError
@@ -283,9 +285,9 @@ def _exits(source: Source, program: Program, writer: StoreWriter) -> m.Exits | N
     if exits is None:
         return None
     heads, description = exits
-    form = parse_exits(description.read_bytes(), source.folder, SourceError).form
-    with heads.open("rb") as file:
-        tensors = read_header(file.fileno(), heads.stat().st_size, heads).tensors
+    form = parse_exits(read_small(description), source.folder, SourceError).form
+    with os.fdopen(open_file(heads), "rb") as file:
+        tensors = read_header(file.fileno(), os.fstat(file.fileno()).st_size, heads).tensors
     found = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
     wanted = {name: (FLOAT, shape) for name, shape in exit_tensors(program, form).items()}
     for name in sorted({*found, *wanted}):
