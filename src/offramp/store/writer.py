@@ -33,6 +33,10 @@ _LOST = "lost+found"
 """Folder that is part of an empty file system."""
 _RETIRED = ".retired"
 """File that marks a replaced store, which may be deleted."""
+_MARK = "user.offramp.unfinished"
+"""Extended attribute of a store whose writer has not ended; contains the fingerprint. It is no file, so that a store is
+whole under its final name, and the same command is told apart from another one for the same target.
+"""
 Described = Tuple[str, str, str, Tuple[int, ...]]
 """Name, role, dtype and shape of a tensor."""
 Reader = Callable[[str], Iterable[files.Data]]
@@ -55,7 +59,7 @@ class StoreWriter:
     def __enter__(self) -> StoreWriter:
         what, busy = "a store cannot be built there", "another process is building this store"
         with files.translate_path_errors(what, self.target):
-            self.partial = self.target if may_fill(self.target) else self.partial
+            self.partial = self.target if may_fill(self.target) or self._is_marked(self.target) else self.partial
         self._refuse_target()
         try:
             with files.translate_disk_full(self.partial):
@@ -140,22 +144,30 @@ class StoreWriter:
         with files.translate_disk_full(self.target):
             self._drop_strangers(manifest)
             files.write_atomic(self.partial / m.FILE_NAME, [m.dumps(manifest)])
+            with contextlib.suppress(OSError):  # where there are no attributes, the same command says that it exists
+                os.setxattr(str(self.partial), _MARK, self.fingerprint.encode())
             (self.partial / _STATE).unlink()
             files.fsync_folder(self.partial)
-            if self.partial == self.target:
-                return self.target
-            self._refuse_target()
-            if self.target.exists():
-                self._delete_retired()
-                (self.target / _RETIRED).touch()
-                self.target.rename(self._retired)
-            self.partial.rename(self.target)
-            files.fsync_folder(self.target.parent)
+            if self.partial != self.target:
+                self._refuse_target()
+                if self.target.exists():
+                    self._delete_retired()
+                    (self.target / _RETIRED).touch()
+                    self.target.rename(self._retired)
+                self.partial.rename(self.target)
+                files.fsync_folder(self.target.parent)
             self._delete_retired()
+            with contextlib.suppress(OSError):
+                os.removexattr(str(self.target), _MARK)
         return self.target
 
+    def _is_marked(self, folder: Path) -> bool:
+        """Return whether a folder is a whole store by the same command, which was killed at its end."""
+        return mark_of(folder) == self.fingerprint.encode()
+
     def _refuse_target(self) -> None:
-        if not os.path.lexists(str(self.target)) or (self.partial == self.target and may_fill(self.target)):
+        in_place = self.partial == self.target and (may_fill(self.target) or self._is_marked(self.target))
+        if in_place or not os.path.lexists(str(self.target)):
             return
         require_replaceable(self.target, self.force)
         if os.path.lexists(str(self._retired)) and not self._may_delete_retired():
@@ -165,11 +177,13 @@ class StoreWriter:
         state, present = self.partial / _STATE, {path.name for path in _entries(self.partial)}
         if _STATE in present and state.read_bytes() == self.fingerprint.encode():
             return
-        if not (_STATE in present or present <= {_STATE + ".tmp"} or self._is_finished_build()):
+        is_marked = self._is_marked(self.partial)
+        if not (is_marked or _STATE in present or present <= {_STATE + ".tmp"} or self._is_finished_build()):
             what = "a folder with this name exists and was not created by offramp"
             raise UsageError(what, self.partial, "move it away")
         files.write_atomic(state, [self.fingerprint.encode()])  # first: it marks the folder as created by offramp
-        _clear(self.partial, keep=_STATE)
+        if not is_marked:
+            _clear(self.partial, keep=_STATE)
 
     def _is_finished_build(self) -> bool:
         """Return whether the partial folder is a finished build of this source without its final rename."""
@@ -228,6 +242,14 @@ def may_fill(folder: Path) -> bool:
         return False
     names = {path.name for path in _entries(folder)}
     return _STATE in names or names <= {_STATE + ".tmp"}
+
+
+def mark_of(folder: Path) -> bytes:
+    """Return the fingerprint of a store whose writer was killed at its end; b"" for every other folder."""
+    try:
+        return os.getxattr(str(folder), _MARK, follow_symlinks=False)
+    except OSError:
+        return b""
 
 
 def _entries(folder: Path) -> List[Path]:
