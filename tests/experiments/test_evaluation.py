@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -75,6 +76,40 @@ def test_the_transcript_holds_what_was_scored(model, tmp_path):
     assert kept.features(0, 30).shape == (30, 4, 32)
     assert kept.lengths_N.tolist() == [6] * 30
     assert kept.labels_N.tolist() == [example.label for example in data().examples["dev"]]
+
+
+def test_an_evaluation_that_was_interrupted_reads_what_it_had_written(model, tmp_path, monkeypatch):
+    settings, told = EvalSettings(policies=(parse("confidence:0.6"),), transcript=tmp_path / "t"), []
+    evaluate(model, data(), ["tune"], settings, log=silent)
+    monkeypatch.setattr("offramp.experiments.evaluation._run", lambda *_: pytest.fail("the model runs again"))
+    again = evaluate(model, data(), ["tune"], settings, log=told.append)
+    monkeypatch.undo()
+    assert f"tune: already written to {tmp_path / 't' / 'tune.safetensors'}" in told
+    both = evaluate(model, data(), ["tune", "dev"], settings, log=silent)
+    whole = evaluate(
+        model, data(), ["tune", "dev"], EvalSettings(settings.policies, transcript=tmp_path / "u"), log=silent
+    )
+    assert again == both[:1]
+    assert [dataclasses.replace(found, transcript=None) for found in both] == [
+        dataclasses.replace(found, transcript=None) for found in whole
+    ]
+    for name in ("tune.json", "tune.safetensors", "dev.json", "dev.safetensors"):
+        assert (tmp_path / "t" / name).read_bytes() == (tmp_path / "u" / name).read_bytes()
+
+
+@pytest.mark.parametrize("change", ["rows", "features", "length", "damage"])
+def test_a_transcript_of_other_inputs_is_refused_and_kept(model, tmp_path, change):
+    folder = tmp_path / "t"
+    evaluate(model, data(), ["dev"], EvalSettings(transcript=folder), log=silent)
+    if change == "damage":
+        with open(folder / "dev.safetensors", "r+b") as file:
+            file.truncate(999)
+    before = (folder / "dev.safetensors").read_bytes()
+    options = {"features": {"with_features": True}, "length": {"max_length": 5}}.get(change, {})
+    with pytest.raises(UsageError, match="target exists"):
+        seed = int(change == "rows")
+        evaluate(model, data(seed=seed), ["dev"], EvalSettings(transcript=folder, **options), log=silent)
+    assert (folder / "dev.safetensors").read_bytes() == before
 
 
 def test_labels_in_another_order_are_those_of_the_model(model):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import time
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from scipy.stats import binom
 
 from offramp.errors import BudgetError, NonFiniteError, RefusedError, UsageError
 from offramp.experiments import tuning
-from offramp.experiments.trials import Trials, exits_of, front
+from offramp.experiments.trials import DECISION_FACTORS, Trials, exits_of, front
 from offramp.experiments.tuning import Goal, shortfall, tune
 from offramp.policies import parse, replay
 from offramp.policies.certify import METHODS, certify
@@ -82,6 +83,30 @@ def test_a_latency_is_met_on_new_samples(transcripts, tmp_path, asked):
     assert 0.9 * asked < seconds < 1.03 * asked, "what is given is used"
     assert len({each.family for each in rivals}) == len(rivals) >= 5
     assert file.certificate is None
+
+
+@pytest.mark.parametrize("goal", [Goal(latency_seconds=0.07), Goal(max_drop=2.0), Goal(deadline_seconds=0.09)], ids=str)
+def test_equal_searches_find_equal_policies_whatever_the_clock_says(transcripts, tmp_path, monkeypatch, goal):
+    ticks = np.random.default_rng()
+    for name in ("perf_counter", "monotonic", "time", "process_time"):
+        monkeypatch.setattr(time, name, lambda: float(ticks.exponential(10)))
+    few = [dataclasses.replace(each, **{name: getattr(each, name)[:400] for name in SAMPLES}) for each in transcripts]
+    certify_on = few[1] if goal.max_drop else None
+    for name in ("one", "two"):
+        file, _ = tune(few[0], certify_on, make_profile(decide_seconds=1e-4), goal, quiet)
+        write_policy(tmp_path / name, file)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_learned_policies_pay_for_their_decisions(transcripts):
+    """Rules compute nothing that a profile does not contain."""
+    cheap, dear = (Trials(transcripts[0], make_profile(decide_seconds=seconds)) for seconds in (0.0, 1e-3))
+    assert cheap.rule(parse("stage:2")).seconds == dear.rule(parse("stage:2")).seconds
+    policy = Halting(fit_risks(dear.views[0].training_set), 0.5)
+    found = [trials.rule(policy) for trials in (cheap, dear)]
+    assert found[0].exit_N.tolist() == found[1].exit_N.tolist()
+    asked = np.minimum(found[0].exit_N, NUM_EXITS - 1).mean()
+    assert found[1].seconds - found[0].seconds == pytest.approx(1e-3 * DECISION_FACTORS[Halting] * asked)
 
 
 def test_more_time_gives_no_worse_score(transcripts):

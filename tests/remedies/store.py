@@ -202,6 +202,37 @@ def release(w, said):
 release.says = "the other process ends"
 
 
+def written(w, name="out.csv"):
+    files.write_atomic(w / name, [b"x"])
+
+
+def writing(w):
+    """Another process writes the file."""
+    file = files.NewFile(w / "out.csv")
+    file.__enter__()
+    w.keep(file.__exit__)
+
+
+def taken_temporary(w):
+    (w / "out.csv.tmp").symlink_to(w / "dear")
+
+
+def remove_temporary(w, said):
+    """it is removed"""
+    (w / "out.csv.tmp").unlink()
+
+
+remove_temporary.says = "it is removed"
+
+
+def write_another(w, said):
+    """the file gets another name"""
+    written(w, "another.csv")
+
+
+write_another.says = "the file gets another name"
+
+
 def no_locks(w):
     failing(files.fcntl, "flock", os_error("ENOLCK"))(w)
     (w / "another.partial.lock").touch()
@@ -397,18 +428,46 @@ TABLE = [
         again=False,
     ),
     Entry(
-        "store/files.py: another process is building this store | another training writes here",
+        "store/files.py: another process uses this temporary folder | another process is building this store",
         spoilt(locked, "divide model another"),
         "wait until it has finished",
         release,
         simulates="processes",
     ),
     Entry(
-        "store/files.py: another process is building this store",
+        "store/files.py: another process uses this temporary folder | another process is building this store",
         spoilt(no_locks, "divide model another"),
         "remove this file if it was killed",
         remove_owner,
         simulates="processes",
+    ),
+    Entry(
+        "store/files.py: another process is writing this file",
+        spoilt(writing, written),
+        "wait until it has finished",
+        release,
+        simulates="processes",
+    ),
+    Entry(
+        "store/files.py: another process is writing this file",
+        spoilt(writing, written),
+        "or name another file",
+        write_another,
+        again=False,
+        simulates="processes",
+    ),
+    Entry(
+        "store/files.py: is a link, a pipe, a device or a folder",
+        spoilt(taken_temporary, written),
+        "remove it",
+        remove_temporary,
+    ),
+    Entry(
+        "store/files.py: is a link, a pipe, a device or a folder",
+        spoilt(taken_temporary, written),
+        "or name another file",
+        write_another,
+        again=False,
     ),
     Entry(
         "errors.py: not a folder | no such {}",

@@ -243,7 +243,7 @@ def test_a_full_disk_leaves_no_half_memory(old, hashed, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as spoilt:
-        spoilt.setattr(memory.os, "fdopen", full)
+        spoilt.setattr(memory, "write_all", full)
         size = bytes_hashed(old, hashed)
     assert list((cache_folder() / "verified").iterdir()) == []
     assert bytes_hashed(old, hashed) == size

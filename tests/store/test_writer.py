@@ -413,6 +413,34 @@ def test_a_build_in_place_is_resumed_and_keeps_the_folder_if_it_is_refused(prist
     assert tree_bytes(target) == tree_bytes(pristine)
 
 
+def mark(store, fingerprint):
+    try:
+        os.setxattr(store, "user.offramp.unfinished", fingerprint.encode())
+    except OSError:
+        pytest.skip("this file system has no extended attributes")
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_store_whose_writer_was_killed_at_its_end_is_completed_and_not_cleared(pristine, store, tmp_path, force):
+    mark(store, FINGERPRINT)
+    (tmp_path / "store.retired").mkdir()
+    (tmp_path / "store.retired" / ".retired").touch()
+    before = (store / "norm.safetensors").stat().st_ino
+    write_small(store, force=force)
+    assert (store / "norm.safetensors").stat().st_ino == before
+    assert tree_bytes(store) == tree_bytes(pristine) and names_in(tmp_path) == ["store"]
+    with pytest.raises(UsageError, match="target exists"):
+        write_small(store)
+
+
+def test_another_command_does_not_replace_what_was_killed_at_its_end(store):
+    mark(store, FINGERPRINT)
+    before = tree_bytes(store)
+    with pytest.raises(UsageError, match="target exists"):
+        write_small(store, fingerprint="2" * 64)
+    assert tree_bytes(store) == before
+
+
 def test_a_folder_with_files_is_no_empty_folder(tmp_path):
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "thesis.tex").write_text("years of work")

@@ -49,6 +49,25 @@ def test_an_interruption_after_it_can_be_gone_on_with(tmp_path, stage):
         assert last_checkpoint(checkpoints(folder, stage)) == newest
 
 
+def test_what_a_killed_process_left_beside_its_checkpoints_is_removed(tmp_path):
+    """A tokenizer that was saved and not yet compared, half a model."""
+    with pytest.raises(KeyboardInterrupt), run_folder(tmp_path / "run", CONFIG) as folder:
+        add_checkpoint(folder)
+        (folder / "model.safetensors").write_text("half")
+        (folder / "trial").mkdir()
+        raise KeyboardInterrupt
+    with run_folder(tmp_path / "run", CONFIG) as folder:
+        assert sorted(path.name for path in folder.iterdir()) == ["checkpoints", "train.json"]
+
+
+def test_checkpoints_that_a_killed_process_left_in_a_finished_run_are_removed(tmp_path):
+    with run_folder(tmp_path / "run", CONFIG):
+        pass
+    add_checkpoint(tmp_path / "run")
+    assert is_finished(tmp_path / "run", CONFIG)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["train.json"]
+
+
 def test_a_training_that_diverged_leaves_nothing(tmp_path):
     with pytest.raises(NonFiniteError), run_folder(tmp_path / "run", CONFIG) as folder:
         add_checkpoint(folder)

@@ -12,7 +12,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +23,7 @@ from offramp.measure.processes import die_with_parent, is_orphan
 from offramp.program.program import Texts
 from offramp.store import StoreWriter
 from offramp.store import manifest as m
+from offramp.store.scratch import scratch_folder
 from offramp.tasks.model_files import files_of
 from offramp.tasks.text import TextEncoder
 from offramp.tasks.tokenizer_settings import FAST_TOKENIZER, SETTINGS, TokenizerSettings
@@ -67,8 +67,7 @@ def open_text_encoder(folder: Path, texts: Texts, max_length: int | None, warn: 
 @contextmanager
 def _made(folder: Path) -> Iterator[tuple[Path, str]]:
     """Yield a temporary folder with the tokenizer of `AutoTokenizer`, and the reason why it has none, else ""."""
-    with tempfile.TemporaryDirectory() as temporary:
-        out = Path(temporary)
+    with scratch_folder("offramp-tokenizer-") as out:
         if importlib.util.find_spec("transformers") is None:
             yield out, "transformers is not installed"
         elif sys.modules.get("transformers"):

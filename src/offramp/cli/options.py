@@ -172,16 +172,20 @@ def require_writable(path: str, suffixes: tuple[str, ...] = (), *, atomic: bool 
     if target.is_dir() or not target.parent.is_dir():
         what = "is a folder" if target.is_dir() else "no such folder"
         raise UsageError(what, path, "name a file in a folder that exists")
-    for file in (target, target.with_name(target.name + ".tmp"))[: 1 + atomic]:
-        is_new = not os.path.lexists(file)
-        exists = not is_new if atomic else bool(suffixes) and file.exists()
-        if exists and not file.is_file():
-            raise UsageError("is a pipe, a device or a folder", file, "name another file")
-        if is_new or file.is_file():  # opening a pipe would wait for its reader
-            with open(file, "ab"):
-                pass
-        if is_new:
-            file.unlink()
+    is_new = not os.path.lexists(target)
+    exists = not is_new if atomic else bool(suffixes) and target.exists()
+    if exists and not target.is_file():
+        raise UsageError("is a pipe, a device or a folder", target, "name another file")
+    if atomic:
+        from offramp.store.files import NewFile
+
+        with NewFile(target):
+            pass
+    if target.is_file() or (is_new and not atomic):  # opening a pipe would wait for its reader
+        with open(target, "ab"):
+            pass
+    if is_new and not atomic:
+        target.unlink()
 
 
 def peak_line(record: dict[str, Any]) -> str:

@@ -3,7 +3,6 @@ as any other model.
 """
 
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from offramp.checkpoints.weights import read_json
 from offramp.division.config import DivisionConfig
 from offramp.division.messages import listed
 from offramp.errors import SourceError, said
+from offramp.store.scratch import scratch_folder
 
 CLASSES = {
     "SEQ_CLS": "AutoModelForSequenceClassification",
@@ -43,16 +43,16 @@ def merged(folder: Path, store: Path, config: DivisionConfig) -> Iterator[Path]:
     settings = read_json(folder / ADAPTER)
     named = str(settings.get("base_model_name_or_path"))
     parent = store.parent if store.parent.is_dir() else None  # where there is room for a store
-    with tempfile.TemporaryDirectory(prefix=".offramp-merged-", dir=parent) as scratch:
+    with scratch_folder(".offramp-merged-", parent) as scratch:
         if (folder / CONFIG).is_file():
-            base = _without_adapter(folder, Path(scratch, "base"))
+            base = _without_adapter(folder, scratch / "base")
         else:
             base = resolve(named, config.offline)
         with open_source(base) as source:
             source.require_unquantised()
         config.say(f"adapter: peft merges it into {named}, which is in memory as a whole meanwhile")
         model = _merge(base, folder, settings)
-        target = Path(scratch, "model")
+        target = scratch / "model"
         model.save_pretrained(target)
         for name in (*TOKENIZER, PROCESSOR):
             found = next((each / name for each in _with_tokenizer(folder, base) if (each / name).is_file()), None)

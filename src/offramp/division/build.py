@@ -16,7 +16,7 @@ from offramp.division.config import DivisionConfig
 from offramp.division.names.build import divide_by_names
 from offramp.errors import UsageError
 from offramp.program.checks import require_known
-from offramp.store.writer import may_fill, require_replaceable
+from offramp.store.writer import mark_of, may_fill, require_replaceable
 
 
 def divide(model: Any, *rest: Any, **options: Any) -> Path:
@@ -38,7 +38,7 @@ def divide(model: Any, *rest: Any, **options: Any) -> Path:
     if len(rest) != 1 + is_module:
         raise TypeError("divide(folder, store) or divide(module, example_inputs, store)")
     store = Path(rest[-1])
-    if os.path.lexists(store) and not may_fill(store):  # the writer checks again, under its lock
+    if os.path.lexists(store) and not (may_fill(store) or mark_of(store)):  # the writer checks again, under its lock
         require_replaceable(store, config.force)
     if is_module:
         from offramp.division.modules import divide_module

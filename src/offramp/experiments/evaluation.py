@@ -24,7 +24,7 @@ from offramp.policies.evidence import MULTI_LABEL, REGRESSION
 from offramp.store import Store
 from offramp.store.checking import require_whole
 from offramp.store.reader import is_store, read_manifest_bytes
-from offramp.store.transcript import About, TranscriptWriter
+from offramp.store.transcript import About, TranscriptWriter, find_transcript
 from offramp.tasks.examples import Example, Splits, digest, label_ids
 from offramp.tasks.metrics import answers, score, score_exits
 from offramp.tasks.tokenizer import tokenizer_length
@@ -105,9 +105,11 @@ def evaluate(
 ) -> list[SplitReport]:
     """Run every exit of a run folder or a store on the splits called `names`.
 
+    A transcript of equal inputs that exists is read instead, so that an evaluation that was interrupted continues.
+
     Raises UsageError for an unknown split, for labels that the model does not have, for a split with many rows that the
-    model was trained on, and where a transcript exists; SourceError for the model, NonFiniteError naming the exit,
-    DiskFullError.
+    model was trained on, and where another transcript exists; SourceError for the model, NonFiniteError naming the
+    exit, DiskFullError.
     """
     from offramp.checkpoints.inputs import rows_of
 
@@ -126,9 +128,6 @@ def evaluate(
         for split, kept in splits.items():
             log(f"{split}: {len(kept.examples)} rows")
             renamed = [Example(text, ids[int(label)] if ids else label) for text, label in kept.examples]
-            rows = rows_of(folder, facts, renamed, max_length, not data.labels, log)
-            if _digest(folder) != digest_before:
-                raise StoreError("the store was replaced while it was read", folder, "run again")
             about = About(
                 data.name,
                 split,
@@ -143,8 +142,17 @@ def evaluate(
                 kept.includes_training_rows,
             )
             feature_size = facts.hidden_size if settings.with_features else 0
-            logits_KNC, path = _run(model, rows, batch_size, about, transcript, feature_size, kept.digests_N)
-            reports.append(report(about, rows.labels_N, logits_KNC, settings.policies, path))
+            known = transcript and find_transcript(transcript, about, feature_size)
+            if known:
+                log(f"{split}: already written to {known.path}")
+                truth_N, logits_KNC, path = known.labels_N, known.logits_NKC.swapaxes(0, 1), known.path
+            else:
+                rows = rows_of(folder, facts, renamed, max_length, not data.labels, log)
+                if _digest(folder) != digest_before:
+                    raise StoreError("the store was replaced while it was read", folder, "run again")
+                truth_N = rows.labels_N
+                logits_KNC, path = _run(model, rows, batch_size, about, transcript, feature_size, kept.digests_N)
+            reports.append(report(about, truth_N, logits_KNC, settings.policies, path and path.with_suffix(".json")))
     return reports
 
 

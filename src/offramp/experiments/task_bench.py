@@ -12,7 +12,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 from zipfile import ZipFile
 
@@ -29,6 +28,7 @@ from offramp.runtime.config import EngineConfig
 from offramp.session.inputs import InputSource
 from offramp.store import Store
 from offramp.store.exits import read_exits
+from offramp.store.scratch import scratch_folder
 from offramp.tasks.arrays import Record, stacked
 from offramp.tasks.examples import Splits, digest, spread
 from offramp.tasks.images import Image
@@ -167,8 +167,8 @@ def bench_task(
     """
     if config.max_length is None and store.program.texts is not None:
         config = replace(config, max_length=trained_length(store.path))
-    with TemporaryDirectory() as folder:
-        inputs = InputSource(file=str(_write_inputs(sample, Path(folder))))
+    with scratch_folder("offramp-bench-") as folder:
+        inputs = InputSource(file=str(_write_inputs(sample, folder)))
 
         def job(kind: str, rival: Rival) -> WorkerJob:
             return WorkerJob(kind, str(store.path), rival.configure(config), inputs)

@@ -5,7 +5,6 @@ Fitted policies are scored by cross-validation. Latencies come from a device pro
 Shapes: K exits, N samples, C outputs of a head.
 """
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,12 +17,20 @@ from offramp.experiments.batching import additional_costs, padded
 from offramp.experiments.children import Log
 from offramp.experiments.choosing import candidates
 from offramp.experiments.evaluation import answer_at
-from offramp.measure import median
-from offramp.policies import Evidence, Policy, StopAt, parse, replay
+from offramp.policies import Policy, parse, replay
 from offramp.policies.costs import Costs
 from offramp.policies.evidence import REGRESSION
 from offramp.policies.fitting import TrainingSet, fit_index_risks, fit_risks, fit_stopping, fit_thresholds
-from offramp.policies.learned import Halting, Index, LearnedPolicy, ScoredPolicy, Starting, Thresholds, predict_risk
+from offramp.policies.learned import (
+    Halting,
+    Index,
+    LearnedPolicy,
+    ScoredPolicy,
+    Starting,
+    Stopping,
+    Thresholds,
+    predict_risk,
+)
 from offramp.runtime.profile import DeviceProfile
 from offramp.store.transcript import Transcript
 from offramp.tasks.examples import spread
@@ -47,10 +54,12 @@ COMPARISON_DRAWS = 200
 """Bootstrap draws for the difference of two scores."""
 MAX_FIRST = 3
 """Last exit from which learned policies are also evaluated alone: an early head where few rows leave only costs."""
-DECISIONS = 16
-"""Number of batches used to time a decision."""
-_BETWEEN_DECISIONS = 4 << 20
-"""Number of float32 read between two decisions, as a layer reads its weights, so that caches are cold."""
+DECISION_FACTORS: dict[type, float] = {Halting: 0.5, Stopping: 1.1, Index: 1.0}
+"""Additional time of a decision in multiples of `DeviceProfile.decide_seconds`, by class of policy.
+
+Constants, because a search that reads a clock finds another policy each time. Medians over batches of 1 to 32 rows and
+4 to 12 exits (bench/decisions.py).
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +115,6 @@ class Trials:
         order_N = np.random.default_rng(0).permutation(len(self.truth_N))
         self.fold_N = np.empty(len(order_N), np.int64)
         self.fold_N[order_N] = np.arange(len(order_N)) % FOLDS
-        self.decision_seconds: dict[type, float] = {}
 
     def all(self, log: Log, near_seconds: float | None) -> Iterator[Candidate]:
         """Evaluate every family; for families with a parameter, also policies near the latency `near_seconds`."""
@@ -210,35 +218,9 @@ class Trials:
         return slower
 
     def _decision_seconds(self, policy: Policy) -> float:
-        """Return the time of a decision for a batch, less that of the profiled policy, which computes nothing.
-
-        Measured here, and scaled by the ratio between engine and here for the profiled policy.
-        """
+        """Return the time of a decision for a batch, less that of the profiled policy, which computes nothing."""
         kind = type(policy.policy if isinstance(policy, Starting) else policy)
-        if not issubclass(kind, LearnedPolicy):
-            return 0.0
-        if kind not in self.decision_seconds:
-            if not self.decision_seconds:
-                self.decision_seconds[StopAt] = self._time_decision(StopAt(1))
-            base, own = self.decision_seconds[StopAt], self._time_decision(policy)
-            self.decision_seconds[kind] = max(own - base, 0.0) * max(self.profile.decide_seconds / base, 1.0)
-        return self.decision_seconds[kind]
-
-    def _time_decision(self, policy: Policy) -> float:
-        """Return the median time of a decision for a batch, over some batches and all exits, with cold caches."""
-        batch, num_samples = self.profile.batch, len(self.truth_N)
-        seconds, weights = [], np.ones(_BETWEEN_DECISIONS, np.float32)
-        for start in range(0, min(DECISIONS * batch, num_samples), batch):
-            here = slice(start, min(start + batch, num_samples))
-            decider = policy.start(here.stop - start, self.num_exits)
-            for exit_index in range(policy.first_evidence(self.num_exits), self.num_exits):
-                weights.sum()
-                began = time.perf_counter()
-                logits_NC = self.logits_KNC[exit_index - 1, here]
-                evidence = Evidence.from_logits(logits_NC, self.problem, self.lengths_N[here])
-                decider.update(exit_index, evidence)
-                seconds.append(time.perf_counter() - began)
-        return median(seconds)
+        return DECISION_FACTORS.get(kind, 0.0) * self.profile.decide_seconds
 
 
 def _nearer(

@@ -309,28 +309,78 @@ def make_folder(folder: Path) -> None:
         raise _not_plain(folder)
 
 
-def write_atomic(path: Path, chunks: Iterable[Data]) -> File:
-    """Write a file so that `path` is complete or absent: temporary sibling, fsync, rename, fsync of the folder.
+class NewFile:
+    """Context manager of a file that replaces `path` when `finish` is called, and that otherwise leaves nothing.
 
-    The mode follows the umask. Raises DiskFullError.
+    It grows as `PATH.tmp`, which its writer locks: what a killed process left there is overwritten.
+
+    Raises UsageError where another process writes the same file.
     """
-    temporary, digest, size = path.with_name(path.name + ".tmp"), hashlib.sha256(), 0
-    with translate_disk_full(path):
-        fd = os.open(str(temporary), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.temporary = path, path.with_name(path.name + ".tmp")
+        self.fd = -1
+        """Descriptor for writing and reading; -1 outside the block."""
+        self._is_finished = False
+
+    def __enter__(self) -> NewFile:
+        with contextlib.ExitStack() as on_failure:
+            fd = self._open()
+            on_failure.callback(os.close, fd)
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise self._not_a_file()
+            # locked by its writer, who may have renamed it in the meantime
+            with contextlib.suppress(BlockingIOError, FileNotFoundError):
+                flock(fd, fcntl.LOCK_EX)
+                if os.path.samestat(os.fstat(fd), os.lstat(str(self.temporary))):
+                    os.ftruncate(fd, 0)
+                    on_failure.pop_all()
+                    self.fd = fd
+                    return self
+        what = "another process is writing this file"
+        raise UsageError(what, self.path, "wait until it has finished, or name another file")
+
+    def _open(self) -> int:
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
-            with contextlib.ExitStack() as closing:
-                closing.callback(os.close, fd)
-                for chunk in chunks:
-                    digest.update(chunk)
-                    write_all(fd, chunk)
-                    size += memoryview(chunk).nbytes
-                fsync(fd)
-            temporary.replace(path)
-        except BaseException:
-            with contextlib.suppress(OSError):  # the first error is the one to report
-                temporary.unlink()
+            return os.open(str(self.temporary), flags, 0o666)
+        except OSError as error:
+            if error.errno in (errno.EISDIR, errno.ELOOP, errno.ENXIO):
+                raise self._not_a_file() from None
             raise
-        fsync_folder(path.parent)
+
+    def _not_a_file(self) -> UsageError:
+        return UsageError("is a link, a pipe, a device or a folder", self.temporary, "remove it, or name another file")
+
+    def __exit__(self, *_: object) -> None:
+        if not self._is_finished:
+            with contextlib.suppress(OSError):  # the first error is the one to report
+                self.temporary.unlink()
+        os.close(self.fd)  # only now: the lock ends
+        self.fd = -1
+
+    def finish(self, *, flush: bool = True) -> None:
+        """Give the file its final name. `flush` writes it to disk before, and the names in its folder afterwards."""
+        if flush:
+            fsync(self.fd)
+        self.temporary.replace(self.path)
+        self._is_finished = True
+        if flush:
+            fsync_folder(self.path.parent)
+
+
+def write_atomic(path: Path, chunks: Iterable[Data]) -> File:
+    """Write a file so that `path` is complete or absent. The mode follows the umask.
+
+    Raises DiskFullError, and UsageError where another process writes the same file.
+    """
+    digest, size = hashlib.sha256(), 0
+    with translate_disk_full(path), NewFile(path) as file:
+        for chunk in chunks:
+            digest.update(chunk)
+            write_all(file.fd, chunk)
+            size += memoryview(chunk).nbytes
+        file.finish()
     return File(path.name, size, digest.hexdigest())
 
 

@@ -11,12 +11,12 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
 import time
 from pathlib import Path
 from typing import Dict, Optional
 
-from offramp.store.files import absolute, read_plain
+from offramp.errors import UsageError
+from offramp.store.files import NewFile, absolute, read_plain, write_all
 
 _TICK_NANOSECONDS = 100_000_000
 """Upper bound on the resolution of file timestamps. Two changes within this time can have equal timestamps."""
@@ -79,16 +79,11 @@ class VerifiedMemory:
         """Write the cache if it changed. Errors are ignored."""
         if self._verified == self._saved:
             return
-        with contextlib.suppress(OSError):  # without a cache the next process hashes again
+        with contextlib.suppress(OSError, UsageError):  # without a cache the next process hashes again
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            fd, temporary = tempfile.mkstemp(dir=str(self._path.parent))
-            try:
-                with os.fdopen(fd, "w") as stream:
-                    json.dump(self._verified, stream)
-                Path(temporary).replace(self._path)
-            except BaseException:
-                Path(temporary).unlink()
-                raise
+            with NewFile(self._path) as file:
+                write_all(file.fd, json.dumps(self._verified).encode())
+                file.finish(flush=False)
             self._saved = dict(self._verified)
 
     def _load(self) -> Dict[str, str]:

@@ -8,8 +8,10 @@ Policies are tuned on a transcript without running a model.
     rows [N] U64, optional: salted digests of the inputs (`tasks.digests`)
     features [N, K, H] F32, optional: the hidden state of the first token at each exit
 
-`DIR/SPLIT.json` describes the data and is written last; a transcript without it does not exist. Rows are written and
-read in windows, so their number is not limited by memory. This module is independent of models and policies.
+`DIR/SPLIT.json` describes the data and gets its name last; a transcript without it does not exist. It lies complete in
+`DIR/SPLIT.json.tmp` before the data get their name: data without a description are the rest of a process that was
+killed, and are replaced, if that file describes them. Rows are written and read in windows, so their number is not
+limited by memory. This module is independent of models and policies.
 """
 
 import contextlib
@@ -67,7 +69,7 @@ class _Data:
 class TranscriptWriter:
     """Context manager that writes one split.
 
-    Without `finish` nothing is kept. Raises UsageError if the split exists.
+    Without `finish` nothing is kept. Raises UsageError if the split exists, or if another process writes it.
     """
 
     def __init__(
@@ -91,32 +93,42 @@ class TranscriptWriter:
         self._file_bytes = len(self._header) + size
         self._specs = {name: (_DTYPES[dtype], shape, start) for name, dtype, shape, start in entries}
         self._path, self._description = folder / (about.split + ".safetensors"), folder / (about.split + ".json")
-        self._partial = folder / (about.split + ".safetensors.tmp")
-        self._fd, self._rows_left = -1, num_rows
+        self._data, self._rows_left = files.NewFile(self._path), num_rows
 
     def __enter__(self) -> "TranscriptWriter":
-        for path in (self._path, self._description):
-            if os.path.lexists(str(path)):
-                raise UsageError("target exists", path, "choose another folder, or remove it")
-        with files.translate_disk_full(self.folder):
-            flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+        with files.translate_disk_full(self.folder), contextlib.ExitStack() as on_failure:
             with files.translate_path_errors("a transcript cannot be written there", self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
-                self._fd = os.open(str(self._partial), flags, 0o666)
-            try:
-                os.ftruncate(self._fd, self._file_bytes)
-                files.write_all(self._fd, self._header)
-            except OSError:
-                self.__exit__()
-                raise
+                on_failure.enter_context(self._data)
+            self._make_room()
+            os.ftruncate(self._data.fd, self._file_bytes)
+            files.write_all(self._data.fd, self._header)
+            on_failure.pop_all()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-            with contextlib.suppress(FileNotFoundError):
-                self._partial.unlink()
+    def __exit__(self, *error: object) -> None:
+        self._data.__exit__(*error)
+
+    def _make_room(self) -> None:
+        """Remove the rest of a process that was killed. Raises UsageError if the split exists otherwise."""
+        for path in (self._path, self._description):
+            if os.path.lexists(str(path)) and not (path == self._path and self._is_rest()):
+                raise UsageError("target exists", path, "choose another folder, or remove it")
+        with contextlib.suppress(FileNotFoundError):
+            self._path.unlink()  # before the file that tells whose it is
+        with files.NewFile(self._description):
+            pass
+
+    def _is_rest(self) -> bool:
+        """Return whether the data have no description but the one that was to get its name next."""
+        if os.path.lexists(str(self._description)):
+            return False
+        try:
+            _, file = _read_description(files.NewFile(self._description).temporary)
+            with files.opened(self.folder, self._path.name) as fd:
+                return _Data(os.fstat(fd).st_size, files.sha256_of(fd)) == file
+        except StoreError:
+            return False
 
     def write(self, start: int, **arrays: np.ndarray) -> None:
         """Write the arrays of the rows from `start` on; each row must be written once.
@@ -133,9 +145,9 @@ class TranscriptWriter:
             if array.shape[1:] != shape[1:] or start + len(array) > shape[0]:
                 raise ValueError(f"{name} of shape {array.shape} at {start} does not fit {shape}")
             row_bytes = dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64))
-            with files.translate_disk_full(self._partial):
-                os.lseek(self._fd, len(self._header) + first + start * row_bytes, os.SEEK_SET)
-                files.write_all(self._fd, np.ascontiguousarray(array, dtype).data)
+            with files.translate_disk_full(self._path):
+                os.lseek(self._data.fd, len(self._header) + first + start * row_bytes, os.SEEK_SET)
+                files.write_all(self._data.fd, np.ascontiguousarray(array, dtype).data)
         self._rows_left -= len(arrays["labels"])
 
     def finish(self) -> Path:
@@ -145,13 +157,18 @@ class TranscriptWriter:
         """
         if self._rows_left:
             raise ValueError(f"{self._rows_left} rows were not written")
-        with files.translate_disk_full(self._partial):
-            files.fsync(self._fd)
-            sha256 = files.sha256_of(self._fd)
-            self._partial.replace(self._path)
-            files.fsync_folder(self.folder)
-        tree = {"format": FORMAT, **asdict(self.about), "file": {"bytes": self._file_bytes, "sha256": sha256}}
-        files.write_atomic(self._description, [json.dumps(tree, indent=1).encode() + b"\n"])
+        with files.translate_disk_full(self._path), files.NewFile(self._description) as description:
+            file = {"bytes": self._file_bytes, "sha256": files.sha256_of(self._data.fd)}
+            tree = {"format": FORMAT, **asdict(self.about), "file": file}
+            files.write_all(description.fd, json.dumps(tree, indent=1).encode() + b"\n")
+            files.fsync(description.fd)  # before the data get their name: see the module
+            self._data.finish()
+            try:
+                description.finish()
+            except BaseException:
+                if not os.path.lexists(str(self._description)):
+                    self._path.unlink()
+                raise
         return self._description
 
 
@@ -179,6 +196,15 @@ class Transcript:
         row_bytes = 4 * num_exits * self.feature_size
         with files.opened(self.path.parent, self.path.name) as fd:
             return _read_array(fd, self.feature_start + start * row_bytes, FLOAT, shape, self.path)
+
+
+def find_transcript(folder: Path, about: About, feature_size: int) -> Optional[Transcript]:
+    """Return the transcript of exactly these data, or None where it is absent, of others, or damaged."""
+    try:
+        found = read_transcript(folder, about.split)
+    except (StoreError, UsageError):
+        return None
+    return found if (found.about, found.feature_size) == (about, feature_size) else None
 
 
 def read_transcript(folder: Path, split: str) -> Transcript:

@@ -31,6 +31,10 @@ from offramp.units import format_size
 
 _LOST = "lost+found"
 """Folder that is part of an empty file system."""
+_MARK = "user.offramp.unfinished"
+"""Extended attribute of a store whose writer has not ended; contains the fingerprint. It is no file, so that a store is
+whole under its final name, and the same command is told apart from another one for the same target.
+"""
 Described = Tuple[str, str, str, Tuple[int, ...]]
 """Name, role, dtype and shape of a tensor."""
 Reader = Callable[[str], Iterable[files.Data]]
@@ -46,13 +50,13 @@ class StoreWriter:
     def __init__(self, target: Path, fingerprint: str, *, force: bool = False) -> None:
         self.target = Path(os.path.normpath(str(files.absolute(target))))  # else `..` would be the name
         self.fingerprint, self.force = fingerprint, force
-        self.partial = self.target.parent / (self.target.name + ".partial")
+        self.partial = _partial_name(self.target)
         self._release: Optional[Callable[[], None]] = None
 
     def __enter__(self) -> StoreWriter:
         what = "a store cannot be built there"
         with files.translate_path_errors(what, self.target):
-            self.partial = self.target if may_fill(self.target) else self.partial
+            self.partial = self.target if may_fill(self.target) or self._is_marked(self.target) else self.partial
         self._refuse_target()
         try:
             with files.translate_disk_full(self.partial):
@@ -81,14 +85,12 @@ class StoreWriter:
 
     def _lock(self, what: str) -> Callable[[], None]:
         """Create and lock the partial folder. Returns the function that frees the lock. Raises UsageError."""
-        busy = "another process is building this store"
-        if self.partial == self.target:
-            return files.lock_folder(self.partial, what, busy)
+        busy, beside = "another process is building this store", _partial_name(self.target)
         with files.translate_path_errors(what, self.partial):
             self.target.parent.mkdir(parents=True, exist_ok=True)
             with folders.names_locked(self.target.parent):
-                if folders.is_retired(self.partial):  # a writer was killed after it exchanged the two
-                    self.partial.rename(folders.retired_name(self.target))
+                if folders.is_retired(beside):  # a writer was killed after it exchanged the two
+                    beside.rename(folders.retired_name(self.target))
                 return files.lock_folder(self.partial, what, busy)
 
     def _unlock(self) -> None:
@@ -153,23 +155,31 @@ class StoreWriter:
         with files.translate_disk_full(self.target):
             self._drop_strangers(manifest)
             files.write_atomic(self.partial / m.FILE_NAME, [m.dumps(manifest)])
+            with contextlib.suppress(OSError):  # where there are no attributes, the same command says that it exists
+                os.setxattr(str(self.partial), _MARK, self.fingerprint.encode())
             (self.partial / STATE).unlink()
             files.fsync_folder(self.partial)
-            if self.partial == self.target:
-                return self.target
-            self._refuse_target()
-            with folders.names_locked(self.target.parent):
-                if self.target.exists():
-                    folders.replace_folder(self.partial, self.target)
-                else:
-                    self.partial.rename(self.target)
-            files.fsync_folder(self.target.parent)
+            if self.partial != self.target:
+                self._refuse_target()
+                with folders.names_locked(self.target.parent):
+                    if self.target.exists():
+                        folders.replace_folder(self.partial, self.target)
+                    else:
+                        self.partial.rename(self.target)
+                files.fsync_folder(self.target.parent)
+            with contextlib.suppress(OSError):
+                os.removexattr(str(self.target), _MARK)
             self._unlock()  # readers of the new store wait for it
             folders.delete_retired(self.target)
         return self.target
 
+    def _is_marked(self, folder: Path) -> bool:
+        """Return whether a folder is a whole store by the same command, which was killed at its end."""
+        return mark_of(folder) == self.fingerprint.encode()
+
     def _refuse_target(self) -> None:
-        if not os.path.lexists(str(self.target)) or (self.partial == self.target and may_fill(self.target)):
+        in_place = self.partial == self.target and (may_fill(self.target) or self._is_marked(self.target))
+        if in_place or not os.path.lexists(str(self.target)):
             return
         require_replaceable(self.target, self.force)
         retired = self.target.with_name(self.target.name + folders.RETIRED)
@@ -180,13 +190,15 @@ class StoreWriter:
         state, present = self.partial / STATE, {path.name for path in _entries(self.partial)}
         if STATE in present and self._is_of_this_source():
             return
-        if not (STATE in present or present <= {STATE + ".tmp"} or self._is_finished_build()):
+        is_marked = self._is_marked(self.partial)
+        if not (is_marked or STATE in present or present <= {STATE + ".tmp"} or self._is_finished_build()):
             what = "a folder with this name exists and was not created by offramp"
             raise UsageError(what, self.partial, "move it away")
         if state.is_dir() and not state.is_symlink():
             remove(state)
         files.write_atomic(state, [self.fingerprint.encode()])  # first: it marks the folder as created by offramp
-        _clear(self.partial, keep=STATE)
+        if not is_marked:
+            _clear(self.partial, keep=STATE)
 
     def _is_of_this_source(self) -> bool:
         """Return whether the partial folder was begun for this source; what is no regular file tells nothing."""
@@ -242,6 +254,18 @@ def may_fill(folder: Path) -> bool:
         return False
     names = {path.name for path in _entries(folder)}
     return STATE in names or names <= {STATE + ".tmp"}
+
+
+def mark_of(folder: Path) -> bytes:
+    """Return the fingerprint of a store whose writer was killed at its end; b"" for every other folder."""
+    try:
+        return os.getxattr(str(folder), _MARK, follow_symlinks=False)
+    except OSError:
+        return b""
+
+
+def _partial_name(target: Path) -> Path:
+    return target.with_name(target.name + ".partial")
 
 
 def _entries(folder: Path) -> List[Path]:

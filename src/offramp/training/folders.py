@@ -19,6 +19,8 @@ from offramp.store.files import fsync, fsync_folder, lock_folder, read_plain, tr
 from offramp.tasks.model_files import files_of
 
 _CHECKPOINTS = "checkpoints"
+LOGS = "logs"
+"""Name of the folder for logs of the training, which are kept."""
 _WAIT_SECONDS = 300
 """Seconds to wait for the first process of a distributed training before giving up."""
 _DISK_FULL_MESSAGES = ("os error 28", "os error 122", "os error 27", "inline_container")
@@ -37,6 +39,7 @@ def is_finished(out: Path, config: Mapping[str, Any]) -> bool:
     if found is None:
         raise UsageError("target exists and is not a run folder", out, _CHOOSE_ANOTHER)
     _require_same(found, config, out)
+    _remove_checkpoints(out)  # of a process that was killed after the rename
     return True
 
 
@@ -124,6 +127,9 @@ def _claim(partial: Path, config: Mapping[str, Any]) -> None:
     found = read_config(partial)
     if found is not None:
         _require_same(found, config, partial)
+        for path in partial.iterdir():  # the result of a process that was killed while it saved it
+            if path.name not in (TRAINING, _CHECKPOINTS, LOGS):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
     elif {path.name for path in partial.iterdir()} - {TRAINING + ".tmp"}:
         raise UsageError("the folder contains other files", partial, _CHOOSE_ANOTHER)
     else:
@@ -141,7 +147,11 @@ def _finish(partial: Path, out: Path) -> None:
     fsync_folder(partial)
     partial.rename(out)
     fsync_folder(out.parent)
-    shutil.rmtree(out / _CHECKPOINTS, ignore_errors=True)
+    _remove_checkpoints(out)
+
+
+def _remove_checkpoints(run: Path) -> None:
+    shutil.rmtree(run / _CHECKPOINTS, ignore_errors=True)
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:

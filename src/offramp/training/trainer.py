@@ -27,6 +27,7 @@ from offramp.checkpoints.checkpoint import WithExits, pooled_windows, to_tensors
 from offramp.checkpoints.inputs import AnyRows
 from offramp.errors import UsageError
 from offramp.tasks.rows import Labelled
+from offramp.training.folders import LOGS
 from offramp.training.loss import distillation_losses, exit_losses, require_finite, weighted_loss
 from offramp.training.settings import TrainSettings
 from offramp.units import format_duration
@@ -148,7 +149,7 @@ def _logs_beside(folder: Path) -> Iterator[None]:
     No argument sets their place.
     """
     was_set = _LOGS in os.environ
-    os.environ.setdefault(_LOGS, str(folder.parent.with_name("logs") / folder.name))
+    os.environ.setdefault(_LOGS, str(folder.parent.with_name(LOGS) / folder.name))
     try:
         yield
     finally:
