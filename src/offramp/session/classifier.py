@@ -138,7 +138,7 @@ class Classifier(Forked):
         growth_bytes = self.plan.predicted_peak_bytes - self.plan.base_bytes
         self.direct = choose_direct(store, settings.reads, growth_bytes, measure.available_bytes())
         self.trace, self.counts = _new_trace(settings), RunCounts()
-        self._lock, self._is_forked = threading.Lock(), False
+        self._lock, self._is_forked, self._is_freed = threading.Lock(), False, False
         self._engine: Optional[Engine] = None
         self.recipe: Optional[Callable[[], Classifier]] = None
         """Makes this classifier again, in any process; None: it was made of parts."""
@@ -152,20 +152,36 @@ class Classifier(Forked):
         """
         with self._lock, LEDGER.lock:
             if not self._is_open:
-                self._make_plan()  # other engines may have opened or closed since
-                require_feasible(self)
-                if self._engine is not None:  # what `close` has freed is loaded before weights are
-                    self._warm_up(1, SMALL_LENGTH)
-                    trim_memory()
-                self._peak.start()
-                self.trace, self.counts = _new_trace(self.settings), RunCounts()
-                buffers, stage_of = allocate(self.store, self.plan), self.schedule.stage_of
-                feed = WeightFeed(self.store, buffers, stage_of, self.trace, direct=self.direct)
-                self._engine = Engine(self.schedule, self._inputs, self.backend, self._gate, feed)
-                LEDGER.reserve(self, _share(self, feed))
+                try:
+                    self._open()
+                except BaseException:
+                    self._free()
+                    raise
         return self
 
     __enter__ = open
+
+    def _open(self) -> None:
+        self._make_plan()  # other engines may have opened or closed since
+        require_feasible(self)
+        if self._is_freed:  # it is loaded before weights are
+            self._warm_up(1, SMALL_LENGTH)
+            trim_memory()
+        self._peak.start()
+        self.trace, self.counts = _new_trace(self.settings), RunCounts()
+        buffers, stage_of = allocate(self.store, self.plan), self.schedule.stage_of
+        feed = WeightFeed(self.store, buffers, stage_of, self.trace, direct=self.direct)
+        self._engine, self._is_freed = Engine(self.schedule, self._inputs, self.backend, self._gate, feed), False
+        LEDGER.reserve(self, _share(self, feed))
+
+    def _free(self) -> None:
+        """Free what is freed by `close`: it is loaded again when it is used."""
+        LEDGER.release(self)
+        if self._engine is not None:
+            self._engine.feed.close()
+        self.backend.close()
+        self.store.close()
+        self._is_freed = True
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -185,11 +201,7 @@ class Classifier(Forked):
         with self._lock:
             if self._is_open:
                 self._peak.stop()
-            LEDGER.release(self)
-            if self._engine is not None:
-                self._engine.feed.close()
-            self.backend.close()
-            self.store.close()
+            self._free()
 
     if TYPE_CHECKING:
 
