@@ -153,35 +153,13 @@ class Classifier(Forked):
         with self._lock, LEDGER.lock:
             if not self._is_open:
                 try:
-                    self._open()
+                    _open(self)
                 except BaseException:
-                    self._free()
+                    _free(self)
                     raise
         return self
 
     __enter__ = open
-
-    def _open(self) -> None:
-        self._make_plan()  # other engines may have opened or closed since
-        require_feasible(self)
-        if self._is_freed:  # it is loaded before weights are
-            self._warm_up(1, SMALL_LENGTH)
-            trim_memory()
-        self._peak.start()
-        self.trace, self.counts = _new_trace(self.settings), RunCounts()
-        buffers, stage_of = allocate(self.store, self.plan), self.schedule.stage_of
-        feed = WeightFeed(self.store, buffers, stage_of, self.trace, direct=self.direct)
-        self._engine, self._is_freed = Engine(self.schedule, self._inputs, self.backend, self._gate, feed), False
-        LEDGER.reserve(self, _share(self, feed))
-
-    def _free(self) -> None:
-        """Free what is freed by `close`: it is loaded again when it is used."""
-        LEDGER.release(self)
-        if self._engine is not None:
-            self._engine.feed.close()
-        self.backend.close()
-        self.store.close()
-        self._is_freed = True
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -199,9 +177,7 @@ class Classifier(Forked):
     def close(self) -> None:
         """Stop the reader, free the slots, end the threads of the backend, remember which files were verified."""
         with self._lock:
-            if self._is_open:
-                self._peak.stop()
-            self._free()
+            _free(self)
 
     if TYPE_CHECKING:
 
@@ -346,6 +322,32 @@ def _reopened(recipe: Callable[[], Classifier], digest: str, is_open: bool) -> C
         what = "the store is another one than when the classifier was pickled"
         raise StoreError(what, classifier.store.path, "load it again, and pickle that")
     return classifier.open() if is_open else classifier
+
+
+def _open(classifier: Classifier) -> None:
+    classifier._make_plan()  # other engines may have opened or closed since
+    require_feasible(classifier)
+    if classifier._is_freed:  # it is loaded before weights are
+        classifier._warm_up(1, SMALL_LENGTH)
+        trim_memory()
+    classifier._peak.start()
+    classifier.trace, classifier.counts = _new_trace(classifier.settings), RunCounts()
+    buffers, stage_of = allocate(classifier.store, classifier.plan), classifier.schedule.stage_of
+    feed = WeightFeed(classifier.store, buffers, stage_of, classifier.trace, direct=classifier.direct)
+    parts = classifier._inputs, classifier.backend, classifier._gate
+    classifier._engine, classifier._is_freed = Engine(classifier.schedule, *parts, feed), False
+    LEDGER.reserve(classifier, _share(classifier, feed))
+
+
+def _free(classifier: Classifier) -> None:
+    """Free what `close` frees. It is loaded again when it is used."""
+    classifier._peak.stop()
+    LEDGER.release(classifier)
+    if classifier._engine is not None:
+        classifier._engine.feed.close()
+    classifier.backend.close()
+    classifier.store.close()
+    classifier._is_freed = True
 
 
 def _share(classifier: Classifier, feed: WeightFeed) -> Share:
