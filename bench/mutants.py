@@ -39,7 +39,8 @@ SWAPS: dict[type, type] = {
 }  # fmt: skip
 """Operator -> what takes its place."""
 CALLS = {"min": "max", "max": "min", "any": "all", "all": "any"}
-ENGINE = ("runtime/test_engine.py", "runtime/test_engine_faults.py", "runtime/test_engine_bytes.py")
+ENGINE = tuple(f"runtime/test_{name}.py" for name in ("engine", "engine_faults", "engine_bytes", "schedules"))
+"""Tests of the whole engine."""
 FURTHER = {
     "store/lifting.py": (
         "store/test_encoder_format.py",
@@ -49,6 +50,7 @@ FURTHER = {
     "store/policy_file.py": ("session/test_session.py", "cli/test_tune.py"),
     "store/exits.py": ("session/test_classifier.py",),
     "runtime/backend.py": ENGINE,
+    "runtime/engine.py": ENGINE,
     "runtime/exits.py": (*ENGINE, "session/test_classifier.py"),
     "runtime/gate.py": (*ENGINE, "runtime/test_guard.py"),
     "runtime/schedule.py": ENGINE,
