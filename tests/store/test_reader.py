@@ -93,7 +93,7 @@ def test_single_tensors_are_what_was_written(pristine, verify):
                 assert bytes(store.read_tensor(shard, tensor)) == arrays(shard)[tensor.role].tobytes()
 
 
-def test_a_flipped_bit_is_found_by_whoever_reads_a_single_tensor(store):
+def test_a_flipped_bit_is_found_when_a_single_tensor_is_read(store):
     flip(store / "layer-00.safetensors", 8 * 5000)
     with Store(store) as opened:
         tensor = opened.manifest.shards["layer-00"].tensors[0]
