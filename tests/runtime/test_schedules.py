@@ -28,7 +28,7 @@ from tests.runtime.conftest import DEADLOCK_SECONDS
 from tests.runtime.driver import answers, batches, encode, expected, logits_alone
 from tests.toy import KINDS, Toy, layer_shards, open_engine
 
-NUM_SCHEDULES = int(os.environ.get("OFFRAMP_SCHEDULES", "60"))
+NUM_SCHEDULES = int(os.environ.get("OFFRAMP_SCHEDULES", "40"))
 STEPS = 12
 TOYS = (Toy(), Toy(shared=True), Toy(exit_bias=((2, 50.0),), seed=3), Toy(whole=True), Toy(padding_bytes=1 << 16))
 POLICIES = ("none", "stage:2", "patience:1", "confidence:0.6", "patience:2|confidence:0.9")
