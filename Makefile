@@ -14,7 +14,7 @@ DEVICE := $(addprefix $(SRC)/,__init__.py __main__.py errors.py forks.py units.p
 	$(wildcard $(addprefix $(SRC)/backends/,__init__.py base.py onnx*.py numpy.py)) \
 	$(wildcard $(addprefix $(SRC)/cli/,__init__.py options.py run.py plan.py ls.py verify.py memory.py profile.py))
 
-.PHONY: help demo test test-all coverage guards device lint check bench glue clean
+.PHONY: help demo test test-all coverage guards mutants soak device lint audit check sbom licences bench glue clean
 
 help:                          ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -37,6 +37,12 @@ coverage: $(VENV)/.test        ## run all tests and print the line and branch co
 guards: $(VENV)/.test          ## remove safety checks one by one, and check that a test fails for each
 	$(BIN)/python bench/guards.py
 
+mutants: $(VENV)/.test         ## change the code in 200 small ways, and count the changes that make a test fail
+	$(BIN)/python bench/mutants.py
+
+soak: $(VENV)/.test            ## open and close engines 1,000 times, and check threads, files and memory
+	$(BIN)/python bench/soak.py
+
 device: $(VENV)/.test          ## run the golden answers under Python 3.8, NumPy 1.19 and ONNX Runtime 1.10
 	.ci/device.sh $(BIN)/python
 
@@ -48,7 +54,16 @@ lint: $(VENV)/.test            ## check format, style, types, imports, sizes, an
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python bench/house.py
 
-check: lint test device        ## run what CI runs
+audit: $(VENV)/.audit          ## look for known weaknesses of the code (bandit) and of the dependencies (pip-audit)
+	.ci/audit.sh $(BIN)
+
+check: lint test device audit  ## run what CI runs, and the audits
+
+sbom: $(VENV)/.test            ## write the software bill of materials to sbom.json (CycloneDX)
+	$(BIN)/python bench/supply.py sbom sbom.json
+
+licences: $(VENV)/.test        ## write the licences of the dependencies to docs/licences.md
+	$(BIN)/python bench/supply.py licences docs/licences.md
 
 bench: $(VENV)/.test           ## measure the figures of docs/results/main-job.md
 	$(BIN)/python bench/main_job.py --out bench-out
@@ -60,7 +75,7 @@ glue: $(VENV)/.test            ## measure the figures of docs/results/glue.md: h
 	$(BIN)/python bench/glue_report.py
 
 clean:                         ## remove what these commands wrote
-	rm -rf $(VENV) demo-out bench-out glue-out .coverage coverage.json
+	rm -rf $(VENV) demo-out bench-out glue-out mutants-out .coverage coverage.json sbom.json
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -72,3 +87,6 @@ $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
 $(VENV)/.test: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(PIP) -e '.[test,lint]'
 	touch $@ $(VENV)/.demo
+
+$(VENV)/.audit: $(VENV)/.test
+	-$(PIP) -e '.[audit]' && touch $@

@@ -1,5 +1,6 @@
 """Promises of the public page: what it exports, what it costs to import, and who may know what."""
 
+import ast
 import importlib
 import json
 import pkgutil
@@ -107,3 +108,19 @@ def test_every_kind_of_fault_has_its_mechanism_and_its_test():
     assert [kind for kind, _, _ in rows] == kinds
     for kind, mechanism, test in rows:
         assert mechanism == test == "not measured" or (".py`" in mechanism and "`tests/" in test), kind
+
+
+DOWNLOADING = ("from_pretrained", "load_dataset", "snapshot_download", "hf_hub_download")
+PINNED = {"local_files_only", "revision"}
+
+
+def test_every_call_that_could_download_reads_a_folder_or_names_a_revision():
+    calls = [
+        (path.name, call.lineno, {keyword.arg for keyword in call.keywords})
+        for path in (ROOT / "src").rglob("*.py")
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute | ast.Name)
+        if (call.func.attr if isinstance(call.func, ast.Attribute) else call.func.id) in DOWNLOADING
+    ]
+    assert len(calls) >= 10
+    assert [(file, line) for file, line, given in calls if not given & PINNED] == []

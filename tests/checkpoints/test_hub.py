@@ -91,6 +91,30 @@ def test_pickles_are_fetched_only_where_there_is_no_safetensors(downloads):
     assert [options["local_files_only"] for _, options in downloads.calls[1:]] == [True, True]
 
 
+def test_pickles_are_of_the_commit_that_the_first_download_found(downloads, cache):
+    """Also where the branch has moved on in between."""
+    (cache / "model.safetensors").unlink()
+    downloads.outcome = cache
+    resolve("acme/tiny@v1")
+    assert [options["revision"] for _, options in downloads.calls] == ["v1", COMMIT]
+    assert {model for model, _ in downloads.calls} == {"acme/tiny"}
+
+
+def test_a_revision_is_taken_from_the_cache(cache):
+    assert resolve(f"acme/tiny@{COMMIT}", offline=True).resolve() == cache.resolve()
+    (cache.parents[1] / "refs" / "main").write_text("f" * 40)
+    assert resolve(f"acme/tiny@{COMMIT}", offline=True).resolve() == cache.resolve()
+    with pytest.raises(UsageError, match="nor in the cache of the hub"):
+        resolve("acme/tiny", offline=True)
+
+
+def test_a_folder_with_an_at_sign_is_a_folder(tmp_path, downloads):
+    (tmp_path / "acme@home").mkdir()
+    assert str(resolve("acme@home")) == "acme@home"
+    resolve("acme/tiny@refs/pr/1")
+    assert downloads.calls[0][1]["revision"] == "refs/pr/1"
+
+
 @pytest.mark.parametrize(
     "model", ["", ".model", "./model", "../model", "/no/such", "~/model", "a/b/c", "model/", "a\\b"]
 )
@@ -115,6 +139,11 @@ def http_error(kind):
     [
         ("GatedRepoError", 4, "model is gated - acme/tiny"),
         ("RepositoryNotFoundError", 2, "neither a folder nor a model on the hub - acme/tiny"),
+        (
+            "RevisionNotFoundError",
+            2,
+            "the model on the hub has no such revision - acme/tiny - check what follows the @",
+        ),
         ("HfHubHTTPError", 4, r"download failed \(HfHubHTTPError: first line\) - acme/tiny"),
     ],
 )

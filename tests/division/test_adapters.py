@@ -7,6 +7,7 @@ import torch
 import transformers as hf
 
 import offramp
+from offramp.checkpoints.downloads import DOWNLOADS, Download, downloads_of, to_bytes
 from offramp.errors import SourceError
 from tests.tiny_families import KNOWN, write_classifier
 
@@ -54,8 +55,12 @@ def test_an_adapter_is_merged_into_the_model_that_it_names(base, tmp_path):
     adapted = adapter_of(model, tmp_path / "adapter")
     wanted = logits_of(adapted, base)
     assert (wanted - plain).abs().max() > 1e-3  # the adapter matters
+    downloads = Download("acme/lora", "a" * 40), Download("acme/tiny", "b" * 40)
+    for folder, download in zip((tmp_path / "adapter", base), downloads, strict=True):
+        (folder / DOWNLOADS).write_bytes(to_bytes([download]))
     found = answers(tmp_path / "adapter", tmp_path / "store")
     assert_same(found, wanted, model.config.id2label)
+    assert downloads_of(tmp_path / "store") == downloads
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
@@ -99,6 +104,18 @@ def test_what_cannot_be_merged_is_refused(base, tmp_path):
         with pytest.raises(SourceError, match=reason):
             offramp.divide(tmp_path / name, tmp_path / "store")
         assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("revision", [None, "v1"])
+def test_the_model_of_an_adapter_is_of_the_revision_that_it_names(base, tmp_path, monkeypatch, revision):
+    adapter_of(hf.AutoModelForSequenceClassification.from_pretrained(base), tmp_path / "adapter")
+    described = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    described = {**described, "base_model_name_or_path": "acme/tiny", "revision": revision}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(described))
+    asked = []
+    monkeypatch.setattr("offramp.division.adapters.resolve", lambda model, offline: asked.append(model) or base)
+    offramp.divide(tmp_path / "adapter", tmp_path / "store")
+    assert asked == ["acme/tiny" if revision is None else f"acme/tiny@{revision}"]
 
 
 @pytest.mark.parametrize("content", [None, b"no weights"])

@@ -208,3 +208,14 @@ def test_a_sampler_without_proc_leaves_the_parts_open(system_without_proc):
     with MemorySampler() as sampler:
         pass
     assert {(sample.anon_bytes, sample.file_bytes) for sample in sampler.samples} == {(None, None)}
+
+
+def test_a_meter_that_was_not_started_or_was_stopped_stops():
+    meter = PeakMeter()
+    meter.stop()
+    assert meter.peak_bytes == 0
+    with meter:
+        pass
+    peak_bytes = meter.peak_bytes
+    meter.stop()
+    assert meter.peak_bytes == peak_bytes > 0

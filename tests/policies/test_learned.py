@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from offramp.errors import UsageError
-from offramp.policies import Evidence, parse, replay
+from offramp.policies import Evidence, fitting, parse, replay
 from offramp.policies.codec import FIRST_FEATURE_NAMES, from_json, to_json
 from offramp.policies.combine import AllOf, AnyOf, From
 from offramp.policies.costs import Costs
@@ -312,3 +312,12 @@ def test_a_batch_leaves_where_its_rows_would_leave_alone(learned, data, logits_K
     ]
     assert together.tolist() == alone
     assert exits_of(policy, logits_KNC, problem) == replay(policy, logits_KNC, problem).tolist()
+
+
+@pytest.mark.parametrize("share", [0.02, 0.5])
+def test_the_constant_of_a_risk_is_not_penalised(share):
+    """Features that tell nothing predict the share of losses, also where losses are rare."""
+    loss_N = np.zeros(200)
+    loss_N[: int(200 * share)] = 1
+    weights = fitting._logistic(np.ones((200, 1)), loss_N)
+    assert predict_risk(weights, np.ones((1, 1)), True)[0] == pytest.approx(share, rel=1e-3)

@@ -163,6 +163,20 @@ def hubbed(what, says, error, act=arrived, offline=False, **options):
     return Entry(f"checkpoints/hub.py: {what}", work, says, act, simulates="network", **options)
 
 
+def record_download(w, said):
+    (w.model / "offramp_downloads.json").write_bytes(b"[]")
+
+
+record_download.says = "the folder is put back whole"
+
+
+def remove_download(w, said):
+    (w.model / "offramp_downloads.json").unlink()
+
+
+remove_download.says = "`rm offramp_downloads.json`"
+
+
 WHOLE = said_by(lambda w: w.run("divide model another"), "a folder is given")
 
 
@@ -417,7 +431,17 @@ TABLE = [
         arrived,
         simulates="disk space",
     ),
+    *(
+        Entry(
+            "checkpoints/downloads.py: not the downloads of a model",
+            spoilt(spoil_file("offramp_downloads.json", b"{}"), DIVIDE),
+            says,
+            act,
+        )
+        for says, act in (("get the folder again", record_download), ("or remove the file", remove_download))
+    ),
     hubbed("neither a folder nor a model", "check the spelling", hub_error("RepositoryNotFoundError")),
+    hubbed("the model on the hub has no such revision", "check what follows the @", hub_error("RevisionNotFoundError")),
     hubbed("model is gated", "accept its terms on the hub", hub_error("GatedRepoError")),
     hubbed(
         "no such folder, nor in the cache",

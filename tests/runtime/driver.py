@@ -56,7 +56,7 @@ def expected(store, rows, policy):
 @cache
 def _answer_alone(path, row, policy_text):
     store, policy = Store(path, "never"), parse(policy_text)
-    logits_KC = _logits_alone(path, row)
+    logits_KC = logits_alone(path, row)
     num_exits, problem = len(store.program.layers), store.program.problem
     if policy.earliest_exit(num_exits) < num_exits:
         decider = policy.start(1, num_exits)
@@ -67,7 +67,7 @@ def _answer_alone(path, row, policy_text):
 
 
 @cache
-def _logits_alone(path, row):
+def logits_alone(path, row):
     """Logits of every exit, the head's last."""
     with Store(path, "never") as store:
         backend, batch, inputs = ToyBackend(), encode([row]), InputReader(store)

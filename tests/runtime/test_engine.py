@@ -7,7 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from offramp.errors import NonFiniteError, StoreError
+from offramp.errors import NonFiniteError, StoreError, UsageError
+from offramp.runtime.guard import NO_DEADLINE, DeadlineGuard
 from offramp.runtime.run_plan import direct_works
 from tests.runtime.driver import answers, batches, encode, expected
 from tests.toy import Toy, layer_shards, open_engine, token_batch
@@ -171,6 +172,27 @@ def test_a_token_outside_the_vocabulary_is_refused(shelf):
     with pytest.raises(StoreError, match="token id 32 in a vocabulary of 32"):
         engine.sweep([token_batch(ids_BS, np.ones_like(ids_BS))])
     engine.close()
+
+
+@pytest.mark.parametrize("deadline_seconds", [None, 10.0])
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_only_a_deadline_needs_an_exit_before_the_last_layer(shelf, num_layers, deadline_seconds):
+    store = shelf.open(Toy(num_layers))
+    guard = NO_DEADLINE if deadline_seconds is None else DeadlineGuard(deadline_seconds)
+    if num_layers == 1 and deadline_seconds:
+        with pytest.raises(UsageError, match="a deadline needs exits and this model has one layer"):
+            open_engine(store, guard=guard)
+        return
+    engine = open_engine(store, guard=guard)
+    assert answers(engine.sweep([encode(ROWS[:1])])) == expected(store, ROWS[:1], "none")
+    engine.close()
+
+
+def test_closing_frees_the_backend(shelf):
+    engine = open_engine(shelf.open(Toy()))
+    assert not engine.backend.closed
+    engine.close()
+    assert engine.backend.closed and not engine.feed.is_open
 
 
 def test_an_empty_batch_does_nothing(shelf):

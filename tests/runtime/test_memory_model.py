@@ -66,6 +66,16 @@ def test_several_tables_share_what_gathering_takes(shelf):
         assert model.input_bytes(3, 5) == 15 * TOKEN_BYTES
 
 
+@pytest.mark.parametrize(("tables", "taken"), [((1, 4), GATHER_COPIES * 4), ((2, 2, 2, 1), 2 + 7), ((1,) * 5, 1 + 5)])
+def test_tables_of_unequal_width_take_what_the_widest_needs_or_all_results(tables, taken):
+    """The copies of the widest, or the results of all beside the distinct rows of the widest, whatever is more."""
+    row_bytes = {f"rows.{number}": size * ROW for number, size in enumerate(tables)}
+    program = program_of(TEXTS, (BATCH, TOKENS))
+    lookups = dict.fromkeys(row_bytes, program.lookups["rows"])
+    model = model_of(replace(program, lookups=lookups), **row_bytes)
+    assert model.gathering_bytes(3, 5) == 2 * 5 * taken * ROW
+
+
 @pytest.mark.parametrize(("largest", "size"), [((), 4), ((2, None), 4), ((2, 6), 6)])
 def test_arrays_count_themselves_and_their_look_ups_at_the_largest_size(largest, size):
     model = model_of(program_of(None, (BATCH, 4), largest=largest), rows=ROW)

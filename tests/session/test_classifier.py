@@ -297,6 +297,25 @@ def test_close_gives_back_memory_files_and_threads(shelf):
     assert classifier.record()["bytes_read_total"] > 40 << 20
 
 
+@pytest.mark.parametrize("error", [BudgetError("no memory"), KeyboardInterrupt()], ids=repr)
+def test_an_opening_that_fails_leaves_no_threads_and_can_be_tried_again(shelf, monkeypatch, error):
+    with monkeypatch.context() as refused:
+        refused.setattr("offramp.measure.memory.reset_peak", lambda: False)  # so that the peak is sampled, by a thread
+        classifier = make_classifier(shelf.open(Toy()))
+        before = threading.active_count()
+
+        def fail(*_):
+            raise error
+
+        refused.setattr("offramp.session.classifier.allocate", fail)
+        with pytest.raises(type(error)):
+            classifier.open()
+        assert threading.active_count() == before and classifier.backend.closed and not classifier.store._fds
+    with classifier:
+        assert len(classifier.predict(["abc"])) == 1
+    assert threading.active_count() == before
+
+
 def test_a_closed_classifier_refuses_and_can_be_opened_again(shelf):
     store = shelf.open(Toy())
     classifier = make_classifier(store)

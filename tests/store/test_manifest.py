@@ -327,7 +327,8 @@ CHANGES = {
         lambda tree: tree["program"]["lookups"]["word"].update(input="hidden"), "no input of ids"),
     "rows by numbers": (
         lambda tree: tree["program"].update(
-            texts=None, inputs={**tree["program"]["inputs"], "input_ids": {"dtype": "float32", "axes": [], "largest": []}}),
+            texts=None,
+            inputs={**tree["program"]["inputs"], "input_ids": {"dtype": "float32", "axes": [], "largest": []}}),
         "no input of ids"),
     "rows that are an input": (
         lambda tree: tree["program"]["lookups"].update(input_ids=tree["program"]["lookups"]["word"]),

@@ -85,6 +85,22 @@ def test_tensors_are_what_was_written(pristine):
             assert all(np.array_equal(views[role], wanted[role]) for role in wanted)
 
 
+@pytest.mark.parametrize("verify", ["always", "never"])
+def test_single_tensors_are_what_was_written(pristine, verify):
+    with Store(pristine, verify) as store:
+        for shard in SHARDS:
+            for tensor in store.manifest.shards[shard].tensors:
+                assert bytes(store.read_tensor(shard, tensor)) == arrays(shard)[tensor.role].tobytes()
+
+
+def test_a_flipped_bit_is_found_when_a_single_tensor_is_read(store):
+    flip(store / "layer-00.safetensors", 8 * 5000)
+    with Store(store) as opened:
+        tensor = opened.manifest.shards["layer-00"].tensors[0]
+        message = refused(DamagedError, lambda: opened.read_tensor("layer-00", tensor), "sha256 differs")
+        assert "layer-00.safetensors" in message
+
+
 def test_direct_reads_give_the_same_bytes(big):
     with Store(big, "always") as store:
         for shard in SHARDS:

@@ -126,3 +126,14 @@ def test_a_tree_that_is_nested_too_deeply():
 def test_equal_copies_share_memory():
     found = expand(block([{"a": [1]}], [{"a": [1]}], 100_000), "program")
     assert len(found) == 100_000 and found[0] is found[-1]
+
+
+@pytest.mark.parametrize(("last", "is_fine"), [(10**15 - 1, True), (10**15, False)])
+def test_integers_of_repeats_have_fifteen_digits_at_most(last, is_fine):
+    step = 10**14
+    repeat = {"repeat": 3, "first": [last - 2 * step], "second": [last - step]}
+    if is_fine:
+        assert expand([repeat], "program") == [last - 2 * step, last - step, last]
+    else:
+        with pytest.raises(WrongError, match="a repeated integer becomes 1000000000000000"):
+            expand([repeat], "program")

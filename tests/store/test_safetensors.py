@@ -253,3 +253,10 @@ def test_dtypes_whose_values_share_bytes_are_refused_by_name(dtype, bits):
     data = by_hand({"a": {"dtype": dtype, "shape": [8], "data_offsets": [0, bits]}}, bytes(bits))
     assert safetensors.deserialize(data)
     refused(DamagedError, lambda: parse_header(data, len(data), "file"), f"tensor 'a' is {dtype}, whose values share")
+
+
+def test_a_header_that_ends_early_is_refused_as_that():
+    """Also where what is there is valid JSON: the file may become shorter between two reads."""
+    data = by_hand(b"{}" + b" " * 40)
+    assert parse_header(data, len(data), "here").data_start == len(data)
+    refused(DamagedError, lambda: parse_header(data[:20], len(data), "here"), "file ends inside its header")

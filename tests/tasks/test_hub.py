@@ -1,5 +1,6 @@
 """GLUE as the hub has it, from a folder of the same layout: this place has no hub."""
 
+import re
 import sys
 
 import pytest
@@ -76,6 +77,7 @@ def test_a_download_that_fails_says_what_to_do(monkeypatch):
 
     def fail(*args, **options):
         assert options["download_config"].local_files_only
+        assert re.fullmatch("[0-9a-f]{40}", options["revision"])
         raise ConnectionError("connection reset")
 
     monkeypatch.setattr(datasets, "load_dataset", fail)

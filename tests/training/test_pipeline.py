@@ -13,6 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import offramp.training.trainer
 from offramp.checkpoints.checkpoint import load_classifier, predict, predict_windows, to_tensors
+from offramp.checkpoints.downloads import DOWNLOADS, Download, downloads_of, to_bytes
 from offramp.checkpoints.exits import ModelWithExits
 from offramp.division import divide
 from offramp.errors import DiskFullError, MissingExtraError, NonFiniteError, SourceError, UsageError
@@ -435,14 +436,20 @@ def digests_in(folder, examples):
     return rows.among(row_digests([text for text, _ in examples], rows.salt)).tolist()
 
 
-def test_the_rows_of_this_training_and_of_those_before_it_are_recorded(bert, tmp_path):
+COMMIT = Download("acme/tiny", "0123456789abcdef0123456789abcdef01234567")
+
+
+def test_rows_and_download_of_this_training_and_of_those_before_it_are_recorded(bert, tmp_path):
     rows = [(f"the red rose {number}", number % 3) for number in range(30)]
     options = {"labels": LABELS, "settings": TrainSettings(loss="last", epochs=1, max_length=16)}
+    (bert / DOWNLOADS).write_bytes(to_bytes([COMMIT]))
     train_exits(bert, rows[:10], rows[20:], tmp_path / "first", **options)
     assert digests_in(tmp_path / "first", rows) == [True] * 10 + [False] * 20
+    assert downloads_of(tmp_path / "first") == (COMMIT,)
     options["settings"] = TrainSettings(loss="heads-only", heads_epochs=1, max_length=16)
     train_exits(tmp_path / "first", rows[5:15], rows[20:], tmp_path / "second", **options)
     assert digests_in(tmp_path / "second", rows) == [True] * 15 + [False] * 15
+    assert downloads_of(tmp_path / "second") == (COMMIT,)
     assert digests_in(divide(tmp_path / "second", tmp_path / "store"), rows) == [True] * 15 + [False] * 15
 
 

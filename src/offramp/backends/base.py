@@ -8,6 +8,7 @@ Shapes: B rows, S tokens, T = B S.
 
 from __future__ import annotations
 
+import weakref
 from abc import abstractmethod
 from bisect import bisect_right
 from typing import Any, Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
@@ -246,7 +247,7 @@ class _Kernels(Dict[str, LoadedKernel]):
 
     def __init__(self, backend: ProgramBackend) -> None:
         super().__init__()
-        self._backend = backend
+        self._backend = weakref.proxy(backend)  # else only the collector of cycles would free a closed backend
 
     def __missing__(self, name: str) -> LoadedKernel:
         self[name] = self._backend.load(name, self._backend.program.kernels[name])

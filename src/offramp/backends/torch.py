@@ -129,9 +129,13 @@ class TorchBackend(ProgramBackend):
         self.num_threads = 1
 
     def close(self) -> None:
-        """Drop the references to the slots that the last calls used."""
+        """Drop the kernels, with the references to the slots that their last calls used. They load again when they are
+        used.
+        """
         for skeleton in self.skeletons.values():
             skeleton.drop_weights()
+        self.kernels.clear()
+        self.skeletons.clear()
 
 
 class Skeleton:

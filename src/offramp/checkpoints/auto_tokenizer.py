@@ -104,7 +104,9 @@ def save_tokenizer(folder: Path, out: Path) -> None:
 
 
 def _load(folder: Path) -> Any:
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    tokenizer: Any = AutoTokenizer.from_pretrained(  # a folder  # nosec B615
+        folder, local_files_only=True, trust_remote_code=False
+    )
     if not isinstance(getattr(tokenizer, "backend_tokenizer", None), tokenizers.Tokenizer):
         raise TypeError(f"{type(tokenizer).__name__} is no fast tokenizer")
     return tokenizer

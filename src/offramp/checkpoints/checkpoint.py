@@ -58,8 +58,8 @@ def load_classifier(folder: Path) -> WithExits | PreTrainedModel:
     with open_source(folder) as source:
         exits = source.exits()
     with quiet_libraries():
-        options = {"dtype": torch.float32, "local_files_only": True, **PLAIN_OUTPUT}
-        model = auto_class(folder).from_pretrained(folder, **options)
+        options = {"dtype": torch.float32, **PLAIN_OUTPUT}
+        model = auto_class(folder).from_pretrained(folder, local_files_only=True, **options)
     if exits is None:
         return model.to(device())
     tensors, file = exits

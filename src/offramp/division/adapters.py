@@ -2,12 +2,14 @@
 as any other model.
 """
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from offramp.checkpoints.downloads import DOWNLOADS, downloads_of, to_bytes
 from offramp.checkpoints.hub import resolve
 from offramp.checkpoints.source import ADAPTER, CONFIG, PROCESSOR, TOKENIZER, open_source, require_files
 from offramp.checkpoints.weights import read_json
@@ -47,7 +49,8 @@ def merged(folder: Path, store: Path, config: DivisionConfig) -> Iterator[Path]:
         if (folder / CONFIG).is_file():
             base = _without_adapter(folder, scratch / "base")
         else:
-            base = resolve(named, config.offline)
+            revision = settings.get("revision")  # of the model, not of the adapter
+            base = resolve(f"{named}@{revision}" if revision and not os.path.lexists(named) else named, config.offline)
         with open_source(base) as source:
             source.require_unquantised()
         config.say(f"adapter: peft merges it into {named}, which is in memory as a whole meanwhile")
@@ -58,6 +61,9 @@ def merged(folder: Path, store: Path, config: DivisionConfig) -> Iterator[Path]:
             found = next((each / name for each in _with_tokenizer(folder, base) if (each / name).is_file()), None)
             if found is not None:
                 shutil.copyfile(found, target / name)
+        downloads = downloads_of(folder, base)
+        if downloads:
+            (target / DOWNLOADS).write_bytes(to_bytes(downloads))
         del model
         yield target
 
@@ -100,13 +106,13 @@ def _merge(base: Path, folder: Path, settings: dict[str, Any]) -> Any:
     weights = _weights_of(folder)
     rows = next((len(weight) for key, weight in weights.items() if key.endswith(HEADS)), None)
     try:
-        described = transformers.AutoConfig.from_pretrained(base)
+        described = transformers.AutoConfig.from_pretrained(base, local_files_only=True)  # a folder  # nosec B615
         if rows not in (None, described.num_labels):
             described.num_labels = rows
         cls = getattr(transformers, name)
         model, loaded = cls.from_pretrained(base, config=described, local_files_only=True, output_loading_info=True)
         lacking = [key for key in loaded["missing_keys"] if not any(each.endswith(key) for each in weights)]
-        adapted = None if lacking else PeftModel.from_pretrained(model, str(folder))
+        adapted = None if lacking else PeftModel.from_pretrained(model, str(folder), local_files_only=True)
     except Exception as error:  # transformers and peft raise classes of many kinds for what does not fit
         what = f"the adapter does not fit the model that it names ({said(error)})"
         raise SourceError(what, folder, "check base_model_name_or_path in adapter_config.json") from error

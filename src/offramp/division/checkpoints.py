@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from offramp.checkpoints.downloads import store_downloads
 from offramp.checkpoints.inputs import (
     BATCH,
     CLASSIFIERS,
@@ -238,6 +239,7 @@ def _origin(
         copied = writer.add_copy(path.name, path) if is_config_copied else None
         config = copied or writer.add_file(path.name, source.config_in_float32())
         made = [] if texts is None else store_tokenizer(source.folder, writer, say)
+        made += store_downloads(source.folder, writer)
         return [config, *(writer.add_copy(path.name, path) for path in source.companions()), *made]
 
     kind = str(getattr(module.config, "model_type", "module"))

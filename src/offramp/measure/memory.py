@@ -177,7 +177,9 @@ class PeakMeter(_Sampler):
             super().start()
 
     def stop(self) -> None:
-        """End the phase and freeze `peak_bytes`."""
+        """End the phase, if one has begun, and freeze `peak_bytes`."""
+        if not self._running:
+            return
         if self.method == "sampled":
             super().stop()
         else:

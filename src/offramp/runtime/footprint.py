@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from functools import lru_cache
 from pathlib import Path
-from typing import Iterator, Tuple
+from typing import Any, Iterator, Tuple
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 HEAP_BLOCK_BYTES = 128 << 10
@@ -21,7 +22,7 @@ def tune_allocator() -> bool:
 
     By default glibc raises the thresholds at each large free and gives every thread its own arena.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform.startswith("linux") else None
+    mallopt = getattr(_libc(), "mallopt", None) if sys.platform.startswith("linux") else None
     if mallopt is None:  # musl has none
         return False
     settings = ((_M_ARENA_MAX, 1), (_M_MMAP_THRESHOLD, HEAP_BLOCK_BYTES), (_M_TRIM_THRESHOLD, HEAP_BLOCK_BYTES))
@@ -38,12 +39,18 @@ def trim_memory() -> int:
     """
     if not sys.platform.startswith("linux"):
         return 0
-    libc = ctypes.CDLL(None)
+    libc = _libc()
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     dropped = (size for start, length, size in _code_mappings() if libc.madvise(start, length, _MADV_DONTNEED) == 0)
     return sum(dropped)
+
+
+@lru_cache(maxsize=1)
+def _libc() -> Any:
+    """Return the C library. Each CDLL makes classes, which only the collector of cycles frees."""
+    return ctypes.CDLL(None)
 
 
 def _code_mappings() -> Iterator[Tuple[int, int, int]]:

@@ -16,7 +16,7 @@ import time
 from collections import deque
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import Callable, Deque, Dict, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Deque, Dict, NamedTuple, Optional, Sequence, Tuple
 
 from offramp.forks import Forked
 from offramp.measure import resident_bytes
@@ -194,6 +194,7 @@ class Ring(Forked):
         self._pool.close()
         self._resident_slots = {}
         self._residents.clear()
+        self._read, self._on_read = _never, _never  # they may refer to this ring, which would stay until collected
 
     def before_fork(self) -> None:
         """Take the lock, so that no thread is in the middle of a change. Give up if the forking thread holds it."""
@@ -306,6 +307,10 @@ class Ring(Forked):
             self._next()  # later turns of the same shard register their use before the engine can release it
         _wake(self._engine_wakeups)
         error = None  # its traceback references this frame and thus the slot
+
+
+def _never(*_: object) -> Any:
+    raise AssertionError("a closed ring does not read")
 
 
 def _started(run: Callable[[], None]) -> threading.Thread:

@@ -138,7 +138,7 @@ class Classifier(Forked):
         growth_bytes = self.plan.predicted_peak_bytes - self.plan.base_bytes
         self.direct = choose_direct(store, settings.reads, growth_bytes, measure.available_bytes())
         self.trace, self.counts = _new_trace(settings), RunCounts()
-        self._lock, self._is_forked = threading.Lock(), False
+        self._lock, self._is_forked, self._is_freed = threading.Lock(), False, False
         self._engine: Optional[Engine] = None
         self.recipe: Optional[Callable[[], Classifier]] = None
         """Makes this classifier again, in any process; None: it was made of parts."""
@@ -152,17 +152,11 @@ class Classifier(Forked):
         """
         with self._lock, LEDGER.lock:
             if not self._is_open:
-                self._make_plan()  # other engines may have opened or closed since
-                require_feasible(self)
-                if self._engine is not None:  # what `close` has freed is loaded before weights are
-                    self._warm_up(1, SMALL_LENGTH)
-                    trim_memory()
-                self._peak.start()
-                self.trace, self.counts = _new_trace(self.settings), RunCounts()
-                buffers, stage_of = allocate(self.store, self.plan), self.schedule.stage_of
-                feed = WeightFeed(self.store, buffers, stage_of, self.trace, direct=self.direct)
-                self._engine = Engine(self.schedule, self._inputs, self.backend, self._gate, feed)
-                LEDGER.reserve(self, _share(self, feed))
+                try:
+                    _open(self)
+                except BaseException:
+                    _free(self)
+                    raise
         return self
 
     __enter__ = open
@@ -183,13 +177,7 @@ class Classifier(Forked):
     def close(self) -> None:
         """Stop the reader, free the slots, end the threads of the backend, remember which files were verified."""
         with self._lock:
-            if self._is_open:
-                self._peak.stop()
-            LEDGER.release(self)
-            if self._engine is not None:
-                self._engine.feed.close()
-            self.backend.close()
-            self.store.close()
+            _free(self)
 
     if TYPE_CHECKING:
 
@@ -334,6 +322,32 @@ def _reopened(recipe: Callable[[], Classifier], digest: str, is_open: bool) -> C
         what = "the store is another one than when the classifier was pickled"
         raise StoreError(what, classifier.store.path, "load it again, and pickle that")
     return classifier.open() if is_open else classifier
+
+
+def _open(classifier: Classifier) -> None:
+    classifier._make_plan()  # other engines may have opened or closed since
+    require_feasible(classifier)
+    if classifier._is_freed:  # it is loaded before weights are
+        classifier._warm_up(1, SMALL_LENGTH)
+        trim_memory()
+    classifier._peak.start()
+    classifier.trace, classifier.counts = _new_trace(classifier.settings), RunCounts()
+    buffers, stage_of = allocate(classifier.store, classifier.plan), classifier.schedule.stage_of
+    feed = WeightFeed(classifier.store, buffers, stage_of, classifier.trace, direct=classifier.direct)
+    parts = classifier._inputs, classifier.backend, classifier._gate
+    classifier._engine, classifier._is_freed = Engine(classifier.schedule, *parts, feed), False
+    LEDGER.reserve(classifier, _share(classifier, feed))
+
+
+def _free(classifier: Classifier) -> None:
+    """Free what `close` frees. It is loaded again when it is used."""
+    classifier._peak.stop()
+    LEDGER.release(classifier)
+    if classifier._engine is not None:
+        classifier._engine.feed.close()
+    classifier.backend.close()
+    classifier.store.close()
+    classifier._is_freed = True
 
 
 def _share(classifier: Classifier, feed: WeightFeed) -> Share:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from typing import Any, Callable, Iterable, Optional, Union
@@ -80,12 +81,30 @@ def prepare_engine(
 
     `policy` and `profile` replace those that `config` names.
     """
+    with ExitStack() as closing:  # the threads of a backend that is not closed stay until it is collected
+        classifier = _prepared(closing, store, config, policy, profile, texts, warn)
+        closing.pop_all()
+    return classifier
+
+
+def _prepared(
+    closing: ExitStack,
+    store: Union[str, os.PathLike],
+    config: EngineConfig,
+    policy: Optional[Policy],
+    profile: Optional[DeviceProfile],
+    texts: Optional[Iterable[Any]],
+    warn: Callable[[str], None],
+) -> Classifier:
+    """Return a planned classifier. What is to be closed if that fails is added to `closing`."""
     named = read_exit(config.exit if policy is None else policy)
     if config.budget_bytes is not None or least_limit(None).source != MEMORY:
         tune_allocator()
     opened = _opened(store, config, named)
+    closing.callback(opened.close)
     num_exits = len(opened.program.layers)
     backend = open_backend(config.backend, opened, config.threads or num_cores())
+    closing.callback(backend.close)
     guard = guard_for(named.deadline_seconds if config.deadline is None else config.deadline)
     given = profile or config.profile
     measured = None

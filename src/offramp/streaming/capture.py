@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -79,22 +79,19 @@ def _leaves(tree: Any) -> list[Tensor]:
 
 def tensors_of(output: Any) -> list[Tensor]:
     """Return all tensors of an output in a fixed order, from inside any containers."""
-    found: list[Tensor] = []
-    seen: set[int] = set()
+    return list(_tensors_in(output, set()))
 
-    def collect(part: Any) -> None:
-        if isinstance(part, Tensor):
-            found.append(part)
-        elif isinstance(part, (list, tuple, set, Mapping)):
-            for value in part.values() if isinstance(part, Mapping) else part:
-                collect(value)
-        elif not isinstance(part, (nn.Module, type)) and id(part) not in seen:  # a dataclass, a cache
-            seen.add(id(part))
-            for value in _attributes(part):
-                collect(value)
 
-    collect(output)
-    return found
+def _tensors_in(part: Any, seen: set[int]) -> Iterator[Tensor]:
+    if isinstance(part, Tensor):
+        yield part
+    elif isinstance(part, (list, tuple, set, Mapping)):
+        for value in part.values() if isinstance(part, Mapping) else part:
+            yield from _tensors_in(value, seen)
+    elif not isinstance(part, (nn.Module, type)) and id(part) not in seen:  # a dataclass, a cache
+        seen.add(id(part))
+        for value in _attributes(part):
+            yield from _tensors_in(value, seen)
 
 
 def _attributes(part: Any) -> Iterable[Any]:

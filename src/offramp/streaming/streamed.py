@@ -176,7 +176,7 @@ class Stream:
             weights = weights_of(self.module)
             for name in self._divided.buffers:
                 weights[name].put(placement.read_tensor(self.store, name, self._layouts))
-            self._placement = placement.Placement(weights, self._fetch, self._rows, self._layouts)
+            self._placement = placement.Placement(weights, _fetch_of(self), self._rows, self._layouts)
             closing.callback(self._placement.clear)
             if self._outside is not None:
                 self._outside.free()
@@ -364,7 +364,7 @@ class Stream:
     def _fetch(self, name: str, operation: Any) -> Tensor:
         """Return a weight that is used while it is not in memory."""
         if not self._is_open:
-            raise StageError(f"{operation} touches {name}, and its stream is closed", None, "open the store again")
+            raise _closed(name, operation)
         with self._passes.changing:
             return self._paged[name] if name in self._paged else self._read(name, operation)
 
@@ -401,6 +401,23 @@ class Stream:
         weights = self._arena.peak_bytes + self.plan.resident_bytes + self.plan.slice_bytes + paged + held
         weights += self.counts.outside_bytes
         self.counts.peak_weight_bytes = max(self.counts.peak_weight_bytes, weights)
+
+
+def _closed(name: str, operation: Any) -> StageError:
+    return StageError(f"{operation} touches {name}, and its stream is closed", None, "open the store again")
+
+
+def _fetch_of(stream: Stream) -> Callable[[str, Any], Tensor]:
+    """Return what placeholders fetch weights with. They stay in the module, and do not keep a closed stream alive."""
+    found = weakref.ref(stream)
+
+    def fetch(name: str, operation: Any) -> Tensor:
+        stream = found()
+        if stream is None:
+            raise _closed(name, operation)
+        return stream._fetch(name, operation)
+
+    return fetch
 
 
 def _look_outside(counts: Counts, outside: Outside, plan: WeightPlan) -> None:

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from offramp.checkpoints import inputs
 from offramp.checkpoints.auto_tokenizer import save_tokenizer
 from offramp.checkpoints.checkpoint import WithExits, auto_class, device, load_classifier, to_tensors
+from offramp.checkpoints.downloads import DOWNLOADS, downloads_of, to_bytes
 from offramp.checkpoints.exits import ModelWithExits, ModuleWithExits, Point, answer_of, points_of
 from offramp.checkpoints.source import open_source
 from offramp.errors import SourceError, UsageError
@@ -52,7 +53,7 @@ class FolderModel:
         self.name = folder
         with open_source(folder) as source:
             self.fingerprint = source.fingerprint()
-        self.trained_rows = read_trained_rows(folder)
+        self.trained_rows, self.downloads = read_trained_rows(folder), downloads_of(folder)
         self.facts = inputs.facts_of(folder)
         if self.facts.texts is None:
             return
@@ -89,6 +90,8 @@ class FolderModel:
             write_atomic(folder / PROCESSOR, [json.dumps(tree, indent=1).encode() + b"\n"])
         else:
             save_tokenizer(self.name, folder)  # it needs the config of the model
+        if self.downloads:
+            write_atomic(folder / DOWNLOADS, [to_bytes(self.downloads)])
 
     def saved(self, folder: Path) -> WithExits | PreTrainedModel:
         """Load the result of `save`."""

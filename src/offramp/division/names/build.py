@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from offramp.checkpoints.downloads import store_downloads
 from offramp.checkpoints.families import Family, family_of, shown
 from offramp.checkpoints.source import Source
 from offramp.checkpoints.tokenizing import store_tokenizer
@@ -98,7 +99,8 @@ def divide_by_names(source: Source, store: Path, config: DivisionConfig) -> Path
             shards[plan.name] = _write_shard(source, plan, writer)
             say(f"{plan.name} ({number}/{len(division.shards)})")
         files = [_config(source, division, writer), *(writer.add_copy(path.name, path) for path in source.companions())]
-        files += [*store_tokenizer(source.folder, writer, say), writer.add_file(INDEX, _index(shards))]
+        files += [*store_tokenizer(source.folder, writer, say), *store_downloads(source.folder, writer)]
+        files.append(writer.add_file(INDEX, _index(shards)))
         exits = _exits(source, program, writer)
         made_from = m.Source(fingerprint, division.architecture, division.model_type, "names", division.widened_from)
         labels = writer.add_labels(division.labels)

@@ -1,0 +1,52 @@
+"""Closing ends all threads and frees what was opened, however often. `bench/soak.py` does it 1,000 times."""
+
+import gc
+
+import pytest
+
+import offramp
+from tests import opening
+
+
+@pytest.mark.parametrize("name", opening.CASES)
+def test_closing_leaves_nothing(name, tmp_path):
+    """Nor for the collector of cycles, which runs rarely where libraries have made many objects."""
+    once = opening.make_case(name, tmp_path)
+    for _ in range(2):  # what the first use of the libraries leaves
+        once()
+    gc.collect()
+    before = opening.held()
+    gc.disable()
+    try:
+        once()
+        once()
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
+    assert opening.held()[:2] == before[:2]
+
+
+def test_an_engine_that_is_not_closed_is_seen(tmp_path, monkeypatch):
+    """The measurement above can fail."""
+    left = []
+
+    class Open:
+        def __init__(self, *args, **options):
+            left.append(offramp.prepare(*args, **options).open())
+
+        def __enter__(self):
+            return left[-1]
+
+        def __exit__(self, *error):
+            pass
+
+    monkeypatch.setattr(offramp, "load", Open)
+    once = opening.make_case("ort-texts", tmp_path)
+    once()
+    before = opening.held()
+    once()
+    after = opening.held()
+    monkeypatch.undo()
+    for classifier in left:
+        classifier.close()
+    assert after.threads > before.threads and after.descriptors > before.descriptors
