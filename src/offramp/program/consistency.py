@@ -37,6 +37,9 @@ def check_program(program: Program) -> None:
             raise WrongError(f"program.stages[{index}].exit: {stage.exit!r} {wrong}")
     if program.output is None or program.output.value not in known:
         raise WrongError("program.output must name a value that is written")
+    axes = known[output.value].axes[1:]
+    if output.num_labels and len(axes) == 1 and axes != (output.num_labels,):
+        raise WrongError(f"program.output: num_labels is {output.num_labels}, and the value has {axes[0]} for each row")
 
 
 def _check_inputs(program: Program) -> None:
@@ -44,8 +47,11 @@ def _check_inputs(program: Program) -> None:
         if each.largest and len(each.largest) != len(each.axes):
             where = f"program.inputs.{name}.largest"
             raise WrongError(f"{where} has {len(each.largest)} sizes for {len(each.axes)} axes")
-    if program.texts is None:
+    texts = program.texts
+    if texts is None:
         return
+    if texts.pad_token is not None and texts.pad_token >= texts.vocab_size:
+        raise WrongError(f"program.texts.pad_token is {texts.pad_token}, vocab_size is {texts.vocab_size}")
     if p.INPUT_IDS not in program.inputs:
         raise WrongError(f"program.inputs: no {p.INPUT_IDS!r} where texts are the input")
     for name, each in program.inputs.items():

@@ -17,6 +17,8 @@ from offramp.program.program import Input, Kernel, LookUp, Output, Program, Stag
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish", "tanh")
 MAX_SIZE = 1 << 40
 """Largest size among the attributes of a kernel."""
+MIN_HEAD_SIZE = 4
+"""Fewest values of an attention head: the memory for scores grows with the number of heads."""
 _SIZE, _COUNT = {"low": 1, "high": MAX_SIZE}, {"high": MAX_SIZE}
 LAYER_KERNELS = ("attention", "up", "down")
 TABLES = {"word": p.INPUT_IDS, "position": p.POSITION_IDS, "type": p.TOKEN_TYPE_IDS}
@@ -124,6 +126,8 @@ def wrong_attributes(kernel: Kernel) -> Optional[str]:
     heads, hidden = kernel.attributes.get("num_heads"), kernel.attributes.get("hidden_size")
     if heads is not None and hidden % heads:  # type: ignore[operator]
         return f"hidden_size {hidden} is not a multiple of num_heads {heads}"
+    if heads is not None and hidden // heads < min(hidden, MIN_HEAD_SIZE):  # type: ignore[operator, type-var]
+        return f"num_heads is {heads}, a head has at least {MIN_HEAD_SIZE} values of {hidden}"
     return None
 
 
