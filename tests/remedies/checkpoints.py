@@ -1,6 +1,7 @@
 """Remedies of the room checkpoints: model folders, the hub, config.json, pickles, exits beside a model."""
 
 import json
+import os
 import shutil
 from types import SimpleNamespace
 
@@ -232,7 +233,32 @@ def picture(w):
     return images_at(w.copy("images"))[0]
 
 
+def training(w):
+    """Read what a run folder says of its training."""
+    from offramp.checkpoints.source import read_training
+
+    return read_training(w.model)
+
+
+def without_training(w, said):
+    (w.model / "train.json").unlink()
+
+
+without_training.says = "the file is removed"
 TABLE = [
+    Entry(
+        "checkpoints/source.py: {}: {}",
+        spoilt(lambda w: (w.model / "train.json").write_text('{"max_length": -1}'), training),
+        "remove the file",
+        without_training,
+    ),
+    file("checkpoints/config.py: config.json: {}", "config.json", b'{"model_type": ["bert"]}', "get the file again"),
+    Entry(
+        "checkpoints/weights.py: file of more than",
+        spoilt(lambda w: os.truncate(w.model / "config.json", (64 << 20) + 1), DIVIDE),
+        "get the file again",
+        restore("config.json"),
+    ),
     file("checkpoints/weights.py: not JSON", "config.json", b"{", "get the file again"),
     file("checkpoints/weights.py: not a JSON object", "config.json", b"[]", "get the file again"),
     file(

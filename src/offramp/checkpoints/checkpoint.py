@@ -23,6 +23,7 @@ from offramp.backends.torch_modules import pool
 from offramp.checkpoints.exits import ModelWithExits, ModuleWithExits, WithExits, widened
 from offramp.checkpoints.inputs import PLAIN_OUTPUT, AnyRows, has_known_names, taken_by, takes_images
 from offramp.checkpoints.source import open_source
+from offramp.checkpoints.weights import read_small
 from offramp.errors import NonFiniteError, SourceError, UsageError
 from offramp.measure import num_cores
 from offramp.policies import parse
@@ -61,7 +62,8 @@ def load_classifier(folder: Path) -> WithExits | PreTrainedModel:
     if exits is None:
         return model.to(device())
     tensors, file = exits
-    description = parse_exits(file.read_bytes(), folder, SourceError)
+    data = read_small(file)
+    description = parse_exits(data, folder, SourceError)
     if not description.trained:
         raise SourceError("the exits were never trained", folder, "train them, or remove their two files")
     if has_known_names(folder):
@@ -69,6 +71,7 @@ def load_classifier(folder: Path) -> WithExits | PreTrainedModel:
     else:
         points = [(Call(module, number), width) for module, number, width in description.points]
         with_exits = ModuleWithExits(model, points, of_texts=not takes_images(folder))
+    parse_exits(data, folder, SourceError, len(with_exits.heads))  # again: only the model tells their number
     try:
         with_exits.load_exits(load_file(tensors))
     except (ValueError, SafetensorError) as error:

@@ -14,6 +14,7 @@ from offramp.checkpoints.config import labels_by_id, problem_of
 from offramp.checkpoints.exits import Point, points_of
 from offramp.checkpoints.source import PROCESSOR, open_source
 from offramp.checkpoints.tokenizing import open_text_encoder
+from offramp.checkpoints.weights import read_small
 from offramp.errors import SourceError, StoreError
 from offramp.program.program import TEXT_INPUTS, Texts
 from offramp.runtime.exits import exit_widths
@@ -87,7 +88,7 @@ def facts_of(folder: Path) -> Facts:
     module = set_to_answer(of_class(class_of_folder(folder), folder))
     texts = None if takes_images(folder) else read_texts(module, folder)
     if exits is not None:
-        widths = [width for *_, width in parse_exits(exits[1].read_bytes(), folder, SourceError).points]
+        widths = [width for *_, width in parse_exits(read_small(exits[1]), folder, SourceError).points]
     else:
         widths = [width for _, width in points_of_folder(module, folder)]
     length = 1 if texts is None else texts.max_length

@@ -4,7 +4,6 @@
 is truncated while it is mapped kills the process.
 """
 
-import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
@@ -12,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from offramp.errors import DamagedError, SourceError
+from offramp.program.checks import strict_json
 from offramp.store.safetensors import read_header
 
 MAX_JSON_BYTES = 64 << 20
@@ -91,15 +91,20 @@ def open_file(path: Path) -> int:
     return fd
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file of at most 64 MiB. Raises SourceError."""
+def read_small(path: Path) -> bytes:
+    """Return the content of a file of at most 64 MiB. Raises SourceError."""
     with os.fdopen(open_file(path), "rb") as file:
         data = file.read(MAX_JSON_BYTES + 1)
+    if len(data) > MAX_JSON_BYTES:
+        raise SourceError(f"file of more than {MAX_JSON_BYTES} bytes", path, "get the file again")
+    return data
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file of at most 64 MiB. Raises SourceError."""
     try:
-        if len(data) > MAX_JSON_BYTES:
-            raise ValueError("too long")
-        tree = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        tree = strict_json(read_small(path), is_foreign=True)
+    except ValueError as error:
         raise SourceError(f"not JSON ({error})", path, "get the file again") from None
     if not isinstance(tree, dict):
         raise SourceError("not a JSON object", path, "get the file again")

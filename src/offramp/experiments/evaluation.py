@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from offramp.checkpoints.source import open_source
+from offramp.checkpoints.source import open_source, read_training
 from offramp.errors import SourceError, UsageError
 from offramp.experiments.children import Log
 from offramp.experiments.held_out import held_out
@@ -26,7 +26,6 @@ from offramp.store.transcript import About, TranscriptWriter
 from offramp.tasks.examples import Example, Splits, digest, label_ids
 from offramp.tasks.metrics import answers, score, score_exits
 from offramp.tasks.tokenizer import tokenizer_length
-from offramp.training.folders import read_config
 
 if TYPE_CHECKING:
     from offramp.checkpoints.inputs import AnyRows, Facts
@@ -210,8 +209,8 @@ def _fingerprint(folder: Path) -> str:
 
 def trained_length(folder: Path) -> int | None:
     """Return the number of tokens to which texts were truncated in training, if the folder records it."""
-    found = (read_config(folder) or {}).get("max_length")
-    return found if isinstance(found, int) else None
+    found = read_training(folder)
+    return None if found is None else found.max_length
 
 
 def model_label_ids(labels: Sequence[str], problem: str | None, model_labels: Sequence[str], folder: Path) -> list[int]:

@@ -11,7 +11,8 @@ from typing import Iterator, Optional
 from offramp.errors import DamagedError, RefusedError
 from offramp.store import files
 from offramp.store import manifest as m
-from offramp.store.parsing import loads
+from offramp.store.exits import parse_exits
+from offramp.store.parsing import loads, parse_labels
 from offramp.store.reader import read_manifest_bytes, require_self_contained
 from offramp.store.safetensors import read_header
 
@@ -34,9 +35,15 @@ def verify(path: os.PathLike) -> Iterator[Check]:
     manifest = loads(read_manifest_bytes(root), root / m.FILE_NAME)
     shards = {shard.file: shard for shard in manifest.shards.values()}
     graphs = {graph.file for graph in manifest.graphs.values()}
+    places = sum(stage.exit is not None for stage in manifest.program.layers) if manifest.program.stages else None
     for file in m.all_files(manifest):
         try:
             _check(root, file, shards.get(file.file))
+            if manifest.exits is not None and file == manifest.exits.description:
+                parse_exits(files.read_small(root, file), root / file.file, num_places=places)
+            if manifest.labels is not None and file == manifest.labels:
+                num_labels = 0 if manifest.program.output is None else manifest.program.output.num_labels
+                parse_labels(files.read_small(root, file), num_labels, root / file.file)
             if file.file in graphs:
                 require_self_contained(files.read_small(root, file), root / file.file)
         except RefusedError as error:

@@ -16,6 +16,9 @@ import time
 from pathlib import Path
 from typing import Dict, Optional
 
+from offramp.errors import OfframpError
+from offramp.program.checks import parse
+from offramp.store import files
 from offramp.store.files import absolute
 
 _TICK_NANOSECONDS = 100_000_000
@@ -93,10 +96,11 @@ class VerifiedMemory:
 
     def _load(self) -> Dict[str, str]:
         try:
-            tree = json.loads(self._path.read_text())
-        except (OSError, ValueError, RecursionError):  # absent, unreadable or incomplete: start empty
+            with files.opened(self._path.parent, self._path.name) as fd:
+                size = min(os.fstat(fd).st_size, files.MAX_SMALL_BYTES)
+                return parse(Dict[str, str], b"".join(files.iter_chunks(fd, size)))
+        except (OSError, ValueError, OfframpError):  # absent, unreadable or incomplete: start empty
             return {}
-        return {key: value for key, value in tree.items() if isinstance(value, str)} if isinstance(tree, dict) else {}
 
 
 def _blocks_key(shard: str) -> str:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from offramp.checkpoints.source import TRAINING
-from offramp.errors import DiskFullError, NonFiniteError, UsageError
+from offramp.checkpoints.weights import read_json
+from offramp.errors import DiskFullError, NonFiniteError, SourceError, UsageError
 from offramp.store.files import fsync, fsync_folder, lock_folder, translate_disk_full, write_atomic
 
 _CHECKPOINTS = "checkpoints"
@@ -146,10 +147,9 @@ def _finish(partial: Path, out: Path) -> None:
 def read_config(folder: Path) -> dict[str, Any] | None:
     """Return the configuration in a folder, or None if there is none."""
     try:
-        tree = json.loads((folder / TRAINING).read_bytes())
-    except (OSError, ValueError, RecursionError):
+        return read_json(folder / TRAINING)
+    except (OSError, SourceError):
         return None
-    return tree if isinstance(tree, dict) else None
 
 
 def _require_same(found: Mapping[str, Any], config: Mapping[str, Any], where: Path) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 from offramp.checkpoints.families import Family, family_of, shown
 from offramp.checkpoints.source import Source
 from offramp.checkpoints.tokenizing import store_tokenizer
+from offramp.checkpoints.weights import read_small
 from offramp.division.config import DivisionConfig
 from offramp.division.messages import adapter_tensors, advice, listed
 from offramp.division.names.kernels import IR, OPSET, build_graphs
@@ -300,7 +301,7 @@ def _exits(source: Source, program: Program, writer: StoreWriter) -> tuple[m.Exi
     if exits is None:
         return None, None
     heads, description = exits
-    form = parse_exits(description.read_bytes(), source.folder, SourceError).form
+    form = parse_exits(read_small(description), source.folder, SourceError, len(program.layers) - 1).form
     with heads.open("rb") as file:
         tensors = read_header(file.fileno(), heads.stat().st_size, heads).tensors
     found = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
