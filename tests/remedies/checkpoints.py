@@ -11,11 +11,10 @@ from safetensors.torch import load_file
 
 from offramp.checkpoints import hub
 from offramp.checkpoints.checkpoint import load_classifier
-from offramp.checkpoints.source import open_source
+from offramp.checkpoints.source import open_source, read_training
 from offramp.division.names.build import divide_by_names
 from offramp.program.program import Texts
 from offramp.tasks.model_files import ModelFiles
-from offramp.training.folders import recorded_config
 from tests.remedies.entries import Entry, closed, corrected, said_by
 from tests.remedies.store import failing, os_error, spoilt, undo
 
@@ -270,7 +269,32 @@ def picture(w):
     return images_at(w.copy("images"))[0]
 
 
+def training(w):
+    """Read what a run folder says of its training."""
+    from offramp.checkpoints.source import read_training
+
+    return read_training(w.model)
+
+
+def without_training(w, said):
+    (w.model / "train.json").unlink()
+
+
+without_training.says = "the file is removed"
 TABLE = [
+    Entry(
+        "checkpoints/source.py: {}: {}",
+        spoilt(lambda w: (w.model / "train.json").write_text('{"max_length": -1}'), training),
+        "remove the file",
+        without_training,
+    ),
+    file("checkpoints/config.py: config.json: {}", "config.json", b'{"model_type": ["bert"]}', "get the file again"),
+    Entry(
+        "checkpoints/weights.py: file of more than",
+        spoilt(lambda w: os.truncate(w.model / "config.json", (64 << 20) + 1), DIVIDE),
+        "get the file again",
+        restore("config.json"),
+    ),
     file("checkpoints/weights.py: not JSON", "config.json", b"{", "get the file again"),
     file("checkpoints/weights.py: not a JSON object", "config.json", b"[]", "get the file again"),
     file(
@@ -351,7 +375,7 @@ TABLE = [
     *(
         Entry(
             f"tasks/model_files.py: {place}",
-            spoilt(spoil_file("train.json", content), lambda w: recorded_config(w.model)),
+            spoilt(spoil_file("train.json", content), lambda w: read_training(w.model)),
             "get the folder again",
             said_by(removed("train.json"), "the folder is put back whole"),
         )

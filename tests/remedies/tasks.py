@@ -145,6 +145,18 @@ def tokenized(folder="model"):
     return read
 
 
+NO_WORDS = {"type": "BPE", "vocab": {}, "merges": []}
+
+
+def growing(w, size):
+    """Encode a text with a tokenizer that makes it longer."""
+    parts = [{"type": "Replace", "pattern": {"String": letter}, "content": letter * 30} for letter in "ab"]
+    tree = {"normalizer": {"type": "Sequence", "normalizers": parts}}
+    model = {"type": "WordLevel", "vocab": {"[UNK]": 0}, "unk_token": "[UNK]"}
+    tokenizer_files(tokenizer_dot_json=json.dumps({**tree, "model": model}))(w)
+    return TextEncoder.from_folder(w.model, Texts(16, 1 << 20, 2, 0)).encode(["a" * size])
+
+
 def tokenizer_files(**named):
     """Replace the tokenizer's files of a model."""
 
@@ -771,9 +783,30 @@ TABLE = [
     ),
     Entry(
         "tasks/tokenizer.py: tokenizer cannot be read",
-        spoilt(tokenizer_files(tokenizer_dot_json="{}"), tokenized()),
+        spoilt(tokenizer_files(tokenizer_dot_json='{"model": {"type": "Odd"}}'), tokenized()),
         "save",
         save_fast,
+    ),
+    Entry(
+        "tasks/tokenizer.py: tokenizer cannot be read",
+        spoilt(
+            tokenizer_files(tokenizer_dot_json=json.dumps({"normalizer": {"type": "Odd"}, "model": NO_WORDS})),
+            tokenized(),
+        ),
+        "get the tokenizer's files again",
+        save_fast,
+    ),
+    Entry(
+        "tasks/model_files.py: file of more than",
+        spoilt(lambda w: (w.model / "tokenizer.json").write_bytes(b" " * ((64 << 20) + 1)), tokenized()),
+        "get the file again",
+        save_fast,
+    ),
+    corrected(
+        "tasks/text.py: the tokenizer makes a text of {} characters",
+        lambda w: growing(w, 200_000),
+        "or shorter texts",
+        lambda w: growing(w, 100),
     ),
     corrected(
         "tasks/text.py: max_length {} is too short", lambda w: short(w, 3), "use at least", lambda w: short(w, 5)

@@ -689,6 +689,10 @@ TABLE = [
     transcript("store/transcript.py: {}", in_transcripts("tune.safetensors", lambda data: data[:-1])),
     transcript("store/transcript.py: transcript of format", described(lambda tree: {**tree, "format": 99})),
     transcript("store/transcript.py: not a description", described(lambda tree: {})),
+    transcript("store/transcript.py: labels: {}", described(lambda tree: {**tree, "labels": ["a"]})),
+    transcript(
+        "store/transcript.py: tensor {} has a value", tensors(lambda all: {**all, "labels": all["labels"] + 99})
+    ),
     transcript("store/transcript.py: tensor {} is missing", tensors(lambda all: {"x": all["labels"]})),
     transcript("store/transcript.py: tensors of shapes", tensors(lambda all: {**all, "labels": all["labels"][:-1]})),
     corrected(

@@ -45,6 +45,9 @@ def arrays(shard, num_layer_items=300, width=HIDDEN):
     return {role: rng.standard_normal(shape).astype(np.float32) for role, shape in shapes.items()}
 
 
+EXITS = b'{"form": "mean-linear", "trained": true}'
+
+
 def write_small(path, fingerprint=FINGERPRINT, num_layer_items=300, width=HIDDEN, **options):
     """Write the store; returns its path. `width` is that of the tables."""
     with StoreWriter(path, fingerprint, **options) as writer:
@@ -53,7 +56,7 @@ def write_small(path, fingerprint=FINGERPRINT, num_layer_items=300, width=HIDDEN
         for kernel in ("embedding", "layer", "head", "exit"):
             graphs[kernel] = writer.add_graph(kernel, f"not a graph, {kernel}".encode(), 13, 7)
         files = (writer.add_file("vocab.txt", b"[PAD]\n"),)
-        exits = Exits(writer.add_file("exits.safetensors", b"\2\0\0\0\0\0\0\0{}"), writer.add_file("exits.json", b"{}"))
+        exits = Exits(writer.add_file("exits.safetensors", b"\2\0\0\0\0\0\0\0{}"), writer.add_file("exits.json", EXITS))
         source = Source(FINGERPRINT, "SmallModel", "small", "by hand")
         proof = Proof(
             (ProvenExample({"x": ProvenInput("float32", (2, 3))}, "1" * 64, True, 0, 0, 10, 20),), False, None

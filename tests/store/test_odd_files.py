@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from offramp.checkpoints.source import COMPANIONS, EXITS, open_source
+from offramp.checkpoints.source import COMPANIONS, EXITS, open_source, read_training
 from offramp.checkpoints.weights import open_file, read_index, read_json
 from offramp.division.checkpoints import load_inputs
 from offramp.errors import OfframpError, RefusedError, UsageError
@@ -32,7 +32,7 @@ from offramp.tasks.glue import load_files, task_of
 from offramp.tasks.images import Image
 from offramp.tasks.model_files import ModelFiles
 from offramp.tasks.text import TextEncoder
-from offramp.training.folders import last_checkpoint, read_config, recorded_config
+from offramp.training.folders import last_checkpoint, read_config
 from tests.cli.conftest import VOCABULARY, write_tiny
 from tests.store.small import FINGERPRINT, names_in
 
@@ -165,7 +165,7 @@ READINGS = (
     Reading("tokenizer_config.json", text("{}"), lambda path: ModelFiles(path.parent).read_object(path.name, ""),
             is_optional=True),
     Reading("vocab.txt", text("\n".join(VOCABULARY)), encode),
-    Reading("train.json", text('{"max_length": 7}'), lambda path: recorded_config(path.parent), is_optional=True),
+    Reading("train.json", text('{"max_length": 7}'), lambda path: read_training(path.parent), is_optional=True),
     Reading("inputs.safetensors", tensors, load_inputs, UsageError),
     Reading("inputs.npz", array, load_inputs, UsageError),
     Reading("records.npz", array, lambda path: [str(each) for each in records_at(path)], UsageError),

@@ -588,7 +588,7 @@ def test_a_folder_with_a_tokenizer_is_recognised(tmp_path, make):
         ("tokenizer.json", "{}", "cannot be read"),
         ("tokenizer_config.json", "{", r"not JSON.*tokenizer_config\.json"),
         ("tokenizer_config.json", "[]", r"not a JSON object.*tokenizer_config\.json"),
-        ("tokenizer_config.json", '{"do_lower_case": "yes"}', "cannot be read"),
+        ("tokenizer_config.json", '{"do_lower_case": "yes"}', "do_lower_case must be true or false"),
         ("tokenizer_config.json", '{"tokenizer_class": "BertJapaneseTokenizer"}', "of a BertJapaneseTokenizer"),
         ("config.json", '{"tokenizer_class": "BertJapaneseTokenizer"}', "of a BertJapaneseTokenizer"),
         ("vocab.txt", "hello\nworld\n", r"lacks the token '\[UNK\]'"),
@@ -628,7 +628,7 @@ def test_an_empty_text_without_special_tokens_is_one_of_padding(folder, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("said", "length"), [("512", 512), ("1e30", None), ("null", None), ('"x"', None), ("-1", None)]
+    ("said", "length"), [("512", 512), ("1e30", None), ("null", None), ("true", None), ('"x"', None), ("-1", None)]
 )
 def test_the_length_that_a_tokenizer_names(tmp_path, said, length):
     (tmp_path / "tokenizer_config.json").write_text(f'{{"model_max_length": {said}}}')

@@ -161,9 +161,13 @@ class ProgramBackend(Backend):
         return self.unwrap(logits)
 
     def logits(self, state: State) -> np.ndarray:
-        """Return a copy of the output value."""
-        assert self.program.output is not None, "checked when the store is loaded"
-        return np.array(self.unwrap(state.values[self.program.output.value]))
+        """Return a copy of the output value. Raises StoreError unless it has a number for each label."""
+        output = self.program.output
+        assert output is not None, "checked when the store is loaded"
+        found = state.values[output.value]
+        if output.num_labels:
+            self._require_shape(output.value, found, (state.num_rows, output.num_labels))
+        return np.array(self.unwrap(found))
 
     def keep(self, state: State, rows_B: np.ndarray) -> None:
         """Take these rows along the axis `batch`, or in groups of S along `batch*tokens`."""

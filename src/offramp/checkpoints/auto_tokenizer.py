@@ -20,7 +20,9 @@ from transformers import AutoTokenizer
 from offramp.checkpoints.source import TOKENIZER
 from offramp.errors import SourceError, UsageError
 from offramp.program.program import TEXT_INPUTS, Texts
+from offramp.tasks.model_files import files_of
 from offramp.tasks.text import Text, TextEncoder
+from offramp.tasks.tokenizer import require_safe
 from offramp.tasks.tokenizer_settings import FAST_TOKENIZER, SETTINGS, TokenizerProof, TokenizerSettings, length_of
 
 TOKENIZER_JSON = "tokenizer.json"
@@ -104,6 +106,7 @@ def save_tokenizer(folder: Path, out: Path) -> None:
 
 
 def _load(folder: Path) -> Any:
+    require_safe(files_of(folder))
     tokenizer: Any = AutoTokenizer.from_pretrained(  # a folder  # nosec B615
         folder, local_files_only=True, trust_remote_code=False
     )

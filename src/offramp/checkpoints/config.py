@@ -4,19 +4,56 @@ A value for which transformers computes something that offramp does not is refus
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from offramp.errors import SourceError
+from offramp.program.checks import WrongError, int_of, read_used
 from offramp.program.encoder import ACTIVATIONS, Encoder, wrong_heads
 from offramp.program.program import PROBLEMS, REGRESSION, SINGLE_LABEL
 
 MAX_LAYERS = 1024
 """Most layers: each has three of the steps that a program may have."""
 MAX_LABELS = 1 << 20
-_MAX_COUNT = 1 << 40
+_MAX_COUNT, _MAX_DIGITS = 1 << 40, 20
 MEANING = ("id2label", "num_labels", "problem_type", "position_embedding_type")
 """Keys that decide what an answer means. A value that is refused would, in a run, give other answers without a word."""
+
+
+_SIZES = ("hidden_size", "num_attention_heads", "intermediate_size", "n_embd", "n_head", "dim", "n_heads", "hidden_dim")
+"""Keys of sizes, which some models give as lists."""
+_LAYERS, _POSITIONS = {"high": MAX_LAYERS}, {"low": -1, "high": 1 << 24}
+
+
+@dataclass(frozen=True)
+class _Used:
+    """Keys of any config.json that are used before transformers sees it, or that say how much memory it takes then."""
+
+    model_type: str | None = None
+    architectures: tuple[str, ...] | None = None
+    problem_type: str | None = None
+    id2label: dict[str, Any] | None = None
+    num_labels: int | None = field(default=None, metadata={"high": MAX_LABELS})
+    vocab_size: int | None = field(default=None, metadata={"high": 1 << 31})
+    pad_token_id: int | None = field(default=None, metadata={"low": -1})
+    type_vocab_size: int | None = field(default=None, metadata={"high": 1 << 24})
+    max_position_embeddings: int | None = field(default=None, metadata=_POSITIONS)
+    n_positions: int | None = field(default=None, metadata=_POSITIONS)
+    num_hidden_layers: int | None = field(default=None, metadata=_LAYERS)
+    n_layers: int | None = field(default=None, metadata=_LAYERS)
+    n_layer: int | None = field(default=None, metadata=_LAYERS)
+    initializer_range: float | None = field(default=None, metadata={"low": 0, "high": 1e3})
+
+
+def check_config(config: Mapping[str, Any], where: object) -> None:
+    """Raise SourceError for a config.json with a key of another type or out of range, which `where` names."""
+    try:
+        read_used(_Used, config)
+        for key in _SIZES:
+            if isinstance(config.get(key), (int, float)):
+                int_of(config[key], key, 1, 1 << 31)
+    except WrongError as wrong:
+        raise SourceError(f"config.json: {wrong}", where, "get the file again, or correct the key") from None
 
 
 @dataclass(frozen=True)
@@ -160,6 +197,8 @@ def labels_by_id(id2label: Mapping[Any, Any]) -> tuple[str, ...]:
 
 def _by_id(id2label: Mapping[Any, Any]) -> dict[int, Any]:
     try:
+        if any(len(str(key)) > _MAX_DIGITS for key in id2label):  # long numbers take quadratic time
+            raise ValueError
         return {int(key): label for key, label in id2label.items()}
     except (TypeError, ValueError):
         raise bad_value("id2label", id2label, "expected ids as keys", "number the labels from 0 in id2label") from None

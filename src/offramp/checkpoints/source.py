@@ -9,18 +9,21 @@ import os
 import tempfile
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from offramp.checkpoints.config import MEANING
+from offramp.checkpoints.config import MEANING, check_config
 from offramp.checkpoints.families import FAMILIES, family_of, shown
 from offramp.checkpoints.weights import SafetensorsWeights, Weights, open_file, read_index, read_json
 from offramp.errors import SourceError, UsageError, import_error, require_folder
+from offramp.program.checks import POSITIVE, read_used, strict_json
 from offramp.program.encoder import Encoder
 from offramp.store import Store
 from offramp.store import manifest as m
 from offramp.store.files import sha256_of
 from offramp.store.trained_rows import FILE_NAME as TRAINED_ROWS
+from offramp.tasks.model_files import files_of
 
 CONFIG = "config.json"
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
@@ -42,6 +45,30 @@ COMPANIONS = (*TOKENIZER, PROCESSOR, TRAINING, TRAINED_ROWS)
 CHUNK_BYTES = 8 << 20
 WANTED = "give a folder with config.json and weights"
 """Remedy for a path that is no model folder."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """The keys of `train.json` that others than the training itself use."""
+
+    labels: tuple[str, ...] | None = None
+    max_length: int | None = field(default=None, metadata=POSITIVE)
+    """Number of tokens to which texts were truncated."""
+    data: dict[str, Any] | None = None
+    """Description of the data, see `experiments.held_out`."""
+
+
+def read_training(folder: Path) -> Training | None:
+    """Return what `train.json` of a run folder or a store says, or None if there is none. Raises SourceError."""
+    files = files_of(folder)
+    if not files.has(TRAINING):
+        return None
+    try:
+        return read_used(Training, strict_json(files.read(TRAINING)))
+    except ValueError as wrong:
+        raise SourceError(
+            f"{TRAINING}: {wrong}", folder / TRAINING, "get the folder again, or remove the file"
+        ) from None
 
 
 class Source(AbstractContextManager):
@@ -156,6 +183,7 @@ def open_source(folder: Path) -> Source:
         remedy = f"name one of its folders: {', '.join(inner)}" if inner else WANTED
         raise UsageError(f"not a model folder: no {CONFIG}", folder, remedy)
     config = read_json(folder / CONFIG)
+    check_config(config, folder / CONFIG)
     for path in _present(folder, (*COMPANIONS, *EXITS)):
         os.close(open_file(path))  # libraries read most of them, and would call a pointer damaged
     for name, open_weights in ((SAFETENSORS, SafetensorsWeights), (PICKLE, _open_pickles)):

@@ -4,7 +4,6 @@
 is truncated while it is mapped kills the process.
 """
 
-import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
@@ -12,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from offramp.errors import DamagedError, SourceError
+from offramp.program.checks import strict_json
 from offramp.store.files import open_plain
 from offramp.store.safetensors import read_header
 
@@ -93,19 +93,19 @@ def open_file(path: Path) -> int:
 
 
 def read_small(path: Path, most_bytes: int = MAX_JSON_BYTES) -> bytes:
-    """Return the content of a file, or its first `most_bytes`. Raises SourceError, as `open_file` does."""
+    """Return the content of a file. Raises SourceError for one of more than `most_bytes`, and as `open_file` does."""
     with os.fdopen(open_file(path), "rb") as file:
-        return file.read(most_bytes)
+        data = file.read(most_bytes + 1)
+    if len(data) > most_bytes:
+        raise SourceError(f"file of more than {most_bytes} bytes", path, "get the file again")
+    return data
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file of at most 64 MiB. Raises SourceError."""
-    data = read_small(path, MAX_JSON_BYTES + 1)
     try:
-        if len(data) > MAX_JSON_BYTES:
-            raise ValueError("too long")
-        tree = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        tree = strict_json(read_small(path), is_foreign=True)
+    except ValueError as error:
         raise SourceError(f"not JSON ({error})", path, "get the file again") from None
     if not isinstance(tree, dict):
         raise SourceError("not a JSON object", path, "get the file again")

@@ -4,7 +4,6 @@ store prove that the answers are equal bit for bit.
 Weights of a checkpoint are read in parts; a module that is in memory is not changed.
 """
 
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from offramp.checkpoints.inputs import task_of
-from offramp.checkpoints.source import EXITS, TRAINING
+from offramp.checkpoints.source import EXITS, TRAINING, read_training
 from offramp.checkpoints.weights import read_small
 from offramp.division.config import DivisionConfig
 from offramp.division.export import with_graphs
@@ -82,7 +81,7 @@ def own_exits(folder: Path, weights_sha256: str) -> TrainedExits:
 
     Raises SourceError for another folder, and where the exits were trained with other weights than the module has.
     """
-    heads, description, training = paths = [folder / name for name in (*EXITS, TRAINING)]
+    heads, description, _ = paths = [folder / name for name in (*EXITS, TRAINING)]
     missing = next((path.name for path in paths if not path.is_file()), None)
     if missing:
         raise SourceError(f"no run folder with exits: {missing} is missing", folder, "train them with train_exits")
@@ -90,10 +89,10 @@ def own_exits(folder: Path, weights_sha256: str) -> TrainedExits:
     if not found.trained or found.weights_sha256 != weights_sha256:
         what = "the exits were trained with other weights than the module has"
         raise SourceError(what, folder, "safetensors.torch.load_model(module, FOLDER/model.safetensors)")
-    try:
-        labels = tuple(map(str, json.loads(read_small(training))["labels"]))
-    except (ValueError, KeyError, TypeError):
-        raise SourceError(f"{TRAINING} does not name the labels", folder, "train the exits again") from None
+    described = read_training(folder)
+    if described is None or described.labels is None:
+        raise SourceError(f"{TRAINING} does not name the labels", folder, "train the exits again")
+    labels = described.labels
     task = (SINGLE_LABEL, labels) if labels else (REGRESSION, ("score",))
     rows = folder / TRAINED_ROWS
     return TrainedExits(heads, description, task, (rows,) if rows.is_file() else ())

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from offramp.checkpoints.source import folder_of_store, open_source
+from offramp.checkpoints.source import folder_of_store, open_source, read_training
 from offramp.errors import SourceError, StoreError, UsageError
 from offramp.experiments.children import Log
 from offramp.experiments.held_out import held_out
@@ -28,7 +28,6 @@ from offramp.store.transcript import About, TranscriptWriter, find_transcript
 from offramp.tasks.examples import Example, Splits, digest, label_ids
 from offramp.tasks.metrics import answers, score, score_exits
 from offramp.tasks.tokenizer import tokenizer_length
-from offramp.training.folders import recorded_config
 
 if TYPE_CHECKING:
     from offramp.checkpoints.inputs import AnyRows, Facts
@@ -232,8 +231,8 @@ def _fingerprint(folder: Path) -> str:
 
 def trained_length(folder: Path) -> int | None:
     """Return the number of tokens to which texts were truncated in training, if the folder records it."""
-    found = recorded_config(folder).get("max_length")
-    return found if isinstance(found, int) else None
+    found = read_training(folder)
+    return None if found is None else found.max_length
 
 
 def model_label_ids(labels: Sequence[str], problem: str | None, model_labels: Sequence[str], folder: Path) -> list[int]:

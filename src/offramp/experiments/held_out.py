@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from offramp.checkpoints.source import read_training
 from offramp.errors import UsageError
 from offramp.experiments.children import Log
 from offramp.store.trained_rows import TrainedRows, read_trained_rows
 from offramp.tasks.digests import row_digests
 from offramp.tasks.examples import Example
-from offramp.training.folders import recorded_config
 
 MOST_SHARE = 0.1
 """Largest share of a split that is left out. With more, what remains is not the data that were named."""
@@ -84,8 +84,9 @@ def require_same_cut(folder: Path, cut: Mapping[str, Any], names: Sequence[str])
 
     `cut` describes the present split of the data, and `train.json` that of training: `task`, `split_seed`, `cuts_dev`.
     """
-    found = recorded_config(folder).get("data")
-    if not isinstance(found, dict) or found.get("task") != cut["task"] or found == cut:
+    described = read_training(folder)
+    found = None if described is None else described.data
+    if found is None or found.get("task") != cut["task"] or found == cut:
         return
     if read_trained_rows(folder) is None and (cut["cuts_dev"] or not set(names) <= {"dev"}):
         changed = [f"{key} {found.get(key)} there, {cut[key]} here" for key in cut if found.get(key) != cut[key]]

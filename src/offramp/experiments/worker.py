@@ -136,7 +136,11 @@ def _reference(job: WorkerJob) -> dict[str, Any]:
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+    from offramp.tasks.model_files import files_of
+    from offramp.tasks.tokenizer import require_safe
+
     torch.set_num_threads(job.config.threads or num_cores())
+    require_safe(files_of(job.store))
     tokenizer = AutoTokenizer.from_pretrained(job.store, local_files_only=True)  # a folder  # nosec B615
     model = AutoModelForSequenceClassification.from_pretrained(  # a folder  # nosec B615
         job.store, return_dict=True, local_files_only=True

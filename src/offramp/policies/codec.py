@@ -56,6 +56,10 @@ def from_json(tree: Any) -> Policy:
     names = [field.name for field in fields(kind)]
     if set(found) != set(names):
         raise ValueError(f"{word}: expected {', '.join(names)}, got {', '.join(sorted(found))}")
+    flags = [field.name for field in fields(kind) if field.type == "bool"]
+    for name in flags:
+        if not isinstance(found[name], bool):
+            raise ValueError(f"{word}: {name} must be true or false, got {found[name]!r}")
     try:
         return kind(**{name: _READERS.get(name, as_tuples)(value) for name, value in found.items()})
     except (TypeError, KeyError) as error:

@@ -4,19 +4,23 @@ The metadata of a field apply to all parts of its annotation:
 
     pattern      regular expression that strings and keys match as a whole
     choices      allowed strings
-    low, high    range of integers; without them 0 to 2^53
+    low, high    range of numbers; without them integers from 0 to 2^53, and any float
     most         longest list
 """
 
 from __future__ import annotations
 
+import json
+import math
 import re
+import reprlib
+import types
 import typing
 from collections.abc import Mapping as AbstractMapping
 from collections.abc import Sequence as AbstractSequence
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from functools import lru_cache, partial
-from typing import Any, Callable, Container, Dict, Iterable, Mapping, Optional, Sequence, Set, Tuple, Union
+from typing import Any, Callable, Container, Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple, Union
 
 MAX_RANK = 64
 """Largest number of dimensions of a tensor or axes of a value."""
@@ -24,39 +28,106 @@ NAMED: Mapping[str, Any] = {"pattern": re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,
 """Metadata of names of kernels, stages and shards: safe as parts of file names and in messages."""
 POSITIVE: Mapping[str, Any] = {"low": 1}
 _Reader = Callable[[Any, str], Any]
-_NAMES = {int: "a number", float: "a number", str: "a string", type(None): "null"}
+_NAMES = {int: "a number", float: "a number", str: "a string", bool: "true or false", type(None): "null"}
+_MOST_DIGITS, _MOST_FOREIGN_DIGITS = 20, 40
+"""Most characters of an integer, whose parsing takes quadratic time; transformers writes 10^30 for "unlimited"."""
+_LONG_NUMBER = re.compile(rb"(?:^|[:,\[\s-])(?:\d{%d}|[\d.]+[eE]\+?\d{3})" % _MOST_DIGITS)
+"""Beginning of every number that is too long, or may be beyond the range of a float, and of few other texts."""
+_shortener = reprlib.Repr()
+_shortener.maxstring = _shortener.maxother = _shortener.maxlong = 100
+_short = _shortener.repr
+"""Function that returns a value as text, or a part of it where it is long or deeply nested."""
 
 
 class WrongError(ValueError):
     """A value of a JSON tree that is not allowed."""
 
 
-def read(kind: Any, tree: Any, where: str) -> Any:
+def strict_json(data: bytes, *, is_foreign: bool = False) -> Any:
+    """Parse JSON, refusing everything that two parsers could read differently. Raises ValueError.
+
+    Refused are duplicate keys, NaN, numbers beyond the range of a float or with more than 20 digits (parsing them takes
+    quadratic time), and nesting deeper than the stack of the interpreter.
+
+    Args:
+        is_foreign: transformers wrote the file: NaN, infinities and integers of 40 digits are read.
+    """
+    hooks: Dict[str, Any] = {} if is_foreign else {"parse_constant": _finite_float}
+    if _LONG_NUMBER.search(data):  # hooks for all numbers take as long as the rest
+        hooks["parse_int"] = partial(_short_int, most=_MOST_FOREIGN_DIGITS if is_foreign else _MOST_DIGITS)
+        hooks.update({} if is_foreign else {"parse_float": _finite_float})
+    try:
+        return json.loads(data.decode("utf-8"), object_pairs_hook=_unique, **hooks)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _unique(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
+    tree = dict(pairs)
+    if len(tree) < len(pairs):
+        seen: Set[str] = set()
+        raise ValueError(f"duplicate key {_short(next(k for k, _ in pairs if k in seen or seen.add(k)))}")
+    return tree
+
+
+def _short_int(text: str, most: int) -> int:
+    if len(text) > most:
+        raise ValueError(f"number with {len(text)} digits")
+    return int(text)
+
+
+def _finite_float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text:.40} is not a finite number")
+    return value
+
+
+def read(kind: Any, tree: Any, where: str, *, fills: bool = False) -> Any:
     """Return a JSON tree as a value of `kind`. Raises WrongError naming the place, which begins with `where`.
 
     Args:
         kind: a dataclass, whose fields must all be there and no other; str, int, float, bool or Any; or Optional,
             Union of scalars, Tuple, Sequence, Mapping or Dict of these.
+        fills: fields of the dataclass `kind` that have a default may be absent.
     """
     try:
-        return _reader(kind, {})(tree, where)
+        return (_object_reader(kind, True) if fills else _reader(kind, {}))(tree, where)
     except RecursionError:
-        raise WrongError(f"{where} is nested too deeply") from None
+        raise WrongError(f"{where or 'it'} is nested too deeply") from None
+
+
+def read_used(kind: Any, tree: Any, where: str = "") -> Any:
+    """Return the keys of an object that are fields of the dataclass `kind`; other keys are free. See `read`."""
+    if isinstance(tree, dict):
+        tree = {each.name: tree[each.name] for each in fields(kind) if each.name in tree}
+    return read(kind, tree, where, fills=True)
+
+
+def parse(kind: Any, data: bytes, where: str = "", *, fills: bool = False) -> Any:
+    """Return the JSON in a file as a value of `kind`, see `read`. Raises WrongError."""
+    try:
+        tree = strict_json(data)
+    except ValueError as error:
+        raise WrongError(f"not JSON ({error})") from None
+    return read(kind, tree, where, fills=fills)
 
 
 def int_of(value: Any, where: str, low: int = 0, high: int = 1 << 53) -> int:
     """Return an integer from `low` to `high`; a boolean is none."""
     if type(value) is not int or not low <= value <= high:
-        raise WrongError(f"{where} must be an integer from {low} to {high}, not {value!r}")
+        raise WrongError(f"{where} must be an integer from {low} to {high}, not {_short(value)}")
     return value
 
 
 def str_of(value: Any, where: str, pattern: Optional[re.Pattern] = None, choices: Sequence[str] = ()) -> str:
     """Return a string that matches the pattern and is one of the choices, if they are given."""
     if choices and value not in choices:
-        raise WrongError(f"{where} must be one of {choices}, not {value!r}")
+        raise WrongError(f"{where} must be one of {choices}, not {_short(value)}")
     if not isinstance(value, str) or (pattern is not None and not pattern.fullmatch(value)):
-        raise WrongError(f"{where} must be a string{' like ' + pattern.pattern if pattern else ''}, not {value!r}")
+        raise WrongError(
+            f"{where} must be a string{' like ' + pattern.pattern if pattern else ''}, not {_short(value)}"
+        )
     return value
 
 
@@ -84,22 +155,23 @@ def require_known(kind: type, tree: Mapping[str, Any], what: str) -> None:
         raise ValueError(f"unknown {what} {', '.join(unknown)}; known: {', '.join(known)}")
 
 
-def _float_of(value: Any, where: str) -> float:
-    if type(value) not in (int, float):
-        raise WrongError(f"{where} must be a number, not {value!r}")
+def _float_of(value: Any, where: str, low: float = -math.inf, high: float = math.inf) -> float:
+    if type(value) not in (int, float) or not low <= value <= high:
+        limits = "" if low == -high else f" from {low:g} to {high:g}"
+        raise WrongError(f"{where} must be a number{limits}, not {_short(value)}")
     return value
 
 
 def _bool_of(value: Any, where: str) -> bool:
     if not isinstance(value, bool):
-        raise WrongError(f"{where} must be true or false, not {value!r}")
+        raise WrongError(f"{where} must be true or false, not {_short(value)}")
     return value
 
 
 _SCALARS: Dict[Any, Tuple[_Reader, Tuple[str, ...]]] = {
     str: (str_of, ("pattern", "choices")),
     int: (int_of, ("low", "high")),
-    float: (_float_of, ()),
+    float: (_float_of, ("low", "high")),
     bool: (_bool_of, ()),
 }
 """Type -> its reader, and the metadata that it takes."""
@@ -113,7 +185,7 @@ def _reader(kind: Any, rules: Mapping[str, Any]) -> _Reader:
         return partial(check, **given) if given else check
     if is_dataclass(kind):
         return _object_reader(kind)
-    if origin is Union:
+    if origin in (Union, getattr(types, "UnionType", Union)):
         return _union_reader(parts, rules)
     if origin is tuple or origin is AbstractSequence:
         return _list_reader(parts if origin is tuple else (*parts, ...), rules)
@@ -124,19 +196,20 @@ def _reader(kind: Any, rules: Mapping[str, Any]) -> _Reader:
 
 
 @lru_cache(maxsize=None)
-def _object_reader(kind: Any) -> _Reader:
+def _object_reader(kind: Any, fills: bool = False) -> _Reader:
     readers = [(each.name, _reader(each.type, each.metadata)) for each in fields(kind)]
     names = {name for name, _ in readers}
+    needed = {each.name for each in fields(kind) if not fills or each.default is MISSING}
 
     def read_object(tree: Any, where: str) -> Any:
         if not isinstance(tree, dict):
-            raise WrongError(f"{where} must be an object")
-        if tree.keys() != names:
-            missing, unknown = sorted(names - tree.keys()), sorted(tree.keys() - names)
-            wrong = f"lacks {missing}" if missing else f"has unknown keys {unknown}"
-            raise WrongError(f"{where or 'the object'} {wrong}")
+            raise WrongError(f"{where or 'it'} must be an object, not {_short(tree)}")
+        if not needed <= tree.keys() <= names:
+            missing, unknown = sorted(needed - tree.keys()), sorted(tree.keys() - names)
+            wrong = f"lacks {missing}" if missing else f"has unknown keys {_short(unknown)}"
+            raise WrongError(f"{where or 'it'} {wrong}")
         before = where + "." if where else ""
-        return kind(*[read_field(tree[name], before + name) for name, read_field in readers])
+        return kind(**{name: read_field(tree[name], before + name) for name, read_field in readers if name in tree})
 
     return read_object
 
@@ -151,7 +224,7 @@ def _union_reader(members: Tuple[Any, ...], rules: Mapping[str, Any]) -> _Reader
             return None
         found = only or readers.get(type(tree))
         if found is None:
-            raise WrongError(f"{where} must be {expected}, not {tree!r}")
+            raise WrongError(f"{where} must be {expected}, not {_short(tree)}")
         return found(tree, where)
 
     return read_union
@@ -163,7 +236,7 @@ def _list_reader(parts: Tuple[Any, ...], rules: Mapping[str, Any]) -> _Reader:
 
     def read_list(tree: Any, where: str) -> Tuple[Any, ...]:
         if not isinstance(tree, list):
-            raise WrongError(f"{where} must be a list")
+            raise WrongError(f"{where} must be a list, not {_short(tree)}")
         if is_open and most is not None and len(tree) > most:
             raise WrongError(f"{where} has {len(tree)} elements, at most {most} are read")
         if not is_open and len(tree) != len(readers):
@@ -182,7 +255,7 @@ def _map_reader(kind: Any, rules: Mapping[str, Any]) -> _Reader:
 
     def read_map(tree: Any, where: str) -> Dict[str, Any]:
         if not isinstance(tree, dict):
-            raise WrongError(f"{where} must be an object")
+            raise WrongError(f"{where} must be an object, not {_short(tree)}")
         return {
             read_key(key, where): read_value(part, f"{where}.{key}" if is_named else where)
             for key, part in tree.items()

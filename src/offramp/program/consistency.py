@@ -61,10 +61,11 @@ def _check_inputs(program: Program) -> None:
             raise WrongError(f"{where} has {len(each.largest)} sizes for {len(each.axes)} axes")
         if program.stages:
             str_of(each.dtype, f"program.inputs.{name}.dtype", choices=OF_INPUTS)
-    if program.texts is None:
+    texts = program.texts
+    if texts is None:
         return
-    if program.texts.pad_token is not None:
-        int_of(program.texts.pad_token, "program.texts.pad_token", 0, program.texts.vocab_size - 1)
+    if texts.pad_token is not None:
+        int_of(texts.pad_token, "program.texts.pad_token", 0, texts.vocab_size - 1)
     if p.INPUT_IDS not in program.inputs:
         raise WrongError(f"program.inputs: no {p.INPUT_IDS!r} where texts are the input")
     for name, each in program.inputs.items():

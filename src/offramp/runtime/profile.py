@@ -7,13 +7,11 @@ under other conditions it is refused.
 Shapes: L lengths, K exits, B rows of a pass, S tokens of a row.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Tuple
 
@@ -21,7 +19,9 @@ import numpy as np
 
 from offramp.errors import OfframpError, RefusedError, StoreError
 from offramp.measure.hardware import machine, num_cores
-from offramp.policies.costs import Costs, as_tuples
+from offramp.policies.costs import Costs
+from offramp.program.checks import POSITIVE, read
+from offramp.program.program import plain
 from offramp.runtime.config import EngineConfig
 from offramp.runtime.run_plan import reads_of
 from offramp.store.memory import cache_folder
@@ -45,7 +45,7 @@ class DeviceProfile:
 
     fingerprint: MeasuredOn
     """Machine, store, backend, batch size and plan."""
-    lengths: Tuple[int, ...]
+    lengths: Tuple[int, ...] = field(metadata=POSITIVE)
     seconds: Table
     """Mean latency from the inputs to the answers of each exit, including all earlier heads [L, K].
 
@@ -79,7 +79,7 @@ class DeviceProfile:
     """Additional latency of a pass after passes that take e times as long: fewer weights remain in CPU caches."""
     among_seconds: float
     """Geometric mean latency of the passes that preceded those measured."""
-    num_rounds: int
+    num_rounds: int = field(metadata=POSITIVE)
     compute_seconds_p99: Table = ()
     """99th percentile of `compute_seconds`. This field and the next two are informative only."""
     head_seconds_p99: Table = ()
@@ -149,7 +149,7 @@ def conditions_of(store_sha256: str, config: EngineConfig) -> MeasuredOn:
     )
 
 
-def fingerprint_of(classifier: Classifier) -> MeasuredOn:
+def fingerprint_of(classifier: "Classifier") -> MeasuredOn:
     """Return the conditions of a classifier and its plan, which under one budget depends on the longest input."""
     plan, backend = classifier.plan, classifier.backend
     return MeasuredOn(
@@ -180,8 +180,9 @@ def load_profile(path: Path) -> DeviceProfile:
 def profile_from_json(tree: Mapping[str, Any], where: object) -> DeviceProfile:
     """Inverse of `DeviceProfile.to_json`. Raises StoreError naming `where` for something else."""
     try:
-        given = {each.name: as_tuples(tree[each.name]) for each in fields(DeviceProfile)}
-        profile = DeviceProfile(**{**given, "fingerprint": facts_from_json(MeasuredOn, tree["fingerprint"])})
+        fingerprint = facts_from_json(MeasuredOn, tree["fingerprint"])
+        given = {key: value for key, value in tree.items() if key != "format"}
+        profile = read(DeviceProfile, {**given, "fingerprint": plain(fingerprint)}, "")
         _require_consistent(profile)
     except (KeyError, TypeError, ValueError, IndexError, ArithmeticError) as error:
         raise StoreError(f"no device profile of this version ({error})", where, _REMEDY) from None
@@ -194,8 +195,6 @@ def _require_consistent(profile: DeviceProfile) -> None:
             raise ValueError(f"tables do not match {len(costs.lengths)} lengths and {costs.num_exits} exits")
     if not (0 <= profile.after_seconds < math.inf and 0 < profile.among_seconds < math.inf):
         raise ValueError("latencies of passes must be above 0")
-    if not isinstance(profile.budget_bytes, (int, type(None))):
-        raise ValueError(f"a budget of {profile.budget_bytes!r}")
     if {len(row) for row in (*profile.seconds_p99, *profile.step_seconds_p99)} != {profile.num_exits}:
         raise ValueError(f"percentiles do not match {profile.num_exits} exits")
 

@@ -6,14 +6,16 @@ import contextlib
 import hashlib
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Iterator, Optional
+from typing import Callable, Dict, Iterator, Optional
 
 from offramp.errors import DamagedError, RefusedError
 from offramp.store import files
 from offramp.store import manifest as m
+from offramp.store.exits import parse_exits
 from offramp.store.folders import Folder
-from offramp.store.parsing import loads
+from offramp.store.parsing import loads, parse_labels
 from offramp.store.reader import Store, read_manifest_bytes, require_self_contained
 from offramp.store.safetensors import read_header
 
@@ -35,17 +37,31 @@ def verify(path: os.PathLike) -> Iterator[Check]:
     with contextlib.closing(Folder(path)) as folder:
         manifest = loads(read_manifest_bytes(folder.path, folder), folder.path / m.FILE_NAME)
         shards = {shard.file: shard for shard in manifest.shards.values()}
-        graphs = {graph.file for graph in manifest.graphs.values()}
+        contents = _content_checks(manifest)
         for file in m.all_files(manifest):
             try:
                 _check(folder, file, shards.get(file.file))
-                if file.file in graphs:
-                    data = files.read_small(folder.path, file, dir_fd=folder.fd)
-                    require_self_contained(data, folder.path / file.file)
+                if file.file in contents:
+                    contents[file.file](files.read_small(folder.path, file, dir_fd=folder.fd), folder.path / file.file)
             except RefusedError as error:
                 yield Check(file.file, file.bytes, error.what)
             else:
                 yield Check(file.file, file.bytes, None)
+
+
+def _content_checks(manifest: m.Manifest) -> Dict[str, Callable[[bytes, Path], object]]:
+    """Return name of a file -> function that raises RefusedError for content that does not fit the program."""
+    program = manifest.program
+    checks: Dict[str, Callable[[bytes, Path], object]] = {
+        graph.file: require_self_contained for graph in manifest.graphs.values()
+    }
+    if manifest.exits is not None:
+        places = sum(stage.exit is not None for stage in program.layers) if program.stages else None
+        checks[manifest.exits.description.file] = partial(parse_exits, num_places=places)
+    if manifest.labels is not None:
+        num_labels = 0 if program.output is None else program.output.num_labels
+        checks[manifest.labels.file] = lambda data, where: parse_labels(data, num_labels, where)
+    return checks
 
 
 def require_whole(store: Store) -> None:

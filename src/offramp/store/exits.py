@@ -4,16 +4,20 @@ Exit K, from 1, stands after layer K; the last exit is the model's own head and 
 """
 
 import json
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from typing import Any, Dict, Optional, Sequence, Tuple, Type
 
 from offramp.errors import RefusedError, StoreError
+from offramp.program.checks import WrongError, parse
 from offramp.program.heads import FORMS, HeadForm
 from offramp.program.program import Program
 from offramp.store.reader import Store
 
 Point = Tuple[str, int, int]
 """(module, number of its call, width) of the call that begins after an exit."""
+MAX_EXITS = 4096
+"""Most exits of a model: one after each layer."""
 _REMEDY = "train the exits again"
 
 
@@ -27,6 +31,23 @@ class ExitsDescription:
     """Calls that begin after the exits; empty for text encoders."""
     weights_sha256: str = ""
     """Digest of the module weights that the exits were trained with, where these are not in the run folder itself."""
+
+
+@dataclass(frozen=True)
+class _File:
+    """The keys of `exits.json`."""
+
+    form: str = field(metadata={"choices": tuple(FORMS)})
+    exits: Optional[Tuple[int, ...]] = field(default=None, metadata={"most": MAX_EXITS})
+    trained: bool = False
+    points: Tuple[Tuple[str, int, int], ...] = field(default=(), metadata={"low": 1, "most": MAX_EXITS})
+    weights_sha256: str = field(default="", metadata={"pattern": re.compile("([0-9a-f]{64})?")})
+
+    def __post_init__(self) -> None:
+        if self.exits is not None and self.exits != tuple(range(1, len(self.exits) + 1)):
+            raise WrongError("exits must be 1, 2, 3 and so on: one after each layer but the last")
+        if self.exits is not None and self.points and len(self.points) != len(self.exits):
+            raise WrongError(f"points has {len(self.points)} elements for {len(self.exits)} exits")
 
 
 def describe_exits(form: str, num_exits: int, points: Sequence[Point] = (), weights_sha256: str = "") -> bytes:
@@ -44,27 +65,30 @@ def describe_exits(form: str, num_exits: int, points: Sequence[Point] = (), weig
     return json.dumps(tree).encode() + b"\n"
 
 
-def parse_exits(data: bytes, where: object, error: Type[RefusedError] = StoreError) -> ExitsDescription:
-    """Return what `exits.json` describes. Raises `error` where it cannot be read or its form is unknown."""
-    remedy = f"{_REMEDY}, and divide again" if error is StoreError else _REMEDY
+def parse_exits(
+    data: bytes, where: object, error: Type[RefusedError] = StoreError, num_places: Optional[int] = None
+) -> ExitsDescription:
+    """Return what `exits.json` describes. Raises `error` naming the key that is wrong.
+
+    `num_places`: exits that the model has, without the last one, where that is known.
+    """
     try:
-        tree = json.loads(data)
-        form = tree["form"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise error("exits.json does not name the form of the exits", where, remedy) from None
-    if not isinstance(form, str) or form not in FORMS:
-        raise error(f"unknown form of exits {form!r}, known: {sorted(FORMS)}", where, remedy)
-    try:
-        points = tuple((str(module), int(number), int(width)) for module, number, width in tree.get("points", ()))
-    except (TypeError, ValueError):
-        raise error("exits.json does not name the places of the exits", where, remedy) from None
-    return ExitsDescription(FORMS[form], bool(tree.get("trained")), points, str(tree.get("weights_sha256", "")))
+        found = parse(_File, data, fills=True)
+        if found.exits is not None and num_places not in (None, len(found.exits)):
+            raise WrongError(f"exits has {len(found.exits)} elements, the model has {num_places} places for exits")
+    except WrongError as wrong:
+        remedy = f"{_REMEDY}, and divide again" if error is StoreError else _REMEDY
+        raise error(f"exits.json: {wrong}", where, remedy) from None
+    return ExitsDescription(FORMS[found.form], found.trained, found.points, found.weights_sha256)
 
 
 def read_exits(store: Store) -> Optional[ExitsDescription]:
     """Return the description of a store's exits, or None if it has none. Raises StoreError."""
-    exits = store.manifest.exits
-    return None if exits is None else parse_exits(store.read_file(exits.description), store.path)
+    exits, program = store.manifest.exits, store.program
+    if exits is None:
+        return None
+    places = sum(stage.exit is not None for stage in program.layers) if program.stages else None
+    return parse_exits(store.read_file(exits.description), store.path, num_places=places)
 
 
 def exit_tensors(program: Program, form: HeadForm) -> Dict[str, Tuple[int, ...]]:

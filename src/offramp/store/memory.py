@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Dict, Optional
 
 from offramp.errors import UsageError
+from offramp.program.checks import parse
 from offramp.store.files import NewFile, absolute, read_plain, write_all
 
 _TICK_NANOSECONDS = 100_000_000
@@ -88,10 +89,9 @@ class VerifiedMemory:
 
     def _load(self) -> Dict[str, str]:
         try:
-            tree = json.loads(read_plain(self._path))
-        except (OSError, ValueError, RecursionError):  # absent, unreadable or incomplete: start empty
+            return parse(Dict[str, str], read_plain(self._path))
+        except (OSError, ValueError):  # absent, unreadable or incomplete: start empty
             return {}
-        return {key: value for key, value in tree.items() if isinstance(value, str)} if isinstance(tree, dict) else {}
 
 
 def _blocks_key(shard: str) -> str:

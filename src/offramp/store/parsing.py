@@ -9,14 +9,14 @@ from typing import Any, Dict, Optional, Tuple
 
 from offramp.errors import DamagedError, VersionError
 from offramp.program import program as p
-from offramp.program.checks import WrongError, int_of, read, require_distinct, require_listed
+from offramp.program.checks import WrongError, int_of, read, require_distinct, require_listed, strict_json
 from offramp.program.consistency import check_program
 from offramp.program.dtypes import FLOAT
 from offramp.program.encoder import misfit
 from offramp.program.program import Program
 from offramp.store import manifest as m
 from offramp.store.repeats import expand
-from offramp.store.safetensors import PAGE_BYTES, require_contiguous, strict_json
+from offramp.store.safetensors import PAGE_BYTES, require_contiguous
 
 _REMEDY = "divide the model again"
 

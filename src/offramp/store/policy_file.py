@@ -4,19 +4,21 @@ writing of JSON files with a format number, which device profiles share.
 
 import json
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Dict, Mapping, Optional, Sequence, Tuple, Type, TypeVar, Union
 
 from offramp.errors import StoreError, UsageError, VersionError, missing
-from offramp.program.checks import read
-from offramp.program.program import plain
+from offramp.program.checks import read, strict_json
 from offramp.store.files import read_plain, translate_path_errors, write_atomic
 
 FORMAT = 1
+MAX_BYTES = 16 << 20
+"""Largest policy file or device profile that is read."""
 UNRECORDED = 0
 """Value of `MeasuredOn.budget_bytes` where the budget was not recorded; None means that there was no budget."""
 _REMEDY = "make it again: offramp tune"
+_NOT_NEGATIVE: Mapping[str, Any] = {"low": 0}
 _Facts = TypeVar("_Facts", bound="Union[Prediction, MeasuredOn]")
 
 
@@ -28,10 +30,10 @@ class Prediction:
     """Percent."""
     loss: Optional[float] = None
     """Points of the score, relative to the last exit."""
-    seconds: Optional[float] = None
+    seconds: Optional[float] = field(default=None, metadata=_NOT_NEGATIVE)
     """Mean latency of an input."""
-    mean_exit: Optional[float] = None
-    bytes_read: Optional[float] = None
+    mean_exit: Optional[float] = field(default=None, metadata=_NOT_NEGATIVE)
+    bytes_read: Optional[float] = field(default=None, metadata=_NOT_NEGATIVE)
     """Mean of an input."""
     reached: Tuple[float, ...] = ()
     """Share of rows that reach each layer; empty: not recorded."""
@@ -48,7 +50,7 @@ class MeasuredOn:
     platform: Optional[str] = None
     cpu_model: Optional[str] = None
     num_cores: Optional[int] = None
-    memory_gib: Optional[float] = None
+    memory_gib: Optional[float] = field(default=None, metadata=_NOT_NEGATIVE)
     backend: Optional[str] = None
     threads: Optional[int] = None
     batch: Union[int, str, None] = None
@@ -98,6 +100,9 @@ def write_policy(path: Path, file: PolicyFile) -> None:
 def read_policy(path: Path) -> PolicyFile:
     """Read a policy file. Raises UsageError where there is none, StoreError for something else, VersionError."""
     tree, given = read_json(path, "policy file", _REMEDY), {}
+    unknown = sorted(tree.keys() - {"format", *(each.name for each in fields(PolicyFile))})
+    if unknown:
+        raise StoreError(f"policy file with the unknown key {unknown[0]!r}", path, _REMEDY)
     for each in fields(PolicyFile):
         kind: Any = each.type
         if each.name not in tree:
@@ -117,7 +122,7 @@ def read_policy(path: Path) -> PolicyFile:
 
 def facts_from_json(kind: Type[_Facts], tree: Mapping[str, Any]) -> _Facts:
     """Build a Prediction or MeasuredOn; absent facts are not recorded. Raises ValueError for names and wrong types."""
-    return read(kind, {**plain(kind()), **read(Dict[str, Any], tree, kind.__name__)}, "")
+    return read(kind, tree, "", fills=True)
 
 
 def write_json(path: Path, tree: Dict[str, Any]) -> None:
@@ -133,17 +138,19 @@ def read_json(path: Path, what: str, remedy: str) -> Dict[str, Any]:
     Raises UsageError where there is no file, StoreError for something else, VersionError for another format.
     """
     try:
-        data = read_plain(path)
+        data = read_plain(path, MAX_BYTES + 1)
     except FileNotFoundError:
         raise missing(path, what) from None
     except OSError as error:
         raise UsageError(f"{what} cannot be read ({error.strerror})", path, "check the path") from None
     try:
-        tree = json.loads(data)
-    except (ValueError, RecursionError):
-        tree = None
-    if not isinstance(tree, dict) or "format" not in tree:
-        raise StoreError(f"no {what}", path, remedy)
-    if tree["format"] != FORMAT:
+        if len(data) > MAX_BYTES:
+            raise ValueError(f"more than {MAX_BYTES} bytes")
+        tree = read(Dict[str, Any], strict_json(data), "it")
+        if "format" not in tree:
+            raise ValueError("it has no key 'format'")
+    except ValueError as error:
+        raise StoreError(f"no {what} ({error})", path, remedy) from None
+    if type(tree["format"]) is not int or tree["format"] != FORMAT:
         raise VersionError(f"{what} of format {tree['format']!r}; format {FORMAT} is supported", path, remedy)
     return tree

@@ -13,8 +13,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, List, Sequence, Tuple
 
-from offramp.program.checks import WrongError, read
-from offramp.store.safetensors import strict_json
+from offramp.program.checks import WrongError, read, strict_json
 
 KEYS = ("repeat", "first", "second")
 MIN_REPEATS = 3

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Dict, Iterable, Mapping, Optional, Tuple
 
 from offramp.errors import DamagedError
-from offramp.program.checks import MAX_RANK, WrongError, read
+from offramp.program.checks import MAX_RANK, WrongError, read, strict_json
 from offramp.program.dtypes import DTYPES, PACKED
 
 MAX_HEADER_BYTES = 100_000_000
@@ -103,41 +103,6 @@ def _refuse_packed(tree: Mapping[str, Any], where: object) -> None:
 
 def _damaged(what: str, where: object) -> DamagedError:
     return DamagedError(what, where, "download or write the file again")
-
-
-def strict_json(data: bytes) -> Any:
-    """Parse JSON, refusing everything that two parsers could read differently. Raises ValueError.
-
-    Refused are duplicate keys, NaN, numbers beyond the range of a float or with more than 20 digits (parsing them takes
-    quadratic time), and nesting deeper than the stack of the interpreter.
-    """
-    numbers: Dict[str, Any] = {"parse_int": _short_int, "parse_float": _finite_float, "parse_constant": _finite_float}
-    try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=_unique, **numbers)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-
-
-def _unique(pairs: list) -> dict:
-    tree: dict = {}
-    for key, value in pairs:
-        if key in tree:
-            raise ValueError(f"duplicate key {key!r}")
-        tree[key] = value
-    return tree
-
-
-def _short_int(text: str) -> int:
-    if len(text) > 20:
-        raise ValueError(f"number with {len(text)} digits")
-    return int(text)
-
-
-def _finite_float(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text} is not a finite number")
-    return value
 
 
 @dataclass(frozen=True)

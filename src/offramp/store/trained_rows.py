@@ -9,12 +9,12 @@ import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Optional, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 import numpy as np
 
 from offramp.errors import StoreError, VersionError
-from offramp.program.checks import read
+from offramp.program.checks import WrongError, read, require_distinct, strict_json
 from offramp.store.files import read_plain
 from offramp.store.reader import Store, is_store
 
@@ -77,12 +77,15 @@ def read_trained_rows(folder: Path) -> Optional[TrainedRows]:
 def parse_trained_rows(data: bytes, where: object) -> TrainedRows:
     """Return what a file contains. Raises StoreError, VersionError."""
     try:
-        tree = json.loads(data)
-        version = tree["format"]
-        if version != FORMAT:
+        tree: Dict[str, Any] = read(Dict[str, Any], strict_json(data), "it")
+        version = tree.get("format", FORMAT)
+        if type(version) is not int or version != FORMAT:
             raise VersionError(f"digests of rows of format {version!r}, only {FORMAT} is supported", where, _REMEDY)
         found = read(_Described, tree, "")
+        require_distinct(found.arguments, "argument")
         digests_N = np.frombuffer(base64.b64decode(found.digests, validate=True), _DIGEST)
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise StoreError("not the digests of the rows of a training", where, _REMEDY) from None
+        if (digests_N[:-1] >= digests_N[1:]).any():
+            raise WrongError("digests must be sorted and distinct")
+    except ValueError as error:
+        raise StoreError(f"not the digests of the rows of a training ({error})", where, _REMEDY) from None
     return TrainedRows(found.salt, found.arguments, digests_N)

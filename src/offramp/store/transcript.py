@@ -17,14 +17,14 @@ limited by memory. This module is independent of models and policies.
 import contextlib
 import json
 import os
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import numpy as np
 
 from offramp.errors import DamagedError, StoreError, UsageError, VersionError
-from offramp.program.checks import read
+from offramp.program.checks import POSITIVE, WrongError, read, strict_json
 from offramp.program.dtypes import DTYPES, FLOAT
 from offramp.store import files
 from offramp.store.safetensors import header_bytes, num_bytes, read_header
@@ -50,7 +50,7 @@ class About:
     """Fingerprint of the model folder."""
     data_sha256: str
     """Digest of texts and labels, in order."""
-    max_length: int
+    max_length: int = field(metadata=POSITIVE)
     """Maximum number of tokens; longer texts were truncated."""
     row_salt: str = ""
     """Salt of the digests of rows; empty without digests."""
@@ -238,6 +238,7 @@ def _read(path: Path) -> Transcript:
             arrays[name] = _read_array(fd, header.data_start + entry.start, entry.dtype, entry.shape, path)
     features = header.tensors.get("features")
     _require_shapes(arrays, None if features is None else features.shape, path)
+    _require_values(arrays, len(about.labels), path)
     start, size = (None, 0) if features is None else (header.data_start + features.start, features.shape[2])
     logits_NKC, lengths_N, labels_N = (arrays[name] for name in ("logits", "lengths", "labels"))
     return Transcript(about, logits_NKC, lengths_N, labels_N, path, start, size, arrays.get("rows"))
@@ -247,15 +248,16 @@ def _read_description(path: Path) -> Tuple[About, _Data]:
     with files.opened(path.parent, path.name) as fd, files.translate_read_errors(path):
         data = b"".join(files.iter_chunks(fd, min(os.fstat(fd).st_size, files.MAX_SMALL_BYTES)))
     try:
-        tree = json.loads(data)
+        tree: Dict[str, Any] = read(Dict[str, Any], strict_json(data), "it")
+        lacking = [key for key in ("format", "file") if key not in tree]
+        if lacking:
+            raise WrongError(f"it lacks {lacking}")
         version, file = tree.pop("format"), tree.pop("file")
-        if version not in (1, FORMAT):
+        if type(version) is not int or version not in (1, FORMAT):
             raise VersionError(f"transcript of format {version!r}, supported are 1 and {FORMAT}", path, _REMEDY)
-        if version == 1:
-            tree = {**{each.name: each.default for each in fields(About) if each.default is not MISSING}, **tree}
-        return read(About, tree, ""), read(_Data, file, "file")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise StoreError("not a description of a transcript", path, _REMEDY) from None
+        return read(About, tree, "", fills=version == 1), read(_Data, file, "file")
+    except ValueError as error:
+        raise StoreError(f"not a description of a transcript ({error})", path, _REMEDY) from None
 
 
 def _require_shapes(arrays: Dict[str, np.ndarray], features: Optional[Tuple[int, ...]], where: Path) -> None:
@@ -264,6 +266,18 @@ def _require_shapes(arrays: Dict[str, np.ndarray], features: Optional[Tuple[int,
     fits = len(shape) == 3 and all(other == shape[:1] for other in found)
     if not fits or not (features is None or (len(features) == 3 and features[:2] == shape[:2])):
         raise StoreError(f"tensors of shapes {shape}, {found}, {features} are not a transcript", where, _REMEDY)
+
+
+def _require_values(arrays: Dict[str, np.ndarray], num_labels: int, where: Path) -> None:
+    """Raise StoreError for a label that is none of the head's outputs, and for numbers that are not finite."""
+    logits_NKC, lengths_N, labels_N = (arrays[name] for name in ("logits", "lengths", "labels"))
+    num_outputs = logits_NKC.shape[2]
+    if num_labels not in (0, num_outputs):
+        raise StoreError(f"labels: {num_labels}, the tensor 'logits' has {num_outputs} outputs", where, _REMEDY)
+    is_label_N = (labels_N >= 0) & (labels_N < num_outputs) if labels_N.dtype.kind == "i" else np.isfinite(labels_N)
+    for name, fine in (("logits", np.isfinite(logits_NKC)), ("lengths", lengths_N >= 0), ("labels", is_label_N)):
+        if not fine.all():
+            raise StoreError(f"tensor {name!r} has a value out of range", where, _REMEDY)
 
 
 def _read_array(fd: int, offset: int, dtype: str, shape: Tuple[int, ...], where: Path) -> np.ndarray:

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from offramp.errors import DamagedError
+from offramp.program.checks import WrongError, parse, require_listed
 from offramp.store import Store
 
 FILE_NAME = "layouts.json"
+_LAYOUTS: Any = dict[str, tuple[tuple[int, ...], bool]]
 MAX_GAPS = 4
 """Largest accepted ratio of the memory that a tensor spans to its size."""
 
@@ -79,11 +81,12 @@ def layouts_of(store: Store) -> dict[str, Layout]:
         return {}
     shapes = {name: entry.shape for name, (_, entry) in store.manifest.tensors().items()}
     try:
-        tree: Any = json.loads(store.read_file(file))
-        found = {str(name): Layout(tuple(map(int, s)), bool(is_conj)) for name, (s, is_conj) in tree.items()}
-        fine = all(min(each.strides, default=0) >= 0 and each.fits(shapes[name]) for name, each in found.items())
-    except (ValueError, TypeError, KeyError, AttributeError):
-        fine, found = False, {}
-    if not fine:
-        raise DamagedError("layouts of tensors that a division cannot write", store.path / FILE_NAME, "divide again")
+        found = {name: Layout(*each) for name, each in parse(_LAYOUTS, store.read_file(file)).items()}
+        require_listed(found, shapes, "layout of the tensor")
+        for name, each in found.items():
+            if not each.fits(shapes[name]):
+                raise WrongError(f"{name!r} of shape {shapes[name]} has the strides {each.strides}")
+    except WrongError as wrong:
+        what = f"layouts of tensors that a division cannot write ({wrong})"
+        raise DamagedError(what, store.path / FILE_NAME, "divide again") from None
     return found

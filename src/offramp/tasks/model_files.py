@@ -1,13 +1,13 @@
 """Files by which the inputs of a model are encoded: those of a model folder, or those that a store lists."""
 
-import json
 import os
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Dict, Iterator, Optional, Union
 
 from offramp.errors import SourceError
-from offramp.store.files import open_plain, open_regular, read_plain, read_small
+from offramp.program.checks import strict_json
+from offramp.store.files import MAX_SMALL_BYTES, open_plain, open_regular, read_plain, read_small
 from offramp.store.folders import Folder
 from offramp.store.manifest import FILE_NAME, File, Manifest
 from offramp.store.parsing import loads
@@ -46,13 +46,15 @@ class ModelFiles:
         if self._listed is not None:
             return read_small(self.folder, self._listed[name], dir_fd=self._opened.fd)
         with self._errors(name):
-            return read_plain(self.folder / name)
+            data = read_plain(self.folder / name, MAX_SMALL_BYTES + 1)
+        self._require_small(name, len(data))
+        return data
 
     @contextmanager
     def opened(self, name: str) -> Iterator[str]:
         """Context manager of a path by which a library opens a file that was checked to be a regular one.
 
-        A file of a store is not verified here. Raises as `read`.
+        It has at most 64 MiB. A file of a store is not verified here. Raises as `read`.
         """
         if self._listed is not None:
             fd = open_regular(self.folder, name, dir_fd=self._opened.fd)
@@ -60,10 +62,15 @@ class ModelFiles:
             with self._errors(name):
                 fd = open_plain(self.folder / name)
         try:
+            self._require_small(name, os.fstat(fd).st_size)
             path = Path(f"/proc/self/fd/{fd}")
             yield str(path if path.exists() else self.folder / name)
         finally:
             os.close(fd)
+
+    def _require_small(self, name: str, size: int) -> None:
+        if size > MAX_SMALL_BYTES:
+            raise SourceError(f"file of more than {MAX_SMALL_BYTES} bytes", self.folder / name, "get the file again")
 
     def read_object(self, name: str, remedy: str) -> Dict[str, Any]:
         """Read a JSON object. Returns {} if the file is absent. Raises SourceError, and as `read`."""
@@ -71,8 +78,8 @@ class ModelFiles:
         if not self.has(name):
             return {}
         try:
-            tree = json.loads(self.read(name).decode("utf-8"))
-        except (ValueError, RecursionError) as error:
+            tree = strict_json(self.read(name), is_foreign=True)
+        except ValueError as error:
             raise SourceError(f"not JSON ({error})", path, remedy) from None
         if not isinstance(tree, dict):
             raise SourceError("not a JSON object", path, remedy)

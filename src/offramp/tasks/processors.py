@@ -103,6 +103,9 @@ def fields_of(tree: Mapping[str, Any], where: object) -> Dict[str, Any]:
         what = f"the image processor has the key {unknown[0]!r}, which may change pixels"
         raise SourceError(what, where, _REMEDY)
     given = {key: tree.get(key, default) for key, default in defaults.items()}  # null does not stand for the default
+    for key in (key for key in given if key.startswith("do_")):
+        if given[key] not in (True, False, None):
+            raise ValueError(f"{key} must be true or false, not {given[key]!r:.60}")
     if given["do_pad"]:
         raise ValueError("it pads images")
     size = _size(given["size"], given["default_to_square"]) if given["do_resize"] else None

@@ -21,11 +21,11 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequ
 
 import numpy as np
 
-from offramp.errors import SourceError, UsageError
+from offramp.errors import OfframpError, SourceError, UsageError
 from offramp.program.inputs import Batch
 from offramp.program.program import POSITION_IDS, TEXT_INPUTS, Texts
 from offramp.tasks.model_files import AnyFolder, files_of
-from offramp.tasks.tokenizer import library_errors, read_tokenizer
+from offramp.tasks.tokenizer import is_of_library, library_errors, read_tokenizer
 from offramp.tasks.tokenizer_settings import TokenizerSettings
 
 Text = Union[str, Tuple[str, str]]
@@ -45,6 +45,9 @@ _WHOLE_CHARACTERS = 1 << 16
 """Length up to which a text without a safe place for a cut is tokenized as a whole: at most 10 MiB."""
 _LONGEST_PIECE = 16
 """Characters of the longest token that sentencepiece trains by default."""
+_GROWN_BYTES, _SLICE_CHARACTERS, _MOST_GROWTH = 1 << 21, 1024, 6
+"""Length that a text may grow to without being measured, length of the slices in which others are measured, and how
+many times as long they may become: byte-level tokenizers make a letter up to four times as long."""
 
 COPIES = 6
 """Most copies of a text while rows like it are read: lines, their fields, and the rows before and after. Measured: 5.1
@@ -76,8 +79,13 @@ class TextEncoder:
 
     sample: Tuple[Text, ...] = ("a b",)
 
-    def __init__(self, tokenizer: Any, spec: Texts, max_length: int, settings: TokenizerSettings, warn: Warn) -> None:
-        """Take ownership of a `tokenizers.Tokenizer`, which `from_folder` reads."""
+    def __init__(
+        self, tokenizer: Any, spec: Texts, max_length: int, settings: TokenizerSettings, warn: Warn, growth: int = 1
+    ) -> None:
+        """Take ownership of a `tokenizers.Tokenizer`, which `from_folder` reads.
+
+        `growth`: how many times as long a text may become in it.
+        """
         self.max_length = max_length
         self._tokenizer = tokenizer
         self._spec, self._padding = spec, spec.pad_token or 0
@@ -87,6 +95,9 @@ class TextEncoder:
         self._is_local = type(tokenizer.pre_tokenizer).__name__ == "BertPreTokenizer"
         self._templates = {num_texts: _template(tokenizer, num_texts) for num_texts in (1, 2)}
         self._warn: Optional[Warn] = warn
+        self._most_characters = _GROWN_BYTES // growth
+        for token in (token for pieces in self._templates.values() for index, token, _ in pieces if index is None):
+            self._require_known(token)
 
     @classmethod
     def from_folder(
@@ -107,9 +118,9 @@ class TextEncoder:
             what = f"max_length {max_length} is more than the {spec.max_length} tokens that the model reads"
             raise UsageError(what, None, "use a smaller max_length")
         with library_errors(files):
-            tokenizer, settings = read_tokenizer(files)
+            tokenizer, settings, growth = read_tokenizer(files)
             longest = min(spec.max_length, settings.max_length or spec.max_length)
-            encoder = cls(tokenizer, spec, longest if max_length is None else max_length, settings, warn)
+            encoder = cls(tokenizer, spec, longest if max_length is None else max_length, settings, warn, growth)
         if max_length is not None:
             encoder._require_room(2)
         return encoder
@@ -135,11 +146,15 @@ class TextEncoder:
             ids_BS[row, : len(ids)] = ids
             if self._has_types:
                 types_BS[row, : len(types)] = types
-        if ids_BS.size and ids_BS.max() >= self._spec.vocab_size:
-            what = f"the tokenizer gives token {ids_BS.max()}, the model's vocabulary has {self._spec.vocab_size}"
-            raise SourceError(what, None, "use the tokenizer that the model was trained with")
+        if ids_BS.size:
+            self._require_known(int(ids_BS.max()))
         mask_BS = (np.arange(shape[1]) < lengths_B[:, None]).astype(np.int64)
         return token_batch(self._spec, ids_BS, mask_BS, types_BS)
+
+    def _require_known(self, token: int) -> None:
+        if token >= self._spec.vocab_size:
+            what = f"the tokenizer gives token {token}, the model's vocabulary has {self._spec.vocab_size}"
+            raise SourceError(what, None, "use the tokenizer that the model was trained with")
 
     def lengths(self, inputs: Iterable[Text]) -> Iterator[int]:
         """Yield the number of tokens of each text, truncated to `max_length`. Raises the errors of `encode`."""
@@ -247,11 +262,30 @@ class TextEncoder:
         return num_tokens
 
     def _encoding(self, text: str) -> Any:
+        text = _SURROGATE.sub("\ufffd", text)
         try:
-            return self._tokenizer.encode(_SURROGATE.sub("\ufffd", text), add_special_tokens=False)
-        except Exception as error:  # of whatever kind: the library raises Exception for a word without a token
+            if len(text) > self._most_characters:
+                self._require_moderate(text)
+            return self._tokenizer.encode(text, add_special_tokens=False)
+        except OfframpError:
+            raise
+        except BaseException as error:  # of whatever kind: the library raises Exception for a word without a token
+            if not is_of_library(error):
+                raise
             what = f"the tokenizer has no token for a part of a text ({error})"
             raise SourceError(what, None, "use a tokenizer with an unknown token") from None
+
+    def _require_moderate(self, text: str) -> None:
+        """Raise SourceError for a text that the tokenizer makes much longer, as it would need memory for all of it."""
+        normalizer, pre_tokenizer, size = self._tokenizer.normalizer, self._tokenizer.pre_tokenizer, 0
+        for start in range(0, len(text), _SLICE_CHARACTERS):
+            part = text[start : start + _SLICE_CHARACTERS]
+            part = part if normalizer is None else normalizer.normalize_str(part)
+            words = [(part, None)] if pre_tokenizer is None else pre_tokenizer.pre_tokenize_str(part)
+            size += sum(len(word) for word, _ in words)
+            if size > _MOST_GROWTH * len(text):
+                what = f"the tokenizer makes a text of {len(text)} characters more than {_MOST_GROWTH} times as long"
+                raise SourceError(what, None, "use the tokenizer that the model was trained with, or shorter texts")
 
 
 def _shares(lengths: List[int], room: int) -> List[int]:

@@ -1,18 +1,26 @@
 """Tokenizer files of a model folder, read as the fast tokenizers of transformers read them."""
 
-from __future__ import annotations
-
-from contextlib import contextmanager
-from typing import Any, Callable, Container, Dict, Iterator, Optional, Tuple
+import json
+import os
+import re
+import threading
+import time
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any, Callable, Container, Dict, Iterable, Iterator, Optional, Tuple
 
 from offramp.errors import OfframpError, SourceError, import_error
+from offramp.program.checks import WrongError, parse, read, read_used, str_of, strict_json
 from offramp.tasks.model_files import AnyFolder, ModelFiles, files_of
-from offramp.tasks.tokenizer_settings import TokenizerSettings, length_of, read_settings
+from offramp.tasks.tokenizer_parts import added_tokens, growth_of, require_moderate
+from offramp.tasks.tokenizer_settings import FAST_TOKENIZER, TokenizerSettings, length_of, read_settings
 
 _LAYOUTS: Tuple[Tuple[str, ...], ...] = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"))
 _SENTENCEPIECE = ("sentencepiece.bpe.model", "spiece.model", "tokenizer.model")
 _CONFIG = "tokenizer_config.json"
 _SAVE_FAST = "save a fast tokenizer there: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+_GET_AGAIN = "get the tokenizer's files again, or take another model"
 _GENERIC_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
 _WORDPIECE_CLASSES = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer")
 _BYTE_BPE_CLASSES = ("RobertaTokenizer",)
@@ -21,6 +29,35 @@ _ROBERTA_SPECIALS = {
     "bos_token": "<s>", "eos_token": "</s>", "cls_token": "<s>", "sep_token": "</s>", "unk_token": "<unk>",
     "pad_token": "<pad>", "mask_token": "<mask>",
 }  # fmt: skip
+_MODEL_KEY = re.compile(rb'"model"\s*:')
+_NO_MODEL = {"type": "WordLevel", "vocab": {}, "unk_token": ""}
+_MAX_WORD_CHARACTERS, _MAX_PREFIX_CHARACTERS = 1000, 16
+"""Longest word that WordPiece splits, which takes the square of its length, and longest prefix of its pieces."""
+_PROBE = (
+    "The 2 cats' cafe\u0301 \u0130STANBUL \ufdfa\ufdfb \u4e2d\u6587 \uac00 \U0001f469\u200d\U0001f467 <s> [SEP] \t\r\n "
+    "x1,000.5e-7?!" + "a" * 64 + " " * 32 + "0" * 32 + "\u4e00" * 16 + "." * 32 + "\n" * 16
+)  # fmt: skip
+_BYTES_GROWTH = 4
+"""Growth of a text whose bytes become letters, and that gets a space."""
+_QUIET = threading.RLock()
+_MAX_PROBE_SECONDS = 0.25
+"""Time in which the probe is encoded; real tokenizers take 0.3 ms."""
+
+
+@dataclass(frozen=True)
+class _Config:
+    """The keys of a `tokenizer_config.json` that are used; null is as good as absent."""
+
+    tokenizer_class: Optional[str] = None
+    truncation_side: Optional[str] = field(default=None, metadata={"choices": ("left", "right")})
+    model_input_names: Optional[Tuple[str, ...]] = None
+    split_special_tokens: Optional[bool] = None
+    added_tokens_decoder: Optional[Dict[str, Any]] = None
+    additional_special_tokens: Optional[Tuple[Any, ...]] = None
+    do_lower_case: Optional[bool] = None
+    strip_accents: Optional[bool] = None
+    tokenize_chinese_chars: Optional[bool] = None
+    add_prefix_space: Optional[bool] = None
 
 
 def has_tokenizer(folder: AnyFolder) -> bool:
@@ -32,37 +69,118 @@ def has_tokenizer(folder: AnyFolder) -> bool:
 def tokenizer_length(folder: AnyFolder) -> Optional[int]:
     """Return the tokens to which the tokenizer of a folder truncates; None: it names no limit, or no sensible one."""
     files = files_of(folder)
-    settings = read_settings(files) or _settings(files.read_object(_CONFIG, _SAVE_FAST))
+    settings = read_settings(files) or _settings(_read_config(files))
     return settings.max_length
 
 
-def read_tokenizer(files: ModelFiles) -> Tuple[Any, TokenizerSettings]:
-    """Read the `tokenizers.Tokenizer` of a model folder or a store, and the settings for it.
+def read_tokenizer(files: ModelFiles) -> Tuple[Any, TokenizerSettings, int]:
+    """Read the `tokenizers.Tokenizer` of a model folder or a store, the settings for it, and how many times as long a
+    text may become in it.
 
     A store that was divided where transformers is installed has the tokenizer and the settings of `AutoTokenizer` (see
     `checkpoints.tokenizing`). Otherwise the files are `tokenizer.json`, else `vocab.txt` (BERT layout), else
     `vocab.json` with `merges.txt` (RoBERTa layout). As in transformers, `tokenizer_config.json` then overrides what
     `tokenizer.json` says about case, accents, Chinese characters and the space before the first word, and adds tokens.
 
-    Raises SourceError for a folder without a tokenizer, MissingExtraError without the tokenizers library; other errors
-    are those of the library (see `library_errors`).
+    Raises SourceError for a folder without a tokenizer or with one that takes too much memory or time,
+    MissingExtraError without the tokenizers library; other errors are those of the library (see `library_errors`).
     """
     settings = read_settings(files)
     if settings is not None:
-        with files.opened(str(settings.tokenizer)) as path:
-            tokenizer = _library().Tokenizer.from_file(path)
+        tokenizer, growth, _ = load_tokenizer(files, str(settings.tokenizer))
     else:
-        tokenizer, config = _from_files(files)
-        settings = _settings(config, (tokenizer.truncation or {}).get("direction", "right"))
+        tokenizer, growth, config, side = _from_files(files)
+        settings = _settings(config, side)
     if settings.splits_special_tokens:
         tokenizer.encode_special_tokens = True
-    tokenizer.no_truncation()
-    tokenizer.no_padding()  # a tokenizer.json may pad every text to 128 tokens
-    return tokenizer, settings
+    _probe(tokenizer, files)
+    return tokenizer, settings, growth
 
 
-def _from_files(files: ModelFiles) -> Tuple[Any, Dict[str, Any]]:
-    """Return the tokenizer of the first layout that a folder has, and its `tokenizer_config.json`."""
+def load_tokenizer(files: ModelFiles, name: str) -> Tuple[Any, int, str]:
+    """Return the tokenizer in a `tokenizer.json`, without truncation and padding; how many times as long a text may
+    become in it; and the side on which it would truncate. Raises SourceError for parts that are not allowed.
+
+    The model, which holds nearly all of the file, is read by the library alone; the parts are checked, and then passed
+    on as they were read here. So both see the same, and nothing else in the file counts.
+    """
+    library, data = _library(), files.read(name)
+    try:
+        tree, model = _read_model(data, library)
+        growth, tokens = growth_of(tree), added_tokens(tree.get("added_tokens"))
+    except WrongError as wrong:
+        raise _refusal(wrong, files.folder / name) from None
+    parts = {role: tree.get(role) for role in ("normalizer", "pre_tokenizer", "post_processor", "decoder")}
+    others = {"truncation": None, "padding": None, "added_tokens": [], "model": _NO_MODEL}
+    version = {"version": tree["version"]} if "version" in tree else {}
+    tokenizer = library.Tokenizer.from_str(json.dumps({**version, **others, **parts}))
+    tokenizer.model = model
+    _require_model(tokenizer.model, files.folder / name)  # as its own class, other than `model`
+    _add(tokenizer, [(token.special, {**vars(token)}) for token in tokens])
+    truncation = tree.get("truncation")
+    return tokenizer, growth, str(truncation.get("direction")).lower() if isinstance(truncation, dict) else "right"
+
+
+def require_safe(files: ModelFiles) -> None:
+    """Raise SourceError for a folder with a `tokenizer.json` of any version that takes too much memory or time."""
+    _read_config(files)
+    for path in (*sorted(files.folder.glob("tokenizer.*json")), files.folder / FAST_TOKENIZER):
+        if files.has(path.name):
+            with library_errors(files):
+                _probe(load_tokenizer(files, path.name)[0], files)
+
+
+def _read_model(data: bytes, library: Any) -> Tuple[Dict[str, Any], Any]:
+    """Return the parts of a tokenizer, and its model. Raises WrongError, and what the library raises for the model."""
+    found, model = _MODEL_KEY.search(data), library.models.BPE()  # a model of any class: this is that of the reader
+    if found is not None:  # as the library writes it: the model is last, and not parsed here, which takes as long
+        with suppress(Exception):
+            head: Dict[str, Any] = strict_json(data[: found.start()] + b'"model":null}')
+            model.__setstate__(data[found.end() :].rstrip()[:-1])
+            return head, model
+    tree = parse(Dict[str, Any], data, "it")
+    model.__setstate__(json.dumps(read(Dict[str, Any], tree.get("model"), "model")).encode())
+    return tree, model
+
+
+def _require_model(model: Any, where: object) -> None:
+    """Raise SourceError for a model that takes the square of long words, or gives other tokens each time."""
+    long_word, prefix, dropout = (
+        getattr(model, name, None) for name in ("max_input_chars_per_word", "continuing_subword_prefix", "dropout")
+    )
+    for name, value, fine in (
+        ("max_input_chars_per_word", long_word, (long_word or 0) <= _MAX_WORD_CHARACTERS),
+        ("continuing_subword_prefix", prefix, len(prefix or "") <= _MAX_PREFIX_CHARACTERS),
+        ("dropout", dropout, not dropout),
+    ):
+        if not fine:
+            raise _refusal(f"model.{name} is {value!r:.60}", where)
+
+
+def _probe(tokenizer: Any, files: ModelFiles) -> None:
+    """Raise SourceError for a tokenizer that takes long for a short text, and whatever the library raises for it."""
+    seconds = []
+    for _ in range(2):
+        begin = time.perf_counter()
+        try:
+            tokenizer.encode(_PROBE, add_special_tokens=False)
+        except Exception:  # the vocabulary lacks a part of the text
+            return
+        seconds.append(time.perf_counter() - begin)
+        if seconds[-1] < _MAX_PROBE_SECONDS:
+            return
+    raise _refusal(f"it takes {min(seconds):.2g} s for {len(_PROBE)} characters", files.folder)
+
+
+def _refusal(what: object, where: object) -> SourceError:
+    """Return the error of a tokenizer that this module refuses, though the library may read it."""
+    return SourceError(f"tokenizer cannot be read ({what})", where, _GET_AGAIN)
+
+
+def _from_files(files: ModelFiles) -> Tuple[Any, int, Dict[str, Any], str]:
+    """Return the tokenizer of the first layout that a folder has, how many times as long a text may become in it, its
+    `tokenizer_config.json`, and the side on which `tokenizer.json` truncates.
+    """
     layout = _layout(files)
     if layout is None:
         sentencepiece = next((name for name in _SENTENCEPIECE if files.has(name)), None)
@@ -70,31 +188,82 @@ def _from_files(files: ModelFiles) -> Tuple[Any, Dict[str, Any]]:
             raise SourceError(f"only a sentencepiece tokenizer ({sentencepiece})", files.folder, _SAVE_FAST)
         looked_for = ", ".join(" with ".join(names) for names in _LAYOUTS)
         raise SourceError(f"no tokenizer (looked for {looked_for})", files.folder, "copy the tokenizer's files there")
-    own = files.read_object(_CONFIG, _SAVE_FAST)
+    own = _read_config(files)
     config = {"tokenizer_class": files.read_object("config.json", _SAVE_FAST).get("tokenizer_class"), **own}
-    return _BUILDERS[_LAYOUTS.index(layout)](files, config), config
+    _check_config(config, files.folder / "config.json")
+    if layout == _LAYOUTS[0]:
+        tokenizer, growth, side = load_tokenizer(files, layout[0])
+        return _with_config(tokenizer, files, config), growth, config, side
+    build = _from_wordpiece if layout == _LAYOUTS[1] else _from_byte_bpe
+    return build(files, config), _BYTES_GROWTH, config, "right"
+
+
+def _read_config(files: ModelFiles) -> Dict[str, Any]:
+    """Return the `tokenizer_config.json` of a folder. Raises SourceError for a key of another type."""
+    config = files.read_object(_CONFIG, _SAVE_FAST)
+    _check_config(config, files.folder / _CONFIG)
+    return config
+
+
+def _check_config(config: Dict[str, Any], where: object) -> None:
+    try:
+        found = read_used(_Config, config)
+        require_moderate(map(_content, (found.added_tokens_decoder or {}).values()))
+    except WrongError as wrong:
+        raise _refusal(wrong, where) from None
 
 
 def _settings(config: Dict[str, Any], side: str = "right") -> TokenizerSettings:
     """Return the settings in a `tokenizer_config.json`; `side` is the one of truncation in `tokenizer.json`."""
     return TokenizerSettings(
         max_length=length_of(config.get("model_max_length", config.get("max_len"))),
-        keeps_end=config.get("truncation_side", side) == "left",
-        has_types="token_type_ids" in config.get("model_input_names", ["token_type_ids"]),
+        keeps_end=(config.get("truncation_side") or side) == "left",
+        has_types="token_type_ids" in (config.get("model_input_names") or ["token_type_ids"]),
         splits_special_tokens=bool(config.get("split_special_tokens")),
     )
 
 
 @contextmanager
 def library_errors(files: ModelFiles) -> Iterator[None]:
-    """Convert errors of the tokenizers library, which raises plain Exception, to SourceError."""
-    try:
-        yield
-    except OfframpError:
-        raise
-    except Exception as error:
-        file = files.folder / (_layout(files) or ("",))[0]
-        raise SourceError(f"tokenizer cannot be read ({error})", file, _SAVE_FAST) from error
+    """Convert errors of the tokenizers library, which raises plain Exception and panics, to SourceError."""
+    with _quiet_panics():
+        try:
+            yield
+        except (OfframpError, MemoryError):
+            raise
+        except BaseException as error:
+            if not is_of_library(error):
+                raise
+            file = files.folder / (_layout(files) or ("",))[0]
+            raise SourceError(f"tokenizer cannot be read ({error})", file, _SAVE_FAST) from error
+
+
+def is_of_library(error: BaseException) -> bool:
+    """Return whether an exception may be one of the tokenizers library; its panics are no Exception."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
+@contextmanager
+def _quiet_panics() -> Iterator[None]:
+    """Keep what the library writes to standard error when it panics off the terminal: its exception says the same."""
+    with _QUIET, ExitStack() as stack:  # one thread at a time: it replaces standard error of the whole process
+        try:
+            written = os.memfd_create("stderr")
+            stack.callback(os.close, written)
+            saved = os.dup(2)
+            stack.callback(os.close, saved)
+        except (OSError, AttributeError):  # standard error is closed, or the system is an older one
+            yield
+            return
+        os.dup2(written, 2)
+        try:
+            yield
+        except SourceError:
+            os.ftruncate(written, 0)
+            raise
+        finally:
+            os.dup2(saved, 2)
+            os.write(2, os.pread(written, 1 << 16, 0))  # a warning of another kind, or another thread's
 
 
 def _layout(files: ModelFiles) -> Optional[Tuple[str, ...]]:
@@ -109,10 +278,9 @@ def _library() -> Any:
     return tokenizers
 
 
-def _from_tokenizer_json(files: ModelFiles, config: Dict[str, Any]) -> Any:
+def _with_config(tokenizer: Any, files: ModelFiles, config: Dict[str, Any]) -> Any:
+    """Return the tokenizer of a `tokenizer.json` with what `tokenizer_config.json` changes."""
     library = _library()
-    with files.opened("tokenizer.json") as path:
-        tokenizer = library.Tokenizer.from_file(path)
     _add_tokens(tokenizer, files, config.get("added_tokens_decoder") or {})
     if config["tokenizer_class"] in _GENERIC_CLASSES:
         return tokenizer
@@ -131,13 +299,19 @@ def _from_tokenizer_json(files: ModelFiles, config: Dict[str, Any]) -> Any:
 
 def _add_tokens(tokenizer: Any, files: ModelFiles, tokens: Dict[str, Any]) -> None:
     """Add the tokens that `tokenizer_config.json` alone has. Raises SourceError if one would get another id."""
-    for number, token in sorted(tokens.items(), key=lambda item: int(item[0])):
-        content = _content(token)
-        if tokenizer.token_to_id(content) is None:
-            add = tokenizer.add_special_tokens if token.get("special") else tokenizer.add_tokens
-            add([_added_token(token)])
-            if tokenizer.token_to_id(content) != int(number):
-                raise SourceError(f"token {content!r} cannot have the id {number}", files.folder, _SAVE_FAST)
+    numbered = sorted(tokens.items(), key=lambda item: int(item[0]))
+    lacking = [(int(number), token) for number, token in numbered if tokenizer.token_to_id(_content(token)) is None]
+    _add(tokenizer, [(isinstance(token, dict) and bool(token.get("special")), token) for _, token in lacking])
+    for number, token in lacking:
+        if tokenizer.token_to_id(_content(token)) != number:
+            raise SourceError(f"token {_content(token)!r} cannot have the id {number}", files.folder, _SAVE_FAST)
+
+
+def _add(tokenizer: Any, tokens: Iterable[Tuple[bool, Any]]) -> None:
+    """Add tokens, each with whether it is a special one, in their order and few calls: each call builds an index."""
+    for is_special, group in groupby(tokens, lambda each: each[0]):
+        made = [_added_token(token) for _, token in group]
+        (tokenizer.add_special_tokens if is_special else tokenizer.add_tokens)(made)
 
 
 def _from_wordpiece(files: ModelFiles, config: Dict[str, Any]) -> Any:
@@ -170,10 +344,6 @@ def _from_byte_bpe(files: ModelFiles, config: Dict[str, Any]) -> Any:
     return _with_specials(tokenizer, files, specials, required, library.processors.RobertaProcessing)
 
 
-_BUILDERS = (_from_tokenizer_json, _from_wordpiece, _from_byte_bpe)
-"""Builders for the layouts of `_LAYOUTS`, in the same order."""
-
-
 def _specials(
     files: ModelFiles, config: Dict[str, Any], known: Container[str], defaults: Dict[str, str]
 ) -> Dict[str, Any]:
@@ -192,6 +362,10 @@ def _specials(
     others = [*(given.get("additional_special_tokens") or []), *(given.get("added_tokens_decoder") or {}).values()]
     others += files.read_object("added_tokens.json", _SAVE_FAST)
     named = {key: given[key] for key in defaults if given[key] is not None}
+    try:
+        require_moderate(map(_content, (*named.values(), *others)))
+    except WrongError as wrong:
+        raise _refusal(wrong, files.folder) from None
     return {**named, **{str(number): token for number, token in enumerate(others)}}
 
 
@@ -214,7 +388,7 @@ def _with_specials(
 
 
 def _content(token: Any) -> str:
-    return token["content"] if isinstance(token, dict) else token
+    return str_of(token.get("content") if isinstance(token, dict) else token, "a token")
 
 
 def _added_token(token: Any) -> Any:

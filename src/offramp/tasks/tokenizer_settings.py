@@ -5,10 +5,10 @@ They lie in `offramp_tokenizer.json` beside the tokenizer: `tokenizers.Tokenizer
 
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Optional
+from typing import Any, Optional
 
 from offramp.errors import DamagedError
-from offramp.program.checks import NAMED, POSITIVE, read
+from offramp.program.checks import NAMED, POSITIVE, WrongError, parse
 from offramp.tasks.model_files import ModelFiles
 
 SETTINGS = "offramp_tokenizer.json"
@@ -53,18 +53,18 @@ class TokenizerSettings:
 
 def read_settings(files: ModelFiles) -> Optional[TokenizerSettings]:
     """Return the settings in a folder, or None where it has none or they name no tokenizer. Raises DamagedError."""
-    path = files.folder / SETTINGS
     if not files.has(SETTINGS):
         return None
     try:
-        settings = read(TokenizerSettings, json.loads(files.read(SETTINGS).decode("utf-8")), "")
+        settings = parse(TokenizerSettings, files.read(SETTINGS))
         if settings.tokenizer is not None and not files.has(settings.tokenizer):
-            raise ValueError(f"there is no file {settings.tokenizer}")
-    except (ValueError, RecursionError) as error:
-        raise DamagedError(f"settings of the tokenizer: {error}", path, "divide the model again") from None
+            raise WrongError(f"there is no file {settings.tokenizer}")
+    except WrongError as wrong:
+        path = files.folder / SETTINGS
+        raise DamagedError(f"settings of the tokenizer: {wrong}", path, "divide the model again") from None
     return None if settings.tokenizer is None else settings
 
 
-def length_of(value: object) -> Optional[int]:
+def length_of(value: Any) -> Optional[int]:
     """Return `model_max_length` of a tokenizer in tokens, or None if it is absent or stands for "unlimited"."""
-    return int(value) if isinstance(value, (int, float)) and 1 <= value < UNLIMITED else None
+    return int(value) if type(value) in (int, float) and 1 <= value < UNLIMITED else None

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from offramp.checkpoints.source import TRAINING
-from offramp.errors import DiskFullError, NonFiniteError, UsageError
+from offramp.checkpoints.weights import read_json
+from offramp.errors import DiskFullError, NonFiniteError, SourceError, UsageError
 from offramp.store.files import fsync, fsync_folder, lock_folder, read_plain, translate_disk_full, write_atomic
-from offramp.tasks.model_files import files_of
 
 _CHECKPOINTS = "checkpoints"
 LOGS = "logs"
@@ -157,18 +157,9 @@ def _remove_checkpoints(run: Path) -> None:
 def read_config(folder: Path) -> dict[str, Any] | None:
     """Return the configuration in a folder, or None if there is none."""
     try:
-        tree = json.loads(read_plain(folder / TRAINING))
-    except (OSError, ValueError, RecursionError):
+        return read_json(folder / TRAINING)
+    except (OSError, SourceError):
         return None
-    return tree if isinstance(tree, dict) else None
-
-
-def recorded_config(folder: Path) -> dict[str, Any]:
-    """Return the configuration of the training of a model folder or a store, {} if it records none.
-
-    Raises SourceError, and DamagedError for a store.
-    """
-    return files_of(folder).read_object(TRAINING, "get the folder again")
 
 
 def _require_same(found: Mapping[str, Any], config: Mapping[str, Any], where: Path) -> None:
