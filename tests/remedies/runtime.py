@@ -667,6 +667,7 @@ TABLE = [
     ),
     tuned("store/policy_file.py: no {}", without("format")),
     tuned("store/policy_file.py: {} of format", lambda tree: {**tree, "format": 99}),
+    tuned("store/policy_file.py: {} with 'trust_kernels'", lambda tree: {**tree, "trust_kernels": True}),
     corrected(
         "store/policy_file.py: {} cannot be read",
         spoilt(lambda w: (w / "odd.json").mkdir(), f"run tuned {SAY} --exit odd.json --threads 1"),

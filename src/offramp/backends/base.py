@@ -47,8 +47,9 @@ class ProgramBackend(Backend):
     scratch_bytes = 0
     """Bytes for each thread that the library takes in kernels of templates, besides values."""
 
-    def __init__(self, store: Store, num_threads: int) -> None:
+    def __init__(self, store: Store, num_threads: int, *, trust_kernels: bool = False) -> None:
         self.store, self.program, self.num_threads = store, store.program, num_threads
+        self.trust_kernels = trust_kernels
         if not self.program.stages:
             remedy = "divide with --method export, or run it with offramp.stream"
             raise StoreError("the stages of this store are not graphs", store.path, remedy)

@@ -41,12 +41,14 @@ class TorchBackend(ProgramBackend):
     """Bytes for each thread: buffers of fused attention and matrix products, and the heap around them. BERT-base took
     from 11 MiB less to 2 MiB more than is promised with it, for 1 to 8 rows of 16 to 512 tokens."""
 
-    def __init__(self, store: Store, num_threads: int, attention: str = "sdpa") -> None:
+    def __init__(
+        self, store: Store, num_threads: int, attention: str = "sdpa", *, trust_kernels: bool = False
+    ) -> None:
         if attention not in ATTENTIONS:
             raise ValueError(f"attention must be one of {tuple(ATTENTIONS)}, not {attention!r}")
         self.attention = attention
         self.skeletons: dict[str, Skeleton] = {}
-        super().__init__(store, num_threads)
+        super().__init__(store, num_threads, trust_kernels=trust_kernels)
 
     def load(self, name: str, kernel: Kernel) -> LoadedKernel:
         """Build the module of a template on the meta device, or parse a captured graph."""
