@@ -687,6 +687,12 @@ TABLE = [
         measure_again,
     ),
     Entry(
+        "store/policy_file.py: {} with 'trust_kernels'",
+        spoilt_json("profile.json", lambda tree: {**tree, "trust_kernels": True}, PROFILE),
+        "measure it again: offramp profile STORE --out FILE",
+        measure_again,
+    ),
+    Entry(
         "store/policy_file.py: {} of format",
         spoilt_json("profile.json", lambda tree: {**tree, "format": 99}, PROFILE),
         "measure it again: offramp profile STORE --out FILE",

@@ -130,17 +130,15 @@ class TorchBackend(ProgramBackend):
         finally:
             self._is_warming_up = False
 
-    def _weights_of(self, kernel: str, inputs: Sequence[str]) -> list[Spec]:
-        """Return the specs of the weights of a captured kernel, which are those of all steps that call it."""
+    def _weights_of(self, kernel: str, inputs: Sequence[str]) -> list[list[Spec]]:
+        """Return the shapes and dtypes of the weights of a captured kernel, of each step that calls it."""
         found = []
         for step in self.program.steps():
             if step.kernel == kernel:
                 names = {**step.weights, **step.constants}
                 tensors = [self._tensors[names[role]][1] for role in inputs if role in names]
                 found.append([(each.shape, (), getattr(torch, DTYPES[each.dtype].torch)) for each in tensors])
-        if any(each != found[0] for each in found):
-            raise StoreError(f"steps give kernel {kernel!r} weights of different shapes", self.store.path, REMEDY)
-        return found[0] if found else []
+        return found
 
     def wrap(self, array: np.ndarray) -> Tensor:
         """Return a view, or a copy of a read-only array: torch has no read-only tensors."""

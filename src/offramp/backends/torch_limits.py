@@ -107,12 +107,14 @@ class BoundedGraph:
     """A captured graph that runs within limits.
 
     Args:
-        weights: weights and constants, equal for each of its calls.
+        calls: the weights and constants of each of its calls.
     """
 
-    def __init__(self, graph: CapturedGraph, weights: Sequence[Spec]) -> None:
+    def __init__(self, graph: CapturedGraph, calls: Sequence[Sequence[Spec]]) -> None:
         self.inputs, self._graph = graph.inputs, graph
-        self._num_reads, self._weight_bytes = len(graph.inputs) - len(weights), sum(map(num_bytes, weights))
+        self._num_reads = sum(name[0] == "r" for name in graph.inputs)
+        self._num_keyed = self._num_reads if all(each == calls[0] for each in calls) else len(graph.inputs)
+        self._weight_bytes = min((sum(map(num_bytes, weights)) for weights in calls), default=0)
         self._known: dict[tuple[Spec, ...], Known] = {}
 
     def __call__(self, given: Sequence[Tensor], allowance: Allowance) -> Sequence[Tensor]:
@@ -120,7 +122,7 @@ class BoundedGraph:
 
         Raises TooLargeError, ClaimError, and what operations raise for inputs that they do not take.
         """
-        signature = tuple([spec_of(each) for each in given[: self._num_reads]])
+        signature = tuple([spec_of(each) for each in given[: self._num_keyed]])
         known = self._known.get(signature)
         if known is None:
             results, known = self._checked(given, signature, allowance)
@@ -135,7 +137,9 @@ class BoundedGraph:
         self, given: Sequence[Tensor], signature: tuple[Spec, ...], allowance: Allowance
     ) -> tuple[list[Tensor], Known]:
         """Run the graph with all checks, and remember what it takes unless that depends on data."""
-        limit_bytes, is_claim = allowance.limit_of(sum(map(num_bytes, signature)), self._weight_bytes)
+        limit_bytes, is_claim = allowance.limit_of(
+            sum(map(num_bytes, signature[: self._num_reads])), self._weight_bytes
+        )
         meter = _Meter(given, limit_bytes, allowance)
         try:
             results = self._run(given, meter)

@@ -215,6 +215,12 @@ def _unrolled(bound: Bound) -> int:
     return operand.numel() // max(math.prod(axes), 1) * math.prod(places) * _at(sides, 0) * _at(sides, 1)
 
 
+def _rolled_up(bound: Bound) -> int:
+    """Return the elements of images that windows of a kernel add up to."""
+    operand, sides = bound["self"], math.prod(_at(bound["kernel_size"], i) for i in range(2))
+    return operand.numel() // max(operand.shape[-1] * sides, 1) * math.prod(bound["output_size"])
+
+
 def _recurrent_size(bound: Bound) -> int:
     """Return the elements of gates and outputs: each weight matrix has a row for each of them."""
     operand = bound["input"]
@@ -352,16 +358,19 @@ _TABLE: tuple[tuple[Operation, str], ...] = (
         Operation("elementwise", _broadcast),
         "__and__.Tensor __and__.Scalar __or__.Tensor __or__.Scalar abs.default add.Scalar add.Tensor addcmul.default"
         " bitwise_and.Scalar bitwise_and.Tensor bitwise_not.default bitwise_or.Tensor ceil.default clamp.Tensor"
-        " clamp.default clamp_max.default clamp_min.default complex.default cos.default div.Scalar div.Tensor"
+        " clamp.default clamp_max.default clamp_min.default clip.default complex.default cos.default div.Scalar"
+        " div.Tensor divide.Tensor"
         " dropout.default elu.default eq.Scalar eq.Tensor erf.default exp.default expm1.default floor.default"
         " ge.Scalar ge.Tensor gelu.default gt.Scalar gt.Tensor hardsigmoid.default hardswish.default hardtanh.default"
         " isfinite.default isinf.default isnan.default le.Scalar le.Tensor leaky_relu.default log.default log1p.default"
         " log2.default log_sigmoid.default logical_and.default logical_not.default logical_or.default"
         " logical_xor.default lt.Scalar lt.Tensor masked_fill.Scalar masked_fill.Tensor max.other maximum.default"
-        " min.other minimum.default mish.default mul.Scalar mul.Tensor nan_to_num.default ne.Scalar ne.Tensor"
+        " min.other minimum.default mish.default mse_loss.default mul.Scalar mul.Tensor multiply.Tensor"
+        " nan_to_num.default ne.Scalar ne.Tensor"
         " neg.default pow.Tensor_Scalar reciprocal.default relu.default relu6.default round.default"
         " rsqrt.default rsub.Scalar sigmoid.default sign.default silu.default sin.default softplus.default"
-        " sqrt.default square.default sub.Scalar sub.Tensor tanh.default trunc.default where.Scalar where.ScalarOther"
+        " sqrt.default square.default sub.Scalar sub.Tensor subtract.Tensor tanh.default trunc.default"
+        " where.Scalar where.ScalarOther"
         " where.ScalarSelf where.self",
     ),
     (Operation("elementwise", _broadcast, HEAVY), "atan2.default pow.Scalar pow.Tensor_Tensor polar.default"),
@@ -377,7 +386,10 @@ _TABLE: tuple[tuple[Operation, str], ...] = (
         " prelu.default reshape.default rms_norm.default softmax.int to.device to.dtype to.dtype_layout to.other"
         " tril.default triu.default type_as.default unflatten.int zeros_like.default",
     ),
-    (Operation("elementwise", _first, HEAVY), "cumprod.default cumsum.default flip.default logcumsumexp.default"),
+    (
+        Operation("elementwise", _first, HEAVY),
+        "bucketize.Tensor cumprod.default cumsum.default flip.default logcumsumexp.default",
+    ),
     (Operation("elementwise", _first, _of_roll), "roll.default"),
     (Operation("elementwise", _twice, HEAVY), "fft_fft.default fft_fft2.default fft_fftn.default"),
     (
@@ -386,6 +398,7 @@ _TABLE: tuple[tuple[Operation, str], ...] = (
         " linalg_vector_norm.default logsumexp.default max.default mean.default mean.dim min.default norm.ScalarOpt_dim"
         " prod.dim_int std.correction std.dim sum.default sum.dim_IntList var.correction var.dim",
     ),
+    (Operation("reduction", _first, HEAVY), "linalg_norm.default"),
     (Operation("reduction", _twice), "max.dim min.dim"),
     (Operation("reduction", _twice, HEAVY), "argsort.default sort.default topk.default"),
     (Operation("product", _linear_size, _of_linear), "linear.default"),
@@ -420,7 +433,8 @@ _TABLE: tuple[tuple[Operation, str], ...] = (
     ),
     (Operation("product", _sampled, HEAVY), "grid_sampler.default"),
     (Operation("product", _recurrent_size, _of_recurrent), "gru.input lstm.input"),
-    (Operation("choice", _all), "cat.default stack.default"),
+    (Operation("choice", _all), "cat.default concat.default concatenate.default stack.default"),
+    (Operation("choice", _all, HEAVY), "diff.default"),
     (Operation("choice", _looked_up), "embedding.default"),
     (Operation("choice", _indexed), "index.Tensor"),
     (Operation("choice", _along), "index_select.default"),
@@ -434,6 +448,7 @@ _TABLE: tuple[tuple[Operation, str], ...] = (
     (Operation("choice", _repeated), "repeat.default repeat_interleave.self_int tile.default"),
     (Operation("choice", _padded), "constant_pad_nd.default pad.default"),
     (Operation("choice", _unrolled), "im2col.default"),
+    (Operation("choice", _rolled_up), "col2im.default"),
     (Operation("made", _ranged), "arange.default arange.start arange.start_step linspace.default"),
     (
         Operation("made", _sized),
@@ -444,9 +459,11 @@ _TABLE: tuple[tuple[Operation, str], ...] = (
         Operation("view", _none, 0),
         "alias.default broadcast_tensors.default broadcast_to.default chunk.default detach.default detach_.default"
         " diagonal.default expand.default expand_as.default imag.default meshgrid.default meshgrid.indexing"
-        " movedim.int movedim.intlist narrow.default permute.default real.default reshape_as.default select.int"
+        " movedim.int movedim.intlist moveaxis.int moveaxis.intlist narrow.default permute.default real.default"
+        " reshape_as.default select.int"
         " slice.Tensor split.Tensor split.sizes split_with_sizes.default squeeze.default squeeze.dim squeeze.dims"
-        " swapaxes.default t.default tensor_split.indices tensor_split.sections transpose.int unbind.int"
+        " swapaxes.default swapdims.default t.default tensor_split.indices tensor_split.sections transpose.int"
+        " unbind.int"
         " unfold.default unsqueeze.default view.default view_as.default view_as_complex.default view_as_real.default",
     ),
     (
