@@ -55,6 +55,9 @@ class TorchBackend(ProgramBackend):
         super().__init__(store, num_threads, trust_kernels=trust_kernels)
         used = {name for step in self.program.steps() for name in (*step.weights.values(), *step.constants.values())}
         weights = [self._tensors[name][1] for name in used]
+        tokens = self.program.example[1]
+        shapes = {name: Value(each.dtype, each.axes).shape(1, tokens) for name, each in self.program.inputs.items()}
+        self._proven = {name: max(math.prod(shape), 1) for name, shape in shapes.items()}
         self._weights = sum(math.prod(each.shape) for each in weights), sum(each.num_bytes for each in weights)
 
     def load(self, name: str, kernel: Kernel) -> LoadedKernel:
@@ -111,14 +114,13 @@ class TorchBackend(ProgramBackend):
         """Return what a pass over these inputs may take. Values grow with the rows, and at most with the square of the
         other sizes.
         """
-        program, (example_rows, tokens) = self.program, self.program.example
-        inputs = {name: array for name, array in arrays.items() if name in program.inputs}
-        proven = {name: Value(each.dtype, each.axes).shape(1, tokens) for name, each in program.inputs.items()}
-        sizes = [array.size / max(shape[0] * math.prod(proven[name]), 1) for name, array in inputs.items()]
-        growth = max(shape[0] / example_rows, 1) * max([1, *sizes]) ** 2
-        places = shape[0] * shape[1] if program.texts else max((each.size for each in inputs.values()), default=0)
-        input_bytes, planned = sum(each.nbytes for each in inputs.values()), CAPTURED_FACTOR * program.activation_bytes
-        return Allowance(places, input_bytes, self._weights, planned * growth, is_warm_up=self._is_warming_up)
+        inputs = [(array, self._proven[name]) for name, array in arrays.items() if name in self._proven]
+        sizes = [array.size / (shape[0] * proven) for array, proven in inputs]
+        growth = max(shape[0] / self.program.example[0], 1) * max([1, *sizes]) ** 2
+        places = shape[0] * shape[1] if self.program.texts else max((array.size for array, _ in inputs), default=0)
+        planned = CAPTURED_FACTOR * self.program.activation_bytes * growth
+        input_bytes = sum(array.nbytes for array, _ in inputs)
+        return Allowance(places, input_bytes, self._weights, planned, is_warm_up=self._is_warming_up)
 
     def warm_up(self, num_rows: int, length: int) -> None:
         """Run each kernel once. A pass whose inputs the store claims to be large ends where it would take much."""
