@@ -111,7 +111,7 @@ class TorchBackend(ProgramBackend):
         return state
 
     def _allowance(self, arrays: Mapping[str, np.ndarray], shape: tuple[int, int]) -> Allowance:
-        """Return what a pass over these inputs may take. Values grow with the rows, and at most with the square of the
+        """Return the limits of a pass with these inputs. Values grow with the rows, and at most with the square of the
         other sizes.
         """
         inputs = [(array, self._proven[name]) for name, array in arrays.items() if name in self._proven]

@@ -58,7 +58,7 @@ class ClaimError(Exception):
 
 
 class Allowance:
-    """What one pass may still take: multiply-adds, bytes of values between its steps, and bytes of values in a step.
+    """The rest of the limits of one pass: multiply-adds, bytes of values between its steps, and bytes of values in a step.
 
     Args:
         num_places: rows x tokens, or numbers of the largest input.
@@ -94,7 +94,7 @@ class Allowance:
 
 
 class Known(NamedTuple):
-    """What the first run of a graph for a signature has shown."""
+    """Facts about a graph that its first run for a signature has shown."""
 
     work: int
     made_bytes: int

@@ -19,11 +19,11 @@ KINDS = {
     "elementwise": "as many elements as the operands, broadcast",
     "reduction": "no more elements than the operand",
     "product": "a shape that follows from shapes; multiply-adds and unrolled operands of convolutions are counted",
-    "choice": "elements of the operands, as many as shapes and numbers say",
+    "choice": "elements of the operands; their number follows from shapes and numbers",
     "made": "a shape given by numbers, held against the limit before it is made",
     "view": "the memory of the operand; torch checks that it lies within",
     "in place": "a value that the kernel has made is changed; inputs and their views are refused",
-    "random": "random numbers, as many as the operand has elements",
+    "random": "random numbers for the elements of the operand",
     "data": "as many elements as data say, and no more than shapes allow; checked at each call",
     "number": "a number that follows from a shape",
 }
@@ -48,7 +48,7 @@ class Cost(NamedTuple):
     made_bytes: int
     """Bytes of its results."""
     work: int = 0
-    """Multiply-adds, or as many as take its time."""
+    """Multiply-adds in the time that it takes."""
     extra_bytes: int = 0
     """Bytes that it takes for a time."""
 
