@@ -58,7 +58,7 @@ class ClaimError(Exception):
 
 
 class Allowance:
-    """The rest of the limits of one pass: multiply-adds, bytes of values between its steps, and bytes of values in a step.
+    """The rest of the limits of one pass: multiply-adds, bytes of values between its steps, bytes of values in a step.
 
     Args:
         num_places: rows x tokens, or numbers of the largest input.
