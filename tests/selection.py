@@ -36,6 +36,7 @@ SAMPLED = {
     "test_pipeline::test_the_last_exit_is_trained_alone_in_the_first_half_of_mixed": ("distilbert",),
     "test_readme::test_every_block_runs_as_it_stands": ("quick",),
     "test_resume::test_the_continuation_is_the_same_bit_for_bit": ("heads-only-9-40-26-24", "distill-2-32-8-6"),
+    "test_torch_limits::test_no_hostile_call_ends_or_hangs_the_process": ("sample",),
     "test_train_eval::test_every_task_of_glue_trains_and_scores_from_a_folder": ("sst2", "mnli", "stsb"),
     "test_tuning::test_a_latency_is_met_on_new_samples": ("0.07",),
     "test_tuning::test_every_family_with_a_parameter_comes_near_the_latency": ("thresholds", "index"),

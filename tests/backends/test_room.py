@@ -47,6 +47,7 @@ except MissingExtraError as error:
 def test_a_backend_has_the_name_that_opens_it(store, name):
     with Store(store) as opened:
         backend = open_backend(name, opened, 1)
+        assert open_backend(name, opened, 1, trust_kernels=True).trust_kernels and not backend.trust_kernels
     assert isinstance(backend, Backend) and backend.name == name and backend.num_threads == 1
     assert backend.program is opened.program
 

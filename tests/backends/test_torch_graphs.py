@@ -62,7 +62,7 @@ def test_values_are_freed_after_their_last_use(monkeypatch):
 def test_what_nothing_uses_is_freed_at_once_and_an_output_never():
     nodes = [["n0", "aten.relu.default", [v("r0")], {}], ["n1", "aten.neg.default", [v("r0")], {}]]
     made = graph(nodes, ("n0",))
-    assert {index: set(names) for index, names in made._last.items()} == {1: {"r0", "n1"}}
+    assert {index: set(names) for index, names in made.last.items()} == {1: {"r0", "n1"}}
     assert torch.equal(made(X)[0], X.relu())
 
 

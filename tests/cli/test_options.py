@@ -27,9 +27,9 @@ def test_every_option_of_the_engine_is_on_the_command_line():
 
 def test_words_become_values():
     words = "--budget 1MiB --exit patience:1 --deadline 60ms --backend torch --batch bulk --max-length 8 --reads direct"
-    config = engine_config(parser().parse_args(words.split()), longest=8)
+    config = engine_config(parser().parse_args([*words.split(), "--trust-kernels"]), longest=8)
     assert config == EngineConfig(
-        1 << 20, "patience:1", 0.06, None, "torch", None, "bulk", 8, "direct", "first", 8, True
+        1 << 20, "patience:1", 0.06, None, "torch", None, "bulk", 8, "direct", "first", 8, True, True
     )  # fmt: skip
     assert set(vars(parser("budget", "batch").parse_args([]))) == {"budget", "batch"}
     assert "exit" not in vars(parser(omit=("exit",)).parse_args([]))

@@ -366,6 +366,39 @@ def captured_graphs(change):
     return spoil
 
 
+FOUR_TEXTS = "run export --backend torch --threads 1 --text a --text b --text c --text d"
+
+
+def with_operations(change):
+    """Add operations to a captured graph."""
+
+    def added(data):
+        tree = json.loads(data)
+        change(tree)
+        return json.dumps(tree).encode()
+
+    return added
+
+
+@with_operations
+def without_rows(tree):
+    for i, name in enumerate(tree["outputs"]):
+        tree["nodes"].append([f"z{i}", "aten.slice.Tensor", [{"v": name}, 0, 0, 0], {}])
+        tree["outputs"][i] = f"z{i}"
+
+
+@with_operations
+def with_unlisted(tree):
+    tree["nodes"].append(["z", "aten.nonzero.default", [{"v": tree["outputs"][0]}], {}])
+
+
+@with_operations
+def with_squares(tree):
+    """A value of 4 MiB for each pair of rows."""
+    rows, pairs = ["z0", "aten.sym_size.int", [{"v": "r0"}, 0], {}], ["z1", "mul", [{"v": "z0"}, {"v": "z0"}], {}]
+    tree["nodes"] += [rows, pairs, ["z2", "aten.zeros.default", [[{"v": "z1"}, 1 << 20]], {}]]
+
+
 def without_captured(tree):
     tree["files"] = [each for each in tree["files"] if not each["file"].startswith("graphs/")]
 
@@ -616,6 +649,19 @@ TABLE = [
     closed("backends/base.py: graph {} does not take", "unreachable", "divide the model again"),
     of_export("backends/torch.py: the store has no {}", lambda w: w.edit(without_captured, "export")),
     of_export("backends/torch_graphs.py: not a captured graph", captured_graphs(lambda data: b"{}")),
+    of_export("backends/base.py: kernel {} gives {} for {} rows", captured_graphs(without_rows)),
+    corrected(
+        "backends/torch_graphs.py: operation {} is none of those",
+        spoilt(captured_graphs(with_unlisted), lambda w: load(w, "export", backend="torch")),
+        "run it with offramp.stream, or with --trust-kernels if you trust its author",
+        lambda w: load(w, "export", backend="torch", trust_kernels=True),
+    ),
+    corrected(
+        "backends/torch.py: graph {} takes {}",
+        spoilt(captured_graphs(with_squares), f"{FOUR_TEXTS} --batch 4"),
+        "give fewer or shorter inputs at a time: --batch 1, --max-length 128",
+        f"{FOUR_TEXTS} --batch 1",
+    ),
     Entry(
         "backends/onnx.py: the store has no graph",
         spoilt(without_graphs, lambda w: load(w, "export")),

@@ -657,6 +657,7 @@ TABLE = [
     ),
     tuned("store/policy_file.py: no {}", without("format")),
     tuned("store/policy_file.py: {} of format", lambda tree: {**tree, "format": 99}),
+    tuned("store/policy_file.py: {} with 'trust_kernels'", lambda tree: {**tree, "trust_kernels": True}),
     corrected(
         "store/policy_file.py: {} cannot be read",
         spoilt(lambda w: (w / "odd.json").mkdir(), f"run tuned {SAY} --exit odd.json --threads 1"),
@@ -672,6 +673,12 @@ TABLE = [
     Entry(
         "store/policy_file.py: no {}",
         spoilt_json("profile.json", without("format"), PROFILE),
+        "measure it again: offramp profile STORE --out FILE",
+        measure_again,
+    ),
+    Entry(
+        "store/policy_file.py: {} with 'trust_kernels'",
+        spoilt_json("profile.json", lambda tree: {**tree, "trust_kernels": True}, PROFILE),
         "measure it again: offramp profile STORE --out FILE",
         measure_again,
     ),

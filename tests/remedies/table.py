@@ -24,6 +24,7 @@ HEAVY += (
 )
 HEAVY += (
     "store/policy_file.py: {} of format",
+    "store/policy_file.py: {} with",
     "store/policy_file.py: no {}",
     "checkpoints/config.py: {} is",
     "runtime/weight_plan.py",

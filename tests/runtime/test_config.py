@@ -38,6 +38,7 @@ def test_sizes_and_durations_may_be_given_as_texts():
         ({"reads": "mapped?"}, "reads: must be one of auto, direct, buffered, not 'mapped"),
         ({"verify": "maybe"}, "verify: must be one of"),
         ({"own_process": 1}, "own_process: must be true or false"),
+        ({"trust_kernels": "yes"}, "trust_kernels: must be true or false"),
     ],
 )
 def test_what_is_no_value_is_refused_with_the_name_of_the_option(options, message):
@@ -51,7 +52,7 @@ def test_unknown_names_are_refused_and_the_known_ones_listed():
 
 
 def test_a_configuration_survives_json():
-    config = EngineConfig("1MiB", "patience:2", "1s", "p.json", "torch", 3, 4, 5, "direct", "never", 6, True)
+    config = EngineConfig("1MiB", "patience:2", "1s", "p.json", "torch", 3, 4, 5, "direct", "never", 6, True, True)
     tree = json.loads(json.dumps(config.to_json()))
     assert set(tree) == {each.name for each in fields(EngineConfig)}
     assert EngineConfig.from_json(tree) == config != EngineConfig()

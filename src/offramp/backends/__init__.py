@@ -24,8 +24,10 @@ THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS
 """Environment variables from which BLAS libraries read their number of threads while NumPy is imported."""
 
 
-def open_backend(name: str, store: Store, num_threads: int) -> Backend:
+def open_backend(name: str, store: Store, num_threads: int, trust_kernels: bool = False) -> Backend:
     """Return a backend that runs the program of a store.
+
+    `trust_kernels`: captured kernels may contain operations outside the table of their backend.
 
     Raises ValueError for an unknown name, MissingExtraError where the library of the backend is not installed,
     StoreError for a program or weights that the backend does not run.
@@ -39,7 +41,7 @@ def open_backend(name: str, store: Store, num_threads: int) -> Backend:
         if error.name is None or error.name.startswith("offramp"):
             raise
         raise MissingExtraError(error.name, name) from None
-    return found(store, num_threads)
+    return found(store, num_threads, trust_kernels=trust_kernels)
 
 
 def thread_variables(name: str, num_threads: int) -> Dict[str, str]:

@@ -19,7 +19,17 @@ from offramp.errors import StoreError
 from offramp.program.dtypes import DTYPES
 from offramp.program.encoder import misfit
 from offramp.program.heads import HeadForm, Shapes
-from offramp.program.program import ATTENTION_MASK, BATCH, BATCH_TOKENS, CAPTURED, EXIT_KERNEL, Kernel, Program, Step
+from offramp.program.program import (
+    ATTENTION_MASK,
+    BATCH,
+    BATCH_TOKENS,
+    CAPTURED,
+    EXIT_KERNEL,
+    Kernel,
+    Program,
+    Step,
+    Value,
+)
 from offramp.runtime.backend import Backend, State, Weights
 from offramp.runtime.slots import Slot
 from offramp.store import Store, Tensor
@@ -49,8 +59,9 @@ class ProgramBackend(Backend):
     scratch_bytes = 0
     """Bytes for each thread that the library takes in kernels of templates, besides values."""
 
-    def __init__(self, store: Store, num_threads: int) -> None:
+    def __init__(self, store: Store, num_threads: int, *, trust_kernels: bool = False) -> None:
         self.store, self.program, self.num_threads = store, store.program, num_threads
+        self.trust_kernels = trust_kernels
         if not self.program.stages:
             remedy = "divide with --method export, or run it with offramp.stream"
             raise StoreError("the stages of this store are not graphs", store.path, remedy)
@@ -143,6 +154,8 @@ class ProgramBackend(Backend):
         for (name, value), result in zip(step.writes.items(), results):
             if self.program.kernels[step.kernel].template != CAPTURED:
                 self._require_shape(step.kernel, result, value.shape(state.num_rows, state.length))
+            else:
+                _require_rows(self, step.kernel, result, value, state)
             state.values[name] = result
         for name in self._lifetimes.ended[id(step)]:
             state.values.pop(name, None)
@@ -256,6 +269,15 @@ class _Kernels(Dict[str, LoadedKernel]):
     def __missing__(self, name: str) -> LoadedKernel:
         self[name] = self._backend.load(name, self._backend.program.kernels[name])
         return self[name]
+
+
+def _require_rows(backend: ProgramBackend, kernel: str, result: Any, value: Value, state: State) -> None:
+    """Raise StoreError unless a result of a captured kernel has the axes of its value, and a row for each input."""
+    shape, axis = result.shape, value.row_axis
+    wanted = None if axis is None else value.shape(state.num_rows, state.length)[axis]
+    if len(shape) != len(value.axes) or (axis is not None and shape[axis] != wanted):
+        what = f"kernel {kernel!r} gives {tuple(shape)} for {state.num_rows} rows, not {value.axes}"
+        raise StoreError(what, backend.store.path, REMEDY)
 
 
 class Lifetimes(NamedTuple):

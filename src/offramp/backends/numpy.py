@@ -44,8 +44,8 @@ class NumpyBackend(ProgramBackend):
     """Bytes for each thread: packed weights of matrix products (448 x 384 elements on x86-64), buffers of reductions.
     With it BERT-base took from 0.1 to 2.5 MiB less than is promised, for 1 to 8 rows of 8 to 512 tokens."""
 
-    def __init__(self, store: Store, num_threads: int) -> None:
-        super().__init__(store, set_blas_threads(num_threads))
+    def __init__(self, store: Store, num_threads: int, *, trust_kernels: bool = False) -> None:
+        super().__init__(store, set_blas_threads(num_threads), trust_kernels=trust_kernels)
 
     def load(self, name: str, kernel: Kernel) -> LoadedKernel:
         """Return the function of a template with the attributes of the kernel."""

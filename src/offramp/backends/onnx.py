@@ -40,9 +40,9 @@ class OnnxBackend(ProgramBackend):
     name = "ort"
     templates = ("mask", "embedding", "attention", "up", "down", "head", "exit", "pooled-linear", CAPTURED)
 
-    def __init__(self, store: Store, num_threads: int) -> None:
+    def __init__(self, store: Store, num_threads: int, *, trust_kernels: bool = False) -> None:
         self._sessions: Dict[str, Any] = {}
-        super().__init__(store, num_threads)
+        super().__init__(store, num_threads, trust_kernels=trust_kernels)
         unknown = sorted(set(store.manifest.graphs) - set(self.kernels))
         if unknown:
             raise StoreError(f"graphs of unknown kernels {unknown}", store.path, REMEDY)

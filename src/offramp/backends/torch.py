@@ -7,6 +7,7 @@ bits as transformers and as the captured module itself. It does not promise a sm
 Shapes: B rows, S tokens of the longest row, T = B S, H hidden, C labels.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,15 +16,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from offramp.backends.base import REMEDY, LoadedKernel, ProgramBackend, lines_of
+from offramp.backends.base import CAPTURED_FACTOR, REMEDY, LoadedKernel, ProgramBackend, lines_of
 from offramp.backends.torch_graphs import CapturedGraph
+from offramp.backends.torch_limits import Allowance, BoundedGraph, ClaimError, Spec, TooLargeError
 from offramp.backends.torch_modules import ATTENTIONS, Attention, Down, Embedding, ExitHead, Head, Up, make_mask, pool
 from offramp.errors import StoreError, is_out_of_memory
-from offramp.program.program import CAPTURED, Kernel
+from offramp.program.dtypes import DTYPES
+from offramp.program.program import CAPTURED, Kernel, Value
 from offramp.runtime.backend import State
 from offramp.store import Store
 from offramp.store.manifest import captured_file
 
+_OF_OPERATIONS = (RuntimeError, ValueError, IndexError, TypeError, KeyError, ArithmeticError)
+"""Classes of errors that operations raise for inputs that they do not take."""
 _MODULES: dict[str, Callable[[Mapping], nn.Module]] = {"embedding": Embedding, "up": Up, "down": Down, "head": Head}
 """Template -> module that needs nothing but the attributes of the kernel."""
 
@@ -41,12 +46,19 @@ class TorchBackend(ProgramBackend):
     """Bytes for each thread: buffers of fused attention and matrix products, and the heap around them. BERT-base took
     from 11 MiB less to 2 MiB more than is promised with it, for 1 to 8 rows of 16 to 512 tokens."""
 
-    def __init__(self, store: Store, num_threads: int, attention: str = "sdpa") -> None:
+    def __init__(self, store: Store, num_threads: int, attention: str = "sdpa", *, trust_kernels: bool = False) -> None:
         if attention not in ATTENTIONS:
             raise ValueError(f"attention must be one of {tuple(ATTENTIONS)}, not {attention!r}")
         self.attention = attention
         self.skeletons: dict[str, Skeleton] = {}
-        super().__init__(store, num_threads)
+        self._is_warming_up = False
+        super().__init__(store, num_threads, trust_kernels=trust_kernels)
+        used = {name for step in self.program.steps() for name in (*step.weights.values(), *step.constants.values())}
+        weights = [self._tensors[name][1] for name in used]
+        tokens = self.program.example[1]
+        shapes = {name: Value(each.dtype, each.axes).shape(1, tokens) for name, each in self.program.inputs.items()}
+        self._proven = {name: max(math.prod(shape), 1) for name, shape in shapes.items()}
+        self._weights = sum(math.prod(each.shape) for each in weights), sum(each.num_bytes for each in weights)
 
     def load(self, name: str, kernel: Kernel) -> LoadedKernel:
         """Build the module of a template on the meta device, or parse a captured graph."""
@@ -56,7 +68,10 @@ class TorchBackend(ProgramBackend):
         def guarded(state: State, inputs: dict[str, Any]) -> Sequence[Tensor]:
             try:
                 return run(state, inputs)
-            except (RuntimeError, ValueError, IndexError, TypeError, KeyError) as error:
+            except TooLargeError as error:
+                remedy = "give fewer or shorter inputs at a time: --batch 1, --max-length 128"
+                raise StoreError(f"graph {name!r} takes {error}", self.store.path, remedy) from None
+            except _OF_OPERATIONS as error:
                 if is_out_of_memory(error):  # PyTorch raises RuntimeError where memory is short
                     raise MemoryError(str(error)) from error
                 raise self.wrong_inputs(name, lines_of(error)[0]) from error
@@ -68,8 +83,10 @@ class TorchBackend(ProgramBackend):
             files, file = {each.file: each for each in self.store.manifest.files}, captured_file(name)
             if file not in files:
                 raise StoreError(f"the store has no {file}", self.store.path, REMEDY)
-            graph = CapturedGraph(self.store.read_file(files[file]), self.store.path / file)
-            return lambda state, inputs: graph(*(inputs[each] for each in graph.inputs))
+            where = self.store.path / file
+            graph = CapturedGraph(self.store.read_file(files[file]), where, trusted=self.trust_kernels)
+            bounded = BoundedGraph(graph, self._weights_of(name, graph.inputs))
+            return lambda state, inputs: bounded([inputs[each] for each in bounded.inputs], state.allowance)
         if kernel.template == "mask":
             return lambda state, inputs: (make_mask(torch.from_numpy(inputs["mask"].numpy() > 0), self.attention),)
         if kernel.template == "pooled-linear":
@@ -88,7 +105,42 @@ class TorchBackend(ProgramBackend):
     def begin(self, arrays: Mapping[str, np.ndarray], mask_BS: np.ndarray | None, shape: tuple[int, int]) -> State:
         """Return the state of a batch."""
         torch.set_num_threads(self.num_threads)  # at every pass, because other code may have set it since
-        return super().begin(arrays, mask_BS, shape)
+        state = super().begin(arrays, mask_BS, shape)
+        if self._is_captured:
+            state.allowance = self._allowance(arrays, shape)
+        return state
+
+    def _allowance(self, arrays: Mapping[str, np.ndarray], shape: tuple[int, int]) -> Allowance:
+        """Return the limits of a pass with these inputs. Values grow with the rows, and at most with the square of the
+        other sizes.
+        """
+        inputs = [(array, self._proven[name]) for name, array in arrays.items() if name in self._proven]
+        sizes = [array.size / (shape[0] * proven) for array, proven in inputs]
+        growth = max(shape[0] / self.program.example[0], 1) * max([1, *sizes]) ** 2
+        places = shape[0] * shape[1] if self.program.texts else max((array.size for array, _ in inputs), default=0)
+        planned = CAPTURED_FACTOR * self.program.activation_bytes * growth
+        input_bytes = sum(array.nbytes for array, _ in inputs)
+        return Allowance(places, input_bytes, self._weights, planned, is_warm_up=self._is_warming_up)
+
+    def warm_up(self, num_rows: int, length: int) -> None:
+        """Run each kernel once. A pass whose inputs the store claims to be large ends where it would take much."""
+        self._is_warming_up = True
+        try:
+            super().warm_up(num_rows, length)
+        except ClaimError:
+            pass
+        finally:
+            self._is_warming_up = False
+
+    def _weights_of(self, kernel: str, inputs: Sequence[str]) -> list[list[Spec]]:
+        """Return the shapes and dtypes of the weights of a captured kernel, of each step that calls it."""
+        found = []
+        for step in self.program.steps():
+            if step.kernel == kernel:
+                names = {**step.weights, **step.constants}
+                tensors = [self._tensors[names[role]][1] for role in inputs if role in names]
+                found.append([(each.shape, (), getattr(torch, DTYPES[each.dtype].torch)) for each in tensors])
+        return found
 
     def wrap(self, array: np.ndarray) -> Tensor:
         """Return a view, or a copy of a read-only array: torch has no read-only tensors."""

@@ -60,6 +60,8 @@ def add_engine(parser: Any, *names: str, omit: Sequence[str] = ()) -> None:
         choices = tuple(BACKENDS) if each.name == "backend" else facts["choices"]
         details = {"choices": choices} if choices else {"type": argument(facts["parse"]), "metavar": facts["metavar"]}
         details["action"] = _Once if each.name == "exit" else "store"
+        if each.default is False:
+            details = {"action": "store_true"}
         parser.add_argument("--" + each.name.replace("_", "-"), default=each.default, help=facts["help"], **details)
 
 

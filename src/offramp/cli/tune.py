@@ -47,7 +47,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     goal("--method", choices=METHODS, default="ucb", help="method of the certificate (default: ucb)")
     goal("--deadline", type=duration, metavar="TIME", help=deadline)
     machine = parser.add_argument_group("machine")
-    add_engine(machine, "budget", "batch", "profile", "backend", "threads")
+    add_engine(machine, "budget", "batch", "profile", "backend", "threads", "trust_kernels")
     machine.add_argument("--force-profile", action="store_true", help="accept a profile of another machine")
     add_training_rows(parser)
     add("--json", action="store_true", help="print one JSON object")

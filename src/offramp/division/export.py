@@ -64,6 +64,10 @@ def with_graphs(original: Original, manifest: m.Manifest, exits: Sequence[int], 
     files = [writer.add_file(m.captured_file(kernel), data) for kernel, data in sorted(found.graphs.items())]
     counts = f"{len(found.pieces)} stages as {len(found.graphs)} graphs"
     original.say(f"{counts}, exits can stand before {len(places)} of them")
+    unlisted = sorted({name for graph in run.graphs.values() for name in graph.unlisted})
+    if unlisted:
+        what = f"the graphs have operations that stores may not bring ({', '.join(unlisted)})"
+        original.say(f"{what}: run it with offramp.stream, or with --trust-kernels")
     return replace(
         manifest,
         program=program,
@@ -79,7 +83,7 @@ class _Run:
 
     def __init__(self, original: Original, graph: Graph, found: Cut) -> None:
         self.original, self.graph, self.found = original, graph, found
-        self.graphs = {kernel: CapturedGraph(data, kernel) for kernel, data in found.graphs.items()}
+        self.graphs = {kernel: CapturedGraph(data, kernel, trusted=True) for kernel, data in found.graphs.items()}
 
     def __call__(self, inputs: Arguments, watch: Watch = lambda index, given, made: None) -> list[Tensor]:
         """Return the outputs."""

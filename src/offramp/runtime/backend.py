@@ -30,6 +30,8 @@ class State:
     """Live values by name; their type is the backend's own."""
     mask_BS: Optional[np.ndarray] = None
     """int64 [B, S] of texts: 1 for a token, 0 for padding. None for inputs without tokens."""
+    allowance: Any = None
+    """The rest of the limits of the pass, for backends that run captured kernels."""
 
     def keep_BS1(self) -> np.ndarray:
         """Return the mask of texts as float32 [B, S, 1]."""

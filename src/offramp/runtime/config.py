@@ -93,6 +93,11 @@ class EngineConfig:
     """Number of tokens of the longest input, if known; plans for short inputs are smaller."""
     own_process: bool = _option(False, _parse_flag)
     """True: the process serves this engine only, and the budget holds from the start of the process."""
+    trust_kernels: bool = _option(
+        False, _parse_flag, "run captured kernels whose operations offramp does not list as safe: they may run any code"
+    )
+    """True: captured kernels may contain operations outside the table of their backend. Limits of size stay. Only a
+    caller sets it: no file can."""
 
     def __post_init__(self) -> None:
         for each in fields(self):

@@ -57,7 +57,7 @@ def prepare(
         warn: receives one line each time texts are truncated, direct reads are not available although requested, or a
             policy file was tuned under other conditions.
         options: the other fields of `EngineConfig`: deadline, backend, threads, batch, max_length, reads, verify,
-            longest, own_process.
+            longest, own_process, trust_kernels.
 
     Raises ValueError for an unknown option or value, StoreError and DamagedError for the store, UsageError for the
     policy, RefusedError for a policy file of another model or a device profile of another machine."""
@@ -103,7 +103,7 @@ def _prepared(
     opened = _opened(store, config, named)
     closing.callback(opened.close)
     num_exits = len(opened.program.layers)
-    backend = open_backend(config.backend, opened, config.threads or num_cores())
+    backend = open_backend(config.backend, opened, config.threads or num_cores(), config.trust_kernels)
     closing.callback(backend.close)
     guard = guard_for(named.deadline_seconds if config.deadline is None else config.deadline)
     given = profile or config.profile

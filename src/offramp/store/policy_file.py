@@ -153,4 +153,6 @@ def read_json(path: Path, what: str, remedy: str) -> Dict[str, Any]:
         raise StoreError(f"no {what} ({error})", path, remedy) from None
     if type(tree["format"]) is not int or tree["format"] != FORMAT:
         raise VersionError(f"{what} of format {tree['format']!r}; format {FORMAT} is supported", path, remedy)
+    if "trust_kernels" in tree:
+        raise StoreError(f"{what} with 'trust_kernels', which only a caller sets", path, remedy)
     return tree
