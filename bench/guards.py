@@ -37,6 +37,14 @@ class Guard:
 
 GUARDS = (
     Guard("graph size", "if graph.bytes > m.MAX_GRAPH_BYTES:", "if False:", ("test_manifest",)),
+    Guard(
+        "graphs of templates",
+        "if kernel.template == CAPTURED else graph_of(kernel, self.exit_form)",
+        "if name in self.store.manifest.graphs else graph_of(kernel, self.exit_form)",
+        ("test_derived",),
+    ),
+    Guard("heads", "if num_heads > MAX_HEADS and", "if False and", ("test_shapes",)),
+    Guard("kernels of templates", "if num_templates > MAX_TEMPLATE_KERNELS:", "if False:", ("test_shapes",)),
     Guard("tensor offsets", "if start != end:", "if False:", ("test_manifest",)),
     Guard("seal", "if not m.is_sealed(data):", "if False:", ("test_manifest",)),
     Guard("file names", '_FILE = re.compile(r"(graphs/)?[A-Za-z0-9]', '_FILE = re.compile(r".*', ("test_manifest",)),

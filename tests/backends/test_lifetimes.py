@@ -1,5 +1,8 @@
 """A value is kept as long as a later step, exit or caller reads it, and not longer."""
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from offramp.backends.base import lifetimes_of
 from offramp.program.program import BATCH, BEGIN, END, LAYER, Kernel, Output, Program, Stage, Step, Value
 from tests.backends import captured
@@ -66,3 +69,31 @@ def test_equal_steps_of_one_program_are_told_apart():
     """Steps are compared by identity: two layers may differ in their values alone."""
     program = captured.program()
     assert ended(program) == [{"x"}, {"h0"}, {"h1"}]
+
+
+@given(st.lists(st.tuples(st.lists(st.integers(0, 9), max_size=3), st.booleans()), min_size=3, max_size=8), st.data())
+def test_values_between_stages_are_those_made_before_and_needed_after(stages, data):
+    """By the definition, which takes the square of the number of stages."""
+    made, parts = ["x"], []
+    for reads, has_exit in stages:
+        steps = []
+        for number in reads:
+            steps.append(step("k", [made[number % len(made)]], [f"v{len(made)}"]))
+            made.append(f"v{len(made)}")
+        parts.append((tuple(steps), made[-1] if has_exit and len(made) > 1 else None))
+    program = make(*parts, output=data.draw(st.sampled_from(made)))
+    found, written = lifetimes_of(program).between, {}
+    for index, each in enumerate(program.steps()):
+        written.update(dict.fromkeys(each.writes, index))
+    needed, index, bounds = {program.output.value: len(written)}, 0, []
+    for stage in program.stages:
+        for each in stage.steps:
+            for name in (*each.reads.values(), *each.writes):
+                needed[name] = max(needed.get(name, 0), index)
+            index += 1
+        if stage.exit is not None:
+            needed[stage.exit] = max(needed.get(stage.exit, 0), index)
+        bounds.append(index)
+    assert [set(names) for names in found] == [
+        {name for name, at in written.items() if at < bound <= needed[name]} for bound in bounds
+    ]

@@ -150,11 +150,6 @@ def test_the_promised_bytes_are_those_of_the_largest_kernel(store):
     assert fused.state_bytes(2, 4) == 4 * 8 * (32 + 4)
 
 
-def test_a_store_without_graphs_runs(store, monkeypatch):
-    monkeypatch.setattr(store, "manifest", dataclasses.replace(store.manifest, graphs={}))
-    TorchBackend(store, 1).warm_up(1, 8)
-
-
 def test_another_attention_is_refused(store):
     with pytest.raises(ValueError, match=r"attention must be one of .*'sdpa', 'eager'.* not 'flash'"):
         TorchBackend(store, 1, "flash")

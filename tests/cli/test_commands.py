@@ -45,15 +45,15 @@ def test_divide_says_what_it_cannot_read(refused, run, tmp_path):
     refused(2, "MODEL and STORE", "divide", tmp_path / "store")
 
 
-def test_a_store_without_graphs_gets_them_later(run, refused, model, tmp_path, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    said = run("divide", model, tmp_path / "store")
-    monkeypatch.undo()
-    assert "no graphs written" in said.err
-    refused(4, "no graphs", "run", tmp_path / "store", *BUDGET, "--text", "the bank")
-    assert run("divide", "--graphs", tmp_path / "store").code == 0
-    assert run("run", tmp_path / "store", *BUDGET, "--text", "the bank").code == 0
-    assert run("verify", tmp_path / "store").code == 0
+def test_graphs_of_text_encoders_need_not_be_added(run, refused, model, tmp_path):
+    """The option is that of earlier versions, whose command lines stay right."""
+    assert "onnx" not in run("divide", model, tmp_path / "store").err
+    before = {path.name: path.read_bytes() for path in (tmp_path / "store").iterdir()}
+    said = run("divide", "--graphs", tmp_path / "store", "--json")
+    assert said.code == 0 and "nothing to add" in said.err and said.lines == [{"store": str(tmp_path / "store")}]
+    assert {path.name: path.read_bytes() for path in (tmp_path / "store").iterdir()} == before
+    refused(2, "no such store", "divide", "--graphs", tmp_path / "missing")
+    refused(2, "MODEL and STORE", "divide", "--graphs", model, tmp_path / "store")
 
 
 def test_a_model_without_a_head_divides_but_does_not_run(run, refused, tmp_path):

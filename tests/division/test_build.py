@@ -13,14 +13,13 @@ from safetensors.numpy import load_file, save_file
 
 from offramp.checkpoints import weights
 from offramp.checkpoints.source import open_source
-from offramp.division import add_graphs, divide
-from offramp.errors import DamagedError, DiskFullError, MissingExtraError, SourceError, UsageError
+from offramp.division import divide
+from offramp.errors import DiskFullError, SourceError, UsageError
 from offramp.store import Store
 from offramp.store.reader import tensor_view
 from offramp.tasks.tokenizer_settings import FAST_TOKENIZER, SETTINGS
 from tests.division.tiny import config_of, write_model, write_sharded
-from tests.store.old_formats import encoder_store
-from tests.store.small import names_in, problems, read, reseal, tree_of
+from tests.store.small import names_in, problems, read
 from tests.store.test_writer import tree_bytes
 
 
@@ -104,16 +103,16 @@ def test_aligned_tensors_come_first_and_need_no_copy(divided):
 def test_the_manifest_names_everything_and_nothing_else_is_there(divided):
     with Store(divided) as store:
         manifest = store.manifest
-    assert set(manifest.graphs) == {"embedding", "attention", "up", "down", "head", "exit"}
+    assert manifest.graphs == {}, "they are derived when the store is run"
     assert {file.file for file in manifest.files} == {"config.json", "train.json", "model.safetensors.index.json"}
-    named = {shard.file for shard in manifest.shards.values()} | {graph.file for graph in manifest.graphs.values()}
+    named = {shard.file for shard in manifest.shards.values()}
     named |= {file.file for file in manifest.files} | {
         "exits.safetensors",
         "exits.json",
         "embedding-rows.blocks",
         "labels.json",
     }
-    assert set(tree_bytes(divided)) == named | {"offramp.json", "graphs"}
+    assert set(tree_bytes(divided)) == named | {"offramp.json"}
 
 
 def test_equal_inputs_give_equal_bytes(model, divided, tmp_path):
@@ -292,68 +291,10 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(model, t
     assert not (tmp_path / "store").exists()
 
 
-@pytest.fixture
-def without_onnx(monkeypatch):
-    real = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *args: None if name == "onnx" else real(name, *args))
-    return monkeypatch
-
-
-def test_graphs_are_added_later(model, divided, tmp_path, without_onnx):
-    said = []
-    store = divide(model, tmp_path / "store", say=said.append)
-    assert any("the store runs on torch only" in message and "--graphs STORE" in message for message in said)
-    assert not (store / "graphs").exists()
-    assert problems(store) == {}
-    with pytest.raises(MissingExtraError, match="onnx is not installed"):
-        add_graphs(store)
-    without_onnx.undo()
-    assert add_graphs(store) == store
-    assert tree_bytes(store) == tree_bytes(divided)
-
-
-def test_graphs_are_not_written_through_a_link(divided, tmp_path):
-    store = shutil.copytree(divided, tmp_path / "store")
-    (tmp_path / "elsewhere").mkdir()
-    shutil.rmtree(store / "graphs")
-    (store / "graphs").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(DamagedError, match="not a regular file: a store must not contain links or devices"):
-        add_graphs(store)
-    assert names_in(tmp_path / "elsewhere") == []
-
-
-def test_lost_graphs_are_made_again(divided, tmp_path):
-    store = shutil.copytree(divided, tmp_path / "store")
-    shutil.rmtree(store / "graphs")
-    add_graphs(store)
-    assert tree_bytes(store) == tree_bytes(divided)
-
-
-def test_graphs_of_an_old_store_are_added_and_it_becomes_format_3(tmp_path):
-    store = encoder_store(tmp_path)
-    before, graphs = tree_of(store), {path.name: path.read_bytes() for path in (store / "graphs").iterdir()}
-    with Store(store) as opened:
-        program, labels = opened.program, opened.labels
-    shutil.rmtree(store / "graphs")
-    add_graphs(store)
-    assert before["format"] == 1 and tree_of(store)["format"] == 3 and problems(store) == {}
-    assert {path.name: path.read_bytes() for path in (store / "graphs").iterdir()} == graphs
-    with Store(store) as opened:
-        assert opened.program == program and opened.labels == labels == tuple(before["encoder"]["labels"])
-
-
-def test_graphs_of_no_store(tmp_path):
-    with pytest.raises(UsageError, match="no such store"):
-        add_graphs(tmp_path / "missing")
-
-
-def test_graphs_of_a_foreign_store(divided, tmp_path):
-    store = shutil.copytree(divided, tmp_path / "store")
-    tree = tree_of(store)
-    tree["program"]["kernels"]["up"]["attributes"]["activation"] = "os.system"
-    reseal(store, tree)
-    with pytest.raises(DamagedError, match=r"activation is 'os.system'"):
-        add_graphs(store)
+def test_a_text_encoder_is_divided_without_the_package_onnx(model, divided, tmp_path):
+    code = "import sys; sys.modules['onnx'] = None; from offramp.division import divide; divide(*sys.argv[1:])"
+    subprocess.run([sys.executable, "-c", code, model, tmp_path / "store"], check=True)
+    assert tree_bytes(tmp_path / "store") == tree_bytes(divided)
 
 
 @pytest.mark.parametrize(
@@ -378,7 +319,7 @@ def test_a_store_of_a_model_without_exits_or_head(tmp_path):
     store = divide(tmp_path / "model", tmp_path / "store")
     with Store(store) as opened:
         assert opened.manifest.exits is None
-        assert set(opened.manifest.graphs) == {"embedding", "attention", "up", "down"}
+        assert set(opened.program.kernels) == {"mask", "embedding", "attention", "up", "down"}
         assert [stage.role for stage in opened.program.stages] == ["begin", "layer", "layer", "end"]
         assert not opened.program.stages[-1].steps and opened.labels == () and opened.manifest.labels is None
     assert problems(store) == {}

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from offramp.division import cutting
 from offramp.division.cutting import Graph, Node, cut, has_hidden
 from offramp.errors import StageError
-from offramp.program.program import Call, Input, LookUp, Module, Part, Program, Texts, Value, can_carry_exit
+from offramp.program.program import Call, Input, LookUp, Module, Output, Part, Program, Texts, Value, can_carry_exit
 
 OPERATIONS = {
     "aten.add": add,
@@ -281,3 +282,17 @@ def test_an_exit_on_texts_needs_a_place_for_each_token():
 def test_an_exit_needs_what_a_head_can_read(hidden, stands):
     """Ids flow alone too, before they are looked up."""
     assert can_carry_exit(hidden) is stands
+
+
+def test_an_output_that_is_no_row_of_logits_becomes_no_graph():
+    graph = graph_of([node("a", "aten.add", "x", "w1", module="one")], ["a"], shapes={"a": (2, 5)})
+    for output in (Output("", None, 0), Output("", "regression", 5)):
+        assert cut(graph, replace(program_of([]), output=output)).outputs == ("a",)
+    with pytest.raises(StageError, match=r"the first output has the axes .*, not 6 labels - .*--method eager"):
+        cut(graph, replace(program_of([]), output=Output("", "regression", 6)))
+
+
+def test_more_stages_than_a_program_has_become_no_graphs(monkeypatch):
+    monkeypatch.setattr(cutting, "MAX_STEPS", 1)
+    with pytest.raises(StageError, match=r"2 stages, at most 1 become graphs - .*--method eager"):
+        cut(graph_of(list(TWO_LAYERS), ["e"]), program_of(["two"]))

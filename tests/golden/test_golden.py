@@ -137,6 +137,16 @@ def test_files_that_the_manifest_does_not_list_change_no_answer(tmp_path, name):
         require_answers(classifier, name, rules(name, "ort")["none"])
 
 
+@pytest.mark.parametrize("name", ["bert-tuned", "electra-own"])
+def test_graphs_of_text_encoders_are_not_read(tmp_path, name):
+    require(name, "ort")
+    store = unpack(name, tmp_path)
+    for path in (store / "graphs").iterdir():
+        path.write_bytes(b"not a graph")
+    with load(store, "ort", "none") as classifier:
+        require_answers(classifier, name, rules(name, "ort")["none"])
+
+
 @pytest.mark.parametrize("name", HEADLESS)
 def test_a_store_without_a_head_is_refused_by_load(golden, name):
     with pytest.raises(offramp.OfframpError, match="head"):

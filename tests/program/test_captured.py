@@ -41,12 +41,12 @@ def pieces(count):
 def test_pieces_between_exits_are_layers(exits, sizes):
     hidden = Value("float32", ("batch", 8))
     values = {f"h{i}": hidden for i in range(5)}
-    bare = Program({"x": Input("float32", ("batch", 8))}, output=Output("", "regression", 1))
+    bare = Program({"x": Input("float32", ("batch", 8))}, output=Output("", "multi_label_classification", 8))
     program = captured_program(bare, pieces(5), values, exits, {}, "h4")
     check_program(program)
     assert [len(layer.steps) for layer in program.layers] == sizes
     assert [layer.exit for layer in program.layers] == [*(f"h{i - 1}" for i in exits), None]
-    assert program.output == Output("h4", "regression", 1) and len(list(program.steps())) == 5
+    assert program.output == Output("h4", "multi_label_classification", 8) and len(list(program.steps())) == 5
     step = next(program.steps())
     assert (step.reads, step.writes) == ({"r0": "x"}, {"h0": hidden})
     assert (step.weights, step.constants, step.shards) == ({"w0": "w0"}, {"c0": "c"}, ("s0",))

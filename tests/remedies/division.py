@@ -13,7 +13,7 @@ from offramp.division.checkpoints import example_of, load_inputs
 from offramp.streaming.weightless import class_of_folder, weightless
 from tests.division.modules import WIDTH, Chain, Counting, Routed, Tied, ids, made, vectors
 from tests.remedies.entries import Entry, closed, corrected, options, said_by
-from tests.remedies.store import damaged, named_file, spoilt, use
+from tests.remedies.store import named_file, spoilt
 
 EXPORTED = ("graphs are of the store of a module", "export")
 
@@ -282,10 +282,8 @@ stream_there.says = "`offramp.stream` in the other process"
 
 
 def without_graphs(w):
-    """A store that was divided without onnx."""
-    w.without("onnx", "onnxscript")
-    w.run("divide model store --force")
-    w.undo()
+    """The store of a module that was divided without onnxscript."""
+    w.edit(lambda tree: {**tree, "graphs": {}}, "export")
 
 
 def load(w, name, **options):
@@ -374,31 +372,36 @@ def without_captured(tree):
 
 def another_graph(w):
     """Add a graph of a kernel that the program does not have."""
-    import shutil
 
-    shutil.copy(w.store / "graphs/up.onnx", w.store / "graphs/mixer.onnx")
-    w.edit(lambda tree: tree["graphs"].update(mixer={**tree["graphs"]["up"], "file": "graphs/mixer.onnx"}))
+    def add(tree):
+        graph = next(iter(tree["graphs"].values()))
+        (w / "export/graphs/mixer.onnx").write_bytes((w / "export" / graph["file"]).read_bytes())
+        tree["graphs"]["mixer"] = {**graph, "file": "graphs/mixer.onnx"}
 
-
-def graph_of(name):
-    """Put the graph of one kernel in place of another."""
-    return lambda w: named_file("graphs/up.onnx", lambda data: (w.store / f"graphs/{name}.onnx").read_bytes())(w)
+    w.edit(add, "export")
 
 
-def changed_graph(name, change):
-    """Change an ONNX graph of the store."""
+def onnx_bytes(change):
+    """Change the bytes of all captured graphs for ONNX Runtime."""
 
     def spoil(w):
-        import onnx
-
-        def changed(data):
-            model = onnx.load_from_string(data)
-            change(model.graph)
-            return model.SerializeToString()
-
-        named_file(f"graphs/{name}.onnx", changed)(w)
+        for path in w.copy("export").glob("graphs/*.onnx"):
+            named_file(f"graphs/{path.name}", change, "export")(w)
 
     return spoil
+
+
+def onnx_graphs(change):
+    """Change all captured graphs for ONNX Runtime."""
+
+    def changed(data):
+        import onnx
+
+        model = onnx.load_from_string(data)
+        change(model.graph)
+        return model.SerializeToString()
+
+    return onnx_bytes(changed)
 
 
 def twice_out(graph):
@@ -406,13 +409,6 @@ def twice_out(graph):
     graph.output[-1].CopyFrom(graph.output[0])
     graph.node.add(op_type="Identity", input=[graph.output[0].name], output=["again"], name="again")
     graph.output[-1].name = "again"
-
-
-def transposed(graph):
-    last = graph.output[0].name
-    graph.node.add(op_type="Transpose", input=[last], output=["turned"], name="turned")
-    graph.output[0].name = "turned"
-    del graph.output[0].type.tensor_type.shape.dim[:]
 
 
 def misshapen(graph):
@@ -609,16 +605,19 @@ def given_inputs(w):
 TABLE = [
     closed("backends/base.py: {} | stage", "unreachable", "divide the model again"),
     closed("backends/base.py: kernel {} is of the template", "unreachable", "divide the model again"),
-    damaged("backends/onnx.py: graphs of unknown kernels", another_graph),
-    damaged("backends/onnx.py: graph {} takes other weights", graph_of("down")),
-    damaged("backends/base.py: kernel {} gives {} values", changed_graph("up", twice_out)),
-    damaged("backends/base.py: kernel {} gives {}, not {}", changed_graph("head", transposed)),
-    damaged("backends/base.py: graph {} does not take", changed_graph("up", misshapen)),
+    of_export("backends/onnx.py: graphs of unknown kernels", another_graph, "ort"),
+    of_export("backends/onnx.py: graph {} does not load", onnx_bytes(lambda data: b"not a graph"), "ort"),
+    of_export(
+        "store/reader.py: graph refers to data in another file", onnx_bytes(lambda data: data + b"location"), "ort"
+    ),
+    of_export("backends/base.py: kernel {} gives {} values", onnx_graphs(twice_out), "ort"),
+    closed("backends/base.py: kernel {} gives {}, not {}", "unreachable", "divide the model again"),
+    closed("backends/base.py: graph {} does not take", "unreachable", "divide the model again"),
     of_export("backends/torch.py: the store has no {}", lambda w: w.edit(without_captured, "export")),
     of_export("backends/torch_graphs.py: not a captured graph", captured_graphs(lambda data: b"{}")),
     Entry(
         "backends/onnx.py: the store has no graph",
-        spoilt(lambda w: w.edit(lambda tree: {**tree, "graphs": {}}, "export"), lambda w: load(w, "export")),
+        spoilt(without_graphs, lambda w: load(w, "export")),
         "divide it with onnxscript installed",
         EXPORT,
     ),
@@ -824,15 +823,9 @@ TABLE = [
     ),
     Entry(
         "backends/onnx.py: the store has no graph",
-        spoilt(without_graphs, use),
-        "offramp divide --graphs STORE adds them",
-        said_by("divide --graphs store", "`offramp divide --graphs store`"),
-    ),
-    Entry(
-        "backends/onnx.py: the store has no graph",
-        spoilt(without_graphs, use),
+        spoilt(without_graphs, lambda w: load(w, "export")),
         "or --backend torch",
-        said_by(lambda w: load(w, "store", backend="torch"), "`--backend torch`"),
+        said_by(lambda w: load(w, "export", backend="torch"), "`--backend torch`"),
         again=False,
     ),
     corrected(
@@ -892,7 +885,7 @@ TABLE = [
         lambda w: offramp.divide(w.model, w / "other"),
     ),
     Entry(
-        "division/build.py: this is the store of a {}",
+        "cli/divide.py: this is the store of a {}",
         "divide --graphs eager",
         "divide --method export",
         said_by("divide plain another --method export", "`offramp divide plain another --method export`"),
@@ -919,8 +912,11 @@ TABLE = [
         again=False,
     ),
     closed("division/export.py: a stage does not run as ONNX", "unreachable", "run it on torch"),
-    closed(
-        "backends/base.py: graph {} does not take", "unreachable", "divide the model with such an input as its example"
+    Entry(
+        "backends/base.py: graph {} does not take",
+        spoilt(onnx_graphs(misshapen), lambda w: load(w, "export")),
+        "divide the model with such an input as its example",
+        EXPORT,
     ),
     closed("backends/base.py: tensor {} is {}, which kernels", "unreachable", "run it with offramp.stream"),
     tensors(

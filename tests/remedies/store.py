@@ -189,10 +189,6 @@ def folder_with(name, file="notes.txt"):
     return spoil
 
 
-def graph(change):
-    return named_file("graphs/up.onnx", change)
-
-
 def locked(w):
     """Another process builds the store."""
     w.keep(files.lock_folder(w / "another.partial", "", ""))
@@ -320,8 +316,6 @@ TABLE = [
     damaged("store/files.py: file ends inside a tensor", lambda w: None, gather_while_cut),
     damaged("store/reader.py: file ends at byte", lambda w: flip(shard(w), 8 * 5000)),
     damaged("store/reader.py: manifest of {} bytes", write("offramp.json", b" " * (3 << 20))),
-    damaged("store/reader.py: graph refers to data in another file", graph(lambda data: data + b"location")),
-    damaged("backends/onnx.py: graph {} does not load", graph(lambda data: b"not a graph")),
     Entry("store/files.py: not a regular file", spoilt(link, read_config), "copy the file itself", copy_the_file),
     Entry(
         "store/files.py: file cannot be read",

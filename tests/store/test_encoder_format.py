@@ -143,8 +143,6 @@ CHANGES = {
     "a table of another height": (lambda tree: encoder(tree, vocab_size=4097), "must hold the tables"),
     "a table of another type": (lambda tree: table(tree, dtype="I32"), "must hold the tables"),
     "a table under another role": (lambda tree: table(tree, role="words"), "must hold the tables"),
-    "a kind without a graph": (lambda tree: tree["graphs"].pop("up"), "kernels ['up'] have no graph"),
-    "exits without a graph": (lambda tree: tree["graphs"].pop("exit"), "kernels ['exit'] have no graph"),
     "a kind that is a path": (lambda tree: tree["graphs"].update({"../x": {}}), "graphs must be a string like"),
     "a head without labels": (lambda tree: encoder(tree, labels=[]), "go together"),
     "labels without a head": (lambda tree: encoder(tree, problem=None, head_activation=None), "go together"),

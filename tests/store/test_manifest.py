@@ -349,13 +349,19 @@ CHANGES = {
         lambda tree: tree["program"]["inputs"]["input_ids"].update(largest=[1]), "largest has 1 sizes for 2 axes"),
     "an output that nothing writes": (lambda tree: output(tree, value="x"), "output must name a value"),
     "no output": (lambda tree: tree["program"].update(output=None), "another number of labels"),
+    "an output that is no row of logits": (lambda tree: output(tree, value="hidden"), "no row of logits"),
+    "logits of other labels": (
+        lambda tree: step(tree, 3)["writes"]["logits"].update(axes=["batch", 3]), "no row of logits"),
+    "texts of fixed sizes": (
+        lambda tree: tree["program"]["inputs"]["input_ids"].update(axes=["batch", 1 << 40]), "'input_ids' where texts"),
+    "texts of other axes": (
+        lambda tree: tree["program"]["inputs"]["input_ids"].update(axes=["tokens", "batch"]), "'input_ids' where text"),
     "an unknown problem": (lambda tree: output(tree, problem="x"), "problem must be one of"),
     "a problem without labels": (lambda tree: output(tree, num_labels=0), "problem and num_labels go together"),
     "labels without a problem": (lambda tree: output(tree, problem=None), "problem and num_labels go together"),
     "an output without a file of labels": (lambda tree: tree.update(labels=None), "labels: the output has 2"),
     "an example of three numbers": (lambda tree: tree["program"].update(example=[1, 1, 1]), "must have 2 elements"),
     "a kernel without a graph": (lambda tree: tree["graphs"].pop("layer"), "kernels ['layer'] have no graph"),
-    "exits without a graph": (lambda tree: tree["graphs"].pop("exit"), "kernels ['exit'] have no graph"),
     "exits without a kernel": (lambda tree: tree["program"]["kernels"].pop("exit"), "exits need the kernel 'exit'"),
     "an unknown key": (lambda tree: tree.update(encoder={}), "has unknown keys ['encoder']"),
 }  # fmt: skip

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from offramp.cli import main
-from offramp.errors import DamagedError, OfframpError, StoreError
+from offramp.errors import DamagedError, OfframpError
 from offramp.program.program import Call, Value
 from offramp.store import Store
 from offramp.store.manifest import dumps, seal
@@ -293,10 +293,10 @@ def test_commands_that_read_any_store_have_no_fault_of_ours(module_store, capsys
     assert code in (0, 4) and "fault of ours" not in said.err and "Traceback" not in said.err
 
 
-def test_graphs_cannot_be_added_to_it(module_store, tmp_path):
-    from offramp.division import add_graphs
-
-    refused(StoreError, lambda: add_graphs(module_store), "that was divided by a run")
+def test_graphs_cannot_be_added_to_it(module_store, capsys):
+    assert main(["divide", "--graphs", str(module_store)]) == 4
+    said = capsys.readouterr().err
+    assert "that was divided by a run" in said and "divide --method export" in said
 
 
 def test_a_manifest_that_was_sealed_again_is_still_checked(tmp_path, tree):

@@ -35,7 +35,7 @@ def path(tmp_path_factory):
         problem="single_label_classification",
         labels=["no", "yes"],
         segments={
-            "stages": stages, "outputs": ["y"], "values": {name: value(SHAPE) for name in "xhy"},
+            "stages": stages, "outputs": ["y"], "values": {"x": value(SHAPE), "h": value(SHAPE), "y": value((2, 2))},
             "batch": {"x": 0, "h": 0, "y": 0}, "exits": [1], "look_ups": {},
         },
     )  # fmt: skip

@@ -9,6 +9,7 @@ Shapes: B rows, S tokens, T = B S.
 from __future__ import annotations
 
 from abc import abstractmethod
+from bisect import bisect_right
 from typing import Any, Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
 import numpy as np
@@ -284,8 +285,11 @@ def lifetimes_of(program: Program) -> Lifetimes:
     for name, index in last.items():
         if index < len(steps):
             ended[id(steps[index])].append(name)
-    between = (tuple(name for name, index in made.items() if index < bound <= last[name]) for bound in bounds)
-    return Lifetimes(read, ended, tuple(between))
+    between: List[List[str]] = [[] for _ in bounds]
+    for name, index in made.items():
+        for place in range(bisect_right(bounds, index), bisect_right(bounds, last[name])):
+            between[place].append(name)
+    return Lifetimes(read, ended, tuple(map(tuple, between)))
 
 
 def _blank_inputs(program: Program, shape: Tuple[int, int], mask_BS: Optional[np.ndarray]) -> Dict[str, np.ndarray]:

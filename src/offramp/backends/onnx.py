@@ -1,4 +1,6 @@
-"""The ONNX Runtime backend: one session for each graph of a store, with weights as inputs. No torch, no onnx.
+"""The ONNX Runtime backend: one session for each kernel, with weights as inputs. No torch, no onnx.
+
+Graphs of templates are derived from their attributes (`onnx_templates`); only captured kernels come from the store.
 
 All sessions share one arena that grows by exactly what is requested. A pass then takes no page fault: malloc would map
 and return each buffer (31,000 faults a pass of BERT-base, twice the latency), and one doubling arena for each session
@@ -13,27 +15,26 @@ from __future__ import annotations
 import ctypes
 import os
 from functools import lru_cache
-from typing import Any, Callable, Dict, List, Mapping, Tuple
+from typing import Any, Callable, Dict, List, Tuple
 
 import numpy as np
 
 from offramp.backends.base import REMEDY, LoadedKernel, ProgramBackend, lines_of
+from offramp.backends.onnx_templates import Sizes, graph_of
 from offramp.errors import StoreError, import_error, is_out_of_memory
 from offramp.program.encoder import weight_shapes
-from offramp.program.program import CAPTURED, EXIT_KERNEL, Kernel
+from offramp.program.program import CAPTURED, Kernel
 from offramp.runtime.backend import State
 from offramp.store import Store
 from offramp.store.files import notice
 
-Sizes = Mapping[str, Any]
-"""Attributes of a kernel."""
 ARENA_START_BYTES = 256 << 10
 _MASKED = np.float32(np.finfo(np.float32).min)
 
 
 class OnnxBackend(ProgramBackend):
-    """Runs the graphs of a store. Raises StoreError where it has none or they belong to another model,
-    MissingExtraError without onnxruntime.
+    """Runs programs in ONNX Runtime. Raises StoreError for a captured kernel without a graph, MissingExtraError without
+    onnxruntime.
     """
 
     name = "ort"
@@ -42,7 +43,7 @@ class OnnxBackend(ProgramBackend):
     def __init__(self, store: Store, num_threads: int, *, trust_kernels: bool = False) -> None:
         self._sessions: Dict[str, Any] = {}
         super().__init__(store, num_threads, trust_kernels=trust_kernels)
-        unknown = sorted(set(store.manifest.graphs) - set(self._sessions))
+        unknown = sorted(set(store.manifest.graphs) - set(self.kernels))
         if unknown:
             raise StoreError(f"graphs of unknown kernels {unknown}", store.path, REMEDY)
 
@@ -50,19 +51,17 @@ class OnnxBackend(ProgramBackend):
         """Open the session of a kernel; masks and pooled exits of captured programs are computed by NumPy."""
         if kernel.template in _IN_NUMPY:
             return _IN_NUMPY[kernel.template]
-        graphs, path, is_captured = self.store.manifest.graphs, self.store.path, kernel.template == CAPTURED
+        graph = self._captured(name) if kernel.template == CAPTURED else graph_of(kernel, self.exit_form)
+        session = self._sessions[name] = open_session(graph, self.num_threads, self.store, name)
+        return self._run_of(session, name, kernel)
+
+    def _captured(self, name: str) -> bytes:
+        """Return the graph of a captured kernel."""
+        graphs, path = self.store.manifest.graphs, self.store.path
         if name not in graphs:
             what = f"the store has no graph {name!r}" if graphs else "the store has no graphs"
-            remedy = "divide it with onnxscript installed" if is_captured else "offramp divide --graphs STORE adds them"
-            raise StoreError(what, path, f"{remedy}, or --backend torch")
-        session = open_session(self.store.read_file(graphs[name]), self.num_threads, self.store, name)
-        if not is_captured:
-            hidden: Any = kernel.attributes.get("hidden_size")
-            promised = self.head_shapes(hidden) if name == EXIT_KERNEL else weight_shapes(kernel) or {}
-            if _weights(session) != promised:
-                raise StoreError(f"graph {name!r} takes other weights than its kernel", path, REMEDY)
-        self._sessions[name] = session
-        return self._run_of(session, name, kernel)
+            raise StoreError(what, path, "divide it with onnxscript installed, or --backend torch")
+        return self.store.read_file(graphs[name])
 
     def _run_of(self, session: Any, name: str, kernel: Kernel) -> LoadedKernel:
         """Return the call of a session. Inputs of its graph that are not inputs of its template are derived."""
@@ -109,8 +108,8 @@ class OnnxBackend(ProgramBackend):
         if not names or not hasattr(options, "add_run_config_entry"):  # before 1.11 an arena cannot be shrunk
             return
         options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-        session, sizes = self._sessions[names[0]], self.program.kernels[names[0]].attributes
-        shapes = {**_weights(session), "hidden": (1, sizes["hidden_size"])}
+        session, kernel = self._sessions[names[0]], self.program.kernels[names[0]]
+        shapes = {**(weight_shapes(kernel) or {}), "hidden": (1, kernel.attributes["hidden_size"])}
         session.run(None, {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}, options)
 
     def close(self) -> None:
@@ -209,12 +208,3 @@ _DERIVED: Dict[str, Dict[str, Callable[[Sizes, State, Dict[str, Any]], np.ndarra
     "exit": {"hidden": _hidden_BSH, "first": _first_BH, "keep": lambda sizes, state, inputs: state.keep_BS1()},
 }
 """Template -> input of its graph -> function that derives it."""
-
-
-def _weights(session: Any) -> Dict[str, Tuple[int, ...]]:
-    """Return the float inputs that have a fixed shape."""
-    return {
-        node.name: tuple(node.shape)
-        for node in session.get_inputs()
-        if node.type == "tensor(float)" and all(isinstance(size, int) for size in node.shape)
-    }

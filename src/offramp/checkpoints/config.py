@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from offramp.errors import SourceError
-from offramp.program.encoder import ACTIVATIONS, Encoder
+from offramp.program.encoder import ACTIVATIONS, Encoder, wrong_heads
 from offramp.program.program import PROBLEMS, REGRESSION, SINGLE_LABEL
 
-MAX_LAYERS = 4096
+MAX_LAYERS = 1024
+"""Most layers: each has three of the steps that a program may have."""
 MAX_LABELS = 1 << 20
 _MAX_COUNT = 1 << 40
 MEANING = ("id2label", "num_labels", "problem_type", "position_embedding_type")
@@ -87,6 +88,9 @@ def read_encoder(config: Mapping[str, Any], keys: Keys, head_activation: str | N
     hidden_size, num_heads = keys.hidden_size.count(config), keys.num_heads.count(config)
     if hidden_size % num_heads:
         raise bad_value(keys.hidden_size.name, hidden_size, f"not a multiple of the number of heads, {num_heads}")
+    wrong = wrong_heads(hidden_size, num_heads)
+    if wrong is not None:
+        raise bad_value(keys.num_heads.name, num_heads, wrong)
     vocab_size = keys.vocab_size.count(config)
     takes_any_padding = keys.pad_token.find(config) is None and not keys.positions_after_padding  # it is masked
     pad_token = 0 if takes_any_padding else keys.pad_token.count(config, low=0, high=vocab_size - 1)

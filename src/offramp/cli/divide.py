@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from offramp.cli.options import emit, log, size
-from offramp.errors import UsageError
+from offramp.errors import StoreError, UsageError
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -23,21 +23,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--inputs", metavar="FILE", help=inputs)
     add("--force", action="store_true", help="replace an existing store")
     add("--offline", action="store_true", help="read models of the hub from the cache only")
-    graphs = "only add the graphs to a store that has none: offramp divide --graphs STORE"
+    graphs = "offramp divide --graphs STORE: accepted as in earlier versions; stores of text encoders need no graphs"
     add("--graphs", action="store_true", help=graphs)
     add("--json", action="store_true", help="print one JSON line at the end")
 
 
 def main(args: argparse.Namespace) -> None:
-    """Divide a model, or add graphs to a store."""
-    from offramp.division import add_graphs, divide
+    """Divide a model, or say that a store needs no graphs."""
+    from offramp.division import divide
     from offramp.runtime.footprint import tune_allocator
 
     tune_allocator()  # weights are needed only briefly; an untuned heap keeps them, which raises the peak by half
     if (args.model is None) != args.graphs:
         raise UsageError("divide takes MODEL and STORE, or --graphs and STORE")
     if args.graphs:
-        path = add_graphs(args.store)
+        path = Path(args.store)
+        _require_encoder(path)
+        log("nothing to add: the graphs of text encoders are derived when the store is run")
     else:
         inputs = None
         if args.inputs:
@@ -50,3 +52,15 @@ def main(args: argparse.Namespace) -> None:
         emit({"store": str(path)})
     else:
         log(f"store: {path}")
+
+
+def _require_encoder(path: Path) -> None:
+    """Raise StoreError for a store that was divided by a run: its graphs are written with it."""
+    from offramp.program.program import CAPTURED
+    from offramp.store import Store
+
+    with Store(path, verify="never") as store:
+        program, architecture = store.program, store.manifest.source.architecture
+    if any(kernel.template == CAPTURED for kernel in program.kernels.values()) or not program.stages:
+        what = f"this is the store of a {architecture} that was divided by a run"
+        raise StoreError(what, path, "its graphs are written by divide --method export")

@@ -102,8 +102,8 @@ def _print_encoder(store: Store, rows: list[Row]) -> None:
             lines.append((row.name, kernel, shard.file, len(shard.tensors), format_size(shard.bytes)))
     print(table(("stage", "kernel", "file", "tensors", "size"), lines))
     exits = f"exits after layers 1 to {len(program.layers) - 1}" if manifest.exits else "no exits"
-    head, graphs = program.problem or "no classification head", ", ".join(manifest.graphs) or "none"
-    print(f"\n{shown(manifest.source.architecture)}, {head}, {exits}, graphs: {graphs}")
+    head = program.problem or "no classification head"
+    print(f"\n{shown(manifest.source.architecture)}, {head}, {exits}")
 
 
 def _print_module(store: Store, rows: list[Row]) -> None:

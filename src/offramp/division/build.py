@@ -4,7 +4,6 @@ A text encoder of a known family is divided by the names of its tensors (`names/
 and its division proves itself (`modules.py`).
 """
 
-import dataclasses
 import os
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,15 +13,9 @@ from offramp.checkpoints.families import FAMILIES
 from offramp.checkpoints.hub import resolve
 from offramp.checkpoints.source import ADAPTER, Source, open_source
 from offramp.division.config import DivisionConfig
-from offramp.division.names.build import divide_by_names, encoder_graphs
-from offramp.division.names.kernels import IR, OPSET
-from offramp.errors import StoreError, UsageError
+from offramp.division.names.build import divide_by_names
+from offramp.errors import UsageError
 from offramp.program.checks import require_known
-from offramp.program.program import CAPTURED
-from offramp.store import Store
-from offramp.store import manifest as m
-from offramp.store.exits import read_exits
-from offramp.store.files import make_folder, write_atomic
 from offramp.store.writer import may_fill, require_replaceable
 
 
@@ -90,27 +83,3 @@ def _why_a_run(source: Source) -> str | None:
         return f"{misfit.what}, so it is run once, which takes torch, transformers, and more time and memory"
     is_known = family.architecture(source.config).endswith(("Model", "ForSequenceClassification"))
     return None if is_known else "not a text classifier of the BERT family, so it is run once"
-
-
-def add_graphs(store: str | os.PathLike) -> Path:
-    """Write the ONNX graphs of an encoder's store that was divided without onnx; its manifest becomes format 3.
-
-    Raises MissingExtraError without onnx, StoreError, DiskFullError.
-    """
-    folder = Path(store)
-    with Store(folder, verify="never") as opened:
-        manifest, labels = opened.manifest, opened.labels
-        if any(kernel.template == CAPTURED for kernel in opened.program.kernels.values()) or not opened.program.stages:
-            what = f"this is the store of a {manifest.source.architecture} that was divided by a run"
-            raise StoreError(what, folder, "its graphs are written by divide --method export")
-        exits = read_exits(opened)
-    graphs = encoder_graphs(manifest.program, None if exits is None else exits.form)
-    make_folder(folder / "graphs")
-    written = {}
-    for kernel, data in graphs.items():
-        file = write_atomic(folder / "graphs" / f"{kernel}.onnx", [data])
-        written[kernel] = m.Graph(f"graphs/{file.file}", file.bytes, file.sha256, OPSET, IR)
-    listed = write_atomic(folder / m.LABELS_FILE, [m.labels_bytes(labels)]) if labels else None
-    manifest = dataclasses.replace(manifest, graphs=written, labels=listed, inline_labels=())
-    write_atomic(folder / m.FILE_NAME, [m.dumps(manifest)])
-    return folder

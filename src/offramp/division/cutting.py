@@ -18,7 +18,8 @@ from torch.utils import _pytree as pytree
 
 from offramp.division.messages import no_graph
 from offramp.program.captured import Piece
-from offramp.program.program import BATCH, Call, LookUp, Module, Part, Program, Value, can_carry_exit
+from offramp.program.consistency import MAX_STEPS
+from offramp.program.program import BATCH, Call, LookUp, Module, Part, Program, Value, can_carry_exit, fits_output
 from offramp.streaming.stages import LOOK_UP
 
 REFERENCE = "v"
@@ -80,6 +81,8 @@ def cut(graph: Graph, program: Program, tables: Set[str] = frozenset()) -> Cut:
     Raises StageError where a part begins at no operation of the graph, or something other than a tensor would flow.
     """
     assert program.module is not None, "a program that is captured"
+    if len(program.module.parts) > MAX_STEPS:
+        raise no_graph(f"{len(program.module.parts)} stages, at most {MAX_STEPS} become graphs", program.module.name)
     numbers = {node.name: node for node in graph.nodes if node.is_number}
     lookups = {node.name: found for node in graph.nodes if (found := _look_up(node, graph, program, tables))}
     nodes = [node for node in graph.nodes if not node.is_number]
@@ -103,6 +106,11 @@ def cut(graph: Graph, program: Program, tables: Set[str] = frozenset()) -> Cut:
         value, rows = graph.values[name], graph.batch.get(name)
         axes = tuple(BATCH if axis == rows else size for axis, size in enumerate(value.axes))
         values[name] = Value(value.dtype, axes)
+    output, result = program.output, values.get(graph.outputs[0])
+    if output is not None and result is not None and not fits_output(result, output):
+        raise no_graph(
+            f"the first output has the axes {result.axes}, not {output.num_labels} labels", program.module.name
+        )
     return Cut(tuple(pieces), graphs, values, lookups, graph.outputs)
 
 
@@ -147,6 +155,8 @@ def has_hidden(found: Cut, graph: Graph, program: Program, index: int) -> bool:
     For texts, the hidden state must have one place for each token.
     """
     assert program.module is not None, "a program that is captured"
+    if len(program.module.parts) > MAX_STEPS:
+        raise no_graph(f"{len(program.module.parts)} stages, at most {MAX_STEPS} become graphs", program.module.name)
     part, reads = program.module.parts[index], found.pieces[index].reads
     if part.hidden is None or not reads or not _is_like(graph.values[reads[0]], part.flows[part.hidden]):
         return False

@@ -12,6 +12,12 @@ from offramp.program.checks import WrongError, int_of, require_distinct, str_of
 from offramp.program.encoder import TEMPLATES, wrong_attributes
 from offramp.program.program import Output, Program, Value
 
+MAX_TEMPLATE_KERNELS = 16
+"""Most kernels of templates. An encoder has one of each template; every kernel costs a session of the backend."""
+
+MAX_STEPS = 4096
+"""Most steps of a program. Steps may share weights, so a few bytes could describe any number of them."""
+
 
 def check_program(program: Program) -> None:
     """Raise WrongError unless stages, steps, values and exits fit together."""
@@ -25,6 +31,9 @@ def check_program(program: Program) -> None:
         if program.module is None or program.lookups or program.kernels:
             raise WrongError("program.stages is empty, which only a module without kernels and lookups allows")
         return
+    num_steps = sum(len(stage.steps) for stage in program.stages)
+    if num_steps > MAX_STEPS:
+        raise WrongError(f"program.stages have {num_steps} steps, at most {MAX_STEPS} are run")
     known = _check_look_ups(program)
     _check_kernels(program)
     _check_stages(program)
@@ -37,6 +46,9 @@ def check_program(program: Program) -> None:
             raise WrongError(f"program.stages[{index}].exit: {stage.exit!r} {wrong}")
     if program.output is None or program.output.value not in known:
         raise WrongError("program.output must name a value that is written")
+    logits = known[program.output.value]
+    if not p.fits_output(logits, output):
+        raise WrongError(f"program.output.value: {output.value!r} has the axes {logits.axes}, no row of logits")
 
 
 def _check_inputs(program: Program) -> None:
@@ -46,10 +58,12 @@ def _check_inputs(program: Program) -> None:
             raise WrongError(f"{where} has {len(each.largest)} sizes for {len(each.axes)} axes")
     if program.texts is None:
         return
+    if program.texts.pad_token is not None:
+        int_of(program.texts.pad_token, "program.texts.pad_token", 0, program.texts.vocab_size - 1)
     if p.INPUT_IDS not in program.inputs:
         raise WrongError(f"program.inputs: no {p.INPUT_IDS!r} where texts are the input")
     for name, each in program.inputs.items():
-        is_ids = each.dtype == "int64" and len(each.axes) == 2 and 0 not in each.axes
+        is_ids = each.dtype == "int64" and each.axes == (p.BATCH, p.TOKENS)
         if not is_ids or name not in (*p.TEXT_INPUTS, p.POSITION_IDS):
             raise WrongError(f"program.inputs: {name!r} where texts are the input")
 
@@ -84,6 +98,9 @@ def _check_look_ups(program: Program) -> Dict[str, Value]:
 
 def _check_kernels(program: Program) -> None:
     num_labels = 0 if program.output is None else program.output.num_labels
+    num_templates = sum(kernel.template in TEMPLATES for kernel in program.kernels.values())
+    if num_templates > MAX_TEMPLATE_KERNELS:
+        raise WrongError(f"program.kernels has {num_templates} kernels of templates, at most {MAX_TEMPLATE_KERNELS}")
     for name, kernel in program.kernels.items():
         where = f"program.kernels.{name}"
         str_of(kernel.template, where + ".template", choices=(*TEMPLATES, p.CAPTURED, p.POOLED_LINEAR))

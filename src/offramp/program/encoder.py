@@ -18,6 +18,12 @@ ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish",
 MAX_SIZE = 1 << 40
 """Largest size among the attributes of a kernel."""
 _SIZE, _COUNT = {"low": 1, "high": MAX_SIZE}, {"high": MAX_SIZE}
+MAX_HEADS, MIN_HEAD_SIZE = 32, 32
+"""Largest number of heads that may be smaller than MIN_HEAD_SIZE elements.
+
+Attention takes two scores for each head and pair of tokens, and no weight tells how many heads there are: 384 heads of
+one element would take 32 times the memory of the 12 heads that the same weights were trained for.
+"""
 LAYER_KERNELS = ("attention", "up", "down")
 TABLES = {"word": p.INPUT_IDS, "position": p.POSITION_IDS, "type": p.TOKEN_TYPE_IDS}
 """Role of each embedding table -> the input that names its rows."""
@@ -121,14 +127,23 @@ def wrong_attributes(kernel: Kernel) -> Optional[str]:
             fits = isinstance(value, int) and (name != "num_token_types") <= value <= MAX_SIZE
         if not fits:
             return f"{name} is {value!r}"
-    heads, hidden = kernel.attributes.get("num_heads"), kernel.attributes.get("hidden_size")
-    if heads is not None and hidden % heads:  # type: ignore[operator]
-        return f"hidden_size {hidden} is not a multiple of num_heads {heads}"
+    if "num_heads" in kernel.attributes:
+        return wrong_heads(kernel.attributes["hidden_size"], kernel.attributes["num_heads"])  # type: ignore[arg-type]
+    return None
+
+
+def wrong_heads(hidden_size: int, num_heads: int) -> Optional[str]:
+    """Return what is wrong with a number of heads, or None."""
+    if hidden_size % num_heads:
+        return f"hidden_size {hidden_size} is not a multiple of num_heads {num_heads}"
+    if num_heads > MAX_HEADS and hidden_size // num_heads < MIN_HEAD_SIZE:
+        least = f"more than {MAX_HEADS} heads have at least {MIN_HEAD_SIZE}"
+        return f"num_heads {num_heads} makes heads of {hidden_size // num_heads} elements, {least}"
     return None
 
 
 def misfit(program: Program, tensors: Mapping[str, Tuple[str, Tuple[int, ...]]]) -> Optional[str]:
-    """Return what is wrong with the first step whose values or weights are not those of its kernel, or None.
+    """Return what is wrong with the first step or exit whose values or weights are not those of its kernel, or None.
 
     Args:
         tensors: name -> (dtype as safetensors names it, shape) of every tensor of the store.
@@ -149,6 +164,12 @@ def misfit(program: Program, tensors: Mapping[str, Tuple[str, Tuple[int, ...]]])
             )
             if wrong:
                 return f"stage {stage.name}, {step.kernel}: {wrong}"
+        heads = program.kernels.get(p.EXIT_KERNEL)
+        if stage.exit is not None and heads is not None and heads.template in TEMPLATES:
+            reads = TEMPLATES[heads.template].sized_reads(heads.attributes)
+            wrong = _difference({"hidden": values[stage.exit]}, reads)
+            if wrong:
+                return f"stage {stage.name}, {p.EXIT_KERNEL}: {wrong}"
     return None
 
 
@@ -252,6 +273,6 @@ TEMPLATES: Dict[str, _Template] = {
     "up": _Template((_H, _I, "activation"), _READS, _INNER, linear_shapes("up", _I, _H)),
     "down": _Template((_H, _I, _EPSILON), {**_READS, "inner": _INNER}, _HIDDEN, _DOWN),
     "head": _Template((_H, "num_labels", "activation"), _READS, _LOGITS, _HEAD),
-    "exit": _Template((_H, "num_labels", "activation"), {}, _LOGITS, {}),
+    "exit": _Template((_H, "num_labels", "activation"), _READS, _LOGITS, {}),
 }
 """Interface of each kernel by its template; an exit head depends on its form, so its weights are not listed."""

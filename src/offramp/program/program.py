@@ -248,6 +248,11 @@ def can_carry_exit(value: Value, tokens: Optional[int] = None, of_texts: bool = 
     return not of_texts or (len(value.axes) == 3 and (tokens is None or value.axes[1] in (TOKENS, tokens)))
 
 
+def fits_output(value: Value, output: Output) -> bool:
+    """Return whether a value can be an output: where that is an answer, one number for each row and label."""
+    return output.problem is None or value.axes == (BATCH, output.num_labels)
+
+
 def plain(tree: Any) -> Any:
     """Return dataclasses, mappings and tuples as the dicts and lists of JSON, in the order of their fields."""
     if hasattr(tree, "__dataclass_fields__"):

@@ -160,9 +160,9 @@ def lift(tree: Mapping[str, Any], version: int) -> Manifest:
 
 def lift_encoder(encoder: e.Encoder, stages: Sequence[OldStage], shards: Shards) -> Tuple[Program, Tuple[str, ...]]:
     """Return the program and the labels of a manifest of format 1. Raises WrongError."""
-    if encoder.hidden_size % encoder.num_heads:
-        what = f"hidden_size {encoder.hidden_size} is not a multiple of num_heads {encoder.num_heads}"
-        raise WrongError(f"encoder: {what}")
+    wrong = e.wrong_heads(encoder.hidden_size, encoder.num_heads)
+    if wrong is not None:
+        raise WrongError(f"encoder: {wrong}")
     if not (encoder.head_activation is None) == (encoder.problem is None) == (not encoder.labels):
         raise WrongError("encoder: head_activation, problem and labels go together")
     _check_stages(stages, shards)

@@ -19,8 +19,6 @@ from offramp.store.repeats import expand
 from offramp.store.safetensors import PAGE_BYTES, require_contiguous, strict_json
 
 _REMEDY = "divide the model again"
-_TEMPLATES_WITHOUT_GRAPH = ("mask", p.POOLED_LINEAR)
-"""Templates that every backend computes by itself."""
 
 
 @dataclass(frozen=True)
@@ -119,9 +117,13 @@ def _check_shard(shard: m.Shard, where: str) -> None:
 def _check_step(step: p.Step, manifest: m.Manifest, where: str) -> None:
     require_listed(step.shards, manifest.shards, f"{where} needs the shard")
     require_listed((*step.weights.values(), *step.constants.values()), manifest.tensors(), f"{where} takes the tensor")
-    for name in step.weights.values():
-        if manifest.tensors()[name][0].name not in step.shards:
+    taken = {manifest.tensors()[name][0].name: name for name in step.weights.values()}
+    for shard, name in taken.items():
+        if shard not in step.shards:
             raise WrongError(f"{where} takes {name!r}, which is not in its shards")
+    for shard in step.shards:
+        if shard not in taken:
+            raise WrongError(f"{where} needs the shard {shard!r}, of which it takes nothing")
 
 
 def _check_look_up(lookup: p.LookUp, where: str, texts: Optional[p.Texts], manifest: m.Manifest) -> None:
@@ -166,16 +168,14 @@ def _check_module(module: p.Module, manifest: m.Manifest) -> None:
 
 
 def _check_graphs(manifest: m.Manifest) -> None:
-    """Raise WrongError unless all kernels have graphs or none has, and exits have their kernel."""
+    """Raise WrongError unless all captured kernels have graphs or none has, and exits have their kernel."""
     kernels, graphs = manifest.program.kernels, manifest.graphs
     for name, graph in graphs.items():
         if graph.bytes > m.MAX_GRAPH_BYTES:
             raise WrongError(f"graphs.{name} of {graph.bytes} bytes is larger than {m.MAX_GRAPH_BYTES}")
-    needed = {step.kernel for step in manifest.program.steps()}
-    if manifest.exits is not None:
-        if p.EXIT_KERNEL not in kernels:
-            raise WrongError(f"exits need the kernel {p.EXIT_KERNEL!r}")
-        needed.add(p.EXIT_KERNEL)
-    lost = [name for name in sorted(needed - set(graphs)) if kernels[name].template not in _TEMPLATES_WITHOUT_GRAPH]
+    if manifest.exits is not None and p.EXIT_KERNEL not in kernels:
+        raise WrongError(f"exits need the kernel {p.EXIT_KERNEL!r}")
+    needed = {step.kernel for step in manifest.program.steps() if kernels[step.kernel].template == p.CAPTURED}
+    lost = sorted(needed - set(graphs))
     if graphs and lost:
         raise WrongError(f"kernels {lost} have no graph")

@@ -6,7 +6,6 @@ megabytes of tensor data are held at a time. Tests compare the store with its so
 logit.
 """
 
-import importlib.util
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,11 +21,9 @@ from offramp.checkpoints.source import Source
 from offramp.checkpoints.tokenizing import store_tokenizer
 from offramp.division.config import DivisionConfig
 from offramp.division.messages import adapter_tensors, advice, listed
-from offramp.division.names.kernels import IR, OPSET, build_graphs
-from offramp.errors import MissingExtraError, SourceError
+from offramp.errors import SourceError
 from offramp.program import encoder as encoders
 from offramp.program.dtypes import DTYPES, FLOAT
-from offramp.program.heads import HeadForm
 from offramp.program.program import BEGIN, END, LAYER, Program
 from offramp.store import Shard, StoreWriter
 from offramp.store import manifest as m
@@ -100,17 +97,10 @@ def divide_by_names(source: Source, store: Path, config: DivisionConfig) -> Path
             say(f"{plan.name} ({number}/{len(division.shards)})")
         files = [_config(source, division, writer), *(writer.add_copy(path.name, path) for path in source.companions())]
         files += [*store_tokenizer(source.folder, writer, say), writer.add_file(INDEX, _index(shards))]
-        exits, form = _exits(source, program, writer)
-        try:
-            data = encoder_graphs(program, form)
-        except MissingExtraError as error:
-            more = f"{error} and `offramp divide --graphs STORE` adds them"
-            say(f"no graphs written, the store runs on torch only: {more}")
-            data = {}
-        graphs = {kernel: writer.add_graph(kernel, graph, OPSET, IR) for kernel, graph in data.items()}
+        exits = _exits(source, program, writer)
         made_from = m.Source(fingerprint, division.architecture, division.model_type, "names", division.widened_from)
         labels = writer.add_labels(division.labels)
-        return writer.finish(m.Manifest(made_from, program, shards, graphs, tuple(files), exits, labels=labels))
+        return writer.finish(m.Manifest(made_from, program, shards, {}, tuple(files), exits, labels=labels))
 
 
 def plan_division(config: Mapping[str, Any], entries: Mapping[str, Entry], where: object = None) -> Division:
@@ -247,13 +237,6 @@ def _require_fit(
     raise SourceError(f"tensors do not fit config.json: {'; '.join(faults)}", where, remedy)
 
 
-def encoder_graphs(program: Program, form: HeadForm | None) -> dict[str, bytes]:
-    """Return the ONNX graph of each kernel. Raises MissingExtraError without onnx."""
-    if importlib.util.find_spec("onnx") is None:
-        raise MissingExtraError("onnx", "divide")
-    return build_graphs(program, form)
-
-
 def _write_shard(source: Source, plan: ShardPlan, writer: StoreWriter) -> Shard:
     names = {tensor.canonical_name: tensor.source_name for tensor in plan.tensors}
     tensors = [(tensor.canonical_name, tensor.role, FLOAT, tensor.shape) for tensor in plan.tensors]
@@ -294,11 +277,11 @@ def _index(shards: Mapping[str, Shard]) -> bytes:
     return (json.dumps(tree, indent=2) + "\n").encode()
 
 
-def _exits(source: Source, program: Program, writer: StoreWriter) -> tuple[m.Exits | None, HeadForm | None]:
+def _exits(source: Source, program: Program, writer: StoreWriter) -> m.Exits | None:
     """Copy the exits. Raises SourceError unless there is one after each layer but the last, and nothing else."""
     exits = source.exits()
     if exits is None:
-        return None, None
+        return None
     heads, description = exits
     form = parse_exits(description.read_bytes(), source.folder, SourceError).form
     with heads.open("rb") as file:
@@ -309,4 +292,4 @@ def _exits(source: Source, program: Program, writer: StoreWriter) -> tuple[m.Exi
         if found.get(name) != wanted.get(name):
             what = f"exits do not fit the model: {name} is {found.get(name)}, not {wanted.get(name)}"
             raise SourceError(what, heads, "train the exits again")
-    return writer.add_exits(heads, description), form
+    return writer.add_exits(heads, description)

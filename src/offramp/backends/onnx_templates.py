@@ -1,4 +1,7 @@
-"""ONNX graphs of encoder kernels, with the weights as graph *inputs*: one small session serves every layer.
+"""ONNX graphs of encoder kernels, derived from template and attributes, with the weights as graph *inputs*.
+
+One small session serves every layer. Graphs of templates that lie in a store are never read: anybody may have
+written them.
 
 Opset 13 and IR 7 run on ONNX Runtime 1.10. GELU and layer normalisation are written as elementary operations, in the
 patterns that ONNX Runtime fuses again. `Gemm` with `transB=1` takes the layout of `nn.Linear` as it lies in the
@@ -7,41 +10,35 @@ checkpoint. No initialiser is larger than a few numbers, nothing is external.
 Shapes: T tokens of the padded batch (B rows of S), H hidden, I intermediate, E embedding width, C labels.
 """
 
+from __future__ import annotations
+
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Callable, Dict, List, Mapping, Optional
 
 import numpy as np
 
+from offramp.backends.onnx_writer import Graph
 from offramp.program.heads import HeadForm
-from offramp.program.program import EXIT_KERNEL, Program
+from offramp.program.program import Kernel
 
-OPSET, IR = 13, 7
 Sizes = Mapping[str, Any]
 """Attributes of a kernel."""
 
 
-def build_graphs(program: Program, form: HeadForm | None) -> dict[str, bytes]:
-    """Return kernel -> serialised graph, for every kernel that needs one.
+def graph_of(kernel: Kernel, form: Optional[HeadForm] = None) -> bytes:
+    """Return the serialised graph of a kernel; `form` is that of the exit heads, which only the template `exit` takes.
 
-    Args:
-        form: that of the exit heads; None without exits.
-
-    Raises KeyError for a program with kernels of other templates.
+    Raises KeyError for another template than those of BUILDERS and `exit`.
     """
-    graphs = {
-        name: BUILDERS[kernel.template](kernel.attributes)
-        for name, kernel in program.kernels.items()
-        if name not in ("mask", EXIT_KERNEL)
-    }
-    if form is not None:
-        graphs[EXIT_KERNEL] = exit_head(program.kernels[EXIT_KERNEL].attributes, form)
-    return graphs
+    if kernel.template == "exit":
+        assert form is not None, "exit heads are loaded where the store has exits"
+        return exit_head(kernel.attributes, form)
+    return BUILDERS[kernel.template](kernel.attributes)
 
 
 def embedding(sizes: Sizes) -> bytes:
     """Gathered rows [T, E] -> hidden [T, H]: their sum, normalised, projected where the embedding is narrower."""
-    g = _Graph("embedding")
+    g = Graph("embedding")
     width = sizes["embedding_size"]
     total = g.op("Add", g.input("word", "T", width), g.input("position", "T", width))
     if sizes["num_token_types"]:
@@ -54,13 +51,13 @@ def embedding(sizes: Sizes) -> bytes:
 
 def attention(sizes: Sizes) -> bytes:
     """hidden [T, H], mask [B, 1, 1, S] (added to the scores), shape [4] = (B, S, heads, H / heads) -> hidden [T, H]."""
-    g = _Graph("attention")
+    g = Graph("attention")
     size = sizes["hidden_size"]
     x = g.input("hidden", "T", size)
     mask = g.input("mask", "B", 1, 1, "S")
     shape = g.input("shape", 4, dtype=np.int64)
 
-    def heads(role: str, order: list[int]) -> str:
+    def heads(role: str, order: List[int]) -> str:
         return g.op("Transpose", g.op("Reshape", _linear(g, x, role, size, size), shape), perm=order)
 
     query, key, value = heads("q", [0, 2, 1, 3]), heads("k", [0, 2, 3, 1]), heads("v", [0, 2, 1, 3])
@@ -74,7 +71,7 @@ def attention(sizes: Sizes) -> bytes:
 
 def up(sizes: Sizes) -> bytes:
     """hidden [T, H] -> inner [T, I]."""
-    g = _Graph("up")
+    g = Graph("up")
     hidden, inner = sizes["hidden_size"], sizes["intermediate_size"]
     result = _linear(g, g.input("hidden", "T", hidden), "up", inner, hidden)
     return g.finish(_ACTIVATIONS[sizes["activation"]](g, result), "T", inner)
@@ -82,7 +79,7 @@ def up(sizes: Sizes) -> bytes:
 
 def down(sizes: Sizes) -> bytes:
     """inner [T, I] and hidden [T, H] -> hidden [T, H]."""
-    g = _Graph("down")
+    g = Graph("down")
     hidden, width = sizes["hidden_size"], sizes["intermediate_size"]
     inner = g.input("inner", "T", width)
     residual = g.input("hidden", "T", hidden)
@@ -102,7 +99,7 @@ def exit_head(sizes: Sizes, form: HeadForm) -> bytes:
     """
     if form.depth == 2:
         return _two_layers("exit", sizes, "exit.")
-    g = _Graph("exit")
+    g = Graph("exit")
     size, num_labels = sizes["hidden_size"], sizes["num_labels"]
     if form.pool == "first":
         pooled = g.input("first", "B", size)
@@ -115,57 +112,25 @@ def exit_head(sizes: Sizes, form: HeadForm) -> bytes:
 
 
 def _two_layers(name: str, sizes: Sizes, prefix: str) -> bytes:
-    g = _Graph(name)
+    g = Graph(name)
     size, num_labels = sizes["hidden_size"], sizes["num_labels"]
     dense = _linear(g, g.input("first", "B", size), prefix + "dense", size, size)
     logits = _linear(g, _ACTIVATIONS[sizes["activation"]](g, dense), prefix + "out", num_labels, size)
     return g.finish(logits, "B", num_labels)
 
 
-BUILDERS = {"embedding": embedding, "attention": attention, "up": up, "down": down, "head": head}
+BUILDERS: Dict[str, Callable[[Sizes], bytes]] = {
+    "embedding": embedding, "attention": attention, "up": up, "down": down, "head": head,
+}  # fmt: skip
 """Builder of each template; exit heads also depend on their form."""
 
 
-class _Graph:
-    """A graph under construction. Nodes and constants are numbered, inputs keep their names."""
-
-    def __init__(self, name: str) -> None:
-        import onnx  # of the extra `divide`
-
-        self._onnx, self._helper = onnx, onnx.helper
-        self.name, self.nodes, self.inputs, self.constants = name, [], [], []
-
-    def input(self, name: str, *shape: int | str, dtype: type = np.float32) -> str:
-        kind = self._helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-        self.inputs.append(self._helper.make_tensor_value_info(name, kind, shape))
-        return name
-
-    def constant(self, value: float | list[int], dtype: type = np.float32) -> str:
-        name = f"c{len(self.constants)}"
-        self.constants.append(self._onnx.numpy_helper.from_array(np.asarray(value, dtype), name))
-        return name
-
-    def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
-        name = f"n{len(self.nodes)}"
-        self.nodes.append(self._helper.make_node(kind, inputs, [name], name=name, **attributes))
-        return name
-
-    def finish(self, output: str, *shape: int | str) -> bytes:
-        self.nodes.append(self._helper.make_node("Identity", [output], ["out"], name="out"))
-        value = self._helper.make_tensor_value_info("out", self._onnx.TensorProto.FLOAT, shape)
-        graph = self._helper.make_graph(self.nodes, self.name, self.inputs, [value], self.constants)
-        opsets = [self._helper.make_opsetid("", OPSET)]
-        model = self._helper.make_model(graph, opset_imports=opsets, ir_version=IR, producer_name="offramp")
-        self._onnx.checker.check_model(model, full_check=True)
-        return model.SerializeToString(deterministic=True)
-
-
-def _linear(g: _Graph, x: str, role: str, outputs: int, inputs: int) -> str:
+def _linear(g: Graph, x: str, role: str, outputs: int, inputs: int) -> str:
     """x W^T + b with `role`.weight [outputs, inputs] and `role`.bias [outputs] as graph inputs."""
     return g.op("Gemm", x, g.input(role + ".weight", outputs, inputs), g.input(role + ".bias", outputs), transB=1)
 
 
-def _norm(g: _Graph, x: str, sizes: Sizes, width: int) -> str:
+def _norm(g: Graph, x: str, sizes: Sizes, width: int) -> str:
     centred = g.op("Sub", x, g.op("ReduceMean", x, axes=[-1]))
     variance = g.op("ReduceMean", g.op("Pow", centred, g.constant(2.0)), axes=[-1])
     deviation = g.op("Sqrt", g.op("Add", variance, g.constant(sizes["norm_epsilon"])))
@@ -173,22 +138,22 @@ def _norm(g: _Graph, x: str, sizes: Sizes, width: int) -> str:
     return g.op("Add", scaled, g.input("norm.bias", width))
 
 
-def _gelu(g: _Graph, x: str) -> str:
+def _gelu(g: Graph, x: str) -> str:
     erf = g.op("Erf", g.op("Div", x, g.constant(math.sqrt(2))))
     return g.op("Mul", g.op("Mul", x, g.op("Add", erf, g.constant(1.0))), g.constant(0.5))
 
 
-def _gelu_tanh(g: _Graph, x: str) -> str:
+def _gelu_tanh(g: Graph, x: str) -> str:
     cube = g.op("Mul", g.op("Pow", x, g.constant(3.0)), g.constant(0.044715))
     inner = g.op("Tanh", g.op("Mul", g.op("Add", x, cube), g.constant(math.sqrt(2 / math.pi))))
     return g.op("Mul", g.op("Mul", x, g.op("Add", inner, g.constant(1.0))), g.constant(0.5))
 
 
-def _silu(g: _Graph, x: str) -> str:
+def _silu(g: Graph, x: str) -> str:
     return g.op("Mul", x, g.op("Sigmoid", x))
 
 
-_ACTIVATIONS: dict[str, Callable[[_Graph, str], str]] = {
+_ACTIVATIONS: Dict[str, Callable[[Graph, str], str]] = {
     "gelu": _gelu, "gelu_new": _gelu_tanh, "gelu_pytorch_tanh": _gelu_tanh, "silu": _silu, "swish": _silu,
     "relu": lambda g, x: g.op("Relu", x), "tanh": lambda g, x: g.op("Tanh", x),
 }  # fmt: skip
