@@ -81,7 +81,7 @@ def test_a_captured_store_that_lacks_one_graph_is_refused_by_its_name(captured, 
 def test_a_graph_that_is_none_is_refused_by_name(captured, monkeypatch):
     read, graphs = captured.read_file, captured.manifest.graphs.values()
     monkeypatch.setattr(captured, "read_file", lambda file: b"not a graph" if file in graphs else read(file))
-    with pytest.raises(StoreError, match=r"graph '[a-z]+' does not load") as caught:
+    with pytest.raises(StoreError, match=r"graph '[a-z]+' is refused: not an ONNX model") as caught:
         OnnxBackend(captured, 1)
     assert "\n" not in str(caught.value)
 

@@ -77,6 +77,33 @@ def test_tied_weights_are_divided_into_graphs(tmp_path):
         assert len(store.program.stages) >= 3 and store.manifest.source.method == "export"
 
 
+class Bags(nn.Module):
+    """Sums of embeddings: by an operation that becomes a Loop over sequences in ONNX, or one by one."""
+
+    def __init__(self, by_bags):
+        super().__init__()
+        self.words = nn.EmbeddingBag(20, 4, mode="sum") if by_bags else nn.Embedding(20, 4)
+        self.layer, self.by_bags = nn.Linear(4, 3), by_bags
+
+    def forward(self, ids):
+        hidden = self.words(ids)
+        return self.layer(hidden if self.by_bags else hidden.sum(1))
+
+
+@pytest.mark.parametrize(
+    ("by_bags", "words"),
+    [(True, "torch only: as ONNX, it needs the operator"), (False, "ONNX graphs differ from")],
+)
+def test_onnx_graphs_with_operators_that_readers_refuse_are_not_written(by_bags, words, tmp_path, monkeypatch):
+    monkeypatch.undo()
+    said = []
+    path = offramp.divide(Bags(by_bags).eval(), ids(2, 6), tmp_path / "store", method="export", say=said.append)
+    assert any(words in line for line in said)
+    assert len(list((path / "graphs").glob("*.onnx"))) == (
+        0 if by_bags else len(list((path / "graphs").glob("*.json")))
+    )
+
+
 def test_extents_in_which_examples_differ_may_differ():
     graph = exported(Pooled(), torch.ones(2, 3, 8, 8), torch.ones(3, 3, 6, 8))
     assert graph.dynamic[graph.inputs[0]] == (0, 2)

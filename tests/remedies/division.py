@@ -13,7 +13,7 @@ from offramp.division.checkpoints import example_of, load_inputs
 from offramp.streaming.weightless import class_of_folder, weightless
 from tests.division.modules import WIDTH, Chain, Counting, Routed, Tied, ids, made, vectors
 from tests.remedies.entries import Entry, closed, corrected, options, said_by
-from tests.remedies.store import named_file, spoilt
+from tests.remedies.store import failing, named_file, spoilt, undo
 
 EXPORTED = ("graphs are of the store of a module", "export")
 
@@ -399,6 +399,25 @@ def with_squares(tree):
     tree["nodes"] += [rows, pairs, ["z2", "aten.zeros.default", [[{"v": "z1"}, 1 << 20]], {}]]
 
 
+def with_operation(operator):
+    """Add an operation of the first input, whose result nothing uses."""
+    return lambda graph: graph.node.add(op_type=operator, input=[graph.input[0].name], output=["odd"])
+
+
+def without_operators(w):
+    """A table of operators that has none."""
+    from offramp.backends import onnx_checks
+
+    w.patch(onnx_checks, "OPERATORS", {})
+
+
+def full_arena(w):
+    """ONNX Runtime's arena has no more memory."""
+    import onnxruntime
+
+    failing(onnxruntime.InferenceSession, "run", RuntimeError("Available memory of 0 is smaller"))(w)
+
+
 def without_captured(tree):
     tree["files"] = [each for each in tree["files"] if not each["file"].startswith("graphs/")]
 
@@ -455,8 +474,6 @@ def misshapen(graph):
 
 def without_exporter(w):
     """An exporter of graphs that fails."""
-    from tests.remedies.store import failing
-
     failing(torch.onnx, "export", RuntimeError("no such operation"))(w)
 
 
@@ -638,8 +655,23 @@ def given_inputs(w):
 TABLE = [
     closed("backends/base.py: {} | stage", "unreachable", "divide the model again"),
     closed("backends/base.py: kernel {} is of the template", "unreachable", "divide the model again"),
+    Entry(
+        "backends/onnx_captured.py: graph {} is refused: {}",
+        spoilt(onnx_graphs(with_operation("RandomNormalLike")), lambda w: load(w, "export")),
+        "run it with --backend torch",
+        said_by(lambda w: load(w, "export", backend="torch"), "`--backend torch`"),
+        again=False,
+    ),
+    of_export("backends/onnx_captured.py: graph {} is refused: {}", onnx_bytes(lambda data: b"not a graph"), "ort"),
+    of_export("backends/onnx_session.py: graph {} does not load", onnx_graphs(with_operation("Not")), "ort"),
+    Entry(
+        "backends/onnx_session.py: the values of a kernel take",
+        spoilt(full_arena, load),
+        "use smaller batches or shorter inputs, or a larger --budget",
+        undo,
+        simulates="memory",
+    ),
     of_export("backends/onnx.py: graphs of unknown kernels", another_graph, "ort"),
-    of_export("backends/onnx.py: graph {} does not load", onnx_bytes(lambda data: b"not a graph"), "ort"),
     of_export(
         "store/reader.py: graph refers to data in another file", onnx_bytes(lambda data: data + b"location"), "ort"
     ),
@@ -943,6 +975,13 @@ TABLE = [
         spoilt(lambda w: (w / "x.npz").write_text("no"), lambda w: load_inputs(w / "x.npz")),
         "save them with numpy.savez",
         said_by(lambda w: np.savez("x.npz", x=np.zeros(3)), "`numpy.savez`"),
+    ),
+    Entry(
+        "division/export.py: as ONNX, {}",
+        spoilt(without_operators, on_ort),
+        "run it on torch",
+        said_by(lambda w: on_ort(w, "torch"), "`backend='torch'`"),
+        again=False,
     ),
     Entry(
         "division/export.py: a stage cannot be written as ONNX",

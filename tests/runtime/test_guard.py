@@ -6,6 +6,7 @@ import time
 import pytest
 
 from offramp.errors import UsageError
+from offramp.runtime.backend import StoppedError
 from offramp.runtime.guard import DeadlineGuard, guard_for
 from offramp.units import format_duration, parse_duration
 from tests.runtime.driver import answers, encode, expected
@@ -133,6 +134,33 @@ def test_a_read_that_does_not_end_is_left_at_the_deadline(shelf, shard):
     assert stuck.cancelled.wait(5)
     stuck.released.set()
     engine.gate.guard = DeadlineGuard(LONG)
+    assert answers(engine.sweep([encode(ROWS)])) == expected(store, ROWS, "none")
+    engine.close()
+
+
+@pytest.mark.parametrize("answered", [0, 1, 2, 3])
+def test_a_kernel_that_does_not_end_is_stopped_at_the_deadline(shelf, answered):
+    """The last answer goes out, the next request is right, and without an answer the kernel is not told to stop."""
+    store = shelf.open(Toy())
+    engine, deadline = open_engine(store, "none", 1, guard=DeadlineGuard(LONG)), 0.05
+    compute, slow = engine.backend.run, engine.schedule.stages[answered + 1].steps[1]
+
+    def run(state, step, weights):
+        if step is slow and state.latest is not None:
+            time.sleep(max(state.latest - time.perf_counter(), 0))
+            raise StoppedError
+        compute(state, step, weights)
+
+    engine.backend.run = run
+    began = time.perf_counter()
+    engine.gate.guard = DeadlineGuard(deadline)
+    outcomes = engine.sweep([encode(ROWS)], began=began)
+    seconds = time.perf_counter() - began
+    if answered:
+        assert answers(outcomes) == expected(store, ROWS, f"stage:{answered}")
+        assert all(outcome.is_cut for outcome in outcomes)
+        assert seconds > deadline, "it counts as late"
+    engine.backend.run, engine.gate.guard = compute, DeadlineGuard(LONG)
     assert answers(engine.sweep([encode(ROWS)])) == expected(store, ROWS, "none")
     engine.close()
 

@@ -2,33 +2,24 @@
 
 Graphs of templates are derived from their attributes (`onnx_templates`); only captured kernels come from the store.
 
-All sessions share one arena that grows by exactly what is requested. A pass then takes no page fault: malloc would map
-and return each buffer (31,000 faults a pass of BERT-base, twice the latency), and one doubling arena for each session
-would take several times the memory. Memory patterns are off because each keeps a copy for each shape. Spinning is off
-because a spinning pool takes the core that the reader needs.
-
 Shapes: B rows, S tokens of the longest row, T = B S, H hidden, C labels.
 """
 
 from __future__ import annotations
 
 import ctypes
-import os
-from functools import lru_cache
 from typing import Any, Callable, Dict, List, Tuple
 
 import numpy as np
 
-from offramp.backends.base import REMEDY, LoadedKernel, ProgramBackend, lines_of
+from offramp.backends.base import REMEDY, LoadedKernel, ProgramBackend
+from offramp.backends.onnx_session import KernelError, StopClock, open_session, run_session, shrink_arena
 from offramp.backends.onnx_templates import Sizes, graph_of
-from offramp.errors import StoreError, import_error, is_out_of_memory
-from offramp.program.encoder import weight_shapes
+from offramp.errors import StoreError
 from offramp.program.program import CAPTURED, Kernel
 from offramp.runtime.backend import State
 from offramp.store import Store
-from offramp.store.files import notice
 
-ARENA_START_BYTES = 256 << 10
 _MASKED = np.float32(np.finfo(np.float32).min)
 
 
@@ -42,6 +33,8 @@ class OnnxBackend(ProgramBackend):
 
     def __init__(self, store: Store, num_threads: int, *, trust_kernels: bool = False) -> None:
         self._sessions: Dict[str, Any] = {}
+        self._clock = StopClock()
+        self._num_operations: Dict[str, int] = {}
         super().__init__(store, num_threads, trust_kernels=trust_kernels)
         unknown = sorted(set(store.manifest.graphs) - set(self.kernels))
         if unknown:
@@ -51,17 +44,24 @@ class OnnxBackend(ProgramBackend):
         """Open the session of a kernel; masks and pooled exits of captured programs are computed by NumPy."""
         if kernel.template in _IN_NUMPY:
             return _IN_NUMPY[kernel.template]
-        graph = self._captured(name) if kernel.template == CAPTURED else graph_of(kernel, self.exit_form)
+        if kernel.template == CAPTURED:
+            return self._captured(name)
+        graph = graph_of(kernel, self.exit_form)
         session = self._sessions[name] = open_session(graph, self.num_threads, self.store, name)
         return self._run_of(session, name, kernel)
 
-    def _captured(self, name: str) -> bytes:
-        """Return the graph of a captured kernel."""
+    def _captured(self, name: str) -> LoadedKernel:
+        """Return a captured kernel, whose graph comes from the store."""
         graphs, path = self.store.manifest.graphs, self.store.path
         if name not in graphs:
             what = f"the store has no graph {name!r}" if graphs else "the store has no graphs"
             raise StoreError(what, path, "divide it with onnxscript installed, or --backend torch")
-        return self.store.read_file(graphs[name])
+        from offramp.backends.onnx_captured import CapturedKernel  # checks that templates need not, 5 ms
+
+        num_loaded = sum(number for other, number in self._num_operations.items() if other != name)
+        kernel = CapturedKernel(self, name, self.store.read_file(graphs[name]), self._clock, num_loaded)
+        self._sessions[name], self._num_operations[name] = kernel.session, kernel.num_operations
+        return kernel
 
     def _run_of(self, session: Any, name: str, kernel: Kernel) -> LoadedKernel:
         """Return the call of a session. Inputs of its graph that are not inputs of its template are derived."""
@@ -72,11 +72,9 @@ class OnnxBackend(ProgramBackend):
             feeds = {name: array for name, array in inputs.items() if name in taken}
             feeds.update((name, derive(kernel.attributes, state, inputs)) for name, derive in derived.items())
             try:
-                return session.run(None, feeds)
-            except Exception as error:  # onnxruntime's exceptions have no common base across versions
-                if is_out_of_memory(error):
-                    raise
-                raise self.wrong_inputs(name, lines_of(error)[-1]) from error
+                return run_session(session, None, feeds)
+            except KernelError as error:
+                raise self.wrong_inputs(name, str(error)) from None
 
         return run
 
@@ -100,20 +98,12 @@ class OnnxBackend(ProgramBackend):
         return 2 * num_rows * length * _MASKED.itemsize
 
     def trim(self) -> None:
-        """Shrink the shared arena to the buffers in use, by running the smallest kernel once."""
-        import onnxruntime as ort
-
-        options = ort.RunOptions()
-        names = [name for name in self._sessions if self.program.kernels[name].template == "up"]
-        if not names or not hasattr(options, "add_run_config_entry"):  # before 1.11 an arena cannot be shrunk
-            return
-        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-        session, kernel = self._sessions[names[0]], self.program.kernels[names[0]]
-        shapes = {**(weight_shapes(kernel) or {}), "hidden": (1, kernel.attributes["hidden_size"])}
-        session.run(None, {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}, options)
+        """Shrink the shared arena to the buffers in use."""
+        shrink_arena()
 
     def close(self) -> None:
         """Shrink the arena and end the sessions with their threads. They open again when they are used."""
+        self._clock.close()
         self.trim()
         self.kernels.clear()
         self._sessions.clear()
@@ -125,48 +115,6 @@ class OnnxBackend(ProgramBackend):
                 ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
             self.kernels.clear()
             self._sessions.clear()
-
-
-def open_session(graph: bytes, num_threads: int, store: Store, name: str) -> Any:
-    """Return a session of ONNX Runtime that shares the arena.
-
-    Raises StoreError for bytes that are not a graph, MissingExtraError without onnxruntime.
-    """
-    # From 1.29 on ONNX Runtime reports each session to its makers, by a thread, a database and TLS in our budget.
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    try:
-        import onnxruntime as ort
-    except ImportError as error:
-        raise import_error(error, "onnxruntime", "edge") from None
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = num_threads, 1
-    options.enable_mem_pattern = False
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.use_env_allocators", "1")
-    _share_arena()
-    try:
-        return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's exceptions have no common base across versions
-        if is_out_of_memory(error):
-            raise
-        raise StoreError(f"graph {name!r} does not load: {lines_of(error)[0]}", store.path, REMEDY) from error
-
-
-@lru_cache(maxsize=1)
-def _share_arena() -> None:
-    """Register the arena of this process's sessions, once: it can be shrunk (`OnnxBackend.trim`), not removed."""
-    import onnxruntime as ort
-
-    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
-    no_limit, as_requested, whole_chunks = 0, 1, -1
-    arena = ort.OrtArenaCfg(no_limit, as_requested, ARENA_START_BYTES, whole_chunks)
-    try:
-        ort.create_and_register_allocator(memory, arena)
-    except Exception as error:  # onnxruntime's exceptions have no common base across versions
-        if "already" not in str(error):
-            raise
-        notice("another library of this process has registered an arena of ONNX Runtime: its growth is not planned")
 
 
 def _mask(state: State, inputs: Dict[str, Any]) -> Tuple[np.ndarray]:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from offramp.backends.onnx_checks import require_allowed
+from offramp.backends.onnx_operators import Known
 from offramp.backends.torch_graphs import CapturedGraph
 from offramp.division.cutting import Cut, Graph, cut, has_hidden
 from offramp.division.exported import export, quiet
@@ -21,6 +23,7 @@ from offramp.division.proof import Example, Original
 from offramp.division.snapshot import undisturbed
 from offramp.errors import StageError, said
 from offramp.program.captured import captured_program
+from offramp.program.checks import WrongError
 from offramp.store import StoreWriter
 from offramp.store import manifest as m
 from offramp.streaming.capture import Arguments, are_equal
@@ -72,7 +75,7 @@ def with_graphs(original: Original, manifest: m.Manifest, exits: Sequence[int], 
         manifest,
         program=program,
         shards={**manifest.shards, **_constants(graph, found, manifest, writer)},
-        graphs=_write_onnx(run, writer),
+        graphs=_write_onnx(run, program.activation_bytes, writer),
         files=(*manifest.files, *files),
         source=replace(manifest.source, method="export"),
     )
@@ -153,8 +156,11 @@ def _constants(graph: Graph, found: Cut, manifest: m.Manifest, writer: StoreWrit
     return {CONSTANTS: writer.add_shard(CONSTANTS, entries, lambda name: [bits(graph.data[name])])}
 
 
-def _write_onnx(run: _Run, writer: StoreWriter) -> dict[str, m.Graph]:
-    """Write the graphs for ONNX Runtime. Returns none where one of them cannot be written or gives other results."""
+def _write_onnx(run: _Run, activation_bytes: int, writer: StoreWriter) -> dict[str, m.Graph]:
+    """Write the graphs for ONNX Runtime.
+
+    Returns none where one of them cannot be written, may not be in a store, or gives other results.
+    """
     say = run.original.say
     if importlib.util.find_spec("onnxscript") is None:
         say("no ONNX graphs written, the store runs on torch only: pip install 'offramp[divide]'")
@@ -167,6 +173,7 @@ def _write_onnx(run: _Run, writer: StoreWriter) -> dict[str, m.Graph]:
         if piece.kernel not in written:
             graph = run.graphs[piece.kernel]
             data = _to_onnx(graph, given, [run.graph.dynamic.get(name, ()) for name in piece.reads])
+            _require_allowed(data, graph.inputs, given, len(piece.reads), activation_bytes)
             differences.append(_difference(data, graph.inputs, given, results))
             written[piece.kernel] = writer.add_graph(piece.kernel, data, OPSET, IR)
 
@@ -215,6 +222,15 @@ def _to_onnx(graph: CapturedGraph, given: Sequence[Tensor], dynamic: Sequence[Se
     return proto.SerializeToString(deterministic=True)
 
 
+def _require_allowed(data: bytes, names: Sequence[str], given: Sequence[Tensor], num_read: int, lived: int) -> None:
+    """Raise StageError where readers of the store would refuse a graph. `lived`: bytes of the model's values."""
+    inputs = {n: Known(str(t.dtype).removeprefix("torch."), tuple(t.shape)) for n, t in zip(names, given, strict=True)}
+    try:
+        require_allowed(data, inputs, names[:num_read], lived)
+    except WrongError as error:
+        raise StageError(f"as ONNX, {error}", None, "run it on torch") from None
+
+
 def _difference(data: bytes, names: Sequence[str], given: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     """Return the largest difference between ONNX Runtime's results and those expected, relative to the largest value.
 
@@ -223,7 +239,7 @@ def _difference(data: bytes, names: Sequence[str], given: Sequence[Tensor], expe
     import onnxruntime as ort
 
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     try:
         session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         taken = {each.name for each in session.get_inputs()}

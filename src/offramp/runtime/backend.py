@@ -20,6 +20,10 @@ Weights = Mapping[str, np.ndarray]
 """Input of a kernel -> array of the tensor's dtype and shape."""
 
 
+class StoppedError(Exception):
+    """A kernel was stopped at the deadline of its request. Its results are lost."""
+
+
 @dataclass
 class State:
     """The values of a batch between two steps."""
@@ -32,6 +36,12 @@ class State:
     """int64 [B, S] of texts: 1 for a token, 0 for padding. None for inputs without tokens."""
     allowance: Any = None
     """The rest of the limits of the pass, for backends that run captured kernels."""
+    latest: Optional[float] = None
+    """Time of `time.perf_counter` at which captured kernels stop, by StoppedError; None: there is no other answer."""
+    free_work: int = 0
+    """Multiply-adds of captured kernels so far for which their inputs do not account."""
+    made_bytes: int = 0
+    """Bytes of all results of captured kernels so far."""
 
     def keep_BS1(self) -> np.ndarray:
         """Return the mask of texts as float32 [B, S, 1]."""
@@ -66,7 +76,10 @@ class Backend(ABC):
 
     @abstractmethod
     def run(self, state: State, step: Step, weights: Weights) -> None:
-        """Run one step: read its values from `state`, add what it writes, drop what no later step or exit reads."""
+        """Run one step: read its values from `state`, add what it writes, drop what no later step or exit reads.
+
+        Raises StoppedError at `state.latest`.
+        """
 
     @abstractmethod
     def exit_logits(self, state: State, value: str, weights: Weights) -> np.ndarray:

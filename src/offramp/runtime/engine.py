@@ -15,7 +15,7 @@ from typing import Deque, List, Optional, Sequence
 from offramp.measure import Span
 from offramp.program.inputs import Batch
 from offramp.program.program import END, LAYER, Step
-from offramp.runtime.backend import Backend, State, Weights
+from offramp.runtime.backend import Backend, State, StoppedError, Weights
 from offramp.runtime.feed import WeightFeed
 from offramp.runtime.gate import ExitGate
 from offramp.runtime.inputs import InputReader
@@ -25,7 +25,7 @@ from offramp.runtime.sweep import BatchRun, Outcome, PassCost, Sweep
 
 
 class _LateError(Exception):
-    """The deadline passed while the engine waited for weights, and there is an answer to give."""
+    """The deadline passed while weights were read or a kernel ran, and there is an answer to give."""
 
 
 class Engine:
@@ -132,7 +132,11 @@ class Engine:
         kind = "head" if stage.role == END else "compute"
         for step, arrays in zip(steps, weights):
             name = f"{stage.name} {step.kernel}" if stage.role == LAYER else stage.name
-            run.timed(name, index, kind, self.backend.run, state, step, arrays)
+            try:
+                run.timed(name, index, kind, self.backend.run, state, step, arrays)
+            except StoppedError:
+                self.gate.note_stopped(run)
+                raise _LateError from None
         run.layer_seconds += run.compute_seconds - before
 
     def _release(self, steps: Group) -> None:

@@ -29,6 +29,9 @@ _RATE = 0.2
 _DECAY = 0.98
 """Factor per decision applied to the time of gathering. A shape that was slow once is tried again after some hundred
 decisions."""
+_STOPPED_FACTOR = 2.0
+"""Time that a stopped kernel is taken to need, in deadlines: with the decay of the guard it is tried again after 35
+requests."""
 Shape = Tuple[int, int]
 """Logarithmic size classes of rows and tokens."""
 
@@ -61,6 +64,12 @@ class ExitGate:
     def note_missed(self, run: BatchRun) -> None:
         """Tell the guard that the weights of the next exit were not there in time."""
         self._tell_guard(run.answer.exit_stage + 1, run, time.perf_counter())
+
+    def note_stopped(self, run: BatchRun) -> None:
+        """Tell the guard that a kernel before the next exit was stopped: how long it takes is not known."""
+        assert self.guard.deadline_seconds is not None, "kernels are stopped at a deadline"
+        seconds = _STOPPED_FACTOR * self.guard.deadline_seconds
+        self.guard.record(run.answer.exit_stage + 1, run.length, seconds, seconds)
 
     def _is_asked(self, exit_index: int) -> bool:
         """Return whether the answer of an exit can matter. Under a deadline any answer is better than none."""
@@ -95,6 +104,8 @@ class ExitGate:
         now = time.perf_counter()
         self._tell_guard(exit_index, run, now)
         run.answer = Answer(exit_index, logits_BC, now, run.compute_seconds)
+        if self.guard.deadline_seconds is not None and run.state is not None:
+            run.state.latest = run.began + self.guard.deadline_seconds
         if len(logits_BC) and not self.guard.allows_next_exit(exit_index, run.length, now - run.began):
             run.cut()
 

@@ -64,6 +64,8 @@ class Ledger(Forked):
     def __init__(self) -> None:
         self.lock = threading.RLock()
         """Held between a plan and its reservation."""
+        self.process_bytes: Optional[int] = None
+        """Budget of the only engine of this process; None: others may follow, with larger budgets."""
         self._shares: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
         self._moment = 0
         self.survive_forks()

@@ -20,7 +20,7 @@ from offramp.program.inputs import InputEncoder
 from offramp.runtime.config import BULK, RESIDENT, EngineConfig
 from offramp.runtime.footprint import trim_memory, tune_allocator
 from offramp.runtime.guard import guard_for
-from offramp.runtime.ledger import MEMORY, least_limit
+from offramp.runtime.ledger import LEDGER, MEMORY, least_limit
 from offramp.runtime.planner import SPREAD_BYTES, page_rounded
 from offramp.runtime.profile import DeviceProfile, conditions_of
 from offramp.session.bulk import with_most_rows
@@ -103,6 +103,7 @@ def _prepared(
     opened = _opened(store, config, named)
     closing.callback(opened.close)
     num_exits = len(opened.program.layers)
+    LEDGER.process_bytes = config.budget_bytes if config.own_process else None
     backend = open_backend(config.backend, opened, config.threads or num_cores(), config.trust_kernels)
     closing.callback(backend.close)
     guard = guard_for(named.deadline_seconds if config.deadline is None else config.deadline)

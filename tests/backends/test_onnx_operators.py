@@ -1,0 +1,298 @@
+"""The rules of the table of ONNX operators, against the shapes that ONNX Runtime gives.
+
+Shapes: N rows, C channels.
+"""
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from offramp.backends.onnx_checks import checked_model, sizes_of
+from offramp.backends.onnx_operators import OPERATORS, Known
+from offramp.program.checks import WrongError
+from offramp.program.dtypes import DTYPES
+from offramp.store import Store
+from tests.golden.common import STORES, unpack
+
+NUMBERS = np.random.default_rng(0)
+
+
+def f(*shape):
+    return NUMBERS.uniform(0.1, 0.9, shape).astype(np.float32)
+
+
+def i(*shape, most=3):
+    return NUMBERS.integers(0, most, shape)
+
+
+def b(*shape):
+    return NUMBERS.integers(0, 2, shape).astype(bool)
+
+
+UNARY = (
+    "Abs", "Neg", "Ceil", "Floor", "Round", "Sign", "Sqrt", "Identity", "Cos", "Erf", "Exp", "Log", "Reciprocal",
+    "Relu", "Sigmoid", "Sin", "Softplus", "Softsign", "Tanh", "HardSwish", "Elu", "LeakyRelu", "HardSigmoid", "Selu",
+    "Mish", "com.microsoft.Gelu", "com.microsoft.QuickGelu",
+)  # fmt: skip
+BINARY = (
+    "Add", "Sub", "Mul", "Pow", "Min", "Max", "Sum", "Mean", "Div", "Equal", "Greater", "GreaterOrEqual", "Less",
+    "LessOrEqual",
+)  # fmt: skip
+REDUCED = (
+    "ReduceProd", "ReduceMax", "ReduceMin", "ReduceMean", "ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSumExp",
+)  # fmt: skip
+CASES = [
+    *[(name, [f(2, 3)], {}) for name in UNARY],
+    *[(name, [f(2, 1, 3), f(4, 3)], {}) for name in BINARY],
+    ("PRelu", [f(2, 4, 3), f(4, 1)], {}),
+    ("ReduceSum", [f(2, 3, 4), [1]], {"keepdims": 0}),
+    *[(name, [f(2, 3, 4)], {"axes": [-1]}) for name in REDUCED],
+    *[(name, [f(2, 3, 4)], {"axes": [0, 2], "keepdims": 0}) for name in REDUCED],
+    *[(name, [f(2, 3, 4)], {"keepdims": 0}) for name in REDUCED],
+    ("ReduceSum", [f(2, 3, 4)], {"noop_with_empty_axes": 1}),
+    ("Not", [b(2)], {}),
+    *[(name, [b(2, 1), b(3)], {}) for name in ("And", "Or", "Xor")],
+    *[(name, [f(2, 3)], {}) for name in ("IsNaN", "IsInf")],
+    ("Where", [b(2, 1), f(3), f(4, 1, 1)], {}),
+    ("Clip", [f(2), np.float32(0.2)], {}),
+    ("Div", [i(2, 3), [3]], {}),
+    ("Mod", [i(2, 3), [[3], [2]]], {}),
+    ("Mod", [f(2, 3), f(3)], {"fmod": 1}),
+    *[("Cast", [f(2)], {"to": to}) for to in (TensorProto.INT64, TensorProto.BOOL, TensorProto.FLOAT16)],
+    ("CastLike", [f(2), i(1)], {}),
+    ("CumSum", [f(2, 3), np.int64(1)], {"reverse": 1}),
+    ("Trilu", [f(2, 3)], {"upper": 0}),
+    ("Softmax", [f(2, 3)], {"axis": -2}),
+    ("LogSoftmax", [f(2, 3)], {}),
+    ("LayerNormalization", [f(2, 3, 4), f(3, 4), f(3, 4)], {"axis": 1}, 3),
+    ("LayerNormalization", [f(2, 3, 4), f(4)], {}),
+    ("BatchNormalization", [f(2, 3, 4, 5), f(3), f(3), f(3), f(3)], {}),
+    ("InstanceNormalization", [f(2, 3, 4), f(3), f(3)], {}),
+    ("Shape", [f(2, 3, 4)], {"start": 1}),
+    ("Shape", [f(2, 3, 4)], {"start": -2, "end": -1}),
+    ("Size", [f(2, 3)], {}),
+    ("Constant", [], {"value": numpy_helper.from_array(f(2, 3))}),
+    ("Constant", [], {"value_ints": [1, 2]}),
+    ("Constant", [], {"value_float": 1.0}),
+    ("ConstantOfShape", [[2, 3]], {"value": numpy_helper.from_array(np.array([5]))}),
+    ("ConstantOfShape", [np.zeros(0, np.int64).tolist()], {}),
+    ("Range", [np.int64(2), np.int64(9), np.int64(3)], {}),
+    ("Range", [np.float32(3), np.float32(0), np.float32(-0.5)], {}),
+    ("Reshape", [f(2, 3, 4), [0, -1]], {}),
+    ("Reshape", [f(0, 3), [0, 7]], {"allowzero": 1}),
+    ("Flatten", [f(2, 3, 4)], {"axis": -1}),
+    ("Flatten", [f(2, 3, 4)], {"axis": 0}),
+    ("Squeeze", [f(2, 1, 3, 1), [-1]], {}),
+    ("Squeeze", [f(2, 1, 3, 1)], {}),
+    ("Unsqueeze", [f(2, 3), [0, -1]], {}),
+    ("Transpose", [f(2, 3, 4)], {}),
+    ("Transpose", [f(2, 3, 4)], {"perm": [1, 2, 0]}),
+    ("DepthToSpace", [f(1, 8, 2, 3)], {"blocksize": 2, "mode": "CRD"}),
+    ("SpaceToDepth", [f(1, 2, 4, 6)], {"blocksize": 2}),
+    ("Expand", [f(2, 1), [3, 1, 4]], {}),
+    ("Tile", [f(2, 3), [2, 1]], {}),
+    ("Concat", [f(2, 3), f(2, 1)], {"axis": -1}),
+    ("Split", [f(2, 7), [3, 4]], {"axis": 1}, 2),
+    ("Split", [f(2, 7)], {"axis": 1, "num_outputs": 3}, 3),
+    ("Slice", [f(5, 6), [1, -2], [9, -5], [0, 1], [2, -1]], {}),
+    ("Slice", [f(5), [-99], [-99], [0], [-1]], {}),
+    ("Slice", [f(5), [99], [-99], [0], [-2]], {}),
+    ("Slice", [f(5, 2), [3], [1]], {}),
+    ("Pad", [f(2, 3), [0, 1, 2, 1]], {}),
+    ("Pad", [f(4, 5), [0, -1, 2, -1]], {}),
+    ("Pad", [f(2, 5), [1, 2], np.float32(0), [1]], {}),
+    ("Pad", [f(2, 5), [0, 1, 0, 2]], {"mode": "reflect"}),
+    ("Pad", [f(2, 5), [0, 1, 0, 2]], {"mode": "edge"}),
+    ("Gather", [f(4, 5), i(2, 3)], {"axis": 1}),
+    ("Gather", [f(4, 5), np.int64(-1)], {}),
+    ("GatherElements", [f(4, 5), i(2, 5)], {"axis": 0}),
+    ("GatherND", [f(4, 5, 6), i(2, 3, 2)], {}),
+    ("GatherND", [f(2, 5, 6), i(2, 3, 1)], {"batch_dims": 1}),
+    ("ScatterElements", [f(4, 5), i(2, 5), f(2, 5)], {"axis": 0}),
+    ("ScatterND", [f(4, 5), i(3, 1), f(3, 5)], {}),
+    ("OneHot", [i(2, 3), np.int64(4), f(2)], {"axis": 1}),
+    ("ArgMax", [f(2, 3)], {"axis": 1}),
+    ("ArgMin", [f(2, 3)], {"axis": -1, "keepdims": 0}),
+    ("TopK", [f(2, 5), [3]], {"axis": 1}, 2),
+    ("MatMul", [f(2, 1, 3, 4), f(5, 4, 6)], {}),
+    ("MatMul", [f(4), f(5, 4, 6)], {}),
+    ("MatMul", [f(5, 3, 4), f(4)], {}),
+    ("MatMul", [f(4), f(4)], {}),
+    ("Gemm", [f(4, 3), f(5, 4), f(5)], {"transA": 1, "transB": 1, "alpha": 0.5}),
+    ("Einsum", [f(2, 3, 4), f(2, 4, 5)], {"equation": "bij,bjk->bik"}),
+    ("Conv", [f(2, 4, 8, 9), f(6, 2, 3, 2), f(6)], {"group": 2, "strides": [2, 1], "pads": [1, 0, 0, 2]}),
+    ("Conv", [f(2, 4, 9), f(3, 4, 3)], {"dilations": [2]}),
+    ("Conv", [f(1, 2, 4, 5, 6), f(3, 2, 1, 2, 3)], {"kernel_shape": [1, 2, 3]}),
+    ("ConvTranspose", [f(2, 4, 5, 6), f(4, 3, 3, 2)], {"strides": [2, 3], "pads": [1, 0, 1, 0], "group": 2}),
+    ("ConvTranspose", [f(2, 4, 5), f(4, 3, 3), f(3)], {"strides": [3], "output_padding": [2], "dilations": [2]}),
+    ("AveragePool", [f(1, 2, 7, 7)], {"kernel_shape": [3, 2], "strides": [2, 2], "pads": [1, 1, 1, 1]}),
+    ("AveragePool", [f(1, 2, 8)], {"kernel_shape": [3], "strides": [2], "ceil_mode": 1}),
+    ("MaxPool", [f(1, 2, 7, 7)], {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]}),
+    ("MaxPool", [f(1, 2, 8, 8)], {"kernel_shape": [3, 3], "strides": [3, 3], "ceil_mode": 1, "pads": [1, 1, 1, 1]}, 2),
+    ("MaxPool", [f(1, 2, 9)], {"kernel_shape": [2], "dilations": [3]}),
+    ("GlobalAveragePool", [f(1, 2, 3, 4)], {}),
+    ("GlobalMaxPool", [f(1, 2, 3, 4)], {}),
+    ("Resize", [f(1, 2, 4, 5), None, None, [1, 2, 7, 3]], {"mode": "linear"}),
+    ("Resize", [f(1, 2, 4, 5), None, np.array([1, 1, 1.7, 0.6], np.float32)], {"mode": "nearest"}),
+    ("Resize", [f(1, 2, 4, 5), None, np.array([2, 2.5], np.float32)], {"mode": "cubic", "axes": [2, 3]}),
+    ("GridSample", [f(1, 2, 4, 5), f(1, 3, 6, 2)], {"mode": "bilinear"}),
+]  # fmt: skip
+"""Operator, inputs, attributes, number of results. A list or a scalar is a constant, None is left out."""
+KINDS = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "bool": TensorProto.BOOL}
+
+
+def model_of(operator, inputs, attributes, num_results=1):
+    """Return (bytes of a model of one operation, its feeds, names of its results)."""
+    constants, feeds, names = [], {}, []
+    for index, value in enumerate(inputs):
+        name = f"x{index}" if value is not None else ""
+        names.append(name)
+        if isinstance(value, list) or (
+            value is not None and (np.ndim(value) == 0 or (operator == "Resize" and index > 0))
+        ):
+            constants.append(numpy_helper.from_array(np.array(value, None if np.size(value) else np.int64), name))
+        elif value is not None:
+            feeds[name] = value
+    results = [f"y{index}" for index in range(num_results)]
+    domain, _, operator = operator.rpartition(".")
+    node = helper.make_node(operator, names, results, domain=domain, **attributes)
+    declared = [
+        helper.make_tensor_value_info(name, KINDS[array.dtype.name], array.shape) for name, array in feeds.items()
+    ]
+    outputs = [onnx.ValueInfoProto(name=name) for name in results]
+    graph = helper.make_graph([node], "g", declared, outputs, constants)
+    opsets = [
+        helper.make_opsetid("", 17 if operator.startswith("Reduce") else 18),
+        helper.make_opsetid("com.microsoft", 1),
+    ]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8), feeds, results
+
+
+def session_of(data):
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+
+def run_with_shapes(model, feeds, names):
+    """Return the arrays of these values, as ONNX Runtime makes them."""
+    return dict(zip(names, session_of(model.SerializeToString()).run(names, feeds), strict=True))
+
+
+def known_of(arrays):
+    return {name: Known(array.dtype.name, array.shape) for name, array in arrays.items()}
+
+
+def declare(model, arrays):
+    """Give the outputs of a graph their dtypes and shapes, without which a graph is refused."""
+    for output in model.graph.output:
+        array = arrays[output.name]
+        kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+        output.CopyFrom(helper.make_tensor_value_info(output.name, kind, [None] * array.ndim))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case[0])
+def test_a_rule_gives_the_shapes_and_dtypes_of_onnx_runtime(case):
+    model, feeds, results = model_of(*case)
+    found = run_with_shapes(model, feeds, results)
+    declare(model, found)
+    sizes = sizes_of(checked_model(model.SerializeToString()), known_of(feeds))
+    for name, array in found.items():
+        value = sizes.values[name]
+        assert (value.dtype, value.shape) == (array.dtype.name, array.shape), name
+        if value.numbers is not None:
+            np.testing.assert_array_equal(value.numbers, array)
+
+
+COMPUTED = [case for case in CASES if OPERATORS[case[0]].numbers is not None]
+
+
+@pytest.mark.parametrize("case", COMPUTED, ids=lambda case: case[0])
+def test_numbers_that_are_known_are_those_of_onnx_runtime(case):
+    """With all inputs constant, the numbers of the results are known, and right."""
+    model, feeds, results = model_of(*case)
+    found = run_with_shapes(model, feeds, results)
+    declare(model, found)
+    del model.graph.input[:]
+    model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in feeds.items())
+    sizes = sizes_of(checked_model(model.SerializeToString()), {})
+    for name, array in found.items():
+        numbers = sizes.values[name].numbers
+        assert numbers is not None and numbers.dtype == array.dtype
+        np.testing.assert_allclose(numbers, array, rtol=1e-6)
+
+
+def arrays_of(known):
+    return np.ones(known.shape, known.dtype)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in STORES.glob("*-export.zip")))
+def test_all_values_of_exported_kernels_have_the_shapes_that_were_computed(name, tmp_path):
+    """In the example of each program, every value that an operation makes."""
+    with Store(unpack(name, tmp_path)) as store:
+        for kernel, inputs in example_inputs(store).items():
+            data = store.read_file(store.manifest.graphs[kernel])
+            values = sizes_of(checked_model(data), inputs).values
+            model = onnx.load_from_string(data)
+            made = [name for node in model.graph.node for name in node.output if name]
+            del model.graph.output[:]
+            model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in made)
+            feeds = {each.name: arrays_of(inputs[each.name]) for each in model.graph.input}
+            for each, array in run_with_shapes(model, feeds, made).items():
+                assert values[each][:2] == (array.dtype.name, array.shape), (kernel, each)
+                if values[each].numbers is not None:
+                    np.testing.assert_array_equal(values[each].numbers, array)
+
+
+def example_inputs(store):
+    """Kernel -> what is known of the inputs of one of its steps in the example."""
+    program, found = store.program, {}
+    values, tensors = program.values(), store.manifest.tensors()
+    for step in program.steps():
+        known = {}
+        for port, name in step.reads.items():
+            known[port] = Known(values[name].dtype, tuple(values[name].shape(*program.example)))
+        for port, name in (*step.weights.items(), *step.constants.items()):
+            dtype, shape = DTYPES[tensors[name][1].dtype].numpy, tensors[name][1].shape
+            known[port] = Known(np.dtype(dtype).name, tuple(shape))
+        found[step.kernel] = known
+    return found
+
+
+@pytest.mark.parametrize(
+    ("case", "mention"),
+    [
+        (("Expand", [f(2, 3), [1] * 13], {}), "makes 13 axes"),
+        (("Add", [f(2, 3), f(4)], {}), "shapes"),
+        (("Reshape", [f(2, 3), i(2)], {}), "the shape depends on the values of inputs"),
+        (("Range", [i(1), np.int64(9), np.int64(3)], {}), "Range: the limits depend on the values of inputs"),
+        (("Div", [i(3), i(3)], {}), "an integer divisor depends on the values of inputs"),
+        (("Mod", [i(3), [0]], {}), "an integer divisor of 0 or -1"),
+        (("Conv", [f(1, 2, 5), f(1, 2, 3)], {"strides": [0]}), "windows"),
+        (("MaxPool", [f(1, 2, 5)], {"kernel_shape": [2], "pads": [2, 2]}), "such pads"),
+        (("AveragePool", [f(1, 2, 5)], {"kernel_shape": [2], "auto_pad": "SAME_UPPER"}), "auto_pad"),
+        (("ConvTranspose", [f(1, 2, 5), f(2, 1, 3)], {"strides": [-1]}), "windows"),
+        (("DepthToSpace", [f(1, 8, 2, 2)], {"blocksize": 0}), "does not take"),
+        (("TopK", [f(2, 5), [6]], {"axis": 1}, 2), "the first 6 of"),
+        (("ReduceMax", [f(2, 5)], {"keepdims": 2}), "keepdims 2"),
+        (("Transpose", [f(2, 5)], {"perm": [0, 0]}), "the permutation"),
+        (("Slice", [f(5), [0], [5], [0], [0]], {}), "such slices"),
+        (("Resize", [f(1, 1, 4), None, np.array([1, 1, np.inf], np.float32)], {}), "such scales"),
+        (("Einsum", [f(2, 3), f(3, 4)], {"equation": "ij,jk->iz"}), "ij,jk->iz"),
+        (("GatherND", [f(2, 3), i(2, 3)], {}), "indices"),
+        (("LayerNormalization", [f(2, 3), f(2)], {}), "does not take"),
+    ],
+)  # fmt: skip
+def test_what_a_rule_does_not_take_is_refused_with_the_reason(case, mention):
+    model, feeds, results = model_of(*case)
+    for name, output in zip(results, model.graph.output, strict=True):
+        output.CopyFrom(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+    with pytest.raises(WrongError, match=mention):
+        sizes_of(checked_model(model.SerializeToString()), known_of(feeds))
+
+
+def test_every_operator_of_the_table_has_a_case():
+    assert {case[0] for case in CASES} == set(OPERATORS)
