@@ -5,7 +5,7 @@ Rows are taken a window at a time to bound memory. No gradients.
 Shapes: N rows of a window, B of a batch, S tokens, H width, C labels; K exits.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,10 +20,10 @@ from transformers import AutoModelForImageClassification, AutoModelForSequenceCl
 
 from offramp.backends.torch import TorchBackend
 from offramp.backends.torch_modules import pool
-from offramp.checkpoints.exits import ModelWithExits, ModuleWithExits, WithExits, widened
+from offramp.checkpoints.exits import ModelWithExits, ModuleWithExits, Point, WithExits, widened
 from offramp.checkpoints.inputs import PLAIN_OUTPUT, AnyRows, has_known_names, taken_by, takes_images
 from offramp.checkpoints.source import open_source
-from offramp.errors import NonFiniteError, SourceError, UsageError
+from offramp.errors import NonFiniteError, OfframpError, SourceError, UsageError, said, system_error
 from offramp.measure import num_cores
 from offramp.policies import parse
 from offramp.program.inputs import Batch
@@ -31,7 +31,7 @@ from offramp.program.program import TEXT_INPUTS, Call
 from offramp.runtime.exits import exit_widths, load_exits
 from offramp.runtime.inputs import InputReader, not_finite
 from offramp.store import Store
-from offramp.store.exits import parse_exits
+from offramp.store.exits import ExitsDescription, parse_exits
 from offramp.store.reader import tensor_view
 from offramp.streaming.weightless import config_of_folder
 
@@ -51,29 +51,47 @@ def auto_class(folder: Path) -> Any:
 def load_classifier(folder: Path) -> WithExits | PreTrainedModel:
     """Return the classifier of a folder in float32, with its exits if it has any, on the GPU if there is one.
 
-    Weights of the head that the folder lacks are initialised. Raises SourceError for exits that do not fit.
+    Raises SourceError for a folder that lacks weights, and for exits that do not fit.
     """
     with open_source(folder) as source:
         exits = source.exits()
-    with quiet_libraries():
-        options = {"dtype": torch.float32, "local_files_only": True, **PLAIN_OUTPUT}
-        model = auto_class(folder).from_pretrained(folder, **options)
+    with quiet_libraries(), refusing(folder):
+        options = {"dtype": torch.float32, "local_files_only": True, "output_loading_info": True, **PLAIN_OUTPUT}
+        model, info = auto_class(folder).from_pretrained(folder, **options)
+    if info["missing_keys"]:  # transformers has initialised them
+        what = (
+            f"{len(info['missing_keys'])} tensors of the model are missing, the first is {min(info['missing_keys'])!r}"
+        )
+        raise SourceError(what, folder, "get the whole model again")
     if exits is None:
         return model.to(device())
     tensors, file = exits
     description = parse_exits(file.read_bytes(), folder, SourceError)
     if not description.trained:
         raise SourceError("the exits were never trained", folder, "train them, or remove their two files")
-    if has_known_names(folder):
-        with_exits = ModelWithExits(model, description.form.name)
-    else:
-        points = [(Call(module, number), width) for module, number, width in description.points]
-        with_exits = ModuleWithExits(model, points, of_texts=not takes_images(folder))
     try:
-        with_exits.load_exits(load_file(tensors))
+        heads = load_file(tensors)
+        if has_known_names(folder):
+            with_exits = ModelWithExits(model, description.form.name)
+        else:
+            points = _points(description, heads, model)
+            with_exits = ModuleWithExits(model, points, of_texts=not takes_images(folder))
+        with_exits.load_exits(heads)
     except (ValueError, SafetensorError) as error:
         raise SourceError(f"exits cannot be read ({error})", tensors, "train the exits again") from None
     return with_exits.to(device())
+
+
+def _points(description: ExitsDescription, heads: Mapping[str, Tensor], model: nn.Module) -> list[Point]:
+    """Return the points of exits. Raises ValueError for those of another model, and for widths that no head has."""
+    modules = {name for name, _ in model.named_modules()}
+    for number, (module, _, width) in enumerate(description.points, start=1):
+        if module not in modules:
+            raise ValueError(f"the model has no module {module!r}")
+        head = heads.get(description.form.tensor_name("exit.weight", number))
+        if head is None or head.ndim != 2 or head.shape[1] != width:
+            raise ValueError(f"no head of width {width} for exit {number}")
+    return [(Call(module, number), width) for module, number, width in description.points]
 
 
 def device() -> str:
@@ -95,6 +113,21 @@ def quiet_libraries() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if has_bars:
             logging.enable_progress_bar()
+
+
+@contextmanager
+def refusing(folder: Path) -> Iterator[None]:
+    """Translate the errors of transformers and safetensors for a folder that they cannot load to SourceError."""
+    try:
+        yield
+    except OfframpError:
+        raise
+    except Exception as error:  # they raise any class
+        if system_error(error) is not None:
+            raise
+        raise SourceError(
+            f"transformers cannot load the model ({said(error)})", folder, "get the whole model again"
+        ) from error
 
 
 class StoredWithExits(nn.Module):
