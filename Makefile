@@ -14,7 +14,7 @@ DEVICE := $(addprefix $(SRC)/,__init__.py __main__.py errors.py forks.py units.p
 	$(wildcard $(addprefix $(SRC)/backends/,__init__.py base.py onnx*.py numpy.py)) \
 	$(wildcard $(addprefix $(SRC)/cli/,__init__.py options.py run.py plan.py ls.py verify.py memory.py profile.py))
 
-.PHONY: help demo test test-all coverage guards mutants soak device lint audit check sbom licences bench glue clean
+.PHONY: help demo test test-all coverage guards mutants soak device lint audit check sbom licences bench glue reliability clean
 
 help:                          ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -74,8 +74,11 @@ glue: $(VENV)/.test            ## measure the figures of docs/results/glue.md: h
 	for task in sst2 mrpc stsb; do $(BIN)/python bench/glue_agree.py --data $(GLUE) --task $$task; done
 	$(BIN)/python bench/glue_report.py
 
+reliability: $(VENV)/.test     ## try hostile, damaged and changing files: an hour on two cores; resumes
+	$(BIN)/python -m bench.reliability --out reliability-out
+
 clean:                         ## remove what these commands wrote
-	rm -rf $(VENV) demo-out bench-out glue-out mutants-out .coverage coverage.json sbom.json
+	rm -rf $(VENV) demo-out bench-out glue-out mutants-out reliability-out .coverage coverage.json sbom.json
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -3,9 +3,10 @@ import json
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import offramp
-from offramp.errors import UsageError
+from offramp.errors import SourceError, UsageError
 from offramp.experiments.evaluation import EvalSettings, evaluate, report
 from offramp.policies import parse
 from offramp.store.transcript import About, read_transcript
@@ -161,6 +162,18 @@ def test_a_classifier_without_exits_has_one_row(tmp_path):
     (found,) = evaluate(plain, data(), ["dev"], EvalSettings(transcript=tmp_path / "t", with_features=True), log=silent)
     assert [row.exit for row in found.exits] == [1]
     assert read_transcript(tmp_path / "t", "dev").features(0, 2).shape == (2, 1, 32)
+
+
+@pytest.mark.parametrize(
+    "name", ["bert.encoder.layer.1.output.dense.weight", "bert.pooler.dense.bias", "classifier.bias"]
+)
+def test_a_model_that_lacks_a_weight_is_refused_and_a_complete_one_is_not(tmp_path, name):
+    folder = write_tiny(tmp_path / "model", exits=False)
+    tensors = load_file(folder / "model.safetensors")
+    evaluate(folder, data(), ["dev"], EvalSettings(), log=silent)
+    save_file({key: value for key, value in tensors.items() if key != name}, folder / "model.safetensors")
+    with pytest.raises(SourceError, match=name.replace(".", "[.]")):
+        evaluate(folder, data(), ["dev"], EvalSettings(), log=silent)
 
 
 def test_a_model_of_several_labels_a_text_is_refused(tmp_path):

@@ -281,6 +281,21 @@ def without_training(w, said):
 
 
 without_training.says = "the file is removed"
+
+
+def without_a_bias(w):
+    from safetensors.numpy import load_file, save_file
+
+    path = w.model / "model.safetensors"
+    tensors = load_file(path)
+    del tensors["classifier.bias"]
+    save_file(tensors, path, {"format": "pt"})
+
+
+def with_header(header):
+    return len(header).to_bytes(8, "little") + header
+
+
 TABLE = [
     Entry(
         "checkpoints/source.py: {}: {}",
@@ -595,6 +610,19 @@ TABLE = [
         "divide images another",
         "give a folder with config.json and weights",
         DIVIDE,
+    ),
+    Entry(
+        "checkpoints/checkpoint.py: {} tensors of the model are missing",
+        spoilt(without_a_bias, lambda w: load_classifier(w.model)),
+        "get the whole model again",
+        restore("model.safetensors"),
+    ),
+    file(
+        "checkpoints/checkpoint.py: transformers cannot load the model",
+        "model.safetensors",
+        with_header(b'{"\\ud800":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}') + bytes(4),
+        "get the whole model again",
+        work=lambda w: load_classifier(w.model),
     ),
     corrected(
         "checkpoints/checkpoint.py: an input has NaN",

@@ -363,6 +363,8 @@ CHANGES = {
     "an output without a file of labels": (lambda tree: tree.update(labels=None), "labels: the output has 2"),
     "an example of three numbers": (lambda tree: tree["program"].update(example=[1, 1, 1]), "must have 2 elements"),
     "a kernel without a graph": (lambda tree: tree["graphs"].pop("layer"), "kernels ['layer'] have no graph"),
+    "a description of exits of a megabyte": (
+        lambda tree: tree["exits"]["description"].update(bytes=(1 << 20) + 1), "exits.description of more than"),
     "exits without a kernel": (lambda tree: tree["program"]["kernels"].pop("exit"), "exits need the kernel 'exit'"),
     "an unknown key": (lambda tree: tree.update(encoder={}), "has unknown keys ['encoder']"),
 }  # fmt: skip

@@ -88,6 +88,22 @@ def test_what_is_no_file_of_arrays_is_refused(tmp_path):
         load_arrays(None, write(tmp_path / "f.npz"), labels=("a", "c"))
 
 
+def test_every_flipped_byte_of_a_file_of_arrays_is_refused_or_read(tmp_path):
+    """Flags, methods, versions and lengths of a zip have errors of several classes; the file as it was is read."""
+    whole = write(tmp_path / "whole.npz").read_bytes()
+    path, codes = tmp_path / "x.npz", set()
+    for place in [None, *range(90), *range(len(whole) - 90, len(whole))]:
+        data = bytearray(whole)
+        if place is not None:
+            data[place] ^= 0xFF
+        path.write_bytes(data)
+        try:
+            codes.add(len(records_at(path)))
+        except UsageError:
+            codes.add("refused")
+    assert codes == {60, "refused"}
+
+
 def test_records_are_made_of_arrays_tensors_tuples_and_mappings():
     assert list(Record.of(torch.ones(3)).arrays) == ["0"]
     assert list(Record.of((torch.ones(3), np.ones(2))).arrays) == ["0", "1"]

@@ -27,6 +27,8 @@ MAX_MANIFEST_BYTES = 2 << 20
 """Largest manifest that is read. Parsing a hostile manifest takes up to 25 times its size in memory."""
 MAX_GRAPH_BYTES = 1 << 20
 """Largest graph that is read. Weights are inputs of a graph, so it holds no large tensors."""
+MAX_EXITS_BYTES = 1 << 20
+"""Largest `exits.json` that is read: 100 bytes for each of the exits of 4,096 layers, and room."""
 BLOCK_BYTES = 64 << 10
 """Block size of the digests of gathered tables, so that one row can be verified without reading its table."""
 _FILE = re.compile(r"(graphs/)?[A-Za-z0-9][A-Za-z0-9._-]{0,99}")

@@ -91,6 +91,8 @@ def _check_manifest(manifest: m.Manifest) -> None:
         _check_look_up(lookup, f"program.lookups.{name}", program.texts, manifest)
     if program.module is not None:
         _check_module(program.module, manifest)
+    if manifest.exits is not None and manifest.exits.description.bytes > m.MAX_EXITS_BYTES:
+        raise WrongError(f"exits.description of more than {m.MAX_EXITS_BYTES} bytes")
     wrong = misfit(program, {name: (tensor.dtype, tensor.shape) for name, (_, tensor) in manifest.tensors().items()})
     if wrong is not None:
         raise WrongError(wrong)

@@ -6,6 +6,7 @@ Shapes: N records of a file, B records of a batch.
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,5 +159,12 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         raise missing(path) from None
     except OSError as error:
         raise UsageError(f"cannot be read ({error.strerror or error})", path, "check the path") from None
-    except (ValueError, BadZipFile, AttributeError, EOFError) as error:
+    except (
+        ValueError,
+        BadZipFile,
+        AttributeError,
+        EOFError,
+        RuntimeError,
+        zlib.error,
+    ) as error:  # RuntimeError: zipfile
         raise UsageError(f"no arrays ({error})", path, _REMEDY) from None

@@ -148,7 +148,7 @@ def _listing(place: Path) -> dict[str, _File]:
         return {path.stem: (str(path), partial(_open, path)) for path in sorted(place.glob("*.tsv"))}
     try:
         archive = zipfile.ZipFile(place)
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, NotImplementedError) as error:
         raise UsageError(f"not a whole zip ({error})", place, "download it again") from None
     names = [name for name in archive.namelist() if name.endswith(".tsv")]
     return {Path(name).stem: (f"{place}/{name}", partial(archive.open, name)) for name in names}
@@ -168,7 +168,7 @@ def _read(task: Task, notes: Notes, shown: str, opened: Callable[[], IO[bytes]])
             layout = Layout("tsv", quotes=False, columns=columns, skips_short=task.has_short_rows)
             for row in read_stream(stream, shown, layout, notes):
                 yield _example_of(task, row)
-    except (OSError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, zipfile.BadZipFile, RuntimeError, zlib.error) as error:  # RuntimeError: a password, a method
         raise UsageError(f"table cannot be read ({error})", shown, "get the data again") from None
 
 

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from offramp.checkpoints import inputs
 from offramp.checkpoints.auto_tokenizer import save_tokenizer
-from offramp.checkpoints.checkpoint import WithExits, auto_class, device, load_classifier, to_tensors
+from offramp.checkpoints.checkpoint import WithExits, auto_class, device, load_classifier, refusing, to_tensors
 from offramp.checkpoints.downloads import DOWNLOADS, downloads_of, to_bytes
 from offramp.checkpoints.exits import ModelWithExits, ModuleWithExits, Point, answer_of, points_of
 from offramp.checkpoints.source import open_source
@@ -179,17 +179,18 @@ def load_model(folder: Path, labels: Sequence[str]) -> tuple[PreTrainedModel, bo
     SourceError if any part of the encoder is missing.
     """
     names = dict(enumerate(labels or ["score"]))
-    model, info = auto_class(folder).from_pretrained(
-        folder,
-        id2label=names,
-        label2id={label: index for index, label in names.items()},
-        problem_type=SINGLE_LABEL if labels else REGRESSION,
-        dtype=torch.float32,
-        local_files_only=True,
-        ignore_mismatched_sizes=True,
-        output_loading_info=True,
-        **inputs.PLAIN_OUTPUT,
-    )
+    with refusing(folder):
+        model, info = auto_class(folder).from_pretrained(
+            folder,
+            id2label=names,
+            label2id={label: index for index, label in names.items()},
+            problem_type=SINGLE_LABEL if labels else REGRESSION,
+            dtype=torch.float32,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **inputs.PLAIN_OUTPUT,
+        )
     initialised = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
     base = model.base_model_prefix + "."
     missing = sorted(name for name in initialised if name.startswith(base) and not name.startswith(base + "pooler."))
