@@ -100,7 +100,7 @@ def facts_of_store(store: Store) -> Facts:
     program = store.program
     if program.module is None:  # transformers can load it as a model folder
         for file in store.manifest.files:
-            store.read_small(file)  # verified before a library reads it
+            store.read_file(file)  # verified before a library reads it
         with folder_of_store(store) as folder:
             return facts_of(folder)
     if not program.stages:
