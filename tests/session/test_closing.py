@@ -7,6 +7,9 @@ import pytest
 import offramp
 from tests import opening
 
+FEW = 100
+"""Objects in cycles that libraries may leave; two engines that are not freed leave more than a thousand."""
+
 
 @pytest.mark.parametrize("name", opening.CASES)
 def test_closing_leaves_nothing(name, tmp_path):
@@ -20,7 +23,7 @@ def test_closing_leaves_nothing(name, tmp_path):
     try:
         once()
         once()
-        assert gc.collect() == 0
+        assert gc.collect() < FEW
     finally:
         gc.enable()
     assert opening.held()[:2] == before[:2]
