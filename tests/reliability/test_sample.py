@@ -41,10 +41,10 @@ def bench(run):
 
 
 def attacks():
-    """Every twentieth manifest and graph, and every fourth of the legal twins."""
+    """Every 32nd manifest and graph, and every sixth of the legal twins."""
     found = [each for each in (*stores.attacks(), *onnx_graphs.attacks(0)) if each.base == "names"]
     refused = [each for each in found if not each.is_legal]
-    return refused[::20] + [each for each in found if each.is_legal][::4]
+    return refused[::32] + [each for each in found if each.is_legal][::6]
 
 
 def test_a_sample_of_hostile_stores_is_refused_or_harmless_and_the_legal_twins_run(run, monkeypatch):
