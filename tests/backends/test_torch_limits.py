@@ -105,6 +105,9 @@ LARGE = [
     ([["aten.repeat.default", v("r0"), [1 << 30, 1]]], [["aten.repeat.default", v("r0"), [3, 1]]]),
     ([["aten.pad.default", v("r0"), [0, 1 << 40]]], [["aten.pad.default", v("r0"), [0, 4]]]),
     ([["aten.pad.default", v("r0"), [1 << 40, -1]]], [["aten.pad.default", v("r0"), [1, -1]]]),
+    ([["aten.fft_fft.default", v("r0"), 1 << 27]], [["aten.fft_fft.default", v("r0"), 8]]),
+    ([["aten.fft_fft2.default", v("r0"), [1 << 14, 1 << 14]]], [["aten.fft_fft2.default", v("r0"), [2, 2]]]),
+    ([["aten.fft_fftn.default", v("r0"), [1 << 27], [0]]], [["aten.fft_fftn.default", v("r0")]]),
     ([["aten.index_select.default", v("r0"), 0, v("n0")]], None),
     ([GROW, *[["aten.cat.default", [v(f"n{i}")] * 1000] for i in range(3)]], [GROW]),
     (

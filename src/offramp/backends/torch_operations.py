@@ -74,6 +74,16 @@ def _twice(bound: Bound) -> int:
     return 2 * _first(bound)
 
 
+def _transformed(bound: Bound) -> int:
+    """Return twice the elements of a Fourier transform, which pads its axes to the sizes that it is given."""
+    shape, sizes, axes = list(bound["self"].shape), bound.get("n", bound.get("s")), bound.get("dim")
+    sizes = [] if sizes is None else sizes if isinstance(sizes, Sequence) else [sizes]
+    axes = range(-len(sizes), 0) if axes is None else axes if isinstance(axes, Sequence) else [axes]
+    for axis, size in zip(axes, sizes, strict=False):
+        shape[axis] = max(shape[axis], size)
+    return 2 * math.prod(shape)
+
+
 def _all(bound: Bound) -> int:
     return sum(each.numel() for each in tensors_in(list(bound.values())))
 
@@ -391,7 +401,7 @@ _TABLE: tuple[tuple[Operation, str], ...] = (
         "bucketize.Tensor cumprod.default cumsum.default flip.default logcumsumexp.default",
     ),
     (Operation("elementwise", _first, _of_roll), "roll.default"),
-    (Operation("elementwise", _twice, HEAVY), "fft_fft.default fft_fft2.default fft_fftn.default"),
+    (Operation("elementwise", _transformed, HEAVY), "fft_fft.default fft_fft2.default fft_fftn.default"),
     (
         Operation("reduction", _first),
         "all.default all.dim amax.default amin.default any.default any.dim argmax.default argmin.default"
