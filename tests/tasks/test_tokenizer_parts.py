@@ -234,6 +234,15 @@ def test_a_model_that_takes_long_or_draws_lots_is_refused(tmp_path, changes, say
         TextEncoder.from_folder(write(tmp_path, {"model": model}), encoder())
 
 
+def test_ids_far_beyond_the_number_of_tokens_are_refused_before_a_file_is_written(tmp_path):
+    def folder(number):
+        return files_of(write(tmp_path, {"model": {**MODEL, "vocab": {**MODEL["vocab"], "z": number}}}))
+
+    with pytest.raises(SourceError, match="a token has the id 2147483648"):
+        tokenizer.require_safe(folder(1 << 31))
+    tokenizer.require_safe(folder(30_000))
+
+
 def test_a_panic_of_the_library_is_one_error_and_prints_nothing(tmp_path, capfd):
     model = {**BPE, "continuing_subword_prefix": "####", "vocab": {"a": 0, "b": 1, "a####b": 2}}
     with pytest.raises(SourceError, match="tokenizer cannot be read"):

@@ -40,6 +40,8 @@ _PROBE = (
 _BYTES_GROWTH = 4
 """Growth of a text whose bytes become letters, and that gets a space."""
 _QUIET = threading.RLock()
+_MAX_UNUSED_IDS = 1 << 16
+"""Most ids without a token, beyond the number of tokens."""
 _MAX_PROBE_SECONDS = 0.25
 """Time in which the probe is encoded; real tokenizers take 0.3 ms."""
 
@@ -127,7 +129,9 @@ def require_safe(files: ModelFiles) -> None:
     for path in (*sorted(files.folder.glob("tokenizer.*json")), files.folder / FAST_TOKENIZER):
         if files.has(path.name):
             with library_errors(files):
-                _probe(load_tokenizer(files, path.name)[0], files)
+                tokenizer = load_tokenizer(files, path.name)[0]
+                _probe(tokenizer, files)
+                _require_dense(tokenizer.get_vocab(), path)
 
 
 def _read_model(data: bytes, library: Any) -> Tuple[Dict[str, Any], Any]:
@@ -141,6 +145,13 @@ def _read_model(data: bytes, library: Any) -> Tuple[Dict[str, Any], Any]:
     tree = parse(Dict[str, Any], data, "it")
     model.__setstate__(json.dumps(read(Dict[str, Any], tree.get("model"), "model")).encode())
     return tree, model
+
+
+def _require_dense(vocabulary: Dict[str, int], where: object) -> None:
+    """Raise SourceError for ids far beyond the number of tokens: the library visits all below when it writes a file."""
+    largest = max(vocabulary.values(), default=0)
+    if largest > 2 * len(vocabulary) + _MAX_UNUSED_IDS:
+        raise _refusal(f"a token has the id {largest}, of {len(vocabulary)} tokens", where)
 
 
 def _require_model(model: Any, where: object) -> None:
