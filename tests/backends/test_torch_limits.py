@@ -11,7 +11,7 @@ import torch
 
 from offramp.backends.torch import TorchBackend
 from offramp.backends.torch_graphs import CapturedGraph
-from offramp.backends.torch_limits import Allowance, BoundedGraph, TooLargeError
+from offramp.backends.torch_limits import LEAST_WORK, Allowance, BoundedGraph, TooLargeError
 from offramp.backends.torch_operations import KINDS, OPERATIONS
 from offramp.errors import StoreError
 from offramp.store import Store
@@ -251,7 +251,7 @@ def test_work_counts_at_every_run():
 )  # fmt: skip
 def test_work_that_would_take_long_is_refused(calls):
     with pytest.raises(TooLargeError):
-        ran(*calls)
+        ran(*calls, work=LEAST_WORK - (1 << 34))
     assert ran(*calls[:2], ["aten.relu.default", v("r0")])
 
 

@@ -24,16 +24,15 @@ from offramp.units import format_size
 
 LEAST_BYTES = 32 << 20
 """Bytes that the values of any graph may take."""
-BYTES_FACTOR = 64
-"""Bytes of values that a graph may take for each byte of its inputs and weights. Attention that keeps its scores takes
-30, for 4096 places."""
+BYTES_FACTOR = 128
+"""Bytes of values that a graph may take for each byte of its inputs and weights. Models take up to 56."""
 PLAN_FACTOR = 32
 """Bytes of values that a graph may take for each byte that the plan reckons with. Models take up to 16: bounds are for
 the largest dtype, and reckon with buffers that torch rarely needs."""
 WARM_UP_BYTES, WARM_UP_PLACES = 1 << 20, 1 << 10
 """Bytes of values that a graph reads, and places of inputs, that count in a warm-up pass: the store claims them."""
-LEAST_WORK = 1 << 34
-"""Multiply-adds that any pass may take: less than a second of two cores."""
+LEAST_WORK = 1 << 36
+"""Multiply-adds that any pass may take: some seconds of one core."""
 WORK_FACTOR = 8
 """Multiply-adds that a pass may take for each weight and each place of its inputs. Models take 1 to 2."""
 CALL_WORK = 1 << 17
