@@ -13,9 +13,8 @@ from pathlib import Path
 
 from offramp.checkpoints.weights import open_file
 from offramp.errors import SourceError
-from offramp.program.checks import read
+from offramp.program.checks import read, strict_json
 from offramp.store.manifest import File
-from offramp.store.safetensors import strict_json
 from offramp.store.writer import StoreWriter
 
 DOWNLOADS = "offramp_downloads.json"

@@ -117,8 +117,7 @@ def evaluate(
     ids = model_label_ids(data.labels, facts.problem, facts.labels, folder)
     for policy in settings.policies:
         policy.check(facts.num_exits, str(facts.problem))
-    own_length = None if facts.texts is None else tokenizer_length(folder)
-    max_length = settings.max_length or trained_length(folder) or min(own_length or facts.max_length, facts.max_length)
+    max_length = settings.max_length or _usual_length(folder, facts)
     runs_singly = facts.texts is not None and facts.texts.pad_token is None
     batch_size, transcript = 1 if runs_singly else settings.batch_size, settings.transcript
     fingerprint, reports = _fingerprint(folder) if transcript else "", []
@@ -147,8 +146,7 @@ def evaluate(
                 truth_N, logits_KNC, path = known.labels_N, known.logits_NKC.swapaxes(0, 1), known.path
             else:
                 rows = rows_of(folder, facts, renamed, max_length, not data.labels, log)
-                if _digest(folder) != digest_before:
-                    raise StoreError("the store was replaced while it was read", folder, "run again")
+                _require_same(folder, digest_before)
                 truth_N = rows.labels_N
                 logits_KNC, path = _run(model, rows, batch_size, about, transcript, feature_size, kept.digests_N)
             reports.append(report(about, truth_N, logits_KNC, settings.policies, path and path.with_suffix(".json")))
@@ -218,6 +216,17 @@ def _classifier(folder: Path) -> Iterator[Any]:
 def _digest(folder: Path) -> str:
     """Return the digest of a store's manifest; "" for a model folder."""
     return hashlib.sha256(read_manifest_bytes(folder)).hexdigest() if is_store(folder) else ""
+
+
+def _require_same(folder: Path, digest: str) -> None:
+    if _digest(folder) != digest:
+        raise StoreError("the store was replaced while it was read", folder, "run again")
+
+
+def _usual_length(folder: Path, facts: Facts) -> int:
+    """Return the tokens to which texts were truncated in training, else those of the tokenizer or of the model."""
+    own_length = None if facts.texts is None else tokenizer_length(folder)
+    return trained_length(folder) or min(own_length or facts.max_length, facts.max_length)
 
 
 def _fingerprint(folder: Path) -> str:
