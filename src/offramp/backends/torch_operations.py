@@ -469,7 +469,8 @@ _TABLE: tuple[tuple[Operation, str], ...] = (
         Operation("view", _none, 0),
         "alias.default broadcast_tensors.default broadcast_to.default chunk.default detach.default detach_.default"
         " diagonal.default expand.default expand_as.default imag.default meshgrid.default meshgrid.indexing"
-        " movedim.int movedim.intlist moveaxis.int moveaxis.intlist narrow.default permute.default real.default"
+        " movedim.int movedim.intlist moveaxis.int moveaxis.intlist narrow.default numpy_T.default"
+        " permute.default real.default"
         " reshape_as.default select.int"
         " slice.Tensor split.Tensor split.sizes split_with_sizes.default squeeze.default squeeze.dim squeeze.dims"
         " swapaxes.default swapdims.default t.default tensor_split.indices tensor_split.sections transpose.int"
@@ -486,7 +487,8 @@ _TABLE: tuple[tuple[Operation, str], ...] = (
     ),
     (
         Operation("in place", _none, HEAVY),
-        "index_add_.default index_copy_.default index_put_.default scatter_.src scatter_.value scatter_add_.default",
+        "floor_divide_.Tensor index_add_.default index_copy_.default index_put_.default scatter_.src"
+        " scatter_.value scatter_add_.default",
     ),
     (Operation("random", _none, HEAVY), "normal_.default uniform_.default"),
     (Operation("number", _none, 0), "sym_size.int sym_numel.default"),
