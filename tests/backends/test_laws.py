@@ -183,7 +183,7 @@ def test_weights_that_do_not_fit_their_kernel_are_refused(store, monkeypatch, na
 @pytest.mark.parametrize("name", BACKENDS)
 def test_exits_that_do_not_name_their_form_are_refused(store, monkeypatch, description, name):
     monkeypatch.setattr(store, "read_file", lambda file: description)
-    with pytest.raises(StoreError, match=r"exits.json does not name the form of the exits - .* - train"):
+    with pytest.raises(StoreError, match=r"exits.json: .* - .* - train"):
         opened(name, store)
 
 
@@ -191,7 +191,7 @@ def test_exits_that_do_not_name_their_form_are_refused(store, monkeypatch, descr
 @pytest.mark.parametrize("name", BACKENDS)
 def test_exits_of_an_unknown_form_are_refused(store, monkeypatch, form, name):
     monkeypatch.setattr(store, "read_file", lambda file: b'{"form": %s}' % form.encode())
-    with pytest.raises(StoreError, match=r"unknown form of exits .*, known: .*mean-linear"):
+    with pytest.raises(StoreError, match=r"exits.json: form must be one of .*mean-linear"):
         opened(name, store)
 
 

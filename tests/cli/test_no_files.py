@@ -74,7 +74,7 @@ ATTACKS = (fifo, link, link_to_device, folder, unix_socket, unlinked, cut)
 FILES = (
     "offramp.json", "layer-02-up.safetensors", "embedding-rows.safetensors", "embedding-rows.blocks", "labels.json",
     "exits.json", "exits.safetensors", "config.json", "vocab.txt", "offramp_tokenizer.json",
-    "offramp_fast_tokenizer.json", "graphs/up.onnx",
+    "offramp_fast_tokenizer.json",
 )  # fmt: skip
 VERBS = {
     "run": ("run", *BUDGET, *TEXT, "--exit", "confidence:0.99", "--threads", "1", "--json"),

@@ -334,7 +334,7 @@ def test_integers_in_place_of_floats_are_called_quantised(own, refused):
         ({"architectures": ["AutoConfig"]}, ["transformers has no AutoConfig"]),
         ({"architectures": ["logging"]}, ["transformers has no logging"]),
         ({"architectures": ["BertTokenizer"]}, ["transformers has no BertTokenizer"]),
-        ({"architectures": [7]}, ["transformers has no 7"]),
+        ({"architectures": [7]}, ["config.json: architectures must be a string, not 7"]),
         ({"architectures": ["../x\u001b[31m"]}, ["transformers has no ../x\\x1b[31m"]),
         ({"architectures": ["GPT2Model"]}, ["own"]),
         ({"model_type": "nothing-known"}, ["config.json cannot be read"]),

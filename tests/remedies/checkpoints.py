@@ -271,7 +271,6 @@ def picture(w):
 
 def training(w):
     """Read what a run folder says of its training."""
-    from offramp.checkpoints.source import read_training
 
     return read_training(w.model)
 
@@ -386,15 +385,6 @@ TABLE = [
         spoilt(in_place_of("vocab.txt"), lambda w: ModelFiles(w.model).read("vocab.txt")),
         "put a file there that can be read",
         put_back("vocab.txt"),
-    ),
-    *(
-        Entry(
-            f"tasks/model_files.py: {place}",
-            spoilt(spoil_file("train.json", content), lambda w: read_training(w.model)),
-            "get the folder again",
-            said_by(removed("train.json"), "the folder is put back whole"),
-        )
-        for place, content in (("not JSON", b"{"), ("not a JSON object", b"[]"))
     ),
     closed("experiments/evaluation.py: the store was replaced while it was read", "torn", "run again"),
     Entry(

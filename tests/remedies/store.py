@@ -366,6 +366,11 @@ def remove_record(w, said):
 remove_record.says = "`rm trained-rows.json`"
 
 
+BUSY = (
+    "another process uses this temporary folder | another process is building this store | another training writes here"
+)
+
+
 TABLE = [
     damaged("store/parsing.py: manifest is not JSON", write("offramp.json", b"{")),
     damaged("store/parsing.py: manifest is not a JSON object", write("offramp.json", b"[]")),
@@ -428,14 +433,14 @@ TABLE = [
         again=False,
     ),
     Entry(
-        "store/files.py: another process uses this temporary folder | another process is building this store",
+        f"store/files.py: {BUSY}",
         spoilt(locked, "divide model another"),
         "wait until it has finished",
         release,
         simulates="processes",
     ),
     Entry(
-        "store/files.py: another process uses this temporary folder | another process is building this store",
+        f"store/files.py: {BUSY} | {{}}",
         spoilt(no_locks, "divide model another"),
         "remove this file if it was killed",
         remove_owner,

@@ -211,7 +211,7 @@ def test_every_rename_is_durable(calls):
     """Power may be lost at any time: bytes reach the disk before their name, and names before the name of the whole."""
     found = calls["plain:0"]
     renames = [number for number, call in enumerate(found) if call.name.startswith("rename")]
-    assert len(renames) > 15
+    assert len(renames) > 12
     for number in renames[:-1]:
         temporary, final = found[number].paths[-2:]
         about = [call.name for call in found[:number] if temporary in call.paths and call.name in ("write", "fsync")]

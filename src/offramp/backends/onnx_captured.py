@@ -26,6 +26,7 @@ from offramp.program.checks import WrongError, require_listed
 from offramp.program.dtypes import DTYPES
 from offramp.program.program import Step
 from offramp.runtime.backend import State
+from offramp.units import format_size
 
 _MOST_SHAPES = 4096
 """Shapes of inputs for which a kernel keeps its sizes. When there are more, they are computed again."""
@@ -99,7 +100,7 @@ class CapturedKernel:
             require_time(state.free_work)
             held = sum(value.nbytes for name, value in state.values.items() if name not in self._given)
             if held > spare_bytes:
-                raise TooLargeError(f"values of the program take {held >> 20} MiB beside it")
+                raise TooLargeError(f"values of the program take {format_size(held)} beside it")
         except TooLargeError as error:
             raise self._refused(error) from None
 

@@ -59,8 +59,8 @@ def load_classifier(folder: Path) -> WithExits | PreTrainedModel:
     with open_source(folder) as source:
         exits = source.exits()
     with quiet_libraries(), refusing(folder):
-        options = {"dtype": torch.float32, "local_files_only": True, "output_loading_info": True, **PLAIN_OUTPUT}
-        model, info = auto_class(folder).from_pretrained(folder, **options)
+        options = {"dtype": torch.float32, "output_loading_info": True, **PLAIN_OUTPUT}
+        model, info = auto_class(folder).from_pretrained(folder, local_files_only=True, **options)
     if info["missing_keys"]:  # transformers has initialised them
         what = (
             f"{len(info['missing_keys'])} tensors of the model are missing, the first is {min(info['missing_keys'])!r}"

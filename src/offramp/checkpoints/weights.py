@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from offramp.errors import DamagedError, SourceError
 from offramp.program.checks import strict_json
-from offramp.store.files import open_plain
+from offramp.store.files import iter_chunks, open_plain
 from offramp.store.safetensors import read_header
 
 MAX_JSON_BYTES = 64 << 20
@@ -94,8 +94,11 @@ def open_file(path: Path) -> int:
 
 def read_small(path: Path, most_bytes: int = MAX_JSON_BYTES) -> bytes:
     """Return the content of a file. Raises SourceError for one of more than `most_bytes`, and as `open_file` does."""
-    with os.fdopen(open_file(path), "rb") as file:
-        data = file.read(most_bytes + 1)
+    fd = open_file(path)
+    try:
+        data = b"".join(iter_chunks(fd, most_bytes + 1))
+    finally:
+        os.close(fd)
     if len(data) > most_bytes:
         raise SourceError(f"file of more than {most_bytes} bytes", path, "get the file again")
     return data

@@ -85,7 +85,8 @@ class StoreWriter:
 
     def _lock(self, what: str) -> Callable[[], None]:
         """Create and lock the partial folder. Returns the function that frees the lock. Raises UsageError."""
-        busy, beside = "another process is building this store", _partial_name(self.target)
+        busy = "another process is building this store"
+        beside = _partial_name(self.target)
         with files.translate_path_errors(what, self.partial):
             self.target.parent.mkdir(parents=True, exist_ok=True)
             with folders.names_locked(self.target.parent):

@@ -15,6 +15,7 @@ from offramp.program.checks import WrongError, parse, read, read_used, str_of, s
 from offramp.tasks.model_files import AnyFolder, ModelFiles, files_of
 from offramp.tasks.tokenizer_parts import added_tokens, growth_of, require_moderate
 from offramp.tasks.tokenizer_settings import FAST_TOKENIZER, TokenizerSettings, length_of, read_settings
+from offramp.units import format_duration
 
 _LAYOUTS: Tuple[Tuple[str, ...], ...] = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"))
 _SENTENCEPIECE = ("sentencepiece.bpe.model", "spiece.model", "tokenizer.model")
@@ -180,7 +181,7 @@ def _probe(tokenizer: Any, files: ModelFiles) -> None:
         seconds.append(time.perf_counter() - begin)
         if seconds[-1] < _MAX_PROBE_SECONDS:
             return
-    raise _refusal(f"it takes {min(seconds):.2g} s for {len(_PROBE)} characters", files.folder)
+    raise _refusal(f"it takes {format_duration(min(seconds))} for {len(_PROBE)} characters", files.folder)
 
 
 def _refusal(what: object, where: object) -> SourceError:
