@@ -291,7 +291,7 @@ def test_values_that_a_program_keeps_are_counted(tmp_path):
             if runs:
                 backend.run(state, step, {"w0": inputs_of(2)["w0"]})
             else:
-                with pytest.raises(StoreError, match="values of the program take 64 MiB beside it"):
+                with pytest.raises(StoreError, match=r"values of the program take 64\.0 MiB beside it"):
                     backend.run(state, step, {"w0": inputs_of(2)["w0"]})
         backend.close()
 
