@@ -200,7 +200,7 @@ DIRECTED: list[tuple[str, str, Callable[[Any], Any], str]] = [
         ),
     ),
     *(
-        (f"form {form!r}", "exits.json", _set("form", value=form), HONEST)
+        (f"form {form!r}", "exits.json", _set("form", value=form), FREE if form == "cls-linear" else HONEST)
         for form in ("own", "cls-linear", "x", None, ["own"], {})
     ),
     *(

@@ -33,6 +33,7 @@ from offramp.runtime.exits import exit_widths, load_exits
 from offramp.runtime.inputs import InputReader, not_finite
 from offramp.store import Store
 from offramp.store.exits import ExitsDescription, parse_exits
+from offramp.store.manifest import MAX_EXITS_BYTES
 from offramp.store.reader import tensor_view
 from offramp.streaming.weightless import config_of_folder
 
@@ -69,7 +70,7 @@ def load_classifier(folder: Path) -> WithExits | PreTrainedModel:
     if exits is None:
         return model.to(device())
     tensors, file = exits
-    data = read_small(file)
+    data = read_small(file, MAX_EXITS_BYTES)
     description = parse_exits(data, folder, SourceError)
     if not description.trained:
         raise SourceError("the exits were never trained", folder, "train them, or remove their two files")

@@ -20,6 +20,7 @@ from offramp.program.program import TEXT_INPUTS, Texts
 from offramp.runtime.exits import exit_widths
 from offramp.store import Store
 from offramp.store.exits import parse_exits
+from offramp.store.manifest import MAX_EXITS_BYTES
 from offramp.streaming.weightless import class_of_folder, of_class
 from offramp.tasks import has_tokenizer
 from offramp.tasks.arrays import Record
@@ -88,7 +89,7 @@ def facts_of(folder: Path) -> Facts:
     module = set_to_answer(of_class(class_of_folder(folder), folder))
     texts = None if takes_images(folder) else read_texts(module, folder)
     if exits is not None:
-        widths = [width for *_, width in parse_exits(read_small(exits[1]), folder, SourceError).points]
+        widths = [width for *_, width in parse_exits(read_small(exits[1], MAX_EXITS_BYTES), folder, SourceError).points]
     else:
         widths = [width for _, width in points_of_folder(module, folder)]
     length = 1 if texts is None else texts.max_length

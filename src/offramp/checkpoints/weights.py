@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from offramp.errors import DamagedError, SourceError
 from offramp.program.checks import strict_json
-from offramp.store.files import iter_chunks, open_plain
+from offramp.store.files import open_plain, read_up_to
 from offramp.store.safetensors import read_header
 
 MAX_JSON_BYTES = 64 << 20
@@ -96,7 +96,7 @@ def read_small(path: Path, most_bytes: int = MAX_JSON_BYTES) -> bytes:
     """Return the content of a file. Raises SourceError for one of more than `most_bytes`, and as `open_file` does."""
     fd = open_file(path)
     try:
-        data = b"".join(iter_chunks(fd, most_bytes + 1))
+        data = read_up_to(fd, most_bytes + 1)
     finally:
         os.close(fd)
     if len(data) > most_bytes:

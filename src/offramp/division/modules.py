@@ -59,7 +59,8 @@ class TrainedExits:
     @property
     def calls(self) -> tuple[Call, ...]:
         """Calls that begin after an exit. Raises SourceError for a description that cannot be read."""
-        points = parse_exits(read_small(self.description), self.description.parent, SourceError).points
+        data = read_small(self.description, m.MAX_EXITS_BYTES)
+        points = parse_exits(data, self.description.parent, SourceError).points
         return tuple(Call(module, number) for module, number, _ in points)
 
     def added_to(self, manifest: m.Manifest, writer: StoreWriter) -> m.Manifest:
@@ -85,7 +86,7 @@ def own_exits(folder: Path, weights_sha256: str) -> TrainedExits:
     missing = next((path.name for path in paths if not path.is_file()), None)
     if missing:
         raise SourceError(f"no run folder with exits: {missing} is missing", folder, "train them with train_exits")
-    found = parse_exits(read_small(description), folder, SourceError)
+    found = parse_exits(read_small(description, m.MAX_EXITS_BYTES), folder, SourceError)
     if not found.trained or found.weights_sha256 != weights_sha256:
         what = "the exits were trained with other weights than the module has"
         raise SourceError(what, folder, "safetensors.torch.load_model(module, FOLDER/model.safetensors)")

@@ -135,7 +135,7 @@ def read_plain(path: Union[str, os.PathLike], most_bytes: int = MAX_SMALL_BYTES)
     """
     fd = open_plain(path)
     try:
-        return b"".join(iter_chunks(fd, most_bytes))
+        return read_up_to(fd, most_bytes)
     finally:
         os.close(fd)
 
@@ -164,10 +164,16 @@ def read_small(root: Path, file: File, *, dir_fd: Optional[int] = None) -> bytes
         raise DamagedError(f"file of {file.bytes} bytes exceeds the limit of {MAX_SMALL_BYTES}", where)
     with opened(root, file.file, dir_fd=dir_fd) as fd, translate_read_errors(where):
         require_size(fd, file.bytes, where)
-        data = b"".join(iter_chunks(fd, file.bytes))
+        data = read_up_to(fd, file.bytes)
     if hashlib.sha256(data).hexdigest() != file.sha256:
         raise DamagedError("sha256 differs from the manifest", where, _REMEDY)
     return data
+
+
+def read_up_to(fd: int, most_bytes: int) -> bytes:
+    """Return the content of a regular file, or its first `most_bytes`, in one piece: parts would be copied."""
+    size = min(os.fstat(fd).st_size, most_bytes)  # of some files of the kernel it is said to be 0
+    return b"".join(iter_chunks(fd, most_bytes, max(size, CHUNK_BYTES)))
 
 
 def iter_chunks(fd: int, size: int, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:

@@ -43,6 +43,8 @@ _BYTES_GROWTH = 4
 _QUIET = threading.RLock()
 _MAX_UNUSED_IDS = 1 << 16
 """Most ids without a token, beyond the number of tokens."""
+_MAX_PARTS_BYTES = 8 << 20
+"""Largest description of everything but the model; 65,536 added tokens take most of it."""
 _MAX_PROBE_SECONDS = 0.25
 """Time in which the probe is encoded; real tokenizers take 0.3 ms."""
 
@@ -138,6 +140,8 @@ def require_safe(files: ModelFiles) -> None:
 def _read_model(data: bytes, library: Any) -> Tuple[Dict[str, Any], Any]:
     """Return the parts of a tokenizer, and its model. Raises WrongError, and what the library raises for the model."""
     found, model = _MODEL_KEY.search(data), library.models.BPE()  # a model of any class: this is that of the reader
+    if found is not None and found.start() > _MAX_PARTS_BYTES:
+        raise WrongError(f"the parts beside the model take more than {_MAX_PARTS_BYTES} bytes")
     if found is not None:  # as the library writes it: the model is last, and not parsed here, which takes as long
         with suppress(Exception):
             head: Dict[str, Any] = strict_json(data[: found.start()] + b'"model":null}')

@@ -287,7 +287,8 @@ def _exits(source: Source, program: Program, writer: StoreWriter) -> m.Exits | N
     if exits is None:
         return None
     heads, description = exits
-    form = parse_exits(read_small(description), source.folder, SourceError, len(program.layers) - 1).form
+    data = read_small(description, m.MAX_EXITS_BYTES)
+    form = parse_exits(data, source.folder, SourceError, len(program.layers) - 1).form
     with os.fdopen(open_file(heads), "rb") as file:
         tensors = read_header(file.fileno(), os.fstat(file.fileno()).st_size, heads).tensors
     found = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
