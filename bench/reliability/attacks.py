@@ -32,7 +32,7 @@ class Attack:
     verbs: tuple[str, ...] = ()
     """Verbs that read what it changes; empty: those that read `reads`."""
     is_legal: bool = False
-    """It is a legal twin: it must run, with the answers that `answers` names."""
+    """Whether the edit is a legal twin, which must run with the answers that `answers` names."""
     answers: str = HONEST
 
     @property

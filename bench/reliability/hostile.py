@@ -23,7 +23,7 @@ OWN = ("made", "home", "tmp", "canary")
 
 @dataclass(frozen=True)
 class Baseline:
-    """What a verb does with the honest input."""
+    """Behaviour of a verb on the honest input."""
 
     ended: Ended
     answer: Any

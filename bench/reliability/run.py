@@ -1,4 +1,4 @@
-"""What all parts share: folders, limits, and the records of trials that are done."""
+"""State of a reliability run: its folders, its limits, and the records of the trials that are done."""
 
 from __future__ import annotations
 

@@ -104,6 +104,11 @@ def _set(*path: Any, value: Any) -> Callable[[Tree], Tree]:
     return change
 
 
+def _padding(strategy: Any, multiple: int | None = None) -> Callable[[Tree], Tree]:
+    value = {"strategy": strategy, "pad_to_multiple_of": multiple, "direction": "Right"}
+    return _set("padding", value={**value, "pad_id": 0, "pad_type_id": 0, "pad_token": "[PAD]"})
+
+
 BLOBS = [
     ("empty", b""),
     ("null", b"null"),
@@ -297,33 +302,13 @@ DIRECTED: list[tuple[str, str, Callable[[Any], Any], str]] = [
     (
         "padding to 10^9",
         "tokenizer.json",
-        _set(
-            "padding",
-            value={
-                "strategy": {"Fixed": 10**9},
-                "direction": "Right",
-                "pad_to_multiple_of": None,
-                "pad_id": 0,
-                "pad_type_id": 0,
-                "pad_token": "[PAD]",
-            },
-        ),
+        _padding({"Fixed": 10**9}),
         HONEST,
     ),
     (
         "padding to a multiple of 10^9",
         "tokenizer.json",
-        _set(
-            "padding",
-            value={
-                "strategy": "BatchLongest",
-                "direction": "Right",
-                "pad_to_multiple_of": 10**9,
-                "pad_id": 0,
-                "pad_type_id": 0,
-                "pad_token": "[PAD]",
-            },
-        ),
+        _padding("BatchLongest", 10**9),
         HONEST,
     ),
     *(
@@ -468,17 +453,7 @@ LEGAL: list[tuple[str, str, Callable[[Any], Any], str]] = [
     (
         "with padding to 128",
         "tokenizer.json",
-        _set(
-            "padding",
-            value={
-                "strategy": {"Fixed": 128},
-                "direction": "Right",
-                "pad_to_multiple_of": None,
-                "pad_id": 0,
-                "pad_type_id": 0,
-                "pad_token": "[PAD]",
-            },
-        ),
+        _padding({"Fixed": 128}),
         HONEST,
     ),
     (

@@ -174,11 +174,11 @@ def shaped(by_values):
 
 
 CASES = {
-    "terabyte": (lambda: filled(1 << 20, 1 << 18), r"values take \d+ MiB, more", lambda: filled(64, 64)),
-    "two gigabytes": (lambda: filled(1 << 29), r"values take 2048 MiB", lambda: filled(1 << 20)),
-    "expand": (lambda: expanded(1 << 12, 1 << 14, HIDDEN), r"values take \d+ MiB", lambda: expanded(1 << 10, HIDDEN)),
-    "tile": (lambda: tiled(1 << 30), r"values take \d+ MiB", lambda: tiled(1 << 10)),
-    "range": (lambda: ranged(1 << 40), r"values take \d+ MiB", lambda: ranged(1 << 10)),
+    "terabyte": (lambda: filled(1 << 20, 1 << 18), r"values take \d+\.0 MiB, more", lambda: filled(64, 64)),
+    "two gigabytes": (lambda: filled(1 << 29), r"values take 2048\.0 MiB", lambda: filled(1 << 20)),
+    "expand": (lambda: expanded(1 << 12, 1 << 14, HIDDEN), r"values take \d+\.0 MiB", lambda: expanded(1 << 10, HIDDEN)),
+    "tile": (lambda: tiled(1 << 30), r"values take \d+\.0 MiB", lambda: tiled(1 << 10)),
+    "range": (lambda: ranged(1 << 40), r"values take \d+\.0 MiB", lambda: ranged(1 << 10)),
     "concat": (lambda: doubled(40), r"Concat makes 2.2e\+12 numbers", lambda: doubled(8)),
     "one product": (lambda: products(1, 1800), r"needs \S+ multiply-adds more", lambda: products(1, 100)),
     "400 products": (lambda: products(400, 200), r"values take", lambda: products(400, 16)),
@@ -260,7 +260,7 @@ def test_sizes_are_checked_for_each_shape_of_the_inputs(power, runs, tmp_path, m
         if runs:
             backend.warm_up(32, 1)
         else:
-            with pytest.raises(StoreError, match=r"graph 'layer' is refused: its values take 4096 MiB"):
+            with pytest.raises(StoreError, match=r"graph 'layer' is refused: its values take 4096\.0 MiB"):
                 backend.warm_up(32, 1)
         backend.close()
 

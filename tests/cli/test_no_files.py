@@ -5,12 +5,12 @@ import json
 import os
 import shutil
 import signal
-import socket
 import threading
 import time
 
 import pytest
 
+from tests.odd_files import absent, fifo, folder, link, link_to_device, no_hang, unix_socket
 from tests.store.small import names_in
 
 BUDGET = ("--budget", "2GiB")  # of this process, which has pytest in it
@@ -19,47 +19,14 @@ TEXT = ("--text", "the bank fell")
 
 @pytest.fixture(autouse=True)
 def nothing_hangs():
-    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it hangs"))
-    signal.alarm(60)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
+    with no_hang(60):
+        yield
 
 
 @pytest.fixture
 def own(store, tmp_path):
     """A copy of the store that a test may spoil."""
     return shutil.copytree(store, tmp_path / "own")
-
-
-def fifo(path):
-    path.unlink(missing_ok=True)
-    os.mkfifo(path)
-
-
-def link(path):
-    path.rename(path.with_name("moved"))
-    path.symlink_to("moved")
-
-
-def link_to_device(path):
-    path.unlink()
-    path.symlink_to("/dev/zero")
-
-
-def folder(path):
-    path.unlink()
-    path.mkdir()
-
-
-def unix_socket(path):
-    path.unlink()
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(os.path.relpath(path))
-
-
-def unlinked(path):
-    path.unlink()
 
 
 def cut(path):
@@ -70,7 +37,7 @@ def hard_link(path):
     os.link(path, path.parent.parent / "other")
 
 
-ATTACKS = (fifo, link, link_to_device, folder, unix_socket, unlinked, cut)
+ATTACKS = (fifo, link, link_to_device, folder, unix_socket, absent, cut)
 FILES = (
     "offramp.json", "layer-02-up.safetensors", "embedding-rows.safetensors", "embedding-rows.blocks", "labels.json",
     "exits.json", "exits.safetensors", "config.json", "vocab.txt", "offramp_tokenizer.json",
@@ -123,15 +90,15 @@ def test_a_store_with_what_is_no_file_is_refused_or_answers_as_before(
             assert attack is hard_link or verb != "verify"
             assert facts(said) == honest[verb]
         else:
-            assert said.code == (2 if name == "offramp.json" and attack is unlinked else 4), (name, said)
+            assert said.code == (2 if name == "offramp.json" and attack is absent else 4), (name, said)
             assert verb == "verify" or (
-                (said.err.count("\n") == 1 and name.split("/")[-1] in said.err) or attack is unlinked
+                (said.err.count("\n") == 1 and name.split("/")[-1] in said.err) or attack is absent
             )
         shutil.rmtree(spoilt)
         (own.parent / "other").unlink(missing_ok=True)
 
 
-@pytest.mark.parametrize("spoil", [fifo, unlinked], ids=lambda spoil: spoil.__name__)
+@pytest.mark.parametrize("spoil", [fifo, absent], ids=lambda spoil: spoil.__name__)
 def test_a_run_whose_answers_are_there_does_not_fail_at_its_end(run, own, monkeypatch, spoil):
     """Its record looks at the page cache: nothing is opened again by its name."""
     import offramp.cli.run as command

@@ -2,8 +2,6 @@ import errno
 import fcntl
 import os
 import shutil
-import signal
-import socket
 import stat
 
 import numpy as np
@@ -21,35 +19,10 @@ from offramp.store.files import (
     write_atomic,
 )
 from offramp.store.folders import Folder
+from tests.odd_files import dangling, fifo, folder, link, no_hang, unix_socket
 from tests.store.small import names_in, problems, refused, use
 
 FILES = ["layer-00.safetensors", "graphs/layer.onnx", "vocab.txt", "rows.blocks", "offramp.json"]
-
-
-def symlink(path):
-    path.rename(path.with_name("moved"))
-    path.symlink_to("moved")
-
-
-def dangling(path):
-    path.unlink()
-    path.symlink_to("nowhere")
-
-
-def fifo(path):
-    path.unlink()
-    os.mkfifo(path)
-
-
-def folder(path):
-    path.unlink()
-    path.mkdir()
-
-
-def unix_socket(path):
-    path.unlink()
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(os.path.relpath(path))
 
 
 def device(path):
@@ -75,7 +48,7 @@ def empty(path):
 
 PLAIN = "not a regular file: a store must not contain links or devices"
 ATTACKS = {
-    symlink: PLAIN,
+    link: PLAIN,
     dangling: PLAIN,
     fifo: PLAIN,
     folder: PLAIN,
@@ -91,11 +64,8 @@ ATTACKS = {
 @pytest.fixture(autouse=True)
 def nothing_hangs():
     """A pipe that nobody writes to is waited for for ever, unless it is opened with care."""
-    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it hangs"))
-    signal.alarm(10)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
+    with no_hang(10):
+        yield
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)

@@ -7,8 +7,6 @@ import errno
 import json
 import os
 import shutil
-import signal
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,67 +32,24 @@ from offramp.tasks.model_files import ModelFiles
 from offramp.tasks.text import TextEncoder
 from offramp.training.folders import last_checkpoint, read_config
 from tests.cli.conftest import VOCABULARY, write_tiny
+from tests.odd_files import absent, dangling, fifo, folder, link, link_to_device, no_hang, unix_socket
 from tests.store.small import FINGERPRINT, names_in
 
 
 @pytest.fixture(autouse=True)
 def nothing_hangs():
-    """A pipe that nobody writes to is waited for for ever, also by libraries that do not return to Python."""
-
-    def hang(*_):
-        pytest.fail("it hangs")
-
-    before = signal.signal(signal.SIGALRM, hang)
-    signal.alarm(10)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
-
-
-def pipe(path):
-    path.unlink()
-    os.mkfifo(path)
+    with no_hang(10):
+        yield
 
 
 def link_to_pipe(path):
-    pipe(path)
+    fifo(path)
     path.rename(path.with_name(".moved"))
     path.symlink_to(".moved")
 
 
-def link_to_device(path):
-    """A device that never ends, which nobody needs a right to make."""
-    path.unlink()
-    path.symlink_to("/dev/zero")
-
-
-def unix_socket(path):
-    path.unlink()
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(os.path.relpath(path))
-
-
-def folder(path):
-    path.unlink()
-    path.mkdir()
-
-
-def dangling(path):
-    path.unlink()
-    path.symlink_to("nowhere")
-
-
-def absent(path):
-    path.unlink()
-
-
-NO_FILES = (pipe, link_to_pipe, link_to_device, unix_socket)
+NO_FILES = (fifo, link_to_pipe, link_to_device, unix_socket)
 ATTACKS = (*NO_FILES, folder, dangling, absent)
-
-
-def link(path):
-    path.rename(path.with_name(".moved"))
-    path.symlink_to(".moved")
 
 
 def hard_link(path):
@@ -310,7 +265,7 @@ def test_a_pipe_in_place_of_a_file_between_two_looks(tmp_path, monkeypatch):
     def stat(path, **options):
         found = real(path, **options)
         if path.name == "file":
-            pipe(path)
+            fifo(path)
         return found
 
     before = names_in("/proc/self/fd")

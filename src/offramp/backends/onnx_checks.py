@@ -14,6 +14,7 @@ import numpy as np
 from offramp.backends.onnx_operators import MOST_KNOWN, OPERATORS, Call, Known, known, product
 from offramp.backends.onnx_reader import MAX_RANK, Declared, Graph, Model, Node, read_model
 from offramp.program.checks import WrongError
+from offramp.units import format_size
 
 MOST_NODES = 4096
 """Most operations of a kernel, with those of inner graphs."""
@@ -213,8 +214,8 @@ class Allowance:
         allowed = MOST_INNER_BYTES + INNER_FACTOR * self.activation_bytes * max(growth, 1.0) ** 2
         allowed += WEIGHT_FACTOR * sum(each.num_bytes for each in weights)
         if sizes.num_bytes > allowed:
-            made, most = sizes.num_bytes >> 20, int(allowed) >> 20
-            raise TooLargeError(f"its values take {made} MiB, more than {most} MiB, which its inputs account for")
+            made, most = format_size(sizes.num_bytes), format_size(allowed)
+            raise TooLargeError(f"its values take {made}, more than {most}, which its inputs account for")
         places = max((_places(each.shape) for each in read.values()), default=1)
         elements = sum(each.num_elements for each in (*read.values(), *weights))
         free_work = max(sizes.work - WORK_FACTOR * elements * places, 0)

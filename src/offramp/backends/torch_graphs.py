@@ -4,7 +4,6 @@ Only the operations of `torch_operations` and a few on numbers are allowed, so a
 compute and has no other effect. `torch_limits` bounds the memory and the time that it takes.
 """
 
-import json
 import math
 import operator
 from collections import defaultdict
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from offramp.backends.base import REMEDY
 from offramp.backends.torch_operations import OPERATIONS
 from offramp.errors import StoreError
-from offramp.program.checks import WrongError, int_of, read, str_of
+from offramp.program.checks import WrongError, int_of, read, str_of, strict_json
 
 NUMBERS: dict[str, Callable[..., Any]] = {
     "add": operator.add, "sub": operator.sub, "mul": operator.mul, "floordiv": operator.floordiv,
@@ -84,7 +83,7 @@ class CapturedGraph(nn.Module):
         try:
             if len(data) > _MOST_BYTES:
                 raise ValueError(f"{len(data)} bytes, and at most {_MOST_BYTES} are read")
-            tree = json.loads(data)
+            tree = strict_json(data)
             counts = {letter: int_of(tree["inputs"][letter], "a number of inputs", 0, _MOST_INPUTS) for letter in "rwc"}
             self.inputs = [f"{letter}{i}" for letter, count in counts.items() for i in range(count)]
             listed = read(_NODES, tree["nodes"], "nodes")

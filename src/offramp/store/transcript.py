@@ -246,7 +246,7 @@ def _read(path: Path) -> Transcript:
 
 def _read_description(path: Path) -> Tuple[About, _Data]:
     with files.opened(path.parent, path.name) as fd, files.translate_read_errors(path):
-        data = b"".join(files.iter_chunks(fd, min(os.fstat(fd).st_size, files.MAX_SMALL_BYTES)))
+        data = files.read_up_to(fd, files.MAX_SMALL_BYTES)
     try:
         tree: Dict[str, Any] = read(Dict[str, Any], strict_json(data), "it")
         lacking = [key for key in ("format", "file") if key not in tree]
