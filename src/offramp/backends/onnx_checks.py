@@ -93,7 +93,7 @@ def operations(graph: Graph) -> Iterable[Node]:
 
 
 def _lacks(node: Node) -> str:
-    """Return what the table has not of an operation, or ""."""
+    """Return the part of an operation that the table lacks, or ""."""
     row = OPERATORS.get(node.operator)
     if row is None:
         return f"the operator {node.operator}"

@@ -27,8 +27,8 @@ LEAST_BYTES = 32 << 20
 BYTES_FACTOR = 128
 """Bytes of values that a graph may take for each byte of its inputs and weights. Models take up to 56."""
 PLAN_FACTOR = 32
-"""Bytes of values that a graph may take for each byte that the plan reckons with. Models take up to 16: bounds are for
-the largest dtype, and reckon with buffers that torch rarely needs."""
+"""Bytes of values that a graph may take for each byte of values in the plan. Models take up to 16: bounds are for
+the largest dtype, and count buffers that torch rarely needs."""
 WARM_UP_BYTES, WARM_UP_PLACES = 1 << 20, 1 << 10
 """Bytes of values that a graph reads, and places of inputs, that count in a warm-up pass: the store claims them."""
 LEAST_WORK = 1 << 36
@@ -63,7 +63,7 @@ class Allowance:
         num_places: rows x tokens, or numbers of the largest input.
         input_bytes: bytes of the inputs.
         weights: number of weights of the program, and their bytes.
-        planned_bytes: bytes of values that the plan reckons with.
+        planned_bytes: bytes of values in the plan.
         is_warm_up: the inputs are not there yet.
     """
 
@@ -77,7 +77,7 @@ class Allowance:
         self._made_bytes = max(LEAST_BYTES, BYTES_FACTOR * (input_bytes + weights[1]))
 
     def limit_of(self, read_bytes: int, weight_bytes: int) -> tuple[float, bool]:
-        """Return the bytes of values that a graph may take, and whether it might take more with the inputs there."""
+        """Return the bytes of values that a graph may take, and whether it may take more once the inputs are there."""
         counted = min(read_bytes, WARM_UP_BYTES) if self._is_warm_up else read_bytes
         limit = min(BYTES_FACTOR * (counted + weight_bytes), self._planned_bytes)
         return max(LEAST_BYTES, limit), counted < read_bytes

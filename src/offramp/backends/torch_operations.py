@@ -50,7 +50,7 @@ class Cost(NamedTuple):
     work: int = 0
     """Multiply-adds in the time that it takes."""
     extra_bytes: int = 0
-    """Bytes that it takes for a time."""
+    """Bytes of temporary memory."""
 
 
 def tensors_in(part: Any) -> Iterator[Tensor]:

@@ -120,7 +120,7 @@ class TranscriptWriter:
             pass
 
     def _is_rest(self) -> bool:
-        """Return whether the data have no description but the one that was to get its name next."""
+        """Return whether the data have only a temporary description, which has not got its final name."""
         if os.path.lexists(str(self._description)):
             return False
         try:

@@ -408,7 +408,7 @@ def _closed(name: str, operation: Any) -> StageError:
 
 
 def _fetch_of(stream: Stream) -> Callable[[str, Any], Tensor]:
-    """Return what placeholders fetch weights with. They stay in the module, and do not keep a closed stream alive."""
+    """Return the function by which placeholders fetch weights. It does not keep a closed stream alive."""
     found = weakref.ref(stream)
 
     def fetch(name: str, operation: Any) -> Tensor:

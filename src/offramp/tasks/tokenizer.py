@@ -324,7 +324,7 @@ def _add_tokens(tokenizer: Any, files: ModelFiles, tokens: Dict[str, Any]) -> No
 
 
 def _add(tokenizer: Any, tokens: Iterable[Tuple[bool, Any]]) -> None:
-    """Add tokens, each with whether it is a special one, in their order and few calls: each call builds an index."""
+    """Add tokens in their order, in few calls: each call builds an index. A flag marks special ones."""
     for is_special, group in groupby(tokens, lambda each: each[0]):
         made = [_added_token(token) for _, token in group]
         (tokenizer.add_special_tokens if is_special else tokenizer.add_tokens)(made)
