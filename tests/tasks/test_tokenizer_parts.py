@@ -307,6 +307,7 @@ def test_patterns_that_may_take_for_ever_are_refused(pattern):
         require_bounded(pattern)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # Python's `re` means to read `[1--]` in another way later
 @settings(max_examples=200, deadline=None)
 @given(st.text("ab()[]|*+?{}1,\\^-", max_size=14))
 def test_a_pattern_that_is_allowed_takes_little_time(pattern):
