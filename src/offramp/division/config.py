@@ -10,6 +10,8 @@ from offramp import __version__
 from offramp.store import StoreWriter
 from offramp.store.manifest import FORMAT
 
+FP32, FP16, INT8 = STORED = "fp32", "fp16", "int8"
+"""Dtypes that the matrices of a text encoder's layers are stored in."""
 METHODS = ("auto", "names", "eager", "export")
 
 
@@ -36,6 +38,9 @@ class DivisionConfig:
     exits: str | os.PathLike | None = None
     """Run folder that `training.train_exits` wrote for a module, whose stages become graphs then. A checkpoint folder
     has its own exits."""
+    dtype: str = FP32
+    """Dtype that matrices of the layers and embedding tables are stored in: `fp32`, or `fp16` for a text encoder that
+    is divided by names, whose store has half the bytes. It is computed in F32 either way."""
     force: bool = False
     """Replace an existing store."""
     offline: bool = False
@@ -46,7 +51,10 @@ class DivisionConfig:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"method must be one of {METHODS}, not {self.method!r}")
+        if self.dtype not in STORED:
+            raise ValueError(f"dtype must be one of {STORED}, not {self.dtype!r}")
 
     def writer(self, store: Path, fingerprint: str) -> StoreWriter:
         """Return the writer of a store. An interrupted build of the same source by the same version is resumed."""
-        return StoreWriter(store, f"{fingerprint} offramp {__version__} format {FORMAT}", force=self.force)
+        narrow = "" if self.dtype == FP32 else f" {self.dtype}"
+        return StoreWriter(store, f"{fingerprint} offramp {__version__} format {FORMAT}{narrow}", force=self.force)

@@ -7,13 +7,14 @@ docs/store-format.md describes the format for other implementations.
 import hashlib
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Dict, Optional, Sequence, Tuple
+from typing import Any, Dict, FrozenSet, Optional, Sequence, Tuple
 
 from offramp.errors import StoreError
 from offramp.program.checks import MAX_RANK, NAMED, POSITIVE, require_distinct
-from offramp.program.dtypes import DTYPES
+from offramp.program.dtypes import DTYPES, FLOAT, HALF
+from offramp.program.encoder import TEMPLATES
 from offramp.program.program import Program, plain
 from offramp.store.repeats import compress
 from offramp.store.safetensors import num_bytes
@@ -31,6 +32,8 @@ MAX_EXITS_BYTES = 1 << 20
 """Largest `exits.json` that is read: 100 bytes for each of the exits of 4,096 layers, and room."""
 BLOCK_BYTES = 64 << 10
 """Block size of the digests of gathered tables, so that one row can be verified without reading its table."""
+ALIGNMENT = 64
+"""Alignment in bytes of tensors that are upcast: of others the reader copies what is not aligned."""
 _FILE = re.compile(r"(graphs/)?[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _SHA256 = {"pattern": re.compile(r"[0-9a-f]{64}")}
 _DTYPE, _SHAPE = {"choices": tuple(DTYPES)}, {"most": MAX_RANK}
@@ -83,6 +86,18 @@ class Shard:
     def num_blocks(self) -> int:
         """Number of blocks of the whole file; the last may be short."""
         return -(-self.bytes // BLOCK_BYTES)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A shard in memory: its size, and its tensors by name, whose offsets count from the start of the buffer.
+
+    It is the file itself, unless tensors of it are upcast: then it is the tensors alone, aligned.
+    """
+
+    num_bytes: int
+    tensors: Dict[str, Tensor]
+    is_file: bool = True
 
 
 @dataclass(frozen=True)
@@ -171,6 +186,39 @@ class Manifest:
     @cached_property
     def _tensors(self) -> Dict[str, Tuple[Shard, Tensor]]:
         return {tensor.name: (shard, tensor) for shard in self.shards.values() for tensor in shard.tensors}
+
+    @cached_property
+    def upcast(self) -> FrozenSet[str]:
+        """Tensors that are stored as F16 and computed with as F32: weights of templates, and tables of look-ups."""
+        halves = {name for name, (_, tensor) in self._tensors.items() if tensor.dtype == HALF}
+        if not halves:
+            return frozenset()
+        templates = {name for name, kernel in self.program.kernels.items() if kernel.template in TEMPLATES}
+        steps = [step for step in self.program.steps() if step.kernel in templates]
+        taken = {name for step in steps for name in step.weights.values()}
+        return frozenset(halves & taken.union(lookup.table for lookup in self.program.lookups.values()))
+
+    @cached_property
+    def taken(self) -> Dict[str, Tuple[Shard, Tensor]]:
+        """Every tensor with its shard as kernels take it, by name: upcast tensors have the dtype F32."""
+        wide = {name: replace(self._tensors[name][1], dtype=FLOAT) for name in self.upcast}
+        return {name: (shard, wide.get(name, tensor)) for name, (shard, tensor) in self._tensors.items()}
+
+    @cached_property
+    def layouts(self) -> Dict[str, Layout]:
+        """Each shard as a whole in memory, by its name."""
+        return {name: self._layout(shard) for name, shard in self.shards.items()}
+
+    def _layout(self, shard: Shard) -> Layout:
+        if self.upcast.isdisjoint(tensor.name for tensor in shard.tensors):
+            places = {t.name: replace(t, offset=shard.data_start + t.offset) for t in shard.tensors}
+            return Layout(shard.bytes, places)
+        end, places = 0, {}
+        for tensor in shard.tensors:
+            _, placed = self.taken[tensor.name]
+            places[tensor.name] = placed = replace(placed, offset=-(-end // ALIGNMENT) * ALIGNMENT)
+            end = placed.offset + placed.num_bytes
+        return Layout(end, places, is_file=False)
 
 
 @dataclass(frozen=True)
