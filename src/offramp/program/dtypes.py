@@ -37,7 +37,7 @@ _ALL = (
     Dtype("U32", "uint32", "uint32", 4),
     Dtype("I16", "int16", "int16", 2),
     Dtype("U16", "uint16", "uint16", 2),
-    Dtype("I8", "int8", "int8", 1),
+    Dtype("I8", "int8", "int8", 1, computes=True),
     Dtype("F8_E5M2", None, "float8_e5m2", 1),
     Dtype("F8_E4M3", None, "float8_e4m3fn", 1),
     Dtype("F8_E5M2FNUZ", None, "float8_e5m2fnuz", 1),

@@ -6,12 +6,13 @@ kernels are written by the backends: `attention`, `up` and `down`.
 Shapes: B rows, S tokens, T = B S, H hidden, I intermediate, E embedding width, C labels.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
 
 from offramp.program import program as p
 from offramp.program.dtypes import FLOAT
 from offramp.program.heads import Shapes, linear_shapes
+from offramp.program.narrow import INTEGER, SUFFIX, narrow_shapes
 from offramp.program.program import Input, Kernel, LookUp, Output, Program, Stage, Step, Texts, Value
 
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish", "tanh")
@@ -81,14 +82,17 @@ class PlacedStage:
     steps: Tuple[PlacedStep, ...]
 
 
-def encoder_program(encoder: Encoder, stages: Sequence[PlacedStage], gathered: Sequence[str]) -> Program:
+def encoder_program(
+    encoder: Encoder, stages: Sequence[PlacedStage], gathered: Sequence[str], *, narrow: bool = False
+) -> Program:
     """Return the program of an encoder whose tensors are placed as `stages` say.
 
     Args:
         stages: the embedding, the layers in order, and the head if the encoder has one.
         gathered: shards of which only rows are read.
+        narrow: the kernels of the layers take integer weights (`offramp.program.narrow`).
     """
-    kernels, last = _kernels(encoder), _hidden(encoder.num_layers - 1)
+    kernels, last = _kernels(encoder, narrow), _hidden(encoder.num_layers - 1)
     built = [_build_stage(stage, layer, encoder, kernels, gathered) for layer, stage in enumerate(stages, start=-1)]
     if stages[-1].role != p.END:
         built.append(Stage("head", p.END))
@@ -158,7 +162,7 @@ def misfit(program: Program, tensors: Mapping[str, Tuple[str, Tuple[int, ...]]])
             weights = {role: tensors[name] for role, name in step.weights.items()}
             reads = {port: values[name] for port, name in step.reads.items()}
             wrong = (
-                _difference(weights, {role: (FLOAT, shape) for role, shape in shapes.items()})
+                _difference(weights, {role: (template.dtype(role), shape) for role, shape in shapes.items()})
                 or _difference(reads, template.sized_reads(kernel.attributes))
                 or _difference(dict(enumerate(step.writes.values())), {0: _sized(template.result, kernel.attributes)})
             )
@@ -187,9 +191,9 @@ def table_shapes(encoder: Encoder) -> Shapes:
     return {role: (height, encoder.embedding_size) for role, height in heights.items() if role in _roles(encoder)}
 
 
-def encoder_shapes(encoder: Encoder) -> Dict[str, Shapes]:
+def encoder_shapes(encoder: Encoder, *, narrow: bool = False) -> Dict[str, Shapes]:
     """Return kernel -> shape of each of its weights, for all steps of an encoder; tables under `embedding-rows`."""
-    shapes = {name: weight_shapes(kernel) for name, kernel in _kernels(encoder).items()}
+    shapes = {name: weight_shapes(kernel) for name, kernel in _kernels(encoder, narrow).items()}
     return {"embedding-rows": table_shapes(encoder), **{name: each for name, each in shapes.items() if each}}
 
 
@@ -222,16 +226,19 @@ def _roles(encoder: Encoder) -> Dict[str, str]:
     return {role: name for role, name in TABLES.items() if role != "type" or encoder.num_token_types}
 
 
-def _kernels(encoder: Encoder) -> Dict[str, Kernel]:
+def _kernels(encoder: Encoder, narrow: bool) -> Dict[str, Kernel]:
     kernels = {}
     for name, template in TEMPLATES.items():
+        if name.endswith(SUFFIX):
+            continue
         settings = {**vars(encoder), "num_labels": len(encoder.labels)}
         if name in ("head", p.EXIT_KERNEL):
             if encoder.problem is None:
                 continue
             settings["activation"] = encoder.head_activation
         attributes = {key: settings[key] for key in template.attributes}
-        kernels[name] = Kernel(name, attributes, keeps_intermediates=name == "up")
+        chosen = name + SUFFIX if narrow and name in LAYER_KERNELS else name
+        kernels[name] = Kernel(chosen, attributes, keeps_intermediates=name == "up")
     return kernels
 
 
@@ -243,6 +250,11 @@ class _Template:
     reads: Mapping[str, Value]
     result: Value
     weights: Mapping[str, Tuple[str, ...]]
+
+    def dtype(self, role: str) -> str:
+        """Return the dtype of a weight: integers where it has scales."""
+        name, _, kind = role.rpartition(".")
+        return INTEGER if kind == "weight" and f"{name}.scale" in self.weights else FLOAT
 
     def sized_reads(self, sizes: Mapping[str, Any]) -> Dict[str, Value]:
         """Return what the kernel reads, without token types where the encoder has none."""
@@ -266,13 +278,23 @@ _QKVO = {role: shape for part in "qkvo" for role, shape in linear_shapes(part, _
 _DOWN = {**linear_shapes("down", _H, _I), **_norm(_H)}
 _HEAD = {**linear_shapes("dense", _H, _H), **linear_shapes("out", "num_labels", _H)}
 _READS = {"hidden": _HIDDEN}
-TEMPLATES: Dict[str, _Template] = {
-    "mask": _Template((), {"mask": Value("int64", (p.BATCH, p.TOKENS))}, _MASK, {}),
-    "embedding": _Template((_H, _E, "num_token_types", _EPSILON), dict.fromkeys(TABLES, _ROWS), _HIDDEN, _EMBEDDING),
+_NARROW_QKVO = {role: shape for part in "qkvo" for role, shape in narrow_shapes(part, _H, _H).items()}
+_LAYER: Dict[str, _Template] = {
     "attention": _Template((_H, "num_heads", _EPSILON), {**_READS, "mask": _MASK}, _HIDDEN, {**_QKVO, **_norm(_H)}),
     "up": _Template((_H, _I, "activation"), _READS, _INNER, linear_shapes("up", _I, _H)),
     "down": _Template((_H, _I, _EPSILON), {**_READS, "inner": _INNER}, _HIDDEN, _DOWN),
+}
+_NARROW = {
+    "attention": {**_NARROW_QKVO, **_norm(_H)},
+    "up": narrow_shapes("up", _I, _H),
+    "down": {**narrow_shapes("down", _H, _I), **_norm(_H)},
+}
+TEMPLATES: Dict[str, _Template] = {
+    "mask": _Template((), {"mask": Value("int64", (p.BATCH, p.TOKENS))}, _MASK, {}),
+    "embedding": _Template((_H, _E, "num_token_types", _EPSILON), dict.fromkeys(TABLES, _ROWS), _HIDDEN, _EMBEDDING),
+    **_LAYER,
     "head": _Template((_H, "num_labels", "activation"), _READS, _LOGITS, _HEAD),
     "exit": _Template((_H, "num_labels", "activation"), _READS, _LOGITS, {}),
+    **{name + SUFFIX: replace(_LAYER[name], weights=weights) for name, weights in _NARROW.items()},
 }
 """Interface of each kernel by its template; an exit head depends on its form, so its weights are not listed."""
