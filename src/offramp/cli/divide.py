@@ -19,7 +19,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("store", help="the folder to create")
     add("--method", choices=("auto", "names", "eager", "export"), default="auto", help="(default: auto)")
     dtype = "dtype that a text encoder's matrices are stored in (default: fp32)"
-    add("--dtype", choices=("fp32", "fp16"), default="fp32", help=dtype)
+    add("--dtype", choices=("fp32", "fp16", "int8"), default="fp32", help=dtype)
     add("--stage-bytes", type=size, metavar="SIZE", help="target size of the weights of a stage (default: one block)")
     inputs = "example inputs by name, .npz or .safetensors (default: generated from the config)"
     add("--inputs", metavar="FILE", help=inputs)

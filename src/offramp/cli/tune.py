@@ -78,9 +78,12 @@ def main(args: argparse.Namespace) -> None:
     require_held_out([transcript, *([] if certify_on is None else [certify_on])], goal)  # before latencies are measured
     with Store(args.store) as store:
         require_head(store.manifest, store.path)
-        if transcript.about.model_sha256 != store.manifest.source.fingerprint:
+        known, here = transcript.about.model_sha256, store.manifest.answering(store.manifest.precision)
+        if known not in (here, store.manifest.source.fingerprint):
             what = "offramp eval --transcript writes one for this store, or for the run folder that it was divided from"
             raise UsageError("the transcript is of another model", transcript.path, what)
+        if known != here:
+            log(f"the transcript is of the model before its weights were rounded to {store.manifest.precision}")
         texts = store.program.texts
     longest = None if texts is None else min(int(transcript.lengths_N.max()), texts.max_length)
     profile = _profile(args, store.digest, longest)

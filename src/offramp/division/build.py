@@ -12,10 +12,11 @@ from typing import Any
 from offramp.checkpoints.families import FAMILIES
 from offramp.checkpoints.hub import resolve
 from offramp.checkpoints.source import ADAPTER, Source, open_source
-from offramp.division.config import FP32, DivisionConfig
+from offramp.division.config import DivisionConfig
 from offramp.division.names.build import divide_by_names
 from offramp.errors import UsageError
 from offramp.program.checks import require_known
+from offramp.store.manifest import FP32
 from offramp.store.writer import mark_of, may_fill, require_replaceable
 
 

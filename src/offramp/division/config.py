@@ -8,10 +8,8 @@ from typing import Any
 
 from offramp import __version__
 from offramp.store import StoreWriter
-from offramp.store.manifest import FORMAT
+from offramp.store.manifest import FORMAT, FP32, STORED
 
-FP32, FP16, INT8 = STORED = "fp32", "fp16", "int8"
-"""Dtypes that the matrices of a text encoder's layers are stored in."""
 METHODS = ("auto", "names", "eager", "export")
 
 
@@ -39,8 +37,10 @@ class DivisionConfig:
     """Run folder that `training.train_exits` wrote for a module, whose stages become graphs then. A checkpoint folder
     has its own exits."""
     dtype: str = FP32
-    """Dtype that matrices of the layers and embedding tables are stored in: `fp32`, or `fp16` for a text encoder that
-    is divided by names, whose store has half the bytes. It is computed in F32 either way."""
+    """Dtype that matrices of the layers are stored in. All but `fp32` are for text encoders that are divided by names.
+
+    `fp16`: half the bytes, computed in F32. transformers loads such a store.
+    `int8`: a quarter of the bytes, computed as products of integers. transformers does not load such a store."""
     force: bool = False
     """Replace an existing store."""
     offline: bool = False
