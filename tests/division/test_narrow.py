@@ -12,11 +12,12 @@ from safetensors.numpy import load_file, save_file
 import offramp
 from offramp.checkpoints.source import open_source
 from offramp.division import divide
-from offramp.errors import SourceError, UsageError
+from offramp.errors import DamagedError, SourceError, UsageError
 from offramp.program.narrow import LARGEST_WEIGHT
 from offramp.store import Store, verify
+from offramp.store.repeats import expand
 from tests.division.tiny import CONFIGS, config_of, write_model, write_sharded
-from tests.store.small import read
+from tests.store.small import problems, read, refused, reseal, tree_of
 
 PREFIX = "offramp-int8."
 
@@ -200,3 +201,62 @@ def test_a_store_is_a_source_like_the_model_it_came_from(model, tmp_path):
     full = divide(model[0], tmp_path / "full")
     with open_source(full) as store, open_source(model[0]) as folder:
         assert store.entries == folder.entries
+
+
+def swap_ports(tree):
+    for stage in tree["program"]["stages"]:
+        for step in stage["steps"]:
+            taken = step["weights"]
+            if "q.scale" in taken:
+                taken["q.weight"], taken["q.scale"] = taken["q.scale"], taken["q.weight"]
+
+
+def tensors(tree, role):
+    return [each for shard in tree["shards"] for each in shard["tensors"] if each["role"] == role]
+
+
+def unsigned(tree):
+    for each in tensors(tree, "up.weight"):
+        each["dtype"] = "U8"
+
+
+def without_transposing(tree):
+    for each in tensors(tree, "up.weight"):
+        each["shape"].reverse()
+
+
+def in_full(tree):
+    tree["program"]["kernels"]["up"]["template"] = "up"
+
+
+@pytest.mark.parametrize(
+    ("change", "mentions"),
+    [
+        (swap_ports, "q.scale is ('I8', (32, 32)), the kernel takes ('F32', (32,))"),
+        (unsigned, "up.weight is ('U8', (32, 64)), the kernel takes ('I8', (32, 64))"),
+        (without_transposing, "up.weight is ('I8', (64, 32)), the kernel takes ('I8', (32, 64))"),
+        (in_full, "up.scale is ('F32', (64,)), the kernel takes None"),
+    ],
+)
+def test_a_store_whose_parts_do_not_fit_is_refused(divided, tmp_path, change, mentions):
+    folder = shutil.copytree(divided, tmp_path / "copy")
+    tree = tree_of(folder)
+    tree["program"] = expand(tree["program"], "program")
+    change(tree)
+    reseal(folder, tree)
+    refused(DamagedError, lambda: Store(folder), mentions)
+
+
+def test_integers_or_scales_that_were_changed_in_the_file_are_found(divided, tmp_path):
+    folder = shutil.copytree(divided, tmp_path / "copy")
+    with Store(divided) as store:
+        shard = store.manifest.shards["layer-00-attention"]
+    places = {each.role: shard.data_start + each.offset for each in shard.tensors}
+    data = bytearray((folder / shard.file).read_bytes())
+    for kind, size in (("weight", 32 * 32), ("scale", 32 * 4)):
+        one, other = places[f"q.{kind}"], places[f"k.{kind}"]
+        data[one : one + size], data[other : other + size] = data[other : other + size], data[one : one + size]
+        (folder / shard.file).write_bytes(data)
+        assert problems(folder) == {shard.file: "sha256 differs from the manifest"}
+        with Store(folder) as store:
+            refused(DamagedError, lambda store=store: read(store, "layer-00-attention"), "sha256 differs")
