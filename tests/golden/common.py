@@ -30,7 +30,7 @@ def pack(store, archive):
 
 
 def unpack(name, folder, stores=STORES):
-    """Unpack a golden store of the folder `stores` into `folder/name`, unless that exists. Returns the path of the store."""
+    """Unpack a golden store of `stores` into `folder/name`, unless that exists. Returns the path of the store."""
     store = Path(folder) / name
     if not store.exists():
         with zipfile.ZipFile(str(stores / (name + ".zip"))) as file:

@@ -96,7 +96,11 @@ def test_halves_that_two_threads_read_are_put_together(tmp_path, monkeypatch):
                     assert options == {"direct": True}
                     continue
                 for tensor in layout.tensors.values():
-                    found = buffer[tensor.offset :][: tensor.num_bytes].view(np.float32).reshape(tensor.shape)
+                    found = (
+                        buffer[layout.start + tensor.offset :][: tensor.num_bytes]
+                        .view(np.float32)
+                        .reshape(tensor.shape)
+                    )
                     array = wanted[tensor.name]
                     rounded = array.astype(np.float16).astype(np.float32) if is_narrow(tensor.name, array) else array
                     assert np.array_equal(found, rounded), (name, tensor.name, options)

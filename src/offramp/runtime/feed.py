@@ -71,7 +71,8 @@ class WeightFeed(Ring):
             shard, _ = self._tensors[name]
             slot = slots[shard.name]
             if name not in slot.notes:
-                slot.notes[name] = tensor_view(self._layouts[shard.name].tensors[name], slot.array)
+                layout = self._layouts[shard.name]
+                slot.notes[name] = tensor_view(layout.tensors[name], slot.array, layout.start)
             views[role] = slot.notes[name]
         return views
 

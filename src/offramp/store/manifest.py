@@ -96,13 +96,14 @@ class Shard:
 
 @dataclass(frozen=True)
 class Layout:
-    """A shard in memory: its size, and its tensors by name, whose offsets count from the start of the buffer.
+    """A shard in memory: its size, and its tensors by name, whose offsets count from `start`.
 
     It is the file itself, unless tensors of it are upcast: then it is the tensors alone, aligned. Rows of tables are
     upcast when they are gathered.
     """
 
     num_bytes: int
+    start: int
     tensors: Dict[str, Tensor]
     is_file: bool = True
 
@@ -235,14 +236,13 @@ class Manifest:
 
     def _layout(self, shard: Shard) -> Layout:
         if shard.blocks is not None or self.upcast.isdisjoint(tensor.name for tensor in shard.tensors):
-            places = {t.name: replace(t, offset=shard.data_start + t.offset) for t in shard.tensors}
-            return Layout(shard.bytes, places)
+            return Layout(shard.bytes, shard.data_start, {tensor.name: tensor for tensor in shard.tensors})
         end, places = 0, {}
         for tensor in shard.tensors:
             _, placed = self.taken[tensor.name]
             places[tensor.name] = placed = replace(placed, offset=-(-end // ALIGNMENT) * ALIGNMENT)
             end = placed.offset + placed.num_bytes
-        return Layout(end, places, is_file=False)
+        return Layout(end, 0, places, is_file=False)
 
 
 @dataclass(frozen=True)
