@@ -20,7 +20,7 @@ from offramp.program.program import TEXT_INPUTS, Texts
 from offramp.runtime.exits import exit_widths
 from offramp.store import Store
 from offramp.store.exits import parse_exits
-from offramp.store.manifest import MAX_EXITS_BYTES
+from offramp.store.manifest import INT8, MAX_EXITS_BYTES
 from offramp.streaming.weightless import class_of_folder, of_class
 from offramp.tasks import has_tokenizer
 from offramp.tasks.arrays import Record
@@ -99,7 +99,7 @@ def facts_of(folder: Path) -> Facts:
 def facts_of_store(store: Store) -> Facts:
     """Return the facts about a store. Raises StoreError for one that only `offramp.stream` can run."""
     program = store.program
-    if program.module is None:  # transformers can load it as a model folder
+    if program.module is None and store.manifest.precision != INT8:  # transformers can load it as a model folder
         for file in store.manifest.files:
             store.read_file(file)  # verified before a library reads it
         with folder_of_store(store) as folder:

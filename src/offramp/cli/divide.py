@@ -1,5 +1,5 @@
 """Divide a model folder, or a model of the Hugging Face hub, into a store that runs layer by layer and that
-transformers can still load.
+transformers can still load, unless its matrices are stored as int8.
 
 Text encoders of the BERT family are divided by the names of their tensors and run without PyTorch. Any other model of
 transformers is divided by running it once, and runs in PyTorch with offramp.stream.
@@ -18,6 +18,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("model", nargs="?", help="a checkpoint folder, or an id on the hub")
     add("store", help="the folder to create")
     add("--method", choices=("auto", "names", "eager", "export"), default="auto", help="(default: auto)")
+    dtype = "dtype that a text encoder's matrices are stored in (default: fp32)"
+    add("--dtype", choices=("fp32", "fp16", "int8"), default="fp32", help=dtype)
     add("--stage-bytes", type=size, metavar="SIZE", help="target size of the weights of a stage (default: one block)")
     inputs = "example inputs by name, .npz or .safetensors (default: generated from the config)"
     add("--inputs", metavar="FILE", help=inputs)
@@ -46,7 +48,7 @@ def main(args: argparse.Namespace) -> None:
             from offramp.division.checkpoints import load_inputs
 
             inputs = load_inputs(Path(args.inputs))
-        options = {"method": args.method, "stage_bytes": args.stage_bytes, "inputs": inputs}
+        options = {"method": args.method, "dtype": args.dtype, "stage_bytes": args.stage_bytes, "inputs": inputs}
         path = divide(args.model, args.store, force=args.force, offline=args.offline, say=log, **options)
     if args.json:
         emit({"store": str(path)})
