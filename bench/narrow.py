@@ -18,6 +18,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,11 +26,12 @@ from offramp.backends.onnx_session import open_session
 from offramp.backends.onnx_templates import BUILDERS, INTEGER_PRODUCT
 from offramp.program.narrow import LARGEST_WEIGHT, SUFFIX, ZERO_POINT
 
-NUM_TOKENS, NUM_LAYERS, NUM_LABELS = 128, 12, 3
+NUM_TOKENS, NUM_LAYERS = 128, 12
 SIZES = {"hidden_size": 768, "intermediate_size": 3072, "num_heads": 12, "norm_epsilon": 1e-12, "activation": "gelu"}
 KERNELS = ("attention", "up", "down")
 RUNS = ("float32", "int8", "int8 constants", "ONNX Runtime int8")
-DTYPES = {"tensor(float)": np.float32, "tensor(int8)": np.int8}
+STORE: Any = None
+"""Named by errors only."""
 
 
 def resident_bytes():
@@ -71,13 +73,13 @@ def with_constants(data, weights):
 def layers(kind, threads):
     """A function that runs the layers on one row."""
     suffix = "" if kind == "float32" else SUFFIX
-    shared = {name: open_session(graph(name + suffix), threads, None, name) for name in KERNELS}
+    shared = {name: open_session(graph(name + suffix), threads, STORE, name) for name in KERNELS}
     steps = []
     for layer in range(NUM_LAYERS):
         for name in KERNELS:
             session, weights = shared[name], random_weights(shared[name], layer)
             if kind == "int8 constants":
-                session, weights = open_session(with_constants(graph(name + suffix), weights), threads, None, name), {}
+                session, weights = open_session(with_constants(graph(name + suffix), weights), threads, STORE, name), {}
             steps.append((session, weights, {node.name for node in session.get_inputs()}))
     hidden_SH = np.random.default_rng(0).standard_normal((NUM_TOKENS, SIZES["hidden_size"]), np.float32)
     shape = np.array([1, NUM_TOKENS, SIZES["num_heads"], SIZES["hidden_size"] // SIZES["num_heads"]])
@@ -115,7 +117,7 @@ def export(whole, narrow):
     from transformers import BertConfig, BertForSequenceClassification
 
     torch.manual_seed(0)
-    model = BertForSequenceClassification(BertConfig(num_labels=NUM_LABELS)).eval()
+    model = BertForSequenceClassification(BertConfig()).eval()
     ids_BS = torch.arange(NUM_TOKENS)[None]
     names = {"input_ids": ids_BS, "attention_mask": torch.ones_like(ids_BS), "token_type_ids": ids_BS * 0}
     torch.onnx.export(model, (), str(whole), kwargs=names, input_names=[*names], output_names=["logits"], dynamo=True)
@@ -154,7 +156,7 @@ def exact(args):
     model = helper.make_model(
         helper.make_graph([node], "exact", inputs, result), opset_imports=[helper.make_opsetid("", 13)], ir_version=7
     )
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    session: Any = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     rng = np.random.default_rng(0)
     for largest in (LARGEST_WEIGHT, LARGEST_WEIGHT + 1, 127):
         found = []
@@ -165,7 +167,7 @@ def exact(args):
                 (rng.integers(1, 256, (5, num_inputs)), rng.integers(-largest, largest + 1, (num_inputs, 33))),
             ):
                 feeds = {"a": a.astype(np.uint8), "w": w.astype(np.int8), "zero": np.array(ZERO_POINT, np.uint8)}
-                found.append(bool((session.run(None, feeds)[0] == (a.astype(np.int64) - ZERO_POINT) @ w).all()))
+                found.append(np.array_equal(session.run(None, feeds)[0], (a.astype(np.int64) - ZERO_POINT) @ w))
         print(f"weights from -{largest} to {largest}: {'exact' if all(found) else 'NOT exact'}", found, flush=True)
     print(f"kernels take {INTEGER_PRODUCT}, which is MatMulInteger and a scale")
 
