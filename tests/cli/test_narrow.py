@@ -82,6 +82,7 @@ def test_run_answers_like_the_model_it_is_of(run, made, name, backend):
 @pytest.mark.parametrize("name", PRECISIONS)
 def test_plans_count_memory(run, made, name):
     plan = run("plan", made / name, "--budget", "2GiB", "--json", *QUICK).lines[0]
+    assert plan["dtype"] == name
     sizes = {each["shard"]: each["bytes"] for stage in plan["stages"] for each in stage["shards"]}
     with Store(made / name) as store:
         assert sizes == {shard: store.manifest.layouts[shard].num_bytes for shard in sizes}

@@ -275,7 +275,7 @@ def _write_inputs(sample: Sample, folder: Path) -> Path:
 
 
 def _common(sample: Sample, record: Mapping[str, Any], rounds: int, num_layers: int) -> dict[str, Any]:
-    keys = ("model", "store_sha256", "backend", "threads", "budget_bytes", "reads", "verify")
+    keys = ("model", "store_sha256", "dtype", "backend", "threads", "budget_bytes", "reads", "verify")
     data = {"task": sample.task, "split": sample.split, "metrics": list(sample.metrics)}
     data |= {name: getattr(sample, name) for name in ("training_rows", "includes_training_rows")}
     counts = {"num_texts": len(sample.texts), "num_layers": num_layers, "rounds": rounds}

@@ -32,7 +32,12 @@ def plan_record(classifier: Classifier) -> Dict[str, Any]:
         shards = [{"shard": name, "bytes": size, "resident": name in plan.residents} for name, size in items]
         stages.append({"stage": stage.name, "bytes": sum(size for _, size in items), "shards": shards})
     known = {name: getattr(plan, name) for name in _OF_PLAN}
-    return {**known, "reads": reads_of(classifier.direct), "stages": stages}
+    return {
+        **known,
+        "dtype": classifier.store.manifest.precision,
+        "reads": reads_of(classifier.direct),
+        "stages": stages,
+    }
 
 
 def run_record(classifier: Classifier, first_batch: int) -> Dict[str, Any]:
