@@ -13,7 +13,7 @@ from offramp.store.policy_file import MeasuredOn, PolicyFile, Prediction
 from offramp.store.transcript import read_transcript
 from tests.cli.conftest import LABELS, WORDS, write_tiny
 
-PRECISIONS = ("fp16",)
+PRECISIONS = ("fp16", "int8")
 BACKENDS = ("ort", "numpy", "torch")
 QUICK = ("--threads", 1, "--max-length", 8)
 POLICY = PolicyFile({}, "", None, Prediction(), None, {}, MeasuredOn(), ())

@@ -102,7 +102,7 @@ def divide_by_names(source: Source, store: Path, config: DivisionConfig) -> Path
     fingerprint = _undivided(source.folder) or read if config.dtype != FP32 else read
     with config.writer(store, read if read == fingerprint else f"{read} {fingerprint}") as writer:
         writer.require_space(sum(num_bytes(t.dtype, t.shape) for shard in division.shards for t in shard.tensors))
-        if division.widened_from is not None:
+        if config.dtype == FP32 and division.widened_from is not None:
             say(f"converted from {division.widened_from} to {FLOAT}")
         if config.dtype != FP32:
             say(f"matrices of the layers and rows of embedding tables are rounded: {_ROUNDED[config.dtype]}")
@@ -120,7 +120,7 @@ def divide_by_names(source: Source, store: Path, config: DivisionConfig) -> Path
         files += [*store_tokenizer(source.folder, writer, say), *store_downloads(source.folder, writer)]
         files += [] if config.dtype == INT8 else [writer.add_file(INDEX, _index(shards))]
         exits = _exits(source, program, writer)
-        made_from = m.Source(fingerprint, division.architecture, division.model_type, "names", division.widened_from)
+        made_from = m.Source(fingerprint, division.architecture, division.model_type, m.NAMES, division.widened_from)
         labels = writer.add_labels(division.labels)
         return writer.finish(m.Manifest(made_from, program, shards, {}, tuple(files), exits, labels=labels))
 
