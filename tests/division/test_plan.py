@@ -96,7 +96,7 @@ def test_a_bare_model_has_no_head_and_keeps_its_names(model_type, bare):
 def test_heads_of_other_tasks_are_kept_in_a_shard_that_nobody_reads(model_type, task, name):
     config = config_of(model_type, task=task)
     division = plan_division(config, {**entries_of(config), name: ("F32", (7, 32))})
-    assert shard_of(division, "other").tensors == ((name, name, "other", (7, 32)),)
+    assert shard_of(division, "other").tensors == ((name, name, "other", (7, 32), "F32"),)
     assert not any("other" in step.shards for step in division.program.steps())
 
 
