@@ -150,6 +150,7 @@ def test_no_budget_changes_an_answer_and_none_is_exceeded(shelf, fixed_memory, m
         return Slot(num_bytes)
 
     monkeypatch.setattr(run_plan, "Slot", counted)
+    monkeypatch.setattr(run_plan, "aligned_slot", counted)
     with make_classifier(store, policy, budget_bytes, num_rows=num_rows) as classifier:
         assert rows_of(classifier.predict(TEXTS)) == plainly(store, TEXTS, policy)
     plan = classifier.plan
@@ -445,6 +446,7 @@ def test_the_record_adds_up(shelf):
         "bound_seconds",
         "deadline_seconds",
         "config",  # these settings were made without one
+        "reads_because",  # as was asked
     }
     assert record["num_inputs"] == len(TEXTS) and record["late"] == 0
     assert record["stages_run_total"] == sum(result.stages_run for result in results)

@@ -606,7 +606,7 @@ def test_a_module_of_nothing_but_a_table(shelf, reads):
         assert same(model(ids()), plain(made(make), ids()))
 
 
-@pytest.mark.parametrize("reads", ["direct", "buffered"])
+@pytest.mark.parametrize("reads", ["direct", "buffered", "mapped"])
 @pytest.mark.parametrize("verify", ["always", "first", "never"])
 def test_reads_of_all_kinds_give_the_same_answers(shelf, reads, verify):
     store = shelf(Chain, vectors())

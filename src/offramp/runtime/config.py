@@ -13,8 +13,8 @@ from typing import Any, Callable, Dict, Mapping, Optional, Union
 from offramp.program.checks import require_known
 from offramp.units import parse_count, parse_duration, parse_size
 
-READS = ("auto", "direct", "buffered")
-"""Ways to read shards: by O_DIRECT, through the page cache, or whichever suits the memory that is free."""
+READS = ("auto", "direct", "buffered", "mapped")
+"""Ways to read shards: by O_DIRECT, copied from the page cache, mapped where it keeps them, or whichever suits."""
 VERIFY = ("first", "always", "never")
 """Times at which a store checks digests. Equal to `store.reader.VERIFY`, whose import would load NumPy."""
 BULK = "bulk"
@@ -85,8 +85,10 @@ class EngineConfig:
     """Rows that run together, or `"bulk"`."""
     max_length: Optional[int] = _option(None, parse_count, "most tokens of a text (default: the model's limit)", "N")
     """Number of tokens to which texts are truncated; None: the limit of the model."""
-    reads: str = _option("auto", _parse_text, "direct: O_DIRECT; buffered: page cache (default: auto)", choices=READS)
-    """Way to read shards: `direct` (O_DIRECT), `buffered` (page cache), or `auto`."""
+    reads: str = _option(
+        "auto", _parse_text, "direct: O_DIRECT; buffered: page cache; mapped: no copy (default: auto)", choices=READS
+    )
+    """Way to read shards: `direct` (O_DIRECT), `buffered` (page cache), `mapped` (page cache, no copy), or `auto`."""
     verify: str = _option("first", _parse_text, "when shards are hashed (default: first)", choices=VERIFY)
     """Time of hashing shards: at their `first` use on this machine, `always`, or `never`."""
     longest: Optional[int] = _option(None, parse_count)

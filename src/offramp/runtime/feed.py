@@ -7,12 +7,15 @@ decides what it touches next.
 from __future__ import annotations
 
 import time
+from contextlib import suppress
+from queue import Empty
 from typing import Callable, Dict, Mapping, NamedTuple, Optional, Tuple
 
 import numpy as np
 
 from offramp.measure import Span, Trace
 from offramp.program.program import Step
+from offramp.runtime.mapping import TEND_SECONDS, MappedPool
 from offramp.runtime.ring import Loaded, Ring
 from offramp.runtime.slots import BufferPool, Slot
 from offramp.store import Store
@@ -36,11 +39,21 @@ class WeightFeed(Ring):
     One driver thread at a time. Every method leaves the feed usable if an interrupt stops it.
     """
 
-    def __init__(self, store: Store, buffers: Buffers, stage_of: Mapping[str, int], trace: Trace, **how: bool) -> None:
+    def __init__(
+        self,
+        store: Store,
+        buffers: Buffers,
+        stage_of: Mapping[str, int],
+        trace: Trace,
+        *,
+        mapped: bool = False,
+        **how: bool,
+    ) -> None:
         """Start the reader thread.
 
         Args:
             stage_of: shard -> stage that the trace names it under; 0 for other shards.
+            mapped: map streamed shards over their slots, as long as that is possible.
             how: options of `Store.read_shard`: `direct`, `halves`.
         """
         self.trace, self._stage_of, self._tensors = trace, stage_of, store.manifest.tensors()
@@ -48,8 +61,14 @@ class WeightFeed(Ring):
         def read(shard: str, view: memoryview, cancelled: Callable[[], bool]) -> Tuple[int, bool]:
             return store.read_shard(shard, view, cancelled=cancelled, **how)
 
-        residents = dict(buffers.residents)
-        super().__init__(read, buffers.pool, residents, depth=buffers.depth, on_read=self._trace_read)
+        self._mapped = MappedPool(store, buffers.pool, read) if mapped else None
+        residents, pool = dict(buffers.residents), self._mapped or buffers.pool
+        super().__init__(read, pool, residents, depth=buffers.depth, on_read=self._trace_read)
+
+    @property
+    def mapping_obstacle(self) -> Optional[str]:
+        """Why shards that were to be mapped are copied by now, or None."""
+        return None if self._mapped is None else self._mapped.obstacle
 
     def acquire(self, shard: str, until: Optional[float] = None) -> Optional[Loaded]:
         """Wait for a shard, as the ring does, and trace the wait."""
@@ -73,6 +92,37 @@ class WeightFeed(Ring):
                 slot.notes[name] = tensor_view(tensor, slot.array, shard.data_start)
             views[role] = slot.notes[name]
         return views
+
+    def before_fork(self) -> None:
+        """Take the locks, and give back all leases."""
+        super().before_fork()
+        if self._mapped is not None:
+            self._mapped.before_fork()
+
+    def after_fork_in_parent(self) -> None:
+        """Release the locks."""
+        if self._mapped is not None:
+            self._mapped.after_fork_in_parent()
+        super().after_fork_in_parent()
+
+    def after_fork(self) -> None:
+        """Forget the reader and its files."""
+        if self._mapped is not None:
+            self._mapped.after_fork()
+        super().after_fork()
+
+    def _fill(self, shard: str, slot: Slot, cancelled: Callable[[], bool]) -> Tuple[int, bool]:
+        if self._mapped is None or shard in self._resident_slots:
+            return super()._fill(shard, slot, cancelled)
+        self._mapped.tend()
+        return self._mapped.fill(shard, slot, cancelled)
+
+    def _wait_for_work(self) -> None:
+        """Wait for a shard to read, and look after the leases meanwhile."""
+        while self._mapped is not None and self._mapped.tend():
+            with suppress(Empty):
+                return self._reader_wakeups.get(timeout=TEND_SECONDS)
+        return super()._wait_for_work()
 
     def _trace_read(self, shard: str, started: float, ended: float, num_bytes: int, idle: bool) -> None:
         kind, stage = "idle_read" if idle else "read", self._stage_of.get(shard, 0)

@@ -23,7 +23,7 @@ from offramp.policies.costs import Costs
 from offramp.program.checks import POSITIVE, read
 from offramp.program.program import plain
 from offramp.runtime.config import EngineConfig
-from offramp.runtime.run_plan import reads_of
+from offramp.runtime.run_plan import BUFFERED
 from offramp.store.memory import cache_folder
 from offramp.store.policy_file import FORMAT, MeasuredOn, facts_from_json, read_json, write_json
 from offramp.units import named_size
@@ -160,7 +160,7 @@ def fingerprint_of(classifier: "Classifier") -> MeasuredOn:
         store_sha256=classifier.store.digest,
         num_slots=plan.num_slots,
         residents=len(plan.residents),
-        reads=reads_of(classifier.direct and plan.num_slots > 0),
+        reads=(classifier.reads if plan.num_slots else BUFFERED).name,
     )
 
 

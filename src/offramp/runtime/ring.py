@@ -259,9 +259,17 @@ class Ring(Forked):
         while self.is_open:
             job = self._start_next()
             if job is None:
-                self._reader_wakeups.get()
+                self._wait_for_work()
             else:
                 self._fetch(*job)
+
+    def _wait_for_work(self) -> None:
+        """Wait, in the reader thread, until there may be a shard to read."""
+        self._reader_wakeups.get()
+
+    def _fill(self, shard: str, slot: Slot, cancelled: Callable[[], bool]) -> Tuple[int, bool]:
+        """Bring a shard into a slot. Return (bytes read, complete)."""
+        return self._read(shard, slot.view, cancelled)
 
     def _start_next(self) -> Optional[Tuple[str, Slot, int, bool]]:
         with self._lock:
@@ -285,7 +293,7 @@ class Ring(Forked):
         num_bytes, complete, is_resident = 0, False, shard in self._resident_slots
         started = ended = time.perf_counter()
         try:
-            num_bytes, complete = self._read(shard, slot.view, lambda: self._epoch != epoch)
+            num_bytes, complete = self._fill(shard, slot, lambda: self._epoch != epoch)
             ended = time.perf_counter()
             self._on_read(shard, started, ended, num_bytes, idle)
         except BaseException as caught:  # raised in the engine thread by acquire

@@ -30,7 +30,7 @@ from offramp.runtime.guard import NO_DEADLINE, Guard
 from offramp.runtime.inputs import InputReader
 from offramp.runtime.ledger import BUDGET, LEDGER, Limit, Share, system_limit
 from offramp.runtime.memory_model import SMALL_LENGTH, MemoryModel, Workload
-from offramp.runtime.run_plan import allocate, choose_direct, make_run_plan, plan_items
+from offramp.runtime.run_plan import Reads, allocate, choose_reads, make_run_plan, plan_items, reads_by_now
 from offramp.runtime.schedule import Schedule
 from offramp.runtime.sweep import Outcome, PassCost
 from offramp.session.bulk import bulk_batches
@@ -136,7 +136,11 @@ class Classifier(Forked):
         self._left: Optional[Limit] = None
         self._make_plan()
         growth_bytes = self.plan.predicted_peak_bytes - self.plan.base_bytes
-        self.direct = choose_direct(store, settings.reads, growth_bytes, measure.available_bytes())
+        streamed = [
+            name for name in dict.fromkeys(item.shard for item in self.items) if name not in self.plan.residents
+        ]
+        available = measure.available_bytes()
+        self.planned_reads: Reads = choose_reads(store, settings.reads, streamed, growth_bytes, available)
         self.trace, self.counts = _new_trace(settings), RunCounts()
         self._lock, self._is_forked, self._is_freed = threading.Lock(), False, False
         self._engine: Optional[Engine] = None
@@ -257,6 +261,11 @@ class Classifier(Forked):
         return None if self._engine is None else self._engine.feed
 
     @property
+    def reads(self) -> Reads:
+        """Way to read the streamed shards by now: mapped ones may have become impossible."""
+        return reads_by_now(self.planned_reads, self.feed)
+
+    @property
     def gathering(self) -> Gathering:
         """Learned costs of gathering rows."""
         return self._gate.gathering
@@ -332,8 +341,9 @@ def _open(classifier: Classifier) -> None:
         trim_memory()
     classifier._peak.start()
     classifier.trace, classifier.counts = _new_trace(classifier.settings), RunCounts()
-    buffers, stage_of = allocate(classifier.store, classifier.plan), classifier.schedule.stage_of
-    feed = WeightFeed(classifier.store, buffers, stage_of, classifier.trace, direct=classifier.direct)
+    store, reads = classifier.store, classifier.planned_reads
+    buffers, stage_of = allocate(store, classifier.plan, reads), classifier.schedule.stage_of
+    feed = WeightFeed(store, buffers, stage_of, classifier.trace, **reads.options)
     parts = classifier._inputs, classifier.backend, classifier._gate
     classifier._engine, classifier._is_freed = Engine(classifier.schedule, *parts, feed), False
     LEDGER.reserve(classifier, _share(classifier, feed))

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, Dict, Optional
 
 from offramp import measure
 from offramp.errors import OfframpError
-from offramp.runtime.run_plan import reads_of
 from offramp.store import Store
 
 if TYPE_CHECKING:
@@ -31,8 +30,8 @@ def plan_record(classifier: Classifier) -> Dict[str, Any]:
         items = [(item.shard, item.num_bytes) for item in classifier.items if item.shard in used]
         shards = [{"shard": name, "bytes": size, "resident": name in plan.residents} for name, size in items]
         stages.append({"stage": stage.name, "bytes": sum(size for _, size in items), "shards": shards})
-    known = {name: getattr(plan, name) for name in _OF_PLAN}
-    return {**known, "reads": reads_of(classifier.direct), "stages": stages}
+    known, reads = {name: getattr(plan, name) for name in _OF_PLAN}, classifier.reads
+    return {**known, "reads": reads.name, "reads_because": reads.because, "stages": stages}
 
 
 def run_record(classifier: Classifier, first_batch: int) -> Dict[str, Any]:
@@ -40,7 +39,7 @@ def run_record(classifier: Classifier, first_batch: int) -> Dict[str, Any]:
     plan, settings, counts, store = classifier.plan, classifier.settings, classifier.counts, classifier.store
     latencies, costs = classifier.latencies[first_batch:], classifier.costs[first_batch:]
     bounds = [measure.bound_seconds([cost.compute_seconds], [cost.read_seconds], cost.fill_seconds) for cost in costs]
-    memory, feed = measure.read_memory(), classifier.feed
+    memory, feed, reads = measure.read_memory(), classifier.feed, classifier.reads
     return {
         "model": store.manifest.source.architecture,
         "store_sha256": store.digest,
@@ -60,7 +59,8 @@ def run_record(classifier: Classifier, first_batch: int) -> Dict[str, Any]:
         "num_slots": plan.num_slots,
         "num_residents": len(plan.residents),
         "resident_bytes": plan.resident_bytes,
-        "reads": reads_of(classifier.direct),
+        "reads": reads.name,
+        "reads_because": reads.because,
         "verify": store.policy,
         "batch": settings.num_rows * settings.num_batches,
         "is_bulk": settings.is_bulk,

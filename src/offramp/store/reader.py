@@ -1,7 +1,7 @@
 """Reading a store: whole shards into buffers of the caller, and rows of gathered tables, all verified by digest.
 
 When a shard is read and how long it stays in memory
-is decided by `runtime`. No file is ever mapped.
+is decided by `runtime`, which may also map its file.
 """
 
 from __future__ import annotations
@@ -239,6 +239,29 @@ class Store(Forked):
         finally:
             if not stays:
                 os.close(fd)
+
+    def open_shard(self, name: str) -> int:
+        """Return a new descriptor of a shard's file, which the caller closes. Raises StoreError."""
+        with self._opening:
+            return self._open(self.manifest.shards[name], direct=False)
+
+    def verify_mapped(self, name: str, fd: int, content: memoryview, cancelled: Cancelled = bool) -> bool:
+        """Verify the content of a shard in memory, unless its file needs no hashing. Raises DamagedError.
+
+        Returns False if it was cancelled. The caller makes sure that neither can change meanwhile.
+        """
+        shard = self.manifest.shards[name]
+        identity, check = self._identify(name, fd)
+        if not check:
+            return True
+        digest = hashlib.sha256()
+        for start in range(0, shard.bytes, READ_CHUNK_BYTES):
+            if cancelled():
+                return False
+            digest.update(content[start : start + READ_CHUNK_BYTES])
+        self._require(digest.hexdigest() == shard.sha256, shard, "sha256 differs from the manifest")
+        self._verified.remember(name, identity)
+        return True
 
     def _open(self, shard: m.Shard, direct: bool) -> int:
         with _folder_of(self) as dir_fd:

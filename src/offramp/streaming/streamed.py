@@ -32,7 +32,7 @@ from offramp.runtime.ledger import BUDGET, LEDGER, Limit, Share, least_limit
 from offramp.runtime.memory_model import HEADROOM_BYTES, stream_bytes
 from offramp.runtime.planner import page_rounded, too_small
 from offramp.runtime.ring import Turn
-from offramp.runtime.run_plan import choose_direct, reads_of
+from offramp.runtime.run_plan import choose_reads, reads_by_now
 from offramp.runtime.slots import Arena, Slot
 from offramp.runtime.weight_plan import WeightPlan, reading_order
 from offramp.store import Store
@@ -145,7 +145,6 @@ class Stream:
         """`sizes`: bytes that each shard counts against the budget of the plan."""
         self.module, self.store, self.plan, self.strict, self._sizes = module, store, plan, config.strict, sizes
         grows = min(plan.resident_bytes + plan.pool_bytes, sum(sizes.values()))
-        self._direct = choose_direct(store, config.reads, grows, available_bytes())
         self.counts, self.trace = Counts(), Trace(num_passes=TRACED_PASSES)
         self._divided = placement.module_of(store)
         self._shards, self._tensors = store.manifest.shards, store.manifest.tensors()
@@ -153,6 +152,9 @@ class Stream:
         needs = [dict.fromkeys((*self._divided.pinned, *first)), *others]  # pinned ones stay from the first use on
         self._needs = [[name for name in shards if name not in plan.sliced] for shards in needs]
         """Shards that each part has in memory as a whole."""
+        self._streamed = [[name for name in shards if name not in plan.residents] for shards in self._needs]
+        names = [*dict.fromkeys(name for shards in self._streamed for name in shards)]
+        self._reads = choose_reads(store, config.reads, names, grows, available_bytes())
         self._starts = {part.start: index for index, part in enumerate(self._divided.parts) if part.start is not None}
         self._rows, self._layouts = placement.WeightRows(store, plan.sliced, plan.slice_bytes), layouts_of(store)
         self._part, self._first, self._next_first = -1, 0, 0
@@ -196,13 +198,13 @@ class Stream:
 
     def _open_feed(self) -> WeightFeed:
         sizes = {name: page_rounded(shard.bytes) for name, shard in self._shards.items()}
-        streamed = [[name for name in shards if name not in self.plan.residents] for shards in self._needs]
-        self._arena = Arena(streamed, sizes, self._sizes, self.plan.pool_bytes)
+        is_aligned = self._reads.name == "mapped"
+        self._arena = Arena(self._streamed, sizes, self._sizes, self.plan.pool_bytes, is_aligned=is_aligned)
         residents = {name: Slot(sizes[name]) for name in sorted(self.plan.residents)}
         buffers = Buffers(self._arena, residents, READ_AHEAD)
         first_use = {name: index for index, names in reversed([*enumerate(self._needs)]) for name in names}
         # By halves: the threads of PyTorch would wait for the core that a single reader takes.
-        return WeightFeed(self.store, buffers, first_use, self.trace, direct=self._direct, halves=True)
+        return WeightFeed(self.store, buffers, first_use, self.trace, halves=True, **self._reads.options)
 
     def close(self) -> None:
         """Stop the reader and free all weights; the module cannot run afterwards."""
@@ -235,6 +237,7 @@ class Stream:
     def record(self) -> dict[str, Any]:
         """Return one JSON object about the run so far."""
         bytes_read = self._bytes_before + (self._feed.bytes_read if self._is_open else 0)
+        reads = reads_by_now(self._reads, self._feed if self._is_open else None)
         return {
             **vars(self.counts),
             "unplanned": sorted(self.counts.unplanned),
@@ -246,7 +249,8 @@ class Stream:
             "room_bytes": self.plan.pool_bytes,
             "sliced": sorted(self.plan.sliced),
             "bytes_read_total": bytes_read + self._rows.bytes_read,
-            "reads": reads_of(self._direct),
+            "reads": reads.name,
+            "reads_because": reads.because,
         }
 
     def _run_pass(self, forward: Callable[..., Any], args: tuple, kwargs: dict[str, Any], first: int = 0) -> Any:
