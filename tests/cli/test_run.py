@@ -368,3 +368,13 @@ def test_direct_reads_that_are_not_to_be_had_are_told(run, store, monkeypatch):
     assert said.code == 0
     assert said.lines[-1]["record"]["reads"] == "buffered"
     assert "offramp: warning: this file system does not support direct reads" in said.err
+
+
+def test_mapped_reads_that_are_not_to_be_had_are_told(run, store, monkeypatch):
+    monkeypatch.setattr("offramp.runtime.run_plan.mapping_obstacle", lambda *_: "a file is open for writing")
+    said = run("run", store, *BUDGET, "--reads", "mapped", "--text", "the bank", "--json")
+    assert said.code == 0
+    assert [said.lines[-1]["record"][key] for key in ("reads", "reads_because")] == [
+        "buffered",
+        "a file is open for writing",
+    ]

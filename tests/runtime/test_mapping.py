@@ -196,7 +196,7 @@ def test_few_files_stay_open(store, pool, monkeypatch):
         for shard in layer_shards(store):
             slot, _ = fill(pool, shard)
             pool.release(slot)
-    assert len(pool._files) <= 2
+    assert len(pool._files._files) <= 2
 
 
 @pytest.mark.parametrize("verify", ["first", "always", "never"])

@@ -23,7 +23,9 @@ from hypothesis.stateful import (
 )
 
 from offramp.errors import DamagedError
+from offramp.runtime import mapping
 from offramp.runtime.guard import NO_DEADLINE, DeadlineGuard
+from offramp.store import reader
 from tests.forked import in_child
 from tests.leases import num_leases
 from tests.runtime.conftest import DEADLOCK_SECONDS
@@ -49,8 +51,8 @@ class Disk:
         self._read, self._random = store.read_shard, random.Random(seed)
         self.errors, self.raised, self.num_bytes = [], [], 0
         store.read_shard = self.read_shard
-        self._verify = store.verify_mapped
-        store.verify_mapped = self.verify_mapped
+        self._verify = reader.verify_mapped
+        mapping.verify_mapped = self.verify_mapped
 
     def disturb(self):
         time.sleep(self._random.choice(DELAYS))

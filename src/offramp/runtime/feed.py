@@ -7,15 +7,13 @@ decides what it touches next.
 from __future__ import annotations
 
 import time
-from contextlib import suppress
-from queue import Empty
 from typing import Callable, Dict, Mapping, NamedTuple, Optional, Tuple
 
 import numpy as np
 
 from offramp.measure import Span, Trace
 from offramp.program.program import Step
-from offramp.runtime.mapping import TEND_SECONDS, MappedPool
+from offramp.runtime.mapping import MappedPool
 from offramp.runtime.ring import Loaded, Ring
 from offramp.runtime.slots import BufferPool, Slot
 from offramp.store import Store
@@ -61,9 +59,12 @@ class WeightFeed(Ring):
         def read(shard: str, view: memoryview, cancelled: Callable[[], bool]) -> Tuple[int, bool]:
             return store.read_shard(shard, view, cancelled=cancelled, **how)
 
+        residents, how_to_run = dict(buffers.residents), {"depth": buffers.depth, "on_read": self._trace_read}
         self._mapped = MappedPool(store, buffers.pool, read) if mapped else None
-        residents, pool = dict(buffers.residents), self._mapped or buffers.pool
-        super().__init__(read, pool, residents, depth=buffers.depth, on_read=self._trace_read)
+        if self._mapped is None:
+            super().__init__(read, buffers.pool, residents, **how_to_run)
+        else:
+            super().__init__(self._mapped.read, self._mapped, residents, wait=self._mapped.wait, **how_to_run)
 
     @property
     def mapping_obstacle(self) -> Optional[str]:
@@ -110,19 +111,6 @@ class WeightFeed(Ring):
         if self._mapped is not None:
             self._mapped.after_fork()
         super().after_fork()
-
-    def _fill(self, shard: str, slot: Slot, cancelled: Callable[[], bool]) -> Tuple[int, bool]:
-        if self._mapped is None or shard in self._resident_slots:
-            return super()._fill(shard, slot, cancelled)
-        self._mapped.tend()
-        return self._mapped.fill(shard, slot, cancelled)
-
-    def _wait_for_work(self) -> None:
-        """Wait for a shard to read, and look after the leases meanwhile."""
-        while self._mapped is not None and self._mapped.tend():
-            with suppress(Empty):
-                return self._reader_wakeups.get(timeout=TEND_SECONDS)
-        return super()._wait_for_work()
 
     def _trace_read(self, shard: str, started: float, ended: float, num_bytes: int, idle: bool) -> None:
         kind, stage = "idle_read" if idle else "read", self._stage_of.get(shard, 0)

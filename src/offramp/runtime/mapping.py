@@ -17,6 +17,7 @@ import mmap
 import os
 import sys
 import threading
+from queue import Empty, SimpleQueue
 from typing import Callable, Dict, Iterable, Optional, Sequence, Tuple
 
 import numpy as np
@@ -26,7 +27,7 @@ from offramp.runtime.ring import LIVENESS_SECONDS
 from offramp.runtime.slots import PAGE, BufferPool, Slot, pages_of
 from offramp.store import Store, files
 from offramp.store.leases import LeasedFile, lease_obstacle
-from offramp.store.reader import READ_CHUNK_BYTES, most_open
+from offramp.store.reader import READ_CHUNK_BYTES, most_open, open_shard, verify_mapped
 
 TEND_SECONDS = 0.5
 """Time between two looks for a lease that another process waits for, while leases are held."""
@@ -34,19 +35,67 @@ Copy = Callable[[str, memoryview, Callable[[], bool]], Tuple[int, bool]]
 """Function that reads a shard by copying it, as `Ring` has it."""
 
 
+class _Files:
+    """Descriptors of shards on which leases are taken; as many stay open as `Store` keeps open."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._files: Dict[str, LeasedFile] = {}
+
+    def __getitem__(self, shard: str) -> LeasedFile:
+        if shard not in self._files:
+            self._files[shard] = LeasedFile(open_shard(self._store, shard))
+        return self._files[shard]
+
+    def give_back(self, shard: str) -> None:
+        """Give back the lease of a shard."""
+        self._files[shard].give_back()
+        if len(self._files) > most_open():
+            self._files.pop(shard).close()
+
+    def close(self) -> None:
+        """Close all files."""
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+
+
 class MappedPool(BufferPool):
-    """A pool whose slots are filled by mapping. `fill` and `tend` are for the reader thread."""
+    """A pool whose slots are filled by mapping. The reader thread alone acquires, reads, and waits."""
 
     def __init__(self, store: Store, pool: BufferPool, copy: Copy) -> None:
         self._store, self._pool, self._copy = store, pool, copy
-        self._files: Dict[str, LeasedFile] = {}
+        self._files = _Files(store)
         self._used: Dict[Slot, Optional[Tuple[str, int]]] = {}
         """Slots in use; for one that maps a shard its name and the bytes of its pages. Its file has a lease."""
         self._lock = threading.Lock()
         """Held while leases are given back: no page of a slot in use may lose its lease before it is copied."""
         self._is_frozen = False
+        self._taken: Optional[Slot] = None
         self.obstacle: Optional[str] = None
         """Why shards are no longer mapped, or None."""
+
+    def read(self, shard: str, view: memoryview, cancelled: Callable[[], bool]) -> Tuple[int, bool]:
+        """Bring a shard into memory, as a `Reader` of the ring: into the slot that was acquired for it, or, if it is a
+        resident, by copying it to `view`.
+        """
+        taken, self._taken = self._taken, None
+        if taken is None:
+            return self._copy(shard, view, cancelled)
+        self.tend()
+        return self.fill(shard, taken, cancelled)
+
+    def wait(self, wakeups: SimpleQueue) -> None:
+        """Wait for an item of a queue, and look after the leases meanwhile."""
+        has_leases = True
+        while has_leases:
+            with contextlib.suppress(OSError):  # no memory for copies: the next look tries again
+                has_leases = self.tend()
+            if has_leases:
+                with contextlib.suppress(Empty):
+                    wakeups.get(timeout=TEND_SECONDS)
+                    return
+        wakeups.get()
 
     def fill(self, shard: str, slot: Slot, cancelled: Callable[[], bool]) -> Tuple[int, bool]:
         """Map a shard over the start of its slot, or copy it there where that is impossible.
@@ -54,7 +103,7 @@ class MappedPool(BufferPool):
         Returns (bytes read, complete). Raises DamagedError for another size or digest than the manifest has.
         """
         if self.obstacle is None:
-            file, is_mapped = self._file_of(shard), False
+            file, is_mapped = self._files[shard], False
             obstacle = file.take()
             try:
                 if obstacle is None:
@@ -64,7 +113,7 @@ class MappedPool(BufferPool):
                 obstacle = f"a shard cannot be mapped ({error.strerror})"
             finally:
                 if not is_mapped:
-                    self._give_back(shard)
+                    self._files.give_back(shard)
             self._stop(obstacle, slot)
         return self._copy(shard, slot.view, cancelled)
 
@@ -81,7 +130,7 @@ class MappedPool(BufferPool):
                 raise OSError(errno.EAGAIN, "another process opens it for writing")
             pages.populate(slot.address + done, min(READ_CHUNK_BYTES, size - done))
             done += min(READ_CHUNK_BYTES, size - done)
-        if not self._store.verify_mapped(shard, file.fd, slot.view[:num_bytes], cancelled):
+        if not verify_mapped(self._store, shard, file.fd, slot.view[:num_bytes], cancelled):
             return num_bytes, False
         with self._lock:
             self._used[slot] = shard, size
@@ -110,11 +159,12 @@ class MappedPool(BufferPool):
 
     def after_fork(self) -> None:
         """Close the files, whose leases are those of the parent. Slots in use become copies, if they are not yet."""
-        self._lock = threading.Lock()
-        self._make_all_own()
-        for file in self._files.values():
-            file.close()
-        self._files.clear()
+        self._lock, self._taken = threading.Lock(), None
+        for slot, mapped in self._used.items():
+            if mapped is not None:
+                pages.make_own(slot.address, mapped[1])
+            self._used[slot] = None
+        self._files.close()
 
     def fits(self, shard: str) -> bool:
         """Return whether a buffer for the shard is available now."""
@@ -123,7 +173,7 @@ class MappedPool(BufferPool):
     def acquire(self, shard: str) -> Slot:
         """Return a buffer for a shard; `fits` must hold."""
         with self._lock:
-            slot = self._pool.acquire(shard)
+            slot = self._taken = self._pool.acquire(shard)
             self._used[slot] = None
         return slot
 
@@ -155,25 +205,12 @@ class MappedPool(BufferPool):
         """Drop all buffers, give back all leases, and close the files."""
         self.clear(None)
         self._pool.close()
-        for file in self._files.values():
-            file.close()
-        self._files.clear()
-
-    def _file_of(self, shard: str) -> LeasedFile:
-        if shard not in self._files:
-            self._files[shard] = LeasedFile(self._store.open_shard(shard))
-        return self._files[shard]
-
-    def _give_back(self, shard: str) -> None:
-        """Give back the lease of a shard, and close its file unless few are open."""
-        self._files[shard].give_back()
-        if len(self._files) > most_open():
-            self._files.pop(shard).close()
+        self._files.close()
 
     def _end_use(self, slot: Slot) -> None:
         mapped = self._used.pop(slot, None)
         if mapped is not None:
-            self._give_back(mapped[0])
+            self._files.give_back(mapped[0])
 
     def _own(self, slot: Slot) -> None:
         """Replace a mapped shard by a copy, then give back its lease. What follows it in the slot is emptied."""
@@ -186,7 +223,7 @@ class MappedPool(BufferPool):
         if rest:
             pages.map_memory(slot.address + size, rest)
         self._used[slot] = None
-        self._give_back(shard)
+        self._files.give_back(shard)
 
     def _make_all_own(self) -> None:
         for slot in self._used:
@@ -222,7 +259,7 @@ def mapping_obstacle(store: Store, shards: Sequence[str]) -> Optional[str]:
     if not sys.platform.startswith("linux"):
         return "this system has no read leases"
     shard = min(shards, key=lambda name: store.manifest.shards[name].bytes)
-    file = LeasedFile(store.open_shard(shard))
+    file = LeasedFile(open_shard(store, shard))
     try:
         return lease_obstacle(file.fd) or file.take() or _probe(file)
     finally:

@@ -160,7 +160,7 @@ def fingerprint_of(classifier: "Classifier") -> MeasuredOn:
         store_sha256=classifier.store.digest,
         num_slots=plan.num_slots,
         residents=len(plan.residents),
-        reads=(classifier.reads if plan.num_slots else BUFFERED).name,
+        reads=(classifier.planned_reads if plan.num_slots else BUFFERED).name,
     )
 
 

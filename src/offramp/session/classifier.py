@@ -30,7 +30,7 @@ from offramp.runtime.guard import NO_DEADLINE, Guard
 from offramp.runtime.inputs import InputReader
 from offramp.runtime.ledger import BUDGET, LEDGER, Limit, Share, system_limit
 from offramp.runtime.memory_model import SMALL_LENGTH, MemoryModel, Workload
-from offramp.runtime.run_plan import Reads, allocate, choose_reads, make_run_plan, plan_items, reads_by_now
+from offramp.runtime.run_plan import Reads, allocate, choose_reads, make_run_plan, plan_items
 from offramp.runtime.schedule import Schedule
 from offramp.runtime.sweep import Outcome, PassCost
 from offramp.session.bulk import bulk_batches
@@ -259,11 +259,6 @@ class Classifier(Forked):
     def feed(self) -> Optional[WeightFeed]:
         """Reader of the weights; None before the first `open`."""
         return None if self._engine is None else self._engine.feed
-
-    @property
-    def reads(self) -> Reads:
-        """Way to read the streamed shards by now: mapped ones may have become impossible."""
-        return reads_by_now(self.planned_reads, self.feed)
 
     @property
     def gathering(self) -> Gathering:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Dict, Optional
 
 from offramp import measure
 from offramp.errors import OfframpError
+from offramp.runtime.run_plan import Reads, reads_by_now
 from offramp.store import Store
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def plan_record(classifier: Classifier) -> Dict[str, Any]:
         items = [(item.shard, item.num_bytes) for item in classifier.items if item.shard in used]
         shards = [{"shard": name, "bytes": size, "resident": name in plan.residents} for name, size in items]
         stages.append({"stage": stage.name, "bytes": sum(size for _, size in items), "shards": shards})
-    known, reads = {name: getattr(plan, name) for name in _OF_PLAN}, classifier.reads
+    known, reads = {name: getattr(plan, name) for name in _OF_PLAN}, _reads_of(classifier)
     return {**known, "reads": reads.name, "reads_because": reads.because, "stages": stages}
 
 
@@ -39,7 +40,7 @@ def run_record(classifier: Classifier, first_batch: int) -> Dict[str, Any]:
     plan, settings, counts, store = classifier.plan, classifier.settings, classifier.counts, classifier.store
     latencies, costs = classifier.latencies[first_batch:], classifier.costs[first_batch:]
     bounds = [measure.bound_seconds([cost.compute_seconds], [cost.read_seconds], cost.fill_seconds) for cost in costs]
-    memory, feed, reads = measure.read_memory(), classifier.feed, classifier.reads
+    memory, feed, reads = measure.read_memory(), classifier.feed, _reads_of(classifier)
     return {
         "model": store.manifest.source.architecture,
         "store_sha256": store.digest,
@@ -75,6 +76,11 @@ def run_record(classifier: Classifier, first_batch: int) -> Dict[str, Any]:
         "bytes_read_idle": feed.bytes_idle if feed else 0,
         "bound_seconds": measure.median(bounds) if bounds else None,
     }
+
+
+def _reads_of(classifier: Classifier) -> Reads:
+    """Return how streamed shards are read by now: mapping them may have become impossible."""
+    return reads_by_now(classifier.planned_reads, classifier.feed)
 
 
 def page_cache_bytes(store: Store) -> Optional[int]:

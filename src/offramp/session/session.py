@@ -154,7 +154,7 @@ def _report_limits(classifier: Classifier, config: EngineConfig, warn: Callable[
     if asked > settings.budget_bytes and classifier.plan.num_slots:
         what, size = settings.limited_by, format_size(settings.budget_bytes)
         warn(f"{what} of {size} is less than the budget of {format_size(asked)}: planned for {size}")
-    reads, is_streamed = classifier.reads, classifier.plan.num_slots > 0
+    reads, is_streamed = classifier.planned_reads, classifier.plan.num_slots > 0
     if reads.name == "buffered" and (config.reads == "direct" or (config.reads == "mapped" and is_streamed)):
         warn(f"{reads.because}: reading through the page cache")
 

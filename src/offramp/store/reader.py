@@ -240,29 +240,6 @@ class Store(Forked):
             if not stays:
                 os.close(fd)
 
-    def open_shard(self, name: str) -> int:
-        """Return a new descriptor of a shard's file, which the caller closes. Raises StoreError."""
-        with self._opening:
-            return self._open(self.manifest.shards[name], direct=False)
-
-    def verify_mapped(self, name: str, fd: int, content: memoryview, cancelled: Cancelled = bool) -> bool:
-        """Verify the content of a shard in memory, unless its file needs no hashing. Raises DamagedError.
-
-        Returns False if it was cancelled. The caller makes sure that neither can change meanwhile.
-        """
-        shard = self.manifest.shards[name]
-        identity, check = self._identify(name, fd)
-        if not check:
-            return True
-        digest = hashlib.sha256()
-        for start in range(0, shard.bytes, READ_CHUNK_BYTES):
-            if cancelled():
-                return False
-            digest.update(content[start : start + READ_CHUNK_BYTES])
-        self._require(digest.hexdigest() == shard.sha256, shard, "sha256 differs from the manifest")
-        self._verified.remember(name, identity)
-        return True
-
     def _open(self, shard: m.Shard, direct: bool) -> int:
         with _folder_of(self) as dir_fd:
             fd = files.open_regular(self.path, shard.file, os.O_DIRECT if direct else 0, dir_fd=dir_fd)
@@ -340,6 +317,31 @@ def most_open() -> int:
     """Return how many files of shards may stay open: a quarter of what the process may open, and at most MOST_OPEN."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return MOST_OPEN if limit == resource.RLIM_INFINITY else min(MOST_OPEN, limit // 4)
+
+
+def open_shard(store: Store, name: str) -> int:
+    """Return a new descriptor of a shard's file, which the caller closes. Raises StoreError."""
+    with store._opening:
+        return store._open(store.manifest.shards[name], direct=False)
+
+
+def verify_mapped(store: Store, name: str, fd: int, content: memoryview, cancelled: Cancelled = bool) -> bool:
+    """Verify the content of a shard in memory, unless its file needs no hashing. Raises DamagedError.
+
+    Returns False if it was cancelled. The caller makes sure that neither can change meanwhile.
+    """
+    shard = store.manifest.shards[name]
+    identity, check = store._identify(name, fd)
+    if not check:
+        return True
+    digest = hashlib.sha256()
+    for start in range(0, shard.bytes, READ_CHUNK_BYTES):
+        if cancelled():
+            return False
+        digest.update(content[start : start + READ_CHUNK_BYTES])
+    store._require(digest.hexdigest() == shard.sha256, shard, "sha256 differs from the manifest")
+    store._verified.remember(name, identity)
+    return True
 
 
 def is_store(folder: Path) -> bool:
