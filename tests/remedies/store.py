@@ -387,7 +387,7 @@ TABLE = [
     damaged("store/files.py: file has {} bytes", cut),
     damaged("store/files.py: sha256 differs", lambda w: flip(w.store / "exits.json", 9)),
     damaged("store/files.py: file ends inside a tensor", lambda w: None, gather_while_cut),
-    damaged("store/reader.py: file ends at byte", lambda w: flip(shard(w), 8 * 5000)),
+    damaged("store/reader.py: sha256 differs", lambda w: flip(shard(w), 8 * 5000)),
     damaged("store/reader.py: manifest of {} bytes", write("offramp.json", b" " * (3 << 20))),
     Entry("store/files.py: not a regular file", spoilt(link, read_config), "copy the file itself", copy_the_file),
     Entry(
