@@ -27,7 +27,7 @@ def file(path):
     if obstacle:
         pytest.skip(obstacle)
     yield file
-    file.give_back()
+    file.end_lease()
     file.close()
 
 
@@ -36,9 +36,9 @@ def test_a_lease_is_held_until_it_is_given_back(file):
     for _ in range(2):
         assert file.take() is None and file.is_held
         assert num_leases() == before + 1
-        file.give_back()
+        file.end_lease()
         assert not file.is_held and num_leases() == before
-        file.give_back()
+        file.end_lease()
 
 
 def test_a_process_that_cuts_the_file_waits_and_no_signal_disturbs(file, path):
@@ -51,7 +51,7 @@ def test_a_process_that_cuts_the_file_waits_and_no_signal_disturbs(file, path):
         while file.is_held and time.monotonic() < deadline:
             time.sleep(0.005)
         assert not file.is_held and cutting.poll() is None and path.stat().st_size == 8192
-        file.give_back()
+        file.end_lease()
         assert cutting.wait(20) == 0 and path.stat().st_size == 4096
     finally:
         for each, handler in before.items():
@@ -100,4 +100,4 @@ def test_a_system_without_leases_is_an_obstacle(file, monkeypatch):
     with monkeypatch.context() as patch:
         patch.delattr(fcntl, "F_SETLEASE")
         assert lease_obstacle(file.fd) == "this system has no read leases"
-        file.give_back()
+        file.end_lease()

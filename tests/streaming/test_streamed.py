@@ -40,6 +40,7 @@ from tests.division.modules import (  # noqa: E402
     made,
     vectors,
 )
+from tests.leases import TOUCH, num_leases, start  # noqa: E402
 
 
 class Shelf:
@@ -612,6 +613,22 @@ def test_reads_of_all_kinds_give_the_same_answers(shelf, reads, verify):
     store = shelf(Chain, vectors())
     with offramp.stream(made(Chain), store, weight_budget=smallest(store), reads=reads, verify=verify) as model:
         assert all(same(model(vectors()), plain(made(Chain), vectors())) for _ in range(2))
+
+
+def test_a_stream_gives_way_to_who_writes_to_the_store_and_says_so(tmp_path):
+    store = offramp.divide(made(Chain), vectors(), tmp_path / "store")
+    with offramp.stream(made(Chain), store, weight_budget=smallest(store), reads="mapped") as model:
+        wanted = plain(made(Chain), vectors())
+        assert same(model(vectors()), wanted)
+        record = model.record()
+        if record["reads"] != "mapped":
+            pytest.skip(record["reads_because"])
+        for path in store.glob("weights-*.safetensors"):
+            assert start(TOUCH, path).wait(20) == 0
+        assert same(model(vectors()), wanted)
+        record = model.record()
+        assert record["reads"] == "buffered" and "writing" in record["reads_because"]
+    assert num_leases() == 0
 
 
 def test_a_damaged_shard_ends_the_pass_and_never_gives_an_answer(tmp_path):

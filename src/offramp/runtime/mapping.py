@@ -47,9 +47,9 @@ class _Files:
             self._files[shard] = LeasedFile(open_shard(self._store, shard))
         return self._files[shard]
 
-    def give_back(self, shard: str) -> None:
+    def end_lease(self, shard: str) -> None:
         """Give back the lease of a shard."""
-        self._files[shard].give_back()
+        self._files[shard].end_lease()
         if len(self._files) > most_open():
             self._files.pop(shard).close()
 
@@ -113,7 +113,7 @@ class MappedPool(BufferPool):
                 obstacle = f"a shard cannot be mapped ({error.strerror})"
             finally:
                 if not is_mapped:
-                    self._files.give_back(shard)
+                    self._files.end_lease(shard)
             self._stop(obstacle, slot)
         return self._copy(shard, slot.view, cancelled)
 
@@ -210,7 +210,7 @@ class MappedPool(BufferPool):
     def _end_use(self, slot: Slot) -> None:
         mapped = self._used.pop(slot, None)
         if mapped is not None:
-            self._files.give_back(mapped[0])
+            self._files.end_lease(mapped[0])
 
     def _own(self, slot: Slot) -> None:
         """Replace a mapped shard by a copy, then give back its lease. What follows it in the slot is emptied."""
@@ -223,7 +223,7 @@ class MappedPool(BufferPool):
         if rest:
             pages.map_memory(slot.address + size, rest)
         self._used[slot] = None
-        self._files.give_back(shard)
+        self._files.end_lease(shard)
 
     def _make_all_own(self) -> None:
         for slot in self._used:
@@ -263,7 +263,7 @@ def mapping_obstacle(store: Store, shards: Sequence[str]) -> Optional[str]:
     try:
         return lease_obstacle(file.fd) or file.take() or _probe(file)
     finally:
-        file.give_back()
+        file.end_lease()
         file.close()
 
 

@@ -45,7 +45,7 @@ class LeasedFile:
             fcntl.fcntl(self.fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
             fcntl.fcntl(self.fd, fcntl.F_SETOWN, 0)
         except OSError as error:
-            self.give_back()
+            self.end_lease()
             if error.errno in (errno.EAGAIN, errno.EACCES):
                 is_open = error.errno == errno.EAGAIN
                 return "a file is open for writing" if is_open else "the store belongs to another user"
@@ -54,10 +54,10 @@ class LeasedFile:
 
     @property
     def is_held(self) -> bool:
-        """True if the lease is held and nobody waits for it."""
+        """True if the lease is held and no process waits for it."""
         return fcntl.fcntl(self.fd, fcntl.F_GETLEASE) == fcntl.F_RDLCK
 
-    def give_back(self) -> None:
+    def end_lease(self) -> None:
         """Give back the lease, if it is held."""
         with contextlib.suppress(OSError, AttributeError):  # the kernel has taken it, or there are none
             fcntl.fcntl(self.fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
