@@ -16,9 +16,9 @@ def num_leases(pid: int | None = None) -> int:
 
 
 def start(script: str, *words: object) -> subprocess.Popen:
-    """Start a Python script that acts on a file, in a process of its own."""
+    """Start a Python script that acts on files, in a process of its own."""
     return subprocess.Popen([sys.executable, "-c", script, *map(str, words)])
 
 
 CUT = "import os, sys; os.truncate(sys.argv[1], 4096)"
-TOUCH = "import sys; open(sys.argv[1], 'r+b').close()"
+TOUCH = "import sys; [open(path, 'r+b').close() for path in sys.argv[1:]]"

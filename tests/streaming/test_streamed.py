@@ -623,8 +623,7 @@ def test_a_stream_gives_way_to_who_writes_to_the_store_and_says_so(tmp_path):
         record = model.record()
         if record["reads"] != "mapped":
             pytest.skip(record["reads_because"])
-        for path in store.glob("weights-*.safetensors"):
-            assert start(TOUCH, path).wait(20) == 0
+        assert start(TOUCH, *store.glob("weights-*.safetensors")).wait(20) == 0
         assert same(model(vectors()), wanted)
         record = model.record()
         assert record["reads"] == "buffered" and "writing" in record["reads_because"]
