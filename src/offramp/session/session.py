@@ -104,6 +104,7 @@ def _prepared(
     closing.callback(opened.close)
     num_exits = len(opened.program.layers)
     LEDGER.process_bytes = config.budget_bytes if config.own_process else None
+    trim_memory()  # before the backend maps its library: start-up must not set the peak
     backend = open_backend(config.backend, opened, config.threads or num_cores(), config.trust_kernels)
     closing.callback(backend.close)
     guard = guard_for(named.deadline_seconds if config.deadline is None else config.deadline)
@@ -112,7 +113,7 @@ def _prepared(
     if named.files or given is not None:
         here = conditions_of(opened.digest, config)
         named, measured = rebase_policy(named, given, num_exits, here, guard.needs_every_exit, warn)
-    trim_memory()  # before the tokenizer allocates: start-up must not set the peak
+    trim_memory()  # before the tokenizer allocates, for the same reason
     for file in opened.manifest.files:
         opened.read_file(file)  # verified before a library reads it
     listed = ModelFiles(opened.path, opened.manifest, opened.folder)
