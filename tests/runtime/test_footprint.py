@@ -81,7 +81,11 @@ Anonymous:             0 kB
 def test_only_unmodified_pages_of_libraries_are_given_back(monkeypatch):
     monkeypatch.setattr(footprint.Path, "read_bytes", lambda _: SMAPS)
     found = list(footprint._clean_mappings())
-    code, constants, spaced = (0x7F0000000000, 0x3000, 8192), (0x7F0000020000, 0x1000, 4096), (0x7F0000070000, 0x1000, 4096)
+    code, constants, spaced = (
+        (0x7F0000000000, 0x3000, 8192),
+        (0x7F0000020000, 0x1000, 4096),
+        (0x7F0000070000, 0x1000, 4096),
+    )
     assert found == [code, constants, spaced]
 
 

@@ -142,8 +142,11 @@ def _dispatch(argv: list[str]) -> int:
                 parser.error(f"argument {name} is empty")
     except SystemExit as stop:  # --help, or an error that is printed already; `main` still flushes
         return int(stop.code or 0)
-    if getattr(args, "backend", None) and args.threads:
-        os.environ.update(thread_variables(args.backend, args.threads))  # NumPy is not imported yet
+    if getattr(args, "backend", None):
+        from offramp.measure import default_threads
+
+        num_threads = args.threads or default_threads().count
+        os.environ.update(thread_variables(args.backend, num_threads))  # NumPy is not imported yet
     command.main(args)
     return 0
 

@@ -19,13 +19,15 @@ VERIFY = ("first", "always", "never")
 """Times at which a store checks digests. Equal to `store.reader.VERIFY`, whose import would load NumPy."""
 BULK = "bulk"
 """Value of `batch` that means: the most rows that the budget holds, sorted by length."""
+AUTO = "auto"
+"""Value of `budget` that means: the memory limit of the container, less what the kernel takes of it."""
 RESIDENT = "resident"
 """Value of `budget` that means: all weights stay in memory, or the engine is refused."""
 
 
 def parse_budget(value: Any) -> Union[int, str]:
-    """Return a budget in bytes, or RESIDENT. Raises ValueError as `parse_size` does."""
-    return RESIDENT if value == RESIDENT else parse_size(value)
+    """Return a budget in bytes, AUTO or RESIDENT. Raises ValueError as `parse_size` does."""
+    return value if value in (AUTO, RESIDENT) else parse_size(value)
 
 
 def _parse_batch(value: Any) -> Union[int, str]:
@@ -59,12 +61,13 @@ class EngineConfig:
     budget: Union[int, str, None] = _option(
         None,
         parse_budget,
-        "memory budget of the whole process: 128MiB, 0.3GB; resident: all weights stay in memory, or it is refused"
-        " (default: what the machine allows)",
+        "memory budget of the whole process: 128MiB, 0.3GB; auto: what the container allows; resident: all weights stay"
+        " in memory, or it is refused (default: what the machine allows)",
         "SIZE",
     )
-    """Maximum resident memory of the whole process in bytes; None: what the machine allows; `"resident"`: the same, and
-    all weights must fit. Accepts `"128MiB"`."""
+    """Maximum resident memory of the whole process in bytes; None: what the machine allows; `"auto"`: the memory limit
+    of the container less what the kernel takes of it, or what the machine allows if that is less; `"resident"`: what
+    the machine allows, and all weights must fit. Accepts `"128MiB"`."""
     exit: str = _option(
         "none", _parse_text, "exit policy: none, stage:K, patience:P, ... joined by | and &, or a policy file", "POLICY"
     )

@@ -16,7 +16,7 @@ from itertools import chain, combinations
 from typing import FrozenSet, Iterable, Iterator, List, Sequence, Set, Tuple
 
 from offramp.errors import BudgetError
-from offramp.runtime.ledger import ADDRESS_SPACE, BUDGET, CONTAINER, MEMORY, OTHER_BUDGET, Limit
+from offramp.runtime.ledger import ADDRESS_SPACE, BUDGET, CONTAINER, MEMORY, OTHER_BUDGET, Limit, group_bytes
 from offramp.units import format_size, named_budget
 
 PAGE_BYTES = 4096
@@ -34,9 +34,13 @@ SPREAD_BYTES = 1 << 20
 """Most by which the memory of two equal processes differs before the first weight is read. A budget that is named is
 larger by this, so that the next process accepts it. Measured: 0.3 MiB with PyTorch, in 14 processes."""
 
+EVICTED_BYTES = 4 << 20
+"""Code that a container which is too small may have evicted while the process was measured; the limit that is named is
+larger by this. Measured: up to 3 MiB where the plan was short of less than 10 MiB."""
+
 REMEDIES = {
     BUDGET: "the smallest budget that works is {option}{least}",
-    CONTAINER: "raise the memory limit of the container to {least}",
+    CONTAINER: "raise the memory limit of the container to {group}",
     MEMORY: "end other programs until {more} KiB more are available",
     ADDRESS_SPACE: "raise the limit of ulimit -v by {more}, in KiB",
     OTHER_BUDGET: "close the other engine first",
@@ -55,12 +59,14 @@ def too_small(
         option: spelling of the option that sets a budget, before its value.
         hint: follows the remedy.
     """
-    what = f"{limit.source} of {format_size(limit.num_bytes)} is too small"
+    what = f"{limit.source} of {format_size(limit.num_bytes + limit.margin_bytes)} is too small"
     others = [("other open engines", limit.reserved_bytes)] if limit.reserved_bytes else []
-    where = " + ".join(f"{name} {format_size(size)}" for name, size in (*parts[:1], *others, *parts[1:]))
+    kernel = [("kernel", limit.margin_bytes)] if limit.margin_bytes else []
+    where = " + ".join(f"{name} {format_size(size)}" for name, size in (*parts[:1], *others, *parts[1:], *kernel))
     source = OTHER_BUDGET if limit.reserved_bytes else limit.source
     more_kib = -(-(needed_bytes + SPREAD_BYTES - limit.num_bytes) >> 10)
-    facts = {"option": option, "least": named_budget(needed_bytes + SPREAD_BYTES), "more": more_kib}
+    least, group = needed_bytes + SPREAD_BYTES, group_bytes(needed_bytes + SPREAD_BYTES + EVICTED_BYTES)
+    facts = {"option": option, "least": named_budget(least), "group": named_budget(group), "more": more_kib}
     return BudgetError(what, where, REMEDIES[source].format(**facts) + hint)
 
 
@@ -100,6 +106,13 @@ class Plan:
     """Source of `budget_bytes`, one of those in `ledger`."""
     reserved_bytes: int = 0
     """Part of `base_bytes` that other open engines have reserved for their weights."""
+    margin_bytes: int = 0
+    """Part of the limit of a container that is left to the kernel, beside `budget_bytes`."""
+
+    @property
+    def limit(self) -> Limit:
+        """The limit that the plan was made for."""
+        return Limit(self.budget_bytes, self.limited_by, self.reserved_bytes, self.margin_bytes)
 
     @property
     def feasible(self) -> bool:
@@ -119,8 +132,7 @@ class Plan:
             ("activations", self.activation_bytes),
             (f"one slot for {largest.shard}", page_rounded(largest.num_bytes)),
         )
-        limit = Limit(self.budget_bytes, self.limited_by, self.reserved_bytes)
-        raise too_small(limit, parts, self.smallest_budget_bytes, option="--budget ", hint=hint)
+        raise too_small(self.limit, parts, self.smallest_budget_bytes, option="--budget ", hint=hint)
 
 
 @dataclass(frozen=True)

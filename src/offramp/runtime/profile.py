@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Tuple
 import numpy as np
 
 from offramp.errors import OfframpError, RefusedError, StoreError
-from offramp.measure.hardware import machine, num_cores
+from offramp.measure.hardware import default_threads, machine
 from offramp.policies.costs import Costs
 from offramp.program.checks import POSITIVE, read
 from offramp.program.program import plain
@@ -142,7 +142,7 @@ def conditions_of(store_sha256: str, config: EngineConfig) -> MeasuredOn:
     return MeasuredOn(
         **machine(),
         backend=config.backend,
-        threads=config.threads or num_cores(),
+        threads=config.threads or default_threads().count,
         batch=config.batch,
         store_sha256=store_sha256,
         budget_bytes=config.budget_bytes,

@@ -69,7 +69,8 @@ def make_run_plan(
     base_bytes = footprint.base_bytes + limit.reserved_bytes
     memory = Memory(base_bytes, footprint.activation_bytes, small, start_bytes, together)
     plan = make_plan(items, memory, limit.num_bytes)
-    return replace(plan, limited_by=limit.source, reserved_bytes=limit.reserved_bytes)
+    reserved_bytes, margin_bytes = limit.reserved_bytes, limit.margin_bytes
+    return replace(plan, limited_by=limit.source, reserved_bytes=reserved_bytes, margin_bytes=margin_bytes)
 
 
 def allocate(store: Store, plan: Plan) -> Buffers:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Dict, Optional
 
 from offramp import measure
 from offramp.errors import OfframpError
+from offramp.runtime.config import EngineConfig
 from offramp.runtime.run_plan import reads_of
 from offramp.store import Store
 
@@ -19,7 +20,7 @@ SUMS = (
 """Keys of a record of a run whose values are sums."""
 _OF_PLAN = (
     "feasible", "budget_bytes", "predicted_peak_bytes", "smallest_budget_bytes", "base_bytes", "activation_bytes",
-    "num_slots", "slot_bytes", "resident_bytes", "limited_by", "reserved_bytes",
+    "num_slots", "slot_bytes", "resident_bytes", "limited_by", "reserved_bytes", "margin_bytes",
 )  # fmt: skip
 
 
@@ -40,12 +41,13 @@ def run_record(classifier: Classifier, first_batch: int) -> Dict[str, Any]:
     plan, settings, counts, store = classifier.plan, classifier.settings, classifier.counts, classifier.store
     latencies, costs = classifier.latencies[first_batch:], classifier.costs[first_batch:]
     bounds = [measure.bound_seconds([cost.compute_seconds], [cost.read_seconds], cost.fill_seconds) for cost in costs]
-    memory, feed = measure.read_memory(), classifier.feed
+    memory, feed, group = measure.read_memory(), classifier.feed, measure.tightest_group()
     return {
         "model": store.manifest.source.architecture,
         "store_sha256": store.digest,
         "backend": classifier.backend.name,
         "threads": classifier.backend.num_threads,
+        "threads_by": _threads_by(settings.config),
         "exit": str(classifier.policy),
         "config": None if settings.config is None else settings.config.to_json(),
         "deadline_seconds": classifier.guard.deadline_seconds,
@@ -54,6 +56,8 @@ def run_record(classifier: Classifier, first_batch: int) -> Dict[str, Any]:
         "limited_by": plan.limited_by,
         "predicted_peak_bytes": plan.predicted_peak_bytes,
         "peak_rss_bytes": classifier.peak_rss_bytes,
+        "group_limit_bytes": None if group is None else group.limit_bytes,
+        "group_peak_bytes": None if group is None else group.peak_bytes,
         "rss_anon_bytes": memory.anon_bytes,
         "rss_file_bytes": memory.file_bytes,
         "page_cache_bytes": page_cache_bytes(store),
@@ -75,6 +79,11 @@ def run_record(classifier: Classifier, first_batch: int) -> Dict[str, Any]:
         "bytes_read_idle": feed.bytes_idle if feed else 0,
         "bound_seconds": measure.median(bounds) if bounds else None,
     }
+
+
+def _threads_by(config: Optional[EngineConfig]) -> Optional[str]:
+    """Return what sets the number of threads: an option, or what the default follows."""
+    return None if config is None else "option" if config.threads else measure.default_threads().source
 
 
 def page_cache_bytes(store: Store) -> Optional[int]:

@@ -27,6 +27,7 @@ from offramp.errors import BudgetError, RefusedError, StageError, UsageError
 from offramp.measure import TRACED_PASSES, PeakMeter, Trace, available_bytes, read_memory
 from offramp.program.checks import require_known
 from offramp.program.program import Call
+from offramp.runtime.config import AUTO
 from offramp.runtime.feed import Buffers, WeightFeed
 from offramp.runtime.ledger import BUDGET, LEDGER, Limit, Share, least_limit
 from offramp.runtime.memory_model import HEADROOM_BYTES, stream_bytes
@@ -457,7 +458,8 @@ def stream(
     Args:
         module: the module, whose weights are freed, or its class, which is then built without weights.
         store: the folder that `divide` made from it.
-        budget: maximum resident memory of the whole process; None: what the machine allows.
+        budget: maximum resident memory of the whole process; None: what the machine allows; `"auto"`: what its
+            container allows.
         weight_budget: maximum bytes of weights in memory instead, whatever else the process takes.
         inputs: the largest expected inputs, as `divide` takes them, for `budget`: they are run once to measure
             activations. None: no input is larger than the example of the division.
@@ -484,7 +486,7 @@ def stream(
     activation_bytes = stream_bytes(opened.program)
     if inputs is not None:
         activation_bytes = _measure_activations(module, opened, Arguments(inputs), config.reads)
-    limit = LEDGER.left(least_limit(None if budget is None else parse_size(budget)), LEDGER.moment())
+    limit = LEDGER.left(least_limit(None if budget in (None, AUTO) else parse_size(budget)), LEDGER.moment())
     sizes = placement.slot_bytes(opened)
     plan = _plan_of_process(module, opened, limit, activation_bytes, sizes)
     budget_bytes = limit.num_bytes if limit.source == BUDGET else None
