@@ -785,3 +785,46 @@ def test_a_module_on_a_gpu_is_refused(shelf, tmp_path):
         offramp.stream(made(Chain).cuda(), store)
     with pytest.raises(StageError, match=r"is on cuda:0.*divide module.cpu\(\)"):
         offramp.divide(made(Chain).cuda(), vectors(), tmp_path / "gpu")
+
+
+class TiedTable(nn.Module):
+    """A causal language model without attention: the table of the embedding is the weight of the last layer."""
+
+    def __init__(self, whole_first=False):
+        super().__init__()
+        self.whole_first = whole_first
+        self.table, self.block, self.head = nn.Embedding(3000, 32), nn.Linear(32, 32), nn.Linear(32, 3000, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, ids):
+        hidden = self.table(ids)
+        if self.whole_first:
+            hidden = self.head(hidden)[..., :32] + hidden
+        return self.head(torch.tanh(self.block(hidden)))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_tied_table_is_read_once_a_pass(tmp_path, strict):
+    module, asked = made(TiedTable), torch.arange(7)[None]
+    store = Store(offramp.divide(module, asked, tmp_path / "store"))
+    wanted, table = module(asked), max(shard.bytes for shard in store.manifest.shards.values())
+    with offramp.stream(module, store.path, weight_budget=table + (64 << 10), strict=strict) as running:
+        read = []
+        for _ in range(4):
+            assert torch.equal(running(asked), wanted)
+            read.append(running.record()["bytes_read_total"])
+        assert not running.counts.unplanned_loads
+        assert running.counts.peak_weight_bytes <= table + (64 << 10)
+    whole = sum(shard.bytes for shard in store.manifest.shards.values())
+    gathered = asked.numel() * 32 * 4 + (1 << 16)
+    assert read[-1] - read[0] <= 3 * (whole + gathered)
+
+
+def test_a_tied_table_that_the_first_stage_needs_as_a_whole_is_read_for_it(tmp_path):
+    module, asked = made(lambda: TiedTable(whole_first=True)), torch.arange(7)[None]
+    store = Store(offramp.divide(module, asked, tmp_path / "store"))
+    wanted, table = module(asked), max(shard.bytes for shard in store.manifest.shards.values())
+    with offramp.stream(module, store.path, weight_budget=table + (64 << 10)) as running:
+        for _ in range(3):
+            assert torch.allclose(running(asked), wanted, atol=1e-6)
+        assert running.counts.peak_weight_bytes <= table + (64 << 10)

@@ -154,6 +154,8 @@ class Stream:
         needs = [dict.fromkeys((*self._divided.pinned, *first)), *others]  # pinned ones stay from the first use on
         self._needs = [[name for name in shards if name not in plan.sliced] for shards in needs]
         """Shards that each part has in memory as a whole."""
+        self._looked_up = _without_tied_tables(self._needs, module, store, plan)
+        """Tied tables that a part does not have in memory, because it is taken to read rows of them only."""
         self._starts = {part.start: index for index, part in enumerate(self._divided.parts) if part.start is not None}
         self._rows, self._layouts = placement.WeightRows(store, plan.sliced, plan.slice_bytes), layouts_of(store)
         self._part, self._first, self._next_first = -1, 0, 0
@@ -372,7 +374,11 @@ class Stream:
     def _read(self, name: str, operation: Any) -> Tensor:
         """Read a weight that is used while it is not in memory, or refuse that."""
         shard = self._tensors[name][0]
-        if self.strict:
+        is_tied = shard.name in self._looked_up.get(self._part, ())
+        if is_tied:  # from now on this part has it in memory
+            self._looked_up[self._part].remove(shard.name)
+            self._needs[self._part].append(shard.name)
+        elif self.strict:
             where = f"in stage {self._part:03d}" if self._part >= 0 else "outside of a pass"
             homes = [f"{i:03d}" for i, part in enumerate(self._divided.parts) if shard.name in part.shards]
             planned = ", ".join(homes) or "none"
@@ -380,8 +386,9 @@ class Stream:
         now = self._placement.current(name)
         if self._outside is not None and not isinstance(now, Placeholder):
             return now  # another weight of the same operation has brought its part
-        self.counts.unplanned_loads += 1
-        self.counts.unplanned.add(name)
+        if not is_tied:
+            self.counts.unplanned_loads += 1
+            self.counts.unplanned.add(name)
         part = next((index for index, names in enumerate(self._needs) if shard.name in names), None)
         is_bounded = self._outside is not None and not self._passes.is_shared and operation != RESULT
         if is_bounded and self._part >= 0 and part is not None:  # in place of this part: the plan has memory for one
@@ -402,6 +409,26 @@ class Stream:
         weights = self._arena.peak_bytes + self.plan.resident_bytes + self.plan.slice_bytes + paged + held
         weights += self.counts.outside_bytes
         self.counts.peak_weight_bytes = max(self.counts.peak_weight_bytes, weights)
+
+
+def _without_tied_tables(
+    needs: list[list[str]], module: nn.Module, store: Store, plan: WeightPlan
+) -> dict[int, set[str]]:
+    """Remove streamed tables from the first of several parts that use them. Return what was removed, by part.
+
+    A table of an embedding that another part uses as well is tied: the first part looks up a few rows, which are
+    gathered, and the last one multiplies by all of them.
+    """
+    removed: dict[int, set[str]] = {}
+    weights, shards = weights_of(module), store.manifest.shards
+    for name in placement.sliceable_shards(store):
+        parts = [index for index, names in enumerate(needs) if name in names]
+        places = weights[shards[name].tensors[0].name].places
+        is_table = shards[name].blocks is not None and any(isinstance(owner, nn.Embedding) for owner, *_ in places)
+        if len(parts) > 1 and is_table and name not in plan.residents:
+            needs[parts[0]].remove(name)
+            removed.setdefault(parts[0], set()).add(name)
+    return removed
 
 
 def _closed(name: str, operation: Any) -> StageError:
