@@ -14,6 +14,7 @@ from torch import nn  # noqa: E402
 
 import offramp  # noqa: E402
 from offramp.errors import BudgetError, DamagedError, RefusedError, StageError, UsageError  # noqa: E402
+from offramp.measure import read_memory  # noqa: E402
 from offramp.runtime.weight_plan import smallest_bytes  # noqa: E402
 from offramp.store import Store  # noqa: E402
 from offramp.streaming.capture import tensors_of  # noqa: E402
@@ -828,3 +829,32 @@ def test_a_tied_table_that_the_first_stage_needs_as_a_whole_is_read_for_it(tmp_p
         for _ in range(3):
             assert torch.allclose(running(asked), wanted, atol=1e-6)
         assert running.counts.peak_weight_bytes <= table + (64 << 10)
+
+
+def test_what_the_first_pass_adds_to_the_process_is_taken_off_the_weights(tmp_path):
+    """As libraries do, which load code when they first run."""
+    make, x = lambda: nn.Sequential(*(nn.Linear(512, 512) for _ in range(24))), torch.ones(1, 512)
+    module, kept = made(make), []
+    wanted, store = module(x), offramp.divide(module, x, tmp_path / "store")
+    running = made(make)
+    running[0].register_forward_pre_hook(lambda *_: None if kept else kept.append(torch.ones(6 << 20)))  # 24 MiB
+    gc.collect()
+    budget = read_memory().rss_bytes + (40 << 20)  # the module takes 24 MiB before it is streamed
+    with offramp.stream(running, store, budget=budget) as stream:
+        assert torch.equal(stream(x), wanted)
+        assert stream.plan.resident_bytes + stream.plan.pool_bytes <= 44 << 20
+        for _ in range(2):
+            assert torch.equal(stream(x), wanted)
+            assert read_memory().rss_bytes <= budget
+        assert not stream.record()["unplanned"]
+
+
+def test_a_process_that_grows_beyond_its_budget_in_the_first_pass_says_so(tmp_path):
+    make, x, kept = lambda: nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 4)), torch.ones(1, 64), []
+    store = offramp.divide(made(make), x, tmp_path / "store")
+    running = made(make)
+    running[0].register_forward_pre_hook(lambda *_: None if kept else kept.append(torch.ones(12 << 20)))  # 48 MiB
+    with offramp.stream(running, store, budget=read_memory().rss_bytes + (24 << 20)) as stream:
+        with pytest.warns(UserWarning, match=r"more than its limit of .*: .* in a pass, besides weights"):
+            stream(x)
+        stream(x)

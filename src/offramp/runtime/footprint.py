@@ -41,11 +41,17 @@ def trim_memory() -> int:
     if not sys.platform.startswith("linux"):
         return 0
     libc = _libc()
-    if hasattr(libc, "malloc_trim"):
-        libc.malloc_trim(0)
+    free_heap()
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     dropped = (size for start, length, size in _clean_mappings() if libc.madvise(start, length, _MADV_DONTNEED) == 0)
     return sum(dropped)
+
+
+def free_heap() -> None:
+    """Return free memory of the heap to the system, where the allocator can."""
+    malloc_trim = getattr(_libc(), "malloc_trim", None)
+    if malloc_trim is not None:
+        malloc_trim(0)
 
 
 @lru_cache(maxsize=1)

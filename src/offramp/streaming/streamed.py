@@ -29,6 +29,7 @@ from offramp.program.checks import require_known
 from offramp.program.program import Call
 from offramp.runtime.config import AUTO
 from offramp.runtime.feed import Buffers, WeightFeed
+from offramp.runtime.footprint import free_heap
 from offramp.runtime.ledger import BUDGET, LEDGER, Limit, Share, least_limit
 from offramp.runtime.memory_model import HEADROOM_BYTES, stream_bytes
 from offramp.runtime.planner import page_rounded, too_small
@@ -44,6 +45,7 @@ from offramp.streaming.matching import matching_module
 from offramp.streaming.outside import Outside
 from offramp.streaming.passes import Passes
 from offramp.streaming.placeholders import Placeholder, weights_of
+from offramp.streaming.settling import Settling
 from offramp.units import format_size, parse_size
 
 RESULT = "the result"
@@ -85,6 +87,8 @@ class Bounds(NamedTuple):
     budget_bytes: int | None = None
     """Budget of the whole process, if one was given."""
     activation_bytes: int = 0
+    process_bytes: int | None = None
+    """Most memory of the process, without what other engines reserve; None: weights alone are bounded."""
 
 
 UNCOUNTED = Bounds()
@@ -166,6 +170,10 @@ class Stream:
         self._passes = Passes()
         self._is_open, self._closing, self._bytes_before = False, ExitStack(), 0
         self.bounds, self._outside = bounds, bounds.outside
+        self._settling: Settling | None = None
+        if bounds.process_bytes is not None:
+            self._settling = Settling(store, sizes, plan, bounds.process_bytes)
+            self.plan = self._settling.smallest
         self.counts.outside_bytes = 0 if bounds.outside is None else bounds.outside.counted_bytes
 
     def open(self) -> Stream:
@@ -183,8 +191,10 @@ class Stream:
             closing.callback(self._placement.clear)
             if self._outside is not None:
                 self._outside.free()
-            self._feed = self._open_feed()
-            closing.callback(self._feed.close)
+            del weights
+            free_heap()  # else small weights that the module has released count on
+            self._feed = self._open_feed({})
+            closing.callback(_close_feed, self)
             LEDGER.reserve(self, _share(self, self._feed))
             closing.callback(LEDGER.release, self)
             closing.callback(surround(self.module, self._run_pass))
@@ -197,11 +207,12 @@ class Stream:
 
     __enter__ = open
 
-    def _open_feed(self) -> WeightFeed:
+    def _open_feed(self, kept: Mapping[str, Slot]) -> WeightFeed:
+        """Start to read; `kept` are slots of residents that the module refers to."""
         sizes = {name: page_rounded(shard.bytes) for name, shard in self._shards.items()}
         streamed = [[name for name in shards if name not in self.plan.residents] for shards in self._needs]
         self._arena = Arena(streamed, sizes, self._sizes, self.plan.pool_bytes)
-        residents = {name: Slot(sizes[name]) for name in sorted(self.plan.residents)}
+        residents = {name: kept.get(name) or Slot(sizes[name]) for name in sorted(self.plan.residents)}
         buffers = Buffers(self._arena, residents, READ_AHEAD)
         first_use = {name: index for index, names in reversed([*enumerate(self._needs)]) for name in names}
         # By halves: the threads of PyTorch would wait for the core that a single reader takes.
@@ -272,6 +283,8 @@ class Stream:
                     output = tree_map_only(Placeholder, lambda w: self._fetch(w.weight_name, RESULT), output)
                 with self._passes.changing:
                     self._leave(strict=self.strict)
+                    if not first and not self._passes.is_shared:
+                        _settle(self)
                 return output
             finally:
                 with self._passes.changing:
@@ -287,6 +300,8 @@ class Stream:
             self._placement.clear()
             self._slots.clear()
         self._calls.clear()
+        if self._settling is not None:
+            self._settling.begin()
         self._feed.begin_pass(self._turns(first), restart=first != self._next_first)
         self._first, self._part = first, first - 1
         if not first:
@@ -463,6 +478,31 @@ def _look_outside(counts: Counts, outside: Outside, plan: WeightPlan) -> None:
         warnings.warn(f"{what}: {why} outside their stages, {len(counts.held)} are still referred to", stacklevel=2)
 
 
+def _close_feed(stream: Stream) -> None:
+    if stream._settling is not None:
+        stream._settling.stop()
+    stream._feed.close()
+
+
+def _settle(stream: Stream) -> None:
+    """Change to the plan that the first pass allows, after it. Warn once if even the fewest weights are too many."""
+    if stream._settling is None:
+        return
+    stream.plan = stream._settling.settled(stream._feed.resident_bytes() + stream.plan.slice_bytes)
+    excess = stream._settling.excess_bytes
+    if excess > 0:
+        limit, beside = stream.bounds.process_bytes or 0, format_size(stream._settling.other_bytes)
+        what = f"offramp: the process takes {format_size(limit + excess)}, more than its limit of {format_size(limit)}"
+        warnings.warn(f"{what}: {beside} in a pass, besides weights", stacklevel=2)
+    stream._settling, before, kept = None, stream._feed, dict(stream._slots)
+    stream._slots.clear()
+    before.close()
+    stream._bytes_before += before.bytes_read
+    stream._feed = stream._open_feed(kept)
+    stream._feed.pass_index = before.pass_index
+    LEDGER.reserve(stream, _share(stream, stream._feed))
+
+
 def _share(stream: Stream, feed: WeightFeed) -> Share:
     """Return what a stream reserves."""
     plan, sizes, bounds = stream.plan, stream._sizes, stream.bounds
@@ -517,7 +557,9 @@ def stream(
     sizes = placement.slot_bytes(opened)
     plan = _plan_of_process(module, opened, limit, activation_bytes, sizes)
     budget_bytes = limit.num_bytes if limit.source == BUDGET else None
-    return Stream(module, opened, plan, sizes, config, Bounds(outside, limit.source, budget_bytes, activation_bytes))
+    process_bytes = limit.num_bytes - limit.reserved_bytes
+    bounds = Bounds(outside, limit.source, budget_bytes, activation_bytes, process_bytes)
+    return Stream(module, opened, plan, sizes, config, bounds)
 
 
 def _plan_of_process(

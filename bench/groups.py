@@ -1,0 +1,156 @@
+"""Runs in containers: `python bench/groups.py --out OUT --records FILE [--runs N]` (root, memory cgroups of version 1).
+
+Each run is `offramp run --budget auto` in a memory group that is cold: the pages of the store, of the interpreter and
+of the project are dropped first, so that the group is charged for all that the run reads. (Pages that other processes
+map stay: use an interpreter of its own.) The limits of a setting are the least one that a refusal names, and 8 and 32
+MiB more. The same budget without a group, with direct reads, tells whether the run thrashed. One line of the records a
+run; what is there is not run again. Prints the figures, and what the kernel took of each group.
+
+`--margins STORE` runs one setting with the least budget in groups that are larger by 0 to 4 MiB: how much of a group
+must be left to the kernel.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from budget_matrix import MIB, NUM_TEXTS, STORES, found_in
+from folders import words
+from jail import jail
+from jail import missing as missing_groups
+from processes import Finished, offramp, run
+from records import add_record, read_records
+
+import offramp as project
+from offramp.runtime.ledger import group_bytes
+
+BACKENDS = {"names": ("ort", "numpy"), "export": ("ort",)}
+LOADS = ((1, 16), (1, 128), (8, 128), ("bulk", 128))
+"""Batch, and tokens of the longest text."""
+STEPS = (0, 8, 32)
+"""MiB by which a group is larger than the least that works."""
+MARGINS = (0.0, 0.5, 1.0, 2.0, 3.0, 4.0)
+THRASHING = 2.0
+"""Latency of a run that thrashes, relative to the same budget without a group."""
+MOST_SECONDS = 120.0
+SETTINGS = [
+    {"store": store, "backend": backend, "batch": batch, "tokens": tokens}
+    for store, (_, _, method) in STORES.items()
+    for backend, (batch, tokens) in itertools.product(BACKENDS[method], LOADS)
+]
+
+
+def evict(*folders: Path) -> None:
+    """Drop the pages of all files in the folders that no process maps."""
+    for path in itertools.chain.from_iterable(folder.rglob("*") for folder in folders):
+        if path.is_file() and not path.is_symlink():
+            descriptor = os.open(path, os.O_RDONLY)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(descriptor)
+
+
+class Groups:
+    """Runs of the settings, recorded one by one."""
+
+    def __init__(self, out: Path, records: Path) -> None:
+        self._out, self._records = out, records
+
+    def run_setting(self, setting: dict[str, Any]) -> None:
+        """Run a setting in the groups of all steps."""
+        least = self._least_budget(setting)
+        if least is None:
+            return
+        for step in STEPS:
+            limit = -(-group_bytes(least + (step * MIB)) // MIB) * MIB
+            self._run({**setting, "step": step}, limit)
+
+    def run_margins(self, setting: dict[str, Any]) -> None:
+        """Run the least budget of a setting in groups that leave more and more to the kernel."""
+        least = self._least_budget(setting)
+        for margin in MARGINS if least is not None else ():
+            self._run({**setting, "margin_mib": margin}, least + int(margin * MIB), budget=least)
+
+    def _least_budget(self, setting: dict[str, Any]) -> int | None:
+        named = found_in(run(self._command(setting, "--budget", "1MiB"), {"OMP_NUM_THREADS": "1"}))["named_mib"]
+        return None if named is None else named * MIB
+
+    def _run(self, key: dict[str, Any], limit: int, budget: int | None = None) -> None:
+        if any(key.items() <= record.items() for record in read_records(self._records)):
+            return
+        evict(self._out / key["store"], Path(sys.prefix), Path(project.__file__).parents[1])
+        given = "auto" if budget is None else f"{budget}B"
+        with jail(memory_bytes=limit) as group:
+            done = self._timed(group.around(self._command(key, "--budget", given)))
+            usage = group.usage()
+        inside = record_of(done)
+        free = {}
+        if inside:
+            same = self._command(key, "--budget", f"{inside['budget_bytes']}B", "--reads", inside["reads"])
+            free = record_of(self._timed(same))
+        record = {
+            **key, "limit_bytes": limit, **usage, "code": done.returncode, "seconds": done.seconds,
+            "error": (done.errors.strip().splitlines() or [""])[-1] if done.returncode else None,
+            **{name: inside.get(name) for name in ("predicted_peak_bytes", "peak_rss_bytes", "reads", "num_slots")},
+            "seconds_inside": inside.get("latency_seconds_median"), "seconds_free": free.get("latency_seconds_median"),
+        }  # fmt: skip
+        add_record(self._records, record)
+        print(json.dumps(record), file=sys.stderr, flush=True)
+
+    def _timed(self, command: list[str]) -> Finished:
+        return run(command, {"OMP_NUM_THREADS": "1"}, MOST_SECONDS)
+
+    def _command(self, key: dict[str, Any], *more: str) -> list[str]:
+        texts = self._out / f"texts-{key['tokens']}.txt"
+        if not texts.exists():
+            texts.write_text("".join(f"{words(key['tokens'] - 2 - index % 3, index)}\n" for index in range(NUM_TEXTS)))
+        options = ("--backend", key["backend"], "--batch", key["batch"], "--json", "--input", texts)
+        return offramp("run", self._out / key["store"], *options, *more)
+
+
+def record_of(done: Finished) -> dict[str, Any]:
+    """Return the record that a run has printed, or nothing."""
+    return json.loads(done.lines[-1][1])["record"] if done.returncode == 0 else {}
+
+
+def show(records: list[dict[str, Any]]) -> None:
+    """Print the figures."""
+    runs = [record for record in records if "step" in record]
+    ended = [record for record in runs if record["code"] == 0]
+    print(f"{len(ended)} of {len(runs)} runs finish")
+    print(f"{sum(each['charged_peak_bytes'] > each['limit_bytes'] for each in runs)} above the limit of their group")
+    ratios = sorted(each["seconds_inside"] / each["seconds_free"] for each in ended if each["seconds_free"])
+    if ratios:
+        print(f"{sum(ratio > THRASHING for ratio in ratios)} thrash; inside / free: median {ratios[len(ratios) // 2]:.2f}")
+        print(f"  from {ratios[0]:.2f} to {ratios[-1]:.2f}")
+    for each in (record for record in records if "margin_mib" in record):
+        beside = (each["limit_bytes"] - (each["predicted_peak_bytes"] or 0)) / MIB
+        print(f"margin {each['margin_mib']} MiB, {beside:.1f} beside the prediction: code {each['code']},"
+              f" {each['seconds']:.1f} s, {each['failcnt']} limit hits, latency {each['seconds_inside']}")  # fmt: skip
+
+
+def main() -> None:
+    """Run what is not recorded yet, and print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--records", type=Path, required=True)
+    parser.add_argument("--runs", type=int, default=len(SETTINGS) * len(STEPS), help="most runs")
+    parser.add_argument("--margins", metavar="STORE", help="a store in OUT: how much must be left to the kernel")
+    args = parser.parse_args()
+    reason = missing_groups(args.out)
+    if reason is not None:
+        sys.exit(f"groups.py: {reason}")
+    groups = Groups(args.out, args.records)
+    if args.margins:
+        groups.run_margins({"store": args.margins, "backend": "ort", "batch": 1, "tokens": 128})
+    else:
+        for setting in SETTINGS[: -(-args.runs // len(STEPS))]:
+            groups.run_setting(setting)
+    show(read_records(args.records))
+
+
+if __name__ == "__main__":
+    main()
