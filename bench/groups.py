@@ -6,8 +6,7 @@ map stay: use an interpreter of its own.) The limits of a setting are the least 
 MiB more. The same budget without a group, with direct reads, tells whether the run thrashed. One line of the records a
 run; what is there is not run again. Prints the figures, and what the kernel took of each group.
 
-`--margins STORE` runs one setting with the least budget in groups that are larger by 0 to 4 MiB: how much of a group
-must be left to the kernel.
+`--margins STORE` runs one setting in groups of one size with plans that leave 0 to 4 MiB of them to the kernel.
 """
 
 import argparse
@@ -18,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from budget_matrix import MIB, NUM_TEXTS, STORES, found_in
+from budget_matrix import MIB, STORES, found_in
 from folders import words
 from jail import jail
 from jail import missing as missing_groups
@@ -36,7 +35,12 @@ STEPS = (0, 8, 32)
 MARGINS = (0.0, 0.5, 1.0, 2.0, 3.0, 4.0)
 THRASHING = 2.0
 """Latency of a run that thrashes, relative to the same budget without a group."""
-MOST_SECONDS = 120.0
+MOST_SECONDS, NUM_TEXTS = 120.0, 8
+_WITH_MARGIN = """import sys
+from offramp.runtime import ledger
+ledger.GROUP_BYTES, ledger.GROUP_SHARE = int(sys.argv.pop(1)), 1 << 60
+from offramp.cli import main
+sys.exit(main())"""
 SETTINGS = [
     {"store": store, "backend": backend, "batch": batch, "tokens": tokens}
     for store, (_, _, method) in STORES.items()
@@ -69,22 +73,26 @@ class Groups:
             self._run({**setting, "step": step}, limit)
 
     def run_margins(self, setting: dict[str, Any]) -> None:
-        """Run the least budget of a setting in groups that leave more and more to the kernel."""
+        """Run the least plan of a setting in groups that are larger by what is left to the kernel."""
         least = self._least_budget(setting)
-        for margin in MARGINS if least is not None else ():
-            self._run({**setting, "margin_mib": margin}, least + int(margin * MIB), budget=least)
+        assert least is not None, "1 MiB is too small"
+        for margin in MARGINS:
+            self._run({**setting, "margin_mib": margin}, least + int(margin * MIB))
 
     def _least_budget(self, setting: dict[str, Any]) -> int | None:
         named = found_in(run(self._command(setting, "--budget", "1MiB"), {"OMP_NUM_THREADS": "1"}))["named_mib"]
         return None if named is None else named * MIB
 
-    def _run(self, key: dict[str, Any], limit: int, budget: int | None = None) -> None:
+    def _run(self, key: dict[str, Any], limit: int) -> None:
         if any(key.items() <= record.items() for record in read_records(self._records)):
             return
         evict(self._out / key["store"], Path(sys.prefix), Path(project.__file__).parents[1])
-        given = "auto" if budget is None else f"{budget}B"
+        command = self._command(key, "--budget", "auto")
+        if "margin_mib" in key:
+            own = [sys.executable, "-c", _WITH_MARGIN, str(int(key["margin_mib"] * MIB))]
+            command = own + command[command.index("run") :]
         with jail(memory_bytes=limit) as group:
-            done = self._timed(group.around(self._command(key, "--budget", given)))
+            done = self._timed(group.around(command))
             usage = group.usage()
         inside = record_of(done)
         free = {}
@@ -124,7 +132,9 @@ def show(records: list[dict[str, Any]]) -> None:
     print(f"{sum(each['charged_peak_bytes'] > each['limit_bytes'] for each in runs)} above the limit of their group")
     ratios = sorted(each["seconds_inside"] / each["seconds_free"] for each in ended if each["seconds_free"])
     if ratios:
-        print(f"{sum(ratio > THRASHING for ratio in ratios)} thrash; inside / free: median {ratios[len(ratios) // 2]:.2f}")
+        print(
+            f"{sum(ratio > THRASHING for ratio in ratios)} thrash; inside / free: median {ratios[len(ratios) // 2]:.2f}"
+        )
         print(f"  from {ratios[0]:.2f} to {ratios[-1]:.2f}")
     for each in (record for record in records if "margin_mib" in record):
         beside = (each["limit_bytes"] - (each["predicted_peak_bytes"] or 0)) / MIB

@@ -145,7 +145,7 @@ def _dispatch(argv: list[str]) -> int:
     if getattr(args, "backend", None):
         from offramp.measure import default_threads
 
-        num_threads = args.threads or default_threads().count
+        num_threads = args.threads or default_threads().number
         os.environ.update(thread_variables(args.backend, num_threads))  # NumPy is not imported yet
     command.main(args)
     return 0

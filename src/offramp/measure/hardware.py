@@ -64,7 +64,7 @@ def _cpu_model() -> Optional[str]:
 class Threads(NamedTuple):
     """A number of threads, and what sets it: `affinity`, `cpu quota`, `OMP_NUM_THREADS`, or `option`."""
 
-    count: int
+    number: int
     source: str
 
 
@@ -74,7 +74,7 @@ def num_cores(root: Union[str, os.PathLike] = "/") -> int:
     This is the minimum of its affinity and of the CPU quotas of its cgroups, which are rounded up. `root` is the folder
     that contains `proc` and `sys`.
     """
-    return min(_core_limits(root)).count
+    return min(_core_limits(root)).number
 
 
 def default_threads(root: Union[str, os.PathLike] = "/") -> Threads:
@@ -84,7 +84,7 @@ def default_threads(root: Union[str, os.PathLike] = "/") -> Threads:
     """
     first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     asked = [Threads(int(first), "OMP_NUM_THREADS")] if first.isdecimal() and int(first) else []
-    return min([*_core_limits(root), *asked], key=lambda limit: limit.count)
+    return min([*_core_limits(root), *asked], key=lambda limit: limit.number)
 
 
 def _core_limits(root: Union[str, os.PathLike]) -> List[Threads]:

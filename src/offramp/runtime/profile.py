@@ -142,7 +142,7 @@ def conditions_of(store_sha256: str, config: EngineConfig) -> MeasuredOn:
     return MeasuredOn(
         **machine(),
         backend=config.backend,
-        threads=config.threads or default_threads().count,
+        threads=config.threads or default_threads().number,
         batch=config.batch,
         store_sha256=store_sha256,
         budget_bytes=config.budget_bytes,

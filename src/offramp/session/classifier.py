@@ -133,7 +133,7 @@ class Classifier(Forked):
         workload = Workload(settings.num_rows, self.length, settings.num_batches)
         self._workload, self._planned_bytes = workload, backend.activation_bytes(workload.num_rows, workload.length)
         self.items = plan_items(store, self.schedule.uses(), workload, backend.num_threads, settings.reached)
-        self._footprint = self._find_footprint(MemoryModel(self._inputs, backend))
+        self._footprint = _find_footprint(self, MemoryModel(self._inputs, backend))
         self.measured = LEDGER.moment()
         self._left: Optional[Limit] = None
         self._make_plan()
@@ -292,21 +292,6 @@ class Classifier(Forked):
     def _is_open(self) -> bool:
         return self.feed is not None and self.feed.is_open
 
-    def _find_footprint(self, model: MemoryModel) -> Footprint:
-        """Return the memory of the process besides weights: measured, or estimated where a container is too small."""
-        settings, workload = self.settings, self._workload
-        left = LEDGER.left(settings.limit, LEDGER.moment())
-        left_bytes = left.num_bytes - left.reserved_bytes
-        if left.source == CONTAINER:
-            batches, nothing, none = workload.num_batches, Footprint(0, 0), Limit(0)
-            weights = make_run_plan(self.schedule, self.items, batches, nothing, none, False).smallest_budget_bytes
-            estimate = model.estimate_footprint(workload, left_bytes - weights, settings.encoding_bytes)
-            if estimate is not None:
-                return estimate
-        most_bytes = system_limit().num_bytes if settings.own_process else 0
-        encoding_bytes = settings.encoding_bytes
-        return model.measure_footprint(self._warm_up, workload, left_bytes, encoding_bytes, most_bytes=most_bytes)
-
     def _make_plan(self) -> None:
         """Make the plan with what other open engines leave, unless it is made."""
         settings, footprint = self.settings, self._footprint
@@ -322,6 +307,22 @@ class Classifier(Forked):
             self._inputs.read(blank)
         self.backend.warm_up(num_rows, length)
         self.encoder.encode(list(self.encoder.sample))
+
+
+def _find_footprint(classifier: Classifier, model: MemoryModel) -> Footprint:
+    """Return the memory of the process besides weights: measured, or estimated where a container is too small."""
+    settings, workload = classifier.settings, classifier._workload
+    left = LEDGER.left(settings.limit, LEDGER.moment())
+    left_bytes = left.num_bytes - left.reserved_bytes
+    if left.source == CONTAINER:
+        how = (workload.num_batches, Footprint(0, 0), Limit(0), False)
+        weights = make_run_plan(classifier.schedule, classifier.items, *how).smallest_budget_bytes
+        estimate = model.estimate_footprint(workload, left_bytes - weights, settings.encoding_bytes)
+        if estimate is not None:
+            return estimate
+    most_bytes = system_limit().num_bytes if settings.own_process else 0
+    encoding_bytes = settings.encoding_bytes
+    return model.measure_footprint(classifier._warm_up, workload, left_bytes, encoding_bytes, most_bytes=most_bytes)
 
 
 def _require_planned(batches: Sequence[Batch], planned: Workload, planned_bytes: int, backend: Backend) -> None:

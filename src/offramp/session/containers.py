@@ -80,7 +80,7 @@ def _most_activation_bytes(program: Program, config: EngineConfig) -> int:
         return int(np.prod(values[name].shape(num_rows, length))) * np.dtype(values[name].dtype).itemsize
 
     steps = max(sum(map(size, {*step.reads.values(), *step.writes})) for step in program.steps())
-    num_heads = max(kernel.attributes.get("num_heads", 0) for kernel in program.kernels.values())
+    num_heads = max(int(kernel.attributes.get("num_heads") or 0) for kernel in program.kernels.values())
     scores = 2 * num_heads * num_rows * length * length * np.dtype(np.float32).itemsize
     rows, tokens = program.example if program.activation_bytes else (1, 1)
     captured = program.activation_bytes * num_rows * length // max(rows * tokens, 1)

@@ -41,7 +41,7 @@ def run_record(classifier: Classifier, first_batch: int) -> Dict[str, Any]:
     plan, settings, counts, store = classifier.plan, classifier.settings, classifier.counts, classifier.store
     latencies, costs = classifier.latencies[first_batch:], classifier.costs[first_batch:]
     bounds = [measure.bound_seconds([cost.compute_seconds], [cost.read_seconds], cost.fill_seconds) for cost in costs]
-    memory, feed, group = measure.read_memory(), classifier.feed, measure.tightest_group()
+    memory, feed = measure.read_memory(), classifier.feed
     return {
         "model": store.manifest.source.architecture,
         "store_sha256": store.digest,
@@ -56,8 +56,7 @@ def run_record(classifier: Classifier, first_batch: int) -> Dict[str, Any]:
         "limited_by": plan.limited_by,
         "predicted_peak_bytes": plan.predicted_peak_bytes,
         "peak_rss_bytes": classifier.peak_rss_bytes,
-        "group_limit_bytes": None if group is None else group.limit_bytes,
-        "group_peak_bytes": None if group is None else group.peak_bytes,
+        **_of_group(),
         "rss_anon_bytes": memory.anon_bytes,
         "rss_file_bytes": memory.file_bytes,
         "page_cache_bytes": page_cache_bytes(store),
@@ -79,6 +78,13 @@ def run_record(classifier: Classifier, first_batch: int) -> Dict[str, Any]:
         "bytes_read_idle": feed.bytes_idle if feed else 0,
         "bound_seconds": measure.median(bounds) if bounds else None,
     }
+
+
+def _of_group() -> Dict[str, Optional[int]]:
+    """Return the limit of the container and the most that was charged to it; None outside of one."""
+    group = measure.tightest_group()
+    limit_bytes, peak_bytes = (None, None) if group is None else (group.limit_bytes, group.peak_bytes)
+    return {"group_limit_bytes": limit_bytes, "group_peak_bytes": peak_bytes}
 
 
 def _threads_by(config: Optional[EngineConfig]) -> Optional[str]:

@@ -110,8 +110,7 @@ def _prepared(
     trim_memory()  # before the backend maps its library: start-up must not set the peak
     is_said = _report_container(opened, config, limit, warn)
     require_start(opened, config, limit, named.policy.last_exit(num_exits))
-    num_threads = config.threads or default_threads().count
-    backend = open_backend(config.backend, opened, num_threads, config.trust_kernels)
+    backend = open_backend(config.backend, opened, config.threads or default_threads().number, config.trust_kernels)
     closing.callback(backend.close)
     guard = guard_for(named.deadline_seconds if config.deadline is None else config.deadline)
     given = profile or config.profile
