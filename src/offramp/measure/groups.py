@@ -42,7 +42,7 @@ class MemoryGroup(NamedTuple):
 
     @property
     def free_bytes(self) -> int:
-        """What the group can still allocate: its limit minus its usage, plus its unmapped file cache.
+        """Memory that the group can still allocate: its limit minus its usage, plus its unmapped file cache.
 
         The kernel reclaims that cache before it refuses an allocation.
         """

@@ -17,7 +17,7 @@ BUDGET, CONTAINER, MEMORY, ADDRESS_SPACE = "budget", "container", "available mem
 OTHER_BUDGET = "budget of another open engine"
 GROUP_BYTES, GROUP_SHARE = 2 << 20, 256
 """Memory that a container is charged for beside the resident memory of the process: kernel stacks, slabs and pages of
-files that no process maps, and one part in so many for page tables. Measured by bench/groups.py."""
+files that no process maps, and page tables, as a share of its limit. Measured by bench/groups.py."""
 STACK_BYTES = 3 * (8 << 20)
 """Address space of the stacks of the threads that an open engine starts: its reader, a second reader, a sampler."""
 

@@ -40,12 +40,12 @@ from offramp.runtime.weight_plan import WeightPlan, reading_order
 from offramp.store import Store
 from offramp.streaming import placement
 from offramp.streaming.capture import Arguments, surround, tensors_of
+from offramp.streaming.first_pass import FirstPass
 from offramp.streaming.layouts import layouts_of
 from offramp.streaming.matching import matching_module
 from offramp.streaming.outside import Outside
 from offramp.streaming.passes import Passes
 from offramp.streaming.placeholders import Placeholder, weights_of
-from offramp.streaming.settling import Settling
 from offramp.units import format_size, parse_size
 
 RESULT = "the result"
@@ -170,10 +170,10 @@ class Stream:
         self._passes = Passes()
         self._is_open, self._closing, self._bytes_before = False, ExitStack(), 0
         self.bounds, self._outside = bounds, bounds.outside
-        self._settling: Settling | None = None
+        self._first_pass: FirstPass | None = None
         if bounds.process_bytes is not None:
-            self._settling = Settling(store, sizes, plan, bounds.process_bytes)
-            self.plan = self._settling.smallest
+            self._first_pass = FirstPass(store, sizes, plan, bounds.process_bytes)
+            self.plan = self._first_pass.smallest
         self.counts.outside_bytes = 0 if bounds.outside is None else bounds.outside.counted_bytes
 
     def open(self) -> Stream:
@@ -284,7 +284,7 @@ class Stream:
                 with self._passes.changing:
                     self._leave(strict=self.strict)
                     if not first and not self._passes.is_shared:
-                        _settle(self)
+                        _change_plan(self)
                 return output
             finally:
                 with self._passes.changing:
@@ -300,8 +300,8 @@ class Stream:
             self._placement.clear()
             self._slots.clear()
         self._calls.clear()
-        if self._settling is not None:
-            self._settling.begin()
+        if self._first_pass is not None:
+            self._first_pass.begin()
         self._feed.begin_pass(self._turns(first), restart=first != self._next_first)
         self._first, self._part = first, first - 1
         if not first:
@@ -479,22 +479,22 @@ def _look_outside(counts: Counts, outside: Outside, plan: WeightPlan) -> None:
 
 
 def _close_feed(stream: Stream) -> None:
-    if stream._settling is not None:
-        stream._settling.stop()
+    if stream._first_pass is not None:
+        stream._first_pass.stop()
     stream._feed.close()
 
 
-def _settle(stream: Stream) -> None:
+def _change_plan(stream: Stream) -> None:
     """Change to the plan that the first pass allows, after it. Warn once if even the fewest weights are too many."""
-    if stream._settling is None:
+    if stream._first_pass is None:
         return
-    stream.plan = stream._settling.settled(stream._feed.resident_bytes() + stream.plan.slice_bytes)
-    excess = stream._settling.excess_bytes
+    stream.plan = stream._first_pass.next_plan(stream._feed.resident_bytes() + stream.plan.slice_bytes)
+    excess = stream._first_pass.excess_bytes
     if excess > 0:
-        limit, beside = stream.bounds.process_bytes or 0, format_size(stream._settling.other_bytes)
+        limit, beside = stream.bounds.process_bytes or 0, format_size(stream._first_pass.other_bytes)
         what = f"offramp: the process takes {format_size(limit + excess)}, more than its limit of {format_size(limit)}"
         warnings.warn(f"{what}: {beside} in a pass, besides weights", stacklevel=2)
-    stream._settling, before, kept = None, stream._feed, dict(stream._slots)
+    stream._first_pass, before, kept = None, stream._feed, dict(stream._slots)
     stream._slots.clear()
     before.close()
     stream._bytes_before += before.bytes_read

@@ -15,7 +15,7 @@ from offramp.store import Store
 from offramp.streaming.placement import module_of, streamed_shards
 
 
-class Settling:
+class FirstPass:
     """Measures the first pass, and chooses the plan of the next ones."""
 
     def __init__(self, store: Store, sizes: Mapping[str, int], plan: WeightPlan, process_bytes: int) -> None:
@@ -26,7 +26,7 @@ class Settling:
         self.smallest = self._resized(0)
         """Plan of the first pass."""
         self.other_bytes = self.excess_bytes = 0
-        """What the measured pass took besides weights, and by how much the fewest weights exceed the limit then."""
+        """Bytes that the measured pass took besides weights, and by which the process exceeded its limit in it."""
 
     def begin(self) -> None:
         """Begin to measure, or begin again."""
@@ -34,7 +34,7 @@ class Settling:
         self._meter = PeakMeter("clear_refs")
         self._meter.start()
 
-    def settled(self, weight_bytes: int) -> WeightPlan:
+    def next_plan(self, weight_bytes: int) -> WeightPlan:
         """Return the plan of the next passes. `weight_bytes` are in memory at the end of the measured one."""
         self._meter.stop()
         self.other_bytes = self._meter.peak_bytes - weight_bytes
