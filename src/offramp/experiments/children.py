@@ -9,7 +9,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from typing import Any, Callable
+import threading
+from typing import Any, Callable, Optional, Sequence
 
 from offramp import errors
 from offramp.backends import thread_variables
@@ -24,8 +25,10 @@ def ignore(line: str) -> None:
     """Log nothing."""
 
 
-def run_worker(job: WorkerJob, log: Log = ignore) -> Any:
+def run_worker(job: WorkerJob, log: Log = ignore, within: Sequence[str] = (), seconds: Optional[float] = None) -> Any:
     """Run a job in a process of its own and return its result. `log` receives its progress.
+
+    `within` is put before the command of the worker, and becomes it by exec. After `seconds` the worker is killed.
 
     Raises the OfframpError that the worker raised, or OfframpError if it ended without a result. If the caller is
     interrupted, the worker is killed.
@@ -33,12 +36,17 @@ def run_worker(job: WorkerJob, log: Log = ignore) -> Any:
     threads = thread_variables(job.config.backend, job.config.threads) if job.config.threads else {}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "env": {**os.environ, **threads}}
     with tempfile.TemporaryFile("w+") as stderr:
-        with subprocess.Popen(WORKER, stderr=stderr, universal_newlines=True, **pipes) as child:
+        with subprocess.Popen([*within, *WORKER], stderr=stderr, universal_newlines=True, **pipes) as child:
+            timer = threading.Timer(seconds or threading.TIMEOUT_MAX, child.kill)
+            timer.daemon = True
+            timer.start()
             try:
                 outcome = _converse(child, job, log)
             except BaseException:
                 child.kill()
                 raise
+            finally:
+                timer.cancel()
         stderr.seek(0)
         last = ""
         for last in filter(None, map(str.strip, stderr)):

@@ -17,7 +17,7 @@ from itertools import islice
 from typing import Any, Callable
 
 from offramp.errors import OfframpError, UsageError
-from offramp.experiments.jobs import WorkerJob
+from offramp.experiments.jobs import WARM_UP_PASSES, WorkerJob
 from offramp.measure import MemorySampler, median, num_cores, read_memory
 from offramp.measure.processes import die_with_parent, is_orphan
 from offramp.runtime.config import BULK
@@ -25,8 +25,6 @@ from offramp.session import Classifier, prepare_engine
 from offramp.session.lengths import require_feasible
 from offramp.session.records import SUMS
 from offramp.tasks.lines import silent
-
-WARM_UP_PASSES = 2
 
 
 def main() -> int:
@@ -83,6 +81,25 @@ def _passes(job: WorkerJob) -> dict[str, Any]:
                 warm = classifier.record()
             classifier.predict_batches(random_sweep(classifier, num_rows, length, index))
         return _bench_record(classifier, WARM_UP_PASSES, warm)
+
+
+def _tokens(job: WorkerJob) -> dict[str, Any]:
+    import numpy as np
+
+    from offramp.session.results import scores_of
+    from offramp.tasks.text import token_batch
+
+    longest = max(len(ids_S) for ids_S, _ in job.tokens)
+    with _prepare(replace(job, config=replace(job.config, longest=longest))) as classifier:
+        texts, warm, scores = classifier.store.program.texts, {}, []
+        assert texts is not None, "the caller has made tokens for this store"
+        for index, (ids_S, types_S) in enumerate(job.tokens):
+            if index == WARM_UP_PASSES:
+                warm = classifier.record()
+            ids_BS, types_BS = np.array([ids_S], np.int64), np.array([types_S], np.int64)
+            batch = token_batch(texts, ids_BS, np.ones_like(ids_BS), types_BS)
+            scores += map(scores_of, classifier.predict_batches([batch], all_scores=True))
+        return {**_bench_record(classifier, WARM_UP_PASSES, warm), "scores": scores}
 
 
 def _inputs(job: WorkerJob) -> dict[str, Any]:
@@ -165,7 +182,8 @@ def _reference(job: WorkerJob) -> dict[str, Any]:
 
 
 _RUN: dict[str, Callable[[WorkerJob], dict[str, Any]]] = {
-    "plan": _plan, "passes": _passes, "inputs": _inputs, "run": _run, "profile": _profile, "reference": _reference,
+    "plan": _plan, "passes": _passes, "inputs": _inputs, "tokens": _tokens, "run": _run, "profile": _profile,
+    "reference": _reference,
 }  # fmt: skip
 
 if __name__ == "__main__":

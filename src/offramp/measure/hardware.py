@@ -11,6 +11,11 @@ import os
 from pathlib import Path
 from typing import Any, Dict, Iterator, NamedTuple, Optional, Tuple, Union
 
+_INSTRUCTIONS = (
+    "avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimddp", "i8mm", "bf16",
+    "sve",
+)  # fmt: skip
+"""Flags of processors that decide how fast matrix products are, on x86 and on ARM."""
 _LIBRARIES = ("numpy", "onnxruntime", "tokenizers", "torch", "transformers", "onnx")
 
 
@@ -57,6 +62,13 @@ def _cpu_model() -> Optional[str]:
     names = {key.strip(): value.strip() for key, value in reversed(lines)}
     keys = ("model name", "Model", "Hardware")  # x86, then two spellings on ARM
     return next((names[key] for key in keys if key in names), None)
+
+
+def instructions() -> Tuple[str, ...]:
+    """Return the flags of the processor that decide how fast matrix products are."""
+    lines = (line.partition(":") for line in _text("/proc/cpuinfo").splitlines())
+    known = {flag for key, _, flags in lines if key.strip() in ("flags", "Features") for flag in flags.split()}
+    return tuple(flag for flag in _INSTRUCTIONS if flag in known)
 
 
 def num_cores(root: Union[str, os.PathLike] = "/") -> int:
