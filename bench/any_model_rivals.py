@@ -11,7 +11,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rivals import WARM_UP_PASSES, memory_bytes, random_ids, read_bytes
+from rivals import WARM_UP_PASSES, random_ids
+
+from offramp.experiments.rival_process import bytes_read, memory_bytes
 
 SHAPES = {"bert-base": "Bert", "vit-base": "ViT"}
 
@@ -51,7 +53,7 @@ def timed(model: Any, num_passes: int, num_rows: int) -> dict[str, Any]:
     seconds, first_byte = [], 0
     for index in range(WARM_UP_PASSES + num_passes):
         if index == WARM_UP_PASSES:
-            first_byte = read_bytes()
+            first_byte = bytes_read()
         given = inputs(model.config, index, num_rows)
         began = time.perf_counter()
         with torch.inference_mode():
@@ -61,7 +63,7 @@ def timed(model: Any, num_passes: int, num_rows: int) -> dict[str, Any]:
         "latencies_seconds": seconds[WARM_UP_PASSES:],
         "peak_rss_bytes": memory_bytes("VmHWM"),
         "rss_bytes": memory_bytes("VmRSS"),
-        "bytes_read_per_input": (read_bytes() - first_byte) / num_passes,
+        "bytes_read_per_input": (bytes_read() - first_byte) / num_passes,
     }
 
 

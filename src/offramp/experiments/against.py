@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from offramp.errors import OfframpError, UsageError
+from offramp.errors import BudgetError, OfframpError, UsageError
 from offramp.experiments import groups
 from offramp.experiments.children import Log, ignore, run_worker
 from offramp.experiments.jobs import WARM_UP_PASSES, WorkerJob
@@ -62,6 +62,8 @@ class OfframpJob:
         """Return `{"result": tree}` or `{"failed": reason}`."""
         try:
             return {"result": run_worker(self.job, ignore, within, seconds)}
+        except BudgetError as error:
+            return {"failed": error.what, "refused": True}
         except OfframpError as error:
             return {"failed": error.what}
 

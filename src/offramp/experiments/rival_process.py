@@ -68,36 +68,38 @@ def prepare(job):
 
 
 def measure(job):
-    """Load, warm up, and time the passes. `finish` turns what a pass returns into logits, after all measurements."""
-    began = time.perf_counter()
-    run, finish = RIVALS[job["rival"]](job)
-    ready_seconds, seconds, found, first_byte = time.perf_counter() - began, [], [], 0
+    """Load, warm up, and time the passes."""
+    return timed(job, *RIVALS[job["rival"]](job))
+
+
+def timed(job, run, finish):
+    """Time the passes. `finish` turns what a pass returned into logits, after all measurements."""
+    seconds, found, first_byte = [], [], 0
     for index, (ids_S, types_S) in enumerate(job["inputs"]):
         if index == job["warm"]:
-            first_byte = _io_bytes("rchar")
+            first_byte = bytes_read()
         started = time.perf_counter()
         found.append(run(ids_S, types_S))
         seconds.append(time.perf_counter() - started)
     num_timed = len(seconds) - job["warm"]
     return {
         "latencies_seconds": seconds[job["warm"] :],
-        "bytes_read_per_input": (_io_bytes("rchar") - first_byte) / num_timed,
-        "peak_rss_bytes": _status_bytes("VmHWM"),
-        "ready_seconds": ready_seconds,
+        "bytes_read_per_input": (bytes_read() - first_byte) / num_timed,
+        "peak_rss_bytes": memory_bytes("VmHWM"),
         "precision": job["precision"],
         "logits": [[float(value) for value in finish(each)] for each in found],
     }
 
 
-def _status_bytes(field):
+def memory_bytes(field):
+    """Return `VmHWM`, the peak, or `VmRSS`, the present resident set of this process."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith(field + ":"))
 
 
-def _io_bytes(field):
-    """Return the bytes that read calls have returned; pages of mapped files are not among them."""
-    lines = Path("/proc/self/io").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field + ":"))
+def bytes_read():
+    """Return the bytes that read calls have returned so far; pages of mapped files are not among them."""
+    return int(Path("/proc/self/io").read_text().split()[1])
 
 
 def _same(value):
@@ -107,7 +109,7 @@ def _same(value):
 # Rivals: each loads the model and returns `run(ids_S, types_S)` and `finish`. -----------------------------------------
 
 
-def _classifier(job, **options):
+def classifier(job, **options):
     """Return transformers' classifier of the model folder."""
     import torch
     from transformers import AutoModelForSequenceClassification
@@ -121,7 +123,8 @@ def _parameters(model):
     return inspect.signature(model.forward).parameters
 
 
-def _passes(model):
+def passes(model):
+    """Return `run` and `finish` of a classifier of transformers."""
     import torch
 
     accepts_types = "token_type_ids" in _parameters(model)
@@ -138,19 +141,19 @@ def _passes(model):
 
 def transformers(job):
     """transformers, all weights in memory."""
-    return _passes(_classifier(job))
+    return passes(classifier(job))
 
 
 def transformers_bf16(job):
     """transformers, all weights in memory as bfloat16."""
     import torch
 
-    return _passes(_classifier(job, dtype=torch.bfloat16))
+    return passes(classifier(job, dtype=torch.bfloat16))
 
 
 def disk(job):
     """transformers and accelerate: every weight is left on disk, and loaded module by module."""
-    return _passes(_classifier(job, device_map={"": "disk"}, offload_folder=job["scratch"]))
+    return passes(classifier(job, device_map={"": "disk"}, offload_folder=job["scratch"]))
 
 
 def memopro(job):
@@ -162,7 +165,7 @@ def memopro(job):
     torch.set_num_threads(job["threads"])
     config = AutoConfig.from_pretrained(job["model"], local_files_only=True)
     kind = AutoModelForSequenceClassification._model_mapping[type(config)]
-    return _passes(stream_model(job["model"], budget=job["budget"], device="cpu", model_class=kind))
+    return passes(stream_model(job["model"], budget=job["budget"], device="cpu", model_class=kind))
 
 
 def onnxruntime(job):
@@ -282,7 +285,7 @@ def to_onnx(job, out):
     """Export by tracing, with both axes free."""
     import torch
 
-    model = _classifier(job, attn_implementation="eager").requires_grad_(False)
+    model = classifier(job, attn_implementation="eager").requires_grad_(False)
     names = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in _parameters(model)]
 
     class Logits(torch.nn.Module):

@@ -147,7 +147,10 @@ def _in_group(candidate: Candidate) -> dict[str, Any]:
         return {}
     hits = {"group_limit_hits": record.get("hits")}
     if "failed" in record:
-        return {"group": "killed" if record.get("killed") else record["failed"], **hits}
+        return {
+            "group": "killed" if record.get("killed") else "refused" if record.get("refused") else record["failed"],
+            **hits,
+        }
     return {"group": "finished", "group_latency_seconds": median(record["result"]["latencies_seconds"]), **hits}
 
 
