@@ -41,10 +41,10 @@ answers are compared only to make sure that all run the same model. Two cores, b
 
 What the rivals are: *transformers*, with all weights in memory in float32 or bfloat16 (`-bf16`); *disk*, transformers
 with `device_map={{"": "disk"}}`; *onnxruntime*, the plain export by `torch.onnx`; *onnxruntime-int8*, the same after
-`quantize_dynamic`; *ctranslate2*, its converter's encoder in int8, with the head in NumPy; *openvino*, the export in its
-own format, in the precision that it chooses; *llama.cpp*, Q8_0 through the embeddings of `xllamacpp`, without pooler and
-classifier; *memopro*, its `stream_model` with a budget of 192 MiB, which does not include the process. Each is installed
-from its published packages and used as documented.
+`quantize_dynamic`; *ctranslate2*, its converter's encoder in int8, with the head in NumPy; *openvino*, the export in
+its own format, in the precision that it chooses; *llama.cpp*, Q8_0 through the embeddings of `xllamacpp`, without
+pooler and classifier; *memopro*, its `stream_model` with a budget of 192 MiB, which does not include the process. Each
+is installed from its published packages and used as documented.
 
 - made by: `make rivals`, commit {commit}
 """

@@ -24,7 +24,7 @@ from typing import Any
 from offramp.cli import options
 from offramp.cli.options import count, emit, log, percents, table_of
 from offramp.errors import UsageError
-from offramp.units import format_duration, format_size
+from offramp.units import format_duration, format_size, named_size
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -89,10 +89,7 @@ def main(args: argparse.Namespace) -> None:
     if args.exit != "none" and not inputs:
         what = "policies leave at other exits on random inputs than on real ones"
         raise UsageError(what, None, "give --input, or --exit none")
-    if inputs.is_stream:
-        raise UsageError("each process reads the inputs again", None, "give --input a file")
-    if not args.budgets:
-        raise UsageError("no budget", None, "give --budget 128MiB, or several: 128MiB,192MiB")
+    _require_budgets(args)
     from offramp.experiments.bench import bench
     from offramp.experiments.jobs import WorkerJob
 
@@ -106,6 +103,14 @@ def main(args: argparse.Namespace) -> None:
             emit(record)
         return
     print(table_of(records, _BUDGET_COLUMNS))
+
+
+def _require_budgets(args: argparse.Namespace) -> None:
+    """Raise UsageError without a budget, and for inputs that only one process can read."""
+    if options.input_source(args).is_stream:
+        raise UsageError("each process reads the inputs again", None, "give --input a file")
+    if not args.budgets:
+        raise UsageError("no budget", None, "give --budget 128MiB, or several: 128MiB,192MiB")
 
 
 def _budget(budget: int | str) -> str:
@@ -182,7 +187,7 @@ def _bench_against(args: argparse.Namespace) -> None:
         for row in rows:
             emit(vars(row))
     else:
-        head, cells = table_cells(rows, format_size(args.group) if args.group else None)
+        head, cells = table_cells(rows, named_size(args.group) if args.group else None)
         print("\n".join([options.table(head, cells), *absences(rows)]))
     if args.markdown:
         _write_page(args, comparison, rows)
@@ -195,10 +200,7 @@ def _require_comparable(args: argparse.Namespace) -> None:
     if args.exit != "none" or args.deadline or args.profile or args.batch != 1:
         what = "rivals have no exits, deadlines and batches"
         raise UsageError(what, None, "give --against without --exit, --deadline, --profile and --batch")
-    if not args.budgets:
-        raise UsageError("no budget", None, "give --budget 128MiB, or several: 128MiB,192MiB")
-    if options.input_source(args).is_stream:
-        raise UsageError("each process reads the inputs again", None, "give --input a file")
+    _require_budgets(args)
     for path, suffixes in ((args.records, ()), (args.markdown, (".md",))):
         if path:
             options.require_writable(path, suffixes)
@@ -221,7 +223,7 @@ def _write_page(args: argparse.Namespace, comparison: Any, rows: Any) -> None:
         environment=environment(args.store),
         instructions=instructions(),
         threads=args.threads or num_cores(),
-        group=format_size(args.group) if args.group else None,
+        group=named_size(args.group) if args.group else None,
         group_seconds=GROUP_SECONDS,
     )
     write_atomic(Path(args.markdown).absolute(), [page(rows, about).encode()])

@@ -109,7 +109,9 @@ def run_comparison(comparison: Comparison, path: Path | None, log: Log) -> list[
     trials = _trials(comparison, log)
     rounds = [(trial, number) for number in range(comparison.rounds) for trial in _rotated(trials, number)]
     _measure(comparison, rounds, records, log)
-    if comparison.group_bytes is not None:
+    if comparison.group_bytes is not None and (reason := groups.missing()):
+        log(f"offramp: warning: no run in a memory group: {reason}")
+    elif comparison.group_bytes is not None:
         _measure(comparison, [(trial, None) for trial in trials], records, log)
     return [
         Candidate(each.name, each.precision, each.versions, records.of(each, comparison), each.reason)
