@@ -6,6 +6,7 @@ import math
 import pytest
 
 import offramp
+from offramp.errors import BudgetError
 from offramp.experiments import against, groups, rivals
 from offramp.experiments.children import run_worker
 from offramp.experiments.jobs import WorkerJob
@@ -80,16 +81,16 @@ def test_rivals_stand_beside_the_budgets_and_records_are_kept(run, store, fake, 
     assert "answers differ" in other["reason"] and other["latency_seconds_median"] is None
     assert disk["reason"] == "exit 1: ValueError: no such layer"
     assert onnx["reason"] == "its model cannot be converted: no-such-library is not installed"
-    assert (ours["name"], ours["rounds"], ours["same_labels"]) == ("offramp 2GiB", 2, 1.0)
+    assert (ours["name"], ours["rounds"], ours["same_labels"]) == ("offramp 2048MiB", 2, 1.0)
     assert ours["difference"] < 1e-6 and 0 < ours["ratio_low"] <= ours["ratio"] <= ours["ratio_high"]
     assert said.err.count("disk: exit 1") == 1, "what failed is not tried again in the same call"
     text = page.read_text()
-    assert "| offramp 2GiB | fp32 |" in text and "- disk: exit 1: ValueError: no such layer" in text
+    assert "| offramp 2048MiB | fp32 |" in text and "- disk: exit 1: ValueError: no such layer" in text
     assert "transformers 1.0" in text and "random ids, 8 tokens" in text
     monkeypatch.setattr(against, "run_worker", None)
     again = run(*words)
     assert again.code == 0 and "round" not in again.err.replace("round 1/2: disk", ""), "all but the failure is there"
-    assert "offramp 2GiB" in again.out and "disk: exit 1" in again.out
+    assert "offramp 2048MiB" in again.out and "disk: exit 1" in again.out
     more = run(*words, "--max-length", "4")
     assert more.code == 1, "other inputs are measured"
 
@@ -100,13 +101,22 @@ def _absent(real):
     )
 
 
-def test_every_store_has_its_budgets_and_one_that_is_too_small_a_reason(run, store, fake, tmp_path):
-    other = offramp.divide(write_tiny(tmp_path / "model"), tmp_path / "other")
-    words = ("--repeat", "1", "--passes", "2", "--threads", "1", "--max-length", "8", "--against", "transformers")
+def test_every_store_has_its_budgets_and_one_that_is_too_small_a_reason(
+    run, store, fake, tmp_path, monkeypatch, logits
+):
+    def run_worker(job, *_):
+        if job.config.budget == 1 << 20:
+            raise BudgetError("budget of 1.00 MiB is too small", None, "give 90MiB")
+        figures = {"latencies_seconds": [0.1, 0.1], "peak_rss_bytes": 1, "bytes_read_per_input": 0}
+        return {**figures, "scores": [[0.5, 0.25, 0.25]] * 4}
+
+    monkeypatch.setattr(against, "run_worker", run_worker)
+    other = offramp.divide(write_tiny(tmp_path / "model", num_hidden_layers=1, exits=False), tmp_path / "other")
+    words = ("--repeat", "1", "--passes", "2", "--threads", "1", "--max-length", "8", "--against", "disk")
     said = run("bench", store, *words, "--also", other, "--budget", "resident,1MiB")
     names = ["offramp store resident", "offramp store 1MiB", "offramp other resident", "offramp other 1MiB"]
-    assert said.code == 0 and all(f"\n{name} " in said.out for name in names)
-    assert "offramp store 1MiB: budget 1.00 MiB is too small" in said.out.replace("1.0 MiB", "1.00 MiB")
+    assert said.code == 0 and all(f"\n{name} " in said.out for name in names), said.err
+    assert "offramp other 1MiB: budget of 1.00 MiB is too small" in said.out
 
 
 def test_texts_are_tokenized_for_all(run, store, fake, monkeypatch, tmp_path):
@@ -123,7 +133,7 @@ def test_texts_are_tokenized_for_all(run, store, fake, monkeypatch, tmp_path):
         [2, 6, 8, 13, 3],
         [2, 10, 3],
     ]
-    assert ours.job.tokens == job.inputs
+    assert [(list(ids), list(types)) for ids, types in ours.job.tokens] == list(job.inputs)
 
 
 @pytest.mark.parametrize(

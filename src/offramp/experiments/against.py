@@ -47,7 +47,7 @@ GROUP_SECONDS = 60.0
 INDEX_FILE = "model.safetensors.index.json"
 """File by which transformers finds the weights of a store."""
 KEPT = ("latencies_seconds", "peak_rss_bytes", "bytes_read_per_input", "precision", "scores", "reads")
-"""What a record keeps of a result."""
+"""Keys of a result that its record keeps."""
 NARROW = {"I8": "int8", "U8": "int8", "F16": "fp16"}
 """Dtype of stored weights -> precision of the answers; fp32 for all others."""
 
@@ -83,7 +83,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is compared, and how often."""
+    """Stores, budgets and rivals that are compared, their inputs, and the number of rounds."""
 
     stores: tuple[Path, ...]
     budgets: tuple[int | str, ...]
@@ -217,12 +217,13 @@ def _measure(comparison: Comparison, plan: Sequence[tuple[Trial, int | None]], r
     for trial, number in due:
         if trial.name in failed or trial.job is None:
             continue
+        load = os.getloadavg()[0]
         if number is None:
             assert comparison.group_bytes is not None
             message = _run_in_group(trial.job, comparison.group_bytes)
         else:
             message = trial.job.run(MEASURE_SECONDS, ())
-        message = _with_scores(message, comparison.stores[0])
+        message = {**_with_scores(message, comparison.stores[0]), "load": load}
         records.add(trial, number, comparison, message)
         failed |= {trial.name} if "failed" in message else set()
         place = f"round {number + 1}/{comparison.rounds}" if number is not None else "group"
@@ -275,7 +276,7 @@ def _read_back(folders: Sequence[Path]) -> None:
 class Records:
     """Records of processes in a file, one JSON line each, appended when a process has ended; None: not kept.
 
-    Raises UsageError for a file of other content. A last line that was torn by a kill is dropped.
+    Raises UsageError for a file of other content. An incomplete last line, of a process that was killed, is dropped.
     """
 
     def __init__(self, path: Path | None) -> None:

@@ -45,6 +45,7 @@ class WorkerJob:
     def __post_init__(self) -> None:
         if self.job not in JOBS:
             raise ValueError(f"unknown job {self.job!r}; known jobs: {', '.join(JOBS)}")
+        object.__setattr__(self, "tokens", tuple((tuple(ids_S), tuple(types_S)) for ids_S, types_S in self.tokens))
 
     def to_json(self) -> dict[str, Any]:
         """Return the job as a tree of plain values."""

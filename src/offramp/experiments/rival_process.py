@@ -324,7 +324,7 @@ def to_ctranslate2(job, out):
     from transformers import BertConfig
 
     _bert_config(job)
-    BertConfig.position_embedding_type = "absolute"  # the converter asks; transformers 5 knows no other
+    BertConfig.position_embedding_type = "absolute"  # read by the converter; transformers 5 has no other
     TransformersConverter(job["model"]).convert(out, quantization="int8", force=True)
     _save_head(job, out, "classifier")
 

@@ -1,4 +1,4 @@
-"""What offramp is compared with: other ways to run the same classifier, each in a process of its own environment.
+"""Rivals of offramp: other ways to run the same classifier, each in a process of its own environment.
 
 A rival reads the original model folder, or a form that is converted from it once and kept in the cache. Its process is
 `rival_process.py`, started by path: the interpreter may be another one, which has no offramp. Nothing that a process
@@ -20,6 +20,7 @@ from typing import Any
 
 from offramp.errors import UsageError, shown
 from offramp.experiments.children import Log
+from offramp.reporting.comparison import TOLERANCES
 from offramp.store.files import iter_chunks
 from offramp.store.memory import cache_folder
 from offramp.store.scratch import scratch_folder
@@ -32,6 +33,8 @@ MAX_OUTPUT_BYTES = 16 << 20
 """Most bytes of a process's output that are read: its last line is the result."""
 MEMOPRO_BUDGET = "192MiB"
 """Budget given to memopro, whose budget does not include the process itself."""
+MOST = float(1 << 53)
+"""Largest number that a process may print."""
 WEIGHT_FILES = ("*.safetensors", "*.bin", "config.json", "tokenizer.json")
 """Files of a model folder that decide what is converted."""
 Inputs = Sequence[tuple[Sequence[int], Sequence[int]]]
@@ -43,10 +46,10 @@ class Form:
     """A converted model. It is a folder, in the cache."""
 
     distributions: tuple[str, ...]
-    """What converts it."""
+    """Distributions that convert it."""
     source: str | None = None
     """Form that it is made from; None: the model folder."""
-    is_ours: bool = False
+    by_this_python: bool = False
     """True: it is made by the interpreter that runs offramp, False: by that of the rival."""
 
 
@@ -55,7 +58,7 @@ class Rival:
     """One way to run the model."""
 
     distributions: tuple[str, ...]
-    """What must be installed; the first is the rival itself, whose version is recorded."""
+    """Distributions that must be installed; the first is the rival itself."""
     precision: str
     """`fp32`, `bf16` or `int8`; decides how closely the answers must agree."""
     form: str | None = None
@@ -65,8 +68,8 @@ class Rival:
 
 
 FORMS = {
-    "onnx": Form(("torch", "transformers", "onnx"), is_ours=True),
-    "onnx-int8": Form(("onnxruntime", "onnx"), "onnx", is_ours=True),
+    "onnx": Form(("torch", "transformers", "onnx"), by_this_python=True),
+    "onnx-int8": Form(("onnxruntime", "onnx"), "onnx", by_this_python=True),
     "openvino": Form(("openvino",), "onnx"),
     "ctranslate2": Form(("ctranslate2", "transformers", "torch")),
     "gguf": Form(("gguf", "numpy")),
@@ -210,7 +213,7 @@ def _chain(name: str | None) -> list[Form]:
 
 
 def _maker(chosen: Chosen, form: Form) -> str:
-    return sys.executable if form.is_ours else chosen.python
+    return sys.executable if form.by_this_python else chosen.python
 
 
 def model_digest(model: Path) -> str:
@@ -294,7 +297,7 @@ def is_measurement(result: Any, answers: str, num_timed: int | None = None, num_
     """Return whether a tree has the numbers of a measurement: latencies of `num_timed` passes, sizes, and under the key
     `answers` equally many finite numbers for each of `num_inputs` inputs. None: any number of them, at least one.
     """
-    if not isinstance(result, dict) or not isinstance(result.get("precision", ""), (str, type(None))):
+    if not isinstance(result, dict) or result.get("precision") not in (None, *TOLERANCES):
         return False
     seconds, rows = result.get("latencies_seconds"), result.get(answers)
     if not (_are_numbers(seconds, num_timed, least=1e-9) and isinstance(rows, list) and rows):
@@ -313,4 +316,5 @@ def _are_numbers(values: Any, count: int | None, least: float = -math.inf) -> bo
 
 
 def _is_number(value: Any, least: float) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= least
+    """Return whether `value` is a number from `least` on; not NaN, and of a size that a measurement may have."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and max(least, -MOST) <= value <= MOST

@@ -34,6 +34,8 @@ class Row:
     reason: str | None = None
     """Why it was not measured, or why its figures do not count."""
     rounds: int = 0
+    largest_load: float | None = None
+    """Largest load average of the machine when a process began."""
     latency_seconds_median: float | None = None
     latency_seconds_p95: float | None = None
     ratio: float | None = None
@@ -46,7 +48,7 @@ class Row:
     """Largest difference of a score from the reference, as a fraction of the range of all scores."""
     same_labels: float | None = None
     group: str | None = None
-    """What became of it in the memory group."""
+    """Result in the memory group: `finished`, `killed`, `refused`, or another reason."""
     group_latency_seconds: float | None = None
     group_limit_hits: int | None = None
 
@@ -102,6 +104,9 @@ def _row(candidate: Candidate, baseline: Candidate, reference: Candidate | None)
     return Row(
         **about,
         rounds=len(results),
+        largest_load=max(
+            (each.get("load", 0.0) for each in candidate.records if each["round"] is not None), default=None
+        ),
         latency_seconds_median=median(latencies),
         latency_seconds_p95=percentile(latencies, 95),
         ratio=ratio,
@@ -239,6 +244,7 @@ def page(rows: Sequence[Row], about: About) -> str:
     versions = {name: version for row in rows for name, version in row.versions.items()}
     versions = {**facts["library_versions"], **versions, "python": facts["python_version"]}
     tolerances = ", ".join(f"{largest:g} ({precision})" for precision, (largest, _) in TOLERANCES.items())
+    load = max(row.largest_load or 0.0 for row in rows)
     notes = NOTES.format(tolerances=tolerances)
     if about.group is not None:
         notes += "\n" + GROUP_NOTES.format(group=about.group, seconds=format_duration(about.group_seconds))
@@ -252,7 +258,8 @@ def page(rows: Sequence[Row], about: About) -> str:
         f" {facts['platform']} {facts['kernel']}; instructions: {', '.join(about.instructions)}",
         f"- versions: offramp {facts['offramp_version']}, "
         + ", ".join(f"{name} {version}" for name, version in sorted(versions.items())),
-        f"- rounds: {max(row.rounds for row in rows)}",
+        f"- rounds: {max(row.rounds for row in rows)}; largest load average when a process began: {load:.1f}; what else"
+        " runs on the machine adds to it",
         "",
         *_markdown(*table_cells(rows, about.group)),
         "",
