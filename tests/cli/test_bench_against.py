@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 
@@ -11,6 +12,7 @@ from offramp.experiments import against, groups, rivals
 from offramp.experiments.children import run_worker
 from offramp.experiments.jobs import WorkerJob
 from offramp.runtime.config import EngineConfig
+from offramp.session.inputs import InputSource
 from tests.cli.conftest import VOCABULARY, write_tiny
 
 QUICK = ("--repeat", "2", "--passes", "2", "--threads", "1", "--max-length", "8", "--budget", "2GiB")
@@ -136,6 +138,11 @@ def test_texts_are_tokenized_for_all(run, store, fake, monkeypatch, tmp_path):
     assert [(list(ids), list(types)) for ids, types in ours.job.tokens] == list(job.inputs)
 
 
+def test_a_model_of_other_labels_has_a_reason(store):
+    result = {"latencies_seconds": [0.1], "peak_rss_bytes": 1, "bytes_read_per_input": 0, "logits": [[1.0, 2.0]]}
+    assert against._with_scores({"result": result}, store) == {"failed": "gives 2 logits, the store 3"}
+
+
 @pytest.mark.parametrize(
     "content", ["rubbish\n", "{}\n", "[1]\n", '{"key": "a", "round": 0, "result": {}}\n', "[" * 9999 + "\n"]
 )
@@ -173,6 +180,14 @@ def test_a_torn_record_is_dropped(tmp_path):
 def test_wrong_words_are_refused_before_anything_runs(run, store, words, mentions):
     said = run("bench", store, "--budget", "2GiB", *words)
     assert said.code == 2 and mentions in said.err and "round" not in said.err
+
+
+def test_stores_of_one_name_are_told_apart(store, tmp_path):
+    stores = (store, tmp_path / store.name)
+    shutil.copytree(*stores)
+    comparison = against.Comparison(stores, ("resident",), (), EngineConfig(), InputSource())
+    names = [trial.name for path in stores for trial in against._settings(comparison, path, [([1], [0])])]
+    assert names == [f"offramp {path} resident" for path in stores]
 
 
 def test_without_a_budget_or_a_loadable_store(run, store, tmp_path, monkeypatch):

@@ -122,19 +122,13 @@ def run_comparison(comparison: Comparison, path: Path | None, log: Log) -> list[
 def describe(comparison: Comparison) -> str:
     """Return a sentence about the model and the inputs."""
     with Store(comparison.stores[0], "never") as store:
-        texts, bytes_of = (
-            store.program.texts,
-            {shard.name: shard.data_bytes for shard, _ in store.manifest.tensors().values()},
-        )
-        architecture, layers = store.manifest.source.architecture, len(store.program.layers)
+        size = format_size(sum(shard.data_bytes for shard in store.manifest.shards.values()))
+        about = f"{store.manifest.source.architecture}, {len(store.program.layers)} layers, {size} of weights"
     if comparison.source:
         inputs = f"the texts of {comparison.source.file}" if comparison.source.file else "texts"
     else:
         inputs = f"random ids, {random_length(str(comparison.stores[0]), comparison.config.max_length)} tokens"
-    assert texts is not None, "the comparison has run"
-    return (
-        f"{architecture}, {layers} layers, {format_size(sum(bytes_of.values()))} of weights; inputs: {inputs}, batch 1"
-    )
+    return f"{about}; inputs: {inputs}, batch 1"
 
 
 def _rotated(trials: Sequence[Trial], number: int) -> list[Trial]:
@@ -196,7 +190,8 @@ def _settings(comparison: Comparison, path: Path, inputs: Inputs) -> Iterator[Tr
         dtypes = {tensor.dtype for _, tensor in store.manifest.tensors().values()}
         digest = store.digest
     precision = next((NARROW[dtype] for dtype in NARROW if dtype in dtypes), "fp32")
-    suffix = f" {path.name}" if len(comparison.stores) > 1 else ""
+    is_unique = [each.name for each in comparison.stores].count(path.name) == 1
+    suffix = f" {path.name if is_unique else path}" if len(comparison.stores) > 1 else ""
     for budget in comparison.budgets:
         job = WorkerJob("tokens", str(path), replace(comparison.config, budget=budget), tokens=inputs)
         named = budget if isinstance(budget, str) else named_budget(budget)
@@ -215,7 +210,7 @@ def _measure(comparison: Comparison, plan: Sequence[tuple[Trial, int | None]], r
     if due and due[0][1] is not None:
         _read_back([*comparison.stores, *{job.prepared or job.model for job in _rival_jobs(due)}])
     for trial, number in due:
-        if trial.name in failed or trial.job is None:
+        if trial.key in failed or trial.job is None:
             continue
         load = os.getloadavg()[0]
         if number is None:
@@ -225,7 +220,7 @@ def _measure(comparison: Comparison, plan: Sequence[tuple[Trial, int | None]], r
             message = trial.job.run(MEASURE_SECONDS, ())
         message = {**_with_scores(message, comparison.stores[0]), "load": load}
         records.add(trial, number, comparison, message)
-        failed |= {trial.name} if "failed" in message else set()
+        failed |= {trial.key} if "failed" in message else set()
         place = f"round {number + 1}/{comparison.rounds}" if number is not None else "group"
         log(f"{place}: {trial.name}: {_short(message)}")
 
@@ -255,7 +250,7 @@ def _with_scores(message: dict[str, Any], path: Path) -> dict[str, Any]:
             labels, output = store.labels, store.program.output
         assert output is not None, "the store has a head"
         if len(result["logits"][0]) != output.num_labels:
-            return {**message, "failed": f"gives {len(result['logits'][0])} logits, the store {output.num_labels}"}
+            return {"failed": f"gives {len(result['logits'][0])} logits, the store {output.num_labels}"}
         outcomes = [Outcome(np.array(logits)) for logits in result["logits"]]
         found = [result_of(outcome, output.problem, labels, all_scores=True) for outcome in outcomes]
         result = {**result, "scores": [scores_of(each) for each in found]}
