@@ -144,7 +144,8 @@ def _reference(job: WorkerJob) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(job.store, local_files_only=True)  # a folder  # nosec B615
     model = AutoModelForSequenceClassification.from_pretrained(  # a folder  # nosec B615
         job.store, return_dict=True, local_files_only=True
-    ).eval()
+    )
+    model.eval()
     latencies, results = [], []
     for text in job.inputs:
         started = time.perf_counter()
