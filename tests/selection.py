@@ -35,7 +35,11 @@ SAMPLED = {
     "test_pipeline::test_plain_fine_tuning_leaves_no_exits_and_heads_alone_leave_the_model": ("bert",),
     "test_pipeline::test_the_last_exit_is_trained_alone_in_the_first_half_of_mixed": ("distilbert",),
     "test_readme::test_every_block_runs_as_it_stands": ("quick",),
-    "test_resume::test_the_continuation_is_the_same_bit_for_bit": ("heads-only-9-40-26-24", "distill-2-32-8-6"),
+    "test_resume::test_the_continuation_is_the_same_bit_for_bit": ("heads-only-9-24-14-12", "distill-2-16-8-6"),
+    "test_snapshot::test_everything_is_as_it_was_whether_divided_or_refused": (
+        *("eager", "busy", "drawn", "fast", "keeping", "odd", "recurrent", "routed"),
+        *("by list", "clipped", "counting", "failing", "normed"),
+    ),
     "test_torch_limits::test_no_hostile_call_ends_or_hangs_the_process": ("sample",),
     "test_train_eval::test_every_task_of_glue_trains_and_scores_from_a_folder": ("sst2", "mnli", "stsb"),
     "test_tuning::test_a_latency_is_met_on_new_samples": ("0.07",),
