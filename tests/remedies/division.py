@@ -366,6 +366,7 @@ def captured_graphs(change):
     return spoil
 
 
+EVAL_EXPORT = "eval export --train mine.tsv --split dev --max-length 16"
 FOUR_TEXTS = "run export --backend torch --threads 1 --text a --text b --text c --text d"
 
 
@@ -689,6 +690,12 @@ TABLE = [
         spoilt(captured_graphs(with_unlisted), lambda w: load(w, "export", backend="torch")),
         "run it with offramp.stream, or with --trust-kernels if you trust its author",
         lambda w: load(w, "export", backend="torch", trust_kernels=True),
+    ),
+    corrected(
+        "backends/torch_graphs.py: operation {} is none of those",
+        spoilt(captured_graphs(with_unlisted), EVAL_EXPORT),
+        "with --trust-kernels if you trust its author",
+        f"{EVAL_EXPORT} --trust-kernels",
     ),
     corrected(
         "backends/torch.py: graph {} takes {}",

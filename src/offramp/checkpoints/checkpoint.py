@@ -142,10 +142,11 @@ class StoredWithExits(nn.Module):
     Raises StoreError where the stages of the store are no graphs.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, trust_kernels: bool = False) -> None:
+        """`trust_kernels`: captured kernels may contain operations outside the table of PyTorch."""
         super().__init__()
         self._program, self._inputs = store.program, InputReader(store)
-        self._backend = TorchBackend(store, num_cores())
+        self._backend = TorchBackend(store, num_cores(), trust_kernels=trust_kernels)
         has_exits = store.manifest.exits is not None
         self._exits = load_exits(store, parse("none"), needs_all=has_exits) if has_exits else {}
         self.heads = range(len(self._exits))
