@@ -32,6 +32,7 @@ def main(args: argparse.Namespace) -> None:
     """Divide a model, or say that a store needs no graphs."""
     from offramp.division import divide
     from offramp.runtime.footprint import tune_allocator
+    from offramp.store.folders import retired_folders
 
     tune_allocator()  # weights are needed only briefly; an untuned heap keeps them, which raises the peak by half
     if (args.model is None) != args.graphs:
@@ -48,6 +49,8 @@ def main(args: argparse.Namespace) -> None:
             inputs = load_inputs(Path(args.inputs))
         options = {"method": args.method, "stage_bytes": args.stage_bytes, "inputs": inputs}
         path = divide(args.model, args.store, force=args.force, offline=args.offline, say=log, **options)
+        for old in retired_folders(path):
+            log(f"the store before is still being read; {old} keeps it until this store is divided again")
     if args.json:
         emit({"store": str(path)})
     else:
