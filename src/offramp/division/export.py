@@ -191,7 +191,7 @@ def _write_onnx(run: _Run, activation_bytes: int, writer: StoreWriter) -> dict[s
 
 @contextmanager
 def _one_table() -> Iterator[None]:
-    """Let PyTorch make its table of ONNX functions once: it would for each graph, which takes half of the time.
+    """Let PyTorch make its table of ONNX functions once: it would for each graph, a quarter of a small division.
 
     The table is private to PyTorch; where a version has none of this name, nothing is changed.
     """
