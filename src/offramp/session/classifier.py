@@ -359,4 +359,4 @@ def _share(classifier: Classifier, feed: WeightFeed) -> Share:
 
 
 def _new_trace(settings: Settings) -> Trace:
-    return Trace(num_passes=max(1, measure.TRACED_PASSES // settings.num_batches))
+    return Trace(max(1, measure.TRACED_PASSES // settings.num_batches), measure.MOST_SPANS)
