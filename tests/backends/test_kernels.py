@@ -70,6 +70,10 @@ def test_all_attributes_give_the_bytes_of_the_package_onnx(hidden, width, types,
         Kernel("down", {**norm, "intermediate_size": width}),
         Kernel("head", {**two, "num_labels": labels}),
         Kernel(EXIT_KERNEL, {**two, "num_labels": labels}),
+        Kernel("heads", {"hidden_size": hidden, "head_size": width, "most_outputs": width}),
+        Kernel("product", {"rows": "batch", "num_inputs": hidden, "most_outputs": width, "activation": activation}),
+        Kernel("product", {"rows": "batch", "num_inputs": hidden, "most_outputs": width, "activation": None}),
+        Kernel("join-norm", norm),
     ]
     found = [graph_of(kernel, form) for kernel in kernels]
     with pytest.MonkeyPatch.context() as patch:

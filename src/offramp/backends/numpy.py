@@ -18,7 +18,7 @@ from typing import Any, Callable, Dict, Mapping, Optional, Tuple
 import numpy as np
 
 from offramp.backends import THREAD_VARIABLES
-from offramp.backends.base import LoadedKernel, ProgramBackend
+from offramp.backends.base import BLOCKS, LoadedKernel, ProgramBackend, first, join
 from offramp.program.heads import HeadForm
 from offramp.program.program import Kernel
 from offramp.runtime.backend import State
@@ -71,7 +71,23 @@ class NumpyBackend(ProgramBackend):
             return 5 * hidden + sizes["num_heads"] * length * (length + 1) + packed
         if kernel.template == "up":
             return hidden + inner + 3 * BLOCK + packed
+        if kernel.template in BLOCKS:
+            return self._block_elements(kernel, tokens, length)
         return 2 * hidden + inner + tokens + packed  # `down`: residual, inner, output; heads and masks take less
+
+    def _block_elements(self, kernel: Kernel, tokens: int, length: int) -> int:
+        """Return the elements as `num_elements` does, of a template of blocks."""
+        sizes: Mapping[str, Any] = kernel.attributes
+        hidden, block = tokens * sizes.get("hidden_size", 0), tokens * sizes.get("most_outputs", 0)
+        if kernel.template == "heads":  # as `attention`, for the heads of a block
+            scores = sizes["most_outputs"] // sizes["head_size"] * length * (length + 1)
+            return hidden + 3 * block + scores + min(hidden, tokens * PACKED)
+        if kernel.template == "product":
+            inputs = tokens * sizes["num_inputs"]
+            return inputs + block + 3 * BLOCK + min(max(inputs, block), tokens * PACKED)
+        if kernel.template == "join":
+            return 2 * tokens * sizes["width"]
+        return 3 * hidden + tokens  # `join-norm`: blocks, residual, output
 
     def mask_bytes(self, num_rows: int, length: int) -> int:
         """Return the bytes of the float mask of attention."""
@@ -96,12 +112,20 @@ def _embedding(sizes: Inputs, state: State, inputs: Inputs) -> Tuple[np.ndarray]
 
 
 def _attention(sizes: Inputs, state: State, inputs: Inputs) -> Tuple[np.ndarray]:
-    hidden_TH, mask, num_heads = inputs["hidden"], inputs["mask"], sizes["num_heads"]
-    query_TH, key_TH, value_TH = (_linear(hidden_TH, inputs, role) for role in "qkv")
-    query_TH *= np.float32((hidden_TH.shape[1] // num_heads) ** -0.5)
-    shape = (state.num_rows, state.length, num_heads, -1)
-    query, key, value = (each.reshape(shape).transpose(0, 2, 1, 3) for each in (query_TH, key_TH, value_TH))
-    scores_NSS = np.empty((num_heads, state.length, state.length), np.float32)
+    hidden_TH = inputs["hidden"]
+    output_TH = _linear(_context(hidden_TH.shape[1] // sizes["num_heads"], state, inputs), inputs, "o")
+    output_TH += hidden_TH
+    return (_norm(output_TH, inputs, sizes),)
+
+
+def _context(head_size: int, state: State, inputs: Inputs) -> np.ndarray:
+    """Return the context [T, R] of the heads that the outputs of q, k and v are."""
+    hidden_TH, mask = inputs["hidden"], inputs["mask"]
+    query_TR, key_TR, value_TR = (_linear(hidden_TH, inputs, role) for role in "qkv")
+    query_TR *= np.float32(head_size**-0.5)
+    shape = (state.num_rows, state.length, -1, head_size)
+    query, key, value = (each.reshape(shape).transpose(0, 2, 1, 3) for each in (query_TR, key_TR, value_TR))
+    scores_NSS = np.empty((query.shape[1], state.length, state.length), np.float32)
     for row in range(state.num_rows):  # one row at a time: its scores stay in the cache
         np.matmul(query[row], key[row].transpose(0, 2, 1), out=scores_NSS)
         if mask is not None:
@@ -110,9 +134,7 @@ def _attention(sizes: Inputs, state: State, inputs: Inputs) -> Tuple[np.ndarray]
         np.exp(scores_NSS, out=scores_NSS)
         scores_NSS /= scores_NSS.sum(axis=-1, keepdims=True)
         np.matmul(scores_NSS, value[row], out=query[row])  # the context takes the place of the query
-    output_TH = _linear(query_TH, inputs, "o")
-    output_TH += hidden_TH
-    return (_norm(output_TH, inputs, sizes),)
+    return query_TR
 
 
 def _up(sizes: Inputs, state: State, inputs: Inputs) -> Tuple[np.ndarray]:
@@ -143,7 +165,33 @@ def _exit(sizes: Inputs, form: HeadForm, state: State, inputs: Inputs) -> Tuple[
     return (_linear(pooled_BH, inputs, "exit"),)
 
 
-_TEMPLATES = {"mask": _mask, "embedding": _embedding, "attention": _attention, "up": _up, "down": _down, "head": _head}
+def _heads(sizes: Inputs, state: State, inputs: Inputs) -> Tuple[np.ndarray]:
+    return (_context(sizes["head_size"], state, inputs),)
+
+
+def _product(sizes: Inputs, state: State, inputs: Inputs) -> Tuple[np.ndarray]:
+    result = _linear(inputs["x"], inputs, "product")
+    return (result if sizes["activation"] is None else _activate(result, sizes["activation"]),)
+
+
+def _join(sizes: Inputs, state: State, inputs: Inputs) -> Tuple[np.ndarray]:
+    return join(state, inputs)
+
+
+def _first_rows(sizes: Inputs, state: State, inputs: Inputs) -> Tuple[np.ndarray]:
+    return first(state, inputs)
+
+
+def _join_norm(sizes: Inputs, state: State, inputs: Inputs) -> Tuple[np.ndarray]:
+    (joined_TH,) = join(state, inputs)
+    joined_TH += inputs["hidden"]
+    return (_norm(joined_TH, inputs, sizes),)
+
+
+_TEMPLATES = {
+    "mask": _mask, "embedding": _embedding, "attention": _attention, "up": _up, "down": _down, "head": _head,
+    "heads": _heads, "product": _product, "join-norm": _join_norm, "join": _join, "first": _first_rows,
+}  # fmt: skip
 NumpyBackend.templates = (*_TEMPLATES, "exit")
 
 

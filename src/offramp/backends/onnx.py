@@ -12,7 +12,7 @@ from typing import Any, Callable, Dict, List, Tuple
 
 import numpy as np
 
-from offramp.backends.base import REMEDY, LoadedKernel, ProgramBackend
+from offramp.backends.base import BLOCKS, REMEDY, LoadedKernel, ProgramBackend, first, join
 from offramp.backends.onnx_session import KernelError, StopClock, open_session, run_session, shrink_arena
 from offramp.backends.onnx_templates import Sizes, graph_of
 from offramp.errors import StoreError
@@ -29,7 +29,7 @@ class OnnxBackend(ProgramBackend):
     """
 
     name = "ort"
-    templates = ("mask", "embedding", "attention", "up", "down", "head", "exit", "pooled-linear", CAPTURED)
+    templates = ("mask", "embedding", "attention", "up", "down", "head", "exit", "pooled-linear", CAPTURED, *BLOCKS)
 
     def __init__(self, store: Store, num_threads: int, *, trust_kernels: bool = False) -> None:
         self._sessions: Dict[str, Any] = {}
@@ -91,7 +91,24 @@ class OnnxBackend(ProgramBackend):
             return tokens * (sizes["hidden_size"] + 2 * sizes["intermediate_size"])
         if kernel.template == "down":  # output, residual, sum, normalisation
             return tokens * (4 * sizes["hidden_size"] + sizes["intermediate_size"])
+        if kernel.template in BLOCKS:
+            return self._block_elements(kernel, tokens, length)
         return 0  # heads and masks take less than any of these
+
+    def _block_elements(self, kernel: Kernel, tokens: int, length: int) -> int:
+        """Return the elements as `num_elements` does, of a template of blocks."""
+        sizes: Sizes = kernel.attributes
+        if kernel.template == "heads":  # as `attention`, for the heads of a block
+            block, scores = (
+                tokens * sizes["most_outputs"],
+                sizes["most_outputs"] // sizes["head_size"] * tokens * length,
+            )
+            return tokens * sizes["hidden_size"] + 4 * block + max(2 * scores, 2 * block)
+        if kernel.template == "product":  # before and after the activation
+            return tokens * (sizes["num_inputs"] + 2 * sizes["most_outputs"])
+        if kernel.template == "join":  # blocks, and what they make
+            return 2 * tokens * sizes["width"]
+        return 5 * tokens * sizes["hidden_size"]  # `join-norm`: blocks, joined, residual, sum, normalisation
 
     def mask_bytes(self, num_rows: int, length: int) -> int:
         """Return the bytes of two float masks: one for attention, one for the mean over tokens."""
@@ -135,7 +152,7 @@ def _pooled_linear(state: State, inputs: Dict[str, Any]) -> Tuple[np.ndarray]:
     return (hidden @ inputs["exit.weight"].T + inputs["exit.bias"],)
 
 
-_IN_NUMPY: Dict[str, LoadedKernel] = {"mask": _mask, "pooled-linear": _pooled_linear}
+_IN_NUMPY: Dict[str, LoadedKernel] = {"mask": _mask, "pooled-linear": _pooled_linear, "join": join, "first": first}
 
 
 def _attention_shape(sizes: Sizes, state: State, inputs: Dict[str, Any]) -> np.ndarray:
@@ -150,8 +167,23 @@ def _first_BH(sizes: Sizes, state: State, inputs: Dict[str, Any]) -> np.ndarray:
     return np.ascontiguousarray(_hidden_BSH(sizes, state, inputs)[:, 0])
 
 
+def _heads_shape(sizes: Sizes, state: State, inputs: Dict[str, Any]) -> np.ndarray:
+    head_size = sizes["head_size"]
+    return np.array([state.num_rows, state.length, len(inputs["q.bias"]) // head_size, head_size])
+
+
+def _flat_shape(sizes: Sizes, state: State, inputs: Dict[str, Any]) -> np.ndarray:
+    return np.array([state.num_rows * state.length, len(inputs["q.bias"])])
+
+
+def _joined_TH(sizes: Sizes, state: State, inputs: Dict[str, Any]) -> np.ndarray:
+    return join(state, inputs)[0]
+
+
 _DERIVED: Dict[str, Dict[str, Callable[[Sizes, State, Dict[str, Any]], np.ndarray]]] = {
     "attention": {"shape": _attention_shape},
+    "heads": {"shape": _heads_shape, "flat": _flat_shape},
+    "join-norm": {"joined": _joined_TH},
     "head": {"first": _first_BH},
     "exit": {"hidden": _hidden_BSH, "first": _first_BH, "keep": lambda sizes, state, inputs: state.keep_BS1()},
 }

@@ -7,13 +7,14 @@ Opset 13 and IR 7 run on ONNX Runtime 1.10. GELU and layer normalisation are wri
 patterns that ONNX Runtime fuses again. `Gemm` with `transB=1` takes the layout of `nn.Linear` as it lies in the
 checkpoint. No initialiser is larger than a few numbers, nothing is external.
 
-Shapes: T tokens of the padded batch (B rows of S), H hidden, I intermediate, E embedding width, C labels.
+Shapes: T tokens of the padded batch (B rows of S), H hidden, I intermediate, E embedding width, C labels, R outputs of
+a block, of which each step has its own number.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, Callable, Dict, List, Mapping, Optional
+from typing import Any, Callable, Dict, List, Mapping, Optional, Union
 
 import numpy as np
 
@@ -23,6 +24,8 @@ from offramp.program.program import Kernel
 
 Sizes = Mapping[str, Any]
 """Attributes of a kernel."""
+Size = Union[int, str]
+"""Size of an axis, or its name where each call has another."""
 
 
 def graph_of(kernel: Kernel, form: Optional[HeadForm] = None) -> bytes:
@@ -54,17 +57,8 @@ def attention(sizes: Sizes) -> bytes:
     g = Graph("attention")
     size = sizes["hidden_size"]
     x = g.input("hidden", "T", size)
-    mask = g.input("mask", "B", 1, 1, "S")
-    shape = g.input("shape", 4, dtype=np.int64)
-
-    def heads(role: str, order: List[int]) -> str:
-        return g.op("Transpose", g.op("Reshape", _linear(g, x, role, size, size), shape), perm=order)
-
-    query, key, value = heads("q", [0, 2, 1, 3]), heads("k", [0, 2, 3, 1]), heads("v", [0, 2, 1, 3])
-    scale = g.constant(1 / math.sqrt(size // sizes["num_heads"]))
-    scores = g.op("Add", g.op("Mul", g.op("MatMul", query, key), scale), mask)
-    context = g.op("MatMul", g.op("Softmax", scores, axis=-1), value)
-    flat = g.op("Reshape", g.op("Transpose", context, perm=[0, 2, 1, 3]), g.constant([-1, size], np.int64))
+    context = _attend(g, x, size, size, size // sizes["num_heads"])
+    flat = g.op("Reshape", context, g.constant([-1, size], np.int64))
     total = g.op("Add", _linear(g, flat, "o", size, size), x)
     return g.finish(_norm(g, total, sizes, size), "T", size)
 
@@ -85,6 +79,30 @@ def down(sizes: Sizes) -> bytes:
     residual = g.input("hidden", "T", hidden)
     total = g.op("Add", _linear(g, inner, "down", hidden, width), residual)
     return g.finish(_norm(g, total, sizes, hidden), "T", hidden)
+
+
+def heads(sizes: Sizes) -> bytes:
+    """hidden [T, H], mask, shape (as `attention`), flat [2] = (T, R) -> context [T, R] of the heads of a block."""
+    g = Graph("heads")
+    size = sizes["hidden_size"]
+    context = _attend(g, g.input("hidden", "T", size), "R", size, sizes["head_size"])
+    return g.finish(g.op("Reshape", context, g.input("flat", 2, dtype=np.int64)), "T", "R")
+
+
+def product(sizes: Sizes) -> bytes:
+    """x [T, inputs] -> [T, R], for T rows of any kind."""
+    g = Graph("product")
+    inputs = sizes["num_inputs"]
+    result = _linear(g, g.input("x", "T", inputs), "product", "R", inputs)
+    return g.finish(result if sizes["activation"] is None else _ACTIVATIONS[sizes["activation"]](g, result), "T", "R")
+
+
+def join_norm(sizes: Sizes) -> bytes:
+    """joined [T, H], which is made of the blocks, and hidden [T, H] -> hidden [T, H]."""
+    g = Graph("join-norm")
+    size = sizes["hidden_size"]
+    total = g.op("Add", g.input("joined", "T", size), g.input("hidden", "T", size))
+    return g.finish(_norm(g, total, sizes, size), "T", size)
 
 
 def head(sizes: Sizes) -> bytes:
@@ -120,12 +138,29 @@ def _two_layers(name: str, sizes: Sizes, prefix: str) -> bytes:
 
 
 BUILDERS: Dict[str, Callable[[Sizes], bytes]] = {
-    "embedding": embedding, "attention": attention, "up": up, "down": down, "head": head,
+    "embedding": embedding, "attention": attention, "up": up, "down": down, "head": head, "heads": heads,
+    "product": product, "join-norm": join_norm,
 }  # fmt: skip
 """Builder of each template; exit heads also depend on their form."""
 
 
-def _linear(g: Graph, x: str, role: str, outputs: int, inputs: int) -> str:
+def _attend(g: Graph, x: str, outputs: Size, inputs: int, head_size: int) -> str:
+    """x [T, inputs] -> context [B, S, heads, head size] of the heads that the outputs of q, k and v are.
+
+    Graph inputs are mask [B, 1, 1, S], shape [4] = (B, S, heads, head size), weights and biases.
+    """
+    mask = g.input("mask", "B", 1, 1, "S")
+    shape = g.input("shape", 4, dtype=np.int64)
+
+    def heads(role: str, order: List[int]) -> str:
+        return g.op("Transpose", g.op("Reshape", _linear(g, x, role, outputs, inputs), shape), perm=order)
+
+    query, key, value = heads("q", [0, 2, 1, 3]), heads("k", [0, 2, 3, 1]), heads("v", [0, 2, 1, 3])
+    scores = g.op("Add", g.op("Mul", g.op("MatMul", query, key), g.constant(1 / math.sqrt(head_size))), mask)
+    return g.op("Transpose", g.op("MatMul", g.op("Softmax", scores, axis=-1), value), perm=[0, 2, 1, 3])
+
+
+def _linear(g: Graph, x: str, role: str, outputs: Size, inputs: int) -> str:
     """x W^T + b with `role`.weight [outputs, inputs] and `role`.bias [outputs] as graph inputs."""
     return g.op("Gemm", x, g.input(role + ".weight", outputs, inputs), g.input(role + ".bias", outputs), transB=1)
 

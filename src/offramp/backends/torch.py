@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from offramp.backends.base import CAPTURED_FACTOR, REMEDY, LoadedKernel, ProgramBackend, lines_of
+from offramp.backends.base import BLOCKS, CAPTURED_FACTOR, REMEDY, LoadedKernel, ProgramBackend, lines_of
+from offramp.backends.torch_blocks import block_kernel
 from offramp.backends.torch_graphs import CapturedGraph
 from offramp.backends.torch_limits import Allowance, BoundedGraph, ClaimError, Spec, TooLargeError
 from offramp.backends.torch_modules import ATTENTIONS, Attention, Down, Embedding, ExitHead, Head, Up, make_mask, pool
@@ -41,7 +42,7 @@ class TorchBackend(ProgramBackend):
     """
 
     name = "torch"
-    templates = (*_MODULES, "mask", "attention", "exit", "pooled-linear", CAPTURED)
+    templates = (*_MODULES, "mask", "attention", "exit", "pooled-linear", CAPTURED, *BLOCKS)
     scratch_bytes = 2 << 20
     """Bytes for each thread: buffers of fused attention and matrix products, and the heap around them. BERT-base took
     from 11 MiB less to 2 MiB more than is promised with it, for 1 to 8 rows of 16 to 512 tokens."""
@@ -91,6 +92,8 @@ class TorchBackend(ProgramBackend):
             return lambda state, inputs: (make_mask(torch.from_numpy(inputs["mask"].numpy() > 0), self.attention),)
         if kernel.template == "pooled-linear":
             return _pooled_linear
+        if kernel.template in BLOCKS:
+            return block_kernel(kernel, ATTENTIONS[self.attention])
         with torch.device("meta"):
             if kernel.template == "attention":
                 module: nn.Module = Attention(kernel.attributes, ATTENTIONS[self.attention])
@@ -170,7 +173,23 @@ class TorchBackend(ProgramBackend):
             return hidden + (4 if sizes["activation"] == "gelu_new" else 2) * tokens * sizes["intermediate_size"]
         if kernel.template == "down":
             return 4 * hidden + tokens * sizes["intermediate_size"]
+        if kernel.template in BLOCKS:
+            return self._block_elements(kernel, tokens, length)
         return 0  # heads and masks take less than any of these
+
+    def _block_elements(self, kernel: Kernel, tokens: int, length: int) -> int:
+        """Return the elements as `num_elements` does, of a template of blocks."""
+        sizes: Mapping[str, Any] = kernel.attributes
+        if kernel.template == "heads":  # as `attention`, for the heads of a block
+            num_heads = sizes["most_outputs"] // sizes["head_size"]
+            scores = tokens * length * (1 if self.attention == "sdpa" else 2 * num_heads)
+            return tokens * (sizes["hidden_size"] + 5 * sizes["most_outputs"]) + scores
+        if kernel.template == "product":
+            factor = 4 if sizes["activation"] == "gelu_new" else 2
+            return tokens * (sizes["num_inputs"] + factor * sizes["most_outputs"])
+        if kernel.template == "join":
+            return 2 * tokens * sizes["width"]
+        return 5 * tokens * sizes["hidden_size"]  # `join-norm`: blocks, joined, residual, sum, normalisation
 
     def mask_bytes(self, num_rows: int, length: int) -> int:
         """Return the bytes of a float mask for each pair of tokens, the most that attention expands it to."""
