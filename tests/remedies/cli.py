@@ -101,6 +101,18 @@ TABLE = [
         "--input texts.txt",
     ),
     instead(
+        "cli/divide.py: blocks of {} would all stay in memory",
+        "divide model another --block 4KiB",
+        "the smallest block is --block 512KiB",
+        "divide model another --block 512KiB",
+    ),
+    instead(
+        "division/build.py: only text encoders that are divided by the names of their tensors are cut",
+        "divide model another --method eager --block 1MiB",
+        "divide it without --block",
+        "divide model another --method eager",
+    ),
+    instead(
         "cli/tune.py: no {}",
         "tune store",
         "offramp tune STORE --transcript DIR --latency 40ms",

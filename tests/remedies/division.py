@@ -10,8 +10,11 @@ from torch import nn
 
 import offramp
 from offramp.division.checkpoints import example_of, load_inputs
+from offramp.division.names.build import cut_division, plan_division
 from offramp.streaming.weightless import class_of_folder, weightless
+from offramp.units import parse_size
 from tests.division.modules import WIDTH, Chain, Counting, Routed, Tied, ids, made, vectors
+from tests.division.tiny import config_of, entries_of
 from tests.remedies.entries import Entry, closed, corrected, options, said_by
 from tests.remedies.store import failing, named_file, spoilt, undo
 
@@ -46,6 +49,19 @@ def holding(tensor, *, is_saved=True):
     else:
         module.register_buffer("held", tensor, persistent=is_saved)
     return module
+
+
+def many_blocks(w, block_bytes=100):
+    """A model of 24 layers, none of whose products fits a block."""
+    settings = config_of(hidden_size=64, num_hidden_layers=24)
+    return cut_division(plan_division(settings, entries_of(settings)), block_bytes, print)
+
+
+def larger_blocks(w, said):
+    many_blocks(w, parse_size(re.search(r"--block (\S+)", said)[1]))
+
+
+larger_blocks.says = "the division with blocks of the size that the message names"
 
 
 class Own(nn.Parameter):
@@ -952,6 +968,13 @@ TABLE = [
         lambda w: offramp.divide(w.model, w / "other", exits=w.model),
         "divide that folder",
         lambda w: offramp.divide(w.model, w / "other"),
+    ),
+    Entry(
+        "division/names/build.py: blocks of {} make {} steps",
+        many_blocks,
+        "cut it into larger blocks: --block",
+        larger_blocks,
+        again=False,
     ),
     options(
         "division/build.py: stage sizes and example inputs",

@@ -15,7 +15,7 @@ from typing import Any
 
 from offramp.checkpoints.config import MEANING, check_config
 from offramp.checkpoints.families import FAMILIES, family_of, shown
-from offramp.checkpoints.weights import SafetensorsWeights, Weights, open_file, read_index, read_json
+from offramp.checkpoints.weights import Rows, SafetensorsWeights, Weights, open_file, read_index, read_json
 from offramp.errors import SourceError, UsageError, import_error, require_folder
 from offramp.program.checks import POSITIVE, read_used, strict_json
 from offramp.program.encoder import Encoder
@@ -82,15 +82,15 @@ class Source(AbstractContextManager):
         self.entries = weights.entries
         """Tensor name -> (dtype in safetensors, shape)."""
 
-    def chunks(self, name: str, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes | memoryview]:
-        """Yield the data of one tensor, little-endian and row by row, in pieces of whole items.
+    def chunks(self, name: str, chunk_bytes: int = CHUNK_BYTES, rows: Rows = None) -> Iterator[bytes | memoryview]:
+        """Yield the data of one tensor, or of some of its rows, little-endian and row by row, in pieces of whole items.
 
         A piece has at most half of `chunk_bytes`, so that no more than `chunk_bytes` are held while the caller still
         has the piece before. Raises ValueError below 16 bytes, SourceError if the file has become shorter.
         """
         if chunk_bytes < 16:
             raise ValueError(f"chunk_bytes must be at least 16, not {chunk_bytes}")
-        return self._weights.pieces(name, chunk_bytes // 16 * 8)
+        return self._weights.pieces(name, chunk_bytes // 16 * 8, rows)
 
     def read_into(self, name: str, buffer: memoryview) -> None:
         """Read the data of one tensor into a buffer of its size. Raises SourceError if the file has become shorter."""
@@ -117,9 +117,9 @@ class Source(AbstractContextManager):
         """Name in PyTorch of the dtype that the config gives to the weights."""
         return str(self.config.get("dtype") or self.config.get("torch_dtype") or "float32")
 
-    def config_in_float32(self) -> bytes:
-        """Return config.json with F32 as the dtype of the weights: transformers would convert them back."""
-        config = {**self.config, **{key: "float32" for key in ("torch_dtype", "dtype") if key in self.config}}
+    def config_in_float32(self, **more: Any) -> bytes:
+        """Return config.json and `more`, with F32 as the dtype of the weights: transformers would convert them back."""
+        config = {**self.config, **{key: "float32" for key in ("torch_dtype", "dtype") if key in self.config}, **more}
         return (json.dumps(config, indent=2) + "\n").encode()
 
     def require_unquantised(self) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from offramp.cli.options import emit, log, size
 from offramp.errors import StoreError, UsageError
+from offramp.units import format_size
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -19,6 +20,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("store", help="the folder to create")
     add("--method", choices=("auto", "names", "eager", "export"), default="auto", help="(default: auto)")
     add("--stage-bytes", type=size, metavar="SIZE", help="target size of the weights of a stage (default: one block)")
+    block = "cut the products of a text encoder into blocks of at most SIZE of weights: for budgets below 90MiB"
+    add("--block", type=size, metavar="SIZE", help=block)
     inputs = "example inputs by name, .npz or .safetensors (default: generated from the config)"
     add("--inputs", metavar="FILE", help=inputs)
     add("--force", action="store_true", help="replace an existing store")
@@ -31,11 +34,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Divide a model, or say that a store needs no graphs."""
     from offramp.division import divide
+    from offramp.division.config import LEAST_BLOCK_BYTES
     from offramp.runtime.footprint import tune_allocator
 
     tune_allocator()  # weights are needed only briefly; an untuned heap keeps them, which raises the peak by half
     if (args.model is None) != args.graphs:
         raise UsageError("divide takes MODEL and STORE, or --graphs and STORE")
+    if args.block is not None and args.block < LEAST_BLOCK_BYTES:
+        what = f"blocks of {format_size(args.block)} would all stay in memory, as small shards do"
+        raise UsageError(what, None, f"the smallest block is --block {LEAST_BLOCK_BYTES >> 10}KiB")
     if args.graphs:
         path = Path(args.store)
         _require_encoder(path)
@@ -47,6 +54,7 @@ def main(args: argparse.Namespace) -> None:
 
             inputs = load_inputs(Path(args.inputs))
         options = {"method": args.method, "stage_bytes": args.stage_bytes, "inputs": inputs}
+        options["block_bytes"] = args.block
         path = divide(args.model, args.store, force=args.force, offline=args.offline, say=log, **options)
     if args.json:
         emit({"store": str(path)})

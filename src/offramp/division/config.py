@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from offramp import __version__
+from offramp.runtime.memory_model import SMALL_SHARD_BYTES
 from offramp.store import StoreWriter
 from offramp.store.manifest import FORMAT
 
+LEAST_BLOCK_BYTES = 2 * SMALL_SHARD_BYTES
+"""Smallest block: the blocks of a product are larger than half of it, and shards that are smaller stay in memory."""
 METHODS = ("auto", "names", "eager", "export")
 
 
@@ -28,6 +31,9 @@ class DivisionConfig:
     stage_bytes: int | None = None
     """Most bytes of weights that a stage should need, for a division by a run; None: as much as one of the model's
     blocks."""
+    block_bytes: int | None = None
+    """Most bytes of weights that a step of a text encoder, divided by names, should need; larger products are cut into
+    blocks of output rows, and transformers cannot load such a store. None: nothing is cut."""
     inputs: Mapping[str, Any] | None = None
     """Example inputs by name, for a folder that is divided by a run; None: made up from its config."""
     more_inputs: Sequence[Any] = ()
@@ -46,7 +52,10 @@ class DivisionConfig:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"method must be one of {METHODS}, not {self.method!r}")
+        if self.block_bytes is not None and self.block_bytes < LEAST_BLOCK_BYTES:
+            raise ValueError(f"block_bytes must be at least {LEAST_BLOCK_BYTES}, not {self.block_bytes}")
 
     def writer(self, store: Path, fingerprint: str) -> StoreWriter:
         """Return the writer of a store. An interrupted build of the same source by the same version is resumed."""
-        return StoreWriter(store, f"{fingerprint} offramp {__version__} format {FORMAT}", force=self.force)
+        blocks = "" if self.block_bytes is None else f" blocks {self.block_bytes}"
+        return StoreWriter(store, f"{fingerprint} offramp {__version__} format {FORMAT}{blocks}", force=self.force)

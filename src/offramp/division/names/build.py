@@ -6,11 +6,12 @@ megabytes of tensor data are held at a time. Tests compare the store with its so
 logit.
 """
 
+import itertools
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,17 +22,20 @@ from offramp.checkpoints.downloads import store_downloads
 from offramp.checkpoints.families import Family, family_of, shown
 from offramp.checkpoints.source import Source
 from offramp.checkpoints.tokenizing import store_tokenizer
-from offramp.checkpoints.weights import open_file, read_small
+from offramp.checkpoints.weights import Rows, open_file, read_small
 from offramp.division.config import DivisionConfig
 from offramp.division.messages import adapter_tensors, advice, listed
-from offramp.errors import SourceError
+from offramp.errors import SourceError, UsageError
 from offramp.program import encoder as encoders
+from offramp.program.blocks import cut_program
+from offramp.program.consistency import MAX_STEPS
 from offramp.program.dtypes import DTYPES, FLOAT
 from offramp.program.program import BEGIN, END, LAYER, Program
 from offramp.store import Shard, StoreWriter
 from offramp.store import manifest as m
 from offramp.store.exits import exit_tensors, parse_exits
 from offramp.store.safetensors import num_bytes, read_header
+from offramp.units import format_size, named_size
 
 Entry = tuple[str, tuple[int, ...]]
 """Dtype, as safetensors spells it, and shape."""
@@ -56,6 +60,8 @@ class PlannedTensor(NamedTuple):
     canonical_name: str
     role: str
     shape: tuple[int, ...]
+    rows: Rows = None
+    """Rows of the tensor of the source that it holds."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +87,15 @@ class Division:
     """The first other dtype among the tensors of the source; None if all of them are F32."""
     left_out: tuple[str, ...]
     """Tensors of the source that the model does not have, and that transformers ignores."""
+    block_bytes: int | None = None
+    """Size of the blocks into which tensors are cut; None: all tensors are whole."""
 
 
 def divide_by_names(source: Source, store: Path, config: DivisionConfig) -> Path:
     """Divide a checkpoint of a BERT-like text encoder. Raises SourceError, UsageError, DiskFullError."""
     division = plan_division(source.config, source.entries, source.folder)
+    if config.block_bytes is not None:
+        division = cut_division(division, config.block_bytes, config.say)
     fingerprint, program, say = source.fingerprint(), division.program, config.say
     with config.writer(store, fingerprint) as writer:
         writer.require_space(sum(num_bytes(FLOAT, t.shape) for shard in division.shards for t in shard.tensors))
@@ -100,7 +110,8 @@ def divide_by_names(source: Source, store: Path, config: DivisionConfig) -> Path
             say(f"{plan.name} ({number}/{len(division.shards)})")
         files = [_config(source, division, writer), *(writer.add_copy(path.name, path) for path in source.companions())]
         files += [*store_tokenizer(source.folder, writer, say), *store_downloads(source.folder, writer)]
-        files.append(writer.add_file(INDEX, _index(shards)))
+        if division.block_bytes is None:
+            files.append(writer.add_file(INDEX, _index(shards)))
         exits = _exits(source, program, writer)
         made_from = m.Source(fingerprint, division.architecture, division.model_type, "names", division.widened_from)
         labels = writer.add_labels(division.labels)
@@ -130,11 +141,58 @@ def plan_division(config: Mapping[str, Any], entries: Mapping[str, Entry], where
     widened_from = _widened_from({sources[name]: entries[sources[name]][0] for name in (*expected, *other)}, where)
     left_out = tuple(sources[name] for name in extra if name not in other)
     shards = []
-    for name, tensors in wanted.items():  # sorting is stable: else in order of use
-        aligned = sorted(tensors, key=lambda tensor: num_bytes(FLOAT, tensor.shape) % ALIGNMENT_BYTES != 0)
-        shards.append(ShardPlan(name, tuple(aligned), gathered=name == ROWS))
+    for name, tensors in wanted.items():
+        shards.append(ShardPlan(name, _aligned(tensors), gathered=name == ROWS))
     program, architecture = _program(encoder, wanted), family.architecture(config)
     return Division(program, encoder.labels, architecture, family.model_type, tuple(shards), widened_from, left_out)
+
+
+def cut_division(division: Division, block_bytes: int, say: Callable[[str], None]) -> Division:
+    """Return the plan of a store in which products with larger weights than a block are cut into blocks.
+
+    Raises UsageError where a program would have too many steps.
+    """
+    planned = {tensor.canonical_name: tensor for shard in division.shards for tensor in shard.tensors}
+    tensors = {name: (FLOAT, tensor.shape) for name, tensor in planned.items()}
+    program, cuts = cut_program(division.program, tensors, block_bytes)
+    _require_few_steps(division.program, tensors, block_bytes)
+    if not cuts:
+        say(f"nothing is cut: no step takes more than {format_size(block_bytes)} of weights")
+        return division
+    shards = []
+    for shard in division.shards:
+        if shard.name not in cuts:
+            shards.append(shard)
+        for name, weights in cuts.get(shard.name, {}).items():
+            parts = [
+                PlannedTensor(
+                    planned[rows.tensor].source_name,
+                    rows.name(tensors),
+                    port,
+                    rows.shape(tensors),
+                    (rows.start, rows.stop),
+                )
+                for port, rows in weights.items()
+            ]
+            shards.append(ShardPlan(name, _aligned(parts)))
+    say(f"cut into blocks of at most {format_size(block_bytes)}: transformers cannot load such a store")
+    return replace(division, program=program, shards=tuple(shards), block_bytes=block_bytes)
+
+
+def _require_few_steps(program: Program, tensors: Mapping[str, Entry], block_bytes: int) -> None:
+    """Raise UsageError, naming larger blocks, where a program with blocks has more steps than are run."""
+    sizes = (block_bytes << power for power in itertools.count())
+    numbers = ((size, sum(1 for _ in cut_program(program, tensors, size).program.steps())) for size in sizes)
+    first = next(numbers)
+    if first[1] > MAX_STEPS:
+        what = f"blocks of {format_size(block_bytes)} make {first[1]} steps, at most {MAX_STEPS} are run"
+        enough = next(size for size, number in numbers if number <= MAX_STEPS or size > encoders.MAX_SIZE)
+        raise UsageError(what, None, f"cut it into larger blocks: --block {named_size(enough)}")
+
+
+def _aligned(tensors: Sequence[PlannedTensor]) -> tuple[PlannedTensor, ...]:
+    """Return tensors in the order of the file: those that would misalign the next come last, else in order of use."""
+    return tuple(sorted(tensors, key=lambda tensor: num_bytes(FLOAT, tensor.shape) % ALIGNMENT_BYTES != 0))
 
 
 def _canonical_names(
@@ -242,11 +300,12 @@ def _require_fit(
 
 
 def _write_shard(source: Source, plan: ShardPlan, writer: StoreWriter) -> Shard:
-    names = {tensor.canonical_name: tensor.source_name for tensor in plan.tensors}
+    planned = {tensor.canonical_name: tensor for tensor in plan.tensors}
     tensors = [(tensor.canonical_name, tensor.role, FLOAT, tensor.shape) for tensor in plan.tensors]
 
     def read(name: str) -> Iterable[bytes | memoryview]:
-        return _upcast(source.entries[names[name]][0], source.chunks(names[name], CHUNK_BYTES))
+        found, rows = planned[name].source_name, planned[name].rows
+        return _upcast(source.entries[found][0], source.chunks(found, CHUNK_BYTES, rows))
 
     return writer.add_shard(plan.name, tensors, read, gathered=plan.gathered)
 
@@ -266,11 +325,12 @@ def _upcast(dtype: str, chunks: Iterable[bytes | memoryview]) -> Iterator[bytes 
 
 
 def _config(source: Source, division: Division, writer: StoreWriter) -> m.File:
-    """Write config.json, with the dtype of a converted checkpoint replaced."""
+    """Write config.json, with the dtype of a converted checkpoint replaced, and the size of blocks."""
     path = source.folder / "config.json"
-    if division.widened_from is None:
+    if division.widened_from is None and division.block_bytes is None:
         return writer.add_copy(path.name, path)
-    return writer.add_file(path.name, source.config_in_float32())
+    blocks = {} if division.block_bytes is None else {"offramp_block_bytes": division.block_bytes}
+    return writer.add_file(path.name, source.config_in_float32(**blocks))
 
 
 def _index(shards: Mapping[str, Shard]) -> bytes:
