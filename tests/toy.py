@@ -254,7 +254,9 @@ def open_engine(
     heads = load_exits(store, parsed, needs_all=guard.needs_every_exit)
     gate = ExitGate(store, backend, parsed, heads, guard)
     sizes = {
-        name: -(-shard.bytes // 4096) * 4096 for name, shard in store.manifest.shards.items() if shard.blocks is None
+        name: -(-store.manifest.layouts[name].num_bytes // 4096) * 4096
+        for name, shard in store.manifest.shards.items()
+        if shard.blocks is None
     }
     slots = EqualSlots([Slot(max(sizes.values())) for _ in range(num_slots)])
     buffers = Buffers(slots, {name: Slot(sizes[name]) for name in residents}, depth=num_slots or 2)

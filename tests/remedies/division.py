@@ -982,6 +982,32 @@ TABLE = [
         "give --method eager",
         "--method eager",
     ),
+    options(
+        "division/build.py: stores of {} are of text encoders",
+        "divide plain another --method eager --dtype int8",
+        "divide it with --dtype fp32",
+        "--dtype fp32",
+    ),
+    corrected(
+        "checkpoints/source.py: a store of int8",
+        lambda w: offramp.divide(offramp.divide(w.copy("plain"), w / "narrow", dtype="int8"), w / "other"),
+        "give the model folder, or the fp32 store, that it was divided from",
+        lambda w: [offramp.divide(folder, w / f"of-{folder.name}") for folder in (w.copy("plain"), w.copy("bare"))],
+    ),
+    tensors(
+        "division/names/narrow.py: tensor {} has the value",
+        "store it with --dtype fp32",
+        lambda all: {name: array * 1e9 for name, array in all.items()},
+        "divide plain another --dtype fp32",
+        work="divide plain another --dtype fp16",
+        again=False,
+    ),
+    tensors(
+        "division/names/narrow.py: tensor {} has NaN",
+        "get the model again",
+        lambda all: {name: array * np.float32("nan") for name, array in all.items()},
+        work="divide plain another --dtype int8",
+    ),
     corrected(
         "division/build.py: divide(folder, store)",
         lambda w: offramp.divide(w.model),

@@ -69,7 +69,7 @@ class ProgramBackend(Backend):
         if not self.program.stages:
             remedy = "divide with --method export, or run it with offramp.stream"
             raise StoreError("the stages of this store are not graphs", store.path, remedy)
-        self._tensors = store.manifest.tensors()
+        self._tensors = store.manifest.taken
         self.exit_form: Optional[HeadForm] = None
         exits, kernel = read_exits(store), self.program.kernels.get(EXIT_KERNEL)
         if exits is not None and kernel is not None:
@@ -257,7 +257,7 @@ class ProgramBackend(Backend):
     def _read_constants(self) -> Dict[str, Any]:
         found = {}
         for name in {name for step in self.program.steps() for name in step.constants.values()}:
-            shard, tensor = self._tensors[name]
+            shard, tensor = self.store.manifest.tensors()[name]
             data = np.frombuffer(self.store.read_tensor(shard.name, tensor), DTYPES[tensor.dtype].numpy)
             found[name] = self.wrap(data.reshape(tensor.shape))
         return found

@@ -155,7 +155,8 @@ class StoredWithExits(nn.Module):
         for name in {name for step in self._program.steps() for name in step.weights.values()}:
             shard, tensor = tensors[name]
             data = np.frombuffer(store.read_tensor(shard.name, tensor), np.uint8)
-            self._weights[name] = tensor_view(replace(tensor, offset=0), data)
+            weight = tensor_view(replace(tensor, offset=0), data)
+            self._weights[name] = weight.astype(np.float32) if name in store.manifest.upcast else weight
 
     def with_hidden(self, **inputs: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Return logits [B, C] of each exit, and the pooled value that it reads, as one token [B, 1, H].

@@ -19,6 +19,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("model", nargs="?", help="a checkpoint folder, or an id on the hub")
     add("store", help="the folder to create")
     add("--method", choices=("auto", "names", "eager", "export"), default="auto", help="(default: auto)")
+    dtype = "dtype that a text encoder's matrices are stored in (default: fp32)"
+    add("--dtype", choices=("fp32", "fp16", "int8"), default="fp32", help=dtype)
     add("--stage-bytes", type=size, metavar="SIZE", help="target size of the weights of a stage (default: one block)")
     block = "cut the products of a text encoder into blocks of at most SIZE of weights: for budgets below 90MiB"
     add("--block", type=size, metavar="SIZE", help=block)
@@ -53,7 +55,7 @@ def main(args: argparse.Namespace) -> None:
             from offramp.division.checkpoints import load_inputs
 
             inputs = load_inputs(Path(args.inputs))
-        options = {"method": args.method, "stage_bytes": args.stage_bytes, "inputs": inputs}
+        options = {"method": args.method, "dtype": args.dtype, "stage_bytes": args.stage_bytes, "inputs": inputs}
         options["block_bytes"] = args.block
         path = divide(args.model, args.store, force=args.force, offline=args.offline, say=log, **options)
     if args.json:

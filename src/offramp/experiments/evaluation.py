@@ -23,6 +23,7 @@ from offramp.policies import Policy, replay
 from offramp.policies.evidence import MULTI_LABEL, REGRESSION
 from offramp.store import Store
 from offramp.store.checking import require_whole
+from offramp.store.manifest import INT8
 from offramp.store.reader import is_store, read_manifest_bytes
 from offramp.store.transcript import About, TranscriptWriter, find_transcript
 from offramp.tasks.examples import Example, Splits, digest, label_ids
@@ -198,14 +199,15 @@ def classifier_facts(folder: Path) -> Facts:
 
 @contextmanager
 def _classifier(folder: Path) -> Iterator[Any]:
-    """Load a model with its exits; for the store of a module its graphs, which transformers cannot load."""
+    """Load a model with its exits; for a store that transformers cannot load, of a module, int8 or blocks, its kernels."""
     from offramp.checkpoints.checkpoint import StoredWithExits, load_classifier
 
     if not is_store(folder):
         yield load_classifier(folder)
         return
     with Store(folder) as store:
-        if store.program.module is not None:
+        manifest = store.manifest
+        if store.program.module is not None or manifest.precision == INT8 or manifest.has_blocks:
             yield StoredWithExits(store)
             return
         require_whole(store)
@@ -230,10 +232,12 @@ def _usual_length(folder: Path, facts: Facts) -> int:
 
 
 def _fingerprint(folder: Path) -> str:
-    """Return the fingerprint of a model folder; for a store, of its source, so that both have the same transcripts."""
+    """Return the fingerprint of a model folder; for a store of the same weights that of its source, so that both have
+    the same transcripts.
+    """
     if is_store(folder):
         with Store(folder, verify="never") as store:
-            return store.manifest.source.fingerprint
+            return store.manifest.answering(store.manifest.precision)
     with open_source(folder) as source:
         return source.fingerprint()
 

@@ -43,7 +43,8 @@ class WeightFeed(Ring):
             stage_of: shard -> stage that the trace names it under; 0 for other shards.
             how: options of `Store.read_shard`: `direct`, `halves`.
         """
-        self.trace, self._stage_of, self._tensors = trace, stage_of, store.manifest.tensors()
+        self.trace, self._stage_of = trace, stage_of
+        self._tensors, self._layouts = store.manifest.tensors(), store.manifest.layouts
 
         def read(shard: str, view: memoryview, cancelled: Callable[[], bool]) -> Tuple[int, bool]:
             return store.read_shard(shard, view, cancelled=cancelled, **how)
@@ -67,10 +68,11 @@ class WeightFeed(Ring):
         """
         views = {}
         for role, name in step.weights.items():
-            shard, tensor = self._tensors[name]
+            shard, _ = self._tensors[name]
             slot = slots[shard.name]
             if name not in slot.notes:
-                slot.notes[name] = tensor_view(tensor, slot.array, shard.data_start)
+                layout = self._layouts[shard.name]
+                slot.notes[name] = tensor_view(layout.tensors[name], slot.array, layout.start)
             views[role] = slot.notes[name]
         return views
 

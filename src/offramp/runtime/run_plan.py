@@ -49,7 +49,8 @@ def plan_items(
         read_seconds = shard.bytes / NOMINAL_READ_BYTES_PER_SECOND
         share = reached[min(stage, len(reached)) - 1] if reached and stage else 1.0
         survival = 1 - (1 - share) ** num_rows
-        items.append(Item(name, stage, shard.bytes, compute_seconds, read_seconds, survival))
+        num_bytes = store.manifest.layouts[name].num_bytes
+        items.append(Item(name, stage, num_bytes, compute_seconds, read_seconds, survival))
     return items
 
 
@@ -75,7 +76,7 @@ def make_run_plan(
 def allocate(store: Store, plan: Plan) -> Buffers:
     """Return the slots and resident buffers of a plan. Their pages take memory when they are first filled."""
     slots = [Slot(plan.slot_bytes) for _ in range(plan.num_slots)]
-    residents = {name: Slot(page_rounded(store.manifest.shards[name].bytes)) for name in sorted(plan.residents)}
+    residents = {name: Slot(page_rounded(store.manifest.layouts[name].num_bytes)) for name in sorted(plan.residents)}
     return Buffers(EqualSlots(slots), residents, depth=len(slots) or 2)
 
 
@@ -106,7 +107,7 @@ def direct_works(store: Store) -> bool:
     if not whole:
         return False
     shard = min(whole, key=lambda shard: shard.bytes)
-    slot = Slot(page_rounded(shard.bytes))
+    slot = Slot(page_rounded(store.manifest.layouts[shard.name].num_bytes))
     try:
         return store.read_shard(shard.name, slot.view, direct=True)[1]
     except OSError as error:

@@ -39,6 +39,7 @@ from offramp.session.records import plan_record, run_record
 from offramp.session.requests import require_several, stream_results
 from offramp.session.results import Result, result_of
 from offramp.store import Store
+from offramp.store.upcasting import staging_bytes
 
 if TYPE_CHECKING:
     from typing import Iterator, Literal, overload
@@ -128,7 +129,7 @@ class Classifier(Forked):
             self._warm_up,
             workload,
             left.num_bytes - left.reserved_bytes,
-            settings.encoding_bytes,
+            settings.encoding_bytes + staging_bytes(store.manifest),
             most_bytes=system_limit().num_bytes if settings.own_process else 0,
         )
         self.measured = LEDGER.moment()

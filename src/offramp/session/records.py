@@ -44,6 +44,7 @@ def run_record(classifier: Classifier, first_batch: int) -> Dict[str, Any]:
     return {
         "model": store.manifest.source.architecture,
         "store_sha256": store.digest,
+        "dtype": store.manifest.precision,
         "backend": classifier.backend.name,
         "threads": classifier.backend.num_threads,
         "exit": str(classifier.policy),

@@ -109,6 +109,8 @@ def _prepared(
     guard = guard_for(named.deadline_seconds if config.deadline is None else config.deadline)
     given = profile or config.profile
     measured = None
+    for line in named.rounding(opened):
+        warn(line)
     if named.files or given is not None:
         here = conditions_of(opened.digest, config)
         named, measured = rebase_policy(named, given, num_exits, here, guard.needs_every_exit, warn)
