@@ -199,7 +199,7 @@ def classifier_facts(folder: Path) -> Facts:
 
 @contextmanager
 def _classifier(folder: Path) -> Iterator[Any]:
-    """Load a model with its exits; for a store that transformers cannot load, of a module, int8 or blocks, its kernels."""
+    """Load a model with its exits; for a store that transformers cannot load its kernels."""
     from offramp.checkpoints.checkpoint import StoredWithExits, load_classifier
 
     if not is_store(folder):
