@@ -23,7 +23,6 @@ from offramp.policies import Policy, replay
 from offramp.policies.evidence import MULTI_LABEL, REGRESSION
 from offramp.store import Store
 from offramp.store.checking import require_whole
-from offramp.store.manifest import INT8
 from offramp.store.reader import is_store, read_manifest_bytes
 from offramp.store.transcript import About, TranscriptWriter, find_transcript
 from offramp.tasks.examples import Example, Splits, digest, label_ids
@@ -206,8 +205,7 @@ def _classifier(folder: Path) -> Iterator[Any]:
         yield load_classifier(folder)
         return
     with Store(folder) as store:
-        manifest = store.manifest
-        if store.program.module is not None or manifest.precision == INT8 or manifest.has_blocks:
+        if not store.manifest.is_checkpoint:
             yield StoredWithExits(store)
             return
         require_whole(store)

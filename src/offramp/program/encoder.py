@@ -340,6 +340,8 @@ _NARROW = {
     "up": narrow_shapes("up", _I, _H),
     "down": {**narrow_shapes("down", _H, _I), **_norm(_H)},
 }
+PRODUCTS = ("product", "product" + SUFFIX)
+"""Templates of which a program has one if anything in it is cut into blocks."""
 OUTPUTS, MOST_OUTPUTS, HEAD_SIZE = "outputs", "most_outputs", "head_size"
 """Outputs of one block, which each step has its own number of; the most of them that a kernel gives."""
 _UNEVEN = "most_outputs is not a multiple of head_size"

@@ -15,7 +15,7 @@ from typing import Any, Dict, FrozenSet, Optional, Sequence, Tuple
 from offramp.errors import StoreError
 from offramp.program.checks import MAX_RANK, NAMED, POSITIVE, require_distinct
 from offramp.program.dtypes import DTYPES, FLOAT, HALF
-from offramp.program.encoder import TEMPLATES
+from offramp.program.encoder import PRODUCTS, TEMPLATES
 from offramp.program.narrow import SUFFIX
 from offramp.program.program import Program, plain
 from offramp.store.repeats import compress
@@ -207,9 +207,10 @@ class Manifest:
         return FP16 if self.upcast else most.lower().replace("f", "fp", most.startswith("F"))
 
     @property
-    def has_blocks(self) -> bool:
-        """True if tensors are cut into blocks, so that transformers cannot load the store."""
-        return any(kernel.template.replace(SUFFIX, "") == "product" for kernel in self.program.kernels.values())
+    def is_checkpoint(self) -> bool:
+        """True if transformers can load the store as a model folder: a text encoder of whole matrices of floats."""
+        has_blocks = any(kernel.template in PRODUCTS for kernel in self.program.kernels.values())
+        return self.program.module is None and self.precision != INT8 and not has_blocks
 
     def answering(self, precision: str) -> str:
         """Return the fingerprint of the model that answers: of the source, and of how its weights are rounded."""
