@@ -11,7 +11,7 @@ PARALLEL := OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) --dist loadfile --no-loads
 SRC := src/offramp
 DEVICE := $(addprefix $(SRC)/,__init__.py __main__.py errors.py forks.py units.py program store policies measure runtime session \
 	profiling tasks/__init__.py tasks/text.py) \
-	$(wildcard $(addprefix $(SRC)/backends/,__init__.py base.py onnx*.py numpy.py)) \
+	$(wildcard $(addprefix $(SRC)/backends/,__init__.py base.py onnx*.py numpy*.py)) \
 	$(wildcard $(addprefix $(SRC)/cli/,__init__.py options.py run.py plan.py ls.py verify.py memory.py profile.py))
 
 .PHONY: help demo test test-all coverage guards mutants soak device lint audit check sbom licences bench glue reliability clean

@@ -21,10 +21,9 @@ SAMPLED = {
         "torch-roberta",
     ),
     "test_half::test_numbers_that_have_no_half_are_refused_by_name": ("65520.0", "nan"),
-    "test_narrow::test_a_policy_of_other_weights_is_told": ("int8",),
     "test_narrow::test_divide_verify_and_ls_say_what_it_is": ("int8",),
-    "test_narrow::test_plans_count_memory_and_the_other_verbs_run": ("int8",),
     "test_narrow::test_run_answers_like_the_model_it_is_of": ("ort-int8", "numpy-int8", "torch-fp16"),
+    "test_narrow::test_the_other_verbs_run": ("memory-int8",),
     "test_narrow::test_transcripts_are_of_the_weights_that_answered": ("int8",),
     "test_no_files::test_a_store_with_what_is_no_file_is_refused_or_answers_as_before": ("run-fifo", "verify-fifo"),
     "test_pabee::*": ("('bert', 'single')", "('bert', 'regression')"),
@@ -56,6 +55,9 @@ SAMPLED = {
 """Parameters that CI runs, by test; each is one or more neighbouring parts of a test's id, which dashes separate."""
 
 REPRESENTED = {
+    "test_narrow::test_a_policy_of_other_weights_is_told": (
+        "test_narrow::test_a_policy_knows_the_weights_that_it_was_tuned_on"
+    ),
     "test_resume::test_two_processes_train_one_run": (
         "test_resume::test_two_processes_that_were_killed_go_on_with_the_same_rows"
     ),

@@ -1,16 +1,22 @@
 """Every verb on fp16 and int8 stores; policies and transcripts of the same model in another precision."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
+from offramp.errors import RefusedError
+from offramp.policies import parse
+from offramp.session.policy_files import NamedPolicy
 from offramp.store import Store
+from offramp.store.policy_file import MeasuredOn, PolicyFile, Prediction
 from offramp.store.transcript import read_transcript
 from tests.cli.conftest import LABELS, WORDS, write_tiny
 
 PRECISIONS = ("fp16",)
 BACKENDS = ("ort", "numpy", "torch")
 QUICK = ("--threads", 1, "--max-length", 8)
+POLICY = PolicyFile({}, "", None, Prediction(), None, {}, MeasuredOn(), ())
 TUNING = ("--latency", "1s", "--threads", 1)
 
 
@@ -74,15 +80,22 @@ def test_run_answers_like_the_model_it_is_of(run, made, name, backend):
 
 
 @pytest.mark.parametrize("name", PRECISIONS)
-def test_plans_count_memory_and_the_other_verbs_run(run, made, name, tmp_path):
+def test_plans_count_memory(run, made, name):
     plan = run("plan", made / name, "--budget", "2GiB", "--json", *QUICK).lines[0]
     sizes = {each["shard"]: each["bytes"] for stage in plan["stages"] for each in stage["shards"]}
     with Store(made / name) as store:
         assert sizes == {shard: store.manifest.layouts[shard].num_bytes for shard in sizes}
-    words = ("--budget", "2GiB", *QUICK)
-    assert run("profile", made / name, "--out", tmp_path / "profile.json", *words).code == 0
-    assert run("memory", made / name, "--text", "the bank", "--out", tmp_path / "memory.svg", *words).code == 0
-    assert run("bench", made / name, *words, "--repeat", 1, "--passes", 2).code == 0
+
+
+@pytest.mark.parametrize("name", PRECISIONS)
+@pytest.mark.parametrize("verb", ["memory", "bench", "profile"])
+def test_the_other_verbs_run(run, made, verb, name, tmp_path):
+    more = {
+        "memory": ("--text", "the bank", "--out", tmp_path / "memory.svg"),
+        "bench": ("--repeat", 1, "--passes", 2),
+        "profile": ("--out", tmp_path / "profile.json"),
+    }
+    assert run(verb, made / name, *more[verb], "--budget", "2GiB", *QUICK).code == 0
 
 
 @pytest.mark.parametrize("name", PRECISIONS)
@@ -93,6 +106,20 @@ def test_transcripts_are_of_the_weights_that_answered(run, made, transcripts, na
     for one, other in ((own.logits_NKC, full.logits_NKC), features):
         assert one.shape == other.shape and 0 < abs(one - other).mean() < 0.1 * abs(other).mean()
     assert run(*evaluated(made, "model", transcripts("fp32"))).code == 0, "those of the model are of its store"
+
+
+@pytest.mark.parametrize("name", PRECISIONS)
+def test_a_policy_knows_the_weights_that_it_was_tuned_on(made, name):
+    with Store(made / name) as store, Store(made / "fp32") as full:
+        for opened in (store, full):
+            for precision in (name, "fp32"):
+                sha256 = store.manifest.answering(precision)
+                named = NamedPolicy(parse("none"), {"mine": replace(POLICY, model_sha256=sha256)})
+                named.require_model(opened)
+                assert len(named.rounding(opened)) == (precision != opened.manifest.precision)
+            foreign = NamedPolicy(parse("none"), {"mine": replace(POLICY, model_sha256="0" * 64)})
+            with pytest.raises(RefusedError, match="another model"):
+                foreign.require_model(opened)
 
 
 @pytest.mark.parametrize("name", PRECISIONS)

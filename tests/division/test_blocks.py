@@ -13,6 +13,7 @@ from offramp.cli import main
 from offramp.division import config, divide
 from offramp.division.names.build import INDEX, cut_division, plan_division
 from offramp.errors import UsageError
+from offramp.program.dtypes import DTYPES
 from offramp.store import Store
 from offramp.store.reader import tensor_view
 from tests.division.tiny import config_of, entries_of, write_model
@@ -65,6 +66,22 @@ def test_blocks_are_no_larger_and_aligned(model, tmp_path):
         for shard in cut:  # heads of 12 outputs are no multiple of 64 bytes
             assert "qkv" in shard.name or all(tensor.offset % 64 == 0 for tensor in shard.tensors)
         assert all(step.kernel != "attention" for step in store.program.steps())
+
+
+def test_integers_of_blocks_are_those_of_the_whole(model, tmp_path):
+    """They are cut by outputs, their last axis, with the scales and biases of the same outputs."""
+    whole, blocks = (divide(model, tmp_path / str(size), dtype="int8", block_bytes=size) for size in (1 << 20, 700))
+    with Store(whole) as one, Store(blocks) as other:
+        parts = {}
+        for shard, tensor in other.manifest.tensors().values():
+            name, _, rows = tensor.name.partition(".rows-")
+            array = np.frombuffer(other.read_tensor(shard.name, tensor), DTYPES[tensor.dtype].numpy)
+            parts.setdefault(name, []).append((int(rows.partition("-")[0] or 0), array.reshape(tensor.shape)))
+        for name, (shard, tensor) in one.manifest.tensors().items():
+            found = [part for _, part in sorted(parts.pop(name), key=lambda pair: pair[0])]
+            joined = np.concatenate(found, axis=int(tensor.dtype == "I8"))
+            assert joined.tobytes() == bytes(one.read_tensor(shard.name, tensor)), name
+        assert not parts and any(".rows-" in name for name in other.manifest.tensors())
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64, "pickled"])

@@ -102,15 +102,49 @@ def test_batches_that_share_a_sweep_are_answered_as_alone(divided, blocked, back
     np.testing.assert_array_equal(np.stack([outcome.logits_C for outcome in together]), alone)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_rows_leave_at_exits_and_the_others_go_on(tmp_path, backend):
+def write_with_exits(folder):
+    """A model with random exits of the form `own`."""
     model = ModelWithExits(make_model(Case("bert").config()), "own").eval()
     with torch.no_grad():
         for parameter in model.heads.parameters():
             parameter.normal_(std=0.3)
-    model.model.save_pretrained(tmp_path / "model")
-    save_file(model.exit_tensors(), tmp_path / "model" / "exits.safetensors")
-    (tmp_path / "model" / "exits.json").write_bytes(describe_exits("own", 3))
+    model.model.save_pretrained(folder)
+    save_file(model.exit_tensors(), folder / "exits.safetensors")
+    (folder / "exits.json").write_bytes(describe_exits("own", 3))
+    return model
+
+
+def test_blocks_of_integers_give_the_bits_of_the_whole(tmp_path):
+    """Their sums are exact, whatever the number of columns; exits are not cut."""
+    model = write_with_exits(tmp_path / "model")
+    batch = make_batch(model.model.config, LENGTHS)
+    whole = offramp.divide(tmp_path / "model", tmp_path / "whole", dtype="int8")
+    wanted = {backend: logits(whole, batch, backend=backend, exit="stage:2") for backend in BACKENDS}
+    for block_bytes in (600, 2_300, 9_000):
+        target = tmp_path / str(block_bytes)
+        store = offramp.divide(tmp_path / "model", target, dtype="int8", block_bytes=block_bytes)
+        for backend in BACKENDS:
+            found = logits(store, batch, backend=backend, exit="stage:2")
+            np.testing.assert_array_equal(found, wanted[backend], backend)
+
+
+def test_blocks_of_halves_are_upcast(tmp_path, divided):
+    """A block has as many bytes in a slot, where it is F32, as one that is stored so."""
+    one = divided(CASES[0])
+    stores = [
+        offramp.divide(one.source, tmp_path / dtype, dtype=dtype, block_bytes=9_000) for dtype in ("fp16", "fp32")
+    ]
+    whole = offramp.divide(one.source, tmp_path / "whole", dtype="fp16")
+    assert streamed_shards(stores[0]) == streamed_shards(stores[1])
+    batch = make_batch(one.model.config, LENGTHS)
+    for backend in BACKENDS:
+        found, wanted = (logits(store, batch, backend=backend) for store in (stores[0], whole))
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=3e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rows_leave_at_exits_and_the_others_go_on(tmp_path, backend):
+    model = write_with_exits(tmp_path / "model")
     batch = make_batch(model.model.config, LENGTHS)
     with torch.no_grad():
         said_KBC = np.stack([each.numpy() for each in model(**inputs_of(model.model.config, batch))])

@@ -20,12 +20,12 @@ WIDE = dataclasses.replace(ENCODER, hidden_size=96, embedding_size=96, num_heads
 BLOCK = 16 << 10
 
 
-def cut(encoder=WIDE, block_bytes=BLOCK):
+def cut(encoder=WIDE, block_bytes=BLOCK, narrow=False):
     """The program with blocks, its tensors, and those of the whole program."""
-    program, tensors = program_and_tensors(encoder)
+    program, tensors = program_and_tensors(encoder, narrow)
     made = cut_program(program, tensors, block_bytes)
     blocks = {
-        rows.name(tensors): ("F32", rows.shape(tensors))
+        rows.name(tensors): (tensors[rows.tensor][0], rows.shape(tensors))
         for shards in made.shards.values() for ports in shards.values() for rows in ports.values()
     }  # fmt: skip
     return made, {**tensors, **blocks}, tensors
@@ -42,14 +42,14 @@ ENCODERS = st.builds(
 
 
 @settings(max_examples=30, deadline=None)
-@given(ENCODERS, st.integers(1000, 200_000))
-def test_any_encoder_is_cut_into_a_sound_program(encoder, block_bytes):
-    made, blocked, tensors = cut(encoder, block_bytes)
+@given(ENCODERS, st.integers(1000, 200_000), st.booleans())
+def test_any_encoder_is_cut_into_a_sound_program(encoder, block_bytes, narrow):
+    made, blocked, tensors = cut(encoder, block_bytes, narrow)
     program = made.program
     check_program(program)
     assert misfit(program, blocked) is None and read(Program, plain(program), "program") == program
     assert len(program.kernels) <= MAX_TEMPLATE_KERNELS
-    whole, _ = program_and_tensors(encoder)
+    whole, _ = program_and_tensors(encoder, narrow)
     assert [(stage.name, stage.exit) for stage in program.stages] == [(each.name, each.exit) for each in whole.stages]
     assert program.output == whole.output
     uncut = {name for step in whole.steps() if not {*step.shards} & {*made.shards} for name in step.weights.values()}
@@ -58,11 +58,12 @@ def test_any_encoder_is_cut_into_a_sound_program(encoder, block_bytes):
         for ports in shards.values():
             for rows in ports.values():
                 held.setdefault(rows.tensor, []).append((rows.start, rows.stop))
+                assert rows.axis == (tensors[rows.tensor][0] == "I8"), "the outputs of integers are their last axis"
     assert not uncut & held.keys()
     assert uncut | held.keys() == {name for step in whole.steps() for name in step.weights.values()}
     for name, places in held.items():  # every output once, in order
         bounds = [0, *(stop for _, stop in places)]
-        assert places == list(itertools.pairwise(bounds)) and bounds[-1] == tensors[name][1][0]
+        assert places == list(itertools.pairwise(bounds)) and bounds[-1] == tensors[name][1][tensors[name][0] == "I8"]
 
 
 @settings(max_examples=30, deadline=None)

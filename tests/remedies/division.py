@@ -11,8 +11,10 @@ from torch import nn
 import offramp
 from offramp.division.checkpoints import example_of, load_inputs
 from offramp.division.names.build import cut_division, plan_division
+from offramp.store import Store
 from offramp.streaming.weightless import class_of_folder, weightless
 from offramp.units import parse_size
+from tests.backends.narrow import write_rewritten
 from tests.division.modules import WIDTH, Chain, Counting, Routed, Tied, ids, made, vectors
 from tests.division.tiny import config_of, entries_of
 from tests.remedies.entries import Entry, closed, corrected, options, said_by
@@ -288,6 +290,8 @@ def stream_there(w, said):
     from tests.remedies.runtime import in_another_process
 
     code = f"""import offramp, torch
+from offramp.store import Store
+from tests.backends.narrow import write_rewritten
 from tests.division.modules import Chain, made, vectors
 with offramp.stream(made(Chain), {str(w / "made")!r}) as model:
     print(torch.equal(model(vectors()), made(Chain)(vectors())))"""
@@ -425,6 +429,26 @@ def without_operators(w):
     from offramp.backends import onnx_checks
 
     w.patch(onnx_checks, "OPERATORS", {})
+
+
+def narrow_store(w):
+    """A store with integer weights."""
+    if not (w / "int8").exists():
+        with Store(w.store) as source:
+            write_rewritten(source, w / "int8", narrow=True)
+    return w / "int8"
+
+
+def load_narrow(w, **options):
+    with offramp.load(narrow_store(w), threads=1, **options) as classifier:
+        return classifier.predict(["the bank fell"])
+
+
+def without_integer_product(w):
+    """ONNX Runtime has no operator that multiplies integers."""
+    from offramp.backends import onnx_templates
+
+    w.patch(onnx_templates, "INTEGER_PRODUCT", "Absent")
 
 
 def full_arena(w):
@@ -688,6 +712,13 @@ TABLE = [
         "use smaller batches or shorter inputs, or a larger --budget",
         undo,
         simulates="memory",
+    ),
+    Entry(
+        "backends/onnx.py: ONNX Runtime",
+        spoilt(without_integer_product, load_narrow),
+        "run it with --backend numpy",
+        said_by(lambda w: load_narrow(w, backend="numpy"), "`--backend numpy`"),
+        again=False,
     ),
     of_export("backends/onnx.py: graphs of unknown kernels", another_graph, "ort"),
     of_export(

@@ -1,5 +1,5 @@
 """Divide a model folder, or a model of the Hugging Face hub, into a store that runs layer by layer and that
-transformers can still load.
+transformers can still load, unless its matrices are stored as int8 or cut into blocks.
 
 Text encoders of the BERT family are divided by the names of their tensors and run without PyTorch. Any other model of
 transformers is divided by running it once, and runs in PyTorch with offramp.stream.

@@ -19,7 +19,7 @@ from typing import Any, Callable, Dict, Iterable, List, Mapping, NamedTuple, Opt
 from offramp.program import program as p
 from offramp.program.dtypes import DTYPES
 from offramp.program.encoder import HEAD_SIZE, MOST_OUTPUTS, OUTPUTS, TEMPLATES
-from offramp.program.narrow import SUFFIX
+from offramp.program.narrow import SUFFIX, plain
 from offramp.program.program import Kernel, Program, Step, Value
 
 UNIT = 16
@@ -101,7 +101,7 @@ class _Cut:
         """`kernels`: those of the program, to which the kernels of new steps are added."""
         self.step = step
         self.sizes: Mapping[str, Any] = kernels[step.kernel].attributes
-        self.template = kernels[step.kernel].template.replace(SUFFIX, "")
+        self.template = plain(kernels[step.kernel].template)
         self.result = next(iter(step.writes))
         self.steps: List[Step] = []
         self.shards: BlockShards = {}

@@ -12,7 +12,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 from offramp.program import program as p
 from offramp.program.dtypes import FLOAT
 from offramp.program.heads import Shapes, linear_shapes
-from offramp.program.narrow import INTEGER, SUFFIX, narrow_shapes
+from offramp.program.narrow import INTEGER, SUFFIX, narrow_shapes, plain
 from offramp.program.program import Input, Kernel, LookUp, Output, Program, Stage, Step, Texts, Value
 
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish", "tanh")
@@ -127,7 +127,7 @@ def wrong_attributes(kernel: Kernel) -> Optional[str]:
         return f"{kernel.template} takes the attributes {sorted(known)}, not {sorted(kernel.attributes)}"
     for name, value in kernel.attributes.items():
         if name == "activation":
-            fits = value in ACTIVATIONS or (value is None and kernel.template == "product")
+            fits = value in ACTIVATIONS or (value is None and plain(kernel.template) == "product")
         elif name == "rows":
             fits = value in (p.BATCH, p.BATCH_TOKENS)
         elif name == "norm_epsilon":
@@ -348,6 +348,7 @@ _UNEVEN = "most_outputs is not a multiple of head_size"
 _BLOCK, _X = Value("float32", (p.BATCH_TOKENS, OUTPUTS)), Value("float32", ("rows", "num_inputs"))
 _WHOLE = Value("float32", ("rows", "width"))
 _QKV = {role: shape for part in "qkv" for role, shape in linear_shapes(part, OUTPUTS, _H).items()}
+_NARROW_QKV = {role: shape for part in "qkv" for role, shape in narrow_shapes(part, OUTPUTS, _H).items()}
 _BLOCKS: Dict[str, _Template] = {
     "heads": _Template((_H, HEAD_SIZE, MOST_OUTPUTS), {**_READS, "mask": _MASK}, _BLOCK, _QKV),
     "product": _Template(
@@ -369,5 +370,7 @@ TEMPLATES: Dict[str, _Template] = {
     "exit": _Template((_H, "num_labels", "activation"), _READS, _LOGITS, {}),
     **{name + SUFFIX: replace(_LAYER[name], weights=weights) for name, weights in _NARROW.items()},
     **_BLOCKS,
+    "heads" + SUFFIX: replace(_BLOCKS["heads"], weights=_NARROW_QKV),
+    "product" + SUFFIX: replace(_BLOCKS["product"], weights=narrow_shapes("product", OUTPUTS, "num_inputs")),
 }
 """Interface of each kernel by its template; an exit head depends on its form, so its weights are not listed."""

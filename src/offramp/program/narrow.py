@@ -18,9 +18,16 @@ LARGEST_WEIGHT = 64
 """Integers of weights are from -64 to 64."""
 ZERO_POINT, LARGEST_ACTIVATION = 128, 127
 """Unsigned integers of activations are from 1 to 255; ZERO_POINT stands for 0."""
+LEAST_MAGNITUDE = 1e-30
+"""Largest magnitude that a row is taken to have at least, so that a row of zeros has a scale."""
 SUFFIX = "-int8"
 """End of the names of templates whose kernels take integer weights: `attention-int8`, `up-int8`, `down-int8`."""
 Size = TypeVar("Size", int, str)
+
+
+def plain(template: str) -> str:
+    """Return the template with float weights that computes the same, or the template itself."""
+    return template[: -len(SUFFIX)] if template.endswith(SUFFIX) else template
 
 
 def narrow_shapes(role: str, outputs: Size, inputs: Size) -> Dict[str, Tuple[Size, ...]]:
