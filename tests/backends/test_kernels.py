@@ -64,6 +64,7 @@ def test_they_are_valid_and_have_the_bytes_of_the_package_onnx(program, form, mo
         onnx.checker.check_model(data, full_check=True)
 
 
+@settings(deadline=None)
 @given(
     hidden=SIZES, width=SIZES, types=st.integers(0, 2), labels=SIZES, epsilon=st.floats(0, 1, exclude_max=True),
     activation=st.sampled_from(ACTIVATIONS), form=st.sampled_from([*FORMS.values()]),
