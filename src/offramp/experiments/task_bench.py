@@ -24,6 +24,7 @@ from offramp.experiments.evaluation import model_label_ids, trained_length
 from offramp.experiments.held_out import held_out
 from offramp.experiments.jobs import WorkerJob
 from offramp.measure import median, percentile
+from offramp.measure.statistics import paired_bootstrap
 from offramp.runtime.config import EngineConfig
 from offramp.session.inputs import InputSource
 from offramp.store import Store
@@ -33,7 +34,7 @@ from offramp.tasks.arrays import Record, stacked
 from offramp.tasks.examples import Splits, digest, spread
 from offramp.tasks.images import Image
 from offramp.tasks.lines import silent
-from offramp.tasks.metrics import paired_bootstrap, paired_interval, score
+from offramp.tasks.metrics import paired_interval, score
 from offramp.tasks.text import Text
 
 LARGE_BATCH = 8
