@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from offramp.tasks.glue import TASKS
 from offramp.measure.statistics import paired_bootstrap
+from offramp.tasks.glue import TASKS
 from offramp.tasks.metrics import METRICS, paired_interval, score, score_exits
 
 

@@ -17,6 +17,8 @@ JOBS = {
     "run": "results of `inputs` and the record; with `sampled`, memory samples and spans as well",
     "profile": "a device profile; with `recall`, the cached one if there is one",
     "reference": "results of `inputs` by transformers, whole in memory, and the record",
+    "measure": "figures and raw samples of one round of an experiment: of `inputs`, or of random ones (`step`)",
+    "step": "what the step of a sweep that `step` describes has made",
 }
 """Kind of job -> its result."""
 
@@ -36,6 +38,8 @@ class WorkerJob:
     """Number of inputs to run; None: all."""
     recall: bool = False
     sampled: bool = False
+    step: Mapping[str, Any] | None = None
+    """Arguments of a job of a sweep, plain values (`experiments.steps`)."""
 
     def __post_init__(self) -> None:
         if self.job not in JOBS:

@@ -169,7 +169,7 @@ def bench_task(
     if config.max_length is None and store.program.texts is not None:
         config = replace(config, max_length=trained_length(store.path))
     with scratch_folder("offramp-bench-") as folder:
-        inputs = InputSource(file=str(_write_inputs(sample, folder)))
+        inputs = InputSource(file=str(write_inputs(sample, folder)))
 
         def job(kind: str, rival: Rival) -> WorkerJob:
             return WorkerJob(kind, str(store.path), rival.configure(config), inputs)
@@ -257,7 +257,7 @@ def _has_room(job: WorkerJob, log: Log) -> bool:
     return True
 
 
-def _write_inputs(sample: Sample, folder: Path) -> Path:
+def write_inputs(sample: Sample, folder: Path) -> Path:
     """Write the inputs in a form that `offramp run` reads: lines of texts, a zip of images in order, or arrays."""
     texts: list[Any] = sample.texts
     if all(isinstance(text, Record) for text in texts):

@@ -16,10 +16,11 @@ from dataclasses import asdict, replace
 from itertools import islice
 from typing import Any, Callable
 
-from offramp.errors import OfframpError, UsageError
+from offramp.errors import OfframpError, UsageError, system_error
 from offramp.experiments.jobs import WorkerJob
 from offramp.measure import MemorySampler, median, num_cores, read_memory
 from offramp.measure.processes import die_with_parent, is_orphan
+from offramp.policies import Policy
 from offramp.runtime.config import BULK
 from offramp.session import Classifier, prepare_engine
 from offramp.session.lengths import require_feasible
@@ -42,15 +43,21 @@ def main() -> int:
         _send("result", _RUN[job.job](job))
         return 0
     except OfframpError as error:
-        where = None if error.where is None else str(error.where)
-        about = {"class": type(error).__name__, "what": error.what, "where": where, "remedy": error.remedy}
-        _send("error", about)
-        return error.exit_code
+        return _refuse(error)
     except Exception as error:
+        found = system_error(error)  # no memory, a full disk
+        if found is not None:
+            return _refuse(found)
         traceback.print_exc()
         what = f"internal error in a worker process: {type(error).__name__}: {error}"
         _send("error", {"class": "OfframpError", "what": what, "where": None, "remedy": "report it"})
         return 1
+
+
+def _refuse(error: OfframpError) -> int:
+    where = None if error.where is None else str(error.where)
+    _send("error", {"class": type(error).__name__, "what": error.what, "where": where, "remedy": error.remedy})
+    return error.exit_code
 
 
 def _send(kind: str, tree: Any) -> None:
@@ -85,10 +92,11 @@ def _passes(job: WorkerJob) -> dict[str, Any]:
         return _bench_record(classifier, WARM_UP_PASSES, warm)
 
 
-def _inputs(job: WorkerJob) -> dict[str, Any]:
-    with _prepare(job) as classifier:
+def _inputs(job: WorkerJob, policy: Policy | None = None, restart: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    with _prepare(job, policy=policy) as classifier:
         inputs, settings = list(job.inputs), classifier.settings
         classifier.predict(inputs[: WARM_UP_PASSES * settings.num_rows * settings.num_batches])
+        restart()
         num_warm, warm = len(classifier.latencies), classifier.record()
         began = time.perf_counter()
         results = classifier.predict(inputs)
@@ -106,6 +114,26 @@ def _bench_record(classifier: Classifier, num_warm: int, warm: dict[str, Any]) -
     record.update({key: record[key] - warm[key] for key in SUMS})
     peak_bytes, mean_bytes = read_memory().peak_bytes, record["bytes_read_total"] / max(record["num_inputs"], 1)
     return {**record, "latencies_seconds": latencies, "peak_rss_bytes": peak_bytes, "bytes_read_per_input": mean_bytes}
+
+
+def _measure(job: WorkerJob) -> dict[str, Any]:
+    from offramp.experiments.steps import measured, planned_exits
+
+    assert job.step is not None
+    policy, sampler = planned_exits(job), MemorySampler()
+    with sampler if job.sampled else nullcontext():
+        if job.inputs:
+            found = _inputs(job, policy, lambda: None if policy is None else policy.restart())
+        else:
+            found = _passes(job)
+    return measured(found, job.step, sampler.samples if job.sampled else None)
+
+
+def _step(job: WorkerJob) -> Any:
+    from offramp.experiments.steps import take_step
+
+    assert job.step is not None
+    return take_step(job.step, _log)
 
 
 def _run(job: WorkerJob) -> dict[str, Any]:
@@ -166,6 +194,7 @@ def _reference(job: WorkerJob) -> dict[str, Any]:
 
 _RUN: dict[str, Callable[[WorkerJob], dict[str, Any]]] = {
     "plan": _plan, "passes": _passes, "inputs": _inputs, "run": _run, "profile": _profile, "reference": _reference,
+    "measure": _measure, "step": _step,
 }  # fmt: skip
 
 if __name__ == "__main__":
