@@ -62,7 +62,8 @@ def main(args: argparse.Namespace) -> None:
 
 def _show_plan(experiments: list[Any], folder: Path, settings: Any, as_json: bool) -> None:
     from offramp.experiments.results import ABOUT, read_records
-    from offramp.experiments.sweep import estimated_seconds, named, plan_sweep
+    from offramp.experiments.specification import names_of
+    from offramp.experiments.sweep import estimated_seconds, plan_sweep
 
     records = read_records(folder, log) if (folder / ABOUT).exists() else []
     plan = plan_sweep(experiments, folder, records, settings, log)
@@ -75,12 +76,13 @@ def _show_plan(experiments: list[Any], folder: Path, settings: Any, as_json: boo
         print(table_of(plan.steps, {"to make first": lambda step: step.name}) + "\n")
     rounds = Counter(job.key for job in plan.jobs)
     firsts = {job.key: job.experiment for job in plan.jobs}
-    columns = {"experiment": lambda key: named(firsts[key]), "key": str, "rounds": lambda key: rounds[key]}
+    names = names_of(list(firsts.values()))
+    columns = {"experiment": lambda key: names[firsts[key]], "key": str, "rounds": lambda key: rounds[key]}
     print(table_of(rounds, columns))
     duration = "no records to estimate the time from" if seconds is None else f"about {format_duration(seconds)}"
     print(f"\n{len(plan.jobs)} jobs to run, {duration}; {plan.num_recorded} are recorded")
     for each in plan.elsewhere:
-        print(f"not here: {named(each)} needs the device {each.device}")
+        print(f"not here: {each.model} needs the device {each.device}")
 
 
 @contextmanager
@@ -89,6 +91,10 @@ def _progress() -> Iterator[Callable[[int, int, str], None]]:
     began = time.monotonic()
 
     def left_of(num_done: int, num_all: int) -> str:
+        nonlocal began
+        if num_done == 0:  # what is needed first has been made
+            began = time.monotonic()
+            return "?"
         return format_duration((time.monotonic() - began) / num_done * (num_all - num_done))
 
     def show(num_done: int, num_all: int, line: str) -> None:

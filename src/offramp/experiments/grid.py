@@ -45,10 +45,6 @@ class Grid:
             if all(keep(found) for keep in self.filters):
                 yield found
 
-    def __add__(self, other: Iterable[Experiment]) -> list[Experiment]:
-        """Return the experiments of both."""
-        return [*self, *other]
-
 
 def patience(first: int, last: int) -> list[str]:
     """Return the rules `patience:FIRST` to `patience:LAST`, for `exit`."""
@@ -69,7 +65,7 @@ def read_recipe(path: Path) -> list[Experiment]:
     line = 1
     try:
         names: dict[str, Any] = {"__name__": "recipe", "__file__": str(path)}
-        exec(compile(text, str(path), "exec"), names)  # a recipe is code of the user  # noqa: S102  # nosec B102
+        exec(compile(text, str(path), "exec"), names)  # a recipe is code of the user  # nosec B102
         function = names.get("recipe")
         if not callable(function):
             raise UsageError("the recipe has no function recipe()", path, "define one that returns a Grid")
@@ -121,7 +117,9 @@ def selected(experiments: Iterable[Experiment], only: Iterable[str]) -> list[Exp
             raise UsageError(f"--only {text}: no option of this name", None, f"give --only NAME=VALUE; names: {known}")
         found = [each for each in found if any(_has(each, name, value) for value in values.split(","))]
     if not found:
-        raise UsageError("no experiment is left", f"--only {' --only '.join(only)}", "offramp sweep --dry-run lists all")
+        raise UsageError(
+            "no experiment is left", f"--only {' --only '.join(only)}", "offramp sweep --dry-run lists all"
+        )
     return found
 
 

@@ -131,7 +131,9 @@ class ScheduledPool:
         is_tls = address.startswith("tls://")
         security = distributed.Security(require_encryption=True) if is_tls else None
         try:
-            self._client = distributed.Client(address, timeout=_CONNECT_SECONDS, security=security, set_as_default=False)
+            self._client = distributed.Client(
+                address, timeout=_CONNECT_SECONDS, security=security, set_as_default=False
+            )
         except (OSError, TimeoutError, ValueError) as error:
             what = f"no scheduler answers ({said(error)})"
             raise UsageError(what, address, "start one: dask scheduler, and dask worker ADDRESS") from None

@@ -45,7 +45,7 @@ class Prerequisite:
     arguments: Mapping[str, Any]
     needs: tuple[str, ...] = ()
     """Names of those that are made before."""
-    engine: EngineConfig = EngineConfig()
+    engine: EngineConfig = field(default_factory=EngineConfig)
     """Configuration of a profile."""
 
     @property
@@ -75,7 +75,7 @@ class Needs:
     store: str = ""
     sample: Path | None = None
     exits: Path | None = None
-    engine: EngineConfig = EngineConfig()
+    engine: EngineConfig = field(default_factory=EngineConfig)
 
     def add(self, kind: str, about: Any, needs: tuple[Path, ...] = (), **arguments: Any) -> Path:
         """Add a step whose key is a hash of `about`; return its folder."""
@@ -103,9 +103,7 @@ def needs_of(each: Experiment, source: Source | None, data_sha256: str | None, m
     data = asdict(each.data)
     about = [stored, data_sha256, each.split, each.rows, each.include_training_rows]
     common = {"data": data, "include": each.include_training_rows}
-    needs.sample = needs.add(
-        "sample", about, before, store=needs.store, split=each.split, rows=each.rows, **common
-    )
+    needs.sample = needs.add("sample", about, before, store=needs.store, split=each.split, rows=each.rows, **common)
     exit, how = each.engine.exit, [digest, data_sha256, each.engine.max_length, each.include_training_rows]
     splits = ["tune", "certify"] if exit.startswith(_TUNE) else [each.split]
     if exit.startswith((_TUNE, *_BOUNDS)):

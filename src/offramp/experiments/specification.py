@@ -6,7 +6,7 @@ specification and of the digests of its inputs; the id of a job is the key and t
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -14,7 +14,7 @@ from offramp.program.checks import POSITIVE, WrongError, read
 from offramp.runtime.config import EngineConfig
 from offramp.tasks.data import DataSpec
 from offramp.training.settings import TrainSettings
-from offramp.units import parse_duration
+from offramp.units import named_size, parse_duration
 
 MEASURE, TOY = "measure", "toy"
 DTYPES = ("float32",)
@@ -135,6 +135,24 @@ def experiment(**options: Any) -> Experiment:
         length = {"max_length": options["max_length"]} if options.get("max_length") else {}
         tree["training"] = {**training, **length, "seed": own.get("seed") or 0}
     return Experiment.from_json(tree)
+
+
+def names_of(experiments: Sequence[Experiment]) -> dict[Experiment, str]:
+    """Return a name of each experiment: the options in which they differ; of a single one, its model."""
+    flats = {each: each.flat() for each in experiments}
+    values: dict[str, set[str]] = {}
+    for name in option_names():
+        values[name] = {str(flat.get(name)) for flat in flats.values()}
+    varied = [name for name in option_names() if len(values[name]) > 1 and name not in NOT_IDENTIFYING]
+    found = {}
+    for each, flat in flats.items():
+        told = [f"{name}={_spelt(name, flat[name])}" for name in varied if flat.get(name) is not None]
+        found[each] = " ".join(told) or each.model
+    return found
+
+
+def _spelt(name: str, value: Any) -> str:
+    return named_size(value) if name == "budget" and isinstance(value, int) else str(value)
 
 
 def digest_of(tree: Any) -> str:

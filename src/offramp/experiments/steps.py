@@ -208,7 +208,11 @@ def measured(found: Tree, step: Tree, memory: Any) -> dict[str, Any]:
     run, seconds = dict(found), found["latencies_seconds"]
     texts = run.pop("texts", None)
     run.pop("latencies_seconds")
-    figures = {"latency": median(seconds), "latency_p95": percentile(seconds, 95), "latency_p99": percentile(seconds, 99)}
+    figures = {
+        "latency": median(seconds),
+        "latency_p95": percentile(seconds, 95),
+        "latency_p99": percentile(seconds, 99),
+    }
     figures |= {"memory": found["peak_rss_bytes"], "predicted_memory": found["predicted_peak_bytes"]}
     figures |= {"bytes": found["bytes_read_per_input"], "bound": found["bound_seconds"]}
     samples: dict[str, Any] = {"latencies": seconds}

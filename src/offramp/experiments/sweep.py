@@ -8,26 +8,27 @@ with its reason; a sweep that was killed continues with the jobs that have none.
 from __future__ import annotations
 
 import contextlib
-import os
+import json
 import platform
 import subprocess
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from offramp.errors import DiskFullError, OfframpError, UsageError
+from offramp.errors import DiskFullError
 from offramp.experiments.children import Log, ignore, run_worker
 from offramp.experiments.jobs import WorkerJob
 from offramp.experiments.pools import LocalPool, Outcome, Pool, run_all
 from offramp.experiments.prerequisites import MADE, TIMED, Needs, Prerequisite, Source, measuring_job, needs_of
 from offramp.experiments.results import FORMAT, Record, Results
 from offramp.experiments.results import MADE as MADE_FOLDER
-from offramp.experiments.specification import MEASURE, Experiment
+from offramp.experiments.specification import MEASURE, Experiment, names_of
 from offramp.experiments.steps import PROFILE
 from offramp.measure import median
+from offramp.runtime.profile import profile_from_json, save_profile
+from offramp.store.files import write_atomic
 from offramp.units import format_duration
 
 DONE, FAILED = "done", "failed"
@@ -202,7 +203,7 @@ class Runner:
             self.log(f"offramp: warning: {step.name}: {outcome['error']['what']}")
             return
         if step.kind == "profile":
-            write_json(step.folder / PROFILE, outcome["result"])
+            save_profile(profile_from_json(outcome["result"], step.name), step.folder / PROFILE)
         about = {"kind": step.kind, "result": None if step.kind == "profile" else outcome["result"]}
         write_json(step.folder / MADE, {**about, "seconds": outcome["seconds"]})
 
@@ -210,14 +211,12 @@ class Runner:
         """Run the jobs: those that measure time one at a time, unless asked otherwise."""
         timed = [job for job in jobs if job.experiment.job == MEASURE]
         others = [job for job in jobs if job.experiment.job != MEASURE]
-        num_done = 0
+        self._names, self._num_done, self._num_all = names_of([job.experiment for job in jobs]), 0, len(jobs)
+        self.progress(0, len(jobs), f"{len(jobs)} jobs")
         for group, num_workers in ((others, self.settings.num_jobs), (timed, self._num_timed())):
             beside = self._workers(num_workers)
             for job, outcome in run_all(self.pool, self._next(group), beside, ignore):
-                num_done += 1
-                self.results.add(self._record(job, outcome, beside))
-                state = outcome["error"]["what"] if "error" in outcome else format_duration(outcome["seconds"])
-                self.progress(num_done, len(jobs), f"{job.id} {named(job.experiment)}: {state}")
+                self._add(job, outcome, beside)
 
     def _next(self, group: Sequence[Job]) -> Iterator[tuple[Job, WorkerJob, float | None]]:
         """Yield the jobs to run. The rounds of an experiment that cannot run are recorded without being run."""
@@ -225,9 +224,16 @@ class Runner:
             reason = next((self._failed[name] for name in job.needs.steps if name in self._failed), None)
             reason = reason or self._refused.get(job.key)
             if reason is not None:
-                self.results.add(self._record(job, {"error": reason, "attempts": 0, "seconds": 0.0}, 0))
+                self._add(job, {"error": reason, "attempts": 0, "seconds": 0.0}, 0)
                 continue
             yield job, measuring_job(job.experiment, job.number, job.needs), job.experiment.timeout
+
+    def _add(self, job: Job, outcome: Outcome, beside: int) -> None:
+        """Add the record of a job that has ended, and tell of it."""
+        self.results.add(self._record(job, outcome, beside))
+        self._num_done += 1
+        state = outcome["error"]["what"] if "error" in outcome else format_duration(outcome["seconds"])
+        self.progress(self._num_done, self._num_all, f"{self._names[job.experiment]}, round {job.number}: {state}")
 
     def _record(self, job: Job, outcome: Outcome, beside: int) -> Record:
         about = {"format": FORMAT, "id": job.id, "key": job.key, "round": job.number}
@@ -260,10 +266,6 @@ class Runner:
 
 def write_json(path: Path, tree: Any) -> None:
     """Write a small file so that it is complete or absent."""
-    import json
-
-    from offramp.store.files import write_atomic
-
     write_atomic(path, [json.dumps(tree).encode()])
 
 
@@ -277,14 +279,6 @@ def git_state() -> dict[str, Any] | None:
             return None
         found.append(done.stdout)
     return {"commit": found[0].strip(), "changed_files": len(found[1].splitlines())}
-
-
-def named(each: Experiment) -> str:
-    """Return the options of an experiment that matter most, in one line."""
-    engine = each.engine
-    parts = [each.model, *([each.data.task or each.data.dev or each.data.train] if each.data else [])]
-    parts += [f"exit {engine.exit}", f"budget {engine.budget}" if engine.budget else "", engine.backend]
-    return ", ".join(filter(None, map(str, parts)))
 
 
 @contextlib.contextmanager
@@ -308,6 +302,6 @@ def sweep(
     with Results(folder, log) as results, open_pool(settings, make_pool) as pool:
         plan = plan_sweep(experiments, folder, results.records, settings, log)
         for each in plan.elsewhere:
-            log(f"{named(each)}: needs the device {each.device}, and is not run here")
+            log(f"{each.model}: needs the device {each.device}, and is not run here")
         Runner(results, pool, settings, log, progress).run(plan)
     return plan

@@ -106,10 +106,11 @@ def compared(
     draws_D = np.array(drawn)
     level = _expanded((1 - CONFIDENCE) / 2, num_samples)
     low, high = np.percentile(draws_D, [100 * level, 100 * (1 - level)])
-    beyond = min((draws_D <= equal).sum(), (draws_D >= equal).sum())
-    p = 2 * _contracted((beyond + 0.5) / (num_draws + 1), num_samples)
-    detectable = (_normal_quantile(1 - level) + _normal_quantile(POWER)) * float(draws_D.std())
-    return Comparison(value, float(low), float(high), min(1.0, p), detectable)
+    spread, effect = float(draws_D.std()), abs(value - equal)
+    # Counting draws beyond equality could not give less than one of them, whatever the effect.
+    p = _p_value(effect / spread, num_samples) if spread > 0 else float(effect == 0)
+    detectable = (_normal_quantile(1 - level) + _normal_quantile(POWER)) * spread
+    return Comparison(value, float(low), float(high), p, detectable)
 
 
 def holm(p_values: Sequence[float]) -> List[float]:
@@ -140,10 +141,9 @@ def _expanded(level: float, num_samples: int) -> float:
     return _normal(student * math.sqrt(num_samples / (num_samples - 1)))
 
 
-def _contracted(level: float, num_samples: int) -> float:
-    """Inverse of `_expanded`."""
-    normal = _normal_quantile(min(level, 0.5))
-    return _student(normal * math.sqrt((num_samples - 1) / num_samples), num_samples - 1)
+def _p_value(effect: float, num_samples: int) -> float:
+    """Return the two-sided p-value of an effect in bootstrap standard errors, which are too small for few samples."""
+    return 2 * _student(-effect * math.sqrt((num_samples - 1) / num_samples), num_samples - 1)
 
 
 def _normal(value: float) -> float:
