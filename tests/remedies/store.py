@@ -367,8 +367,8 @@ remove_record.says = "`rm trained-rows.json`"
 
 
 BUSY = (
-    "another sweep writes to this folder | another process uses this temporary folder | another process is building this store"
-    " | another training writes here"
+    "another sweep writes to this folder | another process uses this temporary folder"
+    " | another process is building this store | another training writes here"
 )
 
 

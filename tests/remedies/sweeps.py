@@ -1,6 +1,7 @@
 """Remedies of sweeps and comparisons: recipes, results folders, schedulers."""
 
 import json
+import os
 
 from offramp.experiments.results import RECORDS
 from tests.remedies.entries import Entry, closed, corrected, said_by
@@ -30,13 +31,13 @@ def rewritten(returned, words):
     return said_by(act, words)
 
 
-def measured(returned):
+def measured(returned, before=lambda w: None):
     """Write a recipe of a real model, once, and plan it."""
 
     def work(w):
         w.copy("model")
         w.copy("mine.tsv")
-        w.once(lambda w: (w / "recipe.py").write_text(TOYS.format(returned)))
+        w.once(lambda w: (before(w), (w / "recipe.py").write_text(TOYS.format(returned))))
         w.run(SWEEP + " --dry-run")
 
     return work
@@ -128,14 +129,15 @@ def without(text):
     return recipe("", text)
 
 
+TWO = "Grid(job='toy', model='toy', rounds=1, seed={})"
 DATA = "train='mine.tsv', "
 TABLE = [
-    corrected("experiments/comparison.py: no figure {}", compare_with("speed"), "give --figure", compare_with("latency")),
+    corrected("experiments/comparison.py: no figure {}", compare_with("speed"), "give --figure", compare_with()),
     corrected(
         "experiments/comparison.py: no experiment is in both folders",
-        compare_with(first="Grid(job='toy', model='toy', seed=[1, 2])", second="Grid(job='toy', model='toy', seed=[3, 4])"),
+        compare_with(first=TWO.format("[1, 2]"), second=TWO.format("[3, 4]")),
         "compare sweeps of one recipe",
-        compare_with(first="Grid(job='toy', model='toy', seed=1)", second="Grid(job='toy', model='toy', seed=3)"),
+        compare_with(first=TWO.format(1), second=TWO.format(3)),
     ),
     Entry("experiments/grid.py: cannot read a recipe", binary, "name a Python file", rewritten(GOOD, "a Python file")),
     Entry(
@@ -154,7 +156,7 @@ TABLE = [
         "experiments/grid.py: the recipe is wrong: {}",
         recipe("Grid(modell='toy')"), "correct the recipe", rewritten(GOOD, "the recipe with a field that is known"),
     ),
-    corrected("experiments/grid.py: --only {}: no option", only("modell=a"), "give --only NAME=VALUE", only("model=toy")),
+    corrected("experiments/grid.py: --only {}: no option", only("modl=a"), "give --only NAME=VALUE", only("model=toy")),
     corrected(
         "experiments/grid.py: no experiment is left",
         only("model=b"), "offramp sweep --dry-run lists all", SWEEP + " --dry-run",
@@ -186,7 +188,8 @@ TABLE = [
         rewritten(f"Grid({DATA}exit='oracle', batch=4, {MODEL})", "`batch=4`"),
     ),
     corrected(
-        "experiments/results.py: not a results folder", no_results, "name a folder that offramp sweep wrote", compare_with()
+        "experiments/results.py: not a results folder",
+        no_results, "name a folder that offramp sweep wrote", compare_with(),
     ),
     Entry(
         "experiments/results.py: no records", no_records, "run offramp sweep first",
@@ -197,7 +200,8 @@ TABLE = [
         spoilt_results(damaged), "name another --out", elsewhere, again=False,
     ),
     Entry(
-        "experiments/results.py: unreadable ({})", spoilt_results(unreadable), "name another folder", elsewhere, again=False
+        "experiments/results.py: unreadable ({})",
+        spoilt_results(unreadable), "name another folder", elsewhere, again=False,
     ),
     Entry(
         "experiments/results.py: results of format {}",
@@ -213,10 +217,16 @@ TABLE = [
         lambda w, said=None: (rewritten(f"Grid(job='toy', model='toy', {DATA})", "")(w), w.run(SWEEP)),
     ),
     closed("experiments/steps.py: the transcript has {} rows", "torn"),
+    Entry(
+        "experiments/steps.py: each process reads the data again",
+        measured(f"Grid(train='pipe', {MODEL})", lambda w: os.mkfifo(w / "pipe")), "give a file",
+        rewritten(f"Grid({DATA}{MODEL})", "a file"),
+    ),
     closed("experiments/steps.py: this toy refuses", "research"),
     closed("experiments/steps.py: the score is {}", "unreachable"),
     closed("experiments/sweep.py: {}", "shared"),
     corrected(
-        "errors.py: not a folder | no such {}", "compare none none", "name a folder that offramp sweep wrote", compare_with()
+        "errors.py: not a folder | no such {}",
+        "compare none none", "name a folder that offramp sweep wrote", compare_with(),
     ),
 ]  # fmt: skip

@@ -14,9 +14,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offramp.errors import NonFiniteError, RefusedError, UsageError
+from offramp.errors import NonFiniteError, RefusedError, UsageError, missing
 from offramp.experiments.children import Log
 from offramp.experiments.jobs import WorkerJob
+from offramp.experiments.specification import digest_of
 from offramp.measure import median, percentile
 
 if TYPE_CHECKING:
@@ -38,7 +39,6 @@ def _identify(step: Tree, log: Log) -> Any:
     from offramp.checkpoints.hub import resolve
     from offramp.checkpoints.source import open_source
     from offramp.store.reader import is_store, read_manifest_bytes
-    from offramp.tasks.examples import digest
 
     models = []
     for model in step["models"]:
@@ -50,11 +50,32 @@ def _identify(step: Tree, log: Log) -> Any:
             with open_source(folder) as source:
                 found = source.fingerprint()
         models.append({"folder": str(folder), "sha256": found, "is_store": is_store(folder)})
-    data = []
-    for tree in step["data"]:
+    return {"models": models, "data": [_data_digest(tree, log) for tree in step["data"]]}
+
+
+def _data_digest(tree: Tree, log: Log) -> str:
+    """Return a digest of labelled data: of the examples of a task of GLUE, or of the bytes of own files.
+
+    Raises UsageError for a pipe, which other processes could not read again.
+    """
+    from offramp.store.files import sha256_of
+    from offramp.tasks.examples import digest
+    from offramp.tasks.lines import is_pipe
+
+    if tree["task"] is not None:
         splits = _load(tree, log)
-        data.append(digest((name, digest(examples)) for name, examples in sorted(splits.examples.items())))
-    return {"models": models, "data": data}
+        return digest((name, digest(examples)) for name, examples in sorted(splits.examples.items()))
+    found = []
+    for path in (Path(tree[name]) for name in ("train", "dev") if tree[name] is not None):
+        if is_pipe(str(path)):
+            raise UsageError("each process reads the data again", path, "give a file")
+        files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
+        if not path.exists():
+            raise missing(path)
+        for each in files:
+            with each.open("rb") as file:
+                found.append([each.relative_to(path).as_posix(), sha256_of(file.fileno())])
+    return digest_of(found)
 
 
 def _load(tree: Tree, log: Log, problem: str | None = None, labels: Any = None) -> "Splits":

@@ -81,11 +81,14 @@ def paired_ratio(base_RU: np.ndarray, other_RU: np.ndarray) -> Comparison:
     if not (np.isfinite(both).all() and (both > 0).all()):
         raise ValueError("expected positive finite values")
 
-    def ratio(rounds: np.ndarray, units: np.ndarray) -> float:
-        base_R, other_R = (side_RU[np.ix_(rounds, units)].sum(axis=1) for side_RU in (base_RU, other_RU))
-        return float(np.median(other_R / base_R))
-
-    return compared(ratio, base_RU.shape, base_RU.shape[0], equal=1.0)
+    num_rounds, num_units = base_RU.shape
+    value = float(np.median(other_RU.sum(axis=1) / base_RU.sum(axis=1)))
+    generator = np.random.default_rng(0)  # all draws at once: a table has many rows
+    rounds_DR = generator.integers(0, num_rounds, (NUM_DRAWS, num_rounds))
+    counts_DU = generator.multinomial(num_units, np.full(num_units, 1 / num_units), NUM_DRAWS)
+    ratios_DR = (counts_DU @ other_RU.T) / (counts_DU @ base_RU.T)
+    draws_D = np.median(np.take_along_axis(ratios_DR, rounds_DR, axis=1), axis=1)
+    return _judged(value, draws_D, num_rounds, equal=1.0)
 
 
 def compared(
@@ -100,10 +103,14 @@ def compared(
         equal: the value of the statistic where both sides are equal.
         num_draws: number of resamples.
     """
+    value, draws = bootstrap(statistic, sizes, num_draws if num_samples >= FEWEST_SAMPLES else 0)
+    return _judged(value, np.array(draws), num_samples, equal)
+
+
+def _judged(value: float, draws_D: np.ndarray, num_samples: int, equal: float) -> Comparison:
+    """Return a statistic with what its bootstrap draws say of it."""
     if num_samples < FEWEST_SAMPLES:
-        return Comparison(statistic(*map(np.arange, sizes)), None, None, None, None)
-    value, drawn = bootstrap(statistic, sizes, num_draws)
-    draws_D = np.array(drawn)
+        return Comparison(value, None, None, None, None)
     level = _expanded((1 - CONFIDENCE) / 2, num_samples)
     low, high = np.percentile(draws_D, [100 * level, 100 * (1 - level)])
     spread, effect = float(draws_D.std()), abs(value - equal)

@@ -1,0 +1,73 @@
+"""Overhead of `offramp sweep` on a job, and the memory of its process: `python bench/sweep_cost.py STORE`.
+
+Each round runs the same jobs twice: by a sweep, and by starting their processes one after another. The sweep's own
+start, and the digests of its inputs, are included.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from processes import failure, offramp, run
+
+from offramp.experiments import Grid
+from offramp.experiments.children import run_worker
+from offramp.experiments.prerequisites import Source, measuring_job, needs_of
+from offramp.measure import median
+from offramp.units import format_duration, format_size
+
+RECIPE = """
+from offramp.experiments import Grid
+def recipe():
+    return Grid(**{})
+"""
+
+
+def swept_seconds(recipe: Path, folder: Path) -> tuple[float, int]:
+    """Run a sweep; return its seconds and its peak memory in bytes."""
+    done = run(offramp("sweep", recipe, "--out", folder), {})
+    if failure(done):
+        sys.exit(f"{failure(done)}\n{done.errors}")
+    return done.seconds, done.peak_rss_bytes
+
+
+def direct_seconds(options: dict) -> float:
+    """Run the same jobs without a sweep."""
+    began = time.perf_counter()
+    for each in Grid(**options):
+        needs = needs_of(each, Source(each.model, "", True), None, Path())
+        for number in range(1, each.rounds + 1):
+            run_worker(measuring_job(each, number, needs))
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("store")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--jobs", type=int, default=20)
+    parser.add_argument("--passes", type=int, default=20)
+    args = parser.parse_args()
+    options = {"model": args.store, "rounds": args.jobs, "passes": args.passes, "threads": 2}
+    swept, direct, peaks = [], [], []
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = Path(folder, "recipe.py")
+        recipe.write_text(RECIPE.format(options))
+        for number in range(args.rounds):
+            seconds, peak_bytes = swept_seconds(recipe, Path(folder, f"out-{number}"))
+            swept.append(seconds)
+            peaks.append(peak_bytes)
+            direct.append(direct_seconds(options))
+            print(f"round {number + 1}: {swept[-1]:.2f} s swept, {direct[-1]:.2f} s direct", file=sys.stderr)
+    ratio = median([one / other for one, other in zip(swept, direct, strict=True)])
+    facts = {"overhead": ratio - 1, "job_seconds": median(direct) / args.jobs, "peak_bytes": max(peaks)}
+    print(f"overhead {100 * facts['overhead']:.1f} % of jobs of {format_duration(facts['job_seconds'])}")
+    print(f"memory of the sweep {format_size(facts['peak_bytes'])}")
+    print(json.dumps({**facts, "swept_seconds": swept, "direct_seconds": direct, "options": options}))
+
+
+if __name__ == "__main__":
+    main()
