@@ -17,6 +17,9 @@ READS = ("auto", "direct", "buffered")
 """Ways to read shards: by O_DIRECT, through the page cache, or whichever suits the memory that is free."""
 VERIFY = ("first", "always", "never")
 """Times at which a store checks digests. Equal to `store.reader.VERIFY`, whose import would load NumPy."""
+PLANNED = "planned"
+RESIDENCIES = (PLANNED, "prefix", "even")
+"""Rules by which shards become resident: as the planner chooses, the first ones, or evenly spaced ones."""
 BULK = "bulk"
 """Value of `batch` that means: the most rows that the budget holds, sorted by length."""
 RESIDENT = "resident"
@@ -98,6 +101,12 @@ class EngineConfig:
     )
     """True: captured kernels may contain operations outside the table of their backend. Limits of size stay. Only a
     caller sets it: no file can."""
+
+    slots: Optional[int] = _option(None, parse_count)
+    """Number of slots of the ring, to compare plans; None: the planner chooses. A step that holds several shards at
+    once needs as many."""
+    residency: str = _option(PLANNED, _parse_text, choices=RESIDENCIES)
+    """Rule by which shards become resident, to compare plans."""
 
     def __post_init__(self) -> None:
         for each in fields(self):

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import chain, combinations
-from typing import FrozenSet, Iterable, Iterator, List, Sequence, Set, Tuple
+from typing import FrozenSet, Iterable, Iterator, List, Optional, Sequence, Set, Tuple
 
 from offramp.errors import BudgetError
+from offramp.runtime.config import PLANNED
 from offramp.runtime.ledger import ADDRESS_SPACE, BUDGET, CONTAINER, MEMORY, OTHER_BUDGET, Limit
 from offramp.units import format_size, named_budget
 
@@ -137,19 +138,38 @@ class Memory:
     """Number of shards that a single step holds at once; fewer slots would deadlock."""
 
 
+@dataclass(frozen=True)
+class Strategy:
+    """Restriction of the plans that are compared, to measure what the choice of the planner gains."""
+
+    residency: str = PLANNED
+    """One of `config.RESIDENCIES`."""
+    slots: Optional[int] = None
+    """Number of slots; None: the planner chooses."""
+
+
+UNRESTRICTED = Strategy()
+
+
 def page_rounded(num_bytes: int) -> int:
     """Return `num_bytes` rounded up to whole pages."""
     return -(-num_bytes // PAGE_BYTES) * PAGE_BYTES
 
 
-def make_plan(items: Sequence[Item], memory: Memory, budget_bytes: int) -> Plan:
+def make_plan(items: Sequence[Item], memory: Memory, budget_bytes: int, strategy: Strategy = UNRESTRICTED) -> Plan:
     """Return the fastest plan within the budget, or the smallest plan (not `feasible`) if none fits.
 
-    The candidates are the same for every budget, so a larger budget never gives a slower plan.
+    The candidates are the same for every budget, so a larger budget never gives a slower plan. A strategy restricts
+    them.
     """
     choice = _Choice(items, memory)
-    smallest = min(choice.floors(), key=lambda pair: choice.peak_bytes(*pair))
-    fitting = [pair for pair in choice.candidates(budget_bytes) if choice.peak_bytes(*pair) <= budget_bytes]
+    if strategy == UNRESTRICTED:
+        floors, candidates = choice.floors(), choice.candidates(budget_bytes)
+    else:
+        floors = list(choice.restricted(strategy, budget_bytes))
+        candidates = iter(floors)
+    smallest = min(floors, key=lambda pair: choice.peak_bytes(*pair))
+    fitting = [pair for pair in candidates if choice.peak_bytes(*pair) <= budget_bytes]
     best = min(fitting, key=lambda pair: (pass_seconds(items, *pair), choice.peak_bytes(*pair)), default=smallest)
     return choice.plan(*best, budget_bytes, choice.peak_bytes(*smallest))
 
@@ -223,6 +243,22 @@ class _Choice:
                 yield self._keeping(more), num_slots
             for residents in () if are_few else self._starts():
                 yield from self._ladder(residents, num_slots, budget_bytes)
+
+    def restricted(self, strategy: Strategy, budget_bytes: int) -> Iterator[Candidate]:
+        """Yield the plans of a strategy, the smallest among them."""
+        least = self.memory.min_slots
+        counts = range(least, max(MAX_SLOTS, least) + 1)
+        if strategy.slots is not None:
+            counts = range(max(strategy.slots, least), max(strategy.slots, least) + 1)
+        spreads: Iterable[Sequence[str]] = ([], *_even_spreads(self.free), self.free)
+        if strategy.residency == "prefix":
+            spreads = (self.free[:count] for count in range(len(self.free) + 1))
+        kept = [self._keeping(more) for more in spreads]
+        if strategy.residency == PLANNED:
+            kept = [residents for residents, _ in (*self.floors(), *self.candidates(budget_bytes))]
+        for residents in dict.fromkeys(kept):
+            for num_slots in counts:
+                yield residents, num_slots if self._slot_bytes(residents) else 0
 
     def _starts(self) -> Set[FrozenSet[str]]:
         """Return initial sets of residents: all shards above, or below, each of about three sizes."""

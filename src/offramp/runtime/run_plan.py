@@ -21,7 +21,7 @@ from offramp.runtime.config import READS
 from offramp.runtime.feed import Buffers
 from offramp.runtime.ledger import Limit
 from offramp.runtime.memory_model import SMALL_SHARD_BYTES, Footprint, Workload
-from offramp.runtime.planner import Item, Memory, Plan, make_plan, page_rounded
+from offramp.runtime.planner import UNRESTRICTED, Item, Memory, Plan, Strategy, make_plan, page_rounded
 from offramp.runtime.schedule import Schedule
 from offramp.runtime.slots import EqualSlots, Slot
 from offramp.store import Store
@@ -54,7 +54,13 @@ def plan_items(
 
 
 def make_run_plan(
-    schedule: Schedule, items: List[Item], num_batches: int, footprint: Footprint, limit: Limit, own_process: bool
+    schedule: Schedule,
+    items: List[Item],
+    num_batches: int,
+    footprint: Footprint,
+    limit: Limit,
+    own_process: bool,
+    strategy: Strategy = UNRESTRICTED,
 ) -> Plan:
     """Return the plan for a process with this footprint.
 
@@ -62,13 +68,14 @@ def make_run_plan(
         num_batches: batches that share a sweep.
         limit: most memory of the process, and what of it other engines have reserved.
         own_process: the budget holds from the start of the process, so its peak so far counts.
+        strategy: restriction of the plans that are compared.
     """
     small = frozenset(item.shard for item in items if item.num_bytes <= SMALL_SHARD_BYTES)
     together = max(schedule.most_shards_together(num_batches, small), 1)
     start_bytes = read_memory().peak_bytes if own_process else 0
     base_bytes = footprint.base_bytes + limit.reserved_bytes
     memory = Memory(base_bytes, footprint.activation_bytes, small, start_bytes, together)
-    plan = make_plan(items, memory, limit.num_bytes)
+    plan = make_plan(items, memory, limit.num_bytes, strategy)
     return replace(plan, limited_by=limit.source, reserved_bytes=limit.reserved_bytes)
 
 

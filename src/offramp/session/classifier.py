@@ -30,6 +30,7 @@ from offramp.runtime.guard import NO_DEADLINE, Guard
 from offramp.runtime.inputs import InputReader
 from offramp.runtime.ledger import BUDGET, LEDGER, Limit, Share, system_limit
 from offramp.runtime.memory_model import SMALL_LENGTH, MemoryModel, Workload
+from offramp.runtime.planner import UNRESTRICTED, Strategy
 from offramp.runtime.run_plan import allocate, choose_direct, make_run_plan, plan_items
 from offramp.runtime.schedule import Schedule
 from offramp.runtime.sweep import Outcome, PassCost
@@ -69,6 +70,11 @@ class Settings:
     """Options that these settings were made from, for records."""
     limited_by: str = BUDGET
     """Source of `budget_bytes`, one of those in `ledger`."""
+
+    @property
+    def strategy(self) -> Strategy:
+        """Restriction of the plans that are compared."""
+        return UNRESTRICTED if self.config is None else Strategy(self.config.residency, self.config.slots)
 
     def __post_init__(self) -> None:
         for name in ("num_rows", "num_batches"):
@@ -294,7 +300,10 @@ class Classifier(Forked):
         left = LEDGER.left(Limit(settings.budget_bytes, settings.limited_by), self.measured)
         if left != self._left:
             uses, batches, own = self.items, self._workload.num_batches, settings.own_process
-            self._left, self.plan = left, make_run_plan(self.schedule, uses, batches, footprint, left, own)
+            self._left, self.plan = (
+                left,
+                make_run_plan(self.schedule, uses, batches, footprint, left, own, settings.strategy),
+            )
 
     def _warm_up(self, num_rows: int, length: int) -> None:
         """Run what a pass of [B, S] tokens runs, without weights, so that code and heap are as a pass leaves them."""

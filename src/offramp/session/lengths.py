@@ -43,7 +43,7 @@ def fitting_length(classifier: Classifier) -> Optional[int]:
         footprint = Footprint(plan.base_bytes - plan.reserved_bytes, activation_bytes)
         how = (settings.num_batches, footprint, limit)
         # The peak of this process is that of the longer texts, which were tried.
-        if make_run_plan(classifier.schedule, classifier.items, *how, own_process=False).feasible:
+        if make_run_plan(classifier.schedule, classifier.items, *how, False, settings.strategy).feasible:
             return length
     return None
 
