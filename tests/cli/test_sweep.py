@@ -13,7 +13,8 @@ RECIPE = """
 from offramp.experiments import Grid
 def recipe():
     of = dict(model="model", train="data.tsv", rows=8, rounds=1, threads=1)
-    return [Grid(exit=["none", "oracle", "random:patience:1"], **of), Grid(exit="none", budget="9MiB", **of)]
+    return [Grid(exit=["none", "oracle", "random:patience:1"], **of), Grid(exit="none", budget="9MiB", **of),
+            Grid(model="model", passes=2, rounds=1, threads=1, trace=True, slots=1, residency="prefix")]
 """
 
 
@@ -37,18 +38,20 @@ def test_a_recipe_becomes_records_and_is_not_run_twice(run, place):
         "transcript-",
         "exits-",
         "exit=oracle",
-        "4 jobs to run",
+        "5 jobs to run",
         "no records to estimate",
     ):
         assert what in said.out
     assert not (place / "out").exists()
     said = run("sweep", "recipe.py", "--out", "out", "--json")
     assert said.code == 0, said.err
-    assert said.lines == [{"out": "out", "jobs": 4, "recorded_before": 0, "left": 0}]
+    assert said.lines == [{"out": "out", "jobs": 5, "recorded_before": 0, "left": 0}]
     found = {}
     for record in read_results(place / "out", print):
         engine = record["experiment"]["engine"]
-        found[engine["budget"] or engine["exit"]] = record
+        found[engine["budget"] or (record["samples"].get("spans") and "traced") or engine["exit"]] = record
+    traced = found["traced"]
+    assert traced["samples"]["memory"] and traced["samples"]["spans"] and "score" not in traced["figures"]
     full, oracle, shuffled, small = found["none"], found["oracle"], found["random:patience:1"], found[9 << 20]
     assert full["figures"]["score"] == oracle["figures"]["score"] == 100.0
     assert full["figures"]["mean_exit"] == 4 > oracle["figures"]["mean_exit"] >= 1

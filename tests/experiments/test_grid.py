@@ -123,6 +123,7 @@ def recipe():
         ("def recipe():\n    return Grid(model=[])\n", 2, "has no experiments"),
         ("def recipe():\n    return []\n", 2, "has no experiments"),
         ("def recipe():\n    return Grid(model='a', task='imdb')\n", 2, "imdb"),
+        ("def recipe():\n    raise SystemExit(1)\n", 3, "SystemExit: 1"),
         ("def recipe(of):\n    return Grid(model='a')\n", 2, "missing 1 required positional argument"),
     ],
 )

@@ -148,6 +148,16 @@ def test_a_clock_that_jumps_changes_no_duration(in_process, tmp_path, monkeypatc
     assert all(0 < record["seconds"] < 60 for record in read_results(tmp_path / "out", ignore))
 
 
+def test_a_policy_file_that_changes_is_another_input(in_process, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "policy.json").write_text("1")
+    each = experiment(job="toy", model="toy", exit="policy.json|stage:3", rounds=1)
+    run([each], tmp_path / "out")
+    assert len(run([each], tmp_path / "out")[0].jobs) == 0
+    (tmp_path / "policy.json").write_text("2")
+    assert len(run([each], tmp_path / "out")[0].jobs) == 1
+
+
 def test_time_is_estimated_from_records(in_process, tmp_path):
     plan = plan_sweep(list(TOYS), tmp_path, [], SweepSettings(), ignore)
     assert estimated_seconds(plan, []) is None

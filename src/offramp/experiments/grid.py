@@ -75,7 +75,7 @@ def read_recipe(path: Path) -> list[Experiment]:
         if error.where is not None and str(error.where).startswith(str(path)):
             raise
         raise _wrong(error, path, line) from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _wrong(error, path, line) from None
     if not found:
         raise UsageError("the recipe has no experiments", f"{path}, line {line}", "give each option at least one value")
@@ -94,7 +94,7 @@ def _experiments(found: Any, where: str) -> Iterator[Experiment]:
         raise UsageError(what, where, "return a Grid, an experiment, or a list of these")
 
 
-def _wrong(error: Exception, path: Path, line: int) -> UsageError:
+def _wrong(error: BaseException, path: Path, line: int) -> UsageError:
     """Return an error of a recipe with the innermost line of the file that took part in it."""
     if isinstance(error, SyntaxError) and error.filename == str(path):
         line = error.lineno or 1

@@ -100,27 +100,30 @@ def needs_of(each: Experiment, source: Source | None, data_sha256: str | None, m
         before = (*before, divided)
     if each.data is None:
         return needs
-    data = asdict(each.data)
+    data = {"data": asdict(each.data), "include": each.include_training_rows}
     about = [stored, data_sha256, each.split, each.rows, each.include_training_rows]
-    common = {"data": data, "include": each.include_training_rows}
-    needs.sample = needs.add("sample", about, before, store=needs.store, split=each.split, rows=each.rows, **common)
-    exit, how = each.engine.exit, [digest, data_sha256, each.engine.max_length, each.include_training_rows]
-    splits = ["tune", "certify"] if exit.startswith(_TUNE) else [each.split]
+    sampled = {"store": needs.store, "split": each.split, "rows": each.rows}
+    needs.sample = needs.add("sample", about, before, **sampled, **data)
+    exit, length = each.engine.exit, each.engine.max_length
     if exit.startswith((_TUNE, *_BOUNDS)):
-        length = each.engine.max_length
-        transcript = needs.add(
-            "transcript", [*how, splits], before, model=model, splits=splits, max_length=length, **common
-        )
+        splits = ["tune", "certify"] if exit.startswith(_TUNE) else [each.split]
+        about = [digest, data_sha256, length, each.include_training_rows, splits]
+        run = {"model": model, "splits": splits, "max_length": length}
+        transcript = needs.add("transcript", about, before, **run, **data)
         if exit.startswith(_TUNE):
             _tune(needs, each, stored, transcript, before)
         else:
-            seed = each.seed or 0
-            arguments = {"sample": str(needs.sample), "transcript": str(transcript), "rule": exit}
-            about = [needs.sample.name, transcript.name, exit, seed]
-            parts = (needs.sample, transcript)
-            needs.exits = needs.add("exits", about, parts, rows=each.rows, seed=seed, **arguments)
-            needs.engine = replace(each.engine, exit="none")
+            _bound(needs, each, needs.sample, transcript)
     return needs
+
+
+def _bound(needs: Needs, each: Experiment, sample: Path, transcript: Path) -> None:
+    """Add the exits of the rows of the sample, which a bound knows beforehand."""
+    rule, seed = each.engine.exit, each.seed or 0
+    about = [sample.name, transcript.name, rule, seed]
+    arguments = {"sample": str(sample), "transcript": str(transcript), "rule": rule, "rows": each.rows, "seed": seed}
+    needs.exits = needs.add("exits", about, (sample, transcript), **arguments)
+    needs.engine = replace(each.engine, exit="none")
 
 
 def _model(

@@ -1,8 +1,11 @@
 """What the worker processes of a sweep do besides measuring: they make what experiments need, and complete records.
 
 A step is a tree of plain values: `kind`, a key of `_STEPS`, and its arguments. Paths that a step makes are complete or
-are completed by the same step. Libraries are imported by the step that needs them.
+are completed by the same step. Libraries are imported by the step that needs them: this module is
+imported before a measurement, whose memory is that of the process.
 """
+
+from __future__ import annotations
 
 import hashlib
 import json
@@ -15,13 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offramp.errors import NonFiniteError, RefusedError, UsageError, missing
-from offramp.experiments.children import Log
 from offramp.experiments.jobs import WorkerJob
-from offramp.experiments.specification import digest_of
 from offramp.measure import median, percentile
 
 if TYPE_CHECKING:
     from offramp.experiments.bounds import PlannedExits
+    from offramp.experiments.children import Log
     from offramp.tasks import Splits
 
 SAMPLE, EXITS, POLICY, PROFILE, RUN, STORE = "sample.json", "exits.json", "policy.json", "profile.json", "run", "store"
@@ -58,6 +60,7 @@ def _data_digest(tree: Tree, log: Log) -> str:
 
     Raises UsageError for a pipe, which other processes could not read again.
     """
+    from offramp.experiments.specification import digest_of
     from offramp.store.files import sha256_of
     from offramp.tasks.examples import digest
     from offramp.tasks.lines import is_pipe
@@ -78,7 +81,7 @@ def _data_digest(tree: Tree, log: Log) -> str:
     return digest_of(found)
 
 
-def _load(tree: Tree, log: Log, problem: str | None = None, labels: Any = None) -> "Splits":
+def _load(tree: Tree, log: Log, problem: str | None = None, labels: Any = None) -> Splits:
     """Load labelled data, with the labels of a model where the data are its own files."""
     from offramp.policies.evidence import REGRESSION
     from offramp.tasks import DataSpec, load
@@ -202,13 +205,13 @@ def _toy(step: Tree, log: Log) -> Any:
     return {"figures": {"latency": median(seconds), "score": score}, "samples": {"latencies": seconds}}
 
 
-_STEPS: dict[str, Callable[[Tree, Log], Any]] = {
+_STEPS: dict[str, Callable[[Tree, Any], Any]] = {
     "identify": _identify, "train": _train, "divide": _divide, "sample": _sample, "transcript": _transcript,
     "tune": _tune, "exits": _exits, "toy": _toy,
 }  # fmt: skip
 
 
-def planned_exits(job: WorkerJob) -> "PlannedExits | None":
+def planned_exits(job: WorkerJob) -> PlannedExits | None:
     """Return the policy of a job whose exits are known beforehand; None for other jobs."""
     assert job.step is not None
     if job.step["exits"] is None:
@@ -244,7 +247,7 @@ def measured(found: Tree, step: Tree, memory: Any) -> dict[str, Any]:
         figures["time_per_input"] = texts["seconds"] / len(texts["answers"])
         samples |= {"exits": texts["exit_stages"], **about}
     if memory is not None:
-        samples["memory"] = [list(each) for each in memory]
+        samples |= {"memory": [list(each) for each in memory], "spans": run.pop("spans")}
     here = {**environment(step["store"]), **conditions(step["store"])}
     return {"figures": figures, "samples": samples, "run": run, "environment": here}
 

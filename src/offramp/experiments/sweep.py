@@ -8,8 +8,10 @@ with its reason; a sweep that was killed continues with the jobs that have none.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import platform
+import re
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -96,7 +98,7 @@ def plan_sweep(experiments: Sequence[Experiment], folder: Path, records: Sequenc
     made, found = (folder / MADE_FOLDER).absolute(), []
     for each in possible:
         source, data = sources.get(_model(each)), digests.get(each.data)
-        inputs = {"model": source and source.sha256, "data": data}
+        inputs = {"model": source and source.sha256, "data": data, "files": files_of(each)}
         needs = needs_of(each, source, data, made)
         found.append(Job(each.key(inputs), 1, each, inputs, needs))
     recorded = {record["id"] for record in records}
@@ -120,6 +122,13 @@ def identify(experiments: Sequence[Experiment], log: Log) -> tuple[dict[str, Sou
     found = run_worker(WorkerJob("step", "", step=step), log)
     sources = [Source(**tree) for tree in found["models"]]
     return dict(zip(models, sources, strict=True)), dict(zip(data, found["data"], strict=True))
+
+
+def files_of(each: Experiment) -> dict[str, str]:
+    """Return the digests of the policy files and the device profile that an experiment names."""
+    names = [*re.split("[&|]", each.engine.exit), *filter(None, [each.engine.profile])]
+    paths = [Path(name.strip()) for name in names]
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.is_file()}
 
 
 def _model(each: Experiment) -> str:

@@ -89,7 +89,7 @@ def _passes(job: WorkerJob) -> dict[str, Any]:
             if index == WARM_UP_PASSES:
                 warm = classifier.record()
             classifier.predict_batches(random_sweep(classifier, num_rows, length, index))
-        return _bench_record(classifier, WARM_UP_PASSES, warm)
+        return {**_bench_record(classifier, WARM_UP_PASSES, warm), **_spans(job, classifier)}
 
 
 def _inputs(job: WorkerJob, policy: Policy | None = None, restart: Callable[[], None] = lambda: None) -> dict[str, Any]:
@@ -105,7 +105,11 @@ def _inputs(job: WorkerJob, policy: Policy | None = None, restart: Callable[[], 
             "answers": [result.score if result.label is None else result.label for result in results],
             "exit_stages": [result.exit_stage for result in results],
         }
-        return {**_bench_record(classifier, num_warm, warm), "texts": found}
+        return {**_bench_record(classifier, num_warm, warm), **_spans(job, classifier), "texts": found}
+
+
+def _spans(job: WorkerJob, classifier: Classifier) -> dict[str, Any]:
+    return {"spans": classifier.trace.spans()} if job.sampled else {}
 
 
 def _bench_record(classifier: Classifier, num_warm: int, warm: dict[str, Any]) -> dict[str, Any]:
@@ -113,7 +117,8 @@ def _bench_record(classifier: Classifier, num_warm: int, warm: dict[str, Any]) -
     record, latencies = classifier.record(first_batch=num_warm), classifier.latencies[num_warm:]
     record.update({key: record[key] - warm[key] for key in SUMS})
     peak_bytes, mean_bytes = read_memory().peak_bytes, record["bytes_read_total"] / max(record["num_inputs"], 1)
-    return {**record, "latencies_seconds": latencies, "peak_rss_bytes": peak_bytes, "bytes_read_per_input": mean_bytes}
+    found = {"latencies_seconds": latencies, "peak_rss_bytes": peak_bytes, "bytes_read_per_input": mean_bytes}
+    return {**record, **found}
 
 
 def _measure(job: WorkerJob) -> dict[str, Any]:
