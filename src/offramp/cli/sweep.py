@@ -87,7 +87,7 @@ def _show_plan(experiments: list[Any], folder: Path, settings: Any, as_json: boo
 
 @contextmanager
 def _progress() -> Iterator[Callable[[int, int, str], None]]:
-    """Context manager of a function that shows how far the sweep is: a bar on a terminal, lines elsewhere."""
+    """Context manager of a function that shows how far the sweep is: a bar on a terminal, lines otherwise."""
     began = time.monotonic()
 
     def left_of(num_done: int, num_all: int) -> str:

@@ -1,4 +1,4 @@
-"""What varies a setting: benches, tuning, sweeps, evaluations, the demo. Recipes import `Grid` and `patience`.
+"""Experiments that vary a setting: benches, tuning, sweeps, evaluations, the demo. Recipes import `Grid`, `patience`.
 
 Each public name is imported on first access: `offramp profile` uses this room on Python 3.8.
 """

@@ -77,7 +77,7 @@ class Table:
     """Option that differs between the folders -> its value in each."""
     rows: tuple[Row, ...]
     left_out: tuple[str, ...]
-    """What could not be compared, one line each."""
+    """Experiments that could not be compared, one line each."""
 
 
 def compare(first: Sequence[Record], second: Sequence[Record], name: str, at_most: float | None = None) -> Table:
@@ -213,8 +213,8 @@ def _varied(several: Iterable[Options]) -> set[str]:
 
 def _named(options: Options, varied: set[str]) -> str:
     """Return the options that tell an experiment from the others of its table."""
-    told = [f"{name}={value}" for name, value in options if name in varied]
-    return " ".join(told) or str(dict(options)["model"])
+    parts = [f"{name}={value}" for name, value in options if name in varied]
+    return " ".join(parts) or str(dict(options)["model"])
 
 
 def _usable(records: Iterable[Record], name: str) -> dict[int, Record]:

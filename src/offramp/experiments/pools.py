@@ -174,8 +174,8 @@ def require_safe(address: str) -> None:
         found = urlsplit(address)
         is_address = found.scheme in ("tcp", "tls") and bool(found.hostname) and found.port is not None
     except ValueError:
-        is_address = False
-    if not is_address:
+        found, is_address = None, False
+    if found is None or not is_address:
         raise UsageError("not the address of a scheduler", address, "give tcp://localhost:8786 or tls://HOST:8786")
     if found.scheme == "tcp" and not _is_this_machine(str(found.hostname)):
         what = "a scheduler on another machine needs TLS: who reaches it without, runs code there"

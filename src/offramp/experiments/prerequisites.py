@@ -1,4 +1,4 @@
-"""What experiments need first: trained models, stores, samples of data, profiles, transcripts, tuned policies.
+"""Prerequisites of experiments: trained models, stores, samples of data, profiles, transcripts, tuned policies.
 
 Each is made once, in a folder `made/KIND-KEY` of the results. Its key is a hash of the digests of what it is made from,
 so that equal ones are shared and changed inputs make new ones. `made.json` in the folder is written last: what lacks it
@@ -68,7 +68,7 @@ class Prerequisite:
 
 @dataclass
 class Needs:
-    """Everything that one experiment needs, in the order in which it is made."""
+    """Prerequisites of one experiment, in the order in which they are made."""
 
     made: Path
     steps: dict[str, Prerequisite] = field(default_factory=dict)

@@ -146,8 +146,8 @@ def names_of(experiments: Sequence[Experiment]) -> dict[Experiment, str]:
     varied = [name for name in option_names() if len(values[name]) > 1 and name not in NOT_IDENTIFYING]
     found = {}
     for each, flat in flats.items():
-        told = [f"{name}={_spelt(name, flat[name])}" for name in varied if flat.get(name) is not None]
-        found[each] = " ".join(told) or each.model
+        parts = [f"{name}={_spelt(name, flat[name])}" for name in varied if flat.get(name) is not None]
+        found[each] = " ".join(parts) or each.model
     return found
 
 

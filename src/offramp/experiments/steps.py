@@ -1,4 +1,4 @@
-"""What the worker processes of a sweep do besides measuring: they make what experiments need, and complete records.
+"""Steps of the worker processes of a sweep besides measuring: prerequisites are made, and records completed.
 
 A step is a tree of plain values: `kind`, a key of `_STEPS`, and its arguments. Paths that a step makes are complete or
 are completed by the same step. Libraries are imported by the step that needs them: this module is
@@ -66,8 +66,8 @@ def _data_digest(tree: Tree, log: Log) -> str:
     from offramp.tasks.lines import is_pipe
 
     if tree["task"] is not None:
-        splits = _load(tree, log)
-        return digest((name, digest(examples)) for name, examples in sorted(splits.examples.items()))
+        splits = _load(tree, log).examples
+        return digest_of({name: digest(examples) for name, examples in splits.items()})
     found = []
     for path in (Path(tree[name]) for name in ("train", "dev") if tree[name] is not None):
         if is_pipe(str(path)):

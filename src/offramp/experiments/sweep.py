@@ -37,7 +37,7 @@ DONE, FAILED = "done", "failed"
 _REPEATED = ("memory", "refused", "absent")
 """Kinds of failures that every round of an experiment has: the other rounds are recorded without being run."""
 Progress = Callable[[int, int, str], None]
-"""Function that is told the number of jobs that have ended, that of all, and one line of text."""
+"""Function that is facts the number of jobs that have ended, that of all, and one line of text."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +73,12 @@ class Job:
 
 @dataclass
 class Plan:
-    """What a sweep would do."""
+    """Jobs and prerequisites of a sweep."""
 
     jobs: list[Job]
     """Jobs without a record, in the order in which they run."""
     steps: list[Prerequisite]
-    """What is to be made before."""
+    """Prerequisites that are not made yet."""
     num_recorded: int
     elsewhere: list[Experiment] = field(default_factory=list)
     """Experiments that need another machine."""
@@ -255,9 +255,9 @@ class Runner:
             found = {"status": FAILED, "reason": dict(reason), "figures": {}, "samples": {}}
         else:
             found = {"status": DONE, **outcome["result"]}
-        told = {"seconds": outcome["seconds"], "attempts": outcome["attempts"], "workers": beside}
+        facts = {"seconds": outcome["seconds"], "attempts": outcome["attempts"], "workers": beside}
         ended = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        return {**about, **found, **told, "git": self._git, "ended": ended}
+        return {**about, **found, **facts, "git": self._git, "ended": ended}
 
     def _require_disk(self, outcome: Outcome) -> None:
         """Raise DiskFullError for a job that failed because of it: it is not the job's fault, and has no record."""
