@@ -37,7 +37,7 @@ DONE, FAILED = "done", "failed"
 _REPEATED = ("memory", "refused", "absent")
 """Kinds of failures that every round of an experiment has: the other rounds are recorded without being run."""
 Progress = Callable[[int, int, str], None]
-"""Function that is facts the number of jobs that have ended, that of all, and one line of text."""
+"""Function that receives the number of jobs that have ended, that of all, and one line of text."""
 
 
 @dataclass(frozen=True)
