@@ -29,6 +29,7 @@ def place(model, store, tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_recipe_becomes_records_and_is_not_run_twice(run, place):
     said = run("sweep", "recipe.py", "--out", "out", "--dry-run")
     assert said.code == 0, said.err
@@ -61,11 +62,25 @@ def test_a_recipe_becomes_records_and_is_not_run_twice(run, place):
         assert record["figures"]["memory"] == record["run"]["peak_rss_bytes"] > 0
         assert len(record["samples"]["latencies"]) == len(record["samples"]["truth"]) == 8
         assert record["environment"]["num_cores"] >= 1 and "caches" in record["environment"]
-        assert set(record["inputs"]) == {"model", "data"} and all(record["inputs"].values())
+        assert set(record["inputs"]) == {"model", "data", "files"} and record["inputs"]["data"]
     made = sorted(path.name.partition("-")[0] for path in (place / "out" / "made").iterdir())
     assert made == ["divide", "exits", "exits", "sample", "transcript"], "each once"
     said = run("sweep", "recipe.py", "--out", "out", "--only", "exit=oracle", "--dry-run", "--json")
     assert said.lines == [{"make": [], "jobs": [], "seconds": 0}]
+
+
+def test_a_store_is_measured_as_it_is(run, place, store):
+    """The rows of the sample, the labels of the data, and nothing is made but the sample."""
+    (place / "store").symlink_to(store)
+    (place / "recipe.py").write_text(
+        "from offramp.experiments import Grid\n"
+        "def recipe():\n    return Grid(model='store', train='data.tsv', rows=8, rounds=1, threads=1, slots=1)\n"
+    )
+    said = run("sweep", "recipe.py", "--out", "out")
+    assert said.code == 0 and "1/1" in said.err
+    (record,) = read_results(place / "out", print)
+    assert (record["figures"]["score"], record["figures"]["mean_exit"], record["run"]["num_slots"]) == (100.0, 4.0, 0)
+    assert [path.name.partition("-")[0] for path in (place / "out" / "made").iterdir()] == ["sample"]
 
 
 def test_what_is_not_there_is_an_error_and_no_record(run, refused, place):

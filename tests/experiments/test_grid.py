@@ -80,7 +80,7 @@ def test_a_key_is_of_the_specification_and_the_inputs_and_not_of_the_number_of_r
         ({"model": " "}, "model must name a folder"),
         ({}, "no model"),
         ({"model": "m", "budget": "128"}, "budget: a size must have a unit"),
-        ({"model": "m", "label_column": "x"}, "label_column: no data"),
+        ({"model": "m", "label_column": "x"}, "label_column without data"),
         ({"model": "m", "task": "sst2", "loss": "x"}, "loss must be one of"),
         ({"model": "m", "task": "sst2", "exit_weights": lambda k: [1] * k}, "needs a form in JSON"),
         ({"model": "m", "timeout": 0}, "must be a number above 0"),

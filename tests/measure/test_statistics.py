@@ -47,10 +47,10 @@ def test_values_that_are_no_durations_are_refused(wrong):
 
 @pytest.mark.parametrize("num_rounds", [5, 10])
 def test_equal_sides_are_rarely_called_different(num_rounds):
-    """In 150 comparisons without a difference: 5 % by definition."""
+    """In 100 comparisons without a difference: 5 % by definition."""
     generator = np.random.default_rng(1)
-    sides = generator.lognormal(0, 0.05, (150, 2, num_rounds, 1))
-    found = [statistics.compared(_median_ratio(*pair), [num_rounds], num_rounds, 1.0, 120) for pair in sides]
+    sides = generator.lognormal(0, 0.05, (100, 2, num_rounds, 1))
+    found = [statistics.compared(_median_ratio(*pair), [num_rounds], num_rounds, 1.0, 100) for pair in sides]
     assert np.mean([not each.low <= 1 <= each.high for each in found]) <= 0.08
     assert np.mean([each.p < 0.05 for each in found]) <= 0.08
 

@@ -2,8 +2,11 @@
 
 import json
 import os
+from dataclasses import asdict
 
 from offramp.experiments.results import RECORDS
+from offramp.experiments.steps import take_step
+from offramp.tasks import DataSpec
 from tests.remedies.entries import Entry, closed, corrected, said_by
 
 TOYS = "from offramp.experiments import Grid, experiment\ndef recipe():\n    return {}\n"
@@ -15,8 +18,11 @@ SWEEP = "sweep recipe.py --out out"
 def recipe(returned, text=TOYS):
     """Write a recipe, once, and sweep it."""
 
+    def write(w):
+        (w / "recipe.py").write_text(text.format(returned))
+
     def work(w):
-        w.once(lambda w: (w / "recipe.py").write_text(text.format(returned)))
+        w.once(write)
         w.run(SWEEP)
 
     return work
@@ -31,13 +37,16 @@ def rewritten(returned, words):
     return said_by(act, words)
 
 
-def measured(returned, before=lambda w: None):
+def measured(returned):
     """Write a recipe of a real model, once, and plan it."""
+
+    def write(w):
+        (w / "recipe.py").write_text(TOYS.format(returned))
 
     def work(w):
         w.copy("model")
         w.copy("mine.tsv")
-        w.once(lambda w: (before(w), (w / "recipe.py").write_text(TOYS.format(returned))))
+        w.once(write)
         w.run(SWEEP + " --dry-run")
 
     return work
@@ -89,12 +98,12 @@ def no_records(w):
     w.run("compare out out")
 
 
-def compare_with(figure="latency", first=GOOD, second=GOOD):
+def compare_with(figure="latency", first=GOOD, second=GOOD, out="out"):
     def work(w):
-        for name, returned in (("a", first), ("b", second)):
+        for number, returned in enumerate((first, second)):
             (w / "recipe.py").write_text(TOYS.format(returned))
-            w.run(f"sweep recipe.py --out {name}")
-        w.run(f"compare a b --figure {figure}")
+            w.run(f"sweep recipe.py --out {out}-{number}")
+        w.run(f"compare {out}-0 {out}-1 --figure {figure}")
 
     return work
 
@@ -120,9 +129,26 @@ def scheduler(address):
     return work
 
 
+def write_binary(w):
+    (w / "recipe.py").write_bytes(b"\xff")
+
+
 def binary(w):
-    w.once(lambda w: (w / "recipe.py").write_bytes(b"\xff"))
+    w.once(write_binary)
     w.run(SWEEP)
+
+
+def identified(train):
+    """Read the data of a recipe as its worker process does, here."""
+
+    def work(w, said=None):
+        w.copy("mine.tsv")
+        if train == "pipe" and not (w / "pipe").exists():
+            os.mkfifo(w / "pipe")
+        step = {"kind": "identify", "models": [], "data": [asdict(DataSpec(train=train))], "offline": True}
+        take_step(step, print)
+
+    return work
 
 
 def without(text):
@@ -137,7 +163,7 @@ TABLE = [
         "experiments/comparison.py: no experiment is in both folders",
         compare_with(first=TWO.format("[1, 2]"), second=TWO.format("[3, 4]")),
         "compare sweeps of one recipe",
-        compare_with(first=TWO.format(1), second=TWO.format(3)),
+        compare_with(first=TWO.format(1), second=TWO.format(3), out="other"),
     ),
     Entry("experiments/grid.py: cannot read a recipe", binary, "name a Python file", rewritten(GOOD, "a Python file")),
     Entry(
@@ -211,16 +237,9 @@ TABLE = [
         "experiments/results.py: not a results folder: it holds {}",
         strange_folder, "name a new folder with --out", elsewhere, again=False,
     ),
-    corrected(
-        "experiments/specification.py: {}: no data",
-        recipe("Grid(job='toy', model='toy', label_column='x')"), "give task, train or dev",
-        lambda w, said=None: (rewritten(f"Grid(job='toy', model='toy', {DATA})", "")(w), w.run(SWEEP)),
-    ),
     closed("experiments/steps.py: the transcript has {} rows", "torn"),
-    Entry(
-        "experiments/steps.py: each process reads the data again",
-        measured(f"Grid(train='pipe', {MODEL})", lambda w: os.mkfifo(w / "pipe")), "give a file",
-        rewritten(f"Grid({DATA}{MODEL})", "a file"),
+    corrected(
+        "experiments/steps.py: each process reads the data again", identified("pipe"), "give a file", identified("mine.tsv")
     ),
     closed("experiments/steps.py: this toy refuses", "research"),
     closed("experiments/steps.py: the score is {}", "unreachable"),

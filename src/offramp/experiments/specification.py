@@ -129,7 +129,7 @@ def experiment(**options: Any) -> Experiment:
     data = {name: value for name, value in groups["data"].items() if value is not None}
     tree["data"] = data if {"task", "train", "dev"} & data.keys() else None
     if data and tree["data"] is None:
-        raise ValueError(f"{', '.join(data)}: no data: give task, train or dev")
+        raise ValueError(f"{', '.join(data)} without data: task, train and dev are missing")
     training = {name: value for name, value in groups["training"].items() if value is not None}
     if training:
         length = {"max_length": options["max_length"]} if options.get("max_length") else {}
