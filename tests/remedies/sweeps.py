@@ -239,7 +239,8 @@ TABLE = [
     ),
     closed("experiments/steps.py: the transcript has {} rows", "torn"),
     corrected(
-        "experiments/steps.py: each process reads the data again", identified("pipe"), "give a file", identified("mine.tsv")
+        "experiments/steps.py: each process reads the data again",
+        identified("pipe"), "give a file", identified("mine.tsv"),
     ),
     closed("experiments/steps.py: this toy refuses", "research"),
     closed("experiments/steps.py: the score is {}", "unreachable"),
