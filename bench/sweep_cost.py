@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from processes import failure, offramp, run
+from processes import failure, run
 
 from offramp.experiments import Grid
 from offramp.experiments.children import run_worker
@@ -26,12 +26,22 @@ def recipe():
 """
 
 
+SWEEP = """import sys
+from offramp.cli import main
+from offramp.measure import read_memory
+code = main(sys.argv[1:])
+print(read_memory().peak_bytes)
+sys.exit(code)"""
+"""Sweep, and print the peak of this process alone: what wait4 tells includes its worker processes."""
+
+
 def swept_seconds(recipe: Path, folder: Path, num_jobs: int) -> tuple[float, int]:
     """Run a sweep; return its seconds and its peak memory in bytes."""
-    done = run(offramp("sweep", recipe, "--out", folder, "--limit", num_jobs), {})
+    words = ["sweep", str(recipe), "--out", str(folder), "--limit", str(num_jobs)]
+    done = run([sys.executable, "-c", SWEEP, *words], {})
     if failure(done):
         sys.exit(f"{failure(done)}\n{done.errors}")
-    return done.seconds, done.peak_rss_bytes
+    return done.seconds, int(done.lines[-1][1])
 
 
 def direct_seconds(options: dict) -> float:
