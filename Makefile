@@ -11,10 +11,10 @@ PARALLEL := OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) --dist loadfile --no-loads
 SRC := src/offramp
 DEVICE := $(addprefix $(SRC)/,__init__.py __main__.py errors.py forks.py units.py program store policies measure runtime session \
 	profiling tasks/__init__.py tasks/text.py) \
-	$(wildcard $(addprefix $(SRC)/backends/,__init__.py base.py onnx*.py numpy.py)) \
+	$(wildcard $(addprefix $(SRC)/backends/,__init__.py base.py onnx*.py numpy*.py)) \
 	$(wildcard $(addprefix $(SRC)/cli/,__init__.py options.py run.py plan.py ls.py verify.py memory.py profile.py))
 
-.PHONY: help demo test test-all coverage guards mutants soak device lint audit check sbom licences bench glue reliability clean
+.PHONY: help demo test test-all coverage guards mutants soak device lint audit check sbom licences bench rivals glue reliability clean
 
 help:                          ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -67,6 +67,9 @@ licences: $(VENV)/.test        ## write the licences of the dependencies to docs
 
 bench: $(VENV)/.test           ## measure the figures of docs/results/main-job.md
 	$(BIN)/python bench/main_job.py --out bench-out
+
+rivals: $(VENV)/.test          ## compare with other runtimes, and write docs/results/rivals.md; resumes
+	$(BIN)/python bench/rivals_page.py --out bench-out
 
 glue: $(VENV)/.test            ## measure the figures of docs/results/glue.md: hours on two cores; resumes; GLUE=FOLDER
 	$(BIN)/python bench/glue.py --data $(GLUE) --workers 2

@@ -11,7 +11,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rivals import WARM_UP_PASSES, memory_bytes, random_ids, read_bytes
+from rivals import WARM_UP_PASSES, random_ids
+
+from offramp.experiments.rival_process import bytes_read, memory_bytes
 
 SHAPES = {"bert-base": "Bert", "vit-base": "ViT"}
 
@@ -51,7 +53,7 @@ def timed(model: Any, num_passes: int, num_rows: int) -> dict[str, Any]:
     seconds, first_byte = [], 0
     for index in range(WARM_UP_PASSES + num_passes):
         if index == WARM_UP_PASSES:
-            first_byte = read_bytes()
+            first_byte = bytes_read()
         given = inputs(model.config, index, num_rows)
         began = time.perf_counter()
         with torch.inference_mode():
@@ -61,7 +63,7 @@ def timed(model: Any, num_passes: int, num_rows: int) -> dict[str, Any]:
         "latencies_seconds": seconds[WARM_UP_PASSES:],
         "peak_rss_bytes": memory_bytes("VmHWM"),
         "rss_bytes": memory_bytes("VmRSS"),
-        "bytes_read_per_input": (read_bytes() - first_byte) / num_passes,
+        "bytes_read_per_input": (bytes_read() - first_byte) / num_passes,
     }
 
 
@@ -86,9 +88,9 @@ def streamed(args: argparse.Namespace) -> dict[str, Any]:
     """The module of the store under a budget of weights that two stages fit in."""
     import offramp
 
-    with offramp.stream(_class(args.model), args.store, weight_budget=_two_stages(args.store)) as model:
+    with offramp.stream(class_of(args.model), args.store, weight_budget=two_stages(args.store)) as model:
         found = timed(model, args.passes, args.rows)
-        return {**found, "weight_budget_bytes": _two_stages(args.store), "record": model.record()}
+        return {**found, "weight_budget_bytes": two_stages(args.store), "record": model.record()}
 
 
 def compare(args: argparse.Namespace) -> dict[str, Any]:
@@ -101,7 +103,10 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     for parameter in whole.parameters():  # mapped from a file they lie anywhere, and that changes the last bits
         parameter.data = parameter.data.clone()
     equal = []
-    with torch.no_grad(), offramp.stream(_class(args.model), args.store, weight_budget=_two_stages(args.store)) as ours:
+    with (
+        torch.no_grad(),
+        offramp.stream(class_of(args.model), args.store, weight_budget=two_stages(args.store)) as ours,
+    ):
         for index in range(3):
             given = inputs(whole.config, index)
             pairs = zip(whole(**given).values(), ours(**given).values(), strict=True)
@@ -109,13 +114,13 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     return {"equal": equal}
 
 
-def _class(folder: Path) -> Any:
+def class_of(folder: Path) -> Any:
     import transformers
 
     return getattr(transformers, json.loads((folder / "config.json").read_text())["architectures"][0])
 
 
-def _two_stages(path: Path) -> int:
+def two_stages(path: Path) -> int:
     """Twice the largest stage."""
     from offramp.runtime.weight_plan import smallest_bytes
     from offramp.store import Store

@@ -28,6 +28,8 @@ class Finished:
     errors: str
     peak_rss_bytes: int
     """As `wait4` tells it; never below the peak of the process that started it, which is kept small for that reason."""
+    major_faults: int = 0
+    """Pages that it waited for the disk for."""
 
 
 def offramp(*words: object) -> list[str]:
@@ -81,7 +83,8 @@ def run(command: Sequence[str], environment: dict[str, str], timeout_seconds: fl
                 child.wait()
         seconds = time.perf_counter() - began
         errors.seek(0)
-        return Finished(child.returncode, expired.is_set(), seconds, lines, errors.read(), usage.ru_maxrss << 10)
+        peak_rss_bytes, faults = usage.ru_maxrss << 10, usage.ru_majflt
+        return Finished(child.returncode, expired.is_set(), seconds, lines, errors.read(), peak_rss_bytes, faults)
 
 
 def failure(done: Finished) -> str | None:

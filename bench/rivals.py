@@ -1,8 +1,8 @@
 """What offramp is measured against, a process for each: a subcommand runs, and its last line is one JSON object.
 
 Every rival is warm and takes no gradients. It measures itself: its peak is the kernel's high-water mark (VmHWM) of the
-whole process, imports and loading included, as it is for offramp. torch is imported inside the subcommands that need
-it, so that a rival without torch pays nothing for it.
+whole process, imports and loading included, as it is for offramp. The measurement is that of `offramp bench --against`;
+what only the pages of this folder compare with is here.
 
 Shapes: B rows, S tokens, C labels.
 """
@@ -15,22 +15,12 @@ import sys
 import time
 from pathlib import Path
 
+from offramp.experiments.rival_process import classifier, memory_bytes, passes, timed
+
 WARM_UP_PASSES = 2
 NUM_TOKENS = 128
 NUM_LABELS = 3
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
-STARTED = time.perf_counter()
-
-
-def memory_bytes(field):
-    """`VmHWM`, the peak, or `VmRSS`, the present resident set of this process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(field + ":"))
-
-
-def read_bytes():
-    """Bytes that this process has asked of read calls so far; pages of mapped files are not among them."""
-    return int(Path("/proc/self/io").read_text().split()[1])
 
 
 def random_ids(index, vocab_size):
@@ -40,72 +30,52 @@ def random_ids(index, vocab_size):
     return ((torch.arange(NUM_TOKENS) * 7919 + index * 104729 + 1) % vocab_size)[None]
 
 
-def timed_passes(model, num_passes):
-    """Warm up, run, and describe `num_passes` passes of one row."""
-    import torch
-
-    seconds, ready_seconds = [], time.perf_counter() - STARTED
-    for index in range(WARM_UP_PASSES + num_passes):
-        if index == WARM_UP_PASSES:
-            first_byte = read_bytes()
-        ids_BS = random_ids(index, model.config.vocab_size)
-        mask_BS, types_BS = torch.ones_like(ids_BS), torch.zeros_like(ids_BS)
-        began = time.perf_counter()
-        with torch.inference_mode():
-            model(input_ids=ids_BS, attention_mask=mask_BS, token_type_ids=types_BS).logits.argmax(-1).tolist()
-        seconds.append(time.perf_counter() - began)
-    return {
-        "latencies_seconds": seconds[WARM_UP_PASSES:],
-        "peak_rss_bytes": memory_bytes("VmHWM"),
-        "rss_bytes": memory_bytes("VmRSS"),
-        "ready_seconds": ready_seconds,
-        "bytes_read_per_input": (read_bytes() - first_byte) / num_passes,
-    }
+def timed_passes(args, model):
+    """Warm up, run, and describe passes of one row."""
+    found = timed(job_of(args), *passes(model))
+    return {key: value for key, value in found.items() if key != "logits"}
 
 
-def load(folder, **options):
+def job_of(args):
+    """The job of `rival_process` with the random inputs of all passes."""
+    size, count = json.loads((args.model / "config.json").read_text())["vocab_size"], WARM_UP_PASSES + args.passes
+    inputs = [(random_ids(index, size)[0].tolist(), [0] * NUM_TOKENS) for index in range(count)]
+    about = {"model": args.model, "threads": args.threads, "precision": "fp32"}
+    return {**about, "inputs": inputs, "warm": WARM_UP_PASSES}
+
+
+def load(folder, threads=2, **options):
     """transformers' classifier in `folder`, ready to answer."""
-    from transformers import AutoModelForSequenceClassification
-
-    return AutoModelForSequenceClassification.from_pretrained(folder, **options).eval()
-
-
-def use_threads(num_threads):
-    import torch
-
-    torch.set_num_threads(num_threads)
+    return classifier({"model": folder, "threads": threads}, **options)
 
 
 def resident(args):
     """transformers with every weight in memory."""
-    use_threads(args.threads)
-    return timed_passes(load(args.model), args.passes)
+    return timed_passes(args, load(args.model, args.threads))
 
 
 def throughput(args):
     """The same with many rows at once: texts a second of 128 tokens, for several sizes of batch."""
     import torch
 
-    use_threads(args.threads)
-    model, found = load(args.model), {}
+    model, found = load(args.model, args.threads), {}
     for num_rows in (1, 2, 4, 8, 16, 32):
         ids_BS = torch.cat([random_ids(index, model.config.vocab_size) for index in range(num_rows)])
         inputs = {"input_ids": ids_BS, "attention_mask": torch.ones_like(ids_BS)}
-        passes = max(2, args.texts // num_rows)
+        num_passes = max(2, args.texts // num_rows)
         with torch.inference_mode():
             model(**inputs)
             began = time.perf_counter()
-            for _ in range(passes):
+            for _ in range(num_passes):
                 model(**inputs).logits.argmax(-1).tolist()
-        found[num_rows] = num_rows * passes / (time.perf_counter() - began)
+        found[num_rows] = num_rows * num_passes / (time.perf_counter() - began)
     return {"texts_a_second": found, "peak_rss_bytes": memory_bytes("VmHWM")}
 
 
 def disk(args):
     """transformers and accelerate with every weight left on disk, module by module."""
-    use_threads(args.threads)
     args.offload.mkdir(parents=True, exist_ok=True)
-    return timed_passes(load(args.model, device_map={"": "disk"}, offload_folder=args.offload), args.passes)
+    return timed_passes(args, load(args.model, args.threads, device_map={"": "disk"}, offload_folder=args.offload))
 
 
 def torch_load(args):
@@ -126,11 +96,10 @@ def torch_load(args):
             del layer
             return hidden
 
-    use_threads(args.threads)
-    model = load(args.model)  # it has no layers of its own: embeddings, pooler and classifier only
+    model = load(args.model, args.threads)  # it has no layers of its own: embeddings, pooler and classifier only
     paths = sorted(args.model.glob("layer-*.pt"))
     model.bert.encoder.layer = torch.nn.ModuleList(LayerOnDisk(model.config, path) for path in paths)
-    return timed_passes(model, args.passes)
+    return timed_passes(args, model)
 
 
 def first_label(args):
@@ -138,8 +107,7 @@ def first_label(args):
     import torch
     from transformers import AutoTokenizer
 
-    use_threads(args.threads)
-    tokenizer, model = AutoTokenizer.from_pretrained(args.model), load(args.model)
+    tokenizer, model = AutoTokenizer.from_pretrained(args.model), load(args.model, args.threads)
     batch = tokenizer(args.text, truncation=True, max_length=NUM_TOKENS, return_tensors="pt")
     with torch.inference_mode():
         print(model.config.id2label[int(model(**batch).logits.argmax())], flush=True)
@@ -151,8 +119,8 @@ def transformers_logits(args):
     import torch
     from transformers import AutoTokenizer
 
-    use_threads(args.threads)
-    tokenizer, model = AutoTokenizer.from_pretrained(args.model), load(args.model, attn_implementation=args.attention)
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    model = load(args.model, args.threads, attn_implementation=args.attention)
     for parameter in model.parameters():  # weights mapped from a file lie anywhere, and that changes the last bits
         parameter.data = parameter.data.clone()
     accepted = ("input_ids", "attention_mask", *(["token_type_ids"] if hasattr(model, "bert") else []))
@@ -212,6 +180,8 @@ def build(args):
     distilbert = DistilBertForSequenceClassification, DistilBertConfig
     base = args.out / "bert-base"
     _complete(base, lambda folder: _save_random(folder, *bert))
+    if args.only == base.name:
+        return {"built": [base.name]}
     _complete(args.out / "distilbert", lambda folder: _save_random(folder, *distilbert))
     _complete(args.out / "bert-base-bin", lambda folder: _save_pickled(folder, base))
     _complete(args.out / "bert-base-layers", lambda folder: _save_layers(folder, base))
@@ -292,7 +262,7 @@ def main():
             rival.add_argument(f"--{name}", type=type(default), default=default)
         return rival
 
-    add(build, "out")
+    add(build, "out", only="")
     add(resident, "model", passes=10)
     add(throughput, "model", texts=64)
     add(disk, "model", "offload", passes=10)

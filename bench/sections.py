@@ -12,6 +12,8 @@ from folders import LOOK, THREADS, TOKENS, Folders, words
 from processes import failure, json_result, offramp, rival, run, worker
 from traces import run_traced, spans_of
 
+from offramp.experiments.groups import drop_caches
+
 PASSES = 10
 """Timed passes of a process, after two to warm up."""
 NUM_TEXTS = 12
@@ -121,14 +123,14 @@ def _free(folders: Folders) -> Result:
 
 def _jailed(folders: Folders, limit_mib: int, timeout_seconds: float, options: tuple[str, ...]) -> Result:
     """The same run in a small memory cgroup; every file, those of Python included, is read from disk again."""
-    jail.drop_caches()
+    drop_caches()
     with jail.jail(memory_bytes=limit_mib * MIB) as cell:
         result = run_traced(folders, CGROUP_BUDGET, NUM_TEXTS, options, cell.around, timeout_seconds)
         return {**result, **cell.usage()}
 
 
 def _transformers_jailed(folders: Folders, command: list[str], limit_mib: int, timeout_seconds: float) -> Result:
-    jail.drop_caches()
+    drop_caches()
     with jail.jail(memory_bytes=limit_mib * MIB) as cell:
         done = run(cell.around(command), folders.environment, timeout_seconds)
         reason = failure(done)

@@ -1,5 +1,7 @@
 """Fixtures for all tests, and the selection of tests that are slow or run alone."""
 
+import gc
+import itertools
 import signal
 import threading
 import time
@@ -16,10 +18,22 @@ def pytest_collection_modifyitems(config, items):
     select(items, is_whole=config.args == config.getini("testpaths") and not config.option.keyword)
 
 
+def pytest_collection_finish():
+    """Take modules and tests out of what Python's collector of cycles looks through again and again."""
+    gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def cache_names(tmp_path_factory):
+    """Names of folders that do not exist. Numbered folders of pytest take longer the more there are."""
+    folder = tmp_path_factory.mktemp("caches")
+    return (str(folder / str(number)) for number in itertools.count())
+
+
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory, monkeypatch):
+def own_cache(cache_names, monkeypatch):
     """Give every test a cache folder of its own, so that no test reads or writes the user's."""
-    monkeypatch.setenv("OFFRAMP_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setenv("OFFRAMP_CACHE", next(cache_names))
 
 
 class Clock:

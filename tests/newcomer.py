@@ -3,7 +3,9 @@
 import csv
 import json
 import random
+import re
 import string
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -65,6 +67,7 @@ def write_files(folder):
         (folder / "holiday" / f"{number}.png").write_bytes(tiny_vision.png(number))
     mail = _mail(NUM_MAIL_ROWS)
     _write_table(folder / "mail.tsv", [("sentence", "label"), *mail])
+    (folder / "my_question.py").write_text(_first_recipe())
     (folder / "mail.txt").write_text("".join(f"{text}\n" for text, _ in mail[:5]))
     reviews = ("a fine film", "the plot is thin", "we left early")
     (folder / "reviews.txt").write_text("".join(f"{text}\n" for text in reviews))
@@ -73,6 +76,12 @@ def write_files(folder):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((1200, 512)).astype(np.float32)
     np.savez(folder / "data.npz", **{"0": x, "label": np.where(x[:, 0] > 0, "dog", "cat")})
+
+
+def _first_recipe():
+    """The recipe that the README shows."""
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    return re.search(r"```python\n(from offramp.experiments.*?)```", text, re.DOTALL)[1]
 
 
 def _write_table(path, rows):

@@ -31,6 +31,7 @@ NOT_RUN = {
 """First words of a block of commands that no test runs -> why. Each begins exactly one block."""
 SLOW = {
     "offramp bench mail-store --train": "some dozens of processes",
+    "offramp sweep my_question": "some dozens of processes",
     "offramp divide openai/whisper-tiny": "imports torch twice; tests/division/test_checkpoints.py divides one in CI",
     "import offramp, torch, transformers": "runs what the block before divides",
     "offramp train my-vit": "imports torch three times, and writes graphs; tests/cli/test_vision.py does so in CI",
@@ -165,7 +166,7 @@ def test_every_block_runs_as_it_stands(extent, place):
 
 def test_what_is_left_out_is_listed():
     codes = [block.code for page in PAGES for block in BLOCKS[page]]
-    assert [sum(code.startswith(words) for code in codes) for words in (*NOT_RUN, *SLOW)] == [1] * 7
+    assert [sum(code.startswith(words) for code in codes) for words in (*NOT_RUN, *SLOW)] == [1] * 8
 
 
 def options_of(command):
@@ -180,7 +181,7 @@ OPTIONS = {command: options_of(command) for command in COMMANDS}
 @pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))])
 def test_named_options_exist(page):
     """In prose, too: what stands after the name of a command is of that command, any other of some command."""
-    text = re.sub(r"`(?:python|pip|torchrun|\./|\.ci/|bench/)[^`]*`", "", (ROOT / page).read_text())
+    text = re.sub(r"`(?:python|pip|torchrun|docker|\./|\.ci/|bench/)[^`]*`", "", (ROOT / page).read_text())
     commands = re.findall(rf"offramp ({'|'.join(COMMANDS)}) ([^`#\n]*)", text)
     wrong = [(name, option) for name, rest in commands for option in _options(rest) if option not in OPTIONS[name]]
     everywhere = set().union(*OPTIONS.values())

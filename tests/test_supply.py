@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -26,7 +27,7 @@ def needed():
     text = (ROOT / "pyproject.toml").read_text()
     extras = re.search(r"\[project.optional-dependencies\]\n(.*?)\n\[", text, re.DOTALL)[1]
     for extra, body in re.findall(r"^(\w+) = \[(.*?)\]$", extras, re.MULTILINE | re.DOTALL):
-        if extra not in TOOLS:
+        if extra not in TOOLS and (extra != "sweep" or find_spec("distributed")):  # of several machines
             yield from (canonical(name) for name in re.findall(r'"([A-Za-z][\w-]*)', body) if name != "offramp")
 
 

@@ -38,10 +38,12 @@ KNOWN = {
 }
 
 
-def write_classifier(folder, family, bare=False):
-    """A folder of one; `bare`: without its head."""
-    torch.manual_seed(0)
+def write_classifier(folder, family, bare=False, num_layers=NUM_LAYERS):
+    """A folder of one; `bare`: without its head. Few layers: the time of a division by a run grows with them."""
     model = {**MAKERS, **KNOWN}[family]()
+    model.config.num_hidden_layers = num_layers
+    torch.manual_seed(0)
+    model = type(model)(model.config)
     (model.base_model if bare else model).save_pretrained(folder)
     (folder / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
     hf.BertTokenizerFast.from_pretrained(folder, model_max_length=20).save_pretrained(folder)

@@ -51,8 +51,9 @@ from offramp.runtime.feed import Buffers, WeightFeed
 from offramp.runtime.gate import ExitGate
 from offramp.runtime.guard import NO_DEADLINE
 from offramp.runtime.inputs import InputReader
+from offramp.runtime.run_plan import Reads
 from offramp.runtime.schedule import Schedule
-from offramp.runtime.slots import EqualSlots, Slot
+from offramp.runtime.slots import EqualSlots, Slot, aligned_slot
 from offramp.session.classifier import Classifier, Settings
 from offramp.store import Manifest, Store, StoreWriter
 from offramp.store.manifest import LABELS_FILE, Exits, Source
@@ -245,7 +246,7 @@ def make_classifier(store: Store, policy: str = "none", budget_bytes: int = 1 <<
 
 
 def open_engine(
-    store: Store, policy="none", num_slots: int = 1, residents=(), *, backend=None, direct=False, guard=NO_DEADLINE
+    store: Store, policy="none", num_slots: int = 1, residents=(), *, backend=None, reads="buffered", guard=NO_DEADLINE
 ) -> Engine:
     """An engine whose feed has so many slots, with these shards resident."""
     parsed, program = parse(policy) if isinstance(policy, str) else policy, store.program
@@ -254,11 +255,14 @@ def open_engine(
     heads = load_exits(store, parsed, needs_all=guard.needs_every_exit)
     gate = ExitGate(store, backend, parsed, heads, guard)
     sizes = {
-        name: -(-shard.bytes // 4096) * 4096 for name, shard in store.manifest.shards.items() if shard.blocks is None
+        name: -(-store.manifest.layouts[name].num_bytes // 4096) * 4096
+        for name, shard in store.manifest.shards.items()
+        if shard.blocks is None
     }
-    slots = EqualSlots([Slot(max(sizes.values())) for _ in range(num_slots)])
+    make = aligned_slot if reads == "mapped" else Slot
+    slots = EqualSlots([make(max(sizes.values())) for _ in range(num_slots)])
     buffers = Buffers(slots, {name: Slot(sizes[name]) for name in residents}, depth=num_slots or 2)
-    feed = WeightFeed(store, buffers, schedule.stage_of, Trace(), direct=direct)
+    feed = WeightFeed(store, buffers, schedule.stage_of, Trace(), **Reads(reads).options)
     return Engine(schedule, InputReader(store), backend, gate, feed)
 
 

@@ -72,13 +72,19 @@ def _live(target: str, *args: Any, **kwargs: Any) -> tuple[str, Nodes, bool]:
     return f"{target} {json.dumps(args)[:60]} live", [["x", target, list(args), kwargs]], True
 
 
+def _filled(tree: Any, before: Any) -> Any:
+    """Return the arguments with `before` in place of each `@`."""
+    if isinstance(tree, list):
+        return [_filled(each, before) for each in tree]
+    return before if tree == "@" else tree
+
+
 def _chain(target: str, count: int, *args: Any) -> tuple[str, Nodes, bool]:
     """Return so many nodes, each of which takes the one before as `@`."""
     nodes: Nodes = []
     for index in range(count):
         before = {"v": f"x{index - 1}"} if index else VALUE
-        text = json.dumps(list(args)).replace('"@"', json.dumps(before))
-        nodes.append([f"x{index}", target, json.loads(text), {}])
+        nodes.append([f"x{index}", target, _filled(list(args), before), {}])
     return f"{count} x {target}", nodes, False
 
 

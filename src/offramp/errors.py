@@ -50,7 +50,7 @@ def shown(part: object) -> str:
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
-def said(error: Exception) -> str:
+def said(error: BaseException) -> str:
     """Return the class of an exception and the first line of its message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
     return f"{type(error).__name__}: {lines[0][:300]}"

@@ -48,8 +48,11 @@ def parse_count(count: Union[int, str]) -> int:
 
 
 def named_size(num_bytes: int) -> str:
-    """Return the size as exact text that `--budget` accepts, such as `128MiB` or `1000B`."""
-    return f"{num_bytes >> 20}MiB" if num_bytes % (1 << 20) == 0 else f"{num_bytes}B"
+    """Return the size as exact text that `--budget` accepts, such as `128MiB`, `512KiB` or `1000B`."""
+    for shift, unit in ((20, "MiB"), (10, "KiB")):
+        if num_bytes % (1 << shift) == 0:
+            return f"{num_bytes >> shift}{unit}"
+    return f"{num_bytes}B"
 
 
 def named_budget(num_bytes: int) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from offramp.backends import open_backend
+from offramp.program.narrow import INTEGER, LARGEST_WEIGHT
 from offramp.program.program import ATTENTION_MASK, EXIT_KERNEL
 from offramp.store.exits import read_exits
 
@@ -36,7 +37,14 @@ def begin(backend, mask_BS, seed=1):
 def weights_of(store, step, seed=0):
     """Random weights that fit a step: kernel input -> array."""
     rng, tensors = np.random.default_rng(seed), store.manifest.tensors()
-    return {role: random_array(rng, tensors[name][1].shape) for role, name in step.weights.items()}
+    return {role: _random_weight(rng, role, tensors[name][1]) for role, name in step.weights.items()}
+
+
+def _random_weight(rng, role, tensor):
+    if tensor.dtype == INTEGER:
+        return rng.integers(-LARGEST_WEIGHT, LARGEST_WEIGHT + 1, tensor.shape).astype(np.int8)
+    array = random_array(rng, tensor.shape)
+    return abs(array) / LARGEST_WEIGHT if role.endswith(".scale") else array
 
 
 def random_array(rng, shape):

@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from offramp.backends.onnx_writer import IR, OPSET
+from offramp.backends.onnx_writer import CONTRIB, CONTRIB_OPSET, IR, OPSET
 
 
 class OracleGraph:
@@ -12,6 +12,7 @@ class OracleGraph:
 
     def __init__(self, name):
         self.name, self.nodes, self.inputs, self.constants = name, [], [], []
+        self.opsets = [helper.make_opsetid("", OPSET)]
 
     def input(self, name, *shape, dtype=np.float32):
         kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
@@ -28,10 +29,15 @@ class OracleGraph:
         self.nodes.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
         return name
 
+    def contrib(self, kind, *inputs):
+        name = f"n{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, inputs, [name], name=name, domain=CONTRIB))
+        self.opsets[1:] = [helper.make_opsetid(CONTRIB, CONTRIB_OPSET)]
+        return name
+
     def finish(self, output, *shape):
         self.nodes.append(helper.make_node("Identity", [output], ["out"], name="out"))
         value = helper.make_tensor_value_info("out", onnx.TensorProto.FLOAT, shape)
         graph = helper.make_graph(self.nodes, self.name, self.inputs, [value], self.constants)
-        opsets = [helper.make_opsetid("", OPSET)]
-        model = helper.make_model(graph, opset_imports=opsets, ir_version=IR, producer_name="offramp")
+        model = helper.make_model(graph, opset_imports=self.opsets, ir_version=IR, producer_name="offramp")
         return model.SerializeToString(deterministic=True)

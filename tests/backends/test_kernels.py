@@ -1,5 +1,6 @@
 """Graphs of encoder kernels are those that the package onnx makes, small, and old enough for every runtime."""
 
+import dataclasses
 import itertools
 import zipfile
 from pathlib import Path
@@ -11,14 +12,16 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 
 from offramp.backends import onnx_templates
-from offramp.backends.onnx_templates import graph_of
-from offramp.backends.onnx_writer import Graph
+from offramp.backends.onnx_templates import INTEGER_PRODUCT, graph_of
+from offramp.backends.onnx_writer import CONTRIB, Graph
 from offramp.division.names.build import plan_division
 from offramp.program.encoder import ACTIVATIONS, MAX_SIZE, weight_shapes
 from offramp.program.heads import FORMS
+from offramp.program.narrow import SUFFIX
 from offramp.program.program import EXIT_KERNEL, Kernel
 from offramp.store import Store
 from offramp.store.exits import read_exits
+from tests.backends.narrow import narrow_program
 from tests.backends.oracle import OracleGraph
 from tests.division.tiny import config_of, entries_of
 from tests.golden.common import STORES
@@ -30,14 +33,18 @@ CONFIGS = [
 ]
 NAMES = [f"{config['model_type']}-{config.get('hidden_act', 'gelu')}-{config.get('hidden_size')}" for config in CONFIGS]
 SIZES = st.one_of(st.sampled_from([1, 127, 128, 16383, 16384, (1 << 31) - 1, MAX_SIZE]), st.integers(1, 1 << 12))
+VERSIONS = {"": 13, CONTRIB: 1}
+"""Domain -> version of its operators that ONNX Runtime 1.10 reads."""
 OF_MODULES = ("-export", "-eager")
 EARLIER = [path for path in sorted(STORES.glob("*.zip")) if not path.stem.endswith(OF_MODULES)]
 EARLIER.append(Path(__file__).parents[1] / "store" / "format3" / "encoder.zip")
 
 
-@pytest.fixture(params=CONFIGS, ids=NAMES)
+@pytest.fixture(params=[*CONFIGS, "int8"], ids=[*NAMES, "int8"])
 def program(request):
-    return plan_division(request.param, entries_of(request.param)).program
+    config = config_of() if request.param == "int8" else request.param
+    program = plan_division(config, entries_of(config)).program
+    return narrow_program(program) if request.param == "int8" else program
 
 
 def graphs_of(program):
@@ -57,6 +64,7 @@ def test_they_are_valid_and_have_the_bytes_of_the_package_onnx(program, form, mo
         onnx.checker.check_model(data, full_check=True)
 
 
+@settings(deadline=None)
 @given(
     hidden=SIZES, width=SIZES, types=st.integers(0, 2), labels=SIZES, epsilon=st.floats(0, 1, exclude_max=True),
     activation=st.sampled_from(ACTIVATIONS), form=st.sampled_from([*FORMS.values()]),
@@ -70,7 +78,12 @@ def test_all_attributes_give_the_bytes_of_the_package_onnx(hidden, width, types,
         Kernel("down", {**norm, "intermediate_size": width}),
         Kernel("head", {**two, "num_labels": labels}),
         Kernel(EXIT_KERNEL, {**two, "num_labels": labels}),
+        Kernel("heads", {"hidden_size": hidden, "head_size": width, "most_outputs": width}),
+        Kernel("product", {"rows": "batch", "num_inputs": hidden, "most_outputs": width, "activation": activation}),
+        Kernel("product", {"rows": "batch", "num_inputs": hidden, "most_outputs": width, "activation": None}),
+        Kernel("join-norm", norm),
     ]
+    kernels += [dataclasses.replace(each, template=each.template + SUFFIX) for each in kernels[1:4]]
     found = [graph_of(kernel, form) for kernel in kernels]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(onnx_templates, "Graph", OracleGraph)
@@ -115,10 +128,13 @@ def test_stores_of_earlier_versions_hold_the_same_graphs(archive, tmp_path):
 def test_they_are_small_and_old(program):
     for data, model in graphs_of(program).values():
         assert len(data) < 8 << 10
-        assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 13)]
+        domains = dict.fromkeys(node.domain for node in model.graph.node)
+        assert [(opset.domain, opset.version) for opset in model.opset_import] == [
+            (name, VERSIONS[name]) for name in domains
+        ]
         assert model.ir_version == 7
         assert not model.functions
-        assert {node.domain for node in model.graph.node} <= {"", "ai.onnx"}
+        assert {node.op_type for node in model.graph.node if node.domain == CONTRIB} <= {INTEGER_PRODUCT}
 
 
 def test_they_hold_no_weights(program):
@@ -138,7 +154,7 @@ def test_their_inputs_of_fixed_size_are_the_weights_by_role(program):
         extents = {
             value.name: [axis.dim_value for axis in value.type.tensor_type.shape.dim]
             for value in model.graph.input
-            if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+            if value.type.tensor_type.elem_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.INT8)
         }
         fixed = {name: tuple(shape) for name, shape in extents.items() if all(shape)}
         assert fixed == promised[name]

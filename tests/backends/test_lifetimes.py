@@ -23,7 +23,8 @@ def ended(program):
 def make(*stages, output="y"):
     roles = [BEGIN, *[LAYER] * (len(stages) - 2), END]
     made = [Stage(str(i), role, steps, exit) for i, (role, (steps, exit)) in enumerate(zip(roles, stages, strict=True))]
-    return Program({}, {}, {"mask": Kernel("mask"), "k": Kernel("k")}, tuple(made), Output(output))
+    kernels = {"mask": Kernel("mask"), "k": Kernel("k"), "keeping": Kernel("k", keeps_intermediates=True)}
+    return Program({}, {}, kernels, tuple(made), Output(output))
 
 
 def test_a_value_ends_with_its_last_reader():
@@ -71,14 +72,43 @@ def test_equal_steps_of_one_program_are_told_apart():
     assert ended(program) == [{"x"}, {"h0"}, {"h1"}]
 
 
-@given(st.lists(st.tuples(st.lists(st.integers(0, 9), max_size=3), st.booleans()), min_size=3, max_size=8), st.data())
-def test_values_between_stages_are_those_made_before_and_needed_after(stages, data):
+def test_values_wait_after_each_step_of_a_layer_that_keeps_no_intermediates():
+    """There another batch of the sweep may run; not within the first stage, nor before a step that is joined."""
+    program = make(
+        ((step("k", ["x"], ["a"]), step("k", ["a"], ["b"])), None),
+        ((step("k", ["b"], ["c"]), step("keeping", ["b", "c"], ["d"]), step("k", ["d"], ["e"])), None),
+        ((step("k", ["e"], ["f"]), step("k", ["f"], ["y"])), None),
+    )
+    assert lifetimes_of(program).between == (("b",), ("b", "c"), ("e",), ("f",), ("y",))
+
+
+def test_values_beside_a_step_live_on_and_are_not_read_by_it():
+    """They take memory in addition to what a kernel counts: its own inputs among them."""
+    program = make(
+        ((step("mask", ["m"], ["mask"]), step("k", ["x"], ["a"])), None),
+        ((step("k", ["a"], ["b"]), step("k", ["a"], ["c"]), step("k", ["b"], ["d"])), None),
+        ((step("k", ["c", "d", "mask"], ["y"]),), None),
+    )
+    beside = lifetimes_of(program).beside
+    assert [beside[id(each)] for each in program.steps()] == [[], [], [], ["b"], ["c"], []]
+
+
+KERNELS = st.sampled_from(["k", "keeping"])
+
+
+@given(
+    st.lists(
+        st.tuples(st.lists(st.tuples(KERNELS, st.integers(0, 9)), max_size=3), st.booleans()), min_size=3, max_size=8
+    ),
+    st.data(),
+)
+def test_values_between_steps_are_those_made_before_and_needed_after(stages, data):
     """By the definition, which takes the square of the number of stages."""
     made, parts = ["x"], []
     for reads, has_exit in stages:
         steps = []
-        for number in reads:
-            steps.append(step("k", [made[number % len(made)]], [f"v{len(made)}"]))
+        for kernel, number in reads:
+            steps.append(step(kernel, [made[number % len(made)]], [f"v{len(made)}"]))
             made.append(f"v{len(made)}")
         parts.append((tuple(steps), made[-1] if has_exit and len(made) > 1 else None))
     program = make(*parts, output=data.draw(st.sampled_from(made)))
@@ -91,6 +121,8 @@ def test_values_between_stages_are_those_made_before_and_needed_after(stages, da
             for name in (*each.reads.values(), *each.writes):
                 needed[name] = max(needed.get(name, 0), index)
             index += 1
+            if stage.role != BEGIN and each.kernel == "k" and each is not stage.steps[-1]:
+                bounds.append(index)
         if stage.exit is not None:
             needed[stage.exit] = max(needed.get(stage.exit, 0), index)
         bounds.append(index)

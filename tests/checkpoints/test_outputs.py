@@ -101,12 +101,12 @@ EXAMPLES = [("the sky is blue", 0), ("grass", 1), ("a rose is red", 2)]
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """Families -> folder: one with known names, and others."""
+def asked(tmp_path_factory):
+    """Families -> folder, and what it answers: one with known names, and others."""
     found = {"bert": write_checkpoint(tmp_path_factory.mktemp("bert"), make_model("bert"))}
     for family in ("mpnet", "gpt2"):
-        found[family] = write_classifier(tmp_path_factory.mktemp(family), family)
-    return found
+        found[family] = write_classifier(tmp_path_factory.mktemp(family), family, num_layers=1)
+    return {family: (folder, answers(folder)) for family, folder in found.items()}
 
 
 def answers(folder):
@@ -118,10 +118,10 @@ def answers(folder):
 
 @pytest.mark.parametrize("keys", KEYS, ids=str)
 @pytest.mark.parametrize("family", ["bert", "mpnet", "gpt2"])
-def test_keys_about_the_form_of_the_output_change_no_answer(folders, tmp_path, family, keys):
-    expected = answers(folders[family])
-    config = json.loads((folders[family] / "config.json").read_text())
-    for path in folders[family].iterdir():
+def test_keys_about_the_form_of_the_output_change_no_answer(asked, tmp_path, family, keys):
+    folder, expected = asked[family]
+    config = json.loads((folder / "config.json").read_text())
+    for path in folder.iterdir():
         (tmp_path / path.name).symlink_to(path)
     (tmp_path / "config.json").unlink()
     (tmp_path / "config.json").write_text(json.dumps({**config, **keys}))

@@ -24,6 +24,14 @@ def test_divide_makes_a_store_and_refuses_to_do_it_twice(run, refused, model, tm
     assert run("divide", model, tmp_path / "store", "--force", "--json").lines == [{"store": str(tmp_path / "store")}]
 
 
+def test_divide_says_where_a_store_that_is_read_is_kept(run, store, model, tmp_path):
+    again, old = ("divide", model, tmp_path / "store", "--force"), tmp_path / "store.retired"
+    shutil.copytree(store, tmp_path / "store")
+    with offramp.Store(tmp_path / "store"):
+        assert f"still being read; {old} keeps it" in run(*again).err and old.is_dir()
+    assert "still being read" not in run(*again).err and not old.exists()
+
+
 def test_divide_says_what_it_cannot_read(refused, run, tmp_path):
     folder = write_tiny(tmp_path / "foreign", exits=False)
     config = json.loads((folder / "config.json").read_text())

@@ -119,7 +119,7 @@ def test_what_is_wrong_is_told(refused, place, tmp_path):
 
 def test_a_text_classifier_of_any_family(run, tmp_path, one_thread):
     """Of ALBERT, whose names offramp does not know, by the same commands as BERT."""
-    write_classifier(tmp_path / "model", "albert")
+    write_classifier(tmp_path / "model", "albert", num_layers=2)
     lines = "".join(f"{text}\t{COLOURS[label]}\n" for text, label in examples(90))
     (tmp_path / "t.tsv").write_text("sentence\tlabel\n" + lines)
     table, quick = ("--train", tmp_path / "t.tsv"), ("--epochs", 2, "--lr", "1e-3", "--max-length", 16)

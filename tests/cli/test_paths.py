@@ -8,7 +8,7 @@ import pytest
 from offramp.cli import COMMANDS, main
 from tests.cli.conftest import LABELS
 
-PLACES = ("model", "store", "table.tsv", "said", "policy.json")
+PLACES = ("model", "store", "table.tsv", "said", "policy.json", "recipe.py", "swept")
 """Names in the words below that stand for what the fixture `place` has made."""
 WORDS = {
     "divide": ("model", "new"),
@@ -22,15 +22,18 @@ WORDS = {
     "eval": ("model", "--dev", "table.tsv"),
     "tune": ("store", "--transcript", "said", "--latency", "1s"),
     "bench": ("store", "--budget", "500MiB", "--repeat", "1", "--passes", "1"),
+    "sweep": ("recipe.py", "--out", "new"),
+    "compare": ("swept", "swept"),
     "demo": (),
     "env": (),
 }
 """Arguments that name what there is; a test replaces one of them, or adds a further option."""
-WRITTEN = {"store of divide", "--out", "--trace", "--graph", "--transcript of eval"}
+WRITTEN = {"store of divide", "--out", "--trace", "--graph", "--transcript of eval", "--records", "--markdown"}
 """Arguments that name what a command writes."""
-FOLDERS = {"model", "store", "--data", "--transcript"}
+FOLDERS = {"model", "store", "--data", "--transcript", "first", "second"}
 """Arguments that name a folder."""
-ALSO = {"--data": ("--task", "rte")}
+_RIVALS = ("--against", "transformers")
+ALSO = {"--data": ("--task", "rte"), "--records": _RIVALS, "--markdown": _RIVALS}
 """Argument -> further words with which it is read."""
 
 
@@ -65,6 +68,9 @@ def place(model, store, tmp_path_factory):
     table = ("--train", folder / "table.tsv", "--split", "tune", "--label-column", "label")
     words = ["eval", folder / "store", *table, "--transcript", folder / "said"]
     assert main([str(word) for word in words]) == 0
+    toys = "from offramp.experiments import Grid\n\ndef recipe():\n    return Grid(job='toy', model='toy', rounds=1)\n"
+    (folder / "recipe.py").write_text(toys)
+    assert main(["sweep", str(folder / "recipe.py"), "--out", str(folder / "swept")]) == 0
     return folder
 
 
@@ -87,7 +93,7 @@ def wrong_paths(place, command, argument):
     yield ""
     yield str(place / ("long" * 70))
     if is_written(command, argument):
-        is_folder = argument in FOLDERS or command in ("train", "demo")
+        is_folder = argument in FOLDERS or command in ("train", "demo", "sweep")
         yield str(place / ("file" if is_folder else "folder"))
         return
     yield str(place / "nothing")

@@ -225,7 +225,12 @@ def test_there_is_a_result_for_each_line_and_row_and_what_was_taken_is_said(run,
 
 @pytest.mark.parametrize(
     "options",
-    [["--batch", "3"], ["--reads", "direct"], ["--reads", "buffered"], ["--verify", "always"], ["--threads", "1"]],
+    [
+        ["--batch", "3"],
+        *(["--reads", reads] for reads in ("direct", "buffered", "mapped")),
+        ["--verify", "always"],
+        ["--threads", "1"],
+    ],
 )
 def test_options_do_not_change_answers(run, store, options):
     texts = [word for text in ("the bank fell", "a film", "match won lost") for word in ("--text", text)]
@@ -358,8 +363,18 @@ def test_ctrl_c_ends_with_130(run, store, monkeypatch):
 
 
 def test_direct_reads_that_are_not_to_be_had_are_told(run, store, monkeypatch):
-    monkeypatch.setattr("offramp.session.classifier.choose_direct", lambda *_: False)
+    monkeypatch.setattr("offramp.runtime.run_plan.direct_works", lambda _: False)
     said = run("run", store, *BUDGET, "--reads", "direct", "--text", "the bank", "--json")
     assert said.code == 0
     assert said.lines[-1]["record"]["reads"] == "buffered"
     assert "offramp: warning: this file system does not support direct reads" in said.err
+
+
+def test_mapped_reads_that_are_not_to_be_had_are_told(run, store, monkeypatch):
+    monkeypatch.setattr("offramp.runtime.run_plan.mapping_obstacle", lambda *_: "a file is open for writing")
+    said = run("run", store, *BUDGET, "--reads", "mapped", "--text", "the bank", "--json")
+    assert said.code == 0
+    assert [said.lines[-1]["record"][key] for key in ("reads", "reads_because")] == [
+        "buffered",
+        "a file is open for writing",
+    ]

@@ -4,7 +4,7 @@ import math
 import pytest
 
 from offramp.checkpoints.families import FAMILIES
-from offramp.division.names.build import plan_division
+from offramp.division.names.build import PlannedTensor, plan_division
 from offramp.errors import SourceError
 from tests.division.tiny import CLASSES, CONFIGS, config_of, entries_of
 
@@ -96,7 +96,7 @@ def test_a_bare_model_has_no_head_and_keeps_its_names(model_type, bare):
 def test_heads_of_other_tasks_are_kept_in_a_shard_that_nobody_reads(model_type, task, name):
     config = config_of(model_type, task=task)
     division = plan_division(config, {**entries_of(config), name: ("F32", (7, 32))})
-    assert shard_of(division, "other").tensors == ((name, name, "other", (7, 32)),)
+    assert shard_of(division, "other").tensors == (PlannedTensor(name, name, "other", (7, 32)),)
     assert not any("other" in step.shards for step in division.program.steps())
 
 

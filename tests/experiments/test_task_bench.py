@@ -175,7 +175,9 @@ class Workers:
             raise BudgetError("budget of 1.0 MiB is too small")
         self.jobs.append((job, list(job.inputs)))
         num_inputs = len(self.jobs[-1][1])
-        common = dict.fromkeys(("model", "store_sha256", "backend", "threads", "budget_bytes", "reads", "verify"), 1)
+        common = dict.fromkeys(
+            ("model", "store_sha256", "dtype", "backend", "threads", "budget_bytes", "reads", "verify"), 1
+        )
         texts = {"seconds": 1.0, "answers": ["film"] * num_inputs, "exit_stages": [2] * num_inputs}
         facts = {"latencies_seconds": [0.1], "batch": 1, "peak_rss_bytes": 1, "bytes_read_per_input": 1.0}
         return {**common, **facts, "texts": texts}

@@ -29,11 +29,11 @@ def pack(store, archive):
             file.writestr(info, path.read_bytes())
 
 
-def unpack(name, folder):
-    """Unpack a golden store into `folder/name`, unless that exists. Returns the path of the store."""
+def unpack(name, folder, stores=STORES):
+    """Unpack a golden store of `stores` into `folder/name`, unless that exists. Returns the path of the store."""
     store = Path(folder) / name
     if not store.exists():
-        with zipfile.ZipFile(str(STORES / (name + ".zip"))) as file:
+        with zipfile.ZipFile(str(stores / (name + ".zip"))) as file:
             file.extractall(str(store))
     return store
 

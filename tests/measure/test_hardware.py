@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from offramp.measure import available_bytes, container_bytes, hardware
+from offramp.measure import available_bytes, container_bytes, hardware, tightest_group
 from offramp.measure.hardware import environment
 
 
@@ -56,12 +56,12 @@ def test_control_characters_are_escaped(monkeypatch):
     ],
 )
 def test_the_processor_is_named_on_x86_and_arm(monkeypatch, cpuinfo, model):
-    monkeypatch.setattr(hardware, "_text", lambda path: cpuinfo)
+    monkeypatch.setattr(hardware, "text_of", lambda path: cpuinfo)
     assert hardware._cpu_model() == model
 
 
 def test_without_proc_little_is_known(monkeypatch):
-    monkeypatch.setattr(hardware, "_text", lambda path: "")
+    monkeypatch.setattr(hardware, "text_of", lambda path: "")
     storage = environment("/")["storage"]
     assert storage == {"file_system": None, "read_ahead_kb": None, "io_scheduler": None}
 
@@ -230,6 +230,32 @@ def test_a_quota_of_processors_limits_the_cores(tmp_path, monkeypatch, groups, c
     assert hardware.num_cores(tmp_path) == cores
 
 
+@pytest.mark.parametrize(
+    ("variable", "threads"),
+    [
+        (None, (3, "cpu quota")),
+        ("", (3, "cpu quota")),
+        ("2", (2, "OMP_NUM_THREADS")),
+        (" 1, 4", (1, "OMP_NUM_THREADS")),
+        ("3", (3, "cpu quota")),
+        ("64", (3, "cpu quota")),
+        ("0", (3, "cpu quota")),
+        ("-1", (3, "cpu quota")),
+        ("many", (3, "cpu quota")),
+        ("\u00b2", (3, "cpu quota")),
+    ],
+)
+def test_the_default_of_threads_is_the_least_limit_and_says_which(tmp_path, monkeypatch, variable, threads):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert hardware.default_threads(tmp_path) == (8, "affinity")
+    if variable is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    plant(tmp_path, {"proc/self/cgroup": "0::/a\n", **cpu_v2("/a", "250000 100000")})
+    assert hardware.default_threads(tmp_path) == threads
+    assert hardware.num_cores(tmp_path) == 3
+
+
 def test_a_sandbox_without_affinity(monkeypatch, tmp_path):
     def refuse(_):
         raise OSError(38, "Function not implemented")
@@ -254,6 +280,16 @@ def test_the_least_limit_of_all_groups_is_that_of_the_container(tmp_path, make):
         files.update(make(folder, limit, 10 * MIB))
     plant(tmp_path, {"proc/self/cgroup": line + "\n", **files})
     assert container_bytes(tmp_path) == 128 * MIB
+
+
+@pytest.mark.parametrize(("make", "peak"), [(v1, "memory.max_usage_in_bytes"), (v2, "memory.peak")])
+def test_the_tightest_group_says_the_most_that_was_charged(tmp_path, make, peak):
+    line = "4:memory:/a/b" if make is v1 else "0::/a/b"
+    plant(tmp_path, {"proc/self/cgroup": line + "\n", **make("/a/b", 256 * MIB, MIB), **make("/a", 128 * MIB, 2 * MIB)})
+    group = tightest_group(tmp_path)
+    assert (group.limit_bytes, group.usage_bytes, group.peak_bytes) == (128 * MIB, 2 * MIB, None)  # an older kernel
+    (group.folder / peak).write_text(f"{99 * MIB}\n")
+    assert tightest_group(tmp_path).peak_bytes == 99 * MIB
 
 
 def test_a_limit_that_the_machine_cannot_reach_is_none(tmp_path):

@@ -53,6 +53,15 @@ def test_only_the_last_passes_are_kept():
     assert [span.pass_index for span in trace.spans()] == [97] * 5 + [98] * 5 + [99] * 5
 
 
+@pytest.mark.parametrize(("num_spans", "kept"), [(100, range(97, 100)), (9, range(98, 100)), (1, range(98, 100))])
+def test_long_passes_are_fewer_but_two(num_spans, kept):
+    trace = Trace(num_passes=3, num_spans=num_spans)
+    for pass_index in range(100):
+        for stage in range(5):
+            trace.add(Span("x", stage, "compute", float(pass_index), float(pass_index), pass_index=pass_index))
+    assert [span.pass_index for span in trace.spans()] == [index for index in kept for _ in range(5)]
+
+
 def test_a_trace_keeps_at_least_one_pass():
     with pytest.raises(ValueError, match="num_passes must be at least 1, got 0"):
         Trace(num_passes=0)

@@ -97,7 +97,8 @@ def maker(place):
         if family not in made:
             transformers.utils.logging.disable_progress_bar()
             transformers.utils.logging.set_verbosity_error()
-            folder = write_classifier(place() / family, family)
+            layers = {} if family in KNOWN else {"num_layers": 2}
+            folder = write_classifier(place() / family, family, **layers)
             model = transformers.AutoModelForSequenceClassification.from_pretrained(folder)
             inputs = transformers.AutoTokenizer.from_pretrained(folder)(TEXT, return_tensors="pt")
             if family in ("distilbert", "gpt2"):  # GPT-2 would add rows of words for types

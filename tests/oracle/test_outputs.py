@@ -34,7 +34,7 @@ def write(folder, family, problem, count):
     torch.manual_seed(count)
     if family == "bert":
         return write_checkpoint(folder, make_model("bert", num_labels=count, **labels))
-    write_classifier(folder, family)
+    write_classifier(folder, family, num_layers=1)
     config = transformers.AutoConfig.from_pretrained(folder)
     config.update(labels)
     transformers.AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
@@ -101,7 +101,7 @@ def test_a_label_of_no_output_is_refused_however_it_is_divided(tmp_path):
 def unpadded(request, tmp_path_factory):
     """GPT-2 whose config names no token for padding, and its store."""
     folder = tmp_path_factory.mktemp("unpadded") / "m"
-    write_classifier(folder, "gpt2")
+    write_classifier(folder, "gpt2", num_layers=1)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "pad_token_id": request.param}))
     return folder, offramp.divide(folder, folder.parent / "s")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from offramp.runtime.run_plan import choose_direct
+from offramp.runtime.run_plan import choose_reads
 from offramp.store import Store
 from tests.oracle.tiny import BACKENDS, Case, Way, logits, make_batch, run, streamed_shards
 
@@ -30,13 +30,14 @@ def batch(divided):
 
 @st.composite
 def ways(draw, store):
-    """Any plan: with 0 slots everything is resident. Direct where the file system can."""
+    """Any plan: with 0 slots everything is resident. Direct and mapped where the file system can."""
     shards = streamed_shards(store)
     num_slots = draw(st.integers(0, 3))
     residents = draw(st.sets(st.sampled_from(shards))) if num_slots else shards
     with Store(store) as opened:
-        direct = draw(st.booleans()) and choose_direct(opened, "direct", 0, 0)
-    return Way(num_slots, frozenset(residents), direct, draw(st.sampled_from(["first", "always", "never"])))
+        wanted = draw(st.sampled_from(["buffered", "direct", "mapped"]))
+        reads = choose_reads(opened, wanted, shards, 0, 0).name
+    return Way(num_slots, frozenset(residents), reads, draw(st.sampled_from(["first", "always", "never"])))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

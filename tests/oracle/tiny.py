@@ -136,7 +136,7 @@ class Way:
 
     num_slots: int = 2
     residents: frozenset = frozenset()
-    direct: bool = False
+    reads: str = "buffered"
     verify: str = "first"
 
 
@@ -160,7 +160,7 @@ def run(path, batches, way=Way(), backend="ort", exit="none", num_threads=1, att
             opened = open_backend(backend, store, num_threads)
         else:
             opened = TorchBackend(store, num_threads, attention)
-        engine = open_engine(store, exit, way.num_slots, way.residents, backend=opened, direct=way.direct)
+        engine = open_engine(store, exit, way.num_slots, way.residents, backend=opened, reads=way.reads)
         try:
             return [engine.sweep([encode(batch, store.program.texts)], more=True) for batch in batches]
         finally:

@@ -16,21 +16,23 @@ from offramp.program.encoder import (
     misfit,
     wrong_attributes,
 )
+from offramp.program.narrow import SUFFIX
 from offramp.program.program import Kernel, Program, plain
 
 ENCODER = Encoder(8, 8, 3, 2, 16, "gelu", 1e-12, 30, 24, 2, 2, 1, "tanh", "single_label_classification", ("a", "b"))
 HEADLESS = dataclasses.replace(ENCODER, head_activation=None, problem=None, labels=())
 
 
-def program_and_tensors(encoder):
+def program_and_tensors(encoder, narrow=False):
     """The program of an encoder whose tensors are called `SHARD.ROLE`, one shard a step."""
-    shapes, tensors = encoder_shapes(encoder), {}
+    shapes, tensors = encoder_shapes(encoder, narrow=narrow), {}
 
     def placed(kernel, shard, *more):
         roles = {}
         for name, kind in ((shard, kernel), *more):
             roles.update((role, f"{name}.{role}") for role in shapes[kind])
-            tensors.update((f"{name}.{role}", ("F32", shape)) for role, shape in shapes[kind].items())
+            dtypes = {role: "I8" if f"{role[:-7]}.scale" in shapes[kind] else "F32" for role in shapes[kind]}
+            tensors.update((f"{name}.{role}", (dtypes[role], shape)) for role, shape in shapes[kind].items())
         return PlacedStep(kernel, (*(name for name, _ in more), shard), roles)
 
     stages = [PlacedStage("embedding", "begin", (placed("embedding", "embedding", ("rows", "embedding-rows")),))]
@@ -38,7 +40,7 @@ def program_and_tensors(encoder):
         stages.append(PlacedStage(f"layer.{i}", "layer", tuple(placed(k, f"{i}-{k}") for k in LAYER_KERNELS)))
     if encoder.problem is not None:
         stages.append(PlacedStage("head", "end", (placed("head", "head"),)))
-    return encoder_program(encoder, stages, ["rows"]), tensors
+    return encoder_program(encoder, stages, ["rows"], narrow=narrow), tensors
 
 
 @pytest.mark.parametrize(
@@ -90,3 +92,21 @@ def test_attributes_that_cannot_be(changes, mentions):
     attributes = {"hidden_size": 8, "num_heads": 2, "norm_epsilon": 1e-12}
     assert wrong_attributes(Kernel("attention", attributes)) is None
     assert mentions in wrong_attributes(Kernel("attention", {**attributes, **changes}))
+
+
+def test_a_narrow_program_takes_integers_scales_and_biases():
+    program, tensors = program_and_tensors(ENCODER, narrow=True)
+    check_program(program)
+    assert misfit(program, tensors) is None and read(Program, plain(program), "program") == program
+    assert {name: kernel.template for name, kernel in program.kernels.items() if kernel.template != name} == {
+        name: name + SUFFIX for name in LAYER_KERNELS
+    }
+    assert {role: tensors[f"0-up.{role}"] for role in encoder_shapes(ENCODER, narrow=True)["up"]} == {
+        "up.weight": ("I8", (8, 16)), "up.scale": ("F32", (16,)), "up.bias": ("F32", (16,)),
+    }  # fmt: skip
+    integers, scales = tensors["1-attention.q.weight"], tensors["1-attention.q.scale"]
+    swapped = {**tensors, "1-attention.q.weight": scales, "1-attention.q.scale": integers}
+    assert "q.scale is ('I8', (8, 8)), the kernel takes ('F32', (8,))" in misfit(program, swapped)
+    assert "stage layer.0, up: up.weight is ('F32', (8, 16)), the" in misfit(
+        program, {**tensors, "0-up.up.weight": ("F32", (8, 16))}
+    )

@@ -3,7 +3,8 @@
 import os
 import sys
 
-from tests.remedies.entries import TEXT, Entry, named_command, options
+from offramp.experiments.against import INDEX_FILE
+from tests.remedies.entries import TEXT, Entry, closed, named_command, options
 from tests.remedies.store import spoilt, undo
 
 SAY = f"--text '{TEXT}'"
@@ -75,6 +76,7 @@ def tune_own(w, said):
 tune_own.says = "`offramp eval --transcript own` of this store, and tuned on it"
 
 
+BENCH = "bench store --budget 2GiB --repeat 1 --passes 1 --threads 1"
 SHORT = f"tune tuned --transcript transcripts {GOAL.replace(' --latency 1s', '')} --out policy.json"
 TABLE_OF_TEXTS = "--input in.csv --text-column sentence"
 
@@ -99,6 +101,18 @@ TABLE = [
         SAY,
         "--pair 'the bank' 'fell'",
         "--input texts.txt",
+    ),
+    instead(
+        "cli/divide.py: blocks of {} would all stay in memory",
+        "divide model another --block 4KiB",
+        "the smallest block is --block 512KiB",
+        "divide model another --block 512KiB",
+    ),
+    instead(
+        "division/build.py: only text encoders that are divided by the names of their tensors are cut",
+        "divide model another --method eager --block 1MiB",
+        "divide it without --block",
+        "divide model another --method eager",
     ),
     instead(
         "cli/tune.py: no {}",
@@ -167,6 +181,50 @@ TABLE = [
         f"bench store --dev mine.tsv {LABELS} --budget 2GiB,3GiB",
         "a task is measured under one",
         f"bench store --dev mine.tsv {LABELS} --rows 3 --repeat 1 --budget 2GiB",
+        slow=True,
+    ),
+    instead(
+        "cli/bench.py: --model, --also, --group",
+        f"{BENCH} --model model",
+        "give --against transformers, or more rivals",
+        f"{BENCH} --model model --against transformers",
+        f"{BENCH} --model model --against transformers,transformers-bf16",
+        slow=True,
+    ),
+    instead(
+        "cli/bench.py: rivals and labelled data",
+        f"{BENCH} --against transformers --dev mine.tsv {LABELS}",
+        "give --against without --task, --data, --train and --dev",
+        f"{BENCH} --against transformers",
+        slow=True,
+    ),
+    instead(
+        "cli/bench.py: rivals have no exits",
+        f"{BENCH} --against transformers --exit patience:1",
+        "give --against without --exit, --deadline, --profile and --batch",
+        f"{BENCH} --against transformers",
+        slow=True,
+    ),
+    instead(
+        "experiments/against.py: the rivals need the model",
+        spoilt(lambda w: (w.store / INDEX_FILE).unlink(), f"{BENCH} --against transformers"),
+        "give --model FOLDER",
+        f"{BENCH} --against transformers --model model",
+        slow=True,
+    ),
+    instead(
+        "experiments/rivals.py: not a model folder of transformers",
+        f"{BENCH} --against transformers --model transcripts",
+        "give --model FOLDER",
+        f"{BENCH} --against transformers --model model",
+        slow=True,
+    ),
+    closed("experiments/against.py: the rivals run classifiers of texts", "research", "give a store of such a model"),
+    instead(
+        "experiments/against.py: not a file of records",
+        f"{BENCH} --against transformers --records texts.txt",
+        "name another file for --records",
+        f"{BENCH} --against transformers --records records.jsonl",
         slow=True,
     ),
     options(

@@ -10,8 +10,13 @@ from torch import nn
 
 import offramp
 from offramp.division.checkpoints import example_of, load_inputs
+from offramp.division.names.build import cut_division, plan_division
+from offramp.store import Store
 from offramp.streaming.weightless import class_of_folder, weightless
+from offramp.units import parse_size
+from tests.backends.narrow import write_rewritten
 from tests.division.modules import WIDTH, Chain, Counting, Routed, Tied, ids, made, vectors
+from tests.division.tiny import config_of, entries_of
 from tests.remedies.entries import Entry, closed, corrected, options, said_by
 from tests.remedies.store import failing, named_file, spoilt, undo
 
@@ -46,6 +51,19 @@ def holding(tensor, *, is_saved=True):
     else:
         module.register_buffer("held", tensor, persistent=is_saved)
     return module
+
+
+def many_blocks(w, block_bytes=100):
+    """A model of 24 layers, none of whose products fits a block."""
+    settings = config_of(hidden_size=64, num_hidden_layers=24)
+    return cut_division(plan_division(settings, entries_of(settings)), block_bytes, print)
+
+
+def larger_blocks(w, said):
+    many_blocks(w, parse_size(re.search(r"--block (\S+)", said)[1]))
+
+
+larger_blocks.says = "the division with blocks of the size that the message names"
 
 
 class Own(nn.Parameter):
@@ -272,6 +290,8 @@ def stream_there(w, said):
     from tests.remedies.runtime import in_another_process
 
     code = f"""import offramp, torch
+from offramp.store import Store
+from tests.backends.narrow import write_rewritten
 from tests.division.modules import Chain, made, vectors
 with offramp.stream(made(Chain), {str(w / "made")!r}) as model:
     print(torch.equal(model(vectors()), made(Chain)(vectors())))"""
@@ -366,6 +386,7 @@ def captured_graphs(change):
     return spoil
 
 
+EVAL_EXPORT = "eval export --train mine.tsv --split dev --max-length 16"
 FOUR_TEXTS = "run export --backend torch --threads 1 --text a --text b --text c --text d"
 
 
@@ -409,6 +430,26 @@ def without_operators(w):
     from offramp.backends import onnx_checks
 
     w.patch(onnx_checks, "OPERATORS", {})
+
+
+def narrow_store(w):
+    """A store with integer weights."""
+    if not (w / "int8").exists():
+        with Store(w.store) as source:
+            write_rewritten(source, w / "int8", narrow=True)
+    return w / "int8"
+
+
+def load_narrow(w, **options):
+    with offramp.load(narrow_store(w), threads=1, **options) as classifier:
+        return classifier.predict(["the bank fell"])
+
+
+def without_integer_product(w):
+    """ONNX Runtime has no operator that multiplies integers."""
+    from offramp.backends import onnx_templates
+
+    w.patch(onnx_templates, "INTEGER_PRODUCT", "Absent")
 
 
 def full_arena(w):
@@ -673,6 +714,13 @@ TABLE = [
         undo,
         simulates="memory",
     ),
+    Entry(
+        "backends/onnx.py: ONNX Runtime",
+        spoilt(without_integer_product, load_narrow),
+        "run it with --backend numpy",
+        said_by(lambda w: load_narrow(w, backend="numpy"), "`--backend numpy`"),
+        again=False,
+    ),
     of_export("backends/onnx.py: graphs of unknown kernels", another_graph, "ort"),
     of_export(
         "store/reader.py: graph refers to data in another file", onnx_bytes(lambda data: data + b"location"), "ort"
@@ -689,6 +737,12 @@ TABLE = [
         spoilt(captured_graphs(with_unlisted), lambda w: load(w, "export", backend="torch")),
         "run it with offramp.stream, or with --trust-kernels if you trust its author",
         lambda w: load(w, "export", backend="torch", trust_kernels=True),
+    ),
+    corrected(
+        "backends/torch_graphs.py: operation {} is none of those",
+        spoilt(captured_graphs(with_unlisted), EVAL_EXPORT),
+        "with --trust-kernels if you trust its author",
+        f"{EVAL_EXPORT} --trust-kernels",
     ),
     corrected(
         "backends/torch.py: graph {} takes {}",
@@ -953,11 +1007,44 @@ TABLE = [
         "divide that folder",
         lambda w: offramp.divide(w.model, w / "other"),
     ),
+    Entry(
+        "division/names/build.py: blocks of {} make {} steps",
+        many_blocks,
+        "cut it into larger blocks: --block",
+        larger_blocks,
+        again=False,
+    ),
     options(
         "division/build.py: stage sizes and example inputs",
         "divide plain another --stage-bytes 64KiB",
         "give --method eager",
         "--method eager",
+    ),
+    options(
+        "division/build.py: stores of {} are of text encoders",
+        "divide plain another --method eager --dtype int8",
+        "divide it with --dtype fp32",
+        "--dtype fp32",
+    ),
+    corrected(
+        "checkpoints/source.py: a store of int8",
+        lambda w: offramp.divide(offramp.divide(w.copy("plain"), w / "narrow", dtype="int8"), w / "other"),
+        "give the model folder, or the fp32 store, that it was divided from",
+        lambda w: [offramp.divide(folder, w / f"of-{folder.name}") for folder in (w.copy("plain"), w.copy("bare"))],
+    ),
+    tensors(
+        "division/names/narrow.py: tensor {} has the value",
+        "store it with --dtype fp32",
+        lambda all: {name: array * 1e9 for name, array in all.items()},
+        "divide plain another --dtype fp32",
+        work="divide plain another --dtype fp16",
+        again=False,
+    ),
+    tensors(
+        "division/names/narrow.py: tensor {} has NaN",
+        "get the model again",
+        lambda all: {name: array * np.float32("nan") for name, array in all.items()},
+        work="divide plain another --dtype int8",
     ),
     corrected(
         "division/build.py: divide(folder, store)",

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 import offramp
+from offramp.checkpoints.weights import SafetensorsWeights
 from offramp.store import Store, files, folders
 from tests.remedies.entries import TEXT, Entry, closed
 from tests.store.small import flip
@@ -331,6 +332,25 @@ def as_halves(w, said):
 as_halves.says = "the weights are converted to F16"
 
 
+def headers(w):
+    """Read what the files of a model say of its tensors."""
+    SafetensorsWeights(sorted(w.model.glob("*.safetensors"))).close()
+
+
+def fragments(w, first, last):
+    """Write a file of that many tensors without values."""
+    tensors = (f'"t{n}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}' for n in range(first, last))
+    header = f"{{{','.join(tensors)}}}".encode()
+    (w.model / f"model-{first}.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+
+
+def in_several_files(w, said):
+    """Save the tensors in several files"""
+    (w.model / "model-0.safetensors").unlink()
+    for first in (0, 30_000):
+        fragments(w, first, first + 30_000)
+
+
 def unrecorded(content):
     return spoilt(
         lambda w: (w.model / "trained-rows.json").write_bytes(content),
@@ -367,7 +387,8 @@ remove_record.says = "`rm trained-rows.json`"
 
 
 BUSY = (
-    "another process uses this temporary folder | another process is building this store | another training writes here"
+    "another sweep writes to this folder | another process uses this temporary folder"
+    " | another process is building this store | another training writes here"
 )
 
 
@@ -387,7 +408,7 @@ TABLE = [
     damaged("store/files.py: file has {} bytes", cut),
     damaged("store/files.py: sha256 differs", lambda w: flip(w.store / "exits.json", 9)),
     damaged("store/files.py: file ends inside a tensor", lambda w: None, gather_while_cut),
-    damaged("store/reader.py: file ends at byte", lambda w: flip(shard(w), 8 * 5000)),
+    damaged("store/reader.py: sha256 differs", lambda w: flip(shard(w), 8 * 5000)),
     damaged("store/reader.py: manifest of {} bytes", write("offramp.json", b" " * (3 << 20))),
     Entry("store/files.py: not a regular file", spoilt(link, read_config), "copy the file itself", copy_the_file),
     Entry(
@@ -537,6 +558,12 @@ TABLE = [
         spoilt(packed, "divide model another"),
         "convert it to a dtype of whole bytes, such as F8_E4M3 or F16",
         as_halves,
+    ),
+    Entry(
+        "store/safetensors.py: header of more than {} values",
+        spoilt(lambda w: fragments(w, 0, 60_000), headers),
+        "save the tensors in several files, each with fewer of them",
+        in_several_files,
     ),
     *(
         Entry("store/trained_rows.py: the record", spoilt(pipe_of_rows, read_rows), says, act)

@@ -1,9 +1,9 @@
 """The table of all rooms."""
 
-from tests.remedies import adapters, checkpoints, cli, division, runtime, store, system, tasks, training
+from tests.remedies import adapters, checkpoints, cli, division, runtime, store, sweeps, system, tasks, training
 
 ROOMS = {"store": store, "cli": cli, "runtime": runtime, "tasks": tasks, "checkpoints": checkpoints}
-ROOMS |= {"training": training, "division": division, "adapters": adapters, "system": system}
+ROOMS |= {"training": training, "division": division, "adapters": adapters, "system": system, "sweeps": sweeps}
 TABLE = [entry for room in ROOMS.values() for entry in room.TABLE]
 QUICK = (
     "tasks/",

@@ -2,6 +2,7 @@
 where its message says.
 """
 
+import functools
 from collections import Counter
 
 import pytest
@@ -13,9 +14,13 @@ from tests.remedies.entries import provoke
 from tests.remedies.places import House
 from tests.remedies.table import OPEN, TABLE, lacking, slow_entries
 
-HOUSE = House()
-ADVISING = [place for place in HOUSE.places if place.remedies]
 CARRIED = [entry for entry in TABLE if entry.closed is None]
+
+
+@functools.cache
+def advising():
+    """The places that advise something."""
+    return [place for place in House().places if place.remedies]
 
 
 def params():
@@ -28,7 +33,7 @@ def params():
 
 @pytest.mark.parametrize("entry", list(params()))
 def test_the_remedy_leads_where_it_says(entry, w):
-    (place,) = entry.places(ADVISING)
+    (place,) = entry.places(advising())
     seen = provoke(entry, w)
     said = [each.message for each in seen if each.is_at(place)]
     assert said, f"refused elsewhere: {sorted({(each.file, each.line, each.message) for each in seen})[-2:]}"
@@ -39,12 +44,12 @@ def test_the_remedy_leads_where_it_says(entry, w):
 
 
 def test_every_remedy_has_an_entry():
-    assert sorted(set(lacking(ADVISING)) - set(OPEN)) == []
+    assert sorted(set(lacking(advising())) - set(OPEN)) == []
 
 
 def test_every_entry_is_of_one_place_that_advises():
-    assert [(entry.place, len(found)) for entry in TABLE if len(found := entry.places(ADVISING)) != 1] == []
-    assert [line for line in OPEN if not any(line.startswith(place.key) for place in ADVISING)] == []
+    assert [(entry.place, len(found)) for entry in TABLE if len(found := entry.places(advising())) != 1] == []
+    assert [line for line in OPEN if not any(line.startswith(place.key) for place in advising())] == []
 
 
 def test_every_row_of_the_tables_of_remedies_has_an_entry():

@@ -35,7 +35,7 @@ def test_sizes_and_durations_may_be_given_as_texts():
         ({"batch": 1.5}, "batch: a whole number"),
         ({"max_length": -1}, "max_length: a whole number"),
         ({"longest": 0}, "longest: a whole number"),
-        ({"reads": "mapped?"}, "reads: must be one of auto, direct, buffered, not 'mapped"),
+        ({"reads": "mapped?"}, "reads: must be one of auto, direct, buffered, mapped, not 'mapped"),
         ({"verify": "maybe"}, "verify: must be one of"),
         ({"own_process": 1}, "own_process: must be true or false"),
         ({"trust_kernels": "yes"}, "trust_kernels: must be true or false"),

@@ -64,8 +64,8 @@ class Meter:
         self.total += num_bytes
         return num_bytes, complete
 
-    def gather(self, *arguments):
-        rows, num_bytes = self._gather(*arguments)
+    def gather(self, *arguments, **options):
+        rows, num_bytes = self._gather(*arguments, **options)
         self.total += num_bytes
         return rows, num_bytes
 

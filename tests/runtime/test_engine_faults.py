@@ -107,12 +107,13 @@ def interrupts():
     signal.signal(signal.SIGUSR1, before)
 
 
-def test_an_interrupt_at_any_moment_leaves_the_next_batch_right(shelf, interrupts, no_collector):
+@pytest.mark.parametrize("reads", ["buffered", "mapped"])
+def test_an_interrupt_at_any_moment_leaves_the_next_batch_right(shelf, interrupts, no_collector, reads):
     """Signals at random moments: they land anywhere in the engine and the ring."""
     store, rng = shelf.open(Toy()), random.Random(0)
-    engine = open_engine(store, "patience:1", 2, ["layer-01-up"])
+    engine = open_engine(store, "patience:1", 2, ["layer-01-up"], reads=reads)
     wanted = expected(store, ROWS, "patience:1")
-    for _ in range(200):
+    for _ in range(100):
         with contextlib.suppress(KeyboardInterrupt):
             interrupts.ask(rng.uniform(0, 3e-3))
             while interrupts.pending:
@@ -121,26 +122,29 @@ def test_an_interrupt_at_any_moment_leaves_the_next_batch_right(shelf, interrupt
     engine.close()
 
 
-@pytest.mark.parametrize("direct", [False, True])
-def test_a_damaged_shard_is_reported_by_its_file(tmp_path, direct):
+@pytest.mark.parametrize("reads", ["buffered", "direct", "mapped"])
+def test_a_damaged_shard_is_reported_by_its_file(tmp_path, reads):
     store = write_toy(tmp_path / "store", Toy())
     file = store.path / "layer-01-up.safetensors"
     flipped = bytearray(file.read_bytes())
     flipped[4100] ^= 1
     file.write_bytes(flipped)
-    engine = open_engine(store, "none", 2, direct=direct)
+    engine = open_engine(store, "none", 2, reads=reads)
     for _ in range(2):
         with pytest.raises(DamagedError, match=r"sha256 differs .*layer-01-up"):
             engine.sweep([encode(ROWS)])
     engine.close()
 
 
-def test_a_shard_that_is_cut_while_it_is_open_is_reported(tmp_path):
+@pytest.mark.parametrize(
+    ("reads", "message"), [("buffered", "file ends at byte 4096"), ("mapped", "file has 4096 bytes")]
+)
+def test_a_shard_that_is_cut_while_it_is_open_is_reported(tmp_path, reads, message):
     store = write_toy(tmp_path / "store", Toy())
-    engine = open_engine(store, "none", 2)
+    engine = open_engine(store, "none", 2, reads=reads)
     engine.sweep([encode(ROWS)])
     os.truncate(store.path / "layer-01-up.safetensors", 4096)
-    with pytest.raises(DamagedError, match="file ends at byte 4096"):
+    with pytest.raises(DamagedError, match=message):
         engine.sweep([encode(ROWS)])
     engine.close()
 

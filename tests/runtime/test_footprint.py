@@ -72,13 +72,21 @@ Anonymous:             0 kB
 7f0000070000-7f0000071000 r-xp 00000000 08:01 46                         /a name with spaces.so (deleted)
 Rss:                   4 kB
 Anonymous:             0 kB
+7f0000080000-7f0000081000 r--p 00000000 08:01 47                         /models/of another reader
+Rss:                   4 kB
+Anonymous:             0 kB
 """
 
 
-def test_only_unmodified_code_of_files_is_given_back(monkeypatch):
+def test_only_unmodified_pages_of_libraries_are_given_back(monkeypatch):
     monkeypatch.setattr(footprint.Path, "read_bytes", lambda _: SMAPS)
-    found = list(footprint._code_mappings())
-    assert found == [(0x7F0000000000, 0x3000, 8192), (0x7F0000070000, 0x1000, 4096)]
+    found = list(footprint._clean_mappings())
+    code, constants, spaced = (
+        (0x7F0000000000, 0x3000, 8192),
+        (0x7F0000020000, 0x1000, 4096),
+        (0x7F0000070000, 0x1000, 4096),
+    )
+    assert found == [code, constants, spaced]
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError, PermissionError])

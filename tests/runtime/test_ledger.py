@@ -22,6 +22,8 @@ from offramp.runtime.ledger import (
     Ledger,
     Limit,
     Share,
+    group_bytes,
+    group_margin_bytes,
     least_limit,
 )
 
@@ -41,11 +43,19 @@ def test_the_least_limit_decides_and_is_named(budget, available, container, mapp
         patch.setattr(ledger_module, "container_bytes", lambda: container)
         patch.setattr(ledger_module, "address_space_bytes", lambda: mappable)
         found = least_limit(budget)
-    limits = {BUDGET: budget, MEMORY: available + RSS, CONTAINER: container}
+    limits = {BUDGET: budget, MEMORY: available + RSS}
+    limits[CONTAINER] = None if container is None else container - group_margin_bytes(container)
     limits[ADDRESS_SPACE] = None if mappable is None else RSS + max(mappable - STACK_BYTES, 0)
     known = {name: size for name, size in limits.items() if size is not None}
     assert found.num_bytes == min(known.values()) == known[found.source]
     assert found.reserved_bytes == 0
+    assert found.margin_bytes == (group_margin_bytes(container) if found.source == CONTAINER else 0)
+
+
+@given(needed=st.integers(1, 1 << 42))
+def test_a_container_that_is_named_leaves_what_is_needed_and_no_more(needed):
+    least = group_bytes(needed)
+    assert least - group_margin_bytes(least) >= needed > least - 1 - group_margin_bytes(least - 1)
 
 
 SHARES = st.lists(

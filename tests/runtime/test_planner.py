@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offramp.errors import BudgetError
-from offramp.runtime.planner import MAX_SLOTS, Item, Memory, make_plan, page_rounded, pass_seconds
+from offramp.runtime.planner import MAX_SLOTS, Item, Memory, Strategy, make_plan, page_rounded, pass_seconds
 
 quick = settings(deadline=None, max_examples=50, database=None)
 BASE = Memory(base_bytes=1000 * 4096, activation_bytes=10 * 4096)
@@ -194,3 +194,23 @@ def test_many_shards_of_many_sizes_are_planned_all_the_same():
 @pytest.mark.parametrize(("num_bytes", "rounded"), [(0, 0), (1, 4096), (4096, 4096), (4097, 8192)])
 def test_sizes_are_whole_pages(num_bytes, rounded):
     assert page_rounded(num_bytes) == rounded
+
+
+@pytest.mark.parametrize("residency", ["planned", "prefix", "even"])
+@pytest.mark.parametrize("slots", [None, 1, 2, 3, 5])
+@settings(quick, max_examples=10)
+@given(data=st.data())
+def test_a_strategy_restricts_the_plan_and_is_never_faster(residency, slots, data):
+    items = data.draw(problems())
+    budget_bytes = data.draw(budgets(items))
+    plan = make_plan(items, BASE, budget_bytes, Strategy(residency, slots))
+    names = list(dict.fromkeys(item.shard for item in items))
+    assert plan.num_slots == 0 or slots in (None, plan.num_slots)
+    assert (plan.num_slots == 0) == (plan.residents == frozenset(names))
+    if residency == "prefix":
+        assert plan.residents == frozenset(names[: len(plan.residents)])
+    free = make_plan(items, BASE, budget_bytes)
+    assert plan.smallest_budget_bytes >= free.smallest_budget_bytes
+    assert plan.feasible == (plan.smallest_budget_bytes <= budget_bytes)
+    if plan.feasible and slots in (None, 1, 2, 3) and len(names) <= 8:
+        assert free.predicted_seconds <= plan.predicted_seconds * (1 + 1e-9)

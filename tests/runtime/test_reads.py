@@ -7,14 +7,23 @@ import pytest
 
 from offramp.errors import StoreError
 from offramp.runtime import run_plan
-from offramp.runtime.run_plan import choose_direct, direct_works
+from offramp.runtime.run_plan import DIRECT, MAPPED, Reads, choose_reads, direct_works
 from tests.toy import Toy, write_toy
+
+SHARDS = ("layer-00-up", "layer-00-down")
 
 
 @pytest.fixture
 def store(shelf):
     with shelf.open(Toy(), "always") as store:
         yield store
+
+
+@pytest.fixture
+def unmappable(monkeypatch):
+    """What is not read directly is copied, so that a test does not depend on the file system."""
+    monkeypatch.setattr(run_plan, "mapping_obstacle", lambda *_: "a reason")
+    return Reads("buffered", "a reason")
 
 
 @pytest.mark.parametrize("works", [True, False])
@@ -26,27 +35,44 @@ def store(shelf):
         ("auto", 10, -1, True),
         ("auto", 10, 0, False),
         ("auto", 0, -10, False),
+        ("mapped", 10, -1, False),
     ],
 )
 def test_direct_where_it_is_wanted_or_memory_is_short_and_it_works(
-    store, monkeypatch, works, wanted, growth, available, probes
+    store, monkeypatch, unmappable, works, wanted, growth, available, probes
 ):
     """`available` is counted from store + 10 bytes."""
     probed = []
     monkeypatch.setattr(run_plan, "direct_works", lambda store: probed.append(store) or works)
     store_bytes = sum(shard.bytes for shard in store.manifest.shards.values())
-    assert choose_direct(store, wanted, growth, store_bytes + 10 + available) == (probes and works)
+    found = choose_reads(store, wanted, SHARDS, growth, store_bytes + 10 + available)
+    assert (found == DIRECT) == (probes and works)
     assert probed == [store] * probes
+    assert found.because is None or "direct reads" in found.because or found == unmappable
+
+
+@pytest.mark.parametrize(("wanted", "because"), [("auto", "a reason"), ("mapped", "a reason"), ("buffered", None)])
+def test_what_is_not_mapped_is_copied_and_says_why(store, unmappable, wanted, because):
+    assert choose_reads(store, wanted, SHARDS, 0, 1 << 40) == Reads("buffered", because)
+
+
+@pytest.mark.parametrize("wanted", ["auto", "mapped"])
+def test_shards_are_mapped_where_memory_is_not_short(store, monkeypatch, wanted):
+    asked = []
+    monkeypatch.setattr(run_plan, "mapping_obstacle", lambda *given: asked.append(given))
+    assert choose_reads(store, wanted, SHARDS, 0, 1 << 40) == MAPPED
+    assert asked == [(store, SHARDS)]
 
 
 def test_a_system_without_direct_reads_is_not_probed(store, monkeypatch):
     monkeypatch.delattr(os, "O_DIRECT")
-    assert not choose_direct(store, "direct", 0, 0)
+    because = "this file system does not support direct reads"
+    assert choose_reads(store, "direct", SHARDS, 0, 0) == Reads("buffered", because)
 
 
 def test_another_word_is_refused(store):
-    with pytest.raises(ValueError, match=r"'auto', 'direct', 'buffered'.* got 'mmap'"):
-        choose_direct(store, "mmap", 0, 0)
+    with pytest.raises(ValueError, match=r"'auto', 'direct', 'buffered', 'mapped'.* got 'mmap'"):
+        choose_reads(store, "mmap", SHARDS, 0, 0)
 
 
 @pytest.fixture

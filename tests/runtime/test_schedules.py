@@ -9,6 +9,7 @@ import random
 import signal
 import threading
 import time
+from functools import partial
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -22,8 +23,11 @@ from hypothesis.stateful import (
 )
 
 from offramp.errors import DamagedError
+from offramp.runtime import mapping
 from offramp.runtime.guard import NO_DEADLINE, DeadlineGuard
+from offramp.store import reader
 from tests.forked import in_child
+from tests.leases import num_leases
 from tests.runtime.conftest import DEADLOCK_SECONDS
 from tests.runtime.driver import answers, batches, encode, expected, logits_alone
 from tests.toy import KINDS, Toy, layer_shards, open_engine
@@ -47,12 +51,21 @@ class Disk:
         self._read, self._random = store.read_shard, random.Random(seed)
         self.errors, self.raised, self.num_bytes = [], [], 0
         store.read_shard = self.read_shard
+        self._verify = reader.verify_mapped
+        mapping.verify_mapped = self.verify_mapped
 
-    def read_shard(self, name, view, **options):
+    def disturb(self):
         time.sleep(self._random.choice(DELAYS))
         if self.errors:
             self.raised.append(self.errors.pop())
             raise self.raised[-1]
+
+    def verify_mapped(self, *args):
+        self.disturb()
+        return self._verify(*args)
+
+    def read_shard(self, name, view, **options):
+        self.disturb()
         num_bytes, complete = self._read(name, view, **options)
         self.num_bytes += num_bytes
         return num_bytes, complete
@@ -74,19 +87,22 @@ class Schedules(RuleBasedStateMachine):
         num_slots=st.integers(0, 3),
         stays=st.sets(st.integers(0, 13)),
         deadline_seconds=st.sampled_from((None, None, 1e-3, 10.0)),
+        reads=st.sampled_from(("buffered", "mapped")),
         seed=st.integers(0, 1 << 30),
     )
-    def begin(self, toy, policy, num_slots, stays, deadline_seconds, seed):
+    def begin(self, toy, policy, num_slots, stays, deadline_seconds, reads, seed):
         self.store, self.policy, self.deadline_seconds = self.shelf.open(toy), policy, deadline_seconds
         shards = ["embedding", *layer_shards(self.store), "head"]
         self.num_slots = max(num_slots, 3) if toy.whole and num_slots else num_slots
         self.residents = [name for place, name in enumerate(shards) if place in stays or not num_slots]
-        self.disk = Disk(self.store, seed)
+        self.disk, self.reads = Disk(self.store, seed), reads
         self.open()
 
     def open(self):
         guard = NO_DEADLINE if self.deadline_seconds is None else DeadlineGuard(self.deadline_seconds)
-        self.engine = open_engine(self.store, self.policy, self.num_slots, self.residents, guard=guard)
+        self.engine = open_engine(
+            self.store, self.policy, self.num_slots, self.residents, guard=guard, reads=self.reads
+        )
         self.disk.num_bytes, self.gathered_bytes, count_read = 0, 0, self.engine.feed.count_read
 
         def count(num_bytes):
@@ -94,6 +110,15 @@ class Schedules(RuleBasedStateMachine):
             count_read(num_bytes)
 
         self.engine.feed.count_read = count
+        if self.reads == "mapped":
+            self.engine.feed._mapped.fill = partial(self.count_filled, self.engine.feed._mapped.fill)
+
+    def count_filled(self, fill, *args):
+        """Count what is mapped as read; `fill` may copy it instead."""
+        before = self.disk.num_bytes
+        num_bytes, complete = fill(*args)
+        self.disk.num_bytes = before + num_bytes
+        return num_bytes, complete
 
     def sweep(self, parts, more):
         """Answer batches rightly, or raise an error that was asked for."""
@@ -181,13 +206,14 @@ class Schedules(RuleBasedStateMachine):
         if by_thread:
             closing.join()
         feed = self.engine.feed
-        assert readers() == [] and self.engine.backend.closed
+        assert readers() == [] and self.engine.backend.closed and num_leases() == 0
         assert feed.bytes_used <= feed.bytes_read == self.disk.num_bytes + self.gathered_bytes
 
     @invariant()
     def no_slot_is_lost(self):
         if self.engine is not None:
             pool = self.engine.feed._pool
+            pool = pool if self.reads == "buffered" else pool._pool
             with self.engine.feed._lock:
                 assert len(pool._slots) == self.num_slots
                 assert len({id(slot) for slot in pool._free}) == len(pool._free) <= self.num_slots

@@ -22,6 +22,7 @@ from offramp.measure import Memory, read_memory
 from offramp.runtime import exits as exits_module
 from offramp.runtime import memory_model, run_plan
 from offramp.runtime.guard import DeadlineGuard
+from offramp.runtime.mapping import mapping_obstacle
 from offramp.runtime.memory_model import Workload
 from offramp.runtime.planner import SPREAD_BYTES
 from offramp.runtime.slots import Slot
@@ -31,9 +32,10 @@ from offramp.session.classifier import Settings
 from offramp.session.records import page_cache_bytes
 from offramp.session.results import result_of
 from tests.forked import in_child
+from tests.leases import TOUCH, start
 from tests.page_cache import held
 from tests.runtime.driver import expected
-from tests.toy import LABELS, MAX_LENGTH, Toy, ToyBackend, make_classifier, token_batch
+from tests.toy import LABELS, MAX_LENGTH, Toy, ToyBackend, make_classifier, token_batch, write_toy
 
 LARGE = Toy(padding_bytes=3 << 20)
 """Shards of half a MiB and more: large enough to be streamed."""
@@ -150,6 +152,7 @@ def test_no_budget_changes_an_answer_and_none_is_exceeded(shelf, fixed_memory, m
         return Slot(num_bytes)
 
     monkeypatch.setattr(run_plan, "Slot", counted)
+    monkeypatch.setattr(run_plan, "aligned_slot", counted)
     with make_classifier(store, policy, budget_bytes, num_rows=num_rows) as classifier:
         assert rows_of(classifier.predict(TEXTS)) == plainly(store, TEXTS, policy)
     plan = classifier.plan
@@ -438,13 +441,16 @@ def test_the_record_adds_up(shelf):
         before = classifier.record()
         results = classifier.predict(TEXTS, more=False)
         record = classifier.record()
-    assert {key for key in before if before[key] is None} == {
+    of_groups = {"group_limit_bytes", "group_peak_bytes"}  # None outside of a container
+    assert {key for key in before if before[key] is None} - of_groups == {
         "latency_seconds_median",
         "latency_seconds_p95",
         "latency_seconds_p99",
         "bound_seconds",
         "deadline_seconds",
         "config",  # these settings were made without one
+        "threads_by",
+        "reads_because",  # as was asked
     }
     assert record["num_inputs"] == len(TEXTS) and record["late"] == 0
     assert record["stages_run_total"] == sum(result.stages_run for result in results)
@@ -456,6 +462,28 @@ def test_the_record_adds_up(shelf):
     plan, described = classifier.plan, {key: record[key] for key in ("model", "backend", "exit", "reads", "batch")}
     assert described == {"model": "Toy", "backend": "toy", "exit": "patience:1", "reads": "buffered", "batch": 2}
     assert (record["predicted_peak_bytes"], record["budget_bytes"]) == (plan.predicted_peak_bytes, plan.budget_bytes)
+
+
+@pytest.mark.parametrize("reads", ["auto", "mapped"])
+def test_the_record_says_how_shards_are_read_and_why_no_longer_mapped(tmp_path, fixed_memory, reads):
+    with write_toy(tmp_path / "store", LARGE) as store:
+        if mapping_obstacle(store, ["layer-00-up"]):
+            pytest.skip("no file can be mapped here")
+        budget_bytes = make_classifier(store).plan.smallest_budget_bytes
+        with make_classifier(store, "none", budget_bytes, reads=reads) as classifier:
+            assert classifier.plan.num_slots and classifier.describe_plan()["reads"] == "mapped"
+            before = classifier.predict(TEXTS)
+            assert [classifier.record()[key] for key in ("reads", "reads_because")] == ["mapped", None]
+            assert start(TOUCH, store.path / "layer-00-up.safetensors").wait(20) == 0
+            with (store.path / "layer-01-up.safetensors").open("r+b"):
+                assert rows_of(classifier.predict(TEXTS)) == rows_of(before)
+            record = classifier.record()
+        assert record["reads"] == "buffered" and "open" in record["reads_because"]
+
+
+def test_weights_that_stay_are_not_mapped(shelf):
+    plan = make_classifier(shelf.open(LARGE), reads="mapped").describe_plan()
+    assert (plan["num_slots"], plan["reads"], plan["reads_because"]) == (0, "buffered", "all weights stay in memory")
 
 
 @pytest.mark.parametrize(("deadline", "late"), [(0.05, 4), (0.5, 2), (5.0, 0)])

@@ -217,10 +217,26 @@ def test_a_lying_length_costs_no_memory(tmp_path):
     assert peak < 1 << 20
 
 
-def test_a_hundred_thousand_names_with_the_last_one_twice():
-    names = b",".join(b'"%d":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}' % i for i in [*range(100_000), 99_999])
-    data = by_hand(b"{" + names + b"}")
-    refused(DamagedError, lambda: parse_header(data, len(data), "file"), "duplicate key '99999'")
+def empty_tensors(numbers):
+    return by_hand(b"{%s}" % b",".join(b'"%d":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}' % n for n in numbers))
+
+
+def test_fifty_thousand_names_with_the_last_one_twice():
+    data = empty_tensors([*range(50_000), 49_999])
+    refused(DamagedError, lambda: parse_header(data, len(data), "file"), "duplicate key '49999'")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [empty_tensors(range(100_000)), by_hand(b'{"a":[%s]}' % b",".join([b"[]"] * 300_000))],
+    ids=["tensors", "lists"],
+)
+def test_a_header_of_many_values_costs_no_memory(data):
+    tracemalloc.start()
+    refused(DamagedError, lambda: parse_header(data, len(data), "file"), "more than 400,000 values")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < len(data) + (1 << 20)
 
 
 @given(st.binary(max_size=300))

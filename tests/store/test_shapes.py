@@ -77,7 +77,7 @@ def swapped(manifest):
 
 ATTACKS = {
     "transposed": (lambda m: with_tensor(m, "layer-00-up", "up.weight", shape=(32, 64)), "layer.0, up: up.weight"),
-    "narrow": (lambda m: with_tensor(m, "layer-00-up", "up.bias", dtype="F16", shape=(128,)), "up.bias is ('F16'"),
+    "narrow": (lambda m: with_tensor(m, "layer-00-up", "up.bias", dtype="BF16", shape=(128,)), "up.bias is ('BF16'"),
     "missing": (lambda m: without_weight(m, 2, 2, "norm.bias"), "layer.1, down: norm.bias is None"),
     "extra": (
         lambda m: with_step(

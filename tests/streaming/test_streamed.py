@@ -14,6 +14,7 @@ from torch import nn  # noqa: E402
 
 import offramp  # noqa: E402
 from offramp.errors import BudgetError, DamagedError, RefusedError, StageError, UsageError  # noqa: E402
+from offramp.measure import read_memory  # noqa: E402
 from offramp.runtime.weight_plan import smallest_bytes  # noqa: E402
 from offramp.store import Store  # noqa: E402
 from offramp.streaming.capture import tensors_of  # noqa: E402
@@ -40,6 +41,7 @@ from tests.division.modules import (  # noqa: E402
     made,
     vectors,
 )
+from tests.leases import TOUCH, num_leases, start  # noqa: E402
 
 
 class Shelf:
@@ -606,12 +608,27 @@ def test_a_module_of_nothing_but_a_table(shelf, reads):
         assert same(model(ids()), plain(made(make), ids()))
 
 
-@pytest.mark.parametrize("reads", ["direct", "buffered"])
+@pytest.mark.parametrize("reads", ["direct", "buffered", "mapped"])
 @pytest.mark.parametrize("verify", ["always", "first", "never"])
 def test_reads_of_all_kinds_give_the_same_answers(shelf, reads, verify):
     store = shelf(Chain, vectors())
     with offramp.stream(made(Chain), store, weight_budget=smallest(store), reads=reads, verify=verify) as model:
         assert all(same(model(vectors()), plain(made(Chain), vectors())) for _ in range(2))
+
+
+def test_a_stream_gives_way_to_who_writes_to_the_store_and_says_so(tmp_path):
+    store = offramp.divide(made(Chain), vectors(), tmp_path / "store")
+    with offramp.stream(made(Chain), store, weight_budget=smallest(store), reads="mapped") as model:
+        wanted = plain(made(Chain), vectors())
+        assert same(model(vectors()), wanted)
+        record = model.record()
+        if record["reads"] != "mapped":
+            pytest.skip(record["reads_because"])
+        assert start(TOUCH, *store.glob("weights-*.safetensors")).wait(20) == 0
+        assert same(model(vectors()), wanted)
+        record = model.record()
+        assert record["reads"] == "buffered" and "writing" in record["reads_because"]
+    assert num_leases() == 0
 
 
 def test_a_damaged_shard_ends_the_pass_and_never_gives_an_answer(tmp_path):
@@ -785,3 +802,75 @@ def test_a_module_on_a_gpu_is_refused(shelf, tmp_path):
         offramp.stream(made(Chain).cuda(), store)
     with pytest.raises(StageError, match=r"is on cuda:0.*divide module.cpu\(\)"):
         offramp.divide(made(Chain).cuda(), vectors(), tmp_path / "gpu")
+
+
+class TiedTable(nn.Module):
+    """A causal language model without attention: the table of the embedding is the weight of the last layer."""
+
+    def __init__(self, whole_first=False):
+        super().__init__()
+        self.whole_first = whole_first
+        self.table, self.block, self.head = nn.Embedding(3000, 32), nn.Linear(32, 32), nn.Linear(32, 3000, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, ids):
+        hidden = self.table(ids)
+        if self.whole_first:
+            hidden = self.head(hidden)[..., :32] + hidden
+        return self.head(torch.tanh(self.block(hidden)))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_tied_table_is_read_once_a_pass(tmp_path, strict):
+    module, asked = made(TiedTable), torch.arange(7)[None]
+    store = Store(offramp.divide(module, asked, tmp_path / "store"))
+    wanted, table = module(asked), max(shard.bytes for shard in store.manifest.shards.values())
+    with offramp.stream(module, store.path, weight_budget=table + (64 << 10), strict=strict) as running:
+        read = []
+        for _ in range(4):
+            assert torch.equal(running(asked), wanted)
+            read.append(running.record()["bytes_read_total"])
+        assert not running.counts.unplanned_loads
+        assert running.counts.peak_weight_bytes <= table + (64 << 10)
+    whole = sum(shard.bytes for shard in store.manifest.shards.values())
+    gathered = asked.numel() * 32 * 4 + (1 << 16)
+    assert read[-1] - read[0] <= 3 * (whole + gathered)
+
+
+def test_a_tied_table_that_the_first_stage_needs_as_a_whole_is_read_for_it(tmp_path):
+    module, asked = made(lambda: TiedTable(whole_first=True)), torch.arange(7)[None]
+    store = Store(offramp.divide(module, asked, tmp_path / "store"))
+    wanted, table = module(asked), max(shard.bytes for shard in store.manifest.shards.values())
+    with offramp.stream(module, store.path, weight_budget=table + (64 << 10)) as running:
+        for _ in range(3):
+            assert torch.allclose(running(asked), wanted, atol=1e-6)
+        assert running.counts.peak_weight_bytes <= table + (64 << 10)
+
+
+def test_what_the_first_pass_adds_to_the_process_is_taken_off_the_weights(tmp_path):
+    """As libraries do, which load code when they first run."""
+    make, x = lambda: nn.Sequential(*(nn.Linear(512, 512) for _ in range(12))), torch.ones(1, 512)
+    module, kept = made(make), []
+    wanted, store = module(x), offramp.divide(module, x, tmp_path / "store")
+    running = made(make)
+    running[0].register_forward_pre_hook(lambda *_: None if kept else kept.append(torch.ones(6 << 20)))  # 24 MiB
+    gc.collect()
+    budget = read_memory().rss_bytes + (20 << 20)  # the module takes 12 MiB before it is streamed
+    with offramp.stream(running, store, budget=budget) as stream:
+        assert torch.equal(stream(x), wanted)
+        assert stream.plan.resident_bytes + stream.plan.pool_bytes <= 8 << 20
+        for _ in range(2):
+            assert torch.equal(stream(x), wanted)
+            assert read_memory().rss_bytes <= budget
+        assert not stream.record()["unplanned"]
+
+
+def test_a_process_that_grows_beyond_its_budget_in_the_first_pass_says_so(tmp_path):
+    make, x, kept = lambda: nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 4)), torch.ones(1, 64), []
+    store = offramp.divide(made(make), x, tmp_path / "store")
+    running = made(make)
+    running[0].register_forward_pre_hook(lambda *_: None if kept else kept.append(torch.ones(12 << 20)))  # 48 MiB
+    with offramp.stream(running, store, budget=read_memory().rss_bytes + (24 << 20)) as stream:
+        with pytest.warns(UserWarning, match=r"more than its limit of .*: .* in a pass, besides weights"):
+            stream(x)
+        stream(x)

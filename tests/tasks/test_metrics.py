@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
+from offramp.measure.statistics import paired_bootstrap
 from offramp.tasks.glue import TASKS
-from offramp.tasks.metrics import METRICS, paired_bootstrap, paired_interval, score, score_exits
+from offramp.tasks.metrics import METRICS, paired_interval, score, score_exits
 
 
 def test_known_values():

@@ -14,9 +14,9 @@ from offramp.training import TrainSettings, train_exits
 from tests.training.tiny import LABELS, examples, make_model, write_checkpoint
 
 TRAIN, TUNE = examples(60), examples(12, seed=1)
-SETTINGS = {"epochs": 4, "heads_epochs": 5, "batch_size": 8, "max_length": 16, "save_steps": 3}
+SETTINGS = {"epochs": 2, "heads_epochs": 3, "batch_size": 8, "max_length": 16, "save_steps": 3}
 """Eight steps an epoch: checkpoints lie in the middle of epochs."""
-MODEL, HEADS = 32, 40
+MODEL, HEADS = 16, 24
 """Steps of the two stages."""
 CHILD = """
 import os, sys
@@ -57,11 +57,11 @@ def interrupt(source, out, loss, number, step):
 @pytest.mark.parametrize(
     ("loss", "number", "stage", "step", "begins_at"),
     [
-        ("pabee", signal.SIGKILL, MODEL, 20, 18),
+        ("pabee", signal.SIGKILL, MODEL, 11, 9),
         ("pabee", signal.SIGKILL, HEADS, 2, MODEL),
-        ("pabee", signal.SIGINT, HEADS, 26, 24),
+        ("pabee", signal.SIGINT, HEADS, 14, 12),
         ("mixed", signal.SIGKILL, MODEL, 14, 12),
-        ("heads-only", signal.SIGKILL, HEADS, 26, 24),
+        ("heads-only", signal.SIGKILL, HEADS, 14, 12),
         ("distill", signal.SIGINT, MODEL, 8, 6),
     ],
 )
@@ -104,14 +104,15 @@ def test_a_run_that_is_whole_is_measured_again_and_not_trained(source, tmp_path)
         train(source, tmp_path / "run", "last")
 
 
-def in_two_processes(source, table, out, loss, *more):
-    """Train as on two GPUs, by torchrun."""
-    options = ["--train", table, "--max-length", 16, "--epochs", 4, "--batch", 4, "--loss", loss, "--save-steps", 3]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
-    command = [*launch, *more, "train", source, "--out", out, *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    environment["CUDA_VISIBLE_DEVICES"] = ""  # two cannot share one
-    return subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True, check=False)
+def options_of(table, loss):
+    settings = "--max-length 16 --epochs 3 --heads-epochs 1 --batch 4 --save-steps 3"
+    return ["--train", table, "--loss", loss, *settings.split()]
+
+
+def environment():
+    """That of processes which train together; two cannot share a GPU."""
+    paths = os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": ""}
 
 
 @pytest.fixture
@@ -126,7 +127,10 @@ needs_gloo = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reaso
 
 @needs_gloo
 def test_two_processes_train_one_run(source, table, tmp_path):
-    done = in_two_processes(source, table, tmp_path / "run", "heads-only", "-m", "offramp")
+    """As on two GPUs, by torchrun."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m", "offramp"]
+    command = [*launch, "train", source, "--out", tmp_path / "run", *options_of(table, "heads-only")]
+    done = subprocess.run(list(map(str, command)), env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("the tune split") == 1, "one of them speaks"
     names = {path.name for path in (tmp_path / "run").iterdir()}
@@ -135,9 +139,9 @@ def test_two_processes_train_one_run(source, table, tmp_path):
     assert '"processes": 2' in (tmp_path / "run" / "train.json").read_text()
 
 
-KILLED = """
-import os, sys
-import offramp.training.trainer as trainer
+PAIRS = """
+import os, socket, sys
+import accelerate, offramp.training.job, offramp.training.trainer as trainer, transformers  # once, for all pairs
 from offramp.cli import main
 
 class Killed(trainer._Progress):
@@ -145,22 +149,48 @@ class Killed(trainer._Progress):
         if state.global_step == 17:
             os._exit(9)
 
-trainer._Progress = Killed
-sys.exit(main(sys.argv[1:]))
+def pair(name, words, progress):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    children = [os.fork() or work(rank, port, name, words, progress) for rank in range(2)]
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+def work(rank, port, name, words, progress):
+    code = 1
+    try:
+        for number, kind in ((1, "out"), (2, "err")):
+            os.dup2(os.open(f"{name}.{rank}.{kind}", os.O_WRONLY | os.O_CREAT, 0o600), number)
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
+                          MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+        trainer._Progress = progress
+        code = main(words)
+        sys.stdout.flush()
+    finally:
+        os._exit(code)
+
+place, *words = sys.argv[1:]
+os.chdir(place)
+for name, out, progress in (("killed", "run", Killed), ("run", "run", trainer._Progress),
+                            ("whole", "whole", trainer._Progress)):
+    print(*pair(name, [*words, "--out", out], progress), flush=True)
 """
+"""Trains in pairs of processes as torchrun starts them; they are forked, so that libraries are imported once."""
 
 
 @needs_gloo
 def test_two_processes_that_were_killed_go_on_with_the_same_rows(source, table, tmp_path):
     """In the third epoch: on resumption two wrappers hid from the batches which epoch it is."""
-    (tmp_path / "killed.py").write_text(KILLED)
-    assert in_two_processes(source, table, tmp_path / "run", "mixed", tmp_path / "killed.py").returncode != 0
-    assert (tmp_path / "run.partial").exists()
+    command = [sys.executable, "-c", PAIRS, tmp_path, "train", source, *options_of(table, "mixed")]
+    done = subprocess.run(list(map(str, command)), env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    killed, *others = done.stdout.splitlines()
+    assert "0" not in killed.split() and others == ["0 0", "0 0"], killed
     for out in ("run", "whole"):
-        done = in_two_processes(source, table, tmp_path / out, "mixed", "-m", "offramp")
-        assert done.returncode == 0, done.stderr
-        assert ("from checkpoint-15" in done.stderr) == (out == "run")
-        assert done.stdout.count("the tune split") == 1, "one of them speaks"
+        said = {kind: (tmp_path / f"{out}.0.{kind}").read_text() for kind in ("out", "err")}
+        assert ("from checkpoint-15" in said["err"]) == (out == "run")
+        both = said["out"] + (tmp_path / f"{out}.1.out").read_text()
+        assert both.count("the tune split") == 1, "one of them speaks"
         assert not (tmp_path / f"{out}.partial").exists()
         assert '"processes": 2' in (tmp_path / out / "train.json").read_text()
     for name in ("model.safetensors", "exits.safetensors"):

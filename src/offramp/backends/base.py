@@ -8,6 +8,7 @@ Shapes: B rows, S tokens, T = B S.
 
 from __future__ import annotations
 
+import math
 import weakref
 from abc import abstractmethod
 from bisect import bisect_right
@@ -17,12 +18,13 @@ import numpy as np
 
 from offramp.errors import StoreError
 from offramp.program.dtypes import DTYPES
-from offramp.program.encoder import misfit
+from offramp.program.encoder import misfit, parts_of
 from offramp.program.heads import HeadForm, Shapes
 from offramp.program.program import (
     ATTENTION_MASK,
     BATCH,
     BATCH_TOKENS,
+    BEGIN,
     CAPTURED,
     EXIT_KERNEL,
     Kernel,
@@ -44,6 +46,8 @@ CAPTURED_SCRATCH_BYTES = 8 << 20
 """Bytes for each thread that libraries take in captured kernels: packed operands of matrix products, columns of
 convolutions."""
 REMEDY = "divide the model again"
+BLOCKS = ("heads", "product", "join", "join-norm", "first")
+"""Templates of programs with blocks."""
 MASK = "mask"
 """Template of the kernel whose result tells attention which tokens are padding."""
 
@@ -65,7 +69,7 @@ class ProgramBackend(Backend):
         if not self.program.stages:
             remedy = "divide with --method export, or run it with offramp.stream"
             raise StoreError("the stages of this store are not graphs", store.path, remedy)
-        self._tensors = store.manifest.tensors()
+        self._tensors = store.manifest.taken
         self.exit_form: Optional[HeadForm] = None
         exits, kernel = read_exits(store), self.program.kernels.get(EXIT_KERNEL)
         if exits is not None and kernel is not None:
@@ -117,20 +121,20 @@ class ProgramBackend(Backend):
         """Return the bytes of the kernel that takes most. Captured programs: in proportion to their example."""
         if self._is_captured:
             return self.state_bytes(num_rows, length) + self.num_threads * CAPTURED_SCRATCH_BYTES
+        values = self._values
         most = max(
             self.num_elements(self.program.kernels[step.kernel], num_rows, length) * np.dtype(value.dtype).itemsize
+            + _num_bytes((values[name] for name in self._lifetimes.beside[id(step)]), num_rows, length)
             for step in self.program.steps()
             for value in step.writes.values()
         )
         return most + self.num_threads * self.scratch_bytes
 
     def state_bytes(self, num_rows: int, length: int) -> int:
-        """Return the bytes of values that live between two stages. Captured programs: the most that live at once."""
+        """Return the bytes of values with which a batch can wait. Captured programs: the most that live at once."""
         if not self._is_captured:
-            most = 0
-            for values in ([self._values[name] for name in names] for names in self._lifetimes.between):
-                sizes = (np.prod(each.shape(num_rows, length)) * np.dtype(each.dtype).itemsize for each in values)
-                most = max(most, int(sum(sizes)))
+            kept = [[self._values[name] for name in names] for names in self._lifetimes.between]
+            most = max(_num_bytes(values, num_rows, length) for values in kept)
             return most + self.mask_bytes(num_rows, length)
         rows, tokens = self.program.example
         lived = self.program.activation_bytes * num_rows / max(rows, 1)
@@ -253,10 +257,14 @@ class ProgramBackend(Backend):
     def _read_constants(self) -> Dict[str, Any]:
         found = {}
         for name in {name for step in self.program.steps() for name in step.constants.values()}:
-            shard, tensor = self._tensors[name]
+            shard, tensor = self.store.manifest.tensors()[name]
             data = np.frombuffer(self.store.read_tensor(shard.name, tensor), DTYPES[tensor.dtype].numpy)
             found[name] = self.wrap(data.reshape(tensor.shape))
         return found
+
+
+def _num_bytes(values: Iterable[Value], num_rows: int, length: int) -> int:
+    return sum(math.prod(each.shape(num_rows, length)) * np.dtype(each.dtype).itemsize for each in values)
 
 
 class _Kernels(Dict[str, LoadedKernel]):
@@ -288,7 +296,11 @@ class Lifetimes(NamedTuple):
     ended: Mapping[int, Sequence[str]]
     """Identity of a step (steps hold dicts and cannot be hashed) -> values that nothing needs after it."""
     between: Tuple[Tuple[str, ...], ...]
-    """Values made by steps, masks excluded, that are needed after each stage."""
+    """Values made by steps, masks excluded, that are needed where another batch may run: after each stage, and in a
+    layer after each step whose kernel does not keep intermediates."""
+    beside: Mapping[int, Sequence[str]]
+    """Identity of a step -> values made by earlier steps, masks excluded, that live while it runs, and that it does not
+    read."""
 
 
 def lifetimes_of(program: Program) -> Lifetimes:
@@ -304,6 +316,8 @@ def lifetimes_of(program: Program) -> Lifetimes:
             if program.kernels[step.kernel].template != MASK:
                 made.update(dict.fromkeys(step.writes, index))
             index += 1
+            may_wait = stage.role != BEGIN and not program.kernels[step.kernel].keeps_intermediates
+            bounds += [index] if may_wait and step is not stage.steps[-1] else []
         if stage.exit is not None:
             last[stage.exit] = index  # the exit runs before the next step
             read.add(stage.exit)
@@ -319,7 +333,11 @@ def lifetimes_of(program: Program) -> Lifetimes:
     for name, index in made.items():
         for place in range(bisect_right(bounds, index), bisect_right(bounds, last[name])):
             between[place].append(name)
-    return Lifetimes(read, ended, tuple(map(tuple, between)))
+    beside = {
+        id(step): [name for name, at in made.items() if at < index < last[name] and name not in step.reads.values()]
+        for index, step in enumerate(steps)
+    }
+    return Lifetimes(read, ended, tuple(map(tuple, between)), beside)
 
 
 def _blank_inputs(program: Program, shape: Tuple[int, int], mask_BS: Optional[np.ndarray]) -> Dict[str, np.ndarray]:
@@ -347,6 +365,16 @@ def _zeros(tensors: Mapping[str, Tensor]) -> Dict[str, np.ndarray]:
         name: zeros[: tensor.num_bytes].view(np.dtype(DTYPES[tensor.dtype].numpy)).reshape(tensor.shape)
         for name, tensor in tensors.items()
     }
+
+
+def join(state: State, inputs: Mapping[str, Any]) -> Tuple[np.ndarray]:
+    """Run a kernel `join`: return a copy of its blocks of outputs, side by side."""
+    return (np.concatenate(parts_of(inputs), axis=1),)
+
+
+def first(state: State, inputs: Mapping[str, Any]) -> Tuple[np.ndarray]:
+    """Run a kernel `first`: return a copy of the first token of each row, [B, H]."""
+    return (np.array(inputs["hidden"][:: state.length]),)
 
 
 def lines_of(error: Exception) -> List[str]:

@@ -18,13 +18,17 @@ from typing import Any, Callable, Dict, Mapping, Optional, Tuple
 import numpy as np
 
 from offramp.backends import THREAD_VARIABLES
-from offramp.backends.base import LoadedKernel, ProgramBackend
+from offramp.backends.base import BLOCKS, LoadedKernel, ProgramBackend, first, join
+from offramp.backends.numpy_narrow import integers, num_temporary
 from offramp.program.heads import HeadForm
+from offramp.program.narrow import SUFFIX, plain
 from offramp.program.program import Kernel
 from offramp.runtime.backend import State
 from offramp.store import Store
 
 Inputs = Mapping[str, Any]
+LinearOf = Callable[[np.ndarray, Inputs], Callable[[str], np.ndarray]]
+"""Function that prepares rows [T, inputs] for any number of linear layers, each named by its role."""
 BLOCK = 1 << 15
 """Elements that an activation handles at a time, so that its three temporaries stay in the cache of a core."""
 PACKED = 512
@@ -61,17 +65,38 @@ class NumpyBackend(ProgramBackend):
 
     def num_elements(self, kernel: Kernel, num_rows: int, length: int) -> int:
         """Return the elements of the arrays that live at once, as counted in the functions below."""
-        tokens = num_rows * length
+        tokens, template = num_rows * length, plain(kernel.template)
         sizes: Mapping[str, Any] = kernel.attributes
         hidden, inner = tokens * sizes.get("hidden_size", 0), tokens * sizes.get("intermediate_size", 0)
         packed = min(max(hidden, inner), tokens * PACKED)
-        if kernel.template == "embedding":  # rows of three tables, their sum, its projection
+        if template in BLOCKS:
+            return self._block_elements(kernel, tokens, length)
+        if template != kernel.template:
+            width, other = sizes["hidden_size"], sizes.get("intermediate_size", sizes["hidden_size"])
+            packed += num_temporary(tokens, *((other, width) if template == "down" else (width, other)))
+        if template == "embedding":  # rows of three tables, their sum, its projection
             return 4 * tokens * sizes["embedding_size"] + hidden + packed
-        if kernel.template == "attention":  # residual, query, key, value, output; scores of one row and their maxima
+        if template == "attention":  # residual, query, key, value, output; scores of one row and their maxima
             return 5 * hidden + sizes["num_heads"] * length * (length + 1) + packed
-        if kernel.template == "up":
+        if template == "up":
             return hidden + inner + 3 * BLOCK + packed
         return 2 * hidden + inner + tokens + packed  # `down`: residual, inner, output; heads and masks take less
+
+    def _block_elements(self, kernel: Kernel, tokens: int, length: int) -> int:
+        """Return the elements as `num_elements` does, of a template of blocks."""
+        sizes: Mapping[str, Any] = kernel.attributes
+        template = plain(kernel.template)
+        hidden, most = tokens * sizes.get("hidden_size", 0), sizes.get("most_outputs", 0)
+        inputs, block = sizes.get("num_inputs", sizes.get("hidden_size", 0)), tokens * most
+        narrow = 0 if template == kernel.template else num_temporary(tokens, inputs, most)
+        if template == "heads":  # as `attention`, for the heads of a block
+            scores = most // sizes["head_size"] * length * (length + 1)
+            return narrow + hidden + 3 * block + scores + min(hidden, tokens * PACKED)
+        if template == "product":
+            return narrow + tokens * inputs + block + 3 * BLOCK + min(max(tokens * inputs, block), tokens * PACKED)
+        if template == "join":
+            return 2 * tokens * sizes["width"]
+        return 3 * hidden + tokens  # `join-norm`: blocks, residual, output
 
     def mask_bytes(self, num_rows: int, length: int) -> int:
         """Return the bytes of the float mask of attention."""
@@ -79,6 +104,16 @@ class NumpyBackend(ProgramBackend):
 
     def close(self) -> None:
         """Do nothing: arrays are freed with the state of a batch."""
+
+
+def _linear(x: np.ndarray, inputs: Inputs, role: str) -> np.ndarray:
+    out = np.matmul(x, inputs[role + ".weight"].T)
+    out += inputs[role + ".bias"]
+    return out
+
+
+def _floats(x: np.ndarray, inputs: Inputs) -> Callable[[str], np.ndarray]:
+    return partial(_linear, x, inputs)
 
 
 def _mask(sizes: Inputs, state: State, inputs: Inputs) -> Tuple[Optional[np.ndarray]]:
@@ -95,13 +130,22 @@ def _embedding(sizes: Inputs, state: State, inputs: Inputs) -> Tuple[np.ndarray]
     return (_linear(total_TE, inputs, "project") if "project.weight" in inputs else total_TE,)
 
 
-def _attention(sizes: Inputs, state: State, inputs: Inputs) -> Tuple[np.ndarray]:
-    hidden_TH, mask, num_heads = inputs["hidden"], inputs["mask"], sizes["num_heads"]
-    query_TH, key_TH, value_TH = (_linear(hidden_TH, inputs, role) for role in "qkv")
-    query_TH *= np.float32((hidden_TH.shape[1] // num_heads) ** -0.5)
-    shape = (state.num_rows, state.length, num_heads, -1)
-    query, key, value = (each.reshape(shape).transpose(0, 2, 1, 3) for each in (query_TH, key_TH, value_TH))
-    scores_NSS = np.empty((num_heads, state.length, state.length), np.float32)
+def _attention(sizes: Inputs, state: State, inputs: Inputs, linear_of: LinearOf = _floats) -> Tuple[np.ndarray]:
+    hidden_TH = inputs["hidden"]
+    context_TH = _context(hidden_TH.shape[1] // sizes["num_heads"], state, inputs, linear_of)
+    output_TH = linear_of(context_TH, inputs)("o")
+    output_TH += hidden_TH
+    return (_norm(output_TH, inputs, sizes),)
+
+
+def _context(head_size: int, state: State, inputs: Inputs, linear_of: LinearOf) -> np.ndarray:
+    """Return the context [T, R] of the heads that the outputs of q, k and v are."""
+    mask = inputs["mask"]
+    query_TR, key_TR, value_TR = map(linear_of(inputs["hidden"], inputs), "qkv")
+    query_TR *= np.float32(head_size**-0.5)
+    shape = (state.num_rows, state.length, -1, head_size)
+    query, key, value = (each.reshape(shape).transpose(0, 2, 1, 3) for each in (query_TR, key_TR, value_TR))
+    scores_NSS = np.empty((query.shape[1], state.length, state.length), np.float32)
     for row in range(state.num_rows):  # one row at a time: its scores stay in the cache
         np.matmul(query[row], key[row].transpose(0, 2, 1), out=scores_NSS)
         if mask is not None:
@@ -110,17 +154,15 @@ def _attention(sizes: Inputs, state: State, inputs: Inputs) -> Tuple[np.ndarray]
         np.exp(scores_NSS, out=scores_NSS)
         scores_NSS /= scores_NSS.sum(axis=-1, keepdims=True)
         np.matmul(scores_NSS, value[row], out=query[row])  # the context takes the place of the query
-    output_TH = _linear(query_TH, inputs, "o")
-    output_TH += hidden_TH
-    return (_norm(output_TH, inputs, sizes),)
+    return query_TR
 
 
-def _up(sizes: Inputs, state: State, inputs: Inputs) -> Tuple[np.ndarray]:
-    return (_activate(_linear(inputs["hidden"], inputs, "up"), sizes["activation"]),)
+def _up(sizes: Inputs, state: State, inputs: Inputs, linear_of: LinearOf = _floats) -> Tuple[np.ndarray]:
+    return (_activate(linear_of(inputs["hidden"], inputs)("up"), sizes["activation"]),)
 
 
-def _down(sizes: Inputs, state: State, inputs: Inputs) -> Tuple[np.ndarray]:
-    output_TH = _linear(inputs["inner"], inputs, "down")
+def _down(sizes: Inputs, state: State, inputs: Inputs, linear_of: LinearOf = _floats) -> Tuple[np.ndarray]:
+    output_TH = linear_of(inputs["inner"], inputs)("down")
     output_TH += inputs["hidden"]
     return (_norm(output_TH, inputs, sizes),)
 
@@ -143,14 +185,39 @@ def _exit(sizes: Inputs, form: HeadForm, state: State, inputs: Inputs) -> Tuple[
     return (_linear(pooled_BH, inputs, "exit"),)
 
 
-_TEMPLATES = {"mask": _mask, "embedding": _embedding, "attention": _attention, "up": _up, "down": _down, "head": _head}
+def _heads(sizes: Inputs, state: State, inputs: Inputs, linear_of: LinearOf = _floats) -> Tuple[np.ndarray]:
+    return (_context(sizes["head_size"], state, inputs, linear_of),)
+
+
+def _product(sizes: Inputs, state: State, inputs: Inputs, linear_of: LinearOf = _floats) -> Tuple[np.ndarray]:
+    result = linear_of(inputs["x"], inputs)("product")
+    return (result if sizes["activation"] is None else _activate(result, sizes["activation"]),)
+
+
+def _join(sizes: Inputs, state: State, inputs: Inputs) -> Tuple[np.ndarray]:
+    return join(state, inputs)
+
+
+def _first_rows(sizes: Inputs, state: State, inputs: Inputs) -> Tuple[np.ndarray]:
+    return first(state, inputs)
+
+
+def _join_norm(sizes: Inputs, state: State, inputs: Inputs) -> Tuple[np.ndarray]:
+    (joined_TH,) = join(state, inputs)
+    joined_TH += inputs["hidden"]
+    return (_norm(joined_TH, inputs, sizes),)
+
+
+_NARROW: Dict[str, Callable[..., Tuple[np.ndarray]]] = {
+    "attention": _attention, "up": _up, "down": _down, "heads": _heads, "product": _product,
+}  # fmt: skip
+"""Templates that have a twin with integer weights."""
+_TEMPLATES: Dict[str, Callable[..., Any]] = {
+    "mask": _mask, "embedding": _embedding, **_NARROW, "head": _head,
+    "join-norm": _join_norm, "join": _join, "first": _first_rows,
+    **{name + SUFFIX: partial(kernel, linear_of=integers) for name, kernel in _NARROW.items()},
+}  # fmt: skip
 NumpyBackend.templates = (*_TEMPLATES, "exit")
-
-
-def _linear(x: np.ndarray, inputs: Inputs, role: str) -> np.ndarray:
-    out = np.matmul(x, inputs[role + ".weight"].T)
-    out += inputs[role + ".bias"]
-    return out
 
 
 def _norm(x: np.ndarray, inputs: Inputs, sizes: Inputs) -> np.ndarray:

@@ -12,10 +12,12 @@ from typing import Any, Callable, Dict, List, Tuple
 
 import numpy as np
 
-from offramp.backends.base import REMEDY, LoadedKernel, ProgramBackend
+from offramp.backends import onnx_templates
+from offramp.backends.base import BLOCKS, REMEDY, LoadedKernel, ProgramBackend, first, join
 from offramp.backends.onnx_session import KernelError, StopClock, open_session, run_session, shrink_arena
-from offramp.backends.onnx_templates import Sizes, graph_of
+from offramp.backends.onnx_templates import BUILDERS, Sizes, graph_of
 from offramp.errors import StoreError
+from offramp.program.narrow import plain
 from offramp.program.program import CAPTURED, Kernel
 from offramp.runtime.backend import State
 from offramp.store import Store
@@ -29,7 +31,7 @@ class OnnxBackend(ProgramBackend):
     """
 
     name = "ort"
-    templates = ("mask", "embedding", "attention", "up", "down", "head", "exit", "pooled-linear", CAPTURED)
+    templates = ("mask", *BUILDERS, "exit", "pooled-linear", "join", "first", CAPTURED)
 
     def __init__(self, store: Store, num_threads: int, *, trust_kernels: bool = False) -> None:
         self._sessions: Dict[str, Any] = {}
@@ -47,8 +49,21 @@ class OnnxBackend(ProgramBackend):
         if kernel.template == CAPTURED:
             return self._captured(name)
         graph = graph_of(kernel, self.exit_form)
-        session = self._sessions[name] = open_session(graph, self.num_threads, self.store, name)
+        try:
+            session = self._sessions[name] = open_session(graph, self.num_threads, self.store, name)
+        except StoreError:
+            if plain(kernel.template) == kernel.template:
+                raise
+            raise self._no_integers() from None  # the graph is our own
         return self._run_of(session, name, kernel)
+
+    def _no_integers(self) -> StoreError:
+        """Return the error of an ONNX Runtime that does not multiply integers."""
+        import onnxruntime
+
+        lacks = f"has no operator {onnx_templates.INTEGER_PRODUCT}, which stores with integer weights take"
+        remedy = "run it with --backend numpy, or install a complete onnxruntime from 1.10 on"
+        return StoreError(f"ONNX Runtime {onnxruntime.__version__} {lacks}", self.store.path, remedy)
 
     def _captured(self, name: str) -> LoadedKernel:
         """Return a captured kernel, whose graph comes from the store."""
@@ -66,7 +81,7 @@ class OnnxBackend(ProgramBackend):
     def _run_of(self, session: Any, name: str, kernel: Kernel) -> LoadedKernel:
         """Return the call of a session. Inputs of its graph that are not inputs of its template are derived."""
         taken = {node.name for node in session.get_inputs()}
-        derived = {name: derive for name, derive in _DERIVED.get(kernel.template, {}).items() if name in taken}
+        derived = {name: derive for name, derive in _DERIVED.get(plain(kernel.template), {}).items() if name in taken}
 
         def run(state: State, inputs: Dict[str, Any]) -> List[np.ndarray]:
             feeds = {name: array for name, array in inputs.items() if name in taken}
@@ -80,18 +95,36 @@ class OnnxBackend(ProgramBackend):
 
     def num_elements(self, kernel: Kernel, num_rows: int, length: int) -> int:
         """Return the elements of the largest set of buffers that live at once, as ONNX Runtime frees them."""
-        tokens = num_rows * length
+        tokens, template = num_rows * length, plain(kernel.template)
         sizes: Sizes = kernel.attributes
-        if kernel.template == "embedding":  # rows of three tables, their sum, its normalisation
+        if template in BLOCKS:
+            return self._block_elements(kernel, tokens, length)
+        integers = 0 if template == kernel.template else tokens * (sizes["hidden_size"] // 4 + 4)  # a byte each; scales
+        if template == "embedding":  # rows of three tables, their sum, its normalisation
             return 5 * tokens * sizes["embedding_size"]
-        if kernel.template == "attention":  # scores and their softmax, or the output and its normalisation
+        if template == "attention":  # scores and their softmax, or the output and its normalisation
             hidden, scores = tokens * sizes["hidden_size"], sizes["num_heads"] * tokens * length
-            return 5 * hidden + max(2 * scores, 2 * hidden)
-        if kernel.template == "up":  # before and after the activation
-            return tokens * (sizes["hidden_size"] + 2 * sizes["intermediate_size"])
-        if kernel.template == "down":  # output, residual, sum, normalisation
-            return tokens * (4 * sizes["hidden_size"] + sizes["intermediate_size"])
+            return integers + 5 * hidden + max(2 * scores, 2 * hidden)
+        if template == "up":  # before and after the activation
+            return integers + tokens * (sizes["hidden_size"] + 2 * sizes["intermediate_size"])
+        if template == "down":  # output, residual, sum, normalisation
+            return integers + tokens * (4 * sizes["hidden_size"] + sizes["intermediate_size"])
         return 0  # heads and masks take less than any of these
+
+    def _block_elements(self, kernel: Kernel, tokens: int, length: int) -> int:
+        """Return the elements as `num_elements` does, of a template of blocks."""
+        sizes: Sizes = kernel.attributes
+        template, most = plain(kernel.template), sizes.get("most_outputs", 0)
+        inputs = sizes.get("num_inputs", sizes.get("hidden_size", 0))
+        integers = 0 if template == kernel.template else tokens * (inputs // 4 + 4)  # a byte each; scales
+        if template == "heads":  # as `attention`, for the heads of a block
+            block, scores = tokens * most, most // sizes["head_size"] * tokens * length
+            return integers + tokens * inputs + 4 * block + max(2 * scores, 2 * block)
+        if template == "product":  # before and after the activation
+            return integers + tokens * (inputs + 2 * most)
+        if template == "join":  # blocks, and what they make
+            return 2 * tokens * sizes["width"]
+        return 5 * tokens * sizes["hidden_size"]  # `join-norm`: blocks, joined, residual, sum, normalisation
 
     def mask_bytes(self, num_rows: int, length: int) -> int:
         """Return the bytes of two float masks: one for attention, one for the mean over tokens."""
@@ -135,7 +168,7 @@ def _pooled_linear(state: State, inputs: Dict[str, Any]) -> Tuple[np.ndarray]:
     return (hidden @ inputs["exit.weight"].T + inputs["exit.bias"],)
 
 
-_IN_NUMPY: Dict[str, LoadedKernel] = {"mask": _mask, "pooled-linear": _pooled_linear}
+_IN_NUMPY: Dict[str, LoadedKernel] = {"mask": _mask, "pooled-linear": _pooled_linear, "join": join, "first": first}
 
 
 def _attention_shape(sizes: Sizes, state: State, inputs: Dict[str, Any]) -> np.ndarray:
@@ -150,8 +183,23 @@ def _first_BH(sizes: Sizes, state: State, inputs: Dict[str, Any]) -> np.ndarray:
     return np.ascontiguousarray(_hidden_BSH(sizes, state, inputs)[:, 0])
 
 
+def _heads_shape(sizes: Sizes, state: State, inputs: Dict[str, Any]) -> np.ndarray:
+    head_size = sizes["head_size"]
+    return np.array([state.num_rows, state.length, len(inputs["q.bias"]) // head_size, head_size])
+
+
+def _flat_shape(sizes: Sizes, state: State, inputs: Dict[str, Any]) -> np.ndarray:
+    return np.array([state.num_rows * state.length, len(inputs["q.bias"])])
+
+
+def _joined_TH(sizes: Sizes, state: State, inputs: Dict[str, Any]) -> np.ndarray:
+    return join(state, inputs)[0]
+
+
 _DERIVED: Dict[str, Dict[str, Callable[[Sizes, State, Dict[str, Any]], np.ndarray]]] = {
     "attention": {"shape": _attention_shape},
+    "heads": {"shape": _heads_shape, "flat": _flat_shape},
+    "join-norm": {"joined": _joined_TH},
     "head": {"first": _first_BH},
     "exit": {"hidden": _hidden_BSH, "first": _first_BH, "keep": lambda sizes, state, inputs: state.keep_BS1()},
 }

@@ -7,22 +7,66 @@ Opset 13 and IR 7 run on ONNX Runtime 1.10. GELU and layer normalisation are wri
 patterns that ONNX Runtime fuses again. `Gemm` with `transB=1` takes the layout of `nn.Linear` as it lies in the
 checkpoint. No initialiser is larger than a few numbers, nothing is external.
 
-Shapes: T tokens of the padded batch (B rows of S), H hidden, I intermediate, E embedding width, C labels.
+Kernels with integer weights quantise each token row by itself, then multiply integers (`offramp.program.narrow`).
+
+Shapes: T tokens of the padded batch (B rows of S), H hidden, I intermediate, E embedding width, C labels, R outputs of
+a block, of which each step has its own number.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, Callable, Dict, List, Mapping, Optional
+from functools import partial
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
 
 import numpy as np
 
 from offramp.backends.onnx_writer import Graph
 from offramp.program.heads import HeadForm
+from offramp.program.narrow import LARGEST_ACTIVATION, LEAST_MAGNITUDE, SUFFIX, ZERO_POINT
 from offramp.program.program import Kernel
 
 Sizes = Mapping[str, Any]
 """Attributes of a kernel."""
+Size = Union[int, str]
+"""Size of an axis, or its name where each call has another."""
+Linear = Callable[[str, Size, int], str]
+"""Function (role, outputs, inputs) that adds a linear layer to a graph, with its weights as graph inputs, and returns
+the name of its result."""
+INTEGER_PRODUCT = "MatMulIntegerToFloat"
+"""Operator of ONNX Runtime that multiplies integers, then by the scale of each output."""
+LinearOf = Callable[[Graph, str], Linear]
+"""Function that prepares a value [T, inputs] of a graph for any number of linear layers."""
+
+
+def _linear(g: Graph, x: str, role: str, outputs: Size, inputs: int) -> str:
+    """x W^T + b with `role`.weight [outputs, inputs] and `role`.bias [outputs] as graph inputs."""
+    return g.op("Gemm", x, g.input(role + ".weight", outputs, inputs), g.input(role + ".bias", outputs), transB=1)
+
+
+def _floats(g: Graph, x: str) -> Linear:
+    return partial(_linear, g, x)
+
+
+def _integers(g: Graph, x: str) -> Linear:
+    """Quantise the rows of x, each by its own scale, for any number of products with integer weights.
+
+    `QuantizeLinear` takes a scale for each row, as rows are its axis 0, and rounds halves to even. A row of zeros has a
+    scale near 0, not 0.
+    """
+    largest, least = g.op("ReduceMax", x, axes=[-1], keepdims=0), g.op("ReduceMin", x, axes=[-1], keepdims=0)
+    magnitude = g.op("Max", largest, g.op("Neg", least), g.constant(LEAST_MAGNITUDE))
+    scale_T = g.op("Div", magnitude, g.constant(float(LARGEST_ACTIVATION)))
+    zero = g.constant(ZERO_POINT, np.uint8)
+    integers = g.op("QuantizeLinear", x, scale_T, g.op("Expand", zero, g.op("Shape", scale_T)), axis=0)
+    scale_T1, one = g.op("Unsqueeze", scale_T, g.constant([1], np.int64)), g.constant(1.0)
+
+    def linear(role: str, outputs: Size, inputs: int) -> str:
+        weight = g.input(role + ".weight", inputs, outputs, dtype=np.int8)
+        product = g.contrib(INTEGER_PRODUCT, integers, weight, one, g.input(role + ".scale", outputs), zero)
+        return g.op("Add", g.op("Mul", product, scale_T1), g.input(role + ".bias", outputs))
+
+    return linear
 
 
 def graph_of(kernel: Kernel, form: Optional[HeadForm] = None) -> bytes:
@@ -49,42 +93,57 @@ def embedding(sizes: Sizes) -> bytes:
     return g.finish(hidden, "T", sizes["hidden_size"])
 
 
-def attention(sizes: Sizes) -> bytes:
+def attention(sizes: Sizes, linear_of: LinearOf = _floats) -> bytes:
     """hidden [T, H], mask [B, 1, 1, S] (added to the scores), shape [4] = (B, S, heads, H / heads) -> hidden [T, H]."""
     g = Graph("attention")
     size = sizes["hidden_size"]
     x = g.input("hidden", "T", size)
-    mask = g.input("mask", "B", 1, 1, "S")
-    shape = g.input("shape", 4, dtype=np.int64)
-
-    def heads(role: str, order: List[int]) -> str:
-        return g.op("Transpose", g.op("Reshape", _linear(g, x, role, size, size), shape), perm=order)
-
-    query, key, value = heads("q", [0, 2, 1, 3]), heads("k", [0, 2, 3, 1]), heads("v", [0, 2, 1, 3])
-    scale = g.constant(1 / math.sqrt(size // sizes["num_heads"]))
-    scores = g.op("Add", g.op("Mul", g.op("MatMul", query, key), scale), mask)
-    context = g.op("MatMul", g.op("Softmax", scores, axis=-1), value)
-    flat = g.op("Reshape", g.op("Transpose", context, perm=[0, 2, 1, 3]), g.constant([-1, size], np.int64))
-    total = g.op("Add", _linear(g, flat, "o", size, size), x)
+    context = _attend(g, x, linear_of, (size, size), size // sizes["num_heads"])
+    flat = g.op("Reshape", context, g.constant([-1, size], np.int64))
+    total = g.op("Add", linear_of(g, flat)("o", size, size), x)
     return g.finish(_norm(g, total, sizes, size), "T", size)
 
 
-def up(sizes: Sizes) -> bytes:
+def up(sizes: Sizes, linear_of: LinearOf = _floats) -> bytes:
     """hidden [T, H] -> inner [T, I]."""
     g = Graph("up")
     hidden, inner = sizes["hidden_size"], sizes["intermediate_size"]
-    result = _linear(g, g.input("hidden", "T", hidden), "up", inner, hidden)
+    result = linear_of(g, g.input("hidden", "T", hidden))("up", inner, hidden)
     return g.finish(_ACTIVATIONS[sizes["activation"]](g, result), "T", inner)
 
 
-def down(sizes: Sizes) -> bytes:
+def down(sizes: Sizes, linear_of: LinearOf = _floats) -> bytes:
     """inner [T, I] and hidden [T, H] -> hidden [T, H]."""
     g = Graph("down")
     hidden, width = sizes["hidden_size"], sizes["intermediate_size"]
     inner = g.input("inner", "T", width)
     residual = g.input("hidden", "T", hidden)
-    total = g.op("Add", _linear(g, inner, "down", hidden, width), residual)
+    total = g.op("Add", linear_of(g, inner)("down", hidden, width), residual)
     return g.finish(_norm(g, total, sizes, hidden), "T", hidden)
+
+
+def heads(sizes: Sizes, linear_of: LinearOf = _floats) -> bytes:
+    """hidden [T, H], mask, shape (as `attention`), flat [2] = (T, R) -> context [T, R] of the heads of a block."""
+    g = Graph("heads")
+    size = sizes["hidden_size"]
+    context = _attend(g, g.input("hidden", "T", size), linear_of, ("R", size), sizes["head_size"])
+    return g.finish(g.op("Reshape", context, g.input("flat", 2, dtype=np.int64)), "T", "R")
+
+
+def product(sizes: Sizes, linear_of: LinearOf = _floats) -> bytes:
+    """x [T, inputs] -> [T, R], for T rows of any kind."""
+    g = Graph("product")
+    inputs = sizes["num_inputs"]
+    result = linear_of(g, g.input("x", "T", inputs))("product", "R", inputs)
+    return g.finish(result if sizes["activation"] is None else _ACTIVATIONS[sizes["activation"]](g, result), "T", "R")
+
+
+def join_norm(sizes: Sizes) -> bytes:
+    """joined [T, H], which is made of the blocks, and hidden [T, H] -> hidden [T, H]."""
+    g = Graph("join-norm")
+    size = sizes["hidden_size"]
+    total = g.op("Add", g.input("joined", "T", size), g.input("hidden", "T", size))
+    return g.finish(_norm(g, total, sizes, size), "T", size)
 
 
 def head(sizes: Sizes) -> bytes:
@@ -119,15 +178,33 @@ def _two_layers(name: str, sizes: Sizes, prefix: str) -> bytes:
     return g.finish(logits, "B", num_labels)
 
 
+_NARROW: Dict[str, Callable[..., bytes]] = {
+    "attention": attention, "up": up, "down": down, "heads": heads, "product": product,
+}  # fmt: skip
+"""Builders of templates that have a twin with integer weights."""
 BUILDERS: Dict[str, Callable[[Sizes], bytes]] = {
-    "embedding": embedding, "attention": attention, "up": up, "down": down, "head": head,
+    "embedding": embedding, **_NARROW, "join-norm": join_norm, "head": head,
+    **{name + SUFFIX: partial(builder, linear_of=_integers) for name, builder in _NARROW.items()},
 }  # fmt: skip
 """Builder of each template; exit heads also depend on their form."""
 
 
-def _linear(g: Graph, x: str, role: str, outputs: int, inputs: int) -> str:
-    """x W^T + b with `role`.weight [outputs, inputs] and `role`.bias [outputs] as graph inputs."""
-    return g.op("Gemm", x, g.input(role + ".weight", outputs, inputs), g.input(role + ".bias", outputs), transB=1)
+def _attend(g: Graph, x: str, linear_of: LinearOf, shape_of_weights: Tuple[Size, int], head_size: int) -> str:
+    """x [T, inputs] -> context [B, S, heads, head size] of the heads that the outputs of q, k and v are.
+
+    Graph inputs are mask [B, 1, 1, S], shape [4] = (B, S, heads, head size), weights and biases.
+    """
+    mask = g.input("mask", "B", 1, 1, "S")
+    shape = g.input("shape", 4, dtype=np.int64)
+    linear = linear_of(g, x)
+
+    def heads(role: str, order: List[int]) -> str:
+        return g.op("Transpose", g.op("Reshape", linear(role, *shape_of_weights), shape), perm=order)
+
+    query, key, value = heads("q", [0, 2, 1, 3]), heads("k", [0, 2, 3, 1]), heads("v", [0, 2, 1, 3])
+    scale = g.constant(1 / math.sqrt(head_size))
+    scores = g.op("Add", g.op("Mul", g.op("MatMul", query, key), scale), mask)
+    return g.op("Transpose", g.op("MatMul", g.op("Softmax", scores, axis=-1), value), perm=[0, 2, 1, 3])
 
 
 def _norm(g: Graph, x: str, sizes: Sizes, width: int) -> str:

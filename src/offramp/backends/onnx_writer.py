@@ -14,16 +14,18 @@ import numpy as np
 
 OPSET, IR = 13, 7
 """Versions that ONNX Runtime 1.10 reads."""
+CONTRIB, CONTRIB_OPSET = "com.microsoft", 1
+"""Domain of the operators that ONNX Runtime adds to the standard, and its version."""
 Scalar = Union[int, str, bytes]
 _MODEL = {"ir_version": 1, "producer_name": 2, "graph": 7, "opset_import": 8}
 _OPSET_ID = {"domain": 1, "version": 2}
 _GRAPH = {"node": 1, "name": 2, "initializer": 5, "input": 11, "output": 12}
-_NODE = {"input": 1, "output": 2, "name": 3, "op_type": 4, "attribute": 5}
+_NODE = {"input": 1, "output": 2, "name": 3, "op_type": 4, "attribute": 5, "domain": 7}
 _ATTRIBUTE = {"name": 1, "i": 3, "ints": 8, "type": 20}
 _TENSOR = {"dims": 1, "data_type": 2, "name": 8, "raw_data": 9}
 _VALUE_INFO, _TYPE, _TENSOR_TYPE = {"name": 1, "type": 2}, {"tensor_type": 1}, {"elem_type": 1, "shape": 2}
 _SHAPE, _DIMENSION = {"dim": 1}, {"dim_value": 1, "dim_param": 2}
-_DATA_TYPES = {np.float32: 1, np.int64: 7}
+_DATA_TYPES = {np.float32: 1, np.uint8: 2, np.int8: 3, np.int64: 7}
 _INT, _INTS = 2, 7
 """Types of attributes."""
 _VARINT, _BYTES = 0, 2
@@ -38,6 +40,7 @@ class Graph:
         self._nodes: List[bytes] = []
         self._inputs: List[bytes] = []
         self._constants: List[bytes] = []
+        self._opsets = {"": OPSET}
 
     def input(self, name: str, *shape: Union[int, str], dtype: type = np.float32) -> str:
         """Add an input, whose axes are sizes or names. Returns its name."""
@@ -57,16 +60,26 @@ class Graph:
         self._add_node(kind, inputs, name, [_attribute(key, attributes[key]) for key in sorted(attributes)])
         return name
 
+    def contrib(self, kind: str, *inputs: str) -> str:
+        """Add a node of an operator that ONNX Runtime adds to the standard. Returns the name of its result."""
+        name = f"n{len(self._nodes)}"
+        self._opsets[CONTRIB] = CONTRIB_OPSET
+        self._add_node(kind, inputs, name, [], [CONTRIB])
+        return name
+
     def finish(self, output: str, *shape: Union[int, str]) -> bytes:
         """Return the model whose result is `out`, a copy of `output`."""
         self._add_node("Identity", [output], "out", [])
         values = {"input": self._inputs, "output": _value_info("out", shape, np.float32)}
         graph = _message(_GRAPH, node=self._nodes, name=self._name, initializer=self._constants, **values)
-        opset = _message(_OPSET_ID, domain="", version=OPSET)
-        return _message(_MODEL, ir_version=IR, producer_name="offramp", graph=graph, opset_import=opset)
+        opsets = [_message(_OPSET_ID, domain=domain, version=version) for domain, version in self._opsets.items()]
+        return _message(_MODEL, ir_version=IR, producer_name="offramp", graph=graph, opset_import=opsets)
 
-    def _add_node(self, kind: str, inputs: Sequence[str], name: str, attributes: Sequence[bytes]) -> None:
-        self._nodes.append(_message(_NODE, input=inputs, output=name, name=name, op_type=kind, attribute=attributes))
+    def _add_node(
+        self, kind: str, inputs: Sequence[str], name: str, attributes: Sequence[bytes], domain: Sequence[str] = ()
+    ) -> None:
+        about = {"op_type": kind, "attribute": attributes, "domain": domain}
+        self._nodes.append(_message(_NODE, input=inputs, output=name, name=name, **about))
 
 
 def _attribute(name: str, value: Union[int, List[int]]) -> bytes:

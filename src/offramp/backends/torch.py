@@ -9,6 +9,7 @@ Shapes: B rows, S tokens of the longest row, T = B S, H hidden, C labels.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from offramp.backends.base import CAPTURED_FACTOR, REMEDY, LoadedKernel, ProgramBackend, lines_of
+from offramp.backends.base import BLOCKS, CAPTURED_FACTOR, REMEDY, LoadedKernel, ProgramBackend, lines_of
+from offramp.backends.torch_blocks import block_kernel
 from offramp.backends.torch_graphs import CapturedGraph
 from offramp.backends.torch_limits import Allowance, BoundedGraph, ClaimError, Spec, TooLargeError
-from offramp.backends.torch_modules import ATTENTIONS, Attention, Down, Embedding, ExitHead, Head, Up, make_mask, pool
+from offramp.backends.torch_modules import (
+    ATTENTIONS,
+    FLOAT,
+    NARROW,
+    Attention,
+    Down,
+    Embedding,
+    ExitHead,
+    Head,
+    Up,
+    make_mask,
+    pool,
+)
 from offramp.errors import StoreError, is_out_of_memory
 from offramp.program.dtypes import DTYPES
+from offramp.program.narrow import plain
 from offramp.program.program import CAPTURED, Kernel, Value
 from offramp.runtime.backend import State
 from offramp.store import Store
@@ -29,7 +44,10 @@ from offramp.store.manifest import captured_file
 
 _OF_OPERATIONS = (RuntimeError, ValueError, IndexError, TypeError, KeyError, ArithmeticError)
 """Classes of errors that operations raise for inputs that they do not take."""
-_MODULES: dict[str, Callable[[Mapping], nn.Module]] = {"embedding": Embedding, "up": Up, "down": Down, "head": Head}
+_MODULES: dict[str, Callable[[Mapping], nn.Module]] = {
+    "embedding": Embedding, "up": Up, "down": Down, "head": Head,
+    "up-int8": partial(Up, linear=NARROW), "down-int8": partial(Down, linear=NARROW),
+}  # fmt: skip
 """Template -> module that needs nothing but the attributes of the kernel."""
 
 
@@ -41,7 +59,10 @@ class TorchBackend(ProgramBackend):
     """
 
     name = "torch"
-    templates = (*_MODULES, "mask", "attention", "exit", "pooled-linear", CAPTURED)
+    templates = (
+        *_MODULES, "mask", "attention", "attention-int8", "exit", "pooled-linear", CAPTURED,
+        *BLOCKS, "heads-int8", "product-int8",
+    )  # fmt: skip
     scratch_bytes = 2 << 20
     """Bytes for each thread: buffers of fused attention and matrix products, and the heap around them. BERT-base took
     from 11 MiB less to 2 MiB more than is promised with it, for 1 to 8 rows of 16 to 512 tokens."""
@@ -91,9 +112,12 @@ class TorchBackend(ProgramBackend):
             return lambda state, inputs: (make_mask(torch.from_numpy(inputs["mask"].numpy() > 0), self.attention),)
         if kernel.template == "pooled-linear":
             return _pooled_linear
+        if plain(kernel.template) in BLOCKS:
+            return block_kernel(kernel, ATTENTIONS[self.attention])
         with torch.device("meta"):
-            if kernel.template == "attention":
-                module: nn.Module = Attention(kernel.attributes, ATTENTIONS[self.attention])
+            if plain(kernel.template) == "attention":
+                linear = FLOAT if kernel.template == "attention" else NARROW
+                module: nn.Module = Attention(kernel.attributes, ATTENTIONS[self.attention], linear)
             elif kernel.template == "exit":
                 assert self.exit_form is not None, "loaded where there are exits"
                 module = ExitHead(kernel.attributes, self.exit_form)
@@ -157,20 +181,43 @@ class TorchBackend(ProgramBackend):
 
     def num_elements(self, kernel: Kernel, num_rows: int, length: int) -> int:
         """Return the elements of the tensors that live at once, as counted in the modules."""
-        tokens = num_rows * length
+        tokens, template = num_rows * length, plain(kernel.template)
         sizes: Mapping[str, Any] = kernel.attributes
-        hidden = tokens * sizes.get("hidden_size", 0)
-        if kernel.template == "embedding":  # rows of three tables, two sums, the normalisation with its mean and scale
+        if template in BLOCKS:
+            return self._block_elements(kernel, tokens, length)
+        hidden, inner = tokens * sizes.get("hidden_size", 0), tokens * sizes.get("intermediate_size", 0)
+        # Rows before they are rounded, their integers of a byte, and sums before they are floats.
+        narrow = (
+            0
+            if template == kernel.template
+            else 5 * (inner if template == "down" else hidden) // 4 + max(inner, hidden)
+        )
+        if template == "embedding":  # rows of three tables, two sums, the normalisation with its mean and scale
             return 7 * tokens * sizes["embedding_size"] + hidden
-        if kernel.template == "attention":  # residual, query, key, value, context, output, sum; and scores
+        if template == "attention":  # residual, query, key, value, context, output, sum; and scores
             square = tokens * length
             scores = square if self.attention == "sdpa" else 2 * sizes["num_heads"] * square
-            return 7 * hidden + scores
-        if kernel.template == "up":  # `gelu_new` is spelt out and keeps four temporaries
-            return hidden + (4 if sizes["activation"] == "gelu_new" else 2) * tokens * sizes["intermediate_size"]
-        if kernel.template == "down":
-            return 4 * hidden + tokens * sizes["intermediate_size"]
+            return narrow + 7 * hidden + scores
+        if template == "up":  # `gelu_new` is spelt out and keeps four temporaries
+            return narrow + hidden + (4 if sizes["activation"] == "gelu_new" else 2) * inner
+        if template == "down":
+            return narrow + 4 * hidden + inner
         return 0  # heads and masks take less than any of these
+
+    def _block_elements(self, kernel: Kernel, tokens: int, length: int) -> int:
+        """Return the elements as `num_elements` does, of a template of blocks."""
+        sizes: Mapping[str, Any] = kernel.attributes
+        template, most = plain(kernel.template), sizes.get("most_outputs", 0)
+        inputs = sizes.get("num_inputs", sizes.get("hidden_size", 0))
+        narrow = 0 if template == kernel.template else tokens * (5 * inputs // 4 + most)
+        if template == "heads":  # as `attention`, for the heads of a block
+            scores = tokens * length * (1 if self.attention == "sdpa" else 2 * most // sizes["head_size"])
+            return narrow + tokens * (inputs + 5 * most) + scores
+        if template == "product":
+            return narrow + tokens * (inputs + (4 if sizes["activation"] == "gelu_new" else 2) * most)
+        if template == "join":
+            return 2 * tokens * sizes["width"]
+        return 5 * tokens * sizes["hidden_size"]  # `join-norm`: blocks, joined, residual, sum, normalisation
 
     def mask_bytes(self, num_rows: int, length: int) -> int:
         """Return the bytes of a float mask for each pair of tokens, the most that attention expands it to."""

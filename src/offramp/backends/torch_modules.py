@@ -10,15 +10,29 @@ Shapes: B rows, S tokens of the longest row, H hidden, I intermediate, E embeddi
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from offramp.backends.torch_narrow import NarrowLinear, quantise
 from offramp.program.heads import HeadForm
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor]
 """Function (query, key, value, mask, scale) -> context."""
+
+
+class Linear(NamedTuple):
+    """A kind of linear layers."""
+
+    layer: Callable[[int, int], nn.Module]
+    """Class of the layers: (inputs, outputs)."""
+    prepare: Callable[[Tensor], Any]
+    """Function from activations to what any number of the layers take."""
+
+
+FLOAT, NARROW = Linear(nn.Linear, lambda x: x), Linear(NarrowLinear, quantise)
 
 
 class Embedding(nn.Module):
@@ -39,18 +53,20 @@ class Embedding(nn.Module):
 class Attention(nn.Module):
     """Hidden [B, S, H] and a mask of `make_mask` to hidden."""
 
-    def __init__(self, sizes: Mapping, attend: Attend) -> None:
+    def __init__(self, sizes: Mapping, attend: Attend, linear: Linear = FLOAT) -> None:
         super().__init__()
         size = sizes["hidden_size"]
-        self.q, self.k, self.v, self.o = (nn.Linear(size, size) for _ in range(4))
+        self.q, self.k, self.v, self.o = (linear.layer(size, size) for _ in range(4))
+        self._prepare = linear.prepare
         self.norm = nn.LayerNorm(size, sizes["norm_epsilon"])
         self._head_size, self._attend = size // sizes["num_heads"], attend
 
     def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
         """Attend, project, add, normalise."""
-        query, key, value = (self._heads(linear(hidden)) for linear in (self.q, self.k, self.v))
+        prepared = self._prepare(hidden)
+        query, key, value = (self._heads(linear(prepared)) for linear in (self.q, self.k, self.v))
         context = self._attend(query, key, value, mask, self._head_size**-0.5)
-        return self.norm(self.o(context.transpose(1, 2).reshape(hidden.shape)) + hidden)
+        return self.norm(self.o(self._prepare(context.transpose(1, 2).reshape(hidden.shape))) + hidden)
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:-1], -1, self._head_size).transpose(1, 2)
@@ -59,27 +75,27 @@ class Attention(nn.Module):
 class Up(nn.Module):
     """Hidden [B, S, H] to inner [B, S, I]."""
 
-    def __init__(self, sizes: Mapping) -> None:
+    def __init__(self, sizes: Mapping, linear: Linear = FLOAT) -> None:
         super().__init__()
-        self.up = nn.Linear(sizes["hidden_size"], sizes["intermediate_size"])
+        self.up, self._prepare = linear.layer(sizes["hidden_size"], sizes["intermediate_size"]), linear.prepare
         self._activation = ACTIVATIONS[sizes["activation"]]
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Widen, activate."""
-        return self._activation(self.up(hidden))
+        return self._activation(self.up(self._prepare(hidden)))
 
 
 class Down(nn.Module):
     """Inner [B, S, I] and hidden [B, S, H] to hidden."""
 
-    def __init__(self, sizes: Mapping) -> None:
+    def __init__(self, sizes: Mapping, linear: Linear = FLOAT) -> None:
         super().__init__()
-        self.down = nn.Linear(sizes["intermediate_size"], sizes["hidden_size"])
+        self.down, self._prepare = linear.layer(sizes["intermediate_size"], sizes["hidden_size"]), linear.prepare
         self.norm = nn.LayerNorm(sizes["hidden_size"], sizes["norm_epsilon"])
 
     def forward(self, inner: Tensor, hidden: Tensor) -> Tensor:
         """Narrow, add, normalise."""
-        return self.norm(self.down(inner) + hidden)
+        return self.norm(self.down(self._prepare(inner)) + hidden)
 
 
 class Head(nn.Module):

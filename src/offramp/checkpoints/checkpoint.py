@@ -28,7 +28,8 @@ from offramp.errors import NonFiniteError, OfframpError, SourceError, UsageError
 from offramp.measure import num_cores
 from offramp.policies import parse
 from offramp.program.inputs import Batch
-from offramp.program.program import TEXT_INPUTS, Call
+from offramp.program.program import BATCH_TOKENS, POSITION_IDS, TEXT_INPUTS, Call
+from offramp.runtime.backend import State
 from offramp.runtime.exits import exit_widths, load_exits
 from offramp.runtime.inputs import InputReader, not_finite
 from offramp.store import Store
@@ -36,6 +37,7 @@ from offramp.store.exits import ExitsDescription, parse_exits
 from offramp.store.manifest import MAX_EXITS_BYTES
 from offramp.store.reader import tensor_view
 from offramp.streaming.weightless import config_of_folder
+from offramp.tasks.text import token_batch
 
 MAX_HEADS_BYTES = 4 << 30
 """Size up to which the heads of exits are read; a larger file is refused as incomplete."""
@@ -137,15 +139,16 @@ def refusing(folder: Path) -> Iterator[None]:
 
 
 class StoredWithExits(nn.Module):
-    """The exits of a divided module: its steps run with all weights in memory.
+    """The exits of a divided module, or of an int8 store: its steps run with all weights in memory.
 
     Raises StoreError where the stages of the store are no graphs.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, trust_kernels: bool = False) -> None:
+        """`trust_kernels`: captured kernels may contain operations outside the table of PyTorch."""
         super().__init__()
         self._program, self._inputs = store.program, InputReader(store)
-        self._backend = TorchBackend(store, num_cores())
+        self._backend = TorchBackend(store, num_cores(), trust_kernels=trust_kernels)
         has_exits = store.manifest.exits is not None
         self._exits = load_exits(store, parse("none"), needs_all=has_exits) if has_exits else {}
         self.heads = range(len(self._exits))
@@ -155,32 +158,46 @@ class StoredWithExits(nn.Module):
         for name in {name for step in self._program.steps() for name in step.weights.values()}:
             shard, tensor = tensors[name]
             data = np.frombuffer(store.read_tensor(shard.name, tensor), np.uint8)
-            self._weights[name] = tensor_view(replace(tensor, offset=0), data)
+            weight = tensor_view(replace(tensor, offset=0), data)
+            self._weights[name] = weight.astype(np.float32) if name in store.manifest.upcast else weight
 
     def with_hidden(self, **inputs: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Return logits [B, C] of each exit, and the pooled value that it reads, as one token [B, 1, H].
+        """Return logits [B, C] of each exit, and the hidden states [B, S, H] of an encoder where it stands.
 
-        Narrower values are filled up with zeros. The last exit has no value of its own and repeats the one before.
+        Of a module it is the pooled value that the exit reads, as one token [B, 1, H]. Narrower values are filled up
+        with zeros. The last exit has no value of its own and repeats the one before.
         """
         batch = self._batch({name: tensor.numpy() for name, tensor in inputs.items()})
         shape, mask_BS = (batch.num_rows, batch.length), self._inputs.mask(batch)
         state = self._backend.begin(self._inputs.read(batch)[0], mask_BS, shape)
-        logits, pooled = [], []
+        logits, hidden, last = [], [], self._program.layers[-1]
         for index, stage in enumerate(self._program.stages):
             for step in stage.steps:
                 self._backend.run(state, step, {role: self._weights[name] for role, name in step.weights.items()})
             if stage.exit is not None and index in self._exits:
                 logits.append(torch.from_numpy(self._backend.exit_logits(state, stage.exit, self._exits[index])))
-                keep = None if mask_BS is None else torch.from_numpy(mask_BS[:, :, None].astype(np.float32))
-                pooled.append(widened(pool(state.values[stage.exit], keep), self._width)[:, None])
-        return [*logits, torch.from_numpy(self._backend.logits(state))], [*pooled, *pooled[-1:]]
+                hidden.append(self._hidden(state, stage.exit, mask_BS))
+            elif stage is last and self._program.module is None:
+                hidden.append(self._hidden(state, next(iter(stage.steps[-1].writes)), mask_BS))
+        are_all = len(hidden) == len(logits) + 1
+        return [*logits, torch.from_numpy(self._backend.logits(state))], hidden if are_all else [*hidden, *hidden[-1:]]
+
+    def _hidden(self, state: State, value: str, mask_BS: np.ndarray | None) -> Tensor:
+        """Return the hidden states of an encoder [B, S, H], or the pooled value of a module as one token [B, 1, H]."""
+        if self._program.values()[value].axes[0] == BATCH_TOKENS:
+            return state.values[value].reshape(state.num_rows, state.length, -1)
+        keep = None if mask_BS is None else torch.from_numpy(mask_BS[:, :, None].astype(np.float32))
+        return widened(pool(state.values[value], keep), self._width)[:, None]
 
     def _batch(self, arrays: dict[str, np.ndarray]) -> Batch:
         """Return the batch of a model's inputs; texts without token types have zeros."""
-        num_rows, length = len(next(iter(arrays.values()))), 1
-        if self._program.texts is not None:
+        num_rows, length, texts = len(next(iter(arrays.values()))), 1, self._program.texts
+        if texts is not None:
             length = arrays[TEXT_INPUTS[0]].shape[1]
             arrays = {TEXT_INPUTS[2]: np.zeros((num_rows, length), np.int64), **arrays}
+        if texts is not None and POSITION_IDS in self._program.inputs:
+            ids_BS, mask_BS, types_BS = (arrays[name] for name in TEXT_INPUTS)
+            return token_batch(texts, ids_BS, mask_BS, types_BS)
         known = {*self._program.inputs, *TEXT_INPUTS}
         taken = {name: array for name, array in arrays.items() if name in known}
         return Batch(taken, num_rows, length, np.full(num_rows, length, np.int64))

@@ -99,7 +99,7 @@ def facts_of(folder: Path) -> Facts:
 def facts_of_store(store: Store) -> Facts:
     """Return the facts about a store. Raises StoreError for one that only `offramp.stream` can run."""
     program = store.program
-    if program.module is None:  # transformers can load it as a model folder
+    if store.manifest.is_checkpoint:
         for file in store.manifest.files:
             store.read_file(file)  # verified before a library reads it
         with folder_of_store(store) as folder:

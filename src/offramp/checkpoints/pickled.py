@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from offramp.checkpoints.weights import open_file
+from offramp.checkpoints.weights import Rows, open_file
 from offramp.errors import PickleError, SourceError
 from offramp.program.dtypes import DTYPES
 
@@ -43,9 +43,9 @@ class PickledWeights:
             self._tensors |= _flat_dict(_load(path), path)
         self.entries = {name: (_dtype(tensor), tuple(tensor.shape)) for name, tensor in self._tensors.items()}
 
-    def pieces(self, name: str, piece_bytes: int) -> Iterator[memoryview]:
+    def pieces(self, name: str, piece_bytes: int, rows: Rows = None) -> Iterator[memoryview]:
         """Yield the data of one tensor, as views of the mapped file if it is contiguous there."""
-        tensor = self._tensors[name]
+        tensor = self._tensors[name] if rows is None else self._tensors[name][slice(*rows)]
         for piece in _flat_pieces(tensor, piece_bytes // tensor.element_size()):
             yield piece.view(torch.uint8).numpy().data
 

@@ -15,13 +15,14 @@ from typing import Any
 
 from offramp.checkpoints.config import MEANING, check_config
 from offramp.checkpoints.families import FAMILIES, family_of, shown
-from offramp.checkpoints.weights import SafetensorsWeights, Weights, open_file, read_index, read_json
+from offramp.checkpoints.weights import Rows, SafetensorsWeights, Weights, open_file, read_index, read_json
 from offramp.errors import SourceError, UsageError, import_error, require_folder
 from offramp.program.checks import POSITIVE, read_used, strict_json
 from offramp.program.encoder import Encoder
 from offramp.store import Store
 from offramp.store import manifest as m
 from offramp.store.files import sha256_of
+from offramp.store.reader import is_store
 from offramp.store.trained_rows import FILE_NAME as TRAINED_ROWS
 from offramp.tasks.model_files import files_of
 
@@ -42,6 +43,8 @@ TRAINING = "train.json"
 """File that describes the training in a run folder; a store keeps it."""
 COMPANIONS = (*TOKENIZER, PROCESSOR, TRAINING, TRAINED_ROWS)
 """Files that a store keeps as they are."""
+MAKER = "offramp"
+"""Key of `quantization_config` in the stores of offramp, in place of a method that transformers knows."""
 CHUNK_BYTES = 8 << 20
 WANTED = "give a folder with config.json and weights"
 """Remedy for a path that is no model folder."""
@@ -82,15 +85,15 @@ class Source(AbstractContextManager):
         self.entries = weights.entries
         """Tensor name -> (dtype in safetensors, shape)."""
 
-    def chunks(self, name: str, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes | memoryview]:
-        """Yield the data of one tensor, little-endian and row by row, in pieces of whole items.
+    def chunks(self, name: str, chunk_bytes: int = CHUNK_BYTES, rows: Rows = None) -> Iterator[bytes | memoryview]:
+        """Yield the data of one tensor, or of some of its rows, little-endian and row by row, in pieces of whole items.
 
         A piece has at most half of `chunk_bytes`, so that no more than `chunk_bytes` are held while the caller still
         has the piece before. Raises ValueError below 16 bytes, SourceError if the file has become shorter.
         """
         if chunk_bytes < 16:
             raise ValueError(f"chunk_bytes must be at least 16, not {chunk_bytes}")
-        return self._weights.pieces(name, chunk_bytes // 16 * 8)
+        return self._weights.pieces(name, chunk_bytes // 16 * 8, rows)
 
     def read_into(self, name: str, buffer: memoryview) -> None:
         """Read the data of one tensor into a buffer of its size. Raises SourceError if the file has become shorter."""
@@ -117,16 +120,19 @@ class Source(AbstractContextManager):
         """Name in PyTorch of the dtype that the config gives to the weights."""
         return str(self.config.get("dtype") or self.config.get("torch_dtype") or "float32")
 
-    def config_in_float32(self) -> bytes:
-        """Return config.json with F32 as the dtype of the weights: transformers would convert them back."""
-        config = {**self.config, **{key: "float32" for key in ("torch_dtype", "dtype") if key in self.config}}
+    def config_in_float32(self, **more: Any) -> bytes:
+        """Return config.json with F32 as the dtype of the weights: transformers would convert them back.
+
+        `more`: further keys.
+        """
+        config = {**self.config, **more, **{key: "float32" for key in ("torch_dtype", "dtype") if key in self.config}}
         return (json.dumps(config, indent=2) + "\n").encode()
 
     def require_unquantised(self) -> None:
         """Raise SourceError for a config with a method of quantisation, which names what the weights stand for."""
         settings = self.config.get("quantization_config")
         if settings is not None:
-            method = settings.get("quant_method") if isinstance(settings, dict) else settings
+            method = settings.get("quant_method", settings.get(MAKER)) if isinstance(settings, dict) else settings
             what = f"the weights are quantised ({shown(method or 'quantization_config')})"
             raise SourceError(what, self.folder, "divide the model that was quantised")
 
@@ -193,6 +199,9 @@ def open_source(folder: Path) -> Source:
         if index.is_file():
             files = read_index(index, file.suffix)
             return Source(folder, config, open_weights(files), [*files, index])
+    if is_store(folder):
+        what = "a store of int8, which holds its matrices as integers"
+        raise SourceError(what, folder, "give the model folder, or the fp32 store, that it was divided from")
     what = f"not a model folder: no {SAFETENSORS}, no {PICKLE}, and no index of either"
     raise SourceError(what, folder, "save the model as safetensors")
 

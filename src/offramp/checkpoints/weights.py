@@ -16,6 +16,8 @@ from offramp.store.files import open_plain, read_up_to
 from offramp.store.safetensors import read_header
 
 MAX_JSON_BYTES = 64 << 20
+Rows = tuple[int, int] | None
+"""First row of a tensor, and the one after the last; None: all rows."""
 STAND_INS = {
     b"version https://git-lfs.github.com/spec/": ("a Git LFS pointer", "run `git lfs pull` in its folder"),
     b"<!doctype html": ("a web page", "download the file itself"),
@@ -30,7 +32,7 @@ class Weights(Protocol):
     entries: dict[str, tuple[str, tuple[int, ...]]]
     """Tensor name -> (dtype in safetensors, shape)."""
 
-    def pieces(self, name: str, piece_bytes: int) -> Iterator[bytes | memoryview]:
+    def pieces(self, name: str, piece_bytes: int, rows: Rows = None) -> Iterator[bytes | memoryview]:
         """Yield the data of one tensor, little-endian and row by row, in pieces of at most `piece_bytes` (8 n)."""
         ...
 
@@ -60,9 +62,12 @@ class SafetensorsWeights:
             self.entries[name] = entry.dtype, entry.shape
             self._places[name] = fd, path, header.data_start + entry.start, header.data_start + entry.end
 
-    def pieces(self, name: str, piece_bytes: int) -> Iterator[bytes]:
+    def pieces(self, name: str, piece_bytes: int, rows: Rows = None) -> Iterator[bytes]:
         """Yield the data of one tensor. Raises SourceError if the file has become shorter."""
         fd, path, start, end = self._places[name]
+        if rows is not None:
+            row_bytes = (end - start) // self.entries[name][1][0]
+            start, end = start + rows[0] * row_bytes, start + rows[1] * row_bytes
         for offset in range(start, end, piece_bytes):
             size = min(piece_bytes, end - offset)
             data = os.pread(fd, size, offset)

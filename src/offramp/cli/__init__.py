@@ -31,10 +31,12 @@ COMMANDS = {
     "eval": "score every exit of a model or a store, and write transcripts",
     "tune": "find the exit policy for a latency, a loss or a deadline, with a certificate",
     "bench": "measure latency, peak memory and bytes read for several budgets",
+    "sweep": "run the experiments of a recipe, and record them",
+    "compare": "compare two results folders: faster, slower, or inconclusive",
     "demo": "train exits on real text, divide, and run under a budget",
     "env": "show versions and hardware",
 }
-NEEDS_NEWER_PYTHON = ("divide", "train", "eval", "tune", "bench", "demo")
+NEEDS_NEWER_PYTHON = ("divide", "train", "eval", "tune", "bench", "sweep", "compare", "demo")
 """Commands that need Python 3.10; the others run on 3.8, the Python of small devices."""
 MOVED = {
     "bench": {"--save-profile": "offramp profile STORE --out FILE"},
@@ -142,8 +144,11 @@ def _dispatch(argv: list[str]) -> int:
                 parser.error(f"argument {name} is empty")
     except SystemExit as stop:  # --help, or an error that is printed already; `main` still flushes
         return int(stop.code or 0)
-    if getattr(args, "backend", None) and args.threads:
-        os.environ.update(thread_variables(args.backend, args.threads))  # NumPy is not imported yet
+    if getattr(args, "backend", None):
+        from offramp.measure import default_threads
+
+        num_threads = args.threads or default_threads().number
+        os.environ.update(thread_variables(args.backend, num_threads))  # NumPy is not imported yet
     command.main(args)
     return 0
 

@@ -9,15 +9,22 @@ compared with the plain model (no exit heads) and the model truncated after each
 
 offramp bench STORE --task sst2 --data glue --exit confidence:0.9
 offramp bench STORE --dev dev.tsv --text-column body --label-column kind --exit policy.json --budget 128MiB
+
+With --against, compare with other ways to run the same classifier of texts, on the same token ids and in the same
+rounds. Each rival runs in a process of its own, by an interpreter of its own where one is named:
+
+offramp bench STORE --budget resident,128MiB --against transformers,onnxruntime-int8,ctranslate2=venv/bin/python
 """
 
 import argparse
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from offramp.cli import options
 from offramp.cli.options import count, emit, log, percents, table_of
 from offramp.errors import UsageError
-from offramp.units import format_duration, format_size
+from offramp.units import format_duration, format_size, named_size
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -37,11 +44,44 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--split", default="dev", metavar="NAME", help="train, tune, certify or dev (default: dev)")
     add("--rows", type=count, default=200, metavar="N", help="number of evenly spaced rows of the split (default: 200)")
     options.add_training_rows(parser)
+    _add_rivals(parser)
     add("--json", action="store_true", help="print one JSON line per budget, or per rival and the record last")
 
 
+def _add_rivals(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("rivals: other ways to run the model").add_argument
+    model = "model folder that the rivals read (default: the first store that transformers can load)"
+    page = "also write the table, the machine, the versions and the command to a page in Markdown"
+    records = "file of the records: what it holds is not measured again; name another after a change of code"
+    group = "also run each in a memory cgroup of this limit, from an empty page cache: needs root"
+    add("--against", type=options.argument(_parse_against), metavar="NAME[=PYTHON],...", help=_rivals_help())
+    add("--model", metavar="FOLDER", help=model)
+    add("--also", action="append", default=[], metavar="STORE", help="another store, such as one of int8 weights")
+    add("--group", type=options.size, metavar="SIZE", help=group)
+    add("--records", metavar="FILE", help=records)
+    add("--markdown", metavar="FILE.md", help=page)
+
+
+def _parse_against(text: str) -> Any:
+    from offramp.experiments.rivals import parse_against
+
+    return parse_against(text)
+
+
+def _rivals_help() -> str:
+    from offramp.experiments.rivals import RIVALS
+
+    return f"rivals, and the interpreters that run them (default: this one): {', '.join(RIVALS)}"
+
+
 def main(args: argparse.Namespace) -> None:
-    """Measure budgets, or a task."""
+    """Measure budgets, a task, or rivals."""
+    if args.against:
+        _bench_against(args)
+        return
+    if args.model or args.also or args.group or args.records or args.markdown:
+        what = "--model, --also, --group, --records and --markdown belong to a comparison"
+        raise UsageError(what, None, "give --against transformers, or more rivals")
     if args.task or args.data or args.train or args.dev:
         _bench_task(args)
         return
@@ -49,10 +89,7 @@ def main(args: argparse.Namespace) -> None:
     if args.exit != "none" and not inputs:
         what = "policies leave at other exits on random inputs than on real ones"
         raise UsageError(what, None, "give --input, or --exit none")
-    if inputs.is_stream:
-        raise UsageError("each process reads the inputs again", None, "give --input a file")
-    if not args.budgets:
-        raise UsageError("no budget", None, "give --budget 128MiB, or several: 128MiB,192MiB")
+    _require_budgets(args)
     from offramp.experiments.bench import bench
     from offramp.experiments.jobs import WorkerJob
 
@@ -66,6 +103,14 @@ def main(args: argparse.Namespace) -> None:
             emit(record)
         return
     print(table_of(records, _BUDGET_COLUMNS))
+
+
+def _require_budgets(args: argparse.Namespace) -> None:
+    """Raise UsageError without a budget, and for inputs that only one process can read."""
+    if options.input_source(args).is_stream:
+        raise UsageError("each process reads the inputs again", None, "give --input a file")
+    if not args.budgets:
+        raise UsageError("no budget", None, "give --budget 128MiB, or several: 128MiB,192MiB")
 
 
 def _budget(budget: int | str) -> str:
@@ -117,6 +162,79 @@ def _bench_task(args: argparse.Namespace) -> None:
     mark, intervals = (" [95 %]", _INTERVALS) if record["rounds"] > 1 else ("", _NO_INTERVALS)
     print(table_of(found, {name.format(mark): cell for name, cell in _RIVAL_COLUMNS.items()}))
     print(_NOTES.format(intervals))
+
+
+def _bench_against(args: argparse.Namespace) -> None:
+    """Measure a store and its rivals."""
+    _require_comparable(args)
+    from offramp.experiments.against import Comparison, run_comparison
+    from offramp.reporting.comparison import absences, rows_of, table_cells
+
+    stores = tuple(Path(path) for path in (args.store, *args.also))
+    comparison = Comparison(
+        stores=stores,
+        budgets=tuple(args.budgets),
+        chosen=args.against,
+        config=options.engine_config(args),
+        source=options.input_source(args),
+        model=Path(args.model) if args.model else None,
+        passes=args.passes,
+        rounds=args.repeat,
+        group_bytes=args.group,
+    )
+    rows = rows_of(run_comparison(comparison, Path(args.records) if args.records else None, log))
+    if args.json:
+        for row in rows:
+            emit(vars(row))
+    else:
+        head, cells = table_cells(rows, named_size(args.group) if args.group else None)
+        print("\n".join([options.table(head, cells), *absences(rows)]))
+    if args.markdown:
+        _write_page(args, comparison, rows)
+
+
+def _require_comparable(args: argparse.Namespace) -> None:
+    """Raise UsageError for options that a comparison with rivals does not have."""
+    if args.task or args.data or args.train or args.dev:
+        raise UsageError("rivals and labelled data", None, "give --against without --task, --data, --train and --dev")
+    if args.exit != "none" or args.deadline or args.profile or args.batch != 1:
+        what = "rivals have no exits, deadlines and batches"
+        raise UsageError(what, None, "give --against without --exit, --deadline, --profile and --batch")
+    _require_budgets(args)
+    for path, suffixes in ((args.records, ()), (args.markdown, (".md",))):
+        if path:
+            options.require_writable(path, suffixes)
+
+
+def _write_page(args: argparse.Namespace, comparison: Any, rows: Any) -> None:
+    """Write the page of a comparison."""
+    import datetime as dt
+    import sys
+
+    from offramp.experiments.against import GROUP_SECONDS, describe
+    from offramp.measure.hardware import environment, instructions, num_cores
+    from offramp.reporting.comparison import About, page
+    from offramp.store.files import write_atomic
+
+    about = About(
+        command=_command(sys.argv[1:]),
+        measured=f"{dt.datetime.now(dt.timezone.utc):%Y-%m-%d}",
+        model=describe(comparison),
+        environment=environment(args.store),
+        instructions=instructions(),
+        threads=args.threads or num_cores(),
+        group=named_size(args.group) if args.group else None,
+        group_seconds=GROUP_SECONDS,
+    )
+    write_atomic(Path(args.markdown).absolute(), [page(rows, about).encode()])
+
+
+def _command(words: Sequence[str]) -> str:
+    """Return the command without the folders of the interpreters, which differ between machines."""
+    import re
+    import shlex
+
+    return shlex.join(["offramp", *(re.sub(r"=[^,=]*/([^/,]+/bin/)", r"=\1", word) for word in words)])
 
 
 def _interval(form: str, measured: Any, name: str) -> str:

@@ -30,6 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     length = "truncate texts to N tokens (default: as in training, else the limit of the model)"
     add("--max-length", type=count, metavar="N", help=length)
     options.add_training_rows(parser)
+    options.add_engine(parser, "trust_kernels")
     add("--json", action="store_true", help="print one JSON line per split")
 
 
@@ -50,7 +51,13 @@ def main(args: argparse.Namespace) -> None:
         require_same_cut(folder, options.data_record(args, data), names)
     transcript = Path(args.transcript) if args.transcript else None
     settings = EvalSettings(
-        policies, args.batch, args.max_length, transcript, args.features, args.include_training_rows
+        policies,
+        args.batch,
+        args.max_length,
+        transcript,
+        args.features,
+        args.include_training_rows,
+        args.trust_kernels,
     )
     for report in evaluate(folder, data, names, settings, log=log):
         if args.json:

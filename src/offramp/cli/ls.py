@@ -43,6 +43,7 @@ def main(args: argparse.Namespace) -> None:
             for kernel, name in row.uses:
                 shard = shards[name]
                 sizes = {"file": shard.file, "bytes": shard.bytes, "num_tensors": len(shard.tensors)}
+                sizes["dtypes"] = sorted({tensor.dtype for tensor in shard.tensors})
                 emit({"stage": row.name, "kind": kernel, "shard": shard.name, **sizes, **facts})
     else:
         (_print_module if is_module else _print_encoder)(store, [*rows, rest])
@@ -103,7 +104,7 @@ def _print_encoder(store: Store, rows: list[Row]) -> None:
     print(table(("stage", "kernel", "file", "tensors", "size"), lines))
     exits = f"exits after layers 1 to {len(program.layers) - 1}" if manifest.exits else "no exits"
     head = program.problem or "no classification head"
-    print(f"\n{shown(manifest.source.architecture)}, {head}, {exits}")
+    print(f"\n{shown(manifest.source.architecture)}, {head}, {exits}, stored as {manifest.precision}")
 
 
 def _print_module(store: Store, rows: list[Row]) -> None:
@@ -117,7 +118,8 @@ def _print_module(store: Store, rows: list[Row]) -> None:
     print(table(("stage", "file", "tensors", "size", "", "begins with", "flows in"), lines))
     graphs = f"{len(manifest.graphs)} ONNX graphs" if manifest.graphs else "no ONNX graphs"
     where = "" if manifest.exits is None else ", exits where marked"
-    print(f"\n{shown(manifest.source.architecture)}, method {manifest.source.method}, {graphs}{where}")
+    made = f"{shown(manifest.source.architecture)}, method {manifest.source.method}"
+    print(f"\n{made}, stored as {manifest.precision}, {graphs}{where}")
 
 
 def _drawn(store: Store, rows: list[Row]) -> str:

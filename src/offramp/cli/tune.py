@@ -78,9 +78,7 @@ def main(args: argparse.Namespace) -> None:
     require_held_out([transcript, *([] if certify_on is None else [certify_on])], goal)  # before latencies are measured
     with Store(args.store) as store:
         require_head(store.manifest, store.path)
-        if transcript.about.model_sha256 != store.manifest.source.fingerprint:
-            what = "offramp eval --transcript writes one for this store, or for the run folder that it was divided from"
-            raise UsageError("the transcript is of another model", transcript.path, what)
+        _require_same_model(store, transcript)
         texts = store.program.texts
     longest = None if texts is None else min(int(transcript.lengths_N.max()), texts.max_length)
     profile = _profile(args, store.digest, longest)
@@ -95,6 +93,16 @@ def main(args: argparse.Namespace) -> None:
         return
     _print_rows("policies at most as slow", [each.row() for each in sorted(rivals, key=lambda each: -each.score)])
     _print_policy(args.out, file, policy)
+
+
+def _require_same_model(store: Any, transcript: Any) -> None:
+    """Raise UsageError for the transcript of another model; say if it is of the weights before they were rounded."""
+    here, known = store.manifest.answering(store.manifest.precision), transcript.about.model_sha256
+    if known not in (here, store.manifest.source.fingerprint):
+        what = "offramp eval --transcript writes one for this store, or for the run folder that it was divided from"
+        raise UsageError("the transcript is of another model", transcript.path, what)
+    if known != here:
+        log(f"the transcript is of the model before its weights were rounded to {store.manifest.precision}")
 
 
 def _report_shortfall(missed: str | None, out: str) -> None:

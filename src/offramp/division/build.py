@@ -16,6 +16,7 @@ from offramp.division.config import DivisionConfig
 from offramp.division.names.build import divide_by_names
 from offramp.errors import UsageError
 from offramp.program.checks import require_known
+from offramp.store.manifest import FP32
 from offramp.store.writer import mark_of, may_fill, require_replaceable
 
 
@@ -26,8 +27,8 @@ def divide(model: Any, *rest: Any, **options: Any) -> Path:
         model: a Hugging Face checkpoint folder, an id on the hub, or any `torch.nn.Module` in evaluation mode.
         rest: for a module its example inputs (a tensor, a tuple, or a dictionary), then the folder to make. An
             interrupted division is resumed.
-        options: fields of `DivisionConfig`: `method`, `stage_bytes`, `inputs`, `more_inputs`, `exits`, `force`,
-            `offline`, `say`.
+        options: fields of `DivisionConfig`: `method`, `stage_bytes`, `block_bytes`, `inputs`, `more_inputs`, `exits`,
+            `dtype`, `force`, `offline`, `say`.
 
     Raises SourceError, StageError, PickleError, UsageError (target exists), DiskFullError, MissingExtraError, and
     ValueError for an unknown option.
@@ -35,12 +36,15 @@ def divide(model: Any, *rest: Any, **options: Any) -> Path:
     require_known(DivisionConfig, options, "option of divide")
     config = DivisionConfig(**options)
     is_module = not isinstance(model, (str, os.PathLike))
+    if is_module:
+        _require_full(config, "it is a module, which is divided by a run")
     if len(rest) != 1 + is_module:
         raise TypeError("divide(folder, store) or divide(module, example_inputs, store)")
     store = Path(rest[-1])
     if os.path.lexists(store) and not (may_fill(store) or mark_of(store)):  # the writer checks again, under its lock
         require_replaceable(store, config.force)
     if is_module:
+        _require_no_blocks(config)
         from offramp.division.modules import divide_module
 
         return divide_module(model, rest[0], store, config)
@@ -68,10 +72,26 @@ def _divide_folder(folder: Path, store: Path, config: DivisionConfig) -> Path:
                 raise UsageError(what, folder, "give --method eager")
             config.say("method names: a text encoder whose tensors have known names")
             return divide_by_names(source, store, config)
+    _require_no_blocks(config)
+    _require_full(config, why if config.method == "auto" else f"--method {config.method} was given")
     from offramp.division.checkpoints import divide_checkpoint
 
     config.say(f"method {'eager' if config.method == 'auto' else config.method}: {why}")
     return divide_checkpoint(folder, store, config)
+
+
+def _require_no_blocks(config: DivisionConfig) -> None:
+    """Raise UsageError where a model that is divided by a run should be cut into blocks."""
+    if config.block_bytes is not None:
+        what = "only text encoders that are divided by the names of their tensors are cut into blocks"
+        raise UsageError(what, None, "divide it without --block")
+
+
+def _require_full(config: DivisionConfig, why: str) -> None:
+    """Raise UsageError for a model that is divided by a run into a store of a narrow dtype."""
+    if config.dtype != FP32:
+        what = f"stores of {config.dtype} are of text encoders that are divided by the names of their tensors: {why}"
+        raise UsageError(what, None, f"divide it with --dtype {FP32}")
 
 
 def _why_a_run(source: Source) -> str | None:

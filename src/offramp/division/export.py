@@ -3,8 +3,10 @@
 Graphs for ONNX Runtime are made from those for PyTorch, and each is compared with its origin.
 """
 
+import functools
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -178,12 +180,33 @@ def _write_onnx(run: _Run, activation_bytes: int, writer: StoreWriter) -> dict[s
             written[piece.kernel] = writer.add_graph(piece.kernel, data, OPSET, IR)
 
     try:
-        run(run.original.examples[0].inputs, write)
+        with _one_table():
+            run(run.original.examples[0].inputs, write)
     except StageError as error:
         say(f"no ONNX graphs written, the store runs on torch only: {error}")
         return {}
     say(f"ONNX graphs differ from PyTorch's by {max(differences):.1e} at most, of the largest value")
     return written
+
+
+@contextmanager
+def _one_table() -> Iterator[None]:
+    """Let PyTorch make its table of ONNX functions once: it would for each graph, which takes half of the time.
+
+    The table is private to PyTorch; where a version has none of this name, nothing is changed.
+    """
+    try:
+        from torch.onnx._internal.exporter._registration import ONNXRegistry as Table
+
+        before = vars(Table)["from_torchlib"]
+    except (ImportError, KeyError):
+        yield
+        return
+    Table.from_torchlib = staticmethod(functools.cache(Table.from_torchlib))
+    try:
+        yield
+    finally:
+        Table.from_torchlib = before
 
 
 def _to_onnx(graph: CapturedGraph, given: Sequence[Tensor], dynamic: Sequence[Sequence[int]]) -> bytes:

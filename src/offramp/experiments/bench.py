@@ -9,7 +9,6 @@ from typing import Any
 from offramp.experiments.children import Log, ignore, run_worker
 from offramp.experiments.jobs import WorkerJob
 from offramp.measure import median, percentile
-from offramp.runtime.config import RESIDENT
 
 
 def run_rounds(jobs: Mapping[str, WorkerJob], rounds: int, log: Log) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -24,11 +23,11 @@ def run_rounds(jobs: Mapping[str, WorkerJob], rounds: int, log: Log) -> Iterator
 
 
 def bench(job: WorkerJob, budgets: Sequence[int | str], rounds: int, log: Log) -> list[dict[str, Any]]:
-    """Return one record per budget (in bytes, or RESIDENT), in order. `job` is measured under each of them.
+    """Return one record per budget (in bytes, or a word), in order. `job` is measured under each of them.
 
     The smallest budget runs first: if any is impossible, it is that one, and the error is raised immediately.
     """
-    ordered = sorted(budgets, key=lambda budget: (budget == RESIDENT, budget))
+    ordered = sorted(budgets, key=lambda budget: (isinstance(budget, str), budget))
     jobs = {str(budget): replace(job, config=replace(job.config, budget=budget)) for budget in ordered}
     found: dict[str, list[dict[str, Any]]] = {str(budget): [] for budget in budgets}
     for budget, record in run_rounds(jobs, rounds, log):

@@ -9,46 +9,86 @@ import os
 import subprocess
 import sys
 import tempfile
-from typing import Any, Callable
+import threading
+from typing import Any, Callable, Optional, Sequence
 
 from offramp import errors
 from offramp.backends import thread_variables
 from offramp.errors import OfframpError
 from offramp.experiments.jobs import WorkerJob
+from offramp.units import format_duration
 
 WORKER = (sys.executable, "-m", "offramp.experiments.worker")
 Log = Callable[[str], None]
+
+
+class LostError(OfframpError):
+    """A worker process ended without a result: it was killed, or a library ended it."""
+
+
+class TimedOutError(OfframpError):
+    """A worker process exceeded its time limit."""
 
 
 def ignore(line: str) -> None:
     """Log nothing."""
 
 
-def run_worker(job: WorkerJob, log: Log = ignore) -> Any:
+def run_worker(
+    job: WorkerJob,
+    log: Log = ignore,
+    timeout_seconds: Optional[float] = None,
+    started: Callable[[subprocess.Popen], None] = lambda child: None,
+    within: Sequence[str] = (),
+) -> Any:
     """Run a job in a process of its own and return its result. `log` receives its progress.
 
-    Raises the OfframpError that the worker raised, or OfframpError if it ended without a result. If the caller is
-    interrupted, the worker is killed.
+    `within` is put before the command of the worker, and becomes it by exec.
+
+    Raises the OfframpError that the worker raised, LostError if it ended without a result, and TimedOutError. If the
+    caller is interrupted, the worker is killed. `started` receives the process, which another thread may kill.
     """
+    expired = threading.Event()
     threads = thread_variables(job.config.backend, job.config.threads) if job.config.threads else {}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "env": {**os.environ, **threads}}
     with tempfile.TemporaryFile("w+") as stderr:
-        with subprocess.Popen(WORKER, stderr=stderr, universal_newlines=True, **pipes) as child:
+        with subprocess.Popen([*within, *WORKER], stderr=stderr, universal_newlines=True, **pipes) as child:
+            started(child)
+            timer = _timer(child, timeout_seconds, expired)
             try:
                 outcome = _converse(child, job, log)
             except BaseException:
                 child.kill()
                 raise
+            finally:
+                timer.cancel()
         stderr.seek(0)
         last = ""
         for last in filter(None, map(str.strip, stderr)):
             log(last)
+    if expired.is_set() and "result" not in outcome:
+        what = f"a worker process did not finish in {format_duration(timeout_seconds or 0)}"
+        raise TimedOutError(what, None, "allow more time")
     if "error" in outcome:
         raise _error(outcome["error"])
     if "result" not in outcome:  # a process that was killed has not printed the reason
         where = last if child.returncode >= 0 and last else None
-        raise OfframpError(f"a worker process ended with {child.returncode} and no result", where)
+        raise LostError(f"a worker process ended with {child.returncode} and no result", where)
     return outcome["result"]
+
+
+def _timer(child: subprocess.Popen, seconds: Optional[float], expired: threading.Event) -> threading.Timer:
+    """Start a timer that kills the worker; without a limit, return one that is not started."""
+
+    def expire() -> None:
+        expired.set()
+        child.kill()
+
+    timer = threading.Timer(seconds or 0, expire)
+    timer.daemon = True
+    if seconds is not None:
+        timer.start()
+    return timer
 
 
 def _converse(child: subprocess.Popen, job: WorkerJob, log: Log) -> dict[str, Any]:

@@ -88,6 +88,8 @@ class EvalSettings:
     """True if transcripts hold the hidden states of the first token."""
     include_training_rows: bool = False
     """True to evaluate rows that the model was trained on; False: they are left out, and many are refused."""
+    trust_kernels: bool = False
+    """True to run captured kernels of a store with operations outside the table of PyTorch."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -122,7 +124,7 @@ def evaluate(
     batch_size, transcript = 1 if runs_singly else settings.batch_size, settings.transcript
     fingerprint, reports = _fingerprint(folder) if transcript else "", []
     splits = held_out(folder, chosen, settings.include_training_rows, log, fingerprint[:32])
-    with _classifier(folder) as model:
+    with _classifier(folder, settings.trust_kernels) as model:
         for split, kept in splits.items():
             log(f"{split}: {len(kept.examples)} rows")
             renamed = [Example(text, ids[int(label)] if ids else label) for text, label in kept.examples]
@@ -197,16 +199,16 @@ def classifier_facts(folder: Path) -> Facts:
 
 
 @contextmanager
-def _classifier(folder: Path) -> Iterator[Any]:
-    """Load a model with its exits; for the store of a module its graphs, which transformers cannot load."""
+def _classifier(folder: Path, trust_kernels: bool) -> Iterator[Any]:
+    """Load a model with its exits; for a store that transformers cannot load its kernels."""
     from offramp.checkpoints.checkpoint import StoredWithExits, load_classifier
 
     if not is_store(folder):
         yield load_classifier(folder)
         return
     with Store(folder) as store:
-        if store.program.module is not None:
-            yield StoredWithExits(store)
+        if not store.manifest.is_checkpoint:
+            yield StoredWithExits(store, trust_kernels=trust_kernels)
             return
         require_whole(store)
         with folder_of_store(store) as links:
@@ -230,10 +232,12 @@ def _usual_length(folder: Path, facts: Facts) -> int:
 
 
 def _fingerprint(folder: Path) -> str:
-    """Return the fingerprint of a model folder; for a store, of its source, so that both have the same transcripts."""
+    """Return the fingerprint of a model folder; for a store of the same weights that of its source, so that both have
+    the same transcripts.
+    """
     if is_store(folder):
         with Store(folder, verify="never") as store:
-            return store.manifest.source.fingerprint
+            return store.manifest.answering(store.manifest.precision)
     with open_source(folder) as source:
         return source.fingerprint()
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Tuple
 
 from offramp.program.checks import require_known
 from offramp.runtime.config import EngineConfig
@@ -14,11 +14,16 @@ JOBS = {
     "plan": "the plan of an engine, or BudgetError",
     "passes": "a benchmark record of `passes` batches of random inputs",
     "inputs": "a benchmark record of one run over `inputs`",
+    "tokens": "a benchmark record of `tokens`, one text a batch, the first of them to warm up, and all scores of each",
     "run": "results of `inputs` and the record; with `sampled`, memory samples and spans as well",
     "profile": "a device profile; with `recall`, the cached one if there is one",
     "reference": "results of `inputs` by transformers, whole in memory, and the record",
+    "measure": "figures and raw samples of one round of an experiment: of `inputs`, or of random ones (`step`)",
+    "step": "what the step of a sweep that `step` describes has made",
 }
 """Kind of job -> its result."""
+WARM_UP_PASSES = 2
+"""Batches at the start of a benchmark that its record omits."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +41,15 @@ class WorkerJob:
     """Number of inputs to run; None: all."""
     recall: bool = False
     sampled: bool = False
+    step: Mapping[str, Any] | None = None
+    """Arguments of a job of a sweep, plain values (`experiments.steps`)."""
+    tokens: Sequence[Tuple[Sequence[int], Sequence[int]]] = ()
+    """Token ids and token types of each text."""
 
     def __post_init__(self) -> None:
         if self.job not in JOBS:
             raise ValueError(f"unknown job {self.job!r}; known jobs: {', '.join(JOBS)}")
+        object.__setattr__(self, "tokens", tuple((tuple(ids_S), tuple(types_S)) for ids_S, types_S in self.tokens))
 
     def to_json(self) -> dict[str, Any]:
         """Return the job as a tree of plain values."""

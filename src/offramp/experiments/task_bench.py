@@ -24,6 +24,7 @@ from offramp.experiments.evaluation import model_label_ids, trained_length
 from offramp.experiments.held_out import held_out
 from offramp.experiments.jobs import WorkerJob
 from offramp.measure import median, percentile
+from offramp.measure.statistics import paired_bootstrap
 from offramp.runtime.config import EngineConfig
 from offramp.session.inputs import InputSource
 from offramp.store import Store
@@ -33,7 +34,7 @@ from offramp.tasks.arrays import Record, stacked
 from offramp.tasks.examples import Splits, digest, spread
 from offramp.tasks.images import Image
 from offramp.tasks.lines import silent
-from offramp.tasks.metrics import paired_bootstrap, paired_interval, score
+from offramp.tasks.metrics import paired_interval, score
 from offramp.tasks.text import Text
 
 LARGE_BATCH = 8
@@ -168,7 +169,7 @@ def bench_task(
     if config.max_length is None and store.program.texts is not None:
         config = replace(config, max_length=trained_length(store.path))
     with scratch_folder("offramp-bench-") as folder:
-        inputs = InputSource(file=str(_write_inputs(sample, folder)))
+        inputs = InputSource(file=str(write_inputs(sample, folder)))
 
         def job(kind: str, rival: Rival) -> WorkerJob:
             return WorkerJob(kind, str(store.path), rival.configure(config), inputs)
@@ -256,7 +257,7 @@ def _has_room(job: WorkerJob, log: Log) -> bool:
     return True
 
 
-def _write_inputs(sample: Sample, folder: Path) -> Path:
+def write_inputs(sample: Sample, folder: Path) -> Path:
     """Write the inputs in a form that `offramp run` reads: lines of texts, a zip of images in order, or arrays."""
     texts: list[Any] = sample.texts
     if all(isinstance(text, Record) for text in texts):
@@ -275,7 +276,7 @@ def _write_inputs(sample: Sample, folder: Path) -> Path:
 
 
 def _common(sample: Sample, record: Mapping[str, Any], rounds: int, num_layers: int) -> dict[str, Any]:
-    keys = ("model", "store_sha256", "backend", "threads", "budget_bytes", "reads", "verify")
+    keys = ("model", "store_sha256", "dtype", "backend", "threads", "budget_bytes", "reads", "verify")
     data = {"task": sample.task, "split": sample.split, "metrics": list(sample.metrics)}
     data |= {name: getattr(sample, name) for name in ("training_rows", "includes_training_rows")}
     counts = {"num_texts": len(sample.texts), "num_layers": num_layers, "rounds": rounds}

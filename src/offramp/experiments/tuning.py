@@ -18,6 +18,7 @@ from offramp.experiments.batching import padded
 from offramp.experiments.children import Log
 from offramp.experiments.evaluation import answer_at
 from offramp.experiments.trials import Candidate, Trials, best_at, front, reachable
+from offramp.measure.statistics import bootstrap
 from offramp.policies import FullDepth, StopAt, replay
 from offramp.policies.certify import Certificate, certify, is_certifiable, least_epsilon, losses, samples_needed
 from offramp.policies.codec import to_json
@@ -25,7 +26,7 @@ from offramp.policies.evidence import MULTI_LABEL
 from offramp.runtime.profile import DeviceProfile
 from offramp.store.policy_file import PolicyFile, Prediction
 from offramp.store.transcript import Transcript
-from offramp.tasks.metrics import bootstrap, score
+from offramp.tasks.metrics import score
 from offramp.units import format_duration, named_duration
 
 BOOTSTRAP_ROUNDS = 300

@@ -16,17 +16,16 @@ from dataclasses import asdict, replace
 from itertools import islice
 from typing import Any, Callable
 
-from offramp.errors import OfframpError, UsageError
-from offramp.experiments.jobs import WorkerJob
+from offramp.errors import OfframpError, UsageError, system_error
+from offramp.experiments.jobs import WARM_UP_PASSES, WorkerJob
 from offramp.measure import MemorySampler, median, num_cores, read_memory
 from offramp.measure.processes import die_with_parent, is_orphan
+from offramp.policies import Policy
 from offramp.runtime.config import BULK
 from offramp.session import Classifier, prepare_engine
 from offramp.session.lengths import require_feasible
 from offramp.session.records import SUMS
 from offramp.tasks.lines import silent
-
-WARM_UP_PASSES = 2
 
 
 def main() -> int:
@@ -42,15 +41,21 @@ def main() -> int:
         _send("result", _RUN[job.job](job))
         return 0
     except OfframpError as error:
-        where = None if error.where is None else str(error.where)
-        about = {"class": type(error).__name__, "what": error.what, "where": where, "remedy": error.remedy}
-        _send("error", about)
-        return error.exit_code
+        return _refuse(error)
     except Exception as error:
+        found = system_error(error)  # no memory, a full disk
+        if found is not None:
+            return _refuse(found)
         traceback.print_exc()
         what = f"internal error in a worker process: {type(error).__name__}: {error}"
         _send("error", {"class": "OfframpError", "what": what, "where": None, "remedy": "report it"})
         return 1
+
+
+def _refuse(error: OfframpError) -> int:
+    where = None if error.where is None else str(error.where)
+    _send("error", {"class": type(error).__name__, "what": error.what, "where": where, "remedy": error.remedy})
+    return error.exit_code
 
 
 def _send(kind: str, tree: Any) -> None:
@@ -82,13 +87,33 @@ def _passes(job: WorkerJob) -> dict[str, Any]:
             if index == WARM_UP_PASSES:
                 warm = classifier.record()
             classifier.predict_batches(random_sweep(classifier, num_rows, length, index))
-        return _bench_record(classifier, WARM_UP_PASSES, warm)
+        return {**_bench_record(classifier, WARM_UP_PASSES, warm), **_spans(job, classifier)}
 
 
-def _inputs(job: WorkerJob) -> dict[str, Any]:
-    with _prepare(job) as classifier:
+def _tokens(job: WorkerJob) -> dict[str, Any]:
+    import numpy as np
+
+    from offramp.session.results import scores_of
+    from offramp.tasks.text import token_batch
+
+    longest = max(len(ids_S) for ids_S, _ in job.tokens)
+    with _prepare(replace(job, config=replace(job.config, longest=longest))) as classifier:
+        texts, warm, scores = classifier.store.program.texts, {}, []
+        assert texts is not None, "the caller has made tokens for this store"
+        for index, (ids_S, types_S) in enumerate(job.tokens):
+            if index == WARM_UP_PASSES:
+                warm = classifier.record()
+            ids_BS, types_BS = np.array([ids_S], np.int64), np.array([types_S], np.int64)
+            batch = token_batch(texts, ids_BS, np.ones_like(ids_BS), types_BS)
+            scores += map(scores_of, classifier.predict_batches([batch], all_scores=True))
+        return {**_bench_record(classifier, WARM_UP_PASSES, warm), "scores": scores}
+
+
+def _inputs(job: WorkerJob, policy: Policy | None = None, restart: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    with _prepare(job, policy=policy) as classifier:
         inputs, settings = list(job.inputs), classifier.settings
         classifier.predict(inputs[: WARM_UP_PASSES * settings.num_rows * settings.num_batches])
+        restart()
         num_warm, warm = len(classifier.latencies), classifier.record()
         began = time.perf_counter()
         results = classifier.predict(inputs)
@@ -97,7 +122,11 @@ def _inputs(job: WorkerJob) -> dict[str, Any]:
             "answers": [result.score if result.label is None else result.label for result in results],
             "exit_stages": [result.exit_stage for result in results],
         }
-        return {**_bench_record(classifier, num_warm, warm), "texts": found}
+        return {**_bench_record(classifier, num_warm, warm), **_spans(job, classifier), "texts": found}
+
+
+def _spans(job: WorkerJob, classifier: Classifier) -> dict[str, Any]:
+    return {"spans": classifier.trace.spans()} if job.sampled else {}
 
 
 def _bench_record(classifier: Classifier, num_warm: int, warm: dict[str, Any]) -> dict[str, Any]:
@@ -105,7 +134,28 @@ def _bench_record(classifier: Classifier, num_warm: int, warm: dict[str, Any]) -
     record, latencies = classifier.record(first_batch=num_warm), classifier.latencies[num_warm:]
     record.update({key: record[key] - warm[key] for key in SUMS})
     peak_bytes, mean_bytes = read_memory().peak_bytes, record["bytes_read_total"] / max(record["num_inputs"], 1)
-    return {**record, "latencies_seconds": latencies, "peak_rss_bytes": peak_bytes, "bytes_read_per_input": mean_bytes}
+    found = {"latencies_seconds": latencies, "peak_rss_bytes": peak_bytes, "bytes_read_per_input": mean_bytes}
+    return {**record, **found}
+
+
+def _measure(job: WorkerJob) -> dict[str, Any]:
+    from offramp.experiments.steps import measured, planned_exits
+
+    assert job.step is not None
+    policy, sampler = planned_exits(job), MemorySampler()
+    with sampler if job.sampled else nullcontext():
+        if job.inputs:
+            found = _inputs(job, policy, lambda: None if policy is None else policy.restart())
+        else:
+            found = _passes(job)
+    return measured(found, job.step, sampler.samples if job.sampled else None)
+
+
+def _step(job: WorkerJob) -> Any:
+    from offramp.experiments.steps import take_step
+
+    assert job.step is not None
+    return take_step(job.step, _log)
 
 
 def _run(job: WorkerJob) -> dict[str, Any]:
@@ -144,7 +194,8 @@ def _reference(job: WorkerJob) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(job.store, local_files_only=True)  # a folder  # nosec B615
     model = AutoModelForSequenceClassification.from_pretrained(  # a folder  # nosec B615
         job.store, return_dict=True, local_files_only=True
-    ).eval()
+    )
+    model.eval()
     latencies, results = [], []
     for text in job.inputs:
         started = time.perf_counter()
@@ -165,7 +216,8 @@ def _reference(job: WorkerJob) -> dict[str, Any]:
 
 
 _RUN: dict[str, Callable[[WorkerJob], dict[str, Any]]] = {
-    "plan": _plan, "passes": _passes, "inputs": _inputs, "run": _run, "profile": _profile, "reference": _reference,
+    "plan": _plan, "passes": _passes, "inputs": _inputs, "tokens": _tokens, "run": _run, "profile": _profile,
+    "reference": _reference, "measure": _measure, "step": _step,
 }  # fmt: skip
 
 if __name__ == "__main__":

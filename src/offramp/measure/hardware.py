@@ -9,8 +9,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Dict, Iterator, NamedTuple, Optional, Tuple, Union
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple, Union
 
+from offramp.measure.groups import cpu_quotas, memory_groups, table_of, text_of, tightest_group
+
+_INSTRUCTIONS = (
+    "avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimddp", "i8mm", "bf16",
+    "sve",
+)  # fmt: skip
+"""Flags of processors that decide how fast matrix products are, on x86 and on ARM."""
 _LIBRARIES = ("numpy", "onnxruntime", "tokenizers", "torch", "transformers", "onnx")
 
 
@@ -53,10 +60,24 @@ def _memory_bytes() -> int:
 
 
 def _cpu_model() -> Optional[str]:
-    lines = [line.split(":", 1) for line in _text("/proc/cpuinfo").splitlines() if ":" in line]
+    lines = [line.split(":", 1) for line in text_of("/proc/cpuinfo").splitlines() if ":" in line]
     names = {key.strip(): value.strip() for key, value in reversed(lines)}
     keys = ("model name", "Model", "Hardware")  # x86, then two spellings on ARM
     return next((names[key] for key in keys if key in names), None)
+
+
+class Threads(NamedTuple):
+    """A number of threads, and what sets it: `affinity`, `cpu quota`, `OMP_NUM_THREADS`, or `option`."""
+
+    number: int
+    source: str
+
+
+def instructions() -> Tuple[str, ...]:
+    """Return the flags of the processor that decide how fast matrix products are."""
+    lines = (line.partition(":") for line in text_of("/proc/cpuinfo").splitlines())
+    known = {flag for key, _, flags in lines if key.strip() in ("flags", "Features") for flag in flags.split()}
+    return tuple(flag for flag in _INSTRUCTIONS if flag in known)
 
 
 def num_cores(root: Union[str, os.PathLike] = "/") -> int:
@@ -65,20 +86,26 @@ def num_cores(root: Union[str, os.PathLike] = "/") -> int:
     This is the minimum of its affinity and of the CPU quotas of its cgroups, which are rounded up. `root` is the folder
     that contains `proc` and `sys`.
     """
+    return min(_core_limits(root)).number
+
+
+def default_threads(root: Union[str, os.PathLike] = "/") -> Threads:
+    """Return the threads of a backend where none are asked for: `num_cores`, or `OMP_NUM_THREADS` if that is fewer.
+
+    Of a list, as OpenMP takes it for nested regions, the first number counts. Anything else is ignored, as by OpenMP.
+    """
+    first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    asked = [Threads(int(first), "OMP_NUM_THREADS")] if first.isdecimal() and int(first) else []
+    return min([*_core_limits(root), *asked], key=lambda limit: limit.number)
+
+
+def _core_limits(root: Union[str, os.PathLike]) -> List[Threads]:
     try:
         cores = len(os.sched_getaffinity(0))
     except (AttributeError, OSError):  # another operating system, or a sandbox without the call
         cores = os.cpu_count() or 1
-    return max(1, min([cores, *_cpu_quotas(Path(root))]))
-
-
-def _cpu_quotas(root: Path) -> Iterator[int]:
-    """Yield the CPU quota of each cgroup that has one, in whole cores."""
-    for folder, is_v1 in _cgroups(root, "cpu"):
-        names = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if is_v1 else ("cpu.max",)
-        words = " ".join(_text(folder / name) for name in names).split()  # "max", or -1 in v1: no quota
-        if len(words) == 2 and words[0].isdigit() and words[1].isdigit() and int(words[1]):
-            yield -(-int(words[0]) // int(words[1]))
+    quotas = [Threads(max(quota, 1), "cpu quota") for quota in cpu_quotas(root)]
+    return [Threads(cores, "affinity"), *quotas]
 
 
 def _version(library: str) -> Optional[str]:
@@ -98,7 +125,7 @@ def _storage(path: Union[str, os.PathLike]) -> Dict[str, Any]:
     queues = (f"/sys/dev/block/{name}/queue", f"/sys/dev/block/{name}/../queue")
     read_ahead = _first_text(f"/sys/class/bdi/{name}/read_ahead_kb", *(f"{queue}/read_ahead_kb" for queue in queues))
     return {
-        "file_system": _file_system(Path(path).resolve(), _text("/proc/self/mountinfo")),
+        "file_system": _file_system(Path(path).resolve(), text_of("/proc/self/mountinfo")),
         "read_ahead_kb": int(read_ahead) if read_ahead else None,
         "io_scheduler": _first_text(*(f"{queue}/scheduler" for queue in queues)),
     }
@@ -118,15 +145,7 @@ def _file_system(path: Path, mounts: str) -> Optional[str]:
 
 
 def _first_text(*paths: str) -> Optional[str]:
-    return next((text for text in map(_text, paths) if text), None)
-
-
-def _text(path: Union[str, os.PathLike]) -> str:
-    """Return a file without surrounding whitespace; "" if it is absent (another operating system) or hidden."""
-    try:
-        return Path(path).read_text(errors="surrogateescape").strip()
-    except OSError:
-        return ""
+    return next((text for text in map(text_of, paths) if text), None)
 
 
 def _printable(fact: Any) -> Any:
@@ -137,36 +156,17 @@ def _printable(fact: Any) -> Any:
     return fact
 
 
-class _Hierarchy(NamedTuple):
-    """File names of one version of Linux memory cgroups."""
-
-    limits: Tuple[str, ...]
-    usage: str
-    cache: Tuple[str, ...]
-    mapped: str
-
-
-_V1 = _Hierarchy(
-    ("memory.limit_in_bytes",), "memory.usage_in_bytes",
-    ("total_active_file", "total_inactive_file"), "total_mapped_file",
-)  # fmt: skip
-_V2 = _Hierarchy(("memory.max", "memory.high"), "memory.current", ("active_file", "inactive_file"), "file_mapped")
-
-
 def available_bytes(root: Union[str, os.PathLike] = "/") -> int:
     """Return the memory in bytes that this process can still allocate.
 
-    This is the minimum of MemAvailable and the free memory of all memory cgroups (v1, v2) that contain the process. The
-    free memory of a cgroup is its limit minus its usage plus its unmapped file cache, which the kernel reclaims before
-    it refuses an allocation. Missing sources are skipped; without any source, the total memory of the machine is
-    returned.
+    This is the minimum of MemAvailable and the free memory of all memory cgroups (v1, v2) that contain the process.
+    Missing sources are skipped; without any source, the total memory of the machine is returned.
 
     Args:
         root: folder that contains `proc` and `sys`.
     """
-    root = Path(root)
-    free = (limit - usage + cache for limit, usage, cache in _groups(root))
-    known = [available for available in (_machine_bytes(root), *free) if available is not None]
+    free = (group.free_bytes for group in memory_groups(root))
+    known = [available for available in (_machine_bytes(Path(root)), *free) if available is not None]
     return max(0, min(known)) if known else _memory_bytes()
 
 
@@ -175,55 +175,20 @@ def container_bytes(root: Union[str, os.PathLike] = "/") -> Optional[int]:
 
     `root` is the folder that contains `proc` and `sys`.
     """
-    least = min((limit for limit, *_ in _groups(Path(root))), default=None)
-    return None if least is None or least >= _memory_bytes() else least
+    group = tightest_group(root)
+    return None if group is None else group.limit_bytes
 
 
 def address_space_bytes() -> Optional[int]:
     """Return the bytes that this process can still map under its limit (`ulimit -v`), or None without a limit."""
     import resource  # not available on every system
 
-    limit, pages = resource.getrlimit(resource.RLIMIT_AS)[0], _text("/proc/self/statm").split()
+    limit, pages = resource.getrlimit(resource.RLIMIT_AS)[0], text_of("/proc/self/statm").split()
     if limit == resource.RLIM_INFINITY or not pages:
         return None
     return max(0, limit - int(pages[0]) * os.sysconf("SC_PAGE_SIZE"))
 
 
 def _machine_bytes(root: Path) -> Optional[int]:
-    kib = _table(root / "proc/meminfo").get("MemAvailable:")
+    kib = table_of(root / "proc/meminfo").get("MemAvailable:")
     return None if kib is None else kib << 10
-
-
-def _groups(root: Path) -> Iterator[Tuple[int, int, int]]:
-    """Yield (limit, usage, unmapped file cache) in bytes of each memory cgroup that has a limit."""
-    for folder, is_v1 in _cgroups(root, "memory"):
-        hierarchy = _V1 if is_v1 else _V2
-        limits = [limit for limit in (_number(folder / name) for name in hierarchy.limits) if limit is not None]
-        usage = _number(folder / hierarchy.usage)
-        if limits and usage is not None:
-            stat = _table(folder / "memory.stat")
-            cache = sum(stat.get(name, 0) for name in hierarchy.cache)
-            yield min(limits), usage, max(0, cache - stat.get(hierarchy.mapped, 0))
-
-
-def _cgroups(root: Path, controller: str) -> Iterator[Tuple[Path, bool]]:
-    """Yield the folder of each cgroup that contains this process, from the outermost, and whether it is of v1."""
-    for line in _text(root / "proc/self/cgroup").splitlines():
-        controllers, _, group = line.partition(":")[2].partition(":")
-        if controllers and controller not in controllers.split(","):
-            continue
-        mount = root.joinpath("sys/fs/cgroup", controller if controllers else "")
-        # In a container the path may be the one on the host, while the mount point is the container's own group.
-        names = [name for name in group.split("/") if name not in ("", "..")]
-        for depth in range(len(names) + 1):
-            yield mount.joinpath(*names[:depth]), bool(controllers)
-
-
-def _number(path: Path) -> Optional[int]:
-    text = _text(path)
-    return int(text) if text.isdigit() else None  # "max": no limit
-
-
-def _table(path: Path) -> Dict[str, int]:
-    rows = (line.split() for line in _text(path).splitlines())
-    return {row[0]: int(row[1]) for row in rows if len(row) >= 2 and row[1].isdigit()}

@@ -17,6 +17,9 @@ from offramp.forks import Forked
 
 TRACED_PASSES = 16
 """Number of passes whose events an engine keeps. BERT-base records 150 events per pass, 0.4 MiB in total."""
+MOST_SPANS = 6144
+"""Number of events, 1 MiB, above which an engine keeps fewer passes, but two. With blocks of 1 MiB BERT-base records
+1,400 events per pass."""
 
 
 class Span(NamedTuple):
@@ -36,12 +39,15 @@ class Span(NamedTuple):
 
 
 class Trace(Forked):
-    """Append-only, thread-safe list of spans that keeps the last `num_passes` passes."""
+    """Append-only, thread-safe list of spans that keeps the last `num_passes` passes.
 
-    def __init__(self, num_passes: int = 64) -> None:
+    If they have more than `num_spans` spans, the oldest are dropped when a pass begins; two are always kept.
+    """
+
+    def __init__(self, num_passes: int = 64, num_spans: Optional[int] = None) -> None:
         if num_passes < 1:
             raise ValueError(f"num_passes must be at least 1, got {num_passes}")
-        self.num_passes = num_passes
+        self.num_passes, self.num_spans = num_passes, num_spans
         self._passes: Dict[int, List[Span]] = {}
         self._opening = threading.Lock()
         self.survive_forks()
@@ -56,9 +62,14 @@ class Trace(Forked):
         if spans is None:
             with self._opening:
                 spans = self._passes.setdefault(span.pass_index, [])
-                if len(self._passes) > self.num_passes:
+                while len(self._passes) > self.num_passes or self._is_long():
                     del self._passes[min(self._passes)]
         spans.append(span)
+
+    def _is_long(self) -> bool:
+        if self.num_spans is None or len(self._passes) <= 2:
+            return False
+        return sum(map(len, self._passes.values())) > self.num_spans
 
     def spans(self, pass_index: Optional[int] = None) -> List[Span]:
         """Return the spans of one pass, or of all kept passes, in order of their start."""

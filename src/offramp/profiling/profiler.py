@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, Callable, DefaultDict, Dict, List, NamedT
 
 import numpy as np
 
-from offramp.measure import TRACED_PASSES, median, percentile
+from offramp.measure import MOST_SPANS, TRACED_PASSES, median, percentile
 from offramp.policies import Evidence
 from offramp.policies.policy import MemorylessPolicy
 from offramp.program.inputs import Batch
+from offramp.program.program import Program
 from offramp.runtime.profile import DeviceProfile, Table, cached_profile, fingerprint_of, save_profile
 from offramp.tasks.text import token_batch
 from offramp.units import format_duration
@@ -99,6 +100,12 @@ class Scheduled(MemorylessPolicy):
         return np.full(evidence.num_rows, exit_index >= self.exit_index)
 
 
+def passes_at_once(program: Program) -> int:
+    """Return how many passes run before their traces are read: no more than an engine keeps, with the next one."""
+    most_spans = sum(2 + 2 * len(step.shards) for step in program.steps()) + 4 * len(program.layers)
+    return max(min(_PASSES_AT_ONCE, MOST_SPANS // most_spans - 1), 1)
+
+
 def profile_lengths(longest: int) -> Tuple[int, ...]:
     """Return the lengths to profile: the powers of two from 4 on, and `longest`."""
     powers = [1 << power for power in range(2, 20) if 1 << power < longest]
@@ -176,9 +183,10 @@ class Profiler:
         for kind in kinds:
             self._order.shuffle(lengths)
             jobs += [(length, *kind) for length in lengths]
-        for start in range(0, len(jobs), _PASSES_AT_ONCE):
+        at_once = passes_at_once(self.classifier.schedule.program)
+        for start in range(0, len(jobs), at_once):
             if start < num_drawn or time.perf_counter() < until:
-                self._add(jobs[start : start + _PASSES_AT_ONCE])
+                self._add(jobs[start : start + at_once])
         for place, length in enumerate(self.lengths):
             if place and time.perf_counter() > until:
                 break

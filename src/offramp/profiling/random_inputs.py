@@ -33,12 +33,12 @@ def random_batch(classifier: Classifier, num_rows: int, length: int, seed: int) 
     """Return random tokens without padding, or random arrays for a store that takes arrays."""
     program = classifier.store.program
     if program.texts is not None:
-        ids_BS = _numbers(num_rows * length, seed).reshape(num_rows, length) % program.texts.vocab_size
+        ids_BS = random_numbers(num_rows * length, seed).reshape(num_rows, length) % program.texts.vocab_size
         return token_batch(program.texts, ids_BS, np.ones_like(ids_BS), np.zeros_like(ids_BS))
     found = {}
     for name, value in program.inputs.items():
         shape = (num_rows, *(axis for axis in value.axes[1:] if isinstance(axis, int)))
-        numbers = _numbers(int(np.prod(shape)), seed) % 256
+        numbers = random_numbers(int(np.prod(shape)), seed) % 256
         is_real = np.issubdtype(np.dtype(value.dtype), np.floating)
         values = numbers.astype(np.float32) / 128 - 1 if is_real else numbers % 2  # every table has rows 0 and 1
         found[name] = values.reshape(shape).astype(value.dtype)
@@ -52,5 +52,6 @@ def random_sweep(classifier: Classifier, num_rows: int, length: int, number: int
     return [random_batch(classifier, num_rows, length, seed) for seed in seeds]
 
 
-def _numbers(count: int, seed: int) -> np.ndarray:
+def random_numbers(count: int, seed: int) -> np.ndarray:
+    """Return `count` numbers, int64; other seeds give others."""
     return np.arange(count, dtype=np.int64) * 7919 + seed * 104729 + 1

@@ -37,7 +37,7 @@ _ALL = (
     Dtype("U32", "uint32", "uint32", 4),
     Dtype("I16", "int16", "int16", 2),
     Dtype("U16", "uint16", "uint16", 2),
-    Dtype("I8", "int8", "int8", 1),
+    Dtype("I8", "int8", "int8", 1, computes=True),
     Dtype("F8_E5M2", None, "float8_e5m2", 1),
     Dtype("F8_E4M3", None, "float8_e4m3fn", 1),
     Dtype("F8_E5M2FNUZ", None, "float8_e5m2fnuz", 1),
@@ -48,6 +48,8 @@ DTYPES: Dict[str, Dtype] = {dtype.name: dtype for dtype in _ALL}
 """Dtypes by the name that safetensors uses."""
 FLOAT = _ALL[0].name
 """Dtype that kernels compute in, and that checkpoints of text encoders are stored in."""
+HALF = _ALL[1].name
+"""Dtype of narrow floats, which are upcast to FLOAT when they are read."""
 PACKED = ("F4", "F6_E2M3", "F6_E3M2")
 """Dtypes of safetensors whose values share bytes. A store cannot hold them."""
 BY_NUMPY: Dict[str, Dtype] = {dtype.numpy: dtype for dtype in _ALL if dtype.numpy is not None}

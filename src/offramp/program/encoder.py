@@ -6,20 +6,21 @@ kernels are written by the backends: `attention`, `up` and `down`.
 Shapes: B rows, S tokens, T = B S, H hidden, I intermediate, E embedding width, C labels.
 """
 
-from dataclasses import dataclass, field
-from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
+from dataclasses import dataclass, field, replace
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from offramp.program import program as p
 from offramp.program.dtypes import FLOAT
 from offramp.program.heads import Shapes, linear_shapes
+from offramp.program.narrow import INTEGER, SUFFIX, narrow_shapes, plain
 from offramp.program.program import Input, Kernel, LookUp, Output, Program, Stage, Step, Texts, Value
 
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish", "tanh")
 MAX_SIZE = 1 << 40
 """Largest size among the attributes of a kernel."""
 _SIZE, _COUNT = {"low": 1, "high": MAX_SIZE}, {"high": MAX_SIZE}
-MAX_HEADS, MIN_HEAD_SIZE = 32, 32
-"""Largest number of heads that may be smaller than MIN_HEAD_SIZE elements.
+MAX_HEADS, MINHEAD_SIZE = 32, 32
+"""Largest number of heads that may be smaller than MINHEAD_SIZE elements.
 
 Attention takes two scores for each head and pair of tokens, and no weight tells how many heads there are: 384 heads of
 one element would take 32 times the memory of the 12 heads that the same weights were trained for.
@@ -81,14 +82,17 @@ class PlacedStage:
     steps: Tuple[PlacedStep, ...]
 
 
-def encoder_program(encoder: Encoder, stages: Sequence[PlacedStage], gathered: Sequence[str]) -> Program:
+def encoder_program(
+    encoder: Encoder, stages: Sequence[PlacedStage], gathered: Sequence[str], *, narrow: bool = False
+) -> Program:
     """Return the program of an encoder whose tensors are placed as `stages` say.
 
     Args:
         stages: the embedding, the layers in order, and the head if the encoder has one.
         gathered: shards of which only rows are read.
+        narrow: the kernels of the layers take integer weights (`offramp.program.narrow`).
     """
-    kernels, last = _kernels(encoder), _hidden(encoder.num_layers - 1)
+    kernels, last = _kernels(encoder, narrow), _hidden(encoder.num_layers - 1)
     built = [_build_stage(stage, layer, encoder, kernels, gathered) for layer, stage in enumerate(stages, start=-1)]
     if stages[-1].role != p.END:
         built.append(Stage("head", p.END))
@@ -100,11 +104,14 @@ def encoder_program(encoder: Encoder, stages: Sequence[PlacedStage], gathered: S
     return Program(inputs, lookups, kernels, tuple(built), output, encoder.texts)
 
 
-def weight_shapes(kernel: Kernel) -> Optional[Shapes]:
-    """Return the shape of each weight of a template of this file, or None for any other template."""
+def weight_shapes(kernel: Kernel, outputs: Any = None) -> Optional[Shapes]:
+    """Return the shape of each weight of a template of this file, or None for any other template.
+
+    `outputs`: number of outputs of a block, which no attribute says.
+    """
     if kernel.template not in TEMPLATES:
         return None
-    sizes: Mapping[str, Any] = kernel.attributes
+    sizes: Mapping[str, Any] = {**kernel.attributes, OUTPUTS: outputs}
     is_projected = sizes.get("embedding_size") != sizes.get("hidden_size")
     return {
         role: tuple(sizes[size] for size in shape)
@@ -120,15 +127,21 @@ def wrong_attributes(kernel: Kernel) -> Optional[str]:
         return f"{kernel.template} takes the attributes {sorted(known)}, not {sorted(kernel.attributes)}"
     for name, value in kernel.attributes.items():
         if name == "activation":
-            fits = value in ACTIVATIONS
+            fits = value in ACTIVATIONS or (value is None and plain(kernel.template) == "product")
+        elif name == "rows":
+            fits = value in (p.BATCH, p.BATCH_TOKENS)
         elif name == "norm_epsilon":
             fits = isinstance(value, float) and 0 <= value < 1
         else:
             fits = isinstance(value, int) and (name != "num_token_types") <= value <= MAX_SIZE
         if not fits:
             return f"{name} is {value!r}"
-    if "num_heads" in kernel.attributes:
-        return wrong_heads(kernel.attributes["hidden_size"], kernel.attributes["num_heads"])  # type: ignore[arg-type]
+    sizes: Mapping[str, Any] = kernel.attributes
+    if "num_heads" in sizes:
+        return wrong_heads(sizes[_H], sizes["num_heads"])
+    if HEAD_SIZE in sizes:
+        fits = sizes[MOST_OUTPUTS] % sizes[HEAD_SIZE] == 0
+        return wrong_heads(sizes[MOST_OUTPUTS], sizes[MOST_OUTPUTS] // sizes[HEAD_SIZE]) if fits else _UNEVEN
     return None
 
 
@@ -136,8 +149,8 @@ def wrong_heads(hidden_size: int, num_heads: int) -> Optional[str]:
     """Return what is wrong with a number of heads, or None."""
     if hidden_size % num_heads:
         return f"hidden_size {hidden_size} is not a multiple of num_heads {num_heads}"
-    if num_heads > MAX_HEADS and hidden_size // num_heads < MIN_HEAD_SIZE:
-        least = f"more than {MAX_HEADS} heads have at least {MIN_HEAD_SIZE}"
+    if num_heads > MAX_HEADS and hidden_size // num_heads < MINHEAD_SIZE:
+        least = f"more than {MAX_HEADS} heads have at least {MINHEAD_SIZE}"
         return f"num_heads {num_heads} makes heads of {hidden_size // num_heads} elements, {least}"
     return None
 
@@ -149,19 +162,15 @@ def misfit(program: Program, tensors: Mapping[str, Tuple[str, Tuple[int, ...]]])
         tensors: name -> (dtype as safetensors names it, shape) of every tensor of the store.
     """
     values = program.values()
+    places = {name: place for place, name in enumerate(values)}
     for stage in program.stages:
         for step in stage.steps:
             kernel = program.kernels[step.kernel]
-            template, shapes = TEMPLATES.get(kernel.template), weight_shapes(kernel)
-            if template is None or shapes is None:
+            if kernel.template not in TEMPLATES:
                 continue
             weights = {role: tensors[name] for role, name in step.weights.items()}
             reads = {port: values[name] for port, name in step.reads.items()}
-            wrong = (
-                _difference(weights, {role: (FLOAT, shape) for role, shape in shapes.items()})
-                or _difference(reads, template.sized_reads(kernel.attributes))
-                or _difference(dict(enumerate(step.writes.values())), {0: _sized(template.result, kernel.attributes)})
-            )
+            wrong = _wrong_parts(step, places) or _wrong_step(kernel, weights, reads, tuple(step.writes.values()))
             if wrong:
                 return f"stage {stage.name}, {step.kernel}: {wrong}"
         heads = program.kernels.get(p.EXIT_KERNEL)
@@ -171,6 +180,48 @@ def misfit(program: Program, tensors: Mapping[str, Tuple[str, Tuple[int, ...]]])
             if wrong:
                 return f"stage {stage.name}, {p.EXIT_KERNEL}: {wrong}"
     return None
+
+
+def _wrong_parts(step: Step, places: Mapping[str, int]) -> Optional[str]:
+    """Return what is wrong with the order of the blocks that a step joins, or None; `places`: value -> its number."""
+    parts = parts_of(step.reads)
+    numbers = [places[name] for name in parts]
+    if sorted(set(numbers)) != numbers:
+        return f"the blocks {parts} are not distinct values in the order of their steps"
+    return None
+
+
+def _wrong_step(
+    kernel: Kernel, weights: Mapping[str, Any], reads: Dict[str, Value], results: Tuple[Value, ...]
+) -> Optional[str]:
+    """Return what a step takes or gives that its kernel, which is of a template, does not, or None."""
+    template, outputs = TEMPLATES[kernel.template], results[0].axes[-1] if results and results[0].axes else None
+    sizes: Mapping[str, Any] = {**kernel.attributes, OUTPUTS: outputs}
+    if OUTPUTS in template.result.axes:
+        most, unit = sizes[MOST_OUTPUTS], sizes.get(HEAD_SIZE, 1)
+        if not isinstance(outputs, int) or not 0 < outputs <= most or outputs % unit:
+            return f"a block of {outputs} outputs, the kernel gives multiples of {unit} up to {most}"
+    shapes = weight_shapes(kernel, outputs) or {}
+    return (
+        _difference(weights, {role: (template.dtype(role), shape) for role, shape in shapes.items()})
+        or _difference(_joined(reads), template.sized_reads(sizes))
+        or _difference(dict(enumerate(results)), {0: template.sized_result(sizes)})
+    )
+
+
+def parts_of(ports: Mapping[str, Any]) -> List[Any]:
+    """Return what the ports `part.0`, `part.1`, ... of a step have, in the order of their numbers."""
+    return [ports[f"part.{index}"] for index in range(len(ports)) if f"part.{index}" in ports]
+
+
+def _joined(reads: Dict[str, Value]) -> Dict[str, Value]:
+    """Return what a step reads, with its blocks as one value where they differ in nothing but their outputs."""
+    parts = parts_of(reads)
+    widths = [axis for part in parts for axis in part.axes[-1:] if isinstance(axis, int)]
+    if len({(part.dtype, part.axes[:-1]) for part in parts}) != 1 or len(widths) < len(parts):
+        return reads
+    others = {port: value for port, value in reads.items() if port not in [f"part.{i}" for i in range(len(parts))]}
+    return {**others, "parts": Value(parts[0].dtype, (*parts[0].axes[:-1], sum(widths)))}
 
 
 def _difference(found: Mapping, wanted: Mapping) -> Optional[str]:
@@ -187,9 +238,9 @@ def table_shapes(encoder: Encoder) -> Shapes:
     return {role: (height, encoder.embedding_size) for role, height in heights.items() if role in _roles(encoder)}
 
 
-def encoder_shapes(encoder: Encoder) -> Dict[str, Shapes]:
+def encoder_shapes(encoder: Encoder, *, narrow: bool = False) -> Dict[str, Shapes]:
     """Return kernel -> shape of each of its weights, for all steps of an encoder; tables under `embedding-rows`."""
-    shapes = {name: weight_shapes(kernel) for name, kernel in _kernels(encoder).items()}
+    shapes = {name: weight_shapes(kernel) for name, kernel in _kernels(encoder, narrow).items()}
     return {"embedding-rows": table_shapes(encoder), **{name: each for name, each in shapes.items() if each}}
 
 
@@ -209,7 +260,7 @@ def _build_stage(stage: PlacedStage, layer: int, encoder: Encoder, kernels: Kern
     steps = [Step("mask", {"mask": p.ATTENTION_MASK}, {"mask": _MASK})] if stage.role == p.BEGIN else []
     for placed in stage.steps:
         reads, result = ports[placed.kernel]
-        writes = {result: _sized(TEMPLATES[placed.kernel].result, kernels[placed.kernel].attributes)}
+        writes = {result: TEMPLATES[placed.kernel].sized_result(kernels[placed.kernel].attributes)}
         weights = {role: name for role, name in placed.tensors.items() if role not in TABLES}
         shards = tuple(shard for shard in placed.shards if shard not in gathered)
         steps.append(Step(placed.kernel, reads, writes, weights, {}, shards))
@@ -222,16 +273,19 @@ def _roles(encoder: Encoder) -> Dict[str, str]:
     return {role: name for role, name in TABLES.items() if role != "type" or encoder.num_token_types}
 
 
-def _kernels(encoder: Encoder) -> Dict[str, Kernel]:
+def _kernels(encoder: Encoder, narrow: bool) -> Dict[str, Kernel]:
     kernels = {}
     for name, template in TEMPLATES.items():
+        if name.endswith(SUFFIX) or name in _BLOCKS:
+            continue
         settings = {**vars(encoder), "num_labels": len(encoder.labels)}
         if name in ("head", p.EXIT_KERNEL):
             if encoder.problem is None:
                 continue
             settings["activation"] = encoder.head_activation
         attributes = {key: settings[key] for key in template.attributes}
-        kernels[name] = Kernel(name, attributes, keeps_intermediates=name == "up")
+        chosen = name + SUFFIX if narrow and name in LAYER_KERNELS else name
+        kernels[name] = Kernel(chosen, attributes, keeps_intermediates=name == "up")
     return kernels
 
 
@@ -244,10 +298,19 @@ class _Template:
     result: Value
     weights: Mapping[str, Tuple[str, ...]]
 
+    def dtype(self, role: str) -> str:
+        """Return the dtype of a weight: integers where it has scales."""
+        name, _, kind = role.rpartition(".")
+        return INTEGER if kind == "weight" and f"{name}.scale" in self.weights else FLOAT
+
     def sized_reads(self, sizes: Mapping[str, Any]) -> Dict[str, Value]:
         """Return what the kernel reads, without token types where the encoder has none."""
         ports = (port for port in self.reads if port != "type" or sizes["num_token_types"])
         return {port: _sized(self.reads[port], sizes) for port in ports}
+
+    def sized_result(self, sizes: Mapping[str, Any]) -> Value:
+        """Return what the kernel gives."""
+        return _sized(self.result, sizes)
 
 
 def _sized(value: Value, sizes: Mapping[Any, Any]) -> Value:
@@ -266,13 +329,48 @@ _QKVO = {role: shape for part in "qkvo" for role, shape in linear_shapes(part, _
 _DOWN = {**linear_shapes("down", _H, _I), **_norm(_H)}
 _HEAD = {**linear_shapes("dense", _H, _H), **linear_shapes("out", "num_labels", _H)}
 _READS = {"hidden": _HIDDEN}
-TEMPLATES: Dict[str, _Template] = {
-    "mask": _Template((), {"mask": Value("int64", (p.BATCH, p.TOKENS))}, _MASK, {}),
-    "embedding": _Template((_H, _E, "num_token_types", _EPSILON), dict.fromkeys(TABLES, _ROWS), _HIDDEN, _EMBEDDING),
+_NARROW_QKVO = {role: shape for part in "qkvo" for role, shape in narrow_shapes(part, _H, _H).items()}
+_LAYER: Dict[str, _Template] = {
     "attention": _Template((_H, "num_heads", _EPSILON), {**_READS, "mask": _MASK}, _HIDDEN, {**_QKVO, **_norm(_H)}),
     "up": _Template((_H, _I, "activation"), _READS, _INNER, linear_shapes("up", _I, _H)),
     "down": _Template((_H, _I, _EPSILON), {**_READS, "inner": _INNER}, _HIDDEN, _DOWN),
+}
+_NARROW = {
+    "attention": {**_NARROW_QKVO, **_norm(_H)},
+    "up": narrow_shapes("up", _I, _H),
+    "down": {**narrow_shapes("down", _H, _I), **_norm(_H)},
+}
+PRODUCTS = ("product", "product" + SUFFIX)
+"""Templates of which a program has one if anything in it is cut into blocks."""
+OUTPUTS, MOST_OUTPUTS, HEAD_SIZE = "outputs", "most_outputs", "head_size"
+"""Outputs of one block, which each step has its own number of; the most of them that a kernel gives."""
+_UNEVEN = "most_outputs is not a multiple of head_size"
+_BLOCK, _X = Value("float32", (p.BATCH_TOKENS, OUTPUTS)), Value("float32", ("rows", "num_inputs"))
+_WHOLE = Value("float32", ("rows", "width"))
+_QKV = {role: shape for part in "qkv" for role, shape in linear_shapes(part, OUTPUTS, _H).items()}
+_NARROW_QKV = {role: shape for part in "qkv" for role, shape in narrow_shapes(part, OUTPUTS, _H).items()}
+_BLOCKS: Dict[str, _Template] = {
+    "heads": _Template((_H, HEAD_SIZE, MOST_OUTPUTS), {**_READS, "mask": _MASK}, _BLOCK, _QKV),
+    "product": _Template(
+        ("rows", "num_inputs", MOST_OUTPUTS, "activation"),
+        {"x": _X},
+        replace(_X, axes=("rows", OUTPUTS)),
+        linear_shapes("product", OUTPUTS, "num_inputs"),
+    ),
+    "join": _Template(("rows", "width"), {"parts": _WHOLE}, _WHOLE, {}),
+    "join-norm": _Template((_H, _EPSILON), {**_READS, "parts": _HIDDEN}, _HIDDEN, _norm(_H)),
+    "first": _Template((_H,), _READS, Value("float32", (p.BATCH, _H)), {}),
+}
+"""Templates of programs with blocks (`offramp.program.blocks`). `parts` stands for the ports part.0, part.1, ..."""
+TEMPLATES: Dict[str, _Template] = {
+    "mask": _Template((), {"mask": Value("int64", (p.BATCH, p.TOKENS))}, _MASK, {}),
+    "embedding": _Template((_H, _E, "num_token_types", _EPSILON), dict.fromkeys(TABLES, _ROWS), _HIDDEN, _EMBEDDING),
+    **_LAYER,
     "head": _Template((_H, "num_labels", "activation"), _READS, _LOGITS, _HEAD),
     "exit": _Template((_H, "num_labels", "activation"), _READS, _LOGITS, {}),
+    **{name + SUFFIX: replace(_LAYER[name], weights=weights) for name, weights in _NARROW.items()},
+    **_BLOCKS,
+    "heads" + SUFFIX: replace(_BLOCKS["heads"], weights=_NARROW_QKV),
+    "product" + SUFFIX: replace(_BLOCKS["product"], weights=narrow_shapes("product", OUTPUTS, "num_inputs")),
 }
 """Interface of each kernel by its template; an exit head depends on its form, so its weights are not listed."""

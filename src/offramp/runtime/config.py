@@ -13,19 +13,24 @@ from typing import Any, Callable, Dict, Mapping, Optional, Union
 from offramp.program.checks import require_known
 from offramp.units import parse_count, parse_duration, parse_size
 
-READS = ("auto", "direct", "buffered")
-"""Ways to read shards: by O_DIRECT, through the page cache, or whichever suits the memory that is free."""
+READS = ("auto", "direct", "buffered", "mapped")
+"""Ways to read shards: by O_DIRECT, copied from the page cache, mapped where it keeps them, or whichever suits."""
 VERIFY = ("first", "always", "never")
 """Times at which a store checks digests. Equal to `store.reader.VERIFY`, whose import would load NumPy."""
+PLANNED = "planned"
+RESIDENCIES = (PLANNED, "prefix", "even")
+"""Rules by which shards become resident: as the planner chooses, the first ones, or evenly spaced ones."""
 BULK = "bulk"
 """Value of `batch` that means: the most rows that the budget holds, sorted by length."""
+AUTO = "auto"
+"""Value of `budget` that means: the memory limit of the container, less what the kernel takes of it."""
 RESIDENT = "resident"
 """Value of `budget` that means: all weights stay in memory, or the engine is refused."""
 
 
 def parse_budget(value: Any) -> Union[int, str]:
-    """Return a budget in bytes, or RESIDENT. Raises ValueError as `parse_size` does."""
-    return RESIDENT if value == RESIDENT else parse_size(value)
+    """Return a budget in bytes, AUTO or RESIDENT. Raises ValueError as `parse_size` does."""
+    return value if value in (AUTO, RESIDENT) else parse_size(value)
 
 
 def _parse_batch(value: Any) -> Union[int, str]:
@@ -59,12 +64,13 @@ class EngineConfig:
     budget: Union[int, str, None] = _option(
         None,
         parse_budget,
-        "memory budget of the whole process: 128MiB, 0.3GB; resident: all weights stay in memory, or it is refused"
-        " (default: what the machine allows)",
+        "memory budget of the whole process: 128MiB, 0.3GB; auto: what the container allows; resident: all weights stay"
+        " in memory, or it is refused (default: what the machine allows)",
         "SIZE",
     )
-    """Maximum resident memory of the whole process in bytes; None: what the machine allows; `"resident"`: the same, and
-    all weights must fit. Accepts `"128MiB"`."""
+    """Maximum resident memory of the whole process in bytes; None: what the machine allows; `"auto"`: the memory limit
+    of the container less what the kernel takes of it, or what the machine allows if that is less; `"resident"`: what
+    the machine allows, and all weights must fit. Accepts `"128MiB"`."""
     exit: str = _option(
         "none", _parse_text, "exit policy: none, stage:K, patience:P, ... joined by | and &, or a policy file", "POLICY"
     )
@@ -85,8 +91,10 @@ class EngineConfig:
     """Rows that run together, or `"bulk"`."""
     max_length: Optional[int] = _option(None, parse_count, "most tokens of a text (default: the model's limit)", "N")
     """Number of tokens to which texts are truncated; None: the limit of the model."""
-    reads: str = _option("auto", _parse_text, "direct: O_DIRECT; buffered: page cache (default: auto)", choices=READS)
-    """Way to read shards: `direct` (O_DIRECT), `buffered` (page cache), or `auto`."""
+    reads: str = _option(
+        "auto", _parse_text, "direct: O_DIRECT; buffered: page cache; mapped: no copy (default: auto)", choices=READS
+    )
+    """Way to read shards: `direct` (O_DIRECT), `buffered` (page cache), `mapped` (page cache, no copy), or `auto`."""
     verify: str = _option("first", _parse_text, "when shards are hashed (default: first)", choices=VERIFY)
     """Time of hashing shards: at their `first` use on this machine, `always`, or `never`."""
     longest: Optional[int] = _option(None, parse_count)
@@ -98,6 +106,12 @@ class EngineConfig:
     )
     """True: captured kernels may contain operations outside the table of their backend. Limits of size stay. Only a
     caller sets it: no file can."""
+
+    slots: Optional[int] = _option(None, parse_count)
+    """Number of slots of the ring, to compare plans; None: the planner chooses. A step that holds several shards at
+    once needs as many."""
+    residency: str = _option(PLANNED, _parse_text, choices=RESIDENCIES)
+    """Rule by which shards become resident, to compare plans."""
 
     def __post_init__(self) -> None:
         for each in fields(self):

@@ -13,6 +13,7 @@ import numpy as np
 
 from offramp.measure import Span, Trace
 from offramp.program.program import Step
+from offramp.runtime.mapping import MappedPool
 from offramp.runtime.ring import Loaded, Ring
 from offramp.runtime.slots import BufferPool, Slot
 from offramp.store import Store
@@ -36,20 +37,40 @@ class WeightFeed(Ring):
     One driver thread at a time. Every method leaves the feed usable if an interrupt stops it.
     """
 
-    def __init__(self, store: Store, buffers: Buffers, stage_of: Mapping[str, int], trace: Trace, **how: bool) -> None:
+    def __init__(
+        self,
+        store: Store,
+        buffers: Buffers,
+        stage_of: Mapping[str, int],
+        trace: Trace,
+        *,
+        mapped: bool = False,
+        **how: bool,
+    ) -> None:
         """Start the reader thread.
 
         Args:
             stage_of: shard -> stage that the trace names it under; 0 for other shards.
+            mapped: map streamed shards over their slots, as long as that is possible.
             how: options of `Store.read_shard`: `direct`, `halves`.
         """
-        self.trace, self._stage_of, self._tensors = trace, stage_of, store.manifest.tensors()
+        self.trace, self._stage_of = trace, stage_of
+        self._tensors, self._layouts = store.manifest.tensors(), store.manifest.layouts
 
         def read(shard: str, view: memoryview, cancelled: Callable[[], bool]) -> Tuple[int, bool]:
             return store.read_shard(shard, view, cancelled=cancelled, **how)
 
-        residents = dict(buffers.residents)
-        super().__init__(read, buffers.pool, residents, depth=buffers.depth, on_read=self._trace_read)
+        residents, how_to_run = dict(buffers.residents), {"depth": buffers.depth, "on_read": self._trace_read}
+        self._mapped = MappedPool(store, buffers.pool, read) if mapped else None
+        if self._mapped is None:
+            super().__init__(read, buffers.pool, residents, **how_to_run)
+        else:
+            super().__init__(self._mapped.read, self._mapped, residents, wait=self._mapped.wait, **how_to_run)
+
+    @property
+    def mapping_obstacle(self) -> Optional[str]:
+        """Why shards that were to be mapped are copied by now, or None."""
+        return None if self._mapped is None else self._mapped.obstacle
 
     def acquire(self, shard: str, until: Optional[float] = None) -> Optional[Loaded]:
         """Wait for a shard, as the ring does, and trace the wait."""
@@ -67,12 +88,31 @@ class WeightFeed(Ring):
         """
         views = {}
         for role, name in step.weights.items():
-            shard, tensor = self._tensors[name]
+            shard, _ = self._tensors[name]
             slot = slots[shard.name]
             if name not in slot.notes:
-                slot.notes[name] = tensor_view(tensor, slot.array, shard.data_start)
+                layout = self._layouts[shard.name]
+                slot.notes[name] = tensor_view(layout.tensors[name], slot.array, layout.start)
             views[role] = slot.notes[name]
         return views
+
+    def before_fork(self) -> None:
+        """Take the locks, and give back all leases."""
+        super().before_fork()
+        if self._mapped is not None:
+            self._mapped.before_fork()
+
+    def after_fork_in_parent(self) -> None:
+        """Release the locks."""
+        if self._mapped is not None:
+            self._mapped.after_fork_in_parent()
+        super().after_fork_in_parent()
+
+    def after_fork(self) -> None:
+        """Forget the reader and its files."""
+        if self._mapped is not None:
+            self._mapped.after_fork()
+        super().after_fork()
 
     def _trace_read(self, shard: str, started: float, ended: float, num_bytes: int, idle: bool) -> None:
         kind, stage = "idle_read" if idle else "read", self._stage_of.get(shard, 0)

@@ -10,6 +10,7 @@ from typing import Dict, Iterable, Mapping, Optional, Tuple
 import numpy as np
 
 from offramp.errors import StoreError
+from offramp.program.dtypes import DTYPES, FLOAT
 from offramp.program.inputs import Batch
 from offramp.program.program import ATTENTION_MASK, BATCH_TOKENS, INPUT_IDS, POSITION_IDS, TEXT_INPUTS, TOKENS, Input
 from offramp.store import Store
@@ -30,8 +31,9 @@ class InputReader:
         self.program, self._store = store.program, store
         tensors = store.manifest.tensors()
         self._tables = {name: tensors[lookup.table] for name, lookup in self.program.lookups.items()}
-        self.row_bytes = {name: table.num_bytes // table.shape[0] for name, (_, table) in self._tables.items()}
-        """Look-up -> bytes of one row of its table."""
+        items = {name: table.shape[1] for name, (_, table) in self._tables.items()}
+        self.row_bytes = {name: DTYPES[FLOAT].item_bytes * width for name, width in items.items()}
+        """Look-up -> bytes of one row in memory."""
 
     def read(self, batch: Batch) -> Tuple[Dict[str, np.ndarray], int]:
         """Return the inputs and looked-up rows of a batch by value name, and the bytes read from the store.
@@ -44,7 +46,7 @@ class InputReader:
         for name, lookup in self.program.lookups.items():
             shard, table = self._tables[name]
             ids = values[lookup.input]
-            rows_NW, bytes_read = self._store.gather(shard.name, table.role, ids.reshape(-1))
+            rows_NW, bytes_read = self._store.gather(shard.name, table.role, ids.reshape(-1), upcasts=True)
             is_flat = lookup.value.axes[0] == BATCH_TOKENS
             values[name] = rows_NW if is_flat else rows_NW.reshape(*ids.shape, rows_NW.shape[1])
             num_bytes += bytes_read

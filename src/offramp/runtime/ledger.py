@@ -15,6 +15,9 @@ from offramp.measure import address_space_bytes, available_bytes, container_byte
 
 BUDGET, CONTAINER, MEMORY, ADDRESS_SPACE = "budget", "container", "available memory", "address space"
 OTHER_BUDGET = "budget of another open engine"
+GROUP_BYTES, GROUP_SHARE = 2 << 20, 256
+"""Memory that a container is charged for beside the resident memory of the process: kernel stacks, slabs and pages of
+files that no process maps, and page tables, as a share of its limit. Measured by bench/groups.py."""
 STACK_BYTES = 3 * (8 << 20)
 """Address space of the stacks of the threads that an open engine starts: its reader, a second reader, a sampler."""
 
@@ -26,6 +29,8 @@ class Limit(NamedTuple):
     source: str = BUDGET
     reserved_bytes: int = 0
     """Weights of other open engines, in memory or not yet."""
+    margin_bytes: int = 0
+    """Part of the limit of a container that is left to the kernel; not in `num_bytes`."""
 
 
 class Share(NamedTuple):
@@ -41,12 +46,32 @@ class Share(NamedTuple):
     """Moment at which the process was measured for it, by `Ledger.moment`."""
 
 
+def group_margin_bytes(group_bytes: int) -> int:
+    """Return what a container with this limit is charged for beside the resident memory of the process."""
+    return min(GROUP_BYTES + group_bytes // GROUP_SHARE, group_bytes)
+
+
+def group_bytes(process_bytes: int) -> int:
+    """Return the least limit of a container in which a process may take `process_bytes`."""
+    charged = process_bytes + GROUP_BYTES
+    return charged + (charged - 1) // (GROUP_SHARE - 1)
+
+
+def container_limit() -> Optional[Limit]:
+    """Return what the container leaves to this process beside the kernel, or None without a container."""
+    container = container_bytes()
+    if container is None:
+        return None
+    margin = group_margin_bytes(container)
+    return Limit(container - margin, CONTAINER, margin_bytes=margin)
+
+
 def system_limit() -> Limit:
     """Return what the system allows this process: memory that it has or may still use, of its container, to map."""
-    rss_bytes, container, mappable = read_memory().rss_bytes, container_bytes(), address_space_bytes()
+    rss_bytes, container, mappable = read_memory().rss_bytes, container_limit(), address_space_bytes()
     limits = [Limit(available_bytes() + rss_bytes, MEMORY)]
     if container is not None:
-        limits.append(Limit(container, CONTAINER))
+        limits.append(container)
     if mappable is not None:
         limits.append(Limit(rss_bytes + max(mappable - STACK_BYTES, 0), ADDRESS_SPACE))
     return min(limits, key=lambda limit: limit.num_bytes)

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import chain, combinations
-from typing import FrozenSet, Iterable, Iterator, List, Sequence, Set, Tuple
+from typing import FrozenSet, Iterable, Iterator, List, Optional, Sequence, Set, Tuple
 
 from offramp.errors import BudgetError
-from offramp.runtime.ledger import ADDRESS_SPACE, BUDGET, CONTAINER, MEMORY, OTHER_BUDGET, Limit
+from offramp.runtime.config import PLANNED
+from offramp.runtime.ledger import ADDRESS_SPACE, BUDGET, CONTAINER, MEMORY, OTHER_BUDGET, Limit, group_bytes
 from offramp.units import format_size, named_budget
 
 PAGE_BYTES = 4096
@@ -34,9 +35,13 @@ SPREAD_BYTES = 1 << 20
 """Most by which the memory of two equal processes differs before the first weight is read. A budget that is named is
 larger by this, so that the next process accepts it. Measured: 0.3 MiB with PyTorch, in 14 processes."""
 
+EVICTED_BYTES = 4 << 20
+"""Code that a container which is too small may have evicted while the process was measured; the limit that is named is
+larger by this. Measured: up to 3 MiB where the plan was short of less than 10 MiB."""
+
 REMEDIES = {
     BUDGET: "the smallest budget that works is {option}{least}",
-    CONTAINER: "raise the memory limit of the container to {least}",
+    CONTAINER: "raise the memory limit of the container to {group}",
     MEMORY: "end other programs until {more} KiB more are available",
     ADDRESS_SPACE: "raise the limit of ulimit -v by {more}, in KiB",
     OTHER_BUDGET: "close the other engine first",
@@ -55,12 +60,14 @@ def too_small(
         option: spelling of the option that sets a budget, before its value.
         hint: follows the remedy.
     """
-    what = f"{limit.source} of {format_size(limit.num_bytes)} is too small"
+    what = f"{limit.source} of {format_size(limit.num_bytes + limit.margin_bytes)} is too small"
     others = [("other open engines", limit.reserved_bytes)] if limit.reserved_bytes else []
-    where = " + ".join(f"{name} {format_size(size)}" for name, size in (*parts[:1], *others, *parts[1:]))
+    kernel = [("kernel", limit.margin_bytes)] if limit.margin_bytes else []
+    where = " + ".join(f"{name} {format_size(size)}" for name, size in (*parts[:1], *others, *parts[1:], *kernel))
     source = OTHER_BUDGET if limit.reserved_bytes else limit.source
     more_kib = -(-(needed_bytes + SPREAD_BYTES - limit.num_bytes) >> 10)
-    facts = {"option": option, "least": named_budget(needed_bytes + SPREAD_BYTES), "more": more_kib}
+    least, group = needed_bytes + SPREAD_BYTES, group_bytes(needed_bytes + SPREAD_BYTES + EVICTED_BYTES)
+    facts = {"option": option, "least": named_budget(least), "group": named_budget(group), "more": more_kib}
     return BudgetError(what, where, REMEDIES[source].format(**facts) + hint)
 
 
@@ -100,6 +107,13 @@ class Plan:
     """Source of `budget_bytes`, one of those in `ledger`."""
     reserved_bytes: int = 0
     """Part of `base_bytes` that other open engines have reserved for their weights."""
+    margin_bytes: int = 0
+    """Part of the limit of a container that is left to the kernel, beside `budget_bytes`."""
+
+    @property
+    def limit(self) -> Limit:
+        """The limit that the plan was made for."""
+        return Limit(self.budget_bytes, self.limited_by, self.reserved_bytes, self.margin_bytes)
 
     @property
     def feasible(self) -> bool:
@@ -119,8 +133,7 @@ class Plan:
             ("activations", self.activation_bytes),
             (f"one slot for {largest.shard}", page_rounded(largest.num_bytes)),
         )
-        limit = Limit(self.budget_bytes, self.limited_by, self.reserved_bytes)
-        raise too_small(limit, parts, self.smallest_budget_bytes, option="--budget ", hint=hint)
+        raise too_small(self.limit, parts, self.smallest_budget_bytes, option="--budget ", hint=hint)
 
 
 @dataclass(frozen=True)
@@ -137,19 +150,38 @@ class Memory:
     """Number of shards that a single step holds at once; fewer slots would deadlock."""
 
 
+@dataclass(frozen=True)
+class Strategy:
+    """Restriction of the plans that are compared, to measure what the choice of the planner gains."""
+
+    residency: str = PLANNED
+    """One of `config.RESIDENCIES`."""
+    slots: Optional[int] = None
+    """Number of slots; None: the planner chooses."""
+
+
+UNRESTRICTED = Strategy()
+
+
 def page_rounded(num_bytes: int) -> int:
     """Return `num_bytes` rounded up to whole pages."""
     return -(-num_bytes // PAGE_BYTES) * PAGE_BYTES
 
 
-def make_plan(items: Sequence[Item], memory: Memory, budget_bytes: int) -> Plan:
+def make_plan(items: Sequence[Item], memory: Memory, budget_bytes: int, strategy: Strategy = UNRESTRICTED) -> Plan:
     """Return the fastest plan within the budget, or the smallest plan (not `feasible`) if none fits.
 
-    The candidates are the same for every budget, so a larger budget never gives a slower plan.
+    The candidates are the same for every budget, so a larger budget never gives a slower plan. A strategy restricts
+    them.
     """
     choice = _Choice(items, memory)
-    smallest = min(choice.floors(), key=lambda pair: choice.peak_bytes(*pair))
-    fitting = [pair for pair in choice.candidates(budget_bytes) if choice.peak_bytes(*pair) <= budget_bytes]
+    if strategy == UNRESTRICTED:
+        floors, candidates = choice.floors(), choice.candidates(budget_bytes)
+    else:
+        floors = list(choice.restricted(strategy, budget_bytes))
+        candidates = iter(floors)
+    smallest = min(floors, key=lambda pair: choice.peak_bytes(*pair))
+    fitting = [pair for pair in candidates if choice.peak_bytes(*pair) <= budget_bytes]
     best = min(fitting, key=lambda pair: (pass_seconds(items, *pair), choice.peak_bytes(*pair)), default=smallest)
     return choice.plan(*best, budget_bytes, choice.peak_bytes(*smallest))
 
@@ -223,6 +255,22 @@ class _Choice:
                 yield self._keeping(more), num_slots
             for residents in () if are_few else self._starts():
                 yield from self._ladder(residents, num_slots, budget_bytes)
+
+    def restricted(self, strategy: Strategy, budget_bytes: int) -> Iterator[Candidate]:
+        """Yield the plans of a strategy, the smallest among them."""
+        least = self.memory.min_slots
+        counts = range(least, max(MAX_SLOTS, least) + 1)
+        if strategy.slots is not None:
+            counts = range(max(strategy.slots, least), max(strategy.slots, least) + 1)
+        spreads: Iterable[Sequence[str]] = ([], *_even_spreads(self.free), self.free)
+        if strategy.residency == "prefix":
+            spreads = (self.free[:count] for count in range(len(self.free) + 1))
+        kept = [self._keeping(more) for more in spreads]
+        if strategy.residency == PLANNED:
+            kept = [residents for residents, _ in (*self.floors(), *self.candidates(budget_bytes))]
+        for residents in dict.fromkeys(kept):
+            for num_slots in counts:
+                yield residents, num_slots if self._slot_bytes(residents) else 0
 
     def _starts(self) -> Set[FrozenSet[str]]:
         """Return initial sets of residents: all shards above, or below, each of about three sizes."""

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Tuple
 import numpy as np
 
 from offramp.errors import OfframpError, RefusedError, StoreError
-from offramp.measure.hardware import machine, num_cores
+from offramp.measure.hardware import default_threads, machine
 from offramp.policies.costs import Costs
 from offramp.program.checks import POSITIVE, read
 from offramp.program.program import plain
 from offramp.runtime.config import EngineConfig
-from offramp.runtime.run_plan import reads_of
+from offramp.runtime.run_plan import BUFFERED
 from offramp.store.memory import cache_folder
 from offramp.store.policy_file import FORMAT, MeasuredOn, facts_from_json, read_json, write_json
 from offramp.units import named_size
@@ -142,7 +142,7 @@ def conditions_of(store_sha256: str, config: EngineConfig) -> MeasuredOn:
     return MeasuredOn(
         **machine(),
         backend=config.backend,
-        threads=config.threads or num_cores(),
+        threads=config.threads or default_threads().number,
         batch=config.batch,
         store_sha256=store_sha256,
         budget_bytes=config.budget_bytes,
@@ -160,7 +160,7 @@ def fingerprint_of(classifier: "Classifier") -> MeasuredOn:
         store_sha256=classifier.store.digest,
         num_slots=plan.num_slots,
         residents=len(plan.residents),
-        reads=reads_of(classifier.direct and plan.num_slots > 0),
+        reads=(classifier.planned_reads if plan.num_slots else BUFFERED).name,
     )
 
 

@@ -26,6 +26,8 @@ Reader = Callable[[str, memoryview, Callable[[], bool]], Tuple[int, bool]]
 """Function (shard, buffer, cancelled) -> (bytes read, complete)."""
 OnRead = Callable[[str, float, float, int, bool], None]
 """Callback (shard, start seconds, end seconds, bytes, idle), called in the reader thread after each read."""
+Wait = Callable[[SimpleQueue], Any]
+"""Function that waits, in the reader thread, for an item of a queue: there may be a shard to read."""
 LIVENESS_SECONDS = 1.0
 """Time between two checks that the thread that is waited for is alive."""
 
@@ -72,9 +74,16 @@ class Ring(Forked):
     """
 
     def __init__(
-        self, read: Reader, pool: BufferPool, residents: Dict[str, Slot], *, depth: int, on_read: OnRead
+        self,
+        read: Reader,
+        pool: BufferPool,
+        residents: Dict[str, Slot],
+        *,
+        depth: int,
+        on_read: OnRead,
+        wait: Wait = SimpleQueue.get,
     ) -> None:
-        self._read, self._on_read, self._depth = read, on_read, depth
+        self._read, self._on_read, self._depth, self._wait = read, on_read, depth, wait
         self._pool, self._resident_slots = pool, residents
         self._filling: Optional[Slot] = None
         self._fetching: Optional[Tuple[Turn, int]] = None
@@ -194,7 +203,11 @@ class Ring(Forked):
         self._pool.close()
         self._resident_slots = {}
         self._residents.clear()
-        self._read, self._on_read = _never, _never  # they may refer to this ring, which would stay until collected
+        self._read, self._on_read, self._wait = (
+            _never,
+            _never,
+            _never,
+        )  # they may refer to this ring, which would stay until collected
 
     def before_fork(self) -> None:
         """Take the lock, so that no thread is in the middle of a change. Give up if the forking thread holds it."""
@@ -259,7 +272,7 @@ class Ring(Forked):
         while self.is_open:
             job = self._start_next()
             if job is None:
-                self._reader_wakeups.get()
+                self._wait(self._reader_wakeups)
             else:
                 self._fetch(*job)
 

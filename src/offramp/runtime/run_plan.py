@@ -4,7 +4,8 @@ The costs are nominal: they rank plans against one another (equal layers, equal 
 
 Shards are read directly (O_DIRECT) if memory is scarce, otherwise buffered through the page cache. Buffered reads near
 a memory limit thrash: the kernel evicts the pages that the next pass needs, and the process waits for reclaim. Direct
-reads leave no pages behind, but every pass pays for the disk.
+reads leave no pages behind, but every pass pays for the disk. Where memory is not scarce, the pages of the page cache
+are mapped, which saves the copy (see `mapping`).
 """
 
 from __future__ import annotations
@@ -12,23 +13,39 @@ from __future__ import annotations
 import errno
 import os
 from dataclasses import replace
-from typing import List, Sequence, Tuple
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from offramp.errors import DamagedError
 from offramp.measure import read_memory
 from offramp.program.dtypes import DTYPES
 from offramp.runtime.config import READS
-from offramp.runtime.feed import Buffers
+from offramp.runtime.feed import Buffers, WeightFeed
 from offramp.runtime.ledger import Limit
+from offramp.runtime.mapping import mapping_obstacle
 from offramp.runtime.memory_model import SMALL_SHARD_BYTES, Footprint, Workload
-from offramp.runtime.planner import Item, Memory, Plan, make_plan, page_rounded
+from offramp.runtime.planner import UNRESTRICTED, Item, Memory, Plan, Strategy, make_plan, page_rounded
 from offramp.runtime.schedule import Schedule
-from offramp.runtime.slots import EqualSlots, Slot
+from offramp.runtime.slots import EqualSlots, Slot, aligned_slot
 from offramp.store import Store
 
 NOMINAL_FLOPS_PER_SECOND = 60e9
 """Nominal speed of one core."""
 NOMINAL_READ_BYTES_PER_SECOND = 2e9
+
+
+class Reads(NamedTuple):
+    """A way to read shards, and why it is not the one that was asked for, or that would be fastest."""
+
+    name: str
+    because: Optional[str] = None
+
+    @property
+    def options(self) -> Dict[str, bool]:
+        """Options of `WeightFeed` for it."""
+        return {"direct": self.name == "direct", "mapped": self.name == "mapped"}
+
+
+DIRECT, BUFFERED, MAPPED = Reads("direct"), Reads("buffered"), Reads("mapped")
 
 
 def plan_items(
@@ -49,12 +66,19 @@ def plan_items(
         read_seconds = shard.bytes / NOMINAL_READ_BYTES_PER_SECOND
         share = reached[min(stage, len(reached)) - 1] if reached and stage else 1.0
         survival = 1 - (1 - share) ** num_rows
-        items.append(Item(name, stage, shard.bytes, compute_seconds, read_seconds, survival))
+        num_bytes = store.manifest.layouts[name].num_bytes
+        items.append(Item(name, stage, num_bytes, compute_seconds, read_seconds, survival))
     return items
 
 
 def make_run_plan(
-    schedule: Schedule, items: List[Item], num_batches: int, footprint: Footprint, limit: Limit, own_process: bool
+    schedule: Schedule,
+    items: List[Item],
+    num_batches: int,
+    footprint: Footprint,
+    limit: Limit,
+    own_process: bool,
+    strategy: Strategy = UNRESTRICTED,
 ) -> Plan:
     """Return the plan for a process with this footprint.
 
@@ -62,42 +86,51 @@ def make_run_plan(
         num_batches: batches that share a sweep.
         limit: most memory of the process, and what of it other engines have reserved.
         own_process: the budget holds from the start of the process, so its peak so far counts.
+        strategy: restriction of the plans that are compared.
     """
     small = frozenset(item.shard for item in items if item.num_bytes <= SMALL_SHARD_BYTES)
     together = max(schedule.most_shards_together(num_batches, small), 1)
     start_bytes = read_memory().peak_bytes if own_process else 0
     base_bytes = footprint.base_bytes + limit.reserved_bytes
     memory = Memory(base_bytes, footprint.activation_bytes, small, start_bytes, together)
-    plan = make_plan(items, memory, limit.num_bytes)
-    return replace(plan, limited_by=limit.source, reserved_bytes=limit.reserved_bytes)
+    plan = make_plan(items, memory, limit.num_bytes, strategy)
+    reserved_bytes, margin_bytes = limit.reserved_bytes, limit.margin_bytes
+    return replace(plan, limited_by=limit.source, reserved_bytes=reserved_bytes, margin_bytes=margin_bytes)
 
 
-def allocate(store: Store, plan: Plan) -> Buffers:
+def allocate(store: Store, plan: Plan, reads: Reads = BUFFERED) -> Buffers:
     """Return the slots and resident buffers of a plan. Their pages take memory when they are first filled."""
-    slots = [Slot(plan.slot_bytes) for _ in range(plan.num_slots)]
-    residents = {name: Slot(page_rounded(store.manifest.shards[name].bytes)) for name in sorted(plan.residents)}
+    make = aligned_slot if reads.name == "mapped" else Slot
+    slots = [make(plan.slot_bytes) for _ in range(plan.num_slots)]
+    residents = {name: Slot(page_rounded(store.manifest.layouts[name].num_bytes)) for name in sorted(plan.residents)}
     return Buffers(EqualSlots(slots), residents, depth=len(slots) or 2)
 
 
-def choose_direct(store: Store, reads: str, growth_bytes: int, available_bytes: int) -> bool:
-    """Return whether to read with O_DIRECT.
+def choose_reads(store: Store, reads: str, streamed: Sequence[str], growth_bytes: int, available_bytes: int) -> Reads:
+    """Return how to read the streamed shards.
 
     `auto` chooses direct reads if the size of the store plus the planned growth exceeds the available memory and the
-    file system supports them. Raises ValueError for an unknown value of `reads`.
+    file system supports them; otherwise mapped reads where they are possible: the page cache has the shards, or will
+    have them after the first pass.
+    Raises ValueError for an unknown value of `reads`.
     """
     if reads not in READS:
         raise ValueError(f"reads must be one of {READS}, got {reads!r}")
-    if reads == "buffered" or not hasattr(os, "O_DIRECT"):
-        return False
     store_bytes = sum(shard.bytes for shard in store.manifest.shards.values())
-    if reads == "auto" and store_bytes + growth_bytes <= available_bytes:
-        return False
-    return direct_works(store)
+    is_scarce = store_bytes + growth_bytes > available_bytes
+    if reads == "direct" or (reads == "auto" and is_scarce):
+        works = hasattr(os, "O_DIRECT") and direct_works(store)
+        return DIRECT if works else Reads("buffered", "this file system does not support direct reads")
+    if reads == "buffered":
+        return BUFFERED
+    obstacle = mapping_obstacle(store, streamed)
+    return MAPPED if obstacle is None else Reads("buffered", obstacle)
 
 
-def reads_of(direct: bool) -> str:
-    """Return the name of a way to read, as records have it."""
-    return "direct" if direct else "buffered"
+def reads_by_now(planned: Reads, feed: Optional[WeightFeed]) -> Reads:
+    """Return how shards are read: as planned, or copied since they could no longer be mapped."""
+    obstacle = None if feed is None else feed.mapping_obstacle
+    return planned if obstacle is None else Reads("buffered", obstacle)
 
 
 def direct_works(store: Store) -> bool:
@@ -106,7 +139,7 @@ def direct_works(store: Store) -> bool:
     if not whole:
         return False
     shard = min(whole, key=lambda shard: shard.bytes)
-    slot = Slot(page_rounded(shard.bytes))
+    slot = Slot(page_rounded(store.manifest.layouts[shard.name].num_bytes))
     try:
         return store.read_shard(shard.name, slot.view, direct=True)[1]
     except OSError as error:

@@ -11,16 +11,20 @@ from __future__ import annotations
 import mmap
 from abc import ABC, abstractmethod
 from itertools import chain
-from typing import Any, Dict, FrozenSet, Iterable, List, Mapping, Optional, Sequence, Set
+from typing import Any, Dict, FrozenSet, Iterable, List, Mapping, Optional, Sequence, Set, Tuple
 
 import numpy as np
 
 from offramp.errors import BudgetError
+from offramp.runtime import pages as page_table
 from offramp.units import format_size
 
 Stages = Sequence[Sequence[str]]
 """The shards that each stage needs at once, in the order of a pass; after the last stage the first one follows."""
 PAGE = mmap.PAGESIZE
+HUGE_BYTES = 2 << 20
+"""Unit of the page table above a page. A part of a file that lies in memory in one piece is mapped by one entry if its
+address is a multiple."""
 AHEAD = 8
 """Maximum distance in stages at which two shards are kept apart; shards that are used further apart may overlap."""
 
@@ -37,6 +41,17 @@ def new_pages(num_bytes: int) -> mmap.mmap:
         raise BudgetError(what, None, "raise the limit of ulimit -v, or give a smaller --budget") from None
 
 
+def new_aligned_pages(num_bytes: int) -> Tuple[mmap.mmap, int]:
+    """Return memory, as `new_pages` does, and where in it `num_bytes` start at a multiple of HUGE_BYTES."""
+    found = new_pages(num_bytes + HUGE_BYTES)
+    first = np.frombuffer(found, np.uint8).ctypes.data
+    start = -first % HUGE_BYTES
+    end = first + start + pages_of(num_bytes) * PAGE
+    # The rest cannot be used: else the kernel might make it part of a huge page of memory at the end.
+    page_table.reserve(end, first + pages_of(num_bytes + HUGE_BYTES) * PAGE - end)
+    return found, start
+
+
 class Slot:
     """One buffer: its own pages, or a range of other pages that starts on a page boundary."""
 
@@ -45,12 +60,18 @@ class Slot:
         self.pages = new_pages(num_bytes) if pages is None else pages
         self.view = memoryview(self.pages)[start : start + num_bytes]
         self.array = np.frombuffer(self.pages, np.uint8, num_bytes, start)
+        self.address = self.array.ctypes.data
         self.notes: Dict[str, Any] = {}
         """Views of it that the user of the slot keeps as long as the slot lives, by tensor or by shard."""
 
     def drop_pages(self) -> None:
         """Return the pages to the kernel. Reading them afterwards returns zeros."""
         self.pages.madvise(mmap.MADV_DONTNEED, self._start, self.num_bytes)
+
+
+def aligned_slot(num_bytes: int) -> Slot:
+    """Return a slot that starts at a multiple of HUGE_BYTES."""
+    return Slot(num_bytes, *new_aligned_pages(num_bytes))
 
 
 class BufferPool(ABC):
@@ -131,14 +152,24 @@ class Arena(BufferPool):
         buffer_bytes: size of the buffer of each shard.
         counted_bytes: bytes that each shard counts against the limit, while in use or left over.
         limit_bytes: limit of the pool.
+        is_aligned: places start at multiples of HUGE_BYTES. What lies between them takes no memory.
     """
 
     def __init__(
-        self, stages: Stages, buffer_bytes: Mapping[str, int], counted_bytes: Mapping[str, int], limit_bytes: int
+        self,
+        stages: Stages,
+        buffer_bytes: Mapping[str, int],
+        counted_bytes: Mapping[str, int],
+        limit_bytes: int,
+        *,
+        is_aligned: bool = False,
     ) -> None:
         self._buffer_bytes, self._counted_bytes, self.limit_bytes = buffer_bytes, counted_bytes, limit_bytes
-        self.num_bytes = max_buffer_bytes(stages, buffer_bytes, counted_bytes, limit_bytes)
-        self._starts = assign_offsets(stages, buffer_bytes, self.num_bytes)
+        unit = HUGE_BYTES if is_aligned else 1
+        place_bytes = {shard: -(-size // unit) * unit for shard, size in buffer_bytes.items()}
+        self.num_bytes = max_buffer_bytes(stages, place_bytes, counted_bytes, limit_bytes)
+        self._starts = assign_offsets(stages, place_bytes, self.num_bytes)
+        self._is_aligned, self._base = is_aligned, 0
         self._slots: Dict[str, Slot] = {}
         self._used: Dict[str, Slot] = {}
         self._map: Optional[mmap.mmap] = None
@@ -230,9 +261,10 @@ class Arena(BufferPool):
             self._drop_pages(self._used)
             return Slot(self._buffer_bytes[shard])
         if self._map is None:
-            self._map = new_pages(self.num_bytes)
+            made = new_aligned_pages(self.num_bytes) if self._is_aligned else (new_pages(self.num_bytes), 0)
+            self._map, self._base = made
             self._owners = np.full(pages_of(self.num_bytes), -1, np.int32)
-        return Slot(self._buffer_bytes[shard], self._map, self._starts[shard])
+        return Slot(self._buffer_bytes[shard], self._map, self._base + self._starts[shard])
 
     def _overwrite(self, shard: str) -> None:
         """Record that the shard overwrites the previous contents of its place."""
@@ -258,7 +290,7 @@ class Arena(BufferPool):
         places = sorted((self._starts[shard], self._buffer_bytes[shard]) for shard in keeping if shard in self._starts)
         for start, size in [*places, (self.num_bytes, 0)]:
             if start > end:
-                self._map.madvise(mmap.MADV_DONTNEED, end, start - end)
+                self._map.madvise(mmap.MADV_DONTNEED, self._base + end, start - end)
                 self._owners[end // PAGE : start // PAGE] = -1
             end = max(end, start + size)
 

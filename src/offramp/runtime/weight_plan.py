@@ -54,6 +54,18 @@ def plan_weights(
     return WeightPlan(residents, resident_bytes, limit_bytes - reserved - resident_bytes, sliced, reserved)
 
 
+def resized(
+    plan: WeightPlan, stages: Stages, sizes: Mapping[str, int], pinned: Iterable[str], limit_bytes: int
+) -> WeightPlan:
+    """Return a plan with the same slices for another limit, or for the fewest weights if that is too small."""
+    kept = frozenset(pinned)
+    limit_bytes = max(limit_bytes, _fewest(stages, sizes, kept, plan.sliced)) - plan.slice_bytes
+    rest = [[shard for shard in shards if shard not in plan.sliced] for shards in stages]
+    residents = _residents(rest, sizes, kept, limit_bytes)
+    resident_bytes = _bytes(residents, sizes)
+    return plan._replace(residents=residents, resident_bytes=resident_bytes, pool_bytes=limit_bytes - resident_bytes)
+
+
 def _residents(stages: Stages, sizes: Mapping[str, int], kept: FrozenSet[str], limit_bytes: int) -> FrozenSet[str]:
     """Return the shards that stay in memory, `kept` among them."""
     used = kept.union(*stages)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Callable, Dict, Iterator, List, Sequence
 from offramp.runtime.backend import Backend
 from offramp.runtime.inputs import InputReader
 from offramp.runtime.memory_model import BULK_FACTOR, MemoryModel, Workload, small_shards
+from offramp.store.upcasting import staging_bytes
 
 if TYPE_CHECKING:
     from offramp.session.classifier import Classifier
@@ -65,8 +66,9 @@ def with_most_rows(plan_for: Callable[[int, int], Classifier], *, has_deadline: 
     store, backend, settings = single.store, single.backend, single.settings
     model, program, length = MemoryModel(InputReader(store), backend), store.program, single.length
     used = {shard for step in program.steps() for shard in step.shards}
-    sizes = [shard.bytes for name, shard in store.manifest.shards.items() if name in used]
-    available_bytes = single.plan.budget_bytes - single.plan.base_bytes - settings.encoding_bytes
+    sizes = [layout.num_bytes for name, layout in store.manifest.layouts.items() if name in used]
+    taken_bytes = single.plan.base_bytes + settings.encoding_bytes + staging_bytes(store.manifest)
+    available_bytes = single.plan.budget_bytes - taken_bytes
 
     def left(num_rows: int, weights: int) -> int:
         activations = int(BULK_FACTOR * backend.activation_bytes(num_rows, length))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Callable, Deque, Dict, Iterable, List, Optional, Sequence, Tuple
 
 from offramp import measure
@@ -28,17 +28,22 @@ from offramp.runtime.footprint import trim_memory
 from offramp.runtime.gate import ExitGate, Gathering
 from offramp.runtime.guard import NO_DEADLINE, Guard
 from offramp.runtime.inputs import InputReader
-from offramp.runtime.ledger import BUDGET, LEDGER, Limit, Share, system_limit
-from offramp.runtime.memory_model import SMALL_LENGTH, MemoryModel, Workload
-from offramp.runtime.run_plan import allocate, choose_direct, make_run_plan, plan_items
+from offramp.runtime.ledger import BUDGET, CONTAINER, LEDGER, Limit, Share, system_limit
+from offramp.runtime.memory_model import SMALL_LENGTH, Footprint, MemoryModel, Workload
+from offramp.runtime.planner import UNRESTRICTED, Strategy
+from offramp.runtime.run_plan import Reads, allocate, choose_reads, make_run_plan, plan_items
 from offramp.runtime.schedule import Schedule
 from offramp.runtime.sweep import Outcome, PassCost
 from offramp.session.bulk import bulk_batches
+from offramp.session.containers import ContainerWatch
 from offramp.session.lengths import require_feasible
 from offramp.session.records import plan_record, run_record
 from offramp.session.requests import require_several, stream_results
 from offramp.session.results import Result, result_of
 from offramp.store import Store
+from offramp.store.files import notice
+from offramp.store.upcasting import staging_bytes
+from offramp.units import format_size
 
 if TYPE_CHECKING:
     from typing import Iterator, Literal, overload
@@ -69,11 +74,23 @@ class Settings:
     """Options that these settings were made from, for records."""
     limited_by: str = BUDGET
     """Source of `budget_bytes`, one of those in `ledger`."""
+    margin_bytes: int = 0
+    """Part of the limit of a container that is left to the kernel, beside `budget_bytes`."""
+
+    @property
+    def strategy(self) -> Strategy:
+        """Restriction of the plans that are compared."""
+        return UNRESTRICTED if self.config is None else Strategy(self.config.residency, self.config.slots)
 
     def __post_init__(self) -> None:
         for name in ("num_rows", "num_batches"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+
+    @property
+    def limit(self) -> Limit:
+        """Most memory of the process, and what sets it."""
+        return Limit(self.budget_bytes, self.limited_by, margin_bytes=self.margin_bytes)
 
 
 @dataclass
@@ -122,24 +139,21 @@ class Classifier(Forked):
         self._gate = ExitGate(store, backend, policy, heads, guard)
         workload = Workload(settings.num_rows, self.length, settings.num_batches)
         self._workload, self._planned_bytes = workload, backend.activation_bytes(workload.num_rows, workload.length)
-        model = MemoryModel(self._inputs, backend)
-        left = LEDGER.left(Limit(settings.budget_bytes, settings.limited_by), LEDGER.moment())
-        self._footprint = model.measure_footprint(
-            self._warm_up,
-            workload,
-            left.num_bytes - left.reserved_bytes,
-            settings.encoding_bytes,
-            most_bytes=system_limit().num_bytes if settings.own_process else 0,
-        )
-        self.measured = LEDGER.moment()
         self.items = plan_items(store, self.schedule.uses(), workload, backend.num_threads, settings.reached)
+        self._footprint = _find_footprint(self, MemoryModel(self._inputs, backend))
+        self.measured = LEDGER.moment()
         self._left: Optional[Limit] = None
         self._make_plan()
         growth_bytes = self.plan.predicted_peak_bytes - self.plan.base_bytes
-        self.direct = choose_direct(store, settings.reads, growth_bytes, measure.available_bytes())
+        streamed = [
+            name for name in dict.fromkeys(item.shard for item in self.items) if name not in self.plan.residents
+        ]
+        available = measure.available_bytes()
+        self.planned_reads: Reads = choose_reads(store, settings.reads, streamed, growth_bytes, available)
         self.trace, self.counts = _new_trace(settings), RunCounts()
         self._lock, self._is_forked, self._is_freed = threading.Lock(), False, False
         self._engine: Optional[Engine] = None
+        self._watch = ContainerWatch()
         self.recipe: Optional[Callable[[], Classifier]] = None
         """Makes this classifier again, in any process; None: it was made of parts."""
         self._peak = PeakMeter("hwm" if settings.own_process else "clear_refs")
@@ -234,6 +248,7 @@ class Classifier(Forked):
             if self._is_forked:
                 self._is_forked = False
                 self.backend.renew()
+            _follow_container(self)
             began = time.perf_counter() if began is None else began
             outcomes = self._engine.sweep(batches, more=more, began=began)
             self.counts.add(time.perf_counter() - began, outcomes, self.guard.deadline_seconds)
@@ -291,10 +306,11 @@ class Classifier(Forked):
     def _make_plan(self) -> None:
         """Make the plan with what other open engines leave, unless it is made."""
         settings, footprint = self.settings, self._footprint
-        left = LEDGER.left(Limit(settings.budget_bytes, settings.limited_by), self.measured)
+        left = LEDGER.left(settings.limit, self.measured)
         if left != self._left:
             uses, batches, own = self.items, self._workload.num_batches, settings.own_process
-            self._left, self.plan = left, make_run_plan(self.schedule, uses, batches, footprint, left, own)
+            plan = make_run_plan(self.schedule, uses, batches, footprint, left, own, settings.strategy)
+            self._left, self.plan = left, plan
 
     def _warm_up(self, num_rows: int, length: int) -> None:
         """Run what a pass of [B, S] tokens runs, without weights, so that code and heap are as a pass leaves them."""
@@ -303,6 +319,22 @@ class Classifier(Forked):
             self._inputs.read(blank)
         self.backend.warm_up(num_rows, length)
         self.encoder.encode(list(self.encoder.sample))
+
+
+def _find_footprint(classifier: Classifier, model: MemoryModel) -> Footprint:
+    """Return the memory of the process besides weights: measured, or estimated where a container is too small."""
+    settings, workload = classifier.settings, classifier._workload
+    reading_bytes = settings.encoding_bytes + staging_bytes(classifier.store.manifest)
+    left = LEDGER.left(settings.limit, LEDGER.moment())
+    left_bytes = left.num_bytes - left.reserved_bytes
+    if left.source == CONTAINER:
+        how = (workload.num_batches, Footprint(0, 0), Limit(0), False)
+        weights = make_run_plan(classifier.schedule, classifier.items, *how).smallest_budget_bytes
+        estimate = model.estimate_footprint(workload, left_bytes - weights, reading_bytes)
+        if estimate is not None:
+            return estimate
+    most_bytes = system_limit().num_bytes if settings.own_process else 0
+    return model.measure_footprint(classifier._warm_up, workload, left_bytes, reading_bytes, most_bytes=most_bytes)
 
 
 def _require_planned(batches: Sequence[Batch], planned: Workload, planned_bytes: int, backend: Backend) -> None:
@@ -332,11 +364,40 @@ def _open(classifier: Classifier) -> None:
         trim_memory()
     classifier._peak.start()
     classifier.trace, classifier.counts = _new_trace(classifier.settings), RunCounts()
-    buffers, stage_of = allocate(classifier.store, classifier.plan), classifier.schedule.stage_of
-    feed = WeightFeed(classifier.store, buffers, stage_of, classifier.trace, direct=classifier.direct)
-    parts = classifier._inputs, classifier.backend, classifier._gate
+    feed, parts = _new_feed(classifier), (classifier._inputs, classifier.backend, classifier._gate)
     classifier._engine, classifier._is_freed = Engine(classifier.schedule, *parts, feed), False
     LEDGER.reserve(classifier, _share(classifier, feed))
+
+
+def _new_feed(classifier: Classifier) -> WeightFeed:
+    reads, stage_of = classifier.planned_reads, classifier.schedule.stage_of
+    buffers = allocate(classifier.store, classifier.plan, reads)
+    return WeightFeed(classifier.store, buffers, stage_of, classifier.trace, **reads.options)
+
+
+def _follow_container(classifier: Classifier) -> None:
+    """Give memory back where the limit of the container was lowered below what the plan takes.
+
+    A smaller plan keeps fewer weights in memory. Raises BudgetError if none fits.
+    """
+    limit, engine = classifier._watch.limit(), classifier._engine
+    if limit is None or engine is None or limit.num_bytes >= classifier.plan.predicted_peak_bytes:
+        return
+    lowered = {"budget_bytes": limit.num_bytes, "limited_by": limit.source, "margin_bytes": limit.margin_bytes}
+    # The peak so far is that of the larger plan, and counts no longer.
+    classifier.settings = replace(classifier.settings, own_process=False, **lowered)
+    LEDGER.release(classifier)
+    classifier._make_plan()
+    require_feasible(classifier)
+    before, plan = engine.feed, classifier.plan
+    before.close()
+    feed = engine.feed = _new_feed(classifier)
+    feed.count_read(before.bytes_read)
+    feed.count_charged(before.bytes_used)
+    feed.pass_index = before.pass_index
+    LEDGER.reserve(classifier, _share(classifier, feed))
+    size, weights = (format_size(num) for num in (limit.num_bytes + limit.margin_bytes, plan.resident_bytes))
+    notice(f"the container was lowered to {size}: {plan.num_slots} slots and {weights} of weights stay in memory")
 
 
 def _free(classifier: Classifier) -> None:
@@ -359,4 +420,4 @@ def _share(classifier: Classifier, feed: WeightFeed) -> Share:
 
 
 def _new_trace(settings: Settings) -> Trace:
-    return Trace(num_passes=max(1, measure.TRACED_PASSES // settings.num_batches))
+    return Trace(max(1, measure.TRACED_PASSES // settings.num_batches), measure.MOST_SPANS)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Optional
 
 from offramp.runtime.inputs import InputReader
-from offramp.runtime.ledger import Limit
 from offramp.runtime.memory_model import Footprint, MemoryModel, Workload
 from offramp.runtime.run_plan import make_run_plan
 
@@ -36,14 +35,13 @@ def fitting_length(classifier: Classifier) -> Optional[int]:
     if classifier.store.program.texts is None:
         return None
     plan, settings = classifier.plan, classifier.settings
-    limit = Limit(plan.budget_bytes, plan.limited_by, plan.reserved_bytes)
     lengths = (1 << bits for bits in range((classifier.length - 1).bit_length() - 1, 0, -1))
     for length in (length for length in lengths if length >= SHORTEST):
         activation_bytes = activation_bytes_of(classifier, length) + SPARE_BYTES
         footprint = Footprint(plan.base_bytes - plan.reserved_bytes, activation_bytes)
-        how = (settings.num_batches, footprint, limit)
+        how = (settings.num_batches, footprint, plan.limit)
         # The peak of this process is that of the longer texts, which were tried.
-        if make_run_plan(classifier.schedule, classifier.items, *how, own_process=False).feasible:
+        if make_run_plan(classifier.schedule, classifier.items, *how, False, settings.strategy).feasible:
             return length
     return None
 

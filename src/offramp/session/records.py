@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Dict, Optional
+from typing import TYPE_CHECKING, Any, Dict, Optional, Sequence
 
 from offramp import measure
 from offramp.errors import OfframpError
-from offramp.runtime.run_plan import reads_of
+from offramp.runtime.config import EngineConfig
+from offramp.runtime.run_plan import Reads, reads_by_now
 from offramp.store import Store
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ SUMS = (
 """Keys of a record of a run whose values are sums."""
 _OF_PLAN = (
     "feasible", "budget_bytes", "predicted_peak_bytes", "smallest_budget_bytes", "base_bytes", "activation_bytes",
-    "num_slots", "slot_bytes", "resident_bytes", "limited_by", "reserved_bytes",
+    "num_slots", "slot_bytes", "resident_bytes", "limited_by", "reserved_bytes", "margin_bytes",
 )  # fmt: skip
 
 
@@ -31,8 +32,9 @@ def plan_record(classifier: Classifier) -> Dict[str, Any]:
         items = [(item.shard, item.num_bytes) for item in classifier.items if item.shard in used]
         shards = [{"shard": name, "bytes": size, "resident": name in plan.residents} for name, size in items]
         stages.append({"stage": stage.name, "bytes": sum(size for _, size in items), "shards": shards})
-    known = {name: getattr(plan, name) for name in _OF_PLAN}
-    return {**known, "reads": reads_of(classifier.direct), "stages": stages}
+    known, reads = {name: getattr(plan, name) for name in _OF_PLAN}, _reads_of(classifier)
+    dtype = classifier.store.manifest.precision
+    return {**known, "dtype": dtype, "reads": reads.name, "reads_because": reads.because, "stages": stages}
 
 
 def run_record(classifier: Classifier, first_batch: int) -> Dict[str, Any]:
@@ -40,12 +42,14 @@ def run_record(classifier: Classifier, first_batch: int) -> Dict[str, Any]:
     plan, settings, counts, store = classifier.plan, classifier.settings, classifier.counts, classifier.store
     latencies, costs = classifier.latencies[first_batch:], classifier.costs[first_batch:]
     bounds = [measure.bound_seconds([cost.compute_seconds], [cost.read_seconds], cost.fill_seconds) for cost in costs]
-    memory, feed = measure.read_memory(), classifier.feed
+    memory, feed, reads = measure.read_memory(), classifier.feed, _reads_of(classifier)
     return {
         "model": store.manifest.source.architecture,
         "store_sha256": store.digest,
+        "dtype": store.manifest.precision,
         "backend": classifier.backend.name,
         "threads": classifier.backend.num_threads,
+        "threads_by": _threads_by(settings.config),
         "exit": str(classifier.policy),
         "config": None if settings.config is None else settings.config.to_json(),
         "deadline_seconds": classifier.guard.deadline_seconds,
@@ -54,13 +58,15 @@ def run_record(classifier: Classifier, first_batch: int) -> Dict[str, Any]:
         "limited_by": plan.limited_by,
         "predicted_peak_bytes": plan.predicted_peak_bytes,
         "peak_rss_bytes": classifier.peak_rss_bytes,
+        **_of_group(),
         "rss_anon_bytes": memory.anon_bytes,
         "rss_file_bytes": memory.file_bytes,
         "page_cache_bytes": page_cache_bytes(store),
         "num_slots": plan.num_slots,
         "num_residents": len(plan.residents),
         "resident_bytes": plan.resident_bytes,
-        "reads": reads_of(classifier.direct),
+        "reads": reads.name,
+        "reads_because": reads.because,
         "verify": store.policy,
         "batch": settings.num_rows * settings.num_batches,
         "is_bulk": settings.is_bulk,
@@ -68,13 +74,37 @@ def run_record(classifier: Classifier, first_batch: int) -> Dict[str, Any]:
         "seconds_total": counts.seconds,
         "stages_run_total": counts.num_stages,
         "late": counts.num_late,
-        "latency_seconds_median": measure.median(latencies) if latencies else None,
-        "latency_seconds_p95": measure.percentile(latencies, 95) if latencies else None,
-        "latency_seconds_p99": measure.percentile(latencies, 99) if latencies else None,
+        **_of_latencies(latencies),
         "bytes_read_total": feed.bytes_read if feed else 0,
         "bytes_read_idle": feed.bytes_idle if feed else 0,
         "bound_seconds": measure.median(bounds) if bounds else None,
     }
+
+
+def _of_latencies(latencies: Sequence[float]) -> Dict[str, Optional[float]]:
+    """Return the median and two percentiles; None without batches."""
+    return {
+        "latency_seconds_median": measure.median(latencies) if latencies else None,
+        "latency_seconds_p95": measure.percentile(latencies, 95) if latencies else None,
+        "latency_seconds_p99": measure.percentile(latencies, 99) if latencies else None,
+    }
+
+
+def _of_group() -> Dict[str, Optional[int]]:
+    """Return the limit of the container and the most that was charged to it; None outside of one."""
+    group = measure.tightest_group()
+    limit_bytes, peak_bytes = (None, None) if group is None else (group.limit_bytes, group.peak_bytes)
+    return {"group_limit_bytes": limit_bytes, "group_peak_bytes": peak_bytes}
+
+
+def _threads_by(config: Optional[EngineConfig]) -> Optional[str]:
+    """Return what sets the number of threads: an option, or what the default follows."""
+    return None if config is None else "option" if config.threads else measure.default_threads().source
+
+
+def _reads_of(classifier: Classifier) -> Reads:
+    """Return how streamed shards are read by now: mapping them may have become impossible."""
+    return reads_by_now(classifier.planned_reads, classifier.feed)
 
 
 def page_cache_bytes(store: Store) -> Optional[int]:

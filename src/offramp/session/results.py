@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Dict, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -59,6 +59,11 @@ def result_of(outcome: Outcome, problem: Optional[str], labels: Sequence[str], *
     best = int(logits_C.argmax())
     scores = _by_label(labels, (exponents_C / exponents_C.sum()).tolist()) if all_scores else None
     return Result(labels[best], float(exponents_C[best] / exponents_C.sum()), *common, scores=scores)
+
+
+def scores_of(result: Result) -> List[float]:
+    """Return the numbers of a result that has all scores: one per label, or the values of a regression."""
+    return list(result.scores.values()) if result.scores is not None else list(result.values or (result.score,))
 
 
 def _by_label(labels: Sequence[str], scores_C: Sequence[float]) -> Dict[str, float]:

@@ -14,17 +14,18 @@ from typing import Any, Callable, Iterable, Optional, Union
 
 from offramp.backends import open_backend
 from offramp.errors import BudgetError, UsageError
-from offramp.measure import num_cores
+from offramp.measure import default_threads
 from offramp.policies import Policy
 from offramp.program.inputs import InputEncoder
 from offramp.runtime.config import BULK, RESIDENT, EngineConfig
 from offramp.runtime.footprint import trim_memory, tune_allocator
 from offramp.runtime.guard import guard_for
-from offramp.runtime.ledger import LEDGER, MEMORY, least_limit
+from offramp.runtime.ledger import CONTAINER, LEDGER, MEMORY, Limit, least_limit
 from offramp.runtime.planner import SPREAD_BYTES, page_rounded
 from offramp.runtime.profile import DeviceProfile, conditions_of
 from offramp.session.bulk import with_most_rows
 from offramp.session.classifier import Classifier, Settings
+from offramp.session.containers import require_start
 from offramp.session.policy_files import NamedPolicy, expect_profile, read_exit, rebase_policy
 from offramp.store import Store
 from offramp.store.manifest import require_head
@@ -48,7 +49,8 @@ def prepare(
     Args:
         store: the folder that `divide` made.
         budget: maximum resident memory of the whole process: bytes, or a text such as `"128MiB"` or `"0.3GB"`; None:
-            what the machine allows; `"resident"`: the same, refused unless all weights stay in memory.
+            what the machine allows; `"auto"`: what its container allows; `"resident"`: what the machine allows, refused
+            unless all weights stay in memory.
         exit: exit policy: `none`, `stage:K`, `patience:P`, `confidence:T`, ..., joined by `|` and `&`; the path of a
             policy file that `offramp tune` wrote; or a policy object.
         profile: device profile, or its path: for the deadline, and for an `index` policy, which then uses its latencies
@@ -98,25 +100,28 @@ def _prepared(
 ) -> Classifier:
     """Return a planned classifier. What is to be closed if that fails is added to `closing`."""
     named = read_exit(config.exit if policy is None else policy)
-    if config.budget_bytes is not None or least_limit(None).source != MEMORY:
+    limit = least_limit(config.budget_bytes)
+    if config.budget not in (None, RESIDENT) or limit.source != MEMORY:
         tune_allocator()
     opened = _opened(store, config, named)
     closing.callback(opened.close)
     num_exits = len(opened.program.layers)
     LEDGER.process_bytes = config.budget_bytes if config.own_process else None
-    backend = open_backend(config.backend, opened, config.threads or num_cores(), config.trust_kernels)
+    trim_memory()  # before the backend maps its library: start-up must not set the peak
+    is_said = _report_container(opened, config, limit, warn)
+    require_start(opened, config, limit, named.policy.last_exit(num_exits))
+    backend = open_backend(config.backend, opened, config.threads or default_threads().number, config.trust_kernels)
     closing.callback(backend.close)
     guard = guard_for(named.deadline_seconds if config.deadline is None else config.deadline)
     given = profile or config.profile
     measured = None
+    for line in named.rounding(opened):
+        warn(line)
     if named.files or given is not None:
         here = conditions_of(opened.digest, config)
         named, measured = rebase_policy(named, given, num_exits, here, guard.needs_every_exit, warn)
-    trim_memory()  # before the tokenizer allocates: start-up must not set the peak
-    for file in opened.manifest.files:
-        opened.read_file(file)  # verified before a library reads it
-    listed = ModelFiles(opened.path, opened.manifest, opened.folder)
-    encoder = open_encoder(listed, opened.program.inputs, opened.program.texts, config.max_length, warn)
+    trim_memory()  # before the tokenizer allocates, for the same reason
+    encoder = _encoder(opened, config.max_length, warn)
     # The plan of a device profile assumes that all rows reach all layers, so a guard that relies on one needs the same.
     reached = () if guard.needs_every_exit else named.reached(num_exits)
     settings = replace(_settings(config, encoder, texts), reached=reached)
@@ -134,8 +139,16 @@ def _prepared(
         _require_resident(classifier)
     known = replace(config, longest=settings.length)
     classifier.recipe = partial(prepare_engine, opened.path, known, policy=policy, profile=profile)
-    _report_limits(classifier, config, warn)
+    _report_limits(classifier, config, warn, is_said)
     return classifier
+
+
+def _encoder(store: Store, max_length: Optional[int], warn: Callable[[str], None]) -> InputEncoder:
+    """Return what encodes the inputs of a store, from its verified files."""
+    for file in store.manifest.files:
+        store.read_file(file)  # verified before a library reads it
+    listed = ModelFiles(store.path, store.manifest, store.folder)
+    return open_encoder(listed, store.program.inputs, store.program.texts, max_length, warn)
 
 
 def _opened(store: Union[str, os.PathLike], config: EngineConfig, named: NamedPolicy) -> Store:
@@ -148,14 +161,35 @@ def _opened(store: Union[str, os.PathLike], config: EngineConfig, named: NamedPo
     return opened
 
 
-def _report_limits(classifier: Classifier, config: EngineConfig, warn: Callable[[str], None]) -> None:
-    """Report a system that gives less than was asked for: memory, or direct reads."""
+def _report_container(store: Store, config: EngineConfig, limit: Limit, warn: Callable[[str], None]) -> bool:
+    """Report a container that gives less than was asked for, before anything is loaded. Return whether it does.
+
+    One that holds all weights is not reported here.
+    """
+    asked, weights = config.budget_bytes or 0, sum(shard.bytes for shard in store.manifest.shards.values())
+    if limit.source != CONTAINER or asked <= limit.num_bytes or weights < limit.num_bytes:
+        return False
+    size, kernel, planned = map(
+        format_size, (limit.num_bytes + limit.margin_bytes, limit.margin_bytes, limit.num_bytes)
+    )
+    warn(
+        f"container of {size}, with {kernel} for the kernel, is less than the budget of {format_size(asked)}:"
+        f" planned for {planned}"
+    )
+    return True
+
+
+def _report_limits(
+    classifier: Classifier, config: EngineConfig, warn: Callable[[str], None], is_said: bool = False
+) -> None:
+    """Report a system that gives less than was asked for: memory, unless that `is_said`, or direct reads."""
     asked, settings = config.budget_bytes or 0, classifier.settings
-    if asked > settings.budget_bytes and classifier.plan.num_slots:
+    if asked > settings.budget_bytes and classifier.plan.num_slots and not is_said:
         what, size = settings.limited_by, format_size(settings.budget_bytes)
         warn(f"{what} of {size} is less than the budget of {format_size(asked)}: planned for {size}")
-    if config.reads == "direct" and not classifier.direct:
-        warn("this file system does not support direct reads: reading through the page cache")
+    reads, is_streamed = classifier.planned_reads, classifier.plan.num_slots > 0
+    if reads.name == "buffered" and (config.reads == "direct" or (config.reads == "mapped" and is_streamed)):
+        warn(f"{reads.because}: reading through the page cache")
 
 
 def _require_resident(classifier: Classifier) -> None:
@@ -190,4 +224,4 @@ def _settings(config: EngineConfig, encoder: InputEncoder, texts: Optional[Itera
     limit, is_bulk = least_limit(config.budget_bytes), config.batch == BULK
     num_rows, own = 1 if is_bulk else int(config.batch), config.own_process
     settings = Settings(limit.num_bytes, num_rows, longest, config.reads, own, is_bulk, limited_by=limit.source)
-    return replace(settings, encoding_bytes=encoding_bytes, config=config)
+    return replace(settings, encoding_bytes=encoding_bytes, config=config, margin_bytes=limit.margin_bytes)

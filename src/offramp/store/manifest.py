@@ -7,13 +7,16 @@ docs/store-format.md describes the format for other implementations.
 import hashlib
 import json
 import re
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Dict, Optional, Sequence, Tuple
+from typing import Any, Dict, FrozenSet, Optional, Sequence, Tuple
 
 from offramp.errors import StoreError
 from offramp.program.checks import MAX_RANK, NAMED, POSITIVE, require_distinct
-from offramp.program.dtypes import DTYPES
+from offramp.program.dtypes import DTYPES, FLOAT, HALF
+from offramp.program.encoder import PRODUCTS, TEMPLATES
+from offramp.program.narrow import SUFFIX
 from offramp.program.program import Program, plain
 from offramp.store.repeats import compress
 from offramp.store.safetensors import num_bytes
@@ -31,6 +34,12 @@ MAX_EXITS_BYTES = 1 << 20
 """Largest `exits.json` that is read: 100 bytes for each of the exits of 4,096 layers, and room."""
 BLOCK_BYTES = 64 << 10
 """Block size of the digests of gathered tables, so that one row can be verified without reading its table."""
+NAMES = "names"
+"""Method of a division by the names of tensors."""
+FP32, FP16, INT8 = STORED = "fp32", "fp16", "int8"
+"""Precisions that the matrices of the layers of a text encoder are stored in."""
+ALIGNMENT = 64
+"""Alignment in bytes of tensors that are upcast: of others the reader copies what is not aligned."""
 _FILE = re.compile(r"(graphs/)?[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _SHA256 = {"pattern": re.compile(r"[0-9a-f]{64}")}
 _DTYPE, _SHAPE = {"choices": tuple(DTYPES)}, {"most": MAX_RANK}
@@ -83,6 +92,20 @@ class Shard:
     def num_blocks(self) -> int:
         """Number of blocks of the whole file; the last may be short."""
         return -(-self.bytes // BLOCK_BYTES)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A shard in memory: its size, and its tensors by name, whose offsets count from `start`.
+
+    It is the file itself, unless tensors of it are upcast: then it is the tensors alone, aligned. Rows of tables are
+    upcast when they are gathered.
+    """
+
+    num_bytes: int
+    start: int
+    tensors: Dict[str, Tensor]
+    is_file: bool = True
 
 
 @dataclass(frozen=True)
@@ -171,6 +194,61 @@ class Manifest:
     @cached_property
     def _tensors(self) -> Dict[str, Tuple[Shard, Tensor]]:
         return {tensor.name: (shard, tensor) for shard in self.shards.values() for tensor in shard.tensors}
+
+    @property
+    def precision(self) -> str:
+        """`int8` or `fp16` if the matrices of layers are stored so; else the dtype of most bytes, such as `fp32`."""
+        if any(kernel.template.endswith(SUFFIX) for kernel in self.program.kernels.values()):
+            return INT8
+        sizes = Counter({FLOAT: 0})
+        for _, tensor in self._tensors.values():
+            sizes[tensor.dtype] += tensor.num_bytes
+        most = max(sizes, key=lambda dtype: sizes[dtype])
+        return FP16 if self.upcast else most.lower().replace("f", "fp", most.startswith("F"))
+
+    @property
+    def is_checkpoint(self) -> bool:
+        """True if transformers can load the store as a model folder: a text encoder of whole matrices of floats."""
+        has_blocks = any(kernel.template in PRODUCTS for kernel in self.program.kernels.values())
+        return self.program.module is None and self.precision != INT8 and not has_blocks
+
+    def answering(self, precision: str) -> str:
+        """Return the fingerprint of the model that answers: of the source, and of how its weights are rounded."""
+        whole = f"{self.source.fingerprint} {precision}".encode()
+        is_rounded = precision in (INT8, FP16) and self.source.method == NAMES
+        return hashlib.sha256(whole).hexdigest() if is_rounded else self.source.fingerprint
+
+    @cached_property
+    def upcast(self) -> FrozenSet[str]:
+        """Tensors that are stored as F16 and computed with as F32: weights of templates, and tables of look-ups."""
+        halves = {name for name, (_, tensor) in self._tensors.items() if tensor.dtype == HALF}
+        if not halves:
+            return frozenset()
+        templates = {name for name, kernel in self.program.kernels.items() if kernel.template in TEMPLATES}
+        steps = [step for step in self.program.steps() if step.kernel in templates]
+        taken = {name for step in steps for name in step.weights.values()}
+        return frozenset(halves & taken.union(lookup.table for lookup in self.program.lookups.values()))
+
+    @cached_property
+    def taken(self) -> Dict[str, Tuple[Shard, Tensor]]:
+        """Every tensor with its shard as kernels take it, by name: upcast tensors have the dtype F32."""
+        wide = {name: replace(self._tensors[name][1], dtype=FLOAT) for name in self.upcast}
+        return {name: (shard, wide.get(name, tensor)) for name, (shard, tensor) in self._tensors.items()}
+
+    @cached_property
+    def layouts(self) -> Dict[str, Layout]:
+        """Each shard as a whole in memory, by its name."""
+        return {name: self._layout(shard) for name, shard in self.shards.items()}
+
+    def _layout(self, shard: Shard) -> Layout:
+        if shard.blocks is not None or self.upcast.isdisjoint(tensor.name for tensor in shard.tensors):
+            return Layout(shard.bytes, shard.data_start, {tensor.name: tensor for tensor in shard.tensors})
+        end, places = 0, {}
+        for tensor in shard.tensors:
+            _, placed = self.taken[tensor.name]
+            places[tensor.name] = placed = replace(placed, offset=-(-end // ALIGNMENT) * ALIGNMENT)
+            end = placed.offset + placed.num_bytes
+        return Layout(end, 0, places, is_file=False)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from offramp.errors import DamagedError, VersionError
 from offramp.program import program as p
 from offramp.program.checks import WrongError, int_of, read, require_distinct, require_listed, strict_json
 from offramp.program.consistency import check_program
-from offramp.program.dtypes import FLOAT
+from offramp.program.dtypes import FLOAT, HALF
 from offramp.program.encoder import misfit
 from offramp.program.program import Program
 from offramp.store import manifest as m
@@ -93,7 +93,10 @@ def _check_manifest(manifest: m.Manifest) -> None:
         _check_module(program.module, manifest)
     if manifest.exits is not None and manifest.exits.description.bytes > m.MAX_EXITS_BYTES:
         raise WrongError(f"exits.description of more than {m.MAX_EXITS_BYTES} bytes")
-    wrong = misfit(program, {name: (tensor.dtype, tensor.shape) for name, (_, tensor) in manifest.tensors().items()})
+    for name in manifest.upcast:
+        if manifest.tensors()[name][1].offset % 2:
+            raise WrongError(f"tensor {name!r} of {HALF} begins at an odd byte")
+    wrong = misfit(program, {name: (tensor.dtype, tensor.shape) for name, (_, tensor) in manifest.taken.items()})
     if wrong is not None:
         raise WrongError(wrong)
     _check_graphs(manifest)
@@ -129,12 +132,12 @@ def _check_step(step: p.Step, manifest: m.Manifest, where: str) -> None:
 
 
 def _check_look_up(lookup: p.LookUp, where: str, texts: Optional[p.Texts], manifest: m.Manifest) -> None:
-    """Raise WrongError unless the table is gathered, float32, and has a row for every id that may occur."""
+    """Raise WrongError unless the table is gathered, of floats, and has a row for every id that may occur."""
     require_listed([lookup.table], manifest.tensors(), f"{where} takes the tensor")
     shard, table = manifest.tensors()[lookup.table]
     if shard.blocks is None:
         raise WrongError(f"{where} takes {lookup.table!r}, of whose shard no rows are gathered")
-    if table.dtype != FLOAT or lookup.value.axes[-1] != table.shape[1]:
+    if table.dtype not in (FLOAT, HALF) or lookup.value.axes[-1] != table.shape[1]:
         raise WrongError(f"{where} is {lookup.value}, the rows of its table are {table.dtype} [{table.shape[1]}]")
     if texts is None:
         return

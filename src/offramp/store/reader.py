@@ -1,7 +1,7 @@
 """Reading a store: whole shards into buffers of the caller, and rows of gathered tables, all verified by digest.
 
 When a shard is read and how long it stays in memory
-is decided by `runtime`. No file is ever mapped.
+is decided by `runtime`, which may also map its file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 
 from offramp.errors import DamagedError, StoreError, UsageError, require_folder
 from offramp.forks import Forked
-from offramp.program.dtypes import DTYPES
+from offramp.program.dtypes import DTYPES, HALF
 from offramp.program.program import Program
 from offramp.store import files
 from offramp.store import manifest as m
@@ -29,6 +29,7 @@ from offramp.store.folders import Folder, is_being_replaced
 from offramp.store.memory import VerifiedMemory, identity_of
 from offramp.store.parsing import loads, parse_labels
 from offramp.store.safetensors import PAGE_BYTES, parse_header
+from offramp.store.upcasting import Staging, place_chunk
 
 READ_CHUNK_BYTES = 2 << 20
 """Bytes per system call; a cancelled read stops at the next multiple."""
@@ -60,11 +61,12 @@ class Store(Forked):
         self._bitmaps: Dict[str, Tuple[Optional[str], bytearray]] = {}
         self._digests: Dict[str, bytes] = {}
         self._helper: Optional[ThreadPoolExecutor] = None
+        self._staging = Staging()
         self.survive_forks()
 
     def after_fork(self) -> None:
         """Forget the thread that reads second halves, and the lock that it may have held."""
-        self._opening, self._helper = threading.Lock(), None
+        self._opening, self._helper, self._staging = threading.Lock(), None, Staging()
 
     def __enter__(self) -> Store:
         return self
@@ -110,7 +112,7 @@ class Store(Forked):
     def read_shard(
         self, name: str, buffer: memoryview, *, direct: bool = False, halves: bool = False, cancelled: Cancelled = bool
     ) -> Tuple[int, bool]:
-        """Read the whole file of shard `name` to the start of `buffer`.
+        """Read the whole file of shard `name` to the start of `buffer`, as `Manifest.layouts` has it in memory.
 
         Returns (bytes read, complete). Raises DamagedError where the file is short or its digest differs.
 
@@ -119,8 +121,8 @@ class Store(Forked):
             halves: let two threads copy, as in direct reads.
             cancelled: called between chunks; the read stops when it returns True.
         """
-        shard = self.manifest.shards[name]
-        needed = -(-shard.bytes // PAGE_BYTES) * PAGE_BYTES if direct else shard.bytes
+        shard, needed = self.manifest.shards[name], self.manifest.layouts[name].num_bytes
+        needed = -(-needed // PAGE_BYTES) * PAGE_BYTES if direct else needed
         if len(buffer) < needed:
             raise ValueError(f"shard {name} takes {needed} bytes, the buffer has {len(buffer)}")
         with self.opened(name, direct) as fd:
@@ -161,20 +163,25 @@ class Store(Forked):
         self, shard: m.Shard, fd: int, view: memoryview, span: Tuple[int, int], cancelled: Cancelled, digest: Any = None
     ) -> Tuple[int, bool]:
         """Read the bytes of `span` into `view` and update `digest`. Returns (bytes read, complete)."""
-        offset, end = span
-        while offset < end:
-            if cancelled():
-                return offset - span[0], False
-            got = self._read_chunk(shard, fd, view, offset, end)
-            if digest is not None:
-                digest.update(view[offset : offset + got])
-            offset += got
+        (offset, end), layout = span, self.manifest.layouts[shard.name]
+        with contextlib.nullcontext() if layout.is_file else self._staging.buffer() as staging:
+            while offset < end:
+                if cancelled():
+                    return offset - span[0], False
+                chunk = view[offset : offset + READ_CHUNK_BYTES] if staging is None else staging
+                got = self._read_chunk(shard, fd, chunk, offset, end)
+                if staging is not None:
+                    got -= got % 4 if offset + got < end else 0  # no item is split
+                    place_chunk(shard, layout, chunk[:got], offset, view)
+                if digest is not None:
+                    digest.update(chunk[:got])
+                offset += got
         return offset - span[0], True
 
-    def _read_chunk(self, shard: m.Shard, fd: int, buffer: memoryview, offset: int, end: int) -> int:
-        """Read at most one chunk into `buffer` at `offset`. Returns the number of bytes before `end` that were read."""
+    def _read_chunk(self, shard: m.Shard, fd: int, chunk: memoryview, offset: int, end: int) -> int:
+        """Read at most one chunk from `offset` on. Returns the number of bytes before `end` that were read."""
         with files.translate_read_errors(self.path / shard.file):
-            got = os.preadv(fd, [buffer[offset : offset + READ_CHUNK_BYTES]], offset)
+            got = os.preadv(fd, [chunk], offset)
         got = min(got, end - offset)
         self._require(got > 0, shard, f"file ends at byte {offset} of {shard.bytes}")
         return got
@@ -192,10 +199,12 @@ class Store(Forked):
             files.read_exactly(fd, memoryview(data), shard.data_start + tensor.offset, where)
         return data
 
-    def gather(self, shard_name: str, role: str, rows_N: np.ndarray) -> Tuple[np.ndarray, int]:
+    def gather(
+        self, shard_name: str, role: str, rows_N: np.ndarray, *, upcasts: bool = False
+    ) -> Tuple[np.ndarray, int]:
         """Return rows of a gathered table [N, width] in the order of `rows_N`, and the bytes read.
 
-        Only the blocks that contain these rows are read and verified.
+        Only the blocks that contain these rows are read and verified. `upcasts`: rows of F16 are returned as float32.
         """
         shard = self.manifest.shards[shard_name]
         tensor = next(tensor for tensor in shard.tensors if tensor.role == role)
@@ -214,6 +223,9 @@ class Store(Forked):
             for first, count in _runs(unique_U):
                 part = view[first * row_bytes : (first + count) * row_bytes]
                 files.read_exactly(fd, part, start + int(unique_U[first]) * row_bytes, where)
+        if upcasts and tensor.dtype == HALF:
+            halves_UW, table_UW = table_UW, _aligned_rows(len(unique_U), width, np.dtype(np.float32))
+            table_UW[:] = halves_UW
         if np.array_equal(unique_U, rows_N):  # a slice, which may be large
             return table_UW, read
         rows_NW = _aligned_rows(inverse_N.size, width, table_UW.dtype)
@@ -317,6 +329,32 @@ def most_open() -> int:
     """Return how many files of shards may stay open: a quarter of what the process may open, and at most MOST_OPEN."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return MOST_OPEN if limit == resource.RLIM_INFINITY else min(MOST_OPEN, limit // 4)
+
+
+def open_shard(store: Store, name: str) -> int:
+    """Return a new descriptor of a shard's file, which the caller closes. Raises StoreError."""
+    with store._opening:
+        return store._open(store.manifest.shards[name], direct=False)
+
+
+def verify_mapped(store: Store, name: str, fd: int, content: memoryview, cancelled: Cancelled = bool) -> bool:
+    """Verify the content of a shard in memory, unless its file needs no hashing. Raises DamagedError.
+
+    Returns False if it was cancelled. The caller makes sure that neither can change meanwhile.
+    """
+    shard = store.manifest.shards[name]
+    identity, check = store._identify(name, fd)
+    if not check:
+        return True
+    digest = hashlib.sha256()
+    for start in range(0, shard.bytes, READ_CHUNK_BYTES):
+        if cancelled():
+            return False
+        digest.update(content[start : start + READ_CHUNK_BYTES])
+    is_same = digest.hexdigest() == shard.sha256
+    store._require(is_same, shard, "sha256 differs from the manifest")
+    store._verified.remember(name, identity)
+    return True
 
 
 def is_store(folder: Path) -> bool:

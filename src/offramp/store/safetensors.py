@@ -15,8 +15,10 @@ from offramp.errors import DamagedError
 from offramp.program.checks import MAX_RANK, WrongError, read, strict_json
 from offramp.program.dtypes import DTYPES, PACKED
 
-MAX_HEADER_BYTES = 100_000_000
-"""Maximum size of a header in bytes; the limit of the reference implementation."""
+MAX_HEADER_BYTES = 16 << 20
+"""Maximum size of a header in bytes."""
+MAX_HEADER_VALUES = 400_000
+"""Maximum number of values in a header. A tensor takes about 8, and a value about 100 bytes once it is parsed."""
 PAGE_BYTES = 4096
 
 
@@ -54,6 +56,9 @@ def parse_header(data: bytes, size: int, where: object) -> Header:
     text = data[8 : 8 + length]
     if len(text) != length:
         raise _damaged("file ends inside its header", where)
+    if sum(map(text.count, (b",", b"[", b"{"))) > MAX_HEADER_VALUES:
+        what = f"header of more than {MAX_HEADER_VALUES:,} values"
+        raise DamagedError(what, where, "save the tensors in several files, each with fewer of them")
     try:
         tree = read(Dict[str, Any], strict_json(text), "header")
         metadata = read(Optional[Dict[str, str]], tree.pop("__metadata__", None), "__metadata__") or {}

@@ -12,7 +12,7 @@ import os
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,17 +27,20 @@ from offramp.errors import BudgetError, RefusedError, StageError, UsageError
 from offramp.measure import TRACED_PASSES, PeakMeter, Trace, available_bytes, read_memory
 from offramp.program.checks import require_known
 from offramp.program.program import Call
+from offramp.runtime.config import AUTO
 from offramp.runtime.feed import Buffers, WeightFeed
+from offramp.runtime.footprint import free_heap
 from offramp.runtime.ledger import BUDGET, LEDGER, Limit, Share, least_limit
 from offramp.runtime.memory_model import HEADROOM_BYTES, stream_bytes
 from offramp.runtime.planner import page_rounded, too_small
 from offramp.runtime.ring import Turn
-from offramp.runtime.run_plan import choose_direct, reads_of
+from offramp.runtime.run_plan import choose_reads, reads_by_now
 from offramp.runtime.slots import Arena, Slot
 from offramp.runtime.weight_plan import WeightPlan, reading_order
 from offramp.store import Store
 from offramp.streaming import placement
 from offramp.streaming.capture import Arguments, surround, tensors_of
+from offramp.streaming.first_pass import FirstPass
 from offramp.streaming.layouts import layouts_of
 from offramp.streaming.matching import matching_module
 from offramp.streaming.outside import Outside
@@ -84,6 +87,8 @@ class Bounds(NamedTuple):
     budget_bytes: int | None = None
     """Budget of the whole process, if one was given."""
     activation_bytes: int = 0
+    process_bytes: int | None = None
+    """Most memory of the process, without what other engines reserve; None: weights alone are bounded."""
 
 
 UNCOUNTED = Bounds()
@@ -145,7 +150,6 @@ class Stream:
         """`sizes`: bytes that each shard counts against the budget of the plan."""
         self.module, self.store, self.plan, self.strict, self._sizes = module, store, plan, config.strict, sizes
         grows = min(plan.resident_bytes + plan.pool_bytes, sum(sizes.values()))
-        self._direct = choose_direct(store, config.reads, grows, available_bytes())
         self.counts, self.trace = Counts(), Trace(num_passes=TRACED_PASSES)
         self._divided = placement.module_of(store)
         self._shards, self._tensors = store.manifest.shards, store.manifest.tensors()
@@ -153,6 +157,8 @@ class Stream:
         needs = [dict.fromkeys((*self._divided.pinned, *first)), *others]  # pinned ones stay from the first use on
         self._needs = [[name for name in shards if name not in plan.sliced] for shards in needs]
         """Shards that each part has in memory as a whole."""
+        self._looked_up = _without_tied_tables(self._needs, module, store, plan)
+        """Tied tables that a part does not have in memory, because it is taken to read rows of them only."""
         self._starts = {part.start: index for index, part in enumerate(self._divided.parts) if part.start is not None}
         self._rows, self._layouts = placement.WeightRows(store, plan.sliced, plan.slice_bytes), layouts_of(store)
         self._part, self._first, self._next_first = -1, 0, 0
@@ -163,6 +169,12 @@ class Stream:
         self._passes = Passes()
         self._is_open, self._closing, self._bytes_before = False, ExitStack(), 0
         self.bounds, self._outside = bounds, bounds.outside
+        self._first_pass: FirstPass | None = None
+        if bounds.process_bytes is not None:
+            self._first_pass = FirstPass(store, sizes, plan, bounds.process_bytes)
+            self.plan = self._first_pass.smallest
+        names = [*dict.fromkeys(name for shards in _streamed(self._needs, self.plan) for name in shards)]
+        self._reads = choose_reads(store, config.reads, names, grows, available_bytes())
         self.counts.outside_bytes = 0 if bounds.outside is None else bounds.outside.counted_bytes
 
     def open(self) -> Stream:
@@ -180,8 +192,10 @@ class Stream:
             closing.callback(self._placement.clear)
             if self._outside is not None:
                 self._outside.free()
-            self._feed = self._open_feed()
-            closing.callback(self._feed.close)
+            del weights
+            free_heap()  # else small weights that the module has released count on
+            self._feed = self._open_feed({})
+            closing.callback(_close_feed, self)
             LEDGER.reserve(self, _share(self, self._feed))
             closing.callback(LEDGER.release, self)
             closing.callback(surround(self.module, self._run_pass))
@@ -194,15 +208,16 @@ class Stream:
 
     __enter__ = open
 
-    def _open_feed(self) -> WeightFeed:
+    def _open_feed(self, kept: Mapping[str, Slot]) -> WeightFeed:
+        """Start to read; `kept` are slots of residents that the module refers to."""
         sizes = {name: page_rounded(shard.bytes) for name, shard in self._shards.items()}
-        streamed = [[name for name in shards if name not in self.plan.residents] for shards in self._needs]
-        self._arena = Arena(streamed, sizes, self._sizes, self.plan.pool_bytes)
-        residents = {name: Slot(sizes[name]) for name in sorted(self.plan.residents)}
+        streamed, is_aligned = _streamed(self._needs, self.plan), self._reads.name == "mapped"
+        self._arena = Arena(streamed, sizes, self._sizes, self.plan.pool_bytes, is_aligned=is_aligned)
+        residents = {name: kept.get(name) or Slot(sizes[name]) for name in sorted(self.plan.residents)}
         buffers = Buffers(self._arena, residents, READ_AHEAD)
         first_use = {name: index for index, names in reversed([*enumerate(self._needs)]) for name in names}
         # By halves: the threads of PyTorch would wait for the core that a single reader takes.
-        return WeightFeed(self.store, buffers, first_use, self.trace, direct=self._direct, halves=True)
+        return WeightFeed(self.store, buffers, first_use, self.trace, halves=True, **self._reads.options)
 
     def close(self) -> None:
         """Stop the reader and free all weights; the module cannot run afterwards."""
@@ -235,6 +250,7 @@ class Stream:
     def record(self) -> dict[str, Any]:
         """Return one JSON object about the run so far."""
         bytes_read = self._bytes_before + (self._feed.bytes_read if self._is_open else 0)
+        reads = reads_by_now(self._reads, self._feed if self._is_open else None)
         return {
             **vars(self.counts),
             "unplanned": sorted(self.counts.unplanned),
@@ -246,7 +262,8 @@ class Stream:
             "room_bytes": self.plan.pool_bytes,
             "sliced": sorted(self.plan.sliced),
             "bytes_read_total": bytes_read + self._rows.bytes_read,
-            "reads": reads_of(self._direct),
+            "reads": reads.name,
+            "reads_because": reads.because,
         }
 
     def _run_pass(self, forward: Callable[..., Any], args: tuple, kwargs: dict[str, Any], first: int = 0) -> Any:
@@ -269,6 +286,8 @@ class Stream:
                     output = tree_map_only(Placeholder, lambda w: self._fetch(w.weight_name, RESULT), output)
                 with self._passes.changing:
                     self._leave(strict=self.strict)
+                    if not first and not self._passes.is_shared:
+                        _change_plan(self)
                 return output
             finally:
                 with self._passes.changing:
@@ -284,6 +303,8 @@ class Stream:
             self._placement.clear()
             self._slots.clear()
         self._calls.clear()
+        if self._first_pass is not None:
+            self._first_pass.begin()
         self._feed.begin_pass(self._turns(first), restart=first != self._next_first)
         self._first, self._part = first, first - 1
         if not first:
@@ -371,7 +392,11 @@ class Stream:
     def _read(self, name: str, operation: Any) -> Tensor:
         """Read a weight that is used while it is not in memory, or refuse that."""
         shard = self._tensors[name][0]
-        if self.strict:
+        is_tied = shard.name in self._looked_up.get(self._part, ())
+        if is_tied:  # from now on this part has it in memory
+            self._looked_up[self._part].remove(shard.name)
+            self._needs[self._part].append(shard.name)
+        elif self.strict:
             where = f"in stage {self._part:03d}" if self._part >= 0 else "outside of a pass"
             homes = [f"{i:03d}" for i, part in enumerate(self._divided.parts) if shard.name in part.shards]
             planned = ", ".join(homes) or "none"
@@ -379,8 +404,9 @@ class Stream:
         now = self._placement.current(name)
         if self._outside is not None and not isinstance(now, Placeholder):
             return now  # another weight of the same operation has brought its part
-        self.counts.unplanned_loads += 1
-        self.counts.unplanned.add(name)
+        if not is_tied:
+            self.counts.unplanned_loads += 1
+            self.counts.unplanned.add(name)
         part = next((index for index, names in enumerate(self._needs) if shard.name in names), None)
         is_bounded = self._outside is not None and not self._passes.is_shared and operation != RESULT
         if is_bounded and self._part >= 0 and part is not None:  # in place of this part: the plan has memory for one
@@ -401,6 +427,31 @@ class Stream:
         weights = self._arena.peak_bytes + self.plan.resident_bytes + self.plan.slice_bytes + paged + held
         weights += self.counts.outside_bytes
         self.counts.peak_weight_bytes = max(self.counts.peak_weight_bytes, weights)
+
+
+def _streamed(needs: Sequence[Sequence[str]], plan: WeightPlan) -> list[list[str]]:
+    """Return the shards of each part that do not stay in memory."""
+    return [[name for name in shards if name not in plan.residents] for shards in needs]
+
+
+def _without_tied_tables(
+    needs: list[list[str]], module: nn.Module, store: Store, plan: WeightPlan
+) -> dict[int, set[str]]:
+    """Remove streamed tables from the first of several parts that use them. Return what was removed, by part.
+
+    A table of an embedding that another part uses as well is tied: the first part looks up a few rows, which are
+    gathered, and the last one multiplies by all of them.
+    """
+    removed: dict[int, set[str]] = {}
+    weights, shards = weights_of(module), store.manifest.shards
+    for name in placement.sliceable_shards(store):
+        parts = [index for index, names in enumerate(needs) if name in names]
+        places = weights[shards[name].tensors[0].name].places
+        is_table = shards[name].blocks is not None and any(isinstance(owner, nn.Embedding) for owner, *_ in places)
+        if len(parts) > 1 and is_table and name not in plan.residents:
+            needs[parts[0]].remove(name)
+            removed.setdefault(parts[0], set()).add(name)
+    return removed
 
 
 def _closed(name: str, operation: Any) -> StageError:
@@ -435,6 +486,31 @@ def _look_outside(counts: Counts, outside: Outside, plan: WeightPlan) -> None:
         warnings.warn(f"{what}: {why} outside their stages, {len(counts.held)} are still referred to", stacklevel=2)
 
 
+def _close_feed(stream: Stream) -> None:
+    if stream._first_pass is not None:
+        stream._first_pass.stop()
+    stream._feed.close()
+
+
+def _change_plan(stream: Stream) -> None:
+    """Change to the plan that the first pass allows, after it. Warn once if even the fewest weights are too many."""
+    if stream._first_pass is None:
+        return
+    stream.plan = stream._first_pass.next_plan(stream._feed.resident_bytes() + stream.plan.slice_bytes)
+    excess = stream._first_pass.excess_bytes
+    if excess > 0:
+        limit, beside = stream.bounds.process_bytes or 0, format_size(stream._first_pass.other_bytes)
+        what = f"offramp: the process takes {format_size(limit + excess)}, more than its limit of {format_size(limit)}"
+        warnings.warn(f"{what}: {beside} in a pass, besides weights", stacklevel=2)
+    stream._first_pass, before, kept = None, stream._feed, dict(stream._slots)
+    stream._slots.clear()
+    before.close()
+    stream._bytes_before += before.bytes_read
+    stream._feed = stream._open_feed(kept)
+    stream._feed.pass_index = before.pass_index
+    LEDGER.reserve(stream, _share(stream, stream._feed))
+
+
 def _share(stream: Stream, feed: WeightFeed) -> Share:
     """Return what a stream reserves."""
     plan, sizes, bounds = stream.plan, stream._sizes, stream.bounds
@@ -457,7 +533,8 @@ def stream(
     Args:
         module: the module, whose weights are freed, or its class, which is then built without weights.
         store: the folder that `divide` made from it.
-        budget: maximum resident memory of the whole process; None: what the machine allows.
+        budget: maximum resident memory of the whole process; None: what the machine allows; `"auto"`: what its
+            container allows.
         weight_budget: maximum bytes of weights in memory instead, whatever else the process takes.
         inputs: the largest expected inputs, as `divide` takes them, for `budget`: they are run once to measure
             activations. None: no input is larger than the example of the division.
@@ -484,11 +561,13 @@ def stream(
     activation_bytes = stream_bytes(opened.program)
     if inputs is not None:
         activation_bytes = _measure_activations(module, opened, Arguments(inputs), config.reads)
-    limit = LEDGER.left(least_limit(None if budget is None else parse_size(budget)), LEDGER.moment())
+    limit = LEDGER.left(least_limit(None if budget in (None, AUTO) else parse_size(budget)), LEDGER.moment())
     sizes = placement.slot_bytes(opened)
     plan = _plan_of_process(module, opened, limit, activation_bytes, sizes)
     budget_bytes = limit.num_bytes if limit.source == BUDGET else None
-    return Stream(module, opened, plan, sizes, config, Bounds(outside, limit.source, budget_bytes, activation_bytes))
+    process_bytes = limit.num_bytes - limit.reserved_bytes
+    bounds = Bounds(outside, limit.source, budget_bytes, activation_bytes, process_bytes)
+    return Stream(module, opened, plan, sizes, config, bounds)
 
 
 def _plan_of_process(

@@ -1,4 +1,4 @@
-"""Metrics of tasks, computed by scikit-learn and scipy, and paired bootstrap intervals.
+"""Metrics of tasks, computed by scikit-learn and scipy, and intervals of their differences.
 
 Scores are in percent, and larger is better.
 
@@ -10,9 +10,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
+
+from offramp.measure.statistics import Estimate, paired_bootstrap
 
 
 def _accuracy(truth_N: np.ndarray, answer_N: np.ndarray) -> float:
@@ -47,14 +49,6 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 }  # fmt: skip
 
 
-class Estimate(NamedTuple):
-    """A value with its 95 % confidence interval."""
-
-    value: float
-    low: float
-    high: float
-
-
 def default_metrics(labels: Sequence[str]) -> tuple[str, ...]:
     """Return the metrics of data that name none: accuracy, or, without labels (a regression), both correlations."""
     return ("accuracy",) if labels else ("pearson", "spearman")
@@ -82,28 +76,6 @@ def score_exits(metrics: Sequence[str], truth_N: np.ndarray, logits_KNC: np.ndar
 def answers(logits_NC: np.ndarray) -> np.ndarray:
     """Return the predicted label ids [N], or the values [N] of a regression, which has one output."""
     return logits_NC[:, 0] if logits_NC.shape[1] == 1 else logits_NC.argmax(1)
-
-
-def paired_bootstrap(statistic: Callable[..., float], sizes: Sequence[int], num_rounds: int = 1000) -> Estimate:
-    """Return a statistic of paired samples, and its percentile bootstrap interval.
-
-    Args:
-        statistic: called with one array of indices for each axis of the samples, which it must apply to both sides.
-        sizes: the length of each axis. Each axis is resampled with replacement, from a fixed seed.
-        num_rounds: number of resamples.
-
-    Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13.
-    """
-    value, draws = bootstrap(statistic, sizes, num_rounds)
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return Estimate(value, float(low), float(high))
-
-
-def bootstrap(statistic: Callable[..., float], sizes: Sequence[int], num_rounds: int) -> tuple[float, list[float]]:
-    """Return a statistic of the samples, and of each resample; the arguments are those of `paired_bootstrap`."""
-    generator = np.random.default_rng(0)
-    value = statistic(*map(np.arange, sizes))
-    return value, [statistic(*(generator.integers(0, size, size) for size in sizes)) for _ in range(num_rounds)]
 
 
 def paired_interval(

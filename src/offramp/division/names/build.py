@@ -6,11 +6,13 @@ megabytes of tensor data are held at a time. Tests compare the store with its so
 logit.
 """
 
+import itertools
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,17 +23,25 @@ from offramp.checkpoints.downloads import store_downloads
 from offramp.checkpoints.families import Family, family_of, shown
 from offramp.checkpoints.source import Source
 from offramp.checkpoints.tokenizing import store_tokenizer
-from offramp.checkpoints.weights import open_file, read_small
+from offramp.checkpoints.weights import Rows, open_file, read_small
 from offramp.division.config import DivisionConfig
 from offramp.division.messages import adapter_tensors, advice, listed
-from offramp.errors import SourceError
+from offramp.division.names.narrow import MARK, SCALE, WEIGHT, Quantised, floats, quantise, stored, stored_name
+from offramp.errors import SourceError, UsageError
 from offramp.program import encoder as encoders
-from offramp.program.dtypes import DTYPES, FLOAT
+from offramp.program.blocks import cut_program
+from offramp.program.consistency import MAX_STEPS
+from offramp.program.dtypes import DTYPES, FLOAT, HALF
+from offramp.program.narrow import INTEGER, LARGEST_WEIGHT, SUFFIX
 from offramp.program.program import BEGIN, END, LAYER, Program
-from offramp.store import Shard, StoreWriter
+from offramp.store import Shard, Store, StoreWriter
 from offramp.store import manifest as m
+from offramp.store.checking import require_whole
 from offramp.store.exits import exit_tensors, parse_exits
+from offramp.store.manifest import FP16, FP32, INT8
+from offramp.store.reader import is_store
 from offramp.store.safetensors import num_bytes, read_header
+from offramp.units import format_size, named_size
 
 Entry = tuple[str, tuple[int, ...]]
 """Dtype, as safetensors spells it, and shape."""
@@ -45,17 +55,24 @@ FLOATS = (*(dtype.name for dtype in DTYPES.values() if dtype.upcasts), "F64")
 """Dtypes that are stored as F32; of these, only F64 is rounded, as in transformers."""
 BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
 """Endings of constants that old versions of transformers saved."""
+_ROUNDED = {FP16: f"to {HALF}", INT8: f"to integers from {-LARGEST_WEIGHT} to {LARGEST_WEIGHT}, and rows to {HALF}"}
+"""Dtype of a store -> how its matrices are rounded."""
 _NUMBER = re.compile(r"\.\d+\.")
 
 
 class PlannedTensor(NamedTuple):
-    """One tensor: its name in the source and in the store, its name in the computation, and its shape."""
+    """One tensor: its name in the source and in the store, its name in the computation, its shape, and its dtype in the
+    store.
+    """
 
     source_name: str
     """Name in the source; empty where the source has no such tensor, which is refused."""
     canonical_name: str
     role: str
     shape: tuple[int, ...]
+    dtype: str = FLOAT
+    rows: Rows = None
+    """Rows of the tensor of the source that it holds."""
 
 
 @dataclass(frozen=True)
@@ -81,34 +98,62 @@ class Division:
     """The first other dtype among the tensors of the source; None if all of them are F32."""
     left_out: tuple[str, ...]
     """Tensors of the source that the model does not have, and that transformers ignores."""
+    block_bytes: int | None = None
+    """Size of the blocks into which tensors are cut; None: all tensors are whole."""
 
 
 def divide_by_names(source: Source, store: Path, config: DivisionConfig) -> Path:
     """Divide a checkpoint of a BERT-like text encoder. Raises SourceError, UsageError, DiskFullError."""
-    division = plan_division(source.config, source.entries, source.folder)
-    fingerprint, program, say = source.fingerprint(), division.program, config.say
-    with config.writer(store, fingerprint) as writer:
-        writer.require_space(sum(num_bytes(FLOAT, t.shape) for shard in division.shards for t in shard.tensors))
-        if division.widened_from is not None:
+    division = plan_division(source.config, source.entries, source.folder, config.dtype)
+    if config.block_bytes is not None:
+        division = cut_division(division, config.block_bytes, config.say)
+    program, say = division.program, config.say
+    read = source.fingerprint()
+    fingerprint = _undivided(source.folder) or read if config.dtype != FP32 else read
+    with config.writer(store, read if read == fingerprint else f"{read} {fingerprint}") as writer:
+        writer.require_space(sum(num_bytes(t.dtype, t.shape) for shard in division.shards for t in shard.tensors))
+        if config.dtype == FP32 and division.widened_from is not None:
             say(f"converted from {division.widened_from} to {FLOAT}")
+        if config.dtype != FP32:
+            say(f"matrices of the layers and rows of embedding tables are rounded: {_ROUNDED[config.dtype]}")
         if division.left_out:
             names = listed([shown(name) for name in division.left_out])
             say(f"{len(division.left_out)} tensors left out, which a {division.architecture} does not have: {names}")
         shards = {}
         for number, plan in enumerate(division.shards, start=1):
-            shards[plan.name] = _write_shard(source, plan, writer)
+            shards[plan.name] = _write_shard(source, plan, writer, config.dtype)
             say(f"{plan.name} ({number}/{len(division.shards)})")
-        files = [_config(source, division, writer), *(writer.add_copy(path.name, path) for path in source.companions())]
+        files = [
+            _config(source, division, writer, config.dtype),
+            *(writer.add_copy(path.name, path) for path in source.companions()),
+        ]
         files += [*store_tokenizer(source.folder, writer, say), *store_downloads(source.folder, writer)]
-        files.append(writer.add_file(INDEX, _index(shards)))
+        is_checkpoint = config.dtype != INT8 and division.block_bytes is None
+        files += [writer.add_file(INDEX, _index(shards))] if is_checkpoint else []
         exits = _exits(source, program, writer)
-        made_from = m.Source(fingerprint, division.architecture, division.model_type, "names", division.widened_from)
+        made_from = m.Source(fingerprint, division.architecture, division.model_type, m.NAMES, division.widened_from)
         labels = writer.add_labels(division.labels)
         return writer.finish(m.Manifest(made_from, program, shards, {}, tuple(files), exits, labels=labels))
 
 
-def plan_division(config: Mapping[str, Any], entries: Mapping[str, Entry], where: object = None) -> Division:
+def _undivided(folder: Path) -> str | None:
+    """Return the fingerprint of the model that an fp32 store was divided from, after a check of all its files.
+
+    A policy or transcript of that model is known to be of the new store then.
+    """
+    if not is_store(folder):
+        return None
+    with Store(folder) as store:
+        require_whole(store)
+        return store.manifest.source.fingerprint if store.manifest.precision == FP32 else None
+
+
+def plan_division(
+    config: Mapping[str, Any], entries: Mapping[str, Entry], where: object = None, dtype: str = FP32
+) -> Division:
     """Plan the division of a model with this `config.json` and these tensors, name -> (dtype, shape).
+
+    `dtype`: that of the matrices of layers in the store, one of `STORED`.
 
     Raises SourceError for an unknown architecture or setting, and for tensors that are missing, mis-shaped, of layers
     that the config does not have, or of a dtype that is not among `FLOATS`, by name; `where` is where they are.
@@ -124,17 +169,66 @@ def plan_division(config: Mapping[str, Any], entries: Mapping[str, Entry], where
     extra = [name for name in sorted(found) if name not in expected]
     other = [name for name in extra if name.startswith(passed_through) and entries[sources[name]][0] in FLOATS]
     _require_fit(expected, found, [name for name in extra if name not in other], where)
-    wanted = _wanted(family, encoder, base, sources)
+    wanted = _wanted(family, encoder, base, sources, dtype)
+    if dtype == INT8:
+        other = []  # the store is no checkpoint that they could keep whole
     if other:
         wanted["other"] = [PlannedTensor(sources[name], name, "other", found[name]) for name in other]
     widened_from = _widened_from({sources[name]: entries[sources[name]][0] for name in (*expected, *other)}, where)
     left_out = tuple(sources[name] for name in extra if name not in other)
     shards = []
-    for name, tensors in wanted.items():  # sorting is stable: else in order of use
-        aligned = sorted(tensors, key=lambda tensor: num_bytes(FLOAT, tensor.shape) % ALIGNMENT_BYTES != 0)
-        shards.append(ShardPlan(name, tuple(aligned), gathered=name == ROWS))
-    program, architecture = _program(encoder, wanted), family.architecture(config)
+    for name, tensors in wanted.items():
+        shards.append(ShardPlan(name, _aligned(tensors), gathered=name == ROWS))
+    program, architecture = _program(encoder, wanted, dtype), family.architecture(config)
     return Division(program, encoder.labels, architecture, family.model_type, tuple(shards), widened_from, left_out)
+
+
+def cut_division(division: Division, block_bytes: int, say: Callable[[str], None]) -> Division:
+    """Return the plan of a store in which products with larger weights than a block are cut into blocks.
+
+    Raises UsageError where a program would have too many steps.
+    """
+    planned = {tensor.canonical_name: tensor for shard in division.shards for tensor in shard.tensors}
+    in_memory = {HALF: FLOAT}  # a slot holds what is computed with
+    tensors = {name: (in_memory.get(each.dtype, each.dtype), each.shape) for name, each in planned.items()}
+    program, cuts = cut_program(division.program, tensors, block_bytes)
+    _require_few_steps(division.program, tensors, block_bytes)
+    if not cuts:
+        say(f"nothing is cut: no step takes more than {format_size(block_bytes)} of weights")
+        return division
+    shards = []
+    for shard in division.shards:
+        if shard.name not in cuts:
+            shards.append(shard)
+        for name, weights in cuts.get(shard.name, {}).items():
+            parts = [
+                planned[rows.tensor]._replace(
+                    canonical_name=rows.name(tensors),
+                    role=port,
+                    shape=rows.shape(tensors),
+                    rows=(rows.start, rows.stop),
+                )
+                for port, rows in weights.items()
+            ]
+            shards.append(ShardPlan(name, _aligned(parts)))
+    say(f"cut into blocks of at most {format_size(block_bytes)}: transformers cannot load such a store")
+    return replace(division, program=program, shards=tuple(shards), block_bytes=block_bytes)
+
+
+def _require_few_steps(program: Program, tensors: Mapping[str, Entry], block_bytes: int) -> None:
+    """Raise UsageError, naming larger blocks, where a program with blocks has more steps than are run."""
+    sizes = (block_bytes << power for power in itertools.count())
+    numbers = ((size, sum(1 for _ in cut_program(program, tensors, size).program.steps())) for size in sizes)
+    first = next(numbers)
+    if first[1] > MAX_STEPS:
+        what = f"blocks of {format_size(block_bytes)} make {first[1]} steps, at most {MAX_STEPS} are run"
+        enough = next(size for size, number in numbers if number <= MAX_STEPS or size > encoders.MAX_SIZE)
+        raise UsageError(what, None, f"cut it into larger blocks: --block {named_size(enough)}")
+
+
+def _aligned(tensors: Sequence[PlannedTensor]) -> tuple[PlannedTensor, ...]:
+    """Return tensors in the order of the file: those that would misalign the next come last, else in order of use."""
+    return tuple(sorted(tensors, key=lambda tensor: num_bytes(tensor.dtype, tensor.shape) % ALIGNMENT_BYTES != 0))
 
 
 def _canonical_names(
@@ -190,20 +284,34 @@ def _stages(encoder: encoders.Encoder) -> dict[str, list[tuple[str, str, int | N
 
 
 def _wanted(
-    family: Family, encoder: encoders.Encoder, base: str, sources: Mapping[str, str]
+    family: Family, encoder: encoders.Encoder, base: str, sources: Mapping[str, str], dtype: str = FP32
 ) -> dict[str, list[PlannedTensor]]:
     """Return shard -> its tensors in order of use."""
-    shapes, wanted = encoders.encoder_shapes(encoder), {}
+    shapes, wanted = encoders.encoder_shapes(encoder, narrow=dtype == INT8), {}
     for kernel, shard, layer in ((ROWS, ROWS, None), *chain.from_iterable(_stages(encoder).values())):
         names = family.names(kernel, base, layer)
-        wanted[shard] = [
-            PlannedTensor(sources.get(names[role], ""), names[role], role, shape)
-            for role, shape in shapes[kernel].items()
-        ]
+        wanted[shard] = [_planned(kernel, role, shape, names, sources, dtype) for role, shape in shapes[kernel].items()]
     return wanted
 
 
-def _program(encoder: encoders.Encoder, wanted: Mapping[str, Sequence[PlannedTensor]]) -> Program:
+def _planned(
+    kernel: str, role: str, shape: tuple[int, ...], names: Mapping[str, str], sources: Mapping[str, str], dtype: str
+) -> PlannedTensor:
+    """Return the plan of one tensor; integers and their scales come from the same matrix."""
+    found = names[role.removesuffix(SCALE) + WEIGHT if role.endswith(SCALE) else role]
+    name = stored_name(found, role) if dtype == INT8 else found
+    return PlannedTensor(sources.get(found, ""), name, role, shape, _dtype_of(kernel, role, shape, dtype))
+
+
+def _dtype_of(kernel: str, role: str, shape: tuple[int, ...], dtype: str) -> str:
+    """Return the dtype in the store of a tensor of a kernel, where the store is one of `dtype`."""
+    if dtype == INT8 and kernel in encoders.LAYER_KERNELS:
+        return encoders.TEMPLATES[kernel + SUFFIX].dtype(role)
+    is_narrow = kernel == ROWS or (kernel in encoders.LAYER_KERNELS and len(shape) > 1)
+    return HALF if dtype != FP32 and is_narrow else FLOAT
+
+
+def _program(encoder: encoders.Encoder, wanted: Mapping[str, Sequence[PlannedTensor]], dtype: str) -> Program:
     placed = []
     for stage, places in _stages(encoder).items():
         steps = []
@@ -213,7 +321,7 @@ def _program(encoder: encoders.Encoder, wanted: Mapping[str, Sequence[PlannedTen
             steps.append(encoders.PlacedStep(kernel, shards, tensors))
         role = {"embedding": BEGIN, "head": END}.get(stage, LAYER)
         placed.append(encoders.PlacedStage(stage, role, tuple(steps)))
-    return encoders.encoder_program(encoder, placed, [ROWS])
+    return encoders.encoder_program(encoder, placed, [ROWS], narrow=dtype == INT8)
 
 
 def _require_fit(
@@ -241,36 +349,43 @@ def _require_fit(
     raise SourceError(f"tensors do not fit config.json: {'; '.join(faults)}", where, remedy)
 
 
-def _write_shard(source: Source, plan: ShardPlan, writer: StoreWriter) -> Shard:
-    names = {tensor.canonical_name: tensor.source_name for tensor in plan.tensors}
-    tensors = [(tensor.canonical_name, tensor.role, FLOAT, tensor.shape) for tensor in plan.tensors]
+def _write_shard(source: Source, plan: ShardPlan, writer: StoreWriter, dtype: str) -> Shard:
+    """Write a shard. Raises SourceError for a tensor of a narrow store that has numbers which it cannot hold."""
+    planned = {tensor.canonical_name: tensor for tensor in plan.tensors}
+    tensors = [(tensor.canonical_name, tensor.role, tensor.dtype, tensor.shape) for tensor in plan.tensors]
+
+    def chunks(found: str, rows: Rows) -> Iterable[np.ndarray]:
+        return floats(source.entries[found][0], source.chunks(found, CHUNK_BYTES, rows))
+
+    @lru_cache(maxsize=1)  # integers and scales follow one another
+    def quantised(found: str, rows: Rows) -> Quantised:
+        shape = source.entries[found][1]
+        shape = shape if rows is None else (rows[1] - rows[0], *shape[1:])
+        return quantise(found, chunks(found, rows), shape, source.folder)
 
     def read(name: str) -> Iterable[bytes | memoryview]:
-        return _upcast(source.entries[names[name]][0], source.chunks(names[name], CHUNK_BYTES))
+        tensor = planned[name]
+        place = tensor.source_name, tensor.rows
+        if tensor.dtype == INTEGER:
+            return quantised(*place).transposed(CHUNK_BYTES)
+        if dtype == INT8 and tensor.role.endswith(SCALE):
+            return [quantised(*place).scale_O.data.cast("B")]
+        if dtype != FP32:
+            return stored(tensor.source_name, chunks(*place), tensor.dtype, source.folder)
+        return (chunk_N.data.cast("B") for chunk_N in chunks(*place))
 
     return writer.add_shard(plan.name, tensors, read, gathered=plan.gathered)
 
 
-def _upcast(dtype: str, chunks: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
-    """Yield data of F16 and BF16 as F32, which is exact, of F64 rounded to F32, and other data unchanged."""
-    for chunk in chunks:
-        if dtype == "F16":
-            yield np.frombuffer(chunk, np.float16).astype(np.float32).data.cast("B")
-        elif dtype == "F64":
-            with np.errstate(over="ignore"):
-                yield np.frombuffer(chunk, np.float64).astype(np.float32).data.cast("B")
-        elif dtype == "BF16":  # the upper half of a float32
-            yield (np.frombuffer(chunk, np.uint16).astype(np.uint32) << 16).data.cast("B")
-        else:
-            yield chunk
-
-
-def _config(source: Source, division: Division, writer: StoreWriter) -> m.File:
-    """Write config.json, with the dtype of a converted checkpoint replaced."""
+def _config(source: Source, division: Division, writer: StoreWriter, dtype: str) -> m.File:
+    """Write config.json, with the dtype of a converted checkpoint replaced, and integers and blocks marked as such."""
     path = source.folder / "config.json"
-    if division.widened_from is None:
+    more: dict[str, Any] = {"quantization_config": MARK} if dtype == INT8 else {}
+    if division.block_bytes is not None:
+        more["offramp_block_bytes"] = division.block_bytes
+    if division.widened_from is None and not more:
         return writer.add_copy(path.name, path)
-    return writer.add_file(path.name, source.config_in_float32())
+    return writer.add_file(path.name, source.config_in_float32(**more))
 
 
 def _index(shards: Mapping[str, Shard]) -> bytes:

@@ -1,0 +1,77 @@
+"""Products of quantised rows and integer weights in NumPy: float32 products over blocks that keep every sum exact.
+
+NumPy multiplies integers without a BLAS, 50 times as slowly. A float32 holds every integer up to 2^24, so that a BLAS
+is exact, in whatever order it adds, while the magnitudes of all products of a sum stay below that together.
+
+Shapes: T tokens, K inputs, N outputs.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Callable, Mapping, Tuple
+
+import numpy as np
+
+from offramp.program.narrow import LARGEST_ACTIVATION, LARGEST_WEIGHT, LEAST_MAGNITUDE
+
+MAX_INPUTS = (1 << 24) // (LARGEST_ACTIVATION * LARGEST_WEIGHT)
+"""Most products whose sum is exact in float32 (2064)."""
+BLOCK_ELEMENTS = 1 << 18
+"""Weights that are converted to float32 at a time (1 MiB), so that they stay in the cache of a core."""
+
+
+def quantise(x_TK: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+    """Return the integers [T, K] of each row as float32, without their zero point, and the scales [T, 1]."""
+    magnitude_T1 = np.maximum(x_TK.max(axis=1, keepdims=True), -x_TK.min(axis=1, keepdims=True))
+    scale_T1 = np.maximum(magnitude_T1, np.float32(LEAST_MAGNITUDE)) / np.float32(LARGEST_ACTIVATION)
+    integers_TK = x_TK / scale_T1
+    return np.rint(integers_TK, out=integers_TK), scale_T1
+
+
+def multiply(integers_TK: np.ndarray, weight_KN: np.ndarray) -> np.ndarray:
+    """Return the products [T, N], rounded to float32 once."""
+    depth, width = _block(*weight_KN.shape)
+    out_TN = np.empty((len(integers_TK), weight_KN.shape[1]), np.float32)
+    for first in range(0, weight_KN.shape[1], width):
+        columns = slice(first, first + width)
+        if weight_KN.shape[0] <= depth:
+            np.matmul(integers_TK, weight_KN[:, columns].astype(np.float32), out=out_TN[:, columns])
+        else:
+            out_TN[:, columns] = _sum_blocks(integers_TK, weight_KN[:, columns], depth)
+    return out_TN
+
+
+def _sum_blocks(integers_TK: np.ndarray, weight_KN: np.ndarray, depth: int) -> np.ndarray:
+    total_TN = np.zeros((len(integers_TK), weight_KN.shape[1]), np.int32)
+    for first in range(0, weight_KN.shape[0], depth):
+        rows = slice(first, first + depth)
+        total_TN += np.matmul(integers_TK[:, rows], weight_KN[rows].astype(np.float32)).astype(np.int32)
+    return total_TN
+
+
+def _block(num_inputs: int, num_outputs: int) -> Tuple[int, int]:
+    """Return the most inputs and outputs that one product takes, in blocks of equal depth."""
+    depth = math.ceil(num_inputs / math.ceil(num_inputs / MAX_INPUTS))
+    return depth, min(max(BLOCK_ELEMENTS // depth, 1), num_outputs)
+
+
+def num_temporary(tokens: int, num_inputs: int, num_outputs: int) -> int:
+    """Return the elements of the temporary arrays of a linear layer: integers and scales of the rows, a block of
+    weights, and its sums three times where there are several blocks of inputs."""
+    depth, width = _block(num_inputs, num_outputs)
+    return tokens * (num_inputs + 2) + depth * width + (3 * tokens * width if depth < num_inputs else 0)
+
+
+def integers(x_TK: np.ndarray, inputs: Mapping[str, Any]) -> Callable[[str], np.ndarray]:
+    """Quantise the rows of x. Returns a function of a role that multiplies them by its weights, and adds its bias."""
+    integers_TK, scale_T1 = quantise(x_TK)
+
+    def linear(role: str) -> np.ndarray:
+        out_TN = multiply(integers_TK, inputs[role + ".weight"])
+        out_TN *= inputs[role + ".scale"]
+        out_TN *= scale_T1
+        out_TN += inputs[role + ".bias"]
+        return out_TN
+
+    return linear

@@ -1,0 +1,119 @@
+"""Run the experiments of a recipe, each round in a process of its own, and add their records to a results folder.
+
+offramp sweep recipes/budgets.py --out results
+offramp sweep recipes/budgets.py --out results --only exit=none --limit 10 --dry-run
+
+What has a record is not run again: after an interruption, the same command continues. A recipe is a Python file with a
+function recipe() that returns a Grid: it is code, and it is run.
+"""
+
+import argparse
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from offramp.cli.options import count, emit, log, table_of
+from offramp.units import format_duration
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the options of sweep."""
+    add = parser.add_argument
+    add("recipe", help="a Python file with a function recipe()")
+    add("--out", required=True, metavar="DIR", help="the results folder, new or one to continue")
+    add("--only", action="append", default=[], metavar="NAME=VALUE[,VALUE...]", help="run these experiments only")
+    add("--limit", type=count, metavar="N", help="run at most N jobs")
+    add("--dry-run", action="store_true", help="print what would run, and how long, and run nothing")
+    add("--jobs", type=count, default=1, metavar="N", help="processes beside each other that measure no time")
+    add("--share-cores", action="store_true", help="measure times with --jobs processes beside each other")
+    add("--scheduler", metavar="ADDRESS", help="a dask scheduler: tcp://localhost:8786, or tls://HOST:8786")
+    add("--device", metavar="NAME", help="name of this machine, for experiments with a device (default: the host's)")
+    add("--json", action="store_true", help="print one JSON object at the end")
+
+
+def main(args: argparse.Namespace) -> None:
+    """Plan, and unless that is all, run."""
+    from offramp.experiments.grid import read_recipe, selected
+    from offramp.experiments.pools import ScheduledPool, require_safe
+    from offramp.experiments.sweep import SweepSettings, sweep
+
+    experiments = selected(read_recipe(Path(args.recipe)), args.only)
+    settings = SweepSettings(args.jobs, args.share_cores, args.limit, args.device)
+    if args.dry_run:
+        _show_plan(experiments, Path(args.out), settings, args.json)
+        return
+    make_pool = None
+    if args.scheduler is not None:
+        require_safe(args.scheduler)
+        make_pool = lambda: ScheduledPool(args.scheduler)  # noqa: E731
+    with _progress() as progress:
+        plan = sweep(experiments, Path(args.out), settings, log, progress, make_pool)
+    facts = {"out": args.out, "jobs": len(plan.jobs), "recorded_before": plan.num_recorded, "left": plan.num_limited}
+    if args.json:
+        emit(facts)
+    else:
+        left = f", {plan.num_limited} are left" if plan.num_limited else ""
+        log(f"{args.out}: {len(plan.jobs)} jobs have run, {plan.num_recorded} were recorded before{left}")
+
+
+def _show_plan(experiments: list[Any], folder: Path, settings: Any, as_json: bool) -> None:
+    from offramp.experiments.results import ABOUT, read_records
+    from offramp.experiments.specification import names_of
+    from offramp.experiments.sweep import estimated_seconds, plan_sweep
+
+    records = read_records(folder, log) if (folder / ABOUT).exists() else []
+    plan = plan_sweep(experiments, folder, records, settings, log)
+    seconds = estimated_seconds(plan, records)
+    if as_json:
+        steps = [step.name for step in plan.steps]
+        emit({"make": steps, "jobs": [job.id for job in plan.jobs], "seconds": seconds})
+        return
+    if plan.steps:
+        print(table_of(plan.steps, {"to make first": lambda step: step.name}) + "\n")
+    rounds = Counter(job.key for job in plan.jobs)
+    firsts = {job.key: job.experiment for job in plan.jobs}
+    names = names_of(list(firsts.values()))
+    columns = {"experiment": lambda key: names[firsts[key]], "key": str, "rounds": lambda key: rounds[key]}
+    print(table_of(rounds, columns))
+    duration = "no records to estimate the time from" if seconds is None else f"about {format_duration(seconds)}"
+    print(f"\n{len(plan.jobs)} jobs to run, {duration}; {plan.num_recorded} are recorded")
+    for each in plan.elsewhere:
+        print(f"not here: {each.model} needs the device {each.device}")
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int, str], None]]:
+    """Context manager of a function that shows how far the sweep is: a bar on a terminal, lines otherwise."""
+    began = time.monotonic()
+
+    def left_of(num_done: int, num_all: int) -> str:
+        nonlocal began
+        if num_done == 0:  # what is needed first has been made
+            began = time.monotonic()
+            return "?"
+        return format_duration((time.monotonic() - began) / num_done * (num_all - num_done))
+
+    def show(num_done: int, num_all: int, line: str) -> None:
+        log(f"{num_done}/{num_all}, {left_of(num_done, num_all)} left: {line}")
+
+    try:
+        from rich.console import Console
+        from rich.progress import Progress
+    except ImportError:
+        yield show
+        return
+    if not sys.stderr.isatty():
+        yield show
+        return
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("sweep", total=None)
+
+        def advance(num_done: int, num_all: int, line: str) -> None:
+            bar.update(task, completed=num_done, total=num_all, description=left_of(num_done, num_all) + " left")
+            bar.console.print(line, markup=False, highlight=False)
+
+        yield advance

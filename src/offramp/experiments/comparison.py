@@ -1,0 +1,222 @@
+"""Comparison of two results folders: paired, with intervals, and a verdict for each experiment that both have.
+
+Experiments of two folders are the same if all options are, but for options that have one value in the whole of the one
+folder and another one in the whole of the other: these are what is compared. Rounds of the same number are pairs.
+
+Shapes: R rounds, U timed units, N rows.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from offramp.errors import UsageError
+from offramp.experiments.results import Record
+from offramp.experiments.specification import NOT_IDENTIFYING, Experiment
+from offramp.measure import median
+from offramp.measure.statistics import INCONCLUSIVE, Comparison, compared, holm, paired_ratio, verdict
+from offramp.tasks.metrics import score
+from offramp.units import format_duration, format_size
+
+SIGNIFICANT = 0.05
+"""Largest corrected p-value of a difference that is called one."""
+NUM_SCORE_DRAWS = 500
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of records, how two of them are compared, and what the comparison is called."""
+
+    name: str
+    words: tuple[str, str]
+    """Verdicts if the second is lower, and if it is higher."""
+    show: Callable[[float], str]
+    samples: str | None = None
+    """Key of its raw samples, one for each unit of a round."""
+
+
+FIGURES = {
+    each.name: each
+    for each in (
+        Figure("latency", ("faster", "slower"), format_duration, "latencies"),
+        Figure("time_per_input", ("faster", "slower"), format_duration),
+        Figure("memory", ("smaller", "larger"), format_size),
+        Figure("bytes", ("fewer", "more"), format_size),
+        Figure("mean_exit", ("earlier", "later"), lambda value: f"{value:.2f}"),
+        Figure("score", ("worse", "better"), lambda value: f"{value:.1f}"),
+    )
+}
+"""Figures that can be compared. All are compared by ratios, except the score: by differences in points."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One experiment of both folders. The comparison is that of the second with the first."""
+
+    name: str
+    first: float
+    second: float
+    rounds: int
+    compared: Comparison
+    p: float
+    """Corrected for the number of rows of the table; 1 without an interval."""
+    verdict: str
+    target: str | None
+    """Verdict on the target, if there is one."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Result of a comparison."""
+
+    figure: Figure
+    changed: dict[str, tuple[Any, Any]]
+    """Option that differs between the folders -> its value in each."""
+    rows: tuple[Row, ...]
+    left_out: tuple[str, ...]
+    """Experiments that could not be compared, one line each."""
+
+
+def compare(first: Sequence[Record], second: Sequence[Record], name: str, at_most: float | None = None) -> Table:
+    """Compare a figure of the records of two folders. `at_most` is a target for the ratio, or for the difference.
+
+    Raises UsageError for an unknown figure, and if no experiment is in both.
+    """
+    if name not in FIGURES:
+        raise UsageError(f"no figure {name}", None, f"give --figure {', '.join(FIGURES)}")
+    figure, sides = FIGURES[name], [_by_options(first), _by_options(second)]
+    changed = _changed(*sides)
+    groups = [{_without(options, changed): records for options, records in side.items()} for side in sides]
+    shared = [options for options in groups[0] if options in groups[1]]
+    if not shared:
+        what = "no experiment is in both folders"
+        raise UsageError(what, None, "compare sweeps of one recipe, or of recipes that differ in one option")
+    varied = _varied(shared)
+    found, left_out = [], []
+    for number, (here, there) in enumerate((groups, groups[::-1]), 1):
+        left_out += [f"only in folder {number}: {_named(each, _varied(here))}" for each in here if each not in there]
+    for options in shared:
+        pair = [_usable(side[options], name) for side in groups]
+        rounds = sorted(pair[0].keys() & pair[1].keys())
+        if not rounds:
+            left_out.append(f"no round of both has the figure {name}: {_named(options, varied)}")
+            continue
+        records = [[side[number] for number in rounds] for side in pair]
+        found.append((_named(options, varied), records, _comparison(figure, *records)))
+    return Table(figure, changed, _rows(figure, found, at_most), tuple(left_out))
+
+
+def _rows(figure: Figure, found: Sequence[tuple[str, Any, Comparison]], at_most: float | None) -> tuple[Row, ...]:
+    corrected = holm([1.0 if each.p is None else each.p for _, _, each in found])
+    rows = []
+    for (name, sides, result), p in zip(found, corrected, strict=True):
+        first, second = (median([record["figures"][figure.name] for record in side]) for side in sides)
+        target = None if at_most is None else verdict(result.low, result.high, at_most)
+        rows.append(Row(name, first, second, len(sides[0]), result, p, _verdict(figure, result, p), target))
+    return tuple(rows)
+
+
+def _verdict(figure: Figure, result: Comparison, p: float) -> str:
+    equal = _equal(figure)
+    if result.low is None or result.high is None or p > SIGNIFICANT or result.low <= equal <= result.high:
+        return INCONCLUSIVE
+    return figure.words[result.value > equal]
+
+
+def _equal(figure: Figure) -> float:
+    return 0.0 if figure.name == "score" else 1.0
+
+
+def _comparison(figure: Figure, first: Sequence[Record], second: Sequence[Record]) -> Comparison:
+    """Return the paired comparison of rounds, which have the figure."""
+    if figure.name == "score":
+        return _score_difference(first, second)
+    units = [[record["samples"].get(figure.samples) for record in side] for side in (first, second)]
+    same_data = first[0]["inputs"]["data"] == second[0]["inputs"]["data"]
+    lengths = {len(unit) for side in units for unit in side if unit is not None}
+    if figure.samples is None or not same_data or len(lengths) != 1 or None in (*units[0], *units[1]):
+        units = [[[record["figures"][figure.name]] for record in side] for side in (first, second)]
+    base_RU, other_RU = (np.array(side, np.float64) for side in units)
+    if (base_RU <= 0).any() or (other_RU <= 0).any():  # nothing was read: no ratio
+        difference = float(np.median(other_RU) - np.median(base_RU))
+        return Comparison(1.0 if difference == 0 else math.inf if difference > 0 else 0.0, None, None, None, None)
+    return paired_ratio(base_RU, other_RU)
+
+
+def _score_difference(first: Sequence[Record], second: Sequence[Record]) -> Comparison:
+    """Return the difference in points, paired over rows; over rounds where the rows are not the same."""
+    truths = [record["samples"].get("truth") for record in (*first, *second)]
+    if truths[0] is not None and all(truth == truths[0] for truth in truths):
+        truth_N, metrics = np.array(truths[0]), first[0]["samples"]["metrics"]
+        answers = [np.array([record["samples"]["answers"] for record in side]) for side in (first, second)]
+        # The answers of rounds are equal, but for a deadline: then each round counts.
+        rounds = [side_RN[:1] if (side_RN == side_RN[0]).all() else side_RN for side_RN in answers]
+
+        def difference(draw: np.ndarray) -> float:
+            means = [np.mean([score(metrics, truth_N[draw], row[draw])["score"] for row in side]) for side in rounds]
+            return float(means[1] - means[0])
+
+        return compared(difference, [len(truth_N)], len(truth_N), 0.0, NUM_SCORE_DRAWS)
+    gains = np.array([b["figures"]["score"] - a["figures"]["score"] for a, b in zip(first, second, strict=True)])
+    return compared(lambda rounds: float(np.median(gains[rounds])), [len(gains)], len(gains), 0.0, NUM_SCORE_DRAWS)
+
+
+Options = tuple[tuple[str, Any], ...]
+
+
+def _by_options(records: Iterable[Record]) -> dict[Options, list[Record]]:
+    """Return the records by the options of their experiments."""
+    found: dict[Options, list[Record]] = {}
+    for record in records:
+        options = flat_options(record)
+        found.setdefault(options, []).append(record)
+    return found
+
+
+def flat_options(record: Record) -> Options:
+    """Return the options of the experiment of a record, by name, as a value that can be compared."""
+    flat = Experiment.from_json(record["experiment"]).flat()
+    kept = {name: tuple(value) if isinstance(value, list) else value for name, value in flat.items()}
+    return tuple(sorted((name, value) for name, value in kept.items() if name not in NOT_IDENTIFYING))
+
+
+def _changed(first: Mapping[Options, Any], second: Mapping[Options, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the options that have one value in the first and another in the second."""
+    sides = [_values(side) for side in (first, second)]
+    found = {}
+    for name in sides[0].keys() | sides[1].keys():
+        here, there = (side.get(name, {None}) for side in sides)
+        if len(here) == len(there) == 1 and here != there:
+            found[name] = next(iter(here)), next(iter(there))
+    return dict(sorted(found.items()))
+
+
+def _values(side: Iterable[Options]) -> dict[str, set[Any]]:
+    found: dict[str, set[Any]] = {}
+    for options in side:
+        for name, value in options:
+            found.setdefault(name, set()).add(value)
+    return found
+
+
+def _without(options: Options, names: Mapping[str, Any]) -> Options:
+    return tuple(pair for pair in options if pair[0] not in names)
+
+
+def _varied(several: Iterable[Options]) -> set[str]:
+    """Return the names of the options that have several values."""
+    return {name for name, values in _values(several).items() if len(values) > 1}
+
+
+def _named(options: Options, varied: set[str]) -> str:
+    """Return the options that tell an experiment from the others of its table."""
+    parts = [f"{name}={value}" for name, value in options if name in varied]
+    return " ".join(parts) or str(dict(options)["model"])
+
+
+def _usable(records: Iterable[Record], name: str) -> dict[int, Record]:
+    """Return the records by round that have a figure which is a number."""
+    return {record["round"]: record for record in records if record["figures"].get(name) is not None}

@@ -1,0 +1,137 @@
+"""Grids of experiments, and recipes: Python files whose function `recipe` returns experiments."""
+
+import itertools
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from offramp.errors import OfframpError, UsageError, missing, said
+from offramp.experiments.specification import Experiment, experiment, option_names
+
+Filter = Callable[[Experiment], bool]
+
+
+@dataclass(frozen=True, init=False)
+class Grid:
+    """All combinations of values of options. Iterating yields the experiments; the last option varies fastest.
+
+    `Grid(model=["a", "b"], budget=["96MiB", None], rounds=3)` are four experiments. Raises ValueError for an unknown
+    option, naming the known ones.
+    """
+
+    axes: Mapping[str, tuple[Any, ...]]
+    filters: tuple[Filter, ...]
+
+    def __init__(self, **axes: Any) -> None:
+        unknown = sorted(set(axes) - set(option_names()))
+        if unknown:
+            raise ValueError(f"unknown field {', '.join(unknown)}; known: {', '.join(option_names())}")
+        # A list of values is an axis; `labels` is one value, a tuple of names.
+        values = {name: tuple(value) if isinstance(value, (list, range)) else (value,) for name, value in axes.items()}
+        object.__setattr__(self, "axes", values)
+        object.__setattr__(self, "filters", ())
+
+    def where(self, keep: Filter) -> "Grid":
+        """Return the experiments of this grid for which `keep` is true, as `lambda each: each.engine.batch == 1`."""
+        grid = Grid(**{name: list(values) for name, values in self.axes.items()})
+        object.__setattr__(grid, "filters", (*self.filters, keep))
+        return grid
+
+    def __iter__(self) -> Iterator[Experiment]:
+        for values in itertools.product(*self.axes.values()):
+            found = experiment(**dict(zip(self.axes, values, strict=True)))
+            if all(keep(found) for keep in self.filters):
+                yield found
+
+
+def patience(first: int, last: int) -> list[str]:
+    """Return the rules `patience:FIRST` to `patience:LAST`, for `exit`."""
+    return [f"patience:{number}" for number in range(first, last + 1)]
+
+
+def read_recipe(path: Path) -> list[Experiment]:
+    """Run a recipe and return its experiments, each once. A recipe is code: it may do anything.
+
+    Raises UsageError with the line of the recipe that is wrong.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise missing(path, "recipe") from None
+    except (OSError, UnicodeError) as error:
+        raise UsageError(f"cannot read a recipe ({said(error)})", path, "name a Python file") from None
+    line = 1
+    try:
+        names: dict[str, Any] = {"__name__": "recipe", "__file__": str(path)}
+        exec(compile(text, str(path), "exec"), names)  # a recipe is code of the user  # nosec B102
+        function = names.get("recipe")
+        if not callable(function):
+            raise UsageError("the recipe has no function recipe()", path, "define one that returns a Grid")
+        line = getattr(getattr(function, "__code__", None), "co_firstlineno", 1)
+        found = list(_experiments(function(), f"{path}, line {line}"))
+    except UsageError as error:
+        if error.where is not None and str(error.where).startswith(str(path)):
+            raise
+        raise _wrong(error, path, line) from None
+    except (Exception, SystemExit) as error:
+        raise _wrong(error, path, line) from None
+    if not found:
+        raise UsageError("the recipe has no experiments", f"{path}, line {line}", "give each option at least one value")
+    return list(dict.fromkeys(found))
+
+
+def _experiments(found: Any, where: str) -> Iterator[Experiment]:
+    """Yield the experiments that a recipe returned: a grid, an experiment, or a list of these."""
+    if isinstance(found, Experiment):
+        yield found
+    elif isinstance(found, (Grid, list, tuple)):
+        for each in found:
+            yield from _experiments(each, where)
+    else:
+        what = f"the recipe returns {type(found).__name__}, not experiments"
+        raise UsageError(what, where, "return a Grid, an experiment, or a list of these")
+
+
+def _wrong(error: BaseException, path: Path, line: int) -> UsageError:
+    """Return an error of a recipe with the innermost line of the file that took part in it."""
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        line = error.lineno or 1
+    for frame in traceback.extract_tb(error.__traceback__):
+        line = frame.lineno or line if frame.filename == str(path) else line
+    reason = str(error) if isinstance(error, (OfframpError, ValueError)) else said(error)
+    return UsageError(f"the recipe is wrong: {reason}", f"{path}, line {line}", "correct the recipe")
+
+
+def selected(experiments: Iterable[Experiment], only: Iterable[str]) -> list[Experiment]:
+    """Return the experiments whose options have the values of all `only`, such as `task=sst2` or `exit=none,oracle`.
+
+    Raises UsageError for an unknown option, for a wrong value, and if nothing is left.
+    """
+    found = list(experiments)
+    for text in only:
+        name, equals, values = text.partition("=")
+        if not equals or name not in option_names():
+            known = ", ".join(option_names())
+            raise UsageError(f"--only {text}: no option of this name", None, f"give --only NAME=VALUE; names: {known}")
+        found = [each for each in found if any(_has(each, name, value) for value in values.split(","))]
+    if not found:
+        raise UsageError(
+            "no experiment is left", f"--only {' --only '.join(only)}", "offramp sweep --dry-run lists all"
+        )
+    return found
+
+
+def _has(each: Experiment, name: str, text: str) -> bool:
+    """Return whether an option has the value that a text stands for, in the spelling of a recipe."""
+    value = each.flat().get(name)
+    if text == str(value) or (value is None and text == "none"):
+        return True
+    if value is None or isinstance(value, (str, bool)):
+        return False
+    try:
+        changed = replace(each, engine=replace(each.engine, **{name: text})) if hasattr(each.engine, name) else None
+    except ValueError:
+        return False
+    return changed == each if changed is not None else text == f"{value:g}"

@@ -1,0 +1,188 @@
+"""Prerequisites of experiments: trained models, stores, samples of data, profiles, transcripts, tuned policies.
+
+Each is made once, in a folder `made/KIND-KEY` of the results. Its key is a hash of the digests of what it is made from,
+so that equal ones are shared and changed inputs make new ones. `made.json` in the folder is written last: what lacks it
+is made again, from where it was interrupted.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from offramp.errors import UsageError
+from offramp.experiments.jobs import WorkerJob
+from offramp.experiments.specification import MEASURE, Experiment, digest_of
+from offramp.experiments.steps import POLICY, RUN, SAMPLE, STORE
+from offramp.measure.hardware import machine
+from offramp.runtime.config import BULK, EngineConfig
+from offramp.session.inputs import InputSource
+from offramp.store.manifest import FP32
+from offramp.units import parse_duration
+
+MADE = "made.json"
+TIMED = ("profile",)
+"""Kinds that measure time: nothing runs beside them."""
+_TUNE, _BOUNDS = "tune:", ("oracle", "random:")
+_GOALS = {"latency": ("latency_seconds", parse_duration), "drop": ("max_drop", float)}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model as it was found: its folder, digest, and whether it is a store."""
+
+    folder: str
+    sha256: str
+    is_store: bool
+
+
+@dataclass(frozen=True)
+class Prerequisite:
+    """One step that several experiments may need."""
+
+    kind: str
+    folder: Path
+    arguments: Mapping[str, Any]
+    needs: tuple[str, ...] = ()
+    """Names of those that are made before."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    """Configuration of a profile."""
+
+    @property
+    def name(self) -> str:
+        """`KIND-KEY`."""
+        return self.folder.name
+
+    @property
+    def is_made(self) -> bool:
+        """True if it is complete."""
+        return (self.folder / MADE).is_file()
+
+    def job(self) -> WorkerJob:
+        """Return the job of a worker process that makes it."""
+        if self.kind == "profile":
+            return WorkerJob("profile", str(self.arguments["store"]), self.engine, recall=True)
+        step = {**self.arguments, "kind": self.kind, "out": str(self.folder)}
+        return WorkerJob("step", "", step=step)
+
+
+@dataclass
+class Needs:
+    """Prerequisites of one experiment, in the order in which they are made."""
+
+    made: Path
+    steps: dict[str, Prerequisite] = field(default_factory=dict)
+    store: str = ""
+    sample: Path | None = None
+    exits: Path | None = None
+    engine: EngineConfig = field(default_factory=EngineConfig)
+
+    def add(self, kind: str, about: Any, needs: tuple[Path, ...] = (), **arguments: Any) -> Path:
+        """Add a step whose key is a hash of `about`; return its folder."""
+        folder, engine = self.made / f"{kind}-{digest_of([kind, about])}", arguments.pop("engine", EngineConfig())
+        names = tuple(need.name for need in needs if need.name in self.steps)
+        self.steps[folder.name] = Prerequisite(kind, folder, arguments, names, engine)
+        return folder
+
+
+def needs_of(each: Experiment, source: Source | None, data_sha256: str | None, made: Path) -> Needs:
+    """Return what an experiment needs. Raises UsageError for options that contradict each other."""
+    needs = Needs(made, engine=each.engine)
+    if each.job != MEASURE or source is None:
+        return needs
+    _require_consistent(each)
+    model, digest, before = _model(needs, each, source, data_sha256)
+    if source.is_store and each.training is None and each.dtype == FP32:
+        needs.store, stored = model, digest
+    else:
+        divided = needs.add("divide", [digest, each.dtype], before, model=model, dtype=each.dtype)
+        needs.store, stored = str(divided / STORE), divided.name
+        before = (*before, divided)
+    if each.data is None:
+        return needs
+    data = {"data": asdict(each.data), "include": each.include_training_rows}
+    about = [stored, data_sha256, each.split, each.rows, each.include_training_rows]
+    sampled = {"store": needs.store, "split": each.split, "rows": each.rows}
+    needs.sample = needs.add("sample", about, before, **sampled, **data)
+    exit, length = each.engine.exit, each.engine.max_length
+    if exit.startswith((_TUNE, *_BOUNDS)):
+        splits = ["tune", "certify"] if exit.startswith(_TUNE) else [each.split]
+        model, answering = (model, digest) if each.dtype == FP32 else (needs.store, stored)
+        about = [answering, data_sha256, length, each.include_training_rows, splits]
+        run = {"model": model, "splits": splits, "max_length": length}
+        transcript = needs.add("transcript", about, before, **run, **data)
+        if exit.startswith(_TUNE):
+            _tune(needs, each, stored, transcript, before)
+        else:
+            _bound(needs, each, needs.sample, transcript)
+    return needs
+
+
+def _bound(needs: Needs, each: Experiment, sample: Path, transcript: Path) -> None:
+    """Add the exits of the rows of the sample, which a bound knows beforehand."""
+    rule, seed = each.engine.exit, each.seed or 0
+    about = [sample.name, transcript.name, rule, seed]
+    arguments = {"sample": str(sample), "transcript": str(transcript), "rule": rule, "rows": each.rows, "seed": seed}
+    needs.exits = needs.add("exits", about, (sample, transcript), **arguments)
+    needs.engine = replace(each.engine, exit="none")
+
+
+def _model(
+    needs: Needs, each: Experiment, source: Source, data_sha256: str | None
+) -> tuple[str, str, tuple[Path, ...]]:
+    """Return the folder and the digest of the model, and what is made before: a training, if it is asked for."""
+    if each.training is None:
+        return source.folder, source.sha256, ()
+    settings = asdict(each.training)
+    about = [source.sha256, data_sha256, settings]
+    trained = needs.add("train", about, model=source.folder, data=asdict(each.data), settings=settings)
+    return str(trained / RUN), trained.name, (trained,)
+
+
+def _tune(needs: Needs, each: Experiment, stored: str, transcript: Path, before: tuple[Path, ...]) -> None:
+    """Add a profile of this machine and the policy that is tuned with it."""
+    engine = replace(each.engine, exit="none", deadline=None, profile=None)
+    profile = needs.add("profile", [stored, engine.to_json(), machine()], before, store=needs.store, engine=engine)
+    goal = goal_of(each.engine.exit)
+    arguments = {"transcript": str(transcript), "profile": str(profile), "include": each.include_training_rows}
+    policy = needs.add("tune", [transcript.name, profile.name, goal], (transcript, profile), goal=goal, **arguments)
+    needs.engine = replace(each.engine, exit=str(policy / POLICY))
+
+
+def goal_of(exit: str) -> dict[str, float]:
+    """Return the options of `tuning.Goal` for `tune:latency=TIME` or `tune:drop=POINTS`. Raises UsageError."""
+    name, _, value = exit[len(_TUNE) :].partition("=")
+    try:
+        option, parse = _GOALS[name]
+        return {option: parse(value)}
+    except (KeyError, ValueError):
+        raise UsageError(f"exit {exit}: no goal", None, "give tune:latency=40ms or tune:drop=1") from None
+
+
+def _require_consistent(each: Experiment) -> None:
+    exit = each.engine.exit
+    if each.data is None and each.training is not None:
+        raise UsageError("a training without data", each.model, "give task, train or dev")
+    if each.data is None and exit != "none":
+        what = "policies leave at other exits on random inputs than on real ones"
+        raise UsageError(what, each.model, "give task or dev, or exit none")
+    if exit.startswith(_BOUNDS) and each.engine.batch == BULK:
+        raise UsageError(f"exit {exit} in bulk mode, which runs rows in another order", each.model, "give a batch size")
+    if exit.startswith(_TUNE):
+        goal_of(exit)
+
+
+def measuring_job(each: Experiment, number: int, needs: Needs) -> WorkerJob:
+    """Return the job of round `number` of an experiment whose prerequisites are made."""
+    if each.job != MEASURE:
+        step = {"kind": each.job, "experiment": each.to_json(), "round": number}
+        return WorkerJob("step", "", step=step)
+    engine, inputs = needs.engine, InputSource()
+    if needs.sample is not None:
+        sample = json.loads((needs.sample / SAMPLE).read_text())
+        inputs = InputSource(file=str(needs.sample / sample["inputs"]))
+        engine = replace(engine, max_length=engine.max_length or sample["max_length"])
+    paths = {"sample": needs.sample, "exits": needs.exits, "store": needs.store}
+    step = {**{name: path and str(path) for name, path in paths.items()}, "rule": each.engine.exit}
+    return WorkerJob("measure", needs.store, engine, inputs, each.passes, sampled=each.trace, step=step)

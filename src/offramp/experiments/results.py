@@ -1,0 +1,166 @@
+"""A folder of results: records as JSON lines with a checksum each, which are only added to.
+
+    results.json    the version of the format
+    records.jsonl   one record a job; a line is {"sha256": digest of what follows, "record": {...}}
+    made/           what jobs need first, made once (`prerequisites`)
+
+One process writes to a folder at a time, under a lock. A line that a killed process left half-written is cut off by the
+next writer at the last good byte. Nothing else is ever changed.
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from offramp.errors import DamagedError, RefusedError, UsageError, require_folder
+from offramp.experiments.children import Log
+from offramp.program.checks import WrongError, parse
+from offramp.store.files import fsync, lock_folder, translate_disk_full, write_all, write_atomic
+
+FORMAT = 1
+RECORDS, ABOUT, MADE = "records.jsonl", "results.json", "made"
+_BEFORE, _BETWEEN = b'{"sha256": "', b'", "record": '
+_START = len(_BEFORE) + 64 + len(_BETWEEN)
+Record = Mapping[str, Any]
+
+
+class Results:
+    """A results folder that this process writes to. A context manager: the lock ends with the block.
+
+    Raises UsageError if another process writes to the folder or it is not a results folder, RefusedError for one of
+    another version, DamagedError for a damaged line before the last.
+    """
+
+    def __init__(self, folder: Path, log: Log) -> None:
+        self.folder = folder
+        self._release = lock_folder(folder, "cannot make a results folder there", "another sweep writes to this folder")
+        try:
+            _require_version(folder)
+            if not (folder / ABOUT).exists():
+                _require_empty(folder)
+                write_atomic(folder / ABOUT, [json.dumps({"format": FORMAT}).encode() + b"\n"])
+            self._fd = os.open(folder / RECORDS, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        except BaseException:
+            self._release()
+            raise
+        try:
+            self.records, good_bytes, torn = _parse(folder / RECORDS)
+            if torn:
+                os.ftruncate(self._fd, good_bytes)
+                log(f"{folder / RECORDS}: {torn} bytes of a line that was not finished are cut off")
+        except BaseException:
+            self.close()
+            raise
+        self.num_bytes = good_bytes
+
+    def __enter__(self) -> "Results":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file and release the lock."""
+        os.close(self._fd)
+        self._release()
+
+    def add(self, record: Record) -> None:
+        """Add a record: it is on the disk when this returns. Raises DiskFullError, and then leaves no part of it."""
+        line = line_of(record)
+        with translate_disk_full(self.folder / RECORDS):
+            try:
+                write_all(self._fd, line)
+                fsync(self._fd)
+            except OSError:
+                os.ftruncate(self._fd, self.num_bytes)
+                raise
+        self.num_bytes += len(line)
+        self.records.append(record)
+
+
+def line_of(record: Record) -> bytes:
+    """Return the line of a record. Numbers that are not finite become null, which JSON has no other words for."""
+    body = json.dumps(_finite(record), allow_nan=False, separators=(",", ":")).encode()
+    return _BEFORE + hashlib.sha256(body).hexdigest().encode() + _BETWEEN + body + b"}\n"
+
+
+def read_results(folder: Path, log: Log) -> list[dict[str, Any]]:
+    """Return the records of a folder, which another process may be adding to: a line that is not finished is left out.
+
+    Raises UsageError for a folder without records, RefusedError for one of another version, DamagedError.
+    """
+    require_folder(folder, "results folder", "name a folder that offramp sweep wrote")
+    if not (folder / ABOUT).is_file():
+        raise UsageError("not a results folder", folder, "name a folder that offramp sweep wrote")
+    records = read_records(folder, log)
+    if not records:
+        raise UsageError("no records", folder, "run offramp sweep first")
+    return records
+
+
+def read_records(folder: Path, log: Log) -> list[dict[str, Any]]:
+    """Return the records of a results folder, perhaps none; the errors are those of `read_results`."""
+    _require_version(folder)
+    if not (folder / RECORDS).is_file():
+        return []
+    records, _, torn = _parse(folder / RECORDS)
+    if torn:
+        log(f"{folder / RECORDS}: the last line is not finished, and is left out")
+    return records
+
+
+def _parse(path: Path) -> tuple[list[Any], int, int]:
+    """Return the records, the bytes up to the end of the last good line, and the bytes behind it."""
+    records, good_bytes, position, bad = [], 0, 0, None
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            position += len(line)
+            record = _record(line)
+            if record is None:
+                bad = bad or number
+                continue
+            if bad is not None:
+                what = "the line is damaged, and lines after it are not"
+                raise DamagedError(what, f"{path}, line {bad}", "restore the file, or name another --out")
+            records.append(record)
+            good_bytes = position
+    return records, good_bytes, position - good_bytes
+
+
+def _record(line: bytes) -> Any:
+    """Return the record of a line, or None for a damaged one."""
+    body = line[_START:-2]
+    expected = _BEFORE + hashlib.sha256(body).hexdigest().encode() + _BETWEEN + body + b"}\n"
+    return json.loads(body) if line == expected else None
+
+
+def _finite(tree: Any) -> Any:
+    if isinstance(tree, float):
+        return tree if math.isfinite(tree) else None
+    if isinstance(tree, Mapping):
+        return {str(name): _finite(value) for name, value in tree.items()}
+    return [_finite(value) for value in tree] if isinstance(tree, (list, tuple)) else tree
+
+
+def _require_version(folder: Path) -> None:
+    path = folder / ABOUT
+    if not path.exists():
+        return
+    try:
+        found = parse(dict[str, Any], path.read_bytes(), path.name).get("format")
+    except WrongError as error:
+        raise RefusedError(f"unreadable ({error})", path, "name another folder") from None
+    if found != FORMAT:
+        what = f"results of format {found}, and this release knows {FORMAT}"
+        raise RefusedError(what, folder, "use the release that wrote them, or name another --out")
+
+
+def _require_empty(folder: Path) -> None:
+    others = sorted(path.name for path in folder.iterdir())
+    if others:
+        what = f"not a results folder: it holds {', '.join(others[:3])}"
+        raise UsageError(what, folder, "name a new folder with --out")

@@ -1,0 +1,174 @@
+"""The specification of one experiment, which says everything that is varied, and its identity.
+
+An experiment is repeated in rounds; each round is a job with a record. The key of an experiment is a hash of its
+specification and of the digests of its inputs; the id of a job is the key and the number of its round.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from offramp.program.checks import POSITIVE, WrongError, read
+from offramp.runtime.config import EngineConfig
+from offramp.store.manifest import FP32, STORED
+from offramp.tasks.data import DataSpec
+from offramp.training.settings import TrainSettings
+from offramp.units import named_size, parse_duration
+
+MEASURE, TOY = "measure", "toy"
+_GROUPS: dict[str, type] = {"data": DataSpec, "engine": EngineConfig, "training": TrainSettings}
+"""Field of an experiment -> the class that names its options."""
+_LEFT_TO_OTHERS = {"training": ("max_length", "seed"), "engine": ("own_process", "longest")}
+"""Group -> options that are not set by name: another option of the experiment, or the runner, determines them."""
+NOT_IDENTIFYING = ("rounds", "timeout")
+"""Fields that may change without an experiment becoming another one: its records stay valid."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One specification. `experiment` makes one from options by name. Raises ValueError for a wrong value."""
+
+    model: str
+    """A run folder, a model folder or a store; with `training`, the model to train. With `seed` and without `training`:
+    MODEL/seed-N, as `offramp train --seed 1,2,3` writes it."""
+    job: str = field(default=MEASURE, metadata={"choices": (MEASURE, TOY)})
+    """`measure`; or `toy`, which computes some numbers from the specification, to try a scheduler."""
+    data: Any = None
+    """`tasks.DataSpec`, or None: random inputs."""
+    split: str = "dev"
+    rows: int = field(default=200, metadata=POSITIVE)
+    """Number of evenly spaced rows of the split."""
+    include_training_rows: bool = False
+    passes: int = field(default=10, metadata=POSITIVE)
+    """Batches of random inputs, without `data`."""
+    engine: Any = field(default_factory=EngineConfig)
+    """`runtime.config.EngineConfig`. In addition to its policies, `exit` may be `oracle`, `random:POLICY`,
+    `tune:latency=TIME` or `tune:drop=POINTS`; see `prerequisites`."""
+    training: Any = None
+    """`training.TrainSettings`, or None: the model is used as it is."""
+    dtype: str = field(default=FP32, metadata={"choices": STORED})
+    """Dtype of the matrices of the store that is divided for the experiment."""
+    seed: int | None = None
+    """Seed of the training; of the permutation for `random:POLICY`."""
+    trace: bool = False
+    """True: the record also holds the memory over time and the spans of the stages."""
+    device: str | None = None
+    """Name of the machine that the experiment needs; None: any. An experiment is never moved to another one."""
+    rounds: int = field(default=5, metadata=POSITIVE)
+    """Number of repetitions, each in a process of its own, alternating with the other experiments."""
+    timeout: float | None = None
+    """Most seconds of one round; None: no limit."""
+
+    def __post_init__(self) -> None:
+        for name, kind in _GROUPS.items():
+            value = getattr(self, name)
+            if isinstance(value, Mapping):
+                object.__setattr__(self, name, _group(kind, value))
+            elif value is not None and not isinstance(value, kind):
+                raise ValueError(f"{name} must be the options of {kind.__name__}, not {value!r}")
+        try:
+            json.dumps(self.to_json(), allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"an experiment needs a form in JSON: {error}") from None
+        if not self.model.strip():
+            raise ValueError(f"model must name a folder, not {self.model!r}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the specification as a tree of plain values."""
+        return json.loads(json.dumps({**vars(self), **{name: _tree(getattr(self, name)) for name in _GROUPS}}))
+
+    @classmethod
+    def from_json(cls, tree: Any) -> "Experiment":
+        """Inverse of `to_json`. Raises ValueError naming what is wrong."""
+        return read(cls, tree, "experiment", fills=True)
+
+    def key(self, inputs: Mapping[str, Any]) -> str:
+        """Return the identity of this experiment on these inputs: digests of its model and data."""
+        tree = {name: value for name, value in self.to_json().items() if name not in NOT_IDENTIFYING}
+        return digest_of({"experiment": tree, "inputs": dict(inputs)})
+
+    def flat(self) -> dict[str, Any]:
+        """Return all options by their names in a recipe; absent groups are left out."""
+        tree = self.to_json()
+        flat = {name: value for name, value in tree.items() if name not in _GROUPS}
+        for name, options in OPTIONS.items():
+            flat.update({option: tree[name][option] for option in options if tree[name] is not None})
+        return flat
+
+
+OPTIONS: dict[str, tuple[str, ...]] = {
+    name: tuple(each.name for each in fields(kind) if each.name not in _LEFT_TO_OTHERS.get(name, ()))
+    for name, kind in _GROUPS.items()
+}
+"""Group -> its options, which a recipe sets by name."""
+
+
+def option_names() -> list[str]:
+    """Return the names of all options of an experiment."""
+    own = [each.name for each in fields(Experiment) if each.name not in _GROUPS]
+    return list(dict.fromkeys([*own, *(option for options in OPTIONS.values() for option in options)]))
+
+
+def experiment(**options: Any) -> Experiment:
+    """Return an experiment from options by name: fields of `Experiment`, `EngineConfig`, `DataSpec`, `TrainSettings`.
+
+    Raises ValueError for an unknown option, naming the known ones, and for a wrong value.
+    """
+    unknown = sorted(set(options) - set(option_names()))
+    if unknown:
+        raise ValueError(f"unknown field {', '.join(unknown)}; known: {', '.join(option_names())}")
+    groups = {name: {key: options[key] for key in known if key in options} for name, known in OPTIONS.items()}
+    own = {name: value for name, value in options.items() if not any(name in known for known in OPTIONS.values())}
+    tree: dict[str, Any] = {**own, "engine": groups["engine"]}
+    if "model" not in own:
+        raise ValueError("no model")
+    if own.get("timeout") is not None:
+        tree["timeout"] = parse_duration(own["timeout"])
+    data = {name: value for name, value in groups["data"].items() if value is not None}
+    tree["data"] = data if {"task", "train", "dev"} & data.keys() else None
+    if data and tree["data"] is None:
+        raise ValueError(f"{', '.join(data)} without data: task, train and dev are missing")
+    training = {name: value for name, value in groups["training"].items() if value is not None}
+    if training:
+        length = {"max_length": options["max_length"]} if options.get("max_length") else {}
+        tree["training"] = {**training, **length, "seed": own.get("seed") or 0}
+    return Experiment.from_json(tree)
+
+
+def names_of(experiments: Sequence[Experiment]) -> dict[Experiment, str]:
+    """Return a name of each experiment: the options in which they differ; of a single one, its model."""
+    flats = {each: each.flat() for each in experiments}
+    values: dict[str, set[str]] = {}
+    for name in option_names():
+        values[name] = {str(flat.get(name)) for flat in flats.values()}
+    varied = [name for name in option_names() if len(values[name]) > 1 and name not in NOT_IDENTIFYING]
+    found = {}
+    for each, flat in flats.items():
+        parts = [f"{name}={_spelt(name, flat[name])}" for name in varied if flat.get(name) is not None]
+        found[each] = " ".join(parts) or each.model
+    return found
+
+
+def _spelt(name: str, value: Any) -> str:
+    return named_size(value) if name == "budget" and isinstance(value, int) else str(value)
+
+
+def digest_of(tree: Any) -> str:
+    """Return a hash of plain values, as 16 hexadecimal digits."""
+    text = json.dumps(tree, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def _group(kind: Any, tree: Mapping[str, Any]) -> Any:
+    if hasattr(kind, "from_json"):
+        return kind.from_json(tree)
+    unknown = sorted(set(tree) - {each.name for each in fields(kind)})
+    if unknown:
+        raise WrongError(f"unknown option of training {', '.join(unknown)}")
+    return kind(**tree)
+
+
+def _tree(group: Any) -> Any:
+    return asdict(group) if group is not None else None

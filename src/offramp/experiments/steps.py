@@ -1,0 +1,272 @@
+"""Steps of the worker processes of a sweep besides measuring: prerequisites are made, and records completed.
+
+A step is a tree of plain values: `kind`, a key of `_STEPS`, and its arguments. Paths that a step makes are complete or
+are completed by the same step. Libraries are imported by the step that needs them: this module is
+imported before a measurement, whose memory is that of the process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from offramp.errors import NonFiniteError, RefusedError, UsageError, missing
+from offramp.experiments.jobs import WorkerJob
+from offramp.measure import median, percentile
+
+if TYPE_CHECKING:
+    from offramp.experiments.bounds import PlannedExits
+    from offramp.experiments.children import Log
+    from offramp.tasks import Splits
+
+SAMPLE, EXITS, POLICY, PROFILE, RUN, STORE = "sample.json", "exits.json", "policy.json", "profile.json", "run", "store"
+"""Names of what steps make, in the folder of the step."""
+Tree = Mapping[str, Any]
+
+
+def take_step(step: Tree, log: Log) -> Any:
+    """Take a step and return what it tells of it: plain values."""
+    return _STEPS[step["kind"]](step, log)
+
+
+def _identify(step: Tree, log: Log) -> Any:
+    """Return digests of models and data, in the order of `models` and `data`."""
+    from offramp.checkpoints.hub import resolve
+    from offramp.checkpoints.source import open_source
+    from offramp.store.reader import is_store, read_manifest_bytes
+
+    models = []
+    for model in step["models"]:
+        log(f"reading {model}")
+        folder = resolve(model, step["offline"])
+        if is_store(folder):
+            found = hashlib.sha256(read_manifest_bytes(folder)).hexdigest()
+        else:
+            with open_source(folder) as source:
+                found = source.fingerprint()
+        models.append({"folder": str(folder), "sha256": found, "is_store": is_store(folder)})
+    return {"models": models, "data": [_data_digest(tree, log) for tree in step["data"]]}
+
+
+def _data_digest(tree: Tree, log: Log) -> str:
+    """Return a digest of labelled data: of the examples of a task of GLUE, or of the bytes of own files.
+
+    Raises UsageError for a pipe, which other processes could not read again.
+    """
+    from offramp.experiments.specification import digest_of
+    from offramp.store.files import sha256_of
+    from offramp.tasks.examples import digest
+    from offramp.tasks.lines import is_pipe
+
+    if tree["task"] is not None:
+        splits = _load(tree, log).examples
+        return digest_of({name: digest(examples) for name, examples in splits.items()})
+    found = []
+    for path in (Path(tree[name]) for name in ("train", "dev") if tree[name] is not None):
+        if is_pipe(str(path)):
+            raise UsageError("each process reads the data again", path, "give a file")
+        files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
+        if not path.exists():
+            raise missing(path)
+        for each in files:
+            with each.open("rb") as file:
+                found.append([each.relative_to(path).as_posix(), sha256_of(file.fileno())])
+    return digest_of(found)
+
+
+def _load(tree: Tree, log: Log, problem: str | None = None, labels: Any = None) -> Splits:
+    """Load labelled data, with the labels of a model where the data are its own files."""
+    from offramp.policies.evidence import REGRESSION
+    from offramp.tasks import DataSpec, load
+
+    spec = DataSpec.from_json(tree)
+    if spec.task is None and spec.labels is None:
+        is_regression = spec.regression or problem == REGRESSION
+        spec = replace(spec, regression=is_regression, labels=tuple(labels) if labels and not is_regression else None)
+    return load(spec, log)
+
+
+def _train(step: Tree, log: Log) -> Any:
+    from offramp.checkpoints.source import read_training
+    from offramp.training import TrainSettings, train_exits
+
+    out = Path(step["out"]) / RUN
+    if read_training(out) is None:
+        data = _load(step["data"], log)
+        facts = {"labels": data.labels, "metrics": data.metrics, "progress": log}
+        cut = {"task": data.name, "split_seed": step["data"]["split_seed"], "cuts_dev": data.cuts_dev}
+        train, tune = data.examples.get("train") or [], data.examples.get("tune") or []
+        train_exits(step["model"], train, tune, out, settings=TrainSettings(**step["settings"]), data=cut, **facts)
+    return {"run": str(out)}
+
+
+def _divide(step: Tree, log: Log) -> Any:
+    from offramp.division import divide
+    from offramp.runtime.footprint import tune_allocator
+    from offramp.store.reader import is_store
+
+    out = Path(step["out"]) / STORE
+    if not is_store(out):
+        tune_allocator()
+        divide(step["model"], out, dtype=step["dtype"], say=log)
+    return {"store": str(out)}
+
+
+def _sample(step: Tree, log: Log) -> Any:
+    """Write the rows that are measured as `offramp run` reads them, and beside them their labels."""
+    from offramp.experiments.evaluation import trained_length
+    from offramp.experiments.held_out import require_same_cut
+    from offramp.experiments.task_bench import take_sample, write_inputs
+    from offramp.store import Store
+    from offramp.store.manifest import require_head
+
+    out, tree = Path(step["out"]), step["data"]
+    with Store(step["store"], "never") as store:
+        require_head(store.manifest, store.path)
+        data = _load(tree, log, store.program.problem, store.labels)
+        cut = {"task": data.name, "split_seed": tree["split_seed"], "cuts_dev": data.cuts_dev}
+        if not step["include"]:
+            require_same_cut(store.path, cut, [step["split"]])
+        sample = take_sample(store, data, step["split"], step["rows"], include=step["include"], log=log)
+        length = trained_length(store.path) if store.program.texts is not None else None
+    inputs = write_inputs(sample, out)
+    truth = [value.item() for value in sample.truth_N]
+    facts = {"split": sample.split, "metrics": sample.metrics, "labels": sample.labels, "truth": truth}
+    known = {"data_sha256": sample.data_sha256, "training_rows": sample.training_rows, "max_length": length}
+    _write(out / SAMPLE, {**facts, **known, "inputs": inputs.name})
+    return known
+
+
+def _transcript(step: Tree, log: Log) -> Any:
+    from offramp.experiments.evaluation import EvalSettings, classifier_facts, evaluate
+
+    folder = Path(step["model"])
+    facts = classifier_facts(folder)
+    data = _load(step["data"], log, str(facts.problem), facts.labels)
+    settings = EvalSettings(
+        max_length=step["max_length"], transcript=Path(step["out"]), include_training_rows=step["include"]
+    )
+    reports = evaluate(folder, data, step["splits"], settings, log=log)
+    return {"exits": {report.split: [asdict(row) for row in report.exits] for report in reports}}
+
+
+def _tune(step: Tree, log: Log) -> Any:
+    from offramp.experiments.tuning import Goal, tune
+    from offramp.runtime.profile import load_profile
+    from offramp.store.policy_file import write_policy
+    from offramp.store.transcript import read_transcript
+
+    folder, goal = Path(step["transcript"]), Goal(**step["goal"], include_training_rows=step["include"])
+    certify_on = None if goal.max_drop is None else read_transcript(folder, "certify")
+    profile = load_profile(Path(step["profile"]) / PROFILE)
+    file, _ = tune(read_transcript(folder, "tune"), certify_on, profile, goal, log)
+    write_policy(Path(step["out"]) / POLICY, file)
+    return {"predicted": asdict(file.predicted), "certificate": file.certificate}
+
+
+def _exits(step: Tree, log: Log) -> Any:
+    from offramp.experiments.bounds import exits_of
+    from offramp.store.transcript import read_transcript
+    from offramp.tasks.examples import spread
+
+    sample = json.loads((Path(step["sample"]) / SAMPLE).read_text())
+    transcript = read_transcript(Path(step["transcript"]), sample["split"])
+    logits_KNC = transcript.logits_NKC.swapaxes(0, 1)
+    exits = spread(exits_of(step["rule"], logits_KNC, transcript.about.problem, step["seed"]).tolist(), step["rows"])
+    if len(exits) != len(sample["truth"]):
+        what = f"the transcript has {len(exits)} rows, the sample {len(sample['truth'])}"
+        raise RefusedError(what, step["transcript"], "name another --out")
+    _write(Path(step["out"]) / EXITS, exits)
+    return {"mean_exit": sum(exits) / len(exits)}
+
+
+def _toy(step: Tree, log: Log) -> Any:
+    """Compute figures from the specification alone. Names of models stand for ways to fail."""
+    model = step["experiment"]["model"]
+    if model == "toy-refuses":
+        raise UsageError("this toy refuses", model, "take another toy")
+    if model == "toy-is-killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if model == "toy-hangs":
+        time.sleep(3600)
+    if model == "toy-fills-memory":
+        raise MemoryError
+    text = json.dumps([step["experiment"], step["round"]], sort_keys=True).encode()
+    number = int.from_bytes(hashlib.sha256(text).digest()[:4], "big") / 2**32
+    seconds = [0.01 * (1 + number + index) for index in range(step["experiment"]["passes"])]
+    score = float("nan") if model == "toy-without-score" else 100 * number
+    return {"figures": {"latency": median(seconds), "score": score}, "samples": {"latencies": seconds}}
+
+
+_STEPS: dict[str, Callable[[Tree, Any], Any]] = {
+    "identify": _identify, "train": _train, "divide": _divide, "sample": _sample, "transcript": _transcript,
+    "tune": _tune, "exits": _exits, "toy": _toy,
+}  # fmt: skip
+
+
+def planned_exits(job: WorkerJob) -> PlannedExits | None:
+    """Return the policy of a job whose exits are known beforehand; None for other jobs."""
+    assert job.step is not None
+    if job.step["exits"] is None:
+        return None
+    from offramp.experiments.bounds import PlannedExits
+
+    return PlannedExits(job.step["rule"], json.loads((Path(job.step["exits"]) / EXITS).read_text()))
+
+
+def measured(found: Tree, step: Tree, memory: Any) -> dict[str, Any]:
+    """Return figures and raw samples of a measurement that is over: what is imported from here on is not in its peak.
+
+    Figures are in seconds, bytes, percent and layers.
+    """
+    from offramp.measure.conditions import conditions
+    from offramp.measure.hardware import environment
+
+    run, seconds = dict(found), found["latencies_seconds"]
+    texts = run.pop("texts", None)
+    run.pop("latencies_seconds")
+    figures = {
+        "latency": median(seconds),
+        "latency_p95": percentile(seconds, 95),
+        "latency_p99": percentile(seconds, 99),
+    }
+    figures |= {"memory": found["peak_rss_bytes"], "predicted_memory": found["predicted_peak_bytes"]}
+    figures |= {"bytes": found["bytes_read_per_input"], "bound": found["bound_seconds"]}
+    samples: dict[str, Any] = {"latencies": seconds}
+    if texts is not None:
+        sample = json.loads((Path(step["sample"]) / SAMPLE).read_text())
+        about = _scored(sample, texts)
+        figures |= {**about.pop("scores"), "mean_exit": sum(texts["exit_stages"]) / len(texts["exit_stages"])}
+        figures["time_per_input"] = texts["seconds"] / len(texts["answers"])
+        samples |= {"exits": texts["exit_stages"], **about}
+    if memory is not None:
+        samples |= {"memory": [list(each) for each in memory], "spans": run.pop("spans")}
+    here = {**environment(step["store"]), **conditions(step["store"])}
+    return {"figures": figures, "samples": samples, "run": run, "environment": here}
+
+
+def _scored(sample: Tree, texts: Tree) -> dict[str, Any]:
+    """Return answers and truths as numbers, and the scores. Raises NonFiniteError for a score that is no number."""
+    import numpy as np
+
+    from offramp.tasks.metrics import score
+
+    labels = sample["labels"]
+    answers = [labels.index(answer) for answer in texts["answers"]] if labels else texts["answers"]
+    scores = score(sample["metrics"], np.array(sample["truth"]), np.array(answers))
+    if not all(map(np.isfinite, scores.values())):
+        raise NonFiniteError(f"the score is {scores['score']}", None, "train the exits again")
+    return {"scores": scores, "answers": answers, "truth": sample["truth"], "metrics": sample["metrics"]}
+
+
+def _write(path: Path, tree: Any) -> None:
+    from offramp.store.files import write_atomic
+
+    write_atomic(path, [json.dumps(tree).encode()])

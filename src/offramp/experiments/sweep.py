@@ -1,0 +1,316 @@
+"""A sweep: the jobs of experiments that have no record yet, their prerequisites first, each in a process of its own.
+
+The rounds of all experiments alternate, starting each round with another one, so that drifts of the machine fall on all
+alike. Jobs that measure time run one at a time unless `share_cores` is set. Every job ends with one record, a failure
+with its reason; a sweep that was killed continues with the jobs that have none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import platform
+import re
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from offramp.errors import DiskFullError
+from offramp.experiments.children import Log, ignore, run_worker
+from offramp.experiments.jobs import WorkerJob
+from offramp.experiments.pools import LocalPool, Outcome, Pool, run_all
+from offramp.experiments.prerequisites import MADE, TIMED, Needs, Prerequisite, Source, measuring_job, needs_of
+from offramp.experiments.results import FORMAT, Record, Results
+from offramp.experiments.results import MADE as MADE_FOLDER
+from offramp.experiments.specification import MEASURE, Experiment, names_of
+from offramp.experiments.steps import PROFILE
+from offramp.measure import median
+from offramp.runtime.profile import profile_from_json, save_profile
+from offramp.store.files import write_atomic
+from offramp.units import format_duration
+
+DONE, FAILED = "done", "failed"
+_REPEATED = ("memory", "refused", "absent")
+"""Kinds of failures that every round of an experiment has: the other rounds are recorded without being run."""
+Progress = Callable[[int, int, str], None]
+"""Function that receives the number of jobs that have ended, that of all, and one line of text."""
+
+
+@dataclass(frozen=True)
+class SweepSettings:
+    """Options of a sweep."""
+
+    num_jobs: int = 1
+    """Jobs that run beside each other, if they do not measure time."""
+    share_cores: bool = False
+    """True: jobs that measure time run beside each other as well."""
+    limit: int | None = None
+    """Most jobs of this sweep; None: all."""
+    device: str | None = None
+    """Name of this machine, for experiments that need one; None: the name of the host."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One round of one experiment."""
+
+    key: str
+    number: int
+    """Number of the round, from 1."""
+    experiment: Experiment
+    inputs: Mapping[str, Any]
+    needs: Needs
+
+    @property
+    def id(self) -> str:
+        """Key of the experiment and number of the round."""
+        return f"{self.key}.{self.number}"
+
+
+@dataclass
+class Plan:
+    """Jobs and prerequisites of a sweep."""
+
+    jobs: list[Job]
+    """Jobs without a record, in the order in which they run."""
+    steps: list[Prerequisite]
+    """Prerequisites that are not made yet."""
+    num_recorded: int
+    elsewhere: list[Experiment] = field(default_factory=list)
+    """Experiments that need another machine."""
+    num_limited: int = 0
+    """Jobs that are left for the next sweep."""
+
+
+def plan_sweep(experiments: Sequence[Experiment], folder: Path, records: Sequence[Record], settings: SweepSettings,
+               log: Log) -> Plan:  # fmt: skip
+    """Return what there is to do. Inputs are read in a process of their own: their digests are parts of the keys.
+
+    Raises the errors of missing or damaged models and data.
+    """
+    here = settings.device or platform.node()
+    possible = [each for each in experiments if each.device in (None, here)]
+    sources, digests = identify(possible, log)
+    made, found = (folder / MADE_FOLDER).absolute(), []
+    for each in possible:
+        source, data = sources.get(_model(each)), digests.get(each.data)
+        inputs = {"model": source and source.sha256, "data": data, "files": files_of(each)}
+        needs = needs_of(each, source, data, made)
+        found.append(Job(each.key(inputs), 1, each, inputs, needs))
+    recorded = {record["id"] for record in records}
+    jobs = [job for job in _in_rounds(found) if job.id not in recorded]
+    num_recorded = sum(job.experiment.rounds for job in found) - len(jobs)
+    kept = jobs[: settings.limit]
+    steps = {name: step for job in kept for name, step in job.needs.steps.items() if not step.is_made}
+    elsewhere = [each for each in experiments if each not in possible]
+    return Plan(kept, list(steps.values()), num_recorded, elsewhere, len(jobs) - len(kept))
+
+
+def identify(experiments: Sequence[Experiment], log: Log) -> tuple[dict[str, Source], dict[Any, str]]:
+    """Return the source of each model, and the digest of each set of data."""
+    measured = [each for each in experiments if each.job == MEASURE]
+    models = list(dict.fromkeys(_model(each) for each in measured))
+    data = list(dict.fromkeys(each.data for each in measured if each.data is not None))
+    if not models:
+        return {}, {}
+    offline = any(each.offline for each in data)
+    step = {"kind": "identify", "models": models, "data": [asdict(each) for each in data], "offline": offline}
+    found = run_worker(WorkerJob("step", "", step=step), log)
+    sources = [Source(**tree) for tree in found["models"]]
+    return dict(zip(models, sources, strict=True)), dict(zip(data, found["data"], strict=True))
+
+
+def files_of(each: Experiment) -> dict[str, str]:
+    """Return the digests of the policy files and the device profile that an experiment names."""
+    names = [*re.split("[&|]", each.engine.exit), *filter(None, [each.engine.profile])]
+    paths = [Path(name.strip()) for name in names]
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.is_file()}
+
+
+def _model(each: Experiment) -> str:
+    """Return the folder of the model of an experiment."""
+    return each.model if each.seed is None or each.training is not None else str(Path(each.model, f"seed-{each.seed}"))
+
+
+def _in_rounds(found: Sequence[Job]) -> Iterator[Job]:
+    """Yield the jobs of all rounds; each round starts with another experiment."""
+    for index in range(max((job.experiment.rounds for job in found), default=0)):
+        first = index % len(found)
+        for job in [*found[first:], *found[:first]]:
+            if index < job.experiment.rounds:
+                yield Job(job.key, index + 1, job.experiment, job.inputs, job.needs)
+
+
+def estimated_seconds(plan: Plan, records: Sequence[Record]) -> float | None:
+    """Return the seconds that the jobs of a plan will take, by records of the same model, else of any; None: unknown.
+
+    What is made first is not included.
+    """
+    ended = [record for record in records if record["status"] == DONE]
+    if not ended:
+        return None
+    by_model: dict[str, list[float]] = {}
+    for record in ended:
+        by_model.setdefault(record["experiment"]["model"], []).append(record["seconds"])
+    others = median([record["seconds"] for record in ended])
+    return sum(median(by_model.get(job.experiment.model, [others])) for job in plan.jobs)
+
+
+class Runner:
+    """Carries out a plan and adds records to the results."""
+
+    def __init__(self, results: Results, pool: Pool, settings: SweepSettings, log: Log, progress: Progress) -> None:
+        self.results, self.pool, self.settings, self.log, self.progress = results, pool, settings, log, progress
+        self._failed: dict[str, Mapping[str, Any]] = {}
+        """Name of a prerequisite that failed -> the reason."""
+        self._refused: dict[str, Mapping[str, Any]] = {}
+        """Key of an experiment of which a round failed as every round would -> the reason."""
+        self._git = git_state()
+
+    def run(self, plan: Plan) -> None:
+        """Make what is needed, then run the jobs. Raises DiskFullError, after which the sweep can be continued."""
+        for record in self.results.records:
+            reason = record.get("reason")
+            if reason is not None and reason["kind"] in _REPEATED:
+                self._refused.setdefault(record["key"], reason)
+        (self.results.folder / MADE_FOLDER).mkdir(exist_ok=True)
+        self._make(plan.steps)
+        self._measure(plan.jobs)
+
+    def _make(self, steps: Sequence[Prerequisite]) -> None:
+        """Make all steps, each after those it needs; those that measure time alone."""
+        waiting = {step.name: step for step in steps}
+        while waiting:
+            ready = [step for step in waiting.values() if not any(need in waiting for need in step.needs)]
+            for is_timed in (False, True):
+                group = [step for step in ready if (step.kind in TIMED) == is_timed]
+                num_workers = 1 if is_timed else self.settings.num_jobs
+                for step, outcome in run_all(self.pool, self._starting(group), self._workers(num_workers), self.log):
+                    self._note_made(step, outcome)
+            for step in ready:
+                del waiting[step.name]
+
+    def _starting(self, group: Sequence[Prerequisite]) -> Iterator[tuple[Prerequisite, WorkerJob, None]]:
+        for step in group:
+            reason = next((self._failed[need] for need in step.needs if need in self._failed), None)
+            if reason is not None:
+                self._failed[step.name] = reason
+                continue
+            step.folder.mkdir(parents=True, exist_ok=True)
+            self.log(f"making {step.name}")
+            yield step, step.job(), None
+
+    def _note_made(self, step: Prerequisite, outcome: Outcome) -> None:
+        if "error" in outcome:
+            self._require_disk(outcome)
+            what = f"{step.kind} failed: {outcome['error']['what']}"
+            self._failed[step.name] = {**outcome["error"], "what": what}
+            self.log(f"offramp: warning: {step.name}: {outcome['error']['what']}")
+            return
+        if step.kind == "profile":
+            save_profile(profile_from_json(outcome["result"], step.name), step.folder / PROFILE)
+        about = {"kind": step.kind, "result": None if step.kind == "profile" else outcome["result"]}
+        write_json(step.folder / MADE, {**about, "seconds": outcome["seconds"]})
+
+    def _measure(self, jobs: Sequence[Job]) -> None:
+        """Run the jobs: those that measure time one at a time, unless asked otherwise."""
+        timed = [job for job in jobs if job.experiment.job == MEASURE]
+        others = [job for job in jobs if job.experiment.job != MEASURE]
+        self._names, self._num_done, self._num_all = names_of([job.experiment for job in jobs]), 0, len(jobs)
+        self.progress(0, len(jobs), f"{len(jobs)} jobs")
+        for group, num_workers in ((others, self.settings.num_jobs), (timed, self._num_timed())):
+            beside = self._workers(num_workers)
+            for job, outcome in run_all(self.pool, self._next(group), beside, ignore):
+                self._add(job, outcome, beside)
+
+    def _next(self, group: Sequence[Job]) -> Iterator[tuple[Job, WorkerJob, float | None]]:
+        """Yield the jobs to run. The rounds of an experiment that cannot run are recorded without being run."""
+        for job in group:
+            reason = next((self._failed[name] for name in job.needs.steps if name in self._failed), None)
+            reason = reason or self._refused.get(job.key)
+            if reason is not None:
+                self._add(job, {"error": reason, "attempts": 0, "seconds": 0.0}, 0)
+                continue
+            yield job, measuring_job(job.experiment, job.number, job.needs), job.experiment.timeout
+
+    def _add(self, job: Job, outcome: Outcome, beside: int) -> None:
+        """Add the record of a job that has ended, and tell of it."""
+        self.results.add(self._record(job, outcome, beside))
+        self._num_done += 1
+        state = outcome["error"]["what"] if "error" in outcome else format_duration(outcome["seconds"])
+        self.progress(self._num_done, self._num_all, f"{self._names[job.experiment]}, round {job.number}: {state}")
+
+    def _record(self, job: Job, outcome: Outcome, beside: int) -> Record:
+        about = {"format": FORMAT, "id": job.id, "key": job.key, "round": job.number}
+        about |= {"experiment": job.experiment.to_json(), "inputs": dict(job.inputs)}
+        reason = outcome.get("error")
+        if reason is not None:
+            self._require_disk(outcome)
+            if reason["kind"] in _REPEATED:
+                self._refused[job.key] = reason
+            found = {"status": FAILED, "reason": dict(reason), "figures": {}, "samples": {}}
+        else:
+            found = {"status": DONE, **outcome["result"]}
+        facts = {"seconds": outcome["seconds"], "attempts": outcome["attempts"], "workers": beside}
+        ended = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        return {**about, **found, **facts, "git": self._git, "ended": ended}
+
+    def _require_disk(self, outcome: Outcome) -> None:
+        """Raise DiskFullError for a job that failed because of it: it is not the job's fault, and has no record."""
+        reason = outcome["error"]
+        if reason["kind"] == "disk":
+            raise DiskFullError(reason["what"], reason["where"], "free some space and run again: records are kept")
+
+    def _num_timed(self) -> int:
+        return self.settings.num_jobs if self.settings.share_cores else 1
+
+    def _workers(self, num_workers: int) -> int:
+        """Return how many jobs run at once. Machines of a scheduler do not share cores."""
+        return num_workers if self.pool.is_here else self.pool.num_workers
+
+
+def write_json(path: Path, tree: Any) -> None:
+    """Write a small file so that it is complete or absent."""
+    write_atomic(path, [json.dumps(tree).encode()])
+
+
+def git_state() -> dict[str, Any] | None:
+    """Return the commit of the working folder and the number of changed files; None outside a repository."""
+    found = []
+    for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no")):
+        try:
+            done = subprocess.run(("git", *words), capture_output=True, text=True, timeout=10, check=True)
+        except (OSError, subprocess.SubprocessError):
+            return None
+        found.append(done.stdout)
+    return {"commit": found[0].strip(), "changed_files": len(found[1].splitlines())}
+
+
+@contextlib.contextmanager
+def open_pool(settings: SweepSettings, make: Callable[[], Pool] | None) -> Iterator[Pool]:
+    """Context manager of a pool: of local processes, or the one that `make` returns."""
+    pool = LocalPool(settings.num_jobs) if make is None else make()
+    try:
+        yield pool
+    finally:
+        pool.close()
+
+
+def sweep(
+    experiments: Sequence[Experiment], folder: Path, settings: SweepSettings, log: Log, progress: Progress,
+    make_pool: Callable[[], Pool] | None = None,
+) -> Plan:  # fmt: skip
+    """Run the jobs of experiments that have no record in a results folder; return what was planned.
+
+    Raises the errors of the models and data, of `Results`, and DiskFullError.
+    """
+    with Results(folder, log) as results, open_pool(settings, make_pool) as pool:
+        plan = plan_sweep(experiments, folder, results.records, settings, log)
+        for each in plan.elsewhere:
+            log(f"{each.model}: needs the device {each.device}, and is not run here")
+        Runner(results, pool, settings, log, progress).run(plan)
+    return plan

@@ -1,0 +1,133 @@
+"""Comparison of two folders, with records as sweeps write them."""
+
+import json
+
+import numpy as np
+import pytest
+
+from offramp.cli import main
+from offramp.errors import UsageError
+from offramp.experiments import experiment
+from offramp.experiments.comparison import FIGURES, compare
+from offramp.experiments.results import Results
+
+TRUTH = [0, 1] * 30
+
+
+def record(seconds=0.01, number=1, wrong=0, memory=100.0, **options):
+    """A record of one round: latencies around `seconds`, and the last `wrong` answers wrong."""
+    each = experiment(**{"model": "m", "task": "sst2", **options})
+    answers = [label if index < len(TRUTH) - wrong else 1 - label for index, label in enumerate(TRUTH)]
+    latencies = list(seconds * (1 + np.linspace(0, 0.1, len(TRUTH))))
+    score = 100 * (1 - wrong / len(TRUTH))
+    figures = {"latency": float(np.median(latencies)), "memory": memory, "score": score, "bytes": 0.0, "mean_exit": 2.0}
+    samples = {"latencies": latencies, "answers": answers, "truth": TRUTH, "metrics": ["accuracy"]}
+    about = {"id": f"{each.key({})}.{number}", "key": each.key({}), "round": number, "experiment": each.to_json()}
+    found = {"inputs": {"model": "d", "data": "e"}, "status": "done", "figures": figures, "samples": samples}
+    return {**about, **found}
+
+
+def rounds(seconds, num_rounds=7, noise=0.01, **options):
+    generator = np.random.default_rng(len(str(options)))
+    return [
+        record(seconds * float(generator.normal(1, noise)), number, **options) for number in range(1, num_rounds + 1)
+    ]
+
+
+def test_a_backend_that_is_twice_as_slow_is_called_slower():
+    found = compare(rounds(0.01, backend="ort"), rounds(0.02, backend="torch"), "latency")
+    assert found.changed == {"backend": ("ort", "torch")}
+    (row,) = found.rows
+    assert row.verdict == "slower" and row.compared.value == pytest.approx(2, rel=0.05)
+    assert row.compared.low < 2.1 and row.compared.low > 1.8 and row.p < 0.05 and row.rounds == 7
+    assert 0 < row.compared.detectable < 0.2
+    (back,) = compare(rounds(0.02, backend="torch"), rounds(0.01, backend="ort"), "latency").rows
+    assert back.verdict == "faster"
+
+
+def test_equal_sides_and_few_rounds_are_inconclusive():
+    (row,) = compare(rounds(0.01), rounds(0.0101, noise=0.05), "latency").rows
+    assert row.verdict == "inconclusive" and row.compared.low < 1 < row.compared.high
+    (row,) = compare(rounds(0.01, 3), rounds(0.05, 3), "latency", at_most=1.0).rows
+    assert (row.verdict, row.target, row.compared.low) == ("inconclusive", "inconclusive", None)
+
+
+def test_targets_are_met_or_missed():
+    sides = rounds(0.01, backend="ort"), rounds(0.02, backend="torch")
+    targets = [compare(*sides, "latency", at_most=limit).rows[0].target for limit in (1.5, 2.0, 3.0)]
+    assert targets == ["missed", "inconclusive", "met"]
+
+
+def test_experiments_are_paired_by_their_options():
+    first = [*rounds(0.01, exit="none"), *rounds(0.005, exit="patience:1"), *rounds(0.01, exit="oracle")]
+    second = [*rounds(0.005, exit="patience:1"), *rounds(0.02, exit="none"), *rounds(0.01, exit="patience:3")]
+    found = compare(first, second, "latency")
+    assert [row.name for row in found.rows] == ["exit=none", "exit=patience:1"]
+    assert [row.verdict for row in found.rows] == ["slower", "inconclusive"]
+    assert found.left_out == ("only in folder 1: exit=oracle", "only in folder 2: exit=patience:3")
+
+
+def test_only_rounds_that_both_have_are_compared_and_records_without_a_figure_left_out():
+    first, second = rounds(0.01, exit="none"), rounds(0.02, exit="none")
+    failed = {**second[0], "status": "failed", "figures": {}, "samples": {}}
+    nothing = {**second[1], "figures": {**second[1]["figures"], "latency": None}}
+    (row,) = compare(first, [failed, nothing, *second[2:]], "latency").rows
+    assert row.rounds == 5
+    found = compare([*first, *rounds(1, exit="oracle")], [*second, *[{**failed, **experiment_of("oracle")}]], "latency")
+    assert len(found.rows) == 1 and found.left_out == ("no round of both has the figure latency: exit=oracle",)
+
+
+def experiment_of(exit):
+    return {"experiment": record(exit=exit)["experiment"]}
+
+
+def test_the_score_is_compared_row_by_row():
+    same, worse = rounds(0.01), rounds(0.01, wrong=12, backend="torch")
+    (row,) = compare(same, worse, "score").rows
+    assert row.compared.value == pytest.approx(-20) and row.verdict == "worse"
+    assert row.compared.low < -20 < row.compared.high < 0
+    (row,) = compare(worse, same, "score").rows
+    assert row.verdict == "better"
+    (row,) = compare(same, rounds(0.01, wrong=1, backend="torch"), "score").rows
+    assert row.verdict == "inconclusive", "one row of 60 may be chance"
+    (row,) = compare(same, rounds(0.01, backend="torch"), "score").rows
+    assert (row.compared.value, row.verdict) == (0.0, "inconclusive")
+
+
+def test_a_table_of_many_rows_needs_more_evidence():
+    """The same difference is called one alone, and not among 40 without any."""
+    pair = rounds(0.01, 6, 0.02, batch=1), rounds(0.0108, 6, 0.02, batch=1, exit="none")
+    (alone,) = compare(*pair, "latency").rows
+    others = [each for batch in range(2, 42) for each in rounds(0.01, 6, 0.02, batch=batch)]
+    both = [*pair[0], *others], [*pair[1], *others]
+    among = compare(*both, "latency").rows[0]
+    assert alone.verdict == "slower" and among.verdict == "inconclusive" and among.p > alone.p
+
+
+def test_figures_of_zero_have_no_ratio():
+    (row,) = compare(rounds(0.01), rounds(0.01), "bytes").rows
+    assert (row.compared.value, row.verdict) == (1.0, "inconclusive")
+
+
+def test_what_cannot_be_compared_is_refused():
+    with pytest.raises(UsageError, match=f"give --figure {', '.join(FIGURES)}"):
+        compare(rounds(1), rounds(1), "speed")
+    with pytest.raises(UsageError, match="no experiment is in both"):
+        compare([*rounds(1, exit="a:1"), *rounds(1)], [*rounds(1, exit="b:1"), *rounds(1, exit="c:1")], "latency")
+
+
+def test_the_command_prints_a_table_or_lines(tmp_path, capsys):
+    for name, seconds, backend in (("a", 0.01, "ort"), ("b", 0.02, "torch")):
+        with Results(tmp_path / name, print) as found:
+            for each in rounds(seconds, backend=backend):
+                found.add(each)
+    words = ["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--figure", "latency", "--at-most", "1.5"]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert "backend: ort" in printed and "slower" in printed and "missed" in printed and "detectable" in printed
+    assert main([*words, "--json"]) == 0
+    (line,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert line["verdict"] == "slower" and line["compared"]["value"] == pytest.approx(2, rel=0.05)
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--figure", "score"]) == 0
+    assert "difference [95 %]" in capsys.readouterr().out
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "none")]) == 2

@@ -1,0 +1,138 @@
+"""The results folder: what a kill, a second writer, a full disk or another release may leave, and what is refused."""
+
+import errno
+import json
+import math
+import resource
+
+import pytest
+
+from offramp.errors import DamagedError, DiskFullError, RefusedError, UsageError
+from offramp.experiments import results
+from offramp.experiments.results import ABOUT, RECORDS, Results, line_of, read_results
+from offramp.store import files
+
+RECORD = {"id": "a.1", "figures": {"latency": 0.5}}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with three records."""
+    with Results(tmp_path / "results", print) as found:
+        for number in range(3):
+            found.add({**RECORD, "id": f"a.{number}"})
+    return tmp_path / "results"
+
+
+def ids(records):
+    return [record["id"] for record in records]
+
+
+def test_records_are_added_and_read_again(folder):
+    with Results(folder, print) as found:
+        assert ids(found.records) == ["a.0", "a.1", "a.2"]
+        found.add({**RECORD, "id": "b.1"})
+    assert ids(read_results(folder, print)) == ["a.0", "a.1", "a.2", "b.1"]
+    for line in (folder / RECORDS).read_text().splitlines():
+        assert set(json.loads(line)) == {"sha256", "record"}, "each line is JSON by itself"
+
+
+def test_every_torn_last_line_is_cut_off_at_the_last_good_byte(folder):
+    whole, logged = (folder / RECORDS).read_bytes(), []
+    last = len(whole) - len(line_of({**RECORD, "id": "a.2"}))
+    for end in {last + 1, last + 40, last + 80, len(whole) - 2, len(whole) - 1}:
+        (folder / RECORDS).write_bytes(whole[:end])
+        assert ids(read_results(folder, logged.append)) == ["a.0", "a.1"], "a reader leaves it out"
+        assert len((folder / RECORDS).read_bytes()) == end, "and changes nothing"
+        with Results(folder, logged.append) as found:
+            found.add({**RECORD, "id": "a.2"})
+        assert (folder / RECORDS).read_bytes() == whole
+        assert "the last line is not finished" in logged[-2] and "cut off" in logged[-1]
+
+
+def test_a_damaged_tail_of_several_lines_is_cut_off_and_a_damaged_middle_is_refused(folder):
+    whole = (folder / RECORDS).read_bytes()
+    lines = whole.splitlines(keepends=True)
+    (folder / RECORDS).write_bytes(lines[0] + bytes(50) + b"\n" + lines[2][:-9] + b"\n")
+    with Results(folder, print) as found:
+        assert ids(found.records) == ["a.0"]
+    assert (folder / RECORDS).read_bytes() == lines[0]
+    changed = lines[1].replace(b"0.5", b"0.6")
+    (folder / RECORDS).write_bytes(lines[0] + changed + lines[2])
+    for read in (read_results, Results):
+        with pytest.raises(DamagedError, match=r"line is damaged.*records.jsonl, line 2"):
+            read(folder, print)
+    with pytest.raises(DamagedError):
+        Results(folder, print)  # the lock was released
+
+
+def test_two_writers_at_once(folder):
+    with Results(folder, print), pytest.raises(UsageError, match="another sweep writes to this folder"):
+        Results(folder, print)
+    with Results(folder, print):
+        assert ids(read_results(folder, print)) == ["a.0", "a.1", "a.2"], "a reader needs no lock"
+
+
+def test_without_locks_a_file_keeps_others_away(folder, monkeypatch):
+    def no_locks(fd, kind):
+        raise OSError(errno.ENOSYS, "no locks")
+
+    monkeypatch.setattr(files.fcntl, "flock", no_locks)
+    with pytest.warns(match="no locks"), Results(folder, print), pytest.raises(UsageError, match="another sweep"):
+        Results(folder, print)
+    assert not folder.with_name("results.lock").exists()
+
+
+@pytest.mark.parametrize("read", [Results, read_results])
+def test_results_of_another_version_and_unreadable_ones_are_refused(folder, read):
+    (folder / ABOUT).write_text('{"format": 99}')
+    with pytest.raises(RefusedError, match="results of format 99, and this release knows 1"):
+        read(folder, print)
+    (folder / ABOUT).write_text("{")
+    with pytest.raises(RefusedError, match="unreadable"):
+        read(folder, print)
+
+
+def test_folders_that_are_none(tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "precious.txt").write_text("x")
+    with pytest.raises(UsageError, match=r"not a results folder: it holds precious.txt"):
+        Results(tmp_path / "other", print)
+    with pytest.raises(UsageError, match="not a results folder"):
+        read_results(tmp_path / "other", print)
+    with pytest.raises(UsageError, match="no such results folder"):
+        read_results(tmp_path / "none", print)
+    with Results(tmp_path / "empty", print):
+        pass
+    with pytest.raises(UsageError, match="no records"):
+        read_results(tmp_path / "empty", print)
+
+
+def test_a_full_disk_leaves_no_part_of_a_record(folder):
+    """The kernel itself refuses to let the file grow."""
+    before = (folder / RECORDS).read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Results(folder, print) as found:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 30, limits[1]))
+        try:
+            with pytest.raises(DiskFullError):
+                found.add(RECORD)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert (folder / RECORDS).read_bytes() == before
+        found.add(RECORD)
+    assert ids(read_results(folder, print))[3:] == ["a.1"]
+
+
+def test_numbers_that_are_not_finite_become_null(tmp_path):
+    with Results(tmp_path / "new", print) as found:
+        found.add({"id": "x", "values": [math.nan, math.inf, 1.5, (2, None)], "nested": {"score": -math.inf}})
+    (record,) = read_results(tmp_path / "new", print)
+    assert record == {"id": "x", "values": [None, None, 1.5, [2, None]], "nested": {"score": None}}
+
+
+def test_the_format_is_written_down():
+    assert results.FORMAT == 1
+    assert line_of({"a": 1}) == (
+        b'{"sha256": "015abd7f5cc57a2dd94b7590f04ad8084273905ee33ec5cebeae62276a97f862", "record": {"a":1}}\n'
+    )

@@ -1,0 +1,122 @@
+"""Sweeps by a scheduler of dask: refusals without one, and with a real scheduler and two workers."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from offramp.errors import MissingExtraError, UsageError
+from offramp.experiments import Grid, experiment
+from offramp.experiments.jobs import WorkerJob
+from offramp.experiments.pools import ScheduledPool, require_safe, run_remotely
+from offramp.experiments.sweep import SweepSettings, sweep
+from tests.experiments.test_sweep import ignore, stable
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:8786", "tcp://localhost:1", "tls://far:8786"])
+def test_safe_addresses(address):
+    require_safe(address)
+
+
+@pytest.mark.parametrize("address", ["tcp://far:8786", "tcp://10.0.0.7:8786"])
+def test_another_machine_needs_tls(address):
+    with pytest.raises(UsageError, match="needs TLS") as caught:
+        require_safe(address)
+    assert caught.value.remedy.endswith(address.replace("tcp", "tls"))
+
+
+@pytest.mark.parametrize("address", ["", "far", "http://localhost:1", "tcp://localhost", "tcp://[", "tcp://h:99999"])
+def test_addresses_that_are_none(address):
+    with pytest.raises(UsageError, match="not the address of a scheduler"):
+        require_safe(address)
+
+
+def test_without_the_library_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(MissingExtraError, match=r"offramp\[sweep\]"):
+        ScheduledPool("tcp://localhost:8786")
+
+
+def test_a_remote_job_is_json_alone():
+    job = WorkerJob(
+        "step", "", step={"kind": "toy", "experiment": experiment(job="toy", model="toy").to_json(), "round": 1}
+    )
+    found = json.loads(run_remotely(json.dumps({"job": job.to_json(), "timeout": None})))
+    assert found["attempts"] == 1 and len(found["result"]["samples"]["latencies"]) == 10
+
+
+@contextlib.contextmanager
+def cluster(num_workers=2):
+    """A scheduler and workers as processes of their own; yields the address and the workers."""
+    code = [
+        sys.executable,
+        "-m",
+        "distributed.cli.dask_scheduler",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        "0",
+        "--no-dashboard",
+    ]
+    scheduler = subprocess.Popen(code, stderr=subprocess.PIPE, text=True)
+    workers = []
+    try:
+        line = next(line for line in scheduler.stderr if "tcp://" in line)
+        address = "tcp://127.0.0.1:" + line.strip().rpartition(":")[2]
+        code = [
+            sys.executable,
+            "-m",
+            "distributed.cli.dask_worker",
+            address,
+            "--nthreads",
+            "1",
+            "--no-dashboard",
+            "--no-nanny",
+        ]
+        for _ in range(num_workers):
+            workers.append(subprocess.Popen(code, stderr=subprocess.DEVNULL))
+        yield address, workers
+    finally:
+        for child in (*workers, scheduler):
+            child.kill()
+            child.wait()
+        scheduler.stderr.close()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_one_process_two_jobs_and_two_workers_give_the_same_records(tmp_path):
+    pytest.importorskip("distributed", reason="pip install 'offramp[sweep]'")
+    toys = list(Grid(job="toy", model=["toy", "toy-refuses"], seed=[1, 2, 3], rounds=2))
+    sweep(toys, tmp_path / "one", SweepSettings(1), ignore, ignore)
+    sweep(toys, tmp_path / "two", SweepSettings(2), ignore, ignore)
+    with cluster() as (address, _):
+        sweep(toys, tmp_path / "dask", SweepSettings(), ignore, ignore, lambda: ScheduledPool(address))
+    assert stable(tmp_path / "one") == stable(tmp_path / "two") == stable(tmp_path / "dask")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_the_jobs_of_a_killed_worker_are_run_by_the_other(tmp_path):
+    pytest.importorskip("distributed", reason="pip install 'offramp[sweep]'")
+    toys, ended = list(Grid(job="toy", model="toy", seed=range(12), rounds=1)), []
+    with cluster() as (address, workers):
+
+        def kill_one(done, total, line):
+            ended.append(line)
+            if done == 2:
+                workers[0].kill()
+
+        sweep(toys, tmp_path / "out", SweepSettings(), ignore, kill_one, lambda: ScheduledPool(address))
+    assert len(stable(tmp_path / "out")) and stable(tmp_path / "out").count('"done"') == 12
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_scheduler_that_is_not_there():
+    pytest.importorskip("distributed", reason="pip install 'offramp[sweep]'")
+    with pytest.raises(UsageError, match="no scheduler answers"):
+        ScheduledPool(f"tcp://127.0.0.1:{1 + os.getpid() % 1000}")

@@ -1,0 +1,336 @@
+"""The runner: what it runs, in which order, what it records of failures, and that kills lose and repeat nothing."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import Future
+from pathlib import Path
+
+import pytest
+
+from offramp.errors import BudgetError, DiskFullError, MissingExtraError, OfframpError, UsageError
+from offramp.experiments import Grid, experiment, pools, sweep
+from offramp.experiments.children import LostError
+from offramp.experiments.pools import LocalPool, attempt, failure_of, run_all
+from offramp.experiments.prerequisites import MADE, Needs, Prerequisite, Source, needs_of
+from offramp.experiments.results import RECORDS, Results, read_results
+from offramp.experiments.steps import take_step
+from offramp.experiments.sweep import Plan, Runner, SweepSettings, estimated_seconds, plan_sweep
+from tests.processes import is_running, wait_until
+
+TOYS = Grid(job="toy", model="toy", seed=[1, 2], rounds=3)
+
+
+def ignore(*what):
+    pass
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Run jobs in this process, and return the list of the steps that were taken."""
+    taken = []
+
+    def run_worker(job, log=ignore, timeout_seconds=None, started=ignore):
+        taken.append(job.step)
+        model = job.step.get("experiment", {}).get("model")
+        if model == "toy-is-killed":
+            raise LostError("a worker process ended with -9 and no result")
+        return json.loads(json.dumps(take_step(job.step, log)))
+
+    monkeypatch.setattr(pools, "run_worker", run_worker)
+    monkeypatch.setattr(sweep, "run_worker", run_worker)
+    return taken
+
+
+def run(experiments, folder, **options):
+    lines = []
+    progress = lambda done, total, line: lines.append((done, total, line))  # noqa: E731
+    plan = sweep.sweep(list(experiments), folder, SweepSettings(**options), ignore, progress)
+    return plan, lines
+
+
+def stable(folder):
+    """What does not depend on the machine, the time or the order, of all records."""
+    kept = ("id", "round", "experiment", "status", "figures", "samples")
+    records = read_results(folder, ignore)
+    assert len({record["id"] for record in records}) == len(records), "one record an id"
+    return json.dumps(sorted(([record[key] for key in kept] for record in records), key=lambda each: each[0]))
+
+
+def test_rounds_alternate_and_each_starts_with_another_experiment(in_process, tmp_path):
+    run(TOYS, tmp_path / "out")
+    ran = [(step["round"], step["experiment"]["seed"]) for step in in_process]
+    assert ran == [(1, 1), (1, 2), (2, 2), (2, 1), (3, 1), (3, 2)]
+
+
+def test_what_is_recorded_is_not_run_again(in_process, tmp_path):
+    plan, lines = run(TOYS, tmp_path / "out", limit=2)
+    assert (len(plan.jobs), plan.num_limited, plan.num_recorded) == (2, 4, 0)
+    assert [line[:2] for line in lines] == [(0, 2), (1, 2), (2, 2)]
+    before = (tmp_path / "out" / RECORDS).read_bytes()
+    plan, _ = run(TOYS, tmp_path / "out")
+    assert (len(plan.jobs), plan.num_recorded, len(in_process)) == (4, 2, 6)
+    assert (tmp_path / "out" / RECORDS).read_bytes().startswith(before), "nothing is rewritten"
+    more = Grid(job="toy", model="toy", seed=[1, 2], rounds=4)
+    plan, _ = run(more, tmp_path / "out")
+    assert [job.number for job in plan.jobs] == [4, 4], "more rounds of the same experiments"
+
+
+def test_a_record_says_what_ran_where_and_how(in_process, tmp_path):
+    run(TOYS, tmp_path / "out", limit=1)
+    (record,) = read_results(tmp_path / "out", ignore)
+    assert record["id"] == f"{record['key']}.1" and record["status"] == "done" and record["format"] == 1
+    assert record["experiment"]["seed"] == 1 and len(record["samples"]["latencies"]) == 10
+    assert record["attempts"] == 1 and record["seconds"] > 0 and record["workers"] == 1
+    assert record["git"] is None or len(record["git"]["commit"]) == 40
+    assert record["ended"].endswith("+00:00")
+
+
+def test_failures_are_records_with_their_reason(in_process, tmp_path):
+    models = ["toy", "toy-refuses", "toy-is-killed", "toy-without-score"]
+    run(Grid(job="toy", model=models, rounds=2), tmp_path / "out")
+    records = read_results(tmp_path / "out", ignore)
+    assert len(records) == 8
+    found = {(record["experiment"]["model"], record["round"]): record for record in records}
+    assert found["toy", 1]["status"] == "done" and "reason" not in found["toy", 1]
+    refused = found["toy-refuses", 1]
+    assert refused["status"] == "failed" and refused["reason"]["kind"] == "refused"
+    assert refused["reason"]["what"] == "this toy refuses" and refused["reason"]["remedy"] == "take another toy"
+    assert found["toy-refuses", 2]["attempts"] == 0, "every round would be refused"
+    for number in (1, 2):
+        killed = found["toy-is-killed", number]
+        assert killed["reason"]["kind"] == "killed" and killed["attempts"] == 2, "tried again"
+        assert found["toy-without-score", number]["figures"]["score"] is None
+    ran = [step["experiment"]["model"] for step in in_process]
+    assert ran.count("toy-refuses") == 1 and ran.count("toy-is-killed") == 4
+    plan, _ = run(Grid(job="toy", model=models, rounds=3), tmp_path / "out")
+    assert [record["attempts"] for record in read_results(tmp_path / "out", ignore)][8:].count(0) == 1
+    assert len(plan.jobs) == 4
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (BudgetError("x"), "memory"), (MissingExtraError("torch", "train"), "absent"), (UsageError("x"), "refused"),
+        (LostError("x"), "killed"), (OfframpError("x"), "error"), (DiskFullError("x"), "disk"),
+    ],
+)  # fmt: skip
+def test_kinds_of_failures(error, kind):
+    assert failure_of(error)["kind"] == kind
+
+
+def test_a_full_disk_of_a_worker_stops_the_sweep_and_records_nothing(monkeypatch, tmp_path):
+    def full(job, *rest):
+        raise DiskFullError("no space left", "made", None)
+
+    monkeypatch.setattr(pools, "run_worker", full)
+    with pytest.raises(DiskFullError, match="records are kept"):
+        run(TOYS, tmp_path / "out")
+    assert (tmp_path / "out" / RECORDS).read_bytes() == b""
+
+
+def test_an_experiment_for_another_device_is_never_moved(in_process, tmp_path):
+    found = [experiment(job="toy", model="toy", rounds=1, device=device) for device in (None, "board")]
+    plan, _ = run(found, tmp_path / "out")
+    assert len(plan.jobs) == 1 and plan.elsewhere == [found[1]]
+    plan, _ = run(found, tmp_path / "out", device="board")
+    assert [job.experiment for job in plan.jobs] == [found[1]]
+
+
+def test_a_clock_that_jumps_changes_no_duration(in_process, tmp_path, monkeypatch):
+    times = iter([1e9, 5.0, 2e9] * 100)
+    monkeypatch.setattr(time, "time", lambda: next(times))
+    run(TOYS, tmp_path / "out")
+    assert all(0 < record["seconds"] < 60 for record in read_results(tmp_path / "out", ignore))
+
+
+def test_a_policy_file_that_changes_is_another_input(in_process, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "policy.json").write_text("1")
+    each = experiment(job="toy", model="toy", exit="policy.json|stage:3", rounds=1)
+    run([each], tmp_path / "out")
+    assert len(run([each], tmp_path / "out")[0].jobs) == 0
+    (tmp_path / "policy.json").write_text("2")
+    assert len(run([each], tmp_path / "out")[0].jobs) == 1
+
+
+def test_time_is_estimated_from_records(in_process, tmp_path):
+    plan = plan_sweep(list(TOYS), tmp_path, [], SweepSettings(), ignore)
+    assert estimated_seconds(plan, []) is None
+    known = [{"status": "done", "seconds": seconds, "experiment": {"model": "toy"}} for seconds in (1, 2, 9)]
+    assert estimated_seconds(plan, known) == 6 * 2
+    other = [{"status": "done", "seconds": 4, "experiment": {"model": "other"}}, {**known[0], "status": "failed"}]
+    assert estimated_seconds(plan, other) == 6 * 4
+
+
+class Recorder:
+    """A pool that runs nothing, and notes what was started beside what."""
+
+    num_workers, is_here = 3, True
+
+    def __init__(self, failing=()):
+        self.order, self.failing = [], failing
+
+    def start(self, job, timeout_seconds, log):
+        done, kind = Future(), job.step["kind"] if job.step else job.job
+        self.order.append(kind)
+        error = {"kind": "refused", "what": "no", "where": None, "remedy": None}
+        outcome = {"error": error} if kind in self.failing else {"result": {}}
+        done.set_result({**outcome, "attempts": 1, "seconds": 1.0})
+        return done
+
+    def close(self):
+        pass
+
+
+def chain(folder):
+    """A store, then a sample and a transcript of it, then what needs both."""
+    needs = Needs(folder / "made")
+    store = needs.add("divide", "a", model="m")
+    sample, transcript = needs.add("sample", "b", (store,)), needs.add("transcript", "c", (store,))
+    needs.add("exits", "d", (sample, transcript))
+    return needs
+
+
+def test_prerequisites_are_made_once_each_after_those_it_needs(tmp_path):
+    needs = chain(tmp_path / "out")
+    steps = list(needs.steps.values())
+    with Results(tmp_path / "out", ignore) as results:
+        pool = Recorder()
+        Runner(results, pool, SweepSettings(num_jobs=2), ignore, ignore).run(Plan([], steps[::-1], 0))
+        assert pool.order[0] == "divide" and pool.order[-1] == "exits" and len(pool.order) == 4
+        assert all(step.is_made for step in steps)
+        assert json.loads((steps[0].folder / MADE).read_text())["seconds"] == 1.0
+
+
+def test_what_needs_a_failed_prerequisite_is_recorded_as_failed(tmp_path, in_process):
+    needs = chain(tmp_path / "out")
+    each = experiment(job="toy", model="toy", rounds=2)
+    with Results(tmp_path / "out", ignore) as results:
+        pool = Recorder(failing=("transcript",))
+        jobs = [sweep.Job("k", number, each, {}, needs) for number in (1, 2)]
+        Runner(results, pool, SweepSettings(), ignore, ignore).run(Plan(jobs, list(needs.steps.values()), 0))
+        assert "exits" not in pool.order
+        reasons = [record["reason"]["what"] for record in results.records]
+    assert reasons == ["transcript failed: no"] * 2
+
+
+def test_equal_prerequisites_are_shared_and_changed_inputs_make_new_ones(tmp_path):
+    first, second = (Needs(tmp_path) for _ in range(2))
+    assert first.add("divide", ["a"]) == second.add("divide", ["a"]) != second.add("divide", ["b"])
+    assert not Prerequisite("divide", tmp_path, {}).is_made
+
+
+def test_jobs_that_measure_time_run_one_at_a_time_unless_asked(tmp_path):
+    with Results(tmp_path / "out", ignore) as results:
+        for share_cores, expected in ((False, 1), (True, 3)):
+            runner = Runner(results, Recorder(), SweepSettings(3, share_cores), ignore, ignore)
+            assert runner._num_timed() == expected
+
+
+def test_jobs_are_taken_only_when_a_worker_is_free():
+    class Slow(Recorder):
+        def start(self, job, timeout_seconds, log):
+            self.running = getattr(self, "running", 0) + 1
+            assert self.running <= 2
+            return super().start(job, timeout_seconds, log)
+
+    pool = Slow()
+    jobs = iter([(number, pools.WorkerJob("step", "", step={"kind": "toy"}), None) for number in range(5)])
+    for _ in run_all(pool, jobs, 2, ignore):
+        pool.running -= 1
+    assert len(pool.order) == 5
+
+
+def test_a_real_worker_that_is_killed_or_hangs_or_has_no_memory():
+    """Two attempts of the first, one of the others."""
+
+    def outcome(model, timeout_seconds=None):
+        step = {"kind": "toy", "experiment": experiment(job="toy", model=model).to_json(), "round": 1}
+        return attempt(pools.WorkerJob("step", "", step=step), timeout_seconds)
+
+    killed, hangs, full = outcome("toy-is-killed"), outcome("toy-hangs", 0.6), outcome("toy-fills-memory")
+    assert (killed["error"]["kind"], killed["attempts"]) == ("killed", 2)
+    assert (hangs["error"]["kind"], hangs["attempts"]) == ("timeout", 1) and hangs["seconds"] < 30
+    assert "did not finish in 600.0 ms" in hangs["error"]["what"]
+    assert (full["error"]["kind"], full["attempts"]) == ("memory", 1) and "not enough memory" in full["error"]["what"]
+
+
+def test_a_pool_that_is_closed_leaves_no_process():
+    pool, step = LocalPool(2), {"kind": "toy", "experiment": experiment(job="toy", model="toy-hangs").to_json()}
+    running = [pool.start(pools.WorkerJob("step", "", step={**step, "round": 1}), None, ignore) for _ in range(2)]
+    wait_until(lambda: len(pool._children) == 2, "both jobs start")
+    children = [child.pid for child in pool._children]
+    pool.close()
+    assert not any(map(is_running, children)) and all(each.done() for each in running)
+
+
+RECIPE = """
+from offramp.experiments import Grid
+def recipe():
+    return Grid(job='toy', model='toy', seed=range({}), rounds=1)
+"""
+
+
+def sweeping(recipe, out, *more):
+    words = [sys.executable, "-m", "offramp", "sweep", recipe, "--out", out, "--jobs", "2", *more]
+    return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+
+
+def workers_of(pid):
+    """The processes whose parent has ended or is `pid`, and that are workers of this sweep."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if os.getsid(int(path.parent.name)) == pid and b"offramp.experiments.worker" in path.read_bytes():
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.parametrize(("num_jobs", "num_kills"), [pytest.param(100, 30, marks=pytest.mark.slow), (3, 2)])
+def test_kills_lose_and_repeat_nothing(tmp_path, num_jobs, num_kills):
+    """The sweep is killed by SIGKILL at random times, and ends up with the records of one that was left alone."""
+    recipe, generator = tmp_path / "toys.py", random.Random(num_kills)
+    recipe.write_text(RECIPE.format(num_jobs))
+    for _ in range(num_kills):
+        child = sweeping(recipe, tmp_path / "killed")
+        time.sleep(generator.uniform(0.4, 1.2))
+        child.kill()
+        child.wait()
+        wait_until(lambda child=child: not workers_of(child.pid), "a worker is left")
+    assert sweeping(recipe, tmp_path / "killed").wait() == 0
+    if num_jobs > 3:
+        assert sweeping(recipe, tmp_path / "whole").wait() == 0
+        assert stable(tmp_path / "killed") == stable(tmp_path / "whole")
+    assert len(json.loads(stable(tmp_path / "killed"))) == num_jobs
+
+
+def test_an_interrupted_sweep_ends_its_workers(tmp_path):
+    recipe = tmp_path / "toys.py"
+    recipe.write_text(RECIPE.format(4).replace("'toy', s", "'toy-hangs', s"))
+    child = sweeping(recipe, tmp_path / "out")
+    wait_until(lambda: workers_of(child.pid), "a worker starts")
+    os.kill(child.pid, signal.SIGINT)
+    assert child.wait(30) == 130
+    assert not workers_of(child.pid)
+
+
+def test_a_narrow_experiment_divides_and_its_transcript_is_of_the_narrow_store(tmp_path):
+    of = {"model": "m", "data": "glue", "task": "sst2", "exit": "oracle"}
+    full, narrow = (
+        needs_of(experiment(**of, dtype=dtype), Source("m", "d", True), "rows", tmp_path) for dtype in ("fp32", "int8")
+    )
+    kinds = [[step.kind for step in needs.steps.values()] for needs in (full, narrow)]
+    assert "divide" not in kinds[0] and kinds[1][0] == "divide"
+    divided, answering = (
+        next(step for step in narrow.steps.values() if step.kind == kind) for kind in ("divide", "transcript")
+    )
+    assert divided.arguments == {"model": "m", "dtype": "int8"}
+    assert answering.arguments["model"] == narrow.store == str(divided.folder / "store")
+    assert not {step.name for step in full.steps.values()} & {step.name for step in narrow.steps.values()}

@@ -1,0 +1,84 @@
+"""Statistics of rounds: against scipy, by simulation, and the law that a verdict never turns over."""
+
+import numpy as np
+import pytest
+
+from offramp.measure import statistics
+from offramp.measure.statistics import INCONCLUSIVE, MET, MISSED, holm, paired_ratio, verdict
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 9, 30])
+def test_students_distribution_is_that_of_scipy(freedom):
+    from scipy import stats
+
+    for value in (-40.0, -2.776, -0.3, 0.0, 1.5, 12.0):
+        assert statistics._student(value, freedom) == pytest.approx(stats.t.cdf(value, freedom), abs=1e-9)
+    assert statistics._student_quantile(0.025, freedom) == pytest.approx(stats.t.ppf(0.025, freedom), rel=1e-6)
+
+
+def test_levels_are_expanded_for_few_samples():
+    assert statistics._expanded(0.025, 5) == pytest.approx(0.00095, rel=0.01)
+    assert statistics._expanded(0.025, 10_000) == pytest.approx(0.025, rel=0.01)
+
+
+def test_a_ratio_is_paired_so_that_what_both_share_cancels():
+    shared = np.array([[1.0], [5.0], [2.0], [3.0], [9.0]])
+    found = paired_ratio(shared, 2 * shared)
+    assert found.value == found.low == found.high == pytest.approx(2)
+    assert found.p < 0.05 and found.detectable == pytest.approx(0)
+    texts = shared * np.linspace(1, 2, 20)
+    assert paired_ratio(texts, texts / 4).value == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("num_rounds", [1, 4])
+def test_few_rounds_have_no_interval_and_no_verdict(num_rounds):
+    found = paired_ratio(np.ones((num_rounds, 8)), np.full((num_rounds, 8), 3.0))
+    assert found == (3.0, None, None, None, None)
+    assert verdict(found.low, found.high, 1.5) == INCONCLUSIVE
+
+
+@pytest.mark.parametrize("wrong", [0.0, -1.0, np.nan, np.inf])
+def test_values_that_are_no_durations_are_refused(wrong):
+    with pytest.raises(ValueError, match="positive finite"):
+        paired_ratio(np.array([[1.0], [wrong]]), np.ones((2, 1)))
+    with pytest.raises(ValueError, match="one shape"):
+        paired_ratio(np.ones((2, 1)), np.ones((3, 1)))
+
+
+@pytest.mark.parametrize("num_rounds", [5, 10])
+def test_equal_sides_are_rarely_called_different(num_rounds):
+    """In 100 comparisons without a difference: 5 % by definition."""
+    generator = np.random.default_rng(1)
+    sides = generator.lognormal(0, 0.05, (100, 2, num_rounds, 1))
+    found = [statistics.compared(_median_ratio(*pair), [num_rounds], num_rounds, 1.0, 100) for pair in sides]
+    assert np.mean([not each.low <= 1 <= each.high for each in found]) <= 0.08
+    assert np.mean([each.p < 0.05 for each in found]) <= 0.08
+
+
+def test_holm_corrects_as_in_the_paper():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([]) == [] and holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+def test_verdicts():
+    assert verdict(0.8, 0.9, 1.0) == MET and verdict(1.1, 1.2, 1.0) == MISSED
+    assert verdict(0.9, 1.1, 1.0) == INCONCLUSIVE == verdict(None, None, 1.0) == verdict(np.nan, 1.0, 1.0)
+    assert verdict(1.0, 1.0, 1.0) == MET, "exactly the target"
+
+
+def test_five_repeats_of_a_table_never_turn_a_verdict_over():
+    """Rows from clearly met through the target itself to clearly missed; 5 tables of 5 repeats."""
+    generator, truths = np.random.default_rng(0), (0.8, 0.93, 0.98, 1.0, 1.02, 1.07, 1.3)
+    for _ in range(5):
+        for truth in truths:
+            verdicts = set()
+            for _ in range(5):
+                base = generator.lognormal(0, 0.03, (5, 1)) * generator.lognormal(0, 0.2, (5, 1))
+                other = truth * base * generator.lognormal(0, 0.03, (5, 1))
+                found = statistics.compared(_median_ratio(base, other), [5], 5, 1.0, 150)
+                verdicts.add(verdict(found.low, found.high, 1.0))
+            assert not {MET, MISSED} <= verdicts, truth
+
+
+def _median_ratio(base_RU, other_RU):
+    return lambda rounds: float(np.median(other_RU[rounds] / base_RU[rounds]))

@@ -1,0 +1,252 @@
+"""Remedies of sweeps and comparisons: recipes, results folders, schedulers."""
+
+import json
+import os
+from dataclasses import asdict
+
+from offramp.experiments.results import RECORDS
+from offramp.experiments.steps import take_step
+from offramp.tasks import DataSpec
+from tests.remedies.entries import Entry, closed, corrected, said_by
+
+TOYS = "from offramp.experiments import Grid, experiment\ndef recipe():\n    return {}\n"
+GOOD = "Grid(job='toy', model='toy', rounds=1)"
+MODEL = "model='model', rounds=1, threads=1"
+SWEEP = "sweep recipe.py --out out"
+
+
+def recipe(returned, text=TOYS):
+    """Write a recipe, once, and sweep it."""
+
+    def write(w):
+        (w / "recipe.py").write_text(text.format(returned))
+
+    def work(w):
+        w.once(write)
+        w.run(SWEEP)
+
+    return work
+
+
+def rewritten(returned, words):
+    """An action: correct the recipe."""
+
+    def act(w, said=None):
+        (w / "recipe.py").write_text(TOYS.format(returned))
+
+    return said_by(act, words)
+
+
+def measured(returned):
+    """Write a recipe of a real model, once, and plan it."""
+
+    def write(w):
+        (w / "recipe.py").write_text(TOYS.format(returned))
+
+    def work(w):
+        w.copy("model")
+        w.copy("mine.tsv")
+        w.once(write)
+        w.run(SWEEP + " --dry-run")
+
+    return work
+
+
+def swept(w, out="out"):
+    (w / "recipe.py").write_text(TOYS.format(GOOD))
+    w.run(f"sweep recipe.py --out {out}")
+
+
+def spoilt_results(spoil, command=SWEEP):
+    """Sweep, spoil the results once, and run a command on them."""
+
+    def work(w):
+        w.once(lambda w: (swept(w), spoil(w / "out")))
+        w.run(command)
+
+    return work
+
+
+def elsewhere(w, said=None):
+    w.run("sweep recipe.py --out other")
+
+
+elsewhere.says = "the command with another --out"
+
+
+def damaged(out):
+    lines = (out / RECORDS).read_bytes()
+    (out / RECORDS).write_bytes(lines.replace(b"done", b"gone") + lines)
+
+
+def other_version(out):
+    (out / "results.json").write_text(json.dumps({"format": 99}))
+
+
+def unreadable(out):
+    (out / "results.json").write_text("{")
+
+
+def no_results(w):
+    w.once(lambda w: (w / "out").mkdir())
+    w.run("compare out out")
+
+
+def no_records(w):
+    w.once(lambda w: (w / "recipe.py").write_text(TOYS.format("Grid(job='toy', model='toy', device='board')")))
+    w.once(lambda w: w.run(SWEEP))
+    w.run("compare out out")
+
+
+def compare_with(figure="latency", first=GOOD, second=GOOD, out="out"):
+    def work(w):
+        for number, returned in enumerate((first, second)):
+            (w / "recipe.py").write_text(TOYS.format(returned))
+            w.run(f"sweep recipe.py --out {out}-{number}")
+        w.run(f"compare {out}-0 {out}-1 --figure {figure}")
+
+    return work
+
+
+def strange_folder(w):
+    w.once(lambda w: ((w / "out").mkdir(), (w / "out" / "mine.txt").write_text("x")))
+    recipe(GOOD)(w)
+
+
+def only(text):
+    def work(w):
+        (w / "recipe.py").write_text(TOYS.format(GOOD))
+        w.run(f"{SWEEP} --only {text}")
+
+    return work
+
+
+def scheduler(address):
+    def work(w):
+        (w / "recipe.py").write_text(TOYS.format(GOOD))
+        w.run(f"{SWEEP} --scheduler {address}")
+
+    return work
+
+
+def write_binary(w):
+    (w / "recipe.py").write_bytes(b"\xff")
+
+
+def binary(w):
+    w.once(write_binary)
+    w.run(SWEEP)
+
+
+def identified(train):
+    """Read the data of a recipe as its worker process does, here."""
+
+    def work(w, said=None):
+        w.copy("mine.tsv")
+        if train == "pipe" and not (w / "pipe").exists():
+            os.mkfifo(w / "pipe")
+        step = {"kind": "identify", "models": [], "data": [asdict(DataSpec(train=train))], "offline": True}
+        take_step(step, print)
+
+    return work
+
+
+def without(text):
+    return recipe("", text)
+
+
+TWO = "Grid(job='toy', model='toy', rounds=1, seed={})"
+DATA = "train='mine.tsv', "
+TABLE = [
+    corrected("experiments/comparison.py: no figure {}", compare_with("speed"), "give --figure", compare_with()),
+    corrected(
+        "experiments/comparison.py: no experiment is in both folders",
+        compare_with(first=TWO.format("[1, 2]"), second=TWO.format("[3, 4]")),
+        "compare sweeps of one recipe",
+        compare_with(first=TWO.format(1), second=TWO.format(3), out="other"),
+    ),
+    Entry("experiments/grid.py: cannot read a recipe", binary, "name a Python file", rewritten(GOOD, "a Python file")),
+    Entry(
+        "experiments/grid.py: the recipe has no function recipe()",
+        without("x = 1\n"), "define one that returns a Grid", rewritten(GOOD, "define the function"),
+    ),
+    Entry(
+        "experiments/grid.py: the recipe has no experiments",
+        recipe("Grid(job='toy', model=[])"), "give each option at least one value", rewritten(GOOD, "a model"),
+    ),
+    Entry(
+        "experiments/grid.py: the recipe returns {}, not experiments",
+        recipe("3"), "return a Grid, an experiment, or a list of these", rewritten(f"[{GOOD}]", "return a list"),
+    ),
+    Entry(
+        "experiments/grid.py: the recipe is wrong: {}",
+        recipe("Grid(modell='toy')"), "correct the recipe", rewritten(GOOD, "the recipe with a field that is known"),
+    ),
+    corrected("experiments/grid.py: --only {}: no option", only("modl=a"), "give --only NAME=VALUE", only("model=toy")),
+    corrected(
+        "experiments/grid.py: no experiment is left",
+        only("model=b"), "offramp sweep --dry-run lists all", SWEEP + " --dry-run",
+    ),
+    corrected(
+        "experiments/pools.py: not the address of a scheduler",
+        scheduler("far"), "give tcp://localhost:8786 or tls://HOST:8786", SWEEP,
+    ),
+    closed("experiments/pools.py: no scheduler answers ({})", "research"),
+    closed("experiments/pools.py: a scheduler on another machine needs TLS", "research"),
+    Entry(
+        "experiments/prerequisites.py: exit {}: no goal",
+        measured(f"Grid({DATA}exit='tune:speed=3', {MODEL})"), "give tune:latency=40ms or tune:drop=1",
+        rewritten(f"Grid({DATA}exit='tune:drop=1', {MODEL})", "`tune:drop=1`"),
+    ),
+    Entry(
+        "experiments/prerequisites.py: a training without data",
+        measured(f"Grid(loss='pabee', {MODEL})"), "give task, train or dev",
+        rewritten(f"Grid({DATA}loss='pabee', {MODEL})", "`train`"),
+    ),
+    Entry(
+        "experiments/prerequisites.py: policies leave at other exits",
+        measured(f"Grid(exit='patience:1', {MODEL})"), "give task or dev, or exit none",
+        rewritten(f"Grid(exit='none', {MODEL})", "`exit='none'`"),
+    ),
+    Entry(
+        "experiments/prerequisites.py: exit {} in bulk mode",
+        measured(f"Grid({DATA}exit='oracle', batch='bulk', {MODEL})"), "give a batch size",
+        rewritten(f"Grid({DATA}exit='oracle', batch=4, {MODEL})", "`batch=4`"),
+    ),
+    corrected(
+        "experiments/results.py: not a results folder",
+        no_results, "name a folder that offramp sweep wrote", compare_with(),
+    ),
+    Entry(
+        "experiments/results.py: no records", no_records, "run offramp sweep first",
+        said_by(lambda w, said=None: swept(w), "`offramp sweep`"),
+    ),
+    Entry(
+        "experiments/results.py: the line is damaged",
+        spoilt_results(damaged), "name another --out", elsewhere, again=False,
+    ),
+    Entry(
+        "experiments/results.py: unreadable ({})",
+        spoilt_results(unreadable), "name another folder", elsewhere, again=False,
+    ),
+    Entry(
+        "experiments/results.py: results of format {}",
+        spoilt_results(other_version), "name another --out", elsewhere, again=False,
+    ),
+    Entry(
+        "experiments/results.py: not a results folder: it holds {}",
+        strange_folder, "name a new folder with --out", elsewhere, again=False,
+    ),
+    closed("experiments/steps.py: the transcript has {} rows", "torn"),
+    corrected(
+        "experiments/steps.py: each process reads the data again",
+        identified("pipe"), "give a file", identified("mine.tsv"),
+    ),
+    closed("experiments/steps.py: this toy refuses", "research"),
+    closed("experiments/steps.py: the score is {}", "unreachable"),
+    closed("experiments/sweep.py: {}", "shared"),
+    corrected(
+        "errors.py: not a folder | no such {}",
+        "compare none none", "name a folder that offramp sweep wrote", compare_with(),
+    ),
+]  # fmt: skip
