@@ -26,10 +26,15 @@ class Listener(logging.Handler):
 
 @pytest.fixture
 def warned():
-    listener = Listener()
-    logging.getLogger("transformers").addHandler(listener)
+    listener, logger = Listener(), logging.getLogger("transformers")
+    level, disabled = logger.level, logging.root.manager.disable
+    logger.setLevel(logging.WARNING)  # another test may have left other settings
+    logging.disable(logging.NOTSET)
+    logger.addHandler(listener)
     yield listener.records
-    logging.getLogger("transformers").removeHandler(listener)
+    logger.removeHandler(listener)
+    logger.setLevel(level)
+    logging.disable(disabled)
 
 
 @pytest.mark.parametrize("model_type", ["bert", "distilbert", "roberta", "electra"])
