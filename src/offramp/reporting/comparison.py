@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 
 from offramp.measure import median, percentile
-from offramp.tasks.metrics import paired_bootstrap
+from offramp.measure.statistics import paired_ratio
 from offramp.units import format_duration, format_size
 
 TOLERANCES = {"fp32": (0.001, 0.0), "fp16": (0.05, 0.8), "bf16": (0.1, 0.8), "int8": (0.25, 0.8)}
 """Precision -> largest difference of a score from the reference, as a fraction of the range of all scores, and smallest
 fraction of inputs with the same label. Measured on random weights of BERT-base's shape, whose scores differ little:
 fp32 1e-5, bf16 0.03, int8 0.03; another text gives 0.3. Float32 has no condition on labels: near ties may differ."""
-NUM_DRAWS = 2000
 Record = Mapping[str, Any]
 """One process: `name`, `round` (None: in the memory group), and `result` or `failed`."""
 
@@ -135,14 +134,15 @@ def compare(scores_NC: Sequence[Sequence[float]], others_NC: Sequence[Sequence[f
 
 
 def _ratio(candidate: Candidate, baseline: Candidate) -> tuple[float | None, float | None, float | None]:
-    """Return the ratio of latencies within rounds and its interval, which one round does not have."""
+    """Return the ratio of latencies within rounds and its interval, which few rounds do not have."""
     mine, theirs = (
         {n: median(r["latencies_seconds"]) for n, r in each.results.items()} for each in (candidate, baseline)
     )
-    ratio_R = np.array([mine[number] / theirs[number] for number in sorted(mine.keys() & theirs.keys())])
-    if len(ratio_R) < 2:
-        return (float(ratio_R[0]) if len(ratio_R) else None), None, None
-    return paired_bootstrap(lambda draw: float(np.median(ratio_R[draw])), ratio_R.shape, NUM_DRAWS)
+    both = sorted(mine.keys() & theirs.keys())
+    if not both:
+        return None, None, None
+    found = paired_ratio(np.array([[theirs[number]] for number in both]), np.array([[mine[number]] for number in both]))
+    return found.value, found.low, found.high
 
 
 def _in_group(candidate: Candidate) -> dict[str, Any]:

@@ -203,11 +203,8 @@ class Ring(Forked):
         self._pool.close()
         self._resident_slots = {}
         self._residents.clear()
-        self._read, self._on_read, self._wait = (
-            _never,
-            _never,
-            _never,
-        )  # they may refer to this ring, which would stay until collected
+        # They may refer to this ring, which would stay until collected.
+        self._read = self._on_read = self._wait = _never
 
     def before_fork(self) -> None:
         """Take the lock, so that no thread is in the middle of a change. Give up if the forking thread holds it."""
