@@ -847,6 +847,37 @@ def test_a_tied_table_that_the_first_stage_needs_as_a_whole_is_read_for_it(tmp_p
         assert running.counts.peak_weight_bytes <= table + (64 << 10)
 
 
+class WholeTableBesideAnother(nn.Module):
+    """Its first part multiplies by a weight of its own, and by the whole table that it looked up."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.first = nn.Embedding(2880, 256), nn.Parameter(torch.randn(512, 512) / 23)
+        self.blocks = nn.ModuleList(nn.Linear(500, 500, bias=False) for _ in range(3))
+        self.head = nn.Linear(256, 2880, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, ids):
+        hidden = torch.cat([self.table(ids)] * 2, -1) @ self.first
+        hidden = (hidden + nn.functional.linear(hidden[..., :256], self.table.weight)[..., :512])[..., :500]
+        for block in self.blocks:
+            hidden = torch.tanh(block(hidden))
+        return self.head(hidden[..., :256])
+
+
+@pytest.mark.parametrize("spare_bytes", [16 << 10, 300 << 10, 1 << 20])
+def test_a_tied_table_has_a_place_beside_the_weights_of_the_first_stage(tmp_path, spare_bytes):
+    """It is taken to be looked up only. Where it shared memory with another weight of that stage, the stream waited
+    for ever.
+    """
+    module, asked = made(WholeTableBesideAnother), torch.arange(7)[None]
+    wanted, store = module(asked), offramp.divide(module, asked, tmp_path / "store", stage_bytes=1 << 20)
+    both = module.table.weight.nbytes + module.first.nbytes
+    with offramp.stream(module, store, weight_budget=both + spare_bytes) as running:
+        for _ in range(3):
+            assert torch.allclose(running(asked), wanted, atol=1e-5)
+
+
 def test_what_the_first_pass_adds_to_the_process_is_taken_off_the_weights(tmp_path):
     """As libraries do, which load code when they first run."""
     make, x = lambda: nn.Sequential(*(nn.Linear(512, 512) for _ in range(12))), torch.ones(1, 512)

@@ -30,7 +30,7 @@ from offramp.program.program import Call
 from offramp.runtime.config import AUTO
 from offramp.runtime.feed import Buffers, WeightFeed
 from offramp.runtime.footprint import free_heap
-from offramp.runtime.ledger import BUDGET, LEDGER, Limit, Share, least_limit
+from offramp.runtime.ledger import BUDGET, LEDGER, MEMORY, Limit, Share, least_limit
 from offramp.runtime.memory_model import HEADROOM_BYTES, stream_bytes
 from offramp.runtime.planner import page_rounded, too_small
 from offramp.runtime.ring import Turn
@@ -211,7 +211,9 @@ class Stream:
     def _open_feed(self, kept: Mapping[str, Slot]) -> WeightFeed:
         """Start to read; `kept` are slots of residents that the module refers to."""
         sizes = {name: page_rounded(shard.bytes) for name, shard in self._shards.items()}
-        streamed, is_aligned = _streamed(self._needs, self.plan), self._reads.name == "mapped"
+        # A table that is taken to be looked up only may be needed as a whole after all: it has a place of its own.
+        places = [[*names, *self._looked_up.get(index, ())] for index, names in enumerate(self._needs)]
+        streamed, is_aligned = _streamed(places, self.plan), self._reads.name == "mapped"
         self._arena = Arena(streamed, sizes, self._sizes, self.plan.pool_bytes, is_aligned=is_aligned)
         residents = {name: kept.get(name) or Slot(sizes[name]) for name in sorted(self.plan.residents)}
         buffers = Buffers(self._arena, residents, READ_AHEAD)
@@ -565,7 +567,8 @@ def stream(
     sizes = placement.slot_bytes(opened)
     plan = _plan_of_process(module, opened, limit, activation_bytes, sizes)
     budget_bytes = limit.num_bytes if limit.source == BUDGET else None
-    process_bytes = limit.num_bytes - limit.reserved_bytes
+    is_free = limit.source == MEMORY and all(map(plan.residents.issuperset, placement.streamed_shards(opened)))
+    process_bytes = None if is_free else limit.num_bytes - limit.reserved_bytes
     bounds = Bounds(outside, limit.source, budget_bytes, activation_bytes, process_bytes)
     return Stream(module, opened, plan, sizes, config, bounds)
 
