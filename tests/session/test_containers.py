@@ -83,6 +83,9 @@ def test_a_lowered_limit_leaves_fewer_weights_in_memory_and_the_same_answers(she
         container(10 * MIB)
         with pytest.raises(BudgetError, match=r"container of 10\.0 MiB is too small"):
             classifier.predict(TEXTS)
+        assert not classifier.feed.is_open, "nothing of the plan that does not fit stays in memory"
+        with pytest.raises(ValueError, match="not open"):
+            classifier.predict(TEXTS)
 
 
 @pytest.mark.parametrize("backend", STARTS)

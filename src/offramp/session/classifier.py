@@ -30,7 +30,7 @@ from offramp.runtime.guard import NO_DEADLINE, Guard
 from offramp.runtime.inputs import InputReader
 from offramp.runtime.ledger import BUDGET, CONTAINER, LEDGER, Limit, Share, system_limit
 from offramp.runtime.memory_model import SMALL_LENGTH, Footprint, MemoryModel, Workload
-from offramp.runtime.planner import UNRESTRICTED, Strategy
+from offramp.runtime.planner import UNRESTRICTED, Plan, Strategy
 from offramp.runtime.run_plan import Reads, allocate, choose_reads, make_run_plan, plan_items
 from offramp.runtime.schedule import Schedule
 from offramp.runtime.sweep import Outcome, PassCost
@@ -144,12 +144,6 @@ class Classifier(Forked):
         self.measured = LEDGER.moment()
         self._left: Optional[Limit] = None
         self._make_plan()
-        growth_bytes = self.plan.predicted_peak_bytes - self.plan.base_bytes
-        streamed = [
-            name for name in dict.fromkeys(item.shard for item in self.items) if name not in self.plan.residents
-        ]
-        available = measure.available_bytes()
-        self.planned_reads: Reads = choose_reads(store, settings.reads, streamed, growth_bytes, available)
         self.trace, self.counts = _new_trace(settings), RunCounts()
         self._lock, self._is_forked, self._is_freed = threading.Lock(), False, False
         self._engine: Optional[Engine] = None
@@ -310,7 +304,7 @@ class Classifier(Forked):
         if left != self._left:
             uses, batches, own = self.items, self._workload.num_batches, settings.own_process
             plan = make_run_plan(self.schedule, uses, batches, footprint, left, own, settings.strategy)
-            self._left, self.plan = left, plan
+            self._left, self.plan, self.planned_reads = left, plan, _reads_for(self, plan)
 
     def _warm_up(self, num_rows: int, length: int) -> None:
         """Run what a pass of [B, S] tokens runs, without weights, so that code and heap are as a pass leaves them."""
@@ -369,6 +363,13 @@ def _open(classifier: Classifier) -> None:
     LEDGER.reserve(classifier, _share(classifier, feed))
 
 
+def _reads_for(classifier: Classifier, plan: Plan) -> Reads:
+    """Return how the shards that a plan streams are read."""
+    streamed = dict.fromkeys(item.shard for item in classifier.items if item.shard not in plan.residents)
+    growth_bytes, reads = plan.predicted_peak_bytes - plan.base_bytes, classifier.settings.reads
+    return choose_reads(classifier.store, reads, list(streamed), growth_bytes, measure.available_bytes())
+
+
 def _new_feed(classifier: Classifier) -> WeightFeed:
     reads, stage_of = classifier.planned_reads, classifier.schedule.stage_of
     buffers = allocate(classifier.store, classifier.plan, reads)
@@ -386,16 +387,21 @@ def _follow_container(classifier: Classifier) -> None:
     lowered = {"budget_bytes": limit.num_bytes, "limited_by": limit.source, "margin_bytes": limit.margin_bytes}
     # The peak so far is that of the larger plan, and counts no longer.
     classifier.settings = replace(classifier.settings, own_process=False, **lowered)
-    LEDGER.release(classifier)
-    classifier._make_plan()
-    require_feasible(classifier)
-    before, plan = engine.feed, classifier.plan
-    before.close()
-    feed = engine.feed = _new_feed(classifier)
-    feed.count_read(before.bytes_read)
-    feed.count_charged(before.bytes_used)
-    feed.pass_index = before.pass_index
-    LEDGER.reserve(classifier, _share(classifier, feed))
+    with LEDGER.lock:
+        LEDGER.release(classifier)
+        classifier._make_plan()
+        try:
+            require_feasible(classifier)
+        except BaseException:
+            _free(classifier)
+            raise
+        before, plan = engine.feed, classifier.plan
+        before.close()
+        feed = engine.feed = _new_feed(classifier)
+        feed.count_read(before.bytes_read)
+        feed.count_charged(before.bytes_used)
+        feed.pass_index = before.pass_index
+        LEDGER.reserve(classifier, _share(classifier, feed))
     size, weights = (format_size(num) for num in (limit.num_bytes + limit.margin_bytes, plan.resident_bytes))
     notice(f"the container was lowered to {size}: {plan.num_slots} slots and {weights} of weights stay in memory")
 
