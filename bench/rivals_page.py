@@ -17,8 +17,7 @@ from processes import offramp, rival
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "results" / "rivals.md"
-BUDGETS = "resident,192MiB,128MiB,96MiB"
-NARROW_BUDGETS = ",80MiB"
+BUDGETS = "resident,192MiB,128MiB,96MiB,80MiB"
 TORCH = ("torch==2.13.0", "transformers", "accelerate")
 PACKAGES = {
     "transformers": None,
@@ -54,7 +53,7 @@ def main() -> int:
     """Build what is missing, measure, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="models, stores, environments and records; 9 GB")
-    parser.add_argument("--rounds", default="10", help="processes of each run (default: %(default)s)")
+    parser.add_argument("--rounds", default="6", help="processes of each run (default: %(default)s)")
     parser.add_argument("--against", help="rivals and their interpreters (default: all, installed under OUT)")
     parser.add_argument(
         "--group", default="128MiB", help="limit of the memory cgroup; root only (default: %(default)s)"
@@ -82,14 +81,9 @@ def stores(folders: Folders, model: Path) -> list[str]:
     narrow = folders.out / "store-int8"
     if not folders.store.exists():
         run(offramp("divide", model, folders.store), folders)
-    has_narrow = (
-        "--dtype" in subprocess.run(offramp("divide", "--help"), capture_output=True, text=True, check=True).stdout
-    )
-    if not has_narrow:
-        return ["--budget", BUDGETS]
     if not narrow.exists():
         run(offramp("divide", model, narrow, "--dtype", "int8"), folders)
-    return ["--budget", BUDGETS + NARROW_BUDGETS, "--also", str(narrow)]
+    return ["--budget", BUDGETS, "--also", str(narrow)]
 
 
 def installed(place: Path) -> list[str]:

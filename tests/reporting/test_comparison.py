@@ -98,3 +98,15 @@ def test_names_do_not_break_the_page():
     text = page(rows, About("offramp bench", "2026-01-01", "BERT", facts, ("avx2",), 2, "128 MiB", 60.0))
     assert "<script>" not in text and "a\\|b'&lt;script>" in text and "- c: &lt;b>\\|" in text
     assert "In a memory cgroup of 128 MiB" in text and "1.00 min" not in text and "to finish" in text
+
+
+def test_ratios_are_to_a_run_whose_answers_count():
+    wrong = candidate(
+        "transformers-bf16", *(result(1.0, scores=[[9.0, -9.0]] * len(SCORES)) for _ in range(5)), precision="bf16"
+    )
+    good, other = (
+        candidate(name, *map(result, [seconds] * 5)) for name, seconds in (("transformers", 2.0), ("b", 1.0))
+    )
+    rows = rows_of([wrong, good, other])
+    assert [row.ratio for row in rows] == [None, 1.0, 0.5] and "answers differ" in rows[0].reason
+    assert "of transformers [95 %]" in table_cells(rows, None)[0]

@@ -25,7 +25,7 @@ from offramp.checkpoints.inputs import PLAIN_OUTPUT, AnyRows, has_known_names, t
 from offramp.checkpoints.source import open_source
 from offramp.checkpoints.weights import read_small
 from offramp.errors import NonFiniteError, OfframpError, SourceError, UsageError, said, system_error
-from offramp.measure import num_cores
+from offramp.measure import default_threads
 from offramp.policies import parse
 from offramp.program.inputs import Batch
 from offramp.program.program import BATCH_TOKENS, POSITION_IDS, TEXT_INPUTS, Call
@@ -148,7 +148,7 @@ class StoredWithExits(nn.Module):
         """`trust_kernels`: captured kernels may contain operations outside the table of PyTorch."""
         super().__init__()
         self._program, self._inputs = store.program, InputReader(store)
-        self._backend = TorchBackend(store, num_cores(), trust_kernels=trust_kernels)
+        self._backend = TorchBackend(store, default_threads().number, trust_kernels=trust_kernels)
         has_exits = store.manifest.exits is not None
         self._exits = load_exits(store, parse("none"), needs_all=has_exits) if has_exits else {}
         self.heads = range(len(self._exits))

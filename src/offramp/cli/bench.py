@@ -212,7 +212,7 @@ def _write_page(args: argparse.Namespace, comparison: Any, rows: Any) -> None:
     import sys
 
     from offramp.experiments.against import GROUP_SECONDS, describe
-    from offramp.measure.hardware import environment, instructions, num_cores
+    from offramp.measure.hardware import default_threads, environment, instructions
     from offramp.reporting.comparison import About, page
     from offramp.store.files import write_atomic
 
@@ -222,7 +222,7 @@ def _write_page(args: argparse.Namespace, comparison: Any, rows: Any) -> None:
         model=describe(comparison),
         environment=environment(args.store),
         instructions=instructions(),
-        threads=args.threads or num_cores(),
+        threads=args.threads or default_threads().number,
         group=named_size(args.group) if args.group else None,
         group_seconds=GROUP_SECONDS,
     )

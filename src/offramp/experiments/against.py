@@ -28,7 +28,7 @@ from offramp.experiments.rivals import (
     prepared,
     versions,
 )
-from offramp.measure import num_cores
+from offramp.measure import default_threads
 from offramp.profiling.random_inputs import random_length, random_numbers
 from offramp.reporting.comparison import Candidate
 from offramp.runtime.config import EngineConfig
@@ -139,7 +139,7 @@ def _trials(comparison: Comparison, log: Log) -> list[Trial]:
     model = comparison.model or _loadable(comparison.stores)
     with Store(comparison.stores[0], "never") as store:
         inputs = _inputs(comparison, store, log)
-    threads = comparison.config.threads or num_cores()
+    threads = comparison.config.threads or default_threads().number
     digest = model_digest(model)
     rivals = [_rival(chosen, model, digest, inputs, threads, log) for chosen in comparison.chosen]
     return [*rivals, *(trial for path in comparison.stores for trial in _settings(comparison, path, inputs))]

@@ -20,7 +20,7 @@ from offramp.errors import MissingExtraError
 from offramp.experiments.children import Log, run_worker
 from offramp.experiments.choosing import choose, try_policies
 from offramp.experiments.jobs import WorkerJob
-from offramp.measure import MemorySample, Span, num_cores, wilson_interval
+from offramp.measure import MemorySample, Span, default_threads, wilson_interval
 from offramp.policies.evidence import SINGLE_LABEL
 from offramp.runtime.config import EngineConfig
 from offramp.session.inputs import InputSource
@@ -84,7 +84,7 @@ def demo(out: Path, budget: int | None, log: Log) -> Report:
     log(f"dividing {out / 'run'} into {store}")
     divide(out / "run", store, force=store.exists())
     inputs.write_text("".join(json.dumps({"text": article.text}) + "\n" for article in test))
-    streamed = EngineConfig(max_length=MAX_LENGTH, threads=num_cores(), budget=budget)
+    streamed = EngineConfig(max_length=MAX_LENGTH, threads=default_threads().number, budget=budget)
     streamed = replace(streamed, budget=_budget(store, streamed))
     job = WorkerJob("run", str(store), streamed, InputSource(file=str(inputs)))
     rows = _compare(job, out / "run", test, policy, log)

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from offramp.measure.groups import number_of, table_of
+
 ROOT = Path("/sys/fs/cgroup")
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 REMOVAL_SECONDS = 10
@@ -43,19 +45,12 @@ class MemoryGroup:
         hit, and the number of processes that the kernel killed for it. None: this kernel does not say.
         """
         if self.is_v1:
-            hits, killed = self._number("memory.failcnt"), self._table("memory.oom_control").get("oom_kill")
-            return {"charged_peak_bytes": self._number("memory.max_usage_in_bytes"), "hits": hits, "killed": killed}
-        events = self._table("memory.events")
-        peak_bytes = self._number("memory.peak")
+            killed = table_of(self.folder / "memory.oom_control").get("oom_kill")
+            peak_bytes, hits = (number_of(self.folder / f"memory.{name}") for name in ("max_usage_in_bytes", "failcnt"))
+            return {"charged_peak_bytes": peak_bytes, "hits": hits, "killed": killed}
+        events = table_of(self.folder / "memory.events")
+        peak_bytes = number_of(self.folder / "memory.peak")
         return {"charged_peak_bytes": peak_bytes, "hits": events.get("max"), "killed": events.get("oom_kill")}
-
-    def _number(self, name: str) -> int | None:
-        path = self.folder / name
-        return int(path.read_text()) if path.exists() else None
-
-    def _table(self, name: str) -> dict[str, int]:
-        lines = (self.folder / name).read_text().split("\n")
-        return {key: int(value) for key, _, value in (line.partition(" ") for line in lines) if value}
 
 
 def missing(root: Path = ROOT) -> str | None:

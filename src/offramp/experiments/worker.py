@@ -18,7 +18,7 @@ from typing import Any, Callable
 
 from offramp.errors import OfframpError, UsageError, system_error
 from offramp.experiments.jobs import WARM_UP_PASSES, WorkerJob
-from offramp.measure import MemorySampler, median, num_cores, read_memory
+from offramp.measure import MemorySampler, default_threads, median, read_memory
 from offramp.measure.processes import die_with_parent, is_orphan
 from offramp.policies import Policy
 from offramp.runtime.config import BULK
@@ -189,7 +189,7 @@ def _reference(job: WorkerJob) -> dict[str, Any]:
     from offramp.tasks.model_files import files_of
     from offramp.tasks.tokenizer import require_safe
 
-    torch.set_num_threads(job.config.threads or num_cores())
+    torch.set_num_threads(job.config.threads or default_threads().number)
     require_safe(files_of(job.store))
     tokenizer = AutoTokenizer.from_pretrained(job.store, local_files_only=True)  # a folder  # nosec B615
     model = AutoModelForSequenceClassification.from_pretrained(  # a folder  # nosec B615

@@ -71,12 +71,13 @@ class Candidate:
 
 
 def rows_of(candidates: Sequence[Candidate]) -> list[Row]:
-    """Return a row for each candidate. The baseline is the first that was measured; the reference of the answers is the
-    first of these in float32.
+    """Return a row for each candidate. The baseline is the first whose answers agree; the reference of the answers is
+    the first that was measured in float32.
     """
     measured = [each for each in candidates if each.results]
     reference = next((each for each in measured if each.precision == "fp32"), None)
-    return [_row(each, measured[0], reference) if each.results else _absent(each) for each in candidates]
+    baseline = next((each for each in measured if _fault(each, reference) is None), None)
+    return [_row(each, baseline, reference) if each.results else _absent(each) for each in candidates]
 
 
 def _absent(candidate: Candidate) -> Row:
@@ -85,19 +86,32 @@ def _absent(candidate: Candidate) -> Row:
     return Row(candidate.name, candidate.precision, candidate.versions, reason, **_in_group(candidate))
 
 
-def _row(candidate: Candidate, baseline: Candidate, reference: Candidate | None) -> Row:
+def _fault(candidate: Candidate, reference: Candidate | None) -> str | None:
+    """Return what is wrong with the answers of a candidate, or None."""
+    if reference is None:
+        return None
+    difference, same_labels = compare(_first(candidate)["scores"], _first(reference)["scores"])
+    largest, fewest = TOLERANCES[_precision(candidate)]
+    if difference <= largest and same_labels >= fewest:
+        return None
+    return (
+        f"its answers differ from those of {reference.name} by {difference:.2g} of the range of scores"
+        f" ({largest:g} is allowed), {100 * same_labels:.0f} % equal labels"
+    )
+
+
+def _precision(candidate: Candidate) -> str:
+    return _first(candidate).get("precision") or candidate.precision
+
+
+def _row(candidate: Candidate, baseline: Candidate | None, reference: Candidate | None) -> Row:
     results = list(candidate.results.values())
-    precision = results[0].get("precision") or candidate.precision
-    about: dict[str, Any] = {"name": candidate.name, "precision": precision, "versions": candidate.versions}
+    about: dict[str, Any] = {"name": candidate.name, "precision": _precision(candidate), "versions": candidate.versions}
     if reference is not None:
         about["difference"], about["same_labels"] = compare(results[0]["scores"], _first(reference)["scores"])
-        largest, fewest = TOLERANCES[precision]
-        if about["difference"] > largest or about["same_labels"] < fewest:
-            reason = (
-                f"its answers differ from those of {reference.name} by {about['difference']:.2g} of the range of"
-                f" scores ({largest:g} is allowed), {100 * about['same_labels']:.0f} % equal labels"
-            )
-            return Row(**about, reason=reason)
+    reason = _fault(candidate, reference)
+    if reason is not None or baseline is None:
+        return Row(**about, reason=reason)
     latencies = [seconds for result in results for seconds in result["latencies_seconds"]]
     ratio, low, high = _ratio(candidate, baseline)
     return Row(
