@@ -131,3 +131,27 @@ def test_the_command_prints_a_table_or_lines(tmp_path, capsys):
     assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--figure", "score"]) == 0
     assert "difference [95 %]" in capsys.readouterr().out
     assert main(["compare", str(tmp_path / "a"), str(tmp_path / "none")]) == 2
+
+
+def test_the_target_of_a_score_is_the_loss():
+    same = [record(wrong=6, number=number, exit="none") for number in range(1, 6)]
+    worse = [record(wrong=24, number=number, exit="patience:1") for number in range(1, 6)]
+    targets = [compare(*sides, "score", at_most=2.0).rows[0].target for sides in ((same, worse), (worse, same))]
+    assert targets == ["missed", "met"]
+
+
+def test_records_of_inputs_that_have_changed_since_are_left_out():
+    old, new = rounds(0.01, exit="none"), rounds(0.03, 6, exit="none")
+    changed = [{**each, "key": "k2", "id": f"k2.{each['round']}"} for each in new]
+    (row,) = compare(new, [*old, *changed], "latency").rows
+    assert row.rounds == 6 and row.compared.value == pytest.approx(1)
+
+
+def test_an_infinite_ratio_has_no_value_in_json(tmp_path, capsys):
+    for name, num_bytes in (("a", 0.0), ("b", 5.0)):
+        with Results(tmp_path / name, print) as results:
+            for each in rounds(0.01):
+                results.add({**each, "figures": {**each["figures"], "bytes": num_bytes}})
+    capsys.readouterr()
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--figure", "bytes", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["compared"]["value"] is None

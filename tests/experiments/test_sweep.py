@@ -334,3 +334,15 @@ def test_a_narrow_experiment_divides_and_its_transcript_is_of_the_narrow_store(t
     assert divided.arguments == {"model": "m", "dtype": "int8"}
     assert answering.arguments["model"] == narrow.store == str(divided.folder / "store")
     assert not {step.name for step in full.steps.values()} & {step.name for step in narrow.steps.values()}
+
+
+def test_experiments_that_differ_in_their_rounds_share_those_that_both_have(tmp_path):
+    both = [*Grid(job="toy", model="toy", rounds=3), *Grid(job="toy", model="toy", rounds=2)]
+    plan = plan_sweep(both, tmp_path, [], SweepSettings(), ignore)
+    assert [job.number for job in plan.jobs] == [1, 2, 3]
+
+
+def test_an_invalid_policy_of_random_exits_is_refused_before_anything_is_made(tmp_path):
+    each = experiment(model="m", data="glue", task="sst2", exit="random:confidnce:0.9")
+    with pytest.raises(UsageError, match="invalid exit policy"):
+        needs_of(each, Source("m", "d", True), "rows", tmp_path)

@@ -4,11 +4,12 @@ offramp compare results/a results/b --figure latency
 
 The ratio is that of the second folder to the first, the median over rounds; for the score it is the difference in
 points. Verdicts hold for the whole table: p-values are corrected for the number of rows (Holm). With fewer than 5
-rounds there are no intervals, and every verdict is inconclusive.
+rounds there are no intervals, and every verdict is inconclusive; scores are paired over rows, not over rounds.
 """
 
 import argparse
 from dataclasses import asdict
+from math import isfinite
 from pathlib import Path
 
 from offramp.cli.options import emit, log, table_of
@@ -21,7 +22,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("second", help="the results folder that is compared with it")
     figures = "latency, time_per_input, memory, bytes, mean_exit or score (default: latency)"
     add("--figure", default="latency", metavar="NAME", help=figures)
-    add("--at-most", type=float, metavar="X", help="also judge a target: the ratio (of scores: the difference)")
+    add(
+        "--at-most",
+        type=float,
+        metavar="X",
+        help="also say whether the ratio (of scores: the loss in points) is at most X",
+    )
     add("--json", action="store_true", help="print one JSON line per experiment")
 
 
@@ -36,7 +42,9 @@ def main(args: argparse.Namespace) -> None:
         log(line)
     if args.json:
         for row in found.rows:
-            tree = {**asdict(row), "compared": row.compared._asdict()}
+            result = row.compared._asdict()  # a ratio to nothing is infinite, which JSON cannot say
+            result["value"] = result["value"] if isfinite(result["value"]) else None
+            tree = {**asdict(row), "compared": result}
             emit({"figure": args.figure, "changed": found.changed, **tree})
         return
     for name, (before, after) in found.changed.items():
@@ -54,8 +62,8 @@ def main(args: argparse.Namespace) -> None:
     show = found.figure.show
     columns = {
         "experiment": lambda row: row.name,
-        "first": lambda row: show(row.first),
-        "second": lambda row: show(row.second),
+        f"{args.figure}, first folder": lambda row: show(row.first),
+        f"{args.figure}, second folder": lambda row: show(row.second),
         "difference [95 %]" if args.figure == "score" else "ratio [95 %]": interval,
         "rounds": lambda row: row.rounds,
         "p (Holm)": lambda row: f"{row.p:.3f}",

@@ -28,8 +28,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--only", action="append", default=[], metavar="NAME=VALUE[,VALUE...]", help="run these experiments only")
     add("--limit", type=count, metavar="N", help="run at most N jobs")
     add("--dry-run", action="store_true", help="print what would run, and how long, and run nothing")
-    add("--jobs", type=count, default=1, metavar="N", help="processes beside each other that measure no time")
-    add("--share-cores", action="store_true", help="measure times with --jobs processes beside each other")
+    jobs = "run up to N untimed jobs (training, division) at once (default: 1)"
+    add("--jobs", type=count, default=1, metavar="N", help=jobs)
+    add("--share-cores", action="store_true", help="also run timed jobs N at once: they slow each other down")
     add("--scheduler", metavar="ADDRESS", help="a dask scheduler: tcp://localhost:8786, or tls://HOST:8786")
     add("--device", metavar="NAME", help="name of this machine, for experiments with a device (default: the host's)")
     add("--json", action="store_true", help="print one JSON object at the end")

@@ -114,9 +114,17 @@ def _rows(figure: Figure, found: Sequence[tuple[str, Any, Comparison]], at_most:
     rows = []
     for (name, sides, result), p in zip(found, corrected, strict=True):
         first, second = (median([record["figures"][figure.name] for record in side]) for side in sides)
-        target = None if at_most is None else verdict(result.low, result.high, at_most)
+        target = None if at_most is None else _target(figure, result, at_most)
         rows.append(Row(name, first, second, len(sides[0]), result, p, _verdict(figure, result, p), target))
     return tuple(rows)
+
+
+def _target(figure: Figure, result: Comparison, at_most: float) -> str:
+    """Return whether a ratio, or the loss of a score in points, is at most the target."""
+    low, high = result.low, result.high
+    if figure.name == "score" and low is not None and high is not None:
+        low, high = -high, -low
+    return verdict(low, high, at_most)
 
 
 def _verdict(figure: Figure, result: Comparison, p: float) -> str:
@@ -218,5 +226,7 @@ def _named(options: Options, varied: set[str]) -> str:
 
 
 def _usable(records: Iterable[Record], name: str) -> dict[int, Record]:
-    """Return the records by round that have a figure which is a number."""
-    return {record["round"]: record for record in records if record["figures"].get(name) is not None}
+    """Return the records by round that have a figure which is a number, of the inputs that were measured last."""
+    known = list(records)
+    current = [record for record in known if record["key"] == known[-1]["key"]]
+    return {record["round"]: record for record in current if record["figures"].get(name) is not None}

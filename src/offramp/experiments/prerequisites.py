@@ -24,7 +24,8 @@ from offramp.units import parse_duration
 MADE = "made.json"
 TIMED = ("profile",)
 """Kinds that measure time: nothing runs beside them."""
-_TUNE, _BOUNDS = "tune:", ("oracle", "random:")
+_TUNE, _RANDOM = "tune:", "random:"
+_BOUNDS = ("oracle", _RANDOM)
 _GOALS = {"latency": ("latency_seconds", parse_duration), "drop": ("max_drop", float)}
 
 
@@ -171,6 +172,10 @@ def _require_consistent(each: Experiment) -> None:
         raise UsageError(f"exit {exit} in bulk mode, which runs rows in another order", each.model, "give a batch size")
     if exit.startswith(_TUNE):
         goal_of(exit)
+    if exit.startswith(_RANDOM):
+        from offramp.policies import parse
+
+        parse(exit[len(_RANDOM) :])  # an invalid policy is refused before anything is made
 
 
 def measuring_job(each: Experiment, number: int, needs: Needs) -> WorkerJob:

@@ -126,6 +126,7 @@ def _sample(step: Tree, log: Log) -> Any:
     from offramp.experiments.task_bench import take_sample, write_inputs
     from offramp.store import Store
     from offramp.store.manifest import require_head
+    from offramp.store.policy_file import write_json
 
     out, tree = Path(step["out"]), step["data"]
     with Store(step["store"], "never") as store:
@@ -140,7 +141,7 @@ def _sample(step: Tree, log: Log) -> Any:
     truth = [value.item() for value in sample.truth_N]
     facts = {"split": sample.split, "metrics": sample.metrics, "labels": sample.labels, "truth": truth}
     known = {"data_sha256": sample.data_sha256, "training_rows": sample.training_rows, "max_length": length}
-    _write(out / SAMPLE, {**facts, **known, "inputs": inputs.name})
+    write_json(out / SAMPLE, {**facts, **known, "inputs": inputs.name})
     return known
 
 
@@ -173,6 +174,7 @@ def _tune(step: Tree, log: Log) -> Any:
 
 def _exits(step: Tree, log: Log) -> Any:
     from offramp.experiments.bounds import exits_of
+    from offramp.store.policy_file import write_json
     from offramp.store.transcript import read_transcript
     from offramp.tasks.examples import spread
 
@@ -183,7 +185,7 @@ def _exits(step: Tree, log: Log) -> Any:
     if len(exits) != len(sample["truth"]):
         what = f"the transcript has {len(exits)} rows, the sample {len(sample['truth'])}"
         raise RefusedError(what, step["transcript"], "name another --out")
-    _write(Path(step["out"]) / EXITS, exits)
+    write_json(Path(step["out"]) / EXITS, exits)
     return {"mean_exit": sum(exits) / len(exits)}
 
 
@@ -264,9 +266,3 @@ def _scored(sample: Tree, texts: Tree) -> dict[str, Any]:
     if not all(map(np.isfinite, scores.values())):
         raise NonFiniteError(f"the score is {scores['score']}", None, "train the exits again")
     return {"scores": scores, "answers": answers, "truth": sample["truth"], "metrics": sample["metrics"]}
-
-
-def _write(path: Path, tree: Any) -> None:
-    from offramp.store.files import write_atomic
-
-    write_atomic(path, [json.dumps(tree).encode()])

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import platform
 import re
 import subprocess
@@ -30,7 +29,7 @@ from offramp.experiments.specification import MEASURE, Experiment, names_of
 from offramp.experiments.steps import PROFILE
 from offramp.measure import median
 from offramp.runtime.profile import profile_from_json, save_profile
-from offramp.store.files import write_atomic
+from offramp.store.policy_file import write_json
 from offramp.units import format_duration
 
 DONE, FAILED = "done", "failed"
@@ -102,8 +101,9 @@ def plan_sweep(experiments: Sequence[Experiment], folder: Path, records: Sequenc
         needs = needs_of(each, source, data, made)
         found.append(Job(each.key(inputs), 1, each, inputs, needs))
     recorded = {record["id"] for record in records}
-    jobs = [job for job in _in_rounds(found) if job.id not in recorded]
-    num_recorded = sum(job.experiment.rounds for job in found) - len(jobs)
+    every = {job.id: job for job in _in_rounds(found)}  # experiments that differ in their number of rounds share some
+    jobs = [job for job in every.values() if job.id not in recorded]
+    num_recorded = len(every) - len(jobs)
     kept = jobs[: settings.limit]
     steps = {name: step for job in kept for name, step in job.needs.steps.items() if not step.is_made}
     elsewhere = [each for each in experiments if each not in possible]
@@ -271,11 +271,6 @@ class Runner:
     def _workers(self, num_workers: int) -> int:
         """Return how many jobs run at once. Machines of a scheduler do not share cores."""
         return num_workers if self.pool.is_here else self.pool.num_workers
-
-
-def write_json(path: Path, tree: Any) -> None:
-    """Write a small file so that it is complete or absent."""
-    write_atomic(path, [json.dumps(tree).encode()])
 
 
 def git_state() -> dict[str, Any] | None:

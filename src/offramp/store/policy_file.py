@@ -125,8 +125,8 @@ def facts_from_json(kind: Type[_Facts], tree: Mapping[str, Any]) -> _Facts:
     return read(kind, tree, "", fills=True)
 
 
-def write_json(path: Path, tree: Dict[str, Any]) -> None:
-    """Write an object atomically."""
+def write_json(path: Path, tree: Any) -> None:
+    """Write a value atomically."""
     with translate_path_errors("a file cannot be written there", path):
         path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, [json.dumps(tree, indent=1).encode() + b"\n"])
