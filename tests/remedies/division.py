@@ -1027,7 +1027,7 @@ TABLE = [
         "--dtype fp32",
     ),
     corrected(
-        "checkpoints/source.py: a store of int8",
+        "checkpoints/source.py: a store that is no checkpoint",
         lambda w: offramp.divide(offramp.divide(w.copy("plain"), w / "narrow", dtype="int8"), w / "other"),
         "give the model folder, or the fp32 store, that it was divided from",
         lambda w: [offramp.divide(folder, w / f"of-{folder.name}") for folder in (w.copy("plain"), w.copy("bare"))],

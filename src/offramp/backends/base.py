@@ -333,10 +333,11 @@ def lifetimes_of(program: Program) -> Lifetimes:
     for name, index in made.items():
         for place in range(bisect_right(bounds, index), bisect_right(bounds, last[name])):
             between[place].append(name)
-    beside = {
-        id(step): [name for name, at in made.items() if at < index < last[name] and name not in step.reads.values()]
-        for index, step in enumerate(steps)
-    }
+    beside: Dict[int, List[str]] = {id(step): [] for step in steps}
+    for name, at in made.items():
+        for step in steps[at + 1 : last[name]]:
+            if name not in step.reads.values():
+                beside[id(step)].append(name)
     return Lifetimes(read, ended, tuple(map(tuple, between)), beside)
 
 

@@ -200,7 +200,7 @@ def open_source(folder: Path) -> Source:
             files = read_index(index, file.suffix)
             return Source(folder, config, open_weights(files), [*files, index])
     if is_store(folder):
-        what = "a store of int8, which holds its matrices as integers"
+        what = "a store that is no checkpoint: its matrices are integers, or cut into blocks"
         raise SourceError(what, folder, "give the model folder, or the fp32 store, that it was divided from")
     what = f"not a model folder: no {SAFETENSORS}, no {PICKLE}, and no index of either"
     raise SourceError(what, folder, "save the model as safetensors")

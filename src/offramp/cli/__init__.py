@@ -20,7 +20,7 @@ from offramp.backends import thread_variables
 from offramp.errors import OfframpError, SystemNotice, UsageError, system_error
 
 COMMANDS = {
-    "divide": "divide a model folder into a store of shards, three per layer",
+    "divide": "divide a model folder into a store of shards",
     "ls": "list the stages and shards of a store",
     "verify": "check every byte of a store",
     "plan": "show what a budget keeps in memory, and the predicted peak",

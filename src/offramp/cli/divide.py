@@ -22,7 +22,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     dtype = "dtype that a text encoder's matrices are stored in (default: fp32)"
     add("--dtype", choices=("fp32", "fp16", "int8"), default="fp32", help=dtype)
     add("--stage-bytes", type=size, metavar="SIZE", help="target size of the weights of a stage (default: one block)")
-    block = "cut the products of a text encoder into blocks of at most SIZE of weights: for budgets below 90MiB"
+    block = "cut the products of a text encoder into blocks of at most SIZE of weights: for the smallest budgets"
     add("--block", type=size, metavar="SIZE", help=block)
     inputs = "example inputs by name, .npz or .safetensors (default: generated from the config)"
     add("--inputs", metavar="FILE", help=inputs)

@@ -19,8 +19,8 @@ ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish",
 MAX_SIZE = 1 << 40
 """Largest size among the attributes of a kernel."""
 _SIZE, _COUNT = {"low": 1, "high": MAX_SIZE}, {"high": MAX_SIZE}
-MAX_HEADS, MINHEAD_SIZE = 32, 32
-"""Largest number of heads that may be smaller than MINHEAD_SIZE elements.
+MAX_HEADS, MIN_HEAD_SIZE = 32, 32
+"""Largest number of heads that may be smaller than MIN_HEAD_SIZE elements.
 
 Attention takes two scores for each head and pair of tokens, and no weight tells how many heads there are: 384 heads of
 one element would take 32 times the memory of the 12 heads that the same weights were trained for.
@@ -149,8 +149,8 @@ def wrong_heads(hidden_size: int, num_heads: int) -> Optional[str]:
     """Return what is wrong with a number of heads, or None."""
     if hidden_size % num_heads:
         return f"hidden_size {hidden_size} is not a multiple of num_heads {num_heads}"
-    if num_heads > MAX_HEADS and hidden_size // num_heads < MINHEAD_SIZE:
-        least = f"more than {MAX_HEADS} heads have at least {MINHEAD_SIZE}"
+    if num_heads > MAX_HEADS and hidden_size // num_heads < MIN_HEAD_SIZE:
+        least = f"more than {MAX_HEADS} heads have at least {MIN_HEAD_SIZE}"
         return f"num_heads {num_heads} makes heads of {hidden_size // num_heads} elements, {least}"
     return None
 
