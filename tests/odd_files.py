@@ -36,8 +36,10 @@ def folder(path):
 
 def unix_socket(path):
     path.unlink()
+    folder = os.open(path.parent, os.O_DIRECTORY)
     with socket.socket(socket.AF_UNIX) as server:
-        server.bind(os.path.relpath(path))
+        server.bind(f"/proc/self/fd/{folder}/{path.name}")  # an address has room for 107 bytes only
+    os.close(folder)
 
 
 def absent(path):

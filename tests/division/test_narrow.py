@@ -179,7 +179,7 @@ def test_numbers_that_have_no_integer_are_refused_by_name(tmp_path, value, name)
 
 def test_an_int8_store_is_no_source(divided, tmp_path):
     for dtype in ("fp32", "fp16", "int8"):
-        with pytest.raises(SourceError, match="holds its matrices as integers"):
+        with pytest.raises(SourceError, match="no checkpoint: its matrices are integers"):
             divide(divided, tmp_path / "store", dtype=dtype)
     renamed = shutil.copytree(divided, tmp_path / "renamed")
     (renamed / "layer-00-attention.safetensors").rename(renamed / "model.safetensors")
