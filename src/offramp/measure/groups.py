@@ -69,8 +69,12 @@ def memory_groups(root: Root = "/") -> Iterator[MemoryGroup]:
 def tightest_group(root: Root = "/") -> Optional[MemoryGroup]:
     """Return the group with the least limit of those that contain this process; None: less than the machine has."""
     least = min(memory_groups(root), key=lambda group: group.limit_bytes, default=None)
-    machine_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return None if least is None or least.limit_bytes >= machine_bytes else least
+    return None if least is None or least.limit_bytes >= machine_bytes() else least
+
+
+def machine_bytes() -> int:
+    """Return the memory of the machine in bytes."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def cpu_quotas(root: Root = "/") -> Iterator[int]:

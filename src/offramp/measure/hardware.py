@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple, Union
 
-from offramp.measure.groups import cpu_quotas, memory_groups, table_of, text_of, tightest_group
+from offramp.measure.groups import cpu_quotas, machine_bytes, memory_groups, table_of, text_of, tightest_group
 
 _INSTRUCTIONS = (
     "avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimddp", "i8mm", "bf16",
@@ -37,7 +37,7 @@ def environment(path: Optional[Union[str, os.PathLike]] = None) -> Dict[str, Any
         "python_version": platform.python_version(),
         "kernel": os.uname().release,
         **machine(),
-        "total_memory_bytes": _memory_bytes(),
+        "total_memory_bytes": machine_bytes(),
         "library_versions": {library: found for library in _LIBRARIES if (found := _version(library)) is not None},
     }
     if path is not None:
@@ -52,11 +52,7 @@ def machine() -> Dict[str, Any]:
     """
     system = os.uname()
     facts = {"platform": f"{system.sysname} {system.machine}", "cpu_model": _cpu_model(), "num_cores": num_cores()}
-    return _printable({**facts, "memory_gib": round(_memory_bytes() / 2**30, 1)})
-
-
-def _memory_bytes() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return _printable({**facts, "memory_gib": round(machine_bytes() / 2**30, 1)})
 
 
 def _cpu_model() -> Optional[str]:
@@ -167,7 +163,7 @@ def available_bytes(root: Union[str, os.PathLike] = "/") -> int:
     """
     free = (group.free_bytes for group in memory_groups(root))
     known = [available for available in (_machine_bytes(Path(root)), *free) if available is not None]
-    return max(0, min(known)) if known else _memory_bytes()
+    return max(0, min(known)) if known else machine_bytes()
 
 
 def container_bytes(root: Union[str, os.PathLike] = "/") -> Optional[int]:

@@ -14,7 +14,8 @@ from offramp.program.encoder import TEMPLATES, wrong_attributes
 from offramp.program.program import Output, Program, Value
 
 MAX_TEMPLATE_KERNELS = 16
-"""Most kernels of templates. An encoder has one of each template; every kernel costs a session of the backend."""
+"""Most kernels of templates. An encoder has one of each template, and with blocks one for each height of a block; every
+kernel costs a session of the backend."""
 
 MAX_STEPS = 4096
 """Most steps of a program. Steps may share weights, so a few bytes could describe any number of them."""

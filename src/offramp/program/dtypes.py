@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Dict, Optional
 
+ALIGNMENT_BYTES = 64
+"""Kernels take tensors at multiples of this address: at other ones the last bits of a result differ."""
+
 
 @dataclass(frozen=True)
 class Dtype:

@@ -22,10 +22,9 @@ from typing import Callable, Dict, Iterable, Optional, Sequence, Tuple
 
 import numpy as np
 
-from offramp.runtime import pages
 from offramp.runtime.ring import LIVENESS_SECONDS
 from offramp.runtime.slots import PAGE, BufferPool, Slot, pages_of
-from offramp.store import Store, files
+from offramp.store import Store, files, pages
 from offramp.store.leases import LeasedFile, lease_obstacle
 from offramp.store.reader import READ_CHUNK_BYTES, most_open, open_shard, verify_mapped
 

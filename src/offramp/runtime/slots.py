@@ -16,15 +16,13 @@ from typing import Any, Dict, FrozenSet, Iterable, List, Mapping, Optional, Sequ
 import numpy as np
 
 from offramp.errors import BudgetError
-from offramp.runtime import pages as page_table
+from offramp.store import pages as page_table
+from offramp.store.pages import HUGE_BYTES
 from offramp.units import format_size
 
 Stages = Sequence[Sequence[str]]
 """The shards that each stage needs at once, in the order of a pass; after the last stage the first one follows."""
 PAGE = mmap.PAGESIZE
-HUGE_BYTES = 2 << 20
-"""Unit of the page table above a page. A part of a file that lies in memory in one piece is mapped by one entry if its
-address is a multiple."""
 AHEAD = 8
 """Maximum distance in stages at which two shards are kept apart; shards that are used further apart may overlap."""
 

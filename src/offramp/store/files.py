@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Callable, Iterable, Iterator, Optional, Union
 
 from offramp.errors import DamagedError, DiskFullError, StoreError, SystemNotice, UsageError, missing
+from offramp.store import pages
 from offramp.store.manifest import BLOCK_BYTES, File
 
-Data = Union[bytes, memoryview]
+Data = Union[bytes, bytearray, memoryview]
 """Bytes of a file, or a view of them."""
 CHUNK_BYTES = 1 << 20
 """Bytes per read when a file is streamed."""
@@ -180,6 +181,7 @@ def iter_chunks(fd: int, size: int, chunk_bytes: int = CHUNK_BYTES) -> Iterator[
     """Yield the first `size` bytes of `fd`, in order; fewer if the file is shorter."""
     offset = 0
     while offset < size:
+        pages.read_in(fd, offset)
         data = os.pread(fd, min(chunk_bytes, size - offset), offset)
         if not data:
             return
@@ -382,12 +384,34 @@ def write_atomic(path: Path, chunks: Iterable[Data]) -> File:
     """
     digest, size = hashlib.sha256(), 0
     with translate_disk_full(path), NewFile(path) as file:
-        for chunk in chunks:
-            digest.update(chunk)
-            write_all(file.fd, chunk)
-            size += memoryview(chunk).nbytes
+        for piece in _pieces(chunks):
+            digest.update(piece)
+            write_all(file.fd, piece)
+            size += len(piece)
         file.finish()
     return File(path.name, size, digest.hexdigest())
+
+
+def _pieces(chunks: Iterable[Data]) -> Iterator[Data]:
+    """Yield the bytes of chunks in pieces that end at multiples of HUGE_BYTES, but for the last: what is written from
+    one multiple to the next is one piece in the page cache.
+    """
+    begun = bytearray()
+    for chunk in chunks:
+        view = memoryview(chunk).cast("B")
+        missing = -len(begun) % pages.HUGE_BYTES
+        begun += view[:missing]
+        if len(begun) == pages.HUGE_BYTES:
+            yield begun
+            begun = bytearray()
+        view = view[missing:]
+        whole = len(view) - len(view) % pages.HUGE_BYTES
+        if whole:
+            yield view[:whole]
+        begun += view[whole:]
+        del chunk, view  # the next chunk takes its memory
+    if begun:
+        yield begun
 
 
 def write_all(fd: int, chunk: Data) -> None:

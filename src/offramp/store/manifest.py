@@ -14,7 +14,7 @@ from typing import Any, Dict, FrozenSet, Optional, Sequence, Tuple
 
 from offramp.errors import StoreError
 from offramp.program.checks import MAX_RANK, NAMED, POSITIVE, require_distinct
-from offramp.program.dtypes import DTYPES, FLOAT, HALF
+from offramp.program.dtypes import ALIGNMENT_BYTES, DTYPES, FLOAT, HALF
 from offramp.program.encoder import PRODUCTS, TEMPLATES
 from offramp.program.narrow import SUFFIX
 from offramp.program.program import Program, plain
@@ -38,8 +38,6 @@ NAMES = "names"
 """Method of a division by the names of tensors."""
 FP32, FP16, INT8 = STORED = "fp32", "fp16", "int8"
 """Precisions that the matrices of the layers of a text encoder are stored in."""
-ALIGNMENT = 64
-"""Alignment in bytes of tensors that are upcast: of others the reader copies what is not aligned."""
 _FILE = re.compile(r"(graphs/)?[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _SHA256 = {"pattern": re.compile(r"[0-9a-f]{64}")}
 _DTYPE, _SHAPE = {"choices": tuple(DTYPES)}, {"most": MAX_RANK}
@@ -246,7 +244,7 @@ class Manifest:
         end, places = 0, {}
         for tensor in shard.tensors:
             _, placed = self.taken[tensor.name]
-            places[tensor.name] = placed = replace(placed, offset=-(-end // ALIGNMENT) * ALIGNMENT)
+            places[tensor.name] = placed = replace(placed, offset=-(-end // ALIGNMENT_BYTES) * ALIGNMENT_BYTES)
             end = placed.offset + placed.num_bytes
         return Layout(end, 0, places, is_file=False)
 

@@ -21,9 +21,9 @@ import numpy as np
 
 from offramp.errors import DamagedError, StoreError, UsageError, require_folder
 from offramp.forks import Forked
-from offramp.program.dtypes import DTYPES, HALF
+from offramp.program.dtypes import ALIGNMENT_BYTES, DTYPES, HALF
 from offramp.program.program import Program
-from offramp.store import files
+from offramp.store import files, pages
 from offramp.store import manifest as m
 from offramp.store.folders import Folder, is_being_replaced
 from offramp.store.memory import VerifiedMemory, identity_of
@@ -180,6 +180,7 @@ class Store(Forked):
 
     def _read_chunk(self, shard: m.Shard, fd: int, chunk: memoryview, offset: int, end: int) -> int:
         """Read at most one chunk from `offset` on. Returns the number of bytes before `end` that were read."""
+        pages.read_in(fd, offset)
         with files.translate_read_errors(self.path / shard.file):
             got = os.preadv(fd, [chunk], offset)
         got = min(got, end - offset)
@@ -398,13 +399,13 @@ def require_self_contained(graph: bytes, where: object) -> None:
 def tensor_view(tensor: m.Tensor, buffer: np.ndarray, data_start: int = 0) -> np.ndarray:
     """Return a tensor of a loaded shard (`buffer` is uint8).
 
-    Aligned tensors are views; others are copied to 64-byte-aligned memory: alignment changes the last bits of a result.
+    Aligned tensors are views; others are copied to aligned memory: alignment changes the last bits of a result.
     """
     start, dtype = data_start + tensor.offset, DTYPES[tensor.dtype].numpy
     if dtype is None:
         raise StoreError(f"tensor {tensor.name!r} is {tensor.dtype}, for which NumPy has no dtype", None, _REMEDY)
     raw = buffer[start : start + tensor.num_bytes]
-    if raw.ctypes.data % 64:
+    if raw.ctypes.data % ALIGNMENT_BYTES:
         unaligned, raw = raw, _aligned(len(raw))
         raw[:] = unaligned
     return raw.view(dtype).reshape(tensor.shape)
@@ -415,8 +416,8 @@ def _aligned_rows(height: int, width: int, dtype: np.dtype) -> np.ndarray:
 
 
 def _aligned(num_bytes: int) -> np.ndarray:
-    room = np.empty(num_bytes + 64, np.uint8)
-    start = -room.ctypes.data % 64
+    room = np.empty(num_bytes + ALIGNMENT_BYTES, np.uint8)
+    start = -room.ctypes.data % ALIGNMENT_BYTES
     return room[start : start + num_bytes]
 
 

@@ -286,5 +286,6 @@ def _chained(header: bytes, entries: Sequence[m.Tensor], read: Reader) -> Iterat
         for chunk in read(entry.name):
             size += memoryview(chunk).nbytes
             yield chunk
+            del chunk  # the next one takes its memory
         if size != entry.num_bytes:
             raise ValueError(f"tensor {entry.name!r}: expected {entry.num_bytes} bytes, got {size}")

@@ -33,7 +33,6 @@ from offramp.streaming.placeholders import Placeholder, SlicedPlaceholder, Weigh
 DTYPES = {dtype.name: getattr(torch, dtype.torch) for dtype in dtypes.DTYPES.values() if hasattr(torch, dtype.torch)}
 """Name in safetensors -> dtype of torch."""
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
-ALIGNMENT_BYTES = 64
 
 
 class _View:
@@ -75,7 +74,7 @@ class _View:
 
 def is_copied(entry: Entry, layout: Layout | None) -> bool:
     """Return whether a tensor of a shard is copied out of the slot."""
-    return layout is not None or entry.offset % ALIGNMENT_BYTES != 0
+    return layout is not None or entry.offset % dtypes.ALIGNMENT_BYTES != 0
 
 
 def module_of(store: Store) -> Module:
@@ -243,7 +242,7 @@ class Placement:
 
 def tensor_of(entry: Entry, raw: Tensor, layout: Layout | None) -> Tensor:
     """Return a tensor with a copy of its bytes."""
-    if layout is None or raw.data_ptr() % ALIGNMENT_BYTES:  # no view of another dtype begins anywhere
+    if layout is None or raw.data_ptr() % dtypes.ALIGNMENT_BYTES:  # no view of another dtype begins anywhere
         raw = torch.empty_like(raw).copy_(raw)
     data = raw.view(DTYPES[entry.dtype]).view(entry.shape)
     return data if layout is None else layout.apply(data)

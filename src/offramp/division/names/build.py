@@ -31,7 +31,7 @@ from offramp.errors import SourceError, UsageError
 from offramp.program import encoder as encoders
 from offramp.program.blocks import cut_program
 from offramp.program.consistency import MAX_STEPS
-from offramp.program.dtypes import DTYPES, FLOAT, HALF
+from offramp.program.dtypes import ALIGNMENT_BYTES, DTYPES, FLOAT, HALF
 from offramp.program.narrow import INTEGER, LARGEST_WEIGHT, SUFFIX
 from offramp.program.program import BEGIN, END, LAYER, Program
 from offramp.store import Shard, Store, StoreWriter
@@ -45,7 +45,6 @@ from offramp.units import format_size, named_size
 
 Entry = tuple[str, tuple[int, ...]]
 """Dtype, as safetensors spells it, and shape."""
-ALIGNMENT_BYTES = 64
 ROWS = "embedding-rows"
 """The shard of embedding tables, from which rows are gathered."""
 INDEX = "model.safetensors.index.json"

@@ -1,17 +1,27 @@
 """Pages of this process by address: those of a file in place of memory, and memory in place of them (Linux).
 
 The functions raise OSError where the kernel refuses. Addresses and sizes are multiples of a page.
+
+The page cache holds a file in pieces of many sizes. Mapping 9 MiB takes 0.05 ms in pieces of 2 MiB and 0.4 ms in small
+ones (docs/decisions/0016). `read` fills the cache in small pieces; a write of a whole aligned piece, and touching a
+mapping with the advice to use huge pages, fill it in pieces of 2 MiB, where the file system has them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import fcntl
 import mmap
 import os
+import sys
 from functools import lru_cache
 from typing import Any
 
 _MAP_FIXED, _MADV_HUGEPAGE, _MADV_POPULATE_READ, _MREMAP_MAYMOVE, _MREMAP_FIXED = 0x10, 14, 22, 1, 2
+HUGE_BYTES = 2 << 20
+"""Unit of the page table above a page. A part of a file that lies in memory in one piece is mapped by one entry if its
+address is a multiple."""
 _COPY_BYTES = 256 << 10
 """Memory that replacing pages of a file by copies takes in addition."""
 
@@ -44,6 +54,36 @@ def populate(address: int, num_bytes: int) -> None:
     _require(_libc().madvise(address, num_bytes, _MADV_POPULATE_READ) == 0)
 
 
+def read_in(fd: int, offset: int) -> None:
+    """Bring the pieces of a file at `offset`, and after it, into the page cache in huge pages, if they are not there.
+
+    The one after it, because reading the first would start to read it, in small pages. Nothing is raised: only the size
+    of pages is at stake, and who reads next finds out what is wrong with the file.
+    """
+    if not sys.platform.startswith("linux") or fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT:
+        return
+    with contextlib.suppress(OSError, AttributeError):
+        for place in (offset, offset - offset % HUGE_BYTES + HUGE_BYTES):
+            _touch(fd, place)
+
+
+def _touch(fd: int, offset: int) -> None:
+    """Touch a page of a file, if it is not in the page cache, by a mapping that asks for huge pages: the kernel then
+    reads all of the huge page.
+    """
+    inside, is_cached = offset % HUGE_BYTES, ctypes.c_ubyte()
+    address = _map(None, HUGE_BYTES, mmap.MAP_PRIVATE, fd, mmap.PROT_READ, offset - inside)
+    page = address + inside - inside % mmap.PAGESIZE
+    try:
+        _require(_libc().mincore(page, mmap.PAGESIZE, ctypes.byref(is_cached)) == 0)
+        if is_cached.value & 1:
+            return
+        _libc().madvise(address, HUGE_BYTES, _MADV_HUGEPAGE)  # only advice
+        populate(page, mmap.PAGESIZE)
+    finally:
+        _libc().munmap(address, HUGE_BYTES)
+
+
 def make_own(address: int, num_bytes: int) -> None:
     """Replace pages by memory with the same content, while other threads may read them."""
     for start in range(address, address + num_bytes, _COPY_BYTES):
@@ -54,8 +94,10 @@ def make_own(address: int, num_bytes: int) -> None:
         _require(moved == start)
 
 
-def _map(address: Any, num_bytes: int, flags: int, fd: int, access: int = mmap.PROT_READ | mmap.PROT_WRITE) -> int:
-    mapped = _libc().mmap(address, num_bytes, access, flags, fd, 0)
+def _map(
+    address: Any, num_bytes: int, flags: int, fd: int, access: int = mmap.PROT_READ | mmap.PROT_WRITE, offset: int = 0
+) -> int:
+    mapped = _libc().mmap(address, num_bytes, access, flags, fd, offset)
     _require(mapped != ctypes.c_void_p(-1).value)
     return mapped
 
@@ -72,6 +114,8 @@ def _libc() -> Any:
     libc, size = ctypes.CDLL(None, use_errno=True), ctypes.c_size_t
     libc.mmap.restype = libc.mremap.restype = ctypes.c_void_p
     libc.mmap.argtypes = [ctypes.c_void_p, size, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+    libc.munmap.argtypes = [ctypes.c_void_p, size]
+    libc.mincore.argtypes = [ctypes.c_void_p, size, ctypes.c_void_p]
     libc.madvise.argtypes = [ctypes.c_void_p, size, ctypes.c_int]
     libc.mremap.argtypes = [ctypes.c_void_p, size, size, ctypes.c_int]  # and one more, which is variable
     return libc
