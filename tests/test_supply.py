@@ -14,7 +14,7 @@ TOOLS = {"audit", "lint", "test"}
 
 
 def written(kind, out):
-    subprocess.run([sys.executable, ROOT / "bench" / "supply.py", kind, out], check=True)
+    subprocess.run([sys.executable, ROOT / "tests" / "checks" / "supply.py", kind, out], check=True)
     return out.read_text()
 
 

@@ -2,6 +2,7 @@
 
 offramp report results/ --out report.html
 offramp report results/ --format latex
+offramp report results/ --template recipes/glue.md.jinja --out page.md
 """
 
 import argparse
@@ -18,6 +19,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--out", metavar="FILE", help="file to write (default: stdout)")
     add("--format", choices=tuple(FORMATS), default="md", help="format of the tables (default: md)")
     add("--title", default="Report", metavar="TEXT", help="title of the page (default: Report)")
+    add(
+        "--template",
+        metavar="FILE",
+        help="write the page that a Jinja2 template makes of the records, for a page of your own",
+    )
     baseline = "compare with the experiment that has these options (default: without exits, resident)"
     add("--baseline", action="append", default=[], metavar="NAME=VALUE", help=baseline)
 
@@ -29,8 +35,13 @@ def main(args: argparse.Namespace) -> None:
 
     if args.out:
         require_writable(args.out, atomic=True)
-    page = page_of({name: read_results(Path(name), log) for name in args.results}, args.title, args.baseline)
-    text = FORMATS[args.format](page)
+    records = {name: read_results(Path(name), log) for name in args.results}
+    if args.template:
+        from offramp.reporting.pages import page_from
+
+        text = page_from(Path(args.template), (record for found in records.values() for record in found))
+    else:
+        text = FORMATS[args.format](page_of(records, args.title, args.baseline))
     if args.out is None:
         print(text, end="")
         return

@@ -13,17 +13,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from offramp.errors import UsageError, missing, said
 from offramp.measure import median
-from offramp.tasks.metrics import paired_interval
+from offramp.reporting.tables import NONE
 
-NONE = "–"
 Row = dict[str, Any]
 
 
-def page(template: Path, records: Iterable[Mapping[str, Any]]) -> str:
+def page_from(template: Path, records: Iterable[Mapping[str, Any]]) -> str:
     """Return the page of a template. Raises UsageError with the line of the template that is wrong."""
     try:
         from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError
@@ -97,16 +94,9 @@ def inverse(values: Iterable[float]) -> list[float]:
     return [1 / value for value in values]
 
 
-def gain(rows: Sequence[Row], bases: Sequence[Row]) -> Row:
-    """Return the mean difference of scores from other rows, in points, with its 95 % interval over the inputs."""
-    mine_SN, base_SN = (np.array([row["answers"] for row in side]) for side in (rows, bases))
-    found = paired_interval(rows[0]["metrics"], np.array(rows[0]["truth"]), mine_SN, base_SN)
-    return dict(zip(("gain", "gain_low", "gain_high"), map(float, found), strict=True))
-
-
 def mean(values: Sequence[float]) -> float:
     """Return the arithmetic mean."""
-    return float(np.mean(values))
+    return sum(values) / len(values)
 
 
 def spread(values: Sequence[float], unit: str = "x", digits: int = 2) -> str:
@@ -141,8 +131,7 @@ def yes(met: bool) -> str:
 
 
 FILTERS: dict[str, Callable[..., Any]] = {
-    each.__name__: each
-    for each in (where, of, groups, ratios, inverse, gain, mean, median, spread, interval, mib, ms, yes)
+    each.__name__: each for each in (where, of, groups, ratios, inverse, mean, median, spread, interval, mib, ms, yes)
 } | {"form": lambda value, form: NONE if value is None else f"{value:{form}}", "ordered": sorted}
 """What a template can call, after a bar."""
 
