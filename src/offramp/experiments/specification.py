@@ -45,7 +45,7 @@ class Experiment:
     """Batches of random inputs, without `data`."""
     engine: Any = field(default_factory=EngineConfig)
     """`runtime.config.EngineConfig`. In addition to its policies, `exit` may be `oracle`, `random:POLICY`,
-    `tune:latency=TIME` or `tune:drop=POINTS`; see `prerequisites`."""
+    `tune:latency=TIME`, `tune:latency=RULE` or `tune:drop=POINTS`; see `prerequisites`."""
     training: Any = None
     """`training.TrainSettings`, or None: the model is used as it is."""
     dtype: str = field(default=FP32, metadata={"choices": STORED})
