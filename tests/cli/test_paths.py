@@ -24,13 +24,14 @@ WORDS = {
     "bench": ("store", "--budget", "500MiB", "--repeat", "1", "--passes", "1"),
     "sweep": ("recipe.py", "--out", "new"),
     "compare": ("swept", "swept"),
+    "report": ("swept",),
     "demo": (),
     "env": (),
 }
 """Arguments that name what there is; a test replaces one of them, or adds a further option."""
 WRITTEN = {"store of divide", "--out", "--trace", "--graph", "--transcript of eval", "--records", "--markdown"}
 """Arguments that name what a command writes."""
-FOLDERS = {"model", "store", "--data", "--transcript", "first", "second"}
+FOLDERS = {"model", "store", "--data", "--transcript", "first", "second", "results"}
 """Arguments that name a folder."""
 _RIVALS = ("--against", "transformers")
 ALSO = {"--data": ("--task", "rte"), "--records": _RIVALS, "--markdown": _RIVALS}

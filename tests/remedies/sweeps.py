@@ -108,6 +108,14 @@ def compare_with(figure="latency", first=GOOD, second=GOOD, out="out"):
     return work
 
 
+def report_with(baseline):
+    def work(w):
+        swept(w)
+        w.run(f"report out --baseline {baseline}")
+
+    return work
+
+
 def strange_folder(w):
     w.once(lambda w: ((w / "out").mkdir(), (w / "out" / "mine.txt").write_text("x")))
     recipe(GOOD)(w)
@@ -182,7 +190,7 @@ TABLE = [
         "experiments/grid.py: the recipe is wrong: {}",
         recipe("Grid(modell='toy')"), "correct the recipe", rewritten(GOOD, "the recipe with a field that is known"),
     ),
-    corrected("experiments/grid.py: --only {}: no option", only("modl=a"), "give --only NAME=VALUE", only("model=toy")),
+    corrected("experiments/grid.py: {} {}: no option", only("modl=a"), "give --only NAME=VALUE", only("model=toy")),
     corrected(
         "experiments/grid.py: no experiment is left",
         only("model=b"), "offramp sweep --dry-run lists all", SWEEP + " --dry-run",
@@ -216,6 +224,10 @@ TABLE = [
     corrected(
         "experiments/results.py: not a results folder",
         no_results, "name a folder that offramp sweep wrote", compare_with(),
+    ),
+    corrected(
+        "experiments/report.py: no experiment with figures is such a baseline",
+        report_with("model=b"), "give another --baseline", report_with("model=toy"),
     ),
     Entry(
         "experiments/results.py: no records", no_records, "run offramp sweep first",

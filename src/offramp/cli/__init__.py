@@ -33,10 +33,11 @@ COMMANDS = {
     "bench": "measure latency, peak memory and bytes read for several budgets",
     "sweep": "run the experiments of a recipe, and record them",
     "compare": "compare two results folders: faster, slower, or inconclusive",
+    "report": "write the results of sweeps as one page, or as tables in Markdown, LaTeX or CSV",
     "demo": "train exits on real text, divide, and run under a budget",
     "env": "show versions and hardware",
 }
-NEEDS_NEWER_PYTHON = ("divide", "train", "eval", "tune", "bench", "sweep", "compare", "demo")
+NEEDS_NEWER_PYTHON = ("divide", "train", "eval", "tune", "bench", "sweep", "compare", "report", "demo")
 """Commands that need Python 3.10; the others run on 3.8, the Python of small devices."""
 MOVED = {
     "bench": {"--save-profile": "offramp profile STORE --out FILE"},

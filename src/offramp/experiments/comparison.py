@@ -7,8 +7,10 @@ Shapes: R rounds, U timed units, N rows.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,8 +19,17 @@ from offramp.errors import UsageError
 from offramp.experiments.results import Record
 from offramp.experiments.specification import NOT_IDENTIFYING, Experiment
 from offramp.measure import median
-from offramp.measure.statistics import INCONCLUSIVE, Comparison, compared, holm, paired_ratio, verdict
-from offramp.tasks.metrics import score
+from offramp.measure.statistics import (
+    INCONCLUSIVE,
+    Comparison,
+    holm,
+    judged,
+    median_interval,
+    paired_ratio,
+    resamples,
+    verdict,
+)
+from offramp.tasks.metrics import resampled_scores, score
 from offramp.units import format_duration, format_size
 
 SIGNIFICANT = 0.05
@@ -105,7 +116,7 @@ def compare(first: Sequence[Record], second: Sequence[Record], name: str, at_mos
             left_out.append(f"no round of both has the figure {name}: {_named(options, varied)}")
             continue
         records = [[side[number] for number in rounds] for side in pair]
-        found.append((_named(options, varied), records, _comparison(figure, *records)))
+        found.append((_named(options, varied), records, paired(figure, *records)))
     return Table(figure, changed, _rows(figure, found, at_most), tuple(left_out))
 
 
@@ -128,18 +139,19 @@ def _target(figure: Figure, result: Comparison, at_most: float) -> str:
 
 
 def _verdict(figure: Figure, result: Comparison, p: float) -> str:
-    equal = _equal(figure)
+    equal = equal_value(figure)
     if result.low is None or result.high is None or p > SIGNIFICANT or result.low <= equal <= result.high:
         return INCONCLUSIVE
     return figure.words[result.value > equal]
 
 
-def _equal(figure: Figure) -> float:
+def equal_value(figure: Figure) -> float:
+    """Return what a comparison gives for equal sides."""
     return 0.0 if figure.name == "score" else 1.0
 
 
-def _comparison(figure: Figure, first: Sequence[Record], second: Sequence[Record]) -> Comparison:
-    """Return the paired comparison of rounds, which have the figure."""
+def paired(figure: Figure, first: Sequence[Record], second: Sequence[Record]) -> Comparison:
+    """Return the paired comparison of a figure of rounds, which have it: the second side with the first."""
     if figure.name == "score":
         return _score_difference(first, second)
     units = [[record["samples"].get(figure.samples) for record in side] for side in (first, second)]
@@ -158,18 +170,29 @@ def _score_difference(first: Sequence[Record], second: Sequence[Record]) -> Comp
     """Return the difference in points, paired over rows; over rounds where the rows are not the same."""
     truths = [record["samples"].get("truth") for record in (*first, *second)]
     if truths[0] is not None and all(truth == truths[0] for truth in truths):
-        truth_N, metrics = np.array(truths[0]), first[0]["samples"]["metrics"]
-        answers = [np.array([record["samples"]["answers"] for record in side]) for side in (first, second)]
-        # The answers of rounds are equal, but for a deadline: then each round counts.
-        rounds = [side_RN[:1] if (side_RN == side_RN[0]).all() else side_RN for side_RN in answers]
-
-        def difference(draw: np.ndarray) -> float:
-            means = [np.mean([score(metrics, truth_N[draw], row[draw])["score"] for row in side]) for side in rounds]
-            return float(means[1] - means[0])
-
-        return compared(difference, [len(truth_N)], len(truth_N), 0.0, NUM_SCORE_DRAWS)
+        sides = [mean_score(side) for side in (first, second)]
+        (value, draws_D), (other, others_D) = sides
+        return judged(other - value, others_D - draws_D, len(truths[0]), 0.0)
     gains = np.array([b["figures"]["score"] - a["figures"]["score"] for a, b in zip(first, second, strict=True)])
-    return compared(lambda rounds: float(np.median(gains[rounds])), [len(gains)], len(gains), 0.0, NUM_SCORE_DRAWS)
+    return median_interval(gains.tolist())
+
+
+def mean_score(records: Sequence[Record]) -> tuple[float, np.ndarray]:
+    """Return the mean score of runs of the same rows, and that of each resample of the rows [D]."""
+    # The answers of rounds are equal, but for a deadline: each that differs counts as often as it was given.
+    runs = Counter(tuple(record["samples"]["answers"]) for record in records)
+    samples = records[0]["samples"]
+    known = [_scores(tuple(samples["metrics"]), tuple(samples["truth"]), answers) for answers in runs]
+    weights = [count / len(records) for count in runs.values()]
+    value = sum(weight * value for weight, (value, _) in zip(weights, known, strict=True))
+    return value, np.sum([weight * draws_D for weight, (_, draws_D) in zip(weights, known, strict=True)], axis=0)
+
+
+@lru_cache(maxsize=4096)
+def _scores(metrics: tuple[str, ...], truth: tuple[float, ...], answers: tuple[float, ...]) -> tuple[float, np.ndarray]:
+    truth_N, answer_N = np.array(truth), np.array(answers)
+    draws_DN = resamples(len(truth), NUM_SCORE_DRAWS)
+    return score(metrics, truth_N, answer_N)["score"], resampled_scores(metrics, truth_N, answer_N, draws_DN)
 
 
 Options = tuple[tuple[str, Any], ...]

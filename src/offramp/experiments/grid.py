@@ -105,21 +105,28 @@ def _wrong(error: BaseException, path: Path, line: int) -> UsageError:
 
 
 def selected(experiments: Iterable[Experiment], only: Iterable[str]) -> list[Experiment]:
+    """Return the experiments that `matching` finds. Raises UsageError if there are none."""
+    found = matching(experiments, only)
+    if not found:
+        raise UsageError(
+            "no experiment is left", f"--only {' --only '.join(only)}", "offramp sweep --dry-run lists all"
+        )
+    return found
+
+
+def matching(experiments: Iterable[Experiment], only: Iterable[str], option: str = "--only") -> list[Experiment]:
     """Return the experiments whose options have the values of all `only`, such as `task=sst2` or `exit=none,oracle`.
 
-    Raises UsageError for an unknown option, for a wrong value, and if nothing is left.
+    Raises UsageError, naming the option of the command line, for an unknown option of an experiment.
     """
     found = list(experiments)
     for text in only:
         name, equals, values = text.partition("=")
         if not equals or name not in option_names():
             known = ", ".join(option_names())
-            raise UsageError(f"--only {text}: no option of this name", None, f"give --only NAME=VALUE; names: {known}")
-        found = [each for each in found if any(_has(each, name, value) for value in values.split(","))]
-    if not found:
-        raise UsageError(
-            "no experiment is left", f"--only {' --only '.join(only)}", "offramp sweep --dry-run lists all"
-        )
+            remedy = f"give {option} NAME=VALUE; names: {known}"
+            raise UsageError(f"{option} {text}: no option of this name", None, remedy)
+        found = [each for each in found if any(_has(each, name, value) for value in (values, *values.split(",")))]
     return found
 
 

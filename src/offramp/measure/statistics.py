@@ -88,7 +88,19 @@ def paired_ratio(base_RU: np.ndarray, other_RU: np.ndarray) -> Comparison:
     counts_DU = generator.multinomial(num_units, np.full(num_units, 1 / num_units), NUM_DRAWS)
     ratios_DR = (counts_DU @ other_RU.T) / (counts_DU @ base_RU.T)
     draws_D = np.median(np.take_along_axis(ratios_DR, rounds_DR, axis=1), axis=1)
-    return _judged(value, draws_D, num_rounds, equal=1.0)
+    return judged(value, draws_D, num_rounds, equal=1.0)
+
+
+def median_interval(values_R: Sequence[float]) -> Comparison:
+    """Return the median of the figures of rounds with its corrected interval, as a comparison with 0."""
+    array_R = np.asarray(values_R, np.float64)
+    draws_DR = array_R[resamples(len(array_R))]
+    return judged(float(np.median(array_R)), np.median(draws_DR, axis=1), len(array_R), equal=0.0)
+
+
+def resamples(size: int, num_draws: int = NUM_DRAWS) -> np.ndarray:
+    """Return the indices [D, size] of the samples of each draw: those that `bootstrap` takes for one axis."""
+    return np.random.default_rng(0).integers(0, size, (num_draws, size))
 
 
 def compared(
@@ -104,11 +116,11 @@ def compared(
         num_draws: number of resamples.
     """
     value, draws = bootstrap(statistic, sizes, num_draws if num_samples >= FEWEST_SAMPLES else 0)
-    return _judged(value, np.array(draws), num_samples, equal)
+    return judged(value, np.array(draws), num_samples, equal)
 
 
-def _judged(value: float, draws_D: np.ndarray, num_samples: int, equal: float) -> Comparison:
-    """Return a statistic with what its bootstrap draws say of it."""
+def judged(value: float, draws_D: np.ndarray, num_samples: int, equal: float) -> Comparison:
+    """Return a statistic with what its bootstrap draws say of it; the arguments are those of `compared`."""
     if num_samples < FEWEST_SAMPLES:
         return Comparison(value, None, None, None, None)
     level = _expanded((1 - CONFIDENCE) / 2, num_samples)

@@ -68,6 +68,41 @@ def score(metrics: Sequence[str], truth_N: np.ndarray, answer_N: np.ndarray) -> 
     return {**found, "score": sum(found.values()) / len(found)}
 
 
+def resampled_scores(metrics: Sequence[str], truth_N: np.ndarray, answer_N: np.ndarray, draws_DN: np.ndarray) -> Any:
+    """Return the score [D] of each resample, whose indices are `draws_DN`: many at once, as an interval needs them.
+
+    Accuracies, and metrics of two classes, are computed from counts; for others `score` is called for each resample.
+    """
+    truth_N, answer_N = np.asarray(truth_N), np.asarray(answer_N)
+    if not set(metrics) <= {"accuracy", "f1", "matthews"} or not _is_binary(truth_N, answer_N):
+        if set(metrics) == {"accuracy"}:
+            return 100 * (truth_N == answer_N)[draws_DN].mean(axis=1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a resample may contain a single label
+            return np.array([score(metrics, truth_N[draw], answer_N[draw])["score"] for draw in draws_DN])
+    hit, false, missed, rejected = (
+        ((truth_N == truth) & (answer_N == answer))[draws_DN].sum(axis=1).astype(np.float64)
+        for truth, answer in ((1, 1), (0, 1), (1, 0), (0, 0))
+    )
+    found = {
+        "accuracy": (hit + rejected) / len(truth_N),
+        "f1": _ratio_or_0(2 * hit, 2 * hit + false + missed),
+        "matthews": _ratio_or_0(
+            hit * rejected - false * missed,
+            np.sqrt((hit + false) * (hit + missed) * (rejected + false) * (rejected + missed)),
+        ),
+    }
+    return 100 * sum(found[name] for name in metrics) / len(metrics)
+
+
+def _is_binary(*arrays: np.ndarray) -> bool:
+    return all(np.isin(array, (0, 1)).all() for array in arrays)
+
+
+def _ratio_or_0(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    return np.divide(above, below, out=np.zeros_like(above), where=below > 0)
+
+
 def score_exits(metrics: Sequence[str], truth_N: np.ndarray, logits_KNC: np.ndarray) -> list[dict[str, float]]:
     """Return the scores of each exit."""
     return [score(metrics, truth_N, answers(logits_NC)) for logits_NC in logits_KNC]

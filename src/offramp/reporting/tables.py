@@ -1,0 +1,243 @@
+"""Tables and pages of results as plain data, and how they are written: Markdown, LaTeX (booktabs), CSV.
+
+A page is a list of sections; a section has text, tables and pictures. This module computes no figures: cells hold what
+is shown, and beside it the number, its interval and unit for the forms that programs read.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from offramp.reporting.pictures import Picture
+
+NONE = "–"
+"""Text of a cell without a value."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """Heading of a column."""
+
+    title: str
+    unit: str = ""
+    """Unit of `Cell.value`, for CSV; shown cells have units of their own."""
+    is_text: bool = False
+    """True for words, which are aligned to the left."""
+    help: str = ""
+    """Definition of the figure, and how it is measured."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell: the text that is shown, and the value behind it."""
+
+    text: str
+    value: float | str | None = None
+    """Value in the unit of the column; None: the text is the value."""
+    low: float | None = None
+    """Lower end of the 95 % interval; None: there is none."""
+    high: float | None = None
+    detail: str = ""
+    """Shown behind the text, in a lighter colour: an interval, such as "[1.2, 1.4]"."""
+    is_best: bool = False
+    """True: the best of its column, by a significant difference. It is printed in bold."""
+    bins: tuple[int, ...] = ()
+    """Histogram of the raw samples, which a page draws beside the text."""
+
+    @property
+    def full(self) -> str:
+        """The text with its detail."""
+        return f"{self.text} {self.detail}".strip()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row. `label` names it as a place that pictures refer to."""
+
+    cells: tuple[Cell, ...]
+    label: str = ""
+    facts: str = ""
+    """Further facts of its records, which are shown where the pointer is."""
+    command: str = ""
+    """The command that measures it again."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with its caption and notes. `name` is that of its file, and of its place in a page."""
+
+    name: str
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a page, with a heading."""
+
+    title: str
+    text: tuple[str, ...] = ()
+    tables: tuple[Table, ...] = ()
+    pictures: tuple[Picture, ...] = ()
+
+
+@dataclass(frozen=True)
+class Page:
+    """A report. `facts` are pairs of a number and what it counts, for the head of the page."""
+
+    title: str
+    facts: tuple[tuple[str, str], ...]
+    sections: tuple[Section, ...]
+
+    @property
+    def tables(self) -> list[Table]:
+        """All tables of the page."""
+        return [table for section in self.sections for table in section.tables]
+
+
+def table_of(name: str, title: str, columns: Sequence[Column], rows: Iterable[Sequence[object]],
+             notes: Sequence[str] = ()) -> Table:  # fmt: skip
+    """Return a table of cells, or of plain values, which are shown as they are; None is a cell without a value."""
+    made = tuple(Row(tuple(map(cell_of, row))) for row in rows)
+    return Table(name, title, tuple(columns), made, tuple(notes))
+
+
+def cell_of(value: object) -> Cell:
+    """Return a value as a cell."""
+    return value if isinstance(value, Cell) else Cell(NONE if value is None else str(value))
+
+
+def slug(text: str) -> str:
+    """Return text as a name of a file or a place in a page: lower-case letters, digits and hyphens."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60].strip("-") or "table"
+
+
+def to_markdown(page: Page) -> str:
+    """Return all tables of a page as Markdown, below the headings of their sections."""
+    lines = [f"# {_markdown_text(page.title)}", ""]
+    for section in page.sections:
+        if section.tables:
+            lines += [f"## {_markdown_text(section.title)}", ""]
+            lines += [part for text in section.text for part in (_markdown_text(text), "")]
+            lines += [part for table in section.tables for part in (markdown(table), "")]
+    return "\n".join(lines)
+
+
+def markdown(table: Table) -> str:
+    """Return a table as Markdown, with its title above and its notes below."""
+    head = [_markdown_text(column.title) for column in table.columns]
+    rule = ["---" if column.is_text else "---:" for column in table.columns]
+    rows = [[_markdown_cell(cell) for cell in row.cells] for row in table.rows]
+    lines = ["| " + " | ".join(line) + " |" for line in (head, rule, *rows)]
+    notes = [part for note in table.notes for part in ("", _markdown_text(note))]
+    return "\n".join([f"**{_markdown_text(table.title)}**", "", *lines, *notes])
+
+
+def _markdown_cell(cell: Cell) -> str:
+    shown = _markdown_text(cell.text)
+    return f"{'**' + shown + '**' if cell.is_best else shown} {_markdown_text(cell.detail)}".strip()
+
+
+def _markdown_text(text: str) -> str:
+    """Return text that ends no cell and begins no markup."""
+    return re.sub(r"([\\|*_`\[\]<>])", r"\\\1", _line(text)).replace("\\<", "&lt;").replace("\\>", "&gt;")
+
+
+def to_latex(page: Page) -> str:
+    """Return all tables of a page as LaTeX; they need the package booktabs."""
+    return "\n".join(["% \\usepackage{booktabs}", "", *(latex(table) + "\n" for table in page.tables)])
+
+
+def latex(table: Table) -> str:
+    """Return a table as a LaTeX environment with a caption and a label."""
+    align = "".join("l" if column.is_text else "r" for column in table.columns)
+    head = " & ".join(_latex_text(column.title) for column in table.columns)
+    rows = [" & ".join(map(_latex_cell, row.cells)) + r" \\" for row in table.rows]
+    notes = [rf"\\[2pt] \footnotesize {_latex_text(note)}" for note in table.notes]
+    lines = [
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{_latex_text(table.title)}}}",
+        rf"\label{{tab:{table.name}}}",
+    ]
+    lines += [rf"\begin{{tabular}}{{{align}}}", r"\toprule", rf"{head} \\", r"\midrule", *rows, r"\bottomrule"]
+    return "\n".join([*lines, r"\end{tabular}", *notes, r"\end{table}"])
+
+
+def _latex_cell(cell: Cell) -> str:
+    shown = _latex_text(cell.text)
+    bold = rf"\textbf{{{shown}}}" if cell.is_best else shown
+    return f"{bold} {_latex_text(cell.detail)}".strip()
+
+
+_LATEX = {
+    **{char: "\\" + char for char in "&%$#_{}"},
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
+    ">": r"\textgreater{}", "[": "{[}", "]": "{]}", "|": r"\textbar{}", '"': r"\textquotedbl{}",
+    "–": "--", "×": r"$\times$", "−": r"$-$", "≤": r"$\le$", "≥": r"$\ge$", "±": r"$\pm$",
+}  # fmt: skip
+
+
+def _latex_text(text: str) -> str:
+    return "".join(_LATEX.get(char, char) for char in _line(text))
+
+
+def to_csv(page: Page) -> str:
+    """Return all tables of a page as CSV, each below a line with its title, and followed by an empty line."""
+    return "\n".join(f"# {_line(table.title)}\n{comma_separated(table)}" for table in page.tables)
+
+
+def comma_separated(table: Table) -> str:
+    """Return a table as CSV: values without rounding, in the unit that the heading names, and columns of intervals."""
+    head, cells = [], []
+    for index, column in enumerate(table.columns):
+        below = [row.cells[index] for row in table.rows]
+        head.append(f"{column.title} ({column.unit})" if column.unit else column.title)
+        cells.append([_plain(cell) for cell in below])
+        for end in ("low", "high"):
+            if any(getattr(cell, end) is not None for cell in below):
+                head.append(f"{column.title} {end}")
+                cells.append(["" if (value := getattr(cell, end)) is None else repr(value) for cell in below])
+    return csv_of(head, zip(*cells, strict=True))
+
+
+def csv_of(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return comma-separated values. Texts that a spreadsheet would run as a formula begin with an apostrophe."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([_inert(cell) for cell in head])
+    writer.writerows([_inert(cell) for cell in row] for row in rows)
+    return text.getvalue()
+
+
+def _plain(cell: Cell) -> str:
+    if cell.value is None:
+        return "" if cell.text == NONE else cell.text
+    return cell.value if isinstance(cell.value, str) else repr(cell.value)
+
+
+def _inert(cell: object) -> object:
+    if not isinstance(cell, str) or not cell or cell[0] not in "=+-@\t\r":
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return "'" + cell
+    return cell
+
+
+def _line(text: str) -> str:
+    """Return text as one line of printable letters: names in records may hold anything."""
+    return "".join(char if char.isprintable() else " " for char in text)
+
+
+FORMATS: dict[str, Callable[[Page], str]] = {"md": to_markdown, "latex": to_latex, "csv": to_csv}
+"""Format -> function that writes the tables of a page."""
