@@ -72,7 +72,7 @@ class ListFeed(DueFeed):
         self._slots, self._places = [], {}
 
     def _place(self, layer: int) -> None:
-        """Bring a layer into the list, in the slot of another one if all are taken. An interrupt may stop it anywhere."""
+        """Bring a layer into the list, in the slot of another one if all are taken. An interrupt may stop it."""
         if layer in self._places:
             if self._rule == LRU:
                 self._places[layer] = self._places.pop(layer)

@@ -190,7 +190,7 @@ def make_plan(items: Sequence[Item], memory: Memory, budget_bytes: int, strategy
     if strategy == UNRESTRICTED:
         floors, candidates = choice.floors(), choice.candidates(budget_bytes)
     else:
-        floors = choice.within_layers(choice.restricted(strategy, budget_bytes), strategy)
+        floors = choice.within_layers(strategy, budget_bytes)
         candidates = iter(floors)
     smallest = min(floors, key=lambda pair: choice.peak_bytes(*pair))
     fitting = [pair for pair in candidates if choice.peak_bytes(*pair) <= budget_bytes]
@@ -302,17 +302,18 @@ class _Choice:
             for num_slots in counts:
                 yield residents, num_slots if self._slot_bytes(residents) else 0
 
-    def within_layers(self, candidates: Iterable[Candidate], strategy: Strategy) -> List[Candidate]:
-        """Return those whose weights take at most the layers of a strategy, at least one."""
-        found = list(candidates)
+    def within_layers(self, strategy: Strategy, budget_bytes: int) -> List[Candidate]:
+        """Return the plans of a strategy whose weights take at most its layers, at least one."""
         if strategy.layers is None or strategy.is_list:
-            return found
+            return list(self.restricted(strategy, budget_bytes))
         stages: Dict[int, Dict[str, int]] = {}
         for item in self.items:
             if item.shard in self.free:
                 stages.setdefault(item.stage, {})[item.shard] = self.sizes[item.shard]
         largest = max((sum(sizes.values()) for sizes in stages.values()), default=0)
         most = strategy.layers * largest + self._kept(self.memory.always_resident)
+        process = max(self.memory.base_bytes + self.memory.activation_bytes, self.memory.start_bytes)
+        found = list(self.restricted(strategy, min(budget_bytes, process + most)))
         few = [pair for pair in found if self._weight_bytes(*pair) <= most]
         return few or [min(found, key=lambda pair: self._weight_bytes(*pair))]
 

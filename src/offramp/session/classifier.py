@@ -388,7 +388,8 @@ def _new_feed(classifier: Classifier) -> WeightFeed:
     from offramp.runtime.due import DueFeed, ListFeed  # only where feeds are compared
 
     if settings.strategy.is_list:
-        layer_of = {shard: layer for shard, layer in schedule.layer_of.items() if shard not in classifier.plan.residents}
+        residents = classifier.plan.residents
+        layer_of = {shard: layer for shard, layer in schedule.layer_of.items() if shard not in residents}
         return ListFeed(store, buffers, layer_of, settings.strategy.residency, *how, **reads.options)
     return DueFeed(store, buffers, *how, **reads.options)
 
