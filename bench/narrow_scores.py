@@ -8,17 +8,16 @@ significantly below (Holm over tasks), and the share of rows of all tasks that l
 """
 
 import argparse
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from offramp.measure.statistics import compared, holm
+from offramp.measure.statistics import Comparison, holm, judged, resamples
 from offramp.policies import parse, replay
 from offramp.store.transcript import Transcript, read_transcript
-from offramp.tasks.metrics import answers, score
+from offramp.tasks.metrics import answers, resampled_scores, score
 
 POLICIES = ("none", "patience:1", "patience:2", "patience:3", "confidence:0.8", "confidence:0.9", "entropy:0.3")
 NUM_DRAWS = 1000
@@ -35,14 +34,16 @@ class Pair(NamedTuple):
     answer_2N: np.ndarray
     exit_2N: np.ndarray
 
-    def scores(self, draw: np.ndarray) -> list[float]:
-        """Score of each side on a draw of rows."""
-        return [score(self.metrics, self.truth_N[draw], answer_N[draw])["score"] for answer_N in self.answer_2N]
+    @property
+    def scores(self) -> list[float]:
+        """Score of each side."""
+        return [score(self.metrics, self.truth_N, answer_N)["score"] for answer_N in self.answer_2N]
 
-    def gain(self, draw: np.ndarray) -> float:
-        """Points that the narrow side scores more."""
-        wide, narrow = self.scores(draw)
-        return narrow - wide
+    def gains(self) -> np.ndarray:
+        """Points that the narrow side scores more, in each resample of the rows [D]."""
+        draws_DN = resamples(len(self.truth_N), NUM_DRAWS)
+        wide_D, narrow_D = (resampled_scores(self.metrics, self.truth_N, each, draws_DN) for each in self.answer_2N)
+        return narrow_D - wide_D
 
     @property
     def shares(self) -> list[float]:
@@ -61,30 +62,29 @@ def paired(name: str, policy: str, sides: Sequence[Transcript]) -> Pair:
     return Pair(name, policy, about.metrics, sides[0].labels_N, np.stack(found), np.stack(exits))
 
 
-def show_tasks(pairs: Sequence[Pair]) -> list[float]:
-    """Print a row for each task, and return the p-values of those that score less, 1 for the others."""
-    found = []
-    for pair in pairs:
-        gain = compared(pair.gain, [len(pair.truth_N)], len(pair.truth_N), 0.0, NUM_DRAWS)
-        wide, narrow = pair.scores(np.arange(len(pair.truth_N)))
+def show(pairs: Sequence[Pair]) -> str:
+    """Print a row of each task, and return that of their mean."""
+    gains, p_values = [pair.gains() for pair in pairs], []
+    for pair, gains_D in zip(pairs, gains, strict=True):
+        wide, narrow = pair.scores
+        gain = judged(narrow - wide, gains_D, len(pair.truth_N), 0.0)
         same = " | ".join(f"{share:.1f} %" for share in pair.shares)
-        interval = f"{gain.value:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}]"
-        print(
-            f"| {pair.policy} | {pair.name} | {len(pair.truth_N)} | {wide:.2f} | {narrow:.2f} | {interval} | {same} |"
-        )
-        found.append(1.0 if gain.p is None or gain.value > 0 else gain.p)
-    return found
-
-
-def summary(pairs: Sequence[Pair], p_values: Sequence[float]) -> str:
-    """A row of the mean over tasks, whose rows are drawn for each task by itself."""
-    mean = lambda *draws: float(np.mean([pair.gain(draw) for pair, draw in zip(pairs, draws, strict=True)]))  # noqa: E731
+        about = f"{pair.policy} | {pair.name} | {len(pair.truth_N)} | {wide:.2f} | {narrow:.2f}"
+        print(f"| {about} | {with_interval(gain)} | {same} |")
+        p_values.append(1.0 if gain.p is None or gain.value > 0 else gain.p)
     sizes = [len(pair.truth_N) for pair in pairs]
-    gain = compared(mean, sizes, min(sizes), 0.0, NUM_DRAWS)
+    value = float(np.mean([narrow - wide for wide, narrow in (pair.scores for pair in pairs)]))
+    gain = judged(value, np.mean(gains, axis=0), min(sizes), 0.0)
     below = sum(p <= SIGNIFICANT for p in holm(p_values))
     same = [np.average(shares, weights=sizes) for shares in zip(*(pair.shares for pair in pairs), strict=True)]
-    interval = f"{gain.value:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}]"
-    return f"| {pairs[0].policy} | {interval} | {below} of {len(pairs)} | {same[0]:.1f} % | {same[1]:.1f} % |"
+    return (
+        f"| {pairs[0].policy} | {with_interval(gain)} | {below} of {len(pairs)} | {same[0]:.1f} % | {same[1]:.1f} % |"
+    )
+
+
+def with_interval(gain: Comparison) -> str:
+    """A difference in points, with its interval if there is one."""
+    return f"{gain.value:+.2f}" + ("" if gain.low is None else f" [{gain.low:+.2f}, {gain.high:+.2f}]")
 
 
 def main() -> None:
@@ -94,7 +94,6 @@ def main() -> None:
     parser.add_argument("narrow", type=Path)
     parser.add_argument("--split", action="append", help="(default: dev and dev_mismatched)")
     args = parser.parse_args()
-    warnings.simplefilter("ignore")  # a resample may contain a single label
     found = {}
     for path in sorted(args.wide.glob("*/*.json")):
         task, split = path.parent.name, path.stem
@@ -106,10 +105,7 @@ def main() -> None:
     print(
         "| policy | task | rows | fp32 | narrow | narrow - fp32 [95 %] | same answer | same exit |\n" + 8 * "|---" + "|"
     )
-    rows = []
-    for policy in POLICIES:
-        pairs = [paired(name, policy, sides) for name, sides in found.items()]
-        rows.append(summary(pairs, show_tasks(pairs)))
+    rows = [show([paired(name, policy, sides) for name, sides in found.items()]) for policy in POLICIES]
     print("\n| policy | mean over tasks [95 %] | significantly below | same answer | same exit |\n" + 5 * "|---" + "|")
     print("\n".join(rows))
 
