@@ -11,10 +11,12 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "licences.md"
 TOOLS = {"audit", "lint", "test"}
 """Extras that a user does not install."""
+OPTIONAL = {"sweep": "distributed", "search": "optuna"}
+"""Extras that are not part of `all` -> their module: CI does not install them."""
 
 
 def written(kind, out):
-    subprocess.run([sys.executable, ROOT / "bench" / "supply.py", kind, out], check=True)
+    subprocess.run([sys.executable, ROOT / "tests" / "checks" / "supply.py", kind, out], check=True)
     return out.read_text()
 
 
@@ -27,7 +29,7 @@ def needed():
     text = (ROOT / "pyproject.toml").read_text()
     extras = re.search(r"\[project.optional-dependencies\]\n(.*?)\n\[", text, re.DOTALL)[1]
     for extra, body in re.findall(r"^(\w+) = \[(.*?)\]$", extras, re.MULTILINE | re.DOTALL):
-        if extra not in TOOLS and (extra != "sweep" or find_spec("distributed")):  # of several machines
+        if extra not in TOOLS and (extra not in OPTIONAL or find_spec(OPTIONAL[extra])):
             yield from (canonical(name) for name in re.findall(r'"([A-Za-z][\w-]*)', body) if name != "offramp")
 
 

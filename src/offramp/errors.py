@@ -12,7 +12,8 @@
     │   ├── StageError              a divided module whose execution differs from its division
     │   └── NonFiniteError          NaN or infinite logits; the message names the stage
     ├── DiskFullError            5  no space left; no file stays under the final name
-    └── MissingExtraError        1  an optional library is missing; the message names the extra to install
+    └── AbsentError              1  something that is asked for is not installed
+        └── MissingExtraError       an optional library; the message names the extra to install
 
 A message is one line: WHAT - WHERE - WHAT TO DO. Wrong arguments to functions raise plain `ValueError`. Messages can
 quote names from untrusted files: control characters are escaped and long parts are shortened.
@@ -108,7 +109,11 @@ class DiskFullError(OfframpError):
     exit_code = 5
 
 
-class MissingExtraError(OfframpError):
+class AbsentError(OfframpError):
+    """Something that is asked for is not installed."""
+
+
+class MissingExtraError(AbsentError):
     """An optional library is not installed. The message names the extra that installs it."""
 
     def __init__(self, library: str, extra: str) -> None:

@@ -10,7 +10,7 @@ from offramp.backends import BACKENDS
 from offramp.cli.options import add_engine, engine_config
 from offramp.runtime.config import EngineConfig
 
-PYTHON_ONLY = {"longest", "own_process", "residency", "slots"}
+PYTHON_ONLY = {"longest", "own_process", "prefetch", "residency", "resident_layers", "slots"}
 
 
 def parser(*names, **more):

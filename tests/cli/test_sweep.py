@@ -5,7 +5,7 @@ import json
 import pytest
 
 from offramp.experiments.results import read_results
-from tests.cli.conftest import WORDS
+from tests.cli.conftest import WORDS, write_tiny
 from tests.cli.test_bench_task import answers
 
 TEXTS = [f"the {one} {other} {third}" for one in WORDS for other in WORDS for third in WORDS[:3]]
@@ -90,3 +90,81 @@ def test_what_is_not_there_is_an_error_and_no_record(run, refused, place):
     refused(2, "no such recipe", "sweep", "none.py", "--out", "out")
     refused(2, "needs TLS", "sweep", "recipe.py", "--out", "out", "--scheduler", "tcp://far:8786")
     assert json.loads((place / "out" / "results.json").read_text()) == {"format": 1}
+
+
+RIVALS = """
+from offramp.experiments import Grid
+def recipe():
+    of = dict(model="model", train="data.tsv", rows=8, rounds=1, threads=1)
+    lists = Grid(rival="lazy-layers", residency=["fifo", "lru", "mru"], resident_layers=[1, 3], **of)
+    return [Grid(**of), Grid(rival=[{names}], **of), lists]
+"""
+NAMES = ["transformers", "transformers-bf16", "disk", "disk-offload", "onnxruntime", "onnxruntime-int8", "llama.cpp"]
+
+
+@pytest.mark.slow
+def test_rivals_are_jobs_beside_offramp(run, place, tmp_path):
+    (place / "rivals.py").write_text(RIVALS.format(names=str(NAMES)[1:-1]))
+    said = run("sweep", "rivals.py", "--out", "out")
+    assert said.code == 0, said.err
+    found = {}
+    for record in read_results(place / "out", print):
+        each = record["experiment"]
+        found[each["rival"], each["engine"]["residency"], each["engine"]["resident_layers"]] = record
+    assert len(found) == 1 + len(NAMES) + 6
+    absent = found.pop(("llama.cpp", "planned", None))
+    assert (absent["status"], absent["reason"]["kind"]) == ("failed", "absent")
+    assert "xllamacpp is not installed" in absent["reason"]["what"] and "--rival" in absent["reason"]["remedy"]
+    own = found[None, "planned", None]
+    for (name, *_), record in found.items():
+        assert record["status"] == "done", record["reason"]
+        figures, about = record["figures"], record["run"]
+        assert {"latency", "latency_p95", "memory", "score", "time_per_input", "mean_exit"} <= figures.keys()
+        assert len(record["samples"]["latencies"]) == len(record["samples"]["answers"]) == 8
+        assert ("bytes" in figures) == (name not in ("disk", "disk-offload"))
+        if name is not None:
+            assert about["rival"] == name and about["versions"] and record["environment"]["num_cores"]
+        if name not in ("transformers-bf16", "onnxruntime-int8"):
+            assert record["samples"]["answers"] == own["samples"]["answers"], name
+    lists = {key[1:]: record["figures"]["bytes"] for key, record in found.items() if key[0] == "lazy-layers"}
+    assert lists["mru", 3] < 0.7 * lists["fifo", 3] and lists["fifo", 3] == pytest.approx(lists["lru", 1], rel=0.1)
+    said = run("sweep", "rivals.py", "--out", "out", "--dry-run", "--json")
+    assert said.lines[0]["jobs"] == []
+
+
+STRATEGIES = """
+from offramp.experiments import Grid
+def recipe():
+    of = dict(model="wide", passes=2, rounds=1, threads=1, max_length=16, resident_layers=2)
+    return [Grid(reads=["mapped", "buffered", "direct"], slots=[1, 2, 3], **of),
+            Grid(residency=["planned", "prefix", "even"], prefetch=[True, False], **of),
+            Grid(residency=["fifo", "lru", "mru"], reads=["buffered", "direct"], **of),
+            Grid(model="wide", budget="resident", passes=2, rounds=1, threads=1, max_length=16)]
+"""
+
+
+@pytest.mark.slow
+def test_every_loading_strategy_is_an_option_of_a_recipe(run, tmp_path, monkeypatch):
+    """Layers of 3 MiB, so that they are streamed; four layers, two of which are in memory at once."""
+    write_tiny(tmp_path / "wide", hidden_size=256, intermediate_size=1024, num_attention_heads=4)
+    (tmp_path / "recipe.py").write_text(STRATEGIES)
+    monkeypatch.chdir(tmp_path)
+    said = run("sweep", "recipe.py", "--out", "out")
+    assert said.code == 0, said.err
+    found = {}
+    for record in read_results(tmp_path / "out", print):
+        assert record["status"] == "done", record["reason"]
+        engine, about = record["experiment"]["engine"], record["run"]
+        assert about["config"]["prefetch"] == engine["prefetch"] and about["config"]["residency"] == engine["residency"]
+        if engine["reads"] in ("buffered", "direct"):
+            assert about["reads"] == engine["reads"]
+        if engine["slots"] is not None:
+            assert about["num_slots"] == engine["slots"]
+        found[tuple(engine[name] for name in ("reads", "slots", "residency", "prefetch", "budget"))] = record["figures"]
+    assert len(found) == 9 + 6 + 6 + 1
+    resident = found["auto", None, "planned", True, "resident"]
+    assert resident["bytes"] < 1 << 20
+    for rule, layers in (("fifo", 4), ("lru", 4), ("mru", 3)):
+        read = found["buffered", None, rule, True, None]["bytes"]
+        assert round(read / (3 << 20)) == layers, (rule, read)
+    assert all(figures["memory"] <= figures["predicted_memory"] for figures in found.values())

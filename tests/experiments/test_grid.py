@@ -67,6 +67,9 @@ def test_a_key_is_of_the_specification_and_the_inputs_and_not_of_the_number_of_r
     assert key == experiment(model="m", rounds=9, timeout="1s").key(inputs)
     others = [experiment(model="m", batch=2).key(inputs), experiment(model="m").key({**inputs, "model": "b"})]
     assert len({key, *others}) == 3 and len(key) == 16
+    assert experiment(model="m", budget="128MiB").key(inputs) == "1d5dad293b30d06b", "of records that were made before"
+    added = [{"rival": "disk"}, {"prefetch": False}, {"resident_layers": 1}]
+    assert len({key, *(experiment(model="m", **each).key(inputs) for each in added)}) == 4
 
 
 @pytest.mark.parametrize(

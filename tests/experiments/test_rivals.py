@@ -9,10 +9,15 @@ import time
 
 import pytest
 
-from offramp.errors import UsageError
-from offramp.experiments import rival_process, rivals
+from offramp.errors import AbsentError, OfframpError, RefusedError, UsageError
+from offramp.experiments import against, experiment, rival_process, rivals
+from offramp.experiments.pools import failure_of
+from offramp.experiments.prerequisites import Source, measuring_job, needs_of
 from offramp.experiments.rivals import FORMS, RIVALS, Chosen, RivalJob, parse_against, run_process, versions
+from offramp.experiments.steps import take_step
+from offramp.session.inputs import InputSource
 from tests.processes import is_running, wait_until
+from tests.toy import ToyTextEncoder, write_toy
 
 MEASURED = {
     "latencies_seconds": [0.1], "peak_rss_bytes": 1, "bytes_read_per_input": 0.0, "precision": "fp32",
@@ -202,3 +207,66 @@ def test_a_model_folder_has_weights(tmp_path):
     assert rivals.model_digest(tmp_path) == first
     os.truncate(tmp_path / "model.safetensors", 4)
     assert rivals.model_digest(tmp_path) != first
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"budget": "128MiB"}, "the rival disk has no option budget"),
+        ({"exit": "patience:1", "task": "sst2"}, "no option exit"),
+        ({"residency": "fifo", "resident_layers": 2}, "no option residency, resident_layers"),
+        ({"rival": "lazy-layers", "residency": "prefix"}, "no option residency"),
+        ({"batch": 2, "trace": True, "dtype": "int8"}, "no option batch, trace, dtype"),
+    ],
+)
+def test_a_rival_has_none_of_the_options_of_an_engine(options, says, tmp_path):
+    each = experiment(**{"model": "m", "rival": "disk", **options})
+    with pytest.raises(UsageError, match=f"{says} - m - give rivals a Grid of their own, without it"):
+        needs_of(each, Source("m", "d", False), "rows", tmp_path)
+
+
+def test_a_rival_needs_a_conversion_by_its_interpreter_and_a_store_for_the_token_ids(tmp_path):
+    each = experiment(model="m", rival="lazy-layers", residency="mru", resident_layers=3, threads=2, passes=4)
+    needs = needs_of(each, Source("m", "d", False), None, tmp_path, {"lazy-layers": "/p"})
+    assert [step.kind for step in needs.steps.values()] == ["divide", "convert"]
+    assert needs.steps[needs.rival.name].arguments == {"rival": "lazy-layers", "model": "m", "python": "/p"}
+    needs.rival.mkdir()
+    (needs.rival / "made.json").write_text('{"result": {"digest": "e", "versions": {"torch": "2"}}}')
+    step = measuring_job(each, 1, needs).step
+    assert step["options"] == {"residency": "mru", "resident_layers": 3} and step["threads"] == 2
+    assert (step["kind"], step["digest"], step["python"], step["passes"]) == ("rival", "e", "/p", 4)
+    other = needs_of(each, Source("m", "d", False), None, tmp_path)
+    assert other.rival != needs.rival, "of another interpreter"
+    (tmp_path / "store").mkdir()
+    with pytest.raises(UsageError, match="reads the model that the store was made from"):
+        needs_of(each, Source(str(tmp_path / "store"), "d", True), None, tmp_path)
+
+
+def test_an_absent_rival_has_a_reason_that_is_not_tried_again(monkeypatch, tmp_path):
+    monkeypatch.setitem(RIVALS, "disk", rivals.Rival(("no-such-distribution",), "fp32"))
+    with pytest.raises(AbsentError) as caught:
+        take_step({"kind": "convert", "rival": "disk", "model": str(tmp_path), "python": sys.executable}, print)
+    assert str(caught.value) == (
+        "disk: no-such-distribution is not installed - install it, or give --rival disk=PYTHON"
+    )
+    assert failure_of(caught.value)["kind"] == "absent"
+
+
+@pytest.mark.parametrize(
+    ("printed", "error", "says"),
+    [
+        ({"failed": "killed by signal 9"}, OfframpError, "disk: killed"),
+        ({"result": {**MEASURED, "logits": [[0.5, 1.0]] * 3}}, RefusedError, "2 logits"),
+    ],
+)
+def test_a_rival_that_fails_in_a_sweep_has_a_reason(monkeypatch, tmp_path, printed, error, says):
+    write_toy(tmp_path / "store").close()
+    monkeypatch.setattr(RivalJob, "run", lambda *_: printed)
+    step = {
+        "kind": "rival", "rival": "disk", "model": "m", "python": sys.executable, "digest": "d", "versions": {},
+        "store": str(tmp_path / "store"), "inputs": InputSource(texts=("a",)).to_json(), "sample": None, "passes": 1,
+        "threads": 1, "max_length": 8, "timeout": None, "options": {},
+    }  # fmt: skip
+    monkeypatch.setattr(against, "open_encoder", lambda *_: ToyTextEncoder())
+    with pytest.raises(error, match=says):
+        take_step(step, print)

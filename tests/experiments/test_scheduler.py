@@ -90,7 +90,8 @@ def cluster(num_workers=2):
 @pytest.mark.filterwarnings("ignore")
 def test_one_process_two_jobs_and_two_workers_give_the_same_records(tmp_path):
     pytest.importorskip("distributed", reason="pip install 'offramp[sweep]'")
-    toys = list(Grid(job="toy", model=["toy", "toy-refuses"], seed=[1, 2, 3], rounds=2))
+    late = Grid(job="toy", model="late", timeout="1ms", rounds=2)
+    toys = [*Grid(job="toy", model="toy", seed=[1, 2, 3], rounds=2), *late]
     sweep(toys, tmp_path / "one", SweepSettings(1), ignore, ignore)
     sweep(toys, tmp_path / "two", SweepSettings(2), ignore, ignore)
     with cluster() as (address, _):

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from offramp.errors import BudgetError, DiskFullError, MissingExtraError, OfframpError, UsageError
-from offramp.experiments import Grid, experiment, pools, sweep
+from offramp.experiments import Grid, children, experiment, pools, sweep
 from offramp.experiments.children import LostError
 from offramp.experiments.pools import LocalPool, attempt, failure_of, run_all
 from offramp.experiments.prerequisites import MADE, Needs, Prerequisite, Source, needs_of
 from offramp.experiments.results import RECORDS, Results, read_results
-from offramp.experiments.steps import take_step
 from offramp.experiments.sweep import Plan, Runner, SweepSettings, estimated_seconds, plan_sweep
+from tests.experiments import toy_worker
 from tests.processes import is_running, wait_until
 
 TOYS = Grid(job="toy", model="toy", seed=[1, 2], rounds=3)
@@ -27,23 +27,6 @@ TOYS = Grid(job="toy", model="toy", seed=[1, 2], rounds=3)
 
 def ignore(*what):
     pass
-
-
-@pytest.fixture
-def in_process(monkeypatch):
-    """Run jobs in this process, and return the list of the steps that were taken."""
-    taken = []
-
-    def run_worker(job, log=ignore, timeout_seconds=None, started=ignore):
-        taken.append(job.step)
-        model = job.step.get("experiment", {}).get("model")
-        if model == "toy-is-killed":
-            raise LostError("a worker process ended with -9 and no result")
-        return json.loads(json.dumps(take_step(job.step, log)))
-
-    monkeypatch.setattr(pools, "run_worker", run_worker)
-    monkeypatch.setattr(sweep, "run_worker", run_worker)
-    return taken
 
 
 def run(experiments, folder, **options):
@@ -246,7 +229,13 @@ def test_jobs_are_taken_only_when_a_worker_is_free():
     assert len(pool.order) == 5
 
 
-def test_a_real_worker_that_is_killed_or_hangs_or_has_no_memory():
+@pytest.fixture
+def failing_toys(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    monkeypatch.setattr(children, "WORKER", toy_worker.COMMAND)
+
+
+def test_a_real_worker_that_is_killed_or_hangs_or_has_no_memory(failing_toys):
     """Two attempts of the first, one of the others."""
 
     def outcome(model, timeout_seconds=None):
@@ -260,7 +249,7 @@ def test_a_real_worker_that_is_killed_or_hangs_or_has_no_memory():
     assert (full["error"]["kind"], full["attempts"]) == ("memory", 1) and "not enough memory" in full["error"]["what"]
 
 
-def test_a_pool_that_is_closed_leaves_no_process():
+def test_a_pool_that_is_closed_leaves_no_process(failing_toys):
     pool, step = LocalPool(2), {"kind": "toy", "experiment": experiment(job="toy", model="toy-hangs").to_json()}
     running = [pool.start(pools.WorkerJob("step", "", step={**step, "round": 1}), None, ignore) for _ in range(2)]
     wait_until(lambda: len(pool._children) == 2, "both jobs start")
@@ -286,7 +275,7 @@ def workers_of(pid):
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if os.getsid(int(path.parent.name)) == pid and b"offramp.experiments.worker" in path.read_bytes():
+            if os.getsid(int(path.parent.name)) == pid and b".experiments." in path.read_bytes():
                 found.append(int(path.parent.name))
         except OSError:
             continue
@@ -314,7 +303,16 @@ def test_kills_lose_and_repeat_nothing(tmp_path, num_jobs, num_kills):
 def test_an_interrupted_sweep_ends_its_workers(tmp_path):
     recipe = tmp_path / "toys.py"
     recipe.write_text(RECIPE.format(4).replace("'toy', s", "'toy-hangs', s"))
-    child = sweeping(recipe, tmp_path / "out")
+    code = (
+        "import sys; from offramp.cli import main; from offramp.experiments import children\n"
+        "from tests.experiments import toy_worker\n"
+        f"children.WORKER = toy_worker.COMMAND\n"
+        f"sys.exit(main(['sweep', {str(recipe)!r}, '--out', {str(tmp_path / 'out')!r}]))"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], stderr=subprocess.DEVNULL, start_new_session=True, env=environment
+    )
     wait_until(lambda: workers_of(child.pid), "a worker starts")
     os.kill(child.pid, signal.SIGINT)
     assert child.wait(30) == 130

@@ -2,9 +2,14 @@
 
 import json
 import os
+import sys
 from dataclasses import asdict
 
+import pytest
+
+from offramp.experiments import tracking
 from offramp.experiments.results import RECORDS, line_of, read_results
+from offramp.experiments.rivals import INDEX_FILE
 from offramp.experiments.steps import take_step
 from offramp.tasks import DataSpec
 from tests.remedies.entries import Entry, closed, corrected, said_by
@@ -168,6 +173,56 @@ def without(text):
     return recipe("", text)
 
 
+SEARCHES = "from offramp.experiments import Grid, Search\ndef recipe():\n    return {}\n"
+FAILING = """#!/bin/sh
+read job
+case "$job" in *versions*) echo '{"result": {"torch": "2", "transformers": "5"}}';; *) echo '{"failed": "no"}';; esac
+"""
+BARE = "#!/bin/sh\necho '{\"result\": {}}'\n"
+
+
+def toys_with(options, returned=GOOD):
+    def work(w, said=None):
+        (w / "recipe.py").write_text(TOYS.format(returned))
+        w.run(f"{SWEEP} {options}")
+
+    return work
+
+
+def unloadable(w):
+    """A store that transformers does not load."""
+    w.once(lambda w: (w.store / INDEX_FILE).unlink())
+    w.copy("model")
+    w.once(lambda w: (w / "recipe.py").write_text(TOYS.format("Grid(model='store', rival='disk', rounds=1)")))
+    w.run(SWEEP + " --dry-run")
+
+
+def converted(name, program=None):
+    """Convert the model for a rival as a worker process does, by a program in place of Python."""
+
+    def work(w, said=None):
+        python = w / "python"
+        if program is not None:
+            python.write_text(program)
+            python.chmod(0o755)
+        interpreter = sys.executable if program is None else str(python)
+        take_step({"kind": "convert", "rival": name, "model": str(w.copy("model")), "python": interpreter}, print)
+
+    return work
+
+
+bare, by_this_python = converted("transformers", BARE), said_by(converted("transformers"), "another Python")
+
+
+def with_tracker(w):
+    """Sweep with a tracker that takes everything."""
+    code = "import sys\nfor line in sys.stdin: print('taken', flush=True)"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tracking.importlib.util, "find_spec", lambda name: name)
+        patch.setattr(tracking, "COMMAND", (sys.executable, "-c", code))
+        toys_with("--track wandb")(w)
+
+
 TWO = "Grid(job='toy', model='toy', rounds=1, seed={})"
 DATA = "train='mine.tsv', "
 TABLE = [
@@ -189,7 +244,8 @@ TABLE = [
     ),
     Entry(
         "experiments/grid.py: the recipe returns {}, not experiments",
-        recipe("3"), "return a Grid, an experiment, or a list of these", rewritten(f"[{GOOD}]", "return a list"),
+        recipe("3"), "return a Grid, an experiment, a list of these, or a Search",
+        rewritten(f"[{GOOD}]", "return a list"),
     ),
     Entry(
         "experiments/grid.py: the recipe is wrong: {}",
@@ -263,8 +319,45 @@ TABLE = [
         "experiments/steps.py: each process reads the data again",
         identified("pipe"), "give a file", identified("mine.tsv"),
     ),
-    closed("experiments/steps.py: this toy refuses", "research"),
-    closed("experiments/steps.py: the score is {}", "unreachable"),
+    closed("experiments/figures.py: the score is {}", "unreachable"),
+    corrected(
+        "cli/sweep.py: {} names no interpreter", toys_with("--rival disk"), "give NAME=PYTHON",
+        toys_with(f"--rival disk={sys.executable}"),
+    ),
+    Entry(
+        "experiments/grid.py: a search beside other experiments",
+        recipe("[Search(Grid(job='toy', model='toy'))]", SEARCHES),
+        "return the search alone", rewritten(GOOD, "a recipe without the list"),
+    ),
+    corrected(
+        "experiments/pools.py: {} is of one machine",
+        toys_with("--scheduler tcp://localhost:1", "Grid(job='toy', model='toy', device='board')"),
+        "run this experiment there, without --scheduler",
+        toys_with("--device board", "Grid(job='toy', model='toy', rounds=1, device='board')"),
+    ),
+    Entry(
+        "experiments/prerequisites.py: the rival {} has no option {}",
+        measured(f"Grid(rival='disk', budget='1GiB', {MODEL})"), "give rivals a Grid of their own, without it",
+        rewritten(f"[Grid(budget='1GiB', {MODEL}), Grid(rival='disk', {MODEL})]", "two grids"),
+    ),
+    Entry(
+        "experiments/prerequisites.py: the rival {} reads the model", unloadable, "name the model folder",
+        rewritten(f"Grid(rival='disk', {MODEL})", "`model='model'`"),
+    ),
+    Entry("experiments/rival_steps.py: {}: {} [convert", bare, "give --rival {}=PYTHON", by_this_python, again=False),
+    corrected(
+        "experiments/rival_steps.py: {}: {} [_converted", converted("lazy-layers", FAILING), "leave this rival out",
+        converted("transformers"),
+    ),
+    closed("experiments/rival_steps.py: it gives {} logits", "unreachable"),
+    Entry(
+        "experiments/tracking.py: {} is not installed", toys_with("--track wandb"), "pip install {}",
+        said_by(with_tracker, "the tracker is installed"), again=False, simulates="library",
+    ),
+    Entry(
+        "runtime/config.py: {}: a list of layers", measured(f"Grid(residency='fifo', slots=2, {MODEL})"),
+        "give resident_layers", rewritten(f"Grid(residency='fifo', resident_layers=2, {MODEL})", "`resident_layers=2`"),
+    ),
     closed("experiments/sweep.py: {}", "shared"),
     corrected(
         "errors.py: not a folder | no such {}",

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offramp.errors import BudgetError
-from offramp.runtime.planner import MAX_SLOTS, Item, Memory, Strategy, make_plan, page_rounded, pass_seconds
+from offramp.runtime.planner import MAX_SLOTS, Item, Memory, Strategy, layers_of, make_plan, page_rounded, pass_seconds
 
 quick = settings(deadline=None, max_examples=50, database=None)
 BASE = Memory(base_bytes=1000 * 4096, activation_bytes=10 * 4096)
@@ -214,3 +214,35 @@ def test_a_strategy_restricts_the_plan_and_is_never_faster(residency, slots, dat
     assert plan.feasible == (plan.smallest_budget_bytes <= budget_bytes)
     if plan.feasible and slots in (None, 1, 2, 3) and len(names) <= 8:
         assert free.predicted_seconds <= plan.predicted_seconds * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("residency", ["planned", "prefix", "even"])
+@pytest.mark.parametrize("layers", [1, 2, 5])
+@settings(quick, max_examples=10)
+@given(data=st.data())
+def test_layers_bound_the_weights_where_any_plan_can(residency, layers, data):
+    items = data.draw(problems())
+    plan = make_plan(items, BASE, 1 << 40, Strategy(residency, layers=layers))
+    stages = {item.stage: {} for item in items}
+    for item in items:
+        stages[item.stage][item.shard] = page_rounded(item.num_bytes)
+    most = layers * max(sum(sizes.values()) for sizes in stages.values())
+    smallest = make_plan(items, BASE, 0, Strategy(residency, layers=layers))
+    weights = [each.num_slots * each.slot_bytes + each.resident_bytes for each in (plan, smallest)]
+    assert weights[0] <= max(most, weights[1])
+
+
+@pytest.mark.parametrize("residency", ["fifo", "lru", "mru"])
+def test_a_list_has_a_slot_for_each_of_its_layers(residency):
+    items = [Item(f"s{number}", 1 + number // 2, 5000 + number, 1e-3, 1e-3) for number in range(8)]
+    outside = frozenset(["head"])
+    items.append(Item("head", 5, 100, 1e-3, 1e-3))
+    merged = layers_of(items, outside)
+    assert [(each.shard, each.num_bytes) for each in merged] == [
+        ("head", 100),
+        *((f"layer {n}", 16384) for n in range(1, 5)),
+    ]
+    for layers, num_slots in ((None, 1), (3, 3), (9, 4)):
+        plan = make_plan(merged, Memory(0, 0, outside), 1 << 40, Strategy(residency, layers=layers))
+        assert (plan.num_slots, plan.slot_bytes, plan.residents) == (num_slots, 16384, outside)
+        assert plan.predicted_peak_bytes == num_slots * 16384 + 4096 and plan.feasible

@@ -13,11 +13,11 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from offramp.cli.options import count, emit, log, table_of
+from offramp.cli.options import argument, count, emit, log, table_of
 from offramp.units import format_duration
 
 
@@ -34,32 +34,79 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--share-cores", action="store_true", help="also run timed jobs N at once: they slow each other down")
     add("--scheduler", metavar="ADDRESS", help="a dask scheduler: tcp://localhost:8786, or tls://HOST:8786")
     add("--device", metavar="NAME", help="name of this machine, for experiments with a device (default: the host's)")
+    rival = "a Python that runs a rival (default: this one)"
+    add("--rival", type=argument(_parse_rival), action="append", default=[], metavar="NAME=PYTHON", help=rival)
+    track = "also give each record to a tracker, through accelerate: trackio, tensorboard, mlflow or wandb"
+    add("--track", choices=("trackio", "tensorboard", "mlflow", "wandb"), metavar="NAME", help=track)
     add("--json", action="store_true", help="print one JSON object at the end")
+
+
+def _parse_rival(text: str) -> Any:
+    from offramp.experiments.rivals import parse_against
+
+    if "=" not in text:
+        raise ValueError(f"{text!r} names no interpreter; give NAME=PYTHON")
+    return parse_against(text)
 
 
 def main(args: argparse.Namespace) -> None:
     """Plan, and unless that is all, run."""
-    from offramp.experiments.grid import read_recipe, selected
-    from offramp.experiments.pools import ScheduledPool, require_safe
-    from offramp.experiments.sweep import SweepSettings, sweep
+    from offramp.experiments.grid import Search, narrowed, read_recipe
+    from offramp.experiments.sweep import SweepSettings
 
-    experiments = selected(read_recipe(Path(args.recipe)), args.only)
-    settings = SweepSettings(args.jobs, args.share_cores, args.limit, args.device)
+    found = narrowed(read_recipe(Path(args.recipe)), args.only)
+    pythons = {each.name: each.python for chosen in args.rival for each in chosen}
+    settings = SweepSettings(args.jobs, args.share_cores, args.limit, args.device, pythons)
     if args.dry_run:
-        _show_plan(experiments, Path(args.out), settings, args.json)
+        _show_plan(list(found), Path(args.out), settings, args.json)
+        if isinstance(found, Search) and not args.json:
+            print(f"a search: at most {found.trials} of these experiments are run, each chosen by those before")
         return
-    make_pool = None
-    if args.scheduler is not None:
-        require_safe(args.scheduler)
-        make_pool = lambda: ScheduledPool(args.scheduler)  # noqa: E731
-    with _progress() as progress:
-        plan = sweep(experiments, Path(args.out), settings, log, progress, make_pool)
+    plan, front = _run(found, args, settings)
     facts = {"out": args.out, "jobs": len(plan.jobs), "recorded_before": plan.num_recorded, "left": plan.num_limited}
     if args.json:
-        emit(facts)
-    else:
-        left = f", {plan.num_limited} are left" if plan.num_limited else ""
-        log(f"{args.out}: {len(plan.jobs)} jobs have run, {plan.num_recorded} were recorded before{left}")
+        emit({**facts, **({"front": front} if front is not None else {})})
+        return
+    left = f", {plan.num_limited} are left" if plan.num_limited else ""
+    log(f"{args.out}: {len(plan.jobs)} jobs have run, {plan.num_recorded} were recorded before{left}")
+    if front is not None:
+        from offramp.experiments.comparison import FIGURES
+
+        names = list(front[0]["objectives"]) if front else []
+        columns = {"not surpassed": lambda row: row["experiment"]}
+        columns |= {name: lambda row, name=name: FIGURES[name].show(row["objectives"][name]) for name in names}
+        print(table_of(front, columns))
+
+
+def _run(found: Any, args: argparse.Namespace, settings: Any) -> tuple[Any, Any]:
+    """Run experiments, or a search: the plan, and for a search what was not surpassed."""
+    from offramp.experiments.grid import Search
+    from offramp.experiments.pools import ScheduledPool, require_unplaced
+    from offramp.experiments.specification import names_of
+    from offramp.experiments.sweep import search, sweep
+
+    make_pool, out = None, Path(args.out)
+    if args.scheduler is not None:
+        require_unplaced(args.scheduler, list(found))
+        make_pool = lambda: ScheduledPool(args.scheduler)  # noqa: E731
+    with ExitStack() as stack:
+        watch = {}
+        if args.track is not None:
+            from offramp.experiments.tracking import Tracking
+
+            watch["watch"] = stack.enter_context(Tracking(args.track, out, log)).add
+        progress = stack.enter_context(_progress())
+        if not isinstance(found, Search):
+            return sweep(found, out, settings, log, progress, make_pool, **watch), None
+        from offramp.experiments.searching import Study
+
+        study = Study(found)
+        plan = search(study, out, settings, log, progress, make_pool, **watch)
+        front, names = study.front(), names_of(list(found))
+        return plan, [
+            {"experiment": names[each], "objectives": dict(zip(found.objectives, values, strict=True))}
+            for each, values in front.items()
+        ]
 
 
 def _show_plan(experiments: list[Any], folder: Path, settings: Any, as_json: bool) -> None:

@@ -9,12 +9,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from offramp.experiments.grid import Grid, patience
+    from offramp.experiments.grid import Grid, Search, patience
     from offramp.experiments.specification import Experiment, experiment
 
-__all__ = ["Experiment", "Grid", "experiment", "patience"]
+__all__ = ["Experiment", "Grid", "Search", "experiment", "patience"]
 
-_HOMES = {"Experiment": "specification", "Grid": "grid", "experiment": "specification", "patience": "grid"}
+_HOMES = {
+    "Experiment": "specification", "Grid": "grid", "Search": "grid", "experiment": "specification", "patience": "grid",
+}  # fmt: skip
 """Public name -> module of this room that defines it."""
 
 

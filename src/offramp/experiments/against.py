@@ -19,6 +19,7 @@ from offramp.experiments import groups
 from offramp.experiments.children import Log, ignore, run_worker
 from offramp.experiments.jobs import WARM_UP_PASSES, WorkerJob
 from offramp.experiments.rivals import (
+    INDEX_FILE,
     MEASURE_SECONDS,
     Chosen,
     Inputs,
@@ -44,8 +45,6 @@ from offramp.units import format_duration, format_size, named_budget
 
 GROUP_SECONDS = 60.0
 """Time limit of a process in the memory group."""
-INDEX_FILE = "model.safetensors.index.json"
-"""File by which transformers finds the weights of a store."""
 KEPT = ("latencies_seconds", "peak_rss_bytes", "bytes_read_per_input", "precision", "scores", "reads")
 """Keys of a result that its record keeps."""
 
@@ -138,7 +137,8 @@ def _trials(comparison: Comparison, log: Log) -> list[Trial]:
     """Return the rivals in their order, and each store under each budget."""
     model = comparison.model or _loadable(comparison.stores)
     with Store(comparison.stores[0], "never") as store:
-        inputs = _inputs(comparison, store, log)
+        length = comparison.config.max_length
+        inputs = token_inputs(store, comparison.source, comparison.passes, length, log)
     threads = comparison.config.threads or default_threads().number
     digest = model_digest(model)
     rivals = [_rival(chosen, model, digest, inputs, threads, log) for chosen in comparison.chosen]
@@ -154,18 +154,21 @@ def _loadable(stores: Sequence[Path]) -> Path:
     return found
 
 
-def _inputs(comparison: Comparison, store: Store, log: Log) -> Inputs:
-    """Return the token ids and types of all passes, the warm-up first."""
+def token_inputs(store: Store, source: InputSource, passes: int, max_length: int | None, log: Log) -> Inputs:
+    """Return the token ids and types of all passes, the warm-up first: of texts, or of random ids without any.
+
+    Raises UsageError for a store that is not one of texts.
+    """
     require_head(store.manifest, store.path)
     texts = store.program.texts
     if texts is None:
         raise UsageError("the rivals run classifiers of texts", store.path, "give a store of such a model")
-    if not comparison.source:
-        length, count = random_length(str(store.path), comparison.config.max_length), WARM_UP_PASSES + comparison.passes
+    if not source:
+        length, count = random_length(str(store.path), max_length), WARM_UP_PASSES + passes
         rows = [(random_numbers(length, index) % texts.vocab_size).tolist() for index in range(count)]
         return [(ids_S, [0] * length) for ids_S in rows]
-    encoder = open_encoder(store.path, store.program.inputs, texts, comparison.config.max_length, log)
-    encoded = [encoder.encode([text]).arrays for text in comparison.source.read(silent)]
+    encoder = open_encoder(store.path, store.program.inputs, texts, max_length, log)
+    encoded = [encoder.encode([text]).arrays for text in source.read(silent)]
     rows = [(each["input_ids"][0].tolist(), each["token_type_ids"][0].tolist()) for each in encoded]
     return [*(rows[index % len(rows)] for index in range(WARM_UP_PASSES)), *rows]
 

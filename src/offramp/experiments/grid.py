@@ -1,4 +1,4 @@
-"""Grids of experiments, and recipes: Python files whose function `recipe` returns experiments."""
+"""Grids of experiments, searches in them, and recipes: Python files whose function `recipe` returns experiments."""
 
 import itertools
 import traceback
@@ -9,6 +9,7 @@ from typing import Any
 
 from offramp.errors import OfframpError, UsageError, missing, said
 from offramp.experiments.children import ignore
+from offramp.experiments.comparison import FIGURES
 from offramp.experiments.results import ABOUT, read_results
 from offramp.experiments.specification import Experiment, experiment, option_names, specification_of
 
@@ -48,13 +49,43 @@ class Grid:
                 yield found
 
 
+@dataclass(frozen=True)
+class Search:
+    """A search in a grid for the experiments that no other one surpasses in all objectives, by optuna.
+
+    Each trial is an experiment, proposed by the figures of those before. The same records and seed give the same
+    proposals, so that a search that is interrupted continues. Raises ValueError for objectives that are no figures.
+    """
+
+    space: Grid
+    objectives: tuple[str, ...] = ("latency", "memory")
+    """Figures: a score and its parts become large, all others small."""
+    trials: int = 20
+    """Number of different experiments; fewer if the grid has fewer."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        objectives = (self.objectives,) if isinstance(self.objectives, str) else tuple(self.objectives)
+        object.__setattr__(self, "objectives", objectives)
+        unknown = sorted(set(objectives) - set(FIGURES))
+        if unknown or not objectives:
+            raise ValueError(f"objectives must be some of {', '.join(FIGURES)}, not {', '.join(unknown) or 'none'}")
+        if not isinstance(self.space, Grid):
+            raise ValueError(f"the space of a search must be a Grid, not {type(self.space).__name__}")
+        if self.trials < 1:
+            raise ValueError(f"trials must be at least 1, not {self.trials}")
+
+    def __iter__(self) -> Iterator[Experiment]:
+        return iter(self.space)
+
+
 def patience(first: int, last: int) -> list[str]:
     """Return the rules `patience:FIRST` to `patience:LAST`, for `exit`."""
     return [f"patience:{number}" for number in range(first, last + 1)]
 
 
-def read_recipe(path: Path) -> list[Experiment]:
-    """Run a recipe and return its experiments, each once. A recipe is code: it may do anything.
+def read_recipe(path: Path) -> list[Experiment] | Search:
+    """Run a recipe and return its experiments, each once, or its search. A recipe is code: it may do anything.
 
     A results folder is a recipe of the experiments that it has records of; nothing of it is run. Raises UsageError with
     the line of the recipe that is wrong, and the errors of `read_results`.
@@ -76,7 +107,8 @@ def read_recipe(path: Path) -> list[Experiment]:
         if not callable(function):
             raise UsageError("the recipe has no function recipe()", path, "define one that returns a Grid")
         line = getattr(getattr(function, "__code__", None), "co_firstlineno", 1)
-        found = list(_experiments(function(), f"{path}, line {line}"))
+        returned = function()
+        found = list(_experiments(returned, f"{path}, line {line}"))
     except UsageError as error:
         if error.where is not None and str(error.where).startswith(str(path)):
             raise
@@ -85,19 +117,22 @@ def read_recipe(path: Path) -> list[Experiment]:
         raise _wrong(error, path, line) from None
     if not found:
         raise UsageError("the recipe has no experiments", f"{path}, line {line}", "give each option at least one value")
-    return list(dict.fromkeys(found))
+    return returned if isinstance(returned, Search) else list(dict.fromkeys(found))
 
 
 def _experiments(found: Any, where: str) -> Iterator[Experiment]:
     """Yield the experiments that a recipe returned: a grid, an experiment, or a list of these."""
     if isinstance(found, Experiment):
         yield found
-    elif isinstance(found, (Grid, list, tuple)):
+    elif isinstance(found, (Grid, Search, list, tuple)):
+        if any(isinstance(each, Search) for each in found):
+            what = "a search beside other experiments: its trials follow from its own records"
+            raise UsageError(what, where, "return the search alone")
         for each in found:
             yield from _experiments(each, where)
     else:
         what = f"the recipe returns {type(found).__name__}, not experiments"
-        raise UsageError(what, where, "return a Grid, an experiment, or a list of these")
+        raise UsageError(what, where, "return a Grid, an experiment, a list of these, or a Search")
 
 
 def _wrong(error: BaseException, path: Path, line: int) -> UsageError:
@@ -108,6 +143,12 @@ def _wrong(error: BaseException, path: Path, line: int) -> UsageError:
         line = frame.lineno or line if frame.filename == str(path) else line
     reason = str(error) if isinstance(error, (OfframpError, ValueError)) else said(error)
     return UsageError(f"the recipe is wrong: {reason}", f"{path}, line {line}", "correct the recipe")
+
+
+def narrowed(found: list[Experiment] | Search, only: Iterable[str]) -> list[Experiment] | Search:
+    """Return what is `selected` of the experiments of a recipe, or a search in that."""
+    kept = selected(found, only)
+    return replace(found, space=found.space.where(set(kept).__contains__)) if isinstance(found, Search) else kept
 
 
 def selected(experiments: Iterable[Experiment], only: Iterable[str]) -> list[Experiment]:

@@ -12,15 +12,15 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from offramp.errors import (
+    AbsentError,
     BudgetError,
     DiskFullError,
-    MissingExtraError,
     OfframpError,
     RefusedError,
     UsageError,
@@ -29,13 +29,14 @@ from offramp.errors import (
 )
 from offramp.experiments.children import Log, LostError, TimedOutError, ignore, run_worker
 from offramp.experiments.jobs import WorkerJob
+from offramp.experiments.specification import Experiment
 
 Outcome = dict[str, Any]
 MAX_ATTEMPTS = 2
 """Attempts for a job whose process is killed. Other failures are not tried again."""
 _CONNECT_SECONDS = 10
 _KINDS: dict[type, str] = {
-    LostError: "killed", TimedOutError: "timeout", BudgetError: "memory", MissingExtraError: "absent",
+    LostError: "killed", TimedOutError: "timeout", BudgetError: "memory", AbsentError: "absent",
     DiskFullError: "disk", UsageError: "refused", RefusedError: "refused",
 }  # fmt: skip
 """Class of an error -> kind of the failure in records; `error` for others."""
@@ -166,6 +167,19 @@ def _outcome_of(done: Any) -> Outcome:
     except Exception as error:
         lost = LostError(f"the workers of this job were lost ({said(error)})")
         return {"error": failure_of(lost), "attempts": MAX_ATTEMPTS, "seconds": 0.0}
+
+
+def require_unplaced(address: str, experiments: Sequence[Experiment]) -> None:
+    """Raise UsageError for experiments of one machine: a scheduler gives jobs to any of its workers.
+
+    `device` names the machine, and `tune:latency` is a latency of the machine that is profiled.
+    """
+    require_safe(address)
+    for each in experiments:
+        part = f"device={each.device}" if each.device else f"exit={each.engine.exit}"
+        if each.device is not None or each.engine.exit.startswith("tune:latency"):
+            what = f"{part} is of one machine, and a scheduler gives jobs to any of its workers"
+            raise UsageError(what, each.model, "run this experiment there, without --scheduler")
 
 
 def require_safe(address: str) -> None:

@@ -6,17 +6,21 @@ is made again, from where it was interrupted.
 """
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from offramp.errors import UsageError
+from offramp.experiments.figures import SAMPLE
 from offramp.experiments.jobs import WorkerJob
+from offramp.experiments.rivals import INDEX_FILE, LISTED
 from offramp.experiments.specification import MEASURE, Experiment, digest_of
-from offramp.experiments.steps import POLICY, RUN, SAMPLE, STORE
+from offramp.experiments.steps import POLICY, RUN, STORE
 from offramp.measure.hardware import machine
-from offramp.runtime.config import BULK, EngineConfig
+from offramp.runtime.config import BULK, LISTS, PLANNED, EngineConfig
 from offramp.session.inputs import InputSource
 from offramp.store.manifest import FP32
 from offramp.units import parse_duration
@@ -27,6 +31,8 @@ TIMED = ("profile",)
 _TUNE, _RANDOM = "tune:", "random:"
 _BOUNDS = ("oracle", _RANDOM)
 _GOALS = {"latency": ("latency_seconds", parse_duration), "drop": ("max_drop", float)}
+LATENCY_OF = "latency_of"
+"""Goal of `tune:latency=RULE`: the mean latency of this rule on the tune split."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,10 @@ class Needs:
     sample: Path | None = None
     exits: Path | None = None
     engine: EngineConfig = field(default_factory=EngineConfig)
+    rival: Path | None = None
+    """Folder of the conversion for a rival."""
+    rival_step: Mapping[str, str] = field(default_factory=dict)
+    """Name, model and interpreter of the rival."""
 
     def add(self, kind: str, about: Any, needs: tuple[Path, ...] = (), **arguments: Any) -> Path:
         """Add a step whose key is a hash of `about`; return its folder."""
@@ -87,8 +97,14 @@ class Needs:
         return folder
 
 
-def needs_of(each: Experiment, source: Source | None, data_sha256: str | None, made: Path) -> Needs:
-    """Return what an experiment needs. Raises UsageError for options that contradict each other."""
+def needs_of(
+    each: Experiment, source: Source | None, data_sha256: str | None, made: Path,
+    pythons: Mapping[str, str] = MappingProxyType({}),
+) -> Needs:  # fmt: skip
+    """Return what an experiment needs. `pythons` are the interpreters of rivals, by name; others are run by this one.
+
+    Raises UsageError for options that contradict each other.
+    """
     needs = Needs(made, engine=each.engine)
     if each.job != MEASURE or source is None:
         return needs
@@ -100,6 +116,12 @@ def needs_of(each: Experiment, source: Source | None, data_sha256: str | None, m
         divided = needs.add("divide", [digest, each.dtype], before, model=model, dtype=each.dtype)
         needs.store, stored = str(divided / STORE), divided.name
         before = (*before, divided)
+    if each.rival is not None:
+        if source.is_store and each.training is None:
+            _require_loadable(model, each.rival)
+        python = pythons.get(each.rival, sys.executable)
+        needs.rival_step = {"rival": each.rival, "model": model, "python": python}
+        needs.rival = needs.add("convert", [digest, each.rival, python], before, **needs.rival_step)
     if each.data is None:
         return needs
     data = {"data": asdict(each.data), "include": each.include_training_rows}
@@ -151,9 +173,15 @@ def _tune(needs: Needs, each: Experiment, stored: str, transcript: Path, before:
     needs.engine = replace(each.engine, exit=str(policy / POLICY))
 
 
-def goal_of(exit: str) -> dict[str, float]:
-    """Return the options of `tuning.Goal` for `tune:latency=TIME` or `tune:drop=POINTS`. Raises UsageError."""
+def goal_of(exit: str) -> dict[str, Any]:
+    """Return the options of `tuning.Goal` for `tune:latency=TIME` or `tune:drop=POINTS`, or LATENCY_OF a rule.
+
+    Raises UsageError.
+    """
     name, _, value = exit[len(_TUNE) :].partition("=")
+    if name == "latency" and value[:1].isalpha():
+        _require_rule(value)
+        return {LATENCY_OF: value}
     try:
         option, parse = _GOALS[name]
         return {option: parse(value)}
@@ -163,6 +191,8 @@ def goal_of(exit: str) -> dict[str, float]:
 
 def _require_consistent(each: Experiment) -> None:
     exit = each.engine.exit
+    if each.rival is not None:
+        _require_options(each)
     if each.data is None and each.training is not None:
         raise UsageError("a training without data", each.model, "give task, train or dev")
     if each.data is None and exit != "none":
@@ -173,9 +203,14 @@ def _require_consistent(each: Experiment) -> None:
     if exit.startswith(_TUNE):
         goal_of(exit)
     if exit.startswith(_RANDOM):
-        from offramp.policies import parse
+        _require_rule(exit[len(_RANDOM) :])
 
-        parse(exit[len(_RANDOM) :])  # an invalid policy is refused before anything is made
+
+def _require_rule(text: str) -> None:
+    """Raise UsageError for an invalid policy, before anything is made."""
+    from offramp.policies import parse
+
+    parse(text)
 
 
 def measuring_job(each: Experiment, number: int, needs: Needs) -> WorkerJob:
@@ -189,5 +224,40 @@ def measuring_job(each: Experiment, number: int, needs: Needs) -> WorkerJob:
         inputs = InputSource(file=str(needs.sample / sample["inputs"]))
         engine = replace(engine, max_length=engine.max_length or sample["max_length"])
     paths = {"sample": needs.sample, "exits": needs.exits, "store": needs.store}
+    if needs.rival is not None:
+        return _rival_job(each, needs, engine, inputs)
     step = {**{name: path and str(path) for name, path in paths.items()}, "rule": each.engine.exit}
     return WorkerJob("measure", needs.store, engine, inputs, each.passes, sampled=each.trace, step=step)
+
+
+def _rival_job(each: Experiment, needs: Needs, engine: EngineConfig, inputs: InputSource) -> WorkerJob:
+    """Return the job of a round of a rival."""
+    assert needs.rival is not None
+    known = json.loads((needs.rival / MADE).read_text())["result"]
+    step = {**needs.rival_step, **known, "kind": "rival", "store": needs.store, "inputs": inputs.to_json()}
+    step |= {"sample": needs.sample and str(needs.sample), "passes": each.passes, "timeout": each.timeout}
+    step |= {"threads": engine.threads, "max_length": engine.max_length, "options": {}}
+    if each.rival == LISTED:
+        step["options"] = {"residency": engine.residency, "resident_layers": engine.resident_layers or 1}
+    return WorkerJob("step", "", engine, step=step)
+
+
+def _require_options(each: Experiment) -> None:
+    """Raise UsageError for options that the rival of an experiment does not have."""
+    engine, other = each.engine, []
+    known = {"threads": engine.threads, "max_length": engine.max_length}
+    if each.rival == LISTED and engine.residency in (PLANNED, *LISTS):
+        known |= {"residency": engine.residency, "resident_layers": engine.resident_layers}
+    plain = replace(EngineConfig(), **known)
+    other += [name for name, value in vars(engine).items() if value != getattr(plain, name)]
+    other += [name for name in ("trace", "dtype") if getattr(each, name) != getattr(Experiment("plain"), name)]
+    if other:
+        what = f"the rival {each.rival} has no option {', '.join(other)}"
+        raise UsageError(what, each.model, "give rivals a Grid of their own, without it")
+
+
+def _require_loadable(folder: str, rival: str) -> None:
+    """Raise UsageError for a store that transformers cannot load."""
+    if not Path(folder, INDEX_FILE).exists():
+        what = f"the rival {rival} reads the model that the store was made from"
+        raise UsageError(what, folder, "name the model folder, or a store that transformers loads")

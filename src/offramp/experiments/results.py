@@ -70,6 +70,7 @@ class Results:
 
     def add(self, record: Record) -> None:
         """Add a record: it is on the disk when this returns. Raises DiskFullError, and then leaves no part of it."""
+        record = _finite(record)
         line = line_of(record)
         with translate_disk_full(self.folder / RECORDS):
             try:

@@ -156,6 +156,83 @@ def disk(job):
     return passes(classifier(job, device_map={"": "disk"}, offload_folder=job["scratch"]))
 
 
+def disk_offload(job):
+    """transformers and accelerate: loaded whole, then every weight is written to disk, and loaded module by module."""
+    from accelerate import disk_offload as offload
+
+    return passes(offload(classifier(job), job["scratch"]))
+
+
+def lazy_layers(job):
+    """A list of layers: one that is not there is built, its file is loaded into it, and another one is deleted."""
+    import torch
+
+    torch.set_num_threads(job.get("threads") or 1)
+    folder, keep, rule = Path(job["prepared"]), job.get("resident_layers") or 1, job.get("residency") or "fifo"
+    model, name, count = _without_layers(job)
+    model.load_state_dict(torch.load(folder / "rest.pt"))
+    build = _builder(model.config, count, name)
+
+    class LayerList(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.kept = {}
+
+        def __len__(self):
+            return count
+
+        def __iter__(self):
+            return map(self.layer, range(count))
+
+        def layer(self, index):
+            if index not in self.kept:
+                while len(self.kept) >= keep:
+                    del self.kept[list(self.kept)[-1 if rule == "mru" else 0]]
+                self.kept[index] = build(index)
+                self.kept[index].load_state_dict(torch.load(folder / f"layer-{index}.pt"))
+            elif rule == "lru":
+                self.kept[index] = self.kept.pop(index)
+            return self.kept[index]
+
+    parent, _, last = name.rpartition(".")
+    setattr(model.get_submodule(parent), last, LayerList())
+    return passes(model.eval())
+
+
+def _without_layers(job):
+    """Return a classifier that has no layers, the name of their list, and their number."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    config = AutoConfig.from_pretrained(job["model"], local_files_only=True)
+    count, config.num_hidden_layers = config.num_hidden_layers, 0
+    model = AutoModelForSequenceClassification.from_config(config)
+    return model, _list_of_layers(model, 0), count
+
+
+def _list_of_layers(model, count):
+    """Return the name of the list of so many layers. Raises ValueError for a model that has none, or several."""
+    import torch
+
+    names = [name for name, each in model.named_modules() if isinstance(each, torch.nn.ModuleList)]
+    names = [name for name in names if len(model.get_submodule(name)) == count]
+    if len(names) != 1:
+        raise ValueError("the model has no single list of layers")
+    return names[0]
+
+
+def _builder(config, count, name):
+    """Return a function that builds layer `index` as the model does, with weights drawn at random."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    config.num_hidden_layers = 1
+    with torch.device("meta"):
+        kind = type(AutoModelForSequenceClassification.from_config(config).get_submodule(name)[0])
+    config.num_hidden_layers = count
+    takes_index = "layer_idx" in inspect.signature(kind).parameters
+    return lambda index: kind(config, **({"layer_idx": index} if takes_index else {})).eval()
+
+
 def memopro(job):
     """memopro: weights are left in the model's files and read within its budget."""
     import torch
@@ -269,6 +346,8 @@ RIVALS = {
     "transformers": transformers,
     "transformers-bf16": transformers_bf16,
     "disk": disk,
+    "disk-offload": disk_offload,
+    "lazy-layers": lazy_layers,
     "memopro": memopro,
     "onnxruntime": onnxruntime,
     "onnxruntime-int8": onnxruntime,
@@ -350,6 +429,19 @@ def to_gguf(job, out):
     _save_head(job, out, "bert.pooler.dense", "classifier")
 
 
+def to_layers(job, out):
+    """Write each layer into a file of its own, and everything else into one."""
+    import torch
+
+    model = classifier(job)
+    name, files = _list_of_layers(model, model.config.num_hidden_layers), {"rest": {}}
+    for key, value in model.state_dict().items():
+        index, _, inner = key[len(name) + 1 :].partition(".") if key.startswith(name + ".") else ("", "", "")
+        files.setdefault(f"layer-{index}" if index else "rest", {})[inner or key] = value
+    for file, tensors in files.items():
+        torch.save(tensors, Path(out) / f"{file}.pt")
+
+
 def _describe(writer, gguf, config, model):
     """Write the facts that llama.cpp wants of a BERT."""
     writer.add_context_length(config["max_position_embeddings"])
@@ -405,6 +497,7 @@ FORMS = {
     "openvino": to_openvino,
     "ctranslate2": to_ctranslate2,
     "gguf": to_gguf,
+    "layers": to_layers,
 }
 
 if __name__ == "__main__":

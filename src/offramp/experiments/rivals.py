@@ -37,6 +37,10 @@ MOST = float(1 << 53)
 """Largest number that a process may print."""
 WEIGHT_FILES = ("*.safetensors", "*.bin", "config.json", "tokenizer.json")
 """Files of a model folder that decide what is converted."""
+LISTED = "lazy-layers"
+"""Rival that keeps layers in a list: `residency` and `resident_layers` are its options."""
+INDEX_FILE = "model.safetensors.index.json"
+"""File by which transformers finds the weights of a store."""
 Inputs = Sequence[tuple[Sequence[int], Sequence[int]]]
 """Token ids and token types [S] of each input; the first ones warm up."""
 
@@ -65,6 +69,8 @@ class Rival:
     """Form that it reads; None: the model folder."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """More keys of its job."""
+    maps_files: bool = False
+    """True: it maps files while it runs, so that the bytes that it reads are not known."""
 
 
 FORMS = {
@@ -73,11 +79,14 @@ FORMS = {
     "openvino": Form(("openvino",), "onnx"),
     "ctranslate2": Form(("ctranslate2", "transformers", "torch")),
     "gguf": Form(("gguf", "numpy")),
+    "layers": Form(("torch", "transformers")),
 }
 RIVALS = {
     "transformers": Rival(("transformers", "torch"), "fp32"),
     "transformers-bf16": Rival(("transformers", "torch"), "bf16"),
-    "disk": Rival(("accelerate", "transformers", "torch"), "fp32"),
+    "disk": Rival(("accelerate", "transformers", "torch"), "fp32", maps_files=True),
+    "disk-offload": Rival(("accelerate", "transformers", "torch"), "fp32", maps_files=True),
+    "lazy-layers": Rival(("torch", "transformers"), "fp32", "layers"),
     "onnxruntime": Rival(("onnxruntime", "numpy"), "fp32", "onnx"),
     "onnxruntime-int8": Rival(("onnxruntime", "numpy"), "int8", "onnx-int8"),
     "ctranslate2": Rival(("ctranslate2", "numpy"), "int8", "ctranslate2"),
@@ -275,13 +284,15 @@ class RivalJob:
     inputs: Inputs
     num_warm: int
     threads: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """More keys of its job: how many layers `lazy-layers` keeps, and by which rule."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the job that its process reads."""
         paths = {"model": str(self.model), "prepared": None if self.prepared is None else str(self.prepared)}
         counts = {"inputs": self.inputs, "warm": self.num_warm, "threads": self.threads}
         about = {"rival": self.chosen.name, "precision": self.chosen.rival.precision, **self.chosen.rival.options}
-        return {"act": "measure", **about, **paths, **counts}
+        return {"act": "measure", **about, **self.options, **paths, **counts}
 
     def run(self, seconds: float = MEASURE_SECONDS, within: Sequence[str] = ()) -> dict[str, Any]:
         """Measure: `{"result": tree}`, whose numbers are checked, or `{"failed": reason}`."""

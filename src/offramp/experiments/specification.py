@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from offramp.errors import RefusedError
+from offramp.experiments.rivals import RIVALS
 from offramp.program.checks import POSITIVE, WrongError, read
 from offramp.runtime.config import EngineConfig
 from offramp.store.manifest import FP32, STORED
@@ -25,6 +26,9 @@ _LEFT_TO_OTHERS = {"training": ("max_length", "seed"), "engine": ("own_process",
 """Group -> options that are not set by name: another option of the experiment, or the runner, determines them."""
 NOT_IDENTIFYING = ("rounds", "timeout")
 """Fields that may change without an experiment becoming another one: its records stay valid."""
+ADDED = {"rival": None, "prefetch": True, "resident_layers": None}
+"""Option that was added after records existed -> the value that those records have. With it, it is not part of the key.
+"""
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,10 @@ class Experiment:
     """Batches of random inputs, without `data`."""
     engine: Any = field(default_factory=EngineConfig)
     """`runtime.config.EngineConfig`. In addition to its policies, `exit` may be `oracle`, `random:POLICY`,
-    `tune:latency=TIME` or `tune:drop=POINTS`; see `prerequisites`."""
+    `tune:latency=TIME`, `tune:latency=RULE` or `tune:drop=POINTS`; see `prerequisites`."""
+    rival: str | None = field(default=None, metadata={"choices": tuple(RIVALS)})
+    """Another way to run the model, of those of `bench --against`; None: offramp. Of the engine's options a rival has
+    `threads` and `max_length`, and `lazy-layers` also `residency` (a list) and `resident_layers`."""
     training: Any = None
     """`training.TrainSettings`, or None: the model is used as it is."""
     dtype: str = field(default=FP32, metadata={"choices": STORED})
@@ -88,6 +95,9 @@ class Experiment:
     def key(self, inputs: Mapping[str, Any]) -> str:
         """Return the identity of this experiment on these inputs: digests of its model and data."""
         tree = {name: value for name, value in self.to_json().items() if name not in NOT_IDENTIFYING}
+        for options in (tree, tree["engine"]):
+            for name in [name for name in ADDED if name in options and options[name] == ADDED[name]]:
+                del options[name]
         return digest_of({"experiment": tree, "inputs": dict(inputs)})
 
     def flat(self) -> dict[str, Any]:

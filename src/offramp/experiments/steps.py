@@ -9,24 +9,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import signal
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offramp.errors import NonFiniteError, RefusedError, UsageError, missing
+from offramp.errors import RefusedError, UsageError, missing
+from offramp.experiments.figures import SAMPLE
 from offramp.experiments.jobs import WorkerJob
-from offramp.measure import median, percentile
+from offramp.measure import median
 
 if TYPE_CHECKING:
     from offramp.experiments.bounds import PlannedExits
     from offramp.experiments.children import Log
     from offramp.tasks import Splits
 
-SAMPLE, EXITS, POLICY, PROFILE, RUN, STORE = "sample.json", "exits.json", "policy.json", "profile.json", "run", "store"
+EXITS, POLICY, PROFILE, RUN, STORE = "exits.json", "policy.json", "profile.json", "run", "store"
 """Names of what steps make, in the folder of the step."""
 Tree = Mapping[str, Any]
 
@@ -159,15 +157,21 @@ def _transcript(step: Tree, log: Log) -> Any:
 
 
 def _tune(step: Tree, log: Log) -> Any:
+    from offramp.experiments.prerequisites import LATENCY_OF
+    from offramp.experiments.trials import Trials
     from offramp.experiments.tuning import Goal, tune
+    from offramp.policies import parse
     from offramp.runtime.profile import load_profile
     from offramp.store.policy_file import write_policy
     from offramp.store.transcript import read_transcript
 
-    folder, goal = Path(step["transcript"]), Goal(**step["goal"], include_training_rows=step["include"])
+    folder, profile = Path(step["transcript"]), load_profile(Path(step["profile"]) / PROFILE)
+    transcript, wanted = read_transcript(folder, "tune"), dict(step["goal"])
+    if LATENCY_OF in wanted:
+        wanted["latency_seconds"] = Trials(transcript, profile).rule(parse(wanted.pop(LATENCY_OF))).seconds
+    goal = Goal(**wanted, include_training_rows=step["include"])
     certify_on = None if goal.max_drop is None else read_transcript(folder, "certify")
-    profile = load_profile(Path(step["profile"]) / PROFILE)
-    file, _ = tune(read_transcript(folder, "tune"), certify_on, profile, goal, log)
+    file, _ = tune(transcript, certify_on, profile, goal, log)
     write_policy(Path(step["out"]) / POLICY, file)
     return {"predicted": asdict(file.predicted), "certificate": file.certificate}
 
@@ -190,26 +194,28 @@ def _exits(step: Tree, log: Log) -> Any:
 
 
 def _toy(step: Tree, log: Log) -> Any:
-    """Compute figures from the specification alone. Names of models stand for ways to fail."""
-    model = step["experiment"]["model"]
-    if model == "toy-refuses":
-        raise UsageError("this toy refuses", model, "take another toy")
-    if model == "toy-is-killed":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if model == "toy-hangs":
-        time.sleep(3600)
-    if model == "toy-fills-memory":
-        raise MemoryError
+    """Compute figures from the specification alone."""
     text = json.dumps([step["experiment"], step["round"]], sort_keys=True).encode()
     number = int.from_bytes(hashlib.sha256(text).digest()[:4], "big") / 2**32
     seconds = [0.01 * (1 + number + index) for index in range(step["experiment"]["passes"])]
-    score = float("nan") if model == "toy-without-score" else 100 * number
-    return {"figures": {"latency": median(seconds), "score": score}, "samples": {"latencies": seconds}}
+    return {"figures": {"latency": median(seconds), "score": 100 * number}, "samples": {"latencies": seconds}}
+
+
+def _convert(step: Tree, log: Log) -> Any:
+    from offramp.experiments.rival_steps import convert
+
+    return convert(step, log)
+
+
+def _rival(step: Tree, log: Log) -> Any:
+    from offramp.experiments.rival_steps import measure
+
+    return measure(step, log)
 
 
 _STEPS: dict[str, Callable[[Tree, Any], Any]] = {
     "identify": _identify, "train": _train, "divide": _divide, "sample": _sample, "transcript": _transcript,
-    "tune": _tune, "exits": _exits, "toy": _toy,
+    "tune": _tune, "exits": _exits, "toy": _toy, "convert": _convert, "rival": _rival,
 }  # fmt: skip
 
 
@@ -221,54 +227,3 @@ def planned_exits(job: WorkerJob) -> PlannedExits | None:
     from offramp.experiments.bounds import PlannedExits
 
     return PlannedExits(job.step["rule"], json.loads((Path(job.step["exits"]) / EXITS).read_text()))
-
-
-def measured(found: Tree, step: Tree, memory: Any) -> dict[str, Any]:
-    """Return figures and raw samples of a measurement that is over: what is imported from here on is not in its peak.
-
-    Figures are in seconds, bytes, percent and layers.
-    """
-    from offramp.measure.conditions import conditions
-    from offramp.measure.hardware import environment
-
-    run, seconds = dict(found), found["latencies_seconds"]
-    texts = run.pop("texts", None)
-    run.pop("latencies_seconds")
-    figures = {
-        "latency": median(seconds),
-        "latency_p95": percentile(seconds, 95),
-        "latency_p99": percentile(seconds, 99),
-    }
-    figures |= {"memory": found["peak_rss_bytes"], "predicted_memory": found["predicted_peak_bytes"]}
-    figures |= {"bytes": found["bytes_read_per_input"], "bound": found["bound_seconds"]}
-    samples: dict[str, Any] = {"latencies": seconds}
-    if texts is not None:
-        sample = json.loads((Path(step["sample"]) / SAMPLE).read_text())
-        about = _scored(sample, texts)
-        figures |= {**about.pop("scores"), "mean_exit": sum(texts["exit_stages"]) / len(texts["exit_stages"])}
-        figures["time_per_input"] = texts["seconds"] / len(texts["answers"])
-        samples |= {"exits": texts["exit_stages"], **about}
-    if memory is not None:
-        samples |= {"memory": [list(each) for each in memory], "spans": run.pop("spans")}
-    here = {**environment(step["store"]), **conditions(step["store"])}
-    return {"figures": figures, "samples": samples, "run": run, "environment": here}
-
-
-def _scored(sample: Tree, texts: Tree) -> dict[str, Any]:
-    """Return answers and truths as numbers, and the scores. Raises NonFiniteError for a score that is no number."""
-    import numpy as np
-
-    from offramp.tasks.metrics import score
-
-    labels = sample["labels"]
-    answers = [labels.index(answer) for answer in texts["answers"]] if labels else texts["answers"]
-    scores = score(sample["metrics"], np.array(sample["truth"]), np.array(answers))
-    if not all(map(np.isfinite, scores.values())):
-        raise NonFiniteError(f"the score is {scores['score']}", None, "train the exits again")
-    return {
-        "scores": scores,
-        "answers": answers,
-        "truth": sample["truth"],
-        "metrics": sample["metrics"],
-        "labels": labels,
-    }

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from offramp.errors import DiskFullError
 from offramp.experiments.children import Log, ignore, run_worker
@@ -32,11 +32,18 @@ from offramp.runtime.profile import profile_from_json, save_profile
 from offramp.store.policy_file import write_json
 from offramp.units import format_duration
 
+if TYPE_CHECKING:
+    from offramp.experiments.searching import Study
+
 DONE, FAILED = "done", "failed"
 _REPEATED = ("memory", "refused", "absent")
 """Kinds of failures that every round of an experiment has: the other rounds are recorded without being run."""
 Progress = Callable[[int, int, str], None]
 """Function that receives the number of jobs that have ended, that of all, and one line of text."""
+
+
+Watch = Callable[[Record, str], None]
+"""Function that receives each record after it is on the disk, and the name of its experiment."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,8 @@ class SweepSettings:
     """Most jobs of this sweep; None: all."""
     device: str | None = None
     """Name of this machine, for experiments that need one; None: the name of the host."""
+    pythons: Mapping[str, str] = field(default_factory=dict)
+    """Rival -> interpreter that runs it; others are run by this one."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +100,16 @@ def plan_sweep(experiments: Sequence[Experiment], folder: Path, records: Sequenc
 
     Raises the errors of missing or damaged models and data.
     """
+    found, elsewhere = jobs_of(experiments, folder, settings, log)
+    plan = plan_jobs(found, records, settings.limit)
+    plan.elsewhere = elsewhere
+    return plan
+
+
+def jobs_of(
+    experiments: Sequence[Experiment], folder: Path, settings: SweepSettings, log: Log
+) -> tuple[list[Job], list[Experiment]]:
+    """Return the first round of each experiment, and the experiments that need another machine."""
     here = settings.device or platform.node()
     possible = [each for each in experiments if each.device in (None, here)]
     sources, digests = identify(possible, log)
@@ -98,16 +117,19 @@ def plan_sweep(experiments: Sequence[Experiment], folder: Path, records: Sequenc
     for each in possible:
         source, data = sources.get(_model(each)), digests.get(each.data)
         inputs = {"model": source and source.sha256, "data": data, "files": files_of(each)}
-        needs = needs_of(each, source, data, made)
+        needs = needs_of(each, source, data, made, settings.pythons)
         found.append(Job(each.key(inputs), 1, each, inputs, needs))
+    return found, [each for each in experiments if each not in possible]
+
+
+def plan_jobs(found: Sequence[Job], records: Sequence[Record], limit: int | None) -> Plan:
+    """Return the rounds of jobs that have no record, at most so many, and what they need."""
     recorded = {record["id"] for record in records}
     every = {job.id: job for job in _in_rounds(found)}  # experiments that differ in their number of rounds share some
     jobs = [job for job in every.values() if job.id not in recorded]
-    num_recorded = len(every) - len(jobs)
-    kept = jobs[: settings.limit]
+    kept = jobs[:limit]
     steps = {name: step for job in kept for name, step in job.needs.steps.items() if not step.is_made}
-    elsewhere = [each for each in experiments if each not in possible]
-    return Plan(kept, list(steps.values()), num_recorded, elsewhere, len(jobs) - len(kept))
+    return Plan(kept, list(steps.values()), len(every) - len(jobs), num_limited=len(jobs) - len(kept))
 
 
 def identify(experiments: Sequence[Experiment], log: Log) -> tuple[dict[str, Source], dict[Any, str]]:
@@ -163,8 +185,13 @@ def estimated_seconds(plan: Plan, records: Sequence[Record]) -> float | None:
 class Runner:
     """Carries out a plan and adds records to the results."""
 
-    def __init__(self, results: Results, pool: Pool, settings: SweepSettings, log: Log, progress: Progress) -> None:
+    def __init__(
+        self, results: Results, pool: Pool, settings: SweepSettings, log: Log, progress: Progress,
+        watch: Watch = lambda record, name: None,
+    ) -> None:  # fmt: skip
         self.results, self.pool, self.settings, self.log, self.progress = results, pool, settings, log, progress
+        self._watch, self.names = watch, {}
+        """Experiment -> its name among the others; made for each plan, unless it is set."""
         self._failed: dict[str, Mapping[str, Any]] = {}
         """Name of a prerequisite that failed -> the reason."""
         self._refused: dict[str, Mapping[str, Any]] = {}
@@ -220,7 +247,8 @@ class Runner:
         """Run the jobs: those that measure time one at a time, unless asked otherwise."""
         timed = [job for job in jobs if job.experiment.job == MEASURE]
         others = [job for job in jobs if job.experiment.job != MEASURE]
-        self._names, self._num_done, self._num_all = names_of([job.experiment for job in jobs]), 0, len(jobs)
+        self.names = self.names or names_of([job.experiment for job in jobs])
+        self._num_done, self._num_all = 0, len(jobs)
         self.progress(0, len(jobs), f"{len(jobs)} jobs")
         for group, num_workers in ((others, self.settings.num_jobs), (timed, self._num_timed())):
             beside = self._workers(num_workers)
@@ -239,10 +267,12 @@ class Runner:
 
     def _add(self, job: Job, outcome: Outcome, beside: int) -> None:
         """Add the record of a job that has ended, and tell of it."""
-        self.results.add(self._record(job, outcome, beside))
+        record = self._record(job, outcome, beside)
+        self.results.add(record)
+        self._watch(record, self.names[job.experiment])
         self._num_done += 1
         state = outcome["error"]["what"] if "error" in outcome else format_duration(outcome["seconds"])
-        self.progress(self._num_done, self._num_all, f"{self._names[job.experiment]}, round {job.number}: {state}")
+        self.progress(self._num_done, self._num_all, f"{self.names[job.experiment]}, round {job.number}: {state}")
 
     def _record(self, job: Job, outcome: Outcome, beside: int) -> Record:
         about = {"format": FORMAT, "id": job.id, "key": job.key, "round": job.number}
@@ -297,7 +327,7 @@ def open_pool(settings: SweepSettings, make: Callable[[], Pool] | None) -> Itera
 
 def sweep(
     experiments: Sequence[Experiment], folder: Path, settings: SweepSettings, log: Log, progress: Progress,
-    make_pool: Callable[[], Pool] | None = None,
+    make_pool: Callable[[], Pool] | None = None, watch: Watch = lambda record, name: None,
 ) -> Plan:  # fmt: skip
     """Run the jobs of experiments that have no record in a results folder; return what was planned.
 
@@ -307,5 +337,37 @@ def sweep(
         plan = plan_sweep(experiments, folder, results.records, settings, log)
         for each in plan.elsewhere:
             log(f"{each.model}: needs the device {each.device}, and is not run here")
-        Runner(results, pool, settings, log, progress).run(plan)
+        Runner(results, pool, settings, log, progress, watch).run(plan)
     return plan
+
+
+def search(
+    study: Study, folder: Path, settings: SweepSettings, log: Log, progress: Progress,
+    make_pool: Callable[[], Pool] | None = None, watch: Watch = lambda record, name: None,
+) -> Plan:  # fmt: skip
+    """Run the trials of a search, each when those before have records; return what was run.
+
+    Raises what `sweep` raises.
+    """
+    with Results(folder, log) as results, open_pool(settings, make_pool) as pool:
+        found, elsewhere = jobs_of(list(study.search), folder, settings, log)
+        jobs, whole = {job.experiment: job for job in found}, Plan([], [], 0, elsewhere)
+        runner = Runner(results, pool, settings, log, lambda done, total, line: None, watch)
+        runner.names = names_of(list(jobs))
+        for number, each in enumerate(study, 1):
+            if each not in jobs:
+                study.tell(each, ())
+                continue
+            left = None if settings.limit is None else settings.limit - len(whole.jobs)
+            plan = plan_jobs([jobs[each]], results.records, left)
+            runner.progress = lambda done, total, line, number=number: progress(
+                number - (done < total), len(study), f"trial {number}: {line}"
+            )
+            runner.run(plan)
+            whole.jobs += plan.jobs
+            whole.num_recorded += plan.num_recorded
+            whole.num_limited += plan.num_limited
+            if plan.num_limited:
+                break
+            study.tell(each, [record for record in results.records if record["key"] == jobs[each].key])
+    return whole

@@ -139,7 +139,8 @@ def _bench_record(classifier: Classifier, num_warm: int, warm: dict[str, Any]) -
 
 
 def _measure(job: WorkerJob) -> dict[str, Any]:
-    from offramp.experiments.steps import measured, planned_exits
+    from offramp.experiments.figures import measured
+    from offramp.experiments.steps import planned_exits
 
     assert job.step is not None
     policy, sampler = planned_exits(job), MemorySampler()

@@ -18,8 +18,10 @@ READS = ("auto", "direct", "buffered", "mapped")
 VERIFY = ("first", "always", "never")
 """Times at which a store checks digests. Equal to `store.reader.VERIFY`, whose import would load NumPy."""
 PLANNED = "planned"
-RESIDENCIES = (PLANNED, "prefix", "even")
-"""Rules by which shards become resident: as the planner chooses, the first ones, or evenly spaced ones."""
+FIFO, LRU, MRU = LISTS = ("fifo", "lru", "mru")
+"""Rules of a list of layers: one that is not in it replaces the one loaded first, used least recently, loaded last."""
+RESIDENCIES = (PLANNED, "prefix", "even", *LISTS)
+"""Rules by which shards are resident: as the planner chooses, the first ones, evenly spaced ones, or a list."""
 BULK = "bulk"
 """Value of `batch` that means: the most rows that the budget holds, sorted by length."""
 AUTO = "auto"
@@ -111,7 +113,14 @@ class EngineConfig:
     """Number of slots of the ring, to compare plans; None: the planner chooses. A step that holds several shards at
     once needs as many."""
     residency: str = _option(PLANNED, _parse_text, choices=RESIDENCIES)
-    """Rule by which shards become resident, to compare plans."""
+    """Rule by which shards become resident, to compare plans. `fifo`, `lru`, `mru`: a list of layers that are loaded
+    when they are due (`runtime.due`)."""
+    prefetch: bool = _option(True, _parse_flag)
+    """False: the read of a shard starts when its step is due, to measure what reading ahead gains. The plan is the
+    same. A list of layers never reads ahead."""
+    resident_layers: Optional[int] = _option(None, parse_count)
+    """Most layers whose weights are in memory at once, slots included, to compare rules at equal memory; None: as many
+    as the budget holds, and one in a list. What belongs to no layer then stays in memory."""
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -125,6 +134,15 @@ class EngineConfig:
                 object.__setattr__(self, each.name, each.metadata["parse"](value))
             except ValueError as error:
                 raise ValueError(f"{each.name}: {error}") from None
+
+        if self.is_list and (self.slots is not None or self.reads == "mapped"):
+            name = "reads: mapped" if self.slots is None else "slots"
+            raise ValueError(f"{name}: a list of layers ({self.residency}) has its own copies; give resident_layers")
+
+    @property
+    def is_list(self) -> bool:
+        """True if layers are kept in a list, and loaded when they are due."""
+        return self.residency in LISTS
 
     @property
     def budget_bytes(self) -> Optional[int]:

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import chain, combinations
-from typing import FrozenSet, Iterable, Iterator, List, Optional, Sequence, Set, Tuple
+from typing import Dict, FrozenSet, Iterable, Iterator, List, Optional, Sequence, Set, Tuple
 
 from offramp.errors import BudgetError
-from offramp.runtime.config import PLANNED
+from offramp.runtime.config import LISTS, PLANNED
 from offramp.runtime.ledger import ADDRESS_SPACE, BUDGET, CONTAINER, MEMORY, OTHER_BUDGET, Limit, group_bytes
 from offramp.units import format_size, named_budget
 
@@ -158,6 +158,18 @@ class Strategy:
     """One of `config.RESIDENCIES`."""
     slots: Optional[int] = None
     """Number of slots; None: the planner chooses."""
+    layers: Optional[int] = None
+    """Most layers whose weights are in memory, slots included; None: the planner chooses, and one in a list."""
+
+    @property
+    def is_list(self) -> bool:
+        """True if layers are kept in a list: each of its slots holds a layer."""
+        return self.residency in LISTS
+
+    @property
+    def is_of_layers(self) -> bool:
+        """True if layers are counted: what belongs to none of them stays in memory."""
+        return self.is_list or self.layers is not None
 
 
 UNRESTRICTED = Strategy()
@@ -178,12 +190,24 @@ def make_plan(items: Sequence[Item], memory: Memory, budget_bytes: int, strategy
     if strategy == UNRESTRICTED:
         floors, candidates = choice.floors(), choice.candidates(budget_bytes)
     else:
-        floors = list(choice.restricted(strategy, budget_bytes))
+        floors = choice.within_layers(strategy, budget_bytes)
         candidates = iter(floors)
     smallest = min(floors, key=lambda pair: choice.peak_bytes(*pair))
     fitting = [pair for pair in candidates if choice.peak_bytes(*pair) <= budget_bytes]
     best = min(fitting, key=lambda pair: (pass_seconds(items, *pair), choice.peak_bytes(*pair)), default=smallest)
     return choice.plan(*best, budget_bytes, choice.peak_bytes(*smallest))
+
+
+def layers_of(items: Sequence[Item], outside: FrozenSet[str]) -> List[Item]:
+    """Return the items with those of a layer in one, whose size is that of a slot that holds them all."""
+    found: Dict[int, Item] = {}
+    for item in items:
+        if item.shard not in outside:
+            known = found.get(item.stage, Item("", item.stage, 0, 0.0, 0.0, item.survival))
+            size = known.num_bytes + page_rounded(item.num_bytes)
+            seconds = known.compute_seconds + item.compute_seconds, known.read_seconds + item.read_seconds
+            found[item.stage] = Item(f"layer {item.stage}", item.stage, size, *seconds, known.survival)
+    return [*(item for item in items if item.shard in outside), *found.values()]
 
 
 def pass_seconds(items: Sequence[Item], residents: FrozenSet[str], num_slots: int) -> float:
@@ -220,8 +244,11 @@ class _Choice:
         self.free = [shard for shard in self.sizes if shard not in memory.always_resident]
 
     def peak_bytes(self, residents: FrozenSet[str], num_slots: int) -> int:
-        weights_bytes = num_slots * self._slot_bytes(residents) + self._kept(residents)
+        weights_bytes = self._weight_bytes(residents, num_slots)
         return max(self.memory.start_bytes, self.memory.base_bytes + self.memory.activation_bytes + weights_bytes)
+
+    def _weight_bytes(self, residents: FrozenSet[str], num_slots: int) -> int:
+        return num_slots * self._slot_bytes(residents) + self._kept(residents)
 
     def plan(self, residents: FrozenSet[str], num_slots: int, budget_bytes: int, floor_bytes: int) -> Plan:
         slot_bytes = self._slot_bytes(residents)
@@ -258,6 +285,9 @@ class _Choice:
 
     def restricted(self, strategy: Strategy, budget_bytes: int) -> Iterator[Candidate]:
         """Yield the plans of a strategy, the smallest among them."""
+        if strategy.is_list:
+            yield self._keeping(()), min(strategy.layers or 1, len(self.free))
+            return
         least = self.memory.min_slots
         counts = range(least, max(MAX_SLOTS, least) + 1)
         if strategy.slots is not None:
@@ -271,6 +301,21 @@ class _Choice:
         for residents in dict.fromkeys(kept):
             for num_slots in counts:
                 yield residents, num_slots if self._slot_bytes(residents) else 0
+
+    def within_layers(self, strategy: Strategy, budget_bytes: int) -> List[Candidate]:
+        """Return the plans of a strategy whose weights take at most its layers, at least one."""
+        if strategy.layers is None or strategy.is_list:
+            return list(self.restricted(strategy, budget_bytes))
+        stages: Dict[int, Dict[str, int]] = {}
+        for item in self.items:
+            if item.shard in self.free:
+                stages.setdefault(item.stage, {})[item.shard] = self.sizes[item.shard]
+        largest = max((sum(sizes.values()) for sizes in stages.values()), default=0)
+        most = strategy.layers * largest + self._kept(self.memory.always_resident)
+        process = max(self.memory.base_bytes + self.memory.activation_bytes, self.memory.start_bytes)
+        found = list(self.restricted(strategy, min(budget_bytes, process + most)))
+        few = [pair for pair in found if self._weight_bytes(*pair) <= most]
+        return few or [min(found, key=lambda pair: self._weight_bytes(*pair))]
 
     def _starts(self) -> Set[FrozenSet[str]]:
         """Return initial sets of residents: all shards above, or below, each of about three sizes."""

@@ -187,7 +187,7 @@ class Ring(Forked):
     def resident_bytes(self) -> int:
         """Return the bytes of its buffers that are in memory."""
         with self._lock:
-            pages = [*self._pool.pages(), *(slot.pages for slot in self._resident_slots.values())]
+            pages = {*self._pool.pages(), *(slot.pages for slot in self._resident_slots.values())}
         return sum(map(resident_bytes, pages))
 
     def close(self) -> None:

@@ -23,7 +23,7 @@ from offramp.runtime.feed import Buffers, WeightFeed
 from offramp.runtime.ledger import Limit
 from offramp.runtime.mapping import mapping_obstacle
 from offramp.runtime.memory_model import SMALL_SHARD_BYTES, Footprint, Workload
-from offramp.runtime.planner import UNRESTRICTED, Item, Memory, Plan, Strategy, make_plan, page_rounded
+from offramp.runtime.planner import UNRESTRICTED, Item, Memory, Plan, Strategy, layers_of, make_plan, page_rounded
 from offramp.runtime.schedule import Schedule
 from offramp.runtime.slots import EqualSlots, Slot, aligned_slot
 from offramp.store import Store
@@ -89,11 +89,13 @@ def make_run_plan(
         strategy: restriction of the plans that are compared.
     """
     small = frozenset(item.shard for item in items if item.num_bytes <= SMALL_SHARD_BYTES)
+    if strategy.is_of_layers:
+        small |= {item.shard for item in items} - schedule.layer_of.keys()
     together = max(schedule.most_shards_together(num_batches, small), 1)
     start_bytes = read_memory().peak_bytes if own_process else 0
     base_bytes = footprint.base_bytes + limit.reserved_bytes
     memory = Memory(base_bytes, footprint.activation_bytes, small, start_bytes, together)
-    plan = make_plan(items, memory, limit.num_bytes, strategy)
+    plan = make_plan(layers_of(items, small) if strategy.is_list else items, memory, limit.num_bytes, strategy)
     reserved_bytes, margin_bytes = limit.reserved_bytes, limit.margin_bytes
     return replace(plan, limited_by=limit.source, reserved_bytes=reserved_bytes, margin_bytes=margin_bytes)
 

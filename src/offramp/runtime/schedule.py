@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import AbstractSet, Callable, Dict, List, Tuple
+from typing import AbstractSet, Callable, Dict, List, Set, Tuple
 
-from offramp.program.program import BEGIN, Program, Stage, Step
+from offramp.program.program import BEGIN, LAYER, Program, Stage, Step
 from offramp.runtime.ring import Turn
 
 Group = Tuple[Step, ...]
@@ -40,6 +40,14 @@ class Schedule:
         stages = enumerate(self.stages)
         return [(name, index) for index, stage in stages for step in stage.steps for name in shards_of(step)]
 
+    @property
+    def layer_of(self) -> Dict[str, int]:
+        """Shard -> index of the layer that uses it, for those that one layer alone uses."""
+        found: Dict[str, Set[int]] = {}
+        for name, index in self.uses():
+            found.setdefault(name, set()).add(index)
+        return {name: min(used) for name, used in found.items() if len(used) == 1 and self._is_layer(min(used))}
+
     def turns(self, likely_ends_at: Callable[[int], bool]) -> List[Turn]:
         """Return the reads of a pass in order. Reads after an exit where the pass likely ends wait for its decision.
 
@@ -56,6 +64,9 @@ class Schedule:
         """Return the most shards, residents excluded, that a group needs at once."""
         groups = (group for index in range(len(self.stages)) for group in self.groups(index, num_batches))
         return max(len({name for step in group for name in shards_of(step)} - residents) for group in groups)
+
+    def _is_layer(self, index: int) -> bool:
+        return self.stages[index].role == LAYER
 
     def _grouped(self, stage: Stage, is_shared: bool) -> List[Group]:
         if is_shared and stage.role == BEGIN:

@@ -64,6 +64,10 @@ class Slot:
         self.notes: Dict[str, Any] = {}
         """Views of it that the user of the slot keeps as long as the slot lives, by tensor or by shard."""
 
+    def part(self, start: int, num_bytes: int) -> Slot:
+        """Return a slot in a range of this one, which starts on a page boundary."""
+        return Slot(num_bytes, self.pages, self._start + start)
+
     def drop_pages(self) -> None:
         """Return the pages to the kernel. Reading them afterwards returns zeros."""
         self.pages.madvise(mmap.MADV_DONTNEED, self._start, self.num_bytes)

@@ -80,7 +80,13 @@ class Settings:
     @property
     def strategy(self) -> Strategy:
         """Restriction of the plans that are compared."""
-        return UNRESTRICTED if self.config is None else Strategy(self.config.residency, self.config.slots)
+        config = self.config
+        return UNRESTRICTED if config is None else Strategy(config.residency, config.slots, config.resident_layers)
+
+    @property
+    def reads_ahead(self) -> bool:
+        """True unless the read of a shard starts when its step is due."""
+        return self.config is None or (self.config.prefetch and not self.config.is_list)
 
     def __post_init__(self) -> None:
         for name in ("num_rows", "num_batches"):
@@ -367,13 +373,25 @@ def _reads_for(classifier: Classifier, plan: Plan) -> Reads:
     """Return how the shards that a plan streams are read."""
     streamed = dict.fromkeys(item.shard for item in classifier.items if item.shard not in plan.residents)
     growth_bytes, reads = plan.predicted_peak_bytes - plan.base_bytes, classifier.settings.reads
-    return choose_reads(classifier.store, reads, list(streamed), growth_bytes, measure.available_bytes())
+    found = choose_reads(classifier.store, reads, list(streamed), growth_bytes, measure.available_bytes())
+    if classifier.settings.strategy.is_list and found.name == "mapped":
+        return Reads("buffered", "a list of layers has its own copies")
+    return found
 
 
 def _new_feed(classifier: Classifier) -> WeightFeed:
-    reads, stage_of = classifier.planned_reads, classifier.schedule.stage_of
-    buffers = allocate(classifier.store, classifier.plan, reads)
-    return WeightFeed(classifier.store, buffers, stage_of, classifier.trace, **reads.options)
+    store, schedule, settings = classifier.store, classifier.schedule, classifier.settings
+    reads = classifier.planned_reads
+    buffers, how = allocate(store, classifier.plan, reads), (schedule.stage_of, classifier.trace)
+    if settings.reads_ahead:
+        return WeightFeed(store, buffers, *how, **reads.options)
+    from offramp.runtime.due import DueFeed, ListFeed  # only where feeds are compared
+
+    if settings.strategy.is_list:
+        residents = classifier.plan.residents
+        layer_of = {shard: layer for shard, layer in schedule.layer_of.items() if shard not in residents}
+        return ListFeed(store, buffers, layer_of, settings.strategy.residency, *how, **reads.options)
+    return DueFeed(store, buffers, *how, **reads.options)
 
 
 def _follow_container(classifier: Classifier) -> None:

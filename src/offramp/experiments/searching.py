@@ -1,0 +1,84 @@
+"""A search: optuna proposes the next experiment of a grid from the figures of those before.
+
+The study is made again from the records each time, so that it is deterministic: a search that was killed continues as
+if it had not been. An experiment that fails has no figures, and the sampler learns that.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+from offramp.errors import import_error
+from offramp.experiments.grid import Search
+from offramp.experiments.results import Record
+from offramp.experiments.specification import Experiment, experiment
+from offramp.measure import median
+
+MOST_REPEATED = 20
+"""Proposals one after another that bring nothing new, after which the first experiment that was not tried is taken."""
+
+
+class Study:
+    """The trials of a search. Iterate over it, and `tell` the records of each experiment before the next.
+
+    Raises MissingExtraError without optuna.
+    """
+
+    def __init__(self, search: Search) -> None:
+        try:
+            import optuna
+        except ImportError as error:
+            raise import_error(error, "optuna", "search") from None
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.search, self._fail = search, optuna.trial.TrialState.FAIL
+        self._axes, kept = search.space.axes, set(search.space)
+        self._space: dict[tuple[int, ...], Experiment] = {}
+        """Place of the value on each axis -> experiment, for those that the grid does not leave out."""
+        for places in itertools.product(*(range(len(axis)) for axis in self._axes.values())):
+            options = {name: axis[place] for (name, axis), place in zip(self._axes.items(), places, strict=True)}
+            if (found := experiment(**options)) in kept:
+                self._space[places] = found
+        self.figures: dict[Experiment, list[float] | None] = {}
+        """Experiment that was tried -> its objectives; None: it failed."""
+        directions = ["maximize" if name == "score" else "minimize" for name in search.objectives]
+        self._study = optuna.create_study(directions=directions, sampler=optuna.samplers.TPESampler(seed=search.seed))
+
+    def __len__(self) -> int:
+        """Return the number of trials."""
+        return min(self.search.trials, len(set(self._space.values())))
+
+    def __iter__(self) -> Iterator[Experiment]:
+        repeated = 0
+        while len(self.figures) < len(self):
+            if repeated >= MOST_REPEATED:
+                following = next(places for places, each in self._space.items() if each not in self.figures)
+                self._study.enqueue_trial(dict(zip(self._axes, following, strict=True)))
+            trial = self._study.ask()
+            each = self._space.get(
+                tuple(trial.suggest_categorical(name, range(len(axis))) for name, axis in self._axes.items())
+            )
+            repeated += 1
+            if each is not None and each not in self.figures:
+                repeated = 0
+                yield each
+            values = None if each is None else self.figures[each]
+            self._study.tell(trial, values, state=self._fail if values is None else None)
+
+    def tell(self, each: Experiment, records: Sequence[Record]) -> None:
+        """Take the objectives of an experiment from the records of its rounds, as medians."""
+        values = [
+            [record["figures"][name] for record in records if record["figures"].get(name) is not None]
+            for name in self.search.objectives
+        ]
+        self.figures[each] = [median(found) for found in values] if all(values) else None
+
+    def front(self) -> dict[Experiment, list[float]]:
+        """Return the experiments that no other one surpasses in all objectives, with their objectives."""
+        found = {each: values for each, values in self.figures.items() if values is not None}
+        signs = [-1 if name == "score" else 1 for name in self.search.objectives]
+
+        def surpasses(one: list[float], other: list[float]) -> bool:
+            return one != other and all(s * a <= s * b for s, a, b in zip(signs, one, other, strict=True))
+
+        return {each: own for each, own in found.items() if not any(surpasses(other, own) for other in found.values())}

@@ -1,0 +1,128 @@
+"""Records of a sweep for a tracker, through accelerate, in a process of its own.
+
+Plain records are first: a tracker that fails, or does not answer, loses none. The parent waits until each record is
+taken, so that no tracker runs while a job is measured. A record is a run of the tracker: options of the experiment,
+and figures at the step that is its round.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from offramp.errors import AbsentError, said
+from offramp.experiments.children import Log
+from offramp.experiments.results import Record
+from offramp.experiments.specification import Experiment
+
+TRACKERS = ("trackio", "tensorboard", "mlflow", "wandb")
+COMMAND = (sys.executable, "-m", "offramp.experiments.tracking")
+MOST_SECONDS = 120.0
+"""Time after which a tracker that does not take a record is ended. The first one also loads the library."""
+FOLDER = "tracking"
+"""Folder in the results for trackers that write files."""
+
+
+class Tracking:
+    """A tracker of the records of one results folder. A context manager.
+
+    Raises AbsentError where accelerate or the library of the tracker is not installed.
+    """
+
+    def __init__(self, tracker: str, folder: Path, log: Log) -> None:
+        for library in (tracker, "accelerate"):
+            if importlib.util.find_spec(library) is None:
+                raise AbsentError(f"{library} is not installed", f"--track {tracker}", f"pip install {library}")
+        self._log, self._answers, about = log, queue.SimpleQueue(), [tracker, folder.absolute().name]
+        self._child: subprocess.Popen[str] | None = subprocess.Popen(
+            [*COMMAND, *about, str(folder / FOLDER)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
+        threading.Thread(target=self._listen, args=[self._child.stdout], daemon=True).start()
+
+    def __enter__(self) -> Tracking:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def add(self, record: Record, name: str) -> None:
+        """Give the tracker a record, and wait until it has it. After a failure nothing more is tracked."""
+        if self._child is None:
+            return
+        options = {key: str(value) for key, value in Experiment.from_json(record["experiment"]).flat().items()}
+        figures = {key: value for key, value in record["figures"].items() if value is not None}
+        tree = {"name": f"{name}, round {record['round']}", "options": options, "figures": figures}
+        try:
+            assert self._child.stdin is not None
+            self._child.stdin.write(json.dumps({**tree, "status": record["status"], "round": record["round"]}) + "\n")
+            self._child.stdin.flush()
+            answer = self._answers.get(timeout=MOST_SECONDS)
+        except (OSError, queue.Empty) as error:
+            answer = f"it does not take a record ({said(error)})"
+        if answer:
+            self._log(f"offramp: warning: the tracker failed: {answer}; records are kept, and no more are tracked")
+            self._end()
+
+    def _listen(self, pipe: Any) -> None:
+        for line in pipe:
+            self._answers.put(line.strip() if line.strip() != "taken" else "")
+        self._answers.put("its process has ended")
+
+    def _end(self) -> None:
+        child, self._child = self._child, None
+        if child is not None:
+            assert child.stdin is not None
+            try:
+                child.stdin.close()
+                child.wait(MOST_SECONDS)
+            except (OSError, subprocess.TimeoutExpired):
+                child.kill()
+                child.wait()
+
+
+def main() -> int:
+    """Track the records on stdin, one JSON line each, and answer `taken` or the reason of a failure."""
+    from offramp.measure.processes import die_with_parent
+
+    die_with_parent()
+    tracker, project, folder = sys.argv[1:]
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
+    for line in sys.stdin:
+        try:
+            track(tracker, project, Path(folder), json.loads(line))
+            answer = "taken"
+        except Exception as error:
+            answer = said(error)
+        print(answer, file=answers, flush=True)
+    return 0
+
+
+def track(tracker: str, project: str, folder: Path, record: dict[str, Any]) -> None:
+    """Make a run of a tracker for a record."""
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    folder.mkdir(exist_ok=True)
+    os.environ.setdefault("TRACKIO_DIR", str(folder / "trackio"))
+    kind, name = LOGGER_TYPE_TO_CLASS[tracker], record["name"]
+    made = {
+        "tensorboard": lambda: kind(name.replace("/", "_"), logging_dir=folder),
+        "mlflow": lambda: kind(experiment_name=project, run_name=name),
+    }.get(tracker, lambda: kind(project, name=name))()
+    made.start()
+    made.store_init_configuration({**record["options"], "status": record["status"]})
+    if record["figures"]:
+        made.log(record["figures"], step=record["round"])
+    made.finish()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
