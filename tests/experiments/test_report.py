@@ -3,6 +3,7 @@
 import json
 import random
 import shlex
+import time
 
 import pytest
 
@@ -14,7 +15,7 @@ from offramp.experiments.report import page_of
 from offramp.experiments.results import RECORDS, Results, line_of
 from offramp.reporting.html_page import to_html
 from offramp.reporting.tables import NONE, WRITE_PAGE
-from tests.experiments.studies import MIB, record, study
+from tests.experiments.studies import EXITS, MIB, record, study
 
 HOSTILE = "<script>alert(1)</script>\"' onload=x {{ 7*7 }} | \\ ]]>"
 
@@ -257,3 +258,16 @@ def test_peaks_within_the_budget_are_drawn_below_its_line():
     assert "budget 128.0 MiB" in picture.svg and "waiting for weights" in picture.svg
     kinds = {line.partition(",")[0] for line in picture.data.splitlines()[1:]}
     assert kinds == {"sample", "read", "wait", "compute", "head"}
+
+
+@pytest.mark.slow
+def test_a_report_of_a_thousand_records_is_quick_and_small():
+    """The limit is 10 seconds, here of the processor, which other processes do not take."""
+    axes = {"task": ["sst2", "mrpc", "rte"], "budget": ["64MiB", "96MiB", "128MiB", "192MiB", "resident"]}
+    found = study(5, exit=list(EXITS), **axes)[:980]
+    found += study(1, traced=True, model=["runs/bert"], task=["sst2"], exit=list(EXITS[:4]), budget=axes["budget"])
+    assert len(found) == 1000
+    began = time.process_time()
+    html = to_html(page(found))
+    seconds = time.process_time() - began
+    assert seconds <= 10 and len(html.encode()) <= 5 * MIB, (seconds, len(html))
