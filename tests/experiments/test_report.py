@@ -123,6 +123,23 @@ def test_the_front_has_what_nothing_else_beats(records):
         assert is_on_front != any(a <= x and b >= y and (a, b) != (x, y) for a, b, _ in points)
 
 
+def test_rivals_are_points_of_their_own_and_not_on_the_front():
+    about = {"model": ["m"], "task": ["sst2"], "rows": 40}
+    own = study(5, exit=["none", "patience:1"], budget=["96MiB", "resident"], **about)
+    rival = study(5, exit=["none"], budget=[None], rival=["transformers"], **about)
+    found = page([*own, *rival])
+    picture = found.pictures[0]
+    assert "transformers" in picture.svg and picture.svg.count("<polygon") == 2, "a diamond, and its key"
+    (line,) = [line for line in picture.data.splitlines() if "transformers" in line]
+    assert line.endswith("False") and table(found).rows[0].name.startswith("offramp")
+
+
+def test_files_of_pictures_have_names_of_their_own():
+    found = study(1, rows=4, traced=True, model=["m" * 60, "m" * 61], task=["sst2"], exit=["none"], budget=["96MiB"])
+    names = [picture.name for picture in page(found).pictures]
+    assert len(names) == len(set(names)) and any(name.endswith("-2") for name in names)
+
+
 def test_classes_are_compared_with_the_last_exit_on_the_same_rows(records):
     found = table(page(records), "classes-1")
     by_name = {(row.cells[0].text, row.cells[1].text): row.cells for row in found.rows}
