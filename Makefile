@@ -35,13 +35,13 @@ coverage: $(VENV)/.test        ## run all tests and print the line and branch co
 	$(PYTEST) -m alone --cov --cov-append --cov-report=term:skip-covered --cov-report=json:coverage.json
 
 guards: $(VENV)/.test          ## remove safety checks one by one, and check that a test fails for each
-	$(BIN)/python bench/guards.py
+	$(BIN)/python -m tests.checks.guards
 
 mutants: $(VENV)/.test         ## change the code in 200 small ways, and count the changes that make a test fail
-	$(BIN)/python bench/mutants.py
+	$(BIN)/python -m tests.checks.mutants
 
 soak: $(VENV)/.test            ## open and close engines 1,000 times, and check threads, files and memory
-	$(BIN)/python bench/soak.py
+	$(BIN)/python -m tests.checks.soak
 
 device: $(VENV)/.test          ## run the golden answers under Python 3.8, NumPy 1.19 and ONNX Runtime 1.10
 	.ci/device.sh $(BIN)/python
@@ -52,7 +52,7 @@ lint: $(VENV)/.test            ## check format, style, types, imports, sizes, an
 	$(BIN)/vermin --quiet --no-tips --violations --target=3.8- $(DEVICE)
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/python bench/house.py
+	$(BIN)/python -m tests.checks.house
 
 audit: $(VENV)/.audit          ## look for known weaknesses of the code (bandit) and of the dependencies (pip-audit)
 	.ci/audit.sh $(BIN)
@@ -60,10 +60,10 @@ audit: $(VENV)/.audit          ## look for known weaknesses of the code (bandit)
 check: lint test device audit  ## run what CI runs, and the audits
 
 sbom: $(VENV)/.test            ## write the software bill of materials to sbom.json (CycloneDX)
-	$(BIN)/python bench/supply.py sbom sbom.json
+	$(BIN)/python -m tests.checks.supply sbom sbom.json
 
 licences: $(VENV)/.test        ## write the licences of the dependencies to docs/licences.md
-	$(BIN)/python bench/supply.py licences docs/licences.md
+	$(BIN)/python -m tests.checks.supply licences docs/licences.md
 
 bench: $(VENV)/.test           ## measure the figures of docs/results/main-job.md
 	$(BIN)/python bench/main_job.py --out bench-out
@@ -78,7 +78,7 @@ glue: $(VENV)/.test            ## measure the figures of docs/results/glue.md: h
 	$(BIN)/python bench/glue_report.py
 
 reliability: $(VENV)/.test     ## try hostile, damaged and changing files: an hour on two cores; resumes
-	$(BIN)/python -m bench.reliability --out reliability-out
+	$(BIN)/python -m tests.reliability --out reliability-out
 
 clean:                         ## remove what these commands wrote
 	rm -rf $(VENV) demo-out bench-out glue-out mutants-out reliability-out .coverage coverage.json sbom.json

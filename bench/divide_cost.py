@@ -11,10 +11,14 @@ import shutil
 import sys
 from pathlib import Path
 
-from against import Estimate, Side, sides_of
-from figures import table
+from commits import Side, sides_of
 from folders import Folders
-from processes import failure, offramp, rival, run
+from main_job import shown
+from processes import failure, offramp, run
+from shapes import build
+
+from offramp.cli.options import table
+from offramp.measure.statistics import median_interval
 
 ROUNDS = 10
 TARGET = 1.15
@@ -43,7 +47,7 @@ def divide(side: Side, words: tuple[str, ...]) -> tuple[float, int]:
     store = side.place / "divided"
     shutil.rmtree(store, ignore_errors=True)
     model, *options = words
-    done = run(offramp("divide", side.folders.models / model, store, *options), side.environment)
+    done = run(offramp("divide", side.out / "models" / model, store, *options), side.environment)
     if reason := failure(done):
         raise SystemExit(f"divide {' '.join(words)} ({side.name}): {reason}\n{done.errors}")
     shutil.rmtree(store)
@@ -58,10 +62,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     args = parser.parse_args()
     folders = Folders(args.out.resolve())
-    sides = sides_of(args.against, folders)
-    folders.models.mkdir(parents=True, exist_ok=True)
-    if reason := failure(run(rival("build", folders.models), folders.environment)):
-        raise SystemExit(f"building the models: {reason}")
+    sides = sides_of(args.against, folders.out)
+    build(folders.models, "bert-base")
     folders.warm(bare(folders.models / "bert-base"))
     for side in sides.values():
         side.place.mkdir(parents=True, exist_ok=True)
@@ -73,13 +75,13 @@ def main() -> int:
                 found[each].append(divide(sides[each], words))
             print(f"{name} {number}/{args.rounds}", file=sys.stderr, flush=True)
         pairs = list(zip(found["old"], found["new"], strict=True))[1:]
-        ratio = Estimate.of([new[0] / old[0] for old, new in pairs])
-        seconds = Estimate.of([new[0] - old[0] for old, new in pairs])
-        peak = Estimate.of([new[1] - old[1] for old, new in pairs])
+        ratio = median_interval([new[0] / old[0] for old, new in pairs])
+        seconds = median_interval([new[0] - old[0] for old, new in pairs])
+        peak = median_interval([new[1] - old[1] for old, new in pairs])
         is_over |= "tokenizer" not in name and ratio.value > TARGET
-        rows.append((name, ratio.shown("", 3), seconds.shown(" s", 2), peak.shown(" MiB", 1, 2**-20)))
-    head = ("division", "time new / old [95 % CI]", "difference", "difference of peaks")
-    print("\n".join(table(head, rows)))
+        rows.append((name, shown(ratio, 3), shown(seconds, 2), shown(peak, 1, 2**-20)))
+    head = ("division", "time new / old [95 % CI]", "difference, s", "difference of peaks, MiB")
+    print(table(head, rows))
     return int(is_over)
 
 

@@ -12,14 +12,13 @@ MiB more. Major faults tell whether a run thrashed. `--free` runs the same budge
 import argparse
 import itertools
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from budget_matrix import MIB, STORES, found_in
 from folders import words
-from jail import jail
+from jail import evict, jail
 from jail import missing as missing_groups
 from processes import Finished, offramp, run
 from records import add_record, read_records
@@ -47,15 +46,6 @@ SETTINGS = [
     for store, (_, _, method) in STORES.items()
     for backend, (batch, tokens) in itertools.product(BACKENDS[method], LOADS)
 ]
-
-
-def evict(*folders: Path) -> None:
-    """Drop the pages of all files in the folders that no process maps."""
-    for path in itertools.chain.from_iterable(folder.rglob("*") for folder in folders):
-        if path.is_file() and not path.is_symlink():
-            descriptor = os.open(path, os.O_RDONLY)
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            os.close(descriptor)
 
 
 class Groups:

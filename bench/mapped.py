@@ -1,17 +1,16 @@
 """Measure mapped reads against copied ones and resident weights: `python bench/mapped.py --store STORE`.
 
 STORE is that of a text classifier, such as bench/main_job.py makes. `--stream MODEL STORE` adds a module divided with
-`--method eager` (bench/any_model.py makes such), under a budget of two stages. Each rival is a process of its own that
-stays open; in a round each runs some passes, so that what disturbs the machine disturbs them alike. Before all that
-the stores are dropped from the page cache, and `--back` says who reads them back: `mapped`, passes that are not
-counted, or `read`, a loop of plain reads. Prints one JSON line a rival, and a table: median latency, median of the
-ratios to resident in the same round, peak of the process.
+`--method eager` (`python bench/shapes.py OUT vit-base-module` makes the model), under a budget of two stages. Each
+rival is a process of its own that stays open; in a round each runs some passes, so that what disturbs the machine disturbs
+them alike. Before all that the stores are dropped from the page cache, and `--back` says who reads them back: `mapped`,
+passes that are not counted, or `read`, a loop of plain reads. Prints one JSON line a rival, and a table: median
+latency, median of the ratios to resident in the same round, peak of the process.
 """
 
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import time
@@ -20,8 +19,10 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from any_model_rivals import class_of, inputs, load, two_stages
 from one_run import peak_bytes, text
+from shapes import class_of, inputs, two_stages
+
+from offramp.measure import median
 
 THREADS, TOKENS, WARM, PASSES = 2, 128, 3, 5
 """Threads, tokens of a text, passes before the first round, and passes of a round, the first of which is left out."""
@@ -62,7 +63,7 @@ def run_module(model: str, store: str, reads: str) -> None:
     import offramp
 
     torch.set_num_threads(THREADS)
-    whole = load(Path(model)) if reads == RESIDENT else None
+    whole = class_of(Path(model)).from_pretrained(model).eval() if reads == RESIDENT else None
     budget = two_stages(Path(store))
     opened = (
         nullcontext(whole) if whole else offramp.stream(class_of(Path(model)), store, weight_budget=budget, reads=reads)
@@ -134,13 +135,13 @@ def compare(subject: str, store: Path, rivals: dict[str, tuple], args: argparse.
     for _ in range(args.rounds):
         for rival in running.values():
             rival.ask()
-    medians = {name: [statistics.median(each) for each in rival.seconds] for name, rival in running.items()}
+    medians = {name: [median(each) for each in rival.seconds] for name, rival in running.items()}
     for name, rival in running.items():
         used = rival.end()
-        ratio = statistics.median(a / b for a, b in zip(medians[name], medians[RESIDENT], strict=True))
+        ratio = median([a / b for a, b in zip(medians[name], medians[RESIDENT], strict=True)])
         line = {"subject": subject, "rival": name, "back": args.back, "ratio": ratio, **used, "seconds": rival.seconds}
         print(json.dumps(line), flush=True)
-        latency, peak = statistics.median(medians[name]) * 1000, used["peak_bytes"] / (1 << 20)
+        latency, peak = median(medians[name]) * 1000, used["peak_bytes"] / (1 << 20)
         print(f"{subject:20} {name:18} {latency:7.1f} ms {ratio:6.3f} {peak:7.1f} MiB", file=sys.stderr)
 
 

@@ -53,7 +53,7 @@ def measure(args: argparse.Namespace) -> dict:
 
 def main() -> None:
     """Read the arguments and print the measurement."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("store", help="folder of a text classifier")
     parser.add_argument("--budget", help="bytes of the whole process, such as 128MiB (default: no limit)")
     parser.add_argument("--exit", default="none", help="exit rule (default: %(default)s)")

@@ -9,10 +9,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-RIVALS = Path(__file__).with_name("rivals.py")
 
 
 @dataclass(frozen=True)
@@ -37,24 +34,6 @@ def offramp(*words: object) -> list[str]:
     return [sys.executable, "-m", "offramp", *map(str, words)]
 
 
-_RUN_JOB = """import json, sys
-from offramp.experiments.children import run_worker
-from offramp.experiments.jobs import WorkerJob
-job = WorkerJob.from_json(json.loads(sys.argv[1]))
-print(json.dumps(run_worker(job, lambda line: print(line, file=sys.stderr))))"""
-
-
-def worker(job: str, store: object, config: dict[str, Any], **more: Any) -> list[str]:
-    """A command that runs a job of a worker process and prints its result as one JSON line."""
-    tree = {"job": job, "store": str(store), "config": config, **more}
-    return [sys.executable, "-c", _RUN_JOB, json.dumps(tree)]
-
-
-def rival(*words: object) -> list[str]:
-    """A subcommand of rivals.py."""
-    return [sys.executable, str(RIVALS), *map(str, words)]
-
-
 def run(command: Sequence[str], environment: dict[str, str], timeout_seconds: float | None = None) -> Finished:
     """Run to the end, or kill at the time limit."""
     expired = threading.Event()
@@ -75,7 +54,7 @@ def run(command: Sequence[str], environment: dict[str, str], timeout_seconds: fl
             assert child.stdout is not None
             lines = tuple((time.perf_counter() - began, line) for line in child.stdout)
             _, status, usage = os.wait4(child.pid, 0)
-            child.returncode = os.waitstatus_to_exitcode(status)
+            child.returncode = code = os.waitstatus_to_exitcode(status)
         finally:
             timer.cancel()
             if child.returncode is None:  # interrupted
@@ -84,7 +63,7 @@ def run(command: Sequence[str], environment: dict[str, str], timeout_seconds: fl
         seconds = time.perf_counter() - began
         errors.seek(0)
         peak_rss_bytes, faults = usage.ru_maxrss << 10, usage.ru_majflt
-        return Finished(child.returncode, expired.is_set(), seconds, lines, errors.read(), peak_rss_bytes, faults)
+        return Finished(code, expired.is_set(), seconds, lines, errors.read(), peak_rss_bytes, faults)
 
 
 def failure(done: Finished) -> str | None:

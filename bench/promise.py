@@ -55,12 +55,13 @@ def main() -> None:
     texts = [(line["text"], line["pair"]) if "pair" in line else line["text"] for line in lines]
     policies = {exit: read_exit(exit).policy for exit in args.exits}
     options = {"threads": args.threads, "batch": args.batch, "max_length": args.max_length, "own_process": False}
-    with offramp.prepare(args.store, exit=Turns(), **options) as classifier:
-        classifier.policy.exit_index = classifier.num_exits
+    turns = Turns()
+    with offramp.prepare(args.store, exit=turns, **options) as classifier:
+        turns.exit_index = classifier.num_exits
         classifier.predict(texts[: 2 * args.batch])  # now all of it is loaded
         for number in range(args.rounds):
             profiler = Profiler(classifier, args.longest) if args.profiles else None
-            found: dict[str, object] = {"seconds": one_round(classifier, policies, profiler, texts, number)}
+            found: dict[str, object] = {"seconds": one_round(classifier, turns, policies, profiler, texts, number)}
             if profiler is not None:
                 found["profile"] = str(args.profiles / f"profile-round-{number}.json")
                 save_profile(profiler.profile(), Path(str(found["profile"])))
@@ -68,18 +69,19 @@ def main() -> None:
 
 
 def one_round(
-    classifier: offramp.Classifier, policies: dict[str, Policy], profiler: Profiler | None, texts: list, first: int
-) -> dict[str, float]:
+    classifier: offramp.Classifier, turns: Turns, policies: dict[str, Policy], profiler: Profiler | None, texts: list,
+    first: int,
+) -> dict[str, float]:  # fmt: skip
     """Mean seconds a text of each policy, all texts run once; another policy is first in each block."""
     names, seconds, batch = list(policies), dict.fromkeys(policies, 0.0), classifier.settings.num_rows
     for number, start in enumerate(range(0, len(texts), BLOCK * batch), start=first):
         block = texts[start : start + BLOCK * batch]
         if profiler is not None:
-            classifier.policy.turn = None
+            turns.turn = None
             profiler.run_round()
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
-            classifier.policy.turn = policies[name]
+            turns.turn = policies[name]
             classifier.predict(block[: WARM_UP * batch])
             classifier.predict(block)
             num_passes = -(-len(block) // batch)

@@ -11,11 +11,11 @@ import sys
 import venv
 from pathlib import Path
 
-from against import git
+from commits import ROOT, git
 from folders import THREADS, Folders
-from processes import offramp, rival
+from processes import offramp
+from shapes import build
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "results" / "rivals.md"
 BUDGETS = "resident,192MiB,128MiB,96MiB,80MiB"
 TORCH = ("torch==2.13.0", "transformers", "accelerate")
@@ -51,7 +51,7 @@ is installed from its published packages and used as documented.
 
 def main() -> int:
     """Build what is missing, measure, and write the page."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="models, stores, environments and records; 9 GB")
     parser.add_argument("--rounds", default="6", help="processes of each run (default: %(default)s)")
     parser.add_argument("--against", help="rivals and their interpreters (default: all, installed under OUT)")
@@ -63,7 +63,7 @@ def main() -> int:
     folders = Folders(args.out.resolve())
     folders.models.mkdir(parents=True, exist_ok=True)
     against = args.against or ",".join(installed(folders.out / "venvs"))
-    run(rival("build", folders.models, "--only", "bert-base"), folders)
+    build(folders.models, "bert-base")
     model, found = folders.models / "bert-base", folders.out / "rivals.md"
     words = ["bench", folders.store, "--model", model, *stores(folders, model), "--threads", THREADS]
     words += ["--repeat", args.rounds, "--against", against, "--group", args.group]

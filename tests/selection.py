@@ -27,6 +27,7 @@ SAMPLED = {
     "test_narrow::test_transcripts_are_of_the_weights_that_answered": ("int8",),
     "test_no_files::test_a_store_with_what_is_no_file_is_refused_or_answers_as_before": ("run-fifo", "verify-fifo"),
     "test_pabee::*": ("('bert', 'single')", "('bert', 'regression')"),
+    "test_pages::test_published_gains_follow_from_the_published_answers": ("rte",),
     "test_pipeline::test_bfloat16_trains_weights_of_float32": ("distilbert",),
     "test_pipeline::test_distilled_exits_learn": ("bert",),
     "test_pipeline::test_equal_seeds_give_equal_files": ("distilbert",),

@@ -3,7 +3,7 @@
 from collections import Counter
 from pathlib import Path
 
-from bench.guards import GUARDS
+from tests.checks.guards import GUARDS
 
 ROOT = Path(__file__).parents[1]
 

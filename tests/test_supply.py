@@ -16,7 +16,7 @@ OPTIONAL = {"sweep": "distributed", "search": "optuna"}
 
 
 def written(kind, out):
-    subprocess.run([sys.executable, ROOT / "bench" / "supply.py", kind, out], check=True)
+    subprocess.run([sys.executable, ROOT / "tests" / "checks" / "supply.py", kind, out], check=True)
     return out.read_text()
 
 

@@ -1,5 +1,5 @@
 """Commands that are killed at any call that changes their files are completed by the same command; equal commands leave
-equal files. All calls of all verbs: bench/kills.py.
+equal files. All calls of all verbs: tests/checks/kills.py.
 """
 
 import shutil

@@ -11,6 +11,8 @@ from scipy.stats import binom
 
 from offramp.errors import BudgetError, NonFiniteError, RefusedError, UsageError
 from offramp.experiments import tuning
+from offramp.experiments.prerequisites import goal_of
+from offramp.experiments.steps import take_step
 from offramp.experiments.trials import DECISION_FACTORS, Trials, exits_of, front
 from offramp.experiments.tuning import Goal, shortfall, tune
 from offramp.policies import parse, replay
@@ -83,6 +85,22 @@ def test_a_latency_is_met_on_new_samples(transcripts, tmp_path, asked):
     assert 0.9 * asked < seconds < 1.03 * asked, "what is given is used"
     assert len({each.family for each in rivals}) == len(rivals) >= 5
     assert file.certificate is None
+
+
+def test_a_sweep_tunes_to_the_latency_of_a_rule(transcripts, tmp_path, monkeypatch):
+    profile = make_profile()
+    monkeypatch.setattr("offramp.store.transcript.read_transcript", lambda folder, split: transcripts[0])
+    monkeypatch.setattr("offramp.runtime.profile.load_profile", lambda path: profile)
+    goal = goal_of("tune:latency=patience:1")
+    step = {"kind": "tune", "transcript": "t", "profile": "p", "goal": goal, "include": False, "out": str(tmp_path)}
+    found, rule = take_step(step, quiet)["predicted"], Trials(transcripts[0], profile).rule(parse("patience:1"))
+    assert 0.9 * rule.seconds < found["seconds"] <= rule.seconds and found["score"] >= rule.score
+
+
+def test_what_a_sweep_tunes_to_is_checked_before_anything_is_made():
+    assert goal_of("tune:latency=40ms") == {"latency_seconds": pytest.approx(0.04)}
+    with pytest.raises(UsageError, match="invalid exit policy"):
+        goal_of("tune:latency=patince:1")
 
 
 @pytest.mark.parametrize("goal", [Goal(latency_seconds=0.07), Goal(max_drop=2.0), Goal(deadline_seconds=0.09)], ids=str)

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from bench.reliability import hostile, onnx_graphs, stores
-from bench.reliability.attacks import HONEST, Attack, mutations
-from bench.reliability.hostile import Hostile, run_verb
-from bench.reliability.run import Run
-from bench.reliability.trial import Bench, Ended, fault_of
-from bench.reliability.verbs import Verb, verbs_of
+from tests.reliability import hostile, onnx_graphs, stores
+from tests.reliability.attacks import HONEST, Attack, mutations
+from tests.reliability.hostile import Hostile, run_verb
+from tests.reliability.run import Run
+from tests.reliability.trial import Bench, Ended, fault_of
+from tests.reliability.verbs import Verb, verbs_of
 
 FORMAT3 = Path(__file__).parents[1] / "store" / "format3"
 VERBS = ("run", "run-numpy", "plan", "ls", "verify")

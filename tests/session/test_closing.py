@@ -1,4 +1,4 @@
-"""Closing ends all threads and frees what was opened, however often. `bench/soak.py` does it 1,000 times."""
+"""Closing ends all threads and frees what was opened, however often. `tests/checks/soak.py` does it 1,000 times."""
 
 import gc
 

@@ -2,7 +2,7 @@
 
 The table has the operations of the architectures that `docs/results/any-model.md` exports, and no others. Each entry
 was read: it has no other effect than its result, its bound holds for all arguments, and PyTorch checks its arguments
-before it reads memory by them. `python bench/operations.py` prints the table.
+before it reads memory by them. `python -m tests.checks.operations` prints the table.
 """
 
 import math

@@ -31,6 +31,8 @@ TIMED = ("profile",)
 _TUNE, _RANDOM = "tune:", "random:"
 _BOUNDS = ("oracle", _RANDOM)
 _GOALS = {"latency": ("latency_seconds", parse_duration), "drop": ("max_drop", float)}
+LATENCY_OF = "latency_of"
+"""Goal of `tune:latency=RULE`: the mean latency of this rule on the tune split."""
 
 
 @dataclass(frozen=True)
@@ -171,9 +173,15 @@ def _tune(needs: Needs, each: Experiment, stored: str, transcript: Path, before:
     needs.engine = replace(each.engine, exit=str(policy / POLICY))
 
 
-def goal_of(exit: str) -> dict[str, float]:
-    """Return the options of `tuning.Goal` for `tune:latency=TIME` or `tune:drop=POINTS`. Raises UsageError."""
+def goal_of(exit: str) -> dict[str, Any]:
+    """Return the options of `tuning.Goal` for `tune:latency=TIME` or `tune:drop=POINTS`, or LATENCY_OF a rule.
+
+    Raises UsageError.
+    """
     name, _, value = exit[len(_TUNE) :].partition("=")
+    if name == "latency" and value[:1].isalpha():
+        _require_rule(value)
+        return {LATENCY_OF: value}
     try:
         option, parse = _GOALS[name]
         return {option: parse(value)}
@@ -195,9 +203,14 @@ def _require_consistent(each: Experiment) -> None:
     if exit.startswith(_TUNE):
         goal_of(exit)
     if exit.startswith(_RANDOM):
-        from offramp.policies import parse
+        _require_rule(exit[len(_RANDOM) :])
 
-        parse(exit[len(_RANDOM) :])  # an invalid policy is refused before anything is made
+
+def _require_rule(text: str) -> None:
+    """Raise UsageError for an invalid policy, before anything is made."""
+    from offramp.policies import parse
+
+    parse(text)
 
 
 def measuring_job(each: Experiment, number: int, needs: Needs) -> WorkerJob:

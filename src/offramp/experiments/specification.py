@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from offramp.errors import RefusedError
 from offramp.experiments.rivals import RIVALS
 from offramp.program.checks import POSITIVE, WrongError, read
 from offramp.runtime.config import EngineConfig
@@ -49,7 +50,7 @@ class Experiment:
     """Batches of random inputs, without `data`."""
     engine: Any = field(default_factory=EngineConfig)
     """`runtime.config.EngineConfig`. In addition to its policies, `exit` may be `oracle`, `random:POLICY`,
-    `tune:latency=TIME` or `tune:drop=POINTS`; see `prerequisites`."""
+    `tune:latency=TIME`, `tune:latency=RULE` or `tune:drop=POINTS`; see `prerequisites`."""
     rival: str | None = field(default=None, metadata={"choices": tuple(RIVALS)})
     """Another way to run the model, of those of `bench --against`; None: offramp. Of the engine's options a rival has
     `threads` and `max_length`, and `lazy-layers` also `residency` (a list) and `resident_layers`."""
@@ -106,6 +107,15 @@ class Experiment:
         for name, options in OPTIONS.items():
             flat.update({option: tree[name][option] for option in options if tree[name] is not None})
         return flat
+
+
+def specification_of(record: Mapping[str, Any], folder: object) -> Experiment:
+    """Return the experiment of a record. Raises RefusedError if this release cannot read it."""
+    try:
+        return Experiment.from_json(record["experiment"])
+    except (KeyError, ValueError) as error:
+        what = f"a record has a specification that cannot be read ({error})"
+        raise RefusedError(what, str(folder), "use the release that wrote it, or run the sweep again") from None
 
 
 OPTIONS: dict[str, tuple[str, ...]] = {

@@ -157,15 +157,21 @@ def _transcript(step: Tree, log: Log) -> Any:
 
 
 def _tune(step: Tree, log: Log) -> Any:
+    from offramp.experiments.prerequisites import LATENCY_OF
+    from offramp.experiments.trials import Trials
     from offramp.experiments.tuning import Goal, tune
+    from offramp.policies import parse
     from offramp.runtime.profile import load_profile
     from offramp.store.policy_file import write_policy
     from offramp.store.transcript import read_transcript
 
-    folder, goal = Path(step["transcript"]), Goal(**step["goal"], include_training_rows=step["include"])
+    folder, profile = Path(step["transcript"]), load_profile(Path(step["profile"]) / PROFILE)
+    transcript, wanted = read_transcript(folder, "tune"), dict(step["goal"])
+    if LATENCY_OF in wanted:
+        wanted["latency_seconds"] = Trials(transcript, profile).rule(parse(wanted.pop(LATENCY_OF))).seconds
+    goal = Goal(**wanted, include_training_rows=step["include"])
     certify_on = None if goal.max_drop is None else read_transcript(folder, "certify")
-    profile = load_profile(Path(step["profile"]) / PROFILE)
-    file, _ = tune(read_transcript(folder, "tune"), certify_on, profile, goal, log)
+    file, _ = tune(transcript, certify_on, profile, goal, log)
     write_policy(Path(step["out"]) / POLICY, file)
     return {"predicted": asdict(file.predicted), "certificate": file.certificate}
 

@@ -1,0 +1,162 @@
+"""Pages: Markdown that a template makes from records.
+
+A template is Jinja2, run in its sandbox: it computes and prints, and reaches neither files nor Python. It sees `rows`,
+the records as flat names and values, and the functions below as filters. Equal records give equal pages.
+
+    {% for row in rows | where(part="speed") %}
+    | {{ row.task }} | {{ rows | where(task=row.task) | of("latency") | median | ms }} |
+    {% endfor %}
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from offramp.errors import UsageError, missing, said
+from offramp.measure import median
+from offramp.reporting.tables import NONE
+
+Row = dict[str, Any]
+
+
+def page_from(template: Path, records: Iterable[Mapping[str, Any]]) -> str:
+    """Return the page of a template. Raises UsageError with the line of the template that is wrong."""
+    try:
+        from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError
+        from jinja2.sandbox import SandboxedEnvironment
+    except ImportError:
+        raise UsageError("pages need jinja2", None, "pip install 'offramp[report]'") from None
+    environment = SandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, extensions=["jinja2.ext.do"]
+    )  # Markdown: there is no autoescape; values are made harmless by `flat`  # nosec B701
+    environment.filters.update(FILTERS)
+    try:
+        text = template.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise missing(template, "template") from None
+    except (OSError, UnicodeError) as error:
+        raise UsageError(f"cannot read a template ({said(error)})", template, "name a text file") from None
+    try:
+        made = environment.from_string(text).render(rows=[flat(record) for record in records])
+    except TemplateSyntaxError as error:
+        where = f"{template}, line {error.lineno}"
+        raise UsageError(f"the template is wrong: {error.message}", where, "correct the template") from None
+    except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        where = f"{template}, line {_line_of(error)}"
+        raise UsageError(f"the template is wrong: {said(error)}", where, "correct the template") from None
+    return re.sub(r"\n{3,}", "\n\n", re.sub(r"[ \t]+$", "", made, flags=re.MULTILINE)).strip() + "\n"
+
+
+def flat(record: Mapping[str, Any]) -> Row:
+    """Return the names and values of a record on one level: options, figures, what its study says of it, samples.
+
+    Characters that end a cell of a table, or begin HTML, are escaped.
+    """
+    found: Row = dict(record.get("run") or {})
+    for name, value in (record.get("experiment") or {}).items():
+        found.update(value if isinstance(value, dict) else {name: value})
+    for part in ("figures", "samples", "study"):
+        found.update(record.get(part) or {})
+    found.update({name: record[name] for name in ("round", "environment", "failed") if name in record})
+    return {name: _harmless(value) for name, value in found.items()}
+
+
+def where(rows: Iterable[Row], **wanted: Any) -> list[Row]:
+    """Return the rows with these values; a list of values means any of them."""
+    return [row for row in rows if all(_is_one(row.get(name), value) for name, value in wanted.items())]
+
+
+def of(rows: Iterable[Row], name: str) -> list[Any]:
+    """Return the values of a name, without those of rows that lack it."""
+    return [row[name] for row in rows if row.get(name) is not None]
+
+
+def ratios(rows: Iterable[Row], bases: Iterable[Row], name: str, largest: bool = False) -> list[float]:
+    """Return the values of a name divided by those of the same round of other rows, which are its bases.
+
+    Where several rows of the bases have one round, the smallest or the largest counts.
+    """
+    base: dict[Any, float] = {}
+    for row in bases:
+        if row.get(name) is not None:
+            base[row["round"]] = (max if largest else min)(row[name], base.get(row["round"], row[name]))
+    return [row[name] / base[row["round"]] for row in rows if row.get(name) is not None and row["round"] in base]
+
+
+def groups(rows: Iterable[Row], *names: str) -> list[tuple[Any, ...]]:
+    """Return the values of these names that rows have together, each once, in the order of their first rows."""
+    return list(dict.fromkeys(tuple(row[name] for name in names) for row in rows))
+
+
+def inverse(values: Iterable[float]) -> list[float]:
+    """Return 1 / value of each: slow-downs as speed-ups."""
+    return [1 / value for value in values]
+
+
+def mean(values: Sequence[float]) -> float:
+    """Return the arithmetic mean."""
+    return sum(values) / len(values)
+
+
+def spread(values: Sequence[float], unit: str = "x", digits: int = 2) -> str:
+    """Return "median (smallest..largest)"."""
+    if not values:
+        return NONE
+    middle, least, most = (f"{value:.{digits}f}" for value in (median(values), min(values), max(values)))
+    return f"{middle}{unit} ({least}..{most})"
+
+
+def interval(row: Row, name: str, form: str = "+.1f") -> str:
+    """Return "value [low high]" of a name; the ends are called NAME_low and NAME_high."""
+    value, low, high = (row.get(key) for key in (name, f"{name}_low", f"{name}_high"))
+    if value is None:
+        return ""
+    return f"{value:{form}}" if low is None or high is None else f"{value:{form}} [{low:{form}} {high:{form}}]"
+
+
+def mib(num_bytes: float, digits: int = 1) -> str:
+    """Return a size in MiB."""
+    return f"{num_bytes / 2**20:,.{digits}f} MiB"
+
+
+def ms(seconds: float, digits: int = 1) -> str:
+    """Return a duration in milliseconds."""
+    return f"{seconds * 1e3:,.{digits}f} ms"
+
+
+def yes(met: bool) -> str:
+    """Return the word of a table for a target that is met, or not."""
+    return "yes" if met else "**no**"
+
+
+FILTERS: dict[str, Callable[..., Any]] = {
+    each.__name__: each for each in (where, of, groups, ratios, inverse, mean, median, spread, interval, mib, ms, yes)
+} | {"form": lambda value, form: NONE if value is None else f"{value:{form}}", "ordered": sorted}
+"""What a template can call, after a bar."""
+
+
+def _is_one(value: Any, wanted: Any) -> bool:
+    return value in wanted if isinstance(wanted, (list, tuple)) else value == wanted
+
+
+def _harmless(value: Any) -> Any:
+    if isinstance(value, str):
+        text = "".join(each if each.isprintable() else " " for each in value)
+        return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text.replace("|", "\\|"))
+    if isinstance(value, dict):
+        return {_harmless(name): _harmless(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        # samples are long lists of numbers, which need nothing
+        return [_harmless(each) for each in value] if value and not isinstance(value[0], (int, float)) else list(value)
+    return value
+
+
+def _line_of(error: BaseException) -> int:
+    """Return the line of the template that raised an error."""
+    line, frame = 1, error.__traceback__
+    while frame is not None:
+        if frame.tb_frame.f_code.co_filename == "<template>":
+            line = frame.tb_lineno
+        frame = frame.tb_next
+    return line

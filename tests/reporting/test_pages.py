@@ -1,0 +1,136 @@
+"""Pages that templates make from records: the published ones hold what was published, and wrong templates say where."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from offramp.cli import main
+from offramp.errors import OfframpError, UsageError
+from offramp.experiments.results import line_of, read_results
+from offramp.reporting.pages import flat, page_from, ratios, spread, where
+
+ROOT = Path(__file__).parents[2]
+PUBLISHED = {
+    "glue": ("glue", "ed4c6fbec2470c56"),
+    "latency": ("latency", "4b1376f39f29cfe5"),
+    "any-model": ("any_model", "8e36533b6d160e81"),
+    "main-job": ("main_job", "61369dbabf7b4d56"),
+}
+"""Page -> its template, and a digest of the rows of all its tables as they were at commit 381530a, when scripts made it
+from the records of the measurements."""
+
+
+def tables_of(page):
+    return [line for line in page.splitlines() if line.startswith("|")]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_page_is_made_from_its_records_and_holds_the_figures_that_were_published(name):
+    template, digest = PUBLISHED[name]
+    records = read_results(ROOT / "docs/results/records" / name, print)
+    made = page_from(ROOT / "recipes" / f"{template}.md.jinja", records)
+    assert hashlib.sha256("\n".join(tables_of(made)).encode()).hexdigest()[:16] == digest
+    assert made == (ROOT / "docs/results" / f"{name}.md").read_text()
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_records_are_those_of_experiments(name):
+    from offramp.experiments.specification import Experiment
+
+    for record in read_results(ROOT / "docs/results/records" / name, print)[::7]:
+        assert Experiment.from_json(record["experiment"]).to_json() == record["experiment"]
+        assert record["study"]["part"]
+
+
+@pytest.mark.parametrize("task", ["cola", "sst2", "mrpc", "rte", "stsb", "qnli", "qqp", "mnli"])
+def test_published_gains_follow_from_the_published_answers(task):
+    import numpy as np
+
+    from offramp.tasks.metrics import paired_interval
+
+    rows = [flat(record) for record in read_results(ROOT / "docs/results/records/glue", print)]
+    for gain in where(rows, part="against plain", task=task):
+        key = {"part": "training", "model": gain["model"], "task": gain["task"], "seed": gain["seeds"]}
+        ours = where(rows, **key, loss="pabee", heads="mean-linear", joint_only=False)
+        sides = [sorted(side, key=lambda row: row["seed"]) for side in (ours, where(rows, **key, loss="last"))]
+        answers = [np.array([row["answers"] for row in side]) for side in sides]
+        found = paired_interval(ours[0]["metrics"], np.array(ours[0]["truth"]), *answers)
+        assert found == pytest.approx([gain[name] for name in ("gain", "gain_low", "gain_high")], abs=1e-9)
+
+
+def a_record(round=0, **figures):
+    experiment = {"model": "m", "engine": {"budget": "96MiB"}, "data": None}
+    return {"round": round, "experiment": experiment, "figures": figures, "samples": {}, "study": {"part": "p"}}
+
+
+def made(text, tmp_path, records=()):
+    template = tmp_path / "page.md.jinja"
+    template.write_text(text)
+    return page_from(template, records)
+
+
+def test_options_figures_and_studies_are_on_one_level():
+    row = flat({**a_record(latency=0.5), "run": {"model": "other", "threads": 2}})
+    assert (row["budget"], row["latency"], row["part"], row["model"], row["threads"]) == ("96MiB", 0.5, "p", "m", 2)
+
+
+def test_ratios_are_those_of_the_same_round():
+    rows = [flat(a_record(number, latency=value)) for number, value in ((0, 2.0), (1, 9.0), (2, None))]
+    bases = [flat(a_record(number, latency=value)) for number, value in ((1, 3.0), (0, 1.0), (0, 4.0))]
+    assert ratios(rows, bases, "latency") == [2.0, 3.0]
+    assert ratios(rows, bases, "latency", largest=True) == [0.5, 3.0]
+    assert spread([2.0, 3.0, 10.0]) == "3.00x (2.00..10.00)" and spread([]) == "–"
+
+
+def test_where_takes_one_value_or_several():
+    rows = [flat(a_record(number)) for number in range(3)]
+    assert [row["round"] for row in where(rows, part="p", round=[0, 2])] == [0, 2]
+    assert where(rows, nothing=1) == []
+
+
+def test_hostile_texts_end_no_cell_and_begin_no_html(tmp_path):
+    record = {**a_record(), "study": {"part": "a|b\n<script>alert(1)</script>", "names": ["x|y", {"z|": "<b>"}]}}
+    page = made("| {{ rows[0].part }} | {{ rows[0].names }} |", tmp_path, [record])
+    assert "<script" not in page and "<b>" not in page and len(page.splitlines()) == 1
+    assert page.replace("\\|", "").replace("\\\\|", "").count("|") == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("a\n{% for %}", 2),
+        ("a\nb\n{{ rows[0].absent | ms }}", 3),
+        ("{{ 1 / 0 }}", 1),
+        ("\n{{ rows.__class__.__mro__ }}", 2),
+        ("{{ [] | median }}", 1),
+        ("a\n{% include 'x' %}", 2),
+        ("{{ rows | where(1) }}", 1),
+    ],
+)
+def test_a_wrong_template_is_refused_with_its_line(text, line, tmp_path):
+    with pytest.raises(UsageError, match=f"line {line} "):
+        made(text, tmp_path, [a_record()])
+
+
+def test_a_template_that_is_no_text_or_not_there_is_refused(tmp_path):
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
+    for name in ("bytes", "absent"):
+        with pytest.raises(OfframpError, match=name):
+            page_from(tmp_path / name, [])
+
+
+def test_the_command_writes_the_page_of_several_folders(tmp_path, capsys):
+    for number in range(2):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "results.json").write_text(json.dumps({"format": 1}))
+        (folder / "records.jsonl").write_bytes(line_of(a_record(number, latency=0.25)))
+    template = tmp_path / "t.jinja"
+    template.write_text("{% for row in rows %}\n| {{ row.round }} | {{ row.latency | ms }} |\n{% endfor %}\n")
+    folders = [str(tmp_path / str(number)) for number in range(2)]
+    assert main(["report", *folders, "--template", str(template), "--out", str(tmp_path / "page.md")]) == 0
+    assert (tmp_path / "page.md").read_text() == "| 0 | 250.0 ms |\n| 1 | 250.0 ms |\n"
+    assert main(["report", *folders, "--template", str(tmp_path / "absent")]) != 0
+    assert "absent" in capsys.readouterr().err
