@@ -8,7 +8,7 @@ from dataclasses import asdict
 import pytest
 
 from offramp.experiments import tracking
-from offramp.experiments.results import RECORDS
+from offramp.experiments.results import RECORDS, line_of, read_results
 from offramp.experiments.rivals import INDEX_FILE
 from offramp.experiments.steps import take_step
 from offramp.tasks import DataSpec
@@ -119,6 +119,11 @@ def report_with(baseline):
         w.run(f"report out --baseline {baseline}")
 
     return work
+
+
+def newer_record(out):
+    record = read_results(out, print)[0]
+    (out / RECORDS).write_bytes(line_of({**record, "experiment": {**record["experiment"], "orbit": 1}}))
 
 
 def strange_folder(w):
@@ -304,6 +309,10 @@ TABLE = [
     Entry(
         "experiments/results.py: not a results folder: it holds {}",
         strange_folder, "name a new folder with --out", elsewhere, again=False,
+    ),
+    Entry(
+        "experiments/specification.py: a record has a specification that cannot be read ({})",
+        spoilt_results(newer_record, "report out"), "or run the sweep again", elsewhere, again=False,
     ),
     closed("experiments/steps.py: the transcript has {} rows", "torn"),
     corrected(

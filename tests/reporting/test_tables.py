@@ -6,8 +6,8 @@ import io
 import pytest
 
 from offramp.reporting.tables import (
-    FORMATS,
     NONE,
+    WRITE_PAGE,
     Cell,
     Column,
     Page,
@@ -51,10 +51,10 @@ def test_csv_holds_numbers_units_and_intervals():
     ]
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", WRITE_PAGE)
 def test_hostile_texts_stay_texts(form):
     page = Page(HOSTILE, (), (Section(HOSTILE, (HOSTILE,), (a_table(HOSTILE),)),))
-    text = FORMATS[form](page)
+    text = WRITE_PAGE[form](page)
     assert "<script>" not in text or form == "csv"
     if form == "md":
         assert all(line.count("|") - line.count("\\|") == 3 for line in text.splitlines() if line.startswith("|"))

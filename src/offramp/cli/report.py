@@ -2,50 +2,69 @@
 
 offramp report results/ --out report.html
 offramp report results/ --format latex
+offramp report results/ --assets pictures/
 offramp report results/ --template recipes/glue.md.jinja --out page.md
 """
 
 import argparse
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from offramp.cli.options import log, require_writable
-from offramp.reporting.tables import FORMATS
+
+SUFFIXES = {".html": "html", ".htm": "html", ".md": "md", ".tex": "latex", ".csv": "csv"}
+"""Suffix of a file -> format that is written without --format."""
+FORMATS = ("html", "md", "latex", "csv")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options of report."""
     add = parser.add_argument
     add("results", nargs="+", metavar="DIR", help="results folders of offramp sweep")
-    add("--out", metavar="FILE", help="file to write (default: stdout)")
-    add("--format", choices=tuple(FORMATS), default="md", help="format of the tables (default: md)")
+    add("--out", metavar="FILE", help="file to write: .html, .md, .tex or .csv (default: stdout)")
+    add("--format", choices=FORMATS, help="format (default: that of the suffix of --out, on stdout md)")
+    add("--assets", metavar="DIR", help="also write each picture as SVG and CSV, and each table, into this folder")
     add("--title", default="Report", metavar="TEXT", help="title of the page (default: Report)")
     add(
         "--template",
         metavar="FILE",
-        help="write the page that a Jinja2 template makes of the records, for a page of your own",
+        help="write what a Jinja2 template makes of the records instead, for a page of your own",
     )
-    baseline = "compare with the experiment that has these options (default: without exits, resident)"
+    baseline = "compare with the experiment that has this value of an option (default: without exits, resident)"
     add("--baseline", action="append", default=[], metavar="NAME=VALUE", help=baseline)
 
 
 def main(args: argparse.Namespace) -> None:
     """Read the records and write the page."""
-    from offramp.experiments.report import page_of
     from offramp.experiments.results import read_results
 
-    if args.out:
-        require_writable(args.out, atomic=True)
-    records = {name: read_results(Path(name), log) for name in args.results}
-    if args.template:
+    if args.out is not None:
+        is_free = args.format is not None or args.template is not None
+        require_writable(args.out, () if is_free else tuple(SUFFIXES), atomic=True)
+    text = _written(args, {name: read_results(Path(name), log) for name in args.results})
+    if args.out is not None:
+        from offramp.store.files import write_atomic
+
+        write_atomic(Path(args.out), [text.encode("utf-8", "replace")])
+        log(f"report: {args.out}")
+    elif args.assets is None or args.format is not None:
+        print(text, end="")
+
+
+def _written(args: argparse.Namespace, records: Mapping[str, Sequence[Any]]) -> str:
+    """Return the text of the report, and write the assets."""
+    if args.template is not None:
         from offramp.reporting.pages import page_from
 
-        text = page_from(Path(args.template), (record for found in records.values() for record in found))
-    else:
-        text = FORMATS[args.format](page_of(records, args.title, args.baseline))
-    if args.out is None:
-        print(text, end="")
-        return
-    from offramp.store.files import write_atomic
+        return page_from(Path(args.template), (record for found in records.values() for record in found))
+    from offramp.experiments.report import page_of
+    from offramp.reporting.html_page import to_html, write_assets
+    from offramp.reporting.tables import WRITE_PAGE
 
-    write_atomic(Path(args.out), [text.encode()])
-    log(f"report: {args.out}")
+    page = page_of(records, args.title, args.baseline)
+    form = args.format or ("md" if args.out is None else SUFFIXES[Path(args.out).suffix])
+    text = to_html(page) if form == "html" else WRITE_PAGE[form](page)
+    if args.assets is not None:
+        log(f"{args.assets}: {len(write_assets(page, Path(args.assets)))} files of pictures and tables")
+    return text

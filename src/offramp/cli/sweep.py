@@ -4,7 +4,8 @@ offramp sweep recipes/budgets.py --out results
 offramp sweep recipes/budgets.py --out results --only exit=none --limit 10 --dry-run
 
 What has a record is not run again: after an interruption, the same command continues. A recipe is a Python file with a
-function recipe() that returns a Grid: it is code, and it is run.
+function recipe() that returns a Grid: it is code, and it is run. A results folder is also a recipe: of the experiments
+that it has records of, which are measured again into another folder.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from offramp.units import format_duration
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options of sweep."""
     add = parser.add_argument
-    add("recipe", help="a Python file with a function recipe()")
+    add("recipe", help="a Python file with a function recipe(), or a results folder")
     add("--out", required=True, metavar="DIR", help="the results folder, new or one to continue")
     add("--only", action="append", default=[], metavar="NAME=VALUE[,VALUE...]", help="run these experiments only")
     add("--limit", type=count, metavar="N", help="run at most N jobs")

@@ -64,4 +64,5 @@ def _scored(sample: Tree, texts: Tree) -> dict[str, Any]:
     scores = score(sample["metrics"], np.array(sample["truth"]), np.array(answers))
     if not all(map(np.isfinite, scores.values())):
         raise NonFiniteError(f"the score is {scores['score']}", None, "train the exits again")
-    return {"scores": scores, "answers": answers, "truth": sample["truth"], "metrics": sample["metrics"]}
+    about = {name: sample[name] for name in ("truth", "metrics", "labels")}
+    return {"scores": scores, "answers": answers, **about}

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from offramp.errors import OfframpError, UsageError, missing, said
+from offramp.experiments.children import ignore
 from offramp.experiments.comparison import FIGURES
-from offramp.experiments.specification import Experiment, experiment, option_names
+from offramp.experiments.results import ABOUT, read_results
+from offramp.experiments.specification import Experiment, experiment, option_names, specification_of
 
 Filter = Callable[[Experiment], bool]
 
@@ -85,8 +87,12 @@ def patience(first: int, last: int) -> list[str]:
 def read_recipe(path: Path) -> list[Experiment] | Search:
     """Run a recipe and return its experiments, each once, or its search. A recipe is code: it may do anything.
 
-    Raises UsageError with the line of the recipe that is wrong.
+    A results folder is a recipe of the experiments that it has records of; nothing of it is run. Raises UsageError with
+    the line of the recipe that is wrong, and the errors of `read_results`.
     """
+    if (path / ABOUT).is_file():
+        records = read_results(path, ignore)
+        return list(dict.fromkeys(specification_of(record, path) for record in records))
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:

@@ -1,188 +1,115 @@
-"""A report of the records of sweeps: tables of results, of failures and of machines. `page_of` makes the page.
+"""A report of the records of sweeps as a page: results of each task, pictures, failures, machines, and definitions.
 
-A subject is an experiment apart from its seed: the rounds of all its seeds are one row. All statistics are those of
-`measure.statistics`. A page of equal records is equal, in whichever order they were recorded and after however many
-interruptions: times of day and attempts of toys are no part of it.
+A page of equal records is equal, after however many interruptions: attempts are no part of it, and times of day only
+where a machine was measured.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import re
+import shlex
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
-from functools import cached_property
-from pathlib import PurePath
 from typing import Any
 
 from offramp.errors import UsageError
-from offramp.experiments.comparison import FIGURES, SIGNIFICANT, Figure, equal_value, mean_score, paired
-from offramp.experiments.grid import matching
+from offramp.experiments.comparison import FIGURES, SIGNIFICANT, Figure
+from offramp.experiments.report_pictures import (
+    MOST_TIMELINES,
+    bins_of,
+    budgets,
+    classes,
+    classes_table,
+    exits,
+    fronts,
+    traced,
+)
 from offramp.experiments.results import Record
-from offramp.experiments.specification import NOT_IDENTIFYING, Experiment, option_names
-from offramp.measure.statistics import FEWEST_SAMPLES, Comparison, holm, judged, median_interval
-from offramp.reporting.tables import NONE, Cell, Column, Page, Row, Section, Table
-from offramp.units import named_size
+from offramp.experiments.subjects import Group, Subject, best, compared, estimate, groups_of, values_of
+from offramp.measure.statistics import FEWEST_SAMPLES, Comparison
+from offramp.reporting.tables import NONE, Cell, Column, Page, Row, Section, Table, table_of
+from offramp.units import format_duration, format_size, named_size
 
 _SHOWN = {
-    "score": Column("score", "%", help="Mean of the metrics of the task; of several seeds, the mean of their scores"),
-    "latency": Column("latency", "s", help="Median of the times of an input, or of a batch; the median over rounds"),
+    "score": Column("score", "%", help="Mean of the metrics of the task over the rows; of several seeds, the mean"),
+    "latency": Column("latency", "s", help="Median of the times of an input, or of a batch; of rounds, the median"),
     "memory": Column("peak memory", "B", help="Peak resident set of the whole process, as the kernel counts it"),
     "bytes": Column("read per input", "B", help="Bytes that read calls returned, divided by the number of inputs"),
     "mean_exit": Column("mean exit", "layers", help="Mean number of layers that an input ran through"),
 }
 """Figure of `FIGURES` -> its column, in the order of a table."""
-_AGAINST = {"score": "points", "latency": "of baseline", "memory": "of baseline"}
-"""Figure -> heading of its paired comparison with the baseline."""
-_HIGHER_IS_BETTER = ("score",)
-
-
-class Subject:
-    """One experiment apart from its seed, with its records: a row of a table."""
-
-    def __init__(self, specification: Experiment) -> None:
-        self.specification, self.flat = specification, specification.flat()
-        self.records: list[Record] = []
-
-    @cached_property
-    def done(self) -> list[Record]:
-        """Records with figures, by seed and round."""
-        return [record for record in self.records if record["figures"]]
-
-    @cached_property
-    def failed(self) -> list[Record]:
-        """Records of failures, by seed and round."""
-        return [record for record in self.records if record.get("reason") is not None]
-
-    def with_figure(self, name: str) -> dict[tuple[Any, int], Record]:
-        """Return the records with a figure that is a number, by seed and round."""
-        return {_place(record): record for record in self.done if record["figures"].get(name) is not None}
-
-
-def _place(record: Record) -> tuple[Any, int]:
-    return record["experiment"]["seed"] or 0, record["round"]
-
-
-class Group:
-    """Subjects of the same rows of data, which one table compares."""
-
-    def __init__(self, subjects: Sequence[Subject], baseline: Sequence[str]) -> None:
-        self.subjects = subjects
-        values = {name: {str(each.flat.get(name)) for each in subjects} for name in option_names()}
-        constant = ("seed", *NOT_IDENTIFYING)
-        self.varied = [name for name, found in values.items() if len(found) > 1 and name not in constant] or ["model"]
-        """Options that tell the subjects apart."""
-        self._prefix = _common_folder([each.flat["model"] for each in subjects])
-        self.baseline = self._baseline(baseline)
-
-    def _baseline(self, baseline: Sequence[str]) -> Subject | None:
-        """Return the subject that the others are compared with: the first that has figures and leaves at no exit."""
-        able = [each for each in self.subjects if each.done]
-        if baseline:
-            chosen = set(matching([each.specification for each in able], baseline, "--baseline"))
-            return next((each for each in able if each.specification in chosen), None)
-        full = [each for each in able if each.flat["exit"] == "none"] or able
-        return next((each for each in full if each.flat["budget"] == "resident"), full[0] if full else None)
-
-    @property
-    def title(self) -> str:
-        """Name of the data."""
-        flat = self.subjects[0].flat
-        data = flat.get("task") or flat.get("dev") or flat.get("train")
-        return "random inputs" if data is None else f"{PurePath(data).name}, {flat['split']}"
-
-    def show(self, subject: Subject, name: str) -> str:
-        """Return the value of an option as people read it."""
-        value = subject.flat.get(name)
-        if name == "model":
-            return str(value)[len(self._prefix) :]
-        if name == "budget" and isinstance(value, int):
-            return named_size(value)
-        return "none" if value is None else str(value)
-
-    def name(self, subject: Subject) -> str:
-        """Return the options that tell a subject from the others of its group."""
-        return ", ".join(self.show(subject, name) for name in self.varied)
-
-
-def _common_folder(models: Sequence[str]) -> str:
-    """Return what all names of models begin with, up to the last name of a folder."""
-    folders = {str(PurePath(model).parent) for model in models}
-    shared = folders.pop() if len(folders) == 1 else ""
-    return "" if shared in ("", ".") else shared.rstrip("/") + "/"
+_AGAINST = {
+    "score": Column("points", help="Difference of the score from the baseline, paired by row of data"),
+    "latency": Column("× latency", help="Ratio of the latency to the baseline, paired by round"),
+    "memory": Column("× memory", help="Ratio of the peak memory to the baseline, paired by round"),
+}
+"""Figure -> column of its paired comparison with the baseline."""
 
 
 def page_of(folders: Mapping[str, Sequence[Record]], title: str, baseline: Sequence[str] = ()) -> Page:
     """Return the page of the records of results folders, by the names of the folders.
 
     `baseline`: values of options, as `matching` takes them, of the subject that the others of its table are compared
-    with. Raises UsageError for values that no subject has.
+    with. Raises UsageError for values that no subject has, and the errors of `groups_of`.
     """
-    records = [record for found in folders.values() for record in found]
-    groups = groups_of(records, baseline)
-    subjects = [each for group in groups for each in group.subjects]
+    groups = groups_of(folders, baseline)
     if baseline and not any(group.baseline for group in groups):
         raise UsageError("no experiment with figures is such a baseline", " ".join(baseline), "give another --baseline")
+    subjects = [each for group in groups for each in group.subjects]
+    for number, subject in enumerate(subjects, 1):
+        for group in groups:
+            if subject in group.subjects:
+                group.labels[subject] = f"row-{number}"
+    records = [record for each in subjects for record in each.records]
     failed = sum(len(each.failed) for each in subjects)
-    facts = ((str(len(subjects)), "experiments"), (str(len(records)), "records"), (str(failed), "failures"))
-    tables = tuple(results_table(group, f"results-{number}") for number, group in enumerate(groups, 1))
-    return Page(title, facts, (Section("Results", tables=tables),))
+    counts = ((len(subjects), "experiment"), (len(records), "record"), (failed, "failed record"))
+    facts = tuple((f"{count:,}", name if count == 1 else name + "s") for count, name in counts)
+    varied = [name for name, values in values_of(subjects).items() if len(values) > 1]
+    sections, timelines = [], MOST_TIMELINES
+    for number, group in enumerate(groups, 1):
+        section, drawn = _group_section(group, number, varied, timelines)
+        sections.append(section)
+        timelines -= drawn
+    return Page(title, facts, (*sections, *_failures(groups), *_environment(records), _definitions(groups)))
 
 
-def groups_of(records: Iterable[Record], baseline: Sequence[str] = ()) -> list[Group]:
-    """Return the subjects of records in groups, sorted by their options."""
-    by_subject: dict[Experiment, Subject] = {}
-    for record in sorted(records, key=lambda record: (record["key"], record["round"])):
-        each = _without_seed(Experiment.from_json(record["experiment"]))
-        by_subject.setdefault(each, Subject(each)).records.append(record)
-    by_data: dict[str, list[Subject]] = {}
-    for subject in sorted(by_subject.values(), key=_order):
-        subject.records.sort(key=_place)
-        by_data.setdefault(_data_of(subject), []).append(subject)
-    return [Group(subjects, baseline) for _, subjects in sorted(by_data.items())]
+def _group_section(group: Group, number: int, varied: Sequence[str], timelines: int) -> tuple[Section, int]:
+    """Return the section of a group, and the number of its pictures of memory over time."""
+    tables = [results_table(group, f"results-{number}", varied)]
+    pictures = [*fronts(group), *budgets(group), *exits(group)]
+    per_class = classes_table(group, f"classes-{number}")
+    if per_class is not None:
+        tables.append(per_class)
+        pictures.append(classes(per_class))
+    over_time = traced(group, timelines)
+    return Section(group.title, (), tuple(tables), (*pictures, *over_time)), len(over_time)
 
 
-def _without_seed(each: Experiment) -> Experiment:
-    neutral = {name: Experiment.__dataclass_fields__[name].default for name in NOT_IDENTIFYING}
-    return replace(each, seed=None, training=each.training and replace(each.training, seed=0), **neutral)
+def results_table(group: Group, name: str, varied: Sequence[str] = ()) -> Table:
+    """Return the table of a group: figures with intervals, and the paired difference of each with the baseline.
 
-
-def _data_of(subject: Subject) -> str:
-    each = subject.specification
-    rows = None if each.data is None else (each.data.to_json(), each.split, each.rows, each.include_training_rows)
-    return json.dumps(rows, sort_keys=True, default=str)
-
-
-def _order(subject: Subject) -> tuple[Any, ...]:
-    """Return the key by which subjects are sorted: numbers in texts as numbers."""
-    return tuple(_natural(subject.flat.get(name)) for name in option_names())
-
-
-def _natural(value: Any) -> tuple[Any, ...]:
-    if isinstance(value, (int, float)):
-        return (0, value, ())
-    parts = re.split(r"(\d+)", str(value))
-    return (1, 0, tuple(part if index % 2 == 0 else int(part) for index, part in enumerate(parts)))
-
-
-def results_table(group: Group, name: str) -> Table:
-    """Return the table of a group: figures with intervals, and the paired difference of each with the baseline."""
+    `varied`: options that differ in all of the report, which the commands of rows name.
+    """
     figures = [FIGURES[each] for each in _SHOWN if any(subject.with_figure(each) for subject in group.subjects)]
-    has_reason = any(subject.failed or not subject.done for subject in group.subjects)
-    options = [Column(each, is_text=True) for each in group.varied]
-    columns, cells = [*options], [[_option_cell(group, each, name) for name in group.varied] for each in group.subjects]
+    columns = [Column(each, is_text=True) for each in group.varied]
+    subjects = sorted(group.subjects, key=lambda each: each is not group.baseline)
+    cells = [[_option_cell(group, each, name) for name in group.varied] for each in subjects]
     for figure in figures:
-        best, against = _best(group, figure), _AGAINST.get(figure.name)
-        columns += [_SHOWN[figure.name], *([Column(against)] if against else [])]
-        for row, subject in zip(cells, group.subjects, strict=True):
-            row.append(_figure_cell(figure, subject, subject is best))
+        first, against = best(group, figure), _AGAINST.get(figure.name)
+        columns += [_SHOWN[figure.name], *([against] if against else [])]
+        for row, subject in zip(cells, subjects, strict=True):
+            row.append(_figure_cell(figure, subject, subject is first))
             row += [_against_baseline(group, figure, subject)] if against else []
-    columns += [Column("rounds"), *([Column("failure", is_text=True)] if has_reason else [])]
-    for row, subject in zip(cells, group.subjects, strict=True):
-        row += [Cell(str(len(subject.done))), *([_reason_cell(subject)] if has_reason else [])]
-    rows = tuple(Row(tuple(row)) for row in cells)
-    return Table(name, group.title, tuple(columns), rows, _notes(group))
+    columns.append(Column("rounds"))
+    if any(subject.failed or not subject.done for subject in group.subjects):
+        columns.append(Column("failure", is_text=True))
+    rows = []
+    for row, subject in zip(cells, subjects, strict=True):
+        row += [Cell(str(len(subject.done))), _reason_cell(subject)][: len(columns) - len(row)]
+        kind = "failed" if not subject.done else "baseline" if subject is group.baseline else ""
+        label, command = group.labels.get(subject, ""), _command(subject, varied)
+        rows.append(Row(tuple(row), label, group.name(subject), _facts(subject), command, kind))
+    return Table(name, f"{group.title}: results", tuple(columns), tuple(rows), _notes(group))
 
 
 def _notes(group: Group) -> tuple[str, ...]:
@@ -210,64 +137,159 @@ def _reason_cell(subject: Subject) -> Cell:
 
 
 def _figure_cell(figure: Figure, subject: Subject, is_best: bool) -> Cell:
-    records = list(subject.with_figure(figure.name).values())
-    if not records:
+    if not subject.with_figure(figure.name):
         return Cell(NONE)
-    found = estimate(figure, records)
-    detail = "" if found.low is None or found.high is None else _interval(figure, found.low, found.high)
-    return Cell(figure.show(found.value), found.value, found.low, found.high, detail, is_best)
+    found = estimate(figure, subject)
+    detail = _interval(figure.show, found)
+    bins = bins_of(subject) if figure.name == "latency" else ()
+    return Cell(figure.show(found.value), found.value, found.low, found.high, detail, is_best, bins)
 
 
-def estimate(figure: Figure, records: Sequence[Record]) -> Comparison:
-    """Return the value of a figure of records, with its interval if there is one."""
-    truths = [record["samples"].get("truth") for record in records]
-    if figure.name == "score" and truths[0] is not None and all(truth == truths[0] for truth in truths):
-        return judged(*mean_score(records), len(truths[0]), equal=0.0)
-    return median_interval([record["figures"][figure.name] for record in records])
-
-
-def _interval(figure: Figure, low: float, high: float) -> str:
-    ends = [figure.show(low), figure.show(high)]
-    units = [end.partition(" ")[2] for end in ends]
-    return f"[{ends[0].partition(' ')[0] if units[0] == units[1] else ends[0]}, {ends[1]}]"
-
-
-def _compared(figure: Figure, first: Subject, second: Subject) -> Comparison | None:
-    """Return the paired comparison of two subjects; None without rounds that both have."""
-    sides = [each.with_figure(figure.name) for each in (first, second)]
-    shared = sorted(sides[0].keys() & sides[1].keys())
-    return paired(figure, *([side[place] for place in shared] for side in sides)) if shared else None
+def _interval(show: Callable[[float], str], found: Comparison) -> str:
+    """Return an interval as text, without units if they are those of the value; nothing for one without width."""
+    if found.low is None or found.high is None:
+        return ""
+    value, *ends = map(show, (found.value, found.low, found.high))
+    if ends == [value, value]:
+        return ""
+    units = {text.partition(" ")[2] for text in (value, *ends)}
+    return f"[{', '.join(end.partition(' ')[0] if len(units) == 1 else end for end in ends)}]"
 
 
 def _against_baseline(group: Group, figure: Figure, subject: Subject) -> Cell:
     base = group.baseline
-    found = None if base is None or base is subject else _compared(figure, base, subject)
+    found = None if base is None or base is subject else compared(figure, base, subject)
     if found is None or not math.isfinite(found.value):
         return Cell(NONE)
     form: Callable[[float], str] = (lambda x: f"{x:+.1f}") if figure.name == "score" else (lambda x: f"{x:.2f}")
-    detail = "" if found.low is None or found.high is None else f"[{form(found.low)}, {form(found.high)}]"
+    detail = _interval(form, found)
     sign = "" if figure.name == "score" else "×"
     return Cell(form(found.value) + sign, found.value, found.low, found.high, detail)
 
 
-def _best(group: Group, figure: Figure) -> Subject | None:
-    """Return the subject with the best figure if it differs significantly from each other one."""
-    sign = -1 if figure.name in _HIGHER_IS_BETTER else 1
-    able = [each for each in group.subjects if each.with_figure(figure.name)]
-    if len(able) < 2:
-        return None
-    first, *others = sorted(able, key=lambda each: sign * _value(figure, each))
-    found = [_compared(figure, first, each) for each in others]
-    corrected = holm([1.0 if each is None or each.p is None else each.p for each in found])
-    equal = equal_value(figure)
-    is_best = all(each is not None and not _contains(each, equal) for each in found) and max(corrected) <= SIGNIFICANT
-    return first if is_best else None
+def _command(subject: Subject, varied: Sequence[str]) -> str:
+    """Return the command that measures a subject again: `offramp sweep` takes a results folder as a recipe."""
+    words = ["offramp", "sweep", subject.folder, "--out", "again"]
+    for name in varied:
+        if name in subject.flat and name != "folder":
+            words += ["--only", f"{name}={_spelt(name, subject.flat[name])}"]
+    return shlex.join(words)
 
 
-def _contains(found: Comparison, value: float) -> bool:
-    """Return whether a value may be that of a comparison: its interval contains it, or there is none."""
-    return found.low is None or found.high is None or found.low <= value <= found.high
+def _spelt(name: str, value: Any) -> str:
+    if name == "budget" and isinstance(value, int):
+        return named_size(value)
+    return "none" if value is None else str(value)
 
 
-def _value(figure: Figure, subject: Subject) -> float:
-    return estimate(figure, list(subject.with_figure(figure.name).values())).value
+def _facts(subject: Subject) -> str:
+    """Return what a page shows of the records of a subject where the pointer is."""
+    keys = sorted({record["key"] for record in subject.records})
+    seeds = sorted({record["experiment"]["seed"] for record in subject.done} - {None})
+    facts = [
+        f"records {', '.join(f'{key}.*' for key in keys)}",
+        *([f"seeds {', '.join(map(str, seeds))}"] if seeds else []),
+    ]
+    ended = sorted(record["ended"] for record in subject.done if "environment" in record)
+    facts += [f"measured {ended[0]} to {ended[-1]}"] if ended else []
+    commits = sorted({record["git"]["commit"][:12] for record in subject.done if record.get("git")})
+    return "; ".join([*facts, *([f"commit {', '.join(commits)}"] if commits else [])])
+
+
+def _failures(groups: Iterable[Group]) -> list[Section]:
+    """Return the section of failures with their reasons and remedies, if there are any."""
+    columns = [Column(name, is_text=True) for name in ("data", "experiment", "reason", "where", "what to do")]
+    rows = []
+    for group in groups:
+        for subject in group.subjects:
+            reasons = [record["reason"] for record in subject.failed]
+            counted = Counter(tuple(reason.get(name) for name in ("what", "where", "remedy")) for reason in reasons)
+            rows += [
+                (group.title, group.name(subject), *reason, count)
+                for reason, count in sorted(counted.items(), key=lambda pair: str(pair[0]))
+            ]
+    table = table_of("failures", "Failures", [*columns, Column("rounds")], rows)
+    return [Section("Failures", tables=(table,))] if rows else []
+
+
+_MACHINE: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+    "processor": lambda e: e.get("cpu_model"),
+    "cores": lambda e: e.get("num_cores"),
+    "caches": lambda e: ", ".join(f"{name} {size}" for name, size in (e.get("caches") or {}).items()) or None,
+    "memory": lambda e: e.get("total_memory_bytes") and format_size(e["total_memory_bytes"]),
+    "memory limit": lambda e: e.get("memory_limit_bytes") and format_size(e["memory_limit_bytes"]),
+    "storage": lambda e: ", ".join(f"{name} {value}" for name, value in (e.get("storage") or {}).items()) or None,
+    "governor": lambda e: e.get("governor"),
+    "system": lambda e: " ".join(str(e[name]) for name in ("platform", "kernel") if e.get(name)) or None,
+    "python": lambda e: e.get("python_version"),
+    "offramp": lambda e: e.get("offramp_version"),
+    "libraries": lambda e: ", ".join(f"{n} {v}" for n, v in sorted((e.get("library_versions") or {}).items())) or None,
+}
+"""Fact of a machine that does not change while it measures -> its text."""
+
+
+def _environment(records: Iterable[Record]) -> list[Section]:
+    """Return the section of the machines: one column for each that differs, and what changed during measurements."""
+    machines: dict[tuple[str, ...], list[Record]] = {}
+    for record in records:
+        if record.get("environment"):
+            key = tuple(
+                NONE if (text := show(record["environment"])) is None else str(text) for show in _MACHINE.values()
+            )
+            machines.setdefault(key, []).append(record)
+    if not machines:
+        return []
+    found = sorted(machines.items())
+    rows: list[list[object]] = [[name, *(key[index] for key, _ in found)] for index, name in enumerate(_MACHINE)]
+    rows += [[name, *(show(mine) for _, mine in found)] for name, show in _CHANGING.items()]
+    heads = ["machine"] if len(found) == 1 else [f"machine {number + 1}" for number in range(len(found))]
+    columns = [Column("", is_text=True), *(Column(head, is_text=True) for head in heads)]
+    return [Section("Environment", tables=(table_of("environment", "Environment", columns, rows),))]
+
+
+def _range(name: str, show: Callable[[float], str]) -> Callable[[Sequence[Record]], str | None]:
+    def shown(records: Sequence[Record]) -> str | None:
+        values = [record["environment"][name] for record in records if record["environment"].get(name) is not None]
+        return _ends(show(min(values)), show(max(values))) if values else None
+
+    return shown
+
+
+def _ends(first: str, last: str) -> str:
+    return first if first == last else f"{first} to {last}"
+
+
+def _commits(records: Sequence[Record]) -> str | None:
+    found = {(git["commit"][:12], git["changed_files"] > 0) for record in records if (git := record.get("git"))}
+    return ", ".join(commit + (" and changes" if changed else "") for commit, changed in sorted(found)) or None
+
+
+_CHANGING: dict[str, Callable[[Sequence[Record]], str | None]] = {
+    "load, 1 minute": _range("load_1min", lambda value: f"{value:.1f}"),
+    "memory available": _range("available_memory_bytes", format_size),
+    "frequency": _range("frequency_khz", lambda value: f"{value / 1e6:.2f} GHz"),
+    "times throttled": _range("throttle_count", str),
+    "commit": _commits,
+    "records": lambda records: str(len(records)),
+    "time of a job": lambda records: _ends(
+        *(format_duration(end(record["seconds"] for record in records)) for end in (min, max))
+    ),
+    "measured": lambda records: _ends(
+        *(end(record["ended"][:16] for record in records) + " UTC" for end in (min, max))
+    ),
+}
+"""Fact of measurements that changes between them -> its text."""
+
+
+def _definitions(groups: Sequence[Group]) -> Section:
+    """Return the section that says what each figure is and how it was measured."""
+    figures = [name for name in _SHOWN if any(each.with_figure(name) for group in groups for each in group.subjects)]
+    found = [each for name in figures for each in (_SHOWN[name], _AGAINST.get(name)) if each is not None]
+    rows = [(column.title, column.help + ".") for column in found]
+    text = (
+        "Each round of an experiment is a process of its own, which measures itself after two passes to warm up; rounds"
+        " of different experiments alternate. Intervals are percentile bootstraps, corrected for few rounds"
+        " (offramp.measure.statistics)."
+    )
+    columns = [Column("figure", is_text=True), Column("definition", is_text=True)]
+    return Section("How each figure was measured", (text,), (table_of("definitions", "Figures", columns, rows),))

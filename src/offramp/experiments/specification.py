@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from offramp.errors import RefusedError
 from offramp.experiments.rivals import RIVALS
 from offramp.program.checks import POSITIVE, WrongError, read
 from offramp.runtime.config import EngineConfig
@@ -106,6 +107,15 @@ class Experiment:
         for name, options in OPTIONS.items():
             flat.update({option: tree[name][option] for option in options if tree[name] is not None})
         return flat
+
+
+def specification_of(record: Mapping[str, Any], folder: object) -> Experiment:
+    """Return the experiment of a record. Raises RefusedError if this release cannot read it."""
+    try:
+        return Experiment.from_json(record["experiment"])
+    except (KeyError, ValueError) as error:
+        what = f"a record has a specification that cannot be read ({error})"
+        raise RefusedError(what, str(folder), "use the release that wrote it, or run the sweep again") from None
 
 
 OPTIONS: dict[str, tuple[str, ...]] = {

@@ -11,6 +11,7 @@ Shapes: R rounds, U timed units of a round (texts, or one total), D draws.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
@@ -83,9 +84,7 @@ def paired_ratio(base_RU: np.ndarray, other_RU: np.ndarray) -> Comparison:
 
     num_rounds, num_units = base_RU.shape
     value = float(np.median(other_RU.sum(axis=1) / base_RU.sum(axis=1)))
-    generator = np.random.default_rng(0)  # all draws at once: a table has many rows
-    rounds_DR = generator.integers(0, num_rounds, (NUM_DRAWS, num_rounds))
-    counts_DU = generator.multinomial(num_units, np.full(num_units, 1 / num_units), NUM_DRAWS)
+    rounds_DR, counts_DU = _paired_draws(num_rounds, num_units)
     ratios_DR = (counts_DU @ other_RU.T) / (counts_DU @ base_RU.T)
     draws_D = np.median(np.take_along_axis(ratios_DR, rounds_DR, axis=1), axis=1)
     return judged(value, draws_D, num_rounds, equal=1.0)
@@ -98,9 +97,18 @@ def median_interval(values_R: Sequence[float]) -> Comparison:
     return judged(float(np.median(array_R)), np.median(draws_DR, axis=1), len(array_R), equal=0.0)
 
 
+@lru_cache(maxsize=2)
 def resamples(size: int, num_draws: int = NUM_DRAWS) -> np.ndarray:
     """Return the indices [D, size] of the samples of each draw: those that `bootstrap` takes for one axis."""
     return np.random.default_rng(0).integers(0, size, (num_draws, size))
+
+
+@lru_cache(maxsize=2)
+def _paired_draws(num_rounds: int, num_units: int) -> Tuple[np.ndarray, np.ndarray]:
+    """Return the rounds of each draw, and how often it has each unit: all at once, for the many rows of a table."""
+    generator = np.random.default_rng(0)
+    rounds_DR = generator.integers(0, num_rounds, (NUM_DRAWS, num_rounds))
+    return rounds_DR, generator.multinomial(num_units, np.full(num_units, 1 / num_units), NUM_DRAWS).astype(np.float64)
 
 
 def compared(
@@ -154,6 +162,7 @@ def verdict(low: Optional[float], high: Optional[float], at_most: float) -> str:
     return MET if high <= at_most else MISSED
 
 
+@lru_cache(maxsize=64)
 def _expanded(level: float, num_samples: int) -> float:
     """Return the percentile level of a bootstrap that stands for `level`, which is below 0.5."""
     student = _student_quantile(level, num_samples - 1)
@@ -170,6 +179,7 @@ def _normal(value: float) -> float:
     return math.erfc(-value / math.sqrt(2)) / 2
 
 
+@lru_cache(maxsize=64)
 def _normal_quantile(level: float) -> float:
     return _inverse(_normal, level)
 

@@ -58,14 +58,17 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One row. `label` names it as a place that pictures refer to."""
+    """One row. `label` is its place in a page, which pictures refer to; `name` is what it is of."""
 
     cells: tuple[Cell, ...]
     label: str = ""
+    name: str = ""
     facts: str = ""
-    """Further facts of its records, which are shown where the pointer is."""
+    """Further facts of its records, which a page shows where the pointer is: names and values, between semicolons."""
     command: str = ""
     """The command that measures it again."""
+    kind: str = ""
+    """`baseline`, `failed`, or nothing."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,11 @@ class Page:
     def tables(self) -> list[Table]:
         """All tables of the page."""
         return [table for section in self.sections for table in section.tables]
+
+    @property
+    def pictures(self) -> list[Picture]:
+        """All pictures of the page."""
+        return [picture for section in self.sections for picture in section.pictures]
 
 
 def table_of(name: str, title: str, columns: Sequence[Column], rows: Iterable[Sequence[object]],
@@ -239,5 +247,7 @@ def _line(text: str) -> str:
     return "".join(char if char.isprintable() else " " for char in text)
 
 
-FORMATS: dict[str, Callable[[Page], str]] = {"md": to_markdown, "latex": to_latex, "csv": to_csv}
+WRITERS: dict[str, Callable[[Table], str]] = {"csv": comma_separated, "md": markdown, "tex": latex}
+"""Suffix of a file -> function that writes one table."""
+WRITE_PAGE: dict[str, Callable[[Page], str]] = {"md": to_markdown, "latex": to_latex, "csv": to_csv}
 """Format -> function that writes the tables of a page."""

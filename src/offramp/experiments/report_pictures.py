@@ -1,0 +1,276 @@
+"""Pictures of a report, from its subjects: fronts, budgets, exits, classes, stages, memory over time.
+
+Shapes: R rounds, N rows of data, K exits.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from offramp.experiments.comparison import FIGURES
+from offramp.experiments.results import Record
+from offramp.experiments.subjects import Group, Subject, estimate
+from offramp.measure import MemorySample, Span, median
+from offramp.reporting.layers import StageCost, add_passes
+from offramp.reporting.pictures import (
+    Axis,
+    Bars,
+    BudgetPoint,
+    Picture,
+    Point,
+    against_budgets,
+    bar_rows,
+    exit_histograms,
+    scatter,
+)
+from offramp.reporting.svg import NUM_COLOURS
+from offramp.reporting.tables import Cell, Column, Row, Table
+from offramp.reporting.timeline import Run, draw_timeline
+from offramp.units import format_duration, format_size
+
+MOST_TIMELINES = 20
+_MOST_ROWS = 24
+AXES = {
+    "score": Axis("score", "%", lambda value: f"{value:.1f}"),
+    "latency": Axis("latency", "s", format_duration),
+    "memory": Axis("peak memory", "B", format_size, base=2),
+    "bytes": Axis("read per input", "B", format_size, base=2),
+}
+"""Figure -> the axis that shows it."""
+_SAME_ANSWERS = (
+    "budget", "backend", "threads", "batch", "reads", "verify", "profile", "slots", "residency", "resident_layers",
+    "prefetch", "trace",
+)  # fmt: skip
+"""Options that change when an answer is there, and not which exit gives it."""
+_UNKNOWABLE = ("oracle", "random:")
+"""Exits that no policy can know: they are drawn as squares."""
+_BOUNDS = {"memory": ("predicted_memory", "predicted"), "latency": ("bound", "lower bound")}
+"""Figure -> the figure that it is drawn beside, and what that is called."""
+_MOST_MODELS = 4
+
+
+def fronts(group: Group) -> list[Picture]:
+    """Return the score against latency, memory and bytes read; without scores, the latency against memory."""
+    pairs = [("latency", "score"), ("memory", "score"), ("bytes", "score")]
+    if not any(subject.with_figure("score") for subject in group.subjects):
+        pairs = [("memory", "latency")]
+    found = []
+    for x, y in pairs:
+        able = [each for each in group.subjects if each.with_figure(x) and each.with_figure(y)]
+        points = _points(group, able, x, y)
+        if len({(point.x[0], point.y[0]) for point in points}) > 1:
+            found.append(scatter(f"{group.title}: {AXES[y].title} and {AXES[x].title}", points, AXES[x], AXES[y]))
+    return found
+
+
+def _points(group: Group, subjects: Sequence[Subject], x: str, y: str) -> list[Point]:
+    ends = {each: (_interval(each, x), _interval(each, y)) for each in subjects}
+    sign = -1 if y == "score" else 1
+    corners = {each: (across[0], sign * up[0]) for each, (across, up) in ends.items() if _shape(each) == "circle"}
+    found = []
+    for each, (across, up) in ends.items():
+        is_first = each in corners and not _is_beaten(corners[each], corners.values())
+        label = group.name(each, (group.coloured,)) if is_first else ""
+        about = group.name(each), group.series(each)
+        found.append(Point(*about, across, up, group.labels.get(each, ""), _shape(each), label))
+    return found
+
+
+def _shape(subject: Subject) -> str:
+    if subject.flat.get("rival"):
+        return "diamond"
+    return "square" if subject.flat["exit"].startswith(_UNKNOWABLE) else "circle"
+
+
+def _is_beaten(point: tuple[float, float], others: Iterable[tuple[float, float]]) -> bool:
+    """Return whether another point is at least as good in both figures, and better in one; less is better."""
+    return any(other[0] <= point[0] and other[1] <= point[1] and other != point for other in others)
+
+
+def _interval(subject: Subject, name: str) -> tuple[float, float, float]:
+    """Return a figure with the ends of its interval, or twice itself."""
+    found = estimate(FIGURES[name], subject)
+    return (
+        found.value,
+        found.value if found.low is None else found.low,
+        found.value if found.high is None else found.high,
+    )
+
+
+def budgets(group: Group) -> list[Picture]:
+    """Return peak memory and latency against the budget, each beside its bound; latencies of each model apart."""
+    able = [each for each in group.subjects if each.with_figure("latency") and not each.flat.get("rival")]
+    if len({each.flat["budget"] for each in able}) < 2:
+        return []
+    able.sort(key=lambda each: _budget_order(each.flat["budget"]))
+    found = [_against_budgets(group, able, "memory", ("budget", "exit"), "")]
+    models = sorted({group.show(each, "model") for each in able})
+    for model in models[:_MOST_MODELS]:
+        mine = [each for each in able if group.show(each, "model") == model]
+        about = f", {model}" if len(models) > 1 else ""
+        found.append(_against_budgets(group, mine, "latency", ("budget", "model"), about))
+    return [picture for picture in found if picture is not None]
+
+
+def _against_budgets(group: Group, subjects: Sequence[Subject], name: str, without: Sequence[str],
+                     about: str) -> Picture | None:  # fmt: skip
+    """Return a figure against the budget; subjects that differ in the options `without` alone are one series."""
+    bound, meaning = _BOUNDS[name]
+    points: dict[tuple[str, str], BudgetPoint] = {}
+    for each in subjects:
+        if each.with_figure(name):
+            point = _budget_point(group, each, name, bound, group.name(each, without))
+            points.setdefault((point.series, point.budget), point)
+    series = sorted({point.series for point in points.values()})
+    shown = series[:NUM_COLOURS]
+    caption = f"{len(series) - NUM_COLOURS} more series are in the table." if len(series) > NUM_COLOURS else ""
+    kept = [point for one in shown for point in points.values() if point.series == one]
+    order = list(dict.fromkeys(group.show(each, "budget") for each in subjects))
+    title = f"{group.title}: {AXES[name].title} and budget{about}"
+    return against_budgets(title, kept, order, AXES[name], meaning, caption) if kept else None
+
+
+def _budget_order(budget: object) -> tuple[int, int]:
+    return (0, budget) if isinstance(budget, int) else (1 if budget != "resident" else 2, 0)
+
+
+def _budget_point(group: Group, subject: Subject, name: str, bound: str, series: str) -> BudgetPoint:
+    bounds = [record["figures"].get(bound) for record in subject.with_figure(name).values()]
+    known = [value for value in bounds if value is not None]
+    budget = subject.flat["budget"]
+    limit = budget if name == "memory" and isinstance(budget, int) else None
+    ends, where = _interval(subject, name), group.labels.get(subject, "")
+    return BudgetPoint(group.show(subject, "budget"), series, ends, median(known) if known else None, limit, where)
+
+
+def exits(group: Group) -> list[Picture]:
+    """Return the histograms of the exits that inputs left at; subjects with the same answers are one row."""
+    found: dict[str, tuple[int, ...]] = {}
+    for subject in group.subjects:
+        counts = Counter(exit for record in _first_rounds(subject) for exit in record["samples"].get("exits", ()))
+        if counts:
+            numbers = tuple(counts[number + 1] for number in range(max(counts)))
+            name = group.name(subject, _SAME_ANSWERS)
+            found.setdefault(name if found.get(name, numbers) == numbers else group.name(subject), numbers)
+    if not found:
+        return []
+    most = max(map(len, found.values()))
+    rows = [(name, counts + (0,) * (most - len(counts))) for name, counts in found.items()]
+    caption = f"The first {_MOST_ROWS} of {len(rows)} are drawn." if len(rows) > _MOST_ROWS else ""
+    return [exit_histograms(f"{group.title}: exits", rows[:_MOST_ROWS], caption)]
+
+
+def _first_rounds(subject: Subject) -> list[Record]:
+    """Return the first record of each seed."""
+    return list({record["experiment"]["seed"]: record for record in reversed(subject.done)}.values())[::-1]
+
+
+def classes_table(group: Group, name: str) -> Table | None:
+    """Return overthinking and damage of each exit rule for each class, against the last exit on the same rows.
+
+    Overthinking: the exit is right and the last one wrong (Kaya et al., ICML 2019). Damage: the reverse.
+    """
+    rows, seen = [], set()
+    for subject in group.subjects:
+        full, label = group.full_of(subject), group.name(subject, _SAME_ANSWERS)
+        if full is None or full is subject or label in seen:
+            continue
+        counted = _per_class(subject, full)
+        if counted:
+            seen.add(label)
+        for each, (inputs, gained, lost) in sorted(counted.items()):
+            shares = [100 * count / inputs for count in (gained, lost)]
+            rows.append(Row((Cell(label), Cell(each), Cell(str(inputs)), *(Cell(f"{x:.1f} %", x) for x in shares))))
+    if not rows:
+        return None
+    columns = (
+        Column("experiment", is_text=True), Column("class", is_text=True), Column("inputs"),
+        Column("overthinking", "%", help="Inputs that the exit classifies correctly, and the last exit wrongly"),
+        Column("damage", "%", help="Inputs that the exit classifies wrongly, and the last exit correctly"),
+    )  # fmt: skip
+    return Table(name, f"{group.title}: overthinking and damage by class", columns, tuple(rows))
+
+
+def _per_class(subject: Subject, full: Subject) -> dict[str, list[int]]:
+    """Return for each class the inputs, those that only the exit has right, and those that only the last exit has."""
+    found: dict[str, list[int]] = {}
+    whole = {record["experiment"]["seed"]: record["samples"] for record in _first_rounds(full)}
+    for record in _first_rounds(subject):
+        mine, other = record["samples"], whole.get(record["experiment"]["seed"])
+        if other is None or "truth" not in mine or mine["truth"] != other.get("truth"):
+            continue
+        if {"pearson", "spearman"} & set(mine["metrics"]):
+            continue
+        for truth, answer, last in zip(mine["truth"], mine["answers"], other["answers"], strict=True):
+            counts = found.setdefault(_class_name(mine, truth), [0, 0, 0])
+            counts[0] += 1
+            counts[1] += answer == truth != last
+            counts[2] += answer != truth == last
+    return found
+
+
+def _class_name(samples: Record, truth: int) -> str:
+    labels = samples.get("labels") or ()
+    return str(labels[truth]) if truth < len(labels) else f"class {truth}"
+
+
+def classes(table: Table) -> Picture:
+    """Return the picture of a table of classes: damage to the left, overthinking to the right."""
+    rows = []
+    for row in table.rows[:_MOST_ROWS]:
+        rule, name, inputs, gained, lost = row.cells
+        ends = -float(lost.value or 0), float(gained.value or 0)
+        rows.append(Bars(f"{name.text} ({inputs.text})", ends, rule.text))
+    caption = f"The first {_MOST_ROWS} rows of {len(table.rows)} are drawn." if len(table.rows) > _MOST_ROWS else ""
+    axis = Axis("% of the inputs of a class: damage | overthinking", "%", lambda value: f"{abs(value):.3g}")
+    return bar_rows(table.title, rows, ("damage", "overthinking"), axis, caption, on_one_line=True)
+
+
+def traced(group: Group, limit: int) -> list[Picture]:
+    """Return the memory over time, and the times of stages, of at most `limit` subjects whose runs were traced."""
+    found: list[Picture] = []
+    for subject in group.subjects:
+        record = next((each for each in subject.done if each["samples"].get("memory")), None)
+        if record is not None and len(found) < 2 * limit:
+            found += [*_timeline(group, subject, record), *_stages(group, subject, record)]
+    return found
+
+
+def _spans(record: Record) -> list[Span]:
+    return [Span(*each) for each in record["samples"].get("spans", ())]
+
+
+def _timeline(group: Group, subject: Subject, record: Record) -> list[Picture]:
+    samples = [MemorySample(*each) for each in record["samples"]["memory"]]
+    limit, peak = record.get("run", {}).get("budget_bytes"), record["figures"].get("memory")
+    is_near = limit is not None and limit <= 4 * max(sample.rss_bytes for sample in samples)  # not what a machine has
+    run = Run(samples, _spans(record), limit if is_near else None, peak)
+    return [draw_timeline(f"{group.title}: memory over time, {group.name(subject)}", run)]
+
+
+def _stages(group: Group, subject: Subject, record: Record) -> list[Picture]:
+    spans = _spans(record)
+    if not any(span.kind == "compute" for span in spans):
+        return []
+    names = {span.stage: span.name for span in spans if span.kind != "head"}
+    stages = [StageCost(names.get(index, str(index)), 0, 0) for index in range(max(span.stage for span in spans) + 1)]
+    add_passes(stages, spans)
+    rows = [
+        Bars(each.stage, tuple(ms / 1e3 for ms in (each.read_ms, each.compute_ms, each.wait_ms))) for each in stages
+    ]
+    axis = Axis("mean time of a pass", "s", format_duration)
+    title = f"{group.title}: stages, {group.name(subject)}"
+    return [bar_rows(title, rows, ("read", "compute", "wait"), axis)]
+
+
+def bins_of(subject: Subject) -> tuple[int, ...]:
+    """Return a histogram of the raw latencies of all rounds, without the slowest percent."""
+    samples = [value for record in subject.done for value in record["samples"].get("latencies", ())]
+    if len(samples) < 10:
+        return ()
+    top = np.percentile(samples, 99)
+    counts, _ = np.histogram(samples, bins=24, range=(min(samples), top if top > min(samples) else min(samples) + 1))
+    return tuple(counts.tolist())

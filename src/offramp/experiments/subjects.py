@@ -1,0 +1,231 @@
+"""Subjects of a report: experiments apart from their seeds, with their records, in groups of the same data.
+
+A subject is a row of a table: the rounds of all its seeds. All statistics are those of `measure.statistics`. Subjects
+and groups are sorted by their options, so that equal records give an equal report in whichever order they were made.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, replace
+from functools import cached_property
+from pathlib import PurePath
+from typing import Any
+
+from offramp.experiments.comparison import SIGNIFICANT, Figure, equal_value, mean_score, paired
+from offramp.experiments.grid import matching
+from offramp.experiments.results import Record
+from offramp.experiments.specification import NOT_IDENTIFYING, Experiment, option_names, specification_of
+from offramp.measure.statistics import Comparison, holm, judged, median_interval
+from offramp.reporting.svg import NUM_COLOURS
+from offramp.units import named_size
+
+FOLDER = "folder"
+"""Name of the option that tells subjects of several results folders apart."""
+_NOT_SHOWN = ("seed", "data", "device", *NOT_IDENTIFYING)
+_BARE = ("none", "True", "False")
+_SERIES = ("model", "rival", "backend", "dtype", "batch", "residency", FOLDER)
+"""Options that may give points of a picture their colours, the first that has several values; else the exit does."""
+
+
+class Subject:
+    """One experiment apart from its seed."""
+
+    def __init__(self, specification: Experiment, folder: str) -> None:
+        self.specification, self.folder = specification, folder
+        self.flat = {**specification.flat(), FOLDER: folder}
+        self.records: list[Record] = []
+
+    @cached_property
+    def done(self) -> list[Record]:
+        """Records with figures, by seed and round, of the inputs that were measured last."""
+        last = {record["experiment"]["seed"]: record["key"] for record in self.records}
+        found = (record for record in self.records if record["figures"])
+        return sorted((record for record in found if record["key"] == last[record["experiment"]["seed"]]), key=place_of)
+
+    @cached_property
+    def failed(self) -> list[Record]:
+        """Records of failures."""
+        return sorted((record for record in self.records if record.get("reason") is not None), key=place_of)
+
+    def with_figure(self, name: str) -> dict[tuple[int, int], Record]:
+        """Return the records with a figure that is a number, by seed and round."""
+        return {place_of(record): record for record in self.done if record["figures"].get(name) is not None}
+
+
+def place_of(record: Record) -> tuple[int, int]:
+    """Return the seed and the round of a record."""
+    return record["experiment"]["seed"] or 0, record["round"]
+
+
+class Group:
+    """Subjects of the same rows of data, which one table compares."""
+
+    def __init__(self, subjects: Sequence[Subject], title: str, baseline: Sequence[str] = ()) -> None:
+        self.subjects, self.title = subjects, title
+        self.labels: dict[Subject, str] = {}
+        """Subject -> place in the page of its row."""
+        found = values_of(subjects)
+        self.varied = [name for name, values in found.items() if len(values) > 1] or ["model"]
+        """Options that tell the subjects apart."""
+        self._prefix = _common_folder([each.flat["model"] for each in subjects])
+        self.baseline = self._baseline(baseline)
+        several = [name for name in _SERIES if 1 < len(found.get(name, ())) <= NUM_COLOURS]
+        self.coloured = several[0] if several else ""
+        """Option that gives points their colours; "": the kind of exit does."""
+
+    def _baseline(self, baseline: Sequence[str]) -> Subject | None:
+        """Return the subject that others are compared with: without a choice, one without exits whose weights stay."""
+        able = [each for each in self.subjects if each.done]
+        if baseline:
+            chosen = set(matching([each.specification for each in able], baseline, "--baseline"))
+            return next((each for each in able if each.specification in chosen), None)
+        own = [each for each in able if not each.flat.get("rival")] or able
+        full = [each for each in own if each.flat["exit"] == "none"] or own
+        return next((each for each in full if each.flat["budget"] == "resident"), full[0] if full else None)
+
+    def show(self, subject: Subject, name: str) -> str:
+        """Return the value of an option as people read it."""
+        value = subject.flat.get(name)
+        if name == "model":
+            return str(value)[len(self._prefix) :]
+        if name == "budget" and isinstance(value, int):
+            return named_size(value)
+        return "none" if value is None else str(value)
+
+    def name(self, subject: Subject, without: Sequence[str] = ()) -> str:
+        """Return the options that tell a subject from the others of its group, but for some."""
+        shown = [(name, self.show(subject, name)) for name in self.varied if name not in without]
+        # "none" and numbers need the name of their option.
+        parts = [f"{name} {value}" if value in _BARE or value.isdecimal() else value for name, value in shown]
+        return ", ".join(parts) or self.show(subject, "model")
+
+    def series(self, subject: Subject) -> str:
+        """Return what the points of a picture are coloured by: a model, another option, or a kind of exit."""
+        if self.coloured:
+            return self.show(subject, self.coloured)
+        return re.split("[:&| ]", PurePath(subject.flat["exit"]).name)[0]
+
+    def full_of(self, subject: Subject) -> Subject | None:
+        """Return the subject that runs all layers on the same rows: with equal options, else of the same model."""
+        able = [each for each in self.subjects if each.flat["exit"] == "none" and each.done]
+        able = [
+            each for each in able if all(each.flat.get(x) == subject.flat.get(x) for x in ("model", "dtype", "loss"))
+        ]
+        others = [name for name in self.varied if name != "exit"]
+        equal = [each for each in able if all(each.flat.get(x) == subject.flat.get(x) for x in others)]
+        return next(iter(equal or able), None)
+
+
+def values_of(subjects: Iterable[Subject]) -> dict[str, set[str]]:
+    """Return the values that the options of subjects have, without options that tell no subjects apart."""
+    flats = [each.flat for each in subjects]
+    names = [name for name in (*option_names(), FOLDER) if name not in _NOT_SHOWN]
+    return {name: {str(flat.get(name)) for flat in flats} for name in names}
+
+
+def _common_folder(models: Sequence[str]) -> str:
+    """Return the folder of all models, if it is one."""
+    folders = {str(PurePath(model).parent) for model in models}
+    shared = folders.pop() if len(folders) == 1 else ""
+    return "" if shared in ("", ".") else shared.rstrip("/") + "/"
+
+
+def groups_of(folders: Mapping[str, Iterable[Record]], baseline: Sequence[str] = ()) -> list[Group]:
+    """Return the subjects of results folders in groups. `baseline`: see `Group` and `matching`.
+
+    Subjects that several folders have are told apart by their folder. Raises RefusedError for a record whose
+    specification this release cannot read, UsageError for an unknown option in `baseline`.
+    """
+    known: dict[str, Experiment] = {}
+    found: dict[tuple[Experiment, str], Subject] = {}
+    for folder, records in folders.items():
+        for record in records:
+            text = json.dumps(record.get("experiment"), sort_keys=True)
+            each = known.get(text) or known.setdefault(text, _without_seed(specification_of(record, folder)))
+            found.setdefault((each, folder), Subject(each, folder)).records.append(record)
+    if len({each for each, _ in found}) == len(found):
+        for subject in found.values():
+            subject.flat[FOLDER] = None
+    by_data: dict[str, list[Subject]] = {}
+    for subject in sorted(found.values(), key=_order):
+        by_data.setdefault(_data_of(subject), []).append(subject)
+    titles = _titles([subjects[0] for _, subjects in sorted(by_data.items())])
+    return [Group(by_data[key], title, baseline) for key, title in zip(sorted(by_data), titles, strict=True)]
+
+
+def _without_seed(each: Experiment) -> Experiment:
+    neutral = {field.name: field.default for field in fields(Experiment) if field.name in NOT_IDENTIFYING}
+    return replace(each, seed=None, training=each.training and replace(each.training, seed=0), **neutral)
+
+
+def _data_of(subject: Subject) -> str:
+    """Return what tells groups apart; random inputs come last."""
+    each = subject.specification
+    rows = None if each.data is None else (each.data.to_json(), each.split, each.rows, each.include_training_rows)
+    return ("1" if rows is None else "0") + json.dumps(rows, sort_keys=True, default=str)
+
+
+def _titles(firsts: Sequence[Subject]) -> list[str]:
+    """Return a title for each group, by its first subject: the data, and where needed the rows."""
+    found = []
+    for flat in (each.flat for each in firsts):
+        data = flat.get("task") or flat.get("dev") or flat.get("train")
+        found.append("random inputs" if data is None else f"{PurePath(str(data)).name}, {flat['split']}")
+    long = [f"{title}, {each.flat['rows']} rows" for title, each in zip(found, firsts, strict=True)]
+    titles = [more if found.count(title) > 1 else title for title, more in zip(found, long, strict=True)]
+    counts = [titles[: index + 1].count(title) for index, title in enumerate(titles)]
+    return [title if number == 1 else f"{title} ({number})" for title, number in zip(titles, counts, strict=True)]
+
+
+def _order(subject: Subject) -> tuple[Any, ...]:
+    """Return the key by which subjects are sorted: numbers in texts as numbers."""
+    return tuple(_natural(subject.flat.get(name)) for name in (*option_names(), FOLDER))
+
+
+def _natural(value: Any) -> tuple[Any, ...]:
+    if isinstance(value, (int, float)):
+        return (0, value, ())
+    parts = re.split(r"(\d+)", "" if value is None else str(value))
+    return (1, 0, tuple(part if index % 2 == 0 else int(part) for index, part in enumerate(parts)))
+
+
+def estimate(figure: Figure, subject: Subject) -> Comparison:
+    """Return the value of a figure of a subject that has it, with its interval if there is one."""
+    known = vars(subject).setdefault("estimates", {})
+    if figure.name not in known:
+        records = list(subject.with_figure(figure.name).values())
+        truths = [record["samples"].get("truth") for record in records]
+        if figure.name == "score" and truths[0] is not None and all(truth == truths[0] for truth in truths):
+            known[figure.name] = judged(*mean_score(records), len(truths[0]), equal=0.0)
+        else:
+            known[figure.name] = median_interval([record["figures"][figure.name] for record in records])
+    return known[figure.name]
+
+
+def compared(figure: Figure, first: Subject, second: Subject) -> Comparison | None:
+    """Return the paired comparison of the second subject with the first; None without rounds that both have."""
+    sides = [each.with_figure(figure.name) for each in (first, second)]
+    shared = sorted(sides[0].keys() & sides[1].keys())
+    return paired(figure, *([side[place] for place in shared] for side in sides)) if shared else None
+
+
+def best(group: Group, figure: Figure) -> Subject | None:
+    """Return the subject with the best figure, if it differs significantly from each other one."""
+    sign = -1 if figure.words[1] == "better" else 1
+    able = [each for each in group.subjects if each.with_figure(figure.name)]
+    if len(able) < 2:
+        return None
+    first, *others = sorted(able, key=lambda each: sign * estimate(figure, each).value)
+    found = [compared(figure, first, each) for each in others]
+    corrected = holm([1.0 if each is None or each.p is None else each.p for each in found])
+    equal = equal_value(figure)
+    differs = all(each is not None and not _contains(each, equal) for each in found)
+    return first if differs and max(corrected) <= SIGNIFICANT else None
+
+
+def _contains(found: Comparison, value: float) -> bool:
+    """Return whether a value may be that of a comparison: its interval contains it, or there is none."""
+    return found.low is None or found.high is None or found.low <= value <= found.high

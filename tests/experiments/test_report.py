@@ -1,0 +1,259 @@
+"""Reports of records: what their tables say, which pictures they have, and that equal records give equal reports."""
+
+import json
+import random
+import shlex
+
+import pytest
+
+from offramp.cli import main
+from offramp.errors import RefusedError, UsageError
+from offramp.experiments import experiment
+from offramp.experiments.grid import read_recipe, selected
+from offramp.experiments.report import page_of
+from offramp.experiments.results import RECORDS, Results, line_of
+from offramp.reporting.html_page import to_html
+from offramp.reporting.tables import NONE, WRITE_PAGE
+from tests.experiments.studies import MIB, record, study
+
+HOSTILE = "<script>alert(1)</script>\"' onload=x {{ 7*7 }} | \\ ]]>"
+
+
+@pytest.fixture(scope="module")
+def records():
+    """A small study: one task, two models, two exits, two budgets and resident."""
+    return study(5, rows=60, task=["sst2"], exit=["none", "patience:1"])
+
+
+def page(records, **options):
+    return page_of({"results": records}, "Title", **options)
+
+
+def table(found, name="results-1"):
+    return next(each for each in found.tables if each.name == name)
+
+
+def cells(found, **options):
+    """The cells of the row with these options, by heading."""
+    heads = [column.title for column in found.columns]
+    rows = [dict(zip(heads, row.cells, strict=True)) for row in found.rows]
+    (row,) = [each for each in rows if all(each[name].text == value for name, value in options.items())]
+    return row
+
+
+def test_rows_have_figures_with_intervals_and_paired_ratios(records):
+    row = cells(table(page(records)), model="bert", exit="patience:1", budget="96MiB")
+    for name in ("score", "latency", "peak memory"):
+        assert row[name].low <= row[name].value <= row[name].high and row[name].detail
+    assert row["× latency"].low <= row["× latency"].value <= row["× latency"].high
+    assert row["points"].text[0] in "+-" and row["rounds"].text == "5" and sum(row["latency"].bins) > 250
+
+
+def test_the_baseline_is_the_resident_one_without_exits_and_comes_first(records):
+    found = table(page(records))
+    first = found.rows[0]
+    assert first.kind == "baseline" and [cell.text for cell in first.cells[:3]] == ["bert", "resident", "none"]
+    assert [cell.text for cell in first.cells].count(NONE) == 3 and found.notes[0].startswith(
+        "Baseline: bert, resident"
+    )
+    chosen = table(page(records, baseline=["model=runs/distilbert", "budget=96MiB"])).rows[0]
+    assert [cell.text for cell in chosen.cells[:2]] == ["distilbert", "96MiB"]
+    for wrong in (["model=x"], ["modell=x"]):
+        with pytest.raises(UsageError, match="--baseline"):
+            page(records, baseline=wrong)
+
+
+def test_the_best_is_bold_only_where_it_is_significantly_best():
+    found = study(6, rows=60, model=["runs/bert"], task=["sst2"], exit=["none", "patience:1"], budget=["resident"])
+    assert sum(row.cells[3].is_best for row in table(page(found)).rows) == 1, "one exit after a third of the layers"
+    few = [each for each in found if each["round"] <= 3]
+    assert not any(cell.is_best for row in table(page(few)).rows for cell in row.cells), "three rounds have no interval"
+
+
+def test_seeds_are_one_row_and_their_scores_a_mean():
+    found = study(2, rows=40, model=["m"], task=["sst2"], exit=["none"], budget=["resident"], seed=[1, 2, 3])
+    (row,) = table(page(found)).rows
+    scores = {each["figures"]["score"] for each in found}
+    assert row.cells[1].value == pytest.approx(sum(scores) / len(scores)) and len(scores) == 3
+    assert row.cells[-1].text == "6" and "seeds 1, 2, 3" in row.facts
+
+
+def test_failures_are_rows_with_their_reason(records):
+    specification = experiment(model="runs/bert", task="sst2", exit="none", budget="32MiB", rows=60)
+    failed = [record(specification, number, HOSTILE) for number in (1, 2)]
+    found = page([*records, *failed])
+    row = cells(table(found), budget="32MiB")
+    assert row["failure"].text == HOSTILE and row["latency"].text == NONE and row["rounds"].text == "0"
+    failures = table(found, "failures").rows
+    assert [cell.text for cell in failures[0].cells[1:]] == [
+        "bert, 32MiB, exit none", HOSTILE, NONE, "give a larger budget", "2",
+    ]  # fmt: skip
+    only = page(failed)
+    assert table(only).notes == ("No experiment of this table has figures.",) and not only.pictures
+    assert all(write(only) for write in (to_html, *WRITE_PAGE.values()))
+
+
+def test_figures_that_are_no_number_are_left_out(records):
+    odd = [dict(each) for each in records]
+    for each in odd[:5]:
+        each["figures"] = {**each["figures"], "score": None, "bound": None}
+    row = next(row for row in table(page(odd)).rows if row.cells[2].text == "none" and row.cells[1].text == "96MiB")
+    assert row.cells[3].text == NONE and row.cells[5].text != NONE
+    nothing = [{**each, "figures": {"score": None}, "samples": {}} for each in records]
+    assert to_html(page(nothing))
+
+
+def test_pictures_have_their_data(records):
+    found = page(records).pictures
+    titles = [picture.title.removeprefix("sst2, dev: ") for picture in found]
+    assert titles == [
+        "score and latency", "score and peak memory", "score and read per input", "peak memory and budget",
+        "latency and budget, bert", "latency and budget, distilbert", "exits", "overthinking and damage by class",
+    ]  # fmt: skip
+    for picture in found:
+        assert picture.svg.startswith("<svg") and len(picture.data.splitlines()) >= 3, picture.title
+    assert len(found[0].data.splitlines()) == 1 + 12, "a row of data for each experiment"
+
+
+def test_the_front_has_what_nothing_else_beats(records):
+    data = [line.rsplit(",", 7) for line in page(records).pictures[0].data.splitlines()[1:]]
+    points = [(float(row[1]), float(row[4]), row[-1] == "True") for row in data]
+    for x, y, is_on_front in points:
+        assert is_on_front != any(a <= x and b >= y and (a, b) != (x, y) for a, b, _ in points)
+
+
+def test_classes_are_compared_with_the_last_exit_on_the_same_rows(records):
+    found = table(page(records), "classes-1")
+    by_name = {(row.cells[0].text, row.cells[1].text): row.cells for row in found.rows}
+    early, full = (next(each for each in records if each["experiment"]["engine"]["exit"] == rule)["samples"]
+                   for rule in ("patience:1", "none"))  # fmt: skip
+    rows = [row for row in zip(early["truth"], early["answers"], full["answers"], strict=True) if row[0] == 1]
+    overthought = sum(truth == answer != last for truth, answer, last in rows)
+    cells = by_name["bert, patience:1", "positive"]
+    assert cells[2].text == str(len(rows)) and cells[3].value == pytest.approx(100 * overthought / len(rows))
+
+
+def test_traced_runs_are_drawn_at_most_twenty_of_them():
+    budgets = [f"{number}MiB" for number in range(90, 115)]
+    found = study(1, rows=4, traced=True, model=["m"], task=["sst2"], exit=["none"], budget=budgets)
+    titles = [picture.title for picture in page(found).pictures]
+    assert sum("memory over time" in title for title in titles) == sum("stages" in title for title in titles) == 20
+
+
+def test_equal_records_give_equal_reports_in_any_order(records):
+    shuffled = random.Random(0).sample(records, len(records))
+    for each in (to_html, *WRITE_PAGE.values()):
+        assert each(page(records)) == each(page(shuffled))
+
+
+def test_interruptions_leave_no_trace_in_a_report_of_toys():
+    """Attempts, seconds and times of day of toys depend on kills."""
+    toys = [record(experiment(job="toy", model="toy", seed=seed), number) for seed in (1, 2) for number in (1, 2)]
+    for each in toys:
+        del each["environment"]
+    later = [{**each, "attempts": 2, "seconds": 99.0, "ended": "2027-01-01T00:00:00+00:00"} for each in toys]
+    assert to_html(page(toys)) == to_html(page(later[::-1]))
+
+
+def test_names_that_are_hostile_stay_texts():
+    found = study(5, rows=20, model=[HOSTILE, "m"], task=["sst2"], exit=["none", "patience:1"])
+    for each in found:
+        each["samples"]["labels"] = [HOSTILE, "</title><img src=x onerror=alert(1)>"]
+    html = to_html(page_of({HOSTILE: found}, HOSTILE))
+    assert "<script>alert" not in html and "<img" not in html and "{{" not in html.replace("{{ 7*7 }}", "")
+    assert html.count("<script") == 1 and "http" not in html.replace("http-equiv", "").replace(
+        "http://www.w3.org/2000/svg", ""
+    )
+
+
+def test_the_command_of_a_row_measures_it_alone(records, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "results", records)
+    for row in table(page(records)).rows:
+        words = shlex.split(row.command)
+        assert words[:2] == ["offramp", "sweep"]
+        only = [words[index + 1] for index, word in enumerate(words) if word == "--only"]
+        (found,) = selected(read_recipe(tmp_path / words[2]), only)
+        assert str(found.engine.exit) in row.name
+
+
+def test_folders_of_the_same_experiments_are_told_apart(records):
+    found = page_of({"before": records, "after": records}, "Two")
+    assert "folder" in [column.title for column in table(found).columns]
+    assert len(table(found).rows) == 24 and found.facts[0] == ("24", "experiments")
+
+
+def test_records_that_cannot_be_read_are_refused(records):
+    newer = {**records[0], "experiment": {**records[0]["experiment"], "orbit": 3}}
+    with pytest.raises(RefusedError, match="specification that cannot be read"):
+        page([newer])
+
+
+def write(folder, records):
+    with Results(folder, print):
+        pass
+    (folder / RECORDS).write_bytes(b"".join(map(line_of, records)))
+
+
+@pytest.fixture
+def results(tmp_path, records):
+    write(tmp_path / "results", records)
+    return tmp_path / "results"
+
+
+def test_the_command_writes_each_format(results, tmp_path, capsys):
+    assert main(["report", str(results)]) == 0
+    assert capsys.readouterr().out.startswith("# Report\n")
+    for suffix, first in ((".html", "<!DOCTYPE"), (".md", "# Mine"), (".tex", "% \\usepackage"), (".csv", "# sst2")):
+        out = tmp_path / f"report{suffix}"
+        assert main(["report", str(results), "--out", str(out), "--title", "Mine"]) == 0
+        assert out.read_text().startswith(first)
+    assert main(["report", str(results), "--out", str(tmp_path / "report.pdf")]) == 2
+    assert main(["report", str(results), "--format", "csv", "--out", str(tmp_path / "table.txt")]) == 0
+
+
+def test_assets_are_pictures_and_tables_as_files(results, tmp_path, capsys):
+    assert main(["report", str(results), "--assets", str(tmp_path / "assets")]) == 0
+    assert capsys.readouterr().out == ""
+    names = {path.name for path in (tmp_path / "assets").iterdir()}
+    assert {"results-1.csv", "results-1.md", "results-1.tex"} <= names
+    assert {"sst2-dev-score-and-latency.svg", "sst2-dev-score-and-latency.csv"} <= names
+    svg = (tmp_path / "assets" / "sst2-dev-score-and-latency.svg").read_text()
+    assert "var(--" not in svg and "<style>" in svg
+
+
+@pytest.mark.parametrize("state", ["missing", "empty", "no records", "other version", "torn"])
+def test_folders_without_records_are_refused_and_torn_lines_left_out(results, tmp_path, capsys, state):
+    folder, code = results, 2
+    if state == "missing":
+        folder = tmp_path / "none"
+    if state == "empty":
+        (folder := tmp_path / "empty").mkdir()
+    if state == "no records":
+        (results / RECORDS).write_bytes(b"")
+    if state == "other version":
+        (results / "results.json").write_text(json.dumps({"format": 99}))
+        code = 4
+    if state == "torn":
+        (results / RECORDS).write_bytes((results / RECORDS).read_bytes()[:-9])
+        code = 0
+    assert main(["report", str(folder)]) == code
+    printed = capsys.readouterr()
+    assert "not finished" in printed.err if state == "torn" else printed.out == ""
+
+
+def test_without_jinja2_the_page_names_the_extra_and_tables_are_written(results, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "jinja2", None)
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
+    assert main(["report", str(results), "--out", str(tmp_path / "report.html")]) == 1
+    assert "pip install 'offramp[report]'" in capsys.readouterr().err
+    assert main(["report", str(results), "--format", "latex"]) == 0
+
+
+def test_peaks_within_the_budget_are_drawn_below_its_line():
+    found = study(1, rows=4, traced=True, model=["m"], task=["sst2"], exit=["none"], budget=["128MiB"])
+    assert found[0]["figures"]["memory"] < 128 * MIB
+    (picture,) = [each for each in page(found).pictures if "memory over time" in each.title]
+    assert "budget 128.0 MiB" in picture.svg and "waiting for weights" in picture.svg
+    kinds = {line.partition(",")[0] for line in picture.data.splitlines()[1:]}
+    assert kinds == {"sample", "read", "wait", "compute", "head"}
