@@ -274,7 +274,7 @@ def test_peaks_within_the_budget_are_drawn_below_its_line():
     (picture,) = [each for each in page(found).pictures if "memory over time" in each.title]
     assert "budget 128.0 MiB" in picture.svg and "waiting for weights" in picture.svg
     kinds = {line.partition(",")[0] for line in picture.data.splitlines()[1:]}
-    assert kinds == {"sample", "read", "wait", "compute", "head"}
+    assert kinds == {"sample", "read", "wait", "compute"}
 
 
 @pytest.mark.slow

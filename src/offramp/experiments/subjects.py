@@ -25,7 +25,7 @@ from offramp.units import named_size
 FOLDER = "folder"
 """Name of the option that tells subjects of several results folders apart."""
 _NOT_SHOWN = ("seed", "data", "device", *NOT_IDENTIFYING)
-_BARE = ("none", "True", "False")
+_BARE = ("none", "yes", "no")
 _SERIES = ("model", "rival", "backend", "dtype", "batch", "residency", FOLDER)
 """Options that may give points of a picture their colours, the first that has several values; else the exit does."""
 
@@ -95,12 +95,15 @@ class Group:
             return "offramp"
         if name == "budget" and isinstance(value, int):
             return named_size(value)
-        return "none" if value is None else str(value)
+        return "none" if value is None else str(value) if not isinstance(value, bool) else "yes" if value else "no"
 
     def name(self, subject: Subject, without: Sequence[str] = ()) -> str:
         """Return the options that tell a subject from the others of its group, but for some."""
-        shown = [(name, self.show(subject, name)) for name in self.varied if name not in without]
-        # "none" and numbers need the name of their option.
+        names = [
+            name for name in self.varied if name not in without and not (name == "trace" and not subject.flat[name])
+        ]
+        # "none", flags and numbers need the name of their option.
+        shown = [(name, self.show(subject, name)) for name in names]
         parts = [f"{name} {value}" if value in _BARE or value.isdecimal() else value for name, value in shown]
         return ", ".join(parts) or self.show(subject, "model")
 
