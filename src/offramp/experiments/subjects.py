@@ -26,6 +26,7 @@ FOLDER = "folder"
 """Name of the option that tells subjects of several results folders apart."""
 _NOT_SHOWN = ("seed", "data", "device", *NOT_IDENTIFYING)
 _BARE = ("none", "yes", "no")
+"""Values that need the name of their option, as numbers do."""
 _SERIES = ("model", "rival", "backend", "dtype", "batch", "residency", FOLDER)
 """Options that may give points of a picture their colours, the first that has several values; else the exit does."""
 
@@ -102,9 +103,8 @@ class Group:
         names = [
             name for name in self.varied if name not in without and not (name == "trace" and not subject.flat[name])
         ]
-        # "none", flags and numbers need the name of their option.
         shown = [(name, self.show(subject, name)) for name in names]
-        parts = [f"{name} {value}" if value in _BARE or value.isdecimal() else value for name, value in shown]
+        parts = [_said(name, value) for name, value in shown]
         return ", ".join(parts) or self.show(subject, "model")
 
     def series(self, subject: Subject) -> str:
@@ -123,6 +123,12 @@ class Group:
         others = [name for name in self.varied if name != "exit"]
         equal = [each for each in able if all(each.flat.get(x) == subject.flat.get(x) for x in others)]
         return next(iter(equal or able), None)
+
+
+def _said(name: str, value: str) -> str:
+    if name == "trace":
+        return "traced"
+    return f"{name} {value}" if value in _BARE or value.isdecimal() else value
 
 
 def values_of(subjects: Iterable[Subject]) -> dict[str, set[str]]:

@@ -66,7 +66,7 @@ def draw_timeline(title: str, run: Run, caption: str = "") -> Picture:
     _draw_curves(canvas, [(past, before)] if past else [], up)
     inside = [sample for sample in run.samples if begin <= sample.seconds <= end]
     clock = Scale(begin, end if end > begin else begin + 1, first, _RIGHT, ())
-    _draw_curves(canvas, [(clock, inside)], up)
+    _draw_curves(canvas, [(clock, [*(sample._replace(seconds=begin) for sample in before[-1:]), *inside])], up)
     _draw_exits(canvas, spans, clock, top)
     _draw_limits(canvas, run, up)
     blocks = {kind: _blocks([span for span in spans if span.kind == kind], clock) for kind in lanes}
