@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from offramp.errors import UsageError, missing, said
+from offramp.errors import UsageError, import_error, missing, said
 from offramp.measure import median
 from offramp.reporting.tables import NONE
 
@@ -25,8 +25,8 @@ def page_from(template: Path, records: Iterable[Mapping[str, Any]]) -> str:
     try:
         from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError
         from jinja2.sandbox import SandboxedEnvironment
-    except ImportError:
-        raise UsageError("pages need jinja2", None, "pip install 'offramp[report]'") from None
+    except ImportError as error:
+        raise import_error(error, "jinja2", "report") from None
     environment = SandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, extensions=["jinja2.ext.do"]
     )  # Markdown: there is no autoescape; values are made harmless by `flat`  # nosec B701

@@ -169,7 +169,7 @@ def latex(table: Table) -> str:
     align = "".join("l" if column.is_text else "r" for column in table.columns)
     head = " & ".join(_latex_text(column.title) for column in table.columns)
     rows = [" & ".join(map(_latex_cell, row.cells)) + r" \\" for row in table.rows]
-    notes = [rf"\\[2pt] \footnotesize {_latex_text(note)}" for note in table.notes]
+    notes = [rf"\par\vspace{{2pt}}{{\footnotesize {_latex_text(note)}\par}}" for note in table.notes]
     lines = [
         r"\begin{table}",
         r"\centering",
