@@ -14,7 +14,7 @@ DEVICE := $(addprefix $(SRC)/,__init__.py __main__.py errors.py forks.py units.p
 	$(wildcard $(addprefix $(SRC)/backends/,__init__.py base.py onnx*.py numpy*.py)) \
 	$(wildcard $(addprefix $(SRC)/cli/,__init__.py options.py run.py plan.py ls.py verify.py memory.py profile.py))
 
-.PHONY: help demo test test-all coverage guards mutants soak device lint audit check sbom licences bench rivals glue reliability clean
+.PHONY: help demo test test-all coverage guards mutants soak device lint audit check sbom licences bench pages rivals glue reliability clean
 
 help:                          ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -47,8 +47,8 @@ device: $(VENV)/.test          ## run the golden answers under Python 3.8, NumPy
 	.ci/device.sh $(BIN)/python
 
 lint: $(VENV)/.test            ## check format, style, types, imports, sizes, and Python 3.8 in the rooms of a device
-	$(BIN)/ruff format --check src tests bench
-	$(BIN)/ruff check src tests bench
+	$(BIN)/ruff format --check src tests bench recipes
+	$(BIN)/ruff check src tests bench recipes
 	$(BIN)/vermin --quiet --no-tips --violations --target=3.8- $(DEVICE)
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports --no-cache
@@ -65,17 +65,21 @@ sbom: $(VENV)/.test            ## write the software bill of materials to sbom.j
 licences: $(VENV)/.test        ## write the licences of the dependencies to docs/licences.md
 	$(BIN)/python -m tests.checks.supply licences docs/licences.md
 
-bench: $(VENV)/.test           ## measure the figures of docs/results/main-job.md
-	$(BIN)/python bench/main_job.py --out bench-out
+bench: $(VENV)/.test           ## latency and memory of BERT-base's shape against the budget, and rivals; resumes
+	$(BIN)/python bench/shapes.py bench-out/models
+	MODELS=bench-out/models $(BIN)/offramp sweep recipes/main_job.py --out bench-out/results
+	$(BIN)/offramp report bench-out/results
+
+pages: $(VENV)/.test           ## make pages of docs/results from their records
+	for page in glue latency any-model main-job; do $(BIN)/offramp report docs/results/records/$$page \
+		--template recipes/$$(echo $$page | tr - _).md.jinja --out docs/results/$$page.md; done
 
 rivals: $(VENV)/.test          ## compare with other runtimes, and write docs/results/rivals.md; resumes
 	$(BIN)/python bench/rivals_page.py --out bench-out
 
-glue: $(VENV)/.test            ## measure the figures of docs/results/glue.md: hours on two cores; resumes; GLUE=FOLDER
-	$(BIN)/python bench/glue.py --data $(GLUE) --workers 2
-	$(BIN)/python bench/glue_speed.py --data $(GLUE)
-	for task in sst2 mrpc stsb; do $(BIN)/python bench/glue_agree.py --data $(GLUE) --task $$task; done
-	$(BIN)/python bench/glue_report.py
+glue: $(VENV)/.test            ## ask the questions of docs/results/glue.md: hours on two cores; resumes; GLUE=FOLDER MODELS=FOLDER
+	GLUE=$(GLUE) MODELS=$(MODELS) $(BIN)/offramp sweep recipes/glue.py --out glue-out --jobs 2
+	$(BIN)/offramp report glue-out
 
 reliability: $(VENV)/.test     ## try hostile, damaged and changing files: an hour on two cores; resumes
 	$(BIN)/python -m tests.reliability --out reliability-out

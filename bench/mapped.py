@@ -2,10 +2,10 @@
 
 STORE is that of a text classifier, such as bench/main_job.py makes. `--stream MODEL STORE` adds a module divided with
 `--method eager` (`python bench/shapes.py OUT vit-base-module` makes the model), under a budget of two stages. Each
-rival is a process of its own that stays open; in a round each runs some passes, so that what disturbs the machine disturbs
-them alike. Before all that the stores are dropped from the page cache, and `--back` says who reads them back: `mapped`,
-passes that are not counted, or `read`, a loop of plain reads. Prints one JSON line a rival, and a table: median
-latency, median of the ratios to resident in the same round, peak of the process.
+rival is a process of its own that stays open; in a round each runs some passes, so that what disturbs the machine
+disturbs them alike. Before all that the stores are dropped from the page cache, and `--back` says who reads them back:
+`mapped`, passes that are not counted, or `read`, a loop of plain reads. Prints one JSON line a rival, and a table:
+median latency, median of the ratios to resident in the same round, peak of the process.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Latency and memory of a classifier of BERT-base's shape against the budget; docs/results/main-job.md has the figures.
+"""Latency and memory of BERT-base's shape against the budget, and of rivals; docs/results/main-job.md has figures.
 
 `python bench/shapes.py models` makes the models, with random weights.
 
@@ -16,4 +16,6 @@ def recipe():
     budgets = ["resident", "192MiB", "128MiB", "120MiB", "96MiB"]
     of = {"threads": 2, "max_length": 128, "passes": 10, "rounds": 10, "trace": True}
     exits = Grid(model=f"{models}/bert-base-exits", exit=["stage:3", "stage:6", "stage:9"], budget=budgets[2:], **of)
-    return [Grid(model=f"{models}/bert-base", budget=budgets, **of), exits]
+    rivals = ["transformers", "disk", "onnxruntime", "onnxruntime-int8"]
+    shared = {"model": f"{models}/bert-base", **of}
+    return [Grid(budget=budgets, **shared), Grid(rival=rivals, **{**shared, "trace": False}), exits]

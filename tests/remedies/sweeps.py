@@ -121,6 +121,17 @@ def report_with(baseline):
     return work
 
 
+def page_by(template):
+    """Make a page of swept toys by a template: text, or bytes that are none."""
+
+    def work(w):
+        swept(w)
+        (w / "page.jinja").write_bytes(template if isinstance(template, bytes) else template.encode())
+        w.run("report out --template page.jinja --out page.md")
+
+    return work
+
+
 def newer_record(out):
     record = read_results(out, print)[0]
     (out / RECORDS).write_bytes(line_of({**record, "experiment": {**record["experiment"], "orbit": 1}}))
@@ -293,6 +304,14 @@ TABLE = [
     corrected(
         "experiments/report.py: no experiment with figures is such a baseline",
         report_with("model=b"), "give another --baseline", report_with("model=toy"),
+    ),
+    corrected(
+        "reporting/pages.py: cannot read a template ({})",
+        page_by(b"\xff\xfe"), "name a text file", page_by("{{ rows | length }}"),
+    ),
+    corrected(
+        "reporting/pages.py: the template is wrong: {}",
+        page_by("{{ rows[0].absent }}"), "correct the template", page_by("{{ rows[0].model }}"),
     ),
     Entry(
         "experiments/results.py: no records", no_records, "run offramp sweep first",

@@ -40,7 +40,11 @@ def test_published_records_are_those_of_experiments(name):
     from offramp.experiments.specification import Experiment
 
     for record in read_results(ROOT / "docs/results/records" / name, print)[::7]:
-        assert Experiment.from_json(record["experiment"]).to_json() == record["experiment"]
+        found = Experiment.from_json(record["experiment"]).flat()
+        assert (found["model"], found["exit"]) == (
+            record["experiment"]["model"],
+            record["experiment"]["engine"]["exit"],
+        )
         assert record["study"]["part"]
 
 

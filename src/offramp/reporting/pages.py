@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from offramp.errors import UsageError, missing, said
+from offramp.errors import UsageError, import_error, missing, said
 from offramp.measure import median
 from offramp.reporting.tables import NONE
 
@@ -25,8 +25,8 @@ def page_from(template: Path, records: Iterable[Mapping[str, Any]]) -> str:
     try:
         from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError
         from jinja2.sandbox import SandboxedEnvironment
-    except ImportError:
-        raise UsageError("pages need jinja2", None, "pip install 'offramp[report]'") from None
+    except ImportError as error:
+        raise import_error(error, "jinja2", "report") from None
     environment = SandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, extensions=["jinja2.ext.do"]
     )  # Markdown: there is no autoescape; values are made harmless by `flat`  # nosec B701
@@ -39,12 +39,10 @@ def page_from(template: Path, records: Iterable[Mapping[str, Any]]) -> str:
         raise UsageError(f"cannot read a template ({said(error)})", template, "name a text file") from None
     try:
         made = environment.from_string(text).render(rows=[flat(record) for record in records])
-    except TemplateSyntaxError as error:
-        where = f"{template}, line {error.lineno}"
-        raise UsageError(f"the template is wrong: {error.message}", where, "correct the template") from None
     except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
-        where = f"{template}, line {_line_of(error)}"
-        raise UsageError(f"the template is wrong: {said(error)}", where, "correct the template") from None
+        line = error.lineno if isinstance(error, TemplateSyntaxError) else _line_of(error)
+        what = f"the template is wrong: {said(error)}"
+        raise UsageError(what, f"{template}, line {line}", "correct the template") from None
     return re.sub(r"\n{3,}", "\n\n", re.sub(r"[ \t]+$", "", made, flags=re.MULTILINE)).strip() + "\n"
 
 
@@ -133,7 +131,7 @@ def yes(met: bool) -> str:
 FILTERS: dict[str, Callable[..., Any]] = {
     each.__name__: each for each in (where, of, groups, ratios, inverse, mean, median, spread, interval, mib, ms, yes)
 } | {"form": lambda value, form: NONE if value is None else f"{value:{form}}", "ordered": sorted}
-"""What a template can call, after a bar."""
+"""Functions that a template calls after a bar."""
 
 
 def _is_one(value: Any, wanted: Any) -> bool:
