@@ -1,5 +1,5 @@
-"""The zoo: architectures of transformers, torchvision and timm that are divided and streamed bit for bit. A sample here;
-`python -m tests.zoo.measure` tries all."""
+"""The zoo: architectures of transformers, torchvision and timm that are divided and streamed bit for bit. A sample
+here; `python -m tests.zoo.measure` tries all."""
 
 import pytest
 
