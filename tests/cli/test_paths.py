@@ -29,9 +29,18 @@ WORDS = {
     "env": (),
 }
 """Arguments that name what there is; a test replaces one of them, or adds a further option."""
-WRITTEN = {"store of divide", "--out", "--trace", "--graph", "--transcript of eval", "--records", "--markdown"}
+WRITTEN = {
+    "store of divide",
+    "--out",
+    "--trace",
+    "--graph",
+    "--transcript of eval",
+    "--records",
+    "--markdown",
+    "--assets",
+}
 """Arguments that name what a command writes."""
-FOLDERS = {"model", "store", "--data", "--transcript", "first", "second", "results"}
+FOLDERS = {"model", "store", "--data", "--transcript", "first", "second", "results", "--assets"}
 """Arguments that name a folder."""
 _RIVALS = ("--against", "transformers")
 ALSO = {"--data": ("--task", "rte"), "--records": _RIVALS, "--markdown": _RIVALS}

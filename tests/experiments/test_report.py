@@ -3,6 +3,7 @@
 import json
 import random
 import shlex
+import time
 
 import pytest
 
@@ -14,7 +15,7 @@ from offramp.experiments.report import page_of
 from offramp.experiments.results import RECORDS, Results, line_of
 from offramp.reporting.html_page import to_html
 from offramp.reporting.tables import NONE, WRITE_PAGE
-from tests.experiments.studies import MIB, record, study
+from tests.experiments.studies import EXITS, MIB, record, study
 
 HOSTILE = "<script>alert(1)</script>\"' onload=x {{ 7*7 }} | \\ ]]>"
 
@@ -120,6 +121,23 @@ def test_the_front_has_what_nothing_else_beats(records):
     points = [(float(row[1]), float(row[4]), row[-1] == "True") for row in data]
     for x, y, is_on_front in points:
         assert is_on_front != any(a <= x and b >= y and (a, b) != (x, y) for a, b, _ in points)
+
+
+def test_rivals_are_points_of_their_own_and_not_on_the_front():
+    about = {"model": ["m"], "task": ["sst2"], "rows": 40}
+    own = study(5, exit=["none", "patience:1"], budget=["96MiB", "resident"], **about)
+    rival = study(5, exit=["none"], budget=[None], rival=["transformers"], **about)
+    found = page([*own, *rival])
+    picture = found.pictures[0]
+    assert "transformers" in picture.svg and picture.svg.count("<polygon") == 2, "a diamond, and its key"
+    (line,) = [line for line in picture.data.splitlines() if "transformers" in line]
+    assert line.endswith("False") and table(found).rows[0].name.startswith("offramp")
+
+
+def test_files_of_pictures_have_names_of_their_own():
+    found = study(1, rows=4, traced=True, model=["m" * 60, "m" * 61], task=["sst2"], exit=["none"], budget=["96MiB"])
+    names = [picture.name for picture in page(found).pictures]
+    assert len(names) == len(set(names)) and any(name.endswith("-2") for name in names)
 
 
 def test_classes_are_compared_with_the_last_exit_on_the_same_rows(records):
@@ -257,3 +275,16 @@ def test_peaks_within_the_budget_are_drawn_below_its_line():
     assert "budget 128.0 MiB" in picture.svg and "waiting for weights" in picture.svg
     kinds = {line.partition(",")[0] for line in picture.data.splitlines()[1:]}
     assert kinds == {"sample", "read", "wait", "compute", "head"}
+
+
+@pytest.mark.slow
+def test_a_report_of_a_thousand_records_is_quick_and_small():
+    """The limit is 10 seconds, here of the processor, which other processes do not take."""
+    axes = {"task": ["sst2", "mrpc", "rte"], "budget": ["64MiB", "96MiB", "128MiB", "192MiB", "resident"]}
+    found = study(5, exit=list(EXITS), **axes)[:980]
+    found += study(1, traced=True, model=["runs/bert"], task=["sst2"], exit=list(EXITS[:4]), budget=axes["budget"])
+    assert len(found) == 1000
+    began = time.process_time()
+    html = to_html(page(found))
+    seconds = time.process_time() - began
+    assert seconds <= 10 and len(html.encode()) <= 5 * MIB, (seconds, len(html))

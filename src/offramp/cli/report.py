@@ -42,6 +42,8 @@ def main(args: argparse.Namespace) -> None:
     if args.out is not None:
         is_free = args.format is not None or args.template is not None
         require_writable(args.out, () if is_free else tuple(SUFFIXES), atomic=True)
+    if args.assets is not None:
+        Path(args.assets).mkdir(parents=True, exist_ok=True)
     text = _written(args, {name: read_results(Path(name), log) for name in args.results})
     if args.out is not None:
         from offramp.store.files import write_atomic

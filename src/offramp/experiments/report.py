@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from offramp.errors import UsageError
@@ -70,7 +71,20 @@ def page_of(folders: Mapping[str, Sequence[Record]], title: str, baseline: Seque
         section, drawn = _group_section(group, number, varied, timelines)
         sections.append(section)
         timelines -= drawn
-    return Page(title, facts, (*sections, *_failures(groups), *_environment(records), _definitions(groups)))
+    found = (*_named_apart(sections), *_failures(groups), *_environment(records), _definitions(groups))
+    return Page(title, facts, found)
+
+
+def _named_apart(sections: Iterable[Section]) -> Iterator[Section]:
+    """Yield sections whose pictures have different names, which are those of files."""
+    counts: Counter[str] = Counter()
+    for section in sections:
+        pictures = []
+        for picture in section.pictures:
+            counts[picture.name] += 1
+            number = counts[picture.name]
+            pictures.append(picture if number == 1 else replace(picture, name=f"{picture.name}-{number}"))
+        yield replace(section, pictures=tuple(pictures))
 
 
 def _group_section(group: Group, number: int, varied: Sequence[str], timelines: int) -> tuple[Section, int]:
@@ -81,8 +95,8 @@ def _group_section(group: Group, number: int, varied: Sequence[str], timelines: 
     if per_class is not None:
         tables.append(per_class)
         pictures.append(classes(per_class))
-    over_time = traced(group, timelines)
-    return Section(group.title, (), tuple(tables), (*pictures, *over_time)), len(over_time)
+    over_time, stages = traced(group, timelines)
+    return Section(group.title, (), tuple(tables), (*pictures, *over_time, *stages)), len(over_time)
 
 
 def results_table(group: Group, name: str, varied: Sequence[str] = ()) -> Table:

@@ -229,26 +229,27 @@ def classes(table: Table) -> Picture:
     return bar_rows(table.title, rows, ("damage", "overthinking"), axis, caption, on_one_line=True)
 
 
-def traced(group: Group, limit: int) -> list[Picture]:
+def traced(group: Group, limit: int) -> tuple[list[Picture], list[Picture]]:
     """Return the memory over time, and the times of stages, of at most `limit` subjects whose runs were traced."""
-    found: list[Picture] = []
+    over_time, stages = [], []
     for subject in group.subjects:
         record = next((each for each in subject.done if each["samples"].get("memory")), None)
-        if record is not None and len(found) < 2 * limit:
-            found += [*_timeline(group, subject, record), *_stages(group, subject, record)]
-    return found
+        if record is not None and len(over_time) < limit:
+            over_time.append(_timeline(group, subject, record))
+            stages += _stages(group, subject, record)
+    return over_time, stages
 
 
 def _spans(record: Record) -> list[Span]:
     return [Span(*each) for each in record["samples"].get("spans", ())]
 
 
-def _timeline(group: Group, subject: Subject, record: Record) -> list[Picture]:
+def _timeline(group: Group, subject: Subject, record: Record) -> Picture:
     samples = [MemorySample(*each) for each in record["samples"]["memory"]]
     limit, peak = record.get("run", {}).get("budget_bytes"), record["figures"].get("memory")
     is_near = limit is not None and limit <= 4 * max(sample.rss_bytes for sample in samples)  # not what a machine has
     run = Run(samples, _spans(record), limit if is_near else None, peak)
-    return [draw_timeline(f"{group.title}: memory over time, {group.name(subject)}", run)]
+    return draw_timeline(f"{group.title}: memory over time, {group.name(subject)}", run)
 
 
 def _stages(group: Group, subject: Subject, record: Record) -> list[Picture]:

@@ -91,6 +91,8 @@ class Group:
         value = subject.flat.get(name)
         if name == "model":
             return str(value)[len(self._prefix) :]
+        if name == "rival" and value is None:
+            return "offramp"
         if name == "budget" and isinstance(value, int):
             return named_size(value)
         return "none" if value is None else str(value)
@@ -110,7 +112,8 @@ class Group:
 
     def full_of(self, subject: Subject) -> Subject | None:
         """Return the subject that runs all layers on the same rows: with equal options, else of the same model."""
-        able = [each for each in self.subjects if each.flat["exit"] == "none" and each.done]
+        own = [each for each in self.subjects if not each.flat.get("rival")]
+        able = [each for each in own if each.flat["exit"] == "none" and each.done]
         able = [
             each for each in able if all(each.flat.get(x) == subject.flat.get(x) for x in ("model", "dtype", "loss"))
         ]

@@ -71,10 +71,9 @@ def _outline(bins: Sequence[int]) -> str:
 
 
 def write_assets(page: Page, folder: Path) -> list[Path]:
-    """Write each picture of a page as SVG and CSV, and each table as CSV, Markdown and LaTeX; return the files."""
+    """Write the pictures of a page as SVG and CSV, and its tables in all forms, into a folder; return the files."""
     from offramp.store.files import write_atomic
 
-    folder.mkdir(parents=True, exist_ok=True)
     files = {f"{table.name}.{suffix}": write(table) for table in page.tables for suffix, write in WRITERS.items()}
     for picture in page.pictures:
         files |= {f"{picture.name}.svg": alone(picture.svg), f"{picture.name}.csv": picture.data}

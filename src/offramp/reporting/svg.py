@@ -17,6 +17,8 @@ from pathlib import Path
 TEMPLATES = Path(__file__).parent / "templates"
 NUM_COLOURS = 8
 _CHAR_WIDTH = 6.1
+_TINY = 1e-12
+"""Smallest value, and smallest difference of values, that a scale shows: a picosecond."""
 
 
 def width_of(text: str) -> float:
@@ -24,9 +26,18 @@ def width_of(text: str) -> float:
     return _CHAR_WIDTH * len(text)
 
 
+def _printable(text: str) -> str:
+    """Return a text without the characters that XML does not allow, and on one line."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
+def _safe(text: str) -> str:
+    return escape(_printable(text))
+
+
 def cut(text: str, length: int) -> str:
     """Return a text as one printable line of at most `length` letters, without its middle if it is longer."""
-    shown = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+    shown = _printable(text)
     if len(shown) <= length:
         return shown
     return shown[: (length - 1) // 2] + "…" + shown[len(shown) - length // 2 :]
@@ -49,7 +60,7 @@ class Canvas:
         """Write a text; `anchor` is `start`, `middle` or `end`."""
         place = "" if anchor == "start" else f' text-anchor="{anchor}"'
         style = f' class="{kind}"' if kind else ""
-        self.parts.append(f'<text x="{number(x)}" y="{number(y)}"{style}{place}>{escape(text)}</text>')
+        self.parts.append(f'<text x="{number(x)}" y="{number(y)}"{style}{place}>{_safe(text)}</text>')
 
     def path(self, points: Sequence[tuple[float, float]], kind: str, *, closed: bool = False) -> None:
         """Draw a line through points, or the area that they enclose."""
@@ -68,12 +79,12 @@ class Canvas:
         else:
             corners = " ".join(f"{number(x + dx)},{number(y + dy)}" for dx, dy in _SHAPES[shape])
             drawn = _titled(f'<polygon points="{corners}" class="{kind}"', "polygon", title)
-        self.parts.append(f'<a href="#{row}">{drawn}</a>' if row else drawn)
+        self.parts.append(f'<a href="#{_safe(row)}">{drawn}</a>' if row else drawn)
 
     def svg(self, title: str) -> str:
         """Return the elements as a picture that stands alone."""
         size = f'width="{number(self.width)}" height="{number(self.height)}"'
-        view = f'viewBox="0 0 {number(self.width)} {number(self.height)}" role="img" aria-label="{escape(title)}"'
+        view = f'viewBox="0 0 {number(self.width)} {number(self.height)}" role="img" aria-label="{_safe(title)}"'
         return "\n".join([f'<svg xmlns="http://www.w3.org/2000/svg" {size} {view}>', *self.parts, "</svg>"])
 
 
@@ -85,7 +96,7 @@ _SHAPES = {
 
 
 def _titled(element: str, name: str, title: str) -> str:
-    return f"{element}><title>{escape(title)}</title></{name}>" if title else f"{element}/>"
+    return f"{element}><title>{_safe(title)}</title></{name}>" if title else f"{element}/>"
 
 
 @dataclass(frozen=True)
@@ -111,10 +122,10 @@ def scale_of(values: Sequence[float], first: float, last: float, show: Callable[
              base: float = 10.0, from_zero: bool = False) -> Scale:  # fmt: skip
     """Return a scale that contains all values, with round ticks: of units of `base`, logarithmic over a wide range."""
     low, high = min(values), max(values)
-    if low > 0 and high / low > 30 and not from_zero:
+    if low > _TINY and high / low > 30 and not from_zero:
         return _log_scale(low, high, first, last, show, base)
     low = min(low, 0.0) if from_zero else low
-    spread = (high - low) or abs(high) or 1.0
+    spread = high - low if high - low > _TINY else abs(high) if abs(high) > _TINY else 1.0
     low, high = (low if from_zero else low - 0.06 * spread), high + (0.1 if from_zero else 0.06) * spread
     step = _round_step((high - low) / max(2, min(6, abs(last - first) / 62)), base)
     ticks, index = [], math.ceil(low / step - 1e-9)
@@ -150,8 +161,10 @@ def _round_step(step: float, base: float) -> float:
 
 
 def named_scale(names: Sequence[str], first: float, last: float) -> Scale:
-    """Return a scale of names at equal distances: the place of a name is its index."""
-    return Scale(-0.5, len(names) - 0.5, first, last, tuple((index, cut(name, 14)) for index, name in enumerate(names)))
+    """Return a scale of names at equal distances: the place of a name is its index. Some of many are written."""
+    every = -(-len(names) // 7)
+    ticks = tuple((index, cut(names[index], 14)) for index in range(0, len(names), every))
+    return Scale(-0.5, len(names) - 0.5, first, last, ticks)
 
 
 def draw_axes(canvas: Canvas, x: Scale, y: Scale, x_title: str, y_title: str) -> None:

@@ -157,9 +157,9 @@ def _draw_limits(canvas: Canvas, run: Run, up: Scale) -> None:
     if run.budget_bytes is not None:
         height = up(run.budget_bytes)
         canvas.path([(_LEFT, height), (_RIGHT, height)], "limit dashed")
-        canvas.text(_RIGHT - 4, height - 5, f"budget {format_size(run.budget_bytes)}", "limit-text", "end")
+        canvas.text(_RIGHT - 4, height - 5, f"budget {format_size(run.budget_bytes)}", "limit-text halo", "end")
         below = 19 if abs(height - up(peak)) < 14 and peak <= run.budget_bytes else 0
-    canvas.text(_RIGHT - 4, up(peak) - 5 + below, f"peak {format_size(peak)}", "head", "end")
+    canvas.text(_RIGHT - 4, up(peak) - 5 + below, f"peak {format_size(peak)}", "head halo", "end")
 
 
 def _draw_lane(canvas: Canvas, spans: Sequence[Span], clock: Scale, y: float) -> None:

@@ -19,7 +19,7 @@
     const table = document.createElement("table");
     const heads = row.closest("table").tHead.rows[0].cells;
     [...row.cells].forEach((cell, index) => {
-      const text = cell.dataset.text || cell.textContent.trim().replace(/\s+/g, " ");
+      const text = [...cell.childNodes].map((node) => node.textContent.trim()).filter(Boolean).join(" ");
       if (text !== "–") table.appendChild(line(heads[index].textContent.trim(), text));
     });
     for (const fact of (row.dataset.facts || "").split("; ").filter(Boolean)) {
