@@ -4,6 +4,7 @@ import json
 import random
 import shlex
 import time
+from pathlib import Path
 
 import pytest
 
@@ -12,12 +13,14 @@ from offramp.errors import RefusedError, UsageError
 from offramp.experiments import experiment
 from offramp.experiments.grid import read_recipe, selected
 from offramp.experiments.report import page_of
-from offramp.experiments.results import RECORDS, Results, line_of
+from offramp.experiments.results import RECORDS, Results, line_of, read_results
 from offramp.reporting.html_page import to_html
 from offramp.reporting.tables import NONE, WRITE_PAGE
 from tests.experiments.studies import EXITS, MIB, record, study
 
 HOSTILE = "<script>alert(1)</script>\"' onload=x {{ 7*7 }} | \\ ]]>"
+
+PUBLISHED = Path(__file__).parents[2] / "docs" / "results" / "records" / "main-job"
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +137,16 @@ def test_rivals_are_points_of_their_own_and_not_on_the_front():
     assert line.endswith("False") and table(found).rows[0].name.startswith("offramp")
 
 
+def test_options_of_a_training_that_change_together_are_one_column():
+    about = {"model": ["m"], "task": ["sst2"], "rows": 20, "budget": ["resident"]}
+    found = study(1, exit=["none"], loss=["pabee"], epochs=[4], learning_rate=[1e-3], **about)
+    found += study(1, exit=["none"], loss=["last"], epochs=[5], learning_rate=[1e-4], **about)
+    found += study(1, exit=["patience:1"], **about)
+    heads = [column.title for column in table(page(found)).columns]
+    assert heads[:3] == ["exit", "loss", "score"]
+    assert [row.name for row in table(page(found)).rows][-1] == "patience:1", "without a training it has no loss"
+
+
 def test_files_of_pictures_have_names_of_their_own():
     found = study(1, rows=4, traced=True, model=["m" * 60, "m" * 61], task=["sst2"], exit=["none"], budget=["96MiB"])
     names = [picture.name for picture in page(found).pictures]
@@ -207,6 +220,12 @@ def test_records_that_cannot_be_read_are_refused(records):
         page([newer])
 
 
+def test_records_of_studies_that_were_converted_can_be_reported():
+    """They lack figures, samples, times and environments."""
+    found = page(read_results(PUBLISHED, print))
+    assert to_html(found) and len(table(found).rows) > 20
+
+
 def write(folder, records):
     with Results(folder, print):
         pass
@@ -274,7 +293,7 @@ def test_peaks_within_the_budget_are_drawn_below_its_line():
     (picture,) = [each for each in page(found).pictures if "memory over time" in each.title]
     assert "budget 128.0 MiB" in picture.svg and "waiting for weights" in picture.svg
     kinds = {line.partition(",")[0] for line in picture.data.splitlines()[1:]}
-    assert kinds == {"sample", "read", "wait", "compute", "head"}
+    assert kinds == {"sample", "read", "wait", "compute"}
 
 
 @pytest.mark.slow

@@ -17,8 +17,10 @@ from offramp.experiments import Grid, children, experiment, pools, sweep
 from offramp.experiments.children import LostError
 from offramp.experiments.pools import LocalPool, attempt, failure_of, run_all
 from offramp.experiments.prerequisites import MADE, Needs, Prerequisite, Source, needs_of
+from offramp.experiments.report import page_of
 from offramp.experiments.results import RECORDS, Results, read_results
 from offramp.experiments.sweep import Plan, Runner, SweepSettings, estimated_seconds, plan_sweep
+from offramp.reporting.html_page import to_html
 from tests.experiments import toy_worker
 from tests.processes import is_running, wait_until
 
@@ -42,6 +44,10 @@ def stable(folder):
     records = read_results(folder, ignore)
     assert len({record["id"] for record in records}) == len(records), "one record an id"
     return json.dumps(sorted(([record[key] for key in kept] for record in records), key=lambda each: each[0]))
+
+
+def report(folder):
+    return to_html(page_of({"results": read_results(folder, ignore)}, "Report"))
 
 
 def test_rounds_alternate_and_each_starts_with_another_experiment(in_process, tmp_path):
@@ -297,6 +303,7 @@ def test_kills_lose_and_repeat_nothing(tmp_path, num_jobs, num_kills):
     if num_jobs > 3:
         assert sweeping(recipe, tmp_path / "whole").wait() == 0
         assert stable(tmp_path / "killed") == stable(tmp_path / "whole")
+        assert report(tmp_path / "killed") == report(tmp_path / "whole"), "byte for byte"
     assert len(json.loads(stable(tmp_path / "killed"))) == num_jobs
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offramp.measure import MemorySample
+from offramp.measure import MemorySample, Span
 from offramp.reporting.pictures import Axis, Bars, Point, bar_rows, exit_histograms, scatter
 from offramp.reporting.svg import Canvas, alone, cut, scale_of
 from offramp.reporting.timeline import Run, draw_timeline
@@ -63,6 +63,15 @@ def test_pictures_are_valid_whatever_names_are(text):
 def test_a_run_without_samples_is_refused():
     with pytest.raises(ValueError, match="empty"):
         draw_timeline("x", Run([], [], None, None))
+
+
+def test_many_short_reads_are_drawn_together_without_losing_bytes():
+    spans = [Span("a", 0, "read", 0.001 * n, 0.001 * n + 0.0005, 10, "reader", 0) for n in range(5000)]
+    spans += [Span("a", 0, "compute", 0.0, 5.0, 0, "loop", 0)]
+    samples = [MemorySample(0.01 * number, 1 << 20, 1 << 19, None) for number in range(500)]
+    picture = draw_timeline("x", Run(samples, spans, None, None))
+    reads = [line.split(",") for line in picture.data.splitlines() if line.startswith("read,")]
+    assert len(reads) < 300 and sum(int(row[5]) for row in reads) == 50_000 and len(picture.svg) < 100_000
 
 
 def test_a_canvas_escapes_what_it_draws():

@@ -204,7 +204,7 @@ def _facts(subject: Subject) -> str:
         f"records {', '.join(f'{key}.*' for key in keys)}",
         *([f"seeds {', '.join(map(str, seeds))}"] if seeds else []),
     ]
-    ended = sorted(record["ended"] for record in subject.done if "environment" in record)
+    ended = sorted(record["ended"] for record in subject.done if "environment" in record and "ended" in record)
     facts += [f"measured {ended[0]} to {ended[-1]}"] if ended else []
     commits = sorted({record["git"]["commit"][:12] for record in subject.done if record.get("git")})
     return "; ".join([*facts, *([f"commit {', '.join(commits)}"] if commits else [])])
@@ -261,15 +261,17 @@ def _environment(records: Iterable[Record]) -> list[Section]:
     return [Section("Environment", tables=(table_of("environment", "Environment", columns, rows),))]
 
 
-def _range(name: str, show: Callable[[float], str]) -> Callable[[Sequence[Record]], str | None]:
-    def shown(records: Sequence[Record]) -> str | None:
-        values = [record["environment"][name] for record in records if record["environment"].get(name) is not None]
-        return _ends(show(min(values)), show(max(values))) if values else None
+def _range(name: str, show: Callable[[Any], str]) -> Callable[[Sequence[Record]], str | None]:
+    """Return a function that shows the least and the largest value of a condition."""
+    return lambda records: _spread(
+        [value for record in records if (value := record["environment"].get(name)) is not None], show
+    )
 
-    return shown
 
-
-def _ends(first: str, last: str) -> str:
+def _spread(values: Sequence[Any], show: Callable[[Any], str]) -> str | None:
+    if not values:
+        return None
+    first, last = show(min(values)), show(max(values))
     return first if first == last else f"{first} to {last}"
 
 
@@ -285,11 +287,11 @@ _CHANGING: dict[str, Callable[[Sequence[Record]], str | None]] = {
     "times throttled": _range("throttle_count", str),
     "commit": _commits,
     "records": lambda records: str(len(records)),
-    "time of a job": lambda records: _ends(
-        *(format_duration(end(record["seconds"] for record in records)) for end in (min, max))
+    "time of a job": lambda records: _spread(
+        [record["seconds"] for record in records if "seconds" in record], format_duration
     ),
-    "measured": lambda records: _ends(
-        *(end(record["ended"][:16] for record in records) + " UTC" for end in (min, max))
+    "measured": lambda records: _spread(
+        [record["ended"][:16] for record in records if "ended" in record], "{} UTC".format
     ),
 }
 """Fact of measurements that changes between them -> its text."""

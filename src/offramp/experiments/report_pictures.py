@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -150,7 +151,7 @@ def exits(group: Group) -> list[Picture]:
     """Return the histograms of the exits that inputs left at; subjects with the same answers are one row."""
     found: dict[str, tuple[int, ...]] = {}
     for subject in group.subjects:
-        counts = Counter(exit for record in _first_rounds(subject) for exit in record["samples"].get("exits", ()))
+        counts = Counter(exit for record in _first_rounds(subject) for exit in _exits_of(record))
         if counts:
             numbers = tuple(counts[number + 1] for number in range(max(counts)))
             name = group.name(subject, _SAME_ANSWERS)
@@ -161,6 +162,12 @@ def exits(group: Group) -> list[Picture]:
     rows = [(name, counts + (0,) * (most - len(counts))) for name, counts in found.items()]
     caption = f"The first {_MOST_ROWS} of {len(rows)} are drawn." if len(rows) > _MOST_ROWS else ""
     return [exit_histograms(f"{group.title}: exits", rows[:_MOST_ROWS], caption)]
+
+
+def _exits_of(record: Record) -> list[int]:
+    """Return the exit of each input; converted records may hold something else by this name."""
+    found = record["samples"].get("exits")
+    return found if isinstance(found, list) and all(isinstance(each, int) and each > 0 for each in found) else []
 
 
 def _first_rounds(subject: Subject) -> list[Record]:
@@ -212,7 +219,10 @@ def _per_class(subject: Subject, full: Subject) -> dict[str, list[int]]:
     return found
 
 
-def _class_name(samples: Record, truth: int) -> str:
+def _class_name(samples: Record, truth: Any) -> str:
+    """Return the name of a class: records may hold ids with or without names, or names."""
+    if not isinstance(truth, int):
+        return str(truth)
     labels = samples.get("labels") or ()
     return str(labels[truth]) if truth < len(labels) else f"class {truth}"
 

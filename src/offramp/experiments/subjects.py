@@ -17,15 +17,19 @@ from typing import Any
 from offramp.experiments.comparison import SIGNIFICANT, Figure, equal_value, mean_score, paired
 from offramp.experiments.grid import matching
 from offramp.experiments.results import Record
-from offramp.experiments.specification import NOT_IDENTIFYING, Experiment, option_names, specification_of
+from offramp.experiments.specification import NOT_IDENTIFYING, OPTIONS, Experiment, option_names, specification_of
 from offramp.measure.statistics import Comparison, holm, judged, median_interval
 from offramp.reporting.svg import NUM_COLOURS
+from offramp.reporting.tables import NONE
 from offramp.units import named_size
 
+_EMPTY = {"figures": {}, "samples": {}, "round": 1, "key": ""}
+"""Values of a record that lacks these names: one of a study that was converted."""
 FOLDER = "folder"
 """Name of the option that tells subjects of several results folders apart."""
 _NOT_SHOWN = ("seed", "data", "device", *NOT_IDENTIFYING)
-_BARE = ("none", "True", "False")
+_BARE = ("none", "yes", "no")
+"""Values that need the name of their option, as numbers do."""
 _SERIES = ("model", "rival", "backend", "dtype", "batch", "residency", FOLDER)
 """Options that may give points of a picture their colours, the first that has several values; else the exit does."""
 
@@ -68,7 +72,7 @@ class Group:
         self.labels: dict[Subject, str] = {}
         """Subject -> place in the page of its row."""
         found = values_of(subjects)
-        self.varied = [name for name, values in found.items() if len(values) > 1] or ["model"]
+        self.varied = _needed([name for name, values in found.items() if len(values) > 1], subjects) or ["model"]
         """Options that tell the subjects apart."""
         self._prefix = _common_folder([each.flat["model"] for each in subjects])
         self.baseline = self._baseline(baseline)
@@ -89,19 +93,20 @@ class Group:
     def show(self, subject: Subject, name: str) -> str:
         """Return the value of an option as people read it."""
         value = subject.flat.get(name)
+        if name not in subject.flat:
+            return NONE
         if name == "model":
             return str(value)[len(self._prefix) :]
         if name == "rival" and value is None:
             return "offramp"
         if name == "budget" and isinstance(value, int):
             return named_size(value)
-        return "none" if value is None else str(value)
+        return "none" if value is None else str(value) if not isinstance(value, bool) else "yes" if value else "no"
 
     def name(self, subject: Subject, without: Sequence[str] = ()) -> str:
         """Return the options that tell a subject from the others of its group, but for some."""
-        shown = [(name, self.show(subject, name)) for name in self.varied if name not in without]
-        # "none" and numbers need the name of their option.
-        parts = [f"{name} {value}" if value in _BARE or value.isdecimal() else value for name, value in shown]
+        names = [name for name in self.varied if name not in without and name in subject.flat]
+        parts = [_said(name, self.show(subject, name)) for name in names if name != "trace" or subject.flat[name]]
         return ", ".join(parts) or self.show(subject, "model")
 
     def series(self, subject: Subject) -> str:
@@ -122,11 +127,27 @@ class Group:
         return next(iter(equal or able), None)
 
 
+def _said(name: str, value: str) -> str:
+    if name == "trace":
+        return "traced"
+    return f"{name} {value}" if value in _BARE or value.isdecimal() else value
+
+
 def values_of(subjects: Iterable[Subject]) -> dict[str, set[str]]:
     """Return the values that the options of subjects have, without options that tell no subjects apart."""
     flats = [each.flat for each in subjects]
     names = [name for name in (*option_names(), FOLDER) if name not in _NOT_SHOWN]
     return {name: {str(flat.get(name)) for flat in flats} for name in names}
+
+
+def _needed(varied: Sequence[str], subjects: Sequence[Subject]) -> list[str]:
+    """Return the options without those of a training that tell no further subjects apart: several change together."""
+    kept = list(varied)
+    for name in [each for each in reversed(varied) if each in OPTIONS["training"]]:
+        others = [each for each in kept if each != name]
+        if len({tuple(str(each.flat.get(other)) for other in others) for each in subjects}) == len(subjects):
+            kept = others
+    return kept
 
 
 def _common_folder(models: Sequence[str]) -> str:
@@ -148,7 +169,7 @@ def groups_of(folders: Mapping[str, Iterable[Record]], baseline: Sequence[str] =
         for record in records:
             text = json.dumps(record.get("experiment"), sort_keys=True)
             each = known.get(text) or known.setdefault(text, _without_seed(specification_of(record, folder)))
-            found.setdefault((each, folder), Subject(each, folder)).records.append(record)
+            found.setdefault((each, folder), Subject(each, folder)).records.append({**_EMPTY, **record})
     if len({each for each, _ in found}) == len(found):
         for subject in found.values():
             subject.flat[FOLDER] = None

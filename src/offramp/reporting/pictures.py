@@ -78,10 +78,6 @@ def scatter(title: str, points: Sequence[Point], x: Axis, y: Axis, caption: str 
     across = scale_of([value for point in points for value in point.x], 58, _WIDTH - 18, x.show, base=x.base)
     up = scale_of([value for point in points for value in point.y], 285, top, y.show, base=y.base)
     draw_axes(canvas, across, up, x.title, y.title)
-    front = sorted((point for point in points if point.label), key=lambda point: (point.x[0], point.y[0]))
-    steps = [(across(b.x[0]), up(height)) for a, b in itertools.pairwise(front) for height in (a.y[0], b.y[0])]
-    if steps:
-        canvas.path([(across(front[0].x[0]), up(front[0].y[0])), *steps], "front")
     for point in points:
         colour = series.index(point.series) % NUM_COLOURS
         if point.label or len(points) <= _MOST_WHISKERS:
@@ -89,6 +85,10 @@ def scatter(title: str, points: Sequence[Point], x: Axis, y: Axis, caption: str 
         text = f"{point.name}: {x.title} {x.show(point.x[0])}, {y.title} {y.show(point.y[0])}"
         place = across(point.x[0]), up(point.y[0])
         canvas.mark(*place, f"mark f{colour}", shape=point.shape, title=text, row=point.row)
+    front = sorted((point for point in points if point.label), key=lambda point: (point.x[0], point.y[0]))
+    steps = [(across(b.x[0]), up(height)) for a, b in itertools.pairwise(front) for height in (a.y[0], b.y[0])]
+    if steps:
+        canvas.path([(across(front[0].x[0]), up(front[0].y[0])), *steps], "front")
     taken = [(across(point.x[0]), up(point.y[0])) for point in points]
     _label(canvas, [(across(point.x[0]), up(point.y[0]), point.label) for point in front[:MOST_LABELS]], taken, top)
     columns = ("experiment", x.heading, "low", "high", y.heading, "low", "high", "on the front")

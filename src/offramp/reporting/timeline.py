@@ -6,7 +6,7 @@ Passes around the highest memory are drawn; what was before them is compressed i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 NUM_PASSES = 3
 _MOST_POINTS = 500
+_APART = 4.0
+"""Distance in the picture from which two reads are told apart."""
 _LEFT, _RIGHT, _BEFORE = 62.0, 886.0, 52.0
 _LANES = {"read": ("f0", "reading weights"), "idle_read": ("f6", "reading between passes"),
           "wait": ("f1", "waiting for weights")}  # fmt: skip
@@ -64,12 +66,14 @@ def draw_timeline(title: str, run: Run, caption: str = "") -> Picture:
     _draw_curves(canvas, [(past, before)] if past else [], up)
     inside = [sample for sample in run.samples if begin <= sample.seconds <= end]
     clock = Scale(begin, end if end > begin else begin + 1, first, _RIGHT, ())
-    _draw_curves(canvas, [(clock, inside)], up)
+    _draw_curves(canvas, [(clock, [*(sample._replace(seconds=begin) for sample in before[-1:]), *inside])], up)
     _draw_exits(canvas, spans, clock, top)
     _draw_limits(canvas, run, up)
+    blocks = {kind: _blocks([span for span in spans if span.kind == kind], clock) for kind in lanes}
     for index, kind in enumerate(lanes):
-        _draw_lane(canvas, [span for span in spans if span.kind == kind], clock, floor + 5 + 14 * index)
-    return Picture(slug(title), title, canvas.svg(title), _data(inside, spans, begin), caption, is_wide=True)
+        _draw_lane(canvas, blocks[kind], clock, floor + 5 + 14 * index)
+    shown = [*_bands(spans), *(block for kind in lanes for block in blocks[kind])]
+    return Picture(slug(title), title, canvas.svg(title), _data(inside, shown, begin), caption, is_wide=True)
 
 
 def _window(run: Run) -> list[Span]:
@@ -104,21 +108,36 @@ def _draw_scales(canvas: Canvas, up: Scale, across: Scale, bottom: float) -> Non
     canvas.text((across.first + across.last) / 2, bottom + 36, "time", "quiet", "middle")
 
 
-def _bands(spans: Sequence[Span]) -> Iterator[tuple[Span, float, float]]:
-    """Yield the first span of each stage of each pass, and when its computation begins and ends."""
-    found: dict[tuple[int, int], list[Span]] = {}
-    for span in spans:
+def _bands(spans: Sequence[Span]) -> list[Span]:
+    """Return one span for each stage of each pass: all of its computation."""
+    found: dict[tuple[int, int], Span] = {}
+    for span in sorted(spans, key=lambda each: each.start_seconds):
         if span.kind in ("compute", "head"):
-            found.setdefault((span.pass_index, span.stage), []).append(span)
-    for group in found.values():
-        yield group[0], min(each.start_seconds for each in group), max(each.end_seconds for each in group)
+            first = found.setdefault((span.pass_index, span.stage), span)
+            end = max(first.end_seconds, span.end_seconds)
+            found[span.pass_index, span.stage] = first._replace(end_seconds=end, kind="compute")
+    return list(found.values())
+
+
+def _blocks(spans: Sequence[Span], clock: Scale) -> list[Span]:
+    """Return spans of one kind. Those that the picture could not show apart are one, with the sum of their bytes."""
+    found: list[Span] = []
+    for span in sorted(spans, key=lambda each: each.start_seconds):
+        begin, last = clock(span.start_seconds), found[-1] if found else span
+        if not found or begin - clock(last.start_seconds) > _APART or begin - clock(last.end_seconds) > _APART / 2:
+            found.append(span)
+        else:
+            end = max(last.end_seconds, span.end_seconds)
+            found[-1] = last._replace(end_seconds=end, bytes=last.bytes + span.bytes)
+    return found
 
 
 def _draw_bands(canvas: Canvas, spans: Sequence[Span], origin: float, across: Scale, ends: tuple[float, float]) -> None:
     """Tint the full height while a stage computes; waits between stages stay blank."""
-    for span, begin, end in _bands(spans):
-        x, width = across(begin - origin), across(end - origin) - across(begin - origin)
-        text = f"{cut(span.name, 60)}, pass {span.pass_index}: {format_duration(end - begin)}"
+    for span in _bands(spans):
+        x, seconds = across(span.start_seconds - origin), span.end_seconds - span.start_seconds
+        width = across(span.end_seconds - origin) - x
+        text = f"{cut(span.name, 60)}, pass {span.pass_index}: {format_duration(seconds)}"
         canvas.box(x, ends[0], width, ends[1] - ends[0], f"band{span.stage % 2}", text)
         name = next((each for each in (cut(span.name, 20), str(span.stage)) if width_of(each) * 0.85 < width), "")
         if name:

@@ -49,6 +49,9 @@
     place(event);
   });
   addEventListener("pointermove", (event) => tip.hidden || place(event));
+  addEventListener("click", (event) => {  // a finger has no other way to see the record of a mark
+    if (event.pointerType === "touch" && event.target.closest("figure svg a")) event.preventDefault();
+  });
   addEventListener("scroll", () => { tip.hidden = true; }, { passive: true });
   const value = (row, index) => {
     const cell = row.cells[index], number = parseFloat(cell.dataset.value);
