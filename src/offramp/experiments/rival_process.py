@@ -164,7 +164,7 @@ def disk_offload(job):
 
 
 def lazy_layers(job):
-    """A list of layers: one that is not there is built, its file is loaded into it, and another one is deleted."""
+    """PyTorch with a list of layers: one that is not there is built and loaded from its file; another is deleted."""
     import torch
 
     torch.set_num_threads(job.get("threads") or 1)
