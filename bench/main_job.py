@@ -197,7 +197,7 @@ def page(records: Sequence[Result], sides: dict[str, Side], settings: Sequence[S
     )
     columns = [Column(name, is_text=True) for name in HEAD]
     rows = [row_of(records, setting) for setting in settings]
-    return markdown(table_of("against", command, columns, rows, notes))
+    return f"`{command}`\n\n" + markdown(table_of("against", "New against old", columns, rows, notes))
 
 
 def main() -> int:

@@ -1,6 +1,6 @@
 """The questions of a course project of 2021, asked again: docs/results/study.md, which says how the models are made.
 
-SHAPES holds `bert-base` (with exits) and `distilbert`; RUNS holds `minilm/TASK` and `distil/TASK`; GLUE the tables.
+SHAPES holds `bert-base-exits` and `distilbert`; RUNS holds `minilm/TASK` and `distil/TASK`; GLUE the tables.
 
 SHAPES=shapes RUNS=runs GLUE=glue offramp sweep recipes/ancestor.py --out results/study
 
@@ -14,7 +14,7 @@ from offramp.experiments import Grid, patience
 SHAPES, RUNS, GLUE = (os.environ.get(name, name.lower()) for name in ("SHAPES", "RUNS", "GLUE"))
 QUICK = bool(os.environ.get("QUICK"))
 TIMED, SCORED = {"rounds": 1 if QUICK else 5}, {"rows": 100 if QUICK else 1000, "rounds": 1}
-LAYERS = {"bert-base": 12, "distilbert": 6}
+LAYERS = {"bert-base-exits": 12, "distilbert": 6}
 MODELS = [f"{RUNS}/minilm", f"{RUNS}/distil"]
 TASKS = [("cola", "dev"), ("mnli", "dev"), ("mnli", "dev_mismatched"), ("qnli", "dev"), ("qqp", "dev")]
 TUNED = [f"tune:latency=patience:{number}" for number in (1, 2, 3)]
@@ -31,7 +31,7 @@ def schedules(name, layers):
 def depths():
     """Latency to exit K of BERT-base with 6 of 12 layers in memory: what an exit saves where layers are loaded."""
     exits = [f"stage:{number}" for number in ((3, 6) if QUICK else (2, 4, 6, 8, 10))]
-    of = {"model": f"{SHAPES}/bert-base", "task": "mnli", "data": GLUE, "rows": 20, **TIMED}
+    of = {"model": f"{SHAPES}/bert-base-exits", "task": "mnli", "data": GLUE, "rows": 20, **TIMED}
     return Grid(residency=["mru", "planned"], resident_layers=6, exit=["none", *exits], **of)
 
 

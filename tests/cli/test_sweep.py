@@ -146,7 +146,7 @@ def recipe():
 @pytest.mark.slow
 def test_every_loading_strategy_is_an_option_of_a_recipe(run, tmp_path, monkeypatch):
     """Layers of 3 MiB, so that they are streamed; four layers, two of which are in memory at once."""
-    write_tiny(tmp_path / "wide", hidden_size=256, intermediate_size=1024, num_attention_heads=4)
+    write_tiny(tmp_path / "wide", exits=False, hidden_size=256, intermediate_size=1024, num_attention_heads=4)
     (tmp_path / "recipe.py").write_text(STRATEGIES)
     monkeypatch.chdir(tmp_path)
     said = run("sweep", "recipe.py", "--out", "out")

@@ -11,7 +11,7 @@ import pytest
 from offramp.errors import MissingExtraError, UsageError
 from offramp.experiments import Grid, experiment
 from offramp.experiments.jobs import WorkerJob
-from offramp.experiments.pools import ScheduledPool, require_safe, run_remotely
+from offramp.experiments.pools import ScheduledPool, require_safe, require_unplaced, run_remotely
 from offramp.experiments.sweep import SweepSettings, sweep
 from tests.experiments.test_sweep import ignore, stable
 
@@ -32,6 +32,14 @@ def test_another_machine_needs_tls(address):
 def test_addresses_that_are_none(address):
     with pytest.raises(UsageError, match="not the address of a scheduler"):
         require_safe(address)
+
+
+@pytest.mark.parametrize("options", [{"device": "board"}, {"exit": "tune:latency=40ms", "task": "sst2"}])
+def test_experiments_of_one_machine_are_not_given_to_a_scheduler(options):
+    others = [experiment(model="m"), experiment(model="m", task="sst2", exit="tune:drop=1")]
+    require_unplaced("tcp://localhost:8786", others)
+    with pytest.raises(UsageError, match=r"is of one machine, .* - m - run this experiment there, without --scheduler"):
+        require_unplaced("tcp://localhost:8786", [*others, experiment(model="m", **options)])
 
 
 def test_without_the_library_the_extra_is_named(monkeypatch):

@@ -93,7 +93,9 @@ def test_a_record_is_a_run_of_the_tracker(monkeypatch, tmp_path, name):
 
     module = types.ModuleType("accelerate.tracking")
     module.LOGGER_TYPE_TO_CLASS = {name: Tracker}
-    monkeypatch.setitem(sys.modules, "accelerate", types.ModuleType("accelerate"))
+    package = types.ModuleType("accelerate")
+    package.PartialState = lambda cpu: None
+    monkeypatch.setitem(sys.modules, "accelerate", package)
     monkeypatch.setitem(sys.modules, "accelerate.tracking", module)
     record = {"name": "budget=1/2, round 3", "options": {"seed": "1"}, "figures": {"latency": 0.5}, "round": 3}
     track(name, "project", tmp_path, {**record, "status": "done"})

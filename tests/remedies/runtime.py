@@ -461,6 +461,12 @@ leave_out.says = "the row that the message names is left out"
 
 
 TABLE = [
+    option(
+        "runtime/config.py: {}: a list of layers",
+        "give resident_layers",
+        {"residency": "fifo", "slots": 2},
+        {"residency": "fifo", "resident_layers": 2},
+    ),
     corrected(
         "units.py: a size must be an integer",
         lambda w: units.parse_size(None),

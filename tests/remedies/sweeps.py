@@ -200,11 +200,15 @@ def toys_with(options, returned=GOOD):
     return work
 
 
+def without_index(w):
+    """A store that transformers does not load, and a recipe of it."""
+    (w.store / INDEX_FILE).unlink()
+    (w / "recipe.py").write_text(TOYS.format("Grid(model='store', rival='disk', rounds=1)"))
+
+
 def unloadable(w):
-    """A store that transformers does not load."""
-    w.once(lambda w: (w.store / INDEX_FILE).unlink())
     w.copy("model")
-    w.once(lambda w: (w / "recipe.py").write_text(TOYS.format("Grid(model='store', rival='disk', rounds=1)")))
+    w.once(without_index)
     w.run(SWEEP + " --dry-run")
 
 
@@ -339,10 +343,6 @@ TABLE = [
         identified("pipe"), "give a file", identified("mine.tsv"),
     ),
     closed("experiments/figures.py: the score is {}", "unreachable"),
-    corrected(
-        "cli/sweep.py: {} names no interpreter", toys_with("--rival disk"), "give NAME=PYTHON",
-        toys_with(f"--rival disk={sys.executable}"),
-    ),
     Entry(
         "experiments/grid.py: a search beside other experiments",
         recipe("[Search(Grid(job='toy', model='toy'))]", SEARCHES),
@@ -363,19 +363,18 @@ TABLE = [
         "experiments/prerequisites.py: the rival {} reads the model", unloadable, "name the model folder",
         rewritten(f"Grid(rival='disk', {MODEL})", "`model='model'`"),
     ),
-    Entry("experiments/rival_steps.py: {}: {} [convert", bare, "give --rival {}=PYTHON", by_this_python, again=False),
+    Entry(
+        "experiments/rival_steps.py: {}: {} [convert", bare, "install it, or give --rival transformers=PYTHON",
+        by_this_python, again=False,
+    ),
     corrected(
         "experiments/rival_steps.py: {}: {} [_converted", converted("lazy-layers", FAILING), "leave this rival out",
         converted("transformers"),
     ),
     closed("experiments/rival_steps.py: it gives {} logits", "unreachable"),
     Entry(
-        "experiments/tracking.py: {} is not installed", toys_with("--track wandb"), "pip install {}",
+        "experiments/tracking.py: {} is not installed", toys_with("--track wandb"), "pip install wandb",
         said_by(with_tracker, "the tracker is installed"), again=False, simulates="library",
-    ),
-    Entry(
-        "runtime/config.py: {}: a list of layers", measured(f"Grid(residency='fifo', slots=2, {MODEL})"),
-        "give resident_layers", rewritten(f"Grid(residency='fifo', resident_layers=2, {MODEL})", "`resident_layers=2`"),
     ),
     closed("experiments/sweep.py: {}", "shared"),
     corrected(

@@ -116,6 +116,15 @@ def test_lists_of_other_programs(shelf, toy):
         passes(classifier, store, "none")
 
 
+@pytest.mark.parametrize("options", [{"residency": "mru", "resident_layers": 2}, {"prefetch": False, "slots": 2}])
+def test_rows_leave_and_batches_share_a_sweep(shelf, options):
+    store = shelf.open(BIG)
+    with opened(store, "patience:1", **options) as classifier:
+        passes(classifier, store, "patience:1")
+        outcomes = classifier._engine.sweep([encode(ROWS), encode(ROWS[:2])])
+        assert answers(outcomes) == expected(store, [*ROWS, *ROWS[:2]], "patience:1")
+
+
 @pytest.mark.parametrize("rule", ["fifo", "lru", "mru"])
 def test_a_read_that_is_stopped_leaves_the_list_right(shelf, rule):
     """What the reader brings after the end of a pass is not taken for another layer's."""

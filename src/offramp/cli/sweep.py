@@ -45,7 +45,7 @@ def _parse_rival(text: str) -> Any:
     from offramp.experiments.rivals import parse_against
 
     if "=" not in text:
-        raise ValueError(f"{text!r} names no interpreter; give NAME=PYTHON")
+        raise ValueError(f"{text!r} is not NAME=PYTHON")
     return parse_against(text)
 
 

@@ -164,13 +164,13 @@ def disk_offload(job):
 
 
 def lazy_layers(job):
-    """A list of layers: one that is not there is built, its file is loaded into it, and another one is deleted."""
+    """PyTorch with a list of layers: one that is not there is built and loaded from its file; another is deleted."""
     import torch
 
     torch.set_num_threads(job.get("threads") or 1)
     folder, keep, rule = Path(job["prepared"]), job.get("resident_layers") or 1, job.get("residency") or "fifo"
     model, name, count = _without_layers(job)
-    model.load_state_dict(torch.load(folder / "rest.pt"))
+    model.load_state_dict(torch.load(folder / "rest.pt", weights_only=True))
     build = _builder(model.config, count, name)
 
     class LayerList(torch.nn.Module):
@@ -189,7 +189,7 @@ def lazy_layers(job):
                 while len(self.kept) >= keep:
                     del self.kept[list(self.kept)[-1 if rule == "mru" else 0]]
                 self.kept[index] = build(index)
-                self.kept[index].load_state_dict(torch.load(folder / f"layer-{index}.pt"))
+                self.kept[index].load_state_dict(torch.load(folder / f"layer-{index}.pt", weights_only=True))
             elif rule == "lru":
                 self.kept[index] = self.kept.pop(index)
             return self.kept[index]
@@ -210,7 +210,7 @@ def _without_layers(job):
 
 
 def _list_of_layers(model, count):
-    """Return the name of the list of so many layers. Raises ValueError for a model that has none, or several."""
+    """Return the name of the list of `count` layers. Raises ValueError for a model that has none, or several."""
     import torch
 
     names = [name for name, each in model.named_modules() if isinstance(each, torch.nn.ModuleList)]

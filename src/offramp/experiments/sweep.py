@@ -123,7 +123,7 @@ def jobs_of(
 
 
 def plan_jobs(found: Sequence[Job], records: Sequence[Record], limit: int | None) -> Plan:
-    """Return the rounds of jobs that have no record, at most so many, and what they need."""
+    """Return the rounds of jobs that have no record, at most `limit`, and what they need."""
     recorded = {record["id"] for record in records}
     every = {job.id: job for job in _in_rounds(found)}  # experiments that differ in their number of rounds share some
     jobs = [job for job in every.values() if job.id not in recorded]
@@ -267,9 +267,8 @@ class Runner:
 
     def _add(self, job: Job, outcome: Outcome, beside: int) -> None:
         """Add the record of a job that has ended, and tell of it."""
-        record = self._record(job, outcome, beside)
-        self.results.add(record)
-        self._watch(record, self.names[job.experiment])
+        self.results.add(self._record(job, outcome, beside))
+        self._watch(self.results.records[-1], self.names[job.experiment])
         self._num_done += 1
         state = outcome["error"]["what"] if "error" in outcome else format_duration(outcome["seconds"])
         self.progress(self._num_done, self._num_all, f"{self.names[job.experiment]}, round {job.number}: {state}")
@@ -363,7 +362,8 @@ def search(
             runner.progress = lambda done, total, line, number=number: progress(
                 number - (done < total), len(study), f"trial {number}: {line}"
             )
-            runner.run(plan)
+            if plan.jobs:
+                runner.run(plan)
             whole.jobs += plan.jobs
             whole.num_recorded += plan.num_recorded
             whole.num_limited += plan.num_limited

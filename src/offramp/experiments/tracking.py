@@ -45,7 +45,8 @@ class Tracking:
             [*COMMAND, *about, str(folder / FOLDER)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         )  # fmt: skip
-        threading.Thread(target=self._listen, args=[self._child.stdout], daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, args=[self._child.stdout], daemon=True)
+        self._listener.start()
 
     def __enter__(self) -> Tracking:
         return self
@@ -69,11 +70,13 @@ class Tracking:
             answer = f"it does not take a record ({said(error)})"
         if answer:
             self._log(f"offramp: warning: the tracker failed: {answer}; records are kept, and no more are tracked")
+            self._child.kill()
             self._end()
 
     def _listen(self, pipe: Any) -> None:
-        for line in pipe:
-            self._answers.put(line.strip() if line.strip() != "taken" else "")
+        with pipe:
+            for line in pipe:
+                self._answers.put(line.strip() if line.strip() != "taken" else "")
         self._answers.put("its process has ended")
 
     def _end(self) -> None:
@@ -86,6 +89,7 @@ class Tracking:
             except (OSError, subprocess.TimeoutExpired):
                 child.kill()
                 child.wait()
+            self._listener.join(MOST_SECONDS)
 
 
 def main() -> int:
@@ -108,8 +112,10 @@ def main() -> int:
 
 def track(tracker: str, project: str, folder: Path, record: dict[str, Any]) -> None:
     """Make a run of a tracker for a record."""
+    from accelerate import PartialState
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
+    PartialState(cpu=True)  # some trackers log by its state
     folder.mkdir(exist_ok=True)
     os.environ.setdefault("TRACKIO_DIR", str(folder / "trackio"))
     kind, name = LOGGER_TYPE_TO_CLASS[tracker], record["name"]

@@ -60,7 +60,7 @@ def flat(record: Mapping[str, Any]) -> Row:
     return {name: _harmless(value) for name, value in found.items()}
 
 
-def where(rows: Iterable[Row], **wanted: Any) -> list[Row]:
+def where(rows: Iterable[Row], /, **wanted: Any) -> list[Row]:
     """Return the rows with these values; a list of values means any of them."""
     return [row for row in rows if all(_is_one(row.get(name), value) for name, value in wanted.items())]
 

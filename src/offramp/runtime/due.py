@@ -1,7 +1,7 @@
 """Weight feeds without look-ahead, to measure what the ring gains: a read starts when its step is due.
 
 `DueFeed` has the plan of the ring. `ListFeed` keeps a list of layers, as programs do that load a layer when it is not
-there and delete another one. In a pass over L layers with n in the list, `fifo` and `lru` load all L: each is deleted
+there and delete another one. Of L layers with n in the list, `fifo` and `lru` load all L in each pass: each is deleted
 before it is due again. `mru`, which deletes the one loaded last, keeps the first n - 1.
 """
 
