@@ -19,6 +19,7 @@ EXIT_CODES = {
     "StageError": 4,
     "NonFiniteError": 4,
     "DiskFullError": 5,
+    "AbsentError": 1,
     "MissingExtraError": 1,
 }
 
