@@ -18,7 +18,7 @@ from offramp.experiments.figures import SAMPLE
 from offramp.experiments.jobs import WorkerJob
 from offramp.experiments.rivals import INDEX_FILE, LISTED
 from offramp.experiments.specification import MEASURE, Experiment, digest_of
-from offramp.experiments.steps import POLICY, RUN, STORE
+from offramp.experiments.steps import LATENCY_OF, POLICY, RUN, STORE
 from offramp.measure.hardware import machine
 from offramp.runtime.config import BULK, LISTS, PLANNED, EngineConfig
 from offramp.session.inputs import InputSource
@@ -31,8 +31,6 @@ TIMED = ("profile",)
 _TUNE, _RANDOM = "tune:", "random:"
 _BOUNDS = ("oracle", _RANDOM)
 _GOALS = {"latency": ("latency_seconds", parse_duration), "drop": ("max_drop", float)}
-LATENCY_OF = "latency_of"
-"""Goal of `tune:latency=RULE`: the mean latency of this rule on the tune split."""
 
 
 @dataclass(frozen=True)

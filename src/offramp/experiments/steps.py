@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 EXITS, POLICY, PROFILE, RUN, STORE = "exits.json", "policy.json", "profile.json", "run", "store"
 """Names of what steps make, in the folder of the step."""
+LATENCY_OF = "latency_of"
+"""Goal of `tune:latency=RULE`: the mean latency of this rule on the tune split."""
 Tree = Mapping[str, Any]
 
 
@@ -157,7 +159,6 @@ def _transcript(step: Tree, log: Log) -> Any:
 
 
 def _tune(step: Tree, log: Log) -> Any:
-    from offramp.experiments.prerequisites import LATENCY_OF
     from offramp.experiments.trials import Trials
     from offramp.experiments.tuning import Goal, tune
     from offramp.policies import parse
