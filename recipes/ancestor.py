@@ -17,6 +17,7 @@ TIMED, SCORED = {"rounds": 1 if QUICK else 5}, {"rows": 100 if QUICK else 1000, 
 LAYERS = {"bert-base-exits": 12, "distilbert": 6}
 MODELS = [f"{RUNS}/minilm", f"{RUNS}/distil"]
 TASKS = [("cola", "dev"), ("mnli", "dev"), ("mnli", "dev_mismatched"), ("qnli", "dev"), ("qqp", "dev")]
+CHANCE = ["patience:2", "confidence:0.8"]
 TUNED = [f"tune:latency=patience:{number}" for number in (1, 2, 3)]
 
 
@@ -38,7 +39,8 @@ def depths():
 def policies(models, task, split):
     """Patience against policies tuned to its latency, between bounds; all layers in memory, or two."""
     of = {"model": [f"{model}/{task}" for model in models], "task": task, "split": split, "data": GLUE}
-    yield Grid(exit=["none", *patience(1, 4), "random:patience:2", "oracle"], **of, **SCORED)
+    known, bounds = ["none", *patience(1, 4), "confidence:0.8"], ["oracle", *(f"random:{rule}" for rule in CHANCE)]
+    yield Grid(exit=[*known, *bounds], **of, **SCORED)
     yield Grid(exit=TUNED, resident_layers=[2, None], **of, **SCORED)
     if split == "dev":
         yield Grid(exit=["none", "patience:2", TUNED[1]], resident_layers=[2, None], rows=100, **of, **TIMED)

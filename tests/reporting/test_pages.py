@@ -35,6 +35,13 @@ def test_a_published_page_is_made_from_its_records_and_holds_the_figures_that_we
     assert made == (ROOT / "docs/results" / f"{name}.md").read_text()
 
 
+def test_the_page_of_the_study_is_made_from_its_records_and_those_of_two_others():
+    folders = [ROOT / "docs/results/records" / name for name in ("study", "glue", "latency")]
+    records = [record for folder in folders for record in read_results(folder, print)]
+    made = page_from(ROOT / "recipes/ancestor.md.jinja", records)
+    assert made == (ROOT / "docs/results/study.md").read_text()
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_records_are_those_of_experiments(name):
     from offramp.experiments.specification import Experiment
