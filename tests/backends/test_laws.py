@@ -4,6 +4,7 @@ Shapes: B rows, S tokens, T = B S.
 """
 
 import dataclasses
+import gc
 
 import numpy as np
 import pytest
@@ -92,7 +93,7 @@ def test_rows_are_taken_along_any_axis(backend):
     values = {name: Value("float32", each) for name, each in axes.items()}
     arrays = {name: np.random.default_rng(0).standard_normal(value.shape(3, 4)).astype(np.float32)
               for name, value in values.items()}  # fmt: skip
-    backend._values = values
+    backend.values = values
     state = State(3, 4, {name: backend.wrap(array.copy()) for name, array in arrays.items()})
     state.values["e"] = None  # a mask that is not needed
     backend.keep(state, np.array([0, 2]))
@@ -161,6 +162,17 @@ def test_promised_bytes_grow_with_rows_tokens_and_threads(backend, store):
     scratch = type(backend).scratch_bytes
     backend.num_threads += 1
     assert backend.activation_bytes(2, 16) == opened(backend.name, store).activation_bytes(2, 16) + scratch
+
+
+def test_a_trial_is_measured_where_the_library_serves_one_backend(backend, store):
+    """PyTorch is never measured: it may allocate more for other shapes."""
+    gc.collect()
+    assert backend.is_measured == (backend.name != "torch")
+    assert 0 <= backend.returned_bytes(2, 16) <= backend.activation_bytes(2, 16)
+    assert (backend.returned_bytes(2, 16) == 0) == backend.keeps_buffers == (backend.name == "ort")
+    other = opened(backend.name, store)
+    assert not backend.is_measured and not other.is_measured
+    other.close()
 
 
 @pytest.mark.parametrize("name", BACKENDS)

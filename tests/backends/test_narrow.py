@@ -202,7 +202,7 @@ def test_a_runtime_without_the_operator_is_named(narrow, monkeypatch):
 def test_the_promised_bytes_hold_all_arrays_of_a_pass(narrow, num_rows, length):
     mask_BS = np.ones((num_rows, length), np.int64)
     backend = NumpyBackend(narrow, 1)
-    promised_bytes = backend.activation_bytes(num_rows, length) - backend.scratch_bytes + UFUNC_BYTES
+    promised_bytes = backend.returned_bytes(num_rows, length) + UFUNC_BYTES
     run(backend, begin(backend, mask_BS), narrow.program.stages)  # imports and caches
     tracemalloc.start()
     try:

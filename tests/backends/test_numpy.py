@@ -88,7 +88,7 @@ def test_the_promised_bytes_hold_all_arrays_of_a_pass(store, num_rows, length):
     mask_BS = np.ones((num_rows, length), np.int64)
     mask_BS[-1, 1:] = 0
     backend = NumpyBackend(store, 1)
-    promised_bytes = backend.activation_bytes(num_rows, length) - backend.scratch_bytes + UFUNC_BYTES
+    promised_bytes = backend.returned_bytes(num_rows, length) + UFUNC_BYTES
     run(backend, begin(backend, mask_BS), store.program.stages)  # imports and caches
     tracemalloc.start()
     try:

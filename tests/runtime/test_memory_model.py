@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,6 @@ from offramp.program.program import BATCH, TOKENS, Input, LookUp, Program, Stage
 from offramp.runtime import memory_model
 from offramp.runtime.inputs import InputReader
 from offramp.runtime.memory_model import (
-    GATHER_COPIES,
     HEADROOM_BYTES,
     HELD_FACTOR,
     NUM_WARM_UPS,
@@ -31,12 +31,32 @@ TEXTS = Texts(100, 512, 0, 0)
 class Reader:
     """As much of an `InputReader` as a model looks at."""
 
-    def __init__(self, program, **row_bytes):
-        self.program, self.row_bytes = program, row_bytes
+    def __init__(self, program, copied_bytes=(), **row_bytes):
+        self.program, self.row_bytes, self.copied_bytes = program, row_bytes, dict(copied_bytes)
 
 
-def model_of(program, **row_bytes):
-    return MemoryModel(Reader(program, **row_bytes), ToyBackend())
+class Measured(ToyBackend):
+    """A backend whose trial shows what it takes, but for values that are freed at once."""
+
+    is_measured = True
+
+    def returned_bytes(self, num_rows, length):
+        return 1000
+
+
+class Keeping(ToyBackend):
+    """A backend that keeps all buffers, perhaps for another one, too."""
+
+    keeps_buffers = True
+
+    def __init__(self, is_measured):
+        super().__init__()
+        self.is_measured = is_measured
+
+
+def model_of(program, backend=None, **facts):
+    reader: Any = Reader(program, **facts)
+    return MemoryModel(reader, backend or ToyBackend())
 
 
 def program_of(texts, axes, reads=(), dtype="int64", largest=()):
@@ -52,34 +72,27 @@ def test_rows_that_a_layer_reads_are_held_until_then_and_others_are_not():
     assert used.input_bytes(3, 5) == 15 * TOKEN_BYTES
 
 
-def test_gathering_takes_arrays_beside_those_that_one_row_took_in_rehearsal():
-    model = model_of(program_of(TEXTS, (BATCH, TOKENS)), rows=ROW)
-    assert model.gathering_bytes(1, 5) == 0
-    assert model.gathering_bytes(3, 5) == 2 * 5 * GATHER_COPIES * ROW
-
-
-def test_several_tables_share_what_gathering_takes(shelf):
-    """Word, position and type: three results, and the distinct rows of one."""
+def test_gathering_takes_the_rows_of_all_tables(shelf):
+    """Word, position and type."""
     with shelf.open(Toy()) as store:
         model = MemoryModel(InputReader(store), ToyBackend())
-        assert model.gathering_bytes(3, 5) == 2 * 5 * 4 * ROW
+        assert model.gathering_bytes(3, 5) == 15 * 3 * ROW
         assert model.input_bytes(3, 5) == 15 * TOKEN_BYTES
 
 
-@pytest.mark.parametrize(("tables", "taken"), [((1, 4), GATHER_COPIES * 4), ((2, 2, 2, 1), 2 + 7), ((1,) * 5, 1 + 5)])
-def test_tables_of_unequal_width_take_what_the_widest_needs_or_all_results(tables, taken):
-    """The copies of the widest, or the results of all beside the distinct rows of the widest, whatever is more."""
-    row_bytes = {f"rows.{number}": size * ROW for number, size in enumerate(tables)}
+def test_gathering_takes_the_rows_of_one_table_as_they_are_in_its_file_before_they_are_upcast():
+    row_bytes = {"words": 4 * ROW, "places": ROW}
     program = program_of(TEXTS, (BATCH, TOKENS))
     lookups = dict.fromkeys(row_bytes, program.lookups["rows"])
-    model = model_of(replace(program, lookups=lookups), **row_bytes)
-    assert model.gathering_bytes(3, 5) == 2 * 5 * taken * ROW
+    halves = {name: size // 2 for name, size in row_bytes.items()}
+    model = model_of(replace(program, lookups=lookups), copied_bytes=halves, **row_bytes)
+    assert model.gathering_bytes(3, 5) == 15 * (5 * ROW + 2 * ROW)
 
 
 @pytest.mark.parametrize(("largest", "size"), [((), 4), ((2, None), 4), ((2, 6), 6)])
 def test_arrays_count_themselves_and_their_look_ups_at_the_largest_size(largest, size):
     model = model_of(program_of(None, (BATCH, 4), largest=largest), rows=ROW)
-    assert model.gathering_bytes(3, 1) == model.input_bytes(3, 1) == 3 * (8 * size + GATHER_COPIES * size * ROW)
+    assert model.gathering_bytes(3, 1) == model.input_bytes(3, 1) == 3 * (8 * size + size * ROW)
 
 
 def test_arrays_count_bytes_by_their_dtype():
@@ -92,8 +105,20 @@ def test_a_sweep_holds_all_batches_but_the_one_that_is_computed():
     held = int(HELD_FACTOR * ToyBackend().state_bytes(2, 5)) + model.input_bytes(2, 5)
     assert model.held_bytes(2, 5) == held
     alone = model.sweep_bytes(Workload(2, 5), 1000)
-    assert alone == 1000 + model.gathering_bytes(2, 5) + HEADROOM_BYTES
+    assert alone == 1000 + HEADROOM_BYTES
     assert model.sweep_bytes(Workload(2, 5, 4), 1000) == alone + 3 * held
+
+
+@pytest.mark.parametrize("activation_bytes", [0, 100_000])
+@pytest.mark.parametrize(
+    ("texts", "backend", "is_beside"), [(TEXTS, None, False), (TEXTS, Keeping(True), True), (None, None, True)]
+)
+def test_rows_are_gathered_before_they_are_computed(texts, backend, is_beside, activation_bytes):
+    """Only kept buffers lie beside them; other inputs than texts stay while they are computed."""
+    model = model_of(program_of(texts, (BATCH, TOKENS) if texts else (BATCH, 4)), backend, rows=ROW)
+    gathered = model.gathering_bytes(2, 5)
+    busy = activation_bytes + gathered if is_beside else max(activation_bytes, gathered)
+    assert model.sweep_bytes(Workload(2, 5), activation_bytes) == busy + HEADROOM_BYTES
 
 
 @pytest.fixture
@@ -133,6 +158,28 @@ def test_what_a_rehearsal_takes_counts_where_it_is_more_than_predicted(process):
     model, workload = model_of(program_of(TEXTS, (BATCH, TOKENS)), rows=ROW), Workload(2, MAX_LENGTH)
     found = model.measure_footprint(warm_up, workload, 1 << 40, encoding_bytes=9)
     assert found == (50 << 20, model.sweep_bytes(workload, 7 << 20) + 9)
+
+
+@pytest.mark.parametrize(
+    ("backend", "num_rows", "taken"),
+    [
+        (Measured(), 1, 96 + 1000),
+        (Measured(), 2, 96 + 1000),
+        (Keeping(True), 1, 96),
+        (Keeping(True), 2, "predicted"),  # rows that remain of a batch may be copied beside the kept buffers
+        (Keeping(False), 1, "predicted"),
+    ],
+)
+def test_what_a_rehearsal_takes_counts_alone_where_it_shows_all(process, backend, num_rows, taken):
+    def warm_up(num_rows, length):
+        process.warm_up(num_rows, length)
+        process.resident = (50 << 20) + 96 * (length == MAX_LENGTH)
+
+    model = model_of(program_of(TEXTS, (BATCH, TOKENS)), backend, rows=ROW)
+    workload = Workload(num_rows, MAX_LENGTH)
+    taken = backend.activation_bytes(num_rows, MAX_LENGTH) if taken == "predicted" else taken
+    found = model.measure_footprint(warm_up, workload, 1 << 40)
+    assert found == (50 << 20, model.sweep_bytes(workload, taken))
 
 
 def test_a_workload_that_cannot_fit_is_not_rehearsed(process):

@@ -593,14 +593,27 @@ def test_bulk_takes_the_most_rows_that_fit(shelf):
         classifier.close()
 
 
+@pytest.mark.parametrize(("num_inputs", "rows"), [(0, 1), (1, 1), (5, 5), (40, 32)])
+def test_bulk_plans_for_no_more_rows_than_there_are_inputs(shelf, num_inputs, rows):
+    store = shelf.open(Toy(padding_bytes=1 << 20))
+
+    def plan_for(num_rows, num_batches):
+        return make_classifier(store, num_rows=num_rows, num_batches=num_batches, num_inputs=num_inputs)
+
+    classifier = with_most_rows(plan_for)
+    assert (classifier.settings.num_rows, classifier.settings.num_batches) == (rows, 1)
+    classifier.close()
+
+
 def test_bulk_sweeps_hold_as_many_batches_as_the_budget_has_room_for(shelf, fixed_memory, monkeypatch):
     """Rows that take 64 KiB between two steps, and 256 within one: the plan holds what is chosen."""
     store = shelf.open(LARGE)
     monkeypatch.setattr(ToyBackend, "state_bytes", lambda self, num_rows, length: num_rows << 16)
     monkeypatch.setattr(ToyBackend, "activation_bytes", lambda self, num_rows, length: num_rows << 18)
 
-    def plan_for(num_rows, num_batches):
-        return make_classifier(store, num_rows=num_rows, num_batches=num_batches, budget_bytes=budget, is_bulk=True)
+    def plan_for(num_rows, num_batches, num_inputs=None):
+        how = {"budget_bytes": budget, "is_bulk": True, "num_inputs": num_inputs}
+        return make_classifier(store, num_rows=num_rows, num_batches=num_batches, **how)
 
     found = []
     for megabytes in (11, 12, 14):
@@ -614,6 +627,9 @@ def test_bulk_sweeps_hold_as_many_batches_as_the_budget_has_room_for(shelf, fixe
         assert settings.num_batches > 1
         assert classifier.plan.num_slots >= 2
         classifier.close()
+        few = with_most_rows(partial(plan_for, num_inputs=settings.num_rows + 1))
+        assert few.settings.num_batches <= 2
+        few.close()
     assert found == sorted(found) and found[-1] > found[0] > 1
 
 

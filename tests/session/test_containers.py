@@ -15,7 +15,7 @@ from offramp.runtime import ledger, memory_model, run_plan
 from offramp.runtime.config import EngineConfig
 from offramp.runtime.ledger import CONTAINER, Limit, container_limit, group_bytes
 from offramp.session import containers
-from offramp.session.containers import STARTS, require_start
+from offramp.session.containers import STARTS, THRASHING_FAULTS, require_start
 from tests.toy import Toy, make_classifier
 
 MIB = 1 << 20
@@ -86,6 +86,29 @@ def test_a_lowered_limit_leaves_fewer_weights_in_memory_and_the_same_answers(she
         assert not classifier.feed.is_open, "nothing of the plan that does not fit stays in memory"
         with pytest.raises(ValueError, match="not open"):
             classifier.predict(TEXTS)
+
+
+def test_a_container_that_evicts_code_leaves_fewer_weights_in_memory(shelf, container, monkeypatch):
+    """As often as code is evicted, and until no smaller plan is left."""
+    store, faults = shelf.open(LARGE), [0]
+    monkeypatch.setattr(containers, "major_faults", lambda: faults[0])
+    with in_container(store, container(100 * MIB)) as classifier:
+        answers, plans = rows_of(classifier.predict(TEXTS)), [classifier.plan]
+        faults[0] += THRASHING_FAULTS
+        assert rows_of(classifier.predict(TEXTS)) == answers
+        assert classifier.plan is plans[0], "as many as of a cold start"
+        while plans[-1].predicted_peak_bytes > plans[-1].smallest_budget_bytes:
+            faults[0] += THRASHING_FAULTS + 1
+            with pytest.warns(UserWarning, match=r"the container evicts code of this process: \d slots and .* stay in"):
+                assert rows_of(classifier.predict(TEXTS)) == answers
+            plans.append(classifier.plan)
+            assert plans[-1].predicted_peak_bytes < plans[-2].predicted_peak_bytes
+            classifier.predict(TEXTS)
+            assert classifier.plan is plans[-1], "once it has ended"
+        assert len(plans) > 1
+        faults[0] += THRASHING_FAULTS + 1
+        assert rows_of(classifier.predict(TEXTS)) == answers, "slow, and not refused"
+        assert classifier.plan is plans[-1]
 
 
 @pytest.mark.parametrize("backend", STARTS)

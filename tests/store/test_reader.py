@@ -8,6 +8,7 @@ import random
 import tempfile
 import threading
 import time
+import tracemalloc
 from unittest import mock
 
 import numpy as np
@@ -19,7 +20,7 @@ from offramp.errors import DamagedError, StoreError
 from offramp.store import Store, Tensor
 from offramp.store.manifest import BLOCK_BYTES, Graph, all_files
 from offramp.store.memory import cache_folder
-from offramp.store.reader import READ_CHUNK_BYTES, load_tensors, tensor_view
+from offramp.store.reader import READ_CHUNK_BYTES, ROWS_AT_ONCE, load_tensors, tensor_view
 from tests.store.small import (
     HIDDEN,
     SHARDS,
@@ -284,6 +285,21 @@ def test_gathered_rows_are_those_of_the_table(pristine, rows):
         found_NW, _ = store.gather("rows", "word", np.array(rows, np.int64))
     assert np.array_equal(found_NW, arrays("rows")["word"][rows])
     assert found_NW.shape == (len(rows), HIDDEN)
+
+
+@pytest.mark.parametrize("rows", [range(VOCABULARY), [7, *range(VOCABULARY), 3] * 2], ids=["slice", "repeated"])
+def test_gathering_takes_little_memory_beside_its_result(pristine, rows):
+    rows_N = np.array(rows, np.int64)
+    with Store(pristine, "never") as store:
+        store.gather("rows", "word", rows_N)  # opens the file
+        tracemalloc.start()
+        try:
+            rows_NW, _ = store.gather("rows", "word", rows_N)
+            peak_bytes = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    numbers = 250 * len(rows_N)  # ids, places, runs and their Python objects
+    assert rows_NW.nbytes <= peak_bytes <= rows_NW.nbytes + 2 * ROWS_AT_ONCE * 4 * HIDDEN + numbers
 
 
 @settings(deadline=None, max_examples=60)

@@ -46,6 +46,8 @@ CAPTURED_SCRATCH_BYTES = 8 << 20
 """Bytes for each thread that libraries take in captured kernels: packed operands of matrix products, columns of
 convolutions."""
 REMEDY = "divide the model again"
+_BACKENDS: weakref.WeakSet[ProgramBackend] = weakref.WeakSet()
+"""Backends of this process: their libraries keep buffers for all of them."""
 BLOCKS = ("heads", "product", "join", "join-norm", "first")
 """Templates of programs with blocks."""
 MASK = "mask"
@@ -82,9 +84,12 @@ class ProgramBackend(Backend):
         self._require_runnable(names)
         self.kernels: Dict[str, LoadedKernel] = _Kernels(self)
         self.kernels.update({name: self.load(name, self.program.kernels[name]) for name in names})
-        self._values, self._lifetimes = self.program.values(), lifetimes_of(self.program)
-        self._is_captured = any(kernel.template == CAPTURED for kernel in self.program.kernels.values())
+        self.values, self.lifetimes = self.program.values(), lifetimes_of(self.program)
+        self._waiting_bytes: Dict[int, int] = {}
+        """Tokens of a trial -> most bytes of one row between two steps, in captured programs."""
+        self.is_captured = any(kernel.template == CAPTURED for kernel in self.program.kernels.values())
         self._constants = self._read_constants()
+        _BACKENDS.add(self)
 
     def wrong_inputs(self, name: str, line: str) -> StoreError:
         """Return the error of a kernel that does not take its inputs; `line` is what the library says."""
@@ -119,30 +124,23 @@ class ProgramBackend(Backend):
 
     def activation_bytes(self, num_rows: int, length: int) -> int:
         """Return the bytes of the kernel that takes most. Captured programs: in proportion to their example."""
-        if self._is_captured:
-            return self.state_bytes(num_rows, length) + self.num_threads * CAPTURED_SCRATCH_BYTES
-        values = self._values
-        most = max(
-            self.num_elements(self.program.kernels[step.kernel], num_rows, length) * np.dtype(value.dtype).itemsize
-            + _num_bytes((values[name] for name in self._lifetimes.beside[id(step)]), num_rows, length)
-            for step in self.program.steps()
-            for value in step.writes.values()
-        )
-        return most + self.num_threads * self.scratch_bytes
+        if self.is_captured:
+            return _lived_bytes(self.program, num_rows, length) + self.num_threads * CAPTURED_SCRATCH_BYTES
+        return most_bytes(self, self.num_elements, num_rows, length) + self.num_threads * self.scratch_bytes
 
     def state_bytes(self, num_rows: int, length: int) -> int:
-        """Return the bytes of values with which a batch can wait. Captured programs: the most that live at once."""
-        if not self._is_captured:
-            kept = [[self._values[name] for name in names] for names in self._lifetimes.between]
+        """Return the bytes of values with which a batch can wait. Captured programs: the most that live at once, until
+        a trial has shown what lies between two steps."""
+        if not self.is_captured:
+            kept = [[self.values[name] for name in names] for names in self.lifetimes.between]
             most = max(_num_bytes(values, num_rows, length) for values in kept)
             return most + self.mask_bytes(num_rows, length)
-        rows, tokens = self.program.example
-        lived = self.program.activation_bytes * num_rows / max(rows, 1)
-        return int(CAPTURED_FACTOR * lived * (length / max(tokens, 1) if self.program.texts else 1))
+        seen = self._waiting_bytes.get(length)
+        return _lived_bytes(self.program, num_rows, length) if seen is None else num_rows * seen
 
     def begin(self, arrays: Mapping[str, np.ndarray], mask_BS: Optional[np.ndarray], shape: Tuple[int, int]) -> State:
         """Return the state of a batch: those of its inputs and rows that a step reads."""
-        read = self._lifetimes.read
+        read = self.lifetimes.read
         values = {name: self.wrap(np.ascontiguousarray(array)) for name, array in arrays.items() if name in read}
         return State(shape[0], shape[1], values, mask_BS)
 
@@ -161,12 +159,12 @@ class ProgramBackend(Backend):
             else:
                 _require_rows(self, step.kernel, result, value, state)
             state.values[name] = result
-        for name in self._lifetimes.ended[id(step)]:
+        for name in self.lifetimes.ended[id(step)]:
             state.values.pop(name, None)
 
     def exit_logits(self, state: State, value: str, weights: Weights) -> np.ndarray:
         """Return the logits [B, C] of an exit head."""
-        hidden, declared = state.values[value], self._values[value]
+        hidden, declared = state.values[value], self.values[value]
         if hidden.ndim != len(declared.axes) or hidden.shape[declared.width_axis] != declared.width:
             what = f"the exit reads {value!r} of the shape {tuple(hidden.shape)}, not {declared.axes}"
             raise StoreError(what, self.store.path, REMEDY)
@@ -189,10 +187,10 @@ class ProgramBackend(Backend):
     def keep(self, state: State, rows_B: np.ndarray) -> None:
         """Take these rows along the axis `batch`, or in groups of S along `batch*tokens`."""
         for name, held in state.values.items():
-            axis = self._values[name].row_axis
+            axis = self.values[name].row_axis
             if axis is None or held is None:
                 continue
-            if self._values[name].axes[axis] == BATCH:
+            if self.values[name].axes[axis] == BATCH:
                 state.values[name] = self.take(held, rows_B, axis)
             else:
                 before, after = held.shape[:axis], held.shape[axis + 1 :]
@@ -218,12 +216,15 @@ class ProgramBackend(Backend):
                     continue
                 ran.add(step.kernel)
                 for name in set(step.reads.values()) - set(state.values):  # written by steps that are left out
-                    value = self._values[name]
+                    value = self.values[name]
                     state.values[name] = self.wrap(np.ones(value.shape(*shape), value.dtype))
                 self.run(state, step, {role: zeros[name] for role, name in step.weights.items()})
+                if self.is_captured:
+                    row_bytes = _row_bytes(self, state)
+                    self._waiting_bytes[length] = max(self._waiting_bytes.get(length, 0), row_bytes)
             if stage.exit in state.values and self.exit_form is not None and EXIT_KERNEL not in ran:
                 ran.add(EXIT_KERNEL)
-                shapes = self.head_shapes(self._values[stage.exit].width)
+                shapes = self.head_shapes(self.values[stage.exit].width)
                 zero_head = {role: np.zeros(shape, np.float32) for role, shape in shapes.items()}
                 self.exit_logits(state, stage.exit, zero_head)
 
@@ -265,6 +266,36 @@ class ProgramBackend(Backend):
 
 def _num_bytes(values: Iterable[Value], num_rows: int, length: int) -> int:
     return sum(math.prod(each.shape(num_rows, length)) * np.dtype(each.dtype).itemsize for each in values)
+
+
+def is_alone(backend: ProgramBackend) -> bool:
+    """Return whether the process has no other backend of this kind."""
+    return sum(type(other) is type(backend) for other in _BACKENDS) == 1
+
+
+def _lived_bytes(program: Program, num_rows: int, length: int) -> int:
+    """Return the bytes that live at once in a captured program, in proportion to its example."""
+    rows, tokens = program.example
+    lived = program.activation_bytes * num_rows / max(rows, 1)
+    return int(CAPTURED_FACTOR * lived * (length / max(tokens, 1) if program.texts else 1))
+
+
+def most_bytes(backend: ProgramBackend, elements: Callable[[Kernel, int, int], int], num_rows: int, length: int) -> int:
+    """Return the bytes of the kernel that takes most by its number of elements, with the values that live beside it."""
+    program, values, beside = backend.program, backend.values, backend.lifetimes.beside
+    return max(
+        elements(program.kernels[step.kernel], num_rows, length) * np.dtype(value.dtype).itemsize
+        + _num_bytes((values[name] for name in beside[id(step)]), num_rows, length)
+        for step in program.steps()
+        for value in step.writes.values()
+    )
+
+
+def _row_bytes(backend: ProgramBackend, state: State) -> int:
+    """Return the bytes of one row of the values of a state, inputs excluded."""
+    given = {*backend.program.inputs, *backend.program.lookups}
+    made = (value for name, value in state.values.items() if name not in given and value is not None)
+    return -(-sum(backend.unwrap(value).nbytes for value in made) // state.num_rows)
 
 
 class _Kernels(Dict[str, LoadedKernel]):

@@ -18,7 +18,7 @@ from typing import Any, Callable, Dict, Mapping, Optional, Tuple
 import numpy as np
 
 from offramp.backends import THREAD_VARIABLES
-from offramp.backends.base import BLOCKS, LoadedKernel, ProgramBackend, first, join
+from offramp.backends.base import BLOCKS, LoadedKernel, ProgramBackend, first, is_alone, join, most_bytes
 from offramp.backends.numpy_narrow import integers, num_temporary
 from offramp.program.heads import HeadForm
 from offramp.program.narrow import SUFFIX, plain
@@ -98,12 +98,33 @@ class NumpyBackend(ProgramBackend):
             return 2 * tokens * sizes["width"]
         return 3 * hidden + tokens  # `join-norm`: blocks, residual, output
 
+    def returned_bytes(self, num_rows: int, length: int) -> int:
+        """Return the bytes of arrays. A BLAS keeps its buffers of packed operands."""
+
+        def num_arrays(kernel: Kernel, num_rows: int, length: int) -> int:
+            return self.num_elements(kernel, num_rows, length) - _num_packed(kernel, num_rows * length)
+
+        return most_bytes(self, num_arrays, num_rows, length)
+
+    @property
+    def is_measured(self) -> bool:
+        """Return whether the buffers of the BLAS serve this backend alone."""
+        return is_alone(self)
+
     def mask_bytes(self, num_rows: int, length: int) -> int:
         """Return the bytes of the float mask of attention."""
         return num_rows * length * _MASKED.itemsize
 
     def close(self) -> None:
         """Do nothing: arrays are freed with the state of a batch."""
+
+
+def _num_packed(kernel: Kernel, tokens: int) -> int:
+    """Return the elements of packed operands that are among those of a kernel, at least."""
+    sizes, template = kernel.attributes, plain(kernel.template)
+    if template == "embedding" or template in BLOCKS:
+        return 0
+    return tokens * min(max(sizes.get("hidden_size", 0), sizes.get("intermediate_size", 0)), PACKED)
 
 
 def _linear(x: np.ndarray, inputs: Inputs, role: str) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import Any, Callable, Dict, List, Tuple
 import numpy as np
 
 from offramp.backends import onnx_templates
-from offramp.backends.base import BLOCKS, REMEDY, LoadedKernel, ProgramBackend, first, join
+from offramp.backends.base import BLOCKS, REMEDY, LoadedKernel, ProgramBackend, first, is_alone, join
 from offramp.backends.onnx_session import KernelError, StopClock, open_session, run_session, shrink_arena
 from offramp.backends.onnx_templates import BUILDERS, Sizes, graph_of
 from offramp.errors import StoreError
@@ -32,6 +32,7 @@ class OnnxBackend(ProgramBackend):
 
     name = "ort"
     templates = ("mask", *BUILDERS, "exit", "pooled-linear", "join", "first", CAPTURED)
+    keeps_buffers = True
 
     def __init__(self, store: Store, num_threads: int, *, trust_kernels: bool = False) -> None:
         self._sessions: Dict[str, Any] = {}
@@ -125,6 +126,11 @@ class OnnxBackend(ProgramBackend):
         if template == "join":  # blocks, and what they make
             return 2 * tokens * sizes["width"]
         return 5 * tokens * sizes["hidden_size"]  # `join-norm`: blocks, joined, residual, sum, normalisation
+
+    @property
+    def is_measured(self) -> bool:
+        """Return whether the arena serves this backend alone."""
+        return is_alone(self)
 
     def mask_bytes(self, num_rows: int, length: int) -> int:
         """Return the bytes of two float masks: one for attention, one for the mean over tokens."""

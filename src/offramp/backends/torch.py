@@ -17,7 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from offramp.backends.base import BLOCKS, CAPTURED_FACTOR, REMEDY, LoadedKernel, ProgramBackend, lines_of
+from offramp.backends.base import (
+    BLOCKS,
+    CAPTURED_FACTOR,
+    REMEDY,
+    LoadedKernel,
+    ProgramBackend,
+    lines_of,
+    most_bytes,
+)
 from offramp.backends.torch_blocks import block_kernel
 from offramp.backends.torch_graphs import CapturedGraph
 from offramp.backends.torch_limits import Allowance, BoundedGraph, ClaimError, Spec, TooLargeError
@@ -130,7 +138,7 @@ class TorchBackend(ProgramBackend):
         """Return the state of a batch."""
         torch.set_num_threads(self.num_threads)  # at every pass, because other code may have set it since
         state = super().begin(arrays, mask_BS, shape)
-        if self._is_captured:
+        if self.is_captured:
             state.allowance = self._allowance(arrays, shape)
         return state
 
@@ -218,6 +226,10 @@ class TorchBackend(ProgramBackend):
         if template == "join":
             return 2 * tokens * sizes["width"]
         return 5 * tokens * sizes["hidden_size"]  # `join-norm`: blocks, joined, residual, sum, normalisation
+
+    def returned_bytes(self, num_rows: int, length: int) -> int:
+        """Return the bytes of tensors. Captured programs: 0, as their prediction is a bound."""
+        return 0 if self.is_captured else most_bytes(self, self.num_elements, num_rows, length)
 
     def mask_bytes(self, num_rows: int, length: int) -> int:
         """Return the bytes of a float mask for each pair of tokens, the most that attention expands it to."""

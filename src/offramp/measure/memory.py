@@ -53,6 +53,15 @@ def read_memory() -> Memory:
     return Memory(status.get("VmRSS", status["VmHWM"]), status["VmHWM"], anon_bytes, file_bytes)
 
 
+def major_faults() -> int:
+    """Return how often this process has waited for the disk for a page of a mapped file; 0 if that is not known."""
+    try:
+        import resource  # not available on every system
+    except ImportError:
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_majflt
+
+
 def _status_bytes() -> Dict[str, int]:
     # Opened on every call: after a fork, an inherited descriptor would report the parent.
     try:

@@ -55,6 +55,11 @@ class Backend(ABC):
     name: str
     num_threads: int
     program: Program
+    keeps_buffers = False
+    """The library keeps the memory of activations when a pass ends, and takes no more in the next one."""
+    is_measured = False
+    """The growth of the process in a trial is all that the library keeps of a pass; else it may take more later, or may
+    have kept it before, for another backend."""
 
     @abstractmethod
     def warm_up(self, num_rows: int, length: int) -> None:
@@ -64,6 +69,10 @@ class Backend(ABC):
     @abstractmethod
     def activation_bytes(self, num_rows: int, length: int) -> int:
         """Return the most bytes that one pass takes besides weights, for [B, S] tokens."""
+
+    def returned_bytes(self, num_rows: int, length: int) -> int:
+        """Return the part of `activation_bytes` that is returned to the system while a pass runs."""
+        return 0
 
     @abstractmethod
     def state_bytes(self, num_rows: int, length: int) -> int:

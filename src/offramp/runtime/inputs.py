@@ -10,7 +10,7 @@ from typing import Dict, Iterable, Mapping, Optional, Tuple
 import numpy as np
 
 from offramp.errors import StoreError
-from offramp.program.dtypes import DTYPES, FLOAT
+from offramp.program.dtypes import DTYPES, FLOAT, HALF
 from offramp.program.inputs import Batch
 from offramp.program.program import ATTENTION_MASK, BATCH_TOKENS, INPUT_IDS, POSITION_IDS, TEXT_INPUTS, TOKENS, Input
 from offramp.store import Store
@@ -34,6 +34,9 @@ class InputReader:
         items = {name: table.shape[1] for name, (_, table) in self._tables.items()}
         self.row_bytes = {name: DTYPES[FLOAT].item_bytes * width for name, width in items.items()}
         """Look-up -> bytes of one row in memory."""
+        halves = (name for name, (_, table) in self._tables.items() if table.dtype == HALF)
+        self.copied_bytes = {name: DTYPES[HALF].item_bytes * items[name] for name in halves}
+        """Look-up -> bytes of one row in its file, if gathering copies it before it is upcast."""
 
     def read(self, batch: Batch) -> Tuple[Dict[str, np.ndarray], int]:
         """Return the inputs and looked-up rows of a batch by value name, and the bytes read from the store.

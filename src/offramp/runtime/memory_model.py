@@ -30,8 +30,6 @@ SMALL_SHARD_BYTES = 256 << 10
 """Largest shard that is always resident: streaming it would cost more than its memory."""
 TOKEN_BYTES = 4 * 8
 """Memory of one token in a batch: id, mask and type, and as much again as one of them for intermediate arrays."""
-GATHER_COPIES = 4
-"""Arrays of the size of the result that gathering rows of one table takes: the distinct rows, and three more."""
 LEAST_CODE_BYTES, MOST_CODE_BYTES = 8 << 20, 32 << 20
 """Code and constants of libraries that a pass runs. Measured: 10 to 18 MiB with ONNX Runtime, 9 to 12 MiB with NumPy;
 the first where a container leaves no more, at the same latency."""
@@ -61,7 +59,7 @@ class MemoryModel:
 
     def __init__(self, inputs: InputReader, backend: Backend) -> None:
         self.backend, self._program = backend, inputs.program
-        self._row_bytes = inputs.row_bytes
+        self._row_bytes, self._copied_bytes = inputs.row_bytes, inputs.copied_bytes
 
     def input_bytes(self, num_rows: int, length: int) -> int:
         """Return the bytes of the inputs of a batch, and of looked-up rows that layers read, until they are used."""
@@ -72,28 +70,34 @@ class MemoryModel:
         return num_rows * length * (TOKEN_BYTES + looked_up)
 
     def gathering_bytes(self, num_rows: int, length: int) -> int:
-        """Return the bytes that reading a batch takes, besides what warm-up passes took for one row.
+        """Return the bytes that reading a batch takes.
 
-        Warm-up passes read texts only: of other inputs all rows count, and the inputs themselves.
+        They are those of its looked-up rows, of the distinct rows of one table that are upcast, and of inputs other
+        than texts.
         """
         inputs, lookups = self._program.inputs, self._program.lookups
         items = {name: _row_items(each, length) for name, each in inputs.items()}
-        sizes = [items[lookups[name].input] * size for name, size in self._row_bytes.items()]
-        gathered = max(GATHER_COPIES * max(sizes), max(sizes) + sum(sizes)) if sizes else 0
-        if self._program.texts is not None:
-            return (num_rows - 1) * gathered
-        own = sum(items[name] * np.dtype(each.dtype).itemsize for name, each in inputs.items())
-        return num_rows * (own + gathered)
+        rows = [items[lookups[name].input] * size for name, size in self._row_bytes.items()]
+        files = [items[lookups[name].input] * size for name, size in self._copied_bytes.items()]
+        gathered = sum(rows) + max(files, default=0)
+        if self._program.texts is None:
+            gathered += sum(items[name] * np.dtype(each.dtype).itemsize for name, each in inputs.items())
+        return num_rows * gathered
 
     def held_bytes(self, num_rows: int, length: int) -> int:
         """Return the bytes that a batch [B, S] takes while another batch of its sweep is computed."""
         return int(HELD_FACTOR * self.backend.state_bytes(num_rows, length)) + self.input_bytes(num_rows, length)
 
     def sweep_bytes(self, workload: Workload, activation_bytes: int) -> int:
-        """Return the bytes of a sweep if computing one of its batches takes `activation_bytes`."""
+        """Return the bytes of a sweep if computing one of its batches takes `activation_bytes`.
+
+        Rows are gathered before they are computed; only a library that keeps its buffers holds both at once.
+        """
         shape = (workload.num_rows, workload.length)
-        held = (workload.num_batches - 1) * self.held_bytes(*shape)
-        return activation_bytes + held + self.gathering_bytes(*shape) + HEADROOM_BYTES
+        held, gathering = (workload.num_batches - 1) * self.held_bytes(*shape), self.gathering_bytes(*shape)
+        is_beside = self.backend.keeps_buffers or self._program.texts is None
+        busy = activation_bytes + gathering if is_beside else max(activation_bytes, gathering)
+        return busy + held + HEADROOM_BYTES
 
     def estimate_footprint(self, workload: Workload, most_bytes: int, encoding_bytes: int = 0) -> Optional[Footprint]:
         """Return an estimate from above if the process takes more than `most_bytes` even at least, else None.
@@ -120,9 +124,9 @@ class MemoryModel:
     ) -> Footprint:
         """Bring the process to the footprint that it has while it runs, and measure it.
 
-        Memory that only start-up needed is returned, and warm-up passes load what a pass needs. Activations are the
-        larger of the backend's prediction and the growth in warm-up passes. A workload that cannot fit is not run: its
-        plan is not feasible, and names a budget by the most that the prediction may be too small.
+        Memory that only start-up needed is returned, and warm-up passes load what a pass needs. A workload that cannot
+        fit is not run: its plan is not feasible, and names a budget by the most that the prediction of the backend may
+        be too small.
 
         Args:
             warm_up: runs a pass of [B, S] tokens without weights.
@@ -138,13 +142,26 @@ class MemoryModel:
         activation_bytes = self.backend.activation_bytes(workload.num_rows, workload.length)
         fits = base_bytes + activation_bytes <= budget_bytes
         if fits or base_bytes + int(BULK_FACTOR * activation_bytes) <= most_bytes:
+            grown_bytes = 0
             for _ in range(NUM_WARM_UPS):
                 warm_up(workload.num_rows, workload.length)
-                grown_bytes = resident_bytes() - LEDGER.resident_bytes() - base_bytes
-                activation_bytes = max(activation_bytes, grown_bytes)
+                grown_bytes = max(grown_bytes, resident_bytes() - LEDGER.resident_bytes() - base_bytes)
+            activation_bytes = self._taken_bytes(workload, grown_bytes)
         else:
             activation_bytes = int(BULK_FACTOR * activation_bytes)
         return Footprint(base_bytes, self.sweep_bytes(workload, activation_bytes) + encoding_bytes)
+
+    def _taken_bytes(self, workload: Workload, grown_bytes: int) -> int:
+        """Return the activations of a batch whose trial has left `grown_bytes` in memory.
+
+        They are these bytes and those that are returned while it runs; at least what the backend predicts, if it is
+        not measured. Where the library keeps buffers, a copy of the rows that remain of a batch may come on top.
+        """
+        backend, shape = self.backend, (workload.num_rows, workload.length)
+        taken_bytes = grown_bytes + backend.returned_bytes(*shape)
+        if backend.is_measured and not (backend.keeps_buffers and workload.num_rows > 1):
+            return taken_bytes
+        return max(backend.activation_bytes(*shape), taken_bytes)
 
 
 def resident_bytes() -> int:

@@ -74,8 +74,9 @@ def with_most_rows(plan_for: Callable[[int, int], Classifier], *, has_deadline: 
         activations = int(BULK_FACTOR * backend.activation_bytes(num_rows, length))
         return available_bytes - weights - model.sweep_bytes(Workload(num_rows, length), activations)
 
-    streamed = sum(small_shards(sizes)) + SLOTS * max(sizes)
-    fitting = [num_rows for num_rows in range(1, MAX_ROWS + 1) if left(num_rows, streamed) >= 0]
+    streamed, num_inputs = sum(small_shards(sizes)) + SLOTS * max(sizes), settings.num_inputs
+    most = MAX_SWEEP_ROWS if num_inputs is None else max(num_inputs, 1)
+    fitting = [num_rows for num_rows in range(1, min(MAX_ROWS, most) + 1) if left(num_rows, streamed) >= 0]
     choices: Dict[int, int] = {}
     if fitting and (has_deadline or left(max(fitting), sum(sizes)) >= 0):  # all weights are resident: nothing to share
         choices[max(fitting)] = 1
@@ -83,7 +84,7 @@ def with_most_rows(plan_for: Callable[[int, int], Classifier], *, has_deadline: 
         keeps = any(kernel.keeps_intermediates for kernel in program.kernels.values())
         for num_rows in fitting:
             room = left(num_rows, streamed + max(sizes) * keeps) // model.held_bytes(num_rows, length)
-            choices[num_rows] = 1 + min(max(room, 0), MAX_SWEEP_ROWS // num_rows - 1)
+            choices[num_rows] = 1 + min(max(room, 0), MAX_SWEEP_ROWS // num_rows - 1, -(-most // num_rows) - 1)
     tokens = NO_TEXT_TOKENS if program.texts is None else length
     num_rows, num_batches = min(choices.items(), key=lambda choice: _cost(*choice, tokens), default=(1, 1))
     if num_rows * num_batches == 1:

@@ -68,6 +68,8 @@ class Settings:
     """Batches that share a sweep over the weights in bulk mode."""
     encoding_bytes: int = 0
     """Memory for encoding the largest input, such as decoding an image; 0 if negligible."""
+    num_inputs: Optional[int] = None
+    """Number of inputs, if they are known: bulk mode plans for no more."""
     reached: Tuple[float, ...] = ()
     """Share of rows that reach each layer, if known: shards that are used most become resident. Empty: all rows."""
     config: Optional[EngineConfig] = None
@@ -395,12 +397,13 @@ def _new_feed(classifier: Classifier) -> WeightFeed:
 
 
 def _follow_container(classifier: Classifier) -> None:
-    """Give memory back where the limit of the container was lowered below what the plan takes.
+    """Give memory back where the limit of the container was lowered below what the plan takes, or evicts code.
 
     A smaller plan keeps fewer weights in memory. Raises BudgetError if none fits.
     """
-    limit, engine = classifier._watch.limit(), classifier._engine
-    if limit is None or engine is None or limit.num_bytes >= classifier.plan.predicted_peak_bytes:
+    plan = classifier.plan
+    (limit, reason), engine = classifier._watch.limit(plan), classifier._engine
+    if limit is None or engine is None or limit.num_bytes >= plan.predicted_peak_bytes:
         return
     lowered = {"budget_bytes": limit.num_bytes, "limited_by": limit.source, "margin_bytes": limit.margin_bytes}
     # The peak so far is that of the larger plan, and counts no longer.
@@ -420,8 +423,7 @@ def _follow_container(classifier: Classifier) -> None:
         feed.count_charged(before.bytes_used)
         feed.pass_index = before.pass_index
         LEDGER.reserve(classifier, _share(classifier, feed))
-    size, weights = (format_size(num) for num in (limit.num_bytes + limit.margin_bytes, plan.resident_bytes))
-    notice(f"the container was lowered to {size}: {plan.num_slots} slots and {weights} of weights stay in memory")
+    notice(f"{reason}: {plan.num_slots} slots and {format_size(plan.resident_bytes)} of weights stay in memory")
 
 
 def _free(classifier: Classifier) -> None:

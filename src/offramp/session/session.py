@@ -215,13 +215,15 @@ def _require_padding(store: Store, config: EngineConfig) -> None:
 
 def _settings(config: EngineConfig, encoder: InputEncoder, texts: Optional[Iterable[Any]]) -> Settings:
     """Return the settings of a classifier that runs one row at a time in bulk mode, `config.batch` rows otherwise."""
-    longest, encoding_bytes = config.longest, 0
+    longest, encoding_bytes, num_inputs = config.longest, 0, None
     if texts is not None:
-        longest = None
+        longest, num_inputs = None, 0
         for text in texts:
+            num_inputs += 1
             longest = max(longest or 0, *encoder.lengths([text]))
             encoding_bytes = max(encoding_bytes, encoder.encoding_bytes([text]))
     limit, is_bulk = least_limit(config.budget_bytes), config.batch == BULK
     num_rows, own = 1 if is_bulk else int(config.batch), config.own_process
     settings = Settings(limit.num_bytes, num_rows, longest, config.reads, own, is_bulk, limited_by=limit.source)
-    return replace(settings, encoding_bytes=encoding_bytes, config=config, margin_bytes=limit.margin_bytes)
+    settings = replace(settings, encoding_bytes=encoding_bytes, num_inputs=num_inputs)
+    return replace(settings, config=config, margin_bytes=limit.margin_bytes)

@@ -35,6 +35,8 @@ READ_CHUNK_BYTES = 2 << 20
 """Bytes per system call; a cancelled read stops at the next multiple."""
 Cancelled = Callable[[], bool]
 """Function that returns whether to stop reading. `bool` itself always returns False."""
+ROWS_AT_ONCE = 64
+"""Rows of a table that are copied or upcast at a time, through an array of this size."""
 MOST_OPEN = 64
 """Maximum number of files of shards that stay open between reads. An open of a local file takes microseconds."""
 VERIFY = ("always", "first", "never")
@@ -205,6 +207,7 @@ class Store(Forked):
         """Return rows of a gathered table [N, width] in the order of `rows_N`, and the bytes read.
 
         Only the blocks that contain these rows are read and verified. `upcasts`: rows of F16 are returned as float32.
+        It takes no memory beside the result, except for the distinct rows of F16.
         """
         shard = self.manifest.shards[shard_name]
         tensor = next(tensor for tensor in shard.tensors if tensor.role == role)
@@ -213,23 +216,28 @@ class Store(Forked):
         inverse_N = np.searchsorted(unique_U, rows_N)
         if len(unique_U) and (unique_U[0] < 0 or unique_U[-1] >= height):
             raise ValueError(f"{tensor.name}: rows {unique_U[0]}..{unique_U[-1]} requested, the table has {height}")
-        dtype = DTYPES[tensor.dtype]
+        dtype, is_upcast = DTYPES[tensor.dtype], upcasts and tensor.dtype == HALF
         name = dtype.numpy or f"u{dtype.item_bytes}"  # rows of a dtype that NumPy does not have are unsigned integers
-        table_UW = _aligned_rows(len(unique_U), width, np.dtype(name))
+        places_U = np.arange(len(unique_U))
+        if not is_upcast:  # each row is read to its first place in the result
+            places_U[inverse_N[::-1]] = np.arange(len(rows_N))[::-1]
+        found_MW = _aligned_rows(len(unique_U if is_upcast else rows_N), width, np.dtype(name))
         start, row_bytes = shard.data_start + tensor.offset, tensor.num_bytes // height
-        view, where = table_UW.reshape(-1).view(np.uint8).data, self.path / shard.file
+        view, where = found_MW.reshape(-1).view(np.uint8).data, self.path / shard.file
         with self.opened(shard_name) as fd:
-            read = len(view) + self._check_blocks(shard, fd, start, row_bytes, unique_U)
-            for first, count in _runs(unique_U):
-                part = view[first * row_bytes : (first + count) * row_bytes]
+            read = len(unique_U) * row_bytes + self._check_blocks(shard, fd, start, row_bytes, unique_U)
+            for first, count in _runs(unique_U, places_U):
+                part = view[int(places_U[first]) * row_bytes :][: count * row_bytes]
                 files.read_exactly(fd, part, start + int(unique_U[first]) * row_bytes, where)
-        if upcasts and tensor.dtype == HALF:
-            halves_UW, table_UW = table_UW, _aligned_rows(len(unique_U), width, np.dtype(np.float32))
-            table_UW[:] = halves_UW
-        if np.array_equal(unique_U, rows_N):  # a slice, which may be large
-            return table_UW, read
-        rows_NW = _aligned_rows(inverse_N.size, width, table_UW.dtype)
-        return np.take(table_UW, inverse_N.reshape(-1), 0, rows_NW, "clip"), read  # else NumPy makes one more copy
+        from_N, to_N = places_U[inverse_N], np.arange(len(rows_N))
+        rows_NW, is_missing_N = found_MW, from_N != to_N
+        if is_upcast:
+            rows_NW, is_missing_N[:] = _aligned_rows(len(rows_N), width, np.dtype(np.float32)), True
+        from_C, to_C = from_N[is_missing_N], to_N[is_missing_N]
+        for chunk in range(0, len(to_C), ROWS_AT_ONCE):
+            chosen = slice(chunk, chunk + ROWS_AT_ONCE)
+            rows_NW[to_C[chosen]] = found_MW[from_C[chosen]]
+        return rows_NW, read
 
     @contextlib.contextmanager
     def opened(self, name: str, direct: Optional[bool] = False) -> Iterator[int]:
@@ -378,11 +386,12 @@ def read_manifest_bytes(path: Path, folder: Optional[Folder] = None) -> bytes:
             return os.pread(fd, size, 0)
 
 
-def _runs(rows_U: np.ndarray) -> List[Tuple[int, int]]:
-    """Return (first index, count) of each run of consecutive rows."""
+def _runs(rows_U: np.ndarray, places_U: np.ndarray) -> List[Tuple[int, int]]:
+    """Return (first index, count) of each run of consecutive rows whose places are consecutive, too."""
     if not len(rows_U):
         return []
-    bounds = np.concatenate([[0], np.flatnonzero(np.diff(rows_U) != 1) + 1, [len(rows_U)]])
+    breaks = (np.diff(rows_U) != 1) | (np.diff(places_U) != 1)
+    bounds = np.concatenate([[0], np.flatnonzero(breaks) + 1, [len(rows_U)]])
     return list(zip(bounds[:-1].tolist(), np.diff(bounds).tolist()))
 
 
