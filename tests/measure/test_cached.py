@@ -1,4 +1,6 @@
+import builtins
 import ctypes
+import mmap
 import os
 
 import pytest
@@ -79,3 +81,26 @@ def test_a_file_without_a_name_is_looked_at_by_its_descriptor(file):
         os.mkfifo(file)
         assert measure.cached_bytes(descriptor) == size
     os.close(descriptor)
+
+
+def test_pages_of_a_mapped_file_are_resident_once_they_are_mapped(file):
+    """The page cache holds all of it."""
+    with held(file), file.open("rb") as opened, mmap.mmap(opened.fileno(), 4 * MIB, access=mmap.ACCESS_COPY) as pages:
+        before = measure.resident_bytes(pages)
+        assert pages[2 * MIB] == ord("w")
+        assert before <= MIB and before < measure.resident_bytes(pages) < 4 * MIB
+
+
+def test_pages_are_counted_where_page_tables_are_hidden(monkeypatch):
+    real = open
+
+    def hiding(path, *how):
+        if path == "/proc/self/pagemap":
+            raise PermissionError(path)
+        return real(path, *how)
+
+    with mmap.mmap(-1, 4 * MIB) as pages:
+        pages[:MIB] = bytes(MIB)
+        shown = measure.resident_bytes(pages)
+        monkeypatch.setattr(builtins, "open", hiding)
+        assert measure.resident_bytes(pages) == shown == MIB

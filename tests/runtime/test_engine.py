@@ -82,6 +82,15 @@ def test_steps_run_together_where_batches_share_a_sweep_and_much_would_be_kept(s
     engine.close()
 
 
+def test_steps_that_run_together_need_slots_for_all_their_weights(shelf):
+    """With fewer the engine would wait for ever."""
+    engine = open_engine(shelf.open(Toy()), "none", 1)
+    with pytest.raises(ValueError, match="2 shards are needed at once, and there are 1 slots"):
+        engine.sweep([encode(ROWS), encode(ROWS[:2])])
+    assert len(engine.sweep([encode(ROWS)])) == len(ROWS)
+    engine.close()
+
+
 @pytest.mark.parametrize("reads", ["buffered", "direct", "mapped"])
 @pytest.mark.parametrize("verify", ["always", "first", "never"])
 def test_how_shards_are_read_does_not_change_the_answer(shelf, verify, reads):

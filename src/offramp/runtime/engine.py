@@ -42,7 +42,7 @@ class Engine:
         """Run batches through one sweep over the weights. Return one outcome a row, batch after batch.
 
         Args:
-            batches: several of them only without a deadline.
+            batches: several of them only without a deadline, and with slots for all shards of joined steps.
             more: other batches will follow, so read their first shards when these are done.
             began: start of the request, which a deadline counts from; None: now.
         """
@@ -53,6 +53,8 @@ class Engine:
         self.gate.guard.begin()
         if not sweep.runs:
             return []
+        if len(sweep.runs) > 1:  # some of its steps are joined
+            self.feed.require_slots(self.schedule.most_shards_together(len(sweep.runs), self.feed.residents))
         self.feed.begin_pass(self.turns(sweep.num_rows))
         try:
             self._run(sweep)

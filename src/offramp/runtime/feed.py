@@ -7,7 +7,7 @@ decides what it touches next.
 from __future__ import annotations
 
 import time
-from typing import Callable, Dict, Mapping, NamedTuple, Optional, Tuple
+from typing import AbstractSet, Callable, Dict, Mapping, NamedTuple, Optional, Tuple
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from offramp.measure import Span, Trace
 from offramp.program.program import Step
 from offramp.runtime.mapping import MappedPool
 from offramp.runtime.ring import Loaded, Ring
-from offramp.runtime.slots import BufferPool, Slot
+from offramp.runtime.slots import BufferPool, EqualSlots, Slot
 from offramp.store import Store
 from offramp.store.reader import tensor_view
 
@@ -29,6 +29,11 @@ class Buffers(NamedTuple):
     """Shard -> buffer of its own, in which it stays after its first read."""
     depth: int
     """Most shards that are read and not used yet."""
+
+    @property
+    def num_slots(self) -> Optional[int]:
+        """Number of slots; None: the shards share an arena."""
+        return self.pool.num_slots if isinstance(self.pool, EqualSlots) else None
 
 
 class WeightFeed(Ring):
@@ -54,7 +59,7 @@ class WeightFeed(Ring):
             mapped: map streamed shards over their slots, as long as that is possible.
             how: options of `Store.read_shard`: `direct`, `halves`.
         """
-        self.trace, self._stage_of = trace, stage_of
+        self.trace, self._stage_of, self._num_slots = trace, stage_of, buffers.num_slots
         self._tensors, self._layouts = store.manifest.tensors(), store.manifest.layouts
 
         def read(shard: str, view: memoryview, cancelled: Callable[[], bool]) -> Tuple[int, bool]:
@@ -71,6 +76,17 @@ class WeightFeed(Ring):
     def mapping_obstacle(self) -> Optional[str]:
         """Why shards that were to be mapped are copied by now, or None."""
         return None if self._mapped is None else self._mapped.obstacle
+
+    def require_slots(self, num_shards: int) -> None:
+        """Raise ValueError for more shards at once than there are slots: the last of them would be waited for without
+        end."""
+        if self._num_slots is not None and num_shards > self._num_slots:
+            raise ValueError(f"{num_shards} shards are needed at once, and there are {self._num_slots} slots")
+
+    @property
+    def residents(self) -> AbstractSet[str]:
+        """Shards that stay in memory."""
+        return self._resident_slots.keys()
 
     def acquire(self, shard: str, until: Optional[float] = None) -> Optional[Loaded]:
         """Wait for a shard, as the ring does, and trace the wait."""

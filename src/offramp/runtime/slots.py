@@ -112,6 +112,7 @@ class EqualSlots(BufferPool):
     """Pool of slots of equal size; each holds any shard."""
 
     def __init__(self, slots: Sequence[Slot]) -> None:
+        self.num_slots = len(slots)
         self._slots, self._free = list(slots), list(slots)
 
     def fits(self, shard: str) -> bool:
