@@ -81,6 +81,7 @@ def test_files_are_read_into_large_pieces(path, chunk):
 def test_a_file_that_cannot_be_mapped_is_left_to_the_read(tmp_path):
     read, write = os.pipe()
     pages.read_in(read, 0)
+    assert not pages.is_cold(read, 0, 10)
     os.close(read)
     os.close(write)
     (tmp_path / "empty").touch()

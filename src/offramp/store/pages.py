@@ -16,7 +16,7 @@ import mmap
 import os
 import sys
 from functools import lru_cache
-from typing import Any
+from typing import Any, Iterator
 
 _MAP_FIXED, _MADV_HUGEPAGE, _MADV_POPULATE_READ, _MREMAP_MAYMOVE, _MREMAP_FIXED = 0x10, 14, 22, 1, 2
 HUGE_BYTES = 2 << 20
@@ -54,34 +54,44 @@ def populate(address: int, num_bytes: int) -> None:
     _require(_libc().madvise(address, num_bytes, _MADV_POPULATE_READ) == 0)
 
 
+def is_cold(fd: int, start: int, end: int) -> bool:
+    """Return whether `read_in` has something to do for bytes of a file: a piece of them is not in the page cache."""
+    if not sys.platform.startswith("linux") or fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT:
+        return False
+    first = start - start % HUGE_BYTES
+    with contextlib.suppress(OSError, AttributeError), _mapped(fd, first, end - first) as address:
+        return not all(map(_is_cached, range(address, address + end - first, HUGE_BYTES)))
+    return False
+
+
 def read_in(fd: int, offset: int) -> None:
     """Bring the pieces of a file at `offset`, and after it, into the page cache in huge pages, if they are not there.
 
     The one after it, because reading the first would start to read it, in small pages. Nothing is raised: only the size
     of pages is at stake, and who reads next finds out what is wrong with the file.
     """
-    if not sys.platform.startswith("linux") or fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT:
-        return
     with contextlib.suppress(OSError, AttributeError):
-        for place in (offset, offset - offset % HUGE_BYTES + HUGE_BYTES):
-            _touch(fd, place)
+        for place in (offset - offset % mmap.PAGESIZE, offset - offset % HUGE_BYTES + HUGE_BYTES):
+            with _mapped(fd, place, mmap.PAGESIZE) as address:  # one page, so that it adds no more to the process
+                if not _is_cached(address):
+                    _libc().madvise(address, mmap.PAGESIZE, _MADV_HUGEPAGE)  # the fault reads the huge page around it
+                    populate(address, mmap.PAGESIZE)
 
 
-def _touch(fd: int, offset: int) -> None:
-    """Touch a page of a file, if it is not in the page cache, by a mapping that asks for huge pages: the kernel then
-    reads all of the huge page.
-    """
-    inside, is_cached = offset % HUGE_BYTES, ctypes.c_ubyte()
-    address = _map(None, HUGE_BYTES, mmap.MAP_PRIVATE, fd, mmap.PROT_READ, offset - inside)
-    page = address + inside - inside % mmap.PAGESIZE
+@contextlib.contextmanager
+def _mapped(fd: int, offset: int, num_bytes: int) -> Iterator[int]:
+    address = _map(None, num_bytes, mmap.MAP_PRIVATE, fd, mmap.PROT_READ, offset)
     try:
-        _require(_libc().mincore(page, mmap.PAGESIZE, ctypes.byref(is_cached)) == 0)
-        if is_cached.value & 1:
-            return
-        _libc().madvise(address, HUGE_BYTES, _MADV_HUGEPAGE)  # only advice
-        populate(page, mmap.PAGESIZE)
+        yield address
     finally:
-        _libc().munmap(address, HUGE_BYTES)
+        _libc().munmap(address, num_bytes)
+
+
+def _is_cached(address: int) -> bool:
+    """Return whether the file of a mapped page has it in the page cache."""
+    state = ctypes.c_ubyte()
+    _require(_libc().mincore(address, mmap.PAGESIZE, ctypes.byref(state)) == 0)
+    return bool(state.value & 1)
 
 
 def make_own(address: int, num_bytes: int) -> None:

@@ -166,10 +166,13 @@ class Store(Forked):
     ) -> Tuple[int, bool]:
         """Read the bytes of `span` into `view` and update `digest`. Returns (bytes read, complete)."""
         (offset, end), layout = span, self.manifest.layouts[shard.name]
+        is_cold = pages.is_cold(fd, offset, end)
         with contextlib.nullcontext() if layout.is_file else self._staging.buffer() as staging:
             while offset < end:
                 if cancelled():
                     return offset - span[0], False
+                if is_cold:
+                    pages.read_in(fd, offset)
                 chunk = view[offset : offset + READ_CHUNK_BYTES] if staging is None else staging
                 got = self._read_chunk(shard, fd, chunk, offset, end)
                 if staging is not None:
@@ -182,7 +185,6 @@ class Store(Forked):
 
     def _read_chunk(self, shard: m.Shard, fd: int, chunk: memoryview, offset: int, end: int) -> int:
         """Read at most one chunk from `offset` on. Returns the number of bytes before `end` that were read."""
-        pages.read_in(fd, offset)
         with files.translate_read_errors(self.path / shard.file):
             got = os.preadv(fd, [chunk], offset)
         got = min(got, end - offset)
