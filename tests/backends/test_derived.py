@@ -114,7 +114,8 @@ def earlier(request, store, tmp_path):
 
 @pytest.fixture
 def loaded(monkeypatch):
-    """The graphs that ONNX Runtime gets."""
+    """The graphs of kernels that ONNX Runtime gets."""
+    reserve_arena(4)  # its graph is loaded once a process
     found, session = [], onnxruntime.InferenceSession
 
     def noting(graph, *rest, **options):

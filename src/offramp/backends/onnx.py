@@ -103,7 +103,7 @@ class OnnxBackend(ProgramBackend):
         return super().begin(arrays, mask_BS, shape)
 
     def _prepare_arena(self, shape: Tuple[int, int]) -> None:
-        num_bytes = 0 if self._is_captured else self.activation_bytes(*shape)
+        num_bytes = 0 if self.is_captured else self.activation_bytes(*shape)
         if num_bytes > self._reserved_bytes:
             reserve_arena(num_bytes)
             self._reserved_bytes = num_bytes
