@@ -82,6 +82,19 @@ def test_seeds_are_one_row_and_their_scores_a_mean():
     assert row.cells[-1].text == "6" and "seeds 1, 2, 3" in row.facts
 
 
+def test_a_model_and_the_models_of_its_seeds_are_rows_of_their_own(tmp_path, monkeypatch):
+    about = {"model": ["m"], "task": ["sst2"], "rows": 20, "exit": ["none"], "budget": ["resident"]}
+    found = study(5, seed=[None, 0, 7], **about)
+    alone = table(page([each for each in found if each["experiment"]["seed"] is None])).rows[0]
+    rows = {row.name: row for row in table(page(found)).rows}
+    assert [row.cells[-1].text for row in rows.values()] == ["5", "10"] and list(rows) == ["seed none", "seed 0,7"]
+    assert rows["seed none"].cells[1:] == alone.cells[1:], "records of seed 0 change nothing"
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "results", found)
+    for row, seeds in zip(rows.values(), ({None}, {0, 7}), strict=True):
+        assert {each.seed for each in measured_by(row)} == seeds
+
+
 def test_failures_are_rows_with_their_reason(records):
     specification = experiment(model="runs/bert", task="sst2", exit="none", budget="32MiB", rows=60)
     failed = [record(specification, number, HOSTILE) for number in (1, 2)]
@@ -201,11 +214,16 @@ def test_the_command_of_a_row_measures_it_alone(records, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "results", records)
     for row in table(page(records)).rows:
-        words = shlex.split(row.command)
-        assert words[:2] == ["offramp", "sweep"]
-        only = [words[index + 1] for index, word in enumerate(words) if word == "--only"]
-        (found,) = selected(read_recipe(tmp_path / words[2]), only)
+        (found,) = measured_by(row)
         assert str(found.engine.exit) in row.name
+
+
+def measured_by(row):
+    """The experiments that the command of a row measures."""
+    words = shlex.split(row.command)
+    assert words[:2] == ["offramp", "sweep"]
+    only = [words[index + 1] for index, word in enumerate(words) if word == "--only"]
+    return selected(read_recipe(Path(words[2])), only)
 
 
 def test_folders_of_the_same_experiments_are_told_apart(records):

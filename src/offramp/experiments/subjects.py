@@ -27,11 +27,13 @@ _EMPTY = {"figures": {}, "samples": {}, "round": 1, "key": ""}
 """Values of a record that lacks these names: one of a study that was converted."""
 FOLDER = "folder"
 """Name of the option that tells subjects of several results folders apart."""
-_NOT_SHOWN = ("seed", "data", "device", *NOT_IDENTIFYING)
+_NOT_SHOWN = ("data", "device", *NOT_IDENTIFYING)
 _BARE = ("none", "yes", "no")
 """Values that need the name of their option, as numbers do."""
 _SERIES = ("model", "rival", "backend", "dtype", "batch", "residency", FOLDER)
 """Options that may give points of a picture their colours, the first that has several values; else the exit does."""
+
+Place = tuple[int, int]
 
 
 class Subject:
@@ -40,6 +42,7 @@ class Subject:
     def __init__(self, specification: Experiment, folder: str) -> None:
         self.specification, self.folder = specification, folder
         self.flat = {**specification.flat(), FOLDER: folder}
+        """Options by name. `seed` is None, but where the model itself and models of seeds are measured: see `groups_of`."""
         self.records: list[Record] = []
 
     @cached_property
@@ -54,14 +57,15 @@ class Subject:
         """Records of failures."""
         return sorted((record for record in self.records if record.get("reason") is not None), key=place_of)
 
-    def with_figure(self, name: str) -> dict[tuple[int, int], Record]:
+    def with_figure(self, name: str) -> dict[Place, Record]:
         """Return the records with a figure that is a number, by seed and round."""
         return {place_of(record): record for record in self.done if record["figures"].get(name) is not None}
 
 
-def place_of(record: Record) -> tuple[int, int]:
-    """Return the seed and the round of a record."""
-    return record["experiment"]["seed"] or 0, record["round"]
+def place_of(record: Record) -> Place:
+    """Return the seed and the round of a record. Without a seed, which is -1, it is of another model than with seed 0."""
+    seed = record["experiment"]["seed"]
+    return -1 if seed is None else seed, record["round"]
 
 
 class Group:
@@ -130,7 +134,7 @@ class Group:
 def _said(name: str, value: str) -> str:
     if name == "trace":
         return "traced"
-    return f"{name} {value}" if value in _BARE or value.isdecimal() else value
+    return f"{name} {value}" if name == "seed" or value in _BARE or value.isdecimal() else value
 
 
 def values_of(subjects: Iterable[Subject]) -> dict[str, set[str]]:
@@ -160,17 +164,22 @@ def _common_folder(models: Sequence[str]) -> str:
 def groups_of(folders: Mapping[str, Iterable[Record]], baseline: Sequence[str] = ()) -> list[Group]:
     """Return the subjects of results folders in groups. `baseline`: see `Group` and `matching`.
 
-    Subjects that several folders have are told apart by their folder. Raises RefusedError for a record whose
+    Subjects that several folders have are told apart by their folder, and a model without a seed from those of its seeds.
+    Raises RefusedError for a record whose
     specification this release cannot read, UsageError for an unknown option in `baseline`.
     """
     known: dict[str, Experiment] = {}
-    found: dict[tuple[Experiment, str], Subject] = {}
+    found: dict[tuple[Experiment, str, bool], Subject] = {}
     for folder, records in folders.items():
         for record in records:
             text = json.dumps(record.get("experiment"), sort_keys=True)
             each = known.get(text) or known.setdefault(text, _without_seed(specification_of(record, folder)))
-            found.setdefault((each, folder), Subject(each, folder)).records.append({**_EMPTY, **record})
-    if len({each for each, _ in found}) == len(found):
+            has_seed = record["experiment"]["seed"] is not None
+            found.setdefault((each, folder, has_seed), Subject(each, folder)).records.append({**_EMPTY, **record})
+    for (each, folder, has_seed), subject in found.items():
+        if has_seed and (each, folder, False) in found:
+            subject.flat["seed"] = ",".join(map(str, sorted({x["experiment"]["seed"] for x in subject.records})))
+    if len({(each, has_seed) for each, _, has_seed in found}) == len(found):
         for subject in found.values():
             subject.flat[FOLDER] = None
     by_data: dict[str, list[Subject]] = {}
