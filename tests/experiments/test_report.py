@@ -6,14 +6,17 @@ import shlex
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from offramp.cli import main
 from offramp.errors import RefusedError, UsageError
 from offramp.experiments import experiment
+from offramp.experiments.comparison import FIGURES
 from offramp.experiments.grid import read_recipe, selected
 from offramp.experiments.report import page_of
 from offramp.experiments.results import RECORDS, Results, line_of, read_results
+from offramp.experiments.subjects import Subject, compared
 from offramp.reporting.html_page import to_html
 from offramp.reporting.tables import NONE, WRITE_PAGE
 from tests.experiments.studies import EXITS, MIB, record, study
@@ -93,6 +96,51 @@ def test_a_model_and_the_models_of_its_seeds_are_rows_of_their_own(tmp_path, mon
     write(tmp_path / "results", found)
     for row, seeds in zip(rows.values(), ({None}, {0, 7}), strict=True):
         assert {each.seed for each in measured_by(row)} == seeds
+
+
+def records_of_seeds(values, num_rounds=5):
+    """Records of two rules with a mean exit for each seed, which all rounds of a seed share."""
+    about = {"model": ["m"], "task": ["sst2"], "rows": 20, "budget": ["96MiB"]}
+    found = study(num_rounds, exit=list(values), seed=list(range(len(next(iter(values.values()))))), **about)
+    for each in found:
+        options = each["experiment"]
+        depth = values[options["engine"]["exit"]][options["seed"]]
+        figures = {"mean_exit": depth, "bytes": depth * MIB, "latency": depth * (1 + each["round"] / 1e3)}
+        each.update(figures=figures, samples={"latencies": [figures["latency"]] * 20})
+    return found
+
+
+def test_rounds_of_a_seed_are_no_samples_of_their_own():
+    """Three seeds have no interval and no bold, in however many rounds; five have the intervals of five values."""
+    values = {"patience:1": [5.0, 5.5, 6.0], "patience:2": [5.1, 5.9, 6.1]}
+    for row in table(page(records_of_seeds(values))).rows:
+        assert not any(cell.detail or cell.is_best for cell in row.cells) and row.cells[-1].text == "15"
+    values = {"patience:1": [5.0, 5.5, 6.0, 5.2, 5.4], "patience:2": [7.1, 7.9, 8.1, 7.0, 7.7]}
+    once, often = (table(page(records_of_seeds(values, number))).rows for number in (1, 5))
+    for few, many in zip(once, often, strict=True):
+        depth = [cell for cell in many.cells if cell.text in ("5.40", "7.70")]
+        assert depth and depth[0] in few.cells and depth[0].detail
+    assert any(cell.is_best for row in often for cell in row.cells)
+
+
+@pytest.mark.parametrize(("num_seeds", "num_rounds"), [(5, 2), (5, 5)])
+def test_seeds_without_a_difference_are_rarely_called_different(num_seeds, num_rounds):
+    """In 200 comparisons: 5 % by definition, 7 % for five samples. Rounds taken as samples gave 27 %."""
+    generator, missed = np.random.default_rng(1), 0
+    specifications = [experiment(model="m", exit=rule) for rule in ("patience:1", "patience:2")]
+    for _ in range(200):
+        sides = []
+        for each in specifications:
+            sides.append(Subject(each, "results"))
+            depths = generator.normal(5, 0.3, num_seeds)
+            sides[-1].records = [
+                {"key": str(seed), "round": number, "experiment": {"seed": seed}, "samples": {}, "inputs": {"data": ""},
+                 "figures": {"latency": depths[seed] * generator.normal(1, 0.01)}}
+                for seed in range(num_seeds) for number in range(num_rounds)
+            ]  # fmt: skip
+        found = compared(FIGURES["latency"], *sides)
+        missed += not found.low <= 1 <= found.high
+    assert missed <= 20
 
 
 def test_failures_are_rows_with_their_reason(records):

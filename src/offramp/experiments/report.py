@@ -33,7 +33,7 @@ from offramp.units import format_duration, format_size, named_size
 
 _SHOWN = {
     "score": Column("score", "%", help="Mean of the metrics of the task over the rows; of several seeds, the mean"),
-    "latency": Column("latency", "s", help="Median of the times of an input, or of a batch; of rounds, the median"),
+    "latency": Column("latency", "s", help="Median of the times of an input, or of a batch; of rounds and of seeds, the median"),
     "memory": Column("peak memory", "B", help="Peak resident set of the whole process, as the kernel counts it"),
     "bytes": Column("read per input", "B", help="Bytes that read calls returned, divided by the number of inputs"),
     "mean_exit": Column("mean exit", "layers", help="Mean number of layers that an input ran through"),
@@ -41,8 +41,8 @@ _SHOWN = {
 """Figure of `FIGURES` -> its column, in the order of a table."""
 _AGAINST = {
     "score": Column("points", help="Difference of the score from the baseline, paired by row of data"),
-    "latency": Column("× latency", help="Ratio of the latency to the baseline, paired by round"),
-    "memory": Column("× memory", help="Ratio of the peak memory to the baseline, paired by round"),
+    "latency": Column("× latency", help="Ratio of the latency to the baseline, paired by round, or by seed where there are several"),
+    "memory": Column("× memory", help="Ratio of the peak memory to the baseline, paired by round or seed"),
 }
 """Figure -> column of its paired comparison with the baseline."""
 
@@ -131,9 +131,10 @@ def _notes(group: Group) -> tuple[str, ...]:
         return ("No experiment of this table has figures.",)
     return (
         f"Baseline: {group.name(group.baseline)}. Ratios are paired by round, differences of scores in points by row of"
-        f" data. In brackets: 95 % intervals, for figures other than scores from {FEWEST_SAMPLES} rounds on. Bold: the"
-        f" best of its column, if it differs from each other row significantly (p < {SIGNIFICANT:g}, corrected by"
-        " Holm).",
+        f" data. In brackets: 95 % intervals. Those of scores are over the rows of data, for these models; others are over"
+        f" rounds, or over seeds where a row has several, from {FEWEST_SAMPLES} on: each seed counts once, by the median"
+        f" of its rounds. Bold: the best of its column, if it differs from each other row significantly"
+        f" (p < {SIGNIFICANT:g}, corrected by Holm).",
     )
 
 

@@ -18,6 +18,7 @@ from offramp.experiments.comparison import SIGNIFICANT, Figure, equal_value, mea
 from offramp.experiments.grid import matching
 from offramp.experiments.results import Record
 from offramp.experiments.specification import NOT_IDENTIFYING, OPTIONS, Experiment, option_names, specification_of
+from offramp.measure import median
 from offramp.measure.statistics import Comparison, holm, judged, median_interval
 from offramp.reporting.svg import NUM_COLOURS
 from offramp.reporting.tables import NONE
@@ -226,23 +227,61 @@ def _natural(value: Any) -> tuple[Any, ...]:
 
 
 def estimate(figure: Figure, subject: Subject) -> Comparison:
-    """Return the value of a figure of a subject that has it, with its interval if there is one."""
+    """Return the value of a figure of a subject that has it, with its interval if there is one.
+
+    Of several seeds, each counts once, by the median of its rounds: rounds of one seed share its model.
+    """
     known = vars(subject).setdefault("estimates", {})
     if figure.name not in known:
-        records = list(subject.with_figure(figure.name).values())
-        truths = [record["samples"].get("truth") for record in records]
+        seeds = list(_by_seed(subject.with_figure(figure.name)).values())
+        truths = [record["samples"].get("truth") for rounds in seeds for record in rounds]
         if figure.name == "score" and truths[0] is not None and all(truth == truths[0] for truth in truths):
-            known[figure.name] = judged(*mean_score(records), len(truths[0]), equal=0.0)
+            scores = [mean_score(rounds) for rounds in seeds]
+            value, draws_D = (sum(parts) / len(seeds) for parts in zip(*scores, strict=True))
+            known[figure.name] = judged(float(value), draws_D, len(truths[0]), equal=0.0)
         else:
-            known[figure.name] = median_interval([record["figures"][figure.name] for record in records])
+            found = seeds[0] if len(seeds) == 1 else [_median_round(figure, rounds) for rounds in seeds]
+            known[figure.name] = median_interval([record["figures"][figure.name] for record in found])
     return known[figure.name]
 
 
 def compared(figure: Figure, first: Subject, second: Subject) -> Comparison | None:
-    """Return the paired comparison of the second subject with the first; None without rounds that both have."""
-    sides = [each.with_figure(figure.name) for each in (first, second)]
-    shared = sorted(sides[0].keys() & sides[1].keys())
-    return paired(figure, *([side[place] for place in shared] for side in sides)) if shared else None
+    """Return the paired comparison of the second subject with the first; None without rounds that both have.
+
+    One seed of each side is paired by round, whichever seeds they are; several are paired by seed, and each counts once.
+    """
+    sides = [_by_seed(each.with_figure(figure.name)) for each in (first, second)]
+    if all(len(side) == 1 for side in sides):
+        pairs = [_of_shared_rounds(*(rounds for side in sides for rounds in side.values()))]
+        return paired(figure, *pairs[0]) if pairs[0][0] else None
+    pairs = [_of_shared_rounds(sides[0][seed], sides[1][seed]) for seed in sides[0] if seed in sides[1]]
+    pairs = [pair for pair in pairs if pair[0]]
+    if not pairs:
+        return None
+    truths = [record["samples"].get("truth") for pair in pairs for rounds in pair for record in rounds]
+    if figure.name == "score" and truths[0] is not None and all(truth == truths[0] for truth in truths):
+        return paired(figure, *([record for pair in pairs for record in pair[side]] for side in (0, 1)))
+    return paired(figure, *([_median_round(figure, pair[side]) for pair in pairs] for side in (0, 1)))
+
+
+def _by_seed(records: Mapping[Place, Record]) -> dict[int, list[Record]]:
+    found: dict[int, list[Record]] = {}
+    for (seed, _), record in sorted(records.items()):
+        found.setdefault(seed, []).append(record)
+    return found
+
+
+def _of_shared_rounds(first: Sequence[Record], second: Sequence[Record]) -> tuple[list[Record], list[Record]]:
+    """Return the records of the rounds that both have."""
+    rounds = {record["round"] for record in first} & {record["round"] for record in second}
+    here, there = ([record for record in side if record["round"] in rounds] for side in (first, second))
+    return here, there
+
+
+def _median_round(figure: Figure, rounds: Sequence[Record]) -> Record:
+    """Return a record that stands for the rounds of one seed: it has the median of the figure, and no samples."""
+    value = median([record["figures"][figure.name] for record in rounds])
+    return {**rounds[0], "figures": {figure.name: value}, "samples": {}}
 
 
 def best(group: Group, figure: Figure) -> Subject | None:
