@@ -136,6 +136,9 @@ def test_a_template_finds_exits_with_a_bar(tmp_path):
         ("{{ [] | median }}", 1),
         ("a\n{% include 'x' %}", 2),
         ("{{ rows | where(1) }}", 1),
+        ('a\n{{ ["a"] | of("x") }}', 2),
+        ("{% macro a() %}\n{{ a() }}{% endmacro %}{{ a() }}", 2),
+        ("{{ 'a' * 10**18 }}", 1),
     ],
 )
 def test_a_wrong_template_is_refused_with_its_line(text, line, tmp_path):
