@@ -121,13 +121,13 @@ def report_with(baseline):
     return work
 
 
-def page_by(template):
+def page_by(template, options=""):
     """Make a page of swept toys by a template: text, or bytes that are none."""
 
     def work(w):
         swept(w)
         (w / "page.jinja").write_bytes(template if isinstance(template, bytes) else template.encode())
-        w.run("report out --template page.jinja --out page.md")
+        w.run(f"report out --template page.jinja --out page.md {options}")
 
     return work
 
@@ -304,6 +304,10 @@ TABLE = [
     corrected(
         "experiments/report.py: no experiment with figures is such a baseline",
         report_with("model=b"), "give another --baseline", report_with("model=toy"),
+    ),
+    corrected(
+        "cli/report.py: a template makes the whole page, and has no use for {}",
+        page_by("{{ rows | length }}", "--title T"), "leave out --template, or --title", page_by("{{ rows | length }}"),
     ),
     corrected(
         "reporting/pages.py: cannot read a template ({})",

@@ -166,3 +166,6 @@ def test_the_command_writes_the_page_of_several_folders(tmp_path, capsys):
     assert (tmp_path / "page.md").read_text() == "| 0 | 250.0 ms |\n| 1 | 250.0 ms |\n"
     assert main(["report", *folders, "--template", str(tmp_path / "absent")]) != 0
     assert "absent" in capsys.readouterr().err
+    for given in (["--assets", str(tmp_path / "made")], ["--format", "md"], ["--title", "T"], ["--baseline", "model=m"]):
+        assert main(["report", *folders, "--template", str(template), *given]) == 2
+        assert given[0] in capsys.readouterr().err and not (tmp_path / "made").exists()
