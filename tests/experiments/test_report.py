@@ -266,6 +266,16 @@ def test_the_command_of_a_row_measures_it_alone(records, tmp_path, monkeypatch):
         assert str(found.engine.exit) in row.name
 
 
+def test_commands_tell_rows_of_other_tables_and_values_with_commas_apart(tmp_path, monkeypatch):
+    about = {"rows": 20, "exit": ["none"], "budget": ["96MiB", "resident"]}
+    found = study(1, model=["m", "n", "m,n"], task=["sst2"], **about) + study(1, model=["m"], task=[None], **about)
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "results", found)
+    rows = [row for name in ("results-1", "results-2") for row in table(page(found), name).rows]
+    measured = [measured_by(row) for row in rows]
+    assert [len(each) for each in measured] == [1] * 8 and len({each for each, in measured}) == 8
+
+
 def measured_by(row):
     """The experiments that the command of a row measures."""
     words = shlex.split(row.command)

@@ -26,7 +26,7 @@ from offramp.experiments.report_pictures import (
     traced,
 )
 from offramp.experiments.results import Record
-from offramp.experiments.subjects import Group, Subject, best, compared, estimate, groups_of, values_of
+from offramp.experiments.subjects import FOLDER, Group, Subject, best, compared, estimate, groups_of, values_of
 from offramp.measure.statistics import FEWEST_SAMPLES, Comparison
 from offramp.reporting.tables import NONE, Cell, Column, Page, Row, Section, Table, table_of
 from offramp.units import format_duration, format_size, named_size
@@ -186,8 +186,8 @@ def _command(subject: Subject, varied: Sequence[str]) -> str:
     """Return the command that measures a subject again: `offramp sweep` takes a results folder as a recipe."""
     words = ["offramp", "sweep", subject.folder, "--out", "again"]
     for name in varied:
-        if name in subject.flat and name != "folder":
-            words += ["--only", f"{name}={_spelt(name, subject.flat[name])}"]
+        if name != FOLDER:
+            words += ["--only", f"{name}={_spelt(name, subject.flat.get(name))}"]
     return shlex.join(words)
 
 
