@@ -158,6 +158,16 @@ def test_failures_are_rows_with_their_reason(records):
     assert all(write(only) for write in (to_html, *WRITE_PAGE.values()))
 
 
+def test_failures_of_earlier_inputs_are_not_those_of_a_row():
+    each = experiment(model="m", task="sst2", exit="none", budget="96MiB", rows=20)
+    later = [record(each, number) for number in (1, 2)]
+    earlier = [{**record(each, number, "too little memory"), "key": "earlier"} for number in (1, 2)]
+    found = page([*earlier, *later])
+    assert table(found).columns[-1].title == "rounds" and "failures" not in [each.name for each in found.tables]
+    (row,) = table(page([*later, *earlier])).rows
+    assert row.kind == "failed" and row.cells[-1].text == "too little memory"
+
+
 def test_figures_that_are_no_number_are_left_out(records):
     odd = [dict(each) for each in records]
     for each in odd[:5]:

@@ -147,7 +147,7 @@ def _reason_cell(subject: Subject) -> Cell:
     reasons = sorted({record["reason"]["what"] for record in subject.failed})
     if not subject.failed:
         return Cell(NONE if subject.done else "no figures")
-    several = f"{len(subject.failed)} of {len(subject.records)} rounds: " if subject.done else ""
+    several = f"{len(subject.failed)} of {len(subject.current)} rounds: " if subject.done else ""
     return Cell(several + "; ".join(reasons))
 
 

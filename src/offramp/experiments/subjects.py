@@ -47,16 +47,20 @@ class Subject:
         self.records: list[Record] = []
 
     @cached_property
-    def done(self) -> list[Record]:
-        """Records with figures, by seed and round, of the inputs that were measured last."""
+    def current(self) -> list[Record]:
+        """Records of the inputs that were measured last, by seed and round."""
         last = {record["experiment"]["seed"]: record["key"] for record in self.records}
-        found = (record for record in self.records if record["figures"])
-        return sorted((record for record in found if record["key"] == last[record["experiment"]["seed"]]), key=place_of)
+        return sorted((each for each in self.records if each["key"] == last[each["experiment"]["seed"]]), key=place_of)
+
+    @cached_property
+    def done(self) -> list[Record]:
+        """Current records with figures."""
+        return [record for record in self.current if record["figures"]]
 
     @cached_property
     def failed(self) -> list[Record]:
-        """Records of failures."""
-        return sorted((record for record in self.records if record.get("reason") is not None), key=place_of)
+        """Current records of failures."""
+        return [record for record in self.current if record.get("reason") is not None]
 
     def with_figure(self, name: str) -> dict[Place, Record]:
         """Return the records with a figure that is a number, by seed and round."""
