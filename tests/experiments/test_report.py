@@ -77,6 +77,13 @@ def test_the_best_is_bold_only_where_it_is_significantly_best():
     assert not any(cell.is_best for row in table(page(few)).rows for cell in row.cells), "three rounds have no interval"
 
 
+def test_bounds_are_never_bold_and_take_the_bold_of_none():
+    about = {"model": ["runs/bert"], "task": ["sst2"], "budget": ["resident"]}
+    found = study(6, rows=60, exit=["none", "patience:1", "oracle"], **about)
+    rows = {row.name: row.cells[2:] for row in table(page(found)).rows}
+    assert not any(cell.is_best for cell in rows["oracle"]) and any(cell.is_best for cell in rows["patience:1"])
+
+
 def test_seeds_are_one_row_and_their_scores_a_mean():
     found = study(2, rows=40, model=["m"], task=["sst2"], exit=["none"], budget=["resident"], seed=[1, 2, 3])
     (row,) = table(page(found)).rows

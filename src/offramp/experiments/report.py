@@ -133,7 +133,7 @@ def _notes(group: Group) -> tuple[str, ...]:
         f"Baseline: {group.name(group.baseline)}. Ratios are paired by round, differences of scores in points by row of"
         f" data. In brackets: 95 % intervals. Those of scores are over the rows of data, for these models; others are over"
         f" rounds, or over seeds where a row has several, from {FEWEST_SAMPLES} on: each seed counts once, by the median"
-        f" of its rounds. Bold: the best of its column, if it differs from each other row significantly"
+        f" of its rounds. Bold: the best of its column but for the bounds oracle and random, if it differs from each other row significantly"
         f" (p < {SIGNIFICANT:g}, corrected by Holm).",
     )
 

@@ -46,8 +46,6 @@ _SAME_ANSWERS = (
     "prefetch", "trace",
 )  # fmt: skip
 """Options that change when an answer is there, and not which exit gives it."""
-_UNKNOWABLE = ("oracle", "random:")
-"""Exits that no policy can know: they are drawn as squares."""
 _BOUNDS = {"memory": ("predicted_memory", "predicted"), "latency": ("bound", "lower bound")}
 """Figure -> the figure that it is drawn beside, and what that is called."""
 _MOST_MODELS = 4
@@ -83,7 +81,7 @@ def _points(group: Group, subjects: Sequence[Subject], x: str, y: str) -> list[P
 def _shape(subject: Subject) -> str:
     if subject.flat.get("rival"):
         return "diamond"
-    return "square" if subject.flat["exit"].startswith(_UNKNOWABLE) else "circle"
+    return "square" if subject.is_bound else "circle"
 
 
 def _is_beaten(point: tuple[float, float], others: Iterable[tuple[float, float]]) -> bool:

@@ -46,6 +46,11 @@ class Subject:
         """Options by name. `seed` is None, but where the model itself and models of seeds are measured: see `groups_of`."""
         self.records: list[Record] = []
 
+    @property
+    def is_bound(self) -> bool:
+        """Whether its exit is a bound of what policies can do, which none can know."""
+        return str(self.flat["exit"]).startswith(("oracle", "random:"))
+
     @cached_property
     def current(self) -> list[Record]:
         """Records of the inputs that were measured last, by seed and round."""
@@ -289,9 +294,9 @@ def _median_round(figure: Figure, rounds: Sequence[Record]) -> Record:
 
 
 def best(group: Group, figure: Figure) -> Subject | None:
-    """Return the subject with the best figure, if it differs significantly from each other one."""
+    """Return the subject with the best figure, if it differs significantly from each other one; bounds are left out."""
     sign = -1 if figure.words[1] == "better" else 1
-    able = [each for each in group.subjects if each.with_figure(figure.name)]
+    able = [each for each in group.subjects if each.with_figure(figure.name) and not each.is_bound]
     if len(able) < 2:
         return None
     first, *others = sorted(able, key=lambda each: sign * estimate(figure, each).value)
