@@ -283,6 +283,19 @@ def test_the_command_of_a_row_measures_it_alone(records, tmp_path, monkeypatch):
         assert str(found.engine.exit) in row.name
 
 
+def test_rows_that_differ_in_device_or_data_folder_are_told_apart(tmp_path, monkeypatch):
+    about = {"model": ["m"], "task": ["sst2"], "rows": 20, "exit": ["none"], "budget": ["96MiB"]}
+    found = study(1, device=["board", "laptop"], data=["glue", "mine"], **about)
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "results", found)
+    made = page(found)
+    rows = [row for name in ("results-1", "results-2") for row in table(made, name).rows]
+    assert [row.name for row in rows] == ["board", "laptop"] * 2
+    assert [each.title for each in made.tables[:2]] == [f"sst2, dev, 20 rows, {name}: results" for name in ("glue", "mine")]
+    assert len({each for row in rows for each in measured_by(row)}) == 4
+    assert all(len(measured_by(row)) == 1 for row in rows)
+
+
 def test_commands_tell_rows_of_other_tables_and_values_with_commas_apart(tmp_path, monkeypatch):
     about = {"rows": 20, "exit": ["none"], "budget": ["96MiB", "resident"]}
     found = study(1, model=["m", "n", "m,n"], task=["sst2"], **about) + study(1, model=["m"], task=[None], **about)

@@ -28,7 +28,6 @@ _EMPTY = {"figures": {}, "samples": {}, "round": 1, "key": ""}
 """Values of a record that lacks these names: one of a study that was converted."""
 FOLDER = "folder"
 """Name of the option that tells subjects of several results folders apart."""
-_NOT_SHOWN = ("data", "device", *NOT_IDENTIFYING)
 _BARE = ("none", "yes", "no")
 """Values that need the name of their option, as numbers do."""
 _SERIES = ("model", "rival", "backend", "dtype", "batch", "residency", FOLDER)
@@ -150,7 +149,7 @@ def _said(name: str, value: str) -> str:
 def values_of(subjects: Iterable[Subject]) -> dict[str, set[str]]:
     """Return the values that the options of subjects have, without options that tell no subjects apart."""
     flats = [each.flat for each in subjects]
-    names = [name for name in (*option_names(), FOLDER) if name not in _NOT_SHOWN]
+    names = [name for name in (*option_names(), FOLDER) if name not in NOT_IDENTIFYING]
     return {name: {str(flat.get(name)) for flat in flats} for name in names}
 
 
@@ -218,6 +217,9 @@ def _titles(firsts: Sequence[Subject]) -> list[str]:
         data = flat.get("task") or flat.get("dev") or flat.get("train")
         found.append("random inputs" if data is None else f"{PurePath(str(data)).name}, {flat['split']}")
     long = [f"{title}, {each.flat['rows']} rows" for title, each in zip(found, firsts, strict=True)]
+    folders = {str(each.flat["data"]) for each in firsts if each.flat.get("data")}
+    if len(folders) > 1:
+        long = [f"{title}, {each.flat.get('data')}" for title, each in zip(long, firsts, strict=True)]
     titles = [more if found.count(title) > 1 else title for title, more in zip(found, long, strict=True)]
     counts = [titles[: index + 1].count(title) for index, title in enumerate(titles)]
     return [title if number == 1 else f"{title} ({number})" for title, number in zip(titles, counts, strict=True)]
