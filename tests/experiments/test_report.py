@@ -326,6 +326,28 @@ def test_records_that_cannot_be_read_are_refused(records):
         page([newer])
 
 
+@pytest.mark.parametrize("value", ["x", 10**400, [1.0], {}])
+def test_figures_that_are_something_else_count_as_missing(records, value):
+    found = [{**each, "figures": {**each["figures"], "latency": value}} for each in records[:5]]
+    row = cells(table(page([*found, *records[5:]])), model="bert", exit="none", budget="96MiB")
+    assert row["latency"].text == NONE and row["score"].text != NONE
+
+
+@pytest.mark.parametrize(
+    "part",
+    [{"samples": {"truth": [1, 0], "answers": [1], "metrics": ["accuracy"]}}, {"samples": {"truth": [1, 0]}},
+     {"samples": {"latencies": ["x"]}}, {"samples": 3}, {"figures": []}, {"round": "1"}, {"reason": "none"}],
+)  # fmt: skip
+def test_records_with_other_parts_are_refused_by_their_folder_and_id(records, part):
+    with pytest.raises(RefusedError, match=f"record {records[0]['id']} .* - results - "):
+        page([{**records[0], **part}, *records[1:]])
+
+
+def test_records_without_inputs_are_compared_by_their_figures(records):
+    bare = [{name: value for name, value in each.items() if name != "inputs"} for each in records]
+    assert len(table(page(bare)).rows) == 12
+
+
 def test_records_of_studies_that_were_converted_can_be_reported():
     """They lack figures, samples, times and environments."""
     found = page(read_results(PUBLISHED, print))

@@ -137,6 +137,11 @@ def newer_record(out):
     (out / RECORDS).write_bytes(line_of({**record, "experiment": {**record["experiment"], "orbit": 1}}))
 
 
+def foreign_record(out):
+    record = read_results(out, print)[0]
+    (out / RECORDS).write_bytes(line_of({**record, "samples": 3}))
+
+
 def strange_folder(w):
     w.once(lambda w: ((w / "out").mkdir(), (w / "out" / "mine.txt").write_text("x")))
     recipe(GOOD)(w)
@@ -340,6 +345,10 @@ TABLE = [
     Entry(
         "experiments/specification.py: a record has a specification that cannot be read ({})",
         spoilt_results(newer_record, "report out"), "or run the sweep again", elsewhere, again=False,
+    ),
+    Entry(
+        "experiments/subjects.py: record {} has parts that no sweep writes",
+        spoilt_results(foreign_record, "report out"), "or run the sweep again", elsewhere, again=False,
     ),
     closed("experiments/steps.py: the transcript has {} rows", "torn"),
     corrected(
