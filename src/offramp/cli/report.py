@@ -7,6 +7,7 @@ offramp report results/ --template recipes/glue.md.jinja --out page.md
 """
 
 import argparse
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,10 @@ def main(args: argparse.Namespace) -> None:
         require_writable(args.out, () if is_free else tuple(SUFFIXES), atomic=True)
     if args.assets is not None:
         Path(args.assets).mkdir(parents=True, exist_ok=True)
-    text = _written(args, {name: read_results(Path(name), log) for name in args.results})
+    names: dict[str, str] = {}
+    for name in args.results:
+        names.setdefault(os.path.realpath(name), name)  # a folder that is named twice counts once
+    text = _written(args, {name: read_results(Path(name), log) for name in names.values()})
     if args.out is not None:
         from offramp.store.files import write_atomic
 
