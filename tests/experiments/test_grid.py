@@ -157,7 +157,7 @@ def test_only_keeps_the_experiments_of_these_values():
         assert len(selected(found, only)) == count, only
     with pytest.raises(UsageError, match="no experiment is left"):
         selected(found, ["task=cola"])
-    found = list(Grid(model=["m", "n", "m,n"], train="a.csv", labels=("x", "z"))) + [experiment(model="o")]
+    found = [*Grid(model=["m", "n", "m,n"], train="a.csv", labels=("x", "z")), experiment(model="o")]
     for only, count in (
         (["labels=x,z"], 3), (["labels=['x', 'z']"], 3), (["labels=none"], 1), (["model=m,n"], 1), (["model=m,o"], 2),
     ):  # fmt: skip

@@ -110,7 +110,14 @@ def test_hostile_texts_end_no_cell_and_begin_no_html(tmp_path):
 
 @pytest.mark.parametrize(
     ("value", "printed"),
-    [(7, "7"), ("a|b", "a\\|b"), ("a\\|b", "a\\\\\\|b"), ("a\\", "a\\\\"), ([0, "<script>", "|"], "[0, '&lt;script>', '\\|']"), ("a < b", "a < b")],
+    [
+        (7, "7"),
+        ("a|b", "a\\|b"),
+        ("a\\|b", "a\\\\\\|b"),
+        ("a\\", "a\\\\"),
+        ([0, "<script>", "|"], "[0, '&lt;script>', '\\|']"),
+        ("a < b", "a < b"),
+    ],
 )
 def test_values_are_raw_in_a_template_and_escaped_where_they_are_printed(value, printed, tmp_path):
     record = {**a_record(), "study": {"part": value, "wanted": value}}
@@ -166,6 +173,11 @@ def test_the_command_writes_the_page_of_several_folders(tmp_path, capsys):
     assert (tmp_path / "page.md").read_text() == "| 0 | 250.0 ms |\n| 1 | 250.0 ms |\n"
     assert main(["report", *folders, "--template", str(tmp_path / "absent")]) != 0
     assert "absent" in capsys.readouterr().err
-    for given in (["--assets", str(tmp_path / "made")], ["--format", "md"], ["--title", "T"], ["--baseline", "model=m"]):
+    for given in (
+        ["--assets", str(tmp_path / "made")],
+        ["--format", "md"],
+        ["--title", "T"],
+        ["--baseline", "model=m"],
+    ):
         assert main(["report", *folders, "--template", str(template), *given]) == 2
         assert given[0] in capsys.readouterr().err and not (tmp_path / "made").exists()

@@ -164,7 +164,8 @@ def selected(experiments: Iterable[Experiment], only: Iterable[str]) -> list[Exp
 def matching(experiments: Iterable[Experiment], only: Iterable[str], option: str = "--only") -> list[Experiment]:
     """Return the experiments whose options have the values of all `only`, such as `task=sst2` or `exit=none,oracle`.
 
-    A value with commas is one value if an experiment has it, else several. Raises UsageError, naming the option of the command line, for an unknown option of an experiment.
+    A value with commas is one value if an experiment has it, else several.
+    Raises UsageError, naming the option of the command line, for an unknown option of an experiment.
     """
     found = list(experiments)
     for text in only:

@@ -2,7 +2,8 @@
 
 A template is Jinja2, run in its sandbox: it computes and prints, and reaches neither files nor Python. It sees `rows`,
 the records as flat names and values, and the functions below as filters. What it prints is escaped so that it ends no
-cell and begins no HTML: a bar of a table stands outside of `{{ }}`, or is that of `cells`. Equal records give equal pages.
+cell and begins no HTML: a bar of a table stands outside of `{{ }}`, or is that of `cells`. Equal records give equal
+pages.
 
     {% for row in rows | where(part="speed") %}
     | {{ row.task }} | {{ rows | where(task=row.task) | of("latency") | median | ms }} |
@@ -143,7 +144,8 @@ def cells(values: Iterable[Any]) -> str:
 
 
 FILTERS: dict[str, Callable[..., Any]] = {
-    each.__name__: each for each in (where, of, groups, ratios, inverse, mean, median, spread, interval, mib, ms, yes, cells)
+    each.__name__: each
+    for each in (where, of, groups, ratios, inverse, mean, median, spread, interval, mib, ms, yes, cells)
 } | {"form": lambda value, form: NONE if value is None else f"{value:{form}}", "ordered": sorted}
 """Functions that a template calls after a bar."""
 
@@ -153,7 +155,7 @@ def _is_one(value: Any, wanted: Any) -> bool:
 
 
 def _harmless(value: Any) -> str:
-    """Return a value as text on one line that ends no cell of a table and begins no HTML, so that nothing escapes it."""
+    """Return a value as text on one line that ends no cell and begins no HTML, so that nothing escapes it again."""
     from markupsafe import Markup
 
     if isinstance(value, Markup):
