@@ -14,11 +14,12 @@ from offramp.errors import RefusedError, UsageError
 from offramp.experiments import experiment
 from offramp.experiments.comparison import FIGURES
 from offramp.experiments.grid import read_recipe, selected
-from offramp.experiments.report import page_of
+from offramp.experiments.report import _named_apart, page_of
 from offramp.experiments.results import RECORDS, Results, line_of, read_results
 from offramp.experiments.subjects import Subject, compared
 from offramp.reporting.html_page import to_html
-from offramp.reporting.tables import NONE, WRITE_PAGE
+from offramp.reporting.pictures import Picture
+from offramp.reporting.tables import NONE, WRITE_PAGE, Section
 from tests.experiments.studies import EXITS, MIB, record, study
 
 HOSTILE = "<script>alert(1)</script>\"' onload=x {{ 7*7 }} | \\ ]]>"
@@ -229,6 +230,9 @@ def test_files_of_pictures_have_names_of_their_own():
     found = study(1, rows=4, traced=True, model=["m" * 60, "m" * 61], task=["sst2"], exit=["none"], budget=["96MiB"])
     names = [picture.name for picture in page(found).pictures]
     assert len(names) == len(set(names)) and any(name.endswith("-2") for name in names)
+    same = Section("", pictures=tuple(Picture(name, name, "", "") for name in ("x", "x", "x-2", "x")))
+    (found,) = _named_apart([same])
+    assert [picture.name for picture in found.pictures] == ["x", "x-2", "x-2-2", "x-3"]
 
 
 def test_classes_are_compared_with_the_last_exit_on_the_same_rows(records):
@@ -291,7 +295,9 @@ def test_rows_that_differ_in_device_or_data_folder_are_told_apart(tmp_path, monk
     made = page(found)
     rows = [row for name in ("results-1", "results-2") for row in table(made, name).rows]
     assert [row.name for row in rows] == ["board", "laptop"] * 2
-    assert [each.title for each in made.tables[:2]] == [f"sst2, dev, 20 rows, {name}: results" for name in ("glue", "mine")]
+    assert [each.title for each in made.tables[:2]] == [
+        f"sst2, dev, 20 rows, {name}: results" for name in ("glue", "mine")
+    ]
     assert len({each for row in rows for each in measured_by(row)}) == 4
     assert all(len(measured_by(row)) == 1 for row in rows)
 
@@ -303,7 +309,7 @@ def test_commands_tell_rows_of_other_tables_and_values_with_commas_apart(tmp_pat
     write(tmp_path / "results", found)
     rows = [row for name in ("results-1", "results-2") for row in table(page(found), name).rows]
     measured = [measured_by(row) for row in rows]
-    assert [len(each) for each in measured] == [1] * 8 and len({each for each, in measured}) == 8
+    assert [len(each) for each in measured] == [1] * 8 and len({each for (each,) in measured}) == 8
 
 
 def measured_by(row):
@@ -375,6 +381,14 @@ def test_the_command_writes_each_format(results, tmp_path, capsys):
         assert out.read_text().startswith(first)
     assert main(["report", str(results), "--out", str(tmp_path / "report.pdf")]) == 2
     assert main(["report", str(results), "--format", "csv", "--out", str(tmp_path / "table.txt")]) == 0
+
+
+def test_a_folder_that_is_named_twice_counts_once(results, capsys):
+    pages = []
+    for names in ([str(results)], [str(results), f"{results}/", f"{results}/../{results.name}"]):
+        assert main(["report", *names, "--format", "csv"]) == 0
+        pages.append(capsys.readouterr().out)
+    assert pages[0] == pages[1]
 
 
 def test_assets_are_pictures_and_tables_as_files(results, tmp_path, capsys):

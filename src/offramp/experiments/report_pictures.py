@@ -6,13 +6,14 @@ Shapes: R rounds, N rows of data, K exits.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from offramp.experiments.comparison import FIGURES
 from offramp.experiments.results import Record
+from offramp.experiments.searching import is_surpassed
 from offramp.experiments.subjects import Group, Subject, estimate
 from offramp.measure import MemorySample, Span, median
 from offramp.reporting.layers import StageCost, add_passes
@@ -71,7 +72,7 @@ def _points(group: Group, subjects: Sequence[Subject], x: str, y: str) -> list[P
     corners = {each: (across[0], sign * up[0]) for each, (across, up) in ends.items() if _shape(each) == "circle"}
     found = []
     for each, (across, up) in ends.items():
-        is_first = each in corners and not _is_beaten(corners[each], corners.values())
+        is_first = each in corners and not is_surpassed(corners[each], corners.values())
         label = group.name(each, (group.coloured,)) if is_first else ""
         about = group.name(each), group.series(each)
         found.append(Point(*about, across, up, group.labels.get(each, ""), _shape(each), label))
@@ -82,11 +83,6 @@ def _shape(subject: Subject) -> str:
     if subject.flat.get("rival"):
         return "diamond"
     return "square" if subject.is_bound else "circle"
-
-
-def _is_beaten(point: tuple[float, float], others: Iterable[tuple[float, float]]) -> bool:
-    """Return whether another point is at least as good in both figures, and better in one; less is better."""
-    return any(other[0] <= point[0] and other[1] <= point[1] and other != point for other in others)
 
 
 def _interval(subject: Subject, name: str) -> tuple[float, float, float]:

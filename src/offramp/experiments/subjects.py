@@ -15,6 +15,8 @@ from functools import cached_property
 from pathlib import PurePath
 from typing import Any
 
+import numpy as np
+
 from offramp.errors import RefusedError
 from offramp.experiments.comparison import SIGNIFICANT, Figure, equal_value, mean_score, paired
 from offramp.experiments.grid import matching
@@ -44,7 +46,7 @@ class Subject:
     def __init__(self, specification: Experiment, folder: str) -> None:
         self.specification, self.folder = specification, folder
         self.flat = {**specification.flat(), FOLDER: folder}
-        """Options by name. `seed` is None, but where the model itself and models of seeds are measured: see `groups_of`."""
+        """Options by name. `seed` is None, but where a model and those of its seeds are measured: see `groups_of`."""
         self.records: list[Record] = []
 
     @property
@@ -74,7 +76,7 @@ class Subject:
 
 
 def place_of(record: Record) -> Place:
-    """Return the seed and the round of a record. Without a seed, which is -1, it is of another model than with seed 0."""
+    """Return the seed and the round of a record. No seed is -1: it is of another model than seed 0."""
     seed = record["experiment"]["seed"]
     return -1 if seed is None else seed, record["round"]
 
@@ -175,9 +177,9 @@ def _common_folder(models: Sequence[str]) -> str:
 def groups_of(folders: Mapping[str, Iterable[Record]], baseline: Sequence[str] = ()) -> list[Group]:
     """Return the subjects of results folders in groups. `baseline`: see `Group` and `matching`.
 
-    Subjects that several folders have are told apart by their folder, and a model without a seed from those of its seeds.
-    Raises RefusedError for a record whose
-    specification or measurements this release cannot read, UsageError for an unknown option in `baseline`.
+    Subjects that several folders have are told apart by their folder, and a model from those of its seeds. Raises
+    RefusedError for a record whose specification or measurements this release cannot read, UsageError for an unknown
+    option in `baseline`.
     """
     known: dict[str, Experiment] = {}
     found: dict[tuple[Experiment, str, bool], Subject] = {}
@@ -279,9 +281,8 @@ def estimate(figure: Figure, subject: Subject) -> Comparison:
         seeds = list(_by_seed(subject.with_figure(figure.name)).values())
         truths = [record["samples"].get("truth") for rounds in seeds for record in rounds]
         if figure.name == "score" and truths[0] is not None and all(truth == truths[0] for truth in truths):
-            scores = [mean_score(rounds) for rounds in seeds]
-            value, draws_D = (sum(parts) / len(seeds) for parts in zip(*scores, strict=True))
-            known[figure.name] = judged(float(value), draws_D, len(truths[0]), equal=0.0)
+            values, draws_SD = zip(*map(mean_score, seeds), strict=True)
+            known[figure.name] = judged(sum(values) / len(seeds), np.mean(draws_SD, axis=0), len(truths[0]), equal=0.0)
         else:
             found = seeds[0] if len(seeds) == 1 else [_median_round(figure, rounds) for rounds in seeds]
             known[figure.name] = median_interval([record["figures"][figure.name] for record in found])
@@ -291,7 +292,7 @@ def estimate(figure: Figure, subject: Subject) -> Comparison:
 def compared(figure: Figure, first: Subject, second: Subject) -> Comparison | None:
     """Return the paired comparison of the second subject with the first; None without rounds that both have.
 
-    One seed of each side is paired by round, whichever seeds they are; several are paired by seed, and each counts once.
+    One seed of each side is paired by round, whichever they are; several are paired by seed, and each counts once.
     """
     sides = [_by_seed(each.with_figure(figure.name)) for each in (first, second)]
     if all(len(side) == 1 for side in sides):

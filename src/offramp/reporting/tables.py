@@ -50,11 +50,6 @@ class Cell:
     bins: tuple[int, ...] = ()
     """Histogram of the raw samples, which a page draws beside the text."""
 
-    @property
-    def full(self) -> str:
-        """The text with its detail."""
-        return f"{self.text} {self.detail}".strip()
-
 
 @dataclass(frozen=True)
 class Row:
