@@ -51,7 +51,7 @@ class Subject:
 
     @property
     def is_bound(self) -> bool:
-        """Whether its exit is a bound of what policies can do, which none can know."""
+        """True if its exit is a bound of what policies can do, which none can know."""
         return str(self.flat["exit"]).startswith(("oracle", "random:"))
 
     @cached_property
