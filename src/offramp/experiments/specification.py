@@ -166,13 +166,16 @@ def names_of(experiments: Sequence[Experiment]) -> dict[Experiment, str]:
     varied = [name for name in option_names() if len(values[name]) > 1 and name not in NOT_IDENTIFYING]
     found = {}
     for each, flat in flats.items():
-        parts = [f"{name}={_spelt(name, flat[name])}" for name in varied if flat.get(name) is not None]
+        parts = [f"{name}={spelt(name, flat[name])}" for name in varied if flat.get(name) is not None]
         found[each] = " ".join(parts) or each.model
     return found
 
 
-def _spelt(name: str, value: Any) -> str:
-    return named_size(value) if name == "budget" and isinstance(value, int) else str(value)
+def spelt(name: str, value: Any) -> str:
+    """Return the value of an option as `--only` takes it."""
+    if name == "budget" and isinstance(value, int):
+        return named_size(value)
+    return "none" if value is None else str(value)
 
 
 def digest_of(tree: Any) -> str:
