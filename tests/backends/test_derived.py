@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from offramp.backends.onnx import OnnxBackend
+from offramp.backends.onnx_session import reserve_arena
 from offramp.backends.onnx_templates import graph_of
 from offramp.store import Store
 from offramp.store.exits import read_exits
