@@ -208,6 +208,19 @@ def test_what_needs_a_failed_prerequisite_is_recorded_as_failed(tmp_path, in_pro
     assert reasons == ["transcript failed: no"] * 2
 
 
+def test_a_prerequisite_that_failed_is_not_made_again_for_each_trial_of_a_search(tmp_path, in_process):
+    with Results(tmp_path / "out", ignore) as results:
+        pool = Recorder(failing=("divide",))
+        runner = Runner(results, pool, SweepSettings(), ignore, ignore)
+        for seed in (1, 2, 3):
+            needs = chain(tmp_path / "out")
+            job = sweep.Job(f"k{seed}", 1, experiment(job="toy", model="toy", seed=seed), {}, needs)
+            runner.names = {job.experiment: "toy"}
+            runner.run(Plan([job], list(needs.steps.values()), 0))
+        assert pool.order == ["divide"]
+        assert [record["reason"]["what"] for record in results.records] == ["divide failed: no"] * 3
+
+
 def test_equal_prerequisites_are_shared_and_changed_inputs_make_new_ones(tmp_path):
     first, second = (Needs(tmp_path) for _ in range(2))
     assert first.add("divide", ["a"]) == second.add("divide", ["a"]) != second.add("divide", ["b"])

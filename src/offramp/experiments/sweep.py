@@ -223,9 +223,9 @@ class Runner:
 
     def _starting(self, group: Sequence[Prerequisite]) -> Iterator[tuple[Prerequisite, WorkerJob, None]]:
         for step in group:
-            reason = next((self._failed[need] for need in step.needs if need in self._failed), None)
-            if reason is not None:
-                self._failed[step.name] = reason
+            failed = next((name for name in (step.name, *step.needs) if name in self._failed), None)
+            if failed is not None:  # itself: for an earlier trial of a search
+                self._failed[step.name] = self._failed[failed]
                 continue
             step.folder.mkdir(parents=True, exist_ok=True)
             self.log(f"making {step.name}")
