@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from offramp.errors import BudgetError, DiskFullError, MissingExtraError, OfframpError, UsageError
-from offramp.experiments import Grid, children, experiment, pools, sweep
+from offramp.experiments import Grid, children, experiment, pools, prerequisites, sweep
 from offramp.experiments.children import LostError
 from offramp.experiments.pools import LocalPool, attempt, failure_of, run_all
 from offramp.experiments.prerequisites import MADE, Needs, Prerequisite, Source, needs_of
@@ -225,6 +225,17 @@ def test_equal_prerequisites_are_shared_and_changed_inputs_make_new_ones(tmp_pat
     first, second = (Needs(tmp_path) for _ in range(2))
     assert first.add("divide", ["a"]) == second.add("divide", ["a"]) != second.add("divide", ["b"])
     assert not Prerequisite("divide", tmp_path, {}).is_made
+
+
+def test_a_profile_keeps_the_key_of_older_releases(monkeypatch, tmp_path):
+    """Else a results folder would tune again, with another policy, in the middle of an experiment."""
+    monkeypatch.setattr(prerequisites, "machine", lambda: "machine")
+    names = []
+    for more in ({}, {"prefetch": False}):
+        each = experiment(model="m", task="sst2", exit="tune:latency=5ms", budget="96MiB", **more)
+        names.append([*needs_of(each, Source("m", "stored", True), "rows", tmp_path).steps])
+    names[0] = [name for name in names[0] if name.startswith(("profile-", "tune-"))]
+    assert names[0] == ["profile-6311a2b747152398", "tune-f0e9079291db27a7"] and not set(names[0]) & set(names[1])
 
 
 def test_jobs_that_measure_time_run_one_at_a_time_unless_asked(tmp_path):

@@ -17,7 +17,7 @@ from offramp.errors import UsageError
 from offramp.experiments.figures import SAMPLE
 from offramp.experiments.jobs import WorkerJob
 from offramp.experiments.rivals import INDEX_FILE, LISTED
-from offramp.experiments.specification import MEASURE, Experiment, digest_of
+from offramp.experiments.specification import MEASURE, Experiment, digest_of, identifying
 from offramp.experiments.steps import LATENCY_OF, POLICY, RUN, STORE
 from offramp.measure.hardware import machine
 from offramp.runtime.config import BULK, LISTS, PLANNED, EngineConfig
@@ -164,7 +164,8 @@ def _model(
 def _tune(needs: Needs, each: Experiment, stored: str, transcript: Path, before: tuple[Path, ...]) -> None:
     """Add a profile of this machine and the policy that is tuned with it."""
     engine = replace(each.engine, exit="none", deadline=None, profile=None)
-    profile = needs.add("profile", [stored, engine.to_json(), machine()], before, store=needs.store, engine=engine)
+    about = [stored, identifying(engine.to_json()), machine()]
+    profile = needs.add("profile", about, before, store=needs.store, engine=engine)
     goal = goal_of(each.engine.exit)
     arguments = {"transcript": str(transcript), "profile": str(profile), "include": each.include_training_rows}
     policy = needs.add("tune", [transcript.name, profile.name, goal], (transcript, profile), goal=goal, **arguments)
