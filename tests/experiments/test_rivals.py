@@ -90,6 +90,24 @@ def test_the_process_imports_nothing_of_offramp_and_prints_one_line():
     assert json.loads(done.stdout) == {"result": {"numpy": None, "no-such": None}}, done.stderr
 
 
+def test_a_rival_whose_parent_has_ended_before_it_began_does_nothing(script):
+    parent = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    job = {"act": "versions", "distributions": ["no-such"], "parent": parent.pid}
+
+    def said():
+        command = [sys.executable, "-I", "-S", str(rivals.SCRIPT)]
+        return subprocess.run(command, input=json.dumps(job), capture_output=True, text=True, check=True).stdout
+
+    assert "no-such" in said(), "a script may start Python: the parent is a grandparent"
+    parent.stdin.close()
+    os.waitid(os.P_PID, parent.pid, os.WEXITED | os.WNOWAIT)
+    assert said() == "", "of a parent that nobody has waited for"
+    parent.wait()
+    assert said() == ""
+    script("import json, sys\nprint(json.dumps({'result': json.load(sys.stdin)}))")
+    assert run_process(sys.executable, {"act": "versions"}, 20)["result"]["parent"] == os.getpid()
+
+
 def test_files_beside_the_script_are_not_modules_of_a_rival(script, tmp_path):
     script(rivals.SCRIPT.read_text())
     (tmp_path / "openvino.py").write_text("raise SystemExit('shadowed')")

@@ -135,7 +135,7 @@ def run_process(python: str, job: Mapping[str, Any], seconds: float, within: Seq
     """
     environment = _environment(python, job.get("threads"))
     with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
-        given.write(json.dumps(job).encode())
+        given.write(json.dumps({**job, "parent": os.getpid()}).encode())
         given.seek(0)
         pipes: dict[str, Any] = {"stdin": given, "stdout": output, "stderr": errors}
         command = [*within, python, str(SCRIPT)]
