@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 import time
+from importlib import metadata
 
 import pytest
 
@@ -249,7 +250,7 @@ def test_a_rival_needs_a_conversion_by_its_interpreter_and_a_store_for_the_token
     assert [step.kind for step in needs.steps.values()] == ["divide", "convert"]
     assert needs.steps[needs.rival.name].arguments == {"rival": "lazy-layers", "model": "m", "python": "/p"}
     needs.rival.mkdir()
-    (needs.rival / "made.json").write_text('{"result": {"digest": "e", "versions": {"torch": "2"}}}')
+    (needs.rival / "made.json").write_text('{"result": {"digest": "e"}}')
     step = measuring_job(each, 1, needs).step
     assert step["options"] == {"residency": "mru", "resident_layers": 3} and step["threads"] == 2
     assert (step["kind"], step["digest"], step["python"], step["passes"]) == ("rival", "e", "/p", 4)
@@ -270,6 +271,24 @@ def test_an_absent_rival_has_a_reason_that_is_not_tried_again(monkeypatch, tmp_p
     assert failure_of(caught.value)["kind"] == "absent"
 
 
+def rival_step(tmp_path, **more):
+    """The step of a round of a rival of the toy model."""
+    write_toy(tmp_path / "store").close()
+    return {
+        "kind": "rival", "rival": "disk", "model": "m", "python": sys.executable, "digest": "d",
+        "store": str(tmp_path / "store"), "inputs": InputSource(texts=("a",)).to_json(), "sample": None, "passes": 1,
+        "threads": 1, "max_length": 8, "timeout": None, "options": {}, **more,
+    }  # fmt: skip
+
+
+def test_versions_are_those_of_the_round_not_of_the_conversion(monkeypatch, tmp_path):
+    monkeypatch.setitem(RIVALS, "disk", rivals.Rival(("numpy",), "fp32"))
+    monkeypatch.setattr(RivalJob, "run", lambda *_: {"result": {**MEASURED, "logits": [[0.5, 1.0, 0.0]] * 3}})
+    monkeypatch.setattr(against, "open_encoder", lambda *_: ToyTextEncoder())
+    record = take_step(rival_step(tmp_path, versions={"numpy": "1.0"}, inputs=InputSource().to_json()), print)
+    assert record["run"]["versions"] == {"numpy": metadata.version("numpy")}
+
+
 @pytest.mark.parametrize(
     ("printed", "error", "says"),
     [
@@ -278,13 +297,8 @@ def test_an_absent_rival_has_a_reason_that_is_not_tried_again(monkeypatch, tmp_p
     ],
 )
 def test_a_rival_that_fails_in_a_sweep_has_a_reason(monkeypatch, tmp_path, printed, error, says):
-    write_toy(tmp_path / "store").close()
     monkeypatch.setattr(RivalJob, "run", lambda *_: printed)
-    step = {
-        "kind": "rival", "rival": "disk", "model": "m", "python": sys.executable, "digest": "d", "versions": {},
-        "store": str(tmp_path / "store"), "inputs": InputSource(texts=("a",)).to_json(), "sample": None, "passes": 1,
-        "threads": 1, "max_length": 8, "timeout": None, "options": {},
-    }  # fmt: skip
+    monkeypatch.setitem(RIVALS, "disk", rivals.Rival(("numpy",), "fp32"))
     monkeypatch.setattr(against, "open_encoder", lambda *_: ToyTextEncoder())
     with pytest.raises(error, match=says):
-        take_step(step, print)
+        take_step(rival_step(tmp_path), print)

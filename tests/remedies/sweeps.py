@@ -364,7 +364,7 @@ TABLE = [
         rewritten(f"Grid(rival='disk', {MODEL})", "`model='model'`"),
     ),
     Entry(
-        "experiments/rival_steps.py: {}: {} [convert", bare, "install it, or give --rival transformers=PYTHON",
+        "experiments/rival_steps.py: {}: {} [_versions", bare, "install it, or give --rival transformers=PYTHON",
         by_this_python, again=False,
     ),
     corrected(
