@@ -244,6 +244,14 @@ def test_a_rival_has_none_of_the_options_of_an_engine(options, says, tmp_path):
         needs_of(each, Source("m", "d", False), "rows", tmp_path)
 
 
+def test_a_list_of_layers_is_not_recorded_as_planned(tmp_path):
+    each = experiment(model="m", rival="lazy-layers", resident_layers=2)
+    with pytest.raises(
+        UsageError, match="has no residency planned - m - give it a Grid of its own, with residency fifo, lru, mru"
+    ):
+        needs_of(each, Source("m", "d", False), None, tmp_path)
+
+
 def test_a_rival_needs_a_conversion_by_its_interpreter_and_a_store_for_the_token_ids(tmp_path):
     each = experiment(model="m", rival="lazy-layers", residency="mru", resident_layers=3, threads=2, passes=4)
     needs = needs_of(each, Source("m", "d", False), None, tmp_path, {"lazy-layers": "/p"})

@@ -245,7 +245,10 @@ def _require_options(each: Experiment) -> None:
     """Raise UsageError for options that the rival of an experiment does not have."""
     engine, other = each.engine, []
     known = {"threads": engine.threads, "max_length": engine.max_length}
-    if each.rival == LISTED and engine.residency in (PLANNED, *LISTS):
+    if each.rival == LISTED and engine.residency == PLANNED:
+        what = f"the rival {LISTED} keeps a list of layers, and has no residency {PLANNED}"
+        raise UsageError(what, each.model, f"give it a Grid of its own, with residency {', '.join(LISTS)}")
+    if each.rival == LISTED and engine.residency in LISTS:
         known |= {"residency": engine.residency, "resident_layers": engine.resident_layers}
     plain = replace(EngineConfig(), **known)
     other += [name for name, value in vars(engine).items() if value != getattr(plain, name)]
