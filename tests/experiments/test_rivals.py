@@ -12,6 +12,7 @@ import pytest
 
 from offramp.errors import AbsentError, OfframpError, RefusedError, UsageError
 from offramp.experiments import against, experiment, rival_process, rivals
+from offramp.experiments.children import TimedOutError
 from offramp.experiments.pools import failure_of
 from offramp.experiments.prerequisites import Source, measuring_job, needs_of
 from offramp.experiments.rivals import FORMS, RIVALS, Chosen, RivalJob, parse_against, run_process, versions
@@ -174,7 +175,7 @@ def test_a_rival_that_hangs_ends_with_its_children(script, tmp_path):
         f"open({str(pid_file)!r}, 'w').write(str(child.pid))\ntime.sleep(60)"
     )
     began = time.monotonic()
-    assert measured(tmp_path, seconds=1.0) == {"failed": "did not finish in 1.00 s"}
+    assert measured(tmp_path, seconds=1.0) == {"failed": "did not finish in 1.00 s", "kind": "timeout"}
     assert time.monotonic() - began < 20
     child = int(pid_file.read_text())
     wait_until(lambda: not is_running(child), "the child of the rival still runs")  # the kernel ends it a moment later
@@ -301,6 +302,11 @@ def test_versions_are_those_of_the_round_not_of_the_conversion(monkeypatch, tmp_
     ("printed", "error", "says"),
     [
         ({"failed": "killed by signal 9"}, OfframpError, "disk: killed"),
+        (
+            {"failed": "did not finish in 1.00 s", "kind": "timeout"},
+            TimedOutError,
+            "disk: did not finish .* longer timeout",
+        ),
         ({"result": {**MEASURED, "logits": [[0.5, 1.0]] * 3}}, RefusedError, "2 logits"),
     ],
 )

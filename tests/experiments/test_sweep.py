@@ -245,6 +245,12 @@ def test_jobs_that_measure_time_run_one_at_a_time_unless_asked(tmp_path):
             assert runner._num_timed() == expected
 
 
+def test_a_rival_ends_at_its_limit_before_its_worker_does():
+    of = {"model": "m", "timeout": "5s"}
+    assert sweep._limit(experiment(**of)) == 5 < sweep._limit(experiment(rival="disk", **of))
+    assert sweep._limit(experiment(model="m", rival="disk")) is None
+
+
 def test_jobs_are_taken_only_when_a_worker_is_free():
     class Slow(Recorder):
         def start(self, job, timeout_seconds, log):

@@ -14,10 +14,10 @@ import numpy as np
 
 from offramp.errors import AbsentError, OfframpError, RefusedError
 from offramp.experiments.against import token_inputs
-from offramp.experiments.children import Log
+from offramp.experiments.children import Log, TimedOutError
 from offramp.experiments.figures import completed
 from offramp.experiments.jobs import WARM_UP_PASSES
-from offramp.experiments.rivals import MEASURE_SECONDS, Chosen, RivalJob, model_digest, prepared, versions
+from offramp.experiments.rivals import MEASURE_SECONDS, TIMED_OUT, Chosen, RivalJob, model_digest, prepared, versions
 from offramp.measure import default_threads
 from offramp.runtime.sweep import Outcome
 from offramp.session.inputs import InputSource
@@ -47,6 +47,8 @@ def measure(step: Mapping[str, Any], log: Log) -> dict[str, Any]:
         inputs = token_inputs(store, source, step["passes"], step["max_length"], log)
         job = RivalJob(chosen, model, form, inputs, WARM_UP_PASSES, threads, step["options"])
         message = job.run(step["timeout"] or MEASURE_SECONDS)
+        if message.get("kind") == TIMED_OUT:
+            raise TimedOutError(f"{chosen.name}: {message['failed']}", model, "give a longer timeout in the recipe")
         if "failed" in message:
             raise OfframpError(f"{chosen.name}: {message['failed']}", model)
         found = message["result"]

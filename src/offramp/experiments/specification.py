@@ -67,7 +67,7 @@ class Experiment:
     rounds: int = field(default=5, metadata=POSITIVE)
     """Number of repetitions, each in a process of its own, alternating with the other experiments."""
     timeout: float | None = None
-    """Most seconds of one round; None: no limit."""
+    """Most seconds of one round, and of a rival's process; None: no limit, and 5 minutes of a rival."""
 
     def __post_init__(self) -> None:
         for name, kind in _GROUPS.items():

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 DONE, FAILED = "done", "failed"
 _REPEATED = ("memory", "refused", "absent")
 """Kinds of failures that every round of an experiment has: the other rounds are recorded without being run."""
+_RIVAL_SECONDS = 60.0
+"""Time of a worker before and after the process of its rival: it makes token ids, and compares answers."""
 Progress = Callable[[int, int, str], None]
 """Function that receives the number of jobs that have ended, that of all, and one line of text."""
 
@@ -278,7 +280,7 @@ class Runner:
             if reason is not None:
                 self._add(job, {"error": reason, "attempts": 0, "seconds": 0.0}, 0)
                 continue
-            yield job, measuring_job(job.experiment, job.number, job.needs), job.experiment.timeout
+            yield job, measuring_job(job.experiment, job.number, job.needs), _limit(job.experiment)
 
     def _add(self, job: Job, outcome: Outcome, beside: int) -> None:
         """Add the record of a job that has ended, and tell of it."""
@@ -315,6 +317,11 @@ class Runner:
     def _workers(self, num_workers: int) -> int:
         """Return how many jobs run at once. Machines of a scheduler do not share cores."""
         return num_workers if self.pool.is_here else self.pool.num_workers
+
+
+def _limit(each: Experiment) -> float | None:
+    """Return the most seconds of a worker: one that runs a rival ends the rival at the limit, with all it started."""
+    return each.timeout if each.timeout is None or each.rival is None else each.timeout + _RIVAL_SECONDS
 
 
 def git_state() -> dict[str, Any] | None:
