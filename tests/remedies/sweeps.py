@@ -373,11 +373,16 @@ TABLE = [
         rewritten(f"[Grid(budget='1GiB', {MODEL}), Grid(rival='disk', {MODEL})]", "two grids"),
     ),
     Entry(
+        "experiments/prerequisites.py: the rival {} keeps a list of layers",
+        measured(f"Grid(rival=['disk', 'lazy-layers'], {MODEL})"), "give it a Grid of its own, with residency fifo",
+        rewritten(f"[Grid(rival='disk', {MODEL}), Grid(rival='lazy-layers', residency='fifo', {MODEL})]", "two grids"),
+    ),
+    Entry(
         "experiments/prerequisites.py: the rival {} reads the model", unloadable, "name the model folder",
         rewritten(f"Grid(rival='disk', {MODEL})", "`model='model'`"),
     ),
     Entry(
-        "experiments/rival_steps.py: {}: {} [convert", bare, "install it, or give --rival transformers=PYTHON",
+        "experiments/rival_steps.py: {}: {} [_versions", bare, "install it, or give --rival transformers=PYTHON",
         by_this_python, again=False,
     ),
     corrected(

@@ -67,7 +67,7 @@ class Experiment:
     rounds: int = field(default=5, metadata=POSITIVE)
     """Number of repetitions, each in a process of its own, alternating with the other experiments."""
     timeout: float | None = None
-    """Most seconds of one round; None: no limit."""
+    """Most seconds of one round, and of a rival's process; None: no limit, and 5 minutes of a rival."""
 
     def __post_init__(self) -> None:
         for name, kind in _GROUPS.items():
@@ -95,10 +95,8 @@ class Experiment:
     def key(self, inputs: Mapping[str, Any]) -> str:
         """Return the identity of this experiment on these inputs: digests of its model and data."""
         tree = {name: value for name, value in self.to_json().items() if name not in NOT_IDENTIFYING}
-        for options in (tree, tree["engine"]):
-            for name in [name for name in ADDED if name in options and options[name] == ADDED[name]]:
-                del options[name]
-        return digest_of({"experiment": tree, "inputs": dict(inputs)})
+        found = {**identifying(tree), "engine": identifying(tree["engine"])}
+        return digest_of({"experiment": found, "inputs": dict(inputs)})
 
     def flat(self) -> dict[str, Any]:
         """Return all options by their names in a recipe; absent groups are left out."""
@@ -107,6 +105,11 @@ class Experiment:
         for name, options in OPTIONS.items():
             flat.update({option: tree[name][option] for option in options if tree[name] is not None})
         return flat
+
+
+def identifying(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options without those that were added later and have the value of older records: what keys are made of."""
+    return {name: value for name, value in options.items() if name not in ADDED or value != ADDED[name]}
 
 
 def specification_of(record: Mapping[str, Any], folder: object) -> Experiment:
