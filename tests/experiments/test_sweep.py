@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from offramp.errors import BudgetError, DiskFullError, MissingExtraError, OfframpError, UsageError
+from offramp.errors import BudgetError, DiskFullError, MissingExtraError, OfframpError, RefusedError, UsageError
 from offramp.experiments import Grid, children, experiment, pools, sweep
 from offramp.experiments.children import LostError
+from offramp.experiments.grid import read_recipe
 from offramp.experiments.pools import LocalPool, attempt, failure_of, run_all
 from offramp.experiments.prerequisites import MADE, Needs, Prerequisite, Source, needs_of
 from offramp.experiments.report import page_of
@@ -145,6 +146,35 @@ def test_a_policy_file_that_changes_is_another_input(in_process, tmp_path, monke
     assert len(run([each], tmp_path / "out")[0].jobs) == 0
     (tmp_path / "policy.json").write_text("2")
     assert len(run([each], tmp_path / "out")[0].jobs) == 1
+
+
+POLICY = """
+from offramp.policies import MemorylessPolicy
+class Mine(MemorylessPolicy):
+    def update(self, exit_index, evidence):
+        return evidence.confidence_B > 0.9
+"""
+
+
+@pytest.mark.parametrize("exit", ["from:2>mine.py:Mine|stage:3", "random:mine.py:Mine", "tune:latency=mine.py:Mine"])
+def test_a_policy_in_python_that_changes_is_another_experiment(exit, in_process, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    each, folders = experiment(job="toy", model="toy", exit=exit, rounds=1), []
+    real = experiment(model="m", dev="d.tsv", exit=exit)
+    for number in (1, 1, 2):
+        (tmp_path / "mine.py").write_text(POLICY + "#" * number)
+        assert len(run([each], tmp_path / "out")[0].jobs) == (len(folders) != 1)
+        needs = needs_of(real, Source("m", "digest", True), "data", tmp_path)
+        folders.append([*needs.steps, needs.engine.exit])
+    assert folders[0] == folders[1] and folders[0][1:] != folders[2][1:], "made anew, or pinned"
+
+
+def test_records_cannot_name_code(in_process, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(POLICY)
+    run([experiment(job="toy", model="toy", exit="mine.py:Mine", rounds=1)], tmp_path / "out")
+    with pytest.raises(RefusedError, match="the records name code"):
+        read_recipe(tmp_path / "out")
 
 
 def test_time_is_estimated_from_records(in_process, tmp_path):

@@ -107,6 +107,8 @@ def needs_of(
     if each.job != MEASURE or source is None:
         return needs
     _require_consistent(each)
+    each = _pinned(each)
+    needs.engine = each.engine
     model, digest, before = _model(needs, each, source, data_sha256)
     if source.is_store and each.training is None and each.dtype == FP32:
         needs.store, stored = model, digest
@@ -138,6 +140,20 @@ def needs_of(
         else:
             _bound(needs, each, needs.sample, transcript)
     return needs
+
+
+def rule_of(exit: str) -> str:
+    """Return the policy of an exit option, without `random:` and `tune:latency=`."""
+    return next((exit[len(word) :] for word in (_RANDOM, f"{_TUNE}latency=") if exit.startswith(word)), exit)
+
+
+def _pinned(each: Experiment) -> Experiment:
+    """Return the experiment with the digests of Python files in its exit: they are not to change while it is run."""
+    from offramp.policies.own import pinned
+
+    rule = rule_of(each.engine.exit)
+    exit = each.engine.exit[: len(each.engine.exit) - len(rule)] + pinned(rule)
+    return replace(each, engine=replace(each.engine, exit=exit))
 
 
 def _bound(needs: Needs, each: Experiment, sample: Path, transcript: Path) -> None:
@@ -208,7 +224,7 @@ def _require_rule(text: str) -> None:
     """Raise UsageError for an invalid policy, before anything is made."""
     from offramp.policies import parse
 
-    parse(text)
+    parse(text, code=True)
 
 
 def measuring_job(each: Experiment, number: int, needs: Needs) -> WorkerJob:

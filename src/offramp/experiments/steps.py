@@ -169,7 +169,7 @@ def _tune(step: Tree, log: Log) -> Any:
     folder, profile = Path(step["transcript"]), load_profile(Path(step["profile"]) / PROFILE)
     transcript, wanted = read_transcript(folder, "tune"), dict(step["goal"])
     if LATENCY_OF in wanted:
-        wanted["latency_seconds"] = Trials(transcript, profile).rule(parse(wanted.pop(LATENCY_OF))).seconds
+        wanted["latency_seconds"] = Trials(transcript, profile).rule(parse(wanted.pop(LATENCY_OF), code=True)).seconds
     goal = Goal(**wanted, include_training_rows=step["include"])
     certify_on = None if goal.max_drop is None else read_transcript(folder, "certify")
     file, _ = tune(transcript, certify_on, profile, goal, log)
