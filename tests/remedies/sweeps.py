@@ -364,6 +364,19 @@ TABLE = [
         rewritten(f"Grid(exit='none', {MODEL})", "`exit='none'`"),
     ),
     Entry(
+        "experiments/prerequisites.py: no backend {}",
+        measured(f"Grid(backend='onnx', {MODEL})"), "give {}", rewritten(f"Grid(backend='ort', {MODEL})", "`ort`"),
+    ),
+    Entry(
+        "experiments/prerequisites.py: max_length {} exceeds",
+        measured(f"Grid(max_length=99999, {MODEL})"), "give max_length={} or less",
+        rewritten(f"Grid(max_length=8, {MODEL})", "a smaller length"),
+    ),
+    corrected(
+        "cli/sweep.py: not a folder",
+        toys_with("--dry-run --out recipe.py"), "name a new folder with --out", toys_with("--dry-run"),
+    ),
+    Entry(
         "experiments/prerequisites.py: exit {} in bulk mode",
         measured(f"Grid({DATA}exit='oracle', batch='bulk', {MODEL})"), "give a batch size",
         rewritten(f"Grid({DATA}exit='oracle', batch=4, {MODEL})", "`batch=4`"),

@@ -22,7 +22,17 @@ from offramp.errors import DiskFullError
 from offramp.experiments.children import Log, ignore, run_worker
 from offramp.experiments.jobs import WorkerJob
 from offramp.experiments.pools import LocalPool, Outcome, Pool, run_all
-from offramp.experiments.prerequisites import MADE, TIMED, Needs, Prerequisite, Source, measuring_job, needs_of, rule_of
+from offramp.experiments.prerequisites import (
+    MADE,
+    TIMED,
+    Needs,
+    Prerequisite,
+    Source,
+    measuring_job,
+    needs_of,
+    rule_of,
+    shortened,
+)
 from offramp.experiments.results import FORMAT, Record, Results
 from offramp.experiments.results import MADE as MADE_FOLDER
 from offramp.experiments.specification import MEASURE, Experiment, names_of
@@ -115,6 +125,9 @@ def jobs_of(
     possible = [each for each in experiments if each.device in (None, here)]
     sources, digests = identify(possible, log)
     made, found = (folder / MADE_FOLDER).absolute(), []
+    for model, length in {(_model(each), shortened(each, sources.get(_model(each)))) for each in possible}:
+        if length is not None:
+            log(f"offramp: warning: {model} has {length} tokens: its training truncates texts to these")
     for each in possible:
         source, data = sources.get(_model(each)), digests.get(each.data)
         inputs = {"model": source and source.sha256, "data": data, "files": files_of(each)}
