@@ -12,7 +12,7 @@ from offramp.experiments.children import ignore
 from offramp.experiments.comparison import FIGURES
 from offramp.experiments.prerequisites import rule_of
 from offramp.experiments.results import ABOUT, read_results
-from offramp.experiments.specification import Experiment, experiment, option_names, specification_of
+from offramp.experiments.specification import Experiment, experiment, option_names, require_options, specification_of
 
 Filter = Callable[[Experiment], bool]
 
@@ -29,9 +29,7 @@ class Grid:
     filters: tuple[Filter, ...]
 
     def __init__(self, **axes: Any) -> None:
-        unknown = sorted(set(axes) - set(option_names()))
-        if unknown:
-            raise ValueError(f"unknown field {', '.join(unknown)}; known: {', '.join(option_names())}")
+        require_options(axes)
         # A list of values is an axis; `labels` is one value, a tuple of names.
         values = {name: tuple(value) if isinstance(value, (list, range)) else (value,) for name, value in axes.items()}
         object.__setattr__(self, "axes", values)
