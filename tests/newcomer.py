@@ -67,7 +67,11 @@ def write_files(folder):
         (folder / "holiday" / f"{number}.png").write_bytes(tiny_vision.png(number))
     mail = _mail(NUM_MAIL_ROWS)
     _write_table(folder / "mail.tsv", [("sentence", "label"), *mail])
-    (folder / "my_question.py").write_text(_first_recipe())
+    recipe = _shown("offramp.experiments").replace(
+        "patience(1, 5)", "patience(1, 2)"
+    )  # the reader's model has 3 layers
+    (folder / "my_question.py").write_text(recipe)
+    (folder / "my_policy.py").write_text(_shown("offramp.policies"))
     (folder / "mail.txt").write_text("".join(f"{text}\n" for text, _ in mail[:5]))
     reviews = ("a fine film", "the plot is thin", "we left early")
     (folder / "reviews.txt").write_text("".join(f"{text}\n" for text in reviews))
@@ -78,10 +82,10 @@ def write_files(folder):
     np.savez(folder / "data.npz", **{"0": x, "label": np.where(x[:, 0] > 0, "dog", "cat")})
 
 
-def _first_recipe():
-    """The recipe that the README shows."""
+def _shown(module):
+    """The first block of the README that begins with an import from a module: a recipe, or a policy."""
     text = (Path(__file__).parents[1] / "README.md").read_text()
-    return re.search(r"```python\n(from offramp.experiments.*?)```", text, re.DOTALL)[1]
+    return re.search(rf"```python\n(from {module} .*?)```", text, re.DOTALL)[1]
 
 
 def _write_table(path, rows):

@@ -1,6 +1,8 @@
 """Specifications and recipes: grids, identities, JSON, and every way in which a recipe can be wrong."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -75,7 +77,9 @@ def test_a_key_is_of_the_specification_and_the_inputs_and_not_of_the_number_of_r
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"modell": "m"}, "unknown field modell; known: model, job, "),
+        ({"modell": "m"}, r"unknown field modell: did you mean model\? known: model, job, "),
+        ({"model": "m", "learningrate": 1}, "did you mean learning_rate"),
+        ({"model": "m", "xyzzy": 1}, "unknown field xyzzy; known: model, job, "),
         ({"model": "m", "rows": 0}, "rows must be an integer from 1"),
         ({"model": "m", "job": "x"}, "job must be one of"),
         ({"model": "m", "dtype": "int3"}, "dtype must be one of"),
@@ -92,6 +96,12 @@ def test_a_key_is_of_the_specification_and_the_inputs_and_not_of_the_number_of_r
 def test_a_wrong_specification_says_what_is_wrong(options, says):
     with pytest.raises((ValueError, UsageError), match=says):
         experiment(**options)
+
+
+def test_the_readme_lists_all_options_once():
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    rows = re.search(r"\| options of a recipe \|.*?\n\n", text, re.DOTALL)[0].split("\n")[2:-2]
+    assert sorted(re.findall("`([a-z_]+)`", " ".join(row.split("|")[2] for row in rows))) == sorted(option_names())
 
 
 def test_a_tree_with_unknown_or_missing_keys_is_refused():
@@ -121,7 +131,7 @@ def recipe():
         ("recipe = 4\n", None, "has no function recipe"),
         ("def recipe(:\n", 2, "SyntaxError"),
         ("import no_such_library\n", 2, "no_such_library"),
-        ("def recipe():\n    return Grid(\n        modell='a')\n", 3, "unknown field modell; known: model"),
+        ("def recipe():\n    return Grid(\n        modell='a')\n", 3, "unknown field modell: did you mean model?"),
         ("def recipe():\n    grid = Grid(model='a', budget='128')\n    return grid\n", 2, "budget: a size must have"),
         ("def recipe():\n    return Grid(model=[])\n", 2, "has no experiments"),
         ("def recipe():\n    return []\n", 2, "has no experiments"),

@@ -8,19 +8,23 @@ import subprocess
 import sys
 import time
 from concurrent.futures import Future
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from offramp.errors import BudgetError, DiskFullError, MissingExtraError, OfframpError, UsageError
+from offramp.errors import BudgetError, DiskFullError, MissingExtraError, OfframpError, RefusedError, UsageError
 from offramp.experiments import Grid, children, experiment, pools, prerequisites, sweep
 from offramp.experiments.children import LostError
+from offramp.experiments.grid import read_recipe
 from offramp.experiments.pools import LocalPool, attempt, failure_of, run_all
 from offramp.experiments.prerequisites import MADE, Needs, Prerequisite, Source, needs_of
 from offramp.experiments.report import page_of
 from offramp.experiments.results import RECORDS, Results, read_results
+from offramp.experiments.steps import _data_digest
 from offramp.experiments.sweep import Plan, Runner, SweepSettings, estimated_seconds, plan_sweep
 from offramp.reporting.html_page import to_html
+from offramp.tasks import DataSpec
 from tests.experiments import toy_worker
 from tests.processes import is_running, wait_until
 
@@ -145,6 +149,75 @@ def test_a_policy_file_that_changes_is_another_input(in_process, tmp_path, monke
     assert len(run([each], tmp_path / "out")[0].jobs) == 0
     (tmp_path / "policy.json").write_text("2")
     assert len(run([each], tmp_path / "out")[0].jobs) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"exit": "patiense:2"}, "'patiense:2' is not a rule"),
+        ({"exit": "confidence:2.5"}, "threshold out of range"),
+        ({"exit": "patience:6"}, "patience:6 can never fire with 6 exits"),
+        ({"exit": "random:stage:7"}, "stage:7 can never fire with 6 exits"),
+        ({"exit": "tune:latency=patience:9"}, "patience:9 can never fire"),
+        ({"exit": "confidence:0.9"}, "which a regression does not have"),
+        ({"exit": "no.json"}, "no such policy file"),
+        ({"exit": "no.py:Mine"}, "no such policy in Python"),
+        ({"backend": "onnx"}, "no backend onnx - m - give ort, torch, numpy"),
+        ({"max_length": 65}, "max_length 65 exceeds the 64 tokens"),
+    ],
+)
+def test_what_could_only_fail_is_refused_before_anything_is_made(options, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = Source("m", "digest", True, 6, 64, "regression")
+    with pytest.raises(UsageError, match=says):
+        needs_of(experiment(model="m", dev="d.tsv", **options), source, "data", tmp_path)
+
+
+def test_a_training_is_as_long_as_the_model_unless_a_length_is_given(tmp_path):
+    each, source = experiment(model="m", train="t.tsv", loss="pabee"), Source("m", "digest", False, 6, 64)
+    lengths = [
+        next(step for step in needs_of(each, found, "data", tmp_path).steps.values() if step.kind == "train")
+        for found in (source, Source("m", "digest", False, 6, 512), Source("m", "digest", False))
+    ]
+    assert [step.arguments["settings"]["max_length"] for step in lengths] == [64, 128, 128]
+
+
+def test_columns_are_checked_when_the_data_are_identified(tmp_path):
+    (tmp_path / "t.tsv").write_text("sentence\tlabel\na\tx\n")
+    read = lambda **options: _data_digest(asdict(DataSpec(dev=tmp_path / "t.tsv", **options)), ignore)  # noqa: E731
+    assert read()
+    for wrong in ({"label_column": "y"}, {"text_column": "words"}, {"pair_column": "b"}):
+        with pytest.raises(UsageError, match="no column"):
+            read(**wrong)
+
+
+POLICY = """
+from offramp.policies import MemorylessPolicy
+class Mine(MemorylessPolicy):
+    def update(self, exit_index, evidence):
+        return evidence.confidence_B > 0.9
+"""
+
+
+@pytest.mark.parametrize("exit", ["from:2>mine.py:Mine|stage:3", "random:mine.py:Mine", "tune:latency=mine.py:Mine"])
+def test_a_policy_in_python_that_changes_is_another_experiment(exit, in_process, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    each, folders = experiment(job="toy", model="toy", exit=exit, rounds=1), []
+    real = experiment(model="m", dev="d.tsv", exit=exit)
+    for number in (1, 1, 2):
+        (tmp_path / "mine.py").write_text(POLICY + "#" * number)
+        assert len(run([each], tmp_path / "out")[0].jobs) == (len(folders) != 1)
+        needs = needs_of(real, Source("m", "digest", True), "data", tmp_path)
+        folders.append([*needs.steps, needs.engine.exit])
+    assert folders[0] == folders[1] and folders[0][1:] != folders[2][1:], "made anew, or pinned"
+
+
+def test_records_cannot_name_code(in_process, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(POLICY)
+    run([experiment(job="toy", model="toy", exit="mine.py:Mine", rounds=1)], tmp_path / "out")
+    with pytest.raises(RefusedError, match="the records name code"):
+        read_recipe(tmp_path / "out")
 
 
 def test_time_is_estimated_from_records(in_process, tmp_path):

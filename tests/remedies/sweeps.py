@@ -5,12 +5,14 @@ import os
 import sys
 from dataclasses import asdict
 
+import numpy as np
 import pytest
 
 from offramp.experiments import tracking
 from offramp.experiments.results import RECORDS, line_of, read_results
 from offramp.experiments.rivals import INDEX_FILE
 from offramp.experiments.steps import take_step
+from offramp.policies import parse, replay
 from offramp.tasks import DataSpec
 from tests.remedies.entries import Entry, closed, corrected, said_by
 
@@ -243,6 +245,51 @@ def with_tracker(w):
         toys_with("--track wandb")(w)
 
 
+def own(code, name="Mine"):
+    """Take a policy from a Python file that is written at first."""
+
+    def work(w):
+        w.once(lambda w: (w / "mine.py").write_text(code))
+        parse(f"{w / 'mine.py'}:{name}", code=True)
+
+    return work
+
+
+def rewritten_policy(words):
+    """An action: correct the file of the policy."""
+    return said_by(lambda w, said=None: (w / "mine.py").write_text(MINE), words)
+
+
+def taken(rule):
+    """Take a policy from a correct Python file; `rule` follows its name."""
+
+    def work(w, said=None):
+        (w / "mine.py").write_text(MINE)
+        parse(str(w / "mine.py") + rule, code=True)
+
+    return work
+
+
+def numbers(w):
+    """Ask a policy that returns numbers, until its file is corrected."""
+    w.once(lambda w: (w / "mine.py").write_text(MINE.replace(" > 0.9", "")))
+    outputs = np.zeros((2, 3, 2))
+    replay(parse(f"{w / 'mine.py'}:Mine", code=True), outputs, "single_label_classification")
+
+
+def records_of_code(w):
+    """Sweep the records of a sweep whose exit is of a Python file."""
+    (w / "mine.py").write_text(MINE)
+    (w / "recipe.py").write_text(TOYS.format("Grid(job='toy', model='toy', rounds=1, exit='mine.py:Mine')"))
+    w.once(lambda w: w.run(SWEEP))
+    w.run("sweep out --out again")
+
+
+MINE = """from offramp.policies import MemorylessPolicy
+class Mine(MemorylessPolicy):
+    def update(self, exit_index, evidence):
+        return evidence.confidence_B > 0.9
+"""
 TWO = "Grid(job='toy', model='toy', rounds=1, seed={})"
 DATA = "train='mine.tsv', "
 TABLE = [
@@ -273,6 +320,30 @@ TABLE = [
     ),
     corrected("experiments/grid.py: {} {}: no option", only("modl=a"), "give --only NAME=VALUE", only("model=toy")),
     corrected(
+        "experiments/grid.py: the records name code",
+        records_of_code, "run the recipe again: offramp sweep RECIPE.py", "sweep recipe.py --out again",
+    ),
+    corrected(
+        "policies/own.py: no class {}",
+        taken(":Other"), "write FILE.py:CLASS[:ARGUMENTS]: it has Mine", taken(":Mine"),
+    ),
+    Entry(
+        "policies/own.py: no class {}",
+        own("x = 1\n"), "derive one from offramp.policies.Policy", rewritten_policy("a class of Policy"),
+    ),
+    corrected(
+        "policies/own.py: the policy was changed since it was named",
+        taken("@0123456789abcdef:Mine"), "run the same command again", taken(":Mine"),
+    ),
+    Entry(
+        "policies/own.py: {}, not {} {}",
+        numbers, "correct the policy", rewritten_policy("update returns bools"),
+    ),
+    Entry(
+        "policies/own.py: the policy is wrong: {}",
+        own("x = y\n"), "correct the policy", rewritten_policy("the file without the error"),
+    ),
+    corrected(
         "experiments/grid.py: no experiment is left",
         only("model=b"), "offramp sweep --dry-run lists all", SWEEP + " --dry-run",
     ),
@@ -296,6 +367,19 @@ TABLE = [
         "experiments/prerequisites.py: policies leave at other exits",
         measured(f"Grid(exit='patience:1', {MODEL})"), "give task or dev, or exit none",
         rewritten(f"Grid(exit='none', {MODEL})", "`exit='none'`"),
+    ),
+    Entry(
+        "experiments/prerequisites.py: no backend {}",
+        measured(f"Grid(backend='onnx', {MODEL})"), "give {}", rewritten(f"Grid(backend='ort', {MODEL})", "`ort`"),
+    ),
+    Entry(
+        "experiments/prerequisites.py: max_length {} exceeds",
+        measured(f"Grid(max_length=99999, {MODEL})"), "give max_length={} or less",
+        rewritten(f"Grid(max_length=8, {MODEL})", "a smaller length"),
+    ),
+    corrected(
+        "cli/sweep.py: not a folder",
+        toys_with("--dry-run --out recipe.py"), "name a new folder with --out", toys_with("--dry-run"),
     ),
     Entry(
         "experiments/prerequisites.py: exit {} in bulk mode",

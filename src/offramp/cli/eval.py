@@ -43,7 +43,7 @@ def main(args: argparse.Namespace) -> None:
 
     if args.features and not args.transcript:
         raise UsageError("--features are written to a transcript", None, "give --transcript DIR")
-    policies = tuple(parse(text) for text in args.exit)
+    policies = tuple(parse(text, code=True) for text in args.exit)
     folder, names = resolve(args.model, args.offline), args.split.split(",")
     facts = classifier_facts(folder)
     data = options.labelled_data(args, facts.problem, facts.labels)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from offramp.cli.options import argument, count, emit, log, table_of, warn
+from offramp.errors import UsageError
 from offramp.units import format_duration
 
 
@@ -133,6 +134,8 @@ def _show_plan(experiments: list[Any], folder: Path, settings: Any, as_json: boo
     from offramp.experiments.specification import names_of
     from offramp.experiments.sweep import estimated_seconds, plan_sweep
 
+    if folder.exists() and not folder.is_dir():
+        raise UsageError("not a folder", folder, "name a new folder with --out")
     records = read_records(folder, log) if (folder / ABOUT).exists() else []
     plan = plan_sweep(experiments, folder, records, settings, log)
     seconds = estimated_seconds(plan, records)

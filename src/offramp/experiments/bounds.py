@@ -23,7 +23,7 @@ def exits_of(rule: str, logits_KNC: np.ndarray, problem: str, seed: int) -> np.n
     if rule == ORACLE:
         answer_KN = np.stack([answer_at(logits_KNC, np.full(num_rows, number + 1)) for number in range(num_exits)])
         return (answer_KN == answer_KN[-1]).argmax(axis=0) + 1
-    policy = parse(rule[len(RANDOM) :])
+    policy = parse(rule[len(RANDOM) :], code=True)
     policy.check(num_exits, problem)
     return np.random.default_rng(seed).permutation(replay(policy, logits_KNC, problem))
 

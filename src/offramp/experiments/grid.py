@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from offramp.errors import OfframpError, UsageError, missing, said
+from offramp.errors import OfframpError, RefusedError, UsageError, missing, said
 from offramp.experiments.children import ignore
 from offramp.experiments.comparison import FIGURES
+from offramp.experiments.prerequisites import rule_of
 from offramp.experiments.results import ABOUT, read_results
-from offramp.experiments.specification import Experiment, experiment, option_names, specification_of
+from offramp.experiments.specification import Experiment, experiment, option_names, require_options, specification_of
 
 Filter = Callable[[Experiment], bool]
 
@@ -28,9 +29,7 @@ class Grid:
     filters: tuple[Filter, ...]
 
     def __init__(self, **axes: Any) -> None:
-        unknown = sorted(set(axes) - set(option_names()))
-        if unknown:
-            raise ValueError(f"unknown field {', '.join(unknown)}; known: {', '.join(option_names())}")
+        require_options(axes)
         # A list of values is an axis; `labels` is one value, a tuple of names.
         values = {name: tuple(value) if isinstance(value, (list, range)) else (value,) for name, value in axes.items()}
         object.__setattr__(self, "axes", values)
@@ -92,7 +91,9 @@ def read_recipe(path: Path) -> list[Experiment] | Search:
     """
     if (path / ABOUT).is_file():
         records = read_results(path, ignore)
-        return list(dict.fromkeys(specification_of(record, path) for record in records))
+        found = list(dict.fromkeys(specification_of(record, path) for record in records))
+        _require_no_code(found, path)
+        return found
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -118,6 +119,16 @@ def read_recipe(path: Path) -> list[Experiment] | Search:
     if not found:
         raise UsageError("the recipe has no experiments", f"{path}, line {line}", "give each option at least one value")
     return returned if isinstance(returned, Search) else list(dict.fromkeys(found))
+
+
+def _require_no_code(experiments: Iterable[Experiment], path: Path) -> None:
+    """Raise RefusedError for records whose exit names a Python file: records are data, and may be of others."""
+    from offramp.policies.own import python_files
+
+    for each in experiments:
+        if python_files(rule_of(each.engine.exit)):
+            what = f"the records name code, exit {each.engine.exit}, and records may be of others"
+            raise RefusedError(what, path, "run the recipe again: offramp sweep RECIPE.py")
 
 
 def _experiments(found: Any, where: str) -> Iterator[Experiment]:

@@ -5,14 +5,17 @@ so that equal ones are shared and changed inputs make new ones. `made.json` in t
 is made again, from where it was interrupted.
 """
 
+from __future__ import annotations
+
 import json
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from offramp.backends import BACKENDS
 from offramp.errors import UsageError
 from offramp.experiments.figures import SAMPLE
 from offramp.experiments.jobs import WorkerJob
@@ -25,11 +28,15 @@ from offramp.session.inputs import InputSource
 from offramp.store.manifest import FP32
 from offramp.units import parse_duration
 
+if TYPE_CHECKING:
+    from offramp.policies import Policy
+
 MADE = "made.json"
 TIMED = ("profile",)
 """Kinds that measure time: nothing runs beside them."""
 _TUNE, _RANDOM = "tune:", "random:"
-_BOUNDS = ("oracle", _RANDOM)
+ORACLE = "oracle"
+_BOUNDS = (ORACLE, _RANDOM)
 _GOALS = {"latency": ("latency_seconds", parse_duration), "drop": ("max_drop", float)}
 
 
@@ -40,6 +47,11 @@ class Source:
     folder: str
     sha256: str
     is_store: bool
+    num_layers: int | None = None
+    """Number of layers, and so of exits after a training; None: only a run of the model tells."""
+    max_length: int | None = None
+    """Most tokens of a text; None: unknown, or no model of texts."""
+    problem: str | None = None
 
 
 @dataclass(frozen=True)
@@ -107,6 +119,8 @@ def needs_of(
     if each.job != MEASURE or source is None:
         return needs
     _require_consistent(each)
+    each = _pinned(_fitted(each, source))
+    needs.engine = each.engine
     model, digest, before = _model(needs, each, source, data_sha256)
     if source.is_store and each.training is None and each.dtype == FP32:
         needs.store, stored = model, digest
@@ -138,6 +152,57 @@ def needs_of(
         else:
             _bound(needs, each, needs.sample, transcript)
     return needs
+
+
+def rule_of(exit: str) -> str:
+    """Return the policy of an exit option, without `random:` and `tune:latency=`."""
+    return next((exit[len(word) :] for word in (_RANDOM, f"{_TUNE}latency=") if exit.startswith(word)), exit)
+
+
+def _pinned(each: Experiment) -> Experiment:
+    """Return the experiment with the digests of Python files in its exit: they are not to change while it is run."""
+    from offramp.policies.own import pinned
+
+    rule = rule_of(each.engine.exit)
+    exit = each.engine.exit[: len(each.engine.exit) - len(rule)] + pinned(rule)
+    return replace(each, engine=replace(each.engine, exit=exit))
+
+
+def shortened(each: Experiment, source: Source | None) -> int | None:
+    """Return the tokens of the model if its training would take more by default; else None."""
+    if each.training is None or each.engine.max_length is not None or source is None or source.max_length is None:
+        return None
+    return source.max_length if each.training.max_length > source.max_length else None
+
+
+def _fitted(each: Experiment, source: Source) -> Experiment:
+    """Return the experiment with a length of the training that the model has.
+
+    Raises UsageError for a length or an exit that the model cannot have.
+    """
+    length, wanted = shortened(each, source), each.engine.max_length
+    if wanted is not None and source.max_length is not None and wanted > source.max_length:
+        what = f"max_length {wanted} exceeds the {source.max_length} tokens that the model supports"
+        raise UsageError(what, each.model, f"give max_length={source.max_length} or less")
+    if source.num_layers is not None:
+        problem = source.problem if each.training is None else None
+        for policy in filter(None, [_policy_of(each.engine.exit)]):
+            policy.check(source.num_layers, problem)
+    if length is None or each.training is None:
+        return each
+    return replace(each, training=replace(each.training, max_length=length))
+
+
+def _policy_of(exit: str) -> Policy | None:
+    """Return the policy that an exit option names, if it names one. Raises UsageError for a text that is none."""
+    if exit in (ORACLE, "none") or (exit.startswith(_TUNE) and LATENCY_OF not in goal_of(exit)):
+        return None
+    from offramp.session.policy_files import read_exit
+
+    rule = rule_of(exit)
+    if rule != exit:
+        _require_rule(rule)  # not a policy file
+    return read_exit(rule).policy
 
 
 def _bound(needs: Needs, each: Experiment, sample: Path, transcript: Path) -> None:
@@ -199,17 +264,17 @@ def _require_consistent(each: Experiment) -> None:
         raise UsageError(what, each.model, "give task or dev, or exit none")
     if exit.startswith(_BOUNDS) and each.engine.batch == BULK:
         raise UsageError(f"exit {exit} in bulk mode, which runs rows in another order", each.model, "give a batch size")
-    if exit.startswith(_TUNE):
-        goal_of(exit)
-    if exit.startswith(_RANDOM):
-        _require_rule(exit[len(_RANDOM) :])
+    if each.engine.backend not in BACKENDS:
+        what = f"no backend {each.engine.backend}"
+        raise UsageError(what, each.model, f"give {', '.join(BACKENDS)}")
+    _policy_of(exit)
 
 
 def _require_rule(text: str) -> None:
     """Raise UsageError for an invalid policy, before anything is made."""
     from offramp.policies import parse
 
-    parse(text)
+    parse(text, code=True)
 
 
 def measuring_job(each: Experiment, number: int, needs: Needs) -> WorkerJob:

@@ -4,9 +4,10 @@ An experiment is repeated in rounds; each round is a job with a record. The key 
 specification and of the digests of its inputs; the id of a job is the key and the number of its round.
 """
 
+import difflib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -134,14 +135,21 @@ def option_names() -> list[str]:
     return list(dict.fromkeys([*own, *(option for options in OPTIONS.values() for option in options)]))
 
 
+def require_options(names: Iterable[str]) -> None:
+    """Raise ValueError for names that no option has, naming the options that are spelt most alike."""
+    known = option_names()
+    for name in sorted(set(names) - set(known)):
+        close = difflib.get_close_matches(name.lower(), known)
+        meant = f": did you mean {' or '.join(close)}?" if close else ""
+        raise ValueError(f"unknown field {name}{meant or ';'} known: {', '.join(known)}")
+
+
 def experiment(**options: Any) -> Experiment:
     """Return an experiment from options by name: fields of `Experiment`, `EngineConfig`, `DataSpec`, `TrainSettings`.
 
     Raises ValueError for an unknown option, naming the known ones, and for a wrong value.
     """
-    unknown = sorted(set(options) - set(option_names()))
-    if unknown:
-        raise ValueError(f"unknown field {', '.join(unknown)}; known: {', '.join(option_names())}")
+    require_options(options)
     groups = {name: {key: options[key] for key in known if key in options} for name, known in OPTIONS.items()}
     own = {name: value for name, value in options.items() if not any(name in known for known in OPTIONS.values())}
     tree: dict[str, Any] = {**own, "engine": groups["engine"]}

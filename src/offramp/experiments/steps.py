@@ -20,6 +20,7 @@ from offramp.experiments.jobs import WorkerJob
 from offramp.measure import median
 
 if TYPE_CHECKING:
+    from offramp.checkpoints.source import Source
     from offramp.experiments.bounds import PlannedExits
     from offramp.experiments.children import Log
     from offramp.tasks import Splits
@@ -47,12 +48,30 @@ def _identify(step: Tree, log: Log) -> Any:
         log(f"reading {model}")
         folder = resolve(model, step["offline"])
         if is_store(folder):
-            found = hashlib.sha256(read_manifest_bytes(folder)).hexdigest()
+            found, facts = hashlib.sha256(read_manifest_bytes(folder)).hexdigest(), _facts_of_store(folder)
         else:
             with open_source(folder) as source:
-                found = source.fingerprint()
-        models.append({"folder": str(folder), "sha256": found, "is_store": is_store(folder)})
+                found, facts = source.fingerprint(), _facts_of(source)
+        models.append({"folder": str(folder), "sha256": found, "is_store": is_store(folder), **facts})
     return {"models": models, "data": [_data_digest(tree, log) for tree in step["data"]]}
+
+
+def _facts_of(source: Source) -> Tree:
+    """Return what the config of a model folder tells without PyTorch, against which a recipe is checked."""
+    if source.misfit() is not None:
+        return {}
+    encoder = source.encoder()
+    return {"num_layers": encoder.num_layers, "max_length": encoder.max_length, "problem": encoder.problem}
+
+
+def _facts_of_store(folder: Path) -> Tree:
+    """Return the same of a store."""
+    from offramp.store import Store
+
+    with Store(folder, "never") as store:
+        program = store.program
+        length = None if program.texts is None else program.texts.max_length
+        return {"num_layers": len(program.layers) or None, "max_length": length, "problem": program.problem}
 
 
 def _data_digest(tree: Tree, log: Log) -> str:
@@ -75,10 +94,25 @@ def _data_digest(tree: Tree, log: Log) -> str:
         files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
         if not path.exists():
             raise missing(path)
+        _require_columns(tree, path)
         for each in files:
             with each.open("rb") as file:
                 found.append([each.relative_to(path).as_posix(), sha256_of(file.fileno())])
     return digest_of(found)
+
+
+def _require_columns(tree: Tree, path: Path) -> None:
+    """Raise UsageError for a table whose first row lacks a column that is named, or needed."""
+    from offramp.experiments.children import ignore
+    from offramp.tasks import arrays, images, tables
+
+    if str(path).endswith(arrays.SUFFIX) or images.is_image_source(str(path)):
+        return
+    layout = tables.Layout(tree["format"], tree["header"], tree["quotes"])
+    for row in tables.read_table(path, layout, tables.Notes(ignore)):
+        columns = tables.text_columns(row, tree["text_column"], tree["pair_column"])
+        tables.require_columns(row, (*columns, tree["label_column"]))
+        return
 
 
 def _load(tree: Tree, log: Log, problem: str | None = None, labels: Any = None) -> Splits:
@@ -169,7 +203,7 @@ def _tune(step: Tree, log: Log) -> Any:
     folder, profile = Path(step["transcript"]), load_profile(Path(step["profile"]) / PROFILE)
     transcript, wanted = read_transcript(folder, "tune"), dict(step["goal"])
     if LATENCY_OF in wanted:
-        wanted["latency_seconds"] = Trials(transcript, profile).rule(parse(wanted.pop(LATENCY_OF))).seconds
+        wanted["latency_seconds"] = Trials(transcript, profile).rule(parse(wanted.pop(LATENCY_OF), code=True)).seconds
     goal = Goal(**wanted, include_training_rows=step["include"])
     certify_on = None if goal.max_drop is None else read_transcript(folder, "certify")
     file, _ = tune(transcript, certify_on, profile, goal, log)

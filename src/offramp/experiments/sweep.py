@@ -22,12 +22,23 @@ from offramp.errors import DiskFullError
 from offramp.experiments.children import Log, ignore, run_worker
 from offramp.experiments.jobs import WorkerJob
 from offramp.experiments.pools import LocalPool, Outcome, Pool, run_all
-from offramp.experiments.prerequisites import MADE, TIMED, Needs, Prerequisite, Source, measuring_job, needs_of
+from offramp.experiments.prerequisites import (
+    MADE,
+    TIMED,
+    Needs,
+    Prerequisite,
+    Source,
+    measuring_job,
+    needs_of,
+    rule_of,
+    shortened,
+)
 from offramp.experiments.results import FORMAT, Record, Results
 from offramp.experiments.results import MADE as MADE_FOLDER
 from offramp.experiments.specification import MEASURE, Experiment, names_of
 from offramp.experiments.steps import PROFILE
 from offramp.measure import median
+from offramp.policies.own import python_files
 from offramp.runtime.profile import profile_from_json, save_profile
 from offramp.store.policy_file import write_json
 from offramp.units import format_duration
@@ -120,6 +131,9 @@ def jobs_of(
     possible = [each for each in experiments if each.device in (None, here)]
     sources, digests = identify(possible, log)
     made, found = (folder / MADE_FOLDER).absolute(), []
+    for model, length in {(_model(each), shortened(each, sources.get(_model(each)))) for each in possible}:
+        if length is not None:
+            log(f"offramp: warning: {model} has {length} tokens: its training truncates texts to these")
     for each in possible:
         source, data = sources.get(_model(each)), digests.get(each.data)
         inputs = {"model": source and source.sha256, "data": data, "files": files_of(each)}
@@ -159,8 +173,9 @@ def identify(experiments: Sequence[Experiment], log: Log) -> tuple[dict[str, Sou
 
 
 def files_of(each: Experiment) -> dict[str, str]:
-    """Return the digests of the policy files and the device profile that an experiment names."""
-    names = [*re.split("[&|]", each.engine.exit), *filter(None, [each.engine.profile])]
+    """Return the digests of the policy files, Python files and the device profile that an experiment names."""
+    exit = each.engine.exit
+    names = [*re.split("[&|>]", exit), *python_files(rule_of(exit)), *filter(None, [each.engine.profile])]
     paths = [Path(name.strip()) for name in names]
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.is_file()}
 

@@ -3,9 +3,10 @@
     EXPRESSION := [from:K>] ANY          the prefix may occur once, at the start, and applies to the whole expression
     ANY        := ALL { "|" ALL }
     ALL        := RULE { "&" RULE }      & binds tighter than |
-    RULE       := none | one of the forms of _RULES | FILE.json
+    RULE       := none | one of the forms of _RULES | FILE.json | FILE.py:CLASS[:ARGUMENTS]
 
-Policy files are read by a function that the caller passes in. Whitespace is allowed around every word, number and
+Policy files are read by a function that the caller passes in. A Python file is code: it is accepted only where the user
+himself wrote the text (`own`). Whitespace is allowed around every word, number and
 operator. `none` cannot be combined. Whether a policy fits a model is checked by `Policy.check`.
 """
 
@@ -28,16 +29,18 @@ _INTEGER = re.compile(r"[+-]?[0-9]{1,9}")
 _NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
 
 
-def parse(text: str, read: Read = None) -> Policy:
-    """Parse a policy. `str` of the result is an equivalent text, unless it names a file.
+def parse(text: str, read: Read = None, *, code: bool = False) -> Policy:
+    """Parse a policy. `str` of the result is an equivalent text, unless it names a policy file.
+
+    `code`: the text is of a command line, a recipe or a caller in Python, and may name a Python file, which is run.
 
     Raises UsageError that names the part that cannot be parsed, and whatever `read` raises.
     """
     try:
         prefix = _PREFIX.fullmatch(text)
         if prefix is None:
-            return _joined(text, read, (AnyOf, AllOf))
-        return From(_integer(prefix[1], "from:K>"), _joined(prefix[2], read, (AnyOf, AllOf)))
+            return _joined(text, read, code, (AnyOf, AllOf))
+        return From(_integer(prefix[1], "from:K>"), _joined(prefix[2], read, code, (AnyOf, AllOf)))
     except ValueError as error:
         raise UsageError(f"invalid exit policy: {error}", repr(text), f"write {GRAMMAR}") from error
 
@@ -47,25 +50,37 @@ def is_file(text: str) -> bool:
     return text.strip().lower().endswith(".json")
 
 
-def _joined(text: str, read: Read, joins: Sequence[Type[AbstractJoin]]) -> Policy:
+def _joined(text: str, read: Read, code: bool, joins: Sequence[Type[AbstractJoin]]) -> Policy:
     """Parse rules that are joined by the signs of `joins`; the first binds least."""
     if not joins:
-        return _rule(text.strip(), read)
-    parts = tuple(_joined(piece, read, joins[1:]) for piece in text.split(joins[0].sign))
+        return _rule(text.strip(), read, code)
+    parts = tuple(_joined(piece, read, code, joins[1:]) for piece in text.split(joins[0].sign))
     return parts[0] if len(parts) == 1 else joins[0](parts)
 
 
-def _rule(rule: str, read: Read) -> Policy:
+def _rule(rule: str, read: Read, code: bool) -> Policy:
     if rule == "none":
         return FullDepth()
     if is_file(rule):
         if read is None:
             raise ValueError(f"{rule!r}: a policy file is not accepted here")
         return read(rule)
+    if ".py" in rule:
+        return _of_python(rule, code)
     word, _, value = rule.partition(":")
     if word.strip() not in _BY_WORD:
         raise ValueError(f"{rule!r} is not a rule")
     return _BY_WORD[word.strip()](value, rule)
+
+
+def _of_python(rule: str, code: bool) -> Policy:
+    from offramp.policies import own  # imported for such rules only: start-up stays as it is
+
+    if not own.is_own(rule):
+        raise ValueError(f"{rule!r} is not a rule")
+    if not code:
+        raise ValueError(f"{rule!r}: a Python file is run, and only a command line or a recipe may name one")
+    return own.load_own(rule)
 
 
 def _patience(text: str, rule: str) -> Policy:
@@ -96,4 +111,4 @@ _RULES: Dict[str, Callable[[str, str], Policy]] = {
 }
 """Form of a rule -> function of its value and its text. A new rule is one line here."""
 _BY_WORD = {form.partition(":")[0]: make for form, make in _RULES.items()}
-GRAMMAR = f"[from:K>] RULES, joined by | and &: none, {', '.join(_RULES)}, or a policy file"
+GRAMMAR = f"[from:K>] RULES, joined by | and &: none, {', '.join(_RULES)}, a policy file, or FILE.py:CLASS[:ARGUMENTS]"

@@ -74,9 +74,13 @@ class EngineConfig:
     of the container less what the kernel takes of it, or what the machine allows if that is less; `"resident"`: what
     the machine allows, and all weights must fit. Accepts `"128MiB"`."""
     exit: str = _option(
-        "none", _parse_text, "exit policy: none, stage:K, patience:P, ... joined by | and &, or a policy file", "POLICY"
+        "none",
+        _parse_text,
+        "exit policy: none, stage:K, patience:P, ... joined by | and &, a policy file, or FILE.py:CLASS[:ARGUMENTS]",
+        "POLICY",
     )
-    """Exit policy: a rule, or the path of a policy file that `offramp tune` wrote."""
+    """Exit policy: a rule, the path of a policy file that `offramp tune` wrote, or a class of the user
+    (`policies.own`)."""
     deadline: Optional[float] = _option(
         None, parse_duration, "time limit of each request, such as 60ms: the best answer so far is returned", "TIME"
     )

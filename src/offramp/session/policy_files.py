@@ -110,7 +110,7 @@ def read_exit(exit: Union[str, Policy]) -> NamedPolicy:
 
     stands_alone = is_file(exit) and os.path.exists(exit.strip())  # noqa: PTH110  # Path.exists may raise
     # A whole file may hold a policy that cannot be combined.
-    policy = read(exit.strip()) if stands_alone else parse(exit, read)
+    policy = read(exit.strip()) if stands_alone else parse(exit, read, code=True)
     if len({file.model_sha256 for file in files.values()}) > 1:
         raise UsageError("the policy files are of two models", repr(exit), "combine policies of one model")
     return NamedPolicy(policy, files)
