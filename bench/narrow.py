@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from offramp.backends.onnx_session import open_session
-from offramp.backends.onnx_templates import BUILDERS, INTEGER_PRODUCT
+from offramp.backends.onnx_templates import BUILDERS, INTEGER_PRODUCT, UNFUSED
 from offramp.program.narrow import LARGEST_WEIGHT, SUFFIX, ZERO_POINT
 
 NUM_TOKENS, NUM_LAYERS = 128, 12
@@ -73,13 +73,14 @@ def with_constants(data, weights):
 def layers(kind, threads):
     """A function that runs the layers on one row."""
     suffix = "" if kind == "float32" else SUFFIX
-    shared = {name: open_session(graph(name + suffix), threads, STORE, name) for name in KERNELS}
+    shared = {name: open_session(graph(name + suffix), threads, STORE, name, UNFUSED) for name in KERNELS}
     steps = []
     for layer in range(NUM_LAYERS):
         for name in KERNELS:
             session, weights = shared[name], random_weights(shared[name], layer)
             if kind == "int8 constants":
-                session, weights = open_session(with_constants(graph(name + suffix), weights), threads, STORE, name), {}
+                data = with_constants(graph(name + suffix), weights)
+                session, weights = open_session(data, threads, STORE, name, UNFUSED), {}
             steps.append((session, weights, {node.name for node in session.get_inputs()}))
     hidden_SH = np.random.default_rng(0).standard_normal((NUM_TOKENS, SIZES["hidden_size"]), np.float32)
     shape = np.array([1, NUM_TOKENS, SIZES["num_heads"], SIZES["hidden_size"] // SIZES["num_heads"]])

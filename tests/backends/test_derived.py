@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from offramp.backends.onnx import OnnxBackend
+from offramp.backends.onnx_session import reserve_arena
 from offramp.backends.onnx_templates import graph_of
 from offramp.store import Store
 from offramp.store.exits import read_exits
@@ -114,7 +115,8 @@ def earlier(request, store, tmp_path):
 
 @pytest.fixture
 def loaded(monkeypatch):
-    """The graphs that ONNX Runtime gets."""
+    """The graphs of kernels that ONNX Runtime gets."""
+    reserve_arena(4)  # its graph is loaded once a process
     found, session = [], onnxruntime.InferenceSession
 
     def noting(graph, *rest, **options):

@@ -60,6 +60,43 @@ def test_the_promised_bytes_are_those_of_the_largest_kernel(opened):
     assert backend.state_bytes(2, 4) == 4 * 8 * (32 + 2)
 
 
+LAYER = """
+import numpy as np
+from offramp.backends.onnx import OnnxBackend
+from offramp.backends.onnx_session import open_session, reserve_arena, shrink_arena
+from offramp.backends.onnx_templates import UNFUSED, graph_of
+from offramp.measure import read_memory
+from offramp.program.program import Kernel
+S, H, I = 128, 768, 3072
+sizes = {"hidden_size": H, "intermediate_size": I, "num_heads": 12, "norm_epsilon": 1e-12, "activation": "gelu"}
+values = {"hidden": np.ones((S, H), np.float32), "inner": np.ones((S, I), np.float32)}
+values.update(mask=np.zeros((1, 1, 1, S), np.float32), shape=np.array([1, S, 12, H // 12]))
+dtypes = {"tensor(int8)": np.int8, "tensor(float)": np.float32}
+for suffix in ("", "-int8"):
+    calls, promised = [], 0
+    for name in ("attention", "up", "down"):
+        kernel = Kernel(name + suffix, sizes)
+        promised = max(promised, 4 * OnnxBackend.num_elements(None, kernel, 1, S))
+        session = open_session(graph_of(kernel), 1, None, name, UNFUSED)
+        inputs = {each.name: each for each in session.get_inputs()}
+        weights = {name: np.zeros(inputs[name].shape, dtypes[inputs[name].type]) for name in set(inputs) - set(values)}
+        calls.append((session, {**weights, **{name: values[name] for name in set(inputs) & set(values)}}))
+    shrink_arena()
+    before = read_memory().anon_bytes
+    reserve_arena(promised)
+    for session, feeds in calls:
+        session.run(None, feeds)
+    print(promised, read_memory().anon_bytes - before)
+"""
+
+
+def test_a_layer_takes_no_more_of_the_arena_than_is_promised():
+    """Layers of BERT-base with float and with integer weights: one region of the promised size serves all kernels."""
+    numbers = [int(number) for number in run_code(LAYER)]
+    for promised, grown in zip(numbers[::2], numbers[1::2], strict=True):
+        assert grown <= promised + 2**19
+
+
 def test_a_captured_store_without_graphs_is_refused_with_the_way_out(tmp_path):
     refused = pytest.raises(StoreError, match=r"no graphs.*onnxscript installed, or --backend torch")
     with Store(write_captured(tmp_path / "store", graphs=False)) as store, refused:

@@ -96,16 +96,22 @@ for size in {sizes}:
 """
 
 
-def runs(limit, sizes):
-    """Run inputs of so many MiB, twice in the arena, under a limit in MiB. Returns what was printed of each."""
+def _twice():
+    """Return a graph whose values are twice in the arena."""
     nodes = [
         helper.make_node("Exp", ["x"], ["a"]),
         helper.make_node("Neg", ["a"], ["b"]),
         helper.make_node("ReduceMax", ["b"], ["y"], keepdims=0),
     ]
-    data = model(nodes, [value("x", FLOAT, "N")], [value("y", FLOAT)])
+    return model(nodes, [value("x", FLOAT, "N")], [value("y", FLOAT)])
+
+
+def runs(limit, sizes):
+    """Run inputs of so many MiB, twice in the arena, under a limit in MiB. Returns what was printed of each."""
     code = ARENA.format(limit=limit, sizes=list(sizes))
-    done = subprocess.run([sys.executable, "-c", code], input=data.hex(), capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=_twice().hex(), capture_output=True, text=True, check=True
+    )
     assert not done.stderr
     return dict(line.split() for line in done.stdout.splitlines())
 
@@ -114,6 +120,33 @@ def test_free_regions_of_the_arena_refuse_nothing():
     """4, 12 and 14 leave free regions that are too small for 15: they are freed, and all sizes run in any order."""
     sizes = [4, 12, 14, 15, 5, 8]
     assert runs(32, sizes) == {str(size): "ran" for size in sizes}
+
+
+GROWTH = """
+import sys
+import numpy as np
+from offramp.backends import onnx_session
+from offramp.measure import read_memory
+session = onnx_session.open_session(bytes.fromhex(sys.stdin.read()), 1, None, "g")
+def grown(reserved_bytes):
+    onnx_session.shrink_arena()
+    before = read_memory().anon_bytes
+    onnx_session.reserve_arena(reserved_bytes)
+    for size in (2, 4, 6, 8):
+        session.run(None, {"x": np.zeros(size << 18, np.float32)})
+    return (read_memory().anon_bytes - before) >> 20
+grown(0)
+print(grown(0), grown(17 << 20))
+"""
+
+
+def test_a_reserved_arena_serves_growing_values_from_one_region():
+    """Values of 2 to 8 MiB, two of each at once: 16 MiB."""
+    done = subprocess.run(
+        [sys.executable, "-c", GROWTH], input=_twice().hex(), capture_output=True, text=True, check=True
+    )
+    free, reserved = map(int, done.stdout.split())
+    assert reserved <= 18 < free
 
 
 def test_values_that_do_not_fit_the_arena_are_a_matter_of_the_budget():

@@ -7,6 +7,7 @@ import pytest
 from offramp.experiments.results import read_results
 from tests.cli.conftest import WORDS, write_tiny
 from tests.cli.test_bench_task import answers
+from tests.experiments.conftest import in_process  # noqa: F401  # a fixture
 
 TEXTS = [f"the {one} {other} {third}" for one in WORDS for other in WORDS for third in WORDS[:3]]
 RECIPE = """
@@ -46,7 +47,7 @@ def test_a_recipe_becomes_records_and_is_not_run_twice(run, place):
     assert not (place / "out").exists()
     said = run("sweep", "recipe.py", "--out", "out", "--json")
     assert said.code == 0, said.err
-    assert said.lines == [{"out": "out", "jobs": 5, "recorded_before": 0, "left": 0}]
+    assert said.lines == [{"out": "out", "jobs": 5, "recorded_before": 0, "left": 0, "failed": 1, "failed_before": 0}]
     found = {}
     for record in read_results(place / "out", print):
         engine = record["experiment"]["engine"]
@@ -90,6 +91,34 @@ def test_what_is_not_there_is_an_error_and_no_record(run, refused, place):
     refused(2, "no such recipe", "sweep", "none.py", "--out", "out")
     refused(2, "needs TLS", "sweep", "recipe.py", "--out", "out", "--scheduler", "tcp://far:8786")
     assert json.loads((place / "out" / "results.json").read_text()) == {"format": 1}
+
+
+FAILING = """
+from offramp.experiments import Grid
+def recipe():
+    return Grid(model=["toy", "toy-refuses"], job="toy", rounds=2)
+"""
+
+
+def test_a_sweep_says_at_its_end_that_jobs_failed(run, tmp_path, monkeypatch, in_process):  # noqa: F811
+    """A failure is a result, so that the exit code is 0; it must not look like a success."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.py").write_text(FAILING)
+    said = run("sweep", "recipe.py", "--out", "out", "--only", "model=toy")
+    assert said.err.splitlines()[-1] == "out: 2 jobs have run; 0 were recorded before"
+    warning = (
+        "offramp: warning: 2 of 4 jobs failed: this toy refuses (take another toy) - out - "
+        "correct the cause and give another --out: failures are records, and are not run again"
+    )
+    for first in (
+        "out: 2 jobs have run, 2 failed; 2 were recorded before",
+        "out: 0 jobs have run; 4 were recorded before, 2 failed",
+    ):
+        said = run("sweep", "recipe.py", "--out", "out")
+        assert said.code == 0 and said.err.splitlines()[-2:] == [first, warning]
+    said = run("sweep", "recipe.py", "--out", "out", "--json")
+    assert said.lines[0]["failed_before"] == 2 and said.lines[0]["failed"] == 0
+    assert said.err.splitlines()[-1] == warning
 
 
 RIVALS = """

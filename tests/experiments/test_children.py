@@ -11,7 +11,7 @@ import pytest
 from offramp import errors
 from offramp.errors import MissingExtraError, OfframpError
 from offramp.experiments import children
-from offramp.experiments.children import WORKER, run_worker
+from offramp.experiments.children import WORKER, TimedOutError, run_worker
 from offramp.experiments.jobs import WorkerJob
 from offramp.runtime.config import EngineConfig
 from offramp.session.inputs import InputSource
@@ -69,6 +69,13 @@ def test_an_unforeseen_error_is_named_and_its_traceback_is_logged(worker):
     with pytest.raises(OfframpError, match="internal error in a worker process: ZeroDivisionError: division by zero"):
         run_worker(JOB, lines.append)
     assert lines[0].startswith("Traceback") and lines[-1] == "ZeroDivisionError: division by zero"
+
+
+def test_the_time_limit_of_a_process_that_the_worker_started_is_one(worker):
+    error = {"class": "TimedOutError", "what": "disk: did not finish in 1.00 s", "where": None, "remedy": "wait"}
+    worker(f"print({json.dumps(json.dumps({'error': error}))})")
+    with pytest.raises(TimedOutError, match=r"disk: did not finish in .* - wait"):
+        run_worker(JOB)
 
 
 def test_lines_that_are_no_messages_are_reported(worker):

@@ -167,6 +167,13 @@ def test_only_keeps_the_experiments_of_these_values():
         assert len(selected(found, only)) == count, only
     with pytest.raises(UsageError, match="no experiment is left"):
         selected(found, ["task=cola"])
+    found = [*Grid(model=["m", "n", "m,n"], train="a.csv", labels=("x", "z")), experiment(model="o")]
+    for only, count in (
+        (["labels=x,z"], 3), (["labels=['x', 'z']"], 3), (["labels=none"], 1), (["model=m,n"], 1), (["model=m,o"], 2),
+    ):  # fmt: skip
+        assert len(selected(found, only)) == count, only
+    with pytest.raises(UsageError, match="no experiment is left"):
+        selected(found, ["labels=x"])
     for wrong in ("taks=sst2", "task"):
         with pytest.raises(UsageError, match=r"no option of this name .* names: model, job"):
             selected(found, [wrong])

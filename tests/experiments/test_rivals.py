@@ -6,11 +6,13 @@ import stat
 import subprocess
 import sys
 import time
+from importlib import metadata
 
 import pytest
 
 from offramp.errors import AbsentError, OfframpError, RefusedError, UsageError
 from offramp.experiments import against, experiment, rival_process, rivals
+from offramp.experiments.children import TimedOutError
 from offramp.experiments.pools import failure_of
 from offramp.experiments.prerequisites import Source, measuring_job, needs_of
 from offramp.experiments.rivals import FORMS, RIVALS, Chosen, RivalJob, parse_against, run_process, versions
@@ -90,6 +92,24 @@ def test_the_process_imports_nothing_of_offramp_and_prints_one_line():
     assert json.loads(done.stdout) == {"result": {"numpy": None, "no-such": None}}, done.stderr
 
 
+def test_a_rival_whose_parent_has_ended_before_it_began_does_nothing(script):
+    parent = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    job = {"act": "versions", "distributions": ["no-such"], "parent": parent.pid}
+
+    def said():
+        command = [sys.executable, "-I", "-S", str(rivals.SCRIPT)]
+        return subprocess.run(command, input=json.dumps(job), capture_output=True, text=True, check=True).stdout
+
+    assert "no-such" in said(), "a script may start Python: the parent is a grandparent"
+    parent.stdin.close()
+    os.waitid(os.P_PID, parent.pid, os.WEXITED | os.WNOWAIT)
+    assert said() == "", "of a parent that nobody has waited for"
+    parent.wait()
+    assert said() == ""
+    script("import json, sys\nprint(json.dumps({'result': json.load(sys.stdin)}))")
+    assert run_process(sys.executable, {"act": "versions"}, 20)["result"]["parent"] == os.getpid()
+
+
 def test_files_beside_the_script_are_not_modules_of_a_rival(script, tmp_path):
     script(rivals.SCRIPT.read_text())
     (tmp_path / "openvino.py").write_text("raise SystemExit('shadowed')")
@@ -155,7 +175,7 @@ def test_a_rival_that_hangs_ends_with_its_children(script, tmp_path):
         f"open({str(pid_file)!r}, 'w').write(str(child.pid))\ntime.sleep(60)"
     )
     began = time.monotonic()
-    assert measured(tmp_path, seconds=1.0) == {"failed": "did not finish in 1.00 s"}
+    assert measured(tmp_path, seconds=1.0) == {"failed": "did not finish in 1.00 s", "kind": "timeout"}
     assert time.monotonic() - began < 20
     child = int(pid_file.read_text())
     wait_until(lambda: not is_running(child), "the child of the rival still runs")  # the kernel ends it a moment later
@@ -225,13 +245,21 @@ def test_a_rival_has_none_of_the_options_of_an_engine(options, says, tmp_path):
         needs_of(each, Source("m", "d", False), "rows", tmp_path)
 
 
+def test_a_list_of_layers_is_not_recorded_as_planned(tmp_path):
+    each = experiment(model="m", rival="lazy-layers", resident_layers=2)
+    with pytest.raises(
+        UsageError, match="has no residency planned - m - give it a Grid of its own, with residency fifo, lru, mru"
+    ):
+        needs_of(each, Source("m", "d", False), None, tmp_path)
+
+
 def test_a_rival_needs_a_conversion_by_its_interpreter_and_a_store_for_the_token_ids(tmp_path):
     each = experiment(model="m", rival="lazy-layers", residency="mru", resident_layers=3, threads=2, passes=4)
     needs = needs_of(each, Source("m", "d", False), None, tmp_path, {"lazy-layers": "/p"})
     assert [step.kind for step in needs.steps.values()] == ["divide", "convert"]
     assert needs.steps[needs.rival.name].arguments == {"rival": "lazy-layers", "model": "m", "python": "/p"}
     needs.rival.mkdir()
-    (needs.rival / "made.json").write_text('{"result": {"digest": "e", "versions": {"torch": "2"}}}')
+    (needs.rival / "made.json").write_text('{"result": {"digest": "e"}}')
     step = measuring_job(each, 1, needs).step
     assert step["options"] == {"residency": "mru", "resident_layers": 3} and step["threads"] == 2
     assert (step["kind"], step["digest"], step["python"], step["passes"]) == ("rival", "e", "/p", 4)
@@ -252,21 +280,39 @@ def test_an_absent_rival_has_a_reason_that_is_not_tried_again(monkeypatch, tmp_p
     assert failure_of(caught.value)["kind"] == "absent"
 
 
+def rival_step(tmp_path, **more):
+    """The step of a round of a rival of the toy model."""
+    write_toy(tmp_path / "store").close()
+    return {
+        "kind": "rival", "rival": "disk", "model": "m", "python": sys.executable, "digest": "d",
+        "store": str(tmp_path / "store"), "inputs": InputSource(texts=("a",)).to_json(), "sample": None, "passes": 1,
+        "threads": 1, "max_length": 8, "timeout": None, "options": {}, **more,
+    }  # fmt: skip
+
+
+def test_versions_are_those_of_the_round_not_of_the_conversion(monkeypatch, tmp_path):
+    monkeypatch.setitem(RIVALS, "disk", rivals.Rival(("numpy",), "fp32"))
+    monkeypatch.setattr(RivalJob, "run", lambda *_: {"result": {**MEASURED, "logits": [[0.5, 1.0, 0.0]] * 3}})
+    monkeypatch.setattr(against, "open_encoder", lambda *_: ToyTextEncoder())
+    record = take_step(rival_step(tmp_path, versions={"numpy": "1.0"}, inputs=InputSource().to_json()), print)
+    assert record["run"]["versions"] == {"numpy": metadata.version("numpy")}
+
+
 @pytest.mark.parametrize(
     ("printed", "error", "says"),
     [
         ({"failed": "killed by signal 9"}, OfframpError, "disk: killed"),
+        (
+            {"failed": "did not finish in 1.00 s", "kind": "timeout"},
+            TimedOutError,
+            "disk: did not finish .* longer timeout",
+        ),
         ({"result": {**MEASURED, "logits": [[0.5, 1.0]] * 3}}, RefusedError, "2 logits"),
     ],
 )
 def test_a_rival_that_fails_in_a_sweep_has_a_reason(monkeypatch, tmp_path, printed, error, says):
-    write_toy(tmp_path / "store").close()
     monkeypatch.setattr(RivalJob, "run", lambda *_: printed)
-    step = {
-        "kind": "rival", "rival": "disk", "model": "m", "python": sys.executable, "digest": "d", "versions": {},
-        "store": str(tmp_path / "store"), "inputs": InputSource(texts=("a",)).to_json(), "sample": None, "passes": 1,
-        "threads": 1, "max_length": 8, "timeout": None, "options": {},
-    }  # fmt: skip
+    monkeypatch.setitem(RIVALS, "disk", rivals.Rival(("numpy",), "fp32"))
     monkeypatch.setattr(against, "open_encoder", lambda *_: ToyTextEncoder())
     with pytest.raises(error, match=says):
-        take_step(step, print)
+        take_step(rival_step(tmp_path), print)

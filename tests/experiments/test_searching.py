@@ -62,6 +62,10 @@ def test_experiments_that_fail_or_are_left_out_are_not_proposed_again(optuna, in
     assert len(plan.jobs) == len(study) == 4
     assert sorted(values is None for values in study.figures.values()) == [False, False, True, True]
     assert [each.model for each in study.front()] == ["toy"]
+    assert len(plan.failed) == 1 and not plan.failed_before
+    study = Study(study.search)
+    plan = sweep.search(study, tmp_path / "out", SweepSettings(), ignore, ignore)
+    assert len(plan.failed_before) == 1 and not plan.failed
 
 
 def test_without_the_library_the_extra_is_named(monkeypatch):

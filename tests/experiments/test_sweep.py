@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from offramp.errors import BudgetError, DiskFullError, MissingExtraError, OfframpError, RefusedError, UsageError
-from offramp.experiments import Grid, children, experiment, pools, sweep
+from offramp.experiments import Grid, children, experiment, pools, prerequisites, sweep
 from offramp.experiments.children import LostError
 from offramp.experiments.grid import read_recipe
 from offramp.experiments.pools import LocalPool, attempt, failure_of, run_all
@@ -281,10 +281,34 @@ def test_what_needs_a_failed_prerequisite_is_recorded_as_failed(tmp_path, in_pro
     assert reasons == ["transcript failed: no"] * 2
 
 
+def test_a_prerequisite_that_failed_is_not_made_again_for_each_trial_of_a_search(tmp_path, in_process):
+    with Results(tmp_path / "out", ignore) as results:
+        pool = Recorder(failing=("divide",))
+        runner = Runner(results, pool, SweepSettings(), ignore, ignore)
+        for seed in (1, 2, 3):
+            needs = chain(tmp_path / "out")
+            job = sweep.Job(f"k{seed}", 1, experiment(job="toy", model="toy", seed=seed), {}, needs)
+            runner.names = {job.experiment: "toy"}
+            runner.run(Plan([job], list(needs.steps.values()), 0))
+        assert pool.order == ["divide"]
+        assert [record["reason"]["what"] for record in results.records] == ["divide failed: no"] * 3
+
+
 def test_equal_prerequisites_are_shared_and_changed_inputs_make_new_ones(tmp_path):
     first, second = (Needs(tmp_path) for _ in range(2))
     assert first.add("divide", ["a"]) == second.add("divide", ["a"]) != second.add("divide", ["b"])
     assert not Prerequisite("divide", tmp_path, {}).is_made
+
+
+def test_a_profile_keeps_the_key_of_older_releases(monkeypatch, tmp_path):
+    """Else a results folder would tune again, with another policy, in the middle of an experiment."""
+    monkeypatch.setattr(prerequisites, "machine", lambda: "machine")
+    names = []
+    for more in ({}, {"prefetch": False}):
+        each = experiment(model="m", task="sst2", exit="tune:latency=5ms", budget="96MiB", **more)
+        names.append([*needs_of(each, Source("m", "stored", True), "rows", tmp_path).steps])
+    names[0] = [name for name in names[0] if name.startswith(("profile-", "tune-"))]
+    assert names[0] == ["profile-6311a2b747152398", "tune-f0e9079291db27a7"] and not set(names[0]) & set(names[1])
 
 
 def test_jobs_that_measure_time_run_one_at_a_time_unless_asked(tmp_path):
@@ -292,6 +316,12 @@ def test_jobs_that_measure_time_run_one_at_a_time_unless_asked(tmp_path):
         for share_cores, expected in ((False, 1), (True, 3)):
             runner = Runner(results, Recorder(), SweepSettings(3, share_cores), ignore, ignore)
             assert runner._num_timed() == expected
+
+
+def test_a_rival_ends_at_its_limit_before_its_worker_does():
+    of = {"model": "m", "timeout": "5s"}
+    assert sweep._limit(experiment(**of)) == 5 < sweep._limit(experiment(rival="disk", **of))
+    assert sweep._limit(experiment(model="m", rival="disk")) is None
 
 
 def test_jobs_are_taken_only_when_a_worker_is_free():

@@ -1,6 +1,7 @@
 """Trackers: each record is a run with options and figures, and a tracker that fails loses no record."""
 
 import sys
+import time
 import types
 
 import pytest
@@ -63,6 +64,7 @@ def test_each_record_is_given_to_the_tracker(tracker, in_process, tmp_path):
         ("raise SystemExit('gone')", "its process has ended"),
         ("print('no network')", "no network"),
         ("time.sleep(60)", "it does not take a record"),
+        ("sys.stdout.buffer.write(b'caf\\xe9\\n')", "caf\ufffd"),
     ],
 )
 def test_a_tracker_that_fails_loses_no_record(tracker, in_process, tmp_path, monkeypatch, act, says):
@@ -71,6 +73,40 @@ def test_a_tracker_that_fails_loses_no_record(tracker, in_process, tmp_path, mon
     lines = []
     assert tracked(tmp_path / "out", lines) == 4
     assert len(lines) == 1 and says in lines[0] and "records are kept" in lines[0]
+
+
+@pytest.mark.parametrize(
+    "after",
+    ["time.sleep(60)", "import subprocess; subprocess.Popen(['sleep', '5'], stdin=subprocess.DEVNULL)"],
+)
+def test_a_tracker_that_does_not_end_is_ended(tracker, in_process, tmp_path, monkeypatch, after):
+    """Itself, or a process that it has left behind with its pipe."""
+    tracker()
+    monkeypatch.setattr(tracking, "COMMAND", (*tracking.COMMAND[:2], f"{tracking.COMMAND[2]}\nimport time\n{after}"))
+    monkeypatch.setattr(tracking, "END_SECONDS", 0.2)
+    began, lines = time.monotonic(), []
+    assert tracked(tmp_path / "out", lines) == 4 and not lines
+    assert time.monotonic() - began < 4
+
+
+def test_a_reason_that_is_no_text_is_an_answer(monkeypatch, tmp_path):
+    code = (
+        "import sys; from offramp.experiments import tracking\n"
+        "def track(*given): raise ValueError('caf\\udce9')\n"
+        "tracking.track = track; sys.exit(tracking.main())"
+    )
+    monkeypatch.setattr(tracking, "COMMAND", (sys.executable, "-c", code))
+    monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda name: name)
+    lines = []
+    with Tracking("trackio", tmp_path, lines.append) as watching:
+        watching.add({"experiment": TOYS[0].to_json(), "figures": {}, "round": 1, "status": "done"}, "a")
+    assert "caf\\udce9" in lines[0]
+
+
+def test_a_long_name_of_a_run_is_a_name_of_a_folder():
+    first, second = (tracking._file_name(f"{'é/' * 200}{number}") for number in (1, 2))
+    assert first != second and max(len(name.encode()) for name in (first, second)) <= 255
+    assert first.startswith("é_é_") and tracking._file_name("budget=1/2, round 3") == "budget=1_2, round 3"
 
 
 def test_a_tracker_that_is_not_installed_is_an_error_before_anything_runs(tmp_path, monkeypatch):

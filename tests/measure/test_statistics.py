@@ -50,7 +50,7 @@ def test_equal_sides_are_rarely_called_different(num_rounds):
     """In 100 comparisons without a difference: 5 % by definition."""
     generator = np.random.default_rng(1)
     sides = generator.lognormal(0, 0.05, (100, 2, num_rounds, 1))
-    found = [statistics.compared(_median_ratio(*pair), [num_rounds], num_rounds, 1.0, 100) for pair in sides]
+    found = [_compared(*pair, 100) for pair in sides]
     assert np.mean([not each.low <= 1 <= each.high for each in found]) <= 0.08
     assert np.mean([each.p < 0.05 for each in found]) <= 0.08
 
@@ -75,10 +75,14 @@ def test_five_repeats_of_a_table_never_turn_a_verdict_over():
             for _ in range(5):
                 base = generator.lognormal(0, 0.03, (5, 1)) * generator.lognormal(0, 0.2, (5, 1))
                 other = truth * base * generator.lognormal(0, 0.03, (5, 1))
-                found = statistics.compared(_median_ratio(base, other), [5], 5, 1.0, 150)
+                found = _compared(base, other, 150)
                 verdicts.add(verdict(found.low, found.high, 1.0))
             assert not {MET, MISSED} <= verdicts, truth
 
 
-def _median_ratio(base_RU, other_RU):
-    return lambda rounds: float(np.median(other_RU[rounds] / base_RU[rounds]))
+def _compared(base_RU, other_RU, num_draws):
+    num_rounds = len(base_RU)
+    value, draws = statistics.bootstrap(
+        lambda rounds: float(np.median(other_RU[rounds] / base_RU[rounds])), [num_rounds], num_draws
+    )
+    return statistics.judged(value, np.array(draws), num_rounds, 1.0)

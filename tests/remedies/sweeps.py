@@ -123,13 +123,13 @@ def report_with(baseline):
     return work
 
 
-def page_by(template):
+def page_by(template, options=""):
     """Make a page of swept toys by a template: text, or bytes that are none."""
 
     def work(w):
         swept(w)
         (w / "page.jinja").write_bytes(template if isinstance(template, bytes) else template.encode())
-        w.run("report out --template page.jinja --out page.md")
+        w.run(f"report out --template page.jinja --out page.md {options}")
 
     return work
 
@@ -137,6 +137,11 @@ def page_by(template):
 def newer_record(out):
     record = read_results(out, print)[0]
     (out / RECORDS).write_bytes(line_of({**record, "experiment": {**record["experiment"], "orbit": 1}}))
+
+
+def foreign_record(out):
+    record = read_results(out, print)[0]
+    (out / RECORDS).write_bytes(line_of({**record, "samples": 3}))
 
 
 def strange_folder(w):
@@ -390,6 +395,10 @@ TABLE = [
         report_with("model=b"), "give another --baseline", report_with("model=toy"),
     ),
     corrected(
+        "cli/report.py: a template makes the whole page, and has no use for {}",
+        page_by("{{ rows | length }}", "--title T"), "leave out --template, or --title", page_by("{{ rows | length }}"),
+    ),
+    corrected(
         "reporting/pages.py: cannot read a template ({})",
         page_by(b"\xff\xfe"), "name a text file", page_by("{{ rows | length }}"),
     ),
@@ -421,6 +430,10 @@ TABLE = [
         "experiments/specification.py: a record has a specification that cannot be read ({})",
         spoilt_results(newer_record, "report out"), "or run the sweep again", elsewhere, again=False,
     ),
+    Entry(
+        "experiments/subjects.py: record {} has parts that no sweep writes",
+        spoilt_results(foreign_record, "report out"), "or run the sweep again", elsewhere, again=False,
+    ),
     closed("experiments/steps.py: the transcript has {} rows", "torn"),
     corrected(
         "experiments/steps.py: each process reads the data again",
@@ -444,11 +457,16 @@ TABLE = [
         rewritten(f"[Grid(budget='1GiB', {MODEL}), Grid(rival='disk', {MODEL})]", "two grids"),
     ),
     Entry(
+        "experiments/prerequisites.py: the rival {} keeps a list of layers",
+        measured(f"Grid(rival=['disk', 'lazy-layers'], {MODEL})"), "give it a Grid of its own, with residency fifo",
+        rewritten(f"[Grid(rival='disk', {MODEL}), Grid(rival='lazy-layers', residency='fifo', {MODEL})]", "two grids"),
+    ),
+    Entry(
         "experiments/prerequisites.py: the rival {} reads the model", unloadable, "name the model folder",
         rewritten(f"Grid(rival='disk', {MODEL})", "`model='model'`"),
     ),
     Entry(
-        "experiments/rival_steps.py: {}: {} [convert", bare, "install it, or give --rival transformers=PYTHON",
+        "experiments/rival_steps.py: {}: {} [_versions", bare, "install it, or give --rival transformers=PYTHON",
         by_this_python, again=False,
     ),
     corrected(

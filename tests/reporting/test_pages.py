@@ -105,7 +105,32 @@ def test_hostile_texts_end_no_cell_and_begin_no_html(tmp_path):
     record = {**a_record(), "study": {"part": "a|b\n<script>alert(1)</script>", "names": ["x|y", {"z|": "<b>"}]}}
     page = made("| {{ rows[0].part }} | {{ rows[0].names }} |", tmp_path, [record])
     assert "<script" not in page and "<b>" not in page and len(page.splitlines()) == 1
-    assert page.replace("\\|", "").replace("\\\\|", "").count("|") == 3
+    assert page.replace("\\|", "").count("|") == 3
+
+
+@pytest.mark.parametrize(
+    ("value", "printed"),
+    [
+        (7, "7"),
+        ("a|b", "a\\|b"),
+        ("a\\|b", "a\\\\\\|b"),
+        ("a\\", "a\\\\"),
+        ([0, "<script>", "|"], "[0, '&lt;script>', '\\|']"),
+        ("a < b", "a < b"),
+    ],
+)
+def test_values_are_raw_in_a_template_and_escaped_where_they_are_printed(value, printed, tmp_path):
+    record = {**a_record(), "study": {"part": value, "wanted": value}}
+    cell = "{% macro cell(row) %}| {{ row.part }} |{% endmacro %}"
+    found = "rows | where(part=[rows[0].wanted])"
+    assert made(cell + f"{{{{ cell(({found})[0]) }}}}", tmp_path, [record]) == f"| {printed} |\n"
+    assert made(f"{{{{ {found} | of('part') | cells }}}} | b", tmp_path, [record]) == f"{printed} | b\n"
+
+
+def test_a_template_finds_exits_with_a_bar(tmp_path):
+    record = {**a_record(), "experiment": {"engine": {"exit": "patience:1|confidence:0.9"}}}
+    text = '{{ rows | where(exit="patience:1|confidence:0.9") | length }}'
+    assert made(text, tmp_path, [record]) == "1\n"
 
 
 @pytest.mark.parametrize(
@@ -118,6 +143,9 @@ def test_hostile_texts_end_no_cell_and_begin_no_html(tmp_path):
         ("{{ [] | median }}", 1),
         ("a\n{% include 'x' %}", 2),
         ("{{ rows | where(1) }}", 1),
+        ('a\n{{ ["a"] | of("x") }}', 2),
+        ("{% macro a() %}\n{{ a() }}{% endmacro %}{{ a() }}", 2),
+        ("{{ 'a' * 10**18 }}", 1),
     ],
 )
 def test_a_wrong_template_is_refused_with_its_line(text, line, tmp_path):
@@ -145,3 +173,11 @@ def test_the_command_writes_the_page_of_several_folders(tmp_path, capsys):
     assert (tmp_path / "page.md").read_text() == "| 0 | 250.0 ms |\n| 1 | 250.0 ms |\n"
     assert main(["report", *folders, "--template", str(tmp_path / "absent")]) != 0
     assert "absent" in capsys.readouterr().err
+    for given in (
+        ["--assets", str(tmp_path / "made")],
+        ["--format", "md"],
+        ["--title", "T"],
+        ["--baseline", "model=m"],
+    ):
+        assert main(["report", *folders, "--template", str(template), *given]) == 2
+        assert given[0] in capsys.readouterr().err and not (tmp_path / "made").exists()

@@ -121,7 +121,8 @@ class NumpyBackend(ProgramBackend):
 
 def _num_packed(kernel: Kernel, tokens: int) -> int:
     """Return the elements of packed operands that are among those of a kernel, at least."""
-    sizes, template = kernel.attributes, plain(kernel.template)
+    sizes: Mapping[str, Any] = kernel.attributes
+    template = plain(kernel.template)
     if template == "embedding" or template in BLOCKS:
         return 0
     return tokens * min(max(sizes.get("hidden_size", 0), sizes.get("intermediate_size", 0)), PACKED)

@@ -8,14 +8,14 @@ Shapes: B rows, S tokens of the longest row, T = B S, H hidden, C labels.
 from __future__ import annotations
 
 import ctypes
-from typing import Any, Callable, Dict, List, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Set, Tuple
 
 import numpy as np
 
 from offramp.backends import onnx_templates
 from offramp.backends.base import BLOCKS, REMEDY, LoadedKernel, ProgramBackend, first, is_alone, join
-from offramp.backends.onnx_session import KernelError, StopClock, open_session, run_session, shrink_arena
-from offramp.backends.onnx_templates import BUILDERS, Sizes, graph_of
+from offramp.backends.onnx_session import KernelError, StopClock, open_session, reserve_arena, run_session, shrink_arena
+from offramp.backends.onnx_templates import BUILDERS, UNFUSED, Sizes, graph_of
 from offramp.errors import StoreError
 from offramp.program.narrow import plain
 from offramp.program.program import CAPTURED, Kernel
@@ -38,6 +38,8 @@ class OnnxBackend(ProgramBackend):
         self._sessions: Dict[str, Any] = {}
         self._clock = StopClock()
         self._num_operations: Dict[str, int] = {}
+        self._reserved_bytes = 0
+        self._prepared: Set[Tuple[int, int]] = set()
         super().__init__(store, num_threads, trust_kernels=trust_kernels)
         unknown = sorted(set(store.manifest.graphs) - set(self.kernels))
         if unknown:
@@ -51,7 +53,7 @@ class OnnxBackend(ProgramBackend):
             return self._captured(name)
         graph = graph_of(kernel, self.exit_form)
         try:
-            session = self._sessions[name] = open_session(graph, self.num_threads, self.store, name)
+            session = self._sessions[name] = open_session(graph, self.num_threads, self.store, name, UNFUSED)
         except StoreError:
             if plain(kernel.template) == kernel.template:
                 raise
@@ -93,6 +95,19 @@ class OnnxBackend(ProgramBackend):
                 raise self.wrong_inputs(name, str(error)) from None
 
         return run
+
+    def begin(self, arrays: Mapping[str, np.ndarray], mask_BS: Optional[np.ndarray], shape: Tuple[int, int]) -> State:
+        """Return the state of a batch. For the largest one so far, the arena becomes one region."""
+        if shape not in self._prepared:
+            self._prepare_arena(shape)
+        return super().begin(arrays, mask_BS, shape)
+
+    def _prepare_arena(self, shape: Tuple[int, int]) -> None:
+        num_bytes = 0 if self.is_captured else self.activation_bytes(*shape)
+        if num_bytes > self._reserved_bytes:
+            reserve_arena(num_bytes)
+            self._reserved_bytes = num_bytes
+        self._prepared.add(shape)
 
     def num_elements(self, kernel: Kernel, num_rows: int, length: int) -> int:
         """Return the elements of the largest set of buffers that live at once, as ONNX Runtime frees them."""
@@ -139,6 +154,8 @@ class OnnxBackend(ProgramBackend):
     def trim(self) -> None:
         """Shrink the shared arena to the buffers in use."""
         shrink_arena()
+        self._reserved_bytes = 0
+        self._prepared.clear()
 
     def close(self) -> None:
         """Shrink the arena and end the sessions with their threads. They open again when they are used."""

@@ -18,6 +18,7 @@ from typing import Any, Dict, List, Optional, Sequence
 import numpy as np
 
 from offramp.backends.base import REMEDY, lines_of
+from offramp.backends.onnx_writer import Graph
 from offramp.errors import BudgetError, StoreError, import_error, is_out_of_memory
 from offramp.forks import Forked
 from offramp.runtime.backend import StoppedError
@@ -109,17 +110,11 @@ def _failure(error: Exception) -> Exception:
 
 
 @lru_cache(maxsize=1)
-def _smallest_session() -> Any:
-    """Return a session that copies an empty array, to shrink the arena at the end of a run that takes nothing of it."""
-
-    def field(number: int, *parts: bytes) -> bytes:
-        data = b"".join(parts)
-        return bytes([number << 3 | 2, len(data)]) + data
-
-    floats = field(2, field(1, b"\x08\x01", field(2, field(1))))
-    node = field(1, field(1, b"x"), field(2, b"y"), field(4, b"Identity"))
-    graph = field(7, node, field(2, b"g"), field(11, field(1, b"x"), floats), field(12, field(1, b"y"), floats))
-    return _session(b"\x08\x07" + graph + field(8, b"\x10\x0d"), 1, ())
+def _arena_session() -> Any:
+    """Return a session that fills an array of n numbers in the arena. Its result is empty, and takes nothing of it."""
+    g = Graph("arena")
+    numbers, none = g.op("ConstantOfShape", g.input("n", 1, dtype=np.int64)), g.constant([0], np.int64)
+    return _session(g.finish(g.op("Slice", numbers, none, none), 0), 1, ())
 
 
 def shrink_arena() -> None:
@@ -129,7 +124,19 @@ def shrink_arena() -> None:
     options = ort.RunOptions()
     if hasattr(options, "add_run_config_entry"):  # from 1.11 on
         options.add_run_config_entry(*_SHRINKING)
-        _smallest_session().run(None, {"x": np.zeros(0, np.float32)}, options)
+        _arena_session().run(None, {"n": np.zeros(1, np.int64)}, options)
+
+
+def reserve_arena(num_bytes: int) -> None:
+    """Replace the free regions of the arena by one from which values of `num_bytes` together are cut.
+
+    An arena that grows by what is requested has a region for each buffer, and values that are larger than the free ones
+    take more, whatever is free beside them.
+
+    Raises BudgetError where the arena may not grow as far.
+    """
+    shrink_arena()
+    run_session(_arena_session(), None, {"n": np.array([num_bytes // np.dtype(np.float32).itemsize], np.int64)})
 
 
 def arena_bytes() -> int:

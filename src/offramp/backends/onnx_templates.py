@@ -35,6 +35,9 @@ Linear = Callable[[str, Size, int], str]
 the name of its result."""
 INTEGER_PRODUCT = "MatMulIntegerToFloat"
 """Operator of ONNX Runtime that multiplies integers, then by the scale of each output."""
+UNFUSED = ("BiasGeluFusion",)
+"""Optimisers of graphs that make kernels slower. A fused `BiasGelu` has a buffer of the size of its result besides it,
+where `Add` writes to the buffer of its input."""
 LinearOf = Callable[[Graph, str], Linear]
 """Function that prepares a value [T, inputs] of a graph for any number of linear layers."""
 

@@ -7,11 +7,13 @@ offramp report results/ --template recipes/glue.md.jinja --out page.md
 """
 
 import argparse
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from offramp.cli.options import log, require_writable
+from offramp.errors import UsageError
 
 SUFFIXES = {".html": "html", ".htm": "html", ".md": "md", ".tex": "latex", ".csv": "csv"}
 """Suffix of a file -> format that is written without --format."""
@@ -25,7 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--out", metavar="FILE", help="file to write: .html, .md, .tex or .csv (default: stdout)")
     add("--format", choices=FORMATS, help="format (default: that of the suffix of --out, on stdout md)")
     add("--assets", metavar="DIR", help="also write each picture as SVG and CSV, and each table, into this folder")
-    add("--title", default="Report", metavar="TEXT", help="title of the page (default: Report)")
+    add("--title", metavar="TEXT", help="title of the page (default: Report)")
     add(
         "--template",
         metavar="FILE",
@@ -39,12 +41,20 @@ def main(args: argparse.Namespace) -> None:
     """Read the records and write the page."""
     from offramp.experiments.results import read_results
 
+    options = ("format", "assets", "title", "baseline")
+    given = [f"--{name}" for name in options if getattr(args, name)]
+    if args.template is not None and given:
+        what = f"a template makes the whole page, and has no use for {', '.join(given)}"
+        raise UsageError(what, args.template, f"leave out --template, or {' and '.join(given)}")
     if args.out is not None:
         is_free = args.format is not None or args.template is not None
         require_writable(args.out, () if is_free else tuple(SUFFIXES), atomic=True)
     if args.assets is not None:
         Path(args.assets).mkdir(parents=True, exist_ok=True)
-    text = _written(args, {name: read_results(Path(name), log) for name in args.results})
+    names: dict[str, str] = {}
+    for name in args.results:
+        names.setdefault(os.path.realpath(name), name)  # a folder that is named twice counts once
+    text = _written(args, {name: read_results(Path(name), log) for name in names.values()})
     if args.out is not None:
         from offramp.store.files import write_atomic
 
@@ -64,7 +74,7 @@ def _written(args: argparse.Namespace, records: Mapping[str, Sequence[Any]]) -> 
     from offramp.reporting.html_page import to_html, write_assets
     from offramp.reporting.tables import WRITE_PAGE
 
-    page = page_of(records, args.title, args.baseline)
+    page = page_of(records, args.title or "Report", args.baseline)
     form = args.format or ("md" if args.out is None else SUFFIXES[Path(args.out).suffix])
     text = to_html(page) if form == "html" else WRITE_PAGE[form](page)
     if args.assets is not None:

@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from offramp.cli.options import argument, count, emit, log, table_of
+from offramp.cli.options import argument, count, emit, log, table_of, warn
 from offramp.errors import UsageError
 from offramp.units import format_duration
 
@@ -65,11 +65,15 @@ def main(args: argparse.Namespace) -> None:
         return
     plan, front = _run(found, args, settings)
     facts = {"out": args.out, "jobs": len(plan.jobs), "recorded_before": plan.num_recorded, "left": plan.num_limited}
+    facts |= {"failed": len(plan.failed), "failed_before": len(plan.failed_before)}
     if args.json:
+        _warn_of_failures(plan, args.out)
         emit({**facts, **({"front": front} if front is not None else {})})
         return
+    failed, before = (f", {len(each)} failed" if each else "" for each in (plan.failed, plan.failed_before))
     left = f", {plan.num_limited} are left" if plan.num_limited else ""
-    log(f"{args.out}: {len(plan.jobs)} jobs have run, {plan.num_recorded} were recorded before{left}")
+    log(f"{args.out}: {len(plan.jobs)} jobs have run{failed}; {plan.num_recorded} were recorded before{before}{left}")
+    _warn_of_failures(plan, args.out)
     if front is not None:
         from offramp.experiments.comparison import FIGURES
 
@@ -77,6 +81,21 @@ def main(args: argparse.Namespace) -> None:
         columns = {"not surpassed": lambda row: row["experiment"]}
         columns |= {name: lambda row, name=name: FIGURES[name].show(row["objectives"][name]) for name in names}
         print(table_of(front, columns))
+
+
+def _warn_of_failures(plan: Any, out: str) -> None:
+    """Warn of jobs that failed, in this sweep or before: their records are not run again."""
+    failed = [*plan.failed_before, *plan.failed]
+    if not failed:
+        return
+    reasons = Counter((record["reason"]["what"], record["reason"]["remedy"]) for record in failed)
+    (what, remedy), *others = [reason for reason, _ in reasons.most_common()]
+    reason = f"{what} ({remedy})" if remedy else what
+    warn(
+        f"{len(failed)} of {len(plan.jobs) + plan.num_recorded} jobs failed: {reason}"
+        f"{', among other reasons' if others else ''} - {out} - "
+        "correct the cause and give another --out: failures are records, and are not run again"
+    )
 
 
 def _run(found: Any, args: argparse.Namespace, settings: Any) -> tuple[Any, Any]:

@@ -117,7 +117,8 @@ def _converse(child: subprocess.Popen, job: WorkerJob, log: Log) -> dict[str, An
 
 def _error(tree: dict[str, Any]) -> OfframpError:
     """Return the error that a worker described, as its own class."""
-    kind = getattr(errors, str(tree.get("class")), OfframpError)
+    known = {**vars(errors), TimedOutError.__name__: TimedOutError}  # of a process that the worker started
+    kind = known.get(str(tree.get("class")), OfframpError)
     error = kind.__new__(kind)  # MissingExtraError has other arguments than its base
     OfframpError.__init__(error, tree["what"], tree["where"], tree["remedy"])
     return error

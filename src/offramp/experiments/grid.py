@@ -175,6 +175,7 @@ def selected(experiments: Iterable[Experiment], only: Iterable[str]) -> list[Exp
 def matching(experiments: Iterable[Experiment], only: Iterable[str], option: str = "--only") -> list[Experiment]:
     """Return the experiments whose options have the values of all `only`, such as `task=sst2` or `exit=none,oracle`.
 
+    A value with commas is one value if an experiment has it, else several.
     Raises UsageError, naming the option of the command line, for an unknown option of an experiment.
     """
     found = list(experiments)
@@ -184,7 +185,8 @@ def matching(experiments: Iterable[Experiment], only: Iterable[str], option: str
             known = ", ".join(option_names())
             remedy = f"give {option} NAME=VALUE; names: {known}"
             raise UsageError(f"{option} {text}: no option of this name", None, remedy)
-        found = [each for each in found if any(_has(each, name, value) for value in (values, *values.split(",")))]
+        whole = [each for each in found if _has(each, name, values)]
+        found = whole or [each for each in found if any(_has(each, name, value) for value in values.split(","))]
     return found
 
 
@@ -193,6 +195,8 @@ def _has(each: Experiment, name: str, text: str) -> bool:
     value = each.flat().get(name)
     if text == str(value) or (value is None and text == "none"):
         return True
+    if isinstance(value, list):
+        return text == ",".join(map(str, value))
     if value is None or isinstance(value, (str, bool)):
         return False
     try:

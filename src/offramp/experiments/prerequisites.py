@@ -20,7 +20,7 @@ from offramp.errors import UsageError
 from offramp.experiments.figures import SAMPLE
 from offramp.experiments.jobs import WorkerJob
 from offramp.experiments.rivals import INDEX_FILE, LISTED
-from offramp.experiments.specification import MEASURE, Experiment, digest_of
+from offramp.experiments.specification import MEASURE, Experiment, digest_of, identifying
 from offramp.experiments.steps import LATENCY_OF, POLICY, RUN, STORE
 from offramp.measure.hardware import machine
 from offramp.runtime.config import BULK, LISTS, PLANNED, EngineConfig
@@ -229,7 +229,8 @@ def _model(
 def _tune(needs: Needs, each: Experiment, stored: str, transcript: Path, before: tuple[Path, ...]) -> None:
     """Add a profile of this machine and the policy that is tuned with it."""
     engine = replace(each.engine, exit="none", deadline=None, profile=None)
-    profile = needs.add("profile", [stored, engine.to_json(), machine()], before, store=needs.store, engine=engine)
+    about = [stored, identifying(engine.to_json()), machine()]
+    profile = needs.add("profile", about, before, store=needs.store, engine=engine)
     goal = goal_of(each.engine.exit)
     arguments = {"transcript": str(transcript), "profile": str(profile), "include": each.include_training_rows}
     policy = needs.add("tune", [transcript.name, profile.name, goal], (transcript, profile), goal=goal, **arguments)
@@ -309,7 +310,10 @@ def _require_options(each: Experiment) -> None:
     """Raise UsageError for options that the rival of an experiment does not have."""
     engine, other = each.engine, []
     known = {"threads": engine.threads, "max_length": engine.max_length}
-    if each.rival == LISTED and engine.residency in (PLANNED, *LISTS):
+    if each.rival == LISTED and engine.residency == PLANNED:
+        what = f"the rival {LISTED} keeps a list of layers, and has no residency {PLANNED}"
+        raise UsageError(what, each.model, f"give it a Grid of its own, with residency {', '.join(LISTS)}")
+    if each.rival == LISTED and engine.residency in LISTS:
         known |= {"residency": engine.residency, "resident_layers": engine.resident_layers}
     plain = replace(EngineConfig(), **known)
     other += [name for name, value in vars(engine).items() if value != getattr(plain, name)]

@@ -6,6 +6,7 @@ where a machine was measured.
 
 from __future__ import annotations
 
+import itertools
 import math
 import shlex
 from collections import Counter
@@ -26,14 +27,17 @@ from offramp.experiments.report_pictures import (
     traced,
 )
 from offramp.experiments.results import Record
-from offramp.experiments.subjects import Group, Subject, best, compared, estimate, groups_of, values_of
+from offramp.experiments.specification import spelt
+from offramp.experiments.subjects import FOLDER, Group, Subject, best, compared, estimate, groups_of, values_of
 from offramp.measure.statistics import FEWEST_SAMPLES, Comparison
 from offramp.reporting.tables import NONE, Cell, Column, Page, Row, Section, Table, table_of
-from offramp.units import format_duration, format_size, named_size
+from offramp.units import format_duration, format_size
 
 _SHOWN = {
     "score": Column("score", "%", help="Mean of the metrics of the task over the rows; of several seeds, the mean"),
-    "latency": Column("latency", "s", help="Median of the times of an input, or of a batch; of rounds, the median"),
+    "latency": Column(
+        "latency", "s", help="Median of the times of an input, or of a batch; of rounds and of seeds, the median"
+    ),
     "memory": Column("peak memory", "B", help="Peak resident set of the whole process, as the kernel counts it"),
     "bytes": Column("read per input", "B", help="Bytes that read calls returned, divided by the number of inputs"),
     "mean_exit": Column("mean exit", "layers", help="Mean number of layers that an input ran through"),
@@ -41,8 +45,10 @@ _SHOWN = {
 """Figure of `FIGURES` -> its column, in the order of a table."""
 _AGAINST = {
     "score": Column("points", help="Difference of the score from the baseline, paired by row of data"),
-    "latency": Column("× latency", help="Ratio of the latency to the baseline, paired by round"),
-    "memory": Column("× memory", help="Ratio of the peak memory to the baseline, paired by round"),
+    "latency": Column(
+        "× latency", help="Ratio of the latency to the baseline, paired by round, or by seed where there are several"
+    ),
+    "memory": Column("× memory", help="Ratio of the peak memory to the baseline, paired by round or seed"),
 }
 """Figure -> column of its paired comparison with the baseline."""
 
@@ -77,13 +83,14 @@ def page_of(folders: Mapping[str, Sequence[Record]], title: str, baseline: Seque
 
 def _named_apart(sections: Iterable[Section]) -> Iterator[Section]:
     """Yield sections whose pictures have different names, which are those of files."""
-    counts: Counter[str] = Counter()
+    taken: set[str] = set()
     for section in sections:
         pictures = []
         for picture in section.pictures:
-            counts[picture.name] += 1
-            number = counts[picture.name]
-            pictures.append(picture if number == 1 else replace(picture, name=f"{picture.name}-{number}"))
+            names = itertools.chain([picture.name], (f"{picture.name}-{number}" for number in itertools.count(2)))
+            name = next(each for each in names if each not in taken)
+            taken.add(name)
+            pictures.append(replace(picture, name=name))
         yield replace(section, pictures=tuple(pictures))
 
 
@@ -131,9 +138,10 @@ def _notes(group: Group) -> tuple[str, ...]:
         return ("No experiment of this table has figures.",)
     return (
         f"Baseline: {group.name(group.baseline)}. Ratios are paired by round, differences of scores in points by row of"
-        f" data. In brackets: 95 % intervals, for figures other than scores from {FEWEST_SAMPLES} rounds on. Bold: the"
-        f" best of its column, if it differs from each other row significantly (p < {SIGNIFICANT:g}, corrected by"
-        " Holm).",
+        " data. In brackets: 95 % intervals. Those of scores are over the rows of data, for these models; others are"
+        f" over rounds, or over seeds where a row has several, from {FEWEST_SAMPLES} on: each seed counts once, by the"
+        " median of its rounds. Bold: the best of its column, but for the bounds `oracle` and `random`, if it differs"
+        f" from each other row significantly (p < {SIGNIFICANT:g}, corrected by Holm).",
     )
 
 
@@ -146,7 +154,7 @@ def _reason_cell(subject: Subject) -> Cell:
     reasons = sorted({record["reason"]["what"] for record in subject.failed})
     if not subject.failed:
         return Cell(NONE if subject.done else "no figures")
-    several = f"{len(subject.failed)} of {len(subject.records)} rounds: " if subject.done else ""
+    several = f"{len(subject.failed)} of {len(subject.current)} rounds: " if subject.done else ""
     return Cell(several + "; ".join(reasons))
 
 
@@ -185,15 +193,9 @@ def _command(subject: Subject, varied: Sequence[str]) -> str:
     """Return the command that measures a subject again: `offramp sweep` takes a results folder as a recipe."""
     words = ["offramp", "sweep", subject.folder, "--out", "again"]
     for name in varied:
-        if name in subject.flat and name != "folder":
-            words += ["--only", f"{name}={_spelt(name, subject.flat[name])}"]
+        if name != FOLDER:
+            words += ["--only", f"{name}={spelt(name, subject.flat.get(name))}"]
     return shlex.join(words)
-
-
-def _spelt(name: str, value: Any) -> str:
-    if name == "budget" and isinstance(value, int):
-        return named_size(value)
-    return "none" if value is None else str(value)
 
 
 def _facts(subject: Subject) -> str:

@@ -6,13 +6,14 @@ Shapes: R rounds, N rows of data, K exits.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from offramp.experiments.comparison import FIGURES
 from offramp.experiments.results import Record
+from offramp.experiments.searching import is_surpassed
 from offramp.experiments.subjects import Group, Subject, estimate
 from offramp.measure import MemorySample, Span, median
 from offramp.reporting.layers import StageCost, add_passes
@@ -46,8 +47,6 @@ _SAME_ANSWERS = (
     "prefetch", "trace",
 )  # fmt: skip
 """Options that change when an answer is there, and not which exit gives it."""
-_UNKNOWABLE = ("oracle", "random:")
-"""Exits that no policy can know: they are drawn as squares."""
 _BOUNDS = {"memory": ("predicted_memory", "predicted"), "latency": ("bound", "lower bound")}
 """Figure -> the figure that it is drawn beside, and what that is called."""
 _MOST_MODELS = 4
@@ -73,7 +72,7 @@ def _points(group: Group, subjects: Sequence[Subject], x: str, y: str) -> list[P
     corners = {each: (across[0], sign * up[0]) for each, (across, up) in ends.items() if _shape(each) == "circle"}
     found = []
     for each, (across, up) in ends.items():
-        is_first = each in corners and not _is_beaten(corners[each], corners.values())
+        is_first = each in corners and not is_surpassed(corners[each], corners.values())
         label = group.name(each, (group.coloured,)) if is_first else ""
         about = group.name(each), group.series(each)
         found.append(Point(*about, across, up, group.labels.get(each, ""), _shape(each), label))
@@ -83,12 +82,7 @@ def _points(group: Group, subjects: Sequence[Subject], x: str, y: str) -> list[P
 def _shape(subject: Subject) -> str:
     if subject.flat.get("rival"):
         return "diamond"
-    return "square" if subject.flat["exit"].startswith(_UNKNOWABLE) else "circle"
-
-
-def _is_beaten(point: tuple[float, float], others: Iterable[tuple[float, float]]) -> bool:
-    """Return whether another point is at least as good in both figures, and better in one; less is better."""
-    return any(other[0] <= point[0] and other[1] <= point[1] and other != point for other in others)
+    return "square" if subject.is_bound else "circle"
 
 
 def _interval(subject: Subject, name: str) -> tuple[float, float, float]:

@@ -37,6 +37,8 @@ def main():
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG: end with the parent
     job, output = json.load(sys.stdin), os.dup(1)
+    if "parent" in job and is_orphan(job["parent"]):  # it ended before the call of prctl
+        return
     os.dup2(2, 1)
     try:
         found = {"result": {"versions": versions, "prepare": prepare, "measure": measure}[job["act"]](job)}
@@ -46,6 +48,16 @@ def main():
         found = {"failed": f"{type(error).__name__}: {lines[0][:300]}"}
     os.write(output, json.dumps(found).encode() + b"\n")
     os._exit(0)  # a library's threads may hang while Python ends
+
+
+def is_orphan(parent):
+    """Return whether the process `parent` has ended. It may be a grandparent: of a script that starts Python."""
+    if os.getppid() == parent or sys.platform != "linux":
+        return os.getppid() != parent
+    try:
+        return Path("/proc/%d/stat" % parent).read_text().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True
 
 
 def versions(job):

@@ -29,6 +29,8 @@ from offramp.units import format_duration
 SCRIPT = Path(__file__).with_name("rival_process.py")
 MEASURE_SECONDS, PREPARE_SECONDS, VERSION_SECONDS = 300.0, 1800.0, 60.0
 """Time limits of a process that measures, that converts a model, and that lists versions."""
+TIMED_OUT = "timeout"
+"""`kind` of the message of a process that was killed at its time limit."""
 MAX_OUTPUT_BYTES = 16 << 20
 """Most bytes of a process's output that are read: its last line is the result."""
 MEMOPRO_BUDGET = "192MiB"
@@ -135,7 +137,7 @@ def run_process(python: str, job: Mapping[str, Any], seconds: float, within: Seq
     """
     environment = _environment(python, job.get("threads"))
     with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
-        given.write(json.dumps(job).encode())
+        given.write(json.dumps({**job, "parent": os.getpid()}).encode())
         given.seek(0)
         pipes: dict[str, Any] = {"stdin": given, "stdout": output, "stderr": errors}
         command = [*within, python, str(SCRIPT)]
@@ -177,7 +179,7 @@ def _tail(file: Any) -> str:
 def _message(returncode: int | None, seconds: float, output: str, errors: str) -> dict[str, Any]:
     """Return the message of a process that ended."""
     if returncode is None:
-        return {"failed": f"did not finish in {format_duration(seconds)}"}
+        return {"failed": f"did not finish in {format_duration(seconds)}", "kind": TIMED_OUT}
     if returncode < 0:
         return {"failed": f"killed by signal {-returncode}"}
     lines = [line for line in output.splitlines() if line.strip()]

@@ -7,7 +7,8 @@ if it had not been. An experiment that fails has no figures, and the sampler lea
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+import operator
+from collections.abc import Iterable, Iterator, Sequence
 
 from offramp.errors import import_error
 from offramp.experiments.grid import Search
@@ -77,8 +78,10 @@ class Study:
         """Return the experiments that no other one surpasses in all objectives, with their objectives."""
         found = {each: values for each, values in self.figures.items() if values is not None}
         signs = [-1 if name == "score" else 1 for name in self.search.objectives]
+        costs = {each: tuple(s * value for s, value in zip(signs, own, strict=True)) for each, own in found.items()}
+        return {each: own for each, own in found.items() if not is_surpassed(costs[each], costs.values())}
 
-        def surpasses(one: list[float], other: list[float]) -> bool:
-            return one != other and all(s * a <= s * b for s, a, b in zip(signs, one, other, strict=True))
 
-        return {each: own for each, own in found.items() if not any(surpasses(other, own) for other in found.values())}
+def is_surpassed(costs: tuple[float, ...], others: Iterable[tuple[float, ...]]) -> bool:
+    """Return whether others are at least as good in all costs, and better in one; less is better."""
+    return any(other != costs and all(map(operator.le, other, costs)) for other in others)

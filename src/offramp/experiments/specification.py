@@ -68,7 +68,7 @@ class Experiment:
     rounds: int = field(default=5, metadata=POSITIVE)
     """Number of repetitions, each in a process of its own, alternating with the other experiments."""
     timeout: float | None = None
-    """Most seconds of one round; None: no limit."""
+    """Most seconds of one round, and of a rival's process; None: no limit, and 5 minutes of a rival."""
 
     def __post_init__(self) -> None:
         for name, kind in _GROUPS.items():
@@ -96,10 +96,8 @@ class Experiment:
     def key(self, inputs: Mapping[str, Any]) -> str:
         """Return the identity of this experiment on these inputs: digests of its model and data."""
         tree = {name: value for name, value in self.to_json().items() if name not in NOT_IDENTIFYING}
-        for options in (tree, tree["engine"]):
-            for name in [name for name in ADDED if name in options and options[name] == ADDED[name]]:
-                del options[name]
-        return digest_of({"experiment": tree, "inputs": dict(inputs)})
+        found = {**identifying(tree), "engine": identifying(tree["engine"])}
+        return digest_of({"experiment": found, "inputs": dict(inputs)})
 
     def flat(self) -> dict[str, Any]:
         """Return all options by their names in a recipe; absent groups are left out."""
@@ -108,6 +106,11 @@ class Experiment:
         for name, options in OPTIONS.items():
             flat.update({option: tree[name][option] for option in options if tree[name] is not None})
         return flat
+
+
+def identifying(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options without those that were added later and have the value of older records: what keys are made of."""
+    return {name: value for name, value in options.items() if name not in ADDED or value != ADDED[name]}
 
 
 def specification_of(record: Mapping[str, Any], folder: object) -> Experiment:
@@ -174,13 +177,16 @@ def names_of(experiments: Sequence[Experiment]) -> dict[Experiment, str]:
     varied = [name for name in option_names() if len(values[name]) > 1 and name not in NOT_IDENTIFYING]
     found = {}
     for each, flat in flats.items():
-        parts = [f"{name}={_spelt(name, flat[name])}" for name in varied if flat.get(name) is not None]
+        parts = [f"{name}={spelt(name, flat[name])}" for name in varied if flat.get(name) is not None]
         found[each] = " ".join(parts) or each.model
     return found
 
 
-def _spelt(name: str, value: Any) -> str:
-    return named_size(value) if name == "budget" and isinstance(value, int) else str(value)
+def spelt(name: str, value: Any) -> str:
+    """Return the value of an option as `--only` takes it."""
+    if name == "budget" and isinstance(value, int):
+        return named_size(value)
+    return "none" if value is None else str(value)
 
 
 def digest_of(tree: Any) -> str:

@@ -8,30 +8,36 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import PurePath
 from typing import Any
 
+import numpy as np
+
+from offramp.errors import RefusedError
 from offramp.experiments.comparison import SIGNIFICANT, Figure, equal_value, mean_score, paired
 from offramp.experiments.grid import matching
 from offramp.experiments.results import Record
 from offramp.experiments.specification import NOT_IDENTIFYING, OPTIONS, Experiment, option_names, specification_of
+from offramp.measure import median
 from offramp.measure.statistics import Comparison, holm, judged, median_interval
 from offramp.reporting.svg import NUM_COLOURS
 from offramp.reporting.tables import NONE
 from offramp.units import named_size
 
-_EMPTY = {"figures": {}, "samples": {}, "round": 1, "key": ""}
+_EMPTY = {"figures": {}, "samples": {}, "inputs": {}, "round": 1, "key": ""}
 """Values of a record that lacks these names: one of a study that was converted."""
 FOLDER = "folder"
 """Name of the option that tells subjects of several results folders apart."""
-_NOT_SHOWN = ("seed", "data", "device", *NOT_IDENTIFYING)
 _BARE = ("none", "yes", "no")
 """Values that need the name of their option, as numbers do."""
 _SERIES = ("model", "rival", "backend", "dtype", "batch", "residency", FOLDER)
 """Options that may give points of a picture their colours, the first that has several values; else the exit does."""
+
+Place = tuple[int, int]
 
 
 class Subject:
@@ -40,28 +46,39 @@ class Subject:
     def __init__(self, specification: Experiment, folder: str) -> None:
         self.specification, self.folder = specification, folder
         self.flat = {**specification.flat(), FOLDER: folder}
+        """Options by name. `seed` is None, but where a model and those of its seeds are measured: see `groups_of`."""
         self.records: list[Record] = []
+
+    @property
+    def is_bound(self) -> bool:
+        """True if its exit is a bound of what policies can do, which none can know."""
+        return str(self.flat["exit"]).startswith(("oracle", "random:"))
+
+    @cached_property
+    def current(self) -> list[Record]:
+        """Records of the inputs that were measured last, by seed and round."""
+        last = {record["experiment"]["seed"]: record["key"] for record in self.records}
+        return sorted((each for each in self.records if each["key"] == last[each["experiment"]["seed"]]), key=place_of)
 
     @cached_property
     def done(self) -> list[Record]:
-        """Records with figures, by seed and round, of the inputs that were measured last."""
-        last = {record["experiment"]["seed"]: record["key"] for record in self.records}
-        found = (record for record in self.records if record["figures"])
-        return sorted((record for record in found if record["key"] == last[record["experiment"]["seed"]]), key=place_of)
+        """Current records with figures."""
+        return [record for record in self.current if record["figures"]]
 
     @cached_property
     def failed(self) -> list[Record]:
-        """Records of failures."""
-        return sorted((record for record in self.records if record.get("reason") is not None), key=place_of)
+        """Current records of failures."""
+        return [record for record in self.current if record.get("reason") is not None]
 
-    def with_figure(self, name: str) -> dict[tuple[int, int], Record]:
+    def with_figure(self, name: str) -> dict[Place, Record]:
         """Return the records with a figure that is a number, by seed and round."""
         return {place_of(record): record for record in self.done if record["figures"].get(name) is not None}
 
 
-def place_of(record: Record) -> tuple[int, int]:
-    """Return the seed and the round of a record."""
-    return record["experiment"]["seed"] or 0, record["round"]
+def place_of(record: Record) -> Place:
+    """Return the seed and the round of a record. No seed is -1: it is of another model than seed 0."""
+    seed = record["experiment"]["seed"]
+    return -1 if seed is None else seed, record["round"]
 
 
 class Group:
@@ -130,13 +147,13 @@ class Group:
 def _said(name: str, value: str) -> str:
     if name == "trace":
         return "traced"
-    return f"{name} {value}" if value in _BARE or value.isdecimal() else value
+    return f"{name} {value}" if name == "seed" or value in _BARE or value.isdecimal() else value
 
 
 def values_of(subjects: Iterable[Subject]) -> dict[str, set[str]]:
     """Return the values that the options of subjects have, without options that tell no subjects apart."""
     flats = [each.flat for each in subjects]
-    names = [name for name in (*option_names(), FOLDER) if name not in _NOT_SHOWN]
+    names = [name for name in (*option_names(), FOLDER) if name not in NOT_IDENTIFYING]
     return {name: {str(flat.get(name)) for flat in flats} for name in names}
 
 
@@ -160,17 +177,22 @@ def _common_folder(models: Sequence[str]) -> str:
 def groups_of(folders: Mapping[str, Iterable[Record]], baseline: Sequence[str] = ()) -> list[Group]:
     """Return the subjects of results folders in groups. `baseline`: see `Group` and `matching`.
 
-    Subjects that several folders have are told apart by their folder. Raises RefusedError for a record whose
-    specification this release cannot read, UsageError for an unknown option in `baseline`.
+    Subjects that several folders have are told apart by their folder, and a model from those of its seeds. Raises
+    RefusedError for a record whose specification or measurements this release cannot read, UsageError for an unknown
+    option in `baseline`.
     """
     known: dict[str, Experiment] = {}
-    found: dict[tuple[Experiment, str], Subject] = {}
+    found: dict[tuple[Experiment, str, bool], Subject] = {}
     for folder, records in folders.items():
         for record in records:
             text = json.dumps(record.get("experiment"), sort_keys=True)
             each = known.get(text) or known.setdefault(text, _without_seed(specification_of(record, folder)))
-            found.setdefault((each, folder), Subject(each, folder)).records.append({**_EMPTY, **record})
-    if len({each for each, _ in found}) == len(found):
+            has_seed = record["experiment"]["seed"] is not None
+            found.setdefault((each, folder, has_seed), Subject(each, folder)).records.append(_completed(record, folder))
+    for (each, folder, has_seed), subject in found.items():
+        if has_seed and (each, folder, False) in found:
+            subject.flat["seed"] = ",".join(map(str, sorted({x["experiment"]["seed"] for x in subject.records})))
+    if len({(each, has_seed) for each, _, has_seed in found}) == len(found):
         for subject in found.values():
             subject.flat[FOLDER] = None
     by_data: dict[str, list[Subject]] = {}
@@ -178,6 +200,36 @@ def groups_of(folders: Mapping[str, Iterable[Record]], baseline: Sequence[str] =
         by_data.setdefault(_data_of(subject), []).append(subject)
     titles = _titles([subjects[0] for _, subjects in sorted(by_data.items())])
     return [Group(by_data[key], title, baseline) for key, title in zip(sorted(by_data), titles, strict=True)]
+
+
+def _completed(record: Record, folder: str) -> Record:
+    """Return a record with all parts that a report needs. Figures that are no finite number count as missing."""
+    found = {**_EMPTY, **record}
+    kinds = {"figures": Mapping, "samples": Mapping, "inputs": Mapping, "round": int, "key": str}
+    optional = (found.get(name) for name in ("reason", "environment", "git", "run"))
+    is_sound = all(isinstance(found[name], kind) for name, kind in kinds.items())
+    is_sound = is_sound and all(each is None or isinstance(each, Mapping) for each in optional)
+    if not is_sound or not _are_sound(found["samples"]):
+        what = f"record {record.get('id')} has parts that no sweep writes"
+        raise RefusedError(what, folder, "use the release that wrote it, or run the sweep again")
+    found["figures"] = {name: value if _is_number(value) else None for name, value in found["figures"].items()}
+    return {**found, "inputs": {"data": None, **found["inputs"]}}
+
+
+def _are_sound(samples: Mapping[str, Any]) -> bool:
+    """Return whether there is an answer for each truth, and latencies are numbers."""
+    truth, answers, latencies = (samples.get(name) for name in ("truth", "answers", "latencies"))
+    if truth is not None:
+        if not (isinstance(truth, list) and isinstance(answers, list) and len(truth) == len(answers) > 0):
+            return False
+        if not isinstance(samples.get("metrics"), list):
+            return False
+    return latencies is None or (isinstance(latencies, list) and all(map(_is_number, latencies)))
+
+
+def _is_number(value: Any) -> bool:
+    """Return whether a value is a finite number; whole numbers may be larger than any float."""
+    return isinstance(value, (int, float)) and abs(value) <= sys.float_info.max
 
 
 def _without_seed(each: Experiment) -> Experiment:
@@ -199,6 +251,9 @@ def _titles(firsts: Sequence[Subject]) -> list[str]:
         data = flat.get("task") or flat.get("dev") or flat.get("train")
         found.append("random inputs" if data is None else f"{PurePath(str(data)).name}, {flat['split']}")
     long = [f"{title}, {each.flat['rows']} rows" for title, each in zip(found, firsts, strict=True)]
+    folders = {str(each.flat["data"]) for each in firsts if each.flat.get("data")}
+    if len(folders) > 1:
+        long = [f"{title}, {each.flat.get('data')}" for title, each in zip(long, firsts, strict=True)]
     titles = [more if found.count(title) > 1 else title for title, more in zip(found, long, strict=True)]
     counts = [titles[: index + 1].count(title) for index, title in enumerate(titles)]
     return [title if number == 1 else f"{title} ({number})" for title, number in zip(titles, counts, strict=True)]
@@ -217,29 +272,66 @@ def _natural(value: Any) -> tuple[Any, ...]:
 
 
 def estimate(figure: Figure, subject: Subject) -> Comparison:
-    """Return the value of a figure of a subject that has it, with its interval if there is one."""
+    """Return the value of a figure of a subject that has it, with its interval if there is one.
+
+    Of several seeds, each counts once, by the median of its rounds: rounds of one seed share its model.
+    """
     known = vars(subject).setdefault("estimates", {})
     if figure.name not in known:
-        records = list(subject.with_figure(figure.name).values())
-        truths = [record["samples"].get("truth") for record in records]
+        seeds = list(_by_seed(subject.with_figure(figure.name)).values())
+        truths = [record["samples"].get("truth") for rounds in seeds for record in rounds]
         if figure.name == "score" and truths[0] is not None and all(truth == truths[0] for truth in truths):
-            known[figure.name] = judged(*mean_score(records), len(truths[0]), equal=0.0)
+            values, draws_SD = zip(*map(mean_score, seeds), strict=True)
+            known[figure.name] = judged(sum(values) / len(seeds), np.mean(draws_SD, axis=0), len(truths[0]), equal=0.0)
         else:
-            known[figure.name] = median_interval([record["figures"][figure.name] for record in records])
+            found = seeds[0] if len(seeds) == 1 else [_median_round(figure, rounds) for rounds in seeds]
+            known[figure.name] = median_interval([record["figures"][figure.name] for record in found])
     return known[figure.name]
 
 
 def compared(figure: Figure, first: Subject, second: Subject) -> Comparison | None:
-    """Return the paired comparison of the second subject with the first; None without rounds that both have."""
-    sides = [each.with_figure(figure.name) for each in (first, second)]
-    shared = sorted(sides[0].keys() & sides[1].keys())
-    return paired(figure, *([side[place] for place in shared] for side in sides)) if shared else None
+    """Return the paired comparison of the second subject with the first; None without rounds that both have.
+
+    One seed of each side is paired by round, whichever they are; several are paired by seed, and each counts once.
+    """
+    sides = [_by_seed(each.with_figure(figure.name)) for each in (first, second)]
+    if all(len(side) == 1 for side in sides):
+        pairs = [_of_shared_rounds(*(rounds for side in sides for rounds in side.values()))]
+        return paired(figure, *pairs[0]) if pairs[0][0] else None
+    pairs = [_of_shared_rounds(sides[0][seed], sides[1][seed]) for seed in sides[0] if seed in sides[1]]
+    pairs = [pair for pair in pairs if pair[0]]
+    if not pairs:
+        return None
+    truths = [record["samples"].get("truth") for pair in pairs for rounds in pair for record in rounds]
+    if figure.name == "score" and truths[0] is not None and all(truth == truths[0] for truth in truths):
+        return paired(figure, *([record for pair in pairs for record in pair[side]] for side in (0, 1)))
+    return paired(figure, *([_median_round(figure, pair[side]) for pair in pairs] for side in (0, 1)))
+
+
+def _by_seed(records: Mapping[Place, Record]) -> dict[int, list[Record]]:
+    found: dict[int, list[Record]] = {}
+    for (seed, _), record in sorted(records.items()):
+        found.setdefault(seed, []).append(record)
+    return found
+
+
+def _of_shared_rounds(first: Sequence[Record], second: Sequence[Record]) -> tuple[list[Record], list[Record]]:
+    """Return the records of the rounds that both have."""
+    rounds = {record["round"] for record in first} & {record["round"] for record in second}
+    here, there = ([record for record in side if record["round"] in rounds] for side in (first, second))
+    return here, there
+
+
+def _median_round(figure: Figure, rounds: Sequence[Record]) -> Record:
+    """Return a record that stands for the rounds of one seed: it has the median of the figure, and no samples."""
+    value = median([record["figures"][figure.name] for record in rounds])
+    return {**rounds[0], "figures": {figure.name: value}, "samples": {}}
 
 
 def best(group: Group, figure: Figure) -> Subject | None:
-    """Return the subject with the best figure, if it differs significantly from each other one."""
+    """Return the subject with the best figure, if it differs significantly from each other one; bounds are left out."""
     sign = -1 if figure.words[1] == "better" else 1
-    able = [each for each in group.subjects if each.with_figure(figure.name)]
+    able = [each for each in group.subjects if each.with_figure(figure.name) and not each.is_bound]
     if len(able) < 2:
         return None
     first, *others = sorted(able, key=lambda each: sign * estimate(figure, each).value)

@@ -12,7 +12,7 @@ import hashlib
 import platform
 import re
 import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 DONE, FAILED = "done", "failed"
 _REPEATED = ("memory", "refused", "absent")
 """Kinds of failures that every round of an experiment has: the other rounds are recorded without being run."""
+_RIVAL_SECONDS = 60.0
+"""Time of a worker before and after the process of its rival: it makes token ids, and compares answers."""
 Progress = Callable[[int, int, str], None]
 """Function that receives the number of jobs that have ended, that of all, and one line of text."""
 
@@ -103,6 +105,10 @@ class Plan:
     """Experiments that need another machine."""
     num_limited: int = 0
     """Jobs that are left for the next sweep."""
+    failed: list[Record] = field(default_factory=list)
+    """Records of failures: of jobs that this sweep ran."""
+    failed_before: list[Record] = field(default_factory=list)
+    """Records of failures of earlier sweeps, whose jobs are not run again."""
 
 
 def plan_sweep(experiments: Sequence[Experiment], folder: Path, records: Sequence[Record], settings: SweepSettings,
@@ -138,12 +144,18 @@ def jobs_of(
 
 def plan_jobs(found: Sequence[Job], records: Sequence[Record], limit: int | None) -> Plan:
     """Return the rounds of jobs that have no record, at most `limit`, and what they need."""
-    recorded = {record["id"] for record in records}
+    recorded = {record["id"]: record for record in records}
     every = {job.id: job for job in _in_rounds(found)}  # experiments that differ in their number of rounds share some
     jobs = [job for job in every.values() if job.id not in recorded]
     kept = jobs[:limit]
     steps = {name: step for job in kept for name, step in job.needs.steps.items() if not step.is_made}
-    return Plan(kept, list(steps.values()), len(every) - len(jobs), num_limited=len(jobs) - len(kept))
+    plan = Plan(kept, list(steps.values()), len(every) - len(jobs), num_limited=len(jobs) - len(kept))
+    plan.failed_before = _failures(recorded[id] for id in every if id in recorded)
+    return plan
+
+
+def _failures(records: Iterable[Record]) -> list[Record]:
+    return [record for record in records if record["status"] == FAILED]
 
 
 def identify(experiments: Sequence[Experiment], log: Log) -> tuple[dict[str, Source], dict[Any, str]]:
@@ -214,7 +226,11 @@ class Runner:
         self._git = git_state()
 
     def run(self, plan: Plan) -> None:
-        """Make what is needed, then run the jobs. Raises DiskFullError, after which the sweep can be continued."""
+        """Make what is needed, run the jobs, and note in the plan which failed.
+
+        Raises DiskFullError, after which the sweep can be continued.
+        """
+        num_before = len(self.results.records)
         for record in self.results.records:
             reason = record.get("reason")
             if reason is not None and reason["kind"] in _REPEATED:
@@ -222,6 +238,7 @@ class Runner:
         (self.results.folder / MADE_FOLDER).mkdir(exist_ok=True)
         self._make(plan.steps)
         self._measure(plan.jobs)
+        plan.failed = _failures(self.results.records[num_before:])
 
     def _make(self, steps: Sequence[Prerequisite]) -> None:
         """Make all steps, each after those it needs; those that measure time alone."""
@@ -238,9 +255,9 @@ class Runner:
 
     def _starting(self, group: Sequence[Prerequisite]) -> Iterator[tuple[Prerequisite, WorkerJob, None]]:
         for step in group:
-            reason = next((self._failed[need] for need in step.needs if need in self._failed), None)
-            if reason is not None:
-                self._failed[step.name] = reason
+            failed = next((name for name in (step.name, *step.needs) if name in self._failed), None)
+            if failed is not None:  # itself: for an earlier trial of a search
+                self._failed[step.name] = self._failed[failed]
                 continue
             step.folder.mkdir(parents=True, exist_ok=True)
             self.log(f"making {step.name}")
@@ -278,7 +295,7 @@ class Runner:
             if reason is not None:
                 self._add(job, {"error": reason, "attempts": 0, "seconds": 0.0}, 0)
                 continue
-            yield job, measuring_job(job.experiment, job.number, job.needs), job.experiment.timeout
+            yield job, measuring_job(job.experiment, job.number, job.needs), _limit(job.experiment)
 
     def _add(self, job: Job, outcome: Outcome, beside: int) -> None:
         """Add the record of a job that has ended, and tell of it."""
@@ -315,6 +332,11 @@ class Runner:
     def _workers(self, num_workers: int) -> int:
         """Return how many jobs run at once. Machines of a scheduler do not share cores."""
         return num_workers if self.pool.is_here else self.pool.num_workers
+
+
+def _limit(each: Experiment) -> float | None:
+    """Return the most seconds of a worker: one that runs a rival ends the rival at the limit, with all it started."""
+    return each.timeout if each.timeout is None or each.rival is None else each.timeout + _RIVAL_SECONDS
 
 
 def git_state() -> dict[str, Any] | None:
@@ -382,6 +404,8 @@ def search(
             whole.jobs += plan.jobs
             whole.num_recorded += plan.num_recorded
             whole.num_limited += plan.num_limited
+            whole.failed += plan.failed
+            whole.failed_before += plan.failed_before
             if plan.num_limited:
                 break
             study.tell(each, [record for record in results.records if record["key"] == jobs[each].key])

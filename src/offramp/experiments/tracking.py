@@ -20,12 +20,15 @@ from typing import Any
 from offramp.errors import AbsentError, said
 from offramp.experiments.children import Log
 from offramp.experiments.results import Record
-from offramp.experiments.specification import Experiment
+from offramp.experiments.specification import Experiment, digest_of
 
 TRACKERS = ("trackio", "tensorboard", "mlflow", "wandb")
 COMMAND = (sys.executable, "-m", "offramp.experiments.tracking")
-MOST_SECONDS = 120.0
-"""Time after which a tracker that does not take a record is ended. The first one also loads the library."""
+MOST_SECONDS, END_SECONDS = 120.0, 10.0
+"""Time after which a tracker is ended: that does not take a record (the first one also loads the library), and that has
+taken all and does not end by itself."""
+MOST_BYTES = 255
+"""Length of the longest name of a folder."""
 FOLDER = "tracking"
 """Folder in the results for trackers that write files."""
 
@@ -43,7 +46,8 @@ class Tracking:
         self._log, self._answers, about = log, queue.SimpleQueue(), [tracker, folder.absolute().name]
         self._child: subprocess.Popen[str] | None = subprocess.Popen(
             [*COMMAND, *about, str(folder / FOLDER)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            encoding="utf-8", errors="replace",
         )  # fmt: skip
         self._listener = threading.Thread(target=self._listen, args=[self._child.stdout], daemon=True)
         self._listener.start()
@@ -74,10 +78,12 @@ class Tracking:
             self._end()
 
     def _listen(self, pipe: Any) -> None:
-        with pipe:
-            for line in pipe:
-                self._answers.put(line.strip() if line.strip() != "taken" else "")
-        self._answers.put("its process has ended")
+        try:
+            with pipe:
+                for line in pipe:
+                    self._answers.put(line.strip() if line.strip() != "taken" else "")
+        finally:
+            self._answers.put("its process has ended")
 
     def _end(self) -> None:
         child, self._child = self._child, None
@@ -85,11 +91,11 @@ class Tracking:
             assert child.stdin is not None
             try:
                 child.stdin.close()
-                child.wait(MOST_SECONDS)
+                child.wait(END_SECONDS)
             except (OSError, subprocess.TimeoutExpired):
                 child.kill()
                 child.wait()
-            self._listener.join(MOST_SECONDS)
+            self._listener.join(1.0)  # a process that the tracker started may hold the pipe
 
 
 def main() -> int:
@@ -98,7 +104,7 @@ def main() -> int:
 
     die_with_parent()
     tracker, project, folder = sys.argv[1:]
-    answers = os.fdopen(os.dup(1), "w")
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="backslashreplace")
     os.dup2(2, 1)  # what libraries print is no answer
     for line in sys.stdin:
         try:
@@ -120,7 +126,7 @@ def track(tracker: str, project: str, folder: Path, record: dict[str, Any]) -> N
     os.environ.setdefault("TRACKIO_DIR", str(folder / "trackio"))
     kind, name = LOGGER_TYPE_TO_CLASS[tracker], record["name"]
     made = {
-        "tensorboard": lambda: kind(name.replace("/", "_"), logging_dir=folder),
+        "tensorboard": lambda: kind(_file_name(name), logging_dir=folder),
         "mlflow": lambda: kind(experiment_name=project, run_name=name),
     }.get(tracker, lambda: kind(project, name=name))()
     made.start()
@@ -128,6 +134,13 @@ def track(tracker: str, project: str, folder: Path, record: dict[str, Any]) -> N
     if record["figures"]:
         made.log(record["figures"], step=record["round"])
     made.finish()
+
+
+def _file_name(name: str) -> str:
+    """Return a run's name as that of a folder; of a longer name the beginning, and a digest of all of it."""
+    name = name.replace("/", "_")
+    raw = name.encode("utf-8", "surrogatepass")
+    return name if len(raw) <= MOST_BYTES else f"{raw[:200].decode('utf-8', 'ignore')} {digest_of(name)}"
 
 
 if __name__ == "__main__":

@@ -111,24 +111,15 @@ def _paired_draws(num_rounds: int, num_units: int) -> Tuple[np.ndarray, np.ndarr
     return rounds_DR, generator.multinomial(num_units, np.full(num_units, 1 / num_units), NUM_DRAWS).astype(np.float64)
 
 
-def compared(
-    statistic: Callable[..., float], sizes: Sequence[int], num_samples: int, equal: float, num_draws: int = NUM_DRAWS
-) -> Comparison:
-    """Return a paired statistic with its corrected interval, p-value and detectable effect.
+def judged(value: float, draws_D: np.ndarray, num_samples: int, equal: float) -> Comparison:
+    """Return a statistic with its corrected interval, p-value and detectable effect, from its bootstrap draws.
 
     Args:
-        statistic: see `bootstrap`, as `sizes`.
-        sizes: the length of each axis.
+        value: the statistic of the samples.
+        draws_D: that of each resample.
         num_samples: number of independent samples, which the correction is for: usually that of rounds.
         equal: the value of the statistic where both sides are equal.
-        num_draws: number of resamples.
     """
-    value, draws = bootstrap(statistic, sizes, num_draws if num_samples >= FEWEST_SAMPLES else 0)
-    return judged(value, np.array(draws), num_samples, equal)
-
-
-def judged(value: float, draws_D: np.ndarray, num_samples: int, equal: float) -> Comparison:
-    """Return a statistic with what its bootstrap draws say of it; the arguments are those of `compared`."""
     if num_samples < FEWEST_SAMPLES:
         return Comparison(value, None, None, None, None)
     level = _expanded((1 - CONFIDENCE) / 2, num_samples)

@@ -1,7 +1,9 @@
 """Pages: Markdown that a template makes from records.
 
 A template is Jinja2, run in its sandbox: it computes and prints, and reaches neither files nor Python. It sees `rows`,
-the records as flat names and values, and the functions below as filters. Equal records give equal pages.
+the records as flat names and values, and the functions below as filters. What it prints is escaped so that it ends no
+cell and begins no HTML: a bar of a table stands outside of `{{ }}`, or is that of `cells`. Equal records give equal
+pages.
 
     {% for row in rows | where(part="speed") %}
     | {{ row.task }} | {{ rows | where(task=row.task) | of("latency") | median | ms }} |
@@ -15,7 +17,7 @@ from typing import Any
 
 from offramp.errors import UsageError, import_error, missing, said
 from offramp.measure import median
-from offramp.reporting.tables import NONE
+from offramp.reporting.tables import NONE, printable
 
 Row = dict[str, Any]
 
@@ -23,14 +25,10 @@ Row = dict[str, Any]
 def page_from(template: Path, records: Iterable[Mapping[str, Any]]) -> str:
     """Return the page of a template. Raises UsageError with the line of the template that is wrong."""
     try:
-        from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError
-        from jinja2.sandbox import SandboxedEnvironment
+        from jinja2 import TemplateSyntaxError
     except ImportError as error:
         raise import_error(error, "jinja2", "report") from None
-    environment = SandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, extensions=["jinja2.ext.do"]
-    )  # Markdown: there is no autoescape; values are made harmless by `flat`  # nosec B701
-    environment.filters.update(FILTERS)
+    environment = _environment()
     try:
         text = template.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -39,25 +37,35 @@ def page_from(template: Path, records: Iterable[Mapping[str, Any]]) -> str:
         raise UsageError(f"cannot read a template ({said(error)})", template, "name a text file") from None
     try:
         made = environment.from_string(text).render(rows=[flat(record) for record in records])
-    except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+    except Exception as error:  # a template may do anything that its sandbox allows
         line = error.lineno if isinstance(error, TemplateSyntaxError) else _line_of(error)
         what = f"the template is wrong: {said(error)}"
         raise UsageError(what, f"{template}, line {line}", "correct the template") from None
     return re.sub(r"\n{3,}", "\n\n", re.sub(r"[ \t]+$", "", made, flags=re.MULTILINE)).strip() + "\n"
 
 
-def flat(record: Mapping[str, Any]) -> Row:
-    """Return the names and values of a record on one level: options, figures, what its study says of it, samples.
+def _environment() -> Any:
+    """Return the environment of templates, which escapes what they print; outputs of macros were escaped inside."""
+    from jinja2 import StrictUndefined
+    from jinja2.sandbox import SandboxedEnvironment
 
-    Characters that end a cell of a table, or begin HTML, are escaped.
-    """
+    environment = SandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, extensions=["jinja2.ext.do"], autoescape=True,
+        finalize=_harmless,
+    )  # fmt: skip
+    environment.filters.update(FILTERS)
+    return environment
+
+
+def flat(record: Mapping[str, Any]) -> Row:
+    """Return the names and values of a record on one level: options, figures, what its study says of it, samples."""
     found: Row = dict(record.get("run") or {})
     for name, value in (record.get("experiment") or {}).items():
         found.update(value if isinstance(value, dict) else {name: value})
     for part in ("figures", "samples", "study"):
         found.update(record.get(part) or {})
     found.update({name: record[name] for name in ("round", "environment", "failed") if name in record})
-    return {name: _harmless(value) for name, value in found.items()}
+    return found
 
 
 def where(rows: Iterable[Row], /, **wanted: Any) -> list[Row]:
@@ -128,8 +136,16 @@ def yes(met: bool) -> str:
     return "yes" if met else "**no**"
 
 
+def cells(values: Iterable[Any]) -> str:
+    """Return values with the bars of a table between them."""
+    from markupsafe import Markup
+
+    return Markup(" | ".join(map(_harmless, values)))  # each is escaped  # nosec B704
+
+
 FILTERS: dict[str, Callable[..., Any]] = {
-    each.__name__: each for each in (where, of, groups, ratios, inverse, mean, median, spread, interval, mib, ms, yes)
+    each.__name__: each
+    for each in (where, of, groups, ratios, inverse, mean, median, spread, interval, mib, ms, yes, cells)
 } | {"form": lambda value, form: NONE if value is None else f"{value:{form}}", "ordered": sorted}
 """Functions that a template calls after a bar."""
 
@@ -138,16 +154,14 @@ def _is_one(value: Any, wanted: Any) -> bool:
     return value in wanted if isinstance(wanted, (list, tuple)) else value == wanted
 
 
-def _harmless(value: Any) -> Any:
-    if isinstance(value, str):
-        text = "".join(each if each.isprintable() else " " for each in value)
-        return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text.replace("|", "\\|"))
-    if isinstance(value, dict):
-        return {_harmless(name): _harmless(each) for name, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        # samples are long lists of numbers, which need nothing
-        return [_harmless(each) for each in value] if value and not isinstance(value[0], (int, float)) else list(value)
-    return value
+def _harmless(value: Any) -> str:
+    """Return a value as text on one line that ends no cell and begins no HTML, so that nothing escapes it again."""
+    from markupsafe import Markup
+
+    if isinstance(value, Markup):
+        return value
+    escaped = re.sub(r"([\\|])", r"\\\1", printable(str(value)))
+    return Markup(re.sub(r"<(?=[A-Za-z/!?])", "&lt;", escaped))  # nosec B704
 
 
 def _line_of(error: BaseException) -> int:

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
+from offramp.reporting.tables import printable
+
 TEMPLATES = Path(__file__).parent / "templates"
 NUM_COLOURS = 8
 _CHAR_WIDTH = 6.1
@@ -26,18 +28,17 @@ def width_of(text: str) -> float:
     return _CHAR_WIDTH * len(text)
 
 
-def _printable(text: str) -> str:
-    """Return a text without the characters that XML does not allow, and on one line."""
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+_UNPRINTABLE = "\N{REPLACEMENT CHARACTER}"
+"""Drawn for characters that XML does not allow, and for ends of lines."""
 
 
 def _safe(text: str) -> str:
-    return escape(_printable(text))
+    return escape(printable(text, _UNPRINTABLE))
 
 
 def cut(text: str, length: int) -> str:
     """Return a text as one printable line of at most `length` letters, without its middle if it is longer."""
-    shown = _printable(text)
+    shown = printable(text, _UNPRINTABLE)
     if len(shown) <= length:
         return shown
     return shown[: (length - 1) // 2] + "…" + shown[len(shown) - length // 2 :]

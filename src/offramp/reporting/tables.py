@@ -50,11 +50,6 @@ class Cell:
     bins: tuple[int, ...] = ()
     """Histogram of the raw samples, which a page draws beside the text."""
 
-    @property
-    def full(self) -> str:
-        """The text with its detail."""
-        return f"{self.text} {self.detail}".strip()
-
 
 @dataclass(frozen=True)
 class Row:
@@ -156,7 +151,7 @@ def _markdown_cell(cell: Cell) -> str:
 
 def _markdown_text(text: str) -> str:
     """Return text that ends no cell and begins no markup."""
-    return re.sub(r"([\\|*_`\[\]<>])", r"\\\1", _line(text)).replace("\\<", "&lt;").replace("\\>", "&gt;")
+    return re.sub(r"([\\|*_`\[\]<>])", r"\\\1", printable(text)).replace("\\<", "&lt;").replace("\\>", "&gt;")
 
 
 def to_latex(page: Page) -> str:
@@ -195,12 +190,12 @@ _LATEX = {
 
 
 def _latex_text(text: str) -> str:
-    return "".join(_LATEX.get(char, char) for char in _line(text))
+    return "".join(_LATEX.get(char, char) for char in printable(text))
 
 
 def to_csv(page: Page) -> str:
     """Return all tables of a page as CSV, each below a line with its title, and followed by an empty line."""
-    return "\n".join(f"# {_line(table.title)}\n{comma_separated(table)}" for table in page.tables)
+    return "\n".join(f"# {printable(table.title)}\n{comma_separated(table)}" for table in page.tables)
 
 
 def comma_separated(table: Table) -> str:
@@ -242,9 +237,9 @@ def _inert(cell: object) -> object:
     return cell
 
 
-def _line(text: str) -> str:
+def printable(text: str, instead: str = " ") -> str:
     """Return text as one line of printable letters: names in records may hold anything."""
-    return "".join(char if char.isprintable() else " " for char in text)
+    return "".join(char if char.isprintable() else instead for char in text)
 
 
 WRITERS: dict[str, Callable[[Table], str]] = {"csv": comma_separated, "md": markdown, "tex": latex}

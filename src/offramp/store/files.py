@@ -389,6 +389,7 @@ def write_atomic(path: Path, chunks: Iterable[Data]) -> File:
             digest.update(piece)
             write_all(file.fd, piece)
             size += len(piece)
+            del piece  # it may hold a chunk, whose memory the next one takes
         file.finish()
     return File(path.name, size, digest.hexdigest())
 
