@@ -69,7 +69,7 @@ class Prerequisite:
     """Configuration of a profile."""
     model: str = ""
     data: str = ""
-    """What it is made of, for people: as the recipe names it."""
+    """Model and data that it is made of, as the recipe names them."""
 
     @property
     def name(self) -> str:
@@ -103,7 +103,7 @@ class Needs:
     """Folder of the conversion for a rival."""
     model: str = ""
     data: str = ""
-    """Model and data of the experiment, for people."""
+    """Model and data of the experiment, as the recipe names them."""
     rival_step: Mapping[str, str] = field(default_factory=dict)
     """Name, model and interpreter of the rival."""
 
