@@ -7,8 +7,8 @@ import pytest
 
 from offramp.cli import main
 from offramp.errors import UsageError
-from offramp.experiments import experiment
-from offramp.experiments.comparison import FIGURES, compare
+from offramp.experiments import comparison, experiment
+from offramp.experiments.comparison import FIGURES, compare, flat_options
 from offramp.experiments.results import Results
 
 TRUTH = [0, 1] * 30
@@ -155,3 +155,8 @@ def test_an_infinite_ratio_has_no_value_in_json(tmp_path, capsys):
     capsys.readouterr()
     assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--figure", "bytes", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["compared"]["value"] is None
+
+
+def test_a_budget_is_named_as_it_is_written():
+    options = flat_options({"experiment": experiment(model="m", budget="72MiB").to_json()})
+    assert comparison._named(options, {"budget"}) == "budget=72MiB"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from offramp.errors import MissingExtraError, UsageError
+from offramp.errors import UsageError
 from offramp.experiments import Grid, Search, searching, sweep
 from offramp.experiments.grid import narrowed, read_recipe
 from offramp.experiments.results import read_results
@@ -70,7 +70,7 @@ def test_experiments_that_fail_or_are_left_out_are_not_proposed_again(optuna, in
 
 def test_without_the_library_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "optuna", None)
-    with pytest.raises(MissingExtraError, match=r"optuna is not installed - pip install 'offramp\[search\]'"):
+    with pytest.raises(UsageError, match=r"optuna is not installed - a Search - pip install 'offramp\[search\]'"):
         searching.Study(Search(SPACE))
 
 

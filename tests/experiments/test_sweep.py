@@ -182,6 +182,17 @@ def test_a_training_is_as_long_as_the_model_unless_a_length_is_given(tmp_path):
     assert [step.arguments["settings"]["max_length"] for step in lengths] == [64, 128, 128]
 
 
+def test_what_is_made_first_names_its_model_and_data(tmp_path):
+    plain = needs_of(experiment(model="m", dev="d.tsv"), Source("m", "digest", False), "data", tmp_path)
+    trained = experiment(model="m", train="t.tsv", loss="pabee")
+    trained = needs_of(trained, Source("m", "digest", False), "data", tmp_path)
+    found = [(step.kind, step.model, step.data) for needs in (plain, trained) for step in needs.steps.values()]
+    assert found == [
+        ("divide", "m", ""), ("sample", "m", "d.tsv"),
+        ("train", "m", "t.tsv"), ("divide", "m", "t.tsv"), ("sample", "m", "t.tsv"),
+    ]  # fmt: skip
+
+
 def test_columns_are_checked_when_the_data_are_identified(tmp_path):
     (tmp_path / "t.tsv").write_text("sentence\tlabel\na\tx\n")
     read = lambda **options: _data_digest(asdict(DataSpec(dev=tmp_path / "t.tsv", **options)), ignore)  # noqa: E731

@@ -6,7 +6,7 @@ import types
 
 import pytest
 
-from offramp.errors import AbsentError
+from offramp.errors import UsageError
 from offramp.experiments import Grid, sweep, tracking
 from offramp.experiments.results import read_results
 from offramp.experiments.sweep import SweepSettings
@@ -111,7 +111,7 @@ def test_a_long_name_of_a_run_is_a_name_of_a_folder():
 
 def test_a_tracker_that_is_not_installed_is_an_error_before_anything_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(AbsentError, match="wandb is not installed - --track wandb - pip install wandb"):
+    with pytest.raises(UsageError, match="wandb is not installed - --track wandb - pip install wandb"):
         Tracking("wandb", tmp_path / "out", ignore)
     assert not (tmp_path / "out").exists()
 

@@ -4,11 +4,12 @@ import json
 import os
 import sys
 from dataclasses import asdict
+from types import ModuleType
 
 import numpy as np
 import pytest
 
-from offramp.experiments import tracking
+from offramp.experiments import searching, tracking
 from offramp.experiments.results import RECORDS, line_of, read_results
 from offramp.experiments.rivals import INDEX_FILE
 from offramp.experiments.steps import take_step
@@ -236,6 +237,19 @@ def converted(name, program=None):
 bare, by_this_python = converted("transformers", BARE), said_by(converted("transformers"), "another Python")
 
 
+def search_with(library):
+    """Plan a search with a library in the place of optuna; None: it is not installed."""
+
+    def work(w, said=None):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(sys.modules, "optuna", library)
+            patch.setattr(searching.importlib.util, "find_spec", lambda name: name)
+            (w / "recipe.py").write_text(SEARCHES.format(f"Search({GOOD})"))
+            w.run(SWEEP + " --dry-run")
+
+    return work
+
+
 def with_tracker(w):
     """Sweep with a tracker that takes everything."""
     code = "import sys\nfor line in sys.stdin: print('taken', flush=True)"
@@ -367,6 +381,10 @@ TABLE = [
         "experiments/prerequisites.py: policies leave at other exits",
         measured(f"Grid(exit='patience:1', {MODEL})"), "give task or dev, or exit none",
         rewritten(f"Grid(exit='none', {MODEL})", "`exit='none'`"),
+    ),
+    corrected(
+        "experiments/searching.py: optuna is not installed",
+        search_with(None), "pip install 'offramp[search]'", search_with(ModuleType("optuna")), simulates="library",
     ),
     Entry(
         "experiments/prerequisites.py: no backend {}",

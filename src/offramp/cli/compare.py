@@ -35,6 +35,7 @@ def main(args: argparse.Namespace) -> None:
     """Print the table."""
     from offramp.experiments.comparison import Row, compare
     from offramp.experiments.results import read_results
+    from offramp.experiments.specification import spelt
 
     first, second = (read_results(Path(folder), log) for folder in (args.first, args.second))
     found = compare(first, second, args.figure, args.at_most)
@@ -48,7 +49,7 @@ def main(args: argparse.Namespace) -> None:
             emit({"figure": args.figure, "changed": found.changed, **tree})
         return
     for name, (before, after) in found.changed.items():
-        print(f"{name}: {before} in {args.first}, {after} in {args.second}")
+        print(f"{name}: {spelt(name, before)} in {args.first}, {spelt(name, after)} in {args.second}")
     form = "+.2f" if args.figure == "score" else ".3f"
 
     def interval(row: Row) -> str:

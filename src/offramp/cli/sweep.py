@@ -58,6 +58,7 @@ def main(args: argparse.Namespace) -> None:
     found = narrowed(read_recipe(Path(args.recipe)), args.only)
     pythons = {each.name: each.python for chosen in args.rival for each in chosen}
     settings = SweepSettings(args.jobs, args.share_cores, args.limit, args.device, pythons)
+    _require_installed(found, args)
     if args.dry_run:
         _show_plan(list(found), Path(args.out), settings, args.json)
         if isinstance(found, Search) and not args.json:
@@ -96,6 +97,20 @@ def _warn_of_failures(plan: Any, out: str) -> None:
         f"{', among other reasons' if others else ''} - {out} - "
         "correct the cause and give another --out: failures are records, and are not run again"
     )
+
+
+def _require_installed(found: Any, args: argparse.Namespace) -> None:
+    """Raise UsageError where a library that a search or a tracker needs is not installed."""
+    from offramp.experiments.grid import Search
+
+    if isinstance(found, Search):
+        from offramp.experiments.searching import require_optuna
+
+        require_optuna()
+    if args.track is not None:
+        from offramp.experiments.tracking import require_tracker
+
+        require_tracker(args.track)
 
 
 def _run(found: Any, args: argparse.Namespace, settings: Any) -> tuple[Any, Any]:
@@ -144,7 +159,9 @@ def _show_plan(experiments: list[Any], folder: Path, settings: Any, as_json: boo
         emit({"make": steps, "jobs": [job.id for job in plan.jobs], "seconds": seconds})
         return
     if plan.steps:
-        print(table_of(plan.steps, {"to make first": lambda step: step.name}) + "\n")
+        columns = {"to make first": lambda step: step.name, "model": lambda step: step.model}
+        columns["data"] = lambda step: step.data or "-"
+        print(table_of(plan.steps, columns) + "\n")
     rounds = Counter(job.key for job in plan.jobs)
     firsts = {job.key: job.experiment for job in plan.jobs}
     names = names_of(list(firsts.values()))
@@ -169,7 +186,8 @@ def _progress() -> Iterator[Callable[[int, int, str], None]]:
         return format_duration((time.monotonic() - began) / num_done * (num_all - num_done))
 
     def show(num_done: int, num_all: int, line: str) -> None:
-        log(f"{num_done}/{num_all}, {left_of(num_done, num_all)} left: {line}")
+        left = f", {left_of(num_done, num_all)} left" if num_done < num_all else ""
+        log(f"{num_done}/{num_all}{left}: {line}")
 
     try:
         from rich.console import Console

@@ -17,7 +17,7 @@ import numpy as np
 
 from offramp.errors import UsageError
 from offramp.experiments.results import Record
-from offramp.experiments.specification import NOT_IDENTIFYING, Experiment
+from offramp.experiments.specification import NOT_IDENTIFYING, Experiment, spelt
 from offramp.measure import median
 from offramp.measure.statistics import (
     INCONCLUSIVE,
@@ -244,7 +244,7 @@ def _varied(several: Iterable[Options]) -> set[str]:
 
 def _named(options: Options, varied: set[str]) -> str:
     """Return the options that tell an experiment from the others of its table."""
-    parts = [f"{name}={value}" for name, value in options if name in varied]
+    parts = [f"{name}={spelt(name, value)}" for name, value in options if name in varied]
     return " ".join(parts) or str(dict(options)["model"])
 
 

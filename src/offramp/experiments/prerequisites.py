@@ -37,6 +37,8 @@ TIMED = ("profile",)
 _TUNE, _RANDOM = "tune:", "random:"
 ORACLE = "oracle"
 _BOUNDS = (ORACLE, _RANDOM)
+_OF_MODELS = ("divide", "convert", "profile")
+"""Kinds that need no data, unless the model is trained before."""
 _GOALS = {"latency": ("latency_seconds", parse_duration), "drop": ("max_drop", float)}
 
 
@@ -65,6 +67,9 @@ class Prerequisite:
     """Names of those that are made before."""
     engine: EngineConfig = field(default_factory=EngineConfig)
     """Configuration of a profile."""
+    model: str = ""
+    data: str = ""
+    """Model and data that it is made of, as the recipe names them."""
 
     @property
     def name(self) -> str:
@@ -96,6 +101,9 @@ class Needs:
     engine: EngineConfig = field(default_factory=EngineConfig)
     rival: Path | None = None
     """Folder of the conversion for a rival."""
+    model: str = ""
+    data: str = ""
+    """Model and data of the experiment, as the recipe names them."""
     rival_step: Mapping[str, str] = field(default_factory=dict)
     """Name, model and interpreter of the rival."""
 
@@ -103,7 +111,8 @@ class Needs:
         """Add a step whose key is a hash of `about`; return its folder."""
         folder, engine = self.made / f"{kind}-{digest_of([kind, about])}", arguments.pop("engine", EngineConfig())
         names = tuple(need.name for need in needs if need.name in self.steps)
-        self.steps[folder.name] = Prerequisite(kind, folder, arguments, names, engine)
+        data = "" if kind in _OF_MODELS and not names else self.data
+        self.steps[folder.name] = Prerequisite(kind, folder, arguments, names, engine, self.model, data)
         return folder
 
 
@@ -115,7 +124,8 @@ def needs_of(
 
     Raises UsageError for options that contradict each other.
     """
-    needs = Needs(made, engine=each.engine)
+    data = None if each.data is None else each.data.task or each.data.train or each.data.dev
+    needs = Needs(made, engine=each.engine, model=each.model, data="" if data is None else str(data))
     if each.job != MEASURE or source is None:
         return needs
     _require_consistent(each)

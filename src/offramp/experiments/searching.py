@@ -6,11 +6,13 @@ if it had not been. An experiment that fails has no figures, and the sampler lea
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import operator
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 
-from offramp.errors import import_error
+from offramp.errors import UsageError
 from offramp.experiments.grid import Search
 from offramp.experiments.results import Record
 from offramp.experiments.specification import Experiment, experiment
@@ -20,17 +22,22 @@ MOST_REPEATED = 20
 """Proposals one after another that bring nothing new, after which the first experiment that was not tried is taken."""
 
 
+def require_optuna() -> None:
+    """Raise UsageError where optuna is not installed. It is not imported."""
+    if sys.modules.get("optuna", ...) is None or importlib.util.find_spec("optuna") is None:
+        raise UsageError("optuna is not installed", "a Search", "pip install 'offramp[search]'")
+
+
 class Study:
     """The trials of a search. Iterate over it, and `tell` the records of each experiment before the next.
 
-    Raises MissingExtraError without optuna.
+    Raises UsageError without optuna.
     """
 
     def __init__(self, search: Search) -> None:
-        try:
-            import optuna
-        except ImportError as error:
-            raise import_error(error, "optuna", "search") from None
+        require_optuna()
+        import optuna
+
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.search, self._fail = search, optuna.trial.TrialState.FAIL
         self._axes, kept = search.space.axes, set(search.space)

@@ -302,7 +302,7 @@ class Runner:
         self.results.add(self._record(job, outcome, beside))
         self._watch(self.results.records[-1], self.names[job.experiment])
         self._num_done += 1
-        state = outcome["error"]["what"] if "error" in outcome else format_duration(outcome["seconds"])
+        state = outcome["error"]["what"] if "error" in outcome else f"took {format_duration(outcome['seconds'])}"
         self.progress(self._num_done, self._num_all, f"{self.names[job.experiment]}, round {job.number}: {state}")
 
     def _record(self, job: Job, outcome: Outcome, beside: int) -> Record:

@@ -17,7 +17,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from offramp.errors import AbsentError, said
+from offramp.errors import UsageError, said
 from offramp.experiments.children import Log
 from offramp.experiments.results import Record
 from offramp.experiments.specification import Experiment, digest_of
@@ -33,16 +33,21 @@ FOLDER = "tracking"
 """Folder in the results for trackers that write files."""
 
 
+def require_tracker(tracker: str) -> None:
+    """Raise UsageError where accelerate or the library of the tracker is not installed."""
+    for library in (tracker, "accelerate"):
+        if importlib.util.find_spec(library) is None:
+            raise UsageError(f"{library} is not installed", f"--track {tracker}", f"pip install {library}")
+
+
 class Tracking:
     """A tracker of the records of one results folder. A context manager.
 
-    Raises AbsentError where accelerate or the library of the tracker is not installed.
+    Raises UsageError where accelerate or the library of the tracker is not installed.
     """
 
     def __init__(self, tracker: str, folder: Path, log: Log) -> None:
-        for library in (tracker, "accelerate"):
-            if importlib.util.find_spec(library) is None:
-                raise AbsentError(f"{library} is not installed", f"--track {tracker}", f"pip install {library}")
+        require_tracker(tracker)
         self._log, self._answers, about = log, queue.SimpleQueue(), [tracker, folder.absolute().name]
         self._child: subprocess.Popen[str] | None = subprocess.Popen(
             [*COMMAND, *about, str(folder / FOLDER)],
