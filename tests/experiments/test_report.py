@@ -251,6 +251,8 @@ def test_traced_runs_are_drawn_at_most_twenty_of_them():
     found = study(1, rows=4, traced=True, model=["m"], task=["sst2"], exit=["none"], budget=budgets)
     titles = [picture.title for picture in page(found).pictures]
     assert sum("memory over time" in title for title in titles) == sum("stages" in title for title in titles) == 20
+    (note,) = page(found).sections[0].text
+    assert note.endswith("Not drawn are: 110MiB; 111MiB; 112MiB; 113MiB; 114MiB.")
 
 
 def test_equal_records_give_equal_reports_in_any_order(records):

@@ -46,7 +46,9 @@ _SHOWN = {
 _AGAINST = {
     "score": Column("points", help="Difference of the score from the baseline, paired by row of data"),
     "latency": Column(
-        "× latency", help="Ratio of the latency to the baseline, paired by round, or by seed where there are several"
+        "× latency",
+        help="Ratio of mean times of an input (the latency beside it is a median) to the baseline, paired by round"
+        " or seed",
     ),
     "memory": Column("× memory", help="Ratio of the peak memory to the baseline, paired by round or seed"),
 }
@@ -102,8 +104,8 @@ def _group_section(group: Group, number: int, varied: Sequence[str], timelines: 
     if per_class is not None:
         tables.append(per_class)
         pictures.append(classes(per_class))
-    over_time, stages = traced(group, timelines)
-    return Section(group.title, (), tuple(tables), (*pictures, *over_time, *stages)), len(over_time)
+    over_time, stages, left_out = traced(group, timelines)
+    return Section(group.title, left_out, tuple(tables), (*pictures, *over_time, *stages)), len(over_time)
 
 
 def results_table(group: Group, name: str, varied: Sequence[str] = ()) -> Table:

@@ -233,15 +233,20 @@ def classes(table: Table) -> Picture:
     return bar_rows(table.title, rows, ("damage", "overthinking"), axis, caption, on_one_line=True)
 
 
-def traced(group: Group, limit: int) -> tuple[list[Picture], list[Picture]]:
-    """Return the memory over time, and the times of stages, of at most `limit` subjects whose runs were traced."""
-    over_time, stages = [], []
+def traced(group: Group, limit: int) -> tuple[list[Picture], list[Picture], tuple[str, ...]]:
+    """Return the memory over time, and the times of stages, of at most `limit` subjects whose runs were traced, and a
+    sentence that names the others, if there are any.
+    """
+    over_time, stages, others = [], [], []
     for subject in group.subjects:
         record = next((each for each in subject.done if each["samples"].get("memory")), None)
         if record is not None and len(over_time) < limit:
             over_time.append(_timeline(group, subject, record))
             stages += _stages(group, subject, record)
-    return over_time, stages
+        elif record is not None:
+            others.append(group.name(subject))
+    left_out = f"A report draws {MOST_TIMELINES} traced runs. Not drawn are: {'; '.join(others)}."
+    return over_time, stages, (left_out,) if others else ()
 
 
 def _spans(record: Record) -> list[Span]:
