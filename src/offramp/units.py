@@ -55,6 +55,16 @@ def named_size(num_bytes: int) -> str:
     return f"{num_bytes}B"
 
 
+def mib(num_bytes: float, digits: int = 1) -> str:
+    """Return a size in MiB, whatever it is, as a column of a table has it."""
+    return f"{num_bytes / 2**20:,.{digits}f} MiB"
+
+
+def ms(seconds: float, digits: int = 1) -> str:
+    """Return a duration in milliseconds, whatever it is, as a column of a table has it."""
+    return f"{seconds * 1e3:,.{digits}f} ms"
+
+
 def named_budget(num_bytes: int) -> str:
     """Return the size, rounded up to whole MiB, as text that `--budget` accepts."""
     return named_size(-(-num_bytes >> 20) << 20)

@@ -15,12 +15,12 @@ import pytest
 
 from offramp.errors import DamagedError
 from offramp.measure import Trace, read_memory
-from offramp.runtime import mapping, pages
+from offramp.runtime import mapping
 from offramp.runtime.feed import Buffers, WeightFeed
 from offramp.runtime.mapping import MappedPool, mapping_obstacle
 from offramp.runtime.ring import Turn
 from offramp.runtime.slots import HUGE_BYTES, PAGE, Arena, EqualSlots, Slot, aligned_slot, pages_of
-from offramp.store import leases
+from offramp.store import leases, pages
 from tests.forked import in_child
 from tests.leases import CUT, TOUCH, num_leases, start
 from tests.runtime.driver import answers, encode, eventually, expected

@@ -220,6 +220,7 @@ class Schedules(RuleBasedStateMachine):
                 assert len(readers()) <= 1
 
     def teardown(self):
+        mapping.verify_mapped = reader.verify_mapped
         if self.engine is not None:
             self.close()
             self.store.close()

@@ -18,6 +18,7 @@ from typing import Any
 from offramp.errors import UsageError, import_error, missing, said
 from offramp.measure import median
 from offramp.reporting.tables import NONE, printable
+from offramp.units import mib, ms
 
 Row = dict[str, Any]
 
@@ -119,16 +120,6 @@ def interval(row: Row, name: str, form: str = "+.1f") -> str:
     if value is None:
         return ""
     return f"{value:{form}}" if low is None or high is None else f"{value:{form}} [{low:{form}} {high:{form}}]"
-
-
-def mib(num_bytes: float, digits: int = 1) -> str:
-    """Return a size in MiB."""
-    return f"{num_bytes / 2**20:,.{digits}f} MiB"
-
-
-def ms(seconds: float, digits: int = 1) -> str:
-    """Return a duration in milliseconds."""
-    return f"{seconds * 1e3:,.{digits}f} ms"
 
 
 def yes(met: bool) -> str:

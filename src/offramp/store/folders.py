@@ -90,7 +90,7 @@ def _open_shared(path: Path) -> int:
                     closing.pop_all()
                     return fd
             except FileNotFoundError:
-                if not is_being_replaced(path):
+                if not is_being_replaced(path) and not path.exists():  # in this order: it may have come meanwhile
                     raise
         if is_late:
             remedy = "run again when the division has finished; divide again if it was killed"

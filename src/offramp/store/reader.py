@@ -376,7 +376,7 @@ def is_store(folder: Path) -> bool:
 def read_manifest_bytes(path: Path, folder: Optional[Folder] = None) -> bytes:
     """Return the bytes of the manifest in a folder, which may be open. Raises UsageError where there is none."""
     where, remedy = path / m.FILE_NAME, "offramp divide MODEL STORE makes one"
-    if not is_being_replaced(path):
+    if not path.is_dir() and not is_being_replaced(path):  # in this order: it may be taken away in between
         require_folder(path, "store", remedy)
     with contextlib.closing(Folder(path)) if folder is None else contextlib.nullcontext(folder) as opened:
         dir_fd: int = opened.fd
