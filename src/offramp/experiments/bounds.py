@@ -12,9 +12,8 @@ import numpy as np
 
 from offramp.errors import UsageError
 from offramp.experiments.evaluation import answer_at
+from offramp.experiments.jobs import ORACLE, RANDOM
 from offramp.policies import Decider, Evidence, Policy, parse, replay
-
-ORACLE, RANDOM = "oracle", "random:"
 
 
 def exits_of(rule: str, logits_KNC: np.ndarray, problem: str, seed: int) -> np.ndarray:

@@ -22,6 +22,8 @@ JOBS = {
     "step": "what the step of a sweep that `step` describes has made",
 }
 """Kind of job -> its result."""
+ORACLE, RANDOM = BOUNDS = "oracle", "random:"
+"""Exits of `bounds`: the whole text, and the word before a policy."""
 WARM_UP_PASSES = 2
 """Batches at the start of a benchmark that its record omits."""
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from offramp.backends import BACKENDS
 from offramp.errors import UsageError
 from offramp.experiments.figures import SAMPLE
-from offramp.experiments.jobs import WorkerJob
+from offramp.experiments.jobs import BOUNDS, ORACLE, RANDOM, WorkerJob
 from offramp.experiments.rivals import INDEX_FILE, LISTED
 from offramp.experiments.specification import MEASURE, Experiment, digest_of, identifying
 from offramp.experiments.steps import LATENCY_OF, POLICY, RUN, STORE
@@ -34,9 +34,7 @@ if TYPE_CHECKING:
 MADE = "made.json"
 TIMED = ("profile",)
 """Kinds that measure time: nothing runs beside them."""
-_TUNE, _RANDOM = "tune:", "random:"
-ORACLE = "oracle"
-_BOUNDS = (ORACLE, _RANDOM)
+_TUNE = "tune:"
 _OF_MODELS = ("divide", "convert", "profile")
 """Kinds that need no data, unless the model is trained before."""
 _GOALS = {"latency": ("latency_seconds", parse_duration), "drop": ("max_drop", float)}
@@ -151,7 +149,7 @@ def needs_of(
     sampled = {"store": needs.store, "split": each.split, "rows": each.rows}
     needs.sample = needs.add("sample", about, before, **sampled, **data)
     exit, length = each.engine.exit, each.engine.max_length
-    if exit.startswith((_TUNE, *_BOUNDS)):
+    if exit.startswith((_TUNE, *BOUNDS)):
         splits = ["tune", "certify"] if exit.startswith(_TUNE) else [each.split]
         model, answering = (model, digest) if each.dtype == FP32 else (needs.store, stored)
         about = [answering, data_sha256, length, each.include_training_rows, splits]
@@ -166,7 +164,7 @@ def needs_of(
 
 def rule_of(exit: str) -> str:
     """Return the policy of an exit option, without `random:` and `tune:latency=`."""
-    return next((exit[len(word) :] for word in (_RANDOM, f"{_TUNE}latency=") if exit.startswith(word)), exit)
+    return next((exit[len(word) :] for word in (RANDOM, f"{_TUNE}latency=") if exit.startswith(word)), exit)
 
 
 def _pinned(each: Experiment) -> Experiment:
@@ -272,7 +270,7 @@ def _require_consistent(each: Experiment) -> None:
     if each.data is None and exit != "none":
         what = "policies leave at other exits on random inputs than on real ones"
         raise UsageError(what, each.model, "give task or dev, or exit none")
-    if exit.startswith(_BOUNDS) and each.engine.batch == BULK:
+    if exit.startswith(BOUNDS) and each.engine.batch == BULK:
         raise UsageError(f"exit {exit} in bulk mode, which runs rows in another order", each.model, "give a batch size")
     if each.engine.backend not in BACKENDS:
         what = f"no backend {each.engine.backend}"

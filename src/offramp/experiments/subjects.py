@@ -20,6 +20,7 @@ import numpy as np
 from offramp.errors import RefusedError
 from offramp.experiments.comparison import SIGNIFICANT, Figure, equal_value, mean_score, paired
 from offramp.experiments.grid import matching
+from offramp.experiments.jobs import BOUNDS
 from offramp.experiments.results import Record
 from offramp.experiments.specification import NOT_IDENTIFYING, OPTIONS, Experiment, option_names, specification_of
 from offramp.measure import median
@@ -52,7 +53,7 @@ class Subject:
     @property
     def is_bound(self) -> bool:
         """True if its exit is a bound of what policies can do, which none can know."""
-        return str(self.flat["exit"]).startswith(("oracle", "random:"))
+        return str(self.flat["exit"]).startswith(BOUNDS)
 
     @cached_property
     def current(self) -> list[Record]:
