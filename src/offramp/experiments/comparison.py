@@ -139,14 +139,18 @@ def _target(figure: Figure, result: Comparison, at_most: float) -> str:
 
 
 def _verdict(figure: Figure, result: Comparison, p: float) -> str:
-    equal = equal_value(figure)
-    if result.low is None or result.high is None or p > SIGNIFICANT or result.low <= equal <= result.high:
-        return INCONCLUSIVE
-    return figure.words[result.value > equal]
+    return figure.words[result.value > _equal(figure)] if differs(figure, result, p) else INCONCLUSIVE
 
 
-def equal_value(figure: Figure) -> float:
-    """Return what a comparison gives for equal sides."""
+def differs(figure: Figure, result: Comparison, p: float) -> bool:
+    """Return whether the sides of a comparison differ significantly. `p` is corrected for the table."""
+    if result.low is None or result.high is None:
+        return False
+    return p <= SIGNIFICANT and not result.low <= _equal(figure) <= result.high
+
+
+def _equal(figure: Figure) -> float:
+    """Return the value of a comparison whose sides are equal."""
     return 0.0 if figure.name == "score" else 1.0
 
 
@@ -168,13 +172,17 @@ def paired(figure: Figure, first: Sequence[Record], second: Sequence[Record]) ->
 
 def _score_difference(first: Sequence[Record], second: Sequence[Record]) -> Comparison:
     """Return the difference in points, paired over rows; over rounds where the rows are not the same."""
-    truths = [record["samples"].get("truth") for record in (*first, *second)]
-    if truths[0] is not None and all(truth == truths[0] for truth in truths):
-        sides = [mean_score(side) for side in (first, second)]
-        (value, draws_D), (other, others_D) = sides
-        return judged(other - value, others_D - draws_D, len(truths[0]), 0.0)
+    if num_rows := num_shared_rows((*first, *second)):
+        (value, draws_D), (other, others_D) = (mean_score(side) for side in (first, second))
+        return judged(other - value, others_D - draws_D, num_rows, 0.0)
     gains = np.array([b["figures"]["score"] - a["figures"]["score"] for a, b in zip(first, second, strict=True)])
     return median_interval(gains.tolist())
+
+
+def num_shared_rows(records: Iterable[Record]) -> int:
+    """Return the number of rows whose scores can be paired; 0 if the records are not all of the same rows."""
+    first, *others = (record["samples"].get("truth") for record in records)
+    return len(first) if first is not None and all(truth == first for truth in others) else 0
 
 
 def mean_score(records: Sequence[Record]) -> tuple[float, np.ndarray]:

@@ -6,6 +6,7 @@ and groups are sorted by their options, so that equal records give an equal repo
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import sys
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from offramp.errors import RefusedError
-from offramp.experiments.comparison import SIGNIFICANT, Figure, equal_value, mean_score, paired
+from offramp.experiments.comparison import Figure, differs, mean_score, num_shared_rows, paired
 from offramp.experiments.grid import matching
 from offramp.experiments.jobs import BOUNDS
 from offramp.experiments.results import Record
@@ -280,10 +281,10 @@ def estimate(figure: Figure, subject: Subject) -> Comparison:
     known = vars(subject).setdefault("estimates", {})
     if figure.name not in known:
         seeds = list(_by_seed(subject.with_figure(figure.name)).values())
-        truths = [record["samples"].get("truth") for rounds in seeds for record in rounds]
-        if figure.name == "score" and truths[0] is not None and all(truth == truths[0] for truth in truths):
+        num_rows = num_shared_rows(itertools.chain(*seeds)) if figure.name == "score" else 0
+        if num_rows:
             values, draws_SD = zip(*map(mean_score, seeds), strict=True)
-            known[figure.name] = judged(sum(values) / len(seeds), np.mean(draws_SD, axis=0), len(truths[0]), equal=0.0)
+            known[figure.name] = judged(sum(values) / len(seeds), np.mean(draws_SD, axis=0), num_rows, equal=0.0)
         else:
             found = seeds[0] if len(seeds) == 1 else [_median_round(figure, rounds) for rounds in seeds]
             known[figure.name] = median_interval([record["figures"][figure.name] for record in found])
@@ -303,9 +304,9 @@ def compared(figure: Figure, first: Subject, second: Subject) -> Comparison | No
     pairs = [pair for pair in pairs if pair[0]]
     if not pairs:
         return None
-    truths = [record["samples"].get("truth") for pair in pairs for rounds in pair for record in rounds]
-    if figure.name == "score" and truths[0] is not None and all(truth == truths[0] for truth in truths):
-        return paired(figure, *([record for pair in pairs for record in pair[side]] for side in (0, 1)))
+    whole = [[record for pair in pairs for record in pair[side]] for side in (0, 1)]
+    if figure.name == "score" and num_shared_rows(itertools.chain(*whole)):
+        return paired(figure, *whole)
     return paired(figure, *([_median_round(figure, pair[side]) for pair in pairs] for side in (0, 1)))
 
 
@@ -338,11 +339,5 @@ def best(group: Group, figure: Figure) -> Subject | None:
     first, *others = sorted(able, key=lambda each: sign * estimate(figure, each).value)
     found = [compared(figure, first, each) for each in others]
     corrected = holm([1.0 if each is None or each.p is None else each.p for each in found])
-    equal = equal_value(figure)
-    differs = all(each is not None and not _contains(each, equal) for each in found)
-    return first if differs and max(corrected) <= SIGNIFICANT else None
-
-
-def _contains(found: Comparison, value: float) -> bool:
-    """Return whether a value may be that of a comparison: its interval contains it, or there is none."""
-    return found.low is None or found.high is None or found.low <= value <= found.high
+    is_apart = all(each is not None and differs(figure, each, p) for each, p in zip(found, corrected, strict=True))
+    return first if is_apart else None
