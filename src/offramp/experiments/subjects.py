@@ -50,6 +50,8 @@ class Subject:
         self.flat = {**specification.flat(), FOLDER: folder}
         """Options by name. `seed` is None, but where a model and those of its seeds are measured: see `groups_of`."""
         self.records: list[Record] = []
+        self.estimates: dict[str, Comparison] = {}
+        """Figure -> what `estimate` found of it."""
 
     @property
     def is_bound(self) -> bool:
@@ -278,7 +280,7 @@ def estimate(figure: Figure, subject: Subject) -> Comparison:
 
     Of several seeds, each counts once, by the median of its rounds: rounds of one seed share its model.
     """
-    known = vars(subject).setdefault("estimates", {})
+    known = subject.estimates
     if figure.name not in known:
         seeds = list(_by_seed(subject.with_figure(figure.name)).values())
         num_rows = num_shared_rows(itertools.chain(*seeds)) if figure.name == "score" else 0
