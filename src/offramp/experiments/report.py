@@ -65,10 +65,9 @@ def page_of(folders: Mapping[str, Sequence[Record]], title: str, baseline: Seque
     if baseline and not any(group.baseline for group in groups):
         raise UsageError("no experiment with figures is such a baseline", " ".join(baseline), "give another --baseline")
     subjects = [each for group in groups for each in group.subjects]
-    for number, subject in enumerate(subjects, 1):
-        for group in groups:
-            if subject in group.subjects:
-                group.labels[subject] = f"row-{number}"
+    numbers = itertools.count(1)
+    for group in groups:
+        group.labels = {each: f"row-{number}" for each, number in zip(group.subjects, numbers, strict=False)}
     records = [record for each in subjects for record in each.records]
     failed = sum(len(each.failed) for each in subjects)
     counts = ((len(subjects), "experiment"), (len(records), "record"), (failed, "failed record"))
