@@ -62,11 +62,11 @@ def draw_timeline(title: str, run: Run, caption: str = "") -> Picture:
         )
     _draw_bands(canvas, spans, begin, across, (top, floor))
     _draw_scales(canvas, up, across, floor + 14 * len(lanes))
-    past = Scale(before[0].seconds, begin, _LEFT, first - 3, ()) if before else None
-    _draw_curves(canvas, [(past, before)] if past else [], up)
+    if before:
+        _draw_curve(canvas, before, Scale(before[0].seconds, begin, _LEFT, first - 3, ()), up)
     inside = [sample for sample in run.samples if begin <= sample.seconds <= end]
     clock = Scale(begin, end if end > begin else begin + 1, first, _RIGHT, ())
-    _draw_curves(canvas, [(clock, [*(sample._replace(seconds=begin) for sample in before[-1:]), *inside])], up)
+    _draw_curve(canvas, [*(sample._replace(seconds=begin) for sample in before[-1:]), *inside], clock, up)
     _draw_exits(canvas, spans, clock, top)
     _draw_limits(canvas, run, up)
     blocks = {kind: _blocks([span for span in spans if span.kind == kind], clock) for kind in lanes}
@@ -144,15 +144,15 @@ def _draw_bands(canvas: Canvas, spans: Sequence[Span], origin: float, across: Sc
             canvas.text(x + width / 2, ends[0] - 5, name, "quiet small", "middle")
 
 
-def _draw_curves(canvas: Canvas, parts: Sequence[tuple[Scale, Sequence[MemorySample]]], up: Scale) -> None:
-    for across, samples in parts:
-        kept = _thinned(samples)
-        anonymous = [(across(each.seconds), up(each.anon_bytes)) for each in kept if each.anon_bytes is not None]
-        if len(anonymous) > 1 and len(anonymous) == len(kept):
-            ends = [(anonymous[-1][0], up(0)), (anonymous[0][0], up(0))]
-            canvas.path([*anonymous, *ends], "area f0", closed=True)
-        if len(kept) > 1:
-            canvas.path([(across(each.seconds), up(each.rss_bytes)) for each in kept], "line s0")
+def _draw_curve(canvas: Canvas, samples: Sequence[MemorySample], across: Scale, up: Scale) -> None:
+    """Draw the resident set as a line, and its anonymous part as an area."""
+    kept = _thinned(samples)
+    anonymous = [(across(each.seconds), up(each.anon_bytes)) for each in kept if each.anon_bytes is not None]
+    if len(anonymous) > 1 and len(anonymous) == len(kept):
+        ends = [(anonymous[-1][0], up(0)), (anonymous[0][0], up(0))]
+        canvas.path([*anonymous, *ends], "area f0", closed=True)
+    if len(kept) > 1:
+        canvas.path([(across(each.seconds), up(each.rss_bytes)) for each in kept], "line s0")
 
 
 def _thinned(samples: Sequence[MemorySample]) -> list[MemorySample]:
