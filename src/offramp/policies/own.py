@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import traceback
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, Dict, List, Match, Optional, Tuple
 
@@ -29,40 +30,36 @@ _modules: Dict[Tuple[str, str], ModuleType] = {}
 """Path and digest of a file -> the module that it made."""
 
 
+@dataclass(frozen=True)
 class Own(Policy):
-    """A policy of the user, which is consulted; what it does wrong is reported with the line of its file."""
+    """A policy that decides as one of the user, and reports what that does wrong with the line of its file."""
 
-    def __init__(self, text: str, path: str, policy: Policy) -> None:
-        self.text, self.path, self.policy = text, path, policy
+    text: str
+    path: str = field(compare=False)
+    policy: Policy = field(compare=False)
 
     def __str__(self) -> str:
         return self.text
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Own) and other.text == self.text
-
-    def __hash__(self) -> int:
-        return hash(self.text)
-
     def check(self, num_exits: int, problem: Optional[str]) -> None:
-        """Raise UsageError if the policy does not fit the model."""
+        """Raise UsageError if the user's policy does not fit the model."""
         self.policy.check(num_exits, problem)
 
     @property
     def lookback(self) -> int:
-        """The lookback of the policy."""
+        """The lookback of the user's policy."""
         return self.policy.lookback
 
     def earliest_exit(self, num_exits: int) -> int:
-        """Return that of the policy."""
+        """Return the first exit at which a row may leave by the user's policy."""
         return self.policy.earliest_exit(num_exits)
 
     def last_exit(self, num_exits: int) -> int:
-        """Return that of the policy."""
+        """Return the last exit that a row can reach by the user's policy."""
         return self.policy.last_exit(num_exits)
 
     def start(self, num_rows: int, num_exits: int) -> Decider:
-        """Return the state of the policy."""
+        """Return a state of the user's policy whose masks are checked."""
         return _Observed(self, self.policy.start(num_rows, num_exits))
 
 
