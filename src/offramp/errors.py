@@ -57,6 +57,18 @@ def said(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0][:300]}"
 
 
+def innermost_line(error: BaseException, path: str, line: int = 1) -> int:
+    """Return the innermost line of a file of code that took part in an error; `line` if none did."""
+    if isinstance(error, SyntaxError) and error.filename == path:
+        line = error.lineno or 1
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == path:
+            line = trace.tb_lineno or line
+        trace = trace.tb_next
+    return line
+
+
 class UsageError(OfframpError):
     """The request is invalid: wrong arguments, or a target that already exists."""
 

@@ -1,18 +1,18 @@
 """Grids of experiments, searches in them, and recipes: Python files whose function `recipe` returns experiments."""
 
 import itertools
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from offramp.errors import OfframpError, RefusedError, UsageError, missing, said
+from offramp.errors import OfframpError, RefusedError, UsageError, innermost_line, missing, said
 from offramp.experiments.children import ignore
 from offramp.experiments.comparison import FIGURES
 from offramp.experiments.prerequisites import rule_of
 from offramp.experiments.results import ABOUT, read_results
 from offramp.experiments.specification import Experiment, experiment, option_names, require_options, specification_of
+from offramp.policies.own import python_files
 
 Filter = Callable[[Experiment], bool]
 
@@ -123,8 +123,6 @@ def read_recipe(path: Path) -> list[Experiment] | Search:
 
 def _require_no_code(experiments: Iterable[Experiment], path: Path) -> None:
     """Raise RefusedError for records whose exit names a Python file: records are data, and may be of others."""
-    from offramp.policies.own import python_files
-
     for each in experiments:
         if python_files(rule_of(each.engine.exit)):
             what = f"the records name code, exit {each.engine.exit}, and records may be of others"
@@ -147,13 +145,9 @@ def _experiments(found: Any, where: str) -> Iterator[Experiment]:
 
 
 def _wrong(error: BaseException, path: Path, line: int) -> UsageError:
-    """Return an error of a recipe with the innermost line of the file that took part in it."""
-    if isinstance(error, SyntaxError) and error.filename == str(path):
-        line = error.lineno or 1
-    for frame in traceback.extract_tb(error.__traceback__):
-        line = frame.lineno or line if frame.filename == str(path) else line
     reason = str(error) if isinstance(error, (OfframpError, ValueError)) else said(error)
-    return UsageError(f"the recipe is wrong: {reason}", f"{path}, line {line}", "correct the recipe")
+    where = f"{path}, line {innermost_line(error, str(path), line)}"
+    return UsageError(f"the recipe is wrong: {reason}", where, "correct the recipe")
 
 
 def narrowed(found: list[Experiment] | Search, only: Iterable[str]) -> list[Experiment] | Search:

@@ -10,14 +10,13 @@ import hashlib
 import os
 import re
 import sys
-import traceback
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, Dict, List, Match, Optional, Tuple
 
 import numpy as np
 
-from offramp.errors import RefusedError, UsageError, missing, said
+from offramp.errors import RefusedError, UsageError, innermost_line, missing, said
 from offramp.policies.evidence import Evidence
 from offramp.policies.policy import Decider, Policy
 
@@ -187,9 +186,5 @@ def _value(text: str) -> Any:
 
 
 def _wrong(error: BaseException, path: str, line: int) -> UsageError:
-    """Return an error of a policy with the innermost line of its file that took part in it."""
-    if isinstance(error, SyntaxError) and error.filename == path:
-        line = error.lineno or 1
-    for frame in traceback.extract_tb(error.__traceback__):
-        line = frame.lineno or line if frame.filename == path else line
-    return UsageError(f"the policy is wrong: {said(error)}", f"{path}, line {line}", "correct the policy")
+    where = f"{path}, line {innermost_line(error, path, line)}"
+    return UsageError(f"the policy is wrong: {said(error)}", where, "correct the policy")

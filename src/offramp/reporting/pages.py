@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from offramp.errors import UsageError, import_error, missing, said
+from offramp.errors import UsageError, import_error, innermost_line, missing, said
 from offramp.measure import median
 from offramp.reporting.tables import NONE, printable
 from offramp.units import mib, ms
@@ -39,7 +39,7 @@ def page_from(template: Path, records: Iterable[Mapping[str, Any]]) -> str:
     try:
         made = environment.from_string(text).render(rows=[flat(record) for record in records])
     except Exception as error:  # a template may do anything that its sandbox allows
-        line = error.lineno if isinstance(error, TemplateSyntaxError) else _line_of(error)
+        line = error.lineno if isinstance(error, TemplateSyntaxError) else innermost_line(error, "<template>")
         what = f"the template is wrong: {said(error)}"
         raise UsageError(what, f"{template}, line {line}", "correct the template") from None
     return re.sub(r"\n{3,}", "\n\n", re.sub(r"[ \t]+$", "", made, flags=re.MULTILINE)).strip() + "\n"
@@ -153,13 +153,3 @@ def _harmless(value: Any) -> str:
         return value
     escaped = re.sub(r"([\\|])", r"\\\1", printable(str(value)))
     return Markup(re.sub(r"<(?=[A-Za-z/!?])", "&lt;", escaped))  # nosec B704
-
-
-def _line_of(error: BaseException) -> int:
-    """Return the line of the template that raised an error."""
-    line, frame = 1, error.__traceback__
-    while frame is not None:
-        if frame.tb_frame.f_code.co_filename == "<template>":
-            line = frame.tb_lineno
-        frame = frame.tb_next
-    return line
