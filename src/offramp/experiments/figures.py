@@ -19,10 +19,7 @@ Tree = Mapping[str, Any]
 
 
 def measured(found: Tree, step: Tree, memory: Any) -> dict[str, Any]:
-    """Return figures and raw samples of a measurement that is over: what is imported from here on is not in its peak.
-
-    Figures are in seconds, bytes, percent and layers.
-    """
+    """Return figures and raw samples of a measurement that has ended: imports from here on are not in its peak."""
     run = dict(found)
     texts, seconds = run.pop("texts", None), run.pop("latencies_seconds")
     figures = {"memory": found["peak_rss_bytes"], "predicted_memory": found["predicted_peak_bytes"]}

@@ -58,7 +58,7 @@ class Search:
 
     space: Grid
     objectives: tuple[str, ...] = ("latency", "memory")
-    """Figures: a score and its parts become large, all others small."""
+    """Names of FIGURES: the score is maximised, all others are minimised."""
     trials: int = 20
     """Number of different experiments; fewer if the grid has fewer."""
     seed: int = 0

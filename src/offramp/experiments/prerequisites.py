@@ -177,14 +177,14 @@ def _pinned(each: Experiment) -> Experiment:
 
 
 def shortened(each: Experiment, source: Source | None) -> int | None:
-    """Return the tokens of the model if its training would take more by default; else None."""
+    """Return the most tokens of a text that the model takes, if its training would take more by default; else None."""
     if each.training is None or each.engine.max_length is not None or source is None or source.max_length is None:
         return None
     return source.max_length if each.training.max_length > source.max_length else None
 
 
 def _fitted(each: Experiment, source: Source) -> Experiment:
-    """Return the experiment with a length of the training that the model has.
+    """Return the experiment with texts in its training that are no longer than the model takes.
 
     Raises UsageError for a length or an exit that the model cannot have.
     """

@@ -46,7 +46,7 @@ _SAME_ANSWERS = (
     "budget", "backend", "threads", "batch", "reads", "verify", "profile", "slots", "residency", "resident_layers",
     "prefetch", "trace",
 )  # fmt: skip
-"""Options that change when an answer is there, and not which exit gives it."""
+"""Options that change how fast an answer is computed, and not which exit gives it."""
 _BOUNDS = {"memory": ("predicted_memory", "predicted"), "latency": ("bound", "lower bound")}
 """Figure -> the figure that it is drawn beside, and what that is called."""
 _MOST_MODELS = 4
@@ -86,7 +86,7 @@ def _shape(subject: Subject) -> str:
 
 
 def _interval(subject: Subject, name: str) -> tuple[float, float, float]:
-    """Return a figure with the ends of its interval, or twice itself."""
+    """Return a figure and the ends of its interval; without an interval, the figure three times."""
     found = estimate(FIGURES[name], subject)
     return (
         found.value,

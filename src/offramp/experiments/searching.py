@@ -19,7 +19,7 @@ from offramp.experiments.specification import Experiment, experiment
 from offramp.measure import median
 
 MOST_REPEATED = 20
-"""Proposals one after another that bring nothing new, after which the first experiment that was not tried is taken."""
+"""Successive proposals without a new experiment after which the first experiment that was not tried is taken."""
 
 
 def require_optuna() -> None:
@@ -74,7 +74,7 @@ class Study:
             self._study.tell(trial, values, state=self._fail if values is None else None)
 
     def tell(self, each: Experiment, records: Sequence[Record]) -> None:
-        """Take the objectives of an experiment from the records of its rounds, as medians."""
+        """Note the objectives of an experiment: their medians over the records of its rounds."""
         values = [
             [record["figures"][name] for record in records if record["figures"].get(name) is not None]
             for name in self.search.objectives
@@ -90,5 +90,5 @@ class Study:
 
 
 def is_surpassed(costs: tuple[float, ...], others: Iterable[tuple[float, ...]]) -> bool:
-    """Return whether others are at least as good in all costs, and better in one; less is better."""
+    """Return whether one of the others is at least as good in all costs, and better in one; less is better."""
     return any(other != costs and all(map(operator.le, other, costs)) for other in others)

@@ -28,8 +28,7 @@ _LEFT_TO_OTHERS = {"training": ("max_length", "seed"), "engine": ("own_process",
 NOT_IDENTIFYING = ("rounds", "timeout")
 """Fields that may change without an experiment becoming another one: its records stay valid."""
 ADDED = {"rival": None, "prefetch": True, "resident_layers": None}
-"""Option that was added after records existed -> the value that those records have. With it, it is not part of the key.
-"""
+"""Option that is newer than the first records -> the value that these stand for, with which it is no part of a key."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""Steps of the worker processes of a sweep besides measuring: prerequisites are made, and records completed.
+"""Steps of the worker processes of a sweep: digests of inputs, prerequisites, and jobs of toys and of rivals.
 
 A step is a tree of plain values: `kind`, a key of `_STEPS`, and its arguments. Paths that a step makes are complete or
-are completed by the same step. Libraries are imported by the step that needs them: this module is
-imported before a measurement, whose memory is that of the process.
+are completed by the same step. Libraries are imported by the step that needs them: this module is imported
+before a measurement, which counts the memory of its whole process.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def _facts_of(source: Source) -> Tree:
 
 
 def _facts_of_store(folder: Path) -> Tree:
-    """Return the same of a store."""
+    """Return what the manifest of a store tells, against which a recipe is checked."""
     from offramp.store import Store
 
     with Store(folder, "never") as store:

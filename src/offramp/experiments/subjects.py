@@ -35,7 +35,7 @@ _EMPTY = {"figures": {}, "samples": {}, "inputs": {}, "round": 1, "key": ""}
 FOLDER = "folder"
 """Name of the option that tells subjects of several results folders apart."""
 _BARE = ("none", "yes", "no")
-"""Values that need the name of their option, as numbers do."""
+"""Values that are shown with the name of their option, as numbers are."""
 _SERIES = ("model", "rival", "backend", "dtype", "batch", "residency", FOLDER)
 """Options that may give points of a picture their colours, the first that has several values; else the exit does."""
 
@@ -43,19 +43,19 @@ Place = tuple[int, int]
 
 
 class Subject:
-    """One experiment apart from its seed."""
+    """One experiment, with the records of all its seeds."""
 
     def __init__(self, specification: Experiment, folder: str) -> None:
         self.specification, self.folder = specification, folder
         self.flat = {**specification.flat(), FOLDER: folder}
-        """Options by name. `seed` is None, but where a model and those of its seeds are measured: see `groups_of`."""
+        """Options by name. `seed` is None, except where a model is measured without seeds as well: see `groups_of`."""
         self.records: list[Record] = []
         self.estimates: dict[str, Comparison] = {}
         """Figure -> what `estimate` found of it."""
 
     @property
     def is_bound(self) -> bool:
-        """True if its exit is a bound of what policies can do, which none can know."""
+        """True if its exits are a bound that policies are compared with, and not those of a policy."""
         return str(self.flat["exit"]).startswith(BOUNDS)
 
     @cached_property
@@ -102,7 +102,7 @@ class Group:
         """Option that gives points their colours; "": the kind of exit does."""
 
     def _baseline(self, baseline: Sequence[str]) -> Subject | None:
-        """Return the subject that others are compared with: without a choice, one without exits whose weights stay."""
+        """Return the subject that others are compared with: by default one without exits, all weights resident."""
         able = [each for each in self.subjects if each.done]
         if baseline:
             chosen = set(matching([each.specification for each in able], baseline, "--baseline"))

@@ -50,7 +50,7 @@ DONE, FAILED = "done", "failed"
 _REPEATED = ("memory", "refused", "absent")
 """Kinds of failures that every round of an experiment has: the other rounds are recorded without being run."""
 _RIVAL_SECONDS = 60.0
-"""Time of a worker before and after the process of its rival: it makes token ids, and compares answers."""
+"""Seconds that a worker may take besides the process of its rival, to make token ids and to compare answers."""
 Progress = Callable[[int, int, str], None]
 """Function that receives the number of jobs that have ended, that of all, and one line of text."""
 
@@ -106,9 +106,9 @@ class Plan:
     num_limited: int = 0
     """Jobs that are left for the next sweep."""
     failed: list[Record] = field(default_factory=list)
-    """Records of failures: of jobs that this sweep ran."""
+    """Records of the failed jobs of this sweep."""
     failed_before: list[Record] = field(default_factory=list)
-    """Records of failures of earlier sweeps, whose jobs are not run again."""
+    """Records of the failed jobs of earlier sweeps, which are not run again."""
 
 
 def plan_sweep(experiments: Sequence[Experiment], folder: Path, records: Sequence[Record], settings: SweepSettings,

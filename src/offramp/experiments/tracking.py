@@ -25,10 +25,10 @@ from offramp.experiments.specification import Experiment, digest_of
 TRACKERS = ("trackio", "tensorboard", "mlflow", "wandb")
 COMMAND = (sys.executable, "-m", "offramp.experiments.tracking")
 MOST_SECONDS, END_SECONDS = 120.0, 10.0
-"""Time after which a tracker is ended: that does not take a record (the first one also loads the library), and that has
-taken all and does not end by itself."""
+"""Seconds after which a tracker is killed: one that does not take a record (with the first it also loads the library),
+and one that has taken all records and does not end."""
 MOST_BYTES = 255
-"""Length of the longest name of a folder."""
+"""Length in bytes of the longest name of a folder."""
 FOLDER = "tracking"
 """Folder in the results for trackers that write files."""
 

@@ -5,9 +5,9 @@
     ALL        := RULE { "&" RULE }      & binds tighter than |
     RULE       := none | one of the forms of _RULES | FILE.json | FILE.py:CLASS[:ARGUMENTS]
 
-Policy files are read by a function that the caller passes in. A Python file is code: it is accepted only where the user
-himself wrote the text (`own`). Whitespace is allowed around every word, number and
-operator. `none` cannot be combined. Whether a policy fits a model is checked by `Policy.check`.
+Policy files are read by a function that the caller passes in. A Python file is code, which is run: it is accepted only
+in text that the user wrote (see `own`). Whitespace is allowed around every word, number and operator. `none` cannot be
+combined. Whether a policy fits a model is checked by `Policy.check`.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ class Own(Policy):
 
 
 class _Observed(Decider):
-    """The state of a policy of the user, whose masks are checked."""
+    """State of a user's policy: checks the masks that it returns."""
 
     def __init__(self, own: Own, decider: Decider) -> None:
         self.own, self.parts = own, [decider]

@@ -24,7 +24,7 @@ _TINY = 1e-12
 
 
 def width_of(text: str) -> float:
-    """Return about the width of a text."""
+    """Return the approximate width of a text."""
     return _CHAR_WIDTH * len(text)
 
 
