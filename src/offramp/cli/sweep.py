@@ -79,7 +79,7 @@ def main(args: argparse.Namespace) -> None:
         from offramp.experiments.comparison import FIGURES
 
         names = list(front[0]["objectives"]) if front else []
-        columns = {"not surpassed": lambda row: row["experiment"]}
+        columns = {"Pareto front": lambda row: row["experiment"]}
         columns |= {name: lambda row, name=name: FIGURES[name].show(row["objectives"][name]) for name in names}
         print(table_of(front, columns))
 
