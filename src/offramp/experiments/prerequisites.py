@@ -126,7 +126,7 @@ def needs_of(
     needs = Needs(made, engine=each.engine, model=each.model, data="" if data is None else str(data))
     if each.job != MEASURE or source is None:
         return needs
-    _require_consistent(each)
+    _require_consistent(each, source)
     each = _pinned(_fitted(each, source))
     needs.engine = each.engine
     model, digest, before = _model(needs, each, source, data_sha256)
@@ -186,16 +186,12 @@ def shortened(each: Experiment, source: Source | None) -> int | None:
 def _fitted(each: Experiment, source: Source) -> Experiment:
     """Return the experiment with texts in its training that are no longer than the model takes.
 
-    Raises UsageError for a length or an exit that the model cannot have.
+    Raises UsageError for a length that the model does not have.
     """
     length, wanted = shortened(each, source), each.engine.max_length
     if wanted is not None and source.max_length is not None and wanted > source.max_length:
         what = f"max_length {wanted} exceeds the {source.max_length} tokens that the model supports"
         raise UsageError(what, each.model, f"give max_length={source.max_length} or less")
-    if source.num_layers is not None:
-        problem = source.problem if each.training is None else None
-        for policy in filter(None, [_policy_of(each.engine.exit)]):
-            policy.check(source.num_layers, problem)
     if length is None or each.training is None:
         return each
     return replace(each, training=replace(each.training, max_length=length))
@@ -261,7 +257,8 @@ def goal_of(exit: str) -> dict[str, Any]:
         raise UsageError(f"exit {exit}: no goal", None, "give tune:latency=40ms or tune:drop=1") from None
 
 
-def _require_consistent(each: Experiment) -> None:
+def _require_consistent(each: Experiment, source: Source) -> None:
+    """Raise UsageError for options that contradict each other, and for an exit that the model does not have."""
     exit = each.engine.exit
     if each.rival is not None:
         _require_options(each)
@@ -275,7 +272,9 @@ def _require_consistent(each: Experiment) -> None:
     if each.engine.backend not in BACKENDS:
         what = f"no backend {each.engine.backend}"
         raise UsageError(what, each.model, f"give {', '.join(BACKENDS)}")
-    _policy_of(exit)
+    policy = _policy_of(exit)
+    if policy is not None and source.num_layers is not None:
+        policy.check(source.num_layers, source.problem if each.training is None else None)
 
 
 def _require_rule(text: str) -> None:
@@ -316,7 +315,7 @@ def _rival_job(each: Experiment, needs: Needs, engine: EngineConfig, inputs: Inp
 
 def _require_options(each: Experiment) -> None:
     """Raise UsageError for options that the rival of an experiment does not have."""
-    engine, other = each.engine, []
+    engine = each.engine
     known = {"threads": engine.threads, "max_length": engine.max_length}
     if each.rival == LISTED and engine.residency == PLANNED:
         what = f"the rival {LISTED} keeps a list of layers, and has no residency {PLANNED}"
@@ -324,7 +323,7 @@ def _require_options(each: Experiment) -> None:
     if each.rival == LISTED and engine.residency in LISTS:
         known |= {"residency": engine.residency, "resident_layers": engine.resident_layers}
     plain = replace(EngineConfig(), **known)
-    other += [name for name, value in vars(engine).items() if value != getattr(plain, name)]
+    other = [name for name, value in vars(engine).items() if value != getattr(plain, name)]
     other += [name for name in ("trace", "dtype") if getattr(each, name) != getattr(Experiment("plain"), name)]
     if other:
         what = f"the rival {each.rival} has no option {', '.join(other)}"
