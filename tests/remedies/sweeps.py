@@ -262,8 +262,11 @@ def with_tracker(w):
 def own(code, name="Mine"):
     """Take a policy from a Python file that is written at first."""
 
+    def write(w):
+        (w / "mine.py").write_text(code)
+
     def work(w):
-        w.once(lambda w: (w / "mine.py").write_text(code))
+        w.once(write)
         parse(f"{w / 'mine.py'}:{name}", code=True)
 
     return work
@@ -286,9 +289,14 @@ def taken(rule):
 
 def numbers(w):
     """Ask a policy that returns numbers, until its file is corrected."""
-    w.once(lambda w: (w / "mine.py").write_text(MINE.replace(" > 0.9", "")))
+    w.once(write_numbers)
     outputs = np.zeros((2, 3, 2))
     replay(parse(f"{w / 'mine.py'}:Mine", code=True), outputs, "single_label_classification")
+
+
+def write_numbers(w):
+    """Write the file of a policy that returns numbers."""
+    (w / "mine.py").write_text(MINE.replace(" > 0.9", ""))
 
 
 def records_of_code(w):
@@ -388,11 +396,11 @@ TABLE = [
     ),
     Entry(
         "experiments/prerequisites.py: no backend {}",
-        measured(f"Grid(backend='onnx', {MODEL})"), "give {}", rewritten(f"Grid(backend='ort', {MODEL})", "`ort`"),
+        measured(f"Grid(backend='onnx', {MODEL})"), "give ort", rewritten(f"Grid(backend='ort', {MODEL})", "`ort`"),
     ),
     Entry(
         "experiments/prerequisites.py: max_length {} exceeds",
-        measured(f"Grid(max_length=99999, {MODEL})"), "give max_length={} or less",
+        measured(f"Grid(max_length=99999, {MODEL})"), "give max_length=",
         rewritten(f"Grid(max_length=8, {MODEL})", "a smaller length"),
     ),
     corrected(
