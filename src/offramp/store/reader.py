@@ -12,6 +12,7 @@ import hashlib
 import os
 import resource
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cached_property
 from pathlib import Path
@@ -46,7 +47,8 @@ _REMEDY = "divide the model again"
 class Store(Forked):
     """An open store. Shards may be read from any thread; rows from one thread at a time. A pickle names its folder.
 
-    Until it is closed a division does not delete its files. What is read after that opens the folder again.
+    Until it is closed a division does not delete its files. What is read after that opens the folder again. Files of a
+    store that is not closed are closed with the object.
     """
 
     def __init__(self, path: os.PathLike | str, verify: str = "first") -> None:
@@ -59,6 +61,7 @@ class Store(Forked):
         self.digest = hashlib.sha256(data).hexdigest()
         self._verified = VerifiedMemory(self.path, data)
         self._fds: Dict[Tuple[str, bool], int] = {}
+        weakref.finalize(self, _close_all, self._fds).atexit = False  # a thread may be reading then
         self._opening = threading.Lock()
         self._bitmaps: Dict[str, Tuple[Optional[str], bytearray]] = {}
         self._digests: Dict[str, bytes] = {}
@@ -97,9 +100,7 @@ class Store(Forked):
         if self._helper is not None:
             self._helper.shutdown()
             self._helper = None
-        for fd in self._fds.values():
-            os.close(fd)
-        self._fds.clear()
+        _close_all(self._fds)
         self.folder.close()
         self._bitmaps.clear()
 
@@ -314,6 +315,12 @@ class Store(Forked):
 
 
 copyreg.pickle(Store, lambda store: (Store, (store.path, store.policy)))
+
+
+def _close_all(fds: Dict[Tuple[str, bool], int]) -> None:
+    """Close the files of a store, and forget them."""
+    while fds:
+        os.close(fds.popitem()[1])
 
 
 @contextlib.contextmanager
