@@ -179,7 +179,7 @@ def read_up_to(fd: int, most_bytes: int) -> bytes:
 
 def iter_chunks(fd: int, size: int, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
     """Yield the first `size` bytes of `fd`, in order; fewer if the file is shorter."""
-    offset, is_cold = 0, size > 0 and pages.is_cold(fd, 0, size)
+    offset, is_cold = 0, pages.is_cold(fd, 0, size)
     while offset < size:
         if is_cold:
             pages.read_in(fd, offset)

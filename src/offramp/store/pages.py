@@ -58,9 +58,10 @@ def is_cold(fd: int, start: int, end: int) -> bool:
     """Return whether `read_in` has something to do for bytes of a file: a piece of them is not in the page cache."""
     if not sys.platform.startswith("linux") or fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT:
         return False
-    first = start - start % HUGE_BYTES
-    with contextlib.suppress(OSError, AttributeError), _mapped(fd, first, end - first) as address:
-        return not all(map(_is_cached, range(address, address + end - first, HUGE_BYTES)))
+    first, end = start - start % HUGE_BYTES, min(end, os.fstat(fd).st_size)
+    if first < end:
+        with contextlib.suppress(OSError, AttributeError), _mapped(fd, first, end - first) as address:
+            return not all(map(_is_cached, range(address, address + end - first, HUGE_BYTES)))
     return False
 
 
