@@ -35,7 +35,9 @@ def empty_cache(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory):
-    return Shelf(tmp_path_factory.mktemp("stores"))
+    shelf = Shelf(tmp_path_factory.mktemp("stores"))
+    yield shelf
+    shelf.close()
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from functools import cache
 
 import numpy as np
@@ -24,13 +25,20 @@ class Shelf:
     """Writes each toy once, opens it as often as it is asked for."""
 
     def __init__(self, folder):
-        self.folder, self.paths = folder, {}
+        self.folder, self.paths, self._opened = folder, {}, weakref.WeakSet()
 
     def open(self, toy, verify="never"):
         if toy not in self.paths:
             self.paths[toy] = self.folder / str(len(self.paths))
             write_toy(self.paths[toy], toy).close()
-        return Store(self.paths[toy], verify)
+        store = Store(self.paths[toy], verify)
+        self._opened.add(store)
+        return store
+
+    def close(self):
+        """Close the stores that live on, such as those of the traceback of a caught error."""
+        for store in self._opened:
+            store.close()
 
 
 def eventually(condition):

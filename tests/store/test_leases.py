@@ -41,6 +41,15 @@ def test_a_lease_is_held_until_it_is_given_back(file):
         file.end_lease()
 
 
+def test_a_file_that_is_not_closed_is_closed_with_the_object(path):
+    fd = os.open(path, os.O_RDONLY)
+    file = LeasedFile(fd)
+    assert os.fstat(fd).st_size == 8192
+    del file
+    with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
+        os.fstat(fd)
+
+
 def test_a_process_that_cuts_the_file_waits_and_no_signal_disturbs(file, path):
     seen = []
     before = {each: signal.signal(each, lambda *given: seen.append(given)) for each in (signal.SIGURG, signal.SIGIO)}

@@ -88,3 +88,12 @@ def test_a_file_that_cannot_be_mapped_is_left_to_the_read(tmp_path):
     with (tmp_path / "empty").open("rb") as file:
         pages.read_in(file.fileno(), 0)
         assert list(iter_chunks(file.fileno(), 10)) == []
+
+
+def test_a_file_that_is_shorter_than_asked_for_is_cached_if_all_of_it_is(path):
+    path.write_bytes(CONTENT)
+    with path.open("rb") as file:
+        assert not pages.is_cold(file.fileno(), 0, 2 * SIZE)
+        assert not pages.is_cold(file.fileno(), 2 * SIZE, 3 * SIZE)
+        forget(path)
+        assert pages.is_cold(file.fileno(), 0, 2 * SIZE)

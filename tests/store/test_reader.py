@@ -1,5 +1,6 @@
 import contextlib
 import errno
+import gc
 import hashlib
 import mmap
 import os
@@ -272,6 +273,20 @@ def test_many_threads_open_each_file_once(pristine):
     assert len(results) == 8 and all(result == results[0] for result in results)
     assert len(names_in("/proc/self/fd")) - len(before) == 1 + len(SHARDS), "the folder, and each shard once"
     store.close()
+    assert names_in("/proc/self/fd") == before
+
+
+def test_the_files_of_a_store_that_is_not_closed_are_closed_with_it(pristine):
+    before = names_in("/proc/self/fd")
+    store = Store(pristine)
+    for shard in SHARDS:
+        read(store, shard)
+    assert len(names_in("/proc/self/fd")) - len(before) == 1 + len(SHARDS), "the folder, and each shard"
+    store.close()
+    read(store, "norm")  # opens it again
+    assert len(names_in("/proc/self/fd")) - len(before) == 2, "the folder, and the shard"
+    del store
+    gc.collect()
     assert names_in("/proc/self/fd") == before
 
 

@@ -26,6 +26,7 @@ from offramp.division.snapshot import undisturbed
 from offramp.errors import StageError, said
 from offramp.program.captured import captured_program
 from offramp.program.checks import WrongError
+from offramp.program.dtypes import ALIGNMENT_BYTES
 from offramp.store import StoreWriter
 from offramp.store import manifest as m
 from offramp.streaming.capture import Arguments, are_equal
@@ -153,7 +154,7 @@ def _constants(graph: Graph, found: Cut, manifest: m.Manifest, writer: StoreWrit
     constants = [(name, tensor) for name, tensor in graph.data.items() if name in used]
     if not constants:
         return {}
-    aligned = sorted(constants, key=lambda pair: pair[1].nbytes % 64 != 0)
+    aligned = sorted(constants, key=lambda pair: pair[1].nbytes % ALIGNMENT_BYTES != 0)
     entries = [(name, name, NAMES[tensor.dtype], tuple(tensor.shape)) for name, tensor in aligned]
     return {CONSTANTS: writer.add_shard(CONSTANTS, entries, lambda name: [bits(graph.data[name])])}
 

@@ -22,6 +22,7 @@ from offramp.division.export import with_graphs
 from offramp.division.proof import Original, prove_all, prove_slices, require_divisible, verdict
 from offramp.errors import SourceError, StageError, UsageError
 from offramp.program.captured import captured_inputs
+from offramp.program.dtypes import ALIGNMENT_BYTES
 from offramp.program.program import REGRESSION, SINGLE_LABEL, Call, Module, Output, Program, Texts
 from offramp.store import Shard, StoreWriter
 from offramp.store import manifest as m
@@ -266,7 +267,8 @@ class Shelf:
 
     def write(self, shard: str, weights: Weights, writer: StoreWriter, chunks: Chunks) -> Shard:
         """Write the shard."""
-        aligned = sorted(self.names, key=lambda name: weights[name].num_bytes % 64 != 0)  # else in order of use
+        # In order of use, but those that leave the next one aligned come first.
+        aligned = sorted(self.names, key=lambda name: weights[name].num_bytes % ALIGNMENT_BYTES != 0)
         tensors = [(name, weights[name].tensor) for name in aligned]
         entries = [(name, "rows" if self.gathered else name, NAMES[t.dtype], tuple(t.shape)) for name, t in tensors]
         return writer.add_shard(shard, entries, chunks, gathered=self.gathered)

@@ -22,7 +22,6 @@ from offramp.measure.trace import MOST_SPANS, TRACED_PASSES, Span, Trace, bound_
 __all__ = [
     "MOST_SPANS", "TRACED_PASSES", "Memory", "MemorySample", "MemorySampler", "PeakMeter", "Span", "Trace",
     "address_space_bytes", "available_bytes", "bound_seconds", "cached_bytes", "container_bytes", "default_threads",
-    "major_faults",
-    "median", "num_cores", "percentile", "read_memory", "reset_peak", "resident_bytes", "tightest_group",
-    "wilson_interval",
+    "major_faults", "median", "num_cores", "percentile", "read_memory", "reset_peak", "resident_bytes",
+    "tightest_group", "wilson_interval",
 ]  # fmt: skip

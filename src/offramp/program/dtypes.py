@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Dict, Optional
 
 ALIGNMENT_BYTES = 64
-"""Kernels take tensors at multiples of this address: at other ones the last bits of a result differ."""
+"""Alignment in bytes of the tensors that kernels read: at other addresses the last bits of a result differ."""
 
 
 @dataclass(frozen=True)

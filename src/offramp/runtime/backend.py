@@ -56,10 +56,10 @@ class Backend(ABC):
     num_threads: int
     program: Program
     keeps_buffers = False
-    """The library keeps the memory of activations when a pass ends, and takes no more in the next one."""
+    """True if the library keeps the memory of activations when a pass ends, and takes no more in the next one."""
     is_measured = False
-    """The growth of the process in a trial is all that the library keeps of a pass; else it may take more later, or may
-    have kept it before, for another backend."""
+    """True if the growth of the process in a trial is all that the library keeps of a pass. Otherwise it may take more
+    later, or reuse what it keeps of another backend."""
 
     @abstractmethod
     def warm_up(self, num_rows: int, length: int) -> None:

@@ -91,7 +91,8 @@ class MemoryModel:
     def sweep_bytes(self, workload: Workload, activation_bytes: int) -> int:
         """Return the bytes of a sweep if computing one of its batches takes `activation_bytes`.
 
-        Rows are gathered before they are computed; only a library that keeps its buffers holds both at once.
+        Rows are gathered before they are computed. Both count at once if the library keeps its buffers, and for inputs
+        other than texts, which stay in memory.
         """
         shape = (workload.num_rows, workload.length)
         held, gathering = (workload.num_batches - 1) * self.held_bytes(*shape), self.gathering_bytes(*shape)

@@ -199,7 +199,10 @@ def make_plan(items: Sequence[Item], memory: Memory, budget_bytes: int, strategy
 
 
 def layers_of(items: Sequence[Item], outside: FrozenSet[str]) -> List[Item]:
-    """Return the items with those of a layer in one, whose size is that of a slot that holds them all."""
+    """Return the items with one item for each layer, as large as a slot that holds all shards of the layer.
+
+    Shards `outside` layers keep their own items.
+    """
     found: Dict[int, Item] = {}
     for item in items:
         if item.shard not in outside:

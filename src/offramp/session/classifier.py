@@ -397,7 +397,7 @@ def _new_feed(classifier: Classifier) -> WeightFeed:
 
 
 def _follow_container(classifier: Classifier) -> None:
-    """Give memory back where the limit of the container was lowered below what the plan takes, or evicts code.
+    """Give memory back where the container was lowered below what the plan takes, or evicts code of this process.
 
     A smaller plan keeps fewer weights in memory. Raises BudgetError if none fits.
     """

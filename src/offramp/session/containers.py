@@ -103,9 +103,11 @@ class ContainerWatch:
         self._next_seconds, self._faults = time.monotonic() + FOLLOW_SECONDS, major_faults()
 
     def limit(self, plan: Plan) -> Tuple[Optional[Limit], str]:
-        """Return what the container allows now, and what happened to it; None between two looks, without a container.
+        """Return what the container allows now, and the reason that is given for a smaller plan; None and no reason
+        between two looks and without a container.
 
-        Where code of this process is evicted again and again, it is less than the plan takes, if a smaller one fits.
+        Where code of this process is evicted again and again, the limit is less than the plan takes, if a smaller one
+        fits.
         """
         now = time.monotonic()
         if now < self._next_seconds:

@@ -13,7 +13,7 @@ import os
 import stat
 import warnings
 from pathlib import Path
-from typing import Callable, Iterable, Iterator, Optional, Union
+from typing import Callable, Iterable, Iterator, Optional, Tuple, Union
 
 from offramp.errors import DamagedError, DiskFullError, StoreError, SystemNotice, UsageError, missing
 from offramp.store import pages
@@ -179,7 +179,7 @@ def read_up_to(fd: int, most_bytes: int) -> bytes:
 
 def iter_chunks(fd: int, size: int, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
     """Yield the first `size` bytes of `fd`, in order; fewer if the file is shorter."""
-    offset, is_cold = 0, size > 0 and pages.is_cold(fd, 0, size)
+    offset, is_cold = 0, pages.is_cold(fd, 0, size)
     while offset < size:
         if is_cold:
             pages.read_in(fd, offset)
@@ -190,15 +190,15 @@ def iter_chunks(fd: int, size: int, chunk_bytes: int = CHUNK_BYTES) -> Iterator[
         yield data
 
 
-def read_exactly(fd: int, view: memoryview, offset: int, where: object, remedy: str = _REMEDY) -> None:
-    """Fill `view` from the bytes of a file at `offset`. Raises DamagedError where the file is shorter."""
-    done = 0
-    while done < len(view):
-        with translate_read_errors(where):
-            got = os.preadv(fd, [view[done:]], offset + done)
-        if not got:
-            raise DamagedError("file ends inside a tensor", where, remedy)
-        done += got
+def read_exactly(fd: int, pieces: Iterable[Tuple[memoryview, int]], where: object, remedy: str = _REMEDY) -> None:
+    """Fill each view from the bytes of a file at its offset. Raises DamagedError where the file is shorter."""
+    with translate_read_errors(where):
+        for view, offset in pieces:
+            while len(view):
+                got = os.preadv(fd, [view], offset)
+                if not got:
+                    raise DamagedError("file ends inside a tensor", where, remedy)
+                view, offset = view[got:], offset + got
 
 
 def block_digests(fd: int, size: int) -> bytes:

@@ -13,6 +13,7 @@ import errno
 import fcntl
 import os
 import signal
+import weakref
 from typing import Optional
 
 LEAST_BREAK_SECONDS = 10
@@ -31,10 +32,14 @@ _STATFS_BYTES = 256
 class LeasedFile:
     """A descriptor of its own, on which a lease can be taken. No copy of it may be used in the child of a fork: both
     would have the same lease.
+
+    The descriptor is closed by `close` or with the object.
     """
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
+        self._closing = weakref.finalize(self, os.close, fd)
+        self._closing.atexit = False  # its mapping may be in use then
 
     def take(self) -> Optional[str]:
         """Take the lease. Return None, or why there is none."""
@@ -64,7 +69,7 @@ class LeasedFile:
 
     def close(self) -> None:
         """Close the descriptor, which ends the lease unless the child of a fork has a copy: give it back first."""
-        os.close(self.fd)
+        self._closing()
 
 
 def lease_obstacle(fd: int) -> Optional[str]:

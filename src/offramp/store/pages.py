@@ -55,20 +55,23 @@ def populate(address: int, num_bytes: int) -> None:
 
 
 def is_cold(fd: int, start: int, end: int) -> bool:
-    """Return whether `read_in` has something to do for bytes of a file: a piece of them is not in the page cache."""
+    """Return whether a piece of a file between two offsets is not in the page cache, so that `read_in` helps. False for
+    direct reads, and where the system does not tell.
+    """
     if not sys.platform.startswith("linux") or fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT:
         return False
-    first = start - start % HUGE_BYTES
-    with contextlib.suppress(OSError, AttributeError), _mapped(fd, first, end - first) as address:
-        return not all(map(_is_cached, range(address, address + end - first, HUGE_BYTES)))
+    first, end = start - start % HUGE_BYTES, min(end, os.fstat(fd).st_size)
+    if first < end:
+        with contextlib.suppress(OSError, AttributeError), _mapped(fd, first, end - first) as address:
+            return not all(map(_is_cached, range(address, address + end - first, HUGE_BYTES)))
     return False
 
 
 def read_in(fd: int, offset: int) -> None:
-    """Bring the pieces of a file at `offset`, and after it, into the page cache in huge pages, if they are not there.
+    """Bring the piece of a file at `offset`, and the next one, to the page cache in huge pages, unless they are there.
 
-    The one after it, because reading the first would start to read it, in small pages. Nothing is raised: only the size
-    of pages is at stake, and who reads next finds out what is wrong with the file.
+    The next one too, because a read of the first starts to read it ahead, in small pages. Errors are ignored: only the
+    size of pages is at stake, and the read that follows reports what is wrong with the file.
     """
     with contextlib.suppress(OSError, AttributeError):
         for place in (offset - offset % mmap.PAGESIZE, offset - offset % HUGE_BYTES + HUGE_BYTES):

@@ -12,10 +12,11 @@ import hashlib
 import os
 import resource
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, Optional, Tuple
 
 import numpy as np
 
@@ -46,7 +47,8 @@ _REMEDY = "divide the model again"
 class Store(Forked):
     """An open store. Shards may be read from any thread; rows from one thread at a time. A pickle names its folder.
 
-    Until it is closed a division does not delete its files. What is read after that opens the folder again.
+    Until it is closed a division does not delete its files. What is read after that opens the folder again. Files of a
+    store that is not closed are closed with the object.
     """
 
     def __init__(self, path: os.PathLike | str, verify: str = "first") -> None:
@@ -59,6 +61,7 @@ class Store(Forked):
         self.digest = hashlib.sha256(data).hexdigest()
         self._verified = VerifiedMemory(self.path, data)
         self._fds: Dict[Tuple[str, bool], int] = {}
+        weakref.finalize(self, _close_all, self._fds).atexit = False  # a thread may be reading then
         self._opening = threading.Lock()
         self._bitmaps: Dict[str, Tuple[Optional[str], bytearray]] = {}
         self._digests: Dict[str, bytes] = {}
@@ -97,9 +100,7 @@ class Store(Forked):
         if self._helper is not None:
             self._helper.shutdown()
             self._helper = None
-        for fd in self._fds.values():
-            os.close(fd)
-        self._fds.clear()
+        _close_all(self._fds)
         self.folder.close()
         self._bitmaps.clear()
 
@@ -201,7 +202,7 @@ class Store(Forked):
                 with files.translate_read_errors(where):
                     self._require(files.sha256_of(fd) == shard.sha256, shard, "sha256 differs from the manifest")
                 self._verified.remember(name, identity)
-            files.read_exactly(fd, memoryview(data), shard.data_start + tensor.offset, where)
+            files.read_exactly(fd, [(memoryview(data), shard.data_start + tensor.offset)], where)
         return data
 
     def gather(
@@ -229,17 +230,18 @@ class Store(Forked):
         view, where = found_MW.reshape(-1).view(np.uint8).data, self.path / shard.file
         with self.opened(shard_name) as fd:
             read = len(unique_U) * row_bytes + self._check_blocks(shard, fd, start, row_bytes, unique_U)
-            for first, count in _runs(unique_U, places_U):
-                part = view[int(places_U[first]) * row_bytes :][: count * row_bytes]
-                files.read_exactly(fd, part, start + int(unique_U[first]) * row_bytes, where)
-        from_N, to_N = places_U[inverse_N], np.arange(len(rows_N))
-        rows_NW, is_missing_N = found_MW, from_N != to_N
-        if is_upcast:
-            rows_NW, is_missing_N[:] = _aligned_rows(len(rows_N), width, np.dtype(np.float32)), True
-        from_C, to_C = from_N[is_missing_N], to_N[is_missing_N]
-        for chunk in range(0, len(to_C), ROWS_AT_ONCE):
-            chosen = slice(chunk, chunk + ROWS_AT_ONCE)
-            rows_NW[to_C[chosen]] = found_MW[from_C[chosen]]
+            pieces = (
+                (view[place * row_bytes : (place + count) * row_bytes], start + row * row_bytes)
+                for place, row, count in _runs(unique_U, places_U)
+            )
+            files.read_exactly(fd, pieces, where)
+        from_N = places_U[inverse_N]
+        rows_NW = _aligned_rows(len(rows_N), width, np.dtype(np.float32)) if is_upcast else found_MW
+        is_missing_N = is_upcast | (from_N != np.arange(len(rows_N)))
+        for first in range(0, len(rows_N), ROWS_AT_ONCE):
+            chunk = slice(first, first + ROWS_AT_ONCE)
+            if is_missing_N[chunk].any():
+                rows_NW[chunk] = found_MW.take(from_N[chunk], 0)
         return rows_NW, read
 
     @contextlib.contextmanager
@@ -316,6 +318,12 @@ class Store(Forked):
 copyreg.pickle(Store, lambda store: (Store, (store.path, store.policy)))
 
 
+def _close_all(fds: Dict[Tuple[str, bool], int]) -> None:
+    """Close the files of a store, and forget them."""
+    while fds:
+        os.close(fds.popitem()[1])
+
+
 @contextlib.contextmanager
 def _folder_of(store: Store) -> Iterator[int]:
     """Context manager of the descriptor of a store's folder.
@@ -389,13 +397,13 @@ def read_manifest_bytes(path: Path, folder: Optional[Folder] = None) -> bytes:
             return os.pread(fd, size, 0)
 
 
-def _runs(rows_U: np.ndarray, places_U: np.ndarray) -> List[Tuple[int, int]]:
-    """Return (first index, count) of each run of consecutive rows whose places are consecutive, too."""
+def _runs(rows_U: np.ndarray, places_U: np.ndarray) -> Iterable[Tuple[int, int, int]]:
+    """Return (first place, first row, count) of each run of consecutive rows whose places are consecutive, too."""
     if not len(rows_U):
         return []
     breaks = (np.diff(rows_U) != 1) | (np.diff(places_U) != 1)
     bounds = np.concatenate([[0], np.flatnonzero(breaks) + 1, [len(rows_U)]])
-    return list(zip(bounds[:-1].tolist(), np.diff(bounds).tolist()))
+    return zip(places_U[bounds[:-1]].tolist(), rows_U[bounds[:-1]].tolist(), np.diff(bounds).tolist())
 
 
 def require_self_contained(graph: bytes, where: object) -> None:

@@ -282,5 +282,5 @@ def _require_values(arrays: Dict[str, np.ndarray], num_labels: int, where: Path)
 
 def _read_array(fd: int, offset: int, dtype: str, shape: Tuple[int, ...], where: Path) -> np.ndarray:
     array = np.empty(shape, _DTYPES[dtype])
-    files.read_exactly(fd, array.reshape(-1).view(np.uint8).data, offset, where, _REMEDY)
+    files.read_exactly(fd, [(array.reshape(-1).view(np.uint8).data, offset)], where, _REMEDY)
     return array

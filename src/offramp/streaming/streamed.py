@@ -567,6 +567,7 @@ def stream(
     sizes = placement.slot_bytes(opened)
     plan = _plan_of_process(module, opened, limit, activation_bytes, sizes)
     budget_bytes = limit.num_bytes if limit.source == BUDGET else None
+    # Without a budget, and with all weights resident, the first pass need not find out how many of them fit.
     is_free = limit.source == MEMORY and all(map(plan.residents.issuperset, placement.streamed_shards(opened)))
     process_bytes = None if is_free else limit.num_bytes - limit.reserved_bytes
     bounds = Bounds(outside, limit.source, budget_bytes, activation_bytes, process_bytes)
