@@ -73,6 +73,8 @@ bench: $(VENV)/.test           ## latency and memory of BERT-base's shape agains
 pages: $(VENV)/.test           ## make pages of docs/results from their records
 	for page in glue latency any-model main-job; do $(BIN)/offramp report docs/results/records/$$page \
 		--template recipes/$$(echo $$page | tr - _).md.jinja --out docs/results/$$page.md; done
+	$(BIN)/offramp report $(addprefix docs/results/records/,study glue latency) --template recipes/ancestor.md.jinja \
+		--out docs/results/study.md
 
 rivals: $(VENV)/.test          ## compare with other runtimes, and write docs/results/rivals.md; resumes
 	$(BIN)/python bench/rivals_page.py --out bench-out

@@ -1,5 +1,7 @@
 """What the benchmark runs on, under its output folder: models with random weights, their stores, and texts."""
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,14 +33,27 @@ class Folders:
         """The same threads for everybody, no network, no progress bars, and a cache that is nobody else's."""
         return {**QUIET, "OFFRAMP_CACHE": str(self.out / "cache")}
 
-    def warm(self, *paths: Path) -> None:
-        """Bring all files below the paths into the page cache."""
-        for path in paths:
-            for file in sorted(path.rglob("*")):
-                if file.is_file():
-                    with file.open("rb", buffering=0) as stream:
-                        while stream.read(1 << 20):
-                            pass
+
+def evict(*folders: Path) -> None:
+    """Drop the pages of all files in the folders that no process maps from the page cache; write new ones first."""
+    os.sync()
+    for path in files_in(folders):
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def read_back(*folders: Path) -> None:
+    """Bring all files in the folders into the page cache."""
+    for path in files_in(folders):
+        with path.open("rb", buffering=0) as file:
+            while file.read(1 << 20):
+                pass
+
+
+def files_in(folders: Sequence[Path]) -> list[Path]:
+    """The files in folders, at any depth; links are left out."""
+    paths = (path for folder in folders for path in sorted(folder.rglob("*")))
+    return [path for path in paths if path.is_file() and not path.is_symlink()]
 
 
 def words(number: int, shift: int = 0) -> str:

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from budget_matrix import MIB, STORES, found_in
-from folders import words
-from jail import evict, jail
+from folders import evict, words
+from jail import jail
 from jail import missing as missing_groups
 from processes import Finished, offramp, run
 from records import add_record, read_records

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from folders import THREADS, TOKENS, Folders, words
+from folders import THREADS, TOKENS, Folders, evict, words
 from processes import failure, offramp, run
 from records import add_record, read_records
 
@@ -124,15 +124,6 @@ def jail(
         yield Jail(tuple(groups))
 
 
-def evict(*folders: Path) -> None:
-    """Drop the pages of all files in the folders that no process maps."""
-    for path in itertools.chain.from_iterable(folder.rglob("*") for folder in folders):
-        if path.is_file() and not path.is_symlink():
-            descriptor = os.open(path, os.O_RDONLY)
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            os.close(descriptor)
-
-
 class SlowDisk:
     """Runs from a slow disk, recorded one by one."""
 
@@ -160,7 +151,6 @@ class SlowDisk:
         else:
             job["store"] = str(self._folders.out / STORES[what])
             python, script, read = Path(sys.executable), _OFFRAMP, (Path(job["store"]).resolve(), Path(sys.prefix))
-        os.sync()
         evict(*read, Path(project.__file__).parents[1])
         memory_bytes = None if group_mib is None else group_mib << 20
         disk = {"read_bytes_per_second": READ_BYTES_PER_SECOND, "folder": self._folders.out}

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from commits import Side, sides_of
-from folders import Folders
+from folders import Folders, evict, read_back
 from processes import failure, json_result, offramp, run
 from records import add_record, read_records
 from shapes import build
@@ -91,11 +91,9 @@ def prepare(sides: dict[str, Side], folders: Folders) -> None:
                 done = run(offramp("divide", folders.models / model, side.place / name), side.environment)
                 if reason := failure(done):
                     raise SystemExit(f"divide {model} ({side.name}): {reason}\n{done.errors}")
-    os.sync()
-    for path in (path for side in sides.values() for path in side.place.rglob("*") if path.is_file()):
-        with path.open("rb") as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    folders.warm(*(side.place / name for side in sides.values() for name in MODELS))
+    stores = [side.place / name for side in sides.values() for name in MODELS]
+    evict(*stores)
+    read_back(*stores)
     for side in sides.values():
         for name in MODELS:
             measured(side, Setting("verify", "1GiB", store=name, passes=1))

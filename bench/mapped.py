@@ -19,6 +19,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from folders import evict, read_back
 from one_run import peak_bytes, text
 from shapes import class_of, inputs, two_stages
 
@@ -107,26 +108,9 @@ class Rival:
         return found
 
 
-def drop(store: Path) -> None:
-    """Remove the files of a store from the page cache."""
-    for path in store.rglob("*.safetensors"):
-        fd = os.open(path, os.O_RDONLY)
-        os.fsync(fd)
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(fd)
-
-
-def read_back(store: Path) -> None:
-    """Read all files of a store, 1 MiB at a time."""
-    for path in store.rglob("*.safetensors"):
-        with path.open("rb", buffering=0) as file:
-            while file.read(1 << 20):
-                pass
-
-
 def compare(subject: str, store: Path, rivals: dict[str, tuple], args: argparse.Namespace) -> None:
     """Measure the rivals of a subject, the last of which reads mapped, and print them."""
-    drop(store)
+    evict(store)
     if args.back == "read":
         read_back(store)
     else:

@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from folders import THREADS, TOKENS, Folders, words
+from folders import THREADS, TOKENS, Folders, read_back, words
 from processes import failure, offramp, run
 from shapes import build
 
@@ -40,7 +40,7 @@ def main() -> None:
     commands["transformers"] = [sys.executable, "-c", SCRIPT, str(model), text, str(THREADS), str(TOKENS)]
     if not folders.store.exists():
         run(offramp("divide", model, folders.store), folders.environment)
-    folders.warm(model, folders.store)
+    read_back(model, folders.store)
     found: dict[str, list[float]] = {name: [] for name in commands}
     for number in range(args.rounds + 1):
         for name, command in commands.items():

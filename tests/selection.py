@@ -54,6 +54,7 @@ SAMPLED = {
     "test_torch_limits::test_no_hostile_call_ends_or_hangs_the_process": ("sample",),
     "test_train_eval::test_every_task_of_glue_trains_and_scores_from_a_folder": ("sst2", "mnli", "stsb"),
     "test_tuning::test_a_latency_is_met_on_new_samples": ("0.07",),
+    "test_tuning::test_the_drop_that_is_named_can_be_certified_with_these_rows": ("60-0.99", "5-0.9-ucb"),
     "test_tuning::test_every_family_with_a_parameter_comes_near_the_latency": ("thresholds", "index"),
     "test_zoo::test_a_model_of_the_zoo_is_divided_and_streamed_bit_for_bit": ("resnet",),
     "test_verbs::test_run_prints_the_recorded_answers": ("bert-tuned", "bert-regression"),

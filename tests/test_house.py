@@ -101,6 +101,33 @@ def test_pages_name_files_that_exist():
     assert [(page, name) for page, name in named if not any((home / name).exists() for home in homes)] == []
 
 
+def test_pages_name_commands_that_exist():
+    """Scripts and their options, modules, recipes, targets of `make`; not those of other commits, after a colon."""
+    pages = [*(ROOT / name for name in PAGES), ROOT / "Makefile", *(ROOT / "docs").glob("*/*.md")]
+    texts = {page.name: page.read_text() for page in pages}
+    targets = re.findall(r"^([a-z-]+):", texts["Makefile"], re.MULTILINE)
+    wrong, count = [], 0
+    for page, text in texts.items():
+        made = re.findall(r"(?:`|^)make ([a-z-]+)", text, re.MULTILINE)
+        files = re.findall(r"(?<![\w/:.])recipes/[\w./]+\w", text)
+        calls = re.findall(r"python\)? (?:-m ((?:tests|offramp)[\w.]*)|([\w/]+\.py))([^`\n|;#]*)", text)
+        wrong += [(page, target) for target in made if target not in targets]
+        wrong += [(page, file) for file in files if not (ROOT / file).exists()]
+        for module, script, rest in calls:
+            paths = _sources_of(module) if module else [ROOT / script]
+            source = next((path.read_text() for path in paths if path.is_file()), None)
+            options = [] if module.startswith("offramp") else re.findall(r"(?<![\w-])--[a-z][a-z-]*", rest)
+            wrong += [(page, module or script)] if source is None else []
+            wrong += [(page, script, option) for option in options if f'"{option}"' not in (source or "")]
+        count += len(made) + len(files) + len(calls)
+    assert not wrong and count > 90
+
+
+def _sources_of(module):
+    homes = [home / module.replace(".", "/") for home in (ROOT, ROOT / "src")]
+    return [path for home in homes for path in (home.with_suffix(".py"), home / "__main__.py")]
+
+
 def test_every_kind_of_fault_has_its_mechanism_and_its_test():
     kinds = [*(f"A{number}" for number in range(1, 11)), *(f"B{number}" for number in range(11, 17))]
     kinds += [f"C{number}" for number in range(1, 7)]

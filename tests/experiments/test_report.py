@@ -16,7 +16,7 @@ from offramp.experiments.comparison import FIGURES
 from offramp.experiments.grid import read_recipe, selected
 from offramp.experiments.report import _named_apart, page_of
 from offramp.experiments.results import RECORDS, Results, line_of, read_results
-from offramp.experiments.subjects import Subject, compared
+from offramp.experiments.subjects import Group, Subject, best, compared
 from offramp.reporting.html_page import to_html
 from offramp.reporting.pictures import Picture
 from offramp.reporting.tables import NONE, WRITE_PAGE, Section
@@ -100,6 +100,7 @@ def test_a_model_and_the_models_of_its_seeds_are_rows_of_their_own(tmp_path, mon
     rows = {row.name: row for row in table(page(found)).rows}
     assert [row.cells[-1].text for row in rows.values()] == ["5", "10"] and list(rows) == ["seed none", "seed 0,7"]
     assert rows["seed none"].cells[1:] == alone.cells[1:], "records of seed 0 change nothing"
+    assert not any("×" in cell.text for cell in rows["seed 0,7"].cells), "no seed is no pair of seed 0"
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "results", found)
     for row, seeds in zip(rows.values(), ({None}, {0, 7}), strict=True):
@@ -129,6 +130,23 @@ def test_rounds_of_a_seed_are_no_samples_of_their_own():
         depth = [cell for cell in many.cells if cell.text in ("5.40", "7.70")]
         assert depth and depth[0] in few.cells and depth[0].detail
     assert any(cell.is_best for row in often for cell in row.cells)
+
+
+def test_the_best_of_many_is_corrected_for_their_number():
+    """A lead that is significant over one other is not over five such."""
+    ratios = (0.995, 1.005, 1.015, 1.025, 1.025, 1.035, 1.045, 1.055)  # p = 0.03
+
+    def bold(num_others):
+        subjects = [Subject(experiment(model="m", exit=f"patience:{n}"), "results") for n in range(1, num_others + 2)]
+        for number, subject in enumerate(subjects):
+            subject.records = [
+                {"key": "k", "round": index, "experiment": {"seed": None}, "samples": {}, "inputs": {"data": ""},
+                 "figures": {"latency": 1.0 if number == 0 else ratio}}
+                for index, ratio in enumerate(ratios)
+            ]  # fmt: skip
+        return best(Group(subjects, "t"), FIGURES["latency"]) is not None
+
+    assert [bold(number) for number in (1, 5)] == [True, False]
 
 
 @pytest.mark.parametrize(("num_seeds", "num_rounds"), [(5, 2), (5, 5)])
@@ -235,24 +253,39 @@ def test_files_of_pictures_have_names_of_their_own():
     assert [picture.name for picture in found.pictures] == ["x", "x-2", "x-2-2", "x-3"]
 
 
-def test_classes_are_compared_with_the_last_exit_on_the_same_rows(records):
+def test_classes_are_compared_with_the_last_exit_on_the_same_rows():
+    about = {"model": ["runs/bert"], "task": ["sst2"], "budget": ["resident"]}
+    records = study(1, rows=300, exit=["none", "patience:1"], **about)
     found = table(page(records), "classes-1")
     by_name = {(row.cells[0].text, row.cells[1].text): row.cells for row in found.rows}
     early, full = (next(each for each in records if each["experiment"]["engine"]["exit"] == rule)["samples"]
                    for rule in ("patience:1", "none"))  # fmt: skip
-    rows = [row for row in zip(early["truth"], early["answers"], full["answers"], strict=True) if row[0] == 1]
-    overthought = sum(truth == answer != last for truth, answer, last in rows)
-    cells = by_name["bert, patience:1", "positive"]
-    assert cells[2].text == str(len(rows)) and cells[3].value == pytest.approx(100 * overthought / len(rows))
+    rows = list(zip(early["truth"], early["answers"], full["answers"], strict=True))
+    assert any(truth not in (answer, last) for truth, answer, last in rows), "both exits are wrong for some"
+    for label, name in enumerate(("negative", "positive")):
+        mine = [row for row in rows if row[0] == label]
+        overthought = sum(truth == answer != last for truth, answer, last in mine)
+        damaged = sum(truth != answer and truth == last for truth, answer, last in mine)
+        cells = by_name["patience:1", name]
+        assert cells[2].text == str(len(mine)) and overthought + damaged
+        assert [cell.value for cell in cells[3:]] == pytest.approx(
+            [100 * n / len(mine) for n in (overthought, damaged)]
+        )
+
+
+def test_classes_are_not_compared_with_the_last_exit_of_another_model():
+    about = {"task": ["sst2"], "rows": 20, "budget": ["resident"]}
+    found = study(1, model=["m"], exit=["patience:1"], **about) + study(1, model=["n"], exit=["none"], **about)
+    assert "classes-1" not in [each.name for each in page(found).tables]
 
 
 def test_traced_runs_are_drawn_at_most_twenty_of_them():
-    budgets = [f"{number}MiB" for number in range(90, 115)]
-    found = study(1, rows=4, traced=True, model=["m"], task=["sst2"], exit=["none"], budget=budgets)
-    titles = [picture.title for picture in page(found).pictures]
+    budgets = [f"{number}MiB" for number in range(90, 102)]
+    found = page(study(1, rows=4, traced=True, model=["m"], task=["mrpc", "sst2"], exit=["none"], budget=budgets))
+    titles = [picture.title for picture in found.pictures]
     assert sum("memory over time" in title for title in titles) == sum("stages" in title for title in titles) == 20
-    (note,) = page(found).sections[0].text
-    assert note.endswith("Not drawn are: 110MiB; 111MiB; 112MiB; 113MiB; 114MiB.")
+    (note,) = found.sections[1].text
+    assert note.endswith("Not drawn are: 98MiB; 99MiB; 100MiB; 101MiB.") and not found.sections[0].text
 
 
 def test_equal_records_give_equal_reports_in_any_order(records):
@@ -273,7 +306,7 @@ def test_interruptions_leave_no_trace_in_a_report_of_toys():
 def test_names_that_are_hostile_stay_texts():
     found = study(5, rows=20, model=[HOSTILE, "m"], task=["sst2"], exit=["none", "patience:1"])
     for each in found:
-        each["samples"]["labels"] = [HOSTILE, "</title><img src=x onerror=alert(1)>"]
+        each["samples"]["labels"] = [HOSTILE + "\ud800", "</title><img src=x onerror=alert(1)>"]
     html = to_html(page_of({HOSTILE: found}, HOSTILE))
     assert "<script>alert" not in html and "<img" not in html and "{{" not in html.replace("{{ 7*7 }}", "")
     assert html.count("<script") == 1 and "http" not in html.replace("http-equiv", "").replace(
@@ -438,6 +471,13 @@ def test_peaks_within_the_budget_are_drawn_below_its_line():
     assert "budget 128.0 MiB" in picture.svg and "waiting for weights" in picture.svg
     kinds = {line.partition(",")[0] for line in picture.data.splitlines()[1:]}
     assert kinds == {"sample", "read", "wait", "compute"}
+
+
+def test_the_memory_of_a_machine_is_not_drawn_as_a_budget():
+    found = study(1, rows=4, traced=True, model=["m"], task=["sst2"], exit=["none"], budget=["resident"])
+    assert found[0]["run"]["budget_bytes"] == 20 << 30
+    (picture,) = [each for each in page(found).pictures if "memory over time" in each.title]
+    assert "budget" not in picture.svg
 
 
 @pytest.mark.slow

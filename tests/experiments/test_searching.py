@@ -55,6 +55,14 @@ def test_a_whole_grid_is_tried_once(optuna, in_process, tmp_path):
         assert (each in front) == (not any(own != [latency, score] for own in better))
 
 
+def test_where_proposals_bring_nothing_new_the_first_that_was_not_tried_is_taken(
+    optuna, in_process, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(searching, "MOST_REPEATED", 0)
+    study, _, _ = search(tmp_path, trials=100)
+    assert list(study.figures) == list(SPACE)
+
+
 def test_experiments_that_fail_or_are_left_out_are_not_proposed_again(optuna, in_process, tmp_path):
     space = Grid(job="toy", model=["toy", "toy-refuses", "toy-without-score"], seed=[1, 2], rounds=1)
     study = Study(Search(space.where(lambda each: each.seed == 1 or each.model == "toy"), ["score"], 9))

@@ -92,7 +92,7 @@ def test_a_tracker_that_does_not_end_is_ended(tracker, in_process, tmp_path, mon
 def test_a_reason_that_is_no_text_is_an_answer(monkeypatch, tmp_path):
     code = (
         "import sys; from offramp.experiments import tracking\n"
-        "def track(*given): raise ValueError('caf\\udce9')\n"
+        "def track(*given):\n    print('of a library', flush=True)\n    raise ValueError('caf\\udce9')\n"
         "tracking.track = track; sys.exit(tracking.main())"
     )
     monkeypatch.setattr(tracking, "COMMAND", (sys.executable, "-c", code))

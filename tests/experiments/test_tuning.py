@@ -64,6 +64,12 @@ def transcripts(tmp_path_factory):
     return make_transcript(folder), make_transcript(folder, "certify", 2500, seed=7)
 
 
+@pytest.fixture(scope="module")
+def tuned(transcripts):
+    """The file of a policy for 70 ms, and its rivals."""
+    return tune(transcripts[0], None, make_profile(), Goal(latency_seconds=0.07), quiet)
+
+
 def run_on(policy, transcript, profile):
     """Mean seconds, accuracy and accuracy lost on another transcript."""
     logits_KNC, truth_N = transcript.logits_NKC.swapaxes(0, 1), transcript.labels_N
@@ -187,7 +193,13 @@ def test_certified_policies_keep_their_promise_on_the_whole_population(tmp_path,
     assert bool(violations <= binom.ppf(0.99, num_sets, delta)) is holds
 
 
-def test_other_metrics_are_estimated_and_told_so(tmp_path):
+@pytest.fixture
+def few_resamples(monkeypatch):
+    """Resample rarely: scikit-learn takes ten milliseconds for each resample of a metric."""
+    monkeypatch.setattr(tuning, "BOOTSTRAP_ROUNDS", 30)
+
+
+def test_other_metrics_are_estimated_and_told_so(few_resamples, tmp_path):
     one, other = (
         make_transcript(tmp_path, split, seed=seed, metrics=("matthews",))
         for split, seed in (("tune", 0), ("certify", 1))
@@ -272,7 +284,7 @@ def test_where_exits_are_always_wrong_the_whole_model_is_what_is_left(tmp_path):
 
 
 @pytest.mark.parametrize("metrics", [("accuracy",), ("matthews",)])
-def test_what_cannot_be_certified_runs_all_layers_and_says_so(transcripts, tmp_path, metrics):
+def test_what_cannot_be_certified_runs_all_layers_and_says_so(transcripts, few_resamples, tmp_path, metrics):
     """Exits that looked good on the tune split, and fail on the certify split."""
     one = dataclasses.replace(transcripts[0], about=dataclasses.replace(transcripts[0].about, metrics=metrics))
     other, said = make_transcript(tmp_path, "certify", 600, seed=7, metrics=metrics, logits=always_wrong), []
@@ -300,8 +312,8 @@ def test_a_certifier_that_passes_nothing_is_believed(transcripts, monkeypatch):
         tune(*transcripts, make_profile(), Goal(max_drop=2.0), quiet)
 
 
-def test_a_file_says_how_many_come_to_each_layer(transcripts):
-    file, _ = tune(transcripts[0], None, make_profile(), Goal(latency_seconds=0.07), quiet)
+def test_a_file_says_how_many_come_to_each_layer(tuned):
+    file, _ = tuned
     reached = file.predicted.reached
     assert reached[0] == 1.0 and list(reached) == sorted(reached, reverse=True) and reached[-1] < 0.9
     assert sum(reached) == pytest.approx(file.predicted.mean_exit, abs=0.1)
@@ -465,8 +477,8 @@ def test_the_front_is_not_beaten(transcripts):
         assert any(one.seconds <= each.seconds and one.score >= each.score for one in best) or len(best) == 40
 
 
-def test_files_read_back(transcripts, tmp_path):
-    file, _ = tune(transcripts[0], None, make_profile(), Goal(latency_seconds=0.06), quiet)
+def test_files_read_back(tuned, tmp_path):
+    file, _ = tuned
     write_policy(tmp_path / "policy.json", file)
     again = read_policy(tmp_path / "policy.json")
     assert isinstance(again, PolicyFile)

@@ -17,7 +17,7 @@ from offramp.policies import parse, replay
 from offramp.tasks import DataSpec
 from tests.remedies.entries import Entry, closed, corrected, said_by
 
-TOYS = "from offramp.experiments import Grid, experiment\ndef recipe():\n    return {}\n"
+TOYS = "from offramp.experiments import Grid, Search\ndef recipe():\n    return {}\n"
 GOOD = "Grid(job='toy', model='toy', rounds=1)"
 MODEL = "model='model', rounds=1, threads=1"
 SWEEP = "sweep recipe.py --out out"
@@ -150,18 +150,10 @@ def strange_folder(w):
     recipe(GOOD)(w)
 
 
-def only(text):
-    def work(w):
-        (w / "recipe.py").write_text(TOYS.format(GOOD))
-        w.run(f"{SWEEP} --only {text}")
-
-    return work
-
-
-def scheduler(address):
-    def work(w):
-        (w / "recipe.py").write_text(TOYS.format(GOOD))
-        w.run(f"{SWEEP} --scheduler {address}")
+def toys_with(options, returned=GOOD):
+    def work(w, said=None):
+        (w / "recipe.py").write_text(TOYS.format(returned))
+        w.run(f"{SWEEP} {options}")
 
     return work
 
@@ -192,20 +184,11 @@ def without(text):
     return recipe("", text)
 
 
-SEARCHES = "from offramp.experiments import Grid, Search\ndef recipe():\n    return {}\n"
 FAILING = """#!/bin/sh
 read job
 case "$job" in *versions*) echo '{"result": {"torch": "2", "transformers": "5"}}';; *) echo '{"failed": "no"}';; esac
 """
 BARE = "#!/bin/sh\necho '{\"result\": {}}'\n"
-
-
-def toys_with(options, returned=GOOD):
-    def work(w, said=None):
-        (w / "recipe.py").write_text(TOYS.format(returned))
-        w.run(f"{SWEEP} {options}")
-
-    return work
 
 
 def without_index(w):
@@ -244,7 +227,7 @@ def search_with(library):
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(sys.modules, "optuna", library)
             patch.setattr(searching.importlib.util, "find_spec", lambda name: name)
-            (w / "recipe.py").write_text(SEARCHES.format(f"Search({GOOD})"))
+            (w / "recipe.py").write_text(TOYS.format(f"Search({GOOD})"))
             w.run(SWEEP + " --dry-run")
 
     return work
@@ -340,7 +323,10 @@ TABLE = [
         "experiments/grid.py: the recipe is wrong: {}",
         recipe("Grid(modell='toy')"), "correct the recipe", rewritten(GOOD, "the recipe with a field that is known"),
     ),
-    corrected("experiments/grid.py: {} {}: no option", only("modl=a"), "give --only NAME=VALUE", only("model=toy")),
+    corrected(
+        "experiments/grid.py: {} {}: no option",
+        toys_with("--only modl=a"), "give --only NAME=VALUE", toys_with("--only model=toy"),
+    ),
     corrected(
         "experiments/grid.py: the records name code",
         records_of_code, "run the recipe again: offramp sweep RECIPE.py", "sweep recipe.py --out again",
@@ -367,11 +353,11 @@ TABLE = [
     ),
     corrected(
         "experiments/grid.py: no experiment is left",
-        only("model=b"), "offramp sweep --dry-run lists all", SWEEP + " --dry-run",
+        toys_with("--only model=b"), "offramp sweep --dry-run lists all", SWEEP + " --dry-run",
     ),
     corrected(
         "experiments/pools.py: not the address of a scheduler",
-        scheduler("far"), "give tcp://localhost:8786 or tls://HOST:8786", SWEEP,
+        toys_with("--scheduler far"), "give tcp://localhost:8786 or tls://HOST:8786", SWEEP,
     ),
     closed("experiments/pools.py: no scheduler answers ({})", "research"),
     closed("experiments/pools.py: a scheduler on another machine needs TLS", "research"),
@@ -468,7 +454,7 @@ TABLE = [
     closed("experiments/figures.py: the score is {}", "unreachable"),
     Entry(
         "experiments/grid.py: a search beside other experiments",
-        recipe("[Search(Grid(job='toy', model='toy'))]", SEARCHES),
+        recipe("[Search(Grid(job='toy', model='toy'))]"),
         "return the search alone", rewritten(GOOD, "a recipe without the list"),
     ),
     corrected(

@@ -138,6 +138,7 @@ def test_a_template_finds_exits_with_a_bar(tmp_path):
     [
         ("a\n{% for %}", 2),
         ("a\nb\n{{ rows[0].absent | ms }}", 3),
+        ("a\n{{ rows[0].absent }}", 2),
         ("{{ 1 / 0 }}", 1),
         ("\n{{ rows.__class__.__mro__ }}", 2),
         ("{{ [] | median }}", 1),

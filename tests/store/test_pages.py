@@ -10,6 +10,7 @@ import pytest
 
 from offramp.store import pages
 from offramp.store.files import iter_chunks, write_atomic
+from tests.page_cache import drop
 
 _PRESENT, _IS_TAIL = 1 << 63, 1 << 16
 SIZE = 4 * pages.HUGE_BYTES + 12345
@@ -39,13 +40,6 @@ def smallest_piece(path):
     return min(sizes)
 
 
-def forget(path):
-    fd = os.open(path, os.O_RDONLY)
-    os.fsync(fd)
-    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-    os.close(fd)
-
-
 @pytest.fixture
 def path(tmp_path):
     """The path of a new file, where the system has large pieces and shows them."""
@@ -72,7 +66,7 @@ def test_written_files_lie_in_large_pieces(path, chunk):
 @pytest.mark.parametrize("chunk", [1 << 20, pages.HUGE_BYTES])
 def test_files_are_read_into_large_pieces(path, chunk):
     path.write_bytes(CONTENT)
-    forget(path)
+    drop(path)
     with path.open("rb") as file:
         assert b"".join(iter_chunks(file.fileno(), SIZE, chunk)) == CONTENT
     assert smallest_piece(path) == pages.HUGE_BYTES
