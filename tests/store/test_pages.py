@@ -89,5 +89,5 @@ def test_a_file_that_is_shorter_than_asked_for_is_cached_if_all_of_it_is(path):
     with path.open("rb") as file:
         assert not pages.is_cold(file.fileno(), 0, 2 * SIZE)
         assert not pages.is_cold(file.fileno(), 2 * SIZE, 3 * SIZE)
-        forget(path)
+        drop(path)
         assert pages.is_cold(file.fileno(), 0, 2 * SIZE)
