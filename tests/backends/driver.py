@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from offramp.backends import open_backend
-from offramp.program.narrow import INTEGER, LARGEST_WEIGHT
+from offramp.program.narrow import INDEX, INTEGER, LARGEST_PAIR
 from offramp.program.program import ATTENTION_MASK, EXIT_KERNEL
 from offramp.store.exits import read_exits
 
@@ -42,9 +42,11 @@ def weights_of(store, step, seed=0):
 
 def _random_weight(rng, role, tensor):
     if tensor.dtype == INTEGER:
-        return rng.integers(-LARGEST_WEIGHT, LARGEST_WEIGHT + 1, tensor.shape).astype(np.int8)
+        return rng.integers(-LARGEST_PAIR // 2, LARGEST_PAIR // 2 + 1, tensor.shape).astype(np.int8)
+    if tensor.dtype == INDEX:
+        return rng.integers(0, 16, tensor.shape)
     array = random_array(rng, tensor.shape)
-    return abs(array) / LARGEST_WEIGHT if role.endswith(".scale") else array
+    return abs(array) / LARGEST_PAIR if role.endswith(".scale") else array
 
 
 def random_array(rng, shape):

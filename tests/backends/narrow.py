@@ -1,4 +1,7 @@
-"""Stores with integer weights made from stores with float weights: symmetric, a scale for each output channel."""
+"""Stores with integer weights made from stores with float weights: symmetric, a scale for each output channel.
+
+Their kernels have no rotation and no exact inputs, as in stores of offramp 0.1; magnitudes are at most half a pair's.
+"""
 
 import dataclasses
 
@@ -6,7 +9,7 @@ import numpy as np
 
 from offramp.program.dtypes import DTYPES
 from offramp.program.encoder import LAYER_KERNELS
-from offramp.program.narrow import LARGEST_WEIGHT, SUFFIX
+from offramp.program.narrow import LARGEST_PAIR, SUFFIX
 from offramp.store import Store
 from offramp.store.writer import StoreWriter
 
@@ -14,7 +17,7 @@ from offramp.store.writer import StoreWriter
 def narrowed(weight):
     """A weight [N, K] as integers [K, N] and scales [N]; channels of zeros have scale 0."""
     largest_N = np.abs(weight).max(axis=1)
-    scale_N = (largest_N / np.float32(LARGEST_WEIGHT)).astype(np.float32)
+    scale_N = (largest_N / np.float32(LARGEST_PAIR // 2)).astype(np.float32)
     divisor_N1 = np.where(scale_N > 0, scale_N, np.float32(1))[:, None]
     return np.ascontiguousarray(np.rint(weight / divisor_N1).T.astype(np.int8)), scale_N
 

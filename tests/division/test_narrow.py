@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 import offramp
 from offramp.checkpoints.source import open_source
 from offramp.division import divide
+from offramp.division.names.narrow import exact_inputs, quantise
 from offramp.errors import DamagedError, SourceError, UsageError
-from offramp.program.narrow import LARGEST_WEIGHT
+from offramp.program.narrow import LARGEST_PAIR, LARGEST_WEIGHT, hadamard
 from offramp.store import Store, verify
 from offramp.store.repeats import expand
 from tests.division.tiny import CONFIGS, config_of, write_model, write_sharded
@@ -25,7 +28,7 @@ PREFIX = "offramp-int8."
 def arrays_of(store, shard):
     """role -> array of a shard."""
     entry, data = store.manifest.shards[shard], read(store, shard)
-    dtypes = {"I8": np.int8, "F16": np.float16, "F32": np.float32}
+    dtypes = {"I8": np.int8, "F16": np.float16, "F32": np.float32, "I64": np.int64}
     return {
         each.role: np.frombuffer(data, dtypes[each.dtype], int(np.prod(each.shape)), entry.data_start + each.offset)
         .reshape(each.shape)
@@ -56,27 +59,70 @@ def same(one, other):
     )
 
 
+def pair_sums(integers_IO):
+    """Magnitudes of the integers of neighbouring inputs, together, [pairs, O]."""
+    magnitudes_IO = np.abs(integers_IO.astype(int))
+    return np.add.reduceat(magnitudes_IO, range(0, len(magnitudes_IO), 2), axis=0)
+
+
 @pytest.mark.parametrize("model_type", CONFIGS)
 def test_integers_are_the_nearest_to_each_weight(tmp_path, model_type):
-    tensors = write_model(tmp_path / "model", config_of(model_type))
+    tensors, rotation = write_model(tmp_path / "model", config_of(model_type)), np.array(hadamard(32))
     with Store(divide(tmp_path / "model", tmp_path / "store", dtype="int8")) as store:
         names = {tensor.name for tensor in store.manifest.tensors().values() for tensor in tensor[:1]}
         assert names == set(store.manifest.shards)
         for shard in (name for name in names if name.startswith("layer")):
             found = arrays_of(store, shard)
             by_role = {each.role: each.name for each in store.manifest.shards[shard].tensors}
-            for role in (role for role in found if role.endswith(".scale")):
-                weight_OI = tensors[by_role[role].removeprefix(PREFIX).removesuffix(".scale")]
-                integers_IO, scale_O = found[role.removesuffix("scale") + "weight"], found[role]
-                assert np.abs(integers_IO).max(axis=0).tolist() == [LARGEST_WEIGHT] * len(scale_O)
-                assert np.array_equal(scale_O, np.abs(weight_OI).max(axis=1) / np.float32(LARGEST_WEIGHT))
-                assert np.array_equal(integers_IO.T, np.rint(weight_OI / scale_O[:, None]))
-                assert by_role[role.removesuffix("scale") + "weight"] + ".scale" == by_role[role]
-                bias = role.removesuffix("scale") + "bias"
+            for role in (role.removesuffix(".scale") for role in found if role.endswith(".scale")):
+                weight_OI = tensors[by_role[f"{role}.scale"].removeprefix(PREFIX).removesuffix(".scale")].copy()
+                if role in ("q", "k", "v", "up"):  # rows of 32 elements
+                    weight_OI = weight_OI @ rotation
+                if role == "down":
+                    chosen = np.sort(np.argsort(-np.abs(weight_OI).max(axis=0), kind="stable")[:4])
+                    assert np.array_equal(found["down.channels"], chosen)
+                    assert np.array_equal(found["down.exact"], weight_OI[:, chosen].T)
+                    weight_OI[:, chosen] = 0
+                integers_IO, scale_O = found[f"{role}.weight"], found[f"{role}.scale"]
+                assert set(pair_sums(integers_IO).max(axis=0)) <= {LARGEST_PAIR - 2, LARGEST_PAIR - 1, LARGEST_PAIR}
+                pairs_O = pair_sums_of_floats(weight_OI).max(axis=0)
+                np.testing.assert_allclose(scale_O, pairs_O / (LARGEST_PAIR - 1), rtol=1e-6)
+                steps_OI = weight_OI / scale_O[:, None]
+                assert np.abs(integers_IO.T - steps_OI).max() < 0.5001
+                assert by_role[f"{role}.weight"] + ".scale" == by_role[f"{role}.scale"]
+                bias = f"{role}.bias"
                 assert np.array_equal(found[bias], tensors[by_role[bias].removeprefix(PREFIX)])
         rows = arrays_of(store, "embedding-rows")
         for tensor in store.manifest.shards["embedding-rows"].tensors:
             assert np.array_equal(rows[tensor.role], tensors[tensor.name.removeprefix(PREFIX)].astype(np.float16))
+
+
+def pair_sums_of_floats(weight_OI):
+    return np.add.reduceat(np.abs(weight_OI.T), range(0, weight_OI.shape[1], 2), axis=0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 9), st.integers(1, 40), st.sampled_from([1e-44, 1e-39, 1e-3, 1.0, 1e33]), st.integers(0, 1 << 30),
+    st.sampled_from([1, 2, 4]), st.integers(0, 5),
+)  # fmt: skip
+def test_neighbours_never_exceed_their_limit(outputs, inputs, magnitude, seed, rotation, number):
+    """Whatever the weights, in chunks of any size: else sums would saturate on some processors."""
+    rng = np.random.default_rng(seed)
+    inputs *= rotation
+    weight_OI = (rng.standard_normal((outputs, inputs)) ** 5 * magnitude).astype(np.float32)
+    weight_OI[rng.random(weight_OI.shape) < 0.2] = 0
+    chunks = np.array_split(weight_OI.reshape(-1), rng.integers(1, 6))
+    exact_K = exact_inputs(chunks, inputs, number)
+    found = quantise("w", chunks, weight_OI.shape, None, rotation, exact_K)
+    assert pair_sums(found.integers_OI.T).max() <= LARGEST_PAIR and np.isfinite(found.scale_O).all()
+    assert not found.integers_OI[:, exact_K].any() and len(exact_K) == min(number, inputs)
+    turned_OI = (weight_OI.reshape(-1, rotation) @ np.array(hadamard(rotation))).reshape(weight_OI.shape)
+    np.testing.assert_allclose(found.exact_KO.T, turned_OI[:, exact_K], rtol=1e-4, atol=magnitude * 1e-4 + 1e-44)
+    if magnitude > 1e-30:
+        kept_OI = found.integers_OI * found.scale_O[:, None].astype(float)
+        turned_OI[:, exact_K] = 0
+        assert (np.abs(kept_OI - turned_OI) <= found.scale_O[:, None] * 0.501).all()
 
 
 def test_the_same_weights_give_the_same_store(model, divided, tmp_path, monkeypatch):
@@ -138,29 +184,29 @@ def test_no_name_in_it_is_that_of_a_weight(divided):
 
 def test_channels_of_zeros_have_the_scale_zero(tmp_path):
     tensors = write_model(tmp_path / "model")
-    (name,) = (each for each in tensors if each.endswith("layer.0.intermediate.dense.weight"))
+    (name,) = (each for each in tensors if each.endswith("layer.0.attention.output.dense.weight"))
     tensors[name][3], tensors[name][5] = 0, 1e-44
     tensors[name][5, 0] = -2.0
     save_file(tensors, tmp_path / "model" / "model.safetensors", {"format": "pt"})
     with Store(divide(tmp_path / "model", tmp_path / "store", dtype="int8")) as store:
-        found = arrays_of(store, "layer-00-up")
-    assert found["up.scale"][3] == 0 and not found["up.weight"][:, 3].any()
-    assert found["up.weight"][0, 5] == -LARGEST_WEIGHT and not found["up.weight"][1:, 5].any()
+        found = arrays_of(store, "layer-00-attention")
+    assert found["o.scale"][3] == 0 and not found["o.weight"][:, 3].any()
+    assert found["o.weight"][0, 5] == -LARGEST_WEIGHT and not found["o.weight"][1:, 5].any()
 
 
 def test_halves_round_to_even_and_tiny_weights_stay_in_range(tmp_path):
     tensors = write_model(tmp_path / "model")
-    (name,) = (each for each in tensors if each.endswith("layer.0.intermediate.dense.weight"))
+    (name,) = (each for each in tensors if each.endswith("layer.0.attention.output.dense.weight"))
     tensors[name][:] = 0
-    tensors[name][0, :6] = np.array([64, 0.5, 1.5, -2.5, 63.5, -64]) * 2.0**-9
+    tensors[name][0, :8] = np.array([127, 0, 0.5, 1.5, -2.5, 63.5, -64, 63]) * 2.0**-9
     tensors[name][1, :2] = 1e-44, -2e-45
     tensors[name][2, :2] = 3e38, 1e38
     save_file(tensors, tmp_path / "model" / "model.safetensors", {"format": "pt"})
     with Store(divide(tmp_path / "model", tmp_path / "store", dtype="int8")) as store:
-        integers_IO = arrays_of(store, "layer-00-up")["up.weight"]
-    assert integers_IO[:6, 0].tolist() == [64, 0, 2, -2, 64, -64]
-    assert np.abs(integers_IO).max() <= LARGEST_WEIGHT
-    assert integers_IO[:2, 2].tolist() == [64, 21]
+        integers_IO = arrays_of(store, "layer-00-attention")["o.weight"]
+    assert integers_IO[:8, 0].tolist() == [127, 0, 0, 2, -2, 64, -64, 63]
+    assert pair_sums(integers_IO).max() <= LARGEST_PAIR
+    assert integers_IO[:2, 2].tolist() == [95, 32]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -226,7 +272,20 @@ def without_transposing(tree):
 
 
 def in_full(tree):
-    tree["program"]["kernels"]["up"]["template"] = "up"
+    kernel = tree["program"]["kernels"]["up"]
+    kernel["template"] = "up"
+    del kernel["attributes"]["rotation"]
+
+
+def set_to(kernel, name, value):
+    def change(tree):
+        tree["program"]["kernels"][kernel]["attributes"][name] = value
+
+    return change
+
+
+def without_exact(tree):
+    del tree["program"]["kernels"]["down"]["attributes"]["exact"]
 
 
 @pytest.mark.parametrize(
@@ -236,6 +295,14 @@ def in_full(tree):
         (unsigned, "up.weight is ('U8', (32, 64)), the kernel takes ('I8', (32, 64))"),
         (without_transposing, "up.weight is ('I8', (64, 32)), the kernel takes ('I8', (32, 64))"),
         (in_full, "up.scale is ('F32', (64,)), the kernel takes None"),
+        (set_to("up", "rotation", 64), "rotation is 64"),
+        (set_to("up", "rotation", 3), "rotation is 3"),
+        (set_to("attention", "rotation", 1 << 40), "rotation is"),
+        (set_to("down", "rotation", 32), "takes the attributes"),
+        (set_to("down", "exact", 0), "exact is 0"),
+        (set_to("down", "exact", 17), "exact is 17"),
+        (set_to("down", "exact", 3), "down.channels is ('I64', (4,)), the kernel takes ('I64', (3,))"),
+        (without_exact, "down.channels is ('I64', (4,)), the kernel takes None"),
     ],
 )
 def test_a_store_whose_parts_do_not_fit_is_refused(divided, tmp_path, change, mentions):

@@ -58,12 +58,20 @@ def test_any_encoder_is_cut_into_a_sound_program(encoder, block_bytes, narrow):
         for ports in shards.values():
             for rows in ports.values():
                 held.setdefault(rows.tensor, []).append((rows.start, rows.stop))
-                assert rows.axis == (tensors[rows.tensor][0] == "I8"), "the outputs of integers are their last axis"
+                assert rows.axis == output_axis(rows.tensor, tensors)
     assert not uncut & held.keys()
     assert uncut | held.keys() == {name for step in whole.steps() for name in step.weights.values()}
     for name, places in held.items():  # every output once, in order
         bounds = [0, *(stop for _, stop in places)]
-        assert places == list(itertools.pairwise(bounds)) and bounds[-1] == tensors[name][1][tensors[name][0] == "I8"]
+        axis, of_outputs = output_axis(name, tensors), name.replace(".channels", ".bias")
+        assert places == list(itertools.pairwise(bounds)) and bounds[-1] == tensors[of_outputs][1][axis or 0]
+
+
+def output_axis(name, tensors):
+    """The axis of the outputs: the last of integers and of exact inputs. Each block has the numbers of all of these."""
+    if name.endswith(".channels"):
+        return None
+    return int(tensors[name][0] == "I8" or name.endswith(".exact"))
 
 
 @settings(max_examples=30, deadline=None)

@@ -31,8 +31,9 @@ def program_and_tensors(encoder, narrow=False):
         roles = {}
         for name, kind in ((shard, kernel), *more):
             roles.update((role, f"{name}.{role}") for role in shapes[kind])
-            dtypes = {role: "I8" if f"{role[:-7]}.scale" in shapes[kind] else "F32" for role in shapes[kind]}
-            tensors.update((f"{name}.{role}", (dtypes[role], shape)) for role, shape in shapes[kind].items())
+            dtypes = {role: "I8" for role in shapes[kind] if f"{role[:-7]}.scale" in shapes[kind]}
+            dtypes["down.channels"] = "I64"
+            tensors.update((f"{name}.{role}", (dtypes.get(role, "F32"), shape)) for role, shape in shapes[kind].items())
         return PlacedStep(kernel, (*(name for name, _ in more), shard), roles)
 
     stages = [PlacedStage("embedding", "begin", (placed("embedding", "embedding", ("rows", "embedding-rows")),))]
@@ -104,6 +105,11 @@ def test_a_narrow_program_takes_integers_scales_and_biases():
     assert {role: tensors[f"0-up.{role}"] for role in encoder_shapes(ENCODER, narrow=True)["up"]} == {
         "up.weight": ("I8", (8, 16)), "up.scale": ("F32", (16,)), "up.bias": ("F32", (16,)),
     }  # fmt: skip
+    assert {role: tensors[f"0-down.{role}"] for role in ("down.exact", "down.channels")} == {
+        "down.exact": ("F32", (4, 8)), "down.channels": ("I64", (4,)),
+    }  # fmt: skip
+    assert [dict(program.kernels[name].attributes).get("rotation") for name in LAYER_KERNELS] == [8, 8, None]
+    assert dict(program.kernels["down"].attributes)["zero_point"] == 16
     integers, scales = tensors["1-attention.q.weight"], tensors["1-attention.q.scale"]
     swapped = {**tensors, "1-attention.q.weight": scales, "1-attention.q.scale": integers}
     assert "q.scale is ('I8', (8, 8)), the kernel takes ('F32', (8,))" in misfit(program, swapped)

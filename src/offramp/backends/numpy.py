@@ -27,8 +27,9 @@ from offramp.runtime.backend import State
 from offramp.store import Store
 
 Inputs = Mapping[str, Any]
-LinearOf = Callable[[np.ndarray, Inputs], Callable[[str], np.ndarray]]
-"""Function that prepares rows [T, inputs] for any number of linear layers, each named by its role."""
+LinearOf = Callable[..., Callable[[str], np.ndarray]]
+"""Function (rows [T, inputs], inputs, attributes of the kernel) that prepares rows for any number of linear layers,
+each named by its role."""
 BLOCK = 1 << 15
 """Elements that an activation handles at a time, so that its three temporaries stay in the cache of a core."""
 PACKED = 512
@@ -73,7 +74,7 @@ class NumpyBackend(ProgramBackend):
             return self._block_elements(kernel, tokens, length)
         if template != kernel.template:
             width, other = sizes["hidden_size"], sizes.get("intermediate_size", sizes["hidden_size"])
-            packed += num_temporary(tokens, *((other, width) if template == "down" else (width, other)))
+            packed += num_temporary(tokens, *((other, width) if template == "down" else (width, other)), sizes)
         if template == "embedding":  # rows of three tables, their sum, its projection
             return 4 * tokens * sizes["embedding_size"] + hidden + packed
         if template == "attention":  # residual, query, key, value, output; scores of one row and their maxima
@@ -88,7 +89,7 @@ class NumpyBackend(ProgramBackend):
         template = plain(kernel.template)
         hidden, most = tokens * sizes.get("hidden_size", 0), sizes.get("most_outputs", 0)
         inputs, block = sizes.get("num_inputs", sizes.get("hidden_size", 0)), tokens * most
-        narrow = 0 if template == kernel.template else num_temporary(tokens, inputs, most)
+        narrow = 0 if template == kernel.template else num_temporary(tokens, inputs, most, sizes)
         if template == "heads":  # as `attention`, for the heads of a block
             scores = most // sizes["head_size"] * length * (length + 1)
             return narrow + hidden + 3 * block + scores + min(hidden, tokens * PACKED)
@@ -134,7 +135,7 @@ def _linear(x: np.ndarray, inputs: Inputs, role: str) -> np.ndarray:
     return out
 
 
-def _floats(x: np.ndarray, inputs: Inputs) -> Callable[[str], np.ndarray]:
+def _floats(x: np.ndarray, inputs: Inputs, sizes: Inputs) -> Callable[[str], np.ndarray]:
     return partial(_linear, x, inputs)
 
 
@@ -154,16 +155,18 @@ def _embedding(sizes: Inputs, state: State, inputs: Inputs) -> Tuple[np.ndarray]
 
 def _attention(sizes: Inputs, state: State, inputs: Inputs, linear_of: LinearOf = _floats) -> Tuple[np.ndarray]:
     hidden_TH = inputs["hidden"]
-    context_TH = _context(hidden_TH.shape[1] // sizes["num_heads"], state, inputs, linear_of)
-    output_TH = linear_of(context_TH, inputs)("o")
+    context_TH = _context(
+        hidden_TH.shape[1] // sizes["num_heads"], state, inputs, linear_of(inputs["hidden"], inputs, sizes)
+    )
+    output_TH = linear_of(context_TH, inputs, {})("o")
     output_TH += hidden_TH
     return (_norm(output_TH, inputs, sizes),)
 
 
-def _context(head_size: int, state: State, inputs: Inputs, linear_of: LinearOf) -> np.ndarray:
+def _context(head_size: int, state: State, inputs: Inputs, linear: Callable[[str], np.ndarray]) -> np.ndarray:
     """Return the context [T, R] of the heads that the outputs of q, k and v are."""
     mask = inputs["mask"]
-    query_TR, key_TR, value_TR = map(linear_of(inputs["hidden"], inputs), "qkv")
+    query_TR, key_TR, value_TR = map(linear, "qkv")
     query_TR *= np.float32(head_size**-0.5)
     shape = (state.num_rows, state.length, -1, head_size)
     query, key, value = (each.reshape(shape).transpose(0, 2, 1, 3) for each in (query_TR, key_TR, value_TR))
@@ -180,11 +183,11 @@ def _context(head_size: int, state: State, inputs: Inputs, linear_of: LinearOf) 
 
 
 def _up(sizes: Inputs, state: State, inputs: Inputs, linear_of: LinearOf = _floats) -> Tuple[np.ndarray]:
-    return (_activate(linear_of(inputs["hidden"], inputs)("up"), sizes["activation"]),)
+    return (_activate(linear_of(inputs["hidden"], inputs, sizes)("up"), sizes["activation"]),)
 
 
 def _down(sizes: Inputs, state: State, inputs: Inputs, linear_of: LinearOf = _floats) -> Tuple[np.ndarray]:
-    output_TH = linear_of(inputs["inner"], inputs)("down")
+    output_TH = linear_of(inputs["inner"], inputs, sizes)("down")
     output_TH += inputs["hidden"]
     return (_norm(output_TH, inputs, sizes),)
 
@@ -208,11 +211,11 @@ def _exit(sizes: Inputs, form: HeadForm, state: State, inputs: Inputs) -> Tuple[
 
 
 def _heads(sizes: Inputs, state: State, inputs: Inputs, linear_of: LinearOf = _floats) -> Tuple[np.ndarray]:
-    return (_context(sizes["head_size"], state, inputs, linear_of),)
+    return (_context(sizes["head_size"], state, inputs, linear_of(inputs["hidden"], inputs, sizes)),)
 
 
 def _product(sizes: Inputs, state: State, inputs: Inputs, linear_of: LinearOf = _floats) -> Tuple[np.ndarray]:
-    result = linear_of(inputs["x"], inputs)("product")
+    result = linear_of(inputs["x"], inputs, sizes)("product")
     return (result if sizes["activation"] is None else _activate(result, sizes["activation"]),)
 
 

@@ -5,7 +5,7 @@ written them.
 
 Opset 13 and IR 7 run on ONNX Runtime 1.10. GELU and layer normalisation are written as elementary operations, in the
 patterns that ONNX Runtime fuses again. `Gemm` with `transB=1` takes the layout of `nn.Linear` as it lies in the
-checkpoint. No initialiser is larger than a few numbers, nothing is external.
+checkpoint. No initialiser is larger than a rotation (4 KiB), nothing is external.
 
 Kernels with integer weights quantise each token row by itself, then multiply integers (`offramp.program.narrow`).
 
@@ -23,7 +23,16 @@ import numpy as np
 
 from offramp.backends.onnx_writer import Graph
 from offramp.program.heads import HeadForm
-from offramp.program.narrow import LARGEST_ACTIVATION, LEAST_MAGNITUDE, SUFFIX, ZERO_POINT
+from offramp.program.narrow import (
+    DEFAULTS,
+    EXACT,
+    LEAST_MAGNITUDE,
+    ROTATION,
+    SUFFIX,
+    ZERO_POINT,
+    hadamard,
+    steps_of,
+)
 from offramp.program.program import Kernel
 
 Sizes = Mapping[str, Any]
@@ -38,8 +47,9 @@ INTEGER_PRODUCT = "MatMulIntegerToFloat"
 UNFUSED = ("BiasGeluFusion",)
 """Optimisers of graphs that make kernels slower. A fused `BiasGelu` has a buffer of the size of its result besides it,
 where `Add` writes to the buffer of its input."""
-LinearOf = Callable[[Graph, str], Linear]
-"""Function that prepares a value [T, inputs] of a graph for any number of linear layers."""
+LinearOf = Callable[[Graph, str, Sizes], Linear]
+"""Function that prepares a value [T, inputs] of a graph for any number of linear layers. The attributes of the kernel
+may say that its rows are rotated, or that some inputs are exact."""
 
 
 def _linear(g: Graph, x: str, role: str, outputs: Size, inputs: int) -> str:
@@ -47,29 +57,44 @@ def _linear(g: Graph, x: str, role: str, outputs: Size, inputs: int) -> str:
     return g.op("Gemm", x, g.input(role + ".weight", outputs, inputs), g.input(role + ".bias", outputs), transB=1)
 
 
-def _floats(g: Graph, x: str) -> Linear:
+def _floats(g: Graph, x: str, sizes: Sizes) -> Linear:
     return partial(_linear, g, x)
 
 
-def _integers(g: Graph, x: str) -> Linear:
+def _integers(g: Graph, x: str, sizes: Sizes) -> Linear:
     """Quantise the rows of x, each by its own scale, for any number of products with integer weights.
 
     `QuantizeLinear` takes a scale for each row, as rows are its axis 0, and rounds halves to even. A row of zeros has a
     scale near 0, not 0.
     """
+    x, exact = _rotated(g, x, sizes), sizes.get(EXACT, 0)
+    below, above = steps_of(sizes)
     largest, least = g.op("ReduceMax", x, axes=[-1], keepdims=0), g.op("ReduceMin", x, axes=[-1], keepdims=0)
-    magnitude = g.op("Max", largest, g.op("Neg", least), g.constant(LEAST_MAGNITUDE))
-    scale_T = g.op("Div", magnitude, g.constant(float(LARGEST_ACTIVATION)))
-    zero = g.constant(ZERO_POINT, np.uint8)
+    magnitude = g.op("Max", largest, g.op("Mul", least, g.constant(-above / below)), g.constant(LEAST_MAGNITUDE))
+    scale_T = g.op("Div", magnitude, g.constant(float(above)))
+    zero = g.constant(sizes.get(ZERO_POINT, DEFAULTS[ZERO_POINT]), np.uint8)
     integers = g.op("QuantizeLinear", x, scale_T, g.op("Expand", zero, g.op("Shape", scale_T)), axis=0)
     scale_T1, one = g.op("Unsqueeze", scale_T, g.constant([1], np.int64)), g.constant(1.0)
 
     def linear(role: str, outputs: Size, inputs: int) -> str:
         weight = g.input(role + ".weight", inputs, outputs, dtype=np.int8)
         product = g.contrib(INTEGER_PRODUCT, integers, weight, one, g.input(role + ".scale", outputs), zero)
-        return g.op("Add", g.op("Mul", product, scale_T1), g.input(role + ".bias", outputs))
+        more = g.input(role + ".bias", outputs)
+        if exact:
+            chosen = g.op("Gather", x, g.input(role + ".channels", exact, dtype=np.int64), axis=1)
+            more = g.op("Gemm", chosen, g.input(role + ".exact", exact, outputs), more)
+        return g.op("Add", g.op("Mul", product, scale_T1), more)
 
     return linear
+
+
+def _rotated(g: Graph, x: str, sizes: Sizes) -> str:
+    """Multiply rows by the matrix of the rotation, a part of them at a time."""
+    size = sizes.get(ROTATION, 1)
+    if size == 1:
+        return x
+    turned = g.op("MatMul", g.op("Reshape", x, g.constant([-1, size], np.int64)), g.constant(hadamard(size)))
+    return g.op("Reshape", turned, g.constant([-1, sizes.get("num_inputs", sizes.get("hidden_size"))], np.int64))
 
 
 def graph_of(kernel: Kernel, form: Optional[HeadForm] = None) -> bytes:
@@ -101,9 +126,9 @@ def attention(sizes: Sizes, linear_of: LinearOf = _floats) -> bytes:
     g = Graph("attention")
     size = sizes["hidden_size"]
     x = g.input("hidden", "T", size)
-    context = _attend(g, x, linear_of, (size, size), size // sizes["num_heads"])
+    context = _attend(g, linear_of(g, x, sizes), (size, size), size // sizes["num_heads"])
     flat = g.op("Reshape", context, g.constant([-1, size], np.int64))
-    total = g.op("Add", linear_of(g, flat)("o", size, size), x)
+    total = g.op("Add", linear_of(g, flat, {})("o", size, size), x)
     return g.finish(_norm(g, total, sizes, size), "T", size)
 
 
@@ -111,7 +136,7 @@ def up(sizes: Sizes, linear_of: LinearOf = _floats) -> bytes:
     """hidden [T, H] -> inner [T, I]."""
     g = Graph("up")
     hidden, inner = sizes["hidden_size"], sizes["intermediate_size"]
-    result = linear_of(g, g.input("hidden", "T", hidden))("up", inner, hidden)
+    result = linear_of(g, g.input("hidden", "T", hidden), sizes)("up", inner, hidden)
     return g.finish(_ACTIVATIONS[sizes["activation"]](g, result), "T", inner)
 
 
@@ -121,7 +146,7 @@ def down(sizes: Sizes, linear_of: LinearOf = _floats) -> bytes:
     hidden, width = sizes["hidden_size"], sizes["intermediate_size"]
     inner = g.input("inner", "T", width)
     residual = g.input("hidden", "T", hidden)
-    total = g.op("Add", linear_of(g, inner)("down", hidden, width), residual)
+    total = g.op("Add", linear_of(g, inner, sizes)("down", hidden, width), residual)
     return g.finish(_norm(g, total, sizes, hidden), "T", hidden)
 
 
@@ -129,7 +154,8 @@ def heads(sizes: Sizes, linear_of: LinearOf = _floats) -> bytes:
     """hidden [T, H], mask, shape (as `attention`), flat [2] = (T, R) -> context [T, R] of the heads of a block."""
     g = Graph("heads")
     size = sizes["hidden_size"]
-    context = _attend(g, g.input("hidden", "T", size), linear_of, ("R", size), sizes["head_size"])
+    linear = linear_of(g, g.input("hidden", "T", size), sizes)
+    context = _attend(g, linear, ("R", size), sizes["head_size"])
     return g.finish(g.op("Reshape", context, g.input("flat", 2, dtype=np.int64)), "T", "R")
 
 
@@ -137,7 +163,7 @@ def product(sizes: Sizes, linear_of: LinearOf = _floats) -> bytes:
     """x [T, inputs] -> [T, R], for T rows of any kind."""
     g = Graph("product")
     inputs = sizes["num_inputs"]
-    result = linear_of(g, g.input("x", "T", inputs))("product", "R", inputs)
+    result = linear_of(g, g.input("x", "T", inputs), sizes)("product", "R", inputs)
     return g.finish(result if sizes["activation"] is None else _ACTIVATIONS[sizes["activation"]](g, result), "T", "R")
 
 
@@ -192,14 +218,13 @@ BUILDERS: Dict[str, Callable[[Sizes], bytes]] = {
 """Builder of each template; exit heads also depend on their form."""
 
 
-def _attend(g: Graph, x: str, linear_of: LinearOf, shape_of_weights: Tuple[Size, int], head_size: int) -> str:
-    """x [T, inputs] -> context [B, S, heads, head size] of the heads that the outputs of q, k and v are.
+def _attend(g: Graph, linear: Linear, shape_of_weights: Tuple[Size, int], head_size: int) -> str:
+    """Linear layers of x [T, inputs] -> context [B, S, heads, head size] of the heads that the outputs of q, k, v are.
 
     Graph inputs are mask [B, 1, 1, S], shape [4] = (B, S, heads, head size), weights and biases.
     """
     mask = g.input("mask", "B", 1, 1, "S")
     shape = g.input("shape", 4, dtype=np.int64)
-    linear = linear_of(g, x)
 
     def heads(role: str, order: List[int]) -> str:
         return g.op("Transpose", g.op("Reshape", linear(role, *shape_of_weights), shape), perm=order)

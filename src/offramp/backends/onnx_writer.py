@@ -47,7 +47,7 @@ class Graph:
         self._inputs.append(_value_info(name, shape, dtype))
         return name
 
-    def constant(self, value: Union[float, List[int]], dtype: type = np.float32) -> str:
+    def constant(self, value: Union[float, List[int], List[List[float]]], dtype: type = np.float32) -> str:
         """Add a constant. Returns its name."""
         name, array = f"c{len(self._constants)}", np.asarray(value, dtype)
         about = {"dims": array.shape, "data_type": _DATA_TYPES[dtype], "name": name}

@@ -30,13 +30,13 @@ def block_kernel(kernel: Kernel, attend: Attend) -> Run:
 
     def heads(state: State, inputs: Inputs) -> tuple[Tensor]:
         shape = (state.num_rows, state.length, -1, sizes["head_size"])
-        linear = linear_of(inputs["hidden"], inputs)
+        linear = linear_of(inputs["hidden"], inputs, sizes)
         query, key, value = (linear(role).view(shape).transpose(1, 2) for role in "qkv")
         context = attend(query, key, value, inputs["mask"], sizes["head_size"] ** -0.5)
         return (context.transpose(1, 2).reshape(len(inputs["hidden"]), -1),)
 
     def product(state: State, inputs: Inputs) -> tuple[Tensor]:
-        result = linear_of(inputs["x"], inputs)("product")
+        result = linear_of(inputs["x"], inputs, sizes)("product")
         return (result if sizes["activation"] is None else ACTIVATIONS[sizes["activation"]](result),)
 
     def join_norm(state: State, inputs: Inputs) -> tuple[Tensor]:
@@ -54,12 +54,12 @@ def block_kernel(kernel: Kernel, attend: Attend) -> Run:
     return templates[plain(kernel.template)]
 
 
-def _floats(x: Tensor, inputs: Inputs) -> Callable[[str], Tensor]:
+def _floats(x: Tensor, inputs: Inputs, sizes: Mapping) -> Callable[[str], Tensor]:
     """Return a function of a role that computes its linear layer."""
     return lambda role: functional.linear(x, inputs[role + ".weight"], inputs[role + ".bias"])
 
 
-def _integers(x: Tensor, inputs: Inputs) -> Callable[[str], Tensor]:
+def _integers(x: Tensor, inputs: Inputs, sizes: Mapping) -> Callable[[str], Tensor]:
     """Quantise the rows of x once, for the linear layers of any roles."""
-    integers = quantise(x)
-    return lambda role: multiply(integers, *(inputs[f"{role}.{part}"] for part in ("weight", "scale", "bias")))
+    integers = quantise(x, sizes)
+    return lambda role: multiply(integers, f"{role}.", inputs)

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from offramp.backends.torch_narrow import NarrowLinear, quantise
 from offramp.program.heads import HeadForm
+from offramp.program.narrow import EXACT
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor]
 """Function (query, key, value, mask, scale) -> context."""
@@ -26,13 +27,14 @@ Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor]
 class Linear(NamedTuple):
     """A kind of linear layers."""
 
-    layer: Callable[[int, int], nn.Module]
-    """Class of the layers: (inputs, outputs)."""
-    prepare: Callable[[Tensor], Any]
-    """Function from activations to what any number of the layers take."""
+    layer: Callable[[int, int, int], nn.Module]
+    """Makes a layer: (inputs, outputs, exact inputs)."""
+    prepare: Callable[[Tensor, Mapping], Any]
+    """Function of activations and the attributes of a kernel that gives what any number of the layers take."""
 
 
-FLOAT, NARROW = Linear(nn.Linear, lambda x: x), Linear(NarrowLinear, quantise)
+FLOAT = Linear(lambda inputs, outputs, exact: nn.Linear(inputs, outputs), lambda x, sizes: x)
+NARROW = Linear(NarrowLinear, quantise)
 
 
 class Embedding(nn.Module):
@@ -56,17 +58,17 @@ class Attention(nn.Module):
     def __init__(self, sizes: Mapping, attend: Attend, linear: Linear = FLOAT) -> None:
         super().__init__()
         size = sizes["hidden_size"]
-        self.q, self.k, self.v, self.o = (linear.layer(size, size) for _ in range(4))
-        self._prepare = linear.prepare
+        self.q, self.k, self.v, self.o = (linear.layer(size, size, 0) for _ in range(4))
+        self._prepare, self._sizes = linear.prepare, sizes
         self.norm = nn.LayerNorm(size, sizes["norm_epsilon"])
         self._head_size, self._attend = size // sizes["num_heads"], attend
 
     def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
         """Attend, project, add, normalise."""
-        prepared = self._prepare(hidden)
+        prepared = self._prepare(hidden, self._sizes)
         query, key, value = (self._heads(linear(prepared)) for linear in (self.q, self.k, self.v))
         context = self._attend(query, key, value, mask, self._head_size**-0.5)
-        return self.norm(self.o(self._prepare(context.transpose(1, 2).reshape(hidden.shape))) + hidden)
+        return self.norm(self.o(self._prepare(context.transpose(1, 2).reshape(hidden.shape), {})) + hidden)
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:-1], -1, self._head_size).transpose(1, 2)
@@ -77,12 +79,13 @@ class Up(nn.Module):
 
     def __init__(self, sizes: Mapping, linear: Linear = FLOAT) -> None:
         super().__init__()
-        self.up, self._prepare = linear.layer(sizes["hidden_size"], sizes["intermediate_size"]), linear.prepare
+        self.up = linear.layer(sizes["hidden_size"], sizes["intermediate_size"], 0)
+        self._prepare, self._sizes = linear.prepare, sizes
         self._activation = ACTIVATIONS[sizes["activation"]]
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Widen, activate."""
-        return self._activation(self.up(self._prepare(hidden)))
+        return self._activation(self.up(self._prepare(hidden, self._sizes)))
 
 
 class Down(nn.Module):
@@ -90,12 +93,13 @@ class Down(nn.Module):
 
     def __init__(self, sizes: Mapping, linear: Linear = FLOAT) -> None:
         super().__init__()
-        self.down, self._prepare = linear.layer(sizes["intermediate_size"], sizes["hidden_size"]), linear.prepare
+        self.down = linear.layer(sizes["intermediate_size"], sizes["hidden_size"], sizes.get(EXACT, 0))
+        self._prepare, self._sizes = linear.prepare, sizes
         self.norm = nn.LayerNorm(sizes["hidden_size"], sizes["norm_epsilon"])
 
     def forward(self, inner: Tensor, hidden: Tensor) -> Tensor:
         """Narrow, add, normalise."""
-        return self.norm(self.down(self._prepare(inner)) + hidden)
+        return self.norm(self.down(self._prepare(inner, self._sizes)) + hidden)
 
 
 class Head(nn.Module):

@@ -1,49 +1,77 @@
 """Linear layers with integer weights in PyTorch: each token row is quantised by itself, and the products are exact.
 
-Shapes: T tokens, K inputs, N outputs.
+Shapes: T tokens, K inputs, N outputs, E exact inputs.
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from offramp.program.narrow import LARGEST_ACTIVATION, LEAST_MAGNITUDE
+from offramp.program.narrow import LEAST_MAGNITUDE, ROTATION, hadamard, steps_of
 
 
 class Quantised(NamedTuple):
     """Rows of activations as integers."""
 
     integers_TK: Tensor
-    """int8, without the zero point."""
+    """int8, without the zero point, and less `shift`. With a shift, one more row is ones: its products are the sums of
+    weights, which are multiplied by what was taken off."""
+    shift: int
     scale_T1: Tensor
     axes: torch.Size
     """Axes of the rows before they were laid one after another."""
+    rows_TK: Tensor
+    """What the integers stand for: rotated rows."""
 
 
-def quantise(x: Tensor) -> Quantised:
-    """Quantise the rows of [..., K], each by its own scale."""
-    rows_TK = x.reshape(-1, x.shape[-1])
-    scale_T1 = rows_TK.abs().amax(1, keepdim=True).clamp_min(LEAST_MAGNITUDE) / LARGEST_ACTIVATION
-    return Quantised((rows_TK / scale_T1).round_().to(torch.int8), scale_T1, x.shape[:-1])
+def quantise(x: Tensor, sizes: Mapping[str, Any]) -> Quantised:
+    """Rotate the rows of [..., K], and quantise each by its own scale, as the attributes of a kernel say."""
+    rows_TK, rotation, (below, above) = x.reshape(-1, x.shape[-1]), sizes.get(ROTATION, 1), steps_of(sizes)
+    if rotation > 1:
+        rows_TK = (rows_TK.reshape(-1, rotation) @ _rotation(rotation)).view(rows_TK.shape)
+    magnitude_T1 = torch.maximum(rows_TK.amax(1, keepdim=True), rows_TK.amin(1, keepdim=True) * (-above / below))
+    scale_T1, shift = magnitude_T1.clamp_min(LEAST_MAGNITUDE) / above, above - torch.iinfo(torch.int8).max
+    integers_TK = (rows_TK / scale_T1).round_().sub_(shift).to(torch.int8)
+    if shift:
+        integers_TK = torch.cat([integers_TK, integers_TK.new_ones(1, x.shape[-1])])
+    return Quantised(integers_TK, shift, scale_T1, x.shape[:-1], rows_TK)
 
 
-def multiply(x: Quantised, weight: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    """Return [..., N]: the product with the integers [K, N], scaled by output and row, and the bias."""
-    out_TN = torch.ops.aten._int_mm(x.integers_TK, weight).float()
-    out_TN.mul_(scale).mul_(x.scale_T1).add_(bias)
+def multiply(x: Quantised, role: str, inputs: Mapping[str, Any]) -> Tensor:
+    """Return [..., N]: the product with the integers [K, N] of a role, scaled by output and row, the bias, and that of
+    exact inputs."""
+    sums_TN = torch.ops.aten._int_mm(x.integers_TK, inputs[f"{role}weight"])
+    if x.shift:
+        sums_TN = sums_TN[:-1].add_(sums_TN[-1], alpha=x.shift)
+    out_TN = sums_TN.float()
+    out_TN.mul_(inputs[f"{role}scale"]).mul_(x.scale_T1).add_(inputs[f"{role}bias"])
+    if f"{role}exact" in inputs:
+        chosen_TE = x.rows_TK.index_select(1, inputs[f"{role}channels"])
+        for exact, weight_N in enumerate(inputs[f"{role}exact"]):  # bits of a product depend on its number of outputs
+            out_TN.addcmul_(chosen_TE[:, exact : exact + 1], weight_N)
     return out_TN.view(*x.axes, -1)
+
+
+@cache
+def _rotation(size: int) -> Tensor:
+    return torch.tensor(hadamard(size))
 
 
 class NarrowLinear(nn.Module):
     """A linear layer of quantised rows, [T, K] to [..., N]."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, exact: int = 0) -> None:
         super().__init__()
+        if exact:
+            self.exact = nn.Parameter(torch.empty(exact, outputs))
+            self.channels = nn.Parameter(torch.empty(exact, dtype=torch.int64), requires_grad=False)
         self.weight = nn.Parameter(torch.empty(inputs, outputs, dtype=torch.int8), requires_grad=False)
         self.scale = nn.Parameter(torch.empty(outputs))
         self.bias = nn.Parameter(torch.empty(outputs))
 
     def forward(self, x: Quantised) -> Tensor:
         """Multiply, scale by output and row, add."""
-        return multiply(x, self.weight, self.scale, self.bias)
+        return multiply(x, "", self._parameters)

@@ -18,35 +18,39 @@ from typing import Any, Callable, Dict, Iterable, List, Mapping, NamedTuple, Opt
 
 from offramp.program import program as p
 from offramp.program.dtypes import DTYPES
-from offramp.program.encoder import HEAD_SIZE, MOST_OUTPUTS, OUTPUTS, TEMPLATES
-from offramp.program.narrow import SUFFIX, plain
+from offramp.program.encoder import HEAD_SIZE, MOST_OUTPUTS, OUTPUTS, TEMPLATES, attributes_of
+from offramp.program.narrow import DEFAULTS, EXACT, ROTATION, SUFFIX, ZERO_POINT, plain
 from offramp.program.program import Kernel, Program, Step, Value
 
 UNIT = 16
 """Outputs of a block are a multiple of this where a block has as many: its tensors are aligned then, and libraries
 compute most columns of a block with the instructions that they take for the whole product, which gives equal bits."""
-_PARTS = ("weight", "scale", "bias")
+_AXES = {"weight": 0, "scale": 0, "bias": 0, "exact": 1, "channels": None}
+"""Part of a linear layer -> the axis of its outputs, which of integers is the last one; None if it has none."""
 Tensors = Mapping[str, Tuple[str, Tuple[int, ...]]]
 """Name -> dtype as safetensors names it, and shape."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Outputs `start` to `stop`, along `axis`, of a tensor of the program that is cut."""
+    """Outputs `start` to `stop`, along `axis`, of a tensor of the program that is cut. Without an axis it is the whole
+    tensor, which each block has a copy of."""
 
     tensor: str
     start: int
     stop: int
-    axis: int = 0
+    axis: Optional[int] = 0
 
     def name(self, tensors: Tensors) -> str:
         """Return the name of these outputs in the program with blocks."""
-        is_whole = (self.start, self.stop) == (0, tensors[self.tensor][1][self.axis])
+        is_whole = self.axis is not None and (self.start, self.stop) == (0, tensors[self.tensor][1][self.axis])
         return self.tensor if is_whole else f"{self.tensor}.rows-{self.start}-{self.stop}"
 
     def shape(self, tensors: Tensors) -> Tuple[int, ...]:
         """Return the shape of these outputs."""
         shape = tensors[self.tensor][1]
+        if self.axis is None:
+            return shape
         return (*shape[: self.axis], self.stop - self.start, *shape[self.axis + 1 :])
 
 
@@ -114,10 +118,14 @@ class _Cut:
         can_be = self.template in _CUTS and (self.template != "embedding" or "project.weight" in self.step.weights)
         return can_be and self._num_bytes(self.step.weights.values()) > self._block_bytes
 
+    def option(self, name: str) -> int:
+        """Return an optional attribute of the step that is cut."""
+        return self.sizes.get(name, DEFAULTS[name])
+
     def product(self, role: str, x: str, result: str, **settings: Any) -> List[str]:
         """Compute one linear layer, a block at a time. The blocks are called `result` where there is one of them."""
         shape, size = self._shape(f"{role}.weight"), self._shape(f"{role}.bias")[0]
-        settings = {"rows": p.BATCH_TOKENS, "num_inputs": sum(shape) - size, "activation": None, **settings}
+        settings = {"rows": p.BATCH_TOKENS, "num_inputs": sum(shape) - size, "activation": None, **DEFAULTS, **settings}
         label = "block" if role == self.step.kernel else role
         return self.blocks("product", label, {"product": role}, {"x": x}, result, **settings)
 
@@ -131,18 +139,16 @@ class _Cut:
         **settings: Any,
     ) -> List[str]:
         """Compute linear layers, the same outputs of each at a time; `roles`: name in the template -> in the step."""
-        taken = {f"{name}.{part}": f"{role}.{part}" for name, role in roles.items() for part in _PARTS}
+        taken = {f"{name}.{part}": f"{role}.{part}" for name, role in roles.items() for part in _AXES}
         names = {port: self.step.weights[role] for port, role in taken.items() if role in self.step.weights}
         size, is_narrow = self._shape(next(iter(roles.values())) + ".bias")[0], len(names) > 2 * len(roles)
         most = max(self._block_bytes * size // self._num_bytes(names.values()), 1)
         places = spans(size, most, settings.get(HEAD_SIZE) or (UNIT if most >= UNIT else 1))
         settings[MOST_OUTPUTS] = places[0][1] - places[0][0]
+        axes = {**_AXES, "weight": int(is_narrow)}
         results = []
         for index, (start, stop) in enumerate(places):
-            weights = {
-                port: Rows(name, start, stop, axis=int(is_narrow and port.endswith(".weight")))
-                for port, name in names.items()
-            }
+            weights = {port: Rows(name, start, stop, axes[port.rpartition(".")[2]]) for port, name in names.items()}
             results.append(result if len(places) == 1 else f"{result}.{index}")
             shard = f"{label}-{index:0{len(str(len(places) - 1))}d}"
             settings[OUTPUTS] = stop - start
@@ -177,7 +183,7 @@ class _Cut:
             settings: attributes of the kernel that are not those of the step that is cut, and the number of outputs.
         """
         sizes = {**self.sizes, **settings}
-        kernel = Kernel(template, {key: sizes[key] for key in TEMPLATES[template].attributes})
+        kernel = Kernel(template, attributes_of(template, sizes))
         known = [name for name, each in self._kernels.items() if each == kernel]
         name = known[0] if known else f"{self.step.kernel}-{label}"
         assert self._kernels.setdefault(name, kernel) == kernel, "kernels of one step have labels of their own"
@@ -210,12 +216,14 @@ def _attention(cut: _Cut) -> None:
 
 
 def _up(cut: _Cut) -> None:
-    blocks = cut.product("up", cut.step.reads["hidden"], cut.result, activation=cut.sizes["activation"])
+    settings = {"activation": cut.sizes["activation"], ROTATION: cut.option(ROTATION)}
+    blocks = cut.product("up", cut.step.reads["hidden"], cut.result, **settings)
     cut.join(blocks, cut.result)
 
 
 def _down(cut: _Cut) -> None:
-    cut.add_and_norm(cut.product("down", cut.step.reads["inner"], f"{cut.result}.down"))
+    settings = {name: cut.option(name) for name in (ZERO_POINT, EXACT)}
+    cut.add_and_norm(cut.product("down", cut.step.reads["inner"], f"{cut.result}.down", **settings))
 
 
 def _head(cut: _Cut) -> None:

@@ -12,7 +12,24 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 from offramp.program import program as p
 from offramp.program.dtypes import FLOAT
 from offramp.program.heads import Shapes, linear_shapes
-from offramp.program.narrow import INTEGER, SUFFIX, narrow_shapes, plain
+from offramp.program.narrow import (
+    BOUNDED,
+    CHOSEN_EXACT,
+    DEFAULTS,
+    EXACT,
+    INDEX,
+    INTEGER,
+    LOW_ZERO_POINT,
+    MOST_EXACT,
+    MOST_ROTATED,
+    ROTATION,
+    SUFFIX,
+    ZERO_POINT,
+    exact_shapes,
+    narrow_shapes,
+    plain,
+    rotation_of,
+)
 from offramp.program.program import Input, Kernel, LookUp, Output, Program, Stage, Step, Texts, Value
 
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish", "tanh")
@@ -111,19 +128,21 @@ def weight_shapes(kernel: Kernel, outputs: Any = None) -> Optional[Shapes]:
     """
     if kernel.template not in TEMPLATES:
         return None
-    sizes: Mapping[str, Any] = {**kernel.attributes, OUTPUTS: outputs}
+    sizes: Mapping[str, Any] = {**DEFAULTS, **kernel.attributes, OUTPUTS: outputs}
     is_projected = sizes.get("embedding_size") != sizes.get("hidden_size")
     return {
         role: tuple(sizes[size] for size in shape)
         for role, shape in TEMPLATES[kernel.template].weights.items()
-        if is_projected or not role.startswith("project.")
+        if (is_projected or not role.startswith("project.")) and (sizes[EXACT] or EXACT not in shape)
     }
 
 
 def wrong_attributes(kernel: Kernel) -> Optional[str]:
     """Return what is wrong with the attributes of a kernel, or None if its template takes them."""
-    known = TEMPLATES[kernel.template].attributes if kernel.template in TEMPLATES else ()
-    if set(kernel.attributes) != set(known):
+    known, optional = (), ()
+    if kernel.template in TEMPLATES:
+        known, optional = TEMPLATES[kernel.template].attributes, TEMPLATES[kernel.template].optional
+    if set(kernel.attributes) - set(optional) != set(known):
         return f"{kernel.template} takes the attributes {sorted(known)}, not {sorted(kernel.attributes)}"
     for name, value in kernel.attributes.items():
         if name == "activation":
@@ -132,6 +151,12 @@ def wrong_attributes(kernel: Kernel) -> Optional[str]:
             fits = value in (p.BATCH, p.BATCH_TOKENS)
         elif name == "norm_epsilon":
             fits = isinstance(value, float) and 0 <= value < 1
+        elif name == ROTATION:
+            fits = _rotates(value, kernel.attributes)
+        elif name == EXACT:
+            fits = isinstance(value, int) and 1 <= value <= MOST_EXACT
+        elif name == ZERO_POINT:
+            fits = isinstance(value, int) and 1 <= value <= DEFAULTS[ZERO_POINT]
         else:
             fits = isinstance(value, int) and (name != "num_token_types") <= value <= MAX_SIZE
         if not fits:
@@ -143,6 +168,19 @@ def wrong_attributes(kernel: Kernel) -> Optional[str]:
         fits = sizes[MOST_OUTPUTS] % sizes[HEAD_SIZE] == 0
         return wrong_heads(sizes[MOST_OUTPUTS], sizes[MOST_OUTPUTS] // sizes[HEAD_SIZE]) if fits else _UNEVEN
     return None
+
+
+def _rotates(size: object, sizes: Mapping[str, Any]) -> bool:
+    """Return whether rows of a kernel can be rotated: by a power of two, which divides their width."""
+    width = sizes.get("num_inputs", sizes.get(_H))
+    return isinstance(size, int) and size in _ROTATIONS and isinstance(width, int) and width % size == 0
+
+
+def attributes_of(template: str, sizes: Mapping[str, Any]) -> Dict[str, Any]:
+    """Return the attributes that a kernel of a template has, among sizes and settings: optional ones that matter."""
+    names, optional = TEMPLATES[template].attributes, TEMPLATES[template].optional
+    chosen = {name: sizes[name] for name in optional if sizes.get(name, DEFAULTS[name]) != DEFAULTS[name]}
+    return {**{name: sizes[name] for name in names}, **chosen}
 
 
 def wrong_heads(hidden_size: int, num_heads: int) -> Optional[str]:
@@ -275,17 +313,19 @@ def _roles(encoder: Encoder) -> Dict[str, str]:
 
 def _kernels(encoder: Encoder, narrow: bool) -> Dict[str, Kernel]:
     kernels = {}
-    for name, template in TEMPLATES.items():
+    rounding = {ROTATION: rotation_of(encoder.hidden_size), EXACT: min(CHOSEN_EXACT, encoder.intermediate_size)}
+    if encoder.activation in BOUNDED:
+        rounding[ZERO_POINT] = LOW_ZERO_POINT
+    for name in TEMPLATES:
         if name.endswith(SUFFIX) or name in _BLOCKS:
             continue
-        settings = {**vars(encoder), "num_labels": len(encoder.labels)}
+        settings = {**vars(encoder), **rounding, "num_labels": len(encoder.labels)}
         if name in ("head", p.EXIT_KERNEL):
             if encoder.problem is None:
                 continue
             settings["activation"] = encoder.head_activation
-        attributes = {key: settings[key] for key in template.attributes}
         chosen = name + SUFFIX if narrow and name in LAYER_KERNELS else name
-        kernels[name] = Kernel(chosen, attributes, keeps_intermediates=name == "up")
+        kernels[name] = Kernel(chosen, attributes_of(chosen, settings), keeps_intermediates=name == "up")
     return kernels
 
 
@@ -297,10 +337,14 @@ class _Template:
     reads: Mapping[str, Value]
     result: Value
     weights: Mapping[str, Tuple[str, ...]]
+    optional: Tuple[str, ...] = ()
+    """Attributes with a default in DEFAULTS."""
 
     def dtype(self, role: str) -> str:
         """Return the dtype of a weight: integers where it has scales."""
         name, _, kind = role.rpartition(".")
+        if kind == "channels":
+            return INDEX
         return INTEGER if kind == "weight" and f"{name}.scale" in self.weights else FLOAT
 
     def sized_reads(self, sizes: Mapping[str, Any]) -> Dict[str, Value]:
@@ -321,6 +365,10 @@ def _norm(width: str) -> Dict[str, Tuple[str, ...]]:
     return {"norm.weight": (width,), "norm.bias": (width,)}
 
 
+def _all_narrow(roles: str, outputs: str) -> Dict[str, Tuple[str, ...]]:
+    return {port: shape for role in roles for port, shape in narrow_shapes(role, outputs, _H).items()}
+
+
 _H, _I, _E, _EPSILON = "hidden_size", "intermediate_size", "embedding_size", "norm_epsilon"
 _MASK, _LOGITS = Value("float32", (p.BATCH, 1, 1, p.TOKENS)), Value("float32", (p.BATCH, "num_labels"))
 _HIDDEN, _INNER, _ROWS = (Value("float32", (p.BATCH_TOKENS, width)) for width in (_H, _I, _E))
@@ -329,17 +377,12 @@ _QKVO = {role: shape for part in "qkvo" for role, shape in linear_shapes(part, _
 _DOWN = {**linear_shapes("down", _H, _I), **_norm(_H)}
 _HEAD = {**linear_shapes("dense", _H, _H), **linear_shapes("out", "num_labels", _H)}
 _READS = {"hidden": _HIDDEN}
-_NARROW_QKVO = {role: shape for part in "qkvo" for role, shape in narrow_shapes(part, _H, _H).items()}
 _LAYER: Dict[str, _Template] = {
     "attention": _Template((_H, "num_heads", _EPSILON), {**_READS, "mask": _MASK}, _HIDDEN, {**_QKVO, **_norm(_H)}),
     "up": _Template((_H, _I, "activation"), _READS, _INNER, linear_shapes("up", _I, _H)),
     "down": _Template((_H, _I, _EPSILON), {**_READS, "inner": _INNER}, _HIDDEN, _DOWN),
 }
-_NARROW = {
-    "attention": {**_NARROW_QKVO, **_norm(_H)},
-    "up": narrow_shapes("up", _I, _H),
-    "down": {**narrow_shapes("down", _H, _I), **_norm(_H)},
-}
+_ROTATIONS = [2**power for power in range(1, MOST_ROTATED.bit_length())]
 PRODUCTS = ("product", "product" + SUFFIX)
 """Templates of which a program has one if anything in it is cut into blocks."""
 OUTPUTS, MOST_OUTPUTS, HEAD_SIZE = "outputs", "most_outputs", "head_size"
@@ -348,7 +391,6 @@ _UNEVEN = "most_outputs is not a multiple of head_size"
 _BLOCK, _X = Value("float32", (p.BATCH_TOKENS, OUTPUTS)), Value("float32", ("rows", "num_inputs"))
 _WHOLE = Value("float32", ("rows", "width"))
 _QKV = {role: shape for part in "qkv" for role, shape in linear_shapes(part, OUTPUTS, _H).items()}
-_NARROW_QKV = {role: shape for part in "qkv" for role, shape in narrow_shapes(part, OUTPUTS, _H).items()}
 _BLOCKS: Dict[str, _Template] = {
     "heads": _Template((_H, HEAD_SIZE, MOST_OUTPUTS), {**_READS, "mask": _MASK}, _BLOCK, _QKV),
     "product": _Template(
@@ -362,15 +404,27 @@ _BLOCKS: Dict[str, _Template] = {
     "first": _Template((_H,), _READS, Value("float32", (p.BATCH, _H)), {}),
 }
 """Templates of programs with blocks (`offramp.program.blocks`). `parts` stands for the ports part.0, part.1, ..."""
+_NARROW: Dict[str, Tuple[Tuple[str, ...], Dict[str, Tuple[str, ...]]]] = {
+    "attention": ((ROTATION,), {**_all_narrow("qkvo", _H), **_norm(_H)}),
+    "up": ((ROTATION,), narrow_shapes("up", _I, _H)),
+    "down": ((ZERO_POINT, EXACT), {**narrow_shapes("down", _H, _I), **exact_shapes("down", _H), **_norm(_H)}),
+    "heads": ((ROTATION,), _all_narrow("qkv", OUTPUTS)),
+    "product": (
+        (ZERO_POINT, ROTATION, EXACT),
+        {**narrow_shapes("product", OUTPUTS, "num_inputs"), **exact_shapes("product", OUTPUTS)},
+    ),
+}
+"""Optional attributes and weights of the templates that have a twin with integer weights."""
 TEMPLATES: Dict[str, _Template] = {
     "mask": _Template((), {"mask": Value("int64", (p.BATCH, p.TOKENS))}, _MASK, {}),
     "embedding": _Template((_H, _E, "num_token_types", _EPSILON), dict.fromkeys(TABLES, _ROWS), _HIDDEN, _EMBEDDING),
     **_LAYER,
     "head": _Template((_H, "num_labels", "activation"), _READS, _LOGITS, _HEAD),
     "exit": _Template((_H, "num_labels", "activation"), _READS, _LOGITS, {}),
-    **{name + SUFFIX: replace(_LAYER[name], weights=weights) for name, weights in _NARROW.items()},
     **_BLOCKS,
-    "heads" + SUFFIX: replace(_BLOCKS["heads"], weights=_NARROW_QKV),
-    "product" + SUFFIX: replace(_BLOCKS["product"], weights=narrow_shapes("product", OUTPUTS, "num_inputs")),
+    **{
+        name + SUFFIX: replace({**_LAYER, **_BLOCKS}[name], optional=optional, weights=weights)
+        for name, (optional, weights) in _NARROW.items()
+    },
 }
 """Interface of each kernel by its template; an exit head depends on its form, so its weights are not listed."""

@@ -1,27 +1,48 @@
 """Integer weights: their representation, and the ports of the kernels that take them.
 
 weight[i, o] ~ integer[i, o] * scale[o]. A kernel quantises its activations itself, each token row by its own scale:
-activation[t, i] ~ (integer[t, i] - ZERO_POINT) * scale[t], with integers from ZERO_POINT - LARGEST_ACTIVATION to
-ZERO_POINT + LARGEST_ACTIVATION, so that a row never depends on its batch companions.
+activation[t, i] ~ (integer[t, i] - zero point) * scale[t], with integers from 0 to LARGEST_ACTIVATION and a constant
+zero point, so that a row never depends on its batch companions.
 
 The ranges make every product exact on every processor. x86 without VNNI adds the products of two neighbours in 16 bits
-and saturates (`vpmaddubsw`); here their sum is at most 2 * 255 * 64 = 32640 < 2^15.
+and saturates (`vpmaddubsw`); here their sum is at most LARGEST_ACTIVATION * LARGEST_PAIR = 32640 < 2^15.
+
+Attributes of kernels keep the steps fine:
+
+- `zero_point`: the integer of activations that stands for 0. Most of the range is above it where they have a low bound.
+- `rotation`: rows are multiplied by `hadamard`, `rotation` inputs at a time, before they are quantised, and weights are
+  stored for rotated rows, as in QuaRot (Ashkboos et al., 2024). A large input is spread over its neighbours.
+- `exact`: the number of inputs that are also multiplied by float weights, as in LLM.int8() (Dettmers et al., 2022).
 """
 
 from __future__ import annotations
 
-from typing import Dict, Tuple, TypeVar
+from typing import Any, Dict, List, Mapping, Tuple, TypeVar
 
 INTEGER = "I8"
 """Dtype of the integers, as safetensors names it."""
-LARGEST_WEIGHT = 64
-"""Integers of weights are from -64 to 64."""
-ZERO_POINT, LARGEST_ACTIVATION = 128, 127
-"""Unsigned integers of activations are from 1 to 255; ZERO_POINT stands for 0."""
+INDEX = "I64"
+"""Dtype of the numbers of exact inputs."""
+LARGEST_WEIGHT, LARGEST_PAIR = 127, 128
+"""Integers of weights are from -127 to 127; magnitudes of those from inputs 2k and 2k + 1 to an output add up to at
+most 128."""
+LARGEST_ACTIVATION = 255
 LEAST_MAGNITUDE = 1e-30
 """Largest magnitude that a row is taken to have at least, so that a row of zeros has a scale."""
 SUFFIX = "-int8"
 """End of the names of templates whose kernels take integer weights: `attention-int8`, `up-int8`, `down-int8`."""
+ZERO_POINT, ROTATION, EXACT = "zero_point", "rotation", "exact"
+DEFAULTS: Mapping[str, int] = {ZERO_POINT: 128, ROTATION: 1, EXACT: 0}
+"""Attributes that a kernel may have -> what it is taken to have without them: as many steps below 0 as above, rows that
+are not rotated, no exact inputs."""
+LOW_ZERO_POINT, BOUNDED = 16, ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish")
+"""Zero point of `down` in the stores that are written, after these activations: none gives less than -0.28."""
+ROTATED = ("q.weight", "k.weight", "v.weight", "up.weight", "product.weight")
+"""Matrices that multiply rotated rows, in a kernel with a rotation: not `o`, whose rows are sums over tokens."""
+MOST_ROTATED, MOST_EXACT = 64, 16
+"""Largest rotation, and most exact inputs."""
+CHOSEN_EXACT = 4
+"""Exact inputs of `down` in the stores that are written."""
 Size = TypeVar("Size", int, str)
 
 
@@ -36,3 +57,28 @@ def narrow_shapes(role: str, outputs: Size, inputs: Size) -> Dict[str, Tuple[Siz
     The integers are [inputs, outputs], the layout that `MatMulInteger` takes.
     """
     return {f"{role}.weight": (inputs, outputs), f"{role}.scale": (outputs,), f"{role}.bias": (outputs,)}
+
+
+def exact_shapes(role: str, outputs: str) -> Dict[str, Tuple[str, ...]]:
+    """Return the shapes of the weights of exact inputs, whose integers are 0, and of the numbers of these inputs."""
+    return {f"{role}.exact": (EXACT, outputs), f"{role}.channels": (EXACT,)}
+
+
+def steps_of(sizes: Mapping[str, Any]) -> Tuple[int, int]:
+    """Return how many integers of activations are below the zero point of a kernel, and how many above."""
+    zero = sizes.get(ZERO_POINT, DEFAULTS[ZERO_POINT])
+    return min(zero, LARGEST_ACTIVATION - zero), LARGEST_ACTIVATION - zero
+
+
+def rotation_of(width: int) -> int:
+    """Return the rotation of rows of a width in the stores that are written: the largest that divides it."""
+    size = MOST_ROTATED
+    while width % size:
+        size //= 2
+    return size
+
+
+def hadamard(size: int) -> List[List[float]]:
+    """Return the orthogonal matrix [size, size] of a rotation by a power of two; it is its own inverse."""
+    unit = size**-0.5
+    return [[-unit if bin(row & column).count("1") % 2 else unit for column in range(size)] for row in range(size)]

@@ -26,14 +26,23 @@ from offramp.checkpoints.tokenizing import store_tokenizer
 from offramp.checkpoints.weights import Rows, open_file, read_small
 from offramp.division.config import DivisionConfig
 from offramp.division.messages import adapter_tensors, advice, listed
-from offramp.division.names.narrow import MARK, SCALE, WEIGHT, Quantised, floats, quantise, stored, stored_name
+from offramp.division.names.narrow import (
+    MARK,
+    Quantised,
+    exact_inputs,
+    floats,
+    matrix_of,
+    quantise,
+    stored,
+    stored_name,
+)
 from offramp.errors import SourceError, UsageError
 from offramp.program import encoder as encoders
 from offramp.program.blocks import cut_program
 from offramp.program.consistency import MAX_STEPS
 from offramp.program.dtypes import ALIGNMENT_BYTES, DTYPES, FLOAT, HALF
-from offramp.program.narrow import INTEGER, LARGEST_WEIGHT, SUFFIX
-from offramp.program.program import BEGIN, END, LAYER, Program
+from offramp.program.narrow import DEFAULTS, EXACT, INTEGER, LARGEST_WEIGHT, ROTATED, ROTATION, SUFFIX
+from offramp.program.program import BEGIN, END, LAYER, Kernel, Program
 from offramp.store import Shard, Store, StoreWriter
 from offramp.store import manifest as m
 from offramp.store.checking import require_whole
@@ -119,8 +128,9 @@ def divide_by_names(source: Source, store: Path, config: DivisionConfig) -> Path
             names = listed([shown(name) for name in division.left_out])
             say(f"{len(division.left_out)} tensors left out, which a {division.architecture} does not have: {names}")
         shards = {}
+        kernels = {shard: program.kernels[step.kernel] for step in program.steps() for shard in step.shards}
         for number, plan in enumerate(division.shards, start=1):
-            shards[plan.name] = _write_shard(source, plan, writer, config.dtype)
+            shards[plan.name] = _write_shard(source, plan, writer, config.dtype, kernels.get(plan.name))
             say(f"{plan.name} ({number}/{len(division.shards)})")
         files = [
             _config(source, division, writer, config.dtype),
@@ -296,8 +306,8 @@ def _wanted(
 def _planned(
     kernel: str, role: str, shape: tuple[int, ...], names: Mapping[str, str], sources: Mapping[str, str], dtype: str
 ) -> PlannedTensor:
-    """Return the plan of one tensor; integers and their scales come from the same matrix."""
-    found = names[role.removesuffix(SCALE) + WEIGHT if role.endswith(SCALE) else role]
+    """Return the plan of one tensor; integers, their scales and exact inputs come from the same matrix."""
+    found = names[matrix_of(role)]
     name = stored_name(found, role) if dtype == INT8 else found
     return PlannedTensor(sources.get(found, ""), name, role, shape, _dtype_of(kernel, role, shape, dtype))
 
@@ -348,27 +358,33 @@ def _require_fit(
     raise SourceError(f"tensors do not fit config.json: {'; '.join(faults)}", where, remedy)
 
 
-def _write_shard(source: Source, plan: ShardPlan, writer: StoreWriter, dtype: str) -> Shard:
-    """Write a shard. Raises SourceError for a tensor of a narrow store that has numbers which it cannot hold."""
+def _write_shard(source: Source, plan: ShardPlan, writer: StoreWriter, dtype: str, kernel: Kernel | None) -> Shard:
+    """Write a shard of a kernel. Raises SourceError for a tensor of a narrow store that has numbers which it cannot
+    hold.
+    """
     planned = {tensor.canonical_name: tensor for tensor in plan.tensors}
     tensors = [(tensor.canonical_name, tensor.role, tensor.dtype, tensor.shape) for tensor in plan.tensors]
 
     def chunks(found: str, rows: Rows) -> Iterable[np.ndarray]:
         return floats(source.entries[found][0], source.chunks(found, CHUNK_BYTES, rows))
 
-    @lru_cache(maxsize=1)  # integers and scales follow one another
-    def quantised(found: str, rows: Rows) -> Quantised:
+    @lru_cache(maxsize=1)
+    def exact_of(found: str, number: int) -> np.ndarray:
+        return exact_inputs(chunks(found, None), source.entries[found][1][1], number)
+
+    @lru_cache(maxsize=1)  # what is made of a matrix follows one another
+    def quantised(found: str, rows: Rows, rotation: int, exact: int) -> Quantised:
         shape = source.entries[found][1]
         shape = shape if rows is None else (rows[1] - rows[0], *shape[1:])
-        return quantise(found, chunks(found, rows), shape, source.folder)
+        return quantise(found, chunks(found, rows), shape, source.folder, rotation, exact_of(found, exact))
 
     def read(name: str) -> Iterable[bytes | memoryview]:
         tensor = planned[name]
-        place = tensor.source_name, tensor.rows
-        if tensor.dtype == INTEGER:
-            return quantised(*place).transposed(CHUNK_BYTES)
-        if dtype == INT8 and tensor.role.endswith(SCALE):
-            return [quantised(*place).scale_O.data.cast("B")]
+        place, matrix = (tensor.source_name, tensor.rows), matrix_of(tensor.role)
+        if kernel is not None and encoders.TEMPLATES[kernel.template].dtype(matrix) == INTEGER:
+            settings = {**DEFAULTS, **kernel.attributes}
+            rotation = settings[ROTATION] if matrix in ROTATED else DEFAULTS[ROTATION]
+            return quantised(*place, rotation, settings[EXACT]).data(tensor.role, CHUNK_BYTES)
         if dtype != FP32:
             return stored(tensor.source_name, chunks(*place), tensor.dtype, source.folder)
         return (chunk_N.data.cast("B") for chunk_N in chunks(*place))
