@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from commits import Side, sides_of
-from folders import Folders
+from folders import Folders, read_back
 from main_job import shown
 from processes import failure, offramp, run
 from shapes import build
@@ -31,15 +31,14 @@ DIVISIONS = {
 TOKENIZER_FILES = ("tokenizer", "vocab", "special_tokens")
 
 
-def bare(model: Path) -> Path:
-    """Make a folder of links to a model's files, without those of its tokenizer, and return it."""
+def bare(model: Path) -> None:
+    """Make a folder of links to a model's files, without those of its tokenizer."""
     folder = model.with_name("bare")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     for path in model.iterdir():
         if not path.name.startswith(TOKENIZER_FILES):
             (folder / path.name).symlink_to(path)
-    return folder
 
 
 def divide(side: Side, words: tuple[str, ...]) -> tuple[float, int]:
@@ -64,7 +63,8 @@ def main() -> int:
     folders = Folders(args.out.resolve())
     sides = sides_of(args.against, folders.out)
     build(folders.models, "bert-base")
-    folders.warm(bare(folders.models / "bert-base"))
+    bare(folders.models / "bert-base")
+    read_back(folders.models / "bert-base")
     for side in sides.values():
         side.place.mkdir(parents=True, exist_ok=True)
     rows, is_over = [], False

@@ -5,7 +5,8 @@ with float32 and with integer weights, the latter also with weights as constants
 Runtime's own int8 (`quantize_dynamic` of a plain export), which also has the embedding and the head. Medians, and their
 ratios to the last. `--only` measures some of them, and the memory that each adds.
 
-`exact` compares sums of ONNX Runtime's integer products with those of NumPy's int64, for weights of 7 and of 8 bits.
+`exact` compares sums of ONNX Runtime's integer products with those of NumPy's int64, for neighbouring weights that are
+together as large as stores have them, and larger.
 For another processor than this one: `qemu-x86_64 -cpu Haswell python bench/narrow.py exact` (AVX2, no VNNI).
 
 Shapes: S tokens, H hidden, I intermediate.
@@ -13,6 +14,7 @@ Shapes: S tokens, H hidden, I intermediate.
 
 import argparse
 import gc
+import itertools
 import json
 import statistics
 import tempfile
@@ -24,12 +26,14 @@ import numpy as np
 
 from offramp.backends.onnx_session import open_session
 from offramp.backends.onnx_templates import BUILDERS, INTEGER_PRODUCT, UNFUSED
-from offramp.program.narrow import LARGEST_WEIGHT, SUFFIX, ZERO_POINT
+from offramp.program.encoder import attributes_of
+from offramp.program.narrow import CHOSEN_EXACT, LARGEST_PAIR, LARGEST_WEIGHT, LOW_ZERO_POINT, MOST_ROTATED, SUFFIX
 
 NUM_TOKENS, NUM_LAYERS = 128, 12
 SIZES = {"hidden_size": 768, "intermediate_size": 3072, "num_heads": 12, "norm_epsilon": 1e-12, "activation": "gelu"}
 KERNELS = ("attention", "up", "down")
 RUNS = ("float32", "int8", "int8 constants", "ONNX Runtime int8")
+ROUNDING = {"rotation": MOST_ROTATED, "exact": CHOSEN_EXACT, "zero_point": LOW_ZERO_POINT}
 STORE: Any = None
 """Named by errors only."""
 
@@ -41,7 +45,7 @@ def resident_bytes():
 
 
 def graph(template):
-    return BUILDERS[template](SIZES)
+    return BUILDERS[template](attributes_of(template, {**SIZES, **ROUNDING}))
 
 
 def random_weights(session, seed):
@@ -49,10 +53,12 @@ def random_weights(session, seed):
     rng, found = np.random.default_rng(seed), {}
     for node in session.get_inputs():
         if node.type == "tensor(int8)":
-            found[node.name] = rng.integers(-LARGEST_WEIGHT, LARGEST_WEIGHT, node.shape, np.int8, endpoint=True)
+            found[node.name] = rng.integers(-LARGEST_PAIR // 2, LARGEST_PAIR // 2, node.shape, np.int8, endpoint=True)
         elif node.name.endswith(".scale"):
             found[node.name] = np.full(node.shape, 0.02 / 32, np.float32)
-        elif node.name.endswith((".weight", ".bias")):
+        elif node.name.endswith(".channels"):
+            found[node.name] = np.arange(node.shape[0])
+        elif node.name.endswith((".weight", ".bias", ".exact")):
             found[node.name] = rng.standard_normal(node.shape, np.float32) * np.float32(0.02)
     return found
 
@@ -159,17 +165,21 @@ def exact(args):
     )
     session: Any = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     rng = np.random.default_rng(0)
-    for largest in (LARGEST_WEIGHT, LARGEST_WEIGHT + 1, 127):
+    for pair in (LARGEST_PAIR, LARGEST_PAIR + 1, 2 * LARGEST_WEIGHT):
         found = []
-        for num_inputs in (64, 3072):
-            for a, w in (
-                (np.full((5, num_inputs), 255), np.full((num_inputs, 33), largest)),
-                (np.full((5, num_inputs), 255), np.full((num_inputs, 33), -largest)),
-                (rng.integers(1, 256, (5, num_inputs)), rng.integers(-largest, largest + 1, (num_inputs, 33))),
-            ):
-                feeds = {"a": a.astype(np.uint8), "w": w.astype(np.int8), "zero": np.array(ZERO_POINT, np.uint8)}
-                found.append(np.array_equal(session.run(None, feeds)[0], (a.astype(np.int64) - ZERO_POINT) @ w))
-        print(f"weights from -{largest} to {largest}: {'exact' if all(found) else 'NOT exact'}", found, flush=True)
+        for num_inputs, first in itertools.product((64, 3072), (pair // 2, min(pair, LARGEST_WEIGHT))):
+            full = np.full((num_inputs, 33), [[first], [pair - first]] * (num_inputs // 2))
+            mixed = rng.integers(-first, first + 1, full.shape)
+            mixed[1::2] = np.sign(mixed[1::2]) * np.minimum(np.abs(mixed[1::2]), pair - np.abs(mixed[::2]))
+            for w in (full, -full, mixed):
+                for a in (np.full((5, num_inputs), 255), rng.integers(0, 256, (5, num_inputs))):
+                    feeds = {
+                        "a": a.astype(np.uint8),
+                        "w": w.astype(np.int8),
+                        "zero": np.array(LOW_ZERO_POINT, np.uint8),
+                    }
+                    found.append(np.array_equal(session.run(None, feeds)[0], (a.astype(np.int64) - LOW_ZERO_POINT) @ w))
+        print(f"neighbours up to {pair} together: {'exact' if all(found) else 'NOT exact'}", found, flush=True)
     print(f"kernels take {INTEGER_PRODUCT}, which is MatMulInteger and a scale")
 
 

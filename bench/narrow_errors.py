@@ -1,16 +1,17 @@
 """Where int8 stores differ from float32: `python bench/narrow_errors.py RUN --data GLUE [--task mrpc]`.
 
 RUN is a run folder of a BERT with exits (form mean-linear). The integers of weights and activations are simulated in
-PyTorch, one part at a time: the error of the logits of all exits, and the share of dev rows that leave at the same exit
-as in float32. Gaussian noise on the logits of float32 says what errors any method may have.
+PyTorch, as stores have them, one part at a time, and without one of their means: the error of the logits of all exits,
+and the share of dev rows that leave at the same exit as in float32. Gaussian noise on the logits of float32 says what
+errors any method may have.
 
 Shapes: B rows, S tokens, K inputs, O outputs of a linear layer, E exits, N rows, C labels.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,27 +19,60 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from offramp.policies import parse, replay
-from offramp.program.narrow import LARGEST_ACTIVATION, LARGEST_WEIGHT, LEAST_MAGNITUDE
+from offramp.program.narrow import (
+    CHOSEN_EXACT,
+    DEFAULTS,
+    LARGEST_PAIR,
+    LARGEST_WEIGHT,
+    LEAST_MAGNITUDE,
+    LOW_ZERO_POINT,
+    MOST_ROTATED,
+    ZERO_POINT,
+    hadamard,
+    steps_of,
+)
 from offramp.tasks import glue
 
 POLICIES = ("patience:1", "patience:2", "patience:3", "confidence:0.8", "confidence:0.9", "entropy:0.3")
 KINDS = {"query": "q/k/v", "key": "q/k/v", "value": "q/k/v", "intermediate.dense": "up", "attention.output.dense": "o"}
+EVERY = ("q/k/v", "o", "up", "down")
 BATCH = 34
 Round = Callable[[Tensor], Tensor]
 
 
-def rounded(x: Tensor, largest: int, axis: int = -1) -> Tensor:
+def rounded(x: Tensor, largest: float, axis: int = -1) -> Tensor:
     """Return x as integers up to `largest` with a scale along an axis stand for it."""
     scale = x.abs().amax(axis, keepdim=True).clamp_min(LEAST_MAGNITUDE) / largest
     return (x / scale).round() * scale
 
 
-def with_exact_outputs(weight_OK: Tensor, number: int = 1) -> Tensor:
-    """Return rounded weights, but for the outputs whose largest weight is furthest above the others."""
-    found_OK, excess_O = rounded(weight_OK, LARGEST_WEIGHT), weight_OK.abs().amax(1) / weight_OK.pow(2).mean(1).sqrt()
-    exact = excess_O.argsort(descending=True)[:number]
-    found_OK[exact] = weight_OK[exact]
-    return found_OK
+def by_pairs(weight_OK: Tensor) -> Tensor:
+    """Return weights as integers whose neighbours are as large as the store has them."""
+    scale_O1 = weight_OK.abs().unflatten(1, (-1, 2)).sum(2).amax(1, keepdim=True) / (LARGEST_PAIR - 1)
+    return (weight_OK / scale_O1).round() * scale_O1
+
+
+def with_exact_inputs(weight: Round, number: int = CHOSEN_EXACT) -> Round:
+    """Return a rounding of weights that leaves the inputs with the largest ones as they are."""
+
+    def rounding(weight_OK: Tensor) -> Tensor:
+        exact = weight_OK.abs().amax(0).argsort(descending=True)[:number]
+        rest_OK = weight_OK.index_fill(1, exact, 0)
+        return weight(rest_OK).index_copy(1, exact, weight_OK[:, exact])
+
+    return rounding
+
+
+def activations(zero_point: int = DEFAULTS[ZERO_POINT]) -> Round:
+    """Return the rounding of rows of activations, each by its own scale."""
+    below, above = steps_of({ZERO_POINT: zero_point})
+
+    def rounding(x: Tensor) -> Tensor:
+        scale = torch.maximum(x.amax(-1, keepdim=True) / above, -x.amin(-1, keepdim=True) / below)
+        scale = scale.clamp_min(LEAST_MAGNITUDE / above)
+        return (x / scale).round() * scale
+
+    return rounding
 
 
 def of_a_tensor(x: Tensor) -> Tensor:
@@ -49,32 +83,57 @@ def of_a_tensor(x: Tensor) -> Tensor:
     return ((x / scale + zero).round().clamp(0, 255) - zero) * scale
 
 
-def weights(largest: int) -> Round:
-    """Return the rounding of weights to integers up to `largest`."""
-    return lambda weight: rounded(weight, largest)
+class Part(NamedTuple):
+    """How the products of one kind are rounded."""
+
+    weight: Round | None = by_pairs
+    activation: Round | None = activations()
+    rotation: int = 1
 
 
-def activations(x: Tensor) -> Tensor:
-    """Return activations as int8 stores have them."""
-    return rounded(x, LARGEST_ACTIVATION)
+STORE = {
+    "q/k/v": Part(rotation=MOST_ROTATED),
+    "o": Part(),
+    "up": Part(rotation=MOST_ROTATED),
+    "down": Part(with_exact_inputs(by_pairs), activations(LOW_ZERO_POINT)),
+}
+"""What an int8 store has."""
 
 
-SEVEN, EIGHT = weights(LARGEST_WEIGHT), weights(127)
-EVERY = ("q/k/v", "o", "up", "down")
-PARTS: dict[str, tuple[Round | None, Round | None, tuple[str, ...]]] = {
-    "int8 store": (SEVEN, activations, EVERY),
-    "weights": (SEVEN, None, EVERY),
-    **{f"weights of {kind}": (SEVEN, None, (kind,)) for kind in EVERY},
-    "weights of down, one output of each layer exact": (with_exact_outputs, None, ("down",)),
-    "activations": (None, activations, EVERY),
-    **{f"activations of {kind}": (None, activations, (kind,)) for kind in EVERY},
-    "weights of 8 bits": (EIGHT, None, EVERY),
-    "weights of 8 bits, activations": (EIGHT, activations, EVERY),
-    "a scale for each tensor, as `quantize_dynamic`": (
-        lambda weight: rounded(weight.reshape(1, -1), 127).view_as(weight), of_a_tensor, EVERY,
-    ),
-}  # fmt: skip
-"""Rounding of weights, of activations, and the products that have it."""
+def only(field: str) -> dict[str, Part]:
+    """Return the parts of a store with nothing rounded but weights, or activations."""
+    other = "activation" if field == "weight" else "weight"
+    return {kind: part._replace(**{other: None}) for kind, part in STORE.items()}
+
+
+def seven_bits(weight_OK: Tensor) -> Tensor:
+    """Return weights with single ones up to half a pair."""
+    return rounded(weight_OK, LARGEST_PAIR // 2)
+
+
+def of_whole_tensors(weight_OK: Tensor) -> Tensor:
+    """Return weights of 8 bits with one scale."""
+    return rounded(weight_OK.reshape(1, -1), LARGEST_WEIGHT).view_as(weight_OK)
+
+
+UNROTATED = {kind: part._replace(rotation=1) for kind, part in STORE.items()}
+PARTS: dict[str, dict[str, Part]] = {
+    "int8 store": STORE,
+    "weights": only("weight"),
+    **{f"weights of {kind}": {kind: only("weight")[kind]} for kind in EVERY},
+    "activations": only("activation"),
+    **{f"activations of {kind}": {kind: only("activation")[kind]} for kind in EVERY},
+    "int8 store without rotations": UNROTATED,
+    "... without exact inputs": {**STORE, "down": STORE["down"]._replace(weight=by_pairs)},
+    "... with as many steps below 0": {**STORE, "down": STORE["down"]._replace(activation=activations())},
+    "... with single weights up to 64": {
+        **{kind: part._replace(weight=seven_bits) for kind, part in STORE.items()},
+        "down": STORE["down"]._replace(weight=with_exact_inputs(seven_bits)),
+    },
+    "... without all of these": dict.fromkeys(EVERY, Part(seven_bits)),
+    "a scale for each tensor, as `quantize_dynamic`": dict.fromkeys(EVERY, Part(of_whole_tensors, of_a_tensor)),
+}
+"""Name -> how the products of each kind are rounded; others are not."""
 
 
 class Exits:
@@ -93,19 +152,23 @@ class Exits:
             self.batches.append(tokenizer(*sides, **options))
 
     @torch.no_grad()
-    def logits(self, weight: Round | None, activation: Round | None, kinds: tuple[str, ...]) -> np.ndarray:
+    def logits(self, parts: Mapping[str, Part]) -> np.ndarray:
         """Return the logits [E, N, C] with the products of some kinds rounded."""
         hooks, kept = [], []
         for name, layer in self.model.named_modules():
-            if not isinstance(layer, torch.nn.Linear) or ".layer." not in name:
+            kind = next((kind for end, kind in KINDS.items() if name.endswith(end)), "down")
+            if not isinstance(layer, torch.nn.Linear) or ".layer." not in name or kind not in parts:
                 continue
-            if next((kind for end, kind in KINDS.items() if name.endswith(end)), "down") not in kinds:
-                continue
-            if weight is not None:
-                kept.append((layer, layer.weight.data))
-                layer.weight.data = weight(layer.weight.data)
-            if activation is not None:
-                hooks.append(layer.register_forward_pre_hook(lambda _, inputs: (activation(inputs[0]),)))
+            part = parts[kind]
+            turn, rounding = torch.tensor(hadamard(part.rotation)), part.activation or (lambda x: x)
+            kept.append((layer, layer.weight.data))
+            turned = rotated(layer.weight.data, turn)
+            layer.weight.data = turned if part.weight is None else part.weight(turned)
+            hooks.append(
+                layer.register_forward_pre_hook(
+                    lambda _, inputs, turn=turn, rounding=rounding: (rounding(rotated(inputs[0], turn)),)
+                )
+            )
         found = [self._exits(batch) for batch in self.batches]
         for layer, before in kept:
             layer.weight.data = before
@@ -121,6 +184,11 @@ class Exits:
         ]
         logits = [mean_BK @ weight.T + bias for mean_BK, (weight, bias) in zip(pooled, heads, strict=True)]
         return torch.stack([*logits, out.logits]).numpy()
+
+
+def rotated(x: Tensor, turn: Tensor) -> Tensor:
+    """Multiply the last axis by a rotation, a part of it at a time."""
+    return (x.unflatten(-1, (-1, len(turn))) @ turn).flatten(-2)
 
 
 def show(name: str, found_ENC: np.ndarray, wide_ENC: np.ndarray) -> None:
@@ -142,10 +210,10 @@ def main() -> None:
     parser.add_argument("--task", default="mrpc")
     args = parser.parse_args()
     exits = Exits(args.run, glue.load_files(glue.task_of(args.task), args.data).named(["dev"])["dev"])
-    wide_ENC, rng = exits.logits(None, None, ()), np.random.default_rng(0)
+    wide_ENC, rng = exits.logits({}), np.random.default_rng(0)
     print(f"| rounded | error of logits | {' | '.join(POLICIES)} |\n{'|---' * (2 + len(POLICIES))}|")
-    for name, part in PARTS.items():
-        show(name, exits.logits(*part), wide_ENC)
+    for name, parts in PARTS.items():
+        show(name, exits.logits(parts), wide_ENC)
     for deviation in (0.01, 0.02, 0.03):
         noise_ENC = rng.normal(0, deviation, wide_ENC.shape).astype(np.float32)
         show(f"noise of {deviation}", wide_ENC + noise_ENC, wide_ENC)

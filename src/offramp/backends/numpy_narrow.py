@@ -27,9 +27,8 @@ def max_inputs(above: int) -> int:
 
 def quantise(x_TK: np.ndarray, below: int, above: int) -> Tuple[np.ndarray, np.ndarray]:
     """Return the integers [T, K] of each row as float32, from -below to above, and the scales [T, 1]."""
-    magnitude_T1 = np.maximum(
-        x_TK.max(axis=1, keepdims=True), x_TK.min(axis=1, keepdims=True) * np.float32(-above / below)
-    )
+    lowest_T1 = x_TK.min(axis=1, keepdims=True) * np.float32(-above / below)
+    magnitude_T1 = np.maximum(x_TK.max(axis=1, keepdims=True), lowest_T1)
     scale_T1 = np.maximum(magnitude_T1, np.float32(LEAST_MAGNITUDE)) / np.float32(above)
     integers_TK = x_TK / scale_T1
     return np.rint(integers_TK, out=integers_TK), scale_T1
@@ -37,7 +36,7 @@ def quantise(x_TK: np.ndarray, below: int, above: int) -> Tuple[np.ndarray, np.n
 
 def multiply(integers_TK: np.ndarray, weight_KN: np.ndarray, above: int) -> np.ndarray:
     """Return the products [T, N], rounded to float32 once, of integers whose magnitudes are up to `above`."""
-    depth, width = _block(*weight_KN.shape, above)
+    depth, width = _block(weight_KN.shape[0], weight_KN.shape[1], above)
     out_TN = np.empty((len(integers_TK), weight_KN.shape[1]), np.float32)
     for first in range(0, weight_KN.shape[1], width):
         columns = slice(first, first + width)
@@ -91,7 +90,7 @@ def integers(x_TK: np.ndarray, inputs: Mapping[str, Any], sizes: Mapping[str, An
         out_TN *= scale_T1
         out_TN += inputs[role + ".bias"]
         if role + ".exact" in inputs:
-            chosen_TE = x_TK.take(inputs[role + ".channels"], 1, mode="clip")
+            chosen_TE = np.take(x_TK, inputs[role + ".channels"], axis=1, mode="clip")
             for exact, weight_N in enumerate(inputs[role + ".exact"]):
                 out_TN += chosen_TE[:, exact : exact + 1] * weight_N
         return out_TN
