@@ -14,7 +14,7 @@ from typing import Any, Callable, Mapping, Tuple
 
 import numpy as np
 
-from offramp.program.narrow import DEFAULTS, EXACT, LARGEST_PAIR, LEAST_MAGNITUDE, ROTATION, hadamard, steps_of
+from offramp.program.narrow import EXACT, LARGEST_PAIR, LEAST_MAGNITUDE, ROTATION, hadamard, option, steps_of
 
 BLOCK_ELEMENTS = 1 << 18
 """Weights that are converted to float32 at a time (1 MiB), so that they stay in the cache of a core."""
@@ -69,7 +69,7 @@ def num_temporary(tokens: int, num_inputs: int, num_outputs: int, sizes: Mapping
     weights, and its sums three times where there are several blocks of inputs.
     """
     depth, width = _block(num_inputs, num_outputs, steps_of(sizes)[1])
-    exact, is_rotated = sizes.get(EXACT, 0), sizes.get(ROTATION, 1) > 1
+    exact, is_rotated = option(sizes, EXACT), option(sizes, ROTATION) > 1
     more = num_inputs * is_rotated + (exact + num_outputs) * (exact > 0)
     return tokens * (num_inputs + 2 + more) + depth * width + (3 * tokens * width if depth < num_inputs else 0)
 
@@ -79,7 +79,7 @@ def integers(x_TK: np.ndarray, inputs: Mapping[str, Any], sizes: Mapping[str, An
 
     Returns a function of a role that multiplies them by its weights, and adds its bias and its exact inputs.
     """
-    rotation, (below, above) = sizes.get(ROTATION, DEFAULTS[ROTATION]), steps_of(sizes)
+    rotation, (below, above) = option(sizes, ROTATION), steps_of(sizes)
     if rotation > 1:
         x_TK = np.matmul(x_TK.reshape(-1, rotation), _rotation(rotation)).reshape(x_TK.shape)
     integers_TK, scale_T1 = quantise(x_TK, below, above)

@@ -24,13 +24,13 @@ import numpy as np
 from offramp.backends.onnx_writer import Graph
 from offramp.program.heads import HeadForm
 from offramp.program.narrow import (
-    DEFAULTS,
     EXACT,
     LEAST_MAGNITUDE,
     ROTATION,
     SUFFIX,
     ZERO_POINT,
     hadamard,
+    option,
     steps_of,
 )
 from offramp.program.program import Kernel
@@ -67,12 +67,12 @@ def _integers(g: Graph, x: str, sizes: Sizes) -> Linear:
     `QuantizeLinear` takes a scale for each row, as rows are its axis 0, and rounds halves to even. A row of zeros has a
     scale near 0, not 0.
     """
-    x, exact = _rotated(g, x, sizes), sizes.get(EXACT, 0)
+    x, exact = _rotated(g, x, sizes), option(sizes, EXACT)
     below, above = steps_of(sizes)
     largest, least = g.op("ReduceMax", x, axes=[-1], keepdims=0), g.op("ReduceMin", x, axes=[-1], keepdims=0)
     magnitude = g.op("Max", largest, g.op("Mul", least, g.constant(-above / below)), g.constant(LEAST_MAGNITUDE))
     scale_T = g.op("Div", magnitude, g.constant(float(above)))
-    zero = g.constant(sizes.get(ZERO_POINT, DEFAULTS[ZERO_POINT]), np.uint8)
+    zero = g.constant(option(sizes, ZERO_POINT), np.uint8)
     integers = g.op("QuantizeLinear", x, scale_T, g.op("Expand", zero, g.op("Shape", scale_T)), axis=0)
     scale_T1, one = g.op("Unsqueeze", scale_T, g.constant([1], np.int64)), g.constant(1.0)
 
@@ -90,7 +90,7 @@ def _integers(g: Graph, x: str, sizes: Sizes) -> Linear:
 
 def _rotated(g: Graph, x: str, sizes: Sizes) -> str:
     """Multiply rows by the matrix of the rotation, a part of them at a time."""
-    size = sizes.get(ROTATION, 1)
+    size = option(sizes, ROTATION)
     if size == 1:
         return x
     turned = g.op("MatMul", g.op("Reshape", x, g.constant([-1, size], np.int64)), g.constant(hadamard(size)))

@@ -44,7 +44,7 @@ from offramp.backends.torch_modules import (
 )
 from offramp.errors import StoreError, is_out_of_memory
 from offramp.program.dtypes import DTYPES
-from offramp.program.narrow import ROTATION, plain
+from offramp.program.narrow import ROTATION, option, plain
 from offramp.program.program import CAPTURED, Kernel, Value
 from offramp.runtime.backend import State
 from offramp.store import Store
@@ -197,7 +197,7 @@ class TorchBackend(ProgramBackend):
         narrow = 0
         if template != kernel.template:  # rotated rows, rows before they are rounded, integers, and sums before floats
             narrow = 5 * (inner if template == "down" else hidden) // 4 + max(inner, hidden)
-            narrow += hidden * (sizes.get(ROTATION, 1) > 1)
+            narrow += hidden * (option(sizes, ROTATION) > 1)
         if template == "embedding":  # rows of three tables, two sums, the normalisation with its mean and scale
             return 7 * tokens * sizes["embedding_size"] + hidden
         if template == "attention":  # residual, query, key, value, context, output, sum; and scores
@@ -216,7 +216,7 @@ class TorchBackend(ProgramBackend):
         template, most = plain(kernel.template), sizes.get("most_outputs", 0)
         inputs = sizes.get("num_inputs", sizes.get("hidden_size", 0))
         narrow = 0 if template == kernel.template else tokens * (5 * inputs // 4 + most)
-        narrow += tokens * inputs * (sizes.get(ROTATION, 1) > 1)
+        narrow += tokens * inputs * (option(sizes, ROTATION) > 1)
         if template == "heads":  # as `attention`, for the heads of a block
             scores = tokens * length * (1 if self.attention == "sdpa" else 2 * most // sizes["head_size"])
             return narrow + tokens * (inputs + 5 * most) + scores

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from offramp.backends.torch_narrow import NarrowLinear, quantise
 from offramp.program.heads import HeadForm
-from offramp.program.narrow import EXACT
+from offramp.program.narrow import EXACT, option
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor]
 """Function (query, key, value, mask, scale) -> context."""
@@ -93,7 +93,7 @@ class Down(nn.Module):
 
     def __init__(self, sizes: Mapping, linear: Linear = FLOAT) -> None:
         super().__init__()
-        self.down = linear.layer(sizes["intermediate_size"], sizes["hidden_size"], sizes.get(EXACT, 0))
+        self.down = linear.layer(sizes["intermediate_size"], sizes["hidden_size"], option(sizes, EXACT))
         self._prepare, self._sizes = linear.prepare, sizes
         self.norm = nn.LayerNorm(sizes["hidden_size"], sizes["norm_epsilon"])
 

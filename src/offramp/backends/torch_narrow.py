@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from offramp.program.narrow import LEAST_MAGNITUDE, ROTATION, hadamard, steps_of
+from offramp.program.narrow import LEAST_MAGNITUDE, ROTATION, hadamard, option, steps_of
 
 
 class Quantised(NamedTuple):
@@ -29,7 +29,7 @@ class Quantised(NamedTuple):
 
 def quantise(x: Tensor, sizes: Mapping[str, Any]) -> Quantised:
     """Rotate the rows of [..., K], and quantise each by its own scale, as the attributes of a kernel say."""
-    rows_TK, rotation, (below, above) = x.reshape(-1, x.shape[-1]), sizes.get(ROTATION, 1), steps_of(sizes)
+    rows_TK, rotation, (below, above) = x.reshape(-1, x.shape[-1]), option(sizes, ROTATION), steps_of(sizes)
     if rotation > 1:
         rows_TK = (rows_TK.reshape(-1, rotation) @ _rotation(rotation)).view(rows_TK.shape)
     magnitude_T1 = torch.maximum(rows_TK.amax(1, keepdim=True), rows_TK.amin(1, keepdim=True) * (-above / below))

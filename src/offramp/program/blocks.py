@@ -19,7 +19,7 @@ from typing import Any, Callable, Dict, Iterable, List, Mapping, NamedTuple, Opt
 from offramp.program import program as p
 from offramp.program.dtypes import DTYPES
 from offramp.program.encoder import HEAD_SIZE, MOST_OUTPUTS, OUTPUTS, TEMPLATES, attributes_of
-from offramp.program.narrow import DEFAULTS, EXACT, ROTATION, SUFFIX, ZERO_POINT, plain
+from offramp.program.narrow import DEFAULTS, EXACT, ROTATION, SUFFIX, ZERO_POINT, option, plain
 from offramp.program.program import Kernel, Program, Step, Value
 
 UNIT = 16
@@ -118,10 +118,6 @@ class _Cut:
         can_be = self.template in _CUTS and (self.template != "embedding" or "project.weight" in self.step.weights)
         return can_be and self._num_bytes(self.step.weights.values()) > self._block_bytes
 
-    def option(self, name: str) -> int:
-        """Return an optional attribute of the step that is cut."""
-        return self.sizes.get(name, DEFAULTS[name])
-
     def product(self, role: str, x: str, result: str, **settings: Any) -> List[str]:
         """Compute one linear layer, a block at a time. The blocks are called `result` where there is one of them."""
         shape, size = self._shape(f"{role}.weight"), self._shape(f"{role}.bias")[0]
@@ -216,13 +212,13 @@ def _attention(cut: _Cut) -> None:
 
 
 def _up(cut: _Cut) -> None:
-    settings = {"activation": cut.sizes["activation"], ROTATION: cut.option(ROTATION)}
+    settings = {"activation": cut.sizes["activation"], ROTATION: option(cut.sizes, ROTATION)}
     blocks = cut.product("up", cut.step.reads["hidden"], cut.result, **settings)
     cut.join(blocks, cut.result)
 
 
 def _down(cut: _Cut) -> None:
-    settings = {name: cut.option(name) for name in (ZERO_POINT, EXACT)}
+    settings = {name: option(cut.sizes, name) for name in (ZERO_POINT, EXACT)}
     cut.add_and_norm(cut.product("down", cut.step.reads["inner"], f"{cut.result}.down", **settings))
 
 

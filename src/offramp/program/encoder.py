@@ -27,6 +27,7 @@ from offramp.program.narrow import (
     ZERO_POINT,
     exact_shapes,
     narrow_shapes,
+    option,
     plain,
     rotation_of,
 )
@@ -179,7 +180,7 @@ def _rotates(size: object, sizes: Mapping[str, Any]) -> bool:
 def attributes_of(template: str, sizes: Mapping[str, Any]) -> Dict[str, Any]:
     """Return the attributes that a kernel of a template has, among sizes and settings: optional ones that matter."""
     names, optional = TEMPLATES[template].attributes, TEMPLATES[template].optional
-    chosen = {name: sizes[name] for name in optional if sizes.get(name, DEFAULTS[name]) != DEFAULTS[name]}
+    chosen = {name: sizes[name] for name in optional if option(sizes, name) != DEFAULTS[name]}
     return {**{name: sizes[name] for name in names}, **chosen}
 
 

@@ -64,9 +64,14 @@ def exact_shapes(role: str, outputs: str) -> Dict[str, Tuple[str, ...]]:
     return {f"{role}.exact": (EXACT, outputs), f"{role}.channels": (EXACT,)}
 
 
+def option(sizes: Mapping[str, Any], name: str) -> int:
+    """Return an optional attribute among those of a kernel."""
+    return sizes.get(name, DEFAULTS[name])
+
+
 def steps_of(sizes: Mapping[str, Any]) -> Tuple[int, int]:
     """Return how many integers of activations are below the zero point of a kernel, and how many above."""
-    zero = sizes.get(ZERO_POINT, DEFAULTS[ZERO_POINT])
+    zero = option(sizes, ZERO_POINT)
     return min(zero, LARGEST_ACTIVATION - zero), LARGEST_ACTIVATION - zero
 
 

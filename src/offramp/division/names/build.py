@@ -41,7 +41,7 @@ from offramp.program import encoder as encoders
 from offramp.program.blocks import cut_program
 from offramp.program.consistency import MAX_STEPS
 from offramp.program.dtypes import ALIGNMENT_BYTES, DTYPES, FLOAT, HALF
-from offramp.program.narrow import DEFAULTS, EXACT, INTEGER, LARGEST_WEIGHT, ROTATED, ROTATION, SUFFIX
+from offramp.program.narrow import DEFAULTS, EXACT, INTEGER, LARGEST_WEIGHT, ROTATED, ROTATION, SUFFIX, option
 from offramp.program.program import BEGIN, END, LAYER, Kernel, Program
 from offramp.store import Shard, Store, StoreWriter
 from offramp.store import manifest as m
@@ -382,9 +382,9 @@ def _write_shard(source: Source, plan: ShardPlan, writer: StoreWriter, dtype: st
         tensor = planned[name]
         place, matrix = (tensor.source_name, tensor.rows), matrix_of(tensor.role)
         if kernel is not None and encoders.TEMPLATES[kernel.template].dtype(matrix) == INTEGER:
-            settings = {**DEFAULTS, **kernel.attributes}
-            rotation = settings[ROTATION] if matrix in ROTATED else DEFAULTS[ROTATION]
-            return quantised(*place, rotation, settings[EXACT]).data(tensor.role, CHUNK_BYTES)
+            sizes = kernel.attributes
+            rotation = option(sizes, ROTATION) if matrix in ROTATED else DEFAULTS[ROTATION]
+            return quantised(*place, rotation, option(sizes, EXACT)).data(tensor.role, CHUNK_BYTES)
         if dtype != FP32:
             return stored(tensor.source_name, chunks(*place), tensor.dtype, source.folder)
         return (chunk_N.data.cast("B") for chunk_N in chunks(*place))

@@ -131,8 +131,8 @@ def _integers(rows_RI: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return rows as integers and scales [R]."""
     pairs_R2I = np.zeros((len(rows_RI), -(-rows_RI.shape[1] // 2), 2), np.float32)
     pairs_R2I.reshape(len(rows_RI), -1)[:, : rows_RI.shape[1]] = rows_RI
-    halves_R = np.abs(pairs_R2I).sum(axis=2, dtype=np.float64).max(axis=1, initial=0) / (LARGEST_PAIR - 1)
-    scale_R = halves_R.astype(np.float32)  # rounding two neighbours adds 1 at most
+    largest_R = np.abs(pairs_R2I).sum(axis=2, dtype=np.float64).max(axis=1, initial=0)
+    scale_R = (largest_R / (LARGEST_PAIR - 1)).astype(np.float32)  # rounding two neighbours adds 1 at most
     divisor_R = np.where(scale_R > 0, scale_R, np.float32(np.inf))  # weights of a zero scale become 0
     pairs_R2I = np.clip(np.rint(pairs_R2I / divisor_R[:, None, None]), -LARGEST_WEIGHT, LARGEST_WEIGHT)
     room = LARGEST_PAIR - np.abs(pairs_R2I[..., 0])  # tiny scales are not exact
