@@ -20,7 +20,7 @@ MARK: dict[str, Any] = {MAKER: INT8}
 WEIGHT, SCALE = ".weight", ".scale"
 """Endings of the roles of a matrix and of the scales of its integers."""
 MADE = (SCALE, ".exact", ".channels")
-"""Endings of the roles of what is made of a matrix besides its integers."""
+"""Endings of the roles of tensors that are derived from a matrix, in addition to its integers."""
 _PREFIX = "offramp-int8."
 _NAN = "get the model again, or train it again: no input has an answer"
 
@@ -62,12 +62,12 @@ def require_finite(name: str, values: np.ndarray, where: object) -> None:
 
 
 def matrix_of(role: str) -> str:
-    """Return the role of the matrix that a tensor of a role is made of, or the role itself."""
+    """Return the role of the matrix from which a tensor of this role is derived, or the role itself."""
     return next((role.removesuffix(end) + WEIGHT for end in MADE if role.endswith(end)), role)
 
 
 def stored_name(name: str, role: str) -> str:
-    """Return the name in an int8 store of a tensor, or of what is made of it: no model of transformers has it."""
+    """Return the name in an int8 store of a tensor, or of one derived from it: no model of transformers has it."""
     return _PREFIX + name + next((end for end in MADE if role.endswith(end)), "")
 
 
