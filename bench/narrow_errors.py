@@ -1,9 +1,9 @@
 """Where int8 stores differ from float32: `python bench/narrow_errors.py RUN --data GLUE [--task mrpc]`.
 
 RUN is a run folder of a BERT with exits (form mean-linear). The integers of weights and activations are simulated in
-PyTorch, as stores have them, one part at a time, and without one of their means: the error of the logits of all exits,
-and the share of dev rows that leave at the same exit as in float32. Gaussian noise on the logits of float32 says what
-errors any method may have.
+PyTorch, as stores have them: one part at a time, and with one technique of a store left out at a time. Printed are the
+error of the logits of all exits, and the share of dev rows that leave at the same exit as in float32. Gaussian noise on
+the logits of float32 shows the largest error that a method may have.
 
 Shapes: B rows, S tokens, K inputs, O outputs of a linear layer, E exits, N rows, C labels.
 """
@@ -47,7 +47,7 @@ def rounded(x: Tensor, largest: float, axis: int = -1) -> Tensor:
 
 
 def by_pairs(weight_OK: Tensor) -> Tensor:
-    """Return weights as integers whose neighbours are as large as the store has them."""
+    """Return rounded weights, with the scale of each output that its largest pair of neighbours allows."""
     scale_O1 = weight_OK.abs().unflatten(1, (-1, 2)).sum(2).amax(1, keepdim=True) / (LARGEST_PAIR - 1)
     return (weight_OK / scale_O1).round() * scale_O1
 

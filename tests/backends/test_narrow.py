@@ -214,7 +214,7 @@ def test_rows_do_not_depend_on_batch_companions(whole, lengths):
         strangers[row] = rows_BSE[row]
         assert_array_equal(layers_of(whole, strangers, mask_BS)[row], wanted[row])
         mask_1S = mask_BS[row : row + 1]
-        if mask_1S.all() == mask_BS.all() or whole.name == "ort":  # other wholes leave out a mask of ones
+        if mask_1S.all() == mask_BS.all() or whole.name == "ort":  # other backends leave out a mask of ones
             assert_array_equal(layers_of(whole, rows_BSE[row : row + 1], mask_1S)[0], wanted[row])
 
 

@@ -66,16 +66,18 @@ from offramp.backends.onnx import OnnxBackend
 from offramp.backends.onnx_session import open_session, reserve_arena, shrink_arena
 from offramp.backends.onnx_templates import UNFUSED, graph_of
 from offramp.measure import read_memory
+from offramp.program.encoder import attributes_of
 from offramp.program.program import Kernel
 S, H, I = 128, 768, 3072
 sizes = {"hidden_size": H, "intermediate_size": I, "num_heads": 12, "norm_epsilon": 1e-12, "activation": "gelu"}
 values = {"hidden": np.ones((S, H), np.float32), "inner": np.ones((S, I), np.float32)}
 values.update(mask=np.zeros((1, 1, 1, S), np.float32), shape=np.array([1, S, 12, H // 12]))
-dtypes = {"tensor(int8)": np.int8, "tensor(float)": np.float32}
-for suffix in ("", "-int8"):
+dtypes = {"tensor(int8)": np.int8, "tensor(float)": np.float32, "tensor(int64)": np.int64}
+rounding = {"rotation": 64, "exact": 4, "zero_point": 16}
+for suffix, more in (("", {}), ("-int8", {}), ("-int8", rounding)):
     calls, promised = [], 0
     for name in ("attention", "up", "down"):
-        kernel = Kernel(name + suffix, sizes)
+        kernel = Kernel(name + suffix, attributes_of(name + suffix, {**sizes, **more}))
         promised = max(promised, 4 * OnnxBackend.num_elements(None, kernel, 1, S))
         session = open_session(graph_of(kernel), 1, None, name, UNFUSED)
         inputs = {each.name: each for each in session.get_inputs()}
@@ -91,8 +93,11 @@ for suffix in ("", "-int8"):
 
 
 def test_a_layer_takes_no_more_of_the_arena_than_is_promised():
-    """Layers of BERT-base with float and with integer weights: one region of the promised size serves all kernels."""
+    """Layers of BERT-base with float and with integer weights, the latter also with rotated rows and exact inputs: one
+    region of the promised size serves all kernels.
+    """
     numbers = [int(number) for number in run_code(LAYER)]
+    assert len(numbers) == 6
     for promised, grown in zip(numbers[::2], numbers[1::2], strict=True):
         assert grown <= promised + 2**19
 

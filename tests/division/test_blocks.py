@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from offramp.cli import main
 from offramp.division import config, divide
+from offramp.division.names import build
 from offramp.division.names.build import INDEX, cut_division, plan_division
 from offramp.errors import UsageError
 from offramp.program.dtypes import DTYPES
@@ -85,6 +86,21 @@ def test_integers_of_blocks_are_those_of_the_whole(model, tmp_path):
             joined = np.concatenate(found, axis=-1 if tensor.dtype == "I8" or tensor.role.endswith(".exact") else 0)
             assert joined.tobytes() == bytes(one.read_tensor(shard.name, tensor)), name
         assert not parts and any(".rows-" in name for name in other.manifest.tensors())
+
+
+def test_exact_inputs_are_found_once_for_all_blocks_of_a_matrix(model, tmp_path, monkeypatch):
+    """They depend on the whole matrix, which is read for them."""
+    numbers, exact_inputs = [], build.exact_inputs
+
+    def counted(chunks_N, width, number):
+        numbers.append(number)
+        return exact_inputs(chunks_N, width, number)
+
+    monkeypatch.setattr(build, "exact_inputs", counted)
+    with Store(divide(model, tmp_path / "s", dtype="int8", block_bytes=700)) as store:
+        blocks = [tensor for _, tensor in store.manifest.tensors().values() if tensor.role.endswith(".channels")]
+        assert len(blocks) > 2, "blocks of the two layers"
+    assert [number for number in numbers if number] == [4, 4]
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64, "pickled"])

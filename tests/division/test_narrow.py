@@ -223,6 +223,16 @@ def test_numbers_that_have_no_integer_are_refused_by_name(tmp_path, value, name)
     assert found in str(caught.value)
 
 
+def test_finite_numbers_whose_rotation_is_not_are_refused_as_such(tmp_path):
+    tensors = write_model(tmp_path / "model")
+    (name,) = (each for each in tensors if each.endswith("layer.1.attention.self.key.weight"))
+    tensors[name][5] = -3e38
+    save_file(tensors, tmp_path / "model" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(SourceError, match=r"has values up to 3e\+38, whose sums are beyond.*--dtype fp32") as caught:
+        divide(tmp_path / "model", tmp_path / "store", dtype="int8")
+    assert name in str(caught.value)
+
+
 def test_an_int8_store_is_no_source(divided, tmp_path):
     for dtype in ("fp32", "fp16", "int8"):
         with pytest.raises(SourceError, match="no checkpoint: its matrices are integers"):

@@ -58,7 +58,8 @@ def test_odd_scales_end_in_an_error_or_in_numbers(divided, tmp_path, backend, va
     """A program that can write digests can write any weights: nothing but answers may depend on them."""
     _, store, batch = divided(CASES[0])
     changed(store, tmp_path / "copy", "layer-01-up", "up.scale", np.array([value] * 2, np.float32))
-    assert not np.isfinite(value) or value > 1 or ends_in_numbers(tmp_path / "copy", batch, backend)
+    gave_numbers = ends_in_numbers(tmp_path / "copy", batch, backend)
+    assert gave_numbers or not np.isfinite(value) or value > 1
 
 
 @pytest.mark.parametrize("channels", [[0, 128], [-1, 5], [-129, 0], [1 << 62, 0]])

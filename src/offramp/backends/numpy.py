@@ -27,9 +27,9 @@ from offramp.runtime.backend import State
 from offramp.store import Store
 
 Inputs = Mapping[str, Any]
-LinearOf = Callable[..., Callable[[str], np.ndarray]]
-"""Function (rows [T, inputs], inputs, attributes of the kernel) that prepares rows for any number of linear layers,
-each named by its role."""
+LinearOf = Callable[[np.ndarray, Inputs, Inputs], Callable[[str], np.ndarray]]
+"""Function (rows [T, inputs], inputs of the kernel, attributes of the kernel) that prepares the rows once and returns a
+function of a role that computes the linear layer of that role."""
 BLOCK = 1 << 15
 """Elements that an activation handles at a time, so that its three temporaries stay in the cache of a core."""
 PACKED = 512

@@ -195,7 +195,7 @@ class TorchBackend(ProgramBackend):
             return self._block_elements(kernel, tokens, length)
         hidden, inner = tokens * sizes.get("hidden_size", 0), tokens * sizes.get("intermediate_size", 0)
         narrow = 0
-        if template != kernel.template:  # rotated rows, rows before they are rounded, integers, and sums before floats
+        if template != kernel.template:  # rotated rows, rows before rounding, their integers, sums as int32
             narrow = 5 * (inner if template == "down" else hidden) // 4 + max(inner, hidden)
             narrow += hidden * (option(sizes, ROTATION) > 1)
         if template == "embedding":  # rows of three tables, two sums, the normalisation with its mean and scale

@@ -17,14 +17,14 @@ class Quantised(NamedTuple):
     """Rows of activations as integers."""
 
     integers_TK: Tensor
-    """int8, without the zero point, and less `shift`. With a shift, one more row is ones: its products are the sums of
-    weights, which are multiplied by what was taken off."""
+    """int8, with the zero point and `shift` subtracted. With a shift, the last row is ones: its products are the sums
+    of the weights of each output, and `shift` times these is added to the products of the other rows."""
     shift: int
     scale_T1: Tensor
     axes: torch.Size
     """Axes of the rows before they were laid one after another."""
     rows_TK: Tensor
-    """What the integers stand for: rotated rows."""
+    """Rows that were quantised, after rotation."""
 
 
 def quantise(x: Tensor, sizes: Mapping[str, Any]) -> Quantised:
@@ -41,8 +41,8 @@ def quantise(x: Tensor, sizes: Mapping[str, Any]) -> Quantised:
 
 
 def multiply(x: Quantised, role: str, inputs: Mapping[str, Any]) -> Tensor:
-    """Return [..., N]: the product with the integers [K, N] of a role, scaled by output and row, the bias, and that of
-    exact inputs."""
+    """Return [..., N]: the product with the integers [K, N] of a role, scaled by output and row, plus the bias and the
+    product of the exact inputs."""
     sums_TN = torch.ops.aten._int_mm(x.integers_TK, inputs[f"{role}weight"])
     if x.shift:
         sums_TN = sums_TN[:-1].add_(sums_TN[-1], alpha=x.shift)
@@ -50,7 +50,8 @@ def multiply(x: Quantised, role: str, inputs: Mapping[str, Any]) -> Tensor:
     out_TN.mul_(inputs[f"{role}scale"]).mul_(x.scale_T1).add_(inputs[f"{role}bias"])
     if f"{role}exact" in inputs:
         chosen_TE = x.rows_TK.index_select(1, inputs[f"{role}channels"])
-        for exact, weight_N in enumerate(inputs[f"{role}exact"]):  # bits of a product depend on its number of outputs
+        # One at a time: the bits of a matrix product depend on its number of outputs.
+        for exact, weight_N in enumerate(inputs[f"{role}exact"]):
             out_TN.addcmul_(chosen_TE[:, exact : exact + 1], weight_N)
     return out_TN.view(*x.axes, -1)
 

@@ -129,8 +129,13 @@ def divide_by_names(source: Source, store: Path, config: DivisionConfig) -> Path
             say(f"{len(division.left_out)} tensors left out, which a {division.architecture} does not have: {names}")
         shards = {}
         kernels = {shard: program.kernels[step.kernel] for step in program.steps() for shard in step.shards}
+
+        @lru_cache(maxsize=1)  # blocks of one matrix are written one after another
+        def exact_of(found: str, number: int) -> np.ndarray:
+            return exact_inputs(_chunks(source, found), source.entries[found][1][1], number)
+
         for number, plan in enumerate(division.shards, start=1):
-            shards[plan.name] = _write_shard(source, plan, writer, config.dtype, kernels.get(plan.name))
+            shards[plan.name] = _write_shard(source, plan, writer, config.dtype, kernels.get(plan.name), exact_of)
             say(f"{plan.name} ({number}/{len(division.shards)})")
         files = [
             _config(source, division, writer, config.dtype),
@@ -358,25 +363,33 @@ def _require_fit(
     raise SourceError(f"tensors do not fit config.json: {'; '.join(faults)}", where, remedy)
 
 
-def _write_shard(source: Source, plan: ShardPlan, writer: StoreWriter, dtype: str, kernel: Kernel | None) -> Shard:
+def _chunks(source: Source, found: str, rows: Rows = None) -> Iterable[np.ndarray]:
+    """Return a tensor of the source, or some of its rows, as chunks of float32."""
+    return floats(source.entries[found][0], source.chunks(found, CHUNK_BYTES, rows))
+
+
+def _write_shard(
+    source: Source,
+    plan: ShardPlan,
+    writer: StoreWriter,
+    dtype: str,
+    kernel: Kernel | None,
+    exact_of: Callable[[str, int], np.ndarray],
+) -> Shard:
     """Write a shard of a kernel. Raises SourceError for a tensor of a narrow store that has numbers which it cannot
     hold.
+
+    Args:
+        exact_of: function of a matrix and a number that returns its exact inputs.
     """
     planned = {tensor.canonical_name: tensor for tensor in plan.tensors}
     tensors = [(tensor.canonical_name, tensor.role, tensor.dtype, tensor.shape) for tensor in plan.tensors]
 
-    def chunks(found: str, rows: Rows) -> Iterable[np.ndarray]:
-        return floats(source.entries[found][0], source.chunks(found, CHUNK_BYTES, rows))
-
-    @lru_cache(maxsize=1)
-    def exact_of(found: str, number: int) -> np.ndarray:
-        return exact_inputs(chunks(found, None), source.entries[found][1][1], number)
-
-    @lru_cache(maxsize=1)  # what is made of a matrix follows one another
+    @lru_cache(maxsize=1)  # integers, scales and exact inputs of one matrix are written one after another
     def quantised(found: str, rows: Rows, rotation: int, exact: int) -> Quantised:
         shape = source.entries[found][1]
         shape = shape if rows is None else (rows[1] - rows[0], *shape[1:])
-        return quantise(found, chunks(found, rows), shape, source.folder, rotation, exact_of(found, exact))
+        return quantise(found, _chunks(source, found, rows), shape, source.folder, rotation, exact_of(found, exact))
 
     def read(name: str) -> Iterable[bytes | memoryview]:
         tensor = planned[name]
@@ -386,8 +399,8 @@ def _write_shard(source: Source, plan: ShardPlan, writer: StoreWriter, dtype: st
             rotation = option(sizes, ROTATION) if matrix in ROTATED else DEFAULTS[ROTATION]
             return quantised(*place, rotation, option(sizes, EXACT)).data(tensor.role, CHUNK_BYTES)
         if dtype != FP32:
-            return stored(tensor.source_name, chunks(*place), tensor.dtype, source.folder)
-        return (chunk_N.data.cast("B") for chunk_N in chunks(*place))
+            return stored(tensor.source_name, _chunks(source, *place), tensor.dtype, source.folder)
+        return (chunk_N.data.cast("B") for chunk_N in _chunks(source, *place))
 
     return writer.add_shard(plan.name, tensors, read, gathered=plan.gathered)
 

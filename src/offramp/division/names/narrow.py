@@ -20,7 +20,7 @@ MARK: dict[str, Any] = {MAKER: INT8}
 WEIGHT, SCALE = ".weight", ".scale"
 """Endings of the roles of a matrix and of the scales of its integers."""
 MADE = (SCALE, ".exact", ".channels")
-"""Endings of the roles of what is made of a matrix besides its integers."""
+"""Endings of the roles of tensors that are derived from a matrix, in addition to its integers."""
 _PREFIX = "offramp-int8."
 _NAN = "get the model again, or train it again: no input has an answer"
 
@@ -62,12 +62,12 @@ def require_finite(name: str, values: np.ndarray, where: object) -> None:
 
 
 def matrix_of(role: str) -> str:
-    """Return the role of the matrix that a tensor of a role is made of, or the role itself."""
+    """Return the role of the matrix from which a tensor of this role is derived, or the role itself."""
     return next((role.removesuffix(end) + WEIGHT for end in MADE if role.endswith(end)), role)
 
 
 def stored_name(name: str, role: str) -> str:
-    """Return the name in an int8 store of a tensor, or of what is made of it: no model of transformers has it."""
+    """Return the name in an int8 store of a tensor, or of one derived from it: no model of transformers has it."""
     return _PREFIX + name + next((end for end in MADE if role.endswith(end)), "")
 
 
@@ -110,7 +110,7 @@ def quantise(
     allows, others are rounded. Integers of exact inputs are 0.
 
     An output whose weights are all zero has the scale 0. Raises SourceError that names a matrix with NaN or infinite
-    numbers.
+    numbers, or with numbers that are too large to be rotated.
     """
     exact_KO = np.empty((len(exact_K), shape[0]), np.float32)
     found = Quantised(np.empty(shape, np.int8), np.empty(shape[0], np.float32), exact_KO, exact_K)
@@ -120,7 +120,9 @@ def quantise(
         part = slice(start, start := start + len(read_RI))
         with np.errstate(over="ignore", invalid="ignore"):
             rows_RI = (read_RI.reshape(-1, rotation) @ turn).reshape(read_RI.shape) if rotation > 1 else read_RI.copy()
-        require_finite(name, rows_RI, where)
+        if not np.isfinite(rows_RI).all():
+            what = f"tensor {shown(name)} has values up to {np.abs(read_RI).max():.6g}, whose sums are beyond {FLOAT}"
+            raise SourceError(what, where, f"store it with --dtype {FP32}")
         exact_KO[:, part] = rows_RI[:, exact_K].T
         rows_RI[:, exact_K] = 0
         found.integers_OI[part], found.scale_O[part] = _integers(rows_RI)
