@@ -1,21 +1,20 @@
 """Overhead of `offramp sweep` on a job, and the memory of its process: `python bench/sweep_cost.py STORE`.
 
-Each round runs the same jobs twice: by a sweep, and by starting their processes one after another. A sweep of two jobs
-tells what the start of a sweep takes, which is reported by itself.
+The records of a sweep hold the seconds that each job took, from the start of its process to its end. What the sweep
+takes besides is its overhead: between jobs, and once at its start, which a sweep of two jobs tells. Noise of the jobs
+themselves is in both sides of the ratio.
 """
 
 import argparse
 import json
 import sys
 import tempfile
-import time
 from pathlib import Path
+from typing import NamedTuple
 
 from processes import failure, run
 
-from offramp.experiments import Grid
-from offramp.experiments.children import run_worker
-from offramp.experiments.prerequisites import Source, measuring_job, needs_of
+from offramp.experiments.results import read_results
 from offramp.measure import median
 from offramp.units import format_duration, format_size
 
@@ -35,23 +34,29 @@ sys.exit(code)"""
 """Sweep, and print the peak of this process alone: what wait4 tells includes its worker processes."""
 
 
-def swept_seconds(recipe: Path, folder: Path, num_jobs: int) -> tuple[float, int]:
-    """Run a sweep; return its seconds and its peak memory in bytes."""
+class Swept(NamedTuple):
+    """One sweep."""
+
+    seconds: float
+    """From the start of its process to the end."""
+    job_seconds: float
+    """Together, of its jobs."""
+    peak_bytes: int
+
+    @property
+    def idle_seconds(self) -> float:
+        """Seconds in which no job ran."""
+        return self.seconds - self.job_seconds
+
+
+def sweep(recipe: Path, folder: Path, num_jobs: int) -> Swept:
+    """Run a sweep."""
     words = ["sweep", str(recipe), "--out", str(folder), "--limit", str(num_jobs)]
     done = run([sys.executable, "-c", SWEEP, *words], {})
     if failure(done):
         sys.exit(f"{failure(done)}\n{done.errors}")
-    return done.seconds, int(done.lines[-1][1])
-
-
-def direct_seconds(options: dict) -> float:
-    """Run the same jobs without a sweep."""
-    began = time.perf_counter()
-    for each in Grid(**options):
-        needs = needs_of(each, Source(each.model, "", True), None, Path())
-        for number in range(1, each.rounds + 1):
-            run_worker(measuring_job(each, number, needs))
-    return time.perf_counter() - began
+    jobs = sum(record["seconds"] for record in read_results(folder, lambda line: None))
+    return Swept(done.seconds, jobs, int(done.lines[-1][1]))
 
 
 def main() -> None:
@@ -62,25 +67,23 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=20)
     args = parser.parse_args()
     options = {"model": args.store, "rounds": args.jobs, "passes": args.passes, "threads": 2}
-    swept, direct, starts, peaks = [], [], [], []
+    overheads, starts, peaks, lengths = [], [], [], []
     with tempfile.TemporaryDirectory() as folder:
         recipe = Path(folder, "recipe.py")
         recipe.write_text(RECIPE.format(options))
         for number in range(args.rounds):
-            few, _ = swept_seconds(recipe, Path(folder, f"few-{number}"), 2)
-            seconds, peak_bytes = swept_seconds(recipe, Path(folder, f"out-{number}"), args.jobs)
-            peaks.append(peak_bytes)
-            swept.append((seconds - few) / (args.jobs - 2))
-            starts.append(few - 2 * swept[-1])
-            direct.append(direct_seconds(options) / args.jobs)
-            print(f"round {number + 1}: {swept[-1]:.3f} s a job swept, {direct[-1]:.3f} s direct", file=sys.stderr)
-    ratio = median([one / other for one, other in zip(swept, direct, strict=True)])
-    facts = {"overhead": ratio - 1, "job_seconds": median(direct), "peak_bytes": max(peaks)}
-    facts |= {"start_seconds": median(starts)}
-    print(f"overhead {100 * facts['overhead']:.1f} % of jobs of {format_duration(facts['job_seconds'])}")
-    print(f"start of a sweep {format_duration(facts['start_seconds'])}")
-    print(f"memory of the sweep {format_size(facts['peak_bytes'])}")
-    print(json.dumps({**facts, "swept_seconds": swept, "direct_seconds": direct, "options": options}))
+            few, many = (sweep(recipe, Path(folder, f"{number}-{jobs}"), jobs) for jobs in (2, args.jobs))
+            idle = (many.idle_seconds - few.idle_seconds) / (args.jobs - 2)
+            lengths.append(many.job_seconds / args.jobs)
+            overheads.append(idle / lengths[-1])
+            starts.append(few.idle_seconds - 2 * idle)
+            peaks.append(many.peak_bytes)
+            print(f"round {number + 1}: {1000 * idle:.1f} ms between jobs of {lengths[-1]:.3f} s", file=sys.stderr)
+    facts = {"overhead": median(overheads), "job_seconds": median(lengths), "start_seconds": median(starts)}
+    print(f"overhead {100 * facts['overhead']:.2f} % of jobs of {format_duration(facts['job_seconds'])}")
+    print(f"start and end of a sweep {format_duration(facts['start_seconds'])}")
+    print(f"memory of the sweep {format_size(max(peaks))}")
+    print(json.dumps({**facts, "peak_bytes": max(peaks), "overheads": overheads, "options": options}))
 
 
 if __name__ == "__main__":
