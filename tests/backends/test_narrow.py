@@ -15,7 +15,15 @@ import offramp
 from offramp.backends import numpy_narrow, onnx_templates
 from offramp.backends.numpy import NumpyBackend
 from offramp.errors import OfframpError
-from offramp.program.narrow import DEFAULTS, LARGEST_PAIR, LARGEST_WEIGHT, LOW_ZERO_POINT, hadamard, steps_of
+from offramp.program.narrow import (
+    DEFAULTS,
+    LARGEST_PAIR,
+    LARGEST_WEIGHT,
+    LOW_ZERO_POINT,
+    hadamard,
+    rotation_of,
+    steps_of,
+)
 from offramp.program.program import Kernel
 from offramp.runtime.backend import State
 from offramp.store import Store
@@ -216,6 +224,17 @@ def test_rows_do_not_depend_on_batch_companions(whole, lengths):
         mask_1S = mask_BS[row : row + 1]
         if mask_1S.all() == mask_BS.all() or whole.name == "ort":  # other backends leave out a mask of ones
             assert_array_equal(layers_of(whole, rows_BSE[row : row + 1], mask_1S)[0], wanted[row])
+
+
+@pytest.mark.parametrize("num_inputs", [32, 64, 96, 312, 384])
+def test_rotated_rows_do_not_depend_on_their_number(backend, num_inputs):
+    rng, rotation = np.random.default_rng(0), rotation_of(num_inputs)
+    x_TK, weight_KN = rng.standard_normal((40, num_inputs)), rng.integers(-64, 65, (num_inputs, 16))
+    wanted_TN = linear(backend, x_TK, weight_KN, rotation=rotation)
+    for num_rows in (2, 3, 5, 7, 33):
+        assert_array_equal(
+            linear(backend, x_TK[3 : 3 + num_rows], weight_KN, rotation=rotation), wanted_TN[3:][:num_rows]
+        )
 
 
 def test_padding_changes_no_more_than_the_order_of_sums(whole):

@@ -16,13 +16,15 @@ from offramp.checkpoints.source import open_source
 from offramp.division import divide
 from offramp.division.names.narrow import exact_inputs, quantise
 from offramp.errors import DamagedError, SourceError, UsageError
-from offramp.program.narrow import LARGEST_PAIR, LARGEST_WEIGHT, hadamard
+from offramp.program.narrow import LARGEST_PAIR, LARGEST_WEIGHT, hadamard, rotation_of
 from offramp.store import Store, verify
 from offramp.store.repeats import expand
 from tests.division.tiny import CONFIGS, config_of, write_model, write_sharded
 from tests.store.small import problems, read, refused, reseal, tree_of
 
 PREFIX = "offramp-int8."
+NONE = np.empty(0, np.int64)
+"""No exact inputs."""
 
 
 def arrays_of(store, shard):
@@ -123,6 +125,17 @@ def test_neighbours_never_exceed_their_limit(outputs, inputs, magnitude, seed, r
         kept_OI = found.integers_OI * found.scale_O[:, None].astype(float)
         turned_OI[:, exact_K] = 0
         assert (np.abs(kept_OI - turned_OI) <= found.scale_O[:, None] * 0.501).all()
+
+
+@pytest.mark.parametrize("inputs", [32, 64, 312, 384])
+def test_integers_do_not_depend_on_the_size_of_chunks(inputs):
+    weight_OI = np.random.default_rng(0).standard_normal((40, inputs)).astype(np.float32)
+    whole, *others = (
+        quantise("w", np.array_split(weight_OI.reshape(-1), parts), weight_OI.shape, None, rotation_of(inputs), NONE)
+        for parts in (1, 3, 7, 40)
+    )
+    for other in others:
+        assert all(np.array_equal(one, same) for one, same in zip(whole, other, strict=True))
 
 
 def test_the_same_weights_give_the_same_store(model, divided, tmp_path, monkeypatch):

@@ -80,8 +80,8 @@ def integers(x_TK: np.ndarray, inputs: Mapping[str, Any], sizes: Mapping[str, An
     Returns a function of a role that multiplies them by its weights, and adds its bias and its exact inputs.
     """
     rotation, (below, above) = option(sizes, ROTATION), steps_of(sizes)
-    if rotation > 1:
-        x_TK = np.matmul(x_TK.reshape(-1, rotation), _rotation(rotation)).reshape(x_TK.shape)
+    if rotation > 1:  # a product for each row: the bits of one for all rows depend on their number
+        x_TK = np.matmul(x_TK.reshape(len(x_TK), -1, rotation), _rotation(rotation)).reshape(x_TK.shape)
     integers_TK, scale_T1 = quantise(x_TK, below, above)
 
     def linear(role: str) -> np.ndarray:

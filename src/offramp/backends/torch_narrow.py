@@ -30,8 +30,9 @@ class Quantised(NamedTuple):
 def quantise(x: Tensor, sizes: Mapping[str, Any]) -> Quantised:
     """Rotate the rows of [..., K], and quantise each by its own scale, as the attributes of a kernel say."""
     rows_TK, rotation, (below, above) = x.reshape(-1, x.shape[-1]), option(sizes, ROTATION), steps_of(sizes)
-    if rotation > 1:
-        rows_TK = (rows_TK.reshape(-1, rotation) @ _rotation(rotation)).view(rows_TK.shape)
+    if rotation > 1:  # a product for each row: the bits of one for all rows depend on their number
+        turns = _rotation(rotation).expand(len(rows_TK), -1, -1)
+        rows_TK = torch.bmm(rows_TK.view(len(rows_TK), -1, rotation), turns).view(rows_TK.shape)
     magnitude_T1 = torch.maximum(rows_TK.amax(1, keepdim=True), rows_TK.amin(1, keepdim=True) * (-above / below))
     scale_T1, shift = magnitude_T1.clamp_min(LEAST_MAGNITUDE) / above, above - torch.iinfo(torch.int8).max
     integers_TK = (rows_TK / scale_T1).round_().sub_(shift).to(torch.int8)

@@ -118,8 +118,7 @@ def quantise(
     for read_RI in _rows(chunks_N, shape[1]):
         require_finite(name, read_RI, where)
         part = slice(start, start := start + len(read_RI))
-        with np.errstate(over="ignore", invalid="ignore"):
-            rows_RI = (read_RI.reshape(-1, rotation) @ turn).reshape(read_RI.shape) if rotation > 1 else read_RI.copy()
+        rows_RI = read_RI.copy() if rotation == 1 else _rotated(read_RI, turn)
         if not np.isfinite(rows_RI).all():
             what = f"tensor {shown(name)} has values up to {np.abs(read_RI).max():.6g}, whose sums are beyond {FLOAT}"
             raise SourceError(what, where, f"store it with --dtype {FP32}")
@@ -127,6 +126,12 @@ def quantise(
         rows_RI[:, exact_K] = 0
         found.integers_OI[part], found.scale_O[part] = _integers(rows_RI)
     return found
+
+
+def _rotated(rows_RI: np.ndarray, turn: np.ndarray) -> np.ndarray:
+    """Return rotated rows, by a product for each row: the bits of one for all rows depend on their number."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.matmul(rows_RI.reshape(len(rows_RI), -1, len(turn)), turn).reshape(rows_RI.shape)
 
 
 def _integers(rows_RI: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
