@@ -31,6 +31,15 @@ def b(*shape):
     return NUMBERS.integers(0, 2, shape).astype(bool)
 
 
+def u(*shape):
+    return NUMBERS.integers(0, 256, shape).astype(np.uint8)
+
+
+def s(*shape):
+    return NUMBERS.integers(-64, 65, shape).astype(np.int8)
+
+
+PRODUCT = "com.microsoft.MatMulIntegerToFloat"
 UNARY = (
     "Abs", "Neg", "Ceil", "Floor", "Round", "Sign", "Sqrt", "Identity", "Cos", "Erf", "Exp", "Log", "Reciprocal",
     "Relu", "Sigmoid", "Sin", "Softplus", "Softsign", "Tanh", "HardSwish", "Elu", "LeakyRelu", "HardSigmoid", "Selu",
@@ -121,6 +130,9 @@ CASES = [
     ("MatMul", [f(5, 3, 4), f(4)], {}),
     ("MatMul", [f(4), f(4)], {}),
     ("Gemm", [f(4, 3), f(5, 4), f(5)], {"transA": 1, "transB": 1, "alpha": 0.5}),
+    ("QuantizeLinear", [f(2, 3), f(2), u(2)], {"axis": 0}),
+    ("QuantizeLinear", [f(2, 3), np.float32(0.1), np.uint8(7)], {}),
+    (PRODUCT, [u(2, 6), s(6, 4), np.float32(0.1), f(4), np.uint8(7)], {}),
     ("Einsum", [f(2, 3, 4), f(2, 4, 5)], {"equation": "bij,bjk->bik"}),
     ("Conv", [f(2, 4, 8, 9), f(6, 2, 3, 2), f(6)], {"group": 2, "strides": [2, 1], "pads": [1, 0, 0, 2]}),
     ("Conv", [f(2, 4, 9), f(3, 4, 3)], {"dilations": [2]}),
@@ -140,7 +152,10 @@ CASES = [
     ("GridSample", [f(1, 2, 4, 5), f(1, 3, 6, 2)], {"mode": "bilinear"}),
 ]  # fmt: skip
 """Operator, inputs, attributes, number of results. A list or a scalar is a constant, None is left out."""
-KINDS = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "bool": TensorProto.BOOL}
+KINDS = {
+    "float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "bool": TensorProto.BOOL, "uint8": TensorProto.UINT8,
+    "int8": TensorProto.INT8,
+}  # fmt: skip
 
 
 def model_of(operator, inputs, attributes, num_results=1):
@@ -284,6 +299,23 @@ def example_inputs(store):
         (("Einsum", [f(2, 3), f(3, 4)], {"equation": "ij,jk->iz"}), "ij,jk->iz"),
         (("GatherND", [f(2, 3), i(2, 3)], {}), "indices"),
         (("LayerNormalization", [f(2, 3), f(2)], {}), "does not take"),
+        (("QuantizeLinear", [f(2, 3), f(3), u(3)], {"axis": 0}), "scales"),
+        (("QuantizeLinear", [f(2, 3), f(2), u(3)], {"axis": 0}), "zero points"),
+        (("QuantizeLinear", [f(2, 3), f(1), u(1)], {"axis": 0}), "scales"),
+        (("QuantizeLinear", [f(2, 3), f(2, 3), u(2, 3)], {"axis": 0}), "scales"),
+        (("QuantizeLinear", [f(2, 3), f(2), u(2)], {"axis": 5}), "axes"),
+        (("QuantizeLinear", [f(2, 3), f(2), s(2)], {"axis": 0}), "such types"),
+        (("QuantizeLinear", [i(2, 3), f(2), u(2)], {"axis": 0}), "such types"),
+        (("QuantizeLinear", [f(2, 3), f(2)], {"axis": 0}), "lacks an input"),
+        ((PRODUCT, [u(2, 6), s(5, 4), np.float32(1), f(4), np.uint8(7)], {}), "shapes"),
+        ((PRODUCT, [u(2, 6), s(6, 4), np.float32(1), f(3), np.uint8(7)], {}), "scales"),
+        ((PRODUCT, [u(2, 6), s(6, 4), f(2), f(4), np.uint8(7)], {}), "scales"),
+        ((PRODUCT, [u(2, 6), s(6, 4), np.float32(1), f(4), u(2)], {}), "scales"),
+        ((PRODUCT, [u(1, 2, 6), s(6, 4), np.float32(1), f(4), np.uint8(7)], {}), "shapes"),
+        ((PRODUCT, [s(2, 6), s(6, 4), np.float32(1), f(4), np.uint8(7)], {}), "types"),
+        ((PRODUCT, [u(2, 6), s(6, 4), np.float32(1), f(4)], {}), "lacks an input"),
+        ((PRODUCT, [u(2, 6), s(6, 4), np.float32(1), f(4), np.uint8(7), np.int8(1)], {}), "zero points of weights"),
+        ((PRODUCT, [u(2, 0), s(0, 4), np.float32(1), f(4), np.uint8(7)], {}), "shapes"),
     ],
 )  # fmt: skip
 def test_what_a_rule_does_not_take_is_refused_with_the_reason(case, mention):

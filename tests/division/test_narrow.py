@@ -15,7 +15,7 @@ import offramp
 from offramp.checkpoints.source import open_source
 from offramp.division import divide
 from offramp.division.names.narrow import exact_inputs, quantise
-from offramp.errors import DamagedError, SourceError, UsageError
+from offramp.errors import DamagedError, SourceError, StageError
 from offramp.program.narrow import LARGEST_PAIR, LARGEST_WEIGHT, hadamard, rotation_of
 from offramp.store import Store, verify
 from offramp.store.repeats import expand
@@ -257,12 +257,12 @@ def test_an_int8_store_is_no_source(divided, tmp_path):
 
 
 def test_what_has_no_matrix_product_is_refused(tmp_path):
-    layers = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten())
-    with pytest.raises(UsageError, match="stores of int8 are of text encoders"):
-        offramp.divide(layers, torch.zeros(1, 3, 8, 8), tmp_path / "store", dtype="int8")
+    layers = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten()).eval()
+    with pytest.raises(StageError, match="no matrix product can have integer weights"):
+        offramp.divide(layers, torch.zeros(2, 3, 8, 8), tmp_path / "store", dtype="int8")
     config = transformers.ResNetConfig(embedding_size=4, hidden_sizes=[4], depths=[1], num_labels=2)
     transformers.ResNetForImageClassification(config).save_pretrained(tmp_path / "resnet")
-    with pytest.raises(UsageError, match="stores of int8 are of text encoders"):
+    with pytest.raises(StageError, match="no matrix product can have integer weights"):
         offramp.divide(tmp_path / "resnet", tmp_path / "store", dtype="int8")
 
 

@@ -533,6 +533,22 @@ def other_difference(w):
     w.patch(export, "TOLERANCE", -1.0)
 
 
+EXPORT_AGAIN = "divide plain another --method export"
+NARROW_EXPORT = f"{EXPORT_AGAIN} --dtype int8"
+
+
+def narrow_export(w):
+    if not (w / "another").exists():
+        w.run(NARROW_EXPORT)
+    return w / "another"
+
+
+def no_tolerance(w):
+    from offramp.division import narrowing
+
+    w.patch(narrowing, "TOLERANCE", -1.0)
+
+
 def lora(all):
     return {**all, "bert.encoder.layer.0.attention.self.query.lora_A.weight": np.zeros((2, 32), np.float32)}
 
@@ -949,6 +965,15 @@ TABLE = [
         "run it with offramp.load, or divide with --method eager",
         lambda w: (load(w, "store"), w.copy("eager")),
     ),
+    corrected(
+        "streaming/placement.py: the weights of this store are integers",
+        lambda w: offramp.stream(made(Chain), narrow_export(w)).open(),
+        "run it with offramp.load, or divide with --dtype fp32",
+        lambda w: (
+            offramp.load(w / "another", threads=1).close(),
+            w.run("divide plain full --method export --dtype fp32"),
+        ),
+    ),
     eager("use --method eager", lambda: made(Counting)),
     corrected(
         "backends/base.py: the stages of this store are not graphs",
@@ -1022,9 +1047,42 @@ TABLE = [
     ),
     options(
         "division/build.py: stores of {} are of text encoders",
-        "divide plain another --method eager --dtype int8",
+        "divide plain another --method eager --dtype fp16",
         "divide it with --dtype fp32",
         "--dtype fp32",
+    ),
+    options(
+        "division/build.py: stores of {} have graphs",
+        "divide plain another --method eager --dtype int8",
+        "give --method export",
+        "--method export",
+    ),
+    Entry(
+        "division/narrowing.py: {} float32 weight",
+        lambda w: divide(w, made(Chain), vectors(), dtype="int8"),
+        "divide it with --dtype fp32",
+        said_by(lambda w: divide(w, made(Chain), vectors(), dtype="fp32"), "`dtype='fp32'`"),
+        again=False,
+    ),
+    corrected(
+        "division/modules.py: integer weights need graphs",
+        lambda w: divide(w, made(Counting), dtype="int8"),
+        "divide it with --dtype fp32 --method eager",
+        lambda w: divide(w, made(Counting), dtype="fp32", method="eager"),
+    ),
+    Entry(
+        "division/narrowing.py: integer weights need ONNX graphs",
+        spoilt(without_exporter, lambda w: w.run(NARROW_EXPORT)),
+        "divide it with --dtype fp32",
+        f"{EXPORT_AGAIN} --dtype fp32",
+        again=False,
+    ),
+    Entry(
+        "division/narrowing.py: with integer weights, {}",
+        spoilt(no_tolerance, lambda w: w.run(NARROW_EXPORT)),
+        "divide it with --dtype fp32",
+        f"{EXPORT_AGAIN} --dtype fp32",
+        again=False,
     ),
     corrected(
         "checkpoints/source.py: a store that is no checkpoint",
@@ -1094,6 +1152,7 @@ TABLE = [
         said_by(lambda w: on_ort(w, "torch"), "`backend='torch'`"),
         again=False,
     ),
+    closed("division/export.py: a stage does not load as ONNX", "unreachable", "run it on torch"),
     closed("division/export.py: a stage does not run as ONNX", "unreachable", "run it on torch"),
     Entry(
         "backends/base.py: graph {} does not take",

@@ -481,6 +481,30 @@ def _matmul_work(call: Call, results: Sequence[Known]) -> int:
     return results[0].num_elements * call.given(0).shape[-1]
 
 
+def _quantised(call: Call) -> List[Known]:
+    """Unsigned bytes with a scale for each place of an axis, or one scale; zero points are given, of the same shape."""
+    first, scale, zero = call.given(0), call.given(1), call.given(2)
+    call.require(
+        len(call.args) == 3 and first.dtype == scale.dtype == "float32" and zero.dtype == "uint8", "such types"
+    )
+    axis = call.axis(len(first.shape), 1) if scale.shape else 0
+    fits = scale.shape in ((), first.shape[axis : axis + 1]) and zero.shape == scale.shape
+    call.require(fits, f"scales {scale.shape} and zero points {zero.shape} for {first.shape}")
+    return [Known("uint8", first.shape)]
+
+
+def _integer_product(call: Call) -> List[Known]:
+    """Unsigned rows times signed weights: one scale and zero point of the rows, a scale for each output."""
+    one, other, scale, scales, zero = (call.given(index) for index in range(5))
+    call.require(len(call.args) == 5, "zero points of weights, or a bias")
+    dtypes = [each.dtype for each in (one, other, scale, scales, zero)]
+    call.require(dtypes == ["uint8", "int8", "float32", "float32", "uint8"], f"types {dtypes}")
+    fits = len(one.shape) == len(other.shape) == 2 and one.shape[1] == other.shape[0] > 0
+    call.require(fits, f"shapes {one.shape} and {other.shape}")
+    call.require(scale.shape == zero.shape == () and scales.shape == other.shape[1:], f"scales {scales.shape}")
+    return [Known("float32", (one.shape[0], other.shape[1]))]
+
+
 def _sizes_of_letters(call: Call) -> Tuple[List[str], Dict[str, int]]:
     """Return the terms of an Einsum, the result's last, and the size of each letter. An ellipsis is refused."""
     equation = call.attribute("equation", "").replace(" ", "")
@@ -815,6 +839,8 @@ OPERATORS: Mapping[str, Operator] = {
     # products
     "MatMul": Operator(_matmul, "", None, _matmul_work),
     "Gemm": Operator(_gemm, "alpha beta transA transB", None, _gemm_work),
+    "QuantizeLinear": Operator(_quantised, "axis"),
+    "com.microsoft.MatMulIntegerToFloat": Operator(_integer_product, "", None, _matmul_work),
     "Einsum": Operator(_einsum, "equation", None, _einsum_work),
     # over places
     "Conv": Operator(_conv, "auto_pad dilations group kernel_shape pads strides", None, _conv_work),

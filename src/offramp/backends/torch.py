@@ -42,9 +42,10 @@ from offramp.backends.torch_modules import (
     make_mask,
     pool,
 )
+from offramp.backends.torch_narrow import widened
 from offramp.errors import StoreError, is_out_of_memory
 from offramp.program.dtypes import DTYPES
-from offramp.program.narrow import ROTATION, option, plain
+from offramp.program.narrow import ROTATION, SCALE, option, plain, turned_of
 from offramp.program.program import CAPTURED, Kernel, Value
 from offramp.runtime.backend import State
 from offramp.store import Store
@@ -114,8 +115,15 @@ class TorchBackend(ProgramBackend):
                 raise StoreError(f"the store has no {file}", self.store.path, REMEDY)
             where = self.store.path / file
             graph = CapturedGraph(self.store.read_file(files[file]), where, trusted=self.trust_kernels)
-            bounded = BoundedGraph(graph, self._weights_of(name, graph.inputs))
-            return lambda state, inputs: bounded([inputs[each] for each in bounded.inputs], state.allowance)
+            bounded, turned = BoundedGraph(graph, self._weights_of(name, graph.inputs)), turned_of(kernel.attributes)
+
+            def run(state: State, inputs: dict[str, Any]) -> Sequence[Tensor]:
+                if turned:
+                    wide = {port: widened(inputs[port], inputs[port + SCALE], form) for port, form in turned.items()}
+                    inputs = {**inputs, **wide}
+                return bounded([inputs[each] for each in bounded.inputs], state.allowance)
+
+            return run
         if kernel.template == "mask":
             return lambda state, inputs: (make_mask(torch.from_numpy(inputs["mask"].numpy() > 0), self.attention),)
         if kernel.template == "pooled-linear":
@@ -170,8 +178,12 @@ class TorchBackend(ProgramBackend):
         for step in self.program.steps():
             if step.kernel == kernel:
                 names = {**step.weights, **step.constants}
-                tensors = [self._tensors[names[role]][1] for role in inputs if role in names]
-                found.append([(each.shape, (), getattr(torch, DTYPES[each.dtype].torch)) for each in tensors])
+                tensors = {role: self._tensors[names[role]][1] for role in inputs if role in names}
+                specs = {role: (t.shape, (), getattr(torch, DTYPES[t.dtype].torch)) for role, t in tensors.items()}
+                for port, form in turned_of(self.program.kernels[kernel].attributes).items():
+                    shape = tensors[port].shape
+                    specs[port] = (shape[::-1] if form.is_transposed else shape, (), torch.float32)
+                found.append([*specs.values()])
         return found
 
     def wrap(self, array: np.ndarray) -> Tensor:
@@ -225,6 +237,16 @@ class TorchBackend(ProgramBackend):
         if template == "join":
             return 2 * tokens * sizes["width"]
         return 5 * tokens * sizes["hidden_size"]  # `join-norm`: blocks, joined, residual, sum, normalisation
+
+    def activation_bytes(self, num_rows: int, length: int) -> int:
+        """Return the bytes as other backends do, with weights of one captured step that are made of integers: as
+        floats, and the largest once more while it is rotated."""
+        most = 0
+        for step in self.program.steps() if self.is_captured else ():
+            ports = turned_of(self.program.kernels[step.kernel].attributes)
+            sizes = [math.prod(self._tensors[step.weights[port]][1].shape) for port in ports]
+            most = max(most, torch.float32.itemsize * (sum(sizes) + max(sizes, default=0)))
+        return super().activation_bytes(num_rows, length) + most
 
     def returned_bytes(self, num_rows: int, length: int) -> int:
         """Return the bytes of tensors. Captured programs: 0, as their prediction is a bound."""

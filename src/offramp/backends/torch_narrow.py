@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from offramp.program.narrow import LEAST_MAGNITUDE, ROTATION, hadamard, option, steps_of
+from offramp.program.narrow import LEAST_MAGNITUDE, ROTATION, Turned, hadamard, option, steps_of
 
 
 class Quantised(NamedTuple):
@@ -55,6 +55,14 @@ def multiply(x: Quantised, role: str, inputs: Mapping[str, Any]) -> Tensor:
         for exact, weight_N in enumerate(inputs[f"{role}exact"]):
             out_TN.addcmul_(chosen_TE[:, exact : exact + 1], weight_N)
     return out_TN.view(*x.axes, -1)
+
+
+def widened(integers_KN: Tensor, scale_N: Tensor, form: Turned) -> Tensor:
+    """Return the float weight of a captured kernel that integers stand for."""
+    weight_KN = integers_KN.float().mul_(scale_N)
+    if form.rotation > 1:  # the matrix is its own inverse
+        weight_KN = (_rotation(form.rotation) @ weight_KN.view(-1, form.rotation, len(scale_N))).view(weight_KN.shape)
+    return weight_KN.T if form.is_transposed else weight_KN
 
 
 @cache

@@ -18,6 +18,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification, PreTrainedModel
 
+from offramp.backends.onnx import OnnxBackend
 from offramp.backends.torch import TorchBackend
 from offramp.backends.torch_modules import pool
 from offramp.checkpoints.exits import ModelWithExits, ModuleWithExits, Point, WithExits, widened
@@ -34,7 +35,7 @@ from offramp.runtime.exits import exit_widths, load_exits
 from offramp.runtime.inputs import InputReader, not_finite
 from offramp.store import Store
 from offramp.store.exits import ExitsDescription, parse_exits
-from offramp.store.manifest import MAX_EXITS_BYTES
+from offramp.store.manifest import INT8, MAX_EXITS_BYTES
 from offramp.store.reader import tensor_view
 from offramp.streaming.weightless import config_of_folder
 from offramp.tasks.text import token_batch
@@ -148,7 +149,10 @@ class StoredWithExits(nn.Module):
         """`trust_kernels`: captured kernels may contain operations outside the table of PyTorch."""
         super().__init__()
         self._program, self._inputs = store.program, InputReader(store)
-        self._backend = TorchBackend(store, default_threads().number, trust_kernels=trust_kernels)
+        # Integers of captured kernels are multiplied by ONNX Runtime alone: its answers are those of `run`.
+        is_integers = store.program.module is not None and store.manifest.precision == INT8
+        backend = OnnxBackend if is_integers else TorchBackend
+        self._backend = backend(store, default_threads().number, trust_kernels=trust_kernels)
         has_exits = store.manifest.exits is not None
         self._exits = load_exits(store, parse("none"), needs_all=has_exits) if has_exits else {}
         self.heads = range(len(self._exits))
@@ -184,10 +188,11 @@ class StoredWithExits(nn.Module):
 
     def _hidden(self, state: State, value: str, mask_BS: np.ndarray | None) -> Tensor:
         """Return the hidden states of an encoder [B, S, H], or the pooled value of a module as one token [B, 1, H]."""
+        found = torch.as_tensor(state.values[value])
         if self._program.values()[value].axes[0] == BATCH_TOKENS:
-            return state.values[value].reshape(state.num_rows, state.length, -1)
+            return found.reshape(state.num_rows, state.length, -1)
         keep = None if mask_BS is None else torch.from_numpy(mask_BS[:, :, None].astype(np.float32))
-        return widened(pool(state.values[value], keep), self._width)[:, None]
+        return widened(pool(found, keep), self._width)[:, None]
 
     def _batch(self, arrays: dict[str, np.ndarray]) -> Batch:
         """Return the batch of a model's inputs; texts without token types have zeros."""

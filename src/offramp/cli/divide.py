@@ -19,7 +19,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("model", nargs="?", help="a checkpoint folder, or an id on the hub")
     add("store", help="the folder to create")
     add("--method", choices=("auto", "names", "eager", "export"), default="auto", help="(default: auto)")
-    dtype = "dtype that a text encoder's matrices are stored in (default: fp32)"
+    dtype = "dtype that matrices are stored in (default: fp32; fp16 for text encoders, int8 for all with graphs)"
     add("--dtype", choices=("fp32", "fp16", "int8"), default="fp32", help=dtype)
     add("--stage-bytes", type=size, metavar="SIZE", help="target size of the weights of a stage (default: one block)")
     block = "cut the products of a text encoder into blocks of at most SIZE of weights: for the smallest budgets"

@@ -16,7 +16,7 @@ from offramp.division.config import DivisionConfig
 from offramp.division.names.build import divide_by_names
 from offramp.errors import UsageError
 from offramp.program.checks import require_known
-from offramp.store.manifest import FP32
+from offramp.store.manifest import FP16, FP32
 from offramp.store.writer import mark_of, may_fill, require_replaceable
 
 
@@ -37,7 +37,7 @@ def divide(model: Any, *rest: Any, **options: Any) -> Path:
     config = DivisionConfig(**options)
     is_module = not isinstance(model, (str, os.PathLike))
     if is_module:
-        _require_full(config, "it is a module, which is divided by a run")
+        _require_graphs(config, "it is a module, which is divided by a run")
     if len(rest) != 1 + is_module:
         raise TypeError("divide(folder, store) or divide(module, example_inputs, store)")
     store = Path(rest[-1])
@@ -73,7 +73,7 @@ def _divide_folder(folder: Path, store: Path, config: DivisionConfig) -> Path:
             config.say("method names: a text encoder whose tensors have known names")
             return divide_by_names(source, store, config)
     _require_no_blocks(config)
-    _require_full(config, why if config.method == "auto" else f"--method {config.method} was given")
+    _require_graphs(config, why if config.method == "auto" else f"--method {config.method} was given")
     from offramp.division.checkpoints import divide_checkpoint
 
     config.say(f"method {'eager' if config.method == 'auto' else config.method}: {why}")
@@ -87,11 +87,14 @@ def _require_no_blocks(config: DivisionConfig) -> None:
         raise UsageError(what, None, "divide it without --block")
 
 
-def _require_full(config: DivisionConfig, why: str) -> None:
-    """Raise UsageError for a model that is divided by a run into a store of a narrow dtype."""
-    if config.dtype != FP32:
+def _require_graphs(config: DivisionConfig, why: str) -> None:
+    """Raise UsageError for a model that is divided by a run into a store of a dtype that it cannot have."""
+    if config.dtype == FP16:
         what = f"stores of {config.dtype} are of text encoders that are divided by the names of their tensors: {why}"
         raise UsageError(what, None, f"divide it with --dtype {FP32}")
+    if config.dtype != FP32 and config.method == "eager":
+        what = f"stores of {config.dtype} have graphs, and --method eager keeps the model's own code"
+        raise UsageError(what, None, "give --method export")
 
 
 def _why_a_run(source: Source) -> str | None:

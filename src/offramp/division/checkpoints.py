@@ -54,7 +54,8 @@ def divide_checkpoint(folder: Path, store: Path, config: DivisionConfig) -> Path
     with open_source(folder) as source:
         cls = class_of_folder(folder)
         # the engine computes in F32, as do the kernels of models that are divided by names
-        dtype = "float32" if cls.__name__.endswith(CLASSIFIERS) and config.method != "eager" else None
+        has_graphs = cls.__name__.endswith(CLASSIFIERS) or config.dtype != m.FP32
+        dtype = "float32" if has_graphs and config.method != "eager" else None
         module = of_class(cls, folder, dtype)
         found = _found(module, source, dtype)
         if found is None:

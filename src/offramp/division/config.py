@@ -43,10 +43,12 @@ class DivisionConfig:
     """Run folder that `training.train_exits` wrote for a module, whose stages become graphs then. A checkpoint folder
     has its own exits."""
     dtype: str = FP32
-    """Dtype that matrices of the layers are stored in. All but `fp32` are for text encoders that are divided by names.
+    """Dtype that matrices of the layers are stored in.
 
-    `fp16`: half the bytes, computed in F32. transformers loads such a store.
-    `int8`: a quarter of the bytes, computed as products of integers. transformers does not load such a store."""
+    `fp16`: half the bytes, computed in F32; for text encoders that are divided by names. transformers loads such a
+    store.
+    `int8`: a quarter of the bytes, computed as products of integers; for all models whose stages become graphs.
+    transformers does not load such a store."""
     force: bool = False
     """Replace an existing store."""
     offline: bool = False

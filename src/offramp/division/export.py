@@ -5,7 +5,7 @@ Graphs for ONNX Runtime are made from those for PyTorch, and each is compared wi
 
 import functools
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -43,8 +43,10 @@ Watch = Callable[[int, list[Tensor], tuple[Tensor, ...]], None]
 """Called with the index of a piece, its operands and its results."""
 
 
-def with_graphs(original: Original, manifest: m.Manifest, exits: Sequence[int], writer: StoreWriter) -> m.Manifest:
-    """Write a graph for each part of the module and return the manifest with a program that runs them.
+def with_graphs(
+    original: Original, manifest: m.Manifest, exits: Sequence[int], writer: StoreWriter
+) -> tuple[m.Manifest, "Run"]:
+    """Write a graph for each part of the module. Returns the manifest with a program that runs them, and their run.
 
     Args:
         exits: parts before which an exit can stand, if the graphs have the hidden state there.
@@ -60,7 +62,7 @@ def with_graphs(original: Original, manifest: m.Manifest, exits: Sequence[int], 
     by_rows = {name for name, (shard, _) in manifest.tensors().items() if shard.blocks is not None}
     found = cut(graph, manifest.program, by_rows - set(module.sliced))
     found, manifest = _placed(found, manifest)
-    run = _Run(original, graph, found)
+    run = Run(original, graph, found)
     for example in original.examples:
         fault = _fault(run, example)
         if fault is not None:
@@ -74,7 +76,7 @@ def with_graphs(original: Original, manifest: m.Manifest, exits: Sequence[int], 
     if unlisted:
         what = f"the graphs have operations that stores may not bring ({', '.join(unlisted)})"
         original.say(f"{what}: run it with offramp.stream, or with --trust-kernels")
-    return replace(
+    manifest = replace(
         manifest,
         program=program,
         shards={**manifest.shards, **_constants(graph, found, manifest, writer)},
@@ -82,9 +84,10 @@ def with_graphs(original: Original, manifest: m.Manifest, exits: Sequence[int], 
         files=(*manifest.files, *files),
         source=replace(manifest.source, method="export"),
     )
+    return manifest, run
 
 
-class _Run:
+class Run:
     """The pieces of a module, run one after the other in PyTorch with all weights at hand."""
 
     def __init__(self, original: Original, graph: Graph, found: Cut) -> None:
@@ -108,7 +111,7 @@ class _Run:
         return [values[name] for name in self.found.outputs]
 
 
-def _fault(run: _Run, example: Example) -> str | None:
+def _fault(run: Run, example: Example) -> str | None:
     """Return what is wrong with the graphs on an example, or None."""
     try:
         found = run(example.inputs)
@@ -159,7 +162,7 @@ def _constants(graph: Graph, found: Cut, manifest: m.Manifest, writer: StoreWrit
     return {CONSTANTS: writer.add_shard(CONSTANTS, entries, lambda name: [bits(graph.data[name])])}
 
 
-def _write_onnx(run: _Run, activation_bytes: int, writer: StoreWriter) -> dict[str, m.Graph]:
+def _write_onnx(run: Run, activation_bytes: int, writer: StoreWriter) -> dict[str, m.Graph]:
     """Write the graphs for ONNX Runtime.
 
     Returns none where one of them cannot be written, may not be in a store, or gives other results.
@@ -176,8 +179,10 @@ def _write_onnx(run: _Run, activation_bytes: int, writer: StoreWriter) -> dict[s
         if piece.kernel not in written:
             graph = run.graphs[piece.kernel]
             data = _to_onnx(graph, given, [run.graph.dynamic.get(name, ()) for name in piece.reads])
-            _require_allowed(data, graph.inputs, given, len(piece.reads), activation_bytes)
-            differences.append(_difference(data, graph.inputs, given, results))
+            operands = {name: tensor.detach() for name, tensor in zip(graph.inputs, given, strict=True)}
+            require_allowed_in_stores(data, operands, graph.inputs[: len(piece.reads)], activation_bytes)
+            feeds = {name: tensor.contiguous().numpy() for name, tensor in operands.items()}
+            differences.append(difference(opened(data), feeds, results, TOLERANCE))
             written[piece.kernel] = writer.add_graph(piece.kernel, data, OPSET, IR)
 
     try:
@@ -246,29 +251,36 @@ def _to_onnx(graph: CapturedGraph, given: Sequence[Tensor], dynamic: Sequence[Se
     return proto.SerializeToString(deterministic=True)
 
 
-def _require_allowed(data: bytes, names: Sequence[str], given: Sequence[Tensor], num_read: int, lived: int) -> None:
+def require_allowed_in_stores(
+    data: bytes, operands: Mapping[str, Tensor | np.ndarray], reads: Sequence[str], lived: int
+) -> None:
     """Raise StageError where readers of the store would refuse a graph. `lived`: bytes of the model's values."""
-    inputs = {n: Known(str(t.dtype).removeprefix("torch."), tuple(t.shape)) for n, t in zip(names, given, strict=True)}
+    inputs = {n: Known(str(each.dtype).removeprefix("torch."), tuple(each.shape)) for n, each in operands.items()}
     try:
-        require_allowed(data, inputs, names[:num_read], lived)
+        require_allowed(data, inputs, reads, lived)
     except WrongError as error:
         raise StageError(f"as ONNX, {error}", None, "run it on torch") from None
 
 
-def _difference(data: bytes, names: Sequence[str], given: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """Return the largest difference between ONNX Runtime's results and those expected, relative to the largest value.
-
-    Raises StageError where it is larger than TOLERANCE, or the graph does not run.
-    """
+def opened(data: bytes) -> Any:
+    """Return a session of a graph. Raises StageError where it does not load."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.log_severity_level = 4
     try:
-        session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-        taken = {each.name for each in session.get_inputs()}
-        feeds = {n: t.detach().contiguous().numpy() for n, t in zip(names, given, strict=True) if n in taken}
-        results: Any = session.run(None, feeds)
+        return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions have no common base
+        raise StageError(f"a stage does not load as ONNX ({said(error)})", None, "run it on torch") from None
+
+
+def difference(session: Any, operands: Mapping[str, np.ndarray], expected: Sequence[Tensor], tolerance: float) -> float:
+    """Return the largest difference between ONNX Runtime's results and those expected, relative to the largest value.
+
+    Raises StageError where it is larger than `tolerance`, or the graph does not run.
+    """
+    try:
+        results: Any = session.run(None, {each.name: operands[each.name] for each in session.get_inputs()})
     except Exception as error:  # onnxruntime's exceptions have no common base
         raise StageError(f"a stage does not run as ONNX ({said(error)})", None, "run it on torch") from None
     worst = 0.0
@@ -277,9 +289,9 @@ def _difference(data: bytes, names: Sequence[str], given: Sequence[Tensor], expe
         if found.dtype.kind == "f" and wanted.size:
             finite = np.isfinite(wanted)
             scale = max(float(np.abs(wanted[finite]).max(initial=0)), 1e-6)
-            worst = max(worst, float(np.abs(found - wanted)[finite].max(initial=0)) / scale)
+            worst = max(worst, float(np.abs(found[finite] - wanted[finite]).max(initial=0)) / scale)
         elif not np.array_equal(found, wanted):
             worst = float("inf")
-    if worst > TOLERANCE:
+    if worst > tolerance:
         raise StageError(f"ONNX Runtime differs by {worst:.1e} of the largest value", None, "run it on torch")
     return worst

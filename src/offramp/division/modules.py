@@ -151,16 +151,33 @@ def divide_module(
         manifest, proof = _proven(original, plan, origin, writer)
         manifest = replace(manifest, proof=replace(proof, unsaved_buffers_sha256=buffers_sha256))
         if origin.exits is not None:
-            manifest = with_graphs(original, manifest, plan.exits, writer)
+            manifest = _as_graphs(original, manifest, plan.exits, writer, config.dtype)
             return writer.finish(origin.exits.added_to(manifest, writer))
-        if config.method == "export" or (config.method == "auto" and manifest.program.problem is not None):
+        needs_graphs = config.method == "export" or config.dtype != m.FP32
+        if needs_graphs or (config.method == "auto" and manifest.program.problem is not None):
             try:
-                manifest = with_graphs(original, manifest, plan.exits, writer)
+                manifest = _as_graphs(original, manifest, plan.exits, writer, config.dtype)
             except StageError as error:
-                if config.method == "export":
+                if needs_graphs:
                     raise
                 config.say(f"no graphs of stages, the store runs by offramp.stream only: {error}")
         return writer.finish(manifest)
+
+
+def _as_graphs(
+    original: Original, manifest: m.Manifest, exits: Sequence[int], writer: StoreWriter, dtype: str
+) -> m.Manifest:
+    """Write graphs of the parts, and integers for floats where they are asked for."""
+    if dtype == m.FP32:
+        return with_graphs(original, manifest, exits, writer)[0]
+    try:
+        manifest, run = with_graphs(original, manifest, exits, writer)
+    except StageError as error:  # whose remedy is another method, which has no integers
+        what = f"integer weights need graphs: {error.what}"
+        raise StageError(what, error.where, "divide it with --dtype fp32 --method eager") from None
+    from offramp.division.narrowing import with_integers
+
+    return with_integers(run, manifest, writer)
 
 
 def _proven(original: Original, plan: StagePlan, origin: Origin, writer: StoreWriter) -> tuple[m.Manifest, m.Proof]:

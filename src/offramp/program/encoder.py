@@ -30,6 +30,8 @@ from offramp.program.narrow import (
     option,
     plain,
     rotation_of,
+    wrong_integers,
+    wrong_turned,
 )
 from offramp.program.program import Input, Kernel, LookUp, Output, Program, Stage, Step, Texts, Value
 
@@ -141,6 +143,8 @@ def weight_shapes(kernel: Kernel, outputs: Any = None) -> Optional[Shapes]:
 def wrong_attributes(kernel: Kernel) -> Optional[str]:
     """Return what is wrong with the attributes of a kernel, or None if its template takes them."""
     known, optional = (), ()
+    if kernel.template == p.CAPTURED:
+        return wrong_turned(kernel.attributes)
     if kernel.template in TEMPLATES:
         known, optional = TEMPLATES[kernel.template].attributes, TEMPLATES[kernel.template].optional
     if set(kernel.attributes) - set(optional) != set(known):
@@ -205,11 +209,12 @@ def misfit(program: Program, tensors: Mapping[str, Tuple[str, Tuple[int, ...]]])
     for stage in program.stages:
         for step in stage.steps:
             kernel = program.kernels[step.kernel]
-            if kernel.template not in TEMPLATES:
-                continue
             weights = {role: tensors[name] for role, name in step.weights.items()}
             reads = {port: values[name] for port, name in step.reads.items()}
-            wrong = _wrong_parts(step, places) or _wrong_step(kernel, weights, reads, tuple(step.writes.values()))
+            if kernel.template in TEMPLATES:
+                wrong = _wrong_parts(step, places) or _wrong_step(kernel, weights, reads, tuple(step.writes.values()))
+            else:
+                wrong = wrong_integers(kernel.attributes, weights)
             if wrong:
                 return f"stage {stage.name}, {step.kernel}: {wrong}"
         heads = program.kernels.get(p.EXIT_KERNEL)

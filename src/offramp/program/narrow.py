@@ -17,7 +17,10 @@ Attributes of kernels keep the steps fine:
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Mapping, Tuple, TypeVar
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple, TypeVar
+
+from offramp.program.dtypes import FLOAT
+from offramp.program.program import CAPTURED, Kernel
 
 INTEGER = "I8"
 """Dtype of the integers, as safetensors names it."""
@@ -41,6 +44,8 @@ ROTATED = ("q.weight", "k.weight", "v.weight", "up.weight", "product.weight")
 """Matrices that multiply rotated rows, in a kernel with a rotation: not `o`, whose rows are sums over tokens."""
 MOST_ROTATED, MOST_EXACT = 64, 16
 """Largest rotation, and most exact inputs."""
+SCALE, TURNED, TRANSPOSED = ".scale", ".rotation", ".transposed"
+"""Endings of the input of a captured kernel that takes the scales of integers, and of its attributes about them."""
 CHOSEN_EXACT = 4
 """Exact inputs of `down` in the stores that are written."""
 Size = TypeVar("Size", int, str)
@@ -49,6 +54,11 @@ Size = TypeVar("Size", int, str)
 def plain(template: str) -> str:
     """Return the template with float weights that computes the same, or the template itself."""
     return template[: -len(SUFFIX)] if template.endswith(SUFFIX) else template
+
+
+def has_integers(kernel: Kernel) -> bool:
+    """Return whether a kernel takes integer weights."""
+    return kernel.template.endswith(SUFFIX) or (kernel.template == CAPTURED and bool(kernel.attributes))
 
 
 def narrow_shapes(role: str, outputs: Size, inputs: Size) -> Dict[str, Tuple[Size, ...]]:
@@ -87,3 +97,46 @@ def hadamard(size: int) -> List[List[float]]:
     """Return the orthogonal matrix [size, size] of a rotation by a power of two; it is its own inverse."""
     unit = size**-0.5
     return [[-unit if bin(row & column).count("1") % 2 else unit for column in range(size)] for row in range(size)]
+
+
+class Turned(NamedTuple):
+    """Form of integers [inputs, outputs] that a captured kernel takes in place of a weight."""
+
+    rotation: int
+    is_transposed: bool
+    """The weight is [outputs, inputs] in the kernel's graph for PyTorch."""
+
+    @property
+    def attributes(self) -> Dict[str, int]:
+        """Attributes of the kernel, by their endings."""
+        return {TURNED: self.rotation, TRANSPOSED: int(self.is_transposed)}
+
+
+def turned_of(attributes: Mapping[str, Any]) -> Dict[str, Turned]:
+    """Return the inputs of a captured kernel that take integers, each with the form of these."""
+    ports = [name[: -len(TURNED)] for name in attributes if name.endswith(TURNED)]
+    return {port: Turned(attributes[port + TURNED], bool(attributes[port + TRANSPOSED])) for port in ports}
+
+
+def wrong_turned(attributes: Mapping[str, Any]) -> Optional[str]:
+    """Return what is wrong with the attributes of a captured kernel, or None."""
+    ports = {name[: -len(TURNED)] for name in attributes if name.endswith(TURNED)}
+    known = {port + end for port in ports for end in (TURNED, TRANSPOSED)}
+    if known != set(attributes):
+        return f"{CAPTURED} takes the attributes {sorted(known)}, not {sorted(attributes)}"
+    for name, value in sorted(attributes.items()):
+        choices = (0, 1) if name.endswith(TRANSPOSED) else tuple(1 << power for power in range(7))
+        if type(value) is not int or value not in choices:
+            return f"{name} is {value!r}"
+    return None
+
+
+def wrong_integers(attributes: Mapping[str, Any], weights: Mapping[str, Tuple[str, Tuple[int, ...]]]) -> Optional[str]:
+    """Return what is wrong with the weights of a step of a captured kernel, input -> (dtype, shape), or None."""
+    for port, turned in turned_of(attributes).items():
+        dtype, shape = weights.get(port, ("", ()))
+        if dtype != INTEGER or len(shape) != 2 or not shape[0] or shape[0] % turned.rotation:
+            return f"{port} is {dtype} {list(shape)}, the kernel takes {INTEGER} [inputs, outputs]"
+        if weights.get(port + SCALE) != (FLOAT, shape[1:]):
+            return f"{port + SCALE} is {weights.get(port + SCALE)}, the kernel takes {(FLOAT, shape[1:])}"
+    return None

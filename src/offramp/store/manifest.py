@@ -16,7 +16,7 @@ from offramp.errors import StoreError
 from offramp.program.checks import MAX_RANK, NAMED, POSITIVE, require_distinct
 from offramp.program.dtypes import ALIGNMENT_BYTES, DTYPES, FLOAT, HALF
 from offramp.program.encoder import PRODUCTS, TEMPLATES
-from offramp.program.narrow import SUFFIX
+from offramp.program.narrow import has_integers
 from offramp.program.program import Program, plain
 from offramp.store.repeats import compress
 from offramp.store.safetensors import num_bytes
@@ -196,7 +196,7 @@ class Manifest:
     @property
     def precision(self) -> str:
         """`int8` or `fp16` if the matrices of layers are stored so; else the dtype of most bytes, such as `fp32`."""
-        if any(kernel.template.endswith(SUFFIX) for kernel in self.program.kernels.values()):
+        if any(map(has_integers, self.program.kernels.values())):
             return INT8
         sizes = Counter({FLOAT: 0})
         for _, tensor in self._tensors.values():
@@ -213,7 +213,7 @@ class Manifest:
     def answering(self, precision: str) -> str:
         """Return the fingerprint of the model that answers: of the source, and of how its weights are rounded."""
         whole = f"{self.source.fingerprint} {precision}".encode()
-        is_rounded = precision in (INT8, FP16) and self.source.method == NAMES
+        is_rounded = precision == INT8 or (precision == FP16 and self.source.method == NAMES)
         return hashlib.sha256(whole).hexdigest() if is_rounded else self.source.fingerprint
 
     @cached_property

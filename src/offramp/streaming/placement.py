@@ -26,6 +26,7 @@ from offramp.runtime.slots import Slot
 from offramp.runtime.weight_plan import WeightPlan, plan_weights, smallest_bytes
 from offramp.store import Shard, Store
 from offramp.store import Tensor as Entry
+from offramp.store.manifest import INT8
 from offramp.streaming import placeholders
 from offramp.streaming.layouts import Layout, layouts_of
 from offramp.streaming.placeholders import Placeholder, SlicedPlaceholder, Weight
@@ -78,10 +79,16 @@ def is_copied(entry: Entry, layout: Layout | None) -> bool:
 
 
 def module_of(store: Store) -> Module:
-    """Return the module that a store was divided from. Raises StoreError for an encoder divided by tensor names."""
+    """Return the module that a store was divided from.
+
+    Raises StoreError for an encoder divided by tensor names, and for weights that are stored as integers.
+    """
     if store.program.module is None:
         what = f"this is the store of a {store.manifest.source.architecture} that was divided by its names"
         raise StoreError(what, store.path, "run it with offramp.load, or divide with --method eager")
+    if store.manifest.precision == INT8:
+        what = "the weights of this store are integers, and the module's own code takes floats"
+        raise StoreError(what, store.path, "run it with offramp.load, or divide with --dtype fp32")
     return store.program.module
 
 
