@@ -25,6 +25,7 @@ SAMPLED = {
     "test_narrow::test_run_answers_like_the_model_it_is_of": ("ort-int8", "numpy-int8", "torch-fp16"),
     "test_narrow::test_the_other_verbs_run": ("memory-int8",),
     "test_narrow::test_transcripts_are_of_the_weights_that_answered": ("int8",),
+    "test_narrow_modules::test_modules_answer_nearly_as_before": ("mixed",),
     "test_no_files::test_a_store_with_what_is_no_file_is_refused_or_answers_as_before": ("run-fifo", "verify-fifo"),
     "test_pabee::*": ("('bert', 'single')", "('bert', 'regression')"),
     "test_pages::test_published_gains_follow_from_the_published_answers": ("rte",),
@@ -64,6 +65,15 @@ SAMPLED = {
 REPRESENTED = {
     "test_narrow::test_a_policy_of_other_weights_is_told": (
         "test_narrow::test_a_policy_knows_the_weights_that_it_was_tuned_on"
+    ),
+    "test_narrow_modules::test_a_text_encoder_as_graphs": (
+        "test_narrow_modules::test_a_classifier_of_images_answers_nearly_as_before"
+    ),
+    "test_narrow_modules::test_numbers_that_have_no_integer_are_refused": (
+        "test_narrow::test_numbers_that_have_no_integer_are_refused_by_name"
+    ),
+    "test_narrow_modules::test_what_torch_export_does_not_take_is_refused": (
+        "test_narrow_modules::test_what_has_no_product_for_integers_is_refused"
     ),
     "test_resume::test_two_processes_train_one_run": (
         "test_resume::test_two_processes_that_were_killed_go_on_with_the_same_rows"

@@ -143,7 +143,9 @@ def test_a_policy_of_other_weights_is_told(run, made, transcripts, refused, name
     refused(4, "another model", "run", made / name, "--exit", tmp_path / "foreign.json", "--text", "the bank")
 
 
-@pytest.mark.parametrize("options", [("--method", "eager"), ("--method", "export")])
-def test_other_methods_make_no_narrow_stores(refused, made, tmp_path, options):
-    words = ("divide", made / "model", tmp_path / "store", "--dtype", "int8", *options)
-    refused(2, ["stores of int8", "--dtype fp32"], *words)
+@pytest.mark.parametrize(("name", "method", "advice"), [
+    ("int8", "eager", "--method export"), ("fp16", "eager", "--dtype fp32"), ("fp16", "export", "--dtype fp32"),
+])  # fmt: skip
+def test_methods_that_make_no_narrow_stores(refused, made, tmp_path, name, method, advice):
+    words = ("divide", made / "model", tmp_path / "store", "--dtype", name, "--method", method)
+    refused(2, [f"stores of {name}", advice], *words)

@@ -18,6 +18,7 @@ from torch.nn import functional
 import offramp
 from offramp.backends import open_backend
 from offramp.checkpoints.checkpoint import StoredWithExits
+from offramp.cli import main
 from offramp.division import divide
 from offramp.errors import DamagedError, SourceError, StageError, StoreError, UsageError
 from offramp.program.inputs import Batch
@@ -28,7 +29,7 @@ from offramp.store.reader import tensor_view
 from offramp.store.repeats import expand
 from tests.division.tiny import write_model as write_encoder
 from tests.store.small import problems, refused, reseal, tree_of
-from tests.tiny_vision import SIDE, pixels, write_model
+from tests.tiny_vision import SIDE, pixels, png, write_model
 
 PREFIX = "offramp-int8."
 WIDTH = 64
@@ -71,6 +72,35 @@ class Addmm(nn.Module):
 
     def forward(self, x):
         return self.head(torch.addmm(self.bias, torch.addmm(self.bias, x, self.one).relu(), self.two))
+
+
+class Words(nn.Module):
+    """A table whose rows are looked up, and that is a head as well."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.layer = nn.Embedding(100, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, ids):
+        return functional.linear(self.layer(self.words(ids)), self.words.weight).softmax(-1)
+
+
+MODULES = {
+    "mixed": (Mixed, {"first.weight", "plain", "wide.weight", "narrow.weight"}, (5, WIDTH)),
+    "layers": (Addmm, {"one", "two"}, (WIDTH,)),
+    "words": (Words, {"layer.weight"}, (3,)),
+}
+"""Class, weights that become integers, and the shape of a row."""
+
+
+def made(cls):
+    torch.manual_seed(0)
+    module = cls().eval()
+    with torch.no_grad():  # an output, and an input, without weights
+        for name, each in module.named_parameters():
+            if name in ("plain", "one"):
+                each[:, 3] = each[5] = 0
+    return module
 
 
 class Branching(nn.Linear):
@@ -119,9 +149,7 @@ def vit(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory):
-    torch.manual_seed(0)
-    module = Mixed().eval()
-    folder = tmp_path_factory.mktemp("mixed")
+    module, folder = made(Mixed), tmp_path_factory.mktemp("mixed")
     return module, divide(module, torch.randn(2, 5, WIDTH), folder / "store", dtype="int8", method="export")
 
 
@@ -177,38 +205,34 @@ def test_the_modules_own_code_cannot_be_streamed(vit):
         offramp.stream(model, store)
 
 
-def test_weights_of_both_orders_and_shared_ones(mixed):
-    module, store = mixed
+@pytest.mark.parametrize("name", MODULES)
+def test_modules_answer_nearly_as_before(name, mixed, tmp_path):
+    cls, expected, shape = MODULES[name]
+    if name == "mixed":
+        module, store = mixed
+    else:
+        module = made(cls)
+        example = torch.randn(2, *shape) if shape[-1] == WIDTH else torch.arange(6).view(2, 3)
+        store = divide(module, example, tmp_path / "store", dtype="int8", method="export")
     with Store(store) as opened:
-        assert integers(opened) == {"first.weight", "plain", "wide.weight", "narrow.weight"}
+        assert integers(opened) == expected
         attributes = [kernel.attributes for kernel in opened.program.kernels.values() if kernel.attributes]
-        assert {value for each in attributes for name, value in each.items() if name.endswith("transposed")} == {0, 1}
-    x = torch.randn(7, 5, WIDTH)
+        orders = {value for each in attributes for end, value in each.items() if end.endswith("transposed")}
+        assert name != "mixed" or orders == {0, 1}
+    x = torch.randn(7, *shape) if shape[-1] == WIDTH else torch.arange(15).view(5, 3)
     with torch.no_grad():
         wanted = module(x).numpy()
     for backend in ("ort", "torch"):
         assert difference(answers(store, {"0": x.numpy()}, backend), wanted) < 0.05
 
 
-def test_rows_alone_have_the_bits_that_they_have_in_a_batch(tmp_path):
-    """Products of integers alone: a float product of one row has an order of its own in ONNX Runtime."""
-    module = nn.Sequential(*(nn.Linear(size, WIDTH) for size in (WIDTH, WIDTH, WIDTH)), nn.ReLU()).eval()
-    store = divide(module, torch.randn(2, WIDTH), tmp_path / "store", dtype="int8", method="export")
-    x = np.random.default_rng(0).standard_normal((9, WIDTH)).astype(np.float32)
-    whole = answers(store, {"0": x})
-    for rows in (slice(0, 1), slice(4, 5), slice(3, 7)):
-        assert np.array_equal(answers(store, {"0": x[rows]}), whole[rows])
-
-
-def test_layers_of_two_axes_and_the_answer_in_floats(tmp_path):
-    torch.manual_seed(0)
-    module = Addmm().eval()
-    store = divide(module, torch.randn(3, WIDTH), tmp_path / "store", dtype="int8", method="export")
-    with Store(store) as opened:
-        assert integers(opened) == {"one", "two"}, "the head is large, and stays"
-    x = torch.randn(5, WIDTH)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_numbers_that_have_no_integer_are_refused(tmp_path, value):
+    module = made(Addmm)
     with torch.no_grad():
-        assert difference(answers(store, {"0": x.numpy()}), module(x).numpy()) < 0.05
+        module.two[3, 4] = value
+    with pytest.raises(SourceError, match="tensor two has NaN or infinite numbers"):
+        divide(module, torch.randn(3, WIDTH), tmp_path / "store", dtype="int8", method="export")
 
 
 def test_a_text_encoder_as_graphs(tmp_path):
@@ -224,24 +248,13 @@ def test_a_text_encoder_as_graphs(tmp_path):
     assert difference(answers(store, given), answers(full, given)) < 0.1
 
 
-def test_a_table_that_is_also_a_head_stays_as_it_is(tmp_path):
-    class Words(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.words, self.layer = nn.Embedding(100, WIDTH), nn.Linear(WIDTH, WIDTH)
-
-        def forward(self, ids):
-            hidden = self.layer(self.words(ids))
-            return functional.linear(hidden, self.words.weight).softmax(-1)
-
-    module = Words().eval()
-    store = divide(module, torch.arange(6).view(2, 3), tmp_path / "store", dtype="int8", method="export")
-    with Store(store) as opened:
-        assert integers(opened) == {"layer.weight"}
-
-
 def convolutions():
     return nn.Sequential(nn.Conv2d(3, 32, 3), nn.Flatten(), nn.Linear(32 * 36, 3)).eval()
+
+
+def test_what_torch_export_does_not_take_is_refused(tmp_path):
+    with pytest.raises(StageError, match=r"integer weights need graphs: torch.export .* --dtype fp32 --method eager"):
+        divide(Branching().eval(), torch.randn(2, WIDTH), tmp_path / "store", dtype="int8")
 
 
 def test_what_has_no_product_for_integers_is_refused(tmp_path):
@@ -250,30 +263,8 @@ def test_what_has_no_product_for_integers_is_refused(tmp_path):
     assert not (tmp_path / "store").exists()
     with pytest.raises(UsageError, match=r"stores of int8 have graphs.* --method export"):
         divide(convolutions(), torch.zeros(2, 3, 8, 8), tmp_path / "store", dtype="int8", method="eager")
-    with pytest.raises(StageError, match=r"integer weights need graphs: torch.export .* --dtype fp32 --method eager"):
-        divide(Branching().eval(), torch.randn(2, WIDTH), tmp_path / "store", dtype="int8")
     with pytest.raises(UsageError, match="stores of fp16 are of text encoders"):
         divide(convolutions(), torch.zeros(2, 3, 8, 8), tmp_path / "store", dtype="fp16", method="export")
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_numbers_that_have_no_integer_are_refused(tmp_path, value):
-    module = Addmm().eval()
-    with torch.no_grad():
-        module.two[3, 4] = value
-    with pytest.raises(SourceError, match="tensor two has NaN or infinite numbers"):
-        divide(module, torch.randn(3, WIDTH), tmp_path / "store", dtype="int8", method="export")
-
-
-def test_rows_and_columns_of_zeros(tmp_path):
-    module = Addmm().eval()
-    with torch.no_grad():
-        module.one[:, 3] = 0
-        module.one[5] = 0
-    store = divide(module, torch.randn(3, WIDTH), tmp_path / "store", dtype="int8", method="export")
-    x = torch.zeros(2, WIDTH)
-    with torch.no_grad():
-        assert difference(answers(store, {"0": x.numpy()}), module(x).numpy()) < 0.02
 
 
 def kernels(tree):
@@ -363,3 +354,18 @@ def test_graphs_are_small_and_quantise_shared_rows_once(vit):
 def test_the_config_says_so(vit):
     config = json.loads((vit[2] / "config.json").read_text())
     assert config["quantization_config"] == {"offramp": "int8"} and config["image_size"] == SIDE
+
+
+def test_verbs_take_it(vit, capsys):
+    _, _, store, _ = vit
+    for words in (["verify"], ["plan", "--threads", "1"], ["ls"]):
+        assert main([words[0], str(store), *words[1:]]) == 0
+    assert "stored as int8" in capsys.readouterr().out
+    images = [png(seed) for seed in range(5)]
+    found = []
+    for options in ({}, {"batch": 4}, {"backend": "torch"}):
+        with offramp.load(store, threads=1, **options) as classifier:
+            found.append(classifier.predict(images))
+    for other, most in zip(found[1:], (1e-3, 0.02), strict=True):
+        for one, two in zip(found[0], other, strict=True):
+            assert one.label == two.label and abs(one.score - two.score) < most
