@@ -2,8 +2,8 @@
 integers, and the shards are written again.
 
 The graphs exist and are proven in floats before. A weight becomes integers where every graph that takes it multiplies
-rows by it, and nothing else; the product whose result is the answer stays one of floats, as heads do. The new graphs
-are run on the operands of the example and compared with the floats.
+rows by it, and nothing else. Heads stay floats: the product whose result is the answer, and a small last stage. The new
+graphs are run on the operands of the example and compared with the floats.
 
 Shapes: K inputs and N outputs of a product.
 """
@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +37,8 @@ LEAST_OUTPUTS, LEAST_ELEMENTS = 16, 1024
 """Smallest matrices that become integers: those of smaller ones save nothing."""
 MOST_INPUTS = 1 << 16
 """Most inputs of a product: sums of more integers might exceed 32 bits."""
+LARGEST_HEAD = 0.1
+"""Largest part of the elements of matrices in the stage that gives the answer, if it stays one of floats."""
 TOLERANCE = 0.25
 """Largest accepted difference of a stage from its floats, relative to the largest value of a result."""
 CHUNK_BYTES = 2 << 20
@@ -87,6 +90,8 @@ def _places(program: Program, manifest: m.Manifest, uses: Mapping[str, Uses]) ->
         for port, results in uses[step.kernel].results.items():
             if answers & results:
                 found[step.kernel].pop(port, None)
+    for kernel in _heads(program, found, tensors):
+        found[kernel].clear()
     while True:
         refused = {name for step in program.steps() for name in _refused(step, found[step.kernel], tensors)} | kept
         orders: dict[str, set[bool]] = {}
@@ -101,6 +106,17 @@ def _places(program: Program, manifest: m.Manifest, uses: Mapping[str, Uses]) ->
             found[kernel].pop(port, None)
         if sum(map(len, found.values())) == before:
             return {kernel: ports for kernel, ports in found.items() if ports}
+
+
+def _heads(program: Program, found: Places, tensors: Mapping[str, tuple[Shard, m.Tensor]]) -> set[str]:
+    """Return the kernel of the step that gives the answer, if that is a small part of the model: a pooler, a head."""
+    assert program.output is not None, "captured"
+    sizes: dict[str, int] = {}
+    for step in program.steps():
+        elements = (tensors[step.weights[port]][1].shape for port in found[step.kernel])
+        sizes[step.kernel] = sizes.get(step.kernel, 0) + sum(map(prod, elements))
+    last = {step.kernel for step in program.steps() if program.output.value in step.writes}
+    return {kernel for kernel in last if sizes[kernel] <= LARGEST_HEAD * sum(sizes.values())}
 
 
 def _refused(step: Step, ports: Mapping[str, Port], tensors: Mapping[str, tuple[Shard, m.Tensor]]) -> set[str]:
