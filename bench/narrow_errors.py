@@ -97,7 +97,7 @@ STORE = {
     "up": Part(rotation=MOST_ROTATED),
     "down": Part(with_exact_inputs(by_pairs), activations(LOW_ZERO_POINT)),
 }
-"""What an int8 store has."""
+"""Rounding of each kind of product in an int8 store."""
 
 
 def only(field: str) -> dict[str, Part]:

@@ -23,10 +23,10 @@ from offramp.backends.onnx_checks import checked_model, sizes_of
 from offramp.backends.onnx_operators import Known
 from offramp.division.export import IR, OPSET, Run, difference, opened, require_allowed_in_stores
 from offramp.division.integer_graphs import Port, Uses, narrow_graph, turn_of, uses_of
-from offramp.division.names.narrow import MARK, SCALE, WEIGHT, Quantised, quantise, stored_name
+from offramp.division.names.narrow import MARK, WEIGHT, Quantised, quantise, stored_name
 from offramp.errors import StageError
 from offramp.program.dtypes import ALIGNMENT_BYTES, DTYPES, FLOAT
-from offramp.program.narrow import INTEGER, turned_of
+from offramp.program.narrow import INTEGER, SCALE, turned_of
 from offramp.program.program import Program, Step
 from offramp.store import Shard, StoreWriter
 from offramp.store import manifest as m

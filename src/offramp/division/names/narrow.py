@@ -12,13 +12,13 @@ from offramp.checkpoints.families import shown
 from offramp.checkpoints.source import MAKER
 from offramp.errors import SourceError
 from offramp.program.dtypes import FLOAT, HALF
-from offramp.program.narrow import LARGEST_PAIR, LARGEST_WEIGHT, hadamard
+from offramp.program.narrow import LARGEST_PAIR, LARGEST_WEIGHT, SCALE, hadamard
 from offramp.store.manifest import FP32, INT8
 
 MARK: dict[str, Any] = {MAKER: INT8}
 """`quantization_config` of an int8 store: transformers raises an error for one without a method that it knows."""
-WEIGHT, SCALE = ".weight", ".scale"
-"""Endings of the roles of a matrix and of the scales of its integers."""
+WEIGHT = ".weight"
+"""Ending of the role of a matrix."""
 MADE = (SCALE, ".exact", ".channels")
 """Endings of the roles of tensors that are derived from a matrix, in addition to its integers."""
 _PREFIX = "offramp-int8."
