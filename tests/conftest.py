@@ -23,6 +23,17 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+@pytest.fixture
+def one_thread():
+    """Torch as it was found, after a test; one thread within, on whose number the bits of a training depend."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def cache_names(tmp_path_factory):
     """Names of folders that do not exist. Numbered folders of pytest take longer the more there are."""

@@ -15,6 +15,7 @@ import offramp
 from offramp.store.transcript import read_transcript
 from tests.tiny_vision import LABELS, write_images, write_model
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 QUICK = ("--epochs", 1, "--heads-epochs", 1, "--batch", 16)
 BUDGET = ("--budget", "4GiB")  # of this process, which has pytest in it
 POLICY = ("--exit", "confidence:0.4")
@@ -41,15 +42,6 @@ def place(tmp_path_factory):
     ):
         assert main([str(word) for word in words]) == 0
     return folder
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Torch as it was found, after a test; the bits of a training depend on the number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

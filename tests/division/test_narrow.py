@@ -18,9 +18,8 @@ from offramp.division.names.narrow import exact_inputs, quantise
 from offramp.errors import DamagedError, SourceError, StageError
 from offramp.program.narrow import LARGEST_PAIR, LARGEST_WEIGHT, hadamard, rotation_of
 from offramp.store import Store, verify
-from offramp.store.repeats import expand
 from tests.division.tiny import CONFIGS, config_of, write_model, write_sharded
-from tests.store.small import problems, read, refused, reseal, tree_of
+from tests.store.small import problems, read, refused, reprogrammed
 
 PREFIX = "offramp-int8."
 NONE = np.empty(0, np.int64)
@@ -329,11 +328,7 @@ def without_exact(tree):
     ],
 )
 def test_a_store_whose_parts_do_not_fit_is_refused(divided, tmp_path, change, mentions):
-    folder = shutil.copytree(divided, tmp_path / "copy")
-    tree = tree_of(folder)
-    tree["program"] = expand(tree["program"], "program")
-    change(tree)
-    reseal(folder, tree)
+    folder = reprogrammed(divided, tmp_path / "copy", change)
     refused(DamagedError, lambda: Store(folder), mentions)
 
 

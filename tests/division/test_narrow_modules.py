@@ -4,7 +4,6 @@ Shapes: B rows, K inputs and N outputs of a product.
 """
 
 import json
-import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -26,21 +25,13 @@ from offramp.program.narrow import LARGEST_PAIR
 from offramp.runtime.inputs import InputReader
 from offramp.store import Store
 from offramp.store.reader import tensor_view
-from offramp.store.repeats import expand
 from tests.division.tiny import write_model as write_encoder
-from tests.store.small import problems, refused, reseal, tree_of
+from tests.store.small import problems, refused, reprogrammed
 from tests.tiny_vision import SIDE, pixels, png, write_model
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 PREFIX = "offramp-int8."
 WIDTH = 64
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Mixed(nn.Module):
@@ -320,20 +311,12 @@ def unknown(tree):
     ],
 )
 def test_a_store_whose_parts_do_not_fit_is_refused(mixed, tmp_path, change, mentions):
-    folder = shutil.copytree(mixed[1], tmp_path / "copy")
-    tree = tree_of(folder)
-    tree["program"] = expand(tree["program"], "program")
-    change(tree)
-    reseal(folder, tree)
+    folder = reprogrammed(mixed[1], tmp_path / "copy", change)
     refused(DamagedError, lambda: Store(folder), mentions)
 
 
 def test_integers_that_torch_takes_for_floats_are_refused(mixed, tmp_path):
-    folder = shutil.copytree(mixed[1], tmp_path / "copy")
-    tree = tree_of(folder)
-    tree["program"] = expand(tree["program"], "program")
-    without_attributes(tree)
-    reseal(folder, tree)
+    folder = reprogrammed(mixed[1], tmp_path / "copy", without_attributes)
     x = np.zeros((1, 5, WIDTH), np.float32)
     for backend in ("torch",):
         with pytest.raises(StoreError):

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import transformers
 
 import offramp
@@ -38,9 +37,5 @@ def divided(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    """Torch as it was found, after a test; one thread within."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def in_one_thread(one_thread):
+    """Each test of this folder computes in one thread."""

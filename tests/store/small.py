@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 import types
 from pathlib import Path
@@ -26,6 +27,7 @@ from offramp.program.program import (
 )
 from offramp.store import Manifest, Store, StoreWriter, memory, verify
 from offramp.store.manifest import Exits, Proof, ProvenExample, ProvenInput, Source, seal
+from offramp.store.repeats import expand
 
 LABELS = ("no", "yes")
 HIDDEN, VOCABULARY, MAX_LENGTH = 16, 4096, 8
@@ -116,6 +118,16 @@ def tree_of(store):
 def reseal(store, tree):
     """What someone writes who knows the format."""
     (store / "offramp.json").write_bytes(seal(tree))
+
+
+def reprogrammed(store, copy, change):
+    """Copy a store, with a program that a function has changed. Returns the copy."""
+    shutil.copytree(store, copy)
+    tree = tree_of(copy)
+    tree["program"] = expand(tree["program"], "program")
+    change(tree)
+    reseal(copy, tree)
+    return copy
 
 
 def flip(path, bit):

@@ -17,6 +17,7 @@ from offramp.tasks.arrays import Record
 from offramp.tasks.examples import Example, Splits
 from offramp.training import TrainSettings, train_exits
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 WIDTH, LABELS = 16, ("one", "two", "three")
 QUICK = TrainSettings(epochs=8, heads_epochs=4, batch_size=16, learning_rate=1e-2)
 
@@ -80,14 +81,6 @@ def pairs(num, seed=0):
 def train(make, out, settings=QUICK, **options):
     module = made(make)
     return module, train_exits(module, pairs(200), pairs(40, 1), out, labels=LABELS, settings=settings, **options)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(("make", "num_exits"), [(sequence, 3), (Named, 3)])
