@@ -526,7 +526,7 @@ TABLE = [
     config(
         "checkpoints/config.py: {} is {}: {}",
         "divide a model of a supported form",
-        {"id2label": 3},
+        {"id2label": {}},
         {"id2label": {"0": "a", "1": "b", "2": "c"}},
     ),
     Entry(

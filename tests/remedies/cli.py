@@ -110,9 +110,9 @@ TABLE = [
     ),
     instead(
         "division/build.py: only text encoders that are divided by the names of their tensors are cut",
-        "divide model another --method eager --block 1MiB",
+        "divide plain another --method eager --block 1MiB",
         "divide it without --block",
-        "divide model another --method eager",
+        "divide plain another --method eager",
     ),
     instead(
         "cli/tune.py: no {}",

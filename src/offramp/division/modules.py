@@ -70,10 +70,12 @@ class TrainedExits:
         assert program.module is not None and program.stages, "divided by export"
         steps = accumulate(len(layer.steps) for layer in program.layers[:-1])
         starts = tuple(program.module.parts[index].start for index in steps)
+        if not self.calls:
+            what = "the exits belong to the layers of a text encoder, which a division by a run does not tell apart"
+            raise SourceError(what, self.description.parent, "divide with --method names")
         if starts != self.calls:
             what = f"{len(self.calls)} exits were trained, and the graphs of this division have {len(starts)} places"
-            remedy = "train the exits again" if self.calls else "divide with --method names"
-            raise SourceError(what, self.description.parent, remedy)
+            raise SourceError(what, self.description.parent, "train the exits again")
         files = (*manifest.files, *(writer.add_copy(path.name, path) for path in self.companions))
         return replace(manifest, exits=writer.add_exits(self.heads, self.description), files=files)
 
