@@ -4,6 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # Modules are compiled when they are first imported: compiling all of them would take longer than the rest.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+# Compiled modules are kept, also where the environment says otherwise: dozens of processes import torch, each of which
+# would compile it again.
+unexport PYTHONDONTWRITEBYTECODE
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest
 # One thread for each process: two processes with a pool each would wait for one another.
