@@ -90,7 +90,10 @@ ALONE = (
 """Tests with a deadline in real time, or of the memory of a whole process."""
 
 
-FIRST = ("test_readme", "test_resume", "test_pipeline", "test_folder_edits", "test_remedies", "test_system_faults")
+FIRST = (
+    *("test_readme", "test_golden", "test_pipeline", "test_tuning", "test_folder_edits", "test_resume", "test_tune"),
+    *("test_train_eval", "test_vision", "test_remedies", "test_own", "test_system_faults"),
+)
 """Files that take longest, which start first, so that no process is left with one of them at the end."""
 
 
