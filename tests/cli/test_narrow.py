@@ -9,12 +9,9 @@ from offramp.errors import RefusedError
 from offramp.policies import parse
 from offramp.session.policy_files import NamedPolicy
 from offramp.store import Store
-from offramp.store.manifest import ROUNDINGS
 from offramp.store.policy_file import MeasuredOn, PolicyFile, Prediction
 from offramp.store.transcript import read_transcript
 from tests.cli.conftest import LABELS, WORDS, write_tiny
-from tests.golden.common import unpack
-from tests.golden.narrow import STORES as GOLDEN_STORES
 
 PRECISIONS = ("fp16", "int8")
 BACKENDS = ("ort", "numpy", "torch")
@@ -116,25 +113,14 @@ def test_transcripts_are_of_the_weights_that_answered(run, made, transcripts, na
 def test_a_policy_knows_the_weights_that_it_was_tuned_on(made, name):
     with Store(made / name) as store, Store(made / "fp32") as full:
         for opened in (store, full):
-            for rounding in ROUNDINGS:
-                sha256 = store.manifest.answering(rounding)
+            for precision in (name, "fp32"):
+                sha256 = store.manifest.answering(precision)
                 named = NamedPolicy(parse("none"), {"mine": replace(POLICY, model_sha256=sha256)})
                 named.require_model(opened)
-                assert len(named.rounding(opened)) == (rounding != opened.manifest.rounding)
+                assert len(named.rounding(opened)) == (precision != opened.manifest.precision)
             foreign = NamedPolicy(parse("none"), {"mine": replace(POLICY, model_sha256="0" * 64)})
             with pytest.raises(RefusedError, match="another model"):
                 foreign.require_model(opened)
-
-
-def test_a_policy_of_the_earlier_kind_of_integers_is_told(tmp_path):
-    early, later = (Store(unpack(name, tmp_path, GOLDEN_STORES)) for name in ("bert-int8", "bert-int8-rotated"))
-    with early, later:
-        assert (early.manifest.rounding, later.manifest.rounding) == ("int8", "rotated int8")
-        assert early.manifest.precision == later.manifest.precision == "int8"
-        sha256 = later.manifest.answering(early.manifest.rounding)
-        named = NamedPolicy(parse("none"), {"mine": replace(POLICY, model_sha256=sha256)})
-        (line,) = named.rounding(later)
-    assert "tuned on the answers of int8 weights, those of this store are rotated int8" in line
 
 
 @pytest.mark.parametrize("name", PRECISIONS)
@@ -145,15 +131,13 @@ def test_a_policy_of_other_weights_is_told(run, made, transcripts, refused, name
         said = run("tune", made / name, *words, *TUNING, "--out", tmp_path / f"{source}.json")
         assert said.code == 0, said.err
         assert ("before its weights were rounded" in said.err) == (source == "fp32")
-    with Store(made / name) as store:
-        rounding = store.manifest.rounding
     for source in (name, "fp32"):
         said = run("run", made / name, "--exit", tmp_path / f"{source}.json", "--text", "the bank", *QUICK)
         assert said.code == 0
-        mention = f"tuned on the answers of fp32 weights, those of this store are {rounding}"
+        mention = f"tuned on the answers of fp32 weights, those of this store are {name}"
         assert (mention in said.err) == (source == "fp32")
     said = run("run", made / "fp32", "--exit", tmp_path / f"{name}.json", "--text", "the bank", *QUICK)
-    assert said.code == 0 and f"tuned on the answers of {rounding} weights, those of this store are fp32" in said.err
+    assert said.code == 0 and f"tuned on the answers of {name} weights, those of this store are fp32" in said.err
     foreign = json.loads((tmp_path / "fp32.json").read_text())
     (tmp_path / "foreign.json").write_text(json.dumps({**foreign, "model_sha256": "0" * 64}))
     refused(4, "another model", "run", made / name, "--exit", tmp_path / "foreign.json", "--text", "the bank")

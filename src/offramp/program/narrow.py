@@ -61,11 +61,6 @@ def has_integers(kernel: Kernel) -> bool:
     return kernel.template.endswith(SUFFIX) or (kernel.template == CAPTURED and bool(kernel.attributes))
 
 
-def is_finer(kernel: Kernel) -> bool:
-    """Return whether the integers of a kernel of a text encoder are of the later kind, which attributes describe."""
-    return kernel.template.endswith(SUFFIX) and any(name in kernel.attributes for name in DEFAULTS)
-
-
 def narrow_shapes(role: str, outputs: Size, inputs: Size) -> Dict[str, Tuple[Size, ...]]:
     """Return the shapes of the integers, scales and bias of a linear layer, from sizes or their names.
 

@@ -16,7 +16,7 @@ from offramp.errors import StoreError
 from offramp.program.checks import MAX_RANK, NAMED, POSITIVE, require_distinct
 from offramp.program.dtypes import ALIGNMENT_BYTES, DTYPES, FLOAT, HALF
 from offramp.program.encoder import PRODUCTS, TEMPLATES
-from offramp.program.narrow import has_integers, is_finer
+from offramp.program.narrow import has_integers
 from offramp.program.program import Program, plain
 from offramp.store.repeats import compress
 from offramp.store.safetensors import num_bytes
@@ -38,9 +38,6 @@ NAMES = "names"
 """Method of a division by the names of tensors."""
 FP32, FP16, INT8 = STORED = "fp32", "fp16", "int8"
 """Precisions that the matrices of the layers of a text encoder are stored in."""
-FINER = "rotated int8"
-ROUNDINGS = (*STORED, FINER)
-"""Ways in which these matrices are rounded: integers of two kinds, which give different answers."""
 _FILE = re.compile(r"(graphs/)?[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _SHA256 = {"pattern": re.compile(r"[0-9a-f]{64}")}
 _DTYPE, _SHAPE = {"choices": tuple(DTYPES)}, {"most": MAX_RANK}
@@ -213,15 +210,10 @@ class Manifest:
         has_blocks = any(kernel.template in PRODUCTS for kernel in self.program.kernels.values())
         return self.program.module is None and self.precision != INT8 and not has_blocks
 
-    @property
-    def rounding(self) -> str:
-        """How the weights are rounded: the precision, or the later kind of its integers."""
-        return FINER if any(map(is_finer, self.program.kernels.values())) else self.precision
-
-    def answering(self, rounding: str) -> str:
+    def answering(self, precision: str) -> str:
         """Return the fingerprint of the model that answers: of the source, and of how its weights are rounded."""
-        whole = f"{self.source.fingerprint} {rounding}".encode()
-        is_rounded = rounding in (INT8, FINER) or (rounding == FP16 and self.source.method == NAMES)
+        whole = f"{self.source.fingerprint} {precision}".encode()
+        is_rounded = precision == INT8 or (precision == FP16 and self.source.method == NAMES)
         return hashlib.sha256(whole).hexdigest() if is_rounded else self.source.fingerprint
 
     @cached_property
