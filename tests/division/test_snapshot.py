@@ -107,6 +107,70 @@ class Drawn(Chain):
         return super().forward(nn.functional.dropout(hidden + noise))
 
 
+class Slotted:
+    """Keeps a number in a slot."""
+
+    __slots__ = ("number",)
+
+
+class Hidden(Chain):
+    """Keeps state that a run changes in arrays, slots, closures and generators that are not of PyTorch."""
+
+    def __init__(self):
+        super().__init__()
+        self.array, self.bytes, self.slotted = np.zeros(2), bytearray(2), Slotted()
+        self.slotted.number, number = 0, 0
+        self.own = [np.random.default_rng(0), np.random.RandomState(0), random.Random(0)]
+
+        def count():
+            nonlocal number
+            number += 1
+            return number
+
+        self.count = count
+
+    def state(self):
+        numpy, older, own = self.own
+        states = str(numpy.bit_generator.state), str(older.get_state()), own.getstate()
+        return self.array.tolist(), bytes(self.bytes), self.slotted.number, self.count(), *states
+
+    def forward(self, hidden):
+        self.array += 1
+        self.bytes[0] += 1
+        self.slotted.number += 1
+        self.count()
+        return super().forward(hidden + self.own[0].random() + self.own[1].rand() + self.own[2].random())
+
+
+def test_state_in_objects_of_every_kind_is_as_it_was(tmp_path):
+    module, fresh = made(Hidden), made(Hidden)
+    offramp.divide(module, vectors(), tmp_path / "store")
+    assert module.state() == fresh.state()
+
+
+class Aliased(Chain):
+    """Writes to a buffer and reads the same memory through another buffer or a list."""
+
+    def __init__(self, by_list):
+        super().__init__()
+        memory = torch.zeros(WIDTH)
+        self.register_buffer("written", memory)
+        self.kept = [memory]
+        if not by_list:
+            self.kept = []
+            self.register_buffer("view", memory[:4])
+
+    def forward(self, hidden):
+        self.written.copy_(hidden.mean(0))
+        return super().forward(hidden) + (self.kept[0] if self.kept else self.view).sum()
+
+
+@pytest.mark.parametrize("by_list", [False, True])
+def test_buffers_that_share_memory_are_not_divided_into_another_answer(tmp_path, by_list):
+    with pytest.raises(OfframpError, match="other answers than the whole one"):
+        offramp.divide(made(Aliased, by_list), vectors(), tmp_path / "store")
+
+
 def failing():
     module = made(Failing)
     module.error = ValueError("x")
@@ -180,7 +244,7 @@ def test_everything_is_as_it_was_whether_divided_or_refused(tmp_path, name, meth
 @pytest.mark.parametrize("name", WRITING)
 def test_a_module_that_writes_to_its_weights_is_refused_by_the_name_of_the_weight(tmp_path, name):
     make, inputs = ZOO[name]
-    with pytest.raises(OfframpError, match=r"a run of the module writes to its weight (0\.)?weight \(.*compute a new"):
+    with pytest.raises(OfframpError, match=r"keeps its weights, and .* writes to (0\.)?weight - compute a new"):
         offramp.divide(make(), inputs, tmp_path / "store")
 
 

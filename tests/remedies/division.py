@@ -1,5 +1,6 @@
 """Remedies of the rooms division, streaming and backends: modules that cannot be divided, stores that do not run so."""
 
+import copy
 import json
 import pickle
 import re
@@ -208,6 +209,27 @@ def closed_stream(w, again=False):
     if not again:
         return module(vectors())
     with offramp.stream(module, w / "made") as model:
+        return model(vectors())
+
+
+def copied_while_streamed(w, copied):
+    w.once(divide_chain)
+    module = made(Chain)
+    with offramp.stream(module, w / "made") as model:
+        model(vectors())
+    with offramp.stream(module, w / "made", weight_budget=70_000):
+        return copied(module)
+
+
+def replaced_weight(w, in_stream):
+    """Replace a weight in the stream of a module, or before it is divided."""
+    module, store = made(Chain), w / ("made" if in_stream else "new")
+    weight = torch.nn.Parameter(torch.zeros_like(module.first.weight))
+    if not in_stream:
+        module.first.weight = weight
+        offramp.divide(module, vectors(), store)
+    with offramp.stream(module, store) as model:
+        model.module.first.weight = weight if in_stream else model.module.first.weight
         return model(vectors())
 
 
@@ -862,7 +884,7 @@ TABLE = [
         lambda: made(Chain),
     ),
     modules(
-        "streaming/placeholders.py: a run of the module writes",
+        "streaming/placeholders.py: a divided module keeps",
         "compute a new tensor instead",
         lambda: Writing(True).eval(),
         lambda: Writing(False).eval(),
@@ -916,7 +938,19 @@ TABLE = [
         lambda w: (stream(w, made(Chain)), offramp.stream(made(Chain), w / "made").open()(vectors())),
     ),
     corrected(
-        "streaming/streamed.py: {} touches {}, and its stream is closed",
+        "streaming/placeholders.py: the weight {} is in a store",
+        lambda w: copied_while_streamed(w, copy.deepcopy),
+        "take its state_dict() in the stream",
+        lambda w: copied_while_streamed(w, lambda module: copy.deepcopy(dict(module.state_dict()))),
+    ),
+    corrected(
+        "streaming/streamed.py: the weight {} of a streamed module",
+        lambda w: (w.once(divide_chain), replaced_weight(w, True)),
+        "divide a module that has the new weights",
+        lambda w: replaced_weight(w, False),
+    ),
+    corrected(
+        "streaming/streamed.py: {} needs {}, and its stream is closed",
         closed_stream,
         "open the store again",
         lambda w: closed_stream(w, again=True),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import functools
 import warnings
 
 import pytest
@@ -11,7 +13,7 @@ from torch import nn  # noqa: E402
 from torch.nn.utils import spectral_norm, weight_norm  # noqa: E402
 
 import offramp  # noqa: E402
-from offramp.errors import BudgetError  # noqa: E402
+from offramp.errors import BudgetError, StageError  # noqa: E402
 from offramp.store import Store  # noqa: E402
 from offramp.streaming.outside import Outside  # noqa: E402
 from offramp.streaming.placement import data_bytes, smallest_weights  # noqa: E402
@@ -176,3 +178,61 @@ def test_other_paths_stay_within_the_budget(tmp_path, order, share):
             assert torch.equal(model(vectors(), order), plain(made(Rounds), vectors(), order))
             assert torch.equal(model(vectors()), plain(made(Rounds), vectors()))
         assert model.counts.peak_weight_bytes <= budget
+
+
+class Slotted:
+    """Keeps a tensor in a slot, and has a method."""
+
+    __slots__ = ("tensor",)
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+    def method(self):
+        return self.tensor
+
+
+def closed_over(tensor):
+    return lambda: tensor
+
+
+PLACES = {
+    "a slot": Slotted,
+    "a method": lambda tensor: Slotted(tensor).method,
+    "a closure": closed_over,
+    "a partial": lambda tensor: functools.partial(torch.add, other=tensor),
+    "a deque": lambda tensor: collections.deque([tensor]),
+    "an array": lambda tensor: tensor.numpy().copy(),
+    "a sparse tensor": lambda tensor: (tensor + 1).to_sparse(),
+    "a module in a list": lambda tensor: [nn.Linear(LARGE, LARGE)],
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_tensors_count_wherever_they_can_be_reached(place):
+    module = made(Chain)
+    module.extra = PLACES[place](torch.zeros(LARGE, LARGE))
+    assert Outside(module).num_bytes >= 4 * LARGE * LARGE
+
+
+def replaced(module):
+    module.first.weight = nn.Parameter(torch.zeros(module.first.weight.shape))
+
+
+CHANGES = {
+    "in place": lambda module: module.first.weight.zero_(),
+    "by out": lambda module: torch.zeros(module.first.weight.shape, out=module.first.weight),
+    "replaced": replaced,
+}
+
+
+@pytest.mark.parametrize("budget", ["smallest", "1GiB"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_weights_of_a_streamed_module_are_not_changed_without_a_word(tmp_path, change, budget):
+    store = offramp.divide(made(Chain), vectors(), tmp_path / "store")
+    limit = smallest(store) if budget == "smallest" else budget
+    with offramp.stream(made(Chain), store, weight_budget=limit) as model:
+        plain(model, vectors())
+        with pytest.raises(StageError, match=r"first\.weight"), torch.no_grad():
+            CHANGES[change](model.module)
+            model(vectors())

@@ -348,7 +348,7 @@ def test_a_closed_stream_answers_no_more_and_says_so(shelf):
     assert stream.record()["passes"] == 1 and stream.record()["bytes_read_total"] > 0
     with pytest.raises(ValueError, match="the stream is not open"):
         stream(vectors())
-    with pytest.raises(StageError, match=r"touches first\.weight, and its stream is closed"):
+    with pytest.raises(StageError, match=r"needs first\.weight, and its stream is closed"):
         stream.module(vectors())
     assert "forward" not in vars(stream.module)
 

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from offramp.program.program import Call
-from offramp.streaming.capture import surround, tensors_of
+from offramp.streaming.capture import surround, tensors_of, value_of
 from offramp.streaming.placeholders import bits
 
 Log = list[tuple[Call, str]]
@@ -54,6 +54,6 @@ def first_difference(one: Log, other: Log, module: nn.Module) -> str:
 def _digest(result: Any) -> str:
     digest = hashlib.sha256()
     for tensor in tensors_of(result):
-        digest.update(json.dumps([str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(json.dumps([str(tensor.dtype), value_of(tensor).axes]).encode())
         digest.update(bits(tensor))
     return digest.hexdigest()

@@ -22,7 +22,7 @@ from offramp.division.snapshot import Snapshot, undisturbed
 from offramp.errors import OfframpError, StageError, UsageError, said
 from offramp.store import Store
 from offramp.store.manifest import Proof, ProvenExample, ProvenInput
-from offramp.streaming.capture import Arguments, Touches, are_equal, tensors_of, trace_run
+from offramp.streaming.capture import Arguments, Touches, are_equal, tensors_of, trace_run, value_of
 from offramp.streaming.layouts import layout_of
 from offramp.streaming.placeholders import Placeholder, Weight, bits, weights_of
 from offramp.streaming.placement import (
@@ -202,7 +202,7 @@ def _maker(part: nn.Module) -> str | None:
         return "torch.jit"
     if isinstance(part, torch.fx.GraphModule) and "eval" in vars(part):  # replaced there by one that only raises
         return "torch.export"
-    is_compiled = hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) is not None
+    is_compiled = "_orig_mod" in part._modules or part._compiled_call_impl is not None
     return "torch.compile" if is_compiled else None
 
 
@@ -318,8 +318,9 @@ def _prove(original: Original, folder: Path, example: Example, num_passes: int) 
         raise StageError(what, original.name, "have the code take it from its module each time it runs")
     described, digest = {}, hashlib.sha256()
     for name, tensor in inputs.tensors().items():
-        described[name] = ProvenInput(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
-        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        axes = tuple(axis for axis in value_of(tensor).axes if isinstance(axis, int))
+        described[name] = ProvenInput(str(tensor.dtype).removeprefix("torch."), axes)
+        digest.update(json.dumps([name, str(tensor.dtype), axes]).encode())
         digest.update(bits(tensor))
     proven = ProvenExample(
         described,

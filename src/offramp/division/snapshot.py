@@ -5,9 +5,10 @@ is: containers and objects are restored to what they held, tensors to their data
 """
 
 import random
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -17,11 +18,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from offramp.streaming.placeholders import Placeholder, bits
+from offramp.streaming.reachable import cells, contents, is_own_function, referents, slots
 
 SEED = 0
 """State in which the random generators of the process are before each run."""
 Undo = Callable[[], None]
-_CLOSED = (ModuleType, FunctionType, MethodType, type)
+_CLOSED = (ModuleType, type)
 """Objects whose attributes are not part of the state of a module."""
 
 
@@ -29,38 +31,52 @@ class Snapshot:
     """The state of all objects that the attributes of a module lead to, for a later `restore`."""
 
     def __init__(self, module: nn.Module) -> None:
-        self._generators: list[tuple[torch.Generator, Tensor]] = []
+        self._reset: list[Undo] = []
         self._undo: list[Undo] = [_undo_of_process()]
         self._weights = {id(tensor) for tensor in module.parameters()}
+        self.aliased: set[int] = set()
+        """Addresses of the memory of tensors to which anything except the buffers of a module refers."""
+        buffers = {id(part._buffers) for part in module.modules()}
         seen, waiting = set(), [module]
         while waiting:
             each = waiting.pop()
             if id(each) not in seen:
                 seen.add(id(each))
-                waiting += self._saved(each)
+                found = self._saved(each)
+                waiting += found
+                self.aliased |= set() if id(each) in buffers else set(filter(None, map(address, found)))
 
     def _saved(self, each: Any) -> list[Any]:
         """Save one object, and return the objects that it leads to."""
         if isinstance(each, Tensor):
             self._undo.append(_undo_of_tensor(each, has_copy=id(each) not in self._weights))
             return []
-        if isinstance(each, torch.Generator):
-            self._generators.append((each, each.get_state()))
+        if isinstance(each, _CLOSED) or is_own_function(each):
+            return []
+        generator = _undo_of_generator(each)
+        if generator is not None:
+            self._reset.append(generator)
             return []
         if isinstance(each, (dict, list, deque, set)):
             self._undo.append(_undo_of_container(each))
-        if isinstance(each, (dict, list, deque, set, tuple, frozenset)):
-            return list(each.values() if isinstance(each, dict) else each)
-        attributes = None if isinstance(each, _CLOSED) else getattr(each, "__dict__", None)
-        return [attributes] if isinstance(attributes, dict) else []
+        elif isinstance(each, (np.ndarray, bytearray)):
+            self._undo.append(_undo_of_array(each))
+        elif isinstance(each, FunctionType):
+            self._undo += [_undo_of_cell(cell) for cell in cells(each)]
+            return [*referents(each), vars(each)]
+        elif not isinstance(each, (tuple, frozenset, partial, MethodType)):
+            found, attributes = slots(each), getattr(each, "__dict__", None)
+            self._undo += [_undo_of_slots(each, found)] if found else []
+            return [*([attributes] if isinstance(attributes, dict) else []), *found.values()]
+        return referents(each)
 
     def seed(self) -> None:
         """Set all random generators, those of the process and of the module, to the state that each run begins with."""
         torch.default_generator.manual_seed(SEED)
         random.seed(SEED)
         np.random.seed(SEED)
-        for generator, state in self._generators:
-            generator.set_state(state)
+        for reset in self._reset:
+            reset()
 
     def restore(self) -> None:
         """Restore the state. The last saved is restored first: the module itself last."""
@@ -76,17 +92,96 @@ def undisturbed(module: nn.Module) -> Iterator[Snapshot]:
     that it may write to.
     """
     snapshot = Snapshot(module)
-    copies: dict[int, Tensor] = {}
+    copies = _Copies(module)
     try:
         for part in module.modules():
             for name, buffer in part._buffers.items():
-                if buffer is not None and not isinstance(buffer, nn.Parameter):
-                    copy = copies.setdefault(id(buffer), buffer.detach().clone().requires_grad_(buffer.requires_grad))
-                    part._buffers[name] = copy
+                if buffer is None or isinstance(buffer, nn.Parameter):
+                    continue
+                if address(buffer) not in snapshot.aliased:  # else other code would not see what is written
+                    part._buffers[name] = copies.of(buffer)
         snapshot.seed()
         yield snapshot
     finally:
         snapshot.restore()
+
+
+class _Copies:
+    """Copies of buffers, which share memory where the buffers themselves do."""
+
+    def __init__(self, module: nn.Module) -> None:
+        uses = Counter(map(address, {id(buffer): buffer for buffer in module.buffers()}.values()))
+        self._shared: dict[int, Any] = {place: None for place, count in uses.items() if place and count > 1}
+        self._made: dict[int, Tensor] = {}
+
+    def of(self, buffer: Tensor) -> Tensor:
+        """Return the copy of a buffer."""
+        if id(buffer) not in self._made:
+            place, data = address(buffer), buffer.detach()
+            if place in self._shared and not (data.is_conj() or data.is_neg()):
+                self._shared[place] = self._shared[place] or data.untyped_storage().clone()
+                view = data.storage_offset(), data.shape, data.stride()
+                copy = torch.empty(0, dtype=data.dtype).set_(self._shared[place], *view)
+            else:
+                copy = data.clone()
+            self._made[id(buffer)] = copy.requires_grad_(buffer.requires_grad)
+        return self._made[id(buffer)]
+
+
+def address(part: Any) -> int:
+    """Return the address of the memory of a dense tensor; 0 for another object."""
+    if not isinstance(part, Tensor) or isinstance(part, Placeholder) or part.layout != torch.strided or part.is_nested:
+        return 0
+    return 0 if is_traceable_wrapper_subclass(part) or part.is_meta else part.untyped_storage().data_ptr()
+
+
+def _undo_of_generator(each: Any) -> Undo | None:
+    """Return what resets a generator of random numbers; None for another object."""
+    if isinstance(each, torch.Generator):
+        state = each.get_state()
+        return lambda: each.set_state(state) and None
+    if isinstance(each, random.Random):
+        return partial(each.setstate, each.getstate())
+    if isinstance(each, np.random.RandomState):
+        return partial(each.set_state, each.get_state())
+    if isinstance(each, np.random.Generator):
+        return partial(setattr, each.bit_generator, "state", each.bit_generator.state)
+    return None
+
+
+def _undo_of_array(array: np.ndarray | bytearray) -> Undo:
+    """Return what restores the elements of an array."""
+    copy = array[:] if isinstance(array, bytearray) else array.copy()
+
+    def undo() -> None:
+        if isinstance(array, bytearray):
+            array[:] = copy
+        elif array.flags.writeable:
+            array[...] = copy
+
+    return undo
+
+
+def _undo_of_cell(cell: Any) -> Undo:
+    """Return what restores a variable that a function takes from around it."""
+    before = contents(cell)
+
+    def undo() -> None:
+        if contents(cell) is not before:
+            cell.cell_contents = before
+
+    return undo
+
+
+def _undo_of_slots(each: Any, before: Mapping[str, Any]) -> Undo:
+    """Return what restores the slots of an object."""
+
+    def undo() -> None:
+        for name, value in before.items():
+            if getattr(each, name, None) is not value:
+                object.__setattr__(each, name, value)
+
+    return undo
 
 
 def _undo_of_process() -> Undo:

@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from offramp.errors import UsageError
+from offramp.errors import StageError, UsageError
 from offramp.program.program import Call, Value
-from offramp.streaming.placeholders import Placeholder, Weight, bits, num_bytes, written_to
+from offramp.streaming.placeholders import Placeholder, Weight, bits, num_bytes, written, written_to
 from offramp.streaming.stages import Op, Span, Trace
 
 Around = Callable[[Callable[..., Any], tuple, dict[str, Any]], Any]
@@ -188,20 +189,11 @@ class Touches(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         self.found.update(filter(None, map(self._name, _leaves((args, kwargs)))))
-        _require_unwritten(func, map(self._name, _written(func, args, kwargs or {})))
+        _require_unwritten(func, map(self._name, written(func, args, kwargs or {})))
         return func(*args, **(kwargs or {}))
 
     def _name(self, tensor: Tensor) -> str | None:
         return None if isinstance(tensor, Placeholder) else self._names.get(_memory(tensor))
-
-
-def _written(func: Any, args: tuple, kwargs: Mapping[str, Any]) -> list[Tensor]:
-    """Return the tensors that an operation writes to."""
-    if not isinstance(func, torch._ops.OpOverload) or not func._schema.is_mutable:
-        return []
-    known = enumerate(func._schema.arguments)
-    given = [kwargs.get(a.name, args[i] if i < len(args) else None) for i, a in known if a.is_write]
-    return _leaves(given)
 
 
 def _require_unwritten(func: Any, weights: Iterable[str | None]) -> None:
@@ -242,7 +234,7 @@ class _Recorder(TorchDispatchMode):
         known = dict.fromkeys(_memory(leaf) for leaf in inputs if not isinstance(leaf, Placeholder))  # ordered
         owners = [self._owner[memory] for memory in known if memory in self._owner]
         weights = dict.fromkeys((*touched, *(owner for owner in owners if isinstance(owner, str))))
-        _require_unwritten(func, map(self._weight, _written(func, args, kwargs)))
+        _require_unwritten(func, map(self._weight, written(func, args, kwargs)))
         result = func(*args, **kwargs)
         writes = []
         for leaf in (leaf for leaf in _leaves(result) if not isinstance(leaf, Placeholder)):
@@ -293,6 +285,10 @@ class _Recorder(TorchDispatchMode):
 
 
 def _memory(tensor: Tensor) -> int:
+    """Return what identifies the memory of a tensor. Raises StageError within a transform of torch.func."""
+    if is_functorch_wrapped_tensor(tensor):
+        what = "a part of the module is called within vmap, jvp or another transform of torch.func"
+        raise StageError(f"{what}, where weights cannot be exchanged")
     return tensor.untyped_storage()._cdata if tensor.layout == torch.strided else tensor._cdata
 
 

@@ -4,27 +4,31 @@ a hook computes from others before each call.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from types import ModuleType
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from offramp.errors import BudgetError
 from offramp.store import Store
 from offramp.streaming import placement
-from offramp.streaming.placeholders import Placeholder
+from offramp.streaming.placeholders import Placeholder, num_bytes
+from offramp.streaming.reachable import referents
 from offramp.units import format_size, named_size
 
 FEW = 1 / 8
 """Fraction of a weight budget up to which buffers are not counted."""
 MOST_OBJECTS = 200_000
 """Objects after which the search for tensors ends."""
-PLAIN = (str, bytes, int, float, complex, type(None), type, nn.Module, torch.dtype, torch.device)
-INTERNAL = frozenset({*vars(nn.Module()), "forward", "_flat_weights"} - {"_buffers"})
+PLAIN = (str, bytes, int, float, complex, type(None), type, ModuleType, torch.dtype, torch.device)
+INTERNAL = frozenset({*vars(nn.Module()), "forward", "_call_impl", "_flat_weights"} - {"_buffers"})
 """Attributes of a module in which its weights lie, or no tensors."""
 
 
@@ -88,7 +92,7 @@ class Outside:
             for name, value in vars(part).items()
             if name not in INTERNAL and (id(part), name) not in computed
         ]
-        return sum(_storages(roots).values())
+        return sum(_storages(roots, {id(part) for part in self._module.modules()}).values())
 
 
 def _computed_weights(module: nn.Module) -> Iterator[Computed]:
@@ -103,27 +107,33 @@ def _computed_weights(module: nn.Module) -> Iterator[Computed]:
             yield Computed(part, hook.name, f"{path}.{hook.name}{source}".lstrip("."), compute)
 
 
-def _storages(roots: Iterable[Any]) -> dict[int, int]:
-    """Return the bytes of the storages of all tensors that can be reached, by address."""
+def _storages(roots: Iterable[Any], own: Iterable[int] = ()) -> dict[int, int]:
+    """Return the bytes of the memory of all tensors and arrays that can be reached, by address.
+
+    `own`: ids of the modules that are streamed. The weights of another module, such as one in a plain list, are among
+    what can be reached.
+    """
     found: dict[int, int] = {}
-    seen: set[int] = set()
+    seen = set(own)
     left = list(roots)
     while left and len(seen) < MOST_OBJECTS:
         part = left.pop()
-        if isinstance(part, PLAIN) or id(part) in seen or (callable(part) and not hasattr(part, "__dict__")):
+        if isinstance(part, PLAIN) or id(part) in seen or type(part).__module__.startswith("offramp."):
             continue
         seen.add(id(part))
         if isinstance(part, Tensor):
-            if not isinstance(part, Placeholder) and part.layout == torch.strided and not part.is_meta:
-                storage = part.untyped_storage()
-                found[storage.data_ptr()] = storage.nbytes()
+            if not part.is_meta:
+                is_dense = part.layout == torch.strided and not is_traceable_wrapper_subclass(part)
+                storage = part.untyped_storage() if is_dense else None
+                found[storage.data_ptr() if storage else -id(part)] = storage.nbytes() if storage else num_bytes(part)
+        elif isinstance(part, np.ndarray):
+            while isinstance(part.base, np.ndarray):
+                part = part.base
+            if not isinstance(part, np.memmap):
+                found[part.ctypes.data] = part.nbytes
         elif isinstance(part, torch.ScriptObject):  # packed: its state is a copy
             state = getattr(part, "__getstate__", tuple)()
             found[-id(part)] = sum(_storages([state]).values())
-        elif isinstance(part, Mapping):
-            left.extend(part.values())
-        elif isinstance(part, (list, tuple, set, frozenset)):
-            left.extend(part)
         else:
-            left.extend(getattr(part, "__dict__", {}).values())
+            left.extend(referents(part))
     return found

@@ -85,9 +85,29 @@ class Placeholder(Tensor):
         """Return the address of the weight."""
         return self.detach().data_ptr()
 
+    def untyped_storage(self) -> Any:
+        """Return the memory of the weight. The placeholder has none, and reading it would end the process."""
+        return self.detach().untyped_storage()
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise self._uncopied()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise self._uncopied()
+
+    def _uncopied(self) -> StageError:
+        what = f"the weight {self.weight_name} is in a store, and a streamed module cannot be copied or pickled"
+        return StageError(what, None, "copy the module before it is streamed, or take its state_dict() in the stream")
+
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        """Run an operation with rows of the weight if possible, otherwise with the whole weight."""
+        """Run an operation with rows of the weight if possible, otherwise with the whole weight.
+
+        Raises StageError for an operation that would write to the weight: it would write to a copy.
+        """
+        for part in written(func, args, kwargs or {}):
+            if isinstance(part, Placeholder):
+                raise written_to(part.weight_name, str(func))
         if func in BY_ROWS:
             result = _substituted(args[BY_ROWS[func]], func, args, kwargs or {})
             if result is not NotImplemented:
@@ -121,10 +141,21 @@ def _substituted(weight: Any, func: Any, args: tuple, kwargs: dict) -> Any:
     return NotImplemented
 
 
+def written(func: Any, args: tuple, kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """Return the tensors that an operation writes to."""
+    if not isinstance(func, torch._ops.OpOverload) or not func._schema.is_mutable:
+        return []
+    known = enumerate(func._schema.arguments)
+    given = [kwargs.get(a.name, args[i] if i < len(args) else None) for i, a in known if a.is_write]
+    return [leaf for leaf in pytree.tree_leaves(given) if isinstance(leaf, Tensor)]
+
+
 def written_to(name: str, by: str) -> StageError:
-    """Return the error for a module whose run writes to a weight; `by`: the operation that does."""
-    remedy = "compute a new tensor instead (of an nn.Embedding: set max_norm to None)"
-    return StageError(f"a run of the module writes to its weight {name} ({by})", None, remedy)
+    """Return the error for code that writes to a weight of a divided module; `by`: the operation that does."""
+    remedy = (
+        "compute a new tensor instead (of an nn.Embedding: set max_norm to None), or divide it with the new weights"
+    )
+    return StageError(f"a divided module keeps its weights, and {by} writes to {name}", None, remedy)
 
 
 @dataclass(frozen=True, eq=False)

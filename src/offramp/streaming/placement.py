@@ -51,8 +51,13 @@ class _View:
         """Return the weight with the current content of the slot."""
         if self._tensor is None:
             self._tensor = self._made()
+            vars(self._tensor)[_VERSION] = _version(self._tensor)
             self._baseline = self._count()
         return self._tensor
+
+    def is_written(self) -> bool:
+        """Return whether an operation has written to the weight since it was read."""
+        return self._tensor is not None and not _is_unwritten(self._tensor)
 
     def leave(self) -> bool:
         """Return whether other code holds the weight or a view of it, after it was taken out of the module."""
@@ -71,6 +76,22 @@ class _View:
     def _count(self) -> tuple[int, int]:
         assert self._tensor is not None
         return sys.getrefcount(self._tensor), torch._C._storage_Use_Count(self._tensor.untyped_storage()._cdata)
+
+
+_VERSION = "streamed_version"
+"""Attribute of a weight that was read from a store: its version then."""
+
+
+def _is_unwritten(tensor: Tensor | None) -> bool:
+    """Return whether a tensor is a placeholder, or a weight as it was read from a store."""
+    if tensor is None or isinstance(tensor, Placeholder):
+        return tensor is not None
+    return vars(tensor).get(_VERSION) == _version(tensor)
+
+
+def _version(tensor: Tensor) -> int:
+    """Return the number of operations that have written to a tensor; 0 for one made in inference mode, without it."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def is_copied(entry: Entry, layout: Layout | None) -> bool:
@@ -214,6 +235,8 @@ class Placement:
             if not weight.is_buffer:
                 kind = SlicedPlaceholder if name in sliced else Placeholder
                 self._weights[name] = replace(weight, tensor=kind(name, weight.tensor, fetch, rows.substitute))
+        self._written: set[str] = set()
+        """Weights that operations wrote to while they were in memory."""
         self.clear()
 
     def put(self, shard: Shard, slot: Slot) -> None:
@@ -228,7 +251,17 @@ class Placement:
         views = slot.notes[shard.name]
         for view in views:
             self._weights[view.name].put(self._weights[view.name].tensor)
+            if view.is_written():
+                self._written.add(view.name)
         return tuple([view.name for view in views if view.leave()])
+
+    def changed(self) -> str | None:
+        """Return a weight that other code has written to, or replaced in the module, or None if there is none."""
+        for name, weight in self._weights.items():
+            for module, attribute, is_buffer in weight.places:
+                if not _is_unwritten((module._buffers if is_buffer else module._parameters).get(attribute)):
+                    return name
+        return min(self._written, default=None)
 
     def current(self, name: str) -> Tensor:
         """Return what stands in the module for a weight now."""

@@ -278,6 +278,8 @@ class Stream:
         with self._passes.begin() as is_next, torch.no_grad(), _no_cast_is_kept():
             if not is_next:
                 return forward(*args, **kwargs)
+            if not self._is_open:  # closed while this pass waited
+                raise _closed("the module", "a pass")
             if self._passes.is_forked:
                 torch.set_num_threads(1)  # its other threads are not in this process
             try:
@@ -304,6 +306,10 @@ class Stream:
             self._leave()
             self._placement.clear()
             self._slots.clear()
+        changed = self._placement.changed()
+        if changed is not None:
+            what = f"the weight {changed} of a streamed module was written to or replaced since its last pass"
+            raise StageError(what, None, "compute a new tensor in forward, or divide a module that has the new weights")
         self._calls.clear()
         if self._first_pass is not None:
             self._first_pass.begin()
@@ -457,7 +463,7 @@ def _without_tied_tables(
 
 
 def _closed(name: str, operation: Any) -> StageError:
-    return StageError(f"{operation} touches {name}, and its stream is closed", None, "open the store again")
+    return StageError(f"{operation} needs {name}, and its stream is closed", None, "open the store again")
 
 
 def _fetch_of(stream: Stream) -> Callable[[str, Any], Tensor]:
