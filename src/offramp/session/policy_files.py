@@ -55,7 +55,7 @@ class NamedPolicy:
                 raise RefusedError(what, name, "tune it on a transcript of this store")
 
     def rounding(self, store: Store) -> List[str]:
-        """Return one line for each file that was tuned on the same model with weights that are rounded in another way."""
+        """Return one line for each file that was tuned on the same model with otherwise rounded weights."""
         manifest, lines = store.manifest, []
         for name, file in self.files.items():
             there = manifest.precision_of(file.model_sha256)
