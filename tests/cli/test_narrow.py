@@ -113,8 +113,7 @@ def test_transcripts_are_of_the_weights_that_answered(run, made, transcripts, na
 def test_a_policy_knows_the_weights_that_it_was_tuned_on(made, name):
     with Store(made / name) as store, Store(made / "fp32") as full:
         for opened in (store, full):
-            for precision in (name, "fp32"):
-                sha256 = store.manifest.answering(precision)
+            for precision, sha256 in ((name, store.manifest.answering), ("fp32", full.manifest.answering)):
                 named = NamedPolicy(parse("none"), {"mine": replace(POLICY, model_sha256=sha256)})
                 named.require_model(opened)
                 assert len(named.rounding(opened)) == (precision != opened.manifest.precision)

@@ -190,3 +190,13 @@ def test_the_manifest_writes_blocks_once(model, tmp_path):
         tree = json.loads((store / "offramp.json").read_text())
         sizes.append(len(json.dumps(tree["program"]["stages"])))
     assert math.isclose(*sizes, rel_tol=0.02)
+
+
+def test_blocks_of_integers_answer_as_the_whole_and_a_policy_holds_for_both(model, tmp_path):
+    folders = [
+        divide(model, tmp_path / name, dtype="int8", block_bytes=size) for name, size in (("w", None), ("b", 700))
+    ]
+    whole, blocked = (Store(folder) for folder in folders)
+    with whole, blocked:
+        assert any(".rows-" in name for name in blocked.manifest.tensors())
+        assert whole.manifest.answering == blocked.manifest.answering != whole.manifest.source.fingerprint

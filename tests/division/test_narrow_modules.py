@@ -162,7 +162,7 @@ def test_shards_have_a_quarter_of_the_bytes_and_names_of_no_model(vit, tmp_path)
     with Store(store) as opened:
         tensors = [tensor for _, tensor in opened.manifest.tensors().values()]
         assert opened.manifest.precision == "int8" and not opened.manifest.is_checkpoint
-        assert opened.manifest.answering("int8") != opened.manifest.source.fingerprint
+        assert opened.manifest.answering != opened.manifest.source.fingerprint
         assert integers(opened) == {
             name for name, each in model.named_parameters() if each.ndim == 2 and name != "classifier.weight"
         }

@@ -133,6 +133,17 @@ def test_the_command_prints_a_table_or_lines(tmp_path, capsys):
     assert main(["compare", str(tmp_path / "a"), str(tmp_path / "none")]) == 2
 
 
+def test_names_in_records_are_harmless_on_the_terminal(tmp_path, capsys):
+    for name, model in (("a", "m"), ("b", "\x1b[2Jm\nforged")):
+        with Results(tmp_path / name, print) as found:
+            for each in rounds(0.01):
+                found.add({**each, "experiment": {**each["experiment"], "model": model}})
+    capsys.readouterr()
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--figure", "latency"]) == 0
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed and not any(line.startswith("forged") for line in printed.splitlines())
+
+
 def test_the_target_of_a_score_is_the_loss():
     same = [record(wrong=6, number=number, exit="none") for number in range(1, 6)]
     worse = [record(wrong=24, number=number, exit="patience:1") for number in range(1, 6)]

@@ -1,6 +1,7 @@
 """The results folder: what a kill, a second writer, a full disk or another release may leave, and what is refused."""
 
 import errno
+import hashlib
 import json
 import math
 import resource
@@ -9,7 +10,7 @@ import pytest
 
 from offramp.errors import DamagedError, DiskFullError, RefusedError, UsageError
 from offramp.experiments import results
-from offramp.experiments.results import ABOUT, RECORDS, Results, line_of, read_results
+from offramp.experiments.results import ABOUT, RECORDS, Results, completed, line_of, read_results
 from offramp.store import files
 
 RECORD = {"id": "a.1", "figures": {"latency": 0.5}}
@@ -136,3 +137,51 @@ def test_the_format_is_written_down():
     assert line_of({"a": 1}) == (
         b'{"sha256": "015abd7f5cc57a2dd94b7590f04ad8084273905ee33ec5cebeae62276a97f862", "record": {"a":1}}\n'
     )
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"7", b"[1]", b"null", b"[" * 100000 + b"]" * 100000, b'{"a": ' + b"9" * 5000 + b"}", b'{"a": 1e400}',
+        b'{"a": NaN}', b'{"a": 1, "a": 2}', b'{"a": "\xff"}', b'{"a": [' + b"{}," * 400_000 + b"0]}",
+        b'{"a": "' + b"x" * (17 << 20) + b'"}',
+    ],
+)  # fmt: skip
+def test_a_line_with_its_digest_that_is_no_record_is_refused(tmp_path, body):
+    folder = tmp_path / "results"
+    folder.mkdir()
+    (folder / "results.json").write_text('{"format": 1}')
+    digest = hashlib.sha256(body).hexdigest().encode()
+    (folder / "records.jsonl").write_bytes(b'{"sha256": "' + digest + b'", "record": ' + body + b"}\n")
+    with pytest.raises(DamagedError, match=r"no record|a line of more than"):
+        read_results(folder, print)
+
+
+def test_a_file_without_ends_of_lines_is_not_read_whole(tmp_path):
+    folder = tmp_path / "results"
+    folder.mkdir()
+    (folder / "results.json").write_text('{"format": 1}')
+    with (folder / "records.jsonl").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(DamagedError, match="a line of more than"):
+        read_results(folder, print)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"reason": {"what": 7}}, {"git": {"commit": 7, "changed_files": 0}}, {"seconds": "7"}, {"ended": 7},
+        {"environment": []}, {"experiment": []}, {"run": 1}, {"figures": 3},
+    ],
+)  # fmt: skip
+def test_a_record_of_other_types_is_refused(part):
+    with pytest.raises(RefusedError, match="parts that no sweep writes"):
+        completed({"key": "k", "round": 1, **part}, "folder")
+
+
+def test_a_record_that_could_not_be_read_again_is_not_added(tmp_path):
+    with Results(tmp_path / "results", print) as results:
+        with pytest.raises(UsageError, match="result not kept"):
+            results.add({"samples": {"latencies": [0.5] * 1_100_000}})
+        results.add({"samples": {"latencies": [0.5] * 900_000}})
+    assert len(read_results(tmp_path / "results", print)) == 1

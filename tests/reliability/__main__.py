@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from . import folders, onnx_graphs, side_files, stores, torch_graphs
+from . import folders, narrow, onnx_graphs, results, side_files, stores, torch_graphs
 from .changing import many_processes, tampering
 from .disks import full_disks
 from .fuzz import TARGETS
@@ -32,6 +32,11 @@ def manifests(run: Run) -> None:
     Hostile(run, "manifests").try_all(run.limited(iter(found)))
 
 
+def narrow_stores(run: Run) -> None:
+    """Stores of integers, half floats and blocks."""
+    Hostile(run, "narrow stores").try_all(run.limited(narrow.attacks()))
+
+
 def torch(run: Run) -> None:
     """Captured graphs for PyTorch, and a call of each operation of its namespace."""
     Hostile(run, "torch graphs").try_all(run.limited(torch_graphs.attacks(run.honest, run.drawn(400, 20000))))
@@ -45,6 +50,11 @@ def onnx(run: Run) -> None:
 def sides(run: Run) -> None:
     """Exits, tokenizers, configurations, policies, profiles, transcripts."""
     Hostile(run, "side files").try_all(run.limited(side_files.attacks(run.honest, run.drawn(12, 400))))
+
+
+def result_folders(run: Run) -> None:
+    """Results folders of sweeps."""
+    Hostile(run, "results").try_all(run.limited(results.attacks(run.honest, run.drawn(12, 4000))))
 
 
 def models(run: Run) -> None:
@@ -147,9 +157,11 @@ def _environment() -> dict[str, str]:
 
 PARTS: dict[str, tuple[Callable[[Run], None], str]] = {
     "manifests": (manifests, "edited manifests, with digests and seal fixed up"),
+    "narrow stores": (narrow_stores, "stores of integers, half floats and blocks: attributes of kernels, and numbers"),
     "torch graphs": (torch, "captured graphs for PyTorch, and operations of its namespace"),
     "onnx graphs": (onnx, "graphs for ONNX Runtime, and its operators"),
     "side files": (sides, "exits, tokenizers, configurations, policies, profiles, transcripts"),
+    "results": (result_folders, "records of sweeps: bytes, values, and texts that are code elsewhere"),
     "model folders": (models, "model folders: configurations, weights, pickles, links, pipes"),
     "flips": (flips, "2,000 flipped bits of each kind of file"),
     "fuzz": (fuzzing, "200,000 executions of each parser"),

@@ -20,6 +20,20 @@ TRAINING = ("--loss", "heads-only", "--heads-epochs", "2", "--batch", "16", "--m
 BASES = ("names", "captured", "large", "image", "arrays", "format1", "format2")
 """Text models divided by names and by a run, one whose weights are streamed under a small budget, a model of images, a
 module of arrays, and stores of the old formats."""
+NARROW = {
+    "int8": ("names", "--dtype", "int8"),
+    "int8-captured": ("captured", "--dtype", "int8"),
+    "int8-blocked": ("names", "--dtype", "int8", "--block", "1KiB"),
+    "fp16": ("names", "--dtype", "fp16"),
+    "blocked": ("names", "--block", "1KiB"),
+}
+"""Store of integers, half floats or blocks -> the model that it is divided from, and the options."""
+GOLDEN = {
+    "format1": "stores/bert-tuned",
+    "format2": "stores/albert-export",
+    "rotated": "narrow_stores/bert-int8-rotated",
+}
+"""Store that earlier versions wrote -> its archive."""
 
 
 def call(*words: object) -> None:
@@ -32,13 +46,14 @@ def call(*words: object) -> None:
 
 def make(folder: Path) -> None:
     """Make what is not there yet."""
-    for name in BASES:
+    for name in (*BASES, *NARROW, "rotated", "results"):
         if (folder / name).exists():
             continue
         partial = folder / f"{name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        {"image": make_image, "arrays": make_arrays}.get(name, make_old if "format" in name else make_text)(partial)
+        made = make_old if name in GOLDEN else make_narrow if name in NARROW else make_text
+        {"image": make_image, "arrays": make_arrays, "results": make_results}.get(name, made)(partial)
         partial.rename(folder / name)
 
 
@@ -88,10 +103,33 @@ def make_arrays(place: Path) -> None:
     np.savez(place / "arrays.npz", numbers=numbers, word=np.array([1, 2, 3]))
 
 
+def make_narrow(place: Path) -> None:
+    """Divide a model that is there into a store of integers, half floats or blocks."""
+    from unittest import mock
+
+    from offramp.division import config
+
+    base, *options = NARROW[place.name.partition(".")[0]]
+    with mock.patch.object(config, "LEAST_BLOCK_BYTES", 1):  # this model has no larger matrices
+        call("divide", place.parent / base / "model", place / "store", *options)
+    shutil.copy(place.parent / base / "texts.txt", place)
+
+
+def make_results(place: Path) -> None:
+    """Write a results folder with some of the published records, and another one to compare it with."""
+    lines: list[str] = []
+    for kind in ("main-job", "glue", "latency"):
+        lines += (ROOT / f"docs/results/records/{kind}/records.jsonl").read_text().splitlines(keepends=True)[:4]
+    for name in ("results", "others"):
+        (place / name).mkdir()
+        (place / name / "results.json").write_text('{"format": 1}')
+        (place / name / "records.jsonl").write_text("".join(lines))
+
+
 def make_old(place: Path) -> None:
-    """Unpack a golden store of an old format."""
-    name = {"format1": "bert-tuned", "format2": "albert-export"}[place.name.partition(".")[0]]
-    with zipfile.ZipFile(ROOT / f"tests/golden/stores/{name}.zip") as archive:
+    """Unpack a golden store of an earlier version."""
+    name = GOLDEN[place.name.partition(".")[0]]
+    with zipfile.ZipFile(ROOT / f"tests/golden/{name}.zip") as archive:
         archive.extractall(place / "store")
     (place / "texts.txt").write_text("the red sky is a rose\nblue grass\n")
 

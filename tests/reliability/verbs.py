@@ -35,7 +35,9 @@ class Verb:
         return self.line.replace("INPUTS", inputs).split("|")
 
 
-TEXT, NAMES = ("names", "captured", "format1", "format2"), ("names", "format1")
+NARROW = ("int8", "rotated", "int8-blocked", "fp16", "blocked")
+TEXT = ("names", "captured", "format1", "format2", "int8-captured", *NARROW)
+NAMES = ("names", "format1", *NARROW)
 EXITS = ("names", "captured")
 VERBS = (
     Verb("run", "run|store|INPUTS|--json|--threads|1|--budget|400MiB"),
@@ -69,6 +71,14 @@ VERBS = (
         "model", "torch", True, EXITS,
     ),
 )  # fmt: skip
+VERBS = (
+    *VERBS,
+    *(
+        Verb(f"report-{form}", f"report|results|--out|made/page.{form}|--assets|made/assets", "results", "torch")
+        for form in ("html", "md", "tex", "csv")
+    ),
+    Verb("compare", "compare|results|others|--figure|latency", "results", "torch"),
+)
 TORCH_VERBS = ("run-torch", "plan-torch", "verify", "eval")
 ONNX_VERBS = ("run", "run-batch", "plan", "memory", "verify", "profile", "bench")
 """Verbs that read the graphs for PyTorch, and those for ONNX Runtime."""

@@ -29,7 +29,8 @@ IMPORTS = {
     "torch": "numpy onnx onnxruntime tokenizers torch transformers offramp.session offramp.backends.torch "
     "offramp.backends.torch_graphs offramp.division.build offramp.division.export offramp.training "
     "offramp.experiments.evaluation offramp.experiments.tuning offramp.tasks offramp.cli.run offramp.cli.divide "
-    "offramp.cli.train offramp.cli.eval offramp.cli.tune transformers.models.bert.modeling_bert",
+    "offramp.cli.train offramp.cli.eval offramp.cli.tune offramp.experiments.report "
+    "offramp.reporting.html_page transformers.models.bert.modeling_bert",
 }
 """Kind of zygote -> modules that it imports."""
 ADDRESS_SPACE_BYTES = 12 << 30

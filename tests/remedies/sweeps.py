@@ -1,5 +1,6 @@
 """Remedies of sweeps and comparisons: recipes, results folders, schedulers."""
 
+import hashlib
 import json
 import os
 import sys
@@ -85,6 +86,17 @@ elsewhere.says = "the command with another --out"
 def damaged(out):
     lines = (out / RECORDS).read_bytes()
     (out / RECORDS).write_bytes(lines.replace(b"done", b"gone") + lines)
+
+
+def no_record(out):
+    body = b"7"
+    line = b'{"sha256": "' + hashlib.sha256(body).hexdigest().encode() + b'", "record": ' + body + b"}\n"
+    (out / RECORDS).write_bytes(line)
+
+
+def endless(out):
+    with (out / RECORDS).open("r+b") as file:
+        file.truncate(1 << 30)
 
 
 def other_version(out):
@@ -427,6 +439,14 @@ TABLE = [
         spoilt_results(damaged), "name another --out", elsewhere, again=False,
     ),
     Entry(
+        "experiments/results.py: no record ({})",
+        spoilt_results(no_record), "name another folder", elsewhere, again=False,
+    ),
+    Entry(
+        "experiments/results.py: a line of more than {} bytes",
+        spoilt_results(endless), "name another folder", elsewhere, again=False,
+    ),
+    Entry(
         "experiments/results.py: unreadable ({})",
         spoilt_results(unreadable), "name another folder", elsewhere, again=False,
     ),
@@ -443,7 +463,7 @@ TABLE = [
         spoilt_results(newer_record, "report out"), "or run the sweep again", elsewhere, again=False,
     ),
     Entry(
-        "experiments/subjects.py: record {} has parts that no sweep writes",
+        "experiments/results.py: record {} has parts that no sweep writes",
         spoilt_results(foreign_record, "report out"), "or run the sweep again", elsewhere, again=False,
     ),
     closed("experiments/steps.py: the transcript has {} rows", "torn"),

@@ -137,3 +137,13 @@ def test_integers_of_repeats_have_fifteen_digits_at_most(last, is_fine):
     else:
         with pytest.raises(WrongError, match="a repeated integer becomes 1000000000000000"):
             expand([repeat], "program")
+
+
+@pytest.mark.parametrize("members", [([0], [1]), (["a0"], ["a1"]), ([0], [0]), ([], []), ([{}], [{}])])
+def test_many_short_copies_are_refused_before_they_take_time(members):
+    """Each copy costs a parser's start, and an element a pointer, however few bytes they have."""
+    first, second = members
+    with pytest.raises(WrongError, match="bytes are repeated"):
+        expand([{"repeat": 1_000_000, "first": first, "second": second}], "program")
+    few = expand([{"repeat": 1000, "first": first, "second": second}], "program")
+    assert len(few) == 1000 * len(first)

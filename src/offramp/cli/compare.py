@@ -34,13 +34,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Print the table."""
     from offramp.experiments.comparison import Row, compare
-    from offramp.experiments.results import read_results
+    from offramp.experiments.results import completed, read_results
     from offramp.experiments.specification import spelt
+    from offramp.reporting.tables import printable
 
-    first, second = (read_results(Path(folder), log) for folder in (args.first, args.second))
+    folders = (args.first, args.second)
+    first, second = ([completed(each, folder) for each in read_results(Path(folder), log)] for folder in folders)
     found = compare(first, second, args.figure, args.at_most)
     for line in found.left_out:
-        log(line)
+        log(printable(line))
     if args.json:
         for row in found.rows:
             result = row.compared._asdict()  # a ratio to nothing is infinite, which JSON cannot say
@@ -49,7 +51,7 @@ def main(args: argparse.Namespace) -> None:
             emit({"figure": args.figure, "changed": found.changed, **tree})
         return
     for name, (before, after) in found.changed.items():
-        print(f"{name}: {spelt(name, before)} in {args.first}, {spelt(name, after)} in {args.second}")
+        print(printable(f"{name}: {spelt(name, before)} in {args.first}, {spelt(name, after)} in {args.second}"))
     form = "+.2f" if args.figure == "score" else ".3f"
 
     def interval(row: Row) -> str:
@@ -62,7 +64,7 @@ def main(args: argparse.Namespace) -> None:
 
     show = found.figure.show
     columns = {
-        "experiment": lambda row: row.name,
+        "experiment": lambda row: printable(row.name),
         f"{args.figure}, first folder": lambda row: show(row.first),
         f"{args.figure}, second folder": lambda row: show(row.second),
         "difference [95 %]" if args.figure == "score" else "ratio [95 %]": interval,

@@ -97,7 +97,7 @@ def main(args: argparse.Namespace) -> None:
 
 def _require_same_model(store: Any, transcript: Any) -> None:
     """Raise UsageError for the transcript of another model; say if it is of the weights before they were rounded."""
-    here, known = store.manifest.answering(store.manifest.precision), transcript.about.model_sha256
+    here, known = store.manifest.answering, transcript.about.model_sha256
     if known not in (here, store.manifest.source.fingerprint):
         what = "offramp eval --transcript writes one for this store, or for the run folder that it was divided from"
         raise UsageError("the transcript is of another model", transcript.path, what)

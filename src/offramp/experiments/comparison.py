@@ -17,7 +17,7 @@ import numpy as np
 
 from offramp.errors import UsageError
 from offramp.experiments.results import Record
-from offramp.experiments.specification import NOT_IDENTIFYING, Experiment, spelt
+from offramp.experiments.specification import NOT_IDENTIFYING, specification_of, spelt
 from offramp.measure import median
 from offramp.measure.statistics import (
     INCONCLUSIVE,
@@ -217,7 +217,7 @@ def _by_options(records: Iterable[Record]) -> dict[Options, list[Record]]:
 
 def flat_options(record: Record) -> Options:
     """Return the options of the experiment of a record, by name, as a value that can be compared."""
-    flat = Experiment.from_json(record["experiment"]).flat()
+    flat = specification_of(record, record.get("key", "")).flat()
     kept = {name: tuple(value) if isinstance(value, list) else value for name, value in flat.items()}
     return tuple(sorted((name, value) for name, value in kept.items() if name not in NOT_IDENTIFYING))
 
@@ -253,7 +253,7 @@ def _varied(several: Iterable[Options]) -> set[str]:
 def _named(options: Options, varied: set[str]) -> str:
     """Return the options that tell an experiment from the others of its table."""
     parts = [f"{name}={spelt(name, value)}" for name, value in options if name in varied]
-    return " ".join(parts) or str(dict(options)["model"])
+    return " ".join(parts) or str(dict(options).get("model", "the experiment"))  # the models may be what differs
 
 
 def _usable(records: Iterable[Record], name: str) -> dict[int, Record]:

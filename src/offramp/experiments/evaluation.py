@@ -237,7 +237,7 @@ def _fingerprint(folder: Path) -> str:
     """
     if is_store(folder):
         with Store(folder, verify="never") as store:
-            return store.manifest.answering(store.manifest.precision)
+            return store.manifest.answering
     with open_source(folder) as source:
         return source.fingerprint()
 

@@ -12,20 +12,58 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from offramp.errors import DamagedError, RefusedError, UsageError, require_folder
 from offramp.experiments.children import Log
-from offramp.program.checks import WrongError, parse
-from offramp.store.files import fsync, lock_folder, translate_disk_full, write_all, write_atomic
+from offramp.program.checks import WrongError, parse, read, read_used, strict_json
+from offramp.store.files import fsync, lock_folder, read_plain, translate_disk_full, write_all, write_atomic
 
 FORMAT = 1
 RECORDS, ABOUT, MADE = "records.jsonl", "results.json", "made"
 _BEFORE, _BETWEEN = b'{"sha256": "', b'", "record": '
 _START = len(_BEFORE) + 64 + len(_BETWEEN)
+MAX_RECORD_BYTES, MAX_RECORD_VALUES = 16 << 20, 1_000_000
+"""Longest record that is read or added, and most values of one: of a split of some 200,000 rows."""
+_MAX_ABOUT_BYTES = 1 << 20
+_REMEDY = "restore the file, or name another folder"
 Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class _Reason:
+    """Why an experiment failed."""
+
+    what: str
+
+
+@dataclass(frozen=True)
+class _Git:
+    """State of the repository of a sweep."""
+
+    commit: str
+    changed_files: int
+
+
+@dataclass(frozen=True)
+class _Used:
+    """Keys of a record whose types reports and comparisons rely on; other keys are free."""
+
+    experiment: dict[str, Any] | None = None
+    reason: dict[str, Any] | None = None
+    git: dict[str, Any] | None = None
+    environment: dict[str, Any] | None = None
+    run: dict[str, Any] | None = None
+    seconds: float | None = None
+    ended: str | None = None
+
+
+_EMPTY = {"figures": {}, "samples": {}, "inputs": {}, "round": 1, "key": ""}
+"""Values of a record that lacks these names: one of a study that was converted."""
 
 
 class Results:
@@ -72,6 +110,10 @@ class Results:
         """Add a record: it is on the disk when this returns. Raises DiskFullError, and then leaves no part of it."""
         record = _finite(record)
         line = line_of(record)
+        try:
+            _require_small(line)
+        except ValueError as error:
+            raise UsageError(f"result not kept ({error})", self.folder) from None
         with translate_disk_full(self.folder / RECORDS):
             try:
                 write_all(self._fd, line)
@@ -118,25 +160,83 @@ def _parse(path: Path) -> tuple[list[Any], int, int]:
     """Return the records, the bytes up to the end of the last good line, and the bytes behind it."""
     records, good_bytes, position, bad = [], 0, 0, None
     with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(_lines(file, path), 1):
             position += len(line)
-            record = _record(line)
-            if record is None:
+            if not _is_whole(line):
                 bad = bad or number
                 continue
             if bad is not None:
                 what = "the line is damaged, and lines after it are not"
                 raise DamagedError(what, f"{path}, line {bad}", "restore the file, or name another --out")
+            try:
+                _require_small(line)
+                record = read(dict[str, Any], strict_json(line[_START:-2]), "it")
+            except ValueError as error:
+                raise DamagedError(f"no record ({error})", f"{path}, line {number}", _REMEDY) from None
             records.append(record)
             good_bytes = position
     return records, good_bytes, position - good_bytes
 
 
-def _record(line: bytes) -> Any:
-    """Return the record of a line, or None for a damaged one."""
-    body = line[_START:-2]
-    expected = _BEFORE + hashlib.sha256(body).hexdigest().encode() + _BETWEEN + body + b"}\n"
-    return json.loads(body) if line == expected else None
+def _lines(file: BinaryIO, path: Path) -> Iterator[bytes]:
+    """Yield the lines of a file. Raises DamagedError for one that is longer than any record."""
+    while line := file.readline(MAX_RECORD_BYTES + 1):
+        if len(line) > MAX_RECORD_BYTES:
+            raise DamagedError(f"a line of more than {MAX_RECORD_BYTES} bytes", path, _REMEDY)
+        yield line
+
+
+def _is_whole(line: bytes) -> bool:
+    """Return whether a line is as `line_of` writes it."""
+    body = memoryview(line)[_START:-2]
+    return line.startswith(_BEFORE + hashlib.sha256(body).hexdigest().encode() + _BETWEEN) and line.endswith(b"}\n")
+
+
+def _require_small(line: bytes) -> None:
+    """Raise ValueError for a record that takes too much memory. A list or an object counts as three values."""
+    num_values = line.count(b",") + 3 * (line.count(b"[") + line.count(b"{"))
+    if len(line) > MAX_RECORD_BYTES or num_values > MAX_RECORD_VALUES:
+        raise ValueError(f"{len(line)} bytes with some {num_values} values, more than are kept of a record")
+
+
+def completed(record: Record, folder: str) -> Record:
+    """Return a record with all parts that a report needs. Figures that are no finite number count as missing."""
+    found = {**_EMPTY, **record}
+    kinds = {"figures": Mapping, "samples": Mapping, "inputs": Mapping, "round": int, "key": str}
+    is_sound = all(isinstance(found[name], kind) for name, kind in kinds.items())
+    if not _is_readable(record) or not is_sound or not _are_sound(found["samples"]):
+        what = f"record {record.get('id')} has parts that no sweep writes"
+        raise RefusedError(what, folder, "use the release that wrote it, or run the sweep again")
+    found["figures"] = {name: value if is_number(value) else None for name, value in found["figures"].items()}
+    return {**found, "inputs": {"data": None, **found["inputs"]}}
+
+
+def _is_readable(record: Record) -> bool:
+    """Return whether the keys that reports rely on have the types that sweeps write."""
+    try:
+        used = read_used(_Used, dict(record))
+        for part, kind in ((used.reason, _Reason), (used.git, _Git)):
+            if part is not None:
+                read_used(kind, part)
+    except WrongError:
+        return False
+    return True
+
+
+def _are_sound(samples: Mapping[str, Any]) -> bool:
+    """Return whether there is an answer for each truth, and latencies are numbers."""
+    truth, answers, latencies = (samples.get(name) for name in ("truth", "answers", "latencies"))
+    if truth is not None:
+        if not (isinstance(truth, list) and isinstance(answers, list) and len(truth) == len(answers) > 0):
+            return False
+        if not isinstance(samples.get("metrics"), list):
+            return False
+    return latencies is None or (isinstance(latencies, list) and all(map(is_number, latencies)))
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value is a finite number; whole numbers may be larger than any float."""
+    return isinstance(value, (int, float)) and abs(value) <= sys.float_info.max
 
 
 def _finite(tree: Any) -> Any:
@@ -152,8 +252,8 @@ def _require_version(folder: Path) -> None:
     if not path.exists():
         return
     try:
-        found = parse(dict[str, Any], path.read_bytes(), path.name).get("format")
-    except WrongError as error:
+        found = parse(dict[str, Any], read_plain(path, _MAX_ABOUT_BYTES), path.name).get("format")
+    except (WrongError, OSError) as error:
         raise RefusedError(f"unreadable ({error})", path, "name another folder") from None
     if found != FORMAT:
         what = f"results of format {found}, and this release knows {FORMAT}"

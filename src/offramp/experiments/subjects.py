@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import json
 import re
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import cached_property
@@ -18,11 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from offramp.errors import RefusedError
 from offramp.experiments.comparison import Figure, differs, mean_score, num_shared_rows, paired
 from offramp.experiments.grid import matching
 from offramp.experiments.jobs import BOUNDS
-from offramp.experiments.results import Record
+from offramp.experiments.results import Record, completed
 from offramp.experiments.specification import NOT_IDENTIFYING, OPTIONS, Experiment, option_names, specification_of
 from offramp.measure import median
 from offramp.measure.statistics import Comparison, holm, judged, median_interval
@@ -30,8 +28,6 @@ from offramp.reporting.svg import NUM_COLOURS
 from offramp.reporting.tables import NONE
 from offramp.units import named_size
 
-_EMPTY = {"figures": {}, "samples": {}, "inputs": {}, "round": 1, "key": ""}
-"""Values of a record that lacks these names: one of a study that was converted."""
 FOLDER = "folder"
 """Name of the option that tells subjects of several results folders apart."""
 _BARE = ("none", "yes", "no")
@@ -192,7 +188,7 @@ def groups_of(folders: Mapping[str, Iterable[Record]], baseline: Sequence[str] =
             text = json.dumps(record.get("experiment"), sort_keys=True)
             each = known.get(text) or known.setdefault(text, _without_seed(specification_of(record, folder)))
             has_seed = record["experiment"]["seed"] is not None
-            found.setdefault((each, folder, has_seed), Subject(each, folder)).records.append(_completed(record, folder))
+            found.setdefault((each, folder, has_seed), Subject(each, folder)).records.append(completed(record, folder))
     for (each, folder, has_seed), subject in found.items():
         if has_seed and (each, folder, False) in found:
             subject.flat["seed"] = ",".join(map(str, sorted({x["experiment"]["seed"] for x in subject.records})))
@@ -204,36 +200,6 @@ def groups_of(folders: Mapping[str, Iterable[Record]], baseline: Sequence[str] =
         by_data.setdefault(_data_of(subject), []).append(subject)
     titles = _titles([subjects[0] for _, subjects in sorted(by_data.items())])
     return [Group(by_data[key], title, baseline) for key, title in zip(sorted(by_data), titles, strict=True)]
-
-
-def _completed(record: Record, folder: str) -> Record:
-    """Return a record with all parts that a report needs. Figures that are no finite number count as missing."""
-    found = {**_EMPTY, **record}
-    kinds = {"figures": Mapping, "samples": Mapping, "inputs": Mapping, "round": int, "key": str}
-    optional = (found.get(name) for name in ("reason", "environment", "git", "run"))
-    is_sound = all(isinstance(found[name], kind) for name, kind in kinds.items())
-    is_sound = is_sound and all(each is None or isinstance(each, Mapping) for each in optional)
-    if not is_sound or not _are_sound(found["samples"]):
-        what = f"record {record.get('id')} has parts that no sweep writes"
-        raise RefusedError(what, folder, "use the release that wrote it, or run the sweep again")
-    found["figures"] = {name: value if _is_number(value) else None for name, value in found["figures"].items()}
-    return {**found, "inputs": {"data": None, **found["inputs"]}}
-
-
-def _are_sound(samples: Mapping[str, Any]) -> bool:
-    """Return whether there is an answer for each truth, and latencies are numbers."""
-    truth, answers, latencies = (samples.get(name) for name in ("truth", "answers", "latencies"))
-    if truth is not None:
-        if not (isinstance(truth, list) and isinstance(answers, list) and len(truth) == len(answers) > 0):
-            return False
-        if not isinstance(samples.get("metrics"), list):
-            return False
-    return latencies is None or (isinstance(latencies, list) and all(map(_is_number, latencies)))
-
-
-def _is_number(value: Any) -> bool:
-    """Return whether a value is a finite number; whole numbers may be larger than any float."""
-    return isinstance(value, (int, float)) and abs(value) <= sys.float_info.max
 
 
 def _without_seed(each: Experiment) -> Experiment:

@@ -13,6 +13,7 @@ equal as their unit allows, so that slots are no larger than they must be.
 """
 
 import math
+import re
 from dataclasses import dataclass, replace
 from typing import Any, Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
@@ -27,6 +28,8 @@ UNIT = 16
 compute most columns of a block with the instructions that they take for the whole product, which gives equal bits."""
 _AXES = {"weight": 0, "scale": 0, "bias": 0, "exact": 1, "channels": None}
 """Part of a linear layer -> the axis of its outputs, which of integers is the last one; None if it has none."""
+_ROWS = ".rows-"
+"""Text between the name of a tensor that is cut and the outputs of a block."""
 Tensors = Mapping[str, Tuple[str, Tuple[int, ...]]]
 """Name -> dtype as safetensors names it, and shape."""
 
@@ -44,7 +47,7 @@ class Rows:
     def name(self, tensors: Tensors) -> str:
         """Return the name of these outputs in the program with blocks."""
         is_whole = self.axis is not None and (self.start, self.stop) == (0, tensors[self.tensor][1][self.axis])
-        return self.tensor if is_whole else f"{self.tensor}.rows-{self.start}-{self.stop}"
+        return self.tensor if is_whole else f"{self.tensor}{_ROWS}{self.start}-{self.stop}"
 
     def shape(self, tensors: Tensors) -> Tuple[int, ...]:
         """Return the shape of these outputs."""
@@ -52,6 +55,12 @@ class Rows:
         if self.axis is None:
             return shape
         return (*shape[: self.axis], self.stop - self.start, *shape[self.axis + 1 :])
+
+
+def whole_name(tensor: str) -> str:
+    """Return the name of the tensor that a tensor of a program with blocks is a part of, or its own."""
+    whole, _, rows = tensor.rpartition(_ROWS)
+    return whole if whole and re.fullmatch(r"\d+-\d+", rows) else tensor
 
 
 BlockShards = Dict[str, Dict[str, Rows]]

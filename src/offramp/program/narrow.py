@@ -61,6 +61,25 @@ def has_integers(kernel: Kernel) -> bool:
     return kernel.template.endswith(SUFFIX) or (kernel.template == CAPTURED and bool(kernel.attributes))
 
 
+def rounding_of(kernel: Kernel) -> Dict[str, Tuple[int, ...]]:
+    """Return how a kernel rounds, by the port of its integers: zero point, rotation and exact inputs, or `Turned`.
+
+    Ports of templates that have the values of DEFAULTS, as in the first stores of integers, are left out.
+    """
+    if kernel.template == CAPTURED:
+        return {
+            port: (turned.rotation, int(turned.is_transposed)) for port, turned in turned_of(kernel.attributes).items()
+        }
+    found = {}
+    for port in ("q.weight", "k.weight", "v.weight", "up.weight", "down.weight", "product.weight"):
+        own = {name: option(kernel.attributes, name) for name in (ZERO_POINT, ROTATION, EXACT)}
+        if port not in ROTATED:
+            own[ROTATION] = DEFAULTS[ROTATION]
+        if own != DEFAULTS:
+            found[port] = tuple(own.values())
+    return found
+
+
 def narrow_shapes(role: str, outputs: Size, inputs: Size) -> Dict[str, Tuple[Size, ...]]:
     """Return the shapes of the integers, scales and bias of a linear layer, from sizes or their names.
 

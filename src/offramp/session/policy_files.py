@@ -19,7 +19,6 @@ from offramp.runtime.memory_model import SMALL_LENGTH
 from offramp.runtime.profile import DeviceProfile
 from offramp.session.classifier import Classifier
 from offramp.store import Store
-from offramp.store.manifest import FP16, FP32, INT8
 from offramp.store.policy_file import MeasuredOn, PolicyFile, read_policy
 from offramp.units import format_duration, named_duration
 
@@ -51,24 +50,23 @@ class NamedPolicy:
     def require_model(self, store: Store) -> None:
         """Raise RefusedError if a file was tuned for the exits of another model."""
         for name, file in self.files.items():
-            if self._precision(file, store) is None:
+            if store.manifest.precision_of(file.model_sha256) is None:
                 what = "the policy was tuned for another model, or before its exits were trained again"
                 raise RefusedError(what, name, "tune it on a transcript of this store")
 
     def rounding(self, store: Store) -> List[str]:
-        """Return one line for each file that was tuned for the same model in another precision than the store's."""
-        here, lines = store.manifest.precision, []
+        """Return one line for each file that was tuned on the same model with otherwise rounded weights."""
+        manifest, lines = store.manifest, []
         for name, file in self.files.items():
-            there = self._precision(file, store)
-            if there != here:
-                what = f"{name} was tuned on the answers of {there} weights, those of this store are {here}"
-                lines.append(f"{what}: its scores and its certificate are of the other - tune it again")
+            there = manifest.precision_of(file.model_sha256)
+            if file.model_sha256 == manifest.answering:
+                continue
+            what = f"those of this store are {manifest.precision}"
+            if there == manifest.precision:
+                what = "those of this store are rounded in another way, as another version does"
+            what = f"{name} was tuned on the answers of {there} weights, {what}"
+            lines.append(f"{what}: its scores and its certificate are of the other - tune it again")
         return lines
-
-    def _precision(self, file: PolicyFile, store: Store) -> Optional[str]:
-        """Return the precision in which a policy file was tuned; None for another model."""
-        precisions = (store.manifest.precision, FP32, FP16, INT8)
-        return next((each for each in precisions if file.model_sha256 == store.manifest.answering(each)), None)
 
     def warnings(self, here: MeasuredOn, profile: Optional[DeviceProfile], has_deadline: bool) -> List[str]:
         """Return one line for each claim of a file that does not hold under the conditions `here`.

@@ -10,13 +10,14 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Dict, FrozenSet, Optional, Sequence, Tuple
+from typing import Any, Dict, FrozenSet, List, Optional, Sequence, Tuple
 
 from offramp.errors import StoreError
+from offramp.program.blocks import whole_name
 from offramp.program.checks import MAX_RANK, NAMED, POSITIVE, require_distinct
 from offramp.program.dtypes import ALIGNMENT_BYTES, DTYPES, FLOAT, HALF
 from offramp.program.encoder import PRODUCTS, TEMPLATES
-from offramp.program.narrow import has_integers
+from offramp.program.narrow import has_integers, rounding_of
 from offramp.program.program import Program, plain
 from offramp.store.repeats import compress
 from offramp.store.safetensors import num_bytes
@@ -39,6 +40,8 @@ NAMES = "names"
 FP32, FP16, INT8 = STORED = "fp32", "fp16", "int8"
 """Precisions that the matrices of the layers of a text encoder are stored in."""
 _FILE = re.compile(r"(graphs/)?[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_HALF = 32
+"""Digits of the half of a fingerprint."""
 _SHA256 = {"pattern": re.compile(r"[0-9a-f]{64}")}
 _DTYPE, _SHAPE = {"choices": tuple(DTYPES)}, {"most": MAX_RANK}
 
@@ -210,11 +213,43 @@ class Manifest:
         has_blocks = any(kernel.template in PRODUCTS for kernel in self.program.kernels.values())
         return self.program.module is None and self.precision != INT8 and not has_blocks
 
-    def answering(self, precision: str) -> str:
-        """Return the fingerprint of the model that answers: of the source, and of how its weights are rounded."""
-        whole = f"{self.source.fingerprint} {precision}".encode()
+    @cached_property
+    def answering(self) -> str:
+        """Fingerprint of the model that answers: of the source, its precision, and how its kernels round.
+
+        It is the fingerprint of the source where nothing is rounded. Otherwise its first half is of the source and the
+        precision alone, so that `precision_of` recognises the same model that is rounded otherwise.
+        """
+        whole, rounding = self._rounded(self.precision), self._rounding()
+        if not rounding:
+            return whole
+        return whole[:_HALF] + hashlib.sha256(f"{whole} {json.dumps(rounding)}".encode()).hexdigest()[:_HALF]
+
+    def precision_of(self, model_sha256: str) -> Optional[str]:
+        """Return the precision of a store of the same source, from its fingerprint `answering`; None: another model."""
+        if model_sha256 == self.source.fingerprint:
+            return self.precision if self.answering == model_sha256 else FP32
+        rounded = {self._rounded(precision)[:_HALF]: precision for precision in (INT8, FP16)}
+        rounded.pop(self.source.fingerprint[:_HALF], None)  # of a precision that rounds nothing
+        return rounded.get(model_sha256[:_HALF])
+
+    def _rounded(self, precision: str) -> str:
         is_rounded = precision == INT8 or (precision == FP16 and self.source.method == NAMES)
+        whole = f"{self.source.fingerprint} {precision}".encode()
         return hashlib.sha256(whole).hexdigest() if is_rounded else self.source.fingerprint
+
+    def _rounding(self) -> List[Tuple[str, ...]]:
+        """Return the tensors of integers with the rounding of their kernels, unless it is the default. Blocks of one
+        tensor are one: they give the answers of the whole.
+        """
+        kernels = {name: rounding_of(kernel) for name, kernel in self.program.kernels.items() if has_integers(kernel)}
+        found = {
+            (whole_name(step.weights[port]), *map(str, rounding))
+            for step in self.program.steps()
+            for port, rounding in kernels.get(step.kernel, {}).items()
+            if port in step.weights
+        }
+        return sorted(found)
 
     @cached_property
     def upcast(self) -> FrozenSet[str]:

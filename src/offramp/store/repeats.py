@@ -22,6 +22,8 @@ MAX_GROUP = 64
 """Longest group of elements that the writer looks for."""
 MAX_EXPANDED_BYTES = 16 << 20
 """Most bytes of JSON text that the repeats of one manifest may produce."""
+COPY_BYTES = 64
+"""Bytes that a copy, and each of its members, counts as at least: a short one takes time and memory as well."""
 _INTEGER = re.compile(r"\d{1,15}")
 _MAX_INTEGER = 10**15 - 1
 _OVERHEAD_BYTES = len('{"repeat":,"first":[],"second":[]}')
@@ -122,17 +124,18 @@ class _Expansion:
     def _copies(self, element: _Repeat, where: str) -> List[Any]:
         """Return all members of a repeat, themselves expanded. Equal members share their trees."""
         count, before = element.repeat, self._num_bytes
+        least = COPY_BYTES * (1 + len(element.first))
         first, second = (_Form(_text(members)) for members in (element.first, element.second))
         series = _Series(first, second)
         if first.text == second.text:
-            self._charge(first.num_bytes)
+            self._charge(max(first.num_bytes, least))
             members = self.expand(list(element.first), where)
             self._charge((self._num_bytes - before) * (count - 1))
             return members * count
         found: List[Any] = []
         for index in range(count):
             text = series.text(index)
-            self._charge(len(text))
+            self._charge(max(len(text), least))
             found += self.expand(strict_json(text.encode()), where)
         return found
 
