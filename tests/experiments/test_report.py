@@ -61,14 +61,29 @@ def test_the_baseline_is_the_resident_one_without_exits_and_comes_first(records)
     found = table(page(records))
     first = found.rows[0]
     assert first.kind == "baseline" and [cell.text for cell in first.cells[:3]] == ["bert", "resident", "none"]
-    assert [cell.text for cell in first.cells].count(NONE) == 3 and found.notes[0].startswith(
-        "Baseline: bert, resident"
+    assert [cell.text for cell in first.cells].count(NONE) == 3
+    assert found.notes[0].startswith(
+        "Baseline of each model: bert, resident, exit none; distilbert, resident, exit none. "
     )
     chosen = table(page(records, baseline=["model=runs/distilbert", "budget=96MiB"])).rows[0]
     assert [cell.text for cell in chosen.cells[:2]] == ["distilbert", "96MiB"]
     for wrong in (["model=x"], ["modell=x"]):
         with pytest.raises(UsageError, match="--baseline"):
             page(records, baseline=wrong)
+
+
+def test_each_model_is_compared_with_its_own_baseline(records):
+    found = table(page(records))
+    heads = [column.title for column in found.columns]
+    assert [row.cells[0].text for row in found.rows if row.kind == "baseline"] == ["bert", "distilbert"]
+    alone = table(page([each for each in records if each["experiment"]["model"] == "runs/distilbert"]))
+    mine = [row for row in found.rows if row.cells[0].text == "distilbert"]
+    for name in ("points", "× latency", "× memory"):
+        here = [row.cells[heads.index(name)] for row in mine]
+        assert here == [row.cells[[column.title for column in alone.columns].index(name)] for row in alone.rows]
+    one = table(page(records, baseline=["model=runs/bert", "exit=none", "budget=resident"]))
+    assert [row.kind for row in one.rows].count("baseline") == 1, "a chosen model is that of all"
+    assert not any(row.cells[heads.index("× latency")].text == NONE for row in one.rows[1:])
 
 
 def test_the_best_is_bold_only_where_it_is_significantly_best():

@@ -42,6 +42,11 @@ def test_latex_is_a_table_of_booktabs():
     assert [text.count(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule", r"\label{tab:times}")] == [1] * 4
 
 
+def test_latex_has_only_commands_and_letters_of_every_installation():
+    found = latex(a_table("\"q\" 漢 é ü → – --budget don''"))
+    assert found.isascii() and r"\symbol{34}q\symbol{34} U+6F22 \'{e} \"{u} $\to$ \textendash{} -{}-budget" in found
+
+
 def test_csv_holds_numbers_units_and_intervals():
     rows = list(csv.reader(io.StringIO(comma_separated(a_table()))))
     assert rows == [

@@ -33,7 +33,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="write what a Jinja2 template makes of the records instead, for a page of your own",
     )
-    baseline = "compare with the experiment that has this value of an option (default: without exits, resident)"
+    baseline = (
+        "compare with the experiment that has this value of an option (default: its model without exits, resident)"
+    )
     add("--baseline", action="append", default=[], metavar="NAME=VALUE", help=baseline)
 
 

@@ -62,7 +62,7 @@ def page_of(folders: Mapping[str, Sequence[Record]], title: str, baseline: Seque
     with. Raises UsageError for values that no subject has, and the errors of `groups_of`.
     """
     groups = groups_of(folders, baseline)
-    if baseline and not any(group.baseline for group in groups):
+    if baseline and not any(group.baselines for group in groups):
         raise UsageError("no experiment with figures is such a baseline", " ".join(baseline), "give another --baseline")
     subjects = [each for group in groups for each in group.subjects]
     numbers = itertools.count(1)
@@ -114,7 +114,7 @@ def results_table(group: Group, name: str, varied: Sequence[str] = ()) -> Table:
     """
     figures = [FIGURES[each] for each in _SHOWN if any(subject.with_figure(each) for subject in group.subjects)]
     columns = [Column(each, is_text=True) for each in group.varied]
-    subjects = sorted(group.subjects, key=lambda each: each is not group.baseline)
+    subjects = _ordered(group)
     cells = [[_option_cell(group, each, name) for name in group.varied] for each in subjects]
     for figure in figures:
         first, against = best(group, figure), _AGAINST.get(figure.name)
@@ -128,18 +128,27 @@ def results_table(group: Group, name: str, varied: Sequence[str] = ()) -> Table:
     rows = []
     for row, subject in zip(cells, subjects, strict=True):
         row += [Cell(str(len(subject.done))), _reason_cell(subject)][: len(columns) - len(row)]
-        kind = "failed" if not subject.done else "baseline" if subject is group.baseline else ""
+        kind = "failed" if not subject.done else "baseline" if subject in group.baselines else ""
         label, command = group.labels.get(subject, ""), _command(subject, varied)
         rows.append(Row(tuple(row), label, group.name(subject), _facts(subject), command, kind))
     return Table(name, f"{group.title}: results", tuple(columns), tuple(rows), _notes(group))
 
 
+def _ordered(group: Group) -> list[Subject]:
+    """Return the subjects of each baseline together, it first; then those that have none."""
+    parts = [(base, [each for each in group.subjects if group.baseline_of(each) is base]) for base in group.baselines]
+    found = [each for base, mine in parts for each in (base, *mine)]
+    return list(dict.fromkeys([*found, *group.subjects]))
+
+
 def _notes(group: Group) -> tuple[str, ...]:
-    if group.baseline is None:
+    if not group.baselines:
         return ("No experiment of this table has figures.",)
+    heading = "Baseline" if len(group.baselines) == 1 else "Baseline of each model"
     return (
-        f"Baseline: {group.name(group.baseline)}. Ratios are paired by round, differences of scores in points by row of"
-        " data. In brackets: 95 % intervals. Those of scores are over the rows of data, for these models; others are"
+        f"{heading}: {'; '.join(map(group.name, group.baselines))}. Ratios are paired by round, differences of scores"
+        " in points by row of data. In brackets: 95 % intervals. Those of scores are over the rows of data, for these"
+        " models; others are"
         f" over rounds, or over seeds where a row has several, from {FEWEST_SAMPLES} on: each seed counts once, by the"
         " median of its rounds. Bold: the best of its column, but for the bounds `oracle` and `random`, if it differs"
         f" from each other row significantly (p < {SIGNIFICANT:g}, corrected by Holm).",
@@ -180,7 +189,7 @@ def _interval(show: Callable[[float], str], found: Comparison) -> str:
 
 
 def _against_baseline(group: Group, figure: Figure, subject: Subject) -> Cell:
-    base = group.baseline
+    base = group.baseline_of(subject)
     found = None if base is None or base is subject else compared(figure, base, subject)
     if found is None or not math.isfinite(found.value):
         return Cell(NONE)

@@ -92,20 +92,31 @@ class Group:
         self.varied = _needed([name for name, values in found.items() if len(values) > 1], subjects) or ["model"]
         """Options that tell the subjects apart."""
         self._prefix = _common_folder([each.flat["model"] for each in subjects])
-        self.baseline = self._baseline(baseline)
+        self._baseline_of = self._baselines(baseline)
+        self.baselines = list(dict.fromkeys(self._baseline_of.values()))
+        """Subjects that others are compared with: one for each model, or a chosen one of another model."""
         several = [name for name in _SERIES if 1 < len(found.get(name, ())) <= NUM_COLOURS]
         self.coloured = several[0] if several else ""
         """Option that gives points their colours; "": the kind of exit does."""
 
-    def _baseline(self, baseline: Sequence[str]) -> Subject | None:
-        """Return the subject that others are compared with: by default one without exits, all weights resident."""
+    def baseline_of(self, subject: Subject) -> Subject | None:
+        """Return the subject that this one is compared with, of the same model if there is one."""
+        return self._baseline_of.get(subject.flat["model"])
+
+    def _baselines(self, chosen: Sequence[str]) -> dict[str, Subject]:
+        """Return the baseline of each model: by default one without exits, all weights resident.
+
+        A model of which nothing is chosen is compared with the first that is.
+        """
         able = [each for each in self.subjects if each.done]
-        if baseline:
-            chosen = set(matching([each.specification for each in able], baseline, "--baseline"))
-            return next((each for each in able if each.specification in chosen), None)
-        own = [each for each in able if not each.flat.get("rival")] or able
-        full = [each for each in own if each.flat["exit"] == "none"] or own
-        return next((each for each in full if each.flat["budget"] == "resident"), full[0] if full else None)
+        models = list(dict.fromkeys(each.flat["model"] for each in self.subjects))
+        if chosen:
+            wanted = set(matching([each.specification for each in able], chosen, "--baseline"))
+            able = [each for each in able if each.specification in wanted]
+            found = {model: next(iter(_of_model(able, model) or able), None) for model in models}
+        else:
+            found = {model: _plainest(_of_model(able, model)) for model in models}
+        return {model: each for model, each in found.items() if each is not None}
 
     def show(self, subject: Subject, name: str) -> str:
         """Return the value of an option as people read it."""
@@ -142,6 +153,17 @@ class Group:
         others = [name for name in self.varied if name != "exit"]
         equal = [each for each in able if all(each.flat.get(x) == subject.flat.get(x) for x in others)]
         return next(iter(equal or able), None)
+
+
+def _of_model(subjects: Iterable[Subject], model: str) -> list[Subject]:
+    return [each for each in subjects if each.flat["model"] == model]
+
+
+def _plainest(able: Sequence[Subject]) -> Subject | None:
+    """Return the first subject without exits and with all weights resident, or the one that is closest to that."""
+    own = [each for each in able if not each.flat.get("rival")] or able
+    full = [each for each in own if each.flat["exit"] == "none"] or own
+    return next((each for each in full if each.flat["budget"] == "resident"), full[0] if full else None)
 
 
 def _said(name: str, value: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -184,13 +185,32 @@ def _latex_cell(cell: Cell) -> str:
 _LATEX = {
     **{char: "\\" + char for char in "&%$#_{}"},
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
-    ">": r"\textgreater{}", "[": "{[}", "]": "{]}", "|": r"\textbar{}", '"': r"\textquotedbl{}",
-    "–": "--", "×": r"$\times$", "−": r"$-$", "≤": r"$\le$", "≥": r"$\ge$", "±": r"$\pm$",
+    ">": r"\textgreater{}", "[": "{[}", "]": "{]}", "|": r"\textbar{}", '"': r"\symbol{34}",
+    "–": r"\textendash{}", "×": r"$\times$", "−": r"$-$", "≤": r"$\le$", "≥": r"$\ge$", "±": r"$\pm$",
+    "µ": r"$\mu$", "·": r"$\cdot$", "→": r"$\to$", "…": r"\ldots{}", "’": "'", "ß": r"\ss{}",
 }  # fmt: skip
 
 
+_LATEX_ACCENTS = {
+    "\u0300": "`", "\u0301": "'", "\u0302": "^", "\u0303": "~", "\u0304": "=", "\u0306": "u", "\u0307": ".",
+    "\u0308": '"', "\u030a": "r", "\u030b": "H", "\u030c": "v", "\u0327": "c",
+}  # fmt: skip
+"""Combining accent -> its command, which all encodings of fonts have."""
+
+
 def _latex_text(text: str) -> str:
-    return "".join(_LATEX.get(char, char) for char in printable(text))
+    """Return text that compiles with pdflatex and its usual fonts; other letters appear as codes, such as U+6F22."""
+    made = "".join(_latex_letter(char) for char in printable(text))
+    return re.sub(r"([-'`,?!])(?=[-'`,])", r"\1{}", made)  # no ligatures, so that `--budget` keeps both hyphens
+
+
+def _latex_letter(char: str) -> str:
+    if char in _LATEX or char.isascii():
+        return _LATEX.get(char, char)
+    base, *accents = unicodedata.normalize("NFD", char)
+    if base.isascii() and base.isalpha() and len(accents) == 1 and accents[0] in _LATEX_ACCENTS:
+        return rf"\{_LATEX_ACCENTS[accents[0]]}{{{base}}}"
+    return f"U+{ord(char):04X}"
 
 
 def to_csv(page: Page) -> str:
