@@ -131,10 +131,9 @@ class Place:
     def tree(self):
         """The files by name, with their bytes; those that are measured without."""
         found = {}
-        for path in sorted(self.place.rglob("*")):
+        tops = [top for top in self.place.iterdir() if top.name not in OWN]
+        for path in sorted(path for top in tops for path in (top, *top.rglob("*"))):
             name = str(path.relative_to(self.place))
-            if name in OWN:
-                continue
             is_compared = path.is_file() and not any(name.startswith(each) for each in MEASURED)
             found[name] = (path.stat().st_mode, path.read_bytes() if is_compared else b"")
         return found
