@@ -42,6 +42,26 @@ def test_rows_of_megabytes_are_in_the_plan(store, tmp_path, suffix):
     assert record["peak_rss_bytes"] <= record["budget_bytes"]
 
 
+@pytest.mark.parametrize("closed", ["2>&-", "2>&- <&-", "<&-"])
+def test_closed_descriptors_change_no_answer(store, closed):
+    command = [*OFFRAMP, "run", str(store), "--budget", "500MiB", "--text", "the bank fell", "--json"]
+    open_ends = subprocess.run(command, capture_output=True, text=True, check=True)
+    script = f'exec "$@" {closed}'
+    done = subprocess.run(["sh", "-c", script, "sh", *command], stdout=subprocess.PIPE, text=True, check=True)
+    first, wanted = (each.stdout.splitlines()[0] for each in (done, open_ends))
+    assert len(done.stdout.splitlines()) == 2 and json.loads(first) == json.loads(wanted)
+    failed = ["sh", "-c", script, "sh", *command, "--max-length", "0"]
+    assert subprocess.run(failed, stdout=subprocess.PIPE, check=False).stdout == b""
+
+
+@pytest.mark.parametrize("option", ["--input", "--train", "--dev"])
+def test_data_that_are_named_twice_are_not_dropped(tmp_path, option):
+    command = "run" if option == "--input" else "eval"
+    words = [*OFFRAMP, command, str(tmp_path), option, "a.tsv", option, "b.tsv"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and f"argument {option}: given twice: name one file" in done.stderr
+
+
 def test_a_text_on_stdin_is_answered_before_the_next_one_comes(store):
     with subprocess.Popen(
         [*OFFRAMP, "run", str(store), "--budget", "500MiB", "--input", "-", "--json"],

@@ -132,7 +132,11 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_store_is_opened(
     refused(2, "is a pipe, a device or a folder", *words, tmp_path / "pipe.csv")
     refused(2, "taken.csv.tmp", *words, tmp_path / "taken.csv")
     for name in ("t.csv", "loop.csv"):
-        refused(2, "the results would replace the inputs", *words, tmp_path / name)
+        refused(2, "--out and --input are the same file", *words, tmp_path / name)
+        refused(2, "--trace and --input are the same file", *words, tmp_path / "out.csv", "--trace", tmp_path / name)
+    refused(2, "--trace and --out are the same file", *words, tmp_path / "a.csv", "--trace", tmp_path / "a.csv")
+    refused(2, "--trace and --out are the same file", "memory", nothing, "--out", tmp_path / "a.svg",
+            "--trace", tmp_path / "a.svg")  # fmt: skip
     refused(2, "no such store", *words, tmp_path / "out.csv")
     assert not (tmp_path / "out.csv").exists() and texts.read_text() == "text\na\n"
 

@@ -308,7 +308,7 @@ TABLE = [
         f"run scores {SAY}",
     ),
     instead(
-        "cli/run.py: the results would replace the inputs",
+        "cli/options.py: {} and {} are the same file",
         spoilt(table, f"run store {TABLE_OF_TEXTS} --out in.csv"),
         "name another file",
         f"run store {TABLE_OF_TEXTS} --out out.csv",

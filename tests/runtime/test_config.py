@@ -30,6 +30,7 @@ def test_sizes_and_durations_may_be_given_as_texts():
         ({"exit": None}, "exit: must be a text, not None"),
         ({"profile": 3}, "profile: must be a text"),
         ({"threads": 0}, "threads: a whole number of at least 1, not 0"),
+        ({"threads": 10_000}, "threads: at most 1024, not 10000"),
         ({"threads": True}, "threads: a whole number of at least 1, not True"),
         ({"batch": "many"}, "batch: a whole number of at least 1, not 'many'"),
         ({"batch": 1.5}, "batch: a whole number"),

@@ -10,7 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offramp.errors import BudgetError
-from offramp.runtime.planner import MAX_SLOTS, Item, Memory, Strategy, layers_of, make_plan, page_rounded, pass_seconds
+from offramp.runtime.ledger import Limit
+from offramp.runtime.planner import (
+    MAX_SLOTS,
+    Item,
+    Memory,
+    Strategy,
+    layers_of,
+    make_plan,
+    page_rounded,
+    pass_seconds,
+    too_small,
+)
 
 quick = settings(deadline=None, max_examples=50, database=None)
 BASE = Memory(base_bytes=1000 * 4096, activation_bytes=10 * 4096)
@@ -182,6 +193,14 @@ def test_a_budget_that_is_too_small_is_refused_with_the_smallest_that_would_do()
     assert make_plan(items, BASE, 5 << 20).feasible
     assert not make_plan(items, BASE, 4 << 20).feasible
     make_plan(items, BASE, 5 << 20).require_feasible(items)
+
+
+@pytest.mark.parametrize(
+    ("reserved", "remedy"), [(3 << 20, "close the other engine first"), (1 << 20, "--budget 7MiB")]
+)
+def test_closing_another_engine_is_advised_where_that_is_enough(reserved, remedy):
+    error = too_small(Limit(4 << 20, reserved_bytes=reserved), [("process", 1 << 20)], 6 << 20, option="--budget ")
+    assert str(error).endswith(remedy)
 
 
 def test_many_shards_of_many_sizes_are_planned_all_the_same():

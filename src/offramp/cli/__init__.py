@@ -85,7 +85,16 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _prepare_output() -> None:
-    """Let letters that the encoding of a terminal does not have be printed as escapes."""
+    """Let letters that the encoding of a terminal does not have be printed as escapes.
+
+    Standard descriptors that are closed lead to /dev/null: the next file would get their number, and the messages that
+    a library prints.
+    """
+    while (opened := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(opened)
+    if sys.stderr is None:  # `print` takes None as stdout
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from offramp.cli import options
-from offramp.cli.options import TABLES, count, emit, log, require_writable, warn
+from offramp.cli.options import TABLES, count, emit, log, require_apart, require_writable, warn
 from offramp.errors import MissingExtraError
 from offramp.units import format_size
 
@@ -44,6 +44,7 @@ def main(args: argparse.Namespace) -> None:
 
     if find_spec("matplotlib") is None:
         raise MissingExtraError("matplotlib", "report")
+    require_apart({"--out": args.out, "--trace": args.trace}, {"--input": args.input})
     require_writable(args.out, (".svg", ".png"))
     if args.trace:
         require_writable(args.trace)

@@ -37,11 +37,12 @@ def argument(parse: Callable[[str], Any]) -> Callable[[str], Any]:
 
 
 class _Once(argparse.Action):
-    """An option that is refused if it is given twice; argparse would keep the last."""
+    """An option that is refused if it is given twice; argparse would keep the last, and drop data without a word."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         if getattr(namespace, self.dest) is not self.default:
-            raise argparse.ArgumentError(self, "given twice: combine policies with | or &")
+            remedy = "combine policies with | or &" if self.dest == "exit" else "name one file"
+            raise argparse.ArgumentError(self, f"given twice: {remedy}")
         setattr(namespace, self.dest, values)
 
 
@@ -79,7 +80,7 @@ def add_inputs(parser: argparse.ArgumentParser) -> None:
     file = "FILE.txt, .tsv, .csv, .jsonl or .parquet; - for stdin; a file, folder or zip of images; .npz arrays"
     add("--text", action="append", type=_utf8, metavar="TEXT", help="a text; may be given several times")
     add("--pair", action="append", nargs=2, type=_utf8, metavar=("A", "B"), help="two texts that form one input")
-    add("--input", metavar="FILE", help=file)
+    add("--input", action=_Once, metavar="FILE", help=file)
 
 
 def _utf8(word: str) -> str:
@@ -124,8 +125,8 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     train = "your data, cut into parts: .tsv, .csv, .jsonl or .parquet, a folder or zip of images, or .npz"
     add("--task", metavar="NAME", help="cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte or wnli")
     add("--data", metavar="DIR", help="GLUE's folders or zips (default: the hub)")
-    add("--train", metavar="FILE", help=train)
-    add("--dev", metavar="FILE", help="data that are only reported (default: a part of --train)")
+    add("--train", action=_Once, metavar="FILE", help=train)
+    add("--dev", action=_Once, metavar="FILE", help="data that are only reported (default: a part of --train)")
     add("--label-column", default="label", metavar="NAME", help="(default: label)")
     add("--regression", action="store_true", help="labels are numbers to be predicted")
     add("--split-seed", type=int, default=0, metavar="N", help="seed of the cutting (default: 0)")
@@ -188,6 +189,17 @@ def require_writable(path: str, suffixes: tuple[str, ...] = (), *, atomic: bool 
             pass
     if is_new and not atomic:
         target.unlink()
+
+
+def require_apart(outputs: Mapping[str, str | None], inputs: Mapping[str, str | None]) -> None:
+    """Raise UsageError for a file, by the option that names it, that would replace an input or another output."""
+    taken = {os.path.realpath(path): name for name, path in inputs.items() if path and path != "-"}
+    for name, path in outputs.items():
+        if not path:
+            continue
+        other = taken.setdefault(os.path.realpath(path), name)
+        if other != name and not Path(path).is_char_device():  # /dev/null takes all
+            raise UsageError(f"{name} and {other} are the same file", path, "name another file")
 
 
 def peak_line(record: dict[str, Any]) -> str:

@@ -9,7 +9,6 @@ offramp run STORE --budget 128MiB --input texts.csv --out answers.csv --all-scor
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from offramp.cli import options
-from offramp.cli.options import emit, log, require_writable, warn
+from offramp.cli.options import emit, log, require_apart, require_writable, warn
 from offramp.errors import UsageError, shown
 from offramp.program.program import REGRESSION
 from offramp.units import format_duration, format_size
@@ -78,14 +77,13 @@ def main(args: argparse.Namespace) -> None:
 
 def _require_outputs(args: argparse.Namespace) -> None:
     """Raise UsageError or OSError for files that cannot be written."""
+    require_apart({"--out": args.out, "--trace": args.trace}, {"--input": args.input})
     if args.trace:
         require_writable(args.trace)
     if args.out:
         from offramp.session.outputs import FORMATS, require_library
 
         require_writable(args.out, tuple(FORMATS), atomic=True)
-        if args.input and os.path.realpath(args.input) == os.path.realpath(args.out):
-            raise UsageError("the results would replace the inputs", args.out, "name another file")
         require_library(args.out)
 
 

@@ -28,6 +28,8 @@ AUTO = "auto"
 """Value of `budget` that means: the memory limit of the container, less what the kernel takes of it."""
 RESIDENT = "resident"
 """Value of `budget` that means: all weights stay in memory, or the engine is refused."""
+MOST_THREADS = 1024
+"""Most threads of a backend. A pool of 10,000 did not start within a minute."""
 
 
 def parse_budget(value: Any) -> Union[int, str]:
@@ -37,6 +39,12 @@ def parse_budget(value: Any) -> Union[int, str]:
 
 def _parse_batch(value: Any) -> Union[int, str]:
     return BULK if value == BULK else parse_count(value)
+
+
+def _parse_threads(value: Any) -> int:
+    if parse_count(value) > MOST_THREADS:
+        raise ValueError(f"at most {MOST_THREADS}, not {value!r}")
+    return parse_count(value)
 
 
 def _parse_text(value: Any) -> str:
@@ -91,7 +99,7 @@ class EngineConfig:
     """Path of a device profile, used by a deadline and by index policies; None: the cached profile, if there is one."""
     backend: str = _option("ort", _parse_text, "compute backend (default: ort, ONNX Runtime)")
     """Compute backend; `offramp.backends` lists the names."""
-    threads: Optional[int] = _option(None, parse_count, "threads of the backend (default: all processors)", "N")
+    threads: Optional[int] = _option(None, _parse_threads, "threads of the backend (default: all processors)", "N")
     """Threads of the backend; None: the processors of this process."""
     batch: Union[int, str] = _option(1, _parse_batch, "rows run together; bulk: the most that fit (default: 1)", "N")
     """Rows that run together, or `"bulk"`."""

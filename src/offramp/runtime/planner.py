@@ -64,7 +64,8 @@ def too_small(
     others = [("other open engines", limit.reserved_bytes)] if limit.reserved_bytes else []
     kernel = [("kernel", limit.margin_bytes)] if limit.margin_bytes else []
     where = " + ".join(f"{name} {format_size(size)}" for name, size in (*parts[:1], *others, *parts[1:], *kernel))
-    source = OTHER_BUDGET if limit.reserved_bytes else limit.source
+    fits_alone = needed_bytes - limit.reserved_bytes <= limit.num_bytes
+    source = OTHER_BUDGET if limit.reserved_bytes and fits_alone else limit.source
     more_kib = -(-(needed_bytes + SPREAD_BYTES - limit.num_bytes) >> 10)
     least, group = needed_bytes + SPREAD_BYTES, group_bytes(needed_bytes + SPREAD_BYTES + EVICTED_BYTES)
     facts = {"option": option, "least": named_budget(least), "group": named_budget(group), "more": more_kib}
