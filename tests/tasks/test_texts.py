@@ -107,6 +107,39 @@ def test_a_line_without_end_takes_no_memory(tmp_path, suffix, encoding):
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize("suffix", ["txt", "tsv", "csv", "jsonl"])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_lines_that_end_with_cr_alone_are_lines_and_this_is_said(write, said, suffix, encoding):
+    texts = [f"a good cat {number}" for number in range(9999)]
+    lines = {"txt": texts, "jsonl": [json.dumps({"text": text}) for text in texts]}.get(suffix, ["text", *texts])
+    path = write(f"some.{suffix}", "".join(line + "\r" for line in lines).encode(encoding))
+    assert list(read_texts(path, log=said.append)) == texts
+    assert [line for line in said if "CR" in line] == [
+        f"{path}: lines end with CR alone, and each CR is read as a line break"
+    ]
+
+
+def test_a_cr_within_a_line_that_ends_with_lf_stays(write, said):
+    path = write("some.csv", '"te\rxt",label\n"a\rb",1\r\n')
+    assert list(read_texts(path, "te\rxt", log=said.append)) == ["a\rb"]
+    assert list(read_texts(write("some.txt", "a\rb\nc\rd"), log=said.append)) == ["a\rb", "c\rd"]
+    assert list(read_texts(write("one.txt", "a b\r"), log=said.append)) == ["a b"]
+    assert not any("CR" in line for line in said)
+
+
+def test_lines_that_end_with_cr_alone_take_no_memory(tmp_path):
+    path = tmp_path / "some.txt"
+    with path.open("wb") as file:
+        for _ in range(48):
+            file.write(b"short\r" + b"x" * (1 << 20))
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in read_texts(path)) == 49
+        assert tracemalloc.get_traced_memory()[1] < 24 << 20
+    finally:
+        tracemalloc.stop()
+
+
 def test_a_line_is_given_before_the_next_one_arrives(monkeypatch):
     reading, writing = os.pipe()
     with os.fdopen(reading, encoding="utf-8") as stdin, os.fdopen(writing, "w", encoding="utf-8") as pipe:

@@ -136,7 +136,7 @@ def _has_header(cells: List[str], place: str, layout: Layout, notes: Notes) -> b
 
 
 def _split_tsv(stream: IO[bytes], where: object, layout: Layout, notes: Notes) -> Iterator[Tuple[str, List[str]]]:
-    lines = lines_of(where, stream)
+    lines = lines_of(where, stream, notes)
     quotes = layout.quotes
     if quotes is None:
         sample = _sample(lines)
@@ -196,7 +196,7 @@ def _is_quoted(lines: Sequence[str], is_whole: bool) -> bool:
 
 
 def _split_csv(stream: IO[bytes], where: object, layout: Layout, notes: Notes) -> Iterator[Tuple[str, List[str]]]:
-    return _split_quoted(lines_of(where, stream), where, ",")
+    return _split_quoted(lines_of(where, stream, notes), where, ",")
 
 
 def _csv_reader(lines: Iterable[str], mark: str) -> Any:
@@ -222,7 +222,7 @@ def _stripped(line: str) -> str:
 
 def _parse_jsonl(stream: IO[bytes], where: object, layout: Layout, notes: Notes) -> Iterator[Row]:
     """Yield the JSON object on each line. Raises UsageError."""
-    for place, text in lines_of(where, stream):
+    for place, text in lines_of(where, stream, notes):
         if not text.strip():
             notes.add("blank lines were skipped", place)
             continue
@@ -378,7 +378,7 @@ def _counted(texts: Iterator[Tuple[str, Text]], notes: Notes) -> Iterator[Text]:
 def _plain_texts(source: Source, notes: Notes) -> Iterator[Tuple[str, Text]]:
     cut = partial(notes.add, f"lines of which only the first {format_size(MAX_TEXT_BYTES)} was read")
     with open_source(source) as file:
-        for number, (place, text) in enumerate(lines_of(source, file, MAX_TEXT_BYTES, cut)):
+        for number, (place, text) in enumerate(lines_of(source, file, notes, MAX_TEXT_BYTES, cut)):
             if number == 0 and re.match(r'\{\s*"', text):
                 notes.log(f"{place}: this line looks like JSON and is read as a text (--input-format jsonl reads it)")
             yield place, _stripped(text)
