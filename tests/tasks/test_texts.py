@@ -178,6 +178,57 @@ def test_what_is_taken_for_a_header_is_said(write, said, suffix, lines, header, 
     assert mention in "\n".join(said)
 
 
+@pytest.mark.parametrize("given", [(), ("sentence",)])
+@pytest.mark.parametrize(
+    ("suffix", "first", "separator", "remedy"),
+    [
+        ("csv", "sentence;label", "semicolons, not by commas", "save it with commas, as .csv"),
+        ("csv", '"";"sentence";"label"', "semicolons, not by commas", "save it with commas"),
+        ("csv", "sentence\tthe label", "tabs, not by commas", "give --input-format tsv, or name it .tsv"),
+        ("tsv", "id,Text,x", "commas, not by tabs", "give --input-format csv, or name it .csv"),
+        ("tsv", "sentence|x", "bars, not by tabs", "save it with commas"),
+        ("txt", "sentence,label", "commas, in a file that is read as plain text", "give --input-format csv"),
+        ("txt", '"text"\t"label"', "tabs, in a file that is read as plain text", "give --input-format tsv"),
+        ("txt", "review;label", "semicolons, in a file", "save it with commas"),
+    ],
+)
+def test_a_header_with_another_separator_is_refused(write, given, suffix, first, separator, remedy):
+    """Its rows would be answered as texts, or refused as rows with too many fields."""
+    path = write(f"some.{suffix}", f"{first}\r\nx\n")
+    with pytest.raises(UsageError) as refused:
+        list(read_texts(path, *(given if suffix != "txt" else ())))
+    assert f"names are separated by {separator}" in str(refused.value)
+    assert str(path) + ":1" in str(refused.value)
+    assert remedy in str(refused.value)
+
+
+def test_a_line_that_looks_like_a_header_is_read_where_the_layout_says_so(write):
+    line = "sentence;label"
+    assert list(read_texts(write("some.csv", f"{line}\nx\n"), layout=Layout(header=False))) == [line, "x"]
+    assert list(read_texts(write("some.txt", f"{line}\nx\n"), layout=Layout("txt"))) == [line, "x"]
+
+
+@pytest.mark.parametrize("suffix", ["txt", "tsv", "csv"])
+@pytest.mark.parametrize(
+    "first",
+    [
+        "A review, with a comment, and a score.",
+        "title",
+        "good; label",
+        "class|no class?",
+        "text, label",
+        "a,b",
+        "text,",
+        "Text: one;two",
+    ],
+)
+def test_texts_that_hold_separators_are_read(write, suffix, first):
+    line = f'"{first}"' if suffix == "csv" else first
+    texts = list(read_texts(write(f"some.{suffix}", f"{line}\nmore\n"), layout=Layout(header=None)))
+    assert texts[-1] == "more"
+    assert first in texts
+
+
 def test_a_column_is_never_guessed_where_names_are_given(write):
     with pytest.raises(UsageError, match="no column 'sentence' or 'text', found 'question', 'answer'"):
         read_texts(write("some.tsv", "question\tanswer\na\tb\n"))
