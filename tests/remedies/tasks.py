@@ -1,5 +1,6 @@
 """Remedies of the room tasks: tables, lines, images, arrays, tokenizers, and data of one's own or of GLUE."""
 
+import gzip
 import io
 import json
 import shutil
@@ -427,6 +428,8 @@ def asked_for_images(described):
 
 TABLE = [
     mended("tasks/lines.py: not UTF-8 (zero bytes", GOOD.encode("utf-16-le"), "UTF-8"),
+    mended("tasks/lines.py: {}, not text", gzip.compress(GOOD.encode()), "decompress it"),
+    mended("tasks/lines.py: {}, not text", b"PK\3\4" + GOOD.encode(), "export the sheet as CSV, or unpack"),
     mended("tasks/lines.py: not UTF-8 (byte", GOOD.encode() + b"\xff\tone\n", "UTF-8"),
     mended("tasks/lines.py: damaged text", b"\xff\xfe" + GOOD.encode("utf-16-le")[:-1], "UTF-8"),
     mended("tasks/lines.py: a line of more than", b"sentence\tlabel\n" + ONE_LONG, "shorten or split it"),

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import bz2
 import contextlib
+import gzip
 import io
 import itertools
 import json
+import lzma
 import os
 import sys
 import threading
 import tracemalloc
+import zipfile
 
 import pytest
 from hypothesis import given
@@ -323,6 +327,35 @@ def test_what_is_wrong_is_told(write, name, content, columns, message):
     path = write(name, content)
     with pytest.raises(UsageError, match=message):
         list(read_texts(path, *columns))
+
+
+def zipped(data: bytes) -> bytes:
+    target = io.BytesIO()
+    with zipfile.ZipFile(target, "w") as file:
+        file.writestr("xl/workbook.xml", data)
+    return target.getvalue()
+
+
+@pytest.mark.parametrize("suffix", ["txt", "tsv", "csv", "jsonl"])
+@pytest.mark.parametrize("content", [b"", b"text\n" * 999])
+@pytest.mark.parametrize(
+    ("pack", "what"),
+    [
+        (gzip.compress, "gzip data, not text - .* - decompress it"),
+        (bz2.compress, "bzip2 data, not text - .* - decompress it"),
+        (lzma.compress, "xz data, not text - .* - decompress it"),
+        (lambda data: b"\x28\xb5\x2f\xfd\x04" + data, "zstd data, not text - .* - decompress it"),
+        (zipped, r"a zip archive, such as an Excel workbook \(.xlsx\), not text - .* - export the sheet as CSV"),
+        (lambda data: bytes.fromhex("d0cf11e0a1b11ae1") + data, "an old Office document, .* - export the sheet as CSV"),
+    ],
+)
+def test_compressed_data_and_workbooks_are_named(write, suffix, content, pack, what):
+    with pytest.raises(UsageError, match=what):
+        read_texts(write(f"some.{suffix}", pack(content)))
+
+
+def test_a_text_that_begins_like_compressed_data_is_read(write):
+    assert list(read_texts(write("some.txt", "BZh9 is a level\nPK\n"))) == ["BZh9 is a level", "PK"]
 
 
 def test_a_missing_file_and_a_folder_are_told_at_the_call(tmp_path):

@@ -34,6 +34,20 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 """Byte order marks, the longest first, and the encodings that they name. UTF-8's is removed when a line is decoded."""
+_PACKED = (
+    (b"\x1f\x8b", "gzip data"),
+    (b"BZh", "bzip2 data"),
+    (b"\xfd7zXZ\0", "xz data"),
+    (b"\x28\xb5\x2f\xfd", "zstd data"),
+)
+"""First bytes of compressed data, and their names."""
+_BZIP2_MARKS = (b"1AY&SY", b"\x17rE8P\x90")
+"""Bytes from the fifth on of bzip2 data: of a block, and of the end of empty data. A text may begin with BZh."""
+_ARCHIVES = (
+    (b"PK\3\4", "a zip archive, such as an Excel workbook (.xlsx)"),
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Office document, such as an Excel workbook (.xls)"),
+)
+"""First bytes of files that hold others, or tables, and their names."""
 _AS_UTF8 = "save it as UTF-8"
 
 
@@ -130,6 +144,7 @@ def _as_utf8(where: object, file: IO[bytes], longest: int) -> Tuple[IO[bytes], b
     if encoding is not None:
         file = _stream(_transcoded(file, data, encoding, where))
         return file, file.readline(longest + 1)
+    _require_text(where, data)
     if b"\0" in data[:4]:
         raise UsageError("not UTF-8 (zero bytes, perhaps UTF-16 without a byte order mark)", where, _AS_UTF8)
     return file, data
@@ -139,6 +154,16 @@ def _skip_line(file: IO[bytes], step: int) -> None:
     """Read to the end of a line, `step` bytes at a time."""
     while file.readline(step)[-1:] not in (b"", b"\n"):
         pass
+
+
+def _require_text(where: object, data: bytes) -> None:
+    """Raise UsageError if the first bytes of a file are those of compressed data, of an archive or of a workbook."""
+    packed = next((name for mark, name in _PACKED if data.startswith(mark)), None)
+    if packed is not None and (packed != "bzip2 data" or data[4:].startswith(_BZIP2_MARKS)):
+        raise UsageError(f"{packed}, not text", where, "decompress it")
+    archive = next((name for mark, name in _ARCHIVES if data.startswith(mark)), None)
+    if archive is not None:
+        raise UsageError(f"{archive}, not text", where, "export the sheet as CSV, or unpack the archive")
 
 
 def _chunks(file: IO[bytes], first: bytes) -> Iterator[bytes]:
