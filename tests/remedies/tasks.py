@@ -865,8 +865,20 @@ TABLE = [
     corrected(
         "tasks/text.py: the model takes texts, not this input",
         lambda w: short(w, 9).encode([3]),
-        "give --text",
+        "give texts: predict([text]) in Python, --text or a file of texts",
         lambda w: short(w, 9).encode(["3"]),
+    ),
+    corrected(
+        "tasks/text.py: an input is null or NaN",
+        lambda w: short(w, 9).encode(["the", None]),
+        "leave it out, or give '' for an empty text",
+        lambda w: (short(w, 9).encode(["the"]), short(w, 9).encode(["the", ""])),
+    ),
+    corrected(
+        "tasks/text.py: the model takes texts, not rows",
+        lambda w: short(w, 9).encode([{"text": "the"}]),
+        "give its text: predict([row['text']])",
+        lambda w: short(w, 9).encode([{"text": "the"}["text"]]),
     ),
     corrected(
         "tasks/text.py: an input is a text or a pair",

@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import itertools
 import json
-import math
 import re
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,7 +18,7 @@ from typing import IO, Any, Collection, Dict, Iterable, Iterator, List, Mapping,
 
 from offramp.errors import UsageError, import_error, missing
 from offramp.tasks.columns import KNOWN_NAMES, PAIR_COLUMN, TEXT_COLUMNS, refuse_header, require_separator
-from offramp.tasks.frames import frame_rows, is_frame, require_distinct
+from offramp.tasks.frames import frame_rows, is_frame, is_null, require_distinct
 from offramp.tasks.lines import MAX_ROW_BYTES, MAX_TEXT_BYTES, Line, Log, Notes, is_pipe, lines_of, open_source, silent
 from offramp.tasks.text import Text
 from offramp.units import format_size
@@ -258,11 +257,6 @@ def _read_parquet(stream: IO[bytes], where: object, layout: Layout, notes: Notes
 
 READERS: Dict[str, Any] = {"tsv": _split_tsv, "csv": _split_csv, "jsonl": _parse_jsonl, "parquet": _read_parquet}
 """Format -> reader of a table. It yields positions, and either the fields of a row or its cells by column."""
-
-
-def is_null(cell: Any) -> bool:
-    """Return whether a cell is null or NaN."""
-    return cell is None or (isinstance(cell, float) and math.isnan(cell))
 
 
 def require_columns(row: Row, names: Sequence[str]) -> None:
