@@ -556,6 +556,13 @@ TABLE = [
         "save it with commas, as .csv",
         lambda w: (written("in.csv", GOOD.replace("\t", ","))(w), texts("in.csv")(w)),
     ),
+    call(
+        "tasks/tables.py: the text and the second text of the pair",
+        GOOD,
+        texts("in.tsv", "label", "label"),
+        "name another column, or no --pair-column",
+        lambda w: (texts("in.tsv", "sentence", "label")(w), texts("in.tsv", "label")(w)),
+    ),
     mended("tasks/tables.py: no input", "", "give at least one text", "a text\n", "in.txt", texts("in.txt")),
     mended("tasks/tables.py: not Parquet", "no", "save it again", parquet, "in.parquet"),
     mended("tasks/frames.py: two columns are named", "sentence\tlabel\tlabel\na\tb\tc\n", "rename one of them"),

@@ -301,6 +301,8 @@ def test_every_text_survives_jsonl(tmp_path_factory, texts):
         ("some.tsv", "a\tb\n1\t2\n", ("c",), r"no column 'c', found 'a', 'b' - .*some\.tsv:2"),
         ("some.tsv", "a\tb\n1\t2\n", ("a", "c"), "no column 'c', found 'a', 'b'"),
         ("some.tsv", "a\tb\n1\t2\n", (None, "b"), "no column 'sentence' or 'text', found 'a', 'b'"),
+        ("some.tsv", "a\tb\n1\t2\n", ("a", "a"), "both read from the column 'a' - .*:2 - name another column"),
+        ("some.tsv", "sentence\tb\n1\t2\n", (None, "sentence"), "both read from the column 'sentence'"),
         ("some.tsv", "a\tb\n1\t2\n3\n", ("b",), r"1 fields, 2 are expected - .*some\.tsv:3"),
         ("some.tsv", "a\tb\n1\t2\t3\n", ("b",), r"3 fields, 2 are expected - .*some\.tsv:2"),
         ("some.csv", "a,b\n1,2,3\n", ("b",), r"3 fields, 2 are expected - .*some\.csv:2"),

@@ -322,6 +322,9 @@ def text_columns(row: Row, text_column: Optional[str], pair_column: Optional[str
             raise _absent(" or ".join(map(repr, TEXT_COLUMNS)), cells, where)
         text_column = next(iter(cells))
     pair_column = pair_column or (PAIR_COLUMN if PAIR_COLUMN in cells and text_column != PAIR_COLUMN else None)
+    if pair_column == text_column:
+        what = f"the text and the second text of the pair are both read from the column {text_column!r}"
+        raise UsageError(what, where, "name another column, or no --pair-column")
     return (text_column,) if pair_column is None else (text_column, pair_column)
 
 
