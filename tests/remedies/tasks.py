@@ -1,5 +1,6 @@
 """Remedies of the room tasks: tables, lines, images, arrays, tokenizers, and data of one's own or of GLUE."""
 
+import gzip
 import io
 import json
 import shutil
@@ -427,6 +428,8 @@ def asked_for_images(described):
 
 TABLE = [
     mended("tasks/lines.py: not UTF-8 (zero bytes", GOOD.encode("utf-16-le"), "UTF-8"),
+    mended("tasks/lines.py: {}, not text", gzip.compress(GOOD.encode()), "decompress it"),
+    mended("tasks/lines.py: {}, not text", b"PK\3\4" + GOOD.encode(), "export the sheet as CSV, or unpack"),
     mended("tasks/lines.py: not UTF-8 (byte", GOOD.encode() + b"\xff\tone\n", "UTF-8"),
     mended("tasks/lines.py: damaged text", b"\xff\xfe" + GOOD.encode("utf-16-le")[:-1], "UTF-8"),
     mended("tasks/lines.py: a line of more than", b"sentence\tlabel\n" + ONE_LONG, "shorten or split it"),
@@ -464,7 +467,11 @@ TABLE = [
         GOOD,
         texts("in.txt", "sentence"),
         "give a table, or --input-format, or name no column",
-        lambda w: (texts("in.txt", "sentence", format="tsv")(w), texts("in.txt")(w)),
+        lambda w: (
+            texts("in.txt", "sentence", format="tsv")(w),
+            written("in.txt", "a film\na bank\n")(w),
+            texts("in.txt")(w),
+        ),
         name="in.txt",
     ),
     mended(
@@ -516,6 +523,45 @@ TABLE = [
         labelled(label_column="kind"),
         "name one of these",
         labelled(label_column="label"),
+    ),
+    call(
+        "tasks/columns.py: a header whose names are separated by {}, not by",
+        GOOD.replace("\t", ","),
+        labelled(),
+        "give --input-format",
+        labelled(format="csv"),
+    ),
+    corrected(
+        "tasks/columns.py: a header whose names are separated by {}, not by",
+        spoilt(written("in.csv", GOOD), texts("in.csv")),
+        "or name it .",
+        lambda w: ((w / "in.csv").rename(w / "in.tsv"), texts("in.tsv")(w)),
+    ),
+    mended(
+        "tasks/columns.py: a header whose names are separated by {}, not by",
+        GOOD.replace("\t", ";"),
+        "save it with commas, as .csv",
+        GOOD.replace("\t", ","),
+        "in.csv",
+    ),
+    corrected(
+        "tasks/columns.py: a header whose names are separated by {}, in a file",
+        spoilt(written("in.txt", GOOD), texts("in.txt")),
+        "give --input-format",
+        lambda w: (texts("in.txt", format="tsv")(w), texts("in.txt", format="txt")(w)),
+    ),
+    corrected(
+        "tasks/columns.py: a header whose names are separated by {}, in a file",
+        spoilt(written("in.txt", GOOD.replace("\t", ";")), texts("in.txt")),
+        "save it with commas, as .csv",
+        lambda w: (written("in.csv", GOOD.replace("\t", ","))(w), texts("in.csv")(w)),
+    ),
+    call(
+        "tasks/tables.py: the text and the second text of the pair",
+        GOOD,
+        texts("in.tsv", "label", "label"),
+        "name another column, or no --pair-column",
+        lambda w: (texts("in.tsv", "sentence", "label")(w), texts("in.tsv", "label")(w)),
     ),
     mended("tasks/tables.py: no input", "", "give at least one text", "a text\n", "in.txt", texts("in.txt")),
     mended("tasks/tables.py: not Parquet", "no", "save it again", parquet, "in.parquet"),
@@ -826,8 +872,20 @@ TABLE = [
     corrected(
         "tasks/text.py: the model takes texts, not this input",
         lambda w: short(w, 9).encode([3]),
-        "give --text",
+        "give texts: predict([text]) in Python, --text or a file of texts",
         lambda w: short(w, 9).encode(["3"]),
+    ),
+    corrected(
+        "tasks/text.py: an input is null or NaN",
+        lambda w: short(w, 9).encode(["the", None]),
+        "leave it out, or give '' for an empty text",
+        lambda w: (short(w, 9).encode(["the"]), short(w, 9).encode(["the", ""])),
+    ),
+    corrected(
+        "tasks/text.py: the model takes texts, not rows",
+        lambda w: short(w, 9).encode([{"text": "the"}]),
+        "give its text: predict([row['text']])",
+        lambda w: short(w, 9).encode([{"text": "the"}["text"]]),
     ),
     corrected(
         "tasks/text.py: an input is a text or a pair",

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from offramp.cli.options import require_writable
 from offramp.errors import OfframpError, UsageError
 from offramp.session.outputs import FORMATS, require_library, write_results
 from offramp.session.results import Result
@@ -38,6 +39,15 @@ def read(path):
             if name not in ("input", "label"):
                 row[name] = json.loads(row[name])
     return rows
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_capitals_in_a_suffix_do_not_count(tmp_path, suffix):
+    for path in (tmp_path / f"one{suffix}", tmp_path / f"two{suffix.upper()}"):
+        require_writable(str(path), tuple(FORMATS), atomic=True)
+        require_library(str(path))
+        write_results(str(path), [("a", ONE)])
+    assert (tmp_path / f"one{suffix}").read_bytes() == (tmp_path / f"two{suffix.upper()}").read_bytes()
 
 
 @pytest.mark.parametrize("suffix", FORMATS)

@@ -308,3 +308,11 @@ def test_a_working_folder_that_was_deleted(tmp_path, monkeypatch):
     assert absolute(tmp_path) == tmp_path
     with pytest.raises(UsageError, match="the working folder was deleted - store - change to a folder that exists"):
         absolute("store")
+
+
+@pytest.mark.parametrize("path", [None, 5, b"store"])
+def test_a_path_is_a_text_or_a_path(path):
+    with pytest.raises(ValueError, match="must be a text or a Path, not"):
+        absolute(path)
+    with pytest.raises(ValueError, match="must be a text or a Path, not"):
+        Store(path)

@@ -633,3 +633,24 @@ def test_an_empty_text_without_special_tokens_is_one_of_padding(folder, monkeypa
 def test_the_length_that_a_tokenizer_names(tmp_path, said, length):
     (tmp_path / "tokenizer_config.json").write_text(f'{{"model_max_length": {said}}}')
     assert tokenizer_length(tmp_path) == length
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (None, "null or NaN, not a text - leave it out"),
+        (float("nan"), "null or NaN"),
+        (np.float32("nan"), "null or NaN"),
+        ({"text": "hello", "label": 0}, r"not rows of a table - .* - .*predict\(table\['text'\]\)"),
+        (5, r"not this input - 5 - give texts: predict\(\[text\]\) in Python, --text"),
+    ],
+)
+def test_what_is_no_text_is_named_with_advice_for_python(folder, given, message):
+    with pytest.raises(UsageError, match=message):
+        TextEncoder.from_folder(folder, encoder(), **QUIET).encode(["hello", given])
+
+
+def test_null_of_pandas_is_no_text(folder):
+    column = pytest.importorskip("pandas").Series(["hello", None], dtype="string")
+    with pytest.raises(UsageError, match="null or NaN, not a text"):
+        TextEncoder.from_folder(folder, encoder(), **QUIET).encode(column)

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import bz2
 import contextlib
+import gzip
 import io
 import itertools
 import json
+import lzma
 import os
 import sys
 import threading
 import tracemalloc
+import zipfile
 
 import pytest
 from hypothesis import given
@@ -107,6 +111,39 @@ def test_a_line_without_end_takes_no_memory(tmp_path, suffix, encoding):
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize("suffix", ["txt", "tsv", "csv", "jsonl"])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_lines_that_end_with_cr_alone_are_lines_and_this_is_said(write, said, suffix, encoding):
+    texts = [f"a good cat {number}" for number in range(9999)]
+    lines = {"txt": texts, "jsonl": [json.dumps({"text": text}) for text in texts]}.get(suffix, ["text", *texts])
+    path = write(f"some.{suffix}", "".join(line + "\r" for line in lines).encode(encoding))
+    assert list(read_texts(path, log=said.append)) == texts
+    assert [line for line in said if "CR" in line] == [
+        f"{path}: lines end with CR alone, and each CR is read as a line break"
+    ]
+
+
+def test_a_cr_within_a_line_that_ends_with_lf_stays(write, said):
+    path = write("some.csv", '"te\rxt",label\n"a\rb",1\r\n')
+    assert list(read_texts(path, "te\rxt", log=said.append)) == ["a\rb"]
+    assert list(read_texts(write("some.txt", "a\rb\nc\rd"), log=said.append)) == ["a\rb", "c\rd"]
+    assert list(read_texts(write("one.txt", "a b\r"), log=said.append)) == ["a b"]
+    assert not any("CR" in line for line in said)
+
+
+def test_lines_that_end_with_cr_alone_take_no_memory(tmp_path):
+    path = tmp_path / "some.txt"
+    with path.open("wb") as file:
+        for _ in range(48):
+            file.write(b"short\r" + b"x" * (1 << 20))
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in read_texts(path)) == 49
+        assert tracemalloc.get_traced_memory()[1] < 24 << 20
+    finally:
+        tracemalloc.stop()
+
+
 def test_a_line_is_given_before_the_next_one_arrives(monkeypatch):
     reading, writing = os.pipe()
     with os.fdopen(reading, encoding="utf-8") as stdin, os.fdopen(writing, "w", encoding="utf-8") as pipe:
@@ -143,6 +180,57 @@ def test_what_is_taken_for_a_header_is_said(write, said, suffix, lines, header, 
     found = read_texts(path, log=said.append, layout=Layout(header=header))
     assert list(found) == texts
     assert mention in "\n".join(said)
+
+
+@pytest.mark.parametrize("given", [(), ("sentence",)])
+@pytest.mark.parametrize(
+    ("suffix", "first", "separator", "remedy"),
+    [
+        ("csv", "sentence;label", "semicolons, not by commas", "save it with commas, as .csv"),
+        ("csv", '"";"sentence";"label"', "semicolons, not by commas", "save it with commas"),
+        ("csv", "sentence\tthe label", "tabs, not by commas", "give --input-format tsv, or name it .tsv"),
+        ("tsv", "id,Text,x", "commas, not by tabs", "give --input-format csv, or name it .csv"),
+        ("tsv", "sentence|x", "bars, not by tabs", "save it with commas"),
+        ("txt", "sentence,label", "commas, in a file that is read as plain text", "give --input-format csv"),
+        ("txt", '"text"\t"label"', "tabs, in a file that is read as plain text", "give --input-format tsv"),
+        ("txt", "review;label", "semicolons, in a file", "save it with commas"),
+    ],
+)
+def test_a_header_with_another_separator_is_refused(write, given, suffix, first, separator, remedy):
+    """Its rows would be answered as texts, or refused as rows with too many fields."""
+    path = write(f"some.{suffix}", f"{first}\r\nx\n")
+    with pytest.raises(UsageError) as refused:
+        list(read_texts(path, *(given if suffix != "txt" else ())))
+    assert f"names are separated by {separator}" in str(refused.value)
+    assert str(path) + ":1" in str(refused.value)
+    assert remedy in str(refused.value)
+
+
+def test_a_line_that_looks_like_a_header_is_read_where_the_layout_says_so(write):
+    line = "sentence;label"
+    assert list(read_texts(write("some.csv", f"{line}\nx\n"), layout=Layout(header=False))) == [line, "x"]
+    assert list(read_texts(write("some.txt", f"{line}\nx\n"), layout=Layout("txt"))) == [line, "x"]
+
+
+@pytest.mark.parametrize("suffix", ["txt", "tsv", "csv"])
+@pytest.mark.parametrize(
+    "first",
+    [
+        "A review, with a comment, and a score.",
+        "title",
+        "good; label",
+        "class|no class?",
+        "text, label",
+        "a,b",
+        "text,",
+        "Text: one;two",
+    ],
+)
+def test_texts_that_hold_separators_are_read(write, suffix, first):
+    line = f'"{first}"' if suffix == "csv" else first
+    texts = list(read_texts(write(f"some.{suffix}", f"{line}\nmore\n"), layout=Layout(header=None)))
+    assert texts[-1] == "more"
+    assert first in texts
 
 
 def test_a_column_is_never_guessed_where_names_are_given(write):
@@ -213,6 +301,8 @@ def test_every_text_survives_jsonl(tmp_path_factory, texts):
         ("some.tsv", "a\tb\n1\t2\n", ("c",), r"no column 'c', found 'a', 'b' - .*some\.tsv:2"),
         ("some.tsv", "a\tb\n1\t2\n", ("a", "c"), "no column 'c', found 'a', 'b'"),
         ("some.tsv", "a\tb\n1\t2\n", (None, "b"), "no column 'sentence' or 'text', found 'a', 'b'"),
+        ("some.tsv", "a\tb\n1\t2\n", ("a", "a"), "both read from the column 'a' - .*:2 - name another column"),
+        ("some.tsv", "sentence\tb\n1\t2\n", (None, "sentence"), "both read from the column 'sentence'"),
         ("some.tsv", "a\tb\n1\t2\n3\n", ("b",), r"1 fields, 2 are expected - .*some\.tsv:3"),
         ("some.tsv", "a\tb\n1\t2\t3\n", ("b",), r"3 fields, 2 are expected - .*some\.tsv:2"),
         ("some.csv", "a,b\n1,2,3\n", ("b",), r"3 fields, 2 are expected - .*some\.csv:2"),
@@ -239,6 +329,35 @@ def test_what_is_wrong_is_told(write, name, content, columns, message):
     path = write(name, content)
     with pytest.raises(UsageError, match=message):
         list(read_texts(path, *columns))
+
+
+def zipped(data: bytes) -> bytes:
+    target = io.BytesIO()
+    with zipfile.ZipFile(target, "w") as file:
+        file.writestr("xl/workbook.xml", data)
+    return target.getvalue()
+
+
+@pytest.mark.parametrize("suffix", ["txt", "tsv", "csv", "jsonl"])
+@pytest.mark.parametrize("content", [b"", b"text\n" * 999])
+@pytest.mark.parametrize(
+    ("pack", "what"),
+    [
+        (gzip.compress, "gzip data, not text - .* - decompress it"),
+        (bz2.compress, "bzip2 data, not text - .* - decompress it"),
+        (lzma.compress, "xz data, not text - .* - decompress it"),
+        (lambda data: b"\x28\xb5\x2f\xfd\x04" + data, "zstd data, not text - .* - decompress it"),
+        (zipped, r"a zip archive, such as an Excel workbook \(.xlsx\), not text - .* - export the sheet as CSV"),
+        (lambda data: bytes.fromhex("d0cf11e0a1b11ae1") + data, "an old Office document, .* - export the sheet as CSV"),
+    ],
+)
+def test_compressed_data_and_workbooks_are_named(write, suffix, content, pack, what):
+    with pytest.raises(UsageError, match=what):
+        read_texts(write(f"some.{suffix}", pack(content)))
+
+
+def test_a_text_that_begins_like_compressed_data_is_read(write):
+    assert list(read_texts(write("some.txt", "BZh9 is a level\nPK\n"))) == ["BZh9 is a level", "PK"]
 
 
 def test_a_missing_file_and_a_folder_are_told_at_the_call(tmp_path):

@@ -169,7 +169,7 @@ def require_writable(path: str, suffixes: tuple[str, ...] = (), *, atomic: bool 
     must be a regular file.
     """
     target = Path(os.path.realpath(path) if atomic else path)
-    if suffixes and Path(path).suffix not in suffixes:
+    if suffixes and Path(path).suffix.lower() not in suffixes:
         what = f"cannot write a {Path(path).suffix or 'file without a suffix'}"
         raise UsageError(what, path, f"use {' or '.join(suffixes)}")
     if target.is_dir() or not target.parent.is_dir():

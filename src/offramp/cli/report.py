@@ -77,7 +77,7 @@ def _written(args: argparse.Namespace, records: Mapping[str, Sequence[Any]]) -> 
     from offramp.reporting.tables import WRITE_PAGE
 
     page = page_of(records, args.title or "Report", args.baseline)
-    form = args.format or ("md" if args.out is None else SUFFIXES[Path(args.out).suffix])
+    form = args.format or ("md" if args.out is None else SUFFIXES[Path(args.out).suffix.lower()])
     text = to_html(page) if form == "html" else WRITE_PAGE[form](page)
     if args.assets is not None:
         log(f"{args.assets}: {len(write_assets(page, Path(args.assets)))} files of pictures and tables")

@@ -69,7 +69,7 @@ def main(args: argparse.Namespace) -> None:
                 _show(result, text, classifier.num_exits, args.json)
         record = {**classifier.record(), "ready_seconds": ready, "peak_rss_bytes": read_memory().peak_bytes}
     if args.trace:
-        (classifier.trace.to_jsonl if args.trace.endswith(".jsonl") else classifier.trace.to_chrome)(args.trace)
+        (classifier.trace.to_jsonl if args.trace.lower().endswith(".jsonl") else classifier.trace.to_chrome)(args.trace)
     if args.json:
         emit({"record": record})
     notify(_closing_line(record, classifier))

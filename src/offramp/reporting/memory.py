@@ -81,7 +81,7 @@ def draw_memory(
         MissingExtraError: matplotlib is not installed.
     """
     path = Path(path)
-    if path.suffix not in (".svg", ".png"):
+    if path.suffix.lower() not in (".svg", ".png"):
         raise ValueError(f"path must end in .svg or .png, got {str(path)!r}")
     if not samples:
         raise ValueError("samples must not be empty")
@@ -89,7 +89,7 @@ def draw_memory(
         import matplotlib as mpl
     except ImportError as error:
         raise import_error(error, "matplotlib", "report") from None
-    no_timestamp = {"Date": None} if path.suffix == ".svg" else {"Software": None}
+    no_timestamp = {"Date": None} if path.suffix.lower() == ".svg" else {"Software": None}
     with mpl.rc_context(_STYLE), warnings.catch_warnings():
         # Missing glyphs: the viewer of an SVG substitutes a font, a PNG shows a box.
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from")

@@ -27,7 +27,7 @@ def require_library(path: str) -> None:
 
     A file is made in memory, so that the plan counts what that takes: pyarrow loads more libraries when it is used.
     """
-    if path.endswith(".parquet"):
+    if path.lower().endswith(".parquet"):
         try:
             for _ in _parquet(iter([{"input": "a", "label": "b", "labels": ("c",), "score": 0.5}] * _ROWS_AT_ONCE)):
                 pass
@@ -47,7 +47,7 @@ def write_results(path: str, answers: Iterable[Tuple[Any, Result]]) -> None:
     Raises DiskFullError, and what computing the answers raises; then there is no new file.
     """
     rows = ({"input": _name(given), **asdict(result)} for given, result in answers)
-    write_atomic(Path(os.path.realpath(path)), FORMATS[Path(path).suffix](rows))
+    write_atomic(Path(os.path.realpath(path)), FORMATS[Path(path).suffix.lower()](rows))
 
 
 def _name(given: Any) -> Any:

@@ -47,8 +47,10 @@ _KINDS = {
 
 def absolute(path: Union[str, os.PathLike]) -> Path:
     """Return a path that does not depend on the working folder. Raises UsageError where that was deleted, and for an
-    empty path.
+    empty path; ValueError for what is neither a text nor a path.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise ValueError(f"the path of a folder must be a text or a Path, not {path!r}")
     if not os.fspath(path):
         raise missing(repr(path))
     try:

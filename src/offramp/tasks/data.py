@@ -13,13 +13,13 @@ from typing import Any, List, Tuple, Union
 from offramp.errors import UsageError
 from offramp.program.checks import require_known
 from offramp.tasks import arrays, images
+from offramp.tasks.columns import TEXT_COLUMNS
 from offramp.tasks.examples import Example, Splits, cut, parse_label, sorted_labels
 from offramp.tasks.frames import frame_name, is_frame
 from offramp.tasks.glue import load_files, load_hub, task_of
 from offramp.tasks.lines import MAX_PLACES, Log, Notes
 from offramp.tasks.metrics import default_metrics
 from offramp.tasks.tables import (
-    TEXT_COLUMNS,
     Layout,
     Row,
     label_field,

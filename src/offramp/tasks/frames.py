@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Dict, Iterator, Tuple
 
 import numpy as np
@@ -16,6 +17,12 @@ _NULLS = ("NAType", "NaTType")
 def is_frame(source: object) -> bool:
     """Return whether `source` is a table in memory."""
     return type(source).__module__.partition(".")[0] in _LIBRARIES
+
+
+def is_null(cell: object) -> bool:
+    """Return whether a cell is null or NaN, of Python, NumPy or pandas."""
+    is_nan = isinstance(cell, (float, np.floating)) and math.isnan(cell)
+    return cell is None or is_nan or type(cell).__name__ in _NULLS
 
 
 def frame_name(source: Any) -> str:

@@ -1,6 +1,7 @@
 """Lines of files, pipes and standard input: decoded, bounded in length, and counted where they are odd.
 
-The encoding is UTF-8, or the one that a byte order mark names.
+The encoding is UTF-8, or the one that a byte order mark names. Lines end with LF or CRLF, or with CR where there is no
+LF.
 """
 
 from __future__ import annotations
@@ -33,6 +34,20 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 """Byte order marks, the longest first, and the encodings that they name. UTF-8's is removed when a line is decoded."""
+_PACKED = (
+    (b"\x1f\x8b", "gzip data"),
+    (b"BZh", "bzip2 data"),
+    (b"\xfd7zXZ\0", "xz data"),
+    (b"\x28\xb5\x2f\xfd", "zstd data"),
+)
+"""First bytes of compressed data, and their names."""
+_BZIP2_MARKS = (b"1AY&SY", b"\x17rE8P\x90")
+"""Bytes from the fifth on of bzip2 data: of a block, and of the end of empty data. A text may begin with BZh."""
+_ARCHIVES = (
+    (b"PK\3\4", "a zip archive, such as an Excel workbook (.xlsx)"),
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Office document, such as an Excel workbook (.xls)"),
+)
+"""First bytes of files that hold others, or tables, and their names."""
 _AS_UTF8 = "save it as UTF-8"
 
 
@@ -84,22 +99,25 @@ def is_pipe(source: Union[str, Path]) -> bool:
 
 
 def lines_of(
-    where: object, file: IO[bytes], longest: int = MAX_ROW_BYTES, cut: Optional[Callable[[str], None]] = None
+    where: object,
+    file: IO[bytes],
+    notes: Notes,
+    longest: int = MAX_ROW_BYTES,
+    cut: Optional[Callable[[str], None]] = None,
 ) -> Iterator[Line]:
     """Yield the lines of a file, which `where` names in errors. A longer line than `longest` bytes is never in memory.
 
     Args:
+        notes: receives the notice that lines end with CR, which is read as LF.
         cut: receives the place of a line of which only the first `longest` bytes are read; None: such a line raises.
 
     Raises UsageError for a line in another encoding, and for one that is too long.
     """
-    number, data = 1, file.readline(longest + 1)
-    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), None)
-    if encoding is not None:
-        file = io.BufferedReader(_Transcoded(file, data, encoding, where))
+    number, (file, data) = 1, _as_utf8(where, file, longest)
+    if b"\r" in data[:-1] and not data.endswith(b"\n"):
+        notes.log(f"{where}: lines end with CR alone, and each CR is read as a line break")
+        file = _stream(_with_line_feeds(file, data))
         data = file.readline(longest + 1)
-    elif b"\0" in data[:4]:
-        raise UsageError("not UTF-8 (zero bytes, perhaps UTF-16 without a byte order mark)", where, _AS_UTF8)
     while data:
         place = f"{where}:{number}"
         is_cut = len(data) > longest and not data.endswith(b"\n")
@@ -119,31 +137,79 @@ def lines_of(
         number, data = number + 1, file.readline(longest + 1)
 
 
+def _as_utf8(where: object, file: IO[bytes], longest: int) -> Tuple[IO[bytes], bytes]:
+    """Return a file as UTF-8, and its first line, of which at most `longest` + 1 bytes are read."""
+    data = file.readline(longest + 1)
+    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), None)
+    if encoding is not None:
+        file = _stream(_transcoded(file, data, encoding, where))
+        return file, file.readline(longest + 1)
+    _require_text(where, data)
+    if b"\0" in data[:4]:
+        raise UsageError("not UTF-8 (zero bytes, perhaps UTF-16 without a byte order mark)", where, _AS_UTF8)
+    return file, data
+
+
 def _skip_line(file: IO[bytes], step: int) -> None:
     """Read to the end of a line, `step` bytes at a time."""
     while file.readline(step)[-1:] not in (b"", b"\n"):
         pass
 
 
-class _Transcoded(io.RawIOBase):
-    """Stream in another encoding, read as UTF-8."""
+def _require_text(where: object, data: bytes) -> None:
+    """Raise UsageError if the first bytes of a file are those of compressed data, of an archive or of a workbook."""
+    packed = next((name for mark, name in _PACKED if data.startswith(mark)), None)
+    if packed is not None and (packed != "bzip2 data" or data[4:].startswith(_BZIP2_MARKS)):
+        raise UsageError(f"{packed}, not text", where, "decompress it")
+    archive = next((name for mark, name in _ARCHIVES if data.startswith(mark)), None)
+    if archive is not None:
+        raise UsageError(f"{archive}, not text", where, "export the sheet as CSV, or unpack the archive")
 
-    def __init__(self, file: IO[bytes], first: bytes, encoding: str, where: object) -> None:
-        self._chunks = itertools.chain([first], iter(lambda: file.readline(io.DEFAULT_BUFFER_SIZE), b""), [b""])
-        self._decoder, self._where, self._rest = codecs.getincrementaldecoder(encoding)(), where, memoryview(b"")
+
+def _chunks(file: IO[bytes], first: bytes) -> Iterator[bytes]:
+    """Yield `first`, what follows it in a file, and an empty chunk at the end."""
+    return itertools.chain([first], iter(lambda: file.readline(io.DEFAULT_BUFFER_SIZE), b""), [b""])
+
+
+def _transcoded(file: IO[bytes], first: bytes, encoding: str, where: object) -> Iterator[bytes]:
+    """Yield the text of a file in another encoding as UTF-8."""
+    decoder = codecs.getincrementaldecoder(encoding)()
+    for chunk in _chunks(file, first):
+        try:
+            yield decoder.decode(chunk, not chunk).encode()
+        except UnicodeError as error:
+            raise UsageError(f"damaged text ({error})", where, _AS_UTF8) from None
+
+
+def _with_line_feeds(file: IO[bytes], first: bytes) -> Iterator[bytes]:
+    """Yield the bytes of a file with LF in place of each CR and CRLF."""
+    held = b""
+    for chunk in _chunks(file, first):
+        text = held + chunk
+        held = b"\r" if chunk.endswith(b"\r") else b""  # an LF may follow
+        yield text[: len(text) - len(held)].replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+
+
+def _stream(chunks: Iterator[bytes]) -> IO[bytes]:
+    """Return chunks of bytes as a stream."""
+    return io.BufferedReader(_Joined(chunks))
+
+
+class _Joined(io.RawIOBase):
+    """Stream of chunks of bytes."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks, self._rest = chunks, memoryview(b"")
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        try:
-            while not self._rest:
-                chunk = next(self._chunks, None)
-                if chunk is None:
-                    return 0
-                self._rest = memoryview(self._decoder.decode(chunk, not chunk).encode())
-        except UnicodeError as error:
-            raise UsageError(f"damaged text ({error})", self._where, _AS_UTF8) from None
+        while not self._rest:
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                return 0
+            self._rest = memoryview(chunk)
         part, self._rest = self._rest[: len(buffer)], self._rest[len(buffer) :]
         buffer[: len(part)] = part
         return len(part)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import itertools
 import json
-import math
 import re
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,7 +17,8 @@ from pathlib import Path
 from typing import IO, Any, Collection, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
 from offramp.errors import UsageError, import_error, missing
-from offramp.tasks.frames import frame_rows, is_frame, require_distinct
+from offramp.tasks.columns import KNOWN_NAMES, PAIR_COLUMN, TEXT_COLUMNS, refuse_header, require_separator
+from offramp.tasks.frames import frame_rows, is_frame, is_null, require_distinct
 from offramp.tasks.lines import MAX_ROW_BYTES, MAX_TEXT_BYTES, Line, Log, Notes, is_pipe, lines_of, open_source, silent
 from offramp.tasks.text import Text
 from offramp.units import format_size
@@ -27,18 +27,8 @@ Row = Tuple[str, Mapping[str, Any]]
 """Position of a row (`FILE:LINE`), and column -> cell: text, or a value of JSON, Parquet or a table in memory."""
 Source = Union[str, Path, Any]
 """Path, `-` for standard input, or a table in memory (`frames.is_frame`)."""
-TEXT_COLUMNS = ("sentence", "text")
-"""Names of the text column that are looked for where none is given, in this order."""
-PAIR_COLUMN = "pair"
-"""Name of the column with the second text, where none is given."""
 PLAIN = "txt"
 """Format of one text a line."""
-_KNOWN_NAMES = {
-    *TEXT_COLUMNS, PAIR_COLUMN, "label", "labels", "class", "category", "target", "score", "id", "idx", "index",
-    "title", "body", "content", "review", "comment", "question", "answer", "premise", "hypothesis", "sentence1",
-    "sentence2", "text1", "text2", "question1", "question2",
-}  # fmt: skip
-"""Words that mark the first line of a table of several columns as names, if one of its fields is such a word."""
 _SAMPLE_LINES, _SAMPLE_CHARACTERS = 50, 1 << 16
 """Size of the sample by which the quoting of a TSV file is recognised; the smaller one counts."""
 _MAX_BLANKS = 1024
@@ -126,7 +116,7 @@ def _has_header(cells: List[str], place: str, layout: Layout, notes: Notes) -> b
     """Return whether the first line names the columns. A guess is reported."""
     if layout.header is not None or not layout.guesses_header:
         return layout.header is not False
-    words = TEXT_COLUMNS if len(cells) == 1 else _KNOWN_NAMES
+    words = TEXT_COLUMNS if len(cells) == 1 else KNOWN_NAMES
     found = any(cell.strip().casefold() in words for cell in cells)
     if found:
         notes.log(f"{place}: this line is the header, with the columns {', '.join(cells)} (--header no if it is a row)")
@@ -136,7 +126,7 @@ def _has_header(cells: List[str], place: str, layout: Layout, notes: Notes) -> b
 
 
 def _split_tsv(stream: IO[bytes], where: object, layout: Layout, notes: Notes) -> Iterator[Tuple[str, List[str]]]:
-    lines = lines_of(where, stream)
+    lines = _with_separator(lines_of(where, stream, notes), "\t", layout)
     quotes = layout.quotes
     if quotes is None:
         sample = _sample(lines)
@@ -196,7 +186,15 @@ def _is_quoted(lines: Sequence[str], is_whole: bool) -> bool:
 
 
 def _split_csv(stream: IO[bytes], where: object, layout: Layout, notes: Notes) -> Iterator[Tuple[str, List[str]]]:
-    return _split_quoted(lines_of(where, stream), where, ",")
+    return _split_quoted(_with_separator(lines_of(where, stream, notes), ",", layout), where, ",")
+
+
+def _with_separator(lines: Iterator[Line], mark: str, layout: Layout) -> Iterator[Line]:
+    """Return the lines. Raises UsageError if the first one is a header with another separator than `mark`."""
+    first = list(itertools.islice(lines, 1))
+    if first and layout.header is not False and not layout.columns:
+        require_separator(*first[0], mark)
+    return itertools.chain((first.pop() for _ in range(len(first))), lines)  # the first is dropped once it is read
 
 
 def _csv_reader(lines: Iterable[str], mark: str) -> Any:
@@ -222,7 +220,7 @@ def _stripped(line: str) -> str:
 
 def _parse_jsonl(stream: IO[bytes], where: object, layout: Layout, notes: Notes) -> Iterator[Row]:
     """Yield the JSON object on each line. Raises UsageError."""
-    for place, text in lines_of(where, stream):
+    for place, text in lines_of(where, stream, notes):
         if not text.strip():
             notes.add("blank lines were skipped", place)
             continue
@@ -259,11 +257,6 @@ def _read_parquet(stream: IO[bytes], where: object, layout: Layout, notes: Notes
 
 READERS: Dict[str, Any] = {"tsv": _split_tsv, "csv": _split_csv, "jsonl": _parse_jsonl, "parquet": _read_parquet}
 """Format -> reader of a table. It yields positions, and either the fields of a row or its cells by column."""
-
-
-def is_null(cell: Any) -> bool:
-    """Return whether a cell is null or NaN."""
-    return cell is None or (isinstance(cell, float) and math.isnan(cell))
 
 
 def require_columns(row: Row, names: Sequence[str]) -> None:
@@ -329,6 +322,9 @@ def text_columns(row: Row, text_column: Optional[str], pair_column: Optional[str
             raise _absent(" or ".join(map(repr, TEXT_COLUMNS)), cells, where)
         text_column = next(iter(cells))
     pair_column = pair_column or (PAIR_COLUMN if PAIR_COLUMN in cells and text_column != PAIR_COLUMN else None)
+    if pair_column == text_column:
+        what = f"the text and the second text of the pair are both read from the column {text_column!r}"
+        raise UsageError(what, where, "name another column, or no --pair-column")
     return (text_column,) if pair_column is None else (text_column, pair_column)
 
 
@@ -354,7 +350,7 @@ def read_texts(
     if is_plain and (text_column is not None or pair_column is not None):
         raise UsageError("plain text has no columns", source, "give a table, or --input-format, or name no column")
     names = text_column, pair_column
-    found = _plain_texts(source, notes) if is_plain else _table_texts(source, names, layout, notes)
+    found = _plain_texts(source, layout, notes) if is_plain else _table_texts(source, names, layout, notes)
     texts, first = _counted(found, notes), []
     for text in texts:
         first.append(text)
@@ -375,10 +371,12 @@ def _counted(texts: Iterator[Tuple[str, Text]], notes: Notes) -> Iterator[Text]:
     notes.report()
 
 
-def _plain_texts(source: Source, notes: Notes) -> Iterator[Tuple[str, Text]]:
+def _plain_texts(source: Source, layout: Layout, notes: Notes) -> Iterator[Tuple[str, Text]]:
     cut = partial(notes.add, f"lines of which only the first {format_size(MAX_TEXT_BYTES)} was read")
     with open_source(source) as file:
-        for number, (place, text) in enumerate(lines_of(source, file, MAX_TEXT_BYTES, cut)):
+        for number, (place, text) in enumerate(lines_of(source, file, notes, MAX_TEXT_BYTES, cut)):
+            if number == 0 and layout.format is None:
+                refuse_header(place, text)
             if number == 0 and re.match(r'\{\s*"', text):
                 notes.log(f"{place}: this line looks like JSON and is read as a text (--input-format jsonl reads it)")
             yield place, _stripped(text)

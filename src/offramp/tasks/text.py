@@ -17,13 +17,14 @@ import importlib
 import re
 import sys
 import warnings
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
 from offramp.errors import OfframpError, SourceError, UsageError
 from offramp.program.inputs import Batch
 from offramp.program.program import POSITION_IDS, TEXT_INPUTS, Texts
+from offramp.tasks.frames import is_null
 from offramp.tasks.model_files import AnyFolder, files_of
 from offramp.tasks.tokenizer import is_of_library, library_errors, read_tokenizer
 from offramp.tasks.tokenizer_settings import TokenizerSettings
@@ -171,7 +172,7 @@ class TextEncoder:
     def _encode(self, text: Text) -> Tuple[List[int], List[int]]:
         texts: Sequence[str] = (text,) if isinstance(text, str) else text
         if not isinstance(texts, (tuple, list)):
-            raise UsageError("the model takes texts, not this input", str(text), "give --text, or a file of texts")
+            raise _no_text(text)
         if len(texts) not in self._templates or not all(isinstance(part, str) for part in texts):
             kinds = ", ".join(type(part).__name__ for part in texts) or "nothing"
             raise UsageError("an input is a text or a pair of texts", f"here: {kinds}", "give one or two strings")
@@ -286,6 +287,17 @@ class TextEncoder:
             if size > _MOST_GROWTH * len(text):
                 what = f"the tokenizer makes a text of {len(text)} characters more than {_MOST_GROWTH} times as long"
                 raise SourceError(what, None, "use the tokenizer that the model was trained with, or shorter texts")
+
+
+def _no_text(given: object) -> UsageError:
+    """Return the error of an input that is neither a text nor a pair of texts."""
+    if is_null(given):
+        return UsageError("an input is null or NaN, not a text", None, "leave it out, or give '' for an empty text")
+    if isinstance(given, Mapping):
+        remedy = "give its text: predict([row['text']]), or predict(table['text']) of a table"
+        return UsageError("the model takes texts, not rows of a table", str(given), remedy)
+    remedy = "give texts: predict([text]) in Python, --text or a file of texts on the command line"
+    return UsageError("the model takes texts, not this input", str(given), remedy)
 
 
 def _shares(lengths: List[int], room: int) -> List[int]:
