@@ -91,6 +91,9 @@ def words_with(place, command, argument, path):
     ]
     if argument == "--data":
         words = [word for word in words if word not in ("--train", "--dev", str(place / "table.tsv"))]
+    if argument in words:
+        words[words.index(argument) + 1] = path
+        return words
     if argument.startswith("-"):
         return [*words, argument, path, *ALSO.get(argument, ())]
     position = [name for name in arguments(command) if not name.startswith("-")].index(argument)

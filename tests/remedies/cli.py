@@ -273,7 +273,7 @@ TABLE = [
         "memory store --passes 3 --out memory.svg --threads 1 --max-length 8",
     ),
     instead(
-        "cli/options.py: given twice",
+        "cli/options.py: given twice: combine",
         f"run store {SAY} --exit stage:1 --exit patience:1",
         "combine policies with | or &",
         f"run store {SAY} --exit 'confidence:0.9|patience:1'",
@@ -306,6 +306,12 @@ TABLE = [
         spoilt(of_regression, f"run scores {SAY} --all-scores"),
         "leave out --all-scores",
         f"run scores {SAY}",
+    ),
+    instead(
+        "cli/options.py: given twice: name",
+        spoilt(table, f"run store {TABLE_OF_TEXTS} --input in.csv"),
+        "name one file",
+        f"run store {TABLE_OF_TEXTS}",
     ),
     instead(
         "cli/options.py: {} and {} are the same file",

@@ -41,8 +41,9 @@ class _Once(argparse.Action):
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         if getattr(namespace, self.dest) is not self.default:
-            remedy = "combine policies with | or &" if self.dest == "exit" else "name one file"
-            raise argparse.ArgumentError(self, f"given twice: {remedy}")
+            if self.dest == "exit":
+                raise argparse.ArgumentError(self, "given twice: combine policies with | or &")
+            raise argparse.ArgumentError(self, "given twice: name one file")
         setattr(namespace, self.dest, values)
 
 
