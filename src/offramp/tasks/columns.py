@@ -28,23 +28,22 @@ _LEAST_KNOWN = 2
 def require_separator(place: str, line: str, mark: str) -> None:
     """Raise UsageError if the first line of a table, whose separator is `mark`, is a header with another separator."""
     found = None if mark in line else _separator(line, 1)
-    if found is None:
-        return
-    other, form = _SEPARATORS[found]
-    what = f"a header whose names are separated by {other}, not by {_SEPARATORS[mark][0]}"
-    remedy = f"give --input-format {form}, or name it .{form}" if form else "save it with commas, as .csv"
-    raise UsageError(what, place, f"{remedy} (--header no if the line is a row)")
+    if found is not None:
+        raise _refusal(place, found, f"not by {_SEPARATORS[mark][0]}", "--header no if the line is a row")
 
 
 def refuse_header(place: str, line: str) -> None:
     """Raise UsageError if the first line of plain text is the header of a table."""
     found = _separator(line, _LEAST_KNOWN)
-    if found is None:
-        return
-    other, form = _SEPARATORS[found]
-    what = f"a header whose names are separated by {other}, in a file that is read as plain text"
+    if found is not None:
+        raise _refusal(place, found, "in a file that is read as plain text", "--input-format txt if the line is a text")
+
+
+def _refusal(place: str, mark: str, but: str, otherwise: str) -> UsageError:
+    """Return the error of a header whose separator is `mark`. `otherwise`: the option if the line is no header."""
+    name, form = _SEPARATORS[mark]
     remedy = f"give --input-format {form}, or name it .{form}" if form else "save it with commas, as .csv"
-    raise UsageError(what, place, f"{remedy} (--input-format txt if the line is a text)")
+    return UsageError(f"a header whose names are separated by {name}, {but}", place, f"{remedy} ({otherwise})")
 
 
 def _separator(line: str, least: int) -> Optional[str]:
