@@ -90,14 +90,23 @@ def _prepare_output() -> None:
     Standard descriptors that are closed lead to /dev/null: the next file would get their number, and the messages that
     a library prints.
     """
-    while (opened := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass
-    os.close(opened)
-    if sys.stderr is None:  # `print` takes None as stdout
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    for descriptor in range(3):
+        with contextlib.suppress(OSError):  # a system without /dev/null
+            if not _is_open(descriptor):
+                os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            if descriptor == 2 and sys.stderr is None:  # `print` takes None as stdout
+                sys.stderr = open(descriptor, "w", closefd=False)  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
 
 
 def _print_notices() -> None:
