@@ -60,7 +60,10 @@ def test_a_policy_of_an_older_store_of_integers_is_told(tmp_path):
         assert old.manifest.answering != new.manifest.answering
         for file, store in ((old, new), (new, old)):
             (line,) = warned(file.manifest.answering, store)
-            assert "tuned on the answers of int8 weights, those of this store are rounded in another way" in line
+            assert (
+                "tuned on the answers of int8 weights, those of this store were rounded by another version of offramp"
+                in line
+            )
             assert warned(store.manifest.answering, store) == []
             (line,) = warned(store.manifest.source.fingerprint, store)
             assert "fp32 weights, those of this store are int8" in line

@@ -71,7 +71,7 @@ def rounding_of(kernel: Kernel) -> Dict[str, Tuple[int, ...]]:
             port: (turned.rotation, int(turned.is_transposed)) for port, turned in turned_of(kernel.attributes).items()
         }
     found = {}
-    for port in ("q.weight", "k.weight", "v.weight", "up.weight", "down.weight", "product.weight"):
+    for port in (*ROTATED, "down.weight"):
         own = {name: option(kernel.attributes, name) for name in (ZERO_POINT, ROTATION, EXACT)}
         if port not in ROTATED:
             own[ROTATION] = DEFAULTS[ROTATION]

@@ -42,9 +42,10 @@ def _parse_batch(value: Any) -> Union[int, str]:
 
 
 def _parse_threads(value: Any) -> int:
-    if parse_count(value) > MOST_THREADS:
+    number = parse_count(value)
+    if number > MOST_THREADS:
         raise ValueError(f"at most {MOST_THREADS}, not {value!r}")
-    return parse_count(value)
+    return number
 
 
 def _parse_text(value: Any) -> str:

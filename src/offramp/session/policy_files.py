@@ -63,7 +63,7 @@ class NamedPolicy:
                 continue
             what = f"those of this store are {manifest.precision}"
             if there == manifest.precision:
-                what = "those of this store are rounded in another way, as another version does"
+                what = "those of this store were rounded by another version of offramp"
             what = f"{name} was tuned on the answers of {there} weights, {what}"
             lines.append(f"{what}: its scores and its certificate are of the other - tune it again")
         return lines
