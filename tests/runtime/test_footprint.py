@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import mmap
 import sys
 
+import numpy as np
 import pytest
 
+from offramp.measure.mapped import PageTable
 from offramp.runtime import footprint
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
@@ -45,56 +48,32 @@ def test_code_is_given_back_and_libraries_still_work(run_python):
     assert run_python(WORK_AFTERWARDS).split() == ["True"] * 5
 
 
-SMAPS = b"""\
-7f0000000000-7f0000003000 r-xp 00001000 08:01 42                         /usr/lib/code.so
-Size:                 12 kB
-Rss:                   8 kB
-Anonymous:             0 kB
-VmFlags: rd ex mr mw me sd
-7f0000010000-7f0000011000 r-xp 00001000 08:01 43                         /usr/lib/relocated.so
-Rss:                   4 kB
-Anonymous:             4 kB
-7f0000020000-7f0000021000 r--p 00001000 08:01 42                         /usr/lib/code.so
-Rss:                   4 kB
-Anonymous:             0 kB
-7f0000030000-7f0000031000 rwxp 00001000 08:01 44                         /usr/lib/patched.so
-Rss:                   4 kB
-Anonymous:             0 kB
-7f0000040000-7f0000041000 r-xp 00000000 00:00 0
-Rss:                   4 kB
-Anonymous:             0 kB
-7f0000050000-7f0000051000 r-xp 00000000 00:00 0                          [vdso]
-Rss:                   4 kB
-Anonymous:             0 kB
-7f0000060000-7f0000061000 r-xs 00000000 08:01 45                         /shared/code
-Rss:                   4 kB
-Anonymous:             0 kB
-7f0000070000-7f0000071000 r-xp 00000000 08:01 46                         /a name with spaces.so (deleted)
-Rss:                   4 kB
-Anonymous:             0 kB
-7f0000080000-7f0000081000 r--p 00000000 08:01 47                         /models/of another reader
-Rss:                   4 kB
-Anonymous:             0 kB
-"""
+class Library:
+    """A C library that records what is released."""
+
+    def __init__(self):
+        self.released = []
+
+    def madvise(self, start, length, advice):
+        assert advice == footprint._MADV_DONTNEED
+        self.released.append((start, length))
+        return 0
 
 
 def test_only_unmodified_pages_of_libraries_are_given_back(monkeypatch):
-    monkeypatch.setattr(footprint.Path, "read_bytes", lambda _: SMAPS)
-    found = list(footprint._clean_mappings())
-    code, constants, spaced = (
-        (0x7F0000000000, 0x3000, 8192),
-        (0x7F0000020000, 0x1000, 4096),
-        (0x7F0000070000, 0x1000, 4096),
-    )
-    assert found == [code, constants, spaced]
+    pages = [np.array(each) for each in ([0, 10, 20, 30], [8, 11, 29, 31])]
+    is_library, is_clean = np.array([True, True, False, True]), np.array([True, False, True, True])
+    mapping = np.array([0, 0, 1, 2, 2, 2])  # of the last one, no page is in memory
+    table = PageTable(*pages, is_library, is_clean, mapping, np.array([3, 5, 10, 20, 21, 22]))
+    library = Library()
+    monkeypatch.setattr(footprint, "_libc", lambda: library)
+    monkeypatch.setattr(footprint, "read_page_table", lambda: table)
+    assert footprint.trim_memory() == 2 * mmap.PAGESIZE
+    assert library.released == [(0, 8 * mmap.PAGESIZE)]
 
 
-@pytest.mark.parametrize("error", [FileNotFoundError, PermissionError])
-def test_a_kernel_without_the_list_of_mappings(monkeypatch, error):
-    def absent(_):
-        raise error(2, "no such file", "/proc/self/smaps")
-
-    monkeypatch.setattr(footprint.Path, "read_bytes", absent)
+def test_a_system_that_hides_page_tables(monkeypatch):
+    monkeypatch.setattr(footprint, "read_page_table", lambda: None)
     assert footprint.trim_memory() == 0
 
 

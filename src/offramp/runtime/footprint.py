@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import sys
 from functools import lru_cache
-from pathlib import Path
-from typing import Any, Iterator, Tuple
+from typing import Any
+
+import numpy as np
+
+from offramp.measure.mapped import read_page_table
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 HEAP_BLOCK_BYTES = 128 << 10
@@ -34,17 +38,25 @@ def trim_memory() -> int:
 
     Released are free heap memory, and code and constants of libraries. Half of the code that a runtime maps runs only
     during start-up (graph optimisers, registries), about 20 MiB of ONNX Runtime; of its constants, symbols and unwind
-    tables 3 MiB are never read again. Pages that are needed again return from the page cache by a minor fault. Only
-    private, read-only, unmodified file mappings are released, so no data can be lost. Returns 0 without
-    /proc/self/smaps.
+    tables 3 MiB are never read again. Pages that are needed again return from the page cache by a minor fault.
+
+    Only private, read-only mappings without a modified page are released, so no data can be lost, and only of files
+    with code: of other files their reader alone knows whether they are used again. Where the page table of the process
+    cannot be read, modified pages are not known, and no page of a library is released.
     """
     if not sys.platform.startswith("linux"):
         return 0
-    libc = _libc()
     free_heap()
-    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    dropped = (size for start, length, size in _clean_mappings() if libc.madvise(start, length, _MADV_DONTNEED) == 0)
-    return sum(dropped)
+    libc, table = _libc(), read_page_table()
+    if table is None:
+        return 0
+    num_present_M = table.num_present_M
+    num_released = 0
+    for mapping in np.flatnonzero(table.is_library_M & table.is_clean_M & (num_present_M > 0)):
+        first, end = (int(each[mapping]) * mmap.PAGESIZE for each in (table.first_M, table.end_M))
+        if libc.madvise(first, end - first, _MADV_DONTNEED) == 0:
+            num_released += int(num_present_M[mapping])
+    return num_released * mmap.PAGESIZE
 
 
 def free_heap() -> None:
@@ -57,28 +69,6 @@ def free_heap() -> None:
 @lru_cache(maxsize=1)
 def _libc() -> Any:
     """Return the C library. Each CDLL makes classes, which only the collector of cycles frees."""
-    return ctypes.CDLL(None)
-
-
-def _clean_mappings() -> Iterator[Tuple[int, int, int]]:
-    """Yield (start, length, resident bytes) of private, read-only mappings of libraries that are identical to the file.
-
-    Relocated pages are excluded, and files without code: of those only their reader knows whether they are used again.
-    """
-    try:
-        smaps = Path("/proc/self/smaps").read_bytes()
-    except OSError:  # a kernel without it, or a sandbox that hides it
-        return
-    lines = smaps.splitlines()
-    libraries = {line.split(maxsplit=5)[-1] for line in lines if b" r-xp " in line and b" /" in line}
-    start = end = resident = 0
-    is_clean = False
-    for line in lines:
-        words = line.split(maxsplit=5)
-        if b"-" in words[0]:
-            start, end = (int(part, 16) for part in words[0].split(b"-"))
-            is_clean = words[1] in (b"r-xp", b"r--p") and words[-1] in libraries
-        elif words[0] == b"Rss:":
-            resident = int(words[1]) << 10
-        elif words[0] == b"Anonymous:" and is_clean and words[1] == b"0":
-            yield start, end - start, resident
+    libc = ctypes.CDLL(None)
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return libc
