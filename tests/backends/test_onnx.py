@@ -11,8 +11,10 @@ import sys
 import numpy as np
 import pytest
 
+from offramp.backends import onnx
 from offramp.backends.onnx import OnnxBackend
 from offramp.errors import MissingExtraError, StoreError
+from offramp.program.dtypes import ALIGNMENT_BYTES
 from offramp.store import Store
 from tests.backends.captured import write_captured
 from tests.backends.driver import begin, mask_of, run
@@ -100,6 +102,32 @@ def test_a_layer_takes_no_more_of_the_arena_than_is_promised():
     assert len(numbers) == 6
     for promised, grown in zip(numbers[::2], numbers[1::2], strict=True):
         assert grown <= promised + 2**19
+
+
+@pytest.mark.parametrize("is_copied", [False, True])
+def test_rows_are_gathered_into_the_arena_where_results_are_views_of_it(opened, monkeypatch, is_copied):
+    monkeypatch.setattr(onnx, "returns_arena", lambda: not is_copied)
+    backend = OnnxBackend(opened, 1)
+    backend.prepare(2, 8)
+    addresses = []
+    for num_bytes in (4096, 100, 0, 4096):
+        rows = backend.allocate(num_bytes)
+        rows.fill(7)
+        assert (rows.dtype, rows.shape) == (np.uint8, (num_bytes,))
+        assert num_bytes == 0 or rows.ctypes.data % ALIGNMENT_BYTES == 0
+        addresses.append(rows.ctypes.data)
+        is_inside = not isinstance(owner_of(rows), np.ndarray)
+        assert is_inside is (num_bytes > 0 and not is_copied)
+        del rows
+    assert is_copied or addresses[0] == addresses[-1]  # what was freed is used again
+    assert backend.keeps_rows is not is_copied
+
+
+def owner_of(array):
+    """Return the object that owns the memory of a view."""
+    while isinstance(array, np.ndarray) and array.base is not None:
+        array = array.base
+    return array
 
 
 def test_a_captured_store_without_graphs_is_refused_with_the_way_out(tmp_path):

@@ -54,6 +54,19 @@ class Keeping(ToyBackend):
         self.is_measured = is_measured
 
 
+class Gathering(Keeping):
+    """A backend that keeps all buffers, and gathers rows into them."""
+
+    keeps_rows = True
+
+
+class Tried(Measured):
+    """A backend that knows the most that its trial has taken."""
+
+    def trial_bytes(self, num_rows, length):
+        return 5000 if num_rows > 1 else 90
+
+
 def model_of(program, backend=None, **facts):
     reader: Any = Reader(program, **facts)
     return MemoryModel(reader, backend or ToyBackend())
@@ -121,6 +134,15 @@ def test_rows_are_gathered_before_they_are_computed(texts, backend, is_beside, a
     assert model.sweep_bytes(Workload(2, 5), activation_bytes) == busy + HEADROOM_BYTES
 
 
+@pytest.mark.parametrize("copied_bytes", [{}, {"rows": ROW // 2}])
+def test_rows_in_kept_buffers_take_no_more_but_for_the_copies_that_are_upcast(copied_bytes):
+    program = program_of(TEXTS, (BATCH, TOKENS))
+    model = model_of(program, Gathering(True), copied_bytes=copied_bytes, rows=ROW)
+    beside = 10 * sum(copied_bytes.values())
+    assert model.gathering_bytes(2, 5) == 10 * ROW + beside
+    assert model.sweep_bytes(Workload(2, 5), 100_000) == 100_000 + beside + HEADROOM_BYTES
+
+
 @pytest.fixture
 def process(monkeypatch):
     """A process that takes so much now; a rehearsal may change it."""
@@ -165,6 +187,8 @@ def test_what_a_rehearsal_takes_counts_where_it_is_more_than_predicted(process):
     [
         (Measured(), 1, 96 + 1000),
         (Measured(), 2, 96 + 1000),
+        (Tried(), 1, 96),  # what stays in memory is more than what is known
+        (Tried(), 2, 5000),
         (Keeping(True), 1, 96),
         (Keeping(True), 2, "predicted"),  # rows that remain of a batch may be copied beside the kept buffers
         (Keeping(False), 1, "predicted"),

@@ -208,7 +208,7 @@ class ProgramBackend(Backend):
             mask_BS = np.ones((num_rows, length), np.int64)
             mask_BS[-1, (length + 1) // 2 :] = 0  # so that kernels use their mask
         shape = (num_rows, length)
-        state = self.begin(_blank_inputs(program, shape, mask_BS), mask_BS, shape)
+        state = self.begin(_blank_inputs(self, shape, mask_BS), mask_BS, shape)
         zeros = _zeros({name: self._tensors[name][1] for step in program.steps() for name in step.weights.values()})
         for stage in program.stages:
             for step in stage.steps:
@@ -372,9 +372,10 @@ def lifetimes_of(program: Program) -> Lifetimes:
     return Lifetimes(read, ended, tuple(map(tuple, between)), beside)
 
 
-def _blank_inputs(program: Program, shape: Tuple[int, int], mask_BS: Optional[np.ndarray]) -> Dict[str, np.ndarray]:
+def _blank_inputs(backend: Backend, shape: Tuple[int, int], mask_BS: Optional[np.ndarray]) -> Dict[str, np.ndarray]:
     """Return zeros for the inputs of a program, ones for its looked-up rows: pages of zeros would take no memory."""
-    values = program.values()
+    program, values = backend.program, backend.program.values()
+    backend.prepare(*shape)
     found = {name: np.zeros(values[name].shape(*shape), each.dtype) for name, each in program.inputs.items()}
     if ATTENTION_MASK in found and mask_BS is not None:
         found[ATTENTION_MASK] = mask_BS.astype(found[ATTENTION_MASK].dtype)
@@ -382,7 +383,9 @@ def _blank_inputs(program: Program, shape: Tuple[int, int], mask_BS: Optional[np
         sizes = lookup.value.shape(*shape)
         if BATCH_TOKENS not in lookup.value.axes:  # axes are those of the example
             sizes = (*found[lookup.input].shape, sizes[-1])
-        found[name] = np.ones(sizes, lookup.value.dtype)
+        dtype = np.dtype(lookup.value.dtype)
+        found[name] = backend.allocate(math.prod(sizes) * dtype.itemsize).view(dtype).reshape(sizes)
+        found[name].fill(1)
     return found
 
 

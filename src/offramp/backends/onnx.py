@@ -14,7 +14,16 @@ import numpy as np
 
 from offramp.backends import onnx_templates
 from offramp.backends.base import BLOCKS, REMEDY, LoadedKernel, ProgramBackend, first, is_alone, join
-from offramp.backends.onnx_session import KernelError, StopClock, open_session, reserve_arena, run_session, shrink_arena
+from offramp.backends.onnx_session import (
+    KernelError,
+    StopClock,
+    arena_array,
+    open_session,
+    reserve_arena,
+    returns_arena,
+    run_session,
+    shrink_arena,
+)
 from offramp.backends.onnx_templates import BUILDERS, UNFUSED, Sizes, graph_of
 from offramp.errors import StoreError
 from offramp.program.narrow import plain
@@ -41,6 +50,8 @@ class OnnxBackend(ProgramBackend):
         self._reserved_bytes = 0
         self._prepared: Set[Tuple[int, int]] = set()
         super().__init__(store, num_threads, trust_kernels=trust_kernels)
+        # Now, so that the session that it takes is in memory when the process is measured.
+        self.keeps_rows = bool(self.program.lookups) and returns_arena()
         unknown = sorted(set(store.manifest.graphs) - set(self.kernels))
         if unknown:
             raise StoreError(f"graphs of unknown kernels {unknown}", store.path, REMEDY)
@@ -96,18 +107,26 @@ class OnnxBackend(ProgramBackend):
 
         return run
 
-    def begin(self, arrays: Mapping[str, np.ndarray], mask_BS: Optional[np.ndarray], shape: Tuple[int, int]) -> State:
-        """Return the state of a batch. For the largest one so far, the arena becomes one region."""
-        if shape not in self._prepared:
-            self._prepare_arena(shape)
-        return super().begin(arrays, mask_BS, shape)
-
-    def _prepare_arena(self, shape: Tuple[int, int]) -> None:
-        num_bytes = 0 if self.is_captured else self.activation_bytes(*shape)
+    def prepare(self, num_rows: int, length: int) -> None:
+        """Make the arena one region for the largest batch so far."""
+        if (num_rows, length) in self._prepared:
+            return
+        num_bytes = 0 if self.is_captured else self.activation_bytes(num_rows, length)
         if num_bytes > self._reserved_bytes:
             reserve_arena(num_bytes)
             self._reserved_bytes = num_bytes
-        self._prepared.add(shape)
+        self._prepared.add((num_rows, length))
+
+    def allocate(self, num_bytes: int) -> np.ndarray:
+        """Return memory of the arena if possible: it is free when rows are gathered, and they end before the first
+        layer.
+        """
+        return arena_array(num_bytes) if num_bytes and self.keeps_rows else super().allocate(num_bytes)
+
+    def begin(self, arrays: Mapping[str, np.ndarray], mask_BS: Optional[np.ndarray], shape: Tuple[int, int]) -> State:
+        """Return the state of a batch."""
+        self.prepare(*shape)
+        return super().begin(arrays, mask_BS, shape)
 
     def num_elements(self, kernel: Kernel, num_rows: int, length: int) -> int:
         """Return the elements of the largest set of buffers that live at once, as ONNX Runtime frees them."""

@@ -109,12 +109,16 @@ def _failure(error: Exception) -> Exception:
     return error if is_out_of_memory(error) else KernelError(lines_of(error)[-1])
 
 
-@lru_cache(maxsize=1)
-def _arena_session() -> Any:
-    """Return a session that fills an array of n numbers in the arena. Its result is empty, and takes nothing of it."""
+@lru_cache(maxsize=2)
+def _arena_session(returns: bool = False) -> Any:
+    """Return a session that fills an array of n numbers in the arena.
+
+    `returns`: they are its result; otherwise that is empty, and takes nothing of the arena.
+    """
     g = Graph("arena")
     numbers, none = g.op("ConstantOfShape", g.input("n", 1, dtype=np.int64)), g.constant([0], np.int64)
-    return _session(g.finish(g.op("Slice", numbers, none, none), 0), 1, ())
+    model = g.finish(numbers, "n") if returns else g.finish(g.op("Slice", numbers, none, none), 0)
+    return _session(model, 1, ())
 
 
 def shrink_arena() -> None:
@@ -137,6 +141,22 @@ def reserve_arena(num_bytes: int) -> None:
     """
     shrink_arena()
     run_session(_arena_session(), None, {"n": np.array([num_bytes // np.dtype(np.float32).itemsize], np.int64)})
+
+
+def arena_array(num_bytes: int) -> np.ndarray:
+    """Return memory of the arena, uint8 [num_bytes], which is free again when the last view of it is.
+
+    Versions of ONNX Runtime that copy results return other memory; see `returns_arena`.
+    """
+    count = -(-num_bytes // np.dtype(np.float32).itemsize)
+    (numbers,) = run_session(_arena_session(returns=True), None, {"n": np.array([count], np.int64)})
+    return numbers.view(np.uint8)[:num_bytes]
+
+
+@lru_cache(maxsize=1)
+def returns_arena() -> bool:
+    """Return whether results of sessions are views of the arena, not copies."""
+    return not _arena_session(returns=True).run(None, {"n": np.array([1], np.int64)})[0].flags.owndata
 
 
 def arena_bytes() -> int:

@@ -15,6 +15,7 @@ from typing import Any, Dict, Mapping, Optional, Tuple
 import numpy as np
 
 from offramp.program.program import Program, Step
+from offramp.store.reader import aligned_bytes
 
 Weights = Mapping[str, np.ndarray]
 """Input of a kernel -> array of the tensor's dtype and shape."""
@@ -57,6 +58,8 @@ class Backend(ABC):
     program: Program
     keeps_buffers = False
     """True if the library keeps the memory of activations when a pass ends, and takes no more in the next one."""
+    keeps_rows = False
+    """True if `allocate` takes the memory of activations, which the library keeps."""
     is_measured = False
     """True if the growth of the process in a trial is all that the library keeps of a pass. Otherwise it may take more
     later, or reuse what it keeps of another backend."""
@@ -74,10 +77,21 @@ class Backend(ABC):
         """Return the part of `activation_bytes` that is returned to the system while a pass runs."""
         return 0
 
+    def trial_bytes(self, num_rows: int, length: int) -> Optional[int]:
+        """Return the most bytes that a trial of [B, S] tokens has taken, or None where that is not known."""
+        return None
+
     @abstractmethod
     def state_bytes(self, num_rows: int, length: int) -> int:
         """Return the bytes that the values of [B, S] tokens take between two steps, except after kernels that keep
         intermediates."""
+
+    def prepare(self, num_rows: int, length: int) -> None:  # noqa: B027
+        """Provide memory for a batch of [B, S] tokens, before its rows are gathered."""
+
+    def allocate(self, num_bytes: int) -> np.ndarray:
+        """Return memory for gathered rows, uint8 [num_bytes], aligned as tensors are."""
+        return aligned_bytes(num_bytes)
 
     @abstractmethod
     def begin(self, arrays: Mapping[str, np.ndarray], mask_BS: Optional[np.ndarray], shape: Tuple[int, int]) -> State:

@@ -97,7 +97,9 @@ class Engine:
     def _begin(self, sweep: Sweep, run: BatchRun) -> State:
         """Read the inputs of a batch and hand them to the backend."""
         started = time.perf_counter()
-        arrays, num_bytes = self.inputs.read(run.batch)
+        shape = (run.batch.num_rows, run.length)
+        self.backend.prepare(*shape)
+        arrays, num_bytes = self.inputs.read(run.batch, self.backend.allocate)
         ended = time.perf_counter()
         if num_bytes:
             self.feed.trace.add(Span("rows", 0, "read", started, ended, num_bytes, "loop", run.pass_index))
@@ -105,7 +107,7 @@ class Engine:
             sweep.fill_seconds += ended - started
             self.feed.count_read(num_bytes)
             run.charge(num_bytes)
-        name, shape = self.schedule.stages[0].name, (run.batch.num_rows, run.length)
+        name = self.schedule.stages[0].name
         state: State = run.timed(name, 0, "compute", self.backend.begin, arrays, self.inputs.mask(run.batch), shape)
         run.state = state
         return state

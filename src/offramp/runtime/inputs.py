@@ -5,7 +5,7 @@ Shapes: B rows, S tokens, T = B S, W width of a table.
 
 from __future__ import annotations
 
-from typing import Dict, Iterable, Mapping, Optional, Tuple
+from typing import Callable, Dict, Iterable, Mapping, Optional, Tuple
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from offramp.program.dtypes import DTYPES, FLOAT, HALF
 from offramp.program.inputs import Batch
 from offramp.program.program import ATTENTION_MASK, BATCH_TOKENS, INPUT_IDS, POSITION_IDS, TEXT_INPUTS, TOKENS, Input
 from offramp.store import Store
+from offramp.store.reader import aligned_bytes
 
 
 def not_finite(arrays: Mapping[str, np.ndarray], rows: Iterable[int]) -> Optional[str]:
@@ -38,8 +39,12 @@ class InputReader:
         self.copied_bytes = {name: DTYPES[HALF].item_bytes * items[name] for name in halves}
         """Look-up -> bytes of one row in its file, if gathering copies it before it is upcast."""
 
-    def read(self, batch: Batch) -> Tuple[Dict[str, np.ndarray], int]:
+    def read(
+        self, batch: Batch, allocate: Callable[[int], np.ndarray] = aligned_bytes
+    ) -> Tuple[Dict[str, np.ndarray], int]:
         """Return the inputs and looked-up rows of a batch by value name, and the bytes read from the store.
+
+        `allocate` returns memory for rows, uint8 [num_bytes], by its size.
 
         Raises ValueError for inputs of other names, dtypes or ranks than the program takes; StoreError for a token id
         outside the vocabulary, and for a size that the division was not proven with.
@@ -49,7 +54,8 @@ class InputReader:
         for name, lookup in self.program.lookups.items():
             shard, table = self._tables[name]
             ids = values[lookup.input]
-            rows_NW, bytes_read = self._store.gather(shard.name, table.role, ids.reshape(-1), upcasts=True)
+            how = {"upcasts": True, "allocate": allocate}
+            rows_NW, bytes_read = self._store.gather(shard.name, table.role, ids.reshape(-1), **how)
             is_flat = lookup.value.axes[0] == BATCH_TOKENS
             values[name] = rows_NW if is_flat else rows_NW.reshape(*ids.shape, rows_NW.shape[1])
             num_bytes += bytes_read

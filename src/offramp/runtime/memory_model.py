@@ -77,12 +77,17 @@ class MemoryModel:
         """
         inputs, lookups = self._program.inputs, self._program.lookups
         items = {name: _row_items(each, length) for name, each in inputs.items()}
-        rows = [items[lookups[name].input] * size for name, size in self._row_bytes.items()]
         files = [items[lookups[name].input] * size for name, size in self._copied_bytes.items()]
-        gathered = sum(rows) + max(files, default=0)
+        beside = max(files, default=0)
         if self._program.texts is None:
-            gathered += sum(items[name] * np.dtype(each.dtype).itemsize for name, each in inputs.items())
-        return num_rows * gathered
+            beside += sum(items[name] * np.dtype(each.dtype).itemsize for name, each in inputs.items())
+        return self._row_bytes_of(num_rows, length) + num_rows * beside
+
+    def _row_bytes_of(self, num_rows: int, length: int) -> int:
+        """Return the bytes of the looked-up rows of a batch."""
+        inputs, lookups = self._program.inputs, self._program.lookups
+        items = (_row_items(inputs[lookups[name].input], length) * size for name, size in self._row_bytes.items())
+        return num_rows * sum(items)
 
     def held_bytes(self, num_rows: int, length: int) -> int:
         """Return the bytes that a batch [B, S] takes while another batch of its sweep is computed."""
@@ -91,12 +96,14 @@ class MemoryModel:
     def sweep_bytes(self, workload: Workload, activation_bytes: int) -> int:
         """Return the bytes of a sweep if computing one of its batches takes `activation_bytes`.
 
-        Rows are gathered before they are computed. Both count at once if the library keeps its buffers, and for inputs
-        other than texts, which stay in memory.
+        Rows are gathered before they are computed. Both count at once if the library keeps its buffers, unless the rows
+        lie in them, and for inputs other than texts, which stay in memory.
         """
         shape = (workload.num_rows, workload.length)
         held, gathering = (workload.num_batches - 1) * self.held_bytes(*shape), self.gathering_bytes(*shape)
         is_beside = self.backend.keeps_buffers or self._program.texts is None
+        if self.backend.keeps_rows:
+            gathering -= self._row_bytes_of(*shape)
         busy = activation_bytes + gathering if is_beside else max(activation_bytes, gathering)
         return busy + held + HEADROOM_BYTES
 

@@ -318,7 +318,8 @@ class Classifier(Forked):
         """Run what a pass of [B, S] tokens runs, without weights, so that code and heap are as a pass leaves them."""
         blank = self._inputs.blank(num_rows, length)
         if blank is not None:
-            self._inputs.read(blank)
+            self.backend.prepare(num_rows, length)
+            self._inputs.read(blank, self.backend.allocate)
         self.backend.warm_up(num_rows, length)
         self.encoder.encode(list(self.encoder.sample))
 

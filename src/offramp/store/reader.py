@@ -44,6 +44,13 @@ VERIFY = ("always", "first", "never")
 _REMEDY = "divide the model again"
 
 
+def aligned_bytes(num_bytes: int) -> np.ndarray:
+    """Return new memory, uint8 [num_bytes], aligned as tensors are."""
+    room = np.empty(num_bytes + ALIGNMENT_BYTES, np.uint8)
+    start = -room.ctypes.data % ALIGNMENT_BYTES
+    return room[start : start + num_bytes]
+
+
 class Store(Forked):
     """An open store. Shards may be read from any thread; rows from one thread at a time. A pickle names its folder.
 
@@ -206,12 +213,19 @@ class Store(Forked):
         return data
 
     def gather(
-        self, shard_name: str, role: str, rows_N: np.ndarray, *, upcasts: bool = False
+        self,
+        shard_name: str,
+        role: str,
+        rows_N: np.ndarray,
+        *,
+        upcasts: bool = False,
+        allocate: Callable[[int], np.ndarray] = aligned_bytes,
     ) -> Tuple[np.ndarray, int]:
         """Return rows of a gathered table [N, width] in the order of `rows_N`, and the bytes read.
 
         Only the blocks that contain these rows are read and verified. `upcasts`: rows of F16 are returned as float32.
-        It takes no memory beside the result, except for the distinct rows of F16.
+        `allocate` returns the memory of the result, uint8 [num_bytes], by its size. Gathering takes no memory beside
+        it, except for the distinct rows of F16.
         """
         shard = self.manifest.shards[shard_name]
         tensor = next(tensor for tensor in shard.tensors if tensor.role == role)
@@ -225,7 +239,8 @@ class Store(Forked):
         places_U = np.arange(len(unique_U))
         if not is_upcast:  # each row is read to its first place in the result
             places_U[inverse_N[::-1]] = np.arange(len(rows_N))[::-1]
-        found_MW = _aligned_rows(len(unique_U if is_upcast else rows_N), width, np.dtype(name))
+        shape, make = (len(unique_U if is_upcast else rows_N), width), aligned_bytes if is_upcast else allocate
+        found_MW = _rows(shape, np.dtype(name), make)
         start, row_bytes = shard.data_start + tensor.offset, tensor.num_bytes // height
         view, where = found_MW.reshape(-1).view(np.uint8).data, self.path / shard.file
         with self.opened(shard_name) as fd:
@@ -236,7 +251,7 @@ class Store(Forked):
             )
             files.read_exactly(fd, pieces, where)
         from_N = places_U[inverse_N]
-        rows_NW = _aligned_rows(len(rows_N), width, np.dtype(np.float32)) if is_upcast else found_MW
+        rows_NW = _rows((len(rows_N), width), np.dtype(np.float32), allocate) if is_upcast else found_MW
         is_missing_N = is_upcast | (from_N != np.arange(len(rows_N)))
         for first in range(0, len(rows_N), ROWS_AT_ONCE):
             chunk = slice(first, first + ROWS_AT_ONCE)
@@ -425,19 +440,13 @@ def tensor_view(tensor: m.Tensor, buffer: np.ndarray, data_start: int = 0) -> np
         raise StoreError(f"tensor {tensor.name!r} is {tensor.dtype}, for which NumPy has no dtype", None, _REMEDY)
     raw = buffer[start : start + tensor.num_bytes]
     if raw.ctypes.data % ALIGNMENT_BYTES:
-        unaligned, raw = raw, _aligned(len(raw))
+        unaligned, raw = raw, aligned_bytes(len(raw))
         raw[:] = unaligned
     return raw.view(dtype).reshape(tensor.shape)
 
 
-def _aligned_rows(height: int, width: int, dtype: np.dtype) -> np.ndarray:
-    return _aligned(height * width * dtype.itemsize).view(dtype).reshape(height, width)
-
-
-def _aligned(num_bytes: int) -> np.ndarray:
-    room = np.empty(num_bytes + ALIGNMENT_BYTES, np.uint8)
-    start = -room.ctypes.data % ALIGNMENT_BYTES
-    return room[start : start + num_bytes]
+def _rows(shape: Tuple[int, int], dtype: np.dtype, allocate: Callable[[int], np.ndarray]) -> np.ndarray:
+    return allocate(shape[0] * shape[1] * dtype.itemsize).view(dtype).reshape(shape)
 
 
 def load_tensors(store: Store, file: m.File) -> Dict[str, np.ndarray]:
