@@ -11,12 +11,16 @@ import numpy as np
 import pytest
 
 from offramp.errors import StoreError
+from offramp.measure import Memory
 from offramp.store import Store
 from tests.backends.captured import write_captured
 from tests.backends.driver import answer, begin, exit_answer, mask_of, run, weights_of
 
 torch = pytest.importorskip("torch")
-from offramp.backends.torch import TorchBackend  # noqa: E402  (needs torch)
+from offramp.backends import torch as module  # noqa: E402  (needs torch)
+from offramp.backends.base import ProgramBackend  # noqa: E402
+from offramp.backends.torch import TorchBackend  # noqa: E402
+from offramp.backends.torch_limits import ClaimError  # noqa: E402
 
 
 @pytest.fixture
@@ -160,6 +164,41 @@ def test_a_captured_store_without_its_graph_is_refused(tmp_path, monkeypatch):
         monkeypatch.setattr(store, "manifest", dataclasses.replace(store.manifest, files=()))
         with pytest.raises(StoreError, match=r"the store has no graphs/layer.json - .* - divide the model again"):
             TorchBackend(store, 1)
+
+
+@pytest.mark.parametrize(
+    ("memories", "most_bytes"),
+    [
+        ([(100, 150), (110, 150)], None),  # the process had taken more before
+        ([(100, 150), (110, 180)], 80),
+        ([(100, 150), (110, 180), (110, 180), (112, 183)], 83),  # counted from before the first trial
+        ([(100, 150), (110, 180), (110, 180), (110, 180)], 80),
+    ],
+)
+def test_a_trial_that_raises_the_peak_of_the_process_shows_what_it_takes(tmp_path, monkeypatch, memories, most_bytes):
+    with Store(write_captured(tmp_path / "store")) as store:
+        backend, found = TorchBackend(store, 1), iter(memories)
+        monkeypatch.setattr(module, "is_alone", lambda backend: True)
+        monkeypatch.setattr(module, "read_memory", lambda: Memory(*next(found), None, None))
+        for _ in memories[::2]:
+            backend.warm_up(2, 4)
+        assert backend.trial_bytes(2, 4) == most_bytes
+        assert backend.trial_bytes(1, 4) is None  # not tried
+        assert backend.is_measured and backend.returned_bytes(2, 4) > 0
+        monkeypatch.setattr(module, "is_alone", lambda backend: False)
+        assert (backend.is_measured, backend.returned_bytes(2, 4), backend.trial_bytes(2, 4)) == (False, 0, None)
+
+
+def test_a_trial_that_was_ended_early_shows_nothing(tmp_path, monkeypatch):
+    def end(*arguments):
+        raise ClaimError
+
+    with Store(write_captured(tmp_path / "store")) as store:
+        backend = TorchBackend(store, 1)
+        monkeypatch.setattr(module, "is_alone", lambda backend: True)
+        monkeypatch.setattr(ProgramBackend, "warm_up", end)
+        backend.warm_up(2, 4)
+        assert (backend.is_measured, backend.returned_bytes(2, 4), backend.trial_bytes(2, 4)) == (False, 0, None)
 
 
 def test_memory_that_is_short_is_a_memory_error(store, monkeypatch):

@@ -125,7 +125,7 @@ class ProgramBackend(Backend):
     def activation_bytes(self, num_rows: int, length: int) -> int:
         """Return the bytes of the kernel that takes most. Captured programs: in proportion to their example."""
         if self.is_captured:
-            return _lived_bytes(self.program, num_rows, length) + self.num_threads * CAPTURED_SCRATCH_BYTES
+            return lived_bytes(self.program, num_rows, length) + self.num_threads * CAPTURED_SCRATCH_BYTES
         return most_bytes(self, self.num_elements, num_rows, length) + self.num_threads * self.scratch_bytes
 
     def state_bytes(self, num_rows: int, length: int) -> int:
@@ -136,7 +136,7 @@ class ProgramBackend(Backend):
             most = max(_num_bytes(values, num_rows, length) for values in kept)
             return most + self.mask_bytes(num_rows, length)
         seen = self._waiting_bytes.get(length)
-        return _lived_bytes(self.program, num_rows, length) if seen is None else num_rows * seen
+        return lived_bytes(self.program, num_rows, length) if seen is None else num_rows * seen
 
     def begin(self, arrays: Mapping[str, np.ndarray], mask_BS: Optional[np.ndarray], shape: Tuple[int, int]) -> State:
         """Return the state of a batch: those of its inputs and rows that a step reads."""
@@ -273,7 +273,7 @@ def is_alone(backend: ProgramBackend) -> bool:
     return sum(type(other) is type(backend) for other in _BACKENDS) == 1
 
 
-def _lived_bytes(program: Program, num_rows: int, length: int) -> int:
+def lived_bytes(program: Program, num_rows: int, length: int) -> int:
     """Return the bytes that live at once in a captured program, in proportion to its example."""
     rows, tokens = program.example
     lived = program.activation_bytes * num_rows / max(rows, 1)

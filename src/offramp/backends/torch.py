@@ -10,7 +10,7 @@ Shapes: B rows, S tokens of the longest row, T = B S, H hidden, C labels.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +23,9 @@ from offramp.backends.base import (
     REMEDY,
     LoadedKernel,
     ProgramBackend,
+    is_alone,
     lines_of,
+    lived_bytes,
     most_bytes,
 )
 from offramp.backends.torch_blocks import block_kernel
@@ -44,6 +46,7 @@ from offramp.backends.torch_modules import (
 )
 from offramp.backends.torch_narrow import widened
 from offramp.errors import StoreError, is_out_of_memory
+from offramp.measure import read_memory
 from offramp.program.dtypes import DTYPES
 from offramp.program.narrow import ROTATION, SCALE, option, plain, turned_of
 from offramp.program.program import CAPTURED, Kernel, Value
@@ -81,7 +84,8 @@ class TorchBackend(ProgramBackend):
             raise ValueError(f"attention must be one of {tuple(ATTENTIONS)}, not {attention!r}")
         self.attention = attention
         self.skeletons: dict[str, Skeleton] = {}
-        self._is_warming_up = False
+        self._is_warming_up = self._is_cut = False
+        self._trials: dict[tuple[int, int], Trial] = {}
         super().__init__(store, num_threads, trust_kernels=trust_kernels)
         used = {name for step in self.program.steps() for name in (*step.weights.values(), *step.constants.values())}
         weights = [self._tensors[name][1] for name in used]
@@ -164,13 +168,29 @@ class TorchBackend(ProgramBackend):
 
     def warm_up(self, num_rows: int, length: int) -> None:
         """Run each kernel once. A pass whose inputs the store claims to be large ends where it would take much."""
+        before, shape = read_memory(), (num_rows, length)
         self._is_warming_up = True
         try:
             super().warm_up(num_rows, length)
         except ClaimError:
-            pass
+            self._is_cut = True
         finally:
             self._is_warming_up = False
+        peak_bytes, trial = read_memory().peak_bytes, self._trials.get(shape, Trial(before.rss_bytes))
+        self._trials[shape] = trial._replace(peak_bytes=peak_bytes) if peak_bytes > before.peak_bytes else trial
+
+    @property
+    def is_measured(self) -> bool:
+        """Return whether captured steps ran to their end in trials, and what torch keeps of them serves them alone."""
+        return self.is_captured and not self._is_cut and is_alone(self)
+
+    def trial_bytes(self, num_rows: int, length: int) -> int | None:
+        """Return the most bytes of a trial of captured steps, whose operations take buffers that no prediction knows.
+
+        The kernel knows them if the trial has raised the peak of the process.
+        """
+        trial = self._trials.get((num_rows, length))
+        return trial.most_bytes if trial is not None and self.is_measured else None
 
     def _weights_of(self, kernel: str, inputs: Sequence[str]) -> list[list[Spec]]:
         """Return the shapes and dtypes of the weights of a captured kernel, of each step that calls it."""
@@ -249,8 +269,10 @@ class TorchBackend(ProgramBackend):
         return super().activation_bytes(num_rows, length) + most
 
     def returned_bytes(self, num_rows: int, length: int) -> int:
-        """Return the bytes of tensors. Captured programs: 0, as their prediction is a bound."""
-        return 0 if self.is_captured else most_bytes(self, self.num_elements, num_rows, length)
+        """Return the bytes of tensors. Captured programs: in proportion to their example."""
+        if self.is_captured:
+            return lived_bytes(self.program, num_rows, length) if self.is_measured else 0
+        return most_bytes(self, self.num_elements, num_rows, length)
 
     def mask_bytes(self, num_rows: int, length: int) -> int:
         """Return the bytes of a float mask for each pair of tokens, the most that attention expands it to."""
@@ -268,6 +290,18 @@ class TorchBackend(ProgramBackend):
             skeleton.drop_weights()
         self.kernels.clear()
         self.skeletons.clear()
+
+
+class Trial(NamedTuple):
+    """Resident memory before the first trial of a shape, and the peak of trials that raised that of the process."""
+
+    start_bytes: int
+    peak_bytes: int | None = None
+
+    @property
+    def most_bytes(self) -> int | None:
+        """Bytes that the trials took at most, or None if other parts of the process had taken more before."""
+        return None if self.peak_bytes is None else self.peak_bytes - self.start_bytes
 
 
 class Skeleton:

@@ -162,10 +162,14 @@ class MemoryModel:
     def _taken_bytes(self, workload: Workload, grown_bytes: int) -> int:
         """Return the activations of a batch whose trial has left `grown_bytes` in memory.
 
-        They are these bytes and those that are returned while it runs; at least what the backend predicts, if it is
-        not measured. Where the library keeps buffers, a copy of the rows that remain of a batch may come on top.
+        They are these bytes and those that are returned while it runs, or the most that it took, where that is known;
+        at least what the backend predicts, if it is not measured. Where the library keeps buffers, a copy of the rows
+        that remain of a batch may come on top.
         """
         backend, shape = self.backend, (workload.num_rows, workload.length)
+        trial_bytes = backend.trial_bytes(*shape)
+        if trial_bytes is not None:
+            return max(grown_bytes, trial_bytes)
         taken_bytes = grown_bytes + backend.returned_bytes(*shape)
         if backend.is_measured and not (backend.keeps_buffers and workload.num_rows > 1):
             return taken_bytes
