@@ -7,6 +7,7 @@ import os
 import pickle
 import sys
 import threading
+import weakref
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -82,6 +83,22 @@ def test_a_result_for_each_text_in_order(shelf, policy, num_rows):
     assert rows_of(results) == plainly(store, TEXTS, policy)
     assert [result.stages_run for result in results] == [result.exit_stage for result in results]
     assert {result.labels for result in results} == {None}
+
+
+def test_the_arrays_of_a_sweep_are_freed_before_the_next_one_is_encoded(shelf, monkeypatch):
+    """Those of images are larger than what the plan has room for twice."""
+    with make_classifier(shelf.open(Toy()), num_rows=2) as classifier:
+        encode, before, alive = classifier.encoder.encode, [], []
+
+        def watched(texts):
+            alive.append(sum(batch() is not None for batch in before))
+            batch = encode(texts)
+            before.append(weakref.ref(batch))
+            return batch
+
+        monkeypatch.setattr(classifier.encoder, "encode", watched)
+        classifier.predict(TEXTS)
+    assert alive == [0, 0, 0]
 
 
 def test_no_texts_no_results(shelf):

@@ -4,6 +4,7 @@ import struct
 import subprocess
 import sys
 import threading
+import tracemalloc
 import zipfile
 import zlib
 from pathlib import Path
@@ -52,6 +53,31 @@ def png_that_claims(height, width):
 def write_config(folder, tree):
     (folder / FILE_NAME).write_text(json.dumps(tree))
     return folder
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("height_width", [(4, 6), (300, 200)])
+def test_arrays_of_encoding_take_no_more_than_is_counted(encoder, height_width):
+    """Of Pillow's memory nothing is traced: the images are counted by their sizes."""
+    image, inputs = png(*height_width), ImageInputs(encoder, "pixels")
+    inputs.encode([image])  # loads Pillow
+    tracemalloc.start()
+    try:
+        pixels_B3HW = encoder.encode([image])
+        taken = tracemalloc.get_traced_memory()[1] - pixels_B3HW.nbytes
+    finally:
+        tracemalloc.stop()
+    small = 96 << 10  # a buffer of Pillow, tables, and what Python makes for a call
+    assert taken <= inputs.encoding_bytes([image]) + small
+    largest = max(height_width[0] * height_width[1], pixels_B3HW[0, 0].size)
+    assert largest * 4 <= inputs.encoding_bytes([image]) - len(image) <= 20 * largest
+
+
+def test_the_sample_has_the_decoders_of_frequent_formats():
+    formats = [Pillow.open(io.BytesIO(image)).format for image in ImageInputs.sample]
+    assert formats == ["PNG", "JPEG"]
+    for encoder in ENCODERS:
+        assert len(ImageInputs(encoder, "pixels").encode(list(ImageInputs.sample)).arrays["pixels"]) == 2
 
 
 def test_bytes_are_scaled_and_shifted_channel_by_channel():
@@ -268,7 +294,7 @@ def test_images_are_encoded_as_the_input_of_a_model(tmp_path):
     assert (batch.num_rows, batch.length, batch.lengths_B.tolist()) == (2, 1, [1, 1])
     assert list(batch.arrays) == ["pixels"]
     np.testing.assert_array_equal(batch.arrays["pixels"], inputs.encoder.encode(images))
-    assert inputs.encode(inputs.sample).arrays["pixels"].shape == (1, 3, 8, 9)
+    assert inputs.encode(inputs.sample).arrays["pixels"].shape == (2, 3, 8, 9)
     assert list(inputs.lengths([b"nobody decodes this"] * 3)) == [1, 1, 1] and inputs.max_length == 1
     assert inputs.encoding_bytes(images) == inputs.encoder.decoding_bytes(images[1]) > 40 * 50 * 3
     assert inputs.encoding_bytes([]) == 0

@@ -232,10 +232,9 @@ class Classifier(Forked):
             batches = list(bulk_batches(list(self.encoder.lengths(texts)), self._workload, self.backend))
         found: Dict[int, Result] = {}
         for start in range(0, len(batches), self.settings.num_batches):
-            began, end = time.perf_counter(), start + self.settings.num_batches
-            sweep = [self.encoder.encode([texts[index] for index in batch]) for batch in batches[start:end]]
-            follows = more or end < len(batches)
-            results = self.predict_batches(sweep, more=follows, began=began, all_scores=all_scores)
+            end = start + self.settings.num_batches
+            parts = [[texts[index] for index in batch] for batch in batches[start:end]]
+            results = _swept(self, parts, more=more or end < len(batches), all_scores=all_scores)
             found.update(zip((index for batch in batches[start:end] for index in batch), results))
         return [found[index] for index in indices]
 
@@ -338,6 +337,13 @@ def _find_footprint(classifier: Classifier, model: MemoryModel) -> Footprint:
             return estimate
     most_bytes = system_limit().num_bytes if settings.own_process else 0
     return model.measure_footprint(classifier._warm_up, workload, left_bytes, reading_bytes, most_bytes=most_bytes)
+
+
+def _swept(classifier: Classifier, parts: Sequence[Sequence[Any]], *, more: bool, all_scores: bool) -> List[Result]:
+    """Return the results of one sweep of batches. Its arrays are freed before those of the next one are made."""
+    began = time.perf_counter()
+    batches = [classifier.encoder.encode(part) for part in parts]
+    return classifier.predict_batches(batches, more=more, began=began, all_scores=all_scores)
 
 
 def _require_planned(batches: Sequence[Batch], planned: Workload, planned_bytes: int, backend: Backend) -> None:

@@ -30,12 +30,19 @@ MAX_PIXELS = 1 << 26
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """Formats of the suffixes in `images.SUFFIXES`. Pillow starts an external program for some of its other formats."""
 _NUM_FILTERS = 6
-_BYTES_A_PIXEL = 8
-"""Memory for decoding: Pillow keeps 4 bytes a pixel, and converting makes a copy. `transparent_is_white` doubles it."""
+_PILLOW_BYTES = 4
+"""Memory of a pixel in Pillow."""
+_ARRAY_BYTES = 3 + 8 + 4
+"""Memory of a pixel while its values are looked up: its bytes, and of one channel the index and the value."""
 _WHITE = (255, 255, 255, 255)
 _ONE_PIXEL_PNG = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c49444154"
     "78da636060600000000400012734270a0000000049454e44ae426082"
+)
+_ONE_PIXEL_JPEG = bytes.fromhex(
+    f"ffd8ffdb004300{'ff' * 64}ffdb004301{'ff' * 64}ffc00011080001000103012200021101031101ffc40015000101"
+    "00000000000000000000000000000003ffc40014100100000000000000000000000000000000ffc4001401010000000000000000"
+    "0000000000000000ffc40014110100000000000000000000000000000000ffda000c03010002110311003f009800ffd9"
 )
 
 
@@ -129,8 +136,18 @@ class ImageEncoder:
         """Return the temporary memory in bytes for encoding an image, without the result. Raises as `encode`."""
         data, where = (image, "image") if isinstance(image, bytes) else (image.read(), image)
         with _opened(data, where) as opened:
-            num_pixels = opened.height * opened.width
-        return len(data) + num_pixels * _BYTES_A_PIXEL * (2 if self.transparent_is_white else 1)
+            height, width = opened.height, opened.width
+        rows, columns = self._resized(height, width)
+        num_encoded = math.prod(self.crop or (rows, columns))
+        num_copied = height * width * (4 if self.transparent_is_white else 2)  # converting makes copies
+        num_resized = 0 if self.size is None else height * width + height * columns + rows * columns
+        return len(data) + max(_PILLOW_BYTES * max(num_copied, num_resized), _ARRAY_BYTES * num_encoded)
+
+    def _resized(self, height: int, width: int) -> Size:
+        """Return the height and width that an image of this height and width is resized to."""
+        if self.size is None:
+            return height, width
+        return self.size if isinstance(self.size, tuple) else _scaled(height, width, self.size)
 
     def _values(self) -> np.ndarray:
         """Return the encoded value of each byte [3, V]. Scaling is in float64 and the rest in float32, as in
@@ -144,7 +161,7 @@ class ImageEncoder:
         """Return an image [H, W, 3] after resizing and cropping, uint8."""
         image = _decoded(data, where, self.transparent_is_white)
         if self.size is not None:
-            height, width = self.size if isinstance(self.size, tuple) else _scaled(image.height, image.width, self.size)
+            height, width = self._resized(image.height, image.width)
             _require_moderate(height, width, where)
             image = image.resize((width, height), self.resample)
         if self.crop is not None:  # Pillow pads with zeros
@@ -158,7 +175,8 @@ class ImageInputs:
     """Encoder of images for one model: an `InputEncoder` of `Image` objects and the bytes of image files."""
 
     max_length = 1
-    sample: Tuple[bytes, ...] = (_ONE_PIXEL_PNG,)
+    sample: Tuple[bytes, ...] = (_ONE_PIXEL_PNG, _ONE_PIXEL_JPEG)
+    """Images of the most frequent formats, so that their decoders are in memory when the process is measured."""
 
     def __init__(self, encoder: ImageEncoder, name: str) -> None:
         """`name` is the input of the model that takes pixels."""
