@@ -1,12 +1,17 @@
 """Hostile calls of the operations that kernels may use: `python -m tests.backends.hostile SEED COUNT` runs them in this
 process and prints what happened. A crash, a hang or much memory is a fault of ours.
 
+Tensors that are given lie in memory that may not be written, and end before a page that may not be read: an operation
+that does so ends the process.
+
 A call is one of `calls.json`, which models make, or arguments by the types of the schema; some arguments are then
 replaced by hostile ones.
 """
 
+import ctypes
 import faulthandler
 import json
+import mmap
 import random
 import resource
 import signal
@@ -21,6 +26,49 @@ from offramp.backends.torch_limits import Allowance, BoundedGraph, TooLargeError
 from offramp.backends.torch_operations import OPERATIONS
 
 CALLS = json.loads((Path(__file__).parent / "calls.json").read_bytes())
+
+
+def given(*shape, dtype="float32", largest=None):
+    """A tensor as an argument of a recorded call."""
+    return {"tensor": [list(shape), dtype, largest]}
+
+
+_GATES = [given(16, 3), given(16, 4), given(16), given(16)]
+_HEADS = [given(1, 2, size, 4) for size in (5, 7, 7)]
+SEVERAL = {
+    "aten.lstm.input": [given(2, 5, 3), [given(1, 2, 4), given(1, 2, 4)], _GATES, True, 1, 0.0, False, False, True],
+    "aten.gru.input": [
+        given(2, 5, 3), given(1, 2, 4), [given(12, 3), given(12, 4), given(12), given(12)], True, 1, 0.0, False, False,
+        True,
+    ],
+    "aten._weight_norm.default": [given(4, 3, 2), given(4, 1, 1), 0],
+    "aten.batch_norm.default": [given(2, 3, 4), *[given(3)] * 4, False, 0.1, 1e-5, False],
+    "aten.instance_norm.default": [given(2, 3, 4), *[given(3)] * 4, False, 0.1, 1e-5, False],
+    "aten.group_norm.default": [given(2, 4, 3), 2, given(4), given(4), 1e-5, False],
+    "aten.layer_norm.default": [given(2, 4), [4], given(4), given(4), 1e-5, False],
+    "aten.prelu.default": [given(2, 3, 4), given(3)],
+    "aten.scaled_dot_product_attention.default": [*_HEADS, given(5, 7), 0.0, False],
+    "aten.grid_sampler.default": [given(1, 2, 4, 4), given(1, 3, 3, 2), 0, 0, False],
+    "aten.col2im.default": [given(1, 8, 9), [4, 4], [2, 2], [1, 1], [0, 0], [1, 1]],
+    "aten.im2col.default": [given(1, 2, 4, 4), [2, 2], [1, 1], [0, 0], [1, 1]],
+    "aten.conv1d.default": [given(2, 3, 8), given(4, 3, 3), given(4), [1], [1], [1], 1],
+    "aten.conv2d.default": [given(1, 3, 6, 6), given(4, 3, 3, 3), given(4), [1, 1], [1, 1], [1, 1], 1],
+    "aten.conv_transpose2d.input": [
+        given(1, 3, 6, 6), given(3, 4, 3, 3), given(4), [1, 1], [1, 1], [0, 0], 1, [1, 1],
+    ],
+    "aten.max_pool2d.default": [given(1, 3, 6, 6), [2, 2], [2, 2], [0, 0], [1, 1], False],
+    "aten.avg_pool2d.default": [given(1, 3, 6, 6), [2, 2], [2, 2], [0, 0], False, True, None],
+    "aten.embedding.default": [given(5, 4), given(3, dtype="int64", largest=4)],
+    "aten.index_add.default": [given(5, 4), 0, given(3, dtype="int64", largest=4), given(3, 4)],
+    "aten.scatter_add.default": [given(5, 4), 0, given(5, 4, dtype="int64", largest=4), given(5, 4)],
+    "aten.gather.default": [given(5, 4), 0, given(5, 4, dtype="int64", largest=4)],
+    "aten.diff.default": [given(5, 4), 1, -1, None, None],
+    "aten.linear.default": [given(2, 3, 4), given(5, 4), given(5)],
+    "aten.bucketize.Tensor": [given(2, 3), given(4)],
+}  # fmt: skip
+"""Calls whose arguments belong together: the size of one says how another is read."""
+for _target, _call in SEVERAL.items():
+    CALLS.setdefault(_target, []).append([_call, {}])
 INTEGERS = (-(1 << 63), -(1 << 31), -1000, -3, -2, -1, 0, 1, 2, 3, 4, 7, 100, 1 << 20, 1 << 31, 1 << 40, (1 << 63) - 1)
 FLOATS = ({"float": "nan"}, {"float": "inf"}, {"float": "-inf"}, -1.0, 0.0, 0.5, 1.0, 1e-300, 1e30, 2.0)
 SHAPES = ([], [0], [1], [4], [3, 0], [2, 3], [3, 3], [2, 3, 4], [1, 2, 8], [1, 2, 8, 8], [2, 4, 4, 4], [1, 1, 4, 4, 4])
@@ -71,6 +119,22 @@ def tensor(rng, shape, dtype, largest=None):
     return made
 
 
+def fenced(made):
+    """The same tensor in memory of its own that may not be written, before a page that may not be read."""
+    size = made.untyped_storage().nbytes()
+    if not size or sys.platform != "linux":
+        return made
+    end = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+    region = mmap.mmap(-1, end + mmap.PAGESIZE)
+    region[end - size : end] = made.as_strided((size // made.itemsize,), (1,), 0).view(torch.uint8).numpy().tobytes()
+    found = torch.frombuffer(region, dtype=made.dtype, offset=end - size, count=size // made.itemsize)
+    address = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(region)))
+    protect = ctypes.CDLL(None).mprotect
+    assert not protect(address, end, mmap.PROT_READ)
+    assert not protect(ctypes.c_void_p(address.value + end), mmap.PAGESIZE, 0)
+    return found.as_strided(made.shape, made.stride(), made.storage_offset())
+
+
 class Caller:
     """Makes one graph with its inputs."""
 
@@ -80,7 +144,7 @@ class Caller:
     def graph(self):
         """Operation, graph as JSON, inputs."""
         rng = self.rng
-        target = rng.choice(list(OPERATIONS))
+        target = rng.choice(list(SEVERAL if rng.random() < 0.3 else OPERATIONS))
         schema = CapturedGraph._operation(target)._schema
         if target in CALLS and rng.random() < 0.6:
             args, kwargs = (self.recorded(part) for part in rng.choice(CALLS[target]))
@@ -108,7 +172,7 @@ class Caller:
         return target, json.dumps(tree).encode(), self.inputs
 
     def add(self, made):
-        self.inputs.append(made)
+        self.inputs.append(fenced(made))
         return {"v": f"r{len(self.inputs) - 1}"}
 
     def recorded(self, part):

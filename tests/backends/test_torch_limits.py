@@ -184,6 +184,56 @@ def test_things_of_torch_have_names(wrong, right):
     assert ran(right)
 
 
+def of(target, *numbers, **changed):
+    """A call of `hostile.SEVERAL`, on zeros that the graph makes, with other arguments at some places."""
+    call = [part if isinstance(part, list) else [part] for part in hostile.SEVERAL[target]]
+    nodes, args = [], []
+    for place, parts in enumerate(call):
+        made = []
+        for part in parts:
+            if isinstance(part, dict):
+                nodes.append(["aten.zeros.default", changed.get(f"_{place}", part["tensor"][0])])
+                part = v(f"n{len(nodes) - 1}")
+            made.append(part)
+        args.append(made if isinstance(hostile.SEVERAL[target][place], list) else made[0])
+    for place, number in zip(numbers[::2], numbers[1::2], strict=True):
+        args[place] = number
+    return [*nodes, [target, *args], ["aten.relu.default", v("r0")]]
+
+
+UNCHECKED = [
+    (of("aten.batch_norm.default", 5, True), of("aten.batch_norm.default", 3, None, 4, None, 5, True)),
+    (of("aten.instance_norm.default", 5, True), of("aten.instance_norm.default", 3, None, 4, None, 5, True)),
+    (of("aten._weight_norm.default", _1=[1, 1, 1]), of("aten._weight_norm.default", _0=[1, 3, 2], _1=[1, 1, 1])),
+    (of("aten._weight_norm.default", _1=[4, 3, 1]), of("aten._weight_norm.default", 2, -1, _1=[1])),
+    (of("aten._weight_norm.default", 2, 3), of("aten._weight_norm.default", 2, 2, _1=[1, 1, 2])),
+    (of("aten._weight_norm.default", _0=[0, 3, 2], _1=[0, 1, 1]), of("aten._weight_norm.default")),
+    (of("aten.lstm.input", _0=[2, 5, 9]), of("aten.lstm.input", _0=[2, 9, 3])),
+    (of("aten.lstm.input", _1=[1, 2, 64]), of("aten.lstm.input")),
+    (of("aten.lstm.input", _2=[16]), of("aten.lstm.input", 4, 1)),
+    (of("aten.lstm.input", 4, 2), of("aten.lstm.input", 5, 0.5)),
+    (of("aten.lstm.input", 7, True), of("aten.lstm.input", 7, False)),
+    (of("aten.lstm.input", 3, False), of("aten.lstm.input", 3, True)),
+    (of("aten.lstm.input", 8, False), of("aten.lstm.input", 8, False, _0=[5, 2, 3])),
+    (of("aten.gru.input", _1=[1, 2, 64]), of("aten.gru.input")),
+    (of("aten.col2im.default", 4, [0, 1 << 33]), of("aten.col2im.default", 4, [1, 1], _0=[1, 8, 25])),
+    (of("aten.im2col.default", 2, [1 << 62, 1]), of("aten.im2col.default", 2, [2, 2])),
+    (of("aten.conv1d.default", 5, [1 << 62]), of("aten.conv1d.default", 5, [2])),
+    (of("aten.max_pool2d.default", 4, [1 << 62, 1]), of("aten.max_pool2d.default", 4, [2, 2])),
+    ([["aten.pad.default", v("r0"), [1 << 62, -(1 << 62)]]], [["aten.pad.default", v("r0"), [1, -1]]]),
+]
+"""Arguments that PyTorch does not check before it reads, writes or loops by them, and nearly the same."""
+
+
+@pytest.mark.parametrize("number", range(len(UNCHECKED)))
+def test_arguments_that_torch_does_not_check_are_refused(number):
+    wrong, right = UNCHECKED[number]
+    for trusted in (False, True):
+        with pytest.raises(ValueError, match="does not take such arguments"):
+            ran(*wrong, trusted=trusted)
+    assert ran(*right)
+
+
 def test_a_division_that_ends_the_process_is_refused():
     """The least integer divided by -1: SIGFPE."""
     least = ["aten.full.default", [1], -(1 << 63), {"dtype": {"dtype": "int64"}}]
@@ -244,10 +294,11 @@ def test_work_counts_at_every_run():
         [["aten.zeros.default", [1, 64, 200, 200]], ["aten.zeros.default", [64, 64, 9, 9]],
          *[["aten.conv2d.default", v("n0"), v("n1"), None, [1, 1], [4, 4]] for _ in range(4)]],
         [["aten.zeros.default", [1 << 20]], *[["aten.sort.default", v("n0")] for _ in range(90)]],
+        [["aten.zeros.default", [1 << 16]], ["aten.neg.default", v("n0")], ["aten.diff.default", v("n0"), 1 << 16]],
         [["aten.zeros.default", [10, 10, 10]],
          ["aten.neg.default", v("n0")], ["aten.einsum.default", "abc,def,ghi->", [v("n0"), v("n0"), v("n0")]]],
     ],
-    ids=["products", "convolutions", "sorting", "einsum"],
+    ids=["products", "convolutions", "sorting", "differences", "einsum"],
 )  # fmt: skip
 def test_work_that_would_take_long_is_refused(calls):
     with pytest.raises(TooLargeError):

@@ -2,18 +2,17 @@
 
 The table has the operations of the architectures that `docs/results/any-model.md` exports, and no others. Each entry
 was read: it has no other effect than its result, its bound holds for all arguments, and PyTorch checks its arguments
-before it reads memory by them. `python -m tests.checks.operations` prints the table.
+before it reads memory by them, or `torch_arguments` does. `python -m tests.checks.operations` prints the table.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-Bound = Mapping[str, Any]
-"""Arguments of a call by name."""
+from offramp.backends.torch_arguments import Bound, require_arguments
 
 KINDS = {
     "elementwise": "as many elements as the operands, broadcast",
@@ -347,6 +346,11 @@ def _of_roll(bound: Bound, made: int) -> tuple[int, int]:
     return LIGHT * made * (len(shifts) if isinstance(shifts, Sequence) else 1), made
 
 
+def _of_diff(bound: Bound, made: int) -> tuple[int, int]:
+    """Return the work of differences of differences: PyTorch computes each from the last."""
+    return HEAVY * made * max(bound.get("n", 1), 1), 2 * made
+
+
 _Elements = Callable[[Bound], int]
 _Work = Callable[[Bound, int], tuple[int, int]]
 
@@ -444,7 +448,7 @@ _TABLE: tuple[tuple[Operation, str], ...] = (
     (Operation("product", _sampled, HEAVY), "grid_sampler.default"),
     (Operation("product", _recurrent_size, _of_recurrent), "gru.input lstm.input"),
     (Operation("choice", _all), "cat.default concat.default concatenate.default stack.default"),
-    (Operation("choice", _all, HEAVY), "diff.default"),
+    (Operation("choice", _all, _of_diff), "diff.default"),
     (Operation("choice", _looked_up), "embedding.default"),
     (Operation("choice", _indexed), "index.Tensor"),
     (Operation("choice", _along), "index_select.default"),
@@ -504,6 +508,7 @@ def cost_of(target: str, bound: Bound) -> Cost:
     operation = OPERATIONS.get(target)
     if operation is None:
         return Cost(0, HEAVY * elements)
+    require_arguments(target, operation.kind, bound)
     made = math.ceil(operation.elements(bound))  # NaN and infinite sizes raise
     if made < 0:
         raise ValueError("a negative size")
