@@ -35,6 +35,12 @@ MOST_FREE_WORK = 1 << 29
 """Multiply-adds of a pass that are always allowed: 10 to 500 ms on one core, by the operation."""
 WORK_FACTOR = 8
 """Most multiply-adds of a kernel, of those of a product of its weights and values with each place of its input."""
+INEXACT_ON_FLOATS = frozenset(("Pow", "Mod", "Range", "ReduceSum", "ReduceProd"))
+"""Operators whose results for floats depend on who computes them."""
+MAY_OVERFLOW = frozenset(("Abs", "Add", "Mul", "Neg", "Pow", "Range", "ReduceProd", "ReduceSum", "Sub"))
+"""Operators whose results for integers may not fit their type: what then comes out depends on who computes them."""
+MOST_EXACT = 1 << 53
+"""Integers below this are exact as float64."""
 ELEMENT_WORK = 16
 """Multiply-adds that take as long as reading, computing or writing an element."""
 
@@ -182,7 +188,30 @@ def _with_numbers(numbers: Any, call: Call, results: List[Known]) -> List[Known]
         return results
     if any(array.shape != result.shape for array, result in zip(made, results)):
         return results
+    if not _is_exact(call.node.operator, [each.numbers for each in given], made, numbers, call):
+        return results
     return [result._replace(numbers=array) for array, result in zip(made, results)]
+
+
+def _is_exact(operator: str, given: Sequence[np.ndarray], made: Sequence[np.ndarray], numbers: Any, call: Call) -> bool:
+    """Return whether ONNX Runtime must find the same numbers.
+
+    One number that it finds otherwise decides, by a comparison, about any size: integers that overflow, sums in another
+    order, what a minimum says of NaN.
+    """
+    arrays = (*given, *made)
+    if any(each.dtype == np.float16 or not np.isfinite(each).all() for each in arrays):
+        return False
+    if operator in INEXACT_ON_FLOATS and given[0].dtype.kind == "f":
+        return False
+    if operator == "Cast" and made[0].dtype.kind in "iu":
+        return np.array_equal(made[0].astype(np.float64), np.trunc(given[0].astype(np.float64)))
+    if operator not in MAY_OVERFLOW or made[0].dtype.kind not in "iu":
+        return True
+    wide = [each.astype(np.float64) for each in given]
+    with np.errstate(all="ignore"):
+        found = np.asarray(numbers(call, made[0].shape, wide))
+    return all(np.abs(each).max(initial=0) < MOST_EXACT for each in (*wide, found)) and np.array_equal(found, made[0])
 
 
 class Taken(NamedTuple):

@@ -11,6 +11,8 @@ strings, are left out. So are those that no graph needs that `offramp divide` ha
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
 from functools import partial
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
@@ -19,6 +21,10 @@ import numpy as np
 from offramp.backends.onnx_reader import DTYPES, Node
 from offramp.program.checks import WrongError
 
+_MOST_EXACT = 1 << 53
+"""Integers up to this are exact as float64, by which ONNX Runtime counts."""
+_WHOLE = ((1 << 31) - 1, (1 << 63) - 1)
+"""Ends of a slice that mean the whole axis, in both directions."""
 MOST_KNOWN = 4096
 """Most elements of a value whose numbers are computed: sizes of axes, indices, masks of small windows."""
 Shape = Tuple[int, ...]
@@ -230,7 +236,12 @@ def _range(call: Call) -> List[Known]:
         raise WrongError("Range: the limits depend on the values of inputs")
     first, last, step = found
     call.require(step != 0 and all(abs(float(each)) < np.inf for each in found), "a step of 0")
-    number = -((first - last) // step) if isinstance(step, int) else int(np.ceil((last - first) / step))
+    length, dtype = Fraction(last) - Fraction(first), np.dtype(call.given(0).dtype).type
+    number = math.ceil(length / Fraction(step))
+    with np.errstate(all="ignore"):
+        rounded = float(dtype(last) - dtype(first))
+    is_exact = rounded == length and math.ceil(rounded / step) == number and abs(step) <= _MOST_EXACT
+    call.require(is_exact and abs(length) <= _MOST_EXACT, f"the range from {first} to {last} by {step}")
     return [Known(call.given(0).dtype, (max(number, 0),))]
 
 
@@ -349,6 +360,7 @@ def _slices(call: Call) -> List[range]:
     found = [range(size) for size in shape]
     for axis, start, end, step in zip(axes, starts, ends, steps):
         size, back = shape[axis], int(step < 0)
+        call.require(not back or end not in _WHOLE, f"the end {end} of a slice backwards")
         first, last = (place + size if place < 0 else place for place in (start, end))
         first, last = min(max(first, 0), size - back), min(max(last, -back), size - back)
         found[axis] = range(first, last, step) if size else range(0)
@@ -756,7 +768,7 @@ OPERATORS: Mapping[str, Operator] = {
     "Floor": Operator(_together, "", _by(np.floor)),
     "Round": Operator(_together, "", _by(np.rint)),
     "Sign": Operator(_together, "", _by(np.sign)),
-    "Sqrt": Operator(_together, "", _by(np.sqrt)),
+    "Sqrt": Operator(_together),
     "Identity": Operator(_together, "", _by(np.array)),
     "Elu": Operator(_together, "alpha"),
     "LeakyRelu": Operator(_together, "alpha"),
