@@ -224,6 +224,15 @@ CHANGES = {
     "by out": lambda module: torch.zeros(module.first.weight.shape, out=module.first.weight),
     "replaced": replaced,
 }
+OF_PLACEHOLDERS = {
+    "data": lambda weight: weight.data.add_(1),
+    "a row of data": lambda weight: weight.data[0].fill_(1),
+    "data by out": lambda weight: torch.add(weight, 1, out=weight.data),
+    "a view": lambda weight: weight.view(-1).mul_(2),
+    "several": lambda weight: torch._foreach_add_([weight.data], 1.0),
+    "the state": None,
+}
+"""Writes to weights that are not in memory. Of those that are, `data` has no count of writes."""
 
 
 @pytest.mark.parametrize("budget", ["smallest", "1GiB"])
@@ -235,4 +244,21 @@ def test_weights_of_a_streamed_module_are_not_changed_without_a_word(tmp_path, c
         plain(model, vectors())
         with pytest.raises(StageError, match=r"first\.weight"), torch.no_grad():
             CHANGES[change](model.module)
+            model(vectors())
+
+
+@pytest.mark.filterwarnings("ignore:offramp. .* of weights were in memory")
+@pytest.mark.parametrize("change", OF_PLACEHOLDERS)
+def test_a_write_to_a_view_of_a_weight_that_is_not_in_memory_is_not_lost_without_a_word(tmp_path, change):
+    store = offramp.divide(made(Chain), vectors(), tmp_path / "store")
+    with offramp.stream(made(Chain), store, weight_budget=smallest(store)) as model:
+        expected, weight = plain(model, vectors()), model.module.first.weight
+        weight.data.sum(), weight.view(-1).clone().add_(1), weight.detach().t()  # reads
+        assert torch.equal(plain(model, vectors()), expected)
+        with torch.no_grad():
+            if change == "the state":
+                model.module.state_dict()["first.weight"].zero_()
+            else:
+                OF_PLACEHOLDERS[change](weight)
+        with pytest.raises(StageError, match=r"first\.weight of a streamed module was written to"):
             model(vectors())

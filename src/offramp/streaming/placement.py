@@ -83,10 +83,13 @@ _VERSION = "streamed_version"
 
 
 def _is_unwritten(tensor: Tensor | None) -> bool:
-    """Return whether a tensor is a placeholder, or a weight as it was read from a store."""
-    if tensor is None or isinstance(tensor, Placeholder):
-        return tensor is not None
-    return vars(tensor).get(_VERSION) == _version(tensor)
+    """Return whether a tensor is a placeholder or a weight of a store, and no operation has written to it.
+
+    A view of a placeholder, such as its attribute `data`, counts what is written to it there.
+    """
+    if tensor is None:
+        return False
+    return _version(tensor) == (0 if isinstance(tensor, Placeholder) else vars(tensor).get(_VERSION))
 
 
 def _version(tensor: Tensor) -> int:
