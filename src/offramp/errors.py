@@ -116,9 +116,13 @@ class NonFiniteError(RefusedError):
 
 
 class DiskFullError(OfframpError):
-    """The device has no space left."""
+    """The device has no space left, or the system allows no more of it: a quota, or a limit of file sizes."""
 
     exit_code = 5
+
+    def add_kept(self, kept: str) -> None:
+        """Add to the remedy what the next attempt finds finished."""
+        self.remedy, self.args = f"{self.remedy}: {kept}", (f"{self}: {kept}",)
 
 
 class AbsentError(OfframpError):
@@ -165,7 +169,9 @@ _NO_MEMORY = re.compile(
 _NO_THREAD = re.compile("can't start new thread|pthread_create failed")
 _RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 _SYSTEM = (
-    ("ENOSPC EDQUOT EFBIG", DiskFullError, "no space left", "free some space and run again"),
+    ("ENOSPC", DiskFullError, "no space left", "free some space and run again"),
+    ("EDQUOT", DiskFullError, "the quota of the disk is used up", "free some space or raise the quota, and run again"),
+    ("EFBIG", DiskFullError, "the limit of file sizes is reached", "raise it (ulimit -f unlimited) and run again"),
     ("ENOMEM", BudgetError, "not enough memory", _MEMORY_REMEDY),
     ("EMFILE ENFILE", UsageError, "too many open files", "raise the limit of open files: ulimit -n 1024"),
     ("EAGAIN", BudgetError, "no further thread or process can start", "raise the limits (ulimit -u, ulimit -v)"),
@@ -194,6 +200,14 @@ def system_error(error: BaseException) -> OfframpError | None:
         what, remedy = "the working folder was deleted", "change to a folder that exists"
     reason = os.strerror(number) if number else str(error).strip().partition("\n")[0]
     return kind(f"{what} ({reason})", " -> ".join(place) or None, remedy)
+
+
+def disk_full(error: BaseException, where: object) -> DiskFullError | None:
+    """Return an error that means that nothing more can be written at `where` as such, or None for any other."""
+    found = system_error(error)
+    if not isinstance(found, DiskFullError):
+        return None
+    return DiskFullError(found.what.rpartition(" (")[0], where, found.remedy)  # without the words of the system
 
 
 def is_out_of_memory(error: BaseException) -> bool:

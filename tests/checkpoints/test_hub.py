@@ -160,7 +160,7 @@ def test_answers_of_the_hub_become_one_line(downloads, kind, exit_code, said):
     [
         (errors.LocalEntryNotFoundError("x"), UsageError, "the hub cannot be reached"),
         (ConnectionError("reset\nby peer"), SourceError, r"download failed \(ConnectionError: reset\)"),
-        (OSError(errno.ENOSPC, "full"), DiskFullError, "no space left for the download"),
+        (OSError(errno.ENOSPC, "full"), DiskFullError, "no space left - acme/tiny - free some space"),
     ],
 )
 def test_failures_on_the_way_become_one_line(downloads, error, expected, said):

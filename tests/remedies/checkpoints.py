@@ -454,7 +454,7 @@ TABLE = [
         simulates="network",
     ),
     Entry(
-        "checkpoints/hub.py: no space left",
+        "errors.py: {} ({})",
         spoilt(explained(os_error("ENOSPC")), from_hub),
         "free some space and run again",
         arrived,

@@ -425,7 +425,7 @@ TABLE = [
         to_a_folder,
     ),
     Entry(
-        "store/files.py: no space left",
+        "errors.py: {} ({})",
         spoilt(full, "divide model another"),
         "free some space and run again: finished shards are kept",
         undo,

@@ -11,9 +11,11 @@ from offramp.cli import ls
 from tests.remedies.entries import TEXT, Entry, said_by
 from tests.remedies.store import failing, os_error, spoilt, undo
 
-STANDS_FOR = {"ENOSPC": "disk space", "ENOMEM": "memory", "EACCES": "permission"}
+STANDS_FOR = {"ENOSPC": "disk space", "EDQUOT": "disk space", "EFBIG": "disk space", "ENOMEM": "memory", "EACCES": "permission"}
 SAYS = {
     "ENOSPC": "free some space and run again",
+    "EDQUOT": "free some space or raise the quota, and run again",
+    "EFBIG": "raise it (ulimit -f unlimited) and run again",
     "ENOMEM": "close other programs",
     "EMFILE": "raise the limit of open files: ulimit -n 1024",
     "EAGAIN": "raise the limits (ulimit -u, ulimit -v)",

@@ -215,12 +215,19 @@ def test_short_writes_are_continued(tmp_path, monkeypatch):
     assert (file.file, file.bytes) == ("file", 14)
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+FULL = {
+    errno.ENOSPC: "no space left - place - free some space and run again",
+    errno.EDQUOT: "the quota of the disk is used up - place - free some space or raise the quota, and run again",
+    errno.EFBIG: "the limit of file sizes is reached - place - raise it (ulimit -f unlimited) and run again",
+}
+
+
+@pytest.mark.parametrize("code", FULL)
 def test_a_full_disk_is_said(code):
     with pytest.raises(DiskFullError) as caught, translate_disk_full("place"):
         raise OSError(code, os.strerror(code))
     assert caught.value.exit_code == 5
-    assert str(caught.value) == "no space left - place - free some space and run again: finished shards are kept"
+    assert str(caught.value) == FULL[code]
 
 
 def test_other_troubles_of_a_disk_are_not_called_full():

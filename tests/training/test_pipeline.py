@@ -378,7 +378,7 @@ def small_files():
 @pytest.mark.parametrize("save_steps", [1, 500])
 def test_a_full_disk_is_told(bert, tmp_path, save_steps):
     settings = TrainSettings(epochs=1, max_length=16, save_steps=save_steps)
-    match = r"no space left - .*run.* - free some space and run again"
+    match = r"the limit of file sizes is reached - .*run.* - raise it \(ulimit -f unlimited\) and run again$"
     with pytest.raises(DiskFullError, match=match), small_files():
         train_exits(bert, TRAIN[:16], TUNE[:1], tmp_path / "run", labels=LABELS, settings=settings)
     assert [path.name for path in tmp_path.iterdir()] == ["bert"]

@@ -5,13 +5,12 @@ one commit, which `checkpoints.downloads` records. huggingface_hub is imported w
 cache, tokens and environment variables (`HF_HOME`, `HF_HUB_OFFLINE`).
 """
 
-import errno
 import os
 from pathlib import Path
 
 from offramp.checkpoints import source
 from offramp.checkpoints.downloads import commit_of
-from offramp.errors import DiskFullError, OfframpError, SourceError, UsageError, import_error, require_folder
+from offramp.errors import OfframpError, SourceError, UsageError, disk_full, import_error, require_folder
 
 _COMMON = [source.CONFIG, source.ADAPTER, "adapter_model.safetensors", *source.COMPANIONS, *source.EXITS]
 _SAFETENSORS = [source.SAFETENSORS, source.SAFETENSORS + source.INDEX]
@@ -56,8 +55,9 @@ def _snapshot(model: str, revision: str, offline: bool, patterns: list[str]) -> 
 def _explained(error: Exception, model: str, offline: bool) -> OfframpError:
     from huggingface_hub import errors
 
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DiskFullError("no space left for the download", model, "free some space and run again")
+    full = disk_full(error, model)
+    if full is not None:
+        return full
     if isinstance(error, errors.GatedRepoError):
         return SourceError("model is gated", model, "accept its terms on the hub and log in with `hf auth login`")
     if isinstance(error, errors.RevisionNotFoundError):

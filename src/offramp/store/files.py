@@ -15,7 +15,7 @@ import warnings
 from pathlib import Path
 from typing import Callable, Iterable, Iterator, Optional, Tuple, Union
 
-from offramp.errors import DamagedError, DiskFullError, StoreError, SystemNotice, UsageError, missing
+from offramp.errors import DamagedError, StoreError, SystemNotice, UsageError, disk_full, missing
 from offramp.store import pages
 from offramp.store.manifest import BLOCK_BYTES, File
 
@@ -36,8 +36,6 @@ _NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST
 """Error numbers of paths at which no folder can be created."""
 _UNSUPPORTED = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL, errno.EBADF)
 """Error numbers of calls that a kernel or a file system does not implement. No failing device reports them."""
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""Error numbers of a full disk, an exhausted quota and a file size limit."""
 _KINDS = {
     stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder", stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
@@ -242,13 +240,16 @@ def fsync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def translate_disk_full(where: object) -> Iterator[None]:
-    """Translate OSError of a full disk to DiskFullError. Other errors get the path if they have none."""
+    """Translate OSError of a full disk, a quota or a limit of file sizes to DiskFullError.
+
+    Other errors get the path if they have none.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
-            what, remedy = "no space left", "free some space and run again: finished shards are kept"
-            raise DiskFullError(what, where, remedy) from error
+        full = disk_full(error, where)
+        if full is not None:
+            raise full from error
         _locate(error, where)
         raise
 

@@ -72,10 +72,13 @@ class StoreWriter:
     def __exit__(self, kind: Any = None, error: Optional[BaseException] = None, trace: Any = None) -> None:
         """Release the lock.
 
-        After StageError the partial folder is removed, because a retry would fail in the same way.
+        After StageError the partial folder is removed, because a retry would fail in the same way. DiskFullError gets
+        the sentence that a retry continues.
         """
         if self._release is None:
             return
+        if isinstance(error, DiskFullError) and str(error.remedy).endswith("run again"):  # else in another folder
+            error.add_kept("finished shards are kept")
         if isinstance(error, StageError):
             with contextlib.suppress(OSError):
                 _clear(self.partial)

@@ -7,7 +7,6 @@ partial data are not GLUE scores. The hub's data set is `nyu-mll/glue`, read by 
 
 from __future__ import annotations
 
-import errno
 import os
 import zipfile
 import zlib
@@ -17,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, Callable, Tuple
 
-from offramp.errors import DiskFullError, SourceError, UsageError, import_error, missing
+from offramp.errors import SourceError, UsageError, disk_full, import_error, missing
 from offramp.store.files import open_plain
 from offramp.tasks.examples import Example, Splits, cut, parse_label
 from offramp.tasks.lines import Log, Notes, silent
@@ -182,8 +181,9 @@ def _download(name: str, repository: str, offline: bool) -> Any:
         revision = None if Path(repository).is_dir() else REVISION
         return datasets.load_dataset(repository, name, revision=revision, download_config=config)
     except Exception as error:  # the library passes on errors of its file systems and formats
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFullError("no space left for the data", repository, "free some space and run again") from error
+        full = disk_full(error, repository)
+        if full is not None:
+            raise full from error
         what = f"GLUE's {name} cannot be loaded ({type(error).__name__}: {error})"
         raise SourceError(what, repository, _HUB_REMEDY) from error
 

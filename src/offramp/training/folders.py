@@ -15,7 +15,7 @@ from typing import Any
 
 from offramp.checkpoints.source import TRAINING
 from offramp.checkpoints.weights import read_json
-from offramp.errors import DiskFullError, NonFiniteError, SourceError, UsageError
+from offramp.errors import DiskFullError, NonFiniteError, SourceError, UsageError, disk_full
 from offramp.store.files import fsync, fsync_folder, lock_folder, read_plain, translate_disk_full, write_atomic
 
 _CHECKPOINTS = "checkpoints"
@@ -23,8 +23,8 @@ LOGS = "logs"
 """Name of the folder for logs of the training, which are kept."""
 _WAIT_SECONDS = 300
 """Seconds to wait for the first process of a distributed training before giving up."""
-_DISK_FULL_MESSAGES = ("os error 28", "os error 122", "os error 27", "inline_container")
-"""Texts by which safetensors and torch report a full disk; they do not raise OSError."""
+_UNWRITTEN = "inline_container"
+"""Text by which torch reports a file that cannot be written, without a reason."""
 _CHOOSE_ANOTHER = "choose another name, or remove it"
 
 
@@ -68,9 +68,13 @@ def _clean_up(partial: Path, config: Mapping[str, Any], error: BaseException) ->
     can_resume = any(last_checkpoint(stage) for stage in (partial / _CHECKPOINTS).glob("*"))
     if (isinstance(error, NonFiniteError) or not can_resume) and read_config(partial) == config:
         shutil.rmtree(partial, ignore_errors=True)
-    if any(mark in str(error) for mark in _DISK_FULL_MESSAGES):
-        remedy = "free some space and run again: training resumes at the last checkpoint"
-        raise DiskFullError("no space left", partial, remedy) from error
+    full = error if isinstance(error, DiskFullError) else disk_full(error, partial)
+    if full is None and _UNWRITTEN in str(error):
+        full = DiskFullError("no space left", partial, "free some space and run again")
+    if full is not None:
+        if can_resume:
+            full.add_kept("training resumes at the last checkpoint")
+        raise full from error
 
 
 def await_folder(out: Path) -> Path:
