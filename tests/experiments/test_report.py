@@ -17,9 +17,10 @@ from offramp.experiments.grid import read_recipe, selected
 from offramp.experiments.report import _named_apart, page_of
 from offramp.experiments.results import RECORDS, Results, line_of, read_results
 from offramp.experiments.subjects import Group, Subject, best, compared
+from offramp.reporting.forms import WRITE_PAGE
 from offramp.reporting.html_page import to_html
 from offramp.reporting.pictures import Picture
-from offramp.reporting.tables import NONE, WRITE_PAGE, Section
+from offramp.reporting.tables import NONE, Section
 from tests.experiments.studies import EXITS, MIB, record, study
 
 HOSTILE = "<script>alert(1)</script>\"' onload=x {{ 7*7 }} | \\ ]]>"
@@ -55,6 +56,7 @@ def test_rows_have_figures_with_intervals_and_paired_ratios(records):
         assert row[name].low <= row[name].value <= row[name].high and row[name].detail
     assert row["× latency"].low <= row["× latency"].value <= row["× latency"].high
     assert row["points"].text[0] in "+-" and row["rounds"].text == "5" and sum(row["latency"].bins) > 250
+    assert not any("`" in note for each in page(records).tables for note in each.notes), "pages show it as it is"
 
 
 def test_the_baseline_is_the_resident_one_without_exits_and_comes_first(records):

@@ -73,8 +73,8 @@ def _written(args: argparse.Namespace, records: Mapping[str, Sequence[Any]]) -> 
 
         return page_from(Path(args.template), (record for found in records.values() for record in found))
     from offramp.experiments.report import page_of
+    from offramp.reporting.forms import WRITE_PAGE
     from offramp.reporting.html_page import to_html, write_assets
-    from offramp.reporting.tables import WRITE_PAGE
 
     page = page_of(records, args.title or "Report", args.baseline)
     form = args.format or ("md" if args.out is None else SUFFIXES[Path(args.out).suffix.lower()])

@@ -150,7 +150,7 @@ def _notes(group: Group) -> tuple[str, ...]:
         " in points by row of data. In brackets: 95 % intervals. Those of scores are over the rows of data, for these"
         " models; others are"
         f" over rounds, or over seeds where a row has several, from {FEWEST_SAMPLES} on: each seed counts once, by the"
-        " median of its rounds. Bold: the best of its column, but for the bounds `oracle` and `random`, if it differs"
+        " median of its rounds. Bold: the best of its column, but for the bounds oracle and random, if it differs"
         f" from each other row significantly (p < {SIGNIFICANT:g}, corrected by Holm).",
     )
 

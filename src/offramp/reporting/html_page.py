@@ -12,8 +12,9 @@ from pathlib import Path
 
 from offramp import __version__
 from offramp.errors import import_error
+from offramp.reporting.forms import WRITERS
 from offramp.reporting.svg import TEMPLATES, alone
-from offramp.reporting.tables import WRITERS, Page, Table
+from offramp.reporting.tables import Page, Table
 
 _MIME = {"csv": "text/csv", "md": "text/markdown", "tex": "application/x-tex"}
 _NAMES = {"csv": "CSV", "md": "Markdown", "tex": "LaTeX"}

@@ -1,4 +1,4 @@
-"""Tables and pages of results as plain data, and how they are written: Markdown, LaTeX (booktabs), CSV.
+"""Tables and pages of results as plain data, and how they are written: Markdown and CSV.
 
 A page is a list of sections; a section has text, tables and pictures. This module computes no figures: cells hold what
 is shown, and beside it the number, its interval and unit for the forms that programs read.
@@ -9,8 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -155,64 +154,6 @@ def _markdown_text(text: str) -> str:
     return re.sub(r"([\\|*_`\[\]<>])", r"\\\1", printable(text)).replace("\\<", "&lt;").replace("\\>", "&gt;")
 
 
-def to_latex(page: Page) -> str:
-    """Return all tables of a page as LaTeX; they need the package booktabs."""
-    return "\n".join(["% \\usepackage{booktabs}", "", *(latex(table) + "\n" for table in page.tables)])
-
-
-def latex(table: Table) -> str:
-    """Return a table as a LaTeX environment with a caption and a label."""
-    align = "".join("l" if column.is_text else "r" for column in table.columns)
-    head = " & ".join(_latex_text(column.title) for column in table.columns)
-    rows = [" & ".join(map(_latex_cell, row.cells)) + r" \\" for row in table.rows]
-    notes = [rf"\par\vspace{{2pt}}{{\footnotesize {_latex_text(note)}\par}}" for note in table.notes]
-    lines = [
-        r"\begin{table}",
-        r"\centering",
-        rf"\caption{{{_latex_text(table.title)}}}",
-        rf"\label{{tab:{table.name}}}",
-    ]
-    lines += [rf"\begin{{tabular}}{{{align}}}", r"\toprule", rf"{head} \\", r"\midrule", *rows, r"\bottomrule"]
-    return "\n".join([*lines, r"\end{tabular}", *notes, r"\end{table}"])
-
-
-def _latex_cell(cell: Cell) -> str:
-    shown = _latex_text(cell.text)
-    bold = rf"\textbf{{{shown}}}" if cell.is_best else shown
-    return f"{bold} {_latex_text(cell.detail)}".strip()
-
-
-_LATEX = {
-    **{char: "\\" + char for char in "&%$#_{}"},
-    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
-    ">": r"\textgreater{}", "[": "{[}", "]": "{]}", "|": r"\textbar{}", '"': r"\symbol{34}",
-    "–": r"\textendash{}", "×": r"$\times$", "−": r"$-$", "≤": r"$\le$", "≥": r"$\ge$", "±": r"$\pm$",
-    "µ": r"$\mu$", "·": r"$\cdot$", "→": r"$\to$", "…": r"\ldots{}", "’": "'", "ß": r"\ss{}",
-}  # fmt: skip
-
-
-_LATEX_ACCENTS = {
-    "\u0300": "`", "\u0301": "'", "\u0302": "^", "\u0303": "~", "\u0304": "=", "\u0306": "u", "\u0307": ".",
-    "\u0308": '"', "\u030a": "r", "\u030b": "H", "\u030c": "v", "\u0327": "c",
-}  # fmt: skip
-"""Combining accent -> its command, which all encodings of fonts have."""
-
-
-def _latex_text(text: str) -> str:
-    """Return text that compiles with pdflatex and its usual fonts; other letters appear as codes, such as U+6F22."""
-    made = "".join(_latex_letter(char) for char in printable(text))
-    return re.sub(r"([-'`,?!])(?=[-'`,])", r"\1{}", made)  # no ligatures, so that `--budget` keeps both hyphens
-
-
-def _latex_letter(char: str) -> str:
-    if char in _LATEX or char.isascii():
-        return _LATEX.get(char, char)
-    base, *accents = unicodedata.normalize("NFD", char)
-    if base.isascii() and base.isalpha() and len(accents) == 1 and accents[0] in _LATEX_ACCENTS:
-        return rf"\{_LATEX_ACCENTS[accents[0]]}{{{base}}}"
-    return f"U+{ord(char):04X}"
-
-
 def to_csv(page: Page) -> str:
     """Return all tables of a page as CSV, each below a line with its title, and followed by an empty line."""
     return "\n".join(f"# {printable(table.title)}\n{comma_separated(table)}" for table in page.tables)
@@ -260,9 +201,3 @@ def _inert(cell: object) -> object:
 def printable(text: str, instead: str = " ") -> str:
     """Return text as one line of printable letters: names in records may hold anything."""
     return "".join(char if char.isprintable() else instead for char in text)
-
-
-WRITERS: dict[str, Callable[[Table], str]] = {"csv": comma_separated, "md": markdown, "tex": latex}
-"""Suffix of a file -> function that writes one table."""
-WRITE_PAGE: dict[str, Callable[[Page], str]] = {"md": to_markdown, "latex": to_latex, "csv": to_csv}
-"""Format -> function that writes the tables of a page."""
