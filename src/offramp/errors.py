@@ -39,6 +39,13 @@ class OfframpError(Exception):
         self.what, self.where, self.remedy = shown(what), where, remedy
         super().__init__(" - ".join(shown(part) for part in (what, where, remedy) if part is not None))
 
+    def placed(self, place: str | None) -> OfframpError:
+        """Return this error with a further place, such as the line of a recipe, behind `where`; None adds nothing."""
+        if place is not None:
+            where = place if self.where is None else f"{self.where} ({place})"
+            OfframpError.__init__(self, self.what, where, self.remedy)
+        return self
+
 
 def shown(part: object) -> str:
     """Return `part` as printable text.

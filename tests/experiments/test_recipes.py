@@ -1,17 +1,30 @@
-"""The recipes that are published are read without models, and their short forms ask less."""
+"""The recipes that are published plan what they ask, with models that are not there, and their short forms ask less."""
 
 from pathlib import Path
 
 import pytest
 
+from offramp.experiments import sweep
 from offramp.experiments.grid import read_recipe
+from offramp.experiments.prerequisites import Source
+from offramp.experiments.sweep import SweepSettings, plan_sweep
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.py"))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_has_experiments(path):
-    assert len(read_recipe(path)) > 1
+def test_a_recipe_plans_all_that_it_asks(path, tmp_path, monkeypatch):
+    """As `--dry-run` does: no option contradicts another, nor a model of 12 layers; of rivals, one that can be read."""
+
+    def identify(experiments, log):
+        models = {sweep._model(each): Source("m", "digest", False, 12, 512) for each in experiments}
+        return models, {each.data: "rows" for each in experiments}
+
+    monkeypatch.setattr(sweep, "identify", identify)
+    found = read_recipe(path)
+    plan = plan_sweep(found, tmp_path / "out", [], SweepSettings(), print)
+    assert len(found) > 1 and len(plan.jobs) == sum(each.rounds for each in found) and plan.steps
+    assert all(each.place.startswith(f"{path}, line ") for each in found)
 
 
 def test_the_short_form_of_the_study_asks_a_part_of_each_question(monkeypatch):

@@ -6,11 +6,12 @@ import json
 import math
 import resource
 
+import numpy as np
 import pytest
 
 from offramp.errors import DamagedError, DiskFullError, RefusedError, UsageError
 from offramp.experiments import results
-from offramp.experiments.results import ABOUT, RECORDS, Results, completed, line_of, read_results
+from offramp.experiments.results import ABOUT, RECORDS, Results, TooLargeError, completed, line_of, read_results
 from offramp.store import files
 
 RECORD = {"id": "a.1", "figures": {"latency": 0.5}}
@@ -180,8 +181,51 @@ def test_a_record_of_other_types_is_refused(part):
 
 
 def test_a_record_that_could_not_be_read_again_is_not_added(tmp_path):
-    with Results(tmp_path / "results", print) as results:
-        with pytest.raises(UsageError, match="result not kept"):
-            results.add({"samples": {"latencies": [0.5] * 1_100_000}})
-        results.add({"samples": {"latencies": [0.5] * 900_000}})
+    with Results(tmp_path / "results", print) as found:
+        with pytest.raises(TooLargeError, match=r"result not kept .* give fewer rows"):
+            found.add({"samples": {"spans": [["a", 1]] * 1_100_000}})
+        found.add({"samples": {"spans": [["a", 1]] * 100_000}})
     assert len(read_results(tmp_path / "results", print)) == 1
+
+
+def many(num_rows):
+    generator = np.random.default_rng(0)
+    truth = generator.integers(0, 3, num_rows).tolist()
+    scores = generator.normal(size=num_rows).tolist()
+    return {
+        "latencies": scores[:65536],
+        "exits": [12] * num_rows,
+        "answers": [300, *truth[1:]],
+        "truth": truth,
+        "regression": scores,
+    }
+
+
+def test_the_samples_of_many_rows_are_kept_exactly(tmp_path):
+    """More values than are read of a record that nobody packs; lists of few rows stay as they were."""
+    record = {"id": "x", "samples": {**many(results.MAX_ROWS), "few": [1, 2], "mixed": [1, 0.5] * 20_000}}
+    with Results(tmp_path / "results", print) as found:
+        found.add(record)
+        assert found.num_bytes < results.MAX_RECORD_BYTES
+    assert read_results(tmp_path / "results", print) == [record]
+    few = {"samples": {"truth": [1] * (results.PACKED_FROM - 1)}}
+    assert b"packed" not in line_of(few) and b"packed" in line_of({"samples": {"truth": [1] * results.PACKED_FROM}})
+    odd = [math.nan, *[0.5] * results.PACKED_FROM]
+    assert b"null" in line_of({"samples": {"latencies": odd}}), "what is no number is null, as in other records"
+
+
+@pytest.mark.parametrize(
+    "packed",
+    [
+        {"packed": "f8", "base64": "AAAAAAAA8H8="}, {"packed": "O", "base64": ""}, {"packed": "f8", "base64": "AAAA"},
+        {"packed": "u1", "base64": "*"}, {"packed": [], "base64": ""}, {"packed": "i8", "base64": 7},
+        {"packed": "u1", "base64": "AAAA" * 1_400_000},
+    ],
+)  # fmt: skip
+def test_packed_samples_that_no_sweep_writes_are_refused(tmp_path, packed):
+    folder = tmp_path / "results"
+    with Results(folder, print):
+        pass
+    (folder / RECORDS).write_bytes(line_of({"samples": {"truth": packed}}))
+    with pytest.raises(DamagedError, match="no record"):
+        read_results(folder, print)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from offramp.errors import BudgetError, DiskFullError, MissingExtraError, OfframpError, RefusedError, UsageError
-from offramp.experiments import Grid, children, experiment, pools, prerequisites, sweep
+from offramp.experiments import Grid, children, experiment, pools, prerequisites, results, steps, sweep
 from offramp.experiments.children import LostError
 from offramp.experiments.grid import read_recipe
 from offramp.experiments.pools import LocalPool, attempt, failure_of, run_all
@@ -105,6 +105,15 @@ def test_failures_are_records_with_their_reason(in_process, tmp_path):
     assert len(plan.jobs) == 4
 
 
+def test_a_result_that_no_record_holds_is_a_failure_and_the_sweep_goes_on(in_process, tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "MAX_RECORD_BYTES", 4000)
+    plan, _ = run([*Grid(job="toy", model="toy", passes=[10, 900], rounds=2)], tmp_path / "out")
+    found = read_results(tmp_path / "out", ignore)
+    assert [record["status"] for record in found] == ["done", "failed", "failed", "done"]
+    assert "result not kept" in found[1]["reason"]["what"] and found[2]["attempts"] == 0
+    assert found[1]["reason"]["remedy"].startswith("give fewer rows") and len(plan.failed) == 2
+
+
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
@@ -171,6 +180,14 @@ def test_what_could_only_fail_is_refused_before_anything_is_made(options, says, 
     source = Source("m", "digest", True, 6, 64, "regression")
     with pytest.raises(UsageError, match=says):
         needs_of(experiment(model="m", dev="d.tsv", **options), source, "data", tmp_path)
+
+
+def test_a_fixed_exit_needs_no_data(tmp_path):
+    needs = needs_of(experiment(model="m", exit="stage:3"), Source("m", "digest", True, 6), None, tmp_path)
+    assert needs.engine.exit == "stage:3" and needs.sample is None
+    for exit in ("patience:1", "random:stage:3", "oracle", "stage:3|patience:1"):
+        with pytest.raises(UsageError, match="on random inputs"):
+            needs_of(experiment(model="m", exit=exit), Source("m", "digest", True, 6), None, tmp_path)
 
 
 def test_a_training_is_as_long_as_the_model_unless_a_length_is_given(tmp_path):
@@ -465,3 +482,29 @@ def test_an_invalid_policy_of_random_exits_is_refused_before_anything_is_made(tm
     each = experiment(model="m", data="glue", task="sst2", exit="random:confidnce:0.9")
     with pytest.raises(UsageError, match="invalid exit policy"):
         needs_of(each, Source("m", "d", True), "rows", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "what", "where"),
+    [
+        ("model='none'", "no such folder", "none ({})"),
+        ("model='m', dev='none.tsv'", "no such file", "none.tsv ({})"),
+        ("model='m', dev='d.tsv', exit='patiense:2'", "'patiense:2' is not a rule", "'patiense:2' ({})"),
+        ("model='m', exit='oracle'", "policies leave at other exits on random inputs", "m ({})"),
+    ],
+)
+@pytest.mark.parametrize("call", ["Grid(rounds=1, {})", "experiment({})"])
+def test_what_is_wrong_names_the_line_of_the_recipe(in_process, tmp_path, monkeypatch, options, what, where, call):
+    """A model or data that are not there, and what the model shows to be wrong."""
+    monkeypatch.chdir(tmp_path)
+    Path("d.tsv").write_text("sentence\tlabel\na\tx\n")
+    lines = ["from offramp.experiments import Grid, experiment", "def recipe():", "    return ["]
+    lines += ["        Grid(job='toy', model='toy'),", f"        {call.format(options)}]", ""]
+    Path("asked.py").write_text("\n".join(lines))
+    if "model='none'" not in options:
+        facts = {"folder": "m", "sha256": "d", "is_store": True, "num_layers": 6}
+        monkeypatch.setattr(steps, "_identify_model", lambda *given: facts)
+    with pytest.raises(OfframpError, match=what) as caught:
+        plan_sweep(read_recipe(Path("asked.py")), tmp_path / "out", [], SweepSettings(), ignore)
+    assert str(caught.value.where) == where.format("asked.py, line 5")
+    assert f" - {caught.value.where}" in str(caught.value)

@@ -86,3 +86,21 @@ def _compared(base_RU, other_RU, num_draws):
         lambda rounds: float(np.median(other_RU[rounds] / base_RU[rounds])), [num_rounds], num_draws
     )
     return statistics.judged(value, np.array(draws), num_rounds, 1.0)
+
+
+def test_resamples_of_many_rows_are_those_of_few_memory(monkeypatch):
+    whole = statistics.resamples(1000, 50)
+    monkeypatch.setattr(statistics, "_MOST_INDICES", 7000)
+    parts = list(statistics.resampled(1000, 50))
+    assert len(parts) == 8 and (np.concatenate(parts) == whole).all()
+
+
+def test_many_units_are_resampled_with_their_neighbours(monkeypatch):
+    """The value is the same, and the interval as wide as that of units one by one."""
+    generator = np.random.default_rng(0)
+    base_RU, other_RU = generator.gamma(9, size=(2, 7, 1000))
+    one_by_one = statistics.paired_ratio(base_RU, other_RU)
+    monkeypatch.setattr(statistics, "MOST_UNITS", 150)
+    together = statistics.paired_ratio(base_RU, other_RU)
+    assert together.value == one_by_one.value
+    assert (together.high - together.low) / (one_by_one.high - one_by_one.low) == pytest.approx(1, abs=0.1)

@@ -385,7 +385,7 @@ TABLE = [
     ),
     Entry(
         "experiments/prerequisites.py: policies leave at other exits",
-        measured(f"Grid(exit='patience:1', {MODEL})"), "give task or dev, or exit none",
+        measured(f"Grid(exit='patience:1', {MODEL})"), "give task or dev, or exit none or stage:K",
         rewritten(f"Grid(exit='none', {MODEL})", "`exit='none'`"),
     ),
     corrected(

@@ -70,7 +70,7 @@ def run_worker(
         what = f"a worker process did not finish in {format_duration(timeout_seconds or 0)}"
         raise TimedOutError(what, None, "allow more time")
     if "error" in outcome:
-        raise _error(outcome["error"])
+        raise error_of(outcome["error"])
     if "result" not in outcome:  # a process that was killed has not printed the reason
         where = last if child.returncode >= 0 and last else None
         raise LostError(f"a worker process ended with {child.returncode} and no result", where)
@@ -115,7 +115,13 @@ def _converse(child: subprocess.Popen, job: WorkerJob, log: Log) -> dict[str, An
     return outcome
 
 
-def _error(tree: dict[str, Any]) -> OfframpError:
+def described(error: OfframpError) -> dict[str, Any]:
+    """Return an error as plain values, for `error_of`."""
+    where = None if error.where is None else str(error.where)
+    return {"class": type(error).__name__, "what": error.what, "where": where, "remedy": error.remedy}
+
+
+def error_of(tree: dict[str, Any]) -> OfframpError:
     """Return the error that a worker described, as its own class."""
     known = {**vars(errors), TimedOutError.__name__: TimedOutError}  # of a process that the worker started
     kind = known.get(str(tree.get("class")), OfframpError)

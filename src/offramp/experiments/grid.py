@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,16 @@ from offramp.experiments.children import ignore
 from offramp.experiments.comparison import FIGURES
 from offramp.experiments.prerequisites import rule_of
 from offramp.experiments.results import ABOUT, read_results
-from offramp.experiments.specification import Experiment, experiment, option_names, require_options, specification_of
+from offramp.experiments.specification import (
+    RECIPE,
+    Experiment,
+    experiment,
+    made_at,
+    option_names,
+    recipe_place,
+    require_options,
+    specification_of,
+)
 from offramp.policies.own import python_files
 
 Filter = Callable[[Experiment], bool]
@@ -27,23 +36,30 @@ class Grid:
 
     axes: Mapping[str, tuple[Any, ...]]
     filters: tuple[Filter, ...]
+    place: str | None = field(compare=False)
+    """Line of the recipe that made it; None: no recipe did."""
 
     def __init__(self, **axes: Any) -> None:
         require_options(axes)
         # A list of values is an axis; `labels` is one value, a tuple of names.
         values = {name: tuple(value) if isinstance(value, (list, range)) else (value,) for name, value in axes.items()}
+        empty = ", ".join(name for name, each in values.items() if not each)
+        if empty:
+            raise ValueError(f"no values of {empty}: give at least one, or leave the option out")
         object.__setattr__(self, "axes", values)
         object.__setattr__(self, "filters", ())
+        object.__setattr__(self, "place", recipe_place())
 
     def where(self, keep: Filter) -> "Grid":
         """Return the experiments of this grid for which `keep` is true, as `lambda each: each.engine.batch == 1`."""
         grid = Grid(**{name: list(values) for name, values in self.axes.items()})
         object.__setattr__(grid, "filters", (*self.filters, keep))
+        object.__setattr__(grid, "place", self.place)
         return grid
 
     def __iter__(self) -> Iterator[Experiment]:
         for values in itertools.product(*self.axes.values()):
-            found = experiment(**dict(zip(self.axes, values, strict=True)))
+            found = made_at(self.place, experiment(**dict(zip(self.axes, values, strict=True))))
             if all(keep(found) for keep in self.filters):
                 yield found
 
@@ -102,22 +118,24 @@ def read_recipe(path: Path) -> list[Experiment] | Search:
         raise UsageError(f"cannot read a recipe ({said(error)})", path, "name a Python file") from None
     line = 1
     try:
-        names: dict[str, Any] = {"__name__": "recipe", "__file__": str(path)}
+        names: dict[str, Any] = {"__name__": RECIPE, "__file__": str(path)}
         exec(compile(text, str(path), "exec"), names)  # a recipe is code of the user  # nosec B102
-        function = names.get("recipe")
+        function = names.get(RECIPE)
         if not callable(function):
             raise UsageError("the recipe has no function recipe()", path, "define one that returns a Grid")
         line = getattr(getattr(function, "__code__", None), "co_firstlineno", 1)
         returned = function()
-        found = list(_experiments(returned, f"{path}, line {line}"))
+        place = f"{path}, line {line}"
+        found = list(_experiments(returned, place, path))
     except UsageError as error:
         if error.where is not None and str(error.where).startswith(str(path)):
             raise
-        raise _wrong(error, path, line) from None
+        raise _wrong(error, path, f"{path}, line {line}") from None
     except (Exception, SystemExit) as error:
-        raise _wrong(error, path, line) from None
+        raise _wrong(error, path, f"{path}, line {line}") from None
     if not found:
-        raise UsageError("the recipe has no experiments", f"{path}, line {line}", "give each option at least one value")
+        what = "the recipe has no experiments"
+        raise UsageError(what, place, "return a Grid, and keep some of it where you filter it")
     return returned if isinstance(returned, Search) else list(dict.fromkeys(found))
 
 
@@ -129,25 +147,33 @@ def _require_no_code(experiments: Iterable[Experiment], path: Path) -> None:
             raise RefusedError(what, path, "run the recipe again: offramp sweep RECIPE.py")
 
 
-def _experiments(found: Any, where: str) -> Iterator[Experiment]:
+def _experiments(found: Any, where: str, path: Path) -> Iterator[Experiment]:
     """Yield the experiments that a recipe returned: a grid, an experiment, or a list of these."""
     if isinstance(found, Experiment):
         yield found
-    elif isinstance(found, (Grid, Search, list, tuple)):
+    elif isinstance(found, Search):
+        yield from _experiments(found.space, where, path)
+    elif isinstance(found, Grid):
+        try:
+            yield from found
+        except Exception as error:
+            raise _wrong(error, path, found.place or where) from None
+    elif isinstance(found, (list, tuple)):
         if any(isinstance(each, Search) for each in found):
             what = "a search beside other experiments: its trials follow from its own records"
             raise UsageError(what, where, "return the search alone")
         for each in found:
-            yield from _experiments(each, where)
+            yield from _experiments(each, where, path)
     else:
         what = f"the recipe returns {type(found).__name__}, not experiments"
         raise UsageError(what, where, "return a Grid, an experiment, a list of these, or a Search")
 
 
-def _wrong(error: BaseException, path: Path, line: int) -> UsageError:
+def _wrong(error: BaseException, path: Path, place: str) -> UsageError:
+    """Return the error of a recipe with the line that took part in it, or else a known place."""
     reason = str(error) if isinstance(error, (OfframpError, ValueError)) else said(error)
-    where = f"{path}, line {innermost_line(error, str(path), line)}"
-    return UsageError(f"the recipe is wrong: {reason}", where, "correct the recipe")
+    line = innermost_line(error, str(path), 0)
+    return UsageError(f"the recipe is wrong: {reason}", f"{path}, line {line}" if line else place, "correct the recipe")
 
 
 def narrowed(found: list[Experiment] | Search, only: Iterable[str]) -> list[Experiment] | Search:

@@ -179,7 +179,8 @@ def require_unplaced(address: str, experiments: Sequence[Experiment]) -> None:
         part = f"device={each.device}" if each.device else f"exit={each.engine.exit}"
         if each.device is not None or each.engine.exit.startswith("tune:latency"):
             what = f"{part} is of one machine, and a scheduler gives jobs to any of its workers"
-            raise UsageError(what, each.model, "run this experiment there, without --scheduler")
+            error = UsageError(what, each.model, "run this experiment there, without --scheduler")
+            raise error.placed(each.place)
 
 
 def require_safe(address: str) -> None:

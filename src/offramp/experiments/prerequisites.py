@@ -264,9 +264,9 @@ def _require_consistent(each: Experiment, source: Source) -> None:
         _require_options(each)
     if each.data is None and each.training is not None:
         raise UsageError("a training without data", each.model, "give task, train or dev")
-    if each.data is None and exit != "none":
+    if each.data is None and exit != "none" and not _is_fixed(exit):
         what = "policies leave at other exits on random inputs than on real ones"
-        raise UsageError(what, each.model, "give task or dev, or exit none")
+        raise UsageError(what, each.model, "give task or dev, or exit none or stage:K")
     if exit.startswith(BOUNDS) and each.engine.batch == BULK:
         raise UsageError(f"exit {exit} in bulk mode, which runs rows in another order", each.model, "give a batch size")
     if each.engine.backend not in BACKENDS:
@@ -275,6 +275,13 @@ def _require_consistent(each: Experiment, source: Source) -> None:
     policy = _policy_of(exit)
     if policy is not None and source.num_layers is not None:
         policy.check(source.num_layers, source.problem if each.training is None else None)
+
+
+def _is_fixed(exit: str) -> bool:
+    """Return whether an exit is `stage:K`, at which all inputs leave."""
+    from offramp.policies import StopAt
+
+    return rule_of(exit) == exit and isinstance(_policy_of(exit), StopAt)
 
 
 def _require_rule(text: str) -> None:

@@ -8,6 +8,8 @@ One process writes to a folder at a time, under a lock. A line that a killed pro
 next writer at the last good byte. Nothing else is ever changed.
 """
 
+import array
+import base64
 import hashlib
 import json
 import math
@@ -28,7 +30,14 @@ RECORDS, ABOUT, MADE = "records.jsonl", "results.json", "made"
 _BEFORE, _BETWEEN = b'{"sha256": "', b'", "record": '
 _START = len(_BEFORE) + 64 + len(_BETWEEN)
 MAX_RECORD_BYTES, MAX_RECORD_VALUES = 16 << 20, 1_000_000
-"""Longest record that is read or added, and most values of one: of a split of some 200,000 rows."""
+"""Longest record that is read or added, and most values of one, besides those of packed samples."""
+MAX_ROWS, MAX_PACKED_VALUES = 500_000, 4_000_000
+"""Most rows of data that are measured at once, so that their record can be kept, and most values of packed samples."""
+PACKED_FROM = 20_000
+"""Length from which samples are packed: written as the bytes of an array, in base64."""
+_PACKED_KEYS = {"packed", "base64"}
+_PACKED = {"u1": "B", "i8": "q", "f8": "d"}
+"""Name of a type in packed samples -> its code of the module array."""
 _MAX_ABOUT_BYTES = 1 << 20
 _REMEDY = "restore the file, or name another folder"
 Record = Mapping[str, Any]
@@ -64,6 +73,10 @@ class _Used:
 
 _EMPTY = {"figures": {}, "samples": {}, "inputs": {}, "round": 1, "key": ""}
 """Values of a record that lacks these names: one of a study that was converted."""
+
+
+class TooLargeError(UsageError):
+    """A record takes more memory than is read of a record."""
 
 
 class Results:
@@ -107,13 +120,17 @@ class Results:
         self._release()
 
     def add(self, record: Record) -> None:
-        """Add a record: it is on the disk when this returns. Raises DiskFullError, and then leaves no part of it."""
+        """Add a record: it is on the disk when this returns.
+
+        Raises DiskFullError, and TooLargeError for one that could not be read again; neither leaves a part of it.
+        """
         record = _finite(record)
         line = line_of(record)
         try:
             _require_small(line)
         except ValueError as error:
-            raise UsageError(f"result not kept ({error})", self.folder) from None
+            remedy = "give fewer rows, or passes, or no trace"
+            raise TooLargeError(f"result not kept ({error})", self.folder, remedy) from None
         with translate_disk_full(self.folder / RECORDS):
             try:
                 write_all(self._fd, line)
@@ -127,7 +144,7 @@ class Results:
 
 def line_of(record: Record) -> bytes:
     """Return the line of a record. Numbers that are not finite become null, which JSON has no other words for."""
-    body = json.dumps(_finite(record), allow_nan=False, separators=(",", ":")).encode()
+    body = json.dumps(_finite(_packed(record)), allow_nan=False, separators=(",", ":")).encode()
     return _BEFORE + hashlib.sha256(body).hexdigest().encode() + _BETWEEN + body + b"}\n"
 
 
@@ -170,12 +187,60 @@ def _parse(path: Path) -> tuple[list[Any], int, int]:
                 raise DamagedError(what, f"{path}, line {bad}", "restore the file, or name another --out")
             try:
                 _require_small(line)
-                record = read(dict[str, Any], strict_json(line[_START:-2]), "it")
+                record = _unpacked(read(dict[str, Any], strict_json(line[_START:-2]), "it"))
             except ValueError as error:
                 raise DamagedError(f"no record ({error})", f"{path}, line {number}", _REMEDY) from None
             records.append(record)
             good_bytes = position
     return records, good_bytes, position - good_bytes
+
+
+def _packed(record: Record) -> Record:
+    """Return a record whose long lists of numbers are packed: those of many rows, which would take much memory."""
+    samples = record.get("samples")
+    if not isinstance(samples, Mapping):
+        return record
+    return {**record, "samples": {name: _pack(values) for name, values in samples.items()}}
+
+
+def _pack(values: Any) -> Any:
+    if not isinstance(values, list) or len(values) < PACKED_FROM:
+        return values
+    if all(type(value) is float and math.isfinite(value) for value in values):
+        kind = "f8"
+    elif all(type(value) is int and -(2**63) <= value < 2**63 for value in values):
+        kind = "u1" if min(values) >= 0 and max(values) < 256 else "i8"
+    else:
+        return values
+    return {"packed": kind, "base64": base64.b64encode(_little(array.array(_PACKED[kind], values)).tobytes()).decode()}
+
+
+def _unpacked(record: dict[str, Any]) -> dict[str, Any]:
+    """Inverse of `_packed`. Raises ValueError for bytes that are no such samples, and for too many."""
+    samples = record.get("samples")
+    if not isinstance(samples, dict):
+        return record
+    packed = {name: each for name, each in samples.items() if isinstance(each, dict) and each.keys() == _PACKED_KEYS}
+    if sum(len(str(each["base64"])) for each in packed.values()) > 4 / 3 * 8 * MAX_PACKED_VALUES:
+        raise ValueError("more packed samples than are kept of a record")
+    return {**record, "samples": {**samples, **{name: _unpack(each) for name, each in packed.items()}}}
+
+
+def _unpack(packed: Mapping[str, Any]) -> list[Any]:
+    if not isinstance(packed["packed"], str) or packed["packed"] not in _PACKED:
+        raise ValueError(f"packed samples of an unknown type {packed['packed']!r}")
+    found = array.array(_PACKED[packed["packed"]])
+    found.frombytes(base64.b64decode(str(packed["base64"]), validate=True))
+    if len(found) > MAX_PACKED_VALUES or not all(map(math.isfinite, found)):
+        raise ValueError("packed samples that no sweep writes")
+    return _little(found).tolist()
+
+
+def _little(found: Any) -> Any:
+    """Return an array with its bytes in the order of records, or back in that of this machine."""
+    if sys.byteorder == "big":
+        found.byteswap()
+    return found
 
 
 def _lines(file: BinaryIO, path: Path) -> Iterator[bytes]:

@@ -6,10 +6,11 @@ specification and of the digests of its inputs; the id of a job is the key and t
 
 import difflib
 import hashlib
+import inspect
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from offramp.errors import RefusedError
 from offramp.experiments.rivals import RIVALS
@@ -21,6 +22,8 @@ from offramp.training.settings import TrainSettings
 from offramp.units import named_size, parse_duration
 
 MEASURE, TOY = "measure", "toy"
+RECIPE = "recipe"
+"""Name of the module of a recipe, and of its function."""
 _GROUPS: dict[str, type] = {"data": DataSpec, "engine": EngineConfig, "training": TrainSettings}
 """Field of an experiment -> the class that names its options."""
 _LEFT_TO_OTHERS = {"training": ("max_length", "seed"), "engine": ("own_process", "longest")}
@@ -68,6 +71,8 @@ class Experiment:
     """Number of repetitions, each in a process of its own, alternating with the other experiments."""
     timeout: float | None = None
     """Most seconds of one round, and of a rival's process; None: no limit, and 5 minutes of a rival."""
+    place: ClassVar[str | None] = None
+    """Line of the recipe that made it, for messages: no part of the specification. None: no recipe did."""
 
     def __post_init__(self) -> None:
         for name, kind in _GROUPS.items():
@@ -85,7 +90,8 @@ class Experiment:
 
     def to_json(self) -> dict[str, Any]:
         """Return the specification as a tree of plain values."""
-        return json.loads(json.dumps({**vars(self), **{name: _tree(getattr(self, name)) for name in _GROUPS}}))
+        own = {each.name: getattr(self, each.name) for each in fields(self)}
+        return json.loads(json.dumps({**own, **{name: _tree(own[name]) for name in _GROUPS}}))
 
     @classmethod
     def from_json(cls, tree: Any) -> "Experiment":
@@ -164,7 +170,23 @@ def experiment(**options: Any) -> Experiment:
     if training:
         length = {"max_length": options["max_length"]} if options.get("max_length") else {}
         tree["training"] = {**training, **length, "seed": own.get("seed") or 0}
-    return Experiment.from_json(tree)
+    return made_at(recipe_place(), Experiment.from_json(tree))
+
+
+def made_at(place: str | None, found: Experiment) -> Experiment:
+    """Return an experiment that knows the line of the recipe that made it."""
+    object.__setattr__(found, "place", place)
+    return found
+
+
+def recipe_place() -> str | None:
+    """Return the line of the recipe that is being run; None if none is."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_globals.get("__name__") == RECIPE:
+            return f"{frame.f_globals['__file__']}, line {frame.f_lineno}"
+        frame = frame.f_back
+    return None
 
 
 def names_of(experiments: Sequence[Experiment]) -> dict[Experiment, str]:

@@ -14,7 +14,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offramp.errors import RefusedError, UsageError, missing
+from offramp.errors import OfframpError, RefusedError, UsageError, missing
+from offramp.experiments.children import described
 from offramp.experiments.figures import SAMPLE
 from offramp.experiments.jobs import WorkerJob
 from offramp.measure import median
@@ -38,22 +39,32 @@ def take_step(step: Tree, log: Log) -> Any:
 
 
 def _identify(step: Tree, log: Log) -> Any:
-    """Return digests of models and data, in the order of `models` and `data`."""
+    """Return facts of models and digests of data, in the order of `models` and `data`; errors in their places."""
+
+    def attempted(find: Callable[[Any], Any], given: Any) -> Any:
+        try:
+            return find(given)
+        except OfframpError as error:
+            return {"error": described(error)}
+
+    models = [attempted(lambda model: _identify_model(model, step["offline"], log), each) for each in step["models"]]
+    return {"models": models, "data": [attempted(lambda tree: _data_digest(tree, log), each) for each in step["data"]]}
+
+
+def _identify_model(model: str, offline: bool, log: Log) -> Tree:
+    """Return the folder and the digest of a model, and what its config or manifest tells."""
     from offramp.checkpoints.hub import resolve
     from offramp.checkpoints.source import open_source
     from offramp.store.reader import is_store, read_manifest_bytes
 
-    models = []
-    for model in step["models"]:
-        log(f"reading {model}")
-        folder = resolve(model, step["offline"])
-        if is_store(folder):
-            found, facts = hashlib.sha256(read_manifest_bytes(folder)).hexdigest(), _facts_of_store(folder)
-        else:
-            with open_source(folder) as source:
-                found, facts = source.fingerprint(), _facts_of(source)
-        models.append({"folder": str(folder), "sha256": found, "is_store": is_store(folder), **facts})
-    return {"models": models, "data": [_data_digest(tree, log) for tree in step["data"]]}
+    log(f"reading {model}")
+    folder = resolve(model, offline)
+    if is_store(folder):
+        found, facts = hashlib.sha256(read_manifest_bytes(folder)).hexdigest(), _facts_of_store(folder)
+    else:
+        with open_source(folder) as source:
+            found, facts = source.fingerprint(), _facts_of(source)
+    return {"folder": str(folder), "sha256": found, "is_store": is_store(folder), **facts}
 
 
 def _facts_of(source: Source) -> Tree:
@@ -157,6 +168,7 @@ def _sample(step: Tree, log: Log) -> Any:
     """Write the rows that are measured as `offramp run` reads them, and beside them their labels."""
     from offramp.experiments.evaluation import trained_length
     from offramp.experiments.held_out import require_same_cut
+    from offramp.experiments.results import MAX_ROWS
     from offramp.experiments.task_bench import take_sample, write_inputs
     from offramp.store import Store
     from offramp.store.manifest import require_head
@@ -171,6 +183,9 @@ def _sample(step: Tree, log: Log) -> Any:
             require_same_cut(store.path, cut, [step["split"]])
         sample = take_sample(store, data, step["split"], step["rows"], include=step["include"], log=log)
         length = trained_length(store.path) if store.program.texts is not None else None
+    if len(sample.truth_N) > MAX_ROWS:
+        what = f"{len(sample.truth_N)} rows are more than a record holds"
+        raise UsageError(what, step["split"], f"give rows={MAX_ROWS} or fewer")
     inputs = write_inputs(sample, out)
     truth = [value.item() for value in sample.truth_N]
     facts = {"split": sample.split, "metrics": sample.metrics, "labels": sample.labels, "truth": truth}

@@ -15,13 +15,14 @@ import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offramp.errors import DiskFullError
-from offramp.experiments.children import Log, ignore, run_worker
+from offramp.errors import DiskFullError, OfframpError
+from offramp.experiments.children import Log, error_of, ignore, run_worker
 from offramp.experiments.jobs import WorkerJob
-from offramp.experiments.pools import LocalPool, Outcome, Pool, run_all
+from offramp.experiments.pools import LocalPool, Outcome, Pool, failure_of, run_all
 from offramp.experiments.prerequisites import (
     MADE,
     TIMED,
@@ -33,7 +34,7 @@ from offramp.experiments.prerequisites import (
     rule_of,
     shortened,
 )
-from offramp.experiments.results import FORMAT, Record, Results
+from offramp.experiments.results import FORMAT, Record, Results, TooLargeError
 from offramp.experiments.results import MADE as MADE_FOLDER
 from offramp.experiments.specification import MEASURE, Experiment, names_of
 from offramp.experiments.steps import PROFILE
@@ -137,7 +138,10 @@ def jobs_of(
     for each in possible:
         source, data = sources.get(_model(each)), digests.get(each.data)
         inputs = {"model": source and source.sha256, "data": data, "files": files_of(each)}
-        needs = needs_of(each, source, data, made, settings.pythons)
+        try:
+            needs = needs_of(each, source, data, made, settings.pythons)
+        except OfframpError as error:
+            raise error.placed(each.place) from None
         found.append(Job(each.key(inputs), 1, each, inputs, needs))
     return found, [each for each in experiments if each not in possible]
 
@@ -168,6 +172,10 @@ def identify(experiments: Sequence[Experiment], log: Log) -> tuple[dict[str, Sou
     offline = any(each.offline for each in data)
     step = {"kind": "identify", "models": models, "data": [asdict(each) for each in data], "offline": offline}
     found = run_worker(WorkerJob("step", "", step=step), log)
+    for inputs, answers, name in ((models, found["models"], _model), (data, found["data"], attrgetter("data"))):
+        for given, answer in zip(inputs, answers, strict=True):
+            if isinstance(answer, Mapping) and "error" in answer:
+                raise error_of(answer["error"]).placed(next(each.place for each in measured if name(each) == given))
     sources = [Source(**tree) for tree in found["models"]]
     return dict(zip(models, sources, strict=True)), dict(zip(data, found["data"], strict=True))
 
@@ -299,7 +307,11 @@ class Runner:
 
     def _add(self, job: Job, outcome: Outcome, beside: int) -> None:
         """Add the record of a job that has ended, and tell of it."""
-        self.results.add(self._record(job, outcome, beside))
+        try:
+            self.results.add(self._record(job, outcome, beside))
+        except TooLargeError as error:
+            outcome = {"error": failure_of(error), "attempts": outcome["attempts"], "seconds": outcome["seconds"]}
+            self.results.add(self._record(job, outcome, beside))
         self._watch(self.results.records[-1], self.names[job.experiment])
         self._num_done += 1
         state = outcome["error"]["what"] if "error" in outcome else f"took {format_duration(outcome['seconds'])}"

@@ -17,6 +17,7 @@ from itertools import islice
 from typing import Any, Callable
 
 from offramp.errors import OfframpError, UsageError, system_error
+from offramp.experiments.children import described
 from offramp.experiments.jobs import WARM_UP_PASSES, WorkerJob
 from offramp.measure import MemorySampler, default_threads, median, read_memory
 from offramp.measure.processes import die_with_parent, is_orphan
@@ -53,8 +54,7 @@ def main() -> int:
 
 
 def _refuse(error: OfframpError) -> int:
-    where = None if error.where is None else str(error.where)
-    _send("error", {"class": type(error).__name__, "what": error.what, "where": where, "remedy": error.remedy})
+    _send("error", described(error))
     return error.exit_code
 
 

@@ -12,13 +12,17 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
 CONFIDENCE = 0.95
 """Level of all intervals."""
 NUM_DRAWS = 2000
+MOST_UNITS = 8192
+"""Most units of a round that are resampled one by one; neighbours of more are resampled together."""
+_MOST_INDICES = 10_000_000
+"""Most indices of resamples that are in memory at once: 80 MB."""
 FEWEST_SAMPLES = 5
 """Fewest rounds with an interval. The interval of a median of fewer is at most their range, which covers less: 75 % for
 three rounds, 94 % for five."""
@@ -82,8 +86,11 @@ def paired_ratio(base_RU: np.ndarray, other_RU: np.ndarray) -> Comparison:
     if not (np.isfinite(both).all() and (both > 0).all()):
         raise ValueError("expected positive finite values")
 
-    num_rounds, num_units = base_RU.shape
     value = float(np.median(other_RU.sum(axis=1) / base_RU.sum(axis=1)))
+    if base_RU.shape[1] > MOST_UNITS:
+        starts = np.arange(MOST_UNITS) * base_RU.shape[1] // MOST_UNITS
+        base_RU, other_RU = (np.add.reduceat(side_RU, starts, axis=1) for side_RU in (base_RU, other_RU))
+    num_rounds, num_units = base_RU.shape
     rounds_DR, counts_DU = _paired_draws(num_rounds, num_units)
     ratios_DR = (counts_DU @ other_RU.T) / (counts_DU @ base_RU.T)
     draws_D = np.median(np.take_along_axis(ratios_DR, rounds_DR, axis=1), axis=1)
@@ -101,6 +108,16 @@ def median_interval(values_R: Sequence[float]) -> Comparison:
 def resamples(size: int, num_draws: int = NUM_DRAWS) -> np.ndarray:
     """Return the indices [D, size] of the samples of each draw: those that `bootstrap` takes for one axis."""
     return np.random.default_rng(0).integers(0, size, (num_draws, size))
+
+
+def resampled(size: int, num_draws: int) -> Iterator[np.ndarray]:
+    """Yield `resamples` in parts [D, size] that take little memory: all at once, but for many samples."""
+    if size * num_draws <= _MOST_INDICES:
+        yield resamples(size, num_draws)
+        return
+    generator, at_once = np.random.default_rng(0), max(1, _MOST_INDICES // size)
+    for first in range(0, num_draws, at_once):
+        yield generator.integers(0, size, (min(at_once, num_draws - first), size))
 
 
 @lru_cache(maxsize=2)
