@@ -142,3 +142,98 @@ def test_a_record_is_a_run_of_the_tracker(monkeypatch, tmp_path, name):
         ("log", {"latency": 0.5}, {"step": 3}), ("finish", {}),
     ]  # fmt: skip
     assert [call[0] for call in calls[6:]] == ["start", "store_init_configuration", "finish"], "it has no figures"
+
+
+STAND_INS = {
+    "wandb": """
+def init(**options):
+    note("init", **options)
+    return Run()
+class Run:
+    def log(self, values, step=None):
+        note("log", values=values, step=step)
+    def finish(self):
+        note("finish")
+class config:
+    update = staticmethod(lambda values, **options: note("config", values=values))
+""",
+    "mlflow": """
+class Run: pass
+class utils:
+    class validation:
+        MAX_PARAM_VAL_LENGTH, MAX_PARAMS_TAGS_PER_BATCH = 6000, 10
+known = []
+def search_experiments(filter_string):
+    name = filter_string.removeprefix("name = '").removesuffix("'")
+    assert "'" not in name, f"a filter that does not parse: {filter_string}"
+    return [each for each in known if each.name == name]
+def create_experiment(name, **options):
+    found = Run()
+    found.name, found.experiment_id = name, "7"
+    known.append(found)
+    note("create", name=name)
+    return "7"
+def start_run(**options):
+    note("init", **options)
+    return Run()
+def log_params(values):
+    note("config", values=values)
+def log_metrics(values, step=None):
+    note("log", values=values, step=step)
+def end_run():
+    note("finish")
+""",
+}
+"""Library that a test cannot have -> the functions of it that accelerate calls, each of which notes its call."""
+NOTE = """
+import json, os
+def note(call, **given):
+    with open(os.environ["NOTED"], "a") as file:
+        file.write(json.dumps([call, given]) + "\\n")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STAND_INS)
+def test_records_come_through_the_trackers_of_accelerate(name, in_process, tmp_path, monkeypatch):
+    """The process, accelerate and its tracker are real: the library behind it is a stand-in."""
+    import json
+    import os
+
+    pytest.importorskip("accelerate")
+    (tmp_path / "libraries").mkdir()
+    (tmp_path / "libraries" / f"{name}.py").write_text(NOTE + STAND_INS[name])
+    monkeypatch.setenv("NOTED", str(tmp_path / "noted.jsonl"))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "libraries"), *sys.path]))
+    monkeypatch.syspath_prepend(str(tmp_path / "libraries"))
+    lines = []
+    with Tracking(name, tmp_path / "it's out", lines.append) as watching:
+        sweep.sweep(TOYS, tmp_path / "it's out", SweepSettings(), ignore, ignore, watch=watching.add)
+    assert not lines
+    noted = [json.loads(line) for line in (tmp_path / "noted.jsonl").read_text().splitlines()]
+    of = lambda call: [given for each, given in noted if each == call]  # noqa: E731
+    assert len(of("init")) == len(of("finish")) == len(of("log")) == 4
+    names = [given.get("run_name") or given.get("name") for given in of("init")]
+    assert names == ["seed=1, round 1", "seed=2, round 1", "seed=2, round 2", "seed=1, round 2"]
+    assert [given["step"] for given in of("log")] == [1, 1, 2, 2] and len(of("create")) == (name == "mlflow")
+    assert all(set(given["values"]) == {"latency", "score"} for given in of("log"))
+    options = {}
+    for given in of("config"):
+        options |= given["values"]
+    assert options["status"] == "done" and options["model"] == "toy" and options["exit"] == "none"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tensorboard", "trackio"])
+def test_records_are_files_of_trackers_that_are_installed(name, in_process, tmp_path):
+    for library in (name, "accelerate"):
+        pytest.importorskip(library)
+    lines = []
+    with Tracking(name, tmp_path / "out", lines.append) as watching:
+        sweep.sweep(TOYS, tmp_path / "out", SweepSettings(), ignore, ignore, watch=watching.add)
+    assert not lines
+    files = [path for path in (tmp_path / "out" / tracking.FOLDER).rglob("*") if path.is_file()]
+    if name == "tensorboard":
+        assert sum(path.name.startswith("events.") and path.parent.name == "seed=1, round 2" for path in files) == 1
+    else:
+        assert any(path.stat().st_size for path in files)

@@ -132,7 +132,8 @@ def track(tracker: str, project: str, folder: Path, record: dict[str, Any]) -> N
     kind, name = LOGGER_TYPE_TO_CLASS[tracker], record["name"]
     made = {
         "tensorboard": lambda: kind(_file_name(name), logging_dir=folder),
-        "mlflow": lambda: kind(experiment_name=project, run_name=name),
+        # accelerate looks the experiment up by a filter that a quote would end.
+        "mlflow": lambda: kind(experiment_name=project.replace("'", "_"), run_name=name),
     }.get(tracker, lambda: kind(project, name=name))()
     made.start()
     made.store_init_configuration({**record["options"], "status": record["status"]})
