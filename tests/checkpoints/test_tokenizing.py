@@ -35,6 +35,12 @@ SPACED = {**USER, "content": "New York", "special": False, "lstrip": True, "norm
 PIECES = ["<s>", "<pad>", "</s>", "<unk>", "▁", "▁the", "▁cat", "s", "a", "aa", "aaa", "e", "l", "o", "he", "▁w", "中"]
 
 
+@pytest.fixture(autouse=True)
+def nothing_proven(monkeypatch):
+    """Every test compares its tokenizers with those of transformers, whatever tests before it did."""
+    monkeypatch.setattr(auto_tokenizer, "_PROVEN", {})
+
+
 def as_json(folder, **config):
     """A BERT folder of `tokenizer.json`, whose `tokenizer_config.json` has more to say."""
     bert_folder(folder)
@@ -256,6 +262,18 @@ def test_a_difference_is_refused_with_the_text(tmp_path, monkeypatch):
     folder = bert_folder(tmp_path / "model", do_lower_case=False)
     with pytest.raises(SourceError, match="other tokens than transformers for 'a'"):
         as_in_a_store(folder, tmp_path)
+
+
+def test_a_tokenizer_is_compared_once_wherever_it_lies_and_again_where_anything_differs(tmp_path, monkeypatch):
+    compare, compared = auto_tokenizer._compare, []
+    monkeypatch.setattr(auto_tokenizer, "_compare", lambda *args: compared.append(args[2].name) or compare(*args))
+    changes = {"first": {}, "again": {}, "cased": {"do_lower_case": False}, "left": {"truncation_side": "left"}}
+    for name, change in (changes | {"other class": {"tokenizer_class": "DistilBertTokenizer"}}).items():
+        folder = bert_folder(tmp_path / name, **change)
+        for number in range(2):
+            proof = read_settings(ModelFiles(as_in_a_store(folder, tmp_path / f"{name} {number}"))).proof
+            assert proof.num_probes > 100
+    assert compared == ["first", "cased", "left", "other class"]
 
 
 def test_a_tokenizer_of_python_code_is_not_proven(tmp_path, monkeypatch):
