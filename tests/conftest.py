@@ -8,14 +8,20 @@ import time
 
 import pytest
 
-from tests.selection import select
+from tests.selection import are_alone, is_left_out, select
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts background jobs so; children would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_ignore_collect(collection_path, config):
+    """Read no other files for the tests that run alone: it would take longer than they do, and one core waits."""
+    return True if are_alone(config.option.markexpr) and is_left_out(collection_path) else None
+
+
 def pytest_collection_modifyitems(config, items):
-    select(items, is_whole=config.args == config.getini("testpaths") and not config.option.keyword)
+    is_whole = config.args == config.getini("testpaths") and not config.option.keyword
+    select(items, is_whole and not are_alone(config.option.markexpr))
 
 
 def pytest_collection_finish():

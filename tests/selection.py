@@ -97,6 +97,16 @@ FIRST = (
 """Files that take longest, which start first, so that no process is left with one of them at the end."""
 
 
+def are_alone(marks):
+    """Whether an expression of marks asks for tests that run alone, and for no others."""
+    return "alone" in marks.split() and "not alone" not in marks
+
+
+def is_left_out(path):
+    """Whether a file has no test that runs alone."""
+    return path.name.startswith("test_") and path.stem not in {name.partition("::")[0] for name in ALONE}
+
+
 def select(items, is_whole):
     """Mark collected tests `slow` and `alone`, and put long files first.
 

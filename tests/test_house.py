@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import offramp
+from tests.selection import ALONE, are_alone, is_left_out
 
 HEAVY = ("torch", "transformers", "onnx", "onnxruntime", "matplotlib", "datasets", "huggingface_hub")
 
@@ -151,3 +152,11 @@ def test_every_call_that_could_download_reads_a_folder_or_names_a_revision():
     ]
     assert len(calls) >= 10
     assert [(file, line) for file, line, given in calls if not given & PINNED] == []
+
+
+def test_tests_that_run_alone_are_collected_alone_and_with_no_other():
+    makefile = (ROOT / "Makefile").read_text()
+    marks = [given or bare for given, bare in re.findall(r'-m (?:"([^"]+)"|(alone)\b)', makefile)]
+    assert [are_alone(each) for each in marks] == [False, True] * 3
+    files = {path for path in Path(__file__).parent.rglob("test_*.py") if not is_left_out(path)}
+    assert {path.stem for path in files} == {name.partition("::")[0] for name in ALONE}
