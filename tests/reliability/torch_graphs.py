@@ -14,6 +14,8 @@ from .verbs import TORCH_VERBS
 VALUE, LAST = {"v": "r0"}, {"v": "@last"}
 """Hidden states that the kernel reads, and its first output."""
 Nodes = list[list[Any]]
+Directed = tuple[str, Nodes | Callable[[], Nodes], bool]
+"""Name, nodes or what makes them, and whether the last one takes the place of the first output."""
 
 
 def attacks(honest: Path, number: int) -> Iterator[Attack]:
@@ -35,13 +37,14 @@ def graph_of(sealed: Sealed) -> str:
     return list(sealed.steps())[1]["kernel"]
 
 
-def _added(nodes: Nodes, is_live: bool) -> Callable[[Path], None]:
+def _added(given: Nodes | Callable[[], Nodes], is_live: bool) -> Callable[[Path], None]:
     """Return the edit that adds nodes to a graph; live ones take the place of its first output."""
 
     def make(place: Path) -> None:
         with Sealed(place / "store") as sealed:
             file = f"graphs/{graph_of(sealed)}.json"
             tree = json.loads(sealed.read(file))
+            nodes = given() if callable(given) else given
             text = json.dumps(nodes).replace('"@last"', json.dumps(tree["outputs"][0]))
             tree["nodes"] += json.loads(text)
             if is_live:
@@ -79,17 +82,21 @@ def _filled(tree: Any, before: Any) -> Any:
     return before if tree == "@" else tree
 
 
-def _chain(target: str, count: int, *args: Any) -> tuple[str, Nodes, bool]:
-    """Return so many nodes, each of which takes the one before as `@`."""
-    nodes: Nodes = []
-    for index in range(count):
-        before = {"v": f"x{index - 1}"} if index else VALUE
-        nodes.append([f"x{index}", target, _filled(list(args), before), {}])
-    return f"{count} x {target}", nodes, False
+def _chain(target: str, count: int, *args: Any) -> Directed:
+    """Return so many nodes, each of which takes the one before as `@`; they are made when they are asked for."""
+
+    def make() -> Nodes:
+        nodes: Nodes = []
+        for index in range(count):
+            before = {"v": f"x{index - 1}"} if index else VALUE
+            nodes.append([f"x{index}", target, _filled(list(args), before), {}])
+        return nodes
+
+    return f"{count} x {target}", make, False
 
 
 HUGE = 2**35
-DIRECTED: list[tuple[str, Nodes, bool]] = [
+DIRECTED: list[Directed] = [
     _live("aten._reshape_alias.default", LAST, [4096, 4096], [4096, 1]),
     _live("aten._reshape_alias.default", LAST, [2, 16], [1, 1]),
     _live("aten.as_strided.default", LAST, [1 << 20, 16], [1 << 20, 1]),
