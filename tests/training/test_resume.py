@@ -1,6 +1,8 @@
 """A training that was killed goes on, and ends in the same files, bit for bit."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,20 +20,84 @@ SETTINGS = {"epochs": 2, "heads_epochs": 3, "batch_size": 8, "max_length": 16, "
 """Eight steps an epoch: checkpoints lie in the middle of epochs."""
 MODEL, HEADS = 16, 24
 """Steps of the two stages."""
-CHILD = """
-import os, sys
-from tests.training.test_resume import SETTINGS, TRAIN, TUNE
+FORKS = """
+import json, os, socket, sys, traceback
+import accelerate, offramp.training.job, offramp.training.trainer as trainer, torch, transformers
+from offramp.cli import main
 from offramp.training import TrainSettings, train_exits
+from tests.training.test_resume import SETTINGS, TRAIN, TUNE
 from tests.training.tiny import LABELS
 
-source, out, loss, signal, step = sys.argv[1:]
+class Killed(trainer._Progress):
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == 17:
+            os._exit(9)
 
-def progress(line):
-    if line.startswith(f"step {step}:"):
-        os.kill(os.getpid(), int(signal))
+def forked(name, act, *args):
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        for number, kind in ((1, "out"), (2, "err")):
+            os.dup2(os.open(f"{name}.{kind}", os.O_WRONLY | os.O_CREAT, 0o600), number)
+        code = act(*args)
+        sys.stdout.flush()
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
 
-train_exits(source, TRAIN, TUNE, out, labels=LABELS, settings=TrainSettings(loss=loss, **SETTINGS), progress=progress)
+def ended(children):
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+def interrupted(source, out, loss, signal, step, threads):
+    def progress(line):
+        if line.startswith(f"step {step}:"):
+            os.kill(os.getpid(), signal)
+
+    torch.set_num_threads(threads)
+    settings = TrainSettings(loss=loss, **SETTINGS)
+    train_exits(source, TRAIN, TUNE, out, labels=LABELS, settings=settings, progress=progress)
+    return 0
+
+def worker(rank, port, words, is_killed):
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
+                      MASTER_ADDR="127.0.0.1", MASTER_PORT=port, CUDA_VISIBLE_DEVICES="")
+    torch.set_num_threads(1)
+    if is_killed:
+        trainer._Progress = Killed
+    return main(words)
+
+def pair(name, *args):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    return ended([forked(f"{name}.{rank}", worker, rank, port, *args) for rank in range(2)])
+
+for line in sys.stdin:
+    act, name, *args = json.loads(line)
+    print(json.dumps(pair(name, *args) if act == "pair" else ended([forked(name, interrupted, *args)])), flush=True)
 """
+"""Trains in forked children: one that sends itself a signal at a step, or pairs as torchrun starts them. Libraries are
+imported once, for all of them."""
+
+
+@pytest.fixture(scope="module")
+def forks():
+    """A function: what a child does, the beginning of the paths of its stdout and stderr, arguments -> exit codes."""
+    command, pipes = [sys.executable, "-c", FORKS], {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, env=environment(), text=True, **pipes) as process:
+
+        def call(*words):
+            process.stdin.write(json.dumps([word if isinstance(word, (int, list)) else str(word) for word in words]))
+            process.stdin.write("\n")
+            process.stdin.flush()
+            return json.loads(process.stdout.readline())
+
+        yield call
+        process.stdin.close()
 
 
 @pytest.fixture(scope="module")
@@ -46,14 +112,6 @@ def train(source, out, loss, told=None):
     return train_exits(source, TRAIN, TUNE, out, labels=LABELS, settings=settings, progress=progress)
 
 
-def interrupt(source, out, loss, number, step):
-    """Train in a process that sends itself a signal at a step."""
-    command = [sys.executable, "-c", CHILD, source, out, loss, int(number), step]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    root = Path(__file__).parents[2]
-    return subprocess.run([*map(str, command)], cwd=root, env=environment, capture_output=True, text=True, check=False)
-
-
 @pytest.mark.parametrize(
     ("loss", "number", "stage", "step", "begins_at"),
     [
@@ -65,12 +123,15 @@ def interrupt(source, out, loss, number, step):
         ("distill", signal.SIGINT, MODEL, 8, 6),
     ],
 )
-def test_the_continuation_is_the_same_bit_for_bit(source, tmp_path, loss, number, stage, step, begins_at):
+def test_the_continuation_is_the_same_bit_for_bit(forks, source, tmp_path, loss, number, stage, step, begins_at):
+    said = tmp_path / "said"
+    said.mkdir()
     whole = train(source, tmp_path / "whole", loss)
-    done = interrupt(source, tmp_path / "run", loss, number, f"{step} of {stage}")
-    assert done.returncode != 0, "the training was to be interrupted"
+    words = (source, tmp_path / "run", loss, int(number), f"{step} of {stage}", torch.get_num_threads())
+    assert forks("interrupted", said / "run", *words) != [0], "the training was to be interrupted"
     if number == signal.SIGINT:
-        assert "KeyboardInterrupt" in done.stderr
+        assert "KeyboardInterrupt" in (said / "run.err").read_text()
+    shutil.rmtree(said)
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["run.partial", "whole"]
     told = []
     resumed = train(source, tmp_path / "run", loss, told)
@@ -84,8 +145,9 @@ def test_the_continuation_is_the_same_bit_for_bit(source, tmp_path, loss, number
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
-def test_a_killed_training_of_another_configuration_is_refused(source, tmp_path):
-    interrupt(source, tmp_path / "run", "pabee", signal.SIGKILL, f"10 of {MODEL}")
+def test_a_killed_training_of_another_configuration_is_refused(forks, source, tmp_path):
+    words = (source, tmp_path / "run", "pabee", int(signal.SIGKILL), f"10 of {MODEL}", torch.get_num_threads())
+    assert forks("interrupted", tmp_path / "said", *words) == [-signal.SIGKILL]
     match = r"another configuration \(loss 'pabee' there, 'mixed' here\)"
     with pytest.raises(UsageError, match=match):
         train(source, tmp_path / "run", "mixed")
@@ -110,9 +172,9 @@ def options_of(table, loss):
 
 
 def environment():
-    """That of processes which train together; two cannot share a GPU."""
+    """That of processes which find the modules of this one, and train with one thread."""
     paths = os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": ""}
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
 
 
 @pytest.fixture
@@ -130,7 +192,8 @@ def test_two_processes_train_one_run(source, table, tmp_path):
     """As on two GPUs, by torchrun."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m", "offramp"]
     command = [*launch, "train", source, "--out", tmp_path / "run", *options_of(table, "heads-only")]
-    done = subprocess.run(list(map(str, command)), env=environment(), capture_output=True, text=True, check=False)
+    alone = {**environment(), "CUDA_VISIBLE_DEVICES": ""}  # two cannot share a GPU
+    done = subprocess.run(list(map(str, command)), env=alone, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("the tune split") == 1, "one of them speaks"
     names = {path.name for path in (tmp_path / "run").iterdir()}
@@ -139,54 +202,14 @@ def test_two_processes_train_one_run(source, table, tmp_path):
     assert '"processes": 2' in (tmp_path / "run" / "train.json").read_text()
 
 
-PAIRS = """
-import os, socket, sys
-import accelerate, offramp.training.job, offramp.training.trainer as trainer, transformers  # once, for all pairs
-from offramp.cli import main
-
-class Killed(trainer._Progress):
-    def on_step_end(self, args, state, control, **_):
-        if state.global_step == 17:
-            os._exit(9)
-
-def pair(name, words, progress):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    children = [os.fork() or work(rank, port, name, words, progress) for rank in range(2)]
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-
-def work(rank, port, name, words, progress):
-    code = 1
-    try:
-        for number, kind in ((1, "out"), (2, "err")):
-            os.dup2(os.open(f"{name}.{rank}.{kind}", os.O_WRONLY | os.O_CREAT, 0o600), number)
-        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
-                          MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-        trainer._Progress = progress
-        code = main(words)
-        sys.stdout.flush()
-    finally:
-        os._exit(code)
-
-place, *words = sys.argv[1:]
-os.chdir(place)
-for name, out, progress in (("killed", "run", Killed), ("run", "run", trainer._Progress),
-                            ("whole", "whole", trainer._Progress)):
-    print(*pair(name, [*words, "--out", out], progress), flush=True)
-"""
-"""Trains in pairs of processes as torchrun starts them; they are forked, so that libraries are imported once."""
-
-
 @needs_gloo
-def test_two_processes_that_were_killed_go_on_with_the_same_rows(source, table, tmp_path):
+def test_two_processes_that_were_killed_go_on_with_the_same_rows(forks, source, table, tmp_path):
     """In the third epoch: on resumption two wrappers hid from the batches which epoch it is."""
-    command = [sys.executable, "-c", PAIRS, tmp_path, "train", source, *options_of(table, "mixed")]
-    done = subprocess.run(list(map(str, command)), env=environment(), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    killed, *others = done.stdout.splitlines()
-    assert "0" not in killed.split() and others == ["0 0", "0 0"], killed
+    words = ["train", str(source), *map(str, options_of(table, "mixed"))]
+    killed = forks("pair", tmp_path / "killed", [*words, "--out", str(tmp_path / "run")], True)
+    assert 0 not in killed
     for out in ("run", "whole"):
+        assert forks("pair", tmp_path / out, [*words, "--out", str(tmp_path / out)], False) == [0, 0]
         said = {kind: (tmp_path / f"{out}.0.{kind}").read_text() for kind in ("out", "err")}
         assert ("from checkpoint-15" in said["err"]) == (out == "run")
         both = said["out"] + (tmp_path / f"{out}.1.out").read_text()
