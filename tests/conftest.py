@@ -24,6 +24,16 @@ def pytest_collection_modifyitems(config, items):
     select(items, is_whole and not are_alone(config.option.markexpr))
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Collect no garbage meanwhile: modules and tests are none, and would be looked through a dozen times."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+
+
 def pytest_collection_finish():
     """Take modules and tests out of what Python's collector of cycles looks through again and again."""
     gc.freeze()
