@@ -12,7 +12,7 @@ from offramp.tasks import DataSpec, load
 from offramp.tasks.glue import TASKS
 from tests.training.tiny import LABELS, VOCABULARY, examples, make_model
 
-QUICK = ("--epochs", 1, "--max-length", 16, "--batch", 8)
+QUICK = ("--epochs", 1, "--heads-epochs", 1, "--max-length", 16, "--batch", 8)
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +238,7 @@ def test_bench_refuses_what_eval_does(run, refused, trained, table, tmp_path):
 
 
 def test_training_says_what_it_works_with(run, encoder, table, tmp_path):
-    words = ("--train", table, *QUICK, "--heads-epochs", 1)
+    words = ("--train", table, *QUICK)
     said = run("train", encoder, "--out", tmp_path / "run", *words)
     examples = load(DataSpec(train=table)).examples
     for name, rows in examples.items():
