@@ -65,7 +65,7 @@ class Made:
         from offramp.training import TrainSettings, train_exits
         from tests.training.tiny import LABELS, examples
 
-        settings = TrainSettings(epochs=1, batch_size=8, max_length=16)
+        settings = TrainSettings(epochs=1, heads_epochs=1, batch_size=8, max_length=16)
         rows = examples(16), examples(8, seed=1)
         train_exits(self.make_encoder, *rows, self.folder / "run", labels=LABELS, settings=settings)
         return self.folder / "run"

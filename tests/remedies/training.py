@@ -24,7 +24,7 @@ from tests.training.test_own import made as own_made
 from tests.training.test_own import pairs, sequence
 from tests.training.tiny import LABELS, examples
 
-QUICK = "--epochs 1 --max-length 16 --batch 8"
+QUICK = "--epochs 1 --heads-epochs 1 --max-length 16 --batch 8"
 TRAIN = f"train encoder --train mine.tsv --out made {QUICK}"
 TUNE = "tune tuned --transcript transcripts --profile profile.json --force-profile"
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
@@ -99,7 +99,7 @@ def is_finished(w):
 
 def train(w, model=None, out="made", labels=LABELS, rows=None, **settings):
     rows = rows or (examples(8), examples(4, seed=1))
-    settings = TrainSettings(**{"epochs": 1, "max_length": 16, **settings})
+    settings = TrainSettings(**{"epochs": 1, "heads_epochs": 1, "max_length": 16, **settings})
     return train_exits(model or w.copy("encoder"), *rows, w / out, labels=labels, settings=settings)
 
 

@@ -105,7 +105,7 @@ def test_equal_seeds_give_equal_files(source, trained, tmp_path):
 def test_another_seed_gives_other_exits(bert, tmp_path):
     files = []
     for seed in (0, 1):
-        settings = TrainSettings(epochs=1, max_length=16, seed=seed)
+        settings = TrainSettings(epochs=1, heads_epochs=1, max_length=16, seed=seed)
         train_exits(bert, TRAIN[:4], TUNE[:1], tmp_path / str(seed), labels=LABELS, settings=settings)
         files.append((tmp_path / str(seed) / "exits.safetensors").read_bytes())
     assert files[0] != files[1]
@@ -168,7 +168,7 @@ def test_rows_are_those_of_the_tokenizer_of_transformers(bert):
 
 
 def test_heads_learn_at_their_own_rate(bert, tmp_path):
-    settings = TrainSettings(epochs=1, learning_rate=1e-12, head_learning_rate=1e-2, max_length=16)
+    settings = TrainSettings(epochs=1, heads_epochs=0, learning_rate=1e-12, head_learning_rate=1e-2, max_length=16)
     train_exits(bert, TRAIN, TUNE[:1], tmp_path / "run", labels=LABELS, settings=settings)
     before, after = load_file(bert / "model.safetensors"), load_file(tmp_path / "run" / "model.safetensors")
     query = "encoder.layer.0.attention.self.query.weight"
@@ -184,7 +184,7 @@ def test_divergence_names_the_exit_and_leaves_nothing(bert, tmp_path):
 
 
 def test_nothing_is_printed(bert, tmp_path, capfd):
-    settings = TrainSettings(epochs=1, max_length=16)
+    settings = TrainSettings(epochs=1, heads_epochs=1, max_length=16)
     train_exits(bert, TRAIN[:4], TUNE[:1], tmp_path / "run", labels=LABELS, settings=settings)
     assert capfd.readouterr() == ("", "")
 
@@ -317,7 +317,7 @@ def test_the_last_exit_is_trained_alone_in_the_first_half_of_mixed(source, tmp_p
         return forward(self, *args, last_only=last_only, **inputs)
 
     monkeypatch.setattr(ModelWithExits, "forward", spy)
-    settings = TrainSettings(loss="mixed", epochs=1, batch_size=16, max_length=16)
+    settings = TrainSettings(loss="mixed", epochs=1, heads_epochs=0, batch_size=16, max_length=16)
     train_exits(source, TRAIN[:48], TUNE[:1], tmp_path / "run", labels=LABELS, settings=settings)
     assert asked == [True, True, False], "three steps"
 
@@ -326,7 +326,7 @@ def test_batches_that_are_accumulated_make_the_step_of_a_large_one(bert, tmp_pat
     """Equal texts, so that every half of a batch has the mean of the whole."""
     train, files = [("the red rose", 0)] * 16, []
     for batch_size, accumulate in ((16, 1), (8, 2)):
-        settings = TrainSettings(epochs=1, max_length=16, batch_size=batch_size, accumulate=accumulate)
+        settings = TrainSettings(epochs=1, heads_epochs=1, max_length=16, batch_size=batch_size, accumulate=accumulate)
         source = write_checkpoint(
             tmp_path / f"model-{accumulate}",
             make_model("bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).base_model,
@@ -408,7 +408,7 @@ def test_a_classifier_keeps_the_order_of_its_labels(tmp_path):
 
 def test_exits_are_measured_in_float32_whatever_they_were_trained_in(source, tmp_path):
     """Autocast would go on in the trained model: scores would hang on how a run came to be measured."""
-    settings = TrainSettings(precision="bfloat16", **{**QUICK, "epochs": 1})
+    settings = TrainSettings(precision="bfloat16", **{**QUICK, "epochs": 1, "heads_epochs": 1})
     first = train_exits(source, TRAIN, TUNE, tmp_path / "run", labels=LABELS, settings=settings)
     again = train_exits(source, TRAIN, TUNE, tmp_path / "run", labels=LABELS, settings=settings)
     np.testing.assert_array_equal(first.logits_KNC, again.logits_KNC)
