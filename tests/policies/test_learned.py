@@ -55,6 +55,24 @@ def learned(training_set):
     ]
 
 
+def test_policies_for_several_prices_share_fits_and_are_those_of_sets_of_their_own(monkeypatch):
+    fit, fitted = fitting._logistic, []
+    monkeypatch.setattr(fitting, "_logistic", lambda *args: fitted.append(None) or fit(*args))
+
+    def policies(*sets):
+        fitted.clear()
+        found = [
+            fit_stopping(each, fit_risks(each), COSTS, price) for each, price in zip(sets, (0.1, 2.0), strict=True)
+        ]
+        return [to_json(each) for each in found], len(fitted)
+
+    first, second, other = (TrainingSet.from_logits(*make_logits(num=300), SINGLE) for _ in range(3))
+    (alone, num_alone), (together, num_together) = policies(first, second), policies(other, other)
+    assert together == alone and alone[0] != alone[1]
+    num_heads = NUM_EXITS - 1
+    assert num_alone == 6 * num_heads and num_together <= num_alone - num_heads - 2
+
+
 def objective(policy, data, price):
     """Mean of loss + price x seconds, and its parts."""
     logits_KNC, truth_N, lengths_N = data

@@ -115,12 +115,14 @@ class Trials:
         order_N = np.random.default_rng(0).permutation(len(self.truth_N))
         self.fold_N = np.empty(len(order_N), np.int64)
         self.fold_N[order_N] = np.arange(len(order_N)) % FOLDS
+        self._training_sets: dict[tuple[int, int | None], TrainingSet] = {}
 
     def all(self, log: Log, near_seconds: float | None) -> Iterator[Candidate]:
         """Evaluate every family; for families with a parameter, also policies near the latency `near_seconds`."""
         log(f"trying policies on {len(self.truth_N)} samples")
         yield from self._rules(near_seconds)
         for view in self.views:
+            self._training_sets.clear()  # each remembers its fits
             for family, fit, parameters in self._families(view, log):
                 fitted = partial(self.fitted, family, view, fit)
                 evaluated = [(value, fitted(value)) for value in map(float, parameters)]
@@ -129,19 +131,19 @@ class Trials:
 
     def _families(self, view: _View, log: Log) -> Iterator[tuple[str, Fit, np.ndarray]]:
         """Yield the name of each learned family, its fit, and the values of its parameter."""
-        risks, index_risks, costs = _memoised(fit_risks), _memoised(fit_index_risks), view.costs
+        costs = view.costs
         is_logistic, features_KNF = view.training_set.is_logistic, view.training_set.features_KNF
         if self.problem != REGRESSION:
             yield "thresholds", fit_thresholds, RATIOS
-        weights = risks(self._training_set(view, None))
+        weights = fit_risks(self._training_set(view, None))
         predicted = [predict_risk(w, x, is_logistic) for w, x in zip(weights, features_KNF, strict=True)]
         levels = np.quantile(np.concatenate(predicted), np.linspace(0.05, 0.97, 16))
-        yield "halting", lambda samples, level: Halting(risks(samples), level, is_logistic), levels
+        yield "halting", lambda samples, level: Halting(fit_risks(samples), level, is_logistic), levels
         log(f"fitting the cost function from exit {view.first} on")
         unit = 1 / float(np.mean([row[-1] - row[0] for row in costs.seconds]))  # a second's worth in risk
         prices = unit * PRICES
-        yield "stopping", lambda samples, price: fit_stopping(samples, risks(samples), costs, price), prices
-        yield "index", lambda samples, price: Index(index_risks(samples), costs, price, is_logistic), prices
+        yield "stopping", lambda samples, price: fit_stopping(samples, fit_risks(samples), costs, price), prices
+        yield "index", lambda samples, price: Index(fit_index_risks(samples), costs, price, is_logistic), prices
 
     def _rules(self, near_seconds: float | None) -> Iterator[Candidate]:
         """Evaluate the rules, which are not fitted."""
@@ -181,8 +183,12 @@ class Trials:
         return _View(first, training_set, self.profile.costs_from(first))
 
     def _training_set(self, view: _View, fold: int | None) -> TrainingSet:
-        indices = np.flatnonzero(self.fold_N != (-1 if fold is None else fold))
-        return view.training_set.rows(np.array(spread(indices.tolist(), MAX_TRAINING_SAMPLES)))
+        key = (view.first, fold)
+        if key not in self._training_sets:
+            indices = np.flatnonzero(self.fold_N != (-1 if fold is None else fold))
+            chosen_N = np.array(spread(indices.tolist(), MAX_TRAINING_SAMPLES))
+            self._training_sets[key] = view.training_set.rows(chosen_N)
+        return self._training_sets[key]
 
     def _evaluated(self, policy: Policy, family: str, exit_N: np.ndarray, scored_N: np.ndarray) -> Candidate:
         exit_N, scored_N = np.minimum(exit_N, self.cap_N), np.minimum(scored_N, self.cap_N)
@@ -284,16 +290,3 @@ def reachable(profile: DeviceProfile, lengths_N: np.ndarray, deadline_seconds: f
         tails.append(tuple((np.maximum.accumulate(row) + 1e-9 * np.arange(len(row))).tolist()))
     costs = Costs(profile.lengths, tuple(tails))
     return (costs.at(lengths_N) <= deadline_seconds).sum(axis=1)
-
-
-def _memoised(fit: Callable[[TrainingSet], Any]) -> Callable[[TrainingSet], Any]:
-    """Return `fit` with a memory of its results; samples are identified by their lengths and losses."""
-    known: dict[Any, Any] = {}
-
-    def memoised(training_set: TrainingSet) -> Any:
-        key = (training_set.lengths_N.tobytes(), training_set.loss_KN.tobytes())
-        if key not in known:
-            known[key] = fit(training_set)
-        return known[key]
-
-    return memoised

@@ -5,8 +5,9 @@ Shapes: K exits, N samples, C outputs of a head, F features.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Optional, Tuple
+import hashlib
+from dataclasses import dataclass, field
+from typing import Dict, Optional, Tuple
 
 import numpy as np
 
@@ -33,6 +34,8 @@ class TrainingSet:
     """Number of tokens of each sample."""
     is_logistic: bool
     """True if losses are probabilities, fitted by logistic regression; otherwise ridge regression is used."""
+    _fits: Dict[Tuple[int, bool, Tuple[int, ...], bytes], Weights] = field(default_factory=dict, repr=False)
+    """Fits so far. Policies of one family for several prices have many of them in common."""
 
     @classmethod
     def from_logits(
@@ -56,13 +59,19 @@ class TrainingSet:
         confidence_KN = None if self.confidence_KN is None else self.confidence_KN[:, chosen_N]
         return TrainingSet(features_KNF, confidence_KN, loss_KN, self.lengths_N[chosen_N], self.is_logistic)
 
+    def fit(self, here: int, target_N: np.ndarray, is_logistic: bool) -> Weights:
+        """Fit targets to the features at an exit, given by its index, by a logistic or a ridge regression; once."""
+        # the last bits of a sum depend on where its terms lie
+        key = (here, is_logistic, target_N.strides, hashlib.sha256(target_N.tobytes()).digest())
+        if key not in self._fits:
+            self._fits[key] = (_logistic if is_logistic else _ridge)(self.features_KNF[here], target_N)
+        return self._fits[key]
+
 
 def fit_risks(training_set: TrainingSet) -> Tuple[Weights, ...]:
     """Fit the risk of each exit except the last from the features at that exit."""
-    return tuple(
-        _fit_risk(features_NF, loss_N, training_set.is_logistic)
-        for features_NF, loss_N in zip(training_set.features_KNF, training_set.loss_KN)
-    )
+    fit, is_logistic = training_set.fit, training_set.is_logistic
+    return tuple(fit(here, loss_N, is_logistic) for here, loss_N in enumerate(training_set.loss_KN[:-1]))
 
 
 def fit_stopping(training_set: TrainingSet, risks: Tuple[Weights, ...], costs: Costs, price: float) -> Stopping:
@@ -82,8 +91,9 @@ def fit_stopping(training_set: TrainingSet, risks: Tuple[Weights, ...], costs: C
     for here in range(len(risks) - 1, -1, -1):
         features_NF, next_N = training_set.features_KNF[here], seconds_NK[:, here + 1]
         left_N = seconds_NK[:, -1] - next_N
-        futures = (_fit_risk(features_NF, loss_N, is_logistic), *policy.futures)
-        waits = (_logistic(features_NF, (stop_N - next_N) / np.where(left_N > 0, left_N, 1)), *policy.waits)
+        share_N = (stop_N - next_N) / np.where(left_N > 0, left_N, 1)
+        futures = (training_set.fit(here, loss_N, is_logistic), *policy.futures)
+        waits = (training_set.fit(here, share_N, True), *policy.waits)
         policy = Stopping(risks[here:], futures, waits, _costs_from(costs, here), price, is_logistic)
         leaves_N = policy.leaves(1, features_NF, seconds_NK[:, here:])
         stop_N = np.where(leaves_N, seconds_NK[:, here], stop_N)
@@ -99,8 +109,8 @@ def _costs_from(costs: Costs, first: int) -> Costs:
 def fit_index_risks(training_set: TrainingSet) -> Tuple[Tuple[Weights, ...], ...]:
     """Fit the risk of each exit m from the features at each exit k <= m, k except the last."""
     return tuple(
-        tuple(_fit_risk(features_NF, loss_N, training_set.is_logistic) for loss_N in training_set.loss_KN[here:])
-        for here, features_NF in enumerate(training_set.features_KNF)
+        tuple(training_set.fit(here, loss_N, training_set.is_logistic) for loss_N in training_set.loss_KN[here:])
+        for here in range(len(training_set.features_KNF))
     )
 
 
@@ -122,12 +132,10 @@ def fit_thresholds(training_set: TrainingSet, ratio: float) -> Thresholds:
     return Thresholds(tuple(levels))
 
 
-def _fit_risk(features_NF: np.ndarray, loss_N: np.ndarray, is_logistic: bool) -> Weights:
-    """Fit a logistic or a ridge regression."""
-    if is_logistic:
-        return _logistic(features_NF, loss_N)
+def _ridge(features_NF: np.ndarray, target_N: np.ndarray) -> Weights:
+    """Fit a ridge regression."""
     matrix = features_NF.T @ features_NF + _penalty(features_NF.shape[1])
-    return tuple(np.linalg.solve(matrix, features_NF.T @ loss_N).tolist())
+    return tuple(np.linalg.solve(matrix, features_NF.T @ target_N).tolist())
 
 
 def _logistic(features_NF: np.ndarray, target_N: np.ndarray) -> Weights:
@@ -147,10 +155,12 @@ def _logistic(features_NF: np.ndarray, target_N: np.ndarray) -> Weights:
         slope = features_NF.T @ (probability_N - target_N) + penalty @ weights
         curve = (features_NF * (probability_N * (1 - probability_N))[:, np.newaxis]).T @ features_NF + penalty
         step, size = np.linalg.solve(curve, slope), 1.0
-        while objective(weights - size * step) > best and size > 1e-6:
+        found = objective(weights - step)
+        while found > best and size > 1e-6:
             size /= 2
+            found = objective(weights - size * step)
         weights = weights - size * step
-        previous, best = best, objective(weights)
+        previous, best = best, found
         if previous - best <= 1e-9 * (1 + abs(best)):
             break
     return tuple(weights.tolist())
