@@ -11,7 +11,13 @@ from offramp.cli import ls
 from tests.remedies.entries import TEXT, Entry, said_by
 from tests.remedies.store import failing, os_error, spoilt, undo
 
-STANDS_FOR = {"ENOSPC": "disk space", "EDQUOT": "disk space", "EFBIG": "disk space", "ENOMEM": "memory", "EACCES": "permission"}
+STANDS_FOR = {
+    "ENOSPC": "disk space",
+    "EDQUOT": "disk space",
+    "EFBIG": "disk space",
+    "ENOMEM": "memory",
+    "EACCES": "permission",
+}
 SAYS = {
     "ENOSPC": "free some space and run again",
     "EDQUOT": "free some space or raise the quota, and run again",

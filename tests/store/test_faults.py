@@ -204,7 +204,9 @@ def test_a_small_disk(model, tmp_path):
     assert run.returncode == 0, run.stderr
     asked, full = run.stdout.splitlines()
     assert re.fullmatch(r"\S+ \S+ needed, \S+ \S+ free - .* - free some space or .* \| store.partial", asked)
-    assert re.fullmatch(r"no space left - .* - free some space and run again: finished shards are kept \| store.partial", full)
+    assert re.fullmatch(
+        r"no space left - .* - free some space and run again: finished shards are kept \| store.partial", full
+    )
 
 
 def test_every_rename_is_durable(calls):

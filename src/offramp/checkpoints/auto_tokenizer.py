@@ -48,7 +48,7 @@ _TEXTS = (
 
 
 _PROVEN: dict[bytes, int] = {}
-"""State of a tokenizer that this process has compared -> number of probes. A training opens its tokenizer thrice."""
+"""State of a tokenizer that this process has compared -> number of probes. A training opens its own three times."""
 _IN_CONTENT = ("_tokenizer", "_vocab", "_merges")
 """Attributes of a tokenizer of transformers that are the tokenizer of the library, or what it was made from."""
 _PLACES = ("name_or_path", "vocab_file", "merges_file", "tokenizer_file")
@@ -144,7 +144,7 @@ def _json(tokenizer: tokenizers.Tokenizer) -> str:
 
 
 def _state(tokenizer: Any, content: str) -> bytes:
-    """Return a digest of all that decides how a tokenizer of transformers encodes, wherever its files lie."""
+    """Return a digest of what decides how a tokenizer of transformers encodes, wherever its files lie."""
     held = [*vars(tokenizer).items(), *tokenizer.init_kwargs.items()]
     apart = (*_IN_CONTENT, *_PLACES, "init_kwargs")
     state = sorted(f"{name}={value!r}" for name, value in held if name not in apart)
