@@ -117,6 +117,8 @@ RSS = 50 << 20
 def fixed(w, **system):
     """Let the process have 50 MiB, whatever happens in it, and the system give what is said."""
     w.patch(memory_model, "resident_bytes", lambda: RSS)
+    w.patch(memory_model, "refault_bytes", int)
+    w.patch(memory_model, "RUN_CODE_BYTES", 0)
     for module in (ledger, run_plan):
         w.patch(module, "read_memory", lambda: measure.Memory(RSS, RSS, None, None))
     for name, num_bytes in system.items():

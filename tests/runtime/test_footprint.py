@@ -1,12 +1,9 @@
 from __future__ import annotations
 
-import mmap
 import sys
 
-import numpy as np
 import pytest
 
-from offramp.measure.mapped import PageTable
 from offramp.runtime import footprint
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
@@ -46,30 +43,6 @@ def test_code_is_given_back_and_libraries_still_work(run_python):
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     assert run_python(WORK_AFTERWARDS).split() == ["True"] * 5
-
-
-class Library:
-    """A C library that records what is released."""
-
-    def __init__(self):
-        self.released = []
-
-    def madvise(self, start, length, advice):
-        assert advice == footprint._MADV_DONTNEED
-        self.released.append((start, length))
-        return 0
-
-
-def test_only_unmodified_pages_of_libraries_are_given_back(monkeypatch):
-    pages = [np.array(each) for each in ([0, 10, 20, 30], [8, 11, 29, 31])]
-    is_library, is_clean = np.array([True, True, False, True]), np.array([True, False, True, True])
-    mapping = np.array([0, 0, 1, 2, 2, 2])  # of the last one, no page is in memory
-    table = PageTable(*pages, is_library, is_clean, mapping, np.array([3, 5, 10, 20, 21, 22]))
-    library = Library()
-    monkeypatch.setattr(footprint, "_libc", lambda: library)
-    monkeypatch.setattr(footprint, "read_page_table", lambda: table)
-    assert footprint.trim_memory() == 2 * mmap.PAGESIZE
-    assert library.released == [(0, 8 * mmap.PAGESIZE)]
 
 
 def test_a_system_that_hides_page_tables(monkeypatch):

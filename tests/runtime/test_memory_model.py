@@ -16,6 +16,7 @@ from offramp.runtime.memory_model import (
     HEADROOM_BYTES,
     HELD_FACTOR,
     NUM_WARM_UPS,
+    RUN_CODE_BYTES,
     SMALL_LENGTH,
     TOKEN_BYTES,
     MemoryModel,
@@ -25,6 +26,8 @@ from offramp.runtime.run_plan import plan_items
 from tests.toy import HIDDEN, MAX_LENGTH, Toy, ToyBackend
 
 ROW = 4 * HIDDEN
+REST = (50 << 20) + RUN_CODE_BYTES
+"""Predicted for a process of 50 MiB that waits."""
 TEXTS = Texts(100, 512, 0, 0)
 
 
@@ -148,10 +151,19 @@ def process(monkeypatch):
     """A process that takes so much now; a rehearsal may change it."""
 
     class Process:
-        resident, mappable, trimmed = 50 << 20, 0, 0
+        resident, mappable = 50 << 20, 0
 
         def __init__(self):
-            self.ran = []
+            self.ran, self.trimmed, self.narrowed, self.left = [], None, None, None
+
+        def __enter__(self):
+            return self
+
+        def narrow(self):
+            self.narrowed = len(self.ran)
+
+        def __exit__(self, *_):
+            self.left = len(self.ran)
 
         def warm_up(self, num_rows, length):
             self.ran.append((num_rows, length))
@@ -160,6 +172,7 @@ def process(monkeypatch):
     monkeypatch.setattr(memory_model, "read_memory", lambda: Memory(process.resident, process.resident, None, None))
     monkeypatch.setattr(memory_model, "refault_bytes", lambda: process.mappable)
     monkeypatch.setattr(memory_model, "trim_memory", lambda: setattr(process, "trimmed", len(process.ran)))
+    monkeypatch.setattr(memory_model, "TouchedPages", lambda: process)
     return process
 
 
@@ -167,9 +180,9 @@ def test_a_footprint_is_measured_after_code_that_only_start_up_needed_is_gone(pr
     model = model_of(program_of(TEXTS, (BATCH, TOKENS)), rows=ROW)
     found = model.measure_footprint(process.warm_up, Workload(2, MAX_LENGTH), 1 << 40)
     assert process.ran == [(1, SMALL_LENGTH)] * 2 + [(2, MAX_LENGTH)] * NUM_WARM_UPS
-    assert process.trimmed == 1
+    assert (process.trimmed, process.narrowed, process.left) == (0, 1, 2 + NUM_WARM_UPS)
     predicted = ToyBackend().activation_bytes(2, MAX_LENGTH)
-    assert found == (50 << 20, model.sweep_bytes(Workload(2, MAX_LENGTH), predicted))
+    assert found == (REST, model.sweep_bytes(Workload(2, MAX_LENGTH), predicted))
 
 
 def test_what_a_rehearsal_takes_counts_where_it_is_more_than_predicted(process):
@@ -179,7 +192,7 @@ def test_what_a_rehearsal_takes_counts_where_it_is_more_than_predicted(process):
 
     model, workload = model_of(program_of(TEXTS, (BATCH, TOKENS)), rows=ROW), Workload(2, MAX_LENGTH)
     found = model.measure_footprint(warm_up, workload, 1 << 40, encoding_bytes=9)
-    assert found == (50 << 20, model.sweep_bytes(workload, 7 << 20) + 9)
+    assert found == (REST, model.sweep_bytes(workload, 7 << 20) + 9)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +216,7 @@ def test_what_a_rehearsal_takes_counts_alone_where_it_shows_all(process, backend
     workload = Workload(num_rows, MAX_LENGTH)
     taken = backend.activation_bytes(num_rows, MAX_LENGTH) if taken == "predicted" else taken
     found = model.measure_footprint(warm_up, workload, 1 << 40)
-    assert found == (50 << 20, model.sweep_bytes(workload, taken))
+    assert found == (REST, model.sweep_bytes(workload, taken))
 
 
 def test_a_workload_that_cannot_fit_is_not_rehearsed(process):

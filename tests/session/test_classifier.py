@@ -48,6 +48,8 @@ BASE_BYTES = 50 << 20
 def fixed_memory(monkeypatch):
     """A process of 50 MiB, whatever happens in it."""
     monkeypatch.setattr(memory_model, "resident_bytes", lambda: BASE_BYTES)
+    monkeypatch.setattr(memory_model, "refault_bytes", int)
+    monkeypatch.setattr(memory_model, "RUN_CODE_BYTES", 0)
 
 
 def in_threads(count, act):
@@ -253,8 +255,7 @@ def test_a_classifier_of_parts_says_that_it_cannot_be_pickled(shelf):
         pickle.dumps(make_classifier(shelf.open(Toy())))
 
 
-def test_a_budget_from_the_start_of_the_process_counts_what_has_been(shelf, monkeypatch):
-    monkeypatch.setattr(memory_model, "resident_bytes", lambda: BASE_BYTES)
+def test_a_budget_from_the_start_of_the_process_counts_what_has_been(shelf, fixed_memory, monkeypatch):
     monkeypatch.setattr(run_plan, "read_memory", lambda: Memory(BASE_BYTES, 90 << 20, None, None))
     store = shelf.open(LARGE)
     assert make_classifier(store, "none", 80 << 20).plan.feasible

@@ -37,6 +37,8 @@ def plainly(store):
 def container(monkeypatch):
     """A process of 50 MiB in a container, whose limit the call sets."""
     monkeypatch.setattr(memory_model, "resident_bytes", lambda: BASE_BYTES)
+    monkeypatch.setattr(memory_model, "refault_bytes", int)
+    monkeypatch.setattr(memory_model, "RUN_CODE_BYTES", 0)
     for module in (ledger, run_plan, containers, memory_model):
         monkeypatch.setattr(module, "read_memory", lambda: Memory(BASE_BYTES, BASE_BYTES, 20 * MIB, 0))
 
