@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import mmap
 import resource
 import weakref
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offramp.measure import read_memory
-from offramp.runtime.slots import AHEAD, Arena, EqualSlots, Slot, assign_offsets, max_buffer_bytes, new_pages
+from offramp.runtime.slots import AHEAD, Arena, EqualSlots, Slot, assign_offsets, huge_slot, max_buffer_bytes, new_pages
+from offramp.store.pages import HUGE_BYTES
 
 PAGE = 4096
 
@@ -32,6 +35,38 @@ def test_pages_are_taken_when_they_are_touched_and_given_back_with_the_slot():
     assert read_memory().rss_bytes - before > 60 << 20
     del slot
     assert read_memory().rss_bytes - before < 4 << 20
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="no huge pages on this system")
+@pytest.mark.parametrize("num_bytes", [PAGE, HUGE_BYTES - PAGE, HUGE_BYTES, 2 * HUGE_BYTES + 3 * PAGE])
+def test_huge_pages_take_no_more_than_the_slot_has(num_bytes):
+    """The end of a slot that fills no huge page is in small ones, and nothing around it can be used."""
+    slot = huge_slot(num_bytes)
+    assert (slot.address % HUGE_BYTES, slot.num_bytes, len(slot.view)) == (0, num_bytes, num_bytes)
+    slot.view[:] = bytes([7]) * num_bytes
+    assert slot.array[-1] == 7
+    advised = [(start, end) for start, end, flags in mappings() if "hg" in flags and start <= slot.address < end]
+    whole = num_bytes // HUGE_BYTES * HUGE_BYTES
+    assert advised in ([], [(slot.address, slot.address + whole)] if whole else [])
+    assert bool(advised) is (whole > 0 and Path("/sys/kernel/mm/transparent_hugepage").exists())
+    slot.drop_pages()
+    assert slot.array[-1] == 0
+
+
+def test_a_slot_is_made_where_the_kernel_has_no_huge_pages(monkeypatch):
+    monkeypatch.setattr(mmap, "MADV_HUGEPAGE", 12345)
+    assert huge_slot(HUGE_BYTES).num_bytes == HUGE_BYTES
+
+
+def mappings():
+    """Yield (start, end, flags) of the mappings of this process."""
+    start = end = 0
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        words = line.split()
+        if words[0] == "VmFlags:":
+            yield start, end, words[1:]
+        elif "-" in words[0]:
+            start, end = (int(part, 16) for part in words[0].split("-"))
 
 
 def test_equal_slots_hand_out_each_slot_once():

@@ -25,7 +25,7 @@ from offramp.runtime.mapping import mapping_obstacle
 from offramp.runtime.memory_model import SMALL_SHARD_BYTES, Footprint, Workload
 from offramp.runtime.planner import UNRESTRICTED, Item, Memory, Plan, Strategy, layers_of, make_plan, page_rounded
 from offramp.runtime.schedule import Schedule
-from offramp.runtime.slots import EqualSlots, Slot, aligned_slot
+from offramp.runtime.slots import EqualSlots, Slot, aligned_slot, huge_slot
 from offramp.store import Store
 
 NOMINAL_FLOPS_PER_SECOND = 60e9
@@ -102,9 +102,10 @@ def make_run_plan(
 
 def allocate(store: Store, plan: Plan, reads: Reads = BUFFERED) -> Buffers:
     """Return the slots and resident buffers of a plan. Their pages take memory when they are first filled."""
-    make = aligned_slot if reads.name == "mapped" else Slot
+    make = aligned_slot if reads.name == "mapped" else huge_slot
     slots = [make(plan.slot_bytes) for _ in range(plan.num_slots)]
-    residents = {name: Slot(page_rounded(store.manifest.layouts[name].num_bytes)) for name in sorted(plan.residents)}
+    sizes = {name: page_rounded(store.manifest.layouts[name].num_bytes) for name in sorted(plan.residents)}
+    residents = {name: huge_slot(size) for name, size in sizes.items()}
     return Buffers(EqualSlots(slots), residents, depth=len(slots) or 2)
 
 

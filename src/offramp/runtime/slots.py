@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import mmap
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from itertools import chain
 from typing import Any, Dict, FrozenSet, Iterable, List, Mapping, Optional, Sequence, Set, Tuple
 
@@ -54,7 +55,7 @@ class Slot:
     """One buffer: its own pages, or a range of other pages that starts on a page boundary."""
 
     def __init__(self, num_bytes: int, pages: Optional[mmap.mmap] = None, start: int = 0) -> None:
-        self.num_bytes, self._start = num_bytes, start
+        self.num_bytes, self.start = num_bytes, start
         self.pages = new_pages(num_bytes) if pages is None else pages
         self.view = memoryview(self.pages)[start : start + num_bytes]
         self.array = np.frombuffer(self.pages, np.uint8, num_bytes, start)
@@ -64,16 +65,29 @@ class Slot:
 
     def part(self, start: int, num_bytes: int) -> Slot:
         """Return a slot in a range of this one, which starts on a page boundary."""
-        return Slot(num_bytes, self.pages, self._start + start)
+        return Slot(num_bytes, self.pages, self.start + start)
 
     def drop_pages(self) -> None:
         """Return the pages to the kernel. Reading them afterwards returns zeros."""
-        self.pages.madvise(mmap.MADV_DONTNEED, self._start, self.num_bytes)
+        self.pages.madvise(mmap.MADV_DONTNEED, self.start, self.num_bytes)
 
 
 def aligned_slot(num_bytes: int) -> Slot:
     """Return a slot that starts at a multiple of HUGE_BYTES."""
     return Slot(num_bytes, *new_aligned_pages(num_bytes))
+
+
+def huge_slot(num_bytes: int) -> Slot:
+    """Return an aligned slot in huge pages, where the system has them. Its end, which fills none, is in small ones.
+
+    The kernel hands a disk one request for a piece of memory, so that small pages make direct reads slow.
+    """
+    slot = aligned_slot(num_bytes)
+    whole = num_bytes // HUGE_BYTES * HUGE_BYTES
+    if whole and hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a kernel without them
+            slot.pages.madvise(mmap.MADV_HUGEPAGE, slot.start, whole)
+    return slot
 
 
 class BufferPool(ABC):
