@@ -77,11 +77,13 @@ def model_of(program, backend=None, **facts):
 
 def program_of(texts, axes, reads=(), dtype="int64", largest=()):
     lookup = LookUp("table", "x", Value("float32", (*axes, HIDDEN)))
-    stages = (Stage("inputs", "begin"), Stage("layer.0", "layer", (Step("k", {name: name for name in reads}),)))
+    steps = (Step("k", {"x": "x", "rows": "rows"}), Step("k", {name: name for name in reads}))
+    stages = (Stage("inputs", "begin"), Stage("layer.0", "layer", steps))
     return Program({"x": Input(dtype, axes, largest)}, {"rows": lookup}, {}, stages, texts=texts)
 
 
-def test_rows_that_a_layer_reads_are_held_until_then_and_others_are_not():
+def test_rows_that_are_read_after_the_first_step_are_held_until_then_and_others_are_not():
+    """A batch begins with its first step: what that alone reads does not wait."""
     held = model_of(program_of(TEXTS, (BATCH, TOKENS), ["rows"]), rows=ROW)
     used = model_of(program_of(TEXTS, (BATCH, TOKENS)), rows=ROW)
     assert held.input_bytes(3, 5) == 15 * (TOKEN_BYTES + ROW)

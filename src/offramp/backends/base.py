@@ -124,9 +124,14 @@ class ProgramBackend(Backend):
 
     def activation_bytes(self, num_rows: int, length: int) -> int:
         """Return the bytes of the kernel that takes most. Captured programs: in proportion to their example."""
+        scratch = CAPTURED_SCRATCH_BYTES if self.is_captured else self.scratch_bytes
+        return self.value_bytes(num_rows, length) + self.num_threads * scratch
+
+    def value_bytes(self, num_rows: int, length: int) -> int:
+        """Return the bytes of `activation_bytes` without scratch of threads."""
         if self.is_captured:
-            return lived_bytes(self.program, num_rows, length) + self.num_threads * CAPTURED_SCRATCH_BYTES
-        return most_bytes(self, self.num_elements, num_rows, length) + self.num_threads * self.scratch_bytes
+            return lived_bytes(self.program, num_rows, length)
+        return most_bytes(self, self.num_elements, num_rows, length)
 
     def state_bytes(self, num_rows: int, length: int) -> int:
         """Return the bytes of values with which a batch can wait. Captured programs: the most that live at once, until

@@ -13,7 +13,17 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Set, Tuple
 import numpy as np
 
 from offramp.backends import onnx_templates
-from offramp.backends.base import BLOCKS, REMEDY, LoadedKernel, ProgramBackend, first, is_alone, join
+from offramp.backends.base import (
+    BLOCKS,
+    CAPTURED_FACTOR,
+    REMEDY,
+    LoadedKernel,
+    ProgramBackend,
+    first,
+    is_alone,
+    join,
+    lived_bytes,
+)
 from offramp.backends.onnx_session import (
     KernelError,
     StopClock,
@@ -111,7 +121,9 @@ class OnnxBackend(ProgramBackend):
         """Make the arena one region for the largest batch so far."""
         if (num_rows, length) in self._prepared:
             return
-        num_bytes = 0 if self.is_captured else self.activation_bytes(num_rows, length)
+        num_bytes = self.activation_bytes(num_rows, length)
+        if self.is_captured:  # the values alone: what does not fit beside others takes regions of its own
+            num_bytes = int(lived_bytes(self.program, num_rows, length) / CAPTURED_FACTOR)
         if num_bytes > self._reserved_bytes:
             reserve_arena(num_bytes)
             self._reserved_bytes = num_bytes

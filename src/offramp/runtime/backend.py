@@ -73,6 +73,10 @@ class Backend(ABC):
     def activation_bytes(self, num_rows: int, length: int) -> int:
         """Return the most bytes that one pass takes besides weights, for [B, S] tokens."""
 
+    def value_bytes(self, num_rows: int, length: int) -> int:
+        """Return the part of `activation_bytes` that values take, without buffers that a trial shows."""
+        return self.activation_bytes(num_rows, length)
+
     def returned_bytes(self, num_rows: int, length: int) -> int:
         """Return the part of `activation_bytes` that is returned to the system while a pass runs."""
         return 0

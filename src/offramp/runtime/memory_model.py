@@ -66,10 +66,14 @@ class MemoryModel:
         self._row_bytes, self._copied_bytes = inputs.row_bytes, inputs.copied_bytes
 
     def input_bytes(self, num_rows: int, length: int) -> int:
-        """Return the bytes of the inputs of a batch, and of looked-up rows that layers read, until they are used."""
+        """Return the bytes of the inputs of a batch, and of looked-up rows that are read after its first steps.
+
+        A batch begins with these steps, so that other rows do not wait.
+        """
         if self._program.texts is None:
             return self.gathering_bytes(num_rows, length)
-        held = {name for stage in self._program.stages[1:] for step in stage.steps for name in step.reads.values()}
+        num_first = max(len(self._program.stages[0].steps), 1)
+        held = {name for step in list(self._program.steps())[num_first:] for name in step.reads.values()}
         looked_up = sum(size for name, size in self._row_bytes.items() if name in held)
         return num_rows * length * (TOKEN_BYTES + looked_up)
 
@@ -179,9 +183,10 @@ class MemoryModel:
         if trial_bytes is not None:
             return max(grown_bytes, trial_bytes)
         taken_bytes = grown_bytes + backend.returned_bytes(*shape)
-        if backend.is_measured and not (backend.keeps_buffers and workload.num_rows > 1):
-            return taken_bytes
-        return max(backend.activation_bytes(*shape), taken_bytes)
+        if not backend.is_measured:
+            return max(backend.activation_bytes(*shape), taken_bytes)
+        copies = backend.keeps_buffers and workload.num_rows > 1
+        return max(backend.value_bytes(*shape), taken_bytes) if copies else taken_bytes
 
 
 def resident_bytes() -> int:
