@@ -88,7 +88,7 @@ class ProgramBackend(Backend):
         self._waiting_bytes: Dict[int, int] = {}
         """Tokens of a trial -> most bytes of one row between two steps, in captured programs."""
         self.is_captured = any(kernel.template == CAPTURED for kernel in self.program.kernels.values())
-        self._constants = self._read_constants()
+        self._constants = _read_constants(self)
         _BACKENDS.add(self)
 
     def wrong_inputs(self, name: str, line: str) -> StoreError:
@@ -260,13 +260,14 @@ class ProgramBackend(Backend):
             what = f"kernel {kernel!r} gives {tuple(result.shape)}, not {wanted}"
             raise StoreError(what, self.store.path, REMEDY)
 
-    def _read_constants(self) -> Dict[str, Any]:
-        found = {}
-        for name in {name for step in self.program.steps() for name in step.constants.values()}:
-            shard, tensor = self.store.manifest.tensors()[name]
-            data = np.frombuffer(self.store.read_tensor(shard.name, tensor), DTYPES[tensor.dtype].numpy)
-            found[name] = self.wrap(data.reshape(tensor.shape))
-        return found
+
+def _read_constants(backend: ProgramBackend) -> Dict[str, Any]:
+    found, store = {}, backend.store
+    for name in {name for step in backend.program.steps() for name in step.constants.values()}:
+        shard, tensor = store.manifest.tensors()[name]
+        data = np.frombuffer(store.read_tensor(shard.name, tensor), DTYPES[tensor.dtype].numpy)
+        found[name] = backend.wrap(data.reshape(tensor.shape))
+    return found
 
 
 def _num_bytes(values: Iterable[Value], num_rows: int, length: int) -> int:
