@@ -1,6 +1,7 @@
 """Grids of experiments, searches in them, and recipes: Python files whose function `recipe` returns experiments."""
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +25,8 @@ from offramp.experiments.specification import (
 from offramp.policies.own import python_files
 
 Filter = Callable[[Experiment], bool]
+MAX_EXPERIMENTS = 100_000
+"""Most combinations of a grid, before filters: they are in memory together."""
 
 
 @dataclass(frozen=True, init=False)
@@ -31,7 +34,7 @@ class Grid:
     """All combinations of values of options. Iterating yields the experiments; the last option varies fastest.
 
     `Grid(model=["a", "b"], budget=["96MiB", None], rounds=3)` are four experiments. Raises ValueError for an unknown
-    option, naming the known ones.
+    option, naming the known ones, and for more than `MAX_EXPERIMENTS` combinations.
     """
 
     axes: Mapping[str, tuple[Any, ...]]
@@ -41,6 +44,9 @@ class Grid:
 
     def __init__(self, **axes: Any) -> None:
         require_options(axes)
+        number = math.prod(len(value) for value in axes.values() if isinstance(value, (list, range)))
+        if number > MAX_EXPERIMENTS:
+            raise ValueError(f"the grid has {number} combinations of values, more than {MAX_EXPERIMENTS}")
         # A list of values is an axis; `labels` is one value, a tuple of names.
         values = {name: tuple(value) if isinstance(value, (list, range)) else (value,) for name, value in axes.items()}
         empty = ", ".join(name for name, each in values.items() if not each)
