@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from offramp.errors import UsageError
 from offramp.tasks.lines import MAX_TEXT_BYTES
-from offramp.tasks.tables import Layout, read_texts
+from offramp.tasks.tables import Layout, read_table, read_texts
 
 
 @pytest.fixture
@@ -224,6 +224,8 @@ def test_a_line_that_looks_like_a_header_is_read_where_the_layout_says_so(write)
         "a,b",
         "text,",
         "Text: one;two",
+        "good; bad",
+        "a|b|c",
     ],
 )
 def test_texts_that_hold_separators_are_read(write, suffix, first):
@@ -231,6 +233,36 @@ def test_texts_that_hold_separators_are_read(write, suffix, first):
     texts = list(read_texts(write(f"some.{suffix}", f"{line}\nmore\n"), layout=Layout(header=None)))
     assert texts[-1] == "more"
     assert first in texts
+
+
+@pytest.mark.parametrize("given", [(), ("Kommentar",)])
+@pytest.mark.parametrize(
+    ("suffix", "mark", "what", "remedy"),
+    [
+        ("csv", ";", "2 fields that are separated by semicolons, not by commas", "save it with commas, as .csv"),
+        ("csv", "\t", "2 fields that are separated by tabs, not by commas", "give --input-format tsv, or name it .tsv"),
+        ("csv", "|", "2 fields that are separated by bars, not by commas", "save it with commas, as .csv"),
+        ("tsv", ",", "2 fields that are separated by commas, not by tabs", "give --input-format csv, or name it .csv"),
+    ],
+)
+def test_a_table_with_another_separator_is_refused_whatever_its_columns_are_called(
+    write, given, suffix, mark, what, remedy
+):
+    rows = ["Kommentar\tUrteil", "sehr gut\t1", '"nein\tdanke"\t0', "", "ja\t1"]
+    path = write(f"some.{suffix}", "".join(row.replace("\t", mark) + "\n" for row in rows))
+    with pytest.raises(UsageError, match=what) as refused:
+        list(read_texts(path, *given))
+    assert f"{path}:1 - {remedy} (--header no if the lines are texts)" in str(refused.value)
+    path = write(f"other.{suffix}", f"so{mark}la\ndo{mark}re\n")
+    assert list(read_texts(path, layout=Layout(header=False))) == [f"so{mark}la", f"do{mark}re"]
+
+
+def test_spaces_after_the_commas_of_a_table_are_removed_and_said(write, said):
+    path = write("some.csv", 'label, text, id\none, "good, very good", 1\ntwo, bad,2\n')
+    assert list(read_texts(path, log=said.append)) == ["good, very good", "bad"]
+    assert f"{path}:1: spaces after commas are removed" in said
+    assert [row["label"] for _, row in read_table(path)] == ["one", "two"]
+    assert list(read_texts(write("other.csv", "text,label\n one, two\n"))) == [" one"]
 
 
 def test_a_column_is_never_guessed_where_names_are_given(write):
@@ -347,8 +379,14 @@ def zipped(data: bytes) -> bytes:
         (bz2.compress, "bzip2 data, not text - .* - decompress it"),
         (lzma.compress, "xz data, not text - .* - decompress it"),
         (lambda data: b"\x28\xb5\x2f\xfd\x04" + data, "zstd data, not text - .* - decompress it"),
-        (zipped, r"a zip archive, such as an Excel workbook \(.xlsx\), not text - .* - export the sheet as CSV"),
+        (zipped, r"a zip archive, such as an Excel workbook \(.xlsx\) or .*, not text - .* - export the sheet as CSV"),
         (lambda data: bytes.fromhex("d0cf11e0a1b11ae1") + data, "an old Office document, .* - export the sheet as CSV"),
+        (lambda data: b"PAR1\x15" + data, "a Parquet file, not text - .* - name it .parquet, or give --input-format"),
+        (lambda data: b"ARROW1\0\0" + data, "an Arrow file, not text - .* - save its texts as CSV, JSON lines"),
+        (lambda data: b"\xff\xff\xff\xff\x10" + data, "an Arrow stream, not text - .* - save its texts as"),
+        (lambda data: b"SQLite format 3\0" + data, "an SQLite database, not text - .* - save its texts as"),
+        (lambda data: b"%PDF-1.7\n" + data, "a PDF document, not text - .* - save its texts as"),
+        (lambda data: b"version https://git-lfs.github.com/spec/v1\n" + data, "a pointer of Git LFS, .* git lfs pull"),
     ],
 )
 def test_compressed_data_and_workbooks_are_named(write, suffix, content, pack, what):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import re
-from typing import Optional, Tuple
+from typing import Optional, Sequence, Tuple
 
 from offramp.errors import UsageError
 
@@ -25,11 +26,41 @@ _LEAST_KNOWN = 2
 """Number of known names by which a line of plain text is recognised as a header: one word may be a text."""
 
 
-def require_separator(place: str, line: str, mark: str) -> None:
-    """Raise UsageError if the first line of a table, whose separator is `mark`, is a header with another separator."""
-    found = None if mark in line else _separator(line, 1)
+def require_separator(place: str, lines: Sequence[str], mark: str) -> None:
+    """Raise UsageError if the first lines of a table, whose separator is `mark`, have another one.
+
+    The first line is a header with it, or all of several lines have equal numbers of it.
+    """
+    found = _separator(lines[0], 1)
     if found is not None:
         raise _refusal(place, found, f"not by {_SEPARATORS[mark][0]}", "--header no if the line is a row")
+    for other, (name, form) in _SEPARATORS.items():
+        num_fields = _even_fields(lines, other)
+        if num_fields > 1:
+            what = f"each line has {num_fields} fields that are separated by {name}, not by {_SEPARATORS[mark][0]}"
+            raise UsageError(what, place, _other_format(form) + " (--header no if the lines are texts)")
+
+
+def may_have_other(line: str, mark: str) -> bool:
+    """Return whether the first line of a table has other separators than `mark`, and not `mark`."""
+    return mark not in line and any(other in line for other in _SEPARATORS)
+
+
+def has_spaced_fields(line: str) -> bool:
+    """Return whether a line of CSV has a space after each comma, as people write."""
+    fields = line.split(",")[1:]
+    return bool(fields) and all(field.startswith(" ") and field.strip() for field in fields)
+
+
+def _even_fields(lines: Sequence[str], mark: str) -> int:
+    """Return the number of fields of each of several lines; 1 if it varies, or if a space follows, as in sentences."""
+    try:
+        rows = [cells for cells in csv.reader(lines, delimiter=mark) if "".join(cells).strip()]
+    except csv.Error:
+        return 1
+    is_even = len(rows) > 1 and len({len(cells) for cells in rows}) == 1
+    has_spaces = any(cell.startswith(" ") for cells in rows for cell in cells[1:])
+    return len(rows[0]) if is_even and not has_spaces else 1
 
 
 def refuse_header(place: str, line: str) -> None:
@@ -42,8 +73,13 @@ def refuse_header(place: str, line: str) -> None:
 def _refusal(place: str, mark: str, but: str, otherwise: str) -> UsageError:
     """Return the error of a header whose separator is `mark`. `otherwise`: the option if the line is no header."""
     name, form = _SEPARATORS[mark]
-    remedy = f"give --input-format {form}, or name it .{form}" if form else "save it with commas, as .csv"
-    return UsageError(f"a header whose names are separated by {name}, {but}", place, f"{remedy} ({otherwise})")
+    what = f"a header whose names are separated by {name}, {but}"
+    return UsageError(what, place, f"{_other_format(form)} ({otherwise})")
+
+
+def _other_format(form: str) -> str:
+    """Return the remedy for a table of another format; "" is none that is read."""
+    return f"give --input-format {form}, or name it .{form}" if form else "save it with commas, as .csv"
 
 
 def _separator(line: str, least: int) -> Optional[str]:

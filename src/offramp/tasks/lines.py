@@ -39,15 +39,37 @@ _PACKED = (
     (b"BZh", "bzip2 data"),
     (b"\xfd7zXZ\0", "xz data"),
     (b"\x28\xb5\x2f\xfd", "zstd data"),
+    (b"\x04\x22\x4d\x18", "LZ4 data"),
 )
 """First bytes of compressed data, and their names."""
 _BZIP2_MARKS = (b"1AY&SY", b"\x17rE8P\x90")
 """Bytes from the fifth on of bzip2 data: of a block, and of the end of empty data. A text may begin with BZh."""
 _ARCHIVES = (
-    (b"PK\3\4", "a zip archive, such as an Excel workbook (.xlsx)"),
+    (b"PK\3\4", "a zip archive, such as an Excel workbook (.xlsx) or an OpenDocument sheet (.ods)"),
     (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Office document, such as an Excel workbook (.xls)"),
+    (b"Rar!\x1a\7", "a RAR archive"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive"),
 )
 """First bytes of files that hold others, or tables, and their names."""
+_PARQUET = b"PAR1\x15"
+"""First bytes of a Parquet file, and of its first page header."""
+_BINARY = (
+    (b"ARROW1\0\0", "an Arrow file"),
+    (b"\xff\xff\xff\xff", "an Arrow stream"),
+    (b"FEA1", "a Feather file"),
+    (b"Obj\1", "an Avro file"),
+    (b"SQLite format 3\0", "an SQLite database"),
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+    (b"\x93NUMPY", "a NumPy array"),
+    (b"\x80\4\x95", "a pickle"),
+    (b"%PDF-", "a PDF document"),
+    (b"{\\rtf", "an RTF document"),
+    (b"\x89PNG\r\n\x1a\n", "a PNG image"),
+    (b"\xff\xd8\xff", "a JPEG image"),
+)
+"""First bytes of files of other kinds, and their names."""
+_POINTER = b"version https://git-lfs.github.com/spec/"
+"""First bytes of the file that Git puts in the place of a large one."""
 _AS_UTF8 = "save it as UTF-8"
 
 
@@ -157,13 +179,20 @@ def _skip_line(file: IO[bytes], step: int) -> None:
 
 
 def _require_text(where: object, data: bytes) -> None:
-    """Raise UsageError if the first bytes of a file are those of compressed data, of an archive or of a workbook."""
+    """Raise UsageError if the first bytes of a file are those of a file of another kind."""
     packed = next((name for mark, name in _PACKED if data.startswith(mark)), None)
     if packed is not None and (packed != "bzip2 data" or data[4:].startswith(_BZIP2_MARKS)):
         raise UsageError(f"{packed}, not text", where, "decompress it")
     archive = next((name for mark, name in _ARCHIVES if data.startswith(mark)), None)
     if archive is not None:
         raise UsageError(f"{archive}, not text", where, "export the sheet as CSV, or unpack the archive")
+    if data.startswith(_PARQUET):
+        raise UsageError("a Parquet file, not text", where, "name it .parquet, or give --input-format parquet")
+    binary = next((name for mark, name in _BINARY if data.startswith(mark)), None)
+    if binary is not None:
+        raise UsageError(f"{binary}, not text", where, "save its texts as CSV, JSON lines or Parquet")
+    if data.startswith(_POINTER):
+        raise UsageError("a pointer of Git LFS, not the file itself", where, "fetch the file: git lfs pull")
 
 
 def _chunks(file: IO[bytes], first: bytes) -> Iterator[bytes]:

@@ -17,7 +17,15 @@ from pathlib import Path
 from typing import IO, Any, Collection, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
 from offramp.errors import UsageError, import_error, missing
-from offramp.tasks.columns import KNOWN_NAMES, PAIR_COLUMN, TEXT_COLUMNS, refuse_header, require_separator
+from offramp.tasks.columns import (
+    KNOWN_NAMES,
+    PAIR_COLUMN,
+    TEXT_COLUMNS,
+    has_spaced_fields,
+    may_have_other,
+    refuse_header,
+    require_separator,
+)
 from offramp.tasks.frames import frame_rows, is_frame, is_null, require_distinct
 from offramp.tasks.lines import MAX_ROW_BYTES, MAX_TEXT_BYTES, Line, Log, Notes, is_pipe, lines_of, open_source, silent
 from offramp.tasks.text import Text
@@ -134,7 +142,7 @@ def _split_tsv(stream: IO[bytes], where: object, layout: Layout, notes: Notes) -
         quotes = _is_quoted([text for _, text in sample], not following)
         held = sample + following
         del sample[:], following
-        lines = itertools.chain((held.pop(0) for _ in range(len(held))), lines)  # each is dropped once it is read
+        lines = _joined(held, lines)
         if quotes:
             notes.log(f"{where}: fields are in double quotes, which are removed (--quotes no keeps them)")
     if quotes:
@@ -186,24 +194,40 @@ def _is_quoted(lines: Sequence[str], is_whole: bool) -> bool:
 
 
 def _split_csv(stream: IO[bytes], where: object, layout: Layout, notes: Notes) -> Iterator[Tuple[str, List[str]]]:
-    return _split_quoted(_with_separator(lines_of(where, stream, notes), ",", layout), where, ",")
+    lines = _with_separator(lines_of(where, stream, notes), ",", layout)
+    first = list(itertools.islice(lines, 1))
+    is_spaced = bool(first) and has_spaced_fields(first[0][1])
+    if is_spaced:
+        notes.log(f"{first[0][0]}: spaces after commas are removed")
+    return _split_quoted(_joined(first, lines), where, ",", is_spaced=is_spaced)
 
 
 def _with_separator(lines: Iterator[Line], mark: str, layout: Layout) -> Iterator[Line]:
-    """Return the lines. Raises UsageError if the first one is a header with another separator than `mark`."""
+    """Return the lines. Raises UsageError if the first ones have another separator than `mark`.
+
+    Only where the first line may have another one are more lines read before it is returned.
+    """
     first = list(itertools.islice(lines, 1))
-    if first and layout.header is not False and not layout.columns:
-        require_separator(*first[0], mark)
-    return itertools.chain((first.pop() for _ in range(len(first))), lines)  # the first is dropped once it is read
+    if first and layout.header is not False and not layout.columns and may_have_other(first[0][1], mark):
+        first += _sample(lines)
+        require_separator(first[0][0], [text for _, text in first], mark)
+    return _joined(first, lines)
 
 
-def _csv_reader(lines: Iterable[str], mark: str) -> Any:
+def _joined(first: List[Line], others: Iterator[Line]) -> Iterator[Line]:
+    """Return lines that were read before, and the others. Each is dropped once it is read."""
+    return itertools.chain((first.pop(0) for _ in range(len(first))), others)
+
+
+def _csv_reader(lines: Iterable[str], mark: str, *, is_spaced: bool = False) -> Any:
     csv.field_size_limit(max(csv.field_size_limit(), MAX_ROW_BYTES))  # the default refuses 131,072 characters
-    return csv.reader(lines, delimiter=mark, strict=True)
+    return csv.reader(lines, delimiter=mark, strict=True, skipinitialspace=is_spaced)
 
 
-def _split_quoted(lines: Iterator[Line], where: object, mark: str) -> Iterator[Tuple[str, List[str]]]:
-    reader = _csv_reader((text for _, text in lines), mark)
+def _split_quoted(
+    lines: Iterator[Line], where: object, mark: str, *, is_spaced: bool = False
+) -> Iterator[Tuple[str, List[str]]]:
+    reader = _csv_reader((text for _, text in lines), mark, is_spaced=is_spaced)
     try:
         for cells in reader:
             yield f"{where}:{reader.line_num}", cells
