@@ -19,6 +19,7 @@ from offramp.tasks.text import TextEncoder
 from offramp.tasks.tokenizer_settings import FAST_TOKENIZER, SETTINGS, read_settings
 from tests.processes import is_running, wait_until
 from tests.tasks.test_text import BERT_VOCABULARY, WORDS, bert_folder, expected, roberta_folder, rows
+from tests.tiny_families import write_classifier
 
 pytest.importorskip("transformers")
 
@@ -27,7 +28,9 @@ from transformers import AutoTokenizer
 
 from offramp.checkpoints import auto_tokenizer, tokenizing
 from offramp.checkpoints.auto_tokenizer import save_tokenizer, write_tokenizer
+from offramp.checkpoints.inputs import texts_of
 from offramp.checkpoints.tokenizing import OUTCOME, open_text_encoder, store_tokenizer
+from offramp.streaming.weightless import class_of_folder, of_class
 
 TEXTS = Texts(vocab_size=1 << 20, max_length=1 << 20, num_token_types=2, pad_token=0)
 USER = {"content": "<user>", "special": True, "lstrip": False, "rstrip": False, "normalized": False}
@@ -276,11 +279,77 @@ def test_a_tokenizer_is_compared_once_wherever_it_lies_and_again_where_anything_
     assert compared == ["first", "cased", "left", "other class"]
 
 
-def test_a_tokenizer_of_python_code_is_not_proven(tmp_path, monkeypatch):
-    folder, said = bert_folder(tmp_path / "model"), []
-    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *args, **options: object())
+class Characters:
+    """A tokenizer of Python code: one token a character, between two others."""
+
+    def __init__(self, vocabulary):
+        self._vocabulary, self.model_max_length, self.model_input_names = vocabulary, 1e30, ["input_ids"]
+        self.added_tokens_encoder = {}
+
+    def get_vocab(self):
+        return self._vocabulary
+
+    def __call__(self, *texts, truncation, max_length, padding):
+        (text,) = texts[0]
+        return {"input_ids": [[3, *(self._vocabulary.get(letter, 2) for letter in text)][:max_length]]}
+
+
+def test_a_tokenizer_of_python_code_with_files_of_another_one_is_refused(tmp_path, monkeypatch):
+    folder, vocabulary = as_json(tmp_path / "model"), {token: id for id, token in enumerate(BERT_VOCABULARY)}
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *args, **options: Characters(vocabulary))
+    with pytest.raises(SourceError, match=r"other tokens than transformers .* - remove tokenizer\.json"):
+        as_in_a_store(folder, tmp_path)
+    (folder / "tokenizer.json").unlink()
+    said = []
     as_in_a_store(folder, tmp_path, said)
-    assert len(said) == 1 and said[0].endswith("TypeError: object is no fast tokenizer")
+    assert said[0].endswith("TypeError: Characters is no fast tokenizer")
+    assert said[1].startswith("the store will take no texts: no tokenizer")
+
+
+def test_a_vocabulary_that_only_transformers_reads_makes_a_store_of_texts(tmp_path, monkeypatch):
+    made = AutoTokenizer.from_pretrained(as_json(tmp_path / "made"))
+    folder, said = write_classifier(tmp_path / "model", "albert", num_layers=1), []
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").unlink()
+    (folder / "spiece.model").write_bytes(b"of sentencepiece")
+    module = of_class(class_of_folder(folder), folder)
+    assert texts_of(module, folder) is not None
+    as_in_a_store(folder, tmp_path / "unread", said)
+    assert said[-1] == "the store will take no texts: only a sentencepiece tokenizer (spiece.model)"
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *args, **options: made)
+    place = as_in_a_store(folder, tmp_path)
+    assert encoded(TextEncoder.from_folder(place, TEXTS), "the cat") == expected(made, "the cat", None, True)
+
+
+@pytest.mark.parametrize("cls", ["BertTokenizer", "XLMRobertaTokenizer", "T5Tokenizer", "RobertaTokenizer"])
+def test_a_folder_whose_vocabulary_is_absent_is_refused(tmp_path, cls):
+    """transformers makes a tokenizer of special tokens from it, by which all texts are alike."""
+    folder = bert_folder(tmp_path / "model", tokenizer_class=cls)
+    (folder / "vocab.txt").unlink()
+    with pytest.raises(
+        SourceError, match=f"{cls} without a vocabulary of this folder - .* - copy the tokenizer's files"
+    ):
+        as_in_a_store(folder, tmp_path)
+
+
+def test_a_tokenizer_without_a_template_of_pairs_takes_single_texts(tmp_path):
+    folder = as_json(tmp_path / "model")
+    tree = json.loads((folder / "tokenizer.json").read_text())
+    tree["post_processor"]["pair"] = tree["post_processor"]["single"]
+    (folder / "tokenizer.json").write_text(json.dumps(tree))
+    configured(folder, tokenizer_class="PreTrainedTokenizerFast")
+    ours = TextEncoder.from_folder(as_in_a_store(folder, tmp_path), TEXTS)
+    assert encoded(ours, "the cat") == expected(AutoTokenizer.from_pretrained(folder), "the cat", None, False)
+    with pytest.raises(UsageError, match="no place for the second text of a pair"):
+        ours.encode([("the cat", "sat")])
+
+
+@pytest.mark.parametrize(("length", "is_proven"), [(20.0, True), (-1, True), ("20", False)])
+def test_a_length_that_is_no_whole_number_is_proven_or_named(tmp_path, length, is_proven):
+    folder, said = bert_folder(tmp_path / "model", model_max_length=length), []
+    settings = read_settings(ModelFiles(as_in_a_store(folder, tmp_path, said)))
+    assert (settings is not None and settings.proof is not None) == is_proven
+    assert is_proven or said[0].endswith("TypeError: model_max_length is '20', not a number of tokens")
 
 
 def test_a_tokenizer_that_takes_more_than_texts_is_not_proven(tmp_path):

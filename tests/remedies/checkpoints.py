@@ -17,8 +17,21 @@ from offramp.program.program import Texts
 from offramp.tasks.model_files import ModelFiles
 from tests.remedies.entries import Entry, closed, corrected, said_by
 from tests.remedies.store import failing, os_error, spoilt, undo
+from tests.remedies.tasks import copy_vocabulary, save_fast, tokenizer_files
 
 DIVIDE = "divide model another"
+
+
+def of_characters(w):
+    """The tokenizer of one class, and the name of another one, which reads characters."""
+    save_fast(w, "")
+    (w.model / "vocab.txt").unlink(missing_ok=True)
+    (w.model / "tokenizer_config.json").write_text('{"tokenizer_class": "CanineTokenizer"}')
+
+
+def remove_tokenizer(w, said):
+    """`rm tokenizer.json`"""
+    (w.model / "tokenizer.json").unlink()
 
 
 def restore(*names):
@@ -628,6 +641,18 @@ TABLE = [
     ),
     closed(
         "checkpoints/auto_tokenizer.py: the tokenizer of offramp", "unreachable", "save a tokenizer of another class"
+    ),
+    Entry(
+        "checkpoints/auto_tokenizer.py: the tokenizer of offramp",
+        spoilt(of_characters, DIVIDE),
+        "remove tokenizer.json, which this class does not use",
+        remove_tokenizer,
+    ),
+    Entry(
+        "checkpoints/auto_tokenizer.py: transformers makes a {} without a vocabulary",
+        spoilt(tokenizer_files(tokenizer_config_dot_json='{"tokenizer_class": "BertTokenizer"}'), DIVIDE),
+        "copy the tokenizer's files there",
+        copy_vocabulary,
     ),
     closed("checkpoints/tokenizing.py: {}", "unreachable"),
 ]

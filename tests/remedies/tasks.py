@@ -10,16 +10,18 @@ from pathlib import Path
 
 import numpy as np
 
+import offramp
 from offramp.program.program import Texts
 from offramp.tasks import arrays, data, images, lines, pixels, tables
 from offramp.tasks.data import DataSpec
 from offramp.tasks.tables import Layout
 from offramp.tasks.text import TextEncoder
 from tests.cli.conftest import VOCABULARY
-from tests.remedies.entries import Entry, corrected, said_by
+from tests.remedies.entries import TEXT, Entry, corrected, said_by
 from tests.remedies.store import damaged, failing, named_file, os_error, spoilt, undo
 
 GOOD = "sentence\tlabel\na film\tone\na bank\ttwo\n"
+UNNAMED = "a\tb\na film\tone\na bank\ttwo\n"
 
 
 def written(name, content):
@@ -156,6 +158,22 @@ def growing(w, size):
     model = {"type": "WordLevel", "vocab": {"[UNK]": 0}, "unk_token": "[UNK]"}
     tokenizer_files(tokenizer_dot_json=json.dumps({**tree, "model": model}))(w)
     return TextEncoder.from_folder(w.model, Texts(16, 1 << 20, 2, 0)).encode(["a" * size])
+
+
+def of_single_texts(w, text):
+    """Encode with a tokenizer whose template has no place for a second text."""
+    model = {"type": "WordLevel", "vocab": {"[UNK]": 0}, "unk_token": "[UNK]"}
+    only = [{"Sequence": {"id": "A", "type_id": 0}}]
+    template = {"type": "TemplateProcessing", "single": only, "pair": only, "special_tokens": {}}
+    w.copy("model")
+    tokenizer_files(tokenizer_dot_json=json.dumps({"post_processor": template, "model": model}))(w)
+    return TextEncoder.from_folder(w.model, Texts(16, 20, 2, 0)).encode([text])
+
+
+def divided_and_run(w):
+    offramp.divide(w.model, w / "fresh", force=True)
+    with offramp.load(w / "fresh", threads=1) as classifier:
+        return classifier.predict([TEXT])
 
 
 def tokenizer_files(**named):
@@ -430,6 +448,20 @@ TABLE = [
     mended("tasks/lines.py: not UTF-8 (zero bytes", GOOD.encode("utf-16-le"), "UTF-8"),
     mended("tasks/lines.py: {}, not text", gzip.compress(GOOD.encode()), "decompress it"),
     mended("tasks/lines.py: {}, not text", b"PK\3\4" + GOOD.encode(), "export the sheet as CSV, or unpack"),
+    mended(
+        "tasks/lines.py: {}, not text", b"ARROW1\0\0" + GOOD.encode(), "save its texts as CSV, JSON lines or Parquet"
+    ),
+    corrected(
+        "tasks/lines.py: a Parquet file, not text",
+        spoilt(lambda w: parquet(w / "in.csv"), texts("in.csv", "sentence")),
+        "name it .parquet, or give --input-format parquet",
+        lambda w: (
+            texts("in.csv", "sentence", format="parquet")(w),
+            (w / "in.csv").rename(w / "in.parquet"),
+            texts("in.parquet", "sentence")(w),
+        ),
+    ),
+    mended("tasks/lines.py: a pointer of Git LFS", b"version https://git-lfs.github.com/spec/v1\n", "fetch the file"),
     mended("tasks/lines.py: not UTF-8 (byte", GOOD.encode() + b"\xff\tone\n", "UTF-8"),
     mended("tasks/lines.py: damaged text", b"\xff\xfe" + GOOD.encode("utf-16-le")[:-1], "UTF-8"),
     mended("tasks/lines.py: a line of more than", b"sentence\tlabel\n" + ONE_LONG, "shorten or split it"),
@@ -555,6 +587,27 @@ TABLE = [
         spoilt(written("in.txt", GOOD.replace("\t", ";")), texts("in.txt")),
         "save it with commas, as .csv",
         lambda w: (written("in.csv", GOOD.replace("\t", ","))(w), texts("in.csv")(w)),
+    ),
+    call(
+        "tasks/columns.py: each line has {} fields",
+        UNNAMED.replace("\t", ","),
+        texts("in.tsv"),
+        "give --input-format",
+        texts("in.tsv", "b", format="csv"),
+    ),
+    corrected(
+        "tasks/columns.py: each line has {} fields",
+        spoilt(written("in.csv", UNNAMED), texts("in.csv")),
+        "or name it .",
+        lambda w: ((w / "in.csv").rename(w / "in.tsv"), texts("in.tsv", "b")(w)),
+    ),
+    mended(
+        "tasks/columns.py: each line has {} fields",
+        UNNAMED.replace("\t", ";"),
+        "save it with commas, as .csv",
+        UNNAMED.replace("\t", ","),
+        "in.csv",
+        texts("in.csv", "b"),
     ),
     call(
         "tasks/tables.py: the text and the second text of the pair",
@@ -787,7 +840,7 @@ TABLE = [
         write_glue,
     ),
     Entry(
-        "tasks/glue.py: no space left for the data",
+        "errors.py: {} ({})",
         spoilt(no_network(os_error("ENOSPC")), from_hub),
         "free some space and run again",
         network,
@@ -818,8 +871,20 @@ TABLE = [
     Entry(
         "tasks/tokenizer.py: no tokenizer",
         spoilt(tokenizer_files(), tokenized()),
-        "copy the tokenizer's files there",
+        "copy the tokenizer's files to the model's folder",
         copy_vocabulary,
+    ),
+    Entry(
+        "tasks/text.py: {}",
+        spoilt(tokenizer_files(), divided_and_run),
+        "then divide the model again",
+        copy_vocabulary,
+    ),
+    corrected(
+        "tasks/text.py: the tokenizer of the model has no place for the second text",
+        lambda w: of_single_texts(w, ("a", "b")),
+        "give one text",
+        lambda w: of_single_texts(w, "a"),
     ),
     Entry(
         "tasks/tokenizer.py: only a sentencepiece",
@@ -828,13 +893,13 @@ TABLE = [
         save_fast,
     ),
     Entry(
-        "tasks/tokenizer.py: tokenizer cannot be read",
+        "tasks/tokenizer.py: tokenizer cannot be read ({}) [library_errors]",
         spoilt(tokenizer_files(tokenizer_dot_json='{"model": {"type": "Odd"}}'), tokenized()),
-        "save",
+        "get the tokenizer's files again",
         save_fast,
     ),
     Entry(
-        "tasks/tokenizer.py: tokenizer cannot be read",
+        "tasks/tokenizer.py: tokenizer cannot be read ({}) [_refusal]",
         spoilt(
             tokenizer_files(tokenizer_dot_json=json.dumps({"normalizer": {"type": "Odd"}, "model": NO_WORDS})),
             tokenized(),
@@ -920,13 +985,13 @@ TABLE = [
     Entry(
         "tasks/model_files.py: not JSON",
         spoilt(tokenizer_files(vocab_dot_txt=WORDS, tokenizer_config_dot_json="{"), tokenized()),
-        "save",
+        "get the tokenizer's files again",
         save_fast,
     ),
     Entry(
         "tasks/model_files.py: not a JSON object",
         spoilt(tokenizer_files(vocab_dot_txt=WORDS, tokenizer_config_dot_json="[]"), tokenized()),
-        "save",
+        "get the tokenizer's files again",
         save_fast,
     ),
     Entry(
@@ -941,7 +1006,7 @@ TABLE = [
     Entry(
         "tasks/tokenizer.py: vocabulary lacks the token",
         spoilt(tokenizer_files(vocab_dot_txt="a"), tokenized()),
-        "save",
+        "get the tokenizer's files again",
         save_fast,
     ),
     corrected(

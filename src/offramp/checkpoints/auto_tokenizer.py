@@ -20,17 +20,19 @@ from transformers import AutoTokenizer
 
 from offramp.checkpoints.source import TOKENIZER
 from offramp.errors import SourceError, UsageError
-from offramp.program.program import TEXT_INPUTS, Texts
+from offramp.program.program import TEXT_INPUTS
 from offramp.tasks.model_files import files_of
-from offramp.tasks.text import Text, TextEncoder
+from offramp.tasks.text import ANY, Text, TextEncoder
 from offramp.tasks.tokenizer import require_safe
 from offramp.tasks.tokenizer_settings import FAST_TOKENIZER, SETTINGS, TokenizerProof, TokenizerSettings, length_of
 
 TOKENIZER_JSON = "tokenizer.json"
+_OTHER_CLASS = "save a tokenizer of another class, or report it"
+_WITHOUT_JSON = "remove tokenizer.json, which this class does not use: the store then takes no texts"
+_LEAST_WORDS = 2
+"""Tokens beside the added ones; classes of sentencepiece begin with one."""
 _PARALLEL = "TOKENIZERS_PARALLELISM"
 _PADDING = 0
-_ANY = Texts(vocab_size=1 << 31, max_length=1 << 31, num_token_types=2, pad_token=_PADDING)
-"""Requirements of no model."""
 _SHORT = 16
 """A length in tokens to which nearly every probe is truncated, special tokens included."""
 _SHORT_CHARACTERS = 60
@@ -78,9 +80,13 @@ def write_tokenizer(folder: Path, out: Path) -> None:
     Where `tokenizer.json` of the folder is that tokenizer, `out` gets a link to it.
 
     Raises SourceError for a tokenizer that offramp applies in another way, TypeError for one that only transformers
-    can apply, and the errors of transformers.
+    can apply, and the errors of transformers. One of Python code is compared with that of the folder's files.
     """
     tokenizer = _load(folder)
+    if not _is_fast(tokenizer):
+        _require_like_files(tokenizer, folder)
+        raise _not_fast(tokenizer)
+    _require_words(tokenizer, folder)
     content, name, own = _json(tokenizer.backend_tokenizer), FAST_TOKENIZER, folder / TOKENIZER_JSON
     if own.is_file() and _json(tokenizers.Tokenizer.from_file(str(own))) == content:
         name = TOKENIZER_JSON
@@ -105,6 +111,8 @@ def save_tokenizer(folder: Path, out: Path) -> None:
     before = set(out.iterdir())
     try:
         tokenizer = _load(folder)
+        if not _is_fast(tokenizer):
+            raise _not_fast(tokenizer)
         tokenizer.save_pretrained(out)
         first, second = ((_settings(each), _json(each.backend_tokenizer)) for each in (tokenizer, _load(out)))
         is_same = first == second
@@ -117,17 +125,53 @@ def save_tokenizer(folder: Path, out: Path) -> None:
             shutil.copyfile(path, out / path.name)
 
 
+@_quiet()
+def gives_types(folder: Path) -> bool:
+    """Return whether a folder's tokenizer gives token types; False for one that transformers cannot load."""
+    try:
+        return TEXT_INPUTS[2] in _load(folder).model_input_names
+    except Exception:  # transformers raises many classes for files that it cannot read
+        return False
+
+
 def _load(folder: Path) -> Any:
     require_safe(files_of(folder))
     tokenizer: Any = AutoTokenizer.from_pretrained(  # a folder  # nosec B615
         folder, local_files_only=True, trust_remote_code=False
     )
-    if not isinstance(getattr(tokenizer, "backend_tokenizer", None), tokenizers.Tokenizer):
-        raise TypeError(f"{type(tokenizer).__name__} is no fast tokenizer")
     return tokenizer
 
 
+def _require_words(tokenizer: Any, folder: Path) -> None:
+    """Raise SourceError for a tokenizer that transformers made without a vocabulary, since its file is absent."""
+    if len(set(tokenizer.get_vocab()) - set(tokenizer.added_tokens_encoder)) < _LEAST_WORDS:
+        what = f"transformers makes a {type(tokenizer).__name__} without a vocabulary of this folder"
+        raise SourceError(what, folder, "copy the tokenizer's files there, or correct tokenizer_class")
+
+
+def _is_fast(tokenizer: Any) -> bool:
+    return isinstance(getattr(tokenizer, "backend_tokenizer", None), tokenizers.Tokenizer)
+
+
+def _not_fast(tokenizer: Any) -> TypeError:
+    return TypeError(f"{type(tokenizer).__name__} is no fast tokenizer")
+
+
+def _require_like_files(tokenizer: Any, folder: Path) -> None:
+    """Raise SourceError for a tokenizer of Python code where offramp would apply the folder's files in another way.
+
+    The files may be such that offramp applies none, which it says where a text comes.
+    """
+    try:
+        TextEncoder.from_folder(folder, ANY)
+    except SourceError:
+        return
+    _compare(tokenizer, folder, folder)
+
+
 def _settings(tokenizer: Any) -> TokenizerSettings:
+    if not isinstance(tokenizer.model_max_length, (int, float)):
+        raise TypeError(f"model_max_length is {tokenizer.model_max_length!r:.60}, not a number of tokens")
     return TokenizerSettings(
         max_length=length_of(tokenizer.model_max_length),
         keeps_end=tokenizer.truncation_side == "left",
@@ -159,18 +203,18 @@ def _compare(tokenizer: Any, out: Path, folder: Path) -> int:
     short = [text for text in singles if len(text) <= _SHORT_CHARACTERS]
     pairs = [(text, short[index % len(short)]) for index, text in enumerate(singles)]
     probes: list[Text] = [*singles, *pairs, *((second, first) for first, second in pairs[::2])]
-    num_probes = 0
+    num_probes, own_length = 0, length_of(tokenizer.model_max_length)
     for length in (None, _SHORT):
-        ours = TextEncoder.from_folder(out, _ANY, length, warn=lambda message: None)
+        ours = TextEncoder.from_folder(out, ANY, length, warn=lambda message: None)
         for text in probes:
             try:
                 found = _ids(ours, text)
             except UsageError:  # the tokenizer's own limit has no room for a text, which transformers then ignores
                 continue
             num_probes += 1
-            if found != _ids_of_transformers(tokenizer, text, length):
+            if found != _ids_of_transformers(tokenizer, text, length or own_length):
                 what = f"the tokenizer of offramp gives other tokens than transformers for {text!r:.200}"
-                raise SourceError(what, folder, "save a tokenizer of another class, or report it")
+                raise SourceError(what, folder, _OTHER_CLASS if _is_fast(tokenizer) else _WITHOUT_JSON)
     return num_probes
 
 
@@ -187,7 +231,7 @@ def _ids(ours: TextEncoder, text: Text) -> tuple[list[int], list[int]] | None:
 def _ids_of_transformers(tokenizer: Any, text: Text, length: int | None) -> tuple[list[int], list[int]] | None:
     lists = [[part] for part in ((text,) if isinstance(text, str) else text)]  # an empty second text counts as one
     try:
-        out = tokenizer(*lists, truncation=True, max_length=length, padding=False)
+        out = tokenizer(*lists, truncation=length is not None, max_length=length, padding=False)
     except Exception:  # the class that the tokenizers library raises for a word without a token
         return None
     ids = out["input_ids"][0]

@@ -28,7 +28,7 @@ from offramp.tasks.images import Image
 from offramp.tasks.model_files import files_of
 from offramp.tasks.pixels import ImageEncoder
 from offramp.tasks.rows import ArrayRows, ImageRows, Rows, encode_rows
-from offramp.tasks.tokenizer import tokenizer_length
+from offramp.tasks.tokenizer import has_vocabulary, tokenizer_length
 
 CLASSIFIERS = ("ForImageClassification", "ForSequenceClassification", "ForAudioClassification")
 """Suffixes of transformers classes whose first output is the logits of a batch."""
@@ -160,7 +160,7 @@ def example_pixels(folder: Path) -> dict[str, torch.Tensor]:
 
 def texts_of(module: nn.Module, folder: Path) -> Texts | None:
     """Return what a classifier in a folder with a tokenizer requires of texts, or None for any other model."""
-    is_classifier = task_of(module)[0] is not None and not takes_images(folder) and has_tokenizer(folder)
+    is_classifier = task_of(module)[0] is not None and not takes_images(folder) and has_vocabulary(folder)
     return read_texts(module, folder) if is_classifier and TEXT_INPUTS[0] in taken_by(module) else None
 
 
@@ -176,8 +176,22 @@ def read_texts(module: nn.Module, folder: Path) -> Texts:
             raise SourceError(f"no image processor (looked for {PROCESSOR})", folder, "copy the file there")
         raise SourceError(f"a {type(module).__name__} reads neither texts nor images", folder, "take another model")
     has_padding = isinstance(pad_token, int) and 0 <= pad_token < vocab_size
-    types = int(getattr(config, "type_vocab_size", 0) or 0) if TEXT_INPUTS[2] in taken_by(module) else 0
+    types = _num_types(config, folder, vocab_size) if TEXT_INPUTS[2] in taken_by(module) else 0
     return Texts(vocab_size, _longest(module, folder), types, pad_token if has_padding else None)
+
+
+def _num_types(config: Any, folder: Path, vocab_size: int) -> int:
+    """Return the number of token types of a model that takes some.
+
+    One that names no number, such as GPT-2 or XLNet, looks them up among the words or compares them, and computes
+    another answer with types than without: it gets them where its tokenizer gives them.
+    """
+    named = getattr(config, "type_vocab_size", None)
+    if isinstance(named, int):
+        return named
+    from offramp.checkpoints.auto_tokenizer import gives_types
+
+    return vocab_size if gives_types(folder) else 0
 
 
 def set_to_answer(module: nn.Module) -> nn.Module:

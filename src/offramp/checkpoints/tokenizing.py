@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from offramp.checkpoints.source import TOKENIZER
-from offramp.errors import SourceError, said
+from offramp.errors import OfframpError, SourceError, said
 from offramp.measure.processes import die_with_parent, is_orphan
 from offramp.program.program import Texts
 from offramp.store import StoreWriter
 from offramp.store import manifest as m
 from offramp.store.scratch import scratch_folder
 from offramp.tasks.model_files import files_of
-from offramp.tasks.text import TextEncoder
+from offramp.tasks.text import ANY, TextEncoder
 from offramp.tasks.tokenizer_settings import FAST_TOKENIZER, SETTINGS, TokenizerSettings
 
 OUTCOME = "outcome.json"
@@ -49,8 +49,19 @@ def store_tokenizer(folder: Path, writer: StoreWriter, say: Say) -> list[m.File]
     with _made(folder) as (made, reason):
         if reason:
             say(f"the tokenizer is not proven equal to that of transformers, and is made from its files: {reason}")
+            _report_unreadable(folder, say)
             return [writer.add_file(SETTINGS, TokenizerSettings().to_json())]
         return [writer.add_copy(name, made / name) for name in (SETTINGS, FAST_TOKENIZER) if (made / name).is_file()]
+
+
+def _report_unreadable(folder: Path, say: Say) -> None:
+    """Report files that no tokenizer can be made from."""
+    try:
+        TextEncoder.from_folder(folder, ANY)
+    except SourceError as error:
+        say(f"the store will take no texts: {error.what}")
+    except OfframpError:  # a library is missing, which another machine may have
+        pass
 
 
 def open_text_encoder(folder: Path, texts: Texts, max_length: int | None, warn: Say) -> TextEncoder:

@@ -33,6 +33,11 @@ class ModelFiles:
             self._listed = {file.file: file for file in manifest.files}
             self._opened = opened or Folder(folder)
 
+    @property
+    def is_of_store(self) -> bool:
+        """True if other files in the folder count for nothing."""
+        return self._listed is not None
+
     def has(self, name: str) -> bool:
         """Return whether the folder has a file, which may be none that can be read, such as a pipe."""
         path = self.folder / name

@@ -17,6 +17,7 @@ import importlib
 import re
 import sys
 import warnings
+from contextlib import contextmanager, suppress
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
 import numpy as np
@@ -25,7 +26,7 @@ from offramp.errors import OfframpError, SourceError, UsageError
 from offramp.program.inputs import Batch
 from offramp.program.program import POSITION_IDS, TEXT_INPUTS, Texts
 from offramp.tasks.frames import is_null
-from offramp.tasks.model_files import AnyFolder, files_of
+from offramp.tasks.model_files import AnyFolder, ModelFiles, files_of
 from offramp.tasks.tokenizer import is_of_library, library_errors, read_tokenizer
 from offramp.tasks.tokenizer_settings import TokenizerSettings
 
@@ -34,6 +35,8 @@ Text = Union[str, Tuple[str, str]]
 Warn = Callable[[str], None]
 """Function that receives a warning."""
 
+ANY = Texts(vocab_size=1 << 31, max_length=1 << 31, num_token_types=2, pad_token=0)
+"""Requirements of no model."""
 _SURROGATE = re.compile("[\\ud800-\\udfff]")
 _CHARACTERS_PER_TOKEN = 8
 """Characters of a long text that are tokenized first, for each token that fits. English has 4 to 5 a token."""
@@ -57,6 +60,7 @@ of a TSV file whose quotes are guessed.
 BYTES_PER_CHARACTER = 150
 """Memory of the tokenizers library for a text that is tokenized as a whole."""
 
+_ONE_TEXT = "give one text, or divide the model with a tokenizer that takes pairs"
 _Piece = Tuple[Optional[int], int, int]
 """Part of a template: index of the text inserted here (None: a special token), special token, token type."""
 
@@ -94,7 +98,9 @@ class TextEncoder:
         self._keeps_end = settings.keeps_end
         self._has_types = spec.num_token_types > 1 and settings.has_types
         self._is_local = type(tokenizer.pre_tokenizer).__name__ == "BertPreTokenizer"
-        self._templates = {num_texts: _template(tokenizer, num_texts) for num_texts in (1, 2)}
+        self._templates = {1: _template(tokenizer, 1)}
+        with suppress(ValueError):  # it is made for single texts
+            self._templates[2] = _template(tokenizer, 2)
         self._warn: Optional[Warn] = warn
         self._most_characters = _GROWN_BYTES // growth
         for token in (token for pieces in self._templates.values() for index, token, _ in pieces if index is None):
@@ -118,12 +124,12 @@ class TextEncoder:
         if max_length is not None and max_length > spec.max_length:
             what = f"max_length {max_length} is more than the {spec.max_length} tokens that the model reads"
             raise UsageError(what, None, "use a smaller max_length")
-        with library_errors(files):
+        with _advice_of_stores(files), library_errors(files):
             tokenizer, settings, growth = read_tokenizer(files)
             longest = min(spec.max_length, settings.max_length or spec.max_length)
             encoder = cls(tokenizer, spec, longest if max_length is None else max_length, settings, warn, growth)
         if max_length is not None:
-            encoder._require_room(2)
+            encoder._require_room(max(encoder._templates))
         return encoder
 
     def encode(self, inputs: Sequence[Text]) -> Batch:
@@ -173,9 +179,11 @@ class TextEncoder:
         texts: Sequence[str] = (text,) if isinstance(text, str) else text
         if not isinstance(texts, (tuple, list)):
             raise _no_text(text)
-        if len(texts) not in self._templates or not all(isinstance(part, str) for part in texts):
+        if len(texts) not in (1, 2) or not all(isinstance(part, str) for part in texts):
             kinds = ", ".join(type(part).__name__ for part in texts) or "nothing"
             raise UsageError("an input is a text or a pair of texts", f"here: {kinds}", "give one or two strings")
+        if len(texts) not in self._templates:
+            raise UsageError("the tokenizer of the model has no place for the second text of a pair", None, _ONE_TEXT)
         self._require_room(len(texts))
         template = self._templates[len(texts)]
         num_specials = len(template) - len(texts)
@@ -287,6 +295,17 @@ class TextEncoder:
             if size > _MOST_GROWTH * len(text):
                 what = f"the tokenizer makes a text of {len(text)} characters more than {_MOST_GROWTH} times as long"
                 raise SourceError(what, None, "use the tokenizer that the model was trained with, or shorter texts")
+
+
+@contextmanager
+def _advice_of_stores(files: ModelFiles) -> Iterator[None]:
+    """Add to what is advised for a model's folder that a store is made from it again."""
+    try:
+        yield
+    except SourceError as error:
+        if files.is_of_store:
+            raise SourceError(error.what, error.where, f"{error.remedy}; then divide the model again") from error
+        raise
 
 
 def _no_text(given: object) -> UsageError:

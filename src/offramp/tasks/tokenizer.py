@@ -18,9 +18,10 @@ from offramp.tasks.tokenizer_settings import FAST_TOKENIZER, TokenizerSettings, 
 from offramp.units import format_duration
 
 _LAYOUTS: Tuple[Tuple[str, ...], ...] = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"))
-_SENTENCEPIECE = ("sentencepiece.bpe.model", "spiece.model", "tokenizer.model")
+_SENTENCEPIECE = ("sentencepiece.bpe.model", "spiece.model", "spm.model", "tokenizer.model")
 _CONFIG = "tokenizer_config.json"
-_SAVE_FAST = "save a fast tokenizer there: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+_SAVE = "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+_SAVE_FAST = f"save a fast tokenizer in the model's folder, if its class has one: {_SAVE}"
 _GET_AGAIN = "get the tokenizer's files again, or take another model"
 _GENERIC_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
 _WORDPIECE_CLASSES = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer")
@@ -69,6 +70,12 @@ def has_tokenizer(folder: AnyFolder) -> bool:
     """Return whether the folder has the files that `TextEncoder.from_folder` needs."""
     files = files_of(folder)
     return _layout(files) is not None or read_settings(files) is not None
+
+
+def has_vocabulary(folder: AnyFolder) -> bool:
+    """Return whether the folder has files of a tokenizer, perhaps one that only transformers reads."""
+    files = files_of(folder)
+    return has_tokenizer(files) or any(map(files.has, _SENTENCEPIECE))
 
 
 def tokenizer_length(folder: AnyFolder) -> Optional[int]:
@@ -203,9 +210,10 @@ def _from_files(files: ModelFiles) -> Tuple[Any, int, Dict[str, Any], str]:
         if sentencepiece is not None:
             raise SourceError(f"only a sentencepiece tokenizer ({sentencepiece})", files.folder, _SAVE_FAST)
         looked_for = ", ".join(" with ".join(names) for names in _LAYOUTS)
-        raise SourceError(f"no tokenizer (looked for {looked_for})", files.folder, "copy the tokenizer's files there")
+        remedy = "copy the tokenizer's files to the model's folder"
+        raise SourceError(f"no tokenizer (looked for {looked_for})", files.folder, remedy)
     own = _read_config(files)
-    config = {"tokenizer_class": files.read_object("config.json", _SAVE_FAST).get("tokenizer_class"), **own}
+    config = {"tokenizer_class": files.read_object("config.json", _GET_AGAIN).get("tokenizer_class"), **own}
     _check_config(config, files.folder / "config.json")
     if layout == _LAYOUTS[0]:
         tokenizer, growth, side = load_tokenizer(files, layout[0])
@@ -216,7 +224,7 @@ def _from_files(files: ModelFiles) -> Tuple[Any, int, Dict[str, Any], str]:
 
 def _read_config(files: ModelFiles) -> Dict[str, Any]:
     """Return the `tokenizer_config.json` of a folder. Raises SourceError for a key of another type."""
-    config = files.read_object(_CONFIG, _SAVE_FAST)
+    config = files.read_object(_CONFIG, _GET_AGAIN)
     _check_config(config, files.folder / _CONFIG)
     return config
 
@@ -251,7 +259,7 @@ def library_errors(files: ModelFiles) -> Iterator[None]:
             if not is_of_library(error):
                 raise
             file = files.folder / (_layout(files) or ("",))[0]
-            raise SourceError(f"tokenizer cannot be read ({error})", file, _SAVE_FAST) from error
+            raise SourceError(f"tokenizer cannot be read ({error})", file, _GET_AGAIN) from error
 
 
 def is_of_library(error: BaseException) -> bool:
@@ -374,9 +382,9 @@ def _specials(
         raise SourceError(what, files.folder, _SAVE_FAST)
     given = {**defaults, **config}
     if "added_tokens_decoder" not in config:
-        given.update(files.read_object("special_tokens_map.json", _SAVE_FAST))
+        given.update(files.read_object("special_tokens_map.json", _GET_AGAIN))
     others = [*(given.get("additional_special_tokens") or []), *(given.get("added_tokens_decoder") or {}).values()]
-    others += files.read_object("added_tokens.json", _SAVE_FAST)
+    others += files.read_object("added_tokens.json", _GET_AGAIN)
     named = {key: given[key] for key in defaults if given[key] is not None}
     try:
         require_moderate(map(_content, (*named.values(), *others)))
@@ -396,7 +404,7 @@ def _with_specials(
     absent = [key for key, token in specials.items() if tokenizer.token_to_id(_content(token)) is None]
     for key in absent:
         if key in required or key.isdigit():
-            raise SourceError(f"vocabulary lacks the token {_content(specials[key])!r}", files.folder, _SAVE_FAST)
+            raise SourceError(f"vocabulary lacks the token {_content(specials[key])!r}", files.folder, _GET_AGAIN)
     tokenizer.add_special_tokens([_added_token(token) for key, token in specials.items() if key not in absent])
     tokens = [_content(specials[key]) for key in ("sep_token", "cls_token")]
     tokenizer.post_processor = processing(*((token, tokenizer.token_to_id(token)) for token in tokens))

@@ -30,11 +30,11 @@ from offramp.store.exits import describe_exits
 from offramp.store.files import write_atomic
 from offramp.store.trained_rows import read_trained_rows
 from offramp.streaming.placeholders import content_sha256, weights_of
-from offramp.tasks import has_tokenizer
 from offramp.tasks.arrays import Record, require_alike
 from offramp.tasks.pixels import ImageEncoder
 from offramp.tasks.processors import FILE_NAME as PROCESSOR
 from offramp.tasks.rows import ArrayRows
+from offramp.tasks.tokenizer import has_vocabulary
 
 WEIGHTS = "model.safetensors"
 Log = Callable[[str], None]
@@ -57,7 +57,7 @@ class FolderModel:
         self.facts = inputs.facts_of(folder)
         if self.facts.texts is None:
             return
-        if not has_tokenizer(folder):
+        if not has_vocabulary(folder):
             raise SourceError("no tokenizer", folder, "copy the tokenizer files there")
         if self.facts.texts.pad_token is None:
             what = "config.json names no token for padding, so that texts make no batch to train on"
