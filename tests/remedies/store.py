@@ -427,7 +427,7 @@ TABLE = [
     Entry(
         "errors.py: {} ({})",
         spoilt(full, "divide model another"),
-        "free some space and run again: finished shards are kept",
+        "free some space and run again",
         undo,
         simulates="disk space",
     ),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from offramp.errors import DamagedError, DiskFullError, OfframpError, StoreError, SystemNotice, UsageError
-from offramp.store import Store
+from offramp.store import Store, StoreWriter
 from offramp.store.files import (
     absolute,
     iter_chunks,
@@ -228,6 +228,14 @@ def test_a_full_disk_is_said(code):
         raise OSError(code, os.strerror(code))
     assert caught.value.exit_code == 5
     assert str(caught.value) == FULL[code]
+
+
+def test_a_writer_of_a_store_says_what_is_kept(tmp_path):
+    writer = StoreWriter(tmp_path / "store", "fingerprint")
+    with pytest.raises(DiskFullError) as caught, writer, translate_disk_full("place"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert str(caught.value) == f"{FULL[errno.ENOSPC]}: finished shards are kept"
+    assert caught.value.remedy == "free some space and run again: finished shards are kept"
 
 
 def test_other_troubles_of_a_disk_are_not_called_full():
