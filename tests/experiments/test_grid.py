@@ -40,7 +40,7 @@ def test_the_grid_of_the_readme_is_all_combinations():
 def test_a_grid_that_would_fill_the_memory_is_refused_before_it_is_expanded():
     assert len(list(Grid(model="a", seed=range(3)))) == 3
     for axes in ({"seed": range(10**12)}, {"seed": range(1000), "rows": list(range(1, 1001))}):
-        with pytest.raises(ValueError, match="the grid has .* combinations of values, more than 100000"):
+        with pytest.raises(ValueError, match=r"the grid has \d+ combinations of values, more than 100000"):
             Grid(model="a", **axes)
 
 
