@@ -143,7 +143,7 @@ def recipe():
         (
             "def recipe():\n    return [Grid(model='a'),\n        Grid(model='a', exit=[])]\n",
             4,
-            "no values of exit: give",
+            "no values of exit",
         ),
         ("def recipe():\n    return Grid(model=[])\n", 3, "no values of model"),
         ("def recipe():\n    return []\n", 2, "has no experiments"),

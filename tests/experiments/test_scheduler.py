@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -57,35 +58,18 @@ def test_a_remote_job_is_json_alone():
 
 
 @contextlib.contextmanager
-def cluster(num_workers=2):
+def cluster(num_workers=2, scheme="tcp", environment=None):
     """A scheduler and workers as processes of their own; yields the address and the workers."""
-    code = [
-        sys.executable,
-        "-m",
-        "distributed.cli.dask_scheduler",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        "0",
-        "--no-dashboard",
-    ]
-    scheduler = subprocess.Popen(code, stderr=subprocess.PIPE, text=True)
+    program = lambda name: [sys.executable, "-m", f"distributed.cli.dask_{name}", "--no-dashboard"]  # noqa: E731
+    host = ["--host", "127.0.0.1", "--port", "0", "--protocol", scheme]
+    scheduler = subprocess.Popen([*program("scheduler"), *host], stderr=subprocess.PIPE, text=True, env=environment)
     workers = []
     try:
-        line = next(line for line in scheduler.stderr if "tcp://" in line)
-        address = "tcp://127.0.0.1:" + line.strip().rpartition(":")[2]
-        code = [
-            sys.executable,
-            "-m",
-            "distributed.cli.dask_worker",
-            address,
-            "--nthreads",
-            "1",
-            "--no-dashboard",
-            "--no-nanny",
-        ]
+        line = next(line for line in scheduler.stderr if f"{scheme}://" in line)
+        address = f"{scheme}://127.0.0.1:" + line.strip().rpartition(":")[2]
+        code = [*program("worker"), address, "--nthreads", "1", "--no-nanny"]
         for _ in range(num_workers):
-            workers.append(subprocess.Popen(code, stderr=subprocess.DEVNULL))
+            workers.append(subprocess.Popen(code, stderr=subprocess.DEVNULL, env=environment))
         yield address, workers
     finally:
         for child in (*workers, scheduler):
@@ -129,3 +113,58 @@ def test_a_scheduler_that_is_not_there():
     pytest.importorskip("distributed", reason="pip install 'offramp[sweep]'")
     with pytest.raises(UsageError, match="no scheduler answers"):
         ScheduledPool(f"tcp://127.0.0.1:{1 + os.getpid() % 1000}")
+
+
+def certificate(path, name):
+    """Write a key and a certificate that it signs itself, of this machine's address, and return the file."""
+    words = ["-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", f"/CN={name}"]
+    words += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", path / f"{name}.key", "-out", path / f"{name}.crt"]
+    subprocess.run(["openssl", "req", *words], check=True, capture_output=True)
+    both = path / f"{name}.pem"
+    both.write_text((path / f"{name}.key").read_text() + (path / f"{name}.crt").read_text())
+    return both
+
+
+def tls(certificates, authority):
+    """The environment of dask's configuration with these files."""
+    names = ["CA_FILE", "SCHEDULER__CERT", "WORKER__CERT", "CLIENT__CERT"]
+    found = zip(names, [authority, *[certificates] * 3], strict=True)
+    variables = {f"DASK_DISTRIBUTED__COMM__TLS__{name}": str(path) for name, path in found}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **variables}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_scheduler_by_tls_runs_jobs_of_those_alone_who_have_its_certificate(tmp_path):
+    pytest.importorskip("distributed", reason="pip install 'offramp[sweep]'")
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl to make certificates")
+    own, foreign = certificate(tmp_path, "own"), certificate(tmp_path, "foreign")
+    recipe = tmp_path / "toys.py"
+    recipe.write_text(
+        "from offramp.experiments import Grid\ndef recipe():\n"
+        "    return Grid(job='toy', model='toy', seed=[1, 2, 3], rounds=2)\n"
+    )
+
+    def swept(out, address, environment):
+        words = ["sweep", recipe, "--out", tmp_path / out, "--scheduler", address]
+        words = [sys.executable, "-m", "offramp", *map(str, words)]
+        return subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+
+    with cluster(scheme="tls", environment=tls(own, own)) as (address, _):
+        done = swept("own", address, tls(own, own))
+        assert done.returncode == 0, done.stderr
+        bare = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        for to, environment, says in (
+            (address, bare, "no certificates for TLS (dask's configuration names none)"),
+            (address, tls(tmp_path / "no.pem", own), "no certificates for TLS (FileNotFoundError"),
+            (address, tls(foreign, own), "no scheduler answers"),
+            (address, tls(own, foreign), "no scheduler answers"),
+            (address.replace("tls", "tcp"), tls(own, own), "no scheduler answers"),
+        ):
+            refused = swept("none", to, environment)
+            assert refused.returncode == 2 and refused.stderr.startswith(f"offramp: error: {says}"), refused.stderr
+    sweep(
+        list(Grid(job="toy", model="toy", seed=[1, 2, 3], rounds=2)), tmp_path / "here", SweepSettings(), ignore, ignore
+    )
+    assert stable(tmp_path / "own") == stable(tmp_path / "here")

@@ -173,6 +173,8 @@ def test_a_policy_file_that_changes_is_another_input(in_process, tmp_path, monke
         ({"exit": "no.py:Mine"}, "no such policy in Python"),
         ({"backend": "onnx"}, "no backend onnx - m - give ort, torch, numpy"),
         ({"max_length": 65}, "max_length 65 exceeds the 64 tokens"),
+        ({"exit": "tune:latency=5ms", "batch": "bulk"}, "in bulk mode, whose profile is of a fixed number of rows"),
+        ({"exit": "oracle", "batch": "bulk"}, "in bulk mode, whose order of rows is another"),
     ],
 )
 def test_what_could_only_fail_is_refused_before_anything_is_made(options, says, tmp_path, monkeypatch):

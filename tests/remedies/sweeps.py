@@ -324,7 +324,7 @@ TABLE = [
     ),
     Entry(
         "experiments/grid.py: the recipe has no experiments",
-        recipe("Grid(job='toy', model=[])"), "give each option at least one value", rewritten(GOOD, "a model"),
+        recipe("[]"), "return a Grid, and keep some of it where you filter it", rewritten(GOOD, "a Grid"),
     ),
     Entry(
         "experiments/grid.py: the recipe returns {}, not experiments",
@@ -373,6 +373,8 @@ TABLE = [
     ),
     closed("experiments/pools.py: no scheduler answers ({})", "research"),
     closed("experiments/pools.py: a scheduler on another machine needs TLS", "research"),
+    closed("experiments/pools.py: no certificates for TLS ({})", "research"),
+    closed("experiments/steps.py: {} rows are more than a record holds", "research"),
     Entry(
         "experiments/prerequisites.py: exit {}: no goal",
         measured(f"Grid({DATA}exit='tune:speed=3', {MODEL})"), "give tune:latency=40ms or tune:drop=1",

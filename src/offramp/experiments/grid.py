@@ -51,7 +51,7 @@ class Grid:
         values = {name: tuple(value) if isinstance(value, (list, range)) else (value,) for name, value in axes.items()}
         empty = ", ".join(name for name, each in values.items() if not each)
         if empty:
-            raise ValueError(f"no values of {empty}: give at least one, or leave the option out")
+            raise ValueError(f"no values of {empty}")
         object.__setattr__(self, "axes", values)
         object.__setattr__(self, "filters", ())
         object.__setattr__(self, "place", recipe_place())

@@ -129,8 +129,7 @@ class ScheduledPool:
             import distributed
         except ImportError as error:
             raise import_error(error, "distributed", "sweep") from None
-        is_tls = address.startswith("tls://")
-        security = distributed.Security(require_encryption=True) if is_tls else None
+        security = _certificates(distributed, address) if address.startswith("tls://") else None
         try:
             self._client = distributed.Client(
                 address, timeout=_CONNECT_SECONDS, security=security, set_as_default=False
@@ -152,6 +151,19 @@ class ScheduledPool:
         """Cancel the jobs and disconnect."""
         with contextlib.suppress(Exception):  # the scheduler may be gone
             self._client.close(timeout=_CONNECT_SECONDS)
+
+
+def _certificates(distributed: Any, address: str) -> Any:
+    """Return the TLS settings of dask's configuration. Raises UsageError for none, and for unreadable files."""
+    security, reason = distributed.Security(require_encryption=True), "dask's configuration names none"
+    try:
+        if security.get_connection_args("client")["ssl_context"] is not None:
+            return security
+    except OSError as error:  # ssl.SSLError is one
+        reason = said(error)
+    prefix = "DASK_DISTRIBUTED__COMM__TLS__"
+    remedy = f"set {prefix}CA_FILE, {prefix}CLIENT__CERT and {prefix}CLIENT__KEY to files in PEM"
+    raise UsageError(f"no certificates for TLS ({reason})", address, remedy)
 
 
 def run_remotely(text: str) -> str:

@@ -267,8 +267,11 @@ def _require_consistent(each: Experiment, source: Source) -> None:
     if each.data is None and exit != "none" and not _is_fixed(exit):
         what = "policies leave at other exits on random inputs than on real ones"
         raise UsageError(what, each.model, "give task or dev, or exit none or stage:K")
-    if exit.startswith(BOUNDS) and each.engine.batch == BULK:
-        raise UsageError(f"exit {exit} in bulk mode, which runs rows in another order", each.model, "give a batch size")
+    if exit.startswith((*BOUNDS, _TUNE)) and each.engine.batch == BULK:
+        reason = (
+            "whose profile is of a fixed number of rows" if exit.startswith(_TUNE) else "whose order of rows is another"
+        )
+        raise UsageError(f"exit {exit} in bulk mode, {reason}", each.model, "give a batch size")
     if each.engine.backend not in BACKENDS:
         what = f"no backend {each.engine.backend}"
         raise UsageError(what, each.model, f"give {', '.join(BACKENDS)}")
