@@ -74,6 +74,24 @@ def test_the_baseline_is_the_resident_one_without_exits_and_comes_first(records)
             page(records, baseline=wrong)
 
 
+def test_stores_of_one_source_have_one_baseline_that_is_not_rounded():
+    """The question int8 against fp32: as two stores, or as two values of dtype."""
+    of = {"task": ["sst2"], "exit": ["none"], "budget": ["resident"], "rows": 60}
+    stores = study(3, model=["runs/a-int8", "runs/b-fp32"], **of)
+    for each in stores:
+        precision = each["experiment"]["model"].rpartition("-")[2]
+        each["inputs"] = {**each["inputs"], "source": "s" * 64, "precision": precision}
+    narrow = study(3, model=["runs/a"], dtype=["fp16", "fp32", "int8"], **of)
+    for found, first in ((stores, "b-fp32"), (narrow, "fp32")):
+        rows = table(page(found)).rows
+        assert [row.cells[0].text for row in rows if row.kind == "baseline"] == [first]
+        assert [cells(table(page(found)), **{heading: first})["× memory"].text == NONE for heading in ("model", "dtype")
+                if heading in [column.title for column in table(page(found)).columns]] == [True]  # fmt: skip
+    for each in stores:
+        each["inputs"] = {**each["inputs"], "source": 7}
+    assert sum(row.kind == "baseline" for row in table(page(stores)).rows) == 2, "of an unknown source"
+
+
 def test_each_model_is_compared_with_its_own_baseline(records):
     found = table(page(records))
     heads = [column.title for column in found.columns]

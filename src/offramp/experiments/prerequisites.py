@@ -52,6 +52,10 @@ class Source:
     max_length: int | None = None
     """Most tokens of a text; None: unknown, or no model of texts."""
     problem: str | None = None
+    source: str | None = None
+    """Digest of the model that a store was made from; of another folder its own."""
+    precision: str = FP32
+    """Precision of a store: stores of one source that differ in it are one model for a comparison."""
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,8 @@ def _identify_model(model: str, offline: bool, log: Log) -> Tree:
         found, facts = hashlib.sha256(read_manifest_bytes(folder)).hexdigest(), _facts_of_store(folder)
     else:
         with open_source(folder) as source:
-            found, facts = source.fingerprint(), _facts_of(source)
+            found = source.fingerprint()
+            facts = {**_facts_of(source), "source": found}
     return {"folder": str(folder), "sha256": found, "is_store": is_store(folder), **facts}
 
 
@@ -82,7 +83,8 @@ def _facts_of_store(folder: Path) -> Tree:
     with Store(folder, "never") as store:
         program = store.program
         length = None if program.texts is None else program.texts.max_length
-        return {"num_layers": len(program.layers) or None, "max_length": length, "problem": program.problem}
+        facts = {"num_layers": len(program.layers) or None, "max_length": length, "problem": program.problem}
+        return {**facts, "source": store.manifest.source.fingerprint, "precision": store.manifest.precision}
 
 
 def _data_digest(tree: Tree, log: Log) -> str:

@@ -26,6 +26,7 @@ from offramp.measure import median
 from offramp.measure.statistics import Comparison, holm, judged, median_interval
 from offramp.reporting.svg import NUM_COLOURS
 from offramp.reporting.tables import NONE
+from offramp.store.manifest import FP32
 from offramp.units import named_size
 
 FOLDER = "folder"
@@ -53,6 +54,19 @@ class Subject:
     def is_bound(self) -> bool:
         """True if its exits are a bound that policies are compared with, and not those of a policy."""
         return str(self.flat["exit"]).startswith(BOUNDS)
+
+    @cached_property
+    def family(self) -> str:
+        """The model, or the source that it shares with stores of other precisions: what has one baseline."""
+        found = {record["inputs"].get("source") for record in self.current if record["experiment"]["seed"] is None}
+        known = found.pop() if len(found) == 1 and self.specification.training is None else None
+        return known if isinstance(known, str) else self.flat["model"]
+
+    @property
+    def is_rounded(self) -> bool:
+        """True if its weights have another precision than those of the model that it was made from."""
+        stored = {record["inputs"].get("precision") for record in self.current}
+        return self.flat["dtype"] != FP32 or not stored <= {None, FP32}
 
     @cached_property
     def current(self) -> list[Record]:
@@ -101,22 +115,22 @@ class Group:
 
     def baseline_of(self, subject: Subject) -> Subject | None:
         """Return the subject that this one is compared with, of the same model if there is one."""
-        return self._baseline_of.get(subject.flat["model"])
+        return self._baseline_of.get(subject.family)
 
     def _baselines(self, chosen: Sequence[str]) -> dict[str, Subject]:
-        """Return the baseline of each model: by default one without exits, all weights resident.
+        """Return the baseline of each family: by default one without exits, not rounded, all weights resident.
 
-        A model of which nothing is chosen is compared with the first that is.
+        A family of which nothing is chosen is compared with the first that is.
         """
         able = [each for each in self.subjects if each.done]
-        models = list(dict.fromkeys(each.flat["model"] for each in self.subjects))
+        families = list(dict.fromkeys(each.family for each in self.subjects))
         if chosen:
             wanted = set(matching([each.specification for each in able], chosen, "--baseline"))
             able = [each for each in able if each.specification in wanted]
-            found = {model: next(iter(_of_model(able, model) or able), None) for model in models}
+            found = {family: next(iter(_of_family(able, family) or able), None) for family in families}
         else:
-            found = {model: _plainest(_of_model(able, model)) for model in models}
-        return {model: each for model, each in found.items() if each is not None}
+            found = {family: _plainest(_of_family(able, family)) for family in families}
+        return {family: each for family, each in found.items() if each is not None}
 
     def show(self, subject: Subject, name: str) -> str:
         """Return the value of an option as people read it."""
@@ -155,14 +169,15 @@ class Group:
         return next(iter(equal or able), None)
 
 
-def _of_model(subjects: Iterable[Subject], model: str) -> list[Subject]:
-    return [each for each in subjects if each.flat["model"] == model]
+def _of_family(subjects: Iterable[Subject], family: str) -> list[Subject]:
+    return [each for each in subjects if each.family == family]
 
 
 def _plainest(able: Sequence[Subject]) -> Subject | None:
-    """Return the first subject without exits and with all weights resident, or the one that is closest to that."""
+    """Return the first subject without exits, not rounded, with all weights resident, or what is closest to that."""
     own = [each for each in able if not each.flat.get("rival")] or able
     full = [each for each in own if each.flat["exit"] == "none"] or own
+    full = [each for each in full if not each.is_rounded] or full
     return next((each for each in full if each.flat["budget"] == "resident"), full[0] if full else None)
 
 

@@ -142,7 +142,8 @@ def jobs_of(
             needs = needs_of(each, source, data, made, settings.pythons)
         except OfframpError as error:
             raise error.placed(each.place) from None
-        found.append(Job(each.key(inputs), 1, each, inputs, needs))
+        known = {} if source is None else {"source": source.source, "precision": source.precision}  # no part of the key
+        found.append(Job(each.key(inputs), 1, each, {**inputs, **known}, needs))
     return found, [each for each in experiments if each not in possible]
 
 
