@@ -119,7 +119,7 @@ def _packed(keys: Sequence[int], others: Sequence[int], widths: Sequence[int]) -
 
 
 def _pages(rows: Sequence[Row], broken: frozenset[int], letters: int, most: int) -> Iterator[tuple[Row, ...]]:
-    """Yield the rows of each part, at most so many lines. `letters`: width of a broken column."""
+    """Yield the rows of each part, in `most` lines. `letters`: width of a broken column."""
     page: list[Row] = []
     num_lines = 0
     for row in rows:
