@@ -236,6 +236,38 @@ def _of_shape(kind: str, *sizes: int, before: bool = True, **attributes: Any) ->
     return make
 
 
+def _decided(*nodes: Any, equals: Any = None) -> Callable[[str], Nodes]:
+    """Return nodes that make a large value if the number `x0` of the nodes before is found to be another than this.
+
+    Without a number: if `x0` equals itself, as NaN does not.
+    """
+    sizes = (1, HUGE) if equals is not None else (HUGE, 1)
+
+    def make(hidden: str) -> Nodes:
+        same = [] if equals is None else [constant("same", [equals], INT64)]
+        return [
+            *nodes, *same, node("Equal", ["x0", "same" if same else "x0"], ["t"]), constant("one", [sizes[0]]),
+            constant("other", [sizes[1]]), node("Where", ["t", "one", "other"], ["s"]),
+            node("ConstantOfShape", ["s"], ["x"]),
+        ]  # fmt: skip
+
+    return make
+
+
+def _backwards(end: int) -> Callable[[str], Nodes]:
+    """Return a slice backwards, and a value whose size is a multiple of its length."""
+
+    def make(hidden: str) -> Nodes:
+        parts = {"values": [1, 2, 3], "start": [-1], "end": [end], "axes": [0], "step": [-1], "times": [HUGE]}
+        return [
+            *(constant(name, numbers) for name, numbers in parts.items()),
+            node("Slice", list(parts)[:5], ["y"]), node("Shape", ["y"], ["n"]), node("Mul", ["n", "times"], ["s"]),
+            node("ConstantOfShape", ["s"], ["x"]),
+        ]  # fmt: skip
+
+    return make
+
+
 def _shaped(model: Any, hidden: str, output: str) -> None:
     """Claim an output of another shape than the kernel gives."""
     dims = model.graph.output[0].type.tensor_type.shape.dim
@@ -280,6 +312,26 @@ def directed() -> Iterator[tuple[str, Change]]:
             node("OneHot", ["i", "d", "v"], ["x"]),
         ],
         "Resize": lambda hidden: [constant("s", [1.0, 4e6, 1.0], FLOAT), node("Resize", [hidden, "", "s"], ["x"])],
+        "Range that overflows": lambda hidden: [
+            constant("a", [(1 << 63) - 1], INT64, []),
+            constant("b", [-(1 << 63) + HUGE], INT64, []),
+            constant("c", [1], INT64, []),
+            node("Range", ["a", "b", "c"], ["x"]),
+        ],
+        "a slice backwards to the end": _backwards((1 << 63) - 1),
+        "a slice backwards to the largest of 32 bits": _backwards((1 << 31) - 1),
+        "a power that overflows decides": _decided(
+            constant("a", [100]), constant("b", [1 << 31]), node("Pow", ["a", "b"], ["x0"]), equals=0
+        ),
+        "a sum that overflows decides": _decided(
+            constant("a", [1 << 62] * 4), node("ReduceSum", ["a"], ["x0"], keepdims=1), equals=0
+        ),
+        "a product that overflows decides": _decided(
+            constant("a", [1 << 32] * 2), node("ReduceProd", ["a"], ["x0"], keepdims=1), equals=0
+        ),
+        "a maximum with NaN decides": _decided(
+            constant("a", [1.0, float("nan")], FLOAT), node("ReduceMax", ["a"], ["x0"], keepdims=1)
+        ),
         "HannWindow": lambda hidden: [constant("n", [HUGE], INT64, []), node("HannWindow", ["n"], ["x"])],
         "MelWeightMatrix": lambda hidden: [
             constant("n", [1 << 14], INT64, []),
@@ -383,6 +435,10 @@ def legal() -> Iterator[tuple[str, Change]]:
     yield "a transposed value", live(lambda hidden: [node("Transpose", [hidden], ["x"])])
     yield "a concatenation", live(_doubling(1))
     yield "a small product", live(_square(16, 1))
+    yield (
+        "a power decides",
+        live(_decided(constant("a", [3]), constant("b", [4]), node("Pow", ["a", "b"], ["x0"]), equals=81)),
+    )
 
 
 def garbage() -> Iterator[tuple[str, Callable[[bytes], bytes]]]:

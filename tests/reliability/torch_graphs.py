@@ -95,6 +95,65 @@ def _chain(target: str, count: int, *args: Any) -> Directed:
     return f"{count} x {target}", make, False
 
 
+_PART_OF_WEIGHT: Nodes = [
+    ["f", "aten.view.default", [{"v": "w0"}, [-1]], {}],
+    ["w", "aten.slice.Tensor", [{"v": "f"}, 0, 0, 8], {}],
+]
+
+
+def _statistics(kind: str, is_training: bool) -> tuple[str, Nodes, bool]:
+    """Return a normalisation whose running statistics are a weight: in training it writes to them."""
+    weight = {"v": "w"}
+    nodes: Nodes = [
+        *_PART_OF_WEIGHT,
+        ["x", "aten.expand.default", [weight, [2, -1]], {}],
+        ["y", "aten.unsqueeze.default", [{"v": "x"}, -1], {}],
+        ["z", f"aten.{kind}.default", [{"v": "y"}, None, None, weight, weight, is_training, 0.5, 1e-5, False], {}],
+    ]
+    return f"{kind} {is_training}", nodes, False
+
+
+def _lengths(weight: list[int], lengths: list[int]) -> tuple[str, Nodes, bool]:
+    nodes: Nodes = [
+        ["x", "aten.ones.default", [weight], {}],
+        ["y", "aten.ones.default", [lengths], {}],
+        ["z", "aten._weight_norm.default", [{"v": "x"}, {"v": "y"}, 0], {}],
+    ]
+    return f"_weight_norm {weight} {lengths}", nodes, False
+
+
+def _recurrent(kind: str, hidden: int, weight: Any) -> tuple[str, Nodes, bool]:
+    """Return a recurrent network of this width whose weights are all one value, or of the right shapes."""
+    gates = (4 if kind == "lstm" else 3) * hidden
+    sizes = [[gates, 8], [gates, hidden], [gates], [gates]]
+    made: Nodes = [[f"p{i}", "aten.zeros.default", [size], {}] for i, size in enumerate(sizes)]
+    state = {"v": "h"}
+    states, params = [state, state] if kind == "lstm" else state, [weight or {"v": f"p{i}"} for i in range(4)]
+    nodes: Nodes = [
+        *(_PART_OF_WEIGHT if weight else made),
+        ["x", "aten.zeros.default", [[1, 3, 8]], {}],
+        ["h", "aten.zeros.default", [[1, 1, hidden]], {}],
+        ["y", f"aten.{kind}.input", [{"v": "x"}, states, params, True, 1, 0.0, False, False, True], {}],
+    ]
+    return f"{kind} {hidden}", nodes, False
+
+
+def _differences(size: int, number: int) -> tuple[str, Nodes, bool]:
+    nodes: Nodes = [
+        ["x", "aten.arange.default", [size], {}],
+        ["y", "aten.diff.default", [{"v": "x"}, number], {}],
+    ]
+    return f"diff {size} {number}", nodes, False
+
+
+def _windows(kind: str, shape: list[int], *args: Any) -> tuple[str, Nodes, bool]:
+    nodes: Nodes = [
+        ["x", "aten.zeros.default", [shape], {}],
+        ["y", f"aten.{kind}.default", [{"v": "x"}, *args], {}],
+    ]
+    return f"{kind} {json.dumps(args)}", nodes, False
+
+
 HUGE = 2**35
 DIRECTED: list[Directed] = [
     _live("aten._reshape_alias.default", LAST, [4096, 4096], [4096, 1]),
@@ -211,6 +270,16 @@ DIRECTED: list[Directed] = [
     *_calls("aten.rrelu.default", args=[VALUE, 0.1, 0.3, True]),
     *_calls("aten._unsafe_index.Tensor", args=[VALUE, [None, {"v": "n1"}]]),
     *_calls("aten._index_put_impl_.default", args=[VALUE, [VALUE], VALUE, False, True]),
+    _statistics("batch_norm", True),
+    _statistics("instance_norm", True),
+    _lengths([1 << 20, 2], [1, 1]),
+    _lengths([0, 2], [0, 1]),
+    _recurrent("lstm", 512, {"v": "w"}),
+    _recurrent("gru", 512, {"v": "w"}),
+    _differences(1 << 18, 1 << 18),
+    _windows("col2im", [1, 1, 8], [2, 4], [1, 1], [1, 1], [0, 1 << 33], [1, 1]),
+    _windows("im2col", [1, 1, 4, 4], [2, 2], [1 << 62, 1], [0, 0], [1, 1]),
+    _windows("max_pool2d", [1, 1, 9, 9], [5, 5], [1, 1], [0, 0], [1 << 62, 1 << 62]),
     *_calls("aten.embedding.default", args=[{"v": "w0"}, VALUE]),
     *_calls("aten.embedding_renorm_.default", args=[{"v": "w0"}, {"v": "w0"}, 1.0, 2.0]),
     *_calls("aten.gather.default", args=[VALUE, 0, VALUE]),
@@ -333,6 +402,13 @@ LEGAL: list[tuple[str, Nodes, bool]] = [
         [["x", "aten.cat.default", [[LAST, LAST], -1], {}], ["y", "aten.slice.Tensor", [{"v": "x"}, -1, 0, 16], {}]],
         False,
     ),
+    _statistics("batch_norm", False),
+    _lengths([1 << 10, 2], [1 << 10, 1]),
+    _recurrent("lstm", 4, None),
+    _recurrent("gru", 4, None),
+    _differences(16, 3),
+    _windows("col2im", [1, 1, 8], [2, 4], [1, 1], [1, 1], [0, 0], [1, 1]),
+    _windows("max_pool2d", [1, 1, 9, 9], [5, 5], [1, 1], [0, 0], [2, 2]),
     (
         "a hundred sums",
         [
