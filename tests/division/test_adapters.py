@@ -8,6 +8,7 @@ import transformers as hf
 
 import offramp
 from offramp.checkpoints.downloads import DOWNLOADS, Download, downloads_of, to_bytes
+from offramp.division import adapters
 from offramp.errors import SourceError
 from tests.tiny_families import KNOWN, write_classifier
 
@@ -47,6 +48,13 @@ def assert_same(found, wanted, labels):
     for (label, score), row in zip(found, wanted, strict=True):
         assert label == labels[int(row.argmax())]
         assert score == pytest.approx(float(row.max()), abs=1e-5)
+
+
+def test_an_adapter_whose_modules_are_a_pattern_is_merged(base, tmp_path):
+    model = hf.AutoModelForSequenceClassification.from_pretrained(base)
+    wanted = logits_of(adapter_of(model, tmp_path / "adapter", target_modules=r".*(query|value)"), base)
+    found = answers(tmp_path / "adapter", tmp_path / "store")
+    assert_same(found, wanted, model.config.id2label)
 
 
 def test_an_adapter_is_merged_into_the_model_that_it_names(base, tmp_path):
@@ -104,6 +112,45 @@ def test_what_cannot_be_merged_is_refused(base, tmp_path):
         with pytest.raises(SourceError, match=reason):
             offramp.divide(tmp_path / name, tmp_path / "store")
         assert not (tmp_path / "store").exists()
+
+
+HOSTILE = [
+    ({"target_modules": "(.*.*)*(.*.*)*(.*.*)*x"}, None),
+    ({"rank_pattern": {"(.*.*)*(.*.*)*x": 2}}, "the pattern"),
+    ({"alpha_pattern": {".*.*.*.*x": 2}}, "the pattern"),
+    ({"alpha_pattern": ["query"]}, "patterns that are none"),
+    ({"r": 3_000_000}, "the rank 3000000"),
+    ({"r": True}, "the rank True"),
+    ({"rank_pattern": {"query": 3_000_000}}, "the rank 3000000"),
+    ({"init_lora_weights": "pissa_niter_100000000"}, "the initialisation"),
+    ({"init_lora_weights": "loftq", "loftq_config": {"loftq_iter": 10**9}}, "the initialisation"),
+    ({"layer_replication": [[0, 1]] * 100_000}, "layers"),
+    ({"layer_replication": [[0, 10**9]]}, "layers"),
+    ({"layer_replication": 7}, "what it cannot ask for"),
+    ({"megatron_config": {"a": 1}, "megatron_core": "this"}, "modules of another library"),
+    ({"peft_type": "XLORA", "adapters": {"0": "../other"}}, "which no weights can hold"),
+    ({"peft_type": ["LORA"]}, "which no weights can hold"),
+    ({"peft_type": "\x1b[2J"}, "which no weights can hold"),
+]
+
+
+def test_settings_of_strangers_take_no_time_memory_or_other_files(base, tmp_path):
+    """peft follows them before it compares anything: a pattern takes hours, a rank gigabytes."""
+    adapter_of(hf.AutoModelForSequenceClassification.from_pretrained(base), tmp_path / "adapter")
+    file = tmp_path / "adapter/adapter_config.json"
+    described, weights = json.loads(file.read_text()), adapters._weights_of(tmp_path / "adapter")
+    for changes, reason in HOSTILE:
+        settings = {**described, **changes}
+        if reason is None:  # the weights name the modules
+            file.write_text(json.dumps(settings))
+            found = adapters._described(file.parent, weights).target_modules
+            assert found == {key.split(".lora_A")[0][17:] for key in weights if "lora_A" in key}
+            continue
+        with pytest.raises(SourceError, match=reason):
+            adapters._require_settings(file.parent, settings, weights)
+    legal = {"rank_pattern": {r"layer\.\d+\.attention.*query": 2}, "alpha_pattern": {"query": 3}}
+    for twin in ({}, legal, {"init_lora_weights": "pissa_niter_16"}, {"layer_replication": [[0, 2]]}, {"r": 8}):
+        adapters._require_settings(file.parent, {**described, **twin}, weights)
 
 
 @pytest.mark.parametrize("revision", [None, "v1"])

@@ -106,6 +106,11 @@ def without_weights(w):
     (w / "adapter/adapter_model.safetensors").unlink()
 
 
+def of_a_rank(w):
+    of_plain(w)
+    describe(w, r=3_000_000)
+
+
 def whole(w, said):
     shutil.rmtree(w / "adapter")
     of_plain(w)
@@ -139,6 +144,12 @@ TABLE = [
     Entry(
         "division/adapters.py: the weights of the adapter",
         spoilt(without_weights, DIVIDE),
+        "get the whole folder of the adapter again",
+        whole,
+    ),
+    Entry(
+        "division/adapters.py: {} asks for",
+        spoilt(of_a_rank, DIVIDE),
         "get the whole folder of the adapter again",
         whole,
     ),

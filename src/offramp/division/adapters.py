@@ -3,8 +3,9 @@ as any other model.
 """
 
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,17 @@ CLASSES = {
 """Task type in an adapter's description -> the class of transformers that loads its model."""
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 """Names of the file of an adapter's weights."""
+MERGED = (
+    "LORA", "ADALORA", "IA3", "LOHA", "LOKR", "OFT", "BOFT", "HRA", "VERA", "FOURIERFT", "LN_TUNING",
+)  # fmt: skip
+"""Kinds of adapters that peft merges from their own weights. Others add inputs, or read what their settings name."""
+MOST_STEPS, MOST_LAYERS = 64, 1 << 10
+"""Most steps of an initialisation that settings may ask for, and most layers."""
+_STARTS = re.compile(r"gaussian|olora|orthogonal|pissa(_niter_\d{1,2})?|loftq|eva|corda")
+_NAME = re.compile(r"(?!.*\)[*+{])[^*+{]*([*+{][^*+{]*){0,2}", re.DOTALL)
+"""Pattern of the names of modules: with few repetitions and none of a group, or matching takes hours."""
+_OWN = re.compile(r"\.(?:lora|hada|lokr|ia3|oft|boft|hra|vera|fourierft|ln_tuning)_")
+_PREFIX = "base_model.model."
 HEADS = ("classifier.weight", "score.weight", "out_proj.weight")
 """Ends of the names of weights that have one row a label."""
 
@@ -95,6 +107,55 @@ def _weights_of(folder: Path) -> dict[str, Any]:
         raise SourceError(what, folder, "get the whole folder of the adapter again") from error
 
 
+def _wrong_settings(settings: Mapping[str, Any], weights: Mapping[str, Any]) -> str | None:
+    """Return what settings ask for that no weights of an adapter account for, or None: peft does it unasked."""
+    ranks, alphas = (settings.get(name) or {} for name in ("rank_pattern", "alpha_pattern"))
+    if not isinstance(ranks, dict) or not isinstance(alphas, dict):
+        return "patterns that are none"
+    wrong = next((name for name in (*ranks, *alphas) if len(name) > 300 or not _NAME.fullmatch(name)), None)
+    if wrong is not None:
+        return f"the pattern {wrong!r:.100}"
+    is_plain = settings.get("peft_type") in ("LORA", "ADALORA")
+    largest = max([1, *((min if is_plain else max)(each.shape) for each in weights.values() if each.dim() > 1)])
+    for rank in (*ranks.values(), *(settings[name] for name in ("r", "init_r", "target_r") if settings.get(name))):
+        if type(rank) is not int or not 0 < rank <= max(largest, MOST_STEPS):
+            return f"the rank {rank!r:.40}, and its weights have at most {largest}"
+    start, steps = settings.get("init_lora_weights"), (settings.get("loftq_config") or {}).get("loftq_iter", 1)
+    if (isinstance(start, str) and not _STARTS.fullmatch(start)) or type(steps) is not int or steps > MOST_STEPS:
+        return f"the initialisation {start!r:.40} of {steps!r:.40} steps"
+    layers = settings.get("layer_replication") or []
+    if len(layers) > MOST_LAYERS or sum(last - first for first, last in layers) > MOST_LAYERS:
+        return f"more than {MOST_LAYERS} layers"
+    return "modules of another library" if settings.get("megatron_config") else None
+
+
+def _described(folder: Path, weights: Mapping[str, Any]) -> Any:
+    """Return the settings of an adapter with the names of its modules in place of patterns: its weights name them."""
+    import peft
+
+    config = peft.PeftConfig.from_pretrained(str(folder))
+    if isinstance(getattr(config, "target_modules", None), str):
+        found = {_OWN.split(key)[0][len(_PREFIX) :] for key in weights if key.startswith(_PREFIX) and _OWN.search(key)}
+        config.target_modules = found
+        for name in ("exclude_modules", "layers_to_transform", "layers_pattern"):
+            if hasattr(config, name):
+                setattr(config, name, None)
+    return config
+
+
+def _require_settings(folder: Path, settings: Mapping[str, Any], weights: Mapping[str, Any]) -> None:
+    """Raise SourceError for a kind that is not merged, and for settings that would take time, memory or other files."""
+    if settings.get("peft_type") not in MERGED:
+        what = f"an adapter of kind {settings.get('peft_type')!s:.40}, which no weights can hold"
+        raise SourceError(what, folder, "train an adapter that changes weights, such as LoRA")
+    try:
+        wrong = _wrong_settings(settings, weights)
+    except (TypeError, ValueError, AttributeError) as error:  # values of any type may come
+        wrong = f"what it cannot ask for ({said(error)})"
+    if wrong is not None:
+        raise SourceError(f"{ADAPTER} asks for {wrong}", folder, "get the whole folder of the adapter again")
+
+
 def _merge(base: Path, folder: Path, settings: dict[str, Any]) -> Any:
     """Return the model with the adapter in its weights."""
     import transformers
@@ -104,6 +165,7 @@ def _merge(base: Path, folder: Path, settings: dict[str, Any]) -> Any:
     if name is None:
         name = (read_json(base / CONFIG).get("architectures") or ["AutoModel"])[0]
     weights = _weights_of(folder)
+    _require_settings(folder, settings, weights)
     rows = next((len(weight) for key, weight in weights.items() if key.endswith(HEADS)), None)
     try:
         described = transformers.AutoConfig.from_pretrained(base, local_files_only=True)  # a folder  # nosec B615
@@ -112,14 +174,12 @@ def _merge(base: Path, folder: Path, settings: dict[str, Any]) -> Any:
         cls = getattr(transformers, name)
         model, loaded = cls.from_pretrained(base, config=described, local_files_only=True, output_loading_info=True)
         lacking = [key for key in loaded["missing_keys"] if not any(each.endswith(key) for each in weights)]
-        adapted = None if lacking else PeftModel.from_pretrained(model, str(folder), local_files_only=True)
+        described = _described(folder, weights)
+        adapted = None if lacking else PeftModel.from_pretrained(model, str(folder), config=described)
     except Exception as error:  # transformers and peft raise classes of many kinds for what does not fit
         what = f"the adapter does not fit the model that it names ({said(error)})"
         raise SourceError(what, folder, "check base_model_name_or_path in adapter_config.json") from error
     if adapted is None:
         what = f"{len(lacking)} tensors are neither in the adapter nor in its model: {listed(sorted(lacking))}"
         raise SourceError(what, folder, "save the adapter with modules_to_save=[...] that names its new head")
-    if not hasattr(adapted, "merge_and_unload"):
-        what = f"an adapter of kind {settings.get('peft_type')}, which no weights can hold"
-        raise SourceError(what, folder, "train an adapter that changes weights, such as LoRA")
     return adapted.merge_and_unload()
