@@ -188,7 +188,9 @@ def _with_numbers(numbers: Any, call: Call, results: List[Known]) -> List[Known]
         return results
     if any(array.shape != result.shape for array, result in zip(made, results)):
         return results
-    if not _is_exact(call.node.operator, [each.numbers for each in given], made, numbers, call):
+    if not _is_exact(
+        call.node.operator, [each.numbers for each in given if each.numbers is not None], made, numbers, call
+    ):
         return results
     return [result._replace(numbers=array) for array, result in zip(made, results)]
 

@@ -55,7 +55,7 @@ def _recurrent(bound: Bound) -> None:
 
 
 def _recurrent_shapes(bound: Bound, passed: int, hidden: int) -> Iterator[tuple[int, ...]]:
-    """Yield the shapes of the weights, in their order. `passed`: width of what goes on, less if it is projected."""
+    """Yield the shapes of the weights, in their order. `passed`: width of the state that the next step reads."""
     width, gates = bound["input"].shape[-1], 3 if isinstance(bound["hx"], Tensor) else 4
     directions = 1 + bound["bidirectional"]
     for _ in range(bound["num_layers"]):

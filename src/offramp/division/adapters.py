@@ -133,7 +133,7 @@ def _described(folder: Path, weights: Mapping[str, Any]) -> Any:
     """Return the settings of an adapter with the names of its modules in place of patterns: its weights name them."""
     import peft
 
-    config = peft.PeftConfig.from_pretrained(str(folder))
+    config: Any = peft.PeftConfig.from_pretrained(str(folder))
     if isinstance(getattr(config, "target_modules", None), str):
         found = {_OWN.split(key)[0][len(_PREFIX) :] for key in weights if key.startswith(_PREFIX) and _OWN.search(key)}
         config.target_modules = found
