@@ -10,11 +10,12 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from offramp.checkpoints.checkpoint import load_classifier, predict
 from offramp.checkpoints.families import family_of
-from offramp.checkpoints.inputs import PLAIN_OUTPUT, facts_of, rows_of, task_of
+from offramp.checkpoints.inputs import PLAIN_OUTPUT, example_ids, facts_of, padded, read_texts, rows_of, task_of
 from offramp.errors import SourceError
+from offramp.program.program import TEXT_INPUTS
 from tests.division.tiny import config_of
 from tests.tiny_families import write_classifier
-from tests.training.tiny import make_model, write_checkpoint
+from tests.training.tiny import VOCABULARY, make_model, write_checkpoint
 
 PROBLEMS = ("single_label_classification", "multi_label_classification", "regression")
 ABSENT = object()
@@ -127,6 +128,34 @@ def test_keys_about_the_form_of_the_output_change_no_answer(asked, tmp_path, fam
     (tmp_path / "config.json").write_text(json.dumps({**config, **keys}))
     assert (answers(tmp_path) == expected).all()
     assert AutoModelForSequenceClassification.from_pretrained(tmp_path, **PLAIN_OUTPUT).config.return_dict
+
+
+TYPES = {"gpt2": (2, 0), "xlnet": (2, 0), "xlm": (2, 0), "bert": (2, 2), "deberta": (0, 0), "distilbert": (0, 0)}
+"""Family -> types that it takes where the tokenizer of BERT gives types, and where it gives none."""
+
+
+@pytest.mark.parametrize("family", TYPES)
+def test_types_are_those_of_the_tokenizer_where_a_config_has_no_number(tmp_path, family):
+    with torch.device("meta"):
+        module = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(family, pad_token_id=0))
+    (tmp_path / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
+    for names, expected in zip((TEXT_INPUTS, TEXT_INPUTS[:2]), TYPES[family], strict=True):
+        settings = {"tokenizer_class": "BertTokenizer", "model_input_names": names}
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+        texts = read_texts(module, tmp_path)
+        assert texts.num_token_types == expected
+    assert (texts.pad_token is None) == (family == "xlnet")  # whose head reads the last token, and pads on the left
+
+
+@pytest.mark.parametrize("family", ["bart", "t5", "bert"])
+def test_examples_of_an_encoder_with_a_decoder_end_as_texts_do(family):
+    config = AutoConfig.for_model(family, vocab_size=9, eos_token_id=5)
+    ids = example_ids(config, 9, torch.Generator().manual_seed(0))
+    mask = padded(ids)
+    if config.is_encoder_decoder:
+        assert (ids == 5).sum(1).tolist() == [1] * len(ids)
+        assert all(row[keep == 1][-1] == 5 for row, keep in zip(ids, mask, strict=True))
+    assert ids.min() >= 2 and ids.max() < 9 and (mask[-1] == 0).any()
 
 
 def test_a_module_without_a_config_has_no_task():

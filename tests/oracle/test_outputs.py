@@ -3,6 +3,7 @@
 Shapes: C labels.
 """
 
+import inspect
 import json
 
 import numpy as np
@@ -46,7 +47,7 @@ def of_transformers(folder):
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     pipe = transformers.pipeline("text-classification", model=model, tokenizer=tokenizer)
-    has_types = getattr(model.config, "type_vocab_size", 0) > 1
+    has_types = "token_type_ids" in inspect.signature(model.forward).parameters
     logits = []
     for text in TEXTS:
         with torch.no_grad():

@@ -126,12 +126,13 @@ def save_tokenizer(folder: Path, out: Path) -> None:
 
 
 @_quiet()
-def gives_types(folder: Path) -> bool:
-    """Return whether a folder's tokenizer gives token types; False for one that transformers cannot load."""
+def types_of_pair(folder: Path) -> int:
+    """Return how many token types the tokenizer of a folder gives for a pair of texts; 0: none, or none that works."""
     try:
-        return TEXT_INPUTS[2] in _load(folder).model_input_names
-    except Exception:  # transformers raises many classes for files that it cannot read
-        return False
+        found = _load(folder)(["a"], ["b"]).get(TEXT_INPUTS[2])
+    except Exception:  # transformers raises many classes for files that it cannot read; `write_tokenizer` names it
+        return 0
+    return max(2, 1 + max(found[0], default=0)) if found else 0
 
 
 def _load(folder: Path) -> Any:

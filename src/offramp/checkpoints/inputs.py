@@ -13,7 +13,7 @@ from torch import nn
 from offramp.checkpoints.config import labels_by_id, problem_of
 from offramp.checkpoints.exits import Point, points_of
 from offramp.checkpoints.source import PROCESSOR, folder_of_store, open_source
-from offramp.checkpoints.tokenizing import open_text_encoder
+from offramp.checkpoints.tokenizing import num_token_types, open_text_encoder
 from offramp.checkpoints.weights import read_small
 from offramp.errors import SourceError, StoreError
 from offramp.program.program import TEXT_INPUTS, Texts
@@ -176,22 +176,23 @@ def read_texts(module: nn.Module, folder: Path) -> Texts:
             raise SourceError(f"no image processor (looked for {PROCESSOR})", folder, "copy the file there")
         raise SourceError(f"a {type(module).__name__} reads neither texts nor images", folder, "take another model")
     has_padding = isinstance(pad_token, int) and 0 <= pad_token < vocab_size
-    types = _num_types(config, folder, vocab_size) if TEXT_INPUTS[2] in taken_by(module) else 0
-    return Texts(vocab_size, _longest(module, folder), types, pad_token if has_padding else None)
+    if getattr(config, "summary_type", None) == "last":  # XLNet: of a padded text, the answer would be of its padding
+        has_padding = False
+    return Texts(vocab_size, _longest(module, folder), _num_types(module, folder), pad_token if has_padding else None)
 
 
-def _num_types(config: Any, folder: Path, vocab_size: int) -> int:
-    """Return the number of token types of a model that takes some.
+def _num_types(module: nn.Module, folder: Path) -> int:
+    """Return how many token types a model takes from its tokenizer.
 
-    One that names no number, such as GPT-2 or XLNet, looks them up among the words or compares them, and computes
-    another answer with types than without: it gets them where its tokenizer gives them.
+    Where its config gives no number, it is that of the tokenizer: XLNet tells two texts apart by them, and GPT-2 adds
+    rows of its table of words for them, so that no types and types of 0 have different answers.
     """
-    named = getattr(config, "type_vocab_size", None)
-    if isinstance(named, int):
-        return named
-    from offramp.checkpoints.auto_tokenizer import gives_types
-
-    return vocab_size if gives_types(folder) else 0
+    config: Any = module.config
+    if TEXT_INPUTS[2] not in taken_by(module):
+        return 0
+    if hasattr(config, "type_vocab_size"):
+        return int(config.type_vocab_size or 0)
+    return num_token_types(folder)
 
 
 def set_to_answer(module: nn.Module) -> nn.Module:
@@ -223,11 +224,23 @@ def _longest(module: nn.Module, folder: Path) -> int:
 
 def example_texts(module: nn.Module, texts: Texts) -> dict[str, Any]:
     """Return two texts of random tokens, one of them padded, as arguments of the module's `forward`."""
-    ids = torch.randint(3, max(texts.vocab_size, 4), (BATCH, LENGTH), generator=torch.Generator().manual_seed(0))
+    ids = example_ids(module.config, texts.vocab_size, torch.Generator().manual_seed(0))
     types = (torch.arange(LENGTH) >= LENGTH // 2).long().expand(BATCH, -1).contiguous()
     made = dict(zip(TEXT_INPUTS, (ids, padded(ids), types), strict=True)) | {"use_cache": False}
     unwanted = () if texts.num_token_types > 1 else TEXT_INPUTS[2:]
     return {name: value for name, value in made.items() if name in taken_by(module) and name not in unwanted}
+
+
+def example_ids(config: Any, vocab_size: int, generator: torch.Generator) -> torch.Tensor:
+    """Return random tokens of two texts. Those of an encoder with a decoder end as texts do: classifiers of the kind of
+    BART read the state of the token that ends a text, and refuse rows with different numbers of it.
+    """
+    ids = torch.randint(3, max(vocab_size, 4), (BATCH, LENGTH), generator=generator)
+    end = getattr(config, "eos_token_id", None)
+    if getattr(config, "is_encoder_decoder", False) and isinstance(end, int) and 0 <= end < vocab_size:
+        ids[ids == end] = 2 if end != 2 else 3
+        ids[torch.arange(BATCH), padded(ids).sum(1) - 1] = end
+    return ids
 
 
 def padded(ids: torch.Tensor) -> torch.Tensor:

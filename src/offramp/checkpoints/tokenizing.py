@@ -76,6 +76,17 @@ def open_text_encoder(folder: Path, texts: Texts, max_length: int | None, warn: 
         return TextEncoder.from_folder(files if reason else made, texts, max_length, warn)
 
 
+def num_token_types(folder: Path) -> int:
+    """Return how many token types the tokenizer of a folder gives for a pair of texts; 0: none, or no tokenizer that
+    transformers can apply. For models of transformers, which is imported.
+    """
+    if not any((folder / name).is_file() for name in TOKENIZER):
+        return 0
+    from offramp.checkpoints.auto_tokenizer import types_of_pair
+
+    return types_of_pair(folder)
+
+
 @contextmanager
 def _made(folder: Path) -> Iterator[tuple[Path, str]]:
     """Yield a temporary folder with the tokenizer of `AutoTokenizer`, and the reason why it has none, else ""."""
