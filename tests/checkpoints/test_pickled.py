@@ -179,6 +179,17 @@ def test_without_torch_the_extra_is_named(tmp_path, monkeypatch):
         open_source(tmp_path)
 
 
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_a_file_of_the_other_format_is_called_so(tmp_path, is_zip):
+    save(tmp_path, tiny_weights(), "model.safetensors", _use_new_zipfile_serialization=is_zip)
+    with pytest.raises(SourceError, match=r"of torch\.save, not of safetensors .* rename it to pytorch_model\.bin"):
+        open_source(tmp_path)
+    write_model(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(SourceError, match=r"of safetensors, not of torch\.save .* rename it to model\.safetensors"):
+        open_source(tmp_path)
+
+
 def test_safetensors_win_over_pickles(tmp_path):
     save(tmp_path, {"b": Hostile(tmp_path / "canary")})
     write_model(tmp_path)

@@ -139,6 +139,69 @@ def test_what_is_no_model_folder_is_told_what_it_lacks(tmp_path):
         open_source(tmp_path)
 
 
+LACKING = {
+    "tf_model.h5": r"its weights are for TensorFlow - .* - save the model with PyTorch as safetensors",
+    "flax_model.msgpack": "its weights are for Flax",
+    "model-q4.gguf": r"its weights are for llama\.cpp",
+    "onnx/model.onnx": "its weights are for ONNX",
+    "model.fp16.safetensors": r"but model\.fp16\.safetensors - .* rename it to model\.safetensors",
+    "best.pt": r"but best\.pt - .* rename it to pytorch_model\.bin",
+    "model.safetensors.index.fp16.json": r"rename it to model\.safetensors\.index\.json",
+    "model-00002-of-00003.safetensors": r"a part of the weights - .* - get model\.safetensors\.index\.json of",
+    "training_args.bin": r"no index of either - .* - save the model as safetensors",
+    "checkpoint-5/model.safetensors": r"name one of its folders: checkpoint-5$",
+    "model.safetensors": "is a link to a file that is not there",
+}
+"""File in a folder without weights that are read -> what is said."""
+
+
+@pytest.mark.parametrize("name", LACKING)
+def test_a_folder_without_weights_says_what_it_has_instead(tmp_path, name):
+    for folder in (tmp_path, (tmp_path / name).parent, tmp_path / "1_Pooling"):
+        folder.mkdir(exist_ok=True)
+        (folder / "config.json").write_text("{}")
+    if name == "model.safetensors":
+        (tmp_path / name).symlink_to("../blobs/none")
+    else:
+        (tmp_path / name).write_bytes(b"weights")
+    with pytest.raises(SourceError, match=LACKING[name]) as caught:
+        open_source(tmp_path)
+    assert "1_Pooling" not in str(caught.value)
+
+
+def test_the_folder_of_a_model_is_named_from_the_cache_of_the_hub(tmp_path):
+    write_model(tmp_path / "snapshots" / "0123abcd")
+    (tmp_path / "blobs").mkdir()
+    with pytest.raises(UsageError, match=r"name one of its folders: snapshots/0123abcd$"):
+        open_source(tmp_path)
+
+
+def test_another_file_of_weights_that_the_config_names_is_not_passed_over(tmp_path):
+    write_model(tmp_path, config_of(transformers_weights="other.safetensors"))
+    with pytest.raises(
+        SourceError, match=r"names other\.safetensors .* rename that file to model\.safetensors, and re"
+    ):
+        open_source(tmp_path)
+    write_model(tmp_path, config_of(transformers_weights="model.safetensors"))
+    open_source(tmp_path).close()
+
+
+OF_PRETRAINING = {"bert": "ForMaskedLM", "distilbert": "Model", "roberta": "ForCausalLM", "electra": "ForPreTraining"}
+
+
+@pytest.mark.parametrize("model_type", OF_PRETRAINING)
+def test_the_class_of_the_pretraining_is_not_that_of_a_classifier(tmp_path, model_type):
+    write_model(tmp_path, config_of(model_type))
+    stale = config_of(model_type, OF_PRETRAINING[model_type])
+    (tmp_path / "config.json").write_text(json.dumps(stale))
+    with open_source(tmp_path) as source:
+        assert source.encoder().problem == "single_label_classification"
+    other = config_of(model_type, "ForTokenClassification")
+    (tmp_path / "config.json").write_text(json.dumps(other))
+    with open_source(tmp_path) as source:
+        assert source.config == other
+
+
 @pytest.mark.parametrize("text", ["", "{", "[1]", "null", "\xff", "[" * 100_000, '{"a": 1'])
 def test_a_broken_config_is_named(tmp_path, text):
     write_model(tmp_path)
@@ -266,6 +329,8 @@ def test_a_folder_of_several_runs_names_them(tmp_path):
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "a" * 64 + "\nsize 12345\n"
 STAND_INS = {POINTER: "a Git LFS pointer", "<!DOCTYPE html>\n<html>": "a web page", "<html><head>": "a web page"}
+STAND_INS["\n  <?xml version='1.0'?><Error>"] = "a web page"
+STAND_INS['{"error":"Repository not found"}'] = STAND_INS["Entry not found"] = "the answer of a server that refused it"
 
 
 def whole_folder(folder):

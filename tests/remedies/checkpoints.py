@@ -73,6 +73,32 @@ def removed(*names):
     return lambda w: [(w.model / name).unlink() for name in names]
 
 
+def moved(name, *targets):
+    """Rename a file of the model to the first target; further targets are copies of config.json."""
+
+    def spoil(w):
+        (w.model / targets[0]).parent.mkdir(exist_ok=True)
+        (w.model / name).rename(w.model / targets[0])
+        for each in targets[1:]:
+            shutil.copy(w.model / "config.json", w.model / each)
+
+    return spoil
+
+
+def renamed(name, target):
+    return said_by(moved(name, target), f"{name} is renamed to {target}")
+
+
+def index_of_one(w, said):
+    """Write the index that the message names."""
+    names = load_file(w.model / "model-00001-of-00001.safetensors")
+    index = {"weight_map": dict.fromkeys(names, "model-00001-of-00001.safetensors")}
+    (w.model / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+index_of_one.says = "the index is put there"
+
+
 def in_place_of(name):
     """Put a pipe in the place of a file."""
 
@@ -337,6 +363,24 @@ TABLE = [
         "download the file itself",
     ),
     file(
+        "checkpoints/weights.py: {} in place of the file",
+        "model.safetensors",
+        b'\n{"error":"Repository not found"}',
+        "download the file itself",
+    ),
+    Entry(
+        "checkpoints/weights.py: a file of torch.save",
+        spoilt(lambda w: (pickled()(w), moved("pytorch_model.bin", "model.safetensors")(w)), DIVIDE),
+        "rename it to pytorch_model.bin",
+        renamed("model.safetensors", "pytorch_model.bin"),
+    ),
+    Entry(
+        "checkpoints/pickled.py: a file of safetensors",
+        spoilt(moved("model.safetensors", "pytorch_model.bin"), DIVIDE),
+        "rename it to model.safetensors",
+        renamed("pytorch_model.bin", "model.safetensors"),
+    ),
+    file(
         "store/safetensors.py: file ends inside its header",
         "model.safetensors",
         b"\0" * 64,
@@ -429,10 +473,52 @@ TABLE = [
         again=False,
     ),
     Entry(
-        "checkpoints/source.py: not a model folder: no {}, no {}",
+        "checkpoints/files.py: not a model folder: no {}, no {}, and no index of either [without_weights 2]",
         spoilt(removed("model.safetensors"), DIVIDE),
         "save the model as safetensors",
         restore("model.safetensors"),
+    ),
+    Entry(
+        "checkpoints/files.py: {}: its weights are for {}",
+        spoilt(moved("model.safetensors", "tf_model.h5"), DIVIDE),
+        "save the model with PyTorch as safetensors",
+        restore("model.safetensors"),
+    ),
+    Entry(
+        "checkpoints/files.py: not a model folder: no {}, no {}, and no index of either [without_weights 1]",
+        spoilt(moved("model.safetensors", "inner/model.safetensors", "inner/config.json"), DIVIDE),
+        "name one of its folders: inner",
+        "divide model/inner another",
+        again=False,
+    ),
+    Entry(
+        "checkpoints/files.py: {}, but {}, a part",
+        spoilt(moved("model.safetensors", "model-00001-of-00001.safetensors"), DIVIDE),
+        "get model.safetensors.index.json of the model, too",
+        index_of_one,
+    ),
+    Entry(
+        "checkpoints/files.py: {}, but {}",
+        spoilt(moved("model.safetensors", "model.fp16.safetensors"), DIVIDE),
+        "if that has the weights, rename it to model.safetensors",
+        renamed("model.fp16.safetensors", "model.safetensors"),
+    ),
+    Entry(
+        "checkpoints/files.py: {} is a link to a file that is not there",
+        spoilt(
+            lambda w: (removed("model.safetensors")(w), (w.model / "model.safetensors").symlink_to("../blobs/none")),
+            DIVIDE,
+        ),
+        "get the whole model again",
+        said_by(
+            lambda w: (removed("model.safetensors")(w), restore("model.safetensors")(w, "")), "the file is put there"
+        ),
+    ),
+    config(
+        "checkpoints/source.py: transformers_weights in {} names",
+        "and remove the key",
+        {"transformers_weights": "other.safetensors"},
+        {"transformers_weights": None},
     ),
     Entry(
         "checkpoints/source.py: exits without",

@@ -16,6 +16,8 @@ _OTHER_TASKS = (
     "MaskedLM PreTraining TokenClassification QuestionAnswering MultipleChoice NextSentencePrediction CausalLM"
 )
 TASKS = ("Model", "ForSequenceClassification", *(f"For{task}" for task in _OTHER_TASKS.split()), "LMHeadModel")
+_PRETRAINED = ("Model", "ForMaskedLM", "ForPreTraining", "LMHeadModel", "ForCausalLM")
+"""Tasks of models that classifiers are trained from."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,15 @@ class Family:
     def holds_head(self, names: Collection[str]) -> bool:
         """Return whether the tensors of these names include those of a whole classification head."""
         return any(set(self.names("head", base).values()) <= set(names) for base in (self.base, ""))
+
+    def may_be_stale(self, named: object, names: Collection[str]) -> bool:
+        """Return whether a list of classes names none, or one of the pretraining, whose head these tensors lack."""
+        if not named:
+            return True
+        pretrained = [name + task for name in self.classes for task in _PRETRAINED]
+        is_pretrained = isinstance(named, list) and named[0] in pretrained
+        own = tuple(prefix for prefix in self.other if not prefix.startswith("{base}"))
+        return is_pretrained and not any(name.startswith(own) for name in names)
 
     def encoder(self, config: Mapping[str, Any]) -> Encoder:
         """Return the sizes and settings of the model."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from offramp.checkpoints.weights import Rows, open_file
+from offramp.checkpoints.weights import ZIP_MAGIC, Rows, open_file
 from offramp.errors import PickleError, SourceError
 from offramp.program.dtypes import DTYPES
 
@@ -25,7 +25,6 @@ CONVERT = (
 )
 """Run in the model's folder, writes model.safetensors beside the pickles."""
 
-_ZIP_MAGIC = b"PK\x03\x04"
 _DTYPES = {f"torch.{dtype.torch}": dtype.name for dtype in DTYPES.values()}
 """Name of a dtype in torch -> in safetensors."""
 
@@ -56,7 +55,10 @@ class PickledWeights:
 
 def _load(path: Path) -> object:
     with os.fdopen(open_file(path), "rb") as file:
-        if file.read(len(_ZIP_MAGIC)) != _ZIP_MAGIC:
+        beginning = file.read(10)
+        if beginning[8:] in (b'{"', b"{ "):  # after the size of a header
+            raise SourceError("a file of safetensors, not of torch.save", path, "rename it to model.safetensors")
+        if not beginning.startswith(ZIP_MAGIC):
             what, remedy = "not a zip file of torch.save (before torch 1.6, or damaged)", "convert it in its folder"
             raise PickleError(what, path, f"{remedy}: {CONVERT}")
         try:  # by its descriptor: nothing else can have taken its place

@@ -15,6 +15,7 @@ from typing import Any
 
 from offramp.checkpoints.config import MEANING, check_config
 from offramp.checkpoints.families import FAMILIES, family_of, shown
+from offramp.checkpoints.files import CONFIG, INDEX, PICKLE, SAFETENSORS, inner_models, without_weights
 from offramp.checkpoints.weights import Rows, SafetensorsWeights, Weights, open_file, read_index, read_json
 from offramp.errors import SourceError, UsageError, import_error, require_folder
 from offramp.program.checks import POSITIVE, read_used, strict_json
@@ -26,10 +27,6 @@ from offramp.store.reader import is_store
 from offramp.store.trained_rows import FILE_NAME as TRAINED_ROWS
 from offramp.tasks.model_files import files_of
 
-CONFIG = "config.json"
-SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
-INDEX = ".index.json"
-"""Suffix of the index of several files, after the name of a single one."""
 EXITS = ("exits.safetensors", "exits.json")
 TOKENIZER = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
@@ -185,13 +182,17 @@ def open_source(folder: Path) -> Source:
     require_files(folder)
     _refuse_adapter(folder)
     if not (folder / CONFIG).is_file():
-        inner = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}"))
+        inner = inner_models(folder)
         remedy = f"name one of its folders: {', '.join(inner)}" if inner else WANTED
         raise UsageError(f"not a model folder: no {CONFIG}", folder, remedy)
     config = read_json(folder / CONFIG)
     check_config(config, folder / CONFIG)
     for path in _present(folder, (*COMPANIONS, *EXITS)):
         os.close(open_file(path))  # libraries read most of them, and would call a pointer damaged
+    named = config.get("transformers_weights")
+    if named not in (None, SAFETENSORS):  # which transformers reads instead
+        what = f"transformers_weights in {CONFIG} names {shown(named)} as the file of the weights"
+        raise SourceError(what, folder, f"rename that file to {SAFETENSORS}, and remove the key")
     for name, open_weights in ((SAFETENSORS, SafetensorsWeights), (PICKLE, _open_pickles)):
         file, index = folder / name, folder / (name + INDEX)
         if file.is_file():
@@ -202,8 +203,7 @@ def open_source(folder: Path) -> Source:
     if is_store(folder):
         what = "a store that is no checkpoint: its matrices are integers, or cut into blocks"
         raise SourceError(what, folder, "give the model folder, or the fp32 store, that it was divided from")
-    what = f"not a model folder: no {SAFETENSORS}, no {PICKLE}, and no index of either"
-    raise SourceError(what, folder, "save the model as safetensors")
+    raise without_weights(folder)
 
 
 @contextmanager
@@ -221,9 +221,11 @@ def folder_of_store(store: Store) -> Iterator[Path]:
 
 
 def _with_architecture(config: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """Return the config with its class, where it names none, but its family is known and the tensors tell it."""
+    """Return the config with the class of a classifier, where its family is known and the tensors have its head, but
+    the config names no class, or that of the model that was trained on, without whose own head the tensors are.
+    """
     family = FAMILIES.get(str(config.get("model_type")))
-    if family is None or config.get("architectures") or not family.holds_head(names):
+    if family is None or not family.holds_head(names) or not family.may_be_stale(config.get("architectures"), names):
         return config
     return {**config, "architectures": [family.classes[0] + "ForSequenceClassification"]}
 

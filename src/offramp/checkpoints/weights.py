@@ -20,10 +20,18 @@ Rows = tuple[int, int] | None
 """First row of a tensor, and the one after the last; None: all rows."""
 STAND_INS = {
     b"version https://git-lfs.github.com/spec/": ("a Git LFS pointer", "run `git lfs pull` in its folder"),
-    b"<!doctype html": ("a web page", "download the file itself"),
-    b"<html": ("a web page", "download the file itself"),
+    **dict.fromkeys((b"<!doctype html", b"<html", b"<?xml"), ("a web page", "download the file itself")),
+    **dict.fromkeys(
+        (b'{"error":', b"entry not found", b"repository not found", b"access to model "),
+        ("the answer of a server that refused it", "download the file itself"),
+    ),
 }
 """Beginning of a file that stands in for one of a model, in lower case -> its kind, and the remedy."""
+_BLANKS = 16
+"""Most blanks before such a beginning."""
+ZIP_MAGIC = b"PK\x03\x04"
+PICKLES = (ZIP_MAGIC, b"\x80\x02\x8a\n")
+"""Beginnings of the files of `torch.save`: of today, and before torch 1.6."""
 
 
 class Weights(Protocol):
@@ -57,6 +65,9 @@ class SafetensorsWeights:
         try:
             header = read_header(fd, os.fstat(fd).st_size, path)
         except DamagedError as error:  # of a store; this is a source
+            if os.pread(fd, len(ZIP_MAGIC), 0) in PICKLES:
+                what, remedy = "a file of torch.save, not of safetensors", "rename it to pytorch_model.bin"
+                raise SourceError(what, path, remedy) from None
             raise SourceError(error.what, error.where, error.remedy) from None
         for name, entry in header.tensors.items():
             self.entries[name] = entry.dtype, entry.shape
@@ -89,7 +100,7 @@ def open_file(path: Path) -> int:
         raise SourceError("no such file", path, "get the whole model again") from None
     except OSError as error:
         raise SourceError(f"cannot be read ({error.strerror})", path, "put a file there that can be read") from None
-    beginning = os.pread(fd, max(map(len, STAND_INS)), 0).lower()
+    beginning = os.pread(fd, max(map(len, STAND_INS)) + _BLANKS, 0).lstrip().lower()
     for start, (kind, remedy) in STAND_INS.items():
         if beginning.startswith(start):
             os.close(fd)
