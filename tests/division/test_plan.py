@@ -1,9 +1,10 @@
 import dataclasses
 import math
+import re
 
 import pytest
 
-from offramp.checkpoints.families import FAMILIES
+from offramp.checkpoints.families import FAMILIES, family_of
 from offramp.division.names.build import PlannedTensor, plan_division
 from offramp.errors import SourceError
 from tests.division.tiny import CLASSES, CONFIGS, config_of, entries_of
@@ -224,6 +225,24 @@ def test_a_prefix_of_a_wrapper_is_named_and_can_be_taken_off(model_type, prefix)
     plan_division(config, {name.removeprefix(prefix): entry for name, entry in wrapped.items()})
 
 
+@pytest.mark.parametrize("model_type", CLASSES)
+def test_a_wrapper_of_the_backbone_alone_is_named_too(model_type):
+    config, base = config_of(model_type), family_of(config_of(model_type)).base
+    wrapped = {f"model.{name}" if name.startswith(base) else name: each for name, each in entries_of(config).items()}
+    with pytest.raises(SourceError) as caught:
+        plan_division(config, wrapped)
+    (prefix,) = re.findall("take '(.*)' off the names", str(caught.value))
+    plan_division(config, {name.removeprefix(prefix): entry for name, entry in wrapped.items()})
+
+
+def test_of_two_tensors_that_differ_in_the_prefix_alone_the_exact_name_counts():
+    entries = entries_of(config_of())
+    both = {**{name.removeprefix("bert."): each for name, each in entries.items()}, **entries}
+    found, alone = plan_division(config_of(), both), plan_division(config_of(), entries)
+    assert found.shards == alone.shards
+    assert len(found.left_out) == sum(name.startswith("bert.") for name in entries)
+
+
 def test_missing_layers_are_told_from_other_missing_tensors():
     deeper, key = config_of(num_hidden_layers=4), "num_hidden_layers"
     with pytest.raises(SourceError, match=r"config\.json has more layers than the file, whose last is 1: correct it"):
@@ -234,7 +253,10 @@ def test_missing_layers_are_told_from_other_missing_tensors():
         plan_division(deeper, less)
 
 
-def test_tensors_of_an_adapter_are_called_so():
-    lora = {f"bert.encoder.layer.0.attention.self.query.lora_{side}.weight": ("F32", (4, 32)) for side in "AB"}
+@pytest.mark.parametrize(
+    "part", ["lora_A.weight", "ia3_l.default", "base_layer.weight", "modules_to_save.default.weight"]
+)
+def test_tensors_of_an_adapter_are_called_so(part):
+    more = {f"bert.encoder.layer.0.attention.self.query.{part}": ("F32", (4, 32))}
     with pytest.raises(SourceError, match="merge the adapter into the weights"):
-        plan_division(config_of(), {**entries_of(config_of()), **lora})
+        plan_division(config_of(), {**entries_of(config_of()), **more})

@@ -18,6 +18,7 @@ from offramp.checkpoints.inputs import (
     BATCH,
     CLASSIFIERS,
     LENGTH,
+    example_ids,
     example_texts,
     padded,
     set_to_answer,
@@ -60,7 +61,7 @@ def divide_checkpoint(folder: Path, store: Path, config: DivisionConfig) -> Path
         found = _found(module, source, dtype)
         if found is None:
             config.say("transformers computes weights of this model from several tensors: it is loaded as a whole once")
-            module = _loaded(cls, folder, dtype)
+            module = _loaded(cls, source, dtype)
         else:
             found.prepare(module, config)
         texts = texts_of(set_to_answer(module), folder)
@@ -69,12 +70,12 @@ def divide_checkpoint(folder: Path, store: Path, config: DivisionConfig) -> Path
         return divide_module(module, example, store, config, origin)
 
 
-def _loaded(cls: Any, folder: Path, dtype: str | None) -> nn.Module:
+def _loaded(cls: Any, source: Source, dtype: str | None) -> nn.Module:
     """Return the module as transformers loads it. Raises SourceError for weights that it would make up."""
     options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
-    module, said = cls.from_pretrained(folder, local_files_only=True, output_loading_info=True, **options)
+    module, said = cls.from_pretrained(source.folder, local_files_only=True, output_loading_info=True, **options)
     if said["missing_keys"]:
-        raise _misfit("missing", sorted(said["missing_keys"]), folder)
+        raise _missing(sorted(said["missing_keys"]), source)
     return module.eval()
 
 
@@ -115,7 +116,7 @@ class _Found:
     def fetch(self, name: str) -> Tensor:
         """Return the data of a weight that is used. Raises SourceError for one that the checkpoint lacks."""
         if name in self.absent:
-            raise _misfit("missing", list(self.absent), self.source.folder)
+            raise _missing(list(self.absent), self.source)
         return self.read(name)
 
     def read(self, name: str) -> Tensor:
@@ -182,9 +183,9 @@ def _absent(weight: Weight) -> Tensor:
     return torch.full(weight.tensor.shape, torch.nan if kind.is_floating_point else 0, dtype=kind)
 
 
-def _misfit(what: str, names: list[str], folder: Path) -> SourceError:
-    remedy = "load it with transformers, and call offramp.divide(module, example_inputs, store)"
-    return SourceError(f"{len(names)} tensors {what}: {listed(names)}", folder, remedy)
+def _missing(names: list[str], source: Source) -> SourceError:
+    """Return the error for a checkpoint without weights that are used: transformers would make them up."""
+    return SourceError(f"{len(names)} tensors missing: {listed(names)}", source.folder, advice(names, source.entries))
 
 
 def _dtypes(module: nn.Module, found: Mapping[str, str], dtype: str | None, folder: Path) -> dict[str, str]:
@@ -283,7 +284,7 @@ def _made_up(config: Any, folder: Path) -> dict[str, Tensor]:
         return next((value for value in found if value is not None), default)
 
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(3, max(size("vocab_size", 100), 4), (BATCH, LENGTH), generator=generator)
+    ids = example_ids(config, size("vocab_size", 100), generator)
     shape = _pixels(folder) or size("image_size", 224)
     height, width = shape if isinstance(shape, (list, tuple)) else (shape, shape)
     frames = (size("num_mel_bins", 80), 2 * size("max_source_positions", 1500))

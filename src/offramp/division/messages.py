@@ -12,9 +12,13 @@ def listed(items: Sequence[str], num_shown: int = 5) -> str:
     return ", ".join(items[:num_shown]) + (", ..." if len(items) > num_shown else "")
 
 
+_ADAPTERS = (".lora_", ".ia3_", ".hada_", ".lokr_", ".oft_", ".boft_", ".vera_", ".base_layer.", ".modules_to_save.")
+"""Parts of the names that peft gives to tensors."""
+
+
 def adapter_tensors(names: Iterable[str]) -> list[str]:
-    """Return the names of tensors of a LoRA adapter: a model without them gives other answers."""
-    return [name for name in names if ".lora_" in name]
+    """Return the names of tensors of an adapter of peft: a model without them gives other answers."""
+    return [name for name in names if any(part in name for part in _ADAPTERS)]
 
 
 MERGE = "merge the adapter into the weights: merge_and_unload() of peft, then save_pretrained"
@@ -27,8 +31,9 @@ def advice(missing: Sequence[str], found: Collection[str]) -> str:
         return MERGE
     if not missing:
         return "get the whole model again"
-    prefix = _common_prefix(found)
-    if prefix and any(name.endswith("." + missing[0]) for name in found):
+    wrapped = next((name for name in found if name.endswith("." + missing[0])), None)
+    if wrapped is not None:  # a wrapper may be around a part of the model alone
+        prefix = _common_prefix(found) or wrapped.removesuffix(missing[0])
         return f"take {prefix!r} off the names of its tensors, or save the model without its wrapper"
     last = max(map(_layer, found), default=-1)
     if min(map(_layer, missing)) > last >= 0:

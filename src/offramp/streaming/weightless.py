@@ -16,6 +16,9 @@ from offramp.errors import OfframpError, SourceError, StageError, import_error
 from offramp.streaming.placeholders import weights_of
 from offramp.streaming.placement import DTYPES
 
+_MOST_SAID = 300
+"""Longest message of another library that is repeated."""
+
 
 def weightless(build: Callable[[], nn.Module]) -> nn.Module:
     """Return the module that `build` builds, in evaluation mode, with parameters without data.
@@ -101,11 +104,13 @@ def config_of_folder(folder: Path) -> Any:
         )
     except Exception as error:  # of whatever kind: its fields are checked by their own classes
         why = _said(error).replace("model type", "model_type")  # the key, as it stands in the file
-        raise SourceError(f"config.json cannot be read ({why})", folder, "use another model") from None
+        raise SourceError(f"config.json cannot be read ({why})", folder, "correct it, or use another model") from None
 
 
 def _said(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """Return a message in one line. Of a long one, which may begin with a whole module, the end says what is wrong."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= _MOST_SAID else f"{text[: _MOST_SAID // 2]} ... {text[-_MOST_SAID // 2 :]}"
 
 
 def with_dtypes(module: nn.Module, dtypes: dict[str, str]) -> None:

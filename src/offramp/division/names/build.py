@@ -251,7 +251,7 @@ def _canonical_names(
     """Return canonical name -> name in the source, without constants that old versions of transformers saved.
 
     Today's names replace `LayerNorm.gamma` and `.beta`, which come from TensorFlow. As in transformers, each name may
-    have the prefix of the backbone or not.
+    have the prefix of the backbone or not; of two tensors that differ in it alone, the one with the exact name counts.
     """
     found: dict[str, str] = {}
     for source in entries:
@@ -260,7 +260,7 @@ def _canonical_names(
             if source.endswith(old):
                 name = source.removesuffix(old) + new
         other = name.removeprefix(prefix) if name.startswith(prefix) else prefix + name
-        if name not in expected and other in expected:
+        if name not in expected and other in expected and other not in entries:
             name = other
         if name in found:
             what = f"{shown(source)} and {shown(found[name])} are the same tensor"
