@@ -15,6 +15,7 @@ from offramp.backends import onnx
 from offramp.backends.onnx import OnnxBackend
 from offramp.errors import MissingExtraError, StoreError
 from offramp.program.dtypes import ALIGNMENT_BYTES
+from offramp.runtime.backend import State
 from offramp.store import Store
 from tests.backends.captured import write_captured
 from tests.backends.driver import begin, mask_of, run
@@ -121,6 +122,20 @@ def test_rows_are_gathered_into_the_arena_where_results_are_views_of_it(opened, 
         del rows
     assert is_copied or addresses[0] == addresses[-1]  # what was freed is used again
     assert backend.keeps_rows is not is_copied
+
+
+def test_a_state_that_is_set_aside_leaves_the_arena_as_it_is(opened):
+    backend = OnnxBackend(opened, 1)
+    inside, outside = backend.allocate(4096), np.arange(5)
+    inside.fill(7)
+    values = {"inside": inside.reshape(2, -1), "outside": outside, "none": None}
+    state = State(2, 8, values, None)
+    backend.set_aside(state)
+    assert state.values["outside"] is outside
+    assert state.values["none"] is None
+    moved = state.values["inside"]
+    assert isinstance(owner_of(moved), np.ndarray)
+    assert np.array_equal(moved, np.full((2, 2048), 7, np.uint8))
 
 
 def owner_of(array):

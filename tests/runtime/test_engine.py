@@ -82,6 +82,19 @@ def test_steps_run_together_where_batches_share_a_sweep_and_much_would_be_kept(s
     engine.close()
 
 
+def test_batches_are_set_aside_after_each_of_their_turns_and_one_alone_is_not(shelf, monkeypatch):
+    engine = open_engine(shelf.open(Toy()), "none", 2)
+    turns = []
+    monkeypatch.setattr(engine.backend, "set_aside", lambda state: turns.append((state.num_rows, [*state.values])))
+    engine.sweep([encode(ROWS)])
+    assert turns == []
+    engine.sweep([encode(ROWS), encode(ROWS[:2])])
+    groups = [steps for index in range(len(engine.schedule.stages)) for steps in engine.schedule.groups(index, 2)]
+    assert [num_rows for num_rows, _ in turns] == [5, 2] * len(groups)
+    assert all(values for _, values in turns)
+    engine.close()
+
+
 def test_steps_that_run_together_need_slots_for_all_their_weights(shelf):
     """With fewer the engine would wait for ever."""
     engine = open_engine(shelf.open(Toy()), "none", 1)

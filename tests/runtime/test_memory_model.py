@@ -118,13 +118,16 @@ def test_arrays_count_bytes_by_their_dtype():
     assert model_of(program).gathering_bytes(3, 1) == 3 * (2 * 8 + 1)
 
 
-def test_a_sweep_holds_all_batches_but_the_one_that_is_computed():
-    model = model_of(program_of(TEXTS, (BATCH, TOKENS)), rows=ROW)
-    held = int(HELD_FACTOR * ToyBackend().state_bytes(2, 5)) + model.input_bytes(2, 5)
+@pytest.mark.parametrize(("backend", "num_held"), [(ToyBackend(), 3), (Keeping(True), 4)])
+def test_a_sweep_holds_all_batches_that_wait_or_were_set_aside(backend, num_held):
+    model = model_of(program_of(TEXTS, (BATCH, TOKENS)), backend, rows=ROW)
+    held = int(HELD_FACTOR * backend.state_bytes(2, 5)) + model.input_bytes(2, 5)
     assert model.held_bytes(2, 5) == held
     alone = model.sweep_bytes(Workload(2, 5), 1000)
-    assert alone == 1000 + HEADROOM_BYTES
-    assert model.sweep_bytes(Workload(2, 5, 4), 1000) == alone + 3 * held
+    assert alone == 1000 + backend.keeps_buffers * 2 * 5 * ROW + HEADROOM_BYTES
+    more = model.sweep_bytes(Workload(2, 5, 4), 1000) - alone
+    assert more == num_held * held
+    assert [model.most_batches(2, 5, size) for size in (more, more - 1, held - 1, -1)] == [4, 3, 1, 1]
 
 
 @pytest.mark.parametrize("activation_bytes", [0, 100_000])

@@ -140,6 +140,12 @@ class OnnxBackend(ProgramBackend):
         self.prepare(*shape)
         return super().begin(arrays, mask_BS, shape)
 
+    def set_aside(self, state: State) -> None:
+        """Copy values that lie in the arena. What a trial of one batch has taken is then what each batch takes."""
+        for name, value in state.values.items():
+            if value is not None and not value.flags.owndata:
+                state.values[name] = value.copy()
+
     def num_elements(self, kernel: Kernel, num_rows: int, length: int) -> int:
         """Return the elements of the largest set of buffers that live at once, as ONNX Runtime frees them."""
         tokens, template = num_rows * length, plain(kernel.template)

@@ -108,6 +108,12 @@ class Backend(ABC):
         Raises StoppedError at `state.latest`.
         """
 
+    def set_aside(self, state: State) -> None:  # noqa: B027
+        """Move the values of a batch, which waits for others of its sweep, out of memory that kernels use.
+
+        A library that cuts its values from one region would find it divided by those that wait.
+        """
+
     @abstractmethod
     def exit_logits(self, state: State, value: str, weights: Weights) -> np.ndarray:
         """Return the logits [B, C] of an exit head that reads `value`."""

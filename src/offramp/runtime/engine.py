@@ -74,6 +74,8 @@ class Engine:
                 weights = [self._acquire(step, sweep) for step in steps]
                 for run in sweep.live:
                     self._compute(index, steps, weights, run, run.state or self._begin(sweep, run))
+                    if len(sweep.live) > 1 and run.state is not None:
+                        self.backend.set_aside(run.state)
                 self._release(steps)
             for run in sweep.live:
                 self.gate.ask(index, run)

@@ -108,16 +108,20 @@ class MemoryModel:
         lie in them, and for inputs other than texts, which stay in memory.
         """
         shape = (workload.num_rows, workload.length)
-        held, gathering = (workload.num_batches - 1) * self.held_bytes(*shape), self.gathering_bytes(*shape)
+        num_held = workload.num_batches - 1
+        if self.backend.keeps_buffers and num_held:
+            num_held += 1  # the batch that is computed was set aside too
+        held, gathering = num_held * self.held_bytes(*shape), self.gathering_bytes(*shape)
         is_beside = self.backend.keeps_buffers or self._program.texts is None
         if self.backend.keeps_rows:
             gathering -= self._row_bytes_of(*shape)
-        if self.backend.keeps_buffers and workload.num_batches > 1:
-            # States that wait divide the free buffers, so that one of the two largest values takes memory of its own.
-            # Measured: 2 batches of 16 and of 23 rows, BERT-base width, took 17 and 16 MiB beside their trial.
-            held += self.backend.value_bytes(*shape) // 2
         busy = activation_bytes + gathering if is_beside else max(activation_bytes, gathering)
         return busy + held + HEADROOM_BYTES
+
+    def most_batches(self, num_rows: int, length: int, num_bytes: int) -> int:
+        """Return how many batches of [B, S] tokens may share a sweep if the first of them leaves `num_bytes`."""
+        num_held = max(num_bytes, 0) // self.held_bytes(num_rows, length)
+        return max(num_held if self.backend.keeps_buffers else num_held + 1, 1)
 
     def estimate_footprint(self, workload: Workload, most_bytes: int, encoding_bytes: int = 0) -> Optional[Footprint]:
         """Return an estimate from above if the process takes more than `most_bytes` even at least, else None.

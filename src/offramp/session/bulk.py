@@ -83,8 +83,8 @@ def with_most_rows(plan_for: Callable[[int, int], Classifier], *, has_deadline: 
     elif fitting:
         keeps = any(kernel.keeps_intermediates for kernel in program.kernels.values())
         for num_rows in fitting:
-            room = left(num_rows, streamed + max(sizes) * keeps) // model.held_bytes(num_rows, length)
-            choices[num_rows] = 1 + min(max(room, 0), MAX_SWEEP_ROWS // num_rows - 1, -(-most // num_rows) - 1)
+            fit = model.most_batches(num_rows, length, left(num_rows, streamed + max(sizes) * keeps))
+            choices[num_rows] = min(fit, MAX_SWEEP_ROWS // num_rows, -(-most // num_rows))
     tokens = NO_TEXT_TOKENS if program.texts is None else length
     num_rows, num_batches = min(choices.items(), key=lambda choice: _cost(*choice, tokens), default=(1, 1))
     if num_rows * num_batches == 1:
