@@ -117,7 +117,7 @@ def test_one_text_needs_no_padding(unpadded):
 
 @pytest.mark.parametrize("batch", [2, "bulk"])
 def test_several_texts_need_padding(unpadded, batch):
-    with pytest.raises(UsageError, match=r"no token for padding, so that each text runs alone - .* - use batch 1, or"):
+    with pytest.raises(UsageError, match=r"cannot be padded, so that each runs alone - .* - use batch 1; if"):
         offramp.load(unpadded[1], batch=batch)
 
 
@@ -126,5 +126,5 @@ def test_a_model_without_padding_is_scored_text_by_text_and_not_trained(unpadded
     data = Splits("toy", LABELS, ("accuracy",), {"dev": [Example(*row) for row in rows]})
     of_folder, of_store = (evaluate(place, data, ["dev"], log=print)[0].exits[-1] for place in unpadded)
     assert of_folder.scores == of_store.scores
-    with pytest.raises(SourceError, match="names no token for padding, so that texts make no batch to train on"):
+    with pytest.raises(SourceError, match="cannot be padded, so that they make no batch to train on"):
         train_exits(unpadded[0], rows, rows, tmp_path / "run", labels=LABELS, settings=TrainSettings(max_length=8))

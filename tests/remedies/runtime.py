@@ -743,14 +743,14 @@ TABLE = [
         lambda w: with_profile(w, 4),
     ),
     Entry(
-        "session/session.py: the model has no token for padding",
+        "session/session.py: texts of this model cannot be padded",
         spoilt(lambda w: w.edit(unpadded), lambda w: load(w, batch=2)),
         "use batch 1",
         said_by(lambda w: load(w, batch=1), "`batch=1`"),
         again=False,
     ),
     Entry(
-        "session/session.py: the model has no token for padding",
+        "session/session.py: texts of this model cannot be padded",
         spoilt(lambda w: w.edit(unpadded), lambda w: load(w, batch=2)),
         "or set pad_token_id in config.json and divide again",
         DIVIDE,

@@ -607,7 +607,7 @@ TABLE = [
         restore("vocab.txt"),
     ),
     Entry(
-        "training/subjects.py: config.json names no token for padding",
+        "training/subjects.py: texts of this model cannot be padded",
         spoilt(decoder, train_decoder),
         "set pad_token_id there",
         set_pad,

@@ -57,6 +57,7 @@ class OnnxBackend(ProgramBackend):
         self._sessions: Dict[str, Any] = {}
         self._clock = StopClock()
         self._num_operations: Dict[str, int] = {}
+        self._example_bytes: Dict[str, int] = {}
         self._reserved_bytes = 0
         self._prepared: Set[Tuple[int, int]] = set()
         super().__init__(store, num_threads, trust_kernels=trust_kernels)
@@ -100,6 +101,7 @@ class OnnxBackend(ProgramBackend):
         num_loaded = sum(number for other, number in self._num_operations.items() if other != name)
         kernel = CapturedKernel(self, name, self.store.read_file(graphs[name]), self._clock, num_loaded)
         self._sessions[name], self._num_operations[name] = kernel.session, kernel.num_operations
+        self._example_bytes[name] = kernel.example_bytes
         return kernel
 
     def _run_of(self, session: Any, name: str, kernel: Kernel) -> LoadedKernel:
@@ -122,12 +124,20 @@ class OnnxBackend(ProgramBackend):
         if (num_rows, length) in self._prepared:
             return
         num_bytes = self.activation_bytes(num_rows, length)
-        if self.is_captured:  # the values alone: what does not fit beside others takes regions of its own
-            num_bytes = int(lived_bytes(self.program, num_rows, length) / CAPTURED_FACTOR)
+        if self.is_captured:
+            num_bytes = self._captured_bytes(num_rows, length)
         if num_bytes > self._reserved_bytes:
             reserve_arena(num_bytes)
             self._reserved_bytes = num_bytes
         self._prepared.add((num_rows, length))
+
+    def _captured_bytes(self, num_rows: int, length: int) -> int:
+        """Return the bytes of values that live at once, as the program says, but no more than its kernels make.
+
+        Without a factor: what does not fit beside others takes regions of its own.
+        """
+        most, named = max(self._example_bytes.values(), default=0), self.program.activation_bytes
+        return int(lived_bytes(self.program, num_rows, length) / CAPTURED_FACTOR * min(1, most / max(named, 1)))
 
     def allocate(self, num_bytes: int) -> np.ndarray:
         """Return memory of the arena if possible: it is free when rows are gathered, and they end before the first

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Mapping, Tuple
+from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
 import numpy as np
 
@@ -63,7 +63,10 @@ class CapturedKernel:
             shapes = {port: {example[port].shape for example in examples} for port in self._taken}
             self._varying = tuple(port for port, each in shapes.items() if port in bytes_read or len(each) > 1)
             self._allowance = Allowance(bytes_read, program.activation_bytes)
-            require_time(sum(self._check(example).free_work for example in examples))
+            taken = [self._check(example) for example in examples]
+            require_time(sum(each.free_work for each in taken))
+            self.example_bytes = _most_bytes(steps, examples, taken)
+            """Most bytes of the values that one step reads and makes for the example of the program."""
             self.num_operations = sum(1 for _ in operations(self._model.graph))
             if num_loaded + self.num_operations > MOST_STORE_NODES:
                 raise TooLargeError(f"the graphs of the store have more than {MOST_STORE_NODES} operations")
@@ -129,3 +132,9 @@ class CapturedKernel:
     def _refused(self, error: WrongError) -> StoreError:
         remedy = _TRUST if isinstance(error, UnlistedError) else REMEDY
         return StoreError(f"graph {self._name!r} is refused: {error}", self._backend.store.path, remedy)
+
+
+def _most_bytes(steps: Sequence[Step], examples: Sequence[Mapping[str, Known]], taken: Sequence[Taken]) -> int:
+    """Return the most bytes of the values that one of the steps reads and makes."""
+    read = [sum(example[port].num_bytes for port in step.reads) for step, example in zip(steps, examples)]
+    return max((size + each.made_bytes for size, each in zip(read, taken)), default=0)

@@ -271,7 +271,8 @@ class TorchBackend(ProgramBackend):
     def returned_bytes(self, num_rows: int, length: int) -> int:
         """Return the bytes of tensors. Captured programs: in proportion to their example."""
         if self.is_captured:
-            return lived_bytes(self.program, num_rows, length) if self.is_measured else 0
+            scratch_bytes = self.num_threads * CAPTURED_SCRATCH_BYTES  # what the trial took of it is not known
+            return lived_bytes(self.program, num_rows, length) + scratch_bytes if self.is_measured else 0
         return most_bytes(self, self.num_elements, num_rows, length)
 
     def mask_bytes(self, num_rows: int, length: int) -> int:

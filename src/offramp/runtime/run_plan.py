@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from offramp.errors import DamagedError
-from offramp.measure import read_memory
+from offramp.measure import address_space_bytes, read_memory
 from offramp.program.dtypes import DTYPES
 from offramp.runtime.config import READS
 from offramp.runtime.feed import Buffers, WeightFeed
@@ -102,10 +102,11 @@ def make_run_plan(
 
 def allocate(store: Store, plan: Plan, reads: Reads = BUFFERED) -> Buffers:
     """Return the slots and resident buffers of a plan. Their pages take memory when they are first filled."""
-    make = aligned_slot if reads.name == "mapped" else huge_slot
+    make_resident = huge_slot if address_space_bytes() is None else Slot  # no space for alignment where it is limited
+    make = aligned_slot if reads.name == "mapped" else make_resident
     slots = [make(plan.slot_bytes) for _ in range(plan.num_slots)]
     sizes = {name: page_rounded(store.manifest.layouts[name].num_bytes) for name in sorted(plan.residents)}
-    residents = {name: huge_slot(size) for name, size in sizes.items()}
+    residents = {name: make_resident(size) for name, size in sizes.items()}
     return Buffers(EqualSlots(slots), residents, depth=len(slots) or 2)
 
 

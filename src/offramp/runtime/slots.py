@@ -82,9 +82,11 @@ def huge_slot(num_bytes: int) -> Slot:
 
     The kernel hands a disk one request for a piece of memory, so that small pages make direct reads slow.
     """
+    if num_bytes < HUGE_BYTES:
+        return Slot(num_bytes)
     slot = aligned_slot(num_bytes)
     whole = num_bytes // HUGE_BYTES * HUGE_BYTES
-    if whole and hasattr(mmap, "MADV_HUGEPAGE"):
+    if hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):  # a kernel without them
             slot.pages.madvise(mmap.MADV_HUGEPAGE, slot.start, whole)
     return slot

@@ -209,8 +209,9 @@ def _require_padding(store: Store, config: EngineConfig) -> None:
     """Raise UsageError if texts that run together cannot be padded to one length."""
     texts = store.program.texts
     if texts is not None and texts.pad_token is None and config.batch != 1:
-        what = "the model has no token for padding, so that each text runs alone"
-        raise UsageError(what, store.path, "use batch 1, or set pad_token_id in config.json and divide again")
+        what = "texts of this model cannot be padded, so that each runs alone"
+        remedy = "use batch 1; if config.json names no pad_token_id, set it and divide again for batches"
+        raise UsageError(what, store.path, remedy)
 
 
 def _settings(config: EngineConfig, encoder: InputEncoder, texts: Optional[Iterable[Any]]) -> Settings:

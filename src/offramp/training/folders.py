@@ -74,7 +74,8 @@ def _clean_up(partial: Path, config: Mapping[str, Any], error: BaseException) ->
     if full is not None:
         if can_resume:
             full.add_kept("training resumes at the last checkpoint")
-        raise full from error
+        if full is not error:
+            raise full from error
 
 
 def await_folder(out: Path) -> Path:

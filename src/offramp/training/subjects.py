@@ -60,8 +60,9 @@ class FolderModel:
         if not has_vocabulary(folder):
             raise SourceError("no tokenizer", folder, "copy the tokenizer files there")
         if self.facts.texts.pad_token is None:
-            what = "config.json names no token for padding, so that texts make no batch to train on"
-            raise SourceError(what, folder, "set pad_token_id there, to eos_token_id if its tokenizer has no other")
+            what = "texts of this model cannot be padded, so that they make no batch to train on"
+            remedy = "if config.json names no pad_token_id, set it, to eos_token_id if its tokenizer has no other"
+            raise SourceError(what, folder, remedy)
         if max_length > self.facts.max_length:
             what = f"max_length {max_length} exceeds the {self.facts.max_length} tokens that the model supports"
             raise UsageError(what, None, "use a smaller max_length")
