@@ -20,6 +20,7 @@ from torch.nn import functional
 from offramp.backends.base import (
     BLOCKS,
     CAPTURED_FACTOR,
+    CAPTURED_SCRATCH_BYTES,
     REMEDY,
     LoadedKernel,
     ProgramBackend,
