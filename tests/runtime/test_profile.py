@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from offramp.errors import RefusedError, StoreError, UsageError
 from offramp.profiling import profiler as profiler_module
-from offramp.profiling.profiler import Profiler, Scheduled, measure_profile, profile_lengths
+from offramp.profiling.profiler import Profiler, Scheduled, _like_inputs, measure_profile, profile_lengths
 from offramp.runtime.profile import (
     DeviceProfile,
     cached_profile,
@@ -19,6 +20,8 @@ from offramp.runtime.profile import (
 )
 from offramp.session import Classifier, Settings
 from offramp.store.policy_file import MeasuredOn
+from offramp.tasks.arrays import ArrayInputs
+from offramp.tasks.pixels import ImageEncoder, ImageInputs
 from tests.toy import LAYER_KINDS, MAX_LENGTH, Toy, ToyBackend, ToyTextEncoder
 
 NUM_EXITS = 4
@@ -32,6 +35,16 @@ def open_scheduled(store, num_rows=1):
 def measured(shelf):
     with open_scheduled(shelf.open(Toy())) as classifier:
         return measure_profile(classifier, MAX_LENGTH, lambda line: None)
+
+
+@pytest.mark.parametrize("num_rows", [1, 3])
+def test_a_batch_of_a_profile_has_as_many_rows_as_asked_for(shelf, num_rows):
+    with open_scheduled(shelf.open(Toy())) as classifier:
+        assert len(_like_inputs(classifier, num_rows, 4, 0).lengths_B) == num_rows
+    store = SimpleNamespace(program=SimpleNamespace(texts=None))
+    for encoder in (ImageInputs(ImageEncoder(), "x"), ArrayInputs({"x": ("float32", (2,))})):
+        batch = _like_inputs(SimpleNamespace(store=store, encoder=encoder), num_rows, 1, 0)
+        assert batch.num_rows == len(batch.arrays["x"]) == num_rows
 
 
 def test_every_exit_of_every_length_is_timed(measured):

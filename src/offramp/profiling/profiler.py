@@ -354,7 +354,7 @@ def _like_inputs(classifier: Classifier, num_rows: int, length: int, number: int
     """Return a batch of new tokens, after encoding inputs of the same length as a real batch would be."""
     texts = classifier.store.program.texts
     if texts is None:
-        return classifier.encoder.encode(list(classifier.encoder.sample) * num_rows)
+        return classifier.encoder.encode([classifier.encoder.sample[0]] * num_rows)
     classifier.encoder.encode([" ".join(["a"] * (length - 2))] * num_rows)
     spread = min(texts.vocab_size, _COMMON_TOKENS)
     ids_BS = (np.arange(num_rows * length, dtype=np.int64).reshape(num_rows, length) * 17 + number * 131) % spread
