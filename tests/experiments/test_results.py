@@ -1,5 +1,6 @@
 """The results folder: what a kill, a second writer, a full disk or another release may leave, and what is refused."""
 
+import base64
 import errno
 import hashlib
 import json
@@ -229,3 +230,21 @@ def test_packed_samples_that_no_sweep_writes_are_refused(tmp_path, packed):
     (folder / RECORDS).write_bytes(line_of({"samples": {"truth": packed}}))
     with pytest.raises(DamagedError, match="no record"):
         read_results(folder, print)
+
+
+@pytest.mark.parametrize(("kind", "size"), [("u1", 1), ("i8", 8), ("f8", 8)])
+def test_the_values_of_all_packed_lists_are_counted(monkeypatch, kind, size):
+    """Before any is decoded: three lists, each of which is allowed, gave nearly three times as many values."""
+
+    def record(*lengths):
+        lists = enumerate(base64.b64encode(bytes(size * length)).decode() for length in lengths)
+        return {"samples": {f"list {number}": {"packed": kind, "base64": text} for number, text in lists}}
+
+    monkeypatch.setattr(results, "MAX_PACKED_VALUES", 100)
+    for lengths in ((100,), (50, 25, 25), (34, 33, 33), (98, 1, 1)):
+        found = results._unpacked(record(*lengths))["samples"]
+        assert [len(values) for values in found.values()] == list(lengths)
+    monkeypatch.setattr(results, "_unpack", None)
+    for lengths in ((101,), (100, 100, 100), (50, 25, 26), (99, 1, 1)):
+        with pytest.raises(ValueError, match="more packed samples than are kept"):
+            results._unpacked(record(*lengths))

@@ -221,17 +221,23 @@ def _unpacked(record: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(samples, dict):
         return record
     packed = {name: each for name, each in samples.items() if isinstance(each, dict) and each.keys() == _PACKED_KEYS}
-    if sum(len(str(each["base64"])) for each in packed.values()) > 4 / 3 * 8 * MAX_PACKED_VALUES:
+    if sum(map(_num_packed, packed.values())) > MAX_PACKED_VALUES:
         raise ValueError("more packed samples than are kept of a record")
     return {**record, "samples": {**samples, **{name: _unpack(each) for name, each in packed.items()}}}
 
 
-def _unpack(packed: Mapping[str, Any]) -> list[Any]:
+def _num_packed(packed: Mapping[str, Any]) -> int:
+    """Return the number of values of packed samples without decoding them."""
     if not isinstance(packed["packed"], str) or packed["packed"] not in _PACKED:
         raise ValueError(f"packed samples of an unknown type {packed['packed']!r}")
+    text = str(packed["base64"])
+    return (len(text) * 3 // 4 - text[-2:].count("=")) // array.array(_PACKED[packed["packed"]]).itemsize
+
+
+def _unpack(packed: Mapping[str, Any]) -> list[Any]:
     found = array.array(_PACKED[packed["packed"]])
     found.frombytes(base64.b64decode(str(packed["base64"]), validate=True))
-    if len(found) > MAX_PACKED_VALUES or not all(map(math.isfinite, found)):
+    if not all(map(math.isfinite, found)):
         raise ValueError("packed samples that no sweep writes")
     return _little(found).tolist()
 
