@@ -8,16 +8,18 @@ import itertools
 import json
 import lzma
 import os
+import re
 import sys
 import threading
 import tracemalloc
 import zipfile
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from offramp.errors import UsageError
+from offramp.tasks import lines
 from offramp.tasks.lines import MAX_TEXT_BYTES
 from offramp.tasks.tables import Layout, read_table, read_texts
 
@@ -385,7 +387,11 @@ def zipped(data: bytes) -> bytes:
         (lambda data: b"ARROW1\0\0" + data, "an Arrow file, not text - .* - save its texts as CSV, JSON lines"),
         (lambda data: b"\xff\xff\xff\xff\x10" + data, "an Arrow stream, not text - .* - save its texts as"),
         (lambda data: b"SQLite format 3\0" + data, "an SQLite database, not text - .* - save its texts as"),
+        (lambda data: b"FEA1\0\0\0\0" + data, "a Feather file, not text - .* - save its texts as"),
         (lambda data: b"%PDF-1.7\n" + data, "a PDF document, not text - .* - save its texts as"),
+        (lambda data: b"%PDF-2.0 \r%\xe2\xe3" + data, "a PDF document, not text - .* - save its texts as"),
+        (lambda data: b"{\\rtf1\\ansi " + data, "an RTF document, not text - .* - save its texts as"),
+        (lambda data: b"{\\rtf1\n\\ansi " + data, "an RTF document, not text - .* - save its texts as"),
         (lambda data: b"version https://git-lfs.github.com/spec/v1\n" + data, "a pointer of Git LFS, .* git lfs pull"),
     ],
 )
@@ -396,6 +402,21 @@ def test_compressed_data_and_workbooks_are_named(write, suffix, content, pack, w
 
 def test_a_text_that_begins_like_compressed_data_is_read(write):
     assert list(read_texts(write("some.txt", "BZh9 is a level\nPK\n"))) == ["BZh9 is a level", "PK"]
+
+
+BEGINNINGS = ["BZh91AY", "PAR1", "%PDF-", "%PDF-1.", "%PDF-2.0", "%PDF-files", "{\\rtf", "{\\rtf1"]
+"""And what the bytes by which a file of another kind is known have before the first that no text has."""
+for mark, _ in (*lines._PACKED, *lines._ARCHIVES, *lines._BINARY):
+    BEGINNINGS.append(re.findall(rb"^[ -~]*", mark)[0].decode())
+
+
+@settings(max_examples=200)
+@given(st.sampled_from(sorted(set(BEGINNINGS))), st.text("abc 1.-é", min_size=1).filter(str.strip))
+@example("FEA1", " model of a bridge")
+@example("%PDF-", "files are documents")
+def test_a_text_that_begins_with_the_characters_of_another_kind_is_read(beginning, rest):
+    text = f"{beginning} {rest}"
+    assert [line for _, line in lines.lines_of("x", io.BytesIO(text.encode()), lines.Notes())] == [text]
 
 
 def test_a_missing_file_and_a_folder_are_told_at_the_call(tmp_path):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import io
 import itertools
+import re
 import sys
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -56,18 +57,21 @@ _PARQUET = b"PAR1\x15"
 _BINARY = (
     (b"ARROW1\0\0", "an Arrow file"),
     (b"\xff\xff\xff\xff", "an Arrow stream"),
-    (b"FEA1", "a Feather file"),
+    (b"FEA1\0\0\0\0", "a Feather file"),
     (b"Obj\1", "an Avro file"),
     (b"SQLite format 3\0", "an SQLite database"),
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
     (b"\x93NUMPY", "a NumPy array"),
     (b"\x80\4\x95", "a pickle"),
-    (b"%PDF-", "a PDF document"),
-    (b"{\\rtf", "an RTF document"),
     (b"\x89PNG\r\n\x1a\n", "a PNG image"),
     (b"\xff\xd8\xff", "a JPEG image"),
 )
-"""First bytes of files of other kinds, and their names."""
+"""First bytes of files of other kinds, and their names. Each has a byte that no text has."""
+_PRINTABLE = (
+    (re.compile(rb"%PDF-[12]\.\d\s*(?:[\r\n]|\Z)"), "a PDF document"),
+    (re.compile(rb"\{\\rtf1\s*(?:[{\\]|\Z)"), "an RTF document"),
+)
+"""First lines of files of characters, and their names. A text may begin in the same way, with more behind it."""
 _POINTER = b"version https://git-lfs.github.com/spec/"
 """First bytes of the file that Git puts in the place of a large one."""
 _AS_UTF8 = "save it as UTF-8"
@@ -189,6 +193,7 @@ def _require_text(where: object, data: bytes) -> None:
     if data.startswith(_PARQUET):
         raise UsageError("a Parquet file, not text", where, "name it .parquet, or give --input-format parquet")
     binary = next((name for mark, name in _BINARY if data.startswith(mark)), None)
+    binary = binary or next((name for pattern, name in _PRINTABLE if pattern.match(data)), None)
     if binary is not None:
         raise UsageError(f"{binary}, not text", where, "save its texts as CSV, JSON lines or Parquet")
     if data.startswith(_POINTER):
