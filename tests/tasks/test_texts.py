@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from offramp.errors import UsageError
 from offramp.tasks import lines
+from offramp.tasks.columns import has_spaced_fields
 from offramp.tasks.lines import MAX_TEXT_BYTES
 from offramp.tasks.tables import Layout, read_table, read_texts
 
@@ -265,6 +266,23 @@ def test_spaces_after_the_commas_of_a_table_are_removed_and_said(write, said):
     assert f"{path}:1: spaces after commas are removed" in said
     assert [row["label"] for _, row in read_table(path)] == ["one", "two"]
     assert list(read_texts(write("other.csv", "text,label\n one, two\n"))) == [" one"]
+
+
+@pytest.mark.parametrize(
+    ("line", "is_spaced"),
+    [
+        ('"Nice, really"\n', False), ('"Nice, ""really"", yes"', False), ('text,"a, b"', False), ('text," a"', False),
+        ('"a, b",label', False), ('"a, not closed', False), ('text, "a,b"', True), ('"a,b", label', True),
+        ('"a, b", "c,d", "e"\n', True), ('5" disk, label', True), ("text, label\n", True), ("text, \n", False),
+    ],
+)  # fmt: skip
+def test_commas_within_quotes_have_no_spaces_after_them(line, is_spaced):
+    assert has_spaced_fields(line) == is_spaced
+
+
+def test_a_sentence_in_quotes_is_no_table_with_spaces(write, said):
+    list(read_texts(write("some.csv", '"Nice, really"\n'), layout=Layout(header=False), log=said.append))
+    assert not any("spaces after commas" in line for line in said)
 
 
 def test_a_column_is_never_guessed_where_names_are_given(write):

@@ -22,6 +22,8 @@ _SEPARATORS = {"\t": ("tabs", "tsv"), ",": ("commas", "csv"), ";": ("semicolons"
 """Separator -> its name, and the format whose separator it is."""
 _NAME = re.compile(r"[\w.-]+(?: [\w.-]+)*|")
 """Pattern of a field of a header. Fields of texts with a separator begin with a space, or end with a point."""
+_QUOTED = re.compile(r'((?:^|,) *)"[^"]*(?:""[^"]*)*"?')
+"""Pattern of a field in quotes, with the comma before it. A quote within a field is a character like others."""
 _LEAST_KNOWN = 2
 """Number of known names by which a line of plain text is recognised as a header: one word may be a text."""
 
@@ -48,7 +50,7 @@ def may_have_other(line: str, mark: str) -> bool:
 
 def has_spaced_fields(line: str) -> bool:
     """Return whether a line of CSV has a space after each comma, as people write."""
-    fields = line.split(",")[1:]
+    fields = _QUOTED.sub(r"\1q", line).split(",")[1:]
     return bool(fields) and all(field.startswith(" ") and field.strip() for field in fields)
 
 
