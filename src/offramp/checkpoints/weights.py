@@ -14,12 +14,13 @@ from offramp.errors import DamagedError, SourceError
 from offramp.program.checks import strict_json
 from offramp.store.files import open_plain, read_up_to
 from offramp.store.safetensors import read_header
+from offramp.tasks.lines import POINTER
 
 MAX_JSON_BYTES = 64 << 20
 Rows = tuple[int, int] | None
 """First row of a tensor, and the one after the last; None: all rows."""
 STAND_INS = {
-    b"version https://git-lfs.github.com/spec/": ("a Git LFS pointer", "run `git lfs pull` in its folder"),
+    POINTER: ("a Git LFS pointer", "run `git lfs pull` in its folder"),
     **dict.fromkeys((b"<!doctype html", b"<html", b"<?xml"), ("a web page", "download the file itself")),
     **dict.fromkeys(
         (b'{"error":', b"entry not found", b"repository not found", b"access to model "),

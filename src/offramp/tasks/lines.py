@@ -72,7 +72,7 @@ _PRINTABLE = (
     (re.compile(rb"\{\\rtf1\s*(?:[{\\]|\Z)"), "an RTF document"),
 )
 """First lines of files of characters, and their names. A text may begin in the same way, with more behind it."""
-_POINTER = b"version https://git-lfs.github.com/spec/"
+POINTER = b"version https://git-lfs.github.com/spec/"
 """First bytes of the file that Git puts in the place of a large one."""
 _AS_UTF8 = "save it as UTF-8"
 
@@ -196,7 +196,7 @@ def _require_text(where: object, data: bytes) -> None:
     binary = binary or next((name for pattern, name in _PRINTABLE if pattern.match(data)), None)
     if binary is not None:
         raise UsageError(f"{binary}, not text", where, "save its texts as CSV, JSON lines or Parquet")
-    if data.startswith(_POINTER):
+    if data.startswith(POINTER):
         raise UsageError("a pointer of Git LFS, not the file itself", where, "fetch the file: git lfs pull")
 
 
