@@ -98,6 +98,13 @@ def letters(folder):
     return saved(folder, tokenizer, pad_token="[PAD]")
 
 
+def added_letters(folder):
+    tokenizer = Tokenizer(models.BPE({"[PAD]": 0, "[CLS]": 1}, []))
+    tokenizer.add_special_tokens(["[PAD]", "[CLS]"])
+    tokenizer.add_tokens([*"ACGT"])
+    return saved(folder, tokenizer, pad_token="[PAD]")
+
+
 def word_level(folder):
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(["[UNK]", *WORDS])}, "[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -140,6 +147,7 @@ CONFIGURATIONS = {
     "begin and end": lambda folder: unigram(folder, bos_token="<s>", eos_token="</s>", add_eos_token=True),
     **{cls: partial(unigram, cls=f"{cls}Tokenizer", model_type=kind) for cls, kind in SENTENCEPIECE.items()},
     "letters": letters,
+    "letters that are added": added_letters,
     "words": word_level,
 }  # fmt: skip
 
@@ -294,12 +302,20 @@ class Characters:
         return {"input_ids": [[3, *(self._vocabulary.get(letter, 2) for letter in text)][:max_length]]}
 
 
-def test_a_tokenizer_of_python_code_with_files_of_another_one_is_refused(tmp_path, monkeypatch):
-    folder, vocabulary = as_json(tmp_path / "model"), {token: id for id, token in enumerate(BERT_VOCABULARY)}
+@pytest.mark.parametrize("others", [("tokenizer.json",), ("vocab.txt",), ("tokenizer.json", "vocab.txt")])
+def test_a_tokenizer_of_python_code_with_files_of_another_one_is_refused(tmp_path, monkeypatch, others):
+    """The message names the files that are there, without which the store takes no texts."""
+    folder = bert_folder(tmp_path / "model", tokenizer_class="BertTokenizer")
+    vocabulary = {token: id for id, token in enumerate(BERT_VOCABULARY)}
+    if "tokenizer.json" in others:
+        shutil.copy(as_json(tmp_path / "made") / "tokenizer.json", folder)
+    if "vocab.txt" not in others:
+        (folder / "vocab.txt").unlink()
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *args, **options: Characters(vocabulary))
-    with pytest.raises(SourceError, match=r"other tokens than transformers .* - remove tokenizer\.json"):
+    with pytest.raises(SourceError, match=f"other tokens than transformers .* - remove {' and '.join(others)} in a"):
         as_in_a_store(folder, tmp_path)
-    (folder / "tokenizer.json").unlink()
+    for name in others:
+        (folder / name).unlink()
     said = []
     as_in_a_store(folder, tmp_path, said)
     assert said[0].endswith("TypeError: Characters is no fast tokenizer")

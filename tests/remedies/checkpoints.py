@@ -731,7 +731,7 @@ TABLE = [
     Entry(
         "checkpoints/auto_tokenizer.py: the tokenizer of offramp",
         spoilt(of_characters, DIVIDE),
-        "remove tokenizer.json, which this class does not use",
+        "remove tokenizer.json in a copy of the folder",
         remove_tokenizer,
     ),
     Entry(

@@ -23,14 +23,13 @@ from offramp.errors import SourceError, UsageError
 from offramp.program.program import TEXT_INPUTS
 from offramp.tasks.model_files import files_of
 from offramp.tasks.text import ANY, Text, TextEncoder
-from offramp.tasks.tokenizer import require_safe
+from offramp.tasks.tokenizer import LAYOUTS, require_safe
 from offramp.tasks.tokenizer_settings import FAST_TOKENIZER, SETTINGS, TokenizerProof, TokenizerSettings, length_of
 
 TOKENIZER_JSON = "tokenizer.json"
 _OTHER_CLASS = "save a tokenizer of another class, or report it"
-_WITHOUT_JSON = "remove tokenizer.json, which this class does not use: the store then takes no texts"
 _LEAST_WORDS = 2
-"""Tokens beside the added ones; classes of sentencepiece begin with one."""
+"""Tokens beside the special ones, since letters may all be added tokens; classes of sentencepiece begin with one."""
 _PARALLEL = "TOKENIZERS_PARALLELISM"
 _PADDING = 0
 _SHORT = 16
@@ -147,7 +146,8 @@ def _load(folder: Path) -> Any:
 
 def _require_words(tokenizer: Any, folder: Path) -> None:
     """Raise SourceError for a tokenizer that transformers made without a vocabulary, since its file is absent."""
-    if len(set(tokenizer.get_vocab()) - set(tokenizer.added_tokens_encoder)) < _LEAST_WORDS:
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    if len(set(tokenizer.get_vocab()) - special) < _LEAST_WORDS:
         what = f"transformers makes a {type(tokenizer).__name__} without a vocabulary of this folder"
         raise SourceError(what, folder, "copy the tokenizer's files there, or correct tokenizer_class")
 
@@ -170,6 +170,12 @@ def _require_like_files(tokenizer: Any, folder: Path) -> None:
     except SourceError:
         return
     _compare(tokenizer, folder, folder)
+
+
+def _without_files(folder: Path) -> str:
+    """Return the remedy for a tokenizer of Python code: its folder without the files that offramp applies."""
+    found = [names[0] for names in LAYOUTS if all((folder / name).is_file() for name in names)]
+    return f"remove {' and '.join(found)} in a copy of the folder, whose store then takes no texts"
 
 
 def _settings(tokenizer: Any) -> TokenizerSettings:
@@ -217,7 +223,7 @@ def _compare(tokenizer: Any, out: Path, folder: Path) -> int:
             num_probes += 1
             if found != _ids_of_transformers(tokenizer, text, length or own_length):
                 what = f"the tokenizer of offramp gives other tokens than transformers for {text!r:.200}"
-                raise SourceError(what, folder, _OTHER_CLASS if _is_fast(tokenizer) else _WITHOUT_JSON)
+                raise SourceError(what, folder, _OTHER_CLASS if _is_fast(tokenizer) else _without_files(folder))
     return num_probes
 
 

@@ -17,7 +17,7 @@ from offramp.tasks.tokenizer_parts import added_tokens, growth_of, require_moder
 from offramp.tasks.tokenizer_settings import FAST_TOKENIZER, TokenizerSettings, length_of, read_settings
 from offramp.units import format_duration
 
-_LAYOUTS: Tuple[Tuple[str, ...], ...] = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"))
+LAYOUTS: Tuple[Tuple[str, ...], ...] = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"))
 _SENTENCEPIECE = ("sentencepiece.bpe.model", "spiece.model", "spm.model", "tokenizer.model")
 _CONFIG = "tokenizer_config.json"
 _SAVE = "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
@@ -209,16 +209,16 @@ def _from_files(files: ModelFiles) -> Tuple[Any, int, Dict[str, Any], str]:
         sentencepiece = next((name for name in _SENTENCEPIECE if files.has(name)), None)
         if sentencepiece is not None:
             raise SourceError(f"only a sentencepiece tokenizer ({sentencepiece})", files.folder, _SAVE_FAST)
-        looked_for = ", ".join(" with ".join(names) for names in _LAYOUTS)
+        looked_for = ", ".join(" with ".join(names) for names in LAYOUTS)
         remedy = "copy the tokenizer's files to the model's folder"
         raise SourceError(f"no tokenizer (looked for {looked_for})", files.folder, remedy)
     own = _read_config(files)
     config = {"tokenizer_class": files.read_object("config.json", _GET_AGAIN).get("tokenizer_class"), **own}
     _check_config(config, files.folder / "config.json")
-    if layout == _LAYOUTS[0]:
+    if layout == LAYOUTS[0]:
         tokenizer, growth, side = load_tokenizer(files, layout[0])
         return _with_config(tokenizer, files, config), growth, config, side
-    build = _from_wordpiece if layout == _LAYOUTS[1] else _from_byte_bpe
+    build = _from_wordpiece if layout == LAYOUTS[1] else _from_byte_bpe
     return build(files, config), _BYTES_GROWTH, config, "right"
 
 
@@ -291,7 +291,7 @@ def _quiet_panics() -> Iterator[None]:
 
 
 def _layout(files: ModelFiles) -> Optional[Tuple[str, ...]]:
-    return next((names for names in _LAYOUTS if all(map(files.has, names))), None)
+    return next((names for names in LAYOUTS if all(map(files.has, names))), None)
 
 
 def _library() -> Any:
