@@ -157,3 +157,9 @@ def test_a_job_survives_json():
     inputs = InputSource(("a",), (("b", "c"),), "t.tsv", "body", None)
     job = WorkerJob("run", "store", EngineConfig(budget="1MiB", batch="bulk"), inputs, 3, 4, True, True)
     assert WorkerJob.from_json(json.loads(json.dumps(job.to_json()))) == job
+
+
+def test_a_worker_loads_nothing_of_its_parents_side():
+    """What is loaded counts in its measured peak."""
+    code = "import offramp.experiments.worker, sys; print({'subprocess', 'tempfile'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

@@ -115,12 +115,6 @@ def _converse(child: subprocess.Popen, job: WorkerJob, log: Log) -> dict[str, An
     return outcome
 
 
-def described(error: OfframpError) -> dict[str, Any]:
-    """Return an error as plain values, for `error_of`."""
-    where = None if error.where is None else str(error.where)
-    return {"class": type(error).__name__, "what": error.what, "where": where, "remedy": error.remedy}
-
-
 def error_of(tree: dict[str, Any]) -> OfframpError:
     """Return the error that a worker described, as its own class."""
     known = {**vars(errors), TimedOutError.__name__: TimedOutError}  # of a process that the worker started

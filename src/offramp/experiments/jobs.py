@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Tuple
 
+from offramp.errors import OfframpError
 from offramp.program.checks import require_known
 from offramp.runtime.config import EngineConfig
 from offramp.session.inputs import InputSource
@@ -63,3 +64,9 @@ class WorkerJob:
         require_known(cls, tree, "key of a job")
         parts = {"config": EngineConfig, "inputs": InputSource}
         return cls(**{name: parts[name].from_json(value) if name in parts else value for name, value in tree.items()})
+
+
+def described(error: OfframpError) -> dict[str, Any]:
+    """Return an error as plain values, for `children.error_of`."""
+    where = None if error.where is None else str(error.where)
+    return {"class": type(error).__name__, "what": error.what, "where": where, "remedy": error.remedy}

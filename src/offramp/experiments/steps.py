@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offramp.errors import OfframpError, RefusedError, UsageError, missing
-from offramp.experiments.children import described
 from offramp.experiments.figures import SAMPLE
-from offramp.experiments.jobs import WorkerJob
+from offramp.experiments.jobs import WorkerJob, described
 from offramp.measure import median
 
 if TYPE_CHECKING:

@@ -17,8 +17,7 @@ from itertools import islice
 from typing import Any, Callable
 
 from offramp.errors import OfframpError, UsageError, system_error
-from offramp.experiments.children import described
-from offramp.experiments.jobs import WARM_UP_PASSES, WorkerJob
+from offramp.experiments.jobs import WARM_UP_PASSES, WorkerJob, described
 from offramp.measure import MemorySampler, default_threads, median, read_memory
 from offramp.measure.processes import die_with_parent, is_orphan
 from offramp.policies import Policy
