@@ -486,6 +486,27 @@ def test_an_invalid_policy_of_random_exits_is_refused_before_anything_is_made(tm
         needs_of(each, Source("m", "d", True), "rows", tmp_path)
 
 
+@pytest.mark.parametrize("wrong", ["models", "data"])
+def test_nothing_is_read_after_the_first_model_or_data_that_is_wrong(monkeypatch, wrong):
+    seen = []
+
+    def read(given, *more):
+        seen.append(given)
+        if given == f"wrong {wrong}":
+            raise UsageError("x", "y", "z")
+        return given
+
+    monkeypatch.setattr(steps, "_identify_model", read)
+    monkeypatch.setattr(steps, "_data_digest", read)
+    order = ["good models", "wrong models", "more models"], ["good data", "wrong data", "more data"]
+    found = steps.take_step({"kind": "identify", "models": order[0], "data": order[1], "offline": True}, ignore)
+    assert seen == (order[0][:2] if wrong == "models" else [*order[0], *order[1][:2]])
+    assert found[wrong] == [
+        f"good {wrong}",
+        {"error": {"class": "UsageError", "what": "x", "where": "y", "remedy": "z"}},
+    ]
+
+
 @pytest.mark.parametrize(
     ("options", "what", "where"),
     [

@@ -38,16 +38,20 @@ def take_step(step: Tree, log: Log) -> Any:
 
 
 def _identify(step: Tree, log: Log) -> Any:
-    """Return facts of models and digests of data, in the order of `models` and `data`; errors in their places."""
-
-    def attempted(find: Callable[[Any], Any], given: Any) -> Any:
-        try:
-            return find(given)
-        except OfframpError as error:
-            return {"error": described(error)}
-
-    models = [attempted(lambda model: _identify_model(model, step["offline"], log), each) for each in step["models"]]
-    return {"models": models, "data": [attempted(lambda tree: _data_digest(tree, log), each) for each in step["data"]]}
+    """Return facts of models and digests of data, in the order of `models` and `data`; the last may be an error."""
+    finds = {
+        "models": lambda model: _identify_model(model, step["offline"], log),
+        "data": lambda tree: _data_digest(tree, log),
+    }
+    found: dict[str, list[Any]] = {name: [] for name in finds}
+    for name, find in finds.items():
+        for given in step[name]:
+            try:
+                found[name].append(find(given))
+            except OfframpError as error:
+                found[name].append({"error": described(error)})
+                return found  # the sweep ends with this error: what follows may take minutes to read
+    return found
 
 
 def _identify_model(model: str, offline: bool, log: Log) -> Tree:

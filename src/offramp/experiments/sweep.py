@@ -174,7 +174,7 @@ def identify(experiments: Sequence[Experiment], log: Log) -> tuple[dict[str, Sou
     step = {"kind": "identify", "models": models, "data": [asdict(each) for each in data], "offline": offline}
     found = run_worker(WorkerJob("step", "", step=step), log)
     for inputs, answers, name in ((models, found["models"], _model), (data, found["data"], attrgetter("data"))):
-        for given, answer in zip(inputs, answers, strict=True):
+        for given, answer in zip(inputs, answers, strict=False):  # there is none after an error
             if isinstance(answer, Mapping) and "error" in answer:
                 raise error_of(answer["error"]).placed(next(each.place for each in measured if name(each) == given))
     sources = [Source(**tree) for tree in found["models"]]
