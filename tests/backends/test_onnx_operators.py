@@ -360,6 +360,7 @@ def example_inputs(store):
         (("Slice", [f(5), [-1], [(1 << 31) - 1], [0], [-1]], {}), "the end 2147483647 of a slice backwards"),
         (("Range", [np.int64((1 << 63) - 1), np.int64(-(1 << 63)), np.int64(1)], {}), "the range from"),
         (("Range", [np.int64(0), np.int64((1 << 62) + 1), np.int64(1 << 61)], {}), "the range from"),
+        (("Range", [np.int64(0), np.int64(1 << 53), np.int64(1 << 52)], {}), "the range from"),
         (("Range", [np.float32(1e-9), np.float32(1), np.float32(1)], {}), "the range from"),
         (("Resize", [f(1, 1, 4), None, np.array([1, 1, np.inf], np.float32)], {}), "such scales"),
         (("Einsum", [f(2, 3), f(3, 4)], {"equation": "ij,jk->iz"}), "ij,jk->iz"),

@@ -11,7 +11,7 @@ from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Seq
 
 import numpy as np
 
-from offramp.backends.onnx_operators import MOST_KNOWN, OPERATORS, Call, Known, known, product
+from offramp.backends.onnx_operators import MOST_EXACT, MOST_KNOWN, OPERATORS, Call, Known, known, product
 from offramp.backends.onnx_reader import MAX_RANK, Declared, Graph, Model, Node, read_model
 from offramp.program.checks import WrongError
 from offramp.units import format_size
@@ -39,8 +39,6 @@ INEXACT_ON_FLOATS = frozenset(("Pow", "Mod", "Range", "ReduceSum", "ReduceProd")
 """Operators whose results for floats depend on who computes them."""
 MAY_OVERFLOW = frozenset(("Abs", "Add", "Mul", "Neg", "Pow", "Range", "ReduceProd", "ReduceSum", "Sub"))
 """Operators whose results for integers may not fit their type: what then comes out depends on who computes them."""
-MOST_EXACT = 1 << 53
-"""Integers below this are exact as float64."""
 ELEMENT_WORK = 16
 """Multiply-adds that take as long as reading, computing or writing an element."""
 

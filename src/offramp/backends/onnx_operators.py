@@ -21,8 +21,8 @@ import numpy as np
 from offramp.backends.onnx_reader import DTYPES, Node
 from offramp.program.checks import WrongError
 
-_MOST_EXACT = 1 << 53
-"""Integers up to this are exact as float64, by which ONNX Runtime counts."""
+MOST_EXACT = 1 << 53
+"""Integers below this are exact as float64, by which ONNX Runtime counts; this may be a larger one, rounded."""
 _WHOLE = ((1 << 31) - 1, (1 << 63) - 1)
 """Ends of a slice that mean the whole axis, in both directions."""
 MOST_KNOWN = 4096
@@ -240,8 +240,8 @@ def _range(call: Call) -> List[Known]:
     number = math.ceil(length / Fraction(step))
     with np.errstate(all="ignore"):
         rounded = float(dtype(last) - dtype(first))
-    is_exact = rounded == length and math.ceil(rounded / step) == number and abs(step) <= _MOST_EXACT
-    call.require(is_exact and abs(length) <= _MOST_EXACT, f"the range from {first} to {last} by {step}")
+    is_exact = rounded == length and math.ceil(rounded / step) == number and abs(step) < MOST_EXACT
+    call.require(is_exact and abs(length) < MOST_EXACT, f"the range from {first} to {last} by {step}")
     return [Known(call.given(0).dtype, (max(number, 0),))]
 
 
