@@ -8,7 +8,7 @@ import transformers as hf
 
 import offramp
 from offramp.checkpoints.downloads import DOWNLOADS, Download, downloads_of, to_bytes
-from offramp.division import adapters
+from offramp.division import adapters, messages
 from offramp.errors import SourceError
 from tests.tiny_families import KNOWN, write_classifier
 
@@ -151,6 +151,14 @@ def test_settings_of_strangers_take_no_time_memory_or_other_files(base, tmp_path
     legal = {"rank_pattern": {r"layer\.\d+\.attention.*query": 2}, "alpha_pattern": {"query": 3}}
     for twin in ({}, legal, {"init_lora_weights": "pissa_niter_16"}, {"layer_replication": [[0, 2]]}, {"r": 8}):
         adapters._require_settings(file.parent, {**described, **twin}, weights)
+
+
+def test_tensors_of_each_kind_are_known_by_the_names_that_peft_gives_them():
+    for kind, name in messages.MERGED.items():
+        prefix = peft.mapping.PEFT_TYPE_TO_PREFIX_MAPPING[kind]
+        assert prefix.startswith(f"{name}_"), kind
+        own = f"model.dense.{prefix}x.weight"
+        assert messages.adapter_tensors([own, f"model.{name}.weight"]) == [own]
 
 
 @pytest.mark.parametrize("revision", [None, "v1"])

@@ -15,7 +15,7 @@ from offramp.checkpoints.hub import resolve
 from offramp.checkpoints.source import ADAPTER, CONFIG, PROCESSOR, TOKENIZER, open_source, require_files
 from offramp.checkpoints.weights import read_json
 from offramp.division.config import DivisionConfig
-from offramp.division.messages import listed
+from offramp.division.messages import ADAPTER_TENSOR, MERGED, listed
 from offramp.errors import SourceError, said
 from offramp.store.scratch import scratch_folder
 
@@ -30,16 +30,11 @@ CLASSES = {
 """Task type in an adapter's description -> the class of transformers that loads its model."""
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 """Names of the file of an adapter's weights."""
-MERGED = (
-    "LORA", "ADALORA", "IA3", "LOHA", "LOKR", "OFT", "BOFT", "HRA", "VERA", "FOURIERFT", "LN_TUNING",
-)  # fmt: skip
-"""Kinds of adapters that peft merges from their own weights. Others add inputs, or read what their settings name."""
 MOST_STEPS, MOST_LAYERS = 64, 1 << 10
 """Most steps of an initialisation that settings may ask for, and most layers."""
 _STARTS = re.compile(r"gaussian|olora|orthogonal|pissa(_niter_\d{1,2})?|loftq|eva|corda")
 _NAME = re.compile(r"(?!.*\)[*+{])[^*+{]*([*+{][^*+{]*){0,2}", re.DOTALL)
 """Pattern of the names of modules: with few repetitions and none of a group, or matching takes hours."""
-_OWN = re.compile(r"\.(?:lora|hada|lokr|ia3|oft|boft|hra|vera|fourierft|ln_tuning)_")
 _PREFIX = "base_model.model."
 HEADS = ("classifier.weight", "score.weight", "out_proj.weight")
 """Ends of the names of weights that have one row a label."""
@@ -129,14 +124,19 @@ def _wrong_settings(settings: Mapping[str, Any], weights: Mapping[str, Any]) -> 
     return "modules of another library" if settings.get("megatron_config") else None
 
 
+def _modules(weights: Mapping[str, Any]) -> set[str]:
+    """Return the names of the modules that weights of an adapter change."""
+    own = [key for key in weights if key.startswith(_PREFIX) and ADAPTER_TENSOR.search(key)]
+    return {ADAPTER_TENSOR.split(key)[0][len(_PREFIX) :] for key in own}
+
+
 def _described(folder: Path, weights: Mapping[str, Any]) -> Any:
     """Return the settings of an adapter with the names of its modules in place of patterns: its weights name them."""
     import peft
 
     config: Any = peft.PeftConfig.from_pretrained(str(folder))
     if isinstance(getattr(config, "target_modules", None), str):
-        found = {_OWN.split(key)[0][len(_PREFIX) :] for key in weights if key.startswith(_PREFIX) and _OWN.search(key)}
-        config.target_modules = found
+        config.target_modules = _modules(weights)
         for name in ("exclude_modules", "layers_to_transform", "layers_pattern"):
             if hasattr(config, name):
                 setattr(config, name, None)
@@ -145,7 +145,7 @@ def _described(folder: Path, weights: Mapping[str, Any]) -> Any:
 
 def _require_settings(folder: Path, settings: Mapping[str, Any], weights: Mapping[str, Any]) -> None:
     """Raise SourceError for a kind that is not merged, and for settings that would take time, memory or other files."""
-    if settings.get("peft_type") not in MERGED:
+    if str(settings.get("peft_type")) not in MERGED:
         what = f"an adapter of kind {settings.get('peft_type')!s:.40}, which no weights can hold"
         raise SourceError(what, folder, "train an adapter that changes weights, such as LoRA")
     try:

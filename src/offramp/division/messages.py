@@ -12,13 +12,20 @@ def listed(items: Sequence[str], num_shown: int = 5) -> str:
     return ", ".join(items[:num_shown]) + (", ..." if len(items) > num_shown else "")
 
 
-_ADAPTERS = (".lora_", ".ia3_", ".hada_", ".lokr_", ".oft_", ".boft_", ".vera_", ".base_layer.", ".modules_to_save.")
-"""Parts of the names that peft gives to tensors."""
+MERGED = {
+    "LORA": "lora", "ADALORA": "lora", "IA3": "ia3", "LOHA": "hada", "LOKR": "lokr", "OFT": "oft", "BOFT": "boft",
+    "HRA": "hra", "VERA": "vera", "FOURIERFT": "fourierft", "LN_TUNING": "ln_tuning",
+}  # fmt: skip
+"""Kind of adapter that is merged -> how the names that peft gives to its tensors begin."""
+ADAPTER_TENSOR = re.compile(rf"\.(?:{'|'.join(sorted(set(MERGED.values())))})_")
+"""Part of the name of a tensor that an adapter holds."""
+_AROUND = (".base_layer.", ".modules_to_save.")
+"""Parts of the names that peft gives to tensors of the model beside those."""
 
 
 def adapter_tensors(names: Iterable[str]) -> list[str]:
     """Return the names of tensors of an adapter of peft: a model without them gives other answers."""
-    return [name for name in names if any(part in name for part in _ADAPTERS)]
+    return [name for name in names if ADAPTER_TENSOR.search(name) or any(part in name for part in _AROUND)]
 
 
 MERGE = "merge the adapter into the weights: merge_and_unload() of peft, then save_pretrained"
