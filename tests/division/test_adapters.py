@@ -129,8 +129,8 @@ HOSTILE = [
     ({"layer_replication": 7}, "what it cannot ask for"),
     ({"megatron_config": {"a": 1}, "megatron_core": "this"}, "modules of another library"),
     ({"peft_type": "XLORA", "adapters": {"0": "../other"}}, "which no weights can hold"),
-    ({"peft_type": ["LORA"]}, "which no weights can hold"),
-    ({"peft_type": "\x1b[2J"}, "which no weights can hold"),
+    ({"peft_type": ["LORA"]}, "which offramp does not merge"),
+    ({"peft_type": "\x1b[2J"}, "which offramp does not merge"),
 ]
 
 
@@ -151,6 +151,18 @@ def test_settings_of_strangers_take_no_time_memory_or_other_files(base, tmp_path
     legal = {"rank_pattern": {r"layer\.\d+\.attention.*query": 2}, "alpha_pattern": {"query": 3}}
     for twin in ({}, legal, {"init_lora_weights": "pissa_niter_16"}, {"layer_replication": [[0, 2]]}, {"r": 8}):
         adapters._require_settings(file.parent, {**described, **twin}, weights)
+
+
+def test_a_kind_is_refused_for_the_true_reason(tmp_path):
+    for kind in peft.PeftType.__members__:
+        model = peft.mapping.PEFT_TYPE_TO_TUNER_MAPPING.get(kind)
+        if kind in messages.MERGED:
+            continue
+        merges = kind not in adapters.INPUTS
+        reason = "offramp does not merge .* - merge the adapter into" if merges else "no weights can hold .* - train an"
+        with pytest.raises(SourceError, match=f"an adapter of kind {kind}, which {reason}"):
+            adapters._require_settings(tmp_path, {"peft_type": kind}, {})
+        assert merges <= hasattr(model, "merge_and_unload"), kind  # the remedy can be carried out
 
 
 def test_tensors_of_each_kind_are_known_by_the_names_that_peft_gives_them():

@@ -101,6 +101,26 @@ def prompts(w, kind):
     w.run(DIVIDE)
 
 
+def of_another_kind(w):
+    """An adapter of a kind that peft merges by itself alone."""
+    import transformers
+
+    peft = pytest.importorskip("peft")
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(w.copy("plain"))
+    settings = peft.MissConfig(task_type="SEQ_CLS", r=4, target_modules=["query"])
+    peft.get_peft_model(model, settings).save_pretrained(w / "adapter")
+    w.run(DIVIDE)
+
+
+def merge_with_peft(w):
+    import peft
+    import transformers
+
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(w / "plain")
+    peft.PeftModel.from_pretrained(model, w / "adapter").merge_and_unload().save_pretrained(w / "plain")
+    w.run("divide plain another")
+
+
 def without_weights(w):
     of_plain(w)
     (w / "adapter/adapter_model.safetensors").unlink()
@@ -136,10 +156,16 @@ TABLE = [
         lambda w: headless(w, modules_to_save=["classifier"]),
     ),
     corrected(
-        "division/adapters.py: an adapter of kind",
+        "division/adapters.py: an adapter of kind {}, which no weights",
         lambda w: prompts(w, "prompts"),
         "train an adapter that changes weights, such as LoRA",
         lambda w: (shutil.rmtree(w / "adapter"), prompts(w, "LoRA")),
+    ),
+    corrected(
+        "division/adapters.py: an adapter of kind {}, which offramp",
+        of_another_kind,
+        "merge the adapter into the weights: merge_and_unload() of peft, then save_pretrained",
+        merge_with_peft,
     ),
     Entry(
         "division/adapters.py: the weights of the adapter",

@@ -15,7 +15,7 @@ from offramp.checkpoints.hub import resolve
 from offramp.checkpoints.source import ADAPTER, CONFIG, PROCESSOR, TOKENIZER, open_source, require_files
 from offramp.checkpoints.weights import read_json
 from offramp.division.config import DivisionConfig
-from offramp.division.messages import ADAPTER_TENSOR, MERGED, listed
+from offramp.division.messages import ADAPTER_TENSOR, MERGE, MERGED, listed
 from offramp.errors import SourceError, said
 from offramp.store.scratch import scratch_folder
 
@@ -30,6 +30,11 @@ CLASSES = {
 """Task type in an adapter's description -> the class of transformers that loads its model."""
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 """Names of the file of an adapter's weights."""
+INPUTS = (
+    "PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT", "CARTRIDGE",
+    "XLORA", "POLY", "SHADOW",
+)  # fmt: skip
+"""Kinds of adapters that peft merges no more than offramp: they add inputs, or weigh adapters by the input."""
 MOST_STEPS, MOST_LAYERS = 64, 1 << 10
 """Most steps of an initialisation that settings may ask for, and most layers."""
 _STARTS = re.compile(r"gaussian|olora|orthogonal|pissa(_niter_\d{1,2})?|loftq|eva|corda")
@@ -145,8 +150,11 @@ def _described(folder: Path, weights: Mapping[str, Any]) -> Any:
 
 def _require_settings(folder: Path, settings: Mapping[str, Any], weights: Mapping[str, Any]) -> None:
     """Raise SourceError for a kind that is not merged, and for settings that would take time, memory or other files."""
-    if str(settings.get("peft_type")) not in MERGED:
-        what = f"an adapter of kind {settings.get('peft_type')!s:.40}, which no weights can hold"
+    kind = str(settings.get("peft_type"))
+    if kind not in MERGED:
+        if kind not in INPUTS:
+            raise SourceError(f"an adapter of kind {kind:.40}, which offramp does not merge", folder, MERGE)
+        what = f"an adapter of kind {kind}, which no weights can hold"
         raise SourceError(what, folder, "train an adapter that changes weights, such as LoRA")
     try:
         wrong = _wrong_settings(settings, weights)

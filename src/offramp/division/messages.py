@@ -16,7 +16,7 @@ MERGED = {
     "LORA": "lora", "ADALORA": "lora", "IA3": "ia3", "LOHA": "hada", "LOKR": "lokr", "OFT": "oft", "BOFT": "boft",
     "HRA": "hra", "VERA": "vera", "FOURIERFT": "fourierft", "LN_TUNING": "ln_tuning",
 }  # fmt: skip
-"""Kind of adapter that is merged -> how the names that peft gives to its tensors begin."""
+"""Kind of adapter that offramp has peft merge -> how the names that peft gives to its tensors begin."""
 ADAPTER_TENSOR = re.compile(rf"\.(?:{'|'.join(sorted(set(MERGED.values())))})_")
 """Part of the name of a tensor that an adapter holds."""
 _AROUND = (".base_layer.", ".modules_to_save.")
