@@ -153,6 +153,27 @@ def test_settings_of_strangers_take_no_time_memory_or_other_files(base, tmp_path
         adapters._require_settings(file.parent, {**described, **twin}, weights)
 
 
+RANKS = [
+    ("LORA", {"a.lora_A.weight": (128, 64, 3, 3), "a.lora_B.weight": (256, 128, 1, 1)}, {"r": 64}),
+    ("LORA", {"a.lora_A.weight": (128, 512, 3, 3), "a.lora_B.weight": (256, 128, 1, 1)}, {"r": 128}),
+    ("LORA", {"a.lora_A.weight": (128, 256), "a.lora_B.weight": (256, 128)}, {"r": 8, "rank_pattern": {"a": 128}}),
+    ("VERA", {"a.vera_lambda_b": (8,), "a.vera_lambda_d": (256,)}, {"r": 256}),
+    ("VERA", {"vera_A": (256, 8), "vera_B": (8, 256), "a.vera_lambda_d": (256,)}, {"r": 256}),
+    ("LOHA", {"a.hada_w1_a": (80, 70), "a.hada_w1_b": (70, 80)}, {"r": 70}),
+    ("ADALORA", {"a.lora_A": (1, 8)}, {"init_r": 12, "r": 8, "rank_pattern": {"a.lora_E": [True, False, True]}}),
+]
+
+
+@pytest.mark.parametrize("kind, shapes, settings", RANKS)
+def test_ranks_are_held_against_the_weights_that_have_them(kind, shapes, settings, tmp_path):
+    weights = {f"base_model.model.{name}": torch.empty(shape) for name, shape in shapes.items()}
+    settings = {"peft_type": kind, **settings}
+    adapters._require_settings(tmp_path, settings, weights)
+    for wrong in ({"r": 600}, {"rank_pattern": {"a": 600}}, {"rank_pattern": {"a": [600]}}):
+        with pytest.raises(SourceError, match=r"the rank \[?600"):
+            adapters._require_settings(tmp_path, {**settings, **wrong}, weights)
+
+
 def test_a_kind_is_refused_for_the_true_reason(tmp_path):
     for kind in peft.PeftType.__members__:
         model = peft.mapping.PEFT_TYPE_TO_TUNER_MAPPING.get(kind)

@@ -107,6 +107,21 @@ def _weights_of(folder: Path) -> dict[str, Any]:
         raise SourceError(what, folder, "get the whole folder of the adapter again") from error
 
 
+def _rank(said_as: Any) -> Any:
+    """Return the rank that a value of `rank_pattern` stands for: AdaLoRA says of each row whether it is kept."""
+    is_mask = isinstance(said_as, list) and all(type(each) is bool for each in said_as)
+    return len(said_as) if is_mask else said_as
+
+
+def _largest_rank(kind: str, weights: Mapping[str, Any]) -> int:
+    """Return the largest rank that weights of an adapter can have, at least 1."""
+    if kind == "VERA":  # its projections may be made again from a seed: a vector is as long as the rank
+        return max([1, *(len(each) for key, each in weights.items() if key.endswith("vera_lambda_d"))])
+    of_sides = min if MERGED[kind] == "lora" else max
+    sides = [each.shape[:2] for each in weights.values() if each.dim() > 1]  # without those of kernels
+    return max([1, *map(of_sides, sides)])
+
+
 def _wrong_settings(settings: Mapping[str, Any], weights: Mapping[str, Any]) -> str | None:
     """Return what settings ask for that no weights of an adapter account for, or None: peft does it unasked."""
     ranks, alphas = (settings.get(name) or {} for name in ("rank_pattern", "alpha_pattern"))
@@ -115,9 +130,9 @@ def _wrong_settings(settings: Mapping[str, Any], weights: Mapping[str, Any]) -> 
     wrong = next((name for name in (*ranks, *alphas) if len(name) > 300 or not _NAME.fullmatch(name)), None)
     if wrong is not None:
         return f"the pattern {wrong!r:.100}"
-    is_plain = settings.get("peft_type") in ("LORA", "ADALORA")
-    largest = max([1, *((min if is_plain else max)(each.shape) for each in weights.values() if each.dim() > 1)])
-    for rank in (*ranks.values(), *(settings[name] for name in ("r", "init_r", "target_r") if settings.get(name))):
+    largest = _largest_rank(str(settings.get("peft_type")), weights)
+    ranks = map(_rank, ranks.values())
+    for rank in (*ranks, *(settings[name] for name in ("r", "init_r", "target_r") if settings.get(name))):
         if type(rank) is not int or not 0 < rank <= max(largest, MOST_STEPS):
             return f"the rank {rank!r:.40}, and its weights have at most {largest}"
     start, steps = settings.get("init_lora_weights"), (settings.get("loftq_config") or {}).get("loftq_iter", 1)
