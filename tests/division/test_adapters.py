@@ -1,6 +1,8 @@
 """Folders of adapters: divided as the model that peft makes of them, or refused for the true reason."""
 
 import json
+import re
+import time
 
 import pytest
 import torch
@@ -50,9 +52,16 @@ def assert_same(found, wanted, labels):
         assert score == pytest.approx(float(row.max()), abs=1e-5)
 
 
-def test_an_adapter_whose_modules_are_a_pattern_is_merged(base, tmp_path):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"target_modules": r".*(query|value)"},
+        {"exclude_modules": r".*\.(key|value)", "layers_to_transform": [0], "layers_pattern": "layer"},
+    ],
+)
+def test_an_adapter_whose_modules_are_a_pattern_is_merged(base, tmp_path, changes):
     model = hf.AutoModelForSequenceClassification.from_pretrained(base)
-    wanted = logits_of(adapter_of(model, tmp_path / "adapter", target_modules=r".*(query|value)"), base)
+    wanted = logits_of(adapter_of(model, tmp_path / "adapter", **changes), base)
     found = answers(tmp_path / "adapter", tmp_path / "store")
     assert_same(found, wanted, model.config.id2label)
 
@@ -114,8 +123,26 @@ def test_what_cannot_be_merged_is_refused(base, tmp_path):
         assert not (tmp_path / "store").exists()
 
 
+SLOW = "(.*.*)*(.*.*)*(.*.*)*x"
 HOSTILE = [
-    ({"target_modules": "(.*.*)*(.*.*)*(.*.*)*x"}, None),
+    ({"target_modules": SLOW}, None),
+    ({"exclude_modules": SLOW}, None),
+    ({"layers_pattern": SLOW, "layers_to_transform": [0]}, None),
+    ({"layers_pattern": ["layer", SLOW], "layers_to_transform": [0]}, "the pattern"),
+    ({"modules_to_save": ["classifier", SLOW]}, "the pattern"),
+    ({"modules_to_save": ["*x"]}, "the pattern"),
+    ({"modules_to_save": [7]}, "what it cannot ask for"),
+    ({"ensure_weight_tying": True, "target_modules": ["query", SLOW]}, "the pattern"),
+    ({"target_parameters": ["a.b"], "target_modules": SLOW}, "the pattern"),
+    ({"target_parameters": ["a.b"], "exclude_modules": SLOW}, "the pattern"),
+    ({"target_parameters": ["a.b"], "layers_pattern": SLOW}, "the pattern"),
+    ({"peft_type": "IA3", "feedforward_modules": SLOW}, "the pattern"),
+    ({"peft_type": "FOURIERFT", "n_frequency_pattern": {SLOW: 2}}, "the pattern"),
+    ({"peft_type": "FOURIERFT", "n_frequency_pattern": ["query"]}, "patterns that are none"),
+    ({"rank_pattern": {".?" * 50 + "x": 2}}, "the pattern"),
+    ({"rank_pattern": {"(.|..)" * 40 + "x": 2}}, "the pattern"),
+    ({"rank_pattern": {"(?x:(.*.*) *)x": 2}}, "the pattern"),
+    ({"rank_pattern": {"x" * 301: 2}}, "the pattern"),
     ({"rank_pattern": {"(.*.*)*(.*.*)*x": 2}}, "the pattern"),
     ({"alpha_pattern": {".*.*.*.*x": 2}}, "the pattern"),
     ({"alpha_pattern": ["query"]}, "patterns that are none"),
@@ -132,6 +159,19 @@ HOSTILE = [
     ({"peft_type": ["LORA"]}, "which offramp does not merge"),
     ({"peft_type": "\x1b[2J"}, "which offramp does not merge"),
 ]
+LEGAL = [
+    {},
+    {"rank_pattern": {r"layer\.\d+\.attention.*query": 2}, "alpha_pattern": {"query": 3}},
+    {"rank_pattern": {r".*\.(0|1)\.attention.*\.(?:query|value)": 2}},
+    {"modules_to_save": ["classifier", "pooler.dense"], "ensure_weight_tying": True},
+    {"exclude_modules": r".*vision.*\.attn.*\.(q|k|v)_proj", "layers_pattern": "layer"},
+    {"target_parameters": ["a.b"], "target_modules": r".*\.(query|value)", "layers_pattern": ["layer", "blocks?"]},
+    {"peft_type": "IA3", "feedforward_modules": r".*\.(output|intermediate)\.dense"},
+    {"peft_type": "FOURIERFT", "n_frequency_pattern": {r"layer\.\d+\.query": 500}},
+    {"init_lora_weights": "pissa_niter_16"},
+    {"layer_replication": [[0, 2]]},
+    {"r": 8},
+]
 
 
 def test_settings_of_strangers_take_no_time_memory_or_other_files(base, tmp_path):
@@ -143,14 +183,24 @@ def test_settings_of_strangers_take_no_time_memory_or_other_files(base, tmp_path
         settings = {**described, **changes}
         if reason is None:  # the weights name the modules
             file.write_text(json.dumps(settings))
-            found = adapters._described(file.parent, weights).target_modules
-            assert found == {key.split(".lora_A")[0][17:] for key in weights if "lora_A" in key}
+            found = adapters._described(file.parent, weights)
+            assert found.target_modules == {key.split(".lora_A")[0][17:] for key in weights if "lora_A" in key}
+            assert (found.exclude_modules, found.layers_pattern) == (None, None)
             continue
         with pytest.raises(SourceError, match=reason):
             adapters._require_settings(file.parent, settings, weights)
-    legal = {"rank_pattern": {r"layer\.\d+\.attention.*query": 2}, "alpha_pattern": {"query": 3}}
-    for twin in ({}, legal, {"init_lora_weights": "pissa_niter_16"}, {"layer_replication": [[0, 2]]}, {"r": 8}):
+    for twin in LEGAL:
         adapters._require_settings(file.parent, {**described, **twin}, weights)
+
+
+def test_no_pattern_that_is_taken_needs_more_than_moments():
+    name = "bert.encoder.layer.11." + "attention." * 6 + "self.query"
+    several = "|".join("." * size for size in range(1, 17))
+    for pattern in (f".*.*({several[:140]})({several[:140]})!", f"({several[:60]}.)" * 4 + "!", "(.*)!(.*)"):
+        assert not adapters._is_slow(pattern)
+        start = time.process_time()
+        assert re.match(rf"(.*\.)?({pattern})$", name) is None
+        assert time.process_time() - start < 5
 
 
 RANKS = [

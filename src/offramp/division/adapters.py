@@ -38,8 +38,15 @@ INPUTS = (
 MOST_STEPS, MOST_LAYERS = 64, 1 << 10
 """Most steps of an initialisation that settings may ask for, and most layers."""
 _STARTS = re.compile(r"gaussian|olora|orthogonal|pissa(_niter_\d{1,2})?|loftq|eva|corda")
-_NAME = re.compile(r"(?!.*\)[*+{])[^*+{]*([*+{][^*+{]*){0,2}", re.DOTALL)
-"""Pattern of the names of modules: with few repetitions and none of a group, or matching takes hours."""
+_REPETITION = re.compile(r"[*+{]\??|(?<!\()\?")
+_TOO_SLOW = re.compile(r"^[*+?{]|\)[*+{]|\(\?(?![:=!<P])")
+"""Parts that no pattern of a name may have: flags, and repetitions of a group, also of one that peft puts before it."""
+MOST_REPETITIONS, MOST_PARTS, LONGEST = 2, 4, 300
+"""Most repetitions in the pattern of a name, most of them and groups, and most characters: more may take hours."""
+_PATTERNS = ("rank_pattern", "alpha_pattern", "n_frequency_pattern")
+"""Settings whose keys are patterns."""
+_REPLACED = ("target_modules", "exclude_modules", "layers_pattern")
+"""Settings that are patterns where they are one text: the names of the modules that have weights say the same."""
 _PREFIX = "base_model.model."
 HEADS = ("classifier.weight", "score.weight", "out_proj.weight")
 """Ends of the names of weights that have one row a label."""
@@ -107,6 +114,27 @@ def _weights_of(folder: Path) -> dict[str, Any]:
         raise SourceError(what, folder, "get the whole folder of the adapter again") from error
 
 
+def _is_slow(pattern: str) -> bool:
+    """Say whether matching a pattern with the names of modules may take more than moments."""
+    repeated = len(_REPETITION.findall(pattern))
+    parts = repeated + pattern.count("(")
+    too_many = len(pattern) > LONGEST or repeated > MOST_REPETITIONS or parts > MOST_PARTS
+    return too_many or _TOO_SLOW.search(pattern) is not None
+
+
+def _patterns(settings: Mapping[str, Any], weights: Mapping[str, Any]) -> list[str]:
+    """Return what peft matches the names of modules with, without what `_described` puts names in place of."""
+    found = [each for name in (*_PATTERNS, "modules_to_save") for each in settings.get(name) or ()]
+    texts = ["feedforward_modules"]
+    if settings.get("target_parameters"):
+        texts += _REPLACED
+    found += [settings[name] for name in texts if isinstance(settings.get(name), str)]
+    for name in ("target_modules", "layers_pattern"):
+        if isinstance(settings.get(name), list):
+            found += settings[name]
+    return found + (sorted(_modules(weights)) if settings.get("ensure_weight_tying") else [])
+
+
 def _rank(said_as: Any) -> Any:
     """Return the rank that a value of `rank_pattern` stands for: AdaLoRA says of each row whether it is kept."""
     is_mask = isinstance(said_as, list) and all(type(each) is bool for each in said_as)
@@ -124,14 +152,13 @@ def _largest_rank(kind: str, weights: Mapping[str, Any]) -> int:
 
 def _wrong_settings(settings: Mapping[str, Any], weights: Mapping[str, Any]) -> str | None:
     """Return what settings ask for that no weights of an adapter account for, or None: peft does it unasked."""
-    ranks, alphas = (settings.get(name) or {} for name in ("rank_pattern", "alpha_pattern"))
-    if not isinstance(ranks, dict) or not isinstance(alphas, dict):
+    if not all(isinstance(settings.get(name) or {}, dict) for name in _PATTERNS):
         return "patterns that are none"
-    wrong = next((name for name in (*ranks, *alphas) if len(name) > 300 or not _NAME.fullmatch(name)), None)
+    wrong = next((each for each in _patterns(settings, weights) if _is_slow(each)), None)
     if wrong is not None:
         return f"the pattern {wrong!r:.100}"
     largest = _largest_rank(str(settings.get("peft_type")), weights)
-    ranks = map(_rank, ranks.values())
+    ranks = map(_rank, (settings.get("rank_pattern") or {}).values())
     for rank in (*ranks, *(settings[name] for name in ("r", "init_r", "target_r") if settings.get(name))):
         if type(rank) is not int or not 0 < rank <= max(largest, MOST_STEPS):
             return f"the rank {rank!r:.40}, and its weights have at most {largest}"
@@ -155,9 +182,10 @@ def _described(folder: Path, weights: Mapping[str, Any]) -> Any:
     import peft
 
     config: Any = peft.PeftConfig.from_pretrained(str(folder))
-    if isinstance(getattr(config, "target_modules", None), str):
+    has_patterns = any(isinstance(getattr(config, name, None), str) for name in _REPLACED)
+    if has_patterns and not getattr(config, "target_parameters", None):  # their weights name parameters too
         config.target_modules = _modules(weights)
-        for name in ("exclude_modules", "layers_to_transform", "layers_pattern"):
+        for name in (*_REPLACED[1:], "layers_to_transform"):
             if hasattr(config, name):
                 setattr(config, name, None)
     return config
