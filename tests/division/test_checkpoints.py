@@ -231,7 +231,7 @@ def test_a_checkpoint_in_several_files_gives_the_same_store(folders, tmp_path):
 
 
 def test_the_companions_of_a_folder_come_along(folders, own, tmp_path):
-    (own / "vocab.txt").write_text("[PAD]\n")
+    (own / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdef"]) + "\n")
     (own / "preprocessor_config.json").write_text("{}")
     store = offramp.divide(own, tmp_path / "store", method="eager")
     for name in ("config.json", "vocab.txt", "preprocessor_config.json"):

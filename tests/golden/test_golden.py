@@ -167,7 +167,10 @@ def test_a_golden_module_streams_as_recorded(golden, name, weight_budget):
             answer = stream(**{key: torch.from_numpy(to_array(tree)) for key, tree in call["inputs"].items()})
             for key, expected in call["outputs"].items():
                 found = answer[key] if key == "logits" else answer[key][0]
-                np.testing.assert_allclose(found.numpy(), to_array(expected), rtol=0, atol=TOLERANCE)
+                wanted = to_array(expected)
+                # Logits reach 15, where float32 steps by 1e-6: processors without AVX-512 differ by four steps.
+                tolerance = TOLERANCE * max(1, abs(wanted).max())
+                np.testing.assert_allclose(found.numpy(), wanted, rtol=0, atol=tolerance)
 
 
 @has_cli

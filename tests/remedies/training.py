@@ -609,7 +609,7 @@ TABLE = [
     Entry(
         "training/subjects.py: texts of this model cannot be padded",
         spoilt(decoder, train_decoder),
-        "set pad_token_id there",
+        "set it, to eos_token_id",
         set_pad,
     ),
     Entry(

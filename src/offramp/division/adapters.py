@@ -181,7 +181,7 @@ def _described(folder: Path, weights: Mapping[str, Any]) -> Any:
     """Return the settings of an adapter with the names of its modules in place of patterns: its weights name them."""
     import peft
 
-    config: Any = peft.PeftConfig.from_pretrained(str(folder))
+    config: Any = peft.PeftConfig.from_pretrained(str(folder), local_files_only=True)
     has_patterns = any(isinstance(getattr(config, name, None), str) for name in _REPLACED)
     if has_patterns and not getattr(config, "target_parameters", None):  # their weights name parameters too
         config.target_modules = _modules(weights)
@@ -225,8 +225,10 @@ def _merge(base: Path, folder: Path, settings: dict[str, Any]) -> Any:
         cls = getattr(transformers, name)
         model, loaded = cls.from_pretrained(base, config=described, local_files_only=True, output_loading_info=True)
         lacking = [key for key in loaded["missing_keys"] if not any(each.endswith(key) for each in weights)]
-        described = _described(folder, weights)
-        adapted = None if lacking else PeftModel.from_pretrained(model, str(folder), config=described)
+        adapted = None
+        if not lacking:
+            config = _described(folder, weights)
+            adapted = PeftModel.from_pretrained(model, str(folder), config=config, local_files_only=True)
     except Exception as error:  # transformers and peft raise classes of many kinds for what does not fit
         what = f"the adapter does not fit the model that it names ({said(error)})"
         raise SourceError(what, folder, "check base_model_name_or_path in adapter_config.json") from error
