@@ -113,7 +113,8 @@ def test_permuting_the_rows_permutes_the_answers(backend):
         rows = backend.unwrap(state.values[name]).reshape(3, 4, -1)[order]
         permuted.values[name] = backend.wrap(np.ascontiguousarray(rows).reshape(12, -1))
     found, wanted = answer(backend, permuted), answer(backend, state)[order]
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6 if backend.name == "torch" else 0)
+    # Products of PyTorch, and of NumPy's OpenBLAS without AVX-512, round a row by its place.
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=0 if backend.name == "ort" else 1e-6)
 
 
 def test_a_value_lives_until_its_last_reader(backend):

@@ -349,7 +349,8 @@ def test_calls_of_models_run():
             copy = ["n0", "aten.clone.default", args[:1], {}]
             writes = CapturedGraph._operation(target)._schema.is_mutable
             nodes = [copy, ["n1", target, [v("n0"), *args[1:]], kwargs]] if writes else [["n1", target, args, kwargs]]
-            if any(part in target for part in SEVERAL):
+            returns = CapturedGraph._operation(target)._schema.returns
+            if len(returns) > 1 or any(part in target for part in SEVERAL):
                 nodes.append(["n2", "getitem", [v("n1"), 0], {}])
             inputs = {"r": len(caller.inputs), "w": 0, "c": 0}
             tree = {"inputs": inputs, "nodes": nodes, "outputs": [] if is_number else [nodes[-1][0]]}

@@ -52,7 +52,7 @@ def own(model, tmp_path):
 
 
 def test_a_store_keeps_the_tokenizer_and_says_where_it_has_no_proof(own, tmp_path):
-    (own / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n")
+    (own / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\nb\nc\n")
     said = []
     store = divide(own, tmp_path / "store", say=said.append)
     with Store(store) as opened:

@@ -199,7 +199,7 @@ def test_an_image_of_another_size_is_an_error_that_says_so(divided_vision, backe
     one, images = divided_vision("vit"), [np.zeros((1, 3, 24, 24), np.float32)]
     with pytest.raises(StoreError, match=r"\(1, 3, 24, 24\), and the module was divided for \(2, 3, 16, 16\)"):
         run(one.store, images, backend=backend)
-    monkeypatch.setattr(InputReader, "read", lambda self, batch: (dict(batch.arrays), 0))
+    monkeypatch.setattr(InputReader, "read", lambda self, batch, *_: (dict(batch.arrays), 0))
     with pytest.raises(StoreError, match="does not take these inputs"):
         run(one.store, images, backend=backend)
 

@@ -1041,7 +1041,7 @@ TABLE = [
     tensors(
         "division/names/build.py: {} and {} are the same tensor",
         "get the model again",
-        lambda all: {**all, "embeddings.word_embeddings.weight": all["bert.embeddings.word_embeddings.weight"]},
+        lambda all: {**all, "bert.embeddings.LayerNorm.gamma": all["bert.embeddings.LayerNorm.weight"]},
         work="divide model another --method names",
     ),
     corrected(

@@ -752,7 +752,7 @@ TABLE = [
     Entry(
         "session/session.py: texts of this model cannot be padded",
         spoilt(lambda w: w.edit(unpadded), lambda w: load(w, batch=2)),
-        "or set pad_token_id in config.json and divide again",
+        "set it and divide again for batches",
         DIVIDE,
     ),
     corrected(
