@@ -147,7 +147,9 @@ def _load(folder: Path) -> Any:
 def _require_words(tokenizer: Any, folder: Path) -> None:
     """Raise SourceError for a tokenizer that transformers made without a vocabulary, since its file is absent."""
     special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    if len(set(tokenizer.get_vocab()) - special) < _LEAST_WORDS:
+    words, path = set(tokenizer.get_vocab()), folder / "vocab.txt"
+    own = set(path.read_bytes().decode(errors="replace").split()) if path.is_file() else set()
+    if len(words - special) < _LEAST_WORDS and (not own or own - words):  # else it is the file that has no others
         what = f"transformers makes a {type(tokenizer).__name__} without a vocabulary of this folder"
         raise SourceError(what, folder, "copy the tokenizer's files there, or correct tokenizer_class")
 
