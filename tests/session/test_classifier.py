@@ -170,8 +170,8 @@ def test_no_budget_changes_an_answer_and_none_is_exceeded(shelf, fixed_memory, m
         alive.append(num_bytes)
         return Slot(num_bytes)
 
-    monkeypatch.setattr(run_plan, "Slot", counted)
-    monkeypatch.setattr(run_plan, "aligned_slot", counted)
+    for name in ("Slot", "aligned_slot", "huge_slot"):
+        monkeypatch.setattr(run_plan, name, counted)
     with make_classifier(store, policy, budget_bytes, num_rows=num_rows) as classifier:
         assert rows_of(classifier.predict(TEXTS)) == plainly(store, TEXTS, policy)
     plan = classifier.plan
