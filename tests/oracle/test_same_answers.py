@@ -65,9 +65,7 @@ def test_what_the_wrap_around_fetched_gives_the_same_bits(store, batch, backend,
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_permuting_the_batch_permutes_the_answers(store, batch, backend):
-    """Bit for bit with ONNX Runtime. With torch and NumPy a row's place decides the last bits on some processors (Intel;
-    those without AVX-512).
-    """
+    """Bit for bit with ONNX Runtime. With torch and NumPy a row's place decides last bits on some processors."""
     order = [2, 0, 3, 1]
     answers = logits(store, batch, backend=backend)
     permuted = logits(store, batch.rows(order), backend=backend)
