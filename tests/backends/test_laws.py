@@ -16,6 +16,7 @@ from offramp.store import Store
 from offramp.store.reader import load_tensors
 from tests.backends.captured import expected, write_captured
 from tests.backends.driver import BACKENDS, answer, begin, exit_answer, head_of, mask_of, opened, run, weights_of
+from tests.rounding import PERMUTED_TOLERANCE
 
 FULL, RAGGED = [4, 4, 4], [4, 1, 2]
 
@@ -113,8 +114,7 @@ def test_permuting_the_rows_permutes_the_answers(backend):
         rows = backend.unwrap(state.values[name]).reshape(3, 4, -1)[order]
         permuted.values[name] = backend.wrap(np.ascontiguousarray(rows).reshape(12, -1))
     found, wanted = answer(backend, permuted), answer(backend, state)[order]
-    # Products of PyTorch, and of NumPy's OpenBLAS without AVX-512, round a row by its place.
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=0 if backend.name == "ort" else 1e-6)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=PERMUTED_TOLERANCE[backend.name])
 
 
 def test_a_value_lives_until_its_last_reader(backend):

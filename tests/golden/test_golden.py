@@ -14,6 +14,7 @@ import pytest
 
 import offramp
 from tests.golden.common import BACKENDS, TOLERANCE, TUNED, read_answers, smallest_budget, to_array, to_input, unpack
+from tests.rounding import HAS_AVX512
 
 GOLDEN = read_answers()
 CLASSIFIERS, STREAMS, HEADLESS = GOLDEN["stores"], GOLDEN["streams"], GOLDEN["headless"]
@@ -168,8 +169,8 @@ def test_a_golden_module_streams_as_recorded(golden, name, weight_budget):
             for key, expected in call["outputs"].items():
                 found = answer[key] if key == "logits" else answer[key][0]
                 wanted = to_array(expected)
-                # Logits reach 15, where float32 steps by 1e-6: processors without AVX-512 differ by four steps.
-                tolerance = TOLERANCE * max(1, abs(wanted).max())
+                # Logits reach 15, where float32 steps by 1e-6: other processors than that of the record differ by more.
+                tolerance = TOLERANCE if HAS_AVX512 else TOLERANCE * max(1, abs(wanted).max())
                 np.testing.assert_allclose(found.numpy(), wanted, rtol=0, atol=tolerance)
 
 

@@ -8,7 +8,7 @@ Shapes: B rows, S tokens of the longest row, T = B S, H hidden, C labels.
 from __future__ import annotations
 
 import ctypes
-from typing import Any, Callable, Dict, List, Mapping, Optional, Set, Tuple
+from typing import Any, Callable, Dict, List, Set, Tuple
 
 import numpy as np
 
@@ -144,11 +144,6 @@ class OnnxBackend(ProgramBackend):
         layer.
         """
         return arena_array(num_bytes) if num_bytes and self.keeps_rows else super().allocate(num_bytes)
-
-    def begin(self, arrays: Mapping[str, np.ndarray], mask_BS: Optional[np.ndarray], shape: Tuple[int, int]) -> State:
-        """Return the state of a batch."""
-        self.prepare(*shape)
-        return super().begin(arrays, mask_BS, shape)
 
     def set_aside(self, state: State) -> None:
         """Copy values that lie in the arena. What a trial of one batch has taken is then what each batch takes."""

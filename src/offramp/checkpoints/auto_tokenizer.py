@@ -127,10 +127,14 @@ def save_tokenizer(folder: Path, out: Path) -> None:
 @_quiet()
 def types_of_pair(folder: Path) -> int:
     """Return how many token types the tokenizer of a folder gives for a pair of texts; 0: none, or none that works."""
+    try:
+        tokenizer = _load(folder)
+    except Exception:  # transformers raises many classes for files that it cannot read; `write_tokenizer` names it
+        return 0
     for texts in ((["a"], ["b"]), (["a"],)):  # some have no place for a second text
         try:
-            found = _load(folder)(*texts).get(TEXT_INPUTS[2])
-        except Exception:  # transformers raises many classes for files that it cannot read; `write_tokenizer` names it
+            found = tokenizer(*texts).get(TEXT_INPUTS[2])
+        except Exception:  # as above
             continue
         return max(2, 1 + max(found[0], default=0)) if found else 0
     return 0
@@ -145,11 +149,15 @@ def _load(folder: Path) -> Any:
 
 
 def _require_words(tokenizer: Any, folder: Path) -> None:
-    """Raise SourceError for a tokenizer that transformers made without a vocabulary, since its file is absent."""
+    """Raise SourceError for a tokenizer that transformers made without a vocabulary, since its file is absent.
+
+    A vocab.txt that has no other tokens is taken as it is.
+    """
     special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     words, path = set(tokenizer.get_vocab()), folder / "vocab.txt"
     own = set(path.read_bytes().decode(errors="replace").split()) if path.is_file() else set()
-    if len(words - special) < _LEAST_WORDS and (not own or own - words):  # else it is the file that has no others
+    is_from_file = bool(own) and own <= words
+    if len(words - special) < _LEAST_WORDS and not is_from_file:
         what = f"transformers makes a {type(tokenizer).__name__} without a vocabulary of this folder"
         raise SourceError(what, folder, "copy the tokenizer's files there, or correct tokenizer_class")
 

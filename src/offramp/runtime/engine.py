@@ -73,9 +73,10 @@ class Engine:
             for steps in self.schedule.groups(index, len(sweep.live)):
                 weights = [self._acquire(step, sweep) for step in steps]
                 for run in sweep.live:
-                    self._compute(index, steps, weights, run, run.state or self._begin(sweep, run))
-                    if len(sweep.live) > 1 and run.state is not None:
-                        self.backend.set_aside(run.state)
+                    state = run.state or self._begin(sweep, run)
+                    self._compute(index, steps, weights, run, state)
+                    if len(sweep.live) > 1:
+                        self.backend.set_aside(state)
                 self._release(steps)
             for run in sweep.live:
                 self.gate.ask(index, run)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from offramp.measure.mapped import read_page_table
-from offramp.runtime.library_pages import libc, release
+from offramp.runtime.touched_pages import libc, release
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 HEAP_BLOCK_BYTES = 128 << 10

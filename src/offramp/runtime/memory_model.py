@@ -16,7 +16,7 @@ from offramp.runtime.backend import Backend
 from offramp.runtime.footprint import trim_memory
 from offramp.runtime.inputs import InputReader
 from offramp.runtime.ledger import LEDGER
-from offramp.runtime.library_pages import TouchedPages
+from offramp.runtime.touched_pages import TouchedPages
 
 HEADROOM_BYTES = 4 << 20
 """Growth of Python's heap, and error of the kernel's per-thread counters of resident pages (64 pages each)."""

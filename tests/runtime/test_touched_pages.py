@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from offramp.measure.mapped import WINDOW_BYTES, PageTable
-from offramp.runtime import library_pages
-from offramp.runtime.library_pages import COARSE_PAGES, TouchedPages, release
+from offramp.runtime import touched_pages
+from offramp.runtime.touched_pages import COARSE_PAGES, TouchedPages, release
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 WINDOW = WINDOW_BYTES // mmap.PAGESIZE
@@ -44,9 +44,9 @@ def table_of(*mappings, num_mappings=300):
 def kernel(monkeypatch):
     """A kernel that takes advice, and tells of pages what `library.table` says."""
     library = Library()
-    monkeypatch.setattr(library_pages, "libc", lambda: library)
-    monkeypatch.setattr(library_pages, "read_page_table", lambda mappings=None: library.table)
-    monkeypatch.setattr(library_pages, "_most_mappings", lambda: 65530)
+    monkeypatch.setattr(touched_pages, "libc", lambda: library)
+    monkeypatch.setattr(touched_pages, "read_page_table", lambda mappings=None: library.table)
+    monkeypatch.setattr(touched_pages, "_most_mappings", lambda: 65530)
     return library
 
 
@@ -85,7 +85,7 @@ def test_pages_of_windows_in_use_come_in_alone_and_what_none_touched_stays_out(k
 @linux
 @pytest.mark.parametrize("most_mappings", [65530, 6000, 310])
 def test_pieces_grow_where_mappings_would_become_too_many(kernel, monkeypatch, most_mappings):
-    monkeypatch.setattr(library_pages, "_most_mappings", lambda: most_mappings)
+    monkeypatch.setattr(touched_pages, "_most_mappings", lambda: most_mappings)
     pages = list(range(1600, 1600 + 10_000, WINDOW))
     kernel.table = table_of((1600, 1600 + 10_000, True, True, pages))
     with TouchedPages() as touched:
@@ -94,7 +94,7 @@ def test_pieces_grow_where_mappings_would_become_too_many(kernel, monkeypatch, m
         num_pieces = 2 * len(kernel.ranges(MARK))
         kernel.table = kernel.table._replace(page_N=kernel.table.page_N + 3)
     num_gaps = len(kernel.ranges(MARK))
-    assert max(num_pieces, num_gaps) <= min(library_pages.MOST_PIECES, (most_mappings - 300) // 4) + 1
+    assert max(num_pieces, num_gaps) <= min(touched_pages.MOST_PIECES, (most_mappings - 300) // 4) + 1
     assert (num_pieces > 0) == (most_mappings > 310)
 
 
@@ -110,7 +110,7 @@ import numpy as np
 from offramp.measure import read_memory
 from offramp.measure.mapped import read_page_table
 from offramp.runtime.footprint import trim_memory
-from offramp.runtime.library_pages import TouchedPages
+from offramp.runtime.touched_pages import TouchedPages
 
 def work():
     out = np.random.default_rng(0).standard_normal((16, 16))
@@ -137,6 +137,6 @@ print(after.num_mappings - before.num_mappings < 1500, work() == first)
 
 @linux
 def test_neighbours_of_touched_pages_stay_out_of_memory(run_python):
-    if library_pages.read_page_table() is None:
+    if touched_pages.read_page_table() is None:
         pytest.skip("the page table is hidden")
     assert run_python(NEIGHBOURS).split() == ["True"] * 5
