@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from offramp.measure.statistics import Estimate, paired_bootstrap
+from offramp.measure.statistics import Estimate, resampled
 
 
 def _accuracy(truth_N: np.ndarray, answer_N: np.ndarray) -> float:
@@ -121,12 +121,23 @@ def paired_interval(
     With several runs (seeds) a side, [S, N], the difference is that of the means over runs, each scored on the same
     resampled examples.
     """
-
-    def mean_score(answer_SN: np.ndarray, draw: np.ndarray) -> float:
-        scores = [score(metrics, truth_N[draw], each_N[draw])["score"] for each_N in np.atleast_2d(answer_SN)]
-        return sum(scores) / len(scores)
-
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a resample may contain a single label
-        difference = lambda draw: mean_score(answer_SN, draw) - mean_score(other_SN, draw)  # noqa: E731
-        return paired_bootstrap(difference, [len(truth_N)], num_rounds)
+        warnings.simplefilter("ignore")  # there may be a single label
+        value = _mean_score(metrics, truth_N, answer_SN) - _mean_score(metrics, truth_N, other_SN)
+    parts = [
+        _resampled_means(metrics, truth_N, answer_SN, draws_DN) - _resampled_means(metrics, truth_N, other_SN, draws_DN)
+        for draws_DN in resampled(len(truth_N), num_rounds)
+    ]
+    low, high = np.percentile(np.concatenate(parts), [2.5, 97.5])
+    return Estimate(value, float(low), float(high))
+
+
+def _mean_score(metrics: Sequence[str], truth_N: np.ndarray, answer_SN: np.ndarray) -> float:
+    return float(np.mean([score(metrics, truth_N, each_N)["score"] for each_N in np.atleast_2d(answer_SN)]))
+
+
+def _resampled_means(
+    metrics: Sequence[str], truth_N: np.ndarray, answer_SN: np.ndarray, draws_DN: np.ndarray
+) -> np.ndarray:
+    scores_SD = [resampled_scores(metrics, truth_N, each_N, draws_DN) for each_N in np.atleast_2d(answer_SN)]
+    return np.mean(scores_SD, axis=0)
