@@ -139,7 +139,7 @@ def test_a_read_that_does_not_end_is_left_at_the_deadline(shelf, shard):
 
 
 @pytest.mark.parametrize("answered", [0, 1, 2, 3])
-def test_a_kernel_that_does_not_end_is_stopped_at_the_deadline(shelf, answered):
+def test_a_kernel_that_does_not_end_is_stopped_at_the_deadline(shelf, clock, answered):
     """The last answer goes out, the next request is right, and without an answer the kernel is not told to stop."""
     store = shelf.open(Toy())
     engine, deadline = open_engine(store, "none", 1, guard=DeadlineGuard(LONG)), 0.05
@@ -147,15 +147,15 @@ def test_a_kernel_that_does_not_end_is_stopped_at_the_deadline(shelf, answered):
 
     def run(state, step, weights):
         if step is slow and state.latest is not None:
-            time.sleep(max(state.latest - time.perf_counter(), 0))
+            clock.sleep(max(state.latest - clock.read(), 0))
             raise StoppedError
         compute(state, step, weights)
 
     engine.backend.run = run
-    began = time.perf_counter()
+    began = clock.read()
     engine.gate.guard = DeadlineGuard(deadline)
     outcomes = engine.sweep([encode(ROWS)], began=began)
-    seconds = time.perf_counter() - began
+    seconds = clock.read() - began
     if answered:
         assert answers(outcomes) == expected(store, ROWS, f"stage:{answered}")
         assert all(outcome.is_cut for outcome in outcomes)
