@@ -2,13 +2,16 @@
 
 import gc
 import itertools
+import os
 import signal
 import threading
 import time
 
 import pytest
 
+from offramp.runtime import memory_model
 from tests.selection import are_alone, is_left_out, select
+from tests.shared_work import AllPages, share_onnx_graphs
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts background jobs so; children would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -39,6 +42,17 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item, nextitem):
+    """Look through garbage once a file, and then no more at what remains: libraries that tests have imported."""
+    try:
+        return (yield)
+    finally:
+        if nextitem is None or nextitem.path != item.path:
+            gc.collect()
+            gc.freeze()
+
+
 @pytest.fixture
 def one_thread():
     """Torch as it was found, after a test; one thread within, on whose number the bits of a training depend."""
@@ -61,6 +75,18 @@ def cache_names(tmp_path_factory):
 def own_cache(cache_names, monkeypatch):
     """Give every test a cache folder of its own, so that no test reads or writes the user's."""
     monkeypatch.setenv("OFFRAMP_CACHE", next(cache_names))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_work(tmp_path_factory):
+    """Do work once that many tests would repeat and none is about. Processes of a run of tests share a folder."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "onnx"
+    folder.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        share_onnx_graphs(monkeypatch, folder)
+        monkeypatch.setattr(memory_model, "TouchedPages", AllPages)
+        yield
 
 
 class Clock:

@@ -15,6 +15,7 @@ SAMPLED = {
     "test_families::*": ("albert", "gpt2"),
     "test_folder_edits::*": ("part0",),
     "test_learned::test_the_cost_function_beats_thresholds_and_patience": ("0.5",),
+    "test_golden::test_a_golden_store_answers_as_recorded_under_every_exit_rule": ("third",),
     "test_half::test_answers_are_those_of_the_rounded_weights_bit_for_bit": (
         "ort-bert",
         "numpy-electra",
@@ -48,6 +49,7 @@ SAMPLED = {
     "test_pipeline::test_the_last_exit_is_trained_alone_in_the_first_half_of_mixed": ("distilbert",),
     "test_readme::test_every_block_runs_as_it_stands": ("quick",),
     "test_resume::test_the_continuation_is_the_same_bit_for_bit": ("heads-only-9-24-14-12", "distill-2-16-8-6"),
+    "test_ring::test_a_forked_pass_goes_on_in_both_processes": ("b-1", "b-2", "bd-3"),
     "test_snapshot::test_everything_is_as_it_was_whether_divided_or_refused": (
         *("eager", "busy", "drawn", "fast", "keeping", "odd", "recurrent", "routed"),
         *("by list", "clipped", "counting", "failing", "normed"),

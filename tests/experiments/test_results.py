@@ -181,11 +181,12 @@ def test_a_record_of_other_types_is_refused(part):
         completed({"key": "k", "round": 1, **part}, "folder")
 
 
-def test_a_record_that_could_not_be_read_again_is_not_added(tmp_path):
+def test_a_record_that_could_not_be_read_again_is_not_added(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "MAX_RECORD_VALUES", 10_000)
     with Results(tmp_path / "results", print) as found:
         with pytest.raises(TooLargeError, match=r"result not kept .* give fewer rows"):
-            found.add({"samples": {"spans": [["a", 1]] * 1_100_000}})
-        found.add({"samples": {"spans": [["a", 1]] * 100_000}})
+            found.add({"samples": {"spans": [["a", 1]] * 11_000}})
+        found.add({"samples": {"spans": [["a", 1]] * 1_000}})
     assert len(read_results(tmp_path / "results", print)) == 1
 
 
