@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 import offramp
 from tests.tiny_families import FAMILIES, KNOWN, write_classifier
 
-PARTS = tuple(f"part{number}" for number in range(120))
+PARTS = tuple(f"part{number}" for number in range(240))
 """The edits of a family in random order are dealt to so many tests."""
 TEXT = "the red rose is a rose"
 WEIGHTS, DTYPES = "model.safetensors", (torch.float16, torch.bfloat16, torch.float64, torch.int32)
