@@ -111,6 +111,18 @@ def test_folders_that_are_none(tmp_path):
         read_results(tmp_path / "empty", print)
 
 
+def test_a_folder_whose_first_file_was_not_finished_is_taken(tmp_path):
+    """A process that is killed as it begins leaves a temporary file, which the same command replaces."""
+    (tmp_path / (ABOUT + ".tmp")).write_text('{"form')
+    with Results(tmp_path, print):
+        assert not list(tmp_path.glob("*.tmp"))
+    (tmp_path / ABOUT).rename(tmp_path / (ABOUT + ".tmp"))
+    (tmp_path / "precious.txt").write_text("x")
+    (tmp_path / RECORDS).unlink()
+    with pytest.raises(UsageError, match=r"it holds precious.txt"):
+        Results(tmp_path, print)
+
+
 def test_a_full_disk_leaves_no_part_of_a_record(folder):
     """The kernel itself refuses to let the file grow."""
     before = (folder / RECORDS).read_bytes()

@@ -332,7 +332,7 @@ def _require_version(folder: Path) -> None:
 
 
 def _require_empty(folder: Path) -> None:
-    others = sorted(path.name for path in folder.iterdir())
+    others = sorted({path.name for path in folder.iterdir()} - {ABOUT + ".tmp"})  # left by a process that was killed
     if others:
         what = f"not a results folder: it holds {', '.join(others[:3])}"
         raise UsageError(what, folder, "name a new folder with --out")
