@@ -3,8 +3,9 @@
 `python fault_driver.py [MODULE...]` imports the modules for all children, and reads lines of JSON: {"place", "words",
 "inject", "paths"}. A child is forked, strace is attached to it with `-e inject=INJECT` for calls that name or hold one
 of the paths, and the command runs in `place`. `trace` names the traced calls, `log` the file of their record; with
-neither `inject` nor `trace` there is no tracer. The temporary folder of the child is `place/tmp`, if that exists.
-Prints one line for each: how it ended, and its stdout and stderr; `null` where strace could not be attached.
+neither `inject` nor `trace` there is no tracer. With `follow` false, other threads and processes are not traced. The
+temporary folder of the child is `place/tmp`, if that exists. Prints one line for each: how it ended, and its stdout and
+stderr; `null` where strace could not be attached.
 """
 
 import ctypes
@@ -51,7 +52,8 @@ def child(fault, gate):
 
 def tracer_of(fault):
     """The command of strace for a fault, or for a record of calls."""
-    words = ["strace", "-f", *(["-y", "-s", "0", "-o", fault["log"]] if "log" in fault else ["-o", os.devnull])]
+    words = ["strace", *(["-f"] if fault.get("follow", True) else [])]
+    words += ["-y", "-s", "0", "-o", fault["log"]] if "log" in fault else ["-o", os.devnull]
     words += ["-e", "trace=" + fault.get("trace", fault.get("inject", "").partition(":")[0])]
     words += ["-e", "inject=" + fault["inject"]] if "inject" in fault else []
     return words + [word for path in fault.get("paths", ()) for word in ("-P", path)]

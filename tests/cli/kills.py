@@ -5,6 +5,7 @@ SIGKILL comes when it is entered. The same command must end with 0 and leave wha
 what is measured. Calls are counted in each thread, and the thread that comes first to a number is killed there.
 """
 
+import fnmatch
 import json
 import os
 import re
@@ -33,6 +34,8 @@ class Case:
 
     words: tuple[str, ...]
     seconds: int = 120
+    follow: bool = True
+    """Whether the calls of its workers count, too. A sweep runs a worker that is killed once more."""
 
 
 CASES = {
@@ -50,6 +53,7 @@ CASES = {
         ("memory", "@/store", "--text", "the bank fell", "--out", "@/memory.svg", "--trace", "@/trace.jsonl")
     ),
     "bench": Case(("bench", "@/store", "--budget", "2GiB", "--repeat", "1", "--passes", "2", *QUICK)),
+    "sweep": Case(("sweep", "@/recipe.py", "--out", "@/results"), follow=False),
 }
 _TORCH = ("offramp.checkpoints.checkpoint", "offramp.checkpoints.inputs", "transformers.models.bert.modeling_bert")
 MODULES = {
@@ -57,16 +61,30 @@ MODULES = {
     "divide": ("offramp.checkpoints.auto_tokenizer",),
     "eval": ("offramp.experiments.evaluation", *_TORCH),
     "tune": ("offramp.experiments.tuning",),
+    "sweep": ("offramp.experiments.sweep",),
     "train": ("offramp.training", "transformers.trainer", *_TORCH),
 }
 """Modules that are imported once for all runs of a verb."""
+RECIPE = """from pathlib import Path
+
+from offramp.experiments import Grid
+
+
+def recipe():
+    return Grid(model=str(Path(__file__).with_name("model")), budget="2GiB", passes=1, max_length=8, rounds=1)
+"""
+"""Recipe of one round whose model is divided first."""
 MEASURED = {
-    "cache/": "identities of files: device, inode, times",
+    "cache/*": "identities of files: device, inode, times",
     "memory.svg": "memory and times of one run",
     "trace.jsonl": "times of one run",
     "own.json": "latencies of this machine, and what it is",
+    "results/made/*/made.json": "seconds",
+    "results/records.jsonl": "figures and times; experiments, their inputs and how they ended are compared",
 }
-"""Files whose contents are measured, by their beginning. All others are compared byte for byte."""
+"""Files whose contents are measured, by patterns of names. All others are compared byte for byte."""
+COMPARED = ("id", "experiment", "inputs", "status", "attempts")
+"""Parts of the records of a sweep that are compared."""
 OWN = ("out", "err", "tmp")
 """Names in the place that belong to the test."""
 
@@ -83,10 +101,19 @@ def make_place(place):
     shutil.copytree(TUNED, place / "transcripts")
     shutil.copy(TUNED / "profile.json", place)
     (place / "empty").mkdir()
+    (place / "recipe.py").write_text(RECIPE)
     (place / "texts.txt").write_text("a film won\nthe bank fell\n")
     labels = ("business", "film", "sport")
     rows = [f"the {word} {number}\t{labels[number % 3]}" for number, word in enumerate(["bank", "film", "match"] * 20)]
     (place / "data.tsv").write_text("\n".join(["sentence\tlabel", *rows]) + "\n")
+
+
+def compared(name, data):
+    """What is compared of a file: all, or what is not measured."""
+    if not any(fnmatch.fnmatch(name, pattern) for pattern in MEASURED):
+        return data
+    records = [json.loads(line)["record"] for line in data.splitlines()] if name.endswith("records.jsonl") else ()
+    return [[record[part] for part in COMPARED] for record in records]
 
 
 def differences(tree, other):
@@ -123,7 +150,7 @@ class Place:
     def run(self, case, **options):
         """How a command ended: its exit code, stdout and stderr; None where it could not be traced."""
         words = [word.replace("@", str(self.place)) for word in case.words]
-        job = {"place": str(self.place), "words": words, "seconds": case.seconds, **options}
+        job = {"place": str(self.place), "words": words, "seconds": case.seconds, "follow": case.follow, **options}
         self._driver.stdin.write(json.dumps(job) + "\n")
         self._driver.stdin.flush()
         return json.loads(self._driver.stdout.readline())
@@ -134,8 +161,7 @@ class Place:
         tops = [top for top in self.place.iterdir() if top.name not in OWN]
         for path in sorted(path for top in tops for path in (top, *top.rglob("*"))):
             name = str(path.relative_to(self.place))
-            is_compared = path.is_file() and not any(name.startswith(each) for each in MEASURED)
-            found[name] = (path.stat().st_mode, path.read_bytes() if is_compared else b"")
+            found[name] = (path.stat().st_mode, compared(name, path.read_bytes()) if path.is_file() else b"")
         return found
 
     def undisturbed(self, case):
@@ -151,7 +177,7 @@ class Place:
         own = tuple(str(self.place / name) for name in OWN)
         paths, numbers, calls = {str(self.place)}, Counter(), {}
         for line in self.log.read_text(errors="replace").splitlines():
-            begin = re.match(r"(\d+) +(\w+)\(", line)
+            begin = re.match(r"(\d+ +)?(\w+)\(", line)
             named = re.findall(r'[<"]([^<>"]+)[>"]', line)
             named = [path for path in named if path.startswith(str(self.place)) and not path.startswith(own)]
             if begin and named:
@@ -167,7 +193,8 @@ class Place:
         variables = {"OFFRAMP_CACHE": str(self.place / "cache"), "PYTHONHASHSEED": str(hash_seed)}
         variables |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         command = [sys.executable, "-m", "offramp", *words]
-        done = subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True, check=False)
+        settings = {"cwd": self.place, "env": {**os.environ, **variables}}
+        done = subprocess.run(command, **settings, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return self.tree()
 
