@@ -11,7 +11,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from offramp.backends.onnx_checks import INEXACT_ON_FLOATS, checked_model, sizes_of
+from offramp.backends.onnx_checks import ELEMENT_WORK, INEXACT_ON_FLOATS, checked_model, sizes_of
 from offramp.backends.onnx_operators import OPERATORS, Known
 from offramp.program.checks import WrongError
 from offramp.program.dtypes import DTYPES
@@ -97,6 +97,8 @@ CASES = [
     ("Reshape", [f(0, 3), [0, 7]], {"allowzero": 1}),
     ("Flatten", [f(2, 3, 4)], {"axis": -1}),
     ("Flatten", [f(2, 3, 4)], {"axis": 0}),
+    ("Flatten", [f(2, 3, 4)], {"axis": 3}),
+    ("Flatten", [f(2, 3, 4)], {"axis": -3}),
     ("Squeeze", [f(2, 1, 3, 1), [-1]], {}),
     ("Squeeze", [f(2, 1, 3, 1)], {}),
     ("Unsqueeze", [f(2, 3), [0, -1]], {}),
@@ -221,6 +223,7 @@ def test_a_rule_gives_the_shapes_and_dtypes_of_onnx_runtime(case):
     sizes = sizes_of(checked_model(model.SerializeToString()), known_of(feeds))
     for name, array in found.items():
         value = sizes.values[name]
+        assert value.num_bytes == array.nbytes
         assert (value.dtype, value.shape) == (array.dtype.name, array.shape), name
         if value.numbers is not None:
             np.testing.assert_array_equal(value.numbers, array)
@@ -383,6 +386,152 @@ def example_inputs(store):
         ((PRODUCT, [u(2, 6), s(6, 4), np.float32(1), f(4)], {}), "lacks an input"),
         ((PRODUCT, [u(2, 6), s(6, 4), np.float32(1), f(4), np.uint8(7), np.int8(1)], {}), "zero points of weights"),
         ((PRODUCT, [u(2, 0), s(0, 4), np.float32(1), f(4), np.uint8(7)], {}), "shapes"),
+        # attributes and numbers
+        (("Softmax", [f(2, 3)], {"axis": 1.0}), "the attribute 'axis' has another type"),
+        (("Transpose", [f(2, 3)], {"perm": [0.0, 1.0]}), "the attribute 'perm' has another type"),
+        (("Expand", [f(2, 1), [2.0, 3.0]], {}), "the shape float64"),
+        (("Expand", [f(2, 1), [[2, 3]]], {}), r"the shape int64 \(1, 2\)"),
+        (("Softmax", [f(2, 3)], {"axis": 2}), r"axes \(2,\) of 2"),
+        (("Softmax", [f(2, 3)], {"axis": -3}), r"axes \(-3,\) of 2"),
+        (("Unsqueeze", [f(2, 3), [0, -4]], {}), "twice"),
+        # elementwise
+        (("Clip", [f(2), f(2)], {}), "limits that are not numbers"),
+        (("Clip", [f(2), np.float32(0), f(1)], {}), "limits that are not numbers"),
+        (("Cast", [f(2)], {"to": 0}), "this element type"),
+        (("Cast", [f(2)], {"to": TensorProto.STRING}), "this element type"),
+        (("LayerNormalization", [f(2, 3), None], {}), "does not take 0"),
+        (("LayerNormalization", [f(2, 1), f(3)], {}), "does not take 0"),
+        (("InstanceNormalization", [f(2), f(2), f(2)], {}), r"does not take \(2,\)"),
+        (("BatchNormalization", [f(2, 3), *[f(3)] * 4], {"training_mode": 1}), r"does not take \(2, 3\)"),
+        (("InstanceNormalization", [f(2, 3, 4), f(3), f(2)], {}), "another number of channels"),
+        (("InstanceNormalization", [f(2, 3, 4), None, f(3)], {}), "another number of channels"),
+        # sizes
+        (("Constant", [], {"value_int": 1, "value_float": 2.0}), "several values"),
+        (("ConstantOfShape", [[2]], {"value": numpy_helper.from_array(f(2))}), "a value of another size"),
+        (("Range", [np.int64(0), np.int64(9), np.int64(0)], {}), "a step of 0"),
+        (("Range", [np.float32(0), np.float32(np.inf), np.float32(1)], {}), "a step of 0"),
+        (("Reshape", [f(2, 3), [3, 2, 0]], {}), "the shape"),
+        (("Reshape", [f(2, 3), [-2, -3]], {}), "the shape"),
+        (("Reshape", [f(2, 3), [-1, -1]], {}), "the shape"),
+        (("Reshape", [f(2, 3), [4, -1]], {}), "as"),
+        (("Reshape", [f(0, 3), [0, -1]], {"allowzero": 1}), "as"),
+        (("Reshape", [f(2, 3), [2, 4]], {}), "as"),
+        (("Flatten", [f(2, 3)], {"axis": 3}), "axis 3"),
+        (("Flatten", [f(2, 3)], {"axis": -3}), "axis -3"),
+        (("Squeeze", [f(2, 1), [0]], {}), "axes"),
+        (("Transpose", [f(2, 5)], {"perm": [0]}), "the permutation"),
+        # repeated, joined and cut
+        (("Expand", [f(1, 3), [-1, 3]], {}), "the shape"),
+        (("Tile", [f(2, 3), [2]], {}), "repeats"),
+        (("Tile", [f(2, 3), [2, -1]], {}), "repeats"),
+        (("Concat", [f(2, 3), f(3, 3)], {"axis": 1}), "shapes"),
+        (("Concat", [f(2, 3), f(2)], {"axis": 1}), "shapes"),
+        (("Split", [f(2, 7), [3, 3]], {"axis": 1}, 2), "parts"),
+        (("Split", [f(2, 7), [8, -1]], {"axis": 1}, 2), "parts"),
+        (("Split", [f(2, 7), [3, 3, 1]], {"axis": 1}, 2), "parts"),
+        (("Split", [f(2, 7)], {"axis": 1, "num_outputs": 3}, 2), "another number of parts"),
+        (("Split", [f(2, 2)], {"axis": 1}, 4), "parts"),
+        (("Slice", [f(5, 5), [0, 0], [5]], {}), "such slices"),
+        (("Slice", [f(5, 5), [0], [5], [0, 1]], {}), "such slices"),
+        (("Slice", [f(5, 5), [0], [5], [0], [1, 1]], {}), "such slices"),
+        (("Pad", [f(2, 3), [1, 1]], {}), "pads"),
+        (("Pad", [f(2, 3), [0, -2, 0, -2]], {}), "pads"),
+        (("Pad", [f(2, 3), [0, 3, 0, 0]], {"mode": "reflect"}), "pads"),
+        (("Pad", [f(2, 3), [0, 0, 0, 3]], {"mode": "edge"}), "pads"),
+        (("Pad", [f(2, 3), [0, -1, 0, 0]], {"mode": "reflect"}), "pads"),
+        # by indices
+        (("Gather", [np.float32(1), i(2)], {}), "axes"),
+        (("GatherElements", [f(4, 5), i(2)], {}), "indices"),
+        (("GatherElements", [f(4, 5), i(2, 6)], {}), "indices"),
+        (("GatherND", [f(2, 3), i(2, 1)], {"batch_dims": -1}), "batch_dims"),
+        (("GatherND", [f(2, 3), i(2, 1)], {"batch_dims": 2}), "batch_dims"),
+        (("GatherND", [f(2, 3), i(3, 1)], {"batch_dims": 1}), "batch_dims"),
+        (("GatherND", [f(2, 3), i(2, 0)], {}), "indices"),
+        (("GatherND", [f(2, 3), i(2, 2)], {"batch_dims": 1}), "indices"),
+        (("ScatterND", [f(4, 5), i(3, 1), f(3, 4)], {}), "updates"),
+        (("ScatterND", [f(4, 5), i(3, 3), f(3)], {}), "indices"),
+        (("ScatterND", [f(4, 5), i(3, 0), f(3, 4, 5)], {}), "indices"),
+        (("ScatterElements", [f(4, 5), i(2, 5), f(2, 4)], {}), "updates"),
+        (("ScatterElements", [f(4, 5), i(2), f(2)], {}), "updates"),
+        (("ScatterElements", [f(4, 5), i(2, 5), f(2, 5)], {"axis": 2}), "axes"),
+        (("OneHot", [i(2), np.int64(-1), f(2)], {}), "such a depth"),
+        (("OneHot", [i(2), [4, 4], f(2)], {}), "such a depth"),
+        (("OneHot", [i(2), np.int64(4), f(3)], {}), "such a depth"),
+        (("OneHot", [i(2), np.int64(4), f(2)], {"axis": 2}), "axes"),
+        # along axes
+        (("ArgMax", [f(2, 0)], {"axis": 1}), "an empty axis"),
+        (("TopK", [f(2, 5), [-1]], {"axis": 1}, 2), "the first -1 of"),
+        (("TopK", [f(2, 5), [1, 1]], {"axis": 1}, 2), "the first 1 of"),
+        (("ReduceMax", [f(2, 5)], {"axes": [2]}), "axes"),
+        # products
+        (("MatMul", [f(2, 3), np.float32(1)], {}), "shapes"),
+        (("MatMul", [np.float32(1), f(2, 3)], {}), "shapes"),
+        (("MatMul", [f(2, 3), f(4, 3)], {}), "shapes"),
+        (("MatMul", [f(2, 2, 3), f(3, 3, 4)], {}), "shapes"),
+        (("Gemm", [f(2, 3), f(3)], {}), "shapes"),
+        (("Gemm", [f(2, 3), f(2, 3)], {}), "shapes"),
+        (("Gemm", [f(2, 3), f(3, 4), f(5, 2, 4)], {}), "shapes"),
+        (("Einsum", [f(2, 3), f(3, 4)], {"equation": "ij,jk"}), "ij,jk"),
+        (("Einsum", [f(2, 3)], {"equation": "...j->j"}), "does not take"),
+        (("Einsum", [f(2, 3)], {"equation": "ij,jk->ik"}), "ij,jk->ik"),
+        (("Einsum", [f(2, 3), f(3)], {"equation": "ij,jk->ik"}), "as 'jk'"),
+        (("Einsum", [f(2, 3), f(4, 5)], {"equation": "ij,jk->ik"}), "as 'jk'"),
+        (("Einsum", [f(2, 3)], {"equation": "ij->ii"}), "ij->ii"),
+        # over places
+        (("Conv", [f(1, 2, 2, 2, 2, 2), f(1, 2, 1, 1, 1, 1)], {}), "windows"),
+        (("Conv", [f(1, 2, 5), f(1, 2, 3)], {"strides": [1, 1]}), "windows"),
+        (("Conv", [f(1, 2, 5), f(1, 2, 3)], {"dilations": [1, 1]}), "windows"),
+        (("Conv", [f(1, 2, 5), f(1, 2, 3)], {"dilations": [0]}), "windows"),
+        (("Conv", [f(1, 2, 5), f(1, 2, 3)], {"pads": [1]}), "pads"),
+        (("Conv", [f(1, 2, 5), f(1, 2, 3)], {"pads": [1, -1]}), "pads"),
+        (("Conv", [f(1, 2, 5), f(1, 2, 3)], {"kernel_shape": [2]}), "kernels"),
+        (("Conv", [f(1, 2, 5), f(1, 2, 6)], {}), "windows of 6 in 5 places"),
+        (("Conv", [f(1, 2, 5), f(1, 2, 2, 2)], {}), "weights"),
+        (("Conv", [f(1, 2), f(1, 2)], {}), "weights"),
+        (("Conv", [f(1, 2, 5), f(2, 1, 3)], {"group": 0}), "weights"),
+        (("Conv", [f(1, 2, 5), f(2, 2, 3)], {"group": 2}), "weights"),
+        (("Conv", [f(1, 2, 5), f(3, 1, 3)], {"group": 2}), "weights"),
+        (("Conv", [f(1, 2, 5), f(2, 2, 3), f(3)], {}), "a bias"),
+        (("Conv", [f(1, 2, 5), f(1, 2, 3)], {"auto_pad": "VALID", "pads": [1, 0]}), "auto_pad"),
+        (("AveragePool", [f(1, 2, 5)], {"kernel_shape": [0]}), "windows"),
+        (("AveragePool", [f(1, 2, 5)], {}), "windows"),
+        (("AveragePool", [f(1, 2)], {"kernel_shape": [1]}), "does not take"),
+        (("MaxPool", [f(1, 2, 5)], {"kernel_shape": [2], "storage_order": 1}), "does not take"),
+        (("MaxPool", [f(1, 2, 5)], {"kernel_shape": [2], "pads": [0, 2]}), "such pads"),
+        (("MaxPool", [f(1, 2, 0)], {"kernel_shape": [2], "pads": [1, 1], "ceil_mode": 1}), "windows"),
+        (("ConvTranspose", [f(1, 2, 5), f(2, 1, 3, 3)], {}), "weights"),
+        (("ConvTranspose", [f(1, 2, 5), f(3, 1, 3)], {}), "weights"),
+        (("ConvTranspose", [f(1, 3, 5), f(3, 1, 3)], {"group": 2}), "weights"),
+        (("ConvTranspose", [f(1, 2, 5), f(2, 1, 3)], {"group": 0}), "weights"),
+        (("ConvTranspose", [f(1, 2, 5), f(2, 3, 3), f(3)], {"group": 2}), "a bias"),
+        (("ConvTranspose", [f(1, 2, 5), f(2, 1, 3)], {"kernel_shape": [2]}), "kernels"),
+        (("ConvTranspose", [f(1, 2, 5), f(2, 1, 3)], {"output_padding": [0, 0]}), "kernels"),
+        (("ConvTranspose", [f(1, 2, 5), f(2, 1, 3)], {"output_padding": [-1]}), "kernels"),
+        (("ConvTranspose", [f(1, 2, 5), f(2, 1, 3)], {"output_padding": [2], "strides": [2]}), "output_padding"),
+        (("ConvTranspose", [f(1, 2, 0), f(2, 1, 3)], {}), "output_padding"),
+        (("ConvTranspose", [f(1, 2, 1), f(2, 1, 2)], {"pads": [1, 1]}), "pads"),
+        (("GlobalMaxPool", [f(1, 2)], {}), "does not take"),
+        (("GlobalMaxPool", [f(1, 2, 0)], {}), "does not take"),
+        (("Resize", [f(1, 1, 4), None, None, [1, 1, 8]], {"keep_aspect_ratio_policy": "not_larger"}), "this keep_as"),
+        (("Resize", [f(1, 1, 4), None, None, [1, 1, 8]], {"coordinate_transformation_mode": "tf_crop_and_resize"}),
+         "a crop"),
+        (("Resize", [f(1, 1, 0), None, None, [1, 1, 8]], {}), "does not take"),
+        (("Resize", [f(1, 1, 4), None, None, [1, 1, 0]], {}), "sizes"),
+        (("Resize", [f(1, 1, 4), None, None, [1, 8]], {}), "sizes"),
+        (("Resize", [f(1, 1, 4), None, np.array([1, 2], np.float32)], {}), "such scales"),
+        (("Resize", [f(1, 1, 4), None, np.array([1, 1, 0], np.float32)], {}), "such scales"),
+        (("Resize", [f(1, 1, 4), None, np.array([1, 1, 1 << 20], np.float32)], {}), "such scales"),
+        (("Resize", [f(1, 1, 4)], {}), "the scales depend on"),
+        (("DepthToSpace", [f(1, 6, 2, 2)], {"blocksize": 2}), "does not take"),
+        (("DepthToSpace", [f(8, 2, 2)], {"blocksize": 2}), "does not take"),
+        (("SpaceToDepth", [f(1, 2, 3, 4)], {"blocksize": 2}), "does not take"),
+        (("SpaceToDepth", [f(1, 2, 4, 3)], {"blocksize": 2}), "does not take"),
+        (("SpaceToDepth", [f(2, 4, 4)], {"blocksize": 2}), "does not take"),
+        (("SpaceToDepth", [f(1, 2, 4, 4)], {"blocksize": 0}), "does not take"),
+        (("GridSample", [f(1, 2, 4, 5), f(1, 3, 6, 3)], {}), "does not take"),
+        (("GridSample", [f(1, 2, 4, 5), f(2, 3, 6, 2)], {}), "does not take"),
+        (("GridSample", [f(1, 2, 4, 5, 6), f(1, 3, 6, 6, 2)], {}), "does not take"),
+        (("GridSample", [f(1, 2, 0, 5), f(1, 3, 6, 2)], {}), "does not take"),
     ],
 )  # fmt: skip
 def test_what_a_rule_does_not_take_is_refused_with_the_reason(case, mention):
@@ -391,6 +540,44 @@ def test_what_a_rule_does_not_take_is_refused_with_the_reason(case, mention):
         output.CopyFrom(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
     with pytest.raises(WrongError, match=mention):
         sizes_of(checked_model(model.SerializeToString()), known_of(feeds))
+
+
+WORK = [
+    (("Add", [f(2, 1, 3), f(4, 3)], {}), 24, 0, 0),
+    (("Gather", [f(4, 5), i(2, 3)], {"axis": 1}), 24, 0, 0),
+    (("LayerNormalization", [f(2, 3, 4), f(4)], {}), 24, 2 * 6, 0),
+    (("LayerNormalization", [f(2, 3, 4), f(3, 4)], {"axis": 1}), 24, 2 * 2, 0),
+    (("TopK", [f(2, 5), [3]], {"axis": 1}, 2), 2 * 6, 0, 64 * (6 + 10)),
+    (("MatMul", [f(2, 1, 3, 4), f(5, 4, 6)], {}), 180, 0, 180 * 4),
+    (("Gemm", [f(4, 3), f(5, 4), f(5)], {"transA": 1, "transB": 1}), 15, 0, 15 * 4),
+    (("Gemm", [f(3, 4), f(4, 5)], {}), 15, 0, 15 * 4),
+    ((PRODUCT, [u(2, 6), s(6, 4), np.float32(0.1), f(4), np.uint8(7)], {}), 8, 0, 8 * 6),
+    (("Einsum", [f(2, 3)], {"equation": "ij->j"}), 3, 0, 6),
+    (("Einsum", [f(2, 3, 4), f(2, 4, 5)], {"equation": "bij,bjk->bik"}), 30, 0, 120),
+    (("Einsum", [f(2, 3), f(3, 4), f(4, 5)], {"equation": "ij,jk,kl->il"}), 10, 120, 2 * 120),
+    (("Conv", [f(2, 4, 8, 9), f(6, 2, 3, 2)], {"group": 2, "strides": [2, 1], "pads": [1, 0, 0, 2]}), 480, 0, 480 * 12),
+    (("ConvTranspose", [f(2, 4, 5, 6), f(4, 3, 3, 2)], {"strides": [2, 3], "pads": [1, 0, 1, 0], "group": 2}),
+     2 * 6 * 9 * 17, 3 * 6 * 30, 240 * 18),
+    (("AveragePool", [f(1, 2, 7, 7)], {"kernel_shape": [3, 2], "strides": [2, 2], "pads": [1, 1, 1, 1]}),
+     32, 0, 8 * 32 * 6),
+    (("AveragePool", [f(1, 2, 8)], {"kernel_shape": [3], "strides": [2], "ceil_mode": 1}), 8, 0, 8 * 8 * 3),
+    (("MaxPool", [f(1, 2, 8)], {"kernel_shape": [2], "auto_pad": "VALID"}), 14, 0, 8 * 14 * 2),
+    (("Resize", [f(1, 2, 4, 5), None, None, [1, 2, 7, 3]], {}), 42, 0, 64 * (42 + 40)),
+    (("GridSample", [f(1, 2, 4, 5), f(1, 3, 6, 2)], {}), 36, 0, 64 * (36 + 40)),
+]  # fmt: skip
+"""Case, elements of its results, elements of arrays that it needs meanwhile, multiply-adds; all by hand."""
+
+
+@pytest.mark.parametrize("row", WORK, ids=lambda row: row[0][0])
+def test_work_and_memory_are_those_that_the_shapes_say(row):
+    case, made, meanwhile, products = row
+    model, feeds, results = model_of(*case)
+    declare(model, run_with_shapes(model, feeds, results))
+    sizes = sizes_of(checked_model(model.SerializeToString()), known_of(feeds))
+    elements = sum(np.size(value) for value in case[1] if value is not None) + made + meanwhile
+    assert sizes.work == ELEMENT_WORK * elements + products
+    assert sizes.made_bytes == sum(sizes.values[name].num_bytes for name in results)
+    assert sizes.num_bytes - sizes.made_bytes == 4 * meanwhile
 
 
 def test_every_operator_of_the_table_has_a_case():
