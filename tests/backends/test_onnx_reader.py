@@ -7,7 +7,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from offramp.backends.onnx_reader import DTYPES, Graph, read_model
+from offramp.backends import onnx_reader
+from offramp.backends.onnx_reader import DTYPES, MAX_RANK, Graph, read_model
 from offramp.program.checks import WrongError
 from tests.backends.captured import onnx_graphs
 
@@ -55,6 +56,47 @@ def test_attributes_of_all_kinds_are_read():
     assert found == {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
 
 
+@pytest.mark.parametrize("number", [0, 127, 128, 1 << 62, (1 << 63) - 1, -1, -(1 << 63)])
+def test_integers_of_64_bits_are_read(number):
+    (read,) = read_model(model([helper.make_node("Any", ["x"], ["out"], i=number)]).SerializeToString()).graph.nodes
+    assert read.attributes == {"i": number}
+
+
+def test_versions_of_operators_are_read_by_domain():
+    made = model([RELU])
+    made.opset_import[0].domain = "ai.onnx"
+    made.opset_import.add(domain="com.microsoft", version=1)
+    assert read_model(made.SerializeToString()).opsets == {"": 18, "com.microsoft": 1}
+
+
+MESSAGES = {
+    "model": onnx.ModelProto, "opset": onnx.OperatorSetIdProto, "graph": onnx.GraphProto, "node": onnx.NodeProto,
+    "attribute": onnx.AttributeProto, "tensor": onnx.TensorProto, "value": onnx.ValueInfoProto, "type": onnx.TypeProto,
+    "tensor type": onnx.TypeProto.Tensor, "shape": onnx.TensorShapeProto,
+    "dimension": onnx.TensorShapeProto.Dimension,
+}  # fmt: skip
+KINDS = {1: {"double"}, 2: {"float"}, 3: {"int"}, 4: {"int"}, 5: {"int"}, 9: {"text"}, 12: {"text", "bytes"},
+         14: {"int", "zero"}}  # fmt: skip
+"""Number of a type of fields in protocol buffers -> its kinds here."""
+HARMLESS = {"producer", "domain", "doc", "name", "metadata", "denotation"}
+"""Names of fields that nothing reads."""
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_messages_are_those_of_onnx(name):
+    """Each field by its number: whether it may occur several times, and its kind, unless it is skipped or refused."""
+    table, known = dict(onnx_reader._MESSAGES[name]), MESSAGES[name].DESCRIPTOR.fields_by_number
+    for number, field in known.items():
+        _, kind, is_repeated = table.pop(number)
+        assert is_repeated is field.is_repeated, field.name
+        if kind in MESSAGES:
+            assert field.message_type is MESSAGES[kind].DESCRIPTOR, field.name
+        elif kind != "refuse":
+            assert kind == "skip" or kind in KINDS[field.type], field.name
+    assert all(kind == "refuse" for _, kind, _ in table.values()), "what this version of onnx does not know"
+    assert {each for each, kind, _ in onnx_reader._MESSAGES[name].values() if kind == "skip"} <= HARMLESS
+
+
 def test_declared_shapes_are_read():
     graph = read_model(model([RELU]).SerializeToString()).graph
     assert (graph.inputs, graph.outputs) == ({"x": ("float32", ("N", 3))}, {"out": ("float32", None)})
@@ -79,6 +121,20 @@ def outside(made, graph, tensor):
     tensor.ClearField("raw_data")
     tensor.data_location = TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value="../../etc/passwd")
+
+
+def listed(dtype, *numbers):
+    """Give the constant numbers in a list of integers."""
+
+    def change(made, graph, tensor):
+        tensor.CopyFrom(TensorProto(name="c", data_type=dtype, dims=[len(numbers)], int32_data=numbers))
+
+    return change
+
+
+def sized(*dims):
+    """Give the constant sizes with a zero among them, and no numbers."""
+    return lambda made, graph, tensor: tensor.CopyFrom(TensorProto(name="c", data_type=1, dims=dims))
 
 
 def text(made, graph, tensor):
@@ -110,6 +166,25 @@ REFUSED = {
     "negative": (lambda m, g, t: t.dims.__setitem__(0, -2), "has the sizes"),
     "huge": (lambda m, g, t: t.dims.extend([1 << 40, 1 << 40]), "has the sizes"),
     "empty and huge": (lambda m, g, t: t.dims.extend([0, 1 << 40]), "has the sizes"),
+    "many axes": (sized(*[0] * (MAX_RANK + 1)), "has the sizes"),
+    "large beside a zero": (sized((1 << 32) + 1, 0), "has the sizes"),
+    "large int8": (listed(TensorProto.INT8, 128), "has numbers out of range"),
+    "small int8": (listed(TensorProto.INT8, -129), "has numbers out of range"),
+    "large uint8": (listed(TensorProto.UINT8, 0, 256), "has numbers out of range"),
+    "small uint8": (listed(TensorProto.UINT8, -1), "has numbers out of range"),
+    "large float16": (listed(TensorProto.FLOAT16, 1 << 16), "has numbers out of range"),
+    "large bool": (listed(TensorProto.BOOL, 1, 2), "has numbers out of range"),
+    "large raw bool": (
+        lambda m, g, t: t.CopyFrom(TensorProto(name="c", data_type=9, dims=[1], raw_data=b"\2")), "numbers out of range"
+    ),
+    "another list": (listed(TensorProto.FLOAT, 1), "has its numbers in two places"),
+    "few numbers": (
+        lambda m, g, t: t.CopyFrom(TensorProto(name="c", data_type=3, dims=[2], int32_data=[1])), "1 numbers, not 2"
+    ),
+    "new": (other("ir_version", 64, "model"), "the version of the format is 64"),
+    "outputs twice": (lambda m, g, t: g.output.add().CopyFrom(g.output[0]), "the output 'out' is listed twice"),
+    "no constant": (lambda m, g, t: g.node[0].attribute.add(name="a", type=4), "the attribute 'a' has no value"),
+    "no graph": (lambda m, g, t: g.node[0].attribute.add(name="a", type=5), "the attribute 'a' has no value"),
     "two values": (lambda m, g, t: t.float_data.extend([1, 2]), "has its numbers in two places"),
     "made twice": (lambda m, g, t: g.node.extend([RELU]), "the value 'out' is listed twice"),
     "constant and input": (lambda m, g, t: setattr(t, "name", "x"), "the value 'x' is listed twice"),
@@ -132,6 +207,23 @@ def test_what_is_not_plain_is_refused_by_name(name):
         read_model(changed(change))
 
 
+TWINS = {
+    "as many axes": sized(*[0] * MAX_RANK),
+    "as large beside a zero": sized(1 << 32, 0),
+    "int8": listed(TensorProto.INT8, 127, -128),
+    "uint8": listed(TensorProto.UINT8, 0, 255),
+    "float16": listed(TensorProto.FLOAT16, (1 << 16) - 1),
+    "bool": listed(TensorProto.BOOL, 0, 1),
+    "newest": other("ir_version", 63, "model"),
+    "oldest": other("ir_version", 4, "model"),
+}
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_legal_twins_are_read(name):
+    assert read_model(changed(TWINS[name])).graph.nodes
+
+
 @pytest.mark.parametrize(
     ("more", "mention"),
     [
@@ -141,6 +233,7 @@ def test_what_is_not_plain_is_refused_by_name(name):
         (b"\x0d\x00\x00\x00\x00", "field 1 of the message 'model' has the wire type 5"),
         (b"\x0b", "of an unknown wire type"),
         (b"\x08" + b"\xff" * 20, "a number has no end"),
+        (b"\x08", "a number has no end"),
         (b"\x08" + b"\xff" * 9 + b"\x7f", "a number has more than 64 bits"),
         (b"\x7a\xff\xff\xff\xff\x0f", "a field is longer than its message"),
         (b"\x7a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", "a field is longer than its message"),
@@ -180,6 +273,29 @@ def test_empty_messages_take_no_memory():
     with pytest.raises(WrongError, match="it has too many operations"):
         read_model(b"\x08\x08\x3a\xc0\x84\x3d" + graph)
     assert time.perf_counter() - began < 2
+
+
+@pytest.mark.parametrize(("count", "is_read"), [((1 << 16) - 2, True), ((1 << 16) - 1, False)])
+def test_the_number_of_messages_is_limited(count, is_read):
+    """Empty operations, beside a model and a graph."""
+    graph = b"\x0a\x00" * count
+    length = bytes([len(graph) & 127 | 128, len(graph) >> 7 & 127 | 128, len(graph) >> 14])
+    data = b"\x08\x08\x3a" + length + graph
+    if is_read:
+        assert len(read_model(data).graph.nodes) == count
+    else:
+        with pytest.raises(WrongError, match="it has too many operations"):
+            read_model(data)
+
+
+@pytest.mark.parametrize(("field", "numbers"), [(4, b"\0" * 5), (10, b"\0" * 12)])
+def test_packed_numbers_that_end_in_the_middle_are_refused(field, numbers):
+    tensor = bytes([field << 3 | 2, len(numbers)]) + numbers
+    graph = bytes([5 << 3 | 2, len(tensor)]) + tensor
+    with pytest.raises(WrongError, match="packed numbers end in the middle"):
+        read_model(b"\x08\x08" + bytes([7 << 3 | 2, len(graph)]) + graph)
+    with pytest.raises(WrongError, match="the model has no graph"):
+        read_model(b"\x08\x08")
 
 
 def test_a_name_that_is_no_text_is_refused():

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from queue import SimpleQueue
 
 import numpy as np
 import pytest
@@ -135,6 +136,17 @@ def test_a_discarded_slot_keeps_its_content_whatever_becomes_of_the_file(store, 
     assert num_leases() == 0
     os.truncate(store.path / store.manifest.shards[shard].file, 0)
     assert slot.view[:num_bytes] == data
+
+
+@pytest.mark.parametrize("has_lease", [False, True])
+def test_waiting_takes_one_item_of_the_queue(store, pool, has_lease):
+    wakeups = SimpleQueue()
+    wakeups.put(None)
+    wakeups.put(None)
+    slot = fill(pool, layer_shards(store)[0])[0] if has_lease else pool.acquire("layer-00-up")
+    pool.wait(wakeups)
+    assert wakeups.qsize() == 1
+    pool.release(slot)
 
 
 def test_a_cancelled_fill_keeps_no_lease(store, pool):

@@ -265,6 +265,21 @@ def failing_with(name):
     return fail
 
 
+def test_a_lock_is_of_a_folder(tmp_path):
+    """A file is not locked in place of a folder, nor a folder behind a link."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("folder")
+    for name in ("file", "link"):
+        with pytest.raises(UsageError, match="no place for it"):
+            lock_folder(tmp_path / name, "no place for it", "it is busy")
+    release = lock_folder(tmp_path / "folder", "no place for it", "it is busy")
+    with pytest.raises(UsageError, match="it is busy"):
+        lock_folder(tmp_path / "folder", "no place for it", "it is busy")
+    release()
+    lock_folder(tmp_path / "folder", "no place for it", "it is busy")()
+
+
 @pytest.mark.parametrize("name", UNSUPPORTED)
 def test_a_file_system_without_locks(tmp_path, monkeypatch, name):
     """A file that one process can create takes the place of the lock, and goes with it."""

@@ -4,6 +4,7 @@ import mmap
 import os
 import struct
 from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -91,3 +92,36 @@ def test_a_file_that_is_shorter_than_asked_for_is_cached_if_all_of_it_is(path):
         assert not pages.is_cold(file.fileno(), 2 * SIZE, 3 * SIZE)
         drop(path)
         assert pages.is_cold(file.fileno(), 0, 2 * SIZE)
+
+
+def access_of(address):
+    """The letters of access that the page at an address has: readable, writable, private."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        begin, end = (int(each, 16) for each in line.split()[0].split("-"))
+        if begin <= address < end:
+            return line.split()[1]
+    raise AssertionError("not mapped")
+
+
+def test_pages_are_replaced_where_they_are(tmp_path):
+    """By those of a file, which writing does not change; by own ones of the same content; by empty ones; by none."""
+    page, (path, content) = mmap.PAGESIZE, (tmp_path / "file", os.urandom(2 * mmap.PAGESIZE))
+    path.write_bytes(content)
+    with mmap.mmap(-1, 5 * page) as region, path.open("rb") as file:
+        region[:] = b"x" * len(region)
+        array = np.frombuffer(region, np.uint8)
+        address = array.ctypes.data
+        pages.map_file(address + page, file.fileno(), 2 * page)
+        assert region[:] == b"x" * page + content + b"x" * (2 * page)
+        region[page] = region[page] ^ 255
+        assert path.read_bytes() == content
+        pages.make_own(address + page, 2 * page)
+        os.truncate(path, 0)
+        assert region[page + 1 : 3 * page] == content[1:]
+        pages.map_memory(address + page, page)
+        assert region[page : 3 * page] == bytes(page) + content[page:]
+        pages.reserve(address + 4 * page, page)
+        assert [access_of(address + place * page) for place in (1, 2, 4)] == ["rw-p", "rw-p", "---p"]
+        pages.map_memory(address + 4 * page, page)
+        assert region[3 * page :] == b"x" * page + bytes(page)
+        del array
