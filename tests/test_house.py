@@ -154,6 +154,13 @@ def test_every_call_that_could_download_reads_a_folder_or_names_a_revision():
     assert [(file, line) for file, line, given in calls if not given & PINNED] == []
 
 
+def test_temporary_folders_and_files_with_names_do_not_outlive_their_process_for_long():
+    """`scratch_folder` alone makes them: it removes those of processes that were killed."""
+    named = re.compile(r"TemporaryDirectory|NamedTemporaryFile|mkdtemp|mkstemp")
+    found = [path.name for path in (ROOT / "src").rglob("*.py") if named.search(path.read_text())]
+    assert found == ["scratch.py"]
+
+
 def test_tests_that_run_alone_are_collected_alone_and_with_no_other():
     makefile = (ROOT / "Makefile").read_text()
     marks = [given or bare for given, bare in re.findall(r'-m (?:"([^"]+)"|(alone)\b)', makefile)]

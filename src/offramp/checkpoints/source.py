@@ -6,7 +6,6 @@ The folder is only read. Links are followed, since the cache of the hub consists
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from offramp.store import Store
 from offramp.store import manifest as m
 from offramp.store.files import sha256_of
 from offramp.store.reader import is_store
+from offramp.store.scratch import scratch_folder
 from offramp.store.trained_rows import FILE_NAME as TRAINED_ROWS
 from offramp.tasks.model_files import files_of
 
@@ -213,11 +213,11 @@ def folder_of_store(store: Store) -> Iterator[Path]:
     transformers would read other files that lie beside them, and those of another store that takes its place.
     """
     place = f"/proc/self/fd/{store.folder.fd}"
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder("offramp-links-") as folder:
         for file in m.all_files(store.manifest):
             if "/" not in file.file:
-                Path(folder, file.file).symlink_to(f"{place}/{file.file}")
-        yield Path(folder)
+                (folder / file.file).symlink_to(f"{place}/{file.file}")
+        yield folder
 
 
 def _with_architecture(config: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
