@@ -444,7 +444,7 @@ def example_inputs(store):
         (("GatherElements", [f(4, 5), i(2)], {}), "indices"),
         (("GatherElements", [f(4, 5), i(2, 6)], {}), "indices"),
         (("GatherND", [f(2, 3), i(2, 1)], {"batch_dims": -1}), "batch_dims"),
-        (("GatherND", [f(2, 3), i(2, 1)], {"batch_dims": 2}), "batch_dims"),
+        (("GatherND", [f(2, 3), i(2, 3)], {"batch_dims": 2}), "batch_dims"),
         (("GatherND", [f(2, 3), i(3, 1)], {"batch_dims": 1}), "batch_dims"),
         (("GatherND", [f(2, 3), i(2, 0)], {}), "indices"),
         (("GatherND", [f(2, 3), i(2, 2)], {"batch_dims": 1}), "indices"),
