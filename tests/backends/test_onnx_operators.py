@@ -11,7 +11,17 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from offramp.backends.onnx_checks import ELEMENT_WORK, INEXACT_ON_FLOATS, checked_model, sizes_of
+from offramp.backends.onnx_checks import (
+    ELEMENT_WORK,
+    INEXACT_ON_FLOATS,
+    Allowance,
+    Sizes,
+    TooLargeError,
+    UnlistedError,
+    checked_model,
+    require_time,
+    sizes_of,
+)
 from offramp.backends.onnx_operators import OPERATORS, Known
 from offramp.program.checks import WrongError
 from offramp.program.dtypes import DTYPES
@@ -578,6 +588,89 @@ def test_work_and_memory_are_those_that_the_shapes_say(row):
     assert sizes.work == ELEMENT_WORK * elements + products
     assert sizes.made_bytes == sum(sizes.values[name].num_bytes for name in results)
     assert sizes.num_bytes - sizes.made_bytes == 4 * meanwhile
+
+
+MIB = 1 << 20
+W = Known("float32", (20, 30))
+READS = [
+    # what is read, of 400 bytes in the example: growth of the values, places, elements with those of the weight
+    (Known("float32", (5, 20)), 1, 100, 700),
+    (Known("float32", (5, 10)), 1, 50, 650),
+    (Known("float32", (10, 20)), 2, 200, 800),
+    (Known("float32", (2, 5, 20)), 2, 40, 800),
+    (Known("float32", (2, 20, 5)), 2, 40, 800),
+    (Known("float64", (4, 5, 0)), 1, 0, 600),
+    (None, 1, 1, 600),
+]
+
+
+@pytest.mark.parametrize(("read", "growth", "places", "elements"), READS)
+def test_a_kernel_may_take_what_its_example_its_inputs_and_its_weights_account_for(read, growth, places, elements):
+    allowance = Allowance({"r0": 400}, MIB)
+    inputs = {"w0": W, **({} if read is None else {"r0": read})}
+    allowed = 32 * MIB + 32 * MIB * growth**2 + 4 * 4 * 600
+    accounted = 8 * elements * places
+    assert allowance.taken(Sizes({}, allowed, 7, accounted + 3), inputs) == (3, 7, 0)
+    assert allowance.taken(Sizes({}, allowed - 5, 7, accounted), inputs) == (0, 7, 5)
+    assert allowance.taken(Sizes({}, 0, 0, max(accounted - 1, 0)), inputs) == (0, 0, allowed)
+    with pytest.raises(TooLargeError, match="more than"):
+        allowance.taken(Sizes({}, allowed + 1, 7, 0), inputs)
+
+
+def test_a_pass_may_take_some_work_that_its_inputs_do_not_account_for():
+    require_time(1 << 29)
+    with pytest.raises(TooLargeError):
+        require_time((1 << 29) + 1)
+
+
+def of_versions(standard, more=1):
+    model, *_ = model_of("Relu", [f(2)], {})
+    del model.graph.output[:]
+    del model.opset_import[:]
+    model.opset_import.extend([helper.make_opsetid("", standard), helper.make_opsetid("com.microsoft", more)])
+    return model.SerializeToString()
+
+
+def of_operations(count):
+    nodes = [
+        helper.make_node("Relu", ["x0" if index == 0 else f"y{index}"], [f"y{index + 1}"]) for index in range(count)
+    ]
+    model, *_ = model_of("Relu", [f(2)], {})
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    del model.graph.output[:]
+    return model.SerializeToString()
+
+
+def test_models_have_operators_of_known_versions_and_at_most_so_many():
+    for versions in ((13,), (18,)):
+        assert checked_model(of_versions(*versions))
+    for versions in ((12,), (19,), (18, 0), (18, 2)):
+        with pytest.raises(UnlistedError, match="version"):
+            checked_model(of_versions(*versions))
+    assert len(checked_model(of_operations(4096)).graph.nodes) == 4096
+    with pytest.raises(WrongError, match="4097 operations, more than 4096"):
+        checked_model(of_operations(4097))
+
+
+def test_values_have_at_most_so_many_elements_and_axes():
+    for sizes in ([1 << 20, 1 << 20, 1], [1] * 12):
+        model, feeds, results = model_of("Expand", [f(1), sizes], {})
+        declare(model, {results[0]: f(*[1] * len(sizes))})
+        assert sizes_of(checked_model(model.SerializeToString()), known_of(feeds)).values[results[0]].shape == (*sizes,)
+    model, feeds, results = model_of("Expand", [f(1), [1 << 20, 1 << 20, 2]], {})
+    declare(model, {results[0]: f(1, 1, 1)})
+    with pytest.raises(TooLargeError, match="Expand makes"):
+        sizes_of(checked_model(model.SerializeToString()), known_of(feeds))
+
+
+@pytest.mark.parametrize(("count", "is_known"), [(4096, True), (4097, False)])
+def test_numbers_are_known_up_to_so_many(count, is_known):
+    for operator, inputs in (("Neg", [[1] * count]), ("ConstantOfShape", [[count]])):
+        model, feeds, results = model_of(operator, inputs, {})
+        declare(model, run_with_shapes(model, feeds, results))
+        found = sizes_of(checked_model(model.SerializeToString()), known_of(feeds)).values[results[0]]
+        assert (found.numbers is not None) is is_known
 
 
 def test_every_operator_of_the_table_has_a_case():

@@ -116,6 +116,36 @@ def test_what_is_no_graph_is_refused(data):
         CapturedGraph(data, "here")
 
 
+def captured_graph(args=(), inputs=1, nodes=1, size=0):
+    """A graph of so many operations, inputs and bytes, and with more arguments of each operation."""
+    made = [[f"n{index}", "aten.relu.default", [v("r0"), *args], {}] for index in range(nodes)]
+    tree = {"inputs": {"r": inputs, "w": 0, "c": 0}, "nodes": made, "outputs": []}
+    return CapturedGraph(json.dumps(tree).encode().ljust(size), "here")
+
+
+def nested(depth):
+    return [nested(depth - 1)] if depth else []
+
+
+EDGES = {
+    "bytes": lambda more: captured_graph(size=(2 << 20) + more),
+    "inputs": lambda more: captured_graph(inputs=(1 << 12) + more),
+    "operations": lambda more: captured_graph(nodes=(1 << 13) + more),
+    "list": lambda more: captured_graph([[0] * ((1 << 10) + more)]),
+    "letters": lambda more: captured_graph(["x" * ((1 << 10) + more)]),
+    "depth": lambda more: captured_graph([nested(7 + more)]),
+    "number": lambda more: captured_graph([(1 << 63) - 1 + more]),
+    "negative number": lambda more: captured_graph([-(1 << 63) - more]),
+}
+
+
+@pytest.mark.parametrize("name", EDGES)
+def test_the_largest_graphs_are_read_and_larger_ones_are_not(name):
+    assert EDGES[name](0)
+    with pytest.raises(StoreError, match="not a captured graph"):
+        EDGES[name](1)
+
+
 @pytest.mark.parametrize(
     ("nodes", "outputs"),
     [

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from offramp.backends import torch_limits
 from offramp.backends.torch import TorchBackend
 from offramp.backends.torch_graphs import CapturedGraph
 from offramp.backends.torch_limits import LEAST_WORK, Allowance, BoundedGraph, TooLargeError
@@ -273,6 +274,69 @@ def test_a_result_in_the_memory_of_a_weight_is_copied():
 def test_memory_that_is_not_set_is_zero():
     (found,) = ran(["aten.empty.memory_format", [1000], {"dtype": {"dtype": "int64"}}])
     assert not found.any()
+
+
+MIB, PLACES, WEIGHTS = 1 << 20, 2000, 10**9
+LIMITS = [
+    # bytes read and bytes of weights; of a pass, or of one before there are inputs: limit, and whether it is a claim
+    ((10, 10), (32 * MIB, False), (32 * MIB, False)),
+    ((MIB // 4, MIB // 4), (64 * MIB, False), (64 * MIB, False)),
+    ((MIB, 0), (128 * MIB, False), (128 * MIB, False)),
+    ((2 * MIB, 0), (256 * MIB, False), (128 * MIB, True)),
+    ((2 * MIB, MIB), (320 * MIB, False), (256 * MIB, True)),
+    ((0, 3 * MIB), (320 * MIB, False), (320 * MIB, False)),
+]
+
+
+@pytest.mark.parametrize(("sizes", "limit", "claimed"), LIMITS)
+def test_a_graph_may_take_what_its_inputs_its_weights_and_the_plan_account_for(sizes, limit, claimed):
+    for is_warm_up, wanted in ((False, limit), (True, claimed)):
+        made = Allowance(PLACES, 2 * MIB, (WEIGHTS, 4 * MIB), 10 * MIB, is_warm_up=is_warm_up)
+        assert made.limit_of(*sizes) == wanted
+
+
+def spent(work, made_bytes, *args, **options):
+    """Whether a pass may take so much, and no more."""
+    for more in ((0, 0), (1, 0), (0, 1)):
+        allowance = Allowance(*args, **{"is_warm_up": False, **options})
+        try:
+            allowance.spend(work + more[0], made_bytes + more[1])
+        except TooLargeError as error:
+            assert more != (0, 0) and str(error).startswith("more time" if more[0] else "more memory")
+        else:
+            assert more == (0, 0)
+
+
+def test_a_pass_may_take_what_its_inputs_and_weights_account_for():
+    weights = WEIGHTS, 4 * MIB
+    spent(8 * PLACES * WEIGHTS, 128 * 6 * MIB, PLACES, 2 * MIB, weights, 0)
+    spent(8 * 1024 * WEIGHTS, 128 * 5 * MIB, PLACES, 2 * MIB, weights, 0, is_warm_up=True)
+    spent(8 * 1000 * WEIGHTS, 128 * 4 * MIB + 128, 1000, 1, weights, 0, is_warm_up=True)
+    spent(1 << 36, 32 * MIB, 1, 1, (1, 1), 0)
+
+
+def pieces(count):
+    return ran(["aten.zeros.default", [count]], ["aten.unbind.int", v("n0")], ["getitem", v("n1"), -1])
+
+
+def axes(count):
+    return ran(["aten.zeros.default", [1] * count])
+
+
+@pytest.mark.parametrize(("make", "most"), [(pieces, 1024), (axes, 16)])
+def test_results_have_at_most_so_many_pieces_and_axes(make, most):
+    assert make(most)
+    with pytest.raises(TooLargeError, match=f" {most}"):
+        make(most + 1)
+
+
+def test_signatures_of_inputs_are_remembered_up_to_a_number(monkeypatch):
+    monkeypatch.setattr(torch_limits, "_MOST_SIGNATURES", 3)
+    graph = bounded(["aten.relu.default", v("r0")])
+    with torch.inference_mode():
+        for rows, known in ((1, 1), (2, 2), (2, 2), (3, 3), (4, 1), (5, 2)):
+            graph([torch.zeros(rows, 3), W], allowance())
+            assert len(graph._known) == known
 
 
 def test_work_counts_at_every_run():
