@@ -11,6 +11,7 @@ import torch
 
 from offramp.backends import torch_limits
 from offramp.backends.torch import TorchBackend
+from offramp.backends.torch_arguments import require_arguments
 from offramp.backends.torch_graphs import CapturedGraph
 from offramp.backends.torch_limits import LEAST_WORK, Allowance, BoundedGraph, TooLargeError
 from offramp.backends.torch_operations import KINDS, OPERATIONS
@@ -233,6 +234,37 @@ def test_arguments_that_torch_does_not_check_are_refused(number):
         with pytest.raises(ValueError, match="does not take such arguments"):
             ran(*wrong, trusted=trusted)
     assert ran(*right)
+
+
+RECURRENT = [
+    (torch.nn.LSTM, {}), (torch.nn.LSTM, {"proj_size": 2}), (torch.nn.LSTM, {"bias": False}),
+    (torch.nn.LSTM, {"num_layers": 2, "bidirectional": True, "proj_size": 2, "batch_first": True}),
+    (torch.nn.GRU, {}), (torch.nn.GRU, {"num_layers": 2, "bidirectional": True}), (torch.nn.GRU, {"bias": False}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "options"), RECURRENT)
+def test_weights_of_recurrent_networks_are_those_that_torch_makes(kind, options):
+    """Each left out, given twice, of another shape or another dtype is refused; so are states of other shapes."""
+    network, rows = kind(3, 4, **options), 5
+    count, batch_first = network.num_layers * (1 + network.bidirectional), network.batch_first
+    states = [torch.zeros(count, rows, network.proj_size or 4), torch.zeros(count, rows, 4)]
+    bound = {
+        "input": torch.zeros(*((rows, 7) if batch_first else (7, rows)), 3),
+        "hx": states if kind is torch.nn.LSTM else states[0], "params": list(network._flat_weights),
+        "has_biases": network.bias, "num_layers": network.num_layers, "bidirectional": network.bidirectional,
+        "batch_first": batch_first,
+    }  # fmt: skip
+    target = f"aten.{kind.__name__.lower()}.input"
+    require_arguments(target, "product", bound)
+    params = bound["params"]
+    for place, weight in enumerate(params):
+        for others in ([], [weight, weight], [weight[1:]], [weight.double()]):
+            with pytest.raises(ValueError, match="weights"):
+                require_arguments(target, "product", {**bound, "params": params[:place] + others + params[place + 1 :]})
+    for name, other in (("input", bound["input"][0]), ("num_layers", 0), ("batch_first", not batch_first)):
+        with pytest.raises(ValueError, match="weights"):
+            require_arguments(target, "product", {**bound, name: other})
 
 
 def test_a_division_that_ends_the_process_is_refused():

@@ -43,6 +43,14 @@ def layer_bytes(store):
     return sum(page_rounded(store.manifest.layouts[name].num_bytes) for name in layer_shards(store, 1))
 
 
+@pytest.mark.parametrize("options", [{"residency": "fifo", "resident_layers": 1}, {"prefetch": False}])
+def test_closing_stops_the_reader(shelf, options):
+    with opened(shelf.open(BIG), **options) as classifier:
+        feed = classifier.feed
+        assert feed.is_open
+    assert not feed.is_open
+
+
 @pytest.mark.parametrize(
     ("rule", "num_layers", "loaded"),
     [

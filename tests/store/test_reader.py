@@ -362,6 +362,16 @@ def test_a_row_that_lies_in_two_blocks_needs_both(tmp_path):
         refused(DamagedError, lambda: store.gather("rows", "word", np.array([2116])), "sha256 of block 2 differs")
 
 
+@pytest.mark.parametrize(("row_bytes", "row", "num_blocks"), [
+    (1, 0, 1), (BLOCK_BYTES - 1, 0, 1), (BLOCK_BYTES, 0, 1), (BLOCK_BYTES + 1, 0, 2), (BLOCK_BYTES, 1, 1),
+    (BLOCK_BYTES - 1, 1, 2), (BLOCK_BYTES + 1, 1, 2),
+])  # fmt: skip
+def test_a_row_needs_the_blocks_of_its_bytes_from_the_first_to_the_last(pristine, row_bytes, row, num_blocks):
+    with Store(pristine, "always") as store, store.opened("rows") as fd:
+        shard = store.manifest.shards["rows"]
+        assert store._check_blocks(shard, fd, 0, row_bytes, np.array([row])) == num_blocks * BLOCK_BYTES
+
+
 def test_every_flipped_bit_of_a_table_is_found_by_whoever_reads_it_all(store):
     draw = random.Random(2)
     path = store / "rows.safetensors"
