@@ -6,6 +6,7 @@ import pytest
 
 from offramp.errors import MissingExtraError, UsageError
 from offramp.tasks import DataSpec, load
+from offramp.tasks.examples import counted
 
 pa = pytest.importorskip("pyarrow")
 from pyarrow import parquet  # noqa: E402
@@ -104,6 +105,28 @@ def test_ids_of_the_labels_of_a_model_are_labels(tmp_path, labels):
             load(spec(*wrong), said.append)
 
 
+@pytest.mark.parametrize(
+    ("labels", "notice"),
+    [
+        (("good", "good ", "bad"), "the labels 'good' and 'good ' differ in case or spaces only"),
+        ((True, "True", "no"), "the labels 'True' and 'true' differ in case or spaces only"),
+        ((0.5, 1, 1.5), "the labels are numbers, and each is a class (--regression predicts values)"),
+        ((-1, 0, 1), "the labels are numbers"),
+        ((0, 1, 2), None),
+        (("a", "b", "1.5"), None),
+    ],
+)
+def test_labels_that_may_not_be_the_classes_that_were_meant_are_said(tmp_path, labels, notice):
+    said = []
+    rows = [{"review": f"text {number}", "stars": labels[number % 3]} for number in range(60)]
+    load(DataSpec(train=write(tmp_path / "t.jsonl", rows), text_column="review", label_column="stars"), said.append)
+    assert (f"{tmp_path / 't.jsonl'}: {notice}" in "".join(said)) if notice else not said
+
+
+def test_a_label_is_one_line_in_a_count():
+    assert counted([0, 1], ("a\nb", "c")) == "a\\nb 1, c 1"
+
+
 def test_odd_rows_are_counted_and_named(tmp_path):
     odd = [{"review": 5, "stars": 9}, {"review": "x", "stars": ["9"]}, {"review": " ", "stars": 9}, {"stars": 9}]
     match = r"column 'review' is a int, not a text \(3 other rows are odd: .*:62, .*:63, .*:64\) - .*:61 - write a text"
@@ -174,7 +197,14 @@ def test_labels_may_be_long(tmp_path):
 
 
 def test_values_must_be_finite_numbers(tmp_path):
-    for value, match in (("inf", "'inf' is not a finite number"), ("nan", "column 'stars' is null or NaN")):
+    """Values beyond 32 bits became infinite in training, which said that the learning rate was too high."""
+    wrong = {
+        "inf": "'inf' is not a finite number",
+        "nan": "column 'stars' is null or NaN",
+        "1e400": "'1e400' is not a finite number",
+        "-1e39": "'-1e39' is not a number of 32 bits",
+    }
+    for value, match in wrong.items():
         rows = [{"review": f"text {number}", "stars": value if number == 7 else "1.5"} for number in range(60)]
         with pytest.raises(UsageError, match=f"{match} - .*t.tsv:9"):
             load_table(write(tmp_path / "t.tsv", rows), regression=True)

@@ -14,7 +14,7 @@ from offramp.errors import UsageError
 from offramp.program.checks import require_known
 from offramp.tasks import arrays, images
 from offramp.tasks.columns import TEXT_COLUMNS
-from offramp.tasks.examples import Example, Splits, cut, parse_label, sorted_labels
+from offramp.tasks.examples import Example, Splits, cut, label_notices, parse_label, sorted_labels
 from offramp.tasks.frames import frame_name, is_frame
 from offramp.tasks.glue import load_files, load_hub, task_of
 from offramp.tasks.lines import MAX_PLACES, Log, Notes
@@ -169,7 +169,7 @@ def _readers_of(spec: DataSpec, source: Any, log: Log) -> _Readers:
         return partial(arrays.array_labels, Path(source), column), partial(_records, Path(source), column)
     if has_frames or not all(images.is_image_source(path) for path in paths):
         rows = list(_table_rows(spec, source, log))
-        return partial(_table_labels, spec, source, rows), partial(_table_examples, spec, rows, log)
+        return partial(_table_labels, spec, source, rows, log), partial(_table_examples, spec, rows, log)
     if spec.regression:
         raise UsageError("folders of images have classes, and this is a regression", paths[0], "use a classifier")
     if spec.text_column or spec.pair_column:
@@ -223,8 +223,11 @@ def _labelled(row: Row, columns: Sequence[str], label_column: str) -> _Labelled:
     return row[0], text, label
 
 
-def _table_labels(spec: DataSpec, source: Any, rows: Sequence[_Labelled]) -> list[str]:
-    return sorted_labels({label for _, _, label in rows}, spec.label_column, frame_name(source))
+def _table_labels(spec: DataSpec, source: Any, rows: Sequence[_Labelled], log: Log) -> list[str]:
+    labels = sorted_labels({label for _, _, label in rows}, spec.label_column, frame_name(source))
+    for notice in label_notices(labels):
+        log(f"{frame_name(source)}: {notice}")
+    return labels
 
 
 def _table_examples(spec: DataSpec, rows: Sequence[_Labelled], log: Log, labels: Sequence[str]) -> Iterator[Example]:

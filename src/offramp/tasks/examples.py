@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
-from offramp.errors import UsageError
+from offramp.errors import UsageError, shown
 from offramp.tasks.text import Text
 
 TRAIN_SHARES = {"train": 0.8, "tune": 0.1, "certify": 0.1}
@@ -23,6 +23,9 @@ _MAX_NUMERIC_LABELS = 100
 """Number of distinct labels above which numeric labels are taken for values of a regression."""
 _MAX_COUNTED_LABELS = 12
 """Most labels whose rows are counted one by one in a message."""
+
+_MAX_VALUE = 3.4028234663852886e38
+"""Largest 32-bit float, in which the values of a regression are computed."""
 
 Item = TypeVar("Item")
 
@@ -133,7 +136,7 @@ def counted(labels_N: Sequence[int | float], labels: Sequence[str]) -> str:
     counts = [labels_N.count(number) for number in range(len(labels))]
     if len(labels) > _MAX_COUNTED_LABELS:
         return f"{len(labels)} labels of {min(counts)} to {max(counts)} rows each"
-    return ", ".join(f"{label} {count}" for label, count in zip(labels, counts))
+    return ", ".join(f"{shown(label)} {count}" for label, count in zip(labels, counts))
 
 
 def spread(examples: Sequence[Item], num_rows: int | None) -> list[Item]:
@@ -167,6 +170,19 @@ def sorted_labels(found: set[str], column: str, where: object) -> list[str]:
     return sorted(found, key=lambda label: (int(label) if _is_id(label) and len(label) < 19 else 0, label))
 
 
+def label_notices(labels: Sequence[str]) -> list[str]:
+    """Return notices of labels that may not be the classes that were meant."""
+    groups: dict[str, list[str]] = {}
+    for label in labels:
+        groups.setdefault(normalised(label), []).append(label)
+    names = (" and ".join(map(repr, group)) for group in groups.values() if len(group) > 1)
+    found = [f"the labels {each} differ in case or spaces only, and are classes of their own" for each in names]
+    values = [_float(label) for label in labels]
+    if None not in values and not all(map(_is_id, labels)):
+        found.append("the labels are numbers, and each is a class (--regression predicts values)")
+    return found
+
+
 def _is_id(text: str) -> bool:
     return text.isascii() and text.isdigit()
 
@@ -182,8 +198,9 @@ def parse_label(text: str, labels: Sequence[str], where: object) -> int | float:
     """Parse a label, which is a name or an id; a number if `labels` is empty. Raises UsageError that names `where`."""
     if not labels:
         value = _float(text)
-        if value is None or not math.isfinite(value):
-            kind = "number" if value is None else "finite number"
+        if value is None or not abs(value) <= _MAX_VALUE:
+            is_large = value is not None and math.isfinite(value)
+            kind = "number of 32 bits" if is_large else "number" if value is None else "finite number"
             raise UsageError(f"{text!r} is not a {kind}", where, "correct the line")
         return value
     if text in labels:
