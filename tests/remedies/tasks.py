@@ -384,6 +384,20 @@ def parquet(path):
     datasets()["train"].to_parquet(str(path))
 
 
+def parquet_of(spoils=False, **columns):
+    """A Parquet file; `spoils`: the text `abcd` in it is no longer UTF-8."""
+
+    def write(path):
+        import pyarrow as pa
+        from pyarrow.parquet import write_table
+
+        write_table(pa.table(columns), path, compression="none", use_dictionary=False, write_statistics=False)
+        if spoils:
+            path.write_bytes(path.read_bytes().replace(b"abcd", b"\xff\xfe\xfd\xfc"))
+
+    return write
+
+
 def datasets():
     """A dictionary of data sets of Hugging Face `datasets`."""
     from datasets import Dataset, DatasetDict
@@ -608,6 +622,37 @@ TABLE = [
         UNNAMED.replace("\t", ","),
         "in.csv",
         texts("in.csv", "b"),
+    ),
+    call(
+        "tasks/columns.py: a first line that names {} as the separator",
+        "sep=\t\n" + GOOD,
+        texts("in.csv"),
+        "give --input-format",
+        texts("in.csv", format="tsv"),
+        name="in.csv",
+    ),
+    mended(
+        "tasks/columns.py: a first line that names {} as the separator",
+        "sep=;\n" + GOOD.replace("\t", ";"),
+        "save it with commas, as .csv",
+        GOOD.replace("\t", ","),
+        "in.csv",
+        texts("in.csv"),
+    ),
+    mended(
+        "tasks/tables.py: column {} is bytes, not one label",
+        parquet_of(sentence=["a", "b"], label=[b"one", b"two"]),
+        "write a text or a number",
+        parquet,
+        "in.parquet",
+    ),
+    mended(
+        "tasks/tables.py: column {} is unreadable",
+        parquet_of(spoils=True, sentence=["abcd", "b"], label=["one", "two"]),
+        "correct the row, or drop it",
+        parquet_of(sentence=["b"], label=["two"]),
+        "in.parquet",
+        texts("in.parquet"),
     ),
     call(
         "tasks/tables.py: the text and the second text of the pair",

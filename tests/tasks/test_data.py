@@ -127,6 +127,14 @@ def test_a_label_is_one_line_in_a_count():
     assert counted([0, 1], ("a\nb", "c")) == "a\\nb 1, c 1"
 
 
+def test_rows_of_pairs_among_single_texts_are_counted(tmp_path):
+    rows = [{"text": "a", "label": 0}, {"text": "b", "pair": "c", "label": 1}]
+    said = []
+    found = load(DataSpec(dev=write(tmp_path / "t.jsonl", rows)), said.append)
+    assert [example.text for example in found.examples["dev"]] == ["a", ("b", "c")]
+    assert "rows are pairs of texts, of the column 'text' and 'pair', unlike the first: 1" in "".join(said)
+
+
 def test_odd_rows_are_counted_and_named(tmp_path):
     odd = [{"review": 5, "stars": 9}, {"review": "x", "stars": ["9"]}, {"review": " ", "stars": 9}, {"stars": 9}]
     match = r"column 'review' is a int, not a text \(3 other rows are odd: .*:62, .*:63, .*:64\) - .*:61 - write a text"

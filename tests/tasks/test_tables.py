@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from offramp.errors import UsageError
 from offramp.tasks.lines import Notes
-from offramp.tasks.tables import Layout, field, label_field, read_stream, read_table
+from offramp.tasks.tables import Layout, field, label_field, read_stream, read_table, read_texts
 
 
 def write(path, text):
@@ -109,6 +109,28 @@ def test_rows_of_a_table_in_memory(tmp_path):
         list(read_table(frame))
     with pytest.raises(UsageError, match="DatasetDict is no table"):
         list(read_table(datasets.DatasetDict(train=data)))
+
+
+def test_only_cells_that_are_used_must_be_values_of_python(tmp_path):
+    """Text that is not UTF-8, and a time out of range, were called faults of the program, in any column."""
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    columns = {
+        "text": ["abcd", "good"],
+        "when": pa.array([1 << 61, 1], pa.timestamp("ms")),
+        "other": ["wxyz", "good"],
+        "raw": [b"a", b"b"],
+    }
+    path = tmp_path / "odd.parquet"
+    parquet.write_table(pa.table(columns), path, compression="none", use_dictionary=False, write_statistics=False)
+    path.write_bytes(path.read_bytes().replace(b"wxyz", b"\xff\xfe\xfd\xfc"))
+    assert list(read_texts(path)) == ["abcd", "good"]
+    for name in ("when", "other"):
+        with pytest.raises(UsageError, match=f"column '{name}' is unreadable .* - .*odd.parquet:1 - correct the row"):
+            list(read_texts(path, name))
+    with pytest.raises(UsageError, match="column 'raw' is bytes, not one label"):
+        label_field(next(read_table(path)), "raw")
 
 
 def test_columns_may_be_named_from_outside(tmp_path):

@@ -260,6 +260,44 @@ def test_a_table_with_another_separator_is_refused_whatever_its_columns_are_call
     assert list(read_texts(path, layout=Layout(header=False))) == [f"so{mark}la", f"do{mark}re"]
 
 
+@pytest.mark.parametrize(("suffix", "mark"), [("csv", ","), ("tsv", "\t")])
+def test_a_line_that_names_the_separator_for_excel_is_skipped_and_said(write, said, suffix, mark):
+    rows = [("text", "label"), ('"a\nb"', "1"), ("c", "2")]
+    path = write(f"some.{suffix}", f"sep={mark}\r\n" + "".join(mark.join(row) + "\r\n" for row in rows))
+    assert list(read_texts(path, log=said.append)) == ["a\nb", "c"]
+    assert f"{path}:1: this line names the separator, and is skipped" in said[0]
+    assert [place for place, _ in read_table(path)] == [f"{path}:4", f"{path}:5"]
+
+
+@pytest.mark.parametrize(("mark", "name"), [(";", "semicolons"), ("\t", "tabs"), ("~", "'~'")])
+def test_a_line_that_names_another_separator_is_refused(write, mark, name):
+    """With several columns its rows were read as texts."""
+    path = write("some.csv", f"sep={mark}\nKommentar{mark}Urteil{mark}x\ngut{mark}1{mark}\n")
+    with pytest.raises(UsageError, match=f"names {name} as the separator, not commas - .*some.csv:1"):
+        read_texts(path)
+    assert next(iter(read_texts(path, layout=Layout(header=False)))) == f"sep={mark}"
+
+
+@pytest.mark.parametrize(
+    ("lines", "notice"),
+    [
+        (["Kommentar;Urteil", "gut;1", "schlecht;0"], "each line has 2 fields that are separated by semicolons"),
+        (["Kommentar\tUrteil", *["gut\t1"] * 99], "each line has 2 fields that are separated by tabs"),
+        (["Kommentar,Urteil,x", "gut,1,2"], "each line has 3 fields that are separated by commas"),
+        (["Text", "gut"], "this line names a column where it begins a table"),
+        (["good, very good", "bad, very bad"], None),
+        (["a;b", "c"], None),
+        (["a;b"], None),
+    ],
+)
+def test_plain_text_that_looks_like_a_table_is_read_and_said(write, said, lines, notice):
+    path = write("some.txt", "".join(f"{line}\n" for line in lines))
+    assert list(read_texts(path, log=said.append)) == lines
+    assert (len(said) == 1 and said[0].startswith(f"{path}:1: {notice}")) if notice else not said
+    assert list(read_texts(path, log=said.append, layout=Layout("txt"))) == lines
+    assert len(said) == bool(notice)
+
+
 def test_spaces_after_the_commas_of_a_table_are_removed_and_said(write, said):
     path = write("some.csv", 'label, text, id\none, "good, very good", 1\ntwo, bad,2\n')
     assert list(read_texts(path, log=said.append)) == ["good, very good", "bad"]
@@ -318,11 +356,12 @@ def test_all_formats_of_a_table_give_the_same_texts(write, tmp_path):
         assert list(read_texts(tmp_path / f"t.{suffix}")) == wanted
 
 
-def test_jsonl_has_texts_and_pairs(write):
+def test_jsonl_has_texts_and_pairs(write, said):
     path = write(
         "some.jsonl", '\ufeff{"text": "a\\nb"}\n\n{"text": "", "pair": "c", "label": 1}\r\n{"text": "\\ud83d"}'
     )
-    assert list(read_texts(path)) == ["a\nb", ("", "c"), "\ud83d"]
+    assert list(read_texts(path, log=said.append)) == ["a\nb", ("", "c"), "\ud83d"]
+    assert f"rows are pairs of texts, of the column 'text' and 'pair', unlike the first: 1 ({path}:3)" in said
 
 
 def test_named_fields_of_jsonl(write):

@@ -24,6 +24,8 @@ _NAME = re.compile(r"[\w.-]+(?: [\w.-]+)*|")
 """Pattern of a field of a header. Fields of texts with a separator begin with a space, or end with a point."""
 _QUOTED = re.compile(r'((?:^|,) *)"[^"]*(?:""[^"]*)*"?')
 """Pattern of a field in quotes, with the comma before it. A quote within a field is a character like others."""
+_MARK_LINE = re.compile(r'"?sep=(.)"?[\r\n]*', re.IGNORECASE)
+"""Pattern of a first line by which Excel is told the separator."""
 _LEAST_KNOWN = 2
 """Number of known names by which a line of plain text is recognised as a header: one word may be a text."""
 
@@ -36,11 +38,33 @@ def require_separator(place: str, lines: Sequence[str], mark: str) -> None:
     found = _separator(lines[0], 1)
     if found is not None:
         raise _refusal(place, found, f"not by {_SEPARATORS[mark][0]}", "--header no if the line is a row")
-    for other, (name, form) in _SEPARATORS.items():
-        num_fields = _even_fields(lines, other)
-        if num_fields > 1:
-            what = f"each line has {num_fields} fields that are separated by {name}, not by {_SEPARATORS[mark][0]}"
-            raise UsageError(what, place, _other_format(form) + " (--header no if the lines are texts)")
+    other = _even_separator(lines)
+    if other is not None:
+        (name, form), number = _SEPARATORS[other], _even_fields(lines, other)
+        what = f"each line has {number} fields that are separated by {name}, not by {_SEPARATORS[mark][0]}"
+        raise UsageError(what, place, _other_format(form) + " (--header no if the lines are texts)")
+
+
+def names_separator(place: str, line: str, mark: str) -> bool:
+    """Return whether the first line of a table names `mark` as its separator. Raises UsageError if it names another."""
+    found = _MARK_LINE.fullmatch(line)
+    if found is None or found[1] == mark:
+        return found is not None
+    name, form = _SEPARATORS.get(found[1], (repr(found[1]), ""))
+    what = f"a first line that names {name} as the separator, not {_SEPARATORS[mark][0]}"
+    raise UsageError(what, place, _other_format(form) + " (--header no if the line is a row)")
+
+
+def table_notice(lines: Sequence[str]) -> Optional[str]:
+    """Return a notice that the first lines of plain text look like those of a table; None if they do not."""
+    if lines[0].strip().strip('"').casefold() in TEXT_COLUMNS:
+        return "this line names a column where it begins a table, and is read as a text (--input-format csv or tsv)"
+    mark = _even_separator(lines)
+    if mark is None:
+        return None
+    (name, form), number = _SEPARATORS[mark], _even_fields(lines, mark)
+    otherwise = f"--input-format {form} reads a table" if form else "a table needs commas, and --input-format csv"
+    return f"each line has {number} fields that are separated by {name}, and is read as one text ({otherwise})"
 
 
 def may_have_other(line: str, mark: str) -> bool:
@@ -52,6 +76,11 @@ def has_spaced_fields(line: str) -> bool:
     """Return whether a line of CSV has a space after each comma, as people write."""
     fields = _QUOTED.sub(r"\1q", line).split(",")[1:]
     return bool(fields) and all(field.startswith(" ") and field.strip() for field in fields)
+
+
+def _even_separator(lines: Sequence[str]) -> Optional[str]:
+    """Return the separator of which all of several lines have equal numbers; None if there is none."""
+    return next((mark for mark in _SEPARATORS if _even_fields(lines, mark) > 1), None)
 
 
 def _even_fields(lines: Sequence[str], mark: str) -> int:

@@ -24,6 +24,7 @@ from offramp.tasks.tables import (
     Row,
     label_field,
     label_spelling,
+    note_columns,
     read_table,
     require_columns,
     same_label,
@@ -187,17 +188,19 @@ _Labelled = Tuple[str, Text, str]
 
 def _table_rows(spec: DataSpec, source: Any, log: Log) -> Iterator[_Labelled]:
     """Yield the rows of a table. Raises UsageError that names the first odd row and counts the others."""
-    notes, odd, text_column = Notes(log), [], ""
+    notes, odd = Notes(log), []
+    first: tuple[str, ...] = ()
     spellings: dict[str, set[str]] = {}
     for row in read_table(source, Layout(spec.format, spec.header, spec.quotes), notes):
-        if not text_column:
-            columns = text_columns(row, spec.text_column, spec.pair_column)
+        columns = text_columns(row, first[0] if first else spec.text_column, spec.pair_column)
+        if not first:
             require_columns(row, (*columns, spec.label_column))
             if columns not in ((spec.text_column,), (spec.text_column, spec.pair_column), TEXT_COLUMNS[:1]):
                 notes.log(f"{row[0]}: texts are read from the column {' and '.join(map(repr, columns))}")
-            text_column = columns[0]
+            first = columns
+        note_columns(row, columns, first, notes)
         try:
-            found = _labelled(row, text_columns(row, text_column, spec.pair_column), spec.label_column)
+            found = _labelled(row, columns, spec.label_column)
         except UsageError as error:
             odd.append(error)
             continue

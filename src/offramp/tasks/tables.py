@@ -23,8 +23,10 @@ from offramp.tasks.columns import (
     TEXT_COLUMNS,
     has_spaced_fields,
     may_have_other,
+    names_separator,
     refuse_header,
     require_separator,
+    table_notice,
 )
 from offramp.tasks.frames import frame_rows, is_frame, is_null, require_distinct
 from offramp.tasks.lines import MAX_ROW_BYTES, MAX_TEXT_BYTES, Line, Log, Notes, is_pipe, lines_of, open_source, silent
@@ -134,7 +136,7 @@ def _has_header(cells: List[str], place: str, layout: Layout, notes: Notes) -> b
 
 
 def _split_tsv(stream: IO[bytes], where: object, layout: Layout, notes: Notes) -> Iterator[Tuple[str, List[str]]]:
-    lines = _with_separator(lines_of(where, stream, notes), "\t", layout)
+    lines = _with_separator(lines_of(where, stream, notes), "\t", layout, notes)
     quotes = layout.quotes
     if quotes is None:
         sample = _sample(lines)
@@ -146,7 +148,7 @@ def _split_tsv(stream: IO[bytes], where: object, layout: Layout, notes: Notes) -
         if quotes:
             notes.log(f"{where}: fields are in double quotes, which are removed (--quotes no keeps them)")
     if quotes:
-        yield from _split_quoted(lines, where, "\t")
+        yield from _split_quoted(lines, "\t")
         return
     for place, text in lines:
         cells = _stripped(text).split("\t")
@@ -194,21 +196,27 @@ def _is_quoted(lines: Sequence[str], is_whole: bool) -> bool:
 
 
 def _split_csv(stream: IO[bytes], where: object, layout: Layout, notes: Notes) -> Iterator[Tuple[str, List[str]]]:
-    lines = _with_separator(lines_of(where, stream, notes), ",", layout)
+    lines = _with_separator(lines_of(where, stream, notes), ",", layout, notes)
     first = list(itertools.islice(lines, 1))
     is_spaced = bool(first) and has_spaced_fields(first[0][1])
     if is_spaced:
         notes.log(f"{first[0][0]}: spaces after commas are removed")
-    return _split_quoted(_joined(first, lines), where, ",", is_spaced=is_spaced)
+    return _split_quoted(_joined(first, lines), ",", is_spaced=is_spaced)
 
 
-def _with_separator(lines: Iterator[Line], mark: str, layout: Layout) -> Iterator[Line]:
-    """Return the lines. Raises UsageError if the first ones have another separator than `mark`.
+def _with_separator(lines: Iterator[Line], mark: str, layout: Layout, notes: Notes) -> Iterator[Line]:
+    """Return the lines, without the first one if it names the separator, as Excel takes it (`sep=,`).
 
-    Only where the first line may have another one are more lines read before it is returned.
+    Raises UsageError if the first ones have another separator than `mark`. Only where the first line may have another
+    one are more lines read before it is returned.
     """
     first = list(itertools.islice(lines, 1))
-    if first and layout.header is not False and not layout.columns and may_have_other(first[0][1], mark):
+    if not first or layout.header is False or layout.columns:
+        return _joined(first, lines)
+    if names_separator(*first[0], mark):
+        notes.log(f"{first[0][0]}: this line names the separator, and is skipped (--header no if it is a row)")
+        first = list(itertools.islice(lines, 1))
+    if first and may_have_other(first[0][1], mark):
         first += _sample(lines)
         require_separator(first[0][0], [text for _, text in first], mark)
     return _joined(first, lines)
@@ -224,16 +232,21 @@ def _csv_reader(lines: Iterable[str], mark: str, *, is_spaced: bool = False) -> 
     return csv.reader(lines, delimiter=mark, strict=True, skipinitialspace=is_spaced)
 
 
-def _split_quoted(
-    lines: Iterator[Line], where: object, mark: str, *, is_spaced: bool = False
-) -> Iterator[Tuple[str, List[str]]]:
-    reader = _csv_reader((text for _, text in lines), mark, is_spaced=is_spaced)
+def _split_quoted(lines: Iterator[Line], mark: str, *, is_spaced: bool = False) -> Iterator[Tuple[str, List[str]]]:
+    place = ""
+
+    def texts() -> Iterator[str]:
+        nonlocal place
+        for line in lines:
+            place = line[0]
+            yield line[1]
+
     try:
-        for cells in reader:
-            yield f"{where}:{reader.line_num}", cells
+        for cells in _csv_reader(texts(), mark, is_spaced=is_spaced):
+            yield place, cells
     except csv.Error as error:
         what = f"not {'CSV' if mark == ',' else 'TSV with quotes'} ({error})"
-        raise UsageError(what, f"{where}:{reader.line_num}", "quote fields that hold quotes or line breaks") from None
+        raise UsageError(what, place, "quote fields that hold quotes or line breaks") from None
 
 
 def _stripped(line: str) -> str:
@@ -273,10 +286,34 @@ def _read_parquet(stream: IO[bytes], where: object, layout: Layout, notes: Notes
     try:
         file = ParquetFile(stream)
         require_distinct(file.schema_arrow.names, where)
-        rows = itertools.chain.from_iterable(batch.to_pylist() for batch in file.iter_batches(batch_size=1024))
-        yield from ((f"{where}:{number}", cells) for number, cells in enumerate(rows, 1))
+        batches = file.iter_batches(batch_size=1024)
+        rows = itertools.chain.from_iterable(zip(*map(_values, batch.columns)) for batch in batches)
+        names = file.schema_arrow.names
+        yield from ((f"{where}:{number}", dict(zip(names, cells))) for number, cells in enumerate(rows, 1))
     except (pa.ArrowException, OSError) as error:
         raise UsageError(f"not Parquet ({error})", where, "save it again") from None
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """Cell of Parquet that is no value of Python: text that is not UTF-8, or a time out of range."""
+
+    error: Exception
+
+
+def _values(column: Any) -> List[Any]:
+    """Return the cells of a column of Arrow as values of Python."""
+    try:
+        return column.to_pylist()
+    except (ValueError, OverflowError):
+        return [_value(scalar) for scalar in column]
+
+
+def _value(scalar: Any) -> Any:
+    try:
+        return scalar.as_py()
+    except (ValueError, OverflowError) as error:
+        return Unreadable(error)
 
 
 READERS: Dict[str, Any] = {"tsv": _split_tsv, "csv": _split_csv, "jsonl": _parse_jsonl, "parquet": _read_parquet}
@@ -290,10 +327,18 @@ def require_columns(row: Row, names: Sequence[str]) -> None:
         raise _absent(repr(absent), row[1], row[0])
 
 
+def _cell(row: Row, name: str) -> Any:
+    """Return one cell of a row. Raises UsageError if it is absent or unreadable."""
+    require_columns(row, (name,))
+    cell = row[1][name]
+    if isinstance(cell, Unreadable):
+        raise UsageError(f"column {name!r} is unreadable ({cell.error})", row[0], "correct the row, or drop it")
+    return cell
+
+
 def field(row: Row, name: str) -> str:
     """Return one column of a row. Raises UsageError if it is absent, null, NaN or not a text."""
-    require_columns(row, (name,))
-    where, cell = row[0], row[1][name]
+    where, cell = row[0], _cell(row, name)
     if is_null(cell):
         raise UsageError(f"column {name!r} is null or NaN", where, "correct the row, or drop it")
     if not isinstance(cell, str):
@@ -306,11 +351,12 @@ def label_field(row: Row, name: str) -> str:
 
     Raises UsageError if it is absent, null, NaN, or several values.
     """
-    require_columns(row, (name,))
-    where, cell = row[0], row[1][name]
+    where, cell = row[0], _cell(row, name)
     if isinstance(cell, (list, dict, tuple, set)):
         remedy = "write one label a row: a model of several labels cannot be trained"
         raise UsageError(f"column {name!r} is a {type(cell).__name__}, not one label", where, remedy)
+    if isinstance(cell, bytes):
+        raise UsageError(f"column {name!r} is bytes, not one label", where, "write a text or a number")
     if is_null(cell) or (isinstance(cell, str) and cell.strip().casefold() == "nan"):
         raise UsageError(f"column {name!r} is null or NaN", where, "correct the row, or drop it")
     return same_label(label_spelling(cell))
@@ -398,7 +444,8 @@ def _counted(texts: Iterator[Tuple[str, Text]], notes: Notes) -> Iterator[Text]:
 def _plain_texts(source: Source, layout: Layout, notes: Notes) -> Iterator[Tuple[str, Text]]:
     cut = partial(notes.add, f"lines of which only the first {format_size(MAX_TEXT_BYTES)} was read")
     with open_source(source) as file:
-        for number, (place, text) in enumerate(lines_of(source, file, notes, MAX_TEXT_BYTES, cut)):
+        lines = lines_of(source, file, notes, MAX_TEXT_BYTES, cut)
+        for number, (place, text) in enumerate(lines if layout.format else _noticed(lines, notes)):
             if number == 0 and layout.format is None:
                 refuse_header(place, text)
             if number == 0 and re.match(r'\{\s*"', text):
@@ -406,15 +453,52 @@ def _plain_texts(source: Source, layout: Layout, notes: Notes) -> Iterator[Tuple
             yield place, _stripped(text)
 
 
+def _noticed(lines: Iterator[Line], notes: Notes) -> Iterator[Line]:
+    """Yield lines of plain text, and report once whether the first ones look like a table. No line waits for it."""
+    sample: List[Line] = []
+    size, is_open = 0, True
+    for line in lines:
+        yield line
+        if is_open:
+            sample.append(line)
+            size += len(line[1])
+            is_open = len(sample) < _SAMPLE_LINES and size <= _SAMPLE_CHARACTERS
+            if not is_open:
+                _note_table(sample, notes)
+                del sample[:]
+    _note_table(sample, notes)
+
+
+def _note_table(sample: List[Line], notes: Notes) -> None:
+    notice = table_notice([text for _, text in sample]) if sample else None
+    if notice is not None:
+        notes.log(f"{sample[0][0]}: {notice}")
+
+
 def _table_texts(
     source: Source, names: Tuple[Optional[str], Optional[str]], layout: Layout, notes: Notes
 ) -> Iterator[Tuple[str, Text]]:
     layout = replace(layout, guesses_header=not any(names))
     text_column, pair_column = names
-    first = True
+    first: Tuple[str, ...] = ()
     for row in read_table(source, layout, notes):
         columns = text_columns(row, text_column, pair_column)
-        if first and columns != tuple(name for name in names if name):
-            notes.log(f"{row[0]}: texts are read from the column {' and '.join(map(repr, columns))}")
-        first, text_column = False, columns[0]
+        if not first and columns != tuple(name for name in names if name):
+            notes.log(f"{row[0]}: texts are read from {_described(columns, row)}")
+        first, text_column = first or columns, columns[0]
+        note_columns(row, columns, first, notes)
         yield row[0], text_of(row, columns)
+
+
+def _described(columns: Tuple[str, ...], row: Row) -> str:
+    """Return columns in words; of a table without a header, whose first column was taken, how another is named."""
+    found = f"the column {' and '.join(map(repr, columns))}"
+    is_guess = columns == ("1",) and len(row[1]) > 1
+    return f"{found}, the first of {len(row[1])} (--header no --text-column 2 reads another)" if is_guess else found
+
+
+def note_columns(row: Row, columns: Tuple[str, ...], first: Tuple[str, ...], notes: Notes) -> None:
+    """Count a row whose text is read from other columns than that of the first row, as JSON lines allow it."""
+    if columns != first:
+        kind = "are pairs of texts" if len(columns) > 1 else "are single texts"
+        notes.add(f"rows {kind}, of the column {' and '.join(map(repr, columns))}, unlike the first", row[0])
