@@ -59,8 +59,9 @@ def shown(part: object) -> str:
 
 
 def said(error: BaseException) -> str:
-    """Return the class of an exception and the first line of its message."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    """Return the class of an exception and the first line of its message, without colours of a terminal."""
+    text = re.sub(r"\x1b\[[\d;]*m", "", str(error))
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [""]
     return f"{type(error).__name__}: {lines[0][:300]}"
 
 

@@ -95,6 +95,7 @@ def test_files_and_the_terminal_are_out_of_reach_of_trusted_kernels_as_well(targ
         bounded([target, v("r0")], trusted=True)
 
 
+INT64 = {"dtype": {"dtype": "int64"}}
 GROW = ["aten.cat.default", [v("r0")] * 1000]
 LARGE = [
     ([["aten.full.default", [1 << 40], 1.0]], [["aten.full.default", [1 << 10], 1.0]]),
@@ -103,6 +104,10 @@ LARGE = [
     ([["aten.arange.start_step", 0, 1, 1e-12]], [["aten.arange.start_step", 0, 1, 0.1]]),
     ([["aten.linspace.default", 0, 1, 1 << 40]], [["aten.linspace.default", 0, 1, 40]]),
     ([["aten.eye.default", 1 << 20]], [["aten.eye.default", 20]]),
+    (
+        [["aten.zeros.default", [8], INT64], ["aten.one_hot.default", v("n0"), 1 << 40]],
+        [["aten.zeros.default", [8], INT64], ["aten.one_hot.default", v("n0"), 4]],
+    ),
     ([["aten.expand.default", v("r0"), [1 << 40, 3]]], [["aten.expand.default", v("r0"), [4, 3]]]),
     ([["aten.repeat.default", v("r0"), [1 << 30, 1]]], [["aten.repeat.default", v("r0"), [3, 1]]]),
     ([["aten.pad.default", v("r0"), [0, 1 << 40]]], [["aten.pad.default", v("r0"), [0, 4]]]),

@@ -784,6 +784,13 @@ TABLE = [
         "divide it with onnxscript installed",
         EXPORT,
     ),
+    Entry(
+        "backends/onnx.py: the store has no graph",
+        spoilt(without_graphs, lambda w: load(w, "export")),
+        "run it with --backend torch",
+        said_by(lambda w: load(w, "export", backend="torch"), "`backend='torch'`"),
+        again=False,
+    ),
     modules(
         "division/modules.py: the module is in training mode", "call eval() on it", training, lambda: training().eval()
     ),
@@ -1158,26 +1165,26 @@ TABLE = [
     Entry(
         "division/export.py: as ONNX, {}",
         spoilt(without_operators, on_ort),
-        "run it on torch",
+        "run it with --backend torch",
         said_by(lambda w: on_ort(w, "torch"), "`backend='torch'`"),
         again=False,
     ),
     Entry(
         "division/export.py: a stage cannot be written as ONNX",
         spoilt(without_exporter, on_ort),
-        "run it on torch",
+        "run it with --backend torch",
         said_by(lambda w: on_ort(w, "torch"), "`backend='torch'`"),
         again=False,
     ),
     Entry(
         "division/export.py: ONNX Runtime differs",
         spoilt(other_difference, on_ort),
-        "run it on torch",
+        "run it with --backend torch",
         said_by(lambda w: on_ort(w, "torch"), "`backend='torch'`"),
         again=False,
     ),
-    closed("division/export.py: a stage does not load as ONNX", "unreachable", "run it on torch"),
-    closed("division/export.py: a stage does not run as ONNX", "unreachable", "run it on torch"),
+    closed("division/export.py: a stage does not load as ONNX", "unreachable", "run it with --backend torch"),
+    closed("division/export.py: a stage does not run as ONNX", "unreachable", "run it with --backend torch"),
     Entry(
         "backends/base.py: graph {} does not take",
         spoilt(onnx_graphs(beyond_the_end), lambda w: load(w, "export")),

@@ -94,8 +94,10 @@ class OnnxBackend(ProgramBackend):
         """Return a captured kernel, whose graph comes from the store."""
         graphs, path = self.store.manifest.graphs, self.store.path
         if name not in graphs:
-            what = f"the store has no graph {name!r}" if graphs else "the store has no graphs"
-            raise StoreError(what, path, "divide it with onnxscript installed, or --backend torch")
+            missing = f"the store has no graph {name!r} for ONNX Runtime"
+            what = missing if graphs else "the store has no graphs for ONNX Runtime"
+            remedy = "run it with --backend torch, or divide it with onnxscript installed, and see why it has none"
+            raise StoreError(what, path, remedy)
         from offramp.backends.onnx_captured import CapturedKernel  # checks that templates need not, 5 ms
 
         num_loaded = sum(number for other, number in self._num_operations.items() if other != name)

@@ -113,6 +113,13 @@ def _ranged(bound: Bound) -> int:
     return max(math.ceil((bound["end"] - bound.get("start", 0)) / bound.get("step", 1)), 0)
 
 
+def _one_hot(bound: Bound) -> int:
+    """Return the elements of one place for each class. Without their number it would follow from data."""
+    if bound.get("num_classes", -1) < 0:
+        raise ValueError("a number of classes that data say")
+    return bound["self"].numel() * bound["num_classes"]
+
+
 def _looked_up(bound: Bound) -> int:
     return bound["indices"].numel() * math.prod(bound["weight"].shape[1:])
 
@@ -463,6 +470,7 @@ _TABLE: tuple[tuple[Operation, str], ...] = (
     (Operation("choice", _padded), "constant_pad_nd.default pad.default"),
     (Operation("choice", _unrolled), "im2col.default"),
     (Operation("choice", _rolled_up), "col2im.default"),
+    (Operation("made", _one_hot), "one_hot.default"),
     (Operation("made", _ranged), "arange.default arange.start arange.start_step linspace.default"),
     (
         Operation("made", _sized),

@@ -45,6 +45,7 @@ _TABLES = (
     ("torch._export.utils", "", "_materialize_cpp_cia_ops"),
 )
 """Module, class and name of the functions that make tables of PyTorch."""
+_ON_TORCH = "run it with --backend torch"
 Watch = Callable[[int, list[Tensor], tuple[Tensor, ...]], None]
 """Called with the index of a piece, its operands and its results."""
 
@@ -246,8 +247,9 @@ def _to_onnx(graph: CapturedGraph, given: Sequence[Tensor], dynamic: Sequence[Se
             )
         assert program is not None
         proto = program.model_proto
-    except Exception as error:  # the exporter raises many classes
-        raise StageError(f"a stage cannot be written as ONNX ({said(error)})", None, "run it on torch") from None
+    except Exception as error:  # the exporter raises many classes, whose cause tells more than its own advice
+        what = f"a stage cannot be written as ONNX ({said(error.__cause__ or error)})"
+        raise StageError(what, None, _ON_TORCH) from None
     for node in proto.graph.node:
         node.doc_string = ""
         del node.metadata_props[:]
@@ -266,7 +268,7 @@ def require_allowed_in_stores(
     try:
         require_allowed(data, inputs, reads, lived)
     except WrongError as error:
-        raise StageError(f"as ONNX, {error}", None, "run it on torch") from None
+        raise StageError(f"as ONNX, {error}", None, _ON_TORCH) from None
 
 
 def opened(data: bytes) -> Any:
@@ -278,7 +280,7 @@ def opened(data: bytes) -> Any:
     try:
         return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions have no common base
-        raise StageError(f"a stage does not load as ONNX ({said(error)})", None, "run it on torch") from None
+        raise StageError(f"a stage does not load as ONNX ({said(error)})", None, _ON_TORCH) from None
 
 
 def difference(session: Any, operands: Mapping[str, np.ndarray], expected: Sequence[Tensor], tolerance: float) -> float:
@@ -289,7 +291,7 @@ def difference(session: Any, operands: Mapping[str, np.ndarray], expected: Seque
     try:
         results: Any = session.run(None, {each.name: operands[each.name] for each in session.get_inputs()})
     except Exception as error:  # onnxruntime's exceptions have no common base
-        raise StageError(f"a stage does not run as ONNX ({said(error)})", None, "run it on torch") from None
+        raise StageError(f"a stage does not run as ONNX ({said(error)})", None, _ON_TORCH) from None
     worst = 0.0
     for found, tensor in zip(results, expected, strict=True):
         wanted = tensor.detach().numpy()
@@ -300,5 +302,5 @@ def difference(session: Any, operands: Mapping[str, np.ndarray], expected: Seque
         elif not np.array_equal(found, wanted):
             worst = float("inf")
     if worst > tolerance:
-        raise StageError(f"ONNX Runtime differs by {worst:.1e} of the largest value", None, "run it on torch")
+        raise StageError(f"ONNX Runtime differs by {worst:.1e} of the largest value", None, _ON_TORCH)
     return worst
