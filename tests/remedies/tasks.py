@@ -920,7 +920,7 @@ TABLE = [
         copy_vocabulary,
     ),
     Entry(
-        "tasks/text.py: {}",
+        "tasks/model_files.py: {}",
         spoilt(tokenizer_files(), divided_and_run),
         "then divide the model again",
         copy_vocabulary,

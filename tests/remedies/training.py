@@ -603,7 +603,7 @@ TABLE = [
     Entry(
         "training/subjects.py: no tokenizer",
         spoilt(lambda w: (w.copy("encoder") / "vocab.txt").unlink(), train),
-        "copy the tokenizer files there",
+        "copy the tokenizer's files to the model's folder",
         restore("vocab.txt"),
     ),
     Entry(

@@ -7,10 +7,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
+import offramp
 from offramp.checkpoints.checkpoint import load_classifier
 from offramp.checkpoints.exits import ModelWithExits
+from offramp.checkpoints.tokenizing import open_text_encoder
 from offramp.errors import SourceError, UsageError
 from offramp.program.heads import FORMS
+from offramp.program.program import Texts
 from offramp.training.subjects import FolderModel, load_model, save_model
 from tests.training.tiny import LABELS, make_model, write_checkpoint
 
@@ -176,3 +179,16 @@ def test_exits_that_do_not_fit_are_refused(tmp_path):
     (tmp_path / "run" / "exits.json").write_text('{"form": "mean-linear", "trained": false}')
     with pytest.raises(SourceError, match="the exits were never trained"):
         load_classifier(tmp_path / "run")
+
+
+def test_a_store_without_a_tokenizer_is_made_again_from_a_folder_that_has_one(tmp_path):
+    """The files were to be copied into the store, which reads no files but those that it lists."""
+    make_model("bert").save_pretrained(tmp_path / "model")
+    store = offramp.divide(tmp_path / "model", tmp_path / "store")
+    (store / "vocab.txt").write_text("the\n")
+    for read in (
+        lambda folder: FolderModel(folder, 8),
+        lambda folder: open_text_encoder(folder, Texts(16, 24, 2, 0), 8, print),
+    ):
+        with pytest.raises(SourceError, match=r"no tokenizer.* to the model's folder; then divide the model again"):
+            read(store)

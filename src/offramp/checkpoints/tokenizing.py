@@ -27,6 +27,7 @@ from offramp.store import manifest as m
 from offramp.store.scratch import scratch_folder
 from offramp.tasks.model_files import files_of
 from offramp.tasks.text import ANY, TextEncoder
+from offramp.tasks.tokenizer import has_tokenizer
 from offramp.tasks.tokenizer_settings import FAST_TOKENIZER, SETTINGS, TokenizerSettings
 
 OUTCOME = "outcome.json"
@@ -70,7 +71,7 @@ def open_text_encoder(folder: Path, texts: Texts, max_length: int | None, warn: 
     Raises SourceError, and the errors of `TextEncoder.from_folder`.
     """
     files = files_of(folder)
-    if files.has(SETTINGS):
+    if files.has(SETTINGS) or (files.is_of_store and not has_tokenizer(files)):
         return TextEncoder.from_folder(files, texts, max_length, warn)
     with _made(folder) as (made, reason):
         return TextEncoder.from_folder(files if reason else made, texts, max_length, warn)

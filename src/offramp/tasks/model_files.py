@@ -98,6 +98,17 @@ class ModelFiles:
             raise SourceError(f"file cannot be read ({error.strerror})", self.folder / name, _REMEDY) from None
 
 
+@contextmanager
+def advice_of_stores(files: ModelFiles) -> Iterator[None]:
+    """Add to what is advised for a model's folder that a store is made from it again."""
+    try:
+        yield
+    except SourceError as error:
+        if files.is_of_store:
+            raise SourceError(error.what, error.where, f"{error.remedy}; then divide the model again") from error
+        raise
+
+
 AnyFolder = Union[str, os.PathLike, ModelFiles]
 """A model folder or a store, by path or as its files."""
 

@@ -17,7 +17,7 @@ import importlib
 import re
 import sys
 import warnings
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
 import numpy as np
@@ -26,7 +26,7 @@ from offramp.errors import OfframpError, SourceError, UsageError
 from offramp.program.inputs import Batch
 from offramp.program.program import POSITION_IDS, TEXT_INPUTS, Texts
 from offramp.tasks.frames import is_null
-from offramp.tasks.model_files import AnyFolder, ModelFiles, files_of
+from offramp.tasks.model_files import AnyFolder, advice_of_stores, files_of
 from offramp.tasks.tokenizer import is_of_library, library_errors, read_tokenizer
 from offramp.tasks.tokenizer_settings import TokenizerSettings
 
@@ -124,7 +124,7 @@ class TextEncoder:
         if max_length is not None and max_length > spec.max_length:
             what = f"max_length {max_length} is more than the {spec.max_length} tokens that the model reads"
             raise UsageError(what, None, "use a smaller max_length")
-        with _advice_of_stores(files), library_errors(files):
+        with advice_of_stores(files), library_errors(files):
             tokenizer, settings, growth = read_tokenizer(files)
             longest = min(spec.max_length, settings.max_length or spec.max_length)
             encoder = cls(tokenizer, spec, longest if max_length is None else max_length, settings, warn, growth)
@@ -295,17 +295,6 @@ class TextEncoder:
             if size > _MOST_GROWTH * len(text):
                 what = f"the tokenizer makes a text of {len(text)} characters more than {_MOST_GROWTH} times as long"
                 raise SourceError(what, None, "use the tokenizer that the model was trained with, or shorter texts")
-
-
-@contextmanager
-def _advice_of_stores(files: ModelFiles) -> Iterator[None]:
-    """Add to what is advised for a model's folder that a store is made from it again."""
-    try:
-        yield
-    except SourceError as error:
-        if files.is_of_store:
-            raise SourceError(error.what, error.where, f"{error.remedy}; then divide the model again") from error
-        raise
 
 
 def _no_text(given: object) -> UsageError:

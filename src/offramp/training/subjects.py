@@ -31,6 +31,7 @@ from offramp.store.files import write_atomic
 from offramp.store.trained_rows import read_trained_rows
 from offramp.streaming.placeholders import content_sha256, weights_of
 from offramp.tasks.arrays import Record, require_alike
+from offramp.tasks.model_files import advice_of_stores, files_of
 from offramp.tasks.pixels import ImageEncoder
 from offramp.tasks.processors import FILE_NAME as PROCESSOR
 from offramp.tasks.rows import ArrayRows
@@ -58,7 +59,8 @@ class FolderModel:
         if self.facts.texts is None:
             return
         if not has_vocabulary(folder):
-            raise SourceError("no tokenizer", folder, "copy the tokenizer files there")
+            with advice_of_stores(files_of(folder)):
+                raise SourceError("no tokenizer", folder, "copy the tokenizer's files to the model's folder")
         if self.facts.texts.pad_token is None:
             what = "texts of this model cannot be padded, so that they make no batch to train on"
             remedy = "if config.json names no pad_token_id, set it, to eos_token_id if its tokenizer has no other"
