@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import random
 import sys
 import threading
@@ -724,3 +725,21 @@ def test_a_buffer_that_cannot_be_had_is_an_error_of_the_pass(monkeypatch):
     ring.end_pass()
     ring.begin_pass(turns("ab"))
     assert [use(ring, shard) for shard in "ab"] == [BYTES] * 2
+
+
+@pytest.mark.parametrize("is_forked", [False, True])
+def test_a_ring_that_is_collected_ends_its_thread(is_forked):
+    def use():
+        ring = make_ring(Disk())
+        if is_forked:
+            ring._thread = None  # as in the child of a fork, where the next pass starts another
+        for _ in range(2):
+            ring.begin_pass([Turn("a")])
+            assert ring.acquire("a")
+            ring.release("a")
+            ring.end_pass()
+        return ring._thread, weakref.ref(ring)
+
+    thread, reference = use()
+    gc.collect()
+    eventually(lambda: reference() is None and not thread.is_alive())

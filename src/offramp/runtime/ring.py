@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections import deque
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -98,7 +99,7 @@ class Ring(Forked):
         # Implemented in C, unlike threading.Condition: KeyboardInterrupt cannot leave them in an intermediate state.
         self._lock = threading.Lock()
         self._engine_wakeups, self._reader_wakeups = SimpleQueue(), SimpleQueue()
-        self._thread: Optional[threading.Thread] = _started(self._run)
+        self._thread: Optional[threading.Thread] = _started(self, self._reader_wakeups)
         self._is_frozen = False
         self.survive_forks()
 
@@ -247,7 +248,7 @@ class Ring(Forked):
         """
         if self._next() is not None:
             if self._thread is None:
-                self._thread = _started(self._run)
+                self._thread = _started(self, self._reader_wakeups)
             _wake(self._reader_wakeups)
 
     def _next(self) -> Optional[Turn]:
@@ -265,13 +266,13 @@ class Ring(Forked):
             self._wanted.popleft()
         return None
 
-    def _run(self) -> None:
-        while self.is_open:
-            job = self._start_next()
-            if job is None:
-                self._wait(self._reader_wakeups)
-            else:
-                self._fetch(*job)
+    def _read_next(self) -> Optional[Wait]:
+        """Read the next shard. Return None after that, or the function that waits until there is one."""
+        job = self._start_next()
+        if job is None:
+            return self._wait
+        self._fetch(*job)
+        return None
 
     def _start_next(self) -> Optional[Tuple[str, Slot, int, bool]]:
         with self._lock:
@@ -323,10 +324,24 @@ def _never(*_: object) -> Any:
     raise AssertionError("a closed ring does not read")
 
 
-def _started(run: Callable[[], None]) -> threading.Thread:
-    thread = threading.Thread(target=run, name="offramp-reader", daemon=True)
+def _started(ring: Ring, wakeups: SimpleQueue) -> threading.Thread:
+    """Start the reader. It ends with its ring also where nobody closes it."""
+    thread = threading.Thread(target=_run, args=[weakref.ref(ring), wakeups], name="offramp-reader", daemon=True)
+    weakref.finalize(ring, wakeups.put, None).atexit = False  # `put` may be called in a collection of garbage
     thread.start()
     return thread
+
+
+def _run(reference: weakref.ref[Ring], wakeups: SimpleQueue) -> None:
+    """Read for a ring until it is closed or collected. While the reader waits, it does not keep the ring."""
+    while True:
+        ring = reference()
+        if ring is None or not ring.is_open:
+            return
+        wait = ring._read_next()
+        del ring
+        if wait is not None:
+            wait(wakeups)
 
 
 def _wake(queue: SimpleQueue) -> None:
