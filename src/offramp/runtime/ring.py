@@ -325,7 +325,7 @@ def _never(*_: object) -> Any:
 
 
 def _started(ring: Ring, wakeups: SimpleQueue) -> threading.Thread:
-    """Start the reader. It ends with its ring also where nobody closes it."""
+    """Start the reader. It ends with its ring, also without `close`."""
     thread = threading.Thread(target=_run, args=[weakref.ref(ring), wakeups], name="offramp-reader", daemon=True)
     weakref.finalize(ring, wakeups.put, None).atexit = False  # `put` may be called in a collection of garbage
     thread.start()
