@@ -784,13 +784,6 @@ TABLE = [
         "divide it with onnxscript installed",
         EXPORT,
     ),
-    Entry(
-        "backends/onnx.py: the store has no graph",
-        spoilt(without_graphs, lambda w: load(w, "export")),
-        "run it with --backend torch",
-        said_by(lambda w: load(w, "export", backend="torch"), "`backend='torch'`"),
-        again=False,
-    ),
     modules(
         "division/modules.py: the module is in training mode", "call eval() on it", training, lambda: training().eval()
     ),
@@ -1015,7 +1008,7 @@ TABLE = [
     Entry(
         "backends/onnx.py: the store has no graph",
         spoilt(without_graphs, lambda w: load(w, "export")),
-        "or --backend torch",
+        "run it with --backend torch",
         said_by(lambda w: load(w, "export", backend="torch"), "`--backend torch`"),
         again=False,
     ),
