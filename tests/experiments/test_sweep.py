@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import Future
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -25,6 +25,7 @@ from offramp.experiments.steps import _data_digest
 from offramp.experiments.sweep import Plan, Runner, SweepSettings, estimated_seconds, plan_sweep
 from offramp.reporting.html_page import to_html
 from offramp.tasks import DataSpec
+from offramp.training import TrainSettings
 from tests.experiments import toy_worker
 from tests.processes import is_running, wait_until
 
@@ -484,6 +485,32 @@ def test_an_invalid_policy_of_random_exits_is_refused_before_anything_is_made(tm
     each = experiment(model="m", data="glue", task="sst2", exit="random:confidnce:0.9")
     with pytest.raises(UsageError, match="invalid exit policy"):
         needs_of(each, Source("m", "d", True), "rows", tmp_path)
+
+
+_SOURCE = Source("m", "d", True, num_layers=6, has_head=True, has_exits=False)
+
+
+@pytest.mark.parametrize("options", [{"exit": exit} for exit in ("patience:1", "stage:2", "oracle", "random:votes:2",
+                                                                 "tune:drop=1")] + [{"deadline": "9ms"}])  # fmt: skip
+def test_exits_of_a_model_without_exits_are_refused_before_anything_is_made(tmp_path, options):
+    each = experiment(model="m", train="t.tsv", **options)
+    with pytest.raises(UsageError, match=r"needs exits and the model has none - m - .* the sweep then trains"):
+        needs_of(each, _SOURCE, "rows", tmp_path)
+    trained = replace(each, training=TrainSettings(loss="last"))
+    with pytest.raises(UsageError, match="needs exits, and a training with loss last makes none"):
+        needs_of(trained, _SOURCE, "rows", tmp_path)
+    for has_exits in (True, None):
+        assert needs_of(each, replace(_SOURCE, has_exits=has_exits), "rows", tmp_path).steps
+    assert needs_of(replace(each, training=TrainSettings()), _SOURCE, "rows", tmp_path).steps
+    assert needs_of(experiment(model="m", train="t.tsv", exit="stage:6"), _SOURCE, "rows", tmp_path).steps
+
+
+def test_data_for_a_model_without_a_head_are_refused_before_anything_is_made(tmp_path):
+    source = replace(_SOURCE, has_head=False)
+    with pytest.raises(UsageError, match=r"the model has no classification head - m - .* the sweep then trains"):
+        needs_of(experiment(model="m", train="t.tsv"), source, "rows", tmp_path)
+    assert needs_of(experiment(model="m", train="t.tsv", loss="pabee"), source, "rows", tmp_path).steps
+    assert needs_of(experiment(model="m"), source, None, tmp_path).store == "m"
 
 
 @pytest.mark.parametrize("wrong", ["models", "data"])

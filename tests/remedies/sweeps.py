@@ -10,7 +10,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from offramp.experiments import searching, tracking
+from offramp.experiments import searching, sweep, tracking
 from offramp.experiments.results import RECORDS, line_of, read_results
 from offramp.experiments.rivals import INDEX_FILE
 from offramp.experiments.steps import take_step
@@ -46,17 +46,24 @@ def rewritten(returned, words):
     return said_by(act, words)
 
 
-def measured(returned):
+def planned(w):
+    """Plan the recipe; models and data are identified in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweep, "run_worker", lambda job, log: take_step(job.step, log))
+        w.run(SWEEP + " --dry-run")
+
+
+def measured(returned, folder="model"):
     """Write a recipe of a real model, once, and plan it."""
 
     def write(w):
         (w / "recipe.py").write_text(TOYS.format(returned))
 
     def work(w):
-        w.copy("model")
+        w.copy(folder)
         w.copy("mine.tsv")
         w.once(write)
-        w.run(SWEEP + " --dry-run")
+        planned(w)
 
     return work
 
@@ -212,7 +219,7 @@ def without_index(w):
 def unloadable(w):
     w.copy("model")
     w.once(without_index)
-    w.run(SWEEP + " --dry-run")
+    planned(w)
 
 
 def converted(name, program=None):
@@ -384,6 +391,21 @@ TABLE = [
         "experiments/prerequisites.py: a training without data",
         measured(f"Grid(loss='pabee', {MODEL})"), "give task, train or dev",
         rewritten(f"Grid({DATA}loss='pabee', {MODEL})", "`train`"),
+    ),
+    Entry(
+        "experiments/prerequisites.py: the model has no classification head",
+        measured(f"Grid({DATA}model='encoder')", "encoder"), "or give an option of the training",
+        rewritten(f"Grid({DATA}model='encoder', loss='pabee')", "a recipe that trains"),
+    ),
+    Entry(
+        "experiments/prerequisites.py: {} needs exits and the model has none",
+        measured(f"Grid({DATA}model='plain', exit='oracle')", "plain"), "or give an option of the training",
+        rewritten(f"Grid({DATA}model='plain', exit='oracle', epochs=1)", "a recipe that trains"),
+    ),
+    Entry(
+        "experiments/prerequisites.py: {} needs exits, and a training with loss last makes none",
+        measured(f"Grid({DATA}loss='last', exit='patience:1', {MODEL})"), "give exit none, or another loss",
+        rewritten(f"Grid({DATA}loss='pabee', exit='patience:1', {MODEL})", "`pabee`"),
     ),
     Entry(
         "experiments/prerequisites.py: policies leave at other exits",

@@ -37,6 +37,7 @@ TIMED = ("profile",)
 _TUNE = "tune:"
 _OF_MODELS = ("divide", "convert", "profile")
 """Kinds that need no data, unless the model is trained before."""
+_OR_TRAIN = 'or give an option of the training, such as loss="pabee": the sweep then trains the model first'
 _GOALS = {"latency": ("latency_seconds", parse_duration), "drop": ("max_drop", float)}
 
 
@@ -56,6 +57,10 @@ class Source:
     """Digest of the model that a store was made from; of another folder its own."""
     precision: str = FP32
     """Precision of a store: stores of one source that differ in it are one model for a comparison."""
+    has_head: bool | None = None
+    """True if the model ends in a classification head; None: only a run of the model tells."""
+    has_exits: bool | None = None
+    """True if the folder has trained exits; None: unknown."""
 
 
 @dataclass(frozen=True)
@@ -282,6 +287,26 @@ def _require_consistent(each: Experiment, source: Source) -> None:
     policy = _policy_of(exit)
     if policy is not None and source.num_layers is not None:
         policy.check(source.num_layers, source.problem if each.training is None else None)
+    _require_answers(each, source, policy)
+
+
+def _require_answers(each: Experiment, source: Source, policy: Policy | None) -> None:
+    """Raise UsageError for data of which the model predicts nothing, and for a policy without exits to leave at."""
+    trains, num_layers = each.training is not None, source.num_layers or 1
+    if each.data is not None and not trains and source.has_head is False:
+        what = "the model has no classification head"
+        raise UsageError(what, each.model, f"name a classifier, {_OR_TRAIN}")
+    exit, deadline = each.engine.exit, each.engine.deadline
+    leaves = exit.startswith((*BOUNDS, _TUNE)) or (policy is not None and policy.earliest_exit(num_layers) < num_layers)
+    if num_layers == 1 or not (leaves or deadline is not None):
+        return
+    needing = f"exit {exit}" if leaves else "a deadline"
+    if trains and each.training.loss == "last":
+        what = f"{needing} needs exits, and a training with loss last makes none"
+        raise UsageError(what, each.model, "give exit none, or another loss")
+    if not trains and source.has_exits is False:
+        what = f"{needing} needs exits and the model has none"
+        raise UsageError(what, each.model, f"give exit none, name a run folder of offramp train, {_OR_TRAIN}")
 
 
 def _is_fixed(exit: str) -> bool:

@@ -73,10 +73,12 @@ def _identify_model(model: str, offline: bool, log: Log) -> Tree:
 
 def _facts_of(source: Source) -> Tree:
     """Return what the config of a model folder tells without PyTorch, against which a recipe is checked."""
+    has_exits = source.exits() is not None
     if source.misfit() is not None:
-        return {}
+        return {"has_exits": has_exits}
     encoder = source.encoder()
-    return {"num_layers": encoder.num_layers, "max_length": encoder.max_length, "problem": encoder.problem}
+    facts = {"num_layers": encoder.num_layers, "max_length": encoder.max_length, "problem": encoder.problem}
+    return {**facts, "has_head": encoder.problem is not None, "has_exits": has_exits}
 
 
 def _facts_of_store(folder: Path) -> Tree:
@@ -87,6 +89,7 @@ def _facts_of_store(folder: Path) -> Tree:
         program = store.program
         length = None if program.texts is None else program.texts.max_length
         facts = {"num_layers": len(program.layers) or None, "max_length": length, "problem": program.problem}
+        facts |= {"has_head": program.problem is not None, "has_exits": store.manifest.exits is not None}
         return {**facts, "source": store.manifest.source.fingerprint, "precision": store.manifest.precision}
 
 
