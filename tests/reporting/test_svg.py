@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from offramp.measure import MemorySample, Span
+from offramp.reporting.layers import stage_names
 from offramp.reporting.pictures import Axis, Bars, Point, bar_rows, exit_histograms, scatter
 from offramp.reporting.svg import Canvas, alone, cut, scale_of
 from offramp.reporting.timeline import Run, draw_timeline
@@ -72,6 +73,23 @@ def test_many_short_reads_are_drawn_together_without_losing_bytes():
     picture = draw_timeline("x", Run(samples, spans, None, None))
     reads = [line.split(",") for line in picture.data.splitlines() if line.startswith("read,")]
     assert len(reads) < 300 and sum(int(row[5]) for row in reads) == 50_000 and len(picture.svg) < 100_000
+
+
+@pytest.mark.parametrize("num_layers", [3, 50])
+def test_layers_are_named_or_numbered_as_their_exits_are_in_all_of_a_picture(num_layers):
+    """Names where most bands have room for them, else numbers; shards, steps and exits name no layer."""
+    spans = []
+    for layer in range(num_layers):
+        about = layer + 1, "compute", float(layer), layer + 0.9, 0, "loop", 0
+        steps = [Span(f"layer.{layer} {step}", *about) for step in ("attention", "up")]
+        exit = Span(f"exit {layer + 1}", *about)._replace(kind="head")
+        spans += [exit._replace(name=f"layer-0{layer}-up", kind="read"), *steps, exit]
+    samples = [MemorySample(float(second), 1 << 20, 1 << 19, None) for second in range(num_layers)]
+    picture = draw_timeline("x", Run(samples, spans, None, None))
+    assert (">layer 1<" in picture.svg, ">1<" in picture.svg) == ((True, False) if num_layers == 3 else (False, True))
+    assert "layer.0" not in picture.svg and "compute,layer 1,0," in picture.data
+    others = [Span("block 0", 0, "compute", 0.0, 1.0, 0, "loop", 0), Span("head", 2, "head", 1.0, 2.0, 0, "loop", 0)]
+    assert stage_names(others) == {0: "block", 2: "head"}
 
 
 def test_a_canvas_escapes_what_it_draws():

@@ -16,7 +16,7 @@ from offramp.experiments.results import Record
 from offramp.experiments.searching import is_surpassed
 from offramp.experiments.subjects import Group, Subject, estimate
 from offramp.measure import MemorySample, Span, median
-from offramp.reporting.layers import StageCost, add_passes
+from offramp.reporting.layers import StageCost, add_passes, stage_names
 from offramp.reporting.pictures import (
     Axis,
     Bars,
@@ -265,8 +265,9 @@ def _stages(group: Group, subject: Subject, record: Record) -> list[Picture]:
     spans = _spans(record)
     if not any(span.kind == "compute" for span in spans):
         return []
-    names = {span.stage: span.name for span in spans if span.kind != "head"}
-    stages = [StageCost(names.get(index, str(index)), 0, 0) for index in range(max(span.stage for span in spans) + 1)]
+    names = stage_names(spans)
+    last = max(span.stage for span in spans)
+    stages = [StageCost(names.get(index, f"stage {index}"), 0, 0) for index in range(last + 1)]
     add_passes(stages, spans)
     rows = [
         Bars(each.stage, tuple(ms / 1e3 for ms in (each.read_ms, each.compute_ms, each.wait_ms))) for each in stages

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -46,3 +47,24 @@ def total(stages: Sequence[StageCost]) -> StageCost:
     """Return the sums over all stages."""
     names = [name for name in StageCost.__dataclass_fields__ if name != "stage"]
     return StageCost("all", **{name: sum(getattr(stage, name) for stage in stages) for name in names})
+
+
+def stage_names(spans: Sequence[Span]) -> dict[int, str]:
+    """Return the name of each stage that computed: the word that the names of its steps begin with.
+
+    Layers of text encoders count from 1, as their exits do: `layer.0 attention` and `layer.0 up` are `layer 1`.
+    """
+    steps: dict[int, list[str]] = {}
+    for kind in ("compute", "head"):
+        known = set(steps)  # exits of a layer do not name it
+        for span in spans:
+            if span.kind == kind and span.stage not in known:
+                steps.setdefault(span.stage, []).append(span.name)
+    return {stage: _shared_name(names, stage) for stage, names in steps.items()}
+
+
+def _shared_name(names: Sequence[str], stage: int) -> str:
+    first = {name.partition(" ")[0] for name in names}
+    found = first.pop() if len(first) == 1 else names[0]
+    layer = re.fullmatch(r"layer\.(\d{1,4})", found)
+    return f"layer {stage}" if layer and int(layer[1]) + 1 == stage else found

@@ -189,13 +189,13 @@ def _draw_series(canvas: Canvas, points: Sequence[tuple[float, BudgetPoint]], up
 def exit_histograms(title: str, rows: Sequence[tuple[str, Sequence[int]]], caption: str = "") -> Picture:
     """Return a picture of the inputs that leave at each exit. A row is a name, and a number for each exit."""
     num_exits = max(len(counts) for _, counts in rows)
-    left, first, height = 158.0, 10, 24
+    left, first, height = 166.0, 10, 24
     bottom = first + 34 * len(rows)
     step = min(30.0, (_WIDTH - left - 58) / num_exits)
     canvas = Canvas(_WIDTH, bottom + 36)
     for index, (name, counts) in enumerate(rows):
         base, total = first + 34 * index + height, sum(counts) or 1
-        canvas.text(left - 8, base - 3, cut(name, 25), "", "end")
+        canvas.text(left - 8, base - 3, cut(name, 23), "", "end")
         canvas.path([(left, base), (left + step * num_exits, base)], "axis")
         for number, count in enumerate(counts):
             tall = height * count / total
@@ -245,7 +245,7 @@ def bar_rows(title: str, rows: Sequence[Bars], legend: Sequence[str], x: Axis, c
         if has_head:
             canvas.text(10, y + 14, cut(row.group, 60), "head")
             y += 20
-        canvas.text(122, y + (tall - 7) / 2 + 4, cut(row.name, 19), "", "end")
+        canvas.text(122, y + (tall - 7) / 2 + 4, cut(row.name, 17), "", "end")
         for index, value in enumerate(row.values):
             ends = sorted((across(0), across(value)))
             text = f"{row.group} {row.name}: {legend[index]} {x.show(value)}".strip()

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from offramp.reporting.layers import stage_names
 from offramp.reporting.pictures import Picture
 from offramp.reporting.svg import Canvas, Scale, cut, draw_legend, scale_of, width_of
 from offramp.reporting.tables import csv_of, slug
@@ -109,13 +110,14 @@ def _draw_scales(canvas: Canvas, up: Scale, across: Scale, bottom: float) -> Non
 
 
 def _bands(spans: Sequence[Span]) -> list[Span]:
-    """Return one span for each stage of each pass: all of its computation."""
+    """Return one span for each stage of each pass, by the name of the stage: all of its computation."""
+    names = stage_names(spans)
     found: dict[tuple[int, int], Span] = {}
     for span in sorted(spans, key=lambda each: each.start_seconds):
         if span.kind in ("compute", "head"):
             first = found.setdefault((span.pass_index, span.stage), span)
             end = max(first.end_seconds, span.end_seconds)
-            found[span.pass_index, span.stage] = first._replace(end_seconds=end, kind="compute")
+            found[span.pass_index, span.stage] = first._replace(end_seconds=end, kind="compute", name=names[span.stage])
     return list(found.values())
 
 
@@ -134,14 +136,23 @@ def _blocks(spans: Sequence[Span], clock: Scale) -> list[Span]:
 
 def _draw_bands(canvas: Canvas, spans: Sequence[Span], origin: float, across: Scale, ends: tuple[float, float]) -> None:
     """Tint the full height while a stage computes; waits between stages stay blank."""
-    for span in _bands(spans):
-        x, seconds = across(span.start_seconds - origin), span.end_seconds - span.start_seconds
-        width = across(span.end_seconds - origin) - x
-        text = f"{cut(span.name, 60)}, pass {span.pass_index}: {format_duration(seconds)}"
-        canvas.box(x, ends[0], width, ends[1] - ends[0], f"band{span.stage % 2}", text)
-        name = next((each for each in (cut(span.name, 20), str(span.stage)) if width_of(each) * 0.85 < width), "")
-        if name:
-            canvas.text(x + width / 2, ends[0] - 5, name, "quiet small", "middle")
+    bands = [(span, across(span.start_seconds - origin), across(span.end_seconds - origin)) for span in _bands(spans)]
+    for span, x, end in bands:
+        text = f"{cut(span.name, 60)}, pass {span.pass_index}: {format_duration(span.end_seconds - span.start_seconds)}"
+        canvas.box(x, ends[0], end - x, ends[1] - ends[0], f"band{span.stage % 2}", text)
+    for middle, text in _fitting(bands):
+        canvas.text(middle, ends[0] - 5, text, "quiet small", "middle")
+
+
+def _fitting(bands: Sequence[tuple[Span, float, float]]) -> list[tuple[float, str]]:
+    """Return the labels that fit their bands, and their places: names if most of them fit, otherwise numbers."""
+    found: list[tuple[float, str]] = []
+    for label in (lambda span: cut(span.name, 20), lambda span: str(span.stage)):
+        named = [(label(span), begin, end) for span, begin, end in bands]
+        found = [((begin + end) / 2, text) for text, begin, end in named if width_of(text) * 0.85 < end - begin]
+        if 2 * len(found) > len(bands):
+            break
+    return found
 
 
 def _draw_curve(canvas: Canvas, samples: Sequence[MemorySample], across: Scale, up: Scale) -> None:
