@@ -4,6 +4,7 @@ import json
 import random
 import shlex
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,11 @@ import pytest
 
 from offramp.cli import main
 from offramp.errors import RefusedError, UsageError
-from offramp.experiments import experiment
+from offramp.experiments import experiment, patience
 from offramp.experiments.comparison import FIGURES
 from offramp.experiments.grid import read_recipe, selected
 from offramp.experiments.report import _named_apart, page_of
+from offramp.experiments.report_pictures import classes
 from offramp.experiments.results import RECORDS, Results, line_of, read_results
 from offramp.experiments.subjects import Group, Subject, best, compared
 from offramp.reporting.forms import WRITE_PAGE
@@ -314,13 +316,36 @@ def test_classes_are_not_compared_with_the_last_exit_of_another_model():
     assert "classes-1" not in [each.name for each in page(found).tables]
 
 
-def test_traced_runs_are_drawn_at_most_twenty_of_them():
-    budgets = [f"{number}MiB" for number in range(90, 102)]
-    found = page(study(1, rows=4, traced=True, model=["m"], task=["mrpc", "sst2"], exit=["none"], budget=budgets))
+def test_traced_runs_are_drawn_at_most_twenty_of_them_of_all_models_tasks_and_budgets():
+    budgets = [f"{number}MiB" for number in range(90, 96)]
+    options = {"model": ["m", "n"], "task": ["mrpc", "sst2"], "exit": ["none"], "budget": budgets}
+    found = page(study(1, rows=4, traced=True, **options))
     titles = [picture.title for picture in found.pictures]
-    assert sum("memory over time" in title for title in titles) == sum("stages" in title for title in titles) == 20
-    (note,) = found.sections[1].text
-    assert note.endswith("Not drawn are: 98MiB; 99MiB; 100MiB; 101MiB.") and not found.sections[0].text
+    drawn = [title for title in titles if "memory over time" in title]
+    assert len(drawn) == sum("stages" in title for title in titles) == 20
+    for value in [", m", ", n", "mrpc", "sst2", *budgets]:
+        assert sum(value in title for title in drawn) >= (10 if value not in budgets else 3)
+    notes = [section.text[0] for section in found.sections[:2]]
+    assert all("10 of 12 traced experiments is drawn" in note and "--only exit=none" in note for note in notes)
+
+
+def test_a_report_of_some_experiments_names_all_options_in_its_commands(records):
+    some = page_of({"results": records}, "Report", only=["exit=patience:1", "budget=resident"])
+    assert 0 < len(some.tables[0].rows) < len(page(records).tables[0].rows)
+    for row in some.tables[0].rows:
+        assert "--only exit=patience:1" in row.command and "--only budget=resident" in row.command
+    with pytest.raises(UsageError, match="no experiment has these values - exit=none budget=1MiB"):
+        page_of({"results": records}, "Report", only=["exit=none", "budget=1MiB"])
+
+
+def test_the_picture_of_classes_is_of_whole_experiments():
+    found = study(1, rows=40, model=["m"], task=["mnli"], exit=["none", *patience(1, 30)], budget=["resident"])
+    table = next(each for each in page(found).tables if each.name == "classes-1")
+    picture = classes(table)
+    drawn = Counter(row.split(",")[0] for row in picture.data.splitlines()[1:])
+    every = Counter(row.cells[0].text for row in table.rows)
+    assert 1 < len(drawn) < len(every) and all(drawn[name] == every[name] for name in drawn)
+    assert picture.caption == f"{len(drawn)} of {len(every)} experiments are drawn."
 
 
 def test_equal_records_give_equal_reports_in_any_order(records):

@@ -135,10 +135,10 @@ def compare_with(figure="latency", first=GOOD, second=GOOD, out="out"):
     return work
 
 
-def report_with(baseline):
+def report_with(options):
     def work(w):
         swept(w)
-        w.run(f"report out --baseline {baseline}")
+        w.run(f"report out {options}")
 
     return work
 
@@ -440,7 +440,11 @@ TABLE = [
     ),
     corrected(
         "experiments/report.py: no experiment with figures is such a baseline",
-        report_with("model=b"), "give another --baseline", report_with("model=toy"),
+        report_with("--baseline model=b"), "give another --baseline", report_with("--baseline model=toy"),
+    ),
+    corrected(
+        "experiments/report.py: no experiment has these values",
+        report_with("--only model=b"), "leave out --only, which reports all", report_with(""),
     ),
     corrected(
         "cli/report.py: a template makes the whole page, and has no use for {}",

@@ -3,6 +3,7 @@
 offramp report results/ --out report.html
 offramp report results/ --format latex
 offramp report results/ --assets pictures/
+offramp report results/ --only budget=128MiB,resident --out some.html
 offramp report results/ --template recipes/glue.md.jinja --out page.md
 """
 
@@ -37,13 +38,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "compare with the experiment that has this value of an option (default: its model without exits, resident)"
     )
     add("--baseline", action="append", default=[], metavar="NAME=VALUE", help=baseline)
+    only = "report these experiments only"
+    add("--only", action="append", default=[], metavar="NAME=VALUE[,VALUE...]", help=only)
 
 
 def main(args: argparse.Namespace) -> None:
     """Read the records and write the page."""
     from offramp.experiments.results import read_results
 
-    options = ("format", "assets", "title", "baseline")
+    options = ("format", "assets", "title", "baseline", "only")
     given = [f"--{name}" for name in options if getattr(args, name)]
     if args.template is not None and given:
         what = f"a template makes the whole page, and has no use for {', '.join(given)}"
@@ -76,7 +79,7 @@ def _written(args: argparse.Namespace, records: Mapping[str, Sequence[Any]]) -> 
     from offramp.reporting.forms import WRITE_PAGE
     from offramp.reporting.html_page import to_html, write_assets
 
-    page = page_of(records, args.title or "Report", args.baseline)
+    page = page_of(records, args.title or "Report", args.baseline, args.only)
     form = args.format or ("md" if args.out is None else SUFFIXES[Path(args.out).suffix.lower()])
     text = to_html(page) if form == "html" else WRITE_PAGE[form](page)
     if args.assets is not None:

@@ -10,24 +10,25 @@ import itertools
 import math
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from offramp.errors import UsageError
 from offramp.experiments.comparison import FIGURES, SIGNIFICANT, Figure
+from offramp.experiments.grid import matching
 from offramp.experiments.report_pictures import (
-    MOST_TIMELINES,
     bins_of,
     budgets,
     classes,
     classes_table,
     exits,
     fronts,
+    runs_to_draw,
     traced,
 )
 from offramp.experiments.results import Record
-from offramp.experiments.specification import spelt
+from offramp.experiments.specification import specification_of, spelt
 from offramp.experiments.subjects import FOLDER, Group, Subject, best, compared, estimate, groups_of, values_of
 from offramp.measure.statistics import FEWEST_SAMPLES, Comparison
 from offramp.reporting.tables import NONE, Cell, Column, Page, Row, Section, Table, table_of
@@ -55,13 +56,16 @@ _AGAINST = {
 """Figure -> column of its paired comparison with the baseline."""
 
 
-def page_of(folders: Mapping[str, Sequence[Record]], title: str, baseline: Sequence[str] = ()) -> Page:
+def page_of(
+    folders: Mapping[str, Sequence[Record]], title: str, baseline: Sequence[str] = (), only: Sequence[str] = ()
+) -> Page:
     """Return the page of the records of results folders, by the names of the folders.
 
     `baseline`: values of options, as `matching` takes them, of the subject that the others of its table are compared
-    with. Raises UsageError for values that no subject has, and the errors of `groups_of`.
+    with. `only`: values of options of the experiments that are reported. Raises UsageError for values that no subject
+    has, and the errors of `groups_of`.
     """
-    groups = groups_of(folders, baseline)
+    groups = groups_of(_kept(folders, only), baseline)
     if baseline and not any(group.baselines for group in groups):
         raise UsageError("no experiment with figures is such a baseline", " ".join(baseline), "give another --baseline")
     subjects = [each for group in groups for each in group.subjects]
@@ -72,14 +76,24 @@ def page_of(folders: Mapping[str, Sequence[Record]], title: str, baseline: Seque
     failed = sum(len(each.failed) for each in subjects)
     counts = ((len(subjects), "experiment"), (len(records), "record"), (failed, "failed record"))
     facts = tuple((f"{count:,}", name if count == 1 else name + "s") for count, name in counts)
-    varied = [name for name, values in values_of(subjects).items() if len(values) > 1]
-    sections, timelines = [], MOST_TIMELINES
-    for number, group in enumerate(groups, 1):
-        section, drawn = _group_section(group, number, varied, timelines)
-        sections.append(section)
-        timelines -= drawn
+    whole = [each for group in groups_of(folders) for each in group.subjects] if only else subjects
+    varied = [name for name, values in values_of(whole).items() if len(values) > 1]  # of what the commands repeat
+    drawn = runs_to_draw(groups)
+    sections = [_group_section(group, number, varied, drawn) for number, group in enumerate(groups, 1)]
     found = (*_named_apart(sections), *_failures(groups), *_environment(records), _definitions(groups))
     return Page(title, facts, found)
+
+
+def _kept(folders: Mapping[str, Sequence[Record]], only: Sequence[str]) -> Mapping[str, Sequence[Record]]:
+    """Return the records of the experiments that have the values of `only`. Raises UsageError if none has."""
+    if not only:
+        return folders
+    read = {name: [(specification_of(each, name), each) for each in records] for name, records in folders.items()}
+    wanted = set(matching([each for pairs in read.values() for each, _ in pairs], only))
+    found = {name: [record for each, record in pairs if each in wanted] for name, pairs in read.items()}
+    if not any(found.values()):
+        raise UsageError("no experiment has these values", " ".join(only), "leave out --only, which reports all")
+    return {name: records for name, records in found.items() if records}
 
 
 def _named_apart(sections: Iterable[Section]) -> Iterator[Section]:
@@ -95,16 +109,16 @@ def _named_apart(sections: Iterable[Section]) -> Iterator[Section]:
         yield replace(section, pictures=tuple(pictures))
 
 
-def _group_section(group: Group, number: int, varied: Sequence[str], timelines: int) -> tuple[Section, int]:
-    """Return the section of a group, and the number of its pictures of memory over time."""
+def _group_section(group: Group, number: int, varied: Sequence[str], drawn: Collection[Subject]) -> Section:
+    """Return the section of a group, with the memory over time of the subjects of `drawn`."""
     tables = [results_table(group, f"results-{number}", varied)]
     pictures = [*fronts(group), *budgets(group), *exits(group)]
     per_class = classes_table(group, f"classes-{number}")
     if per_class is not None:
         tables.append(per_class)
         pictures.append(classes(per_class))
-    over_time, stages, left_out = traced(group, timelines)
-    return Section(group.title, left_out, tuple(tables), (*pictures, *over_time, *stages)), len(over_time)
+    over_time, stages, left_out = traced(group, drawn)
+    return Section(group.title, left_out, tuple(tables), (*pictures, *over_time, *stages))
 
 
 def results_table(group: Group, name: str, varied: Sequence[str] = ()) -> Table:

@@ -6,7 +6,7 @@ Shapes: R rounds, N rows of data, K exits.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from offramp.experiments.comparison import FIGURES
 from offramp.experiments.results import Record
 from offramp.experiments.searching import is_surpassed
-from offramp.experiments.subjects import Group, Subject, estimate
+from offramp.experiments.subjects import Group, Subject, estimate, values_of
 from offramp.measure import MemorySample, Span, median
 from offramp.reporting.layers import StageCost, add_passes, stage_names
 from offramp.reporting.pictures import (
@@ -31,6 +31,7 @@ from offramp.reporting.pictures import (
 from offramp.reporting.svg import NUM_COLOURS
 from offramp.reporting.tables import Cell, Column, Row, Table
 from offramp.reporting.timeline import Run, draw_timeline
+from offramp.tasks.examples import spread
 from offramp.units import format_duration, format_size
 
 MOST_TIMELINES = 20
@@ -154,8 +155,8 @@ def exits(group: Group) -> list[Picture]:
         return []
     most = max(map(len, found.values()))
     rows = [(name, counts + (0,) * (most - len(counts))) for name, counts in found.items()]
-    caption = f"The first {_MOST_ROWS} of {len(rows)} are drawn." if len(rows) > _MOST_ROWS else ""
-    return [exit_histograms(f"{group.title}: exits", rows[:_MOST_ROWS], caption)]
+    caption = f"{_MOST_ROWS} of {len(rows)} are drawn." if len(rows) > _MOST_ROWS else ""
+    return [exit_histograms(f"{group.title}: exits", spread(rows, _MOST_ROWS), caption)]
 
 
 def _exits_of(record: Record) -> list[int]:
@@ -222,31 +223,58 @@ def _class_name(samples: Record, truth: Any) -> str:
 
 
 def classes(table: Table) -> Picture:
-    """Return the picture of a table of classes: damage to the left, overthinking to the right."""
-    rows = []
-    for row in table.rows[:_MOST_ROWS]:
-        rule, name, inputs, gained, lost = row.cells
+    """Return the picture of a table of classes: damage to the left, overthinking to the right; whole experiments."""
+    experiments: dict[str, list[Bars]] = {}
+    for row in table.rows:
+        label, name, inputs, gained, lost = row.cells
         ends = -float(lost.value or 0), float(gained.value or 0)
-        rows.append(Bars(f"{name.text} ({inputs.text})", ends, rule.text))
-    caption = f"The first {_MOST_ROWS} rows of {len(table.rows)} are drawn." if len(table.rows) > _MOST_ROWS else ""
+        experiments.setdefault(label.text, []).append(Bars(f"{name.text} ({inputs.text})", ends, label.text))
+    number = max(1, _MOST_ROWS * len(experiments) // len(table.rows))
+    drawn = spread(list(experiments), number)
+    rows = [row for label in drawn for row in experiments[label]]
+    caption = f"{number} of {len(experiments)} experiments are drawn." if number < len(experiments) else ""
     axis = Axis("% of the inputs of a class: damage | overthinking", "%", lambda value: f"{abs(value):.3g}")
     return bar_rows(table.title, rows, ("damage", "overthinking"), axis, caption, on_one_line=True)
 
 
-def traced(group: Group, limit: int) -> tuple[list[Picture], list[Picture], tuple[str, ...]]:
-    """Return the memory over time, and the times of stages, of at most `limit` subjects whose runs were traced, and a
-    sentence that names the others, if there are any.
+def runs_to_draw(groups: Sequence[Group]) -> set[Subject]:
+    """Return at most `MOST_TIMELINES` subjects with traced runs, among which each value of each option is about
+    equally frequent.
     """
-    over_time, stages, others = [], [], []
+    left = [(group, each) for group in groups for each in group.subjects if _traced_record(each) is not None]
+    names = [name for name, values in values_of([each for _, each in left]).items() if len(values) > 1]
+    used: Counter[tuple[str, str]] = Counter()
+    values = {each: [*((name, str(each.flat.get(name))) for name in names), ("", group.title)] for group, each in left}
+    kept: list[Subject] = []
+    while len(kept) < min(MOST_TIMELINES, len(left)):
+        rarest = min((each for each in values if each not in kept), key=lambda each: sum(used[v] for v in values[each]))
+        kept.append(rarest)
+        used.update(values[rarest])
+    return set(kept)
+
+
+def traced(group: Group, drawn: Collection[Subject]) -> tuple[list[Picture], list[Picture], tuple[str, ...]]:
+    """Return the memory over time, and the times of stages, of the subjects of `drawn`, and a sentence that says how
+    many other runs were traced, if any were.
+    """
+    over_time, stages, others = [], [], 0
     for subject in group.subjects:
-        record = next((each for each in subject.done if each["samples"].get("memory")), None)
-        if record is not None and len(over_time) < limit:
+        record = _traced_record(subject)
+        if record is not None and subject in drawn:
             over_time.append(_timeline(group, subject, record))
             stages += _stages(group, subject, record)
         elif record is not None:
-            others.append(group.name(subject))
-    left_out = f"A report draws {MOST_TIMELINES} traced runs. Not drawn are: {'; '.join(others)}."
+            others += 1
+    number = len(over_time)
+    left_out = (
+        f"The memory over time of {number} of {number + others} traced experiments is drawn: a report has at most"
+        f" {MOST_TIMELINES} such pictures. To see others, report some experiments alone, such as: --only exit=none."
+    )
     return over_time, stages, (left_out,) if others else ()
+
+
+def _traced_record(subject: Subject) -> Record | None:
+    return next((each for each in subject.done if each["samples"].get("memory")), None)
 
 
 def _spans(record: Record) -> list[Span]:
