@@ -14,7 +14,7 @@ from offramp.cli import main
 from offramp.errors import RefusedError, UsageError
 from offramp.experiments import experiment, patience
 from offramp.experiments.comparison import FIGURES
-from offramp.experiments.grid import read_recipe, selected
+from offramp.experiments.grid import read_recipe
 from offramp.experiments.report import _named_apart, page_of
 from offramp.experiments.report_pictures import classes
 from offramp.experiments.results import RECORDS, Results, line_of, read_results
@@ -382,6 +382,25 @@ def test_the_command_of_a_row_measures_it_alone(records, tmp_path, monkeypatch):
         assert str(found.engine.exit) in row.name
 
 
+def test_the_command_of_an_own_policy_needs_the_recipe_and_those_of_other_rows_do_not(tmp_path, monkeypatch):
+    """Records must not name code that is run."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("")
+    exits = ["none", "patience:2", "mine.py:Mine:1,2", "random:mine.py:Mine:1,2"]
+    found = study(1, rows=20, model=["m"], task=["sst2"], budget=["96MiB"], exit=exits)
+    write(tmp_path / "results", found)
+    rows = {row.name.removeprefix("exit "): row for row in table(page(found)).rows}
+    assert set(rows) == set(exits)
+    for exit, row in rows.items():
+        if "mine.py" in exit:
+            assert row.command == f"offramp sweep RECIPE.py --out again --only exit={exit}"
+        else:
+            assert [each.engine.exit for each in measured_by(row)] == [exit]
+    for only in ((), ["exit=mine.py:Mine:1,2"]):
+        with pytest.raises(RefusedError, match=r"the records name code, exit mine\.py:Mine:1,2"):
+            read_recipe(Path("results"), only)
+
+
 def test_rows_that_differ_in_device_or_data_folder_are_told_apart(tmp_path, monkeypatch):
     about = {"model": ["m"], "task": ["sst2"], "rows": 20, "exit": ["none"], "budget": ["96MiB"]}
     found = study(1, device=["board", "laptop"], data=["glue", "mine"], **about)
@@ -412,7 +431,7 @@ def measured_by(row):
     words = shlex.split(row.command)
     assert words[:2] == ["offramp", "sweep"]
     only = [words[index + 1] for index, word in enumerate(words) if word == "--only"]
-    return selected(read_recipe(Path(words[2])), only)
+    return read_recipe(Path(words[2]), only)
 
 
 def test_folders_of_the_same_experiments_are_told_apart(records):

@@ -52,10 +52,10 @@ def _parse_rival(text: str) -> Any:
 
 def main(args: argparse.Namespace) -> None:
     """Plan, and unless that is all, run."""
-    from offramp.experiments.grid import Search, narrowed, read_recipe
+    from offramp.experiments.grid import Search, read_recipe
     from offramp.experiments.sweep import SweepSettings
 
-    found = narrowed(read_recipe(Path(args.recipe)), args.only)
+    found = read_recipe(Path(args.recipe), args.only)
     pythons = {each.name: each.python for chosen in args.rival for each in chosen}
     settings = SweepSettings(args.jobs, args.share_cores, args.limit, args.device, pythons)
     _require_installed(found, args)

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -105,17 +105,22 @@ def patience(first: int, last: int) -> list[str]:
     return [f"patience:{number}" for number in range(first, last + 1)]
 
 
-def read_recipe(path: Path) -> list[Experiment] | Search:
-    """Run a recipe and return its experiments, each once, or its search. A recipe is code: it may do anything.
+def read_recipe(path: Path, only: Sequence[str] = ()) -> list[Experiment] | Search:
+    """Run a recipe and return its experiments, each once, or its search, `narrowed`. A recipe is code: it may do
+    anything.
 
     A results folder is a recipe of the experiments that it has records of; nothing of it is run. Raises UsageError with
-    the line of the recipe that is wrong, and the errors of `read_results`.
+    the line of the recipe that is wrong, and the errors of `read_results` and `selected`.
     """
     if (path / ABOUT).is_file():
         records = read_results(path, ignore)
-        found = list(dict.fromkeys(specification_of(record, path) for record in records))
+        found = selected(dict.fromkeys(specification_of(record, path) for record in records), only)
         _require_no_code(found, path)
         return found
+    return narrowed(_run_recipe(path), only)
+
+
+def _run_recipe(path: Path) -> list[Experiment] | Search:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -150,7 +155,8 @@ def _require_no_code(experiments: Iterable[Experiment], path: Path) -> None:
     for each in experiments:
         if python_files(rule_of(each.engine.exit)):
             what = f"the records name code, exit {each.engine.exit}, and records may be of others"
-            raise RefusedError(what, path, "run the recipe again: offramp sweep RECIPE.py")
+            remedy = "run the recipe again: offramp sweep RECIPE.py; or --only other experiments of the records"
+            raise RefusedError(what, path, remedy)
 
 
 def _experiments(found: Any, where: str, path: Path) -> Iterator[Experiment]:
@@ -182,16 +188,18 @@ def _wrong(error: BaseException, path: Path, place: str) -> UsageError:
     return UsageError(f"the recipe is wrong: {reason}", f"{path}, line {line}" if line else place, "correct the recipe")
 
 
-def narrowed(found: list[Experiment] | Search, only: Iterable[str]) -> list[Experiment] | Search:
+def narrowed(found: list[Experiment] | Search, only: Sequence[str]) -> list[Experiment] | Search:
     """Return what is `selected` of the experiments of a recipe, or a search in that."""
+    if not only:
+        return found
     kept = selected(found, only)
     return replace(found, space=found.space.where(set(kept).__contains__)) if isinstance(found, Search) else kept
 
 
-def selected(experiments: Iterable[Experiment], only: Iterable[str]) -> list[Experiment]:
-    """Return the experiments that `matching` finds. Raises UsageError if there are none."""
+def selected(experiments: Iterable[Experiment], only: Sequence[str]) -> list[Experiment]:
+    """Return the experiments that `matching` finds. Raises UsageError if `only` leaves none."""
     found = matching(experiments, only)
-    if not found:
+    if only and not found:
         raise UsageError(
             "no experiment is left", f"--only {' --only '.join(only)}", "offramp sweep --dry-run lists all"
         )

@@ -17,6 +17,7 @@ from typing import Any
 from offramp.errors import UsageError
 from offramp.experiments.comparison import FIGURES, SIGNIFICANT, Figure
 from offramp.experiments.grid import matching
+from offramp.experiments.prerequisites import rule_of
 from offramp.experiments.report_pictures import (
     bins_of,
     budgets,
@@ -31,6 +32,7 @@ from offramp.experiments.results import Record
 from offramp.experiments.specification import specification_of, spelt
 from offramp.experiments.subjects import FOLDER, Group, Subject, best, compared, estimate, groups_of, values_of
 from offramp.measure.statistics import FEWEST_SAMPLES, Comparison
+from offramp.policies.own import python_files
 from offramp.reporting.tables import NONE, Cell, Column, Page, Row, Section, Table, table_of
 from offramp.units import format_duration, format_size
 
@@ -214,8 +216,12 @@ def _against_baseline(group: Group, figure: Figure, subject: Subject) -> Cell:
 
 
 def _command(subject: Subject, varied: Sequence[str]) -> str:
-    """Return the command that measures a subject again: `offramp sweep` takes a results folder as a recipe."""
-    words = ["offramp", "sweep", subject.folder, "--out", "again"]
+    """Return the command that measures a subject again: `offramp sweep` takes a results folder as a recipe.
+
+    Where the exit is a Python file, the command needs the recipe itself: records must not name code that is run.
+    """
+    has_code = bool(python_files(rule_of(str(subject.flat.get("exit")))))
+    words = ["offramp", "sweep", "RECIPE.py" if has_code else subject.folder, "--out", "again"]
     for name in varied:
         if name != FOLDER:
             words += ["--only", f"{name}={spelt(name, subject.flat.get(name))}"]
