@@ -205,7 +205,7 @@ def require_safe(address: str) -> None:
     if found is None or not is_address:
         raise UsageError("not the address of a scheduler", address, "give tcp://localhost:8786 or tls://HOST:8786")
     if found.scheme == "tcp" and not _is_this_machine(str(found.hostname)):
-        what = "a scheduler on another machine needs TLS: who reaches it without, runs code there"
+        what = "a scheduler on another machine needs TLS: without it, any machine that reaches it can run code there"
         raise UsageError(what, address, f"start it with certificates, and give tls://{found.netloc}")
 
 
