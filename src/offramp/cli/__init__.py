@@ -189,6 +189,6 @@ def _overview() -> str:
         "Run a model that does not fit in memory: load each layer just in time under a byte budget,\n"
         "and stop at the first exit that is confident.\n\n"
         f"{commands}\n\n"
-        "offramp COMMAND --help shows the options. Exit codes: 0 success, 1 internal error, 2 usage,\n"
-        "3 impossible budget, 4 damaged or refused, 5 disk full, 130 interrupted."
+        "offramp COMMAND --help shows the options. Exit codes: 0 success, 1 internal error or a missing library,\n"
+        "2 usage, 3 impossible budget, 4 damaged or refused, 5 disk full, 130 interrupted."
     )
