@@ -75,6 +75,11 @@ def test_only_rounds_that_both_have_are_compared_and_records_without_a_figure_le
     assert row.rounds == 5
     found = compare([*first, *rounds(1, exit="oracle")], [*second, *[{**failed, **experiment_of("oracle")}]], "latency")
     assert len(found.rows) == 1 and found.left_out == ("no round of both has the figure latency: exit=oracle",)
+    with pytest.raises(UsageError, match="no round of both folders has the figure latency - offramp report"):
+        compare(first, [failed], "latency")
+    bare = [{**each, "figures": {"latency": 1.0}} for each in second]
+    with pytest.raises(UsageError, match=r"no round of both folders has the figure bytes - give --figure latency$"):
+        compare(first, bare, "bytes")
 
 
 def experiment_of(exit):

@@ -84,9 +84,10 @@ def test_a_key_is_of_the_specification_and_the_inputs_and_not_of_the_number_of_r
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"modell": "m"}, r"unknown field modell: did you mean model\? known: model, job, "),
+        ({"modell": "m"}, r"unknown field modell \(did you mean model\?\); known: model, job, "),
         ({"model": "m", "learningrate": 1}, "did you mean learning_rate"),
         ({"model": "m", "xyzzy": 1}, "unknown field xyzzy; known: model, job, "),
+        ({"xyzzy": 1, "modell": "m"}, r"unknown fields modell \(did you mean model\?\), xyzzy; known: model, job, "),
         ({"model": "m", "rows": 0}, "rows must be an integer from 1"),
         ({"model": "m", "job": "x"}, "job must be one of"),
         ({"model": "m", "dtype": "int3"}, "dtype must be one of"),
@@ -138,7 +139,7 @@ def recipe():
         ("recipe = 4\n", None, "has no function recipe"),
         ("def recipe(:\n", 2, "SyntaxError"),
         ("import no_such_library\n", 2, "no_such_library"),
-        ("def recipe():\n    return Grid(\n        modell='a')\n", 3, "unknown field modell: did you mean model?"),
+        ("def recipe():\n    return Grid(\n        modell='a')\n", 3, "unknown field modell (did you mean model?)"),
         ("def recipe():\n    grid = Grid(model='a', budget='128')\n    return grid\n", 3, "budget: a size must have"),
         (
             "def recipe():\n    return [Grid(model='a'),\n        Grid(model='a', exit=[])]\n",

@@ -314,10 +314,20 @@ class Mine(MemorylessPolicy):
     def update(self, exit_index, evidence):
         return evidence.confidence_B > 0.9
 """
+LATE = "Grid(job='toy', model='toy', rounds=1, timeout='1ms')"
 TWO = "Grid(job='toy', model='toy', rounds=1, seed={})"
 DATA = "train='mine.tsv', "
 TABLE = [
     corrected("experiments/comparison.py: no figure {}", compare_with("speed"), "give --figure", compare_with()),
+    corrected(
+        "experiments/comparison.py: no round of both folders has the figure {}",
+        compare_with("bytes"), "give --figure latency, score", compare_with("score"),
+    ),
+    corrected(
+        "experiments/comparison.py: no round of both folders has the figure {}",
+        compare_with(first=LATE, second=LATE), "offramp report shows why their jobs failed",
+        "report out-0 --out failures.md",
+    ),
     corrected(
         "experiments/comparison.py: no experiment is in both folders",
         compare_with(first=TWO.format("[1, 2]"), second=TWO.format("[3, 4]")),

@@ -94,7 +94,7 @@ class Table:
 def compare(first: Sequence[Record], second: Sequence[Record], name: str, at_most: float | None = None) -> Table:
     """Compare a figure of the records of two folders. `at_most` is a target for the ratio, or for the difference.
 
-    Raises UsageError for an unknown figure, and if no experiment is in both.
+    Raises UsageError for an unknown figure, and if no experiment is in both, with this figure.
     """
     if name not in FIGURES:
         raise UsageError(f"no figure {name}", None, f"give --figure {', '.join(FIGURES)}")
@@ -117,6 +117,11 @@ def compare(first: Sequence[Record], second: Sequence[Record], name: str, at_mos
             continue
         records = [[side[number] for number in rounds] for side in pair]
         found.append((_named(options, varied), records, paired(figure, *records)))
+    if not found:
+        pairs = [[side[options] for side in groups] for options in shared]
+        known = [each for each in FIGURES if any(all(_usable(side, each) for side in pair) for pair in pairs)]
+        remedy = f"give --figure {', '.join(known)}" if known else "offramp report shows why their jobs failed"
+        raise UsageError(f"no round of both folders has the figure {name}", None, remedy)
     return Table(figure, changed, _rows(figure, found, at_most), tuple(left_out))
 
 

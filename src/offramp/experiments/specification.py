@@ -142,11 +142,13 @@ def option_names() -> list[str]:
 
 def require_options(names: Iterable[str]) -> None:
     """Raise ValueError for names that no option has, naming the options that are spelt most alike."""
-    known = option_names()
+    known, unknown = option_names(), []
     for name in sorted(set(names) - set(known)):
         close = difflib.get_close_matches(name.lower(), known)
-        meant = f": did you mean {' or '.join(close)}?" if close else ""
-        raise ValueError(f"unknown field {name}{meant or ';'} known: {', '.join(known)}")
+        unknown.append(f"{name} (did you mean {' or '.join(close)}?)" if close else name)
+    if unknown:
+        fields = "fields" if len(unknown) > 1 else "field"
+        raise ValueError(f"unknown {fields} {', '.join(unknown)}; known: {', '.join(known)}")
 
 
 def experiment(**options: Any) -> Experiment:
