@@ -18,8 +18,7 @@ def recipe():
     """Plain fine-tuning and exits of three seeds; then other losses and heads, with and without their second stage."""
     found = []
     for task in TASKS:
-        split = "dev_matched" if task == "mnli" else "dev"
-        of = {"task": task, "data": GLUE, "split": split, "epochs": 3, "batch_size": 32, "learning_rate": 1e-4}
+        of = {"task": task, "data": GLUE, "epochs": 3, "batch_size": 32, "learning_rate": 1e-4}
         of |= {"precision": "bfloat16", "max_length": 128, "threads": 2, "rounds": 3}
         models = [f"{MODELS}/minilm", f"{MODELS}/distil-minilm"]
         rules = [rule for rule in RULES if task != "stsb" or rule == "none" or rule.startswith("stage")]

@@ -90,6 +90,7 @@ def test_a_key_is_of_the_specification_and_the_inputs_and_not_of_the_number_of_r
         ({"xyzzy": 1, "modell": "m"}, r"unknown fields modell \(did you mean model\?\), xyzzy; known: model, job, "),
         ({"model": "m", "rows": 0}, "rows must be an integer from 1"),
         ({"model": "m", "job": "x"}, "job must be one of"),
+        ({"model": "m", "task": "sst2", "split": "validation"}, "split must be one of"),
         ({"model": "m", "dtype": "int3"}, "dtype must be one of"),
         ({"model": 3}, "model must be a string"),
         ({"model": " "}, "model must name a folder"),

@@ -8,6 +8,8 @@ from offramp.experiments import sweep
 from offramp.experiments.grid import read_recipe
 from offramp.experiments.prerequisites import Source
 from offramp.experiments.sweep import SweepSettings, plan_sweep
+from offramp.tasks.examples import Splits
+from offramp.tasks.glue import task_of
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.py"))
 
@@ -33,3 +35,13 @@ def test_the_short_form_of_the_study_asks_a_part_of_each_question(monkeypatch):
     short = read_recipe(RECIPES[0].with_name("ancestor.py"))
     assert sum(each.rounds for each in short) < 0.1 * sum(each.rounds for each in whole)
     assert {each.data is None for each in short} == {True, False} and {each.rounds for each in short} == {1}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_the_splits_that_a_recipe_asks_for_are_there_whatever_files_a_task_has(path):
+    """Without a train file, the only file is cut: MNLI then has a split `dev`, and no `dev_matched`."""
+    for task, split in {(each.data.task, each.split) for each in read_recipe(path) if each.data}:
+        parts = task_of(task).dev_splits
+        for names in (parts, ("dev", *parts[1:])):
+            examples = {name: [] for name in ("train", "tune", "certify", *names)}
+            assert Splits(task, (), (), examples).named([split])

@@ -30,6 +30,8 @@ _LEFT_TO_OTHERS = {"training": ("max_length", "seed"), "engine": ("own_process",
 """Group -> options that are not set by name: another option of the experiment, or the runner, determines them."""
 NOT_IDENTIFYING = ("rounds", "timeout")
 """Fields that may change without an experiment becoming another one: its records stay valid."""
+SPLITS = ("train", "tune", "certify", "dev", "dev_matched", "dev_mismatched")
+"""Names of splits; the last two of MNLI alone."""
 ADDED = {"rival": None, "prefetch": True, "resident_layers": None}
 """Option that is newer than the first records -> the value that these stand for, with which it is no part of a key."""
 
@@ -45,7 +47,8 @@ class Experiment:
     """`measure`; or `toy`, which computes some numbers from the specification, to try a scheduler."""
     data: Any = None
     """`tasks.DataSpec`, or None: random inputs."""
-    split: str = "dev"
+    split: str = field(default="dev", metadata={"choices": SPLITS})
+    """Rows that are measured; of MNLI, `dev` is the first of its two."""
     rows: int = field(default=200, metadata=POSITIVE)
     """Number of evenly spaced rows of the split."""
     include_training_rows: bool = False
