@@ -5,6 +5,7 @@ import random
 import shlex
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -345,7 +346,9 @@ def test_the_picture_of_classes_is_of_whole_experiments():
     drawn = Counter(row.split(",")[0] for row in picture.data.splitlines()[1:])
     every = Counter(row.cells[0].text for row in table.rows)
     assert 1 < len(drawn) < len(every) and all(drawn[name] == every[name] for name in drawn)
-    assert picture.caption == f"{len(drawn)} of {len(every)} experiments are drawn."
+    assert picture.caption == f"{drawn.total()} of {every.total()} rows are drawn."
+    many = replace(table, rows=tuple(row for row in table.rows if row.cells[0] == table.rows[0].cells[0]) * 20)
+    assert len(classes(many).data.splitlines()) == 25
 
 
 def test_equal_records_give_equal_reports_in_any_order(records):

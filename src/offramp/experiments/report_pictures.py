@@ -230,9 +230,8 @@ def classes(table: Table) -> Picture:
         ends = -float(lost.value or 0), float(gained.value or 0)
         experiments.setdefault(label.text, []).append(Bars(f"{name.text} ({inputs.text})", ends, label.text))
     number = max(1, _MOST_ROWS * len(experiments) // len(table.rows))
-    drawn = spread(list(experiments), number)
-    rows = [row for label in drawn for row in experiments[label]]
-    caption = f"{number} of {len(experiments)} experiments are drawn." if number < len(experiments) else ""
+    rows = [row for label in spread(list(experiments), number) for row in experiments[label]][:_MOST_ROWS]
+    caption = f"{len(rows)} of {len(table.rows)} rows are drawn." if len(rows) < len(table.rows) else ""
     axis = Axis("% of the inputs of a class: damage | overthinking", "%", lambda value: f"{abs(value):.3g}")
     return bar_rows(table.title, rows, ("damage", "overthinking"), axis, caption, on_one_line=True)
 
