@@ -146,7 +146,7 @@ def owner_of(array):
 
 
 def test_a_captured_store_without_graphs_is_refused_with_the_way_out(tmp_path):
-    refused = pytest.raises(StoreError, match=r"no graphs.*onnxscript installed, or --backend torch")
+    refused = pytest.raises(StoreError, match=r"no graphs for ONNX.*--backend torch, or divide it with onnxscript")
     with Store(write_captured(tmp_path / "store", graphs=False)) as store, refused:
         OnnxBackend(store, 1)
 

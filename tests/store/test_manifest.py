@@ -128,12 +128,14 @@ def leaves(tree):
             yield from leaves(value)
 
 
-def test_every_value_may_be_wrong(tree):
-    """Never another exception; what is taken says the same when written again."""
+@pytest.mark.parametrize("extent", ["some", "all"])
+def test_every_value_may_be_wrong(tree, extent):
+    """Never another exception; what is taken says the same when written again. `some`: a third of the wrong values."""
     taken = set()
-    for container, key in leaves(tree):
+    step = 3 if extent == "some" else 1
+    for index, (container, key) in enumerate(list(leaves(tree))):
         value = container[key]
-        for wrong in LEAVES:
+        for wrong in LEAVES[index % step :: step]:
             if repr(wrong) == repr(value):
                 continue
             container[key] = wrong
