@@ -206,8 +206,8 @@ def _write_onnx(run: Run, activation_bytes: int, writer: StoreWriter) -> dict[st
 def _tables_made_once() -> Iterator[None]:
     """Let PyTorch make its tables of ONNX functions and of operations once: it would for each graph.
 
-    They take three quarters of the time of a small graph. They are private to PyTorch; where a version has none of
-    these names, nothing is changed.
+    Without that, they take more than half of the time of a small graph. They are private to PyTorch; where a version
+    has none of these names, nothing is changed.
     """
     with ExitStack() as undoing:
         for module, owner, name in _TABLES:
