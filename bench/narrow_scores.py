@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from offramp.measure.statistics import Comparison, holm, judged, resamples
+from offramp.measure.statistics import Comparison, holm, judged
 from offramp.policies import parse, replay
 from offramp.store.transcript import Transcript, read_transcript
 from offramp.tasks.metrics import answers, resampled_scores, score
@@ -41,8 +41,7 @@ class Pair(NamedTuple):
 
     def gains(self) -> np.ndarray:
         """Points that the narrow side scores more, in each resample of the rows [D]."""
-        draws_DN = resamples(len(self.truth_N), NUM_DRAWS)
-        wide_D, narrow_D = (resampled_scores(self.metrics, self.truth_N, each, draws_DN) for each in self.answer_2N)
+        wide_D, narrow_D = (resampled_scores(self.metrics, self.truth_N, each, NUM_DRAWS) for each in self.answer_2N)
         return narrow_D - wide_D
 
     @property

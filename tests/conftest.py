@@ -44,7 +44,7 @@ def pytest_collection_finish():
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item, nextitem):
-    """Look through garbage once a file, and then no more at what remains: libraries that tests have imported."""
+    """Collect garbage after each file of tests, and exclude what remains, such as modules, from later collections."""
     try:
         return (yield)
     finally:
@@ -79,7 +79,7 @@ def own_cache(cache_names, monkeypatch):
 
 @pytest.fixture(scope="session", autouse=True)
 def shared_work(tmp_path_factory):
-    """Do work once that many tests would repeat and none is about. Processes of a run of tests share a folder."""
+    """Share slow work between tests. All processes of a test run use one folder."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "onnx"
     folder.mkdir(exist_ok=True)

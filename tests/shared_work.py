@@ -1,7 +1,7 @@
-"""Work that tests share because it is slow and no test depends on its being done anew.
+"""Slow work that the process of the tests does once, or leaves out, where no test is about it.
 
-ONNX graphs: writing one takes a second, and the same small models are divided again and again. What a graph becomes is
-determined by its operations and by the kinds and shapes of its operands.
+Writing an ONNX graph takes a second, and tests divide the same small models again and again. The result depends only on
+the operations of the graph, and on the types, shapes and strides of its operands.
 """
 
 import contextlib
@@ -12,10 +12,10 @@ import sys
 
 
 class AllPages:
-    """Stands for `TouchedPages` where engines open in the process of the tests, and leaves all pages in memory.
+    """Replaces `TouchedPages` in the process of the tests: all pages of libraries stay in memory.
 
-    To set those of all libraries apart that tests have imported takes longer than most tests. Processes that tests
-    start do it (tests/cli/test_process.py), and tests/runtime/test_touched_pages.py.
+    Tests have imported many libraries, and to isolate the pages of all takes longer than most tests. The real class
+    runs in the processes that tests start (tests/cli/test_process.py), and in tests/runtime/test_touched_pages.py.
     """
 
     def __enter__(self):
@@ -29,7 +29,7 @@ class AllPages:
 
 
 def share_onnx_graphs(monkeypatch, folder):
-    """Write each ONNX graph once, and keep it in `folder`. Where no collected test has imported PyTorch: nothing."""
+    """Write each ONNX graph once, and keep it in `folder`. Does nothing if no collected test has imported PyTorch."""
     torch = sys.modules.get("torch")
     if torch is None:
         return

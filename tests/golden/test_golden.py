@@ -105,7 +105,7 @@ def test_a_golden_store_opens_and_every_file_is_intact(golden, name):
 @pytest.mark.parametrize("extent", ["third", "all"])
 @pytest.mark.parametrize(("name", "backend"), CASES)
 def test_a_golden_store_answers_as_recorded_under_every_exit_rule(golden, name, backend, extent):
-    """`third`: of the rules of a store, each backend and store another third."""
+    """`third`: every third exit rule, beginning with another one for each store and backend."""
     require(name, backend)
     recorded, step = list(rules(name, backend).items()), 3 if extent == "third" else 1
     for rule, expected in recorded[CASES.index((name, backend)) % step :: step]:

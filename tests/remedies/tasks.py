@@ -624,7 +624,7 @@ TABLE = [
         texts("in.csv", "b"),
     ),
     call(
-        "tasks/columns.py: a first line that names {} as the separator",
+        "tasks/columns.py: the first line names {} as the separator",
         "sep=\t\n" + GOOD,
         texts("in.csv"),
         "give --input-format",
@@ -632,7 +632,7 @@ TABLE = [
         name="in.csv",
     ),
     mended(
-        "tasks/columns.py: a first line that names {} as the separator",
+        "tasks/columns.py: the first line names {} as the separator",
         "sep=;\n" + GOOD.replace("\t", ";"),
         "save it with commas, as .csv",
         GOOD.replace("\t", ","),

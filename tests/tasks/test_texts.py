@@ -284,7 +284,7 @@ def test_a_line_that_names_another_separator_is_refused(write, mark, name):
         (["Kommentar;Urteil", "gut;1", "schlecht;0"], "each line has 2 fields that are separated by semicolons"),
         (["Kommentar\tUrteil", *["gut\t1"] * 99], "each line has 2 fields that are separated by tabs"),
         (["Kommentar,Urteil,x", "gut,1,2"], "each line has 3 fields that are separated by commas"),
-        (["Text", "gut"], "this line names a column where it begins a table"),
+        (["Text", "gut"], "this line is read as a text, and could be the header of a table"),
         (["good, very good", "bad, very bad"], None),
         (["a;b", "c"], None),
         (["a;b"], None),

@@ -96,7 +96,7 @@ class OnnxBackend(ProgramBackend):
         if name not in graphs:
             missing = f"the store has no graph {name!r} for ONNX Runtime"
             what = missing if graphs else "the store has no graphs for ONNX Runtime"
-            remedy = "run it with --backend torch, or divide it with onnxscript installed, and see why it has none"
+            remedy = "run it with --backend torch, or divide it with onnxscript installed, and read why it has none"
             raise StoreError(what, path, remedy)
         from offramp.backends.onnx_captured import CapturedKernel  # checks that templates need not, 5 ms
 

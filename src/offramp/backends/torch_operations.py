@@ -114,9 +114,9 @@ def _ranged(bound: Bound) -> int:
 
 
 def _one_hot(bound: Bound) -> int:
-    """Return the elements of one place for each class. Without their number it would follow from data."""
+    """Return the elements of one row of classes for each label. Without a number of classes, data would decide it."""
     if bound.get("num_classes", -1) < 0:
-        raise ValueError("a number of classes that data say")
+        raise ValueError("the number of classes depends on data")
     return bound["self"].numel() * bound["num_classes"]
 
 

@@ -44,7 +44,7 @@ _TABLES = (
     ("torch.onnx._internal.exporter._registration", "ONNXRegistry", "from_torchlib"),
     ("torch._export.utils", "", "_materialize_cpp_cia_ops"),
 )
-"""Module, class and name of the functions that make tables of PyTorch."""
+"""Module, class (or none) and name of the functions of PyTorch that make its tables."""
 _ON_TORCH = "run it with --backend torch"
 Watch = Callable[[int, list[Tensor], tuple[Tensor, ...]], None]
 """Called with the index of a piece, its operands and its results."""

@@ -26,7 +26,6 @@ from offramp.measure.statistics import (
     judged,
     median_interval,
     paired_ratio,
-    resampled,
     verdict,
 )
 from offramp.tasks.metrics import resampled_scores, score
@@ -204,10 +203,8 @@ def mean_score(records: Sequence[Record]) -> tuple[float, np.ndarray]:
 @lru_cache(maxsize=4096)
 def _scores(metrics: tuple[str, ...], truth: tuple[float, ...], answers: tuple[float, ...]) -> tuple[float, np.ndarray]:
     truth_N, answer_N = np.array(truth), np.array(answers)
-    parts = [
-        resampled_scores(metrics, truth_N, answer_N, draws_DN) for draws_DN in resampled(len(truth), NUM_SCORE_DRAWS)
-    ]
-    return score(metrics, truth_N, answer_N)["score"], np.concatenate(parts)
+    draws_D = resampled_scores(metrics, truth_N, answer_N, NUM_SCORE_DRAWS)
+    return score(metrics, truth_N, answer_N)["score"], draws_D
 
 
 Options = tuple[tuple[str, Any], ...]

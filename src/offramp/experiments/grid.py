@@ -106,11 +106,11 @@ def patience(first: int, last: int) -> list[str]:
 
 
 def read_recipe(path: Path, only: Sequence[str] = ()) -> list[Experiment] | Search:
-    """Run a recipe and return its experiments, each once, or its search, `narrowed`. A recipe is code: it may do
-    anything.
+    """Run a recipe and return its experiments, each once, or its search; `narrowed` by the values of `only`.
 
-    A results folder is a recipe of the experiments that it has records of; nothing of it is run. Raises UsageError with
-    the line of the recipe that is wrong, and the errors of `read_results` and `selected`.
+    A recipe is code: it may do anything. A results folder is a recipe of the experiments that it has records of;
+    nothing of it is run. Raises UsageError with the line of the recipe that is wrong, and the errors of `read_results`
+    and `selected`.
     """
     if (path / ABOUT).is_file():
         records = read_results(path, ignore)

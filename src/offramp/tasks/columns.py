@@ -51,14 +51,14 @@ def names_separator(place: str, line: str, mark: str) -> bool:
     if found is None or found[1] == mark:
         return found is not None
     name, form = _SEPARATORS.get(found[1], (repr(found[1]), ""))
-    what = f"a first line that names {name} as the separator, not {_SEPARATORS[mark][0]}"
+    what = f"the first line names {name} as the separator, not {_SEPARATORS[mark][0]}"
     raise UsageError(what, place, _other_format(form) + " (--header no if the line is a row)")
 
 
 def table_notice(lines: Sequence[str]) -> Optional[str]:
     """Return a notice that the first lines of plain text look like those of a table; None if they do not."""
     if lines[0].strip().strip('"').casefold() in TEXT_COLUMNS:
-        return "this line names a column where it begins a table, and is read as a text (--input-format csv or tsv)"
+        return "this line is read as a text, and could be the header of a table (--input-format csv or tsv reads one)"
     mark = _even_separator(lines)
     if mark is None:
         return None

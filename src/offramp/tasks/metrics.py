@@ -68,11 +68,16 @@ def score(metrics: Sequence[str], truth_N: np.ndarray, answer_N: np.ndarray) -> 
     return {**found, "score": sum(found.values()) / len(found)}
 
 
-def resampled_scores(metrics: Sequence[str], truth_N: np.ndarray, answer_N: np.ndarray, draws_DN: np.ndarray) -> Any:
-    """Return the score [D] of each resample, whose indices are `draws_DN`: many at once, as an interval needs them.
+def resampled_scores(metrics: Sequence[str], truth_N: np.ndarray, answer_N: np.ndarray, num_draws: int) -> np.ndarray:
+    """Return the score [D] of each of D resamples, which are those of `bootstrap` for this number of examples.
 
     Accuracies, and metrics of two classes, are computed from counts; for others `score` is called for each resample.
     """
+    parts = [_scores_of(metrics, truth_N, answer_N, draws_DN) for draws_DN in resampled(len(truth_N), num_draws)]
+    return np.concatenate(parts)
+
+
+def _scores_of(metrics: Sequence[str], truth_N: np.ndarray, answer_N: np.ndarray, draws_DN: np.ndarray) -> np.ndarray:
     truth_N, answer_N = np.asarray(truth_N), np.asarray(answer_N)
     if not set(metrics) <= {"accuracy", "f1", "matthews"} or not _is_binary(truth_N, answer_N):
         if set(metrics) == {"accuracy"}:
@@ -124,20 +129,13 @@ def paired_interval(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # there may be a single label
         value = _mean_score(metrics, truth_N, answer_SN) - _mean_score(metrics, truth_N, other_SN)
-    parts = [
-        _resampled_means(metrics, truth_N, answer_SN, draws_DN) - _resampled_means(metrics, truth_N, other_SN, draws_DN)
-        for draws_DN in resampled(len(truth_N), num_rounds)
-    ]
-    low, high = np.percentile(np.concatenate(parts), [2.5, 97.5])
+    answer_D, other_D = (
+        np.mean([resampled_scores(metrics, truth_N, each_N, num_rounds) for each_N in np.atleast_2d(side_SN)], axis=0)
+        for side_SN in (answer_SN, other_SN)
+    )
+    low, high = np.percentile(answer_D - other_D, [2.5, 97.5])
     return Estimate(value, float(low), float(high))
 
 
 def _mean_score(metrics: Sequence[str], truth_N: np.ndarray, answer_SN: np.ndarray) -> float:
     return float(np.mean([score(metrics, truth_N, each_N)["score"] for each_N in np.atleast_2d(answer_SN)]))
-
-
-def _resampled_means(
-    metrics: Sequence[str], truth_N: np.ndarray, answer_SN: np.ndarray, draws_DN: np.ndarray
-) -> np.ndarray:
-    scores_SD = [resampled_scores(metrics, truth_N, each_N, draws_DN) for each_N in np.atleast_2d(answer_SN)]
-    return np.mean(scores_SD, axis=0)
