@@ -77,7 +77,7 @@ def resampled_scores(metrics: Sequence[str], truth_N: np.ndarray, answer_N: np.n
     return np.concatenate(parts)
 
 
-def _scores_of(metrics: Sequence[str], truth_N: np.ndarray, answer_N: np.ndarray, draws_DN: np.ndarray) -> np.ndarray:
+def _scores_of(metrics: Sequence[str], truth_N: np.ndarray, answer_N: np.ndarray, draws_DN: np.ndarray) -> Any:
     truth_N, answer_N = np.asarray(truth_N), np.asarray(answer_N)
     if not set(metrics) <= {"accuracy", "f1", "matthews"} or not _is_binary(truth_N, answer_N):
         if set(metrics) == {"accuracy"}:
