@@ -222,7 +222,7 @@ DIRECTED: list[tuple[str, str, Edit, str]] = [
     ("labels that are an object", "names", _labels({"0": "a", "1": "b", "2": "c"}), HONEST),
     ("labels too many", "names", _labels([str(n) for n in range(200000)]), HONEST),
     ("labels not UTF-8", "names", _labels(b'["\xff\xfe", "b", "c"]'), HONEST),
-    *((f"repeat {n}", "names", _repeat(n), HONEST) for n in (-1, 0, 1, 3, 1000, 10**6, 2**53, 10**30, 1.5, "3")),
+    *((f"repeat {n}", "names", _repeat(n), HONEST) for n in (-1, 0, 1, 3, 1000, 5000, 10**6, 2**53, 10**30, 1.5, "3")),
     ("repeat unlike copies", "names", _repeat(5, [{"a": 1}], [{"b": 1}]), HONEST),
     ("repeat huge numbers", "names", _repeat(5, [{"a": 10**14}], [{"a": 10**15 - 1}]), HONEST),
     ("repeat text", "names", _repeat(200000, ["x" * 4000], ["x" * 4000]), HONEST),

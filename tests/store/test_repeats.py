@@ -147,3 +147,11 @@ def test_many_short_copies_are_refused_before_they_take_time(members):
         expand([{"repeat": 1_000_000, "first": first, "second": second}], "program")
     few = expand([{"repeat": 1000, "first": first, "second": second}], "program")
     assert len(few) == 1000 * len(first)
+
+
+def test_too_many_copies_are_refused_before_the_first_is_made(monkeypatch):
+    """A limit that is found by reaching it has taken the memory that it limits."""
+    monkeypatch.setattr(repeats, "strict_json", lambda data: pytest.fail("a copy was made"))
+    for count in (repeats.MAX_EXPANDED_BYTES // 128 + 1, 2**53):
+        with pytest.raises(WrongError, match="bytes are repeated"):
+            expand([{"repeat": count, "first": [{"a": 10}], "second": [{"a": 11}]}], "program")

@@ -21,9 +21,11 @@ MIN_REPEATS = 3
 MAX_GROUP = 64
 """Longest group of elements that the writer looks for."""
 MAX_EXPANDED_BYTES = 16 << 20
-"""Most bytes of JSON text that the repeats of one manifest may produce."""
+"""Most bytes that the repeats of one manifest may count for; what they become takes about four times as much."""
 COPY_BYTES = 64
 """Bytes that a copy, and each of its members, counts as at least: a short one takes time and memory as well."""
+_TEXT_FACTOR = 2
+"""Bytes that a byte of JSON text counts as."""
 _INTEGER = re.compile(r"\d{1,15}")
 _MAX_INTEGER = 10**15 - 1
 _OVERHEAD_BYTES = len('{"repeat":,"first":[],"second":[]}')
@@ -127,21 +129,26 @@ class _Expansion:
         least = COPY_BYTES * (1 + len(element.first))
         first, second = (_Form(_text(members)) for members in (element.first, element.second))
         series = _Series(first, second)
+        self._require(count * max(_TEXT_FACTOR * first.num_bytes, least))  # no member is shorter than the first
         if first.text == second.text:
-            self._charge(max(first.num_bytes, least))
+            self._charge(max(_TEXT_FACTOR * first.num_bytes, least))
             members = self.expand(list(element.first), where)
             self._charge((self._num_bytes - before) * (count - 1))
             return members * count
         found: List[Any] = []
         for index in range(count):
             text = series.text(index)
-            self._charge(max(len(text), least))
+            self._charge(max(_TEXT_FACTOR * len(text), least))
             found += self.expand(strict_json(text.encode()), where)
         return found
 
     def _charge(self, num_bytes: int) -> None:
+        self._require(num_bytes)
         self._num_bytes += num_bytes
-        if self._num_bytes > MAX_EXPANDED_BYTES:
+
+    def _require(self, num_bytes: int) -> None:
+        """Raise ValueError if so many more are too many: before members are made, not when the limit is reached."""
+        if self._num_bytes + num_bytes > MAX_EXPANDED_BYTES:
             raise ValueError(f"more than {MAX_EXPANDED_BYTES} bytes are repeated")
 
 
