@@ -103,6 +103,7 @@ def run_child(job: dict) -> int:
     for name, limit in job.get("limits", {}).items():
         resource.setrlimit(getattr(resource, name), (limit, limit))
     os.environ.update(job["environment"])
+    sys.dont_write_bytecode = True  # a module that is imported for the first time would count as a file that is touched
     tempfile.tempdir = None  # of the zygote
     watch_calls(job["place"], os.open(job["calls"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))
     from offramp.cli import main
