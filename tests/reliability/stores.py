@@ -99,11 +99,13 @@ def _repeat(count: Any, group: Any = None, second: Any = None) -> Edit:
     return edit
 
 
-def _nested_repeat(depth: int) -> Edit:
+def _nested_repeat(depth: int, equal: bool = True) -> Edit:
+    """Return the edit to repeats within repeats; with equal copies their text doubles with each."""
+
     def edit(sealed: Sealed) -> None:
         group: list[Any] = [{"x": 0}]
         for _ in range(depth):
-            group = [{"repeat": 1000, "first": group, "second": group}]
+            group = [{"repeat": 1000, "first": group, "second": group if equal else [{"x": 0}]}]
         sealed.program["stages"] = group
 
     return edit
@@ -226,7 +228,8 @@ DIRECTED: list[tuple[str, str, Edit, str]] = [
     ("repeat unlike copies", "names", _repeat(5, [{"a": 1}], [{"b": 1}]), HONEST),
     ("repeat huge numbers", "names", _repeat(5, [{"a": 10**14}], [{"a": 10**15 - 1}]), HONEST),
     ("repeat text", "names", _repeat(200000, ["x" * 4000], ["x" * 4000]), HONEST),
-    *((f"repeats nested {n}", base, _nested_repeat(n), HONEST) for n in (2, 5, 50, 900) for base in EDITED[:2]),
+    *((f"repeats nested {n}", base, _nested_repeat(n), HONEST) for n in (2, 5, 12) for base in EDITED[:2]),
+    *((f"unlike repeats nested {n}", "names", _nested_repeat(n, equal=False), HONEST) for n in (50, 300)),
     *((f"steps {n}", base, _many_steps(n), HONEST) for n in (1, 1000, 5000) for base in EDITED[:2]),
     ("stages in reverse", "names", _reorder, HONEST),
     ("stages in reverse", "captured", _reorder, HONEST),
