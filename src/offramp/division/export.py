@@ -218,9 +218,15 @@ def _tables_made_once() -> Iterator[None]:
             except (ImportError, AttributeError, KeyError):
                 continue
             undoing.callback(setattr, holder, name, before)
-            cached = functools.cache(getattr(holder, name))
+            cached = _kept(getattr(holder, name))
             setattr(holder, name, staticmethod(cached) if owner else cached)
         yield
+
+
+@functools.cache
+def _kept(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `function` with a cache of its results, the same one each time: for all divisions of a process."""
+    return functools.cache(function)
 
 
 def _to_onnx(graph: CapturedGraph, given: Sequence[Tensor], dynamic: Sequence[Sequence[int]]) -> bytes:
