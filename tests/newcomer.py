@@ -19,7 +19,7 @@ HAM = ("shall we meet at four?", "the report is ready", "see you at the office",
 _MARKS = string.ascii_lowercase + string.digits + string.punctuation
 _WORDS = sorted({word.strip(",?") for line in SPAM + HAM for word in line.split()} - set(_MARKS))
 VOCABULARY = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *_MARKS, *(f"##{mark}" for mark in _MARKS), *_WORDS)
-NUM_MAIL_ROWS = {"quick": 400, "whole": 1700}
+NUM_MAIL_ROWS = {"quick": 160, "whole": 1700}
 """Extent of the test -> rows; as many as `whole` are enough for a certificate of 2 points, by a tenth of them."""
 REVISION = "0" * 40
 """Name of the only commit of every model in the cache of the hub."""

@@ -34,7 +34,7 @@ COMMANDS = {
     "divide": ["divide", "model", "made"],
     "fill": ["divide", "model", "empty"],
 }
-SAMPLE = 41
+SAMPLE = 21
 """Number of faults that CI tries, at equal distances among all."""
 
 

@@ -9,9 +9,11 @@ import pytest
 import offramp
 from offramp.cli import main
 from offramp.errors import RefusedError
+from offramp.experiments import children, worker
 from offramp.policies import parse
 from offramp.policies.codec import to_json
 from offramp.policies.learned import Index
+from offramp.profiling import profiler
 from offramp.runtime.profile import load_profile, save_profile
 from offramp.store.policy_file import MeasuredOn, PolicyFile, Prediction, write_policy
 from offramp.store.transcript import read_transcript
@@ -19,6 +21,26 @@ from offramp.units import format_duration
 from tests.training.tiny import LABELS, VOCABULARY, examples, make_model
 
 TIGHT = ("--max-length", 16)
+RUN_WORKER = children.run_worker
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_profiles():
+    """Measure profiles here and in fewer rounds: a process of its own takes ten seconds, and two tests ask for it.
+
+    What a profile says is looked at in tests/runtime/test_profile.py.
+    """
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(profiler, "NUM_ROUNDS", 3)
+        monkeypatch.setattr(worker, "_log", str)
+        monkeypatch.setattr(children, "run_worker", lambda job, log: json.loads(json.dumps(worker._RUN[job.job](job))))
+        yield
+
+
+@pytest.fixture
+def own_process(monkeypatch):
+    """Measure profiles in processes of their own, as commands do."""
+    monkeypatch.setattr(children, "run_worker", RUN_WORKER)
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +165,7 @@ def test_a_policy_that_misses_its_goal_replaces_no_file(run, refused, tune, made
     assert out.read_bytes() == good and not list(tmp_path.glob("*.tmp"))
 
 
-def test_without_a_profile_one_is_measured_and_remembered(run, made, tmp_path, monkeypatch):
+def test_without_a_profile_one_is_measured_and_remembered(own_process, run, made, tmp_path, monkeypatch):
     monkeypatch.setenv("OFFRAMP_CACHE", str(tmp_path / "cache"))
     words = ("tune", made / "store", "--transcript", made / "transcripts", "--latency", "1s")
     assert run(*words, "--out", tmp_path / "one.json").code == 0
@@ -295,7 +317,7 @@ def test_a_profile_tells_the_guard_what_to_expect(refused, run, made, tmp_path):
     refused(2, "no such device profile", *words, "--deadline", "10s", "--profile", tmp_path / "none.json")
 
 
-def test_a_profile_holds_for_its_budget_whatever_the_lengths(run, refused, made, tmp_path):
+def test_a_profile_holds_for_its_budget_whatever_the_lengths(own_process, run, refused, made, tmp_path):
     """A plan for shorter texts keeps more than the one that was profiled under the same budget."""
     budget, profile = ("--budget", "4GiB"), tmp_path / "profile.json"
     assert run("profile", made / "store", "--out", profile, *budget, *TIGHT).code == 0

@@ -223,7 +223,7 @@ def test_a_library_that_is_missing_is_named(bert, tmp_path, monkeypatch):
         train_exits(bert, TRAIN, TUNE, tmp_path / "run", labels=LABELS)
 
 
-QUICK = {"epochs": 20, "learning_rate": 3e-3, "head_learning_rate": 1e-2, "max_length": 16}
+QUICK = {"epochs": 10, "heads_epochs": 10, "learning_rate": 5e-3, "head_learning_rate": 1e-2, "max_length": 16}
 LEARNT = 60
 """Per cent; an exit that learnt nothing has 33."""
 
@@ -297,7 +297,7 @@ def test_exits_of_a_regression_learn_a_value(source, tmp_path):
     def values(given):
         return [(text, float(label)) for text, label in given]
 
-    settings = TrainSettings(loss="mixed", **{**QUICK, "epochs": 40})
+    settings = TrainSettings(loss="mixed", **QUICK)
     out = tmp_path / "run"
     metrics = train_exits(source, values(TRAIN), values(TUNE), out, labels=(), settings=settings)
     assert metrics.logits_KNC.shape == (NUM_LAYERS, len(TUNE), 1)
@@ -339,7 +339,7 @@ def test_batches_that_are_accumulated_make_the_step_of_a_large_one(bert, tmp_pat
 
 
 def test_bfloat16_trains_weights_of_float32(source, tmp_path):
-    settings = TrainSettings(precision="bfloat16", **QUICK)
+    settings = TrainSettings(precision="bfloat16", **{**QUICK, "epochs": 5, "heads_epochs": 5})
     metrics = train_exits(source, TRAIN, TUNE, tmp_path / "run", labels=LABELS, settings=settings)
     assert min(scores["accuracy"] for scores in metrics.scores) >= LEARNT
     assert {tensor.dtype for tensor in load_file(tmp_path / "run" / "model.safetensors").values()} == {torch.float32}
