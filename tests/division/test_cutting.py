@@ -303,3 +303,14 @@ def test_an_input_that_no_array_can_be_becomes_no_graph():
     narrow = replace(graph, values={**graph.values, "x": Value("bfloat16", WIDE.axes)})
     with pytest.raises(StageError, match=r"the input 'x' is bfloat16, which no array is - .*--method eager"):
         cut(narrow, program_of([]))
+
+
+def test_a_value_between_stages_that_no_array_can_be_becomes_no_graph():
+    graph = graph_of(list(TWO_LAYERS), ["e"])
+    narrow = replace(graph, values={**graph.values, "b": Value("bfloat16", WIDE.axes)})
+    with pytest.raises(
+        StageError, match=r"the value between stages 'b' is bfloat16, which no array is - .*--method eag"
+    ):
+        cut(narrow, program_of(["two"]))
+    inner = replace(graph, values={**graph.values, "a": Value("bfloat16", WIDE.axes)})
+    assert cut(inner, program_of(["two"])).outputs == ("e",), "what stays within a stage may be anything"

@@ -104,6 +104,31 @@ def test_onnx_graphs_with_operators_that_readers_refuse_are_not_written(by_bags,
     )
 
 
+class Sizes(nn.Linear):
+    def forward(self, numbers):
+        return super().forward(numbers.abs())
+
+
+class Turned(nn.Module):
+    """Complex numbers between two layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), Sizes(4, 4)
+
+    def forward(self, x):
+        return self.second(torch.complex(self.first(x), x))
+
+
+def test_complex_numbers_become_graphs_for_torch_alone(tmp_path, monkeypatch):
+    """ONNX Runtime gives two numbers for each of them."""
+    monkeypatch.undo()
+    said = []
+    path = offramp.divide(Turned().eval(), torch.ones(2, 4), tmp_path / "store", method="export", say=said.append)
+    assert any("torch only: ONNX Runtime gives float32" in line and "complex64" in line for line in said), said
+    assert list((path / "graphs").glob("*.json")) and not list((path / "graphs").glob("*.onnx"))
+
+
 def test_extents_in_which_examples_differ_may_differ():
     graph = exported(Pooled(), torch.ones(2, 3, 8, 8), torch.ones(3, 3, 6, 8))
     assert graph.dynamic[graph.inputs[0]] == (0, 2)

@@ -1178,6 +1178,7 @@ TABLE = [
     ),
     closed("division/export.py: a stage does not load as ONNX", "unreachable", "run it with --backend torch"),
     closed("division/export.py: a stage does not run as ONNX", "unreachable", "run it with --backend torch"),
+    closed("division/export.py: ONNX Runtime gives {} {} for {}", "unreachable", "run it with --backend torch"),
     Entry(
         "backends/base.py: graph {} does not take",
         spoilt(onnx_graphs(beyond_the_end), lambda w: load(w, "export")),
@@ -1185,6 +1186,7 @@ TABLE = [
         EXPORT,
     ),
     closed("backends/base.py: tensor {} is {}, which kernels", "unreachable", "run it with offramp.stream"),
+    closed("backends/base.py: value {} is {}, which no array", "unreachable", "run it with offramp.stream"),
     tensors(
         "division/names/build.py: tensors do not fit",
         "merge the adapter into the weights",

@@ -17,7 +17,7 @@ from typing import Any, Callable, Dict, Iterable, List, Mapping, NamedTuple, Opt
 import numpy as np
 
 from offramp.errors import StoreError
-from offramp.program.dtypes import DTYPES
+from offramp.program.dtypes import DTYPES, OF_ARRAYS
 from offramp.program.encoder import misfit, parts_of
 from offramp.program.heads import HeadForm, Shapes
 from offramp.program.program import (
@@ -253,6 +253,10 @@ class ProgramBackend(Backend):
                 dtype = self._tensors[name][1].dtype
                 if not DTYPES[dtype].computes:
                     what = f"tensor {name!r} is {dtype}, which kernels do not take"
+                    raise StoreError(what, where, "run it with offramp.stream")
+            for name, value in step.writes.items():
+                if value.dtype not in OF_ARRAYS:
+                    what = f"value {name!r} is {value.dtype}, which no array is"
                     raise StoreError(what, where, "run it with offramp.stream")
 
     def _require_shape(self, kernel: str, result: Any, wanted: Tuple[int, ...]) -> None:

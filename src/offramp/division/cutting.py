@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from offramp.division.messages import no_graph
 from offramp.program.captured import Piece
 from offramp.program.consistency import MAX_STEPS
-from offramp.program.dtypes import OF_INPUTS
+from offramp.program.dtypes import OF_ARRAYS
 from offramp.program.program import BATCH, Call, LookUp, Module, Part, Program, Value, can_carry_exit, fits_output
 from offramp.streaming.stages import LOOK_UP
 
@@ -84,9 +84,7 @@ def cut(graph: Graph, program: Program, tables: Set[str] = frozenset()) -> Cut:
     assert program.module is not None, "a program that is captured"
     if len(program.module.parts) > MAX_STEPS:
         raise no_graph(f"{len(program.module.parts)} stages, at most {MAX_STEPS} become graphs", program.module.name)
-    odd = next((name for name in graph.inputs if graph.values[name].dtype not in OF_INPUTS), None)
-    if odd is not None:
-        raise no_graph(f"the input {odd!r} is {graph.values[odd].dtype}, which no array is", program.module.name)
+    _require_arrays(graph, graph.inputs, "the input", program.module.name)
     numbers = {node.name: node for node in graph.nodes if node.is_number}
     lookups = {node.name: found for node in graph.nodes if (found := _look_up(node, graph, program, tables))}
     nodes = [node for node in graph.nodes if not node.is_number]
@@ -105,6 +103,7 @@ def cut(graph: Graph, program: Program, tables: Set[str] = frozenset()) -> Cut:
         graphs[piece.kernel] = data
         pieces.insert(0, piece)
     flowing = sorted({name for piece in pieces for name in (*piece.reads, *piece.writes)})
+    _require_arrays(graph, flowing, "the value between stages", program.module.name)
     values = {}
     for name in flowing:  # for any number of rows
         value, rows = graph.values[name], graph.batch.get(name)
@@ -116,6 +115,14 @@ def cut(graph: Graph, program: Program, tables: Set[str] = frozenset()) -> Cut:
             f"the first output has the axes {result.axes}, not {output.num_labels} labels", program.module.name
         )
     return Cut(tuple(pieces), graphs, values, lookups, graph.outputs)
+
+
+def _require_arrays(graph: Graph, names: Iterable[str], what: str, module: str) -> None:
+    """Raise StageError for a value whose dtype NumPy does not have."""
+    for name in names:
+        dtype = graph.values[name].dtype
+        if dtype not in OF_ARRAYS:
+            raise no_graph(f"{what} {name!r} is {dtype}, which no array is", module)
 
 
 def _piece(

@@ -301,6 +301,9 @@ def difference(session: Any, operands: Mapping[str, np.ndarray], expected: Seque
     worst = 0.0
     for found, tensor in zip(results, expected, strict=True):
         wanted = tensor.detach().numpy()
+        if (found.dtype, found.shape) != (wanted.dtype, wanted.shape):  # a complex number becomes two others
+            what = f"ONNX Runtime gives {found.dtype} {list(found.shape)} for {wanted.dtype} {list(wanted.shape)}"
+            raise StageError(what, None, _ON_TORCH)
         if found.dtype.kind == "f" and wanted.size:
             finite = np.isfinite(wanted)
             scale = max(float(np.abs(wanted[finite]).max(initial=0)), 1e-6)

@@ -9,7 +9,7 @@ from typing import Dict
 
 from offramp.program import program as p
 from offramp.program.checks import WrongError, int_of, require_distinct, str_of
-from offramp.program.dtypes import OF_INPUTS
+from offramp.program.dtypes import OF_ARRAYS, OF_VALUES
 from offramp.program.encoder import TEMPLATES, wrong_attributes
 from offramp.program.program import Output, Program, Value
 
@@ -61,7 +61,7 @@ def _check_inputs(program: Program) -> None:
             where = f"program.inputs.{name}.largest"
             raise WrongError(f"{where} has {len(each.largest)} sizes for {len(each.axes)} axes")
         if program.stages:
-            str_of(each.dtype, f"program.inputs.{name}.dtype", choices=OF_INPUTS)
+            str_of(each.dtype, f"program.inputs.{name}.dtype", choices=OF_ARRAYS)
     texts = program.texts
     if texts is None:
         return
@@ -142,4 +142,5 @@ def _check_step(step: p.Step, program: Program, known: Dict[str, Value], where: 
     for name, value in step.writes.items():
         if name in known:
             raise WrongError(f"{where} writes {name!r}, which is another value already")
+        str_of(value.dtype, f"{where}.writes.{name}.dtype", choices=OF_VALUES)
         known[name] = value

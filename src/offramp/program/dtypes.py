@@ -57,5 +57,7 @@ PACKED = ("F4", "F6_E2M3", "F6_E3M2")
 """Dtypes of safetensors whose values share bytes. A store cannot hold them."""
 BY_NUMPY: Dict[str, Dtype] = {dtype.numpy: dtype for dtype in _ALL if dtype.numpy is not None}
 """Dtypes by NumPy's name."""
-OF_INPUTS = (*BY_NUMPY, "complex64", "complex128")
-"""NumPy's names of the dtypes that inputs of graphs may have."""
+OF_ARRAYS = (*BY_NUMPY, "complex64", "complex128")
+"""NumPy's names of the dtypes that inputs of graphs, and values between them, may have where a backend runs them."""
+OF_VALUES = (*OF_ARRAYS, *(dtype.torch for dtype in _ALL if dtype.torch not in (*BY_NUMPY, "complex64")))
+"""Names of the dtypes that values of a program may have: a module that is streamed has those of PyTorch as well."""

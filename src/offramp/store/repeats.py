@@ -147,7 +147,7 @@ class _Expansion:
         self._num_bytes += num_bytes
 
     def _require(self, num_bytes: int) -> None:
-        """Raise ValueError if so many more are too many: before members are made, not when the limit is reached."""
+        """Raise ValueError if another `num_bytes` exceed the limit. Called before the members are made."""
         if self._num_bytes + num_bytes > MAX_EXPANDED_BYTES:
             raise ValueError(f"more than {MAX_EXPANDED_BYTES} bytes are repeated")
 
