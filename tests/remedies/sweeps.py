@@ -9,10 +9,13 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from offramp.experiments import searching, sweep, tracking
+from offramp.experiments import experiment, searching, sweep, tracking
 from offramp.experiments.results import RECORDS, line_of, read_results
 from offramp.experiments.rivals import INDEX_FILE
+from offramp.experiments.specification import INPUTS
 from offramp.experiments.steps import take_step
 from offramp.policies import parse, replay
 from offramp.tasks import DataSpec
@@ -236,6 +239,28 @@ def converted(name, program=None):
     return work
 
 
+def streamed_by(name):
+    """Run the job `stream` of a folder whose example inputs have this name."""
+
+    def work(w, said=None):
+        folder = w.copy("plain")
+        given = {name: torch.ones(2, 8, dtype=torch.int64), "attention_mask": torch.ones(2, 8, dtype=torch.int64)}
+        save_file(given, folder / INPUTS)
+        asked = experiment(model=str(folder), job="stream").to_json()
+        take_step({"kind": "stream", "model": str(folder), "experiment": asked}, print)
+
+    return work
+
+
+plan_of_store = measured("Grid(job='stream', model='store')", "store")
+
+
+def streams_store(w):
+    """Plan the job `stream` of a store, unless the recipe was corrected."""
+    w.copy("model")
+    plan_of_store(w)
+
+
 bare, by_this_python = converted("transformers", BARE), said_by(converted("transformers"), "another Python")
 
 
@@ -421,6 +446,19 @@ TABLE = [
         "experiments/prerequisites.py: policies leave at other exits",
         measured(f"Grid(exit='patience:1', {MODEL})"), "give task or dev, or exit none or stage:K",
         rewritten(f"Grid(exit='none', {MODEL})", "`exit='none'`"),
+    ),
+    Entry(
+        "experiments/prerequisites.py: the job {} has no option {}",
+        measured(f"Grid(job='stream', batch=8, {MODEL})"), "give it a Grid of its own, without it",
+        rewritten(f"Grid(job='stream', {MODEL})", "a recipe without the option"),
+    ),
+    Entry(
+        "experiments/prerequisites.py: the job {} divides a model itself",
+        streams_store, "name the model folder", rewritten(f"Grid(job='stream', {MODEL})", "the model folder"),
+    ),
+    corrected(
+        "experiments/bitwise.py: a {} does not take the example inputs ({})",
+        streamed_by("words"), "put inputs by name into inputs.safetensors", streamed_by("input_ids"),
     ),
     corrected(
         "experiments/searching.py: optuna is not installed",

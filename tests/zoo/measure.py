@@ -16,7 +16,6 @@ import argparse
 import functools
 import hashlib
 import json
-import math
 import multiprocessing
 import os
 import sys
@@ -34,21 +33,18 @@ from torch import Tensor, nn
 import offramp
 from bench.records import add_record, read_records
 from offramp.division.export import CONSTANTS
-from offramp.errors import BudgetError, StageError
+from offramp.errors import StageError
+from offramp.experiments import bitwise
+from offramp.experiments.bitwise import CHARACTERS, Trial, compared
 from offramp.measure.hardware import environment
-from offramp.runtime.weight_plan import smallest_bytes
 from offramp.store import Store
-from offramp.streaming.capture import tensors_of
-from offramp.streaming.placement import data_bytes, module_of, sliceable_shards, streamed_shards
+from offramp.streaming.capture import Arguments
 from offramp.streaming.weightless import weightless
-from offramp.units import parse_size
 from tests.zoo import survey as zoo
 from tests.zoo.specimen import Specimen
 
 Result = dict[str, Any]
 Example = dict[str, Any] | tuple[Any, ...]
-CHARACTERS = 300
-"""Of a message, in a record."""
 LIBRARIES = (
     "accelerate", "numpy", "onnx", "onnxruntime", "onnxscript", "timm", "torch", "torchvision", "transformers",
 )  # fmt: skip
@@ -213,13 +209,13 @@ def examples_of(specimen: Specimen) -> list[Example]:
     return [specimen.inputs(zoo.BATCH, zoo.LENGTH), specimen.inputs(zoo.OTHER_BATCH, length)]
 
 
+def inputs_of(specimen: Specimen) -> list[Arguments]:
+    return [Arguments(example) for example in examples_of(specimen)]
+
+
 def answers_of(model: Any, specimen: Specimen) -> list[list[Tensor]]:
-    """All tensors of the answer to each input, those in caches of keys and values included."""
-    answers = []
-    for example in examples_of(specimen):
-        torch.manual_seed(0)
-        answers.append([tensor.clone() for tensor in tensors_of(zoo.call(model, example))])
-    return answers
+    """All tensors of the answer to each input."""
+    return bitwise.answers_of(model, inputs_of(specimen))
 
 
 def divided(specimen: Specimen, store: Path, method: str) -> tuple[float, list[str]]:
@@ -238,74 +234,16 @@ def streamed(specimen: Specimen, folder: Path) -> Result:
     """Divide it and stream it, and whether it answers as the whole model does."""
     expected, path = answers_of(built(specimen), specimen), folder / "store"
     seconds, _ = divided(specimen, path, "eager")
-    with Store(path, verify="never") as store:
-        contents, sizes, stages = store.manifest, data_bytes(store), streamed_shards(store)
-        pinned, sliceable = module_of(store).pinned, sliceable_shards(store)
-        num_unused = len(module_of(store).unused)
-    smallest = smallest_bytes(stages, sizes, pinned)
-    with_slices = smallest_bytes(stages, sizes, pinned, sliceable)
-    found: Result = {
-        "divide_seconds": seconds,
-        "num_stages": len(stages),
-        "num_tensors": len(expected[0]),
-        "weight_bytes": sum(size for name, size in sizes.items() if name != "buffers"),
-        "largest_stage_bytes": max(sum(sizes[shard] for shard in shards) for shards in stages),
-        "largest_weight_bytes": max(each.num_bytes for shard in contents.shards.values() for each in shard.tensors),
-        "kept": [tensor.name for shard in pinned for tensor in contents.shards[shard].tensors],
-        "kept_bytes": sum(sizes[shard] for shard in pinned),
-        "num_unused": num_unused,
-        "is_paged": contents.proof is not None and contents.proof.is_paged,
-    }
-    module: Any = type(built(specimen))
-    if specimen.family != "transformers" or specimen.skeleton is not None:
-        module = specimen.skeleton() if specimen.skeleton else weightless(specimen.build)
-    # The class, or a module without weights; then one with equal weights, since others are refused.
-    found["smallest"] = run_within(module, specimen, path, smallest, expected)
-    found["twice"] = run_within(built(specimen), specimen, path, 2 * smallest, expected)
-    if with_slices < smallest:
-        found["sliced"] = run_within(built(specimen), specimen, path, with_slices, expected)
-    return found
+    build = functools.partial(built, specimen)
+    trial = Trial(path, functools.partial(bare, specimen), build, inputs_of(specimen), expected, told)
+    return {"divide_seconds": seconds, **trial.run()}
 
 
-def run_within(module: Any, specimen: Specimen, store: Path, budget: int, expected: list[list[Tensor]]) -> Result:
-    """A stream under this many bytes of weights: both inputs, one after the other.
-
-    Tensors beside the weights may count; the budget is then the smallest one that the refusal names.
-    """
-    shown = {"budget_bytes": budget, "module": "class" if isinstance(module, type) else "module"}
-    try:
-        with offramp.stream(module, store, weight_budget=budget) as stream:
-            answers = answers_of(stream, specimen)
-            record = stream.record()
-    except BudgetError as error:
-        needed = parse_size((error.remedy or "").rpartition(" ")[2])
-        if needed > budget:
-            return run_within(module, specimen, store, needed, expected)
-        return {**shown, "failed": told(error)}
-    except Exception as error:  # whatever it is, it is the result
-        traceback.print_exc()
-        return {**shown, "failed": told(error)}
-    counted = {key: record[key] for key in ("peak_weight_bytes", "unplanned_loads", "disorders", "held", "sliced")}
-    return {**shown, **compared(answers, expected), **counted}
-
-
-def compared(answers: Sequence[Sequence[Tensor]], expected: Sequence[Sequence[Tensor]]) -> Result:
-    """Whether answers are equal bit for bit, one by one, and by how much they differ where one is not."""
-    equal = [zoo.equal(found, wanted) for found, wanted in zip(answers, expected, strict=True)]
-    return {"equal": equal} if all(equal) else {"equal": equal, "difference": list(map(difference, answers, expected))}
-
-
-def difference(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float | str:
-    """The largest, as a share of the largest value of its tensor; in words where there is no such number."""
-    if [tensor.shape for tensor in found] != [tensor.shape for tensor in wanted]:
-        return "other shapes"
-    worst = 0.0
-    for one, other in zip(found, wanted, strict=True):
-        if not other.numel():
-            continue
-        distance = (one.double() - other.double()).abs().max() / other.double().abs().max().clamp(min=1e-30)
-        worst = max(worst, float(distance)) if distance.isfinite() else math.inf
-    return worst if math.isfinite(worst) else "not finite"
+def bare(specimen: Specimen) -> Any:
+    """Its class, or a module without weights where a class alone does not tell the shape."""
+    if specimen.family == "transformers" and specimen.skeleton is None:
+        return type(built(specimen))
+    return specimen.skeleton() if specimen.skeleton else weightless(specimen.build)
 
 
 # accelerate -----------------------------------------------------------------------------------------------------------

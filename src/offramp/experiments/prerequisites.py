@@ -20,7 +20,7 @@ from offramp.errors import UsageError
 from offramp.experiments.figures import SAMPLE
 from offramp.experiments.jobs import BOUNDS, ORACLE, RANDOM, WorkerJob
 from offramp.experiments.rivals import INDEX_FILE, LISTED
-from offramp.experiments.specification import MEASURE, Experiment, digest_of, identifying
+from offramp.experiments.specification import MEASURE, NOT_IDENTIFYING, STREAM, Experiment, digest_of, identifying
 from offramp.experiments.steps import LATENCY_OF, POLICY, RUN, STORE
 from offramp.measure.hardware import machine
 from offramp.runtime.config import BULK, LISTS, PLANNED, EngineConfig
@@ -133,6 +133,8 @@ def needs_of(
     """
     data = None if each.data is None else each.data.task or each.data.train or each.data.dev
     needs = Needs(made, engine=each.engine, model=each.model, data="" if data is None else str(data))
+    if each.job == STREAM and source is not None:
+        needs.model = _streamed_folder(each, source)
     if each.job != MEASURE or source is None:
         return needs
     _require_consistent(each, source)
@@ -326,7 +328,7 @@ def _require_rule(text: str) -> None:
 def measuring_job(each: Experiment, number: int, needs: Needs) -> WorkerJob:
     """Return the job of round `number` of an experiment whose prerequisites are made."""
     if each.job != MEASURE:
-        step = {"kind": each.job, "experiment": each.to_json(), "round": number}
+        step = {"kind": each.job, "experiment": each.to_json(), "round": number, "model": needs.model}
         return WorkerJob("step", "", step=step)
     engine, inputs = needs.engine, InputSource()
     if needs.sample is not None:
@@ -367,6 +369,20 @@ def _require_options(each: Experiment) -> None:
     if other:
         what = f"the rival {each.rival} has no option {', '.join(other)}"
         raise UsageError(what, each.model, "give rivals a Grid of their own, without it")
+
+
+def _streamed_folder(each: Experiment, source: Source) -> str:
+    """Return the model folder of a job `stream`. Raises UsageError for a store, and for options without effect."""
+    if source.is_store:
+        what = f"the job {STREAM} divides a model itself, and this is a store"
+        raise UsageError(what, each.model, "name the model folder that it was made from")
+    plain = Experiment(each.model, STREAM, engine=EngineConfig(threads=each.engine.threads))
+    free = replace(plain, **{name: getattr(each, name) for name in ("device", *NOT_IDENTIFYING)})
+    other = [name for name, value in each.flat().items() if value != free.flat().get(name)]
+    if other:
+        what = f"the job {STREAM} has no option {', '.join(other)}"
+        raise UsageError(what, each.model, "give it a Grid of its own, without it")
+    return source.folder
 
 
 def _require_loadable(folder: str, rival: str) -> None:

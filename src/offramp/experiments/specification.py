@@ -21,7 +21,10 @@ from offramp.tasks.data import DataSpec
 from offramp.training.settings import TrainSettings
 from offramp.units import named_size, parse_duration
 
-MEASURE, TOY = "measure", "toy"
+MEASURE, STREAM, TOY = "measure", "stream", "toy"
+INPUTS = "inputs.safetensors"
+"""File of a model folder with example inputs of a job `stream`, by name, as `offramp divide --inputs` reads it; without
+it, they are made up from the config."""
 RECIPE = "recipe"
 """Name of the module of a recipe, and of its function."""
 _GROUPS: dict[str, type] = {"data": DataSpec, "engine": EngineConfig, "training": TrainSettings}
@@ -43,8 +46,9 @@ class Experiment:
     model: str
     """A run folder, a model folder or a store; with `training`, the model to train. With `seed` and without `training`:
     MODEL/seed-N, as `offramp train --seed 1,2,3` writes it."""
-    job: str = field(default=MEASURE, metadata={"choices": (MEASURE, TOY)})
-    """`measure`; or `toy`, which computes some numbers from the specification, to try a scheduler."""
+    job: str = field(default=MEASURE, metadata={"choices": (MEASURE, STREAM, TOY)})
+    """`measure`; `stream`, which divides a model folder by a run, streams it under small budgets, and compares answers
+    bit for bit; or `toy`, which computes some numbers from the specification, to try a scheduler."""
     data: Any = None
     """`tasks.DataSpec`, or None: random inputs."""
     split: str = field(default="dev", metadata={"choices": SPLITS})

@@ -265,6 +265,12 @@ def _convert(step: Tree, log: Log) -> Any:
     return convert(step, log)
 
 
+def _stream(step: Tree, log: Log) -> Any:
+    from offramp.experiments.bitwise import stream_model
+
+    return stream_model(step, log)
+
+
 def _rival(step: Tree, log: Log) -> Any:
     from offramp.experiments.rival_steps import measure
 
@@ -274,6 +280,7 @@ def _rival(step: Tree, log: Log) -> Any:
 _STEPS: dict[str, Callable[[Tree, Any], Any]] = {
     "identify": _identify, "train": _train, "divide": _divide, "sample": _sample, "transcript": _transcript,
     "tune": _tune, "exits": _exits, "toy": _toy, "convert": _convert, "rival": _rival,
+    "stream": _stream,
 }  # fmt: skip
 
 

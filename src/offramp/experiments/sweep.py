@@ -36,7 +36,7 @@ from offramp.experiments.prerequisites import (
 )
 from offramp.experiments.results import FORMAT, Record, Results, TooLargeError
 from offramp.experiments.results import MADE as MADE_FOLDER
-from offramp.experiments.specification import MEASURE, Experiment, names_of
+from offramp.experiments.specification import INPUTS, MEASURE, STREAM, TOY, Experiment, names_of
 from offramp.experiments.steps import PROFILE
 from offramp.measure import median
 from offramp.policies.own import python_files
@@ -165,7 +165,7 @@ def _failures(records: Iterable[Record]) -> list[Record]:
 
 def identify(experiments: Sequence[Experiment], log: Log) -> tuple[dict[str, Source], dict[Any, str]]:
     """Return the source of each model, and the digest of each set of data."""
-    measured = [each for each in experiments if each.job == MEASURE]
+    measured = [each for each in experiments if each.job != TOY]
     models = list(dict.fromkeys(_model(each) for each in measured))
     data = list(dict.fromkeys(each.data for each in measured if each.data is not None))
     if not models:
@@ -182,9 +182,10 @@ def identify(experiments: Sequence[Experiment], log: Log) -> tuple[dict[str, Sou
 
 
 def files_of(each: Experiment) -> dict[str, str]:
-    """Return the digests of the policy files, Python files and the device profile that an experiment names."""
+    """Return the digests of the policy files, Python files, device profile and example inputs of an experiment."""
     exit = each.engine.exit
     names = [*re.split("[&|>]", exit), *python_files(rule_of(exit)), *filter(None, [each.engine.profile])]
+    names += [str(Path(each.model, INPUTS))] if each.job == STREAM else []
     paths = [Path(name.strip()) for name in names]
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.is_file()}
 

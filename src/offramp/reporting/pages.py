@@ -59,13 +59,17 @@ def _environment() -> Any:
 
 
 def flat(record: Mapping[str, Any]) -> Row:
-    """Return the names and values of a record on one level: options, figures, what its study says of it, samples."""
+    """Return the names and values of a record on one level: options, figures, what its study says of it, samples; of a
+    job that failed, the reason as `failed`.
+    """
     found: Row = dict(record.get("run") or {})
     for name, value in (record.get("experiment") or {}).items():
         found.update(value if isinstance(value, dict) else {name: value})
     for part in ("figures", "samples", "study"):
         found.update(record.get(part) or {})
-    found.update({name: record[name] for name in ("round", "environment", "failed") if name in record})
+    found.update({name: record[name] for name in ("round", "environment") if name in record})
+    if record.get("reason") is not None:
+        found["failed"] = record["reason"]["what"]
     return found
 
 
