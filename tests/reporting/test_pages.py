@@ -8,8 +8,11 @@ import pytest
 
 from offramp.cli import main
 from offramp.errors import OfframpError, UsageError
+from offramp.experiments import Grid, experiment
+from offramp.experiments.grid import read_recipe
 from offramp.experiments.results import line_of, read_results
-from offramp.reporting.pages import flat, page_from, ratios, spread, where
+from offramp.reporting.pages import failures, flat, gain, interval, machines, of, page_from, ratios, spread, where
+from tests.experiments.studies import ENVIRONMENT, record
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = {
@@ -46,13 +49,13 @@ def test_the_page_of_the_study_is_made_from_its_records_and_those_of_two_others(
 def test_published_records_are_those_of_experiments(name):
     from offramp.experiments.specification import Experiment
 
-    for record in read_results(ROOT / "docs/results/records" / name, print)[::7]:
-        found = Experiment.from_json(record["experiment"]).flat()
+    for each in read_results(ROOT / "docs/results/records" / name, print)[::7]:
+        found = Experiment.from_json(each["experiment"]).flat()
         assert (found["model"], found["exit"]) == (
-            record["experiment"]["model"],
-            record["experiment"]["engine"]["exit"],
+            each["experiment"]["model"],
+            each["experiment"]["engine"]["exit"],
         )
-        assert record["study"]["part"]
+        assert each["study"]["part"]
 
 
 @pytest.mark.parametrize("task", ["cola", "sst2", "mrpc", "rte", "stsb", "qnli", "qqp", "mnli"])
@@ -61,14 +64,54 @@ def test_published_gains_follow_from_the_published_answers(task):
 
     from offramp.tasks.metrics import paired_interval
 
-    rows = [flat(record) for record in read_results(ROOT / "docs/results/records/glue", print)]
-    for gain in where(rows, part="against plain", task=task):
-        key = {"part": "training", "model": gain["model"], "task": gain["task"], "seed": gain["seeds"]}
+    rows = [flat(each) for each in read_results(ROOT / "docs/results/records/glue", print)]
+    for wanted in where(rows, part="against plain", task=task):
+        key = {"part": "training", "model": wanted["model"], "task": wanted["task"], "seed": wanted["seeds"]}
         ours = where(rows, **key, loss="pabee", heads="mean-linear", joint_only=False)
         sides = [sorted(side, key=lambda row: row["seed"]) for side in (ours, where(rows, **key, loss="last"))]
         answers = [np.array([row["answers"] for row in side]) for side in sides]
         found = paired_interval(ours[0]["metrics"], np.array(ours[0]["truth"]), *answers)
-        assert found == pytest.approx([gain[name] for name in ("gain", "gain_low", "gain_high")], abs=1e-9)
+        assert found == pytest.approx([wanted[name] for name in ("gain", "gain_low", "gain_high")], abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["ancestor", "glue", "latency", "main_job"])
+def test_the_template_of_a_recipe_makes_a_page_of_the_records_of_a_fresh_sweep(name, monkeypatch):
+    """Tables have rows, and as many cells as their head; models are named. Of long recipes, the first task."""
+    monkeypatch.setenv("QUICK", "1")
+    found = read_recipe(ROOT / "recipes" / f"{name}.py")
+    found = found if len(found) < 100 else [each for each in found if each.data == found[0].data]
+    records = [record(each, number) for each in found for number in range(1, min(each.rounds, 2) + 1)]
+    records[-1] = record(found[-1], records[-1]["round"], failed="no memory")
+    page = page_from(ROOT / "recipes" / f"{name}.md.jinja", records)
+    assert f"- failed: 1 of {len(records)} jobs: no memory" in page and ENVIRONMENT["cpu_model"] in page
+    tables = [block.splitlines() for block in page.split("\n\n") if block.startswith("|")]
+    assert tables and all(len(table) > 2 and len({line.count("|") for line in table}) == 1 for table in tables)
+    models = ["MiniLM-L6", "DistilBERT"] if name == "ancestor" else [Path(each.model).name for each in found]
+    assert all(model in page for model in models)
+
+
+def test_a_gain_is_paired_by_seed_and_text():
+    rows = [flat(record(each, 1)) for each in Grid(model="m", task="sst2", exit=["none", "patience:1"], seed=[1, 2])]
+    mine, full = where(rows, exit="patience:1"), where(rows, exit="none")
+    found = gain(mine, full)
+    assert found["gain"] == pytest.approx(sum(of(mine, "score")) / 2 - sum(of(full, "score")) / 2)
+    assert found["gain_low"] < found["gain"] < found["gain_high"] and gain(mine, reversed(full)) == found
+    assert interval(found, "gain").startswith(f"{found['gain']:+.1f} [")
+    for bases in ([], where(full, seed=3), [{**row, "truth": row["truth"][1:]} for row in full]):
+        assert interval(gain(mine, bases), "gain") == "–"
+
+
+def test_figures_of_traced_jobs_are_those_of_others():
+    traced = flat(record(experiment(model="m", task="sst2", trace=True), 1))
+    assert isinstance(traced["memory"], int) and traced["spans"]
+
+
+def test_machines_and_failures_are_listed_once():
+    each = experiment(model="m", task="sst2")
+    rows = [flat(record(each, 1)), flat(record(each, 2)), flat(record(each, 3, "no memory"))]
+    (line,) = machines(rows)
+    assert line.startswith("AMD EPYC, 2 cores, Linux x86_64: offramp 0.1.0, python 3.11.7, numpy")
+    assert failures(rows) == [("no memory", 1)]
 
 
 def a_record(round=0, **figures):

@@ -11,6 +11,7 @@ pages.
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ def flat(record: Mapping[str, Any]) -> Row:
     found: Row = dict(record.get("run") or {})
     for name, value in (record.get("experiment") or {}).items():
         found.update(value if isinstance(value, dict) else {name: value})
-    for part in ("figures", "samples", "study"):
+    for part in ("samples", "figures", "study"):  # in this order: `memory` is a figure, and of traced jobs also samples
         found.update(record.get(part) or {})
     found.update({name: record[name] for name in ("round", "environment") if name in record})
     if record.get("reason") is not None:
@@ -118,12 +119,48 @@ def spread(values: Sequence[float], unit: str = "x", digits: int = 2) -> str:
     return f"{middle}{unit} ({least}..{most})"
 
 
-def interval(row: Row, name: str, form: str = "+.1f") -> str:
-    """Return "value [low high]" of a name; the ends are called NAME_low and NAME_high."""
+def interval(row: Row | None, name: str, form: str = "+.1f") -> str:
+    """Return "value [low high]" of a name; the ends are called NAME_low and NAME_high. Of no row it is a dash."""
+    if row is None:
+        return NONE
     value, low, high = (row.get(key) for key in (name, f"{name}_low", f"{name}_high"))
     if value is None:
         return ""
     return f"{value:{form}}" if low is None or high is None else f"{value:{form}} [{low:{form}} {high:{form}}]"
+
+
+def gain(rows: Iterable[Row], bases: Iterable[Row]) -> Row | None:
+    """Return by how many points rows score more than their bases, as `interval` takes it: paired by seed and by text.
+
+    A seed counts once: its rounds give equal answers. None where nothing can be paired.
+    """
+    import numpy as np
+
+    from offramp.tasks.metrics import paired_interval
+
+    mine, known = ({row["seed"]: row for row in side if "answers" in row} for side in (rows, bases))
+    pairs = [(row, known[seed]) for seed, row in mine.items() if seed in known]
+    truth = pairs[0][0]["truth"] if pairs else None
+    if truth is None or any(each["truth"] != truth for pair in pairs for each in pair):
+        return None
+    sides = [np.array([pair[side]["answers"] for pair in pairs]) for side in (0, 1)]
+    found = paired_interval(tuple(pairs[0][0]["metrics"]), np.array(truth), *sides)
+    return dict(zip(("gain", "gain_low", "gain_high"), found, strict=True))
+
+
+def machines(rows: Iterable[Row]) -> list[str]:
+    """Return the machines that rows were measured on, with versions, each once."""
+    found: dict[str, None] = {}
+    for here in of(rows, "environment"):
+        versions = {"offramp": here["offramp_version"], "python": here["python_version"], **here["library_versions"]}
+        place = f"{here['cpu_model']}, {here['num_cores']} cores, {here['platform']}"
+        found[f"{place}: {', '.join(f'{name} {version}' for name, version in versions.items())}"] = None
+    return list(found)
+
+
+def failures(rows: Iterable[Row]) -> list[tuple[str, int]]:
+    """Return the reasons of jobs that failed, and how many rows each has."""
+    return list(Counter(of(rows, "failed")).items())
 
 
 def yes(met: bool) -> str:
@@ -138,10 +175,14 @@ def cells(values: Iterable[Any]) -> str:
     return Markup(" | ".join(map(_harmless, values)))  # each is escaped  # nosec B704
 
 
+_FILTERS = (
+    where, of, groups, ratios, inverse, mean, median, spread, gain, interval, machines, failures, mib, ms, yes, cells,
+)  # fmt: skip
 FILTERS: dict[str, Callable[..., Any]] = {
-    each.__name__: each
-    for each in (where, of, groups, ratios, inverse, mean, median, spread, interval, mib, ms, yes, cells)
-} | {"form": lambda value, form: NONE if value is None else f"{value:{form}}", "ordered": sorted}
+    **{each.__name__: each for each in _FILTERS},
+    "form": lambda value, form: NONE if value is None else f"{value:{form}}",
+    "ordered": sorted,
+}
 """Functions that a template calls after a bar."""
 
 
