@@ -102,9 +102,20 @@ def test_without_prefetch_nothing_is_read_before_it_is_due(shelf, reads, policy)
             assert all(each.start_seconds >= one.end_seconds for each in later), "nothing is computed during a read"
 
 
+@pytest.mark.parametrize(("rule", "loaded"), [("fifo", 4), ("mru", 3), ("planned", 2)])
+def test_layers_of_small_shards_are_loaded_as_others(shelf, rule, loaded):
+    store = shelf.open(Toy())
+    with opened(store, residency=rule, resident_layers=2) as classifier:
+        _, *others = passes(classifier, store)
+        layer = sum(store.manifest.shards[name].bytes for name in layer_shards(store, 1))
+        assert [round(num_bytes / layer) for num_bytes in others] == [loaded] * 2
+
+
+@pytest.mark.parametrize("toy", [BIG, Toy()], ids=["large", "small"])
 @pytest.mark.parametrize("residency", ["planned", "prefix", "even"])
-def test_layers_bound_the_weights_of_any_plan(shelf, residency):
-    store, sizes = shelf.open(BIG), []
+def test_layers_bound_the_weights_of_any_plan(shelf, residency, toy):
+    """Also where shards are so small that they stay in memory where layers are not counted."""
+    store, sizes = shelf.open(toy), []
     for number in (1, 2, 3, 4, 9):
         with opened(store, residency=residency, resident_layers=number) as classifier:
             plan, sizes_of = classifier.plan, store.manifest.layouts

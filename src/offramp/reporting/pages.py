@@ -143,8 +143,8 @@ def gain(rows: Iterable[Row], bases: Iterable[Row]) -> Row | None:
     truth = pairs[0][0]["truth"] if pairs else None
     if truth is None or any(each["truth"] != truth for pair in pairs for each in pair):
         return None
-    sides = [np.array([pair[side]["answers"] for pair in pairs]) for side in (0, 1)]
-    found = paired_interval(tuple(pairs[0][0]["metrics"]), np.array(truth), *sides)
+    ours, theirs = (np.array([pair[side]["answers"] for pair in pairs]) for side in (0, 1))
+    found = paired_interval(tuple(pairs[0][0]["metrics"]), np.array(truth), ours, theirs)
     return dict(zip(("gain", "gain_low", "gain_high"), found, strict=True))
 
 

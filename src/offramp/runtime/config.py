@@ -133,7 +133,8 @@ class EngineConfig:
     same. A list of layers never reads ahead."""
     resident_layers: Optional[int] = _option(None, parse_count)
     """Most layers whose weights are in memory at once, slots included, to compare rules at equal memory; None: as many
-    as the budget holds, and one in a list. What belongs to no layer then stays in memory."""
+    as the budget holds, and one in a list. What belongs to no layer then stays in memory, and shards of at most 256 KiB
+    of layers that have larger ones."""
 
     def __post_init__(self) -> None:
         for each in fields(self):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import os
 from dataclasses import replace
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, FrozenSet, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from offramp.errors import DamagedError
 from offramp.measure import address_space_bytes, read_memory
@@ -90,7 +90,7 @@ def make_run_plan(
     """
     small = frozenset(item.shard for item in items if item.num_bytes <= SMALL_SHARD_BYTES)
     if strategy.is_of_layers:
-        small |= {item.shard for item in items} - schedule.layer_of.keys()
+        small = _resident_beside_layers(items, small, schedule.layer_of)
     together = max(schedule.most_shards_together(num_batches, small), 1)
     start_bytes = read_memory().peak_bytes if own_process else 0
     base_bytes = footprint.base_bytes + limit.reserved_bytes
@@ -98,6 +98,15 @@ def make_run_plan(
     plan = make_plan(layers_of(items, small) if strategy.is_list else items, memory, limit.num_bytes, strategy)
     reserved_bytes, margin_bytes = limit.reserved_bytes, limit.margin_bytes
     return replace(plan, limited_by=limit.source, reserved_bytes=reserved_bytes, margin_bytes=margin_bytes)
+
+
+def _resident_beside_layers(items: List[Item], small: FrozenSet[str], layer_of: Mapping[str, int]) -> FrozenSet[str]:
+    """Return the shards that stay in memory where layers are counted: those of no layer, and small ones of layers that
+    have larger ones. A layer of small shards alone counts as others do, or counting would have no effect on it.
+    """
+    large = {layer_of[item.shard] for item in items if item.shard in layer_of and item.shard not in small}
+    shards = {item.shard for item in items}
+    return frozenset({each for each in small if layer_of.get(each) in large} | (shards - layer_of.keys()))
 
 
 def allocate(store: Store, plan: Plan, reads: Reads = BUFFERED) -> Buffers:
