@@ -1,5 +1,8 @@
 """Trackers: each record is a run with options and figures, and a tracker that fails loses no record."""
 
+import contextlib
+import os
+import sqlite3
 import sys
 import time
 import types
@@ -133,6 +136,8 @@ def test_a_record_is_a_run_of_the_tracker(monkeypatch, tmp_path, name):
     package.PartialState = lambda cpu: None
     monkeypatch.setitem(sys.modules, "accelerate", package)
     monkeypatch.setitem(sys.modules, "accelerate.tracking", module)
+    for variable in tracking._PLACES:
+        monkeypatch.setenv(variable, "chosen")
     record = {"name": "budget=1/2, round 3", "options": {"seed": "1"}, "figures": {"latency": 0.5}, "round": 3}
     track(name, "project", tmp_path, {**record, "status": "done"})
     track(name, "project", tmp_path, {**record, "figures": {}, "status": "failed"})
@@ -142,6 +147,7 @@ def test_a_record_is_a_run_of_the_tracker(monkeypatch, tmp_path, name):
         ("log", {"latency": 0.5}, {"step": 3}), ("finish", {}),
     ]  # fmt: skip
     assert [call[0] for call in calls[6:]] == ["start", "store_init_configuration", "finish"], "it has no figures"
+    assert {os.environ[variable] for variable in tracking._PLACES} == {"chosen"}
 
 
 STAND_INS = {
@@ -198,7 +204,6 @@ def note(call, **given):
 def test_records_come_through_the_trackers_of_accelerate(name, in_process, tmp_path, monkeypatch):
     """The process, accelerate and its tracker are real: the library behind it is a stand-in."""
     import json
-    import os
 
     pytest.importorskip("accelerate")
     (tmp_path / "libraries").mkdir()
@@ -224,8 +229,10 @@ def test_records_come_through_the_trackers_of_accelerate(name, in_process, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["tensorboard", "trackio"])
-def test_records_are_files_of_trackers_that_are_installed(name, in_process, tmp_path):
+@pytest.mark.parametrize("name", ["tensorboard", "trackio", "mlflow", "wandb"])
+def test_records_are_files_of_trackers_that_are_installed(name, in_process, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.chdir(tmp_path)
     for library in (name, "accelerate"):
         pytest.importorskip(library)
     lines = []
@@ -233,7 +240,15 @@ def test_records_are_files_of_trackers_that_are_installed(name, in_process, tmp_
         sweep.sweep(TOYS, tmp_path / "out", SweepSettings(), ignore, ignore, watch=watching.add)
     assert not lines
     files = [path for path in (tmp_path / "out" / tracking.FOLDER).rglob("*") if path.is_file()]
-    if name == "tensorboard":
+    assert [path.name for path in tmp_path.iterdir()] == ["out"], "nothing is written beside the results"
+    if name == "mlflow":
+        with contextlib.closing(sqlite3.connect(tmp_path / "out" / tracking.FOLDER / "mlflow.db")) as database:
+            runs = database.execute("select name, status from runs order by name").fetchall()
+            assert runs == [(f"seed={seed}, round {number}", "FINISHED") for seed in (1, 2) for number in (1, 2)]
+            assert database.execute("select count(*) from metrics where key = 'latency'").fetchone() == (4,)
+    elif name == "wandb":
+        assert sum(path.suffix == ".wandb" for path in files) == 4
+    elif name == "tensorboard":
         assert sum(path.name.startswith("events.") and path.parent.name == "seed=1, round 2" for path in files) == 1
     else:
         assert any(path.stat().st_size for path in files)

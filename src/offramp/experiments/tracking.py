@@ -31,6 +31,9 @@ MOST_BYTES = 255
 """Length in bytes of the longest name of a folder."""
 FOLDER = "tracking"
 """Folder in the results for trackers that write files."""
+_PLACES = {"TRACKIO_DIR": "{}/trackio", "WANDB_DIR": "{}", "MLFLOW_TRACKING_URI": "sqlite:///{}/mlflow.db"}
+"""Variable that says where a tracker writes -> its value unless the caller sets it: by themselves, they choose the
+working folder."""
 
 
 def require_tracker(tracker: str) -> None:
@@ -128,7 +131,8 @@ def track(tracker: str, project: str, folder: Path, record: dict[str, Any]) -> N
 
     PartialState(cpu=True)  # some trackers log by its state
     folder.mkdir(exist_ok=True)
-    os.environ.setdefault("TRACKIO_DIR", str(folder / "trackio"))
+    for option, value in _PLACES.items():
+        os.environ.setdefault(option, value.format(folder.absolute()))
     kind, name = LOGGER_TYPE_TO_CLASS[tracker], record["name"]
     made = {
         "tensorboard": lambda: kind(_file_name(name), logging_dir=folder),
