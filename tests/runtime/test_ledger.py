@@ -32,7 +32,12 @@ SIZES = st.integers(RSS, 1 << 40)
 
 
 class Owner:
-    """Something that can be referred to weakly."""
+    """An engine and its feed in one."""
+
+    in_memory = 10
+
+    def resident_bytes(self):
+        return self.in_memory
 
 
 @given(budget=st.none() | SIZES, available=SIZES, container=st.none() | SIZES, mappable=st.none() | SIZES)
@@ -68,7 +73,8 @@ def test_what_others_reserve_counts_whether_it_is_in_memory_or_not(shares, limit
     ledger, owners = Ledger(), []
     for weights, activations, budget, measured_later in shares:
         owners.append(Owner())
-        share = Share(weights, activations, budget, lambda: in_memory, 2 if measured_later else 0)
+        owners[-1].in_memory = in_memory
+        share = Share(weights, activations, budget, owners[-1].resident_bytes, 2 if measured_later else 0)
         ledger.reserve(owners[-1], share)
     left = ledger.left(Limit(limit), 1)
     assert left.num_bytes == min([limit, *(share[2] for share in shares if share[2] is not None)])
@@ -82,10 +88,19 @@ def test_what_others_reserve_counts_whether_it_is_in_memory_or_not(shares, limit
 
 def test_an_engine_that_is_gone_reserves_nothing():
     ledger, owner = Ledger(), Owner()
-    ledger.reserve(owner, Share(10, 10, 10, lambda: 10, 0))
+    owner.itself = owner
+    ledger.reserve(owner, Share(10, 10, 10, owner.resident_bytes, 0))
     del owner
     gc.collect()
     assert ledger.left(Limit(20), 0) == Limit(20)
+
+
+def test_a_feed_that_is_gone_before_its_engine_has_nothing_in_memory():
+    ledger, owner, feed = Ledger(), Owner(), Owner()
+    ledger.reserve(owner, Share(10, 10, 10, feed.resident_bytes, 0))
+    assert ledger.resident_bytes() == 10
+    del feed
+    assert ledger.resident_bytes() == 0
 
 
 def test_moments_are_in_order():

@@ -41,7 +41,7 @@ class Share(NamedTuple):
     budget_bytes: Optional[int]
     """Budget of the engine; None: only the limit of the system, which bounds all plans."""
     resident_bytes: Callable[[], int]
-    """Returns how much of its weights is in memory."""
+    """Method that returns how much of its weights is in memory. The ledger does not keep the object of the method."""
     measured: int
     """Moment at which the process was measured for it, by `Ledger.moment`."""
 
@@ -106,7 +106,7 @@ class Ledger(Forked):
 
     def reserve(self, owner: object, share: Share) -> None:
         """Enter the share of an engine that opens. It is dropped with its owner, or by `release`."""
-        self._shares[owner] = share
+        self._shares[owner] = share._replace(resident_bytes=_weak(share.resident_bytes))
 
     def release(self, owner: object) -> None:
         """Drop the share of an engine, if it has one."""
@@ -132,6 +132,17 @@ class Ledger(Forked):
 
     def _all(self) -> List[Share]:
         return list(self._shares.values())
+
+
+def _weak(method: Callable[[], int]) -> Callable[[], int]:
+    """Return a function that calls a method of an object as long as that lives, and then returns 0."""
+    reference = weakref.WeakMethod(method)
+
+    def call() -> int:
+        method = reference()
+        return 0 if method is None else method()
+
+    return call
 
 
 LEDGER = Ledger()
