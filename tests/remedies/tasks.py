@@ -670,6 +670,13 @@ TABLE = [
         "give one of its splits, such as data['train']",
         lambda w: data.load(DataSpec(dev=datasets()["train"]), print),
     ),
+    call(
+        "tasks/data.py: text and label are both read from the column",
+        GOOD,
+        labelled(text_column="label"),
+        "name another column with --text-column or --label-column",
+        labelled(text_column="sentence"),
+    ),
     mended("tasks/data.py: column {} is empty", GOOD + " \tone\n", "correct the row, or drop it"),
     mended(
         "tasks/data.py: label {} is none of",

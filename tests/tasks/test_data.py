@@ -74,10 +74,20 @@ def test_columns_are_looked_for_where_no_name_is_given(tmp_path):
     found = load(DataSpec(train=write(tmp_path / "t.csv", rows)), said.append)
     assert {example.text[1] for example in found.examples["train"]} == {"b"}
     assert "texts are read from the column 'text' and 'pair'" in said[0]
+    both = [{"text": row["review"], "sentence": row["review"], "label": row["stars"]} for row in ROWS]
+    load(DataSpec(train=write(tmp_path / "both.csv", both)), said.append)
+    assert said[1].endswith("texts are read from the column 'sentence'")
     headless = tmp_path / "h.csv"
     headless.write_text("".join(f"{row['review']},{row['stars']}\n" for row in ROWS))
     numbered = {"text_column": "1", "label_column": "2", "header": False}
     assert load_table(headless, **numbered).examples == load_table(write(tmp_path / "mine.csv")).examples
+
+
+@pytest.mark.parametrize("names", [{"text_column": "stars"}, {"text_column": "review", "pair_column": "stars"}])
+def test_a_column_is_not_both_text_and_label(tmp_path, names):
+    """A model that reads its labels has a score that says nothing."""
+    with pytest.raises(UsageError, match=r"text and label are both read from the column 'stars' - .*:2 - name another"):
+        load(DataSpec(train=write(tmp_path / "t.csv", ROWS), label_column="stars", **names))
 
 
 def test_numbers_in_other_spellings_are_one_label(tmp_path):

@@ -194,8 +194,12 @@ def _table_rows(spec: DataSpec, source: Any, log: Log) -> Iterator[_Labelled]:
     for row in read_table(source, Layout(spec.format, spec.header, spec.quotes), notes):
         columns = text_columns(row, first[0] if first else spec.text_column, spec.pair_column)
         if not first:
+            if spec.label_column in columns:
+                what = f"text and label are both read from the column {spec.label_column!r}"
+                raise UsageError(what, row[0], "name another column with --text-column or --label-column")
             require_columns(row, (*columns, spec.label_column))
-            if columns not in ((spec.text_column,), (spec.text_column, spec.pair_column), TEXT_COLUMNS[:1]):
+            is_only = columns == TEXT_COLUMNS[:1] and not row[1].keys() & set(TEXT_COLUMNS[1:])
+            if not is_only and columns not in ((spec.text_column,), (spec.text_column, spec.pair_column)):
                 notes.log(f"{row[0]}: texts are read from the column {' and '.join(map(repr, columns))}")
             first = columns
         note_columns(row, columns, first, notes)
