@@ -81,6 +81,14 @@ def test_a_budget_error_names_the_stage_that_needs_most():
     )
 
 
+def test_a_budget_error_names_what_a_stage_needs_beside_its_own_weights():
+    """Else a budget of what the stage needs is too small, and the stage needs just that."""
+    with pytest.raises(
+        BudgetError, match=r"needs 2\.00 MiB at once, beside 1\.00 MiB of weights that stay in memory or"
+    ):
+        plan_weights(["a", "b"], {"a": 1 << 20, "b": 2 << 20}, "a", 2 << 20)
+
+
 @settings(max_examples=200, deadline=None)
 @given(stages, st.integers(1, 40), some, extra, extra)
 def test_of_equal_shards_more_memory_never_keeps_fewer(stages, size, pinned, extra, more):

@@ -47,6 +47,9 @@ def plan_weights(
         index = stage_bytes.index(max(stage_bytes))
         what = f"a weight budget of {format_size(limit_bytes)} is too small for stage {index}"
         why = f"it needs {format_size(stage_bytes[index])} at once"
+        beside = _bytes(kept, sizes) + slice_bytes(sliced, sizes)
+        if beside:
+            why += f", beside {format_size(beside)} of weights that stay in memory or are read by rows"
         raise BudgetError(what, why, f"the smallest weight budget that works is {named_size(needed)}")
     reserved = slice_bytes(sliced, sizes)
     residents = _residents(rest, sizes, kept, limit_bytes - reserved)
