@@ -339,7 +339,7 @@ def test_integers_in_place_of_floats_are_called_quantised(own, refused):
         ({"architectures": ["GPT2Model"]}, ["own"]),
         ({"model_type": "nothing-known"}, ["config.json cannot be read"]),
         ({"hidden_size": "many"}, ["config.json"]),
-        ({"num_attention_heads": 3}, ["config.json makes no BertForSequenceClassification"]),
+        ({"num_attention_heads": 3}, ["config.json makes no BertForSequenceClassification", "correct its keys"]),
         ({"num_hidden_layers": 4}, ["16 tensors missing"]),
     ],
 )

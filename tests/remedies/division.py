@@ -1283,6 +1283,15 @@ TABLE = [
         lambda w: of_class(w, right_class, "model"),
     ),
     Entry(
+        "streaming/weightless.py: config.json makes no",
+        spoilt(
+            lambda w: w.edit_json("model/config.json", lambda tree: {**tree, "num_attention_heads": 3}),
+            lambda w: of_class(w, right_class, "model"),
+        ),
+        "correct its keys, or get the model again",
+        restore_config,
+    ),
+    Entry(
         "streaming/weightless.py: config.json names no architecture",
         class_named(without("architectures")),
         'add "architectures": [CLASS] to it',

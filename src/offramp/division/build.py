@@ -99,10 +99,12 @@ def _require_graphs(config: DivisionConfig, why: str) -> None:
 
 def _why_a_run(source: Source) -> str | None:
     """Return why a folder is divided by a run, with what that costs where its family is known; None: by names."""
-    family, misfit = FAMILIES.get(str(source.config.get("model_type"))), source.misfit()
+    kind = source.config.get("model_type")
+    family, misfit = FAMILIES.get(str(kind)), source.misfit()
+    other = "not a text classifier of the BERT family, so it is run once"
     if family is None:
-        return "not a text classifier of the BERT family, so it is run once"
+        return f"{'config.json has no model_type' if kind is None else f'model_type {kind}'}, {other}"
     if misfit is not None:
         return f"{misfit.what}, so it is run once, which takes torch, transformers, and more time and memory"
     is_known = family.architecture(source.config).endswith(("Model", "ForSequenceClassification"))
-    return None if is_known else "not a text classifier of the BERT family, so it is run once"
+    return None if is_known else f"{family.architecture(source.config)}, {other}"

@@ -66,6 +66,8 @@ def of_class(cls: Any, folder: Path, dtype: str | None = None) -> nn.Module:
         raise
     except Exception as error:  # whatever the class says of a config that is none of its kind
         what = f"config.json makes no {cls.__name__} ({_said(error)})"
+        if isinstance(config, getattr(cls, "config_class", None) or ()):
+            raise SourceError(what, folder, "correct its keys, or get the model again") from None
         raise SourceError(what, folder, "give a folder or a store of this class") from None
 
 
