@@ -129,6 +129,28 @@ def test_complex_numbers_become_graphs_for_torch_alone(tmp_path, monkeypatch):
     assert list((path / "graphs").glob("*.json")) and not list((path / "graphs").glob("*.onnx"))
 
 
+class Complements(nn.Module):
+    """Differences of numbers and tensors, as of masks and gates."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.gate = nn.Embedding(20, 4), nn.Linear(4, 4)
+
+    def forward(self, ids):
+        hidden = self.words(7 - ids % 8) * (1.5 - ids)[..., None]
+        gate = self.gate(hidden).sigmoid()
+        return torch.rsub(gate, 2, alpha=3) + (1 - gate) * hidden
+
+
+def test_a_number_less_a_tensor_is_written_as_onnx(tmp_path, monkeypatch):
+    """PyTorch finds no translation where the first operand is no tensor, so that XLNet and gates had no graphs."""
+    monkeypatch.undo()
+    said = []
+    torch.manual_seed(0)
+    offramp.divide(Complements().eval(), ids(2, 6), tmp_path / "store", method="export", say=said.append)
+    assert any("ONNX graphs differ from" in line for line in said), said
+
+
 def test_extents_in_which_examples_differ_may_differ():
     graph = exported(Pooled(), torch.ones(2, 3, 8, 8), torch.ones(3, 3, 6, 8))
     assert graph.dynamic[graph.inputs[0]] == (0, 2)

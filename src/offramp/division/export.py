@@ -250,6 +250,7 @@ def _to_onnx(graph: CapturedGraph, given: Sequence[Tensor], dynamic: Sequence[Se
                 verbose=False,
                 external_data=False,
                 optimize=True,
+                custom_translation_table={torch.ops.aten.rsub.Scalar: _subtracted_from},
             )
         assert program is not None
         proto = program.model_proto
@@ -264,6 +265,24 @@ def _to_onnx(graph: CapturedGraph, given: Sequence[Tensor], dynamic: Sequence[Se
     del proto.graph.value_info[:]
     proto.ir_version = IR
     return proto.SerializeToString(deterministic=True)
+
+
+def _subtracted_from(tensor: Any, number: Any, alpha: float = 1) -> Any:
+    """Return `number - alpha * tensor` as ONNX. PyTorch makes a difference of it whose first operand is no tensor, and
+    finds no translation for that.
+    """
+    from onnxscript import opset18
+
+    op: Any = opset18
+
+    def like(value: Any) -> Any:
+        if isinstance(value, (int, float)):
+            value = op.Constant(value_int=value) if isinstance(value, int) else op.Constant(value_float=value)
+        return op.CastLike(value, tensor)
+
+    if isinstance(number, float) and not tensor.dtype.is_floating_point():
+        tensor = op.Cast(tensor, to=1)  # to float32, as PyTorch does
+    return op.Sub(like(number), tensor if alpha == 1 else op.Mul(like(alpha), tensor))
 
 
 def require_allowed_in_stores(
