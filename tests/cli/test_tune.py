@@ -101,6 +101,13 @@ def test_a_policy_for_a_latency_is_found_told_and_run(run, tune, made, tmp_path)
         assert classifier.record()["exit"] == done.lines[-1]["record"]["exit"]
 
 
+def test_a_budget_that_is_too_small_has_no_known_latencies(run, refused, made, tmp_path):
+    """The latencies of a plan of all weights were recalled for it, and a policy was written that no run accepts."""
+    words = ("tune", made / "store", "--transcript", made / "transcripts", "--latency", "1s", "--out", tmp_path / "p")
+    assert run(*words).code == 0
+    refused(3, "budget of 1.00 MiB is too small", *words, "--budget", "1MiB")
+
+
 def test_a_policy_file_is_joined_with_rules(run, refused, tune, made, tmp_path):
     out = tmp_path / "policy.json"
     assert tune("--latency", middle(made), "--out", out).code == 0

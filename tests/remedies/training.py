@@ -689,6 +689,7 @@ TABLE = [
     transcript("store/transcript.py: {}", in_transcripts("tune.safetensors", lambda data: data[:-1])),
     transcript("store/transcript.py: transcript of format", described(lambda tree: {**tree, "format": 99})),
     transcript("store/transcript.py: not a description", described(lambda tree: {})),
+    transcript("store/transcript.py: this is the transcript", described(lambda tree: {**tree, "split": "dev"})),
     transcript("store/transcript.py: labels: {}", described(lambda tree: {**tree, "labels": ["a"]})),
     transcript(
         "store/transcript.py: tensor {} has a value", tensors(lambda all: {**all, "labels": all["labels"] + 99})

@@ -199,6 +199,15 @@ def test_a_split_that_is_not_there_is_named(tmp_path):
             read_transcript(folder, "dev")
 
 
+def test_the_transcript_of_another_split_is_refused(tmp_path):
+    """A policy would be certified on the rows that it was chosen by."""
+    write(tmp_path, arrays())
+    for path in [*tmp_path.iterdir()]:
+        path.rename(path.with_name(path.name.replace("dev", "certify")))
+    with pytest.raises(StoreError, match="this is the transcript of split dev, not of certify"):
+        read_transcript(tmp_path, "certify")
+
+
 def test_many_rows_take_the_memory_of_a_window(tmp_path):
     """300,000 rows of 12 exits with features would be 11 GB; what was never written is a hole in the file."""
     with TranscriptWriter(tmp_path, ABOUT, 300_000, 12, 3, 768) as writer:

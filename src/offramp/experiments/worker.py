@@ -177,6 +177,7 @@ def _profile(job: WorkerJob) -> dict[str, Any]:
     longest = random_length(job.store, job.config.max_length)
     config = replace(job.config, exit="none", deadline=None, profile=None, longest=longest)
     classifier = _prepare(replace(job, config=config), policy=Scheduled())
+    require_feasible(classifier)  # before a profile is recalled: a plan that does not fit may look like one that does
     profile = device_profile(classifier, longest, _log, job.recall)
     return replace(profile, budget_bytes=config.budget_bytes).to_json()
 

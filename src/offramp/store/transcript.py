@@ -218,9 +218,12 @@ def read_transcript(folder: Path, split: str) -> Transcript:
         remedy = f"create one: offramp eval --split {split} --transcript DIR"
         raise UsageError(f"no transcript of split {split}", folder, remedy)
     try:
-        return _read(path)
+        found = _read(path)
     except DamagedError as error:  # replaces the remedy, which is written for stores
         raise DamagedError(error.what, error.where, _REMEDY) from None
+    if found.about.split != split:  # a policy is not certified on the rows that it was chosen by
+        raise StoreError(f"this is the transcript of split {found.about.split}, not of {split}", path, _REMEDY)
+    return found
 
 
 def _read(path: Path) -> Transcript:
