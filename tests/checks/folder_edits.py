@@ -1,4 +1,4 @@
-"""Count what becomes of edited model folders: `python -m tests.checks.folder_edits --records FILE [--every N]`.
+"""Count what becomes of edited model folders: `python -m tests.checks.folder_edits --records FILE`.
 
 The edits and their judgement are those of tests/oracle/test_folder_edits.py: each key of config.json removed, null,
 and of another type; each tensor removed, renamed, cast, and in another file. Each edit is one line of the records; what
@@ -18,11 +18,11 @@ from tests.oracle import test_folder_edits as edited
 OUTCOMES = ("same", "refused", "wrong")
 
 
-def judge(edit: "edited.Edit", own: Path, cls: type, inputs: dict, unedited: object) -> dict:
-    """Return the outcome of one edited folder, and what is wrong with it."""
+def judge(edit: "edited.Edit", own: Path, cls: type, inputs: dict, unedited: object, dtype: str) -> dict:
+    """Return the outcome of one edited folder, divided into a store of `dtype`, and what is wrong with it."""
     edit.make(own)
-    wanted, got = edited.expected(own, cls, inputs), edited.found(own, own.with_suffix(".store"))
-    wrong = edited.fault(edit, got, wanted, unedited)
+    wanted, got = edited.expected(own, cls, inputs), edited.found(own, own.with_suffix(".store"), dtype)
+    wrong = edited.fault(edit, got, wanted, unedited, dtype)
     return {"outcome": "wrong" if wrong else "refused" if isinstance(got, str) else "same", "wrong": wrong}
 
 
@@ -33,6 +33,7 @@ def main() -> int:
     families = (*edited.KNOWN, *edited.FAMILIES)
     parser.add_argument("--families", type=lambda text: text.split(","), default=families)
     parser.add_argument("--every", type=int, default=1, metavar="N", help="each N-th edit of a family alone")
+    parser.add_argument("--dtype", choices=edited.TOLERANCES, default="fp32", help="of the stores")
     args = parser.parse_args()
     known = {(each["family"], each["edit"]) for each in read_records(args.records)}
     with tempfile.TemporaryDirectory() as name:
@@ -45,7 +46,7 @@ def main() -> int:
                     continue
                 with tempfile.TemporaryDirectory() as scratch:
                     own = shutil.copytree(folder, Path(scratch) / "own")
-                    found = judge(edit, own, cls, inputs, unedited)
+                    found = judge(edit, own, cls, inputs, unedited, args.dtype)
                 add_record(args.records, {"family": family, "edit": edit.name, **found})
     records = read_records(args.records)
     counts = Counter((each["family"], each["outcome"]) for each in records)

@@ -25,6 +25,8 @@ WEIGHTS, DTYPES = "model.safetensors", (torch.float16, torch.bfloat16, torch.flo
 QUIET_KEYS = ("transformers_version",)
 SHARDS = ("one.safetensors", "sub/two.safetensors")
 NOTHING = ("no refusal is right",)
+TOLERANCES = {"fp32": 1e-5, "fp16": 2e-3, "int8": 5e-2}
+"""How far a probability may be from that of transformers, by the dtype of the store."""
 
 
 @dataclass(frozen=True)
@@ -130,23 +132,23 @@ def expected(folder, cls, inputs):
         return f"{type(error).__name__}: {error}"
 
 
-def found(folder, store):
+def found(folder, store, dtype="fp32"):
     try:
-        with offramp.load(offramp.divide(folder, store), threads=1) as classifier:
+        with offramp.load(offramp.divide(folder, store, dtype=dtype), threads=1) as classifier:
             result = classifier.predict([TEXT])[0]
         return result.label, result.score
     except offramp.OfframpError as error:
         return str(error)
 
 
-def fault(edit, got, wanted, unedited):
-    """What is wrong with an answer or a refusal, or None."""
+def fault(edit, got, wanted, unedited, dtype="fp32"):
+    """What is wrong with an answer or a refusal of a store of `dtype`, or None."""
     if isinstance(got, str):
         is_named = isinstance(wanted, str) or any(each in got for each in edit.subjects)
         return None if is_named and "\n" not in got and "fault of ours" not in got else f"refused: {got}"
     if isinstance(wanted, str):  # a key that no answer depends on may be wrong
         wanted = unedited if edit.config is not None and not wanted.startswith("weights made up") else ("", 2.0)
-    same = got[0] == wanted[0] and abs(got[1] - wanted[1]) <= 1e-5
+    same = got[0] == wanted[0] and abs(got[1] - wanted[1]) <= TOLERANCES[dtype]
     return None if same else f"{got}, not {wanted}"
 
 
