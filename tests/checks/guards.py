@@ -36,6 +36,8 @@ class Guard:
 
 
 GUARDS = (
+    Guard("split of a transcript", "if found.about.split != split:", "if False:", ("test_transcript",)),
+    Guard("labels as texts", "if spec.label_column in columns:", "if False:", ("test_data",)),
     Guard("graph size", "if graph.bytes > m.MAX_GRAPH_BYTES:", "if False:", ("test_manifest",)),
     Guard(
         "graphs of templates",

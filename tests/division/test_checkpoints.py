@@ -348,6 +348,13 @@ def test_a_config_that_makes_no_model_ends_in_one_line(own, refused, changes, me
     refused(own, mentions)
 
 
+def test_a_folder_without_a_model_type_is_told_why_it_is_run(own, tmp_path):
+    config = json.loads((own / "config.json").read_text())
+    (own / "config.json").write_text(json.dumps({key: each for key, each in config.items() if key != "model_type"}))
+    with pytest.raises(offramp.errors.UsageError, match=r"stores of fp16 .*: config.json has no model_type"):
+        offramp.divide(own, tmp_path / "store", dtype="fp16")
+
+
 def test_code_in_a_folder_is_never_run(own, refused, tmp_path):
     (own / "modeling_own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     change(own, architectures=["OwnModel"], auto_map={"AutoModel": "modeling_own.OwnModel"}, model_type="own")
