@@ -21,26 +21,17 @@ from offramp.units import format_duration
 from tests.training.tiny import LABELS, VOCABULARY, examples, make_model
 
 TIGHT = ("--max-length", 16)
-RUN_WORKER = children.run_worker
-
-
-@pytest.fixture(scope="module", autouse=True)
-def short_profiles():
-    """Measure profiles here and in fewer rounds: a process of its own takes ten seconds, and two tests ask for it.
-
-    What a profile says is looked at in tests/runtime/test_profile.py.
-    """
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(profiler, "NUM_ROUNDS", 3)
-        monkeypatch.setattr(worker, "_log", str)
-        monkeypatch.setattr(children, "run_worker", lambda job, log: json.loads(json.dumps(worker._RUN[job.job](job))))
-        yield
 
 
 @pytest.fixture
-def own_process(monkeypatch):
-    """Measure profiles in processes of their own, as commands do."""
-    monkeypatch.setattr(children, "run_worker", RUN_WORKER)
+def short_profiles(monkeypatch):
+    """Measure profiles here and in fewer rounds: a process of its own takes ten seconds.
+
+    What a profile says is looked at in tests/runtime/test_profile.py.
+    """
+    monkeypatch.setattr(profiler, "NUM_ROUNDS", 3)
+    monkeypatch.setattr(worker, "_log", str)
+    monkeypatch.setattr(children, "run_worker", lambda job, log: json.loads(json.dumps(worker._RUN[job.job](job))))
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +163,7 @@ def test_a_policy_that_misses_its_goal_replaces_no_file(run, refused, tune, made
     assert out.read_bytes() == good and not list(tmp_path.glob("*.tmp"))
 
 
-def test_without_a_profile_one_is_measured_and_remembered(own_process, run, made, tmp_path, monkeypatch):
+def test_without_a_profile_one_is_measured_and_remembered(run, made, tmp_path, monkeypatch):
     monkeypatch.setenv("OFFRAMP_CACHE", str(tmp_path / "cache"))
     words = ("tune", made / "store", "--transcript", made / "transcripts", "--latency", "1s")
     assert run(*words, "--out", tmp_path / "one.json").code == 0
@@ -182,7 +173,7 @@ def test_without_a_profile_one_is_measured_and_remembered(own_process, run, made
     assert file.stat().st_mtime_ns == before
 
 
-def test_a_batch_of_several_has_its_own_profile_and_policy(run, refused, tune, made, tmp_path):
+def test_a_batch_of_several_has_its_own_profile_and_policy(short_profiles, run, refused, tune, made, tmp_path):
     said = run("profile", made / "store", "--out", tmp_path / "four.json", "--batch", 4, *TIGHT)
     assert said.code == 0, said.err
     assert said.out.splitlines()[-1] == "per input, for passes of 4 rows"
@@ -215,7 +206,7 @@ def test_a_batch_of_several_has_its_own_profile_and_policy(run, refused, tune, m
     refused(2, "a profile is of a fixed number of rows", *bulk)
 
 
-def test_a_profile_of_several_rows_is_measured_where_there_is_none(run, made, tmp_path, monkeypatch):
+def test_a_profile_of_several_rows_is_measured_where_there_is_none(short_profiles, run, made, tmp_path, monkeypatch):
     monkeypatch.setenv("OFFRAMP_CACHE", str(tmp_path / "cache"))
     words = ("tune", made / "store", "--transcript", made / "transcripts", "--latency", "1s", "--batch", 2)
     assert run(*words, "--out", tmp_path / "policy.json").code == 0
@@ -324,7 +315,7 @@ def test_a_profile_tells_the_guard_what_to_expect(refused, run, made, tmp_path):
     refused(2, "no such device profile", *words, "--deadline", "10s", "--profile", tmp_path / "none.json")
 
 
-def test_a_profile_holds_for_its_budget_whatever_the_lengths(own_process, run, refused, made, tmp_path):
+def test_a_profile_holds_for_its_budget_whatever_the_lengths(run, refused, made, tmp_path):
     """A plan for shorter texts keeps more than the one that was profiled under the same budget."""
     budget, profile = ("--budget", "4GiB"), tmp_path / "profile.json"
     assert run("profile", made / "store", "--out", profile, *budget, *TIGHT).code == 0
@@ -370,6 +361,7 @@ def test_an_index_weighs_the_seconds_of_the_profile_that_run_is_given(run, made,
     assert "index.json was tuned under other conditions (cpu_model 'Another' there" in alone.err
     there = run(*words, f"{index}|{rule}", "--profile", tmp_path / "slow.json")
     assert "the certificate of" in run(*words, index, "--deadline", "9s").err
+    assert there.code == 0, there.err
     assert there.lines[0]["exit_stage"] == 1
     assert "the certificate of" in there.err and "index.json does not hold under --profile" in there.err
     assert "rule.json was tuned under other conditions" in there.err and "index.json was tuned" not in there.err
