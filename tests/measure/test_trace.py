@@ -1,11 +1,12 @@
 import json
 import threading
+import tracemalloc
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offramp.measure import Span, Trace, bound_seconds
+from offramp.measure import MOST_SPANS, TRACED_PASSES, Span, Trace, bound_seconds
 
 
 def two_layers():
@@ -60,6 +61,21 @@ def test_long_passes_are_fewer_but_two(num_spans, kept):
         for stage in range(5):
             trace.add(Span("x", stage, "compute", float(pass_index), float(pass_index), pass_index=pass_index))
     assert [span.pass_index for span in trace.spans()] == [index for index in kept for _ in range(5)]
+
+
+def test_the_most_spans_take_less_than_half_a_mebibyte():
+    """No plan counts them: a run near the smallest budget must not grow by what it records."""
+    trace = Trace(TRACED_PASSES, MOST_SPANS)
+    tracemalloc.start()
+    try:
+        for number in range(2 * MOST_SPANS):
+            start = number / 7
+            name = f"layer-{number % 200}"
+            trace.add(Span(name, number % 12, "read", start, start + 0.1, 10**7 + number, "reader", number // 700))
+        assert tracemalloc.get_traced_memory()[1] < 1 << 19
+    finally:
+        tracemalloc.stop()
+    assert len(trace.spans()) > MOST_SPANS - 700
 
 
 def test_a_trace_keeps_at_least_one_pass():
