@@ -1186,7 +1186,7 @@ TABLE = [
         EXPORT,
     ),
     closed("backends/base.py: tensor {} is {}, which kernels", "unreachable", "run it with offramp.stream"),
-    closed("backends/base.py: value {} is {}, which no array", "unreachable", "run it with offramp.stream"),
+    closed("backends/base.py: value {} is {}, which NumPy", "unreachable", "run it with offramp.stream"),
     tensors(
         "division/names/build.py: tensors do not fit",
         "merge the adapter into the weights",

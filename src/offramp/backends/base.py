@@ -256,7 +256,7 @@ class ProgramBackend(Backend):
                     raise StoreError(what, where, "run it with offramp.stream")
             for name, value in step.writes.items():
                 if value.dtype not in OF_ARRAYS:
-                    what = f"value {name!r} is {value.dtype}, which no array is"
+                    what = f"value {name!r} is {value.dtype}, which NumPy does not have"
                     raise StoreError(what, where, "run it with offramp.stream")
 
     def _require_shape(self, kernel: str, result: Any, wanted: Tuple[int, ...]) -> None:

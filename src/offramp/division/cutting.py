@@ -122,7 +122,7 @@ def _require_arrays(graph: Graph, names: Iterable[str], what: str, module: str) 
     for name in names:
         dtype = graph.values[name].dtype
         if dtype not in OF_ARRAYS:
-            raise no_graph(f"{what} {name!r} is {dtype}, which no array is", module)
+            raise no_graph(f"{what} {name!r} is {dtype}, which NumPy does not have", module)
 
 
 def _piece(

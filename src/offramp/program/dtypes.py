@@ -59,5 +59,5 @@ BY_NUMPY: Dict[str, Dtype] = {dtype.numpy: dtype for dtype in _ALL if dtype.nump
 """Dtypes by NumPy's name."""
 OF_ARRAYS = (*BY_NUMPY, "complex64", "complex128")
 """NumPy's names of the dtypes that inputs of graphs, and values between them, may have where a backend runs them."""
-OF_VALUES = (*OF_ARRAYS, *(dtype.torch for dtype in _ALL if dtype.torch not in (*BY_NUMPY, "complex64")))
-"""Names of the dtypes that values of a program may have: a module that is streamed has those of PyTorch as well."""
+OF_VALUES = tuple(dict.fromkeys((*OF_ARRAYS, *(dtype.torch for dtype in _ALL))))
+"""Names of the dtypes that values of a program may have: those of PyTorch as well, for modules that are streamed."""
