@@ -58,6 +58,7 @@ SAMPLED = {
     "test_format3::test_every_value_may_be_wrong": ("some",),
     "test_manifest::test_every_value_may_be_wrong": ("some",),
     "test_ring::test_a_forked_pass_goes_on_in_both_processes": ("b-1", "b-2", "bd-3"),
+    "test_scheduler::test_one_process_two_jobs_and_two_workers_give_the_same_records": ("few",),
     "test_snapshot::test_everything_is_as_it_was_whether_divided_or_refused": (
         *("eager", "busy", "drawn", "fast", "keeping", "odd", "recurrent", "routed"),
         *("by list", "clipped", "counting", "failing", "normed"),
@@ -87,6 +88,13 @@ REPRESENTED = {
     ),
     "test_resume::test_two_processes_train_one_run": (
         "test_resume::test_two_processes_that_were_killed_go_on_with_the_same_rows"
+    ),
+    **dict.fromkeys(
+        (
+            "test_scheduler::test_a_scheduler_by_tls_runs_jobs_of_those_alone_who_have_its_certificate",
+            "test_scheduler::test_the_jobs_of_a_killed_worker_are_run_by_the_other",
+        ),
+        "test_scheduler::test_one_process_two_jobs_and_two_workers_give_the_same_records",
     ),
     "test_tuning::test_more_time_gives_no_worse_score": "test_tuning::test_the_front_is_not_beaten",
 }

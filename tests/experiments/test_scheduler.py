@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from offramp.errors import MissingExtraError, UsageError
-from offramp.experiments import Grid, experiment
+from offramp.experiments import Grid, experiment, pools
 from offramp.experiments.jobs import WorkerJob
 from offramp.experiments.pools import ScheduledPool, require_safe, require_unplaced, run_remotely
 from offramp.experiments.sweep import SweepSettings, sweep
@@ -78,12 +78,11 @@ def cluster(num_workers=2, scheme="tcp", environment=None):
         scheduler.stderr.close()
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [[1], [1, 2, 3]], ids=["few", "many"])
 @pytest.mark.filterwarnings("ignore")
-def test_one_process_two_jobs_and_two_workers_give_the_same_records(tmp_path):
-    pytest.importorskip("distributed", reason="pip install 'offramp[sweep]'")
-    late = Grid(job="toy", model="late", timeout="1ms", rounds=2)
-    toys = [*Grid(job="toy", model="toy", seed=[1, 2, 3], rounds=2), *late]
+def test_one_process_two_jobs_and_two_workers_give_the_same_records(tmp_path, seeds):
+    late = Grid(job="toy", model="late", timeout="1ms", rounds=len(seeds))
+    toys = [*Grid(job="toy", model="toy", seed=seeds, rounds=2), *late]
     sweep(toys, tmp_path / "one", SweepSettings(1), ignore, ignore)
     sweep(toys, tmp_path / "two", SweepSettings(2), ignore, ignore)
     with cluster() as (address, _):
@@ -91,10 +90,8 @@ def test_one_process_two_jobs_and_two_workers_give_the_same_records(tmp_path):
     assert stable(tmp_path / "one") == stable(tmp_path / "two") == stable(tmp_path / "dask")
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_the_jobs_of_a_killed_worker_are_run_by_the_other(tmp_path):
-    pytest.importorskip("distributed", reason="pip install 'offramp[sweep]'")
     toys, ended = list(Grid(job="toy", model="toy", seed=range(12), rounds=1)), []
     with cluster() as (address, workers):
 
@@ -107,10 +104,9 @@ def test_the_jobs_of_a_killed_worker_are_run_by_the_other(tmp_path):
     assert len(stable(tmp_path / "out")) and stable(tmp_path / "out").count('"done"') == 12
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_a_scheduler_that_is_not_there():
-    pytest.importorskip("distributed", reason="pip install 'offramp[sweep]'")
+def test_a_scheduler_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(pools, "_CONNECT_SECONDS", 1)
     with pytest.raises(UsageError, match="no scheduler answers"):
         ScheduledPool(f"tcp://127.0.0.1:{1 + os.getpid() % 1000}")
 
@@ -133,10 +129,8 @@ def tls(certificates, authority):
     return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **variables}
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_scheduler_by_tls_runs_jobs_of_those_alone_who_have_its_certificate(tmp_path):
-    pytest.importorskip("distributed", reason="pip install 'offramp[sweep]'")
     if shutil.which("openssl") is None:
         pytest.skip("no openssl to make certificates")
     own, foreign = certificate(tmp_path, "own"), certificate(tmp_path, "foreign")

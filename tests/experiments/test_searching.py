@@ -17,11 +17,6 @@ def ignore(*what):
     pass
 
 
-@pytest.fixture
-def optuna():
-    return pytest.importorskip("optuna", reason="pip install 'offramp[search]'")
-
-
 def search(folder, trials=6, **options):
     study, lines = Study(Search(SPACE, ("latency", "score"), trials)), []
     plan = sweep.search(study, folder, SweepSettings(**options), ignore, lambda *line: lines.append(line))
@@ -32,7 +27,7 @@ def tried(folder):
     return [(record["key"], record["round"]) for record in read_results(folder, ignore)]
 
 
-def test_a_search_that_is_interrupted_continues_as_if_it_had_not_been(optuna, in_process, tmp_path):
+def test_a_search_that_is_interrupted_continues_as_if_it_had_not_been(in_process, tmp_path):
     study, plan, lines = search(tmp_path / "whole")
     assert len(plan.jobs) == 12 and len({key for key, _ in tried(tmp_path / "whole")}) == len(study) == 6
     assert lines[-1][:2] == (6, 6) and lines[-1][2].startswith("trial 6: seed=")
@@ -45,7 +40,7 @@ def test_a_search_that_is_interrupted_continues_as_if_it_had_not_been(optuna, in
     assert tried(tmp_path / "whole")[:12] == tried(tmp_path / "parts")
 
 
-def test_a_whole_grid_is_tried_once(optuna, in_process, tmp_path):
+def test_a_whole_grid_is_tried_once(in_process, tmp_path):
     study, plan, _ = search(tmp_path / "out", trials=100)
     assert len(plan.jobs) == 2 * 18 and set(study.figures) == set(SPACE)
     front = study.front()
@@ -55,15 +50,13 @@ def test_a_whole_grid_is_tried_once(optuna, in_process, tmp_path):
         assert (each in front) == (not any(own != [latency, score] for own in better))
 
 
-def test_where_proposals_bring_nothing_new_the_first_that_was_not_tried_is_taken(
-    optuna, in_process, tmp_path, monkeypatch
-):
+def test_where_proposals_bring_nothing_new_the_first_that_was_not_tried_is_taken(in_process, tmp_path, monkeypatch):
     monkeypatch.setattr(searching, "MOST_REPEATED", 0)
     study, _, _ = search(tmp_path, trials=100)
     assert list(study.figures) == list(SPACE)
 
 
-def test_experiments_that_fail_or_are_left_out_are_not_proposed_again(optuna, in_process, tmp_path):
+def test_experiments_that_fail_or_are_left_out_are_not_proposed_again(in_process, tmp_path):
     space = Grid(job="toy", model=["toy", "toy-refuses", "toy-without-score"], seed=[1, 2], rounds=1)
     study = Study(Search(space.where(lambda each: each.seed == 1 or each.model == "toy"), ["score"], 9))
     plan = sweep.search(study, tmp_path / "out", SweepSettings(), ignore, ignore)
