@@ -4,15 +4,12 @@ import json
 import re
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "licences.md"
 TOOLS = {"audit", "lint", "test"}
 """Extras that a user does not install."""
-OPTIONAL = {"sweep": "distributed", "search": "optuna"}
-"""Extras that are not part of `all` -> their module: CI does not install them."""
 
 
 def written(kind, out):
@@ -29,7 +26,7 @@ def needed():
     text = (ROOT / "pyproject.toml").read_text()
     extras = re.search(r"\[project.optional-dependencies\]\n(.*?)\n\[", text, re.DOTALL)[1]
     for extra, body in re.findall(r"^(\w+) = \[(.*?)\]$", extras, re.MULTILINE | re.DOTALL):
-        if extra not in TOOLS and (extra not in OPTIONAL or find_spec(OPTIONAL[extra])):
+        if extra not in TOOLS:
             yield from (canonical(name) for name in re.findall(r'"([A-Za-z][\w-]*)', body) if name != "offramp")
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from packaging.requirements import Requirement
 
 PROJECT = "offramp"
-EXTRAS = ("", "edge", "divide", "torch", "data", "train", "vision", "report", "demo")
+EXTRAS = ("", "edge", "divide", "torch", "data", "train", "vision", "report", "sweep", "search", "demo")
 """Extras that a user installs; "" stands for offramp alone."""
 LONGEST = 60
 """Longest text that names a licence; a longer one is the licence itself."""
