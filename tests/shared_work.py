@@ -34,7 +34,7 @@ def share_onnx_graphs(monkeypatch, folder):
     if torch is None:
         return
     export = importlib.import_module("offramp.division.export")
-    write, exporter = export._to_onnx, torch.onnx.export
+    write, exporter = export.to_onnx, torch.onnx.export
 
     def share(graph, given, dynamic):
         if torch.onnx.export is not exporter:  # a test has replaced it
@@ -51,4 +51,4 @@ def share_onnx_graphs(monkeypatch, folder):
         part.rename(path)
         return data
 
-    monkeypatch.setattr(export, "_to_onnx", share)
+    monkeypatch.setattr(export, "to_onnx", share)

@@ -1163,7 +1163,7 @@ TABLE = [
         again=False,
     ),
     Entry(
-        "division/export.py: a stage cannot be written as ONNX",
+        "division/exporter.py: a stage cannot be written as ONNX",
         spoilt(without_exporter, on_ort),
         "run it with --backend torch",
         said_by(lambda w: on_ort(w, "torch"), "`backend='torch'`"),

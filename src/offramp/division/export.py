@@ -3,11 +3,8 @@
 Graphs for ONNX Runtime are made from those for PyTorch, and each is compared with its origin.
 """
 
-import functools
-import importlib
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +17,8 @@ from offramp.backends.onnx_checks import require_allowed
 from offramp.backends.onnx_operators import Known
 from offramp.backends.torch_graphs import CapturedGraph
 from offramp.division.cutting import Cut, Graph, cut, has_hidden
-from offramp.division.exported import export, quiet
+from offramp.division.exported import export
+from offramp.division.exporter import IR, ON_TORCH, OPSET, to_onnx
 from offramp.division.messages import no_graph
 from offramp.division.proof import Example, Original
 from offramp.division.snapshot import undisturbed
@@ -36,16 +34,8 @@ from offramp.streaming.placement import NAMES
 
 CONSTANTS = "constants"
 """Name of the shard of tensors that graphs take in addition to weights and saved buffers."""
-OPSET, IR = 18, 8
-"""Versions that torch writes; ONNX Runtime 1.14 reads them."""
 TOLERANCE = 1e-4
 """Largest accepted difference of ONNX Runtime, relative to the largest value of a result."""
-_TABLES = (
-    ("torch.onnx._internal.exporter._registration", "ONNXRegistry", "from_torchlib"),
-    ("torch._export.utils", "", "_materialize_cpp_cia_ops"),
-)
-"""Module, class (or none) and name of the functions of PyTorch that make its tables."""
-_ON_TORCH = "run it with --backend torch"
 Watch = Callable[[int, list[Tensor], tuple[Tensor, ...]], None]
 """Called with the index of a piece, its operands and its results."""
 
@@ -185,7 +175,7 @@ def _write_onnx(run: Run, activation_bytes: int, writer: StoreWriter) -> dict[st
         piece = run.found.pieces[index]
         if piece.kernel not in written:
             graph = run.graphs[piece.kernel]
-            data = _to_onnx(graph, given, [run.graph.dynamic.get(name, ()) for name in piece.reads])
+            data = to_onnx(graph, given, [run.graph.dynamic.get(name, ()) for name in piece.reads])
             operands = {name: tensor.detach() for name, tensor in zip(graph.inputs, given, strict=True)}
             require_allowed_in_stores(data, operands, graph.inputs[: len(piece.reads)], activation_bytes)
             feeds = {name: tensor.contiguous().numpy() for name, tensor in operands.items()}
@@ -193,96 +183,12 @@ def _write_onnx(run: Run, activation_bytes: int, writer: StoreWriter) -> dict[st
             written[piece.kernel] = writer.add_graph(piece.kernel, data, OPSET, IR)
 
     try:
-        with _tables_made_once():
-            run(run.original.examples[0].inputs, write)
+        run(run.original.examples[0].inputs, write)
     except StageError as error:
         say(f"no ONNX graphs written, the store runs on torch only: {error}")
         return {}
     say(f"ONNX graphs differ from PyTorch's by {max(differences):.1e} at most, of the largest value")
     return written
-
-
-@contextmanager
-def _tables_made_once() -> Iterator[None]:
-    """Let PyTorch make its tables of ONNX functions and of operations once: it would for each graph.
-
-    Without that, they take more than half of the time of a small graph. They are private to PyTorch; where a version
-    has none of these names, nothing is changed.
-    """
-    with ExitStack() as undoing:
-        for module, owner, name in _TABLES:
-            try:
-                holder = importlib.import_module(module)
-                holder = getattr(holder, owner) if owner else holder
-                before = vars(holder)[name]
-            except (ImportError, AttributeError, KeyError):
-                continue
-            undoing.callback(setattr, holder, name, before)
-            cached = _kept(getattr(holder, name))
-            setattr(holder, name, staticmethod(cached) if owner else cached)
-        yield
-
-
-@functools.cache
-def _kept(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `function` with a cache of its results, the same one each time: for all divisions of a process."""
-    return functools.cache(function)
-
-
-def _to_onnx(graph: CapturedGraph, given: Sequence[Tensor], dynamic: Sequence[Sequence[int]]) -> bytes:
-    """Return a graph as ONNX bytes. Raises StageError where PyTorch cannot write it.
-
-    Args:
-        given: example operands.
-        dynamic: axes whose sizes may differ from call to call, of the first operands.
-    """
-    moving = [dict.fromkeys(each, torch.export.Dim.DYNAMIC) or None for each in dynamic]
-    shapes = (*moving, *[None] * (len(given) - len(moving)))
-    try:
-        with quiet():
-            program = torch.onnx.export(
-                graph,
-                tuple(given),
-                dynamo=True,
-                dynamic_shapes=(shapes,),
-                input_names=list(graph.inputs),
-                opset_version=OPSET,
-                verbose=False,
-                external_data=False,
-                optimize=True,
-                custom_translation_table={torch.ops.aten.rsub.Scalar: _subtracted_from},
-            )
-        assert program is not None
-        proto = program.model_proto
-    except Exception as error:  # the exporter raises many classes, whose cause tells more than its own advice
-        what = f"a stage cannot be written as ONNX ({said(error.__cause__ or error)})"
-        raise StageError(what, None, _ON_TORCH) from None
-    for node in proto.graph.node:
-        node.doc_string = ""
-        del node.metadata_props[:]
-    for info in (*proto.graph.input, *proto.graph.output):
-        del info.metadata_props[:]
-    del proto.graph.value_info[:]
-    proto.ir_version = IR
-    return proto.SerializeToString(deterministic=True)
-
-
-def _subtracted_from(tensor: Any, number: Any, alpha: float = 1) -> Any:
-    """Return `number - alpha * tensor` as ONNX. PyTorch makes a difference of it whose first operand is no tensor, and
-    finds no translation for that.
-    """
-    from onnxscript import opset18
-
-    op: Any = opset18
-
-    def like(value: Any) -> Any:
-        if isinstance(value, (int, float)):
-            value = op.Constant(value_int=value) if isinstance(value, int) else op.Constant(value_float=value)
-        return op.CastLike(value, tensor)
-
-    if isinstance(number, float) and not tensor.dtype.is_floating_point():
-        tensor = op.Cast(tensor, to=1)  # to float32, as PyTorch does
-    return op.Sub(like(number), tensor if alpha == 1 else op.Mul(like(alpha), tensor))
 
 
 def require_allowed_in_stores(
@@ -293,7 +199,7 @@ def require_allowed_in_stores(
     try:
         require_allowed(data, inputs, reads, lived)
     except WrongError as error:
-        raise StageError(f"as ONNX, {error}", None, _ON_TORCH) from None
+        raise StageError(f"as ONNX, {error}", None, ON_TORCH) from None
 
 
 def opened(data: bytes) -> Any:
@@ -305,7 +211,7 @@ def opened(data: bytes) -> Any:
     try:
         return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions have no common base
-        raise StageError(f"a stage does not load as ONNX ({said(error)})", None, _ON_TORCH) from None
+        raise StageError(f"a stage does not load as ONNX ({said(error)})", None, ON_TORCH) from None
 
 
 def difference(session: Any, operands: Mapping[str, np.ndarray], expected: Sequence[Tensor], tolerance: float) -> float:
@@ -316,13 +222,13 @@ def difference(session: Any, operands: Mapping[str, np.ndarray], expected: Seque
     try:
         results: Any = session.run(None, {each.name: operands[each.name] for each in session.get_inputs()})
     except Exception as error:  # onnxruntime's exceptions have no common base
-        raise StageError(f"a stage does not run as ONNX ({said(error)})", None, _ON_TORCH) from None
+        raise StageError(f"a stage does not run as ONNX ({said(error)})", None, ON_TORCH) from None
     worst = 0.0
     for found, tensor in zip(results, expected, strict=True):
         wanted = tensor.detach().numpy()
         if (found.dtype, found.shape) != (wanted.dtype, wanted.shape):  # a complex number becomes two others
             what = f"ONNX Runtime gives {found.dtype} {list(found.shape)} for {wanted.dtype} {list(wanted.shape)}"
-            raise StageError(what, None, _ON_TORCH)
+            raise StageError(what, None, ON_TORCH)
         if found.dtype.kind == "f" and wanted.size:
             finite = np.isfinite(wanted)
             scale = max(float(np.abs(wanted[finite]).max(initial=0)), 1e-6)
@@ -330,5 +236,5 @@ def difference(session: Any, operands: Mapping[str, np.ndarray], expected: Seque
         elif not np.array_equal(found, wanted):
             worst = float("inf")
     if worst > tolerance:
-        raise StageError(f"ONNX Runtime differs by {worst:.1e} of the largest value", None, _ON_TORCH)
+        raise StageError(f"ONNX Runtime differs by {worst:.1e} of the largest value", None, ON_TORCH)
     return worst
