@@ -103,7 +103,7 @@ REPRESENTED = {
 ALONE = (
     "test_guard::test_a_disk_that_becomes_slow_leads_to_earlier_exits",
     "test_process::test_the_measured_peak_stays_within_the_prediction_and_the_budget",
-    "test_vision::test_the_measured_peak_stays_within_the_budget",
+    "test_process::test_the_measured_peak_of_images_stays_within_the_budget",
 )
 """Tests with a deadline in real time, or of the memory of a whole process."""
 

@@ -12,6 +12,7 @@ import pytest
 
 from offramp.division import divide
 from tests.cli.conftest import write_tiny
+from tests.golden.common import read_answers, to_input, unpack
 
 OFFRAMP = [sys.executable, "-m", "offramp"]
 
@@ -24,6 +25,22 @@ def test_the_measured_peak_stays_within_the_prediction_and_the_budget(store, tmp
     done = subprocess.run([*command, "--budget", f"{budget}B"], capture_output=True, text=True, check=True)
     record = json.loads(done.stdout.splitlines()[-1])["record"]
     assert record["peak_rss_bytes"] <= record["predicted_peak_bytes"] <= budget
+
+
+@pytest.mark.parametrize("backend", ["ort", "torch"])
+def test_the_measured_peak_of_images_stays_within_the_budget(tmp_path, backend):
+    """Under the smallest budget, and half a headroom for what differs from run to run."""
+    store, images = unpack("resnet-export", tmp_path), tmp_path / "images"
+    images.mkdir()
+    for number, given in enumerate(read_answers()["stores"]["resnet-export"]["inputs"] * 2):
+        (images / f"{number}.png").write_bytes(to_input(given))
+    words = ["--input", str(images), "--backend", backend, "--batch", "4", "--threads", "1", "--json"]
+    plan = subprocess.run([*OFFRAMP, "plan", str(store), *words], capture_output=True, text=True, check=True)
+    budget = json.loads(plan.stdout)["smallest_budget_bytes"] + (2 << 20)
+    command = [*OFFRAMP, "run", str(store), *words, "--exit", "confidence:0.4", "--budget", f"{budget}B"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    record = json.loads(done.stdout.splitlines()[-1])["record"]
+    assert record["num_inputs"] >= 4 and record["peak_rss_bytes"] <= record["budget_bytes"] == budget
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "tsv"])
