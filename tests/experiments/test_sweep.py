@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import Future
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pytest
@@ -159,6 +159,14 @@ def test_a_policy_file_that_changes_is_another_input(in_process, tmp_path, monke
     assert len(run([each], tmp_path / "out")[0].jobs) == 0
     (tmp_path / "policy.json").write_text("2")
     assert len(run([each], tmp_path / "out")[0].jobs) == 1
+
+
+def test_a_policy_file_whose_name_holds_the_marks_of_rules_is_an_input(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a&b.json", "c.json"):
+        (tmp_path / name).write_text("1")
+    assert [*sweep.files_of(experiment(model="m", exit="a&b.json"))] == ["a&b.json"]
+    assert [*sweep.files_of(experiment(model="m", exit="from:2>c.json"))] == ["c.json"]
 
 
 @pytest.mark.parametrize(
@@ -329,6 +337,26 @@ def test_equal_prerequisites_are_shared_and_changed_inputs_make_new_ones(tmp_pat
     first, second = (Needs(tmp_path) for _ in range(2))
     assert first.add("divide", ["a"]) == second.add("divide", ["a"]) != second.add("divide", ["b"])
     assert not Prerequisite("divide", tmp_path, {}).is_made
+
+
+def test_each_way_to_read_the_same_files_has_prerequisites_of_its_own(tmp_path):
+    """Digests of files are of their bytes: other columns, labels or splits of them are other rows."""
+
+    def names(**options):
+        options = {"train": "d.tsv", "loss": "pabee", "exit": "oracle", **options}
+        each = experiment(model="m", **{name: value for name, value in options.items() if value is not None})
+        return needs_of(each, Source("m", "digest", False), "bytes", tmp_path).steps.keys()
+
+    others = {
+        "text_column": "body", "pair_column": "second", "label_column": "topic", "labels": ("b", "a"),
+        "regression": True, "split_seed": 1, "format": "csv", "header": False, "quotes": True, "dev": "d.tsv",
+    }  # fmt: skip
+    assert {*others, "task", "data", "train", "offline"} == {each.name for each in fields(DataSpec)}
+    ways = [{}, {"train": "d.csv"}, *({name: value} for name, value in others.items())]
+    ways += [{"dev": "d.tsv", "train": None, "loss": None}]
+    found = [name for way in ways for name in names(**way)]
+    assert len(found) == len(set(found)) > 4 * len(ways)
+    assert names() == names(train="moved/d.tsv", offline=True)
 
 
 def test_a_profile_keeps_the_key_of_older_releases(monkeypatch, tmp_path):

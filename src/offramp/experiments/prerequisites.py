@@ -11,7 +11,7 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ from offramp.units import parse_duration
 
 if TYPE_CHECKING:
     from offramp.policies import Policy
+    from offramp.tasks import DataSpec
 
 MADE = "made.json"
 TIMED = ("profile",)
@@ -138,7 +139,7 @@ def needs_of(
     if each.job != MEASURE or source is None:
         return needs
     _require_consistent(each, source)
-    each = _pinned(_fitted(each, source))
+    each, data_sha256 = _pinned(_fitted(each, source)), _as_read(each.data, data_sha256)
     needs.engine = each.engine
     model, digest, before = _model(needs, each, source, data_sha256)
     if source.is_store and each.training is None and each.dtype == FP32:
@@ -171,6 +172,17 @@ def needs_of(
         else:
             _bound(needs, each, needs.sample, transcript)
     return needs
+
+
+def _as_read(data: DataSpec | None, sha256: str | None) -> str | None:
+    """Return the digest of data as they are read: that of files of one's own, which is of their bytes, with the options
+    that choose their columns, labels, format and splits. The digest of a task is of its examples.
+    """
+    if data is None or data.task is not None:
+        return sha256
+    options = {name: value for name, value in data.to_json().items() if name != "offline"}
+    roles = {name: options[name] and PurePath(options[name]).suffix for name in ("train", "dev")}
+    return digest_of([sha256, {**options, **roles}])
 
 
 def rule_of(exit: str) -> str:

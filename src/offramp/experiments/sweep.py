@@ -184,7 +184,7 @@ def identify(experiments: Sequence[Experiment], log: Log) -> tuple[dict[str, Sou
 def files_of(each: Experiment) -> dict[str, str]:
     """Return the digests of the policy files, Python files, device profile and example inputs of an experiment."""
     exit = each.engine.exit
-    names = [*re.split("[&|>]", exit), *python_files(rule_of(exit)), *filter(None, [each.engine.profile])]
+    names = [exit, *re.split("[&|>]", exit), *python_files(rule_of(exit)), *filter(None, [each.engine.profile])]
     names += [str(Path(each.model, INPUTS))] if each.job == STREAM else []
     paths = [Path(name.strip()) for name in names]
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.is_file()}
