@@ -130,11 +130,12 @@ def binomial_tail(num_losses: int, num_samples: int, probability: float) -> floa
 def _betting(loss_N: np.ndarray, epsilon: float, delta: float) -> bool:
     """Return whether betting against a mean above epsilon multiplies the initial wealth by 1 / delta.
 
-    If the mean is at least epsilon, the probability of this is at most delta (Ville's inequality). Stakes follow the
-    running variance and never exceed the wealth. A sample mean above epsilon certifies nothing, whatever the wealth was
-    on the way.
+    If the mean is at least epsilon, the probability of this is at most delta (Ville's inequality), for samples in an
+    order that says nothing of their losses: they are shuffled, since a table may be sorted by its labels. Stakes follow
+    the running variance and never exceed the wealth. A sample mean above epsilon certifies nothing, whatever the wealth
+    was on the way.
     """
-    gain_N, mean = (loss_N + 1) / 2, (epsilon + 1) / 2
+    gain_N, mean = (_shuffled(loss_N) + 1) / 2, (epsilon + 1) / 2
     if mean >= 1:
         return True
     place_N = np.arange(1, len(gain_N) + 1)
@@ -144,6 +145,10 @@ def _betting(loss_N: np.ndarray, epsilon: float, delta: float) -> bool:
     stake_N = np.minimum(np.sqrt(2 * math.log(1 / delta) / (len(gain_N) * before_N)), 0.999 / (1 - mean))
     wealth_N = np.cumsum(np.log1p(-stake_N * (gain_N - mean)))
     return bool(wealth_N.max() >= math.log(1 / delta) and loss_N.mean() <= epsilon)
+
+
+def _shuffled(loss_N: np.ndarray) -> np.ndarray:
+    return loss_N[np.random.default_rng(0).permutation(len(loss_N))]
 
 
 def _binomial(loss_N: np.ndarray, epsilon: float, delta: float) -> bool:
