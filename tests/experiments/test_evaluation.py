@@ -125,6 +125,33 @@ def test_labels_without_names_are_taken_by_their_ids(tmp_path):
     assert evaluate(nameless, data(), ["dev"], log=silent)[0].num_rows == 30
 
 
+def test_labels_that_differ_in_case_are_those_of_the_model(model):
+    straight = evaluate(model, data(), ["dev"], log=silent)
+    assert evaluate(model, data(("Business", "FILM", " sport")), ["dev"], log=silent) == straight
+
+
+def test_a_model_without_names_of_labels_is_named(tmp_path):
+    names = {str(index): f"LABEL_{index}" for index in range(3)}
+    nameless, lines = write_tiny(tmp_path / "model", id2label=names, exits=False), []
+    evaluate(nameless, data(), ["dev"], log=lines.append)
+    assert any("read in the order of the data: LABEL_0 = business, LABEL_1 = film, LABEL_2 = sport" in x for x in lines)
+
+
+def test_metrics_do_not_depend_on_the_order_of_the_labels_of_a_model(tmp_path):
+    """F1 is of the second label of the task, whichever id it has in the model."""
+    names, found, metrics = ("no", "yes"), [], ("accuracy", "f1", "matthews")
+    model = write_tiny(tmp_path / "model", id2label=dict(enumerate(names)), exits=False)
+    for turned in (False, True):
+        order = names[::-1] if turned else names
+        rows = [Example(text, 1 - y if turned else y) for text, y in data(names).examples["dev"]]
+        rows[0] = Example(rows[0].text, order.index("yes"))
+        (scored,) = evaluate(model, Splits("toy", order, metrics, {"dev": rows}), ["dev"], log=silent)
+        found.append(scored.exits[0].scores)
+    # The same rows and answers: F1 is of "yes" the first time, and of "no" the second.
+    assert found[0]["accuracy"] == found[1]["accuracy"] and found[0]["matthews"] == found[1]["matthews"]
+    assert "f1" in found[0] and "f1_of_0" in found[1]
+
+
 def test_data_of_another_task_are_refused(model):
     with pytest.raises(UsageError, match="the model's labels are business, film, sport, those of the data yes, no"):
         evaluate(model, data(("yes", "no")), ["dev"], log=silent)

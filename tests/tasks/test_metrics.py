@@ -3,7 +3,7 @@ import pytest
 
 from offramp.measure.statistics import paired_bootstrap
 from offramp.tasks.glue import TASKS
-from offramp.tasks.metrics import METRICS, paired_interval, score, score_exits
+from offramp.tasks.metrics import METRICS, metrics_of_ids, paired_interval, resampled_scores, score, score_exits
 
 
 def test_known_values():
@@ -21,6 +21,16 @@ def test_answers_that_tell_nothing_score_nothing():
     assert score(("pearson", "spearman"), np.array([1.0, 2, 3]), np.ones(3))["score"] == 0
     assert score(("matthews",), np.array([0, 1]), np.array([1, 1]))["score"] == 0
     assert score(("f1",), np.array([0, 0]), np.array([0, 0]))["score"] == 0
+
+
+def test_f1_is_of_the_same_class_whatever_its_id():
+    truth, answer = np.array([1, 1, 0, 0, 1]), np.array([1, 0, 0, 0, 1])
+    names = ("accuracy", "f1", "matthews")
+    straight, turned = (metrics_of_ids(names, ids) for ids in ((0, 1), (1, 0)))
+    assert straight == names != turned and metrics_of_ids(names, (2, 0, 1)) == names
+    assert [*score(turned, 1 - truth, 1 - answer).values()] == [*score(straight, truth, answer).values()]
+    draws = [resampled_scores(*each, 50) for each in ((straight, truth, answer), (turned, 1 - truth, 1 - answer))]
+    assert np.allclose(*draws)
 
 
 def test_every_task_has_known_metrics():

@@ -25,8 +25,9 @@ from offramp.store import Store
 from offramp.store.checking import require_whole
 from offramp.store.reader import is_store, read_manifest_bytes
 from offramp.store.transcript import About, TranscriptWriter, find_transcript
-from offramp.tasks.examples import Example, Splits, digest, label_ids
-from offramp.tasks.metrics import answers, score, score_exits
+from offramp.tasks.examples import Example, Splits, digest, label_ids, label_notice
+from offramp.tasks.lines import silent
+from offramp.tasks.metrics import answers, metrics_of_ids, score, score_exits
 from offramp.tasks.tokenizer import tokenizer_length
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def evaluate(
 
     chosen, digest_before = data.named(names), _digest(folder)
     facts = classifier_facts(folder)
-    ids = model_label_ids(data.labels, facts.problem, facts.labels, folder)
+    ids = model_label_ids(data.labels, facts.problem, facts.labels, folder, log)
     for policy in settings.policies:
         policy.check(facts.num_exits, str(facts.problem))
     max_length = settings.max_length or _usual_length(folder, facts)
@@ -133,7 +134,7 @@ def evaluate(
                 split,
                 str(facts.problem),
                 facts.labels if data.labels else (),
-                data.metrics,
+                metrics_of_ids(data.metrics, ids),
                 fingerprint,
                 digest(renamed) if transcript else "",
                 max_length,
@@ -248,8 +249,10 @@ def trained_length(folder: Path) -> int | None:
     return None if found is None else found.max_length
 
 
-def model_label_ids(labels: Sequence[str], problem: str | None, model_labels: Sequence[str], folder: Path) -> list[int]:
-    """Return the id in the model of each label of the data; empty for a regression.
+def model_label_ids(
+    labels: Sequence[str], problem: str | None, model_labels: Sequence[str], folder: Path, log: Log = silent
+) -> list[int]:
+    """Return the id in the model of each label of the data; empty for a regression. `log`: receives what is assumed.
 
     Raises UsageError for labels, or a kind of task, that the model does not have.
     """
@@ -262,7 +265,9 @@ def model_label_ids(labels: Sequence[str], problem: str | None, model_labels: Se
     if problem == REGRESSION and len(model_labels) > 1:
         what = f"the model gives {len(model_labels)} values to a text, the data have one"
         raise UsageError(what, folder, "score another model")
-    ids = label_ids(labels, model_labels)
+    ids, notice = label_ids(labels, model_labels), label_notice(labels, model_labels)
+    if notice is not None:
+        log(f"{folder}: {notice}")
     if ids is not None:
         return ids
     what = f"the model's labels are {', '.join(model_labels)}, those of the data {', '.join(labels)}"

@@ -34,7 +34,7 @@ from offramp.tasks.arrays import Record, stacked
 from offramp.tasks.examples import Splits, digest, spread
 from offramp.tasks.images import Image
 from offramp.tasks.lines import silent
-from offramp.tasks.metrics import paired_interval, score
+from offramp.tasks.metrics import metrics_of_ids, paired_interval, score
 from offramp.tasks.text import Text
 
 LARGE_BATCH = 8
@@ -133,14 +133,14 @@ def take_sample(
     Raises UsageError for an unknown split, for labels that the model does not have, and for a split with many rows that
     were trained on.
     """
-    ids = model_label_ids(data.labels, store.program.problem, store.labels, store.path)
+    ids = model_label_ids(data.labels, store.program.problem, store.labels, store.path, log)
     name, examples = next(iter(data.named([split]).items()))
     kept = held_out(store.path, {name: examples}, include, log)[name]
     rows = [(text, ids[int(label)] if ids else label) for text, label in spread(kept.examples, num_rows)]
     labels = store.labels if data.labels else ()
     truth_N = np.array([label for _, label in rows])
-    known = (kept.training_rows, kept.includes_training_rows)
-    return Sample(data.name, name, data.metrics, [text for text, _ in rows], labels, truth_N, digest(rows), *known)
+    known, metrics = (kept.training_rows, kept.includes_training_rows), metrics_of_ids(data.metrics, ids)
+    return Sample(data.name, name, metrics, [text for text, _ in rows], labels, truth_N, digest(rows), *known)
 
 
 def rivals_of(store: Store, exit: str, deadline_seconds: float | None, batches: Sequence[int | str]) -> list[Rival]:

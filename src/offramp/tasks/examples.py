@@ -149,12 +149,28 @@ def spread(examples: Sequence[Item], num_rows: int | None) -> list[Item]:
 def label_ids(labels: Sequence[str], model_labels: Sequence[str]) -> list[int] | None:
     """Return the model's id of each label; [] for a regression; None if the model has other labels.
 
-    A model with the default names of transformers (`LABEL_0`, ...) takes the labels in their own order.
+    Names that differ in case and spaces only are equal, unless two of the model's do. A model with the default names of
+    transformers (`LABEL_0`, ...) takes the labels in their own order.
     """
     if not labels or set(labels) == set(model_labels):
         return [list(model_labels).index(label) for label in labels]
-    has_default_names = list(model_labels) == [f"LABEL_{index}" for index in range(len(labels))]
-    return list(range(len(labels))) if has_default_names else None
+    wanted, own = ([normalised(label) for label in side] for side in (labels, model_labels))
+    if len(set(own)) == len(own) == len(wanted) and set(own) == set(wanted):
+        return [own.index(label) for label in wanted]
+    return list(range(len(labels))) if _are_default(model_labels, len(labels)) else None
+
+
+def _are_default(model_labels: Sequence[str], number: int) -> bool:
+    """Return whether labels are the names that transformers gives where a config has none."""
+    return list(model_labels) == [f"LABEL_{index}" for index in range(number)]
+
+
+def label_notice(labels: Sequence[str], model_labels: Sequence[str]) -> str | None:
+    """Return a notice that a model has no names of labels, and how its ids are read; None if it has names."""
+    if not labels or set(labels) == set(model_labels) or not _are_default(model_labels, len(labels)):
+        return None
+    taken = ", ".join(f"{name} = {shown(label)}" for name, label in zip(model_labels, labels))
+    return f"the model does not name its labels, which are read in the order of the data: {taken}"
 
 
 def sorted_labels(found: set[str], column: str, where: object) -> list[str]:

@@ -21,10 +21,10 @@ def _accuracy(truth_N: np.ndarray, answer_N: np.ndarray) -> float:
     return float((truth_N == answer_N).mean())
 
 
-def _f1(truth_N: np.ndarray, answer_N: np.ndarray) -> float:
+def _f1(positive: int, truth_N: np.ndarray, answer_N: np.ndarray) -> float:
     from sklearn.metrics import f1_score
 
-    return float(cast(Any, f1_score(truth_N, answer_N, zero_division=cast(Any, 0.0))))
+    return float(cast(Any, f1_score(truth_N == positive, answer_N == positive, zero_division=cast(Any, 0.0))))
 
 
 def _matthews(truth_N: np.ndarray, answer_N: np.ndarray) -> float:
@@ -44,9 +44,17 @@ def _correlation(name: str, truth_N: np.ndarray, answer_N: np.ndarray) -> float:
 
 
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    "accuracy": _accuracy, "f1": _f1, "matthews": _matthews,
+    "accuracy": _accuracy, "f1": partial(_f1, 1), "f1_of_0": partial(_f1, 0), "matthews": _matthews,
     "pearson": partial(_correlation, "pearsonr"), "spearman": partial(_correlation, "spearmanr"),
 }  # fmt: skip
+
+
+def metrics_of_ids(metrics: Sequence[str], ids: Sequence[int]) -> tuple[str, ...]:
+    """Return the metrics for a model that has these ids of the labels 0 and 1: F1 is that of label 1, whatever its id.
+
+    F1 is only of tasks with two labels; other metrics do not depend on the order of labels.
+    """
+    return tuple("f1_of_0" if name == "f1" and list(ids) == [1, 0] else name for name in metrics)
 
 
 def default_metrics(labels: Sequence[str]) -> tuple[str, ...]:
@@ -79,7 +87,7 @@ def resampled_scores(metrics: Sequence[str], truth_N: np.ndarray, answer_N: np.n
 
 def _scores_of(metrics: Sequence[str], truth_N: np.ndarray, answer_N: np.ndarray, draws_DN: np.ndarray) -> Any:
     truth_N, answer_N = np.asarray(truth_N), np.asarray(answer_N)
-    if not set(metrics) <= {"accuracy", "f1", "matthews"} or not _is_binary(truth_N, answer_N):
+    if not set(metrics) <= {"accuracy", "f1", "f1_of_0", "matthews"} or not _is_binary(truth_N, answer_N):
         if set(metrics) == {"accuracy"}:
             return 100 * (truth_N == answer_N)[draws_DN].mean(axis=1)
         with warnings.catch_warnings():
@@ -92,6 +100,7 @@ def _scores_of(metrics: Sequence[str], truth_N: np.ndarray, answer_N: np.ndarray
     found = {
         "accuracy": (hit + rejected) / len(truth_N),
         "f1": _ratio_or_0(2 * hit, 2 * hit + false + missed),
+        "f1_of_0": _ratio_or_0(2 * rejected, 2 * rejected + false + missed),
         "matthews": _ratio_or_0(
             hit * rejected - false * missed,
             np.sqrt((hit + false) * (hit + missed) * (rejected + false) * (rejected + missed)),

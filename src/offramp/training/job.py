@@ -19,7 +19,7 @@ from offramp.store.trained_rows import TrainedRows
 from offramp.tasks.arrays import Record
 from offramp.tasks.digests import row_digests
 from offramp.tasks.examples import digest, label_ids, spread
-from offramp.tasks.metrics import default_metrics, score_exits
+from offramp.tasks.metrics import default_metrics, metrics_of_ids, score_exits
 from offramp.training import folders
 from offramp.training.settings import Examples, ExitMetrics, TrainOptions, TrainSettings, is_first_process
 from offramp.training.subjects import FolderModel, OwnModule
@@ -49,7 +49,7 @@ class Job:
         ids = self._label_ids(labels)
         self.labels = tuple(labels[ids.index(number)] for number in range(len(ids)))
         self.train, self.tune = ([(item, ids[int(y)] if ids else y) for item, y in part] for part in (train, tune))
-        self.metrics = tuple(options.metrics) or default_metrics(labels)
+        self.metrics = metrics_of_ids(tuple(options.metrics) or default_metrics(labels), ids)
         self.config = self._config(options.data or {})
         self.trained_rows = self._trained_rows()
 
