@@ -191,6 +191,12 @@ def test_only_keeps_the_experiments_of_these_values():
         assert len(selected(found, only)) == count, only
     with pytest.raises(UsageError, match="no experiment is left"):
         selected(found, ["labels=x"])
+    found = list(Grid(model="m", train="a.csv", trace=[True, False], timeout="90s", learning_rate=[2e-5, 3e-5]))
+    for only, count in (
+        ("trace=true", 2), ("trace=True", 2), ("trace=no", 2), ("timeout=90s", 4), ("timeout=90000ms", 4),
+        ("timeout=90", 4), ("timeout=90.0", 4), ("learning_rate=0.00002", 2), ("learning_rate=2e-5", 2),
+    ):  # fmt: skip
+        assert len(selected(found, [only])) == count, only
     for wrong in ("taks=sst2", "task"):
         with pytest.raises(UsageError, match=r"no option of this name .* names: model, job"):
             selected(found, [wrong])

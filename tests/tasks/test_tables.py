@@ -104,6 +104,10 @@ def test_rows_of_a_table_in_memory(tmp_path):
     names = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
     data = datasets.Dataset.from_list([*found, {"text": "c", "label": -1}], features=names)
     assert [cells["label"] for _, cells in read_table(data)] == ["no", "yes", None]
+    for form in ("numpy", "torch"):
+        for each, wanted in ((data, ["no", "yes", None]), (datasets.Dataset.from_list(found), [0, 1])):
+            cells = [row["label"] for _, row in read_table(each.with_format(form))]
+            assert cells == wanted and {type(cell) for cell in cells} <= {str, int, type(None)}, form
     frame.columns = ["text", "text"]
     with pytest.raises(UsageError, match="two columns are named 'text' - DataFrame"):
         list(read_table(frame))

@@ -23,6 +23,7 @@ from offramp.experiments.specification import (
     specification_of,
 )
 from offramp.policies.own import python_files
+from offramp.units import parse_duration
 
 Filter = Callable[[Experiment], bool]
 MAX_EXPERIMENTS = 100_000
@@ -231,10 +232,15 @@ def _has(each: Experiment, name: str, text: str) -> bool:
         return True
     if isinstance(value, list):
         return text == ",".join(map(str, value))
-    if value is None or isinstance(value, (str, bool)):
+    if isinstance(value, bool):
+        return text.lower() in (("true", "yes") if value else ("false", "no"))
+    if value is None or isinstance(value, str):
         return False
     try:
-        changed = replace(each, engine=replace(each.engine, **{name: text})) if hasattr(each.engine, name) else None
+        if hasattr(each.engine, name):
+            return replace(each.engine, **{name: text}) == each.engine
+        if name == "timeout" and not text.isdecimal():  # in seconds, as records have it, or with a unit
+            return parse_duration(text) == value
+        return float(text) == value
     except ValueError:
         return False
-    return changed == each if changed is not None else text == f"{value:g}"

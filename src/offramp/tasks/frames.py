@@ -59,7 +59,7 @@ def require_distinct(columns: Any, where: object) -> None:
 
 def _plain(cell: Any, names: Any) -> Any:
     """Return a cell as a value of Python; None for a null, and for the class label -1, which means none."""
-    value = cell.item() if isinstance(cell, np.generic) else cell
+    value = cell.item() if getattr(cell, "shape", None) == () else cell  # NumPy's, or a tensor of `with_format`
     if type(value).__name__ in _NULLS or (names is not None and value == -1):
         return None
     return value if names is None or not isinstance(value, int) else names[value]
