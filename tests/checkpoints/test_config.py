@@ -1,5 +1,6 @@
 import pytest
 
+from offramp.checkpoints.config import check_config
 from offramp.checkpoints.families import family_of
 from offramp.errors import SourceError
 from offramp.program.encoder import Encoder
@@ -142,6 +143,20 @@ def test_a_value_that_cannot_be_is_named(changes, named):
     with pytest.raises(SourceError, match=named) as caught:
         encoder_of(**changes)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"layer_norm_eps": float("nan")}, "layer_norm_eps is NaN"),
+        ({"rope": {"factors": [1.0, float("nan")]}}, r"rope\.factors\.1 is NaN"),
+        ({"x" * 10**6: float("nan")}, r"x{100}\.\.\. is NaN"),
+    ],
+)
+def test_a_number_that_is_none_is_named_for_every_model(changes, named):
+    with pytest.raises(SourceError, match=named):
+        check_config({"model_type": "bert", **changes}, "here")
+    check_config({"model_type": "mamba2", "time_step_limit": [0.0, float("inf")]}, "here")
 
 
 @pytest.mark.parametrize("changes", [{"pad_token_id": None}, {"max_position_embeddings": 2}])

@@ -265,6 +265,23 @@ def test_the_trace_opens_in_perfetto(run, store, tmp_path):
     assert {"wait", "read", "compute", "head"} <= kinds
 
 
+def test_texts_in_standard_input_are_not_read_unasked_which_is_said(refused, store, tmp_path):
+    (tmp_path / "texts.txt").write_text("the bank fell\n")
+    opened = [*os.pipe(), os.open(tmp_path / "texts.txt", os.O_RDONLY), os.open(os.devnull, os.O_RDONLY)]
+    kept = os.dup(0)
+    try:
+        for descriptor, kind in zip(opened[::2], ("a pipe", "a file"), strict=True):
+            os.dup2(descriptor, 0)
+            says = ["no input", f"standard input is {kind}, which --input - reads", "give --text, --pair or --input"]
+            refused(2, says, "run", store)
+        os.dup2(opened[-1], 0)
+        assert "standard input" not in refused(2, "no input - give", "run", store).err
+    finally:
+        os.dup2(kept, 0)
+        for descriptor in (kept, *opened):
+            os.close(descriptor)
+
+
 def test_usage_errors_end_with_2(refused, store, tmp_path):
     (tmp_path / "empty.txt").write_text("\n\n")
     (tmp_path / "t.tsv").write_text("id\tbody\n1\tthe bank\n")

@@ -3,6 +3,7 @@
 A value for which transformers computes something that offramp does not is refused by key and value, never guessed.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,14 +47,26 @@ class _Used:
 
 
 def check_config(config: Mapping[str, Any], where: object) -> None:
-    """Raise SourceError for a config.json with a key of another type or out of range, which `where` names."""
+    """Raise SourceError for a config.json with a key of another type, out of range or NaN, which `where` names."""
     try:
+        _require_no_nan(config)
         read_used(_Used, config)
         for key in _SIZES:
             if isinstance(config.get(key), (int, float)):
                 int_of(config[key], key, 1, 1 << 31)
     except WrongError as wrong:
         raise SourceError(f"config.json: {wrong}", where, "get the file again, or correct the key") from None
+
+
+def _require_no_nan(config: Mapping[str, Any]) -> None:
+    """Raise WrongError naming a key whose value is NaN, with the keys that it lies in: answers would be NaN."""
+    left: list[tuple[str, Any]] = [("", config)]
+    while left:
+        name, value = left.pop()
+        if isinstance(value, float) and math.isnan(value):
+            raise WrongError(f"{shown(name)} is NaN")
+        inner = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+        left += [(f"{name}.{key}" if name else str(key), each) for key, each in inner]
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ offramp run STORE --budget 128MiB --input texts.csv --out answers.csv --all-scor
 from __future__ import annotations
 
 import argparse
+import os
+import stat
 import sys
 import time
 from collections.abc import Iterator
@@ -51,7 +53,7 @@ def main(args: argparse.Namespace) -> None:
 
     inputs, notify = options.input_source(args), silent if args.quiet else log
     if not inputs:
-        raise UsageError("no input", None, "give --text, --pair or --input")
+        raise UsageError("no input", _standard_input(), "give --text, --pair or --input")
     _require_outputs(args)
     known = inputs.known(notify)
     classifier = prepare_engine(args.store, options.engine_config(args), texts=known, warn=warn)
@@ -73,6 +75,16 @@ def main(args: argparse.Namespace) -> None:
     if args.json:
         emit({"record": record})
     notify(_closing_line(record, classifier))
+
+
+def _standard_input() -> str | None:
+    """Return what leads into the command if something does: a pipe or a file, which is not read unasked."""
+    try:
+        mode = os.fstat(0).st_mode
+    except OSError:  # it is closed
+        return None
+    kind = "a pipe" if stat.S_ISFIFO(mode) else "a file" if stat.S_ISREG(mode) else None
+    return kind and f"standard input is {kind}, which --input - reads"
 
 
 def _require_outputs(args: argparse.Namespace) -> None:
