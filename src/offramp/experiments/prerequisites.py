@@ -175,7 +175,7 @@ def needs_of(
 
 
 def _as_read(data: DataSpec | None, sha256: str | None) -> str | None:
-    """Return the digest of data as they are read: that of files of one's own, which is of their bytes, with the options
+    """Return the digest of data as they are read: of the user's files, whose digest is of their bytes, with the options
     that choose their columns, labels, format and splits. The digest of a task is of its examples.
     """
     if data is None or data.task is not None:

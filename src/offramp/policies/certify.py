@@ -131,9 +131,9 @@ def _betting(loss_N: np.ndarray, epsilon: float, delta: float) -> bool:
     """Return whether betting against a mean above epsilon multiplies the initial wealth by 1 / delta.
 
     If the mean is at least epsilon, the probability of this is at most delta (Ville's inequality), for samples in an
-    order that says nothing of their losses: they are shuffled, since a table may be sorted by its labels. Stakes follow
-    the running variance and never exceed the wealth. A sample mean above epsilon certifies nothing, whatever the wealth
-    was on the way.
+    order that is independent of their losses: they are shuffled, since a table may be sorted by its labels. Stakes
+    follow the running variance and never exceed the wealth. A sample mean above epsilon certifies nothing, whatever the
+    wealth was on the way.
     """
     gain_N, mean = (_shuffled(loss_N) + 1) / 2, (epsilon + 1) / 2
     if mean >= 1:
