@@ -10,11 +10,14 @@ from safetensors.torch import save_file
 from offramp.errors import UsageError
 from offramp.experiments import Grid, bitwise, experiment, sweep
 from offramp.experiments.prerequisites import Source, needs_of
+from offramp.experiments.report import page_of
 from offramp.experiments.results import read_results
 from offramp.experiments.specification import INPUTS
 from offramp.experiments.steps import take_step
 from offramp.experiments.sweep import SweepSettings
+from offramp.reporting.html_page import to_html
 from offramp.reporting.pages import page_from
+from offramp.reporting.tables import NONE
 
 TEMPLATE = Path(__file__).parents[2] / "recipes/any_model.md.jinja"
 SHAPE = {"vocab_size": 50, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 16}
@@ -39,6 +42,17 @@ def test_records_of_a_sweep_make_the_page_of_any_model(models, in_process, tmp_p
     assert "does not take the example inputs" in wrong["reason"]["what"]
     assert good["run"]["smallest"]["equal"] == good["run"]["twice"]["equal"] == [True, True]
     assert good["figures"]["peak_share"] <= 1 and good["figures"]["budget_share"] < 1 and good["run"]["fault"] is None
+    report = page_of({"out": [wrong, good]}, "Title")
+    (streams,) = [each for each in report.tables if each.name.startswith("streams")]
+    heads = [column.title for column in streams.columns]
+    failed, row = sorted(
+        (dict(zip(heads, each.cells, strict=True)) for each in streams.rows), key=lambda x: x["rounds"].text
+    )
+    assert (row["model"].text, row["identical"].text, row["failure"].text) == ("good", "yes", NONE)
+    assert row["peak of weights"].value <= 100 and row["smallest budget"].value < 100
+    assert row["× module latency"].value > 0 and row["× module latency"].text.endswith("×")
+    assert failed["identical"].text == NONE and "does not take the example inputs" in failed["failure"].text
+    assert "× module latency" in to_html(report) and not any(each.name.startswith("results") for each in report.tables)
     page = page_from(TEMPLATE, [wrong, good])
     assert "| 1 of 2: 50.0 % | **no** |" in page and "| decoder | 2 | 1 | 1.00x |" in page
     assert "- wrong: a GPT2LMHeadModel does not take the example inputs" in page and "accelerate" not in page
@@ -54,7 +68,11 @@ def test_an_answer_that_differs_and_a_stream_that_fails_are_results(models, monk
     folder = str(models / "decoder/good")
     step = {"kind": "stream", "model": folder, "experiment": experiment(model=folder, job="stream").to_json()}
     monkeypatch.setattr(bitwise, "are_equal", lambda found, wanted: False)
-    assert take_step(step, print)["run"]["fault"] == "answers differ by 0.0 and 0.0"
+    found = take_step(step, print)
+    assert found["run"]["fault"] == "answers differ by 0.0 and 0.0"
+    record = {"experiment": step["experiment"], **found}
+    (table,) = [each for each in page_of({"out": [record]}, "Title").tables if each.name.startswith("streams")]
+    assert "no: answers differ by 0.0 and 0.0" in [cell.text for cell in table.rows[0].cells]
 
     def broken(*what, **options):
         raise ValueError("no stream")

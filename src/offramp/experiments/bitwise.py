@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from offramp.errors import BudgetError, UsageError, said
 from offramp.experiments.children import Log
 from offramp.experiments.specification import INPUTS
+from offramp.measure import median
 from offramp.runtime.weight_plan import smallest_bytes
 from offramp.store import Store
 from offramp.streaming.capture import Arguments, are_equal, tensors_of
@@ -35,6 +36,8 @@ STORE = "divided/store"
 """Store in a temporary folder: not in it, since the lock of that folder is taken."""
 _SEED = 0
 """Seed of the random numbers that a model may draw while it runs."""
+_NUM_TIMED = 5
+"""Passes that a job times, of the whole model and of each stream."""
 _COUNTED = ("peak_weight_bytes", "unplanned_loads", "disorders", "held", "sliced")
 """Fields of a stream's record that are kept."""
 Tree = Mapping[str, Any]
@@ -55,6 +58,8 @@ class Trial:
     """Answers of the whole model, as `answers_of` returns them."""
     describe: Callable[[Exception], str] = lambda error: f"{type(error).__name__}: {str(error)[:CHARACTERS]}"
     """Return an error in one line."""
+    num_timed: int = 0
+    """Number of passes of the first input that are timed in each result, after those whose answers are compared."""
 
     def run(self) -> dict[str, Any]:
         """Return facts of the store, and the results `smallest`, `twice` and, where it differs, `sliced`."""
@@ -80,6 +85,7 @@ class Trial:
             with stream(module, self.store, weight_budget=budget) as streamed:
                 answers = answers_of(streamed, self.inputs)
                 record = streamed.record()
+                times = {"seconds": seconds_of(streamed, self.inputs[0], self.num_timed)} if self.num_timed else {}
         except BudgetError as error:
             needed = parse_size((error.remedy or "").rpartition(" ")[2])
             if needed > budget:
@@ -88,7 +94,7 @@ class Trial:
         except Exception as error:  # whatever it is, it is the result
             traceback.print_exc()
             return {**shown, "failed": self.describe(error)}
-        return {**shown, **compared(answers, self.expected), **{name: record[name] for name in _COUNTED}}
+        return {**shown, **compared(answers, self.expected), **{name: record[name] for name in _COUNTED}, **times}
 
 
 def stream_model(step: Tree, log: Log) -> dict[str, Any]:
@@ -104,15 +110,18 @@ def stream_model(step: Tree, log: Log) -> dict[str, Any]:
     torch.set_num_threads(step["experiment"]["engine"]["threads"] or 1)
     kind = class_of_folder(folder)
     build = partial(_loaded, kind, folder)
-    inputs, expected = _answered(build(), folder, log)
+    whole = build()
+    inputs, expected = _answered(whole, folder, log)
+    whole_seconds = seconds_of(whole, inputs[0], _NUM_TIMED)
+    del whole
     with scratch_folder("offramp-stream-") as place:
         (place / STORE).parent.mkdir()
         began = time.perf_counter()
         first, *more = (each.kwargs for each in inputs)
         divide(folder, place / STORE, method="eager", inputs=first, more_inputs=more, say=log)
         seconds = time.perf_counter() - began
-        found = Trial(place / STORE, lambda: kind, build, inputs, expected).run()
-        return record_of({"divide_seconds": seconds, **found}, place)
+        found = Trial(place / STORE, lambda: kind, build, inputs, expected, num_timed=_NUM_TIMED).run()
+        return record_of({"divide_seconds": seconds, "whole_seconds": whole_seconds, **found}, place)
 
 
 def _loaded(kind: Any, folder: Path) -> nn.Module:
@@ -160,6 +169,8 @@ def record_of(found: Tree, folder: Path) -> dict[str, Any]:
     peaks = [each["peak_weight_bytes"] / each["budget_bytes"] for each in runs if "failed" not in each]
     if peaks:
         figures |= {"peak_share": max(peaks)}
+    if "seconds" in runs[0] and "whole_seconds" in run:
+        figures |= {"slowdown": runs[0]["seconds"] / run["whole_seconds"]}
     figures |= {"budget_share": runs[0]["budget_bytes"] / figures["weight_bytes"]}
     run |= {"num_runs": len(peaks), "fault": next(filter(None, map(_fault, runs)), None)}
     if "sliced" in found:
@@ -169,6 +180,17 @@ def record_of(found: Tree, folder: Path) -> dict[str, Any]:
         figures |= {"sliced_difference": max(differences)} if differences else {}
     here = {**environment(folder), **conditions(folder)}
     return {"figures": figures, "samples": {}, "run": run, "environment": here}
+
+
+def seconds_of(model: Any, given: Arguments, num_passes: int) -> float:
+    """Return the median seconds of a pass of a model that is warm."""
+    found = []
+    for _ in range(num_passes):
+        arguments = given.copy()
+        began = time.perf_counter()
+        arguments.call(model)
+        found.append(time.perf_counter() - began)
+    return median(found)
 
 
 def answers_of(model: Any, inputs: Sequence[Arguments]) -> list[list[Tensor]]:

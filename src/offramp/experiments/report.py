@@ -28,6 +28,8 @@ from offramp.experiments.report_pictures import (
     runs_to_draw,
     traced,
 )
+from offramp.experiments.report_streams import COLUMNS as STREAMED
+from offramp.experiments.report_streams import streams_table
 from offramp.experiments.results import Record
 from offramp.experiments.specification import specification_of, spelt
 from offramp.experiments.subjects import FOLDER, Group, Subject, best, compared, estimate, groups_of, values_of
@@ -123,6 +125,9 @@ def _group_section(group: Group, number: int, varied: Sequence[str], drawn: Coll
     return Section(group.title, left_out, tuple(tables), (*pictures, *over_time, *stages))
 
 
+    if group.are_streamed:
+        table = streams_table(group, f"streams-{number}", lambda each: (_facts(each), _command(each, varied)))
+        return Section(group.title, tables=(table,))
 def results_table(group: Group, name: str, varied: Sequence[str] = ()) -> Table:
     """Return the table of a group: figures with intervals, and the paired difference of each with the baseline.
 
@@ -341,3 +346,4 @@ def _definitions(groups: Sequence[Group]) -> Section:
     )
     columns = [Column("figure", is_text=True), Column("definition", is_text=True)]
     return Section("How each figure was measured", (text,), (table_of("definitions", "Figures", columns, rows),))
+    found += STREAMED if any(group.are_streamed for group in groups) else ()

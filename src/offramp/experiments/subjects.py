@@ -21,7 +21,14 @@ from offramp.experiments.comparison import Figure, differs, mean_score, num_shar
 from offramp.experiments.grid import matching
 from offramp.experiments.jobs import BOUNDS
 from offramp.experiments.results import Record, completed
-from offramp.experiments.specification import NOT_IDENTIFYING, OPTIONS, Experiment, option_names, specification_of
+from offramp.experiments.specification import (
+    NOT_IDENTIFYING,
+    OPTIONS,
+    STREAM,
+    Experiment,
+    option_names,
+    specification_of,
+)
 from offramp.measure import median
 from offramp.measure.statistics import Comparison, holm, judged, median_interval
 from offramp.reporting.svg import NUM_COLOURS
@@ -112,6 +119,11 @@ class Group:
         several = [name for name in _SERIES if 1 < len(found.get(name, ())) <= NUM_COLOURS]
         self.coloured = several[0] if several else ""
         """Option that gives points their colours; "": the kind of exit does."""
+
+    @property
+    def are_streamed(self) -> bool:
+        """True if `offramp.stream` runs the models of all subjects, which have figures of their own."""
+        return self.subjects[0].specification.job == STREAM
 
     def baseline_of(self, subject: Subject) -> Subject | None:
         """Return the subject that this one is compared with, of the same model if there is one."""
@@ -245,8 +257,10 @@ def _without_seed(each: Experiment) -> Experiment:
 
 
 def _data_of(subject: Subject) -> str:
-    """Return what tells groups apart; random inputs come last."""
+    """Return what tells groups apart; random inputs come last, and after them models that are streamed."""
     each = subject.specification
+    if each.job == STREAM:
+        return "2"
     rows = None if each.data is None else (each.data.to_json(), each.split, each.rows, each.include_training_rows)
     return ("1" if rows is None else "0") + json.dumps(rows, sort_keys=True, default=str)
 
@@ -255,6 +269,9 @@ def _titles(firsts: Sequence[Subject]) -> list[str]:
     """Return a title for each group, by its first subject: the data, and where needed the rows."""
     found = []
     for flat in (each.flat for each in firsts):
+        if flat["job"] == STREAM:
+            found.append("models streamed by offramp.stream")
+            continue
         data = flat.get("task") or flat.get("dev") or flat.get("train")
         found.append("random inputs" if data is None else f"{PurePath(str(data)).name}, {flat['split']}")
     long = [f"{title}, {each.flat['rows']} rows" for title, each in zip(found, firsts, strict=True)]
