@@ -163,6 +163,17 @@ def test_records_of_inputs_that_have_changed_since_are_left_out():
     assert row.rounds == 6 and row.compared.value == pytest.approx(1)
 
 
+def test_other_data_and_another_machine_are_said():
+    first = [{**each, "environment": {"cpu_model": "a", "num_cores": 2}} for each in rounds(0.01)]
+    assert compare(first, first, "latency").notices == ()
+    other = [{**each, "environment": {"cpu_model": "b", "num_cores": 2}} for each in first]
+    other = [{**each, "inputs": {**each["inputs"], "data": "edited"}} for each in other]
+    data, machine = compare(first, other, "latency").notices
+    assert data == "1 of 1 experiments were measured on other data in the second folder"
+    assert machine.startswith("1 of 1 experiments were measured on another kind of machine in the second folder")
+    assert compare(first, rounds(0.01), "latency").notices == (), "it is not known"
+
+
 def test_an_infinite_ratio_has_no_value_in_json(tmp_path, capsys):
     for name, num_bytes in (("a", 0.0), ("b", 5.0)):
         with Results(tmp_path / name, print) as results:

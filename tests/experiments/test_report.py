@@ -232,6 +232,47 @@ def test_failures_of_earlier_inputs_are_not_those_of_a_row():
     assert row.kind == "failed" and row.cells[-1].text == "too little memory"
 
 
+@pytest.mark.parametrize("what", ["data", "model"])
+def test_rows_of_different_contents_are_not_compared_which_is_said(records, what):
+    """A sweep was interrupted after a file had changed."""
+    mixed = [
+        {**each, "inputs": {**each["inputs"], what: "changed"}}
+        if each["experiment"]["engine"]["exit"] != "none"
+        else each
+        for each in records
+    ]
+    found = table(page(mixed))
+    for model in ("bert", "distilbert"):
+        row = cells(found, model=model, exit="patience:1", budget="resident")
+        assert row["score"].text != NONE == row["points"].text == row["× latency"].text
+        assert cells(found, model=model, exit="none", budget="96MiB")["points"].text != NONE
+    names = "data" if what == "data" else "runs/bert, runs/distilbert"
+    assert found.notes[-1].startswith(f"The contents of {names} changed between measurements")
+    assert len(table(page(records)).notes) == 1
+
+
+def test_records_of_earlier_contents_and_several_machines_are_noted(records):
+    each = experiment(model="m", task="sst2", exit="none", budget="96MiB", rows=20)
+    earlier = [{**record(each, number), "key": "earlier"} for number in (1, 2, 3)]
+    found = table(page([*earlier, record(each, 1)]))
+    assert found.notes[-1].startswith("Left out: 3 records of other contents") and found.rows[0].cells[-1].text == "1"
+    moved = [{**each, "environment": {**each["environment"], "cpu_model": "other"}} for each in records[:5]]
+    assert table(page([*moved, *records[5:]])).notes[-1].startswith("Measured on 2 kinds of machine (see Environment)")
+
+
+def test_each_seed_counts_once_in_a_difference_of_scores():
+    """Also where rounds of one seed are missing."""
+    found = [
+        each
+        for exit in ("none", "patience:1")
+        for seed, rounds in ((1, 5), (2, 1))
+        for each in study(rounds, rows=60, model=["m"], task=["sst2"], exit=[exit], budget=["resident"], seed=[seed])
+    ]
+    row = cells(table(page(found)), exit="patience:1")
+    base = cells(table(page(found)), exit="none")
+    assert row["points"].value == pytest.approx(row["score"].value - base["score"].value)
+
+
 def test_figures_that_are_no_number_are_left_out(records):
     odd = [dict(each) for each in records]
     for each in odd[:5]:

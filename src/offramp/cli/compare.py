@@ -41,7 +41,7 @@ def main(args: argparse.Namespace) -> None:
     folders = (args.first, args.second)
     first, second = ([completed(each, folder) for each in read_results(Path(folder), log)] for folder in folders)
     found = compare(first, second, args.figure, args.at_most)
-    for line in found.left_out:
+    for line in (*found.left_out, *found.notices):
         log(printable(line))
     if args.json:
         for row in found.rows:

@@ -88,6 +88,8 @@ class Table:
     rows: tuple[Row, ...]
     left_out: tuple[str, ...]
     """Experiments that could not be compared, one line each."""
+    notices: tuple[str, ...] = ()
+    """What differs between the folders besides options, one line each."""
 
 
 def compare(first: Sequence[Record], second: Sequence[Record], name: str, at_most: float | None = None) -> Table:
@@ -121,7 +123,33 @@ def compare(first: Sequence[Record], second: Sequence[Record], name: str, at_mos
         known = [each for each in FIGURES if any(all(_usable(side, each) for side in pair) for pair in pairs)]
         remedy = f"give --figure {', '.join(known)}" if known else "offramp report shows why their jobs failed"
         raise UsageError(f"no round of both folders has the figure {name}", None, remedy)
-    return Table(figure, changed, _rows(figure, found, at_most), tuple(left_out))
+    notices = _notices([sides for _, sides, _ in found])
+    return Table(figure, changed, _rows(figure, found, at_most), tuple(left_out), notices)
+
+
+def _notices(pairs: Sequence[Sequence[Sequence[Record]]]) -> tuple[str, ...]:
+    """Return notices of pairs of records that were measured on other data or another machine."""
+    data = [{record["inputs"]["data"] for record in side} - {None} for sides in pairs for side in sides]
+    machines = [{machine_of(record) for record in side} - {None} for sides in pairs for side in sides]
+    num_data, num_machines = (
+        sum(bool(here and there and here != there) for here, there in zip(found[::2], found[1::2], strict=True))
+        for found in (data, machines)
+    )
+    found = []
+    if num_data:
+        found.append(f"{num_data} of {len(pairs)} experiments were measured on other data in the second folder")
+    if num_machines:
+        found.append(
+            f"{num_machines} of {len(pairs)} experiments were measured on another kind of machine in the second folder:"
+            " differences of times are not due to what was changed alone"
+        )
+    return tuple(found)
+
+
+def machine_of(record: Record) -> tuple[Any, ...] | None:
+    """Return what tells the machine of a record from others, its processor and cores; None: unknown."""
+    known = record.get("environment")
+    return tuple(str(known.get(name)) for name in ("cpu_model", "num_cores")) if known else None
 
 
 def _rows(figure: Figure, found: Sequence[tuple[str, Any, Comparison]], at_most: float | None) -> tuple[Row, ...]:

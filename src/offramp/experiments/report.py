@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from offramp.errors import UsageError
-from offramp.experiments.comparison import FIGURES, SIGNIFICANT, Figure
+from offramp.experiments.comparison import FIGURES, SIGNIFICANT, Figure, machine_of
 from offramp.experiments.grid import matching
 from offramp.experiments.prerequisites import rule_of
 from offramp.experiments.report_pictures import (
@@ -32,7 +32,17 @@ from offramp.experiments.report_streams import COLUMNS as STREAMED
 from offramp.experiments.report_streams import streams_table
 from offramp.experiments.results import Record
 from offramp.experiments.specification import specification_of, spelt
-from offramp.experiments.subjects import FOLDER, Group, Subject, best, compared, estimate, groups_of, values_of
+from offramp.experiments.subjects import (
+    FOLDER,
+    Group,
+    Subject,
+    best,
+    compared,
+    contents_of,
+    estimate,
+    groups_of,
+    values_of,
+)
 from offramp.measure.statistics import FEWEST_SAMPLES, Comparison
 from offramp.policies.own import python_files
 from offramp.reporting.tables import NONE, Cell, Column, Page, Row, Section, Table, table_of
@@ -115,6 +125,9 @@ def _named_apart(sections: Iterable[Section]) -> Iterator[Section]:
 
 def _group_section(group: Group, number: int, varied: Sequence[str], drawn: Collection[Subject]) -> Section:
     """Return the section of a group, with the memory over time of the subjects of `drawn`."""
+    if group.are_streamed:
+        table = streams_table(group, f"streams-{number}", lambda each: (_facts(each), _command(each, varied)))
+        return Section(group.title, tables=(table,))
     tables = [results_table(group, f"results-{number}", varied)]
     pictures = [*fronts(group), *budgets(group), *exits(group)]
     per_class = classes_table(group, f"classes-{number}")
@@ -125,9 +138,6 @@ def _group_section(group: Group, number: int, varied: Sequence[str], drawn: Coll
     return Section(group.title, left_out, tuple(tables), (*pictures, *over_time, *stages))
 
 
-    if group.are_streamed:
-        table = streams_table(group, f"streams-{number}", lambda each: (_facts(each), _command(each, varied)))
-        return Section(group.title, tables=(table,))
 def results_table(group: Group, name: str, varied: Sequence[str] = ()) -> Table:
     """Return the table of a group: figures with intervals, and the paired difference of each with the baseline.
 
@@ -164,7 +174,7 @@ def _ordered(group: Group) -> list[Subject]:
 
 def _notes(group: Group) -> tuple[str, ...]:
     if not group.baselines:
-        return ("No experiment of this table has figures.",)
+        return ("No experiment of this table has figures.", *_left_out(group))
     heading = "Baseline" if len(group.baselines) == 1 else "Baseline of each model"
     return (
         f"{heading}: {'; '.join(map(group.name, group.baselines))}. Ratios are paired by round, differences of scores"
@@ -173,7 +183,33 @@ def _notes(group: Group) -> tuple[str, ...]:
         f" over rounds, or over seeds where a row has several, from {FEWEST_SAMPLES} on: each seed counts once, by the"
         " median of its rounds. Bold: the best of its column, but for the bounds oracle and random, if it differs"
         f" from each other row significantly (p < {SIGNIFICANT:g}, corrected by Holm).",
+        *_left_out(group),
     )
+
+
+def _left_out(group: Group) -> Iterator[str]:
+    """Yield what the rows of a table do not show, or what is not compared: contents that changed, several machines."""
+    num_earlier = sum(len(each.records) - len(each.current) for each in group.subjects)
+    if num_earlier:
+        yield (
+            f"Left out: {num_earlier} records of other contents of a model, of data or of a file. Each row has those"
+            " that were measured last."
+        )
+    digests: dict[tuple[Any, ...], set[str]] = {}
+    for name, found in (pair for each in group.subjects for pair in contents_of(each).items()):
+        digests.setdefault(name, set()).update(found)
+    changed = sorted({"data" if name == ("data",) else str(name[1]) for name, each in digests.items() if len(each) > 1})
+    if changed:
+        yield (
+            f"The contents of {', '.join(changed)} changed between measurements: rows of different contents are not"
+            " compared. The sweep measures the present contents when it is repeated."
+        )
+    machines = {machine_of(record) for each in group.subjects for record in each.done} - {None}
+    if len(machines) > 1:
+        yield (
+            f"Measured on {len(machines)} kinds of machine (see Environment): where two rows are of different ones,"
+            " ratios of times are not due to their options alone."
+        )
 
 
 def _option_cell(group: Group, subject: Subject, name: str) -> Cell:
@@ -338,6 +374,7 @@ def _definitions(groups: Sequence[Group]) -> Section:
     """Return the section that says what each figure is and how it was measured."""
     figures = [name for name in _SHOWN if any(each.with_figure(name) for group in groups for each in group.subjects)]
     found = [each for name in figures for each in (_SHOWN[name], _AGAINST.get(name)) if each is not None]
+    found += STREAMED if any(group.are_streamed for group in groups) else ()
     rows = [(column.title, column.help + ".") for column in found]
     text = (
         "Each round of an experiment is a process of its own, which measures itself after two passes to warm up; rounds"
@@ -346,4 +383,3 @@ def _definitions(groups: Sequence[Group]) -> Section:
     )
     columns = [Column("figure", is_text=True), Column("definition", is_text=True)]
     return Section("How each figure was measured", (text,), (table_of("definitions", "Figures", columns, rows),))
-    found += STREAMED if any(group.are_streamed for group in groups) else ()

@@ -305,8 +305,7 @@ def estimate(figure: Figure, subject: Subject) -> Comparison:
         seeds = list(_by_seed(subject.with_figure(figure.name)).values())
         num_rows = num_shared_rows(itertools.chain(*seeds)) if figure.name == "score" else 0
         if num_rows:
-            values, draws_SD = zip(*map(mean_score, seeds), strict=True)
-            known[figure.name] = judged(sum(values) / len(seeds), np.mean(draws_SD, axis=0), num_rows, equal=0.0)
+            known[figure.name] = judged(*_mean_of_seeds(seeds), num_rows, equal=0.0)
         else:
             found = seeds[0] if len(seeds) == 1 else [_median_round(figure, rounds) for rounds in seeds]
             known[figure.name] = median_interval([record["figures"][figure.name] for record in found])
@@ -314,10 +313,13 @@ def estimate(figure: Figure, subject: Subject) -> Comparison:
 
 
 def compared(figure: Figure, first: Subject, second: Subject) -> Comparison | None:
-    """Return the paired comparison of the second subject with the first; None without rounds that both have.
+    """Return the paired comparison of the second subject with the first; None without rounds that both have, and where
+    the contents of their data or model differ: see `has_changed`.
 
     One seed of each side is paired by round, whichever they are; several are paired by seed, and each counts once.
     """
+    if has_changed(first, second):
+        return None
     sides = [_by_seed(each.with_figure(figure.name)) for each in (first, second)]
     if all(len(side) == 1 for side in sides):
         pairs = [_of_shared_rounds(*(rounds for side in sides for rounds in side.values()))]
@@ -326,10 +328,34 @@ def compared(figure: Figure, first: Subject, second: Subject) -> Comparison | No
     pairs = [pair for pair in pairs if pair[0]]
     if not pairs:
         return None
-    whole = [[record for pair in pairs for record in pair[side]] for side in (0, 1)]
-    if figure.name == "score" and num_shared_rows(itertools.chain(*whole)):
-        return paired(figure, *whole)
+    num_rows = num_shared_rows(record for pair in pairs for side in pair for record in side)
+    if figure.name == "score" and num_rows:
+        (value, draws_D), (other, others_D) = (_mean_of_seeds([pair[side] for pair in pairs]) for side in (0, 1))
+        return judged(other - value, others_D - draws_D, num_rows, equal=0.0)
     return paired(figure, *([_median_round(figure, pair[side]) for pair in pairs] for side in (0, 1)))
+
+
+def has_changed(first: Subject, second: Subject) -> bool:
+    """Return whether two subjects were measured on other contents of the same data, or, in one folder, of one model."""
+    here, there = contents_of(first), contents_of(second)
+    return any(len(here[name] | there[name]) > 1 for name in here.keys() & there.keys())
+
+
+def contents_of(subject: Subject) -> dict[tuple[Any, ...], set[str]]:
+    """Return the digests of the data, and of the model of each seed, by what they are of."""
+    found: dict[tuple[Any, ...], set[str]] = {}
+    for record in subject.current:
+        model = (subject.folder, subject.flat["model"], record["experiment"]["seed"])
+        for name, digest in ((("data",), record["inputs"].get("data")), (model, record["inputs"].get("model"))):
+            if digest is not None:
+                found.setdefault(name, set()).add(digest)
+    return found
+
+
+def _mean_of_seeds(seeds: Sequence[Sequence[Record]]) -> tuple[float, np.ndarray]:
+    """Return the mean score of seeds on the same rows, each counted once, and that of each resample of the rows [D]."""
+    values, draws_SD = zip(*map(mean_score, seeds), strict=True)
+    return sum(values) / len(seeds), np.mean(draws_SD, axis=0)
 
 
 def _by_seed(records: Mapping[Place, Record]) -> dict[int, list[Record]]:
