@@ -13,6 +13,10 @@ import pytest
 
 import offramp
 from offramp import Result
+from offramp.policies import parse
+from offramp.policies.codec import to_json
+from offramp.store import Store
+from offramp.store.policy_file import MeasuredOn, PolicyFile, Prediction, write_policy
 from offramp.tasks.tables import read_table
 from tests.cli.conftest import LABELS, NUM_LAYERS, write_tiny
 
@@ -263,6 +267,27 @@ def test_the_trace_opens_in_perfetto(run, store, tmp_path):
     assert "layer.0 attention" in names
     kinds = {json.loads(line)["kind"] for line in (tmp_path / "t.jsonl").read_text().splitlines()}
     assert {"wait", "read", "compute", "head"} <= kinds
+
+
+def test_a_policy_that_was_tuned_on_shorter_texts_is_reported_where_texts_are_longer(run, store, tmp_path):
+    with Store(store, "never") as opened:
+        known = PolicyFile(
+            to_json(parse("confidence:0.9")), opened.manifest.answering, None, Prediction(), None, {"max_length": 8},
+            MeasuredOn(), [],
+        )  # fmt: skip
+    write_policy(tmp_path / "policy.json", known)
+    words = ("run", store, *BUDGET, "--exit", tmp_path / "policy.json", "--text")
+    short, long = "the bank fell", "the bank " * 9
+    for more, says in (
+        ((short,), None),
+        ((long,), "tuned on texts of at most 8 tokens, and these have up to 20: its scores"),
+        ((long, "--max-length", "8"), None),
+        ((short, "--max-length", "6"), None),
+        ((long, "--max-length", "6"), "and these are truncated to 6: its scores"),
+    ):
+        said = run(*words, *more)
+        assert said.code == 0 and (says in said.err if says else "its scores" not in said.err), said.err
+    assert "--max-length 8" in run(*words, long).err
 
 
 def test_texts_in_standard_input_are_not_read_unasked_which_is_said(refused, store, tmp_path):

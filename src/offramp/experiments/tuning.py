@@ -98,6 +98,7 @@ def tune(
         "certify_sha256": certify_on.about.data_sha256 if certify_on else None,
         "num_samples": len(trials.truth_N),
         "training_rows": num_trained,
+        "max_length": about.max_length,
     }
     file = PolicyFile(
         to_json(chosen.policy),

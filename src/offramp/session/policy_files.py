@@ -68,6 +68,21 @@ class NamedPolicy:
             lines.append(f"{what}: its scores and its certificate are of the other - tune it again")
         return lines
 
+    def lengths(self, max_length: int, longest: int) -> List[str]:
+        """Return one line for each file that was tuned on texts that were truncated otherwise than here.
+
+        Texts are truncated to `max_length` tokens here, and the longest is expected to have `longest` tokens then.
+        """
+        lines = []
+        for name, file in self.files.items():
+            there = file.tuned_on.get("max_length")
+            if type(there) is not int or there == max_length or longest < min(there + 1, max_length):
+                continue
+            these = f"are truncated to {max_length}" if max_length < there else f"have up to {longest}"
+            what = f"{name} was tuned on texts of at most {there} tokens, and these {these}"
+            lines.append(f"{what}: its scores and its certificate do not hold here - give --max-length {there}")
+        return lines
+
     def warnings(self, here: MeasuredOn, profile: Optional[DeviceProfile], has_deadline: bool) -> List[str]:
         """Return one line for each claim of a file that does not hold under the conditions `here`.
 

@@ -122,9 +122,13 @@ def _prepared(
         named, measured = rebase_policy(named, given, num_exits, here, guard.needs_every_exit, warn)
     trim_memory()  # before the tokenizer allocates, for the same reason
     encoder = _encoder(opened, config.max_length, warn)
+    settings = _settings(config, encoder, texts)
+    if opened.program.texts is not None:
+        for line in named.lengths(encoder.max_length, settings.length or encoder.max_length):
+            warn(line)
     # The plan of a device profile assumes that all rows reach all layers, so a guard that relies on one needs the same.
     reached = () if guard.needs_every_exit else named.reached(num_exits)
-    settings = replace(_settings(config, encoder, texts), reached=reached)
+    settings = replace(settings, reached=reached)
 
     def plan_for(num_rows: int, num_batches: int) -> Classifier:
         sized = replace(settings, num_rows=num_rows, num_batches=num_batches)
