@@ -18,6 +18,7 @@ from offramp.policies.codec import to_json
 from offramp.policies.costs import Costs
 from offramp.policies.evidence import FEATURES
 from offramp.policies.learned import Stopping
+from offramp.program import checks
 from offramp.program.program import Texts
 from offramp.runtime.profile import DeviceProfile, load_profile, save_profile
 from offramp.session.policy_files import policy_of
@@ -168,6 +169,17 @@ FREE = {
 """Keys whose content is not read."""
 
 
+class Parsing:
+    """A function that parses, and the lengths of the texts that it was given."""
+
+    def __init__(self, parse):
+        self._parse, self.lengths = parse, []
+
+    def __call__(self, text, **more):
+        self.lengths.append(len(text))
+        return self._parse(text, **more)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def keep_model(model):
     HELD["model"] = model
@@ -285,6 +297,19 @@ def test_a_key_that_is_given_twice_or_no_number_is_refused(tmp_path, name):
             with pytest.raises(OfframpError) as caught:
                 read(path)
             assert caught.value.exit_code == 4, text[:200]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_of_many_values_is_refused_before_they_take_memory(tmp_path, monkeypatch, name):
+    write, read = FILES[name]
+    path = tmp_path / "place" / name
+    path.parent.mkdir()
+    write(path)
+    path.write_bytes(b"[" + b"[]," * 450_000 + b"0]")
+    monkeypatch.setattr(checks.json, "loads", parsing := Parsing(json.loads))
+    with pytest.raises(OfframpError, match=r"MiB of memory|more than") as caught:
+        read(path)
+    assert caught.value.exit_code == 4 and max(parsing.lengths, default=0) < 1 << 20
 
 
 @pytest.mark.parametrize("exits", [[1, 1, 1], [-1], [1, 2, 99], [0], [3, 2, 1], [1, 2], [1, 2, 3, 4], [True, 2, 3], [],

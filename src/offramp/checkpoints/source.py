@@ -25,7 +25,7 @@ from offramp.store.files import sha256_of
 from offramp.store.reader import is_store
 from offramp.store.scratch import scratch_folder
 from offramp.store.trained_rows import FILE_NAME as TRAINED_ROWS
-from offramp.tasks.model_files import files_of
+from offramp.tasks.model_files import MAX_OBJECT_BYTES, files_of
 
 EXITS = ("exits.safetensors", "exits.json")
 TOKENIZER = (
@@ -64,7 +64,7 @@ def read_training(folder: Path) -> Training | None:
     if not files.has(TRAINING):
         return None
     try:
-        return read_used(Training, strict_json(files.read(TRAINING)))
+        return read_used(Training, strict_json(files.read(TRAINING, MAX_OBJECT_BYTES)))
     except ValueError as wrong:
         raise SourceError(
             f"{TRAINING}: {wrong}", folder / TRAINING, "get the folder again, or remove the file"

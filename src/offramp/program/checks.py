@@ -33,6 +33,14 @@ _MOST_DIGITS, _MOST_FOREIGN_DIGITS = 20, 40
 """Most characters of an integer, whose parsing takes quadratic time; transformers writes 10^30 for "unlimited"."""
 _LONG_NUMBER = re.compile(rb"(?:^|[:,\[\s-])(?:\d{%d}|[\d.]+[eE]\+?\d{3})" % _MOST_DIGITS)
 """Beginning of every number that is too long, or may be beyond the range of a float, and of few other texts."""
+MOST_PARSED_BYTES = 56 << 20
+"""Most memory that a JSON text may take while it is parsed, by `parsed_bytes`, unless its reader allows more."""
+_HARMLESS_BYTES = 256 << 10
+"""Length up to which no JSON text takes that memory: a byte stands for 60 at most, in a list of empty lists."""
+_VALUE_BYTES, _MEMBER_BYTES = 72, 160
+"""Memory of a value, and that of its name where it is a member of an object: a string, and its places in two tables."""
+_WIDEST = re.compile(rb"[\xf0-\xf4]|\\u[dD][89abAB]")
+"""Beginning of a letter beyond the first 65,536 of Unicode: all letters of its string take 4 bytes each, else 2."""
 _shortener = reprlib.Repr()
 _shortener.maxstring = _shortener.maxother = _shortener.maxlong = 100
 _short = _shortener.repr
@@ -43,15 +51,18 @@ class WrongError(ValueError):
     """A value of a JSON tree that is not allowed."""
 
 
-def strict_json(data: bytes, *, is_foreign: bool = False) -> Any:
+def strict_json(data: bytes, *, is_foreign: bool = False, most_bytes: int = MOST_PARSED_BYTES) -> Any:
     """Parse JSON, refusing everything that two parsers could read differently. Raises ValueError.
 
     Refused are duplicate keys, NaN, numbers beyond the range of a float or with more than 20 digits (parsing them takes
-    quadratic time), and nesting deeper than the stack of the interpreter.
+    quadratic time), nesting deeper than the stack of the interpreter, and texts that take too much memory.
 
     Args:
         is_foreign: transformers wrote the file: NaN, infinities and integers of 40 digits are read.
+        most_bytes: the most memory that parsing may take, the text included.
     """
+    if len(data) > _HARMLESS_BYTES and parsed_bytes(data) > most_bytes:
+        raise ValueError(f"parsing its {len(data):,} bytes may take {parsed_bytes(data) >> 20} MiB of memory")
     hooks: Dict[str, Any] = {} if is_foreign else {"parse_constant": _finite_float}
     if _LONG_NUMBER.search(data):  # hooks for all numbers take as long as the rest
         hooks["parse_int"] = partial(_short_int, most=_MOST_FOREIGN_DIGITS if is_foreign else _MOST_DIGITS)
@@ -60,6 +71,13 @@ def strict_json(data: bytes, *, is_foreign: bool = False) -> Any:
         return json.loads(data.decode("utf-8"), object_pairs_hook=_unique, **hooks)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def parsed_bytes(data: bytes) -> int:
+    """Return an upper bound on the memory that parsing takes: the bytes, their text, its strings, and the values."""
+    letter_bytes = 1 if data.isascii() and b"\\u" not in data else 4 if _WIDEST.search(data) else 2
+    num_values = sum(map(data.count, (b",", b"[", b"{")))
+    return len(data) * (1 + 2 * letter_bytes) + _VALUE_BYTES * num_values + _MEMBER_BYTES * data.count(b":")
 
 
 def _unique(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:

@@ -33,6 +33,8 @@ MAX_GRAPH_BYTES = 1 << 20
 """Largest graph that is read. Weights are inputs of a graph, so it holds no large tensors."""
 MAX_EXITS_BYTES = 1 << 20
 """Largest `exits.json` that is read: 100 bytes for each of the exits of 4,096 layers, and room."""
+MAX_LABELS_BYTES = 16 << 20
+"""Largest `labels.json` that is read: 70,000 labels take 1 to 4 MiB."""
 BLOCK_BYTES = 64 << 10
 """Block size of the digests of gathered tables, so that one row can be verified without reading its table."""
 NAMES = "names"

@@ -19,6 +19,8 @@ from offramp.errors import UsageError
 from offramp.program.checks import parse
 from offramp.store.files import NewFile, absolute, read_plain, write_all
 
+_MAX_BYTES = 16 << 20
+"""Largest cache that is read. The blocks of a table of 100 GiB take 3 MiB."""
 _TICK_NANOSECONDS = 100_000_000
 """Upper bound on the resolution of file timestamps. Two changes within this time can have equal timestamps."""
 _COARSE_TICK_NANOSECONDS = 2_000_000_000
@@ -89,7 +91,7 @@ class VerifiedMemory:
 
     def _load(self) -> Dict[str, str]:
         try:
-            return parse(Dict[str, str], read_plain(self._path))
+            return parse(Dict[str, str], read_plain(self._path, _MAX_BYTES))
         except (OSError, ValueError):  # absent, unreadable or incomplete: start empty
             return {}
 

@@ -93,6 +93,8 @@ def _check_manifest(manifest: m.Manifest) -> None:
         _check_module(program.module, manifest)
     if manifest.exits is not None and manifest.exits.description.bytes > m.MAX_EXITS_BYTES:
         raise WrongError(f"exits.description of more than {m.MAX_EXITS_BYTES} bytes")
+    if manifest.labels is not None and manifest.labels.bytes > m.MAX_LABELS_BYTES:
+        raise WrongError(f"labels of more than {m.MAX_LABELS_BYTES} bytes")
     for name in manifest.upcast:
         if manifest.tensors()[name][1].offset % 2:
             raise WrongError(f"tensor {name!r} of {HALF} begins at an odd byte")

@@ -19,6 +19,8 @@ MAX_HEADER_BYTES = 16 << 20
 """Maximum size of a header in bytes."""
 MAX_HEADER_VALUES = 400_000
 """Maximum number of values in a header. A tensor takes about 8, and a value about 100 bytes once it is parsed."""
+_MOST_PARSED_BYTES = 128 << 20
+"""Memory of a header for `strict_json`, whose bound is twice what tensors take: their values are counted above."""
 PAGE_BYTES = 4096
 
 
@@ -60,7 +62,7 @@ def parse_header(data: bytes, size: int, where: object) -> Header:
         what = f"header of more than {MAX_HEADER_VALUES:,} values"
         raise DamagedError(what, where, "save the tensors in several files, each with fewer of them")
     try:
-        tree = read(Dict[str, Any], strict_json(text), "header")
+        tree = read(Dict[str, Any], strict_json(text, most_bytes=_MOST_PARSED_BYTES), "header")
         metadata = read(Optional[Dict[str, str]], tree.pop("__metadata__", None), "__metadata__") or {}
         _refuse_packed(tree, where)
         tensors = {name: _entry(described, f"tensor {name!r}") for name, described in tree.items()}

@@ -20,6 +20,8 @@ from offramp.store.reader import Store, is_store
 
 FILE_NAME = "trained-rows.json"
 FORMAT = 1
+_MOST_OTHER_BYTES = 8 << 20
+"""Memory of the names of arguments while the file is parsed. That of the digests is in proportion to its length."""
 _DIGEST = np.dtype("<u8")
 _REMEDY = "get the folder again, or remove the file: the rows of the training are unknown then"
 
@@ -77,7 +79,9 @@ def read_trained_rows(folder: Path) -> Optional[TrainedRows]:
 def parse_trained_rows(data: bytes, where: object) -> TrainedRows:
     """Return what a file contains. Raises StoreError, VersionError."""
     try:
-        tree: Dict[str, Any] = read(Dict[str, Any], strict_json(data), "it")
+        tree: Dict[str, Any] = read(
+            Dict[str, Any], strict_json(data, most_bytes=3 * len(data) + _MOST_OTHER_BYTES), "it"
+        )
         version = tree.get("format", FORMAT)
         if type(version) is not int or version != FORMAT:
             raise VersionError(f"digests of rows of format {version!r}, only {FORMAT} is supported", where, _REMEDY)

@@ -31,6 +31,8 @@ from offramp.store.safetensors import header_bytes, num_bytes, read_header
 
 FORMAT = 2
 """Version of the transcript format that is written. Format 1, which is read as well, has no digests of rows."""
+MAX_DESCRIPTION_BYTES = 16 << 20
+"""Largest description that is read; the names of 20,000 labels take 1 MiB."""
 _REMEDY = "write the transcript again: offramp eval --transcript"
 _DTYPES = {name: np.dtype(DTYPES[name].numpy).newbyteorder("<") for name in (FLOAT, "I32", "I64", "U64")}
 
@@ -249,8 +251,10 @@ def _read(path: Path) -> Transcript:
 
 def _read_description(path: Path) -> Tuple[About, _Data]:
     with files.opened(path.parent, path.name) as fd, files.translate_read_errors(path):
-        data = files.read_up_to(fd, files.MAX_SMALL_BYTES)
+        data = files.read_up_to(fd, MAX_DESCRIPTION_BYTES + 1)
     try:
+        if len(data) > MAX_DESCRIPTION_BYTES:
+            raise WrongError(f"more than {MAX_DESCRIPTION_BYTES} bytes")
         tree: Dict[str, Any] = read(Dict[str, Any], strict_json(data), "it")
         lacking = [key for key in ("format", "file") if key not in tree]
         if lacking:

@@ -13,6 +13,8 @@ from offramp.store.manifest import FILE_NAME, File, Manifest
 from offramp.store.parsing import loads
 from offramp.store.reader import is_store, read_manifest_bytes
 
+MAX_OBJECT_BYTES = 16 << 20
+"""Largest file of JSON that is read as a whole, other than that of a tokenizer."""
 _REMEDY = "put a file there that can be read"
 
 
@@ -43,16 +45,17 @@ class ModelFiles:
         path = self.folder / name
         return name in self._listed if self._listed is not None else os.path.lexists(str(path)) and not path.is_dir()
 
-    def read(self, name: str) -> bytes:
-        """Return the content of a file of at most 64 MiB, verified where it is of a store.
+    def read(self, name: str, most_bytes: int = MAX_SMALL_BYTES) -> bytes:
+        """Return the content of a file of at most so many bytes, verified where it is of a store.
 
         Raises SourceError for what is no regular file in a model folder, DamagedError for a store.
         """
         if self._listed is not None:
+            self._require_small(name, self._listed[name].bytes, most_bytes)
             return read_small(self.folder, self._listed[name], dir_fd=self._opened.fd)
         with self._errors(name):
-            data = read_plain(self.folder / name, MAX_SMALL_BYTES + 1)
-        self._require_small(name, len(data))
+            data = read_plain(self.folder / name, most_bytes + 1)
+        self._require_small(name, len(data), most_bytes)
         return data
 
     @contextmanager
@@ -67,15 +70,15 @@ class ModelFiles:
             with self._errors(name):
                 fd = open_plain(self.folder / name)
         try:
-            self._require_small(name, os.fstat(fd).st_size)
+            self._require_small(name, os.fstat(fd).st_size, MAX_SMALL_BYTES)
             path = Path(f"/proc/self/fd/{fd}")
             yield str(path if path.exists() else self.folder / name)
         finally:
             os.close(fd)
 
-    def _require_small(self, name: str, size: int) -> None:
-        if size > MAX_SMALL_BYTES:
-            raise SourceError(f"file of more than {MAX_SMALL_BYTES} bytes", self.folder / name, "get the file again")
+    def _require_small(self, name: str, size: int, most_bytes: int) -> None:
+        if size > most_bytes:
+            raise SourceError(f"file of more than {most_bytes} bytes", self.folder / name, "get the file again")
 
     def read_object(self, name: str, remedy: str) -> Dict[str, Any]:
         """Read a JSON object. Returns {} if the file is absent. Raises SourceError, and as `read`."""
@@ -83,7 +86,7 @@ class ModelFiles:
         if not self.has(name):
             return {}
         try:
-            tree = strict_json(self.read(name), is_foreign=True)
+            tree = strict_json(self.read(name, MAX_OBJECT_BYTES), is_foreign=True)
         except ValueError as error:
             raise SourceError(f"not JSON ({error})", path, remedy) from None
         if not isinstance(tree, dict):

@@ -16,6 +16,7 @@ from typing import Any
 from offramp.checkpoints.source import TRAINING
 from offramp.checkpoints.weights import read_json
 from offramp.errors import DiskFullError, NonFiniteError, SourceError, UsageError, disk_full
+from offramp.program.checks import strict_json
 from offramp.store.files import fsync, fsync_folder, lock_folder, read_plain, translate_disk_full, write_atomic
 
 _CHECKPOINTS = "checkpoints"
@@ -119,7 +120,7 @@ def last_checkpoint(place: Path) -> Path | None:
     found = []
     for path in place.glob("checkpoint-*"):
         with suppress(OSError, ValueError):
-            json.loads(read_plain(path / "trainer_state.json"))
+            strict_json(read_plain(path / "trainer_state.json"), is_foreign=True)
             found.append((int(path.name.rpartition("-")[2]), path))
     return max(found)[1] if found else None
 
